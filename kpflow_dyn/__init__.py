@@ -1,0 +1,41 @@
+"""kpflow_dyn: how gradient descent can move the trajectories of a dynamical model.
+
+A model is one implicit constraint F(S, theta; x) = 0 on its whole state S [trial, time, unit]; a step of gradient
+descent moves the state by the global empirical neural tangent kernel NTK_S = P K P*.
+
+    problem --solve--> solution --linearize--> flow: sites, core, B, P, K, J, ntk --> modes and numbers
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "space": ["Space"],
+    "operators": ["GramOperator", "MatrixOperator", "Operator", "check_adjoint"],
+    "reductions": ["marginal", "partial_trace"],
+    "estimate": ["Estimate", "alignment", "effective_rank", "frobenius_norm", "rayleigh", "trace"],
+    "modes": ["Modes", "eigs", "modes"],
+    "sites": ["WeightSite"],
+    "problems": ["DiscreteProblem"],
+    "solution": ["Solution", "solve"],
+    "flow": ["DiscreteAdjoint", "Flow", "linearize"],
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+_SUBMODULES = {"models", "solvers", "tasks"}
+
+__version__ = "0.1.0"
+__all__ = sorted([*_HOME, "models", "solvers", "tasks"])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"kpflow_dyn.{_HOME[name]}"), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"kpflow_dyn.{name}")
+    raise AttributeError(f"module 'kpflow_dyn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

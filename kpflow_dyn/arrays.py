@@ -1,0 +1,51 @@
+"""What the package needs of an array library beyond the array API standard: random numbers, and the way to numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device, is_jax_array, is_torch_array
+
+Array = Any
+
+__all__ = ["Array", "Random", "array_namespace", "device", "is_jax_array", "is_torch_array", "to_numpy"]
+
+
+class Random:
+    """A stream of random arrays, on the library and device of the array they should be like.
+
+    Args:
+        seed: an int (the same int gives the same stream), or a `Random` to continue.
+    """
+
+    def __new__(cls, seed: int | Random = 0) -> Random:
+        if isinstance(seed, Random):
+            return seed
+        if not isinstance(seed, int | np.integer):
+            raise TypeError(f"seed must be an int or a Random, got {type(seed).__name__}")
+        self = super().__new__(cls)
+        self._sequence = np.random.SeedSequence(int(seed))
+        return self
+
+    def _next(self) -> int:
+        return int(self._sequence.spawn(1)[0].generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+    def normal(self, shape: tuple[int, ...], like: Array) -> Array:
+        """Independent standard normal numbers, with the library, dtype and device of `like`."""
+        seed = self._next()
+        if is_torch_array(like):
+            import torch
+
+            generator = torch.Generator(like.device).manual_seed(seed)
+            return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+        if is_jax_array(like):
+            import jax
+
+            return jax.random.normal(jax.random.key(seed), shape, like.dtype)
+        return np.random.default_rng(seed).standard_normal(shape).astype(like.dtype)
+
+
+def to_numpy(a: Array) -> np.ndarray:
+    """A numpy copy or view of an array of any library, on any device."""
+    return a.detach().cpu().numpy() if is_torch_array(a) else np.asarray(a)

@@ -1,0 +1,126 @@
+"""The sparsity of the glue: which elements hang on which, as segments, and how few tangents find all coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+
+MAX_SEGMENTS = 32
+
+
+@dataclass(frozen=True)
+class Segment:
+    """sink[sink + i sink_step] += c[i] source[source + i source_step], i < length.
+
+    `from_state` says whether the source is z or the kicks; `coefficient` is where c starts, None for c = 1.
+    """
+
+    from_state: bool
+    sink: int
+    source: int
+    length: int
+    sink_step: int
+    source_step: int
+    coefficient: int | None
+
+
+@dataclass
+class Stage:
+    """The pattern of one sink: a product's operand, or the next state.
+
+    ids: the number of each sink element in the graph. (rows, columns): sink element hangs on source element, where the
+    sources are z followed by the kicks. unit: the sink element is a copy of the source.
+    """
+
+    ids: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+    unit: np.ndarray
+    segments: list[Segment] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Colouring:
+    """How to read all coefficients off a few tangents.
+
+    The tangent of colour c is one at the sources with colours[source] == c; coefficient k is then element sinks[k]
+    (stages one after another) of the image of colour hues[k].
+    """
+
+    count: int
+    colours: np.ndarray
+    sinks: np.ndarray
+    hues: np.ndarray
+
+
+def plan(stages: list[Stage], state_size: int, source_size: int) -> Colouring | None:
+    """Give the stages their segments, and the colouring that finds the coefficients.
+
+    None, and no segments, when the pattern is no short list of segments.
+    """
+    sinks, sources, offset = [], [], 0
+    for base, stage in zip(_bases(stages), stages, strict=True):
+        for unit, from_state in product((True, False), (True, False)):
+            here = (stage.unit == unit) & ((stage.columns < state_size) == from_state)
+            shift = 0 if from_state else state_size
+            for rows, columns, steps in _runs(stage.rows[here], stage.columns[here]):
+                where = (int(rows[0]), int(columns[0]) - shift, len(rows), *steps)
+                stage.segments.append(Segment(from_state, *where, None if unit else offset))
+                if len(stage.segments) > MAX_SEGMENTS:
+                    return _give_up(stages)
+                if not unit:
+                    sinks.append(base + rows)
+                    sources.append(columns)
+                    offset += len(rows)
+    sink, source = (np.concatenate(parts) if parts else np.zeros(0, int) for parts in (sinks, sources))
+    colours = _colour(sink, source, source_size)
+    return Colouring(int(colours.max(initial=-1)) + 1, colours, sink, colours[source])
+
+
+def _give_up(stages: list[Stage]) -> None:
+    for stage in stages:
+        stage.segments = []
+
+
+def _bases(stages: list[Stage]) -> list[int]:
+    return np.cumsum([0, *(len(stage.ids) for stage in stages)])[:-1].tolist()
+
+
+def _runs(rows: np.ndarray, columns: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[int, int]]]:
+    """Split pairs into runs, longest first: along diagonals, down a column (a broadcast) or along a row (a sum)."""
+    while len(rows):
+        candidates = [(_longest(columns - rows, rows), (1, 1)), (_longest(columns, rows), (1, 0))]
+        candidates.append((_longest(rows, columns), (0, 1)))
+        run, steps = max(candidates, key=lambda candidate: len(candidate[0]))
+        yield rows[run], columns[run], steps if len(run) > 1 else (1, 1)
+        rest = np.ones(len(rows), bool)
+        rest[run] = False
+        rows, columns = rows[rest], columns[rest]
+
+
+def _longest(line: np.ndarray, along: np.ndarray) -> np.ndarray:
+    """The longest run of consecutive `along` on one line, as indices in order."""
+    order = np.lexsort((along, line))
+    breaks = np.flatnonzero((np.diff(line[order]) != 0) | (np.diff(along[order]) != 1)) + 1
+    return max(np.split(order, breaks), key=len)
+
+
+def _colour(sinks: np.ndarray, sources: np.ndarray, source_size: int) -> np.ndarray:
+    """Greedy colours such that no two sources of one colour meet in a sink."""
+    colours = np.full(source_size, -1)
+    taken: dict[int, int] = {}
+    order = np.argsort(sources, kind="stable")
+    starts = np.flatnonzero(np.diff(sources[order], prepend=-1))
+    for part in np.split(order, starts[1:]) if len(order) else []:
+        rows = sinks[part].tolist()
+        used = 0
+        for row in rows:
+            used |= taken.get(row, 0)
+        free = ~used & (used + 1)
+        for row in rows:
+            taken[row] = taken.get(row, 0) | free
+        colours[sources[part[0]]] = free.bit_length() - 1
+    return colours

@@ -1,0 +1,84 @@
+"""Weight sites and the Kronecker core: what each weight multiplies, and the Gram matrix that it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kpflow_dyn.arrays import Array, to_numpy
+from kpflow_dyn.operators import GramOperator, Operator
+
+
+@dataclass(frozen=True)
+class WeightSite:
+    """A place where weights meet data linearly, q = W v.
+
+    Attributes:
+        name: the parameters that act here, such as "weight_hh + weight_ih + bias_hh".
+        kind: "matrix" (q = W v), "scale" (q_i = c_i w_i) or "opaque" (any other operation, by its derivative).
+        weight: W [m, d] for a matrix (biases are columns of it), else the weights as they are.
+        inputs: the weight-site variables v at every row: [trial, time, d], or [trial, time, inner row, d] where a step
+            uses W more than once; for a scale the coefficients c [trial, time, m].
+        entries: the number of each of the weights among all weights, in the shape of `weight`.
+    """
+
+    name: str
+    kind: str
+    weight: Array = field(repr=False)
+    inputs: Array = field(repr=False)
+    entries: np.ndarray = field(repr=False)
+
+    @property
+    def multiplicity(self) -> int:
+        """How often the core repeats each of `gram_eigenvalues`: m for a matrix."""
+        return self.entries.shape[0] if self.kind == "matrix" else 1
+
+    def gram_eigenvalues(self) -> np.ndarray:
+        """The nonzero spectrum of this site's part of the core, without multiplicity, descending, in float64.
+
+        For a matrix these are the d eigenvalues of V^T V, with V [rows, d] all rows that W ever sees; the core has each
+        of them m times. For a scale there is one for each weight: the sum of the squares of its coefficients.
+
+        Raises:
+            ValueError: for an opaque site, whose Gram matrix is not that of its operands.
+        """
+        if self.kind == "opaque":
+            raise ValueError(f"the site {self.name} is opaque: its spectrum does not follow from its operands alone")
+        rows = to_numpy(self.inputs).astype(np.float64).reshape(-1, self.inputs.shape[-1])
+        if self.kind == "matrix":
+            return np.maximum(np.linalg.eigvalsh(rows.T @ rows), 0)[::-1]
+        _, place = np.unique(self.entries, return_inverse=True)
+        return np.sort(np.bincount(place, (rows**2).sum(0)))[::-1]
+
+
+class CoreOperator(GramOperator):
+    """The Kronecker core: blockdiag over sites of V V^T (x) I, on the outputs of all sites [trial, time, site].
+
+    Args:
+        factor: weight changes -> site outputs.
+        sites: the sites, in the order of their outputs.
+        exact: whether every weight is a parameter of its own, used at one site, so that spectra follow from V alone.
+    """
+
+    def __init__(self, factor: Operator, sites: list[WeightSite], exact: bool) -> None:
+        super().__init__(factor)
+        self.sites, self._exact = sites, exact
+
+    def spectrum(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """All nonzero eigenvalues with their multiplicities, or None where V alone does not give them."""
+        if not self._exact:
+            return None
+        values = [site.gram_eigenvalues() for site in self.sites]
+        counts = [np.full(len(v), site.multiplicity) for v, site in zip(values, self.sites, strict=True)]
+        return np.concatenate(values), np.concatenate(counts)
+
+
+def follows_from_inputs(sites: list[WeightSite], parameters: int) -> bool:
+    """Whether the core's spectrum is that of the sites' Gram matrices: no opaque site, no weight computed or shared."""
+    used = np.concatenate([np.unique(site.entries) for site in sites])
+    simple = all(site.kind == "scale" or len(np.unique(site.entries)) == site.entries.size for site in sites)
+    plain = all(site.kind != "opaque" for site in sites) and int(used.max()) < parameters
+    return plain and simple and len(np.unique(used)) == len(used)
+
+

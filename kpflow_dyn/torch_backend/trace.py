@@ -1,0 +1,159 @@
+"""Trace a torch step `module(x, z) -> z` to a `Graph` of one row, through torch.export."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram, default_decompositions
+from torch.export.graph_signature import InputKind
+
+from kpflow_dyn.graph import Graph, Node, Role
+
+aten = torch.ops.aten
+
+MOVES = {
+    *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze),
+    *(aten.expand, aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.cat, aten.stack, aten.unbind),
+    *(aten.clone, aten.alias, aten.flip, aten.roll, aten.index_select, aten.repeat, aten.diagonal, aten.copy),
+    *(aten.lift_fresh_copy, aten.slice_scatter, aten.select_scatter, aten.index, aten.gather),
+}
+PRODUCTS = {aten.mm, aten.bmm}
+REDUCES = {aten.sum, aten.mean}
+
+
+def trace(step: nn.Module, x: Tensor, z: Tensor) -> Graph:
+    """The functional graph of `step` on the first row of x [trial, input] and z [trial, unit].
+
+    Raises:
+        ValueError: when torch.export cannot express the step, or the step writes to a buffer.
+    """
+    program = _export(step, x[:1], z[:1])
+    signature = program.graph_signature
+    if signature.buffers_to_mutate:
+        buffers = ", ".join(signature.buffers_to_mutate.values())
+        raise ValueError(f"a step must not change its own state, but this one writes to {buffers}; make it part of z")
+    nodes: dict[torch.fx.Node, Node] = {}
+    parameters: dict[Node, str] = {}
+    values: dict[Node, Tensor] = {}
+    inputs = iter((Role.INPUT, Role.STATE))
+    specs = {spec.arg.name: spec for spec in signature.input_specs}
+    for fx in program.graph.nodes:
+        if fx.op == "placeholder":
+            nodes[fx] = _placeholder(fx, specs[fx.name], program, inputs, parameters, values)
+        elif fx.op == "get_attr":
+            nodes[fx] = _fixed(fx, getattr(program.graph_module, fx.target), values)
+        elif fx.op == "call_function":
+            nodes[fx] = _call(fx, nodes)
+        else:
+            (output,) = fx.args[0]
+    return Graph(list(nodes.values()), nodes[output], parameters, values)
+
+
+def _export(step: nn.Module, x: Tensor, z: Tensor) -> ExportedProgram:
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch.export warns about its own internals
+            return torch.export.export(step, (x, z), strict=False).run_decompositions(_decompositions())
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise ValueError(
+            f"torch.export could not trace the step ({type(error).__name__}: {reason[0] if reason else ''}). A step must "
+            "be a function of x and z without branches or loops that depend on their values; use torch.where instead"
+        ) from error
+
+
+def _decompositions() -> dict:
+    table = dict(default_decompositions())
+    table[aten.addmm.default] = table[aten.baddbmm.default] = _sum_and_product
+    table[aten.native_layer_norm.default] = _layer_norm
+    table[aten._native_batch_norm_legit_no_training.default] = _batch_norm_in_eval
+    return table
+
+
+def _sum_and_product(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Apart, since the product is one weight site and the bias another."""
+    product = left @ right if alpha == 1 else alpha * (left @ right)
+    return product + (bias if beta == 1 else beta * bias)
+
+
+def _layer_norm(x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple:
+    """Through means, which are fixed linear maps, so that the rest of the layer is elementwise."""
+    dims = list(range(-len(shape), 0))
+    mean = x.mean(dims, keepdim=True)
+    centred = x - mean
+    scale = torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
+    out = centred * scale
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias, mean, scale
+
+
+def _batch_norm_in_eval(x, weight, bias, mean, var, momentum, eps) -> tuple:
+    def along_channels(v: Tensor) -> Tensor:
+        return v.reshape([1, -1] + [1] * (x.ndim - 2))
+
+    out = (x - along_channels(mean)) * along_channels(torch.rsqrt(var + eps))
+    out = out if weight is None else out * along_channels(weight)
+    return out if bias is None else out + along_channels(bias), x.new_empty(0), x.new_empty(0)
+
+
+def _placeholder(fx, spec, program: ExportedProgram, inputs, parameters: dict, values: dict) -> Node:
+    if spec.kind is InputKind.USER_INPUT:
+        return Node(fx.name, next(inputs), *_signature(fx))
+    store = program.state_dict if spec.target in program.state_dict else program.constants
+    node = _fixed(fx, store[spec.target], values)
+    if spec.kind is InputKind.PARAMETER:
+        parameters[node] = spec.target
+    return node
+
+
+def _fixed(fx, value: Tensor, values: dict[Node, Tensor]) -> Node:
+    node = Node(fx.name, Role.FIXED, (tuple(value.shape),), value.is_floating_point())
+    values[node] = value.detach().clone()
+    return node
+
+
+def _call(fx: torch.fx.Node, nodes: dict[torch.fx.Node, Node]) -> Node:
+    args, kwargs = _plain(torch.fx.map_arg((fx.args, dict(fx.kwargs)), lambda a: nodes[a]))
+    cast = fx.target is aten._to_copy.default
+    return Node(fx.name, _role(fx), *_signature(fx), _same if _role(fx) is Role.MOVE and cast else fx.target, args, kwargs)
+
+
+def _same(value: Tensor, **_: Any) -> Tensor:
+    """A copy to the dtype that it has already; must not cast the element numbers that the analysis sends through."""
+    return value
+
+
+def _role(fx: torch.fx.Node) -> Role:
+    if fx.target is operator.getitem:
+        return Role.MOVE
+    packet = fx.target.overloadpacket
+    if packet is aten.detach:
+        return Role.STOP
+    if packet in MOVES or (packet is aten._to_copy and fx.meta["val"].dtype == fx.args[0].meta["val"].dtype):
+        return Role.MOVE
+    if packet is aten.add and fx.kwargs.get("alpha", 1) == 1 and all(isinstance(a, torch.fx.Node) for a in fx.args[:2]):
+        return Role.ADD
+    if packet in PRODUCTS:
+        return Role.PRODUCT
+    if packet in REDUCES and fx.meta["val"].is_floating_point():
+        return Role.REDUCE
+    return Role.POINTWISE if torch.Tag.pointwise in fx.target.tags else Role.OTHER
+
+
+def _signature(fx: torch.fx.Node) -> tuple[tuple[tuple[int, ...], ...], bool]:
+    values = fx.meta["val"] if isinstance(fx.meta["val"], tuple | list) else [fx.meta["val"]]
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    return tuple(tuple(v.shape) for v in tensors), any(v.is_floating_point() for v in tensors)
+
+
+def _plain(tree: Any) -> Any:
+    """Nested arguments as plain tuples, lists and dicts, out of torch.fx's immutable ones."""
+    if isinstance(tree, dict):
+        return {key: _plain(leaf) for key, leaf in tree.items()}
+    if isinstance(tree, tuple | list):
+        return (tuple if isinstance(tree, tuple) else list)(_plain(leaf) for leaf in tree)
+    return tree
