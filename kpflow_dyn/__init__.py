@@ -16,7 +16,7 @@ _PUBLIC = {
     "operators": ["GramOperator", "MatrixOperator", "Operator", "check_adjoint"],
     "reductions": ["marginal", "partial_trace"],
     "estimate": ["Estimate", "alignment", "effective_rank", "frobenius_norm", "rayleigh", "trace"],
-    "modes": ["Modes", "eigs", "modes"],
+    "spectra": ["Modes", "eigs", "modes"],
     "sites": ["WeightSite"],
     "problems": ["DiscreteProblem"],
     "solution": ["Solution", "solve"],

@@ -19,14 +19,10 @@ class Random:
         seed: an int (the same int gives the same stream), or a `Random` to continue.
     """
 
-    def __new__(cls, seed: int | Random = 0) -> Random:
-        if isinstance(seed, Random):
-            return seed
-        if not isinstance(seed, int | np.integer):
+    def __init__(self, seed: int | Random = 0) -> None:
+        if not isinstance(seed, int | np.integer | Random):
             raise TypeError(f"seed must be an int or a Random, got {type(seed).__name__}")
-        self = super().__new__(cls)
-        self._sequence = np.random.SeedSequence(int(seed))
-        return self
+        self._sequence = seed._sequence if isinstance(seed, Random) else np.random.SeedSequence(int(seed))
 
     def _next(self) -> int:
         return int(self._sequence.spawn(1)[0].generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -27,7 +27,7 @@ class Propagator(Operator):
     """P = (D_S F)^{-1}: s_t = A_t s_{t-1} + q_t, with s_0 = 0."""
 
     def __init__(self, space: Space, tangent: Tangent) -> None:
-        super().__init__(space, space, lambda q: tangent.forward(q, None), lambda q: tangent.backward(q, None))
+        super().__init__(space, space, lambda q: tangent.forward(q, None), tangent.backward)
         self.inv = Operator(space, space, tangent.unpropagate, tangent.unpropagate_adjoint)
         """D_S F itself: q_t = s_t - A_t s_{t-1}."""
 
@@ -121,11 +121,6 @@ def _flow(tangent: Tangent, parameters: dict[str, Array], solution: Solution) ->
     outputs = Space(("trial", "time", "site"), (trials, times, len(tangent.site_kicks)), tangent.like)
     theta = Space(("parameter",), (tangent.parameter_size,), tangent.like)
 
-    def pull(q: Array) -> Array:
-        changes = tangent.no_changes(len(q))
-        tangent.backward(q, changes)
-        return tangent.parameters(changes)
-
     V = Operator(
         theta,
         outputs,
@@ -133,7 +128,12 @@ def _flow(tangent: Tangent, parameters: dict[str, Array], solution: Solution) ->
         lambda a: tangent.parameters(tangent.read(a)),
     )
     B = Operator(outputs, state, tangent.enter, tangent.enter_adjoint)
-    J = Operator(theta, state, lambda w: tangent.forward(None, tangent.changes(w)), pull)
+    J = Operator(
+        theta,
+        state,
+        lambda w: tangent.forward(None, tangent.changes(w)),
+        lambda q: tangent.parameters(tangent.gradient(q)),
+    )
     sites = _weight_sites(tangent)
     return Flow(
         P=Propagator(state, tangent),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -36,7 +36,7 @@ class Node:
     role: Role
     shapes: tuple[tuple[int, ...], ...]
     floating: bool
-    apply: Callable[..., Value] | None = None
+    apply: Any = None
     args: tuple = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -68,9 +68,14 @@ def run(nodes: Iterable[Node], env: dict[Node, Value]) -> dict[Node, Value]:
     """Evaluate the nodes that `env` does not hold yet, and add them to it."""
     for node in nodes:
         if node not in env and node.apply is not None:
-            args, kwargs = substitute((node.args, dict(node.kwargs)), env)
-            env[node] = node.apply(*args, **kwargs)
+            env[node] = evaluate(node, env)
     return env
+
+
+def evaluate(node: Node, env: Mapping[Node, Value]) -> Value:
+    """The node's value, from those of its operands."""
+    args, kwargs = substitute((node.args, dict(node.kwargs)), env)
+    return node.apply(*args, **kwargs)
 
 
 def substitute(tree: Any, env: Mapping[Node, Value]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -137,14 +137,14 @@ class Operator:
             return matmat
 
         forward, backward = on_numpy(self), on_numpy(self.T)
-        dtype = to_numpy(self.domain.like).dtype
-        return LinearOperator(
+        make: Any = LinearOperator  # scipy builds a subclass from these keywords, which its types do not say
+        return make(
             (self.codomain.size, self.domain.size),
             matvec=forward,
             rmatvec=backward,
             matmat=forward,
             rmatmat=backward,
-            dtype=dtype,
+            dtype=to_numpy(self.domain.like).dtype,
         )
 
     def __repr__(self) -> str:

@@ -18,8 +18,9 @@ class DiscreteProblem:
             as `cell(x_t, z)` with x_t [trial, input] and z [trial, unit] (or a tuple of such), giving the next z. Its
             trials must not influence each other.
         x: inputs [trial, time, input], whatever the layer's `batch_first` says.
-        z0: the state before the first step: [trial, unit]; [unit] for all trials; or torch's own h_0 [layer, trial, unit]
-            or (h_0, c_0). Zeros when None. The unit axis holds all layers' h one after another, then all layers' c.
+        z0: the state before the first step: [trial, unit]; [unit] for all trials; or torch's own h_0
+            [layer, trial, unit] or (h_0, c_0). Zeros when None. The unit axis holds all layers' h one after another,
+            then all layers' c.
 
     Example:
         >>> import torch

@@ -80,5 +80,3 @@ def follows_from_inputs(sites: list[WeightSite], parameters: int) -> bool:
     simple = all(site.kind == "scale" or len(np.unique(site.entries)) == site.entries.size for site in sites)
     plain = all(site.kind != "opaque" for site in sites) and int(used.max()) < parameters
     return plain and simple and len(np.unique(used)) == len(used)
-
-

@@ -86,13 +86,21 @@ class Space:
         return q if self.measure is None else q / self.xp.sqrt(self.measure)
 
     def keep(self, names: tuple[str, ...]) -> Space:
-        """The space of the named axes alone, in their order here."""
+        """The space of the named axes alone, in their order here.
+
+        The measure is averaged over the other axes, and left out where it then counts all entries alike.
+        """
         kept = self.positions(names)
-        measure = self.measure
-        if measure is not None:
-            full = self.xp.broadcast_to(measure, self.shape)
-            measure = full[tuple(slice(None) if i in kept else 0 for i in range(len(self.shape)))]
-        return Space(tuple(self.axes[i] for i in kept), tuple(self.shape[i] for i in kept), self.like, measure)
+        axes, shape = tuple(self.axes[i] for i in kept), tuple(self.shape[i] for i in kept)
+        return Space(axes, shape, self.like, None if self.measure is None else self._kept_measure(self.measure, kept))
+
+    def _kept_measure(self, measure: Array, kept: tuple[int, ...]) -> Array | None:
+        full = measure.reshape((1,) * (len(self.shape) - measure.ndim) + tuple(measure.shape))
+        dropped = tuple(i for i in range(len(self.shape)) if i not in kept)
+        if not dropped:
+            return full
+        mean = self.xp.mean(full, axis=dropped)
+        return mean if math.prod(mean.shape) > 1 else None
 
     def positions(self, names: tuple[str, ...]) -> tuple[int, ...]:
         """Where the named axes stand, in order; an unknown or repeated name is an error that lists the axes."""

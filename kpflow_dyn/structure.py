@@ -20,10 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn.graph import Graph, Node, Role, ancestors, run, substitute
+from kpflow_dyn.graph import Graph, Node, Role, ancestors, evaluate, run
 from kpflow_dyn.pattern import Colouring, Stage, plan
 
 NOTHING = 0  # the number of an element without a derivative
+
+
+Piece = tuple[Node | None, np.ndarray]
 
 
 class Kind(Enum):
@@ -39,13 +42,13 @@ class Kind(Enum):
 class Product:
     """out[i, j] = sum_k v[i, k] W[k, j]: v = operand.flat[positions], W = weight.flat[entries]; `kicks` are out's.
 
-    `weight` None means a fixed linear map of the operand, to be read off the node itself.
+    Without entries it is a fixed linear map of the operand, such as a mean, to be read off the node itself.
     """
 
     node: Node
     operand: Node
     positions: np.ndarray  # [r, d]
-    weight: Node | None
+    weight: Node
     entries: np.ndarray | None  # [d, m]
     kicks: np.ndarray  # [r, m]
     learnable: bool
@@ -60,7 +63,7 @@ class MatrixSite:
     a node is ones.
     """
 
-    blocks: list[list[tuple[Node | None, np.ndarray]]]
+    blocks: list[list[Piece]]
     entries: np.ndarray  # [d, m], numbers of weights
     kicks: np.ndarray  # [r, m]
     name: str
@@ -127,7 +130,9 @@ class _Analysis:
         self.kinds = _kinds(graph, set(self.parameters))
         self.rows = [node for node in graph.nodes if self.kinds[node] in (Kind.DATA, Kind.MOVING)]
         if self.kinds[graph.output] is not Kind.MOVING:
-            raise ValueError("the step's result depends on neither its state nor a learnable parameter; nothing to analyse")
+            raise ValueError(
+                "the step's result depends on neither its state nor a learnable parameter; nothing to analyse"
+            )
         self.values = run((n for n in graph.nodes if self.kinds[n] is Kind.CONSTANT), dict(graph.values))
         self.next_id = 1
         self.ids: dict[Node, list[np.ndarray]] = {}
@@ -165,8 +170,7 @@ class _Analysis:
             return [np.full(shape, NOTHING) for shape in node.shapes]
         if not self.moves(node):
             return self.fresh(node)
-        args, kwargs = substitute((node.args, dict(node.kwargs)), {o: self.to_move(o) for o in node.operands})
-        moved = node.apply(*args, **kwargs)
+        moved = evaluate(node, {operand: self.to_move(operand) for operand in node.operands})
         ids = [np.asarray(part) for part in (moved if isinstance(moved, tuple | list) else [moved])]
         return ids if kind is not Kind.MOVING else [self.copy_weights(node, part) for part in ids]
 
@@ -244,9 +248,7 @@ class _Analysis:
             return False
         if node.role is Role.REDUCE:
             return self.kinds[node.operands[0]] is Kind.MOVING
-        return node.role is Role.PRODUCT and any(
-            self.kinds[o] in (Kind.WEIGHT, Kind.CONSTANT) for o in node.operands
-        )
+        return node.role is Role.PRODUCT and any(self.kinds[o] in (Kind.WEIGHT, Kind.CONSTANT) for o in node.operands)
 
     # Products and kicks
 
@@ -257,7 +259,7 @@ class _Analysis:
         if node.role is Role.REDUCE:
             operand = node.operands[0]
             positions = np.arange(int(np.prod(operand.shape)))[None]
-            return [Product(node, operand, positions, None, None, out.reshape(1, -1), learnable=False)]
+            return [Product(node, operand, positions, node, None, out.reshape(1, -1), learnable=False)]
         left, right = node.args[:2]
         transposed = self.kinds[left] in (Kind.WEIGHT, Kind.CONSTANT)
         weight, operand = (left, right) if transposed else (right, left)
@@ -297,14 +299,16 @@ class _Analysis:
             if node in self.weight_copies:
                 weights, ids = self.weight_copies[node].ravel(), self.ids[node][0].ravel()
                 here = weights != NOTHING
-                self.uses_of_weights.append(_Use(node, self.weight_operands(node)[0], Role.MOVE, ids[here], weights[here]))
+                self.uses_of_weights.append(
+                    _Use(node, self.weight_operands(node)[0], Role.MOVE, ids[here], weights[here])
+                )
             elif self.kinds[node] is Kind.MOVING and not self.moves(node) and not self.is_product(node):
                 self.uses_of_weights += [self.use_of_weight(node, operand) for operand in self.weight_operands(node)]
 
     def use_of_weight(self, node: Node, operand: Node) -> _Use:
         if len(node.shapes) > 1:
             raise ValueError(
-                f"the operation {node.name} takes a parameter and has several results; rewrite it with simpler operations"
+                f"the operation {node.name} takes a parameter and has several results; write it with simpler operations"
             )
         kicks, weights = self.leads_to[self.ids[node][0].ravel()], self.ids[operand][0]
         if node.role in (Role.ADD, Role.POINTWISE):
@@ -320,7 +324,7 @@ class _Analysis:
     # Which element hangs on which
 
     def find_dependence(self) -> None:
-        """For each element the set of (z, a) that it hangs on, as the bits of an integer; the graph is cut at products."""
+        """The set of (z, a) that each element hangs on, as the bits of an integer; the graph is cut at products."""
         self.depends = [0] * self.next_id
         self.source_of = np.full(self.next_id, -1)
         for node in self.rows:
@@ -343,7 +347,9 @@ class _Analysis:
         operands = [ids for o in node.operands if o.floating for ids in self.ids[o]]
         if node.role in (Role.ADD, Role.POINTWISE):
             for ids in operands:
-                for i, j in zip(self.ids[node][0].ravel().tolist(), np.broadcast_to(ids, node.shape).ravel().tolist(), strict=True):
+                for i, j in zip(
+                    self.ids[node][0].ravel().tolist(), np.broadcast_to(ids, node.shape).ravel().tolist(), strict=True
+                ):
                     self.depends[i] |= self.depends[j]
         else:
             everything = 0
@@ -382,8 +388,8 @@ class _Analysis:
         for (members, bias_uses), columns in groups.items():
             kicks = np.array([kicks for kicks, _, _ in columns]).T
             chosen = list(zip(*(js for _, js, _ in columns), strict=True))
-            pieces = [(products[n].operand, products[n].positions) for n in members]
-            ones = [(None, np.zeros((len(kicks), 1), int))] * len(bias_uses)
+            pieces: list[Piece] = [(products[n].operand, products[n].positions) for n in members]
+            ones: list[Piece] = [(None, np.zeros((len(kicks), 1), int))] * len(bias_uses)
             rows = [matrices[n][:, list(js)] for n, js in zip(members, chosen, strict=True)]
             rows += [np.array([[shared[b] for _, _, shared in columns]]) for b in bias_uses]
             names = [
@@ -392,7 +398,13 @@ class _Analysis:
             ]
             names += [self.bias_name(b, rows[len(members) + i]) for i, b in enumerate(bias_uses)]
             sites.append(MatrixSite([pieces + ones], np.concatenate(rows), kicks, " + ".join(names)))
-        taken = {(b, kick) for (_, bias_uses), columns in groups.items() for b in bias_uses for ks, _, _ in columns for kick in ks}
+        taken = {
+            (b, kick)
+            for (_, bias_uses), columns in groups.items()
+            for b in bias_uses
+            for ks, _, _ in columns
+            for kick in ks
+        }
         return sites + self.remaining_sites(taken)
 
     def tied_sites(self, products: list[Product], matrices: list[np.ndarray]) -> list[Site]:
@@ -404,7 +416,7 @@ class _Analysis:
         for members in uses.values():
             first = members[0]
             kicks = np.concatenate([products[n].kicks for n in members])
-            blocks = [[(products[n].operand, products[n].positions)] for n in members]
+            blocks: list[list[Piece]] = [[(products[n].operand, products[n].positions)] for n in members]
             sites.append(MatrixSite(blocks, matrices[first], kicks, self.name(products[first].weight)))
         return sites + self.remaining_sites(set())
 
@@ -437,7 +449,9 @@ class _Analysis:
 
     def find_derived(self, products: list[Product]) -> None:
         """Number every weight element that a site multiplies: the parameters first, then the computed weights."""
-        used = [self.ids[p.weight][0].ravel() for p in products if p.learnable] + [u.weights for u in self.uses_of_weights]
+        used = [self.ids[p.weight][0].ravel() for p in products if p.learnable] + [
+            u.weights for u in self.uses_of_weights
+        ]
         total = sum(int(np.prod(p.shape)) for p in self.parameters)
         self.weight_of = np.full(self.next_id, -1)
         self.weight_of[1 : total + 1] = np.arange(total)

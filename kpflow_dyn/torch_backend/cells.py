@@ -36,7 +36,9 @@ class TupleStep(Step):
 
 
 class StackedStep(Step):
-    """One time step of nn.RNN, nn.GRU or nn.LSTM: the layers in turn; z = [h_1 ... h_L] or [h_1 ... h_L, c_1 ... c_L]."""
+    """One time step of nn.RNN, nn.GRU or nn.LSTM: all layers; z = [h_1 ... h_L], for an LSTM then c_1 ... c_L."""
+
+    cell: nn.RNNBase
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """The next state."""
@@ -100,7 +102,9 @@ def _initial_state(sizes: list[int | None], x: Tensor, z0: Any) -> Tensor:
     trials = x.shape[0]
     if z0 is None:
         if None in sizes:
-            raise ValueError("the cell has no hidden_size attribute, so its state size is unknown; pass z0 [trial, unit]")
+            raise ValueError(
+                "the cell has no hidden_size attribute, so its state size is unknown; pass z0 [trial, unit]"
+            )
         return x.new_zeros(trials, sum(size for size in sizes if size is not None))
     flat = torch.cat([_flat_part(part) for part in z0], -1) if isinstance(z0, tuple | list) else _flat_part(z0)
     flat = flat.expand(trials, -1) if flat.ndim == 1 else flat

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 def check_input(x: Tensor) -> None:
     """Raise unless x is a finite floating tensor [trial, time, input] with no empty axis."""
     if x.ndim != 3:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected [trial, time, input]; add the missing axis with x[None]")
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, expected [trial, time, input]; add the missing axis with x[None]"
+        )
     if 0 in x.shape:
         raise ValueError(f"x has shape {tuple(x.shape)} [trial, time, input]: an analysis needs at least one of each")
     if not x.is_floating_point():
@@ -24,7 +26,7 @@ def check_finite(values: Tensor, what: str) -> None:
         time = int(bad.any(2).any(0).nonzero()[0])
         trial = int(bad[:, time].any(1).nonzero()[0])
         raise ValueError(
-            f"{what} is not finite first at step {time} (trial {trial}): NaN or inf; clean the data or look at the weights"
+            f"{what} holds NaN or inf, first at step {time} (trial {trial}); clean the data or look at the weights"
         )
 
 
@@ -32,7 +34,7 @@ def check_module(cell: object, x: Tensor) -> nn.Module:
     """Raise unless the cell is an nn.Module in a state that can be analysed, on the dtype and device of x."""
     if not isinstance(cell, nn.Module):
         raise TypeError(
-            f"cell is {type(cell).__name__}, expected an nn.Module: a plain function does not say which parameters it uses"
+            f"cell is {type(cell).__name__}, expected an nn.Module: a plain function does not name its parameters"
         )
     for name, tensor in cell.named_parameters():
         if tensor.is_complex():
@@ -50,8 +52,16 @@ def check_module(cell: object, x: Tensor) -> nn.Module:
 
 def _check_dropout(name: str, module: nn.Module) -> None:
     layered = isinstance(module, nn.RNNBase) and module.num_layers > 1
-    rate = module.dropout if layered else getattr(module, "p", 0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0
+    rate = (
+        module.dropout
+        if layered
+        else getattr(module, "p", 0)
+        if isinstance(module, nn.modules.dropout._DropoutNd)
+        else 0
+    )
     if module.training and isinstance(rate, float | int) and rate > 0:
-        raise ValueError(f"{name} drops out with p = {rate} in train mode, so its step is random; call cell.eval() first")
+        raise ValueError(
+            f"{name} drops out with p = {rate} in train mode, so its step is random; call cell.eval() first"
+        )
     if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
         raise ValueError(f"{name} is a BatchNorm in train mode, which couples the trials; call cell.eval() first")

@@ -28,10 +28,9 @@ def linearise(solution: Solution, params: Choice) -> tuple[Tangent, dict[str, Te
     graph = trace(step, problem.x[:, 0], start)
     used = {node: name.removeprefix("cell.") for node, name in graph.parameters.items()}
     graph.parameters = used
-    learning = [name for name in names if name in used.values()]
-    if not learning:
+    structure = analyse(graph, set(names), torch.from_numpy)
+    if not structure.sites:
         raise ValueError(f"the step uses none of the parameters that should learn ({', '.join(names)})")
-    structure = analyse(graph, set(learning), torch.from_numpy)
     before = torch.cat([start[:, None], state[:, :-1]], 1)
     tangent = Tangent(structure, problem.x, before)
     _check_trace(tangent.next_state, state)
@@ -62,6 +61,6 @@ def _check_trace(traced: Tensor, state: Tensor) -> None:
         time = int(error.argmax())
         raise ValueError(
             f"the traced step differs from the solved states by {float(error.max()):.1e} of their size (step {time}). "
-            "Either the parameters changed after solve (solve again), or a step depends on other trials, on the time, or "
-            "on something outside of x_t and z"
+            "Either the parameters changed after solve (solve again), or a step depends on other trials, on the time, "
+            "or on something outside of x_t and z"
         )

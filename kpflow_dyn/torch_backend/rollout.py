@@ -44,7 +44,9 @@ def _first_step(step: Step, x: Tensor, z0: Tensor) -> Tensor:
         raise ValueError("the cell writes to its arguments in place; work on copies (z = z + ..., not z += ...)")
     again = step(x, z0)
     if not torch.allclose(z, again, rtol=0, atol=0, equal_nan=True):
-        raise ValueError("the cell gave two results for the same arguments; make it deterministic (cell.eval(), fixed noise)")
+        raise ValueError(
+            "the cell gave two results for the same arguments; make it deterministic (cell.eval(), fixed noise)"
+        )
     return z
 
 
@@ -60,4 +62,6 @@ def _check_against_module(step: Step, x: Tensor, z0: Tensor, state: Tensor) -> N
     final = torch.cat(final) if lstm else final
     ours = torch.stack(state[:, -1].split(module.hidden_size, -1))
     if not torch.allclose(final, ours, rtol=1e-3, atol=1e3 * torch.finfo(x.dtype).eps):
-        raise RuntimeError(f"{type(module).__name__} over the whole sequence differs from its steps; please report this")
+        raise RuntimeError(
+            f"{type(module).__name__} over the whole sequence differs from its steps; please report this"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,10 +10,14 @@ import torch
 from torch import Tensor
 from torch.func import jacfwd, jvp, vjp, vmap
 
-from kpflow_dyn.graph import Node, Role, ancestors, run, substitute
+from kpflow_dyn.graph import Node, Role, ancestors, evaluate, run
 from kpflow_dyn.structure import Kind, Product, Structure
 
 ROWS_AT_ONCE = 8192
+
+with warnings.catch_warnings():  # torch's first forward derivative in a process calls its own deprecated torch.jit
+    warnings.simplefilter("ignore", DeprecationWarning)
+    jvp(torch.tanh, (torch.zeros(1),), (torch.zeros(1),))
 
 
 class Rows:
@@ -64,21 +69,23 @@ class Rows:
     def derivative_in_weight(self, node: Node, operand: Node) -> Callable[[Tensor, Tensor], list[Tensor]]:
         """(x, z) -> [d node / d operand] of a pointwise operation, element by element."""
         others = [o for o in node.operands if o is not operand]
-        evaluate = self.values(others)
+        values = self.values(others)
 
         def row(x: Tensor, z: Tensor) -> list[Tensor]:
-            env = dict(zip(others, evaluate(x, z), strict=True))
+            env = dict(zip(others, values(x, z), strict=True))
             weight = self.fixed[operand]
-            return [jvp(lambda w: _apply(node, env | {operand: w}), (weight,), (torch.ones_like(weight),))[1]]
+            return [jvp(lambda w: evaluate(node, env | {operand: w}), (weight,), (torch.ones_like(weight),))[1]]
 
         return row
 
     def matrix(self, product: Product) -> Tensor:
         """The product's matrix [d, m]."""
-        if product.weight is not None:
+        if product.entries is not None:
             return self.fixed[product.weight].reshape(-1)[self.index(product.entries)].contiguous()
-        eye = torch.eye(product.positions.size, dtype=self.like.dtype, device=self.like.device).reshape(-1, *product.operand.shape)
-        return vmap(lambda v: _apply(product.node, {product.operand: v}).reshape(-1))(eye)
+        eye = torch.eye(product.positions.size, dtype=self.like.dtype, device=self.like.device).reshape(
+            -1, *product.operand.shape
+        )
+        return vmap(lambda v: evaluate(product.node, {product.operand: v}).reshape(-1))(eye)
 
     @property
     def like(self) -> Tensor:
@@ -118,7 +125,7 @@ class Rows:
 
         def as_function(data: tuple[Tensor, ...]) -> Callable[[Tensor], Tensor]:
             env = dict(zip(others, data, strict=True))
-            return lambda w: _apply(node, env | {operand: w.reshape(operand.shape)}).reshape(-1)
+            return lambda w: evaluate(node, env | {operand: w.reshape(operand.shape)}).reshape(-1)
 
         def push(w: Tensor, *data: Tensor) -> Tensor:
             return jvp(as_function(data), (weight.reshape(-1),), (w,))[1]
@@ -151,15 +158,9 @@ def tangents(glue: Callable, x: Tensor, z: Tensor, a: Tensor, dz: Tensor, da: Te
     """The sinks' tangents in one direction (dz [unit], da [kick]) for all rows, side by side [trial, time, sink]."""
 
     def row(x: Tensor, z: Tensor, a: Tensor) -> list[Tensor]:
-        _, sinks = jvp(lambda z, a: glue(x, z, a), (z, a), (dz, da))
-        return [torch.cat(sinks)]
+        return [torch.cat(jvp(lambda z, a: glue(x, z, a), (z, a), (dz, da))[1])]
 
     return each_row(row, x, z, a)[0]
-
-
-def _apply(node: Node, env: dict[Node, Tensor]) -> Tensor:
-    args, kwargs = substitute((node.args, dict(node.kwargs)), env)
-    return node.apply(*args, **kwargs)
 
 
 def _flat(value: Tensor | tuple[Tensor, ...]) -> Tensor:

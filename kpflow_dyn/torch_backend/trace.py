@@ -14,6 +14,7 @@ from torch.export.graph_signature import InputKind
 from kpflow_dyn.graph import Graph, Node, Role
 
 aten = torch.ops.aten
+FxNode = Any  # torch.fx.Node, whose fields are unions that a type checker cannot narrow
 
 MOVES = {
     *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze),
@@ -36,21 +37,33 @@ def trace(step: nn.Module, x: Tensor, z: Tensor) -> Graph:
     if signature.buffers_to_mutate:
         buffers = ", ".join(signature.buffers_to_mutate.values())
         raise ValueError(f"a step must not change its own state, but this one writes to {buffers}; make it part of z")
-    nodes: dict[torch.fx.Node, Node] = {}
+    nodes: dict[FxNode, Node] = {}
     parameters: dict[Node, str] = {}
     values: dict[Node, Tensor] = {}
     inputs = iter((Role.INPUT, Role.STATE))
     specs = {spec.arg.name: spec for spec in signature.input_specs}
+    names, output = _first_names(step), None
+    by_name: dict[str, Node] = {}
+    fx: FxNode
     for fx in program.graph.nodes:
-        if fx.op == "placeholder":
-            nodes[fx] = _placeholder(fx, specs[fx.name], program, inputs, parameters, values)
+        if fx.op == "placeholder" and specs[fx.name].kind is InputKind.USER_INPUT:
+            nodes[fx] = Node(fx.name, next(inputs), *_signature(fx))
+        elif fx.op == "placeholder":
+            target = str(specs[fx.name].target)
+            name = names.get(target, target)
+            if name not in by_name:
+                by_name[name] = _fixed(fx, _stored(program, name), values)
+            nodes[fx] = by_name[name]
+            if specs[fx.name].kind is InputKind.PARAMETER:
+                parameters[nodes[fx]] = name
         elif fx.op == "get_attr":
             nodes[fx] = _fixed(fx, getattr(program.graph_module, fx.target), values)
-        elif fx.op == "call_function":
+        elif fx.op == "call_function" and "val" in fx.meta:  # without a value: an assertion of torch.export
             nodes[fx] = _call(fx, nodes)
-        else:
-            (output,) = fx.args[0]
-    return Graph(list(nodes.values()), nodes[output], parameters, values)
+        elif fx.op == "output":
+            output = nodes[fx.args[0][0]]
+    assert output is not None, "torch.export gave a graph without an output"
+    return Graph(list(dict.fromkeys(nodes.values())), output, parameters, values)
 
 
 def _export(step: nn.Module, x: Tensor, z: Tensor) -> ExportedProgram:
@@ -61,13 +74,13 @@ def _export(step: nn.Module, x: Tensor, z: Tensor) -> ExportedProgram:
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise ValueError(
-            f"torch.export could not trace the step ({type(error).__name__}: {reason[0] if reason else ''}). A step must "
-            "be a function of x and z without branches or loops that depend on their values; use torch.where instead"
+            f"torch.export could not trace the step: {(reason or [type(error).__name__])[0]}. It must be "
+            "a function of x and z without branches or loops on their values; use torch.where instead"
         ) from error
 
 
-def _decompositions() -> dict:
-    table = dict(default_decompositions())
+def _decompositions() -> dict[Any, Any]:
+    table: dict[Any, Any] = dict(default_decompositions())
     table[aten.addmm.default] = table[aten.baddbmm.default] = _sum_and_product
     table[aten.native_layer_norm.default] = _layer_norm
     table[aten._native_batch_norm_legit_no_training.default] = _batch_norm_in_eval
@@ -100,26 +113,30 @@ def _batch_norm_in_eval(x, weight, bias, mean, var, momentum, eps) -> tuple:
     return out if bias is None else out + along_channels(bias), x.new_empty(0), x.new_empty(0)
 
 
-def _placeholder(fx, spec, program: ExportedProgram, inputs, parameters: dict, values: dict) -> Node:
-    if spec.kind is InputKind.USER_INPUT:
-        return Node(fx.name, next(inputs), *_signature(fx))
-    store = program.state_dict if spec.target in program.state_dict else program.constants
-    node = _fixed(fx, store[spec.target], values)
-    if spec.kind is InputKind.PARAMETER:
-        parameters[node] = spec.target
-    return node
+def _first_names(step: nn.Module) -> dict[str, str]:
+    """Each name of a parameter -> its first name: a parameter shared by two modules has two."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(p), name) for name, p in step.named_parameters(remove_duplicate=False)}
 
 
-def _fixed(fx, value: Tensor, values: dict[Node, Tensor]) -> Node:
+def _stored(program: ExportedProgram, name: str) -> Tensor:
+    value = program.state_dict.get(name, program.constants.get(name))
+    assert isinstance(value, Tensor), f"{name} is {type(value).__name__}, expected a tensor"
+    return value
+
+
+def _fixed(fx: FxNode, value: Tensor, values: dict[Node, Tensor]) -> Node:
     node = Node(fx.name, Role.FIXED, (tuple(value.shape),), value.is_floating_point())
     values[node] = value.detach().clone()
     return node
 
 
-def _call(fx: torch.fx.Node, nodes: dict[torch.fx.Node, Node]) -> Node:
-    args, kwargs = _plain(torch.fx.map_arg((fx.args, dict(fx.kwargs)), lambda a: nodes[a]))
+def _call(fx: FxNode, nodes: dict[FxNode, Node]) -> Node:
+    args, kwargs = _with_nodes((fx.args, dict(fx.kwargs)), nodes)
     cast = fx.target is aten._to_copy.default
-    return Node(fx.name, _role(fx), *_signature(fx), _same if _role(fx) is Role.MOVE and cast else fx.target, args, kwargs)
+    return Node(
+        fx.name, _role(fx), *_signature(fx), _same if _role(fx) is Role.MOVE and cast else fx.target, args, kwargs
+    )
 
 
 def _same(value: Tensor, **_: Any) -> Tensor:
@@ -127,7 +144,7 @@ def _same(value: Tensor, **_: Any) -> Tensor:
     return value
 
 
-def _role(fx: torch.fx.Node) -> Role:
+def _role(fx: FxNode) -> Role:
     if fx.target is operator.getitem:
         return Role.MOVE
     packet = fx.target.overloadpacket
@@ -144,16 +161,18 @@ def _role(fx: torch.fx.Node) -> Role:
     return Role.POINTWISE if torch.Tag.pointwise in fx.target.tags else Role.OTHER
 
 
-def _signature(fx: torch.fx.Node) -> tuple[tuple[tuple[int, ...], ...], bool]:
+def _signature(fx: FxNode) -> tuple[tuple[tuple[int, ...], ...], bool]:
     values = fx.meta["val"] if isinstance(fx.meta["val"], tuple | list) else [fx.meta["val"]]
     tensors = [v for v in values if isinstance(v, Tensor)]
     return tuple(tuple(v.shape) for v in tensors), any(v.is_floating_point() for v in tensors)
 
 
-def _plain(tree: Any) -> Any:
-    """Nested arguments as plain tuples, lists and dicts, out of torch.fx's immutable ones."""
+def _with_nodes(tree: Any, nodes: dict[FxNode, Node]) -> Any:
+    """Nested arguments as plain tuples, lists and dicts, with our nodes in the place of torch.fx's."""
+    if isinstance(tree, torch.fx.Node):
+        return nodes[tree]
     if isinstance(tree, dict):
-        return {key: _plain(leaf) for key, leaf in tree.items()}
+        return {key: _with_nodes(leaf, nodes) for key, leaf in tree.items()}
     if isinstance(tree, tuple | list):
-        return (tuple if isinstance(tree, tuple) else list)(_plain(leaf) for leaf in tree)
+        return (tuple if isinstance(tree, tuple) else list)(_with_nodes(leaf, nodes) for leaf in tree)
     return tree

@@ -1,0 +1,391 @@
+"""A step's tangent as a straight line of updates, target += M source, between named blocks of values.
+
+The blocks are "z" (the state before the step), "a" (the kicks), "v0", "v1", ... (operands of products) and "out" (the
+state after it). Run in order, the updates are the step's tangent; run backwards with each one transposed, they are its
+adjoint. Bound to the arrays of a span of times they become plain in-place tensor operations on views made beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+Run = Callable[[int], object]
+
+
+class Views(Protocol):
+    """A block of values, seen step by step."""
+
+    def fields(self, start: int, length: int) -> Sequence[Tensor]:
+        """For each step the columns start:start+length, [probe, trial, length] (or all times at once)."""
+        ...
+
+    def rows(self, start: int, length: int) -> Sequence[Tensor]:
+        """The same as matrices [probe * trial, length]."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """The number of columns."""
+        ...
+
+
+@dataclass
+class Steps:
+    """Values [probe, trial, time, width], one time after another.
+
+    before: values [probe, trial, width] of one step earlier; the sequence then starts with them.
+    """
+
+    values: Tensor
+    before: Tensor | None = None
+
+    def fields(self, start: int, length: int) -> list[Tensor]:
+        steps = list(self.values.narrow(-1, start, length).unbind(2))
+        return steps if self.before is None else [self.before.narrow(-1, start, length), *steps]
+
+    def rows(self, start: int, length: int) -> list[Tensor]:
+        probes, trials, times, width = self.values.shape
+        steps = list(self.values.view(probes * trials, times, width).narrow(-1, start, length).unbind(1))
+        return steps if self.before is None else [self.before.view(-1, width).narrow(-1, start, length), *steps]
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[-1]
+
+
+@dataclass
+class AllTimes:
+    """Values [probe, trial, time, width] as one single step over all times."""
+
+    values: Tensor
+
+    def fields(self, start: int, length: int) -> list[Tensor]:
+        return [self.values.narrow(-1, start, length)]
+
+    def rows(self, start: int, length: int) -> list[Tensor]:
+        return [self.values.view(-1, self.width).narrow(-1, start, length)]
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[-1]
+
+
+@dataclass
+class Same:
+    """One work block [probe, trial, width], used again at each of `times` steps."""
+
+    values: Tensor
+    times: int
+
+    def fields(self, start: int, length: int) -> list[Tensor]:
+        return [self.values.narrow(-1, start, length)] * self.times
+
+    def rows(self, start: int, length: int) -> list[Tensor]:
+        return [self.values.view(-1, self.width).narrow(-1, start, length)] * self.times
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[-1]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Columns start:start+length of a named block."""
+
+    block: str
+    start: int
+    length: int
+
+    def meets(self, other: Range) -> bool:
+        return (
+            self.block == other.block
+            and self.start < other.start + other.length
+            and other.start < self.start + self.length
+        )
+
+
+class Update(Protocol):
+    """target += M source, or transposed source += M^T target."""
+
+    def overwrites(self, transposed: bool) -> bool:
+        """Whether it can also write target = base + M source, without reading the target."""
+        ...
+
+    def targets(self, transposed: bool) -> list[Range]: ...
+
+    def bind(
+        self, blocks: Mapping[str, Views], base: Views | None, mode: str, span: slice | None, transposed: bool
+    ) -> Run:
+        """The update of step c of a span (None: of all times at once), as a function of c."""
+        ...
+
+
+@dataclass
+class Scaled:
+    """sink[i] += sum_g c[g, i] source[g, i]: elementwise, over one or more gates g.
+
+    `steps` and `every` are c by time, [trial, gate, i] and [trial, time, gate, i]; both None for c = 1. A step of zero
+    stands for one element in the place of a range (a broadcast, or a sum).
+    """
+
+    sink: Range
+    source: Range
+    gates: int
+    sink_step: int
+    source_step: int
+    steps: Sequence[Tensor] | None
+    every: Tensor | None
+
+    def overwrites(self, transposed: bool) -> bool:
+        return self.sink_step == self.source_step == 1 and (self.gates == 1 or transposed)
+
+    def targets(self, transposed: bool) -> list[Range]:
+        return [self.source if transposed else self.sink]
+
+    def bind(
+        self, blocks: Mapping[str, Views], base: Views | None, mode: str, span: slice | None, transposed: bool
+    ) -> Run:
+        to, frm = (self.source, self.sink) if transposed else (self.sink, self.source)
+        target = blocks[to.block].fields(to.start, to.length)
+        source = blocks[frm.block].fields(frm.start, frm.length)
+        if (self.source_step if transposed else self.sink_step) == 0:
+            return self.bind_sum(target, source, span)
+        if self.gates > 1:
+            return self.bind_gates(target, source, mode, span, transposed)
+        c = self.coefficients(span, flat=True)
+        held = base.fields(to.start, to.length) if mode == "base" and base is not None else None
+        return _elementwise(target, source, c, held, mode)
+
+    def coefficients(self, span: slice | None, flat: bool) -> Sequence[Tensor] | None:
+        if self.every is None or self.steps is None:
+            return None
+        chosen = [self.every] if span is None else self.steps[span]
+        return [c.flatten(-2) for c in chosen] if flat else chosen
+
+    def bind_sum(self, target: Sequence[Tensor], source: Sequence[Tensor], span: slice | None) -> Run:
+        c = self.coefficients(span, flat=True)
+        if c is None:
+            return lambda i: target[i].add_(source[i].sum(-1, keepdim=True))
+        return lambda i: target[i].add_((source[i] * c[i]).sum(-1, keepdim=True))
+
+    def bind_gates(self, target, source, mode: str, span: slice | None, transposed: bool) -> Run:
+        c = self.coefficients(span, flat=False)
+        assert c is not None
+        if transposed:
+            wide = [t.unflatten(-1, (self.gates, -1)) for t in target]
+            spread = [s.unsqueeze(-2) for s in source]
+            return _elementwise(wide, spread, c, None, mode)
+        gates = [s.unflatten(-1, (self.gates, -1)) for s in source]
+        return lambda i: target[i].add_((gates[i] * c[i]).sum(-2))
+
+
+@dataclass
+class Dense:
+    """sink[i] += sum_j D[i, j] source[j] with small blocks D [trial, time, i, j]."""
+
+    sink: Range
+    source: Range
+    block: Tensor
+
+    def overwrites(self, transposed: bool) -> bool:
+        return False
+
+    def targets(self, transposed: bool) -> list[Range]:
+        return [self.source if transposed else self.sink]
+
+    def bind(
+        self, blocks: Mapping[str, Views], base: Views | None, mode: str, span: slice | None, transposed: bool
+    ) -> Run:
+        to, frm = (self.source, self.sink) if transposed else (self.sink, self.source)
+        target, source = blocks[to.block].fields(to.start, to.length), blocks[frm.block].fields(frm.start, frm.length)
+        block = self.block.transpose(-1, -2) if transposed else self.block
+        steps = [block] if span is None else block[:, span].unbind(1)
+        return lambda i: target[i].add_(torch.einsum("b...ij,pb...j->pb...i", steps[i], source[i]))
+
+
+@dataclass
+class Traced:
+    """sink += derivative of a traced function (x, z, a) -> sinks in (z, a), differentiated at each application."""
+
+    sink: Range
+    sources: tuple[Range, Range]
+    function: Callable[[Tensor, Tensor, Tensor], Tensor]
+    points: tuple[Tensor, Tensor, Tensor]
+
+    def overwrites(self, transposed: bool) -> bool:
+        return False
+
+    def targets(self, transposed: bool) -> list[Range]:
+        return list(self.sources) if transposed else [self.sink]
+
+    def bind(
+        self, blocks: Mapping[str, Views], base: Views | None, mode: str, span: slice | None, transposed: bool
+    ) -> Run:
+        z, a = (blocks[r.block].fields(r.start, r.length) for r in self.sources)
+        sink = blocks[self.sink.block].fields(self.sink.start, self.sink.length)
+        row = vmap(vmap(self.function)) if span is None else vmap(self.function)
+        points = [self.points] if span is None else list(zip(*(p[:, span].unbind(1) for p in self.points), strict=True))
+
+        def at(i: int) -> tuple[Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]:
+            x, z0, a0 = points[i]
+            return lambda z, a: row(x, z, a), (z0, a0)
+
+        def push(i: int) -> None:
+            function, here = at(i)
+            sink[i].add_(vmap(lambda dz, da: jvp(function, here, (dz, da))[1])(z[i], a[i]))
+
+        def pull(i: int) -> None:
+            function, here = at(i)
+            for target, image in zip((z[i], a[i]), vmap(vjp(function, *here)[1])(sink[i]), strict=True):
+                target.add_(image)
+
+        return pull if transposed else push
+
+
+@dataclass
+class Product:
+    """sink += source W for W [d, m]."""
+
+    sink: Range
+    source: Range
+    matrix: Tensor
+    turned: Tensor
+
+    def overwrites(self, transposed: bool) -> bool:
+        return True
+
+    def targets(self, transposed: bool) -> list[Range]:
+        return [self.source if transposed else self.sink]
+
+    def bind(
+        self, blocks: Mapping[str, Views], base: Views | None, mode: str, span: slice | None, transposed: bool
+    ) -> Run:
+        to, frm = (self.source, self.sink) if transposed else (self.sink, self.source)
+        matrix = self.turned if transposed else self.matrix
+        target, source = blocks[to.block].rows(to.start, to.length), blocks[frm.block].rows(frm.start, frm.length)
+        if mode == "base" and base is not None:
+            held = base.rows(to.start, to.length)
+            return lambda i: torch.addmm(held[i], source[i], matrix, out=target[i])
+        beta = 0 if mode == "write" else 1
+        return lambda i: target[i].addmm_(source[i], matrix, beta=beta)
+
+
+@dataclass
+class ScatteredProduct:
+    """sink[kicks[i, j]] += sum_k source[i, k] W[k, j], over inner rows i and to kicks anywhere."""
+
+    sink: Range
+    source: Range
+    matrix: Tensor
+    kicks: Tensor
+
+    def overwrites(self, transposed: bool) -> bool:
+        return False
+
+    def targets(self, transposed: bool) -> list[Range]:
+        return [self.source if transposed else self.sink]
+
+    def bind(
+        self, blocks: Mapping[str, Views], base: Views | None, mode: str, span: slice | None, transposed: bool
+    ) -> Run:
+        sink = blocks[self.sink.block].fields(self.sink.start, self.sink.length)
+        source = blocks[self.source.block].fields(self.source.start, self.source.length)
+        inner, flat = (self.kicks.shape[0], -1), self.kicks.reshape(-1)
+
+        def push(i: int) -> None:
+            sink[i].index_add_(-1, flat, (source[i].unflatten(-1, inner) @ self.matrix).flatten(-2))
+
+        def pull(i: int) -> None:
+            source[i].add_((sink[i][..., flat].unflatten(-1, inner) @ self.matrix.T).flatten(-2))
+
+        return pull if transposed else push
+
+
+def bind(
+    updates: Sequence[Update],
+    blocks: Mapping[str, Views],
+    starts: Mapping[str, Views | None],
+    span: slice | None,
+    *,
+    transposed: bool = False,
+) -> Run:
+    """The program of one step, as a function of the step's number in the span.
+
+    Args:
+        updates: the straight line, in forward order.
+        blocks: the arrays behind the names.
+        starts: what a target begins with: the values of another block, or zero for None. A block that is not named
+            here begins with what it holds.
+        span: the times that the blocks belong to, None for all at once.
+        transposed: run the adjoint.
+    """
+    ordered = list(reversed(updates)) if transposed else list(updates)
+    firsts, runs = _firsts(ordered, starts, transposed), []
+    for name, start in starts.items():
+        covered = [
+            r for update, first in zip(ordered, firsts, strict=True) if first for r in update.targets(transposed)
+        ]
+        for gap in _gaps(name, blocks[name].width, covered):
+            runs.append(_initialise(gap, blocks[name], start))
+    for update, first in zip(ordered, firsts, strict=True):
+        start = starts.get(update.targets(transposed)[0].block)
+        mode = "add" if not first else "write" if start is None else "base"
+        runs.append(update.bind(blocks, start, mode, span, transposed))
+    return _in_turn(runs)
+
+
+def _firsts(updates: Sequence[Update], starts: Mapping[str, Views | None], transposed: bool) -> list[bool]:
+    """Which updates may overwrite: nothing before them has touched their target."""
+    firsts, touched = [], []
+    for update in updates:
+        targets = update.targets(transposed)
+        free = not any(target.meets(other) for target in targets for other in touched)
+        firsts.append(free and targets[0].block in starts and update.overwrites(transposed))
+        touched += targets
+    return firsts
+
+
+def _gaps(name: str, width: int, covered: list[Range]) -> list[Range]:
+    gaps, end = [], 0
+    for r in sorted((r for r in covered if r.block == name), key=lambda r: r.start):
+        if r.start > end:
+            gaps.append(Range(name, end, r.start - end))
+        end = r.start + r.length
+    return gaps + ([Range(name, end, width - end)] if end < width else [])
+
+
+def _initialise(gap: Range, block: Views, start: Views | None) -> Run:
+    target = block.fields(gap.start, gap.length)
+    if start is None:
+        return lambda i: target[i].zero_()
+    source = start.fields(gap.start, gap.length)
+    return lambda i: target[i].copy_(source[i])
+
+
+def _elementwise(target, source, c, held, mode: str) -> Run:
+    """target (+)= c source (+ held), in one tensor operation."""
+    if mode == "add":
+        if c is None:
+            return lambda i: target[i].add_(source[i])
+        return lambda i: target[i].addcmul_(source[i], c[i])
+    if held is None:
+        if c is None:
+            return lambda i: target[i].copy_(source[i])
+        return lambda i: torch.mul(source[i], c[i], out=target[i])
+    if c is None:
+        return lambda i: torch.add(held[i], source[i], out=target[i])
+    return lambda i: torch.addcmul(held[i], source[i], c[i], out=target[i])
+
+
+def _in_turn(runs: list[Run]) -> Run:
+    def step(i: int) -> None:
+        for run in runs:
+            run(i)
+
+    return step
