@@ -27,7 +27,7 @@ class Propagator(Operator):
     """P = (D_S F)^{-1}: s_t = A_t s_{t-1} + q_t, with s_0 = 0."""
 
     def __init__(self, space: Space, tangent: Tangent) -> None:
-        super().__init__(space, space, lambda q: tangent.forward(q, None), tangent.backward)
+        super().__init__(space, space, lambda q: tangent.forward(q, None, len(q)), tangent.backward)
         self.inv = Operator(space, space, tangent.unpropagate, tangent.unpropagate_adjoint)
         """D_S F itself: q_t = s_t - A_t s_{t-1}."""
 
@@ -124,15 +124,15 @@ def _flow(tangent: Tangent, parameters: dict[str, Array], solution: Solution) ->
     V = Operator(
         theta,
         outputs,
-        lambda w: tangent.write(tangent.changes(w)),
-        lambda a: tangent.parameters(tangent.read(a)),
+        lambda w: tangent.write(tangent.changes(w), len(w)),
+        lambda a: tangent.parameters(tangent.read(a), len(a)),
     )
     B = Operator(outputs, state, tangent.enter, tangent.enter_adjoint)
     J = Operator(
         theta,
         state,
-        lambda w: tangent.forward(None, tangent.changes(w)),
-        lambda q: tangent.parameters(tangent.gradient(q)),
+        lambda w: tangent.forward(None, tangent.changes(w), len(w)),
+        lambda q: tangent.parameters(tangent.gradient(q), len(q)),
     )
     sites = _weight_sites(tangent)
     return Flow(
@@ -141,7 +141,7 @@ def _flow(tangent: Tangent, parameters: dict[str, Array], solution: Solution) ->
         core=CoreOperator(V, sites, follows_from_inputs(sites, tangent.parameter_size)),
         B=B,
         J=J,
-        ntk=GramOperator(J),
+        ntk=GramOperator(J, tangent.descent),
         sites=sites,
         solution=solution,
         parameters=parameters,
@@ -151,7 +151,7 @@ def _flow(tangent: Tangent, parameters: dict[str, Array], solution: Solution) ->
 def _weight_sites(tangent: Tangent) -> list[WeightSite]:
     sites = []
     for site in tangent.sites:
-        entries, inputs = to_numpy(site.entries), site.variables
+        entries, inputs = to_numpy(site.entries), site.variables.transpose(0, 1)
         weight = tangent.weights[site.entries.reshape(-1)].reshape(site.entries.shape)
         if site.kind == "matrix":
             inputs = inputs[:, :, 0] if inputs.shape[2] == 1 else inputs

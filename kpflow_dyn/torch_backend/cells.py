@@ -76,7 +76,7 @@ def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
     elif isinstance(module, nn.LSTMCell):
         step, sizes = TupleStep(module, [module.hidden_size] * 2), [module.hidden_size] * 2
     elif isinstance(z0, tuple | list):
-        sizes = [part.shape[-1] for part in z0]
+        sizes = [_flat_part(part).shape[-1] for part in z0]
         step = TupleStep(module, sizes)
     else:
         step, sizes = Step(module), [getattr(module, "hidden_size", None)]
@@ -106,7 +106,12 @@ def _initial_state(sizes: list[int | None], x: Tensor, z0: Any) -> Tensor:
                 "the cell has no hidden_size attribute, so its state size is unknown; pass z0 [trial, unit]"
             )
         return x.new_zeros(trials, sum(size for size in sizes if size is not None))
-    flat = torch.cat([_flat_part(part) for part in z0], -1) if isinstance(z0, tuple | list) else _flat_part(z0)
+    parts = [_flat_part(part) for part in (z0 if isinstance(z0, tuple | list) else [z0])]
+    if len({part.shape[:-1] for part in parts}) > 1:
+        raise ValueError(
+            f"the parts of z0 have shapes {[tuple(p.shape) for p in parts]}; they must have the same trials"
+        )
+    flat = torch.cat(parts, -1)
     flat = flat.expand(trials, -1) if flat.ndim == 1 else flat
     units = flat.shape[-1] if None in sizes else sum(size for size in sizes if size is not None)
     if tuple(flat.shape) != (trials, units):

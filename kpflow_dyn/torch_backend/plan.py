@@ -19,7 +19,7 @@ DENSE_BYTES = 2**28
 def plan_updates(
     structure: Structure, rows: Rows, x: Tensor, z: Tensor, kicks: Tensor
 ) -> tuple[list[Update], dict[str, int]]:
-    """The updates of the step's tangent at x, z, kicks [trial, time, ...], and the widths of its work blocks."""
+    """The updates of the step's tangent at x, z, kicks [time, trial, ...], and the widths of its work blocks."""
     glue = _glue(structure, rows, x, z, kicks)
     updates: list[Update] = []
     widths: dict[str, int] = {}
@@ -68,7 +68,7 @@ def _glue(
 
 def _gates(segments: list[Segment]) -> Iterator[list[Segment]]:
     """Neighbouring segments onto one and the same range, such as the gates of a GRU, together."""
-    ordered = sorted(segments, key=lambda s: (s.from_state, s.sink, s.source))
+    ordered = sorted(segments, key=lambda s: (not s.from_state, s.sink, s.source))
     run = ordered[:1]
     for s in ordered[1:]:
         if _continues(run[-1], s):
@@ -91,22 +91,19 @@ def _continues(s: Segment, after: Segment) -> bool:
 
 
 def _scaled(run: list[Segment], sink: Range, coefficients: Tensor) -> Scaled:
-    """The update of one run of gates; its coefficients are laid out by time."""
+    """The update of one run of gates, with their coefficients side by side."""
     s, gates = run[0], len(run)
-    steps, every = None, None
-    if s.coefficient is not None:
-        parts = [coefficients[..., g.coefficient : g.coefficient + g.length] for g in run if g.coefficient is not None]
-        by_time = torch.stack(parts, -2).transpose(0, 1).contiguous()
-        steps, every = by_time.unbind(0), by_time.transpose(0, 1)
+    starts = [gate.coefficient for gate in run if gate.coefficient is not None]
+    parts = [coefficients[:, :, None, start : start + s.length] for start in starts]
     return Scaled(
         Range(sink.block, sink.start + s.sink, s.length if s.sink_step else 1),
         Range("z" if s.from_state else "a", s.source, gates * s.length if s.source_step else 1),
-        *(gates, s.sink_step, s.source_step, steps, every),
+        *(gates, s.sink_step, s.source_step, torch.cat(parts, -1).contiguous() if parts else None),
     )
 
 
 def _coefficients(function: Callable, colouring: Colouring, x: Tensor, z: Tensor, kicks: Tensor) -> Tensor:
-    """Every segment's coefficients [trial, time, all], from one tangent for each colour."""
+    """Every segment's coefficients [time, trial, all], from one tangent for each colour."""
     found = x.new_empty(*x.shape[:2], len(colouring.sinks))
     colours, sinks = (torch.from_numpy(numbers).to(x.device) for numbers in (colouring.colours, colouring.sinks))
     for colour in range(colouring.count):

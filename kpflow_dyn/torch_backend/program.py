@@ -3,11 +3,13 @@
 The blocks are "z" (the state before the step), "a" (the kicks), "v0", "v1", ... (operands of products) and "out" (the
 state after it). Run in order, the updates are the step's tangent; run backwards with each one transposed, they are its
 adjoint. Bound to the arrays of a span of times they become plain in-place tensor operations on views made beforehand.
+
+Arrays are laid out [time, trial, probe, width], so that a step is one contiguous matrix of trial x probe rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,11 +24,11 @@ class Views(Protocol):
     """A block of values, seen step by step."""
 
     def fields(self, start: int, length: int) -> Sequence[Tensor]:
-        """For each step the columns start:start+length, [probe, trial, length] (or all times at once)."""
+        """For each step the columns start:start+length, [trial, probe, length] (or all times at once)."""
         ...
 
     def rows(self, start: int, length: int) -> Sequence[Tensor]:
-        """The same as matrices [probe * trial, length]."""
+        """The same as matrices [trial * probe, length]."""
         ...
 
     @property
@@ -37,22 +39,15 @@ class Views(Protocol):
 
 @dataclass
 class Steps:
-    """Values [probe, trial, time, width], one time after another.
-
-    before: values [probe, trial, width] of one step earlier; the sequence then starts with them.
-    """
+    """Values [time, trial, probe, width], one time after another."""
 
     values: Tensor
-    before: Tensor | None = None
 
-    def fields(self, start: int, length: int) -> list[Tensor]:
-        steps = list(self.values.narrow(-1, start, length).unbind(2))
-        return steps if self.before is None else [self.before.narrow(-1, start, length), *steps]
+    def fields(self, start: int, length: int) -> Sequence[Tensor]:
+        return self.values.narrow(-1, start, length).unbind(0)
 
-    def rows(self, start: int, length: int) -> list[Tensor]:
-        probes, trials, times, width = self.values.shape
-        steps = list(self.values.view(probes * trials, times, width).narrow(-1, start, length).unbind(1))
-        return steps if self.before is None else [self.before.view(-1, width).narrow(-1, start, length), *steps]
+    def rows(self, start: int, length: int) -> Sequence[Tensor]:
+        return self.values.view(len(self.values), -1, self.width).narrow(-1, start, length).unbind(0)
 
     @property
     def width(self) -> int:
@@ -61,7 +56,7 @@ class Steps:
 
 @dataclass
 class AllTimes:
-    """Values [probe, trial, time, width] as one single step over all times."""
+    """Values [time, trial, probe, width] as one single step over all times."""
 
     values: Tensor
 
@@ -78,7 +73,7 @@ class AllTimes:
 
 @dataclass
 class Same:
-    """One work block [probe, trial, width], used again at each of `times` steps."""
+    """One work block [trial, probe, width], used again at each of `times` steps."""
 
     values: Tensor
     times: int
@@ -114,14 +109,12 @@ class Update(Protocol):
     """target += M source, or transposed source += M^T target."""
 
     def overwrites(self, transposed: bool) -> bool:
-        """Whether it can also write target = base + M source, without reading the target."""
+        """Whether it can also write target = M source, without reading the target."""
         ...
 
     def targets(self, transposed: bool) -> list[Range]: ...
 
-    def bind(
-        self, blocks: Mapping[str, Views], base: Views | None, mode: str, span: slice | None, transposed: bool
-    ) -> Run:
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
         """The update of step c of a span (None: of all times at once), as a function of c."""
         ...
 
@@ -130,8 +123,8 @@ class Update(Protocol):
 class Scaled:
     """sink[i] += sum_g c[g, i] source[g, i]: elementwise, over one or more gates g.
 
-    `steps` and `every` are c by time, [trial, gate, i] and [trial, time, gate, i]; both None for c = 1. A step of zero
-    stands for one element in the place of a range (a broadcast, or a sum).
+    `coefficients` are c [time, trial, 1, gate * i], None for c = 1. A step of zero stands for one element in the place
+    of a range (a broadcast, or a sum).
     """
 
     sink: Range
@@ -139,8 +132,7 @@ class Scaled:
     gates: int
     sink_step: int
     source_step: int
-    steps: Sequence[Tensor] | None
-    every: Tensor | None
+    coefficients: Tensor | None
 
     def overwrites(self, transposed: bool) -> bool:
         return self.sink_step == self.source_step == 1 and (self.gates == 1 or transposed)
@@ -148,46 +140,41 @@ class Scaled:
     def targets(self, transposed: bool) -> list[Range]:
         return [self.source if transposed else self.sink]
 
-    def bind(
-        self, blocks: Mapping[str, Views], base: Views | None, mode: str, span: slice | None, transposed: bool
-    ) -> Run:
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
         to, frm = (self.source, self.sink) if transposed else (self.sink, self.source)
         target = blocks[to.block].fields(to.start, to.length)
         source = blocks[frm.block].fields(frm.start, frm.length)
         if (self.source_step if transposed else self.sink_step) == 0:
             return self.bind_sum(target, source, span)
         if self.gates > 1:
-            return self.bind_gates(target, source, mode, span, transposed)
-        c = self.coefficients(span, flat=True)
-        held = base.fields(to.start, to.length) if mode == "base" and base is not None else None
-        return _elementwise(target, source, c, held, mode)
+            return self.bind_gates(target, source, fresh, span, transposed)
+        return _elementwise(target, source, self.scales(span), fresh)
 
-    def coefficients(self, span: slice | None, flat: bool) -> Sequence[Tensor] | None:
-        if self.every is None or self.steps is None:
+    def scales(self, span: slice | None) -> Sequence[Tensor] | None:
+        if self.coefficients is None:
             return None
-        chosen = [self.every] if span is None else self.steps[span]
-        return [c.flatten(-2) for c in chosen] if flat else chosen
+        return [self.coefficients] if span is None else self.coefficients[span].unbind(0)
 
     def bind_sum(self, target: Sequence[Tensor], source: Sequence[Tensor], span: slice | None) -> Run:
-        c = self.coefficients(span, flat=True)
+        c = self.scales(span)
         if c is None:
             return lambda i: target[i].add_(source[i].sum(-1, keepdim=True))
         return lambda i: target[i].add_((source[i] * c[i]).sum(-1, keepdim=True))
 
-    def bind_gates(self, target, source, mode: str, span: slice | None, transposed: bool) -> Run:
-        c = self.coefficients(span, flat=False)
-        assert c is not None
+    def bind_gates(self, target, source, fresh: bool, span: slice | None, transposed: bool) -> Run:
+        shape = (self.gates, self.sink.length)
+        c = [scale.unflatten(-1, shape) for scale in self.scales(span) or ()]
         if transposed:
-            wide = [t.unflatten(-1, (self.gates, -1)) for t in target]
-            spread = [s.unsqueeze(-2) for s in source]
-            return _elementwise(wide, spread, c, None, mode)
-        gates = [s.unflatten(-1, (self.gates, -1)) for s in source]
-        return lambda i: target[i].add_((gates[i] * c[i]).sum(-2))
+            wide, spread = [t.unflatten(-1, shape) for t in target], [s.unsqueeze(-2) for s in source]
+            return _elementwise(wide, spread, c, fresh)
+        gates = [s.unflatten(-1, shape) for s in source]
+        each = [([v[..., g, :] for v in gates], [v[..., g, :] for v in c]) for g in range(self.gates)]
+        return _in_turn([_elementwise(target, values, scales, False) for values, scales in each])
 
 
 @dataclass
 class Dense:
-    """sink[i] += sum_j D[i, j] source[j] with small blocks D [trial, time, i, j]."""
+    """sink[i] += sum_j D[i, j] source[j] with small blocks D [time, trial, i, j]."""
 
     sink: Range
     source: Range
@@ -199,14 +186,12 @@ class Dense:
     def targets(self, transposed: bool) -> list[Range]:
         return [self.source if transposed else self.sink]
 
-    def bind(
-        self, blocks: Mapping[str, Views], base: Views | None, mode: str, span: slice | None, transposed: bool
-    ) -> Run:
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
         to, frm = (self.source, self.sink) if transposed else (self.sink, self.source)
         target, source = blocks[to.block].fields(to.start, to.length), blocks[frm.block].fields(frm.start, frm.length)
         block = self.block.transpose(-1, -2) if transposed else self.block
-        steps = [block] if span is None else block[:, span].unbind(1)
-        return lambda i: target[i].add_(torch.einsum("b...ij,pb...j->pb...i", steps[i], source[i]))
+        steps = [block] if span is None else block[span].unbind(0)
+        return lambda i: target[i].add_(torch.einsum("...ij,...pj->...pi", steps[i], source[i]))
 
 
 @dataclass
@@ -224,13 +209,11 @@ class Traced:
     def targets(self, transposed: bool) -> list[Range]:
         return list(self.sources) if transposed else [self.sink]
 
-    def bind(
-        self, blocks: Mapping[str, Views], base: Views | None, mode: str, span: slice | None, transposed: bool
-    ) -> Run:
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
         z, a = (blocks[r.block].fields(r.start, r.length) for r in self.sources)
         sink = blocks[self.sink.block].fields(self.sink.start, self.sink.length)
         row = vmap(vmap(self.function)) if span is None else vmap(self.function)
-        points = [self.points] if span is None else list(zip(*(p[:, span].unbind(1) for p in self.points), strict=True))
+        points = [self.points] if span is None else list(zip(*(p[span].unbind(0) for p in self.points), strict=True))
 
         def at(i: int) -> tuple[Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]:
             x, z0, a0 = points[i]
@@ -238,11 +221,11 @@ class Traced:
 
         def push(i: int) -> None:
             function, here = at(i)
-            sink[i].add_(vmap(lambda dz, da: jvp(function, here, (dz, da))[1])(z[i], a[i]))
+            sink[i].add_(vmap(lambda dz, da: jvp(function, here, (dz, da))[1], -2, -2)(z[i], a[i]))
 
         def pull(i: int) -> None:
             function, here = at(i)
-            for target, image in zip((z[i], a[i]), vmap(vjp(function, *here)[1])(sink[i]), strict=True):
+            for target, image in zip((z[i], a[i]), vmap(vjp(function, *here)[1], -2, -2)(sink[i]), strict=True):
                 target.add_(image)
 
         return pull if transposed else push
@@ -263,16 +246,11 @@ class Product:
     def targets(self, transposed: bool) -> list[Range]:
         return [self.source if transposed else self.sink]
 
-    def bind(
-        self, blocks: Mapping[str, Views], base: Views | None, mode: str, span: slice | None, transposed: bool
-    ) -> Run:
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
         to, frm = (self.source, self.sink) if transposed else (self.sink, self.source)
         matrix = self.turned if transposed else self.matrix
         target, source = blocks[to.block].rows(to.start, to.length), blocks[frm.block].rows(frm.start, frm.length)
-        if mode == "base" and base is not None:
-            held = base.rows(to.start, to.length)
-            return lambda i: torch.addmm(held[i], source[i], matrix, out=target[i])
-        beta = 0 if mode == "write" else 1
+        beta = 0 if fresh else 1
         return lambda i: target[i].addmm_(source[i], matrix, beta=beta)
 
 
@@ -291,9 +269,7 @@ class ScatteredProduct:
     def targets(self, transposed: bool) -> list[Range]:
         return [self.source if transposed else self.sink]
 
-    def bind(
-        self, blocks: Mapping[str, Views], base: Views | None, mode: str, span: slice | None, transposed: bool
-    ) -> Run:
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
         sink = blocks[self.sink.block].fields(self.sink.start, self.sink.length)
         source = blocks[self.source.block].fields(self.source.start, self.source.length)
         inner, flat = (self.kicks.shape[0], -1), self.kicks.reshape(-1)
@@ -310,7 +286,7 @@ class ScatteredProduct:
 def bind(
     updates: Sequence[Update],
     blocks: Mapping[str, Views],
-    starts: Mapping[str, Views | None],
+    fresh: Collection[str],
     span: slice | None,
     *,
     transposed: bool = False,
@@ -320,33 +296,26 @@ def bind(
     Args:
         updates: the straight line, in forward order.
         blocks: the arrays behind the names.
-        starts: what a target begins with: the values of another block, or zero for None. A block that is not named
-            here begins with what it holds.
+        fresh: the targets that begin at zero, whatever they hold; the others begin with what they hold.
         span: the times that the blocks belong to, None for all at once.
         transposed: run the adjoint.
     """
     ordered = list(reversed(updates)) if transposed else list(updates)
-    firsts, runs = _firsts(ordered, starts, transposed), []
-    for name, start in starts.items():
-        covered = [
-            r for update, first in zip(ordered, firsts, strict=True) if first for r in update.targets(transposed)
-        ]
-        for gap in _gaps(name, blocks[name].width, covered):
-            runs.append(_initialise(gap, blocks[name], start))
-    for update, first in zip(ordered, firsts, strict=True):
-        start = starts.get(update.targets(transposed)[0].block)
-        mode = "add" if not first else "write" if start is None else "base"
-        runs.append(update.bind(blocks, start, mode, span, transposed))
+    firsts = _firsts(ordered, fresh, transposed)
+    covered = [r for update, first in zip(ordered, firsts, strict=True) if first for r in update.targets(transposed)]
+    gaps = [gap for name in fresh for gap in _gaps(name, blocks[name].width, covered)]
+    runs = [_zero(blocks[gap.block].fields(gap.start, gap.length)) for gap in gaps]
+    runs += [u.bind(blocks, first, span, transposed) for u, first in zip(ordered, firsts, strict=True)]
     return _in_turn(runs)
 
 
-def _firsts(updates: Sequence[Update], starts: Mapping[str, Views | None], transposed: bool) -> list[bool]:
-    """Which updates may overwrite: nothing before them has touched their target."""
+def _firsts(updates: Sequence[Update], fresh: Collection[str], transposed: bool) -> list[bool]:
+    """Which updates may overwrite: nothing before them has touched their target, and it begins at zero."""
     firsts, touched = [], []
     for update in updates:
         targets = update.targets(transposed)
         free = not any(target.meets(other) for target in targets for other in touched)
-        firsts.append(free and targets[0].block in starts and update.overwrites(transposed))
+        firsts.append(free and targets[0].block in fresh and update.overwrites(transposed))
         touched += targets
     return firsts
 
@@ -360,27 +329,17 @@ def _gaps(name: str, width: int, covered: list[Range]) -> list[Range]:
     return gaps + ([Range(name, end, width - end)] if end < width else [])
 
 
-def _initialise(gap: Range, block: Views, start: Views | None) -> Run:
-    target = block.fields(gap.start, gap.length)
-    if start is None:
-        return lambda i: target[i].zero_()
-    source = start.fields(gap.start, gap.length)
-    return lambda i: target[i].copy_(source[i])
+def _zero(target: Sequence[Tensor]) -> Run:
+    return lambda i: target[i].zero_()
 
 
-def _elementwise(target, source, c, held, mode: str) -> Run:
-    """target (+)= c source (+ held), in one tensor operation."""
-    if mode == "add":
-        if c is None:
-            return lambda i: target[i].add_(source[i])
-        return lambda i: target[i].addcmul_(source[i], c[i])
-    if held is None:
-        if c is None:
-            return lambda i: target[i].copy_(source[i])
-        return lambda i: torch.mul(source[i], c[i], out=target[i])
+def _elementwise(target: Sequence[Tensor], source: Sequence[Tensor], c: Sequence[Tensor] | None, fresh: bool) -> Run:
+    """target (+)= c source, in one tensor operation."""
     if c is None:
-        return lambda i: torch.add(held[i], source[i], out=target[i])
-    return lambda i: torch.addcmul(held[i], source[i], c[i], out=target[i])
+        return lambda i: target[i].copy_(source[i]) if fresh else target[i].add_(source[i])
+    if fresh:
+        return lambda i: torch.mul(source[i], c[i], out=target[i])
+    return lambda i: target[i].addcmul_(source[i], c[i])
 
 
 def _in_turn(runs: list[Run]) -> Run:

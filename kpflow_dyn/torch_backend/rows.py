@@ -1,4 +1,4 @@
-"""Evaluate an analysed step, its glue and their derivatives on many rows (trial, time) at once."""
+"""Evaluate an analysed step, its glue and their derivatives on many rows (time, trial) at once."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Rows:
 
 @torch.no_grad()
 def each_row(function: Callable, *rows: Tensor) -> list[Tensor]:
-    """A row function on [trial, time, ...] data -> its outputs as [trial, time, ...], some thousand rows at a time."""
+    """A row function on [time, trial, ...] data -> its outputs as [time, trial, ...], some thousand rows at a time."""
     lead = rows[0].shape[:2]
     flat = [r.reshape(-1, *r.shape[2:]) for r in rows]
     parts = [vmap(function)(*chunk) for chunk in zip(*(r.split(ROWS_AT_ONCE) for r in flat), strict=True)]
@@ -149,13 +149,13 @@ def each_row(function: Callable, *rows: Tensor) -> list[Tensor]:
 
 
 def jacobians(glue: Callable, x: Tensor, z: Tensor, a: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """For each sink its derivatives in z and in a, [trial, time, sink, source]."""
+    """For each sink its derivatives in z and in a, [time, trial, sink, source]."""
     found = each_row(lambda *row: [d for pair in jacfwd(glue, argnums=(1, 2))(*row) for d in pair], x, z, a)
     return list(zip(found[::2], found[1::2], strict=True))
 
 
 def tangents(glue: Callable, x: Tensor, z: Tensor, a: Tensor, dz: Tensor, da: Tensor) -> Tensor:
-    """The sinks' tangents in one direction (dz [unit], da [kick]) for all rows, side by side [trial, time, sink]."""
+    """The sinks' tangents in one direction (dz [unit], da [kick]) for all rows, side by side [time, trial, sink]."""
 
     def row(x: Tensor, z: Tensor, a: Tensor) -> list[Tensor]:
         return [torch.cat(jvp(lambda z, a: glue(x, z, a), (z, a), (dz, da))[1])]

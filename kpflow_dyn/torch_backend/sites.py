@@ -1,6 +1,7 @@
 """Weight sites on data: how a weight's change kicks the step, and the transpose, for a span of times at once.
 
-Buffers of kicks are [probe, trial, span, kick], changes of a site's weights [probe, ...] in the shape of its entries.
+Blocks of kicks are [time, trial, probe, kick]. A site keeps changes of its weights in a layout of its own, which `take`
+makes of all weights' changes [probe, weight] and `put` adds back to them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from kpflow_dyn.torch_backend.rows import Rows, each_row
 
 
 class SiteData(Protocol):
-    """A weight site with its variables at all rows."""
+    """A weight site with its variables at all rows; `entries` number its weights, `kicks` its outputs."""
 
     kind: str
     name: str
@@ -26,25 +27,39 @@ class SiteData(Protocol):
 
     @property
     def variables(self) -> Tensor:
-        """The weight-site variables [trial, time, ...]."""
+        """The weight-site variables [time, trial, ...]."""
         ...
 
-    def kick(self, dw: Tensor, span: slice, out: Tensor) -> None:
-        """Add V dW^T of these times to out."""
+    def no_change(self, probes: int) -> Tensor:
+        """No change of its weights."""
+        ...
 
-    def gather(self, kicks: Tensor, span: slice, dw: Tensor) -> None:
-        """Add V^T kicks of these times to dw."""
+    def take(self, weights: Tensor) -> Tensor:
+        """All weights' changes [probe, weight] -> those of this site."""
+        ...
+
+    def put(self, change: Tensor, weights: Tensor) -> None:
+        """The transpose of `take`, added to weights."""
+        ...
+
+    def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
+        """Add V dW^T of these times to out; where `fresh`, out holds nothing yet at this site's kicks."""
+        ...
+
+    def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
+        """Add V^T kicks of these times to the change."""
+        ...
 
 
 def site_data(site: Site, rows: Rows, x: Tensor, z: Tensor) -> SiteData:
-    """The site with its variables, evaluated on the rows x, z [trial, time, ...]."""
+    """The site with its variables, evaluated on the rows x, z [time, trial, ...]."""
     if isinstance(site, MatrixSite):
         return MatrixData(site, rows, x, z)
     return ScaleData(site, rows, x, z) if isinstance(site, ScaleSite) else OpaqueData(site, rows, x, z)
 
 
 class MatrixData:
-    """q = W v: V [trial, time, r, d], entries [d, m], kicks [r, m]."""
+    """q = W v: V [time, trial, r, d], entries [d, m], kicks [r, m], changes [d, probe, m]."""
 
     kind = "matrix"
 
@@ -54,29 +69,46 @@ class MatrixData:
         self.variables = _variables(site, rows, x, z)
         self.columns = _as_slice(site.kicks)
 
-    def kick(self, dw: Tensor, span: slice, out: Tensor) -> None:
-        v = self.rows_of(span)
-        for change, buffer in zip(dw, out, strict=True):
-            if self.columns is not None:
-                buffer.reshape(-1, out.shape[-1])[:, self.columns].addmm_(v, change)
-            else:
-                image = (v @ change).reshape(*buffer.shape[:2], -1)
-                buffer.index_add_(-1, self.kicks.reshape(-1), image)
+    def no_change(self, probes: int) -> Tensor:
+        d, m = self.entries.shape
+        return self.variables.new_zeros(d, probes, m)
 
-    def gather(self, kicks: Tensor, span: slice, dw: Tensor) -> None:
-        v = self.rows_of(span).T
-        for change, buffer in zip(dw, kicks, strict=True):
-            if self.columns is not None:
-                change.addmm_(v, buffer.reshape(-1, kicks.shape[-1])[:, self.columns])
-            else:
-                change.addmm_(v, buffer[..., self.kicks.reshape(-1)].reshape(v.shape[1], -1))
+    def take(self, weights: Tensor) -> Tensor:
+        return weights[:, self.entries].transpose(0, 1).contiguous()
+
+    def put(self, change: Tensor, weights: Tensor) -> None:
+        weights.index_add_(1, self.entries.reshape(-1), change.transpose(0, 1).reshape(len(weights), -1))
+
+    def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
+        if self.columns is None:
+            image = torch.einsum("tbrd,dpm->tbprm", self.variables[span], change).flatten(-2)
+            _add_at(out, self.kicks.reshape(-1), image, fresh)
+            return
+        beta = 0 if fresh else 1
+        for target, dw in self.matrices(out, change):
+            target.addmm_(self.rows_of(span), dw, beta=beta)
+
+    def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
+        if self.columns is None:
+            sent = kicks[..., self.kicks.reshape(-1)].unflatten(-1, tuple(self.kicks.shape))
+            change.add_(torch.einsum("tbrd,tbprm->dpm", self.variables[span], sent))
+            return
+        for source, dw in self.matrices(kicks, change):
+            dw.addmm_(self.rows_of(span).T, source)
+
+    def matrices(self, kicks: Tensor, change: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Kicks [time * trial, m] and change [d, m] of each probe, or of all at once where all kicks are ours."""
+        flat = kicks.view(-1, *kicks.shape[2:])
+        if self.columns == slice(0, kicks.shape[-1]):
+            return [(flat.flatten(1), change.flatten(1))]
+        return list(zip(flat[..., self.columns].unbind(1), change.unbind(1), strict=True))
 
     def rows_of(self, span: slice) -> Tensor:
-        return self.variables[:, span].reshape(-1, self.variables.shape[-1])
+        return self.variables[span].view(-1, self.variables.shape[-1])
 
 
 class ScaleData:
-    """q[e] = c[e] w[entries[e]]: C [trial, time, e]."""
+    """q[e] = c[e] w[entries[e]]: C [time, trial, e], changes [probe, e]."""
 
     kind = "scale"
 
@@ -89,15 +121,24 @@ class ScaleData:
             (found,) = each_row(rows.derivative_in_weight(site.node, site.operand), x, z)
             self.variables = found.reshape(*x.shape[:2], -1)
 
-    def kick(self, dw: Tensor, span: slice, out: Tensor) -> None:
-        out.index_add_(-1, self.kicks, self.variables[:, span] * dw[:, None, None])
+    def no_change(self, probes: int) -> Tensor:
+        return self.variables.new_zeros(probes, len(self.entries))
 
-    def gather(self, kicks: Tensor, span: slice, dw: Tensor) -> None:
-        dw.add_((kicks[..., self.kicks] * self.variables[:, span]).sum((1, 2)))
+    def take(self, weights: Tensor) -> Tensor:
+        return weights[:, self.entries]
+
+    def put(self, change: Tensor, weights: Tensor) -> None:
+        weights.index_add_(1, self.entries, change)
+
+    def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
+        _add_at(out, self.kicks, self.variables[span][:, :, None] * change, fresh)
+
+    def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
+        change.add_((kicks[..., self.kicks] * self.variables[span][:, :, None]).sum((0, 1)))
 
 
 class OpaqueData:
-    """q = D_w f(v, w) dw, by the operation's own derivatives at the stored operands."""
+    """q = D_w f(v, w) dw, by the operation's own derivatives at the stored operands; changes [probe, w]."""
 
     kind = "opaque"
 
@@ -106,35 +147,41 @@ class OpaqueData:
         self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks)
         operands, push, pull = rows.opaque(site.node, site.operand)
         self.data = each_row(rows.values(operands), x, z)
-        axes = (0,) * len(self.data)
-        self.push = vmap(vmap(vmap(push, (None, *axes)), (None, *axes)), (0, *(None,) * len(axes)))
-        self.pull = vmap(vmap(vmap(pull)), (0, *(None,) * len(axes)))
+        fixed = (None,) * len(self.data)
+        self.push = vmap(vmap(vmap(push, (0, *fixed)), (None, *(0 for _ in fixed))), (None, *(0 for _ in fixed)))
+        self.pull = vmap(vmap(vmap(pull, (0, *fixed))))
+        self.like = z
 
     @property
     def variables(self) -> Tensor:
-        """The operation's data operands, flattened and side by side [trial, time, ...]."""
+        """The operation's data operands, flattened and side by side [time, trial, ...]."""
         return torch.cat([d.reshape(*d.shape[:2], -1) for d in self.data], -1)
 
-    def kick(self, dw: Tensor, span: slice, out: Tensor) -> None:
-        out.index_add_(-1, self.kicks, self.push(dw, *(d[:, span] for d in self.data)))
+    def no_change(self, probes: int) -> Tensor:
+        return self.like.new_zeros(probes, len(self.entries))
 
-    def gather(self, kicks: Tensor, span: slice, dw: Tensor) -> None:
-        dw.add_(self.pull(kicks[..., self.kicks], *(d[:, span] for d in self.data)).sum((1, 2)))
+    def take(self, weights: Tensor) -> Tensor:
+        return weights[:, self.entries]
+
+    def put(self, change: Tensor, weights: Tensor) -> None:
+        weights.index_add_(1, self.entries, change)
+
+    def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
+        _add_at(out, self.kicks, self.push(change, *(d[span] for d in self.data)), fresh)
+
+    def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
+        change.add_(self.pull(kicks[..., self.kicks], *(d[span] for d in self.data)).sum((0, 1)))
 
 
 def _variables(site: MatrixSite, rows: Rows, x: Tensor, z: Tensor) -> Tensor:
     nodes = list(dict.fromkeys(node for block in site.blocks for node, _ in block if node is not None))
-    values = dict(zip(nodes, each_row(rows.values(nodes), x, z) if nodes else [], strict=True))
-    blocks = []
-    for block in site.blocks:
-        pieces = []
-        for node, positions in block:
-            if node is None:
-                pieces.append(x.new_ones(*x.shape[:2], *positions.shape))
-            else:
-                flat = values[node].reshape(*x.shape[:2], -1)
-                pieces.append(flat[..., rows.index(positions.ravel())].reshape(*x.shape[:2], *positions.shape))
-        blocks.append(torch.cat(pieces, -1))
+    found = each_row(rows.values(nodes), x, z) if nodes else []
+    values = {node: value.reshape(*x.shape[:2], -1) for node, value in zip(nodes, found, strict=True)}
+    ones = x.new_ones(*x.shape[:2], 1)
+    blocks = [
+        torch.cat([(ones if node is None else values[node])[..., rows.index(where)] for node, where in block], -1)
+        for block in site.blocks
+    ]
     return torch.cat(blocks, 2).contiguous()
 
 
@@ -144,3 +191,9 @@ def _as_slice(kicks: np.ndarray) -> slice | None:
     if kicks.shape[0] == 1 and (kicks[0] == np.arange(first, first + kicks.shape[1])).all():
         return slice(first, first + kicks.shape[1])
     return None
+
+
+def _add_at(out: Tensor, kicks: Tensor, image: Tensor, fresh: bool) -> None:
+    if fresh:
+        out[..., kicks] = 0
+    out.index_add_(-1, kicks, image)
