@@ -1,0 +1,66 @@
+"""Operators as callables on flat rows, in coordinates where every inner product is the plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from kpflow_dyn.arrays import Array, Random, array_namespace, device
+from kpflow_dyn.operators import BLOCK_BYTES, MatrixOperator, Operator
+from kpflow_dyn.space import Space
+
+Rows = Callable[[Array], Array]
+CHEAP = 512  # as many applications are affordable, so that results are exact
+
+
+def on_rows(op: Operator) -> Rows:
+    """The operator on blocks of rows [b, domain.size] -> [b, codomain.size]; a long block is applied in parts."""
+    step = max(1, BLOCK_BYTES // (8 * max(op.domain.size, op.codomain.size)))
+
+    def apply(rows: Array) -> Array:
+        q = op.domain.from_euclidean(rows.reshape((rows.shape[0], *op.domain.shape)))
+        return op.codomain.to_euclidean(op.mv(q)).reshape((rows.shape[0], op.codomain.size))
+
+    def in_parts(rows: Array) -> Array:
+        if rows.shape[0] == 0:
+            return op.codomain.xp.zeros((0, op.codomain.size), dtype=rows.dtype, device=device(rows))
+        parts = [apply(rows[i : i + step]) for i in range(0, rows.shape[0], step)]
+        return parts[0] if len(parts) == 1 else array_namespace(rows).concat(parts, axis=0)
+
+    return in_parts
+
+
+def unit_rows(space: Space) -> Iterator[Array]:
+    """The rows of the identity [b, size], in blocks that fit the working memory."""
+    eye = space.xp.eye(space.size, dtype=space.dtype, device=device(space.like))
+    step = max(1, BLOCK_BYTES // (8 * space.size))
+    yield from (eye[i : i + step] for i in range(0, space.size, step))
+
+
+def euclidean_matrix(op: MatrixOperator) -> Array:
+    """The matrix in coordinates where the inner products are plain; symmetric when the operator is."""
+    rows = op.codomain.to_euclidean(op.matrix.T.reshape((op.domain.size, *op.codomain.shape)))
+    columns = op.domain.from_euclidean(rows.reshape((op.domain.size, -1)).T.reshape((-1, *op.domain.shape)))
+    return columns.reshape((op.codomain.size, op.domain.size))
+
+
+def matrix_on_values(matrix: Array, space: Space) -> Array:
+    """The inverse of `euclidean_matrix`, for an operator from a space to itself."""
+    rows = space.to_euclidean(matrix.reshape((space.size, *space.shape))).reshape((space.size, space.size))
+    return space.from_euclidean(rows.T.reshape((space.size, *space.shape))).reshape((space.size, space.size)).T
+
+
+def is_symmetric(op: Operator, rng: Random) -> bool:
+    """Whether A is its own adjoint: by construction, else by <y, A x> = <A y, x> for one random pair."""
+    if op.symmetric or not op.domain.matches(op.codomain):
+        return op.symmetric
+    pair = op.domain.normal(2, rng)
+    image, inner = op.mv(pair), op.domain.inner
+    defect = abs(inner(pair[1], image[0]) - inner(image[1], pair[0]))
+    scale = (inner(image[0], image[0]) * inner(pair[1], pair[1])) ** 0.5
+    return float(defect) <= 0.1 * float(op.domain.xp.finfo(op.domain.dtype).eps) ** 0.5 * float(scale)
+
+
+def require_square(op: Operator, what: str) -> None:
+    """Raise unless the operator maps a space to itself."""
+    if not op.domain.matches(op.codomain):
+        raise ValueError(f"{what} needs an operator from a space to itself, got {op!r}; take op @ op.T or op.T @ op")

@@ -1,0 +1,144 @@
+"""Orthonormal bases of row vectors, and the small float64 matrices that describe them.
+
+Vectors stay on their device and in their dtype. Small matrices are float64 on that device too, save with jax, which
+compiles every new shape and may lack float64: they are numpy arrays there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kpflow_dyn.arrays import Array, array_namespace, device, is_jax_array
+
+CHUNK = 2**22  # entries of a vector block that are widened to float64 at a time
+ILL_CONDITIONED = 1e-10  # smallest eigenvalue of a Gram matrix with unit diagonal for which Cholesky is trusted
+
+
+def to_double(a: Array) -> Array:
+    """A float64 version of a small array."""
+    if is_jax_array(a):
+        return np.asarray(a, dtype=np.float64)
+    xp = array_namespace(a)
+    return xp.astype(a, xp.float64)
+
+
+def to_like(small: Array, like: Array) -> Array:
+    """A small matrix in the library, dtype and device of the vectors `like`."""
+    return array_namespace(like).asarray(small, dtype=like.dtype, device=device(like))
+
+
+def gram(a: Array, b: Array) -> Array:
+    """a b^T [rows of a, rows of b], accumulated in float64."""
+    if is_jax_array(a):
+        import jax
+
+        with jax.enable_x64(True):
+            return np.asarray(a.astype("float64") @ b.astype("float64").T)
+    if a.dtype == array_namespace(a).float64:
+        return a @ b.T
+    step = max(1, CHUNK // max(1, a.shape[0], b.shape[0]))
+    chunks = [(a[:, i : i + step], b[:, i : i + step]) for i in range(0, a.shape[1], step)]
+    total = to_double(chunks[0][0]) @ to_double(chunks[0][1]).T
+    for left, right in chunks[1:]:
+        total = total + to_double(left) @ to_double(right).T
+    return total
+
+
+def row_norms(a: Array) -> Array:
+    """The Euclidean norm of each row, float64."""
+    xp = array_namespace(a)
+    return to_double(xp.sqrt(xp.sum(a * a, axis=1)))
+
+
+def combine(coefficients: Array, basis: list[Array]) -> Array:
+    """coefficients [p, m] times the m rows of all the blocks of `basis` -> [p, n]."""
+    total, at = None, 0
+    for q in basis:
+        part = to_like(coefficients[:, at : at + q.shape[0]], q) @ q
+        total, at = part if total is None else total + part, at + q.shape[0]
+    return total
+
+
+def project_out(w: Array, basis: list[Array]) -> tuple[Array, Array]:
+    """One pass: w less its projection on the rows of `basis`, and its coefficients there [rows of w, rows of basis]."""
+    found = [to_double(w[:, :0])]
+    for q in basis:
+        c = w @ q.T
+        w = w - c @ q
+        found.append(to_double(c))
+    return w, array_namespace(found[0]).concat(found, axis=1)
+
+
+def descending_eigh(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues, descending, and eigenvectors as columns, of the symmetric part of a small matrix."""
+    xp = array_namespace(matrix)
+    values, vectors = xp.linalg.eigh((matrix + matrix.T) / 2)
+    return xp.flip(values, axis=0), xp.flip(vectors, axis=1)
+
+
+def rotate(rows: Array, images: Array) -> tuple[Array, Array, Array]:
+    """Rayleigh-Ritz on orthonormal rows with known images A rows: values, Ritz vectors, and rest A v - l v."""
+    values, rotation = descending_eigh(gram(rows, images))
+    vectors, images = combine(rotation.T, [rows]), combine(rotation.T, [images])
+    return values, vectors, images - to_like(values, vectors)[:, None] * vectors
+
+
+def relative(residuals: Array, norm: float) -> Array:
+    """Residuals over |l_1|; as they are for the zero operator."""
+    return residuals / norm if norm > 0 else residuals
+
+
+def orthonormalise(w: Array, basis: list[Array], floor: float) -> tuple[Array, Array, Array]:
+    """Write w = c basis + r q with rows q orthonormal to each other and to `basis`, in two passes.
+
+    Args:
+        w: rows [b, n].
+        basis: blocks of orthonormal rows.
+        floor: rows whose rest is not larger than this count as dependent; q has then fewer rows than w.
+
+    Returns:
+        q [p, n] with p <= b, c [b, rows of basis] and r [b, p] in float64; r is triangular for independent rows.
+
+    Source: CholQR2, Yamamoto et al. (2015), with row-by-row Gram-Schmidt where the Gram matrix is ill-conditioned.
+    """
+    rest, c = project_out(w, basis)
+    q, r = _orthonormal_rows(rest, basis, floor)
+    if not q.shape[0]:
+        return q, c, r
+    rest, correction = project_out(q, basis)
+    q, second = _cholesky_rows(rest, gram(rest, rest))
+    return q, c + r @ correction, r @ second
+
+
+def _orthonormal_rows(w: Array, basis: list[Array], floor: float) -> tuple[Array, Array]:
+    g = gram(w, w)
+    if _well_conditioned(g, floor):
+        return _cholesky_rows(w, g)
+    q = _one_by_one(w, basis, floor)
+    return q, gram(w, q)
+
+
+def _cholesky_rows(w: Array, g: Array) -> tuple[Array, Array]:
+    xp = array_namespace(g)
+    lower = xp.linalg.cholesky(g)
+    return to_like(xp.linalg.inv(lower), w) @ w, lower
+
+
+def _well_conditioned(g: Array, floor: float) -> bool:
+    xp = array_namespace(g)
+    size = xp.sqrt(xp.linalg.diagonal(g))
+    if float(xp.min(size)) <= floor:
+        return False
+    return float(xp.linalg.eigvalsh(g / (size[:, None] * size[None, :]))[0]) > ILL_CONDITIONED
+
+
+def _one_by_one(w: Array, basis: list[Array], floor: float) -> Array:
+    found: list[Array] = []
+    for i in range(w.shape[0]):
+        row = w[i : i + 1]
+        for _ in range(2):
+            row, _coefficients = project_out(row, basis + found)
+        size = float(row_norms(row)[0])
+        if size > floor:
+            found.append(row / size)
+    return array_namespace(w).concat([w[:0], *found], axis=0)

@@ -1,0 +1,186 @@
+"""Leading eigenpairs of operators, and the temporal, trial and unit modes of their partial traces."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kpflow_dyn.arrays import Array, Random, array_namespace, to_numpy
+from kpflow_dyn.flat import euclidean_matrix, is_symmetric, on_rows, require_square
+from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
+from kpflow_dyn.reductions import partial_trace
+from kpflow_dyn.solvers import BlockLanczos, Eigenpairs
+from kpflow_dyn.solvers.lanczos import Callback
+from kpflow_dyn.solvers.orthogonalise import (
+    combine,
+    descending_eigh,
+    gram,
+    orthonormalise,
+    relative,
+    rotate,
+    row_norms,
+    to_double,
+    to_like,
+)
+from kpflow_dyn.space import Space
+
+if TYPE_CHECKING:
+    import xarray
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """Eigenpairs with vectors shaped like the space that they live in.
+
+    Attributes:
+        values: [k], descending, float64.
+        vectors: [k, *space.shape], orthonormal in `space.inner`.
+        residuals: [k], the true |A v - l v| / |l_1|.
+        converged: [k], whether the residual is within the tolerance asked for.
+        applications: how many applications to one vector it took, one of J and one of J* counting as one of J J*.
+        space: where the vectors live.
+        total: the trace of the operator where it is known, else None.
+    """
+
+    values: Array
+    vectors: Array
+    residuals: Array
+    converged: Array
+    applications: int
+    space: Space
+    total: float | None = None
+
+    @property
+    def explained(self) -> Array:
+        """Each value's share of the trace [k].
+
+        Raises:
+            ValueError: when the trace is not known; divide `values` by `trace(op).value`.
+        """
+        if self.total is None:
+            raise ValueError("the trace of the operator is not known here; divide .values by kp.trace(op).value")
+        return self.values / self.total if self.total else 0 * self.values
+
+    def to_xarray(self) -> xarray.Dataset:
+        """A dataset of `eigenvalues`, `vectors`, `residuals` and `converged` on "mode" and the space's axes."""
+        import xarray
+
+        data = {
+            "eigenvalues": ("mode", to_numpy(self.values)),
+            "vectors": (("mode", *self.space.axes), to_numpy(self.vectors)),
+            "residuals": ("mode", to_numpy(self.residuals)),
+            "converged": ("mode", to_numpy(self.converged)),
+        }
+        total = {} if self.total is None else {"total": self.total}
+        return xarray.Dataset(data, attrs={"applications": self.applications, **total})
+
+
+def eigs(
+    op: Operator,
+    k: int,
+    alg: BlockLanczos | None = None,
+    seed: int | Random = 0,
+    callback: Callback | None = None,
+) -> Modes:
+    """The k algebraically largest eigenpairs A v = l v of a symmetric operator.
+
+    A = J J* with fewer parameters than states is solved as G = J*J on the parameters, which has the same nonzero
+    eigenvalues; its vectors w give v = J w / sqrt(l), and residuals are then found anew from A v.
+
+    Args:
+        op: A, symmetric in the inner product of its space.
+        k: how many pairs, at most the largest rank that A can have.
+        alg: `solvers.BlockLanczos` with its options; the default one when None.
+        seed: an int, or a `Random` to continue.
+        callback: called after each step of the solver with its number of calls and the leading residuals.
+
+    Raises:
+        ValueError: k out of range, or an operator that is not symmetric.
+
+    Warns:
+        UserWarning: some pairs did not converge; they are returned flagged.
+
+    Example:
+        >>> import numpy as np, kpflow_dyn as kp
+        >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
+        >>> kp.eigs(kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit, symmetric=True), k=2).values
+        array([3., 2.])
+    """
+    alg, rng, space = BlockLanczos() if alg is None else alg, Random(seed), op.domain
+    require_square(op, "eigs")
+    _check_count(op, k)
+    if not is_symmetric(op, rng):
+        raise ValueError(f"eigs needs a symmetric operator, got {op!r}; take op @ op.T for its left singular vectors")
+    if isinstance(op, GramOperator) and op.factor.domain.size < space.size:
+        pairs = _on_parameters(op, k, alg, rng, callback)
+    else:
+        pairs = alg.solve(on_rows(op), space.size, k, like=space.like, seed=rng, callback=callback)
+    vectors = space.from_euclidean(pairs.vectors.reshape((k, *space.shape)))
+    return Modes(pairs.values, vectors, pairs.residuals, pairs.converged, pairs.applications, space)
+
+
+def modes(op: Operator, axis: str = "time", k: int = 5, samples: int | None = None, seed: int | Random = 0) -> Modes:
+    """The k leading eigenvectors of the partial trace of A on one axis: temporal, trial or unit modes.
+
+    Args:
+        op: A, symmetric; a partial trace on that axis alone is taken as it is.
+        axis: the name of the axis.
+        k: how many, at most the length of the axis.
+        samples: how many probes for the partial trace; None is exact where it is cheap.
+        seed: an int, or a `Random` to continue.
+
+    Raises:
+        ValueError: an unknown axis, k out of range, or an operator that is not symmetric.
+    """
+    on_axis = op.domain.axes == (axis,)
+    reduced = op if isinstance(op, MatrixOperator) and on_axis else partial_trace(op, axis, samples, seed)
+    _check_count(reduced, k)
+    if not is_symmetric(reduced, Random(seed)):
+        raise ValueError(f"modes needs a symmetric operator, got {op!r}; take op @ op.T or op.T @ op")
+    matrix, space = to_double(euclidean_matrix(reduced)), reduced.domain
+    values, rotation = descending_eigh(matrix)
+    rows = rotation[:, :k].T
+    residuals = relative(row_norms(rows @ matrix - values[:k, None] * rows), float(abs(values).max()))
+    vectors = space.from_euclidean(to_like(rows, space.like).reshape((k, *space.shape)))
+    applications = getattr(reduced, "applications", 0)
+    return Modes(values[:k], vectors, residuals, residuals <= 1e-6, applications, space, float(values.sum()))
+
+
+def _check_count(op: Operator, k: int) -> None:
+    most = min(op.domain.size, op.factor.domain.size) if isinstance(op, GramOperator) else op.domain.size
+    if not isinstance(k, int | np.integer) or not 1 <= k <= most:
+        raise ValueError(f"k = {k!r} pairs asked of an operator of rank {most} at most; expected 1 <= k <= {most}")
+
+
+def _on_parameters(op: GramOperator, k: int, alg: BlockLanczos, rng: Random, callback: Callback | None) -> Eigenpairs:
+    """Eigenpairs of J J* from those of J*J."""
+    forward, backward, parameters = on_rows(op.factor), on_rows(op.factor.T), op.factor.domain
+    inner = alg.solve(
+        lambda w: backward(forward(w)), parameters.size, k, like=parameters.like, seed=rng, callback=callback
+    )
+    basis = _basis(forward(inner.vectors), rng)
+    values, vectors, rest = rotate(basis, on_rows(op)(basis))
+    residuals = relative(row_norms(rest), float(abs(values).max()))
+    converged = residuals <= alg.tol
+    if bool(inner.converged.all()) and not bool(converged.all()):
+        warnings.warn(
+            f"the residuals of the state vectors reach {float(residuals.max()):.1e}, above {alg.tol:.0e}; lower tol",
+            stacklevel=3,
+        )
+    return Eigenpairs(values, vectors, residuals, converged, inner.applications + k + (k + 1) // 2, inner.calls + 2)
+
+
+def _basis(lifted: Array, rng: Random) -> Array:
+    """Orthonormal rows that span J w, filled up with random ones where J w vanishes."""
+    squares, rotation = descending_eigh(gram(lifted, lifted))
+    xp = array_namespace(lifted)
+    floor = 10 * float(xp.finfo(lifted.dtype).eps) * float(abs(squares[0])) ** 0.5
+    rows, _c, _r = orthonormalise(combine(rotation.T, [lifted]), [], floor)
+    missing = lifted.shape[0] - rows.shape[0]
+    if missing:
+        fresh, _c, _r = orthonormalise(rng.normal((missing, lifted.shape[1]), lifted), [rows], 1e-6)
+        rows = xp.concat([rows, fresh], axis=0)
+    return rows

@@ -1,0 +1,239 @@
+"""Scalars against dense matrices: exact where cheap, unbiased with covering error bars elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from synthetic import (
+    LIBRARIES,
+    assert_close,
+    diagonal,
+    eager_library,
+    factor,
+    library,
+    matrix,
+    parameters,
+    space,
+    spectra,
+)
+
+import kpflow_dyn as kp
+from kpflow_dyn.arrays import Random, to_numpy
+from kpflow_dyn.flat import CHEAP, euclidean_matrix
+
+__all__ = ["eager_library", "library"]
+
+RUNS = 200
+
+
+def dense(op: kp.Operator) -> np.ndarray:
+    """The matrix in coordinates where the inner products are plain."""
+    form = op.to_scipy()
+    return form @ np.eye(op.domain.size)
+
+
+def truths(op: kp.Operator) -> dict[str, float]:
+    A = dense(op)
+    square = np.sum(A**2)
+    return {"trace": np.trace(A), "frobenius_norm": square**0.5, "effective_rank": np.trace(A) ** 2 / square}
+
+
+SCALARS = ["trace", "frobenius_norm", "effective_rank"]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", SCALARS)
+def test_small_operators_are_exact(eager_library, name, weighted):
+    state, theta = space(eager_library, weighted=weighted), parameters(eager_library)
+    for op in (kp.GramOperator(factor(state, theta)), kp.GramOperator(factor(state, theta).T)):
+        estimate = getattr(kp, name)(op)
+        assert estimate.value == pytest.approx(truths(op)[name], rel=1e-10) and estimate.stderr == 0
+        assert estimate.method.startswith("exact") and estimate.applications == theta.size
+        assert float(estimate) == estimate.value
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_a_matrix_is_exact_at_any_size_and_free(name):
+    line = kp.Space(("time",), (CHEAP + 50,), np.zeros(1), np.linspace(1, 2, CHEAP + 50))
+    values = np.arange(1.0, line.size + 1)
+    op = kp.MatrixOperator(np.diag(values), line, line)
+    estimate = getattr(kp, name)(op)
+    assert estimate.value == pytest.approx(truths(op)[name]) and estimate.applications == 0 and estimate.stderr == 0
+
+
+def test_the_core_is_exact_from_its_spectrum():
+    from kpflow_dyn.sites import CoreOperator
+
+    class Known(CoreOperator):
+        def spectrum(self):
+            return np.array([3.0, 1.0]), np.array([100, 1000])
+
+    n = 2 * CHEAP
+    line = kp.Space(("site",), (n,), np.zeros(1))
+    core = Known(kp.Operator(line, line, lambda q: q, None), [], True)
+    assert kp.trace(core).value == 1300 and kp.frobenius_norm(core).value == pytest.approx(1900**0.5)
+    assert kp.effective_rank(core).value == pytest.approx(1300**2 / 1900)
+    assert kp.trace(core).applications == 0 and "V^T V" in kp.trace(core).method
+
+
+@pytest.mark.parametrize("spectrum", spectra(200))
+@pytest.mark.parametrize("name", SCALARS)
+def test_estimates_are_unbiased_and_their_error_bars_cover(name, spectrum):
+    values = spectra(200)[spectrum]
+    op, truth = diagonal(values), truths(kp.MatrixOperator(np.diag(values), *[diagonal(values).domain] * 2))[name]
+    runs = [getattr(kp, name)(op, samples=100, seed=seed) for seed in range(RUNS)]
+    assert {run.applications for run in runs} == {100} and all(run.stderr > 0 for run in runs)
+    errors, bars = np.array([[run.value - truth, run.stderr] for run in runs]).T
+    assert 0.90 <= np.mean(np.abs(errors) <= 1.96 * bars) <= 0.99
+    assert abs(errors.mean()) < 4 * errors.std() / RUNS**0.5
+    assert np.sqrt(np.mean(errors**2)) < 0.05 * truth
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_error_bars_cover_for_operators_without_a_factor(name):
+    """A product P K P*, not known to be positive by its type, and P itself, which is not symmetric."""
+    line = kp.Space(("state",), (60,), np.zeros(1))
+    J = kp.MatrixOperator(matrix(line, line) / 8, line, line)
+    running = kp.Operator(line, line, lambda q: q.cumsum(-1), lambda q: q[:, ::-1].cumsum(-1)[:, ::-1])
+    for op in (running @ kp.GramOperator(J) @ running.T, running):
+        positive = op if op is not running else kp.GramOperator(op)
+        truth = truths(positive if name == "effective_rank" else op)[name]
+        runs = [getattr(kp, name)(op, samples=60, seed=seed) for seed in range(RUNS // 2)]
+        errors, bars = np.array([[run.value - truth, run.stderr] for run in runs]).T
+        assert 0.89 <= np.mean(np.abs(errors) <= 1.96 * bars) <= 0.99
+        assert abs(errors.mean()) < 4 * errors.std() / len(runs) ** 0.5
+
+
+def test_the_error_falls_with_the_samples():
+    op = diagonal(np.arange(1, 401) ** -1.0)
+    bars = [kp.effective_rank(op, samples=m).stderr for m in (40, 120, 360)]
+    assert bars[0] > 2 * bars[1] > 4 * bars[2]
+
+
+def test_a_large_operator_is_sampled_unless_a_side_is_small():
+    values = np.arange(1.0, 2 * CHEAP) ** -2.0
+    assert kp.trace(diagonal(values)).stderr > 0
+    theta, state = parameters(size=4), space(shape=(10, 10, 20))
+    gram = kp.GramOperator(factor(state, theta))
+    assert kp.trace(gram).stderr == 0 and kp.trace(gram).applications == 4
+
+
+def test_effective_rank_is_of_the_operator_not_of_its_square():
+    values = np.array([2.0, 1.0, 1.0])
+    line = kp.Space(("unit",), (3,), np.zeros(1))
+    own, square = 16 / 6, 36 / 18
+    assert kp.effective_rank(kp.MatrixOperator(np.diag(values), line, line)).value == pytest.approx(own)
+    assert kp.effective_rank(kp.Operator(line, line, lambda q: values * q, None)).value == pytest.approx(own)
+    plain = kp.Operator(line, line, lambda q: values * q, lambda q: values * q)  # symmetric, but not flagged so
+    assert kp.effective_rank(plain).value == pytest.approx(own)
+    signed = kp.MatrixOperator(np.diag([2.0, -1.0, 1.0]), line, line, symmetric=True)
+    assert kp.effective_rank(signed).value == pytest.approx(square)
+    assert kp.effective_rank(kp.Operator(line, line, lambda q: q * [2, -1, 1], None)).value == pytest.approx(square)
+
+
+def test_the_effective_rank_of_an_estimated_kernel_has_an_error_bar():
+    theta, state = parameters(size=80), space(shape=(4, 6, 5))
+    gram = kp.GramOperator(factor(state, theta))
+    truth = kp.effective_rank(kp.partial_trace(gram, keep="time")).value
+    runs = [kp.effective_rank(kp.partial_trace(gram, "time", samples=60, seed=seed)) for seed in range(RUNS)]
+    errors, bars = np.array([[run.value - truth, run.stderr] for run in runs]).T
+    assert 0.88 <= np.mean(np.abs(errors) <= 1.96 * bars) <= 0.99 and "jackknife" in runs[0].method
+    assert abs(errors.mean()) < 5 * errors.std() / RUNS**0.5
+
+
+def test_zero_and_identity():
+    zero = diagonal(np.zeros(30))
+    for samples in (None, 20):
+        assert kp.trace(zero, samples=samples).value == 0 == kp.effective_rank(zero, samples=samples).value
+        assert kp.frobenius_norm(zero, samples=samples).value == 0
+    assert kp.effective_rank(diagonal(np.ones(30))).value == pytest.approx(30)
+    one = diagonal(np.eye(30)[0])
+    assert kp.effective_rank(one, samples=20).value == pytest.approx(1)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_exact_alignment_is_the_cosine_of_the_matrices(library, weighted):
+    state, theta = space(library, weighted=weighted), parameters(library)
+    a, b = kp.GramOperator(factor(state, theta)), kp.GramOperator(factor(state, theta, 1))
+    A, B = dense(a), dense(b)
+    expected = np.sum(A * B) / np.linalg.norm(A) / np.linalg.norm(B)
+    estimate = kp.alignment(a, b)
+    assert estimate.value == pytest.approx(expected, rel=1e-10) and estimate.stderr == 0
+    assert kp.alignment(a, a).value == pytest.approx(1)
+    assert kp.alignment(a, -1.0 * a).value == pytest.approx(-1)
+    matrices = [kp.partial_trace(op, ("trial", "time", "unit")) for op in (a, b)]
+    assert kp.alignment(*matrices).value == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["generic", "rectangular", "same"])
+def test_sampled_alignment_covers(kind):
+    line, theta = kp.Space(("state",), (50,), np.zeros(1)), parameters(size=40)
+    J, other = factor(line, theta), factor(line, theta, 1)
+    a, b = {
+        "generic": (kp.GramOperator(J), kp.GramOperator(J + 0.5 * other)),
+        "rectangular": (J, J + other),
+        "same": (kp.GramOperator(J), 3 * kp.GramOperator(J)),
+    }[kind]
+    A, B = dense(a), dense(b)
+    truth = np.sum(A * B) / np.linalg.norm(A) / np.linalg.norm(B)
+    runs = [kp.alignment(a, b, samples=100, seed=seed) for seed in range(RUNS)]
+    assert {run.applications for run in runs} == {200}
+    errors, bars = np.array([[run.value - truth, run.stderr] for run in runs]).T
+    if kind == "same":
+        assert np.abs(errors).max() < 1e-12
+        return
+    assert 0.90 <= np.mean(np.abs(errors) <= 1.96 * bars) <= 0.99
+    assert abs(errors.mean()) < 4 * errors.std() / RUNS**0.5
+
+
+def test_rayleigh_quotient(eager_library):
+    state, theta = space(eager_library, weighted=True), parameters(eager_library)
+    op = kp.GramOperator(factor(state, theta))
+    q = state.normal(1, Random(0))[0]
+    expected = float(state.inner(q, op.mv(q)) / state.inner(q, q))
+    assert kp.rayleigh(op, q).value == pytest.approx(expected) and kp.rayleigh(op, q).applications == 1
+    top = kp.eigs(op, 1)
+    assert kp.rayleigh(op, top.vectors[0]).value == pytest.approx(float(top.values[0]))
+    assert expected < float(top.values[0])
+
+
+def test_same_seed_same_estimate(eager_library):
+    op = diagonal(spectra(200)["power"], eager_library)
+    first, again, other = (kp.trace(op, samples=40, seed=seed) for seed in (5, 5, 6))
+    assert first == again and first.value != other.value
+
+
+def test_float32_agrees_with_float64_and_keeps_a_floor():
+    values = spectra(200)["power"]
+    single, double = (kp.effective_rank(diagonal(values, dtype=dtype), samples=60) for dtype in ("float32", "float64"))
+    assert single.value == pytest.approx(double.value, rel=1e-3)
+    low_rank = kp.trace(diagonal(np.r_[1.0, np.zeros(199)], dtype="float32"), samples=40)
+    assert abs(low_rank.value - 1) <= 2 * low_rank.stderr < 1e-5
+
+
+@pytest.mark.skipif("torch" not in LIBRARIES, reason="torch is not installed")
+def test_euclidean_matrix_is_symmetric_for_a_symmetric_operator(library):
+    state = space(library, weighted=True)
+    matrix = kp.partial_trace(kp.GramOperator(factor(state, parameters(library))), keep=("time", "unit"))
+    plain = to_numpy(euclidean_matrix(matrix))
+    assert_close(plain, plain.T)
+    assert np.abs(to_numpy(matrix.matrix) - to_numpy(matrix.matrix).T).max() > 1e-3
+
+
+def test_what_is_not_defined_is_refused():
+    state, theta = space(), parameters()
+    J, gram = factor(state, theta), kp.GramOperator(factor(state, theta))
+    with pytest.raises(ValueError, match="a trace needs an operator from a space to itself"):
+        kp.trace(J)
+    with pytest.raises(ValueError, match="give at least 8"):
+        kp.trace(gram, samples=4)
+    with pytest.raises(ValueError, match="between the same spaces"):
+        kp.alignment(J, gram)
+    with pytest.raises(ValueError, match="zero operator"):
+        kp.alignment(gram, 0.0 * gram)
+    with pytest.raises(ValueError, match="zero vector"):
+        kp.rayleigh(gram, np.zeros(state.shape))
+    with pytest.raises(ValueError, match="expected one vector"):
+        kp.rayleigh(gram, np.zeros((1, *state.shape)))
+    with pytest.raises(ValueError, match="a Rayleigh quotient needs"):
+        kp.rayleigh(J, np.zeros(theta.shape))

@@ -1,0 +1,272 @@
+"""Block Lanczos against dense eigh and scipy: values, multiplicities, true residuals, counts, breakdown, bad input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.sparse.linalg import LinearOperator, eigsh
+from synthetic import LIBRARIES, as_array, library, spectra
+
+from kpflow_dyn.arrays import to_numpy
+from kpflow_dyn.solvers import BlockLanczos
+from kpflow_dyn.solvers.orthogonalise import combine, gram, orthonormalise, to_double
+
+__all__ = ["library"]
+
+N = 600
+ITERATIVE = BlockLanczos(dense=0)
+
+
+def diagonal(values, like="numpy", dtype="float64"):
+    entries = as_array(like, values, dtype)
+    return (lambda rows: rows * entries), entries
+
+
+def dense_symmetric(values, seed=0):
+    """A matrix with this spectrum and no special eigenvectors."""
+    q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values), len(values))))
+    return (q * values) @ q.T
+
+
+def check(pairs, matrix, k, tol=1e-6):
+    """Values, orthonormality and residuals against the dense matrix, and the counts of applications."""
+    values, vectors = to_numpy(pairs.values), to_numpy(pairs.vectors).astype(float)
+    expected = np.linalg.eigvalsh(matrix)[::-1]
+    norm = max(np.abs(expected).max(), 1e-300)
+    assert np.abs(values - expected[:k]).max() <= tol * norm
+    assert (np.diff(values) <= 0).all()
+    assert np.abs(vectors @ vectors.T - np.eye(k)).max() < 1e-10
+    true = np.linalg.norm(vectors @ matrix - values[:, None] * vectors, axis=1) / norm
+    np.testing.assert_allclose(to_numpy(pairs.residuals), true, rtol=1e-2, atol=1e-14)
+    assert to_numpy(pairs.converged).all() and true.max() <= tol
+    assert pairs.calls <= pairs.applications
+
+
+@pytest.mark.parametrize("block", [1, 5, 16])
+@pytest.mark.parametrize("name", ["power", "exponential", "flat"])
+def test_leading_pairs_of_known_spectra(name, block):
+    matrix = dense_symmetric(spectra(N)[name])
+    check(BlockLanczos(block=block, dense=0).solve(lambda x: x @ matrix, N, 20, like=matrix), matrix, 20)
+
+
+@pytest.mark.parametrize("k", [10, 50, 110])
+@pytest.mark.parametrize("seed", range(3))
+def test_repeated_eigenvalues_keep_their_multiplicity(k, seed):
+    apply, like = diagonal(np.kron(np.exp(-np.arange(15) / 3), np.ones(40)))
+    pairs = ITERATIVE.solve(apply, N, k, like=like, seed=seed)
+    check(pairs, np.diag(like), k)
+
+
+def test_a_gram_matrix_times_the_identity_of_many_units():
+    V = np.random.default_rng(0).standard_normal((30, 7))
+    matrix = np.kron(V @ V.T, np.eye(64))  # an untrained network without recurrence: every eigenvalue 64 times
+    pairs = BlockLanczos().solve(lambda x: x @ matrix, len(matrix), 100, like=matrix)
+    expected = np.repeat(np.linalg.eigvalsh(V @ V.T)[::-1], 64)[:100]
+    np.testing.assert_allclose(pairs.values, expected, rtol=1e-9)
+
+
+def test_a_single_start_row_given_by_the_caller_finds_a_repeated_eigenvalue():
+    apply, like = diagonal(np.r_[2.0, 2.0, 2.0, np.linspace(1, 0, N - 3)])
+    pairs = ITERATIVE.solve(apply, N, 4, like=like, start=np.ones((1, N)))
+    np.testing.assert_allclose(pairs.values, [2, 2, 2, 1], atol=1e-9)
+
+
+def test_a_start_blind_to_the_leading_vector_does_not_miss_it():
+    apply, like = diagonal(np.r_[5.0, np.linspace(1, 0, N - 1)])
+    start = np.eye(N)[1:5]
+    assert ITERATIVE.solve(apply, N, 2, like=like, start=start).values[0] == pytest.approx(5.0)
+
+
+def test_a_warm_start_saves_steps():
+    apply, like = diagonal(spectra(N)["power"])
+    cold = ITERATIVE.solve(apply, N, 10, like=like)
+    nearby, _ = diagonal(spectra(N)["power"] * (1 + 1e-4 * np.random.default_rng(0).standard_normal(N)))
+    steps: dict[str, list[float]] = {"warm": [], "fresh": []}
+    warm, fresh = (
+        BlockLanczos(dense=0, block=10).solve(
+            nearby, N, 10, like=like, start=start, callback=lambda calls, r, name=name: steps[name].append(r.max())
+        )
+        for name, start in (("warm", cold.vectors), ("fresh", None))
+    )
+    assert len(steps["warm"]) < len(steps["fresh"])
+    np.testing.assert_allclose(warm.values, fresh.values, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("k", "block", "most"), [(10, 8, 140), (10, 16, 210), (50, 8, 330), (50, 16, 420)])
+def test_applications_stay_near_those_of_an_unrestarted_run(k, block, most):
+    """On i^-1/2, like an RNN's kernel; without restart they are 122, 186, 290 and 370, and scipy's 48 and 154."""
+    n = 4000
+    apply, like = diagonal(np.arange(1, n + 1) ** -0.5)
+    pairs = BlockLanczos(block=block).solve(apply, n, k, like=like)
+    assert pairs.applications <= most and to_numpy(pairs.converged).all()
+
+
+def test_agrees_with_scipy_on_an_indefinite_operator():
+    values = np.linspace(-2, 1, N)
+    matrix = dense_symmetric(values)
+    pairs = BlockLanczos(dense=0, tol=1e-8).solve(lambda x: x @ matrix, N, 5, like=matrix)
+    oracle = eigsh(LinearOperator((N, N), matvec=lambda x: matrix @ x, dtype=float), 5, which="LA", v0=np.ones(N))[0]
+    np.testing.assert_allclose(pairs.values, np.sort(oracle)[::-1], atol=1e-8)
+    assert float(pairs.residuals.max()) <= 1e-8
+
+
+@pytest.mark.parametrize("block", [1, 16])
+def test_zero_operator(block):
+    apply, like = diagonal(np.zeros(N))
+    check(BlockLanczos(block=block, dense=0).solve(apply, N, 20, like=like), np.diag(like), 20)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 30])
+@pytest.mark.parametrize("k", [5, 60])
+def test_rank_below_k(rank, k):
+    apply, like = diagonal(np.r_[np.linspace(3, 1, rank), np.zeros(N - rank)])
+    check(ITERATIVE.solve(apply, N, k, like=like), np.diag(like), k)
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (2, 1), (7, 7), (300, 300), (300, 290)])
+def test_small_dimensions_and_all_pairs(n, k):
+    matrix = dense_symmetric(np.arange(n) - 1.0)
+    check(BlockLanczos().solve(lambda x: x @ matrix, n, k, like=matrix), matrix, k)
+
+
+@pytest.mark.parametrize("dense", [0, 1000])
+def test_float32_reaches_its_floor_and_says_so(dense):
+    values = spectra(N)["repeated"]
+    matrix = dense_symmetric(values).astype("float32")
+    pairs = BlockLanczos(dense=dense).solve(lambda x: x @ matrix, N, 20, like=matrix)
+    assert np.abs(pairs.values - values[:20]).max() < 1e-6 and pairs.vectors.dtype == np.float32
+    assert pairs.values.dtype == np.float64 and pairs.converged.all()
+    wide = pairs.vectors.astype(float)
+    true = np.linalg.norm(wide @ matrix - pairs.values[:, None] * wide, axis=1)
+    assert np.abs(true - pairs.residuals).max() < 5e-7
+    with pytest.warns(UserWarning, match="did not reach the residual 1e-09"):
+        beyond = BlockLanczos(dense=dense, tol=1e-9).solve(lambda x: x @ matrix, N, 20, like=matrix)
+    assert not beyond.converged.all()
+
+
+def test_what_does_not_converge_is_flagged():
+    apply, like = diagonal(np.linspace(1, 0.99, N))
+    with pytest.warns(UserWarning, match=r"of 20 eigenpairs did not reach .* raise maxiter"):
+        pairs = BlockLanczos(dense=0, maxiter=3).solve(apply, N, 20, like=like)
+    assert not pairs.converged.all() and pairs.values.shape == (20,)
+    assert (pairs.converged == (pairs.residuals <= 1e-6)).all()
+
+
+def test_same_seed_same_result_and_progress_is_reported():
+    apply, like = diagonal(spectra(N)["power"])
+    seen: list[tuple[int, np.ndarray]] = []
+    first = ITERATIVE.solve(apply, N, 5, like=like, seed=1, callback=lambda calls, r: seen.append((calls, r)))
+    again, other = (ITERATIVE.solve(apply, N, 5, like=like, seed=seed) for seed in (1, 2))
+    assert (first.vectors == again.vectors).all() and (first.vectors != other.vectors).any()
+    assert [calls for calls, _ in seen] == list(range(1, len(seen) + 1))
+    assert all(r.shape == (5,) for _, r in seen) and seen[-1][1].max() <= 1e-6 < seen[0][1].max()
+
+
+def test_counts_are_what_the_operator_saw():
+    rows_seen: list[int] = []
+    values = spectra(N)["power"]
+
+    def apply(rows):
+        rows_seen.append(rows.shape[0])
+        return rows * values
+
+    for solver in (ITERATIVE, BlockLanczos(dense=N)):
+        rows_seen.clear()
+        pairs = solver.solve(apply, N, 7, like=values)
+        assert (pairs.applications, pairs.calls) == (sum(rows_seen), len(rows_seen))
+
+
+def test_every_library_takes_the_same_steps(library):
+    values, start = spectra(N)["power"], np.random.default_rng(0).standard_normal((8, N))
+    histories = []
+    for name in ("numpy", library):
+        apply, like = diagonal(values, name)
+        history: list[np.ndarray] = []
+        solver = BlockLanczos(block=8, dense=0)
+        pairs = solver.solve(
+            apply, N, 4, like=like, start=as_array(name, start), callback=lambda _, r, h=history: h.append(r)
+        )
+        assert type(pairs.vectors) is type(like) and pairs.vectors.dtype == like.dtype
+        histories.append(np.array(history))
+    assert np.abs(histories[0] - histories[1]).max() < 1e-10
+
+
+@pytest.mark.skipif("jax" not in LIBRARIES, reason="jax is not installed")
+def test_jax_without_float64_still_solves_the_small_problem_in_float64():
+    apply, like = diagonal(spectra(N)["power"], "jax", "float32")
+    pairs = ITERATIVE.solve(apply, N, 5, like=like)
+    assert pairs.values.dtype == np.float64 and str(pairs.vectors.dtype) == "float32"
+    np.testing.assert_allclose(pairs.values, spectra(N)["power"][:5], atol=3e-7)
+
+
+@pytest.mark.parametrize("dense", [0, 1000])
+def test_bad_operators_are_refused(dense):
+    solver, like = BlockLanczos(dense=dense), np.zeros(1)
+    generic = np.random.default_rng(0).standard_normal((N, N))
+    with pytest.raises(ValueError, match="not symmetric"):
+        solver.solve(lambda x: x @ generic, N, 3, like=like)
+    with pytest.raises(ValueError, match="NaN or inf in call 1"):
+        solver.solve(lambda x: x * np.nan, N, 3, like=like)
+    with pytest.raises(ValueError, match="keep the shape"):
+        solver.solve(lambda x: x[:, :5], N, 3, like=like)
+    with pytest.raises(ValueError, match="keep the shape and the dtype"):
+        solver.solve(lambda x: x.astype("float32"), N, 3, like=like)
+
+
+def test_a_nan_that_comes_late_is_refused():
+    calls = []
+
+    def apply(rows):
+        calls.append(None)
+        return rows * (spectra(N)["power"] if len(calls) < 4 else np.inf)
+
+    with pytest.raises(ValueError, match="call 4"):
+        ITERATIVE.solve(apply, N, 10, like=np.zeros(1))
+
+
+@pytest.mark.parametrize("k", [0, -1, N + 1])
+def test_an_impossible_k_is_refused(k):
+    with pytest.raises(ValueError, match="1 <= k <= 600"):
+        BlockLanczos().solve(lambda x: x, N, k, like=np.zeros(1))
+
+
+def test_bad_options_are_refused():
+    for bad in ({"block": 0}, {"tol": 0.0}, {"tol": 2.0}, {"maxiter": 0}):
+        with pytest.raises(ValueError, match="expected block >= 1"):
+            BlockLanczos(**bad)
+    with pytest.raises(ValueError, match="give at least 37"):
+        BlockLanczos(columns=30).solve(lambda x: x, N, 5, like=np.zeros(1))
+    with pytest.raises(ValueError, match=r"expected rows \[b, 600\]"):
+        BlockLanczos().solve(lambda x: x, N, 5, like=np.zeros(1), start=np.ones(N))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("condition", [1e0, 1e12])
+def test_orthonormalise_splits_rows_into_known_and_new(library, dtype, condition):
+    rng = np.random.default_rng(0)
+    eps = np.finfo(dtype).eps
+    basis, _c, _r = orthonormalise(as_array(library, rng.standard_normal((6, 80)), dtype), [], 0.0)
+    rows = (np.logspace(0, -np.log10(condition), 5)[:, None] * rng.standard_normal((5, 80))) + 1
+    w = as_array(library, rows, dtype)
+    q, c, r = orthonormalise(w, [basis], 4 * float(eps) * 10)
+    both = to_numpy(gram(q, q)), to_numpy(gram(q, basis))
+    assert np.abs(both[0] - np.eye(q.shape[0])).max() < 20 * eps and np.abs(both[1]).max() < 20 * eps
+    rebuilt = to_numpy(combine(c, [basis])) + to_numpy(combine(r, [q]))
+    assert np.abs(rebuilt - to_numpy(w)).max() < 200 * eps
+    assert to_numpy(to_double(w)).dtype == np.float64
+
+
+def test_orthonormalise_needs_its_second_pass():
+    rng = np.random.default_rng(0)
+    basis, _c, _r = orthonormalise(rng.standard_normal((6, 80)), [], 0.0)
+    w = rng.standard_normal((4, 6)) @ basis + 1e-8 * rng.standard_normal((4, 80))
+    q, _c, _r = orthonormalise(w, [basis], 1e-14)
+    assert np.abs(q @ basis.T).max() < 1e-15
+
+
+def test_orthonormalise_drops_dependent_rows():
+    rows = np.random.default_rng(0).standard_normal((3, 40))
+    w = np.concatenate([rows, rows[:2] + rows[1:], np.zeros((1, 40))])
+    q, _c, r = orthonormalise(w, [], 1e-12)
+    assert q.shape == (3, 40)
+    np.testing.assert_allclose(r @ q, w, atol=1e-12)
