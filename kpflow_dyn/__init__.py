@@ -21,6 +21,7 @@ _PUBLIC = {
     "problems": ["DiscreteProblem"],
     "solution": ["Solution", "solve"],
     "flow": ["DiscreteAdjoint", "Flow", "linearize"],
+    "analysis": ["analyze"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 _SUBMODULES = {"models", "solvers", "tasks"}

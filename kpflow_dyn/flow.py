@@ -27,7 +27,7 @@ class Propagator(Operator):
     """P = (D_S F)^{-1}: s_t = A_t s_{t-1} + q_t, with s_0 = 0."""
 
     def __init__(self, space: Space, tangent: Tangent) -> None:
-        super().__init__(space, space, lambda q: tangent.forward(q, None, len(q)), tangent.backward)
+        super().__init__(space, space, tangent.propagate, tangent.propagate_adjoint)
         self.inv = Operator(space, space, tangent.unpropagate, tangent.unpropagate_adjoint)
         """D_S F itself: q_t = s_t - A_t s_{t-1}."""
 
@@ -121,19 +121,9 @@ def _flow(tangent: Tangent, parameters: dict[str, Array], solution: Solution) ->
     outputs = Space(("trial", "time", "site"), (trials, times, len(tangent.site_kicks)), tangent.like)
     theta = Space(("parameter",), (tangent.parameter_size,), tangent.like)
 
-    V = Operator(
-        theta,
-        outputs,
-        lambda w: tangent.write(tangent.changes(w), len(w)),
-        lambda a: tangent.parameters(tangent.read(a), len(a)),
-    )
+    V = Operator(theta, outputs, tangent.write, tangent.read)
     B = Operator(outputs, state, tangent.enter, tangent.enter_adjoint)
-    J = Operator(
-        theta,
-        state,
-        lambda w: tangent.forward(None, tangent.changes(w), len(w)),
-        lambda q: tangent.parameters(tangent.gradient(q), len(q)),
-    )
+    J = Operator(theta, state, tangent.push_forward, tangent.pull_back)
     sites = _weight_sites(tangent)
     return Flow(
         P=Propagator(state, tangent),
@@ -141,7 +131,7 @@ def _flow(tangent: Tangent, parameters: dict[str, Array], solution: Solution) ->
         core=CoreOperator(V, sites, follows_from_inputs(sites, tangent.parameter_size)),
         B=B,
         J=J,
-        ntk=GramOperator(J, tangent.descent),
+        ntk=GramOperator(J, tangent.descend),
         sites=sites,
         solution=solution,
         parameters=parameters,
@@ -150,7 +140,7 @@ def _flow(tangent: Tangent, parameters: dict[str, Array], solution: Solution) ->
 
 def _weight_sites(tangent: Tangent) -> list[WeightSite]:
     sites = []
-    for site in tangent.sites:
+    for _, site in tangent.sites:
         entries, inputs = to_numpy(site.entries), site.variables.transpose(0, 1)
         weight = tangent.weights[site.entries.reshape(-1)].reshape(site.entries.shape)
         if site.kind == "matrix":

@@ -1,9 +1,16 @@
-"""Turn an analysed step and its data into the straight line of updates that is its tangent."""
+"""Turn an analysed step and its data into the straight line of updates that is its tangent.
+
+The kicks are cut into blocks of their own, one for each site where sites do not overlap, so that the products with a
+site's variables are one matrix product for all probes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,62 +23,128 @@ from kpflow_dyn.torch_backend.rows import Rows, jacobians, tangents
 DENSE_BYTES = 2**28
 
 
+@dataclass(frozen=True)
+class KickBlock:
+    """The kicks start:stop, held in a block of that name."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def kick_blocks(structure: Structure) -> list[KickBlock]:
+    """A cut of the kicks such that every site, and every product onto scattered kicks, lies in one block."""
+    together = [site.kicks for site in structure.sites]
+    together += [product.kicks for product in structure.products if not _consecutive(product.kicks)]
+    if structure.colouring is None:
+        together.append(np.arange(structure.kick_size))
+    inside = np.zeros(structure.kick_size + 1, bool)  # a cut before this kick would part what is together
+    for kicks in together:
+        inside[kicks.min() + 1 : kicks.max() + 1] = True
+    edges = {0, structure.kick_size} | {int(edge) for kicks in together for edge in (kicks.min(), kicks.max() + 1)}
+    cuts = sorted(edge for edge in edges if not inside[edge])
+    return [KickBlock(f"a{i}", *ends) for i, ends in enumerate(pairwise(cuts))]
+
+
 def plan_updates(
-    structure: Structure, rows: Rows, x: Tensor, z: Tensor, kicks: Tensor
+    structure: Structure, rows: Rows, blocks: list[KickBlock], x: Tensor, z: Tensor, kicks: Tensor
 ) -> tuple[list[Update], dict[str, int]]:
     """The updates of the step's tangent at x, z, kicks [time, trial, ...], and the widths of its work blocks."""
-    glue = _glue(structure, rows, x, z, kicks)
+    stages = [_cut(stage.segments, blocks) for stage in structure.stages]
+    glue = _glue(structure, stages, rows, blocks, x, z, kicks)
     updates: list[Update] = []
     widths: dict[str, int] = {}
     for k, product in enumerate(structure.products):
-        source = _whole(structure.stages[k].segments, len(structure.stages[k].ids))
+        size = product.positions.size
+        source = _whole(stages[k], size, blocks)
         if source is None:
-            source = Range(f"v{k}", 0, len(structure.stages[k].ids))
-            widths[source.block] = source.length
+            source, widths[f"v{k}"] = Range(f"v{k}", 0, size), size
             updates += glue(k, source)
-        updates.append(_product(product, source, structure.kick_size, rows))
+        updates += _products(product, source, blocks, rows)
     updates += glue(len(structure.products), Range("out", 0, structure.state_size))
     return updates, widths
 
 
-def _product(product: StepProduct, source: Range, kick_size: int, rows: Rows) -> Update:
-    matrix, numbers = rows.matrix(product), product.kicks.ravel().tolist()
-    consecutive = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-    if product.kicks.shape[0] == 1 and consecutive:
-        return Product(Range("a", numbers[0], len(numbers)), source, matrix, matrix.T.contiguous())
-    return ScatteredProduct(Range("a", 0, kick_size), source, matrix, rows.index(product.kicks))
+def _products(product: StepProduct, source: Range, blocks: list[KickBlock], rows: Rows) -> Iterator[Update]:
+    """The product onto each block of kicks that it feeds."""
+    matrix, first, stop = rows.matrix(product), int(product.kicks.min()), int(product.kicks.max()) + 1
+    for block in blocks:
+        start, end = max(first, block.start), min(stop, block.stop)
+        if start < end and _consecutive(product.kicks):
+            part = matrix[:, start - first : end - first].contiguous()
+            yield Product(Range(block.name, start - block.start, end - start), source, part, part.T.contiguous())
+        elif start < end:
+            whole = Range(block.name, 0, block.stop - block.start)
+            yield ScatteredProduct(whole, source, matrix, rows.index(product.kicks - block.start))
 
 
-def _whole(segments: list[Segment], size: int) -> Range | None:
-    """Where a sink is simply a range of z or of the kicks: that range."""
+def _consecutive(kicks: np.ndarray) -> bool:
+    """Whether kicks [r, m] are one row of consecutive numbers."""
+    return len(kicks) == 1 and bool((np.diff(kicks[0]) == 1).all())
+
+
+def _block_of(kick: int, blocks: list[KickBlock]) -> KickBlock:
+    return next(block for block in blocks if block.start <= kick < block.stop)
+
+
+def _cut(segments: list[Segment], blocks: list[KickBlock]) -> list[Segment]:
+    """The segments, cut where their sources go from one block of kicks to the next."""
+    parts = []
+    for s in segments:
+        while not s.from_state and s.source_step and s.source + s.length > (end := _block_of(s.source, blocks).stop):
+            here = end - s.source
+            parts.append(replace(s, length=here))
+            after = None if s.coefficient is None else s.coefficient + here
+            sink = s.sink + here * s.sink_step
+            s = replace(s, sink=sink, source=end, length=s.length - here, coefficient=after)
+        parts.append(s)
+    return parts
+
+
+def _source(s: Segment, length: int, blocks: list[KickBlock]) -> Range:
+    if s.from_state:
+        return Range("z", s.source, length)
+    block = _block_of(s.source, blocks)
+    return Range(block.name, s.source - block.start, length)
+
+
+def _whole(segments: list[Segment], size: int, blocks: list[KickBlock]) -> Range | None:
+    """Where a sink is simply a range of z or of one block of kicks: that range."""
     if len(segments) == 1:
         (s,) = segments
         if s.coefficient is None and s.length == size and s.source_step == 1:
-            return Range("z" if s.from_state else "a", s.source, s.length)
+            return _source(s, size, blocks)
     return None
 
 
 def _glue(
-    structure: Structure, rows: Rows, x: Tensor, z: Tensor, kicks: Tensor
+    structure: Structure,
+    stages: list[list[Segment]],
+    rows: Rows,
+    blocks: list[KickBlock],
+    x: Tensor,
+    z: Tensor,
+    kicks: Tensor,
 ) -> Callable[[int, Range], list[Update]]:
     """(stage, sink) -> its updates, in the cheapest form that the glue has."""
-    function, sources = rows.glue(), (Range("z", 0, z.shape[-1]), Range("a", 0, kicks.shape[-1]))
+    function = rows.glue()
     if structure.colouring is not None:
         coefficients = _coefficients(function, structure.colouring, x, z, kicks)
-        return lambda k, sink: [_scaled(run, sink, coefficients) for run in _gates(structure.stages[k].segments)]
+        return lambda k, sink: [_scaled(run, sink, coefficients, blocks) for run in _gates(stages[k], blocks)]
+    sources = (Range("z", 0, z.shape[-1]), Range(blocks[0].name, 0, kicks.shape[-1]))
     sinks = sum(len(stage.ids) for stage in structure.stages)
     if sinks * (z.shape[-1] + kicks.shape[-1]) * z.shape[0] * z.shape[1] * z.element_size() <= DENSE_BYTES:
-        blocks = jacobians(function, x, z, kicks)
-        return lambda k, sink: [Dense(sink, s, block) for s, block in zip(sources, blocks[k], strict=True)]
+        dense = jacobians(function, x, z, kicks)
+        return lambda k, sink: [Dense(sink, s, block) for s, block in zip(sources, dense[k], strict=True)]
     return lambda k, sink: [Traced(sink, sources, lambda *row: function(*row)[k], (x, z, kicks))]
 
 
-def _gates(segments: list[Segment]) -> Iterator[list[Segment]]:
+def _gates(segments: list[Segment], blocks: list[KickBlock]) -> Iterator[list[Segment]]:
     """Neighbouring segments onto one and the same range, such as the gates of a GRU, together."""
     ordered = sorted(segments, key=lambda s: (not s.from_state, s.sink, s.source))
     run = ordered[:1]
     for s in ordered[1:]:
-        if _continues(run[-1], s):
+        if _continues(run[-1], s) and _source(run[-1], 1, blocks).block == _source(s, 1, blocks).block:
             run.append(s)
         else:
             yield run
@@ -90,14 +163,14 @@ def _continues(s: Segment, after: Segment) -> bool:
     )
 
 
-def _scaled(run: list[Segment], sink: Range, coefficients: Tensor) -> Scaled:
+def _scaled(run: list[Segment], sink: Range, coefficients: Tensor, blocks: list[KickBlock]) -> Scaled:
     """The update of one run of gates, with their coefficients side by side."""
     s, gates = run[0], len(run)
     starts = [gate.coefficient for gate in run if gate.coefficient is not None]
     parts = [coefficients[:, :, None, start : start + s.length] for start in starts]
     return Scaled(
         Range(sink.block, sink.start + s.sink, s.length if s.sink_step else 1),
-        Range("z" if s.from_state else "a", s.source, gates * s.length if s.source_step else 1),
+        _source(s, gates * s.length if s.source_step else 1, blocks),
         *(gates, s.sink_step, s.source_step, torch.cat(parts, -1).contiguous() if parts else None),
     )
 

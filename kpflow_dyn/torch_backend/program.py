@@ -150,10 +150,13 @@ class Scaled:
             return self.bind_gates(target, source, fresh, span, transposed)
         return _elementwise(target, source, self.scales(span), fresh)
 
+    def __post_init__(self) -> None:
+        self.steps = None if self.coefficients is None else self.coefficients.unbind(0)
+
     def scales(self, span: slice | None) -> Sequence[Tensor] | None:
-        if self.coefficients is None:
+        if self.coefficients is None or self.steps is None:
             return None
-        return [self.coefficients] if span is None else self.coefficients[span].unbind(0)
+        return [self.coefficients] if span is None else self.steps[span]
 
     def bind_sum(self, target: Sequence[Tensor], source: Sequence[Tensor], span: slice | None) -> Run:
         c = self.scales(span)

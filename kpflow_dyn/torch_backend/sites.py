@@ -1,7 +1,7 @@
 """Weight sites on data: how a weight's change kicks the step, and the transpose, for a span of times at once.
 
-Blocks of kicks are [time, trial, probe, kick]. A site keeps changes of its weights in a layout of its own, which `take`
-makes of all weights' changes [probe, weight] and `put` adds back to them.
+Every site kicks within one block of kicks [time, trial, probe, kick], whose first is `start`. It keeps changes of its
+weights in a layout of its own, which `take` makes of all weights' changes [probe, weight] and `put` adds back to them.
 """
 
 from __future__ import annotations
@@ -51,37 +51,43 @@ class SiteData(Protocol):
         ...
 
 
-def site_data(site: Site, rows: Rows, x: Tensor, z: Tensor) -> SiteData:
+def site_data(site: Site, start: int, rows: Rows, x: Tensor, z: Tensor) -> SiteData:
     """The site with its variables, evaluated on the rows x, z [time, trial, ...]."""
     if isinstance(site, MatrixSite):
-        return MatrixData(site, rows, x, z)
-    return ScaleData(site, rows, x, z) if isinstance(site, ScaleSite) else OpaqueData(site, rows, x, z)
+        return MatrixData(site, start, rows, x, z)
+    return ScaleData(site, start, rows, x, z) if isinstance(site, ScaleSite) else OpaqueData(site, start, rows, x, z)
 
 
 class MatrixData:
-    """q = W v: V [time, trial, r, d], entries [d, m], kicks [r, m], changes [d, probe, m]."""
+    """q = W v: V [time, trial, r, d], entries [d, m], kicks [r, m], changes [d', probe, m].
+
+    d' is d filled up with zeros to a multiple of 8, which the products like.
+    """
 
     kind = "matrix"
 
-    def __init__(self, site: MatrixSite, rows: Rows, x: Tensor, z: Tensor) -> None:
+    def __init__(self, site: MatrixSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
         self.name = site.name
-        self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks)
-        self.variables = _variables(site, rows, x, z)
-        self.columns = _as_slice(site.kicks)
+        self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks - start)
+        found = _variables(site, rows, x, z)
+        self.padded = torch.nn.functional.pad(found, (0, -found.shape[-1] % 8))
+        self.columns = _as_slice(site.kicks - start)
 
     def no_change(self, probes: int) -> Tensor:
-        d, m = self.entries.shape
-        return self.variables.new_zeros(d, probes, m)
+        return self.padded.new_zeros(self.padded.shape[-1], probes, self.entries.shape[1])
 
     def take(self, weights: Tensor) -> Tensor:
-        return weights[:, self.entries].transpose(0, 1).contiguous()
+        change = self.no_change(len(weights))
+        change[: len(self.entries)] = weights[:, self.entries].transpose(0, 1)
+        return change
 
     def put(self, change: Tensor, weights: Tensor) -> None:
-        weights.index_add_(1, self.entries.reshape(-1), change.transpose(0, 1).reshape(len(weights), -1))
+        change = change[: len(self.entries)].transpose(0, 1)
+        weights.index_add_(1, self.entries.reshape(-1), change.reshape(len(weights), -1))
 
     def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
         if self.columns is None:
-            image = torch.einsum("tbrd,dpm->tbprm", self.variables[span], change).flatten(-2)
+            image = torch.einsum("tbrd,dpm->tbprm", self.padded[span], change).flatten(-2)
             _add_at(out, self.kicks.reshape(-1), image, fresh)
             return
         beta = 0 if fresh else 1
@@ -91,7 +97,7 @@ class MatrixData:
     def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
         if self.columns is None:
             sent = kicks[..., self.kicks.reshape(-1)].unflatten(-1, tuple(self.kicks.shape))
-            change.add_(torch.einsum("tbrd,tbprm->dpm", self.variables[span], sent))
+            change.add_(torch.einsum("tbrd,tbprm->dpm", self.padded[span], sent))
             return
         for source, dw in self.matrices(kicks, change):
             dw.addmm_(self.rows_of(span).T, source)
@@ -104,7 +110,12 @@ class MatrixData:
         return list(zip(flat[..., self.columns].unbind(1), change.unbind(1), strict=True))
 
     def rows_of(self, span: slice) -> Tensor:
-        return self.variables[span].view(-1, self.variables.shape[-1])
+        return self.padded[span].view(-1, self.padded.shape[-1])
+
+    @property
+    def variables(self) -> Tensor:
+        """V, without the filling."""
+        return self.padded[..., : len(self.entries)]
 
 
 class ScaleData:
@@ -112,9 +123,9 @@ class ScaleData:
 
     kind = "scale"
 
-    def __init__(self, site: ScaleSite, rows: Rows, x: Tensor, z: Tensor) -> None:
+    def __init__(self, site: ScaleSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
         self.name = site.name
-        self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks)
+        self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks - start)
         if site.operand is None:
             self.variables = x.new_ones(1, 1, len(site.kicks)).expand(*x.shape[:2], -1)
         else:
@@ -142,9 +153,9 @@ class OpaqueData:
 
     kind = "opaque"
 
-    def __init__(self, site: OpaqueSite, rows: Rows, x: Tensor, z: Tensor) -> None:
+    def __init__(self, site: OpaqueSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
         self.name = site.name
-        self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks)
+        self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks - start)
         operands, push, pull = rows.opaque(site.node, site.operand)
         self.data = each_row(rows.values(operands), x, z)
         fixed = (None,) * len(self.data)

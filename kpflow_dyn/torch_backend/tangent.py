@@ -13,16 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kpflow_dyn.structure import Structure
-from kpflow_dyn.torch_backend.plan import plan_updates
+from kpflow_dyn.torch_backend.plan import kick_blocks, plan_updates
 from kpflow_dyn.torch_backend.program import AllTimes, Run, Same, Steps, bind
 from kpflow_dyn.torch_backend.rows import Rows, each_row
-from kpflow_dyn.torch_backend.sites import SiteData, site_data
+from kpflow_dyn.torch_backend.sites import site_data
 
-SPAN_BYTES = 20 * 2**20
+Kicks = dict[str, Tensor]  # by block, [time, trial, probe, kick]
+
+SPAN_BYTES = 40 * 2**20
+ROWS_TOGETHER = 160  # rows trial x probe of a step that keep a CPU's products in its second-level cache
 
 
 class Tangent:
@@ -44,45 +48,101 @@ class Tangent:
         for index, value in zip(structure.replaced.values(), hubs, strict=True):
             here = rows.index(index >= 0)
             kicks[..., rows.index(index)[here]] = value.reshape(*kicks.shape[:2], -1)[..., here]
-        self.updates, self.widths = plan_updates(structure, rows, x, z, kicks)
-        self.sites: list[SiteData] = [site_data(site, rows, x, z) for site in structure.sites]
-        self.site_kicks = torch.cat([site.kicks.reshape(-1) for site in self.sites])
-        self.fresh, self.unkicked = self._first_kicks()
+        self.blocks = kick_blocks(structure)
+        self.updates, self.widths = plan_updates(structure, rows, self.blocks, x, z, kicks)
         self.weights, self.push, self.pull = rows.weights()
         self.parameter_size = sum(rows.fixed[node].numel() for node in structure.parameters)
-        used = torch.cat([site.entries.reshape(-1) for site in self.sites])
+        homes = [next(b for b in self.blocks if site.kicks.min() in range(b.start, b.stop)) for site in structure.sites]
+        self.sites = [
+            (home.name, site_data(site, home.start, rows, x, z))
+            for home, site in zip(homes, structure.sites, strict=True)
+        ]
+        self.site_kicks = rows.index(np.concatenate([site.kicks.ravel() for site in structure.sites]))
+        self.fresh, self.unkicked = self._first_kicks()
+        used = torch.cat([site.entries.reshape(-1) for _, site in self.sites])
         self.plain = not structure.derived and len(used.unique()) == len(used)
 
-    def _first_kicks(self) -> tuple[list[bool], Tensor]:
-        """Which sites are the first at all of their kicks, so that they may overwrite; and all other kicks."""
-        fresh, covered = [], torch.zeros(self.kick_size, dtype=torch.bool, device=self.like.device)
-        for site in self.sites:
-            numbers = site.kicks.reshape(-1)
-            fresh.append(not bool(covered[numbers].any()) and len(numbers.unique()) == len(numbers))
-            covered[numbers] |= fresh[-1]
-        return fresh, (~covered).nonzero().reshape(-1)
+    def _first_kicks(self) -> tuple[list[bool], dict[str, Tensor]]:
+        """Which sites are the first at all of their kicks, so that they may overwrite; and each block's other kicks."""
+        fresh = []
+        covered = {b.name: torch.zeros(b.stop - b.start, dtype=torch.bool) for b in self.blocks}
+        for name, site in self.sites:
+            numbers = site.kicks.reshape(-1).cpu()
+            fresh.append(not bool(covered[name][numbers].any()) and len(numbers.unique()) == len(numbers))
+            covered[name][numbers] |= fresh[-1]
+        others = {name: (~mask).nonzero().reshape(-1) for name, mask in covered.items()}
+        return fresh, {name: numbers.to(self.like.device) for name, numbers in others.items() if len(numbers)}
+
+    @property
+    def probes_together(self) -> int:
+        """How many probes ride in one sweep; a large device takes any number."""
+        return max(1, ROWS_TOGETHER // self.trials) if self.like.device.type == "cpu" else 2**30
 
     # Between parameters [probe, p] and the changes of each site's weights, in the site's own layout
 
     def changes(self, theta: Tensor) -> list[Tensor]:
         """Parameter changes -> weight changes."""
         weights = self.push(theta)
-        return [site.take(weights) for site in self.sites]
+        return [site.take(weights) for _, site in self.sites]
 
     def parameters(self, changes: list[Tensor], probes: int) -> Tensor:
         """The transpose of `changes`."""
         weights = self.like.new_zeros(probes, len(self.weights))
-        for site, change in zip(self.sites, changes, strict=True):
+        for (_, site), change in zip(self.sites, changes, strict=True):
             site.put(change, weights)
         return self.pull(weights)
 
-    # Sweeps: [probe, trial, time, unit]
+    # Operators on blocks of any number of probes, [probe, trial, time, unit] and [probe, p]
 
-    def forward(self, q: Tensor | None, changes: list[Tensor] | None, probes: int) -> Tensor:
-        """s_t = A_t s_{t-1} + B_t V_t dW^T + q_t for q, weight changes, or both."""
-        out, last = self.like.new_empty(probes, self.trials, self.times, self.units), torch.zeros(())
-        fresh = {name for name, given in (("out", q), ("a", changes)) if given is None}
-        for span, kicks, states in self._spans(probes):
+    def propagate(self, q: Tensor) -> Tensor:
+        """P q: s_t = A_t s_{t-1} + q_t."""
+        out = torch.empty_like(q)
+        for part, target in self._groups(q, out):
+            self._forward(part, None, target)
+        return out
+
+    def propagate_adjoint(self, q: Tensor) -> Tensor:
+        """P* q: the costates l_t = A_{t+1}^T l_{t+1} + q_t."""
+        out = torch.empty_like(q)
+        for part, target in self._groups(q, out):
+            for span, _, costates in self._costates(part):
+                target[:, :, span] = _outer(costates)
+        return out
+
+    def push_forward(self, theta: Tensor) -> Tensor:
+        """J theta: how the states move with the parameters."""
+        out = self.like.new_empty(len(theta), self.trials, self.times, self.units)
+        for part, target in self._groups(theta, out):
+            self._forward(None, self.changes(part), target)
+        return out
+
+    def pull_back(self, q: Tensor) -> Tensor:
+        """J* q: backpropagation through time."""
+        out = self.like.new_empty(len(q), self.parameter_size)
+        for part, target in self._groups(q, out):
+            target.copy_(self.parameters(self._gradient(part), len(part)))
+        return out
+
+    def descend(self, q: Tensor) -> Tensor:
+        """J J* q: the gradient's weight changes sent forward; past the parameters where each weight is one."""
+        out = torch.empty_like(q)
+        for part, target in self._groups(q, out):
+            changes = self._gradient(part)
+            if not self.plain:
+                changes = self.changes(self.parameters(changes, len(part)))
+            self._forward(None, changes, target)
+        return out
+
+    def _groups(self, given: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(given.split(self.probes_together), out.split(self.probes_together), strict=True)
+
+    # Sweeps of one group of probes
+
+    def _forward(self, q: Tensor | None, changes: list[Tensor] | None, out: Tensor) -> None:
+        """out: s_t = A_t s_{t-1} + B_t V_t dW^T + q_t for q, or for weight changes."""
+        last = torch.zeros(())
+        fresh = {"out"} if q is None else {block.name for block in self.blocks}
+        for span, kicks, states in self._spans(len(out)):
             states[0] = last
             if q is not None:
                 states[1:] = _inner(q[:, :, span])
@@ -93,121 +153,114 @@ class Tangent:
                 step(i)
             out[:, :, span] = _outer(states[1:])
             last = states[-1]
-        return out
 
-    def backward(self, q: Tensor) -> Tensor:
-        """The costates l_t = A_{t+1}^T l_{t+1} + q_t."""
-        out = torch.empty_like(q)
-        for span, _, costates in self._costates(q):
-            out[:, :, span] = _outer(costates)
-        return out
-
-    def gradient(self, q: Tensor) -> list[Tensor]:
-        """sum_t (B_t^T l_t)^T V_t for every site, l the costates of `backward`, which are not kept."""
-        changes = [site.no_change(len(q)) for site in self.sites]
+    def _gradient(self, q: Tensor) -> list[Tensor]:
+        """sum_t (B_t^T l_t)^T V_t for every site, l the costates of q."""
+        changes = [site.no_change(len(q)) for _, site in self.sites]
         for span, kicks, _ in self._costates(q):
-            for site, change in zip(self.sites, changes, strict=True):
-                site.gather(kicks, span, change)
+            for (name, site), change in zip(self.sites, changes, strict=True):
+                site.gather(kicks[name], span, change)
         return changes
 
-    def descent(self, q: Tensor) -> Tensor:
-        """J J* q: the gradient's weight changes sent forward; past the parameters where each weight is one."""
-        changes = self.gradient(q)
-        if not self.plain:
-            changes = self.changes(self.parameters(changes, len(q)))
-        return self.forward(None, changes, len(q))
-
-    def _costates(self, q: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """From the last span to the first: B_t^T l_t [time, trial, probe, kick] and l_t [time, trial, probe, unit]."""
-        last = _inner(q)[-1]
+    def _costates(self, q: Tensor) -> Iterator[tuple[slice, Kicks, Tensor]]:
+        """From the last span to the first: B_t^T l_t by blocks, and l_t [time, trial, probe, unit]."""
+        last, blocks = _inner(q)[-1], {block.name for block in self.blocks}
         for span, kicks, costates in self._spans(len(q), backward=True):
             before = max(span.start - 1, 0)  # the first span sends a costate to z0, which nobody reads
             costates[0] = _inner(q)[before]
             costates[1:-1] = _inner(q[:, :, span])[:-1]
             costates[-1] = last
-            step = self._bind(costates, kicks, {"a"}, span, transposed=True)
+            step = self._bind(costates, kicks, blocks, span, transposed=True)
             for i in reversed(range(span.stop - span.start)):
                 step(i)
             yield span, kicks, costates[1:]
             last = costates[0].clone()
 
-    def _bind(self, states: Tensor, kicks: Tensor, fresh: set[str], span: slice, transposed: bool = False) -> Run:
+    def _bind(self, states: Tensor, kicks: Kicks, fresh: set[str], span: slice, transposed: bool = False) -> Run:
         probes, times = states.shape[2], span.stop - span.start
         work = {name: Same(self._empty(1, probes, width)[0], times) for name, width in self.widths.items()}
-        blocks = {"z": Steps(states[:-1]), "a": Steps(kicks), "out": Steps(states[1:]), **work}
+        arrays = {"z": states[:-1], "out": states[1:], **kicks}
+        blocks = {name: Steps(values) for name, values in arrays.items()} | work
         return bind(self.updates, blocks, fresh | set(work), span, transposed=transposed)
 
-    def _kick(self, changes: list[Tensor], span: slice, kicks: Tensor) -> None:
-        kicks[..., self.unkicked] = 0
-        for site, change, fresh in zip(self.sites, changes, self.fresh, strict=True):
-            site.kick(change, span, kicks, fresh)
+    def _kick(self, changes: list[Tensor], span: slice, kicks: Kicks) -> None:
+        for name, others in self.unkicked.items():
+            kicks[name][..., others] = 0
+        for (name, site), change, fresh in zip(self.sites, changes, self.fresh, strict=True):
+            site.kick(change, span, kicks[name], fresh)
 
-    def _spans(self, probes: int, backward: bool = False) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def _spans(self, probes: int, backward: bool = False) -> Iterator[tuple[slice, Kicks, Tensor]]:
         """Spans of times, with work blocks that fit the cache: the kicks, and the states with one more before them."""
         bytes_per_time = probes * self.trials * (self.kick_size + self.units) * self.like.element_size()
         length = min(self.times, max(4, SPAN_BYTES // bytes_per_time))
         starts = range(0, self.times, length)
-        kicks, states = self._empty(length, probes, self.kick_size), self._empty(length + 1, probes, self.units)
+        kicks, states = self._kick_blocks(length, probes), self._empty(length + 1, probes, self.units)
         for start in reversed(starts) if backward else starts:
             times = min(length, self.times - start)
-            yield slice(start, start + times), kicks[:times], states[: times + 1]
+            yield slice(start, start + times), {n: k[:times] for n, k in kicks.items()}, states[: times + 1]
 
     # Maps at all times at once, without the recurrence. Site values are all sites' outputs, side by side.
 
-    def write(self, changes: list[Tensor], probes: int) -> Tensor:
+    def write(self, theta: Tensor) -> Tensor:
         """V dW^T of every site."""
-        kicks = self._empty(self.times, probes, self.kick_size)
-        values = []
-        for site, change in zip(self.sites, changes, strict=True):
-            site.kick(change, slice(None), kicks, True)
-            values.append(kicks[..., site.kicks.reshape(-1)])
+        kicks, values = self._kick_blocks(self.times, len(theta)), []
+        for (name, site), change in zip(self.sites, self.changes(theta), strict=True):
+            site.kick(change, slice(None), kicks[name], True)
+            values.append(kicks[name][..., site.kicks.reshape(-1)])
         return _outer(torch.cat(values, -1))
 
-    def read(self, values: Tensor) -> list[Tensor]:
+    def read(self, values: Tensor) -> Tensor:
         """The transpose of `write`."""
-        kicks = self._empty(self.times, len(values), self.kick_size)
-        changes = [site.no_change(len(values)) for site in self.sites]
-        parts = _inner(values).split([site.kicks.numel() for site in self.sites], -1)
-        for site, part, change in zip(self.sites, parts, changes, strict=True):
-            site.gather(kicks.zero_().index_add_(-1, site.kicks.reshape(-1), part), slice(None), change)
-        return changes
+        kicks, changes = self._kick_blocks(self.times, len(values)), []
+        parts = _inner(values).split([site.kicks.numel() for _, site in self.sites], -1)
+        for (name, site), part in zip(self.sites, parts, strict=True):
+            changes.append(site.no_change(len(values)))
+            kicks[name].zero_().index_add_(-1, site.kicks.reshape(-1), part)
+            site.gather(kicks[name], slice(None), changes[-1])
+        return self.parameters(changes, len(values))
 
     def enter(self, values: Tensor) -> Tensor:
         """B: site values -> state, each step on its own."""
         kicks = self._empty(self.times, len(values), self.kick_size).zero_()
         kicks.index_add_(-1, self.site_kicks, _inner(values))
-        return _outer(self._each_step(self._empty(self.times, len(values), self.units).zero_(), kicks))
+        blocks = {block.name: kicks[..., block.start : block.stop].contiguous() for block in self.blocks}
+        return _outer(self._each_step(self._empty(self.times, len(values), self.units).zero_(), blocks))
 
     def enter_adjoint(self, q: Tensor) -> Tensor:
         """B*: state -> site values."""
-        return _outer(self._each_step_adjoint(_inner(q).contiguous())[1][..., self.site_kicks])
+        _, kicks = self._each_step_adjoint(q)
+        return _outer(torch.cat(list(kicks.values()), -1)[..., self.site_kicks])
 
     def unpropagate(self, s: Tensor) -> Tensor:
         """P^{-1}: s_t - A_t s_{t-1}."""
         previous = self._empty(self.times, len(s), self.units).zero_()
         previous[1:] = _inner(s)[:-1]
-        return s - _outer(self._each_step(previous, self._empty(self.times, len(s), self.kick_size).zero_()))
+        kicks = {name: values.zero_() for name, values in self._kick_blocks(self.times, len(s)).items()}
+        return s - _outer(self._each_step(previous, kicks))
 
     def unpropagate_adjoint(self, q: Tensor) -> Tensor:
         """P^{-*}: q_t - A_{t+1}^T q_{t+1}."""
         out = q.clone()
-        out[:, :, :-1] -= _outer(self._each_step_adjoint(_inner(q).contiguous())[0][1:])
+        out[:, :, :-1] -= _outer(self._each_step_adjoint(q)[0][1:])
         return out
 
-    def _each_step(self, z: Tensor, kicks: Tensor) -> Tensor:
+    def _each_step(self, z: Tensor, kicks: Kicks) -> Tensor:
         out = torch.empty_like(z)
         self._bind_all(z, kicks, out, {"out"})(0)
         return out
 
-    def _each_step_adjoint(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        z, kicks = torch.empty_like(q), self._empty(self.times, q.shape[2], self.kick_size)
-        self._bind_all(z, kicks, q, {"a", "z"}, transposed=True)(0)
+    def _each_step_adjoint(self, q: Tensor) -> tuple[Tensor, Kicks]:
+        z, kicks = self._empty(self.times, len(q), self.units), self._kick_blocks(self.times, len(q))
+        self._bind_all(z, kicks, _inner(q).contiguous(), {"z", *kicks}, transposed=True)(0)
         return z, kicks
 
-    def _bind_all(self, z: Tensor, a: Tensor, out: Tensor, fresh: set[str], transposed: bool = False) -> Run:
+    def _bind_all(self, z: Tensor, kicks: Kicks, out: Tensor, fresh: set[str], transposed: bool = False) -> Run:
         work = {name: self._empty(self.times, z.shape[2], width) for name, width in self.widths.items()}
-        blocks = {name: AllTimes(v) for name, v in {"z": z, "a": a, "out": out, **work}.items()}
+        blocks = {name: AllTimes(v) for name, v in {"z": z, "out": out, **kicks, **work}.items()}
         return bind(self.updates, blocks, fresh | set(work), None, transposed=transposed)
+
+    def _kick_blocks(self, times: int, probes: int) -> Kicks:
+        return {block.name: self._empty(times, probes, block.stop - block.start) for block in self.blocks}
 
     def _empty(self, times: int, probes: int, width: int) -> Tensor:
         return self.like.new_empty(times, self.trials, probes, width)

@@ -1,0 +1,133 @@
+"""Time and peak memory of one application of NTK_S to a block of probes, side by side in one run on one thread.
+
+    python benchmarks/ntk_application.py            (curvlinops is measured too where it is installed)
+
+The setting is 40 trials x 90 steps x 256 units, float32. Every row is measured in turn with a large matrix product, and
+a ratio is the median over rounds of (floor / time), where the floor is the fewest flops that the application can cost
+(four products per recurrent weight and the products with the inputs) at the rate of that matrix product. Peak memory
+is what the process grew beyond what it held before, the result included.
+
+- kpflow_dyn: the fused operator `flow.ntk`, all probes in one block.
+- torch.func: vjp and jvp of the rolled-out cell, one probe after another (a vmap over probes is slower still).
+- curvlinops: its Gauss-Newton operator J* J for a summed square loss, one J and one J*, one probe after another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp
+
+import kpflow_dyn as kp
+
+TRIALS, TIMES, UNITS, INPUTS = 40, 90, 256, 3
+MODELS = {"RNN": (nn.RNNCell, 1), "GRU": (nn.GRUCell, 3)}
+
+
+class RolledOut(nn.Module):
+    """The states [trial, time, unit] of a cell on inputs [trial, time, input]."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        z, states = x.new_zeros(len(x), UNITS), []
+        for x_t in x.unbind(1):
+            z = self.cell(x_t, z)
+            states.append(z)
+        return torch.stack(states, 1)
+
+
+def with_torch_func(model: RolledOut, x: Tensor) -> Callable[[Tensor], Tensor]:
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def states(p: dict[str, Tensor]) -> Tensor:
+        return functional_call(model, p, (x,))
+
+    def one(q: Tensor) -> Tensor:
+        (gradient,) = vjp(states, parameters)[1](q)
+        return jvp(states, (parameters,), (gradient,))[1]
+
+    return lambda q: torch.stack([one(probe) for probe in q])
+
+
+def with_curvlinops(model: RolledOut, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+    try:
+        from curvlinops import GGNLinearOperator
+    except ImportError:
+        return None
+    parameters = dict(model.named_parameters())
+    data = [(x, torch.zeros(TRIALS, TIMES, UNITS))]
+    operator = GGNLinearOperator(model, nn.MSELoss(reduction="sum"), parameters, data, check_deterministic=False)
+    changes = torch.randn(operator.shape[1])
+    return lambda q: torch.stack([operator @ changes for _ in q])
+
+
+def growth(run: Callable[[], object]) -> float:
+    """MiB by which the process grew at most while running (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    run()
+    return (_resident("VmHWM") - before) / 1024
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def measure(name: str, probes: int, rounds: int) -> None:
+    make, gates = MODELS[name]
+    torch.manual_seed(0)
+    model, x = RolledOut(make(INPUTS, UNITS)), torch.randn(TRIALS, TIMES, INPUTS)
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(model.cell, x)))
+    q = torch.randn(probes, TRIALS, TIMES, UNITS)
+    ways = {
+        "kpflow_dyn": flow.ntk.mv,
+        "torch.func": with_torch_func(model, x),
+        "curvlinops": with_curvlinops(model, x),
+    }
+    square = torch.randn(2048, 2048)
+    flops = 2 * probes * TRIALS * TIMES * gates * UNITS * (4 * UNITS + 2 * (INPUTS + 2))
+    for way, apply in ways.items():
+        if apply is None:
+            continue
+        memory = growth(lambda apply=apply: apply(q))
+        ratios, times, rates = [], [], []
+        for _ in range(rounds if way == "kpflow_dyn" else max(2, rounds // 3)):
+            rates.append(2 * 2048**3 / seconds(lambda: square @ square))
+            times.append(seconds(lambda apply=apply: apply(q)))
+            ratios.append(flops / rates[-1] / times[-1])
+        took, floor = statistics.median(times), flops / statistics.median(rates)
+        print(
+            f"{name:4} {probes:3}  {way:10}  {1e3 * took:8.0f} ms  floor {1e3 * floor:6.0f} ms  "
+            f"{statistics.median(ratios):5.2f} of the floor  {memory:6.0f} MiB"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--probes", type=int, nargs="*", default=[1, 16])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in MODELS:
+        for probes in arguments.probes:
+            measure(name, probes, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,416 @@
+"""The standard analysis of a flow: spectra, modes, effective ranks and state PCA, as one labelled dataset."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import kpflow_dyn
+from kpflow_dyn.arrays import Array, Random, to_numpy
+from kpflow_dyn.estimate import Estimate, alignment, effective_rank, frobenius_norm, trace
+from kpflow_dyn.flat import CHEAP
+from kpflow_dyn.flow import Flow
+from kpflow_dyn.operators import Apply, GramOperator, MatrixOperator, Operator
+from kpflow_dyn.reductions import GROUPS, PartialTrace, partial_traces
+from kpflow_dyn.solvers import BlockLanczos
+from kpflow_dyn.solvers.orthogonalise import orthonormalise
+from kpflow_dyn.space import Space
+from kpflow_dyn.spectra import Modes, eigs
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from kpflow_dyn.tasks import TaskData
+
+Progress = Callable[[str, int, int | None], None]
+"""Called as progress(stage, done, total) in applications of an operator; total is None where nobody knows."""
+
+KERNELS = {"temporal": "time", "spatial": "unit", "trial": "trial"}
+"""The partial traces of the NTK by name, and the axis that each keeps."""
+
+SOLVER = BlockLanczos(block=8, tol=1e-3, maxiter=100)
+LEADING = 24  # directions of the parameters that the partial traces treat exactly
+LEAST_SAMPLES = 40
+COMPONENTS = 10
+BLOCK_ENTRIES = 2**23  # of probes applied at once: larger blocks take more memory and no less time
+
+WORDS = {
+    "temporal_effective_rank": (
+        "Effective temporal rank",
+        "How many time courses learning can use: 1 if it can only scale one, all steps if each is free.",
+    ),
+    "spatial_effective_rank": (
+        "Effective spatial rank",
+        "Along how many directions of unit space learning can move the state.",
+    ),
+    "trial_effective_rank": (
+        "Effective trial rank",
+        "How many patterns across trials learning can make; if few, changing one trial drags the others along.",
+    ),
+    "state_effective_rank": (
+        "Effective rank of the state",
+        "How many principal components the activity itself fills (its participation ratio); compare the spatial rank.",
+    ),
+    "core_effective_rank": (
+        "Effective rank of the core",
+        "How many directions the data at the weights offer to learning, each counted for every unit that it reaches.",
+    ),
+    "K_effective_rank": (
+        "Effective rank of K",
+        "How many directions a change of weights can kick within single steps, before the recurrence acts.",
+    ),
+    "ntk_effective_rank": (
+        "Effective rank of the NTK",
+        "How many directions of the whole trajectory [trial, time, unit] gradient descent can move appreciably.",
+    ),
+    "K_ntk_alignment": (
+        "Alignment of K and the NTK",
+        "1 if the recurrence only scales what the weights can change, near 0 if it reshapes it entirely.",
+    ),
+    "core_trace": ("Trace of the core", "Total squared size of the data that the weights see, counted for every unit."),
+    "K_trace": ("Trace of K", "Total squared sensitivity of single steps to the parameters."),
+    "ntk_trace": (
+        "Trace of the NTK",
+        "Total squared sensitivity of the trajectory to the parameters; over the trace of K, the recurrent gain.",
+    ),
+    "core_norm": ("Norm of the core", "Frobenius norm: the size of the core as its largest eigenvalues set it."),
+    "K_norm": ("Norm of K", "Frobenius norm: the size of K as its largest eigenvalues set it."),
+    "ntk_norm": (
+        "Norm of the NTK",
+        "Frobenius norm: the size of the NTK along the directions that are easiest to learn.",
+    ),
+}
+"""What each number is called, and what it means."""
+
+
+def analyze(
+    flow: Flow,
+    *,
+    k: int = 8,
+    samples: int = 120,
+    seed: int = 0,
+    task: TaskData | None = None,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Where, when and in which trials gradient descent can move the state, with error bars.
+
+    With S the state, T_axis the partial trace of the NTK that keeps one axis, and er(A) = (tr A)^2 / |A|_F^2:
+
+        core_eigenvalue, core_multiplicity      all of the core, where V gives them; else the leading ones
+        {K,ntk}_{eigenvalue,residual,converged} the k leading ones, |A v - l v| / l_1, and whether that is small enough
+        ntk_mode                                the NTK's eigenvectors [rank, trial, time, unit]
+        {temporal,spatial,trial}_kernel         T_time, T_unit and T_trial
+        {temporal,spatial,trial}_{eigenvalue,eigenvalue_stderr,mode}    their spectra and eigenvectors; unless exact,
+            what modes found from half of the probes carry of the other half, so that noise does not pass for modes
+        {core,K,ntk}_{trace,norm,effective_rank}, {temporal,spatial,trial,state}_effective_rank, K_ntk_alignment
+        pc_{variance,projection,direction}      principal components of S over trials and times
+
+    The numbers have attributes: `stderr` (0 where exact), `method`, `long_name`, `description`; where it was counted
+    `applications`; and of effective ranks `dimension`, the most they can be.
+
+    Args:
+        flow: what `linearize` gives.
+        k: how many leading eigenvalues of K and of the NTK to find.
+        samples: random probes behind each estimate.
+        seed: the same int gives the same dataset.
+        task: the task that the inputs came from, for the time axis in milliseconds and coordinates `label_...` of the
+            trials.
+        progress: called as the work goes on.
+
+    Raises:
+        ValueError: k < 1, samples < 40, or a task with other trials or times than the flow.
+
+    Warns:
+        UserWarning: eigenpairs that did not converge; the dataset flags them.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> from kpflow_dyn.analysis import analyze
+        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
+        >>> analyze(flow, k=2).ntk_eigenvalue.shape
+        (2,)
+    """
+    import xarray as xr
+
+    _check(flow, k, samples, task)
+    work = _Work(flow, samples, Random(seed), progress or (lambda stage, done, total: None))
+    kernels = work.kernels()
+    ranks = {f"{name}_effective_rank": _kernel_rank(kernel) for name, kernel in kernels.items()}
+    state = to_numpy(flow.solution.state).astype(np.float64)
+    numbers = ranks | {"state_effective_rank": _state_rank(state)} | work.numbers()
+    dataset = xr.Dataset({name: _variable(name, numbers[name], flow) for name in WORDS}, _coordinates(flow, task))
+    for name, axis in KERNELS.items():
+        dataset = dataset.assign(_kernel_modes(name, axis, kernels[name]))
+    dataset = dataset.assign(_principal_components(state)).assign(work.core_spectrum(k)).assign(work.spectra(k))
+    return dataset.assign_attrs(_attributes(flow, k, samples, seed, task))
+
+
+class _Work:
+    """The part of the analysis that applies operators."""
+
+    def __init__(self, flow: Flow, samples: int, rng: Random, progress: Progress) -> None:
+        self.flow, self.samples, self.rng, self.progress = flow, samples, rng, progress
+        self.halves: Counter[str] = Counter()
+
+    def kernels(self) -> dict[str, PartialTrace]:
+        """The partial traces of the NTK: what the leading directions Q add exactly, and the rest by probes.
+
+        With orthonormal columns Q, J J* = (J Q)(J Q)* + (J (1 - Q Q*))(J (1 - Q Q*))*.
+        """
+        axes, ntk = list(KERNELS.values()), self.flow.ntk
+        if _is_small(ntk):
+            return dict(
+                zip(KERNELS, partial_traces(self._watched(ntk, "partial traces of ntk", None), axes), strict=True)
+            )
+        samples = self.samples + -self.samples % GROUPS  # groups of one size, for `_groups`
+        J = self._watched(ntk, "partial traces of ntk", LEADING + samples // 2).factor
+        leading, rest = _split(J, self.rng)
+        known = partial_traces(GramOperator(J @ leading), axes)
+        sampled = partial_traces(GramOperator(J @ rest), axes, samples, self.rng)
+        return {name: _sum(*parts) for name, *parts in zip(KERNELS, known, sampled, strict=True)}
+
+    def numbers(self) -> dict[str, Estimate]:
+        """Trace, norm and effective rank of the core, of K and of the NTK, and the alignment of the last two."""
+        found = {}
+        for name in ("core", "K", "ntk"):
+            for what, measure in {"trace": trace, "norm": frobenius_norm, "effective_rank": effective_rank}.items():
+                found[f"{name}_{what}"] = self._estimate(measure, f"{what.replace('_', ' ')} of {name}", name)
+        return found | {"K_ntk_alignment": self._estimate(alignment, "alignment of K and ntk", "K", "ntk")}
+
+    def core_spectrum(self, k: int) -> dict[str, Any]:
+        """The core's eigenvalues and their multiplicities: all, or the leading ones where V does not give them."""
+        spectrum = self.flow.core.spectrum()
+        if spectrum is None:
+            values = self._leading("core", k).values
+            spectrum = to_numpy(values), np.ones(len(values), int)
+        order = np.argsort(-spectrum[0], kind="stable")
+        names = ("core_eigenvalue", "core_multiplicity")
+        return {name: ("core_rank", entry[order]) for name, entry in zip(names, spectrum, strict=True)}
+
+    def spectra(self, k: int) -> dict[str, Any]:
+        """The leading eigenvalues of K and of the NTK, how good they are, and the modes of the NTK."""
+        pairs = {name: self._leading(name, k) for name in ("K", "ntk")}
+        variables: dict[str, Any] = {"ntk_mode": (("rank", "trial", "time", "unit"), to_numpy(pairs["ntk"].vectors))}
+        for name, found in pairs.items():
+            attributes = {"applications": found.applications, "method": f"block Lanczos, tol {SOLVER.tol:g}"}
+            for what, values in (
+                ("eigenvalue", found.values),
+                ("residual", found.residuals),
+                ("converged", found.converged),
+            ):
+                variables[f"{name}_{what}"] = ("rank", to_numpy(values), attributes)
+        return variables
+
+    def _leading(self, name: str, k: int) -> Modes:
+        op = self._watched(getattr(self.flow, name), f"leading eigenvalues of {name}", None)
+        return eigs(op, min(k, op.domain.size, op.factor.domain.size), SOLVER, self.rng)
+
+    def _estimate(self, measure: Callable[..., Estimate], stage: str, *names: str) -> Estimate:
+        """`measure`, exact where that is cheap."""
+        ops = [getattr(self.flow, name) for name in names]
+        if names == ("core",) and ops[0].spectrum() is not None:
+            return measure(*ops)
+        samples, total = (None, None) if _is_small(ops[0]) else (self.samples, len(ops) * self.samples)
+        return measure(*(self._watched(op, stage, total) for op in ops), samples=samples, seed=self.rng)
+
+    def _watched(self, op: GramOperator, stage: str, total: int | None) -> GramOperator:
+        """The same operator, which reports how much was applied in this stage, a factor counting as one half."""
+        factor, space = op.factor, op.domain
+        step = max(1, BLOCK_ENTRIES // max(space.size, factor.domain.size))
+
+        def counted(apply: Apply) -> Apply:
+            def applied(q: Array) -> Array:
+                images = []
+                for part in (q[i : i + step] for i in range(0, len(q), step)):
+                    images.append(apply(part))
+                    self.halves[stage] += len(part)
+                    self.progress(stage, self.halves[stage] // 2, total)
+                return images[0] if len(images) == 1 else space.xp.concat(images)
+
+            return applied
+
+        self.progress(stage, 0, total)
+        return GramOperator(Operator(factor.domain, factor.codomain, counted(factor.mv), counted(factor.T.mv)))
+
+
+def _check(flow: Flow, k: int, samples: int, task: TaskData | None) -> None:
+    if k < 1:
+        raise ValueError(f"k = {k} eigenvalues asked for, expected at least 1")
+    if samples < LEAST_SAMPLES:
+        raise ValueError(f"samples = {samples} is too few for error bars; give at least {LEAST_SAMPLES}")
+    shape = flow.ntk.domain.shape[:2]
+    if task is not None and task.inputs.shape[:2] != shape:
+        raise ValueError(f"the task has [trial, time] {task.inputs.shape[:2]}, expected those of the flow, {shape}")
+
+
+def _coordinates(flow: Flow, task: TaskData | None) -> dict[str, Any]:
+    trials, _times, units = flow.ntk.domain.shape
+    dt = None if task is None else task.dt
+    steps = to_numpy(flow.solution.t).astype(np.float64)
+    coordinates: dict[str, Any] = {
+        "trial": np.arange(trials),
+        "time": ("time", steps, {"units": "step"}) if dt is None else ("time", steps * dt, {"units": "ms"}),
+        "unit": np.arange(units),
+    }
+    labels = {} if task is None else task.labels
+    by_trial = {f"label_{name}": ("trial", values) for name, values in labels.items() if values.shape == (trials,)}
+    return coordinates | by_trial
+
+
+def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | None) -> dict[str, Any]:
+    trials, times, units = flow.ntk.domain.shape
+    padding = 0.0 if task is None or task.mask is None else 1 - float(task.mask.mean())
+    note = {"padding": f"{padding:.0%} of the steps lie behind the end of their trial; they are analysed too"}
+    return {
+        "title": f"Analysis of {flow.solution.problem.cell}",
+        "state": f"{trials} trials x {times} times x {units} units",
+        "parameters": flow.J.domain.size,
+        "weight_sites": "; ".join(site.name for site in flow.sites),
+        "dtype": str(flow.ntk.domain.dtype).removeprefix("torch."),
+        **(note if padding else {}),
+        "k": k,
+        "samples": samples,
+        "seed": seed,
+        "version_kpflow_dyn": kpflow_dyn.__version__,
+        **{f"version_{package}": version(package) for package in ("torch", "numpy", "scipy", "xarray")},
+        "version_python": platform.python_version(),
+    }
+
+
+def _variable(name: str, estimate: Estimate, flow: Flow) -> Any:
+    long_name, description = WORDS[name]
+    attributes = {
+        "long_name": long_name,
+        "description": description,
+        "stderr": estimate.stderr,
+        "method": estimate.method,
+        "applications": estimate.applications,
+    }
+    if name.endswith("effective_rank"):
+        attributes["dimension"] = _dimension(name.removesuffix("_effective_rank"), flow)
+    return (), estimate.value, attributes
+
+
+def _dimension(name: str, flow: Flow) -> int:
+    """The most that an effective rank can be."""
+    state = flow.ntk.domain
+    if name in ("core", "K", "ntk"):
+        op = getattr(flow, name)
+        return min(op.domain.size, op.factor.domain.size)
+    return state.shape[state.axes.index(KERNELS.get(name, "unit"))]
+
+
+def _is_small(op: GramOperator) -> bool:
+    """Whether exact results take few applications."""
+    return min(op.domain.size, op.factor.domain.size) <= CHEAP
+
+
+def _split(J: Operator, rng: Random) -> tuple[Operator, Operator]:
+    """Q and 1 - Q Q*, with Q [p, LEADING] an orthonormal basis of J* Omega for random Omega."""
+    theta = J.domain
+    image = J.T.mv(J.codomain.normal(LEADING, rng))
+    rows, _c, _r = orthonormalise(image.reshape((LEADING, -1)), [], 0.0)
+    few = Space(("direction",), (len(rows),), theta.like)
+    rest = Operator(theta, theta, lambda w: w - (w @ rows.T) @ rows, None)
+    return Operator(few, theta, lambda c: c @ rows, lambda w: w @ rows.T), rest
+
+
+def _sum(known: PartialTrace, sampled: PartialTrace) -> PartialTrace:
+    space = known.domain
+    without = [MatrixOperator(known.matrix + part.matrix, space, space) for part in sampled.without]
+    applications = known.applications + sampled.applications
+    return PartialTrace(known.matrix + sampled.matrix, sampled.stderr, without, space, True, applications)
+
+
+def _kernel_rank(kernel: PartialTrace) -> Estimate:
+    """er of a partial trace: exact, or from products of independent groups of probes.
+
+    The mean's own norm is too large by its noise, which is no small correction where the kernel has many modes.
+    Products of different groups are unbiased for (tr T)^2 and |T|_F^2; their ratio is jackknifed over the groups.
+    """
+    if not kernel.without:
+        return effective_rank(kernel)
+    groups = _groups(kernel)
+    traces, count = np.trace(groups, axis1=1, axis2=2), len(groups)
+    squares, products = np.multiply.outer(traces, traces), np.tensordot(groups, groups, ([1, 2], [1, 2]))
+    pairs = ~np.eye(count, dtype=bool)
+    value = squares[pairs].sum() / products[pairs].sum()
+    kept = [pairs & (np.arange(count) != i) & (np.arange(count) != i)[:, None] for i in range(count)]
+    without = [squares[rest].sum() / products[rest].sum() for rest in kept]
+    value, stderr = count * value - (count - 1) * np.mean(without), np.std(without) * np.sqrt(count - 1)
+    return Estimate(float(value), float(stderr), kernel.applications, "products of groups of probes")
+
+
+def _kernel_modes(name: str, axis: str, kernel: PartialTrace) -> dict[str, Any]:
+    """A partial trace [axis, axis_other], its eigenvalues with standard errors, and its eigenvectors."""
+    matrix = _double(kernel.matrix)
+    exact, vectors = np.linalg.eigh(matrix)
+    values, stderr = _validated_eigenvalues(kernel) if kernel.without else (exact[::-1], np.zeros(len(exact)))
+    rank = f"{name}_rank"
+    return {
+        f"{name}_kernel": ((axis, f"{axis}_other"), matrix, {"applications": kernel.applications}),
+        f"{name}_eigenvalue": (rank, values, {"method": "cross-validated" if kernel.without else "exact"}),
+        f"{name}_eigenvalue_stderr": (rank, stderr),
+        f"{name}_mode": ((rank, axis), _with_sign(vectors.T[::-1])),
+    }
+
+
+def _validated_eigenvalues(kernel: PartialTrace) -> tuple[np.ndarray, np.ndarray]:
+    """v^T T v with modes v found from one half of the probes and T from the other, both ways, and its standard error.
+
+    The eigenvalues of the mean itself are spread by its noise: in a flat spectrum it would pass for leading modes.
+    """
+    groups = _groups(kernel)
+    halves = groups[::2], groups[1::2]
+    values, variances = [], []
+    for found, other in (halves, halves[::-1]):
+        modes = np.linalg.eigh(found.mean(0))[1][:, ::-1]
+        each = np.einsum("gxk,xk->gk", other @ modes, modes)
+        values.append(each.mean(0))
+        variances.append(each.var(0, ddof=1) / len(each))
+    return np.mean(values, axis=0), np.sqrt(np.sum(variances, axis=0)) / 2
+
+
+def _groups(kernel: PartialTrace) -> np.ndarray:
+    """The estimate from each group of probes alone [group, n, n], for groups of one size."""
+    mean, count = _double(kernel.matrix), len(kernel.without)
+    return np.stack([count * mean - (count - 1) * _double(part.matrix) for part in kernel.without])
+
+
+def _double(matrix: Array) -> np.ndarray:
+    return to_numpy(matrix).astype(np.float64)
+
+
+def _with_sign(rows: np.ndarray) -> np.ndarray:
+    """Each row with its largest entry positive."""
+    largest = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], axis=1)
+    return rows * np.where(largest < 0, -1, 1)
+
+
+def _covariance(state: np.ndarray) -> np.ndarray:
+    rows = state.reshape(-1, state.shape[2])
+    return np.atleast_2d(np.cov(rows, rowvar=False, bias=True))
+
+
+def _state_rank(state: np.ndarray) -> Estimate:
+    covariance = _covariance(state)
+    square = (covariance**2).sum()
+    return Estimate(float(np.trace(covariance) ** 2 / square) if square else 0.0, 0.0, 0, "exact")
+
+
+def _principal_components(state: np.ndarray) -> dict[str, Any]:
+    """Shares of the variance, projections [trial, time, pc] and directions [pc, unit] of the leading components."""
+    values, vectors = np.linalg.eigh(_covariance(state))
+    count = min(COMPONENTS, len(values))
+    directions, total = _with_sign(vectors.T[::-1][:count]), values.sum()
+    return {
+        "pc_variance": ("pc", np.maximum(values[::-1][:count], 0) / (total or 1)),
+        "pc_projection": (("trial", "time", "pc"), (state - state.mean((0, 1))) @ directions.T),
+        "pc_direction": (("pc", "unit"), directions),
+    }

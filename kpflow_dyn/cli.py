@@ -1,0 +1,333 @@
+"""The command line: `kpflow-dyn analyze` and `kpflow-dyn demo`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+import kpflow_dyn
+from kpflow_dyn.folder import check_folder, new_folder
+
+# Torch, xarray and matplotlib take seconds to import: commands do so when they need them.
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from kpflow_dyn.analysis import Progress
+    from kpflow_dyn.checkpoint import Checkpoint
+    from kpflow_dyn.flow import Flow
+    from kpflow_dyn.tasks import TaskData
+
+FIGURE_NAMES = ("spectra", "effective_ranks", "temporal_modes", "spatial_modes", "trial_modes", "state_pca")
+FILE_NAMES = {"results.json", "results.nc", "index.html", *(f"{name}.png" for name in FIGURE_NAMES)}
+DEMO_TASK = "neurogym:PerceptualDecisionMaking-v0"
+
+app = typer.Typer(
+    help="In which time, trial and unit modes can gradient descent change a recurrent network?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Trials = Annotated[int | None, typer.Option(help="Trials to draw; by default 32, and all of those in a file.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same trials and the same numbers.", min=0)]
+Modes = Annotated[int, typer.Option(help="Leading eigenvalues of K and of the NTK to find.", min=1)]
+Samples = Annotated[int, typer.Option(help="Random probes behind each estimate; more make error bars smaller.", min=40)]
+Dtype = Annotated[str | None, typer.Option(help="float32 or float64; by default the checkpoint's own.")]
+Threads = Annotated[int | None, typer.Option(help="Threads to compute with; torch's own choice unless given.", min=1)]
+Out = Annotated[Path, typer.Option(help="Folder to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier analysis.")]
+Debug = Annotated[bool, typer.Option("--debug", envvar="KPFLOW_DYN_DEBUG", help="Show the traceback of an error.")]
+
+
+@dataclass(frozen=True)
+class _Job:
+    checkpoint: Path
+    model: str
+    task: str
+    prefix: str | None
+    readout: str | None
+    nonlinearity: str | None
+    trials: int | None
+    seed: int
+    modes: int
+    samples: int
+    dtype: str | None
+    threads: int | None
+    out: Path
+    overwrite: bool
+
+
+@app.command()
+def analyze(
+    checkpoint: Annotated[Path, typer.Argument(help="A state dict: .pt, .pth or .safetensors.")],
+    model: Annotated[str, typer.Option(help="rnn, gru, lstm or ctrnn.")],
+    task: Annotated[str, typer.Option(help="memorypro, flipflop, neurogym:NAME-v0, or a path that ends in .npz.")],
+    prefix: Annotated[str | None, typer.Option(help='Before the names of the weights, such as "rnn."')] = None,
+    readout: Annotated[str | None, typer.Option(help="The readout layer's name, where several could be it.")] = None,
+    nonlinearity: Annotated[str | None, typer.Option(help="tanh or relu, for rnn and ctrnn.")] = None,
+    trials: Trials = None,
+    seed: Seed = 0,
+    modes: Modes = 8,
+    samples: Samples = 120,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    out: Out = Path("kpflow-analysis"),
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Analyse a trained or freshly initialised network on a task; write numbers, figures and a page."""
+    job = _Job(
+        checkpoint,
+        model,
+        task,
+        prefix,
+        readout,
+        nonlinearity,
+        trials,
+        seed,
+        modes,
+        samples,
+        dtype,
+        threads,
+        out,
+        overwrite,
+    )
+    with _plain_errors(debug):
+        _run(job)
+
+
+@app.command()
+def demo(
+    trials: Trials = None,
+    seed: Seed = 0,
+    modes: Modes = 8,
+    samples: Samples = 120,
+    dtype: Dtype = None,
+    threads: Threads = 1,
+    out: Out = Path("kpflow-demo"),
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Analyse the network that ships with the package: a GRU that decides which of two noisy inputs is larger."""
+    with _plain_errors(debug), as_file(files("kpflow_dyn").joinpath("data/demo.safetensors")) as checkpoint:
+        _run(
+            _Job(
+                checkpoint,
+                "gru",
+                DEMO_TASK,
+                None,
+                None,
+                None,
+                trials,
+                seed,
+                modes,
+                samples,
+                dtype,
+                threads,
+                out,
+                overwrite,
+            )
+        )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"kpflow-dyn {kpflow_dyn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+def _run(job: _Job) -> None:
+    check_folder(job.out, FILE_NAMES, job.overwrite)
+    with _progress() as progress, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = _analyze(job, progress)
+        dataset.attrs["warnings"] = "\n".join(_notes(caught))
+        progress("drawing", 0, None)
+        contents = _render(dataset)
+    with new_folder(job.out) as folder:
+        for name, content in contents.items():
+            folder.joinpath(name).write_bytes(content)
+        dataset.to_netcdf(folder / "results.nc", engine="h5netcdf")
+    _print_table(dataset)
+    typer.echo(f"The page: {job.out.absolute() / 'index.html'}")
+
+
+def _analyze(job: _Job, progress: Progress) -> xr.Dataset:
+    progress("loading the network and the task", 0, None)
+    from kpflow_dyn.analysis import analyze as analyze_flow
+
+    network, data = _load(job)
+    progress("running and linearising", 0, None)
+    flow = _flow(network, data)
+    dataset = analyze_flow(flow, k=job.modes, samples=job.samples, seed=job.seed, task=data, progress=progress)
+    dataset.attrs = {
+        "title": f"{job.model.upper()} of {network.cell.hidden_size} units on {data.name}",
+        "checkpoint": job.checkpoint.name,
+        "model": str(network.cell),
+        "task": data.name,
+        **{key: value for key, value in dataset.attrs.items() if key != "title"},
+    }
+    return dataset
+
+
+def _load(job: _Job) -> tuple[Checkpoint, TaskData]:
+    """The network and its task, fitting each other, in the dtype asked for."""
+    import torch
+
+    from kpflow_dyn.checkpoint import load_checkpoint
+    from kpflow_dyn.tasks import make_task
+
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    if job.dtype not in (None, "float32", "float64"):
+        raise ValueError(f"dtype must be float32 or float64, got {job.dtype!r}")
+    network = load_checkpoint(job.checkpoint, job.model, job.prefix, job.readout, job.nonlinearity)
+    data = make_task(job.task, trials=job.trials, seed=job.seed)
+    width, channels = network.cell.input_size, data.inputs.shape[2]
+    if width != channels:
+        raise ValueError(
+            f"{job.checkpoint} takes {width} inputs, but the task {data.name} gives {channels}; choose the task "
+            "that the network was trained on, or give its inputs as an .npz file"
+        )
+    if job.dtype is not None:
+        network.cell.to(getattr(torch, job.dtype))
+    return network, data
+
+
+def _flow(network: Checkpoint, data: TaskData) -> Flow:
+    import torch
+
+    import kpflow_dyn as kp
+
+    dtype = next(network.cell.parameters()).dtype
+    problem = kp.DiscreteProblem(network.cell, torch.from_numpy(data.inputs).to(dtype))
+    return kp.linearize(kp.solve(problem))
+
+
+def _render(dataset: xr.Dataset) -> dict[str, bytes]:
+    """All files but the NetCDF one, by name."""
+    from kpflow_dyn.report import render_figures, render_page
+
+    images = render_figures(dataset)
+    return {
+        **{f"{name}.png": image["light"] for name, image in images.items()},
+        "index.html": render_page(dataset, images).encode(),
+        "results.json": _to_json(dataset).encode(),
+    }
+
+
+def _to_json(dataset: xr.Dataset) -> str:
+    from kpflow_dyn.report import settings, summarize, versions
+
+    content = {
+        "numbers": summarize(dataset),
+        "settings": settings(dataset),
+        "versions": versions(dataset),
+        "warnings": dataset.attrs["warnings"].splitlines(),
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=lambda number: number.item(), allow_nan=False)
+    return text + "\n"
+
+
+def _print_table(dataset: xr.Dataset) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from kpflow_dyn.report import summarize
+
+    table = Table(title=dataset.attrs["title"], caption="± standard error; numbers without it are exact")
+    table.add_column("")
+    table.add_column("value", justify="right")
+    table.add_column("of", justify="right")
+    for number in summarize(dataset).values():
+        table.add_row(number["long_name"], number["text"], str(number.get("dimension", "")))
+    Console().print(table)
+    for line in dataset.attrs["warnings"].splitlines():
+        typer.echo(f"note: {line}", err=True)
+
+
+def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
+    """What this package warned of, each once; other packages' deprecations are none of the user's business."""
+    ours = [str(w.message) for w in caught if w.category is UserWarning and "kpflow_dyn" in Path(w.filename).parts]
+    return [_one_line(text) for text in dict.fromkeys(ours)]
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A line for each stage on stderr, with a bar where the amount of work is known."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        stages: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int | None) -> None:
+            if stage not in stages:
+                for earlier in stages.values():
+                    bars.update(earlier, total=1, completed=1)
+                stages[stage] = bars.add_task(stage, total=total)
+            bars.update(stages[stage], completed=done, total=total)
+
+        yield show
+
+
+@contextmanager
+def _plain_errors(debug: bool) -> Iterator[None]:
+    """One line on stderr for whatever goes wrong; the traceback too when asked for."""
+    try:
+        with _terminable():
+            yield
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", 130)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if debug:
+            raise
+        _fail(str(error), 2)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(f"{type(error).__name__}: {error}; see --debug", 1)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let `kill` end the run as Ctrl-C does, through the clean-up of temporary folders."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(f"kpflow-dyn: {_one_line(message)}", err=True)
+    raise typer.Exit(status)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

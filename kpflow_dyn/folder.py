@@ -1,0 +1,67 @@
+"""An output folder that appears complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_folder(path: Path, names: set[str], overwrite: bool) -> None:
+    """Raise, before any long work, if the folder could not be written at the end.
+
+    Args:
+        path: the folder.
+        names: the files that will be written; only a folder with nothing else may be overwritten.
+        overwrite: whether a folder that is not empty may be replaced.
+
+    Raises:
+        FileExistsError: the folder is not empty, or a file of that name exists.
+        OSError: the place where it belongs cannot be written.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise FileExistsError(f"{path} exists and is not a folder; choose another one with --out")
+    _check_contents(path, names, overwrite)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=_nearest_existing(path)):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to {path} ({error.strerror}); choose another folder with --out") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place at the end; after an error nothing is left of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+        folder, replaced = Path(scratch, "new"), Path(scratch, "old")
+        folder.mkdir()
+        yield folder
+        if path.exists():
+            path.rename(replaced)
+        try:
+            folder.rename(path)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(path)
+            raise
+
+
+def _check_contents(path: Path, names: set[str], overwrite: bool) -> None:
+    found = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    if found and not overwrite:
+        raise FileExistsError(f"the folder {path} is not empty; give --overwrite, or another folder with --out")
+    if foreign := sorted(found - names):
+        raise FileExistsError(
+            f"{path} holds {foreign[0]!r}, which no analysis wrote, so it is not overwritten; choose another --out"
+        )
+
+
+def _nearest_existing(path: Path) -> Path:
+    """The folder in which the first new entry will be made."""
+    parent = path.absolute().parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    return parent

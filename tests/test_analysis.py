@@ -1,0 +1,226 @@
+"""The dataset of `analyze` against the dense NTK, exact on a small model and within its error bars on a larger one."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import kpflow_dyn as kp
+from kpflow_dyn.analysis import KERNELS, WORDS, _kernel_rank, _validated_eigenvalues, analyze
+from kpflow_dyn.figures import FIGURES, trial_label
+from kpflow_dyn.tasks import TaskData
+
+SUMS = {"temporal": "btnbsn->ts", "spatial": "btnbtm->nm", "trial": "btnctn->bc"}
+
+
+def make_flow(cell: torch.nn.Module, trials: int, times: int) -> kp.Flow:
+    torch.manual_seed(0)
+    x = torch.randn(trials, times, 2, dtype=torch.float64)
+    return kp.linearize(kp.solve(kp.DiscreteProblem(cell, x)))
+
+
+@pytest.fixture(scope="module")
+def small_flow() -> kp.Flow:
+    torch.manual_seed(1)
+    return make_flow(torch.nn.RNNCell(2, 5).double(), trials=3, times=4)
+
+
+@pytest.fixture(scope="module")
+def large_flow() -> kp.Flow:
+    torch.manual_seed(2)
+    return make_flow(torch.nn.RNNCell(2, 24).double(), trials=6, times=5)
+
+
+@pytest.fixture(scope="module")
+def small(small_flow: kp.Flow) -> xr.Dataset:
+    return analyze(small_flow, k=3)
+
+
+@pytest.fixture(scope="module")
+def large(large_flow: kp.Flow) -> xr.Dataset:
+    return analyze(large_flow, k=3, seed=5)
+
+
+def rank_of(matrix: np.ndarray) -> float:
+    return float(np.trace(matrix) ** 2 / (matrix**2).sum())
+
+
+def dense_kernel(flow: kp.Flow, name: str) -> np.ndarray:
+    shape = flow.ntk.domain.shape
+    return np.einsum(SUMS[name], flow.ntk.dense().numpy().reshape(*shape, *shape))
+
+
+def true_numbers(flow: kp.Flow) -> dict[str, float]:
+    dense = {name: getattr(flow, name).dense().numpy() for name in ("core", "K", "ntk")}
+    numbers = {f"{name}_trace": np.trace(matrix) for name, matrix in dense.items()}
+    numbers |= {f"{name}_norm": np.linalg.norm(matrix) for name, matrix in dense.items()}
+    numbers |= {f"{name}_effective_rank": rank_of(matrix) for name, matrix in dense.items()}
+    numbers |= {f"{name}_effective_rank": rank_of(dense_kernel(flow, name)) for name in KERNELS}
+    numbers["state_effective_rank"] = rank_of(np.cov(flow.solution.state.numpy().reshape(-1, flow.K.domain.shape[2]).T))
+    numbers["K_ntk_alignment"] = (dense["K"] * dense["ntk"]).sum() / (numbers["K_norm"] * numbers["ntk_norm"])
+    return numbers
+
+
+def test_numbers_of_a_small_model_are_exact(small: xr.Dataset, small_flow: kp.Flow) -> None:
+    truth = true_numbers(small_flow)
+    assert set(truth) == set(WORDS)
+    for name, value in truth.items():
+        assert float(small[name]) == pytest.approx(value, rel=1e-9), name
+        assert small[name].attrs["stderr"] == 0, name
+
+
+def test_numbers_of_a_larger_model_lie_within_their_error_bars(large: xr.Dataset, large_flow: kp.Flow) -> None:
+    for name, value in true_numbers(large_flow).items():
+        found, stderr = float(large[name]), large[name].attrs["stderr"]
+        assert stderr < 0.06 * value, name
+        assert abs(found - value) <= max(4 * stderr, 1e-9 * value), name
+    assert large.ntk_effective_rank.attrs["stderr"] > 0
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_and_their_modes(small: xr.Dataset, small_flow: kp.Flow, name: str) -> None:
+    dense, axis = dense_kernel(small_flow, name), KERNELS[name]
+    values, modes = small[f"{name}_eigenvalue"].values, small[f"{name}_mode"].values
+    np.testing.assert_allclose(small[f"{name}_kernel"], dense, atol=1e-10 * values[0])
+    np.testing.assert_allclose(modes @ dense, values[:, None] * modes, atol=1e-10 * values[0])
+    assert small[f"{name}_mode"].dims == (f"{name}_rank", axis)
+    assert (np.diff(values) <= 0).all()
+    assert (small[f"{name}_eigenvalue_stderr"] == 0).all()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_estimated_kernels(large: xr.Dataset, large_flow: kp.Flow, name: str) -> None:
+    dense = dense_kernel(large_flow, name)
+    assert np.linalg.norm(large[f"{name}_kernel"].values - dense) < 0.15 * np.linalg.norm(dense)
+    values, modes = large[f"{name}_eigenvalue"].values, large[f"{name}_mode"].values
+    carried = ((modes @ dense) * modes).sum(1)
+    assert (np.abs(values - carried)[:3] < 5 * large[f"{name}_eigenvalue_stderr"].values[:3]).all()
+    assert values.sum() == pytest.approx(np.trace(large[f"{name}_kernel"].values))
+
+
+def test_noise_does_not_pass_for_leading_modes() -> None:
+    space = kp.Space(("time", "unit"), (40, 20), np.zeros(1))
+    identity = kp.GramOperator(kp.Operator(space, space, lambda q: q, lambda q: q))
+    kernel = kp.partial_trace(identity, keep="time", samples=60)  # of 20 times the identity
+    values, stderr = _validated_eigenvalues(kernel)
+    assert np.linalg.eigvalsh(kernel.matrix)[-1] > 20 * 1.2
+    assert (np.abs(values - 20) < 5 * stderr).all() and stderr.max() < 20 * 0.2
+    rank = _kernel_rank(kernel)
+    assert abs(rank.value - 40) < 4 * rank.stderr < 4
+
+
+def test_spectra(small: xr.Dataset, large: xr.Dataset, small_flow: kp.Flow, large_flow: kp.Flow) -> None:
+    for dataset, flow in ((small, small_flow), (large, large_flow)):
+        for name in ("K", "ntk"):
+            truth = np.linalg.eigvalsh(getattr(flow, name).dense().numpy())[::-1][:3]
+            np.testing.assert_allclose(dataset[f"{name}_eigenvalue"], truth, rtol=1e-3)
+            assert dataset[f"{name}_converged"].all()
+        core = np.repeat(dataset.core_eigenvalue.values, dataset.core_multiplicity.values)
+        dense = np.linalg.eigvalsh(flow.core.dense().numpy())[::-1]
+        np.testing.assert_allclose(core, dense[: core.size], atol=1e-9 * dense[0])
+    mode = torch.from_numpy(small.ntk_mode.values[0])
+    torch.testing.assert_close(small_flow.ntk.mv(mode), float(small.ntk_eigenvalue[0]) * mode, rtol=0, atol=1e-2)
+
+
+def test_principal_components(small: xr.Dataset, small_flow: kp.Flow) -> None:
+    state = small_flow.solution.state.numpy()
+    centred = state - state.mean((0, 1))
+    np.testing.assert_allclose(small.pc_projection.values @ small.pc_direction.values, centred, atol=1e-12)
+    np.testing.assert_allclose(
+        small.pc_variance, small.pc_projection.var(("trial", "time")) / centred.var((0, 1)).sum()
+    )
+
+
+def test_same_seed_same_dataset(large: xr.Dataset, large_flow: kp.Flow) -> None:
+    xr.testing.assert_identical(large, analyze(large_flow, k=3, seed=5))
+    assert float(analyze(large_flow, k=3, seed=6).ntk_trace) != float(large.ntk_trace)
+
+
+def test_netcdf_keeps_everything(large: xr.Dataset, tmp_path) -> None:
+    large.to_netcdf(tmp_path / "results.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "results.nc", engine="h5netcdf") as read:
+        xr.testing.assert_identical(read.load(), large)
+
+
+def test_core_of_tied_weights_has_its_leading_eigenvalues() -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden_size = 2
+            self.W = torch.nn.Parameter(torch.randn(2, 2, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(h @ self.W.T + x @ self.W)
+
+    flow = make_flow(Tied(), trials=2, times=3)
+    dataset = analyze(flow, k=8)
+    truth = np.linalg.eigvalsh(flow.core.dense().numpy())[::-1][:4]
+    np.testing.assert_allclose(dataset.core_eigenvalue, truth, atol=1e-10)
+    assert float(dataset.core_trace) == pytest.approx(truth.sum())
+
+
+def make_task(trials: int, times: int, mask: np.ndarray | None = None) -> TaskData:
+    labels = {"angle": np.arange(trials)[::-1] / trials, "class": np.zeros((trials, times))}
+    return TaskData(np.zeros((trials, times, 2)), None, mask, labels, "task", 20.0)
+
+
+def test_a_task_brings_milliseconds_and_labels(small_flow: kp.Flow) -> None:
+    mask = np.ones((3, 4), bool)
+    mask[0, 1:] = False
+    dataset = analyze(small_flow, k=1, task=make_task(3, 4, mask))
+    np.testing.assert_array_equal(dataset.time, [20.0, 40.0, 60.0, 80.0])
+    assert dataset.time.attrs["units"] == "ms"
+    assert trial_label(dataset) == "label_angle" and "label_class" not in dataset.coords
+    assert dataset.attrs["padding"].startswith("25%")
+
+
+def test_progress_counts_to_its_total(large_flow: kp.Flow) -> None:
+    seen: dict[str, list[tuple[int, int | None]]] = {}
+    analyze(large_flow, k=1, progress=lambda stage, done, total: seen.setdefault(stage, []).append((done, total)))
+    for stage in ("partial traces of ntk", "trace of K", "alignment of K and ntk"):
+        done, total = seen[stage][-1]
+        assert done == total, stage
+    for counts in seen.values():
+        assert [done for done, _ in counts] == sorted(done for done, _ in counts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "at least 1"),
+        ({"samples": 10}, "at least 40"),
+        ({"task": make_task(2, 4)}, r"\(2, 4\), expected those of the flow, \(3, 4\)"),
+    ],
+)
+def test_bad_options(small_flow: kp.Flow, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        analyze(small_flow, **options)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_draw_labelled_axes_and_leave_the_settings_alone(small: xr.Dataset, name: str) -> None:
+    before = dict(matplotlib.rcParams)
+    light, dark = FIGURES[name](small), FIGURES[name](small, dark=True)
+    assert dict(matplotlib.rcParams) == before
+    assert all(axes.get_xlabel() or axes.get_ylabel() for axes in light.axes)
+    assert light.get_facecolor() != dark.get_facecolor()
+
+
+def test_figures_show_the_numbers(small: xr.Dataset, large: xr.Dataset) -> None:
+    core, K, ntk = FIGURES["spectra"](small).axes[0].lines[:2] + FIGURES["spectra"](small).axes[0].lines[3:4]
+    assert core.get_label() == "core" and np.max(core.get_ydata()) == small.core_eigenvalue[0]
+    np.testing.assert_array_equal(K.get_ydata(), small.K_eigenvalue)
+    np.testing.assert_array_equal(ntk.get_ydata(), small.ntk_eigenvalue)
+    texts = [text.get_text() for text in FIGURES["effective_ranks"](large).axes[0].texts]
+    assert f"{float(large.temporal_effective_rank):.3g} of 5" in texts
+
+
+def test_figures_of_one_trial_and_one_unit() -> None:
+    torch.manual_seed(0)
+    flow = make_flow(torch.nn.RNNCell(2, 1).double(), trials=1, times=1)
+    dataset = analyze(flow)
+    for draw in FIGURES.values():
+        draw(dataset).canvas.draw()

@@ -1,0 +1,265 @@
+"""The command line: what it writes, and one line with an exit status for everything that can go wrong."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from typer.testing import CliRunner
+
+import kpflow_dyn as kp
+from kpflow_dyn import analysis
+from kpflow_dyn.cli import FIGURE_NAMES, FILE_NAMES, app
+from kpflow_dyn.figures import FIGURES
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("given")
+
+
+@pytest.fixture(scope="module")
+def cell() -> torch.nn.GRUCell:
+    torch.manual_seed(0)
+    return torch.nn.GRUCell(3, 6)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(cell: torch.nn.GRUCell, folder: Path) -> Path:
+    torch.save({f"rnn.{name}": value for name, value in cell.state_dict().items()}, folder / "net.pt")
+    return folder / "net.pt"
+
+
+@pytest.fixture(scope="module")
+def task(folder: Path) -> Path:
+    np.savez(folder / "<b>.npz", inputs=np.random.default_rng(0).standard_normal((4, 5, 3)))
+    return folder / "<b>.npz"
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint: Path, task: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A run that went well, and the folder that it wrote."""
+    out = tmp_path_factory.mktemp("results") / "run"
+    return run(
+        "analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, "--dtype", "float64", "--modes", 3
+    ), out
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "results").mkdir()
+    return tmp_path / "results" / "run"
+
+
+def assert_refused(result, out: Path, message: str, status: int = 2) -> None:
+    """One line on stderr that explains, and not a trace of the run on disk."""
+    assert result.exit_code == status
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.startswith("kpflow-dyn: ")
+    assert "Traceback" not in result.output
+    assert not out.parent.is_dir() or not list(out.parent.iterdir())
+
+
+def test_analyze_writes_a_complete_folder(finished) -> None:
+    result, out = finished
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == f"The page: {out / 'index.html'}"
+    assert {path.name for path in out.iterdir()} == FILE_NAMES
+    assert [path.name for path in out.parent.iterdir()] == ["run"]
+    for name in FIGURE_NAMES:
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_are_those_of_the_dense_ntk(finished, cell: torch.nn.GRUCell, task: Path) -> None:
+    out = finished[1]
+    x = torch.from_numpy(np.load(task)["inputs"])
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(copy.deepcopy(cell).double(), x)))
+    ntk = flow.ntk.dense().numpy()
+    numbers = json.loads((out / "results.json").read_text())["numbers"]
+    assert numbers["ntk_trace"]["value"] == pytest.approx(np.trace(ntk), rel=1e-9)
+    assert numbers["ntk_effective_rank"]["value"] == pytest.approx(np.trace(ntk) ** 2 / (ntk**2).sum(), rel=1e-9)
+    assert numbers["ntk_trace"]["stderr"] == 0
+    with xr.open_dataset(out / "results.nc", engine="h5netcdf") as dataset:
+        np.testing.assert_allclose(dataset.ntk_eigenvalue, np.linalg.eigvalsh(ntk)[::-1][:3], rtol=1e-3)
+        assert {name: float(dataset[name]) for name in numbers} == {name: n["value"] for name, n in numbers.items()}
+
+
+def test_the_page_and_the_table_show_the_results(finished) -> None:
+    result, out = finished
+    page = (out / "index.html").read_text()
+    assert "GRU of 6 units on &lt;b&gt;" in page and "<b>.npz" not in page
+    for number in json.loads((out / "results.json").read_text())["numbers"].values():
+        assert number["text"] in page and number["text"] in result.stdout
+
+
+def test_overwrite_replaces_an_earlier_analysis(finished, checkpoint: Path, task: Path, out: Path) -> None:
+    shutil.copytree(finished[1], out)
+    (out / "results.json").write_text("old")
+    arguments = ("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out)
+    refused = run(*arguments)
+    assert refused.exit_code == 2 and "is not empty; give --overwrite" in refused.stderr
+    assert run(*arguments, "--overwrite", "--threads", torch.get_num_threads()).exit_code == 0
+    assert {path.name for path in out.iterdir()} == FILE_NAMES
+    assert (out / "results.json").read_text() != "old"
+    assert [path.name for path in out.parent.iterdir()] == ["run"]
+
+
+def test_overwrite_leaves_a_folder_with_other_files_alone(checkpoint: Path, task: Path, out: Path) -> None:
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    refused = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, "--overwrite")
+    assert refused.exit_code == 2 and "'notes.txt'" in refused.stderr
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_missing_checkpoint(tmp_path: Path, task: Path, out: Path) -> None:
+    missing = tmp_path / "none.pt"
+    result = run("analyze", missing, "--model", "gru", "--task", task, "--out", out)
+    assert_refused(result, out, f"no checkpoint file {missing}")
+
+
+def test_checkpoint_of_another_architecture(checkpoint: Path, task: Path, out: Path) -> None:
+    result = run("analyze", checkpoint, "--model", "lstm", "--task", task, "--out", out)
+    assert_refused(result, out, "not a checkpoint of a lstm but of a gru")
+
+
+def test_unknown_model(checkpoint: Path, task: Path, out: Path) -> None:
+    result = run("analyze", checkpoint, "--model", "gruu", "--task", task, "--out", out)
+    assert_refused(result, out, "model must be one of rnn, gru, lstm, ctrnn, got 'gruu'")
+
+
+def test_nan_weights(cell, tmp_path: Path, task: Path, out: Path) -> None:
+    state = {name: value.clone() for name, value in cell.state_dict().items()}
+    state["weight_hh"][1, 2] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+    result = run("analyze", tmp_path / "nan.pt", "--model", "gru", "--task", task, "--out", out)
+    assert_refused(result, out, "weight_hh has a NaN or infinity, first at (1, 2)")
+
+
+def test_unknown_task(checkpoint: Path, out: Path) -> None:
+    result = run("analyze", checkpoint, "--model", "gru", "--task", "memorypri", "--out", out)
+    assert_refused(result, out, "unknown task 'memorypri'. Nearest: memorypro")
+
+
+def test_task_of_another_width(checkpoint: Path, tmp_path: Path, out: Path) -> None:
+    np.savez(tmp_path / "wide.npz", inputs=np.zeros((4, 5, 7)))
+    result = run("analyze", checkpoint, "--model", "gru", "--task", tmp_path / "wide.npz", "--out", out)
+    assert_refused(result, out, "takes 3 inputs, but the task wide gives 7")
+
+
+def test_unknown_dtype(checkpoint: Path, task: Path, out: Path) -> None:
+    result = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, "--dtype", "int8")
+    assert_refused(result, out, "dtype must be float32 or float64, got 'int8'")
+
+
+def test_folder_that_cannot_be_written_is_refused_before_any_work(checkpoint: Path, task: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    below = tmp_path / "file" / "run"
+    result = run("analyze", tmp_path / "none.pt", "--model", "gru", "--task", task, "--out", below)
+    assert_refused(result, below, "cannot write to")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_file_is_no_folder(checkpoint: Path, task: Path, tmp_path: Path) -> None:
+    result = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", checkpoint)
+    assert result.exit_code == 2 and "exists and is not a folder" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "status"), [("computing", signal.SIGINT, 130), ("writing", signal.SIGTERM, 143)]
+)
+def test_signals_leave_nothing(checkpoint, task, out: Path, monkeypatch, where: str, number: int, status: int) -> None:
+    def interrupted(*args, **kwargs):
+        signal.raise_signal(number)
+
+    owner, name = (analysis, "analyze") if where == "computing" else (xr.Dataset, "to_netcdf")
+    monkeypatch.setattr(owner, name, interrupted)
+    result = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, "--modes", 1)
+    assert result.exit_code == status
+    assert "Traceback" not in result.output
+    assert not list(out.parent.iterdir())
+    if number == signal.SIGINT:
+        assert result.stderr == "kpflow-dyn: interrupted; nothing was written\n"
+
+
+def test_unexpected_errors_are_one_line_and_debug_shows_all(checkpoint, task, out: Path, monkeypatch) -> None:
+    def fail(*args, **kwargs):
+        raise RuntimeError("first\nsecond")
+
+    monkeypatch.setattr(analysis, "analyze", fail)
+    arguments = ("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out)
+    assert_refused(run(*arguments), out, "RuntimeError: first second; see --debug", status=1)
+    assert isinstance(run(*arguments, "--debug").exception, RuntimeError)
+    assert not list(out.parent.iterdir())
+
+
+def test_warnings_reach_the_user_and_the_page(finished, checkpoint, task, out: Path, monkeypatch) -> None:
+    def warn(*args, **kwargs) -> xr.Dataset:
+        warnings.warn_explicit("2 of 8 eigenpairs\ndid not converge", UserWarning, "kpflow_dyn/spectra.py", 1)
+        warnings.warn_explicit("not ours", UserWarning, "elsewhere/module.py", 1)
+        return xr.load_dataset(finished[1] / "results.nc", engine="h5netcdf")
+
+    monkeypatch.setattr(analysis, "analyze", warn)
+    result = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out)
+    assert result.exit_code == 0
+    assert result.stderr == "note: 2 of 8 eigenpairs did not converge\n"
+    assert "2 of 8 eigenpairs did not converge" in (out / "index.html").read_text()
+    assert json.loads((out / "results.json").read_text())["warnings"] == ["2 of 8 eigenpairs did not converge"]
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"kpflow-dyn {kp.__version__}\n"
+
+
+def test_figure_names() -> None:
+    assert tuple(FIGURES) == FIGURE_NAMES
+
+
+def python(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    root = Path(kp.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root), "COLUMNS": "100"}
+    command = [sys.executable, "-W", "error", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_start_up_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = "import sys, kpflow_dyn.cli; print({'torch', 'matplotlib', 'xarray', 'scipy', 'numpy'} & set(sys.modules))"
+    assert python("-c", code, cwd=tmp_path).stdout == "set()\n"
+
+
+def test_a_real_process_that_fails(tmp_path: Path) -> None:
+    code = "from kpflow_dyn.cli import app; app()"
+    arguments = ("analyze", "none.pt", "--model", "gru", "--task", "memorypro", "--out", "run")
+    result = python("-c", code, *arguments, cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", "kpflow-dyn: no checkpoint file none.pt\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_demo_in_a_real_process(tmp_path: Path) -> None:
+    pytest.importorskip("neurogym")
+    code = "from kpflow_dyn.cli import app; app()"
+    result = python("-W", "default", "-c", code, "demo", "--trials", "6", "--modes", "2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "kpflow-demo"
+    assert result.stdout.splitlines()[-1] == f"The page: {out / 'index.html'}"
+    assert {path.name for path in out.iterdir()} == FILE_NAMES
+    assert "Effective temporal rank" in result.stdout
+    settings = json.loads((out / "results.json").read_text())["settings"]
+    assert settings["state"] == "6 trials x 22 times x 64 units"
