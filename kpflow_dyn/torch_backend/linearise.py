@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from kpflow_dyn.solution import Solution
 from kpflow_dyn.structure import analyse
 from kpflow_dyn.torch_backend.cells import as_step
 from kpflow_dyn.torch_backend.tangent import Tangent
 from kpflow_dyn.torch_backend.trace import trace
+
+if TYPE_CHECKING:
+    from kpflow_dyn.solution import Solution
 
 Choice = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
 

@@ -12,6 +12,7 @@ are laid out [time, trial, probe, width] inside; everything public is [probe, tr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from kpflow_dyn.torch_backend.sites import site_data
 Kicks = dict[str, Tensor]  # by block, [time, trial, probe, kick]
 
 SPAN_BYTES = 40 * 2**20
+FROM_STATES, FROM_CHANGES, ADJOINT = "from kicks to the states", "from changes of the weights", "adjoint"
 ROWS_TOGETHER = 160  # rows trial x probe of a step that keep a CPU's products in its second-level cache
 
 
@@ -60,6 +62,7 @@ class Tangent:
         self.site_kicks = rows.index(np.concatenate([site.kicks.ravel() for site in structure.sites]))
         self.fresh, self.unkicked = self._first_kicks()
         used = torch.cat([site.entries.reshape(-1) for _, site in self.sites])
+        self._idle: _Work | None = None
         self.plain = not structure.derived and len(used.unique()) == len(used)
 
     def _first_kicks(self) -> tuple[list[bool], dict[str, Tensor]]:
@@ -141,18 +144,19 @@ class Tangent:
     def _forward(self, q: Tensor | None, changes: list[Tensor] | None, out: Tensor) -> None:
         """out: s_t = A_t s_{t-1} + B_t V_t dW^T + q_t for q, or for weight changes."""
         last = torch.zeros(())
-        fresh = {"out"} if q is None else {block.name for block in self.blocks}
-        for span, kicks, states in self._spans(len(out)):
-            states[0] = last
-            if q is not None:
-                states[1:] = _inner(q[:, :, span])
-            if changes is not None:
-                self._kick(changes, span, kicks)
-            step = self._bind(states, kicks, fresh, span)
-            for i in range(span.stop - span.start):
-                step(i)
-            out[:, :, span] = _outer(states[1:])
-            last = states[-1]
+        fresh = FROM_CHANGES if q is None else FROM_STATES
+        with self._work(len(out)) as work:
+            for span, kicks, states in work.spans():
+                states[0] = last
+                if q is not None:
+                    states[1:] = _inner(q[:, :, span])
+                if changes is not None:
+                    self._kick(changes, span, kicks)
+                step = work.step(span, fresh)
+                for i in range(span.stop - span.start):
+                    step(i)
+                out[:, :, span] = _outer(states[1:])
+                last = states[-1]
 
     def _gradient(self, q: Tensor) -> list[Tensor]:
         """sum_t (B_t^T l_t)^T V_t for every site, l the costates of q."""
@@ -164,24 +168,18 @@ class Tangent:
 
     def _costates(self, q: Tensor) -> Iterator[tuple[slice, Kicks, Tensor]]:
         """From the last span to the first: B_t^T l_t by blocks, and l_t [time, trial, probe, unit]."""
-        last, blocks = _inner(q)[-1], {block.name for block in self.blocks}
-        for span, kicks, costates in self._spans(len(q), backward=True):
-            before = max(span.start - 1, 0)  # the first span sends a costate to z0, which nobody reads
-            costates[0] = _inner(q)[before]
-            costates[1:-1] = _inner(q[:, :, span])[:-1]
-            costates[-1] = last
-            step = self._bind(costates, kicks, blocks, span, transposed=True)
-            for i in reversed(range(span.stop - span.start)):
-                step(i)
-            yield span, kicks, costates[1:]
-            last = costates[0].clone()
-
-    def _bind(self, states: Tensor, kicks: Kicks, fresh: set[str], span: slice, transposed: bool = False) -> Run:
-        probes, times = states.shape[2], span.stop - span.start
-        work = {name: Same(self._empty(1, probes, width)[0], times) for name, width in self.widths.items()}
-        arrays = {"z": states[:-1], "out": states[1:], **kicks}
-        blocks = {name: Steps(values) for name, values in arrays.items()} | work
-        return bind(self.updates, blocks, fresh | set(work), span, transposed=transposed)
+        last = _inner(q)[-1]
+        with self._work(len(q)) as work:
+            for span, kicks, costates in work.spans(backward=True):
+                before = max(span.start - 1, 0)  # the first span sends a costate to z0, which nobody reads
+                costates[0] = _inner(q)[before]
+                costates[1:-1] = _inner(q[:, :, span])[:-1]
+                costates[-1] = last
+                step = work.step(span, ADJOINT)
+                for i in reversed(range(span.stop - span.start)):
+                    step(i)
+                yield span, kicks, costates[1:]
+                last = costates[0].clone()
 
     def _kick(self, changes: list[Tensor], span: slice, kicks: Kicks) -> None:
         for name, others in self.unkicked.items():
@@ -189,15 +187,12 @@ class Tangent:
         for (name, site), change, fresh in zip(self.sites, changes, self.fresh, strict=True):
             site.kick(change, span, kicks[name], fresh)
 
-    def _spans(self, probes: int, backward: bool = False) -> Iterator[tuple[slice, Kicks, Tensor]]:
-        """Spans of times, with work blocks that fit the cache: the kicks, and the states with one more before them."""
-        bytes_per_time = probes * self.trials * (self.kick_size + self.units) * self.like.element_size()
-        length = min(self.times, max(4, SPAN_BYTES // bytes_per_time))
-        starts = range(0, self.times, length)
-        kicks, states = self._kick_blocks(length, probes), self._empty(length + 1, probes, self.units)
-        for start in reversed(starts) if backward else starts:
-            times = min(length, self.times - start)
-            yield slice(start, start + times), {n: k[:times] for n, k in kicks.items()}, states[: times + 1]
+    @contextmanager
+    def _work(self, probes: int) -> Iterator[_Work]:
+        """Work blocks for so many probes: those of the last sweep, unless another thread has them."""
+        work, self._idle = self._idle, None
+        yield work if work is not None and work.probes == probes else (work := _Work(self, probes))
+        self._idle = work
 
     # Maps at all times at once, without the recurrence. Site values are all sites' outputs, side by side.
 
@@ -264,6 +259,46 @@ class Tangent:
 
     def _empty(self, times: int, probes: int, width: int) -> Tensor:
         return self.like.new_empty(times, self.trials, probes, width)
+
+
+class _Work:
+    """The blocks that a sweep of one group of probes works in, span by span, and the programs bound to them.
+
+    They outlive the sweep, as making them anew costs as much as a tenth of it.
+    """
+
+    def __init__(self, tangent: Tangent, probes: int) -> None:
+        self.tangent, self.probes = tangent, probes
+        width = tangent.kick_size + tangent.units
+        bytes_per_time = probes * tangent.trials * width * tangent.like.element_size()
+        self.length = min(tangent.times, max(4, SPAN_BYTES // bytes_per_time))
+        self.kicks = tangent._kick_blocks(self.length, probes)
+        self.states = tangent._empty(self.length + 1, probes, tangent.units)
+        self.operands = {name: tangent._empty(1, probes, size)[0] for name, size in tangent.widths.items()}
+        self.bound: dict[tuple[int, str], Run] = {}
+
+    def spans(self, backward: bool = False) -> Iterator[tuple[slice, Kicks, Tensor]]:
+        """Spans of times, each with its kicks, and its states after the one before them."""
+        starts = range(0, self.tangent.times, self.length)
+        for start in reversed(starts) if backward else starts:
+            span = slice(start, min(start + self.length, self.tangent.times))
+            yield span, *self.blocks(span)
+
+    def blocks(self, span: slice) -> tuple[Kicks, Tensor]:
+        times = span.stop - span.start
+        return {name: kicks[:times] for name, kicks in self.kicks.items()}, self.states[: times + 1]
+
+    def step(self, span: slice, program: str) -> Run:
+        """The program of one step in a span, bound to the blocks."""
+        if (span.start, program) not in self.bound:
+            kicks, states = self.blocks(span)
+            fresh = {"out"} if program == FROM_CHANGES else set(kicks)
+            arrays = {"z": states[:-1], "out": states[1:], **kicks}
+            work = {name: Same(block, span.stop - span.start) for name, block in self.operands.items()}
+            blocks = {name: Steps(values) for name, values in arrays.items()} | work
+            updates, transposed = self.tangent.updates, program == ADJOINT
+            self.bound[span.start, program] = bind(updates, blocks, fresh | set(work), span, transposed=transposed)
+        return self.bound[span.start, program]
 
 
 def _inner(values: Tensor) -> Tensor:
