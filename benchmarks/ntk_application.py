@@ -15,6 +15,8 @@ is what the process grew beyond what it held before, the result included.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -63,15 +65,18 @@ def with_curvlinops(model: RolledOut, x: Tensor) -> Callable[[Tensor], Tensor] |
         from curvlinops import GGNLinearOperator
     except ImportError:
         return None
-    parameters = dict(model.named_parameters())
     data = [(x, torch.zeros(TRIALS, TIMES, UNITS))]
-    operator = GGNLinearOperator(model, nn.MSELoss(reduction="sum"), parameters, data, check_deterministic=False)
+    operator = GGNLinearOperator(
+        model, nn.MSELoss(reduction="sum"), list(model.parameters()), data, check_deterministic=False
+    )
     changes = torch.randn(operator.shape[1])
     return lambda q: torch.stack([operator @ changes for _ in q])
 
 
 def growth(run: Callable[[], object]) -> float:
-    """MiB by which the process grew at most while running (Linux)."""
+    """MiB by which the process grew at most while running (Linux with glibc)."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else memory freed before would be used again, unseen
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
     run()

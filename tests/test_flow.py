@@ -187,6 +187,22 @@ def test_many_probes_in_one_call_are_single_probes() -> None:
             torch.testing.assert_close(flow.ntk.mv(q[i, j]), together[i, j], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("form", ["segments", "dense", "traced"])
+@pytest.mark.parametrize("name", ["gru_cell", "attending", "normalised", "pair_state", "lstm"])
+def test_every_form_of_the_glue_gives_the_same(name: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elementwise segments, dense blocks and the traced function itself, where the pattern allows the first."""
+    if form != "segments":
+        monkeypatch.setattr("kpflow_dyn.pattern.MAX_SEGMENTS", 0)
+    if form == "traced":
+        monkeypatch.setattr("kpflow_dyn.torch_backend.plan.DENSE_BYTES", 0)
+    flow = kp.linearize(kp.solve(MODELS[name].problem(True)))
+    jacobian = dense_jacobian(flow)
+    assert relative(flow.ntk.dense(), jacobian @ jacobian.T) < 1e-10
+    assert relative((flow.P @ flow.K @ flow.P.T).dense(), jacobian @ jacobian.T) < 1e-10
+    assert relative(flow.P.inv.dense(), dense_steps(flow)) < 1e-10
+    assert kp.check_adjoint(flow.P) < 1e-12
+
+
 @pytest.mark.parametrize("times", [1, 2, 37])
 def test_spans_of_any_length_join(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sweeps go span by span; how time is cut must not be seen."""

@@ -216,6 +216,7 @@ class Traced:
         z, a = (blocks[r.block].fields(r.start, r.length) for r in self.sources)
         sink = blocks[self.sink.block].fields(self.sink.start, self.sink.length)
         row = vmap(vmap(self.function)) if span is None else vmap(self.function)
+        probes = z[0].ndim - 2
         points = [self.points] if span is None else list(zip(*(p[span].unbind(0) for p in self.points), strict=True))
 
         def at(i: int) -> tuple[Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]:
@@ -224,12 +225,13 @@ class Traced:
 
         def push(i: int) -> None:
             function, here = at(i)
-            sink[i].add_(vmap(lambda dz, da: jvp(function, here, (dz, da))[1], -2, -2)(z[i], a[i]))
+            image = vmap(lambda dz, da: jvp(function, here, (dz, da))[1], probes)(z[i], a[i])
+            sink[i].add_(image.movedim(0, probes))
 
         def pull(i: int) -> None:
             function, here = at(i)
-            for target, image in zip((z[i], a[i]), vmap(vjp(function, *here)[1], -2, -2)(sink[i]), strict=True):
-                target.add_(image)
+            for target, image in zip((z[i], a[i]), vmap(vjp(function, *here)[1], probes)(sink[i]), strict=True):
+                target.add_(image.movedim(0, probes))
 
         return pull if transposed else push
 
