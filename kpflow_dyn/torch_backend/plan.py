@@ -136,7 +136,7 @@ def _glue(
     if sinks * (z.shape[-1] + kicks.shape[-1]) * z.shape[0] * z.shape[1] * z.element_size() <= DENSE_BYTES:
         dense = jacobians(function, x, z, kicks)
         return lambda k, sink: [Dense(sink, s, block) for s, block in zip(sources, dense[k], strict=True)]
-    return lambda k, sink: [Traced(sink, sources, lambda *row: function(*row)[k], (x, z, kicks))]
+    return lambda k, sink: [Traced(sink, *sources, lambda *row: function(*row)[k], (x, z, kicks))]
 
 
 def _gates(segments: list[Segment], blocks: list[KickBlock]) -> Iterator[list[Segment]]:

@@ -105,30 +105,39 @@ class Range:
         )
 
 
-class Update(Protocol):
-    """target += M source, or transposed source += M^T target."""
+@dataclass
+class Update:
+    """sink += M source, or transposed source += M^T sink."""
+
+    sink: Range
+    source: Range
 
     def overwrites(self, transposed: bool) -> bool:
-        """Whether it can also write target = M source, without reading the target."""
-        ...
+        """Whether it can also write its target, without reading it."""
+        return False
 
-    def targets(self, transposed: bool) -> list[Range]: ...
+    def targets(self, transposed: bool) -> list[Range]:
+        """What it adds to."""
+        return [self.source if transposed else self.sink]
+
+    def ends(self, blocks: Mapping[str, Views], transposed: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Target and source, as fields."""
+        sink, source = (blocks[r.block].fields(r.start, r.length) for r in (self.sink, self.source))
+        return (source, sink) if transposed else (sink, source)
 
     def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
         """The update of step c of a span (None: of all times at once), as a function of c."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass
-class Scaled:
+class Scaled(Update):
     """sink[i] += sum_g c[g, i] source[g, i]: elementwise, over one or more gates g.
 
     `coefficients` are c [time, trial, 1, gate * i], None for c = 1. A step of zero stands for one element in the place
     of a range (a broadcast, or a sum).
     """
 
-    sink: Range
-    source: Range
     gates: int
     sink_step: int
     source_step: int
@@ -137,13 +146,8 @@ class Scaled:
     def overwrites(self, transposed: bool) -> bool:
         return self.sink_step == self.source_step == 1 and (self.gates == 1 or transposed)
 
-    def targets(self, transposed: bool) -> list[Range]:
-        return [self.source if transposed else self.sink]
-
     def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
-        to, frm = (self.source, self.sink) if transposed else (self.sink, self.source)
-        target = blocks[to.block].fields(to.start, to.length)
-        source = blocks[frm.block].fields(frm.start, frm.length)
+        target, source = self.ends(blocks, transposed)
         if (self.source_step if transposed else self.sink_step) == 0:
             return self.bind_sum(target, source, span)
         if self.gates > 1:
@@ -176,45 +180,32 @@ class Scaled:
 
 
 @dataclass
-class Dense:
+class Dense(Update):
     """sink[i] += sum_j D[i, j] source[j] with small blocks D [time, trial, i, j]."""
 
-    sink: Range
-    source: Range
     block: Tensor
 
-    def overwrites(self, transposed: bool) -> bool:
-        return False
-
-    def targets(self, transposed: bool) -> list[Range]:
-        return [self.source if transposed else self.sink]
-
     def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
-        to, frm = (self.source, self.sink) if transposed else (self.sink, self.source)
-        target, source = blocks[to.block].fields(to.start, to.length), blocks[frm.block].fields(frm.start, frm.length)
+        target, source = self.ends(blocks, transposed)
         block = self.block.transpose(-1, -2) if transposed else self.block
         steps = [block] if span is None else block[span].unbind(0)
         return lambda i: target[i].add_(torch.einsum("...ij,...pj->...pi", steps[i], source[i]))
 
 
 @dataclass
-class Traced:
-    """sink += derivative of a traced function (x, z, a) -> sinks in (z, a), differentiated at each application."""
+class Traced(Update):
+    """sink += derivative of a traced function (x, z, a) -> sink in z and in the kicks, found at each application."""
 
-    sink: Range
-    sources: tuple[Range, Range]
+    kicks: Range
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
     points: tuple[Tensor, Tensor, Tensor]
 
-    def overwrites(self, transposed: bool) -> bool:
-        return False
-
     def targets(self, transposed: bool) -> list[Range]:
-        return list(self.sources) if transposed else [self.sink]
+        return [self.source, self.kicks] if transposed else [self.sink]
 
     def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
-        z, a = (blocks[r.block].fields(r.start, r.length) for r in self.sources)
-        sink = blocks[self.sink.block].fields(self.sink.start, self.sink.length)
+        sink, z = self.ends(blocks, transposed=False)
+        a = blocks[self.kicks.block].fields(self.kicks.start, self.kicks.length)
         row = vmap(vmap(self.function)) if span is None else vmap(self.function)
         probes = z[0].ndim - 2
         points = [self.points] if span is None else list(zip(*(p[span].unbind(0) for p in self.points), strict=True))
@@ -237,19 +228,14 @@ class Traced:
 
 
 @dataclass
-class Product:
+class Product(Update):
     """sink += source W for W [d, m]."""
 
-    sink: Range
-    source: Range
     matrix: Tensor
     turned: Tensor
 
     def overwrites(self, transposed: bool) -> bool:
         return True
-
-    def targets(self, transposed: bool) -> list[Range]:
-        return [self.source if transposed else self.sink]
 
     def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
         to, frm = (self.source, self.sink) if transposed else (self.sink, self.source)
@@ -260,23 +246,14 @@ class Product:
 
 
 @dataclass
-class ScatteredProduct:
+class ScatteredProduct(Update):
     """sink[kicks[i, j]] += sum_k source[i, k] W[k, j], over inner rows i and to kicks anywhere."""
 
-    sink: Range
-    source: Range
     matrix: Tensor
     kicks: Tensor
 
-    def overwrites(self, transposed: bool) -> bool:
-        return False
-
-    def targets(self, transposed: bool) -> list[Range]:
-        return [self.source if transposed else self.sink]
-
     def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
-        sink = blocks[self.sink.block].fields(self.sink.start, self.sink.length)
-        source = blocks[self.source.block].fields(self.source.start, self.source.length)
+        sink, source = self.ends(blocks, transposed=False)
         inner, flat = (self.kicks.shape[0], -1), self.kicks.reshape(-1)
 
         def push(i: int) -> None:

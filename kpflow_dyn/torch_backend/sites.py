@@ -118,55 +118,14 @@ class MatrixData:
         return self.padded[..., : len(self.entries)]
 
 
-class ScaleData:
-    """q[e] = c[e] w[entries[e]]: C [time, trial, e], changes [probe, e]."""
+class _Listed:
+    """Changes of a list of weights as they are, [probe, e] for entries [e]."""
 
-    kind = "scale"
+    entries: Tensor
 
-    def __init__(self, site: ScaleSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
-        self.name = site.name
+    def __init__(self, site: ScaleSite | OpaqueSite, start: int, rows: Rows) -> None:
+        self.name, self.like = site.name, rows.like
         self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks - start)
-        if site.operand is None:
-            self.variables = x.new_ones(1, 1, len(site.kicks)).expand(*x.shape[:2], -1)
-        else:
-            (found,) = each_row(rows.derivative_in_weight(site.node, site.operand), x, z)
-            self.variables = found.reshape(*x.shape[:2], -1)
-
-    def no_change(self, probes: int) -> Tensor:
-        return self.variables.new_zeros(probes, len(self.entries))
-
-    def take(self, weights: Tensor) -> Tensor:
-        return weights[:, self.entries]
-
-    def put(self, change: Tensor, weights: Tensor) -> None:
-        weights.index_add_(1, self.entries, change)
-
-    def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
-        _add_at(out, self.kicks, self.variables[span][:, :, None] * change, fresh)
-
-    def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
-        change.add_((kicks[..., self.kicks] * self.variables[span][:, :, None]).sum((0, 1)))
-
-
-class OpaqueData:
-    """q = D_w f(v, w) dw, by the operation's own derivatives at the stored operands; changes [probe, w]."""
-
-    kind = "opaque"
-
-    def __init__(self, site: OpaqueSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
-        self.name = site.name
-        self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks - start)
-        operands, push, pull = rows.opaque(site.node, site.operand)
-        self.data = each_row(rows.values(operands), x, z)
-        fixed = (None,) * len(self.data)
-        self.push = vmap(vmap(vmap(push, (0, *fixed)), (None, *(0 for _ in fixed))), (None, *(0 for _ in fixed)))
-        self.pull = vmap(vmap(vmap(pull, (0, *fixed))))
-        self.like = z
-
-    @property
-    def variables(self) -> Tensor:
-        """The operation's data operands, flattened and side by side [time, trial, ...]."""
-        return torch.cat([d.reshape(*d.shape[:2], -1) for d in self.data], -1)
 
     def no_change(self, probes: int) -> Tensor:
         return self.like.new_zeros(probes, len(self.entries))
@@ -176,6 +135,45 @@ class OpaqueData:
 
     def put(self, change: Tensor, weights: Tensor) -> None:
         weights.index_add_(1, self.entries, change)
+
+
+class ScaleData(_Listed):
+    """q[e] = c[e] w[entries[e]]: C [time, trial, e], changes [probe, e]."""
+
+    kind = "scale"
+
+    def __init__(self, site: ScaleSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
+        super().__init__(site, start, rows)
+        if site.operand is None:
+            self.variables = x.new_ones(1, 1, len(site.kicks)).expand(*x.shape[:2], -1)
+        else:
+            (found,) = each_row(rows.derivative_in_weight(site.node, site.operand), x, z)
+            self.variables = found.reshape(*x.shape[:2], -1)
+
+    def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
+        _add_at(out, self.kicks, self.variables[span][:, :, None] * change, fresh)
+
+    def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
+        change.add_((kicks[..., self.kicks] * self.variables[span][:, :, None]).sum((0, 1)))
+
+
+class OpaqueData(_Listed):
+    """q = D_w f(v, w) dw, by the operation's own derivatives at the stored operands; changes [probe, w]."""
+
+    kind = "opaque"
+
+    def __init__(self, site: OpaqueSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
+        super().__init__(site, start, rows)
+        operands, push, pull = rows.opaque(site.node, site.operand)
+        self.data = each_row(rows.values(operands), x, z)
+        fixed = (None,) * len(self.data)
+        self.push = vmap(vmap(vmap(push, (0, *fixed)), (None, *(0 for _ in fixed))), (None, *(0 for _ in fixed)))
+        self.pull = vmap(vmap(vmap(pull, (0, *fixed))))
+
+    @property
+    def variables(self) -> Tensor:
+        """The operation's data operands, flattened and side by side [time, trial, ...]."""
+        return torch.cat([d.reshape(*d.shape[:2], -1) for d in self.data], -1)
 
     def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
         _add_at(out, self.kicks, self.push(change, *(d[span] for d in self.data)), fresh)
