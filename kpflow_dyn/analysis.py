@@ -6,21 +6,19 @@ import platform
 from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 import kpflow_dyn
 from kpflow_dyn.arrays import Array, Random, to_numpy
-from kpflow_dyn.estimate import Estimate, alignment, effective_rank, frobenius_norm, trace
+from kpflow_dyn.estimate import Estimate, Moments, alignment, effective_rank, moments
 from kpflow_dyn.flat import CHEAP
 from kpflow_dyn.flow import Flow
-from kpflow_dyn.operators import Apply, GramOperator, MatrixOperator, Operator
-from kpflow_dyn.reductions import GROUPS, PartialTrace, partial_traces
+from kpflow_dyn.operators import Apply, GramOperator, Operator
+from kpflow_dyn.reductions import PartialTrace, partial_traces, sampling
 from kpflow_dyn.solvers import BlockLanczos
-from kpflow_dyn.solvers.orthogonalise import orthonormalise
-from kpflow_dyn.space import Space
-from kpflow_dyn.spectra import Modes, eigs
+from kpflow_dyn.spectra import Modes, eigs, modes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,11 +28,12 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int | None], None]
 """Called as progress(stage, done, total) in applications of an operator; total is None where nobody knows."""
 
+Scalars = TypeVar("Scalars", Estimate, Moments)
+
 KERNELS = {"temporal": "time", "spatial": "unit", "trial": "trial"}
 """The partial traces of the NTK by name, and the axis that each keeps."""
 
 SOLVER = BlockLanczos(block=8, tol=1e-3, maxiter=100)
-LEADING = 24  # directions of the parameters that the partial traces treat exactly
 LEAST_SAMPLES = 40
 COMPONENTS = 10
 BLOCK_ENTRIES = 2**23  # of probes applied at once: larger blocks take more memory and no less time
@@ -141,7 +140,7 @@ def analyze(
     _check(flow, k, samples, task)
     work = _Work(flow, samples, Random(seed), progress or (lambda stage, done, total: None))
     kernels = work.kernels()
-    ranks = {f"{name}_effective_rank": _kernel_rank(kernel) for name, kernel in kernels.items()}
+    ranks = {f"{name}_effective_rank": effective_rank(kernel) for name, kernel in kernels.items()}
     state = to_numpy(flow.solution.state).astype(np.float64)
     numbers = ranks | {"state_effective_rank": _state_rank(state)} | work.numbers()
     dataset = xr.Dataset({name: _variable(name, numbers[name], flow) for name in WORDS}, _coordinates(flow, task))
@@ -159,28 +158,17 @@ class _Work:
         self.halves: Counter[str] = Counter()
 
     def kernels(self) -> dict[str, PartialTrace]:
-        """The partial traces of the NTK: what the leading directions Q add exactly, and the rest by probes.
-
-        With orthonormal columns Q, J J* = (J Q)(J Q)* + (J (1 - Q Q*))(J (1 - Q Q*))*.
-        """
-        axes, ntk = list(KERNELS.values()), self.flow.ntk
-        if _is_small(ntk):
-            return dict(
-                zip(KERNELS, partial_traces(self._watched(ntk, "partial traces of ntk", None), axes), strict=True)
-            )
-        samples = self.samples + -self.samples % GROUPS  # groups of one size, for `_groups`
-        J = self._watched(ntk, "partial traces of ntk", LEADING + samples // 2).factor
-        leading, rest = _split(J, self.rng)
-        known = partial_traces(GramOperator(J @ leading), axes)
-        sampled = partial_traces(GramOperator(J @ rest), axes, samples, self.rng)
-        return {name: _sum(*parts) for name, *parts in zip(KERNELS, known, sampled, strict=True)}
+        """The partial traces of the NTK, exact where that is cheap."""
+        samples, total = (None, None) if _is_small(self.flow.ntk) else (self.samples, _cost(self.samples))
+        ntk = self._watched(self.flow.ntk, "partial traces of ntk", total)
+        return dict(zip(KERNELS, partial_traces(ntk, KERNELS.values(), samples, self.rng), strict=True))
 
     def numbers(self) -> dict[str, Estimate]:
         """Trace, norm and effective rank of the core, of K and of the NTK, and the alignment of the last two."""
         found = {}
         for name in ("core", "K", "ntk"):
-            for what, measure in {"trace": trace, "norm": frobenius_norm, "effective_rank": effective_rank}.items():
-                found[f"{name}_{what}"] = self._estimate(measure, f"{what.replace('_', ' ')} of {name}", name)
+            of = self._estimate(moments, f"trace, norm and effective rank of {name}", name)
+            found |= {f"{name}_trace": of.trace, f"{name}_norm": of.norm, f"{name}_effective_rank": of.effective_rank}
         return found | {"K_ntk_alignment": self._estimate(alignment, "alignment of K and ntk", "K", "ntk")}
 
     def core_spectrum(self, k: int) -> dict[str, Any]:
@@ -211,7 +199,7 @@ class _Work:
         op = self._watched(getattr(self.flow, name), f"leading eigenvalues of {name}", None)
         return eigs(op, min(k, op.domain.size, op.factor.domain.size), SOLVER, self.rng)
 
-    def _estimate(self, measure: Callable[..., Estimate], stage: str, *names: str) -> Estimate:
+    def _estimate(self, measure: Callable[..., Scalars], stage: str, *names: str) -> Scalars:
         """`measure`, exact where that is cheap."""
         ops = [getattr(self.flow, name) for name in names]
         if names == ("core",) and ops[0].spectrum() is not None:
@@ -311,76 +299,22 @@ def _is_small(op: GramOperator) -> bool:
     return min(op.domain.size, op.factor.domain.size) <= CHEAP
 
 
-def _split(J: Operator, rng: Random) -> tuple[Operator, Operator]:
-    """Q and 1 - Q Q*, with Q [p, LEADING] an orthonormal basis of J* Omega for random Omega."""
-    theta = J.domain
-    image = J.T.mv(J.codomain.normal(LEADING, rng))
-    rows, _c, _r = orthonormalise(image.reshape((LEADING, -1)), [], 0.0)
-    few = Space(("direction",), (len(rows),), theta.like)
-    rest = Operator(theta, theta, lambda w: w - (w @ rows.T) @ rows, None)
-    return Operator(few, theta, lambda c: c @ rows, lambda w: w @ rows.T), rest
-
-
-def _sum(known: PartialTrace, sampled: PartialTrace) -> PartialTrace:
-    space = known.domain
-    without = [MatrixOperator(known.matrix + part.matrix, space, space) for part in sampled.without]
-    applications = known.applications + sampled.applications
-    return PartialTrace(known.matrix + sampled.matrix, sampled.stderr, without, space, True, applications)
-
-
-def _kernel_rank(kernel: PartialTrace) -> Estimate:
-    """er of a partial trace: exact, or from products of independent groups of probes.
-
-    The mean's own norm is too large by its noise, which is no small correction where the kernel has many modes.
-    Products of different groups are unbiased for (tr T)^2 and |T|_F^2; their ratio is jackknifed over the groups.
-    """
-    if not kernel.without:
-        return effective_rank(kernel)
-    groups = _groups(kernel)
-    traces, count = np.trace(groups, axis1=1, axis2=2), len(groups)
-    squares, products = np.multiply.outer(traces, traces), np.tensordot(groups, groups, ([1, 2], [1, 2]))
-    pairs = ~np.eye(count, dtype=bool)
-    value = squares[pairs].sum() / products[pairs].sum()
-    kept = [pairs & (np.arange(count) != i) & (np.arange(count) != i)[:, None] for i in range(count)]
-    without = [squares[rest].sum() / products[rest].sum() for rest in kept]
-    value, stderr = count * value - (count - 1) * np.mean(without), np.std(without) * np.sqrt(count - 1)
-    return Estimate(float(value), float(stderr), kernel.applications, "products of groups of probes")
+def _cost(samples: int) -> int:
+    """The applications of J J* behind its partial traces."""
+    columns, probes = sampling(samples)
+    return columns + probes // 2
 
 
 def _kernel_modes(name: str, axis: str, kernel: PartialTrace) -> dict[str, Any]:
     """A partial trace [axis, axis_other], its eigenvalues with standard errors, and its eigenvectors."""
-    matrix = _double(kernel.matrix)
-    exact, vectors = np.linalg.eigh(matrix)
-    values, stderr = _validated_eigenvalues(kernel) if kernel.without else (exact[::-1], np.zeros(len(exact)))
-    rank = f"{name}_rank"
+    found, rank = modes(kernel, axis, k=kernel.domain.size), f"{name}_rank"
+    values, exact = to_numpy(found.values), found.stderr is None
     return {
-        f"{name}_kernel": ((axis, f"{axis}_other"), matrix, {"applications": kernel.applications}),
-        f"{name}_eigenvalue": (rank, values, {"method": "cross-validated" if kernel.without else "exact"}),
-        f"{name}_eigenvalue_stderr": (rank, stderr),
-        f"{name}_mode": ((rank, axis), _with_sign(vectors.T[::-1])),
+        f"{name}_kernel": ((axis, f"{axis}_other"), _double(kernel.matrix), {"applications": kernel.applications}),
+        f"{name}_eigenvalue": (rank, values, {"method": "exact" if exact else "cross-validated"}),
+        f"{name}_eigenvalue_stderr": (rank, 0 * values if exact else to_numpy(found.stderr)),
+        f"{name}_mode": ((rank, axis), _with_sign(_double(found.vectors))),
     }
-
-
-def _validated_eigenvalues(kernel: PartialTrace) -> tuple[np.ndarray, np.ndarray]:
-    """v^T T v with modes v found from one half of the probes and T from the other, both ways, and its standard error.
-
-    The eigenvalues of the mean itself are spread by its noise: in a flat spectrum it would pass for leading modes.
-    """
-    groups = _groups(kernel)
-    halves = groups[::2], groups[1::2]
-    values, variances = [], []
-    for found, other in (halves, halves[::-1]):
-        modes = np.linalg.eigh(found.mean(0))[1][:, ::-1]
-        each = np.einsum("gxk,xk->gk", other @ modes, modes)
-        values.append(each.mean(0))
-        variances.append(each.var(0, ddof=1) / len(each))
-    return np.mean(values, axis=0), np.sqrt(np.sum(variances, axis=0)) / 2
-
-
-def _groups(kernel: PartialTrace) -> np.ndarray:
-    """The estimate from each group of probes alone [group, n, n], for groups of one size."""
-    mean, count = _double(kernel.matrix), len(kernel.without)
-    return np.stack([count * mean - (count - 1) * _double(part.matrix) for part in kernel.without])
 
 
 def _double(matrix: Array) -> np.ndarray:

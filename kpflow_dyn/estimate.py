@@ -14,6 +14,14 @@ and for any A and B, with y = x - Q Q^T x,
 
     tr A^T B = sum_q <A q, B q> + E <A y, B y>
 
+A partial trace that was itself estimated comes as T_1, ..., T_n from independent groups of probes. The norm of their
+mean contains its noise; products of different groups do not:
+
+    tr T = E T_i,    tr T^T U = E tr T_i^T U_j    for i != j
+
+Their variance is that of a function of means over pairs, after Efron and Stein, "The jackknife estimate of variance"
+(1981): the jackknife alone counts the noise of the products twice.
+
 Source: Meyer, Musco, Musco, Woodruff, "Hutch++" (2021); the Frobenius line is the same identity for G^2.
 """
 
@@ -23,12 +31,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import stdtrit
 
 from kpflow_dyn.arrays import Array, Random, array_namespace, to_numpy
 from kpflow_dyn.flat import CHEAP, Rows, euclidean_matrix, is_symmetric, on_rows, require_square, unit_rows
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
-from kpflow_dyn.reductions import PartialTrace
+from kpflow_dyn.reductions import LEAST_SAMPLES, PartialTrace, student
 from kpflow_dyn.sites import CoreOperator
 from kpflow_dyn.solvers import BlockLanczos
 from kpflow_dyn.solvers.orthogonalise import gram, orthonormalise, project_out, row_norms, to_double
@@ -59,7 +66,22 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class _Moments:
+class Moments:
+    """Scalars of one operator that come from the same applications, each of which counts all of them.
+
+    Attributes:
+        trace: tr A.
+        norm: |A|_F.
+        effective_rank: (tr A)^2 / |A|_F^2 of a positive semi-definite A, of A A* for any other.
+    """
+
+    trace: Estimate
+    norm: Estimate
+    effective_rank: Estimate
+
+
+@dataclass(frozen=True)
+class _Means:
     """Means of some quadratic moments, and the means with each sample left out (none where exact)."""
 
     means: np.ndarray  # [moment]
@@ -67,6 +89,28 @@ class _Moments:
     applications: int
     method: str
     eps: float
+    without_two: np.ndarray | None = None  # [sample, sample, moment]; None for means over samples, not over pairs
+
+
+def moments(op: Operator, samples: int | None = None, seed: int | Random = 0) -> Moments:
+    """`trace`, `frobenius_norm` and `effective_rank` of an operator from a space to itself, for the price of one.
+
+    Arguments and errors as for `trace`, and those of `effective_rank`.
+
+    Example:
+        >>> import numpy as np, kpflow_dyn as kp
+        >>> from kpflow_dyn.estimate import moments
+        >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
+        >>> found = moments(kp.MatrixOperator(np.diag([1.0, 2.0, 2.0]), unit, unit))
+        >>> found.trace.value, found.norm.value, round(found.effective_rank.value, 6)
+        (5.0, 3.0, 2.777778)
+    """
+    require_square(op, "a trace")
+    rng = Random(seed)
+    positive, spent = _is_positive(op, rng)
+    means = _means(op, samples, rng)
+    for_rank = means if positive else _means(GramOperator(op), samples, rng)
+    return Moments(_estimate(means, _trace), _estimate(means, _norm), _estimate(_spend(for_rank, spent), _rank))
 
 
 def trace(op: Operator, samples: int | None = None, seed: int | Random = 0) -> Estimate:
@@ -74,7 +118,8 @@ def trace(op: Operator, samples: int | None = None, seed: int | Random = 0) -> E
 
     Args:
         op: A.
-        samples: how many applications to spend on an estimate; None gives the exact value where it is cheap.
+        samples: how many applications to spend on an estimate; None gives the exact value where it is cheap. An
+            estimated partial trace needs none: it brings its own error.
         seed: an int, or a `Random` to continue.
 
     Raises:
@@ -87,7 +132,7 @@ def trace(op: Operator, samples: int | None = None, seed: int | Random = 0) -> E
         6.0
     """
     require_square(op, "a trace")
-    return _estimate(_moments(op, samples, Random(seed)), lambda trace, square: trace)
+    return _estimate(_means(op, samples, Random(seed)), _trace)
 
 
 def frobenius_norm(op: Operator, samples: int | None = None, seed: int | Random = 0) -> Estimate:
@@ -95,10 +140,10 @@ def frobenius_norm(op: Operator, samples: int | None = None, seed: int | Random 
 
     Arguments as for `trace`; the domain may differ from the codomain.
     """
-    if isinstance(op, GramOperator) or (samples is None and isinstance(op, MatrixOperator)):
-        return _estimate(_moments(op, samples, Random(seed)), lambda trace, square: np.sqrt(np.maximum(square, 0)))
-    moments = _moments(GramOperator(op), samples, Random(seed))  # |A|_F^2 = tr A A*
-    return _estimate(moments, lambda trace, square: np.sqrt(np.maximum(trace, 0)))
+    if isinstance(op, GramOperator) or _groups(op) or (samples is None and isinstance(op, MatrixOperator)):
+        return _estimate(_means(op, samples, Random(seed)), _norm)
+    means = _means(GramOperator(op), samples, Random(seed))  # |A|_F^2 = tr A A*
+    return _estimate(means, lambda trace, square: np.sqrt(np.maximum(trace, 0)))
 
 
 def effective_rank(op: Operator, samples: int | None = None, seed: int | Random = 0) -> Estimate:
@@ -108,11 +153,13 @@ def effective_rank(op: Operator, samples: int | None = None, seed: int | Random 
     spectrum where the matrix is cheap, else by a Lanczos run for the smallest eigenvalue.
 
     Arguments as for `trace`; the domain may differ from the codomain.
+
+    Raises:
+        ValueError: fewer than 8 samples, or an estimated partial trace that is not positive semi-definite.
     """
     rng = Random(seed)
     positive, spent = _is_positive(op, rng)
-    moments = _moments(op if positive else GramOperator(op), samples, rng)
-    return _estimate(replace(moments, applications=moments.applications + spent), _effective_rank)
+    return _estimate(_spend(_means(op if positive else GramOperator(op), samples, rng), spent), _rank)
 
 
 def alignment(a: Operator, b: Operator, samples: int | None = None, seed: int | Random = 0) -> Estimate:
@@ -121,23 +168,28 @@ def alignment(a: Operator, b: Operator, samples: int | None = None, seed: int | 
     Args:
         a: A.
         b: B, between the same spaces.
-        samples: how many applications of each to spend; None gives the exact value where it is cheap.
+        samples: how many applications of each to spend; None gives the exact value where it is cheap. An estimated
+            partial trace brings its own error, and what it is compared with is then taken as a matrix.
         seed: an int, or a `Random` to continue.
 
     Raises:
-        ValueError: spaces that differ, or an operator that is zero.
+        ValueError: spaces that differ, an operator that is zero, or one whose norm is not above its noise.
     """
     if not (a.domain.matches(b.domain) and a.codomain.matches(b.codomain)):
         raise ValueError(f"alignment compares operators between the same spaces, got {a!r} and {b!r}")
-    if samples is None and isinstance(a, MatrixOperator) and isinstance(b, MatrixOperator):
-        moments = _of_matrices(a, b)
+    matrices = isinstance(a, MatrixOperator) and isinstance(b, MatrixOperator)
+    if _groups(a) or _groups(b) or (samples is None and matrices):
+        found = _of_matrices(a, b)
     elif samples is None and a.domain.size <= CHEAP:
-        moments = _exact_products(on_rows(a), on_rows(b), a.domain)
+        found = _exact_products(on_rows(a), on_rows(b), a.domain)
     else:
-        moments = _sampled_products(on_rows(a), on_rows(b), [a.T, b.T], samples, Random(seed))
-    if not moments.means[1:].all():
-        raise ValueError("alignment with the zero operator is not defined; check what the operators learn from")
-    return _estimate(moments, lambda product, first, second: product / np.sqrt(first * second))
+        found = _sampled_products(on_rows(a), on_rows(b), [a.T, b.T], samples, Random(seed))
+    if not ((found.means[1:] > 0).all() and (found.without[:, 1:] > 0).all()):
+        raise ValueError(
+            "alignment with the zero operator is not defined, nor with an estimate that is no larger than its noise; "
+            "check what the operators learn from, or take more samples"
+        )
+    return _estimate(found, lambda product, first, second: product / np.sqrt(first * second))
 
 
 def rayleigh(op: Operator, q: Array) -> Estimate:
@@ -155,27 +207,56 @@ def rayleigh(op: Operator, q: Array) -> Estimate:
     return Estimate(float(op.domain.inner(q, op.mv(q))) / size, 0.0, 1, "exact")
 
 
-def _estimate(moments: _Moments, of: Callable[..., np.ndarray]) -> Estimate:
-    """A function of moments, with the jackknife's standard error and its correction of the bias.
-
-    The error is widened by Student's factor, so that 1.96 of it cover as many runs with few samples as with many.
-    """
-    value, n = float(of(*moments.means)), len(moments.without)
-    if not n:
-        return Estimate(value, 0.0, moments.applications, moments.method)
-    left_out = of(*moments.without.T)
-    spread = float(np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2)))
-    value = n * value - (n - 1) * float(left_out.mean())
-    spread *= float(stdtrit(n - 1, 0.975)) / 1.96
-    return Estimate(value, max(spread, 10 * moments.eps * abs(value)), moments.applications, moments.method)
+def _trace(trace: np.ndarray, square: np.ndarray) -> np.ndarray:
+    return trace
 
 
-def _effective_rank(trace: np.ndarray, square: np.ndarray) -> np.ndarray:
+def _norm(trace: np.ndarray, square: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.maximum(square, 0))
+
+
+def _rank(trace: np.ndarray, square: np.ndarray) -> np.ndarray:
     return np.divide(trace**2, square, out=np.zeros_like(square), where=square > 0)
 
 
-def _moments(op: Operator, samples: int | None, rng: Random) -> _Moments:
+def _spend(means: _Means, applications: int) -> _Means:
+    return replace(means, applications=means.applications + applications)
+
+
+def _estimate(found: _Means, of: Callable[..., np.ndarray]) -> Estimate:
+    """A function of moments, with the jackknife's correction of its bias, and its standard error.
+
+    The error is widened by Student's factor, so that 1.96 of it cover as many runs with few samples as with many.
+    """
+    value, n = float(of(*found.means)), len(found.without)
+    if not n:
+        return Estimate(value, 0.0, found.applications, found.method)
+    left_out = of(*found.without.T)
+    if found.without_two is None:
+        spread = float(np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2)))
+    else:
+        spread = _spread_of_pairs(value, left_out, of(*np.moveaxis(found.without_two, 2, 0)))
+    value = n * value - (n - 1) * float(left_out.mean())
+    return Estimate(value, max(student(n) * spread, 10 * found.eps * abs(value)), found.applications, found.method)
+
+
+def _spread_of_pairs(value: float, without: np.ndarray, without_two: np.ndarray) -> float:
+    """The standard error of a mean over pairs, h_ij for i != j, from that mean without i, and without i and j.
+
+    Var = E h_ij h_kl - (E h)^2, estimated by the square of the mean less that of the products of disjoint pairs; it is
+    not let below the noise that the products of groups would have if it were all.
+    """
+    n = len(without)
+    pairs = n * (n - 1) * value - (n - 1) * (n - 2) * (without[:, None] + without) + (n - 2) * (n - 3) * without_two
+    pairs = (pairs / 2 - value) * ~np.eye(n, dtype=bool)
+    rows, entries = np.sum(pairs.sum(1) ** 2), np.sum(pairs**2)
+    return float(np.sqrt(max(4 * rows - 2 * entries, 2 * rows) / (n * (n - 1) * (n - 2) * (n - 3))))
+
+
+def _means(op: Operator, samples: int | None, rng: Random) -> _Means:
     """tr A and |A|_F^2."""
+    if isinstance(op, PartialTrace) and op.groups:
+        return _of_matrix(op)
     exact = _exact(op) if samples is None else None
     if exact is not None:
         return exact
@@ -185,7 +266,7 @@ def _moments(op: Operator, samples: int | None, rng: Random) -> _Moments:
     return replace(products, means=products.means[[0, 2]], without=products.without[:, [0, 2]])
 
 
-def _exact(op: Operator) -> _Moments | None:
+def _exact(op: Operator) -> _Means | None:
     if isinstance(op, MatrixOperator):
         return _of_matrix(op)
     spectrum = op.spectrum() if isinstance(op, CoreOperator) else None
@@ -199,56 +280,70 @@ def _exact(op: Operator) -> _Moments | None:
     return _known(product, square, found.applications, found.method, op)
 
 
-def _of_matrix(op: MatrixOperator) -> _Moments:
-    """tr A and |A|_F^2 of a matrix; of one that was estimated itself, with the errors that it brings."""
-    found = [_matrix_moments(m) for m in (op, *_left_out(op))]
-    return _Moments(found[0], np.array(found[1:]).reshape(-1, 2), 0, _matrix_method(op), _eps(op.domain))
+def _of_matrix(op: MatrixOperator) -> _Means:
+    """tr A and |A|_F^2 of a matrix, or of one that was estimated from groups of probes."""
+    rows = _flat(op)
+    traces = rows[:, :: op.domain.size + 1].sum(1)
+    return _of_pairs(np.stack([(traces[:, None] + traces) / 2, rows @ rows.T]), [op])
 
 
-def _of_matrices(a: MatrixOperator, b: MatrixOperator) -> _Moments:
-    counts = {len(_left_out(m)) for m in (a, b)} - {0}
-    if len(counts) > 1:
-        raise ValueError(f"the matrices come from {counts} groups of probes; estimate both with at least 20 samples")
-    groups = max(counts, default=0)
-    pairs = zip(_left_out(a) or [a] * groups, _left_out(b) or [b] * groups, strict=True)
-    found = [_matrix_products(*pair) for pair in ((a, b), *pairs)]
-    method = _matrix_method(a if _left_out(a) else b)
-    return _Moments(found[0], np.array(found[1:]).reshape(-1, 3), 0, method, _eps(a.domain))
+def _of_matrices(a: Operator, b: Operator) -> _Means:
+    """tr A^T B, |A|_F^2 and |B|_F^2 of matrices, or of ones that were estimated from groups of probes."""
+    x, y = _flat(a), _flat(b)
+    if len(x) != len(y) and 1 not in (len(x), len(y)):
+        raise ValueError(f"the matrices come from {len(x)} and {len(y)} groups of probes; give both 20 samples or more")
+    product, count = x @ y.T, max(len(x), len(y))
+    squares = [np.broadcast_to(each, (count, count)) for each in ((product + product.T) / 2, x @ x.T, y @ y.T)]
+    return _of_pairs(np.stack(squares), [a, b])
 
 
-def _left_out(op: MatrixOperator) -> list[MatrixOperator]:
-    return op.without if isinstance(op, PartialTrace) else []
+def _of_pairs(pairs: np.ndarray, ops: list[Operator]) -> _Means:
+    """Means of symmetric [moment, group, group] over pairs of different groups; a single group is exact."""
+    eps, n = _eps(ops[0].domain), pairs.shape[1]
+    if n == 1:
+        return _Means(pairs[:, 0, 0], np.zeros((0, len(pairs))), 0, "exact: matrix", eps)
+    pairs = pairs * ~np.eye(n, dtype=bool)
+    total, by_group = pairs.sum((1, 2)), 2 * pairs.sum(2).T
+    without = (total - by_group) / ((n - 1) * (n - 2))
+    without_two = (total - by_group[:, None] - by_group + 2 * np.moveaxis(pairs, 0, 2)) / ((n - 2) * (n - 3))
+    without_two[np.arange(n), np.arange(n)] = without
+    applications = sum(_spent_on(op) for op in ops)
+    return _Means(total / (n * (n - 1)), without, applications, "products of groups of probes", eps, without_two)
 
 
-def _matrix_method(op: MatrixOperator) -> str:
-    return "jackknife of an estimated matrix" if _left_out(op) else "exact: matrix"
+def _groups(op: Operator) -> list[Array]:
+    return op.groups if isinstance(op, PartialTrace) else []
 
 
-def _matrix_moments(op: MatrixOperator) -> np.ndarray:
-    matrix = to_double(euclidean_matrix(op))
-    return np.array([float(array_namespace(matrix).linalg.trace(matrix)), float((matrix * matrix).sum())])
+def _spent_on(op: Operator) -> int:
+    """The applications behind a matrix: its probes, or none where it was given."""
+    if isinstance(op, MatrixOperator):
+        return op.applications if isinstance(op, PartialTrace) and op.groups else 0
+    return op.domain.size
 
 
-def _matrix_products(a: MatrixOperator, b: MatrixOperator) -> np.ndarray:
-    x, y = to_double(euclidean_matrix(a)), to_double(euclidean_matrix(b))
-    return np.array([float((x * y).sum()), float((x * x).sum()), float((y * y).sum())])
+def _flat(op: Operator) -> np.ndarray:
+    """The matrix, or what each group of probes gave for it, as rows [group, entry]."""
+    matrix = op if isinstance(op, MatrixOperator) else MatrixOperator(op.dense(), op.domain, op.codomain)
+    matrices = _groups(op) or [to_double(euclidean_matrix(matrix))]
+    return np.stack([to_numpy(matrix).reshape(-1) for matrix in matrices])
 
 
-def _known(trace: float, square: float, applications: int, method: str, op: Operator) -> _Moments:
-    return _Moments(np.array([trace, square]), np.zeros((0, 2)), applications, method, _eps(op.domain))
+def _known(trace: float, square: float, applications: int, method: str, op: Operator) -> _Means:
+    return _Means(np.array([trace, square]), np.zeros((0, 2)), applications, method, _eps(op.domain))
 
 
-def _exact_products(first: Rows, second: Rows, space: Space) -> _Moments:
+def _exact_products(first: Rows, second: Rows, space: Space) -> _Means:
     """tr A^T B, |A|_F^2 and |B|_F^2 by applying both to the identity."""
     sums = sum(_dots(first(rows), second(rows)).sum(0) for rows in unit_rows(space))
     applied = sum(space.size for f in (first, second) if f is not _identity)
-    return _Moments(np.asarray(sums), np.zeros((0, 3)), applied, "exact: applied to the identity", _eps(space))
+    return _Means(np.asarray(sums), np.zeros((0, 3)), applied, "exact: applied to the identity", _eps(space))
 
 
-def _sampled_products(first: Rows, second: Rows, ranges: list[Operator], samples: int | None, rng: Random) -> _Moments:
+def _sampled_products(first: Rows, second: Rows, ranges: list[Operator], samples: int | None, rng: Random) -> _Means:
     """tr A^T B, |A|_F^2 and |B|_F^2, the part on the leading ranges of the adjoints exactly, the rest by probes."""
     space, each = ranges[0].codomain, _samples(samples)
-    rank = each // (3 * len(ranges))
+    rank = min(each // 3, space.size) // len(ranges)
     probes = each - (1 + len(ranges)) * rank
     leading = [on_rows(op)(_normal(rank, op.domain, rng)) for op in ranges]
     q, _c, _r = orthonormalise(space.xp.concat(leading, axis=0), [], 0.0)
@@ -257,10 +352,11 @@ def _sampled_products(first: Rows, second: Rows, ranges: list[Operator], samples
     return _mean(found, len(ranges) * each, space)
 
 
-def _sampled_gram(op: GramOperator, samples: int | None, rng: Random) -> _Moments:
+def _sampled_gram(op: GramOperator, samples: int | None, rng: Random) -> _Means:
     """tr J J* and |J J*|_F^2; see the head of this file."""
     total = _samples(samples)
-    rank, probes = total // 2, total - total // 2
+    rank = min(total // 2, op.factor.domain.size)
+    probes = total - rank
     forward, backward = on_rows(op.factor), on_rows(op.factor.T)
     q, _c, _r = orthonormalise(backward(_normal(rank, op.domain, rng)), [], 0.0)
     image = forward(q)
@@ -272,15 +368,15 @@ def _sampled_gram(op: GramOperator, samples: int | None, rng: Random) -> _Moment
     return _mean(np.stack([traces, squares], axis=1), total, op.domain)
 
 
-def _mean(samples: np.ndarray, applications: int, space: Space) -> _Moments:
+def _mean(samples: np.ndarray, applications: int, space: Space) -> _Means:
     without = (samples.sum(0) - samples) / (len(samples) - 1)
-    return _Moments(samples.mean(0), without, applications, "deflation and probes", _eps(space))
+    return _Means(samples.mean(0), without, applications, "deflation and probes", _eps(space))
 
 
 def _samples(samples: int | None) -> int:
     samples = SAMPLES if samples is None else samples
-    if samples < 8:
-        raise ValueError(f"samples = {samples} is too few for an error bar; give at least 8")
+    if samples < LEAST_SAMPLES:
+        raise ValueError(f"samples = {samples} is too few for an error bar; give at least {LEAST_SAMPLES}")
     return samples
 
 
@@ -306,7 +402,7 @@ def _is_positive(op: Operator, rng: Random) -> tuple[bool, int]:
     if isinstance(op, GramOperator):
         return True, 0
     if isinstance(op, MatrixOperator):
-        return op.domain.matches(op.codomain) and _is_positive_matrix(euclidean_matrix(op), _eps(op.domain)), 0
+        return op.domain.matches(op.codomain) and _is_positive_matrix(op), 0
     if not is_symmetric(op, rng):
         return False, 2
     rows, solver = on_rows(op), BlockLanczos(block=8, tol=NEGATIVE)
@@ -316,8 +412,22 @@ def _is_positive(op: Operator, rng: Random) -> tuple[bool, int]:
     return float(bottom.values[0]) <= 2 * NEGATIVE * abs(float(top.values[0])), spent
 
 
-def _is_positive_matrix(matrix: Array, eps: float) -> bool:
-    if float(abs(matrix - matrix.T).max()) > eps**0.5 * float(abs(matrix).max()):
-        return False
-    values = array_namespace(matrix).linalg.eigvalsh(to_double(matrix))
-    return float(values[0]) >= -NEGATIVE * float(values[-1])
+def _is_positive_matrix(op: MatrixOperator) -> bool:
+    matrix, groups = to_double(euclidean_matrix(op)), _groups(op)
+    symmetric = float(abs(matrix - matrix.T).max()) <= _eps(op.domain) ** 0.5 * float(abs(matrix).max())
+    values = array_namespace(matrix).linalg.eigvalsh(matrix)
+    positive = symmetric and float(values[0]) >= -NEGATIVE * float(values[-1]) - _noise(groups)
+    if groups and not positive:
+        raise ValueError(
+            f"{op!r} was estimated and is not positive semi-definite, so that its effective rank is not known; "
+            "take the partial trace of op @ op.T, or the exact one of a smaller problem"
+        )
+    return positive
+
+
+def _noise(groups: list[Array]) -> float:
+    """The spectral norm of the noise in the mean of the groups, as half the difference of its halves shows it."""
+    if not groups:
+        return 0.0
+    halves = [sum(half) / len(half) for half in (groups[::2], groups[1::2])]
+    return float(array_namespace(groups[0]).linalg.matrix_norm(halves[0] - halves[1], ord=2)) / 2

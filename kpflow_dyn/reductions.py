@@ -8,16 +8,17 @@ With A on X (x) Y, `keep` naming the axes of X:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
+
+from scipy.special import stdtrit
 
 from kpflow_dyn.arrays import Array, Random, array_namespace
 from kpflow_dyn.flat import CHEAP, is_symmetric, matrix_on_values, on_rows, require_square, unit_rows
 from kpflow_dyn.operators import DENSE_BYTES, GramOperator, MatrixOperator, Operator
-from kpflow_dyn.solvers.orthogonalise import to_double, to_like
+from kpflow_dyn.solvers.orthogonalise import orthonormalise, project_out, to_double, to_like
 from kpflow_dyn.space import Space
 
-SAMPLES, PART, GROUPS = 100, 16, 20
+SAMPLES, LEAST_SAMPLES, GROUPS, LEADING = 100, 8, 20, 24
 
 Keep = str | Sequence[str]
 
@@ -25,43 +26,46 @@ Keep = str | Sequence[str]
 class PartialTrace(MatrixOperator):
     """A partial trace as a matrix on the kept axes.
 
+    Where it is estimated, functions of it that are not linear would be biased by its noise. `trace`, `frobenius_norm`,
+    `effective_rank`, `alignment` and `modes` therefore use `groups`: what one group found is independent of the others.
+
     Attributes:
         matrix: [size, size] of the kept space, on values.
         stderr: the standard error of each entry, [size, size]; zeros where exact.
-        without: the same estimate with one group of probes left out in turn, for the jackknife; empty where exact.
-            `effective_rank`, `trace`, `frobenius_norm` and `alignment` of a partial trace use it.
+        groups: the estimates from independent groups of probes, all of one size, whose mean is the matrix; float64
+            [size, size] in coordinates where the inner product is plain. Empty where exact.
         applications: how many applications to one vector it took.
         method: how it was found.
     """
 
-    def __init__(
-        self,
-        matrix: Array,
-        stderr: Array,
-        without: list[MatrixOperator],
-        space: Space,
-        symmetric: bool,
-        applications: int,
-    ) -> None:
-        super().__init__(matrix, space, space, symmetric=symmetric)
-        self.stderr, self.without, self.applications = stderr, without, applications
-        self.method = "probes" if without else "exact"
+    def __init__(self, mean: Array, groups: list[Array], space: Space, symmetric: bool, applications: int) -> None:
+        super().__init__(_on_values(mean, space), space, space, symmetric=symmetric)
+        self.stderr = _on_values(_standard_error(mean, groups), space)
+        self.groups, self.applications = groups, applications
+        self.method = "probes" if groups else "exact"
 
 
 def partial_trace(op: Operator, keep: Keep, samples: int | None = None, seed: int | Random = 0) -> PartialTrace:
     """(tr_Y A)[x, x'] = sum_y A[(x, y), (x', y)], the sum over all axes but those kept.
 
-    Exact when the matrix or the columns of J are few (at most `flat.CHEAP`), else the mean of u u^T summed over y, with
-    u = J xi and standard normal xi: unbiased and positive semi-definite. Operators without a factor use (A xi) xi^T.
+    Exact when the matrix or the columns of J are few (at most `flat.CHEAP`). Else, with orthonormal columns Q that span
+    the leading range of J*, and standard normal xi,
+
+        A = (J Q)(J Q)* + E u u*,    u = J (1 - Q Q*) xi
+
+    where the mean over probes xi replaces the expectation: unbiased and positive semi-definite. Operators without a
+    factor use A = E (A xi) xi*.
 
     Args:
         op: A, from a space to itself.
         keep: the name of the axis to keep, or several; () gives the trace, all give the matrix.
-        samples: how many probes; None gives the exact result where it is cheap and 100 probes elsewhere.
+        samples: how many probes, rounded up to a multiple of 20 where there are more; `sampling` says what they cost.
+            None gives the exact result where it is cheap and 100 probes elsewhere.
         seed: an int, or a `Random` to continue.
 
     Raises:
-        ValueError: an unknown axis, a domain that is not the codomain, or a result of more than 2 GiB.
+        ValueError: an unknown axis, a domain that is not the codomain, fewer than 8 samples, or a result of more than
+            2 GiB.
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp
@@ -83,7 +87,28 @@ def partial_traces(
     sums = [_Sums(op.domain, _names(keep), symmetric) for keep in keeps]
     if samples is None and _is_cheap(op):
         return _sum_exactly(op, sums)
-    return _sum_samples(op, sums, SAMPLES if samples is None else samples, rng)
+    columns, probes = sampling(SAMPLES if samples is None else samples)
+    if isinstance(op, GramOperator):
+        return _sample_gram(op.factor, sums, columns, probes, rng)
+    return _sample(op, sums, probes, rng)
+
+
+def sampling(samples: int) -> tuple[int, int]:
+    """How many columns of Q and how many probes `partial_traces` of J J* takes for `samples`.
+
+    A column costs one J and one J*, a probe one J.
+
+    Raises:
+        ValueError: fewer than 8 samples.
+    """
+    if samples < LEAST_SAMPLES:
+        raise ValueError(f"samples = {samples} is too few for an error bar; give at least {LEAST_SAMPLES}")
+    return min(LEADING, samples // 4), samples + -samples % min(GROUPS, samples)
+
+
+def student(groups: int) -> float:
+    """What widens a standard error from few groups, so that 1.96 of it cover as often as with many."""
+    return float(stdtrit(groups - 1, 0.975)) / 1.96
 
 
 def marginal(op: Operator, keep: Keep) -> Operator:
@@ -115,49 +140,55 @@ class _Sums:
     def __init__(self, space: Space, names: tuple[str, ...], symmetric: bool) -> None:
         kept = space.positions(names)
         self.space, self.symmetric, self._shape = space.keep(names), symmetric, space.shape
+        self._dropped = space.size // self.space.size
         self._order = (0, *(1 + i for i in kept), *(1 + i for i in range(len(space.shape)) if i not in kept))
-        self.groups: dict[int, Array] = {}
-        self.counts: Counter[int] = Counter()
-        self.squares = 0.0
+        self.known, self.groups, self.rounds = 0.0, [0.0] * GROUPS, 0
         if self.space.size**2 * 8 > DENSE_BYTES:
             raise ValueError(
                 f"a partial trace on {self.space} has {self.space.size}^2 entries, more than "
                 f"{DENSE_BYTES / 2**30:.0f} GiB; keep fewer axes, or use eigs on the operator itself"
             )
 
-    def add(self, left: Array, right: Array, group: int = 0) -> None:
-        """Add a block of pairs [b, size] to one of the groups."""
-        product = to_double(self._split(left) @ self._split(right).T)
-        if self.symmetric:
-            product = (product + product.T) / 2
-        self.groups[group] = product + self.groups[group] if group in self.groups else product
-        self.counts[group] += 1
-        self.squares = product * product + self.squares
+    def add(self, left: Array, right: Array) -> None:
+        """Add a block of pairs [b, size]."""
+        self.known = self._product(left, right) + self.known
+
+    def add_probes(self, left: Array, right: Array) -> None:
+        """Add one random pair [size] to each group."""
+        for group, (x, y) in enumerate(zip(left, right, strict=True)):
+            self.groups[group] = self._product(x[None], y[None]) + self.groups[group]
+        self.rounds += 1
 
     def exact(self, applications: int) -> PartialTrace:
         """The sum of the pairs."""
-        matrix = self._on_values(self.groups[0])
-        return PartialTrace(matrix, 0 * matrix, [], self.space, self.symmetric, applications)
+        return PartialTrace(self.known, [], self.space, self.symmetric, applications)
 
-    def sampled(self, applications: int) -> PartialTrace:
-        """The mean of independent pairs, with its standard error and without each of the groups."""
-        count, total = self.counts.total(), sum(self.groups.values())
-        variance = (self.squares / count - (total / count) ** 2) / (count - 1)
-        stderr = array_namespace(variance).sqrt(abs(variance))
-        left_out = [(total - part) / (count - self.counts[group]) for group, part in self.groups.items()]
-        without = [MatrixOperator(self._on_values(m), self.space, self.space) for m in left_out]
-        mean, stderr = self._on_values(total / count), self._on_values(stderr)
-        return PartialTrace(mean, stderr, without, self.space, self.symmetric, applications)
+    def sampled(self, count: int, applications: int) -> PartialTrace:
+        """The sum of the pairs and the mean of the random ones, which went to `count` groups."""
+        groups = [self.known + total / self.rounds for total in self.groups[:count]]
+        return PartialTrace(sum(groups) / count, groups, self.space, self.symmetric, applications)
 
-    def _on_values(self, matrix: Array) -> Array:
-        return matrix_on_values(to_like(matrix, self.space.like), self.space)
+    def _product(self, left: Array, right: Array) -> Array:
+        product = to_double(self._split(left) @ self._split(right).T)
+        return (product + product.T) / 2 if self.symmetric else product
 
     def _split(self, rows: Array) -> Array:
         """Rows [b, size] -> [x, b y]."""
         xp = array_namespace(rows)
         axes_kept_first = xp.permute_dims(rows.reshape((-1, *self._shape)), self._order)
-        block = axes_kept_first.reshape((rows.shape[0], self.space.size, -1))
-        return xp.permute_dims(block, (1, 0, 2)).reshape((self.space.size, -1))
+        block = axes_kept_first.reshape((rows.shape[0], self.space.size, self._dropped))
+        return xp.permute_dims(block, (1, 0, 2)).reshape((self.space.size, rows.shape[0] * self._dropped))
+
+
+def _on_values(matrix: Array, space: Space) -> Array:
+    return matrix_on_values(to_like(matrix, space.like), space)
+
+
+def _standard_error(mean: Array, groups: list[Array]) -> Array:
+    if not groups:
+        return 0 * mean
+    variance = sum((group - mean) ** 2 for group in groups) / (len(groups) - 1) / len(groups)
+    return student(len(groups)) * array_namespace(mean).sqrt(variance)
 
 
 def _is_cheap(op: Operator) -> bool:
@@ -176,19 +207,32 @@ def _sum_exactly(op: Operator, sums: list[_Sums]) -> list[PartialTrace]:
     return [kept.exact((columns + 1) // 2 if factored else columns) for kept in sums]
 
 
-def _sum_samples(op: Operator, sums: list[_Sums], samples: int, rng: Random) -> list[PartialTrace]:
-    """tr_Y A = E tr_Y u u^T with u = J xi, or E tr_Y (A xi) xi^T."""
-    if samples < 2:
-        raise ValueError(f"samples = {samples} is too few for an error bar; give at least 2")
-    source = op.factor if isinstance(op, GramOperator) else op
-    factored, forward = source is not op, on_rows(source)
-    for start in range(0, samples, PART):
-        probes = rng.normal((min(PART, samples - start), source.domain.size), source.domain.like)
-        image = forward(probes)
-        for i, (left, right) in enumerate(zip(image, image if factored else probes, strict=True), start):
-            for kept in sums:
-                kept.add(left[None], right[None], i % GROUPS)
-    return [kept.sampled((samples + 1) // 2 if factored else samples) for kept in sums]
+def _sample_gram(J: Operator, sums: list[_Sums], columns: int, probes: int, rng: Random) -> list[PartialTrace]:
+    """tr_Y J J*: of the leading range of J* exactly, and of the rest by probes."""
+    forward, backward = on_rows(J), on_rows(J.T)
+    start = rng.normal((min(columns, J.domain.size), J.codomain.size), J.codomain.like)
+    q, _c, _r = orthonormalise(backward(start), [], 0.0)
+    leading = forward(q)
+    for kept in sums:
+        kept.add(leading, leading)
+    count = min(GROUPS, probes)
+    for _round in range(probes // count):
+        rest, _c = project_out(rng.normal((count, J.domain.size), J.domain.like), [q])
+        image = forward(rest)
+        for kept in sums:
+            kept.add_probes(image, image)
+    return [kept.sampled(count, len(start) + (probes + 1) // 2) for kept in sums]
+
+
+def _sample(op: Operator, sums: list[_Sums], probes: int, rng: Random) -> list[PartialTrace]:
+    """tr_Y A = E tr_Y (A xi) xi^T."""
+    forward, count = on_rows(op), min(GROUPS, probes)
+    for _round in range(probes // count):
+        block = rng.normal((count, op.domain.size), op.domain.like)
+        image = forward(block)
+        for kept in sums:
+            kept.add_probes(image, block)
+    return [kept.sampled(count, probes) for kept in sums]
 
 
 def _names(keep: Keep) -> tuple[str, ...]:

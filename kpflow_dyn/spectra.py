@@ -11,7 +11,7 @@ import numpy as np
 from kpflow_dyn.arrays import Array, Random, array_namespace, to_numpy
 from kpflow_dyn.flat import euclidean_matrix, is_symmetric, on_rows, require_square
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
-from kpflow_dyn.reductions import partial_trace
+from kpflow_dyn.reductions import PartialTrace, partial_trace, student
 from kpflow_dyn.solvers import BlockLanczos, Eigenpairs
 from kpflow_dyn.solvers.lanczos import Callback
 from kpflow_dyn.solvers.orthogonalise import (
@@ -36,13 +36,14 @@ class Modes:
     """Eigenpairs with vectors shaped like the space that they live in.
 
     Attributes:
-        values: [k], descending, float64.
+        values: [k], descending (up to their errors, where they are estimates), float64.
         vectors: [k, *space.shape], orthonormal in `space.inner`.
         residuals: [k], the true |A v - l v| / |l_1|.
         converged: [k], whether the residual is within the tolerance asked for.
         applications: how many applications to one vector it took, one of J and one of J* counting as one of J J*.
         space: where the vectors live.
         total: the trace of the operator where it is known, else None.
+        stderr: [k], standard errors of the values where the operator itself was estimated from probes, else None.
     """
 
     values: Array
@@ -52,6 +53,7 @@ class Modes:
     applications: int
     space: Space
     total: float | None = None
+    stderr: Array | None = None
 
     @property
     def explained(self) -> Array:
@@ -65,7 +67,7 @@ class Modes:
         return self.values / self.total if self.total else 0 * self.values
 
     def to_xarray(self) -> xarray.Dataset:
-        """A dataset of `eigenvalues`, `vectors`, `residuals` and `converged` on "mode" and the space's axes."""
+        """A dataset of `eigenvalues`, `vectors`, `residuals`, `converged`, `stderr` on "mode" and the space's axes."""
         import xarray
 
         data = {
@@ -74,6 +76,8 @@ class Modes:
             "residuals": ("mode", to_numpy(self.residuals)),
             "converged": ("mode", to_numpy(self.converged)),
         }
+        if self.stderr is not None:
+            data["stderr"] = ("mode", to_numpy(self.stderr))
         total = {} if self.total is None else {"total": self.total}
         return xarray.Dataset(data, attrs={"applications": self.applications, **total})
 
@@ -125,6 +129,15 @@ def eigs(
 def modes(op: Operator, axis: str = "time", k: int = 5, samples: int | None = None, seed: int | Random = 0) -> Modes:
     """The k leading eigenvectors of the partial trace of A on one axis: temporal, trial or unit modes.
 
+    The eigenvalues of an estimate are spread by its noise, so that a flat spectrum would seem to have leading modes.
+    Where the partial trace T is estimated, the values are therefore cross-validated,
+
+        value_i = v_i^T T' v_i    with v_i of one half of the probes and T' of the other, both ways
+
+    unbiased for what modes of half of the probes carry. They lie below the leading eigenvalues of T where these modes
+    are not resolved, add up to the trace, and come with standard errors. Vectors are those of all probes, and residuals
+    say how well these were solved for, not how far they are from those of T.
+
     Args:
         op: A, symmetric; a partial trace on that axis alone is taken as it is.
         axis: the name of the axis.
@@ -144,9 +157,22 @@ def modes(op: Operator, axis: str = "time", k: int = 5, samples: int | None = No
     values, rotation = descending_eigh(matrix)
     rows = rotation[:, :k].T
     residuals = relative(row_norms(rows @ matrix - values[:k, None] * rows), float(abs(values).max()))
-    vectors = space.from_euclidean(to_like(rows, space.like).reshape((k, *space.shape)))
+    vectors, total = space.from_euclidean(to_like(rows, space.like).reshape((k, *space.shape))), float(values.sum())
+    groups = reduced.groups if isinstance(reduced, PartialTrace) else []
+    values, stderr = _cross_validated(groups, k) if groups else (values[:k], None)
     applications = getattr(reduced, "applications", 0)
-    return Modes(values[:k], vectors, residuals, residuals <= 1e-6, applications, space, float(values.sum()))
+    return Modes(values, vectors, residuals, residuals <= 1e-6, applications, space, total, stderr)
+
+
+def _cross_validated(groups: list[Array], k: int) -> tuple[Array, Array]:
+    """v^T T v with v found from one half of the groups and T from the other, both ways, and its standard error."""
+    xp, halves, means, variances = array_namespace(groups[0]), (groups[::2], groups[1::2]), [], []
+    for found, other in (halves, halves[::-1]):
+        vectors = descending_eigh(sum(found) / len(found))[1][:, :k]
+        each = xp.stack([xp.sum((group @ vectors) * vectors, axis=0) for group in other])
+        means.append(xp.mean(each, axis=0))
+        variances.append(xp.var(each, axis=0, correction=1) / len(other))
+    return (means[0] + means[1]) / 2, student(len(groups)) * xp.sqrt(variances[0] + variances[1]) / 2
 
 
 def _check_count(op: Operator, k: int) -> None:

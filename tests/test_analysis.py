@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 import kpflow_dyn as kp
-from kpflow_dyn.analysis import KERNELS, WORDS, _kernel_rank, _validated_eigenvalues, analyze
+from kpflow_dyn.analysis import KERNELS, WORDS, analyze
 from kpflow_dyn.figures import FIGURES, trial_label
 from kpflow_dyn.tasks import TaskData
 
@@ -105,10 +105,11 @@ def test_noise_does_not_pass_for_leading_modes() -> None:
     space = kp.Space(("time", "unit"), (40, 20), np.zeros(1))
     identity = kp.GramOperator(kp.Operator(space, space, lambda q: q, lambda q: q))
     kernel = kp.partial_trace(identity, keep="time", samples=60)  # of 20 times the identity
-    values, stderr = _validated_eigenvalues(kernel)
+    found = kp.modes(kernel, "time", k=40)
+    values, stderr = found.values, found.stderr
     assert np.linalg.eigvalsh(kernel.matrix)[-1] > 20 * 1.2
     assert (np.abs(values - 20) < 5 * stderr).all() and stderr.max() < 20 * 0.2
-    rank = _kernel_rank(kernel)
+    rank = kp.effective_rank(kernel)
     assert abs(rank.value - 40) < 4 * rank.stderr < 4
 
 
@@ -180,7 +181,7 @@ def test_a_task_brings_milliseconds_and_labels(small_flow: kp.Flow) -> None:
 def test_progress_counts_to_its_total(large_flow: kp.Flow) -> None:
     seen: dict[str, list[tuple[int, int | None]]] = {}
     analyze(large_flow, k=1, progress=lambda stage, done, total: seen.setdefault(stage, []).append((done, total)))
-    for stage in ("partial traces of ntk", "trace of K", "alignment of K and ntk"):
+    for stage in ("partial traces of ntk", "trace, norm and effective rank of K", "alignment of K and ntk"):
         done, total = seen[stage][-1]
         assert done == total, stage
     for counts in seen.values():

@@ -95,6 +95,11 @@ def test_dtypes_must_agree() -> None:
         solve(nn.GRUCell(3, 4), torch.randn(2, 5, 3, dtype=torch.float64))
 
 
+def test_devices_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"weight_ih lies on meta but x on cpu; move one"):
+        solve(nn.GRUCell(3, 4, device="meta"))
+
+
 def test_active_dropout_and_batch_norm() -> None:
     with pytest.raises(ValueError, match=r"drops out with p = 0.5 in train mode.*eval\(\)"):
         solve(nn.GRU(3, 4, num_layers=2, dropout=0.5))

@@ -19,6 +19,7 @@ from synthetic import (
 
 import kpflow_dyn as kp
 from kpflow_dyn.arrays import Random, to_numpy
+from kpflow_dyn.estimate import moments
 from kpflow_dyn.flat import CHEAP, euclidean_matrix
 
 __all__ = ["eager_library", "library"]
@@ -118,6 +119,18 @@ def test_a_large_operator_is_sampled_unless_a_side_is_small():
     assert kp.trace(gram).stderr == 0 and kp.trace(gram).applications == 4
 
 
+@pytest.mark.parametrize("kind", ["gram", "callables"])
+def test_more_samples_than_dimensions_are_exact(kind):
+    op = kp.GramOperator(factor(space(), parameters(size=5)))
+    op = op if kind == "gram" else kp.Operator(op.domain, op.domain, op.mv, None)
+    for name in SCALARS:
+        found = getattr(kp, name)(op, samples=100)
+        assert found.value == pytest.approx(truths(op)[name]) and found.stderr < 1e-9 * found.value
+    assert kp.alignment(op, op + op, samples=100).value == pytest.approx(1)
+    kernel = kp.partial_trace(op, "time", samples=100)
+    assert kp.effective_rank(kernel).stderr < (1e-9 if kind == "gram" else 1)
+
+
 def test_effective_rank_is_of_the_operator_not_of_its_square():
     values = np.array([2.0, 1.0, 1.0])
     line = kp.Space(("unit",), (3,), np.zeros(1))
@@ -131,14 +144,74 @@ def test_effective_rank_is_of_the_operator_not_of_its_square():
     assert kp.effective_rank(kp.Operator(line, line, lambda q: q * [2, -1, 1], None)).value == pytest.approx(square)
 
 
-def test_the_effective_rank_of_an_estimated_kernel_has_an_error_bar():
-    theta, state = parameters(size=80), space(shape=(4, 6, 5))
-    gram = kp.GramOperator(factor(state, theta))
-    truth = kp.effective_rank(kp.partial_trace(gram, keep="time")).value
-    runs = [kp.effective_rank(kp.partial_trace(gram, "time", samples=60, seed=seed)) for seed in range(RUNS)]
-    errors, bars = np.array([[run.value - truth, run.stderr] for run in runs]).T
-    assert 0.88 <= np.mean(np.abs(errors) <= 1.96 * bars) <= 0.99 and "jackknife" in runs[0].method
-    assert abs(errors.mean()) < 5 * errors.std() / RUNS**0.5
+@pytest.mark.parametrize("name", SCALARS)
+@pytest.mark.parametrize("kind", ["gram", "callables"])
+@pytest.mark.parametrize("samples", [8, 50])
+def test_moments_share_the_applications(name, kind, samples):
+    op = diagonal(spectra(200)["exponential"])
+    op = op if kind == "gram" else kp.Operator(op.domain, op.domain, op.mv, None)
+    found, alone = (
+        getattr(moments(op, samples), {"frobenius_norm": "norm"}.get(name, name)),
+        getattr(kp, name)(op, samples),
+    )
+    if kind == "gram":
+        assert found == alone and found.applications == samples
+    assert abs(found.value - truths(op)[name]) < 5 * found.stderr
+
+
+def kernels(name: str) -> tuple[kp.GramOperator, np.ndarray]:
+    """J J* on [time, unit] and its partial trace on time, diagonal with this spectrum."""
+    spectrum = {"flat": np.ones(40), "nearly flat": np.linspace(0.6, 1.4, 40), "power": np.arange(1, 41) ** -1.0}[name]
+    state = kp.Space(("time", "unit"), (40, 5), np.zeros(1))
+    root = np.sqrt(np.repeat(spectrum[:, None], 5, axis=1))
+    return kp.GramOperator(kp.Operator(state, state, lambda q: root * q, None)), np.diag(5 * spectrum)
+
+
+@pytest.mark.parametrize("samples", [10, 50])
+@pytest.mark.parametrize("name", ["flat", "nearly flat", "power"])
+def test_scalars_of_an_estimated_partial_trace_do_not_count_its_noise(name, samples):
+    op, matrix = kernels(name)
+    time = op.domain.keep(("time",))
+    other = kp.MatrixOperator(matrix + np.diag(np.linspace(0, matrix[0, 0], 40)), time, time, symmetric=True)
+    truth = truths(kp.MatrixOperator(matrix, time, time))
+    truth["alignment"] = np.sum(matrix * other.matrix) / truth["frobenius_norm"] / np.linalg.norm(other.matrix)
+    found = [kp.partial_trace(op, "time", samples, seed) for seed in range(RUNS)]
+    runs = {scalar: [getattr(kp, scalar)(kernel) for kernel in found] for scalar in SCALARS}
+    runs["alignment"] = [kp.alignment(kernel, other) for kernel in found]
+    for scalar, estimates in runs.items():
+        errors, bars = np.array([[run.value - truth[scalar], run.stderr] for run in estimates]).T
+        assert 0.90 <= np.mean(np.abs(errors) <= 1.96 * bars) <= 0.99, scalar
+        assert abs(errors.mean()) < 4 * errors.std() / RUNS**0.5, scalar
+        assert {run.applications for run in estimates} == {found[0].applications}
+    plain = [truths(kp.MatrixOperator(kernel.matrix, time, time))["effective_rank"] for kernel in found]
+    if name != "power":
+        assert np.mean(plain) - truth["effective_rank"] < -5 * np.mean([run.stderr for run in runs["effective_rank"]])
+
+
+def test_two_estimated_partial_traces_are_compared_with_an_error():
+    op, _ = kernels("nearly flat")
+    a, b = (kp.partial_trace(op, "time", samples=40, seed=seed) for seed in (0, 1))
+    runs = [kp.alignment(a, a), kp.alignment(a, b), kp.alignment(b, kp.partial_trace(op, "time"))]
+    assert runs[0].value == pytest.approx(1)
+    assert all(abs(run.value - 1) <= 5 * run.stderr + 1e-9 for run in runs) and runs[1].stderr > 0
+    lazy = kp.marginal(op, "time")  # the same here but for a factor
+    found = kp.alignment(a, lazy, samples=100)
+    assert abs(found.value - 1) <= 5 * found.stderr and found.applications == a.applications + 40
+    with pytest.raises(ValueError, match="come from 20 and 10 groups of probes; give both 20 samples or more"):
+        kp.alignment(a, kp.partial_trace(op, "time", samples=10))
+
+
+def test_estimates_without_a_factor_are_positive_up_to_their_noise_or_refused():
+    op, matrix = kernels("nearly flat")
+    plain = kp.Operator(op.domain, op.domain, op.mv, None)
+    truth = kp.effective_rank(kp.MatrixOperator(matrix, *[op.domain.keep(("time",))] * 2)).value
+    kernel = kp.partial_trace(plain, "time", samples=40)
+    assert np.linalg.eigvalsh(kernel.matrix)[0] > 0
+    found = kp.effective_rank(kernel)
+    assert abs(found.value - truth) < 4 * found.stderr
+    signed = kp.Operator(op.domain, op.domain, lambda q: -op.mv(q), None)
+    with pytest.raises(ValueError, match="is not positive semi-definite, so that its effective rank is not known"):
+        kp.effective_rank(kp.partial_trace(signed, "time", samples=40))
 
 
 def test_zero_and_identity():

@@ -173,9 +173,23 @@ def test_modes_are_those_of_the_partial_trace(library, axis, weighted):
 
 
 def test_sampled_modes_approach_the_exact_ones():
-    op = kp.GramOperator(factor(space(), parameters(size=40)))
+    op = kp.GramOperator(factor(space(shape=(2, 3, 20)), parameters(size=150)))
     exact = kp.modes(op, "time", k=3)
     near, far = (kp.modes(op, "time", k=3, samples=samples, seed=1) for samples in (4000, 40))
     errors = [np.abs(found.values / exact.values - 1).max() for found in (near, far)]
     assert errors[0] < 0.1 and errors[0] < errors[1]
-    assert near.applications == 2000
+    assert near.applications == 24 + 2000 and exact.stderr is None
+    assert_close(near.to_xarray()["stderr"].values, near.stderr)
+
+
+def test_values_of_sampled_modes_are_what_these_modes_carry(eager_library):
+    state = space(eager_library, shape=(4, 12, 10))
+    op = kp.GramOperator(kp.Operator(state, state, lambda q: q, lambda q: q))
+    runs = [kp.modes(op, "time", k=12, samples=20, seed=seed) for seed in range(100)]  # of 40 times the identity
+    values, bars = (np.array([to_numpy(getattr(run, what)) for run in runs]) for what in ("values", "stderr"))
+    assert np.abs((values.mean(0) - 40) / values.std(0) * 10).max() < 4
+    assert (np.mean(np.abs(values - 40) <= 1.96 * bars, axis=0) > 0.85).all()
+    kernel = kp.partial_trace(op, "time", samples=20)
+    assert float(to_numpy(kp.modes(kernel, "time", k=12).values).sum()) == pytest.approx(kp.trace(kernel).value)
+    assert np.linalg.eigvalsh(to_numpy(kernel.matrix))[-1] > 40 * 1.1
+    assert runs[0].converged.all()

@@ -10,8 +10,8 @@ from synthetic import as_array, assert_close, eager_library, factor, library, ma
 
 import kpflow_dyn as kp
 from kpflow_dyn.arrays import Random, to_numpy
-from kpflow_dyn.flat import CHEAP
-from kpflow_dyn.reductions import partial_traces
+from kpflow_dyn.flat import CHEAP, euclidean_matrix
+from kpflow_dyn.reductions import partial_traces, sampling
 
 __all__ = ["eager_library", "library"]
 
@@ -105,7 +105,7 @@ def test_a_sampled_kernel_is_unbiased_positive_and_its_errors_cover():
     covered = np.mean(np.abs(errors) <= 1.96 * bars, axis=0)
     assert (covered > 0.88).all() and (covered < 1).all()
     assert all(np.linalg.eigvalsh(f.matrix)[0] > 0 for f in found)
-    assert {f.applications for f in found} == {20} and found[0].method == "probes"
+    assert {f.applications for f in found} == {10 + 20} and found[0].method == "probes"
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -135,7 +135,7 @@ def test_several_kernels_come_from_the_same_probes():
 
     op = kp.GramOperator(kp.Operator(J.domain, state, counted, J.T.mv))
     found = partial_traces(op, [(name,) for name in AXES], samples=50, seed=3)
-    assert sum(calls) == 50
+    assert sum(calls) == sum(sampling(50)) == 12 + 60 and len(found[0].groups) == 20
     for name, kernel in zip(AXES, found, strict=True):
         assert_close(kernel.matrix, kp.partial_trace(op, name, samples=50, seed=3).matrix)
     assert len({round(float(np.trace(kernel.matrix)), 6) for kernel in found}) == 1
@@ -194,5 +194,35 @@ def test_what_is_not_defined_is_refused():
             reduce(op, keep=("time", "time"))
         with pytest.raises(ValueError, match="from a space to itself"):
             reduce(J, keep="trial")
-    with pytest.raises(ValueError, match="give at least 2"):
-        kp.partial_trace(op, keep="time", samples=1)
+    with pytest.raises(ValueError, match="give at least 8"):
+        kp.partial_trace(op, keep="time", samples=7)
+
+
+def test_groups_of_probes_are_independent_estimates_of_one_size():
+    op = gram(size=40, weighted=True)
+    kernel, exact = (kp.partial_trace(op, keep="time", samples=samples) for samples in (33, None))
+    assert len(kernel.groups) == 20 and not exact.groups
+    assert_close(sum(kernel.groups) / 20, to_numpy(euclidean_matrix(kernel)))
+    assert kernel.applications == 8 + 20
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_an_operator_of_low_rank_is_found_exactly_by_its_leading_directions(eager_library, rank):
+    state, theta = space(eager_library), parameters(eager_library, size=40)
+    three = parameters(size=3)
+    low = matrix(space(), three)[:, :rank] @ matrix(three, parameters(size=40))[:rank]
+    op = kp.GramOperator(kp.MatrixOperator(as_array(eager_library, low), theta, state))
+    kernel = kp.partial_trace(op, keep="unit", samples=20)
+    assert_close(kernel.matrix, kp.partial_trace(op, keep="unit").matrix)
+    assert float(abs(kernel.stderr).max()) < 1e-9
+
+
+def test_leading_directions_shrink_the_error():
+    """Against the spread of u u^T with u = J xi and as many probes."""
+    state, theta = space(shape=(4, 6, 10)), parameters(size=100)
+    J = factor(state, theta).matrix * np.arange(1, 101) ** -1.5
+    op, few = kp.GramOperator(kp.MatrixOperator(J, theta, state)), 60
+    truth = kp.partial_trace(op, keep="time").matrix
+    u = (np.random.default_rng(0).standard_normal((few, 100)) @ J.T).reshape(few, 4, 6, 10)
+    plain = np.linalg.norm(np.einsum("pbtu,pbsu->ts", u, u) / few - truth)
+    assert np.linalg.norm(kp.partial_trace(op, keep="time", samples=few).matrix - truth) < plain / 5
