@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import kpflow_dyn as kp
+from kpflow_dyn.torch_backend import trace
 
 
 def solve(cell: object, x: object = None, z0: object = None) -> kp.Solution:
@@ -88,6 +89,20 @@ def test_numbers_that_are_not_finite_name_the_first_step() -> None:
     explosive = Cell(lambda W, x, z: (z + 2) ** 8)
     with pytest.raises(ValueError, match=r"the state holds NaN or inf, first at step \d+"):
         solve(explosive)
+
+
+def test_steps_without_a_derivative_somewhere() -> None:
+    solution = solve(Cell(lambda W, x, z: torch.sqrt((z @ W).abs())))
+    with pytest.raises(ValueError, match=r"derivative of the step holds NaN or inf, first at step 0 \(trial 0\)"):
+        kp.linearize(solution)
+
+
+def test_an_operation_that_is_misread_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong table of operations must not give a wrong number: every linearisation is checked by forward mode."""
+    monkeypatch.setattr(trace, "MOVES", trace.MOVES | {torch.ops.aten.relu})
+    solution = solve(Cell(lambda W, x, z: torch.relu(z) @ W + x.sum(-1, keepdim=True)))
+    with pytest.raises(RuntimeError, match=r"off by .* from forward mode"):
+        kp.linearize(solution)
 
 
 def test_dtypes_must_agree() -> None:

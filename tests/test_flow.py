@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from registry import MODELS, dense_jacobian, dense_steps
 
 import kpflow_dyn as kp
 from kpflow_dyn.models import CTRNNCell
+from kpflow_dyn.torch_backend.linearise import linearise
+from kpflow_dyn.torch_backend.program import Product, Scaled
+from kpflow_dyn.torch_backend.tangent import Tangent
 
 CASES = [(name, started) for name in MODELS for started in (False, True)]
 IDS = [f"{name}-{'z0' if started else 'zero'}" for name, started in CASES]
@@ -18,6 +23,18 @@ WITHOUT_SPECTRUM = {"ctrnn_learnt", "computed_weight", "tied", "attending", "sha
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     assert a.shape == b.shape
     return float((a - b).abs().max() / b.abs().max())
+
+
+def not_a_number(self: Tangent, times: int, probes: int, width: int) -> torch.Tensor:
+    return self.like.new_full((times, self.trials, probes, width), torch.nan)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def work_memory_that_holds_the_worst() -> Iterator[None]:
+    """Sweeps work in memory that they do not clear first: nothing may be read before it is written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tangent, "_empty", not_a_number)
+        yield
 
 
 @pytest.fixture(scope="module", params=CASES, ids=IDS)
@@ -204,6 +221,17 @@ def test_every_form_of_the_glue_gives_the_same(name: str, form: str, monkeypatch
     assert relative((flow.P @ flow.K @ flow.P.T).dense(), jacobian @ jacobian.T) < 1e-10
     assert relative(flow.P.inv.dense(), dense_steps(flow)) < 1e-10
     assert kp.check_adjoint(flow.P) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["rnn", "gru", "lstm", "ctrnn_learnt", "concatenating", "low_rank", "normalised"])
+def test_elementwise_cells_keep_no_dense_blocks(name: str) -> None:
+    """What is kept of a step grows with units, not with units squared: products and elementwise coefficients."""
+    tangent, _ = linearise(kp.solve(MODELS[name].problem(True)), None)
+    assert all(isinstance(update, Product | Scaled) for update in tangent.updates)
+    numbers = sum(
+        u.coefficients.numel() for u in tangent.updates if isinstance(u, Scaled) and u.coefficients is not None
+    )
+    assert numbers <= 20 * tangent.times * tangent.trials * tangent.units
 
 
 @pytest.mark.parametrize("times", [1, 2, 37])

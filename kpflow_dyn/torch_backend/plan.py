@@ -33,9 +33,9 @@ class KickBlock:
 
 
 def kick_blocks(structure: Structure) -> list[KickBlock]:
-    """A cut of the kicks such that every site, and every product onto scattered kicks, lies in one block."""
+    """A cut of the kicks such that every site, and every product with inner rows, lies in one block."""
     together = [site.kicks for site in structure.sites]
-    together += [product.kicks for product in structure.products if not _consecutive(product.kicks)]
+    together += [product.kicks for product in structure.products if len(product.kicks) > 1]
     if structure.colouring is None:
         together.append(np.arange(structure.kick_size))
     inside = np.zeros(structure.kick_size + 1, bool)  # a cut before this kick would part what is together
@@ -66,21 +66,20 @@ def plan_updates(
 
 
 def _products(product: StepProduct, source: Range, blocks: list[KickBlock], rows: Rows) -> Iterator[Update]:
-    """The product onto each block of kicks that it feeds."""
-    matrix, first, stop = rows.matrix(product), int(product.kicks.min()), int(product.kicks.max()) + 1
-    for block in blocks:
-        start, end = max(first, block.start), min(stop, block.stop)
-        if start < end and _consecutive(product.kicks):
-            part = matrix[:, start - first : end - first].contiguous()
-            yield Product(Range(block.name, start - block.start, end - start), source, part, part.T.contiguous())
-        elif start < end:
-            whole = Range(block.name, 0, block.stop - block.start)
-            yield ScatteredProduct(whole, source, matrix, rows.index(product.kicks - block.start))
-
-
-def _consecutive(kicks: np.ndarray) -> bool:
-    """Whether kicks [r, m] are one row of consecutive numbers."""
-    return len(kicks) == 1 and bool((np.diff(kicks[0]) == 1).all())
+    """The product onto the kicks that it feeds: one for each run of consecutive kicks of one block."""
+    matrix = rows.matrix(product)
+    if len(product.kicks) > 1:
+        block = _block_of(int(product.kicks.min()), blocks)
+        whole = Range(block.name, 0, block.stop - block.start)
+        yield ScatteredProduct(whole, source, matrix, rows.index(product.kicks - block.start))
+        return
+    kicks, edges = product.kicks[0], [block.start for block in blocks]
+    breaks = np.flatnonzero((np.diff(kicks) != 1) | np.isin(kicks[1:], edges)) + 1
+    for first, stop in pairwise([0, *breaks.tolist(), len(kicks)]):
+        block, part = _block_of(int(kicks[first]), blocks), matrix[:, first:stop].contiguous()
+        yield Product(
+            Range(block.name, int(kicks[first]) - block.start, stop - first), source, part, part.T.contiguous()
+        )
 
 
 def _block_of(kick: int, blocks: list[KickBlock]) -> KickBlock:

@@ -120,6 +120,10 @@ class Update:
         """What it adds to."""
         return [self.source if transposed else self.sink]
 
+    def reads(self, transposed: bool) -> list[Range]:
+        """What it takes its values from."""
+        return [self.sink if transposed else self.source]
+
     def ends(self, blocks: Mapping[str, Views], transposed: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Target and source, as fields."""
         sink, source = (blocks[r.block].fields(r.start, r.length) for r in (self.sink, self.source))
@@ -202,6 +206,9 @@ class Traced(Update):
 
     def targets(self, transposed: bool) -> list[Range]:
         return [self.source, self.kicks] if transposed else [self.sink]
+
+    def reads(self, transposed: bool) -> list[Range]:
+        return [self.sink] if transposed else [self.source, self.kicks]
 
     def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
         sink, z = self.ends(blocks, transposed=False)
@@ -292,13 +299,13 @@ def bind(
 
 
 def _firsts(updates: Sequence[Update], fresh: Collection[str], transposed: bool) -> list[bool]:
-    """Which updates may overwrite: nothing before them has touched their target, and it begins at zero."""
+    """Which updates may overwrite: their target begins at zero, and nothing before them has read or written it."""
     firsts, touched = [], []
     for update in updates:
         targets = update.targets(transposed)
         free = not any(target.meets(other) for target in targets for other in touched)
         firsts.append(free and targets[0].block in fresh and update.overwrites(transposed))
-        touched += targets
+        touched += targets + update.reads(transposed)
     return firsts
 
 

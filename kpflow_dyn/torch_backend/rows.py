@@ -66,6 +66,24 @@ class Rows:
 
         return row
 
+    def tangent(self, dtheta: Tensor) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
+        """(x, z, dz) -> the next state's tangent along (dz, dtheta), by forward mode through the whole step."""
+        structure = self.structure
+        order = self._order(ancestors([structure.graph.output]))
+        fixed = {node: value for node, value in self.fixed.items() if structure.kinds[node] is Kind.CONSTANT}
+        values = [self.fixed[node] for node in structure.parameters]
+        parts = dtheta.split([value.numel() for value in values])
+        directions = [part.reshape(value.shape) for part, value in zip(parts, values, strict=True)]
+
+        def row(x: Tensor, z: Tensor, dz: Tensor) -> list[Tensor]:
+            def step(z: Tensor, *weights: Tensor) -> Tensor:
+                env = fixed | dict(zip(structure.parameters, weights, strict=True))
+                return run(order, env | {self.input: x[None], self.state: z[None]})[structure.graph.output].reshape(-1)
+
+            return [jvp(step, (z, *values), (dz, *directions))[1]]
+
+        return row
+
     def derivative_in_weight(self, node: Node, operand: Node) -> Callable[[Tensor, Tensor], list[Tensor]]:
         """(x, z) -> [d node / d operand] of a pointwise operation, element by element."""
         others = [o for o in node.operands if o is not operand]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kpflow_dyn.structure import Structure
+from kpflow_dyn.torch_backend.checks import check_finite
 from kpflow_dyn.torch_backend.plan import kick_blocks, plan_updates
 from kpflow_dyn.torch_backend.program import AllTimes, Run, Same, Steps, bind
 from kpflow_dyn.torch_backend.rows import Rows, each_row
@@ -63,6 +64,7 @@ class Tangent:
         self.fresh, self.unkicked = self._first_kicks()
         used = torch.cat([site.entries.reshape(-1) for _, site in self.sites])
         self._idle: _Work | None = None
+        self._check(rows, x, z)
         self.plain = not structure.derived and len(used.unique()) == len(used)
 
     def _first_kicks(self) -> tuple[list[bool], dict[str, Tensor]]:
@@ -75,6 +77,25 @@ class Tangent:
             covered[name][numbers] |= fresh[-1]
         others = {name: (~mask).nonzero().reshape(-1) for name, mask in covered.items()}
         return fresh, {name: numbers.to(self.like.device) for name, numbers in others.items() if len(numbers)}
+
+    def _check(self, rows: Rows, x: Tensor, z: Tensor) -> None:
+        """Compare every row with forward mode through the whole step, in one random direction."""
+        generator = torch.Generator(z.device).manual_seed(0)
+        dz, dtheta = (
+            torch.randn(shape, generator=generator, dtype=z.dtype, device=z.device)
+            for shape in (z.shape, (self.parameter_size,))
+        )
+        (expected,) = each_row(rows.tangent(dtheta), x, z, dz)
+        check_finite(expected.transpose(0, 1), "the derivative of the step")
+        kicks = self._kick_blocks(self.times, 1)
+        self._kick(self.changes(dtheta[None]), slice(None), kicks)
+        found = self._each_step(dz[:, :, None].contiguous(), kicks)[:, :, 0]
+        error = float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(z.dtype).tiny))
+        if not error <= 1e4 * torch.finfo(z.dtype).eps:
+            raise RuntimeError(
+                f"the linearised step is off by {error:.1e} of its size from forward mode through it; please report "
+                "this cell, and write it with simpler operations meanwhile"
+            )
 
     @property
     def probes_together(self) -> int:
