@@ -126,7 +126,9 @@ def eigs(
     return Modes(pairs.values, vectors, pairs.residuals, pairs.converged, pairs.applications, space)
 
 
-def modes(op: Operator, axis: str = "time", k: int = 5, samples: int | None = None, seed: int | Random = 0) -> Modes:
+def modes(
+    op: Operator, axis: str = "time", k: int | None = None, samples: int | None = None, seed: int | Random = 0
+) -> Modes:
     """The k leading eigenvectors of the partial trace of A on one axis: temporal, trial or unit modes.
 
     The eigenvalues of an estimate are spread by its noise, so that a flat spectrum would seem to have leading modes.
@@ -141,7 +143,7 @@ def modes(op: Operator, axis: str = "time", k: int = 5, samples: int | None = No
     Args:
         op: A, symmetric; a partial trace on that axis alone is taken as it is.
         axis: the name of the axis.
-        k: how many, at most the length of the axis.
+        k: how many, at most the length of the axis; None gives five, or all of a shorter axis.
         samples: how many probes for the partial trace; None is exact where it is cheap.
         seed: an int, or a `Random` to continue.
 
@@ -150,6 +152,7 @@ def modes(op: Operator, axis: str = "time", k: int = 5, samples: int | None = No
     """
     on_axis = op.domain.axes == (axis,)
     reduced = op if isinstance(op, MatrixOperator) and on_axis else partial_trace(op, axis, samples, seed)
+    k = min(5, reduced.domain.size) if k is None else k
     _check_count(reduced, k)
     if not is_symmetric(reduced, Random(seed)):
         raise ValueError(f"modes needs a symmetric operator, got {op!r}; take op @ op.T or op.T @ op")

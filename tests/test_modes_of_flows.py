@@ -111,6 +111,12 @@ def test_temporal_modes_are_eigenvectors_of_the_temporal_partial_trace(flow: kp.
     assert found.to_xarray()["vectors"].dims == ("mode", "time")
 
 
+def test_a_short_axis_gives_all_of_its_modes(flow: kp.Flow) -> None:
+    assert kp.modes(flow.ntk, axis="trial").values.shape == (flow.ntk.domain.shape[0],)
+    with pytest.raises(ValueError, match=r"k = 3 pairs .* expected 1 <= k <= 2"):
+        kp.modes(flow.ntk, axis="trial", k=3)
+
+
 def test_seeds_decide() -> None:
     torch.manual_seed(0)
     flow = kp.linearize(kp.solve(kp.DiscreteProblem(nn.GRUCell(3, 24), torch.randn(4, 20, 3))))
