@@ -51,14 +51,14 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the result
 Debug = Annotated[bool, typer.Option("--debug", envvar="KPFLOW_DYN_DEBUG", help="Show the traceback of an error.")]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Job:
     checkpoint: Path
     model: str
     task: str
-    prefix: str | None
-    readout: str | None
-    nonlinearity: str | None
+    prefix: str | None = None
+    readout: str | None = None
+    nonlinearity: str | None = None
     trials: int | None
     seed: int
     modes: int
@@ -89,20 +89,20 @@ def analyze(
 ) -> None:
     """Analyse a trained or freshly initialised network on a task; write numbers, figures and a page."""
     job = _Job(
-        checkpoint,
-        model,
-        task,
-        prefix,
-        readout,
-        nonlinearity,
-        trials,
-        seed,
-        modes,
-        samples,
-        dtype,
-        threads,
-        out,
-        overwrite,
+        checkpoint=checkpoint,
+        model=model,
+        task=task,
+        prefix=prefix,
+        readout=readout,
+        nonlinearity=nonlinearity,
+        trials=trials,
+        seed=seed,
+        modes=modes,
+        samples=samples,
+        dtype=dtype,
+        threads=threads,
+        out=out,
+        overwrite=overwrite,
     )
     with _plain_errors(debug):
         _run(job)
@@ -124,20 +124,17 @@ def demo(
     with _plain_errors(debug), as_file(files("kpflow_dyn").joinpath("data/demo.safetensors")) as checkpoint:
         _run(
             _Job(
-                checkpoint,
-                "gru",
-                DEMO_TASK,
-                None,
-                None,
-                None,
-                trials,
-                seed,
-                modes,
-                samples,
-                dtype,
-                threads,
-                out,
-                overwrite,
+                checkpoint=checkpoint,
+                model="gru",
+                task=DEMO_TASK,
+                trials=trials,
+                seed=seed,
+                modes=modes,
+                samples=samples,
+                dtype=dtype,
+                threads=threads,
+                out=out,
+                overwrite=overwrite,
             )
         )
 

@@ -71,24 +71,6 @@ class AllTimes:
         return self.values.shape[-1]
 
 
-@dataclass
-class Same:
-    """One work block [trial, probe, width], used again at each of `times` steps."""
-
-    values: Tensor
-    times: int
-
-    def fields(self, start: int, length: int) -> list[Tensor]:
-        return [self.values.narrow(-1, start, length)] * self.times
-
-    def rows(self, start: int, length: int) -> list[Tensor]:
-        return [self.values.view(-1, self.width).narrow(-1, start, length)] * self.times
-
-    @property
-    def width(self) -> int:
-        return self.values.shape[-1]
-
-
 @dataclass(frozen=True)
 class Range:
     """Columns start:start+length of a named block."""

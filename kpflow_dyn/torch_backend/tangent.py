@@ -21,7 +21,7 @@ from torch import Tensor
 from kpflow_dyn.structure import Structure
 from kpflow_dyn.torch_backend.checks import check_finite
 from kpflow_dyn.torch_backend.plan import kick_blocks, plan_updates
-from kpflow_dyn.torch_backend.program import AllTimes, Run, Same, Steps, bind
+from kpflow_dyn.torch_backend.program import AllTimes, Run, Steps, bind
 from kpflow_dyn.torch_backend.rows import Rows, each_row
 from kpflow_dyn.torch_backend.sites import site_data
 
@@ -295,7 +295,7 @@ class _Work:
         self.length = min(tangent.times, max(4, SPAN_BYTES // bytes_per_time))
         self.kicks = tangent._kick_blocks(self.length, probes)
         self.states = tangent._empty(self.length + 1, probes, tangent.units)
-        self.operands = {name: tangent._empty(1, probes, size)[0] for name, size in tangent.widths.items()}
+        self.operands = {name: tangent._empty(1, probes, size) for name, size in tangent.widths.items()}
         self.bound: dict[tuple[int, str], Run] = {}
 
     def spans(self, backward: bool = False) -> Iterator[tuple[slice, Kicks, Tensor]]:
@@ -314,9 +314,10 @@ class _Work:
         if (span.start, program) not in self.bound:
             kicks, states = self.blocks(span)
             fresh = {"out"} if program == FROM_CHANGES else set(kicks)
-            arrays = {"z": states[:-1], "out": states[1:], **kicks}
-            work = {name: Same(block, span.stop - span.start) for name, block in self.operands.items()}
-            blocks = {name: Steps(values) for name, values in arrays.items()} | work
+            times = span.stop - span.start
+            work = {name: block.expand(times, -1, -1, -1) for name, block in self.operands.items()}
+            arrays = {"z": states[:-1], "out": states[1:], **kicks, **work}
+            blocks = {name: Steps(values) for name, values in arrays.items()}
             updates, transposed = self.tangent.updates, program == ADJOINT
             self.bound[span.start, program] = bind(updates, blocks, fresh | set(work), span, transposed=transposed)
         return self.bound[span.start, program]
