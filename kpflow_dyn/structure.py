@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn.graph import Graph, Node, Role, ancestors, evaluate, run
-from kpflow_dyn.pattern import Colouring, Stage, plan
 
 NOTHING = 0  # the number of an element without a derivative
 
@@ -52,7 +51,6 @@ class Product:
     entries: np.ndarray | None  # [d, m]
     kicks: np.ndarray  # [r, m]
     learnable: bool
-    moving: bool = False
 
 
 @dataclass
@@ -96,7 +94,11 @@ Site = MatrixSite | ScaleSite | OpaqueSite
 
 @dataclass
 class Structure:
-    """The analysed step. Kicks are numbered so that those of the moving products come first, row by row."""
+    """The analysed step. Kicks are numbered so that those of the moving products come first, row by row.
+
+    replaced: where the kicks stand for a node's value [elements of the node], -1 for none. added: where they add to it.
+    ids: the number of the element that each element of a node's outputs is a copy of; `moved` are the nodes that copy.
+    """
 
     graph: Graph
     kinds: dict[Node, Kind]
@@ -108,8 +110,8 @@ class Structure:
     added: dict[Node, np.ndarray]
     products: list[Product]
     sites: list[Site]
-    stages: list[Stage]
-    colouring: Colouring | None
+    ids: dict[Node, list[np.ndarray]]
+    moved: set[Node]
 
 
 def analyse(graph: Graph, learnable: set[str], as_array: Callable[[np.ndarray], Any]) -> Structure:
@@ -147,18 +149,10 @@ class _Analysis:
         self.find_sums()
         products = [product for node in self.rows for product in self.products_of(node)]
         self.number_kicks(products)
-        self.find_dependence()
-        for product in products:
-            operand = self.ids[product.operand][0].ravel()
-            product.moving = any(self.depends[i] for i in operand[product.positions.ravel()])
-        sites = self.sites(products)
-        products = [product for product in products if product.moving]
-        stages = [self.stage(self.ids[p.operand][0].ravel()[p.positions.ravel()]) for p in products]
-        stages.append(self.stage(self.ids[self.graph.output][0].ravel()))
-        colouring = plan(stages, self.state_size, self.state_size + self.kick_size)
+        moved = {node for node in self.rows if self.moves(node)}
         return Structure(
-            *(self.graph, self.kinds, self.parameters, self.derived, self.state_size, self.kick_size),
-            *(self.replaced, self.added, products, sites, stages, colouring),
+            *(self.graph, self.kinds, self.parameters, self.derived_weights(products), self.state_size, self.kick_size),
+            *(self.replaced, self.added, products, self.sites(products), self.ids, moved),
         )
 
     # Numbers of elements
@@ -321,53 +315,9 @@ class _Analysis:
         copies = self.weight_copies.get(node)
         return ids if copies is None else np.where(copies.ravel() != NOTHING, ids, NOTHING)
 
-    # Which element hangs on which
-
-    def find_dependence(self) -> None:
-        """The set of (z, a) that each element hangs on, as the bits of an integer; the graph is cut at products."""
-        self.depends = [0] * self.next_id
-        self.source_of = np.full(self.next_id, -1)
-        for node in self.rows:
-            if node.role is Role.STATE:
-                self.be_source(self.ids[node][0].ravel(), np.arange(self.state_size))
-            elif node in self.replaced:
-                kicks = self.replaced[node]
-                self.be_source(self.ids[node][0].ravel()[kicks >= 0], self.state_size + kicks[kicks >= 0])
-            elif self.kinds[node] is Kind.MOVING and not self.moves(node):
-                self.depend(node)
-            for i, kick in zip(self.ids[node][0].ravel(), self.added.get(node, ()), strict=False):
-                self.depends[i] |= 1 << (self.state_size + int(kick)) if kick >= 0 else 0
-
-    def be_source(self, ids: np.ndarray, sources: np.ndarray) -> None:
-        self.source_of[ids] = sources
-        for i, source in zip(ids.tolist(), sources.tolist(), strict=True):
-            self.depends[i] = 1 << source
-
-    def depend(self, node: Node) -> None:
-        operands = [ids for o in node.operands if o.floating for ids in self.ids[o]]
-        if node.role in (Role.ADD, Role.POINTWISE):
-            for ids in operands:
-                for i, j in zip(
-                    self.ids[node][0].ravel().tolist(), np.broadcast_to(ids, node.shape).ravel().tolist(), strict=True
-                ):
-                    self.depends[i] |= self.depends[j]
-        else:
-            everything = 0
-            for j in np.unique(np.concatenate([ids.ravel() for ids in operands])).tolist():
-                everything |= self.depends[j]
-            for ids in self.ids[node]:
-                for i in ids.ravel().tolist():
-                    self.depends[i] = everything
-
-    def stage(self, ids: np.ndarray) -> Stage:
-        pairs = [(row, column) for row, i in enumerate(ids.tolist()) for column in _bits(self.depends[i])]
-        rows, columns = np.array(pairs, int).reshape(-1, 2).T
-        return Stage(ids, rows, columns, self.source_of[ids[rows]] == columns)
-
     # Weight sites
 
     def sites(self, products: list[Product]) -> list[Site]:
-        self.find_derived(products)
         learnable = [p for p in products if p.learnable]
         matrices = [self.weight_of[self.ids[p.weight][0].ravel()[p.entries]] for p in learnable]
         for use in self.uses_of_weights:
@@ -447,7 +397,7 @@ class _Analysis:
                 sites.append(ScaleSite(use.node, operand, use.weights[left], use.kicks[left], name))
         return sites
 
-    def find_derived(self, products: list[Product]) -> None:
+    def derived_weights(self, products: list[Product]) -> list[Node]:
         """Number every weight element that a site multiplies: the parameters first, then the computed weights."""
         used = [self.ids[p.weight][0].ravel() for p in products if p.learnable] + [
             u.weights for u in self.uses_of_weights
@@ -456,13 +406,14 @@ class _Analysis:
         self.weight_of = np.full(self.next_id, -1)
         self.weight_of[1 : total + 1] = np.arange(total)
         used_ids = np.unique(np.concatenate(used)) if used else np.zeros(0, int)
-        self.derived = []
+        derived = []
         for base, node in self.owner_base[len(self.parameters) :]:
             size = sum(int(np.prod(shape)) for shape in node.shapes)
             if ((used_ids >= base) & (used_ids < base + size)).any():
-                self.derived.append(node)
+                derived.append(node)
                 self.weight_of[base : base + size] = np.arange(total, total + size)
                 total += size
+        return derived
 
     def name(self, weight: Node) -> str:
         """The names of the parameters that a weight is computed from."""
@@ -502,15 +453,6 @@ def _blocks(numbers: np.ndarray, transposed: bool) -> np.ndarray:
     """[b, r, d] of a matrix or a batch of matrices, turned where the weight stands on the left."""
     numbers = numbers if numbers.ndim == 3 else numbers[None]
     return numbers.swapaxes(1, 2) if transposed else numbers
-
-
-def _bits(number: int) -> list[int]:
-    bits = []
-    while number:
-        lowest = number & -number
-        bits.append(lowest.bit_length() - 1)
-        number ^= lowest
-    return bits
 
 
 def _columns(products: list[Product]) -> dict[tuple[int, ...], list[tuple[int, int]]]:

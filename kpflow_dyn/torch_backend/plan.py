@@ -14,11 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kpflow_dyn.glue import Glue
 from kpflow_dyn.pattern import Colouring, Segment
+from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import Product as StepProduct
 from kpflow_dyn.structure import Structure
 from kpflow_dyn.torch_backend.program import Dense, Product, Range, Scaled, ScatteredProduct, Traced, Update
-from kpflow_dyn.torch_backend.rows import Rows, jacobians, tangents
+from kpflow_dyn.torch_backend.rows import glue as glue_of
+from kpflow_dyn.torch_backend.rows import jacobians, matrix, tangents
 
 DENSE_BYTES = 2**28
 
@@ -32,11 +35,11 @@ class KickBlock:
     stop: int
 
 
-def kick_blocks(structure: Structure) -> list[KickBlock]:
+def kick_blocks(structure: Structure, glue: Glue) -> list[KickBlock]:
     """A cut of the kicks such that every site, and every product with inner rows, lies in one block."""
     together = [site.kicks for site in structure.sites]
-    together += [product.kicks for product in structure.products if len(product.kicks) > 1]
-    if structure.colouring is None:
+    together += [product.kicks for product in glue.products if len(product.kicks) > 1]
+    if glue.colouring is None:
         together.append(np.arange(structure.kick_size))
     inside = np.zeros(structure.kick_size + 1, bool)  # a cut before this kick would part what is together
     for kicks in together:
@@ -47,36 +50,36 @@ def kick_blocks(structure: Structure) -> list[KickBlock]:
 
 
 def plan_updates(
-    structure: Structure, rows: Rows, blocks: list[KickBlock], x: Tensor, z: Tensor, kicks: Tensor
+    glue: Glue, rows: Rows, blocks: list[KickBlock], x: Tensor, z: Tensor, kicks: Tensor
 ) -> tuple[list[Update], dict[str, int]]:
     """The updates of the step's tangent at x, z, kicks [time, trial, ...], and the widths of its work blocks."""
-    stages = [_cut(stage.segments, blocks) for stage in structure.stages]
-    glue = _glue(structure, stages, rows, blocks, x, z, kicks)
+    stages = [_cut(stage.segments, blocks) for stage in glue.stages]
+    onto = _glue(glue, stages, rows, blocks, x, z, kicks)
     updates: list[Update] = []
     widths: dict[str, int] = {}
-    for k, product in enumerate(structure.products):
+    for k, product in enumerate(glue.products):
         size = product.positions.size
         source = _whole(stages[k], size, blocks)
         if source is None:
             source, widths[f"v{k}"] = Range(f"v{k}", 0, size), size
-            updates += glue(k, source)
+            updates += onto(k, source)
         updates += _products(product, source, blocks, rows)
-    updates += glue(len(structure.products), Range("out", 0, structure.state_size))
+    updates += onto(len(glue.products), Range("out", 0, rows.structure.state_size))
     return updates, widths
 
 
 def _products(product: StepProduct, source: Range, blocks: list[KickBlock], rows: Rows) -> Iterator[Update]:
     """The product onto the kicks that it feeds: one for each run of consecutive kicks of one block."""
-    matrix = rows.matrix(product)
+    weight = matrix(rows, product)
     if len(product.kicks) > 1:
         block = _block_of(int(product.kicks.min()), blocks)
         whole = Range(block.name, 0, block.stop - block.start)
-        yield ScatteredProduct(whole, source, matrix, rows.index(product.kicks - block.start))
+        yield ScatteredProduct(whole, source, weight, rows.index(product.kicks - block.start))
         return
     kicks, edges = product.kicks[0], [block.start for block in blocks]
     breaks = np.flatnonzero((np.diff(kicks) != 1) | np.isin(kicks[1:], edges)) + 1
     for first, stop in pairwise([0, *breaks.tolist(), len(kicks)]):
-        block, part = _block_of(int(kicks[first]), blocks), matrix[:, first:stop].contiguous()
+        block, part = _block_of(int(kicks[first]), blocks), weight[:, first:stop].contiguous()
         yield Product(
             Range(block.name, int(kicks[first]) - block.start, stop - first), source, part, part.T.contiguous()
         )
@@ -117,7 +120,7 @@ def _whole(segments: list[Segment], size: int, blocks: list[KickBlock]) -> Range
 
 
 def _glue(
-    structure: Structure,
+    glue: Glue,
     stages: list[list[Segment]],
     rows: Rows,
     blocks: list[KickBlock],
@@ -126,12 +129,12 @@ def _glue(
     kicks: Tensor,
 ) -> Callable[[int, Range], list[Update]]:
     """(stage, sink) -> its updates, in the cheapest form that the glue has."""
-    function = rows.glue()
-    if structure.colouring is not None:
-        coefficients = _coefficients(function, structure.colouring, x, z, kicks)
+    function = glue_of(rows, glue.products)
+    if glue.colouring is not None:
+        coefficients = _coefficients(function, glue.colouring, x, z, kicks)
         return lambda k, sink: [_scaled(run, sink, coefficients, blocks) for run in _gates(stages[k], blocks)]
     sources = (Range("z", 0, z.shape[-1]), Range(blocks[0].name, 0, kicks.shape[-1]))
-    sinks = sum(len(stage.ids) for stage in structure.stages)
+    sinks = sum(len(stage.ids) for stage in glue.stages)
     if sinks * (z.shape[-1] + kicks.shape[-1]) * z.shape[0] * z.shape[1] * z.element_size() <= DENSE_BYTES:
         dense = jacobians(function, x, z, kicks)
         return lambda k, sink: [Dense(sink, s, block) for s, block in zip(sources, dense[k], strict=True)]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import MatrixSite, OpaqueSite, ScaleSite, Site
-from kpflow_dyn.torch_backend.rows import Rows, each_row
 
 
 class SiteData(Protocol):
@@ -69,7 +69,7 @@ class MatrixData:
     def __init__(self, site: MatrixSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
         self.name = site.name
         self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks - start)
-        found = _variables(site, rows, x, z)
+        (found,) = rows.variables(site, x, z)
         self.padded = torch.nn.functional.pad(found, (0, -found.shape[-1] % 8))
         self.columns = _as_slice(site.kicks - start)
 
@@ -144,11 +144,7 @@ class ScaleData(_Listed):
 
     def __init__(self, site: ScaleSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
         super().__init__(site, start, rows)
-        if site.operand is None:
-            self.variables = x.new_ones(1, 1, len(site.kicks)).expand(*x.shape[:2], -1)
-        else:
-            (found,) = each_row(rows.derivative_in_weight(site.node, site.operand), x, z)
-            self.variables = found.reshape(*x.shape[:2], -1)
+        (self.variables,) = rows.variables(site, x, z)
 
     def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
         _add_at(out, self.kicks, self.variables[span][:, :, None] * change, fresh)
@@ -164,8 +160,8 @@ class OpaqueData(_Listed):
 
     def __init__(self, site: OpaqueSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
         super().__init__(site, start, rows)
-        operands, push, pull = rows.opaque(site.node, site.operand)
-        self.data = each_row(rows.values(operands), x, z)
+        push, pull = rows.opaque(site)
+        self.data = rows.variables(site, x, z)
         fixed = (None,) * len(self.data)
         self.push = vmap(vmap(vmap(push, (0, *fixed)), (None, *(0 for _ in fixed))), (None, *(0 for _ in fixed)))
         self.pull = vmap(vmap(vmap(pull, (0, *fixed))))
@@ -180,18 +176,6 @@ class OpaqueData(_Listed):
 
     def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
         change.add_(self.pull(kicks[..., self.kicks], *(d[span] for d in self.data)).sum((0, 1)))
-
-
-def _variables(site: MatrixSite, rows: Rows, x: Tensor, z: Tensor) -> Tensor:
-    nodes = list(dict.fromkeys(node for block in site.blocks for node, _ in block if node is not None))
-    found = each_row(rows.values(nodes), x, z) if nodes else []
-    values = {node: value.reshape(*x.shape[:2], -1) for node, value in zip(nodes, found, strict=True)}
-    ones = x.new_ones(*x.shape[:2], 1)
-    blocks = [
-        torch.cat([(ones if node is None else values[node])[..., rows.index(where)] for node, where in block], -1)
-        for block in site.blocks
-    ]
-    return torch.cat(blocks, 2).contiguous()
 
 
 def _as_slice(kicks: np.ndarray) -> slice | None:

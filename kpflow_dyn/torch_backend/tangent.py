@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kpflow_dyn.glue import find_glue
+from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import Structure
 from kpflow_dyn.torch_backend.checks import check_finite
 from kpflow_dyn.torch_backend.plan import kick_blocks, plan_updates
 from kpflow_dyn.torch_backend.program import AllTimes, Run, Steps, bind
-from kpflow_dyn.torch_backend.rows import Rows, each_row
+from kpflow_dyn.torch_backend.rows import Torch, each_row
 from kpflow_dyn.torch_backend.sites import site_data
 
 Kicks = dict[str, Tensor]  # by block, [time, trial, probe, kick]
@@ -42,7 +44,8 @@ class Tangent:
     """
 
     def __init__(self, structure: Structure, x: Tensor, z_prev: Tensor) -> None:
-        rows, x, z = Rows(structure), x.transpose(0, 1).contiguous(), z_prev.transpose(0, 1).contiguous()
+        rows, glue = Rows(structure, Torch), find_glue(structure)
+        x, z = x.transpose(0, 1).contiguous(), z_prev.transpose(0, 1).contiguous()
         self.times, self.trials, self.units = z.shape
         self.kick_size, self.like = structure.kick_size, z[:0]
         *hubs, next_state = each_row(rows.values([*structure.replaced, structure.graph.output]), x, z)
@@ -51,10 +54,10 @@ class Tangent:
         for index, value in zip(structure.replaced.values(), hubs, strict=True):
             here = rows.index(index >= 0)
             kicks[..., rows.index(index)[here]] = value.reshape(*kicks.shape[:2], -1)[..., here]
-        self.blocks = kick_blocks(structure)
-        self.updates, self.widths = plan_updates(structure, rows, self.blocks, x, z, kicks)
+        self.blocks = kick_blocks(structure, glue)
+        self.updates, self.widths = plan_updates(glue, rows, self.blocks, x, z, kicks)
         self.weights, self.push, self.pull = rows.weights()
-        self.parameter_size = sum(rows.fixed[node].numel() for node in structure.parameters)
+        self.parameter_size = sum(value.numel() for value in rows.parameter_values())
         homes = [next(b for b in self.blocks if site.kicks.min() in range(b.start, b.stop)) for site in structure.sites]
         self.sites = [
             (home.name, site_data(site, home.start, rows, x, z))
