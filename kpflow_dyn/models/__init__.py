@@ -1,25 +1,54 @@
-"""Recurrent cells that PyTorch has not got: the leaky-current network and its low-rank form.
+"""Models that the frameworks have not got: recurrent cells, fields of differential equations, and controlled plants.
 
-torch is imported when a cell is first asked for, not before.
+Cells are torch modules called as cell(x_t, z). Fields are called as f(t, z) or f(t, z, x_t): the names here are torch
+modules, and `kpflow_dyn.models.jax` has equinox modules of the same names and parameters. Plants serve both.
+
+torch or jax is imported when a name that needs it is first asked for, not before.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kpflow_dyn.models.closed_loop import ClosedLoop
+    from kpflow_dyn.models.hodgkin_huxley import SquidAxon
+    from kpflow_dyn.models.plants import CartPole, DoubleIntegrator, Pendulum, PlanarQuadrotor, VanDerPol
     from kpflow_dyn.models.torch_cells import CTRNNCell, LowRankRNNCell
+    from kpflow_dyn.models.torch_fields import CTRNNField, HodgkinHuxleyField, MLPField
 
-__all__ = ["CTRNNCell", "LowRankRNNCell"]
+__all__ = [
+    "CTRNNCell",
+    "CTRNNField",
+    "CartPole",
+    "ClosedLoop",
+    "DoubleIntegrator",
+    "HodgkinHuxleyField",
+    "LowRankRNNCell",
+    "MLPField",
+    "Pendulum",
+    "PlanarQuadrotor",
+    "SquidAxon",
+    "VanDerPol",
+]
+
+_HOME = {
+    **dict.fromkeys(["CTRNNCell", "LowRankRNNCell"], "torch_cells"),
+    **dict.fromkeys(["CTRNNField", "HodgkinHuxleyField", "MLPField"], "torch_fields"),
+    **dict.fromkeys(["CartPole", "DoubleIntegrator", "Pendulum", "PlanarQuadrotor", "VanDerPol"], "plants"),
+    "ClosedLoop": "closed_loop",
+    "SquidAxon": "hodgkin_huxley",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name == "jax":
+        return importlib.import_module("kpflow_dyn.models.jax")
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from kpflow_dyn.models import torch_cells
-
-    return getattr(torch_cells, name)
+    return getattr(importlib.import_module(f"kpflow_dyn.models.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "jax"]

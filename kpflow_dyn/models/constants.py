@@ -1,0 +1,43 @@
+"""Frozen sets of real constants, checked when they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+
+def at_least_zero(default: float) -> Any:
+    """The field of a constant that may also be 0; a plain default must be positive."""
+    return dataclasses.field(default=default, metadata={"lowest": 0.0})
+
+
+def any_sign(default: float) -> Any:
+    """The field of a constant that may be any finite number."""
+    return dataclasses.field(default=default, metadata={"lowest": -math.inf})
+
+
+@dataclass(frozen=True)
+class Constants:
+    """A frozen dataclass of Python floats: hashable, and never of a wider dtype than the arrays that it meets.
+
+    Raises:
+        TypeError: a constant that is not a real number.
+        ValueError: a constant that is not finite, or not positive where it must be.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+
+
+def _checked(field: dataclasses.Field[Any], value: Any) -> float:
+    if not isinstance(value, Real):
+        raise TypeError(f"{field.name} is {type(value).__name__}, expected a real number; it is fixed, never learnt")
+    number, lowest = float(value), field.metadata.get("lowest")
+    if not math.isfinite(number) or not (number > 0 if lowest is None else number >= lowest):
+        bound = "> 0" if lowest is None else f">= {lowest:g}"
+        raise ValueError(f"{field.name} must be a finite number {bound}, got {number}")
+    return number
