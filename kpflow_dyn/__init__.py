@@ -18,9 +18,11 @@ _PUBLIC = {
     "estimate": ["Estimate", "alignment", "effective_rank", "frobenius_norm", "rayleigh", "trace"],
     "spectra": ["Modes", "eigs", "modes"],
     "sites": ["WeightSite"],
-    "problems": ["DiscreteProblem"],
-    "solution": ["Solution", "solve"],
-    "flow": ["DiscreteAdjoint", "Flow", "linearize"],
+    "problems": ["DiscreteProblem", "ODEProblem"],
+    "solution": ["Solution", "SolveError", "solve"],
+    "measure": ["Measure"],
+    "flow": ["DiscreteAdjoint", "Flow", "InterpolatingAdjoint"],
+    "linearise": ["linearize"],
     "analysis": ["analyze"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -9,7 +9,17 @@ from array_api_compat import array_namespace, device, is_jax_array, is_torch_arr
 
 Array = Any
 
-__all__ = ["Array", "Random", "array_namespace", "device", "is_jax_array", "is_torch_array", "to_numpy"]
+__all__ = [
+    "Array",
+    "Random",
+    "add_at",
+    "array_namespace",
+    "device",
+    "is_jax_array",
+    "is_torch_array",
+    "like_numpy",
+    "to_numpy",
+]
 
 
 class Random:
@@ -45,3 +55,19 @@ class Random:
 def to_numpy(a: Array) -> np.ndarray:
     """A numpy copy or view of an array of any library, on any device."""
     return a.detach().cpu().numpy() if is_torch_array(a) else np.asarray(a)
+
+
+def like_numpy(values: np.ndarray, like: Array) -> Array:
+    """Numpy numbers as an array of the library, dtype and device of `like`."""
+    return array_namespace(like).asarray(values, dtype=like.dtype, device=device(like))
+
+
+def add_at(values: Array, index: np.ndarray, size: int) -> Array:
+    """Add values [probe, trial, n, width] into zeros [probe, trial, size, width] at the places index [trial, n]."""
+    xp, trials = array_namespace(values), np.arange(len(index))[:, None]
+    zeros = xp.zeros((*values.shape[:2], size, values.shape[3]), dtype=values.dtype, device=device(values))
+    if is_jax_array(values):
+        return zeros.at[:, trials, index].add(values)
+    rows, columns = (xp.asarray(numbers, device=device(values)) for numbers in (trials, index))
+    zeros.permute(1, 2, 0, 3).index_put_((rows, columns), values.permute(1, 2, 0, 3), accumulate=True)
+    return zeros

@@ -1,35 +1,77 @@
-"""Linearise a solution: the operators by which gradient descent moves its state."""
+"""The operators of a linearised solution, by which gradient descent moves its state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, to_numpy
+from kpflow_dyn.arrays import Array
 from kpflow_dyn.operators import GramOperator, Operator
-from kpflow_dyn.sites import CoreOperator, WeightSite, follows_from_inputs
+from kpflow_dyn.sites import CoreOperator, WeightSite
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.space import Space
 
-if TYPE_CHECKING:
-    from kpflow_dyn.torch_backend.tangent import Tangent
+Apply = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
 class DiscreteAdjoint:
-    """The exact tangent and transpose of the steps that were taken."""
+    """The exact tangent and transpose of the steps that were taken, frozen.
+
+    Of an ODE these are the accepted steps of its solver: the scheme is differentiated, not the choice of its steps.
+    """
+
+
+@dataclass(frozen=True)
+class InterpolatingAdjoint:
+    """Sensitivities of an ODE by variational and adjoint equations, each solved adaptively along the dense z(t).
+
+        J theta     d' = A d + F theta,  d(t_0) = 0        A = df/dz,  F = df/dtheta
+        J* q        -l' = A^T l,  l += q_j at the nodes    g = int F^T l dt
+
+    They are those of the equation rather than of the solver's steps, which need not be known. J and J* are linear and
+    adjoint to each other only to the tolerances: `kp.check_adjoint(flow.J)` tells how far.
+
+    Args:
+        rtol: relative tolerance of each solve.
+        atol: absolute tolerance, where the largest entry of the vector applied to is one.
+
+    Raises:
+        ValueError: for tolerances that are not positive.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> class Decay(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.rate = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+        ...     def forward(self, t, z):
+        ...         return -self.rate * z
+        >>> solution = kp.solve(kp.ODEProblem(Decay(), torch.ones(1, 1, dtype=torch.float64), [0.0, 1.0, 2.0]))
+        >>> flow = kp.linearize(solution, sensealg=kp.InterpolatingAdjoint(rtol=1e-8))
+        >>> [round(change, 4) for change in flow.J.dense()[:, 0].tolist()]  # -t exp(-t)
+        [0.0, -0.3679, -0.2707]
+    """
+
+    rtol: float = 1e-6
+    atol: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+                raise ValueError(f"{name} of InterpolatingAdjoint is {value!r}, expected a positive number")
 
 
 class Propagator(Operator):
-    """P = (D_S F)^{-1}: s_t = A_t s_{t-1} + q_t, with s_0 = 0."""
+    """P = (D_S F)^{-1}: s_t = A_t s_{t-1} + q_t, with s_0 = 0; `inv` is D_S F itself: q_t = s_t - A_t s_{t-1}."""
 
-    def __init__(self, space: Space, tangent: Tangent) -> None:
-        super().__init__(space, space, tangent.propagate, tangent.propagate_adjoint)
-        self.inv = Operator(space, space, tangent.unpropagate, tangent.unpropagate_adjoint)
-        """D_S F itself: q_t = s_t - A_t s_{t-1}."""
+    def __init__(self, forward: Operator, inverse: Operator) -> None:
+        super().__init__(forward.domain, forward.codomain, forward.mv, forward.T.mv)
+        self.inv = inverse
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +84,15 @@ class Flow:
 
     and one step of gradient descent theta -= eta dL/dtheta moves S by -eta ntk grad_S L + O(eta^2).
 
+    Of an ODE these are operators between functions of time, with inner products of quadrature weights w = diag W:
+    ntk = J J^T W is exact for the discretised model, while P = (P_node - I/2) W, K and core have the field's own sites
+    at the nodes, so that P K P* tends to ntk as the mesh is refined. `nodal` has the exact identity.
+
     Attributes:
-        P: the propagator, state -> state; `P.inv` is its inverse.
-        K: the parameter operator of one step, state -> state.
+        P: the propagator, state -> state; `P.inv` is its inverse where the problem is discrete.
+        K: the parameter operator of one step (of an ODE: of the field), state -> state.
         core: the Kronecker core on the weight-site outputs.
-        B: site outputs -> state, how each enters its step.
+        B: site outputs -> state, how each enters its step (of an ODE: the field).
         J: parameters [p] -> state; `J.T` is backpropagation through time.
         ntk: the global empirical neural tangent kernel, state -> state.
         sites: the weight sites, in the order of the core's outputs.
@@ -54,7 +100,7 @@ class Flow:
         parameters: the parameters that learn, by name, as they were when linearised.
     """
 
-    P: Propagator
+    P: Operator
     K: GramOperator
     core: CoreOperator
     B: Operator
@@ -63,6 +109,27 @@ class Flow:
     sites: list[WeightSite]
     solution: Solution
     parameters: dict[str, Array]
+    steps: Flow | None = field(default=None, repr=False)
+
+    @property
+    def nodal(self) -> Flow:
+        """The flow of the steps themselves, each counted as one, where P K P* = ntk to round-off.
+
+        Of a discrete problem it is the flow itself. Of an ODE its times are the ends of the solver's steps, the first
+        one of length zero at t0; where nodes lie inside of steps, its units are followed by h times the stage
+        derivatives that they are read from.
+
+        Raises:
+            ValueError: where the sensitivities are not those of frozen steps.
+        """
+        if self.steps is not None:
+            return self.steps
+        if self.solution.weights is None:
+            return self
+        raise ValueError(
+            "there is no nodal identity without replayed steps; linearize with sensealg=DiscreteAdjoint() and a "
+            "Runge-Kutta method"
+        )
 
     def as_parameters(self, theta: Array) -> dict[str, Array]:
         """A vector of the parameter space [..., p] as one array [..., *shape] for each parameter."""
@@ -78,73 +145,11 @@ class Flow:
         return f"Flow({self.ntk.domain}, {self.J.domain.size} parameters, {len(self.sites)} sites)"
 
 
-def linearize(
-    sol: Solution,
-    *,
-    sensealg: DiscreteAdjoint | None = None,
-    params: str | Sequence[str] | Callable[[str, Any], bool] | None = None,
-) -> Flow:
-    """The operators of a solution; see `Flow`.
+def on_spaces(domain: Space, codomain: Space, apply: Apply, transpose: Apply) -> Operator:
+    """The operator of a map and its plain transpose; its adjoint is taken in the measures of the spaces."""
 
-    The parameters are copied: training the model afterwards changes nothing in an existing flow.
+    def adjoint(q: Array) -> Array:
+        image = transpose(q if codomain.measure is None else codomain.measure * q)
+        return image if domain.measure is None else image / domain.measure
 
-    Args:
-        sol: a solution of `solve`.
-        sensealg: how sensitivities are taken; `DiscreteAdjoint()` when None.
-        params: which parameters learn: names, or a function (name, parameter) -> bool; all that require a gradient when
-            None.
-
-    Raises:
-        ValueError: for unknown names, when no parameter learns, or when the step cannot be traced.
-
-    Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))
-        >>> flow = kp.linearize(kp.solve(problem))
-        >>> flow.ntk.domain.shape
-        (2, 5, 8)
-    """
-    if not isinstance(sol, Solution):
-        raise TypeError(f"linearize takes the Solution that solve returns, got {type(sol).__name__}")
-    if not isinstance(sensealg, DiscreteAdjoint | None):
-        raise TypeError(f"sensealg is {sensealg!r}, expected DiscreteAdjoint()")
-    from kpflow_dyn.torch_backend.linearise import linearise
-
-    tangent, parameters = linearise(sol, params)
-    return _flow(tangent, parameters, sol)
-
-
-def _flow(tangent: Tangent, parameters: dict[str, Array], solution: Solution) -> Flow:
-    trials, times, units = solution.state.shape
-    state = Space(("trial", "time", "unit"), (trials, times, units), tangent.like)
-    outputs = Space(("trial", "time", "site"), (trials, times, len(tangent.site_kicks)), tangent.like)
-    theta = Space(("parameter",), (tangent.parameter_size,), tangent.like)
-
-    V = Operator(theta, outputs, tangent.write, tangent.read)
-    B = Operator(outputs, state, tangent.enter, tangent.enter_adjoint)
-    J = Operator(theta, state, tangent.push_forward, tangent.pull_back)
-    sites = _weight_sites(tangent)
-    return Flow(
-        P=Propagator(state, tangent),
-        K=GramOperator(B @ V),
-        core=CoreOperator(V, sites, follows_from_inputs(sites, tangent.parameter_size)),
-        B=B,
-        J=J,
-        ntk=GramOperator(J, tangent.descend),
-        sites=sites,
-        solution=solution,
-        parameters=parameters,
-    )
-
-
-def _weight_sites(tangent: Tangent) -> list[WeightSite]:
-    sites = []
-    for _, site in tangent.sites:
-        entries, inputs = to_numpy(site.entries), site.variables.transpose(0, 1)
-        weight = tangent.weights[site.entries.reshape(-1)].reshape(site.entries.shape)
-        if site.kind == "matrix":
-            inputs = inputs[:, :, 0] if inputs.shape[2] == 1 else inputs
-            entries, weight = entries.T, weight.T
-        sites.append(WeightSite(site.name, site.kind, weight, inputs, entries))
-    return sites
+    return Operator(domain, codomain, apply, adjoint)

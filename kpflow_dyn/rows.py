@@ -7,33 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from kpflow_dyn.arrays import Array, array_namespace
+from kpflow_dyn.framework import Framework, RowFunction
 from kpflow_dyn.graph import Node, Role, ancestors, evaluate, run
 from kpflow_dyn.structure import Kind, MatrixSite, OpaqueSite, Piece, ScaleSite, Site, Structure
-
-RowFunction = Callable[..., list[Array]]
-
-
-class Framework(Protocol):
-    """What the rows need of a framework: its function transforms, and a map over rows."""
-
-    jvp: Callable[..., Any]
-    vjp: Callable[..., Any]
-    vmap: Callable[..., Any]
-
-    @staticmethod
-    def each_row(function: RowFunction, *rows: Array) -> list[Array]:
-        """A row function on [time, trial, ...] data -> its outputs as [time, trial, ...]."""
-        ...
-
-    @staticmethod
-    def index(numbers: np.ndarray, like: Array) -> Any:
-        """Element numbers as an index into arrays like this one."""
-        ...
 
 
 class Rows:
@@ -42,7 +23,8 @@ class Rows:
     def __init__(self, structure: Structure, framework: Framework) -> None:
         self.structure, self.framework = structure, framework
         graph, kinds = structure.graph, structure.kinds
-        self.fixed = run([n for n in graph.nodes if kinds[n] in (Kind.CONSTANT, Kind.WEIGHT)], dict(graph.values))
+        fixed = [node for node in graph.nodes if kinds[node] in (Kind.CONSTANT, Kind.WEIGHT)]
+        self.fixed = dict(zip(fixed, framework.compiled(lambda: list(_run(fixed, graph.values)))(), strict=True))
         self.constant = {node: value for node, value in self.fixed.items() if kinds[node] is Kind.CONSTANT}
         self._input = next(node for node in graph.nodes if node.role is Role.INPUT)
         self._state = next(node for node in graph.nodes if node.role is Role.STATE)
@@ -95,10 +77,10 @@ class Rows:
         return [self.fixed[node] for node in self.structure.parameters]
 
     def weights(self) -> tuple[Array, Callable[[Array], Array], Callable[[Array], Array]]:
-        """All weights that sites multiply [w], and the derivative (push, pull) of those in the parameters, by probe."""
+        """All weights that sites multiply [w], and the derivative (push, pull) of those in the parameters [p]."""
         parameters, derived = self.structure.parameters, self.structure.derived
         values, order = self.parameter_values(), self.order(ancestors(derived))
-        jvp, vjp, vmap = self.framework.jvp, self.framework.vjp, self.framework.vmap
+        jvp, vjp = self.framework.jvp, self.framework.vjp
         concat = array_namespace(self.like).concat
 
         def compute(theta: Array) -> Array:
@@ -108,11 +90,7 @@ class Rows:
         theta = concat([value.reshape(-1) for value in values])
         if not derived:
             return theta, lambda t: t, lambda w: w
-        return (
-            compute(theta),
-            vmap(lambda t: jvp(compute, (theta,), (t,))[1]),
-            vmap(lambda w: vjp(compute, theta)[1](w)[0]),
-        )
+        return compute(theta), lambda t: jvp(compute, (theta,), (t,))[1], lambda w: vjp(compute, theta)[1](w)[0]
 
     # Weight sites
 
@@ -128,7 +106,7 @@ class Rows:
             return self.framework.each_row(self.values(_others(site)), x, z)
         if site.operand is None:
             xp = array_namespace(x)
-            return [xp.ones((*x.shape[:2], len(site.kicks)), dtype=z.dtype, device=x.device)]
+            return [xp.broadcast_to(xp.ones_like(z[..., :1]), (*x.shape[:2], len(site.kicks)))]
         (found,) = self.framework.each_row(self._derivative_in_weight(site), x, z)
         return [found.reshape((*x.shape[:2], -1))]
 
@@ -137,7 +115,7 @@ class Rows:
         found = self.framework.each_row(self.values(nodes), x, z) if nodes else []
         values = {node: value.reshape((*x.shape[:2], -1)) for node, value in zip(nodes, found, strict=True)}
         xp = array_namespace(x)
-        ones = xp.ones((*x.shape[:2], 1), dtype=z.dtype, device=x.device)
+        ones = xp.ones_like(z[..., :1])
         pieces = [
             [(ones if node is None else values[node])[..., self.index(where)] for node, where in block]
             for block in blocks
@@ -170,6 +148,11 @@ class Rows:
             return self.framework.vjp(as_function(data), weight.reshape(-1))[1](q)[0]
 
         return push, pull
+
+
+def _run(nodes: list[Node], values: dict[Node, Array]) -> Iterable[Array]:
+    env = run(nodes, dict(values))
+    return (env[node] for node in nodes)
 
 
 def _others(site: ScaleSite | OpaqueSite) -> list[Node]:

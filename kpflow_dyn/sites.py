@@ -21,6 +21,7 @@ class WeightSite:
         inputs: the weight-site variables v at every row: [trial, time, d], or [trial, time, inner row, d] where a step
             uses W more than once; for a scale the coefficients c [trial, time, m].
         entries: the number of each of the weights among all weights, in the shape of `weight`.
+        measure: how much each row counts, broadcastable to [trial, time, 1]; None counts each as one.
     """
 
     name: str
@@ -28,6 +29,7 @@ class WeightSite:
     weight: Array = field(repr=False)
     inputs: Array = field(repr=False)
     entries: np.ndarray = field(repr=False)
+    measure: Array | None = field(default=None, repr=False)
 
     @property
     def multiplicity(self) -> int:
@@ -37,7 +39,8 @@ class WeightSite:
     def gram_eigenvalues(self) -> np.ndarray:
         """The nonzero spectrum of this site's part of the core, without multiplicity, descending, in float64.
 
-        For a matrix these are the d eigenvalues of V^T V, with V [rows, d] all rows that W ever sees; the core has each
+        For a matrix these are the d eigenvalues of V^T W V, with V [rows, d] all rows that the weight ever sees and W
+        the measure; the core has each
         of them m times. For a scale there is one for each weight: the sum of the squares of its coefficients.
 
         Raises:
@@ -45,11 +48,20 @@ class WeightSite:
         """
         if self.kind == "opaque":
             raise ValueError(f"the site {self.name} is opaque: its spectrum does not follow from its operands alone")
-        rows = to_numpy(self.inputs).astype(np.float64).reshape(-1, self.inputs.shape[-1])
+        rows = self._weighted_inputs().reshape(-1, self.inputs.shape[-1])
         if self.kind == "matrix":
             return np.maximum(np.linalg.eigvalsh(rows.T @ rows), 0)[::-1]
         _, place = np.unique(self.entries, return_inverse=True)
         return np.sort(np.bincount(place, (rows**2).sum(0)))[::-1]
+
+    def _weighted_inputs(self) -> np.ndarray:
+        """Inputs times the root of the measure, in float64."""
+        inputs = to_numpy(self.inputs).astype(np.float64)
+        if self.measure is None:
+            return inputs
+        root = np.sqrt(to_numpy(self.measure).astype(np.float64))
+        root = root.reshape((1,) * (3 - root.ndim) + root.shape)
+        return inputs * root.reshape((*root.shape[:2], *(1,) * (inputs.ndim - 2)))
 
 
 class CoreOperator(GramOperator):

@@ -13,13 +13,14 @@ element is followed through views, splits and concatenations to the operation th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import numpy as np
 
+from kpflow_dyn.framework import Framework
 from kpflow_dyn.graph import Graph, Node, Role, ancestors, evaluate, run
 
 NOTHING = 0  # the number of an element without a derivative
@@ -114,28 +115,33 @@ class Structure:
     moved: set[Node]
 
 
-def analyse(graph: Graph, learnable: set[str], as_array: Callable[[np.ndarray], Any]) -> Structure:
+def analyse(graph: Graph, learnable: set[str], framework: Framework) -> Structure:
     """Find the sites, the products and the glue of a traced step.
 
     Args:
         graph: the step of one row.
         learnable: the names of the parameters that learn; the others count as constants.
-        as_array: numpy to the framework of the graph, so that its moving operations run on element numbers.
+        framework: that of the graph, so that its moving operations run on element numbers.
     """
-    return _Analysis(graph, learnable, as_array).structure()
+    return _Analysis(graph, learnable, framework).structure()
 
 
 class _Analysis:
-    def __init__(self, graph: Graph, learnable: set[str], as_array: Callable[[np.ndarray], Any]) -> None:
-        self.graph, self.as_array = graph, as_array
+    def __init__(self, graph: Graph, learnable: set[str], framework: Framework) -> None:
         self.parameters = [node for node, name in graph.parameters.items() if name in learnable]
-        self.kinds = _kinds(graph, set(self.parameters))
+        self.kinds, self.framework = _kinds(graph, set(self.parameters)), framework
+        self.like = next(iter(graph.values.values()), None)
+        if self.kinds[graph.output] is Kind.WEIGHT:
+            graph = _with_output_among_data(graph)
+            self.kinds[graph.output] = Kind.MOVING
+        self.graph = graph
         self.rows = [node for node in graph.nodes if self.kinds[node] in (Kind.DATA, Kind.MOVING)]
         if self.kinds[graph.output] is not Kind.MOVING:
             raise ValueError(
                 "the step's result depends on neither its state nor a learnable parameter; nothing to analyse"
             )
-        self.values = run((n for n in graph.nodes if self.kinds[n] is Kind.CONSTANT), dict(graph.values))
+        self.values = self.indices()
+        self.local = self.local_numbers()
         self.next_id = 1
         self.ids: dict[Node, list[np.ndarray]] = {}
         self.owner_base: list[tuple[int, Node]] = []
@@ -157,27 +163,55 @@ class _Analysis:
 
     # Numbers of elements
 
+    def indices(self) -> dict[Node, Any]:
+        """The values of the operands that say where elements move to."""
+        moves = [node for node in self.graph.nodes if node.role is Role.MOVE]
+        fixed = {o for node in moves for o in node.operands if not o.floating and self.kinds[o] is Kind.CONSTANT}
+        behind = ancestors(fixed)
+        return run((node for node in self.graph.nodes if node in behind), dict(self.graph.values))
+
+    def local_numbers(self) -> dict[Node, list[np.ndarray]]:
+        """For each node that copies elements: which of its operands' elements, numbered from 1 one after another."""
+        learnt = [node for node in self.graph.nodes if self.kinds[node] is not Kind.CONSTANT]
+        nodes = [node for node in learnt if self.moves(node) and node.floating]
+
+        def moved() -> list[Any]:
+            return [evaluate(node, self.numbered_operands(node)) for node in nodes]
+
+        found = self.framework.compiled(moved)()
+        parts = [value if isinstance(value, tuple | list) else [value] for value in found]
+        return {node: [np.asarray(part) for part in value] for node, value in zip(nodes, parts, strict=True)}
+
+    def numbered_operands(self, node: Node) -> dict[Node, Any]:
+        env, start = {}, 1
+        for operand in dict.fromkeys(node.operands):
+            if not operand.floating:
+                env[operand] = self.values[operand]
+                continue
+            parts = []
+            for shape in operand.shapes:
+                size = int(np.prod(shape))
+                parts.append(self.framework.index(np.arange(start, start + size).reshape(shape), self.like))
+                start += size
+            env[operand] = parts if len(parts) > 1 else parts[0]
+        return env
+
     def number(self, node: Node) -> list[np.ndarray]:
         """The number of the element that each element of the node's outputs is a copy of."""
         kind = self.kinds[node]
         if kind is Kind.CONSTANT or not node.floating:
             return [np.full(shape, NOTHING) for shape in node.shapes]
-        if not self.moves(node):
+        if node not in self.local:
             return self.fresh(node)
-        moved = evaluate(node, {operand: self.to_move(operand) for operand in node.operands})
-        ids = [np.asarray(part) for part in (moved if isinstance(moved, tuple | list) else [moved])]
+        operands = [part.ravel() for o in dict.fromkeys(node.operands) if o.floating for part in self.ids[o]]
+        known = np.concatenate([[NOTHING], *operands])
+        ids = [known[local] for local in self.local[node]]
         return ids if kind is not Kind.MOVING else [self.copy_weights(node, part) for part in ids]
 
     def moves(self, node: Node) -> bool:
         """Whether the node only copies elements, to places that do not depend on data."""
         fixed = all(o.floating or self.kinds[o] is Kind.CONSTANT for o in node.operands)
         return node.role is Role.MOVE and fixed
-
-    def to_move(self, operand: Node) -> Any:
-        if not operand.floating:
-            return self.values[operand]
-        parts = [self.as_array(part) for part in self.ids[operand]]
-        return parts if len(operand.shapes) > 1 else parts[0]
 
     def fresh(self, node: Node) -> list[np.ndarray]:
         self.owner_base.append((self.next_id, node))
@@ -305,9 +339,9 @@ class _Analysis:
                 f"the operation {node.name} takes a parameter and has several results; write it with simpler operations"
             )
         kicks, weights = self.leads_to[self.ids[node][0].ravel()], self.ids[operand][0]
-        if node.role in (Role.ADD, Role.POINTWISE):
-            weights = np.broadcast_to(weights, node.shape)
-        return _Use(node, operand, node.role, kicks, weights.ravel())
+        elementwise = node.role in (Role.ADD, Role.POINTWISE)
+        weights = np.broadcast_to(weights, node.shape) if elementwise else weights
+        return _Use(node, operand, node.role if elementwise else Role.OTHER, kicks, weights.ravel())
 
     def entries_of(self, node: Node) -> np.ndarray:
         """The numbers of the elements at which kicks are added to this node's value."""
@@ -447,6 +481,13 @@ def _kinds(graph: Graph, learnable: set[Node]) -> dict[Node, Kind]:
         else:
             kinds[node] = max(below, key=lambda kind: kind.value, default=Kind.CONSTANT)
     return kinds
+
+
+def _with_output_among_data(graph: Graph) -> Graph:
+    """A step that is a weight alone, such as a constant drift: a copy of the weight is its result."""
+    weight = graph.output
+    copied = Node(f"{weight.name}_copied", Role.MOVE, weight.shapes, weight.floating, lambda w: w, (weight,))
+    return Graph([*graph.nodes, copied], copied, graph.parameters, graph.values)
 
 
 def _blocks(numbers: np.ndarray, transposed: bool) -> np.ndarray:

@@ -211,10 +211,18 @@ def dense_jacobian(flow: kp.Flow) -> Tensor:
     problem = flow.solution.problem
     step, start = as_step(problem.cell, problem.x, problem.z0)
 
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = problem.cell
+
+        def forward(self, x: Tensor, z: Tensor) -> Tensor:
+            return step(self.cell, x, z)
+
     def states(parameters: dict[str, Tensor]) -> Tensor:
         z, out = start, []
         for x_t in problem.x.unbind(1):
-            z = functional_call(step, parameters, (x_t, z))
+            z = functional_call(Cell(), parameters, (x_t, z))
             out.append(z)
         return torch.stack(out, 1)
 
@@ -231,6 +239,6 @@ def dense_steps(flow: kp.Flow) -> Tensor:
     matrix = torch.eye(state.numel(), dtype=state.dtype).reshape(*state.shape, *state.shape)
     for b in range(trials):
         for t in range(1, times):
-            a = jacrev(lambda z, b=b, t=t: step(problem.x[b : b + 1, t], z[None])[0])(state[b, t - 1])
+            a = jacrev(lambda z, b=b, t=t: step(problem.cell, problem.x[b : b + 1, t], z[None])[0])(state[b, t - 1])
             matrix[b, t, :, b, t - 1, :] -= a.detach()
     return matrix.reshape(state.numel(), state.numel())

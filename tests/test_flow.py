@@ -10,7 +10,7 @@ from registry import MODELS, dense_jacobian, dense_steps
 
 import kpflow_dyn as kp
 from kpflow_dyn.models import CTRNNCell
-from kpflow_dyn.torch_backend.linearise import linearise
+from kpflow_dyn.linearise import tangent_of_steps
 from kpflow_dyn.torch_backend.program import Product, Scaled
 from kpflow_dyn.torch_backend.tangent import Tangent
 
@@ -118,7 +118,7 @@ def test_gradient_agrees_with_backpropagation(flow: kp.Flow) -> None:
     step, z = as_step(problem.cell, problem.x, problem.z0)
     q, loss = torch.randn_like(state), 0.0
     for t, x_t in enumerate(problem.x.unbind(1)):
-        z = step(x_t, z)
+        z = step(problem.cell, x_t, z)
         loss = loss + (z * q[:, t]).sum()
     named = {n: p for n, p in problem.cell.named_parameters() if n in flow.parameters}
     found = flow.as_parameters(flow.J.T.mv(q))
@@ -226,7 +226,7 @@ def test_every_form_of_the_glue_gives_the_same(name: str, form: str, monkeypatch
 @pytest.mark.parametrize("name", ["rnn", "gru", "lstm", "ctrnn_learnt", "concatenating", "low_rank", "normalised"])
 def test_elementwise_cells_keep_no_dense_blocks(name: str) -> None:
     """What is kept of a step grows with units, not with units squared: products and elementwise coefficients."""
-    tangent, _ = linearise(kp.solve(MODELS[name].problem(True)), None)
+    tangent, _ = tangent_of_steps(kp.solve(MODELS[name].problem(True)), None)
     assert all(isinstance(update, Product | Scaled) for update in tangent.updates)
     numbers = sum(
         u.coefficients.numel() for u in tangent.updates if isinstance(u, Scaled) and u.coefficients is not None

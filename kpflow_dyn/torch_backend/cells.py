@@ -1,7 +1,8 @@
-"""One calling convention for every torch cell: a module step(x [trial, input], z [trial, unit]) -> z."""
+"""One calling convention for every torch cell: step(cell, x [trial, input], z [trial, unit]) -> z."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,62 +10,44 @@ from torch import Tensor, nn
 
 from kpflow_dyn.torch_backend.checks import check_module
 
-
-class Step(nn.Module):
-    """A cell with a flat state; the cell's parameters keep their names behind "cell."."""
-
-    def __init__(self, cell: nn.Module) -> None:
-        super().__init__()
-        self.cell = cell
-        self.training = cell.training
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """The next state."""
-        return self.cell(x, z)
+Step = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
-class TupleStep(Step):
-    """A cell whose state is a tuple, such as (h, c), laid side by side on the unit axis."""
-
-    def __init__(self, cell: nn.Module, sizes: list[int]) -> None:
-        super().__init__(cell)
-        self.sizes = sizes
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """The next state."""
-        return torch.cat(self.cell(x, z.split(self.sizes, -1)), -1)
+def plain(cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+    """The step of a cell with a flat state."""
+    return cell(x, z)
 
 
-class StackedStep(Step):
+def on_tuples(sizes: list[int]) -> Step:
+    """The step of a cell whose state is a tuple, such as (h, c), laid side by side on the unit axis."""
+    return lambda cell, x, z: torch.cat(cell(x, z.split(sizes, -1)), -1)
+
+
+def stacked(cell: Any, x: Tensor, z: Tensor) -> Tensor:
     """One time step of nn.RNN, nn.GRU or nn.LSTM: all layers; z = [h_1 ... h_L], for an LSTM then c_1 ... c_L."""
+    layers, states = cell.num_layers, z.split(cell.hidden_size, -1)
+    hidden, cells = [], []
+    for layer in range(layers):
+        weights = [getattr(cell, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh")]
+        if cell.bias:
+            weights += [getattr(cell, f"{name}_l{layer}") for name in ("bias_ih", "bias_hh")]
+        if isinstance(cell, nn.LSTM):
+            x, memory = torch.lstm_cell(x, [states[layer], states[layers + layer]], *weights)
+            cells.append(memory)
+        else:
+            x = _cell_function(cell)(x, states[layer], *weights)
+        hidden.append(x)
+    return torch.cat(hidden + cells, -1)
 
-    cell: nn.RNNBase
 
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """The next state."""
-        layers, size = self.cell.num_layers, self.cell.hidden_size
-        states = z.split(size, -1)
-        hidden, cells = [], []
-        for layer in range(layers):
-            weights = [getattr(self.cell, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh")]
-            if self.cell.bias:
-                weights += [getattr(self.cell, f"{name}_l{layer}") for name in ("bias_ih", "bias_hh")]
-            if isinstance(self.cell, nn.LSTM):
-                x, cell = torch.lstm_cell(x, [states[layer], states[layers + layer]], *weights)
-                cells.append(cell)
-            else:
-                x = self._cell_function(x, states[layer], *weights)
-            hidden.append(x)
-        return torch.cat(hidden + cells, -1)
-
-    def _cell_function(self, *args: Tensor) -> Tensor:
-        if isinstance(self.cell, nn.GRU):
-            return torch.gru_cell(*args)
-        return torch.rnn_tanh_cell(*args) if self.cell.nonlinearity == "tanh" else torch.rnn_relu_cell(*args)
+def _cell_function(cell: nn.RNNBase) -> Callable[..., Tensor]:
+    if isinstance(cell, nn.GRU):
+        return torch.gru_cell
+    return torch.rnn_tanh_cell if cell.nonlinearity == "tanh" else torch.rnn_relu_cell
 
 
 def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
-    """The cell as a step, and its initial state [trial, unit].
+    """The step of cells like this one, and the initial state [trial, unit].
 
     Raises:
         TypeError, ValueError: for a cell, input or initial state that do not fit together.
@@ -74,12 +57,13 @@ def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
     if isinstance(module, nn.RNNBase):
         step, sizes = _stacked(module)
     elif isinstance(module, nn.LSTMCell):
-        step, sizes = TupleStep(module, [module.hidden_size] * 2), [module.hidden_size] * 2
+        sizes = [module.hidden_size] * 2
+        step = on_tuples(sizes)
     elif isinstance(z0, tuple | list):
         sizes = [_flat_part(part).shape[-1] for part in z0]
-        step = TupleStep(module, sizes)
+        step = on_tuples(sizes)
     else:
-        step, sizes = Step(module), [getattr(module, "hidden_size", None)]
+        step, sizes = plain, [getattr(module, "hidden_size", None)]
     return step, _initial_state(sizes, x, z0)
 
 
@@ -89,7 +73,7 @@ def _stacked(module: nn.RNNBase) -> tuple[Step, list[int]]:
     if module.proj_size:
         raise ValueError("an LSTM with proj_size is not supported; write the projected step as a module of its own")
     parts = module.num_layers * (2 if isinstance(module, nn.LSTM) else 1)
-    return StackedStep(module), [module.hidden_size] * parts
+    return stacked, [module.hidden_size] * parts
 
 
 def _check_width(module: nn.Module, x: Tensor) -> None:

@@ -1,37 +1,40 @@
-"""Run a torch step over time, watching for what would make its analysis wrong."""
+"""Run a torch cell over time, watching for what would make its analysis wrong."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from kpflow_dyn.torch_backend.cells import Step
+from kpflow_dyn.problems import DiscreteProblem
+from kpflow_dyn.torch_backend.cells import Step, as_step
 from kpflow_dyn.torch_backend.checks import check_finite
 
 
 @torch.no_grad()
-def roll_out(step: Step, x: Tensor, z0: Tensor) -> Tensor:
-    """The states z_1 ... z_T [trial, time, unit].
+def roll_out(problem: DiscreteProblem) -> tuple[Tensor, Tensor]:
+    """The states z_1 ... z_T [trial, time, unit], and z_0.
 
     Raises:
         ValueError: when the step changes its shape or dtype, is not deterministic, writes to its arguments, or leaves
             the finite numbers (the first such step is named).
     """
-    z, states = _first_step(step, x[:, 0], z0), []
-    states.append(z)
+    cell, x = problem.cell, problem.x
+    step, z0 = as_step(cell, x, problem.z0)
+    z = _first_step(step, cell, x[:, 0], z0)
+    states = [z]
     for x_t in x.unbind(1)[1:]:
-        z = step(x_t, z)
+        z = step(cell, x_t, z)
         states.append(z)
     state = torch.stack(states, 1)
     check_finite(state, "the state")
-    _check_against_module(step, x, z0, state)
-    return state
+    _check_against_module(cell, x, z0, state)
+    return state, z0
 
 
-def _first_step(step: Step, x: Tensor, z0: Tensor) -> Tensor:
+def _first_step(step: Step, cell: nn.Module, x: Tensor, z0: Tensor) -> Tensor:
     x_before, z_before = x.clone(), z0.clone()
     try:
-        z = step(x, z0)
+        z = step(cell, x, z0)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"the cell failed on x_t {tuple(x.shape)} and z {tuple(z0.shape)}: {error}. A cell is called as "
@@ -42,7 +45,7 @@ def _first_step(step: Step, x: Tensor, z0: Tensor) -> Tensor:
         raise ValueError(f"the cell returned {got}, expected the next state {tuple(z0.shape)} of {z0.dtype}")
     if not (torch.equal(x, x_before) and torch.equal(z0, z_before)):
         raise ValueError("the cell writes to its arguments in place; work on copies (z = z + ..., not z += ...)")
-    again = step(x, z0)
+    again = step(cell, x, z0)
     if not torch.allclose(z, again, rtol=0, atol=0, equal_nan=True):
         raise ValueError(
             "the cell gave two results for the same arguments; make it deterministic (cell.eval(), fixed noise)"
@@ -50,9 +53,8 @@ def _first_step(step: Step, x: Tensor, z0: Tensor) -> Tensor:
     return z
 
 
-def _check_against_module(step: Step, x: Tensor, z0: Tensor, state: Tensor) -> None:
+def _check_against_module(module: nn.Module, x: Tensor, z0: Tensor, state: Tensor) -> None:
     """nn.RNN, nn.GRU and nn.LSTM run over the whole sequence must agree with our reading of one step."""
-    module = step.cell
     if not isinstance(module, nn.RNNBase):
         return
     layered = torch.stack(z0.split(module.hidden_size, -1)).contiguous()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.func import jacfwd, jvp, vjp, vmap
 
+from kpflow_dyn.framework import RowFunction
 from kpflow_dyn.graph import ancestors, evaluate, run
-from kpflow_dyn.rows import RowFunction, Rows
+from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import Product
 
 ROWS_AT_ONCE = 8192
@@ -33,7 +34,12 @@ def each_row(function: RowFunction, *rows: Tensor) -> list[Tensor]:
 class Torch:
     """The transforms of torch."""
 
-    jvp, vjp, vmap, each_row = staticmethod(jvp), staticmethod(vjp), staticmethod(vmap), staticmethod(each_row)
+    jvp, vjp, each_row = staticmethod(jvp), staticmethod(vjp), staticmethod(each_row)
+
+    @staticmethod
+    def compiled(function: Callable) -> Callable:
+        """As it is: torch runs operation by operation."""
+        return function
 
     @staticmethod
     def index(numbers: np.ndarray, like: Tensor) -> Tensor:

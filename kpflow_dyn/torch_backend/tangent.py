@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from kpflow_dyn.glue import find_glue
 from kpflow_dyn.rows import Rows
@@ -56,7 +57,8 @@ class Tangent:
             kicks[..., rows.index(index)[here]] = value.reshape(*kicks.shape[:2], -1)[..., here]
         self.blocks = kick_blocks(structure, glue)
         self.updates, self.widths = plan_updates(glue, rows, self.blocks, x, z, kicks)
-        self.weights, self.push, self.pull = rows.weights()
+        self.weights, *derivatives = rows.weights()
+        self.push, self.pull = (vmap(derivative) for derivative in derivatives)
         self.parameter_size = sum(value.numel() for value in rows.parameter_values())
         homes = [next(b for b in self.blocks if site.kicks.min() in range(b.start, b.stop)) for site in structure.sites]
         self.sites = [
@@ -90,15 +92,19 @@ class Tangent:
         )
         (expected,) = each_row(rows.tangent(dtheta), x, z, dz)
         check_finite(expected.transpose(0, 1), "the derivative of the step")
-        kicks = self._kick_blocks(self.times, 1)
-        self._kick(self.changes(dtheta[None]), slice(None), kicks)
-        found = self._each_step(dz[:, :, None].contiguous(), kicks)[:, :, 0]
+        found = self.derivative(dz, dtheta)
         error = float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(z.dtype).tiny))
         if not error <= 1e4 * torch.finfo(z.dtype).eps:
             raise RuntimeError(
                 f"the linearised step is off by {error:.1e} of its size from forward mode through it; please report "
                 "this cell, and write it with simpler operations meanwhile"
             )
+
+    def derivative(self, dz: Tensor, dtheta: Tensor) -> Tensor:
+        """Every step by itself: how its result moves along dz [time, trial, unit] and dtheta [p]."""
+        kicks = self._kick_blocks(self.times, 1)
+        self._kick(self.changes(dtheta[None]), slice(None), kicks)
+        return self._each_step(dz.contiguous()[:, :, None], kicks)[:, :, 0]
 
     @property
     def probes_together(self) -> int:

@@ -37,6 +37,11 @@ def trace(step: nn.Module, x: Tensor, z: Tensor) -> Graph:
     if signature.buffers_to_mutate:
         buffers = ", ".join(signature.buffers_to_mutate.values())
         raise ValueError(f"a step must not change its own state, but this one writes to {buffers}; make it part of z")
+    if any(spec.kind is InputKind.TOKEN for spec in signature.input_specs):
+        raise ValueError(
+            "the step has an operation with a side effect, such as the check inside torch.linalg.inv; call the variant "
+            "without it (torch.linalg.inv_ex), or write the step with other operations"
+        )
     nodes: dict[FxNode, Node] = {}
     parameters: dict[Node, str] = {}
     values: dict[Node, Tensor] = {}
@@ -81,6 +86,7 @@ def _export(step: nn.Module, x: Tensor, z: Tensor) -> ExportedProgram:
 
 def _decompositions() -> dict[Any, Any]:
     table: dict[Any, Any] = dict(default_decompositions())
+    del table[aten.detach.default]  # it would become a plain alias, and its derivative live again
     table[aten.addmm.default] = table[aten.baddbmm.default] = _sum_and_product
     table[aten.native_layer_norm.default] = _layer_norm
     table[aten._native_batch_norm_legit_no_training.default] = _batch_norm_in_eval
@@ -152,7 +158,7 @@ def _role(fx: FxNode) -> Role:
         return Role.STOP
     if packet in MOVES or (packet is aten._to_copy and fx.meta["val"].dtype == fx.args[0].meta["val"].dtype):
         return Role.MOVE
-    if packet is aten.add and fx.kwargs.get("alpha", 1) == 1 and all(isinstance(a, torch.fx.Node) for a in fx.args[:2]):
+    if packet is aten.add and fx.kwargs.get("alpha", 1) == 1:
         return Role.ADD
     if packet in PRODUCTS:
         return Role.PRODUCT

@@ -1,0 +1,30 @@
+"""Which parameters learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Choice = str | Sequence[str] | Callable[[str, Any], bool] | None
+
+
+def choose(known: Mapping[str, Any], params: Choice) -> list[str]:
+    """The names of the parameters that learn, in the order of the model: all, or those that `params` picks.
+
+    A torch parameter that requires no gradient learns only when it is picked.
+
+    Raises:
+        ValueError: an unknown name, or none picked.
+    """
+    if params is None:
+        chosen = [name for name, parameter in known.items() if getattr(parameter, "requires_grad", True)]
+    elif callable(params):
+        chosen = [name for name, parameter in known.items() if params(name, parameter)]
+    else:
+        chosen = [params] if isinstance(params, str) else list(params)
+        unknown = [name for name in chosen if name not in known]
+        if unknown:
+            raise ValueError(f"unknown parameters {unknown}; the model has {', '.join(known)}")
+    if not chosen:
+        raise ValueError(f"no parameter learns: all of {', '.join(known) or 'none'} are frozen or left out by params=")
+    return [name for name in known if name in chosen]

@@ -1,0 +1,1 @@
+"""The JAX backend: tracing a step, its linearisation and sweeps."""

@@ -1,0 +1,69 @@
+"""One calling convention for every JAX cell: step(cell, x [input], z [unit]) -> z on one trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from kpflow_dyn.jax_backend.checks import as_jax
+
+Step = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
+
+def as_step(cell: Any, x: jax.Array, z0: Any) -> tuple[Step, jax.Array]:
+    """The step of cells like this one, and the initial state [trial, unit].
+
+    Raises:
+        TypeError, ValueError: for a cell, input or initial state that do not fit together.
+    """
+    width = getattr(cell, "input_size", None)
+    if isinstance(width, int) and x.shape[-1] != width:
+        raise ValueError(f"x has {x.shape[-1]} input channels, but the cell takes {width}; x is [trial, time, input]")
+    if isinstance(cell, eqx.nn.LSTMCell) and z0 is None:
+        z0 = (jnp.zeros(cell.hidden_size, x.dtype),) * 2
+    if isinstance(z0, tuple | list):
+        parts = [as_jax(part, "z0", "[trial, unit]") for part in z0]
+        ends = [sum(part.shape[-1] for part in parts[: i + 1]) for i in range(len(parts) - 1)]
+        return _on_tuples(ends), _initial_state(_side_by_side(parts, x), x, None)
+    size = getattr(cell, "hidden_size", None)
+    if z0 is None and size is None:
+        raise ValueError("the cell has no hidden_size attribute, so its state size is unknown; pass z0 [trial, unit]")
+    start = jnp.zeros(size, x.dtype) if z0 is None else as_jax(z0, "z0", "[trial, unit]")
+    return _plain, _initial_state(start, x, size)
+
+
+def _plain(cell: Any, x: jax.Array, z: jax.Array) -> jax.Array:
+    return cell(x, z)
+
+
+def _on_tuples(ends: list[int]) -> Step:
+    """A cell whose state is a tuple, such as (h, c), laid side by side."""
+
+    def step(cell: Any, x: jax.Array, z: jax.Array) -> jax.Array:
+        return jnp.concatenate(cell(x, tuple(jnp.split(z, ends))))
+
+    return step
+
+
+def _side_by_side(parts: list[jax.Array], x: jax.Array) -> jax.Array:
+    if len({part.shape[:-1] for part in parts}) > 1:
+        raise ValueError(f"the parts of z0 have shapes {[p.shape for p in parts]}; they must have the same trials")
+    return jnp.concatenate(parts, -1)
+
+
+def _initial_state(start: jax.Array, x: jax.Array, size: int | None) -> jax.Array:
+    start = jnp.broadcast_to(start, (len(x), *start.shape)) if start.ndim == 1 else start
+    units = start.shape[-1] if size is None else size
+    if start.shape != (len(x), units):
+        raise ValueError(
+            f"z0 has shape {start.shape}, expected [trial, unit] = [{len(x)}, {units}] as x has {len(x)} trials"
+        )
+    if start.dtype != x.dtype:
+        raise TypeError(f"z0 is {start.dtype}, x is {x.dtype}; they must agree")
+    if not bool(jnp.isfinite(start).all()):
+        raise ValueError("z0 holds NaN or inf")
+    return start

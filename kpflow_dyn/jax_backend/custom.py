@@ -1,0 +1,67 @@
+"""Operations with a custom derivative: whether it differs from the plain one, and forward mode where it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+
+Function = Callable[..., Sequence[Any]]
+
+
+def is_floating(value: Any) -> bool:
+    """Whether an array, or what stands for one, has real numbers."""
+    return jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def with_forward_mode(function: Function) -> Function:
+    """A function with a custom reverse mode, whose transpose is its forward mode; JAX itself does not offer one."""
+
+    def tangent(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple:
+        of_floats, floats = _of_floats(function, primals)
+        out, pull = jax.vjp(of_floats, *floats)
+        moving = tuple(t for t, p in zip(tangents, primals, strict=True) if is_floating(p))
+        (push,) = jax.linear_transpose(pull, out)(moving)
+        return out, push
+
+    both = jax.custom_jvp(function)
+    both.defjvp(tangent)
+    return both
+
+
+def same_derivative(first: Function, second: Function, variables: Sequence[Any]) -> bool:
+    """Whether two functions of the variables of a jaxpr have one derivative, tried at a random point."""
+    generator = np.random.default_rng(0)
+    args = [_sample(variable, generator) for variable in variables]
+    try:
+        gradients = [_gradient(function, args) for function in (first, second)]
+    except Exception:  # one of them has none: a loop without a known length, say
+        return False
+    return all(jnp.allclose(a, b, 1e-4, 1e-4) for a, b in zip(*gradients, strict=True))
+
+
+def _sample(variable: Any, generator: np.random.Generator) -> np.ndarray:
+    dtype = variable.aval.dtype
+    value = variable.val if isinstance(variable, Literal) else generator.standard_normal(variable.aval.shape)
+    return np.asarray(value).astype(dtype)
+
+
+def _gradient(function: Function, args: Sequence[Any]) -> tuple:
+    of_floats, floats = _of_floats(function, args)
+    outs, pull = jax.vjp(of_floats, *floats)
+    return pull([jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape) for out in outs])
+
+
+def _of_floats(function: Function, args: Sequence[Any]) -> tuple[Function, list[Any]]:
+    """The function from its floating arguments to its floating results, and these arguments."""
+    where = [i for i, arg in enumerate(args) if is_floating(arg)]
+
+    def of_floats(*floats: Any) -> list[Any]:
+        every = dict(enumerate(args)) | dict(zip(where, floats, strict=True))
+        return [out for out in function(*every.values()) if is_floating(out)]
+
+    return of_floats, [args[i] for i in where]

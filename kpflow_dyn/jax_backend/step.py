@@ -1,0 +1,106 @@
+"""The tangent of one JAX step: linearised once for one row, its residuals evaluated on all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
+
+from kpflow_dyn.graph import Node, ancestors, run
+from kpflow_dyn.jax_backend.rows import each_row
+from kpflow_dyn.jax_backend.sites import place, runs
+from kpflow_dyn.rows import Rows
+from kpflow_dyn.structure import Site
+
+Residuals = tuple[list[jax.Array], list[jax.Array]]
+
+
+class StepTangent:
+    """(dz, kicks) -> the next state's tangent, along all rows.
+
+    What it needs to know of a row are the residuals of `jax.linearize`. Those that depend on the row are kept for each,
+    [time, trial, ...]; the others, the weights above all, only once.
+    """
+
+    def __init__(self, rows: Rows, sites: list[Site], x: jax.Array, z: jax.Array) -> None:
+        step = _kicked(rows, sites)
+        zeros = [jnp.zeros(site.kicks.size, z.dtype) for site in sites]
+
+        def linearise(x: jax.Array, z: jax.Array) -> list[jax.Array]:
+            out, tangent = jax.linearize(lambda z, kicks: step(x, z, kicks), z, zeros)
+            leaves, self._tree = jax.tree.flatten(tangent)
+            return [out, *leaves]
+
+        program = jax.make_jaxpr(linearise)(x[0, 0], z[0, 0])
+        evaluate = jaxpr_as_fun(program)
+        self._moving = _depend_on_inputs(program)[1:]
+        self.next_state, *moving = each_row(
+            lambda x, z: (lambda out, *leaves: [out, *_choose(leaves, self._moving)])(*evaluate(x, z)), x, z
+        )
+        fixed = jax.jit(lambda x, z: _choose(evaluate(x, z)[1:], [not m for m in self._moving]))(x[0, 0], z[0, 0])
+        self.residuals: Residuals = (moving, fixed)
+
+    def __call__(self, residuals: Residuals, dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
+        """The tangents [trial, unit] at one time, from dz [trial, unit] and each site's kicks [trial, kick]."""
+        moving, fixed = residuals
+
+        def row(moving: list[jax.Array], dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
+            here, everywhere = iter(moving), iter(fixed)
+            leaves = [next(here) if m else next(everywhere) for m in self._moving]
+            return jax.tree.unflatten(self._tree, leaves)(dz, kicks)
+
+        return jax.vmap(row)(moving, dz, kicks)
+
+
+def _kicked(rows: Rows, sites: list[Site]) -> Callable[[jax.Array, jax.Array, list[jax.Array]], jax.Array]:
+    """(x, z, kicks of each site) -> the next state, with the kicks added where they enter."""
+    structure = rows.structure
+    order = rows.order(ancestors([structure.graph.output]))
+    entries = {
+        node: found
+        for node, numbers in (structure.replaced | structure.added).items()
+        if (found := _entries(numbers, sites, structure.kick_size))
+    }
+
+    def step(x: jax.Array, z: jax.Array, kicks: list[jax.Array]) -> jax.Array:
+        env = rows.fixed | rows.arguments(x, z)
+        for node in order:
+            run([node], env)
+            if node in entries:
+                env[node] = env[node] + _sum(entries[node], kicks, node)
+        return env[structure.graph.output].reshape(-1)
+
+    return step
+
+
+def _entries(numbers: np.ndarray, sites: list[Site], kick_size: int) -> list[tuple[int, list[tuple[int, int, int]]]]:
+    """For each site whose kicks enter at this node, the runs from its outputs to the node's elements."""
+    element = np.full(kick_size, -1)
+    element[numbers[numbers >= 0]] = np.flatnonzero(numbers >= 0)
+    found = []
+    for s, site in enumerate(sites):
+        target = element[site.kicks.ravel()]
+        if (target >= 0).any():
+            found.append((s, runs(np.flatnonzero(target >= 0), target[target >= 0])))
+    return found
+
+
+def _sum(entries: list[tuple[int, list[tuple[int, int, int]]]], kicks: list[jax.Array], node: Node) -> jax.Array:
+    size = int(np.prod(node.shape))
+    return sum(place(kicks[s], where, size) for s, where in entries).reshape(node.shape)
+
+
+def _choose(values: list, which: list[bool]) -> list:
+    return [value for value, chosen in zip(values, which, strict=True) if chosen]
+
+
+def _depend_on_inputs(program: ClosedJaxpr) -> list[bool]:
+    """Which outputs depend on an input."""
+    depend = set(program.jaxpr.invars)
+    for equation in program.jaxpr.eqns:
+        if any(isinstance(v, Var) and v in depend for v in equation.invars):
+            depend.update(equation.outvars)
+    return [isinstance(v, Var) and v in depend for v in program.jaxpr.outvars]

@@ -1,0 +1,329 @@
+"""Linearise a solution: from a solved problem to the operators of its flow."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from kpflow_dyn.arrays import Array, array_namespace, is_jax_array, like_numpy, to_numpy
+from kpflow_dyn.choose import Choice
+from kpflow_dyn.discretise import Nodes, RungeKuttaStep, field_step
+from kpflow_dyn.flow import DiscreteAdjoint, Flow, InterpolatingAdjoint, Propagator, on_spaces
+from kpflow_dyn.inputs import inputs_at
+from kpflow_dyn.measure import Measure
+from kpflow_dyn.operators import GramOperator, Operator
+from kpflow_dyn.problems import DiscreteProblem
+from kpflow_dyn.sites import CoreOperator, WeightSite, follows_from_inputs
+from kpflow_dyn.solution import Solution
+from kpflow_dyn.space import Space
+
+TIGHT = {"float64": InterpolatingAdjoint(1e-10, 1e-12), "float32": InterpolatingAdjoint(1e-5, 1e-6)}
+
+
+def linearize(
+    sol: Solution,
+    *,
+    sensealg: DiscreteAdjoint | InterpolatingAdjoint | None = None,
+    params: Choice = None,
+    measure: Measure | None = None,
+) -> Flow:
+    """The operators of a solution; see `Flow`.
+
+    The parameters are copied: training the model afterwards changes nothing in an existing flow.
+
+    Args:
+        sol: a solution of `solve`.
+        sensealg: how sensitivities are taken: `DiscreteAdjoint()`, also when None, or for an ODE
+            `InterpolatingAdjoint()`.
+        params: which parameters learn: names, or a function (name, parameter) -> bool; all (in torch: all that require
+            a gradient) when None.
+        measure: how times and trials are weighted; `Measure()` when None.
+
+    Raises:
+        TypeError, ValueError: for unknown names, when no parameter learns, when the step cannot be traced, or when the
+            solver's steps can be neither replayed nor (in JAX) differentiated.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))
+        >>> flow = kp.linearize(kp.solve(problem))
+        >>> flow.ntk.domain.shape
+        (2, 5, 8)
+    """
+    if not isinstance(sol, Solution):
+        raise TypeError(f"linearize takes the Solution that solve returns, got {type(sol).__name__}")
+    if not isinstance(sensealg, DiscreteAdjoint | InterpolatingAdjoint | None):
+        raise TypeError(f"sensealg is {sensealg!r}, expected DiscreteAdjoint() or, for an ODE, InterpolatingAdjoint()")
+    if not isinstance(measure, Measure | None):
+        raise TypeError(f"measure is {measure!r}, expected kp.Measure(time=..., trial=...)")
+    weighted = _Weighted(sol, measure or Measure())
+    if isinstance(sol.problem, DiscreteProblem):
+        if isinstance(sensealg, InterpolatingAdjoint):
+            raise ValueError(
+                "InterpolatingAdjoint solves variational ODEs, and a DiscreteProblem has none; take DiscreteAdjoint()"
+            )
+        return _discrete_flow(sol, params, weighted)
+    if isinstance(sensealg, InterpolatingAdjoint):
+        return _flow_of_equations(sol, params, weighted, sensealg)
+    return _flow_through_solver(sol, params, weighted) if sol.steps is None else _ode_flow(sol, params, weighted)
+
+
+class Tangent(Protocol):
+    """The linear recurrence of a step, as both frameworks give it; all on blocks [probe, ...], all transposes plain."""
+
+    sites: Any
+    site_kicks: Any
+    weights: Array
+    parameter_size: int
+    next_state: Array
+
+    def propagate(self, q: Array) -> Array: ...
+    def propagate_adjoint(self, q: Array) -> Array: ...
+    def unpropagate(self, s: Array) -> Array: ...
+    def unpropagate_adjoint(self, q: Array) -> Array: ...
+    def push_forward(self, theta: Array) -> Array: ...
+    def pull_back(self, q: Array) -> Array: ...
+    def descend(self, q: Array) -> Array: ...
+    def write(self, theta: Array) -> Array: ...
+    def read(self, values: Array) -> Array: ...
+    def enter(self, values: Array) -> Array: ...
+    def enter_adjoint(self, q: Array) -> Array: ...
+
+
+class _Weighted:
+    """The measure on a solution's trials and times, as arrays that multiply states."""
+
+    def __init__(self, sol: Solution, measure: Measure) -> None:
+        self.like = sol.state.reshape(-1)[:0]
+        time, trial = measure.times(sol), measure.trials(sol)
+        self.time = None if time is None else like_numpy(time[:, None], self.like)
+        self.trial = None if trial is None else like_numpy(trial[:, None, None], self.like)
+
+    @property
+    def both(self) -> Array | None:
+        """[trial, time, 1], with axes of length one where all weigh alike."""
+        if self.time is None or self.trial is None:
+            return self.time if self.trial is None else self.trial
+        return self.time * self.trial
+
+
+def _backend(like: Array) -> ModuleType:
+    if is_jax_array(like):
+        from kpflow_dyn.jax_backend import linearise
+    else:
+        from kpflow_dyn.torch_backend import linearise
+    return linearise
+
+
+def _discrete_flow(sol: Solution, params: Choice, weighted: _Weighted) -> Flow:
+    tangent, parameters = tangent_of_steps(sol, params)
+    return _flow_of_steps(tangent, sol, parameters, weighted.both)
+
+
+def tangent_of_steps(sol: Solution, params: Choice) -> tuple[Tangent, dict[str, Array]]:
+    """The tangent of a discrete problem's steps along its states, and the parameters that learn."""
+    backend, x = _backend(sol.state), sol.problem.x
+    model = backend.Model(sol.problem.cell, params)
+    before = array_namespace(x).concat([sol.start[:, None], sol.state[:, :-1]], axis=1)
+    tangent = model.tangent(backend.discrete_step(sol.problem), x, before)
+    check_states(tangent.next_state, sol.state)
+    return tangent, model.parameters
+
+
+def _flow_of_steps(tangent: Tangent, sol: Solution, parameters: dict[str, Array], measure: Array | None) -> Flow:
+    """The flow whose times are the steps of one recurrence."""
+    state = Space(("trial", "time", "unit"), tuple(tangent.next_state.shape), tangent.next_state, measure)
+    J = on_spaces(_parameter_space(tangent), state, tangent.push_forward, tangent.pull_back)
+    return Flow(
+        P=Propagator(
+            on_spaces(state, state, tangent.propagate, tangent.propagate_adjoint),
+            on_spaces(state, state, tangent.unpropagate, tangent.unpropagate_adjoint),
+        ),
+        J=J,
+        ntk=_gram(J, tangent.descend),
+        solution=sol,
+        parameters=parameters,
+        **_kicks(tangent, state),
+    )
+
+
+def _kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
+    """What the parameters can kick directly: the sites, V, B, core and K."""
+    outputs = Space(("trial", "time", "site"), (*state.shape[:2], len(tangent.site_kicks)), state.like, state.measure)
+    V = on_spaces(_parameter_space(tangent), outputs, tangent.write, tangent.read)
+    B = on_spaces(outputs, state, tangent.enter, tangent.enter_adjoint)
+    sites = _weight_sites(tangent, state.measure)
+    core = CoreOperator(V, sites, follows_from_inputs(sites, tangent.parameter_size))
+    return {"sites": sites, "core": core, "B": B, "K": GramOperator(B @ V)}
+
+
+def _gram(J: Operator, descend: Any) -> GramOperator:
+    """J J*, from the fused map J J^T."""
+    weights = J.codomain.measure
+    return GramOperator(J, descend if weights is None else lambda q: descend(weights * q))
+
+
+def _parameter_space(tangent: Tangent) -> Space:
+    return Space(("parameter",), (tangent.parameter_size,), tangent.next_state)
+
+
+def _weight_sites(tangent: Tangent, measure: Array | None) -> list[WeightSite]:
+    sites = []
+    weights = to_numpy(tangent.weights)
+    for _, site in tangent.sites:
+        entries, inputs = to_numpy(site.entries), site.variables.swapaxes(0, 1)
+        weight = like_numpy(weights[entries], tangent.weights)
+        if site.kind == "matrix":
+            inputs = inputs[:, :, 0] if inputs.shape[2] == 1 else inputs
+            entries, weight = entries.T, weight.T
+        sites.append(WeightSite(site.name, site.kind, weight, inputs, entries, measure))
+    return sites
+
+
+def check_states(traced: Array, state: Array, tolerance: float = 0.0) -> None:
+    """Raise when the traced step does not give the solved states, to round-off or to a tolerance above it."""
+    traced, state = to_numpy(traced), to_numpy(state)
+    tolerance = max(tolerance, 1e3 * float(np.finfo(state.dtype).eps))
+    scale = max(float(np.abs(state).max()), float(np.finfo(state.dtype).tiny))
+    error = np.abs(traced - state).max((0, 2)) / scale
+    if not error.max() <= tolerance:
+        raise ValueError(
+            f"the traced step differs from the solved states by {error.max():.1e} of their size (step "
+            f"{int(error.argmax())}). Either the parameters changed after solve (solve again), or a step depends on "
+            "other trials, on the time, or on something outside of x_t and z"
+        )
+
+
+# Continuous time
+
+
+def _ode_flow(sol: Solution, params: Choice, weighted: _Weighted) -> Flow:
+    model = _backend(sol.state).Model(sol.problem.f, params)
+    nodes = Nodes(sol.steps, sol.t, sol.state)
+    tangent = _steps_tangent(sol, model, nodes)
+    state = Space(("trial", "time", "unit"), tuple(sol.state.shape), sol.state, weighted.both)
+    J = on_spaces(
+        _parameter_space(tangent),
+        state,
+        lambda theta: nodes.read(tangent.push_forward(theta)),
+        lambda q: tangent.pull_back(nodes.spread(q)),
+    )
+    return Flow(
+        P=_propagator(tangent if nodes.identical else _nodes_tangent(sol, model), state, weighted.time),
+        J=J,
+        ntk=_gram(J, lambda q: nodes.read(tangent.descend(nodes.spread(q)))),
+        solution=sol,
+        parameters=model.parameters,
+        steps=_flow_of_steps(tangent, sol, model.parameters, None),
+        **_kicks(_field_tangent(sol, model), state),
+    )
+
+
+def _flow_of_equations(sol: Solution, params: Choice, weighted: _Weighted, alg: InterpolatingAdjoint) -> Flow:
+    """Sensitivities of the equation, by solves of their own."""
+    backend = _backend(sol.state)
+    model = backend.Model(sol.problem.f, params)
+    maps = backend.Variational(sol, model, alg)
+    if sol.steps is not None:
+        check_states(maps.path.coefficients[:, :, 0], sol.steps.before)
+    return _flow_at_nodes(sol, model, weighted, maps, maps)
+
+
+def _flow_through_solver(sol: Solution, params: Choice, weighted: _Weighted) -> Flow:
+    """J through the solver itself, for steps that cannot be replayed; P from its equation."""
+    if not is_jax_array(sol.state):
+        raise ValueError(
+            f"the steps of {sol.alg!r} cannot be replayed; solve with a Runge-Kutta method, or linearize with "
+            "sensealg=InterpolatingAdjoint()"
+        )
+    backend = _backend(sol.state)
+    model = backend.Model(sol.problem.f, params)
+    maps = backend.ThroughSolver(sol, model)
+    check_states(maps.state, sol.state)
+    return _flow_at_nodes(sol, model, weighted, maps, backend.Variational(sol, model, TIGHT[str(sol.state.dtype)]))
+
+
+class Sensitivity(Protocol):
+    """J, its transpose and J J^T, on blocks [probe, ...]."""
+
+    def push_forward(self, theta: Array) -> Array: ...
+    def pull_back(self, q: Array) -> Array: ...
+    def descend(self, q: Array) -> Array: ...
+
+
+class Propagation(Protocol):
+    """P_node and its transpose, on blocks [probe, ...]."""
+
+    def propagate(self, q: Array) -> Array: ...
+    def propagate_adjoint(self, q: Array) -> Array: ...
+
+
+def _flow_at_nodes(sol: Solution, model: Any, weighted: _Weighted, maps: Sensitivity, kicks: Propagation) -> Flow:
+    """The flow of maps between the nodes, which are no recurrence of steps."""
+    field = _field_tangent(sol, model)
+    state = Space(("trial", "time", "unit"), tuple(sol.state.shape), sol.state, weighted.both)
+    J = on_spaces(_parameter_space(field), state, maps.push_forward, maps.pull_back)
+    return Flow(
+        P=_propagator(kicks, state, weighted.time),
+        J=J,
+        ntk=_gram(J, maps.descend),
+        solution=sol,
+        parameters=model.parameters,
+        **_kicks(field, state),
+    )
+
+
+def _steps_tangent(sol: Solution, model: Any, nodes: Nodes) -> Tangent:
+    """The recurrence over the accepted steps."""
+    steps, units = sol.steps, sol.state.shape[2]
+    step = RungeKuttaStep(steps.tableau, units, _input_width(sol), nodes.with_stages)
+    rows = step.rows(sol.problem, steps.dt, steps.stage_times, steps.before, steps.stages)
+    tangent = model.tangent(step, rows, step.widen(steps.before))
+    # The stages of an implicit method are converged further than the solver's own.
+    tolerance = 0.0 if steps.tableau.explicit else 10 * sol.options["rtol"]
+    check_states(tangent.next_state[..., :units], steps.after, tolerance)
+    return tangent
+
+
+def _nodes_tangent(sol: Solution, model: Any) -> Tangent:
+    """The recurrence from node to node, by one step of the method along the solution."""
+    times, tableau = np.asarray(sol.t, np.float64), sol.steps.tableau
+    step = RungeKuttaStep(tableau, sol.state.shape[2], _input_width(sol), False)
+    dt = np.diff(times, prepend=times[:1])
+    start = times - dt
+    stage_times = start[:, None] + tableau.c * dt[:, None]
+    every = np.ones((len(sol.state), 1, 1))
+    before = sol.state[:, [0, *range(len(times) - 1)]]
+    rows = step.rows(sol.problem, every[..., 0] * dt, every * stage_times, before)
+    return model.tangent(step, rows, before)
+
+
+def _field_tangent(sol: Solution, model: Any) -> Tangent:
+    """The field at the nodes, as a step whose recurrence is not used."""
+    trials, times = sol.state.shape[:2]
+    every = np.broadcast_to(np.asarray(sol.t, np.float64), (trials, times))
+    width, rows = _input_width(sol), like_numpy(every[..., None].copy(), sol.state)
+    if width is not None:
+        rows = array_namespace(rows).concat([rows, inputs_at(sol.problem, every)], axis=-1)
+    return model.tangent(field_step(width), rows, sol.state)
+
+
+def _input_width(sol: Solution) -> int | None:
+    if sol.problem.x is None:
+        return None
+    return inputs_at(sol.problem, np.full((len(sol.state), 1), float(sol.t[0]))).shape[-1]
+
+
+def _propagator(tangent: Propagation, state: Space, time: Array) -> Operator:
+    """P = (P_node - I/2) W in L^2: the integral up to t, where the node t itself counts by half."""
+
+    def apply(q: Array) -> Array:
+        return tangent.propagate(time * q) - time * q / 2
+
+    def adjoint(q: Array) -> Array:
+        return tangent.propagate_adjoint(time * q) - time * q / 2
+
+    return Operator(state, state, apply, adjoint)

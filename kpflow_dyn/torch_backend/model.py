@@ -1,0 +1,73 @@
+"""A torch module and the parameters of it that learn, ready to be linearised in any step that is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kpflow_dyn.choose import Choice, choose
+from kpflow_dyn.structure import analyse
+from kpflow_dyn.torch_backend.rows import Torch
+from kpflow_dyn.torch_backend.tangent import Tangent
+from kpflow_dyn.torch_backend.trace import trace
+
+
+class Model:
+    """A module.
+
+    Attributes:
+        parameters: copies of those that learn, by name.
+    """
+
+    def __init__(self, call: nn.Module, params: Choice) -> None:
+        known = dict(call.named_parameters())
+        self.call = call
+        self.parameters = {name: known[name].detach().clone() for name in choose(known, params)}
+
+    def tangent(self, step: Callable[..., Tensor], rows: Tensor, before: Tensor) -> Tangent:
+        """The recurrence z -> step(model, row, z) along rows [trial, time, ...] from the states before each step."""
+        module = _Applied(step, self.call)
+        graph = trace(module, rows[:, 0], before[:, 0])
+        graph.parameters = {node: name.removeprefix("call.") for node, name in graph.parameters.items()}
+        tangent = Tangent(analyse(graph, set(self.parameters), Torch), rows, before)
+        self._check(tangent, module, rows, before)
+        return tangent
+
+    def _check(self, tangent: Tangent, module: nn.Module, rows: Tensor, before: Tensor) -> None:
+        """Compare a few rows with reverse mode through the module itself: the trace may have lost a part of it."""
+        generator = torch.Generator(rows.device).manual_seed(1)
+        values = {f"call.{name}": value.clone().requires_grad_() for name, value in self.parameters.items()}
+        directions = [_normal(value, generator) for value in values.values()]
+        dz = _normal(before, generator)
+        found = tangent.derivative(dz.transpose(0, 1), torch.cat([d.reshape(-1) for d in directions])).transpose(0, 1)
+        trials, times = before.shape[:2]
+        for at in {(0, 0), (trials // 2, times // 2), (trials - 1, times - 1)}:
+            z, weights = before[at][None].clone().requires_grad_(), _normal(before[at], generator)
+            out = functional_call(module, values, (rows[at][None], z))
+            gradients = torch.autograd.grad((out[0] * weights).sum(), [z, *values.values()], allow_unused=True)
+            pairs = zip(gradients, [dz[at], *directions], strict=True)
+            terms = torch.stack([(weights * found[at]).sum(), *(-(g * d).sum() for g, d in pairs if g is not None)])
+            if float(terms.sum().abs()) > 1e4 * torch.finfo(z.dtype).eps * float(terms.abs().sum()):
+                raise RuntimeError(
+                    f"the linearised step is off by {float(terms.sum() / terms.abs().sum()):.1e} of its size from "
+                    "reverse mode through the module; write it without torch.no_grad and the like, or report it"
+                )
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+class _Applied(nn.Module):
+    """step(call, row, z) as a module; the parameters keep their names behind "call."."""
+
+    def __init__(self, step: Callable[..., Tensor], call: nn.Module) -> None:
+        super().__init__()
+        self.step, self.call = step, call
+        self.training = call.training
+
+    def forward(self, row: Tensor, z: Tensor) -> Tensor:
+        return self.step(self.call, row, z)

@@ -1,0 +1,183 @@
+"""Linearised ODEs in JAX against reverse mode through diffrax itself, on the same frozen steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix
+import pytest
+
+import kpflow_dyn as kp
+from kpflow_dyn import models
+from kpflow_dyn.inputs import inputs_at
+from kpflow_dyn.jax_backend.checks import with_parameters
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+GRID = np.array([0.0, 0.2, 0.5, 0.6, 1.0])
+LOOSE = {"rtol": 1e-3, "atol": 1e-4}
+
+
+class Driven(eqx.Module):
+    """A field with inputs that depends on the time, too."""
+
+    inner: eqx.nn.Linear
+    outer: eqx.nn.Linear
+
+    def __init__(self, key: jax.Array) -> None:
+        keys = jax.random.split(key)
+        self.inner, self.outer = eqx.nn.Linear(5, 4, key=keys[0]), eqx.nn.Linear(4, 3, key=keys[1])
+
+    def __call__(self, t: jax.Array, z: jax.Array, x: jax.Array) -> jax.Array:
+        return 3 * self.outer(jnp.tanh(self.inner(jnp.concatenate([z, x])))) * jnp.cos(2 * t) - z
+
+
+class Drift(eqx.Module):
+    """z' = b."""
+
+    b: jax.Array
+
+    def __call__(self, t: jax.Array, z: jax.Array) -> jax.Array:
+        return self.b
+
+
+def cart_pole(key: jax.Array) -> Callable:
+    return models.ClosedLoop(models.CartPole(), eqx.nn.MLP(4, 1, 4, 1, activation=jnp.tanh, key=key))
+
+
+@dataclass(frozen=True)
+class Field:
+    """A registered field, its solver and options."""
+
+    make: Callable[[jax.Array], Callable]
+    units: int
+    alg: diffrax.AbstractSolver
+    inputs: bool = False
+    t: object = field(default_factory=lambda: GRID)
+    options: dict = field(default_factory=lambda: LOOSE)
+    scale: float = 1.0
+
+    def problem(self) -> kp.ODEProblem:
+        keys = jax.random.split(jax.random.key(5), 3)
+        model = self.make(keys[0])
+        start = self.scale * jax.random.normal(keys[1], (2, self.units))
+        if isinstance(model, models.jax.HodgkinHuxleyField):
+            start = model.resting_state() + 0.01 * start
+        samples = jax.random.normal(keys[2], (2, len(GRID), 2))
+        return kp.ODEProblem(model, start, self.t, (GRID, samples) if self.inputs else None)
+
+
+TIGHT = optimistix.Newton(rtol=1e-13, atol=1e-13)
+FIELDS = {
+    "tsit5_grid": Field(Driven, 3, diffrax.Tsit5(), True),
+    "tsit5_span": Field(Driven, 3, diffrax.Tsit5(), True, (0.0, 1.0)),
+    "heun_given_steps": Field(Driven, 3, diffrax.Heun(), True, options={"steps": GRID}),
+    "euler": Field(Drift, 2, diffrax.Euler(), options={}),
+    "dopri8": Field(cart_pole, 4, diffrax.Dopri8(), scale=0.3),
+    "kvaerno5": Field(Driven, 3, diffrax.Kvaerno5(root_finder=TIGHT), True),
+    "kvaerno3_span": Field(cart_pole, 4, diffrax.Kvaerno3(root_finder=TIGHT), t=(0.0, 0.5), scale=0.3),
+    "implicit_euler": Field(
+        lambda key: models.jax.HodgkinHuxleyField(2, key=key),
+        *(10, diffrax.ImplicitEuler(root_finder=TIGHT), False, np.linspace(0, 0.1, 4), {"steps": np.linspace(0, 0.1, 4)}),
+    ),
+}
+
+
+def reference(flow: kp.Flow) -> Callable[[dict[str, jax.Array]], jax.Array]:
+    """Parameters -> states, by diffrax stepping to the very times of the accepted steps."""
+    solution, problem = flow.solution, flow.solution.problem
+    nodes = np.asarray(solution.t)
+
+    def of_trial(parameters: dict[str, jax.Array], trial: int) -> jax.Array:
+        f = with_parameters(problem.f, parameters)
+
+        def rate(t: jax.Array, z: jax.Array, _: object) -> jax.Array:
+            if problem.x is None:
+                return f(t, z)
+            known, samples = problem.x
+            return f(t, z, jax.vmap(lambda x: jnp.interp(t, known, x), 1)(samples[trial]))
+
+        taken = solution.steps.dt[trial] > 0
+        ends = np.append(solution.steps.t[trial, 0], (solution.steps.t + solution.steps.dt)[trial][taken])
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(rate), solution.alg, ends[0], ends[-1], None, problem.z0[trial],
+            saveat=diffrax.SaveAt(ts=jnp.asarray(np.clip(nodes, ends[0], ends[-1]))),
+            stepsize_controller=diffrax.StepTo(jnp.asarray(ends)), max_steps=len(ends),
+        ).ys  # fmt: skip
+
+    return jax.jit(lambda p: jnp.stack([of_trial(p, trial) for trial in range(len(problem.z0))]))
+
+
+@pytest.fixture(scope="module", params=FIELDS)
+def flow(request: pytest.FixtureRequest, x64: None) -> kp.Flow:
+    case = FIELDS[request.param]
+    return kp.linearize(kp.solve(case.problem(), case.alg, **case.options))
+
+
+@pytest.fixture(scope="module")
+def jacobian(flow: kp.Flow) -> jax.Array:
+    found = jax.jacrev(reference(flow))(flow.parameters)
+    return jnp.concatenate([found[name].reshape(flow.ntk.domain.size, -1) for name in flow.parameters], 1)
+
+
+def relative(a: jax.Array, b: jax.Array) -> float:
+    assert a.shape == b.shape
+    return float(abs(a - b).max() / abs(b).max())
+
+
+def test_jacobian_and_ntk_are_those_of_the_solver(flow: kp.Flow, jacobian: jax.Array) -> None:
+    assert relative(reference(flow)(flow.parameters), flow.solution.state) < 1e-9
+    assert relative(flow.J.dense(), jacobian) < 1e-9
+    weights = np.repeat(np.tile(flow.solution.weights, 2), flow.ntk.domain.shape[2])
+    assert relative(flow.ntk.dense(), jacobian @ jacobian.T * weights) < 1e-9
+
+
+def test_nodal_identity(flow: kp.Flow) -> None:
+    nodal = flow.nodal
+    assert relative((nodal.P @ nodal.K @ nodal.P.T).dense(), nodal.ntk.dense()) < 1e-10
+
+
+def test_adjointness(flow: kp.Flow) -> None:
+    for name in ("P", "K", "core", "B", "J", "ntk"):
+        assert kp.check_adjoint(getattr(flow, name), seed=3) < 1e-12
+
+
+def test_gradient_step_moves_the_state_by_the_ntk(flow: kp.Flow) -> None:
+    state, states = flow.solution.state, reference(flow)
+    error = jax.random.normal(jax.random.key(1), state.shape)
+    predicted = -flow.ntk.mv(error)
+    gradient = flow.as_parameters(flow.J.T.mv(error))
+    off = []
+    for eta in (1e-3, 1e-4):
+        moved = states({name: value - eta * gradient[name] for name, value in flow.parameters.items()})
+        off.append(float(jnp.linalg.norm((moved - state) / eta - predicted) / jnp.linalg.norm(predicted)))
+    assert off[1] < 0.2 * off[0] or off[1] < 1e-5
+
+
+def test_trials_step_by_themselves_on_a_grid(x64: None) -> None:
+    """Each trial has the steps that it would have alone; shorter ones are filled up with steps of length zero."""
+    case = FIELDS["tsit5_grid"]
+    problem = case.problem()
+    both = kp.linearize(kp.solve(problem, case.alg, **case.options))
+    samples = problem.x[1]
+    alone = [
+        kp.linearize(kp.solve(problem.remake(z0=problem.z0[i : i + 1], x=(GRID, samples[i : i + 1])), case.alg, **LOOSE))
+        for i in range(2)
+    ]
+    J = both.J.dense().reshape(2, -1, both.J.domain.size)
+    for i in range(2):
+        assert relative(J[i], alone[i].J.dense()) < 1e-11
+
+
+def test_inputs_are_those_of_the_field(x64: None) -> None:
+    problem = FIELDS["tsit5_grid"].problem()
+    flow = kp.linearize(kp.solve(problem, diffrax.Tsit5(), **LOOSE))
+    x = inputs_at(problem, np.tile(GRID, (2, 1)))
+    expected = jnp.concatenate([flow.solution.state, x, jnp.ones((2, len(GRID), 1))], -1)
+    assert relative(flow.sites[0].inputs, expected) < 1e-12
