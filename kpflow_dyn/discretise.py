@@ -115,7 +115,7 @@ class Nodes:
         self._weights = like_numpy(np.concatenate([np.ones((*theta.shape, 1)), weights], -1), like)
 
     def read(self, values: Array) -> Array:
-        """Values of the steps [probe, trial, step, (1 + stage) unit] -> those of the nodes [probe, trial, time, unit]."""
+        """Values of the steps [probe, trial, step, (1 + stage) unit] -> of the nodes [probe, trial, time, unit]."""
         if self.identical:
             return values
         here = values[:, np.arange(len(self.index))[:, None], self.index]

@@ -392,17 +392,31 @@ class _Analysis:
         return sites + self.remaining_sites(taken)
 
     def tied_sites(self, products: list[Product], matrices: list[np.ndarray]) -> list[Site]:
-        """A weight that is used in several places is one site, with the variables of all places stacked."""
+        """A weight that is used in several places is one site, with the variables of all places stacked.
+
+        Biases that go with it everywhere, as in the stages of a Runge-Kutta step, are columns of it.
+        """
         uses: dict[bytes, list[int]] = defaultdict(list)
         for n, entries in enumerate(matrices):
             uses[entries.tobytes() + bytes(str(entries.shape), "ascii")].append(n)
-        sites: list[Site] = []
+        biases, taken, sites = self.biases(), set(), []
         for members in uses.values():
-            first = members[0]
-            kicks = np.concatenate([products[n].kicks for n in members])
-            blocks: list[list[Piece]] = [[(products[n].operand, products[n].positions)] for n in members]
-            sites.append(MatrixSite(blocks, matrices[first], kicks, self.name(products[first].weight)))
-        return sites + self.remaining_sites(set())
+            first, kicks = members[0], [products[n].kicks for n in members]
+            found = [_bias_rows(here, biases) for here in kicks]
+            shared = [row for row in found[0] if all(row in other for other in found)]
+            ones: list[Piece] = [(None, np.zeros((len(kicks[0]), 1), int))] * len(shared)
+            blocks: list[list[Piece]] = [[(products[n].operand, products[n].positions), *ones] for n in members]
+            entries = np.concatenate([matrices[first], *(np.array([row]) for row in shared)])
+            names = [self.name(products[first].weight)]
+            names += [self.bias_name(found[0][row], np.array(row)) for row in shared]
+            sites.append(MatrixSite(blocks, entries, np.concatenate(kicks), " + ".join(names)))
+            taken |= {
+                (rows[row], kick)
+                for rows, here in zip(found, kicks, strict=True)
+                for row in shared
+                for kick in here.ravel().tolist()
+            }
+        return sites + self.remaining_sites(taken)
 
     def bias_name(self, use: int, weights: np.ndarray) -> str:
         operand = self.uses_of_weights[use].operand
@@ -509,6 +523,13 @@ def _shared_bias(kicks: tuple[int, ...], biases: dict[int, dict[int, int]]) -> d
     """The biases that move all of these kicks by one and the same weight."""
     first, *rest = [biases.get(kick, {}) for kick in kicks]
     return {use: weight for use, weight in first.items() if all(other.get(use) == weight for other in rest)}
+
+
+def _bias_rows(kicks: np.ndarray, biases: dict[int, dict[int, int]]) -> dict[tuple[int, ...], int]:
+    """The biases added to all of these outputs [r, m]: their weights [m], and at which use."""
+    columns = [_shared_bias(tuple(column), biases) for column in kicks.T.tolist()]
+    everywhere = [use for use in columns[0] if all(use in column for column in columns)]
+    return {tuple(column[use] for column in columns): use for use in everywhere}
 
 
 def _part(name: str, columns: Sequence[int], width: int) -> str:

@@ -9,8 +9,8 @@ import torch
 from registry import MODELS, dense_jacobian, dense_steps
 
 import kpflow_dyn as kp
-from kpflow_dyn.models import CTRNNCell
 from kpflow_dyn.linearise import tangent_of_steps
+from kpflow_dyn.models import CTRNNCell
 from kpflow_dyn.torch_backend.program import Product, Scaled
 from kpflow_dyn.torch_backend.tangent import Tangent
 

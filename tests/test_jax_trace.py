@@ -13,7 +13,7 @@ eqx = pytest.importorskip("equinox")
 import jax.numpy as jnp  # noqa: E402
 
 from kpflow_dyn.graph import Role, ancestors, run  # noqa: E402
-from kpflow_dyn.jax_backend.rows import Jax
+from kpflow_dyn.jax_backend.rows import Jax  # noqa: E402
 from kpflow_dyn.jax_backend.trace import trace  # noqa: E402
 from kpflow_dyn.structure import MatrixSite, OpaqueSite, ScaleSite, analyse  # noqa: E402
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -115,7 +117,7 @@ def mode_distance(flow: kp.Flow, fine: kp.Flow) -> float:
 def test_spectra_and_modes_do_not_depend_on_the_grid(kind: str) -> None:
     flows = [kp.linearize(kp.solve(field_problem(grid(steps, kind)), "rk4")) for steps in (100, 200, 400)]
     values = [leading(flow)[0] for flow in flows]
-    changes = [abs(b / a - 1).max() for a, b in zip(values[:-1], values[1:], strict=True)]
+    changes = [abs(b / a - 1).max() for a, b in pairwise(values)]
     assert changes[1] < 1e-3
     assert changes[1] < 0.3 * changes[0]  # second order
     assert mode_distance(flows[1], flows[2]) < 1e-3

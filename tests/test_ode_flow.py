@@ -109,9 +109,7 @@ def reference(flow: kp.Flow) -> Callable[[dict[str, Tensor]], Tensor]:
 
     def states(parameters: dict[str, Tensor]) -> Tensor:
         wanted = torch.cat([times[:1], inside, times[-1:]]).unique()
-        found = odeint(
-            rate(parameters), problem.z0, wanted, rtol=1e30, atol=1e30, method=solution.alg, options=options
-        )
+        found = odeint(rate(parameters), problem.z0, wanted, rtol=1e30, atol=1e30, method=solution.alg, options=options)
         return found[torch.searchsorted(wanted, inside)].transpose(0, 1)
 
     return states

@@ -29,6 +29,9 @@ from kpflow_dyn.solution import Options, Solution, solve_error
 _POINTS = 3
 """Gauss points in each step."""
 
+_ROOM = 2**22
+"""Numbers of a state's steps that there is room for at first: 32 MiB in float64."""
+
 
 def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> Solution:
     """The solution of an ODE by a solver of diffrax; see `kpflow_dyn.solve`."""
@@ -71,13 +74,14 @@ class _Run:
 
     def controller(self, dtype: Any) -> tuple[diffrax.AbstractStepSizeController, int]:
         """What chooses the steps, and how many there may be at most."""
-        options, chosen = self.options, ChosenSteps(self.options.rtol, self.options.atol)
+        # As arrays, which are no reason to compile again.
+        rtol, atol = jnp.asarray(self.options.rtol, dtype), jnp.asarray(self.options.atol, dtype)
+        chosen = ChosenSteps(rtol, atol)
         if self.times is None:
-            return chosen, options.max_steps
+            return chosen, self.options.max_steps
         given = diffrax.StepTo(jnp.asarray(self.times, dtype))
         if isinstance(self.solver, diffrax.AbstractImplicitSolver):
-            tolerances = {"rtol": options.rtol, "atol": options.atol, "norm": chosen.norm}
-            return GivenSteps(steps=given, **tolerances), len(self.times) - 1
+            return GivenSteps(steps=given, rtol=rtol, atol=atol, norm=chosen.norm), len(self.times) - 1
         return given, len(self.times) - 1
 
 
@@ -170,7 +174,7 @@ class _Record(eqx.Module):
 
 
 def _integrate(problem: ODEProblem, run: _Run, nodes: np.ndarray | None = None, alone: bool = False) -> _Record:
-    """Solve, with room for more and more steps until they suffice: room costs memory."""
+    """Solve, with room for more and more steps until they suffice: room takes memory, and time to clear it."""
     dtype, (controller, most) = problem.z0.dtype, run.controller(problem.z0.dtype)
     nodes = problem.t if nodes is None and not problem.is_span else nodes
     alone = alone or not problem.is_span or run.times is not None
@@ -179,14 +183,14 @@ def _integrate(problem: ODEProblem, run: _Run, nodes: np.ndarray | None = None, 
         weights = jnp.asarray(run.tableau.interpolation(gauss_points(np.array([0.0, 1.0]), _POINTS)[0]), dtype)
     t0, t1 = jnp.asarray(problem.t[0], dtype), jnp.asarray(problem.t[-1], dtype)
     wanted = None if nodes is None else jnp.asarray(nodes, dtype)
-    room = most if run.times is not None else min(256, most)
+    room = most if run.times is not None else min(max(_ROOM // problem.z0.size, 64), most)
     while True:
         record = _compiled(
             _Field(problem), problem.z0, t0, t1, wanted, run.solver, run.tableau, controller, weights, room, alone
         )
         if room == most or not record.exhausted.any():
             return record
-        room = min(4 * room, most)
+        room = min(8 * room, most)
 
 
 def _at_nodes(problem: ODEProblem, run: _Run, times: np.ndarray) -> jax.Array:
@@ -328,28 +332,31 @@ def _read(
 
 def _failures(problem: ODEProblem, run: _Run, record: _Record) -> dict[int, tuple[str, float]]:
     """Why and when each trial failed; where all were one system, which of them fail alone."""
-    reasons = {trial: reason for trial in range(len(problem.z0)) if (reason := _reason(problem, run, record, trial))}
-    together = problem.is_span and run.times is None
-    if reasons and together and len(problem.z0) > 1:
-        apart = _integrate(problem, run, alone=True)
-        alone = {trial: reason for trial in reasons if (reason := _reason(problem, run, apart, trial))}
-        return alone or reasons
+    reasons = _reasons(problem, run, record)
+    if reasons and problem.is_span and run.times is None and len(problem.z0) > 1:
+        return _reasons(problem, run, _integrate(problem, run, alone=True)) or reasons
     return reasons
 
 
-def _reason(problem: ODEProblem, run: _Run, record: _Record, trial: int) -> tuple[str, float] | None:
-    count = int(record.accepted[trial])
-    ends, after = np.asarray(record.t[trial, :count], np.float64), np.asarray(record.after[trial, :count])
-    bad = np.flatnonzero(~np.isfinite(after).all(-1))
-    if len(bad):
-        return "left the finite numbers", float(ends[bad[0]])
-    last = float(ends[-1]) if count else float(problem.t[0])
-    if count and ends[-1] == problem.t[-1].astype(problem.z0.dtype):
-        return None
-    if bool(record.exhausted[trial]):
-        return f"reached max_steps = {run.options.max_steps}", last
+def _reasons(problem: ODEProblem, run: _Run, record: _Record) -> dict[int, tuple[str, float]]:
+    finite, ends = np.asarray(jnp.isfinite(record.after).all(-1)), np.asarray(record.t)
+    taken, end = np.isfinite(ends), problem.t[-1].astype(ends.dtype)
+    last = np.where(taken, ends, problem.t[0]).max(1)
+    reasons = {}
+    for trial in range(len(ends)):
+        bad = np.flatnonzero(taken[trial] & ~finite[trial])
+        if len(bad):
+            reasons[trial] = "left the finite numbers", float(ends[trial, bad[0]])
+        elif last[trial] != end:
+            reasons[trial] = _why_stopped(run, bool(record.exhausted[trial])), float(last[trial])
+    return reasons
+
+
+def _why_stopped(run: _Run, exhausted: bool) -> str:
+    if exhausted:
+        return f"reached max_steps = {run.options.max_steps}"
     given_and_implicit = run.times is not None and isinstance(run.solver, diffrax.AbstractImplicitSolver)
-    return "did not converge in an implicit step" if given_and_implicit else "left the finite numbers", last
+    return "did not converge in an implicit step" if given_and_implicit else "left the finite numbers"
 
 
 def _solution_of_rest(problem: ODEProblem, run: _Run, record: _Record, rest: np.ndarray) -> Solution | None:

@@ -17,7 +17,7 @@ def roll_out(problem: DiscreteProblem) -> tuple[jax.Array, jax.Array]:
     """The states z_1 ... z_T [trial, time, unit], and z_0.
 
     Raises:
-        ValueError: when the step changes its shape or dtype, or leaves the finite numbers (the first such step is named).
+        ValueError: when the step changes its shape or dtype, or leaves the finite numbers; names the first such step.
     """
     x = problem.x
     check_parameters(problem.cell, x)

@@ -19,12 +19,15 @@ KINDS = {"MatrixSite": "matrix", "ScaleSite": "scale", "OpaqueSite": "opaque"}
 
 
 class SiteData:
-    """A weight site with its data at all rows [time, trial, ...]; `entries` number its weights, `kicks` its outputs."""
+    """A weight site with its data at all rows [time, trial, ...]; `entries` number its weights, `kicks` its outputs.
 
-    def __init__(self, site: Site, rows: Rows, data: list[jax.Array]) -> None:
+    The data go on behind the last of the times, up to whole spans.
+    """
+
+    def __init__(self, site: Site, rows: Rows, data: list[jax.Array], times: int) -> None:
         self.name, self.kind = site.name, KINDS[type(site).__name__]
         self.entries, self.kicks = site.entries, site.kicks
-        self.data = data
+        self.data, self.times = data, times
         self.kick = _kick(site, rows)
 
     def take(self, weights: jax.Array) -> jax.Array:
@@ -34,8 +37,9 @@ class SiteData:
     @property
     def variables(self) -> jax.Array:
         """The weight-site variables [time, trial, ...]."""
-        lead = self.data[0].shape[:2]
-        return self.data[0] if len(self.data) == 1 else jnp.concatenate([d.reshape(*lead, -1) for d in self.data], -1)
+        found = [d[: self.times] for d in self.data]
+        lead = found[0].shape[:2]
+        return found[0] if len(found) == 1 else jnp.concatenate([d.reshape(*lead, -1) for d in found], -1)
 
 
 def _kick(site: Site, rows: Rows) -> Kick:

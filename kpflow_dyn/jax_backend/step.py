@@ -23,6 +23,11 @@ class StepTangent:
 
     What it needs to know of a row are the residuals of `jax.linearize`. Those that depend on the row are kept for each,
     [time, trial, ...]; the others, the weights above all, only once.
+
+    Args:
+        rows: the row functions of the step.
+        sites: its weight sites.
+        x, z: one row.
     """
 
     def __init__(self, rows: Rows, sites: list[Site], x: jax.Array, z: jax.Array) -> None:
@@ -34,14 +39,19 @@ class StepTangent:
             leaves, self._tree = jax.tree.flatten(tangent)
             return [out, *leaves]
 
-        program = jax.make_jaxpr(linearise)(x[0, 0], z[0, 0])
-        evaluate = jaxpr_as_fun(program)
-        self._moving = _depend_on_inputs(program)[1:]
-        self.next_state, *moving = each_row(
-            lambda x, z: (lambda out, *leaves: [out, *_choose(leaves, self._moving)])(*evaluate(x, z)), x, z
-        )
-        fixed = jax.jit(lambda x, z: _choose(evaluate(x, z)[1:], [not m for m in self._moving]))(x[0, 0], z[0, 0])
-        self.residuals: Residuals = (moving, fixed)
+        program = jax.make_jaxpr(linearise)(x, z)
+        self._evaluate, self._moving = jaxpr_as_fun(program), _depend_on_inputs(program)[1:]
+
+    def along(self, x: jax.Array, z: jax.Array) -> tuple[jax.Array, Residuals]:
+        """The next states of rows x, z [time, trial, ...], and the residuals."""
+
+        def row(x: jax.Array, z: jax.Array) -> list[jax.Array]:
+            out, *leaves = self._evaluate(x, z)
+            return [out, *_choose(leaves, self._moving)]
+
+        next_state, *moving = each_row(row, x, z)
+        fixed = _choose(self._evaluate(x[0, 0], z[0, 0])[1:], [not moves for moves in self._moving])
+        return next_state, (moving, fixed)
 
     def __call__(self, residuals: Residuals, dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
         """The tangents [trial, unit] at one time, from dz [trial, unit] and each site's kicks [trial, kick]."""

@@ -40,28 +40,39 @@ class Tangent:
     """
 
     def __init__(self, structure: Structure, x: jax.Array, z_prev: jax.Array) -> None:
-        rows, x, z = Rows(structure, Jax), x.swapaxes(0, 1), z_prev.swapaxes(0, 1)
-        self.times, self.trials, self.units = z.shape
-        self.like = z[:0]
-        variables = jax.jit(lambda x, z: [rows.variables(site, x, z) for site in structure.sites])(x, z)
-        self.sites = [("a", SiteData(site, rows, v)) for site, v in zip(structure.sites, variables, strict=True)]
-        self.step = StepTangent(rows, structure.sites, x, z)
-        self.next_state = self.step.next_state.swapaxes(0, 1)
+        rows = Rows(structure, Jax)
+        self.trials, self.times, self.units = z_prev.shape
+        self.like = z_prev.reshape(-1)[:0]
+        self.span = -(-self.times // -(-self.times * self.trials // SPAN_ROWS))
+        self.step = StepTangent(rows, structure.sites, x[0, 0], z_prev[0, 0])
+        self.next_state, self.data = self._evaluated(rows, x, z_prev)
+        (_, variables), _ = self.data
+        pairs = zip(structure.sites, variables, strict=True)
+        self.sites = [("a", SiteData(site, rows, data, self.times)) for site, data in pairs]
         self.weights, self._push, _pull = rows.weights()
         self.parameter_size = sum(value.size for value in rows.parameter_values())
         self.site_kicks = np.concatenate([site.kicks.ravel() for site in structure.sites])
-        self.span = -(-self.times // -(-self.times * self.trials // SPAN_ROWS))
-        moving, fixed = self.step.residuals
-        padding = -self.times % self.span
-        rows_data = jax.tree.map(
-            lambda a: jnp.pad(a, ((0, padding), *((0, 0),) * (a.ndim - 1))),
-            (moving, [site.data for _, site in self.sites]),
-        )
-        self.data: Data = (rows_data, fixed)
         used = np.concatenate([site.entries.ravel() for _, site in self.sites])
         self.plain = not structure.derived and len(np.unique(used)) == len(used)
         self._make_maps()
-        self._check(rows, x, z)
+        self._check(rows, x, z_prev)
+
+    def _evaluated(self, rows: Rows, x: jax.Array, z: jax.Array) -> tuple[jax.Array, Data]:
+        """The next states, and what sweeps need to know of the rows."""
+
+        @jax.jit
+        def evaluated(x: jax.Array, z: jax.Array) -> tuple[jax.Array, Data]:
+            x, z = x.swapaxes(0, 1), z.swapaxes(0, 1)
+            next_state, (moving, fixed) = self.step.along(x, z)
+            variables = [rows.variables(site, x, z) for site in rows.structure.sites]
+            return next_state.swapaxes(0, 1), (self._padded((moving, variables)), fixed)
+
+        return evaluated(x, z)
+
+    def _padded(self, rows: tuple) -> tuple:
+        """Filled up with zeros to whole spans."""
+        more = -self.times % self.span
+        return jax.tree.map(lambda a: jnp.pad(a, ((0, more), *((0, 0),) * (a.ndim - 1))), rows) if more else rows
 
     def _make_maps(self) -> None:
         """The compiled operators on blocks [probe, ...]."""
@@ -169,17 +180,19 @@ class Tangent:
         dz, dtheta = (jnp.asarray(generator.standard_normal(n), z.dtype) for n in (z.shape, self.parameter_size))
 
         @jax.jit
-        def compare(data: Data, x: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def compare(data: Data, x: jax.Array, z: jax.Array, dz: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x, z, dz = (a.swapaxes(0, 1) for a in (x, z, dz))
             (expected,) = each_row(rows.tangent(dtheta), x, z, dz)
             found = self._each_step(data, dz, self._write(data, dtheta).swapaxes(0, 1))
-            return expected, abs(found - expected).max() / jnp.maximum(abs(expected).max(), jnp.finfo(z.dtype).tiny)
+            error = abs(found - expected).max() / jnp.maximum(abs(expected).max(), jnp.finfo(z.dtype).tiny)
+            return expected.swapaxes(0, 1), error
 
-        expected, error = compare(self.data, x, z)
-        check_finite(expected.swapaxes(0, 1), "the derivative of the step")
+        expected, error = compare(self.data, x, z, dz)
+        check_finite(expected, "the derivative of the step")
         if not error <= 1e4 * jnp.finfo(z.dtype).eps:
             raise RuntimeError(
-                f"the linearised step is off by {float(error):.1e} of its size from forward mode through it; please report "
-                "this cell, and write it with simpler operations meanwhile"
+                f"the linearised step is off by {float(error):.1e} of its size from forward mode through it; please "
+                "report this cell, and write it with simpler operations meanwhile"
             )
 
 

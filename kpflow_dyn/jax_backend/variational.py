@@ -106,8 +106,9 @@ class _System(eqx.Module):
 
     def __init__(self, field: FieldOf, path: Path, times: jax.Array, alg: InterpolatingAdjoint) -> None:
         self.field, self.path, self.times = field, path, times
+        rtol, atol = (jnp.asarray(value, times.dtype) for value in (alg.rtol, alg.atol))
         least = float(jnp.finfo(times.dtype).tiny)  # a step that shrinks to nothing ends the solve
-        self.controller = diffrax.PIDController(alg.rtol, alg.atol, norm=_norm, dtmin=least, force_dtmin=False)
+        self.controller = diffrax.PIDController(rtol, atol, norm=_norm, dtmin=least, force_dtmin=False)
 
     def at(self, t: jax.Array) -> tuple[Callable[..., jax.Array], jax.Array]:
         """f at this time, of the states [trial, unit] and theta [p]; and the states."""
