@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the tests compile far more than they compute
+
+
+def cases(names: Iterable[str], quick: Iterable[str]) -> list:
+    """Parameters of a test: all names, those that are not quick behind the marker slow."""
+    return [name if name in set(quick) else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(scope="module")

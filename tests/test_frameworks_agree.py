@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from conftest import cases
 from torch import Tensor, nn
 
 import kpflow_dyn as kp
@@ -143,7 +144,10 @@ PAIRS = {
 }
 
 
-@pytest.fixture(scope="module", params=PAIRS)
+QUICK = {"gru", "equinox_lstm", "mlp_dopri5", "pendulum"}
+
+
+@pytest.fixture(scope="module", params=cases(PAIRS, QUICK))
 def flows(request: pytest.FixtureRequest, x64: None) -> tuple[kp.Flow, kp.Flow]:
     return PAIRS[request.param]()
 

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import cases
 from jax_registry import MODELS, TanhRNN, dense_jacobian, dense_steps, states_of
 
 import kpflow_dyn as kp
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-CASES = [(name, True) for name in MODELS] + [("gru", False), ("lstm", False)]
-IDS = [f"{name}-{'z0' if started else 'zero'}" for name, started in CASES]
+QUICK = {"tanh_rnn", "lstm", "computed_weight", "tied", "attending", "function"}
 
 
 def relative(a: jax.Array, b: jax.Array) -> float:
@@ -21,10 +21,9 @@ def relative(a: jax.Array, b: jax.Array) -> float:
     return float(abs(a - b).max() / abs(b).max())
 
 
-@pytest.fixture(scope="module", params=CASES, ids=IDS)
+@pytest.fixture(scope="module", params=cases(MODELS, QUICK))
 def flow(request: pytest.FixtureRequest, x64: None) -> kp.Flow:
-    name, started = request.param
-    return kp.linearize(kp.solve(MODELS[name].problem(started)))
+    return kp.linearize(kp.solve(MODELS[request.param].problem(request.param != "lstm")))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix
 import pytest
+from conftest import cases
 
 import kpflow_dyn as kp
 from kpflow_dyn import models
@@ -115,7 +116,10 @@ def reference(flow: kp.Flow) -> Callable[[dict[str, jax.Array]], jax.Array]:
     return jax.jit(lambda p: jnp.stack([of_trial(p, trial) for trial in range(len(problem.z0))]))
 
 
-@pytest.fixture(scope="module", params=FIELDS)
+QUICK = {"tsit5_span", "euler", "kvaerno5"}
+
+
+@pytest.fixture(scope="module", params=cases(FIELDS, QUICK))
 def flow(request: pytest.FixtureRequest, x64: None) -> kp.Flow:
     case = FIELDS[request.param]
     return kp.linearize(kp.solve(case.problem(), case.alg, **case.options))

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from conftest import cases
 from scipy.linalg import expm
 from torch import Tensor, nn
 
@@ -51,7 +52,7 @@ def volterra_error(t: np.ndarray | tuple[float, float], **options: object) -> np
     return abs(found * (2 * np.arange(1, 11) - 1) * np.pi / (2 * END) - 1)
 
 
-@pytest.mark.parametrize("kind", ["uniform", "random"])
+@pytest.mark.parametrize("kind", cases(["uniform", "random"], ["random"]))
 def test_propagator_without_dynamics_is_the_volterra_operator(kind: str) -> None:
     coarse, fine = volterra_error(grid(200, kind)), volterra_error(grid(400, kind))
     assert fine.max() < 1e-3
@@ -113,7 +114,7 @@ def mode_distance(flow: kp.Flow, fine: kp.Flow) -> float:
     return max(distances)
 
 
-@pytest.mark.parametrize("kind", ["uniform", "random"])
+@pytest.mark.parametrize("kind", cases(["uniform", "random"], ["random"]))
 def test_spectra_and_modes_do_not_depend_on_the_grid(kind: str) -> None:
     flows = [kp.linearize(kp.solve(field_problem(grid(steps, kind)), "rk4")) for steps in (100, 200, 400)]
     values = [leading(flow)[0] for flow in flows]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from conftest import cases
 from torch import Tensor, nn
 from torch.func import functional_call
 from torchdiffeq import odeint
@@ -115,7 +116,19 @@ def reference(flow: kp.Flow) -> Callable[[dict[str, Tensor]], Tensor]:
     return states
 
 
-@pytest.fixture(scope="module", params=FIELDS)
+QUICK = {
+    "driven_midpoint",
+    "driven_adaptive",
+    "driven_span",
+    "rk4_span",
+    "drift",
+    "ctrnn",
+    "pendulum",
+    "hodgkin_huxley",
+}
+
+
+@pytest.fixture(scope="module", params=cases(FIELDS, QUICK))
 def flow(request: pytest.FixtureRequest) -> kp.Flow:
     case = FIELDS[request.param]
     return kp.linearize(kp.solve(case.problem(), case.alg, **case.options))
