@@ -399,23 +399,24 @@ class _Analysis:
         uses: dict[bytes, list[int]] = defaultdict(list)
         for n, entries in enumerate(matrices):
             uses[entries.tobytes() + bytes(str(entries.shape), "ascii")].append(n)
-        biases, taken, sites = self.biases(), set(), []
+        biases, sites = self.biases(), []
+        taken: set[tuple[int, int]] = set()
         for members in uses.values():
             first, kicks = members[0], [products[n].kicks for n in members]
             found = [_bias_rows(here, biases) for here in kicks]
-            shared = [row for row in found[0] if all(row in other for other in found)]
+            apart = len(np.unique(np.concatenate(kicks))) == sum(here.size for here in kicks)  # no two uses meet
+            shared = [row for row in found[0] if apart and all(row in other for other in found)]
             ones: list[Piece] = [(None, np.zeros((len(kicks[0]), 1), int))] * len(shared)
             blocks: list[list[Piece]] = [[(products[n].operand, products[n].positions), *ones] for n in members]
             entries = np.concatenate([matrices[first], *(np.array([row]) for row in shared)])
             names = [self.name(products[first].weight)]
             names += [self.bias_name(found[0][row], np.array(row)) for row in shared]
             sites.append(MatrixSite(blocks, entries, np.concatenate(kicks), " + ".join(names)))
-            taken |= {
-                (rows[row], kick)
-                for rows, here in zip(found, kicks, strict=True)
-                for row in shared
-                for kick in here.ravel().tolist()
-            }
+            for rows, here in zip(found, kicks, strict=True):
+                for row in shared:
+                    for kick in here.ravel().tolist():
+                        taken.add((rows[row], kick))
+                        del biases[kick][rows[row]]  # it is a column of this weight, and of no other that meets it here
         return sites + self.remaining_sites(taken)
 
     def bias_name(self, use: int, weights: np.ndarray) -> str:

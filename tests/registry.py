@@ -75,6 +75,17 @@ class Tied(WithHiddenSize):
         return torch.tanh(torch.tanh(z @ self.W.T + self.b) @ self.W.T + self.U(x)) @ self.W
 
 
+class MeetingTwice(WithHiddenSize):
+    """One matrix with a bias, used in two places whose results meet in a sum, and another that meets them there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W, self.U = nn.Linear(UNITS, UNITS), nn.Linear(INPUTS, UNITS)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return torch.tanh(self.W(z) + self.W(torch.sin(z)) + self.U(x)) + self.U(x**2)
+
+
 class TiedModules(WithHiddenSize):
     """Two submodules that share one parameter object."""
 
@@ -196,6 +207,7 @@ MODELS = {
     "concatenating": Model(Concatenating),
     "computed_weight": Model(ComputedWeight),
     "tied": Model(Tied),
+    "meeting_twice": Model(MeetingTwice),
     "tied_modules": Model(TiedModules),
     "normalised": Model(Normalised),
     "attending": Model(Attending),

@@ -17,7 +17,9 @@ from kpflow_dyn.torch_backend.tangent import Tangent
 CASES = [(name, started) for name in MODELS for started in (False, True)]
 IDS = [f"{name}-{'z0' if started else 'zero'}" for name, started in CASES]
 # Weights that are computed, used in several places in different ways, or act through an operation of their own.
-WITHOUT_SPECTRUM = {"ctrnn_learnt", "computed_weight", "tied", "attending", "shared_over_tokens", "embedding"}
+WITHOUT_SPECTRUM = {
+    *("ctrnn_learnt", "computed_weight", "tied", "meeting_twice", "attending", "shared_over_tokens", "embedding"),
+}
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

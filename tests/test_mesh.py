@@ -139,9 +139,9 @@ def test_spectra_and_modes_do_not_depend_on_the_tolerance() -> None:
 def test_unweighted_spectra_grow_with_the_mesh() -> None:
     """What the measure is for: counts instead of quadrature weights double with every halving of the step."""
     ones = lambda n: kp.Measure(time=np.ones(n + 1))  # noqa: E731
-    solutions = {n: kp.solve(field_problem(grid(n, "uniform")), "rk4") for n in (50, 100)}
+    solutions = {n: kp.solve(field_problem(grid(n, "uniform")), "rk4") for n in (100, 200)}
     tops = [float(kp.eigs(kp.linearize(s, measure=ones(n)).ntk, k=1).values[0]) for n, s in solutions.items()]
-    assert tops[1] / tops[0] == pytest.approx(2, rel=0.02)
+    assert tops[1] / tops[0] == pytest.approx(2, rel=0.03)
 
 
 def test_composed_operators_tend_to_the_ntk_with_second_order() -> None:

@@ -42,6 +42,14 @@ class SiteData(Protocol):
         """The transpose of `take`, added to weights."""
         ...
 
+    def image(self, change: Tensor, span: slice) -> Tensor:
+        """V dW^T of these times: the site's own outputs [time, trial, probe, output], each by itself."""
+        ...
+
+    def collect(self, values: Tensor, span: slice, change: Tensor) -> None:
+        """The transpose of `image`, added to the change."""
+        ...
+
     def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
         """Add V dW^T of these times to out; where `fresh`, out holds nothing yet at this site's kicks."""
         ...
@@ -85,10 +93,16 @@ class MatrixData:
         change = change[: len(self.entries)].transpose(0, 1)
         weights.index_add_(1, self.entries.reshape(-1), change.reshape(len(weights), -1))
 
+    def image(self, change: Tensor, span: slice) -> Tensor:
+        return torch.einsum("tbrd,dpm->tbprm", self.padded[span], change).flatten(-2)
+
+    def collect(self, values: Tensor, span: slice, change: Tensor) -> None:
+        parts = values.unflatten(-1, tuple(self.kicks.shape))
+        change.add_(torch.einsum("tbrd,tbprm->dpm", self.padded[span], parts))
+
     def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
         if self.columns is None:
-            image = torch.einsum("tbrd,dpm->tbprm", self.padded[span], change).flatten(-2)
-            _add_at(out, self.kicks.reshape(-1), image, fresh)
+            _add_at(out, self.kicks.reshape(-1), self.image(change, span), fresh)
             return
         beta = 0 if fresh else 1
         for target, dw in self.matrices(out, change):
@@ -96,8 +110,7 @@ class MatrixData:
 
     def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
         if self.columns is None:
-            sent = kicks[..., self.kicks.reshape(-1)].unflatten(-1, tuple(self.kicks.shape))
-            change.add_(torch.einsum("tbrd,tbprm->dpm", self.padded[span], sent))
+            self.collect(kicks[..., self.kicks.reshape(-1)], span, change)
             return
         for source, dw in self.matrices(kicks, change):
             dw.addmm_(self.rows_of(span).T, source)
@@ -136,6 +149,18 @@ class _Listed:
     def put(self, change: Tensor, weights: Tensor) -> None:
         weights.index_add_(1, self.entries, change)
 
+    def image(self, change: Tensor, span: slice) -> Tensor:
+        raise NotImplementedError
+
+    def collect(self, values: Tensor, span: slice, change: Tensor) -> None:
+        raise NotImplementedError
+
+    def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
+        _add_at(out, self.kicks, self.image(change, span), fresh)
+
+    def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
+        self.collect(kicks[..., self.kicks], span, change)
+
 
 class ScaleData(_Listed):
     """q[e] = c[e] w[entries[e]]: C [time, trial, e], changes [probe, e]."""
@@ -146,11 +171,11 @@ class ScaleData(_Listed):
         super().__init__(site, start, rows)
         (self.variables,) = rows.variables(site, x, z)
 
-    def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
-        _add_at(out, self.kicks, self.variables[span][:, :, None] * change, fresh)
+    def image(self, change: Tensor, span: slice) -> Tensor:
+        return self.variables[span][:, :, None] * change
 
-    def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
-        change.add_((kicks[..., self.kicks] * self.variables[span][:, :, None]).sum((0, 1)))
+    def collect(self, values: Tensor, span: slice, change: Tensor) -> None:
+        change.add_((values * self.variables[span][:, :, None]).sum((0, 1)))
 
 
 class OpaqueData(_Listed):
@@ -171,11 +196,11 @@ class OpaqueData(_Listed):
         """The operation's data operands, flattened and side by side [time, trial, ...]."""
         return torch.cat([d.reshape(*d.shape[:2], -1) for d in self.data], -1)
 
-    def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
-        _add_at(out, self.kicks, self.push(change, *(d[span] for d in self.data)), fresh)
+    def image(self, change: Tensor, span: slice) -> Tensor:
+        return self.push(change, *(d[span] for d in self.data))
 
-    def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
-        change.add_(self.pull(kicks[..., self.kicks], *(d[span] for d in self.data)).sum((0, 1)))
+    def collect(self, values: Tensor, span: slice, change: Tensor) -> None:
+        change.add_(self.pull(values, *(d[span] for d in self.data)).sum((0, 1)))
 
 
 def _as_slice(kicks: np.ndarray) -> slice | None:

@@ -76,10 +76,12 @@ class Tangent:
         """Which sites are the first at all of their kicks, so that they may overwrite; and each block's other kicks."""
         fresh = []
         covered = {b.name: torch.zeros(b.stop - b.start, dtype=torch.bool) for b in self.blocks}
+        touched = {name: mask.clone() for name, mask in covered.items()}
         for name, site in self.sites:
             numbers = site.kicks.reshape(-1).cpu()
-            fresh.append(not bool(covered[name][numbers].any()) and len(numbers.unique()) == len(numbers))
+            fresh.append(not bool(touched[name][numbers].any()) and len(numbers.unique()) == len(numbers))
             covered[name][numbers] |= fresh[-1]
+            touched[name][numbers] = True
         others = {name: (~mask).nonzero().reshape(-1) for name, mask in covered.items()}
         return fresh, {name: numbers.to(self.like.device) for name, numbers in others.items() if len(numbers)}
 
@@ -228,20 +230,15 @@ class Tangent:
 
     def write(self, theta: Tensor) -> Tensor:
         """V dW^T of every site."""
-        kicks, values = self._kick_blocks(self.times, len(theta)), []
-        for (name, site), change in zip(self.sites, self.changes(theta), strict=True):
-            site.kick(change, slice(None), kicks[name], True)
-            values.append(kicks[name][..., site.kicks.reshape(-1)])
-        return _outer(torch.cat(values, -1))
+        images = [s.image(c, slice(None)) for (_, s), c in zip(self.sites, self.changes(theta), strict=True)]
+        return _outer(torch.cat(images, -1))
 
     def read(self, values: Tensor) -> Tensor:
         """The transpose of `write`."""
-        kicks, changes = self._kick_blocks(self.times, len(values)), []
+        changes = [site.no_change(len(values)) for _, site in self.sites]
         parts = _inner(values).split([site.kicks.numel() for _, site in self.sites], -1)
-        for (name, site), part in zip(self.sites, parts, strict=True):
-            changes.append(site.no_change(len(values)))
-            kicks[name].zero_().index_add_(-1, site.kicks.reshape(-1), part)
-            site.gather(kicks[name], slice(None), changes[-1])
+        for (_, site), part, change in zip(self.sites, parts, changes, strict=True):
+            site.collect(part, slice(None), change)
         return self.parameters(changes, len(values))
 
     def enter(self, values: Tensor) -> Tensor:
