@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
@@ -11,13 +12,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 import kpflow_dyn
-from kpflow_dyn.arrays import Array, Random, to_numpy
+from kpflow_dyn.arrays import Array, Random, is_torch_array, to_numpy
 from kpflow_dyn.estimate import Estimate, Moments, alignment, effective_rank, moments
 from kpflow_dyn.flat import CHEAP
 from kpflow_dyn.flow import Flow
 from kpflow_dyn.operators import Apply, GramOperator, Operator
+from kpflow_dyn.problems import ODEProblem
 from kpflow_dyn.reductions import PartialTrace, partial_traces, sampling
+from kpflow_dyn.solution import Solution
 from kpflow_dyn.solvers import BlockLanczos
+from kpflow_dyn.space import Space
 from kpflow_dyn.spectra import Modes, eigs, modes
 
 if TYPE_CHECKING:
@@ -41,7 +45,7 @@ BLOCK_ENTRIES = 2**23  # of probes applied at once: larger blocks take more memo
 WORDS = {
     "temporal_effective_rank": (
         "Effective temporal rank",
-        "How many time courses learning can use: 1 if it can only scale one, all steps if each is free.",
+        "How many time courses learning can use: 1 if it can only scale one, the number of times if each is free.",
     ),
     "spatial_effective_rank": (
         "Effective spatial rank",
@@ -53,7 +57,7 @@ WORDS = {
     ),
     "state_effective_rank": (
         "Effective rank of the state",
-        "How many principal components the activity itself fills (its participation ratio); compare the spatial rank.",
+        "How many principal components the state itself fills (its participation ratio); compare the spatial rank.",
     ),
     "core_effective_rank": (
         "Effective rank of the core",
@@ -61,7 +65,7 @@ WORDS = {
     ),
     "K_effective_rank": (
         "Effective rank of K",
-        "How many directions a change of weights can kick within single steps, before the recurrence acts.",
+        "How many directions a change of the parameters can kick directly, before the dynamics pass a kick on.",
     ),
     "ntk_effective_rank": (
         "Effective rank of the NTK",
@@ -69,13 +73,16 @@ WORDS = {
     ),
     "K_ntk_alignment": (
         "Alignment of K and the NTK",
-        "1 if the recurrence only scales what the weights can change, near 0 if it reshapes it entirely.",
+        "1 if the dynamics only scale what the parameters can kick directly, near 0 if they reshape it entirely.",
     ),
     "core_trace": ("Trace of the core", "Total squared size of the data that the weights see, counted for every unit."),
-    "K_trace": ("Trace of K", "Total squared sensitivity of single steps to the parameters."),
+    "K_trace": (
+        "Trace of K",
+        "Total squared sensitivity to the parameters of the equation of motion itself, a step or the field of an ODE.",
+    ),
     "ntk_trace": (
         "Trace of the NTK",
-        "Total squared sensitivity of the trajectory to the parameters; over the trace of K, the recurrent gain.",
+        "Total squared sensitivity of the trajectory to the parameters; over the trace of K, the gain of the dynamics.",
     ),
     "core_norm": ("Norm of the core", "Frobenius norm: the size of the core as its largest eigenvalues set it."),
     "K_norm": ("Norm of K", "Frobenius norm: the size of K as its largest eigenvalues set it."),
@@ -98,7 +105,8 @@ def analyze(
 ) -> xr.Dataset:
     """Where, when and in which trials gradient descent can move the state, with error bars.
 
-    With S the state, T_axis the partial trace of the NTK that keeps one axis, and er(A) = (tr A)^2 / |A|_F^2:
+    With S the state, T_axis the partial trace of the NTK that keeps one axis, and er(A) = (tr A)^2 / |A|_F^2, all in
+    the inner product of the flow's measure (of an ODE by default quadrature over its times: modes are functions):
 
         core_eigenvalue, core_multiplicity      all of the core, where V gives them; else the leading ones
         {K,ntk}_{eigenvalue,residual,converged} the k leading ones, |A v - l v| / l_1, and whether that is small enough
@@ -107,7 +115,10 @@ def analyze(
         {temporal,spatial,trial}_{eigenvalue,eigenvalue_stderr,mode}    their spectra and eigenvectors; unless exact,
             what modes found from half of the probes carry of the other half, so that noise does not pass for modes
         {core,K,ntk}_{trace,norm,effective_rank}, {temporal,spatial,trial,state}_effective_rank, K_ntk_alignment
-        pc_{variance,projection,direction}      principal components of S over trials and times
+        pc_{variance,projection,direction}      principal components of S over trials and times, by `measure`
+        measure                                 how much each trial and time counts: <a, b> = sum measure a b
+        {temporal,spatial,trial}_measure        the same on one axis, where the modes are orthonormal; kernels act on
+            values, so that diag(measure) kernel is symmetric
 
     The numbers have attributes: `stderr` (0 where exact), `method`, `long_name`, `description`; where it was counted
     `applications`; and of effective ranks `dimension`, the most they can be.
@@ -117,8 +128,8 @@ def analyze(
         k: how many leading eigenvalues of K and of the NTK to find.
         samples: random probes behind each estimate.
         seed: the same int gives the same dataset.
-        task: the task that the inputs came from, for the time axis in milliseconds and coordinates `label_...` of the
-            trials.
+        task: the task that the inputs came from, for the time axis in milliseconds (of a discrete problem; an ODE keeps
+            its own times) and coordinates `label_...` of the trials.
         progress: called as the work goes on.
 
     Raises:
@@ -141,12 +152,14 @@ def analyze(
     work = _Work(flow, samples, Random(seed), progress or (lambda stage, done, total: None))
     kernels = work.kernels()
     ranks = {f"{name}_effective_rank": effective_rank(kernel) for name, kernel in kernels.items()}
-    state = to_numpy(flow.solution.state).astype(np.float64)
-    numbers = ranks | {"state_effective_rank": _state_rank(state)} | work.numbers()
+    state, measure = _double(flow.solution.state), _measure_of(flow.ntk.domain)
+    components = _Components(state, measure[..., 0])
+    numbers = ranks | {"state_effective_rank": components.rank()} | work.numbers()
     dataset = xr.Dataset({name: _variable(name, numbers[name], flow) for name in WORDS}, _coordinates(flow, task))
     for name, axis in KERNELS.items():
         dataset = dataset.assign(_kernel_modes(name, axis, kernels[name]))
-    dataset = dataset.assign(_principal_components(state)).assign(work.core_spectrum(k)).assign(work.spectra(k))
+    dataset = dataset.assign(measure=(("trial", "time"), measure[..., 0])).assign(components.variables())
+    dataset = dataset.assign(work.core_spectrum(k)).assign(work.spectra(k))
     return dataset.assign_attrs(_attributes(flow, k, samples, seed, task))
 
 
@@ -239,24 +252,32 @@ def _check(flow: Flow, k: int, samples: int, task: TaskData | None) -> None:
 
 def _coordinates(flow: Flow, task: TaskData | None) -> dict[str, Any]:
     trials, _times, units = flow.ntk.domain.shape
-    dt = None if task is None else task.dt
-    steps = to_numpy(flow.solution.t).astype(np.float64)
-    coordinates: dict[str, Any] = {
-        "trial": np.arange(trials),
-        "time": ("time", steps, {"units": "step"}) if dt is None else ("time", steps * dt, {"units": "ms"}),
-        "unit": np.arange(units),
-    }
+    coordinates = {"trial": np.arange(trials), "time": ("time", *_times_of(flow, task)), "unit": np.arange(units)}
     labels = {} if task is None else task.labels
     by_trial = {f"label_{name}": ("trial", values) for name, values in labels.items() if values.shape == (trials,)}
     return coordinates | by_trial
+
+
+def _times_of(flow: Flow, task: TaskData | None) -> tuple[np.ndarray, dict[str, str]]:
+    """The times and what is known of their unit: nothing for an ODE, whose times are those of its own equation."""
+    times = _double(flow.solution.t)
+    if isinstance(flow.solution.problem, ODEProblem):
+        return times, {}
+    if task is None or task.dt is None:
+        return times, {"units": "step"}
+    return times * task.dt, {"units": "ms"}
 
 
 def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | None) -> dict[str, Any]:
     trials, times, units = flow.ntk.domain.shape
     padding = 0.0 if task is None or task.mask is None else 1 - float(task.mask.mean())
     note = {"padding": f"{padding:.0%} of the steps lie behind the end of their trial; they are analysed too"}
+    problem = flow.solution.problem
+    model = problem.f if isinstance(problem, ODEProblem) else problem.cell
     return {
-        "title": f"Analysis of {flow.solution.problem.cell}",
+        "title": f"Analysis of {getattr(getattr(model, 'func', model), '__name__', type(model).__name__)}",
+        "model": str(model) if is_torch_array(flow.solution.state) else _tree(model),
+        **_equation(flow.solution),
         "state": f"{trials} trials x {times} times x {units} units",
         "parameters": flow.J.domain.size,
         "weight_sites": "; ".join(site.name for site in flow.sites),
@@ -266,9 +287,34 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
         "samples": samples,
         "seed": seed,
         "version_kpflow_dyn": kpflow_dyn.__version__,
-        **{f"version_{package}": version(package) for package in ("torch", "numpy", "scipy", "xarray")},
+        **{f"version_{package}": version(package) for package in (*_packages(flow), "numpy", "scipy", "xarray")},
         "version_python": platform.python_version(),
     }
+
+
+def _tree(model: Any) -> str:
+    """A pytree in words, with shapes in the place of numbers, and without addresses, which differ from run to run."""
+    import equinox
+
+    return re.sub(r" at 0x[0-9a-f]+", "", equinox.tree_pformat(model))
+
+
+def _equation(solution: Solution) -> dict[str, str]:
+    """What kind of problem it is, and how an ODE was solved."""
+    if not isinstance(solution.problem, ODEProblem):
+        return {"problem": "discrete time"}
+    method = solution.alg if isinstance(solution.alg, str) else type(solution.alg).__name__
+    options = solution.options
+    how = "given steps" if options["steps"] is not None else f"rtol {options['rtol']:g}, atol {options['atol']:g}"
+    return {"problem": "ODE", "solver": f"{method}, {how}"}
+
+
+def _packages(flow: Flow) -> tuple[str, ...]:
+    """The packages that the model runs on."""
+    ode = isinstance(flow.solution.problem, ODEProblem)
+    if is_torch_array(flow.solution.state):
+        return ("torch", "torchdiffeq") if ode else ("torch",)
+    return ("jax", "equinox", "diffrax") if ode else ("jax", "equinox")
 
 
 def _variable(name: str, estimate: Estimate, flow: Flow) -> Any:
@@ -308,12 +354,14 @@ def _cost(samples: int) -> int:
 def _kernel_modes(name: str, axis: str, kernel: PartialTrace) -> dict[str, Any]:
     """A partial trace [axis, axis_other], its eigenvalues with standard errors, and its eigenvectors."""
     found, rank = modes(kernel, axis, k=kernel.domain.size), f"{name}_rank"
+    how = {"measure": f"orthonormal in sum {name}_measure a b"}
     values, exact = to_numpy(found.values), found.stderr is None
     return {
         f"{name}_kernel": ((axis, f"{axis}_other"), _double(kernel.matrix), {"applications": kernel.applications}),
         f"{name}_eigenvalue": (rank, values, {"method": "exact" if exact else "cross-validated"}),
         f"{name}_eigenvalue_stderr": (rank, 0 * values if exact else to_numpy(found.stderr)),
-        f"{name}_mode": ((rank, axis), _with_sign(_double(found.vectors))),
+        f"{name}_mode": ((rank, axis), _with_sign(_double(found.vectors)), how),
+        f"{name}_measure": (axis, _measure_of(kernel.domain)),
     }
 
 
@@ -327,24 +375,32 @@ def _with_sign(rows: np.ndarray) -> np.ndarray:
     return rows * np.where(largest < 0, -1, 1)
 
 
-def _covariance(state: np.ndarray) -> np.ndarray:
-    rows = state.reshape(-1, state.shape[2])
-    return np.atleast_2d(np.cov(rows, rowvar=False, bias=True))
+def _measure_of(space: Space) -> np.ndarray:
+    """How much each entry counts [*shape], ones where all count alike."""
+    return np.ones(space.shape) if space.measure is None else np.broadcast_to(_double(space.measure), space.shape)
 
 
-def _state_rank(state: np.ndarray) -> Estimate:
-    covariance = _covariance(state)
-    square = (covariance**2).sum()
-    return Estimate(float(np.trace(covariance) ** 2 / square) if square else 0.0, 0.0, 0, "exact")
+class _Components:
+    """Principal components of a state [trial, time, unit], each trial and time weighted by the measure."""
 
+    def __init__(self, state: np.ndarray, measure: np.ndarray) -> None:
+        weights = (measure / measure.sum())[..., None]
+        self.centred = state - (weights * state).sum((0, 1))
+        rows = (np.sqrt(weights) * self.centred).reshape(-1, state.shape[2])
+        self.covariance = rows.T @ rows
 
-def _principal_components(state: np.ndarray) -> dict[str, Any]:
-    """Shares of the variance, projections [trial, time, pc] and directions [pc, unit] of the leading components."""
-    values, vectors = np.linalg.eigh(_covariance(state))
-    count = min(COMPONENTS, len(values))
-    directions, total = _with_sign(vectors.T[::-1][:count]), values.sum()
-    return {
-        "pc_variance": ("pc", np.maximum(values[::-1][:count], 0) / (total or 1)),
-        "pc_projection": (("trial", "time", "pc"), (state - state.mean((0, 1))) @ directions.T),
-        "pc_direction": (("pc", "unit"), directions),
-    }
+    def rank(self) -> Estimate:
+        """The participation ratio."""
+        square = (self.covariance**2).sum()
+        return Estimate(float(np.trace(self.covariance) ** 2 / square) if square else 0.0, 0.0, 0, "exact")
+
+    def variables(self) -> dict[str, Any]:
+        """Shares of the variance, projections [trial, time, pc] and directions [pc, unit] of the leading ones."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        count = min(COMPONENTS, len(values))
+        directions, total = _with_sign(vectors.T[::-1][:count]), values.sum()
+        return {
+            "pc_variance": ("pc", np.maximum(values[::-1][:count], 0) / (total or 1)),
+            "pc_projection": (("trial", "time", "pc"), self.centred @ directions.T),
+            "pc_direction": (("pc", "unit"), directions),
+        }

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from kpflow_dyn.analysis import Progress
     from kpflow_dyn.checkpoint import Checkpoint
-    from kpflow_dyn.flow import Flow
+    from kpflow_dyn.problems import DiscreteProblem, ODEProblem
+    from kpflow_dyn.solution import Solution
     from kpflow_dyn.tasks import TaskData
 
 FIGURE_NAMES = ("spectra", "effective_ranks", "temporal_modes", "spatial_modes", "trial_modes", "state_pca")
@@ -33,7 +34,7 @@ FILE_NAMES = {"results.json", "results.nc", "index.html", *(f"{name}.png" for na
 DEMO_TASK = "neurogym:PerceptualDecisionMaking-v0"
 
 app = typer.Typer(
-    help="In which time, trial and unit modes can gradient descent change a recurrent network?",
+    help="In which time, trial and unit modes can gradient descent change a dynamical model?",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,25 +46,34 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same trials and
 Modes = Annotated[int, typer.Option(help="Leading eigenvalues of K and of the NTK to find.", min=1)]
 Samples = Annotated[int, typer.Option(help="Random probes behind each estimate; more make error bars smaller.", min=40)]
 Dtype = Annotated[str | None, typer.Option(help="float32 or float64; by default the checkpoint's own.")]
-Threads = Annotated[int | None, typer.Option(help="Threads to compute with; torch's own choice unless given.", min=1)]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of torch; its own choice unless given. JAX has no such setting.", min=1)
+]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier analysis.")]
 Debug = Annotated[bool, typer.Option("--debug", envvar="KPFLOW_DYN_DEBUG", help="Show the traceback of an error.")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
+class _Network:
+    """A checkpoint on a task."""
+
     checkpoint: Path
     model: str
     task: str
     prefix: str | None = None
     readout: str | None = None
     nonlinearity: str | None = None
-    trials: int | None
+    trials: int | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    source: _Network | str  # the name of a function in the user's own code
     seed: int
     modes: int
     samples: int
-    dtype: str | None
     threads: int | None
     out: Path
     overwrite: bool
@@ -71,9 +81,21 @@ class _Job:
 
 @app.command()
 def analyze(
-    checkpoint: Annotated[Path, typer.Argument(help="A state dict: .pt, .pth or .safetensors.")],
-    model: Annotated[str, typer.Option(help="rnn, gru, lstm or ctrnn.")],
-    task: Annotated[str, typer.Option(help="memorypro, flipflop, neurogym:NAME-v0, or a path that ends in .npz.")],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A state dict: .pt, .pth or .safetensors.", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="rnn, gru, lstm or ctrnn.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="memorypro, flipflop, neurogym:NAME-v0, or a path that ends in .npz.")
+    ] = None,
+    problem: Annotated[
+        str | None,
+        typer.Option(
+            help="In the place of CHECKPOINT, --model and --task: module:function or file.py:function of your own. "
+            "This RUNS that code. The function takes no arguments and returns a kp.DiscreteProblem, a kp.ODEProblem "
+            "or a kp.Solution, in torch or JAX."
+        ),
+    ] = None,
     prefix: Annotated[str | None, typer.Option(help='Before the names of the weights, such as "rnn."')] = None,
     readout: Annotated[str | None, typer.Option(help="The readout layer's name, where several could be it.")] = None,
     nonlinearity: Annotated[str | None, typer.Option(help="tanh or relu, for rnn and ctrnn.")] = None,
@@ -87,25 +109,30 @@ def analyze(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Analyse a trained or freshly initialised network on a task; write numbers, figures and a page."""
-    job = _Job(
-        checkpoint=checkpoint,
-        model=model,
-        task=task,
-        prefix=prefix,
-        readout=readout,
-        nonlinearity=nonlinearity,
-        trials=trials,
-        seed=seed,
-        modes=modes,
-        samples=samples,
-        dtype=dtype,
-        threads=threads,
-        out=out,
-        overwrite=overwrite,
-    )
+    """Analyse a network on a task, or a problem of your own; write numbers, figures and a page."""
     with _plain_errors(debug):
-        _run(job)
+        source = _source(
+            problem,
+            checkpoint=checkpoint,
+            model=model,
+            task=task,
+            prefix=prefix,
+            readout=readout,
+            nonlinearity=nonlinearity,
+            trials=trials,
+            dtype=dtype,
+        )
+        _run(
+            _Job(
+                source=source,
+                seed=seed,
+                modes=modes,
+                samples=samples,
+                threads=threads,
+                out=out,
+                overwrite=overwrite,
+            )
+        )
 
 
 @app.command()
@@ -122,16 +149,13 @@ def demo(
 ) -> None:
     """Analyse the network that ships with the package: a GRU that decides which of two noisy inputs is larger."""
     with _plain_errors(debug), as_file(files("kpflow_dyn").joinpath("data/demo.safetensors")) as checkpoint:
+        source = _Network(checkpoint=checkpoint, model="gru", task=DEMO_TASK, trials=trials, dtype=dtype)
         _run(
             _Job(
-                checkpoint=checkpoint,
-                model="gru",
-                task=DEMO_TASK,
-                trials=trials,
+                source=source,
                 seed=seed,
                 modes=modes,
                 samples=samples,
-                dtype=dtype,
                 threads=threads,
                 out=out,
                 overwrite=overwrite,
@@ -153,14 +177,33 @@ def _main(
 ) -> None: ...
 
 
+def _source(problem: str | None, **network: Any) -> _Network | str:
+    """What to analyse: either a checkpoint with its model and task, or the user's own problem."""
+    names = {name: "CHECKPOINT" if name == "checkpoint" else f"--{name}" for name in network}
+    given = [names[name] for name, value in network.items() if value is not None]
+    missing = [names[name] for name in ("checkpoint", "model", "task") if network[name] is None]
+    if problem is None and missing:
+        raise ValueError(
+            f"no {' and no '.join(missing)}; give CHECKPOINT, --model and --task, or --problem file.py:function alone"
+        )
+    if problem is not None and given:
+        raise ValueError(
+            f"{', '.join(given)} cannot be given with --problem, whose function decides that; leave one out"
+        )
+    return _Network(**network) if problem is None else problem
+
+
 def _run(job: _Job) -> None:
     check_folder(job.out, FILE_NAMES, job.overwrite)
-    with _progress() as progress, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        dataset = _analyze(job, progress)
-        dataset.attrs["warnings"] = "\n".join(_notes(caught))
-        progress("drawing", 0, None)
-        contents = _render(dataset)
+    with _progress() as progress:
+        progress("loading the model and its inputs", 0, None)
+        given = _given(job)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            dataset = _analyze(given, job, progress)
+            dataset.attrs["warnings"] = "\n".join(_notes(caught))
+            progress("drawing", 0, None)
+            contents = _render(dataset)
     with new_folder(job.out) as folder:
         for name, content in contents.items():
             folder.joinpath(name).write_bytes(content)
@@ -169,56 +212,100 @@ def _run(job: _Job) -> None:
     typer.echo(f"The page: {job.out.absolute() / 'index.html'}")
 
 
-def _analyze(job: _Job, progress: Progress) -> xr.Dataset:
-    progress("loading the network and the task", 0, None)
-    from kpflow_dyn.analysis import analyze as analyze_flow
+@dataclass(frozen=True)
+class _Given:
+    """A problem, or one that is solved; its task, if it has one; and what the results should say of it."""
 
-    network, data = _load(job)
+    problem: DiscreteProblem | ODEProblem | Solution
+    task: TaskData | None
+    attributes: dict[str, str]
+
+
+def _given(job: _Job) -> _Given:
+    """What the source of a job names. Warnings of the user's own code are shown as they come."""
+    _limit_threads(job.threads)
+    if isinstance(job.source, str):
+        return _own_problem(job.source, job.threads)
+    with warnings.catch_warnings(action="ignore"):  # of other packages; none is about the numbers
+        return _network_on_task(job.source, job.seed)
+
+
+def _analyze(given: _Given, job: _Job, progress: Progress) -> xr.Dataset:
+    import kpflow_dyn as kp
+
     progress("running and linearising", 0, None)
-    flow = _flow(network, data)
-    dataset = analyze_flow(flow, k=job.modes, samples=job.samples, seed=job.seed, task=data, progress=progress)
-    dataset.attrs = {
-        "title": f"{job.model.upper()} of {network.cell.hidden_size} units on {data.name}",
-        "checkpoint": job.checkpoint.name,
-        "model": str(network.cell),
-        "task": data.name,
-        **{key: value for key, value in dataset.attrs.items() if key != "title"},
-    }
+    solution = given.problem if isinstance(given.problem, kp.Solution) else kp.solve(given.problem)
+    flow = kp.linearize(solution)
+    dataset = kp.analyze(flow, k=job.modes, samples=job.samples, seed=job.seed, task=given.task, progress=progress)
+    dataset.attrs = given.attributes | {name: v for name, v in dataset.attrs.items() if name not in given.attributes}
     return dataset
 
 
-def _load(job: _Job) -> tuple[Checkpoint, TaskData]:
+def _own_problem(reference: str, threads: int | None) -> _Given:
+    """The problem of the user's own code."""
+    from kpflow_dyn.user_code import problem_from
+
+    problem = problem_from(reference)
+    if threads is not None and not _is_torch(problem):
+        raise ValueError(
+            "--threads has no effect on JAX; leave it out, and limit the process itself (on Linux: taskset -c 0-3 "
+            "kpflow-dyn ...)"
+        )
+    return _Given(problem, None, {"title": f"Analysis of {reference}", "code": reference})
+
+
+def _is_torch(problem: Any) -> bool:
+    import kpflow_dyn as kp
+    from kpflow_dyn.arrays import is_torch_array
+
+    posed = problem.problem if isinstance(problem, kp.Solution) else problem
+    return is_torch_array(posed.z0 if isinstance(posed, kp.ODEProblem) else posed.x)
+
+
+def _limit_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _network_on_task(source: _Network, seed: int) -> _Given:
+    import torch
+
+    import kpflow_dyn as kp
+
+    network, data = _load(source, seed)
+    dtype = next(network.cell.parameters()).dtype
+    problem = kp.DiscreteProblem(network.cell, torch.from_numpy(data.inputs).to(dtype))
+    attributes = {
+        "title": f"{source.model.upper()} of {network.cell.hidden_size} units on {data.name}",
+        "checkpoint": source.checkpoint.name,
+        "model": str(network.cell),
+        "task": data.name,
+    }
+    return _Given(problem, data, attributes)
+
+
+def _load(source: _Network, seed: int) -> tuple[Checkpoint, TaskData]:
     """The network and its task, fitting each other, in the dtype asked for."""
     import torch
 
     from kpflow_dyn.checkpoint import load_checkpoint
     from kpflow_dyn.tasks import make_task
 
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
-    if job.dtype not in (None, "float32", "float64"):
-        raise ValueError(f"dtype must be float32 or float64, got {job.dtype!r}")
-    network = load_checkpoint(job.checkpoint, job.model, job.prefix, job.readout, job.nonlinearity)
-    data = make_task(job.task, trials=job.trials, seed=job.seed)
+    if source.dtype not in (None, "float32", "float64"):
+        raise ValueError(f"dtype must be float32 or float64, got {source.dtype!r}")
+    network = load_checkpoint(source.checkpoint, source.model, source.prefix, source.readout, source.nonlinearity)
+    data = make_task(source.task, trials=source.trials, seed=seed)
     width, channels = network.cell.input_size, data.inputs.shape[2]
     if width != channels:
         raise ValueError(
-            f"{job.checkpoint} takes {width} inputs, but the task {data.name} gives {channels}; choose the task "
+            f"{source.checkpoint} takes {width} inputs, but the task {data.name} gives {channels}; choose the task "
             "that the network was trained on, or give its inputs as an .npz file"
         )
-    if job.dtype is not None:
-        network.cell.to(getattr(torch, job.dtype))
+    if source.dtype is not None:
+        network.cell.to(getattr(torch, source.dtype))
     return network, data
-
-
-def _flow(network: Checkpoint, data: TaskData) -> Flow:
-    import torch
-
-    import kpflow_dyn as kp
-
-    dtype = next(network.cell.parameters()).dtype
-    problem = kp.DiscreteProblem(network.cell, torch.from_numpy(data.inputs).to(dtype))
-    return kp.linearize(kp.solve(problem))
 
 
 def _render(dataset: xr.Dataset) -> dict[str, bytes]:

@@ -18,12 +18,14 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     import xarray as xr
 
 WIDTH = 4.8  # inches: on a telephone the letters stay readable
 SHOWN_MODES = 4
+SHOWN_TIMES = 60  # more would merge into the line
 SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]  # Okabe and Ito, for colour-blind readers
 DARK_SERIES = ["#56B4E9", "#E69F00", "#2CC295", "#E39BC4"]
 
@@ -69,10 +71,11 @@ def temporal_modes(dataset: xr.Dataset) -> Figure:
     _draw_shares(shares, dataset, "temporal")
     time = dataset.time.values
     modes.axhline(0, color=_muted(), linewidth=0.8)
+    dots = {"marker": ".", "markersize": 5} if "units" not in dataset.time.attrs and time.size <= SHOWN_TIMES else {}
     for i, (mode, color) in enumerate(zip(dataset.temporal_mode.values, _colors(), strict=False)):
-        modes.plot(time, mode, color=color, label=f"mode {i + 1}")
+        modes.plot(time, mode, color=color, label=f"mode {i + 1}", **dots)
     modes.set(
-        xlabel=f"Time ({dataset.time.attrs['units']})",
+        xlabel=_time_label(dataset),
         ylabel="Temporal mode",
         xlim=(time[0], time[-1]) if time.size > 1 else None,
     )
@@ -223,6 +226,7 @@ def _loadings(dataset: xr.Dataset, kernel: str, order: np.ndarray, xlabel: str) 
         modes, aspect="auto", cmap=_diverging(), vmin=-most, vmax=most, extent=extent, interpolation="none"
     )
     map_.set(xlabel=xlabel, ylabel=f"{kernel.capitalize()} mode", yticks=1 + np.arange(len(modes)))
+    map_.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     map_.grid(visible=False)
     figure.colorbar(image, ax=map_, label="Loading", pad=0.02)
     return figure
@@ -242,8 +246,14 @@ def _draw_trajectories(axes: Axes, dataset: xr.Dataset) -> None:
     for trial, color in enumerate(_color_trials(axes, dataset)):
         axes.plot(x[trial], y[trial], color=color, linewidth=1, alpha=0.8)
         axes.plot(x[trial, -1:], y[trial, -1:], color=color, marker="o", markersize=3.5)
-    names = (f"Time ({dataset.time.attrs['units']})", "PC 1") if flat else ("PC 1", "PC 2")
+    names = (_time_label(dataset), "PC 1") if flat else ("PC 1", "PC 2")
     axes.set(xlabel=names[0], ylabel=names[1])
+
+
+def _time_label(dataset: xr.Dataset) -> str:
+    """The time with its unit, where one is known."""
+    units = dataset.time.attrs.get("units")
+    return f"Time ({units})" if units else "Time"
 
 
 def _color_trials(axes: Axes, dataset: xr.Dataset) -> list[Any]:

@@ -18,9 +18,10 @@ CAPTIONS = {
     "spectra": (
         "Spectra",
         "Eigenvalues in descending order, both axes logarithmic. The core (line; all eigenvalues, exact) is what "
-        "the weights see. K (squares) is what a change of weights does within one step. The NTK (circles) is what it "
-        "does to the whole trajectory, after the recurrence has passed it on. A steep fall means few learnable "
-        "directions; an NTK high above K, that the recurrence amplifies changes. Hollow marks have not converged.",
+        "the weights see. K (squares) is what a change of weights does directly, to one step or to an ODE's field. The "
+        "NTK (circles) is what it does to the whole trajectory, passed on by the dynamics. A steep fall means few "
+        "learnable directions; an NTK high above K, that the dynamics amplify changes (of an ODE the two differ by "
+        "the unit of time squared, so that only their shapes compare). Hollow marks have not converged.",
     ),
     "effective_ranks": (
         "Effective ranks",
@@ -30,8 +31,9 @@ CAPTIONS = {
     "temporal_modes": (
         "Temporal modes",
         "When learning can act: eigenvectors of the NTK summed over trials and units. Above, the share of the trace of "
-        "each mode, with one standard error; below, the leading modes over time. What a target needs outside of the "
-        "modes with large shares is learnt late or never.",
+        "each mode, with bars of two standard errors; below, the leading modes over time, of an ODE with dots where "
+        "the state was solved for, unless they are many. What a target needs outside of the modes with large shares is "
+        "learnt late or never.",
     ),
     "spatial_modes": (
         "Spatial modes",
@@ -46,12 +48,14 @@ CAPTIONS = {
     ),
     "state_pca": (
         "State PCA",
-        "Where the network is, as opposed to where it can be moved: principal components of the state over all trials "
-        "and times. Above, the variance that each explains; below, each trial in the plane of the first two, with a "
-        "dot at its end.",
+        "Where the state is, as opposed to where it can be moved: its principal components over all trials and times "
+        "(of an ODE weighted by the time that each stands for). Above, the variance that each explains; below, each "
+        "trial in the plane of the first two, with a dot at its end.",
     ),
 }
 """The title of each figure, and how to read it."""
+
+INVISIBLE = 1e-6  # share of a number
 
 
 def render_figures(dataset: xr.Dataset) -> dict[str, dict[str, bytes]]:
@@ -115,10 +119,12 @@ def versions(dataset: xr.Dataset) -> dict[str, str]:
 def with_error(value: float, stderr: float) -> str:
     """A number with its standard error, to the digits that the error leaves: "34.0 ± 0.5".
 
+    An error that four digits would not show is left out.
+
     >>> with_error(34.04, 0.4839), with_error(8125.8581, 0.0)
     ('34.04 ± 0.48', '8126')
     """
-    if not stderr or not math.isfinite(stderr) or not value:
+    if not math.isfinite(stderr) or stderr <= INVISIBLE * abs(value) or not value:
         return f"{value:.4g}"
     power = math.floor(math.log10(abs(value)))
     if -3 <= power < 5:

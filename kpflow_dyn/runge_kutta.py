@@ -143,7 +143,8 @@ def check_replay_error(error: float, dtype: Any, time: float) -> None:
     if not error <= 1e3 * np.finfo(_name(dtype)).eps:
         raise ValueError(
             f"the step from t = {time:.6g} gives another result when it is replayed, off by {error:.1e} of the state; "
-            "f must depend on (t, z, x) alone: no noise, no counters, no memory of earlier calls"
+            "f must depend on (t, z, x) alone, with no noise, counters or memory of earlier calls, and its parameters "
+            "must be those of the solve"
         )
 
 

@@ -196,7 +196,8 @@ def _on_parameters(op: GramOperator, k: int, alg: BlockLanczos, rng: Random, cal
     converged = residuals <= alg.tol
     if bool(inner.converged.all()) and not bool(converged.all()):
         warnings.warn(
-            f"the residuals of the state vectors reach {float(residuals.max()):.1e}, above {alg.tol:.0e}; lower tol",
+            f"the residuals of the state vectors reach {float(residuals.max()):.1e}, above {alg.tol:.0e}; lower tol, "
+            "or rtol and atol of InterpolatingAdjoint if the operator comes from that",
             stacklevel=3,
         )
     return Eigenpairs(values, vectors, residuals, converged, inner.applications + k + (k + 1) // 2, inner.calls + 2)

@@ -19,6 +19,7 @@ import numpy as np
 
 from kpflow_dyn.arrays import Array, array_namespace, device, like_numpy
 from kpflow_dyn.flow import InterpolatingAdjoint
+from kpflow_dyn.linearise import check_states
 from kpflow_dyn.runge_kutta import AcceptedSteps, Tableau
 from kpflow_dyn.solution import Solution, solve
 
@@ -63,24 +64,20 @@ def path_of(sol: Solution, alg: InterpolatingAdjoint, stages: Callable[[Any, Acc
         alg: the tolerances.
         stages: (problem, steps) -> the stage derivatives [trial, step, stage, unit].
     """
-    steps = sol.steps
-    weights = None if steps is None else polynomial(steps.tableau)
-    if steps is None or weights is None:
-        steps = _solve_again(sol, alg)
-        weights = polynomial(steps.tableau)
-        assert weights is not None
+    steps = sol.steps if sol.steps is not None and polynomial(sol.steps.tableau) is not None else _solve_again(sol, alg)
+    weights = polynomial(steps.tableau)
+    assert weights is not None
     k = stages(sol.problem, steps) if steps.stages is None else steps.stages
-    xp, constant = array_namespace(k), like_numpy((np.arange(len(weights)) == 0)[:, None] * 1.0, k)
-    coefficients = constant * steps.after[:, :, None] + like_numpy(steps.dt[..., None, None], k) * (
-        like_numpy(weights, k) @ k
-    )
+    xp, back = array_namespace(k), like_numpy(steps.dt[..., None, None], k) * (like_numpy(weights, k) @ k)
+    first = steps.after + back[:, :, 0]
+    check_states(first, steps.before)
     times = [like_numpy(a, k) for a in (steps.t, np.where(steps.dt > 0, steps.dt, 1), steps.t + steps.dt)]
+    coefficients = xp.concat([first[:, :, None], back[:, :, 1:]], axis=2)
     return Path(xp.asarray(np.arange(len(k)), device=device(k)), *times, coefficients)
 
 
 def _solve_again(sol: Solution, alg: InterpolatingAdjoint) -> AcceptedSteps:
-    most = max(MAX_STEPS, sol.options["max_steps"])
-    steps = solve(sol.problem, rtol=alg.rtol, atol=alg.atol, max_steps=most).steps
+    steps = solve(sol.problem, rtol=alg.rtol, atol=alg.atol, max_steps=2**16).steps
     assert steps is not None
     return steps
 

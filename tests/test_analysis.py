@@ -10,6 +10,7 @@ import xarray as xr
 
 import kpflow_dyn as kp
 from kpflow_dyn.analysis import KERNELS, WORDS, analyze
+from kpflow_dyn.arrays import to_numpy
 from kpflow_dyn.figures import FIGURES, trial_label
 from kpflow_dyn.tasks import TaskData
 
@@ -223,5 +224,113 @@ def test_figures_of_one_trial_and_one_unit() -> None:
     torch.manual_seed(0)
     flow = make_flow(torch.nn.RNNCell(2, 1).double(), trials=1, times=1)
     dataset = analyze(flow)
+    for draw in FIGURES.values():
+        draw(dataset).canvas.draw()
+
+
+class OfTime(torch.nn.Module):
+    """A field with a gate in time, so that its modes are uneven."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W = torch.nn.Parameter(torch.randn(2, 2, dtype=torch.float64))
+
+    def forward(self, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(z @ self.W.T) * torch.cos(2 * t)
+
+
+def torch_ode() -> kp.Flow:
+    torch.manual_seed(3)
+    start = torch.randn(3, 2, dtype=torch.float64)
+    solution = kp.solve(kp.ODEProblem(OfTime(), start, np.array([0.0, 0.1, 0.4, 1.0])), "midpoint")
+    return kp.linearize(solution, measure=kp.Measure(trial=[1.0, 2.0, 0.5]))
+
+
+def jax_ode() -> kp.Flow:
+    diffrax, jax = pytest.importorskip("diffrax"), pytest.importorskip("jax")
+    field = kp.models.jax.MLPField(2, hidden=3, key=jax.random.key(0))
+    start = jax.random.normal(jax.random.key(1), (2, 2))
+    return kp.linearize(kp.solve(kp.ODEProblem(field, start, (0.0, 1.0)), diffrax.Heun(), steps=0.6))
+
+
+def jax_gru() -> kp.Flow:
+    eqx, jax = pytest.importorskip("equinox"), pytest.importorskip("jax")
+    cell = eqx.nn.GRUCell(2, 3, key=jax.random.key(0))
+    return kp.linearize(kp.solve(kp.DiscreteProblem(cell, jax.random.normal(jax.random.key(1), (2, 4, 2)))))
+
+
+@pytest.fixture(scope="module", params=[torch_ode, jax_ode, jax_gru])
+def other(request: pytest.FixtureRequest, x64: None) -> tuple[kp.Flow, xr.Dataset]:
+    flow = request.param()
+    return flow, analyze(flow, k=3)
+
+
+def euclidean(op: kp.Operator) -> np.ndarray:
+    """The matrix of an operator on one space, in coordinates where the inner product is plain."""
+    space = op.domain
+    weights = np.ones(space.shape) if space.measure is None else np.broadcast_to(to_numpy(space.measure), space.shape)
+    root = np.sqrt(weights.ravel())
+    return root[:, None] * to_numpy(op.dense()) / root
+
+
+def test_numbers_in_the_inner_product_of_the_flow(other: tuple[kp.Flow, xr.Dataset]) -> None:
+    flow, dataset = other
+    dense = {name: euclidean(getattr(flow, name)) for name in ("core", "K", "ntk")}
+    for name, matrix in dense.items():
+        assert float(dataset[f"{name}_trace"]) == pytest.approx(np.trace(matrix), rel=1e-9)
+        assert float(dataset[f"{name}_norm"]) == pytest.approx(np.linalg.norm(matrix), rel=1e-9)
+        assert float(dataset[f"{name}_effective_rank"]) == pytest.approx(rank_of(matrix), rel=1e-9)
+    aligned = (dense["K"] * dense["ntk"]).sum() / np.linalg.norm(dense["K"]) / np.linalg.norm(dense["ntk"])
+    assert float(dataset.K_ntk_alignment) == pytest.approx(aligned, rel=1e-9)
+    for name in ("K", "ntk"):
+        truth = np.linalg.eigvalsh(dense[name])[::-1][:3]
+        np.testing.assert_allclose(dataset[f"{name}_eigenvalue"], truth, rtol=1e-3, atol=1e-9 * truth[0])
+    core = np.repeat(dataset.core_eigenvalue.values, dataset.core_multiplicity.values)
+    truth = np.linalg.eigvalsh(dense["core"])[::-1][: core.size]
+    np.testing.assert_allclose(np.sort(core)[::-1], truth, atol=1e-9 * truth[0])
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_modes_in_the_inner_product_of_the_flow(other: tuple[kp.Flow, xr.Dataset], name: str) -> None:
+    flow, dataset = other
+    shape = flow.ntk.domain.shape
+    kernel = np.einsum(SUMS[name], euclidean(flow.ntk).reshape(*shape, *shape))
+    values, modes = dataset[f"{name}_eigenvalue"].values, dataset[f"{name}_mode"].values
+    weights = dataset[f"{name}_measure"].values
+    assert float(dataset[f"{name}_effective_rank"]) == pytest.approx(rank_of(kernel), rel=1e-9)
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(kernel)[::-1], atol=1e-10 * values[0])
+    np.testing.assert_allclose((modes * weights) @ modes.T, np.eye(len(modes)), atol=1e-10)
+    acted = modes @ dataset[f"{name}_kernel"].values.T
+    np.testing.assert_allclose(acted, values[:, None] * modes, atol=1e-9 * values[0] * np.abs(modes).max())
+
+
+def test_principal_components_are_weighted(other: tuple[kp.Flow, xr.Dataset]) -> None:
+    flow, dataset = other
+    state, measure = to_numpy(flow.solution.state), dataset.measure.values
+    truth = (
+        1
+        if flow.ntk.domain.measure is None
+        else np.broadcast_to(to_numpy(flow.ntk.domain.measure)[..., 0], measure.shape)
+    )
+    np.testing.assert_array_equal(measure, truth * np.ones_like(measure))
+    covariance = np.cov(state.reshape(-1, state.shape[2]).T, aweights=measure.ravel(), bias=True)
+    assert float(dataset.state_effective_rank) == pytest.approx(rank_of(covariance), rel=1e-9)
+    variance = np.linalg.eigvalsh(covariance)[::-1]
+    np.testing.assert_allclose(dataset.pc_variance, variance / variance.sum(), atol=1e-12)
+    mean = (measure[..., None] * state).sum((0, 1)) / measure.sum()
+    np.testing.assert_allclose(dataset.pc_projection.values @ dataset.pc_direction.values, state - mean, atol=1e-12)
+
+
+def test_times_versions_and_figures_of_other_flows(other: tuple[kp.Flow, xr.Dataset]) -> None:
+    flow, dataset = other
+    np.testing.assert_array_equal(dataset.time, to_numpy(flow.solution.t))
+    ode = isinstance(flow.solution.problem, kp.ODEProblem)
+    assert dataset.time.attrs == ({} if ode else {"units": "step"})
+    assert FIGURES["temporal_modes"](dataset).axes[1].get_xlabel() == ("Time" if ode else "Time (step)")
+    np.testing.assert_array_equal(FIGURES["temporal_modes"](dataset).axes[1].lines[1].get_xdata(), dataset.time)
+    versions = {key.removeprefix("version_") for key in dataset.attrs if key.startswith("version_")}
+    used = {"torch", "torchdiffeq"} if isinstance(flow.solution.state, torch.Tensor) else {"jax", "equinox"}
+    assert used <= versions and len(versions & {"torch", "jax"}) == 1 and ("diffrax" in versions) <= ode
+    assert (dataset.attrs["problem"] == "ODE") == ode == ("solver" in dataset.attrs)
     for draw in FIGURES.values():
         draw(dataset).canvas.draw()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,157 @@ def test_warnings_reach_the_user_and_the_page(finished, checkpoint, task, out: P
     assert result.stderr == "note: 2 of 8 eigenpairs did not converge\n"
     assert "2 of 8 eigenpairs did not converge" in (out / "index.html").read_text()
     assert json.loads((out / "results.json").read_text())["warnings"] == ["2 of 8 eigenpairs did not converge"]
+
+
+# A problem out of the user's own code
+
+CODE = """
+import numpy as np
+import torch
+import kpflow_dyn as kp
+from helper import START
+
+class Field(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.W = torch.nn.Parameter(torch.randn(2, 2, dtype=torch.float64))
+
+    def forward(self, t, z):
+        return torch.tanh(z @ self.W.T)
+
+def ode():
+    return kp.ODEProblem(Field(), START, np.array([0.0, 0.1, 0.4, 1.0]))
+
+def solved():
+    return kp.solve(ode(), "midpoint")
+
+def discrete():
+    torch.manual_seed(0)
+    return kp.DiscreteProblem(torch.nn.GRUCell(3, 4), torch.ones(2, 3, 3))
+
+def fails():
+    raise RuntimeError("no data\\nhere")
+
+def ends():
+    raise SystemExit(3)
+
+def nothing():
+    pass
+
+def needs(x):
+    return x
+
+CONSTANT = 3.0
+"""
+HELPER = "import torch; START = torch.tensor([[1.0, 0.0], [0.5, -1.0]], dtype=torch.float64)"
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with modules."""
+    folder = tmp_path_factory.mktemp("code")
+    (folder / "mine.py").write_text(CODE)
+    (folder / "helper.py").write_text(HELPER)
+    (folder / "broken.py").write_text("import not_installed_at_all")
+    return folder
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the command imported is forgotten at the end."""
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    yield
+    for name in ("mine", "helper", "broken"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def here(code: Path, forgetful: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That folder as the current one."""
+    monkeypatch.chdir(code)
+    return code
+
+
+@pytest.mark.parametrize("reference", ["mine:ode", "mine.py:solved", "mine:discrete"])
+def test_analyze_a_problem_of_ones_own(here: Path, out: Path, reference: str) -> None:
+    result = run("analyze", "--problem", reference, "--out", out, "--modes", 2, "--threads", torch.get_num_threads())
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in out.iterdir()} == FILE_NAMES
+    found = json.loads((out / "results.json").read_text())
+    assert found["settings"]["code"] == reference
+    assert reference in (out / "index.html").read_text()
+    problem = getattr(sys.modules["mine"], reference.rpartition(":")[2])()
+    solution = problem if isinstance(problem, kp.Solution) else kp.solve(problem)
+    truth = kp.trace(kp.linearize(solution).ntk).value
+    assert found["numbers"]["ntk_trace"]["value"] == pytest.approx(truth, rel=1e-9)
+    with xr.open_dataset(out / "results.nc", engine="h5netcdf", decode_times=False) as dataset:
+        np.testing.assert_array_equal(dataset.time, solution.t)
+
+
+def test_a_file_elsewhere_finds_the_modules_beside_it(code: Path, out: Path, forgetful: None) -> None:
+    result = run("analyze", "--problem", f"{code / 'mine.py'}:ode", "--out", out, "--modes", 1)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("mine", "--problem is 'mine', expected module:function, or file.py:function"),
+        ("mine:", "--problem is 'mine:', expected"),
+        ("nowhere.sub:ode", "no module 'nowhere' in"),
+        ("nowhere.py:ode", "no file nowhere.py; --problem takes module:function"),
+        (
+            "broken:ode",
+            "broken raised ModuleNotFoundError: No module named 'not_installed_at_all'; --debug shows where",
+        ),
+        ("broken.py:ode", "broken.py raised ModuleNotFoundError: No module named 'not_installed_at_all'"),
+        ("mine:od", "mine has no function 'od'; the nearest is ode"),
+        ("mine:CONSTANT", "mine:CONSTANT is a float, expected a function without arguments that returns a problem"),
+        ("mine:fails", "mine:fails raised RuntimeError: no data here; --debug shows where"),
+        ("mine:needs", "mine:needs raised TypeError: needs() missing 1 required positional argument: 'x'"),
+        ("mine:ends", "mine:ends raised SystemExit; keep what a script does under"),
+        ("mine:nothing", "mine:nothing returned None, expected a kp.DiscreteProblem, a kp.ODEProblem or a kp.Solution"),
+        ("mine:Field", "mine:Field returned a Field, expected a kp.DiscreteProblem"),
+    ],
+)
+def test_code_that_gives_no_problem(here: Path, out: Path, reference: str, message: str) -> None:
+    assert_refused(run("analyze", "--problem", reference, "--out", out), out, message)
+
+
+def test_debug_shows_where_code_failed(here: Path, out: Path) -> None:
+    error = run("analyze", "--problem", "mine:fails", "--out", out, "--debug").exception
+    assert isinstance(error, ValueError) and isinstance(error.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no CHECKPOINT and no --model and no --task; give CHECKPOINT, --model and --task, or --problem"),
+        (("net.pt", "--task", "memorypro"), "no --model; give CHECKPOINT"),
+        (("--problem", "mine:ode", "net.pt", "--task", "x"), "CHECKPOINT, --task cannot be given with --problem"),
+        (("--problem", "mine:ode", "--dtype", "float32", "--trials", 3), "--trials, --dtype cannot be given with"),
+    ],
+)
+def test_either_a_checkpoint_or_a_problem(out: Path, arguments: tuple, message: str) -> None:
+    assert_refused(run("analyze", *arguments, "--out", out), out, message)
+
+
+def test_a_problem_in_jax_in_a_real_process(code: Path) -> None:
+    pytest.importorskip("jax")
+    (code / "jaxed.py").write_text(
+        "import jax, equinox as eqx, kpflow_dyn as kp\n"
+        "def gru():\n"
+        "    key = jax.random.key(0)\n"
+        "    return kp.DiscreteProblem(eqx.nn.GRUCell(2, 3, key=key), jax.random.normal(key, (2, 3, 2)))\n"
+    )
+    call = ("-W", "default", "-c", "from kpflow_dyn.cli import app; app()", "analyze", "--problem", "jaxed:gru")
+    refused = python(*call, "--out", "jaxed", "--threads", "1", cwd=code)
+    assert refused.returncode == 2 and refused.stderr.startswith("kpflow-dyn: --threads has no effect on JAX")
+    result = python(*call, "--out", "jaxed", "--modes", "2", cwd=code)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (code / "jaxed").iterdir()} == FILE_NAMES
+    assert "jax" in json.loads((code / "jaxed" / "results.json").read_text())["versions"]
 
 
 def test_version() -> None:

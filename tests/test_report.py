@@ -71,6 +71,7 @@ def test_figures_are_png(dataset: xr.Dataset) -> None:
         (0.07907, 0.0003, "0.07907 ± 0.00030"),
         (1.5e-7, 2e-9, "(1.500 ± 0.020)e-7"),
         (0.0, 0.0, "0"),
+        (0.25978512, 4.9e-13, "0.2598"),
     ],
 )
 def test_numbers_are_written_to_the_digits_that_their_error_leaves(value: float, stderr: float, text: str) -> None:

@@ -94,9 +94,10 @@ def bind(equation: Equation, used: Sequence[int], *args: Any) -> Any:
 
 def move(equation: Equation, used: Sequence[int], *args: Any) -> Any:
     """Copies of elements, or of their numbers: integers, where literals and fill values are 0, the number of none."""
-    arrays, params = [arg for arg in args if isinstance(arg, jax.Array)], dict(equation.params)
-    if is_floating(equation.outvars[0].aval) and arrays and not any(map(is_floating, arrays)):
-        args = tuple(arrays[0].dtype.type(0) if is_floating(arg) else arg for arg in args)
+    params = dict(equation.params)
+    numbers = [arg for var, arg in zip(equation.invars, args, strict=True) if is_floating(var.aval) > is_floating(arg)]
+    if numbers:
+        args = tuple(numbers[0].dtype.type(0) if is_floating(arg) else arg for arg in args)
         params |= {"fill_value": 0} if "fill_value" in params else {}
     return _choose(equation, used, equation.primitive.bind(*args, **params))
 
@@ -111,8 +112,12 @@ def _listed(out: Any) -> list[Any]:
     return out if isinstance(out, list) else [out]
 
 
-def as_product(equation: Equation) -> tuple[Role, Any, list[list[int]], list[Any]]:
+def as_product(equation: Equation, mirrored: bool) -> tuple[Role, Any, list[list[int]], list[Any]]:
     """A contraction as a product of matrices [b, r, d] x [b, d, m], or without a sum as an elementwise product.
+
+    Args:
+        equation: of a dot_general.
+        mirrored: whether to compute the product of matrices from right to left.
 
     Returns:
         Its role and its function, the order of the axes of each operand, and the forms of operands and result.
@@ -124,7 +129,11 @@ def as_product(equation: Equation) -> tuple[Role, Any, list[list[int]], list[Any
     orders = [[*batches[0], *free[0], *sums[0]], [*batches[1], *sums[1], *free[1]]]
     if sums[0]:
         b, r, d, m = [prod(batch)] if batch else [], prod(rows), prod(_sizes(left, sums[0])), prod(columns)
-        role, apply, shapes = Role.PRODUCT, partial(product, equation.params), ([*b, r, d], [*b, d, m], [*b, r, m])
+        role, apply, shapes = (
+            Role.PRODUCT,
+            partial(product, equation.params, mirrored),
+            ([*b, r, d], [*b, d, m], [*b, r, m]),
+        )
     else:
         shapes = ([*batch, *rows, *(1 for _ in columns)], [*batch, *(1 for _ in rows), *columns], out.shape)
         role, apply = Role.POINTWISE, partial(multiply, out.dtype)
@@ -160,9 +169,14 @@ def multiply(dtype: Any, left: jax.Array, right: jax.Array) -> jax.Array:
     return (left * right).astype(dtype)
 
 
-def product(params: Mapping[str, Any], left: jax.Array, right: jax.Array) -> jax.Array:
-    """left @ right, with or without a batch axis, as precise as the dot_general of these params."""
+def product(params: Mapping[str, Any], mirrored: bool, left: jax.Array, right: jax.Array) -> jax.Array:
+    """left @ right, with or without a batch axis, as precise as the dot_general of these params.
+
+    Mirrored it is computed as (right^T left^T)^T: many rows of `right` lie behind each other then, not side by side.
+    """
     batch = tuple(range(left.ndim - 2))
-    axes = (((left.ndim - 1,), (right.ndim - 2,)), (batch, batch))
+    inner = (left.ndim - 1,), (right.ndim - 2,)
     kept = {name: params[name] for name in ("precision", "preferred_element_type")}
-    return lax.dot_general(left, right, axes, **kept)
+    if mirrored:
+        return lax.dot_general(right, left, (inner[::-1], (batch, batch)), **kept).swapaxes(-1, -2)
+    return lax.dot_general(left, right, (inner, (batch, batch)), **kept)

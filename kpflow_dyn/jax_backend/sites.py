@@ -1,6 +1,6 @@
-"""Weight sites on data in JAX: how a weight's change kicks the step. The transposes are JAX's own.
+"""Weight sites on data in JAX: how weight changes kick the step, and how kicks gather to gradients of the weights.
 
-A change of a site's weights has a layout of its own, which `take` makes of all weights' changes [weight].
+A block of changes of a site's weights has a layout of its own, which `take` makes of all weights' changes [probe, weight].
 """
 
 from __future__ import annotations
@@ -14,42 +14,72 @@ import numpy as np
 from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import MatrixSite, ScaleSite, Site
 
-Kick = Callable[[jax.Array, list[jax.Array]], jax.Array]
+Map = Callable[[jax.Array, list[jax.Array]], jax.Array]
 KINDS = {"MatrixSite": "matrix", "ScaleSite": "scale", "OpaqueSite": "opaque"}
 
 
 class SiteData:
     """A weight site with its data at all rows [time, trial, ...]; `entries` number its weights, `kicks` its outputs.
 
-    The data go on behind the last of the times, up to whole spans.
+    Attributes:
+        kick: (change, data) -> outputs [time, trial, probe, kick].
+        gather: the transpose, (kicks, data) -> change.
     """
 
-    def __init__(self, site: Site, rows: Rows, data: list[jax.Array], times: int) -> None:
+    kick: Map
+    gather: Map
+
+    def __init__(self, site: Site, rows: Rows, data: list[jax.Array]) -> None:
         self.name, self.kind = site.name, KINDS[type(site).__name__]
         self.entries, self.kicks = site.entries, site.kicks
-        self.data, self.times = data, times
-        self.kick = _kick(site, rows)
+        self.data = data
+        self.kick, self.gather = _maps(site, rows)
 
     def take(self, weights: jax.Array) -> jax.Array:
-        """All weights' changes [weight] -> those of this site."""
-        return weights[self.entries]
+        """All weights' changes [probe, weight] -> those of this site: [d, probe, m] of a matrix, else [probe, e]."""
+        taken = weights[:, self.entries]
+        return taken.swapaxes(0, 1) if self.kind == "matrix" else taken
 
     @property
     def variables(self) -> jax.Array:
         """The weight-site variables [time, trial, ...]."""
-        found = [d[: self.times] for d in self.data]
-        lead = found[0].shape[:2]
-        return found[0] if len(found) == 1 else jnp.concatenate([d.reshape(*lead, -1) for d in found], -1)
+        lead = self.data[0].shape[:2]
+        return self.data[0] if len(self.data) == 1 else jnp.concatenate([d.reshape(*lead, -1) for d in self.data], -1)
 
 
-def _kick(site: Site, rows: Rows) -> Kick:
-    """(change, data [time, trial, ...]) -> outputs [time, trial, kick], linear in the change."""
+def _maps(site: Site, rows: Rows) -> tuple[Map, Map]:
     if isinstance(site, MatrixSite):
-        return lambda change, data: (data[0] @ change).reshape(*data[0].shape[:2], -1)
+        return _matrix_kick, _matrix_gather
     if isinstance(site, ScaleSite):
-        return lambda change, data: data[0] * change
-    push, _pull = rows.opaque(site)
-    return lambda change, data: jax.vmap(jax.vmap(lambda *row: push(change, *row)))(*data)
+        return (
+            lambda change, data: data[0][:, :, None] * change,
+            lambda kicks, data: jnp.einsum("tbe,tbpe->pe", data[0], kicks),
+        )
+    push, pull = rows.opaque(site)
+    return (
+        lambda change, data: _each_row(lambda *row: jax.vmap(lambda w: push(w, *row))(change))(*data),
+        lambda kicks, data: _each_row(lambda k, *row: jax.vmap(lambda q: pull(q, *row))(k))(kicks, *data).sum((0, 1)),
+    )
+
+
+def _each_row(function: Callable) -> Callable:
+    return jax.vmap(jax.vmap(function))
+
+
+def _matrix_kick(change: jax.Array, data: list[jax.Array]) -> jax.Array:
+    """V [time, trial, inner, d] times dW^T [d, probe, m], where the outputs are inner x m."""
+    (V,) = data
+    if V.shape[2] == 1:
+        return jnp.tensordot(V[:, :, 0], change, 1)
+    return jnp.tensordot(V, change, 1).swapaxes(2, 3).reshape(*V.shape[:2], change.shape[1], -1)
+
+
+def _matrix_gather(kicks: jax.Array, data: list[jax.Array]) -> jax.Array:
+    (V,) = data
+    if V.shape[2] == 1:
+        return jnp.tensordot(V[:, :, 0], kicks, ((0, 1), (0, 1)))
+    kicks = kicks.reshape(*kicks.shape[:3], V.shape[2], -1).swapaxes(2, 3)
+    return jnp.tensordot(V, kicks, ((0, 1, 2), (0, 1, 2)))
 
 
 def place(values: jax.Array, pairs: list[tuple[int, int, int]], size: int) -> jax.Array:

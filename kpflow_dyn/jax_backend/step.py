@@ -32,7 +32,8 @@ class StepTangent:
 
     def __init__(self, rows: Rows, sites: list[Site], x: jax.Array, z: jax.Array) -> None:
         step = _kicked(rows, sites)
-        zeros = [jnp.zeros(site.kicks.size, z.dtype) for site in sites]
+        self._kick_sizes = [site.kicks.size for site in sites]
+        zeros = [jnp.zeros(size, z.dtype) for size in self._kick_sizes]
 
         def linearise(x: jax.Array, z: jax.Array) -> list[jax.Array]:
             out, tangent = jax.linearize(lambda z, kicks: step(x, z, kicks), z, zeros)
@@ -54,7 +55,7 @@ class StepTangent:
         return next_state, (moving, fixed)
 
     def __call__(self, residuals: Residuals, dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
-        """The tangents [trial, unit] at one time, from dz [trial, unit] and each site's kicks [trial, kick]."""
+        """The tangents at one time, from dz [trial, probe, unit] and each site's kicks [trial, probe, kick]."""
         moving, fixed = residuals
 
         def row(moving: list[jax.Array], dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
@@ -62,7 +63,12 @@ class StepTangent:
             leaves = [next(here) if m else next(everywhere) for m in self._moving]
             return jax.tree.unflatten(self._tree, leaves)(dz, kicks)
 
-        return jax.vmap(row)(moving, dz, kicks)
+        return jax.vmap(jax.vmap(row, (None, 0, 0)))(moving, dz, kicks)
+
+    def transpose(self, residuals: Residuals, q: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """The same transposed: q [trial, probe, unit] -> what it is of dz and of the kicks."""
+        kicks = [jax.ShapeDtypeStruct((*q.shape[:2], size), q.dtype) for size in self._kick_sizes]
+        return jax.linear_transpose(lambda dz, kicks: self(residuals, dz, kicks), q, kicks)(q)
 
 
 def _kicked(rows: Rows, sites: list[Site]) -> Callable[[jax.Array, jax.Array, list[jax.Array]], jax.Array]:

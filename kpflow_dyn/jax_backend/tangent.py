@@ -4,12 +4,15 @@ With z_t = Phi(z_{t-1}, x_t; theta), kicks a entering inside the step and weight
 
     s_t = A_t s_{t-1} + B_t a_t + q_t,    a_t = V_t dW^T
 
-Only this forward sweep is written; the backward one is its transpose by JAX, in which dW gathers as the sweep goes.
+run forward, and transposed backward, where dW gathers as the sweep goes. All arrays of a sweep are [time, trial, probe,
+...], so that the rows of all probes make one product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +27,12 @@ from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import Structure
 
 Data = tuple  # what a sweep needs to know of the rows: the step's residuals and each site's variables
+Changes = list[jax.Array]  # of the weights, site by site
 Map = Callable[[Data, jax.Array], jax.Array]
 
-SPAN_ROWS = 640
-PROBES_TOGETHER = 64  # on a device that likes large products; a CPU is fastest with one after another
+SPAN_ROWS = 640  # whose products with the variables are formed at once
+ROWS_TOGETHER = {"cpu": 640}  # of all probes at one time
+DEVICE_ROWS = 2**14  # the same on a device that likes large products
 
 
 class Tangent:
@@ -47,8 +52,8 @@ class Tangent:
         self.step = StepTangent(rows, structure.sites, x[0, 0], z_prev[0, 0])
         self.next_state, self.data = self._evaluated(rows, x, z_prev)
         (_, variables), _ = self.data
-        pairs = zip(structure.sites, variables, strict=True)
-        self.sites = [("a", SiteData(site, rows, data, self.times)) for site, data in pairs]
+        pairs = zip(structure.sites, self._unpadded(variables), strict=True)
+        self.sites = [("a", SiteData(site, rows, data)) for site, data in pairs]
         self.weights, self._push, _pull = rows.weights()
         self.parameter_size = sum(value.size for value in rows.parameter_values())
         self.site_kicks = np.concatenate([site.kicks.ravel() for site in structure.sites])
@@ -65,114 +70,175 @@ class Tangent:
             x, z = x.swapaxes(0, 1), z.swapaxes(0, 1)
             next_state, (moving, fixed) = self.step.along(x, z)
             variables = [rows.variables(site, x, z) for site in rows.structure.sites]
-            return next_state.swapaxes(0, 1), (self._padded((moving, variables)), fixed)
+            return next_state.swapaxes(0, 1), ((moving, self._in_spans(variables)), fixed)
 
         return evaluated(x, z)
 
-    def _padded(self, rows: tuple) -> tuple:
-        """Filled up with zeros to whole spans."""
-        more = -self.times % self.span
-        return jax.tree.map(lambda a: jnp.pad(a, ((0, more), *((0, 0),) * (a.ndim - 1))), rows) if more else rows
+    def _in_spans(self, rows: list) -> list:
+        """Rows [time, trial, ...] -> [span, time, trial, ...], filled up with zeros to whole spans."""
+        return jax.tree.map(lambda a: self._padded(a).reshape(-1, self.span, *a.shape[1:]), rows)
+
+    def _unpadded(self, spans: Any) -> Any:
+        """Back to [time, trial, ...]."""
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[: self.times], spans)
+
+    def _padded(self, rows: jax.Array) -> jax.Array:
+        return jnp.pad(rows, ((0, -self.times % self.span), *((0, 0),) * (rows.ndim - 1)))
+
+    def _span_times(self) -> jax.Array:
+        """The times of each span [span, time]."""
+        return jnp.arange(self.times + -self.times % self.span).reshape(-1, self.span)
 
     def _make_maps(self) -> None:
         """The compiled operators on blocks [probe, ...]."""
-        state = jax.ShapeDtypeStruct((self.trials, self.times, self.units), self.like.dtype)
-        theta = jax.ShapeDtypeStruct((self.parameter_size,), self.like.dtype)
-        outputs = jax.ShapeDtypeStruct((self.trials, self.times, len(self.site_kicks)), self.like.dtype)
-        changes = jax.eval_shape(self._changes, theta)
-        gradient = _transposed(self._from_changes, changes) if self.plain else _transposed(self._from_parameters, theta)
-        forward = self._from_changes if self.plain else self._from_parameters
-        together = 1 if self.like.device.platform == "cpu" else PROBES_TOGETHER
-
-        def block(function: Map) -> Callable[[jax.Array], jax.Array]:
-            return _on_blocks(function, self.data, together)
-
+        rows = ROWS_TOGETHER.get(self.like.device.platform, DEVICE_ROWS)
+        block = partial(_on_blocks, data=self.data, together=max(1, rows // self.trials))
         self.propagate = block(self._propagate)
-        self.propagate_adjoint = block(_transposed(self._propagate, state))
-        self.push_forward = block(self._from_parameters)
-        self.pull_back = block(_transposed(self._from_parameters, theta))
-        self.descend = block(lambda data, q: forward(data, gradient(data, q)))
-        self.write, self.read = block(self._write), block(_transposed(self._write, theta))
-        self.enter, self.enter_adjoint = block(self._enter), block(_transposed(self._enter, outputs))
+        self.propagate_adjoint = block(self._propagate_adjoint)
+        self.push_forward = block(lambda data, theta: self._forward(data, self._changes(theta), len(theta)))
+        self.pull_back = block(lambda data, q: self._gradient(self._backward(data, q), len(q)))
+        self.descend = block(self._descend)
+        self.write = block(self._write)
+        self.read = block(self._read)
+        self.enter = block(self._enter)
+        self.enter_adjoint = block(self._enter_adjoint)
         self.unpropagate = block(self._unpropagate)
-        self.unpropagate_adjoint = block(_transposed(self._unpropagate, state))
+        self.unpropagate_adjoint = block(self._unpropagate_adjoint)
 
-    # One probe: states [trial, time, unit], parameters [p]
+    # Weight changes
 
-    def _changes(self, theta: jax.Array) -> list[jax.Array]:
-        """Parameter changes -> weight changes, site by site."""
-        weights = self._push(theta)
+    def _changes(self, theta: jax.Array) -> Changes:
+        """Parameter changes [probe, p] -> weight changes."""
+        weights = jax.vmap(self._push)(theta)
         return [site.take(weights) for _, site in self.sites]
 
-    def _from_parameters(self, data: Data, theta: jax.Array) -> jax.Array:
-        """J theta."""
-        return self._from_changes(data, self._changes(theta))
+    def _gradient(self, changes: Changes, probes: int) -> jax.Array:
+        """The transpose: gradients of the weights -> of the parameters [probe, p]."""
+        return jax.linear_transpose(self._changes, self._theta(probes))(changes)[0]
 
-    def _from_changes(self, data: Data, changes: list[jax.Array]) -> jax.Array:
+    def _no_changes(self, probes: int) -> Changes:
+        shapes = jax.eval_shape(self._changes, self._theta(probes))
+        return [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
+
+    def _theta(self, probes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((probes, self.parameter_size), self.like.dtype)
+
+    def _kick(self, changes: Changes, variables: list[list[jax.Array]]) -> list[jax.Array]:
+        return [site.kick(c, v) for (_, site), c, v in zip(self.sites, changes, variables, strict=True)]
+
+    def _gather(self, kicks: list[jax.Array], variables: list[list[jax.Array]]) -> Changes:
+        return [site.gather(k, v) for (_, site), k, v in zip(self.sites, kicks, variables, strict=True)]
+
+    # Sweeps, on blocks of states [probe, trial, time, unit]
+
+    def _descend(self, data: Data, q: jax.Array) -> jax.Array:
+        """J J^T; where no two sites share a weight, what gathers at the sites is what kicks them."""
+        changes = self._backward(data, q)
+        return self._forward(data, changes if self.plain else self._changes(self._gradient(changes, len(q))), len(q))
+
+    def _forward(self, data: Data, changes: Changes, probes: int) -> jax.Array:
         """s_t = A_t s_{t-1} + B_t V_t dW^T, where the products with V are formed for a span of times at once."""
-        rows, fixed = data
+        (moving, variables), fixed = data
 
-        def span(s: jax.Array, rows: tuple) -> tuple[jax.Array, jax.Array]:
-            moving, variables = rows
-            return lax.scan(step, s, (self._kicks(changes, variables), moving))
+        def span(s: jax.Array, row: tuple) -> tuple[jax.Array, jax.Array]:
+            times, variables = row
+            return lax.scan(step, s, (times, self._kick(changes, variables)))
 
         def step(s: jax.Array, row: tuple) -> tuple[jax.Array, jax.Array]:
-            kicks, moving = row
-            s = self.step((moving, fixed), s, kicks)
+            time, kicks = row
+            s = self.step((_at(time, moving), fixed), s, kicks)
             return s, s
 
-        start = jnp.zeros((self.trials, self.units), self.like.dtype)
-        spans = jax.tree.map(lambda a: a.reshape(-1, self.span, *a.shape[1:]), rows)
-        states = lax.scan(span, start, spans)[1]
-        return states.reshape(-1, self.trials, self.units)[: self.times].swapaxes(0, 1)
+        states = lax.scan(span, self._still(probes), (self._span_times(), variables))[1]
+        return _block(self._unpadded(states))
+
+    def _backward(self, data: Data, q: jax.Array) -> Changes:
+        """The transpose, backward in time; the kicks of a span gather at once."""
+        (moving, variables), fixed = data
+        q = self._padded(_rows(q))
+
+        def span(carry: tuple, row: tuple) -> tuple[tuple, None]:
+            (later, changes), (times, variables) = carry, row
+            later, kicks = lax.scan(step, later, times, reverse=True)
+            return (later, jax.tree.map(jnp.add, changes, self._gather(kicks, variables))), None
+
+        def step(later: jax.Array, time: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+            return self.step.transpose((_at(time, moving), fixed), later + _at(time, q))
+
+        start = self._still(q.shape[2]), self._no_changes(q.shape[2])
+        return lax.scan(span, start, (self._span_times(), variables), reverse=True)[0][1]
 
     def _propagate(self, data: Data, q: jax.Array) -> jax.Array:
         """s_t = A_t s_{t-1} + q_t."""
         (moving, _), fixed = data
 
         def step(s: jax.Array, row: tuple) -> tuple[jax.Array, jax.Array]:
-            q, moving = row
-            s = self.step((moving, fixed), s, self._no_kicks()) + q
+            moving, q = row
+            s = self.step((moving, fixed), s, self._no_kicks(s)) + q
             return s, s
 
-        return self._scan(step, (q.swapaxes(0, 1), self._unpadded(moving)))
+        return _block(lax.scan(step, self._still(len(q)), (moving, _rows(q)))[1])
 
-    def _scan(self, step: Callable, rows: tuple) -> jax.Array:
-        start = jnp.zeros((self.trials, self.units), self.like.dtype)
-        return lax.scan(step, start, rows)[1].swapaxes(0, 1)
+    def _propagate_adjoint(self, data: Data, q: jax.Array) -> jax.Array:
+        """l_t = A_{t+1}^T l_{t+1} + q_t."""
+        (moving, _), fixed = data
+
+        def step(later: jax.Array, row: tuple) -> tuple[jax.Array, jax.Array]:
+            moving, q = row
+            here = later + q
+            return self.step.transpose((moving, fixed), here)[0], here
+
+        return _block(lax.scan(step, self._still(len(q)), (moving, _rows(q)), reverse=True)[1])
+
+    def _still(self, probes: int) -> jax.Array:
+        return jnp.zeros((self.trials, probes, self.units), self.like.dtype)
+
+    def _no_kicks(self, s: jax.Array) -> list[jax.Array]:
+        return [jnp.zeros((*s.shape[:-1], site.kicks.size), s.dtype) for _, site in self.sites]
+
+    # All times at once
 
     def _write(self, data: Data, theta: jax.Array) -> jax.Array:
-        """V dW^T of every site, side by side [trial, time, site]."""
+        """V dW^T of every site, side by side [probe, trial, time, site]."""
         (_, variables), _ = data
-        changes = self._changes(theta)
-        return jnp.concatenate(self._kicks(changes, self._unpadded(variables)), -1).swapaxes(0, 1)
+        return _block(jnp.concatenate(self._kick(self._changes(theta), self._unpadded(variables)), -1))
+
+    def _read(self, data: Data, values: jax.Array) -> jax.Array:
+        (_, variables), _ = data
+        return self._gradient(self._gather(self._split(_rows(values)), self._unpadded(variables)), len(values))
 
     def _enter(self, data: Data, values: jax.Array) -> jax.Array:
         """B: site values -> state, each step on its own."""
-        still = jnp.zeros((self.times, self.trials, self.units), values.dtype)
-        return self._each_step(data, still, values.swapaxes(0, 1)).swapaxes(0, 1)
+        still = jnp.zeros((self.times, *self._still(len(values)).shape), values.dtype)
+        return _block(self._each_step(data, still, self._split(_rows(values))))
+
+    def _enter_adjoint(self, data: Data, q: jax.Array) -> jax.Array:
+        return _block(jnp.concatenate(self._each_step_transposed(data, _rows(q))[1], -1))
 
     def _unpropagate(self, data: Data, s: jax.Array) -> jax.Array:
         """P^{-1}: s_t - A_t s_{t-1}."""
-        previous = jnp.pad(s.swapaxes(0, 1)[:-1], ((1, 0), (0, 0), (0, 0)))
-        still = jnp.zeros((self.times, self.trials, len(self.site_kicks)), s.dtype)
-        return s - self._each_step(data, previous, still).swapaxes(0, 1)
+        rows = _rows(s)
+        previous = jnp.concatenate([jnp.zeros_like(rows[:1]), rows[:-1]])
+        return _block(rows - self._each_step(data, previous, self._no_kicks(rows)))
 
-    def _each_step(self, data: Data, z: jax.Array, values: jax.Array) -> jax.Array:
+    def _unpropagate_adjoint(self, data: Data, q: jax.Array) -> jax.Array:
+        rows = _rows(q)
+        back, _ = self._each_step_transposed(data, rows)
+        return _block(rows - jnp.concatenate([back[1:], jnp.zeros_like(back[:1])]))
+
+    def _each_step(self, data: Data, z: jax.Array, kicks: list[jax.Array]) -> jax.Array:
         (moving, _), fixed = data
-        ends = np.cumsum([site.kicks.size for _, site in self.sites])[:-1]
-        parts = jnp.split(values, ends, axis=-1)
         step = jax.vmap(lambda moving, z, kicks: self.step((moving, fixed), z, kicks))
-        return step(self._unpadded(moving), z, parts)
+        return step(moving, z, kicks)
 
-    def _unpadded(self, rows: list) -> list:
-        return jax.tree.map(lambda a: a[: self.times], rows)
+    def _each_step_transposed(self, data: Data, q: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        (moving, _), fixed = data
+        return jax.vmap(lambda moving, q: self.step.transpose((moving, fixed), q))(moving, q)
 
-    def _kicks(self, changes: list[jax.Array], variables: list[list[jax.Array]]) -> list[jax.Array]:
-        return [site.kick(c, v) for (_, site), c, v in zip(self.sites, changes, variables, strict=True)]
-
-    def _no_kicks(self) -> list[jax.Array]:
-        return [jnp.zeros((self.trials, site.kicks.size), self.like.dtype) for _, site in self.sites]
+    def _split(self, values: jax.Array) -> list[jax.Array]:
+        """Site by site."""
+        ends = np.cumsum([site.kicks.size for _, site in self.sites])[:-1]
+        return jnp.split(values, ends, axis=-1)
 
     def _check(self, rows: Rows, x: jax.Array, z: jax.Array) -> None:
         """Compare every row with forward mode through the whole step, in one random direction."""
@@ -181,9 +247,11 @@ class Tangent:
 
         @jax.jit
         def compare(data: Data, x: jax.Array, z: jax.Array, dz: jax.Array) -> tuple[jax.Array, jax.Array]:
+            (_, variables), _ = data
             x, z, dz = (a.swapaxes(0, 1) for a in (x, z, dz))
             (expected,) = each_row(rows.tangent(dtheta), x, z, dz)
-            found = self._each_step(data, dz, self._write(data, dtheta).swapaxes(0, 1))
+            kicks = self._kick(self._changes(dtheta[None]), self._unpadded(variables))
+            found = self._each_step(data, dz[:, :, None], kicks)[:, :, 0]
             error = abs(found - expected).max() / jnp.maximum(abs(expected).max(), jnp.finfo(z.dtype).tiny)
             return expected.swapaxes(0, 1), error
 
@@ -196,16 +264,33 @@ class Tangent:
             )
 
 
-def _transposed(function: Map, primal: jax.ShapeDtypeStruct) -> Map:
-    """The transpose of a function that is linear in its second argument."""
-    return lambda data, y: jax.linear_transpose(lambda v: function(data, v), primal)(y)[0]
+def _at(time: jax.Array, rows: Any) -> Any:
+    """One row of arrays [time, ...]; of what lies behind the end, some row."""
+    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, time, keepdims=False), rows)
+
+
+def _rows(block: jax.Array) -> jax.Array:
+    """[probe, trial, time, ...] -> [time, trial, probe, ...]."""
+    return block.swapaxes(0, 2)
+
+
+_block = _rows
 
 
 def _on_blocks(function: Map, data: Data, together: int) -> Callable[[jax.Array], jax.Array]:
-    """The function on blocks [probe, ...], compiled once for each number of probes."""
+    """The function on blocks of any length, compiled for those of 1, 2, 4, ... probes, and `together` at the most."""
+    compiled = jax.jit(function)
 
-    @jax.jit
-    def mapped(data: Data, block: jax.Array) -> jax.Array:
-        return lax.map(lambda one: function(data, one), block, batch_size=None if together == 1 else together)
+    def apply(block: jax.Array) -> jax.Array:
+        found = [compiled(data, part) for part in _parts(block, together)]
+        return found[0] if len(found) == 1 else jnp.concatenate(found)
 
-    return lambda block: mapped(data, block)
+    return apply
+
+
+def _parts(block: jax.Array, together: int) -> Iterator[jax.Array]:
+    done = 0
+    while left := len(block) - done:
+        size = min(together, 2 ** (left.bit_length() - 1))
+        yield block[done : done + size]
+        done += size

@@ -28,6 +28,7 @@ Callback = Callable[[int, np.ndarray], None]
 TEST_COLUMNS, TEST_STEPS = 8, 6
 CLUSTER = 100  # eigenvalues closer than this many tolerances count as one
 DEPENDENT = 1e-6  # start rows with a smaller part of their own are dropped
+ASYMMETRY = 1e-2  # an operator further from symmetric than this, relative to |A q|, is refused
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ class BlockLanczos:
             ValueError: k out of range, NaN or inf or a wrong shape from `apply`, or an operator that is not symmetric.
 
         Warns:
-            UserWarning: some pairs did not reach the tolerance; they are returned flagged.
+            UserWarning: some pairs did not reach the tolerance; they are returned flagged. So are pairs of an operator
+                that is only nearly symmetric, to 1% of |A q|, where that keeps them from it.
         """
         if not 1 <= k <= n:
             raise ValueError(f"k = {k} eigenpairs asked of an operator of dimension {n}; expected 1 <= k <= {n}")
@@ -129,7 +131,7 @@ class BlockLanczos:
             krylov = _Krylov(operator, n, like, Random(seed))
             krylov.begin(start, self.block)
             pairs = self._iterate(krylov, k, columns, callback)
-        _warn(pairs, self.tol)
+        _warn(pairs, self.tol, operator.asymmetry)
         return pairs
 
     def _keep(self, k: int) -> int:
@@ -194,6 +196,17 @@ class _Counted:
     def __init__(self, apply: Rows) -> None:
         self._apply = apply
         self.applications = self.calls = 0
+        self.asymmetry = 0.0  # how far <q, A p> and <p, A q> were apart so far, relative to |A q|; 0 for round-off
+
+    def check_symmetry(self, defect: float, eps: float) -> None:
+        """Take note of a relative difference, or raise."""
+        if defect > ASYMMETRY:
+            raise ValueError(
+                f"the operator is not symmetric: <q, A p> and <p, A q> differ by {defect:.1e} of |A q|; use the "
+                "eigenpairs of A A* or A* A, or lower rtol and atol of InterpolatingAdjoint if it comes from that"
+            )
+        if defect > eps**0.5:
+            self.asymmetry = max(self.asymmetry, defect)
 
     def __call__(self, rows: Array) -> Array:
         image = self._apply(rows)
@@ -331,12 +344,8 @@ class _Krylov:
     def _check_symmetry(self, to_basis: Array, to_active: Array) -> None:
         coupling = self.coupling[self.parked :]
         defects = _concat([(to_active - to_active.T).reshape(-1), (to_basis - coupling).reshape(-1)])
-        defect = float(abs(defects).max())
-        if defect > self.eps**0.5 * self.scale:
-            raise ValueError(
-                f"the operator is not symmetric: <q, A p> and <p, A q> differ by {defect / self.scale:.1e} of |A q|; "
-                "use the eigenpairs of A A* or A* A instead"
-            )
+        if self.scale:
+            self.operator.check_symmetry(float(abs(defects).max()) / self.scale, self.eps)
 
 
 def _solve_dense(operator: _Counted, n: int, k: int, like: Array, tol: float) -> Eigenpairs:
@@ -345,9 +354,8 @@ def _solve_dense(operator: _Counted, n: int, k: int, like: Array, tol: float) ->
     eye = xp.eye(n, dtype=like.dtype, device=device(like))
     step = max(1, 2**22 // n)
     matrix = to_double(xp.concat([operator(eye[i : i + step]) for i in range(0, n, step)]))
-    defect, size = float(abs(matrix - matrix.T).max()), float(abs(matrix).max())
-    if defect > float(xp.finfo(like.dtype).eps) ** 0.5 * size:
-        raise ValueError(f"the operator is not symmetric: A and A^T differ by {defect / size:.1e} of the largest entry")
+    defect, scale = float(abs(matrix - matrix.T).max()), float(row_norms(matrix).max())
+    operator.check_symmetry(defect / scale if scale else 0.0, float(xp.finfo(like.dtype).eps))
     values, rotation = descending_eigh(matrix)
     vectors = to_like(rotation[:, :k].T, like)
     wide = to_double(vectors)
@@ -368,11 +376,17 @@ def _blocks(a: Array, b: Array, c: Array, d: Array) -> Array:
     return _concat([xp.concat([a, b], axis=1), xp.concat([c, d], axis=1)])
 
 
-def _warn(pairs: Eigenpairs, tol: float) -> None:
+def _warn(pairs: Eigenpairs, tol: float, asymmetry: float) -> None:
     done, worst = to_numpy(pairs.converged), float(pairs.residuals.max())
+    advice = "raise maxiter or tol, or work in float64"
+    if asymmetry:
+        advice = (
+            f"the operator is symmetric only to {asymmetry:.1e} of |A q|, so raise tol or compute it more accurately: "
+            "lower rtol and atol of InterpolatingAdjoint, or take DiscreteAdjoint()"
+        )
     if not done.all():
         warnings.warn(
             f"{int((~done).sum())} of {done.size} eigenpairs did not reach the residual {tol:.0e} (worst {worst:.1e}, "
-            f"after {pairs.calls} calls); raise maxiter or tol, or work in float64",
+            f"after {pairs.calls} calls); {advice}",
             stacklevel=3,
         )

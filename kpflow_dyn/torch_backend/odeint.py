@@ -41,14 +41,24 @@ def evaluate(solution: Solution, times: np.ndarray) -> Tensor:
     problem, steps = solution.problem, solution.steps
     assert isinstance(problem, ODEProblem)
     if steps is None:
-        return _solve_at(problem, _run(problem, solution.alg, Options(**solution.options)), times)
+        return _evaluate_again(problem, solution, times)
     index, theta = (rows[0] for rows in steps.locate(times))
     states = steps.after[:, torch.as_tensor(index)]
     inside = np.unique(index[theta < 1])
     for n, k in zip(inside, _replay(problem, steps, inside), strict=True):
+        _check_step(steps, n, k)
         here = np.flatnonzero((index == n) & (theta < 1))
         states[:, here] = _dense(steps, n, k, theta[here])
     return states
+
+
+def _evaluate_again(problem: ODEProblem, solution: Solution, times: np.ndarray) -> Tensor:
+    """The solution at times, where no steps can be replayed; its last state is compared with what it was."""
+    run = _run(problem, solution.alg, Options(**solution.options))
+    states, last = _solve_at(problem, run, np.append(times, solution.t[-1])), solution.state[:, -1]
+    error = replay_error(states[:, -1], last, last, 0.0, [])
+    check_replay_error(float(error), last.dtype, problem.t[0])
+    return states[:, :-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,14 +303,19 @@ def _dense(steps: AcceptedSteps, n: int, k: list[Tensor], theta: np.ndarray) -> 
     return steps.after[:, n, None] + float(steps.dt[0, n]) * back
 
 
+def _check_step(steps: AcceptedSteps, n: int, k: list[Tensor]) -> None:
+    """Raise where the stage derivatives do not give the step that was taken."""
+    before, after, h = steps.before[:, n], steps.after[:, n], float(steps.dt[0, n])
+    error = replay_error(step(steps.tableau, h, before, k), before, after, h, k)
+    check_replay_error(float(error), after.dtype, steps.t[0, n])
+
+
 def _check_replay(problem: ODEProblem, steps: AcceptedSteps, nodes: np.ndarray) -> Tensor:
     """Replay all steps, compare with what the solver gave, and read the state at nodes inside of them."""
     index, theta = (rows[0] for rows in steps.locate(nodes))
     which, states = range(1, steps.dt.shape[1]), []
     for n, k in zip(which, _replay(problem, steps, which), strict=True):
-        after, h = steps.after[:, n], float(steps.dt[0, n])
-        error = float(replay_error(step(steps.tableau, h, steps.before[:, n], k), steps.before[:, n], after, h, k))
-        check_replay_error(error, after.dtype, steps.t[0, n])
+        _check_step(steps, n, k)
         if (index == n).any():
             states.append(_dense(steps, n, k, theta[index == n]))
     return torch.cat(states, 1) if states else steps.after[:, :0]
