@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many test processes as cores
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the tests compile far more than they compute
 
 

@@ -75,7 +75,7 @@ class Case:
     span: bool
 
     def array(self, values: Any) -> Any:
-        return jnp.asarray(values) if self.framework == "jax" else torch.as_tensor(values)
+        return jnp.asarray(values) if self.framework == "jax" else torch.as_tensor(np.asarray(values))
 
     def problem(self, **changes: Any) -> kp.ODEProblem:
         if self.framework == "jax":
@@ -88,6 +88,9 @@ class Case:
 
 CASES = [Case(framework, span) for framework in ("torch", "jax") for span in (False, True)]
 GRIDS = [case for case in CASES if not case.span]
+
+
+SLOW_IN_JAX = {"torch": [], "jax": [pytest.mark.slow]}  # to compile
 
 
 def name(case: Case) -> str:
@@ -202,7 +205,7 @@ def test_trials_of_a_jax_grid_have_steps_of_their_own(solution: kp.Solution) -> 
     assert own == (not isinstance(solution.state, torch.Tensor))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.span], ids=name)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=SLOW_IN_JAX[c.framework]) for c in CASES if c.span], ids=name)
 def test_on_a_span_with_inputs_from_a_callable(case: Case) -> None:
     flow = kp.linearize(kp.solve(case.problem()), sensealg=kp.InterpolatingAdjoint())
     assert flow.solution.t[0] > 0 and flow.solution.t[-1] < END
@@ -321,18 +324,18 @@ def test_steps_that_cannot_be_replayed_are_solved_once_more(framework: str, alg:
     case = Case(framework, False)
     solution = kp.solve(case.problem(), alg, steps=None if framework == "torch" else 0.01)
     assert solution.steps is None
-    flow = flow_of(solution)
+    flow = flow_of(solution, 1e-8)
     theta = np.random.default_rng(6).standard_normal((1, flow.J.domain.size))
     image = to_numpy(flow.J.mv(case.array(theta)))
-    assert relative(image.reshape(1, -1), theta @ Reference(flow, span=False).J.T) < 1e-5
+    assert relative(image.reshape(1, -1), theta @ Reference(flow, span=False).J.T) < 1e-6
     with pytest.raises(ValueError, match=r"no nodal identity.*DiscreteAdjoint"):
         flow.nodal  # noqa: B018
 
 
 @pytest.mark.parametrize("case", GRIDS, ids=name)
-def test_only_the_chosen_parameters_learn_in_their_order(case: Case) -> None:
+def test_only_the_chosen_parameters_learn_in_the_order_of_the_model(case: Case) -> None:
     flow = flow_of(kp.solve(case.problem(), rtol=1e-9, atol=1e-11), params=["b", "W"])
-    assert list(flow.parameters) == ["b", "W"]
+    assert list(flow.parameters) == ["W", "b"]
     reference = Reference(flow, span=False)
     assert relative(dense(flow.J), reference.J) < 1e-5
     assert relative(dense(flow.J.T), reference.adjoint(reference.J)) < 1e-5
@@ -361,7 +364,7 @@ def test_a_torch_model_is_copied_and_must_be_the_one_that_was_solved() -> None:
         flow_of(solution)
 
 
-@pytest.mark.parametrize("case", GRIDS, ids=name)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=SLOW_IN_JAX[c.framework]) for c in GRIDS], ids=name)
 def test_float32(case: Case) -> None:
     single = case.problem(
         z0=case.array(START.astype("float32")), x=case.array(SAMPLES.astype("float32")), f=_single(case)
@@ -377,7 +380,7 @@ def _single(case: Case) -> Any:
     return f.float() if case.framework == "torch" else jax.tree.map(lambda value: value.astype("float32"), f)
 
 
-@pytest.mark.parametrize("dense_up_to", [0, 256])
+@pytest.mark.parametrize("dense_up_to", [pytest.param(0, marks=pytest.mark.slow), 256])
 def test_spectra_converge_or_say_why_not(dense_up_to: int) -> None:
     solution = kp.solve(Case("jax", False).problem(), rtol=1e-9, atol=1e-11)
     solver, expected = BlockLanczos(block=4, dense=dense_up_to), kp.eigs(kp.linearize(solution).ntk, 5).values
@@ -444,7 +447,11 @@ def _solved(solver: Any, times: np.ndarray) -> Callable[[JaxField], jax.Array]:
 STEPS = np.unique(np.concatenate([GRID, np.linspace(0, END, 21)]))
 
 
-@pytest.mark.parametrize("solver", [diffrax.ReversibleHeun(), diffrax.LeapfrogMidpoint(), HeunEuler()], ids=str)
+@pytest.mark.parametrize(
+    "solver",
+    [pytest.param(diffrax.ReversibleHeun(), marks=pytest.mark.slow), diffrax.LeapfrogMidpoint(), HeunEuler()],
+    ids=str,
+)
 def test_steps_that_cannot_be_replayed_are_differentiated(solver: Any) -> None:
     solution = kp.solve(Case("jax", False).problem(), solver, steps=STEPS)
     assert solution.steps is None
@@ -459,7 +466,7 @@ def test_steps_that_cannot_be_replayed_are_differentiated(solver: Any) -> None:
         flow.nodal  # noqa: B018
 
 
-@pytest.mark.parametrize("span", [False, True])
+@pytest.mark.parametrize("span", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_choice_of_steps_is_not_differentiated(span: bool) -> None:
     """Exact transposes on adaptive steps as well, and the derivative of a method on the steps that it took."""
     solution = kp.solve(Case("jax", span).problem(), HeunEuler(), rtol=1e-3, atol=1e-4)
@@ -486,7 +493,7 @@ def test_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TypeError, match=r"expected DiscreteAdjoint\(\) or, for an ODE, InterpolatingAdjoint\(\)"):
         kp.linearize(discrete, sensealg="adjoint")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"Runge-Kutta method.*sensealg=InterpolatingAdjoint\(\)"):
-        kp.linearize(kp.solve(Case("torch", False).problem(), "implicit_adams", steps=0.1))
+        kp.linearize(kp.solve(Case("torch", False).problem(), "explicit_adams", steps=0.1))
 
 
 @pytest.mark.parametrize("case", GRIDS, ids=name)

@@ -171,11 +171,10 @@ def test_trials_step_by_themselves_on_a_grid(x64: None) -> None:
     problem = case.problem()
     both = kp.linearize(kp.solve(problem, case.alg, **case.options))
     samples = problem.x[1]
-    single = [problem.remake(z0=problem.z0[i : i + 1], x=(GRID, samples[i : i + 1])) for i in range(2)]
-    alone = [kp.linearize(kp.solve(one, case.alg, **LOOSE)) for one in single]
-    J = both.J.dense().reshape(2, -1, both.J.domain.size)
-    for i in range(2):
-        assert relative(J[i], alone[i].J.dense()) < 1e-11
+    single = problem.remake(z0=problem.z0[:1], x=(GRID, samples[:1]))
+    alone = kp.linearize(kp.solve(single, case.alg, **LOOSE))
+    assert not np.array_equal(*both.solution.steps.dt)
+    assert relative(both.J.dense().reshape(2, -1, both.J.domain.size)[0], alone.J.dense()) < 1e-11
 
 
 def test_inputs_are_those_of_the_field(x64: None) -> None:

@@ -383,7 +383,7 @@ def test_equal_plants_share_one_compiled_program():
     assert jax.tree.structure(first) == jax.tree.structure(second)
 
 
-@pytest.mark.parametrize("policy", [lambda z: z, nn.Linear, None, "policy", jnp.tanh], ids=str)
+@pytest.mark.parametrize("policy", [lambda z: z, nn.Linear, None, "policy", jnp.tanh])
 def test_a_policy_must_be_a_module(policy):
     with pytest.raises(TypeError, match=r"policy is \w+, expected an instance of a torch nn.Module, or"):
         ClosedLoop(CartPole(), policy)

@@ -5,14 +5,34 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 
+BLOCKS = re.findall(
+    r"```python\n(.*?)```", Path(__file__).parents[1].joinpath("README.md").read_text("utf-8"), re.DOTALL
+)
 
-def test_the_python_example_runs() -> None:
-    text = Path(__file__).parents[1].joinpath("README.md").read_text("utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+def run(block: str) -> dict:
     names: dict = {}
-    exec(code, names)  # our own README
+    exec(block, names)  # our own README
+    return names
+
+
+def test_the_network_of_ones_own() -> None:
+    names = run(BLOCKS[0])
     torch.testing.assert_close(names["moved"][0], names["flow"].ntk.mv(names["q"][0]))
     assert 1 <= names["rank"].value <= names["temporal"].space.size
     assert bool(names["leading"].converged.all())
+
+
+def test_the_controller() -> None:
+    names = run(BLOCKS[1])
+    t, temporal = names["flow"].solution.t, names["temporal"]
+    assert 0 < t[0] < t[-1] < 3
+    weights, modes = names["flow"].solution.weights, np.asarray(temporal.vectors)
+    np.testing.assert_allclose(modes * weights @ modes.T, np.eye(3), atol=1e-4)
+
+
+def test_there_is_no_other_example() -> None:
+    assert len(BLOCKS) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -50,8 +52,11 @@ def named_parameters(model: object) -> dict[str, jax.Array]:
     """The floating arrays of a callable pytree, by their path in it.
 
     Raises:
-        TypeError: no callable, or a plain function, whose arrays are closed over and so cannot be told from constants.
+        TypeError: a torch module, no callable, or a plain function, whose arrays are closed over and so cannot be told
+            from constants.
     """
+    if _is_torch_module(model):
+        raise TypeError("the model is a torch module, but the data are jax arrays; pass torch tensors, or a JAX model")
     if not callable(model):
         raise TypeError(f"the model is {type(model).__name__}, expected a callable such as an equinox module")
     paths, _ = jax.tree_util.tree_flatten_with_path(model)
@@ -63,6 +68,10 @@ def named_parameters(model: object) -> dict[str, jax.Array]:
             "parameters) with function(parameters, ...)"
         )
     return found
+
+
+def _is_torch_module(model: object) -> bool:
+    return "torch" in sys.modules and isinstance(model, sys.modules["torch"].nn.Module)
 
 
 def check_parameters(model: object, like: jax.Array) -> None:

@@ -129,11 +129,8 @@ def as_product(equation: Equation, mirrored: bool) -> tuple[Role, Any, list[list
     orders = [[*batches[0], *free[0], *sums[0]], [*batches[1], *sums[1], *free[1]]]
     if sums[0]:
         b, r, d, m = [prod(batch)] if batch else [], prod(rows), prod(_sizes(left, sums[0])), prod(columns)
-        role, apply, shapes = (
-            Role.PRODUCT,
-            partial(product, equation.params, mirrored),
-            ([*b, r, d], [*b, d, m], [*b, r, m]),
-        )
+        role, apply = Role.PRODUCT, partial(product, equation.params, mirrored)
+        shapes = [*b, r, d], [*b, d, m], [*b, r, m]
     else:
         shapes = ([*batch, *rows, *(1 for _ in columns)], [*batch, *(1 for _ in rows), *columns], out.shape)
         role, apply = Role.POINTWISE, partial(multiply, out.dtype)

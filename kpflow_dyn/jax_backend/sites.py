@@ -1,6 +1,6 @@
 """Weight sites on data in JAX: how weight changes kick the step, and how kicks gather to gradients of the weights.
 
-A block of changes of a site's weights has a layout of its own, which `take` makes of all weights' changes [probe, weight].
+A block of changes of a site's weights has a layout of its own, which `take` makes of changes of all weights.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ KINDS = {"MatrixSite": "matrix", "ScaleSite": "scale", "OpaqueSite": "opaque"}
 
 
 class SiteData:
-    """A weight site with its data at all rows [time, trial, ...]; `entries` number its weights, `kicks` its outputs.
+    """A weight site; `entries` number its weights, `kicks` its outputs.
 
     Attributes:
-        kick: (change, data) -> outputs [time, trial, probe, kick].
+        data: at all rows [time, trial, ...], of which the site's variables are made.
+        kick: (change, data of some rows) -> outputs [time, trial, probe, kick].
         gather: the transpose, (kicks, data) -> change.
     """
 
     kick: Map
     gather: Map
+    data: list[jax.Array]
 
-    def __init__(self, site: Site, rows: Rows, data: list[jax.Array]) -> None:
+    def __init__(self, site: Site, rows: Rows) -> None:
         self.name, self.kind = site.name, KINDS[type(site).__name__]
         self.entries, self.kicks = site.entries, site.kicks
-        self.data = data
         self.kick, self.gather = _maps(site, rows)
 
     def take(self, weights: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ run forward, and transposed backward, where dW gathers as the sweep goes. All ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -50,29 +50,45 @@ class Tangent:
         self.like = z_prev.reshape(-1)[:0]
         self.span = -(-self.times // -(-self.times * self.trials // SPAN_ROWS))
         self.step = StepTangent(rows, structure.sites, x[0, 0], z_prev[0, 0])
-        self.next_state, self.data = self._evaluated(rows, x, z_prev)
-        (_, variables), _ = self.data
-        pairs = zip(structure.sites, self._unpadded(variables), strict=True)
-        self.sites = [("a", SiteData(site, rows, data)) for site, data in pairs]
+        self.sites = [("a", SiteData(site, rows)) for site in structure.sites]
         self.weights, self._push, _pull = rows.weights()
         self.parameter_size = sum(value.size for value in rows.parameter_values())
         self.site_kicks = np.concatenate([site.kicks.ravel() for site in structure.sites])
         used = np.concatenate([site.entries.ravel() for _, site in self.sites])
         self.plain = not structure.derived and len(np.unique(used)) == len(used)
+        self.next_state, self.data = self._evaluate(rows, x, z_prev)
+        (_, variables), _ = self.data
+        for (_, site), data in zip(self.sites, variables, strict=True):
+            site.data = self._unpadded(data)
         self._make_maps()
-        self._check(rows, x, z_prev)
 
-    def _evaluated(self, rows: Rows, x: jax.Array, z: jax.Array) -> tuple[jax.Array, Data]:
-        """The next states, and what sweeps need to know of the rows."""
+    def _evaluate(self, rows: Rows, x: jax.Array, z: jax.Array) -> tuple[jax.Array, Data]:
+        """The next states, and what sweeps need to know of the rows.
+
+        Each row is compared with forward mode through the whole step, in one random direction.
+        """
+        generator = np.random.default_rng(0)
+        dz, dtheta = (generator.standard_normal(n).astype(z.dtype) for n in (z.shape, self.parameter_size))
 
         @jax.jit
-        def evaluated(x: jax.Array, z: jax.Array) -> tuple[jax.Array, Data]:
-            x, z = x.swapaxes(0, 1), z.swapaxes(0, 1)
+        def evaluated(*states: jax.Array) -> tuple[jax.Array, Data, jax.Array, jax.Array]:
+            x, z, dz = (a.swapaxes(0, 1) for a in states)
             next_state, (moving, fixed) = self.step.along(x, z)
             variables = [rows.variables(site, x, z) for site in rows.structure.sites]
-            return next_state.swapaxes(0, 1), ((moving, self._in_spans(variables)), fixed)
+            data = (moving, self._in_spans(variables)), fixed
+            (expected,) = each_row(rows.tangent(dtheta), x, z, dz)
+            found = self._each_step(data, dz[:, :, None], self._kick(self._changes(dtheta[None]), variables))[:, :, 0]
+            error = abs(found - expected).max() / jnp.maximum(abs(expected).max(), jnp.finfo(z.dtype).tiny)
+            return next_state.swapaxes(0, 1), data, expected.swapaxes(0, 1), error
 
-        return evaluated(x, z)
+        next_state, data, expected, error = evaluated(x, z, dz)
+        check_finite(expected, "the derivative of the step")
+        if not error <= 1e4 * jnp.finfo(z.dtype).eps:
+            raise RuntimeError(
+                f"the linearised step is off by {float(error):.1e} of its size from forward mode through it; please "
+                "report this cell, and write it with simpler operations meanwhile"
+            )
+        return next_state, data
 
     def _in_spans(self, rows: list) -> list:
         """Rows [time, trial, ...] -> [span, time, trial, ...], filled up with zeros to whole spans."""
@@ -240,29 +256,6 @@ class Tangent:
         ends = np.cumsum([site.kicks.size for _, site in self.sites])[:-1]
         return jnp.split(values, ends, axis=-1)
 
-    def _check(self, rows: Rows, x: jax.Array, z: jax.Array) -> None:
-        """Compare every row with forward mode through the whole step, in one random direction."""
-        generator = np.random.default_rng(0)
-        dz, dtheta = (jnp.asarray(generator.standard_normal(n), z.dtype) for n in (z.shape, self.parameter_size))
-
-        @jax.jit
-        def compare(data: Data, x: jax.Array, z: jax.Array, dz: jax.Array) -> tuple[jax.Array, jax.Array]:
-            (_, variables), _ = data
-            x, z, dz = (a.swapaxes(0, 1) for a in (x, z, dz))
-            (expected,) = each_row(rows.tangent(dtheta), x, z, dz)
-            kicks = self._kick(self._changes(dtheta[None]), self._unpadded(variables))
-            found = self._each_step(data, dz[:, :, None], kicks)[:, :, 0]
-            error = abs(found - expected).max() / jnp.maximum(abs(expected).max(), jnp.finfo(z.dtype).tiny)
-            return expected.swapaxes(0, 1), error
-
-        expected, error = compare(self.data, x, z, dz)
-        check_finite(expected, "the derivative of the step")
-        if not error <= 1e4 * jnp.finfo(z.dtype).eps:
-            raise RuntimeError(
-                f"the linearised step is off by {float(error):.1e} of its size from forward mode through it; please "
-                "report this cell, and write it with simpler operations meanwhile"
-            )
-
 
 def _at(time: jax.Array, rows: Any) -> Any:
     """One row of arrays [time, ...]; of what lies behind the end, some row."""
@@ -278,19 +271,11 @@ _block = _rows
 
 
 def _on_blocks(function: Map, data: Data, together: int) -> Callable[[jax.Array], jax.Array]:
-    """The function on blocks of any length, compiled for those of 1, 2, 4, ... probes, and `together` at the most."""
+    """The function on blocks of any length, `together` at once; compiled for each length up to that."""
     compiled = jax.jit(function)
 
     def apply(block: jax.Array) -> jax.Array:
-        found = [compiled(data, part) for part in _parts(block, together)]
+        found = [compiled(data, block[i : i + together]) for i in range(0, len(block), together)]
         return found[0] if len(found) == 1 else jnp.concatenate(found)
 
     return apply
-
-
-def _parts(block: jax.Array, together: int) -> Iterator[jax.Array]:
-    done = 0
-    while left := len(block) - done:
-        size = min(together, 2 ** (left.bit_length() - 1))
-        yield block[done : done + size]
-        done += size

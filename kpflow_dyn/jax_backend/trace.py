@@ -195,9 +195,8 @@ class _Tracer:
     def product(self, equation: Equation, args: list[Atom]) -> Node:
         """A contraction as a product of matrices, its operands and its result moved into place."""
         left, right = map(self.as_node, args)
-        role, apply, orders, forms = equations.as_product(
-            equation, mirrored=right in self.data and left not in self.data
-        )
+        mirrored = right in self.data and left not in self.data
+        role, apply, orders, forms = equations.as_product(equation, mirrored)
         operands = [self.arrange(*operand) for operand in zip((left, right), orders, forms[:2], strict=True)]
         node = self.add(role, "product", forms[2:], apply, *operands)
         return self.arrange(node, range(len(node.shape)), equation.outvars[0].aval)
