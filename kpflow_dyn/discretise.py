@@ -63,9 +63,10 @@ class RungeKuttaStep:
             before: the states that the steps begin from [trial, step, unit].
             guess: the stage derivatives of an implicit method, where they are known [trial, step, stage, unit].
         """
-        parts, x = [like_numpy(np.concatenate([dt[..., None], times], -1), before)], None
-        if self.inputs is not None:
-            x = inputs_at(problem, times.reshape(len(dt), -1)).reshape((*times.shape, -1))
+        parts = [like_numpy(np.concatenate([dt[..., None], times], -1), before)]
+        x = inputs_at(problem, times.reshape(len(dt), -1))
+        if x is not None:
+            x = x.reshape((*times.shape, -1))
             parts.append(x.reshape((*dt.shape, -1)))
         if not self.tableau.explicit:
             from kpflow_dyn.jax_backend.newton import converge

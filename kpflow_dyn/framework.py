@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,23 +13,19 @@ from kpflow_dyn.arrays import Array
 RowFunction = Callable[..., list[Array]]
 
 
-class Framework(Protocol):
-    """What the rows need of a framework: its function transforms, and a map over rows."""
+@dataclass(frozen=True)
+class Framework:
+    """What the rows need of a framework: its function transforms, and a map over rows.
+
+    Attributes:
+        jvp, vjp: the transforms of torch.func or JAX.
+        compiled: the same function, compiled where the framework does so.
+        each_row: (row function, *rows [time, trial, ...]) -> its outputs [time, trial, ...].
+        index: (element numbers, array) -> an index into arrays like this one.
+    """
 
     jvp: Callable[..., Any]
     vjp: Callable[..., Any]
-
-    @staticmethod
-    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, compiled where the framework does so."""
-        ...
-
-    @staticmethod
-    def each_row(function: RowFunction, *rows: Array) -> list[Array]:
-        """A row function on [time, trial, ...] data -> its outputs as [time, trial, ...]."""
-        ...
-
-    @staticmethod
-    def index(numbers: np.ndarray, like: Array) -> Any:
-        """Element numbers as an index into arrays like this one."""
-        ...
+    compiled: Callable[[Callable[..., Any]], Callable[..., Any]]
+    each_row: Callable[..., list[Array]]
+    index: Callable[[np.ndarray, Array], Any]

@@ -14,7 +14,8 @@ from kpflow_dyn.flow import DiscreteAdjoint, Flow, InterpolatingAdjoint, Propaga
 from kpflow_dyn.inputs import inputs_at
 from kpflow_dyn.measure import Measure
 from kpflow_dyn.operators import GramOperator, Operator
-from kpflow_dyn.problems import DiscreteProblem
+from kpflow_dyn.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn.runge_kutta import AcceptedSteps
 from kpflow_dyn.sites import CoreOperator, WeightSite, follows_from_inputs
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.space import Space
@@ -125,10 +126,11 @@ def _discrete_flow(sol: Solution, params: Choice, weighted: _Weighted) -> Flow:
 
 def tangent_of_steps(sol: Solution, params: Choice) -> tuple[Tangent, dict[str, Array]]:
     """The tangent of a discrete problem's steps along its states, and the parameters that learn."""
-    backend, x = _backend(sol.state), sol.problem.x
-    model = backend.Model(sol.problem.cell, params)
+    backend, problem = _backend(sol.state), sol.problem
+    assert isinstance(problem, DiscreteProblem)
+    model, x = backend.Model(problem.cell, params), problem.x
     before = array_namespace(x).concat([sol.start[:, None], sol.state[:, :-1]], axis=1)
-    tangent = model.tangent(backend.discrete_step(sol.problem), x, before)
+    tangent = model.tangent(backend.discrete_step(problem), x, before)
     check_states(tangent.next_state, sol.state)
     return tangent, model.parameters
 
@@ -201,8 +203,8 @@ def check_states(traced: Array, state: Array, tolerance: float = 0.0) -> None:
 
 
 def _ode_flow(sol: Solution, params: Choice, weighted: _Weighted) -> Flow:
-    model = _backend(sol.state).Model(sol.problem.f, params)
-    nodes = Nodes(sol.steps, sol.t, sol.state)
+    model = _backend(sol.state).Model(_equation(sol).f, params)
+    nodes = Nodes(_accepted(sol), np.asarray(sol.t), sol.state)
     tangent = _steps_tangent(sol, model, nodes)
     state = Space(("trial", "time", "unit"), tuple(sol.state.shape), sol.state, weighted.both)
     J = on_spaces(
@@ -225,7 +227,7 @@ def _ode_flow(sol: Solution, params: Choice, weighted: _Weighted) -> Flow:
 def _flow_of_equations(sol: Solution, params: Choice, weighted: _Weighted, alg: InterpolatingAdjoint) -> Flow:
     """Sensitivities of the equation, by solves of their own."""
     backend = _backend(sol.state)
-    model = backend.Model(sol.problem.f, params)
+    model = backend.Model(_equation(sol).f, params)
     maps = backend.Variational(sol, model, alg)
     return _flow_at_nodes(sol, model, weighted, maps, maps)
 
@@ -238,7 +240,7 @@ def _flow_through_solver(sol: Solution, params: Choice, weighted: _Weighted) -> 
             "sensealg=InterpolatingAdjoint()"
         )
     backend = _backend(sol.state)
-    model = backend.Model(sol.problem.f, params)
+    model = backend.Model(_equation(sol).f, params)
     maps = backend.ThroughSolver(sol, model)
     check_states(maps.state, sol.state, 10 * sol.options["rtol"])
     return _flow_at_nodes(sol, model, weighted, maps, backend.Variational(sol, model, TIGHT[str(sol.state.dtype)]))
@@ -276,9 +278,9 @@ def _flow_at_nodes(sol: Solution, model: Any, weighted: _Weighted, maps: Sensiti
 
 def _steps_tangent(sol: Solution, model: Any, nodes: Nodes) -> Tangent:
     """The recurrence over the accepted steps."""
-    steps, units = sol.steps, sol.state.shape[2]
+    steps, units = _accepted(sol), sol.state.shape[2]
     step = RungeKuttaStep(steps.tableau, units, _input_width(sol), nodes.with_stages)
-    rows = step.rows(sol.problem, steps.dt, steps.stage_times, steps.before, steps.stages)
+    rows = step.rows(_equation(sol), steps.dt, steps.stage_times, steps.before, steps.stages)
     tangent = model.tangent(step, rows, step.widen(steps.before))
     # The stages of an implicit method are converged further than the solver's own.
     tolerance = 0.0 if steps.tableau.explicit else 10 * sol.options["rtol"]
@@ -288,14 +290,14 @@ def _steps_tangent(sol: Solution, model: Any, nodes: Nodes) -> Tangent:
 
 def _nodes_tangent(sol: Solution, model: Any) -> Tangent:
     """The recurrence from node to node, by one step of the method along the solution."""
-    times, tableau = np.asarray(sol.t, np.float64), sol.steps.tableau
+    times, tableau = np.asarray(sol.t, np.float64), _accepted(sol).tableau
     step = RungeKuttaStep(tableau, sol.state.shape[2], _input_width(sol), False)
     dt = np.diff(times, prepend=times[:1])
     start = times - dt
     stage_times = start[:, None] + tableau.c * dt[:, None]
     every = np.ones((len(sol.state), 1, 1))
     before = sol.state[:, [0, *range(len(times) - 1)]]
-    rows = step.rows(sol.problem, every[..., 0] * dt, every * stage_times, before)
+    rows = step.rows(_equation(sol), every[..., 0] * dt, every * stage_times, before)
     return model.tangent(step, rows, before)
 
 
@@ -303,16 +305,25 @@ def _field_tangent(sol: Solution, model: Any) -> Tangent:
     """The field at the nodes, as a step whose recurrence is not used."""
     trials, times = sol.state.shape[:2]
     every = np.broadcast_to(np.asarray(sol.t, np.float64), (trials, times))
-    width, rows = _input_width(sol), like_numpy(every[..., None].copy(), sol.state)
-    if width is not None:
-        rows = array_namespace(rows).concat([rows, inputs_at(sol.problem, every)], axis=-1)
-    return model.tangent(field_step(width), rows, sol.state)
+    rows, x = like_numpy(every[..., None].copy(), sol.state), inputs_at(_equation(sol), every)
+    if x is not None:
+        rows = array_namespace(rows).concat([rows, x], axis=-1)
+    return model.tangent(field_step(_input_width(sol)), rows, sol.state)
 
 
 def _input_width(sol: Solution) -> int | None:
-    if sol.problem.x is None:
-        return None
-    return inputs_at(sol.problem, np.full((len(sol.state), 1), float(sol.t[0]))).shape[-1]
+    x = inputs_at(_equation(sol), np.full((len(sol.state), 1), float(sol.t[0])))
+    return None if x is None else x.shape[-1]
+
+
+def _equation(sol: Solution) -> ODEProblem:
+    assert isinstance(sol.problem, ODEProblem)
+    return sol.problem
+
+
+def _accepted(sol: Solution) -> AcceptedSteps:
+    assert sol.steps is not None
+    return sol.steps
 
 
 def _propagator(tangent: Propagation, state: Space, time: Array) -> Operator:

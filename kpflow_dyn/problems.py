@@ -41,13 +41,16 @@ class DiscreteProblem:
     def __post_init__(self) -> None:
         if is_torch_array(self.x):
             from kpflow_dyn.torch_backend.checks import check_input
+
+            check_input(self.x)
         elif is_jax_array(self.x) or isinstance(self.x, np.ndarray):
             from kpflow_dyn.jax_backend.checks import as_jax, check_input
 
-            object.__setattr__(self, "x", as_jax(self.x, "x", "[trial, time, input]"))
+            x = as_jax(self.x, "x", "[trial, time, input]")
+            check_input(x)
+            object.__setattr__(self, "x", x)
         else:
             raise TypeError(f"x is {type(self.x).__name__}, expected a torch tensor or jax array [trial, time, input]")
-        check_input(self.x)
 
     def remake(self, **changes: Any) -> DiscreteProblem:
         """A copy with some fields replaced: `problem.remake(z0=...)`."""

@@ -124,12 +124,14 @@ class Rows:
 
     def _derivative_in_weight(self, site: ScaleSite) -> RowFunction:
         """(x, z) -> [d node / d operand] of a pointwise operation, element by element."""
-        others, values, weight = _others(site), self.values(_others(site)), self.fixed[site.operand]
+        operand = site.operand
+        assert operand is not None
+        others, values, weight = _others(site), self.values(_others(site)), self.fixed[operand]
         ones = array_namespace(weight).ones_like(weight)
 
         def row(x: Array, z: Array) -> list[Array]:
             env = dict(zip(others, values(x, z), strict=True))
-            return [self.framework.jvp(lambda w: evaluate(site.node, env | {site.operand: w}), (weight,), (ones,))[1]]
+            return [self.framework.jvp(lambda w: evaluate(site.node, env | {operand: w}), (weight,), (ones,))[1]]
 
         return row
 

@@ -71,9 +71,9 @@ def path_of(sol: Solution, alg: InterpolatingAdjoint, stages: Callable[[Any, Acc
     xp, back = array_namespace(k), like_numpy(steps.dt[..., None, None], k) * (like_numpy(weights, k) @ k)
     first = steps.after + back[:, :, 0]
     check_states(first, steps.before)
-    times = [like_numpy(a, k) for a in (steps.t, np.where(steps.dt > 0, steps.dt, 1), steps.t + steps.dt)]
+    begin, length, end = (like_numpy(a, k) for a in (steps.t, np.where(steps.dt > 0, steps.dt, 1), steps.t + steps.dt))
     coefficients = xp.concat([first[:, :, None], back[:, :, 1:]], axis=2)
-    return Path(xp.asarray(np.arange(len(k)), device=device(k)), *times, coefficients)
+    return Path(xp.asarray(np.arange(len(k)), device=device(k)), begin, length, end, coefficients)
 
 
 def _solve_again(sol: Solution, alg: InterpolatingAdjoint) -> AcceptedSteps:

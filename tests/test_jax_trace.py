@@ -13,7 +13,7 @@ eqx = pytest.importorskip("equinox")
 import jax.numpy as jnp  # noqa: E402
 
 from kpflow_dyn.graph import Role, ancestors, run  # noqa: E402
-from kpflow_dyn.jax_backend.rows import Jax  # noqa: E402
+from kpflow_dyn.jax_backend.rows import JAX  # noqa: E402
 from kpflow_dyn.jax_backend.trace import trace  # noqa: E402
 from kpflow_dyn.structure import MatrixSite, OpaqueSite, ScaleSite, analyse  # noqa: E402
 
@@ -311,7 +311,7 @@ def analysed(name):
 
 
 def analyse_graph(graph):
-    return analyse(graph, set(graph.parameters.values()), Jax)
+    return analyse(graph, set(graph.parameters.values()), JAX)
 
 
 def assert_close(found, expected, tol):

@@ -20,7 +20,7 @@ def as_jax(values: object, what: str, axes: str) -> jax.Array:
         raise TypeError(f"{what} is {type(values).__name__}, expected a jax array {axes}")
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise TypeError(f"{what} is {values.dtype}, expected float32 or float64; use {what}.astype(float)")
-    if values.dtype == np.float64 and not jax.config.jax_enable_x64:
+    if values.dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         raise TypeError(
             f"{what} is float64, but JAX would round it to float32; call jax.config.update('jax_enable_x64', True) "
             f"first, or pass {what}.astype('float32')"

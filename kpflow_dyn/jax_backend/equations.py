@@ -172,8 +172,8 @@ def product(params: Mapping[str, Any], mirrored: bool, left: jax.Array, right: j
     Mirrored it is computed as (right^T left^T)^T: many rows of `right` lie behind each other then, not side by side.
     """
     batch = tuple(range(left.ndim - 2))
-    inner = (left.ndim - 1,), (right.ndim - 2,)
+    last, first = (left.ndim - 1,), (right.ndim - 2,)
     kept = {name: params[name] for name in ("precision", "preferred_element_type")}
     if mirrored:
-        return lax.dot_general(right, left, (inner[::-1], (batch, batch)), **kept).swapaxes(-1, -2)
-    return lax.dot_general(left, right, (inner, (batch, batch)), **kept)
+        return lax.dot_general(right, left, ((first, last), (batch, batch)), **kept).swapaxes(-1, -2)
+    return lax.dot_general(left, right, ((last, first), (batch, batch)), **kept)

@@ -9,7 +9,7 @@ import jax
 
 from kpflow_dyn.choose import Choice, choose
 from kpflow_dyn.jax_backend.checks import named_parameters, with_parameters
-from kpflow_dyn.jax_backend.rows import Jax
+from kpflow_dyn.jax_backend.rows import JAX
 from kpflow_dyn.jax_backend.tangent import Tangent
 from kpflow_dyn.jax_backend.trace import trace
 from kpflow_dyn.structure import analyse
@@ -33,4 +33,4 @@ class Model:
             return step(with_parameters(self.call, values), row, z)
 
         graph = trace(with_values, self._all, rows[0, 0], before[0, 0])
-        return Tangent(analyse(graph, set(self.parameters), Jax), rows, before)
+        return Tangent(analyse(graph, set(self.parameters), JAX), rows, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -27,9 +28,10 @@ def converge(field: Field, tableau: Tableau, row: tuple, before: jax.Array, gues
         before: the states before the steps [trial, step, unit].
         guess: stage derivatives to begin with [trial, step, stage, unit]; None for those of the state before.
     """
-    axes = (0 if row[2] is not None else None), (0 if guess is not None else None)
-    one = partial(_row, field, tableau)
-    return jax.vmap(jax.vmap(one, (0, 0, axes[0], 0, axes[1])), (0, 0, axes[0], 0, axes[1]))(*row, before, guess)
+    args = *row, before, guess
+    axes = tuple(None if arg is None else 0 for arg in args)
+    one: Any = partial(_row, field, tableau)
+    return jax.vmap(jax.vmap(one, axes), axes)(*args)
 
 
 def _row(

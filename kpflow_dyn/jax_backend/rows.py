@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from kpflow_dyn.framework import RowFunction
+from kpflow_dyn.framework import Framework, RowFunction
 
 
 def each_row(function: RowFunction, *rows: jax.Array) -> list[jax.Array]:
@@ -13,13 +13,9 @@ def each_row(function: RowFunction, *rows: jax.Array) -> list[jax.Array]:
     return jax.jit(jax.vmap(jax.vmap(function)))(*rows)
 
 
-class Jax:
-    """The transforms of JAX."""
+def index(numbers: np.ndarray, like: jax.Array) -> np.ndarray:
+    """Element numbers as they are: constants of a compiled program."""
+    return numbers
 
-    jvp, vjp = staticmethod(jax.jvp), staticmethod(jax.vjp)
-    compiled, each_row = staticmethod(jax.jit), staticmethod(each_row)
 
-    @staticmethod
-    def index(numbers: np.ndarray, like: jax.Array) -> np.ndarray:
-        """Element numbers as they are: constants of a compiled program."""
-        return numbers
+JAX = Framework(jax.jvp, jax.vjp, jax.jit, each_row, index)

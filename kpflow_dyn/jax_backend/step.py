@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,7 @@ class StepTangent:
             leaves, self._tree = jax.tree.flatten(tangent)
             return [out, *leaves]
 
+        self._tree: Any = None
         program = jax.make_jaxpr(linearise)(x, z)
         self._evaluate, self._moving = jaxpr_as_fun(program), _depend_on_inputs(program)[1:]
 
@@ -106,7 +108,8 @@ def _entries(numbers: np.ndarray, sites: list[Site], kick_size: int) -> list[tup
 
 def _sum(entries: list[tuple[int, list[tuple[int, int, int]]]], kicks: list[jax.Array], node: Node) -> jax.Array:
     size = int(np.prod(node.shape))
-    return sum(place(kicks[s], where, size) for s, where in entries).reshape(node.shape)
+    parts = [place(kicks[s], where, size) for s, where in entries]
+    return sum(parts[1:], parts[0]).reshape(node.shape)
 
 
 def _choose(values: list, which: list[bool]) -> list:

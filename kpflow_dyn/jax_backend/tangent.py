@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from kpflow_dyn.jax_backend.checks import check_finite
-from kpflow_dyn.jax_backend.rows import Jax, each_row
+from kpflow_dyn.jax_backend.rows import JAX, each_row
 from kpflow_dyn.jax_backend.sites import SiteData
 from kpflow_dyn.jax_backend.step import StepTangent
 from kpflow_dyn.rows import Rows
@@ -45,7 +45,7 @@ class Tangent:
     """
 
     def __init__(self, structure: Structure, x: jax.Array, z_prev: jax.Array) -> None:
-        rows = Rows(structure, Jax)
+        rows = Rows(structure, JAX)
         self.trials, self.times, self.units = z_prev.shape
         self.like = z_prev.reshape(-1)[:0]
         self.span = -(-self.times // -(-self.times * self.trials // SPAN_ROWS))
@@ -68,7 +68,7 @@ class Tangent:
         Each row is compared with forward mode through the whole step, in one random direction.
         """
         generator = np.random.default_rng(0)
-        dz, dtheta = (generator.standard_normal(n).astype(z.dtype) for n in (z.shape, self.parameter_size))
+        dz, dtheta = (jnp.asarray(generator.standard_normal(n), z.dtype) for n in (z.shape, self.parameter_size))
 
         @jax.jit
         def evaluated(*states: jax.Array) -> tuple[jax.Array, Data, jax.Array, jax.Array]:
@@ -107,7 +107,8 @@ class Tangent:
 
     def _make_maps(self) -> None:
         """The compiled operators on blocks [probe, ...]."""
-        rows = ROWS_TOGETHER.get(self.like.device.platform, DEVICE_ROWS)
+        (device,) = self.like.devices()
+        rows = ROWS_TOGETHER.get(device.platform, DEVICE_ROWS)
         block = partial(_on_blocks, data=self.data, together=max(1, rows // self.trials))
         self.propagate = block(self._propagate)
         self.propagate_adjoint = block(self._propagate_adjoint)

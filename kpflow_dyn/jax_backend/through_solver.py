@@ -6,6 +6,8 @@ the choice of its steps.
 
 from __future__ import annotations
 
+from typing import Any
+
 import diffrax
 import equinox as eqx
 import jax
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kpflow_dyn.jax_backend.model import Model
-from kpflow_dyn.jax_backend.odeint import _Field, _run
+from kpflow_dyn.jax_backend.odeint import _run
 from kpflow_dyn.jax_backend.variational import FieldOf
 from kpflow_dyn.problems import ODEProblem
 from kpflow_dyn.solution import Options, Solution
@@ -75,7 +77,7 @@ class _Solve(eqx.Module):
     def _solved(self, z0: jax.Array, trial: jax.Array, theta: jax.Array, adjoint: diffrax.AbstractAdjoint) -> jax.Array:
         """The states of one trial, or of all as one system, at the nodes."""
 
-        def rate(t: jax.Array, z: jax.Array, field: _Field) -> jax.Array:
+        def rate(t: Any, z: Any, field: Any) -> jax.Array:
             return field(t, z, trial) if z.ndim == 1 else jax.vmap(field, (None, 0, 0))(t, z, trial)
 
         solved = diffrax.diffeqsolve(
@@ -92,6 +94,7 @@ class _Solve(eqx.Module):
             max_steps=self.max_steps,
             throw=False,
         )
+        assert isinstance(solved.ys, jax.Array)
         return solved.ys
 
 

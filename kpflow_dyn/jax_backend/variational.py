@@ -23,7 +23,7 @@ from kpflow_dyn.runge_kutta import AcceptedSteps, Tableau, stages
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.variational import MAX_STEPS, Path, at_unit_size, path_of, solve_failed
 
-Rate = Callable[[jax.Array, Any], Any]
+Rate = Callable[[Any, Any], Any]
 
 
 class Variational:

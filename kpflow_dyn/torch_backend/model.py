@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from kpflow_dyn.choose import Choice, choose
 from kpflow_dyn.structure import analyse
-from kpflow_dyn.torch_backend.rows import Torch
+from kpflow_dyn.torch_backend.rows import TORCH
 from kpflow_dyn.torch_backend.tangent import Tangent
 from kpflow_dyn.torch_backend.trace import trace
 
@@ -32,7 +32,7 @@ class Model:
         module = _Applied(step, self.call)
         graph = trace(module, rows[:, 0], before[:, 0])
         graph.parameters = {node: name.removeprefix("call.") for node, name in graph.parameters.items()}
-        tangent = Tangent(analyse(graph, set(self.parameters), Torch), rows, before)
+        tangent = Tangent(analyse(graph, set(self.parameters), TORCH), rows, before)
         self._check(tangent, module, rows, before)
         return tangent
 

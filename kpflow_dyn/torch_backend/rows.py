@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import jacfwd, jvp, vjp, vmap
 
-from kpflow_dyn.framework import RowFunction
+from kpflow_dyn.framework import Framework, RowFunction
 from kpflow_dyn.graph import ancestors, evaluate, run
 from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import Product
@@ -31,20 +31,12 @@ def each_row(function: RowFunction, *rows: Tensor) -> list[Tensor]:
     return [torch.cat(outputs).reshape(*lead, *outputs[0].shape[1:]) for outputs in zip(*parts, strict=True)]
 
 
-class Torch:
-    """The transforms of torch."""
+def index(numbers: np.ndarray, like: Tensor) -> Tensor:
+    """Element numbers as a tensor on the same device."""
+    return torch.from_numpy(np.ascontiguousarray(numbers)).to(like.device)
 
-    jvp, vjp, each_row = staticmethod(jvp), staticmethod(vjp), staticmethod(each_row)
 
-    @staticmethod
-    def compiled(function: Callable) -> Callable:
-        """As it is: torch runs operation by operation."""
-        return function
-
-    @staticmethod
-    def index(numbers: np.ndarray, like: Tensor) -> Tensor:
-        """Element numbers as a tensor on the same device."""
-        return torch.from_numpy(np.ascontiguousarray(numbers)).to(like.device)
+TORCH = Framework(jvp, vjp, lambda function: function, each_row, index)
 
 
 def glue(rows: Rows, products: Sequence[Product]) -> RowFunction:

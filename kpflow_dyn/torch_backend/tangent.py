@@ -25,7 +25,7 @@ from kpflow_dyn.structure import Structure
 from kpflow_dyn.torch_backend.checks import check_finite
 from kpflow_dyn.torch_backend.plan import kick_blocks, plan_updates
 from kpflow_dyn.torch_backend.program import AllTimes, Run, Steps, bind
-from kpflow_dyn.torch_backend.rows import Torch, each_row
+from kpflow_dyn.torch_backend.rows import TORCH, each_row
 from kpflow_dyn.torch_backend.sites import site_data
 
 Kicks = dict[str, Tensor]  # by block, [time, trial, probe, kick]
@@ -45,7 +45,7 @@ class Tangent:
     """
 
     def __init__(self, structure: Structure, x: Tensor, z_prev: Tensor) -> None:
-        rows, glue = Rows(structure, Torch), find_glue(structure)
+        rows, glue = Rows(structure, TORCH), find_glue(structure)
         x, z = x.transpose(0, 1).contiguous(), z_prev.transpose(0, 1).contiguous()
         self.times, self.trials, self.units = z.shape
         self.kick_size, self.like = structure.kick_size, z[:0]

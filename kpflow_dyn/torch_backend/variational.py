@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -130,9 +130,10 @@ class Variational:
         # What torchdiffeq reads inside of a step is less accurate than its ends.
         options = {"step_t": t[1:], "norm": _norm, "max_num_steps": MAX_STEPS, **options}
         try:
-            return odeint(rate, state, t, rtol=self.alg.rtol, atol=self.alg.atol, method="dopri5", options=options)
+            found = odeint(rate, state, t, rtol=self.alg.rtol, atol=self.alg.atol, method="dopri5", options=options)
         except AssertionError as error:
             raise solve_failed(f"between t = {times[0]:.6g} and {times[-1]:.6g}, {error}") from error
+        return cast("State", found)
 
     def _still(self, block: Tensor) -> Tensor:
         trials, _, _, units = self.path.coefficients.shape
