@@ -17,7 +17,7 @@ from kpflow_dyn.operators import GramOperator, Operator
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn.runge_kutta import AcceptedSteps
 from kpflow_dyn.sites import CoreOperator, WeightSite, follows_from_inputs
-from kpflow_dyn.solution import Solution
+from kpflow_dyn.solution import Solution, check_states
 from kpflow_dyn.space import Space
 
 TIGHT = {"float64": InterpolatingAdjoint(1e-10, 1e-12), "float32": InterpolatingAdjoint(1e-5, 1e-6)}
@@ -183,20 +183,6 @@ def _weight_sites(tangent: Tangent, measure: Array | None) -> list[WeightSite]:
             entries, weight = entries.T, weight.T
         sites.append(WeightSite(site.name, site.kind, weight, inputs, entries, measure))
     return sites
-
-
-def check_states(traced: Array, state: Array, tolerance: float = 0.0) -> None:
-    """Raise when the traced step does not give the solved states, to round-off or to a tolerance above it."""
-    traced, state = to_numpy(traced), to_numpy(state)
-    tolerance = max(tolerance, 1e3 * float(np.finfo(state.dtype).eps))
-    scale = max(float(np.abs(state).max()), float(np.finfo(state.dtype).tiny))
-    error = np.abs(traced - state).max((0, 2)) / scale
-    if not error.max() <= tolerance:
-        raise ValueError(
-            f"the traced step differs from the solved states by {error.max():.1e} of their size (step "
-            f"{int(error.argmax())}). Either the parameters changed after solve (solve again), or a step depends on "
-            "other trials, on the time, or on something outside of x_t and z"
-        )
 
 
 # Continuous time

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, is_torch_array, like_numpy
+from kpflow_dyn.arrays import Array, is_torch_array, like_numpy, to_numpy
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn.runge_kutta import AcceptedSteps
 
@@ -70,6 +70,20 @@ class Solution:
         before = min(int(t), last - 1)
         left = self.state[:, before - 1] if before else self.start
         return left + (t - before) * (self.state[:, before] - left)
+
+
+def check_states(traced: Array, state: Array, tolerance: float = 0.0) -> None:
+    """Raise when the traced step does not give the solved states, to round-off or to a tolerance above it."""
+    traced, state = to_numpy(traced), to_numpy(state)
+    tolerance = max(tolerance, 1e3 * float(np.finfo(state.dtype).eps))
+    scale = max(float(np.abs(state).max()), float(np.finfo(state.dtype).tiny))
+    error = np.abs(traced - state).max((0, 2)) / scale
+    if not error.max() <= tolerance:
+        raise ValueError(
+            f"the traced step differs from the solved states by {error.max():.1e} of their size (step "
+            f"{int(error.argmax())}). Either the parameters changed after solve (solve again), or a step depends on "
+            "other trials, on the time, or on something outside of x_t and z"
+        )
 
 
 class SolveError(ValueError):

@@ -19,9 +19,8 @@ import numpy as np
 
 from kpflow_dyn.arrays import Array, array_namespace, device, like_numpy
 from kpflow_dyn.flow import InterpolatingAdjoint
-from kpflow_dyn.linearise import check_states
 from kpflow_dyn.runge_kutta import AcceptedSteps, Tableau
-from kpflow_dyn.solution import Solution, solve
+from kpflow_dyn.solution import Solution, check_states, solve
 
 MAX_POWER = 8
 MAX_STEPS = 4096
