@@ -16,7 +16,7 @@ _PUBLIC = {
     "operators": ["GramOperator", "MatrixOperator", "Operator", "check_adjoint"],
     "reductions": ["marginal", "partial_trace"],
     "estimate": ["Estimate", "alignment", "effective_rank", "frobenius_norm", "rayleigh", "trace"],
-    "spectra": ["Modes", "eigs", "modes"],
+    "spectra": ["Modes", "SingularModes", "eigs", "modes", "svds"],
     "sites": ["WeightSite"],
     "problems": ["DiscreteProblem", "ODEProblem"],
     "solution": ["Solution", "SolveError", "solve"],

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, Random, array_namespace, to_numpy
-from kpflow_dyn.flat import euclidean_matrix, is_symmetric, on_rows, require_square
+from kpflow_dyn.arrays import Array, Random, array_namespace, device, to_numpy
+from kpflow_dyn.flat import Rows, euclidean_matrix, is_symmetric, on_rows, require_square
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
 from kpflow_dyn.reductions import PartialTrace, partial_trace, student
 from kpflow_dyn.solvers import BlockLanczos, Eigenpairs
 from kpflow_dyn.solvers.lanczos import Callback
 from kpflow_dyn.solvers.orthogonalise import (
+    Which,
     combine,
     descending_eigh,
     gram,
@@ -29,6 +31,8 @@ from kpflow_dyn.space import Space
 
 if TYPE_CHECKING:
     import xarray
+
+TINY = 1e-300
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +92,9 @@ def eigs(
     alg: BlockLanczos | None = None,
     seed: int | Random = 0,
     callback: Callback | None = None,
+    which: Which = "LA",
 ) -> Modes:
-    """The k algebraically largest eigenpairs A v = l v of a symmetric operator.
+    """The k algebraically largest eigenpairs A v = l v of a symmetric operator, or those at its other end.
 
     A = J J* with fewer parameters than states is solved as G = J*J on the parameters, which has the same nonzero
     eigenvalues; its vectors w give v = J w / sqrt(l), and residuals are then found anew from A v.
@@ -100,9 +105,10 @@ def eigs(
         alg: `solvers.BlockLanczos` with its options; the default one when None.
         seed: an int, or a `Random` to continue.
         callback: called after each step of the solver with its number of calls and the leading residuals.
+        which: "LA" for the algebraically largest, "SA" for the smallest, "LM" for the largest in magnitude.
 
     Raises:
-        ValueError: k out of range, or an operator that is not symmetric.
+        ValueError: k out of range, an unknown `which`, or an operator that is not symmetric.
 
     Warns:
         UserWarning: some pairs did not converge; they are returned flagged.
@@ -115,15 +121,128 @@ def eigs(
     """
     alg, rng, space = BlockLanczos() if alg is None else alg, Random(seed), op.domain
     require_square(op, "eigs")
-    _check_count(op, k)
+    _check_count(k, space.size if which == "SA" else _most(op))
     if not is_symmetric(op, rng):
         raise ValueError(f"eigs needs a symmetric operator, got {op!r}; take op @ op.T for its left singular vectors")
-    if isinstance(op, GramOperator) and op.factor.domain.size < space.size:
+    if isinstance(op, GramOperator) and op.factor.domain.size < space.size and which != "SA":
         pairs = _on_parameters(op, k, alg, rng, callback)
     else:
-        pairs = alg.solve(on_rows(op), space.size, k, like=space.like, seed=rng, callback=callback)
+        pairs = alg.solve(on_rows(op), space.size, k, like=space.like, seed=rng, which=which, callback=callback)
     vectors = space.from_euclidean(pairs.vectors.reshape((k, *space.shape)))
     return Modes(pairs.values, vectors, pairs.residuals, pairs.converged, pairs.applications, space)
+
+
+@dataclass(frozen=True, eq=False)
+class SingularModes:
+    """Singular triplets A v = s u, A* u = s v.
+
+    Attributes:
+        values: s [k], descending, float64.
+        left: u [k, *codomain.shape], orthonormal in the inner product of the codomain; of flow.J, state modes.
+        right: v [k, *domain.shape], orthonormal in that of the domain; of flow.J, the changes of the parameters that
+            drive them (`flow.as_parameters(right)` for the arrays of each parameter).
+        residuals: [k], the true (|A v - s u|^2 + |A* u - s v|^2)^(1/2) / s_1.
+        converged: [k], whether the residual is within the tolerance asked for.
+        applications: how many applications to one vector it took, one of A and one of A* counting as one.
+    """
+
+    values: Array
+    left: Array
+    right: Array
+    residuals: Array
+    converged: Array
+    applications: int
+
+
+def svds(
+    op: Operator,
+    k: int,
+    alg: BlockLanczos | None = None,
+    seed: int | Random = 0,
+    callback: Callback | None = None,
+) -> SingularModes:
+    """The k largest singular values of any operator A, with their left and right vectors.
+
+    Eigenvectors of A*A, or of A A* where that is smaller, span the leading right (left) vectors; values and vectors are
+    those of A between this span and its image. Squares lose half of the digits: s below sqrt(eps) s_1 are noise.
+
+    Args:
+        op: A.
+        k: how many triplets, at most the smaller dimension.
+        alg: `solvers.BlockLanczos` with its options; the default one when None. Its tolerance is that of the residuals.
+        seed: an int, or a `Random` to continue.
+        callback: called after each step of the solver with its number of calls and its residuals.
+
+    Raises:
+        ValueError: k out of range.
+
+    Warns:
+        UserWarning: some triplets did not converge; they are returned flagged.
+
+    Example:
+        >>> import numpy as np, kpflow_dyn as kp
+        >>> left, right = (kp.Space((name,), (n,), np.zeros(1)) for name, n in (("out", 2), ("in", 3)))
+        >>> kp.svds(kp.MatrixOperator(np.array([[0.0, 0.0, 2.0], [1.0, 0.0, 0.0]]), right, left), k=2).values
+        array([2., 1.])
+    """
+    alg, rng = BlockLanczos() if alg is None else alg, Random(seed)
+    _check_count(k, min(op.domain.size, op.codomain.size))
+    if op.domain.size > op.codomain.size:
+        found = svds(op.T, k, alg, rng, callback)
+        return dataclasses.replace(found, left=found.right, right=found.left)
+    found = _triplets(op, k, alg, rng, callback)
+    if not bool(found.converged.all()):
+        warnings.warn(
+            f"{int((~found.converged).sum())} of {k} singular triplets did not reach the residual {alg.tol:.0e} (worst "
+            f"{float(found.residuals.max()):.1e}); raise maxiter or tol, or work in float64",
+            stacklevel=2,
+        )
+    left, right = (
+        space.from_euclidean(rows.reshape((k, *space.shape)))
+        for space, rows in ((op.codomain, found.left), (op.domain, found.right))
+    )
+    return dataclasses.replace(found, left=left, right=right)
+
+
+def _triplets(op: Operator, k: int, alg: BlockLanczos, rng: Random, callback: Callback | None) -> SingularModes:
+    """The singular triplets as rows, from eigenvectors of A*A; solved again if small values lack accuracy."""
+    forward, backward, space = on_rows(op), on_rows(op.T), op.domain
+    if space.size <= alg.dense:
+        eye = space.xp.eye(space.size, dtype=space.dtype, device=device(space.like))
+        return _certified(*_between(forward(eye), eye, k, rng), backward, alg.tol, spent=space.size)
+    start, solver, spent = None, alg, 0
+    while True:
+        with warnings.catch_warnings(action="ignore"):  # the residuals of the triplets count
+            pairs = solver.solve(
+                lambda rows: backward(forward(rows)),
+                space.size,
+                k,
+                like=space.like,
+                seed=rng,
+                start=start,
+                callback=callback,
+            )
+        spent += pairs.applications + k
+        found = _certified(*_between(forward(pairs.vectors), pairs.vectors, k, rng), backward, alg.tol, spent)
+        ratio = float(found.values[-1]) / max(float(found.values[0]), TINY)
+        if solver is not alg or not ratio or bool(found.converged.all()):
+            return found
+        solver, start = dataclasses.replace(alg, tol=alg.tol * ratio / 2), found.right
+
+
+def _certified(values: Array, left: Array, right: Array, backward: Rows, tol: float, spent: int) -> SingularModes:
+    """Triplets with A v = s u, and their residuals A* u - s v."""
+    rest = backward(left) - to_like(values, right)[:, None] * right
+    residuals = relative(row_norms(rest), float(values[0]))
+    return SingularModes(values, left, right, residuals, residuals <= tol, spent)
+
+
+def _between(images: Array, rows: Array, k: int, rng: Random) -> tuple[Array, Array, Array]:
+    """The k largest singular values, left and right rows of A between orthonormal rows and the span of their images."""
+    basis = _basis(images, rng)
+    small = gram(images, basis)
+    turn, values, turned = array_namespace(small).linalg.svd(small)
+    return values[:k], combine(turned[:k], [basis]), combine(turn.T[:k], [rows])
 
 
 def modes(
@@ -153,7 +272,7 @@ def modes(
     on_axis = op.domain.axes == (axis,)
     reduced = op if isinstance(op, MatrixOperator) and on_axis else partial_trace(op, axis, samples, seed)
     k = min(5, reduced.domain.size) if k is None else k
-    _check_count(reduced, k)
+    _check_count(k, reduced.domain.size)
     if not is_symmetric(reduced, Random(seed)):
         raise ValueError(f"modes needs a symmetric operator, got {op!r}; take op @ op.T or op.T @ op")
     matrix, space = to_double(euclidean_matrix(reduced)), reduced.domain
@@ -178,8 +297,12 @@ def _cross_validated(groups: list[Array], k: int) -> tuple[Array, Array]:
     return (means[0] + means[1]) / 2, student(len(groups)) * xp.sqrt(variances[0] + variances[1]) / 2
 
 
-def _check_count(op: Operator, k: int) -> None:
-    most = min(op.domain.size, op.factor.domain.size) if isinstance(op, GramOperator) else op.domain.size
+def _most(op: Operator) -> int:
+    """The largest rank that an operator from a space to itself can have."""
+    return min(op.domain.size, op.factor.domain.size) if isinstance(op, GramOperator) else op.domain.size
+
+
+def _check_count(k: int, most: int) -> None:
     if not isinstance(k, int | np.integer) or not 1 <= k <= most:
         raise ValueError(f"k = {k!r} pairs asked of an operator of rank {most} at most; expected 1 <= k <= {most}")
 

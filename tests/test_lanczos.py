@@ -110,6 +110,37 @@ def test_agrees_with_scipy_on_an_indefinite_operator():
     assert float(pairs.residuals.max()) <= 1e-8
 
 
+ENDS = {"LA": lambda v: -v, "SA": lambda v: v, "LM": lambda v: -abs(v)}
+
+
+@pytest.mark.parametrize("dense", [0, 1000])
+@pytest.mark.parametrize("which", ENDS)
+def test_either_end_or_both(which, dense):
+    values = np.concatenate(
+        [np.linspace(-3, -1, 20) ** 3, np.random.default_rng(0).uniform(-0.5, 0.5, 560), np.arange(20)]
+    )
+    matrix = dense_symmetric(values)
+    pairs = BlockLanczos(block=4, dense=dense).solve(lambda x: x @ matrix, N, 12, like=matrix, which=which)
+    expected = values[np.argsort(ENDS[which](values))][:12]
+    np.testing.assert_allclose(pairs.values, expected, atol=1e-6 * 27)
+    assert pairs.converged.all()
+    rest = pairs.vectors @ matrix - pairs.values[:, None] * pairs.vectors
+    assert np.linalg.norm(rest, axis=1).max() < 1e-6 * 27
+
+
+def test_copies_on_both_sides_of_zero_are_all_found():
+    """Of +2 and -2, each twenty times, in turn the largest in magnitude; one start row finds one copy of each."""
+    apply, like = diagonal(np.concatenate([2 * np.ones(20), -2 * np.ones(20), np.linspace(-1, 1, N - 40)]))
+    pairs = BlockLanczos(block=1, dense=0).solve(apply, N, 40, like=like, which="LM")
+    np.testing.assert_allclose(np.sort(pairs.values), np.repeat([-2.0, 2.0], 20), atol=1e-6)
+
+
+def test_an_unknown_end_is_refused():
+    apply, like = diagonal(np.ones(N))
+    with pytest.raises(ValueError, match="which is 'SM', expected one of LA, SA, LM"):
+        ITERATIVE.solve(apply, N, 2, like=like, which="SM")
+
+
 @pytest.mark.parametrize("block", [1, 16])
 def test_zero_operator(block):
     apply, like = diagonal(np.zeros(N))

@@ -106,6 +106,14 @@ def test_an_indefinite_operator_gives_its_algebraically_largest():
     A = matrix(state, state)
     op = kp.MatrixOperator(A + A.T, state, state)
     check(kp.eigs(op, 24), op, 24)
+    values = np.linalg.eigvalsh(A + A.T)
+    np.testing.assert_allclose(kp.eigs(op, 3, which="SA").values, values[:3], rtol=1e-10)
+    np.testing.assert_allclose(kp.eigs(op, 3, which="LM").values, values[np.argsort(-abs(values))][:3], rtol=1e-10)
+
+
+def test_the_smallest_of_a_gram_operator_are_those_of_all_states():
+    op = kp.GramOperator(factor(space(), parameters(size=5)))
+    assert abs(kp.eigs(op, 8, which="SA").values).max() < 1e-10
 
 
 def test_asymmetric_operators_are_refused_with_advice():

@@ -11,9 +11,11 @@ import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, array_namespace, device, to_numpy
 from kpflow_dyn.solvers.orthogonalise import (
+    ORDERS,
+    Which,
     combine,
-    descending_eigh,
     gram,
+    ordered_eigh,
     orthonormalise,
     relative,
     rotate,
@@ -36,7 +38,7 @@ class Eigenpairs:
     """Eigenpairs of a symmetric operator, and how good they are.
 
     Attributes:
-        values: [k], descending, float64.
+        values: [k] in the order asked for, the most wanted first, float64.
         vectors: [k, n], orthonormal rows.
         residuals: [k], |A v - l v| / |l_1|, recomputed from A v at the end; l_1 is the largest in magnitude.
         converged: [k], whether the residual is within the tolerance asked for.
@@ -97,10 +99,11 @@ class BlockLanczos:
         *,
         like: Array,
         seed: int | Random = 0,
+        which: Which = "LA",
         start: Array | None = None,
         callback: Callback | None = None,
     ) -> Eigenpairs:
-        """The k algebraically largest eigenpairs of a symmetric operator on vectors of length n.
+        """The k most wanted eigenpairs of a symmetric operator on vectors of length n.
 
         Args:
             apply: the operator on a block of rows, [b, n] -> [b, n].
@@ -108,6 +111,8 @@ class BlockLanczos:
             k: how many pairs, 1 <= k <= n.
             like: any array of the library, dtype and device to work in.
             seed: of the random rows.
+            which: "LA" for the algebraically largest eigenvalues, "SA" for the smallest, "LM" for the largest in
+                magnitude.
             start: rows [b, n] to begin with, such as the eigenvectors of a nearby operator; random when None.
             callback: called after each step with the number of calls so far and the residuals of the leading pairs,
                 fewer than k at first.
@@ -123,12 +128,14 @@ class BlockLanczos:
             raise ValueError(f"k = {k} eigenpairs asked of an operator of dimension {n}; expected 1 <= k <= {n}")
         if start is not None and (start.ndim != 2 or start.shape[1] != n):
             raise ValueError(f"start has shape {tuple(start.shape)}, expected rows [b, {n}]")
+        if which not in ORDERS:
+            raise ValueError(f"which is {which!r}, expected one of {', '.join(ORDERS)}")
         operator = _Counted(apply)
         columns = self._columns(k)
         if n <= self.dense or columns + self.block >= n:
-            pairs = _solve_dense(operator, n, k, like, self.tol)
+            pairs = _solve_dense(operator, n, k, like, self.tol, which)
         else:
-            krylov = _Krylov(operator, n, like, Random(seed))
+            krylov = _Krylov(operator, n, like, Random(seed), which)
             krylov.begin(start, self.block)
             pairs = self._iterate(krylov, k, columns, callback)
         _warn(pairs, self.tol, operator.asymmetry)
@@ -187,7 +194,7 @@ class BlockLanczos:
             if not krylov.active:
                 break
             self._step(krylov, k, columns)
-        return bool((krylov.values[:k] - known > self.tol * norm).any())
+        return bool((krylov.wanted(krylov.values[:k]) - krylov.wanted(known) > self.tol * norm).any())
 
 
 class _Counted:
@@ -231,8 +238,8 @@ class _Krylov:
     `pending` rows are orthonormal and not expanded yet. The first `parked` of them wait, the `active` others are next.
     """
 
-    def __init__(self, operator: _Counted, n: int, like: Array, rng: Random) -> None:
-        self.operator, self.rng = operator, rng
+    def __init__(self, operator: _Counted, n: int, like: Array, rng: Random, which: Which) -> None:
+        self.operator, self.rng, self.which, self.wanted = operator, rng, which, ORDERS[which]
         xp = array_namespace(like)
         self.pending = xp.zeros((0, n), dtype=like.dtype, device=device(like))
         self.basis: list[Array] = []
@@ -313,13 +320,14 @@ class _Krylov:
         copies = self.random_rows
         if copies == 0 or copies > k:
             return copies == 0
-        return bool((self.values[: k - copies + 1] - self.values[copies - 1 : k] <= width * self.norm).any())
+        values = np.sort(to_numpy(self.values[:k]))
+        return bool((values[copies - 1 :] - values[: k - copies + 1] <= width * self.norm).any())
 
     def certify(self, k: int, block: int, tol: float) -> tuple[Eigenpairs, Array]:
         """The k leading pairs with residuals from fresh applications, and the residual rows [k, n]."""
         vectors, _c, _r = orthonormalise(combine(self.rotation[:, :k].T, self.basis), [], 0.0)
         image = _concat([self.operator(vectors[i : i + block]) for i in range(0, k, block)])
-        values, vectors, rest = rotate(vectors, image)
+        values, vectors, rest = rotate(vectors, image, self.which)
         residuals = relative(row_norms(rest), self.norm)
         operator = self.operator
         return Eigenpairs(values, vectors, residuals, residuals <= tol, operator.applications, operator.calls), rest
@@ -334,7 +342,7 @@ class _Krylov:
         self._solve()
 
     def _solve(self) -> None:
-        self.values, self.rotation = descending_eigh(self.projected)
+        self.values, self.rotation = ordered_eigh(self.projected, self.which)
         self.norm = max(self.norm, float(abs(self.values).max()))
 
     def _uncoupled(self, rows: int) -> Array:
@@ -348,7 +356,7 @@ class _Krylov:
             self.operator.check_symmetry(float(abs(defects).max()) / self.scale, self.eps)
 
 
-def _solve_dense(operator: _Counted, n: int, k: int, like: Array, tol: float) -> Eigenpairs:
+def _solve_dense(operator: _Counted, n: int, k: int, like: Array, tol: float, which: Which) -> Eigenpairs:
     """All eigenpairs from the matrix, formed by applying the operator to the identity."""
     xp = array_namespace(like)
     eye = xp.eye(n, dtype=like.dtype, device=device(like))
@@ -356,7 +364,7 @@ def _solve_dense(operator: _Counted, n: int, k: int, like: Array, tol: float) ->
     matrix = to_double(xp.concat([operator(eye[i : i + step]) for i in range(0, n, step)]))
     defect, scale = float(abs(matrix - matrix.T).max()), float(row_norms(matrix).max())
     operator.check_symmetry(defect / scale if scale else 0.0, float(xp.finfo(like.dtype).eps))
-    values, rotation = descending_eigh(matrix)
+    values, rotation = ordered_eigh(matrix, which)
     vectors = to_like(rotation[:, :k].T, like)
     wide = to_double(vectors)
     residuals = relative(row_norms(wide @ matrix - values[:k, None] * wide), float(abs(values).max()))

@@ -6,11 +6,18 @@ compiles every new shape and may lack float64: they are numpy arrays there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
 
 from kpflow_dyn.arrays import Array, array_namespace, device, is_jax_array
 
 CHUNK = 2**22  # entries of a vector block that are widened to float64 at a time
+Which = Literal["LA", "SA", "LM"]
+ORDERS: dict[str, Callable[[Array], Array]] = {"LA": lambda l: l, "SA": lambda l: -l, "LM": abs}
+"""How much an eigenvalue is wanted."""
+
 ILL_CONDITIONED = 1e-10  # smallest eigenvalue of a Gram matrix with unit diagonal for which Cholesky is trusted
 
 
@@ -69,6 +76,16 @@ def project_out(w: Array, basis: list[Array]) -> tuple[Array, Array]:
     return w, array_namespace(found[0]).concat(found, axis=1)
 
 
+def ordered_eigh(matrix: Array, which: Which) -> tuple[Array, Array]:
+    """Eigenvalues, the most wanted first, and eigenvectors as columns, of the symmetric part of a small matrix."""
+    values, vectors = descending_eigh(matrix)
+    if which == "LA":
+        return values, vectors
+    xp = array_namespace(matrix)
+    order = xp.argsort(-ORDERS[which](values), stable=True)
+    return values[order], vectors[:, order]
+
+
 def descending_eigh(matrix: Array) -> tuple[Array, Array]:
     """Eigenvalues, descending, and eigenvectors as columns, of the symmetric part of a small matrix."""
     xp = array_namespace(matrix)
@@ -76,9 +93,9 @@ def descending_eigh(matrix: Array) -> tuple[Array, Array]:
     return xp.flip(values, axis=0), xp.flip(vectors, axis=1)
 
 
-def rotate(rows: Array, images: Array) -> tuple[Array, Array, Array]:
+def rotate(rows: Array, images: Array, which: Which = "LA") -> tuple[Array, Array, Array]:
     """Rayleigh-Ritz on orthonormal rows with known images A rows: values, Ritz vectors, and rest A v - l v."""
-    values, rotation = descending_eigh(gram(rows, images))
+    values, rotation = ordered_eigh(gram(rows, images), which)
     vectors, images = combine(rotation.T, [rows]), combine(rotation.T, [images])
     return values, vectors, images - to_like(values, vectors)[:, None] * vectors
 
