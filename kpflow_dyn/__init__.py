@@ -16,6 +16,7 @@ _PUBLIC = {
     "operators": ["GramOperator", "MatrixOperator", "Operator", "check_adjoint"],
     "reductions": ["marginal", "partial_trace"],
     "estimate": ["Estimate", "alignment", "effective_rank", "frobenius_norm", "rayleigh", "trace"],
+    "density": ["SpectralDensity", "spectral_density"],
     "spectra": ["Modes", "SingularModes", "eigs", "modes", "svds"],
     "sites": ["WeightSite"],
     "problems": ["DiscreteProblem", "ODEProblem"],

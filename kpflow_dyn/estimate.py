@@ -27,6 +27,7 @@ Source: Meyer, Musco, Musco, Woodruff, "Hutch++" (2021); the Frobenius line is t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -42,6 +43,7 @@ from kpflow_dyn.solvers.orthogonalise import gram, orthonormalise, project_out, 
 from kpflow_dyn.space import Space
 
 SAMPLES = 120
+MOST = 10_000  # applications, unless given
 NEGATIVE = 1e-3  # an eigenvalue below minus this share of the largest makes an operator indefinite
 
 
@@ -113,7 +115,13 @@ def moments(op: Operator, samples: int | None = None, seed: int | Random = 0) ->
     return Moments(_estimate(means, _trace), _estimate(means, _norm), _estimate(_spend(for_rank, spent), _rank))
 
 
-def trace(op: Operator, samples: int | None = None, seed: int | Random = 0) -> Estimate:
+def trace(
+    op: Operator,
+    samples: int | None = None,
+    seed: int | Random = 0,
+    rtol: float | None = None,
+    max_applications: int = MOST,
+) -> Estimate:
     """tr A of an operator from a space to itself.
 
     Args:
@@ -121,9 +129,15 @@ def trace(op: Operator, samples: int | None = None, seed: int | Random = 0) -> E
         samples: how many applications to spend on an estimate; None gives the exact value where it is cheap. An
             estimated partial trace needs none: it brings its own error.
         seed: an int, or a `Random` to continue.
+        rtol: begin anew with twice the samples until the standard error is at most rtol times the value; None takes the
+            first estimate.
+        max_applications: the most to spend on that.
 
     Raises:
-        ValueError: a domain that is not the codomain, or fewer than 8 samples.
+        ValueError: a domain that is not the codomain, fewer than 8 samples, or rtol <= 0.
+
+    Warns:
+        UserWarning: max_applications would be exceeded before the estimate is as good as rtol.
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp
@@ -132,21 +146,39 @@ def trace(op: Operator, samples: int | None = None, seed: int | Random = 0) -> E
         6.0
     """
     require_square(op, "a trace")
-    return _estimate(_means(op, samples, Random(seed)), _trace)
+    rng = Random(seed)
+    return _until(lambda count: _estimate(_means(op, count, rng), _trace), samples, rtol, max_applications)
 
 
-def frobenius_norm(op: Operator, samples: int | None = None, seed: int | Random = 0) -> Estimate:
+def frobenius_norm(
+    op: Operator,
+    samples: int | None = None,
+    seed: int | Random = 0,
+    rtol: float | None = None,
+    max_applications: int = MOST,
+) -> Estimate:
     """|A|_F = sqrt(tr A* A), the root of the sum of the squared singular values, in the inner products of the spaces.
 
     Arguments as for `trace`; the domain may differ from the codomain.
     """
-    if isinstance(op, GramOperator) or _groups(op) or (samples is None and isinstance(op, MatrixOperator)):
-        return _estimate(_means(op, samples, Random(seed)), _norm)
-    means = _means(GramOperator(op), samples, Random(seed))  # |A|_F^2 = tr A A*
-    return _estimate(means, lambda trace, square: np.sqrt(np.maximum(trace, 0)))
+    rng = Random(seed)
+
+    def estimate(count: int | None) -> Estimate:
+        if isinstance(op, GramOperator) or _groups(op) or (count is None and isinstance(op, MatrixOperator)):
+            return _estimate(_means(op, count, rng), _norm)
+        means = _means(GramOperator(op), count, rng)  # |A|_F^2 = tr A A*
+        return _estimate(means, lambda trace, square: np.sqrt(np.maximum(trace, 0)))
+
+    return _until(estimate, samples, rtol, max_applications)
 
 
-def effective_rank(op: Operator, samples: int | None = None, seed: int | Random = 0) -> Estimate:
+def effective_rank(
+    op: Operator,
+    samples: int | None = None,
+    seed: int | Random = 0,
+    rtol: float | None = None,
+    max_applications: int = MOST,
+) -> Estimate:
     """er(A) = (tr A)^2 / |A|_F^2 of a positive semi-definite A; of A A* for any other. 0 for the zero operator.
 
     A `GramOperator` is positive semi-definite as built. For others symmetry and sign are checked: by the
@@ -159,7 +191,9 @@ def effective_rank(op: Operator, samples: int | None = None, seed: int | Random 
     """
     rng = Random(seed)
     positive, spent = _is_positive(op, rng)
-    return _estimate(_spend(_means(op if positive else GramOperator(op), samples, rng), spent), _rank)
+    squared = op if positive else GramOperator(op)
+    found = _until(lambda count: _estimate(_means(squared, count, rng), _rank), samples, rtol, max_applications - spent)
+    return replace(found, applications=found.applications + spent)
 
 
 def alignment(a: Operator, b: Operator, samples: int | None = None, seed: int | Random = 0) -> Estimate:
@@ -205,6 +239,28 @@ def rayleigh(op: Operator, q: Array) -> Estimate:
     if size == 0:
         raise ValueError("the Rayleigh quotient of the zero vector is not defined")
     return Estimate(float(op.domain.inner(q, op.mv(q))) / size, 0.0, 1, "exact")
+
+
+def _until(of: Callable[[int | None], Estimate], samples: int | None, rtol: float | None, most: int) -> Estimate:
+    """The estimate of so many samples, or of more where it has to be better."""
+    if rtol is not None and not rtol > 0:
+        raise ValueError(f"rtol is {rtol!r}, expected a positive number such as 0.01, or None")
+    found, count, spent = of(samples), _samples(samples), 0
+    while rtol is not None and found.stderr > rtol * abs(found.value):
+        spent, left = spent + found.applications, most - spent - found.applications
+        if left <= count:
+            warnings.warn(
+                f"after {spent} applications the standard error is {found.stderr:.1e}, above rtol = {rtol:g} of "
+                f"{found.value:.3g}; raise max_applications or rtol",
+                stacklevel=3,
+            )
+            return replace(found, applications=spent)
+        count = min(2 * count, left)
+        found, before = of(count), found
+        if found == before:
+            warnings.warn("the partial trace was estimated before: give kp.partial_trace more samples", stacklevel=3)
+            break
+    return replace(found, applications=spent + found.applications)
 
 
 def _trace(trace: np.ndarray, square: np.ndarray) -> np.ndarray:
@@ -407,9 +463,9 @@ def _is_positive(op: Operator, rng: Random) -> tuple[bool, int]:
         return False, 2
     rows, solver = on_rows(op), BlockLanczos(block=8, tol=NEGATIVE)
     top = solver.solve(rows, op.domain.size, 1, like=op.domain.like, seed=rng)
-    bottom = solver.solve(lambda x: -rows(x), op.domain.size, 1, like=op.domain.like, seed=rng)
+    bottom = solver.solve(rows, op.domain.size, 1, like=op.domain.like, seed=rng, which="SA")
     spent = 2 + top.applications + bottom.applications
-    return float(bottom.values[0]) <= 2 * NEGATIVE * abs(float(top.values[0])), spent
+    return float(bottom.values[0]) >= -2 * NEGATIVE * abs(float(top.values[0])), spent
 
 
 def _is_positive_matrix(op: MatrixOperator) -> bool:

@@ -111,6 +111,32 @@ def test_the_error_falls_with_the_samples():
     assert bars[0] > 2 * bars[1] > 4 * bars[2]
 
 
+@pytest.mark.parametrize(("spectrum", "rtol"), [("power", 1e-4), ("exponential", 0.01)])
+@pytest.mark.parametrize("name", SCALARS)
+def test_rtol_goes_on_until_the_bar_is_below_it_and_the_bar_still_covers(name, spectrum, rtol):
+    values = spectra(200)[spectrum]
+    op = diagonal(values)
+    truth = truths(kp.MatrixOperator(np.diag(values), *[op.domain] * 2))[name]
+    runs = [getattr(kp, name)(op, samples=40, seed=seed, rtol=rtol) for seed in range(RUNS)]
+    errors, bars = np.array([[run.value - truth, run.stderr] for run in runs]).T
+    assert all(run.stderr <= rtol * run.value for run in runs)
+    assert 0.88 <= np.mean(np.abs(errors) <= 1.96 * bars) <= 0.99
+    assert min(run.applications for run in runs) > 40
+
+
+def test_rtol_stops_at_the_most_applications_and_says_so():
+    op = diagonal(np.ones(2 * CHEAP))
+    with pytest.warns(UserWarning, match=r"after 120 applications the standard error is .* above rtol = 1e-06"):
+        found = kp.effective_rank(op, samples=40, rtol=1e-6, max_applications=140)
+    assert found.applications == 120 and found.stderr > 1e-6 * found.value
+    with pytest.raises(ValueError, match="rtol is 0, expected a positive number"):
+        kp.trace(op, rtol=0)
+    assert kp.trace(diagonal(np.ones(5)), rtol=0.01).stderr == 0
+    op = kp.GramOperator(factor(space(), parameters(size=20)))
+    with pytest.warns(UserWarning, match="give kp.partial_trace more samples"):
+        kp.trace(kp.partial_trace(op, "time", samples=40), rtol=1e-6)
+
+
 def test_a_large_operator_is_sampled_unless_a_side_is_small():
     values = np.arange(1.0, 2 * CHEAP) ** -2.0
     assert kp.trace(diagonal(values)).stderr > 0
