@@ -239,7 +239,8 @@ class _Krylov:
     """
 
     def __init__(self, operator: _Counted, n: int, like: Array, rng: Random, which: Which) -> None:
-        self.operator, self.rng, self.which, self.wanted = operator, rng, which, ORDERS[which]
+        self.operator, self.rng, self.wanted = operator, rng, ORDERS[which]
+        self.which: Which = which
         xp = array_namespace(like)
         self.pending = xp.zeros((0, n), dtype=like.dtype, device=device(like))
         self.basis: list[Array] = []
