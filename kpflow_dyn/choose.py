@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-Choice = str | Sequence[str] | Callable[[str, Any], bool] | None
+Choice = str | Sequence[str] | Callable[..., bool] | None  # a function takes the name, or (name, parameter)
 
 
 def choose(known: Mapping[str, Any], params: Choice) -> list[str]:
@@ -19,7 +20,8 @@ def choose(known: Mapping[str, Any], params: Choice) -> list[str]:
     if params is None:
         chosen = [name for name, parameter in known.items() if getattr(parameter, "requires_grad", True)]
     elif callable(params):
-        chosen = [name for name, parameter in known.items() if params(name, parameter)]
+        by_name = len(inspect.signature(params).parameters) == 1
+        chosen = [name for name, parameter in known.items() if (params(name) if by_name else params(name, parameter))]
     else:
         chosen = [params] if isinstance(params, str) else list(params)
         unknown = [name for name in chosen if name not in known]

@@ -38,8 +38,8 @@ def linearize(
         sol: a solution of `solve`.
         sensealg: how sensitivities are taken: `DiscreteAdjoint()`, also when None, or for an ODE
             `InterpolatingAdjoint()`.
-        params: which parameters learn: names, or a function (name, parameter) -> bool; all (in torch: all that require
-            a gradient) when None.
+        params: which parameters learn: names, or a function of the name, or of (name, parameter), that says whether;
+            all (in torch: all that require a gradient) when None.
         measure: how times and trials are weighted; `Measure()` when None.
 
     Raises:

@@ -196,6 +196,8 @@ def test_chosen_parameters_alone_learn() -> None:
     assert relative(flow.J.dense(), part) < 1e-10
     assert relative((flow.P @ flow.K @ flow.P.T).dense(), part @ part.T) < 1e-10
     biases = kp.linearize(kp.solve(problem), params=lambda name, _: name.startswith("bias"))
+    by_name = kp.linearize(kp.solve(problem), params=lambda name: name.startswith("bias"))
+    assert list(by_name.parameters) == list(biases.parameters)
     assert list(biases.parameters) == ["bias_ih", "bias_hh"]
 
 

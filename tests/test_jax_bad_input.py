@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import kpflow_dyn as kp
+from kpflow_dyn.jax_backend.checks import named_parameters, with_parameters
 
 X = np.random.default_rng(0).standard_normal((2, 5, 3)).astype("float32")
 
@@ -82,6 +83,16 @@ def test_parameters_must_be_passed() -> None:
         solve(3.0)
     with pytest.raises(TypeError, match=r"the model is a torch module, but the data are jax arrays"):
         solve(torch.nn.GRUCell(3, 4))
+
+
+def test_parameters_are_named_by_their_path() -> None:
+    assert list(named_parameters(eqx.nn.MLP(2, 2, 3, 1, key=jax.random.key(0)))) == [
+        *("layers[0].weight", "layers[0].bias", "layers[1].weight", "layers[1].bias")
+    ]
+    given = jax.tree_util.Partial(lambda p, x, z, W: z, {"b": jnp.ones(2)}, W=jnp.ones(2))
+    assert list(named_parameters(given)) == ["[0]['b']", "['W']"]
+    values = {name: 2 * value for name, value in named_parameters(given).items()}
+    assert named_parameters(with_parameters(given, values))["['W']"][0] == 2
 
 
 def test_what_a_cell_returns() -> None:

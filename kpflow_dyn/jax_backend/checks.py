@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -59,8 +60,7 @@ def named_parameters(model: object) -> dict[str, jax.Array]:
         raise TypeError("the model is a torch module, but the data are jax arrays; pass torch tensors, or a JAX model")
     if not callable(model):
         raise TypeError(f"the model is {type(model).__name__}, expected a callable such as an equinox module")
-    paths, _ = jax.tree_util.tree_flatten_with_path(model)
-    found = {_name(path): leaf for path, leaf in paths if eqx.is_inexact_array(leaf)}
+    found = {name: leaf for name, leaf in _named_leaves(model) if eqx.is_inexact_array(leaf)}
     if not found:
         raise TypeError(
             f"{getattr(model, '__name__', type(model).__name__)} holds no arrays: parameters that a function closes "
@@ -85,9 +85,12 @@ def check_parameters(model: object, like: jax.Array) -> None:
 
 def with_parameters(model: object, values: dict[str, jax.Array]) -> object:
     """The same model with other values of its parameters."""
-    paths, tree = jax.tree_util.tree_flatten_with_path(model)
-    return jax.tree_util.tree_unflatten(tree, [values.get(_name(path), leaf) for path, leaf in paths])
+    leaves = [values.get(name, leaf) for name, leaf in _named_leaves(model)]
+    return jax.tree.unflatten(jax.tree.structure(model), leaves)
 
 
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path).removeprefix(".")
+def _named_leaves(model: object) -> list[tuple[str, Any]]:
+    """All leaves by their path; those of a Partial by their argument: "[0].weight", "['weight']"."""
+    paths = jax.tree_util.tree_flatten_with_path(model)[0]
+    skipped = 1 if isinstance(model, jax.tree_util.Partial) else 0
+    return [(jax.tree_util.keystr(path[skipped:]).removeprefix("."), leaf) for path, leaf in paths]

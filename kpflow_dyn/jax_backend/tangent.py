@@ -31,8 +31,8 @@ Changes = list[jax.Array]  # of the weights, site by site
 Map = Callable[[Data, jax.Array], jax.Array]
 
 SPAN_ROWS = 640  # whose products with the variables are formed at once
-ROWS_TOGETHER = {"cpu": 640}  # of all probes at one time
-DEVICE_ROWS = 2**14  # the same on a device that likes large products
+ROWS_TOGETHER = 640  # of all probes at one time
+DEVICE_ROWS_TOGETHER = 2**14  # the same on a device that likes large products
 
 
 class Tangent:
@@ -107,8 +107,8 @@ class Tangent:
 
     def _make_maps(self) -> None:
         """The compiled operators on blocks [probe, ...]."""
-        (device,) = self.like.devices()
-        rows = ROWS_TOGETHER.get(device.platform, DEVICE_ROWS)
+        on_cpu = next(iter(self.like.devices())).platform == "cpu"
+        rows = ROWS_TOGETHER if on_cpu else DEVICE_ROWS_TOGETHER
         block = partial(_on_blocks, data=self.data, together=max(1, rows // self.trials))
         self.propagate = block(self._propagate)
         self.propagate_adjoint = block(self._propagate_adjoint)
