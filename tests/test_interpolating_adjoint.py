@@ -238,7 +238,7 @@ class JaxLinear(eqx.Module):
         return self.A @ z
 
 
-@pytest.mark.parametrize("case", GRIDS, ids=name)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=SLOW_IN_JAX[c.framework]) for c in GRIDS], ids=name)
 def test_a_linear_field_against_matrix_exponentials(case: Case) -> None:
     f = JaxLinear(jnp.asarray(W)) if case.framework == "jax" else TorchLinear()
     solution = kp.solve(kp.ODEProblem(f, case.array(START), GRID), rtol=1e-11, atol=1e-13)
@@ -306,7 +306,9 @@ def _check_polynomial(tableau: Tableau) -> None:
     assert abs(np.vander(theta, len(weights), increasing=True) @ weights - expected).max() < 1e-11
 
 
-@pytest.mark.parametrize("alg", ["dopri5", "rk4", diffrax.Tsit5(), diffrax.Kvaerno3()], ids=str)
+@pytest.mark.parametrize(
+    "alg", ["dopri5", "rk4", diffrax.Tsit5(), pytest.param(diffrax.Kvaerno3(), marks=pytest.mark.slow)], ids=str
+)
 def test_the_path_is_the_dense_output(alg: Any) -> None:
     case = Case("torch" if isinstance(alg, str) else "jax", False)
     solution = kp.solve(case.problem(), alg, rtol=1e-4, atol=1e-6)

@@ -167,6 +167,7 @@ def test_gradient_step_moves_the_state_by_the_ntk(flow: kp.Flow) -> None:
     assert off[1] < 0.2 * off[0] or off[1] < 1e-5
 
 
+@pytest.mark.slow
 def test_trials_step_by_themselves_on_a_grid(x64: None) -> None:
     """Each trial has the steps that it would have alone; shorter ones are filled up with steps of length zero."""
     problem, alg = FIELDS["tsit5_grid"].problem(), diffrax.Bosh3()
@@ -178,6 +179,7 @@ def test_trials_step_by_themselves_on_a_grid(x64: None) -> None:
     assert relative(both.J.dense().reshape(2, -1, both.J.domain.size)[0], alone.J.dense()) < 1e-11
 
 
+@pytest.mark.slow
 def test_inputs_are_those_of_the_field(x64: None) -> None:
     problem = FIELDS["tsit5_grid"].problem()
     flow = kp.linearize(kp.solve(problem, diffrax.Tsit5(), **LOOSE))
