@@ -13,7 +13,7 @@ import numpy as np
 
 import kpflow_dyn
 from kpflow_dyn.arrays import Array, Random, is_torch_array, to_numpy
-from kpflow_dyn.estimate import Estimate, Moments, alignment, effective_rank, moments
+from kpflow_dyn.estimate import Estimate, Scalars, alignment, effective_rank, scalars
 from kpflow_dyn.flat import CHEAP
 from kpflow_dyn.flow import Flow
 from kpflow_dyn.operators import Apply, GramOperator, Operator
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int | None], None]
 """Called as progress(stage, done, total) in applications of an operator; total is None where nobody knows."""
 
-Scalars = TypeVar("Scalars", Estimate, Moments)
+Found = TypeVar("Found", Estimate, Scalars)
 
 KERNELS = {"temporal": "time", "spatial": "unit", "trial": "trial"}
 """The partial traces of the NTK by name, and the axis that each keeps."""
@@ -180,7 +180,7 @@ class _Work:
         """Trace, norm and effective rank of the core, of K and of the NTK, and the alignment of the last two."""
         found = {}
         for name in ("core", "K", "ntk"):
-            of = self._estimate(moments, f"trace, norm and effective rank of {name}", name)
+            of = self._estimate(scalars, f"trace, norm and effective rank of {name}", name)
             found |= {f"{name}_trace": of.trace, f"{name}_norm": of.norm, f"{name}_effective_rank": of.effective_rank}
         return found | {"K_ntk_alignment": self._estimate(alignment, "alignment of K and ntk", "K", "ntk")}
 
@@ -212,7 +212,7 @@ class _Work:
         op = self._watched(getattr(self.flow, name), f"leading eigenvalues of {name}", None)
         return eigs(op, min(k, op.domain.size, op.factor.domain.size), SOLVER, self.rng)
 
-    def _estimate(self, measure: Callable[..., Scalars], stage: str, *names: str) -> Scalars:
+    def _estimate(self, measure: Callable[..., Found], stage: str, *names: str) -> Found:
         """`measure`, exact where that is cheap."""
         ops = [getattr(self.flow, name) for name in names]
         if names == ("core",) and ops[0].spectrum() is not None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device, is_jax_array, is_torch_array
 
 Array = Any
+Rows = Callable[[Array], Array]
+"""A map on blocks of rows [b, n] -> [b, m]."""
 
 __all__ = [
     "Array",
     "Random",
+    "Rows",
     "add_at",
     "array_namespace",
     "device",

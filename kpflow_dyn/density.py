@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, Random, array_namespace, to_numpy
-from kpflow_dyn.estimate import Estimate
-from kpflow_dyn.flat import Rows, is_symmetric, on_rows, require_square
+from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, to_numpy
+from kpflow_dyn.flat import is_symmetric, on_rows, require_square
 from kpflow_dyn.operators import GramOperator, Operator
-from kpflow_dyn.reductions import LEAST_SAMPLES, student
-from kpflow_dyn.solvers import BlockLanczos, Eigenpairs
+from kpflow_dyn.solvers import BlockLanczos, Eigenpairs, Estimate
+from kpflow_dyn.solvers.moments import LEAST_SAMPLES, student
 from kpflow_dyn.solvers.orthogonalise import project_out, row_norms, to_like
 
 

@@ -1,16 +1,11 @@
 """Scalars of operators with their standard errors: trace, Frobenius norm, effective rank, alignment, Rayleigh quotient.
 
 Each is exact (standard error 0) where that is cheap: from the core's spectrum, from a matrix, or from at most
-`flat.CHEAP` applications. Otherwise, in coordinates where inner products are plain, a basis Q of the leading range is
-taken out and treated exactly, and random probes x estimate the rest. The probes are independent of Q, so the estimate
-is unbiased and its standard error, by the jackknife, is that of a mean of independent samples.
+`flat.CHEAP` applications. Otherwise it is estimated by one of the methods of `kpflow_dyn.solvers`, in coordinates where
+inner products are plain: XNysTrace for A = J J*, XTrace for any other A. For the trace of a J J* whose spectrum is so
+flat that a sketch takes nothing out, J* alone does better at half the price; the sketch itself tells.
 
-For A = J J* with G = J*J, Q = orth(J* Omega), C = Q^T G Q, z = J* x and c = Q^T z
-
-    tr A    = E[ tr C + |z - Q c|^2 ]
-    |A|_F^2 = E[ |C|_F^2 + |J z|^2 - c^T C c ]
-
-and for any A and B, with y = x - Q Q^T x,
+For any A and B, with an orthonormal basis Q of their leading ranges and y = x - Q Q^T x,
 
     tr A^T B = sum_q <A q, B q> + E <A y, B y>
 
@@ -18,11 +13,6 @@ A partial trace that was itself estimated comes as T_1, ..., T_n from independen
 mean contains its noise; products of different groups do not:
 
     tr T = E T_i,    tr T^T U = E tr T_i^T U_j    for i != j
-
-Their variance is that of a function of means over pairs, after Efron and Stein, "The jackknife estimate of variance"
-(1981): the jackknife alone counts the noise of the products twice.
-
-Source: Meyer, Musco, Musco, Woodruff, "Hutch++" (2021); the Frobenius line is the same identity for G^2.
 """
 
 from __future__ import annotations
@@ -33,42 +23,41 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, Random, array_namespace, to_numpy
-from kpflow_dyn.flat import CHEAP, Rows, euclidean_matrix, is_symmetric, on_rows, require_square, unit_rows
+from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, to_numpy
+from kpflow_dyn.flat import CHEAP, euclidean_matrix, is_symmetric, on_rows, require_square, unit_rows
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
-from kpflow_dyn.reductions import LEAST_SAMPLES, PartialTrace, student
+from kpflow_dyn.reductions import PartialTrace
 from kpflow_dyn.sites import CoreOperator
-from kpflow_dyn.solvers import BlockLanczos
-from kpflow_dyn.solvers.orthogonalise import gram, orthonormalise, project_out, row_norms, to_double
+from kpflow_dyn.solvers import (
+    BlockLanczos,
+    Estimate,
+    Hutchinson,
+    HutchPlusPlus,
+    KrylovDeflation,
+    Moments,
+    OneSided,
+    XNysTrace,
+    XTrace,
+)
+from kpflow_dyn.solvers.exchange import nystrom_moments
+from kpflow_dyn.solvers.moments import check_samples, exact, of_pairs, of_samples
+from kpflow_dyn.solvers.orthogonalise import orthonormalise, project_out, row_dots, to_double
+from kpflow_dyn.solvers.probes import moments_of_images
 from kpflow_dyn.space import Space
 
 SAMPLES = 120
 MOST = 10_000  # applications, unless given
 NEGATIVE = 1e-3  # an eigenvalue below minus this share of the largest makes an operator indefinite
+TINY = 1e-300
+FLAT = 8  # effective ranks of so many times the samples leave a sketch nothing to take out
+
+OfSquare = Hutchinson | HutchPlusPlus | XTrace
+OfFactor = XNysTrace | KrylovDeflation | OneSided
+Method = OfSquare | OfFactor | None
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number that says how good it is; `float(estimate)` is its value.
-
-    Attributes:
-        value: unbiased, up to terms of second order in the standard error for ratios and roots.
-        stderr: standard error; value +- 1.96 stderr covers the truth in about 95% of runs. 0 where exact.
-        applications: how many applications to one vector it took, one of J and one of J* counting as one of J J*.
-        method: how it was found.
-    """
-
-    value: float
-    stderr: float
-    applications: int
-    method: str
-
-    def __float__(self) -> float:
-        return self.value
-
-
-@dataclass(frozen=True)
-class Moments:
+class Scalars:
     """Scalars of one operator that come from the same applications, each of which counts all of them.
 
     Attributes:
@@ -82,37 +71,25 @@ class Moments:
     effective_rank: Estimate
 
 
-@dataclass(frozen=True)
-class _Means:
-    """Means of some quadratic moments, and the means with each sample left out (none where exact)."""
-
-    means: np.ndarray  # [moment]
-    without: np.ndarray  # [sample, moment]
-    applications: int
-    method: str
-    eps: float
-    without_two: np.ndarray | None = None  # [sample, sample, moment]; None for means over samples, not over pairs
-
-
-def moments(op: Operator, samples: int | None = None, seed: int | Random = 0) -> Moments:
+def scalars(op: Operator, samples: int | None = None, seed: int | Random = 0, alg: Method = None) -> Scalars:
     """`trace`, `frobenius_norm` and `effective_rank` of an operator from a space to itself, for the price of one.
 
     Arguments and errors as for `trace`, and those of `effective_rank`.
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp
-        >>> from kpflow_dyn.estimate import moments
+        >>> from kpflow_dyn.estimate import scalars
         >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
-        >>> found = moments(kp.MatrixOperator(np.diag([1.0, 2.0, 2.0]), unit, unit))
+        >>> found = scalars(kp.MatrixOperator(np.diag([1.0, 2.0, 2.0]), unit, unit))
         >>> found.trace.value, found.norm.value, round(found.effective_rank.value, 6)
         (5.0, 3.0, 2.777778)
     """
     require_square(op, "a trace")
     rng = Random(seed)
     positive, spent = _is_positive(op, rng)
-    means = _means(op, samples, rng)
-    for_rank = means if positive else _means(GramOperator(op), samples, rng)
-    return Moments(_estimate(means, _trace), _estimate(means, _norm), _estimate(_spend(for_rank, spent), _rank))
+    found = _moments(op, samples, rng, alg)
+    for_rank = found if positive else _moments(GramOperator(op), samples, rng, None)
+    return Scalars(found.trace, found.norm, _spend(for_rank, spent).effective_rank)
 
 
 def trace(
@@ -121,6 +98,7 @@ def trace(
     seed: int | Random = 0,
     rtol: float | None = None,
     max_applications: int = MOST,
+    alg: Method = None,
 ) -> Estimate:
     """tr A of an operator from a space to itself.
 
@@ -132,9 +110,11 @@ def trace(
         rtol: begin anew with twice the samples until the standard error is at most rtol times the value; None takes the
             first estimate.
         max_applications: the most to spend on that.
+        alg: a method of `kpflow_dyn.solvers`, which is then used whatever is cheap; the best one for A when None.
 
     Raises:
         ValueError: a domain that is not the codomain, fewer than 8 samples, or rtol <= 0.
+        TypeError: an `alg` that needs the factor J of A = J J* where there is none.
 
     Warns:
         UserWarning: max_applications would be exceeded before the estimate is as good as rtol.
@@ -147,7 +127,7 @@ def trace(
     """
     require_square(op, "a trace")
     rng = Random(seed)
-    return _until(lambda count: _estimate(_means(op, count, rng), _trace), samples, rtol, max_applications)
+    return _until(lambda count: _moments(op, count, rng, alg, True).trace, samples, rtol, max_applications)
 
 
 def frobenius_norm(
@@ -156,6 +136,7 @@ def frobenius_norm(
     seed: int | Random = 0,
     rtol: float | None = None,
     max_applications: int = MOST,
+    alg: Method = None,
 ) -> Estimate:
     """|A|_F = sqrt(tr A* A), the root of the sum of the squared singular values, in the inner products of the spaces.
 
@@ -164,10 +145,10 @@ def frobenius_norm(
     rng = Random(seed)
 
     def estimate(count: int | None) -> Estimate:
-        if isinstance(op, GramOperator) or _groups(op) or (count is None and isinstance(op, MatrixOperator)):
-            return _estimate(_means(op, count, rng), _norm)
-        means = _means(GramOperator(op), count, rng)  # |A|_F^2 = tr A A*
-        return _estimate(means, lambda trace, square: np.sqrt(np.maximum(trace, 0)))
+        own = isinstance(alg, OfSquare) or isinstance(op, GramOperator) or _groups(op)
+        if own or (count is None and isinstance(op, MatrixOperator)):
+            return _moments(op, count, rng, alg).norm
+        return _moments(GramOperator(op), count, rng, alg, True).estimate(_root_of_trace)  # |A|_F^2 = tr A A*
 
     return _until(estimate, samples, rtol, max_applications)
 
@@ -178,6 +159,7 @@ def effective_rank(
     seed: int | Random = 0,
     rtol: float | None = None,
     max_applications: int = MOST,
+    alg: Method = None,
 ) -> Estimate:
     """er(A) = (tr A)^2 / |A|_F^2 of a positive semi-definite A; of A A* for any other. 0 for the zero operator.
 
@@ -192,7 +174,8 @@ def effective_rank(
     rng = Random(seed)
     positive, spent = _is_positive(op, rng)
     squared = op if positive else GramOperator(op)
-    found = _until(lambda count: _estimate(_means(squared, count, rng), _rank), samples, rtol, max_applications - spent)
+    most = max_applications - spent
+    found = _until(lambda count: _moments(squared, count, rng, alg).effective_rank, samples, rtol, most)
     return replace(found, applications=found.applications + spent)
 
 
@@ -217,13 +200,13 @@ def alignment(a: Operator, b: Operator, samples: int | None = None, seed: int | 
     elif samples is None and a.domain.size <= CHEAP:
         found = _exact_products(on_rows(a), on_rows(b), a.domain)
     else:
-        found = _sampled_products(on_rows(a), on_rows(b), [a.T, b.T], samples, Random(seed))
-    if not ((found.means[1:] > 0).all() and (found.without[:, 1:] > 0).all()):
+        found = _sampled_products(on_rows(a), on_rows(b), [a.T, b.T], _samples(samples), Random(seed))
+    if not (found.means[1:] > 2 * np.sqrt(np.diag(found.covariance)[1:])).all():
         raise ValueError(
             "alignment with the zero operator is not defined, nor with an estimate that is no larger than its noise; "
             "check what the operators learn from, or take more samples"
         )
-    return _estimate(found, lambda product, first, second: product / np.sqrt(first * second))
+    return found.estimate(_cosine)
 
 
 def rayleigh(op: Operator, q: Array) -> Estimate:
@@ -263,108 +246,100 @@ def _until(of: Callable[[int | None], Estimate], samples: int | None, rtol: floa
     return replace(found, applications=spent + found.applications)
 
 
-def _trace(trace: np.ndarray, square: np.ndarray) -> np.ndarray:
-    return trace
+def _cosine(product: float, first: float, second: float) -> float:
+    return product / (max(first, TINY) * max(second, TINY)) ** 0.5
 
 
-def _norm(trace: np.ndarray, square: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.maximum(square, 0))
+def _root_of_trace(trace: float, _square: float) -> float:
+    return max(trace, 0.0) ** 0.5
 
 
-def _rank(trace: np.ndarray, square: np.ndarray) -> np.ndarray:
-    return np.divide(trace**2, square, out=np.zeros_like(square), where=square > 0)
+def _spend(moments: Moments, applications: int) -> Moments:
+    return replace(moments, applications=moments.applications + applications)
 
 
-def _spend(means: _Means, applications: int) -> _Means:
-    return replace(means, applications=means.applications + applications)
-
-
-def _estimate(found: _Means, of: Callable[..., np.ndarray]) -> Estimate:
-    """A function of moments, with the jackknife's correction of its bias, and its standard error.
-
-    The error is widened by Student's factor, so that 1.96 of it cover as many runs with few samples as with many.
-    """
-    value, n = float(of(*found.means)), len(found.without)
-    if not n:
-        return Estimate(value, 0.0, found.applications, found.method)
-    left_out = of(*found.without.T)
-    if found.without_two is None:
-        spread = float(np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2)))
-    else:
-        spread = _spread_of_pairs(value, left_out, of(*np.moveaxis(found.without_two, 2, 0)))
-    value = n * value - (n - 1) * float(left_out.mean())
-    return Estimate(value, max(student(n) * spread, 10 * found.eps * abs(value)), found.applications, found.method)
-
-
-def _spread_of_pairs(value: float, without: np.ndarray, without_two: np.ndarray) -> float:
-    """The standard error of a mean over pairs, h_ij for i != j, from that mean without i, and without i and j.
-
-    Var = E h_ij h_kl - (E h)^2, estimated by the square of the mean less that of the products of disjoint pairs; it is
-    not let below the noise that the products of groups would have if it were all.
-    """
-    n = len(without)
-    pairs = n * (n - 1) * value - (n - 1) * (n - 2) * (without[:, None] + without) + (n - 2) * (n - 3) * without_two
-    pairs = (pairs / 2 - value) * ~np.eye(n, dtype=bool)
-    rows, entries = np.sum(pairs.sum(1) ** 2), np.sum(pairs**2)
-    return float(np.sqrt(max(4 * rows - 2 * entries, 2 * rows) / (n * (n - 1) * (n - 2) * (n - 3))))
-
-
-def _means(op: Operator, samples: int | None, rng: Random) -> _Means:
+def _moments(op: Operator, samples: int | None, rng: Random, alg: Method, only_trace: bool = False) -> Moments:
     """tr A and |A|_F^2."""
     if isinstance(op, PartialTrace) and op.groups:
         return _of_matrix(op)
-    exact = _exact(op) if samples is None else None
-    if exact is not None:
-        return exact
+    if alg is not None:
+        return _by(alg, op, _samples(samples), rng)
+    known = _exact(op) if samples is None else None
+    if known is not None:
+        return known
     if isinstance(op, GramOperator):
-        return _sampled_gram(op, samples, rng)
-    products = _sampled_products(_identity, on_rows(op), [op.T], samples, rng)
-    return replace(products, means=products.means[[0, 2]], without=products.without[:, [0, 2]])
+        return _by_spectrum(op, _samples(samples), rng, only_trace)
+    return _by(XTrace(), op, _samples(samples), rng)
 
 
-def _exact(op: Operator) -> _Means | None:
+def _by(alg: OfSquare | OfFactor, op: Operator, samples: int, rng: Random) -> Moments:
+    """The moments by a method of the caller's choice."""
+    if isinstance(alg, OfSquare):
+        return alg.moments(on_rows(op), op.domain.size, samples, like=op.domain.like, seed=rng)
+    if not isinstance(alg, OfFactor):
+        raise TypeError(f"alg is {alg!r}, expected a trace estimator of kpflow_dyn.solvers, such as XTrace()")
+    if not isinstance(op, GramOperator):
+        raise TypeError(
+            f"{type(alg).__name__} estimates A = J J* from J and J*, and {op!r} has no factor; take XTrace()"
+        )
+    (forward, backward), (n, p) = _sides(op)
+    if isinstance(alg, OneSided):
+        return alg.moments(backward, n, samples, like=op.domain.like, seed=rng)
+    return alg.moments((forward, backward), (n, p), samples, like=op.domain.like, seed=rng)
+
+
+def _by_spectrum(op: GramOperator, samples: int, rng: Random, only_trace: bool) -> Moments:
+    """XNysTrace, or J* alone where only the trace is wanted and the sketch finds the spectrum flat."""
+    (forward, backward), (n, _p) = _sides(op)
+    images = backward(rng.normal((samples, n), op.domain.like))
+    if only_trace and moments_of_images(images).effective_rank.value > FLAT * samples:
+        more = backward(rng.normal((samples, n), op.domain.like))
+        return moments_of_images(array_namespace(images).concat([images, more], axis=0))
+    return nystrom_moments(forward, images)
+
+
+def _sides(op: GramOperator) -> tuple[tuple[Rows, Rows], tuple[int, int]]:
+    """The factor from the smaller side to the larger, its adjoint, and both sizes: A or its mirror J*J alike."""
+    factor = op.factor if op.factor.domain.size <= op.domain.size else op.factor.T
+    return (on_rows(factor), on_rows(factor.T)), (factor.codomain.size, factor.domain.size)
+
+
+def _exact(op: Operator) -> Moments | None:
     if isinstance(op, MatrixOperator):
         return _of_matrix(op)
     spectrum = op.spectrum() if isinstance(op, CoreOperator) else None
     if spectrum is not None:
         values, counts = spectrum
-        return _known(float(counts @ values), float(counts @ values**2), 0, "exact: spectrum of V^T V", op)
+        return exact(np.array([counts @ values, counts @ values**2]), 0, "exact: spectrum of V^T V")
     smaller = op.factor.T @ op.factor if isinstance(op, GramOperator) and op.factor.domain.size < op.domain.size else op
     if smaller.domain.size > CHEAP:
         return None
-    product, _one, square = (found := _exact_products(_identity, on_rows(smaller), smaller.domain)).means
-    return _known(product, square, found.applications, found.method, op)
+    found = _exact_products(_identity, on_rows(smaller), smaller.domain)
+    return exact(found.means[[0, 2]], found.applications, found.method)
 
 
-def _of_matrix(op: MatrixOperator) -> _Means:
+def _of_matrix(op: MatrixOperator) -> Moments:
     """tr A and |A|_F^2 of a matrix, or of one that was estimated from groups of probes."""
     rows = _flat(op)
     traces = rows[:, :: op.domain.size + 1].sum(1)
-    return _of_pairs(np.stack([(traces[:, None] + traces) / 2, rows @ rows.T]), [op])
+    return _of_groups(np.stack([(traces[:, None] + traces) / 2, rows @ rows.T]), [op])
 
 
-def _of_matrices(a: Operator, b: Operator) -> _Means:
+def _of_matrices(a: Operator, b: Operator) -> Moments:
     """tr A^T B, |A|_F^2 and |B|_F^2 of matrices, or of ones that were estimated from groups of probes."""
     x, y = _flat(a), _flat(b)
     if len(x) != len(y) and 1 not in (len(x), len(y)):
         raise ValueError(f"the matrices come from {len(x)} and {len(y)} groups of probes; give both 20 samples or more")
     product, count = x @ y.T, max(len(x), len(y))
     squares = [np.broadcast_to(each, (count, count)) for each in ((product + product.T) / 2, x @ x.T, y @ y.T)]
-    return _of_pairs(np.stack(squares), [a, b])
+    return _of_groups(np.stack(squares), [a, b])
 
 
-def _of_pairs(pairs: np.ndarray, ops: list[Operator]) -> _Means:
+def _of_groups(pairs: np.ndarray, ops: list[Operator]) -> Moments:
     """Means of symmetric [moment, group, group] over pairs of different groups; a single group is exact."""
-    eps, n = _eps(ops[0].domain), pairs.shape[1]
-    if n == 1:
-        return _Means(pairs[:, 0, 0], np.zeros((0, len(pairs))), 0, "exact: matrix", eps)
-    pairs = pairs * ~np.eye(n, dtype=bool)
-    total, by_group = pairs.sum((1, 2)), 2 * pairs.sum(2).T
-    without = (total - by_group) / ((n - 1) * (n - 2))
-    without_two = (total - by_group[:, None] - by_group + 2 * np.moveaxis(pairs, 0, 2)) / ((n - 2) * (n - 3))
-    without_two[np.arange(n), np.arange(n)] = without
-    applications = sum(_spent_on(op) for op in ops)
-    return _Means(total / (n * (n - 1)), without, applications, "products of groups of probes", eps, without_two)
+    if pairs.shape[1] == 1:
+        return exact(pairs[:, 0, 0], 0, "exact: matrix")
+    return of_pairs(pairs, sum(_spent_on(op) for op in ops), "products of groups of probes", _eps(ops[0].domain))
 
 
 def _groups(op: Operator) -> list[Array]:
@@ -385,60 +360,34 @@ def _flat(op: Operator) -> np.ndarray:
     return np.stack([to_numpy(matrix).reshape(-1) for matrix in matrices])
 
 
-def _known(trace: float, square: float, applications: int, method: str, op: Operator) -> _Means:
-    return _Means(np.array([trace, square]), np.zeros((0, 2)), applications, method, _eps(op.domain))
-
-
-def _exact_products(first: Rows, second: Rows, space: Space) -> _Means:
+def _exact_products(first: Rows, second: Rows, space: Space) -> Moments:
     """tr A^T B, |A|_F^2 and |B|_F^2 by applying both to the identity."""
-    sums = sum(_dots(first(rows), second(rows)).sum(0) for rows in unit_rows(space))
+    sums = sum(_dots(first(rows), second(rows)).sum(1) for rows in unit_rows(space))
     applied = sum(space.size for f in (first, second) if f is not _identity)
-    return _Means(np.asarray(sums), np.zeros((0, 3)), applied, "exact: applied to the identity", _eps(space))
+    return exact(np.asarray(sums), applied, "exact: applied to the identity")
 
 
-def _sampled_products(first: Rows, second: Rows, ranges: list[Operator], samples: int | None, rng: Random) -> _Means:
+def _sampled_products(first: Rows, second: Rows, ranges: list[Operator], samples: int, rng: Random) -> Moments:
     """tr A^T B, |A|_F^2 and |B|_F^2, the part on the leading ranges of the adjoints exactly, the rest by probes."""
-    space, each = ranges[0].codomain, _samples(samples)
-    rank = min(each // 3, space.size) // len(ranges)
-    probes = each - (1 + len(ranges)) * rank
+    space = ranges[0].codomain
+    rank = min(samples // 3, space.size) // len(ranges)
+    probes = samples - (1 + len(ranges)) * rank
     leading = [on_rows(op)(_normal(rank, op.domain, rng)) for op in ranges]
     q, _c, _r = orthonormalise(space.xp.concat(leading, axis=0), [], 0.0)
     rest, _c = project_out(_normal(probes, space, rng), [q])
-    found = _dots(first(q), second(q)).sum(0) + _dots(first(rest), second(rest))
-    return _mean(found, len(ranges) * each, space)
-
-
-def _sampled_gram(op: GramOperator, samples: int | None, rng: Random) -> _Means:
-    """tr J J* and |J J*|_F^2; see the head of this file."""
-    total = _samples(samples)
-    rank = min(total // 2, op.factor.domain.size)
-    probes = total - rank
-    forward, backward = on_rows(op.factor), on_rows(op.factor.T)
-    q, _c, _r = orthonormalise(backward(_normal(rank, op.domain, rng)), [], 0.0)
-    image = forward(q)
-    core = gram(image, image)
-    z = backward(_normal(probes, op.domain, rng))
-    rest, c = project_out(z, [q])
-    traces = float(array_namespace(core).linalg.trace(core)) + to_numpy(row_norms(rest)) ** 2
-    squares = float((core * core).sum()) + to_numpy(row_norms(forward(z)) ** 2 - ((c @ core) * c).sum(1))
-    return _mean(np.stack([traces, squares], axis=1), total, op.domain)
-
-
-def _mean(samples: np.ndarray, applications: int, space: Space) -> _Means:
-    without = (samples.sum(0) - samples) / (len(samples) - 1)
-    return _Means(samples.mean(0), without, applications, "deflation and probes", _eps(space))
+    found = _dots(first(q), second(q)).sum(1, keepdims=True) + _dots(first(rest), second(rest))
+    return of_samples(found, len(ranges) * samples, "deflation and probes", _eps(space))
 
 
 def _samples(samples: int | None) -> int:
     samples = SAMPLES if samples is None else samples
-    if samples < LEAST_SAMPLES:
-        raise ValueError(f"samples = {samples} is too few for an error bar; give at least {LEAST_SAMPLES}")
+    check_samples(samples)
     return samples
 
 
 def _dots(a: Array, b: Array) -> np.ndarray:
-    """<a, b>, <a, a> and <b, b> of rows -> [row, 3]."""
-    return np.stack([to_numpy(to_double((x * y).sum(1))) for x, y in ((a, b), (a, a), (b, b))], axis=1)
+    """<a, b>, <a, a> and <b, b> of rows -> [3, row]."""
+    return np.stack([to_numpy(row_dots(x, y)) for x, y in ((a, b), (a, a), (b, b))])
 
 
 def _normal(rows: int, space: Space, rng: Random) -> Array:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from kpflow_dyn.arrays import Array, Random, array_namespace, device
+from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, device
 from kpflow_dyn.operators import BLOCK_BYTES, MatrixOperator, Operator
 from kpflow_dyn.space import Space
 
-Rows = Callable[[Array], Array]
 CHEAP = 512  # as many applications are affordable, so that results are exact
 
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from scipy.special import stdtrit
-
 from kpflow_dyn.arrays import Array, Random, array_namespace
 from kpflow_dyn.flat import CHEAP, is_symmetric, matrix_on_values, on_rows, require_square, unit_rows
 from kpflow_dyn.operators import DENSE_BYTES, GramOperator, MatrixOperator, Operator
+from kpflow_dyn.solvers.moments import check_samples, student
 from kpflow_dyn.solvers.orthogonalise import orthonormalise, project_out, to_double, to_like
 from kpflow_dyn.space import Space
 
-SAMPLES, LEAST_SAMPLES, GROUPS, LEADING = 100, 8, 20, 24
+SAMPLES, GROUPS, LEADING = 100, 20, 24
 
 Keep = str | Sequence[str]
 
@@ -101,14 +100,8 @@ def sampling(samples: int) -> tuple[int, int]:
     Raises:
         ValueError: fewer than 8 samples.
     """
-    if samples < LEAST_SAMPLES:
-        raise ValueError(f"samples = {samples} is too few for an error bar; give at least {LEAST_SAMPLES}")
+    check_samples(samples)
     return min(LEADING, samples // 4), samples + -samples % min(GROUPS, samples)
-
-
-def student(groups: int) -> float:
-    """What widens a standard error from few groups, so that 1.96 of it cover as often as with many."""
-    return float(stdtrit(groups - 1, 0.975)) / 1.96
 
 
 def marginal(op: Operator, keep: Keep) -> Operator:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, Random, array_namespace, device, to_numpy
-from kpflow_dyn.flat import Rows, euclidean_matrix, is_symmetric, on_rows, require_square
+from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, device, to_numpy
+from kpflow_dyn.flat import euclidean_matrix, is_symmetric, on_rows, require_square
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
-from kpflow_dyn.reductions import PartialTrace, partial_trace, student
+from kpflow_dyn.reductions import PartialTrace, partial_trace
 from kpflow_dyn.solvers import BlockLanczos, Eigenpairs
 from kpflow_dyn.solvers.lanczos import Callback
+from kpflow_dyn.solvers.moments import student
 from kpflow_dyn.solvers.orthogonalise import (
     Which,
     combine,

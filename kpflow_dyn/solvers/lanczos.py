@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, Random, array_namespace, device, to_numpy
+from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, device, to_numpy
 from kpflow_dyn.solvers.orthogonalise import (
     ORDERS,
     Which,
@@ -24,7 +24,6 @@ from kpflow_dyn.solvers.orthogonalise import (
     to_like,
 )
 
-Rows = Callable[[Array], Array]
 Callback = Callable[[int, np.ndarray], None]
 
 TEST_COLUMNS, TEST_STEPS = 8, 6

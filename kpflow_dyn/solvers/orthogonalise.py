@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, array_namespace, device, is_jax_array
+from kpflow_dyn.arrays import Array, array_namespace, device, is_jax_array, to_numpy
 
 CHUNK = 2**22  # entries of a vector block that are widened to float64 at a time
 Which = Literal["LA", "SA", "LM"]
@@ -53,8 +53,23 @@ def gram(a: Array, b: Array) -> Array:
 
 def row_norms(a: Array) -> Array:
     """The Euclidean norm of each row, float64."""
-    xp = array_namespace(a)
-    return to_double(xp.sqrt(xp.sum(a * a, axis=1)))
+    squares = row_dots(a, a)
+    return array_namespace(squares).sqrt(squares)
+
+
+def row_dots(a: Array, b: Array) -> Array:
+    """<a, b> of each pair of rows, float64."""
+    return to_double(array_namespace(a).sum(a * b, axis=1))
+
+
+def products(rows: Array, images: Array) -> np.ndarray:
+    """<x, y> and <y, y> of rows x and their images y -> [2, row]."""
+    return np.stack([to_numpy(row_dots(rows, images)), to_numpy(row_dots(images, images))])
+
+
+def eps_of(a: Array) -> float:
+    """The round-off of an array's dtype."""
+    return float(array_namespace(a).finfo(a.dtype).eps)
 
 
 def combine(coefficients: Array, basis: list[Array]) -> Array:
