@@ -17,7 +17,7 @@ _PUBLIC = {
     "reductions": ["marginal", "partial_trace"],
     "estimate": ["Estimate", "alignment", "effective_rank", "frobenius_norm", "rayleigh", "trace"],
     "density": ["SpectralDensity", "spectral_density"],
-    "spectra": ["Modes", "SingularModes", "eigs", "modes", "svds"],
+    "spectra": ["Modes", "SingularModes", "eigenvalues", "eigs", "modes", "svds"],
     "sites": ["WeightSite"],
     "problems": ["DiscreteProblem", "ODEProblem"],
     "solution": ["Solution", "SolveError", "solve"],

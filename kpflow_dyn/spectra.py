@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, device, to_numpy
+from kpflow_dyn.arrays import Array, Random, array_namespace, device, to_numpy
 from kpflow_dyn.flat import euclidean_matrix, is_symmetric, on_rows, require_square
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
 from kpflow_dyn.reductions import PartialTrace, partial_trace
-from kpflow_dyn.solvers import BlockLanczos, Eigenpairs
+from kpflow_dyn.sites import CoreOperator
+from kpflow_dyn.solvers import BlockLanczos, Dense, Triplets
+from kpflow_dyn.solvers.counted import Counted
 from kpflow_dyn.solvers.lanczos import Callback
+from kpflow_dyn.solvers.matrix import matrix_of
 from kpflow_dyn.solvers.moments import student
 from kpflow_dyn.solvers.orthogonalise import (
     Which,
-    combine,
     descending_eigh,
-    gram,
+    no_rows,
     orthonormalise,
+    project_out,
     relative,
-    rotate,
     row_norms,
     to_double,
     to_like,
@@ -33,7 +34,7 @@ from kpflow_dyn.space import Space
 if TYPE_CHECKING:
     import xarray
 
-TINY = 1e-300
+DEPENDENT = 1e-6  # vectors to deflate with a smaller part of their own are dropped
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,23 +91,28 @@ class Modes:
 def eigs(
     op: Operator,
     k: int,
-    alg: BlockLanczos | None = None,
+    alg: BlockLanczos | Dense | None = None,
     seed: int | Random = 0,
     callback: Callback | None = None,
     which: Which = "LA",
+    start: Array | None = None,
+    deflate: Array | None = None,
 ) -> Modes:
     """The k algebraically largest eigenpairs A v = l v of a symmetric operator, or those at its other end.
 
     A = J J* with fewer parameters than states is solved as G = J*J on the parameters, which has the same nonzero
-    eigenvalues; its vectors w give v = J w / sqrt(l), and residuals are then found anew from A v.
+    eigenvalues; its vectors w give v = J w / sqrt(l).
 
     Args:
         op: A, symmetric in the inner product of its space.
         k: how many pairs, at most the largest rank that A can have.
-        alg: `solvers.BlockLanczos` with its options; the default one when None.
+        alg: `solvers.BlockLanczos` with its options, the default one when None; or `solvers.Dense()` for the matrix.
         seed: an int, or a `Random` to continue.
         callback: called after each step of the solver with its number of calls and the leading residuals.
         which: "LA" for the algebraically largest, "SA" for the smallest, "LM" for the largest in magnitude.
+        start: vectors [b, *shape] to begin with, such as those of an earlier checkpoint; random when None.
+        deflate: vectors [d, *shape], such as pairs found before, to stay orthogonal to: the pairs are those of
+            (1 - U U*) A (1 - U U*), with U an orthonormal basis of them.
 
     Raises:
         ValueError: k out of range, an unknown `which`, or an operator that is not symmetric.
@@ -122,15 +128,94 @@ def eigs(
     """
     alg, rng, space = BlockLanczos() if alg is None else alg, Random(seed), op.domain
     require_square(op, "eigs")
-    _check_count(k, space.size if which == "SA" else _most(op))
+    known = None if deflate is None else _basis(_rows(deflate, space, "deflate"))
+    _check_count(k, (space.size if which == "SA" else _most(op)) - (0 if known is None else known.shape[0]))
     if not is_symmetric(op, rng):
         raise ValueError(f"eigs needs a symmetric operator, got {op!r}; take op @ op.T for its left singular vectors")
+    first = None if start is None else _rows(start, space, "start")
     if isinstance(op, GramOperator) and op.factor.domain.size < space.size and which != "SA":
-        pairs = _on_parameters(op, k, alg, rng, callback)
+        found = _of_product(op.factor, k, alg, rng, callback, first, known)
+        values, vectors = found.values**2, found.left
     else:
-        pairs = alg.solve(on_rows(op), space.size, k, like=space.like, seed=rng, which=which, callback=callback)
-    vectors = space.from_euclidean(pairs.vectors.reshape((k, *space.shape)))
-    return Modes(pairs.values, vectors, pairs.residuals, pairs.converged, pairs.applications, space)
+        found = alg.solve(
+            on_rows(op),
+            space.size,
+            k,
+            like=space.like,
+            seed=rng,
+            which=which,
+            start=first,
+            deflate=known,
+            callback=callback,
+        )
+        values, vectors = found.values, found.vectors
+    vectors = space.from_euclidean(vectors.reshape((k, *space.shape)))
+    return Modes(values, vectors, found.residuals, found.converged, found.applications, space)
+
+
+def _of_product(
+    factor: Operator,
+    k: int,
+    alg: BlockLanczos | Dense,
+    rng: Random,
+    callback: Callback | None,
+    start: Array | None,
+    known: Array | None,
+) -> Triplets:
+    """The triplets of J whose left vectors are eigenvectors of J J*, orthogonal to known rows."""
+    forward, backward = on_rows(factor), on_rows(factor.T)
+
+    def apart(rows: Array) -> Array:
+        return rows if known is None else project_out(rows, [known])[0]
+
+    return alg.solve_product(
+        lambda w: apart(forward(w)),
+        lambda q: backward(apart(q)),
+        factor.domain.size,
+        k,
+        like=factor.domain.like,
+        seed=rng,
+        squared=True,
+        start=None if start is None else backward(apart(start)),
+        callback=callback,
+    )
+
+
+def eigenvalues(op: Operator) -> Array:
+    """All eigenvalues of a symmetric operator [n], descending, in float64, each as often as it occurs.
+
+    From the spectrum of V^T V where A is a core that follows from it, else from the matrix: of J J* the smaller one of
+    J*J and J J*, whose dimension may be up to 20,000; the rest are zeros.
+
+    Args:
+        op: A, from a space to itself.
+
+    Raises:
+        ValueError: an operator that is not symmetric, or whose matrix is too large.
+
+    Example:
+        >>> import numpy as np, kpflow_dyn as kp
+        >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
+        >>> kp.eigenvalues(kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit, symmetric=True))
+        array([3., 2., 1.])
+    """
+    require_square(op, "a spectrum")
+    if not is_symmetric(op, Random(0)):
+        raise ValueError(f"eigenvalues needs a symmetric operator, got {op!r}; take op @ op.T, or kp.svds")
+    known = op.spectrum() if isinstance(op, CoreOperator) else None
+    if known is not None:
+        values = np.sort(np.repeat(*known))[::-1]
+        return _padded(values[: op.domain.size], op.domain.size)
+    smaller = op.factor.T @ op.factor if isinstance(op, GramOperator) and op.factor.domain.size < op.domain.size else op
+    space = smaller.domain
+    matrix, _rows = matrix_of(Counted(on_rows(smaller)), no_rows(space.size, space.like))
+    return _padded(descending_eigh(matrix)[0], op.domain.size)
+
+
+def _padded(values: Array, size: int) -> Array:
+    """Values and as many zeros as are missing."""
+    xp = array_namespace(values)
+    return xp.concat([values, xp.zeros(size - values.shape[0], dtype=values.dtype, device=device(values))])
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,19 +243,20 @@ class SingularModes:
 def svds(
     op: Operator,
     k: int,
-    alg: BlockLanczos | None = None,
+    alg: BlockLanczos | Dense | None = None,
     seed: int | Random = 0,
     callback: Callback | None = None,
 ) -> SingularModes:
     """The k largest singular values of any operator A, with their left and right vectors.
 
-    Eigenvectors of A*A, or of A A* where that is smaller, span the leading right (left) vectors; values and vectors are
-    those of A between this span and its image. Squares lose half of the digits: s below sqrt(eps) s_1 are noise.
+    Eigenvectors of A*A, or of A A* where that is smaller, are the right (left) vectors. Squares lose half of the
+    digits: s below sqrt(eps) s_1 are noise, unless a dimension is so small (512) that A itself is decomposed.
 
     Args:
         op: A.
         k: how many triplets, at most the smaller dimension.
-        alg: `solvers.BlockLanczos` with its options; the default one when None. Its tolerance is that of the residuals.
+        alg: `solvers.BlockLanczos` with its options, the default one when None; or `solvers.Dense()`. Its tolerance is
+            that of the residuals.
         seed: an int, or a `Random` to continue.
         callback: called after each step of the solver with its number of calls and its residuals.
 
@@ -186,64 +272,19 @@ def svds(
         >>> kp.svds(kp.MatrixOperator(np.array([[0.0, 0.0, 2.0], [1.0, 0.0, 0.0]]), right, left), k=2).values
         array([2., 1.])
     """
-    alg, rng = BlockLanczos() if alg is None else alg, Random(seed)
+    alg = BlockLanczos() if alg is None else alg
     _check_count(k, min(op.domain.size, op.codomain.size))
     if op.domain.size > op.codomain.size:
-        found = svds(op.T, k, alg, rng, callback)
+        found = svds(op.T, k, alg, seed, callback)
         return dataclasses.replace(found, left=found.right, right=found.left)
-    found = _triplets(op, k, alg, rng, callback)
-    if not bool(found.converged.all()):
-        warnings.warn(
-            f"{int((~found.converged).sum())} of {k} singular triplets did not reach the residual {alg.tol:.0e} (worst "
-            f"{float(found.residuals.max()):.1e}); raise maxiter or tol, or work in float64",
-            stacklevel=2,
-        )
+    found = alg.solve_product(
+        on_rows(op), on_rows(op.T), op.domain.size, k, like=op.domain.like, seed=seed, callback=callback
+    )
     left, right = (
         space.from_euclidean(rows.reshape((k, *space.shape)))
         for space, rows in ((op.codomain, found.left), (op.domain, found.right))
     )
-    return dataclasses.replace(found, left=left, right=right)
-
-
-def _triplets(op: Operator, k: int, alg: BlockLanczos, rng: Random, callback: Callback | None) -> SingularModes:
-    """The singular triplets as rows, from eigenvectors of A*A; solved again if small values lack accuracy."""
-    forward, backward, space = on_rows(op), on_rows(op.T), op.domain
-    if space.size <= alg.dense:
-        eye = space.xp.eye(space.size, dtype=space.dtype, device=device(space.like))
-        return _certified(*_between(forward(eye), eye, k, rng), backward, alg.tol, spent=space.size)
-    start, solver, spent = None, alg, 0
-    while True:
-        with warnings.catch_warnings(action="ignore"):  # the residuals of the triplets count
-            pairs = solver.solve(
-                lambda rows: backward(forward(rows)),
-                space.size,
-                k,
-                like=space.like,
-                seed=rng,
-                start=start,
-                callback=callback,
-            )
-        spent += pairs.applications + k
-        found = _certified(*_between(forward(pairs.vectors), pairs.vectors, k, rng), backward, alg.tol, spent)
-        ratio = float(found.values[-1]) / max(float(found.values[0]), TINY)
-        if solver is not alg or not ratio or bool(found.converged.all()):
-            return found
-        solver, start = dataclasses.replace(alg, tol=alg.tol * ratio / 2), found.right
-
-
-def _certified(values: Array, left: Array, right: Array, backward: Rows, tol: float, spent: int) -> SingularModes:
-    """Triplets with A v = s u, and their residuals A* u - s v."""
-    rest = backward(left) - to_like(values, right)[:, None] * right
-    residuals = relative(row_norms(rest), float(values[0]))
-    return SingularModes(values, left, right, residuals, residuals <= tol, spent)
-
-
-def _between(images: Array, rows: Array, k: int, rng: Random) -> tuple[Array, Array, Array]:
-    """The k largest singular values, left and right rows of A between orthonormal rows and the span of their images."""
-    basis = _basis(images, rng)
-    small = gram(images, basis)
-    turn, values, turned = array_namespace(small).linalg.svd(small)
-    return values[:k], combine(turned[:k], [basis]), combine(turn.T[:k], [rows])
+    return SingularModes(found.values, left, right, found.residuals, found.converged, found.applications)
 
 
 def modes(
@@ -308,33 +349,11 @@ def _check_count(k: int, most: int) -> None:
         raise ValueError(f"k = {k!r} pairs asked of an operator of rank {most} at most; expected 1 <= k <= {most}")
 
 
-def _on_parameters(op: GramOperator, k: int, alg: BlockLanczos, rng: Random, callback: Callback | None) -> Eigenpairs:
-    """Eigenpairs of J J* from those of J*J."""
-    forward, backward, parameters = on_rows(op.factor), on_rows(op.factor.T), op.factor.domain
-    inner = alg.solve(
-        lambda w: backward(forward(w)), parameters.size, k, like=parameters.like, seed=rng, callback=callback
-    )
-    basis = _basis(forward(inner.vectors), rng)
-    values, vectors, rest = rotate(basis, on_rows(op)(basis))
-    residuals = relative(row_norms(rest), float(abs(values).max()))
-    converged = residuals <= alg.tol
-    if bool(inner.converged.all()) and not bool(converged.all()):
-        warnings.warn(
-            f"the residuals of the state vectors reach {float(residuals.max()):.1e}, above {alg.tol:.0e}; lower tol, "
-            "or rtol and atol of InterpolatingAdjoint if the operator comes from that",
-            stacklevel=3,
-        )
-    return Eigenpairs(values, vectors, residuals, converged, inner.applications + k + (k + 1) // 2, inner.calls + 2)
+def _basis(rows: Array) -> Array:
+    return orthonormalise(rows, [], DEPENDENT * float(row_norms(rows).max()))[0]
 
 
-def _basis(lifted: Array, rng: Random) -> Array:
-    """Orthonormal rows that span J w, filled up with random ones where J w vanishes."""
-    squares, rotation = descending_eigh(gram(lifted, lifted))
-    xp = array_namespace(lifted)
-    floor = 10 * float(xp.finfo(lifted.dtype).eps) * float(abs(squares[0])) ** 0.5
-    rows, _c, _r = orthonormalise(combine(rotation.T, [lifted]), [], floor)
-    missing = lifted.shape[0] - rows.shape[0]
-    if missing:
-        fresh, _c, _r = orthonormalise(rng.normal((missing, lifted.shape[1]), lifted), [rows], 1e-6)
-        rows = xp.concat([rows, fresh], axis=0)
-    return rows
+def _rows(vectors: Array, space: Space, what: str) -> Array:
+    """Vectors [b, *shape] as rows in coordinates where the inner product is plain."""
+    space.check(vectors, what)
+    return space.to_euclidean(vectors).reshape((-1, space.size))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy.sparse.linalg import LinearOperator, eigsh
 from synthetic import LIBRARIES, as_array, library, spectra
 
 from kpflow_dyn.arrays import to_numpy
-from kpflow_dyn.solvers import BlockLanczos
+from kpflow_dyn.solvers import BlockLanczos, Dense
+from kpflow_dyn.solvers.certify import CHECKS
 from kpflow_dyn.solvers.orthogonalise import combine, gram, orthonormalise, to_double
 
 __all__ = ["library"]
 
 N = 600
-ITERATIVE = BlockLanczos(dense=0)
+ITERATIVE = BlockLanczos(block=16, dense=0)
 
 
 def diagonal(values, like="numpy", dtype="float64"):
@@ -49,11 +52,12 @@ def test_leading_pairs_of_known_spectra(name, block):
     check(BlockLanczos(block=block, dense=0).solve(lambda x: x @ matrix, N, 20, like=matrix), matrix, 20)
 
 
+@pytest.mark.parametrize("block", [None, 1, 2, 16])
 @pytest.mark.parametrize("k", [10, 50, 110])
 @pytest.mark.parametrize("seed", range(3))
-def test_repeated_eigenvalues_keep_their_multiplicity(k, seed):
+def test_repeated_eigenvalues_keep_their_multiplicity(k, seed, block):
     apply, like = diagonal(np.kron(np.exp(-np.arange(15) / 3), np.ones(40)))
-    pairs = ITERATIVE.solve(apply, N, k, like=like, seed=seed)
+    pairs = BlockLanczos(block, dense=0).solve(apply, N, k, like=like, seed=seed)
     check(pairs, np.diag(like), k)
 
 
@@ -135,6 +139,94 @@ def test_copies_on_both_sides_of_zero_are_all_found():
     np.testing.assert_allclose(np.sort(pairs.values), np.repeat([-2.0, 2.0], 20), atol=1e-6)
 
 
+@pytest.mark.parametrize("which", ENDS)
+@pytest.mark.parametrize("solver", [ITERATIVE, BlockLanczos(dense=N), Dense()], ids=["iterative", "small", "dense"])
+def test_pairs_orthogonal_to_known_ones_are_the_next(solver, which):
+    """Zeros stand for what was taken out in (1 - U U^T) A (1 - U U^T), and must not come up as eigenvalues."""
+    values = np.concatenate([np.linspace(-3, -1, 300), np.linspace(1, 2, N - 300) ** 2])
+    matrix = dense_symmetric(values)
+    first = solver.solve(lambda x: x @ matrix, N, 6, like=matrix, which=which)
+    then = solver.solve(lambda x: x @ matrix, N, 6, like=matrix, which=which, deflate=first.vectors)
+    expected = values[np.argsort(ENDS[which](values))]
+    np.testing.assert_allclose(then.values, expected[6:12], atol=1e-5)
+    assert np.abs(then.vectors @ first.vectors.T).max() < 1e-10
+    with pytest.raises(ValueError, match=r"dimension 594; expected 1 <= k <= 594"):
+        solver.solve(lambda x: x @ matrix, N, N - 5, like=matrix, deflate=first.vectors)
+    with pytest.raises(ValueError, match=r"deflate has shape \(600,\), expected rows \[d, 600\]"):
+        solver.solve(lambda x: x @ matrix, N, 2, like=matrix, deflate=np.ones(N))
+
+
+def test_the_block_is_the_one_that_promises_to_be_fastest(monkeypatch):
+    """Calls that cost the same whatever they hold want large blocks, rows that cost the same each want small ones."""
+    apply, like = diagonal(spectra(N)["power"])
+    found = {}
+    for name, price in {"calls": lambda rows: 1.0, "rows": float}.items():
+        clock, blocks = [0.0], []
+
+        def timed(rows, price=price, clock=clock, blocks=blocks):
+            clock[0] += price(rows.shape[0])
+            blocks.append(rows.shape[0])
+            return apply(rows)
+
+        monkeypatch.setattr("kpflow_dyn.solvers.timing._answers", {})
+        monkeypatch.setattr("kpflow_dyn.solvers.timing.time.perf_counter", lambda clock=clock: clock[0])
+        solver = BlockLanczos(dense=0)
+        first, again = (solver.solve(timed, N, 20, like=like) for _ in range(2))
+        assert (first.vectors == again.vectors).all() and again.applications < first.applications
+        found[name] = blocks[-again.calls]
+    assert found == {"calls": 64, "rows": 2}
+
+
+@pytest.mark.parametrize("noise", [1e-9, 1e-4])
+def test_claims_that_do_not_hold_are_replaced_by_true_residuals(noise):
+    """An operator that is off by a little at each call, in a way that no recurrence can know."""
+    values, random = spectra(N)["power"], np.random.default_rng(0)
+
+    def apply(rows):
+        wrong = random.standard_normal(rows.shape) / N**0.5
+        return rows * values + noise * np.linalg.norm(rows, axis=1, keepdims=True) * wrong
+
+    with warnings.catch_warnings(action="ignore"):
+        pairs = BlockLanczos(block=8, dense=0, maxiter=100).solve(apply, N, 10, like=values)
+    true = np.linalg.norm(pairs.vectors * values - pairs.values[:, None] * pairs.vectors, axis=1)
+    assert (pairs.converged == (pairs.residuals <= 1e-6)).all() and pairs.converged.all() == (noise < 1e-6)
+    assert (pairs.residuals > 0.3 * noise).all() and (pairs.residuals >= 0.5 * true).all()
+
+
+def test_the_claims_cost_a_few_applications_only():
+    apply, like = diagonal(spectra(N)["exponential"])
+    seen: list[int] = []
+    pairs = BlockLanczos(block=4, dense=0).solve(apply, N, 20, like=like, callback=lambda calls, _r: seen.append(calls))
+    assert pairs.applications == 4 * seen[-1] + CHECKS
+    check(pairs, np.diag(like), 20)
+
+
+def test_triplets_of_a_product_and_eigenpairs_of_its_other_side():
+    random = np.random.default_rng(5)
+    L = random.standard_normal((300, 280)) * np.exp(-np.arange(280) / 15)
+    u, s, vt = np.linalg.svd(L)
+    for solver in (BlockLanczos(block=4, dense=0), Dense()):
+        for squared in (False, True):
+            found = solver.solve_product(lambda w: w @ L.T, lambda q: q @ L, 280, 12, like=L, squared=squared)
+            np.testing.assert_allclose(found.values, s[:12], rtol=1e-6)
+            assert np.abs(np.abs(np.sum(found.left * u.T[:12], 1)) - 1).max() < 1e-6
+            assert np.abs(np.abs(np.sum(found.right * vt[:12], 1)) - 1).max() < 1e-6
+            back = found.left @ L - found.values[:, None] * found.right
+            forward = found.right @ L.T - found.values[:, None] * found.left
+            true = np.sqrt((back**2).sum(1) + (forward**2).sum(1)) / s[0]
+            if squared:
+                true = (
+                    np.linalg.norm(found.left @ L @ L.T - found.values[:, None] ** 2 * found.left, axis=1) / s[0] ** 2
+                )
+            np.testing.assert_allclose(found.residuals, true, rtol=1e-2, atol=1e-13)
+            assert found.converged.all()
+
+
+def test_dense_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="dimension 30000 would be needed, 7 GiB; the largest dimension is 20000"):
+        Dense().solve(lambda rows: rows, 30_000, 2, like=np.zeros(1))
+
+
 def test_an_unknown_end_is_refused():
     apply, like = diagonal(np.ones(N))
     with pytest.raises(ValueError, match="which is 'SM', expected one of LA, SA, LM"):
@@ -189,7 +281,7 @@ def test_same_seed_same_result_and_progress_is_reported():
     first = ITERATIVE.solve(apply, N, 5, like=like, seed=1, callback=lambda calls, r: seen.append((calls, r)))
     again, other = (ITERATIVE.solve(apply, N, 5, like=like, seed=seed) for seed in (1, 2))
     assert (first.vectors == again.vectors).all() and (first.vectors != other.vectors).any()
-    assert [calls for calls, _ in seen] == list(range(1, len(seen) + 1))
+    assert [calls for calls, _ in seen] == list(range(seen[0][0], seen[0][0] + len(seen)))
     assert all(r.shape == (5,) for _, r in seen) and seen[-1][1].max() <= 1e-6 < seen[0][1].max()
 
 
@@ -266,7 +358,7 @@ def test_bad_options_are_refused():
         with pytest.raises(ValueError, match="expected block >= 1"):
             BlockLanczos(**bad)
     with pytest.raises(ValueError, match="give at least 37"):
-        BlockLanczos(columns=30).solve(lambda x: x, N, 5, like=np.zeros(1))
+        BlockLanczos(block=16, columns=30).solve(lambda x: x, N, 5, like=np.zeros(1))
     with pytest.raises(ValueError, match=r"expected rows \[b, 600\]"):
         BlockLanczos().solve(lambda x: x, N, 5, like=np.zeros(1), start=np.ones(N))
 

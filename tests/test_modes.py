@@ -74,6 +74,45 @@ def test_an_untrained_network_has_every_eigenvalue_once_for_each_unit():
         check(found, op, 100)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("size", [20, 900])
+def test_deflation_gives_the_next_pairs_and_a_warm_start_those_of_a_nearby_operator(eager_library, size, weighted):
+    """From either side of J: deflation is of the states, whatever side the iteration runs on."""
+    state = space(eager_library, shape=(4, 6, 15), weighted=weighted)
+    op = kp.GramOperator(factor(state, parameters(eager_library, size=size)))
+    values = np.linalg.eigvalsh(dense(op))[::-1]
+    first = kp.eigs(op, 5)
+    then = kp.eigs(op, 4, deflate=first.vectors + 0.0)
+    np.testing.assert_allclose(to_numpy(then.values), values[5:9], rtol=1e-5)
+    overlap = state.inner(then.vectors[:, None] + 0 * first.vectors[None], first.vectors[None])
+    assert float(abs(overlap).max()) < 1e-9
+    mixed = state.normal(3, Random(2))  # no eigenvectors: the part of A orthogonal to them
+    rows = np.linalg.qr(to_numpy(state.to_euclidean(mixed)).reshape(3, -1).T)[0]
+    projector = np.eye(state.size) - rows @ rows.T
+    expected = np.linalg.eigvalsh(projector @ dense(op) @ projector)[::-1][:4]
+    np.testing.assert_allclose(to_numpy(kp.eigs(op, 4, deflate=mixed).values), expected, rtol=1e-5)
+    again = kp.eigs(op, 5, ITERATIVE, start=first.vectors)
+    np.testing.assert_allclose(to_numpy(again.values), values[:5], rtol=1e-6)
+
+
+def test_all_eigenvalues_with_their_multiplicities(library):
+    state = space(library, weighted=True)
+    for size in (5, 40):
+        op = kp.GramOperator(factor(state, parameters(library, size=size)))
+        expected = np.linalg.eigvalsh(dense(op))[::-1]
+        found = to_numpy(kp.eigenvalues(op))
+        assert found.shape == (24,)
+        assert_close(found, expected)
+    with pytest.raises(ValueError, match="eigenvalues needs a symmetric operator"):
+        kp.eigenvalues(OPERATORS["matrix"](state, parameters(library)))
+
+
+def test_dense_is_a_choice_of_algorithm():
+    op = kp.GramOperator(factor(space(), parameters(size=20)))
+    check(kp.eigs(op, 15, kp.solvers.Dense()), op, 15)
+    assert kp.eigs(op, 15, kp.solvers.Dense()).applications < 60
+
+
 @pytest.mark.parametrize("size", [5, 40])
 def test_more_pairs_than_the_rank_are_completed_with_null_vectors(size):
     state, theta = space(), parameters(size=size)
@@ -151,7 +190,7 @@ def test_progress_seed_and_labels():
     op = kp.GramOperator(factor(state, parameters(size=550)))
     seen = []
     found = kp.eigs(op, 3, ITERATIVE, seed=1, callback=lambda calls, residuals: seen.append((calls, residuals.max())))
-    assert seen[0][0] == 1 and seen[-1][1] <= 1e-6
+    assert len(seen) > 1 and seen[-1][1] <= 1e-6
     again = kp.eigs(op, 3, ITERATIVE, seed=Random(1))
     assert (found.vectors == again.vectors).all()
     data = found.to_xarray()

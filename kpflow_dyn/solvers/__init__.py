@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from kpflow_dyn.solvers.dense import Dense
 from kpflow_dyn.solvers.exchange import XNysTrace, XTrace
-from kpflow_dyn.solvers.lanczos import BlockLanczos, Eigenpairs
+from kpflow_dyn.solvers.lanczos import BlockLanczos
 from kpflow_dyn.solvers.moments import Estimate, Moments
 from kpflow_dyn.solvers.probes import Hutchinson, HutchPlusPlus, KrylovDeflation, OneSided
+from kpflow_dyn.solvers.results import Eigenpairs, Triplets
 
 __all__ = [
     "BlockLanczos",
+    "Dense",
     "Eigenpairs",
     "Estimate",
     "HutchPlusPlus",
@@ -16,6 +19,7 @@ __all__ = [
     "KrylovDeflation",
     "Moments",
     "OneSided",
+    "Triplets",
     "XNysTrace",
     "XTrace",
 ]

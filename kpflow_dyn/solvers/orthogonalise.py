@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, array_namespace, device, is_jax_array, to_numpy
+from kpflow_dyn.arrays import Array, Rows, array_namespace, device, is_jax_array, to_numpy
 
 CHUNK = 2**22  # entries of a vector block that are widened to float64 at a time
 Which = Literal["LA", "SA", "LM"]
@@ -85,9 +85,10 @@ def project_out(w: Array, basis: list[Array]) -> tuple[Array, Array]:
     """One pass: w less its projection on the rows of `basis`, and its coefficients there [rows of w, rows of basis]."""
     found = [to_double(w[:, :0])]
     for q in basis:
-        c = w @ q.T
-        w = w - c @ q
-        found.append(to_double(c))
+        if q.shape[0]:
+            c = w @ q.T
+            w = w - c @ q
+            found.append(to_double(c))
     return w, array_namespace(found[0]).concat(found, axis=1)
 
 
@@ -174,3 +175,32 @@ def _one_by_one(w: Array, basis: list[Array], floor: float) -> Array:
         if size > floor:
             found.append(row / size)
     return array_namespace(w).concat([w[:0], *found], axis=0)
+
+
+def diagonal(values: Array) -> Array:
+    """The diagonal matrix of small values."""
+    return array_namespace(values).eye(values.shape[0], dtype=values.dtype, device=device(values)) * values
+
+
+def concat(parts: list[Array]) -> Array:
+    """Blocks of rows, one after another."""
+    return array_namespace(parts[0]).concat(parts, axis=0)
+
+
+def no_rows(n: int, like: Array) -> Array:
+    """A block [0, n]."""
+    return array_namespace(like).zeros((0, n), dtype=like.dtype, device=device(like))
+
+
+def rows_or_none(rows: Array | None, n: int, like: Array) -> Array:
+    """The rows [b, n], of which there may be none."""
+    if rows is None:
+        return no_rows(n, like)
+    if rows.ndim != 2 or rows.shape[1] != n:
+        raise ValueError(f"deflate has shape {tuple(rows.shape)}, expected rows [d, {n}]")
+    return rows
+
+
+def orthogonal_part(apply: Rows, known: Array) -> Rows:
+    """The map followed by (1 - U U^T) for known rows U^T, of which there may be none."""
+    return lambda rows: project_out(apply(rows), [known])[0]
