@@ -9,9 +9,10 @@ vector anew.
 
 from __future__ import annotations
 
+import warnings
 from typing import Generic, NamedTuple, TypeVar
 
-from kpflow_dyn.arrays import Array, Random, Rows, array_namespace
+from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, to_numpy
 from kpflow_dyn.solvers.counted import Counted, Product
 from kpflow_dyn.solvers.matrix import identity, pairs_of_matrix
 from kpflow_dyn.solvers.krylov import Krylov
@@ -51,10 +52,11 @@ class Certificate(Generic[Result]):
         operator: A, whose Krylov basis it was.
         tol: the residual to reach.
         rng: for checks.
+        what: they are called.
     """
 
-    def __init__(self, operator: Counted, tol: float, rng: Random) -> None:
-        self.operator, self.tol, self.rng = operator, tol, rng
+    def __init__(self, operator: Counted, tol: float, rng: Random, what: str) -> None:
+        self.operator, self.tol, self.rng, self.what = operator, tol, rng, what
 
     def tolerances(self, krylov: Krylov, k: int, tol: float) -> Array | float:
         """The residuals |A v - l v| / |l_1| of the leading pairs to iterate to."""
@@ -72,6 +74,22 @@ class Certificate(Generic[Result]):
         """The results by way of the operator's matrix, orthogonal to known rows [d, n]."""
         raise NotImplementedError
 
+    def warn(self, found: Result) -> None:
+        """Say how many did not converge, and what to do."""
+        done, worst, asymmetry = to_numpy(found.converged), float(found.residuals.max()), self.operator.asymmetry
+        advice = "raise maxiter or tol, or work in float64"
+        if asymmetry:
+            advice = (
+                f"the operator is symmetric only to {asymmetry:.1e} of |A q|, so raise tol or compute it more "
+                "accurately: lower rtol and atol of InterpolatingAdjoint, or take DiscreteAdjoint()"
+            )
+        if not done.all():
+            warnings.warn(
+                f"{int((~done).sum())} of {done.size} {self.what} did not reach the residual {self.tol:.0e} (worst "
+                f"{worst:.1e}, after {found.calls} calls); {advice}",
+                stacklevel=5,
+            )
+
     def off(self, apply: Rows, rows: Array, values: Array, images: Array, rest: Array) -> float:
         """By how much A rows = values images + rest is wrong: the root mean square over the rows."""
         mix = self.rng.normal((CHECKS, rows.shape[0]), rows)
@@ -83,7 +101,7 @@ class InPlace(Certificate[Eigenpairs]):
     """Eigenpairs of A, at one end `which` of its spectrum."""
 
     def __init__(self, operator: Counted, tol: float, rng: Random, which: Which) -> None:
-        super().__init__(operator, tol, rng)
+        super().__init__(operator, tol, rng, "eigenpairs")
         self.which: Which = which
 
     def claimed(self, krylov: Krylov, k: int) -> Eigenpairs | None:
@@ -119,7 +137,7 @@ class OfProduct(Certificate[Triplets]):
     operator: Product
 
     def __init__(self, operator: Product, tol: float, rng: Random, squared: bool) -> None:
-        super().__init__(operator, tol, rng)
+        super().__init__(operator, tol, rng, "eigenpairs" if squared else "singular triplets")
         self.squared = squared
 
     def tolerances(self, krylov: Krylov, k: int, tol: float) -> Array | float:
@@ -157,6 +175,8 @@ class OfProduct(Certificate[Triplets]):
         turn, s, turned = array_namespace(small).linalg.svd(small)
         s, u, v = s[:k], combine(turned[:k], [basis]), combine(turn.T[:k], [rows])
         rest = self.operator.backward(u) - to_like(s, v)[:, None] * v
+        if float(s[0]):  # <L* u, v> = <u, L v>, of which nothing is left, if L* is the adjoint
+            self.operator.check_symmetry(float(abs(gram(rest, v)).max()) / float(s[0]), eps_of(v))
         residuals = self._relative(self.operator.forward(rest) if self.squared else rest, s)
         return self._triplets(s, u, v, residuals), Again(v, s**2, to_like(s, v)[:, None] * rest)
 

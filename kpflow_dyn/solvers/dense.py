@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kpflow_dyn.arrays import Array, Random, Rows
-from kpflow_dyn.solvers.certify import InPlace, OfProduct
+from kpflow_dyn.solvers.certify import Certificate, InPlace, OfProduct, Result
 from kpflow_dyn.solvers.counted import Counted, Product
-from kpflow_dyn.solvers.lanczos import Callback, check_request, warn
-from kpflow_dyn.solvers.orthogonalise import Which, no_rows, rows_or_none
+from kpflow_dyn.solvers.lanczos import Callback, check_request
+from kpflow_dyn.solvers.orthogonalise import Which, no_rows, orthogonal_part, rows_or_none
 from kpflow_dyn.solvers.results import Eigenpairs, Triplets
 
 
@@ -46,9 +46,8 @@ class Dense:
         """As `BlockLanczos.solve`; `start` and `callback` are not used."""
         known = rows_or_none(deflate, n, like)
         check_request(k, start, known)
-        found = InPlace(Counted(apply), self.tol, Random(seed), which).of_matrix(known, k)
-        warn(found, self.tol, 0.0)
-        return found
+        operator = Counted(orthogonal_part(apply, known))
+        return _of_matrix(InPlace(operator, self.tol, Random(seed), which), known, k)
 
     def solve_product(
         self,
@@ -66,6 +65,10 @@ class Dense:
         """As `BlockLanczos.solve_product`; `start` and `callback` are not used."""
         known = no_rows(p, like)
         check_request(k, start, known)
-        found = OfProduct(Product(forward, backward), self.tol, Random(seed), squared).of_matrix(known, k)
-        warn(found, self.tol, 0.0)
-        return found
+        return _of_matrix(OfProduct(Product(forward, backward), self.tol, Random(seed), squared), known, k)
+
+
+def _of_matrix(certificate: Certificate[Result], known: Array, k: int) -> Result:
+    found = certificate.of_matrix(known, k)
+    certificate.warn(found)
+    return found

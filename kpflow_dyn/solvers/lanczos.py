@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -158,7 +157,7 @@ class BlockLanczos:
             krylov = Krylov(operator, known, rng, which)
             krylov.begin(start, block)
             found = self._iterate(krylov, certificate, k, block, callback)
-        warn(found, self.tol, operator.asymmetry)
+        certificate.warn(found)
         return found
 
     def _keep(self, k: int, block: int) -> int:
@@ -253,20 +252,3 @@ def check_request(k: int, start: Array | None, known: Array) -> None:
         raise ValueError(f"start has shape {tuple(start.shape)}, expected rows [b, {n}]")
     if not 1 <= k <= n - d:
         raise ValueError(f"k = {k} eigenpairs asked of an operator of dimension {n - d}; expected 1 <= k <= {n - d}")
-
-
-def warn(found: Eigenpairs | Triplets, tol: float, asymmetry: float) -> None:
-    done, worst = to_numpy(found.converged), float(found.residuals.max())
-    what = "eigenpairs" if isinstance(found, Eigenpairs) else "singular triplets"
-    advice = "raise maxiter or tol, or work in float64"
-    if asymmetry:
-        advice = (
-            f"the operator is symmetric only to {asymmetry:.1e} of |A q|, so raise tol or compute it more accurately: "
-            "lower rtol and atol of InterpolatingAdjoint, or take DiscreteAdjoint()"
-        )
-    if not done.all():
-        warnings.warn(
-            f"{int((~done).sum())} of {done.size} {what} did not reach the residual {tol:.0e} (worst {worst:.1e}, "
-            f"after {found.calls} calls); {advice}",
-            stacklevel=4,
-        )
