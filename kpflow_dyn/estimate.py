@@ -2,8 +2,9 @@
 
 Each is exact (standard error 0) where that is cheap: from the core's spectrum, from a matrix, or from at most
 `flat.CHEAP` applications. Otherwise it is estimated by one of the methods of `kpflow_dyn.solvers`, in coordinates where
-inner products are plain: XNysTrace for A = J J*, XTrace for any other A. For the trace of a J J* whose spectrum is so
-flat that a sketch takes nothing out, J* alone does better at half the price; the sketch itself tells.
+inner products are plain: XNysTrace for A = J J*, XTrace for any other A. The trace of a J J* of an effective rank above
+what a sketch can take out is better found from J alone, with random vectors of each trial's own where trials are
+known, or from J* alone; the sketch itself tells.
 
 For any A and B, with an orthonormal basis Q of their leading ranges and y = x - Q Q^T x,
 
@@ -26,7 +27,7 @@ import numpy as np
 from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, to_numpy
 from kpflow_dyn.flat import CHEAP, euclidean_matrix, is_symmetric, on_rows, require_square, unit_rows
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
-from kpflow_dyn.reductions import PartialTrace
+from kpflow_dyn.reductions import PartialTrace, probe_images
 from kpflow_dyn.sites import CoreOperator
 from kpflow_dyn.solvers import (
     BlockLanczos,
@@ -41,7 +42,7 @@ from kpflow_dyn.solvers import (
 )
 from kpflow_dyn.solvers.exchange import nystrom_moments
 from kpflow_dyn.solvers.moments import check_samples, exact, of_pairs, of_samples
-from kpflow_dyn.solvers.orthogonalise import orthonormalise, project_out, row_dots, to_double
+from kpflow_dyn.solvers.orthogonalise import no_rows, orthonormalise, project_out, row_dots, to_double
 from kpflow_dyn.solvers.probes import moments_of_images
 from kpflow_dyn.space import Space
 
@@ -289,13 +290,23 @@ def _by(alg: OfSquare | OfFactor, op: Operator, samples: int, rng: Random) -> Mo
 
 
 def _by_spectrum(op: GramOperator, samples: int, rng: Random, only_trace: bool) -> Moments:
-    """XNysTrace, or J* alone where only the trace is wanted and the sketch finds the spectrum flat."""
+    """XNysTrace, or one side alone where only the trace is wanted and the sketch finds too little to take out."""
     (forward, backward), (n, _p) = _sides(op)
     images = backward(rng.normal((samples, n), op.domain.like))
-    if only_trace and moments_of_images(images).effective_rank.value > FLAT * samples:
+    rank = moments_of_images(images).effective_rank.value if only_trace else 0
+    if op.apart is not None and rank > samples:
+        return _of_trials_apart(op.apart, samples, rng)
+    if rank > FLAT * samples:
         more = backward(rng.normal((samples, n), op.domain.like))
         return moments_of_images(array_namespace(images).concat([images, more], axis=0))
     return nystrom_moments(forward, images)
+
+
+def _of_trials_apart(factor: Operator, samples: int, rng: Random) -> Moments:
+    """tr A = E sum_b |J_b x_b|^2 with a random vector x_b of each trial's own."""
+    nothing = no_rows(factor.domain.shape[-1], factor.domain.like)
+    squares = [to_numpy(row_dots(u, u)) for _first, u in probe_images(factor, nothing, samples, rng)]
+    return of_samples(np.concatenate(squares)[None], samples, "one-sided probes, each trial apart", _eps(factor.domain))
 
 
 def _sides(op: GramOperator) -> tuple[tuple[Rows, Rows], tuple[int, int]]:

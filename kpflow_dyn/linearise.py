@@ -13,7 +13,7 @@ from kpflow_dyn.discretise import Nodes, RungeKuttaStep, field_step
 from kpflow_dyn.flow import DiscreteAdjoint, Flow, InterpolatingAdjoint, Propagator, on_spaces
 from kpflow_dyn.inputs import inputs_at
 from kpflow_dyn.measure import Measure
-from kpflow_dyn.operators import GramOperator, Operator
+from kpflow_dyn.operators import Apply, GramOperator, Operator
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn.runge_kutta import AcceptedSteps
 from kpflow_dyn.sites import CoreOperator, WeightSite, follows_from_inputs
@@ -88,6 +88,8 @@ class Tangent(Protocol):
     def push_forward(self, theta: Array) -> Array: ...
     def pull_back(self, q: Array) -> Array: ...
     def descend(self, q: Array) -> Array: ...
+    def push_forward_apart(self, theta: Array) -> Array: ...
+    def pull_back_apart(self, q: Array) -> Array: ...
     def write(self, theta: Array) -> Array: ...
     def read(self, values: Array) -> Array: ...
     def enter(self, values: Array) -> Array: ...
@@ -145,7 +147,7 @@ def _flow_of_steps(tangent: Tangent, sol: Solution, parameters: dict[str, Array]
             on_spaces(state, state, tangent.unpropagate, tangent.unpropagate_adjoint),
         ),
         J=J,
-        ntk=_gram(J, tangent.descend),
+        ntk=_gram(J, tangent.descend, _apart(tangent, state, tangent.push_forward_apart, tangent.pull_back_apart)),
         solution=sol,
         parameters=parameters,
         **_kicks(tangent, state),
@@ -162,10 +164,16 @@ def _kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
     return {"sites": sites, "core": core, "B": B, "K": GramOperator(B @ V)}
 
 
-def _gram(J: Operator, descend: Any) -> GramOperator:
+def _gram(J: Operator, descend: Any, apart: Operator | None = None) -> GramOperator:
     """J J*, from the fused map J J^T."""
     weights = J.codomain.measure
-    return GramOperator(J, descend if weights is None else lambda q: descend(weights * q))
+    return GramOperator(J, descend if weights is None else lambda q: descend(weights * q), apart)
+
+
+def _apart(tangent: Tangent, state: Space, forward: Apply, transpose: Apply) -> Operator:
+    """Each trial's own J_b, as one operator from changes of the parameters that differ between trials."""
+    shape = (state.shape[0], tangent.parameter_size)
+    return on_spaces(Space(("trial", "parameter"), shape, state.like), state, forward, transpose)
 
 
 def _parameter_space(tangent: Tangent) -> Space:
@@ -199,10 +207,16 @@ def _ode_flow(sol: Solution, params: Choice, weighted: _Weighted) -> Flow:
         lambda theta: nodes.read(tangent.push_forward(theta)),
         lambda q: tangent.pull_back(nodes.spread(q)),
     )
+    apart = _apart(
+        tangent,
+        state,
+        lambda theta: nodes.read(tangent.push_forward_apart(theta)),
+        lambda q: tangent.pull_back_apart(nodes.spread(q)),
+    )
     return Flow(
         P=_propagator(tangent if nodes.identical else _nodes_tangent(sol, model), state, weighted.time),
         J=J,
-        ntk=_gram(J, lambda q: nodes.read(tangent.descend(nodes.spread(q)))),
+        ntk=_gram(J, lambda q: nodes.read(tangent.descend(nodes.spread(q))), apart),
         solution=sol,
         parameters=model.parameters,
         steps=_flow_of_steps(tangent, sol, model.parameters, None),

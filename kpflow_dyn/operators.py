@@ -157,12 +157,14 @@ class GramOperator(Operator):
     Args:
         factor: L.
         apply: a fused action of L L*; the composition when None.
+        apart: where L L* acts on trials, each trial's own L_b: [trial, ...] -> codomain, if it is known. With it,
+            `apart @ apart.T` is the part of L L* inside of the trials, which estimates of sums over trials need only.
     """
 
-    def __init__(self, factor: Operator, apply: Apply | None = None) -> None:
+    def __init__(self, factor: Operator, apply: Apply | None = None, apart: Operator | None = None) -> None:
         space = factor.codomain
         super().__init__(space, space, apply or (lambda q: factor.mv(factor.T.mv(q))), None)
-        self.factor = factor
+        self.factor, self.apart = factor, apart
 
 
 class MatrixOperator(Operator):

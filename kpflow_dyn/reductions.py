@@ -8,11 +8,11 @@ With A on X (x) Y, `keep` naming the axes of X:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from kpflow_dyn.arrays import Array, Random, array_namespace
 from kpflow_dyn.flat import CHEAP, is_symmetric, matrix_on_values, on_rows, require_square, unit_rows
-from kpflow_dyn.operators import DENSE_BYTES, GramOperator, MatrixOperator, Operator
+from kpflow_dyn.operators import BLOCK_BYTES, DENSE_BYTES, GramOperator, MatrixOperator, Operator
 from kpflow_dyn.solvers.moments import check_samples, student
 from kpflow_dyn.solvers.orthogonalise import orthonormalise, project_out, to_double, to_like
 from kpflow_dyn.space import Space
@@ -52,8 +52,9 @@ def partial_trace(op: Operator, keep: Keep, samples: int | None = None, seed: in
 
         A = (J Q)(J Q)* + E u u*,    u = J (1 - Q Q*) xi
 
-    where the mean over probes xi replaces the expectation: unbiased and positive semi-definite. Operators without a
-    factor use A = E (A xi) xi*.
+    where the mean over probes xi replaces the expectation: unbiased and positive semi-definite. Where the trials of a
+    flow are summed over, each trial b has a xi_b of its own, u_b = J_b (1 - Q Q*) xi_b: trials do not mix in the sum,
+    and their errors average out. Operators without a factor use A = E (A xi) xi*.
 
     Args:
         op: A, from a space to itself.
@@ -88,14 +89,15 @@ def partial_traces(
         return _sum_exactly(op, sums)
     columns, probes = sampling(SAMPLES if samples is None else samples)
     if isinstance(op, GramOperator):
-        return _sample_gram(op.factor, sums, columns, probes, rng)
+        return _sample_gram(op, sums, columns, probes, rng)
     return _sample(op, sums, probes, rng)
 
 
 def sampling(samples: int) -> tuple[int, int]:
     """How many columns of Q and how many probes `partial_traces` of J J* takes for `samples`.
 
-    A column costs one J and one J*, a probe one J.
+    A column costs one J and one J*, a probe one J; probes are taken twice over for traces that keep trials and traces
+    that sum over them.
 
     Raises:
         ValueError: fewer than 8 samples.
@@ -135,7 +137,7 @@ class _Sums:
         self.space, self.symmetric, self._shape = space.keep(names), symmetric, space.shape
         self._dropped = space.size // self.space.size
         self._order = (0, *(1 + i for i in kept), *(1 + i for i in range(len(space.shape)) if i not in kept))
-        self.known, self.groups, self.rounds = 0.0, [0.0] * GROUPS, 0
+        self.known, self.groups = 0.0, [0.0] * GROUPS
         if self.space.size**2 * 8 > DENSE_BYTES:
             raise ValueError(
                 f"a partial trace on {self.space} has {self.space.size}^2 entries, more than "
@@ -146,19 +148,21 @@ class _Sums:
         """Add a block of pairs [b, size]."""
         self.known = self._product(left, right) + self.known
 
-    def add_probes(self, left: Array, right: Array) -> None:
-        """Add one random pair [size] to each group."""
-        for group, (x, y) in enumerate(zip(left, right, strict=True)):
-            self.groups[group] = self._product(x[None], y[None]) + self.groups[group]
-        self.rounds += 1
+    def add_probes(self, left: Array, right: Array, first: int) -> None:
+        """Add random pairs [b, size], the first of which is number `first`, each to the next group."""
+        for number in range(left.shape[0]):
+            group = (first + number) % GROUPS
+            pair = left[number : number + 1], right[number : number + 1]
+            self.groups[group] = self._product(*pair) + self.groups[group]
 
     def exact(self, applications: int) -> PartialTrace:
         """The sum of the pairs."""
         return PartialTrace(self.known, [], self.space, self.symmetric, applications)
 
-    def sampled(self, count: int, applications: int) -> PartialTrace:
-        """The sum of the pairs and the mean of the random ones, which went to `count` groups."""
-        groups = [self.known + total / self.rounds for total in self.groups[:count]]
+    def sampled(self, probes: int, applications: int) -> PartialTrace:
+        """The sum of the pairs and the mean of so many random ones."""
+        count = min(GROUPS, probes)
+        groups = [self.known + total / (probes // count) for total in self.groups[:count]]
         return PartialTrace(sum(groups) / count, groups, self.space, self.symmetric, applications)
 
     def _product(self, left: Array, right: Array) -> Array:
@@ -200,32 +204,51 @@ def _sum_exactly(op: Operator, sums: list[_Sums]) -> list[PartialTrace]:
     return [kept.exact((columns + 1) // 2 if factored else columns) for kept in sums]
 
 
-def _sample_gram(J: Operator, sums: list[_Sums], columns: int, probes: int, rng: Random) -> list[PartialTrace]:
+def _sample_gram(op: GramOperator, sums: list[_Sums], columns: int, probes: int, rng: Random) -> list[PartialTrace]:
     """tr_Y J J*: of the leading range of J* exactly, and of the rest by probes."""
-    forward, backward = on_rows(J), on_rows(J.T)
+    J = op.factor
     start = rng.normal((min(columns, J.domain.size), J.codomain.size), J.codomain.like)
-    q, _c, _r = orthonormalise(backward(start), [], 0.0)
-    leading = forward(q)
+    q, _c, _r = orthonormalise(on_rows(J.T)(start), [], 0.0)
+    leading = on_rows(J)(q)
     for kept in sums:
         kept.add(leading, leading)
-    count = min(GROUPS, probes)
-    for _round in range(probes // count):
-        rest, _c = project_out(rng.normal((count, J.domain.size), J.domain.like), [q])
-        image = forward(rest)
-        for kept in sums:
-            kept.add_probes(image, image)
-    return [kept.sampled(count, len(start) + (probes + 1) // 2) for kept in sums]
+    by_factor = split_by_factor(op, sums)
+    for factor, those in by_factor:
+        for first, image in probe_images(factor, q, probes, rng):
+            for kept in those:
+                kept.add_probes(image, image, first)
+    return [kept.sampled(probes, len(start) + (len(by_factor) * probes + 1) // 2) for kept in sums]
+
+
+def split_by_factor(op: GramOperator, sums: list[_Sums]) -> list[tuple[Operator, list[_Sums]]]:
+    """Which factor of A each partial trace needs: that of each trial apart where it sums over trials."""
+    inside = [kept for kept in sums if op.apart is not None and "trial" not in kept.space.axes]
+    across = [kept for kept in sums if kept not in inside]
+    return [(factor, those) for factor, those in ((op.factor, across), (op.apart, inside)) if factor and those]
+
+
+def probe_images(factor: Operator, q: Array, probes: int, rng: Random) -> Iterator[tuple[int, Array]]:
+    """Images of standard normal vectors orthogonal to q [d, p], (number of the first, [b, n]), a few at a time.
+
+    Where the factor takes a vector for each trial, all of them are.
+    """
+    forward, p = on_rows(factor), q.shape[1]
+    step = max(1, BLOCK_BYTES // (8 * max(factor.domain.size, factor.codomain.size)))
+    for first in range(0, probes, step):
+        count = min(step, probes - first)
+        rest, _c = project_out(rng.normal((count * factor.domain.size // p, p), factor.domain.like), [q])
+        yield first, forward(rest.reshape((count, factor.domain.size)))
 
 
 def _sample(op: Operator, sums: list[_Sums], probes: int, rng: Random) -> list[PartialTrace]:
     """tr_Y A = E tr_Y (A xi) xi^T."""
-    forward, count = on_rows(op), min(GROUPS, probes)
-    for _round in range(probes // count):
-        block = rng.normal((count, op.domain.size), op.domain.like)
+    forward, step = on_rows(op), max(1, BLOCK_BYTES // (8 * op.domain.size))
+    for first in range(0, probes, step):
+        block = rng.normal((min(step, probes - first), op.domain.size), op.domain.like)
         image = forward(block)
         for kept in sums:
-            kept.add_probes(image, block)
-    return [kept.sampled(count, probes) for kept in sums]
+            kept.add_probes(image, block, first)
+    return [kept.sampled(probes, probes) for kept in sums]
 
 
 def _names(keep: Keep) -> tuple[str, ...]:

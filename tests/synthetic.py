@@ -125,3 +125,30 @@ def spectra(n: int) -> dict[str, np.ndarray]:
         "flat": np.ones(n),
         "repeated": np.repeat(np.exp(-np.arange(n // 40 + 1) / 3), 40)[:n],
     }
+
+
+def with_trials_apart(state: kp.Space, theta: kp.Space, seed: int = 0) -> kp.GramOperator:
+    """J J* on [trial, ...] with each trial's own J_b, which are alike."""
+    xp, trials = state.xp, state.shape[0]
+    blocks = 0.3 * matrix(state, theta, seed).reshape((trials, -1, theta.size))
+    blocks = blocks + 3 * blocks[:1]
+    J = kp.MatrixOperator(blocks.reshape((state.size, theta.size)), theta, state)
+    own = kp.Space(("trial", "parameter"), (trials, theta.size), state.like)
+
+    def forward(w: Array) -> Array:
+        return (w[:, :, None, :] @ xp.permute_dims(blocks, (0, 2, 1))[None])[:, :, 0].reshape((-1, *state.shape))
+
+    def backward(q: Array) -> Array:
+        weighted = q if state.measure is None else q * state.measure
+        return (weighted.reshape((-1, trials, 1, blocks.shape[1])) @ blocks[None])[:, :, 0]
+
+    return kp.GramOperator(J, None, kp.Operator(own, state, forward, backward))
+
+
+def check_apart(op: kp.GramOperator) -> None:
+    """`apart` has the blocks of the operator that lie within trials, and nothing between them."""
+    assert op.apart is not None and kp.check_adjoint(op.apart, seed=3) < 1e-12
+    trials, size = op.domain.shape[0], op.domain.size // op.domain.shape[0]
+    inside = np.kron(np.eye(trials), np.ones((size, size))) * to_numpy(op.dense())
+    found = to_numpy((op.apart @ op.apart.T).dense())
+    assert np.abs(found - inside).max() < 1e-10 * np.abs(inside).max()

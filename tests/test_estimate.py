@@ -15,6 +15,7 @@ from synthetic import (
     parameters,
     space,
     spectra,
+    with_trials_apart,
 )
 
 import kpflow_dyn as kp
@@ -103,6 +104,19 @@ def test_error_bars_cover_for_operators_without_a_factor(name):
         errors, bars = np.array([[run.value - truth, run.stderr] for run in runs]).T
         assert 0.89 <= np.mean(np.abs(errors) <= 1.96 * bars) <= 0.99
         assert abs(errors.mean()) < 4 * errors.std() / len(runs) ** 0.5
+
+
+def test_the_trace_of_a_flat_kernel_comes_from_each_trial_by_itself():
+    state = space(shape=(10, 5, 12))
+    op = with_trials_apart(state, parameters(size=590))
+    truth = truths(op)["trace"]
+    runs = [kp.trace(op, samples=20, seed=seed) for seed in range(RUNS)]
+    errors, bars = np.array([[run.value - truth, run.stderr] for run in runs]).T
+    assert 0.90 <= np.mean(np.abs(errors) <= 1.96 * bars) <= 0.99 and abs(errors.mean()) < 4 * errors.std() / RUNS**0.5
+    shared = [kp.trace(kp.GramOperator(op.factor), samples=20, seed=seed).value - truth for seed in range(RUNS)]
+    assert errors.std() < 0.6 * np.std(shared)
+    assert runs[0].method == "one-sided probes, each trial apart" and runs[0].applications == 20
+    assert kp.effective_rank(op, samples=20).method == "XNysTrace"
 
 
 def test_the_error_falls_with_the_samples():

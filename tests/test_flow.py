@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from registry import MODELS, dense_jacobian, dense_steps
+from synthetic import check_apart
 
 import kpflow_dyn as kp
 from kpflow_dyn.linearise import tangent_of_steps
@@ -250,3 +251,7 @@ def test_spans_of_any_length_join(times: int, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("kpflow_dyn.torch_backend.tangent.ROWS_TOGETHER", 1)
     for op, expected in zip((flow.P, flow.P.T, flow.ntk), whole, strict=True):
         torch.testing.assert_close(op.mv(q), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_each_trial_by_itself_has_the_blocks_of_the_ntk_within_trials(flow: kp.Flow) -> None:
+    check_apart(flow.ntk)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import cases
 from jax_registry import MODELS, TanhRNN, dense_jacobian, dense_steps, states_of
+from synthetic import check_apart
 
 import kpflow_dyn as kp
 
@@ -139,3 +140,7 @@ def test_single_precision_stays_single() -> None:
     assert flow.ntk.dense().dtype == jnp.float32
     assert flow.ntk.domain.dtype == jnp.float32
     assert float(kp.trace(flow.ntk).value) == pytest.approx(float(kp.trace(double.ntk).value), rel=1e-4)
+
+
+def test_each_trial_by_itself_has_the_blocks_of_the_ntk_within_trials(flow: kp.Flow) -> None:
+    check_apart(flow.ntk)

@@ -13,6 +13,7 @@ import numpy as np
 import optimistix
 import pytest
 from conftest import cases
+from synthetic import check_apart
 
 import kpflow_dyn as kp
 from kpflow_dyn import models
@@ -186,3 +187,7 @@ def test_inputs_are_those_of_the_field(x64: None) -> None:
     x = inputs_at(problem, np.tile(GRID, (2, 1)))
     expected = jnp.concatenate([flow.solution.state, x, jnp.ones((2, len(GRID), 1))], -1)
     assert relative(flow.sites[0].inputs, expected) < 1e-12
+
+
+def test_each_trial_by_itself_has_the_blocks_of_the_ntk_within_trials(flow: kp.Flow) -> None:
+    check_apart(flow.ntk)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import cases
+from synthetic import check_apart
 from torch import Tensor, nn
 from torch.func import functional_call
 from torchdiffeq import odeint
@@ -202,3 +203,7 @@ def test_multistep_methods_name_the_alternatives() -> None:
     solution = kp.solve(FIELDS["driven_rk4"].problem(), "explicit_adams")
     with pytest.raises(ValueError, match=r"explicit_adams.*Runge-Kutta.*InterpolatingAdjoint"):
         kp.linearize(solution)
+
+
+def test_each_trial_by_itself_has_the_blocks_of_the_ntk_within_trials(flow: kp.Flow) -> None:
+    check_apart(flow.ntk)

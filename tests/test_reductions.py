@@ -6,7 +6,18 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from synthetic import as_array, assert_close, eager_library, factor, library, matrix, parameters, space
+from synthetic import (
+    as_array,
+    assert_close,
+    check_apart,
+    eager_library,
+    factor,
+    library,
+    matrix,
+    parameters,
+    space,
+    with_trials_apart,
+)
 
 import kpflow_dyn as kp
 from kpflow_dyn.arrays import Random, to_numpy
@@ -226,3 +237,39 @@ def test_leading_directions_shrink_the_error():
     u = (np.random.default_rng(0).standard_normal((few, 100)) @ J.T).reshape(few, 4, 6, 10)
     plain = np.linalg.norm(np.einsum("pbtu,pbsu->ts", u, u) / few - truth)
     assert np.linalg.norm(kp.partial_trace(op, keep="time", samples=few).matrix - truth) < plain / 5
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("keep", ["time", "unit", ("time", "unit"), "trial"])
+def test_probes_of_each_trials_own_are_unbiased_and_cover(eager_library, keep, weighted):
+    """With a trial axis kept, they would lose what is between trials, and are not used."""
+    op = with_trials_apart(space(eager_library, weighted=weighted), parameters(eager_library, size=40))
+    check_apart(op)
+    truth = to_numpy(kp.partial_trace(op, keep).matrix)
+    found = [kp.partial_trace(op, keep=keep, samples=40, seed=seed) for seed in range(200)]
+    errors = np.array([to_numpy(f.matrix) - truth for f in found])
+    bars = np.array([to_numpy(f.stderr) for f in found])
+    assert np.abs(errors.mean(0) / (errors.std(0) / 200**0.5)).max() < 4.5
+    covered = np.mean(np.abs(errors) <= 1.96 * bars, axis=0)
+    assert (covered > 0.85).all() and covered.mean() < 0.99
+    assert {f.applications for f in found} == {10 + 20}
+
+
+def test_probes_of_each_trials_own_leave_less_error():
+    state = space(shape=(16, 3, 4))
+    op = with_trials_apart(state, parameters(size=60))
+    truth = kp.partial_trace(op, "unit").matrix
+    apart, shared = (
+        np.mean([np.linalg.norm(kp.partial_trace(a, "unit", 20, seed).matrix - truth) for seed in range(20)])
+        for a in (op, kp.GramOperator(op.factor))
+    )
+    assert apart < 0.5 * shared
+
+
+def test_kernels_across_and_inside_of_trials_in_one_pass():
+    op = with_trials_apart(space(), parameters(size=40))
+    found = partial_traces(op, AXES, samples=40, seed=1)
+    assert {f.applications for f in found} == {10 + 40}
+    for keep, kernel in zip(AXES, found, strict=True):
+        truth = kp.partial_trace(op, keep).matrix
+        assert (np.abs(kernel.matrix - truth) <= 6 * kernel.stderr).all()

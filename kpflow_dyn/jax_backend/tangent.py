@@ -114,6 +114,8 @@ class Tangent:
         self.propagate_adjoint = block(self._propagate_adjoint)
         self.push_forward = block(lambda data, theta: self._forward(data, self._changes(theta), len(theta)))
         self.pull_back = block(lambda data, q: self._gradient(self._backward(data, q), len(q)))
+        self.push_forward_apart = block(self._push_forward_apart)
+        self.pull_back_apart = block(self._pull_back_apart)
         self.descend = block(self._descend)
         self.write = block(self._write)
         self.read = block(self._read)
@@ -146,20 +148,46 @@ class Tangent:
     def _gather(self, kicks: list[jax.Array], variables: list[list[jax.Array]]) -> Changes:
         return [site.gather(k, v) for (_, site), k, v in zip(self.sites, kicks, variables, strict=True)]
 
+    # The same with changes of each trial's own, [trial, ...] in front of those that all trials share
+
+    def _kick_apart(self, changes: Changes, variables: list[list[jax.Array]]) -> list[jax.Array]:
+        return jax.vmap(self._kick_one, (0, 1), 1)(changes, variables)
+
+    def _gather_apart(self, kicks: list[jax.Array], variables: list[list[jax.Array]]) -> Changes:
+        return jax.vmap(self._gather_one, (1, 1), 0)(kicks, variables)
+
+    def _kick_one(self, changes: Changes, variables: list[list[jax.Array]]) -> list[jax.Array]:
+        return [kick[:, 0] for kick in self._kick(changes, _alone(variables))]
+
+    def _gather_one(self, kicks: list[jax.Array], variables: list[list[jax.Array]]) -> Changes:
+        return self._gather(_alone(kicks), _alone(variables))
+
     # Sweeps, on blocks of states [probe, trial, time, unit]
+
+    def _push_forward_apart(self, data: Data, theta: jax.Array) -> jax.Array:
+        """J_b theta_b for parameter changes [probe, trial, p]."""
+        changes = jax.vmap(self._changes, 1)(theta)
+        return self._forward(data, changes, len(theta), self._kick_apart)
+
+    def _pull_back_apart(self, data: Data, q: jax.Array) -> jax.Array:
+        """The transpose: each trial's own gradient [probe, trial, p]."""
+        still = [jnp.zeros((self.trials, *change.shape), q.dtype) for change in self._no_changes(len(q))]
+        changes = self._backward(data, q, self._gather_apart, still)
+        return jax.vmap(lambda changes: self._gradient(changes, len(q)), out_axes=1)(changes)
 
     def _descend(self, data: Data, q: jax.Array) -> jax.Array:
         """J J^T; where no two sites share a weight, what gathers at the sites is what kicks them."""
         changes = self._backward(data, q)
         return self._forward(data, changes if self.plain else self._changes(self._gradient(changes, len(q))), len(q))
 
-    def _forward(self, data: Data, changes: Changes, probes: int) -> jax.Array:
+    def _forward(self, data: Data, changes: Changes, probes: int, kick: Callable | None = None) -> jax.Array:
         """s_t = A_t s_{t-1} + B_t V_t dW^T, where the products with V are formed for a span of times at once."""
         (moving, variables), fixed = data
+        kick = kick or self._kick
 
         def span(s: jax.Array, row: tuple) -> tuple[jax.Array, jax.Array]:
             times, variables = row
-            return lax.scan(step, s, (times, self._kick(changes, variables)))
+            return lax.scan(step, s, (times, kick(changes, variables)))
 
         def step(s: jax.Array, row: tuple) -> tuple[jax.Array, jax.Array]:
             time, kicks = row
@@ -169,20 +197,23 @@ class Tangent:
         states = lax.scan(span, self._still(probes), (self._span_times(), variables))[1]
         return _block(self._unpadded(states))
 
-    def _backward(self, data: Data, q: jax.Array) -> Changes:
+    def _backward(
+        self, data: Data, q: jax.Array, gather: Callable | None = None, still: Changes | None = None
+    ) -> Changes:
         """The transpose, backward in time; the kicks of a span gather at once."""
         (moving, variables), fixed = data
+        gather, still = gather or self._gather, still or self._no_changes(len(q))
         q = self._padded(_rows(q))
 
         def span(carry: tuple, row: tuple) -> tuple[tuple, None]:
             (later, changes), (times, variables) = carry, row
             later, kicks = lax.scan(step, later, times, reverse=True)
-            return (later, jax.tree.map(jnp.add, changes, self._gather(kicks, variables))), None
+            return (later, jax.tree.map(jnp.add, changes, gather(kicks, variables))), None
 
         def step(later: jax.Array, time: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
             return self.step.transpose((_at(time, moving), fixed), later + _at(time, q))
 
-        start = self._still(q.shape[2]), self._no_changes(q.shape[2])
+        start = self._still(q.shape[2]), still
         return lax.scan(span, start, (self._span_times(), variables), reverse=True)[0][1]
 
     def _propagate(self, data: Data, q: jax.Array) -> jax.Array:
@@ -256,6 +287,11 @@ class Tangent:
         """Site by site."""
         ends = np.cumsum([site.kicks.size for _, site in self.sites])[:-1]
         return jnp.split(values, ends, axis=-1)
+
+
+def _alone(rows: Any) -> Any:
+    """Arrays [time, ...] of one trial as those of several [time, trial, ...]."""
+    return jax.tree.map(lambda a: a[:, None], rows)
 
 
 def _at(time: jax.Array, rows: Any) -> Any:

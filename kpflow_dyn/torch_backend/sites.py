@@ -1,4 +1,4 @@
-"""Weight sites on data: how a weight's change kicks the step, and the transpose, for a span of times at once.
+"""Weight sites on data: how a weight's change kicks the step, and the transpose, for a cut of times and trials at once.
 
 Every site kicks within one block of kicks [time, trial, probe, kick], whose first is `start`. It keeps changes of its
 weights in a layout of its own, which `take` makes of all weights' changes [probe, weight] and `put` adds back to them.
@@ -15,6 +15,8 @@ from torch.func import vmap
 
 from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import MatrixSite, OpaqueSite, ScaleSite, Site
+
+Cut = tuple[slice, slice]  # of times and of trials
 
 
 class SiteData(Protocol):
@@ -42,20 +44,20 @@ class SiteData(Protocol):
         """The transpose of `take`, added to weights."""
         ...
 
-    def image(self, change: Tensor, span: slice) -> Tensor:
-        """V dW^T of these times: the site's own outputs [time, trial, probe, output], each by itself."""
+    def image(self, change: Tensor, cut: Cut) -> Tensor:
+        """V dW^T of these rows: the site's own outputs [time, trial, probe, output], each by itself."""
         ...
 
-    def collect(self, values: Tensor, span: slice, change: Tensor) -> None:
+    def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
         """The transpose of `image`, added to the change."""
         ...
 
-    def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
-        """Add V dW^T of these times to out; where `fresh`, out holds nothing yet at this site's kicks."""
+    def kick(self, change: Tensor, cut: Cut, out: Tensor, fresh: bool) -> None:
+        """Add V dW^T of these rows to out; where `fresh`, out holds nothing yet at this site's kicks."""
         ...
 
-    def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
-        """Add V^T kicks of these times to the change."""
+    def gather(self, kicks: Tensor, cut: Cut, change: Tensor) -> None:
+        """Add V^T kicks of these rows to the change."""
         ...
 
 
@@ -93,27 +95,27 @@ class MatrixData:
         change = change[: len(self.entries)].transpose(0, 1)
         weights.index_add_(1, self.entries.reshape(-1), change.reshape(len(weights), -1))
 
-    def image(self, change: Tensor, span: slice) -> Tensor:
-        return torch.einsum("tbrd,dpm->tbprm", self.padded[span], change).flatten(-2)
+    def image(self, change: Tensor, cut: Cut) -> Tensor:
+        return torch.einsum("tbrd,dpm->tbprm", self.padded[cut], change).flatten(-2)
 
-    def collect(self, values: Tensor, span: slice, change: Tensor) -> None:
+    def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
         parts = values.unflatten(-1, tuple(self.kicks.shape))
-        change.add_(torch.einsum("tbrd,tbprm->dpm", self.padded[span], parts))
+        change.add_(torch.einsum("tbrd,tbprm->dpm", self.padded[cut], parts))
 
-    def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
+    def kick(self, change: Tensor, cut: Cut, out: Tensor, fresh: bool) -> None:
         if self.columns is None:
-            _add_at(out, self.kicks.reshape(-1), self.image(change, span), fresh)
+            _add_at(out, self.kicks.reshape(-1), self.image(change, cut), fresh)
             return
         beta = 0 if fresh else 1
         for target, dw in self.matrices(out, change):
-            target.addmm_(self.rows_of(span), dw, beta=beta)
+            target.addmm_(self.rows_of(cut), dw, beta=beta)
 
-    def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
+    def gather(self, kicks: Tensor, cut: Cut, change: Tensor) -> None:
         if self.columns is None:
-            self.collect(kicks[..., self.kicks.reshape(-1)], span, change)
+            self.collect(kicks[..., self.kicks.reshape(-1)], cut, change)
             return
         for source, dw in self.matrices(kicks, change):
-            dw.addmm_(self.rows_of(span).T, source)
+            dw.addmm_(self.rows_of(cut).T, source)
 
     def matrices(self, kicks: Tensor, change: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Kicks [time * trial, m] and change [d, m] of each probe, or of all at once where all kicks are ours."""
@@ -122,8 +124,8 @@ class MatrixData:
             return [(flat.flatten(1), change.flatten(1))]
         return list(zip(flat[..., self.columns].unbind(1), change.unbind(1), strict=True))
 
-    def rows_of(self, span: slice) -> Tensor:
-        return self.padded[span].view(-1, self.padded.shape[-1])
+    def rows_of(self, cut: Cut) -> Tensor:
+        return self.padded[cut].reshape(-1, self.padded.shape[-1])
 
     @property
     def variables(self) -> Tensor:
@@ -149,17 +151,17 @@ class _Listed:
     def put(self, change: Tensor, weights: Tensor) -> None:
         weights.index_add_(1, self.entries, change)
 
-    def image(self, change: Tensor, span: slice) -> Tensor:
+    def image(self, change: Tensor, cut: Cut) -> Tensor:
         raise NotImplementedError
 
-    def collect(self, values: Tensor, span: slice, change: Tensor) -> None:
+    def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
         raise NotImplementedError
 
-    def kick(self, change: Tensor, span: slice, out: Tensor, fresh: bool) -> None:
-        _add_at(out, self.kicks, self.image(change, span), fresh)
+    def kick(self, change: Tensor, cut: Cut, out: Tensor, fresh: bool) -> None:
+        _add_at(out, self.kicks, self.image(change, cut), fresh)
 
-    def gather(self, kicks: Tensor, span: slice, change: Tensor) -> None:
-        self.collect(kicks[..., self.kicks], span, change)
+    def gather(self, kicks: Tensor, cut: Cut, change: Tensor) -> None:
+        self.collect(kicks[..., self.kicks], cut, change)
 
 
 class ScaleData(_Listed):
@@ -171,11 +173,11 @@ class ScaleData(_Listed):
         super().__init__(site, start, rows)
         (self.variables,) = rows.variables(site, x, z)
 
-    def image(self, change: Tensor, span: slice) -> Tensor:
-        return self.variables[span][:, :, None] * change
+    def image(self, change: Tensor, cut: Cut) -> Tensor:
+        return self.variables[cut][:, :, None] * change
 
-    def collect(self, values: Tensor, span: slice, change: Tensor) -> None:
-        change.add_((values * self.variables[span][:, :, None]).sum((0, 1)))
+    def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
+        change.add_((values * self.variables[cut][:, :, None]).sum((0, 1)))
 
 
 class OpaqueData(_Listed):
@@ -196,11 +198,11 @@ class OpaqueData(_Listed):
         """The operation's data operands, flattened and side by side [time, trial, ...]."""
         return torch.cat([d.reshape(*d.shape[:2], -1) for d in self.data], -1)
 
-    def image(self, change: Tensor, span: slice) -> Tensor:
-        return self.push(change, *(d[span] for d in self.data))
+    def image(self, change: Tensor, cut: Cut) -> Tensor:
+        return self.push(change, *(d[cut] for d in self.data))
 
-    def collect(self, values: Tensor, span: slice, change: Tensor) -> None:
-        change.add_(self.pull(values, *(d[span] for d in self.data)).sum((0, 1)))
+    def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
+        change.add_(self.pull(values, *(d[cut] for d in self.data)).sum((0, 1)))
 
 
 def _as_slice(kicks: np.ndarray) -> slice | None:

@@ -29,6 +29,8 @@ from kpflow_dyn.torch_backend.rows import TORCH, each_row
 from kpflow_dyn.torch_backend.sites import site_data
 
 Kicks = dict[str, Tensor]  # by block, [time, trial, probe, kick]
+Changes = tuple[slice, list[Tensor]]  # of every site's weights, for a cut of the trials
+ALL = slice(None)
 
 SPAN_BYTES = 40 * 2**20
 FROM_STATES, FROM_CHANGES, ADJOINT = "from kicks to the states", "from changes of the weights", "adjoint"
@@ -105,7 +107,7 @@ class Tangent:
     def derivative(self, dz: Tensor, dtheta: Tensor) -> Tensor:
         """Every step by itself: how its result moves along dz [time, trial, unit] and dtheta [p]."""
         kicks = self._kick_blocks(self.times, 1)
-        self._kick(self.changes(dtheta[None]), slice(None), kicks)
+        self._kick([(ALL, self.changes(dtheta[None]))], ALL, kicks)
         return self._each_step(dz.contiguous()[:, :, None], kicks)[:, :, 0]
 
     @property
@@ -148,24 +150,44 @@ class Tangent:
         """J theta: how the states move with the parameters."""
         out = self.like.new_empty(len(theta), self.trials, self.times, self.units)
         for part, target in self._groups(theta, out):
-            self._forward(None, self.changes(part), target)
+            self._forward(None, [(ALL, self.changes(part))], target)
         return out
 
     def pull_back(self, q: Tensor) -> Tensor:
         """J* q: backpropagation through time."""
         out = self.like.new_empty(len(q), self.parameter_size)
         for part, target in self._groups(q, out):
-            target.copy_(self.parameters(self._gradient(part), len(part)))
+            ((_, changes),) = self._gradient(part, [ALL])
+            target.copy_(self.parameters(changes, len(part)))
         return out
+
+    def push_forward_apart(self, theta: Tensor) -> Tensor:
+        """J_b theta_b for parameter changes of each trial's own [probe, trial, p]."""
+        out = self.like.new_empty(len(theta), self.trials, self.times, self.units)
+        for part, target in self._groups(theta, out):
+            each = zip(self._each_trial(), part.unbind(1), strict=True)
+            self._forward(None, [(trial, self.changes(own)) for trial, own in each], target)
+        return out
+
+    def pull_back_apart(self, q: Tensor) -> Tensor:
+        """The transpose: each trial's own gradient [probe, trial, p]."""
+        out = self.like.new_empty(len(q), self.trials, self.parameter_size)
+        for part, target in self._groups(q, out):
+            for trial, changes in self._gradient(part, self._each_trial()):
+                target[:, trial] = self.parameters(changes, len(part))[:, None]
+        return out
+
+    def _each_trial(self) -> list[slice]:
+        return [slice(b, b + 1) for b in range(self.trials)]
 
     def descend(self, q: Tensor) -> Tensor:
         """J J* q: the gradient's weight changes sent forward; past the parameters where each weight is one."""
         out = torch.empty_like(q)
         for part, target in self._groups(q, out):
-            changes = self._gradient(part)
+            ((_, changes),) = self._gradient(part, [ALL])
             if not self.plain:
                 changes = self.changes(self.parameters(changes, len(part)))
-            self._forward(None, changes, target)
+            self._forward(None, [(ALL, changes)], target)
         return out
 
     def _groups(self, given: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -173,7 +195,7 @@ class Tangent:
 
     # Sweeps of one group of probes
 
-    def _forward(self, q: Tensor | None, changes: list[Tensor] | None, out: Tensor) -> None:
+    def _forward(self, q: Tensor | None, changes: list[Changes] | None, out: Tensor) -> None:
         """out: s_t = A_t s_{t-1} + B_t V_t dW^T + q_t for q, or for weight changes."""
         last = torch.zeros(())
         fresh = FROM_CHANGES if q is None else FROM_STATES
@@ -190,13 +212,14 @@ class Tangent:
                 out[:, :, span] = _outer(states[1:])
                 last = states[-1]
 
-    def _gradient(self, q: Tensor) -> list[Tensor]:
-        """sum_t (B_t^T l_t)^T V_t for every site, l the costates of q."""
-        changes = [site.no_change(len(q)) for _, site in self.sites]
+    def _gradient(self, q: Tensor, trials: list[slice]) -> list[Changes]:
+        """sum_t (B_t^T l_t)^T V_t for every site, l the costates of q; summed over each of these cuts of the trials."""
+        found = [(cut, [site.no_change(len(q)) for _, site in self.sites]) for cut in trials]
         for span, kicks, _ in self._costates(q):
-            for (name, site), change in zip(self.sites, changes, strict=True):
-                site.gather(kicks[name], span, change)
-        return changes
+            for cut, changes in found:
+                for (name, site), change in zip(self.sites, changes, strict=True):
+                    site.gather(kicks[name][:, cut], (span, cut), change)
+        return found
 
     def _costates(self, q: Tensor) -> Iterator[tuple[slice, Kicks, Tensor]]:
         """From the last span to the first: B_t^T l_t by blocks, and l_t [time, trial, probe, unit]."""
@@ -213,11 +236,12 @@ class Tangent:
                 yield span, kicks, costates[1:]
                 last = costates[0].clone()
 
-    def _kick(self, changes: list[Tensor], span: slice, kicks: Kicks) -> None:
+    def _kick(self, changes: list[Changes], span: slice, kicks: Kicks) -> None:
         for name, others in self.unkicked.items():
             kicks[name][..., others] = 0
-        for (name, site), change, fresh in zip(self.sites, changes, self.fresh, strict=True):
-            site.kick(change, span, kicks[name], fresh)
+        for cut, those in changes:
+            for (name, site), change, fresh in zip(self.sites, those, self.fresh, strict=True):
+                site.kick(change, (span, cut), kicks[name][:, cut], fresh)
 
     @contextmanager
     def _work(self, probes: int) -> Iterator[_Work]:
@@ -230,7 +254,7 @@ class Tangent:
 
     def write(self, theta: Tensor) -> Tensor:
         """V dW^T of every site."""
-        images = [s.image(c, slice(None)) for (_, s), c in zip(self.sites, self.changes(theta), strict=True)]
+        images = [s.image(c, (ALL, ALL)) for (_, s), c in zip(self.sites, self.changes(theta), strict=True)]
         return _outer(torch.cat(images, -1))
 
     def read(self, values: Tensor) -> Tensor:
@@ -238,7 +262,7 @@ class Tangent:
         changes = [site.no_change(len(values)) for _, site in self.sites]
         parts = _inner(values).split([site.kicks.numel() for _, site in self.sites], -1)
         for (_, site), part, change in zip(self.sites, parts, changes, strict=True):
-            site.collect(part, slice(None), change)
+            site.collect(part, (ALL, ALL), change)
         return self.parameters(changes, len(values))
 
     def enter(self, values: Tensor) -> Tensor:
