@@ -16,6 +16,7 @@ _PUBLIC = {
     "operators": ["GramOperator", "MatrixOperator", "Operator", "check_adjoint"],
     "reductions": ["marginal", "partial_trace"],
     "estimate": ["Estimate", "alignment", "effective_rank", "frobenius_norm", "rayleigh", "trace"],
+    "separability": ["schmidt_rank"],
     "density": ["SpectralDensity", "spectral_density"],
     "spectra": ["Modes", "SingularModes", "eigenvalues", "eigs", "modes", "svds"],
     "sites": ["WeightSite"],

@@ -8,6 +8,7 @@ With A on X (x) Y, `keep` naming the axes of X:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from kpflow_dyn.arrays import Array, Random, array_namespace
@@ -84,7 +85,7 @@ def partial_traces(
     require_square(op, "a partial trace")
     rng = Random(seed)
     symmetric = is_symmetric(op, rng)
-    sums = [_Sums(op.domain, _names(keep), symmetric) for keep in keeps]
+    sums = [_Sums(op.domain, names_of(keep), symmetric) for keep in keeps]
     if samples is None and _is_cheap(op):
         return _sum_exactly(op, sums)
     columns, probes = sampling(SAMPLES if samples is None else samples)
@@ -120,7 +121,7 @@ def marginal(op: Operator, keep: Keep) -> Operator:
         ValueError: an unknown axis, or a domain that is not the codomain.
     """
     require_square(op, "a marginal")
-    space, names = op.domain, _names(keep)
+    space, names = op.domain, names_of(keep)
     kept = space.keep(names)
 
     def through(op: Operator):
@@ -133,10 +134,8 @@ class _Sums:
     """sum over pairs and y of left[x, y] right[x', y], in coordinates where the inner product is plain."""
 
     def __init__(self, space: Space, names: tuple[str, ...], symmetric: bool) -> None:
-        kept = space.positions(names)
-        self.space, self.symmetric, self._shape = space.keep(names), symmetric, space.shape
-        self._dropped = space.size // self.space.size
-        self._order = (0, *(1 + i for i in kept), *(1 + i for i in range(len(space.shape)) if i not in kept))
+        self._full, self._kept = space, space.positions(names)
+        self.space, self.symmetric = space.keep(names), symmetric
         self.known, self.groups = 0.0, [0.0] * GROUPS
         if self.space.size**2 * 8 > DENSE_BYTES:
             raise ValueError(
@@ -171,10 +170,16 @@ class _Sums:
 
     def _split(self, rows: Array) -> Array:
         """Rows [b, size] -> [x, b y]."""
-        xp = array_namespace(rows)
-        axes_kept_first = xp.permute_dims(rows.reshape((-1, *self._shape)), self._order)
-        block = axes_kept_first.reshape((rows.shape[0], self.space.size, self._dropped))
-        return xp.permute_dims(block, (1, 0, 2)).reshape((self.space.size, rows.shape[0] * self._dropped))
+        matrices = as_matrices(rows, self._full, self._kept)
+        return array_namespace(rows).permute_dims(matrices, (1, 0, 2)).reshape((matrices.shape[1], -1))
+
+
+def as_matrices(rows: Array, space: Space, kept: tuple[int, ...]) -> Array:
+    """Rows [b, size] -> [b, x, y], with the kept axes in front of the others."""
+    order = (*kept, *(i for i in range(len(space.shape)) if i not in kept))
+    turned = array_namespace(rows).permute_dims(rows.reshape((-1, *space.shape)), (0, *(1 + i for i in order)))
+    size = math.prod(space.shape[i] for i in kept)
+    return turned.reshape((rows.shape[0], size, space.size // size))
 
 
 def _on_values(matrix: Array, space: Space) -> Array:
@@ -251,7 +256,8 @@ def _sample(op: Operator, sums: list[_Sums], probes: int, rng: Random) -> list[P
     return [kept.sampled(probes, probes) for kept in sums]
 
 
-def _names(keep: Keep) -> tuple[str, ...]:
+def names_of(keep: Keep) -> tuple[str, ...]:
+    """The names of the kept axes."""
     return (keep,) if isinstance(keep, str) else tuple(keep)
 
 
