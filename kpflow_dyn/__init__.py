@@ -25,6 +25,7 @@ _PUBLIC = {
     "measure": ["Measure"],
     "flow": ["DiscreteAdjoint", "Flow", "InterpolatingAdjoint"],
     "linearise": ["linearize"],
+    "one_pass": ["Summary", "summary"],
     "analysis": ["analyze"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -4,43 +4,29 @@ from __future__ import annotations
 
 import platform
 import re
-from collections import Counter
-from collections.abc import Callable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import kpflow_dyn
 from kpflow_dyn.arrays import Array, Random, is_torch_array, to_numpy
-from kpflow_dyn.estimate import Estimate, Scalars, alignment, effective_rank, scalars
-from kpflow_dyn.flat import CHEAP
 from kpflow_dyn.flow import Flow
-from kpflow_dyn.operators import Apply, GramOperator, Operator
+from kpflow_dyn.one_pass import KERNELS, Progress, Summary, summary
 from kpflow_dyn.problems import ODEProblem
-from kpflow_dyn.reductions import PartialTrace, partial_traces, sampling
+from kpflow_dyn.reductions import PartialTrace
 from kpflow_dyn.solution import Solution
-from kpflow_dyn.solvers import BlockLanczos
+from kpflow_dyn.solvers import BlockLanczos, Estimate
 from kpflow_dyn.space import Space
-from kpflow_dyn.spectra import Modes, eigs, modes
+from kpflow_dyn.spectra import Modes, eigs
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from kpflow_dyn.tasks import TaskData
 
-Progress = Callable[[str, int, int | None], None]
-"""Called as progress(stage, done, total) in applications of an operator; total is None where nobody knows."""
-
-Found = TypeVar("Found", Estimate, Scalars)
-
-KERNELS = {"temporal": "time", "spatial": "unit", "trial": "trial"}
-"""The partial traces of the NTK by name, and the axis that each keeps."""
-
-SOLVER = BlockLanczos(block=8, tol=1e-3, maxiter=100)
-LEAST_SAMPLES = 40
+SOLVER = BlockLanczos(block=4, tol=1e-3, maxiter=200)
 COMPONENTS = 10
-BLOCK_ENTRIES = 2**23  # of probes applied at once: larger blocks take more memory and no less time
 
 WORDS = {
     "temporal_effective_rank": (
@@ -148,103 +134,51 @@ def analyze(
     """
     import xarray as xr
 
-    _check(flow, k, samples, task)
-    work = _Work(flow, samples, Random(seed), progress or (lambda stage, done, total: None))
-    kernels = work.kernels()
-    ranks = {f"{name}_effective_rank": effective_rank(kernel) for name, kernel in kernels.items()}
+    _check(flow, task)
+    rng, report = Random(seed), progress or (lambda stage, done, total: None)
+    found = summary(flow, k, samples, rng, SOLVER, report)
     state, measure = _double(flow.solution.state), _measure_of(flow.ntk.domain)
     components = _Components(state, measure[..., 0])
-    numbers = ranks | {"state_effective_rank": components.rank()} | work.numbers()
+    numbers = found.numbers() | {"state_effective_rank": components.rank()}
     dataset = xr.Dataset({name: _variable(name, numbers[name], flow) for name in WORDS}, _coordinates(flow, task))
     for name, axis in KERNELS.items():
-        dataset = dataset.assign(_kernel_modes(name, axis, kernels[name]))
+        dataset = dataset.assign(_kernel_modes(name, axis, found.kernels[name], getattr(found, name)))
     dataset = dataset.assign(measure=(("trial", "time"), measure[..., 0])).assign(components.variables())
-    dataset = dataset.assign(work.core_spectrum(k)).assign(work.spectra(k))
+    dataset = dataset.assign(_core_spectrum(flow, k, rng, report)).assign(_spectra(flow, found, k, rng, report))
     return dataset.assign_attrs(_attributes(flow, k, samples, seed, task))
 
 
-class _Work:
-    """The part of the analysis that applies operators."""
-
-    def __init__(self, flow: Flow, samples: int, rng: Random, progress: Progress) -> None:
-        self.flow, self.samples, self.rng, self.progress = flow, samples, rng, progress
-        self.halves: Counter[str] = Counter()
-
-    def kernels(self) -> dict[str, PartialTrace]:
-        """The partial traces of the NTK, exact where that is cheap."""
-        samples, total = (None, None) if _is_small(self.flow.ntk) else (self.samples, _cost(self.samples))
-        ntk = self._watched(self.flow.ntk, "partial traces of ntk", total)
-        return dict(zip(KERNELS, partial_traces(ntk, KERNELS.values(), samples, self.rng), strict=True))
-
-    def numbers(self) -> dict[str, Estimate]:
-        """Trace, norm and effective rank of the core, of K and of the NTK, and the alignment of the last two."""
-        found = {}
-        for name in ("core", "K", "ntk"):
-            of = self._estimate(scalars, f"trace, norm and effective rank of {name}", name)
-            found |= {f"{name}_trace": of.trace, f"{name}_norm": of.norm, f"{name}_effective_rank": of.effective_rank}
-        return found | {"K_ntk_alignment": self._estimate(alignment, "alignment of K and ntk", "K", "ntk")}
-
-    def core_spectrum(self, k: int) -> dict[str, Any]:
-        """The core's eigenvalues and their multiplicities: all, or the leading ones where V does not give them."""
-        spectrum = self.flow.core.spectrum()
-        if spectrum is None:
-            values = self._leading("core", k).values
-            spectrum = to_numpy(values), np.ones(len(values), int)
-        order = np.argsort(-spectrum[0], kind="stable")
-        names = ("core_eigenvalue", "core_multiplicity")
-        return {name: ("core_rank", entry[order]) for name, entry in zip(names, spectrum, strict=True)}
-
-    def spectra(self, k: int) -> dict[str, Any]:
-        """The leading eigenvalues of K and of the NTK, how good they are, and the modes of the NTK."""
-        pairs = {name: self._leading(name, k) for name in ("K", "ntk")}
-        variables: dict[str, Any] = {"ntk_mode": (("rank", "trial", "time", "unit"), to_numpy(pairs["ntk"].vectors))}
-        for name, found in pairs.items():
-            attributes = {"applications": found.applications, "method": f"block Lanczos, tol {SOLVER.tol:g}"}
-            for what, values in (
-                ("eigenvalue", found.values),
-                ("residual", found.residuals),
-                ("converged", found.converged),
-            ):
-                variables[f"{name}_{what}"] = ("rank", to_numpy(values), attributes)
-        return variables
-
-    def _leading(self, name: str, k: int) -> Modes:
-        op = self._watched(getattr(self.flow, name), f"leading eigenvalues of {name}", None)
-        return eigs(op, min(k, op.domain.size, op.factor.domain.size), SOLVER, self.rng)
-
-    def _estimate(self, measure: Callable[..., Found], stage: str, *names: str) -> Found:
-        """`measure`, exact where that is cheap."""
-        ops = [getattr(self.flow, name) for name in names]
-        if names == ("core",) and ops[0].spectrum() is not None:
-            return measure(*ops)
-        samples, total = (None, None) if _is_small(ops[0]) else (self.samples, len(ops) * self.samples)
-        return measure(*(self._watched(op, stage, total) for op in ops), samples=samples, seed=self.rng)
-
-    def _watched(self, op: GramOperator, stage: str, total: int | None) -> GramOperator:
-        """The same operator, which reports how much was applied in this stage, a factor counting as one half."""
-        factor, space = op.factor, op.domain
-        step = max(1, BLOCK_ENTRIES // max(space.size, factor.domain.size))
-
-        def counted(apply: Apply) -> Apply:
-            def applied(q: Array) -> Array:
-                images = []
-                for part in (q[i : i + step] for i in range(0, len(q), step)):
-                    images.append(apply(part))
-                    self.halves[stage] += len(part)
-                    self.progress(stage, self.halves[stage] // 2, total)
-                return images[0] if len(images) == 1 else space.xp.concat(images)
-
-            return applied
-
-        self.progress(stage, 0, total)
-        return GramOperator(Operator(factor.domain, factor.codomain, counted(factor.mv), counted(factor.T.mv)))
+def _core_spectrum(flow: Flow, k: int, rng: Random, progress: Progress) -> dict[str, Any]:
+    """The core's eigenvalues and their multiplicities: all, or the leading ones where V does not give them."""
+    spectrum = flow.core.spectrum()
+    if spectrum is None:
+        values = to_numpy(_leading(flow, "core", k, rng, progress).values)
+        spectrum = values, np.ones(len(values), int)
+    order = np.argsort(-spectrum[0], kind="stable")
+    names = ("core_eigenvalue", "core_multiplicity")
+    return {name: ("core_rank", entry[order]) for name, entry in zip(names, spectrum, strict=True)}
 
 
-def _check(flow: Flow, k: int, samples: int, task: TaskData | None) -> None:
-    if k < 1:
-        raise ValueError(f"k = {k} eigenvalues asked for, expected at least 1")
-    if samples < LEAST_SAMPLES:
-        raise ValueError(f"samples = {samples} is too few for error bars; give at least {LEAST_SAMPLES}")
+def _spectra(flow: Flow, found: Summary, k: int, rng: Random, progress: Progress) -> dict[str, Any]:
+    """The leading eigenvalues of K and of the NTK, how good they are, and the modes of the NTK."""
+    pairs = {"K": _leading(flow, "K", k, rng, progress), "ntk": found.modes}
+    variables: dict[str, Any] = {"ntk_mode": (("rank", "trial", "time", "unit"), to_numpy(found.modes.vectors))}
+    for name, modes in pairs.items():
+        attributes = {"applications": modes.applications, "method": f"block Lanczos, tol {SOLVER.tol:g}"}
+        for what in ("eigenvalue", "residual", "converged"):
+            values = getattr(modes, what if what == "converged" else f"{what.removeprefix('eigen')}s")
+            variables[f"{name}_{what}"] = ("rank", to_numpy(values), attributes)
+    return variables
+
+
+def _leading(flow: Flow, name: str, k: int, rng: Random, progress: Progress) -> Modes:
+    op, stage = getattr(flow, name), f"leading eigenvalues of {name}"
+    progress(stage, 0, None)
+    most = min(k, op.domain.size, op.factor.domain.size)
+    return eigs(op, most, SOLVER, rng, callback=lambda calls, _residuals: progress(stage, calls, None))
+
+
+def _check(flow: Flow, task: TaskData | None) -> None:
     shape = flow.ntk.domain.shape[:2]
     if task is not None and task.inputs.shape[:2] != shape:
         raise ValueError(f"the task has [trial, time] {task.inputs.shape[:2]}, expected those of the flow, {shape}")
@@ -340,20 +274,9 @@ def _dimension(name: str, flow: Flow) -> int:
     return state.shape[state.axes.index(KERNELS.get(name, "unit"))]
 
 
-def _is_small(op: GramOperator) -> bool:
-    """Whether exact results take few applications."""
-    return min(op.domain.size, op.factor.domain.size) <= CHEAP
-
-
-def _cost(samples: int) -> int:
-    """The applications of J J* behind its partial traces."""
-    columns, probes = sampling(samples)
-    return columns + probes // 2
-
-
-def _kernel_modes(name: str, axis: str, kernel: PartialTrace) -> dict[str, Any]:
+def _kernel_modes(name: str, axis: str, kernel: PartialTrace, found: Modes) -> dict[str, Any]:
     """A partial trace [axis, axis_other], its eigenvalues with standard errors, and its eigenvectors."""
-    found, rank = modes(kernel, axis, k=kernel.domain.size), f"{name}_rank"
+    rank = f"{name}_rank"
     how = {"measure": f"orthonormal in sum {name}_measure a b"}
     values, exact = to_numpy(found.values), found.stderr is None
     return {

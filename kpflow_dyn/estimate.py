@@ -88,8 +88,8 @@ def scalars(op: Operator, samples: int | None = None, seed: int | Random = 0, al
     require_square(op, "a trace")
     rng = Random(seed)
     positive, spent = _is_positive(op, rng)
-    found = _moments(op, samples, rng, alg)
-    for_rank = found if positive else _moments(GramOperator(op), samples, rng, None)
+    found = moments_of(op, samples, rng, alg)
+    for_rank = found if positive else moments_of(GramOperator(op), samples, rng, None)
     return Scalars(found.trace, found.norm, _spend(for_rank, spent).effective_rank)
 
 
@@ -128,7 +128,7 @@ def trace(
     """
     require_square(op, "a trace")
     rng = Random(seed)
-    return _until(lambda count: _moments(op, count, rng, alg, True).trace, samples, rtol, max_applications)
+    return _until(lambda count: moments_of(op, count, rng, alg, True).trace, samples, rtol, max_applications)
 
 
 def frobenius_norm(
@@ -148,8 +148,8 @@ def frobenius_norm(
     def estimate(count: int | None) -> Estimate:
         own = isinstance(alg, OfSquare) or isinstance(op, GramOperator) or _groups(op)
         if own or (count is None and isinstance(op, MatrixOperator)):
-            return _moments(op, count, rng, alg).norm
-        return _moments(GramOperator(op), count, rng, alg, True).estimate(_root_of_trace)  # |A|_F^2 = tr A A*
+            return moments_of(op, count, rng, alg).norm
+        return moments_of(GramOperator(op), count, rng, alg, True).estimate(_root_of_trace)  # |A|_F^2 = tr A A*
 
     return _until(estimate, samples, rtol, max_applications)
 
@@ -176,7 +176,7 @@ def effective_rank(
     positive, spent = _is_positive(op, rng)
     squared = op if positive else GramOperator(op)
     most = max_applications - spent
-    found = _until(lambda count: _moments(squared, count, rng, alg).effective_rank, samples, rtol, most)
+    found = _until(lambda count: moments_of(squared, count, rng, alg).effective_rank, samples, rtol, most)
     return replace(found, applications=found.applications + spent)
 
 
@@ -207,7 +207,7 @@ def alignment(a: Operator, b: Operator, samples: int | None = None, seed: int | 
             "alignment with the zero operator is not defined, nor with an estimate that is no larger than its noise; "
             "check what the operators learn from, or take more samples"
         )
-    return found.estimate(_cosine)
+    return found.estimate(cosine)
 
 
 def rayleigh(op: Operator, q: Array) -> Estimate:
@@ -247,7 +247,8 @@ def _until(of: Callable[[int | None], Estimate], samples: int | None, rtol: floa
     return replace(found, applications=spent + found.applications)
 
 
-def _cosine(product: float, first: float, second: float) -> float:
+def cosine(product: float, first: float, second: float) -> float:
+    """An alignment from tr A^T B, |A|_F^2 and |B|_F^2."""
     return product / (max(first, TINY) * max(second, TINY)) ** 0.5
 
 
@@ -259,7 +260,7 @@ def _spend(moments: Moments, applications: int) -> Moments:
     return replace(moments, applications=moments.applications + applications)
 
 
-def _moments(op: Operator, samples: int | None, rng: Random, alg: Method, only_trace: bool = False) -> Moments:
+def moments_of(op: Operator, samples: int | None, rng: Random, alg: Method, only_trace: bool = False) -> Moments:
     """tr A and |A|_F^2."""
     if isinstance(op, PartialTrace) and op.groups:
         return _of_matrix(op)

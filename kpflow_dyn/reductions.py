@@ -85,7 +85,7 @@ def partial_traces(
     require_square(op, "a partial trace")
     rng = Random(seed)
     symmetric = is_symmetric(op, rng)
-    sums = [_Sums(op.domain, names_of(keep), symmetric) for keep in keeps]
+    sums = [Sums(op.domain, names_of(keep), symmetric) for keep in keeps]
     if samples is None and _is_cheap(op):
         return _sum_exactly(op, sums)
     columns, probes = sampling(SAMPLES if samples is None else samples)
@@ -130,8 +130,8 @@ def marginal(op: Operator, keep: Keep) -> Operator:
     return Operator(kept, kept, through(op), None if op.symmetric else through(op.T))
 
 
-class _Sums:
-    """sum over pairs and y of left[x, y] right[x', y], in coordinates where the inner product is plain."""
+class Sums:
+    """A partial trace in the making: sum over pairs and y of left[x, y] right[x', y], in plain coordinates."""
 
     def __init__(self, space: Space, names: tuple[str, ...], symmetric: bool) -> None:
         self._full, self._kept = space, space.positions(names)
@@ -198,7 +198,7 @@ def _is_cheap(op: Operator) -> bool:
     return isinstance(op, MatrixOperator) or min(columns, op.domain.size) <= CHEAP
 
 
-def _sum_exactly(op: Operator, sums: list[_Sums]) -> list[PartialTrace]:
+def _sum_exactly(op: Operator, sums: list[Sums]) -> list[PartialTrace]:
     """tr_Y A from A applied to every unit vector, or from every column of J."""
     source = op.factor if isinstance(op, GramOperator) and op.factor.domain.size < op.domain.size else op
     factored, forward, columns = source is not op, on_rows(source), source.domain.size
@@ -209,7 +209,7 @@ def _sum_exactly(op: Operator, sums: list[_Sums]) -> list[PartialTrace]:
     return [kept.exact((columns + 1) // 2 if factored else columns) for kept in sums]
 
 
-def _sample_gram(op: GramOperator, sums: list[_Sums], columns: int, probes: int, rng: Random) -> list[PartialTrace]:
+def _sample_gram(op: GramOperator, sums: list[Sums], columns: int, probes: int, rng: Random) -> list[PartialTrace]:
     """tr_Y J J*: of the leading range of J* exactly, and of the rest by probes."""
     J = op.factor
     start = rng.normal((min(columns, J.domain.size), J.codomain.size), J.codomain.like)
@@ -225,7 +225,7 @@ def _sample_gram(op: GramOperator, sums: list[_Sums], columns: int, probes: int,
     return [kept.sampled(probes, len(start) + (len(by_factor) * probes + 1) // 2) for kept in sums]
 
 
-def split_by_factor(op: GramOperator, sums: list[_Sums]) -> list[tuple[Operator, list[_Sums]]]:
+def split_by_factor(op: GramOperator, sums: list[Sums]) -> list[tuple[Operator, list[Sums]]]:
     """Which factor of A each partial trace needs: that of each trial apart where it sums over trials."""
     inside = [kept for kept in sums if op.apart is not None and "trial" not in kept.space.axes]
     across = [kept for kept in sums if kept not in inside]
@@ -245,7 +245,7 @@ def probe_images(factor: Operator, q: Array, probes: int, rng: Random) -> Iterat
         yield first, forward(rest.reshape((count, factor.domain.size)))
 
 
-def _sample(op: Operator, sums: list[_Sums], probes: int, rng: Random) -> list[PartialTrace]:
+def _sample(op: Operator, sums: list[Sums], probes: int, rng: Random) -> list[PartialTrace]:
     """tr_Y A = E tr_Y (A xi) xi^T."""
     forward, step = on_rows(op), max(1, BLOCK_BYTES // (8 * op.domain.size))
     for first in range(0, probes, step):

@@ -13,7 +13,7 @@ from kpflow_dyn.flat import euclidean_matrix, is_symmetric, on_rows, require_squ
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
 from kpflow_dyn.reductions import PartialTrace, partial_trace
 from kpflow_dyn.sites import CoreOperator
-from kpflow_dyn.solvers import BlockLanczos, Dense, Triplets
+from kpflow_dyn.solvers import BlockLanczos, Dense, Eigenpairs, Triplets
 from kpflow_dyn.solvers.counted import Counted
 from kpflow_dyn.solvers.lanczos import Callback
 from kpflow_dyn.solvers.matrix import matrix_of
@@ -71,6 +71,11 @@ class Modes:
         if self.total is None:
             raise ValueError("the trace of the operator is not known here; divide .values by kp.trace(op).value")
         return self.values / self.total if self.total else 0 * self.values
+
+    def first(self, k: int) -> Modes:
+        """The k leading ones alone."""
+        kept = {name: getattr(self, name)[:k] for name in ("values", "vectors", "residuals", "converged")}
+        return dataclasses.replace(self, **kept, stderr=None if self.stderr is None else self.stderr[:k])
 
     def to_xarray(self) -> xarray.Dataset:
         """A dataset of `eigenvalues`, `vectors`, `residuals`, `converged`, `stderr` on "mode" and the space's axes."""
@@ -134,23 +139,41 @@ def eigs(
         raise ValueError(f"eigs needs a symmetric operator, got {op!r}; take op @ op.T for its left singular vectors")
     first = None if start is None else _rows(start, space, "start")
     if isinstance(op, GramOperator) and op.factor.domain.size < space.size and which != "SA":
-        found = _of_product(op.factor, k, alg, rng, callback, first, known)
-        values, vectors = found.values**2, found.left
-    else:
-        found = alg.solve(
-            on_rows(op),
-            space.size,
-            k,
-            like=space.like,
-            seed=rng,
-            which=which,
-            start=first,
-            deflate=known,
-            callback=callback,
-        )
-        values, vectors = found.values, found.vectors
-    vectors = space.from_euclidean(vectors.reshape((k, *space.shape)))
-    return Modes(values, vectors, found.residuals, found.converged, found.applications, space)
+        triplets = _of_product(op.factor, k, alg, rng, callback, first, known)
+        found = dataclasses.replace(triplets, values=triplets.values**2)
+        return _as_modes(found, triplets.left, space)
+    found = alg.solve(
+        on_rows(op),
+        space.size,
+        k,
+        like=space.like,
+        seed=rng,
+        which=which,
+        start=first,
+        deflate=known,
+        callback=callback,
+    )
+    return _as_modes(found, found.vectors, space)
+
+
+def _as_modes(found: Eigenpairs | Triplets, rows: Array, space: Space) -> Modes:
+    vectors = space.from_euclidean(rows.reshape((-1, *space.shape)))
+    return Modes(found.values, vectors, found.residuals, found.converged, found.applications, space)
+
+
+def modes_and_drives(
+    op: GramOperator, k: int, alg: BlockLanczos | Dense, rng: Random, callback: Callback | None = None
+) -> tuple[Modes, Array, Array]:
+    """The k leading eigenpairs of A = J J*; and w = J v [k, n], v [k, p] orthonormal, as rows in plain coordinates."""
+    factor, space = op.factor, op.domain
+    if factor.domain.size <= space.size:
+        found = _of_product(factor, k, alg, rng, callback, None, None)
+        modes = _as_modes(dataclasses.replace(found, values=found.values**2), found.left, space)
+        return modes, to_like(found.values, found.left)[:, None] * found.left, found.right
+    modes = eigs(op, k, alg, rng, callback)
+    u, s = space.to_euclidean(modes.vectors).reshape((k, -1)), array_namespace(modes.values).sqrt(abs(modes.values))
+    modes = dataclasses.replace(modes, applications=modes.applications + (k + 1) // 2)
+    return modes, to_like(s, u)[:, None] * u, on_rows(factor.T)(u) / to_like(s + (s == 0), u)[:, None]
 
 
 def _of_product(

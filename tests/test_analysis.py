@@ -182,7 +182,7 @@ def test_a_task_brings_milliseconds_and_labels(small_flow: kp.Flow) -> None:
 def test_progress_counts_to_its_total(large_flow: kp.Flow) -> None:
     seen: dict[str, list[tuple[int, int | None]]] = {}
     analyze(large_flow, k=1, progress=lambda stage, done, total: seen.setdefault(stage, []).append((done, total)))
-    for stage in ("partial traces of ntk", "trace, norm and effective rank of K", "alignment of K and ntk"):
+    for stage in ("probes of ntk", "trace, norm and effective rank of K"):
         done, total = seen[stage][-1]
         assert done == total, stage
     for counts in seen.values():

@@ -172,7 +172,7 @@ def test_the_block_is_the_one_that_promises_to_be_fastest(monkeypatch):
         monkeypatch.setattr("kpflow_dyn.solvers.timing.time.perf_counter", lambda clock=clock: clock[0])
         solver = BlockLanczos(dense=0)
         first, again = (solver.solve(timed, N, 20, like=like) for _ in range(2))
-        assert (first.vectors == again.vectors).all() and again.applications < first.applications
+        assert (first.vectors == again.vectors).all() and again.applications == first.applications
         found[name] = blocks[-again.calls]
     assert found == {"calls": 64, "rows": 2}
 

@@ -11,7 +11,7 @@ class Counted:
     """A symmetric operator A on rows [b, n]."""
 
     def __init__(self, apply: Rows) -> None:
-        self._apply = apply
+        self.uncounted = apply
         self.halves = self.calls = 0
         self.asymmetry = 0.0  # how far <q, A p> and <p, A q> were apart so far, relative to |A q|; 0 for round-off
 
@@ -21,7 +21,7 @@ class Counted:
         return (self.halves + 1) // 2
 
     def __call__(self, rows: Array) -> Array:
-        image = self._apply(rows)
+        image = self.uncounted(rows)
         self.calls += 1
         self.halves += 2 * rows.shape[0]
         if tuple(image.shape) != tuple(rows.shape) or image.dtype != rows.dtype:

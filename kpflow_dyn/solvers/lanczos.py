@@ -36,11 +36,12 @@ class BlockLanczos:
     Args:
         block: rows in a call of the operator. Small blocks need fewest applications, large ones fewest calls: about
             25 + 2.6 k + 10 block applications to 1e-6. None times calls with 2, 4, 16 and 64 rows, for as long as the
-            larger one promises a run at least 1.25 times faster, and keeps the answer for operators of the same size.
-            Give a number where results must be the same to the last bit in every process.
+            larger one promises a run at least 1.25 times faster, and keeps the answer for operators of the same size;
+            these calls are not counted. Give a number where results must be the same to the last bit in every process.
         tol: residual |A v - l v| / |l_1| to reach. float32 cannot go below about 3e-7.
         maxiter: most calls of the operator before the pairs are certified as they are.
-        columns: most rows of the basis; None keeps 4 k + 6 block, from where on more of them save little.
+        columns: most rows of the basis; None keeps max(4 k, 32) + 6 block, from where on more of them save
+            little.
         dense: up to this dimension, and where the basis would fill the space, the matrix is formed instead.
 
     Source: Golub, Underwood (1977); Wu, Simon, "Thick-restart Lanczos" (2000).
@@ -153,7 +154,7 @@ class BlockLanczos:
         if n <= self.dense or self._columns(k, block or 1) + (block or 1) >= n - d:
             found = certificate.of_matrix(known, k)
         else:
-            block = block or fastest_block(operator, n, k, known)
+            block = block or fastest_block(operator.uncounted, n, k, known)
             krylov = Krylov(operator, known, rng, which)
             krylov.begin(start, block)
             found = self._iterate(krylov, certificate, k, block, callback)
@@ -165,7 +166,7 @@ class BlockLanczos:
 
     def _columns(self, k: int, block: int) -> int:
         keep = self._keep(k, block)
-        columns = 4 * k + 6 * block if self.columns is None else self.columns
+        columns = max(4 * k, 32) + 6 * block if self.columns is None else self.columns
         if columns < keep + block:
             raise ValueError(
                 f"columns = {columns} is too few for k = {k} and block = {block}: give at least {keep + block}"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-from kpflow_dyn.arrays import Array, Random, device
-from kpflow_dyn.solvers.counted import Counted
+from kpflow_dyn.arrays import Array, Random, Rows, device
 from kpflow_dyn.solvers.orthogonalise import row_norms
 
 BLOCKS = (2, 4, 16, 64)
@@ -13,7 +12,7 @@ FASTER = 1.25  # how much faster than a smaller block a larger one must promise 
 _answers: dict[tuple, int] = {}  # of this process, so that the same call gives the same result
 
 
-def fastest_block(operator: Counted, n: int, k: int, like: Array) -> int:
+def fastest_block(apply: Rows, n: int, k: int, like: Array) -> int:
     """The block of Lanczos' iteration that promises the shortest run; the answer is kept for operators of this size.
 
     A block of b rows needs about 25 + 2.6 k + 10 b applications for k pairs to 1e-6, as was measured on the kernels of
@@ -23,7 +22,7 @@ def fastest_block(operator: Counted, n: int, k: int, like: Array) -> int:
     if case not in _answers:
         best, shortest = BLOCKS[0], float("inf")
         for block in BLOCKS:
-            promised = (25 + 2.6 * k + 10 * block) / block * _seconds(operator, n, block, like)
+            promised = (25 + 2.6 * k + 10 * block) / block * _seconds(apply, n, block, like)
             if promised * FASTER > shortest:
                 break
             best, shortest = block, promised
@@ -31,11 +30,11 @@ def fastest_block(operator: Counted, n: int, k: int, like: Array) -> int:
     return _answers[case]
 
 
-def _seconds(operator: Counted, n: int, block: int, like: Array) -> float:
+def _seconds(apply: Rows, n: int, block: int, like: Array) -> float:
     """Of the second call with so many rows; the first may compile."""
     rows, times = Random(0).normal((block, n), like), []
     for _ in range(2):
         start = time.perf_counter()
-        float(row_norms(operator(rows)).max())  # waits for the device
+        float(row_norms(apply(rows)).max())  # waits for the device
         times.append(time.perf_counter() - start)
     return times[-1]
