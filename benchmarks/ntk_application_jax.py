@@ -19,7 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+os.environ["NPROC"] = "1"  # the size of XLA's thread pool, which its flags do not bound
 
 import diffrax
 import equinox as eqx

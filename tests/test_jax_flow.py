@@ -105,14 +105,22 @@ def test_some_parameters_learn() -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2, 37])
-def test_spans_of_any_length_join(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The products with the variables are formed span by span; how time is cut must not be seen."""
+def test_spans_and_probes_of_any_number_join(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps go span by span and some probes at a time; how time and probes are cut must not be seen."""
     keys = jax.random.split(jax.random.key(0))
-    x, q = jax.random.normal(keys[0], (2, times, 3)), jax.random.normal(keys[1], (2, 2, times, 4))
+    x, q = jax.random.normal(keys[0], (2, times, 3)), jax.random.normal(keys[1], (3, 2, times, 4))
     solution = kp.solve(kp.DiscreteProblem(TanhRNN(keys[0]), x))
-    whole = kp.linearize(solution).ntk.mv(q)
+
+    def applied() -> list[jax.Array]:
+        flow = kp.linearize(solution)
+        gradients = flow.J.T.mv(q)
+        return [flow.P.mv(q), flow.P.T.mv(q), gradients, flow.J.mv(gradients), flow.ntk.mv(q)]
+
+    whole = applied()
     monkeypatch.setattr("kpflow_dyn.jax_backend.tangent.SPAN_ROWS", 10)
-    np.testing.assert_allclose(np.asarray(kp.linearize(solution).ntk.mv(q)), np.asarray(whole), rtol=1e-12, atol=1e-12)
+    monkeypatch.setattr("kpflow_dyn.jax_backend.tangent.ROWS_TOGETHER", 4)
+    for found, expected in zip(applied(), whole, strict=True):
+        np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=1e-12, atol=1e-12)
 
 
 def test_compiled_once_for_a_shape() -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import MatrixSite, ScaleSite, Site
@@ -81,17 +80,3 @@ def _matrix_gather(kicks: jax.Array, data: list[jax.Array]) -> jax.Array:
         return jnp.tensordot(V[:, :, 0], kicks, ((0, 1), (0, 1)))
     kicks = kicks.reshape(*kicks.shape[:3], V.shape[2], -1).swapaxes(2, 3)
     return jnp.tensordot(V, kicks, ((0, 1, 2), (0, 1, 2)))
-
-
-def place(values: jax.Array, pairs: list[tuple[int, int, int]], size: int) -> jax.Array:
-    """Runs (source, target, length) of a vector, added into zeros [size]."""
-    runs = [values[source : source + length] for source, _, length in pairs]
-    padded = [jnp.pad(run, (at, size - at - len(run))) for run, (_, at, _) in zip(runs, pairs, strict=True)]
-    return sum(padded[1:], padded[0])
-
-
-def runs(sources: np.ndarray, targets: np.ndarray) -> list[tuple[int, int, int]]:
-    """Pairs of positions as runs (source, target, length) along which both go up by one."""
-    breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(targets) != 1)) + 1
-    starts, stops = [0, *breaks.tolist()], [*breaks.tolist(), len(sources)]
-    return [(int(sources[a]), int(targets[a]), b - a) for a, b in zip(starts, stops, strict=True) if b > a]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
 
 from kpflow_dyn.graph import Node, ancestors, run
 from kpflow_dyn.jax_backend.rows import each_row
-from kpflow_dyn.jax_backend.sites import place, runs
 from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import Site
 
@@ -32,9 +34,11 @@ class StepTangent:
     """
 
     def __init__(self, rows: Rows, sites: list[Site], x: jax.Array, z: jax.Array) -> None:
-        step = _kicked(rows, sites)
-        self._kick_sizes = [site.kicks.size for site in sites]
-        zeros = [jnp.zeros(size, z.dtype) for size in self._kick_sizes]
+        order = rows.order(ancestors([rows.structure.graph.output]))
+        self._entries = _entries(rows, order, sites)
+        self.kick_sizes = [entry.length for entry in self._entries]
+        step = _kicked(rows, order, self._entries)
+        zeros = [jnp.zeros(size, z.dtype) for size in self.kick_sizes]
 
         def linearise(x: jax.Array, z: jax.Array) -> list[jax.Array]:
             out, tangent = jax.linearize(lambda z, kicks: step(x, z, kicks), z, zeros)
@@ -57,7 +61,7 @@ class StepTangent:
         return next_state, (moving, fixed)
 
     def __call__(self, residuals: Residuals, dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
-        """The tangents at one time, from dz [trial, probe, unit] and each site's kicks [trial, probe, kick]."""
+        """The tangents at one time, from dz [trial, probe, unit] and kicks [trial, probe, kick] of `kick_sizes`."""
         moving, fixed = residuals
 
         def row(moving: list[jax.Array], dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
@@ -69,47 +73,76 @@ class StepTangent:
 
     def transpose(self, residuals: Residuals, q: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """The same transposed: q [trial, probe, unit] -> what it is of dz and of the kicks."""
-        kicks = [jax.ShapeDtypeStruct((*q.shape[:2], size), q.dtype) for size in self._kick_sizes]
+        kicks = [jax.ShapeDtypeStruct((*q.shape[:2], size), q.dtype) for size in self.kick_sizes]
         return jax.linear_transpose(lambda dz, kicks: self(residuals, dz, kicks), q, kicks)(q)
 
+    def kicks_at(self, time: jax.Array, kicks: list[jax.Array]) -> list[jax.Array]:
+        """Each site's kicks [time, trial, probe, kick] -> those of one time, as the step takes them.
 
-def _kicked(rows: Rows, sites: list[Site]) -> Callable[[jax.Array, jax.Array, list[jax.Array]], jax.Array]:
-    """(x, z, kicks of each site) -> the next state, with the kicks added where they enter."""
-    structure = rows.structure
-    order = rows.order(ancestors([structure.graph.output]))
-    entries = {
-        node: found
-        for node, numbers in (structure.replaced | structure.added).items()
-        if (found := _entries(numbers, sites, structure.kick_size))
-    }
+        Each is cut out by itself: XLA on a CPU does not vectorise what takes several parts of one dynamic slice.
+        """
+
+        def cut(entry: _Entry) -> jax.Array:
+            _, *rows, _ = kicks[entry.site].shape
+            return lax.dynamic_slice(kicks[entry.site], (time, 0, 0, entry.start), (1, *rows, entry.length))[0]
+
+        return [cut(entry) for entry in self._entries]
+
+    def kicks_with(self, here: list[jax.Array], time: jax.Array, kicks: list[jax.Array]) -> list[jax.Array]:
+        """The transpose: each site's kicks, with those of the step in their place."""
+        kicks = list(kicks)
+        for values, entry in zip(here, self._entries, strict=True):
+            start = (time, 0, 0, entry.start)
+            kicks[entry.site] = lax.dynamic_update_slice(kicks[entry.site], values[None], start)
+        return kicks
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A run of a site's kicks that enter side by side: the first, how many, at which node (if any), from where on."""
+
+    site: int
+    start: int
+    length: int
+    node: Node | None
+    element: int
+
+
+def _entries(rows: Rows, order: list[Node], sites: list[Site]) -> list[_Entry]:
+    """All kicks of all sites, in order. Those that nothing depends on enter nowhere."""
+    where = rows.structure.replaced | rows.structure.added
+    nodes, elements = np.full((2, rows.structure.kick_size), -1)
+    for n, node in enumerate(order):
+        numbers = where.get(node, np.zeros(0, int))
+        (here,) = np.nonzero(numbers >= 0)
+        nodes[numbers[here]], elements[numbers[here]] = n, here
+    found = []
+    for s, site in enumerate(sites):
+        n, e = nodes[site.kicks.ravel()], elements[site.kicks.ravel()]
+        breaks = np.flatnonzero((np.diff(n) != 0) | (np.diff(e) != 1)) + 1
+        for start, stop in pairwise([0, *breaks.tolist(), len(n)]):
+            node = order[n[start]] if n[start] >= 0 else None
+            found.append(_Entry(s, start, stop - start, node, int(e[start])))
+    return found
+
+
+def _kicked(
+    rows: Rows, order: list[Node], entries: list[_Entry]
+) -> Callable[[jax.Array, jax.Array, list[jax.Array]], jax.Array]:
+    """(x, z, kicks) -> the next state, with the kicks added where they enter."""
 
     def step(x: jax.Array, z: jax.Array, kicks: list[jax.Array]) -> jax.Array:
         env = rows.fixed | rows.arguments(x, z)
         for node in order:
             run([node], env)
-            if node in entries:
-                env[node] = env[node] + _sum(entries[node], kicks, node)
-        return env[structure.graph.output].reshape(-1)
+            for values, entry in zip(kicks, entries, strict=True):
+                if entry.node is node:
+                    size = int(np.prod(node.shape))
+                    padded = jnp.pad(values, (entry.element, size - entry.element - entry.length))
+                    env[node] = env[node] + padded.reshape(node.shape)
+        return env[rows.structure.graph.output].reshape(-1)
 
     return step
-
-
-def _entries(numbers: np.ndarray, sites: list[Site], kick_size: int) -> list[tuple[int, list[tuple[int, int, int]]]]:
-    """For each site whose kicks enter at this node, the runs from its outputs to the node's elements."""
-    element = np.full(kick_size, -1)
-    element[numbers[numbers >= 0]] = np.flatnonzero(numbers >= 0)
-    found = []
-    for s, site in enumerate(sites):
-        target = element[site.kicks.ravel()]
-        if (target >= 0).any():
-            found.append((s, runs(np.flatnonzero(target >= 0), target[target >= 0])))
-    return found
-
-
-def _sum(entries: list[tuple[int, list[tuple[int, int, int]]]], kicks: list[jax.Array], node: Node) -> jax.Array:
-    size = int(np.prod(node.shape))
-    parts = [place(kicks[s], where, size) for s, where in entries]
-    return sum(parts[1:], parts[0]).reshape(node.shape)
 
 
 def _choose(values: list, which: list[bool]) -> list:

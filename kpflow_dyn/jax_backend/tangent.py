@@ -4,13 +4,15 @@ With z_t = Phi(z_{t-1}, x_t; theta), kicks a entering inside the step and weight
 
     s_t = A_t s_{t-1} + B_t a_t + q_t,    a_t = V_t dW^T
 
-run forward, and transposed backward, where dW gathers as the sweep goes. All arrays of a sweep are [time, trial, probe,
-...], so that the rows of all probes make one product.
+run forward, and transposed backward, where dW gathers as the sweep goes. Inside of a sweep arrays are [time, trial,
+probe, ...], so that the rows of some probes make one product; states [probe, trial, time, unit] are read and written in
+place, one time after another, since copies of a block would cost as much as the glue of all steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,16 +24,18 @@ from jax import lax
 from kpflow_dyn.jax_backend.checks import check_finite
 from kpflow_dyn.jax_backend.rows import JAX, each_row
 from kpflow_dyn.jax_backend.sites import SiteData
-from kpflow_dyn.jax_backend.step import StepTangent
+from kpflow_dyn.jax_backend.step import Residuals, StepTangent
 from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import Structure
 
 Data = tuple  # what a sweep needs to know of the rows: the step's residuals and each site's variables
 Changes = list[jax.Array]  # of the weights, site by site
 Map = Callable[[Data, jax.Array], jax.Array]
+Sweep = Callable[[jax.Array, "_Probes"], jax.Array]
+Span = Callable[[tuple, jax.Array], tuple]
 
 SPAN_ROWS = 640  # whose products with the variables are formed at once
-ROWS_TOGETHER = 640  # of all probes at one time
+ROWS_TOGETHER = 160  # rows trial x probe of a step that keep a CPU's products in its second-level cache
 DEVICE_ROWS_TOGETHER = 2**14  # the same on a device that likes large products
 
 
@@ -49,6 +53,8 @@ class Tangent:
         self.trials, self.times, self.units = z_prev.shape
         self.like = z_prev.reshape(-1)[:0]
         self.span = -(-self.times // -(-self.times * self.trials // SPAN_ROWS))
+        on_cpu = next(iter(self.like.devices())).platform == "cpu"
+        self.probes_together = max(1, (ROWS_TOGETHER if on_cpu else DEVICE_ROWS_TOGETHER) // self.trials)
         self.step = StepTangent(rows, structure.sites, x[0, 0], z_prev[0, 0])
         self.sites = [("a", SiteData(site, rows)) for site in structure.sites]
         self.weights, self._push, _pull = rows.weights()
@@ -59,7 +65,7 @@ class Tangent:
         self.next_state, self.data = self._evaluate(rows, x, z_prev)
         (_, variables), _ = self.data
         for (_, site), data in zip(self.sites, variables, strict=True):
-            site.data = self._unpadded(data)
+            site.data = data
         self._make_maps()
 
     def _evaluate(self, rows: Rows, x: jax.Array, z: jax.Array) -> tuple[jax.Array, Data]:
@@ -75,9 +81,10 @@ class Tangent:
             x, z, dz = (a.swapaxes(0, 1) for a in states)
             next_state, (moving, fixed) = self.step.along(x, z)
             variables = [rows.variables(site, x, z) for site in rows.structure.sites]
-            data = (moving, self._in_spans(variables)), fixed
+            data = (moving, variables), fixed
             (expected,) = each_row(rows.tangent(dtheta), x, z, dz)
-            found = self._each_step(data, dz[:, :, None], self._kick(self._changes(dtheta[None]), variables))[:, :, 0]
+            kicks = jnp.concatenate(self._kick(self._changes(dtheta[None]), variables), -1)
+            found = self._each_step(data, dz[:, :, None], self._as_kicks(kicks))[:, :, 0]
             error = abs(found - expected).max() / jnp.maximum(abs(expected).max(), jnp.finfo(z.dtype).tiny)
             return next_state.swapaxes(0, 1), data, expected.swapaxes(0, 1), error
 
@@ -90,33 +97,16 @@ class Tangent:
             )
         return next_state, data
 
-    def _in_spans(self, rows: list) -> list:
-        """Rows [time, trial, ...] -> [span, time, trial, ...], filled up with zeros to whole spans."""
-        return jax.tree.map(lambda a: self._padded(a).reshape(-1, self.span, *a.shape[1:]), rows)
-
-    def _unpadded(self, spans: Any) -> Any:
-        """Back to [time, trial, ...]."""
-        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[: self.times], spans)
-
-    def _padded(self, rows: jax.Array) -> jax.Array:
-        return jnp.pad(rows, ((0, -self.times % self.span), *((0, 0),) * (rows.ndim - 1)))
-
-    def _span_times(self) -> jax.Array:
-        """The times of each span [span, time]."""
-        return jnp.arange(self.times + -self.times % self.span).reshape(-1, self.span)
-
     def _make_maps(self) -> None:
         """The compiled operators on blocks [probe, ...]."""
-        on_cpu = next(iter(self.like.devices())).platform == "cpu"
-        rows = ROWS_TOGETHER if on_cpu else DEVICE_ROWS_TOGETHER
-        block = partial(_on_blocks, data=self.data, together=max(1, rows // self.trials))
-        self.propagate = block(self._propagate)
-        self.propagate_adjoint = block(self._propagate_adjoint)
-        self.push_forward = block(lambda data, theta: self._forward(data, self._changes(theta), len(theta)))
-        self.pull_back = block(lambda data, q: self._gradient(self._backward(data, q), len(q)))
-        self.push_forward_apart = block(self._push_forward_apart)
-        self.pull_back_apart = block(self._pull_back_apart)
-        self.descend = block(self._descend)
+        self.propagate = partial(jax.jit(self._propagate), self.data)
+        self.propagate_adjoint = partial(jax.jit(self._propagate_adjoint), self.data)
+        self.push_forward = partial(jax.jit(self._push_forward), self.data)
+        self.pull_back = partial(jax.jit(self._pull_back), self.data)
+        self.push_forward_apart = partial(jax.jit(self._push_forward_apart), self.data)
+        self.pull_back_apart = partial(jax.jit(self._pull_back_apart), self.data)
+        self.descend = partial(jax.jit(self._descend), self.data)
+        block = partial(_on_blocks, data=self.data, together=self.probes_together)
         self.write = block(self._write)
         self.read = block(self._read)
         self.enter = block(self._enter)
@@ -162,103 +152,173 @@ class Tangent:
     def _gather_one(self, kicks: list[jax.Array], variables: list[list[jax.Array]]) -> Changes:
         return self._gather(_alone(kicks), _alone(variables))
 
-    # Sweeps, on blocks of states [probe, trial, time, unit]
-
-    def _push_forward_apart(self, data: Data, theta: jax.Array) -> jax.Array:
-        """J_b theta_b for parameter changes [probe, trial, p]."""
-        changes = jax.vmap(self._changes, 1)(theta)
-        return self._forward(data, changes, len(theta), self._kick_apart)
-
-    def _pull_back_apart(self, data: Data, q: jax.Array) -> jax.Array:
-        """The transpose: each trial's own gradient [probe, trial, p]."""
-        still = [jnp.zeros((self.trials, *change.shape), q.dtype) for change in self._no_changes(len(q))]
-        changes = self._backward(data, q, self._gather_apart, still)
-        return jax.vmap(lambda changes: self._gradient(changes, len(q)), out_axes=1)(changes)
-
-    def _descend(self, data: Data, q: jax.Array) -> jax.Array:
-        """J J^T; where no two sites share a weight, what gathers at the sites is what kicks them."""
-        changes = self._backward(data, q)
-        return self._forward(data, changes if self.plain else self._changes(self._gradient(changes, len(q))), len(q))
-
-    def _forward(self, data: Data, changes: Changes, probes: int, kick: Callable | None = None) -> jax.Array:
-        """s_t = A_t s_{t-1} + B_t V_t dW^T, where the products with V are formed for a span of times at once."""
-        (moving, variables), fixed = data
-        kick = kick or self._kick
-
-        def span(s: jax.Array, row: tuple) -> tuple[jax.Array, jax.Array]:
-            times, variables = row
-            return lax.scan(step, s, (times, kick(changes, variables)))
-
-        def step(s: jax.Array, row: tuple) -> tuple[jax.Array, jax.Array]:
-            time, kicks = row
-            s = self.step((_at(time, moving), fixed), s, kicks)
-            return s, s
-
-        states = lax.scan(span, self._still(probes), (self._span_times(), variables))[1]
-        return _block(self._unpadded(states))
-
-    def _backward(
-        self, data: Data, q: jax.Array, gather: Callable | None = None, still: Changes | None = None
-    ) -> Changes:
-        """The transpose, backward in time; the kicks of a span gather at once."""
-        (moving, variables), fixed = data
-        gather, still = gather or self._gather, still or self._no_changes(len(q))
-        q = self._padded(_rows(q))
-
-        def span(carry: tuple, row: tuple) -> tuple[tuple, None]:
-            (later, changes), (times, variables) = carry, row
-            later, kicks = lax.scan(step, later, times, reverse=True)
-            return (later, jax.tree.map(jnp.add, changes, gather(kicks, variables))), None
-
-        def step(later: jax.Array, time: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-            return self.step.transpose((_at(time, moving), fixed), later + _at(time, q))
-
-        start = self._still(q.shape[2]), still
-        return lax.scan(span, start, (self._span_times(), variables), reverse=True)[0][1]
+    # Sweeps of states [probe, trial, time, unit], some probes at once
 
     def _propagate(self, data: Data, q: jax.Array) -> jax.Array:
         """s_t = A_t s_{t-1} + q_t."""
-        (moving, _), fixed = data
 
-        def step(s: jax.Array, row: tuple) -> tuple[jax.Array, jax.Array]:
-            moving, q = row
-            s = self.step((moving, fixed), s, self._no_kicks(s)) + q
-            return s, s
+        def sweep(states: jax.Array, probes: _Probes) -> jax.Array:
+            def step(carry: tuple, time: jax.Array) -> tuple[tuple, None]:
+                s, states = carry
+                s = self.step(_residuals(data, time), s, self._no_kicks(s)) + probes.read(q, time)
+                return (s, probes.written(states, time, s)), None
 
-        return _block(lax.scan(step, self._still(len(q)), (moving, _rows(q)))[1])
+            return lax.scan(step, (self._still(probes.count), states), jnp.arange(self.times))[0][1]
+
+        return self._by_probes(sweep, jnp.zeros_like(q))
 
     def _propagate_adjoint(self, data: Data, q: jax.Array) -> jax.Array:
         """l_t = A_{t+1}^T l_{t+1} + q_t."""
-        (moving, _), fixed = data
 
-        def step(later: jax.Array, row: tuple) -> tuple[jax.Array, jax.Array]:
-            moving, q = row
-            here = later + q
-            return self.step.transpose((moving, fixed), here)[0], here
+        def sweep(costates: jax.Array, probes: _Probes) -> jax.Array:
+            def step(carry: tuple, time: jax.Array) -> tuple[tuple, None]:
+                later, costates = carry
+                here = later + probes.read(q, time)
+                later, _ = self.step.transpose(_residuals(data, time), here)
+                return (later, probes.written(costates, time, here)), None
 
-        return _block(lax.scan(step, self._still(len(q)), (moving, _rows(q)), reverse=True)[1])
+            return lax.scan(step, (self._still(probes.count), costates), jnp.arange(self.times), reverse=True)[0][1]
+
+        return self._by_probes(sweep, jnp.zeros_like(q))
+
+    def _push_forward(self, data: Data, theta: jax.Array) -> jax.Array:
+        """J."""
+
+        def sweep(states: jax.Array, probes: _Probes) -> jax.Array:
+            return self._forward(data, self._changes(probes.of(theta)), states, probes)
+
+        return self._by_probes(sweep, self._no_states(len(theta)))
+
+    def _pull_back(self, data: Data, q: jax.Array) -> jax.Array:
+        """J^T."""
+
+        def sweep(gradients: jax.Array, probes: _Probes) -> jax.Array:
+            found = self._gradient(self._backward(data, q, probes), probes.count)
+            return lax.dynamic_update_slice_in_dim(gradients, found, probes.first, 0)
+
+        return self._by_probes(sweep, jnp.zeros((len(q), self.parameter_size), q.dtype))
+
+    def _push_forward_apart(self, data: Data, theta: jax.Array) -> jax.Array:
+        """J_b theta_b for parameter changes [probe, trial, p]."""
+
+        def sweep(states: jax.Array, probes: _Probes) -> jax.Array:
+            changes = jax.vmap(self._changes, 1)(probes.of(theta))
+            return self._forward(data, changes, states, probes, self._kick_apart)
+
+        return self._by_probes(sweep, self._no_states(len(theta)))
+
+    def _pull_back_apart(self, data: Data, q: jax.Array) -> jax.Array:
+        """The transpose: each trial's own gradient [probe, trial, p]."""
+
+        def sweep(gradients: jax.Array, probes: _Probes) -> jax.Array:
+            still = [jnp.zeros((self.trials, *change.shape), q.dtype) for change in self._no_changes(probes.count)]
+            changes = self._backward(data, q, probes, self._gather_apart, still)
+            found = jax.vmap(lambda changes: self._gradient(changes, probes.count), out_axes=1)(changes)
+            return lax.dynamic_update_slice_in_dim(gradients, found, probes.first, 0)
+
+        return self._by_probes(sweep, jnp.zeros((len(q), self.trials, self.parameter_size), q.dtype))
+
+    def _descend(self, data: Data, q: jax.Array) -> jax.Array:
+        """J J^T; where no two sites share a weight, what gathers at the sites is what kicks them."""
+
+        def sweep(states: jax.Array, probes: _Probes) -> jax.Array:
+            changes = self._backward(data, q, probes)
+            if not self.plain:
+                changes = self._changes(self._gradient(changes, probes.count))
+            return self._forward(data, changes, states, probes)
+
+        return self._by_probes(sweep, jnp.zeros_like(q))
+
+    def _forward(
+        self, data: Data, changes: Changes, states: jax.Array, probes: _Probes, kick: Callable | None = None
+    ) -> jax.Array:
+        """s_t = A_t s_{t-1} + B_t V_t dW^T, where the products with V are formed for a span of times at once."""
+        (_, variables), _ = data
+        kick = kick or self._kick
+
+        def span(carry: tuple, times: jax.Array) -> tuple:
+            kicks = kick(changes, _during(times, variables))
+
+            def step(carry: tuple, time: jax.Array) -> tuple[tuple, None]:
+                s, states = carry
+                s = self.step(_residuals(data, time), s, self.step.kicks_at(time - times[0], kicks))
+                return (s, probes.written(states, time, s)), None
+
+            return lax.scan(step, carry, times)[0]
+
+        return self._by_spans(span, (self._still(probes.count), states))[1]
+
+    def _backward(
+        self,
+        data: Data,
+        q: jax.Array,
+        probes: _Probes,
+        gather: Callable | None = None,
+        still: Changes | None = None,
+    ) -> Changes:
+        """The transpose, backward in time; the kicks of a span gather at once."""
+        (_, variables), _ = data
+        gather, still = gather or self._gather, still or self._no_changes(probes.count)
+
+        def span(carry: tuple, times: jax.Array) -> tuple:
+            later, changes = carry
+
+            def step(carry: tuple, time: jax.Array) -> tuple[tuple, None]:
+                later, kicks = carry
+                later, found = self.step.transpose(_residuals(data, time), later + probes.read(q, time))
+                return (later, self.step.kicks_with(found, time - times[0], kicks)), None
+
+            kicks = [jnp.zeros((len(times), *later.shape[:2], site.kicks.size), q.dtype) for _, site in self.sites]
+            (later, kicks), _ = lax.scan(step, (later, kicks), times, reverse=True)
+            return later, jax.tree.map(jnp.add, changes, gather(kicks, _during(times, variables)))
+
+        return self._by_spans(span, (self._still(probes.count), still), reverse=True)[1]
+
+    def _by_probes(self, sweep: Sweep, out: jax.Array) -> jax.Array:
+        """What the sweeps of some probes at a time write into `out`."""
+        together = self.probes_together
+        whole, rest = divmod(len(out), together)
+        if whole:
+            out = lax.fori_loop(0, whole, lambda i, out: sweep(out, _Probes(i * together, together)), out)
+        return sweep(out, _Probes(whole * together, rest)) if rest else out
+
+    def _by_spans(self, span: Span, carry: tuple, reverse: bool = False) -> tuple:
+        """What spans of times carry from one to the next; the last one may be shorter."""
+        whole, rest = divmod(self.times, self.span)
+
+        def spans(carry: tuple) -> tuple:
+            times = jnp.arange(self.times - rest).reshape(whole, self.span)
+            return lax.scan(lambda carry, times: (span(carry, times), None), carry, times, reverse=reverse)[0]
+
+        def last(carry: tuple) -> tuple:
+            return span(carry, jnp.arange(self.times - rest, self.times)) if rest else carry
+
+        return spans(last(carry)) if reverse else last(spans(carry))
 
     def _still(self, probes: int) -> jax.Array:
         return jnp.zeros((self.trials, probes, self.units), self.like.dtype)
 
+    def _no_states(self, probes: int) -> jax.Array:
+        return jnp.zeros((probes, self.trials, self.times, self.units), self.like.dtype)
+
     def _no_kicks(self, s: jax.Array) -> list[jax.Array]:
-        return [jnp.zeros((*s.shape[:-1], site.kicks.size), s.dtype) for _, site in self.sites]
+        return [jnp.zeros((*s.shape[:-1], size), s.dtype) for size in self.step.kick_sizes]
 
     # All times at once
 
     def _write(self, data: Data, theta: jax.Array) -> jax.Array:
         """V dW^T of every site, side by side [probe, trial, time, site]."""
         (_, variables), _ = data
-        return _block(jnp.concatenate(self._kick(self._changes(theta), self._unpadded(variables)), -1))
+        return _block(jnp.concatenate(self._kick(self._changes(theta), variables), -1))
 
     def _read(self, data: Data, values: jax.Array) -> jax.Array:
         (_, variables), _ = data
-        return self._gradient(self._gather(self._split(_rows(values)), self._unpadded(variables)), len(values))
+        return self._gradient(self._gather(self._by_site(_rows(values)), variables), len(values))
 
     def _enter(self, data: Data, values: jax.Array) -> jax.Array:
         """B: site values -> state, each step on its own."""
         still = jnp.zeros((self.times, *self._still(len(values)).shape), values.dtype)
-        return _block(self._each_step(data, still, self._split(_rows(values))))
+        return _block(self._each_step(data, still, self._as_kicks(_rows(values))))
 
     def _enter_adjoint(self, data: Data, q: jax.Array) -> jax.Array:
         return _block(jnp.concatenate(self._each_step_transposed(data, _rows(q))[1], -1))
@@ -283,10 +343,41 @@ class Tangent:
         (moving, _), fixed = data
         return jax.vmap(lambda moving, q: self.step.transpose((moving, fixed), q))(moving, q)
 
-    def _split(self, values: jax.Array) -> list[jax.Array]:
-        """Site by site."""
-        ends = np.cumsum([site.kicks.size for _, site in self.sites])[:-1]
-        return jnp.split(values, ends, axis=-1)
+    def _by_site(self, values: jax.Array) -> list[jax.Array]:
+        """Site values, side by side -> each site's."""
+        return jnp.split(values, np.cumsum([site.kicks.size for _, site in self.sites])[:-1], axis=-1)
+
+    def _as_kicks(self, values: jax.Array) -> list[jax.Array]:
+        """Site values, side by side -> the kicks of a step."""
+        return jnp.split(values, np.cumsum(self.step.kick_sizes)[:-1], axis=-1)
+
+
+@dataclass(frozen=True)
+class _Probes:
+    """Those of a block that ride in one sweep, and their states at one time."""
+
+    first: int | jax.Array
+    count: int
+
+    def of(self, block: jax.Array) -> jax.Array:
+        """Those rows of a block [probe, ...]."""
+        return lax.dynamic_slice_in_dim(block, self.first, self.count)
+
+    def read(self, block: jax.Array, time: jax.Array) -> jax.Array:
+        """Of states [probe, trial, time, unit], these [trial, probe, unit]."""
+        _, trials, _, units = block.shape
+        found = lax.dynamic_slice(block, (self.first, 0, time, 0), (self.count, trials, 1, units))
+        return found[:, :, 0].swapaxes(0, 1)
+
+    def written(self, block: jax.Array, time: jax.Array, s: jax.Array) -> jax.Array:
+        """States [probe, trial, time, unit] with these [trial, probe, unit] in their place."""
+        return lax.dynamic_update_slice(block, s.swapaxes(0, 1)[:, :, None], (self.first, 0, time, 0))
+
+
+def _residuals(data: Data, time: jax.Array) -> Residuals:
+    """What the step needs to know at one time."""
+    (moving, _), fixed = data
+    return [lax.dynamic_index_in_dim(rows, time, keepdims=False) for rows in moving], fixed
 
 
 def _alone(rows: Any) -> Any:
@@ -294,9 +385,9 @@ def _alone(rows: Any) -> Any:
     return jax.tree.map(lambda a: a[:, None], rows)
 
 
-def _at(time: jax.Array, rows: Any) -> Any:
-    """One row of arrays [time, ...]; of what lies behind the end, some row."""
-    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, time, keepdims=False), rows)
+def _during(times: jax.Array, rows: Any) -> Any:
+    """Of rows [time, ...], those of consecutive times."""
+    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, times[0], len(times)), rows)
 
 
 def _rows(block: jax.Array) -> jax.Array:
