@@ -191,7 +191,7 @@ class BlockLanczos:
             worst = float(found.residuals.max())
             if worst <= self.tol or worst > before / 2 or krylov.operator.calls >= self.maxiter:
                 return found
-            before, tol = worst, tol / 2
+            before, tol = worst, 0.4 * tol
             if again is not None:
                 krylov.begin_again(*again, found.converged)
 
