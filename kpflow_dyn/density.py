@@ -10,8 +10,9 @@ from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, to_numpy
 from kpflow_dyn.flat import is_symmetric, on_rows, require_square
 from kpflow_dyn.operators import GramOperator, Operator
 from kpflow_dyn.solvers import BlockLanczos, Eigenpairs, Estimate
+from kpflow_dyn.solvers.dots import row_norms
 from kpflow_dyn.solvers.moments import LEAST_SAMPLES, student
-from kpflow_dyn.solvers.orthogonalise import project_out, row_norms, to_like
+from kpflow_dyn.solvers.orthogonalise import project_out, to_like
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,9 +40,10 @@ from kpflow_dyn.solvers import (
     XNysTrace,
     XTrace,
 )
+from kpflow_dyn.solvers.dots import row_dots, to_double
 from kpflow_dyn.solvers.exchange import nystrom_moments
 from kpflow_dyn.solvers.moments import check_samples, exact, of_pairs, of_samples
-from kpflow_dyn.solvers.orthogonalise import no_rows, orthonormalise, project_out, row_dots, to_double
+from kpflow_dyn.solvers.orthogonalise import no_rows, orthonormalise, project_out
 from kpflow_dyn.solvers.probes import moments_of_images
 from kpflow_dyn.space import Space
 

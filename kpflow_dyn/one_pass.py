@@ -27,8 +27,9 @@ from kpflow_dyn.operators import Apply, GramOperator, Operator
 from kpflow_dyn.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn.sites import CoreOperator
 from kpflow_dyn.solvers import BlockLanczos, Dense, Estimate, Moments
+from kpflow_dyn.solvers.dots import row_dots
 from kpflow_dyn.solvers.moments import exact, of_samples
-from kpflow_dyn.solvers.orthogonalise import eps_of, project_out, row_dots
+from kpflow_dyn.solvers.orthogonalise import eps_of, project_out
 from kpflow_dyn.spectra import Modes, modes, modes_and_drives
 
 Progress = Callable[[str, int, int | None], None]

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from kpflow_dyn.arrays import Array, Random, array_namespace
 from kpflow_dyn.flat import CHEAP, is_symmetric, matrix_on_values, on_rows, require_square, unit_rows
 from kpflow_dyn.operators import BLOCK_BYTES, DENSE_BYTES, GramOperator, MatrixOperator, Operator
+from kpflow_dyn.solvers.dots import to_double
 from kpflow_dyn.solvers.moments import check_samples, student
-from kpflow_dyn.solvers.orthogonalise import orthonormalise, project_out, to_double, to_like
+from kpflow_dyn.solvers.orthogonalise import orthonormalise, project_out, to_like
 from kpflow_dyn.space import Space
 
 SAMPLES, GROUPS, LEADING = 100, 20, 24

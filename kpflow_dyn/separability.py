@@ -11,8 +11,9 @@ from kpflow_dyn.flat import CHEAP, euclidean_matrix, on_rows, require_square
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
 from kpflow_dyn.reductions import Keep, as_matrices, names_of, probe_images
 from kpflow_dyn.solvers import Estimate, Moments
+from kpflow_dyn.solvers.dots import gram, to_double
 from kpflow_dyn.solvers.moments import check_samples
-from kpflow_dyn.solvers.orthogonalise import concat, eps_of, gram, orthonormalise, to_double
+from kpflow_dyn.solvers.orthogonalise import concat, eps_of, orthonormalise
 
 PROBES, LEADING = 16, 4
 

@@ -15,6 +15,7 @@ from kpflow_dyn.reductions import PartialTrace, partial_trace
 from kpflow_dyn.sites import CoreOperator
 from kpflow_dyn.solvers import BlockLanczos, Dense, Eigenpairs, Triplets
 from kpflow_dyn.solvers.counted import Counted
+from kpflow_dyn.solvers.dots import row_norms, to_double
 from kpflow_dyn.solvers.lanczos import Callback
 from kpflow_dyn.solvers.matrix import matrix_of
 from kpflow_dyn.solvers.moments import student
@@ -25,8 +26,6 @@ from kpflow_dyn.solvers.orthogonalise import (
     orthonormalise,
     project_out,
     relative,
-    row_norms,
-    to_double,
     to_like,
 )
 from kpflow_dyn.space import Space

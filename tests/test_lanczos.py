@@ -12,7 +12,8 @@ from synthetic import LIBRARIES, as_array, library, spectra
 from kpflow_dyn.arrays import to_numpy
 from kpflow_dyn.solvers import BlockLanczos, Dense
 from kpflow_dyn.solvers.certify import CHECKS
-from kpflow_dyn.solvers.orthogonalise import combine, gram, orthonormalise, to_double
+from kpflow_dyn.solvers.dots import gram, to_double
+from kpflow_dyn.solvers.orthogonalise import combine, orthonormalise
 
 __all__ = ["library"]
 

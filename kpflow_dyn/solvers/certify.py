@@ -16,19 +16,8 @@ from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, to_numpy
 from kpflow_dyn.solvers.counted import Counted, Product
 from kpflow_dyn.solvers.matrix import identity, pairs_of_matrix
 from kpflow_dyn.solvers.krylov import Krylov
-from kpflow_dyn.solvers.orthogonalise import (
-    Which,
-    combine,
-    concat,
-    descending_eigh,
-    eps_of,
-    gram,
-    orthonormalise,
-    relative,
-    rotate,
-    row_norms,
-    to_like,
-)
+from kpflow_dyn.solvers.dots import (gram, row_norms)
+from kpflow_dyn.solvers.orthogonalise import (Which, combine, concat, descending_eigh, eps_of, orthonormalise, relative, rotate, to_like)
 from kpflow_dyn.solvers.results import Eigenpairs, Triplets
 
 SMALL = 512  # dimensions at which L itself is decomposed, which keeps the digits of small values

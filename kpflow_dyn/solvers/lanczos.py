@@ -13,14 +13,14 @@ from kpflow_dyn.arrays import Array, Random, Rows, to_numpy
 from kpflow_dyn.solvers.certify import Certificate, InPlace, OfProduct, Result
 from kpflow_dyn.solvers.counted import Counted, Product
 from kpflow_dyn.solvers.krylov import Krylov
-from kpflow_dyn.solvers.orthogonalise import ORDERS, Which, no_rows, orthogonal_part, rows_or_none
+from kpflow_dyn.solvers.orthogonalise import (ORDERS, Which, no_rows, orthogonal_part, rows_or_none)
 from kpflow_dyn.solvers.results import Eigenpairs, Triplets
 from kpflow_dyn.solvers.timing import fastest_block
 
 Callback = Callable[[int, np.ndarray], None]
 
 TEST_COLUMNS, TEST_STEPS = 8, 6
-CLUSTER = 100  # eigenvalues closer than this many tolerances count as one
+CLUSTER = 2  # eigenvalues closer than this many tolerances count as one: each is off by at most one
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class BlockLanczos:
     From start rows Q_1 the basis grows by A Q_j = H Q + R Q_{j+1} (A acts on rows); the eigenpairs of the small
     matrix H = Q A Q^T, solved in float64, give Ritz pairs. A full basis is cut to the k + max(block, k/4) leading
     Ritz vectors. Residuals cannot tell that a copy of a repeated eigenvalue is missing: c random start rows find at
-    most c copies. So when c pairs of the wanted set agree to 100 tolerances, further random rows are tried for six
+    most c copies. So when c pairs of the wanted set agree to twice the tolerance, further random rows are tried for six
     steps, and the iteration goes on with them if they improve any wanted pair.
 
     Args:

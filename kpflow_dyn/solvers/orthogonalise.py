@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from kpflow_dyn.solvers.dots import dots, gram, row_norms, to_double
 from kpflow_dyn.arrays import Array, Rows, array_namespace, device, is_jax_array, to_numpy
 
-CHUNK = 2**22  # entries of a vector block that are widened to float64 at a time
 Which = Literal["LA", "SA", "LM"]
 ORDERS: dict[str, Callable[[Array], Array]] = {"LA": lambda l: l, "SA": lambda l: -l, "LM": abs}
 """How much an eigenvalue is wanted."""
@@ -21,50 +21,9 @@ ORDERS: dict[str, Callable[[Array], Array]] = {"LA": lambda l: l, "SA": lambda l
 ILL_CONDITIONED = 1e-10  # smallest eigenvalue of a Gram matrix with unit diagonal for which Cholesky is trusted
 
 
-def to_double(a: Array) -> Array:
-    """A float64 version of a small array."""
-    if is_jax_array(a):
-        return np.asarray(a, dtype=np.float64)
-    xp = array_namespace(a)
-    return xp.astype(a, xp.float64)
-
-
 def to_like(small: Array, like: Array) -> Array:
     """A small matrix in the library, dtype and device of the vectors `like`."""
     return array_namespace(like).asarray(small, dtype=like.dtype, device=device(like))
-
-
-def gram(a: Array, b: Array) -> Array:
-    """a b^T [rows of a, rows of b], accumulated in float64."""
-    if is_jax_array(a):
-        import jax
-
-        with jax.enable_x64(True):
-            return np.asarray(a.astype("float64") @ b.astype("float64").T)
-    if a.dtype == array_namespace(a).float64:
-        return a @ b.T
-    step = max(1, CHUNK // max(1, a.shape[0], b.shape[0]))
-    chunks = [(a[:, i : i + step], b[:, i : i + step]) for i in range(0, a.shape[1], step)]
-    total = to_double(chunks[0][0]) @ to_double(chunks[0][1]).T
-    for left, right in chunks[1:]:
-        total = total + to_double(left) @ to_double(right).T
-    return total
-
-
-def row_norms(a: Array) -> Array:
-    """The Euclidean norm of each row, float64."""
-    squares = row_dots(a, a)
-    return array_namespace(squares).sqrt(squares)
-
-
-def row_dots(a: Array, b: Array) -> Array:
-    """<a, b> of each pair of rows, float64."""
-    return to_double(array_namespace(a).sum(a * b, axis=1))
-
-
-def products(rows: Array, images: Array) -> np.ndarray:
-    """<x, y> and <y, y> of rows x and their images y -> [2, row]."""
-    return np.stack([to_numpy(row_dots(rows, images)), to_numpy(row_dots(images, images))])
 
 
 def eps_of(a: Array) -> float:
@@ -86,9 +45,9 @@ def project_out(w: Array, basis: list[Array]) -> tuple[Array, Array]:
     found = [to_double(w[:, :0])]
     for q in basis:
         if q.shape[0]:
-            c = w @ q.T
-            w = w - c @ q
-            found.append(to_double(c))
+            c = dots(w, q)
+            w = w - to_like(c, w) @ q
+            found.append(c)
     return w, array_namespace(found[0]).concat(found, axis=1)
 
 
