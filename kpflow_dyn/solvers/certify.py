@@ -1,10 +1,10 @@
 """From Ritz pairs of a Krylov basis to results with true residuals.
 
-The recurrence A Q = H Q + C^T (pending rows) gives the residual A v - l v of every Ritz pair without an application, up
-to round-off. That is a claim, and a few applications check all claims at once: for random combinations x of the vectors,
-A x must be what the claims add up to. By how much it is not, for each pair on average, is added to the residuals.
-Where that is as much as the tolerance (float32 at its round-off, an operator that is not quite symmetric), A is applied
-to every vector anew.
+The recurrence A Q = H Q + C^T (pending rows) gives the residual A v - l v of every Ritz pair without an application,
+up to round-off. That is a claim, and a few applications check all claims at once: for random combinations x of the
+vectors, A x must be what the claims add up to. By how much it is not, for each pair on average, is added to the
+residuals. Where that is as much as the tolerance (float32 at its round-off, an operator that is not quite symmetric), A
+is applied to every vector anew.
 """
 
 from __future__ import annotations
@@ -14,10 +14,20 @@ from typing import Generic, NamedTuple, TypeVar
 
 from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, to_numpy
 from kpflow_dyn.solvers.counted import Counted, Product
-from kpflow_dyn.solvers.matrix import identity, pairs_of_matrix
+from kpflow_dyn.solvers.dots import gram, row_norms
 from kpflow_dyn.solvers.krylov import Krylov
-from kpflow_dyn.solvers.dots import (gram, row_norms)
-from kpflow_dyn.solvers.orthogonalise import (Which, combine, concat, descending_eigh, eps_of, orthonormalise, relative, rotate, to_like)
+from kpflow_dyn.solvers.matrix import identity, pairs_of_matrix
+from kpflow_dyn.solvers.orthogonalise import (
+    Which,
+    combine,
+    concat,
+    descending_eigh,
+    eps_of,
+    orthonormalise,
+    relative,
+    rotate,
+    to_like,
+)
 from kpflow_dyn.solvers.results import Eigenpairs, Triplets
 
 SMALL = 512  # dimensions at which L itself is decomposed, which keeps the digits of small values
@@ -81,7 +91,7 @@ class Certificate(Generic[Result]):
             )
 
     def off(self, apply: Rows, rows: Array, values: Array, images: Array, rest: Array) -> Array:
-        """What is wrong with A rows = values images + rest: a few random combinations, each of the size of one row's."""
+        """What is wrong with A rows = values images + rest: random combinations, each of the size of one row's."""
         mix = self.rng.normal((CHECKS, rows.shape[0]), rows) / rows.shape[0] ** 0.5
         return apply(mix @ rows) - (mix * to_like(values, mix)) @ images - mix @ rest
 

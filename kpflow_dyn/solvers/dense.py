@@ -8,7 +8,7 @@ from kpflow_dyn.arrays import Array, Random, Rows
 from kpflow_dyn.solvers.certify import Certificate, InPlace, OfProduct, Result
 from kpflow_dyn.solvers.counted import Counted, Product
 from kpflow_dyn.solvers.lanczos import Callback, check_request
-from kpflow_dyn.solvers.orthogonalise import (Which, no_rows, orthogonal_part, rows_or_none)
+from kpflow_dyn.solvers.orthogonalise import Which, no_rows, orthogonal_part, rows_or_none
 from kpflow_dyn.solvers.results import Eigenpairs, Triplets
 
 

@@ -76,5 +76,3 @@ def row_dots(a: Array, b: Array) -> Array:
 def products(rows: Array, images: Array) -> np.ndarray:
     """<x, y> and <y, y> of rows x and their images y -> [2, row]."""
     return np.stack([to_numpy(row_dots(rows, images)), to_numpy(row_dots(images, images))])
-
-

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, Rows, to_numpy
+from kpflow_dyn.solvers.dots import gram, products, row_dots, row_norms
 from kpflow_dyn.solvers.moments import Moments, check_samples, exact, of_exchangeable, of_samples
-from kpflow_dyn.solvers.dots import (gram, products, row_dots, row_norms)
-from kpflow_dyn.solvers.orthogonalise import (eps_of, orthonormalise, project_out, to_like)
+from kpflow_dyn.solvers.orthogonalise import eps_of, orthonormalise, project_out, to_like
 
 
 @dataclass(frozen=True)

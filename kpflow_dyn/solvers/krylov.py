@@ -6,8 +6,18 @@ import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, array_namespace, device, to_numpy
 from kpflow_dyn.solvers.counted import Counted
-from kpflow_dyn.solvers.dots import (gram, row_norms, to_double)
-from kpflow_dyn.solvers.orthogonalise import (ORDERS, Which, combine, concat, diagonal, eps_of, ordered_eigh, orthonormalise, relative)
+from kpflow_dyn.solvers.dots import gram, row_norms, to_double
+from kpflow_dyn.solvers.orthogonalise import (
+    ORDERS,
+    Which,
+    combine,
+    concat,
+    diagonal,
+    eps_of,
+    ordered_eigh,
+    orthonormalise,
+    relative,
+)
 
 DEPENDENT = 1e-6  # start rows with a smaller part of their own are dropped
 

@@ -13,7 +13,7 @@ from kpflow_dyn.arrays import Array, Random, Rows, to_numpy
 from kpflow_dyn.solvers.certify import Certificate, InPlace, OfProduct, Result
 from kpflow_dyn.solvers.counted import Counted, Product
 from kpflow_dyn.solvers.krylov import Krylov
-from kpflow_dyn.solvers.orthogonalise import (ORDERS, Which, no_rows, orthogonal_part, rows_or_none)
+from kpflow_dyn.solvers.orthogonalise import ORDERS, Which, no_rows, orthogonal_part, rows_or_none
 from kpflow_dyn.solvers.results import Eigenpairs, Triplets
 from kpflow_dyn.solvers.timing import fastest_block
 
@@ -88,8 +88,8 @@ class BlockLanczos:
             which: "LA" for the algebraically largest eigenvalues, "SA" for the smallest, "LM" for the largest in
                 magnitude.
             start: rows [b, n] to begin with, such as the eigenvectors of a nearby operator; random when None.
-            deflate: orthonormal rows [d, n] to stay orthogonal to, such as eigenvectors that were found before: solved is
-                the part of the operator that is orthogonal to them.
+            deflate: orthonormal rows [d, n] to stay orthogonal to, such as eigenvectors that were found before: solved
+                is the part of the operator that is orthogonal to them.
             callback: called after each step with the number of calls so far and the residuals of the leading pairs,
                 fewer than k at first.
 

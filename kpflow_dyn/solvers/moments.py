@@ -134,9 +134,7 @@ def of_pairs(pairs: np.ndarray, applications: int, method: str, eps: float) -> M
     return Moments(means, covariance, n, applications, method, 10 * eps)
 
 
-def of_exchangeable(
-    samples: np.ndarray, without: np.ndarray, applications: int, method: str, eps: float
-) -> Moments:
+def of_exchangeable(samples: np.ndarray, without: np.ndarray, applications: int, method: str, eps: float) -> Moments:
     """Means of samples [moment, i] that test what the others built; without [moment, i, j] is sample i without j."""
     covariance, count = _spread(samples)
     met = (samples[:, :, None] - without) * ~np.eye(count, dtype=bool)

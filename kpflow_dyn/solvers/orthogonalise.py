@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import numpy as np
-
+from kpflow_dyn.arrays import Array, Rows, array_namespace, device
 from kpflow_dyn.solvers.dots import dots, gram, row_norms, to_double
-from kpflow_dyn.arrays import Array, Rows, array_namespace, device, is_jax_array, to_numpy
 
 Which = Literal["LA", "SA", "LM"]
-ORDERS: dict[str, Callable[[Array], Array]] = {"LA": lambda l: l, "SA": lambda l: -l, "LM": abs}
+ORDERS: dict[str, Callable[[Array], Array]] = {"LA": lambda x: x, "SA": lambda x: -x, "LM": abs}
 """How much an eigenvalue is wanted."""
 
 ILL_CONDITIONED = 1e-10  # smallest eigenvalue of a Gram matrix with unit diagonal for which Cholesky is trusted

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, to_numpy
+from kpflow_dyn.solvers.dots import gram, products, row_dots, row_norms
 from kpflow_dyn.solvers.moments import Moments, check_samples, of_pairs, of_samples
-from kpflow_dyn.solvers.dots import (gram, products, row_dots, row_norms)
-from kpflow_dyn.solvers.orthogonalise import (eps_of, orthonormalise, project_out)
+from kpflow_dyn.solvers.orthogonalise import eps_of, orthonormalise, project_out
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from kpflow_dyn.arrays import Array, Random, Rows, device
-from kpflow_dyn.solvers.dots import (row_norms)
+from kpflow_dyn.solvers.dots import row_norms
 
 BLOCKS = (2, 4, 16, 64)
 FASTER = 1.25  # how much faster than a smaller block a larger one must promise to be
