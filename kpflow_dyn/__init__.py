@@ -13,6 +13,7 @@ from typing import Any
 
 _PUBLIC = {
     "space": ["Space"],
+    "memory": ["memory_budget"],
     "operators": ["GramOperator", "MatrixOperator", "Operator", "check_adjoint"],
     "reductions": ["marginal", "partial_trace"],
     "estimate": ["Estimate", "alignment", "effective_rank", "frobenius_norm", "rayleigh", "trace"],

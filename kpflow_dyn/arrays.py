@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "device",
     "is_jax_array",
     "is_torch_array",
+    "joined",
     "like_numpy",
     "to_numpy",
 ]
@@ -64,6 +65,23 @@ def to_numpy(a: Array) -> np.ndarray:
 def like_numpy(values: np.ndarray, like: Array) -> Array:
     """Numpy numbers as an array of the library, dtype and device of `like`."""
     return array_namespace(like).asarray(values, dtype=like.dtype, device=device(like))
+
+
+def joined(parts: Iterable[Array], count: int) -> Array:
+    """Blocks of so many rows in all, one after another; where arrays can change, each is put in its place at once."""
+    parts = iter(parts)
+    head = next(parts)
+    if (at := head.shape[0]) == count:
+        return head
+    xp = array_namespace(head)
+    if is_jax_array(head):
+        return xp.concat([head, *parts], axis=0)
+    out = xp.empty((count, *head.shape[1:]), dtype=head.dtype, device=device(head))
+    out[:at] = head
+    for rows in parts:
+        out[at : at + rows.shape[0]] = rows
+        at += rows.shape[0]
+    return out
 
 
 def add_at(values: Array, index: np.ndarray, size: int) -> Array:

@@ -44,7 +44,7 @@ from kpflow_dyn.solvers.dots import row_dots, to_double
 from kpflow_dyn.solvers.exchange import nystrom_moments
 from kpflow_dyn.solvers.moments import check_samples, exact, of_pairs, of_samples
 from kpflow_dyn.solvers.orthogonalise import no_rows, orthonormalise, project_out
-from kpflow_dyn.solvers.probes import moments_of_images
+from kpflow_dyn.solvers.probes import images_of_normal, moments_of_images
 from kpflow_dyn.space import Space
 
 SAMPLES = 120
@@ -294,14 +294,14 @@ def _by(alg: OfSquare | OfFactor, op: Operator, samples: int, rng: Random) -> Mo
 def _by_spectrum(op: GramOperator, samples: int, rng: Random, only_trace: bool) -> Moments:
     """XNysTrace, or one side alone where only the trace is wanted and the sketch finds too little to take out."""
     (forward, backward), (n, _p) = _sides(op)
-    images = backward(rng.normal((samples, n), op.domain.like))
+    images = images_of_normal(backward, samples, n, rng, op.domain.like)
     rank = moments_of_images(images).effective_rank.value if only_trace else 0
     if op.apart is not None and rank > samples:
         return _of_trials_apart(op.apart, samples, rng)
     if rank > FLAT * samples:
-        more = backward(rng.normal((samples, n), op.domain.like))
+        more = images_of_normal(backward, samples, n, rng, op.domain.like)
         return moments_of_images(array_namespace(images).concat([images, more], axis=0))
-    return nystrom_moments(forward, images)
+    return nystrom_moments((forward, backward), n, images)
 
 
 def _of_trials_apart(factor: Operator, samples: int, rng: Random) -> Moments:

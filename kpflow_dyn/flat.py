@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, device
-from kpflow_dyn.operators import BLOCK_BYTES, MatrixOperator, Operator
+from kpflow_dyn.arrays import Array, Random, Rows, device, joined
+from kpflow_dyn.memory import rows_at_once
+from kpflow_dyn.operators import MatrixOperator, Operator
 from kpflow_dyn.space import Space
 
 CHEAP = 512  # as many applications are affordable, so that results are exact
@@ -13,7 +14,6 @@ CHEAP = 512  # as many applications are affordable, so that results are exact
 
 def on_rows(op: Operator) -> Rows:
     """The operator on blocks of rows [b, domain.size] -> [b, codomain.size]; a long block is applied in parts."""
-    step = max(1, BLOCK_BYTES // (8 * max(op.domain.size, op.codomain.size)))
 
     def apply(rows: Array) -> Array:
         q = op.domain.from_euclidean(rows.reshape((rows.shape[0], *op.domain.shape)))
@@ -22,8 +22,8 @@ def on_rows(op: Operator) -> Rows:
     def in_parts(rows: Array) -> Array:
         if rows.shape[0] == 0:
             return op.codomain.xp.zeros((0, op.codomain.size), dtype=rows.dtype, device=device(rows))
-        parts = [apply(rows[i : i + step]) for i in range(0, rows.shape[0], step)]
-        return parts[0] if len(parts) == 1 else array_namespace(rows).concat(parts, axis=0)
+        step = rows_at_once(max(op.domain.size, op.codomain.size), rows)
+        return joined((apply(rows[i : i + step]) for i in range(0, rows.shape[0], step)), rows.shape[0])
 
     return in_parts
 
@@ -31,7 +31,7 @@ def on_rows(op: Operator) -> Rows:
 def unit_rows(space: Space) -> Iterator[Array]:
     """The rows of the identity [b, size], in blocks that fit the working memory."""
     eye = space.xp.eye(space.size, dtype=space.dtype, device=device(space.like))
-    step = max(1, BLOCK_BYTES // (8 * space.size))
+    step = rows_at_once(space.size, space.like)
     yield from (eye[i : i + step] for i in range(0, space.size, step))
 
 

@@ -23,13 +23,14 @@ from kpflow_dyn.arrays import Array, Random, to_numpy
 from kpflow_dyn.estimate import Scalars, cosine, effective_rank, moments_of
 from kpflow_dyn.flat import CHEAP, on_rows
 from kpflow_dyn.flow import Flow
+from kpflow_dyn.memory import rows_at_once
 from kpflow_dyn.operators import Apply, GramOperator, Operator
 from kpflow_dyn.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn.sites import CoreOperator
 from kpflow_dyn.solvers import BlockLanczos, Dense, Estimate, Moments
 from kpflow_dyn.solvers.dots import row_dots
 from kpflow_dyn.solvers.moments import exact, of_samples
-from kpflow_dyn.solvers.orthogonalise import eps_of, project_out
+from kpflow_dyn.solvers.orthogonalise import eps_of, project_out, to_like
 from kpflow_dyn.spectra import Modes, modes, modes_and_drives
 
 Progress = Callable[[str, int, int | None], None]
@@ -144,9 +145,9 @@ class _Pass:
         most, largest = sorted((self.flow.J.domain.size, self.flow.ntk.domain.size))
         small = most <= CHEAP and 8 * most * largest <= DENSE_BYTES
         leading = self.watched("leading eigenpairs of ntk", self.flow.ntk, None)
-        found, w, v = modes_and_drives(leading, most if small else min(k, most), Dense() if small else alg, self.rng)
+        found, v = modes_and_drives(leading, most if small else min(k, most), Dense() if small else alg, self.rng)
         self.halves["leading eigenpairs of ntk"] = 2 * found.applications  # without calls that were for timing only
-        known = self.add_leading(found, w)
+        known = self.add_leading(found)
         if small:
             ntk = exact(known, self.applications, "exact: all eigenpairs")
             trace = ntk.trace
@@ -170,12 +171,18 @@ class _Pass:
         """Of J J* so far."""
         return (sum(count for stage, count in self.halves.items() if stage.endswith(" ntk")) + 1) // 2
 
-    def add_leading(self, found: Modes, w: Array) -> np.ndarray:
+    def add_leading(self, found: Modes) -> np.ndarray:
         """What the leading pairs carry of tr A, |A|_F^2 and tr A K."""
-        for kept in self.sums.values():
-            kept.add(w, w)
-        values = to_numpy(found.values)
-        return np.array([values.sum(), (values**2).sum(), self.kicked(w).sum()])
+        values, space = to_numpy(found.values), found.space
+        roots, kicked = to_like(np.sqrt(abs(values)), found.vectors), 0.0
+        step = rows_at_once(space.size, found.vectors)
+        for i in range(0, len(values), step):
+            u = space.to_euclidean(found.vectors[i : i + step]).reshape((-1, space.size))
+            w = roots[i : i + step, None] * u
+            kicked += self.kicked(w).sum()
+            for kept in self.sums.values():
+                kept.add(w, w)
+        return np.array([values.sum(), (values**2).sum(), kicked])
 
     def add_probes(self, known: np.ndarray, q: Array) -> tuple[Moments, Estimate]:
         """tr A, |A|_F^2 and tr A K; and the trace, of which each trial's own vectors tell more."""

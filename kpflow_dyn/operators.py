@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, device, to_numpy
+from kpflow_dyn.memory import bytes_of, rows_at_once
 from kpflow_dyn.space import Space
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 Apply = Callable[[Array], Array]
 DENSE_BYTES = 2**31
-BLOCK_BYTES = 2**26
 
 
 class Operator:
@@ -109,13 +109,13 @@ class Operator:
             ValueError: when it would take more than 2 GiB.
         """
         m, n = self.codomain.size, self.domain.size
-        needed = m * n * _itemsize(self.domain)
+        needed = bytes_of(m * n, self.domain.like)
         if needed > DENSE_BYTES:
             raise ValueError(
                 f"the dense {m} x {n} matrix takes {needed / 2**30:.1f} GiB, more than {DENSE_BYTES / 2**30:.0f} GiB; "
                 "use eigs, trace or partial_trace, or a smaller problem"
             )
-        xp, step = self.domain.xp, max(1, BLOCK_BYTES // (_itemsize(self.domain) * max(m, n)))
+        xp, step = self.domain.xp, rows_at_once(max(m, n), self.domain.like)
         eye = xp.eye(n, dtype=self.domain.dtype, device=device(self.domain.like))
         blocks = [self._apply(eye[i : i + step].reshape((-1, *self.domain.shape))) for i in range(0, n, step)]
         return xp.concat([b.reshape((-1, m)) for b in blocks]).T
@@ -201,10 +201,6 @@ def check_adjoint(op: Operator, seed: int | Random = 0) -> float:
     defect = op.codomain.inner(y, image) - op.domain.inner(op.T.mv(y), x)
     scale = (op.codomain.inner(image, image) * op.codomain.inner(y, y)) ** 0.5
     return float(abs(defect[0]) / scale[0]) if float(scale[0]) else float(abs(defect[0]))
-
-
-def _itemsize(space: Space) -> int:
-    return to_numpy(space.like).dtype.itemsize
 
 
 def _from_numpy(a: np.ndarray, space: Space) -> Array:

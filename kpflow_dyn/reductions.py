@@ -13,10 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from kpflow_dyn.arrays import Array, Random, array_namespace
 from kpflow_dyn.flat import CHEAP, is_symmetric, matrix_on_values, on_rows, require_square, unit_rows
-from kpflow_dyn.operators import BLOCK_BYTES, DENSE_BYTES, GramOperator, MatrixOperator, Operator
+from kpflow_dyn.memory import rows_at_once
+from kpflow_dyn.operators import DENSE_BYTES, GramOperator, MatrixOperator, Operator
 from kpflow_dyn.solvers.dots import to_double
 from kpflow_dyn.solvers.moments import check_samples, student
 from kpflow_dyn.solvers.orthogonalise import orthonormalise, project_out, to_like
+from kpflow_dyn.solvers.probes import images_of_normal
 from kpflow_dyn.space import Space
 
 SAMPLES, GROUPS, LEADING = 100, 20, 24
@@ -212,18 +214,20 @@ def _sum_exactly(op: Operator, sums: list[Sums]) -> list[PartialTrace]:
 
 def _sample_gram(op: GramOperator, sums: list[Sums], columns: int, probes: int, rng: Random) -> list[PartialTrace]:
     """tr_Y J J*: of the leading range of J* exactly, and of the rest by probes."""
-    J = op.factor
-    start = rng.normal((min(columns, J.domain.size), J.codomain.size), J.codomain.like)
-    q, _c, _r = orthonormalise(on_rows(J.T)(start), [], 0.0)
-    leading = on_rows(J)(q)
-    for kept in sums:
-        kept.add(leading, leading)
+    J, columns = op.factor, min(columns, op.factor.domain.size)
+    images = images_of_normal(on_rows(J.T), columns, J.codomain.size, rng, J.codomain.like)
+    q, _c, _r = orthonormalise(images, [], 0.0)
+    forward, step = on_rows(J), rows_at_once(J.codomain.size, q)
+    for first in range(0, q.shape[0], step):
+        leading = forward(q[first : first + step])
+        for kept in sums:
+            kept.add(leading, leading)
     by_factor = split_by_factor(op, sums)
     for factor, those in by_factor:
         for first, image in probe_images(factor, q, probes, rng):
             for kept in those:
                 kept.add_probes(image, image, first)
-    return [kept.sampled(probes, len(start) + (len(by_factor) * probes + 1) // 2) for kept in sums]
+    return [kept.sampled(probes, columns + (len(by_factor) * probes + 1) // 2) for kept in sums]
 
 
 def split_by_factor(op: GramOperator, sums: list[Sums]) -> list[tuple[Operator, list[Sums]]]:
@@ -239,7 +243,7 @@ def probe_images(factor: Operator, q: Array, probes: int, rng: Random) -> Iterat
     Where the factor takes a vector for each trial, all of them are.
     """
     forward, p = on_rows(factor), q.shape[1]
-    step = max(1, BLOCK_BYTES // (8 * max(factor.domain.size, factor.codomain.size)))
+    step = rows_at_once(max(factor.domain.size, factor.codomain.size), q)
     for first in range(0, probes, step):
         count = min(step, probes - first)
         rest, _c = project_out(rng.normal((count * factor.domain.size // p, p), factor.domain.like), [q])
@@ -248,7 +252,7 @@ def probe_images(factor: Operator, q: Array, probes: int, rng: Random) -> Iterat
 
 def _sample(op: Operator, sums: list[Sums], probes: int, rng: Random) -> list[PartialTrace]:
     """tr_Y A = E tr_Y (A xi) xi^T."""
-    forward, step = on_rows(op), max(1, BLOCK_BYTES // (8 * op.domain.size))
+    forward, step = on_rows(op), rows_at_once(op.domain.size, op.domain.like)
     for first in range(0, probes, step):
         block = rng.normal((min(step, probes - first), op.domain.size), op.domain.like)
         image = forward(block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, array_namespace, device, to_numpy
 from kpflow_dyn.flat import euclidean_matrix, is_symmetric, on_rows, require_square
+from kpflow_dyn.memory import budget, bytes_of, memory_budget, require
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
 from kpflow_dyn.reductions import PartialTrace, partial_trace
 from kpflow_dyn.sites import CoreOperator
@@ -137,6 +139,29 @@ def eigs(
     if not is_symmetric(op, rng):
         raise ValueError(f"eigs needs a symmetric operator, got {op!r}; take op @ op.T for its left singular vectors")
     first = None if start is None else _rows(start, space, "start")
+    with _room_for(k, space):
+        return _eigs(op, k, alg, rng, callback, which, first, known)
+
+
+def _room_for(k: int, space: Space) -> AbstractContextManager[None]:
+    """What a memory budget leaves after k vectors."""
+    taken = bytes_of(k * space.size, space.like)
+    require(taken, f"{k} vectors of {space}", "ask for fewer, or raise the budget")
+    left = budget()
+    return nullcontext() if left is None else memory_budget(max(1, left - taken))
+
+
+def _eigs(
+    op: Operator,
+    k: int,
+    alg: BlockLanczos | Dense,
+    rng: Random,
+    callback: Callback | None,
+    which: Which,
+    first: Array | None,
+    known: Array | None,
+) -> Modes:
+    space = op.domain
     if isinstance(op, GramOperator) and op.factor.domain.size < space.size and which != "SA":
         triplets = _of_product(op.factor, k, alg, rng, callback, first, known)
         found = dataclasses.replace(triplets, values=triplets.values**2)
@@ -162,17 +187,17 @@ def _as_modes(found: Eigenpairs | Triplets, rows: Array, space: Space) -> Modes:
 
 def modes_and_drives(
     op: GramOperator, k: int, alg: BlockLanczos | Dense, rng: Random, callback: Callback | None = None
-) -> tuple[Modes, Array, Array]:
-    """The k leading eigenpairs of A = J J*; and w = J v [k, n], v [k, p] orthonormal, as rows in plain coordinates."""
+) -> tuple[Modes, Array]:
+    """The k leading eigenpairs l, u of A = J J*; and v [k, p] orthonormal, J v = sqrt(l) u, in plain coordinates."""
     factor, space = op.factor, op.domain
     if factor.domain.size <= space.size:
-        found = _of_product(factor, k, alg, rng, callback, None, None)
-        modes = _as_modes(dataclasses.replace(found, values=found.values**2), found.left, space)
-        return modes, to_like(found.values, found.left)[:, None] * found.left, found.right
+        with _room_for(k, space):
+            found = _of_product(factor, k, alg, rng, callback, None, None)
+        return _as_modes(dataclasses.replace(found, values=found.values**2), found.left, space), found.right
     modes = eigs(op, k, alg, rng, callback)
     u, s = space.to_euclidean(modes.vectors).reshape((k, -1)), array_namespace(modes.values).sqrt(abs(modes.values))
     modes = dataclasses.replace(modes, applications=modes.applications + (k + 1) // 2)
-    return modes, to_like(s, u)[:, None] * u, on_rows(factor.T)(u) / to_like(s + (s == 0), u)[:, None]
+    return modes, on_rows(factor.T)(u) / to_like(s + (s == 0), u)[:, None]
 
 
 def _of_product(

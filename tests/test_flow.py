@@ -247,7 +247,7 @@ def test_spans_of_any_length_join(times: int, monkeypatch: pytest.MonkeyPatch) -
     flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x)))
     q = torch.randn(2, 2, times, 3, dtype=torch.float64)
     whole = [op.mv(q) for op in (flow.P, flow.P.T, flow.ntk)]
-    monkeypatch.setattr("kpflow_dyn.torch_backend.tangent.SPAN_BYTES", 1)
+    monkeypatch.setattr("kpflow_dyn.memory.SPAN_BYTES", 1)
     monkeypatch.setattr("kpflow_dyn.torch_backend.tangent.ROWS_TOGETHER", 1)
     for op, expected in zip((flow.P, flow.P.T, flow.ntk), whole, strict=True):
         torch.testing.assert_close(op.mv(q), expected, rtol=1e-12, atol=1e-12)

@@ -107,6 +107,8 @@ class Tangent:
         self.pull_back_apart = partial(jax.jit(self._pull_back_apart), self.data)
         self.descend = partial(jax.jit(self._descend), self.data)
         block = partial(_on_blocks, data=self.data, together=self.probes_together)
+        self.kick = block(lambda data, theta: self._enter(data, self._write(data, theta)))
+        self.kick_adjoint = block(lambda data, q: self._read(data, self._enter_adjoint(data, q)))
         self.write = block(self._write)
         self.read = block(self._read)
         self.enter = block(self._enter)

@@ -151,15 +151,15 @@ class OfProduct(Certificate[Triplets]):
         if float(values[-1]) <= 30 * krylov.eps**0.5 * float(values[0]):
             return None  # u would not be orthogonal
         s, product = values**0.5, self.operator
-        u, left = to_like(1 / s, v)[:, None] * product.forward(v), left / s[:, None]
-        rest = combine(left, [krylov.pending])
-        off = self.off(product.backward, u, s, v, rest)
+        u, left = product.forward(to_like(1 / s, v)[:, None] * v), left / s[:, None]
+        off = self.off(product.backward, u, s, v, combine(left, [krylov.pending]))
+        norm, pending = self._norm(s), krylov.pending
         if self.squared:
-            off, rest = product.forward(off), combine(left, [product.forward(krylov.pending)])
-        norm = self._norm(s)
+            off, pending = product.forward(off), product.forward(pending)
+        rest = _norms_of_combinations(left, pending)
         if (error := _root_mean_square(off) / norm) > TRUSTED * self.tol:
             return None
-        return self._triplets(s, u, v, ((row_norms(rest) / norm) ** 2 + error**2) ** 0.5)
+        return self._triplets(s, u, v, ((rest / norm) ** 2 + error**2) ** 0.5)
 
     def anew(self, vectors: Array, norm: float) -> tuple[Triplets, Again]:
         return self._between(orthonormalise(vectors, [], 0.0)[0], vectors.shape[0])
@@ -200,6 +200,13 @@ class OfProduct(Certificate[Triplets]):
     def _triplets(self, s: Array, u: Array, v: Array, residuals: Array) -> Triplets:
         spent = self.operator
         return Triplets(s, u, v, residuals, residuals <= self.tol, spent.applications, spent.calls)
+
+
+def _norms_of_combinations(coefficients: Array, rows: Array) -> Array:
+    """|sum_j c[i, j] row_j|, without forming the sums."""
+    xp = array_namespace(coefficients)
+    squares = xp.sum((coefficients @ gram(rows, rows)) * coefficients, axis=1)
+    return xp.sqrt(xp.clip(squares, 0.0, None))
 
 
 def _root_mean_square(rows: Array) -> float:

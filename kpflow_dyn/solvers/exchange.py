@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, Random, Rows, to_numpy
+from kpflow_dyn.arrays import Array, Random, Rows, joined, to_numpy
+from kpflow_dyn.memory import bytes_of, rows_at_once, within_budget
 from kpflow_dyn.solvers.dots import gram, products, row_dots, row_norms
 from kpflow_dyn.solvers.moments import Moments, check_samples, exact, of_exchangeable, of_samples
 from kpflow_dyn.solvers.orthogonalise import eps_of, orthonormalise, project_out, to_like
+from kpflow_dyn.solvers.probes import images_of_normal
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,14 @@ class XNysTrace:
         """
         check_samples(samples)
         forward, backward = factor if shape[1] <= shape[0] else factor[::-1]
-        return nystrom_moments(forward, backward(Random(seed).normal((samples, max(shape)), like)))
+        images = images_of_normal(backward, samples, max(shape), Random(seed), like)
+        return nystrom_moments((forward, backward), max(shape), images)
 
 
-def nystrom_moments(forward: Rows, images: Array) -> Moments:
-    """The moments of L L* from L and the images L* x of independent standard normal probes [b, p]."""
+def nystrom_moments(factor: tuple[Rows, Rows], n: int, images: Array) -> Moments:
+    """The moments of L L* from L, L* and the images L* x of independent standard normal probes [b, n] -> [b, p]."""
     q, r = _basis(images)
-    lifted = forward(q)
-    inside = to_numpy(gram(lifted, lifted))
+    inside = to_numpy(_inside(factor, n, q))
     squared = inside @ inside
     known, count = np.array([np.trace(inside), np.trace(squared)]), len(images)
     if len(q) < count:
@@ -126,6 +128,16 @@ def nystrom_moments(forward: Rows, images: Array) -> Moments:
         return np.stack([trace, square + 2 * out.along(inside @ r) - out.square(inside)])
 
     return _mean(without, r, r, count, "XNysTrace", eps_of(images))
+
+
+def _inside(factor: tuple[Rows, Rows], n: int, q: Array) -> Array:
+    """Q L* L Q^T; without all of L Q^T [b, n] at once where a memory budget does not allow it."""
+    forward, backward = factor
+    if within_budget(bytes_of(2 * q.shape[0] * n, q)):
+        lifted = forward(q)
+        return gram(lifted, lifted)
+    step = rows_at_once(n, q)
+    return gram(joined((backward(forward(q[i : i + step])) for i in range(0, q.shape[0], step)), q.shape[0]), q)
 
 
 def _basis(images: Array) -> tuple[Array, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, Rows, to_numpy
+from kpflow_dyn.memory import budget, bytes_of, require
 from kpflow_dyn.solvers.certify import Certificate, InPlace, OfProduct, Result
 from kpflow_dyn.solvers.counted import Counted, Product
 from kpflow_dyn.solvers.krylov import Krylov
@@ -20,6 +22,7 @@ from kpflow_dyn.solvers.timing import fastest_block
 Callback = Callable[[int, np.ndarray], None]
 
 TEST_COLUMNS, TEST_STEPS = 8, 6
+WORKING = 4  # blocks of rows around a basis: images and what orthogonalising them takes
 CLUSTER = 2  # eigenvalues closer than this many tolerances count as one: each is off by at most one
 
 
@@ -157,7 +160,9 @@ class BlockLanczos:
             block = block or fastest_block(operator.uncounted, n, k, known)
             krylov = Krylov(operator, known, rng, which)
             krylov.begin(start, block)
-            found = self._iterate(krylov, certificate, k, block, callback)
+            found = dataclasses.replace(self, columns=self._fitting(k, block, known))._iterate(
+                krylov, certificate, k, block, callback
+            )
         certificate.warn(found)
         return found
 
@@ -173,6 +178,18 @@ class BlockLanczos:
             )
         return columns
 
+    def _fitting(self, k: int, block: int, known: Array) -> int:
+        """The columns, fewer where a memory budget allows no more."""
+        keep, row = self._keep(k, block), bytes_of(known.shape[1], known)
+        columns, around = self._columns(k, block), keep + WORKING * block
+        require(
+            (keep + block + around) * row,
+            f"the vectors of k = {k} pairs with block = {block}",
+            "ask for fewer pairs, give a smaller block, or raise the budget",
+        )
+        left = budget()
+        return columns if left is None else min(columns, left // row - around)
+
     def _iterate(
         self, krylov: Krylov, certificate: Certificate[Result], k: int, block: int, callback: Callback | None
     ) -> Result:
@@ -185,6 +202,7 @@ class BlockLanczos:
             while missed and krylov.doubtful(k, CLUSTER * self.tol):
                 missed = run.misses()
                 run.converge(tol)
+            krylov.restart(self._keep(k, block))  # the basis has served: its vectors make room for results
             found, again = certificate.claimed(krylov, k), None
             if found is None:
                 found, again = certificate.anew(krylov.ritz(k)[1], krylov.norm)

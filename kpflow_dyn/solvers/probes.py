@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, to_numpy
+from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, joined, to_numpy
+from kpflow_dyn.memory import rows_at_once
 from kpflow_dyn.solvers.dots import gram, products, row_dots, row_norms
 from kpflow_dyn.solvers.moments import Moments, check_samples, of_pairs, of_samples
 from kpflow_dyn.solvers.orthogonalise import eps_of, orthonormalise, project_out
@@ -78,7 +79,14 @@ class OneSided:
             ValueError: fewer than 8 samples.
         """
         check_samples(samples)
-        return moments_of_images(backward(Random(seed).normal((2 * samples, n), like)))
+        return moments_of_images(images_of_normal(backward, 2 * samples, n, Random(seed), like))
+
+
+def images_of_normal(apply: Rows, count: int, n: int, rng: Random, like: Array) -> Array:
+    """A map's images of independent standard normal rows [count, n], which are made a few at a time."""
+    step = rows_at_once(n, like)
+    sizes = (min(step, count - first) for first in range(0, count, step))
+    return joined((apply(rng.normal((size, n), like)) for size in sizes), count)
 
 
 def moments_of_images(images: Array) -> Moments:

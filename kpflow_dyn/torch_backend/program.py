@@ -280,6 +280,17 @@ def bind(
     return _in_turn(runs)
 
 
+def reached(updates: Sequence[Update], names: Collection[str]) -> list[Update]:
+    """The updates that anything in these blocks gets to, in order."""
+    live = [Range(name, 0, 2**62) for name in names]
+    found = []
+    for update in updates:
+        if any(r.meets(other) for r in update.reads(False) for other in live):
+            found.append(update)
+            live += update.targets(False)
+    return found
+
+
 def _firsts(updates: Sequence[Update], fresh: Collection[str], transposed: bool) -> list[bool]:
     """Which updates may overwrite: their target begins at zero, and nothing before them has read or written it."""
     firsts, touched = [], []

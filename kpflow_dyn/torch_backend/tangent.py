@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.func import vmap
 
 from kpflow_dyn.glue import find_glue
+from kpflow_dyn.memory import bytes_of, span_bytes
 from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import Structure
 from kpflow_dyn.torch_backend.checks import check_finite
 from kpflow_dyn.torch_backend.plan import kick_blocks, plan_updates
-from kpflow_dyn.torch_backend.program import AllTimes, Run, Steps, bind
+from kpflow_dyn.torch_backend.program import AllTimes, Run, Steps, bind, reached
 from kpflow_dyn.torch_backend.rows import TORCH, each_row
 from kpflow_dyn.torch_backend.sites import site_data
 
@@ -32,8 +33,8 @@ Kicks = dict[str, Tensor]  # by block, [time, trial, probe, kick]
 Changes = tuple[slice, list[Tensor]]  # of every site's weights, for a cut of the trials
 ALL = slice(None)
 
-SPAN_BYTES = 40 * 2**20
 FROM_STATES, FROM_CHANGES, ADJOINT = "from kicks to the states", "from changes of the weights", "adjoint"
+KICK, KICK_ADJOINT = "from changes of the weights, each step on its own", "its adjoint"
 ROWS_TOGETHER = 160  # rows trial x probe of a step that keep a CPU's products in its second-level cache
 
 
@@ -59,6 +60,7 @@ class Tangent:
             kicks[..., rows.index(index)[here]] = value.reshape(*kicks.shape[:2], -1)[..., here]
         self.blocks = kick_blocks(structure, glue)
         self.updates, self.widths = plan_updates(glue, rows, self.blocks, x, z, kicks)
+        self.kick_updates = reached(self.updates, {block.name for block in self.blocks})
         self.weights, *derivatives = rows.weights()
         self.push, self.pull = (vmap(derivative) for derivative in derivatives)
         self.parameter_size = sum(value.numel() for value in rows.parameter_values())
@@ -135,7 +137,7 @@ class Tangent:
         """P q: s_t = A_t s_{t-1} + q_t."""
         out = torch.empty_like(q)
         for part, target in self._groups(q, out):
-            self._forward(part, None, target)
+            self._forward(part, None, target, FROM_STATES)
         return out
 
     def propagate_adjoint(self, q: Tensor) -> Tensor:
@@ -158,6 +160,21 @@ class Tangent:
         out = self.like.new_empty(len(q), self.parameter_size)
         for part, target in self._groups(q, out):
             ((_, changes),) = self._gradient(part, [ALL])
+            target.copy_(self.parameters(changes, len(part)))
+        return out
+
+    def kick(self, theta: Tensor) -> Tensor:
+        """B V theta: how the parameters move each step on its own."""
+        out = self.like.new_empty(len(theta), self.trials, self.times, self.units)
+        for part, target in self._groups(theta, out):
+            self._forward(None, [(ALL, self.changes(part))], target, KICK)
+        return out
+
+    def kick_adjoint(self, q: Tensor) -> Tensor:
+        """Its transpose."""
+        out = self.like.new_empty(len(q), self.parameter_size)
+        for part, target in self._groups(q, out):
+            ((_, changes),) = self._gradient(part, [ALL], KICK_ADJOINT)
             target.copy_(self.parameters(changes, len(part)))
         return out
 
@@ -195,33 +212,35 @@ class Tangent:
 
     # Sweeps of one group of probes
 
-    def _forward(self, q: Tensor | None, changes: list[Changes] | None, out: Tensor) -> None:
+    def _forward(
+        self, q: Tensor | None, changes: list[Changes] | None, out: Tensor, program: str = FROM_CHANGES
+    ) -> None:
         """out: s_t = A_t s_{t-1} + B_t V_t dW^T + q_t for q, or for weight changes."""
         last = torch.zeros(())
-        fresh = FROM_CHANGES if q is None else FROM_STATES
         with self._work(len(out)) as work:
+            work.still.zero_()
             for span, kicks, states in work.spans():
                 states[0] = last
                 if q is not None:
                     states[1:] = _inner(q[:, :, span])
                 if changes is not None:
                     self._kick(changes, span, kicks)
-                step = work.step(span, fresh)
+                step = work.step(span, program)
                 for i in range(span.stop - span.start):
                     step(i)
                 out[:, :, span] = _outer(states[1:])
                 last = states[-1]
 
-    def _gradient(self, q: Tensor, trials: list[slice]) -> list[Changes]:
+    def _gradient(self, q: Tensor, trials: list[slice], program: str = ADJOINT) -> list[Changes]:
         """sum_t (B_t^T l_t)^T V_t for every site, l the costates of q; summed over each of these cuts of the trials."""
         found = [(cut, [site.no_change(len(q)) for _, site in self.sites]) for cut in trials]
-        for span, kicks, _ in self._costates(q):
+        for span, kicks, _ in self._costates(q, program):
             for cut, changes in found:
                 for (name, site), change in zip(self.sites, changes, strict=True):
                     site.gather(kicks[name][:, cut], (span, cut), change)
         return found
 
-    def _costates(self, q: Tensor) -> Iterator[tuple[slice, Kicks, Tensor]]:
+    def _costates(self, q: Tensor, program: str = ADJOINT) -> Iterator[tuple[slice, Kicks, Tensor]]:
         """From the last span to the first: B_t^T l_t by blocks, and l_t [time, trial, probe, unit]."""
         last = _inner(q)[-1]
         with self._work(len(q)) as work:
@@ -230,7 +249,7 @@ class Tangent:
                 costates[0] = _inner(q)[before]
                 costates[1:-1] = _inner(q[:, :, span])[:-1]
                 costates[-1] = last
-                step = work.step(span, ADJOINT)
+                step = work.step(span, program)
                 for i in reversed(range(span.stop - span.start)):
                     step(i)
                 yield span, kicks, costates[1:]
@@ -247,8 +266,16 @@ class Tangent:
     def _work(self, probes: int) -> Iterator[_Work]:
         """Work blocks for so many probes: those of the last sweep, unless another thread has them."""
         work, self._idle = self._idle, None
-        yield work if work is not None and work.probes == probes else (work := _Work(self, probes))
+        length = self._span(probes)
+        if work is None or (work.probes, work.length) != (probes, length):
+            work = _Work(self, probes, length)
+        yield work
         self._idle = work
+
+    def _span(self, probes: int) -> int:
+        """How many times stay in the cache."""
+        bytes_per_time = bytes_of(probes * self.trials * (self.kick_size + self.units), self.like)
+        return min(self.times, max(4, span_bytes() // bytes_per_time))
 
     # Maps at all times at once, without the recurrence. Site values are all sites' outputs, side by side.
 
@@ -318,14 +345,12 @@ class _Work:
     They outlive the sweep, as making them anew costs as much as a tenth of it.
     """
 
-    def __init__(self, tangent: Tangent, probes: int) -> None:
-        self.tangent, self.probes = tangent, probes
-        width = tangent.kick_size + tangent.units
-        bytes_per_time = probes * tangent.trials * width * tangent.like.element_size()
-        self.length = min(tangent.times, max(4, SPAN_BYTES // bytes_per_time))
+    def __init__(self, tangent: Tangent, probes: int, length: int) -> None:
+        self.tangent, self.probes, self.length = tangent, probes, length
         self.kicks = tangent._kick_blocks(self.length, probes)
         self.states = tangent._empty(self.length + 1, probes, tangent.units)
         self.operands = {name: tangent._empty(1, probes, size) for name, size in tangent.widths.items()}
+        self.still = tangent._empty(1, probes, tangent.units).zero_()
         self.bound: dict[tuple[int, str], Run] = {}
 
     def spans(self, backward: bool = False) -> Iterator[tuple[slice, Kicks, Tensor]]:
@@ -343,12 +368,15 @@ class _Work:
         """The program of one step in a span, bound to the blocks."""
         if (span.start, program) not in self.bound:
             kicks, states = self.blocks(span)
-            fresh = {"out"} if program == FROM_CHANGES else set(kicks)
+            fresh = {"out"} if program in (FROM_CHANGES, KICK) else set(kicks)
             times = span.stop - span.start
             work = {name: block.expand(times, -1, -1, -1) for name, block in self.operands.items()}
-            arrays = {"z": states[:-1], "out": states[1:], **kicks, **work}
+            alone = program in (KICK, KICK_ADJOINT)
+            before = self.still.expand(times, -1, -1, -1) if alone else states[:-1]
+            arrays = {"z": before, "out": states[1:], **kicks, **work}
             blocks = {name: Steps(values) for name, values in arrays.items()}
-            updates, transposed = self.tangent.updates, program == ADJOINT
+            updates = self.tangent.kick_updates if alone else self.tangent.updates
+            transposed = program in (ADJOINT, KICK_ADJOINT)
             self.bound[span.start, program] = bind(updates, blocks, fresh | set(work), span, transposed=transposed)
         return self.bound[span.start, program]
 
