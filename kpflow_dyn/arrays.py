@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ __all__ = [
     "add_at",
     "array_namespace",
     "device",
+    "full_precision",
     "is_jax_array",
     "is_torch_array",
     "joined",
@@ -65,6 +67,19 @@ def to_numpy(a: Array) -> np.ndarray:
 def like_numpy(values: np.ndarray, like: Array) -> Array:
     """Numpy numbers as an array of the library, dtype and device of `like`."""
     return array_namespace(like).asarray(values, dtype=like.dtype, device=device(like))
+
+
+def full_precision(like: Array) -> AbstractContextManager[Any]:
+    """Products of float32 in float32: JAX takes fewer digits on accelerators, unless its configuration says more.
+
+    Whoever sets `jax.default_matmul_precision` gets that. In torch float32 is the default already.
+    """
+    if is_jax_array(like):
+        import jax
+
+        if jax.config.values["jax_default_matmul_precision"] is None:
+            return jax.default_matmul_precision("highest")
+    return nullcontext()
 
 
 def joined(parts: Iterable[Array], count: int) -> Array:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, array_namespace, is_jax_array, like_numpy, to_numpy
+from kpflow_dyn.arrays import Array, array_namespace, full_precision, is_jax_array, like_numpy, to_numpy
 from kpflow_dyn.choose import Choice
 from kpflow_dyn.discretise import Nodes, RungeKuttaStep, field_step
 from kpflow_dyn.flow import DiscreteAdjoint, Flow, InterpolatingAdjoint, Propagator, on_spaces
@@ -60,7 +60,13 @@ def linearize(
         raise TypeError(f"sensealg is {sensealg!r}, expected DiscreteAdjoint() or, for an ODE, InterpolatingAdjoint()")
     if not isinstance(measure, Measure | None):
         raise TypeError(f"measure is {measure!r}, expected kp.Measure(time=..., trial=...)")
-    weighted = _Weighted(sol, measure or Measure())
+    with full_precision(sol.state):
+        return _flow(sol, sensealg, params, _Weighted(sol, measure or Measure()))
+
+
+def _flow(
+    sol: Solution, sensealg: DiscreteAdjoint | InterpolatingAdjoint | None, params: Choice, weighted: _Weighted
+) -> Flow:
     if isinstance(sol.problem, DiscreteProblem):
         if isinstance(sensealg, InterpolatingAdjoint):
             raise ValueError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, Random, device, to_numpy
+from kpflow_dyn.arrays import Array, Random, device, full_precision, to_numpy
 from kpflow_dyn.memory import bytes_of, rows_at_once
 from kpflow_dyn.space import Space
 
@@ -57,7 +57,8 @@ class Operator:
         """The image of `q` [..., *domain.shape] -> [..., *codomain.shape]; leading axes are probes."""
         self.domain.check(q)
         probes = tuple(q.shape[: q.ndim - len(self.domain.shape)])
-        block = self._apply(q.reshape((math.prod(probes), *self.domain.shape)))
+        with full_precision(q):
+            block = self._apply(q.reshape((math.prod(probes), *self.domain.shape)))
         return block.reshape((*probes, *self.codomain.shape))
 
     @property
@@ -117,7 +118,7 @@ class Operator:
             )
         xp, step = self.domain.xp, rows_at_once(max(m, n), self.domain.like)
         eye = xp.eye(n, dtype=self.domain.dtype, device=device(self.domain.like))
-        blocks = [self._apply(eye[i : i + step].reshape((-1, *self.domain.shape))) for i in range(0, n, step)]
+        blocks = [self.mv(eye[i : i + step].reshape((-1, *self.domain.shape))) for i in range(0, n, step)]
         return xp.concat([b.reshape((-1, m)) for b in blocks]).T
 
     def to_scipy(self) -> LinearOperator:

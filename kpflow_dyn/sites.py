@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, to_numpy
+from kpflow_dyn.arrays import Array, array_namespace, to_numpy
 from kpflow_dyn.operators import GramOperator, Operator
+from kpflow_dyn.solvers.dots import gram, row_dots
 
 
 @dataclass(frozen=True)
@@ -40,28 +41,27 @@ class WeightSite:
         """The nonzero spectrum of this site's part of the core, without multiplicity, descending, in float64.
 
         For a matrix these are the d eigenvalues of V^T W V, with V [rows, d] all rows that the weight ever sees and W
-        the measure; the core has each
-        of them m times. For a scale there is one for each weight: the sum of the squares of its coefficients.
+        the measure; the core has each of them m times. For a scale there is one for each weight: the sum of the squares
+        of its coefficients.
 
         Raises:
             ValueError: for an opaque site, whose Gram matrix is not that of its operands.
         """
         if self.kind == "opaque":
             raise ValueError(f"the site {self.name} is opaque: its spectrum does not follow from its operands alone")
-        rows = self._weighted_inputs().reshape(-1, self.inputs.shape[-1])
+        columns = self._weighted_inputs().reshape((-1, self.inputs.shape[-1])).T
         if self.kind == "matrix":
-            return np.maximum(np.linalg.eigvalsh(rows.T @ rows), 0)[::-1]
+            return np.maximum(np.linalg.eigvalsh(to_numpy(gram(columns, columns))), 0)[::-1]
         _, place = np.unique(self.entries, return_inverse=True)
-        return np.sort(np.bincount(place, (rows**2).sum(0)))[::-1]
+        return np.sort(np.bincount(place, to_numpy(row_dots(columns, columns))))[::-1]
 
-    def _weighted_inputs(self) -> np.ndarray:
-        """Inputs times the root of the measure, in float64."""
-        inputs = to_numpy(self.inputs).astype(np.float64)
+    def _weighted_inputs(self) -> Array:
+        """Inputs times the root of the measure."""
         if self.measure is None:
-            return inputs
-        root = np.sqrt(to_numpy(self.measure).astype(np.float64))
-        root = root.reshape((1,) * (3 - root.ndim) + root.shape)
-        return inputs * root.reshape((*root.shape[:2], *(1,) * (inputs.ndim - 2)))
+            return self.inputs
+        root = array_namespace(self.measure).sqrt(self.measure)
+        root = root.reshape((1,) * (3 - root.ndim) + tuple(root.shape))
+        return self.inputs * root.reshape((*root.shape[:2], *(1,) * (self.inputs.ndim - 2)))
 
 
 class CoreOperator(GramOperator):

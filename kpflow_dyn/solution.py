@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, is_torch_array, like_numpy, to_numpy
+from kpflow_dyn.arrays import Array, full_precision, is_torch_array, like_numpy, to_numpy
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn.runge_kutta import AcceptedSteps
 
@@ -176,7 +176,8 @@ def solve(prob: DiscreteProblem | ODEProblem, alg: Any = None, **common: Any) ->
         {'steps': 5}
     """
     if isinstance(prob, ODEProblem):
-        return _ode_backend(prob).solve_ode(prob, alg, _options(prob, common))
+        with full_precision(prob.z0):
+            return _ode_backend(prob).solve_ode(prob, alg, _options(prob, common))
     if not isinstance(prob, DiscreteProblem):
         raise TypeError(f"solve takes DiscreteProblem(cell, x) or ODEProblem(f, z0, t), got {type(prob).__name__}")
     if alg is not None or common:
@@ -184,7 +185,8 @@ def solve(prob: DiscreteProblem | ODEProblem, alg: Any = None, **common: Any) ->
             f"a DiscreteProblem is solved by its own steps; alg must be None, got {alg!r}, without options, got "
             f"{sorted(common)}"
         )
-    return _solve_discrete(prob)
+    with full_precision(prob.x):
+        return _solve_discrete(prob)
 
 
 def _solve_discrete(prob: DiscreteProblem) -> Solution:

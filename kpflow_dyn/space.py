@@ -65,7 +65,7 @@ class Space:
             raise TypeError(
                 f"{what} is {type(q).__name__} of {q.dtype}, expected {type(self.like).__name__} of {self.dtype}"
             )
-        if device(q) != device(self.like):
+        if device(q) not in (None, device(self.like)):  # None: inside of a jax.jit, where no array is anywhere yet
             raise ValueError(f"{what} lies on {device(q)}, expected {device(self.like)}; move it there first")
 
     def normal(self, probes: int, rng: Random) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from kpflow_dyn.arrays import Array, Rows, array_namespace, device
+from kpflow_dyn.arrays import Array, Rows, array_namespace, device, full_precision
 from kpflow_dyn.solvers.dots import dots, gram, row_norms, to_double
 
 Which = Literal["LA", "SA", "LM"]
@@ -33,7 +33,8 @@ def combine(coefficients: Array, basis: list[Array]) -> Array:
     """coefficients [p, m] times the m rows of all the blocks of `basis` -> [p, n]."""
     total, at = None, 0
     for q in basis:
-        part = to_like(coefficients[:, at : at + q.shape[0]], q) @ q
+        with full_precision(q):
+            part = to_like(coefficients[:, at : at + q.shape[0]], q) @ q
         total, at = part if total is None else total + part, at + q.shape[0]
     return total
 
@@ -44,7 +45,8 @@ def project_out(w: Array, basis: list[Array]) -> tuple[Array, Array]:
     for q in basis:
         if q.shape[0]:
             c = dots(w, q)
-            w = w - to_like(c, w) @ q
+            with full_precision(w):
+                w = w - to_like(c, w) @ q
             found.append(c)
     return w, array_namespace(found[0]).concat(found, axis=1)
 
