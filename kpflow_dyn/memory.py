@@ -21,9 +21,10 @@ _budget: ContextVar[int | None] = ContextVar("memory_budget", default=None)
 def memory_budget(size: float) -> Iterator[None]:
     """Keep what operators and solvers allocate, on top of the flow itself, below so many bytes.
 
-    Blocks of probes and spans of times become shorter, Krylov bases smaller, and trace estimators keep fewer vectors;
-    results are the same up to their tolerances and error bars. What a caller asks for counts too: k modes take k
-    vectors. What the interpreter and its libraries need is not counted.
+    Blocks of probes and, in torch, spans of times become shorter, Krylov bases smaller, and the default trace
+    estimators keep fewer vectors; results are the same up to their tolerances and error bars. What a caller asks for
+    counts too: k modes take k vectors. Not counted are what the interpreter and its libraries need, what JAX compiles,
+    and estimators and solvers picked by name because they hold all their vectors, or the matrix.
 
     Args:
         size: the bytes, such as 2 * 2**30.

@@ -15,7 +15,7 @@ from kpflow_dyn.arrays import Array, Random, array_namespace
 from kpflow_dyn.flat import CHEAP, is_symmetric, matrix_on_values, on_rows, require_square, unit_rows
 from kpflow_dyn.memory import rows_at_once
 from kpflow_dyn.operators import DENSE_BYTES, GramOperator, MatrixOperator, Operator
-from kpflow_dyn.solvers.dots import to_double
+from kpflow_dyn.solvers.dots import dots
 from kpflow_dyn.solvers.moments import check_samples, student
 from kpflow_dyn.solvers.orthogonalise import orthonormalise, project_out, to_like
 from kpflow_dyn.solvers.probes import images_of_normal
@@ -168,7 +168,7 @@ class Sums:
         return PartialTrace(sum(groups) / count, groups, self.space, self.symmetric, applications)
 
     def _product(self, left: Array, right: Array) -> Array:
-        product = to_double(self._split(left) @ self._split(right).T)
+        product = dots(self._split(left), self._split(right))
         return (product + product.T) / 2 if self.symmetric else product
 
     def _split(self, rows: Array) -> Array:
@@ -222,7 +222,7 @@ def _sample_gram(op: GramOperator, sums: list[Sums], columns: int, probes: int, 
         leading = forward(q[first : first + step])
         for kept in sums:
             kept.add(leading, leading)
-    by_factor = split_by_factor(op, sums)
+    by_factor = _split_by_factor(op, sums)
     for factor, those in by_factor:
         for first, image in probe_images(factor, q, probes, rng):
             for kept in those:
@@ -230,7 +230,7 @@ def _sample_gram(op: GramOperator, sums: list[Sums], columns: int, probes: int, 
     return [kept.sampled(probes, columns + (len(by_factor) * probes + 1) // 2) for kept in sums]
 
 
-def split_by_factor(op: GramOperator, sums: list[Sums]) -> list[tuple[Operator, list[Sums]]]:
+def _split_by_factor(op: GramOperator, sums: list[Sums]) -> list[tuple[Operator, list[Sums]]]:
     """Which factor of A each partial trace needs: that of each trial apart where it sums over trials."""
     inside = [kept for kept in sums if op.apart is not None and "trial" not in kept.space.axes]
     across = [kept for kept in sums if kept not in inside]

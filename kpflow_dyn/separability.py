@@ -6,7 +6,7 @@ from math import perm
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, Random, array_namespace, to_numpy
+from kpflow_dyn.arrays import Array, Random, array_namespace, full_precision, to_numpy
 from kpflow_dyn.flat import CHEAP, euclidean_matrix, on_rows, require_square
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
 from kpflow_dyn.reductions import Keep, as_matrices, names_of, probe_images
@@ -97,9 +97,10 @@ def _powers(U: Array) -> tuple[np.ndarray, np.ndarray]:
     U = U if U.shape[1] <= U.shape[2] else xp.permute_dims(U, (0, 2, 1))
     side = U.shape[1]
     flat = U.reshape((count * side, -1))
-    pairs = xp.permute_dims((flat @ flat.T).reshape((count, side, count, side)), (0, 2, 1, 3))  # U_i U_j^T
-    rows = pairs.reshape((count**2, side**2))
-    four = to_numpy(to_double(rows @ rows.T)).reshape((count,) * 4).swapaxes(2, 3)
+    with full_precision(U):
+        pairs = xp.permute_dims((flat @ flat.T).reshape((count, side, count, side)), (0, 2, 1, 3))  # U_i U_j^T
+        rows = pairs.reshape((count**2, side**2))
+        four = to_numpy(to_double(rows @ rows.T)).reshape((count,) * 4).swapaxes(2, 3)
     return to_numpy(gram(*(U.reshape((count, -1)),) * 2)) ** 2, four**2
 
 

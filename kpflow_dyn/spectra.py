@@ -324,9 +324,10 @@ def svds(
     if op.domain.size > op.codomain.size:
         found = svds(op.T, k, alg, seed, callback)
         return dataclasses.replace(found, left=found.right, right=found.left)
-    found = alg.solve_product(
-        on_rows(op), on_rows(op.T), op.domain.size, k, like=op.domain.like, seed=seed, callback=callback
-    )
+    with _room_for(k, op.codomain):
+        found = alg.solve_product(
+            on_rows(op), on_rows(op.T), op.domain.size, k, like=op.domain.like, seed=seed, callback=callback
+        )
     left, right = (
         space.from_euclidean(rows.reshape((k, *space.shape)))
         for space, rows in ((op.codomain, found.left), (op.domain, found.right))

@@ -25,6 +25,7 @@ from kpflow_dyn.jax_backend.checks import check_finite
 from kpflow_dyn.jax_backend.rows import JAX, each_row
 from kpflow_dyn.jax_backend.sites import SiteData
 from kpflow_dyn.jax_backend.step import Residuals, StepTangent
+from kpflow_dyn.memory import on_device
 from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import Structure
 
@@ -53,8 +54,8 @@ class Tangent:
         self.trials, self.times, self.units = z_prev.shape
         self.like = z_prev.reshape(-1)[:0]
         self.span = -(-self.times // -(-self.times * self.trials // SPAN_ROWS))
-        on_cpu = next(iter(self.like.devices())).platform == "cpu"
-        self.probes_together = max(1, (ROWS_TOGETHER if on_cpu else DEVICE_ROWS_TOGETHER) // self.trials)
+        rows_together = DEVICE_ROWS_TOGETHER if on_device(self.like) else ROWS_TOGETHER
+        self.probes_together = max(1, rows_together // self.trials)
         self.step = StepTangent(rows, structure.sites, x[0, 0], z_prev[0, 0])
         self.sites = [("a", SiteData(site, rows)) for site in structure.sites]
         self.weights, self._push, _pull = rows.weights()

@@ -93,7 +93,8 @@ class Certificate(Generic[Result]):
     def off(self, apply: Rows, rows: Array, values: Array, images: Array, rest: Array) -> Array:
         """What is wrong with A rows = values images + rest: random combinations, each of the size of one row's."""
         mix = self.rng.normal((CHECKS, rows.shape[0]), rows) / rows.shape[0] ** 0.5
-        return apply(mix @ rows) - (mix * to_like(values, mix)) @ images - mix @ rest
+        claims = combine(mix * to_like(values, mix), [images]) + combine(mix, [rest])
+        return apply(combine(mix, [rows])) - claims
 
 
 class InPlace(Certificate[Eigenpairs]):

@@ -16,7 +16,7 @@ from kpflow_dyn.arrays import Array, Random, Rows, joined, to_numpy
 from kpflow_dyn.memory import bytes_of, rows_at_once, within_budget
 from kpflow_dyn.solvers.dots import gram, products, row_dots, row_norms
 from kpflow_dyn.solvers.moments import Moments, check_samples, exact, of_exchangeable, of_samples
-from kpflow_dyn.solvers.orthogonalise import eps_of, orthonormalise, project_out, to_like
+from kpflow_dyn.solvers.orthogonalise import combine, eps_of, orthonormalise, project_out
 from kpflow_dyn.solvers.probes import images_of_normal
 
 
@@ -55,7 +55,7 @@ class XTrace:
         known = np.array([np.trace(inside), np.trace(squares)])
         if len(q) < count or count == n:  # Q spans the whole range of A whatever the probes, which then only test
             y, c = project_out(x, [q])
-            rest = products(y, images - to_like(c, z) @ z)
+            rest = products(y, images - combine(c, [z]))
             return of_samples(known[:, None] + rest, count + len(q), "XTrace: the whole range", eps_of(like))
         w, wz = to_numpy(gram(q, x)), to_numpy(gram(z, x))
         lengths, image_lengths = (to_numpy(row_dots(rows, rows))[:, None] for rows in (x, images))

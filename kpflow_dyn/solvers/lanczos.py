@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -160,9 +159,7 @@ class BlockLanczos:
             block = block or fastest_block(operator.uncounted, n, k, known)
             krylov = Krylov(operator, known, rng, which)
             krylov.begin(start, block)
-            found = dataclasses.replace(self, columns=self._fitting(k, block, known))._iterate(
-                krylov, certificate, k, block, callback
-            )
+            found = self._iterate(krylov, certificate, k, block, callback)
         certificate.warn(found)
         return found
 
@@ -202,7 +199,7 @@ class BlockLanczos:
             while missed and krylov.doubtful(k, CLUSTER * self.tol):
                 missed = run.misses()
                 run.converge(tol)
-            krylov.restart(self._keep(k, block))  # the basis has served: its vectors make room for results
+            krylov.restart(run.keep)  # the basis has served: its vectors make room for results
             found, again = certificate.claimed(krylov, k), None
             if found is None:
                 found, again = certificate.anew(krylov.ritz(k)[1], krylov.norm)
@@ -227,7 +224,7 @@ class _Run:
         callback: Callback | None,
     ) -> None:
         self.alg, self.krylov, self.certificate, self.k, self.block = alg, krylov, certificate, k, block
-        self.columns, self.keep, self.callback = alg._columns(k, block), alg._keep(k, block), callback
+        self.columns, self.keep, self.callback = alg._fitting(k, block, krylov.known), alg._keep(k, block), callback
 
     def converge(self, tol: float) -> None:
         """Expand until the wanted pairs are within the tolerance, by the recurrence."""

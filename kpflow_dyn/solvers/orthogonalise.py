@@ -45,8 +45,7 @@ def project_out(w: Array, basis: list[Array]) -> tuple[Array, Array]:
     for q in basis:
         if q.shape[0]:
             c = dots(w, q)
-            with full_precision(w):
-                w = w - to_like(c, w) @ q
+            w = w - combine(c, [q])
             found.append(c)
     return w, array_namespace(found[0]).concat(found, axis=1)
 
@@ -113,7 +112,7 @@ def _orthonormal_rows(w: Array, basis: list[Array], floor: float) -> tuple[Array
 def _cholesky_rows(w: Array, g: Array) -> tuple[Array, Array]:
     xp = array_namespace(g)
     lower = xp.linalg.cholesky(g)
-    return to_like(xp.linalg.inv(lower), w) @ w, lower
+    return combine(xp.linalg.inv(lower), [w]), lower
 
 
 def _well_conditioned(g: Array, floor: float) -> bool:

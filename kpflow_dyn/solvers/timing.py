@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 from kpflow_dyn.arrays import Array, Random, Rows, device
+from kpflow_dyn.memory import budget, bytes_of, within_budget
 from kpflow_dyn.solvers.dots import row_norms
 
 BLOCKS = (2, 4, 16, 64)
+HELD = 8  # blocks of rows that an iteration holds at least
 FASTER = 1.25  # how much faster than a smaller block a larger one must promise to be
 _answers: dict[tuple, int] = {}  # of this process, so that the same call gives the same result
 
@@ -18,10 +20,10 @@ def fastest_block(apply: Rows, n: int, k: int, like: Array) -> int:
     A block of b rows needs about 25 + 2.6 k + 10 b applications for k pairs to 1e-6, as was measured on the kernels of
     recurrent networks. Larger blocks are tried for as long as they promise to be faster.
     """
-    case = (n, k, str(like.dtype), str(device(like)))
+    case = (n, k, str(like.dtype), str(device(like)), budget())
     if case not in _answers:
         best, shortest = BLOCKS[0], float("inf")
-        for block in BLOCKS:
+        for block in (b for b in BLOCKS if b == BLOCKS[0] or within_budget(bytes_of(HELD * b * n, like))):
             promised = (25 + 2.6 * k + 10 * block) / block * _seconds(apply, n, block, like)
             if promised * FASTER > shortest:
                 break

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from kpflow_dyn.glue import find_glue
-from kpflow_dyn.memory import bytes_of, span_bytes
+from kpflow_dyn.memory import bytes_of, on_device, span_bytes
 from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import Structure
 from kpflow_dyn.torch_backend.checks import check_finite
@@ -115,7 +115,7 @@ class Tangent:
     @property
     def probes_together(self) -> int:
         """How many probes ride in one sweep; a large device takes any number."""
-        return max(1, ROWS_TOGETHER // self.trials) if self.like.device.type == "cpu" else 2**30
+        return 2**30 if on_device(self.like) else max(1, ROWS_TOGETHER // self.trials)
 
     # Between parameters [probe, p] and the changes of each site's weights, in the site's own layout
 
