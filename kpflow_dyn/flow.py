@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array
+from kpflow_dyn.arrays import Array, Random, full_precision
 from kpflow_dyn.operators import GramOperator, Operator
 from kpflow_dyn.sites import CoreOperator, WeightSite
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.space import Space
+
+if TYPE_CHECKING:
+    from kpflow_dyn.truncation import Truncation
 
 Apply = Callable[[Array], Array]
 
@@ -98,6 +103,7 @@ class Flow:
         sites: the weight sites, in the order of the core's outputs.
         solution: what was linearised.
         parameters: the parameters that learn, by name, as they were when linearised.
+        truncation: how far `truncate` cut the core, else None.
     """
 
     P: Operator
@@ -110,6 +116,8 @@ class Flow:
     solution: Solution
     parameters: dict[str, Array]
     steps: Flow | None = field(default=None, repr=False)
+    truncation: Truncation | None = None
+    with_bases: Callable[[list[Array | None]], Flow] | None = field(default=None, repr=False)
 
     @property
     def nodal(self) -> Flow:
@@ -130,6 +138,49 @@ class Flow:
             "there is no nodal identity without replayed steps; linearize with sensealg=DiscreteAdjoint() and a "
             "Runge-Kutta method"
         )
+
+    def truncate(self, rtol: float = 1e-3, seed: int | Random = 0) -> Flow:
+        """The flow with each weight's variables V cut to their leading directions, V Q Q^T, of fewer operations.
+
+        Q are the eigenvectors of V^T W V with the largest eigenvalues s_1^2, s_2^2, ...; then
+
+            0 <= ntk - truncated ntk,   |ntk - truncated ntk| <= |P B|^2 max s_{r+1}^2 <= rtol |ntk|
+
+        in the operator norm, the maximum over the sites. Each has the fewest directions r that keep to it, and K's part
+        of the work falls from d to r. Weights that are computed, or used at several sites, are left whole. The norms
+        are those of the leading eigenpairs of block Lanczos. Eigenvalues move by no more than the bound, but what is
+        left out adds up in traces. An approximation for work that it serves; certified pairs come from the flow itself.
+
+        Args:
+            rtol: the bound to keep to, relative to |ntk|.
+            seed: of the starts of block Lanczos.
+
+        Raises:
+            ValueError: an rtol outside of (0, 1), a flow whose ntk is not that of steps with sites of their own (an
+                ODE: truncate `flow.nodal`), or that is truncated already.
+
+        Example:
+            >>> import torch
+            >>> import kpflow_dyn as kp
+            >>> x = torch.sin(0.1 * torch.arange(60.0))[None, :, None].expand(4, -1, -1)
+            >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(1, 20), x)))
+            >>> short = flow.truncate(rtol=1e-2)
+            >>> short.truncation.bound <= 1e-2, short.truncation.ranks[0] < 22
+            (True, True)
+        """
+        if not isinstance(rtol, int | float) or not 0 < rtol < 1:
+            raise ValueError(f"rtol of truncate is {rtol!r}, expected a number between 0 and 1")
+        if self.with_bases is None:
+            raise ValueError(
+                "this flow is truncated already; truncate the whole one"
+                if self.truncation is not None
+                else "the ntk of an ODE is not made of the field's sites; truncate flow.nodal, the flow of its steps"
+            )
+        from kpflow_dyn.truncation import truncation
+
+        with full_precision(self.ntk.domain.like):
+            cut = truncation(self, rtol, Random(seed))
+            return dataclasses.replace(self.with_bases(cut.bases), truncation=cut, with_bases=None)
 
     def as_parameters(self, theta: Array) -> dict[str, Array]:
         """A vector of the parameter space [..., p] as one array [..., *shape] for each parameter."""

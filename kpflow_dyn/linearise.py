@@ -16,7 +16,7 @@ from kpflow_dyn.measure import Measure
 from kpflow_dyn.operators import Apply, GramOperator, Operator
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn.runge_kutta import AcceptedSteps
-from kpflow_dyn.sites import CoreOperator, WeightSite, follows_from_inputs
+from kpflow_dyn.sites import CoreOperator, WeightSite
 from kpflow_dyn.solution import Solution, check_states
 from kpflow_dyn.space import Space
 
@@ -102,6 +102,7 @@ class Tangent(Protocol):
     def read(self, values: Array) -> Array: ...
     def enter(self, values: Array) -> Array: ...
     def enter_adjoint(self, q: Array) -> Array: ...
+    def truncated(self, bases: list[Array | None]) -> Tangent: ...
 
 
 class _Weighted:
@@ -158,6 +159,7 @@ def _flow_of_steps(tangent: Tangent, sol: Solution, parameters: dict[str, Array]
         ntk=_gram(J, tangent.descend, _apart(tangent, state, tangent.push_forward_apart, tangent.pull_back_apart)),
         solution=sol,
         parameters=parameters,
+        with_bases=lambda bases: _flow_of_steps(tangent.truncated(bases), sol, parameters, measure),
         **_kicks(tangent, state),
     )
 
@@ -169,8 +171,7 @@ def _kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
     B = on_spaces(outputs, state, tangent.enter, tangent.enter_adjoint)
     kick = on_spaces(_parameter_space(tangent), state, tangent.kick, tangent.kick_adjoint)
     sites = _weight_sites(tangent, state.measure)
-    core = CoreOperator(V, sites, follows_from_inputs(sites, tangent.parameter_size))
-    return {"sites": sites, "core": core, "B": B, "K": GramOperator(kick)}
+    return {"sites": sites, "core": CoreOperator(V, sites), "B": B, "K": GramOperator(kick)}
 
 
 def _gram(J: Operator, descend: Any, apart: Operator | None = None) -> GramOperator:

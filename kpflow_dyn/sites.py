@@ -49,11 +49,19 @@ class WeightSite:
         """
         if self.kind == "opaque":
             raise ValueError(f"the site {self.name} is opaque: its spectrum does not follow from its operands alone")
-        columns = self._weighted_inputs().reshape((-1, self.inputs.shape[-1])).T
         if self.kind == "matrix":
-            return np.maximum(np.linalg.eigvalsh(to_numpy(gram(columns, columns))), 0)[::-1]
+            return np.maximum(np.linalg.eigvalsh(self.gram()), 0)[::-1]
         _, place = np.unique(self.entries, return_inverse=True)
+        columns = self._columns()
         return np.sort(np.bincount(place, to_numpy(row_dots(columns, columns))))[::-1]
+
+    def gram(self) -> np.ndarray:
+        """V^T W V of a matrix, in float64: the products of each two of the d variables, summed over the rows."""
+        columns = self._columns()
+        return to_numpy(gram(columns, columns))
+
+    def _columns(self) -> Array:
+        return self._weighted_inputs().reshape((-1, self.inputs.shape[-1])).T
 
     def _weighted_inputs(self) -> Array:
         """Inputs times the root of the measure."""
@@ -70,25 +78,31 @@ class CoreOperator(GramOperator):
     Args:
         factor: weight changes -> site outputs.
         sites: the sites, in the order of their outputs.
-        exact: whether every weight is a parameter of its own, used at one site, so that spectra follow from V alone.
     """
 
-    def __init__(self, factor: Operator, sites: list[WeightSite], exact: bool) -> None:
+    def __init__(self, factor: Operator, sites: list[WeightSite]) -> None:
         super().__init__(factor)
-        self.sites, self._exact = sites, exact
+        self.sites = sites
+        self.separate = follow_from_inputs(sites, factor.domain.size)
 
     def spectrum(self) -> tuple[np.ndarray, np.ndarray] | None:
         """All nonzero eigenvalues with their multiplicities, or None where V alone does not give them."""
-        if not self._exact:
+        if not all(self.separate):
             return None
         values = [site.gram_eigenvalues() for site in self.sites]
         counts = [np.full(len(v), site.multiplicity) for v, site in zip(values, self.sites, strict=True)]
         return np.concatenate(values), np.concatenate(counts)
 
 
-def follows_from_inputs(sites: list[WeightSite], parameters: int) -> bool:
-    """Whether the core's spectrum is that of the sites' Gram matrices: no opaque site, no weight computed or shared."""
-    used = np.concatenate([np.unique(site.entries) for site in sites])
-    simple = all(site.kind == "scale" or len(np.unique(site.entries)) == site.entries.size for site in sites)
-    plain = all(site.kind != "opaque" for site in sites) and int(used.max()) < parameters
-    return plain and simple and len(np.unique(used)) == len(used)
+def follow_from_inputs(sites: list[WeightSite], parameters: int) -> list[bool]:
+    """Whether each site's block of the core is that of its Gram matrix, apart from all others: no weight is computed,
+    used at another site, or twice in its matrix."""
+    used = [np.unique(site.entries) for site in sites]
+    numbers, counts = np.unique(np.concatenate(used), return_counts=True)
+    own = set(numbers[(counts == 1) & (numbers < parameters)].tolist())
+    return [
+        site.kind != "opaque"
+        and own.issuperset(here.tolist())
+        and (site.kind == "scale" or len(here) == site.entries.size)
+        for site, here in zip(sites, used, strict=True)
+    ]

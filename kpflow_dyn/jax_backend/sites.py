@@ -6,6 +6,7 @@ A block of changes of a site's weights has a layout of its own, which `take` mak
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 
 import jax
 import jax.numpy as jnp
@@ -34,16 +35,28 @@ class SiteData:
         self.name, self.kind = site.name, KINDS[type(site).__name__]
         self.entries, self.kicks = site.entries, site.kicks
         self.kick, self.gather = _maps(site, rows)
+        self.basis: jax.Array | None = None
+
+    def truncated(self, basis: jax.Array) -> SiteData:
+        """A matrix with V Q Q^T in the place of V, for orthonormal columns Q [d, r]; kept are the coordinates V Q."""
+        cut = copy(self)
+        cut.basis, cut.data = basis, [self.data[0] @ basis]
+        return cut
 
     def take(self, weights: jax.Array) -> jax.Array:
         """All weights' changes [probe, weight] -> those of this site: [d, probe, m] of a matrix, else [probe, e]."""
         taken = weights[:, self.entries]
-        return taken.swapaxes(0, 1) if self.kind == "matrix" else taken
+        if self.kind != "matrix":
+            return taken
+        own = taken.swapaxes(0, 1)
+        return own if self.basis is None else jnp.tensordot(self.basis.T, own, 1)
 
     @property
     def variables(self) -> jax.Array:
         """The weight-site variables [time, trial, ...]."""
         lead = self.data[0].shape[:2]
+        if self.basis is not None:
+            return self.data[0] @ self.basis.T
         return self.data[0] if len(self.data) == 1 else jnp.concatenate([d.reshape(*lead, -1) for d in self.data], -1)
 
 

@@ -12,6 +12,7 @@ place, one time after another, since copies of a block would cost as much as the
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -97,6 +98,18 @@ class Tangent:
                 "report this cell, and write it with simpler operations meanwhile"
             )
         return next_state, data
+
+    def truncated(self, bases: list[jax.Array | None]) -> Tangent:
+        """The same with each site's variables cut to V Q Q^T, for orthonormal columns Q [d, r]; None for all of V."""
+        cut = copy(self)
+        cut.sites = [
+            (name, site if basis is None else site.truncated(basis))
+            for (name, site), basis in zip(self.sites, bases, strict=True)
+        ]
+        (moving, _), fixed = self.data
+        cut.data = (moving, [site.data for _, site in cut.sites]), fixed
+        cut._make_maps()
+        return cut
 
     def _make_maps(self) -> None:
         """The compiled operators on blocks [probe, ...]."""

@@ -6,6 +6,7 @@ weights in a layout of its own, which `take` makes of all weights' changes [prob
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +31,10 @@ class SiteData(Protocol):
     @property
     def variables(self) -> Tensor:
         """The weight-site variables [time, trial, ...]."""
+        ...
+
+    def truncated(self, basis: Tensor) -> SiteData:
+        """The same along the columns of an orthonormal basis of its variables, where it is a matrix."""
         ...
 
     def no_change(self, probes: int) -> Tensor:
@@ -71,28 +76,43 @@ def site_data(site: Site, start: int, rows: Rows, x: Tensor, z: Tensor) -> SiteD
 class MatrixData:
     """q = W v: V [time, trial, r, d], entries [d, m], kicks [r, m], changes [d', probe, m].
 
-    d' is d filled up with zeros to a multiple of 8, which the products like.
+    d' is d filled up with zeros to a multiple of 8, which the products like. With a basis Q [d, r], V is V Q Q^T, and
+    its coordinates V Q stand in its place.
     """
 
     kind = "matrix"
+    basis: Tensor | None = None
 
     def __init__(self, site: MatrixSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
         self.name = site.name
         self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks - start)
         (found,) = rows.variables(site, x, z)
-        self.padded = torch.nn.functional.pad(found, (0, -found.shape[-1] % 8))
+        self._keep(found)
         self.columns = _as_slice(site.kicks - start)
+
+    def _keep(self, coordinates: Tensor) -> None:
+        self.width = coordinates.shape[-1]
+        self.padded = torch.nn.functional.pad(coordinates, (0, -self.width % 8))
+
+    def truncated(self, basis: Tensor) -> MatrixData:
+        """The same with V Q Q^T in the place of V, for orthonormal columns Q [d, r]."""
+        cut = copy(self)
+        cut.basis = basis
+        cut._keep(self.variables @ basis)
+        return cut
 
     def no_change(self, probes: int) -> Tensor:
         return self.padded.new_zeros(self.padded.shape[-1], probes, self.entries.shape[1])
 
     def take(self, weights: Tensor) -> Tensor:
         change = self.no_change(len(weights))
-        change[: len(self.entries)] = weights[:, self.entries].transpose(0, 1)
+        own = weights[:, self.entries].transpose(0, 1)
+        change[: self.width] = own if self.basis is None else torch.tensordot(self.basis.T, own, 1)
         return change
 
     def put(self, change: Tensor, weights: Tensor) -> None:
-        change = change[: len(self.entries)].transpose(0, 1)
+        own = change[: self.width] if self.basis is None else torch.tensordot(self.basis, change[: self.width], 1)
+        change = own.transpose(0, 1)
         weights.index_add_(1, self.entries.reshape(-1), change.reshape(len(weights), -1))
 
     def image(self, change: Tensor, cut: Cut) -> Tensor:
@@ -130,7 +150,8 @@ class MatrixData:
     @property
     def variables(self) -> Tensor:
         """V, without the filling."""
-        return self.padded[..., : len(self.entries)]
+        coordinates = self.padded[..., : self.width]
+        return coordinates if self.basis is None else coordinates @ self.basis.T
 
 
 class _Listed:
@@ -150,6 +171,9 @@ class _Listed:
 
     def put(self, change: Tensor, weights: Tensor) -> None:
         weights.index_add_(1, self.entries, change)
+
+    def truncated(self, basis: Tensor) -> SiteData:
+        raise NotImplementedError
 
     def image(self, change: Tensor, cut: Cut) -> Tensor:
         raise NotImplementedError

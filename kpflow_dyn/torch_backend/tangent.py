@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 
 import numpy as np
 import torch
@@ -111,6 +112,16 @@ class Tangent:
         kicks = self._kick_blocks(self.times, 1)
         self._kick([(ALL, self.changes(dtheta[None]))], ALL, kicks)
         return self._each_step(dz.contiguous()[:, :, None], kicks)[:, :, 0]
+
+    def truncated(self, bases: list[Tensor | None]) -> Tangent:
+        """The same with each site's variables cut to V Q Q^T, for orthonormal columns Q [d, r]; None for all of V."""
+        cut = copy(self)
+        cut.sites = [
+            (name, site if basis is None else site.truncated(basis))
+            for (name, site), basis in zip(self.sites, bases, strict=True)
+        ]
+        cut._idle = None
+        return cut
 
     @property
     def probes_together(self) -> int:
