@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "is_torch_array",
     "joined",
     "like_numpy",
+    "products_in",
     "to_numpy",
 ]
 
@@ -77,9 +78,36 @@ def full_precision(like: Array) -> AbstractContextManager[Any]:
     if is_jax_array(like):
         import jax
 
-        if jax.config.values["jax_default_matmul_precision"] is None:
+        if jax.config.jax_default_matmul_precision is None:
             return jax.default_matmul_precision("highest")
     return nullcontext()
+
+
+PRECISIONS = {"tf32": ("high", "tensorfloat32"), "bf16": ("medium", "bfloat16")}  # as torch and JAX call them
+
+
+@contextmanager
+def products_in(precision: str | None, like: Array) -> Iterator[None]:
+    """Products of float32 from as many digits as "tf32" or "bf16" have, where the device can; None changes nothing."""
+    for_torch, for_jax = PRECISIONS.get(precision or "", (None, None))
+    if for_torch is None:
+        yield
+    elif is_jax_array(like):
+        import jax
+
+        with jax.default_matmul_precision(for_jax):
+            yield
+    elif is_torch_array(like):
+        import torch
+
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(for_torch)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+    else:
+        yield
 
 
 def joined(parts: Iterable[Array], count: int) -> Array:

@@ -81,7 +81,7 @@ class Certificate(Generic[Result]):
         if asymmetry:
             advice = (
                 f"the operator is symmetric only to {asymmetry:.1e} of |A q|, so raise tol or compute it more "
-                "accurately: lower rtol and atol of InterpolatingAdjoint, or take DiscreteAdjoint()"
+                "accurately: products in float32, lower rtol and atol of InterpolatingAdjoint, or DiscreteAdjoint()"
             )
         if not done.all():
             warnings.warn(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, Random, array_namespace, device, to_numpy
+from kpflow_dyn.arrays import Array, Random, array_namespace, device, products_in, to_numpy
 from kpflow_dyn.solvers.counted import Counted
 from kpflow_dyn.solvers.dots import gram, row_norms, to_double
 from kpflow_dyn.solvers.orthogonalise import (
@@ -29,7 +29,8 @@ class Krylov:
     All rows are orthogonal to `known` ones, and A stands for its part orthogonal to those.
     """
 
-    def __init__(self, operator: Counted, known: Array, rng: Random, which: Which) -> None:
+    def __init__(self, operator: Counted, known: Array, rng: Random, which: Which, products: str | None = None) -> None:
+        self.products = products
         self.operator, self.known, self.rng, self.wanted = operator, known, rng, ORDERS[which]
         self.which: Which = which
         self.pending = known[:0]
@@ -74,7 +75,8 @@ class Krylov:
     def expand(self) -> None:
         """Apply the operator to the active rows and make them part of the basis."""
         waiting, active = self.pending[: self.parked], self.pending[self.parked :]
-        image = self.operator(active)
+        with products_in(self.products, active):
+            image = self.operator(active)
         self.scale = max(self.scale, float(row_norms(image).max()))
         others = [self.known, *self.basis, waiting, active]
         fresh, c, r = orthonormalise(image, others, 4 * self.eps * self.scale)
