@@ -63,7 +63,7 @@ def test_loose_pairs_are_had_with_few_exact_applications(library: str, products:
     assert exact[0] <= K + 2 < pairs.applications / 2
     found = true_residuals(pairs)
     assert found.max() <= tol
-    assert (found <= 1.5 * to_numpy(pairs.residuals) + 1e-6).all()
+    assert (found <= 2 * to_numpy(pairs.residuals)).all()  # of a claim the rounding is known on average only
 
 
 @pytest.mark.parametrize("library", ["torch", "jax"])
