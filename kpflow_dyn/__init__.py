@@ -21,11 +21,12 @@ _PUBLIC = {
     "density": ["SpectralDensity", "spectral_density"],
     "spectra": ["Modes", "SingularModes", "eigenvalues", "eigs", "modes", "svds"],
     "sites": ["WeightSite"],
-    "problems": ["DiscreteProblem", "ODEProblem"],
+    "problems": ["DiscreteProblem", "FixedPointProblem", "ImplicitProblem", "ODEProblem", "StaticProblem"],
     "solution": ["Solution", "SolveError", "solve"],
     "measure": ["Measure"],
     "flow": ["DiscreteAdjoint", "Flow", "InterpolatingAdjoint"],
     "linearise": ["linearize"],
+    "empirical": ["empirical_ntk"],
     "one_pass": ["Summary", "summary"],
     "analysis": ["analyze"],
 }

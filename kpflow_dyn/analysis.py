@@ -207,7 +207,7 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
     padding = 0.0 if task is None or task.mask is None else 1 - float(task.mask.mean())
     note = {"padding": f"{padding:.0%} of the steps lie behind the end of their trial; they are analysed too"}
     problem = flow.solution.problem
-    model = problem.f if isinstance(problem, ODEProblem) else problem.cell
+    model = problem.f if isinstance(problem, ODEProblem) else getattr(problem, "cell", problem)
     return {
         "title": f"Analysis of {getattr(getattr(model, 'func', model), '__name__', type(model).__name__)}",
         "model": str(model) if is_torch_array(flow.solution.state) else _tree(model),

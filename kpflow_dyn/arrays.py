@@ -78,7 +78,7 @@ def full_precision(like: Array) -> AbstractContextManager[Any]:
     if is_jax_array(like):
         import jax
 
-        if jax.config.jax_default_matmul_precision is None:
+        if jax.config.values["jax_default_matmul_precision"] is None:
             return jax.default_matmul_precision("highest")
     return nullcontext()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array
+from kpflow_dyn.arrays import Array, Rows
 
 RowFunction = Callable[..., list[Array]]
 
@@ -22,6 +22,8 @@ class Framework:
         compiled: the same function, compiled where the framework does so.
         each_row: (row function, *rows [time, trial, ...]) -> its outputs [time, trial, ...].
         index: (element numbers, array) -> an index into arrays like this one.
+        vmap: the map over a leading axis, with its in_dims.
+        linearised: (function, point) -> the derivative there and its transpose, on blocks [probe, ...].
     """
 
     jvp: Callable[..., Any]
@@ -29,3 +31,5 @@ class Framework:
     compiled: Callable[[Callable[..., Any]], Callable[..., Any]]
     each_row: Callable[..., list[Array]]
     index: Callable[[np.ndarray, Array], Any]
+    vmap: Callable[..., Callable[..., Any]]
+    linearised: Callable[..., tuple[Rows, Rows]]

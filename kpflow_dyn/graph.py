@@ -20,6 +20,7 @@ class Role(Enum):
     STOP = "copies elements and cuts the derivative: detach"
     ADD = "the plain sum of two operands"
     POINTWISE = "acts element by element, with broadcasting"
+    CONVOLUTION = "correlates a batch of one with a kernel, its second argument [out, in, ...]"
     PRODUCT = "a batched matrix product [b, r, d] x [b, d, m]"
     REDUCE = "a fixed linear map of its one operand: sum, mean"
     OTHER = "every output element may depend on every operand element"
@@ -53,15 +54,18 @@ class Node:
 
 @dataclass
 class Graph:
-    """Nodes in topological order; `output` is the next state.
+    """Nodes in topological order; `output` is the next state, or what a network gives.
 
-    `parameters` maps a node to its parameter's name, `values` holds copies of all parameters and constants.
+    `parameters` maps a node to its parameter's name, `values` holds copies of all parameters and constants; `further`
+    are outputs beside the first; `named` those of submodules that were asked for, one for each call.
     """
 
     nodes: list[Node]
     output: Node
     parameters: dict[Node, str]
     values: dict[Node, Value]
+    further: list[Node] = field(default_factory=list)
+    named: dict[str, list[Node]] = field(default_factory=dict)
 
 
 def run(nodes: Iterable[Node], env: dict[Node, Value]) -> dict[Node, Value]:

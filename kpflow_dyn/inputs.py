@@ -54,6 +54,29 @@ def check_start(z0: Any, f: Any) -> Array:
     return z0
 
 
+def check_rows(x: Any, axes: str) -> Array:
+    """Data [trial, ...] of torch or JAX; numpy arrays become those of JAX.
+
+    Raises:
+        TypeError, ValueError: for other types, complex numbers, an empty axis, NaN or inf.
+    """
+    if not is_torch_array(x):
+        if not (is_jax_array(x) or isinstance(x, np.ndarray)):
+            raise TypeError(f"got {type(x).__name__}, expected a torch tensor or jax array {axes}")
+        import jax.numpy as jnp
+
+        from kpflow_dyn.jax_backend.checks import as_jax
+
+        x = as_jax(x, "x", axes) if np.issubdtype(np.asarray(x).dtype, np.floating) else jnp.asarray(x)
+    if x.ndim < 1 or 0 in x.shape:
+        raise ValueError(f"got the shape {tuple(x.shape)}, expected {axes} with at least one of each")
+    if "complex" in str(x.dtype):
+        raise TypeError("got complex numbers; write them as pairs of real ones")
+    if not np.isfinite(to_numpy(x)).all():
+        raise ValueError(f"the data {axes} hold NaN or inf; clean them")
+    return x
+
+
 def _as_array(a: Any, like: Any, what: str, axes: str) -> Array:
     """Torch and jax arrays as they are, numpy arrays as jax ones where the problem is one of JAX."""
     if is_torch_array(a):

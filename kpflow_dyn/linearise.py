@@ -11,6 +11,7 @@ from kpflow_dyn.arrays import Array, array_namespace, full_precision, is_jax_arr
 from kpflow_dyn.choose import Choice
 from kpflow_dyn.discretise import Nodes, RungeKuttaStep, field_step
 from kpflow_dyn.flow import DiscreteAdjoint, Flow, InterpolatingAdjoint, Propagator, on_spaces
+from kpflow_dyn.implicit import flow_of_constraint
 from kpflow_dyn.inputs import inputs_at
 from kpflow_dyn.measure import Measure
 from kpflow_dyn.operators import Apply, GramOperator, Operator
@@ -67,12 +68,15 @@ def linearize(
 def _flow(
     sol: Solution, sensealg: DiscreteAdjoint | InterpolatingAdjoint | None, params: Choice, weighted: _Weighted
 ) -> Flow:
+    if isinstance(sensealg, InterpolatingAdjoint) and not isinstance(sol.problem, ODEProblem):
+        raise ValueError(
+            f"InterpolatingAdjoint solves variational ODEs, and a {type(sol.problem).__name__} has none; take "
+            "DiscreteAdjoint()"
+        )
     if isinstance(sol.problem, DiscreteProblem):
-        if isinstance(sensealg, InterpolatingAdjoint):
-            raise ValueError(
-                "InterpolatingAdjoint solves variational ODEs, and a DiscreteProblem has none; take DiscreteAdjoint()"
-            )
         return _discrete_flow(sol, params, weighted)
+    if not isinstance(sol.problem, ODEProblem):
+        return flow_of_constraint(sol, params, weighted.trial)
     if isinstance(sensealg, InterpolatingAdjoint):
         return _flow_of_equations(sol, params, weighted, sensealg)
     return _flow_through_solver(sol, params, weighted) if sol.steps is None else _ode_flow(sol, params, weighted)

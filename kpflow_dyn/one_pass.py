@@ -110,7 +110,7 @@ def summary(
         progress: called as the work goes on.
 
     Raises:
-        ValueError: k < 1, or fewer than 40 samples.
+        ValueError: k < 1, fewer than 40 samples, or a state without the axes trial, time and unit.
 
     Warns:
         UserWarning: eigenpairs that did not converge; they are returned flagged.
@@ -123,6 +123,11 @@ def summary(
         >>> found.temporal_rank.value <= 5, found.modes.vectors.shape
         (True, torch.Size([3, 4, 5, 8]))
     """
+    if missing := set(KERNELS.values()) - set(flow.ntk.domain.axes):
+        raise ValueError(
+            f"summary needs the axes trial, time and unit; {flow.ntk.domain} lacks {sorted(missing)}. Take kp.eigs, "
+            "kp.effective_rank and kp.modes(flow.ntk, axis=...)"
+        )
     if k < 1:
         raise ValueError(f"k = {k} eigenpairs asked for, expected at least 1")
     if samples < LEAST_SAMPLES:

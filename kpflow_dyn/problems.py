@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from kpflow_dyn.arrays import Array, is_jax_array, is_torch_array
-from kpflow_dyn.inputs import check_inputs, check_start, check_times
+from kpflow_dyn.inputs import check_inputs, check_rows, check_start, check_times
+
+
+class _Problem:
+    """What all problems can do."""
+
+    def remake(self, **changes: Any) -> Self:
+        """A copy with some fields replaced: `problem.remake(x=...)`."""
+        names: list[str] = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+        if unknown := set(changes) - set(names):
+            raise TypeError(f"remake got {sorted(unknown)}, expected some of {', '.join(names)}")
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
-class DiscreteProblem:
+class DiscreteProblem(_Problem):
     """A recurrent model z_t = cell(x_t, z_{t-1}), whose state is S = (z_1, ..., z_T) [trial, time, unit].
 
     Args:
@@ -52,16 +64,9 @@ class DiscreteProblem:
         else:
             raise TypeError(f"x is {type(self.x).__name__}, expected a torch tensor or jax array [trial, time, input]")
 
-    def remake(self, **changes: Any) -> DiscreteProblem:
-        """A copy with some fields replaced: `problem.remake(z0=...)`."""
-        unknown = set(changes) - {field.name for field in dataclasses.fields(self)}
-        if unknown:
-            raise TypeError(f"remake got {sorted(unknown)}, expected some of cell, x, z0")
-        return dataclasses.replace(self, **changes)
-
 
 @dataclass(frozen=True)
-class ODEProblem:
+class ODEProblem(_Problem):
     """A model in continuous time, z' = f(t, z) or z' = f(t, z, x(t)) from z(t_0) = z0, for each trial.
 
     Args:
@@ -109,9 +114,96 @@ class ODEProblem:
         """Whether t is a span (t0, t1) rather than a grid."""
         return len(self.t) == 2
 
-    def remake(self, **changes: Any) -> ODEProblem:
-        """A copy with some fields replaced: `problem.remake(z0=...)`."""
-        unknown = set(changes) - {field.name for field in dataclasses.fields(self)}
-        if unknown:
-            raise TypeError(f"remake got {sorted(unknown)}, expected some of f, z0, t, x")
-        return dataclasses.replace(self, **changes)
+
+@dataclass(frozen=True)
+class StaticProblem(_Problem):
+    """A network without recurrence, y = net(x), with values on the way as its state.
+
+    F(S, theta; x) = S - G(S, theta; x), where G computes each value of S from those before it; P = (1 - dG/dS)^{-1} is
+    forward substitution through the network.
+
+    Args:
+        net: in torch an nn.Module called on all trials at once, whose trials must not influence each other: an MLP, a
+            convolutional or residual network, attention, a transformer, an nn.RNN, nn.GRU or nn.LSTM that is no step
+            map (bidirectional, projected), nn.MultiheadAttention (as self-attention). In JAX a callable pytree, called
+            on one trial.
+        x: inputs [trial, ...], floats or integers (tokens), a torch tensor or a jax array.
+        state: names of submodules whose outputs are the state, in the order of their calls, "" for the network's own;
+            the outputs of all uses of weights when None, a product and what is added to it counting as one. Values of
+            one shape lie on an axis "site", of one number of tokens side by side on the axis "unit"; others are
+            flattened.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> solution = kp.solve(kp.StaticProblem(net, torch.randn(5, 3)))
+        >>> tuple(solution.state.shape), solution.sites
+        ((5, 10), ('0.weight + 0.bias', '2.weight + 2.bias'))
+    """
+
+    net: Any
+    x: Array
+    state: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "x", check_rows(self.x, "[trial, ...]"))
+        if isinstance(self.state, str):
+            object.__setattr__(self, "state", (self.state,))
+
+
+@dataclass(frozen=True)
+class FixedPointProblem(_Problem):
+    """A model at rest, z = f(x, z) for each trial: a steady state of a recurrent network, a deep equilibrium model.
+
+    Args:
+        f: in torch an nn.Module called on all trials as f(x [trial, ...], z [trial, unit]), such as nn.RNNCell; in JAX
+            a callable pytree, called on one trial. Where its parameters are called z and x, in this order, it is called
+            as f(z, x).
+        x: inputs [trial, ...].
+        z0: where the search starts, [trial, unit] or [unit]; zeros of `f.hidden_size` when None.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> solution = kp.solve(kp.FixedPointProblem(torch.nn.RNNCell(3, 8), torch.randn(5, 3)))
+        >>> tuple(solution.state.shape), solution.success
+        ((5, 8), True)
+    """
+
+    f: Any
+    x: Array
+    z0: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "x", check_rows(self.x, "[trial, ...]"))
+
+
+@dataclass(frozen=True)
+class ImplicitProblem(_Problem):
+    """A model in its free form, F(S, theta; x) = 0 for the whole state at once, all trials and times included.
+
+    Args:
+        F: F(state, params), or F(state, params, x) where x is given: as many equations as the state has entries, in its
+            form, made of the framework's own functions.
+        state: S, a solution of F = 0, or where Newton's method starts from: [unit], [trial, unit] or
+            [trial, time, unit].
+        params: in torch an nn.Module or tensors by name; in JAX a pytree of arrays.
+        x: what else F takes: an array, or None.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> weight = {"w": torch.tensor([[2.0, 0.0], [1.0, 4.0]])}
+        >>> problem = kp.ImplicitProblem(lambda s, p, x: s @ p["w"].T - x, torch.zeros(1, 2), weight, torch.ones(1, 2))
+        >>> kp.solve(problem).state
+        tensor([[0.5000, 0.1250]])
+    """
+
+    F: Any
+    state: Array
+    params: Any
+    x: Array | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", check_rows(self.state, "[trial, time, unit]"))

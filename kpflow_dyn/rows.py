@@ -61,7 +61,7 @@ class Rows:
         """(x, z, dz) -> the next state's tangent along (dz, dtheta), by forward mode through the whole step."""
         output = self.structure.graph.output
         order, values = self.order(ancestors([output])), self.parameter_values()
-        directions = _split(dtheta, values)
+        directions = split(dtheta, values)
 
         def row(x: Array, z: Array, dz: Array) -> list[Array]:
             def step(z: Array, *weights: Array) -> Array:
@@ -84,7 +84,7 @@ class Rows:
         concat = array_namespace(self.like).concat
 
         def compute(theta: Array) -> Array:
-            env = run(order, self.constant | dict(zip(parameters, _split(theta, values), strict=True)))
+            env = run(order, self.constant | dict(zip(parameters, split(theta, values), strict=True)))
             return concat([theta, *(part.reshape(-1) for node in derived for part in _parts(env[node]))])
 
         theta = concat([value.reshape(-1) for value in values])
@@ -165,7 +165,7 @@ def _parts(value: Array | Sequence[Array]) -> Sequence[Array]:
     return value if isinstance(value, tuple | list) else [value]
 
 
-def _split(theta: Array, values: list[Array]) -> list[Array]:
+def split(theta: Array, values: list[Array]) -> list[Array]:
     """A vector of all parameters, as one array of each parameter's shape."""
     ends = np.cumsum([math.prod(value.shape) for value in values]).tolist()
     return [theta[end - math.prod(v.shape) : end].reshape(v.shape) for end, v in zip(ends, values, strict=True)]

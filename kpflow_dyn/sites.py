@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -83,7 +84,11 @@ class CoreOperator(GramOperator):
     def __init__(self, factor: Operator, sites: list[WeightSite]) -> None:
         super().__init__(factor)
         self.sites = sites
-        self.separate = follow_from_inputs(sites, factor.domain.size)
+
+    @cached_property
+    def separate(self) -> list[bool]:
+        """For each site, whether its block is that of its Gram matrix, apart from all others."""
+        return follow_from_inputs(self.sites, self.factor.domain.size)
 
     def spectrum(self) -> tuple[np.ndarray, np.ndarray] | None:
         """All nonzero eigenvalues with their multiplicities, or None where V alone does not give them."""

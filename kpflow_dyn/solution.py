@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn.arrays import Array, full_precision, is_torch_array, like_numpy, to_numpy
-from kpflow_dyn.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn.problems import DiscreteProblem, FixedPointProblem, ImplicitProblem, ODEProblem, StaticProblem
 from kpflow_dyn.runge_kutta import AcceptedSteps
+
+Problem = DiscreteProblem | ODEProblem | StaticProblem | FixedPointProblem | ImplicitProblem
 
 
 @dataclass(frozen=True)
@@ -25,23 +27,30 @@ class Solution:
         alg: the algorithm, None for a discrete problem.
         stats: counts of what was done.
         success: whether the solve reached the end.
-        start: the state at t = 0 [trial, unit].
+        start: the state at t = 0 [trial, unit]; of a fixed point where the search began.
         weights: quadrature weights [time] of an integral over the time axis; None for a discrete problem.
         steps: the steps that the solver accepted; None for a discrete problem, and for methods that are no Runge-Kutta
             steps, which cannot be replayed.
         options: the options that the solve used.
+        sites: of a network, the names of the values that make the state; else ().
+
+    Of networks, fixed points and free forms `t` is None; a fixed point's `stats` have the spectral radius of D_z f and
+    the condition number of 1 - D_z f.
     """
 
     state: Array
     t: Array
-    problem: DiscreteProblem | ODEProblem
+    problem: Problem
     alg: Any
-    stats: dict[str, int]
+    stats: dict[str, Any]
     success: bool
     start: Array = field(repr=False)
     weights: np.ndarray | None = field(default=None, repr=False)
     steps: AcceptedSteps | None = field(default=None, repr=False)
     options: dict[str, Any] = field(default_factory=dict)
+    sites: tuple[str, ...] = ()
+    traced: Any = field(default=None, repr=False)
+    inverse: Any = field(default=None, repr=False)
 
     def __call__(self, t: Any) -> Array:
         """The state at a time t [trial, unit], or at times t [n] as [trial, n, unit].
@@ -53,6 +62,8 @@ class Solution:
         """
         if isinstance(self.problem, DiscreteProblem):
             return self._between_steps(t)
+        if not isinstance(self.problem, ODEProblem):
+            raise ValueError(f"the solution of a {type(self.problem).__name__} is no function of time; read .state")
         times = np.asarray(t, np.float64)
         low, high = self.problem.t[0], self.problem.t[-1]
         outside = ~((times >= low) & (times <= high))
@@ -144,8 +155,10 @@ class Options:
     steps: Any
 
 
-def solve(prob: DiscreteProblem | ODEProblem, alg: Any = None, **common: Any) -> Solution:
+def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
     """Run the model forward and keep what a linearisation needs: its whole state, and an ODE's accepted steps.
+
+    A fixed point is found by z <- f(x, z), and by Newton's method where that is slow; a free form by Newton's method.
 
     Args:
         prob: the problem.
@@ -178,15 +191,21 @@ def solve(prob: DiscreteProblem | ODEProblem, alg: Any = None, **common: Any) ->
     if isinstance(prob, ODEProblem):
         with full_precision(prob.z0):
             return _ode_backend(prob).solve_ode(prob, alg, _options(prob, common))
-    if not isinstance(prob, DiscreteProblem):
-        raise TypeError(f"solve takes DiscreteProblem(cell, x) or ODEProblem(f, z0, t), got {type(prob).__name__}")
+    if not isinstance(prob, Problem):
+        raise TypeError(
+            f"solve takes a problem such as DiscreteProblem(cell, x) or ODEProblem(f, z0, t), got {type(prob).__name__}"
+        )
     if alg is not None or common:
         raise TypeError(
-            f"a DiscreteProblem is solved by its own steps; alg must be None, got {alg!r}, without options, got "
+            f"a {type(prob).__name__} is solved in one way; alg must be None, got {alg!r}, without options, got "
             f"{sorted(common)}"
         )
-    with full_precision(prob.x):
-        return _solve_discrete(prob)
+    with full_precision(prob.state if isinstance(prob, ImplicitProblem) else prob.x):
+        if isinstance(prob, DiscreteProblem):
+            return _solve_discrete(prob)
+        from kpflow_dyn.implicit import solve_implicit
+
+        return solve_implicit(prob)
 
 
 def _solve_discrete(prob: DiscreteProblem) -> Solution:

@@ -129,7 +129,7 @@ def analyse(graph: Graph, learnable: set[str], framework: Framework) -> Structur
 class _Analysis:
     def __init__(self, graph: Graph, learnable: set[str], framework: Framework) -> None:
         self.parameters = [node for node, name in graph.parameters.items() if name in learnable]
-        self.kinds, self.framework = _kinds(graph, set(self.parameters)), framework
+        self.kinds, self.framework = kinds_of(graph, set(self.parameters)), framework
         self.like = next(iter(graph.values.values()), None)
         if self.kinds[graph.output] is Kind.WEIGHT:
             graph = _with_output_among_data(graph)
@@ -481,7 +481,8 @@ class _Use:
     weights: np.ndarray
 
 
-def _kinds(graph: Graph, learnable: set[Node]) -> dict[Node, Kind]:
+def kinds_of(graph: Graph, learnable: set[Node]) -> dict[Node, Kind]:
+    """What each value depends on, where these parameters learn."""
     kinds: dict[Node, Kind] = {}
     for node in graph.nodes:
         below = {kinds[o] for o in node.operands}

@@ -65,6 +65,16 @@ def is_pointwise(equation: Equation) -> bool:
     return name in POINTWISE | ADDS or (name == "broadcast_in_dim" and not equation.invars[0].aval.shape)
 
 
+def is_plain_convolution(equation: Equation) -> bool:
+    """Whether it takes [batch, in, ...] and [out, in, ...] to [batch, out, ...], without groups."""
+    params = equation.params
+    orders = params["dimension_numbers"]
+    straight = all(
+        tuple(spec) == tuple(range(len(spec))) for spec in (orders.lhs_spec, orders.rhs_spec, orders.out_spec)
+    )
+    return straight and params["feature_group_count"] == params["batch_group_count"] == 1
+
+
 def derives_itself(equation: Equation) -> bool:
     """Whether a custom derivative is no other than the body's, which may then stand in its place."""
     every = range(len(equation.outvars))

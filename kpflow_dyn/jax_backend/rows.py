@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import numpy as np
 
+from kpflow_dyn.arrays import Rows as Blocks
+from kpflow_dyn.arrays import joined
 from kpflow_dyn.framework import Framework, RowFunction
+from kpflow_dyn.memory import rows_at_once
 
 
 def each_row(function: RowFunction, *rows: jax.Array) -> list[jax.Array]:
@@ -18,4 +24,26 @@ def index(numbers: np.ndarray, like: jax.Array) -> np.ndarray:
     return numbers
 
 
-JAX = Framework(jax.jvp, jax.vjp, jax.jit, each_row, index)
+def linearised(function: Callable[[jax.Array], jax.Array], point: jax.Array) -> tuple[Blocks, Blocks]:
+    """The derivative of a function at a point, and its transpose, on blocks of probes."""
+    value, push = jax.linearize(jax.jit(function), point)
+
+    def pull(push: Callable, q: jax.Array) -> jax.Array:
+        return jax.linear_transpose(push, point)(q)[0]
+
+    forward = jax.jit(lambda push, block: jax.vmap(push)(block))
+    backward = jax.jit(lambda push, block: jax.vmap(lambda q: pull(push, q))(block))
+    return _in_blocks(partial(forward, push), value), _in_blocks(partial(backward, push), value)
+
+
+def _in_blocks(function: Blocks, like: jax.Array) -> Blocks:
+    """So many probes at a time as make a block of vectors like this one."""
+
+    def apply(block: jax.Array) -> jax.Array:
+        step = rows_at_once(like.size, like)
+        return joined((function(block[i : i + step]) for i in range(0, len(block), step)), len(block))
+
+    return apply
+
+
+JAX = Framework(jax.jvp, jax.vjp, jax.jit, each_row, index, jax.vmap, linearised)

@@ -19,7 +19,7 @@ from kpflow_dyn.jax_backend.custom import is_floating
 from kpflow_dyn.jax_backend.equations import Equation, Jaxpr, body, opened
 
 Atom = Node | np.generic  # what stands for a value: a node, or the number of a literal
-Step = Callable[[dict[str, jax.Array], jax.Array, jax.Array], jax.Array]
+Step = Callable[..., jax.Array]
 
 
 def trace(step: Step, parameters: dict[str, jax.Array], x: jax.Array, z: jax.Array) -> Graph:
@@ -28,28 +28,38 @@ def trace(step: Step, parameters: dict[str, jax.Array], x: jax.Array, z: jax.Arr
     Raises:
         ValueError: when JAX cannot trace the step, or it returns nothing like z, has side effects or complex numbers.
     """
-    jaxpr = _jaxpr(step, parameters, x, z)
+    return trace_rows(step, parameters, (Role.INPUT, x), (Role.STATE, z))
+
+
+def trace_rows(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, jax.Array]) -> Graph:
+    """The functional graph of `step(parameters, *rows)`, whose result is like the row in the role of the state, if any.
+
+    Raises:
+        ValueError: as `trace`.
+    """
+    jaxpr = _jaxpr(step, parameters, [row for _, row in rows], [row for role, row in rows if role is Role.STATE])
     tracer = _Tracer()
     names = {tracer.parameter(name, parameters[name]): name for name in sorted(parameters)}
-    rows = [tracer.row("x", Role.INPUT, x), tracer.row("z", Role.STATE, z)]
-    (output,) = tracer.inline(jaxpr, [*names, *rows])
-    return Graph(tracer.nodes, tracer.as_node(output), names, tracer.values)
+    given = [tracer.row(role.name.lower(), role, row) for role, row in rows]
+    (output,) = tracer.inline(jaxpr, [*names, *given])
+    return Graph(tracer.nodes, tracer.as_node(output), names, tracer.values, named=tracer.named)
 
 
-def _jaxpr(step: Step, parameters: dict[str, jax.Array], x: jax.Array, z: jax.Array) -> Jaxpr:
+def _jaxpr(step: Step, parameters: dict[str, jax.Array], rows: list[jax.Array], states: list[jax.Array]) -> Jaxpr:
     try:
-        jaxpr, out = jax.make_jaxpr(step, return_shape=True)(parameters, x, z)
+        jaxpr, out = jax.make_jaxpr(step, return_shape=True)(parameters, *rows)
     except (JAXTypeError, JAXIndexError) as error:
         raise ValueError(
             f"JAX could not trace the step: {str(error).strip().splitlines()[0].rstrip('.')}; it must be a "
             "function of (parameters, x, z) without Python branches or loops on their values, and without numpy; use "
             "jnp.where, jax.lax and jax.numpy instead"
         ) from error
-    if not isinstance(out, jax.ShapeDtypeStruct) or (out.shape, out.dtype) != (z.shape, z.dtype):
-        raise ValueError(
-            f"a step must return the next state, {z.dtype}{list(z.shape)} as z; this one returns {out}; concatenate "
-            "the parts of the state to one vector, and keep its dtype"
-        )
+    for z in states:
+        if not isinstance(out, jax.ShapeDtypeStruct) or (out.shape, out.dtype) != (z.shape, z.dtype):
+            raise ValueError(
+                f"a step must return the next state, {z.dtype}{list(z.shape)} as z; this one returns {out}; "
+                "concatenate the parts of the state to one vector, and keep its dtype"
+            )
     if acts := sorted(set(_side_effects(jaxpr.jaxpr))):
         raise ValueError(
             f"a step must be a pure function, but this one has side effects ({', '.join(acts)}); write it with "
@@ -78,6 +88,7 @@ class _Tracer:
         self.data: set[Node] = set()
         self.weights: set[Node] = set()
         self.constants: dict[int, tuple[Any, Node]] = {}
+        self.named: dict[str, list[Node]] = {}
 
     # Nodes
 
@@ -151,6 +162,8 @@ class _Tracer:
         name = equation.primitive.name
         if name in equations.PRINTS:
             return []
+        if name == "name":
+            self.named.setdefault(equation.params["name"], []).append(self.as_node(args[0]))
         if equations.is_copy(equation):
             return args
         if name in equations.CALLS or (name in equations.CUSTOM and self.opens(equation, args)):
@@ -190,6 +203,8 @@ class _Tracer:
             return Role.OTHER if chosen_by_data else Role.MOVE
         if name in equations.ADDS:
             return Role.ADD
+        if name == "conv_general_dilated" and equations.is_plain_convolution(equation):
+            return Role.CONVOLUTION
         return Role.POINTWISE if equations.is_pointwise(equation) else Role.OTHER
 
     def product(self, equation: Equation, args: list[Atom]) -> Node:

@@ -69,9 +69,9 @@ def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
 
 def _stacked(module: nn.RNNBase) -> tuple[Step, list[int]]:
     if module.bidirectional:
-        raise ValueError("a bidirectional module is no step map z_t = Phi(z_{t-1}, x_t); analyse each direction alone")
+        raise ValueError("a bidirectional module is no step map z_t = Phi(z_{t-1}, x_t); pose StaticProblem(module, x)")
     if module.proj_size:
-        raise ValueError("an LSTM with proj_size is not supported; write the projected step as a module of its own")
+        raise ValueError("an LSTM with proj_size is no step map of its cells; pose StaticProblem(module, x)")
     parts = module.num_layers * (2 if isinstance(module, nn.LSTM) else 1)
     return stacked, [module.hidden_size] * parts
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kpflow_dyn.choose import Choice, choose
+from kpflow_dyn.graph import Role
 from kpflow_dyn.structure import analyse
 from kpflow_dyn.torch_backend.rows import TORCH
 from kpflow_dyn.torch_backend.tangent import Tangent
@@ -30,7 +31,7 @@ class Model:
     def tangent(self, step: Callable[..., Tensor], rows: Tensor, before: Tensor) -> Tangent:
         """The recurrence z -> step(model, row, z) along rows [trial, time, ...] from the states before each step."""
         module = _Applied(step, self.call)
-        graph = trace(module, rows[:, 0], before[:, 0])
+        graph = trace(module, (Role.INPUT, rows[:1, 0]), (Role.STATE, before[:1, 0]))
         graph.parameters = {node: name.removeprefix("call.") for node, name in graph.parameters.items()}
         tangent = Tangent(analyse(graph, set(self.parameters), TORCH), rows, before)
         self._check(tangent, module, rows, before)

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 from torch.func import jacfwd, jvp, vjp, vmap
 
+from kpflow_dyn.arrays import Rows as Blocks
+from kpflow_dyn.arrays import joined
 from kpflow_dyn.framework import Framework, RowFunction
 from kpflow_dyn.graph import ancestors, evaluate, run
+from kpflow_dyn.memory import rows_at_once
 from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import Product
 
@@ -36,7 +39,28 @@ def index(numbers: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(numbers)).to(like.device)
 
 
-TORCH = Framework(jvp, vjp, lambda function: function, each_row, index)
+@torch.no_grad()
+def linearised(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Blocks, Blocks]:
+    """The derivative of a function at a point, and its transpose, on blocks of probes.
+
+    The values on the way are kept for the transpose, and computed anew by each forward application.
+    """
+    value, pull = vjp(function, point)[:2]
+    push = vmap(lambda tangent: jvp(function, (point,), (tangent,))[1])
+    return _in_blocks(push, value), _in_blocks(vmap(lambda q: pull(q)[0]), value)
+
+
+def _in_blocks(function: Blocks, like: Tensor) -> Blocks:
+    """So many probes at a time as make a block of vectors like this one."""
+
+    @torch.no_grad()
+    def apply(block: Tensor) -> Tensor:
+        return joined((function(part) for part in block.split(rows_at_once(like.numel(), like))), len(block))
+
+    return apply
+
+
+TORCH = Framework(jvp, vjp, lambda function: function, each_row, index, vmap, linearised)
 
 
 def glue(rows: Rows, products: Sequence[Product]) -> RowFunction:

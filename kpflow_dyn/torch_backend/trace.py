@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import operator
+import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram, default_decompositions
 from torch.export.graph_signature import InputKind
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import kpflow_dyn
 from kpflow_dyn.graph import Graph, Node, Role
 
 aten = torch.ops.aten
@@ -26,17 +32,21 @@ PRODUCTS = {aten.mm, aten.bmm}
 REDUCES = {aten.sum, aten.mean}
 
 
-def trace(step: nn.Module, x: Tensor, z: Tensor) -> Graph:
-    """The functional graph of `step` on the first row of x [trial, input] and z [trial, unit].
+def trace(step: nn.Module, *rows: tuple[Role, Tensor]) -> Graph:
+    """The functional graph of `step` on tensors in these roles, such as one row of x [1, input] and z [1, unit].
+
+    The step gives one tensor, or a tuple that begins with it.
 
     Raises:
         ValueError: when torch.export cannot express the step, or the step writes to a buffer.
     """
-    program = _export(step, x[:1], z[:1])
+    program = _export(step, tuple(row for _, row in rows))
     signature = program.graph_signature
     if signature.buffers_to_mutate:
         buffers = ", ".join(signature.buffers_to_mutate.values())
         raise ValueError(f"a step must not change its own state, but this one writes to {buffers}; make it part of z")
+    if signature.user_inputs_to_mutate:
+        raise ValueError("the model writes to its arguments in place; work on copies (x = x + ..., not x += ...)")
     if any(spec.kind is InputKind.TOKEN for spec in signature.input_specs):
         raise ValueError(
             "the step has an operation with a side effect, such as the check inside torch.linalg.inv; call the variant "
@@ -45,9 +55,9 @@ def trace(step: nn.Module, x: Tensor, z: Tensor) -> Graph:
     nodes: dict[FxNode, Node] = {}
     parameters: dict[Node, str] = {}
     values: dict[Node, Tensor] = {}
-    inputs = iter((Role.INPUT, Role.STATE))
+    inputs = (role for role, _ in rows)
     specs = {spec.arg.name: spec for spec in signature.input_specs}
-    names, output = _first_names(step), None
+    names, outputs = _first_names(step), []
     by_name: dict[str, Node] = {}
     fx: FxNode
     for fx in program.graph.nodes:
@@ -66,22 +76,41 @@ def trace(step: nn.Module, x: Tensor, z: Tensor) -> Graph:
         elif fx.op == "call_function" and "val" in fx.meta:  # without a value: an assertion of torch.export
             nodes[fx] = _call(fx, nodes)
         elif fx.op == "output":
-            output = nodes[fx.args[0][0]]
-    assert output is not None, "torch.export gave a graph without an output"
-    return Graph(list(dict.fromkeys(nodes.values())), output, parameters, values)
+            outputs = [nodes[value] for value in fx.args[0]]
+    assert outputs, "torch.export gave a graph without an output"
+    return Graph(list(dict.fromkeys(nodes.values())), outputs[0], parameters, values, further=outputs[1:])
 
 
-def _export(step: nn.Module, x: Tensor, z: Tensor) -> ExportedProgram:
+@contextmanager
+def _differentiable_attention() -> Iterator[None]:
+    """Attention by products and softmax: the fused kernels and the fast path of eval mode have no forward mode."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _export(step: nn.Module, rows: tuple[Tensor, ...]) -> ExportedProgram:
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), _differentiable_attention():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
-            return torch.export.export(step, (x, z), strict=False).run_decompositions(_decompositions())
+            return torch.export.export(step, rows, strict=False).run_decompositions(_decompositions())
     except Exception as error:
-        reason = str(error).strip().splitlines()
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
-            f"torch.export could not trace the step: {(reason or [type(error).__name__])[0]}. It must be "
-            "a function of x and z without branches or loops on their values; use torch.where instead"
+            f"torch.export could not trace the model: {reason}{_where(error)}. It must be a function of its arguments "
+            "without branches or loops on their values; use torch.where instead"
         ) from error
+
+
+def _where(error: BaseException) -> str:
+    """The last line of the model's own code on the way to an error."""
+    inside = tuple(str(Path(str(module.__file__)).parent) for module in (torch, kpflow_dyn))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(inside)]
+    return f" (in {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
 
 
 def _decompositions() -> dict[Any, Any]:
@@ -90,7 +119,14 @@ def _decompositions() -> dict[Any, Any]:
     table[aten.addmm.default] = table[aten.baddbmm.default] = _sum_and_product
     table[aten.native_layer_norm.default] = _layer_norm
     table[aten._native_batch_norm_legit_no_training.default] = _batch_norm_in_eval
+    table[aten.convolution.default] = _convolution_and_sum
     return table
+
+
+def _convolution_and_sum(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    if bias is None:
+        return NotImplemented
+    return aten.convolution(x, weight, None, *options) + bias.reshape([-1] + [1] * (weight.ndim - 2))
 
 
 def _sum_and_product(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
@@ -162,6 +198,8 @@ def _role(fx: FxNode) -> Role:
         return Role.ADD
     if packet in PRODUCTS:
         return Role.PRODUCT
+    if packet is aten.convolution and not fx.args[6] and fx.args[8] == 1:  # neither transposed nor in groups
+        return Role.CONVOLUTION
     if packet in REDUCES and fx.meta["val"].is_floating_point():
         return Role.REDUCE
     return Role.POINTWISE if torch.Tag.pointwise in fx.target.tags else Role.OTHER
