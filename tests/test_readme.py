@@ -34,5 +34,14 @@ def test_the_controller() -> None:
     np.testing.assert_allclose(modes * weights @ modes.T, np.eye(3), atol=1e-4)
 
 
+def test_the_network_without_recurrence() -> None:
+    names = run(BLOCKS[2])
+    flow = names["flow"]
+    assert flow.ntk.domain.axes == ("trial", "token", "unit")
+    assert 1 <= names["tokens"].value <= 10
+    q = torch.randn(1, *flow.ntk.domain.shape, dtype=torch.float64)
+    torch.testing.assert_close((flow.P @ flow.K @ flow.P.T).mv(q), flow.ntk.mv(q))
+
+
 def test_there_is_no_other_example() -> None:
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3

@@ -136,6 +136,7 @@ class HodgkinHuxleyField(nn.Module):
     Raises:
         ValueError: a size that is too small, or (when called) z or x_t of another width.
 
+    >>> _ = torch.manual_seed(0)
     >>> field = HodgkinHuxleyField(3, inputs=1)
     >>> field(torch.tensor(0.0), field.resting_state(trials=2), torch.zeros(2, 1)).abs().max() < 1e-4
     tensor(True)
