@@ -13,8 +13,10 @@ from kpflow_dyn.discretise import Nodes, RungeKuttaStep, field_step
 from kpflow_dyn.flow import DiscreteAdjoint, Flow, InterpolatingAdjoint, Propagator, on_spaces
 from kpflow_dyn.inputs import inputs_at
 from kpflow_dyn.measure import Measure
+from kpflow_dyn.metric import Metric
 from kpflow_dyn.operators import Apply, GramOperator, Operator
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn.roots import preconditioned
 from kpflow_dyn.runge_kutta import AcceptedSteps
 from kpflow_dyn.sites import CoreOperator, WeightSite
 from kpflow_dyn.solution import Solution, check_states
@@ -29,6 +31,7 @@ def linearize(
     sensealg: DiscreteAdjoint | InterpolatingAdjoint | None = None,
     params: Choice = None,
     measure: Measure | None = None,
+    metric: Metric | None = None,
 ) -> Flow:
     """The operators of a solution; see `Flow`.
 
@@ -41,10 +44,13 @@ def linearize(
         params: which parameters learn: names, or a function of the name, or of (name, parameter), that says whether;
             all (in torch: all that require a gradient) when None.
         measure: how times and trials are weighted; `Measure()` when None.
+        metric: the metric M of an optimiser theta' = -M^{-1} g: `LearningRates`, `KroneckerMetric` or
+            `Reparametrization`. Then ntk = J M^{-1} J*, K and core have M^{-1} as well, and J stays dS/dtheta. Plain
+            gradient descent when None.
 
     Raises:
-        TypeError, ValueError: for unknown names, when no parameter learns, when the step cannot be traced, or when the
-            solver's steps can be neither replayed nor (in JAX) differentiated.
+        TypeError, ValueError: for unknown names, when no parameter learns, when the step cannot be traced, when the
+            solver's steps can be neither replayed nor (in JAX) differentiated, or a metric of other parameters.
 
     Example:
         >>> import torch
@@ -60,8 +66,11 @@ def linearize(
         raise TypeError(f"sensealg is {sensealg!r}, expected DiscreteAdjoint() or, for an ODE, InterpolatingAdjoint()")
     if not isinstance(measure, Measure | None):
         raise TypeError(f"measure is {measure!r}, expected kp.Measure(time=..., trial=...)")
+    if not isinstance(metric, Metric | None):
+        raise TypeError(f"metric is {metric!r}, expected kp.LearningRates(...), KroneckerMetric or Reparametrization")
     with full_precision(sol.state):
-        return _flow(sol, sensealg, params, _Weighted(sol, measure or Measure()))
+        flow = _flow(sol, sensealg, params, _Weighted(sol, measure or Measure()))
+        return flow if metric is None else preconditioned(flow, metric.roots(flow.parameters))
 
 
 def _flow(
