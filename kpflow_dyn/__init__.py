@@ -27,15 +27,16 @@ _PUBLIC = {
     "measure": ["Measure"],
     "metric": ["KroneckerMetric", "LearningRates", "Reparametrization"],
     "flow": ["DiscreteAdjoint", "Flow", "InterpolatingAdjoint"],
+    "output": ["Output"],
     "linearise": ["linearize"],
     "one_pass": ["Summary", "summary"],
     "analysis": ["analyze"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
-_SUBMODULES = {"models", "solvers", "tasks"}
+_SUBMODULES = {"learning_rules", "models", "solvers", "tasks"}
 
 __version__ = "0.1.0"
-__all__ = sorted([*_HOME, "models", "solvers", "tasks"])
+__all__ = sorted([*_HOME, *_SUBMODULES])
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from kpflow_dyn.solution import Solution
 from kpflow_dyn.space import Space
 
 if TYPE_CHECKING:
+    from kpflow_dyn.output import Output
     from kpflow_dyn.roots import Root
     from kpflow_dyn.truncation import Truncation
 
@@ -218,6 +219,30 @@ class Flow:
         if self.truncation is not None:
             raise ValueError("this flow is truncated, with a bound for all of its parameters; take .only of the whole")
         return restricted(self, choose(self.parameters, names))
+
+    def output(self, C: Any, learn: bool | float = False) -> Output:
+        """The flow of a readout y = C s + c: its kernel C ntk C*, on axes (trial, time, out).
+
+        Args:
+            C: [out, unit], or a Linear layer of torch or equinox, whose bias moves nothing.
+            learn: whether the readout's own weights learn, which adds s s' (x) I, and (x) I once more for the bias of
+                a layer that has one; a number is their learning rate beside the flow's metric.
+
+        Raises:
+            ValueError: a C of another width or not finite, or a readout that is to learn from `nodal`, whose states are
+                not those of the solution.
+
+        Example:
+            >>> import torch
+            >>> import kpflow_dyn as kp
+            >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
+            >>> y = flow.output(torch.nn.Linear(8, 2), learn=True)
+            >>> y.ntk.domain.shape, list(kp.contributions(y))[-2:]
+            ((2, 5, 2), ['readout.weight', 'readout.bias'])
+        """
+        from kpflow_dyn.output import output
+
+        return output(self, C, learn)
 
     @property
     def parts(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from kpflow_dyn.arrays import Array, array_namespace, full_precision, is_jax_array, like_numpy, to_numpy
 from kpflow_dyn.choose import Choice
 from kpflow_dyn.discretise import Nodes, RungeKuttaStep, field_step
-from kpflow_dyn.flow import DiscreteAdjoint, Flow, InterpolatingAdjoint, Propagator, on_spaces
+from kpflow_dyn.flow import DiscreteAdjoint, Draw, Flow, InterpolatingAdjoint, Propagator, on_spaces
 from kpflow_dyn.inputs import inputs_at
 from kpflow_dyn.measure import Measure
 from kpflow_dyn.metric import Metric
@@ -112,6 +112,7 @@ class Tangent(Protocol):
     def enter(self, values: Array) -> Array: ...
     def enter_adjoint(self, q: Array) -> Array: ...
     def truncated(self, bases: list[Array | None]) -> Tangent: ...
+    def fed_back(self, draw: Draw) -> Tangent: ...
 
 
 class _Weighted:
@@ -158,7 +159,7 @@ def tangent_of_steps(sol: Solution, params: Choice) -> tuple[Tangent, dict[str, 
 def _flow_of_steps(tangent: Tangent, sol: Solution, parameters: dict[str, Array], measure: Array | None) -> Flow:
     """The flow whose times are the steps of one recurrence."""
     state = Space(("trial", "time", "unit"), tuple(tangent.next_state.shape), tangent.next_state, measure)
-    J = on_spaces(_parameter_space(tangent), state, tangent.push_forward, tangent.pull_back)
+    J = _jacobian(tangent, state)
     return Flow(
         P=Propagator(
             on_spaces(state, state, tangent.propagate, tangent.propagate_adjoint),
@@ -169,8 +170,13 @@ def _flow_of_steps(tangent: Tangent, sol: Solution, parameters: dict[str, Array]
         solution=sol,
         parameters=parameters,
         with_bases=lambda bases: _flow_of_steps(tangent.truncated(bases), sol, parameters, measure),
+        with_feedback=lambda draw: _jacobian(tangent.fed_back(draw), state).T,
         **_kicks(tangent, state),
     )
+
+
+def _jacobian(tangent: Tangent, state: Space) -> Operator:
+    return on_spaces(_parameter_space(tangent), state, tangent.push_forward, tangent.pull_back)
 
 
 def _kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
