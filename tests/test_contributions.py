@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import cases
 from synthetic import check_apart
-from test_metric import SOLUTIONS, assert_close, dense, is_jax, kronecker, sizes
+from test_metric import SOLUTIONS, assert_close, dense, flow_of, is_jax, kronecker, sizes
 
 import kpflow_dyn as kp
 from kpflow_dyn.roots import preconditioned
@@ -15,9 +15,9 @@ from kpflow_dyn.roots import preconditioned
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-@pytest.fixture(scope="module", params=cases([*SOLUTIONS], {"torch_gru", "torch_ode", "jax_ode"}))
+@pytest.fixture(scope="module", params=cases([*SOLUTIONS], {"torch_gru", "torch_ode"}))
 def flow(request: pytest.FixtureRequest, x64: None) -> kp.Flow:
-    return kp.linearize(SOLUTIONS[request.param]())
+    return flow_of(request.param)
 
 
 def columns(flow: kp.Flow, names: list[str]) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_by_rows_where_the_states_are_fewer() -> None:
 
 
 def test_estimates_cover_and_add_up() -> None:
-    flow = kp.linearize(SOLUTIONS["torch_gru"]())
+    flow = flow_of("torch_gru")
     exact, misses = kp.contributions(flow), 0
     for seed in range(20):
         found = kp.contributions(flow, samples=12, seed=seed)
@@ -83,8 +83,8 @@ def test_some_parameters_only(flow: kp.Flow) -> None:
 @pytest.mark.parametrize("name", cases(["torch_rnn", "torch_gru", "torch_ode"], {"torch_rnn", "torch_gru"}))
 def test_it_is_the_flow_that_was_linearized_for_them(name: str) -> None:
     """Sites, spectrum, steps and parameters as with params= of linearize."""
-    solution = SOLUTIONS[name]()
-    whole = kp.linearize(solution)
+    whole = flow_of(name)
+    solution = whole.solution
     names = [name for name in whole.parameters if "weight" in name][-2:]
     part, alone = whole.only(lambda name: name in names), kp.linearize(solution, params=names)
     assert sorted(site.name for site in part.sites) == sorted(site.name for site in alone.sites)
@@ -100,7 +100,7 @@ def test_it_is_the_flow_that_was_linearized_for_them(name: str) -> None:
 
 
 def test_only_after_a_metric() -> None:
-    plain = kp.linearize(SOLUTIONS["torch_gru"]())
+    plain = flow_of("torch_gru")
     metric, inverse = kronecker(plain)
     name = list(plain.parameters)[1]
     here, J = columns(plain, [name]), dense(plain.J)
@@ -113,7 +113,7 @@ def test_only_after_a_metric() -> None:
 
 
 def test_bad_requests() -> None:
-    flow = kp.linearize(SOLUTIONS["torch_rnn"]())
+    flow = flow_of("torch_rnn")
     with pytest.raises(ValueError, match=r"unknown parameters \['weight'\]; the model has weight_ih"):
         flow.only("weight")
     with pytest.raises(ValueError, match="no parameter learns"):

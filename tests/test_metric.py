@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,6 +40,12 @@ SOLUTIONS: dict[str, Callable[[], kp.Solution]] = {
     "jax_gru": lambda: kp.solve(jax_registry.MODELS["gru"].problem(True)),
     "jax_ode": jax_ode,
 }
+
+
+@functools.cache
+def flow_of(name: str) -> kp.Flow:
+    """The flow of a solution without a metric, the same for all tests."""
+    return kp.linearize(SOLUTIONS[name]())
 
 
 def spd(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -135,7 +142,7 @@ class Plain:
 
 @pytest.fixture(scope="module", params=cases(SOLUTIONS, {"torch_rnn", "torch_computed", "torch_ode", "jax_gru"}))
 def plain(request: pytest.FixtureRequest, x64: None) -> Plain:
-    flow = kp.linearize(SOLUTIONS[request.param]())
+    flow = flow_of(request.param)
     return Plain(flow, *(dense(op.T).T for op in (flow.J, flow.K.factor, flow.core.factor)))
 
 
@@ -165,8 +172,8 @@ def check_spectrum(core: kp.GramOperator, known: bool) -> None:
 
 
 def test_linearize_takes_it_and_so_do_the_steps_of_an_ode() -> None:
-    solution = SOLUTIONS["torch_ode"]()
-    plain = kp.linearize(solution)
+    plain = flow_of("torch_ode")
+    solution = plain.solution
     metric, inverse = kronecker(plain)
     flow, steps = kp.linearize(solution, metric=metric), dense(plain.nodal.J)
     assert_close(dense(flow.nodal.ntk), steps @ inverse @ steps.T)
@@ -183,6 +190,7 @@ def test_one_number_is_the_rate_of_all() -> None:
     assert_close(np.repeat(*scaled.core.spectrum()), 0.3 * np.repeat(*flow.core.spectrum()), 1e-12)
 
 
+@pytest.mark.slow
 def test_sensitivities_by_equations_take_a_metric() -> None:
     solution, alg = SOLUTIONS["torch_ode"](), kp.InterpolatingAdjoint(1e-7, 1e-9)
     plain = kp.linearize(solution, sensealg=alg)
