@@ -16,6 +16,7 @@ _PUBLIC = {
     "memory": ["memory_budget"],
     "operators": ["GramOperator", "MatrixOperator", "Operator", "check_adjoint"],
     "reductions": ["marginal", "partial_trace"],
+    "shares": ["Contributions", "contributions"],
     "estimate": ["Estimate", "alignment", "effective_rank", "frobenius_norm", "rayleigh", "trace"],
     "separability": ["schmidt_rank"],
     "density": ["SpectralDensity", "spectral_density"],
@@ -24,17 +25,19 @@ _PUBLIC = {
     "problems": ["DiscreteProblem", "FixedPointProblem", "ImplicitProblem", "ODEProblem", "StaticProblem"],
     "solution": ["Solution", "SolveError", "solve"],
     "measure": ["Measure"],
+    "metric": ["KroneckerMetric", "LearningRates", "Reparametrization"],
     "flow": ["DiscreteAdjoint", "Flow", "InterpolatingAdjoint"],
+    "output": ["Output"],
     "linearise": ["linearize"],
     "empirical": ["empirical_ntk"],
     "one_pass": ["Summary", "summary"],
     "analysis": ["analyze"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
-_SUBMODULES = {"models", "solvers", "tasks"}
+_SUBMODULES = {"learning_rules", "models", "solvers", "tasks"}
 
 __version__ = "0.1.0"
-__all__ = sorted([*_HOME, "models", "solvers", "tasks"])
+__all__ = sorted([*_HOME, *_SUBMODULES])
 
 
 def __getattr__(name: str) -> Any:

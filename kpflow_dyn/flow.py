@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, full_precision
+from kpflow_dyn.choose import Choice, choose
 from kpflow_dyn.operators import GramOperator, Operator
 from kpflow_dyn.sites import CoreOperator, WeightSite
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.space import Space
 
 if TYPE_CHECKING:
+    from kpflow_dyn.output import Output
+    from kpflow_dyn.roots import Root
     from kpflow_dyn.truncation import Truncation
 
 Apply = Callable[[Array], Array]
+Draw = Callable[[str, Array], Array]  # of a matrix by name: what stands in its place when sweeping backward
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,9 @@ class Flow:
     ntk = J J^T W is exact for the discretised model, while P = (P_node - I/2) W, K and core have the field's own sites
     at the nodes, so that P K P* tends to ntk as the mesh is refined. `nodal` has the exact identity.
 
+    With a metric M of the optimiser, theta' = -M^{-1} g, ntk = J M^{-1} J* = (J R)(J R)*, and K and core have M^{-1}
+    inside as well; J stays dS/dtheta, and `ntk.factor` is J R.
+
     Attributes:
         P: the propagator, state -> state; `P.inv` is its inverse where the problem is discrete.
         K: the parameter operator of one step (of an ODE: of the field), state -> state.
@@ -118,6 +125,8 @@ class Flow:
     steps: Flow | None = field(default=None, repr=False)
     truncation: Truncation | None = None
     with_bases: Callable[[list[Array | None]], Flow] | None = field(default=None, repr=False)
+    with_feedback: Callable[[Draw], Operator] | None = field(default=None, repr=False)
+    roots: tuple[Root, ...] = field(default=(), repr=False)
 
     @property
     def nodal(self) -> Flow:
@@ -157,7 +166,8 @@ class Flow:
 
         Raises:
             ValueError: an rtol outside of (0, 1), a flow whose ntk is not that of steps with sites of their own (an
-                ODE: truncate `flow.nodal`), or that is truncated already.
+                ODE: truncate `flow.nodal`; networks and fixed points cannot be), that has a metric or some of its parameters `only`, or that is truncated
+                already.
 
         Example:
             >>> import torch
@@ -171,16 +181,76 @@ class Flow:
         if not isinstance(rtol, int | float) or not 0 < rtol < 1:
             raise ValueError(f"rtol of truncate is {rtol!r}, expected a number between 0 and 1")
         if self.with_bases is None:
-            raise ValueError(
-                "this flow is truncated already; truncate the whole one"
-                if self.truncation is not None
-                else "the ntk of an ODE is not made of the field's sites; truncate flow.nodal, the flow of its steps"
-            )
+            raise ValueError(self._why_whole())
         from kpflow_dyn.truncation import truncation
 
         with full_precision(self.ntk.domain.like):
             cut = truncation(self, rtol, Random(seed))
             return dataclasses.replace(self.with_bases(cut.bases), truncation=cut, with_bases=None)
+
+    def _why_whole(self) -> str:
+        if self.truncation is not None:
+            return "this flow is truncated already; truncate the whole one"
+        if self.solution.traced is not None:
+            return "only the flow of a recurrence can be truncated"
+        if self.solution.weights is None or self.steps is None:
+            return "a flow with a metric, or of some parameters only, cannot be truncated; truncate the one without"
+        return "the ntk of an ODE is not made of the field's sites; truncate flow.nodal, the flow of its steps"
+
+    def only(self, names: Choice) -> Flow:
+        """The flow in which these parameters alone learn; J, K, core, ntk and `sites` have just their part.
+
+        Nothing is traced anew, and an application costs what one of the whole flow does.
+
+        Args:
+            names: names, or a function of the name, or of (name, parameter), that says whether; as `params` of
+                `linearize`.
+
+        Raises:
+            ValueError: an unknown name, no parameter at all, or a flow that is truncated.
+
+        Example:
+            >>> import torch
+            >>> import kpflow_dyn as kp
+            >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
+            >>> flow.only("bias_hh").J.domain.shape, flow.only(lambda name: "bias" in name).sites[0].name
+            ((24,), 'bias_ih[0:16] + bias_hh[0:16]')
+        """
+        from kpflow_dyn.roots import restricted
+
+        if self.truncation is not None:
+            raise ValueError("this flow is truncated, with a bound for all of its parameters; take .only of the whole")
+        return restricted(self, choose(self.parameters, names))
+
+    def output(self, C: Any, learn: bool | float = False) -> Output:
+        """The flow of a readout y = C s + c: its kernel C ntk C*, on axes (trial, time, out).
+
+        Args:
+            C: [out, unit], or a Linear layer of torch or equinox, whose bias moves nothing.
+            learn: whether the readout's own weights learn, which adds s s' (x) I, and (x) I once more for the bias of
+                a layer that has one; a number is their learning rate beside the flow's metric.
+
+        Raises:
+            ValueError: a C of another width or not finite, or a readout that is to learn from `nodal`, whose states are
+                not those of the solution.
+
+        Example:
+            >>> import torch
+            >>> import kpflow_dyn as kp
+            >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
+            >>> y = flow.output(torch.nn.Linear(8, 2), learn=True)
+            >>> y.ntk.domain.shape, list(kp.contributions(y))[-2:]
+            ((2, 5, 2), ['readout.weight', 'readout.bias'])
+        """
+        from kpflow_dyn.output import output
+
+        return output(self, C, learn)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """How many coordinates of `ntk.factor`'s domain each parameter has, in their order."""
+        sizes = [root.size for root in self.roots] or [int(np.prod(p.shape)) for p in self.parameters.values()]
+        return dict(zip(self.parameters, sizes, strict=True))
 
     def as_parameters(self, theta: Array) -> dict[str, Array]:
         """A vector of the parameter space [..., p] as one array [..., *shape] for each parameter."""

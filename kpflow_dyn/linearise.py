@@ -10,12 +10,14 @@ import numpy as np
 from kpflow_dyn.arrays import Array, array_namespace, full_precision, is_jax_array, like_numpy, to_numpy
 from kpflow_dyn.choose import Choice
 from kpflow_dyn.discretise import Nodes, RungeKuttaStep, field_step
-from kpflow_dyn.flow import DiscreteAdjoint, Flow, InterpolatingAdjoint, Propagator, on_spaces
+from kpflow_dyn.flow import DiscreteAdjoint, Draw, Flow, InterpolatingAdjoint, Propagator, on_spaces
 from kpflow_dyn.implicit import flow_of_constraint
 from kpflow_dyn.inputs import inputs_at
 from kpflow_dyn.measure import Measure
+from kpflow_dyn.metric import Metric
 from kpflow_dyn.operators import Apply, GramOperator, Operator
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn.roots import preconditioned
 from kpflow_dyn.runge_kutta import AcceptedSteps
 from kpflow_dyn.sites import CoreOperator, WeightSite
 from kpflow_dyn.solution import Solution, check_states
@@ -30,6 +32,7 @@ def linearize(
     sensealg: DiscreteAdjoint | InterpolatingAdjoint | None = None,
     params: Choice = None,
     measure: Measure | None = None,
+    metric: Metric | None = None,
 ) -> Flow:
     """The operators of a solution; see `Flow`.
 
@@ -42,10 +45,13 @@ def linearize(
         params: which parameters learn: names, or a function of the name, or of (name, parameter), that says whether;
             all (in torch: all that require a gradient) when None.
         measure: how times and trials are weighted; `Measure()` when None.
+        metric: the metric M of an optimiser theta' = -M^{-1} g: `LearningRates`, `KroneckerMetric` or
+            `Reparametrization`. Then ntk = J M^{-1} J*, K and core have M^{-1} as well, and J stays dS/dtheta. Plain
+            gradient descent when None.
 
     Raises:
-        TypeError, ValueError: for unknown names, when no parameter learns, when the step cannot be traced, or when the
-            solver's steps can be neither replayed nor (in JAX) differentiated.
+        TypeError, ValueError: for unknown names, when no parameter learns, when the step cannot be traced, when the
+            solver's steps can be neither replayed nor (in JAX) differentiated, or a metric of other parameters.
 
     Example:
         >>> import torch
@@ -61,8 +67,11 @@ def linearize(
         raise TypeError(f"sensealg is {sensealg!r}, expected DiscreteAdjoint() or, for an ODE, InterpolatingAdjoint()")
     if not isinstance(measure, Measure | None):
         raise TypeError(f"measure is {measure!r}, expected kp.Measure(time=..., trial=...)")
+    if not isinstance(metric, Metric | None):
+        raise TypeError(f"metric is {metric!r}, expected kp.LearningRates(...), KroneckerMetric or Reparametrization")
     with full_precision(sol.state):
-        return _flow(sol, sensealg, params, _Weighted(sol, measure or Measure()))
+        flow = _flow(sol, sensealg, params, _Weighted(sol, measure or Measure()))
+        return flow if metric is None else preconditioned(flow, metric.roots(flow.parameters))
 
 
 def _flow(
@@ -107,6 +116,7 @@ class Tangent(Protocol):
     def enter(self, values: Array) -> Array: ...
     def enter_adjoint(self, q: Array) -> Array: ...
     def truncated(self, bases: list[Array | None]) -> Tangent: ...
+    def fed_back(self, draw: Draw) -> Tangent: ...
 
 
 class _Weighted:
@@ -153,7 +163,7 @@ def tangent_of_steps(sol: Solution, params: Choice) -> tuple[Tangent, dict[str, 
 def _flow_of_steps(tangent: Tangent, sol: Solution, parameters: dict[str, Array], measure: Array | None) -> Flow:
     """The flow whose times are the steps of one recurrence."""
     state = Space(("trial", "time", "unit"), tuple(tangent.next_state.shape), tangent.next_state, measure)
-    J = on_spaces(_parameter_space(tangent), state, tangent.push_forward, tangent.pull_back)
+    J = _jacobian(tangent, state)
     return Flow(
         P=Propagator(
             on_spaces(state, state, tangent.propagate, tangent.propagate_adjoint),
@@ -164,8 +174,13 @@ def _flow_of_steps(tangent: Tangent, sol: Solution, parameters: dict[str, Array]
         solution=sol,
         parameters=parameters,
         with_bases=lambda bases: _flow_of_steps(tangent.truncated(bases), sol, parameters, measure),
+        with_feedback=lambda draw: _jacobian(tangent.fed_back(draw), state).T,
         **_kicks(tangent, state),
     )
+
+
+def _jacobian(tangent: Tangent, state: Space) -> Operator:
+    return on_spaces(_parameter_space(tangent), state, tangent.push_forward, tangent.pull_back)
 
 
 def _kicks(tangent: Tangent, state: Space) -> dict[str, Any]:

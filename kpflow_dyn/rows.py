@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,13 @@ class Rows:
         self.constant = {node: value for node, value in self.fixed.items() if kinds[node] is Kind.CONSTANT}
         self._input = next(node for node in graph.nodes if node.role is Role.INPUT)
         self._state = next(node for node in graph.nodes if node.role is Role.STATE)
+
+    def with_matrices(self, draw: Callable[[str, Array], Array]) -> Rows:
+        """The same step with draw(name, W) in the place of each parameter W of two axes or more."""
+        graph = self.structure.graph
+        drawn = {node: draw(name, graph.values[node]) for node, name in graph.parameters.items() if len(node.shape) > 1}
+        graph = replace(graph, values=graph.values | drawn)
+        return Rows(replace(self.structure, graph=graph), self.framework)
 
     @property
     def like(self) -> Array:

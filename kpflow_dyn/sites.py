@@ -96,14 +96,14 @@ class CoreOperator(GramOperator):
             return None
         values = [site.gram_eigenvalues() for site in self.sites]
         counts = [np.full(len(v), site.multiplicity) for v, site in zip(values, self.sites, strict=True)]
-        return np.concatenate(values), np.concatenate(counts)
+        return np.concatenate([np.zeros(0), *values]), np.concatenate([np.zeros(0, int), *counts])
 
 
 def follow_from_inputs(sites: list[WeightSite], parameters: int) -> list[bool]:
     """Whether each site's block of the core is that of its Gram matrix, apart from all others: no weight is computed,
     used at another site, or twice in its matrix."""
     used = [np.unique(site.entries) for site in sites]
-    numbers, counts = np.unique(np.concatenate(used), return_counts=True)
+    numbers, counts = np.unique(np.concatenate([np.zeros(0, int), *used]), return_counts=True)
     own = set(numbers[(counts == 1) & (numbers < parameters)].tolist())
     return [
         site.kind != "opaque"

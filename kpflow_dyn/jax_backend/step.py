@@ -57,8 +57,11 @@ class StepTangent:
             return [out, *_choose(leaves, self._moving)]
 
         next_state, *moving = each_row(row, x, z)
-        fixed = _choose(self._evaluate(x[0, 0], z[0, 0])[1:], [not moves for moves in self._moving])
-        return next_state, (moving, fixed)
+        return next_state, (moving, self.fixed_at(x[0, 0], z[0, 0]))
+
+    def fixed_at(self, x: jax.Array, z: jax.Array) -> list[jax.Array]:
+        """The residuals that do not depend on the row, from any one."""
+        return _choose(self._evaluate(x, z)[1:], [not moves for moves in self._moving])
 
     def __call__(self, residuals: Residuals, dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
         """The tangents at one time, from dz [trial, probe, unit] and kicks [trial, probe, kick] of `kick_sizes`."""

@@ -57,7 +57,8 @@ class Tangent:
         self.span = -(-self.times // -(-self.times * self.trials // SPAN_ROWS))
         rows_together = DEVICE_ROWS_TOGETHER if on_device(self.like) else ROWS_TOGETHER
         self.probes_together = max(1, rows_together // self.trials)
-        self.step = StepTangent(rows, structure.sites, x[0, 0], z_prev[0, 0])
+        self.rows, self.one = rows, (x[0, 0], z_prev[0, 0])
+        self.step = StepTangent(rows, structure.sites, *self.one)
         self.sites = [("a", SiteData(site, rows)) for site in structure.sites]
         self.weights, self._push, _pull = rows.weights()
         self.parameter_size = sum(value.size for value in rows.parameter_values())
@@ -110,6 +111,17 @@ class Tangent:
         cut.data = (moving, [site.data for _, site in cut.sites]), fixed
         cut._make_maps()
         return cut
+
+    def fed_back(self, draw: Callable[[str, jax.Array], jax.Array]) -> Tangent:
+        """The same gates, but what moves is multiplied by draw(name, W) in the place of each matrix W.
+
+        The weights are what the step's tangent knows of all rows alike.
+        """
+        step, turned = StepTangent(self.rows.with_matrices(draw), self.rows.structure.sites, *self.one), copy(self)
+        known, _ = self.data
+        turned.data = known, step.fixed_at(*self.one)
+        turned._make_maps()
+        return turned
 
     def _make_maps(self) -> None:
         """The compiled operators on blocks [probe, ...]."""

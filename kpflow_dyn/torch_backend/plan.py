@@ -63,12 +63,12 @@ def plan_updates(
         if source is None:
             source, widths[f"v{k}"] = Range(f"v{k}", 0, size), size
             updates += onto(k, source)
-        updates += _products(product, source, blocks, rows)
+        updates += products_of(product, source, blocks, rows)
     updates += onto(len(glue.products), Range("out", 0, rows.structure.state_size))
     return updates, widths
 
 
-def _products(product: StepProduct, source: Range, blocks: list[KickBlock], rows: Rows) -> Iterator[Update]:
+def products_of(product: StepProduct, source: Range, blocks: list[KickBlock], rows: Rows) -> Iterator[Update]:
     """The product onto the kicks that it feeds: one for each run of consecutive kicks of one block."""
     weight = matrix(rows, product)
     if len(product.kicks) > 1:

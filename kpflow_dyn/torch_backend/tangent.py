@@ -11,9 +11,10 @@ are laid out [time, trial, probe, width] inside; everything public is [probe, tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ from kpflow_dyn.memory import bytes_of, on_device, span_bytes
 from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import Structure
 from kpflow_dyn.torch_backend.checks import check_finite
-from kpflow_dyn.torch_backend.plan import kick_blocks, plan_updates
-from kpflow_dyn.torch_backend.program import AllTimes, Run, Steps, bind, reached
+from kpflow_dyn.torch_backend.plan import kick_blocks, plan_updates, products_of
+from kpflow_dyn.torch_backend.program import AllTimes, Product, Range, Run, ScatteredProduct, Steps, bind, reached
 from kpflow_dyn.torch_backend.rows import TORCH, each_row
 from kpflow_dyn.torch_backend.sites import site_data
 
@@ -59,6 +60,7 @@ class Tangent:
         for index, value in zip(structure.replaced.values(), hubs, strict=True):
             here = rows.index(index >= 0)
             kicks[..., rows.index(index)[here]] = value.reshape(*kicks.shape[:2], -1)[..., here]
+        self.rows, self.products = rows, glue.products
         self.blocks = kick_blocks(structure, glue)
         self.updates, self.widths = plan_updates(glue, rows, self.blocks, x, z, kicks)
         self.kick_updates = reached(self.updates, {block.name for block in self.blocks})
@@ -122,6 +124,21 @@ class Tangent:
         ]
         cut._idle = None
         return cut
+
+    def fed_back(self, draw: Callable[[str, Tensor], Tensor]) -> Tangent:
+        """The same gates, but what moves is multiplied by draw(name, W) in the place of each matrix W.
+
+        Matrices that are computed from such parameters are computed anew.
+        """
+        rows = self.rows.with_matrices(draw)
+        drawn = [u for p in self.products for u in products_of(p, Range("z", 0, 0), self.blocks, rows)]
+        turned, following = copy(self), iter(drawn)
+        turned.updates = [
+            replace(next(following), sink=u.sink, source=u.source) if isinstance(u, Product | ScatteredProduct) else u
+            for u in self.updates
+        ]
+        turned._idle = None
+        return turned
 
     @property
     def probes_together(self) -> int:
