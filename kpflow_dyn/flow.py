@@ -165,9 +165,9 @@ class Flow:
             seed: of the starts of block Lanczos.
 
         Raises:
-            ValueError: an rtol outside of (0, 1), a flow whose ntk is not that of steps with sites of their own (an
-                ODE: truncate `flow.nodal`; networks and fixed points cannot be), that has a metric or some of its parameters `only`, or that is truncated
-                already.
+            ValueError: an rtol outside of (0, 1); a flow whose ntk is not that of steps with sites of their own (of an
+                ODE truncate `flow.nodal`; networks and fixed points have none), that has a metric or some of its
+                parameters `only`, or that is truncated already.
 
         Example:
             >>> import torch

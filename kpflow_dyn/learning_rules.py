@@ -63,7 +63,7 @@ def truncated_bptt(flow: Flow, k: int) -> Operator:
     if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 0:
         raise ValueError(f"k is {k!r}, expected a number of steps, 0 or more")
     if not isinstance(flow.P, Propagator) or "time" not in flow.P.domain.axes:
-        raise ValueError("only the steps of a recurrence can be counted, and this flow has none; of an ODE take flow.nodal")
+        raise ValueError("only steps of a recurrence can be counted, and this flow has none; of an ODE take flow.nodal")
     if k >= flow.P.domain.shape[1] - 1:
         return flow.ntk
     return flow.ntk.factor @ flow.K.factor.T @ _truncated(flow.P, int(k)).T
