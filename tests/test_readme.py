@@ -37,7 +37,7 @@ def test_the_controller() -> None:
 def test_the_network_without_recurrence() -> None:
     names = run(BLOCKS[2])
     flow = names["flow"]
-    assert flow.ntk.domain.axes == ("trial", "token", "unit")
+    assert flow.ntk.domain.axes == ("trial", "site", "token", "unit")
     assert 1 <= names["tokens"].value <= 10
     q = torch.randn(1, *flow.ntk.domain.shape, dtype=torch.float64)
     torch.testing.assert_close((flow.P @ flow.K @ flow.P.T).mv(q), flow.ntk.mv(q))
