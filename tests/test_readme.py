@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+
+import kpflow_dyn as kp
 
 BLOCKS = re.findall(
     r"```python\n(.*?)```", Path(__file__).parents[1].joinpath("README.md").read_text("utf-8"), re.DOTALL
@@ -43,5 +46,17 @@ def test_the_network_without_recurrence() -> None:
     torch.testing.assert_close((flow.P @ flow.K @ flow.P.T).mv(q), flow.ntk.mv(q))
 
 
+def test_optimisers_and_rules() -> None:
+    names = run(BLOCKS[3])
+    flow, shares = names["flow"], names["shares"]
+    assert sum(part.value for part in shares.values()) == pytest.approx(shares.total.value)
+    assert set(names["biases"].parameters) == {"bias_ih", "bias_hh"}
+    assert names["likeness"].value < 1
+    assert names["outputs"].domain.shape == (4, 10, 2)
+    plain = kp.linearize(names["solution"])
+    q = torch.randn(1, *flow.ntk.domain.shape)
+    torch.testing.assert_close(flow.ntk.mv(q), 1e-3 * plain.ntk.mv(q))
+
+
 def test_there_is_no_other_example() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
