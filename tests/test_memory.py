@@ -84,13 +84,3 @@ def test_budgets_nest_and_end() -> None:
     assert memory.budget() is None
     with pytest.raises(ValueError, match="positive"), kp.memory_budget(0):
         pass
-
-
-def test_results_in_huge_pages_are_the_same_and_outlive_the_flow(monkeypatch: pytest.MonkeyPatch) -> None:
-    analysed, q = flow(), torch.randn(3, 5, 30, 20)
-    expected = [op.mv(q) for op in (analysed.ntk, analysed.P, analysed.P.T)]
-    monkeypatch.setattr("kpflow_dyn.torch_backend.blocks.RECYCLED", 0)
-    found = [op.mv(q) for op in (analysed.ntk, analysed.P, analysed.P.T)]
-    del analysed
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert all(image.add_(1).is_contiguous() for image in found)

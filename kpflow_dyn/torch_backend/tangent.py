@@ -25,7 +25,6 @@ from kpflow_dyn.glue import find_glue
 from kpflow_dyn.memory import bytes_of, on_device, span_bytes
 from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import Structure
-from kpflow_dyn.torch_backend.blocks import empty_block
 from kpflow_dyn.torch_backend.checks import check_finite
 from kpflow_dyn.torch_backend.plan import kick_blocks, plan_updates, products_of
 from kpflow_dyn.torch_backend.program import AllTimes, Product, Range, Run, ScatteredProduct, Steps, bind, reached
@@ -164,14 +163,14 @@ class Tangent:
 
     def propagate(self, q: Tensor) -> Tensor:
         """P q: s_t = A_t s_{t-1} + q_t."""
-        out = self._states(len(q))
+        out = torch.empty_like(q)
         for part, target in self._groups(q, out):
             self._forward(part, None, target, FROM_STATES)
         return out
 
     def propagate_adjoint(self, q: Tensor) -> Tensor:
         """P* q: the costates l_t = A_{t+1}^T l_{t+1} + q_t."""
-        out = self._states(len(q))
+        out = torch.empty_like(q)
         for part, target in self._groups(q, out):
             for span, _, costates in self._costates(part):
                 target[:, :, span] = _outer(costates)
@@ -179,7 +178,7 @@ class Tangent:
 
     def push_forward(self, theta: Tensor) -> Tensor:
         """J theta: how the states move with the parameters."""
-        out = self._states(len(theta))
+        out = self.like.new_empty(len(theta), self.trials, self.times, self.units)
         for part, target in self._groups(theta, out):
             self._forward(None, [(ALL, self.changes(part))], target)
         return out
@@ -194,7 +193,7 @@ class Tangent:
 
     def kick(self, theta: Tensor) -> Tensor:
         """B V theta: how the parameters move each step on its own."""
-        out = self._states(len(theta))
+        out = self.like.new_empty(len(theta), self.trials, self.times, self.units)
         for part, target in self._groups(theta, out):
             self._forward(None, [(ALL, self.changes(part))], target, KICK)
         return out
@@ -209,7 +208,7 @@ class Tangent:
 
     def push_forward_apart(self, theta: Tensor) -> Tensor:
         """J_b theta_b for parameter changes of each trial's own [probe, trial, p]."""
-        out = self._states(len(theta))
+        out = self.like.new_empty(len(theta), self.trials, self.times, self.units)
         for part, target in self._groups(theta, out):
             each = zip(self._each_trial(), part.unbind(1), strict=True)
             self._forward(None, [(trial, self.changes(own)) for trial, own in each], target)
@@ -228,16 +227,13 @@ class Tangent:
 
     def descend(self, q: Tensor) -> Tensor:
         """J J* q: the gradient's weight changes sent forward; past the parameters where each weight is one."""
-        out = self._states(len(q))
+        out = torch.empty_like(q)
         for part, target in self._groups(q, out):
             ((_, changes),) = self._gradient(part, [ALL])
             if not self.plain:
                 changes = self.changes(self.parameters(changes, len(part)))
             self._forward(None, [(ALL, changes)], target)
         return out
-
-    def _states(self, probes: int) -> Tensor:
-        return empty_block((probes, self.trials, self.times, self.units), self.like)
 
     def _groups(self, given: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(given.split(self.probes_together), out.split(self.probes_together), strict=True)
