@@ -72,7 +72,7 @@ def test_the_core_is_exact_from_its_spectrum():
 
     n = 2 * CHEAP
     line = kp.Space(("site",), (n,), np.zeros(1))
-    core = Known(kp.Operator(line, line, lambda q: q, None), [], True)
+    core = Known(kp.Operator(line, line, lambda q: q, None), [])
     assert kp.trace(core).value == 1300 and kp.frobenius_norm(core).value == pytest.approx(1900**0.5)
     assert kp.effective_rank(core).value == pytest.approx(1300**2 / 1900)
     assert kp.trace(core).applications == 0 and "V^T V" in kp.trace(core).method

@@ -22,8 +22,8 @@ from kpflow_dyn.torch_backend.networks import _calling, _first
 
 QUICK = {
     *(("torch", name, False) for name in ("mlp", "gpt", "mixture", "bidirectional")),
-    *(("torch", name, True) for name in ("gpt", "convolution", "encoder_eval")),
-    *(("jax", "block", True), ("jax", "tied_embedding", False)),
+    *(("torch", name, True) for name in ("gpt", "convolution")),
+    ("jax", "tied_embedding", True),
 }
 EVERY = [
     (library, name, watched)

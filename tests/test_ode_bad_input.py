@@ -294,7 +294,7 @@ def test_methods() -> None:
         kp.solve(in_torch(t=(0.0, 1.0)), "scipy_solver")
     discrete = kp.DiscreteProblem(nn.GRUCell(3, 4), torch.randn(2, 5, 3))
     for options in ({"alg": "dopri5"}, {"rtol": 1e-3}):
-        with pytest.raises(TypeError, match=r"a DiscreteProblem is solved by its own steps; alg must be None"):
+        with pytest.raises(TypeError, match=r"a DiscreteProblem is solved in one way; alg must be None"):
             kp.solve(discrete, **options)
     with pytest.raises(TypeError, match=r"DiscreteProblem\(cell, x\) or ODEProblem\(f, z0, t\), got Field"):
         kp.solve(Field())
