@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,18 @@ from kpflow_dyn.arrays import Array, array_namespace, like_numpy
 from kpflow_dyn.framework import Framework
 from kpflow_dyn.graph import Graph, Node, Role, ancestors, evaluate, run
 from kpflow_dyn.layout import Layout
-from kpflow_dyn.rows import split
+from kpflow_dyn.rows import fixed_values, split
+from kpflow_dyn.solvers.orthogonalise import eps_of
 from kpflow_dyn.structure import Kind, kinds_of
 from kpflow_dyn.uses import Numbers, Use, find_uses, outputs_of
 
-FREE, FIXED_POINT, NETWORK = "F(S) = 0", "S = f(S)", "S = values of nodes"
+
+class Form(Enum):
+    """What a traced graph says of the state S."""
+
+    FREE = "its output is F(S)"
+    FIXED_POINT = "its output is f(S), and F = S - f(S)"
+    NETWORK = "S are values of its nodes"
 
 
 @dataclass
@@ -33,25 +41,59 @@ class Traced:
     """A model that was traced for a solve.
 
     Attributes:
-        graph, kind, states, layout: as of `Constraint`; there is a layout for networks only.
+        graph: the model of one row.
+        form: how it states the constraint.
+        states: the nodes whose values are the state, or else its output.
+        layout: how values make the state of a network, else None.
         framework: that of the graph.
         known: all parameters by name.
         rows: what the model takes besides its state, with trials in front (but for a free form).
         start: where the search for a state begins; of a network, None.
+        model: z -> f(x, z) of a fixed point, by the model itself on all trials; None where it is called on each alone.
     """
 
     graph: Graph
-    kind: str
+    form: Form
     states: list[Node]
     layout: Layout | None
     framework: Framework
     known: Mapping[str, Any]
     rows: list[Array]
     start: Array | None = None
+    model: Callable[[Array], Array] | None = None
 
     def constraint(self, learnable: Iterable[str]) -> Constraint:
         """The functions of a row, where these parameters learn."""
-        return Constraint(self.graph, learnable, self.framework, self.kind, self.states, self.layout)
+        return Constraint(self, learnable)
+
+
+def every(traced: Traced) -> Constraint:
+    """The functions of a row, where all parameters learn."""
+    return traced.constraint(traced.graph.parameters.values())
+
+
+def on_rows(traced: Traced, function: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:
+    """A function of a row, on all rows of the model; a free form is one row.
+
+    Args:
+        traced: the model, whose own inputs are the function's last arguments.
+        function: of one row.
+        axes: for each of its other arguments 0, or None for one that all rows share.
+    """
+    if traced.form is Form.FREE:
+        return lambda *args: function(*args, *traced.rows)
+    over = traced.framework.vmap(function, (*axes, *(0 for _ in traced.rows)))
+    return lambda *args: over(*args, *traced.rows)
+
+
+def check_alike(found: Array, expected: Array) -> None:
+    """Raise where a traced model, row by row, does not give what the model gives on all of its trials."""
+    error = float(abs(found - expected).max()) / max(float(abs(expected).max()), 1e-30)
+    if not error <= 1e4 * eps_of(expected):
+        raise ValueError(
+            f"the traced model differs from the model on all trials by {error:.1e} of its size: its trials influence "
+            "each other, or it is random or changes itself"
+        )
 
 
 def network_of(
@@ -65,8 +107,7 @@ def network_of(
     """A network whose state are these named values; the outputs of all uses of weights when None."""
     if parts is None:
         kinds = kinds_of(graph, set(graph.parameters))
-        behind = ancestors([graph.output])
-        order = [n for n in graph.nodes if n in behind and kinds[n] in (Kind.DATA, Kind.MOVING)]
+        order = in_order(graph, kinds, ancestors([graph.output]))
         outputs = outputs_of(find_uses(order, kinds), order, kinds)
         parts = [(_named(graph, uses), node) for node, uses in outputs.items()]
     names, states = [name for name, _ in parts], [node for _, node in parts]
@@ -78,7 +119,12 @@ def network_of(
     states.sort(key=graph.nodes.index)
     names = [next(name for name, node in parts if node is state) for state in states]
     layout = Layout(tuple(names), tuple(of_one_trial(node.shape) for node in states))
-    return Traced(graph, NETWORK, states, layout, framework, known, [x])
+    return Traced(graph, Form.NETWORK, states, layout, framework, known, [x])
+
+
+def in_order(graph: Graph, kinds: dict[Node, Kind], among: set[Node]) -> list[Node]:
+    """Those of these nodes that depend on data."""
+    return [node for node in graph.nodes if node in among and kinds[node] in (Kind.DATA, Kind.MOVING)]
 
 
 def parameters_behind(graph: Graph, weight: Node) -> list[str]:
@@ -95,53 +141,44 @@ class Constraint:
     """The functions of one row.
 
     Args:
-        graph: the traced model.
+        traced: the model.
         learnable: the names of the parameters that learn; the others are constants.
-        framework: that of the graph.
-        kind: FREE, where the graph's output is F itself, of the graph's state; FIXED_POINT, where it is f(S); NETWORK,
-            where S are the values of `states`.
-        states: these nodes.
-        layout: how they make the state.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        learnable: Iterable[str],
-        framework: Framework,
-        kind: str,
-        states: Sequence[Node],
-        layout: Layout | None,
-    ) -> None:
-        names = set(learnable)
-        self.graph, self.framework, self.kind, self.states, self.layout = graph, framework, kind, list(states), layout
+    def __init__(self, traced: Traced, learnable: Iterable[str]) -> None:
+        names, graph, framework = set(learnable), traced.graph, traced.framework
+        self.form, self.states, self.layout = traced.form, traced.states, traced.layout
+        self.graph, self.framework = graph, framework
         self.parameters = [node for node, name in graph.parameters.items() if name in names]
-        self.kinds = kinds_of(graph, set(self.parameters))
-        behind = ancestors(self.states)
-        self.fixed = [n for n in graph.nodes if n in behind and self.kinds[n] is Kind.CONSTANT]
-        self.computed = [n for n in graph.nodes if n in behind and self.kinds[n] is Kind.WEIGHT]
-        self.order = [n for n in graph.nodes if n in behind and self.kinds[n] in (Kind.DATA, Kind.MOVING)]
-        self.uses = find_uses(self.order, self.kinds)
-        self.sizes, self.looked_at = [math.prod(use.node.shape) for use in self.uses], set(self.states)
+        kinds, behind = kinds_of(graph, set(self.parameters)), ancestors(self.states)
+        by_kind = {kind: [n for n in graph.nodes if n in behind and kinds[n] is kind] for kind in Kind}
+        self.computed = by_kind[Kind.WEIGHT]
+        self.order = in_order(graph, kinds, behind)
         if unmoved := [node.name for node in self.states if node not in self.order]:
             raise ValueError(f"the values {unmoved} depend on neither the input nor the state; ask for others")
+        self.inputs = [node for node in graph.nodes if node.role is Role.INPUT]
+        self.uses, self.looked_at = find_uses(self.order, kinds), set(self.states)
+        self.sizes = [math.prod(use.node.shape) for use in self.uses]
         self.values = [graph.values[node] for node in self.parameters]
-        compute = framework.compiled(lambda: _values(self.fixed, graph.values))
-        self.constants = dict(zip(self.fixed, compute(), strict=True))
+        self.constants = fixed_values(by_kind[Kind.CONSTANT], graph, framework)
 
     # The functions of a row
 
     def residual(self, theta: Array, state: Array, kicks: Array, *x: Array) -> Array:
         """F, in the form of the state; kicks [site] are added to the outputs of the uses."""
         added = self._added(kicks)
-        if self.kind is not NETWORK:
+        if self.form is not Form.NETWORK:
             env = self._start(theta, x) | self._at(state)
             found = self._run(env, added, {})[self.graph.output].reshape(state.shape)
-            return found if self.kind is FREE else state - found
+            return found if self.form is Form.FREE else state - found
         given = dict(zip(self.states, self._layout.split(state), strict=True))
         env = self._start(theta, x)
         found = self._run(env, added, given)
         return state - self._layout.join([found[node] for node in self.states])
+
+    def at(self, state: Array, *x: Array) -> Array:
+        """F at a state, as the parameters are."""
+        return self.residual(self.theta, state, self.no_kicks(), *x)
 
     def outputs(self, theta: Array, state: Array, *x: Array) -> Array:
         """What all uses give [site], from weights of these parameters and data at the linearisation."""
@@ -163,17 +200,16 @@ class Constraint:
     def _variables(self, use: Use, env: dict[Node, Array], state: Array) -> Array:
         if use.kind == "matrix":
             return self._rows_of(use, env)
-        if use.kind == "opaque" or use.node.role is Role.ADD:
+        if use.kind == "opaque":
             others = [o for o in dict.fromkeys(use.node.operands) if o is not use.weight and o.floating]
-            xp = array_namespace(state)
-            if use.kind == "opaque":
-                return xp.concat([env[o].reshape(-1) for o in others] or [state.reshape(-1)[:0]], axis=0)
-            return xp.ones_like(xp.concat([state.reshape(-1)[:1]] * math.prod(use.node.shape), axis=0))
+            data = [env[o].reshape(-1) for o in others] or [state.reshape(-1)[:0]]
+            return array_namespace(state).concat(data, axis=0)
+        if use.node.role is Role.ADD:
+            return like_numpy(np.ones(math.prod(use.node.shape)), state)
         weight = env[use.weight]
         ones = array_namespace(weight).ones_like(weight)
-        return self.framework.jvp(lambda w: evaluate(use.node, env | {use.weight: w}), (weight,), (ones,))[1].reshape(
-            -1
-        )
+        slope = self.framework.jvp(lambda w: evaluate(use.node, env | {use.weight: w}), (weight,), (ones,))[1]
+        return slope.reshape(-1)
 
     # Parts of these
 
@@ -186,6 +222,10 @@ class Constraint:
     def theta(self) -> Array:
         """The parameters that learn [p]."""
         return array_namespace(self.values[0]).concat([value.reshape(-1) for value in self.values], axis=0)
+
+    def no_kicks(self) -> Array:
+        """Zeros [site]."""
+        return like_numpy(np.zeros(sum(self.sizes)), self.values[0])
 
     def weights(self) -> dict[Node, tuple[Array, np.ndarray]]:
         """Each used weight's value, and the numbers of its elements."""
@@ -208,13 +248,13 @@ class Constraint:
         return run(self.computed, self.constants | given)
 
     def _start(self, theta: Array, x: Sequence[Array]) -> dict[Node, Array]:
-        nodes = [node for node in self.graph.nodes if node.role is Role.INPUT]
-        return self._weights(theta) | {node: value.reshape(node.shape) for node, value in zip(nodes, x, strict=False)}
+        given = {node: value.reshape(node.shape) for node, value in zip(self.inputs, x, strict=True)}
+        return self._weights(theta) | given
 
     def _data(self, state: Array, x: Sequence[Array]) -> dict[Node, Array]:
         """All values at the linearisation."""
         env = self._start(self.theta, x)
-        return run(self.order, env if self.kind is NETWORK else env | self._at(state))
+        return run(self.order, env if self.form is Form.NETWORK else env | self._at(state))
 
     def _run(self, env: dict[Node, Array], added: dict[Node, Array], given: dict[Node, Array]) -> dict[Node, Array]:
         """The values of all nodes, those of states as they arise; what comes later sees those that are given."""
@@ -231,19 +271,14 @@ class Constraint:
 
     def _added(self, kicks: Array) -> dict[Node, Array]:
         added: dict[Node, Array] = {}
-        for use, end in zip(self.uses, np.cumsum(self.sizes).tolist(), strict=True):
-            kick = kicks[end - math.prod(use.node.shape) : end]
+        for use, size, end in zip(self.uses, self.sizes, np.cumsum(self.sizes).tolist(), strict=True):
+            kick = kicks[end - size : end]
             added[use.node] = added[use.node] + kick if use.node in added else kick
         return added
 
     def _at(self, state: Array) -> dict[Node, Array]:
         node = next(node for node in self.graph.nodes if node.role is Role.STATE)
         return {node: state.reshape(node.shape)}
-
-
-def _values(nodes: list[Node], values: dict[Node, Array]) -> list[Array]:
-    env = run(nodes, dict(values))
-    return [env[node] for node in nodes]
 
 
 def as_site(use: Use, weight: Array) -> Array:

@@ -223,7 +223,7 @@ class Flow:
         return restricted(self, choose(self.parameters, names))
 
     def output(self, C: Any, learn: bool | float = False) -> Output:
-        """The flow of a readout y = C s + c: its kernel C ntk C*, on axes (trial, time, out).
+        """The flow of a readout y = C s + c: its kernel C ntk C*, on axes such as (trial, time, out).
 
         Args:
             C: [out, unit], or a Linear layer of torch or equinox, whose bias moves nothing.
@@ -231,8 +231,8 @@ class Flow:
                 a layer that has one; a number is their learning rate beside the flow's metric.
 
         Raises:
-            ValueError: a C of another width or not finite, or a readout that is to learn from `nodal`, whose states are
-                not those of the solution.
+            ValueError: a C of another width or not finite, states that are not [trial, ..., unit], or a readout that is
+                to learn from `nodal`, whose states are not those of the solution.
 
         Example:
             >>> import torch

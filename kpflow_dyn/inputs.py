@@ -54,26 +54,26 @@ def check_start(z0: Any, f: Any) -> Array:
     return z0
 
 
-def check_rows(x: Any, axes: str) -> Array:
-    """Data [trial, ...] of torch or JAX; numpy arrays become those of JAX.
+def check_rows(x: Any, what: str, axes: str) -> Array:
+    """Data of torch or JAX, floats or integers; numpy arrays become those of JAX.
 
     Raises:
         TypeError, ValueError: for other types, complex numbers, an empty axis, NaN or inf.
     """
     if not is_torch_array(x):
         if not (is_jax_array(x) or isinstance(x, np.ndarray)):
-            raise TypeError(f"got {type(x).__name__}, expected a torch tensor or jax array {axes}")
+            raise TypeError(f"{what} is {type(x).__name__}, expected a torch tensor or jax array {axes}")
         import jax.numpy as jnp
 
         from kpflow_dyn.jax_backend.checks import as_jax
 
-        x = as_jax(x, "x", axes) if np.issubdtype(np.asarray(x).dtype, np.floating) else jnp.asarray(x)
+        x = as_jax(x, what, axes) if jnp.issubdtype(x.dtype, np.floating) else jnp.asarray(x)
     if x.ndim < 1 or 0 in x.shape:
-        raise ValueError(f"got the shape {tuple(x.shape)}, expected {axes} with at least one of each")
+        raise ValueError(f"{what} has shape {tuple(x.shape)}, expected {axes} with at least one of each")
     if "complex" in str(x.dtype):
-        raise TypeError("got complex numbers; write them as pairs of real ones")
+        raise TypeError(f"{what} is {x.dtype}; write complex numbers as pairs of real ones")
     if not np.isfinite(to_numpy(x)).all():
-        raise ValueError(f"the data {axes} hold NaN or inf; clean them")
+        raise ValueError(f"{what} holds NaN or inf; clean the data")
     return x
 
 

@@ -31,17 +31,6 @@ class Layout:
             return "site", *_axes(self.shapes[0])
         return _axes(self.shapes[0]) if self._joined is not None else ("unit",)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The lengths of these axes."""
-        if self._stacked:
-            lead = (len(self.names),) if len(self.names) > 1 else ()
-            return *lead, *_flat(self.shapes[0])
-        sizes = [_flat(shape) for shape in self.shapes]
-        if (axis := self._joined) is None:
-            return (sum(map(math.prod, sizes)),)
-        return tuple(sum(s[axis] for s in sizes) if i == axis else n for i, n in enumerate(sizes[0]))
-
     def join(self, values: Sequence[Array]) -> Array:
         """The state of these values."""
         xp, flat = array_namespace(values[0]), [v.reshape(_flat(s)) for v, s in zip(values, self.shapes, strict=True)]

@@ -23,9 +23,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, full_precision, is_jax_array, like_numpy, to_numpy
+from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn.flat import CHEAP, on_rows, unit_rows
 from kpflow_dyn.flow import Flow, Propagator
+from kpflow_dyn.iterative import iterate
 from kpflow_dyn.operators import GramOperator, Operator
 from kpflow_dyn.shares import Learning
 from kpflow_dyn.solvers.dots import row_norms, to_double
@@ -151,7 +152,7 @@ def _by_conjugate_gradients(op: Operator, damping: float) -> Rows:
     def solve(rows: Array) -> Array:
         lengths = like_numpy(np.maximum(to_numpy(row_norms(rows)), 1e-300)[:, None], rows)
         unit = rows / lengths
-        found = (_jax_cg if is_jax_array(rows) else _scipy_cg)(system, unit, tolerance)
+        found = iterate("cg", system, unit, tolerance)
         left = float(row_norms(unit - system(found)).max())
         if not left <= 10 * tolerance * len(rows) ** 0.5:
             warnings.warn(
@@ -161,23 +162,6 @@ def _by_conjugate_gradients(op: Operator, damping: float) -> Rows:
         return found * lengths
 
     return solve
-
-
-def _scipy_cg(system: Rows, rows: Array, tolerance: float) -> Array:
-    from scipy.sparse.linalg import LinearOperator, cg
-
-    def matvec(flat: np.ndarray) -> np.ndarray:
-        return to_numpy(system(like_numpy(flat.reshape(rows.shape), rows))).reshape(-1)
-
-    flat = to_numpy(rows).reshape(-1)
-    op = LinearOperator((flat.size, flat.size), matvec=matvec, dtype=flat.dtype)  # type: ignore[call-arg]
-    return like_numpy(cg(op, flat, rtol=tolerance, atol=0.0)[0].reshape(rows.shape), rows)
-
-
-def _jax_cg(system: Rows, rows: Array, tolerance: float) -> Array:
-    from jax.scipy.sparse.linalg import cg
-
-    return cg(system, rows, tol=tolerance)[0]
 
 
 def feedback_alignment(flow: Flow, seed: int | Random = 0, matrices: Mapping[str, Array] | None = None) -> Operator:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """How gradient descent moves a readout y = C s + c of the states, on axes (trial, time, out).
+    """How gradient descent moves a readout y = C s + c of the states, on their axes with "out" in the place of "unit".
 
         ntk = C ntk_S C*,    where the readout learns plus  V V^T (x) I,  V = [s] or [s, 1] at each trial and time
 
@@ -43,7 +43,7 @@ def output(flow: Flow, C: Any, learn: bool | float) -> Output:
     weight, bias = _matrix(C, space), getattr(C, "bias", None) is not None
     if not isinstance(learn, int | float) or not 0 <= learn < math.inf:
         raise ValueError(f"learn is {learn!r}, expected True, False or a learning rate")
-    out = Space((*space.axes[:2], "out"), (*space.shape[:2], weight.shape[0]), space.like, space.measure)
+    out = Space((*space.axes[:-1], "out"), (*space.shape[:-1], weight.shape[0]), space.like, space.measure)
     readout = on_spaces(space, out, lambda s: s @ weight.T, lambda y: y @ weight)
     J, apart, parts = readout @ flow.ntk.factor, flow.ntk.apart, flow.parts
     apart = None if apart is None else readout @ apart
@@ -58,9 +58,11 @@ def output(flow: Flow, C: Any, learn: bool | float) -> Output:
 
 def _matrix(C: Any, space: Space) -> Array:
     """A copy of C [out, unit] like the states."""
+    if space.axes[0] != "trial" or space.axes[-1] != "unit":
+        raise ValueError(f"a readout takes states [trial, ..., unit], and these are {space}")
     weight = np.array(to_numpy(getattr(C, "weight", C)))
-    if weight.ndim != 2 or weight.shape[1] != space.shape[2]:
-        raise ValueError(f"C has shape {weight.shape}, expected [out, unit] with unit = {space.shape[2]}, or a Linear")
+    if weight.ndim != 2 or weight.shape[1] != space.shape[-1]:
+        raise ValueError(f"C has shape {weight.shape}, expected [out, unit] with unit = {space.shape[-1]}, or a Linear")
     if weight.dtype.kind not in "iuf" or not np.isfinite(weight).all():
         raise ValueError("C holds other things than finite numbers")
     return like_numpy(weight, space.like)
@@ -82,15 +84,16 @@ def _site(V: Array, out: Space, trials: tuple[int, ...]) -> Operator:
 
     Changes are [..., column, out], so that those of W and of the bias lie one after another.
     """
-    domain = Space(("trial", "parameter")[1 - len(trials) :], (*trials, V.shape[-1] * out.shape[2]), out.like)
-    xp = array_namespace(V)
+    xp, width = array_namespace(V), out.shape[-1]
+    V = V.reshape((V.shape[0], -1, V.shape[-1]))  # [trial, row, column]
+    domain = Space(("trial", "parameter")[1 - len(trials) :], (*trials, V.shape[-1] * width), out.like)
 
     def forward(theta: Array) -> Array:
-        change = theta.reshape((len(theta), *trials, V.shape[-1], out.shape[2]))
-        return xp.matmul(V, change if trials else change[:, None])
+        change = theta.reshape((len(theta), *trials, V.shape[-1], width))
+        return xp.matmul(V, change if trials else change[:, None]).reshape((len(theta), *out.shape))
 
     def transpose(y: Array) -> Array:
-        found = xp.matmul(xp.permute_dims(V, (0, 2, 1)), y)
+        found = xp.matmul(xp.permute_dims(V, (0, 2, 1)), y.reshape((len(y), *V.shape[:2], width)))
         return (found if trials else xp.sum(found, axis=1)).reshape((len(y), *domain.shape))
 
     return on_spaces(domain, out, forward, transpose)

@@ -133,6 +133,9 @@ class StaticProblem(_Problem):
             one shape lie on an axis "site", of one number of tokens side by side on the axis "unit"; others are
             flattened.
 
+    Raises:
+        TypeError, ValueError: for inputs that are no finite array; a network that does not fit is refused by `solve`.
+
     Example:
         >>> import torch
         >>> import kpflow_dyn as kp
@@ -147,7 +150,7 @@ class StaticProblem(_Problem):
     state: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "x", check_rows(self.x, "[trial, ...]"))
+        object.__setattr__(self, "x", check_rows(self.x, "x", "[trial, ...]"))
         if isinstance(self.state, str):
             object.__setattr__(self, "state", (self.state,))
 
@@ -163,6 +166,9 @@ class FixedPointProblem(_Problem):
         x: inputs [trial, ...].
         z0: where the search starts, [trial, unit] or [unit]; zeros of `f.hidden_size` when None.
 
+    Raises:
+        TypeError, ValueError: for inputs that are no finite array; what does not contract is refused by `solve`.
+
     Example:
         >>> import torch
         >>> import kpflow_dyn as kp
@@ -176,7 +182,7 @@ class FixedPointProblem(_Problem):
     z0: Any = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "x", check_rows(self.x, "[trial, ...]"))
+        object.__setattr__(self, "x", check_rows(self.x, "x", "[trial, ...]"))
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,9 @@ class ImplicitProblem(_Problem):
             [trial, time, unit].
         params: in torch an nn.Module or tensors by name; in JAX a pytree of arrays.
         x: what else F takes: an array, or None.
+
+    Raises:
+        TypeError, ValueError: for a state of another form, or one that is not finite.
 
     Example:
         >>> import torch
@@ -206,4 +215,10 @@ class ImplicitProblem(_Problem):
     x: Array | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "state", check_rows(self.state, "[trial, time, unit]"))
+        state = check_rows(self.state, "the state", "[trial, time, unit]")
+        if state.ndim > 3 or "float" not in str(state.dtype):
+            raise ValueError(f"the state is {state.dtype}{list(state.shape)}, expected floats [trial, time, unit]")
+        object.__setattr__(self, "state", state)
+
+
+Problem = DiscreteProblem | ODEProblem | StaticProblem | FixedPointProblem | ImplicitProblem

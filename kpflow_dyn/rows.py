@@ -14,7 +14,7 @@ import numpy as np
 
 from kpflow_dyn.arrays import Array, array_namespace
 from kpflow_dyn.framework import Framework, RowFunction
-from kpflow_dyn.graph import Node, Role, ancestors, evaluate, run
+from kpflow_dyn.graph import Graph, Node, Role, ancestors, evaluate, run
 from kpflow_dyn.structure import Kind, MatrixSite, OpaqueSite, Piece, ScaleSite, Site, Structure
 
 
@@ -25,7 +25,7 @@ class Rows:
         self.structure, self.framework = structure, framework
         graph, kinds = structure.graph, structure.kinds
         fixed = [node for node in graph.nodes if kinds[node] in (Kind.CONSTANT, Kind.WEIGHT)]
-        self.fixed = dict(zip(fixed, framework.compiled(lambda: list(_run(fixed, graph.values)))(), strict=True))
+        self.fixed = fixed_values(fixed, graph, framework)
         self.constant = {node: value for node, value in self.fixed.items() if kinds[node] is Kind.CONSTANT}
         self._input = next(node for node in graph.nodes if node.role is Role.INPUT)
         self._state = next(node for node in graph.nodes if node.role is Role.STATE)
@@ -160,9 +160,14 @@ class Rows:
         return push, pull
 
 
-def _run(nodes: list[Node], values: dict[Node, Array]) -> Iterable[Array]:
-    env = run(nodes, dict(values))
-    return (env[node] for node in nodes)
+def fixed_values(nodes: list[Node], graph: Graph, framework: Framework) -> dict[Node, Array]:
+    """The values of nodes that depend on parameters and constants alone."""
+
+    def compute() -> list[Array]:
+        env = run(nodes, dict(graph.values))
+        return [env[node] for node in nodes]
+
+    return dict(zip(nodes, framework.compiled(compute)(), strict=True))
 
 
 def _others(site: ScaleSite | OpaqueSite) -> list[Node]:

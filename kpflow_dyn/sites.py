@@ -100,14 +100,16 @@ class CoreOperator(GramOperator):
 
 
 def follow_from_inputs(sites: list[WeightSite], parameters: int) -> list[bool]:
-    """Whether each site's block of the core is that of its Gram matrix, apart from all others: no weight is computed,
-    used at another site, or twice in its matrix."""
+    """Whether each site's block of the core is that of its Gram matrix, apart from all others.
+
+    No weight of it is computed, used at another site, or twice in its matrix.
+    """
     used = [np.unique(site.entries) for site in sites]
     numbers, counts = np.unique(np.concatenate([np.zeros(0, int), *used]), return_counts=True)
-    own = set(numbers[(counts == 1) & (numbers < parameters)].tolist())
+    own = numbers[(counts == 1) & (numbers < parameters)]
     return [
         site.kind != "opaque"
-        and own.issuperset(here.tolist())
+        and bool(np.isin(here, own).all())
         and (site.kind == "scale" or len(here) == site.entries.size)
         for site, here in zip(sites, used, strict=True)
     ]

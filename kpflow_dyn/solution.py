@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn.arrays import Array, full_precision, is_torch_array, like_numpy, to_numpy
-from kpflow_dyn.problems import DiscreteProblem, FixedPointProblem, ImplicitProblem, ODEProblem, StaticProblem
+from kpflow_dyn.problems import DiscreteProblem, ImplicitProblem, ODEProblem, Problem
 from kpflow_dyn.runge_kutta import AcceptedSteps
-
-Problem = DiscreteProblem | ODEProblem | StaticProblem | FixedPointProblem | ImplicitProblem
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,8 @@ class Solution:
         alg: the algorithm, None for a discrete problem.
         stats: counts of what was done.
         success: whether the solve reached the end.
-        start: the state at t = 0 [trial, unit]; of a fixed point where the search began.
+        start: the state at t = 0 [trial, unit]; where the search for a fixed point or free form began; None of a
+            network.
         weights: quadrature weights [time] of an integral over the time axis; None for a discrete problem.
         steps: the steps that the solver accepted; None for a discrete problem, and for methods that are no Runge-Kutta
             steps, which cannot be replayed.

@@ -10,7 +10,7 @@ import numpy as np
 from kpflow_dyn.arrays import Array, to_numpy
 from kpflow_dyn.framework import Framework
 from kpflow_dyn.graph import Node, Role, evaluate
-from kpflow_dyn.structure import Kind
+from kpflow_dyn.structure import NOTHING, Kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +81,14 @@ class Numbers:
     """The number of every weight's element: parameters first, one after another, then the weights computed of them."""
 
     def __init__(self, parameters: list[Node], framework: Framework, like: Array) -> None:
-        self.framework, self.like, self.next = framework, like, 0
-        self.known: dict[Node, list[np.ndarray]] = {}  # one for each result
+        self.framework, self.like, self.next = framework, like, 1
+        self.known: dict[Node, list[np.ndarray]] = {}  # one for each result, from 1 on: moves fill up with 0
         for parameter in parameters:
             self._results(parameter)
 
     def of(self, weight: Node) -> np.ndarray:
         """The numbers of a weight, in its shape."""
-        return self._results(weight)[0]
+        return self._results(weight)[0] - 1
 
     def _results(self, node: Node) -> list[np.ndarray]:
         if node not in self.known:
@@ -105,4 +105,5 @@ class Numbers:
         (operand,) = node.operands
         numbers = [self.framework.index(part, self.like) for part in self._results(operand)]
         found = evaluate(node, {operand: numbers if len(operand.shapes) > 1 else numbers[0]})
-        return [to_numpy(part) for part in (found if isinstance(found, tuple | list) else [found])]
+        parts = [to_numpy(part).astype(np.int64) for part in (found if isinstance(found, tuple | list) else [found])]
+        return [np.where(part == NOTHING, self._fresh(part.shape), part) for part in parts]

@@ -199,6 +199,38 @@ def test_only_some_parameters_learn() -> None:
     assert {site.name for site in part.sites} == {"qkv.weight", "mlp.1.bias"}
 
 
+@pytest.mark.parametrize("name", ["mlp", "residual"])
+def test_metrics_choices_rules_and_readouts_of_networks(name: str) -> None:
+    solution = kp.solve(registry.TORCH[name].torch_problem(None))
+    flow = kp.linearize(solution)
+    J, ntk = flow.J.dense(), flow.ntk.dense()
+    close(kp.linearize(solution, metric=kp.LearningRates(0.5)).ntk.dense(), ntk / 2)
+    first, *_ = flow.parameters
+    only, size = flow.only(first), flow.parameters[first].numel()
+    close(only.ntk.dense(), J[:, :size] @ J[:, :size].T)
+    close((only.P @ only.B @ only.core @ only.B.T @ only.P.T).dense(), only.ntk.dense())
+    assert kp.contributions(flow)[first].value == pytest.approx(float((J[:, :size] ** 2).sum()))
+    identity = torch.eye(len(J), dtype=torch.float64)
+    close(kp.learning_rules.gauss_newton(flow, 0.5).dense(), ntk @ torch.linalg.inv(ntk + 0.5 * identity))
+    units = flow.ntk.domain.shape[-1]
+    readout = nn.Linear(units, 2).double()
+    C = torch.kron(torch.eye(len(J) // units, dtype=torch.float64), readout.weight.detach())
+    s = solution.state.reshape(-1, units)
+    own = torch.kron(s @ s.T + 1, torch.eye(2, dtype=torch.float64))
+    close(flow.output(readout, learn=True).ntk.dense(), C @ ntk @ C.T + own)
+    for refused in (kp.learning_rules.feedback_alignment, lambda f: kp.learning_rules.truncated_bptt(f, 1)):
+        with pytest.raises(ValueError, match=r"steps"):
+            refused(flow)
+    with pytest.raises(ValueError, match="recurrence"):
+        flow.truncate()
+
+
+def test_a_readout_needs_the_units_last() -> None:
+    flow = kp.linearize(kp.solve(registry.TORCH["convolution"].torch_problem(("3",))))
+    with pytest.raises(ValueError, match=r"\[trial, ..., unit\]"):
+        flow.output(torch.ones(2, 4, dtype=torch.float64))
+
+
 def test_weights_of_trials() -> None:
     solution = kp.solve(registry.TORCH["encoder"].torch_problem(None))
     flow = kp.linearize(solution, measure=kp.Measure(trial=[0.5, 2.0]))
@@ -411,6 +443,105 @@ def test_bad_networks() -> None:
         kp.StaticProblem(nn.Linear(3, 3), x * torch.nan)
 
 
+class Coupled(nn.Module):
+    hidden_size = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        return self.W(x - x.mean(0)) if z is None else torch.tanh(self.W(z - z.mean(0)) + x) / 3
+
+
+def test_bad_fixed_points() -> None:
+    cell, x = nn.RNNCell(3, 3), torch.randn(4, 3)
+
+    def solve(f: nn.Module, z0: Tensor | None = None) -> None:
+        kp.solve(kp.FixedPointProblem(f, x, z0))
+
+    with pytest.raises(ValueError, match="hidden_size"):
+        solve(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="NaN"):
+        solve(cell, x * torch.nan)
+    with pytest.raises(ValueError, match=r"z0 has shape \(2, 3\)"):
+        solve(cell, torch.zeros(2, 3))
+    with pytest.raises(TypeError, match="they must agree"):
+        solve(cell, torch.zeros(4, 3, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"called as f\(x, z\)"):
+        solve(nn.Linear(3, 3), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="influence each other"):
+        solve(Coupled())
+    with pytest.raises(ValueError, match="no floating-point parameters"):
+        solve(nn.Tanh(), torch.zeros(4, 3))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("library", [torch, jnp], ids=["torch", "jax"])
+def test_bad_free_forms(library: Any) -> None:
+    state, a = library.zeros((1, 2)), {"a": library.ones(2)}
+
+    def solve(F: Callable, state: Any = state, params: Any = a) -> None:
+        kp.solve(kp.ImplicitProblem(F, state, params))
+
+    with pytest.raises(ValueError, match=r"must have its form|must return the next state"):
+        solve(lambda s, p: (s * p["a"]).sum())
+    with pytest.raises(ValueError, match="start it nearer"):
+        solve(lambda s, p: s**2 + s + 1 + 0 * p["a"])
+    with pytest.raises(TypeError, match="nothing can learn"):
+        solve(lambda s, p: s, params={"n": library.arange(2)})
+    with pytest.raises(ValueError, match=r"expected floats \[trial, time, unit\]"):
+        solve(lambda s, p: s, state=library.zeros((1, 1, 1, 1)))
+    with pytest.raises(ValueError, match="expected floats"):
+        solve(lambda s, p: s, state=library.arange(3))
+
+
+def test_names_of_parameters_may_be_any() -> None:
+    params = {"a.b": torch.full((2,), 3.0), "call.tensors": torch.ones(2), "n": torch.arange(2)}
+    problem = kp.ImplicitProblem(lambda s, p: s - p["a.b"] * p["call.tensors"] - p["n"], torch.zeros(1, 2), params)
+    flow = kp.linearize(kp.solve(problem))
+    assert set(flow.parameters) == {"a.b", "call.tensors"}
+    assert flow.solution.state.tolist() == [[3.0, 4.0]]
+    close(flow.ntk.dense(), np.diag([10.0, 10.0]), 1e-6)
+    net = nn.Module()
+    net.tensors, net.forward = nn.Linear(3, 2), lambda x: net.tensors(x)
+    assert set(kp.linearize(kp.solve(kp.StaticProblem(net, torch.randn(2, 3)))).parameters) == {
+        "tensors.weight",
+        "tensors.bias",
+    }
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_a_map_that_forgets_its_state_has_no_radius(library: str) -> None:
+    if library == "torch":
+        problem = kp.FixedPointProblem(nn.RNNCell(3, 2).double(), torch.randn(2, 3, dtype=torch.float64))
+        with torch.no_grad():
+            problem.f.weight_hh.zero_()
+    else:
+        model = Deep(eqx.nn.Linear(2, 2, key=jax.random.key(0)), eqx.nn.Linear(3, 2, key=jax.random.key(1)))
+        model = eqx.tree_at(lambda m: m.W.weight, model, jnp.zeros((2, 2)))
+        problem = kp.FixedPointProblem(model, jnp.ones((2, 3)), jnp.zeros(2))
+    solution = kp.solve(problem)
+    assert solution.stats["spectral_radius"] == 0 and solution.stats["condition"] == 1
+
+
+def test_weights_filled_up_with_zeros_count_as_computed() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.w = nn.Parameter(torch.randn(1)), nn.Parameter(torch.randn(2, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            square = torch.slice_scatter(x.new_zeros(3, 3), self.w, 0, 0, 2)
+            return x @ square.T * self.first
+
+    flow = kp.linearize(kp.solve(kp.StaticProblem(Padded().double(), torch.randn(2, 3, dtype=torch.float64))))
+    assert flow.core.spectrum() is None
+    J = flow.J.dense()
+    close((flow.P @ flow.B @ flow.core @ flow.B.T @ flow.P.T).dense(), J @ J.T)
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -421,17 +552,8 @@ class Branching(nn.Module):
         return y if y.sum() > 0 else -y
 
 
-class Coupled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.W = nn.Linear(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.W(x - x.mean(0))
-
-
 class InPlace(Coupled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         x += 1
         return self.W(x)
 

@@ -28,12 +28,17 @@ def as_step(cell: Any, x: jax.Array, z0: Any) -> tuple[Step, jax.Array]:
     if isinstance(z0, tuple | list):
         parts = [as_jax(part, "z0", "[trial, unit]") for part in z0]
         ends = [sum(part.shape[-1] for part in parts[: i + 1]) for i in range(len(parts) - 1)]
-        return _on_tuples(ends), _initial_state(_side_by_side(parts, x), x, None)
+        return _on_tuples(ends), _of_trials(_side_by_side(parts, x), x, None)
+    return _plain, initial_state(cell, x, z0)
+
+
+def initial_state(cell: Any, x: jax.Array, z0: Any) -> jax.Array:
+    """z0 [trial, unit] of a cell with a flat state, like x; zeros when None."""
     size = getattr(cell, "hidden_size", None)
     if z0 is None and size is None:
         raise ValueError("the cell has no hidden_size attribute, so its state size is unknown; pass z0 [trial, unit]")
     start = jnp.zeros(size, x.dtype) if z0 is None else as_jax(z0, "z0", "[trial, unit]")
-    return _plain, _initial_state(start, x, size)
+    return _of_trials(start, x, size)
 
 
 def _plain(cell: Any, x: jax.Array, z: jax.Array) -> jax.Array:
@@ -55,7 +60,7 @@ def _side_by_side(parts: list[jax.Array], x: jax.Array) -> jax.Array:
     return jnp.concatenate(parts, -1)
 
 
-def _initial_state(start: jax.Array, x: jax.Array, size: int | None) -> jax.Array:
+def _of_trials(start: jax.Array, x: jax.Array, size: int | None) -> jax.Array:
     start = jnp.broadcast_to(start, (len(x), *start.shape)) if start.ndim == 1 else start
     units = start.shape[-1] if size is None else size
     if start.shape != (len(x), units):

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from kpflow_dyn.constraint import FIXED_POINT, FREE, Traced, network_of
+from kpflow_dyn.constraint import Form, Traced, network_of
 from kpflow_dyn.graph import Role
-from kpflow_dyn.jax_backend.checks import as_jax, check_parameters, named_parameters, with_parameters
+from kpflow_dyn.jax_backend.cells import initial_state
+from kpflow_dyn.jax_backend.checks import check_parameters, named_parameters, with_parameters
 from kpflow_dyn.jax_backend.rows import JAX
 from kpflow_dyn.jax_backend.trace import trace_rows
 from kpflow_dyn.problems import FixedPointProblem, ImplicitProblem, StaticProblem
@@ -23,14 +24,13 @@ Values = dict[str, jax.Array]
 def network(problem: StaticProblem) -> Traced:
     """A feed-forward network on one trial."""
     net, x, names = problem.net, problem.x, problem.state
-    known = named_parameters(net)
-    check_parameters(net, x if jnp.issubdtype(x.dtype, jnp.floating) else next(iter(known.values())))
+    known, _like = _check(net, x)
 
     def call(values: Values, x: jax.Array) -> jax.Array:
         return _first(_watched(with_parameters(net, values), [name for name in names or () if name])(x))
 
     graph = trace_rows(call, known, (Role.INPUT, x[0]))
-    graph.named[""] = [graph.output]
+    graph.named |= {"": [graph.output]}
     parts = None if names is None else [(name, node) for name in names for node in graph.named.get(name, [])]
     return network_of(graph, known, JAX, x, parts, lambda shape: shape)
 
@@ -38,9 +38,8 @@ def network(problem: StaticProblem) -> Traced:
 def fixed_point(problem: FixedPointProblem, swapped: bool) -> Traced:
     """A map f(x, z) -> z on one trial."""
     f, x = problem.f, problem.x
-    known = named_parameters(f)
-    check_parameters(f, x if jnp.issubdtype(x.dtype, jnp.floating) else next(iter(known.values())))
-    z0 = _start(problem, next(iter(known.values())))
+    known, like = _check(f, x)
+    z0 = initial_state(f, like, problem.z0)
 
     def call(values: Values, x: jax.Array, z: jax.Array) -> jax.Array:
         model: Any = with_parameters(f, values)
@@ -53,23 +52,23 @@ def fixed_point(problem: FixedPointProblem, swapped: bool) -> Traced:
             f"f failed on x {x.shape[1:]} and z {z0.shape[1:]}: {error}; it is called as f(x, z), or as f(z, x) where "
             "its parameters are called z and x"
         ) from error
-    return Traced(graph, FIXED_POINT, [graph.output], None, JAX, known, [x], z0)
+    return Traced(graph, Form.FIXED_POINT, [graph.output], None, JAX, known, [x], z0)
 
 
 def free_form(problem: ImplicitProblem) -> Traced:
     """F(S, params, x) on the whole state."""
     leaves, tree = jax.tree.flatten_with_path(problem.params)
-    known = {jax.tree_util.keystr(path).removeprefix("."): leaf for path, leaf in leaves if eqx.is_inexact_array(leaf)}
+    known = {_path(path): jnp.asarray(leaf) for path, leaf in leaves if eqx.is_inexact_array_like(leaf)}
     if not known:
         raise TypeError("params holds no floating-point arrays: nothing can learn")
     x = [] if problem.x is None else [jnp.asarray(problem.x)]
 
     def call(values: Values, state: jax.Array, *x: jax.Array) -> jax.Array:
-        named = [values.get(jax.tree_util.keystr(path).removeprefix("."), leaf) for path, leaf in leaves]
+        named = [values.get(_path(path), leaf) for path, leaf in leaves]
         return problem.F(state, jax.tree.unflatten(tree, named), *x)
 
     graph = trace_rows(call, known, (Role.STATE, problem.state), *((Role.INPUT, value) for value in x))
-    return Traced(graph, FREE, [graph.output], None, JAX, known, x, problem.state)
+    return Traced(graph, Form.FREE, [graph.output], None, JAX, known, x, problem.state)
 
 
 class _Watched(eqx.Module):
@@ -91,17 +90,14 @@ def _watched(net: Any, names: Sequence[str]) -> Any:
     """The network with these submodules watched."""
     found = set()
 
-    def path_of(path: tuple) -> str:
-        return jax.tree_util.keystr(path).removeprefix(".")
-
     def wrap(path: tuple, part: Any) -> Any:
-        if (name := path_of(path)) not in names:
+        if (name := _path(path)) not in names:
             return part
         found.add(name)
         return _Watched(part, name)
 
     net = jax.tree_util.tree_map_with_path(
-        wrap, net, is_leaf=lambda path, _part: path_of(path) in names, is_leaf_takes_path=True
+        wrap, net, is_leaf=lambda path, _part: _path(path) in names, is_leaf_takes_path=True
     )
     if unknown := [name for name in names if name not in found]:
         raise ValueError(
@@ -110,18 +106,17 @@ def _watched(net: Any, names: Sequence[str]) -> Any:
     return net
 
 
+def _path(path: tuple) -> str:
+    return jax.tree_util.keystr(path).removeprefix(".")
+
+
 def _first(out: Any) -> jax.Array:
     return jax.tree.leaves(out)[0]
 
 
-def _start(problem: FixedPointProblem, like: jax.Array) -> jax.Array:
-    trials, units, z0 = len(problem.x), getattr(problem.f, "hidden_size", None), problem.z0
-    if z0 is None:
-        if units is None:
-            raise ValueError("f has no hidden_size attribute, so its state size is unknown; pass z0 [trial, unit]")
-        return jnp.zeros((trials, units), like.dtype)
-    z0 = as_jax(z0, "z0", "[trial, unit]")
-    z0 = jnp.broadcast_to(z0, (trials, *z0.shape)) if z0.ndim == 1 else z0
-    if len(z0) != trials:
-        raise ValueError(f"z0 has {len(z0)} trials, x has {trials}")
-    return z0
+def _check(model: Any, x: jax.Array) -> tuple[Values, jax.Array]:
+    """The model's parameters; and x, or where it holds integers one like it in their dtype."""
+    known = named_parameters(model)
+    like = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(next(iter(known.values())).dtype)
+    check_parameters(model, like)
+    return known, like

@@ -64,7 +64,7 @@ def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
         step = on_tuples(sizes)
     else:
         step, sizes = plain, [getattr(module, "hidden_size", None)]
-    return step, _initial_state(sizes, x, z0)
+    return step, initial_state(sizes, x, z0)
 
 
 def _stacked(module: nn.RNNBase) -> tuple[Step, list[int]]:
@@ -82,7 +82,8 @@ def _check_width(module: nn.Module, x: Tensor) -> None:
         raise ValueError(f"x has {x.shape[-1]} input channels, but the cell takes {width}; x is [trial, time, input]")
 
 
-def _initial_state(sizes: list[int | None], x: Tensor, z0: Any) -> Tensor:
+def initial_state(sizes: list[int | None], x: Tensor, z0: Any) -> Tensor:
+    """z0 [trial, unit] with the parts of a state of these sizes side by side, like x; zeros when None."""
     trials = x.shape[0]
     if z0 is None:
         if None in sizes:

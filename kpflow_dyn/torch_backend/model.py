@@ -13,7 +13,7 @@ from kpflow_dyn.graph import Role
 from kpflow_dyn.structure import analyse
 from kpflow_dyn.torch_backend.rows import TORCH
 from kpflow_dyn.torch_backend.tangent import Tangent
-from kpflow_dyn.torch_backend.trace import trace
+from kpflow_dyn.torch_backend.trace import Applied, trace
 
 
 class Model:
@@ -30,9 +30,8 @@ class Model:
 
     def tangent(self, step: Callable[..., Tensor], rows: Tensor, before: Tensor) -> Tangent:
         """The recurrence z -> step(model, row, z) along rows [trial, time, ...] from the states before each step."""
-        module = _Applied(step, self.call)
+        module = Applied(step, self.call)
         graph = trace(module, (Role.INPUT, rows[:1, 0]), (Role.STATE, before[:1, 0]))
-        graph.parameters = {node: name.removeprefix("call.") for node, name in graph.parameters.items()}
         tangent = Tangent(analyse(graph, set(self.parameters), TORCH), rows, before)
         self._check(tangent, module, rows, before)
         return tangent
@@ -60,15 +59,3 @@ class Model:
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-
-
-class _Applied(nn.Module):
-    """step(call, row, z) as a module; the parameters keep their names behind "call."."""
-
-    def __init__(self, step: Callable[..., Tensor], call: nn.Module) -> None:
-        super().__init__()
-        self.step, self.call = step, call
-        self.training = call.training
-
-    def forward(self, row: Tensor, z: Tensor) -> Tensor:
-        return self.step(self.call, row, z)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kpflow_dyn.constraint import FIXED_POINT, FREE, NETWORK, Constraint, Traced, network_of
-from kpflow_dyn.graph import Graph, Node, Role
+from kpflow_dyn.constraint import Form, Traced, check_alike, every, network_of, on_rows
+from kpflow_dyn.graph import Node, Role
 from kpflow_dyn.layout import Layout
 from kpflow_dyn.problems import FixedPointProblem, ImplicitProblem, StaticProblem
+from kpflow_dyn.torch_backend.cells import initial_state
 from kpflow_dyn.torch_backend.checks import check_module
 from kpflow_dyn.torch_backend.rows import TORCH
-from kpflow_dyn.torch_backend.trace import trace
+from kpflow_dyn.torch_backend.trace import Applied, trace
 
 
 def network(problem: StaticProblem) -> Traced:
@@ -25,9 +27,8 @@ def network(problem: StaticProblem) -> Traced:
     _check(net, x)
     names = None if problem.state is None else _known(net, problem.state)
     calls: list[str] = []
-    graph = _named(trace(_Watched(net, names or (), calls.append), (Role.INPUT, x[:1])))
-    graph.named = _by_name(calls, graph.further)
-    graph.named[""] = [graph.output]
+    graph = trace(Applied(_watching(names or (), calls.append), net), (Role.INPUT, x[:1]))
+    graph.named = {"": [graph.output], **_by_name(calls, graph.further)}
     parts = None if names is None else [(name, node) for name in names for node in graph.named.get(name, [])]
     traced = network_of(graph, dict(net.named_parameters()), TORCH, x, parts, _of_one_trial)
     _check_network(traced, net, x)
@@ -37,96 +38,79 @@ def network(problem: StaticProblem) -> Traced:
 def fixed_point(problem: FixedPointProblem, swapped: bool) -> Traced:
     """A map f(x, z) -> z."""
     f, x = problem.f, problem.x
-    _check(f, x)
-    z0 = _start(problem)
-    module = _Called(f, (lambda f, x, z: f(z, x)) if swapped else (lambda f, x, z: f(x, z)))
+    z0 = initial_state([getattr(f, "hidden_size", None)], _check(f, x), problem.z0)
+    step = Applied((lambda f, x, z: f(z, x)) if swapped else (lambda f, x, z: f(x, z)), f)
     try:
-        out = module(x, z0)
+        expected = _run(step, x, z0)
     except (RuntimeError, TypeError, IndexError) as error:
         raise ValueError(
             f"f failed on x {tuple(x.shape)} and z {tuple(z0.shape)}: {error}; it is called as f(x, z), or as f(z, x) "
             "where its parameters are called z and x"
         ) from error
-    if tuple(out.shape) != tuple(z0.shape):
-        raise ValueError(f"f gave {tuple(out.shape)} for z {tuple(z0.shape)}; it must give the next z")
-    graph = _named(trace(module, (Role.INPUT, x[:1]), (Role.STATE, z0[:1])))
+    if tuple(expected.shape) != tuple(z0.shape):
+        raise ValueError(f"f gave {tuple(expected.shape)} for z {tuple(z0.shape)}; it must give the next z")
+    graph = trace(step, (Role.INPUT, x[:1]), (Role.STATE, z0[:1]))
     known = dict(f.named_parameters())
-    return Traced(graph, FIXED_POINT, [graph.output], None, TORCH, known, [x], z0)
+    return Traced(graph, Form.FIXED_POINT, [graph.output], None, TORCH, known, [x], z0, partial(_run, step, x))
 
 
 def free_form(problem: ImplicitProblem) -> Traced:
     """F(S, params, x) on the whole state."""
-    params = problem.params if isinstance(problem.params, nn.Module) else _Tensors(problem.params)
-    like = problem.state
-    if not like.is_floating_point():
-        raise TypeError(f"the state is {like.dtype}, expected float32 or float64")
-    given = problem.params if isinstance(problem.params, nn.Module) else None
-    x = [] if problem.x is None else [problem.x]
-    module = _Called(params, lambda p, s, *x: problem.F(s, given if given is not None else p.by_name(), *x))
-    rows = [(Role.STATE, like), *((Role.INPUT, value) for value in x)]
-    graph = _named(trace(module, *rows))
-    if graph.output.shape != tuple(like.shape):
-        raise ValueError(f"F gave {graph.output.shape} for the state {tuple(like.shape)}; it must have its form")
-    known = dict(params.named_parameters())
-    known = {name.removeprefix("tensors."): value for name, value in known.items()}
-    return Traced(graph, FREE, [graph.output], None, TORCH, known, x, like)
+    state, x = problem.state, [] if problem.x is None else [problem.x]
+    call, names, as_given = _parameters(problem.params)
+    step = Applied(lambda call, s, *x: problem.F(s, as_given(call), *x), call)
+    check_module(call, state)
+    graph = trace(step, (Role.STATE, state), *((Role.INPUT, value) for value in x))
+    graph.parameters = {node: names[name] for node, name in graph.parameters.items()}
+    if graph.output.shape != tuple(state.shape):
+        raise ValueError(f"F gave {graph.output.shape} for the state {tuple(state.shape)}; it must have its form")
+    known = {names[name]: value for name, value in call.named_parameters()}
+    return Traced(graph, Form.FREE, [graph.output], None, TORCH, known, x, state)
 
 
-class _Called(nn.Module):
-    """A function of a module and tensors, as a module."""
-
-    def __init__(self, call: nn.Module, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.call, self.function = call, function
-        self.training = call.training
-
-    def forward(self, *rows: Tensor) -> Any:
-        return self.function(self.call, *rows)
+@torch.no_grad()
+def _run(step: nn.Module, *rows: Tensor) -> Tensor:
+    return step(*rows)
 
 
-class _Watched(_Called):
-    """A network that also gives the outputs of some of its submodules, one for each call."""
+def _parameters(params: Any) -> tuple[nn.Module, dict[str, str], Callable[[Any], Any]]:
+    """A module of the parameters, what they are called by their names in it, and the form that F takes them in."""
+    if isinstance(params, nn.Module):
+        return params, {name: name for name, _ in params.named_parameters()}, lambda module: module
+    if not isinstance(params, Mapping) or not all(isinstance(value, Tensor) for value in params.values()):
+        raise TypeError(f"params is {type(params).__name__}, expected an nn.Module or tensors by name")
+    floating = {name: value for name, value in params.items() if value.is_floating_point()}
+    if not floating:
+        raise TypeError("params holds no floating-point tensors: nothing can learn")
+    listed = nn.ParameterList(nn.Parameter(value.detach()) for value in floating.values())  # names may be any
 
-    def __init__(self, call: nn.Module, names: Sequence[str], note: Callable[[str], None]) -> None:
-        super().__init__(call, _calling(call))
-        self.names, self.note = list(names), note
+    def by_name(values: nn.ParameterList) -> dict[str, Tensor]:
+        return {**params, **dict(zip(floating, values, strict=True))}
 
-    def forward(self, *rows: Tensor) -> Any:
-        outputs = []
-        with self._hooks(outputs):
-            out = _first(self.function(self.call, *rows))
-        return (out, *outputs)
+    return listed, {str(i): name for i, name in enumerate(floating)}, by_name
 
-    @contextmanager
-    def _hooks(self, outputs: list[Tensor]) -> Iterator[None]:
-        def note(name: str) -> Callable:
-            def hook(_module: nn.Module, _args: Any, out: Any) -> None:
-                self.note(name)
+
+def _watching(names: Sequence[str], note: Callable[[str], None]) -> Callable[..., Any]:
+    """(net, x) -> its output, followed by those of the named submodules, one for each call; `note` hears whose."""
+
+    def run(net: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        outputs: list[Tensor] = []
+
+        def hook(name: str) -> Callable[..., None]:
+            def of(_module: nn.Module, _args: Any, out: Any) -> None:
+                note(name)
                 outputs.append(_first(out))
 
-            return hook
+            return of
 
-        watched = [name for name in self.names if name]
-        handles = [self.call.get_submodule(name).register_forward_hook(note(name)) for name in watched]
+        handles = [net.get_submodule(name).register_forward_hook(hook(name)) for name in names if name]
         try:
-            yield
+            return _first(_calling(net)(net, x)), *outputs
         finally:
             for handle in handles:
                 handle.remove()
 
-
-class _Tensors(nn.Module):
-    """Tensors by name, as parameters."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
-            raise TypeError(f"params is {type(tensors).__name__}, expected an nn.Module or tensors by name")
-        self.names = list(tensors)
-        self.tensors = nn.ParameterDict({name: nn.Parameter(t.detach()) for name, t in tensors.items()})
-
-    def by_name(self) -> dict[str, Tensor]:
-        return {name: self.tensors[name] for name in self.names}
+    return run
 
 
 def _calling(net: nn.Module) -> Callable[..., Any]:
@@ -148,13 +132,6 @@ def _first(out: Any) -> Tensor:
     return out
 
 
-def _named(graph: Graph) -> Graph:
-    graph.parameters = {
-        node: name.removeprefix("call.").removeprefix("tensors.") for node, name in graph.parameters.items()
-    }
-    return graph
-
-
 def _by_name(calls: list[str], outputs: list[Node]) -> dict[str, list[Node]]:
     """The outputs of the calls of each submodule, in the last run of the network."""
     named: dict[str, list[Node]] = {}
@@ -170,14 +147,14 @@ def _known(net: nn.Module, names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def _check(net: Any, x: Tensor) -> None:
-    """As for a cell; integer inputs have no dtype to agree with."""
-    like = x
-    if not x.is_floating_point() and isinstance(net, nn.Module):
-        like = x.to(next((p.dtype for p in net.parameters()), torch.float32))
+def _check(net: Any, x: Tensor) -> Tensor:
+    """As for a cell; x, or where it holds integers one like it in the dtype of the parameters."""
+    floating = [p for p in net.parameters() if p.is_floating_point()] if isinstance(net, nn.Module) else []
+    if isinstance(net, nn.Module) and not floating and not any(p.is_complex() for p in net.parameters()):
+        raise ValueError("the model has no floating-point parameters: nothing can learn")
+    like = x if x.is_floating_point() or not floating else x.to(floating[0].dtype)
     check_module(net, like)
-    if not any(p.is_floating_point() for p in net.parameters()):
-        raise ValueError("the network has no floating-point parameters: nothing can learn")
+    return like
 
 
 def _of_one_trial(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -185,54 +162,28 @@ def _of_one_trial(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:] if shape and shape[0] == 1 else shape
 
 
-def _start(problem: FixedPointProblem) -> Tensor:
-    trials, units = len(problem.x), getattr(problem.f, "hidden_size", None)
-    z0 = problem.z0
-    if z0 is None:
-        if units is None:
-            raise ValueError("f has no hidden_size attribute, so its state size is unknown; pass z0 [trial, unit]")
-        like = next(problem.f.parameters())
-        return like.new_zeros(trials, units).detach()
-    if not isinstance(z0, Tensor):
-        raise TypeError(f"z0 is {type(z0).__name__}, expected a tensor [trial, unit]")
-    z0 = z0.expand(trials, -1) if z0.ndim == 1 else z0
-    if len(z0) != trials:
-        raise ValueError(f"z0 has {len(z0)} trials, x has {trials}")
-    return z0.detach().clone()
-
-
 def _check_network(traced: Traced, net: nn.Module, x: Tensor) -> None:
     """Compare the traced output, and its gradient, with the network's own on all trials at once."""
-    learnable = [name for name, p in traced.known.items() if p.is_floating_point()]
-    graph = traced.graph
-    layout = Layout(("y",), (graph.output.shape,))
-    constraint = Constraint(graph, learnable, TORCH, NETWORK, [graph.output], layout)
-    names = [graph.parameters[node] for node in constraint.parameters]
+    output = traced.graph.output
+    whole = every(replace(traced, states=[output], layout=Layout(("output",), (output.shape,))))
+    names = [traced.graph.parameters[node] for node in whole.parameters]
     values = {name: traced.known[name].detach().clone().requires_grad_() for name in names}
-    expected = _first(_calling(net)(_Functional(net, values), x))
-    one = TORCH.vmap(lambda theta, *x: constraint.direct(theta, None, *x), (None, 0))
-    theta = constraint.theta.requires_grad_()
-    found = one(theta, x).reshape(expected.shape)
-    eps = torch.finfo(found.dtype).eps
-    error = float((found - expected).detach().abs().max() / expected.detach().abs().max().clamp_min(1e-30))
-    if not error <= 1e4 * eps:
-        raise ValueError(
-            f"the traced network differs from the network on all trials by {error:.1e} of its size: its trials "
-            "influence each other, or it is random or changes itself"
-        )
-    weights = torch.randn(expected.shape, generator=torch.Generator(x.device).manual_seed(1), device=x.device)
-    weights = weights.to(expected.dtype)
+    expected, theta = _first(_calling(net)(_WithValues(net, values), x)), whole.theta.requires_grad_()
+    found = on_rows(traced, lambda theta, *x: whole.direct(theta, None, *x), (None,))(theta).reshape(expected.shape)
+    check_alike(found.detach(), expected.detach())
+    generator = torch.Generator(x.device).manual_seed(1)
+    weights = torch.randn(expected.shape, generator=generator, dtype=expected.dtype, device=x.device)
     ours = torch.autograd.grad((found * weights).sum(), theta)[0]
     theirs = torch.autograd.grad((expected * weights).sum(), list(values.values()), allow_unused=True)
     pairs = zip(theirs, values.values(), strict=True)
     flat = torch.cat([torch.zeros_like(v).reshape(-1) if g is None else g.reshape(-1) for g, v in pairs])
-    if not float((ours - flat).abs().max()) <= 1e5 * eps * float(flat.abs().max()):
+    if not float((ours - flat).abs().max()) <= 1e5 * torch.finfo(flat.dtype).eps * float(flat.abs().max()):
         raise RuntimeError(
             "the traced network has other gradients than the network; write it without torch.no_grad and the like"
         )
 
 
-class _Functional:
+class _WithValues:
     """A module with other values of its parameters."""
 
     def __init__(self, module: nn.Module, values: dict[str, Tensor]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,22 @@ PRODUCTS = {aten.mm, aten.bmm}
 REDUCES = {aten.sum, aten.mean}
 
 
-def trace(step: nn.Module, *rows: tuple[Role, Tensor]) -> Graph:
+class Applied(nn.Module):
+    """function(call, *rows) as a module; the parameters of `call` lie behind "call."."""
+
+    def __init__(self, function: Callable[..., Any], call: nn.Module) -> None:
+        super().__init__()
+        self.function, self.call = function, call
+        self.training = call.training
+
+    def forward(self, *rows: Tensor) -> Any:
+        return self.function(self.call, *rows)
+
+
+def trace(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
     """The functional graph of `step` on tensors in these roles, such as one row of x [1, input] and z [1, unit].
 
-    The step gives one tensor, or a tuple that begins with it.
+    The step gives one tensor, or a tuple that begins with it. Parameters have their names in `step.call`.
 
     Raises:
         ValueError: when torch.export cannot express the step, or the step writes to a buffer.
@@ -70,7 +82,7 @@ def trace(step: nn.Module, *rows: tuple[Role, Tensor]) -> Graph:
                 by_name[name] = _fixed(fx, _stored(program, name), values)
             nodes[fx] = by_name[name]
             if specs[fx.name].kind is InputKind.PARAMETER:
-                parameters[nodes[fx]] = name
+                parameters[nodes[fx]] = name.removeprefix("call.")
         elif fx.op == "get_attr":
             nodes[fx] = _fixed(fx, getattr(program.graph_module, fx.target), values)
         elif fx.op == "call_function" and "val" in fx.meta:  # without a value: an assertion of torch.export
