@@ -6,6 +6,10 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from kpflow_dyn.arrays import to_numpy
+
 Choice = str | Sequence[str] | Callable[..., bool] | None  # a function takes the name, or (name, parameter)
 
 
@@ -30,3 +34,19 @@ def choose(known: Mapping[str, Any], params: Choice) -> list[str]:
     if not chosen:
         raise ValueError(f"no parameter learns: all of {', '.join(known) or 'none'} are frozen or left out by params=")
     return [name for name in known if name in chosen]
+
+
+def as_masks(known: Mapping[str, Any], masks: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Booleans that say which entries of parameters learn, checked against these.
+
+    Raises:
+        ValueError: none at all, others than booleans, or of another shape than the parameter's.
+    """
+    found = {name: to_numpy(mask) for name, mask in masks.items()}
+    for name, mask in found.items():
+        shape = tuple(known[name].shape) if name in known else mask.shape
+        if mask.dtype != bool or mask.shape != shape:
+            raise ValueError(f"the mask of {name} is {mask.dtype}{list(mask.shape)}, expected bool{list(shape)}")
+    if not any(mask.any() for mask in found.values()):
+        raise ValueError("no entry learns: the masks are empty or all False")
+    return found

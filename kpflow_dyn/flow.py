@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, full_precision
-from kpflow_dyn.choose import Choice, choose
+from kpflow_dyn.choose import Choice, as_masks, choose
 from kpflow_dyn.operators import GramOperator, Operator
 from kpflow_dyn.sites import CoreOperator, WeightSite
 from kpflow_dyn.solution import Solution
@@ -197,17 +197,19 @@ class Flow:
             return "a flow with a metric, or of some parameters only, cannot be truncated; truncate the one without"
         return "the ntk of an ODE is not made of the field's sites; truncate flow.nodal, the flow of its steps"
 
-    def only(self, names: Choice) -> Flow:
+    def only(self, names: Choice | Mapping[str, Any]) -> Flow:
         """The flow in which these parameters alone learn; J, K, core, ntk and `sites` have just their part.
 
         Nothing is traced anew, and an application costs what one of the whole flow does.
 
         Args:
             names: names, or a function of the name, or of (name, parameter), that says whether; as `params` of
-                `linearize`.
+                `linearize`. Or by name booleans in the parameter's shape, True for the entries that learn, such as the
+                rows of one attention head.
 
         Raises:
-            ValueError: an unknown name, no parameter at all, or a flow that is truncated.
+            ValueError: an unknown name, no parameter at all, booleans of another shape, a flow that is truncated, or
+                one whose metric mixes the entries that should be picked from.
 
         Example:
             >>> import torch
@@ -220,7 +222,8 @@ class Flow:
 
         if self.truncation is not None:
             raise ValueError("this flow is truncated, with a bound for all of its parameters; take .only of the whole")
-        return restricted(self, choose(self.parameters, names))
+        masks = as_masks(self.parameters, names) if isinstance(names, Mapping) else {}
+        return restricted(self, choose(self.parameters, list(masks) or names), masks)
 
     def output(self, C: Any, learn: bool | float = False) -> Output:
         """The flow of a readout y = C s + c: its kernel C ntk C*, on axes such as (trial, time, out).

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, is_jax_array, is_torch_array
+from kpflow_dyn.arrays import Array, array_namespace, is_jax_array, is_torch_array, like_numpy
 from kpflow_dyn.inputs import check_inputs, check_rows, check_start, check_times
 
 
@@ -63,6 +63,31 @@ class DiscreteProblem(_Problem):
             object.__setattr__(self, "x", x)
         else:
             raise TypeError(f"x is {type(self.x).__name__}, expected a torch tensor or jax array [trial, time, input]")
+
+    def learn_start(self) -> DiscreteProblem:
+        """The same problem with z_0, shared by all trials, as a parameter `z0` that learns beside those of `cell`.
+
+        Its cell adds z0 to the state where a channel that is put in front of x is one, which it is at the first step.
+        (An encoder that learns is a part of the cell; a readout that does, `flow.output(C, learn=True)`.)
+
+        Raises:
+            ValueError: a start that differs between trials.
+
+        Example:
+            >>> import torch
+            >>> import kpflow_dyn as kp
+            >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3)).learn_start()
+            >>> list(kp.linearize(kp.solve(problem)).parameters)
+            ['z0', 'cell.weight_ih', 'cell.weight_hh', 'cell.bias_ih', 'cell.bias_hh']
+        """
+        if is_torch_array(self.x):
+            from kpflow_dyn.torch_backend.cells import LearntStart
+        else:
+            from kpflow_dyn.jax_backend.cells import LearntStart
+        first = np.zeros((*self.x.shape[:2], 1))
+        first[:, 0] = 1
+        x = array_namespace(self.x).concat([like_numpy(first, self.x), self.x], axis=-1)
+        return DiscreteProblem(LearntStart(self.cell, self.x, self.z0), x)
 
 
 @dataclass(frozen=True)

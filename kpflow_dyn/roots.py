@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,11 +83,14 @@ def preconditioned(flow: Flow, roots: Sequence[Root]) -> Flow:
     return dataclasses.replace(_through(flow, roots), roots=tuple(roots), steps=steps)
 
 
-def restricted(flow: Flow, names: Sequence[str]) -> Flow:
-    """The flow of some parameters, which are in its order; the others do not move."""
+def restricted(flow: Flow, names: Sequence[str], masks: Mapping[str, np.ndarray]) -> Flow:
+    """The flow of some parameters, which are in its order, or of the entries that a mask of theirs picks."""
 
     def chosen(sizes: dict[str, int]) -> list[Root]:
-        return [identity(size) if name in names else frozen(size) for name, size in sizes.items()]
+        return [
+            _kept(size, masks.get(name), flow.P.domain.like) if name in names else frozen(size)
+            for name, size in sizes.items()
+        ]
 
     of_parameters = chosen({name: math.prod(value.shape) for name, value in flow.parameters.items()})
     dropped = [name for name in flow.parameters if name not in names]
@@ -97,8 +100,17 @@ def restricted(flow: Flow, names: Sequence[str]) -> Flow:
         J=flow.J @ block_diagonal(of_parameters, flow.J.domain),
         parameters={name: flow.parameters[name] for name in names},
         roots=tuple(root for root, name in zip(flow.roots, flow.parameters, strict=False) if name in names),
-        steps=None if flow.steps is None else restricted(flow.steps, names),
+        steps=None if flow.steps is None else restricted(flow.steps, names, masks),
     )
+
+
+def _kept(size: int, mask: np.ndarray | None, like: Array) -> Root:
+    """The root of the entries of a parameter that a mask picks."""
+    if mask is None:
+        return identity(size)
+    if mask.size != size:
+        raise ValueError("a metric whose factors mix the entries of a parameter cannot have a part of them; take all")
+    return elementwise(mask.astype(float), like)
 
 
 def _through(flow: Flow, roots: Sequence[Root]) -> Flow:

@@ -112,8 +112,27 @@ def test_only_after_a_metric() -> None:
     assert_close(np.repeat(*rated.core.spectrum()), 0.25 * np.repeat(*plain.only(name).core.spectrum()))
 
 
+def test_some_entries_only() -> None:
+    """As of one attention head: rows of one weight, and entries of another that are no whole columns."""
+    flow = flow_of("torch_gru")
+    first, second = list(flow.parameters)[:2]
+    masks = {name: torch.zeros_like(flow.parameters[name], dtype=torch.bool) for name in (first, second)}
+    masks[first][2:5], masks[second][0, 1], masks[second][3, 2] = True, True, True
+    part = flow.only(masks)
+    every = [masks.get(name, torch.zeros_like(p, dtype=torch.bool)).ravel() for name, p in flow.parameters.items()]
+    here = torch.cat(every).numpy()
+    J, kick = dense(flow.J)[:, here], dense(flow.K.factor)[:, here]
+    assert_close(dense(part.ntk), J @ J.T)
+    assert_close(dense(part.K), kick @ kick.T)
+    assert_close(np.trace(dense(part.core)), kp.trace(part.core).value)
+
+
 def test_bad_requests() -> None:
     flow = flow_of("torch_rnn")
+    with pytest.raises(ValueError, match=r"bias_hh is bool\[1\], expected bool\[\d\]"):
+        flow.only({"bias_hh": torch.ones(1, dtype=torch.bool)})
+    with pytest.raises(ValueError, match="all False"):
+        flow.only({"bias_hh": torch.zeros_like(flow.parameters["bias_hh"], dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"unknown parameters \['weight'\]; the model has weight_ih"):
         flow.only("weight")
     with pytest.raises(ValueError, match="no parameter learns"):

@@ -72,3 +72,21 @@ def _of_trials(start: jax.Array, x: jax.Array, size: int | None) -> jax.Array:
     if not bool(jnp.isfinite(start).all()):
         raise ValueError("z0 holds NaN or inf")
     return start
+
+
+class LearntStart(eqx.Module):
+    """cell(x_t, z), where the first channel of x_t says how much of the parameter z0 is added to z."""
+
+    z0: jax.Array
+    cell: Any
+    step: Step = eqx.field(static=True)
+    hidden_size: int = eqx.field(static=True)
+
+    def __init__(self, cell: Any, x: jax.Array, z0: Any) -> None:
+        self.step, start = as_step(cell, x, z0)
+        if not bool((start == start[0]).all()):
+            raise ValueError("the start z0 differs between trials; one that learns is shared by all, z0 [unit]")
+        self.cell, self.z0, self.hidden_size = cell, start[0], start.shape[-1]
+
+    def __call__(self, x: jax.Array, z: jax.Array) -> jax.Array:
+        return self.step(self.cell, x[1:], z + x[0] * self.z0)

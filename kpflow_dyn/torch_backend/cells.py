@@ -115,3 +115,17 @@ def _flat_part(part: Any) -> Tensor:
     if not isinstance(part, Tensor):
         raise TypeError(f"z0 is {type(part).__name__}, expected a tensor [trial, unit] or a tuple of tensors")
     return torch.cat(part.unbind(0), -1) if part.ndim == 3 else part
+
+
+class LearntStart(nn.Module):
+    """cell(x_t, z), where the first channel of x_t says how much of the parameter z0 is added to z."""
+
+    def __init__(self, cell: Any, x: Tensor, z0: Any) -> None:
+        super().__init__()
+        self.step, start = as_step(cell, x, z0)
+        if not (start == start[0]).all():
+            raise ValueError("the start z0 differs between trials; one that learns is shared by all, z0 [unit]")
+        self.cell, self.z0, self.hidden_size = cell, nn.Parameter(start[0].clone()), start.shape[-1]
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.step(self.cell, x[:, 1:], z + x[:, :1] * self.z0)
