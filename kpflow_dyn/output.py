@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,8 @@ class Output:
         ntk = C ntk_S C*,    where the readout learns plus  V V^T (x) I,  V = [s] or [s, 1] at each trial and time
 
     Attributes:
+        flow: of the states.
+        values: the output y.
         C: the readout, state -> output.
         J: changes of the flow's parameters (times the root R of their metric), and then of the readout's [unit, out],
             -> output.
@@ -31,16 +33,31 @@ class Output:
         parts: how many coordinates of J's domain each parameter has, in their order.
     """
 
+    flow: Flow
+    values: Array
     C: Operator
     J: Operator
     ntk: GramOperator
     parts: dict[str, int]
+    weight: Array = field(repr=False)
+    bias: Array = field(repr=False)
+    rate: float = field(default=0.0, repr=False)
+
+    def moved(self, change: Array, state: Array) -> Array:
+        """The output of these states, where the readout's own weights have moved by J's coordinates `change`."""
+        shape = self.weight.shape
+        own = change[sum(self.flow.parts.values()) :].reshape((-1, shape[0])) * self.rate**0.5
+        weight, bias = self.weight, self.bias
+        if len(own):
+            weight = weight + own[: shape[1]].T
+            bias = bias + (own[shape[1]] if len(own) > shape[1] else 0)
+        return state @ weight.T + bias
 
 
 def output(flow: Flow, C: Any, learn: bool | float) -> Output:
     """`Flow.output`."""
     space = flow.ntk.domain
-    weight, bias = _matrix(C, space), getattr(C, "bias", None) is not None
+    weight, bias = _matrix(C, space), getattr(C, "bias", None)
     if not isinstance(learn, int | float) or not 0 <= learn < math.inf:
         raise ValueError(f"learn is {learn!r}, expected True, False or a learning rate")
     out = Space((*space.axes[:-1], "out"), (*space.shape[:-1], weight.shape[0]), space.like, space.measure)
@@ -48,12 +65,14 @@ def output(flow: Flow, C: Any, learn: bool | float) -> Output:
     J, apart, parts = readout @ flow.ntk.factor, flow.ntk.apart, flow.parts
     apart = None if apart is None else readout @ apart
     if learn:
-        V = _variables(flow.solution.state, space, bias) * float(learn) ** 0.5
+        V = _variables(flow.solution.state, space, bias is not None) * float(learn) ** 0.5
         J = _beside(J, _site(V, out, ()))
         apart = None if apart is None else _beside(apart, _site(V, out, out.shape[:1]))
         parts |= {"readout.weight": weight.shape[0] * weight.shape[1]}
-        parts |= {"readout.bias": weight.shape[0]} if bias else {}
-    return Output(readout, J, GramOperator(J, None, apart), parts)
+        parts |= {"readout.bias": weight.shape[0]} if bias is not None else {}
+    shift = like_numpy(np.zeros(len(weight)) if bias is None else np.array(to_numpy(bias)), space.like)
+    values = flow.solution.state @ weight.T + shift
+    return Output(flow, values, readout, J, GramOperator(J, None, apart), parts, weight, shift, float(learn))
 
 
 def _matrix(C: Any, space: Space) -> Array:
