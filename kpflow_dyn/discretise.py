@@ -104,6 +104,7 @@ class Nodes:
     Attributes:
         identical: whether the nodes are the ends of all steps in their order, so that nothing is to be read.
         with_stages: whether some node lies inside of a step.
+        index, weights: the step of each node [trial, time], and its w after a one [trial, time, 1 (+ stage)].
     """
 
     def __init__(self, steps: AcceptedSteps, times: np.ndarray, like: Array) -> None:
@@ -113,19 +114,24 @@ class Nodes:
         self.with_stages = bool((theta < 1).any())
         self.identical = not self.with_stages and self.index.shape[1] == self.steps and bool((self.index == ends).all())
         weights = steps.tableau.interpolation(theta) if self.with_stages else np.zeros((*theta.shape, 0))
-        self._weights = like_numpy(np.concatenate([np.ones((*theta.shape, 1)), weights], -1), like)
+        self.weights = like_numpy(np.concatenate([np.ones((*theta.shape, 1)), weights], -1), like)
 
     def read(self, values: Array) -> Array:
         """Values of the steps [probe, trial, step, (1 + stage) unit] -> of the nodes [probe, trial, time, unit]."""
         if self.identical:
             return values
-        here = values[:, np.arange(len(self.index))[:, None], self.index]
-        parts = here.reshape((*here.shape[:3], self._weights.shape[-1], -1))
-        return (self._weights[..., None] * parts).sum(-2)
+        return read_off(values, self.index, self.weights)
 
     def spread(self, q: Array) -> Array:
         """The transpose of `read`."""
         if self.identical:
             return q
-        parts = self._weights[..., None] * q[..., None, :]
+        parts = self.weights[..., None] * q[..., None, :]
         return add_at(parts.reshape((*q.shape[:3], -1)), self.index, self.steps)
+
+
+def read_off(values: Array, index: Array, weights: Array) -> Array:
+    """`Nodes.read`, by the step [trial, time] of each node and its weights [trial, time, 1 + stage]."""
+    here = values[:, np.arange(len(index))[:, None], index]
+    parts = here.reshape((*here.shape[:3], weights.shape[-1], -1))
+    return (weights[..., None] * parts).sum(-2)

@@ -90,6 +90,14 @@ def _direct(traced: Traced, row: Constraint) -> Callable[[Array], Array]:
     return traced.framework.compiled(apply)
 
 
+def states_of_network(traced: Traced, learnable: list[str]) -> Callable[[dict[str, Array]], Array]:
+    """The states of a network as a function of these of its parameters, by name."""
+    row = traced.constraint(learnable)
+    direct, names = _direct(traced, row), [traced.graph.parameters[node] for node in row.parameters]
+    no_values, concat = traced.rows[0].reshape(-1)[:0], array_namespace(traced.rows[0]).concat
+    return lambda values: direct(concat([no_values, *(values[name].reshape(-1) for name in names)], axis=0))
+
+
 def _residual(traced: Traced, row: Constraint) -> Callable[[Array], Array]:
     return traced.framework.compiled(on_rows(traced, row.at, (0,)))
 

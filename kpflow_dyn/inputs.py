@@ -180,6 +180,12 @@ def inputs_at(problem: ODEProblem, times: np.ndarray) -> Array | None:
     return samples[trial, left] + along * (samples[trial, left + 1] - samples[trial, left])
 
 
+def input_width(problem: ODEProblem) -> int | None:
+    """How many input channels there are, None for a problem without any."""
+    x = inputs_at(problem, np.full((len(problem.z0), 1), problem.t[0]))
+    return None if x is None else x.shape[-1]
+
+
 def _called_at(problem: ODEProblem, times: np.ndarray) -> Array:
     """x(t) at each time, called once where all trials share their times."""
     trials, shared = len(times), (times == times[:1]).all()

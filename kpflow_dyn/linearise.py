@@ -12,7 +12,7 @@ from kpflow_dyn.choose import Choice
 from kpflow_dyn.discretise import Nodes, RungeKuttaStep, field_step
 from kpflow_dyn.flow import DiscreteAdjoint, Draw, Flow, InterpolatingAdjoint, Propagator, on_spaces
 from kpflow_dyn.implicit import flow_of_constraint
-from kpflow_dyn.inputs import inputs_at
+from kpflow_dyn.inputs import input_width, inputs_at
 from kpflow_dyn.measure import Measure
 from kpflow_dyn.metric import Metric
 from kpflow_dyn.operators import Apply, GramOperator, Operator
@@ -308,7 +308,7 @@ def _flow_at_nodes(sol: Solution, model: Any, weighted: _Weighted, maps: Sensiti
 def _steps_tangent(sol: Solution, model: Any, nodes: Nodes) -> Tangent:
     """The recurrence over the accepted steps."""
     steps, units = _accepted(sol), sol.state.shape[2]
-    step = RungeKuttaStep(steps.tableau, units, _input_width(sol), nodes.with_stages)
+    step = RungeKuttaStep(steps.tableau, units, input_width(_equation(sol)), nodes.with_stages)
     rows = step.rows(_equation(sol), steps.dt, steps.stage_times, steps.before, steps.stages)
     tangent = model.tangent(step, rows, step.widen(steps.before))
     # The stages of an implicit method are converged further than the solver's own.
@@ -320,7 +320,7 @@ def _steps_tangent(sol: Solution, model: Any, nodes: Nodes) -> Tangent:
 def _nodes_tangent(sol: Solution, model: Any) -> Tangent:
     """The recurrence from node to node, by one step of the method along the solution."""
     times, tableau = np.asarray(sol.t, np.float64), _accepted(sol).tableau
-    step = RungeKuttaStep(tableau, sol.state.shape[2], _input_width(sol), False)
+    step = RungeKuttaStep(tableau, sol.state.shape[2], input_width(_equation(sol)), False)
     dt = np.diff(times, prepend=times[:1])
     start = times - dt
     stage_times = start[:, None] + tableau.c * dt[:, None]
@@ -337,12 +337,7 @@ def _field_tangent(sol: Solution, model: Any) -> Tangent:
     rows, x = like_numpy(every[..., None].copy(), sol.state), inputs_at(_equation(sol), every)
     if x is not None:
         rows = array_namespace(rows).concat([rows, x], axis=-1)
-    return model.tangent(field_step(_input_width(sol)), rows, sol.state)
-
-
-def _input_width(sol: Solution) -> int | None:
-    x = inputs_at(_equation(sol), np.full((len(sol.state), 1), float(sol.t[0])))
-    return None if x is None else x.shape[-1]
+    return model.tangent(field_step(input_width(_equation(sol))), rows, sol.state)
 
 
 def _equation(sol: Solution) -> ODEProblem:

@@ -60,7 +60,7 @@ def named_parameters(model: object) -> dict[str, jax.Array]:
         raise TypeError("the model is a torch module, but the data are jax arrays; pass torch tensors, or a JAX model")
     if not callable(model):
         raise TypeError(f"the model is {type(model).__name__}, expected a callable such as an equinox module")
-    found = {name: leaf for name, leaf in _named_leaves(model) if eqx.is_inexact_array(leaf)}
+    found = named_arrays(model)
     if not found:
         raise TypeError(
             f"{getattr(model, '__name__', type(model).__name__)} holds no arrays: parameters that a function closes "
@@ -68,6 +68,11 @@ def named_parameters(model: object) -> dict[str, jax.Array]:
             "parameters) with function(parameters, ...)"
         )
     return found
+
+
+def named_arrays(model: object) -> dict[str, jax.Array]:
+    """The floating arrays of JAX in a pytree, by their path in it; of a plain function, none."""
+    return {name: leaf for name, leaf in _named_leaves(model) if eqx.is_inexact_array(leaf)}
 
 
 def _is_torch_module(model: object) -> bool:

@@ -23,13 +23,14 @@ def roll_out(problem: DiscreteProblem) -> tuple[jax.Array, jax.Array]:
     check_parameters(problem.cell, x)
     step, z0 = as_step(problem.cell, x, problem.z0)
     _check_step(step, problem.cell, x[0, 0], z0[0])
-    state = _run(step, problem.cell, x, z0)
+    state = run(step, problem.cell, x, z0)
     check_finite(state, "the state")
     return state, z0
 
 
 @eqx.filter_jit
-def _run(step: Step, cell: Any, x: jax.Array, z0: jax.Array) -> jax.Array:
+def run(step: Step, cell: Any, x: jax.Array, z0: jax.Array) -> jax.Array:
+    """The states [trial, time, unit]."""
     def over_trials(z: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
         z = jax.vmap(lambda x, z: step(cell, x, z))(x_t, z)
         return z, z

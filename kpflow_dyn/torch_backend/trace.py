@@ -94,7 +94,7 @@ def trace(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
 
 
 @contextmanager
-def _differentiable_attention() -> Iterator[None]:
+def differentiable_attention() -> Iterator[None]:
     """Attention by products and softmax: the fused kernels and the fast path of eval mode have no forward mode."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -107,7 +107,7 @@ def _differentiable_attention() -> Iterator[None]:
 
 def _export(step: nn.Module, rows: tuple[Tensor, ...]) -> ExportedProgram:
     try:
-        with warnings.catch_warnings(), torch.no_grad(), _differentiable_attention():
+        with warnings.catch_warnings(), torch.no_grad(), differentiable_attention():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
             return torch.export.export(step, rows, strict=False).run_decompositions(_decompositions())
     except Exception as error:

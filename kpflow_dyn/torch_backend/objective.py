@@ -1,0 +1,121 @@
+"""A loss of a torch model's states as a function of its parameters, twice differentiable."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kpflow_dyn.arrays import Rows
+from kpflow_dyn.discretise import Nodes, call_field
+from kpflow_dyn.inputs import inputs_at
+from kpflow_dyn.problems import DiscreteProblem
+from kpflow_dyn.runge_kutta import Tableau, stages, step
+from kpflow_dyn.solution import Solution
+from kpflow_dyn.torch_backend.cells import as_step
+from kpflow_dyn.torch_backend.trace import Applied, differentiable_attention
+
+Values = dict[str, Tensor]
+Scheme = Any
+
+
+def copied(model: Any) -> Any:
+    """A model of its own, which the user's training does not reach; what is no module stays as it is."""
+    return copy.deepcopy(model) if isinstance(model, nn.Module) else model
+
+
+def snapshot(theta: Tensor) -> Tensor:
+    """Its numbers alone."""
+    return theta.detach().clone()
+
+
+def parameters_of(model: Any) -> Values:
+    """By name; none of what is no module."""
+    return dict(model.named_parameters()) if isinstance(model, nn.Module) else {}
+
+
+@torch.no_grad()
+def with_values(model: nn.Module, values: Values) -> nn.Module:
+    """The model with other values of its parameters: the copy itself, changed."""
+    for name, parameter in model.named_parameters():
+        if name in values:
+            parameter.copy_(values[name])
+    return model
+
+
+def call(function: Callable[..., Tensor], model: Any, values: Values, *args: Any) -> Tensor:
+    """function(model, ...) where the parameters have these values."""
+    if not isinstance(model, nn.Module):
+        return function(model, *args)
+    return functional_call(Applied(function, model), {f"call.{name}": v for name, v in values.items()}, args)
+
+
+def rollout(problem: DiscreteProblem) -> Callable[[nn.Module, Scheme], Tensor]:
+    """(cell, None) -> the states."""
+    step, z0 = as_step(problem.cell, problem.x, problem.z0)
+
+    def run(cell: nn.Module, _scheme: None) -> Tensor:
+        z, states = z0, []
+        for x_t in problem.x.unbind(1):
+            z = step(cell, x_t, z)
+            states.append(z)
+        return torch.stack(states, 1)
+
+    return run
+
+
+def scheme(solution: Solution) -> Scheme:
+    """The steps that were taken, and how the nodes are read off them."""
+    steps, nodes = solution.steps, Nodes(solution.steps, solution.t, solution.state)
+    x = inputs_at(solution.problem, steps.stage_times.reshape(len(steps.dt), -1))
+    x = None if x is None else x.reshape((*steps.stage_times.shape, -1))
+    h, times = (torch.as_tensor(a[0]).to(solution.state) for a in (steps.dt, steps.stage_times))
+    return h, times, x, nodes
+
+
+def replay(problem: Any, tableau: Tableau) -> Callable[[nn.Module, Scheme], Tensor]:
+    """(field, scheme) -> the states, by the steps of the scheme."""
+
+    def run(field: nn.Module, scheme: Scheme) -> Tensor:
+        h, times, x, nodes = scheme
+        y, after = problem.z0, []
+        for n in range(len(h)):
+            inputs = [None] * len(tableau.c) if x is None else x[:, n].unbind(1)
+            k = stages(lambda t, z, x_t: call_field(field, t, z, x_t), tableau, times[n].unbind(), h[n], y, inputs)
+            y = step(tableau, h[n], y, k)
+            after.append(torch.cat([y, *(h[n] * k_i for k_i in k)], -1) if nodes.with_stages else y)
+        return nodes.read(torch.stack(after, 1)[None])[0]
+
+    return run
+
+
+class Derivatives:
+    """Of a function (theta [n], scheme) -> 0-dim."""
+
+    def __init__(self, function: Callable[[Tensor, Scheme], Tensor]) -> None:
+        self._function = function
+
+    def gradient(self, theta: Tensor, scheme: Scheme) -> Tensor:
+        """Its gradient [n]."""
+        return self._first(theta, scheme, twice=False)[2]
+
+    def both(self, theta: Tensor, scheme: Scheme) -> tuple[float, Tensor, Rows]:
+        """Its value, its gradient, and products with its Hessian on rows [b, n]."""
+        value, theta, gradient = self._first(theta, scheme, twice=True)
+
+        def hessian(rows: Tensor) -> Tensor:
+            return torch.stack([torch.autograd.grad(gradient, theta, row, retain_graph=True)[0] for row in rows])
+
+        return float(value), gradient.detach(), hessian
+
+    @torch.enable_grad()
+    def _first(self, theta: Tensor, scheme: Scheme, twice: bool) -> tuple[Tensor, Tensor, Tensor]:
+        theta = theta.detach().requires_grad_()
+        with differentiable_attention():
+            value = self._function(theta, scheme)
+            (gradient,) = torch.autograd.grad(value, theta, create_graph=twice)
+        return value.detach(), theta, gradient + 0 * theta if twice else gradient  # so that a constant one has a graph
