@@ -28,13 +28,15 @@ _PUBLIC = {
     "metric": ["KroneckerMetric", "LearningRates", "Reparametrization"],
     "flow": ["DiscreteAdjoint", "Flow", "InterpolatingAdjoint"],
     "output": ["Output"],
+    "forecasting": ["Forecast", "forecast"],
+    "learnable": ["Learnability", "core_learnability", "learnability"],
     "linearise": ["linearize"],
     "empirical": ["empirical_ntk"],
     "one_pass": ["Summary", "summary"],
     "analysis": ["analyze"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
-_SUBMODULES = {"learning_rules", "models", "solvers", "tasks"}
+_SUBMODULES = {"learning_rules", "models", "regularizers", "solvers", "tasks"}
 
 __version__ = "0.1.0"
 __all__ = sorted([*_HOME, *_SUBMODULES])

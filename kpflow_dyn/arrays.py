@@ -70,6 +70,15 @@ def like_numpy(values: np.ndarray, like: Array) -> Array:
     return array_namespace(like).asarray(values, dtype=like.dtype, device=device(like))
 
 
+def concretely(like: Array) -> AbstractContextManager[Any]:
+    """Compute at once what does not depend on traced arrays, inside of a `jax.jit` too."""
+    if not is_jax_array(like):
+        return nullcontext()
+    import jax
+
+    return jax.ensure_compile_time_eval()
+
+
 def full_precision(like: Array) -> AbstractContextManager[Any]:
     """Products of float32 in float32: JAX takes fewer digits on accelerators, unless its configuration says more.
 

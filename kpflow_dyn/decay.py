@@ -2,7 +2,8 @@
 
 With the loss L = <e, m e> / Z, Z = <1, m>, for a mask m, one step of gradient descent at the rate eta gives
 
-    e <- (1 - 2 eta / Z A m) e,      f <- (1 - eta H) f,    f = m^{1/2} e / Z^{1/2},  H = 2 / Z m^{1/2} A m^{1/2},  L = |f|^2
+    e <- (1 - 2 eta / Z A m) e,    f <- (1 - eta H) f,    L = |f|^2,    f = (m / Z)^{1/2} e
+    H = (2 / Z) m^{1/2} A m^{1/2}
 
 in coordinates where the inner product is plain.
 

@@ -11,8 +11,9 @@ import numpy as np
 from kpflow_dyn.arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn.decay import Decay
 from kpflow_dyn.flow import Flow
-from kpflow_dyn.moving import moved
+from kpflow_dyn.moving import can_move, moved
 from kpflow_dyn.output import Output
+from kpflow_dyn.solution import Solution
 from kpflow_dyn.space import Space
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def forecast(
         _check_rate(lr, decay.rates)
         rates, energies = decay.rates, decay.energies[0]
         at = np.array([first_below(energies, rates, lr, part) for part in FRACTIONS])
-        at = np.unique(np.maximum(np.floor(at[at <= steps]), 1))
+        at = np.unique(np.maximum(np.floor(at[at <= steps]), 1)) if can_move(solution_of(flow)) else np.zeros(0)
         found = _of_model(flow, decay, lr, at, target, mask)
     return Forecast(lr, grid, curve(energies, rates, lr, grid), rates, energies, at, found, decay.applications)
 
@@ -152,6 +153,11 @@ def outputs(flow: Flow | Output) -> Array:
     if not isinstance(flow, Flow | Output):
         raise TypeError(f"got {type(flow).__name__}, expected a Flow or flow.output(C)")
     return flow.values if isinstance(flow, Output) else flow.solution.state
+
+
+def solution_of(flow: Flow | Output) -> Solution:
+    """What was linearised."""
+    return (flow.flow if isinstance(flow, Output) else flow).solution
 
 
 def checked_target(target: Any, space: Space, what: str) -> Array:
@@ -196,7 +202,9 @@ def _check_rate(lr: float, rates: np.ndarray) -> None:
 # The model along the path of the frozen kernel
 
 
-def _of_model(flow: Flow | Output, decay: Decay, lr: float, at: np.ndarray, target: Array, mask: Array | None) -> np.ndarray:
+def _of_model(
+    flow: Flow | Output, decay: Decay, lr: float, at: np.ndarray, target: Array, mask: Array | None
+) -> np.ndarray:
     """L of the model moved by -2 lr F* root sum_{r < s} (1 - lr H)^r f, with ntk = F F*."""
     if not len(at):
         return np.zeros(0)

@@ -14,7 +14,6 @@ from kpflow_dyn.flow import Flow
 from kpflow_dyn.forecasting import checked_mask, checked_target, outputs
 from kpflow_dyn.operators import Operator
 from kpflow_dyn.output import Output
-from kpflow_dyn.sites import WeightSite
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,7 +27,7 @@ class Learnability:
 
     Attributes:
         names: of the targets.
-        score: <e, A e> / (|e|^2 l_max), between 0 and 1: the speed of the loss at the start beside the largest possible.
+        score: <e, A e> / (|e|^2 l_max), between 0 and 1: the first speed of the loss beside the largest possible.
         half, tenth: tau at which |e| has fallen to half and to a tenth; inf where it does not.
         never: the part of |e|^2 in directions whose eigenvalues are below 1e-6 of the largest.
         applications: of A to one vector.
@@ -61,8 +60,8 @@ def learnability(
     """Which targets gradient descent learns soon, late, or never, as the kernel is now.
 
     Each target is on its own: e = y - target, L = <e, m e> / <1, m> and de/dtau = -2 A m e / <1, m>, with A the ntk of
-    the outputs y. Times are right where learning is lazy; where the kernel changes much, they still order targets of one
-    network, but `kp.gradient_flow` is what to trust for times.
+    the outputs y. Times are right where learning is lazy. Where the kernel changes much, they still order targets of
+    one network, but `kp.gradient_flow` is what to trust for times.
 
     Args:
         flow: whose states are the outputs y; or `flow.output(C, learn=...)`.
@@ -152,9 +151,11 @@ def _time_to(energies: np.ndarray, rates: np.ndarray, part: float) -> float:
 def _of_variables(flow: Flow | Output) -> Operator:
     """G on the outputs [trial, time, out]."""
     sites, space = flow.flow.sites if isinstance(flow, Output) else flow.sites, flow.ntk.domain
-    found = [_rows(site) for site in sites if site.kind == "matrix" and _rows(site).shape[:-1] == space.shape[:-1]]
+    found = [site.inputs for site in sites if site.kind == "matrix" and site.inputs.shape[:-1] == space.shape[:-1]]
     if not found:
-        raise ValueError("no weight is multiplied with data once at each trial and time; there is no forward-pass score")
+        raise ValueError(
+            "no weight is multiplied with data once at each trial and time; there is no forward-pass score"
+        )
     V = space.xp.concat(found, axis=-1).reshape((-1, sum(rows.shape[-1] for rows in found)))
 
     def apply(q: Array) -> Array:
@@ -162,7 +163,3 @@ def _of_variables(flow: Flow | Output) -> Operator:
         return space.xp.matmul(V, space.xp.matmul(V.T, rows)).reshape(q.shape)
 
     return Operator(space, space, apply, None)
-
-
-def _rows(site: WeightSite) -> Array:
-    return site.inputs

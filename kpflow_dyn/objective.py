@@ -32,7 +32,7 @@ class Objective:
     """
 
     def __init__(self, solution: Solution, loss: Callable[[Array], Array], params: Choice) -> None:
-        self._backend, self._loss_model = (backend := _backend(solution.state)), loss
+        self._backend, self._loss_model = (backend := backend_of(solution.state)), loss
         model = getattr(solution.problem, _check(solution))
         of_model, of_loss = backend.parameters_of(model), backend.parameters_of(loss)
         known = _apart(of_model, {LOSS + name: value for name, value in of_loss.items()})
@@ -127,7 +127,8 @@ def _check_loss(loss: Any, state: Array) -> None:
         raise ValueError(f"the loss is {number} at the start; look at the targets and the weights")
 
 
-def _backend(like: Array) -> Any:
+def backend_of(like: Array) -> Any:
+    """What the framework of an array does with models and losses."""
     if is_torch_array(like):
         from kpflow_dyn.torch_backend import objective
     else:

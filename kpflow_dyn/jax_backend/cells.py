@@ -37,7 +37,8 @@ def initial_state(cell: Any, x: jax.Array, z0: Any) -> jax.Array:
     size = getattr(cell, "hidden_size", None)
     if z0 is None and size is None:
         raise ValueError("the cell has no hidden_size attribute, so its state size is unknown; pass z0 [trial, unit]")
-    start = jnp.zeros(size, x.dtype) if z0 is None else as_jax(z0, "z0", "[trial, unit]")
+    with jax.ensure_compile_time_eval():
+        start = jnp.zeros(size, x.dtype) if z0 is None else as_jax(z0, "z0", "[trial, unit]")
     return _of_trials(start, x, size)
 
 
@@ -61,7 +62,8 @@ def _side_by_side(parts: list[jax.Array], x: jax.Array) -> jax.Array:
 
 
 def _of_trials(start: jax.Array, x: jax.Array, size: int | None) -> jax.Array:
-    start = jnp.broadcast_to(start, (len(x), *start.shape)) if start.ndim == 1 else start
+    with jax.ensure_compile_time_eval():
+        start = jnp.broadcast_to(start, (len(x), *start.shape)) if start.ndim == 1 else start
     units = start.shape[-1] if size is None else size
     if start.shape != (len(x), units):
         raise ValueError(
@@ -69,7 +71,9 @@ def _of_trials(start: jax.Array, x: jax.Array, size: int | None) -> jax.Array:
         )
     if start.dtype != x.dtype:
         raise TypeError(f"z0 is {start.dtype}, x is {x.dtype}; they must agree")
-    if not bool(jnp.isfinite(start).all()):
+    with jax.ensure_compile_time_eval():
+        finite = bool(jnp.isfinite(start).all())
+    if not finite:
         raise ValueError("z0 holds NaN or inf")
     return start
 

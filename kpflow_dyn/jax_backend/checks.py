@@ -40,7 +40,8 @@ def check_input(x: jax.Array) -> None:
 
 def check_finite(values: jax.Array, what: str) -> None:
     """Raise for NaN or inf in [trial, time, ...] data, naming the first time and a trial."""
-    bad = np.asarray(~jnp.isfinite(values).all(-1))
+    with jax.ensure_compile_time_eval():  # a problem may be posed inside of a jit whose model alone is traced
+        bad = np.asarray(~jnp.isfinite(values).all(-1))
     if bad.any():
         time = int(np.flatnonzero(bad.any(0))[0])
         trial = int(np.flatnonzero(bad[:, time])[0])

@@ -16,7 +16,7 @@ from kpflow_dyn.inputs import input_width
 from kpflow_dyn.jax_backend.cells import as_step
 from kpflow_dyn.jax_backend.checks import named_arrays, with_parameters
 from kpflow_dyn.jax_backend.rollout import run
-from kpflow_dyn.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn.problems import DiscreteProblem, ODEProblem, StaticProblem
 from kpflow_dyn.runge_kutta import Tableau
 from kpflow_dyn.solution import Solution
 
@@ -55,6 +55,23 @@ def rollout(problem: DiscreteProblem) -> Callable[[Any, Scheme], jax.Array]:
     """(cell, None) -> the states."""
     step, z0 = as_step(problem.cell, problem.x, problem.z0)
     return lambda cell, _scheme: run(step, cell, problem.x, z0)
+
+
+def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[jax.Array, Rows]:
+    """The states, and J* on rows [b, n], both differentiable in the parameters."""
+    model = problem.cell if isinstance(problem, DiscreteProblem) else problem.net
+    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+
+    def states(arrays: Any) -> jax.Array:
+        whole = eqx.combine(arrays, rest)
+        return rollout(problem)(whole, None) if isinstance(problem, DiscreteProblem) else jax.vmap(whole)(problem.x)
+
+    state, back = jax.vjp(states, arrays)
+
+    def of_row(row: jax.Array) -> jax.Array:
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(back(row.reshape(state.shape)))])
+
+    return state, jax.vmap(of_row)
 
 
 def scheme(solution: Solution) -> Scheme:

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from kpflow_dyn.arrays import Rows
 from kpflow_dyn.discretise import Nodes, call_field
 from kpflow_dyn.inputs import inputs_at
-from kpflow_dyn.problems import DiscreteProblem
+from kpflow_dyn.problems import DiscreteProblem, StaticProblem
 from kpflow_dyn.runge_kutta import Tableau, stages, step
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.torch_backend.cells import as_step
@@ -66,6 +66,25 @@ def rollout(problem: DiscreteProblem) -> Callable[[nn.Module, Scheme], Tensor]:
         return torch.stack(states, 1)
 
     return run
+
+
+def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[Tensor, Rows]:
+    """The states, and J* on rows [b, n], both with a graph to the parameters that require gradients."""
+    model = problem.cell if isinstance(problem, DiscreteProblem) else problem.net
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not learning:
+        raise ValueError("no parameter of the model requires a gradient: nothing learns")
+    with torch.enable_grad(), differentiable_attention():
+        state = rollout(problem)(model, None) if isinstance(problem, DiscreteProblem) else model(problem.x)
+
+    def back(rows: Tensor) -> Tensor:
+        outputs = rows.reshape((-1, *state.shape))
+        found = torch.autograd.grad(
+            state, learning, outputs, is_grads_batched=True, create_graph=True, materialize_grads=True
+        )
+        return torch.cat([gradient.reshape((len(rows), -1)) for gradient in found], 1)
+
+    return state, back
 
 
 def scheme(solution: Solution) -> Scheme:

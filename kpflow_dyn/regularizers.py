@@ -1,0 +1,125 @@
+"""Numbers of the neural tangent kernel as differentiable functions of the parameters, for a term of a loss.
+
+From random vectors xi_i of the states, which a seed fixes, and g_i = J* xi_i alone,
+
+    tr A = E |g_i|^2        |A|_F^2 = E (g_i . g_j)^2, i != j        tr A B = E g_i . J* B xi_i
+
+so that one reverse mode more gives their gradients. With `probes=None` all unit vectors stand for the random ones, and
+the sums are exact.
+"""
+
+from __future__ import annotations
+
+import math
+
+from kpflow_dyn.arrays import Array, Random, array_namespace, concretely, device
+from kpflow_dyn.estimate import frobenius_norm
+from kpflow_dyn.flat import on_rows
+from kpflow_dyn.objective import backend_of
+from kpflow_dyn.operators import Operator
+from kpflow_dyn.problems import DiscreteProblem, StaticProblem
+
+Posed = DiscreteProblem | StaticProblem
+
+
+def trace(problem: Posed, probes: int | None = 16, seed: int = 0) -> Array:
+    """tr A, differentiable in the parameters of the problem's model.
+
+    Args:
+        problem: a DiscreteProblem, whose states are those of `solve`; or a StaticProblem, whose output is the state. In
+            JAX its model may be traced: `jax.grad(lambda cell: kp.regularizers.trace(kp.DiscreteProblem(cell, x)))`.
+        probes: how many random vectors; None for the exact sum over all unit vectors.
+        seed: of the vectors. Change it from step to step of a training.
+
+    Returns:
+        A number of shape (), in torch with a graph.
+
+    Raises:
+        TypeError: another problem.
+        ValueError: fewer than 2 probes.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> cell = torch.nn.GRUCell(2, 4)
+        >>> found = kp.regularizers.trace(kp.DiscreteProblem(cell, torch.randn(2, 3, 2)))
+        >>> found.backward()
+        >>> cell.weight_hh.grad.shape
+        torch.Size([12, 4])
+    """
+    return _Pulled(problem, probes, seed).trace()
+
+
+def effective_rank(problem: Posed, probes: int | None = 16, seed: int = 0) -> Array:
+    """(tr A)^2 / |A|_F^2, differentiable; arguments as for `trace`. The ratio of estimates, so biased for few probes.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 3, 2))
+        >>> kp.regularizers.effective_rank(problem, probes=None).item() < 24
+        True
+    """
+    pulled = _Pulled(problem, probes, seed)
+    return pulled.trace() ** 2 / pulled.square()
+
+
+def alignment(problem: Posed, other: Operator, probes: int | None = 16, seed: int = 0) -> Array:
+    """cos(A, B) = tr(A B) / (|A|_F |B|_F) with a fixed symmetric operator B, differentiable in what A depends on.
+
+    Args:
+        problem, probes, seed: as for `trace`.
+        other: B on the states, such as `flow.ntk` of an earlier checkpoint.
+
+    Raises:
+        ValueError: also for a B on other states, or one that is not symmetric.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 3, 2))
+        >>> before = kp.linearize(kp.solve(problem)).ntk
+        >>> round(kp.regularizers.alignment(problem, before, probes=None).item(), 4)
+        1.0
+    """
+    if not other.symmetric or other.domain.measure is not None:
+        raise ValueError(f"expected a symmetric operator on states without a measure, got {other!r}")
+    pulled = _Pulled(problem, probes, seed)
+    if pulled.size != other.domain.size:
+        raise ValueError(f"the operator acts on {other.domain}, and the states have {pulled.size} entries")
+    with concretely(problem.x):
+        images, size = on_rows(other)(pulled.rows), frobenius_norm(other).value
+    return pulled.mean(pulled.back(images)) / (pulled.square() ** 0.5 * size)
+
+
+class _Pulled:
+    """Rows xi of the states and g = J* xi, differentiable."""
+
+    def __init__(self, problem: Posed, probes: int | None, seed: int) -> None:
+        if not isinstance(problem, Posed):
+            raise TypeError(f"got {type(problem).__name__}, expected a DiscreteProblem or a StaticProblem")
+        if probes is not None and probes < 2:
+            raise ValueError(f"probes = {probes}, expected at least 2, or None for exact sums")
+        state, self.back = backend_of(problem.x).pull_back(problem)
+        self.size, self.exact = math.prod(state.shape), probes is None
+        xp = array_namespace(state)
+        with concretely(problem.x):
+            eye = xp.eye(self.size, dtype=state.dtype, device=device(problem.x))
+            self.rows = eye if probes is None else Random(seed).normal((probes, self.size), eye)
+        self.images = self.back(self.rows)
+
+    def trace(self) -> Array:
+        """tr A."""
+        return self.mean(self.images)
+
+    def square(self) -> Array:
+        """|A|_F^2."""
+        products, m = self.images @ self.images.T, len(self.rows)
+        if self.exact:
+            return (products**2).sum()
+        of_itself = array_namespace(products).sum(self.images**2, axis=1)
+        return ((products**2).sum() - (of_itself**2).sum()) / (m * (m - 1))
+
+    def mean(self, images: Array) -> Array:
+        """tr(A B), from J* B xi."""
+        return (self.images * images).sum() / (1 if self.exact else len(self.rows))

@@ -1,0 +1,103 @@
+"""Differentiable numbers of the kernel: against the operators, and their gradients against differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+from torch import nn
+
+import kpflow_dyn as kp
+from kpflow_dyn.arrays import to_numpy
+
+H = 1e-5
+
+
+def numbers(problem: Any, before: kp.Operator, probes: int | None) -> Any:
+    of = kp.regularizers
+    rank = of.effective_rank(problem, probes, seed=1)
+    return of.trace(problem, probes, seed=1), rank, of.alignment(problem, before, probes, seed=1)
+
+
+def torch_problem() -> kp.DiscreteProblem:
+    torch.manual_seed(0)
+    return kp.DiscreteProblem(nn.GRUCell(2, 3).double(), torch.randn(2, 4, 2, dtype=torch.float64))
+
+
+def jax_problem() -> kp.DiscreteProblem:
+    cell = eqx.nn.GRUCell(2, 3, key=jax.random.key(0))
+    return kp.DiscreteProblem(cell, jax.random.normal(jax.random.key(1), (2, 4, 2)))
+
+
+@pytest.mark.parametrize("make", [torch_problem, jax_problem])
+def test_exact_ones_are_those_of_the_operators(make: Callable, x64: None) -> None:
+    problem = make()
+    ntk = kp.linearize(kp.solve(problem)).ntk
+    other = kp.linearize(kp.solve(problem.remake(x=2 * problem.x))).ntk
+    expected = kp.trace(ntk), kp.effective_rank(ntk), kp.alignment(ntk, other)
+    for found, wanted in zip(numbers(problem, other, None), expected, strict=True):
+        assert float(to_numpy(found)) == pytest.approx(wanted.value, rel=1e-9)
+
+
+@pytest.mark.parametrize("probes", [None, 4])
+def test_gradients_in_torch(probes: int | None) -> None:
+    problem = torch_problem()
+    cell, before = problem.cell, kp.linearize(kp.solve(problem.remake(x=2 * problem.x))).ntk
+    direction = [torch.randn_like(p) for p in cell.parameters()]
+    for which in range(3):
+        value = numbers(problem, before, probes)[which]
+        slopes = torch.autograd.grad(value, list(cell.parameters()))
+        found, ends = sum((g * d).sum() for g, d in zip(slopes, direction, strict=True)), []
+        for sign in (1, -2):
+            with torch.no_grad():
+                for p, d in zip(cell.parameters(), direction, strict=True):
+                    p += sign * H * d
+            ends.append(numbers(problem, before, probes)[which].detach())
+        with torch.no_grad():
+            for p, d in zip(cell.parameters(), direction, strict=True):
+                p += H * d
+        assert float(found) == pytest.approx(float((ends[0] - ends[1]) / (2 * H)), rel=1e-5)
+
+
+@pytest.mark.parametrize("probes", [None, 4])
+def test_gradients_in_jax(probes: int | None, x64: None) -> None:
+    problem = jax_problem()
+    before = kp.linearize(kp.solve(problem.remake(x=2 * problem.x))).ntk
+    arrays, rest = eqx.partition(problem.cell, eqx.is_inexact_array)
+    direction = jax.tree.map(lambda a: jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), arrays)
+
+    @jax.jit
+    def along(h: jax.Array) -> jax.Array:
+        moved = jax.tree.map(lambda a, d: a + h * d, arrays, direction)
+        return jnp.stack(numbers(problem.remake(cell=eqx.combine(moved, rest)), before, probes))
+
+    zero = jnp.zeros(())
+    found = jax.jvp(along, (zero,), (zero + 1,))[1]
+    assert to_numpy(found) == pytest.approx(to_numpy((along(zero + H) - along(zero - H)) / (2 * H)), rel=1e-5)
+    assert to_numpy(jax.jacrev(along)(zero)) == pytest.approx(to_numpy(found), rel=1e-9)
+
+
+def test_probes_average_to_the_exact_ones() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)).double(), torch.randn(4, 2).double()
+    problem = kp.StaticProblem(net, x)
+    exact = kp.trace(kp.linearize(kp.solve(kp.StaticProblem(net, x, state=""))).ntk).value
+    found = torch.stack([kp.regularizers.trace(problem, 8, seed) for seed in range(100)])
+    assert kp.regularizers.trace(problem, None).item() == pytest.approx(exact, rel=1e-9)
+    assert abs(found.mean().item() - exact) < 4 * found.std().item() / 10
+
+
+def test_bad_requests() -> None:
+    problem = torch_problem()
+    with pytest.raises(ValueError, match="at least 2"):
+        kp.regularizers.trace(problem, probes=1)
+    with pytest.raises(TypeError, match="expected a DiscreteProblem"):
+        kp.regularizers.trace(problem.cell)
+    space = kp.Space(("unit",), (3,), problem.x)
+    with pytest.raises(ValueError, match="the states have 24 entries"):
+        kp.regularizers.alignment(problem, kp.MatrixOperator(torch.eye(3).double(), space, space, symmetric=True))
