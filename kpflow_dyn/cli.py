@@ -86,7 +86,10 @@ def analyze(
     ] = None,
     model: Annotated[str | None, typer.Option(help="rnn, gru, lstm or ctrnn.")] = None,
     task: Annotated[
-        str | None, typer.Option(help="memorypro, flipflop, neurogym:NAME-v0, or a path that ends in .npz.")
+        str | None,
+        typer.Option(
+            help="memorypro, flipflop or another of kpflow_dyn.tasks, neurogym:NAME-v0, or a path that ends in .npz."
+        ),
     ] = None,
     problem: Annotated[
         str | None,
