@@ -32,9 +32,10 @@ _PUBLIC = {
     "empirical": ["empirical_ntk"],
     "one_pass": ["Summary", "summary"],
     "analysis": ["analyze"],
+    "recorder": ["Recorder", "Recording"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
-_SUBMODULES = {"learning_rules", "models", "solvers", "tasks"}
+_SUBMODULES = {"learning_rules", "models", "solvers", "tasks", "train"}
 
 __version__ = "0.1.0"
 __all__ = sorted([*_HOME, *_SUBMODULES])
