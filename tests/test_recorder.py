@@ -91,11 +91,11 @@ def test_names_are_those_of_a_flow(tmp_path):
 
 def test_steps_and_losses_are_read_in_order(tmp_path):
     cell, record = nn.GRUCell(3, 4), kp.Recorder(tmp_path / "deep" / "er", every=5)
-    losses = {10: torch.tensor(1 / 3, requires_grad=True), 5: 0.1, 7: 3.0, 123456789: float("nan"), 0: np.float64(2)}
+    losses = {10: torch.tensor(1 / 3, requires_grad=True), 5: 0.1, 7: 3.0, 123456785: float("nan"), 0: np.float64(2)}
     for step, loss in losses.items():
         record(step, cell, loss)
     run = kp.Recorder.read(tmp_path / "deep" / "er")
-    np.testing.assert_array_equal(run.steps, [0, 5, 10, 123456789])
+    np.testing.assert_array_equal(run.steps, [0, 5, 10, 123456785])
     np.testing.assert_array_equal(run.losses, [2, 0.1, np.float32(1 / 3), np.nan])
 
 

@@ -52,14 +52,13 @@ def torch_models(name: str) -> tuple[nn.Module, nn.Linear, slice]:
     return make().double(), nn.Linear(width, OUT).double(), read
 
 
-def jax_models(name: str) -> tuple[eqx.Module, eqx.nn.Linear, slice]:
-    keys = jax.random.split(jax.random.key(0))
-    make, read = {"gru": (eqx.nn.GRUCell, slice(None)), "lstm": (eqx.nn.LSTMCell, slice(0, 4))}[name]
-    return make(INPUTS, UNITS, key=keys[0]), eqx.nn.Linear(UNITS, OUT, key=keys[1]), read
+def jax_models(name: str) -> tuple[eqx.Module, eqx.nn.Linear]:
+    keys, make = jax.random.split(jax.random.key(0)), {"gru": eqx.nn.GRUCell, "lstm": eqx.nn.LSTMCell}[name]
+    return make(INPUTS, UNITS, key=keys[0]), eqx.nn.Linear(UNITS, OUT, key=keys[1])
 
 
 def descent(model, readout, read: slice, task: TaskData, x) -> tuple[float, dict, np.ndarray, np.ndarray]:
-    """The loss, and its gradients by the adjoint operator J* and on paper: of the model, of W and of c in y = W s + c."""
+    """The loss, and its gradients: of the model by the adjoint operator J*, of W and c in y = W s + c on paper."""
     flow = kp.linearize(kp.solve(kp.DiscreteProblem(model, x)))
     state, W = np.asarray(flow.solution.state), np.asarray(readout.weight.tolist())
     residual = (state[..., read] @ W.T + np.asarray(readout.bias.tolist()) - task.targets) * task.mask[..., None]
@@ -88,19 +87,32 @@ def test_a_first_step_in_torch_is_minus_lr_times_the_gradient(name):
     np.testing.assert_allclose(readout.bias.detach(), c - 0.3 * of_c, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["gru", "lstm"])
+@pytest.mark.parametrize("name", cases(["gru", "lstm"], ["gru"]))
 def test_a_first_step_in_jax_is_minus_lr_times_the_gradient(name):
     task = some_task()
-    model, readout, read = jax_models(name)
-    loss, gradient, of_W, of_c = descent(model, readout, read, task, jnp.asarray(task.inputs))
+    model, readout = jax_models(name)
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def by_hand(models):
+        cell, read = models
+        z = jnp.zeros((TRIALS, UNITS))
+        z, total = (z, z) if name == "lstm" else z, 0.0
+        for t in range(TIMES):
+            z = jax.vmap(cell)(task.inputs[:, t], z)
+            wrong = jax.vmap(read)(z[0] if name == "lstm" else z) - task.targets[:, t]
+            total += (wrong**2 * task.mask[:, t, None]).sum()
+        return total / (task.mask.sum() * OUT)
+
+    loss, gradient = by_hand((model, readout))
     training = kp.train.fit(model, task, readout, steps=1, lr=0.3, optimizer="sgd")
-    assert training.losses[0] == pytest.approx(loss, rel=1e-12)
-    assert eqx.tree_equal((model, readout), jax_models(name)[:2]), "the models given are as they were"
-    for key, change in gradient.items():
-        expected = getattr(model, key) - 0.3 * change
-        np.testing.assert_allclose(getattr(training.model, key), expected, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(training.readout.weight, readout.weight - 0.3 * of_W, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(training.readout.bias, readout.bias - 0.3 * of_c, rtol=1e-12, atol=1e-14)
+    assert training.losses[0] == pytest.approx(float(loss), rel=1e-12)
+    assert eqx.tree_equal((model, readout), jax_models(name)), "the models given are as they were"
+    expected = jax.tree.map(
+        lambda p, g: p - 0.3 * g, *(eqx.filter(m, eqx.is_array) for m in ((model, readout), gradient))
+    )
+    found = eqx.filter((training.model, training.readout), eqx.is_array)
+    assert eqx.tree_equal(found, expected, rtol=1e-12, atol=1e-14)
 
 
 def twins(kind: str) -> tuple:
@@ -236,7 +248,7 @@ def test_data_take_the_dtype_of_the_model():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["flipflop", "lag", "sine", "contextintegration"])
+@pytest.mark.parametrize("name", ["flipflop", "contextintegration"])
 def test_tasks_can_be_learnt(name):
     task = kp.tasks.make_task(name, trials=64, seed=0)
     torch.manual_seed(0)
@@ -299,7 +311,7 @@ def test_bad_input_is_explained(changes, kind, message):
 
 
 def test_bad_input_in_jax_is_explained():
-    model, readout, _ = jax_models("gru")
+    model, readout = jax_models("gru")
     with pytest.raises(ValueError, match="the readout takes 5 units, expected one of 4 units"):
         kp.train.fit(model, some_task(), eqx.nn.Linear(5, OUT, key=jax.random.key(0)))
     with pytest.raises(ValueError, match=r"the readout gives \(5, 6, 1\)"):
