@@ -34,9 +34,12 @@ _PUBLIC = {
     "empirical": ["empirical_ntk"],
     "one_pass": ["Summary", "summary"],
     "analysis": ["analyze"],
+    "comparison": ["Comparison", "compare"],
+    "tracking": ["track"],
+    "recorder": ["Recorder", "Recording"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
-_SUBMODULES = {"learning_rules", "models", "regularizers", "solvers", "tasks"}
+_SUBMODULES = {"learning_rules", "models", "regularizers", "solvers", "tasks", "train"}
 
 __version__ = "0.1.0"
 __all__ = sorted([*_HOME, *_SUBMODULES])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = [
     "full_precision",
     "is_jax_array",
     "is_torch_array",
+    "is_torch_module",
     "joined",
     "like_numpy",
     "products_in",
@@ -58,6 +60,11 @@ class Random:
 
             return jax.random.normal(jax.random.key(seed), shape, like.dtype)
         return np.random.default_rng(seed).standard_normal(shape).astype(like.dtype)
+
+
+def is_torch_module(model: object) -> bool:
+    """Whether a model is torch's, without importing torch."""
+    return "torch" in sys.modules and isinstance(model, sys.modules["torch"].nn.Module)
 
 
 def to_numpy(a: Array) -> np.ndarray:

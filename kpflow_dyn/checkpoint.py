@@ -7,27 +7,22 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kpflow_dyn.models import CTRNNCell
+from kpflow_dyn.parameters import CheckpointError, check_names, listing, opened
 
 READOUT_NAMES = ("readout", "out", "output", "fc", "linear", "decoder", "head", "h2o")
 """Last components of a name under which a readout is found without being named."""
 
 
 Cell = nn.RNNBase | nn.RNNCellBase | CTRNNCell
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used as asked; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +112,9 @@ def _read(path: Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a safetensors file, or is damaged ({error})") from error
+    with opened(path, "pt") as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}
 
 
 def _read_torch(path: Path) -> Any:
@@ -168,13 +162,13 @@ def _find_prefix(tensors: dict[str, Tensor], model: str, prefix: str | None) -> 
     if not found:
         raise CheckpointError(
             "no recurrent weights: expected names that end in weight_hh_l0 (a layer), weight_hh (a cell) or W beside U "
-            f"(a CTRNNCell), got {_listing(tensors)}"
+            f"(a CTRNNCell), got {listing(tensors)}"
         )
     if prefix is not None:
         found = _under_prefix(found, prefix)
     fitting = [candidate for candidate, kind in found.items() if kind == model]
     if len(fitting) > 1:
-        raise CheckpointError(f"several {model} networks, with prefixes {_listing(fitting)}; choose one with prefix=")
+        raise CheckpointError(f"several {model} networks, with prefixes {listing(fitting)}; choose one with prefix=")
     if not fitting:
         raise CheckpointError(_other_architecture(tensors, found, model))
     return fitting[0]
@@ -203,7 +197,7 @@ def _architecture(weight_hh: Tensor) -> str:
 def _under_prefix(found: dict[str, str], prefix: str) -> dict[str, str]:
     asked = prefix if prefix.endswith(".") or not prefix else prefix + "."
     if asked not in found:
-        raise CheckpointError(f"no recurrent weights with prefix {asked!r}; there are some with {_listing(found)}")
+        raise CheckpointError(f"no recurrent weights with prefix {asked!r}; there are some with {listing(found)}")
     return {asked: found[asked]}
 
 
@@ -249,7 +243,7 @@ def _build_torch(weights: dict[str, Tensor], model: str, nonlinearity: str) -> n
     number = "_l0" if layers else ""
     weight_ih, weight_hh = weights.get(f"weight_ih{number}"), weights[f"weight_hh{number}"]
     if weight_ih is None or weight_ih.ndim != 2:
-        raise CheckpointError(f"weight_hh{number} needs a matrix weight_ih{number} beside it; got {_listing(weights)}")
+        raise CheckpointError(f"weight_hh{number} needs a matrix weight_ih{number} beside it; got {listing(weights)}")
     inputs, hidden = weight_ih.shape[1], weight_hh.shape[1]
     bias = any(key.startswith("bias") for key in weights)
     if not layers:
@@ -258,27 +252,19 @@ def _build_torch(weights: dict[str, Tensor], model: str, nonlinearity: str) -> n
 
 
 def _check_names(weights: dict[str, Tensor], expected: dict[str, Tensor], prefix: str) -> None:
-    if wrong := sorted(set(weights) ^ set(expected)):
-        raise CheckpointError(
-            f"the weights under prefix {prefix!r} do not make up a network: "
-            f"missing {_listing(name for name in wrong if name in expected)}, "
-            f"left over {_listing(name for name in wrong if name in weights)}; "
-            "save all of the module's state_dict()"
-        )
-    for name, tensor in expected.items():
-        if weights[name].shape != tensor.shape:
-            raise CheckpointError(f"{prefix}{name} must be {list(tensor.shape)}, got {list(weights[name].shape)}")
+    problem = f"the weights under prefix {prefix!r} do not make up a network"
+    check_names(weights, expected, problem, "save all of the module's state_dict()", prefix)
 
 
 def _find_readout(tensors: dict[str, Tensor], hidden: int, asked: str | None) -> str | None:
     layers = [key.removesuffix(".weight") for key, tensor in tensors.items() if _reads(key, tensor, hidden)]
     if asked is not None:
         if asked not in layers:
-            raise CheckpointError(f"no layer {asked!r} with a weight [out, {hidden}]; there are {_listing(layers)}")
+            raise CheckpointError(f"no layer {asked!r} with a weight [out, {hidden}]; there are {listing(layers)}")
         return asked
     named = [layer for layer in layers if layer.rpartition(".")[2] in READOUT_NAMES]
     if len(named) > 1:
-        raise CheckpointError(f"several layers could be the readout, {_listing(named)}; choose one with readout=")
+        raise CheckpointError(f"several layers could be the readout, {listing(named)}; choose one with readout=")
     return named[0] if named else None
 
 
@@ -305,9 +291,3 @@ def _check_numbers(used: dict[str, Tensor]) -> None:
             raise CheckpointError(
                 f"{key} has a NaN or infinity, first at {first}; take a checkpoint from before it diverged"
             )
-
-
-def _listing(names: Iterable[str]) -> str:
-    names = [repr(name) for name in names]
-    rest = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return ", ".join(names[:12]) + rest if names else "nothing"

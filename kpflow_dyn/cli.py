@@ -86,7 +86,10 @@ def analyze(
     ] = None,
     model: Annotated[str | None, typer.Option(help="rnn, gru, lstm or ctrnn.")] = None,
     task: Annotated[
-        str | None, typer.Option(help="memorypro, flipflop, neurogym:NAME-v0, or a path that ends in .npz.")
+        str | None,
+        typer.Option(
+            help="memorypro, flipflop or another of kpflow_dyn.tasks, neurogym:NAME-v0, or a path that ends in .npz."
+        ),
     ] = None,
     problem: Annotated[
         str | None,
@@ -359,20 +362,17 @@ def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """A line for each stage on stderr, with a bar where the amount of work is known."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from kpflow_dyn.progress import bars
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with bars() as shown:
         stages: dict[str, Any] = {}
 
         def show(stage: str, done: int, total: int | None) -> None:
             if stage not in stages:
                 for earlier in stages.values():
-                    bars.update(earlier, total=1, completed=1)
-                stages[stage] = bars.add_task(stage, total=total)
-            bars.update(stages[stage], completed=done, total=total)
+                    shown.update(earlier, total=1, completed=1)
+                stages[stage] = shown.add_task(stage, total=total)
+            shown.update(stages[stage], completed=done, total=total)
 
         yield show
 

@@ -49,6 +49,15 @@ def new_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which becomes `path` at the end; a run that is killed leaves whole files only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}")
+    yield unfinished
+    os.replace(unfinished, path)
+
+
 def _check_contents(path: Path, names: set[str], overwrite: bool) -> None:
     found = {entry.name for entry in path.iterdir()} if path.exists() else set()
     if found and not overwrite:

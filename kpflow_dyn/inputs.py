@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, array_namespace, is_jax_array, is_torch_array, to_numpy
+from kpflow_dyn.arrays import Array, array_namespace, is_jax_array, is_torch_array, is_torch_module, to_numpy
 
 if TYPE_CHECKING:
     from kpflow_dyn.problems import ODEProblem
@@ -81,16 +81,12 @@ def _as_array(a: Any, like: Any, what: str, axes: str) -> Array:
     """Torch and jax arrays as they are, numpy arrays as jax ones where the problem is one of JAX."""
     if is_torch_array(a):
         return a
-    of_jax = isinstance(a, np.ndarray) and not (is_torch_array(like) or _is_torch_module(like))
+    of_jax = isinstance(a, np.ndarray) and not (is_torch_array(like) or is_torch_module(like))
     if not (is_jax_array(a) or of_jax):
         raise TypeError(f"{what} is {type(a).__name__}, expected a torch tensor or a jax array {axes}")
     from kpflow_dyn.jax_backend.checks import as_jax
 
     return as_jax(a, what, axes)
-
-
-def _is_torch_module(f: Any) -> bool:
-    return any(base.__module__.startswith("torch.nn") for base in type(f).__mro__)
 
 
 def check_inputs(x: Any, z0: Array, t: np.ndarray) -> Any:

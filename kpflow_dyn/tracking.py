@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import kpflow_dyn
-from kpflow_dyn.arrays import Array, is_torch_module, to_numpy
+from kpflow_dyn.arrays import Array, like_numpy, to_numpy
 from kpflow_dyn.estimate import alignment, effective_rank
 from kpflow_dyn.flow import Flow
 from kpflow_dyn.folder import replaced
@@ -99,7 +99,7 @@ def track(
     return track_checkpoints(
         _loaded(make_model, make_readout, checkpoints),
         x,
-        _Settings(samples, seed, None if targets is None else to_numpy(targets), None if mask is None else to_numpy(mask)),
+        _Settings(samples, seed, *(None if array is None else to_numpy(array) for array in (targets, mask))),
         pose,
         None if out is None else Path(out),
         progress,
@@ -156,17 +156,15 @@ def _loaded(make_model: Callable, make_readout: Callable | None, checkpoints: An
             for step, values in sorted(checkpoints.items())
         ]
     run = checkpoints if isinstance(checkpoints, Recording) else Recorder.read(checkpoints)
-    return [
-        _Checkpoint(int(step), _digest([(str(step), run.file(step))]), partial(_from_run, run, step, make_model, make_readout))
-        for step in run.steps
-    ]
+    load = partial(_from_run, run, make_model, make_readout)
+    return [_Checkpoint(step, _digest([("", run.file(step))]), partial(load, step)) for step in run.steps.tolist()]
 
 
 def _from_values(make_model: Callable, values: Mapping[str, Any]) -> tuple[Any, None]:
     return with_values(make_model(), {name: to_numpy(value) for name, value in values.items()}), None
 
 
-def _from_run(run: Recording, step: int, make_model: Callable, make_readout: Callable | None) -> tuple[Any, Any]:
+def _from_run(run: Recording, make_model: Callable, make_readout: Callable | None, step: int) -> tuple[Any, Any]:
     readout = None if make_readout is None else run.load(step, make_readout(), part=READOUT)
     return run.load(step, make_model()), readout
 
@@ -176,7 +174,8 @@ def _digest(named: Iterable[tuple[str, Any]]) -> str:
     digest = hashlib.sha256()
     for name, value in named:
         digest.update(name.encode())
-        digest.update(value.read_bytes() if isinstance(value, Path) else np.ascontiguousarray(to_numpy(value)).tobytes())
+        whole = value.read_bytes() if isinstance(value, Path) else np.ascontiguousarray(to_numpy(value)).tobytes()
+        digest.update(whole)
     return digest.hexdigest()
 
 
@@ -222,7 +221,7 @@ def _of_target(kernel: Flow | Output, settings: _Settings) -> dict[str, Any]:
     y = kernel.values if isinstance(kernel, Output) else kernel.solution.state
     weights = 0 * target + 1 if mask is None else mask[0]
     components, shares = target_components(to_numpy(weights * target))
-    c = checked_block(components, target)
+    c = like_numpy(components, target)
     images, inner = kernel.ntk.mv(c), space.inner
     overlap, size, length = (to_numpy(a) for a in (inner(c, images), inner(c, c), inner(images, images)))
     loss = float(inner(weights * (y - target), y - target)) / float(inner(weights, weights))
@@ -266,6 +265,5 @@ def _kept(path: Path | None, key: str) -> xr.Dataset | None:
 def _keep(numbers: xr.Dataset, path: Path | None) -> None:
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as unfinished:
         numbers.to_netcdf(unfinished, engine="h5netcdf")

@@ -20,9 +20,9 @@ def run(*arguments):
 
 
 def test_import_is_light():
-    heavy = ["torch", "jax", "matplotlib", "neurogym"]
+    heavy = ["torch", "jax", "matplotlib", "neurogym", "optax", "safetensors"]
     code = (
-        "import sys, kpflow_dyn as kp; kp.models, kp.solvers, kp.tasks\n"
+        "import sys, kpflow_dyn as kp; kp.models, kp.solvers, kp.tasks, kp.train, kp.Recorder\n"
         "kp.tasks.make_task('memorypro', trials=2)\n"
         f"print([name for name in {heavy} if name in sys.modules])"
     )

@@ -59,4 +59,11 @@ def test_optimisers_and_rules() -> None:
 
 
 def test_there_is_no_other_example() -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
+
+
+def test_tasks_training_and_checkpoints() -> None:
+    names = run(BLOCKS[4])
+    assert names["run"].steps.tolist() == [0, 10, 20, 30]
+    np.testing.assert_array_equal(names["run"].losses, names["training"].losses[::10])
+    assert not torch.equal(names["before"].weight_hh_l0, names["cell"].weight_hh_l0)

@@ -8,7 +8,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kpflow_dyn.tasks import FlipFlop, MemoryPro, Neurogym, TaskData, make_task
+from kpflow_dyn.tasks import (
+    ContextIntegration,
+    DelayAnti,
+    DelayPro,
+    EvidenceIntegration,
+    FlipFlop,
+    FourTasks,
+    Lag,
+    LowRankForecast,
+    MemoryAnti,
+    MemoryPro,
+    Neurogym,
+    Reaching,
+    Romo,
+    Sine,
+    TaskData,
+    make_task,
+)
+from kpflow_dyn.tasks.named import BUILT_IN
 
 neurogym = pytest.importorskip("neurogym")
 registration = importlib.import_module("neurogym.envs.registration")
@@ -70,18 +88,153 @@ def test_flipflop_remembers_the_last_pulse(bits, steps, rate, trials, seed):
     assert set(np.unique(data.targets)) <= {-1.0, 1.0}
 
 
+@pytest.mark.parametrize(
+    ("pro", "anti"), [(MemoryPro(noise=0.1), MemoryAnti(noise=0.1)), (DelayPro(noise=0.1), DelayAnti(noise=0.1))]
+)
+def test_anti_is_pro_turned_by_pi(pro, anti):
+    pro, anti = pro.sample(trials=6, seed=2), anti.sample(trials=6, seed=2)
+    np.testing.assert_array_equal(pro.inputs, anti.inputs)
+    np.testing.assert_array_equal(pro.targets[..., 0], anti.targets[..., 0])
+    cosine, sine = np.moveaxis(anti.targets[:, -1, 1:], -1, 0)
+    turn = np.exp(1j * np.pi)
+    np.testing.assert_allclose(cosine + 1j * sine, np.exp(1j * pro.labels["angle"]) * turn, atol=1e-15)
+    np.testing.assert_array_equal(anti.targets[..., 1:], -pro.targets[..., 1:])
+
+
+def test_delaypro_is_memorypro_whose_stimulus_stays():
+    memory = MemoryPro(fixation=3, stimulus=4, memory=5, response=2).sample(trials=6, seed=1)
+    delay = DelayPro(fixation=3, stimulus=9, response=2).sample(trials=6, seed=1)
+    np.testing.assert_array_equal(memory.targets, delay.targets)
+    np.testing.assert_array_equal(memory.inputs[:, :7], delay.inputs[:, :7])
+    np.testing.assert_array_equal(memory.inputs[..., 0], delay.inputs[..., 0])
+    assert not memory.inputs[:, 7:, 1:].any()
+    np.testing.assert_array_equal(delay.inputs[:, 3:, 1:], np.repeat(delay.inputs[:, 3:4, 1:], 11, axis=1))
+
+
+def test_the_four_tasks_are_those_that_the_rule_says():
+    data = FourTasks(fixation=3, stimulus=4, memory=5, response=2).sample(trials=10, seed=1)
+    alone = [MemoryPro(3, 4, 5, 2), MemoryAnti(3, 4, 5, 2), DelayPro(3, 9, 2), DelayAnti(3, 9, 2)]
+    assert sorted(np.bincount(data.labels["rule"])) == [2, 2, 3, 3]
+    for trial, rule in enumerate(data.labels["rule"]):
+        single = alone[rule].sample(trials=10, seed=1)  # whose angles are drawn first, and so are the same
+        assert data.labels["angle"][trial] == single.labels["angle"][trial]
+        np.testing.assert_array_equal(data.inputs[trial, :, :3], single.inputs[trial])
+        np.testing.assert_array_equal(data.targets[trial], single.targets[trial])
+        np.testing.assert_array_equal(data.inputs[trial, :, 3:], np.tile(np.arange(4) == rule, (14, 1)))
+
+
+@given(st.integers(0, 8), st.integers(1, 12), st.integers(1, 3), st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_lag_asks_for_the_shifted_input(lag, more, channels, seed):
+    data = Lag(lag=lag, steps=lag + more, channels=channels).sample(3, seed)
+    np.testing.assert_array_equal(data.targets[:, lag:], data.inputs[:, :more])
+    np.testing.assert_array_equal(data.mask, np.tile(np.arange(lag + more) >= lag, (3, 1)))
+
+
+def test_evidence_adds_up_to_its_sign():
+    data = EvidenceIntegration(fixation=2, stimulus=400, response=3, noise=0.1).sample(200, seed=0)
+    coherence, evidence = data.labels["coherence"], data.inputs[:, 2:402, 0]
+    np.testing.assert_allclose(evidence.mean(axis=1), coherence, atol=5 * 0.1 / np.sqrt(400))
+    assert np.std(evidence - coherence[:, None]) == pytest.approx(0.1, rel=0.02)
+    np.testing.assert_array_equal(data.targets[:, 402:, 0], np.tile(np.sign(coherence)[:, None], 3))
+    assert not data.targets[:, :402].any() and np.abs(coherence).max() <= 0.2
+    np.testing.assert_array_equal(data.mask[0], [True] * 2 + [False] * 400 + [True] * 3)
+
+
+def test_the_context_says_which_evidence_counts():
+    data = ContextIntegration(fixation=2, stimulus=5, response=3, noise=0).sample(31, seed=0)
+    assert sorted(np.bincount(data.labels["context"])) == [15, 16]
+    for trial, context in enumerate(data.labels["context"]):
+        streams = [data.labels["motion"][trial], data.labels["colour"][trial]]
+        np.testing.assert_array_equal(data.inputs[trial, 2:7, :2], np.tile(streams, (5, 1)))
+        assert not data.inputs[trial, [0, 1, 7, 8, 9], :2].any()
+        np.testing.assert_array_equal(data.inputs[trial, :, 2:], np.tile(np.arange(2) == context, (10, 1)))
+        np.testing.assert_array_equal(data.targets[trial, :, 0], [0] * 7 + [np.sign(streams[context])] * 3)
+    np.testing.assert_array_equal(data.mask[0], [True] * 2 + [False] * 5 + [True] * 3)
+
+
+def test_romo_compares_two_frequencies():
+    data = Romo(fixation=1, first=2, delay=3, second=4, response=5).sample(300, seed=0)
+    first, second = data.labels["first"], data.labels["second"]
+    assert set(np.abs(first - second)) == {8.0} and {*first, *second} == {10.0, 14, 18, 22, 26, 30, 34}
+    for trial in range(300):
+        periods = [0] + [first[trial] / 34] * 2 + [0] * 3 + [second[trial] / 34] * 4 + [0] * 5
+        np.testing.assert_array_equal(data.inputs[trial, :, 0], periods)
+        answer = 1 if first[trial] > second[trial] else -1
+        np.testing.assert_array_equal(data.targets[trial, :, 0], [0] * 10 + [answer] * 5)
+
+
+@pytest.mark.parametrize("rank", [2, 3, 6])
+def test_a_forecast_is_the_same_linear_map_of_few_dimensions_in_all_trials(rank):
+    task = LowRankForecast(channels=7, rank=rank, steps=30, horizon=4)
+    data, others = task.sample(200, seed=0), task.sample(5, seed=1)
+    x, y = data.inputs.reshape(-1, 7), data.targets.reshape(-1, 7)
+    assert np.linalg.matrix_rank(x) == np.linalg.matrix_rank(y) == rank
+    assert np.mean(x**2) == pytest.approx(1, rel=0.1)
+    np.testing.assert_array_equal(data.targets[:, :-4], data.inputs[:, 4:])
+    forecast = np.linalg.pinv(x, rcond=1e-10) @ y
+    np.testing.assert_allclose(others.inputs @ forecast, others.targets, atol=1e-12)
+    fastest = np.abs(np.angle(np.linalg.eigvals(task._system()[0]))).max()
+    assert fastest == pytest.approx(2 * np.pi / 20)
+
+
+def test_another_system_is_another_task():
+    first, second = LowRankForecast().sample(4, seed=0), LowRankForecast(system=1).sample(4, seed=0)
+    assert not np.allclose(first.inputs, second.inputs)
+
+
+def test_a_sine_has_the_frequency_that_its_input_stands_for():
+    data = Sine(frequencies=5, slowest=50, fastest=10, steps=41).sample(40, seed=0)
+    level, omega = data.inputs[:, 0, 0], data.labels["omega"]
+    np.testing.assert_array_equal(data.inputs, np.broadcast_to(level[:, None, None], data.inputs.shape))
+    number = np.rint((level - 0.25) * 5)
+    assert set(number) == {1, 2, 3, 4, 5}
+    np.testing.assert_allclose(omega, 2 * np.pi * (0.02 + (number - 1) / 4 * 0.08), rtol=1e-14)
+    s = data.targets[..., 0]  # the recurrence of a sine: s(t + 1) + s(t - 1) = 2 cos(w) s(t)
+    np.testing.assert_allclose(s[:, 2:] + s[:, :-2], 2 * np.cos(omega)[:, None] * s[:, 1:-1], atol=1e-13)
+    np.testing.assert_array_equal(s[:, 0], 0)
+    np.testing.assert_allclose(s[:, 1], np.sin(omega))
+
+
+def test_a_reach_takes_the_path_of_least_jerk():
+    data = Reaching(hold=3, preparation=4, movement=40, rest=2, directions=6).sample(12, seed=0)
+    there = np.stack([np.cos(data.labels["angle"]), np.sin(data.labels["angle"])], axis=-1)
+    np.testing.assert_array_equal(data.inputs[:, 3:, :2], np.repeat(there[:, None], 46, axis=1))
+    assert not data.inputs[:, :3, :2].any()
+    np.testing.assert_array_equal(data.inputs[:, :, 2], np.tile(np.arange(49) < 7, (12, 1)))
+    assert not data.targets[:, :7].any()
+    np.testing.assert_allclose(data.targets[:, 46:], np.repeat(there[:, None], 3, axis=1), rtol=1e-14)
+    path = (data.targets[:, 6:47] * there[:, None]).sum(axis=-1)  # [trial, 0 ... movement], along the target
+    np.testing.assert_allclose(path + path[:, ::-1], 1, rtol=1e-13)
+    np.testing.assert_allclose(np.diff(path, n=5), 6 * 120 / 40**5, rtol=1e-6)
+    np.testing.assert_allclose(np.diff(path, n=6), 0, atol=1e-13)  # no sixth derivative: least jerk
+    fitted = np.polynomial.Polynomial.fit(np.linspace(0, 1, 41), path[0], 5, domain=[0, 1], window=[0, 1])
+    np.testing.assert_allclose(fitted.coef[:3], 0, atol=1e-10)  # at rest at both ends, by the symmetry above
+
+
 def test_flipflop_pulses_come_at_the_rate_asked_for():
     later = FlipFlop(steps=200, rate=0.25).sample(200, seed=0).inputs[:, 1:]
     assert np.mean(later != 0) == pytest.approx(0.25, abs=0.01)
     assert np.mean(later) == pytest.approx(0, abs=0.01)
 
 
-@pytest.mark.parametrize("spec", ["memorypro", "flipflop", *(f"neurogym:{name}" for name in SUPERVISED)])
+@pytest.mark.parametrize("spec", [*BUILT_IN, *(f"neurogym:{name}" for name in SUPERVISED)])
 def test_a_seed_fixes_the_trials(spec):
     first = make_task(spec, trials=6, seed=1)
     other = make_task(spec, trials=6, seed=2)
     assert_same(first, make_task(spec, trials=6, seed=1))
     assert first.inputs.shape != other.inputs.shape or not np.array_equal(first.inputs, other.inputs)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_tasks_are_well_formed(name):
+    quiet, noisy = make_task(name, trials=64, noise=0.0), make_task(name, trials=64, noise=0.3)
+    assert (noisy.name, noisy.dt, len(noisy.inputs)) == (name, 20.0, 64)
+    assert noisy.inputs.dtype == noisy.targets.dtype == np.float64
+    assert all(len(label) == 64 for label in noisy.labels.values())
+    np.testing.assert_array_equal(quiet.targets, noisy.targets)
+    assert np.std(noisy.inputs - quiet.inputs) == pytest.approx(0.3, rel=0.05)
+    assert noisy.mask is None or (noisy.mask.dtype == bool and noisy.mask.any(axis=1).all())
 
 
 def test_neurogym_has_supervised_tasks():
@@ -100,6 +253,18 @@ def test_every_supervised_neurogym_task_is_well_formed(name):
     if "class" in data.labels:
         np.testing.assert_array_equal(data.targets.sum(axis=2), data.mask)
         np.testing.assert_array_equal(data.targets.argmax(axis=2)[data.mask], data.labels["class"][data.mask])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(registration.ALL_EXTENDED_ENVS) - set(SUPERVISED)))
+def test_what_neurogym_does_not_call_supervised_works_or_says_why_not(name):
+    try:
+        data = make_task(f"neurogym:{name}", trials=6, seed=1)
+    except ValueError as error:
+        assert "take a supervised task" in str(error) or "is not one of the environment's" in str(error)
+        assert name in ("Bandit-v0", "DawTwoStep-v0", "EconomicDecisionMaking-v0", "Null-v0") or "Reaching1D" in name
+    else:
+        assert data.inputs.shape[:2] == data.targets.shape[:2] == data.mask.shape
 
 
 @pytest.mark.parametrize(
@@ -164,6 +329,7 @@ def test_tasks_are_immutable_and_do_not_share_options():
         ("PerceptualDecisionMaking-v0", "Nearest: neurogym:PerceptualDecisionMaking-v0"),
         ("neurogym:GoNoGo-v0", "unknown task 'neurogym:GoNoGo-v0'.*Nearest: neurogym:GoNogo-v0"),
         ("xyzzyx", "unknown task 'xyzzyx'. Known: memorypro, flipflop"),
+        ("four-tsks", "Nearest: fourtasks"),
         ("neurogym:Bandit-v0", "take a supervised task"),
         ("neurogym:Reaching1D-v0", "not one of the environment's 3 actions"),
     ],
@@ -173,7 +339,7 @@ def test_unknown_and_unusable_tasks_are_explained(spec, message):
         make_task(spec)
 
 
-@pytest.mark.parametrize("spec", ["memorypro", "flipflop", DECISION])
+@pytest.mark.parametrize("spec", [*BUILT_IN, DECISION])
 @pytest.mark.parametrize("trials", [0, -3])
 def test_no_trials_are_refused(spec, trials):
     with pytest.raises(ValueError, match=f"trials must be at least 1, got {trials}"):
@@ -188,6 +354,17 @@ def test_no_trials_are_refused(spec, trials):
         ("memorypro", {"noise": -1}, "noise must be at least 0, got -1"),
         ("flipflop", {"bits": 0}, "bits must be at least 1, got 0"),
         ("flipflop", {"rate": 1.5}, "between 0 and 1, got 1.5"),
+        ("flipflop", {"noise": np.nan}, "noise must be at least 0, got nan"),
+        ("delayanti", {"response": 0}, "response must be at least 1, got 0"),
+        ("fourtasks", {"memory": -1}, "memory must be at least 0, got -1"),
+        ("lag", {"lag": 60}, "lag must be less than steps = 60"),
+        ("romo", {"second": 0}, "second must be at least 1, got 0"),
+        ("evidenceintegration", {"coherence": 0}, "coherence must be positive, got 0"),
+        ("contextintegration", {"stimulus": 0}, "stimulus must be at least 1, got 0"),
+        ("lowrankforecast", {"rank": 11}, "rank must be at most channels = 10, got 11"),
+        ("lowrankforecast", {"period": 1}, "period must be at least 2, got 1"),
+        ("sine", {"slowest": 10}, "slowest must be at least 20.0, got 10"),
+        ("reaching", {"movement": 0}, "movement must be at least 1, got 0"),
         (DECISION, {"delay": 3}, "does not take these options.*'delay'"),
         ("x.npz", {"delay": 3}, "has no option delay; it has: none"),
     ],
@@ -195,6 +372,29 @@ def test_no_trials_are_refused(spec, trials):
 def test_bad_options_are_explained(spec, options, message):
     with pytest.raises(ValueError, match=message):
         make_task(spec, **options)
+
+
+@pytest.mark.parametrize(("options", "got"), [({"stimulus": 2.5}, "2.5"), ({"memory": True}, "True")])
+def test_steps_are_whole_numbers(options, got):
+    with pytest.raises(TypeError, match=f"must be a whole number, got {got}"):
+        MemoryPro(**options)
+    with pytest.raises(TypeError, match=r"trials must be a whole number, got 2\.5"):
+        MemoryPro().sample(2.5)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "kind", "message"),
+    [
+        ({"inputs": [[1.0]]}, TypeError, "inputs in the task task is list, expected a numpy array"),
+        ({"inputs": np.zeros((2, 3))}, ValueError, r"inputs in the task task must be \[trial, time, channel\]"),
+        ({"targets": np.zeros((2, 4, 1))}, ValueError, "targets in the task task must be"),
+        ({"mask": np.ones((2, 3, 1))}, ValueError, "mask in the task task must be"),
+        ({"targets": np.full((2, 3, 1), np.nan)}, ValueError, "has a NaN or infinity"),
+    ],
+)
+def test_trials_of_ones_own_are_checked(arrays, kind, message):
+    with pytest.raises(kind, match=message):
+        TaskData(**({"inputs": np.zeros((2, 3, 1))} | arrays))
 
 
 def test_without_neurogym_the_message_says_what_to_install(monkeypatch):

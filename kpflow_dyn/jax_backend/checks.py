@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from kpflow_dyn.arrays import is_torch_module
 
 
 def as_jax(values: object, what: str, axes: str) -> jax.Array:
@@ -57,11 +58,11 @@ def named_parameters(model: object) -> dict[str, jax.Array]:
         TypeError: a torch module, no callable, or a plain function, whose arrays are closed over and so cannot be told
             from constants.
     """
-    if _is_torch_module(model):
+    if is_torch_module(model):
         raise TypeError("the model is a torch module, but the data are jax arrays; pass torch tensors, or a JAX model")
     if not callable(model):
         raise TypeError(f"the model is {type(model).__name__}, expected a callable such as an equinox module")
-    found = named_arrays(model)
+    found = floating_leaves(model)
     if not found:
         raise TypeError(
             f"{getattr(model, '__name__', type(model).__name__)} holds no arrays: parameters that a function closes "
@@ -71,13 +72,9 @@ def named_parameters(model: object) -> dict[str, jax.Array]:
     return found
 
 
-def named_arrays(model: object) -> dict[str, jax.Array]:
-    """The floating arrays of JAX in a pytree, by their path in it; of a plain function, none."""
+def floating_leaves(model: object) -> dict[str, jax.Array]:
+    """The floating arrays of any pytree, by their path in it."""
     return {name: leaf for name, leaf in _named_leaves(model) if eqx.is_inexact_array(leaf)}
-
-
-def _is_torch_module(model: object) -> bool:
-    return "torch" in sys.modules and isinstance(model, sys.modules["torch"].nn.Module)
 
 
 def check_parameters(model: object, like: jax.Array) -> None:

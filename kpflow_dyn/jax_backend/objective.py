@@ -14,7 +14,7 @@ from kpflow_dyn.arrays import Rows
 from kpflow_dyn.discretise import Nodes, RungeKuttaStep, read_off
 from kpflow_dyn.inputs import input_width
 from kpflow_dyn.jax_backend.cells import as_step
-from kpflow_dyn.jax_backend.checks import named_arrays, with_parameters
+from kpflow_dyn.jax_backend.checks import floating_leaves, with_parameters
 from kpflow_dyn.jax_backend.rollout import run
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem, StaticProblem
 from kpflow_dyn.runge_kutta import Tableau
@@ -38,7 +38,7 @@ def snapshot(theta: jax.Array) -> jax.Array:
 
 def parameters_of(model: Any) -> Values:
     """By name: floating arrays of JAX; those of numpy are constants."""
-    return named_arrays(model)
+    return floating_leaves(model)
 
 
 def with_values(model: Any, values: Values) -> Any:

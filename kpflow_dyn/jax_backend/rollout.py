@@ -22,7 +22,7 @@ def roll_out(problem: DiscreteProblem) -> tuple[jax.Array, jax.Array]:
     x = problem.x
     check_parameters(problem.cell, x)
     step, z0 = as_step(problem.cell, x, problem.z0)
-    _check_step(step, problem.cell, x[0, 0], z0[0])
+    check_step(step, problem.cell, x[0, 0], z0[0])
     state = run(step, problem.cell, x, z0)
     check_finite(state, "the state")
     return state, z0
@@ -30,7 +30,7 @@ def roll_out(problem: DiscreteProblem) -> tuple[jax.Array, jax.Array]:
 
 @eqx.filter_jit
 def run(step: Step, cell: Any, x: jax.Array, z0: jax.Array) -> jax.Array:
-    """The states [trial, time, unit]."""
+    """The states z_1 ... z_T [trial, time, unit] of inputs [trial, time, input] from z_0."""
 
     def over_trials(z: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
         z = jax.vmap(lambda x, z: step(cell, x, z))(x_t, z)
@@ -39,7 +39,8 @@ def run(step: Step, cell: Any, x: jax.Array, z0: jax.Array) -> jax.Array:
     return lax.scan(over_trials, z0, x.swapaxes(0, 1))[1].swapaxes(0, 1)
 
 
-def _check_step(step: Step, cell: Any, x: jax.Array, z: jax.Array) -> None:
+def check_step(step: Step, cell: Any, x: jax.Array, z: jax.Array) -> None:
+    """Raise unless the step of one trial gives a state like z."""
     try:
         out = eqx.filter_eval_shape(step, cell, x, z)
     except (TypeError, ValueError, IndexError) as error:

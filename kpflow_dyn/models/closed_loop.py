@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from kpflow_dyn.arrays import is_torch_module
+
 
 def ClosedLoop(plant: Any, policy: Any) -> Any:
     """The field z' = plant(z, u) of a plant whose control u = policy(z), or u = policy([z, x_t]), is learnt.
@@ -38,7 +40,7 @@ def ClosedLoop(plant: Any, policy: Any) -> Any:
     if isinstance(plant, type) or not callable(plant):
         got = f"the class {plant.__name__}" if isinstance(plant, type) else type(plant).__name__
         raise TypeError(f"plant is {got}, expected a callable plant(z, u) such as CartPole()")
-    if _is_torch_module(policy):
+    if is_torch_module(policy):
         from kpflow_dyn.models import torch_fields
 
         return torch_fields.ClosedLoop(plant, policy)
@@ -50,10 +52,6 @@ def ClosedLoop(plant: Any, policy: Any) -> Any:
         f"policy is {type(policy).__name__}, expected an instance of a torch nn.Module, or a callable JAX pytree with "
         "array leaves such as an equinox module; make a function a method of such a module"
     )
-
-
-def _is_torch_module(policy: Any) -> bool:
-    return "torch" in sys.modules and isinstance(policy, sys.modules["torch"].nn.Module)
 
 
 def _is_jax_module(policy: Any) -> bool:

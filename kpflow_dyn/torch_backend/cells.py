@@ -46,6 +46,16 @@ def _cell_function(cell: nn.RNNBase) -> Callable[..., Tensor]:
     return torch.rnn_tanh_cell if cell.nonlinearity == "tanh" else torch.rnn_relu_cell
 
 
+def over_sequence(module: nn.RNNBase, x: Tensor, z0: Tensor) -> tuple[Tensor, Tensor]:
+    """nn.RNN, nn.GRU or nn.LSTM as torch runs it: the last layer's h [trial, time, hidden], and the last z."""
+    layered = torch.stack(z0.split(module.hidden_size, -1)).contiguous()  # [layer, trial, hidden], all h, then all c
+    lstm = isinstance(module, nn.LSTM)
+    initial = (layered[: module.num_layers], layered[module.num_layers :]) if lstm else layered
+    output, final = module(x if module.batch_first else x.transpose(0, 1), initial)
+    final = torch.cat(final) if lstm else final
+    return output if module.batch_first else output.transpose(0, 1), torch.cat(final.unbind(0), -1)
+
+
 def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
     """The step of cells like this one, and the initial state [trial, unit].
 

@@ -17,6 +17,7 @@ from kpflow_dyn.problems import DiscreteProblem, StaticProblem
 from kpflow_dyn.runge_kutta import Tableau, stages, step
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.torch_backend.cells import as_step
+from kpflow_dyn.torch_backend.rollout import run
 from kpflow_dyn.torch_backend.trace import Applied, differentiable_attention
 
 Values = dict[str, Tensor]
@@ -58,14 +59,7 @@ def rollout(problem: DiscreteProblem) -> Callable[[nn.Module, Scheme], Tensor]:
     """(cell, None) -> the states."""
     step, z0 = as_step(problem.cell, problem.x, problem.z0)
 
-    def run(cell: nn.Module, _scheme: None) -> Tensor:
-        z, states = z0, []
-        for x_t in problem.x.unbind(1):
-            z = step(cell, x_t, z)
-            states.append(z)
-        return torch.stack(states, 1)
-
-    return run
+    return lambda cell, _scheme: run(step, cell, problem.x, z0)
 
 
 def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[Tensor, Rows]:

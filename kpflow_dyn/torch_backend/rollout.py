@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kpflow_dyn.problems import DiscreteProblem
-from kpflow_dyn.torch_backend.cells import Step, as_step
+from kpflow_dyn.torch_backend.cells import Step, as_step, over_sequence
 from kpflow_dyn.torch_backend.checks import check_finite
 
 
@@ -20,18 +20,25 @@ def roll_out(problem: DiscreteProblem) -> tuple[Tensor, Tensor]:
     """
     cell, x = problem.cell, problem.x
     step, z0 = as_step(cell, x, problem.z0)
-    z = _first_step(step, cell, x[:, 0], z0)
-    states = [z]
-    for x_t in x.unbind(1)[1:]:
-        z = step(cell, x_t, z)
-        states.append(z)
-    state = torch.stack(states, 1)
+    check_step(step, cell, x[:, 0], z0)
+    state = run(step, cell, x, z0)
     check_finite(state, "the state")
     _check_against_module(cell, x, z0, state)
     return state, z0
 
 
-def _first_step(step: Step, cell: nn.Module, x: Tensor, z0: Tensor) -> Tensor:
+def run(step: Step, cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+    """The states z_1 ... z_T [trial, time, unit] of inputs [trial, time, input] from z_0."""
+    states = []
+    for x_t in x.unbind(1):
+        z = step(cell, x_t, z)
+        states.append(z)
+    return torch.stack(states, 1)
+
+
+@torch.no_grad()
+def check_step(step: Step, cell: nn.Module, x: Tensor, z0: Tensor) -> None:
+    """Raise unless the step gives a state like z0, the same one each time, and leaves its arguments alone."""
     x_before, z_before = x.clone(), z0.clone()
     try:
         z = step(cell, x, z0)
@@ -50,20 +57,14 @@ def _first_step(step: Step, cell: nn.Module, x: Tensor, z0: Tensor) -> Tensor:
         raise ValueError(
             "the cell gave two results for the same arguments; make it deterministic (cell.eval(), fixed noise)"
         )
-    return z
 
 
 def _check_against_module(module: nn.Module, x: Tensor, z0: Tensor, state: Tensor) -> None:
     """nn.RNN, nn.GRU and nn.LSTM run over the whole sequence must agree with our reading of one step."""
     if not isinstance(module, nn.RNNBase):
         return
-    layered = torch.stack(z0.split(module.hidden_size, -1)).contiguous()
-    lstm = isinstance(module, nn.LSTM)
-    initial = (layered[: module.num_layers], layered[module.num_layers :]) if lstm else layered
-    _, final = module(x if module.batch_first else x.transpose(0, 1), initial)
-    final = torch.cat(final) if lstm else final
-    ours = torch.stack(state[:, -1].split(module.hidden_size, -1))
-    if not torch.allclose(final, ours, rtol=1e-3, atol=1e3 * torch.finfo(x.dtype).eps):
+    final = over_sequence(module, x, z0)[1]
+    if not torch.allclose(final, state[:, -1], rtol=1e-3, atol=1e3 * torch.finfo(x.dtype).eps):
         raise RuntimeError(
             f"{type(module).__name__} over the whole sequence differs from its steps; please report this"
         )

@@ -1,0 +1,38 @@
+"""Tasks: labelled trials of inputs and targets, as numpy arrays [trial, time, channel] in float64.
+
+A task is a frozen dataclass whose fields are its options; `sample(trials, seed)` draws trials from it, the same ones
+for the same seed. `make_task` finds a task by its name, as the command line does.
+"""
+
+from __future__ import annotations
+
+from kpflow_dyn.tasks.array_file import ArrayFile
+from kpflow_dyn.tasks.circle import DelayAnti, DelayPro, FourTasks, MemoryAnti, MemoryPro
+from kpflow_dyn.tasks.data import Task, TaskData
+from kpflow_dyn.tasks.decisions import ContextIntegration, EvidenceIntegration, Romo
+from kpflow_dyn.tasks.gym import Neurogym
+from kpflow_dyn.tasks.memory import FlipFlop, Lag
+from kpflow_dyn.tasks.named import make_task
+from kpflow_dyn.tasks.reaching import Reaching
+from kpflow_dyn.tasks.signals import LowRankForecast, Sine
+
+__all__ = [
+    "ArrayFile",
+    "ContextIntegration",
+    "DelayAnti",
+    "DelayPro",
+    "EvidenceIntegration",
+    "FlipFlop",
+    "FourTasks",
+    "Lag",
+    "LowRankForecast",
+    "MemoryAnti",
+    "MemoryPro",
+    "Neurogym",
+    "Reaching",
+    "Romo",
+    "Sine",
+    "Task",
+    "TaskData",
+    "make_task",
+]

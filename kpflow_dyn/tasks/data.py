@@ -1,0 +1,115 @@
+"""What a task gives, what it offers, and the checks that all tasks share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+DEFAULT_TRIALS = 32
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Trials of a task.
+
+    Attributes:
+        inputs: [trial, time, channel].
+        targets: [trial, time, out], or None for inputs alone.
+        mask: [trial, time], True where the trial is on and its target counts; None where that is everywhere.
+        labels: what is known of each trial, by name; the first axis is the trial.
+        name: the task's name.
+        dt: milliseconds between two times, or None where the source does not say.
+
+    Raises:
+        TypeError, ValueError: arrays that are no finite numbers of these shapes.
+
+    >>> TaskData(np.zeros((8, 60, 2)), targets=np.ones((8, 60, 1))).mask is None
+    True
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
+    name: str = "task"
+    dt: float | None = None
+
+    def __post_init__(self) -> None:
+        arrays = {"inputs": self.inputs, "targets": self.targets, "mask": self.mask}
+        check_arrays({name: array for name, array in arrays.items() if array is not None}, f"the task {self.name}")
+
+
+class Task(Protocol):
+    """What a task offers; a class of your own with this method is one too."""
+
+    def sample(self, trials: int | None, seed: int) -> TaskData:
+        """The trials that belong to this seed; None is as many as the task thinks right."""
+        ...
+
+
+def count(trials: int | None) -> int:
+    """How many trials, the default for None."""
+    if trials is None:
+        return DEFAULT_TRIALS
+    check_count("trials", trials, 1)
+    return trials
+
+
+def check_counts(task: object, **least: int) -> None:
+    """Raise unless these fields of the task are whole numbers, each at least this."""
+    for option, smallest in least.items():
+        check_count(option, getattr(task, option), smallest)
+
+
+def check_count(option: str, value: object, least: int) -> None:
+    """Raise unless the value is a whole number, at least this."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{option} must be a whole number, got {value!r}")
+    check_at_least(option, int(value), least)
+
+
+def check_at_least(option: str, value: float, least: float) -> None:
+    """Raise unless the value is at least this, and finite."""
+    if not least <= value < np.inf:
+        raise ValueError(f"{option} must be at least {least}, got {value}")
+
+
+def nearest(spec: str, names: Sequence[str]) -> str:
+    """What an error adds on names like this one, the part before a colon apart; nothing where there is none."""
+    bare = {name.rpartition(":")[2].lower(): name for name in names}
+    near = difflib.get_close_matches(spec.rpartition(":")[2].lower(), bare, n=5, cutoff=0.5)
+    return f" Nearest: {', '.join(bare[name] for name in near)}." if near else ""
+
+
+def with_noise(inputs: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
+    """Independent Gaussian noise of this standard deviation on every input."""
+    return inputs + deviation * rng.standard_normal(inputs.shape)
+
+
+def check_arrays(arrays: dict[str, np.ndarray], where: object) -> None:
+    """Raise unless inputs [trial, time, channel], targets [trial, time, out] and mask [trial, time] fit each other."""
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} in {where} is {type(array).__name__}, expected a numpy array")
+    shape = arrays["inputs"].shape
+    for name, array in arrays.items():
+        rank = 2 if name == "mask" else 3
+        if array.ndim != rank or array.shape[:2] != shape[:2] or 0 in array.shape:
+            axes = "[trial, time]" if name == "mask" else "[trial, time, channel]"
+            raise ValueError(
+                f"{name} in {where} must be {axes}, not empty, with the trials and times of inputs; "
+                f"got {array.shape} beside inputs {shape}"
+            )
+        _check_numbers(name, array, where)
+
+
+def _check_numbers(name: str, array: np.ndarray, where: object) -> None:
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} in {where} must hold real numbers, got dtype {array.dtype}")
+    if not (finite := np.isfinite(array)).all():
+        first = tuple(int(index) for index in np.argwhere(~finite)[0])
+        raise ValueError(f"{name} in {where} has a NaN or infinity, first at {first}; remove or replace such trials")

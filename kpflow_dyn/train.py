@@ -1,0 +1,170 @@
+"""Training on a task: one plain loop, for examples, sweeps and tests."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn.arrays import is_torch_module
+from kpflow_dyn.progress import bars
+from kpflow_dyn.tasks.data import TaskData, check_count
+
+__all__ = ["Training", "fit"]
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What a training came to.
+
+    Attributes:
+        model, readout: as trained; in torch those that were given, changed in place.
+        losses: [step], losses[n] being the loss after n steps, on the trials of the next one; the last is the loss of
+            the model as trained.
+        success: False where the loss left the finite numbers.
+    """
+
+    model: Any
+    readout: Any
+    losses: np.ndarray
+    success: bool
+
+    def steps_to(self, fraction: float) -> int | None:
+        """The number of steps after which the loss was first at most this fraction of what it was; None if never."""
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+        reached = np.flatnonzero(self.losses <= fraction * self.losses[0])
+        return int(reached[0]) if len(reached) else None
+
+
+def fit(
+    model: Any,
+    task: TaskData,
+    readout: Any,
+    *,
+    steps: int = 1000,
+    lr: float = 1e-3,
+    optimizer: str | Callable[..., Any] = "adam",
+    clip: float | None = None,
+    stop_below: float | None = None,
+    batch: int | None = None,
+    record: Callable[..., Any] | None = None,
+    z0: Any = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Training:
+    """Train a recurrent model and a readout of its states on the trials of a task.
+
+        z_t = cell(x_t, z_{t-1})    y = readout(z)    loss = sum m (y - y*)^2 / number of outputs where m = 1
+
+    Args:
+        model: a cell as for `DiscreteProblem`: torch's nn.RNN, nn.GRU or nn.LSTM, one of their Cells or another
+            nn.Module called as cell(x_t, z); in JAX an equinox cell or another callable pytree, called on one trial. A
+            torch model is trained in place; a JAX one is left as it is, `Training.model` being the new one.
+        task: trials with targets, `task.sample(trials, seed)` or `make_task(...)`; they take the model's dtype.
+        readout: nn.Linear or eqx.nn.Linear, whose weights learn too. It reads the whole state, or where that is wider
+            than the readout (of an LSTM, or of several layers) the h of the last layer.
+        steps: how many steps at most.
+        lr: the learning rate.
+        optimizer: "adam", "sgd", or what makes another one: in torch a class called as optimizer(parameters, lr=lr), in
+            JAX a function of optax called as optimizer(lr).
+        clip: scales the gradient down to this norm, over all parameters, where it is larger.
+        stop_below: stop once the loss is below this.
+        batch: how many trials a step sees, drawn anew for each without repetition; all when None.
+        record: called as record(n, model, loss, readout=readout) with the model after n steps, for n = 0, 1, ...: a
+            `Recorder`, or a function of your own.
+        z0: the state before the first step, as in `DiscreteProblem`.
+        seed: for the draws of trials.
+        progress: show a bar on a terminal.
+
+    Raises:
+        TypeError, ValueError: a model, readout, task or option that does not fit; each says what to do.
+
+    A loss that leaves the finite numbers ends the training, with a warning and `success=False`.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> task = kp.tasks.FlipFlop(bits=1).sample(trials=16, seed=0)
+        >>> training = kp.train.fit(torch.nn.GRU(1, 8), task, torch.nn.Linear(8, 1), steps=50, lr=0.01)
+        >>> len(training.losses), bool(training.losses[-1] < training.losses[0])
+        (51, True)
+    """
+    data = _arrays(task)
+    _check_options(steps, lr, clip)
+    trainee = _trainee(model, readout, data, z0, optimizer, lr, clip)
+    trials, losses = _draws(len(task.inputs), batch, seed), []
+    with bars(progress) as shown:
+        bar = shown.add_task("training", total=steps)
+        for step in range(steps + 1):
+            loss = trainee.evaluate(next(trials))
+            losses.append(loss)
+            shown.update(bar, completed=step, description=f"training, loss {loss:.3g}")
+            if record is not None:
+                record(step, trainee.model, loss, readout=trainee.readout)
+            if step == steps or not math.isfinite(loss) or (stop_below is not None and loss < stop_below):
+                break
+            trainee.step()
+    return Training(trainee.model, trainee.readout, np.array(losses), _converged(losses))
+
+
+def _arrays(task: TaskData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, targets and mask."""
+    if not isinstance(task, TaskData):
+        hint = "; pass task.sample(trials, seed)" if hasattr(task, "sample") else ""
+        raise TypeError(f"task is {type(task).__name__}, expected a TaskData{hint}")
+    if task.targets is None:
+        raise ValueError(f"the task {task.name} has no targets to be trained on")
+    mask = np.ones(task.inputs.shape[:2]) if task.mask is None else task.mask
+    if not (counted := mask.any(axis=1)).all():
+        raise ValueError(f"no target of trial {int(np.argmin(counted))} counts: its mask is False; leave it out")
+    return task.inputs, task.targets, mask
+
+
+def _check_options(steps: int, lr: float, clip: float | None) -> None:
+    check_count("steps", steps, 1)
+    for name, value in {"lr": lr, "clip": clip}.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a positive number, got {value}")
+
+
+def _trainee(model: Any, readout: Any, data: Any, z0: Any, optimizer: Any, lr: float, clip: float | None) -> Any:
+    if is_torch_module(model) != is_torch_module(readout):
+        raise TypeError(
+            f"the model is {type(model).__name__} and the readout {type(readout).__name__}; both must be torch modules "
+            "(nn.Linear), or both of JAX (eqx.nn.Linear)"
+        )
+    if is_torch_module(model):
+        from kpflow_dyn.torch_backend.training import OPTIMIZERS, Trainee
+    else:
+        from kpflow_dyn.jax_backend.training import OPTIMIZERS, Trainee
+    if not callable(optimizer) and optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer is {optimizer!r}, expected one of {', '.join(OPTIMIZERS)}, or what makes one")
+    make: Any = optimizer if callable(optimizer) else OPTIMIZERS[optimizer]
+    return Trainee(model, readout, data, z0, make, lr, clip)
+
+
+def _draws(trials: int, batch: int | None, seed: int) -> Iterator[np.ndarray | slice]:
+    """The numbers of the trials that each step sees."""
+    if batch is None:
+        while True:
+            yield slice(None)
+    check_count("batch", batch, 1)
+    if batch > trials:
+        raise ValueError(f"batch is {batch}, but the task has {trials} trials")
+    rng = np.random.default_rng(seed)
+    while True:
+        yield rng.choice(trials, batch, replace=False)
+
+
+def _converged(losses: list[float]) -> bool:
+    finite = math.isfinite(losses[-1])
+    if not finite:
+        warnings.warn(
+            f"the loss was {losses[-1]} after {len(losses) - 1} steps; take a smaller lr, or clip", stacklevel=3
+        )
+    return finite
