@@ -51,7 +51,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which becomes `path` at the end; a run that is killed leaves whole files only."""
+    """A name beside `path` to write to, which becomes `path` at the end: after a kill there are whole files only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")
     yield unfinished
