@@ -30,6 +30,7 @@ _PUBLIC = {
     "output": ["Output"],
     "linearise": ["linearize"],
     "empirical": ["empirical_ntk"],
+    "descent": ["GradientFlow", "gradient_flow"],
     "one_pass": ["Summary", "summary"],
     "analysis": ["analyze"],
 }

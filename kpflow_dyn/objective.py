@@ -119,9 +119,10 @@ def _apart(of_model: Values, of_loss: Values) -> Values:
 def _check_loss(loss: Any, state: Array) -> None:
     if not callable(loss):
         raise TypeError(f"loss is {type(loss).__name__}, expected a function of the states {tuple(state.shape)}")
-    value = loss(state)
-    if is_torch_array(value) != is_torch_array(state) or tuple(getattr(value, "shape", (1,))) != ():
-        got = f"shape {tuple(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+    value: Any = loss(state)
+    shape = getattr(value, "shape", None)
+    if is_torch_array(value) != is_torch_array(state) or shape is None or tuple(shape) != ():
+        got = type(value).__name__ if shape is None else f"shape {tuple(shape)}"
         raise ValueError(f"the loss gave {got}, expected one number of shape (), such as ((state - y) ** 2).mean()")
     if not math.isfinite(number := float(to_numpy(value))):
         raise ValueError(f"the loss is {number} at the start; look at the targets and the weights")

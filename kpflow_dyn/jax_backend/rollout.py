@@ -31,6 +31,7 @@ def roll_out(problem: DiscreteProblem) -> tuple[jax.Array, jax.Array]:
 @eqx.filter_jit
 def run(step: Step, cell: Any, x: jax.Array, z0: jax.Array) -> jax.Array:
     """The states [trial, time, unit]."""
+
     def over_trials(z: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
         z = jax.vmap(lambda x, z: step(cell, x, z))(x_t, z)
         return z, z
