@@ -15,7 +15,7 @@ from kpflow_dyn.solvers.exponential import PhiProducts, phi
 from kpflow_dyn.solvers.orthogonalise import eps_of
 
 FIRST = np.array([[-1.0, 0.0, 0.0, 0.0]])  # the step of the linear equation: -h phi_1(-h H) g
-KRYLOV = 0.1  # what a Krylov basis may leave out, as a part of the tolerance
+KRYLOV = 0.1  # what a Krylov basis may leave out of a step, as a part of what the method itself leaves out
 NOISE = 100  # changes of the loss below so many units of its round-off say nothing
 FASTEST, SLOWEST, SAFETY = 50.0, 0.1, 0.9  # by how much a step may grow and shrink, and what it is taken short by
 TINY = float(np.finfo(float).tiny)
@@ -101,7 +101,8 @@ Landscape = Callable[[Array], Point]
 class Piece:
     """The loss along a step: what the quadratic model loses, and a cubic that meets loss and slope at the end.
 
-    L(s) = L - s sum_j c_j phi_1(-2 l_j s) + a s^2 + b s^3, with Ritz values l and squares c of the gradient's coordinates.
+    L(s) = L - s sum_j c_j phi_1(-2 l_j s) + a s^2 + b s^3 with Ritz values l, and squared coordinates c of the
+    gradient along their vectors.
     """
 
     loss: float
@@ -152,6 +153,7 @@ class Integration:
     ) -> None:
         self._landscape, self._alg, self._rtol = landscape, alg, rtol
         self._method, self.span = METHODS[alg.order], span
+        self._krylov = KRYLOV * rtol ** (alg.order / (alg.order - 1))  # the step is one order better than its estimate
         self.point, self.time, self.late = landscape(theta), 0.0, 0.0
         self.linearisations, self.gradients, self.applications = 0, 1, 0
         if not math.isfinite(self.slope):
@@ -207,7 +209,7 @@ class Integration:
 
     def _try(self, basis: PhiProducts, operator: Counted, h: float) -> _Tried:
         point, method = self.point, self._method
-        h = basis.reach(h, FIRST, KRYLOV * self._rtol, relative=True)
+        h = basis.reach(h, FIRST, self._krylov, relative=True)
         piece = Piece(point.loss, *basis.spectrum)
         h = min(h, UNSTABLE / max(-piece.ritz.min(initial=0.0), UNSTABLE / h))
         linear, defects = self._stages(basis, h)
@@ -216,7 +218,7 @@ class Integration:
         if not math.isfinite(norm(defects)):
             return _Tried(h)
         corrections = PhiProducts(operator, defects, self._alg.columns)
-        if corrections.reach(h, method.weights, KRYLOV * allowed * size / h) < h:
+        if corrections.reach(h, method.weights, max(self._krylov, KRYLOV * (allowed - self._rtol)) * size / h) < h:
             return _Tried(h)
         error, curved = (h * a for a in corrections.sum(h, method.weights - method.embedded))
         ratio = norm(error) / max(size, TINY) / allowed
