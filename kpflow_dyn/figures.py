@@ -23,6 +23,8 @@ from matplotlib.ticker import MaxNLocator
 if TYPE_CHECKING:
     import xarray as xr
 
+    from kpflow_dyn.descent import GradientFlow
+
 WIDTH = 4.8  # inches: on a telephone the letters stay readable
 SHOWN_MODES = 4
 SHOWN_TIMES = 60  # more would merge into the line
@@ -128,6 +130,21 @@ def state_pca(dataset: xr.Dataset) -> Figure:
     shares.set(xlabel="Principal component", ylabel="Variance (%)", xticks=1 + np.arange(explained.size))
     shares.grid(axis="x", visible=False)
     _draw_trajectories(plane, dataset)
+    return figure
+
+
+@_styled
+def gradient_flow(flow: GradientFlow) -> Figure:
+    """The loss and the norm of its gradient over the time of a gradient flow, a dot at each step."""
+    figure, axes = _figure(5.0, rows=2)
+    first = flow.time[min(1, flow.time.size - 1)]
+    time, colors = np.geomspace(first / 30, flow.time[-1], 400), _colors()
+    axes[0].plot(time, flow(time), color=colors[0])
+    axes[0].plot(flow.time[1:], flow.loss[1:], ".", color=colors[0], markersize=5)
+    axes[1].plot(flow.time[1:], flow.gradient_norm[1:], ".-", color=colors[1], markersize=5)
+    for panel, label in zip(axes, ("Loss", "Norm of the gradient"), strict=True):
+        panel.set(xscale="log", yscale="log" if flow.loss.min() > 0 else "linear", ylabel=label)
+    axes[1].set(xlabel="Time (learning rate x steps)", xlim=axes[0].get_xlim())
     return figure
 
 

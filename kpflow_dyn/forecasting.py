@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +12,19 @@ import numpy as np
 from kpflow_dyn.arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn.decay import Decay
 from kpflow_dyn.flow import Flow
-from kpflow_dyn.moving import can_move, moved
+from kpflow_dyn.losses import squared_error
+from kpflow_dyn.objective import LOSS, Objective
 from kpflow_dyn.output import Output
+from kpflow_dyn.problems import DiscreteProblem, ODEProblem, StaticProblem
 from kpflow_dyn.solution import Solution
+from kpflow_dyn.solvers.rosenbrock import ExponentialRosenbrock, Integration
 from kpflow_dyn.space import Space
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FRACTIONS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)  # of the loss, where the forecast is checked
-PARTED = 0.1  # part of the loss by which model and forecast may differ
+PARTED = 0.1  # part of the loss by which forecast and gradient flow may differ
+RTOL = 5e-2  # of the gradient flow
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +36,9 @@ class Forecast:
         steps, loss: the predicted curve, from step 0 on.
         rates: eigenvalues of the kernel as the error meets them: what decays with one shrinks by 1 - lr rate a step.
         energies: the parts of the loss at step 0 that decay with each rate.
-        checked: steps at which the model was run with the parameters that the frozen kernel leads to.
-        checked_loss: the loss of the model there; the forecast itself is right as long as they agree.
+        holds_until: the step at which the loss of the gradient flow itself first differs by a tenth, as the kernel has
+            changed; inf where it never does, NaN where that was not asked or could not be known.
+        flow_steps, flow_loss: the gradient flow up to there.
         applications: of the kernel to one vector.
     """
 
@@ -42,8 +47,9 @@ class Forecast:
     loss: np.ndarray
     rates: np.ndarray
     energies: np.ndarray
-    checked: np.ndarray
-    checked_loss: np.ndarray
+    holds_until: float
+    flow_steps: np.ndarray
+    flow_loss: np.ndarray
     applications: int
 
     def at(self, steps: Any) -> np.ndarray:
@@ -54,22 +60,11 @@ class Forecast:
         """After how many steps the loss has fallen to this fraction; inf for more than 1e12."""
         return first_below(self.energies, self.rates, self.lr, fraction)
 
-    @property
-    def holds_until(self) -> float:
-        """The step at which model and forecast first differ by a tenth of the loss: inf where they never do.
+    def plot(self, recorded: Any = None, dark: bool = False) -> Figure:
+        """The forecast, the gradient flow, and losses that were recorded, one for each step from 0 on."""
+        from kpflow_dyn import learning_figures
 
-        The model is asked at the losses 0.95, 0.9, ..., 0.05 of the first, so that this is the last of those before it.
-        """
-        apart = abs(self.checked_loss - self.at(self.checked)) > PARTED * self.at(self.checked)
-        if not apart.any():
-            return math.inf
-        return float(self.checked[apart.argmax() - 1]) if apart.argmax() else 0.0
-
-    def plot(self, recorded: Any = None) -> Figure:
-        """The forecast, the checks, and losses that were recorded, one for each step from 0 on."""
-        from kpflow_dyn.figures import forecast_figure
-
-        return forecast_figure(self, recorded)
+        return learning_figures.forecast((self, recorded), dark=dark)
 
     def __str__(self) -> str:
         rows = [f"{100 * part:3.0f} % of the loss after {self.steps_to(part):.4g} steps" for part in (0.5, 0.2, 0.1)]
@@ -77,16 +72,22 @@ class Forecast:
 
 
 def forecast(
-    flow: Flow | Output, target: Array, loss: str = "mse", *, lr: float, steps: int, mask: Array | None = None
+    flow: Flow | Output,
+    target: Array,
+    loss: str = "mse",
+    *,
+    lr: float,
+    steps: int,
+    mask: Array | None = None,
+    check: bool = True,
 ) -> Forecast:
     """What gradient descent does to the loss if the kernel stays as it is.
 
         L = <e, m e> / <1, m>,  e = y - target:    e after s steps = (1 - lr H)^s e,   H = 2 m ntk / <1, m>
 
     by a Krylov basis that begins with e, which gives the loss after any number of steps. The kernel does change in
-    training. So the forecast also runs the model with the parameters that the frozen kernel leads to, at eleven losses
-    on the way, and `holds_until` says where it stops to describe the model. Where it does early, `kp.gradient_flow`
-    follows the descent itself.
+    training: `holds_until` says for how many steps the forecast describes the model, from the gradient flow of the
+    parameters, which is followed for as long as it stays with it. Where that is short, take `kp.gradient_flow`.
 
     Args:
         flow: whose states are the outputs y; or `flow.output(C, learn=...)`, a readout of them. A metric's learning
@@ -96,6 +97,7 @@ def forecast(
         lr: the learning rate.
         steps: how many steps of gradient descent on all trials.
         mask: m >= 0, broadcastable to y; all ones when None.
+        check: whether to follow the gradient flow; left out with a metric, and for states on a span of an ODE.
 
     Raises:
         ValueError: a target or mask of another shape or not finite, an unknown loss, or a learning rate at which
@@ -124,10 +126,13 @@ def forecast(
         decay.settle(lambda rates, energies: _bounded(curve(energies[0], rates, lr, grid), decay.start[0]))
         _check_rate(lr, decay.rates)
         rates, energies = decay.rates, decay.energies[0]
-        at = np.array([first_below(energies, rates, lr, part) for part in FRACTIONS])
-        at = np.unique(np.maximum(np.floor(at[at <= steps]), 1)) if can_move(solution_of(flow)) else np.zeros(0)
-        found = _of_model(flow, decay, lr, at, target, mask)
-    return Forecast(lr, grid, curve(energies, rates, lr, grid), rates, energies, at, found, decay.applications)
+        beside, parted = np.zeros((2, 0)), math.nan
+        if check and _can_descend(flow):
+            beside, parted = _flow_beside(
+                flow, target, mask, lr * steps, lambda tau: float(np.exp(-2 * tau * rates) @ energies)
+            )
+    found = curve(energies, rates, lr, grid)
+    return Forecast(lr, grid, found, rates, energies, parted / lr, beside[0] / lr, beside[1], decay.applications)
 
 
 def curve(energies: np.ndarray, rates: np.ndarray, lr: float, steps: np.ndarray) -> np.ndarray:
@@ -199,28 +204,57 @@ def _check_rate(lr: float, rates: np.ndarray) -> None:
         )
 
 
-# The model along the path of the frozen kernel
+# The gradient flow beside it
 
 
-def _of_model(
-    flow: Flow | Output, decay: Decay, lr: float, at: np.ndarray, target: Array, mask: Array | None
-) -> np.ndarray:
-    """L of the model moved by -2 lr F* root sum_{r < s} (1 - lr H)^r f, with ntk = F F*."""
-    if not len(at):
-        return np.zeros(0)
-    sums = lr * _sums_of_powers(lr * decay.rates, at[:, None])
-    changes = -2 * flow.ntk.factor.T.mv(decay.root * decay.sums(sums))
-    return np.array([_loss(moved(flow, change) - target, mask, flow.ntk.domain) for change in changes])
+def _flow_beside(
+    flow: Flow | Output, target: Array, mask: Array | None, span: float, frozen: Callable[[float], float]
+) -> tuple[np.ndarray, float]:
+    """Times and losses of the gradient flow [2, step] for as long as it stays with the frozen one, and when it parts."""
+    run = _descent(flow, target, mask, span)
+    rows, parted = [(run.time, run.point.loss)], math.inf
+    while not run.finished and math.isinf(parted):
+        if run.exhausted:
+            return np.array(rows).T, math.nan
+        before, piece = run.time, run.advance()
+        rows.append((run.time, run.point.loss))
+        parted = _parting(lambda tau, piece=piece, before=before: piece(tau - before) / frozen(tau), before, run.time)
+    return np.array(rows).T, parted
 
 
-def _sums_of_powers(x: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """sum_{r < s} (1 - x)^r."""
-    small = x < 1e-6  # where 1 - (1 - x)^s has lost its digits
-    slow = -np.expm1(-steps * x) / np.where(x > 0, x, 1)
-    return np.where(x == 0, steps, np.where(small, slow, (1 - (1 - x) ** steps) / np.where(small, 1, x)))
+def _parting(ratio: Callable[[float], float], before: float, after: float) -> float:
+    """Where in a step a ratio of losses leaves 1 by a tenth; inf where it does not by its end."""
+    from scipy.optimize import brentq
+
+    def apart(tau: float) -> float:
+        return abs(ratio(tau) - 1) - PARTED
+
+    if apart(after) < 0:
+        return math.inf
+    return before if apart(before) >= 0 else float(brentq(apart, before, after, xtol=1e-6 * after))
 
 
-def _loss(error: Array, mask: Array | None, space: Space) -> float:
-    ones = array_namespace(error).ones_like(error)
-    weights = ones if mask is None else mask[0]
-    return float(space.inner(weights * error, error)) / float(space.inner(weights, ones))
+def _descent(flow: Flow | Output, target: Array, mask: Array | None, span: float) -> Integration:
+    """The gradient flow from the parameters as they were linearised."""
+    inner, space = flow.flow if isinstance(flow, Output) else flow, flow.ntk.domain
+    weights = 1.0 if space.measure is None else space.measure
+    weights = weights if mask is None else weights * mask[0]
+    learn = isinstance(flow, Output) and flow.rate > 0
+    loss = squared_error(target, flow, None if isinstance(weights, float) else weights, learn)
+    own = [a for a in (loss.weight, loss.bias) if a is not None] if learn else []
+    names = [*inner.parameters, *(LOSS + name for name in ("weight", "bias")[: len(own)])]
+    objective = Objective(inner.solution, loss, names)
+    values = [objective.snapshot(a.reshape(-1)) for a in [*inner.parameters.values(), *own]]
+    theta = array_namespace(target).concat(values, axis=0)
+    return Integration(objective, theta, span, ExponentialRosenbrock(), RTOL)
+
+
+def _can_descend(flow: Flow | Output) -> bool:
+    """Whether a gradient flow of the same metric exists: plain, and of states that lie at times which stay."""
+    inner, rate = (flow.flow, flow.rate) if isinstance(flow, Output) else (flow, 0)
+    problem, steps = inner.solution.problem, inner.solution.steps
+    if isinstance(problem, ODEProblem):
+        differentiable = not problem.is_span and steps is not None and steps.tableau.explicit
+    else:
+        differentiable = isinstance(problem, DiscreteProblem | StaticProblem)
+    return differentiable and not inner.roots and rate in (0, 1)

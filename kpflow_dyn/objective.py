@@ -40,6 +40,7 @@ class Objective:
         names = choose(known, params)
         self._like = {name: known[name] for name in names}
         flat = [value.reshape(-1) for value in self._like.values()]
+        self.snapshot = backend.snapshot
         self.start = backend.snapshot(array_namespace(solution.state).concat(flat, axis=0))
         self._model, self._loss_model = backend.copied(model), backend.copied(loss)
         self._solution, self._of_model = solution, [name for name in names if name in of_model]
@@ -119,9 +120,10 @@ def _apart(of_model: Values, of_loss: Values) -> Values:
 def _check_loss(loss: Any, state: Array) -> None:
     if not callable(loss):
         raise TypeError(f"loss is {type(loss).__name__}, expected a function of the states {tuple(state.shape)}")
-    value = loss(state)
-    if is_torch_array(value) != is_torch_array(state) or tuple(getattr(value, "shape", (1,))) != ():
-        got = f"shape {tuple(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+    value: Any = loss(state)
+    shape = getattr(value, "shape", None)
+    if is_torch_array(value) != is_torch_array(state) or shape is None or tuple(shape) != ():
+        got = type(value).__name__ if shape is None else f"shape {tuple(shape)}"
         raise ValueError(f"the loss gave {got}, expected one number of shape (), such as ((state - y) ** 2).mean()")
     if not math.isfinite(number := float(to_numpy(value))):
         raise ValueError(f"the loss is {number} at the start; look at the targets and the weights")

@@ -31,6 +31,7 @@ class Output:
             -> output.
         ntk: the neural tangent kernel of the output, J J*.
         parts: how many coordinates of J's domain each parameter has, in their order.
+        weight, bias, rate: the readout, and its learning rate, 0 where it does not learn.
     """
 
     flow: Flow
@@ -40,18 +41,8 @@ class Output:
     ntk: GramOperator
     parts: dict[str, int]
     weight: Array = field(repr=False)
-    bias: Array = field(repr=False)
-    rate: float = field(default=0.0, repr=False)
-
-    def moved(self, change: Array, state: Array) -> Array:
-        """The output of these states, where the readout's own weights have moved by J's coordinates `change`."""
-        shape = self.weight.shape
-        own = change[sum(self.flow.parts.values()) :].reshape((-1, shape[0])) * self.rate**0.5
-        weight, bias = self.weight, self.bias
-        if len(own):
-            weight = weight + own[: shape[1]].T
-            bias = bias + (own[shape[1]] if len(own) > shape[1] else 0)
-        return state @ weight.T + bias
+    bias: Array | None = field(repr=False)
+    rate: float = 0.0
 
 
 def output(flow: Flow, C: Any, learn: bool | float) -> Output:
@@ -70,9 +61,9 @@ def output(flow: Flow, C: Any, learn: bool | float) -> Output:
         apart = None if apart is None else _beside(apart, _site(V, out, out.shape[:1]))
         parts |= {"readout.weight": weight.shape[0] * weight.shape[1]}
         parts |= {"readout.bias": weight.shape[0]} if bias is not None else {}
-    shift = like_numpy(np.zeros(len(weight)) if bias is None else np.array(to_numpy(bias)), space.like)
-    values = flow.solution.state @ weight.T + shift
-    return Output(flow, values, readout, J, GramOperator(J, None, apart), parts, weight, shift, float(learn))
+    bias = None if bias is None else like_numpy(np.array(to_numpy(bias)), space.like)
+    values = flow.solution.state @ weight.T + (0 if bias is None else bias)
+    return Output(flow, values, readout, J, GramOperator(J, None, apart), parts, weight, bias, float(learn))
 
 
 def _matrix(C: Any, space: Space) -> Array:

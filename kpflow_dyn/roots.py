@@ -94,12 +94,13 @@ def restricted(flow: Flow, names: Sequence[str], masks: Mapping[str, np.ndarray]
 
     of_parameters = chosen({name: math.prod(value.shape) for name, value in flow.parameters.items()})
     dropped = [name for name in flow.parameters if name not in names]
+    roots = flow.roots or (of_parameters if masks else ())
     return dataclasses.replace(
         _through(flow, chosen(flow.parts)),
         sites=[dataclasses.replace(s, name=_without(s.name, dropped)) for s in _seen(flow.sites, of_parameters)],
         J=flow.J @ block_diagonal(of_parameters, flow.J.domain),
         parameters={name: flow.parameters[name] for name in names},
-        roots=tuple(root for root, name in zip(flow.roots, flow.parameters, strict=False) if name in names),
+        roots=tuple(root for root, name in zip(roots, flow.parameters, strict=False) if name in names),
         steps=None if flow.steps is None else restricted(flow.steps, names, masks),
     )
 

@@ -65,8 +65,8 @@ def track(
             holds the parameters of two.
         checkpoints: the folder of a `Recorder`, or what `Recorder.read` gives; or by step the parameters by name.
         x: inputs [trial, time, input], as for `DiscreteProblem`.
-        make_readout: gives a new readout, which was recorded as the part "readout". Then the loss and the numbers of the
-            target are those of the readout's outputs, its weights learning too.
+        make_readout: gives a new readout, which was recorded as the part "readout". Then loss and target are those of
+            its outputs, and its weights learn too.
         targets: [trial, time, out], or of the states where there is no readout. Their components are those of the
             singular value decomposition of targets [trial time, out], the largest first.
         mask: [trial, time], where targets count.

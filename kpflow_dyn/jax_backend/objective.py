@@ -38,7 +38,7 @@ def snapshot(theta: jax.Array) -> jax.Array:
 
 def parameters_of(model: Any) -> Values:
     """By name: floating arrays of JAX; those of numpy are constants."""
-    return floating_leaves(model)
+    return {name: a for name, a in floating_leaves(model).items() if isinstance(a, jax.Array)}
 
 
 def with_values(model: Any, values: Values) -> Any:
@@ -117,9 +117,9 @@ class Derivatives:
 
         self.gradient = jax.jit(jax.grad(function))
         self._both = jax.jit(both)
-        self._products = jax.jit(lambda push, rows: jax.vmap(push)(rows)[1])
+        self._product = jax.jit(lambda push, row: push(row)[1])
 
     def both(self, theta: jax.Array, scheme: Scheme) -> tuple[float, jax.Array, Rows]:
         """Its value, its gradient, and products with its Hessian on rows [b, n]."""
         (value, gradient), push = self._both(theta, scheme)
-        return float(value), gradient, lambda rows: self._products(push, rows)
+        return float(value), gradient, lambda rows: jnp.stack([self._product(push, row) for row in rows])

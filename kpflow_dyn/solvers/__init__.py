@@ -8,12 +8,14 @@ from kpflow_dyn.solvers.lanczos import BlockLanczos
 from kpflow_dyn.solvers.moments import Estimate, Moments
 from kpflow_dyn.solvers.probes import Hutchinson, HutchPlusPlus, KrylovDeflation, OneSided
 from kpflow_dyn.solvers.results import Eigenpairs, Triplets
+from kpflow_dyn.solvers.rosenbrock import ExponentialRosenbrock
 
 __all__ = [
     "BlockLanczos",
     "Dense",
     "Eigenpairs",
     "Estimate",
+    "ExponentialRosenbrock",
     "HutchPlusPlus",
     "Hutchinson",
     "KrylovDeflation",

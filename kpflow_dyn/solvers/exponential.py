@@ -25,11 +25,11 @@ def phi(z: np.ndarray, last: int) -> np.ndarray:
     """
     small = np.abs(z) < 1
     near, far = np.where(small, z, 0.0), np.where(small, 1.0, z)
-    up, down = [np.exp(far)], [sum(near**j / math.factorial(j + last) for j in range(SERIES))]
+    up, down = [np.exp(far)], [np.polynomial.Polynomial([1 / math.factorial(j + last) for j in range(SERIES)])(near)]
     for k in range(1, last + 1):
         up.append((up[-1] - 1 / math.factorial(k - 1)) / far)
         down.append(near * down[-1] + 1 / math.factorial(last - k))
-    return np.where(small, down[::-1], up)
+    return np.where(small, np.stack(down[::-1]), np.stack(up))
 
 
 class PhiProducts:

@@ -15,9 +15,9 @@ from kpflow_dyn.solvers.exponential import PhiProducts, phi
 from kpflow_dyn.solvers.orthogonalise import eps_of
 
 FIRST = np.array([[-1.0, 0.0, 0.0, 0.0]])  # the step of the linear equation: -h phi_1(-h H) g
-KRYLOV = 0.1  # what a Krylov basis may leave out, as a part of the tolerance
+KRYLOV = 0.1  # what a Krylov basis may leave out of a step, as a part of what the method itself leaves out
 NOISE = 100  # changes of the loss below so many units of its round-off say nothing
-FASTEST, SLOWEST, SAFETY = 8.0, 0.1, 0.9  # by how much a step may grow and shrink, and what it is taken short by
+FASTEST, SLOWEST, SAFETY = 50.0, 0.1, 0.9  # by how much a step may grow and shrink, and what it is taken short by
 TINY = float(np.finfo(float).tiny)
 UNSTABLE = 10.0  # a step ends before what grows has grown by more than e to this power
 
@@ -101,7 +101,8 @@ Landscape = Callable[[Array], Point]
 class Piece:
     """The loss along a step: what the quadratic model loses, and a cubic that meets loss and slope at the end.
 
-    L(s) = L - s sum_j c_j phi_1(-2 l_j s) + a s^2 + b s^3, with Ritz values l and squared coordinates c of the gradient.
+    L(s) = L - s sum_j c_j phi_1(-2 l_j s) + a s^2 + b s^3 with Ritz values l, and squared coordinates c of the
+    gradient along their vectors.
     """
 
     loss: float
@@ -142,6 +143,7 @@ class Integration:
     Attributes:
         point: where it is.
         time: how long it took to come here.
+        span: when it ends.
         late: how much too early or late it may be, the sum of what the steps estimate.
         linearisations, gradients, applications: how many steps, gradients and products with Hessians there were.
     """
@@ -149,11 +151,24 @@ class Integration:
     def __init__(
         self, landscape: Landscape, theta: Array, span: float, alg: ExponentialRosenbrock, rtol: float
     ) -> None:
-        self._landscape, self._span, self._alg, self._rtol = landscape, span, alg, rtol
-        self._method = METHODS[alg.order]
+        self._landscape, self._alg, self._rtol = landscape, alg, rtol
+        self._method, self.span = METHODS[alg.order], span
+        self._krylov = KRYLOV * rtol ** (alg.order / (alg.order - 1))  # the step is one order better than its estimate
         self.point, self.time, self.late = landscape(theta), 0.0, 0.0
         self.linearisations, self.gradients, self.applications = 0, 1, 0
+        if not math.isfinite(self.slope):
+            raise ValueError("the gradient of the loss holds NaN or inf at the start, such as that of sqrt at zero")
         self._first_loss, self._h, self._before = abs(self.point.loss), 0.0, 1.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the span is over."""
+        return self.time >= self.span
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether there were as many steps as there may be."""
+        return self.linearisations >= self._alg.max_linearisations
 
     @property
     def slope(self) -> float:
@@ -165,15 +180,15 @@ class Integration:
         """The relative error of the loss that the errors in time make."""
         return self.late * -self.slope / max(abs(self.point.loss), TINY)
 
-    def advance(self) -> tuple[float, Piece]:
-        """Take a step, as long as the tolerance allows: its length, and the loss along it.
+    def advance(self) -> Piece:
+        """Take a step, as long as the tolerance allows: the loss along it.
 
         Raises:
             RuntimeError: none is short enough.
         """
         operator = Counted(self.point.hessian)
         basis = PhiProducts(operator, self.point.gradient[None], self._alg.columns)
-        left, order = self._span - self.time, self._alg.order - 1
+        left, order = self.span - self.time, self._alg.order - 1
         tried = self._try(basis, operator, min(self._h or basis.time_scale(), left))
         while not tried.ratio <= 1:
             h = tried.h * max(SLOWEST, SAFETY * tried.ratio ** (-1 / order))
@@ -186,15 +201,15 @@ class Integration:
         self.applications += operator.applications
         return self._accept(tried, tried.h == left)
 
-    def _accept(self, tried: _Tried, last: bool) -> tuple[float, Piece]:
+    def _accept(self, tried: _Tried, last: bool) -> Piece:
         assert tried.end is not None and tried.piece is not None
-        self.point, self.time = tried.end, self._span if last else self.time + tried.h
+        self.point, self.time = tried.end, self.span if last else self.time + tried.h
         self.late += tried.loss_error / max(-self.slope, TINY)
-        return tried.h, tried.piece.ending(tried.h, self.point.loss, self.slope)
+        return tried.piece.ending(tried.h, self.point.loss, self.slope)
 
     def _try(self, basis: PhiProducts, operator: Counted, h: float) -> _Tried:
         point, method = self.point, self._method
-        h = basis.reach(h, FIRST, KRYLOV * self._rtol, relative=True)
+        h = basis.reach(h, FIRST, self._krylov, relative=True)
         piece = Piece(point.loss, *basis.spectrum)
         h = min(h, UNSTABLE / max(-piece.ritz.min(initial=0.0), UNSTABLE / h))
         linear, defects = self._stages(basis, h)
@@ -203,7 +218,7 @@ class Integration:
         if not math.isfinite(norm(defects)):
             return _Tried(h)
         corrections = PhiProducts(operator, defects, self._alg.columns)
-        if corrections.reach(h, method.weights, KRYLOV * allowed * size / h) < h:
+        if corrections.reach(h, method.weights, max(self._krylov, KRYLOV * (allowed - self._rtol)) * size / h) < h:
             return _Tried(h)
         error, curved = (h * a for a in corrections.sum(h, method.weights - method.embedded))
         ratio = norm(error) / max(size, TINY) / allowed
@@ -214,7 +229,7 @@ class Integration:
         if not end.loss <= point.loss + self._noise:
             return _Tried(h)
         loss_error = abs(_inner(end.gradient, error)) + abs(_inner(error, curved)) / 2
-        return _Tried(h, max(ratio, loss_error / max(lost, TINY) / allowed), end, loss_error, piece)
+        return _Tried(h, max(loss_error / max(lost, TINY) / allowed, ratio), end, loss_error, piece)
 
     def _stages(self, basis: PhiProducts, h: float) -> tuple[Array, Array]:
         """The step of the linear equation, and D of all stages [stage, n]."""

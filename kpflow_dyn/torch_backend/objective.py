@@ -13,7 +13,7 @@ from torch.func import functional_call
 from kpflow_dyn.arrays import Rows
 from kpflow_dyn.discretise import Nodes, call_field
 from kpflow_dyn.inputs import inputs_at
-from kpflow_dyn.problems import DiscreteProblem, StaticProblem
+from kpflow_dyn.problems import DiscreteProblem, ODEProblem, StaticProblem
 from kpflow_dyn.runge_kutta import Tableau, stages, step
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.torch_backend.cells import as_step
@@ -83,14 +83,16 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[Tensor, Rows]:
 
 def scheme(solution: Solution) -> Scheme:
     """The steps that were taken, and how the nodes are read off them."""
-    steps, nodes = solution.steps, Nodes(solution.steps, solution.t, solution.state)
-    x = inputs_at(solution.problem, steps.stage_times.reshape(len(steps.dt), -1))
+    steps, problem = solution.steps, solution.problem
+    assert steps is not None and isinstance(problem, ODEProblem)
+    nodes = Nodes(steps, solution.t, solution.state)
+    x = inputs_at(problem, steps.stage_times.reshape(len(steps.dt), -1))
     x = None if x is None else x.reshape((*steps.stage_times.shape, -1))
     h, times = (torch.as_tensor(a[0]).to(solution.state) for a in (steps.dt, steps.stage_times))
     return h, times, x, nodes
 
 
-def replay(problem: Any, tableau: Tableau) -> Callable[[nn.Module, Scheme], Tensor]:
+def replay(problem: ODEProblem, tableau: Tableau) -> Callable[[nn.Module, Scheme], Tensor]:
     """(field, scheme) -> the states, by the steps of the scheme."""
 
     def run(field: nn.Module, scheme: Scheme) -> Tensor:
