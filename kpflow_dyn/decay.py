@@ -67,7 +67,7 @@ class Decay:
             self._krylov.expand()
             if self._krylov.size >= 8 * (1 + len(self.rows)) or not self._krylov.active:
                 now = curves(self.rates, self.energies)
-                if before is not None and (abs(now - before) <= TOLERANCE * abs(now) + 1e-12).all():
+                if before is not None and np.allclose(now, before, rtol=TOLERANCE, atol=1e-12):
                     return
                 before = now
 

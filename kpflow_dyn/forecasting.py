@@ -118,7 +118,8 @@ def forecast(
         raise ValueError(f"loss is {loss!r}, expected 'mse'")
     if not (isinstance(lr, int | float) and 0 < lr < math.inf and isinstance(steps, int) and steps > 0):
         raise ValueError(f"lr is {lr!r} and steps is {steps!r}, expected a positive number and a positive integer")
-    space, y = flow.ntk.domain, outputs(flow)
+    y = outputs(flow)
+    space = flow.ntk.domain
     target, mask = checked_target(target, space, "target"), checked_mask(mask, space)
     grid = np.unique(np.concatenate([np.arange(min(steps, 1000) + 1), np.geomspace(1, steps, 1000).round(), [steps]]))
     with full_precision(y):
@@ -210,7 +211,7 @@ def _check_rate(lr: float, rates: np.ndarray) -> None:
 def _flow_beside(
     flow: Flow | Output, target: Array, mask: Array | None, span: float, frozen: Callable[[float], float]
 ) -> tuple[np.ndarray, float]:
-    """Times and losses of the gradient flow [2, step] for as long as it stays with the frozen one, and when it parts."""
+    """Times and losses of the gradient flow [2, step] while it stays with the frozen one, and when it parts."""
     run = _descent(flow, target, mask, span)
     rows, parted = [(run.time, run.point.loss)], math.inf
     while not run.finished and math.isinf(parted):
@@ -237,16 +238,14 @@ def _parting(ratio: Callable[[float], float], before: float, after: float) -> fl
 def _descent(flow: Flow | Output, target: Array, mask: Array | None, span: float) -> Integration:
     """The gradient flow from the parameters as they were linearised."""
     inner, space = flow.flow if isinstance(flow, Output) else flow, flow.ntk.domain
-    weights = 1.0 if space.measure is None else space.measure
-    weights = weights if mask is None else weights * mask[0]
+    weights = array_namespace(target).ones_like(target) if mask is None else mask[0]
+    weights = weights if space.measure is None else space.measure * weights
     learn = isinstance(flow, Output) and flow.rate > 0
-    loss = squared_error(target, flow, None if isinstance(weights, float) else weights, learn)
-    own = [a for a in (loss.weight, loss.bias) if a is not None] if learn else []
-    names = [*inner.parameters, *(LOSS + name for name in ("weight", "bias")[: len(own)])]
-    objective = Objective(inner.solution, loss, names)
-    values = [objective.snapshot(a.reshape(-1)) for a in [*inner.parameters.values(), *own]]
-    theta = array_namespace(target).concat(values, axis=0)
-    return Integration(objective, theta, span, ExponentialRosenbrock(), RTOL)
+    loss = squared_error(target, flow, weights, learn)
+    own = {LOSS + name: a for name in ("weight", "bias") if learn and (a := getattr(loss, name)) is not None}
+    values = {**inner.parameters, **own}
+    objective = Objective(inner.solution, loss, list(values))
+    return Integration(objective, objective.theta(values), span, ExponentialRosenbrock(), RTOL)
 
 
 def _can_descend(flow: Flow | Output) -> bool:

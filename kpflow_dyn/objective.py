@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kpflow_dyn.arrays import Array, array_namespace, is_torch_array, to_numpy
@@ -39,9 +39,7 @@ class Objective:
         _check_loss(loss, solution.state)
         names = choose(known, params)
         self._like = {name: known[name] for name in names}
-        flat = [value.reshape(-1) for value in self._like.values()]
-        self.snapshot = backend.snapshot
-        self.start = backend.snapshot(array_namespace(solution.state).concat(flat, axis=0))
+        self.start = self.theta(self._like)
         self._model, self._loss_model = backend.copied(model), backend.copied(loss)
         self._solution, self._of_model = solution, [name for name in names if name in of_model]
         self._states = self._states_of(solution)
@@ -55,6 +53,11 @@ class Objective:
             return Point(theta, math.nan, theta, lambda rows: rows, lambda theta: theta)
         loss, gradient, hessian = self._derivatives.both(theta, scheme)
         return Point(theta, loss, gradient, hessian, lambda theta: self._derivatives.gradient(theta, scheme))
+
+    def theta(self, values: Mapping[str, Array]) -> Array:
+        """The parameters [n] that have these values, copied."""
+        flat = [values[name].reshape(-1) for name in self._like]
+        return self._backend.snapshot(array_namespace(flat[0]).concat(flat, axis=0))
 
     def values(self, theta: Array) -> Values:
         """The parameters by name."""

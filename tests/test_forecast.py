@@ -1,0 +1,217 @@
+"""Forecasts and learnability against powers of dense kernels, and against real gradient descent."""
+
+from __future__ import annotations
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kpflow_dyn as kp
+from kpflow_dyn.arrays import to_numpy
+
+LR = 0.02
+
+
+class Problem:
+    """A network, its readout, inputs, and a target of the readout, with real gradient descent."""
+
+    def __init__(self, cell: nn.Module, units: int, scale: float = 1.0) -> None:
+        torch.manual_seed(0)
+        self.cell, self.readout = cell.double(), nn.Linear(units, 1).double()
+        self.x = torch.randn(4, 8, 2, dtype=torch.float64)
+        self.target = scale * torch.sin(torch.cumsum(self.x, 1)[..., :1])
+        self.mask = torch.ones(4, 8, dtype=torch.float64)
+        self.mask[:, :2] = 0
+
+    def kernel(self, learn: bool = True) -> kp.Output:
+        flow = kp.linearize(kp.solve(kp.DiscreteProblem(self.cell, self.x)))
+        return flow.output(self.readout, learn=learn)
+
+    def loss(self) -> Tensor:
+        z, states = torch.zeros(4, self.readout.in_features, dtype=torch.float64), []
+        for x_t in self.x.unbind(1):
+            z = self.cell(x_t, z)
+            states.append(z)
+        error = self.readout(torch.stack(states, 1)) - self.target
+        return (self.mask[..., None] * error**2).sum() / self.mask.sum()
+
+    def descend(self, steps: int, lr: float) -> np.ndarray:
+        parameters, losses = [*self.cell.parameters(), *self.readout.parameters()], []
+        for _ in range(steps + 1):
+            losses.append(loss := self.loss())
+            gradients = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter -= lr * gradient
+        return np.array([loss.item() for loss in losses])
+
+
+def test_the_curve_is_that_of_powers_of_the_dense_kernel() -> None:
+    problem = Problem(nn.GRUCell(2, 6), 6)
+    y = problem.kernel()
+    found = kp.forecast(y, problem.target, lr=LR, steps=3000, mask=problem.mask, check=False)
+    A, m = y.ntk.dense().numpy(), problem.mask[..., None].expand(4, 8, 1).reshape(-1).numpy()
+    e = to_numpy(y.values - problem.target).reshape(-1)
+    step = np.eye(len(e)) - LR * 2 / m.sum() * A * m
+    for s in (0, 1, 10, 100, 1000, 3000):
+        expected = (m * (np.linalg.matrix_power(step, s) @ e) ** 2).sum() / m.sum()
+        assert found.at(s) == pytest.approx(expected, rel=2e-3)
+        assert found.loss[np.searchsorted(found.steps, s)] == pytest.approx(expected, rel=2e-3)
+    half = found.steps_to(0.8)
+    assert found.at(half) == pytest.approx(0.8 * found.at(0), rel=1e-9)
+    assert np.isnan(found.holds_until)
+
+
+def test_the_first_step_is_that_of_gradient_descent() -> None:
+    problem = Problem(nn.RNNCell(2, 6), 6)
+    found = kp.forecast(problem.kernel(), problem.target, lr=1e-5, steps=1, mask=problem.mask, check=False)
+    real = problem.descend(1, 1e-5)
+    assert found.at(0) == pytest.approx(real[0], rel=1e-12)
+    assert found.at(1) - found.at(0) == pytest.approx(real[1] - real[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("cell", [nn.RNNCell, nn.GRUCell])
+def test_lazy_networks_follow_it(cell: type) -> None:
+    """A small target is learnt before the kernel changes: 2 % over the first fifth of the decay, and beyond."""
+    problem = Problem(cell(2, 40), 40, scale=0.03)
+    with torch.no_grad():
+        problem.readout.weight *= 0.03
+        problem.readout.bias.zero_()
+    found = kp.forecast(problem.kernel(), problem.target, lr=LR, steps=200, mask=problem.mask)
+    real = problem.descend(200, LR)
+    fifth = int(np.flatnonzero(real < real[0] - 0.2 * (real[0] - real[-1]))[0])
+    predicted = found.at(np.arange(201))
+    assert abs(predicted[: fifth + 1] / real[: fifth + 1] - 1).max() < 0.02
+    assert found.holds_until == np.inf or found.holds_until > fifth
+
+
+def test_it_says_where_it_stops_to_hold() -> None:
+    problem = Problem(nn.RNNCell(2, 24), 24)
+    found = kp.forecast(problem.kernel(), problem.target, lr=LR, steps=1500, mask=problem.mask)
+    real = problem.descend(1500, LR)
+    apart = abs(found.at(np.arange(1501)) / real - 1)
+    first = int(np.flatnonzero(apart > 0.1)[0])
+    assert 0.8 < found.holds_until / first < 1.25
+    assert apart[-1] > 0.3
+
+
+class Field(nn.Module):
+    """z' = -z + tanh(W z + b)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W = nn.Linear(12, 12)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return torch.tanh(self.W(z)) - z
+
+
+def test_a_neural_ode_in_its_quadrature_weights() -> None:
+    torch.manual_seed(0)
+    field, start = Field().double(), torch.randn(3, 12, dtype=torch.float64)
+    times = torch.linspace(0, 2, 9, dtype=torch.float64)
+    problem = kp.ODEProblem(field, start, times)
+    flow = kp.linearize(kp.solve(problem, "rk4", steps=0.25))
+    target = flow.solution.state + 0.01 * torch.randn_like(flow.solution.state)
+    found = kp.forecast(flow, target, lr=LR, steps=60)
+    w = torch.from_numpy(flow.solution.weights)[:, None]
+    losses = []
+    for _ in range(61):
+        from torchdiffeq import odeint
+
+        state = odeint(field, start, times, method="rk4", options={"step_size": 0.25}).transpose(0, 1)
+        losses.append(loss := (w * (state - target) ** 2).sum() / (w.sum() * 36))
+        gradients = torch.autograd.grad(loss, list(field.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(field.parameters(), gradients, strict=True):
+                parameter -= LR * gradient
+    real = np.array([loss.item() for loss in losses])
+    assert found.loss == pytest.approx(real, rel=0.02)
+    assert found.holds_until == np.inf
+
+
+def test_in_jax(x64: None) -> None:
+    cell, readout = eqx.nn.GRUCell(2, 6, key=jax.random.key(0)), eqx.nn.Linear(6, 1, key=jax.random.key(1))
+    x, target = jax.random.normal(jax.random.key(2), (3, 5, 2)), jnp.ones((3, 5, 1))
+    y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(readout, learn=True)
+    found = kp.forecast(y, target, lr=LR, steps=100)
+    A, e = to_numpy(y.ntk.dense()), to_numpy(y.values - target).reshape(-1)
+    expected = ((np.linalg.matrix_power(np.eye(15) - LR * 2 / 15 * A, 100) @ e) ** 2).mean()
+    assert found.at(100) == pytest.approx(expected, rel=2e-3)
+    assert found.holds_until > 0 and found.flow_loss[0] == pytest.approx(found.loss[0])
+
+
+def test_no_check_where_there_is_none(x64: None) -> None:
+    class Decay(eqx.Module):
+        rate: jax.Array
+
+        def __call__(self, t: jax.Array, z: jax.Array) -> jax.Array:
+            return -self.rate * z
+
+    problem = kp.ODEProblem(Decay(jnp.ones(1)), jnp.ones((2, 1)), (0.0, 1.0))
+    flow = kp.linearize(kp.solve(problem, diffrax.Tsit5()))
+    assert np.isnan(kp.forecast(flow, 0 * flow.solution.state, lr=LR, steps=5).holds_until)
+
+
+def test_learnability_against_dense_eigenvectors() -> None:
+    problem = Problem(nn.GRUCell(2, 6), 6)
+    y = problem.kernel()
+    values, vectors = torch.linalg.eigh(y.ntk.dense())
+    modes = {f"mode {i}": vectors[:, -1 - i].reshape(4, 8, 1) for i in (0, 3)}
+    both = modes["mode 0"] + 2 * modes["mode 3"]
+    found = kp.learnability(y, modes | {"both": both}, errors=True)
+    rates = 2 / 32 * values.flip(0)[[0, 3]].numpy()
+    assert found.score == pytest.approx([1, rates[1] / rates[0], (rates[0] + 4 * rates[1]) / rates[0] / 5], rel=1e-6)
+    assert found.half[:2] == pytest.approx(np.log(2) / rates, rel=1e-6)
+    assert found.tenth[:2] == pytest.approx(np.log(10) / rates, rel=1e-6)
+    assert found.never == pytest.approx(0, abs=1e-9)
+    assert (found.to_xarray().score.values == found.score).all() and "mode 3" in str(found)
+
+
+def test_what_the_kernel_cannot_reach_is_never_learnt() -> None:
+    problem = Problem(nn.RNNCell(2, 6, bias=False), 6)
+    x = problem.x.clone()
+    x[0] = 0  # the states of this trial stay zero, whatever the weights are
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(problem.cell, x)))
+    target = torch.zeros(4, 8, 6, dtype=torch.float64)
+    target[0] = 1
+    for table in (kp.learnability(flow, [target]), kp.core_learnability(flow, [target], errors=True)):
+        assert table.half[0] == np.inf or table.never[0] > 0.2
+    alone = kp.learnability(flow, [target], errors=True)
+    assert alone.never[0] == pytest.approx(1) and alone.half[0] == np.inf
+
+
+def test_scores_of_the_forward_pass_are_those_of_the_variables() -> None:
+    problem = Problem(nn.RNNCell(2, 5), 5)
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(problem.cell, problem.x)))
+    target = torch.randn(4, 8, 5, dtype=torch.float64)
+    h = torch.cat([torch.zeros(4, 1, 5, dtype=torch.float64), flow.solution.state[:, :-1]], 1)
+    ones = torch.ones(4, 8, 1, dtype=torch.float64)
+    V = torch.cat([h, problem.x, ones, ones], -1).reshape(32, -1)  # two biases
+    G, E = V @ V.T, target.reshape(32, 5)
+    expected = float((E * (G @ E)).sum() / (E**2).sum() / torch.linalg.eigvalsh(G)[-1])
+    assert kp.core_learnability(flow, [target], errors=True).score[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_bad_requests() -> None:
+    problem = Problem(nn.RNNCell(2, 5), 5)
+    y = problem.kernel()
+    with pytest.raises(ValueError, match=r"the target has shape \(4, 8\), expected finite numbers"):
+        kp.forecast(y, problem.target[..., 0], lr=LR, steps=3)
+    with pytest.raises(ValueError, match=r"unstable: the largest rate is .* so lr must stay below"):
+        kp.forecast(y, problem.target, lr=1e3, steps=3)
+    with pytest.raises(ValueError, match="expected 'mse'"):
+        kp.forecast(y, problem.target, "hinge", lr=LR, steps=3)
+    with pytest.raises(ValueError, match="a positive integer"):
+        kp.forecast(y, problem.target, lr=LR, steps=0)
+    with pytest.raises(ValueError, match=r"the mask has shape \(3,\)"):
+        kp.forecast(y, problem.target, lr=LR, steps=3, mask=torch.ones(3))
+    with pytest.raises(ValueError, match="no targets given"):
+        kp.learnability(y, {})
+    with pytest.raises(TypeError, match=r"expected a Flow or flow\.output"):
+        kp.forecast(y.ntk, problem.target, lr=LR, steps=3)  # pyright: ignore
