@@ -1,30 +1,41 @@
-"""The command line: `kpflow-dyn analyze` and `kpflow-dyn demo`."""
+"""The command line: `kpflow-dyn analyze`, `demo`, `track` and `compare`."""
 
 from __future__ import annotations
 
 import json
-import signal
-import sys
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import kpflow_dyn
+from kpflow_dyn.cli_training import compare, track
 from kpflow_dyn.folder import check_folder, new_folder
+from kpflow_dyn.options import (
+    Debug,
+    Dtype,
+    Modes,
+    Nonlinearity,
+    Out,
+    Overwrite,
+    Prefix,
+    Readout,
+    Samples,
+    Seed,
+    Threads,
+    Trials,
+)
+from kpflow_dyn.sources import Network, limit_threads, load
+from kpflow_dyn.terminal import one_line, plain_errors, progress_lines
 
 # Torch, xarray and matplotlib take seconds to import: commands do so when they need them.
 if TYPE_CHECKING:
     import xarray as xr
 
     from kpflow_dyn.analysis import Progress
-    from kpflow_dyn.checkpoint import Checkpoint
     from kpflow_dyn.problems import DiscreteProblem, ODEProblem
     from kpflow_dyn.solution import Solution
     from kpflow_dyn.tasks import TaskData
@@ -41,36 +52,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Trials = Annotated[int | None, typer.Option(help="Trials to draw; by default 32, and all of those in a file.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same trials and the same numbers.", min=0)]
-Modes = Annotated[int, typer.Option(help="Leading eigenvalues of K and of the NTK to find.", min=1)]
-Samples = Annotated[int, typer.Option(help="Random probes behind each estimate; more make error bars smaller.", min=40)]
-Dtype = Annotated[str | None, typer.Option(help="float32 or float64; by default the checkpoint's own.")]
-Threads = Annotated[
-    int | None, typer.Option(help="Threads of torch; its own choice unless given. JAX has no such setting.", min=1)
-]
-Out = Annotated[Path, typer.Option(help="Folder to write.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier analysis.")]
-Debug = Annotated[bool, typer.Option("--debug", envvar="KPFLOW_DYN_DEBUG", help="Show the traceback of an error.")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Network:
-    """A checkpoint on a task."""
-
-    checkpoint: Path
-    model: str
-    task: str
-    prefix: str | None = None
-    readout: str | None = None
-    nonlinearity: str | None = None
-    trials: int | None = None
-    dtype: str | None = None
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    source: _Network | str  # the name of a function in the user's own code
+    source: Network | str  # the name of a function in the user's own code
     seed: int
     modes: int
     samples: int
@@ -99,9 +84,9 @@ def analyze(
             "or a kp.Solution, in torch or JAX."
         ),
     ] = None,
-    prefix: Annotated[str | None, typer.Option(help='Before the names of the weights, such as "rnn."')] = None,
-    readout: Annotated[str | None, typer.Option(help="The readout layer's name, where several could be it.")] = None,
-    nonlinearity: Annotated[str | None, typer.Option(help="tanh or relu, for rnn and ctrnn.")] = None,
+    prefix: Prefix = None,
+    readout: Readout = None,
+    nonlinearity: Nonlinearity = None,
     trials: Trials = None,
     seed: Seed = 0,
     modes: Modes = 8,
@@ -113,7 +98,7 @@ def analyze(
     debug: Debug = False,
 ) -> None:
     """Analyse a network on a task, or a problem of your own; write numbers, figures and a page."""
-    with _plain_errors(debug):
+    with plain_errors(debug):
         source = _source(
             problem,
             checkpoint=checkpoint,
@@ -151,8 +136,8 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Analyse the network that ships with the package: a GRU that decides which of two noisy inputs is larger."""
-    with _plain_errors(debug), as_file(files("kpflow_dyn").joinpath("data/demo.safetensors")) as checkpoint:
-        source = _Network(checkpoint=checkpoint, model="gru", task=DEMO_TASK, trials=trials, dtype=dtype)
+    with plain_errors(debug), as_file(files("kpflow_dyn").joinpath("data/demo.safetensors")) as checkpoint:
+        source = Network(checkpoint=checkpoint, model="gru", task=DEMO_TASK, trials=trials, dtype=dtype)
         _run(
             _Job(
                 source=source,
@@ -164,6 +149,10 @@ def demo(
                 overwrite=overwrite,
             )
         )
+
+
+app.command()(track)
+app.command()(compare)
 
 
 def _show_version(asked: bool) -> None:
@@ -180,7 +169,7 @@ def _main(
 ) -> None: ...
 
 
-def _source(problem: str | None, **network: Any) -> _Network | str:
+def _source(problem: str | None, **network: Any) -> Network | str:
     """What to analyse: either a checkpoint with its model and task, or the user's own problem."""
     names = {name: "CHECKPOINT" if name == "checkpoint" else f"--{name}" for name in network}
     given = [names[name] for name, value in network.items() if value is not None]
@@ -193,12 +182,12 @@ def _source(problem: str | None, **network: Any) -> _Network | str:
         raise ValueError(
             f"{', '.join(given)} cannot be given with --problem, whose function decides that; leave one out"
         )
-    return _Network(**network) if problem is None else problem
+    return Network(**network) if problem is None else problem
 
 
 def _run(job: _Job) -> None:
     check_folder(job.out, FILE_NAMES, job.overwrite)
-    with _progress() as progress:
+    with progress_lines() as progress:
         progress("loading the model and its inputs", 0, None)
         given = _given(job)
         with warnings.catch_warnings(record=True) as caught:
@@ -226,7 +215,7 @@ class _Given:
 
 def _given(job: _Job) -> _Given:
     """What the source of a job names. Warnings of the user's own code are shown as they come."""
-    _limit_threads(job.threads)
+    limit_threads(job.threads)
     if isinstance(job.source, str):
         return _own_problem(job.source, job.threads)
     with warnings.catch_warnings(action="ignore"):  # of other packages; none is about the numbers
@@ -265,19 +254,12 @@ def _is_torch(problem: Any) -> bool:
     return is_torch_array(posed.z0 if isinstance(posed, kp.ODEProblem) else posed.x)
 
 
-def _limit_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def _network_on_task(source: _Network, seed: int) -> _Given:
+def _network_on_task(source: Network, seed: int) -> _Given:
     import torch
 
     import kpflow_dyn as kp
 
-    network, data = _load(source, seed)
+    network, data = load(source, seed)
     dtype = next(network.cell.parameters()).dtype
     problem = kp.DiscreteProblem(network.cell, torch.from_numpy(data.inputs).to(dtype))
     attributes = {
@@ -287,28 +269,6 @@ def _network_on_task(source: _Network, seed: int) -> _Given:
         "task": data.name,
     }
     return _Given(problem, data, attributes)
-
-
-def _load(source: _Network, seed: int) -> tuple[Checkpoint, TaskData]:
-    """The network and its task, fitting each other, in the dtype asked for."""
-    import torch
-
-    from kpflow_dyn.checkpoint import load_checkpoint
-    from kpflow_dyn.tasks import make_task
-
-    if source.dtype not in (None, "float32", "float64"):
-        raise ValueError(f"dtype must be float32 or float64, got {source.dtype!r}")
-    network = load_checkpoint(source.checkpoint, source.model, source.prefix, source.readout, source.nonlinearity)
-    data = make_task(source.task, trials=source.trials, seed=seed)
-    width, channels = network.cell.input_size, data.inputs.shape[2]
-    if width != channels:
-        raise ValueError(
-            f"{source.checkpoint} takes {width} inputs, but the task {data.name} gives {channels}; choose the task "
-            "that the network was trained on, or give its inputs as an .npz file"
-        )
-    if source.dtype is not None:
-        network.cell.to(getattr(torch, source.dtype))
-    return network, data
 
 
 def _render(dataset: xr.Dataset) -> dict[str, bytes]:
@@ -356,62 +316,4 @@ def _print_table(dataset: xr.Dataset) -> None:
 def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
     """What this package warned of, each once; other packages' deprecations are none of the user's business."""
     ours = [str(w.message) for w in caught if w.category is UserWarning and "kpflow_dyn" in Path(w.filename).parts]
-    return [_one_line(text) for text in dict.fromkeys(ours)]
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A line for each stage on stderr, with a bar where the amount of work is known."""
-    from kpflow_dyn.progress import bars
-
-    with bars() as shown:
-        stages: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int | None) -> None:
-            if stage not in stages:
-                for earlier in stages.values():
-                    shown.update(earlier, total=1, completed=1)
-                stages[stage] = shown.add_task(stage, total=total)
-            shown.update(stages[stage], completed=done, total=total)
-
-        yield show
-
-
-@contextmanager
-def _plain_errors(debug: bool) -> Iterator[None]:
-    """One line on stderr for whatever goes wrong; the traceback too when asked for."""
-    try:
-        with _terminable():
-            yield
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", 130)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        if debug:
-            raise
-        _fail(str(error), 2)
-    except Exception as error:
-        if debug:
-            raise
-        _fail(f"{type(error).__name__}: {error}; see --debug", 1)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let `kill` end the run as Ctrl-C does, through the clean-up of temporary folders."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    typer.echo(f"kpflow-dyn: {_one_line(message)}", err=True)
-    raise typer.Exit(status)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return [one_line(text) for text in dict.fromkeys(ours)]

@@ -45,9 +45,9 @@ class Comparison:
 
     def plot(self, dark: bool = False) -> Figure:
         """Principal angles, and the leading eigenvalues of both."""
-        from kpflow_dyn import figures
+        from kpflow_dyn import learning_figures
 
-        return figures.comparison(self, dark=dark)
+        return learning_figures.comparison(self, dark=dark)
 
 
 def compare(

@@ -86,9 +86,9 @@ class GradientFlow:
 
     def plot(self, dark: bool = False) -> Figure:
         """The loss and the norm of the gradient over time, a dot at each step."""
-        from kpflow_dyn import figures
+        from kpflow_dyn import learning_figures
 
-        return figures.gradient_flow(self, dark=dark)
+        return learning_figures.gradient_flow(self, dark=dark)
 
     def _loss_at(self, tau: float) -> float:
         step = min(int(np.searchsorted(self.time, tau, side="right")) - 1, len(self.pieces) - 1)

@@ -23,7 +23,6 @@ from matplotlib.ticker import MaxNLocator
 if TYPE_CHECKING:
     import xarray as xr
 
-    from kpflow_dyn.descent import GradientFlow
 
 WIDTH = 4.8  # inches: on a telephone the letters stay readable
 SHOWN_MODES = 4
@@ -34,28 +33,28 @@ DARK_SERIES = ["#56B4E9", "#E69F00", "#2CC295", "#E39BC4"]
 Draw = Callable[..., Figure]
 
 
-def _styled(draw: Callable[[Any], Figure]) -> Draw:
+def styled(draw: Callable[[Any], Figure]) -> Draw:
     """Draw under the style of this module, light or dark, without touching the caller's settings."""
 
     @functools.wraps(draw)
-    def styled(dataset: xr.Dataset, dark: bool = False) -> Figure:
+    def drawn(dataset: Any, dark: bool = False) -> Figure:
         with matplotlib.rc_context(_style(dark)):
             figure = draw(dataset)
             for axes in figure.axes:
                 _fix_ticks(axes)
             return figure
 
-    return styled
+    return drawn
 
 
-@_styled
+@styled
 def spectra(dataset: xr.Dataset) -> Figure:
     """Eigenvalues of the core (all), of K and of the NTK (the leading ones), against their rank."""
-    figure, axes = _figure(3.6)
-    colors = _colors()
+    figure, axes = new_figure(3.6)
+    colors = series()
     core = np.repeat(dataset.core_eigenvalue.values, dataset.core_multiplicity.values)
     core = core[core > 1e-7 * core.max(initial=0)]
-    axes.plot(1 + np.arange(core.size), core, color=_muted(), linewidth=2, label="core")
+    axes.plot(1 + np.arange(core.size), core, color=muted(), linewidth=2, label="core")
     for name, label, marker, color in (("K", "K", "s", colors[0]), ("ntk", "NTK", "o", colors[1])):
         values, done = dataset[f"{name}_eigenvalue"].values, dataset[f"{name}_converged"].values.astype(bool)
         ranks = 1 + np.arange(values.size)
@@ -66,15 +65,15 @@ def spectra(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def temporal_modes(dataset: xr.Dataset) -> Figure:
     """The share of each temporal mode of the NTK, and the leading modes over time."""
-    figure, (shares, modes) = _figure(5.0, rows=2)
+    figure, (shares, modes) = new_figure(5.0, rows=2)
     _draw_shares(shares, dataset, "temporal")
     time = dataset.time.values
-    modes.axhline(0, color=_muted(), linewidth=0.8)
+    modes.axhline(0, color=muted(), linewidth=0.8)
     dots = {"marker": ".", "markersize": 5} if "units" not in dataset.time.attrs and time.size <= SHOWN_TIMES else {}
-    for i, (mode, color) in enumerate(zip(dataset.temporal_mode.values, _colors(), strict=False)):
+    for i, (mode, color) in enumerate(zip(dataset.temporal_mode.values, series(), strict=False)):
         modes.plot(time, mode, color=color, label=f"mode {i + 1}", **dots)
     modes.set(
         xlabel=_time_label(dataset),
@@ -85,14 +84,14 @@ def temporal_modes(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def spatial_modes(dataset: xr.Dataset) -> Figure:
     """The share of each spatial mode of the NTK, and the units that the leading modes move."""
     order = np.argsort(dataset.spatial_mode.values[0])
     return _loadings(dataset, "spatial", order, "Unit, sorted by mode 1")
 
 
-@_styled
+@styled
 def trial_modes(dataset: xr.Dataset) -> Figure:
     """The share of each trial mode of the NTK, and the trials that the leading modes move."""
     label = trial_label(dataset)
@@ -100,12 +99,12 @@ def trial_modes(dataset: xr.Dataset) -> Figure:
     return _loadings(dataset, "trial", order, f"Trial, sorted by {'mode 1' if label is None else _spaced(label)}")
 
 
-@_styled
+@styled
 def effective_ranks(dataset: xr.Dataset) -> Figure:
     """Effective ranks with error bars of two standard errors, beside the dimension of the space each lives in."""
     names = [name for name in dataset.data_vars if str(name).endswith("effective_rank")]
-    figure, axes = _figure(0.8 + 0.36 * len(names))
-    color, most = _colors()[1], max(dataset[name].attrs["dimension"] for name in names)
+    figure, axes = new_figure(0.8 + 0.36 * len(names))
+    color, most = series()[1], max(dataset[name].attrs["dimension"] for name in names)
     for row, name in enumerate(names):
         number = dataset[name]
         value, bar, dimension = float(number), 2 * number.attrs["stderr"], number.attrs["dimension"]
@@ -121,30 +120,15 @@ def effective_ranks(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def state_pca(dataset: xr.Dataset) -> Figure:
     """The variance that each principal component of the state explains, and the trials in the plane of two."""
-    figure, (shares, plane) = _figure(6.4, rows=2, heights=(1, 2.2))
+    figure, (shares, plane) = new_figure(6.4, rows=2, heights=(1, 2.2))
     explained = dataset.pc_variance.values
-    shares.bar(1 + np.arange(explained.size), 100 * explained, color=_colors()[0], width=0.7)
+    shares.bar(1 + np.arange(explained.size), 100 * explained, color=series()[0], width=0.7)
     shares.set(xlabel="Principal component", ylabel="Variance (%)", xticks=1 + np.arange(explained.size))
     shares.grid(axis="x", visible=False)
     _draw_trajectories(plane, dataset)
-    return figure
-
-
-@_styled
-def gradient_flow(flow: GradientFlow) -> Figure:
-    """The loss and the norm of its gradient over the time of a gradient flow, a dot at each step."""
-    figure, axes = _figure(5.0, rows=2)
-    first = flow.time[min(1, flow.time.size - 1)]
-    time, colors = np.geomspace(first / 30, flow.time[-1], 400), _colors()
-    axes[0].plot(time, flow(time), color=colors[0])
-    axes[0].plot(flow.time[1:], flow.loss[1:], ".", color=colors[0], markersize=5)
-    axes[1].plot(flow.time[1:], flow.gradient_norm[1:], ".-", color=colors[1], markersize=5)
-    for panel, label in zip(axes, ("Loss", "Norm of the gradient"), strict=True):
-        panel.set(xscale="log", yscale="log" if flow.loss.min() > 0 else "linear", ylabel=label)
-    axes[1].set(xlabel="Time (learning rate x steps)", xlim=axes[0].get_xlim())
     return figure
 
 
@@ -203,11 +187,13 @@ def _fix_ticks(axes: Axes) -> None:
     axes.tick_params(grid_color=settings["grid.color"], grid_linewidth=settings["grid.linewidth"])
 
 
-def _colors() -> list[str]:
+def series() -> list[str]:
+    """The colours of lines."""
     return matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
 
 
-def _muted() -> str:
+def muted() -> str:
+    """The colour of what stands behind."""
     return matplotlib.rcParams["axes.edgecolor"]
 
 
@@ -215,7 +201,8 @@ def _faint() -> str:
     return matplotlib.rcParams["grid.color"]
 
 
-def _figure(height: float, rows: int = 1, heights: tuple[float, ...] | None = None) -> tuple[Figure, Any]:
+def new_figure(height: float, rows: int = 1, heights: tuple[float, ...] | None = None) -> tuple[Figure, Any]:
+    """A figure of the common width, and its axes."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, height_ratios=heights)
 
@@ -226,15 +213,15 @@ def _draw_shares(axes: Axes, dataset: xr.Dataset, kernel: str) -> None:
     count = min(values.size, 12)
     errors = 200 * dataset[f"{kernel}_eigenvalue_stderr"].values[:count] / total
     ranks = 1 + np.arange(count)
-    axes.bar(ranks, 100 * values.values[:count] / total, color=_colors()[0], width=0.7)
-    axes.errorbar(ranks, 100 * values.values[:count] / total, errors, fmt="none", ecolor=_muted(), capsize=2)
+    axes.bar(ranks, 100 * values.values[:count] / total, color=series()[0], width=0.7)
+    axes.errorbar(ranks, 100 * values.values[:count] / total, errors, fmt="none", ecolor=muted(), capsize=2)
     axes.set(xlabel=f"{kernel.capitalize()} mode", ylabel="Share of the trace (%)", xticks=ranks)
     axes.set_ylim(bottom=0)
     axes.grid(axis="x", visible=False)
 
 
 def _loadings(dataset: xr.Dataset, kernel: str, order: np.ndarray, xlabel: str) -> Figure:
-    figure, (shares, map_) = _figure(5.0, rows=2)
+    figure, (shares, map_) = new_figure(5.0, rows=2)
     _draw_shares(shares, dataset, kernel)
     modes = dataset[f"{kernel}_mode"].values[:SHOWN_MODES, order]
     most = np.abs(modes).max()
@@ -251,7 +238,7 @@ def _loadings(dataset: xr.Dataset, kernel: str, order: np.ndarray, xlabel: str) 
 
 def _diverging() -> LinearSegmentedColormap:
     """Blue to orange through the colour of the page, so that zero looks like nothing."""
-    low, high = _colors()[:2]
+    low, high = series()[:2]
     return LinearSegmentedColormap.from_list("loading", [low, matplotlib.rcParams["axes.facecolor"], high])
 
 
@@ -277,14 +264,14 @@ def _color_trials(axes: Axes, dataset: xr.Dataset) -> list[Any]:
     """A colour for each trial by its label, explained by a legend for a few values and by a colour bar for many."""
     label = trial_label(dataset)
     if label is None:
-        return [_colors()[0]] * dataset.sizes["trial"]
+        return [series()[0]] * dataset.sizes["trial"]
     values = dataset[label].values.astype(float)
     known = np.unique(values)
     if known.size <= len(SERIES):
-        for value, color in zip(known, _colors(), strict=False):
+        for value, color in zip(known, series(), strict=False):
             axes.plot([], [], color=color, marker="o", label=f"{value:g}")
         axes.legend(title=_spaced(label))
-        return [_colors()[place] for place in np.searchsorted(known, values)]
+        return [series()[place] for place in np.searchsorted(known, values)]
     norm, colors = Normalize(known[0], known[-1]), _gradient()
     axes.figure.colorbar(ScalarMappable(norm, colors), ax=axes, label=_spaced(label), pad=0.02)
     return [colors(norm(value)) for value in values]

@@ -222,8 +222,10 @@ class Flow:
 
         if self.truncation is not None:
             raise ValueError("this flow is truncated, with a bound for all of its parameters; take .only of the whole")
-        masks = as_masks(self.parameters, names) if isinstance(names, Mapping) else {}
-        return restricted(self, choose(self.parameters, list(masks) or names), masks)
+        if isinstance(names, Mapping):
+            masks = as_masks(self.parameters, names)
+            return restricted(self, choose(self.parameters, list(masks)), masks)
+        return restricted(self, choose(self.parameters, names), {})
 
     def output(self, C: Any, learn: bool | float = False) -> Output:
         """The flow of a readout y = C s + c: its kernel C ntk C*, on axes such as (trial, time, out).

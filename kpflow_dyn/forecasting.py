@@ -232,7 +232,8 @@ def _parting(ratio: Callable[[float], float], before: float, after: float) -> fl
 
     if apart(after) < 0:
         return math.inf
-    return before if apart(before) >= 0 else float(brentq(apart, before, after, xtol=1e-6 * after))
+    crossing: Any = before if apart(before) >= 0 else brentq(apart, before, after, xtol=1e-6 * after)
+    return float(crossing)
 
 
 def _descent(flow: Flow | Output, target: Array, mask: Array | None, span: float) -> Integration:

@@ -45,8 +45,9 @@ def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: b
         from kpflow_dyn.torch_backend.losses import SquaredError
     else:
         from kpflow_dyn.jax_backend.losses import SquaredError
-    of_readout = [getattr(readout, name, None) for name in ("weight", "bias")]
-    return SquaredError(target, like_numpy(weights / weights.sum(), target), *of_readout, learn)
+    make: Any = SquaredError
+    weight, bias = (getattr(readout, name, None) for name in ("weight", "bias"))
+    return make(target, like_numpy(weights / weights.sum(), target), weight, bias, learn)
 
 
 def weighted_squares(state: Array, loss: Any) -> Array:

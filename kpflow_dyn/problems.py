@@ -87,7 +87,8 @@ class DiscreteProblem(_Problem):
         first = np.zeros((*self.x.shape[:2], 1))
         first[:, 0] = 1
         x = array_namespace(self.x).concat([like_numpy(first, self.x), self.x], axis=-1)
-        return DiscreteProblem(LearntStart(self.cell, self.x, self.z0), x)
+        started: Any = LearntStart
+        return DiscreteProblem(started(self.cell, self.x, self.z0), x)
 
 
 @dataclass(frozen=True)

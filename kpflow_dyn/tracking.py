@@ -36,7 +36,7 @@ READOUT = "readout"  # the part of a recording that is one
 
 
 @dataclass(frozen=True)
-class _Checkpoint:
+class Checkpoint:
     """A step of training: what tells its parameters from all others, and how to get the model and its readout."""
 
     step: int
@@ -53,7 +53,7 @@ def track(
     targets: Array | None = None,
     mask: Array | None = None,
     pose: Callable[[Any, Array], Problem] = DiscreteProblem,
-    samples: int = 60,
+    samples: int | None = 60,
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
@@ -71,7 +71,7 @@ def track(
             singular value decomposition of targets [trial time, out], the largest first.
         mask: [trial, time], where targets count.
         pose: (model, x) -> the problem, where it is no DiscreteProblem.
-        samples: applications to spend on each estimate.
+        samples: applications to spend on each estimate; None for exact values where these are cheap.
         seed: of all estimates, so that the same probes meet all checkpoints.
         out: a folder that keeps the numbers of each checkpoint as soon as they are known. Where they are there already,
             of the same parameters, inputs and settings, they are not computed again.
@@ -99,7 +99,7 @@ def track(
     return track_checkpoints(
         _loaded(make_model, make_readout, checkpoints),
         x,
-        _Settings(samples, seed, *(None if array is None else to_numpy(array) for array in (targets, mask))),
+        Settings(samples, seed, *(None if array is None else to_numpy(array) for array in (targets, mask))),
         pose,
         None if out is None else Path(out),
         progress,
@@ -107,17 +107,19 @@ def track(
 
 
 @dataclass(frozen=True, eq=False)
-class _Settings:
-    samples: int
+class Settings:
+    """What the numbers of a checkpoint depend on besides its parameters and the inputs."""
+
+    samples: int | None
     seed: int
     targets: np.ndarray | None
     mask: np.ndarray | None
 
 
 def track_checkpoints(
-    checkpoints: list[_Checkpoint],
+    checkpoints: list[Checkpoint],
     x: Array,
-    settings: _Settings,
+    settings: Settings,
     pose: Callable[[Any, Array], Problem],
     out: Path | None,
     progress: bool,
@@ -149,15 +151,19 @@ def track_checkpoints(
 # Checkpoints
 
 
-def _loaded(make_model: Callable, make_readout: Callable | None, checkpoints: Any) -> list[_Checkpoint]:
+def _loaded(make_model: Callable, make_readout: Callable | None, checkpoints: Any) -> list[Checkpoint]:
     if isinstance(checkpoints, Mapping):
         return [
-            _Checkpoint(int(step), _digest(values.items()), partial(_from_values, make_model, values))
+            Checkpoint(int(step), digest_of(values.items()), partial(_from_values, make_model, values))
             for step, values in sorted(checkpoints.items())
         ]
     run = checkpoints if isinstance(checkpoints, Recording) else Recorder.read(checkpoints)
-    load = partial(_from_run, run, make_model, make_readout)
-    return [_Checkpoint(step, _digest([("", run.file(step))]), partial(load, step)) for step in run.steps.tolist()]
+    return recorded(run, partial(_from_run, run, make_model, make_readout))
+
+
+def recorded(run: Recording, load: Callable[[int], tuple[Any, Any]]) -> list[Checkpoint]:
+    """All steps of a recording; `load` gives the model and the readout at one."""
+    return [Checkpoint(step, digest_of([("", run.file(step))]), partial(load, step)) for step in run.steps.tolist()]
 
 
 def _from_values(make_model: Callable, values: Mapping[str, Any]) -> tuple[Any, None]:
@@ -169,7 +175,7 @@ def _from_run(run: Recording, make_model: Callable, make_readout: Callable | Non
     return run.load(step, make_model()), readout
 
 
-def _digest(named: Iterable[tuple[str, Any]]) -> str:
+def digest_of(named: Iterable[tuple[str, Any]]) -> str:
     """Of arrays, or of files."""
     digest = hashlib.sha256()
     for name, value in named:
@@ -182,12 +188,12 @@ def _digest(named: Iterable[tuple[str, Any]]) -> str:
 # Numbers of one checkpoint
 
 
-def _linearised(checkpoint: _Checkpoint, x: Array, pose: Callable[[Any, Array], Problem]) -> tuple[Flow, Any]:
+def _linearised(checkpoint: Checkpoint, x: Array, pose: Callable[[Any, Array], Problem]) -> tuple[Flow, Any]:
     model, readout = checkpoint.load()
     return linearize(solve(pose(model, x))), readout
 
 
-def _numbers(flow: Flow, readout: Any, ends: Mapping[int, Flow], settings: _Settings) -> xr.Dataset:
+def _numbers(flow: Flow, readout: Any, ends: Mapping[int, Flow], settings: Settings) -> xr.Dataset:
     import xarray as xr
 
     samples, seed = settings.samples, settings.seed
@@ -207,7 +213,7 @@ def _numbers(flow: Flow, readout: Any, ends: Mapping[int, Flow], settings: _Sett
     return xr.Dataset(found, {"operator": list(operators), "kind": ["full", *KEPT]})
 
 
-def _ranks(op: Operator, samples: int, seed: int) -> list[tuple[float, float]]:
+def _ranks(op: Operator, samples: int | None, seed: int) -> list[tuple[float, float]]:
     """Effective ranks of the operator and of its partial traces, and their standard errors."""
     whole = effective_rank(op, samples, seed)
     square = op if isinstance(op, GramOperator) else GramOperator(op)
@@ -215,7 +221,7 @@ def _ranks(op: Operator, samples: int, seed: int) -> list[tuple[float, float]]:
     return [(found.value, found.stderr) for found in (whole, *map(effective_rank, kept))]
 
 
-def _of_target(kernel: Flow | Output, settings: _Settings) -> dict[str, Any]:
+def _of_target(kernel: Flow | Output, settings: Settings) -> dict[str, Any]:
     space = kernel.ntk.domain
     target, mask = checked_target(settings.targets, space, "target"), checked_mask(settings.mask, space)
     y = kernel.values if isinstance(kernel, Output) else kernel.solution.state
@@ -245,10 +251,10 @@ def target_components(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # What is known already
 
 
-def _key(checkpoint: _Checkpoint, checkpoints: list[_Checkpoint], x: Array, settings: _Settings) -> str:
+def _key(checkpoint: Checkpoint, checkpoints: list[Checkpoint], x: Array, settings: Settings) -> str:
     """What the numbers depend on: these parameters, those at both ends, the inputs, the settings and the version."""
     arrays = {"x": x, "targets": settings.targets, "mask": settings.mask}
-    of_arrays = _digest((name, array) for name, array in arrays.items() if array is not None)
+    of_arrays = digest_of((name, array) for name, array in arrays.items() if array is not None)
     parts = [checkpoint.digest, checkpoints[0].digest, checkpoints[-1].digest, of_arrays]
     return json.dumps([*parts, settings.samples, settings.seed, kpflow_dyn.__version__])
 

@@ -1,0 +1,25 @@
+"""Options that commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Trials = Annotated[int | None, typer.Option(help="Trials to draw; by default 32, and all of those in a file.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same trials and the same numbers.", min=0)]
+Modes = Annotated[int, typer.Option(help="Leading eigenvalues of K and of the NTK to find.", min=1)]
+Samples = Annotated[int, typer.Option(help="Random probes behind each estimate; more make error bars smaller.", min=40)]
+Dtype = Annotated[str | None, typer.Option(help="float32 or float64; by default the checkpoint's own.")]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of torch; its own choice unless given. JAX has no such setting.", min=1)
+]
+Out = Annotated[Path, typer.Option(help="Folder to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier analysis.")]
+Debug = Annotated[bool, typer.Option("--debug", envvar="KPFLOW_DYN_DEBUG", help="Show the traceback of an error.")]
+Model = Annotated[str, typer.Option(help="rnn, gru, lstm or ctrnn.")]
+OnTask = Annotated[str, typer.Option(help="The name of a task, neurogym:NAME-v0, or a path that ends in .npz.")]
+Prefix = Annotated[str | None, typer.Option(help='Before the names of the weights, such as "rnn."')]
+Readout = Annotated[str | None, typer.Option(help="The readout layer's name, where several could be it.")]
+Nonlinearity = Annotated[str | None, typer.Option(help="tanh or relu, for rnn and ctrnn.")]

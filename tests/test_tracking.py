@@ -1,0 +1,171 @@
+"""Operators over training and side by side, against dense matrices; what is known is kept, and never mixed up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from scipy.linalg import subspace_angles
+from torch import nn
+from typer.testing import CliRunner
+
+import kpflow_dyn as kp
+import kpflow_dyn.tracking
+from kpflow_dyn.arrays import to_numpy
+from kpflow_dyn.cli import app
+from kpflow_dyn.tracking import target_components
+
+STEPS = (0, 5, 10)
+
+
+def make_cell() -> nn.GRUCell:
+    return nn.GRUCell(2, 3).double()
+
+
+def make_readout() -> nn.Linear:
+    return nn.Linear(3, 2).double()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A recording of parameters that change a lot."""
+    torch.manual_seed(0)
+    cell, readout, record = make_cell(), make_readout(), kp.Recorder(tmp_path / "run")
+    for step in STEPS:
+        record(step, cell, loss=1.0, readout=readout)
+        with torch.no_grad():
+            for parameter in [*cell.parameters(), *readout.parameters()]:
+                parameter += 0.5 * torch.randn_like(parameter)
+    return tmp_path / "run"
+
+
+X = np.random.default_rng(0).standard_normal((2, 4, 2))
+TARGETS = np.random.default_rng(1).standard_normal((2, 4, 2))
+
+
+def tracked(run: Path, **options: object) -> xr.Dataset:
+    given = {"make_readout": make_readout, "targets": TARGETS, "samples": None, "progress": False, **options}
+    return kp.track(make_cell, run, torch.from_numpy(X), **given)
+
+
+def effective_rank(matrix: np.ndarray) -> float:
+    return np.trace(matrix) ** 2 / (matrix**2).sum()
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_numbers_are_those_of_dense_operators(run: Path) -> None:
+    found, recording = tracked(run), kp.Recorder.read(run)
+    flows = [
+        kp.linearize(kp.solve(kp.DiscreteProblem(recording.load(s, make_cell()), torch.from_numpy(X)))) for s in STEPS
+    ]
+    ntk = [to_numpy(flow.ntk.dense()) for flow in flows]
+    P = [to_numpy(flow.P.dense()) for flow in flows]
+    components, shares = target_components(TARGETS)
+    assert components.sum(0) == pytest.approx(TARGETS) and shares.sum() == pytest.approx(1)
+    for i, step in enumerate(STEPS):
+        one = found.sel(step=step)
+        tensor, square = ntk[i].reshape(2, 4, 3, 2, 4, 3), P[i] @ P[i].T
+        for name, matrix in (("NTK", ntk[i]), ("P", square)):
+            assert one.effective_rank.sel(operator=name, kind="full") == pytest.approx(effective_rank(matrix), rel=1e-9)
+        temporal = effective_rank(np.einsum("btubsu->ts", tensor))
+        assert one.effective_rank.sel(operator="NTK", kind="temporal") == pytest.approx(temporal, rel=1e-9)
+        assert one.alignment_first.sel(operator="NTK") == pytest.approx(cosine(ntk[i], ntk[0]), rel=1e-9)
+        assert one.alignment_last.sel(operator="P") == pytest.approx(cosine(P[i], P[-1]), rel=1e-9)
+        y = flows[i].output(recording.load(step, make_readout(), part="readout"), learn=True)
+        assert one.loss == pytest.approx(((to_numpy(y.values) - TARGETS) ** 2).mean(), rel=1e-9)
+        kernel, c = to_numpy(y.ntk.dense()), components.reshape(len(components), -1)
+        assert one.component_rayleigh == pytest.approx(np.diag(c @ kernel @ c.T) / (c**2).sum(1), rel=1e-9)
+        assert one.component_alignment == pytest.approx([cosine(kernel @ v, v) for v in c], rel=1e-9)
+
+
+def test_what_is_known_is_kept_and_what_changed_is_not(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, kept = tracked(run), tmp_path / "kept"
+    steps, really = [], kpflow_dyn.tracking._numbers
+
+    def interrupted(*args: object) -> xr.Dataset:
+        steps.append(len(steps))
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return really(*args)
+
+    monkeypatch.setattr(kpflow_dyn.tracking, "_numbers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tracked(run, out=kept)
+    assert len(list(kept.glob("*.nc"))) == 2
+    xr.testing.assert_identical(tracked(run, out=kept), whole)
+    assert len(steps) == 4  # the third checkpoint alone was left
+    xr.testing.assert_identical(tracked(run, out=kept), whole)
+    assert len(steps) == 4
+    kp.Recorder(tmp_path / "other")(5, make_cell(), loss=1.0, readout=make_readout())
+    (tmp_path / "other" / "step_00000005.safetensors").replace(run / "step_00000005.safetensors")
+    changed = tracked(run, out=kept)
+    assert len(steps) == 5
+    assert not np.allclose(changed.effective_rank.sel(step=5), whole.effective_rank.sel(step=5))
+    xr.testing.assert_identical(changed.sel(step=[0, 10]), whole.sel(step=[0, 10]))
+
+
+def test_estimates_have_error_bars_that_hold(run: Path) -> None:
+    exact, found = tracked(run), tracked(run, samples=40)
+    apart = abs(found.effective_rank - exact.effective_rank) / np.maximum(found.effective_rank_stderr, 1e-9)
+    assert float((apart < 4).mean()) > 0.9
+
+
+def test_parameters_by_step_and_in_jax(x64: None) -> None:
+    cells = {step: eqx.nn.GRUCell(2, 3, key=jax.random.key(step)) for step in (0, 7)}
+    values = {step: dict(kp.linearize(kp.solve(kp.DiscreteProblem(c, X))).parameters) for step, c in cells.items()}
+    found = kp.track(lambda: cells[0], values, X, samples=None, progress=False)
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cells[7], X)))
+    expected = kp.effective_rank(flow.ntk).value
+    assert found.effective_rank.sel(step=7, operator="NTK", kind="full") == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match="no checkpoints"):
+        kp.track(lambda: cells[0], {}, X)
+
+
+def test_comparison_against_dense(run: Path) -> None:
+    recording, x = kp.Recorder.read(run), torch.from_numpy(X)
+    a, b = (kp.linearize(kp.solve(kp.DiscreteProblem(recording.load(s, make_cell()), x))) for s in (0, 10))
+    found = kp.compare(a, b, k=4)
+    dense = [to_numpy(flow.ntk.dense()) for flow in (a, b)]
+    leading = [np.linalg.eigh(matrix)[1][:, -4:] for matrix in dense]
+    assert found.angles == pytest.approx(np.sort(subspace_angles(*leading)), abs=1e-3)
+    assert found.ntk.value == pytest.approx(cosine(*dense), rel=1e-9)
+    assert found.P.value == pytest.approx(cosine(*(to_numpy(flow.P.dense()) for flow in (a, b))), rel=1e-9)
+    same = kp.compare(a, a, k=3)
+    assert same.ntk.value == pytest.approx(1) and same.angles.max() < 1e-6
+    assert "principal angles of 4" in str(found)
+    assert len(found.plot().axes) == 2
+    other = kp.linearize(kp.solve(kp.DiscreteProblem(make_cell(), x[:1])))
+    with pytest.raises(ValueError, match="the same inputs"):
+        kp.compare(a, other)
+
+
+def test_commands(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cell, readout, record = nn.GRU(3, 4), nn.Linear(4, 3), kp.Recorder(tmp_path / "run")
+    task = kp.tasks.MemoryPro().sample(trials=4, seed=0)
+    kp.train.fit(cell, task, readout, steps=2, lr=0.01, record=record)
+    call = ["track", str(tmp_path / "run"), "--model", "gru", "--task", "memorypro", "--trials", "4"]
+    shown = CliRunner().invoke(app, [*call, "--samples", "40"])
+    assert shown.exit_code == 0, shown.output
+    assert "er(NTK)" in shown.output
+    found = xr.load_dataset(tmp_path / "run" / "track" / "track.nc", engine="h5netcdf")
+    assert found.step.values.tolist() == [0, 1, 2]
+    assert found.loss.values == pytest.approx(kp.Recorder.read(tmp_path / "run").losses, rel=1e-4)
+    assert {path.stem for path in (tmp_path / "run" / "track").glob("*.png")} == {"ranks", "alignment", "target"}
+    files = [str(tmp_path / "run" / f"step_0000000{n}.safetensors") for n in (0, 2)]
+    call = ["compare", *files, "--model", "gru", "--task", "memorypro", "--trials", "4", "--modes", "3"]
+    shown = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "compared")])
+    assert shown.exit_code == 0, shown.output
+    assert "alignment of NTK" in shown.output and (tmp_path / "compared" / "comparison.png").exists()
+    shown = CliRunner().invoke(app, ["track", str(tmp_path), "--model", "gru", "--task", "memorypro"])
+    assert shown.exit_code == 2 and "no recorded steps" in shown.output
