@@ -82,8 +82,8 @@ def test_numbers_are_those_of_dense_operators(run: Path) -> None:
         y = flows[i].output(recording.load(step, make_readout(), part="readout"), learn=True)
         assert one.loss == pytest.approx(((to_numpy(y.values) - TARGETS) ** 2).mean(), rel=1e-9)
         kernel, c = to_numpy(y.ntk.dense()), components.reshape(len(components), -1)
-        assert one.component_rayleigh == pytest.approx(np.diag(c @ kernel @ c.T) / (c**2).sum(1), rel=1e-9)
-        assert one.component_alignment == pytest.approx([cosine(kernel @ v, v) for v in c], rel=1e-9)
+        assert one.component_rayleigh.values == pytest.approx(np.diag(c @ kernel @ c.T) / (c**2).sum(1), rel=1e-9)
+        assert one.component_alignment.values == pytest.approx([cosine(kernel @ v, v) for v in c], rel=1e-9)
 
 
 def test_what_is_known_is_kept_and_what_changed_is_not(
