@@ -57,6 +57,41 @@ def field() -> tuple[kp.ODEProblem, Callable[[Tensor], Tensor]]:
     return kp.ODEProblem(model, start, GRID), lambda state: ((state - shrunk) ** 2).mean()
 
 
+# The loss and its derivatives
+
+
+@pytest.mark.parametrize("module", [nn.RNN, nn.GRU, nn.LSTM])
+def test_derivatives_of_whole_modules(module: type[nn.RNNBase]) -> None:
+    """Against the module's own run over the sequence, and differences of its gradient."""
+    torch.manual_seed(0)
+    model, x = module(2, 3, num_layers=2, batch_first=True).double(), torch.randn(3, 5, 2).double()
+    last = slice(3, 6)  # the second layer's h
+    objective = Objective(kp.solve(kp.DiscreteProblem(model, x)), lambda s: (s[..., last] ** 3).sum(), None)
+    theta, names = objective.start, [name for name, _ in model.named_parameters()]
+
+    def own(theta: Tensor) -> Tensor:
+        return (torch.func.functional_call(model, objective.values(theta), (x,))[0] ** 3).sum()
+
+    point, direction = objective(theta), torch.randn(2, len(theta), dtype=torch.float64)
+    plus, minus = (torch.stack([gradient_of(own, theta + h * row) for row in direction]) for h in (1e-5, -1e-5))
+    assert list(objective.values(theta)) == names
+    assert point.loss == pytest.approx(float(own(theta)), rel=1e-12)
+    torch.testing.assert_close(point.gradient, gradient_of(own, theta), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(point.gradient_at(theta + 1e-5 * direction[0]), plus[0], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(point.hessian(direction), (plus - minus) / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+def gradient_of(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    theta = theta.detach().requires_grad_()
+    return torch.autograd.grad(function(theta), theta)[0]
+
+
+def test_a_loss_that_is_linear_in_the_parameters_has_no_curvature() -> None:
+    net = nn.Linear(1, 1, bias=False).double()
+    flow = kp.gradient_flow(kp.StaticProblem(net, torch.ones(1, 1).double()), lambda s: 10 + s.sum(), 2.0)
+    torch.testing.assert_close(flow.parameters["weight"][-1], net.weight.detach() - 2)
+
+
 # Against descent
 
 

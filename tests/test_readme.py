@@ -58,5 +58,11 @@ def test_optimisers_and_rules() -> None:
     torch.testing.assert_close(flow.ntk.mv(q), 1e-3 * plain.ntk.mv(q))
 
 
+def test_the_gradient_flow() -> None:
+    names = run(BLOCKS[4])
+    assert names["flow"].reached and 0 < names["half"] < names["tenth"] < 50
+    assert set(names["trained"]) >= {"weight_hh", "loss.readout.weight"}
+
+
 def test_there_is_no_other_example() -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
