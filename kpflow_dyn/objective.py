@@ -32,7 +32,7 @@ class Objective:
     """
 
     def __init__(self, solution: Solution, loss: Callable[[Array], Array], params: Choice) -> None:
-        self._backend, self._loss_model = (backend := backend_of(solution.state)), loss
+        self._backend = backend = backend_of(solution.state)
         model = getattr(solution.problem, _check(solution))
         of_model, of_loss = backend.parameters_of(model), backend.parameters_of(loss)
         known = _apart(of_model, {LOSS + name: value for name, value in of_loss.items()})

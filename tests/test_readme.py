@@ -58,8 +58,15 @@ def test_optimisers_and_rules() -> None:
     torch.testing.assert_close(flow.ntk.mv(q), 1e-3 * plain.ntk.mv(q))
 
 
+def test_what_will_be_learnt() -> None:
+    names = run(BLOCKS[5])
+    assert names["half"] > 0 and names["trusted"] > 0 and names["table"].names == ("target", "constant")
+    assert names["flow"].reached and 0 < names["tenth"] < 50
+    assert set(names["trained"]) >= {"weight_hh", "loss.weight"}
+
+
 def test_there_is_no_other_example() -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
 
 
 def test_tasks_training_and_checkpoints() -> None:

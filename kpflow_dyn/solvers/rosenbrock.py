@@ -208,28 +208,32 @@ class Integration:
         return tried.piece.ending(tried.h, self.point.loss, self.slope)
 
     def _try(self, basis: PhiProducts, operator: Counted, h: float) -> _Tried:
-        point, method = self.point, self._method
         h = basis.reach(h, FIRST, self._krylov, relative=True)
-        piece = Piece(point.loss, *basis.spectrum)
+        piece = Piece(self.point.loss, *basis.spectrum)
         h = min(h, UNSTABLE / max(-piece.ritz.min(initial=0.0), UNSTABLE / h))
+        lost = max(self.point.loss - piece(h), TINY)
         linear, defects = self._stages(basis, h)
-        size, lost = norm(linear), point.loss - piece(h)
-        allowed = self._rtol + self._noise / max(lost, TINY)
         if not math.isfinite(norm(defects)):
             return _Tried(h)
         corrections = PhiProducts(operator, defects, self._alg.columns)
-        if corrections.reach(h, method.weights, max(self._krylov, KRYLOV * (allowed - self._rtol)) * size / h) < h:
+        left_out = self._krylov + KRYLOV * self._noise / lost
+        if corrections.reach(h, self._method.weights, left_out * norm(linear) / h) < h:
             return _Tried(h)
+        return self._judged(corrections, linear, h, piece, lost)
+
+    def _judged(self, corrections: PhiProducts, linear: Array, h: float, piece: Piece, lost: float) -> _Tried:
+        """The step with its corrections; where it ends is looked at if the parameters are within the tolerance."""
+        method, allowed = self._method, self._rtol + self._noise / lost
         error, curved = (h * a for a in corrections.sum(h, method.weights - method.embedded))
-        ratio = norm(error) / max(size, TINY) / allowed
+        ratio = norm(error) / max(norm(linear), TINY) / allowed
         if not ratio <= 1:
             return _Tried(h, ratio)
-        end = self._landscape(point.theta + linear + h * corrections.sum(h, method.weights)[0])
+        end = self._landscape(self.point.theta + linear + h * corrections.sum(h, method.weights)[0])
         self.gradients += 1
-        if not end.loss <= point.loss + self._noise:
+        if not end.loss <= self.point.loss + self._rtol * abs(self.point.loss):
             return _Tried(h)
         loss_error = abs(_inner(end.gradient, error)) + abs(_inner(error, curved)) / 2
-        return _Tried(h, max(loss_error / max(lost, TINY) / allowed, ratio), end, loss_error, piece)
+        return _Tried(h, max(loss_error / lost / allowed, ratio), end, loss_error, piece)
 
     def _stages(self, basis: PhiProducts, h: float) -> tuple[Array, Array]:
         """The step of the linear equation, and D of all stages [stage, n]."""
