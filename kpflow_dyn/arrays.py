@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_jax_array, is_torch_array
+import array_api_compat
+from array_api_compat import array_namespace, is_jax_array, is_torch_array
 
 Array = Any
 Rows = Callable[[Array], Array]
@@ -20,11 +21,13 @@ __all__ = [
     "add_at",
     "array_namespace",
     "device",
+    "empty_row",
     "full_precision",
     "is_jax_array",
     "is_torch_array",
     "joined",
     "like_numpy",
+    "placed",
     "products_in",
     "to_numpy",
 ]
@@ -46,7 +49,7 @@ class Random:
         return int(self._sequence.spawn(1)[0].generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     def normal(self, shape: tuple[int, ...], like: Array) -> Array:
-        """Independent standard normal numbers, with the library, dtype and device of `like`."""
+        """Independent standard normal numbers, with the library, dtype and device of `like`, whose rows may be sharded."""
         seed = self._next()
         if is_torch_array(like):
             import torch
@@ -54,10 +57,37 @@ class Random:
             generator = torch.Generator(like.device).manual_seed(seed)
             return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
         if is_jax_array(like):
-            import jax
+            from kpflow_dyn.jax_backend.sharding import normal
 
-            return jax.random.normal(jax.random.key(seed), shape, like.dtype)
+            return normal(seed, shape, like)
         return np.random.default_rng(seed).standard_normal(shape).astype(like.dtype)
+
+
+def device(a: Array) -> Any:
+    """Where an array lies; of one that is sharded, where it would lie whole, on each of the devices."""
+    if is_jax_array(a):
+        from kpflow_dyn.jax_backend.sharding import shared_place
+
+        return shared_place(a)
+    return array_api_compat.device(a)
+
+
+def empty_row(like: Array, of_trials: bool) -> Array:
+    """An array [0] of the library, dtype and device of `like`, which may be sharded by trials, as rows then are."""
+    if is_jax_array(like):
+        from kpflow_dyn.jax_backend.sharding import empty_row
+
+        return empty_row(like, of_trials)
+    return like.reshape(-1)[:0]
+
+
+def placed(values: Array, row: Array, axis: int) -> Array:
+    """Values that lie as a row does which may be sharded by trials; these stand at the axis, counted from the last."""
+    if is_jax_array(row):
+        from kpflow_dyn.jax_backend.sharding import placed
+
+        return placed(values, row, axis)
+    return values
 
 
 def to_numpy(a: Array) -> np.ndarray:

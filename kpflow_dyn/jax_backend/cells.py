@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kpflow_dyn.jax_backend.checks import as_jax
+from kpflow_dyn.jax_backend.sharding import like_trials
 
 Step = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
@@ -71,4 +72,4 @@ def _of_trials(start: jax.Array, x: jax.Array, size: int | None) -> jax.Array:
         raise TypeError(f"z0 is {start.dtype}, x is {x.dtype}; they must agree")
     if not bool(jnp.isfinite(start).all()):
         raise ValueError("z0 holds NaN or inf")
-    return start
+    return like_trials(start, x)
