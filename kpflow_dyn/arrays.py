@@ -29,6 +29,7 @@ __all__ = [
     "like_numpy",
     "placed",
     "products_in",
+    "take_at",
     "to_numpy",
 ]
 
@@ -157,12 +158,25 @@ def joined(parts: Iterable[Array], count: int) -> Array:
     return out
 
 
+def take_at(values: Array, index: np.ndarray) -> Array:
+    """Of values [probe, trial, n, width], those at the places index [trial, m]: [probe, trial, m, width]."""
+    if is_jax_array(values):
+        import jax  # a map over trials is seen to need nothing of other trials
+
+        return jax.vmap(lambda own, places: own[:, places], (1, 0), 1)(values, index)
+    places = np.arange(len(index))[:, None], index
+    trials, places = (array_namespace(values).asarray(numbers, device=device(values)) for numbers in places)
+    return values[:, trials, places]
+
+
 def add_at(values: Array, index: np.ndarray, size: int) -> Array:
     """Add values [probe, trial, n, width] into zeros [probe, trial, size, width] at the places index [trial, n]."""
-    xp, trials = array_namespace(values), np.arange(len(index))[:, None]
+    xp = array_namespace(values)
     zeros = xp.zeros((*values.shape[:2], size, values.shape[3]), dtype=values.dtype, device=device(values))
     if is_jax_array(values):
-        return zeros.at[:, trials, index].add(values)
-    rows, columns = (xp.asarray(numbers, device=device(values)) for numbers in (trials, index))
+        import jax
+
+        return jax.vmap(lambda own, places, new: own.at[:, places].add(new), (1, 0, 1), 1)(zeros, index, values)
+    rows, columns = (xp.asarray(numbers, device=device(values)) for numbers in (np.arange(len(index))[:, None], index))
     zeros.permute(1, 2, 0, 3).index_put_((rows, columns), values.permute(1, 2, 0, 3), accumulate=True)
     return zeros

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, add_at, array_namespace, like_numpy
+from kpflow_dyn.arrays import Array, add_at, array_namespace, like_numpy, take_at
 from kpflow_dyn.inputs import inputs_at
 from kpflow_dyn.newton import corrected_stages
 from kpflow_dyn.problems import ODEProblem
@@ -119,7 +119,7 @@ class Nodes:
         """Values of the steps [probe, trial, step, (1 + stage) unit] -> of the nodes [probe, trial, time, unit]."""
         if self.identical:
             return values
-        here = values[:, np.arange(len(self.index))[:, None], self.index]
+        here = take_at(values, self.index)
         parts = here.reshape((*here.shape[:3], self._weights.shape[-1], -1))
         return (self._weights[..., None] * parts).sum(-2)
 

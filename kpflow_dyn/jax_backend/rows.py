@@ -25,8 +25,8 @@ def index(numbers: np.ndarray, like: jax.Array) -> np.ndarray:
 
 
 def linearised(function: Callable[[jax.Array], jax.Array], point: jax.Array) -> tuple[Blocks, Blocks]:
-    """The derivative of a function at a point, and its transpose, on blocks of probes."""
-    value, push = jax.linearize(jax.jit(function), point)
+    """The derivative of a compiled function at a point, and its transpose, on blocks of probes."""
+    value, push = jax.linearize(function, point)
 
     def pull(push: Callable, q: jax.Array) -> jax.Array:
         return jax.linear_transpose(push, point)(q)[0]

@@ -42,11 +42,12 @@ def placed(values: jax.Array, row: jax.Array, axis: int) -> jax.Array:
 
 
 def normal(seed: int, shape: tuple[int, ...], like: jax.Array) -> jax.Array:
-    """Standard normal rows, which lie as those of `like` do if they are as long, or it has none."""
+    """Standard normal rows, which lie as those of `like` do if they are as long, or it has none; else shared."""
     key = jax.random.key(seed)
-    if not (_is_sharded(like) and like.shape[-1] in (0, shape[-1])):
+    if not _is_sharded(like):
         return jax.random.normal(key, shape, like.dtype)
-    place = _on(like, (None,) * (len(shape) - 1) + _spec(like)[-1:])
+    rows = like.shape[-1] in (0, shape[-1])
+    place = _on(like, (None,) * (len(shape) - 1) + _spec(like)[-1:] if rows else ())
     return jax.jit(jax.random.normal, static_argnums=(1, 2), out_shardings=place)(key, shape, like.dtype)
 
 
