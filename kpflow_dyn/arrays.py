@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import array_api_compat
+import numpy as np
 from array_api_compat import array_namespace, is_jax_array, is_torch_array
 
 Array = Any
@@ -50,7 +50,7 @@ class Random:
         return int(self._sequence.spawn(1)[0].generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     def normal(self, shape: tuple[int, ...], like: Array) -> Array:
-        """Independent standard normal numbers, with the library, dtype and device of `like`, whose rows may be sharded."""
+        """Independent standard normal numbers, with the library, dtype and device of `like`; sharded like its rows."""
         seed = self._next()
         if is_torch_array(like):
             import torch

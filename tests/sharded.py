@@ -1,6 +1,7 @@
-"""One model with its trials on one device and sharded over all of them; `python sharded.py NAME DUMP` prints what came.
+"""One model with its trials on one device and sharded over all of them: how the results differ, and where they lie.
 
-DUMP is the folder that XLA_FLAGS makes the compiler write its programs to.
+`python sharded.py operators|solvers NAME DUMP` prints it as JSON, where DUMP is  the folder that XLA_FLAGS makes the compiler write its
+programs to.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def driven() -> Driven:
 
 
 def grid(put: Put) -> kp.Solution:
-    return kp.solve(kp.ODEProblem(driven(), put(draw(1, TRIALS, 4)), np.linspace(0, 1, 5), put(draw(0, TRIALS, 5, 3))))
+    """Adaptive steps; at kinks of the inputs, round-off would decide on these."""
+    inputs = jax.tree_util.Partial(lambda t: jnp.sin(t * jnp.arange(3.0)))
+    return kp.solve(kp.ODEProblem(driven(), put(draw(1, TRIALS, 4)), np.linspace(0, 1, 5), inputs))
 
 
 def span(put: Put) -> kp.Solution:
@@ -62,8 +65,10 @@ def discrete(cell: Callable, start: bool) -> Callable[[Put], kp.Solution]:
     return solved
 
 
-def static(put: Put) -> kp.Solution:
-    net = eqx.nn.Sequential([eqx.nn.Conv1d(5, 2, 2, key=jax.random.key(2)), eqx.nn.Lambda(lambda x: jnp.tanh(x.ravel()))])
+def convolution(put: Put) -> kp.Solution:
+    net = eqx.nn.Sequential(
+        [eqx.nn.Conv1d(5, 2, 2, key=jax.random.key(2)), eqx.nn.Lambda(lambda x: jnp.tanh(x.ravel()))]
+    )
     return kp.solve(kp.StaticProblem(net, put(draw(0, TRIALS, 5, 3))))
 
 
@@ -78,13 +83,13 @@ SOLVED = {
     "grid": grid,
     "span": span,
     "mlp": mlp,
-    "convolution": static,
+    "convolution": convolution,
 }
 
 
-def lying(a: jax.Array) -> str:
-    """Where an array lies: its axes that are sharded, and how many trials one device has."""
-    return f"{tuple(a.sharding.spec)} of {a.sharding.num_devices}"
+def lying(a: jax.Array | np.ndarray) -> list[int] | None:
+    """How much one device has of each axis of an array; None of one on the host."""
+    return list(a.sharding.shard_shape(a.shape)) if isinstance(a, jax.Array) else None
 
 
 def difference(found: jax.Array, expected: jax.Array) -> float:
@@ -104,11 +109,11 @@ def exchanged(dump: Path) -> Iterator[tuple[str, int]]:
             yield name, numbers(re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shapes))
 
 
-def applied(one: kp.Flow, all_of_them: kp.Flow, dump: Path) -> dict[str, dict]:
+def applied(one: kp.Flow, every: kp.Flow, dump: Path) -> dict[str, dict]:
     """Each operator on the same probes: how far they differ, where the image lies, what the devices exchanged."""
-    found = {}
+    found = {"parameters": every.J.domain.size, "state": lying(every.solution.state)}
     for name in ("ntk", "P", "K", "J", "J.T", "core", "B", "B.T"):
-        first, second = (getattr(flow, name.partition(".")[0]) for flow in (one, all_of_them))
+        first, second = (getattr(flow, name.partition(".")[0]) for flow in (one, every))
         first, second = (first.T, second.T) if name.endswith(".T") else (first, second)
         probes = draw(7, PROBES, *first.domain.shape)
         placed = second.domain.placed(probes)
@@ -122,33 +127,30 @@ def applied(one: kp.Flow, all_of_them: kp.Flow, dump: Path) -> dict[str, dict]:
     return found
 
 
-def analysed(flow: kp.Flow) -> dict[str, jax.Array]:
+def solved(flow: kp.Flow) -> dict[str, jax.Array]:
     """What solvers make of a flow."""
     alg = kp.solvers.BlockLanczos(dense=0, block=2)
     pairs, triplets = kp.eigs(flow.ntk, 3, alg=alg), kp.svds(flow.J, 2, alg=alg)
-    scalars = [kp.trace(flow.ntk, samples=20).value, float(kp.effective_rank(flow.K, samples=20))]
+    kernels = {axis: kp.partial_trace(flow.ntk, axis, samples=20).matrix for axis in ("trial", "time")}
+    scalars = [kp.trace(flow.ntk, samples=20), *kp.summary(flow, k=2, alg=alg).numbers().values()]
     return {
         "values": pairs.values,
         "vectors": abs(pairs.vectors),
+        "states": abs(triplets.left),
         "weight changes": abs(triplets.right),
-        "scalars": np.array(scalars),
-        "kernel": kp.partial_trace(flow.ntk, flow.ntk.domain.axes[1], samples=20).matrix,
-        "summary": np.array([float(n) for n in kp.summary(flow, k=2).numbers().values()] if flow.sites else []),
+        "scalars": np.array([float(scalar) for scalar in scalars]),
+        **kernels,
     }
 
 
-def main(name: str, dump: Path) -> dict:
-    jax.config.update("jax_enable_x64", True)
+def main(what: str, name: str, dump: Path) -> dict:
     place = NamedSharding(Mesh(np.array(jax.devices()), ("device",)), PartitionSpec("device"))
     one, every = (kp.linearize(SOLVED[name](put)) for put in (lambda a: a, lambda a: jax.device_put(a, place)))
-    found = {"parameters": every.J.domain.size, "state": lying(every.solution.state)}
-    found |= {"operators": applied(one, every, dump)}
-    if name == "gru":
-        results = {key: (value, analysed(one)[key]) for key, value in analysed(every).items()}
-        found["solvers"] = {key: difference(*both) for key, both in results.items()}
-        found["vectors"] = lying(results["vectors"][0])
-    return found
+    if what == "operators":
+        return applied(one, every, dump)
+    expected, found = solved(one), solved(every)
+    return {name: {"error": difference(found[name], expected[name]), "lies": lying(found[name])} for name in found}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], Path(sys.argv[2]))))
+    print(json.dumps(main(*sys.argv[1:3], Path(sys.argv[3]))))

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -57,7 +58,7 @@ def shards(a: jax.Array, axis: int) -> int:
 
 
 def _is_sharded(a: jax.Array) -> bool:
-    return not isinstance(a, jax.core.Tracer) and isinstance(a.sharding, NamedSharding)
+    return not isinstance(a, Tracer) and isinstance(a.sharding, NamedSharding)
 
 
 def _spec(a: jax.Array) -> tuple:
@@ -73,6 +74,6 @@ def _on(a: jax.Array, spec: tuple) -> NamedSharding:
 
 
 def _put(values: jax.Array, place: NamedSharding) -> jax.Array:
-    if isinstance(values, jax.core.Tracer):
+    if isinstance(values, Tracer):
         return lax.with_sharding_constraint(values, place)
     return values if values.sharding == place else jax.device_put(values, place)
