@@ -65,9 +65,9 @@ class Space:
             raise TypeError(
                 f"{what} is {type(q).__name__} of {q.dtype}, expected {type(self.like).__name__} of {self.dtype}"
             )
-        place = device(q)  # None: inside of a jax.jit, where no array is anywhere yet
-        if place not in (None, device(self.like)) and getattr(q, "committed", True):
-            raise ValueError(f"{what} lies on {place}, expected {device(self.like)}; move it there first")
+        place, here = device(q), device(self.like)
+        if None not in (place, here) and place != here:  # None: JAX may still choose
+            raise ValueError(f"{what} lies on {place}, expected {here}; move it there first")
 
     def placed(self, q: Array) -> Array:
         """Vectors or blocks of them where those of this space lie: sharded by trials if these are."""

@@ -1,7 +1,7 @@
 """One model with its trials on one device and sharded over all of them: how the results differ, and where they lie.
 
-`python sharded.py operators|solvers NAME DUMP` prints it as JSON, where DUMP is  the folder that XLA_FLAGS makes the compiler write its
-programs to.
+`python sharded.py operators|solvers NAME DUMP` prints it as JSON, where XLA_FLAGS makes the compiler write its programs
+to DUMP.
 """
 
 from __future__ import annotations
@@ -153,4 +153,4 @@ def main(what: str, name: str, dump: Path) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*sys.argv[1:3], Path(sys.argv[3]))))
+    sys.stdout.write(json.dumps(main(*sys.argv[1:3], Path(sys.argv[3]))))

@@ -1,4 +1,4 @@
-"""Trials sharded over eight virtual devices, in a process of its own: the same results, and what the devices exchange."""
+"""Trials sharded over eight virtual devices, each case in a process of its own: results, and what devices exchange."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from conftest import cases
 
 DEVICES, PROBES = 8, 3
+MODELS = ["gru", "lstm", "attending", "grid", "span", "mlp", "convolution"]
 OPERATORS = ["ntk", "P", "K", "J", "J.T", "core", "B", "B.T"]
 
 
@@ -24,9 +25,7 @@ def on_devices(folder: Path, what: str, name: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(
-    "name", cases(["gru", "lstm", "attending", "grid", "span", "mlp", "convolution"], ["gru", "mlp"])
-)
+@pytest.mark.parametrize("name", cases(MODELS, ["gru"]))
 def test_operators(name: str, tmp_path: Path) -> None:
     """On one trial a device, equal to round-off; of a state, only what makes gradients of weights is summed up."""
     found = on_devices(tmp_path, "operators", name)
@@ -38,8 +37,7 @@ def test_operators(name: str, tmp_path: Path) -> None:
     assert found["P"]["exchanged"] == []
     assert {kind for kind, _ in found["ntk"]["exchanged"]} == {"all-reduce"}
     summed = sum(numbers for _, numbers in found["ntk"]["exchanged"])
-    assert summed % (PROBES * found["parameters"]) == 0 or name == "attending", found
-    assert summed <= 2 * PROBES * found["parameters"], found
+    assert 0 < summed <= PROBES * found["parameters"]
 
 
 @pytest.mark.slow

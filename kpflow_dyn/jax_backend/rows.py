@@ -21,7 +21,7 @@ def each_row(function: RowFunction, *rows: jax.Array) -> list[jax.Array]:
 
 
 def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The map over [time, trial, ...]; where it joins axes, as for convolutions, trials are outermost and stay sharded."""
+    """Over [time, trial, ...], trials outermost: where axes are joined, as by convolutions, these stay sharded."""
     return jax.vmap(jax.vmap(function), 1, 1)
 
 

@@ -25,8 +25,10 @@ def like_trials(values: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def shared_place(a: jax.Array) -> Any:
-    """Where what all trials share lies: on every device that has some, else on the array's; None inside of a jit."""
-    return _on(a, ()) if _is_sharded(a) else getattr(a, "device", None)
+    """Where what all trials share lies: on every device that has some; None where JAX may choose, as in a jit."""
+    if _is_sharded(a):
+        return _on(a, ())
+    return None if isinstance(a, Tracer) or not a.committed else a.device
 
 
 def empty_row(like: jax.Array, of_trials: bool) -> jax.Array:
