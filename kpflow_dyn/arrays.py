@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import array_api_compat
 import numpy as np
-from array_api_compat import array_namespace, device, is_jax_array, is_torch_array
+from array_api_compat import array_namespace, is_jax_array, is_torch_array
 
 Array = Any
 Rows = Callable[[Array], Array]
@@ -21,13 +22,16 @@ __all__ = [
     "add_at",
     "array_namespace",
     "device",
+    "empty_row",
     "full_precision",
     "is_jax_array",
     "is_torch_array",
     "is_torch_module",
     "joined",
     "like_numpy",
+    "placed",
     "products_in",
+    "take_at",
     "to_numpy",
 ]
 
@@ -48,7 +52,7 @@ class Random:
         return int(self._sequence.spawn(1)[0].generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     def normal(self, shape: tuple[int, ...], like: Array) -> Array:
-        """Independent standard normal numbers, with the library, dtype and device of `like`."""
+        """Independent standard normal numbers, with the library, dtype and device of `like`; sharded like its rows."""
         seed = self._next()
         if is_torch_array(like):
             import torch
@@ -56,15 +60,42 @@ class Random:
             generator = torch.Generator(like.device).manual_seed(seed)
             return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
         if is_jax_array(like):
-            import jax
+            from kpflow_dyn.jax_backend.sharding import normal
 
-            return jax.random.normal(jax.random.key(seed), shape, like.dtype)
+            return normal(seed, shape, like)
         return np.random.default_rng(seed).standard_normal(shape).astype(like.dtype)
 
 
 def is_torch_module(model: object) -> bool:
     """Whether a model is torch's, without importing torch."""
     return "torch" in sys.modules and isinstance(model, sys.modules["torch"].nn.Module)
+
+
+def device(a: Array) -> Any:
+    """Where an array lies; of one that is sharded, where it would lie whole, on each of the devices."""
+    if is_jax_array(a):
+        from kpflow_dyn.jax_backend.sharding import shared_place
+
+        return shared_place(a)
+    return array_api_compat.device(a)
+
+
+def empty_row(like: Array, of_trials: bool) -> Array:
+    """An array [0] of the library, dtype and device of `like`, which may be sharded by trials, as rows then are."""
+    if is_jax_array(like):
+        from kpflow_dyn.jax_backend.sharding import empty_row
+
+        return empty_row(like, of_trials)
+    return like.reshape(-1)[:0]
+
+
+def placed(values: Array, row: Array, axis: int) -> Array:
+    """Values that lie as a row does which may be sharded by trials; these stand at the axis, counted from the last."""
+    if is_jax_array(row):
+        from kpflow_dyn.jax_backend.sharding import placed
+
+        return placed(values, row, axis)
+    return values
 
 
 def to_numpy(a: Array) -> np.ndarray:
@@ -143,12 +174,25 @@ def joined(parts: Iterable[Array], count: int) -> Array:
     return out
 
 
+def take_at(values: Array, index: np.ndarray) -> Array:
+    """Of values [probe, trial, n, width], those at the places index [trial, m]: [probe, trial, m, width]."""
+    if is_jax_array(values):
+        import jax  # a map over trials is seen to need nothing of other trials
+
+        return jax.vmap(lambda own, places: own[:, places], (1, 0), 1)(values, index)
+    places = np.arange(len(index))[:, None], index
+    trials, places = (array_namespace(values).asarray(numbers, device=device(values)) for numbers in places)
+    return values[:, trials, places]
+
+
 def add_at(values: Array, index: np.ndarray, size: int) -> Array:
     """Add values [probe, trial, n, width] into zeros [probe, trial, size, width] at the places index [trial, n]."""
-    xp, trials = array_namespace(values), np.arange(len(index))[:, None]
+    xp = array_namespace(values)
     zeros = xp.zeros((*values.shape[:2], size, values.shape[3]), dtype=values.dtype, device=device(values))
     if is_jax_array(values):
-        return zeros.at[:, trials, index].add(values)
-    rows, columns = (xp.asarray(numbers, device=device(values)) for numbers in (trials, index))
+        import jax
+
+        return jax.vmap(lambda own, places, new: own.at[:, places].add(new), (1, 0, 1), 1)(zeros, index, values)
+    rows, columns = (xp.asarray(numbers, device=device(values)) for numbers in (np.arange(len(index))[:, None], index))
     zeros.permute(1, 2, 0, 3).index_put_((rows, columns), values.permute(1, 2, 0, 3), accumulate=True)
     return zeros

@@ -73,17 +73,19 @@ def every(traced: Traced) -> Constraint:
 
 
 def on_rows(traced: Traced, function: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:
-    """A function of a row, on all rows of the model; a free form is one row.
+    """A function of a row, compiled for all rows of the model; a free form is one row.
+
+    The rows are arguments of what is compiled: constants of a program would be whole on every device.
 
     Args:
         traced: the model, whose own inputs are the function's last arguments.
         function: of one row.
         axes: for each of its other arguments 0, or None for one that all rows share.
     """
-    if traced.form is Form.FREE:
-        return lambda *args: function(*args, *traced.rows)
-    over = traced.framework.vmap(function, (*axes, *(0 for _ in traced.rows)))
-    return lambda *args: over(*args, *traced.rows)
+    every = (*axes, *(0 for _ in traced.rows))
+    over = function if traced.form is Form.FREE else traced.framework.vmap(function, every)
+    compiled = traced.framework.compiled(over)
+    return lambda *args: compiled(*args, *traced.rows)
 
 
 def check_alike(found: Array, expected: Array) -> None:

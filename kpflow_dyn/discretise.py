@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, add_at, array_namespace, like_numpy
+from kpflow_dyn.arrays import Array, add_at, array_namespace, like_numpy, take_at
 from kpflow_dyn.inputs import inputs_at
 from kpflow_dyn.newton import corrected_stages
 from kpflow_dyn.problems import ODEProblem
@@ -132,6 +132,6 @@ class Nodes:
 
 def read_off(values: Array, index: Array, weights: Array) -> Array:
     """`Nodes.read`, by the step [trial, time] of each node and its weights [trial, time, 1 + stage]."""
-    here = values[:, np.arange(len(index))[:, None], index]
+    here = take_at(values, index)
     parts = here.reshape((*here.shape[:3], weights.shape[-1], -1))
     return (weights[..., None] * parts).sum(-2)

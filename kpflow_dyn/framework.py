@@ -23,7 +23,7 @@ class Framework:
         each_row: (row function, *rows [time, trial, ...]) -> its outputs [time, trial, ...].
         index: (element numbers, array) -> an index into arrays like this one.
         vmap: the map over a leading axis, with its in_dims.
-        linearised: (function, point) -> the derivative there and its transpose, on blocks [probe, ...].
+        linearised: (compiled function, point) -> the derivative there and its transpose, on blocks [probe, ...].
     """
 
     jvp: Callable[..., Any]

@@ -86,8 +86,7 @@ def _solve_free(prob: ImplicitProblem) -> Solution:
 
 
 def _direct(traced: Traced, row: Constraint) -> Callable[[Array], Array]:
-    apply = on_rows(traced, lambda theta, *x: row.direct(theta, None, *x), (None,))
-    return traced.framework.compiled(apply)
+    return on_rows(traced, lambda theta, *x: row.direct(theta, None, *x), (None,))
 
 
 def states_of_network(traced: Traced, learnable: list[str]) -> Callable[[dict[str, Array]], Array]:
@@ -99,7 +98,7 @@ def states_of_network(traced: Traced, learnable: list[str]) -> Callable[[dict[st
 
 
 def _residual(traced: Traced, row: Constraint) -> Callable[[Array], Array]:
-    return traced.framework.compiled(on_rows(traced, row.at, (0,)))
+    return on_rows(traced, row.at, (0,))
 
 
 def _derivative(traced: Traced, row: Constraint, state: Array) -> StateDerivative:
@@ -195,7 +194,7 @@ class _Linearised:
             return on_spaces(self.state, self.state, *self.solved()), inverse
         direct = on_rows(self.traced, lambda q, *x: self.row.direct(self.theta, q, *x), (0,))
         zeros = array_namespace(self.sol.state).zeros_like(self.sol.state)
-        return self.operator(self.state, self.state, self.traced.framework.compiled(direct), zeros), inverse
+        return self.operator(self.state, self.state, direct, zeros), inverse
 
     def solved(self) -> tuple[Rows, Rows]:
         """P and its transpose, by a linear solve."""
@@ -228,7 +227,7 @@ class _Linearised:
 
     def no_kicks(self) -> Array:
         """No kicks at any use."""
-        return like_numpy(np.zeros(self.outputs.shape), self.sol.state)
+        return self.outputs.placed(like_numpy(np.zeros(self.outputs.shape), self.sol.state))
 
     # Weight sites
 
@@ -256,8 +255,7 @@ class _Linearised:
 
     def variables(self) -> list[Array]:
         """Of all uses on all rows [trial, ...]."""
-        compute = self.traced.framework.compiled(on_rows(self.traced, self.row.variables, (0,)))
-        found = compute(self.sol.state)
+        found = on_rows(self.traced, self.row.variables, (0,))(self.sol.state)
         return [V[None] for V in found] if self.traced.form is Form.FREE else found
 
 

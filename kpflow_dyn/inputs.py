@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, array_namespace, is_jax_array, is_torch_array, is_torch_module, to_numpy
+from kpflow_dyn.arrays import (
+    Array,
+    array_namespace,
+    is_jax_array,
+    is_torch_array,
+    is_torch_module,
+    like_numpy,
+    take_at,
+    to_numpy,
+)
 
 if TYPE_CHECKING:
     from kpflow_dyn.problems import ODEProblem
@@ -49,7 +58,7 @@ def check_start(z0: Any, f: Any) -> Array:
         raise ValueError(f"z0 has shape {tuple(z0.shape)} [trial, unit]: a solve needs at least one of each")
     if str(z0.dtype).removeprefix("torch.") not in ("float32", "float64"):
         raise TypeError(f"z0 is {z0.dtype}, expected float32 or float64")
-    if not np.isfinite(to_numpy(z0)).all():
+    if not _is_finite(z0):
         raise ValueError("z0 holds NaN or inf; clean the data")
     return z0
 
@@ -66,15 +75,20 @@ def check_rows(x: Any, what: str, axes: str) -> Array:
         import jax.numpy as jnp
 
         from kpflow_dyn.jax_backend.checks import as_jax
+        from kpflow_dyn.jax_backend.sharding import by_trials
 
-        x = as_jax(x, what, axes) if jnp.issubdtype(x.dtype, np.floating) else jnp.asarray(x)
+        x = as_jax(x, what, axes) if jnp.issubdtype(x.dtype, np.floating) else by_trials(jnp.asarray(x))
     if x.ndim < 1 or 0 in x.shape:
         raise ValueError(f"{what} has shape {tuple(x.shape)}, expected {axes} with at least one of each")
     if "complex" in str(x.dtype):
         raise TypeError(f"{what} is {x.dtype}; write complex numbers as pairs of real ones")
-    if not np.isfinite(to_numpy(x)).all():
+    if not _is_finite(x):
         raise ValueError(f"{what} holds NaN or inf; clean the data")
     return x
+
+
+def _is_finite(a: Array) -> bool:
+    return bool(array_namespace(a).isfinite(a).all())
 
 
 def _as_array(a: Any, like: Any, what: str, axes: str) -> Array:
@@ -167,13 +181,10 @@ def inputs_at(problem: ODEProblem, times: np.ndarray) -> Array | None:
     found = sampled(problem)
     assert found is not None
     known, samples = found
-    xp = array_namespace(samples)
     left = np.clip(np.searchsorted(known, times, side="right") - 1, 0, len(known) - 2)
     along = np.clip((times - known[left]) / (known[left + 1] - known[left]), 0, 1)
-    like = {"device": samples.device} if is_torch_array(samples) else {}
-    left, trial = xp.asarray(left, **like), xp.asarray(np.arange(len(times))[:, None], **like)
-    along = xp.asarray(along, dtype=samples.dtype, **like)[..., None]
-    return samples[trial, left] + along * (samples[trial, left + 1] - samples[trial, left])
+    before, after = (take_at(samples[None], places)[0] for places in (left, left + 1))
+    return before + like_numpy(along[..., None], samples) * (after - before)
 
 
 def input_width(problem: ODEProblem) -> int | None:

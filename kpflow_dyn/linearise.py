@@ -123,10 +123,9 @@ class _Weighted:
     """The measure on a solution's trials and times, as arrays that multiply states."""
 
     def __init__(self, sol: Solution, measure: Measure) -> None:
-        self.like = sol.state.reshape(-1)[:0]
         time, trial = measure.times(sol), measure.trials(sol)
-        self.time = None if time is None else like_numpy(time[:, None], self.like)
-        self.trial = None if trial is None else like_numpy(trial[:, None, None], self.like)
+        self.time = None if time is None else like_numpy(time[:, None], sol.state)
+        self.trial = None if trial is None else like_numpy(trial[:, None, None], sol.state)
 
     @property
     def both(self) -> Array | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from kpflow_dyn.arrays import Array, device, is_jax_array, is_torch_array
+from kpflow_dyn.arrays import Array, is_jax_array, is_torch_array
 
 BLOCK_BYTES = 2**24  # of vectors that are applied to at once on a CPU, where more is no faster
 DEVICE_BLOCK_BYTES = 2**30
@@ -76,7 +76,7 @@ def on_device(a: Array) -> bool:
     """Whether an array lies on an accelerator."""
     if is_torch_array(a):
         return a.device.type != "cpu"
-    return is_jax_array(a) and getattr(device(a), "platform", "cpu") != "cpu"
+    return is_jax_array(a) and any(place.platform != "cpu" for place in getattr(a, "devices", set)())
 
 
 def within_budget(needed: int) -> bool:

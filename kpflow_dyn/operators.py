@@ -58,8 +58,8 @@ class Operator:
         self.domain.check(q)
         probes = tuple(q.shape[: q.ndim - len(self.domain.shape)])
         with full_precision(q):
-            block = self._apply(q.reshape((math.prod(probes), *self.domain.shape)))
-        return block.reshape((*probes, *self.codomain.shape))
+            block = self._apply(self.domain.placed(q).reshape((math.prod(probes), *self.domain.shape)))
+        return self.codomain.placed(block.reshape((*probes, *self.codomain.shape)))
 
     @property
     def T(self) -> Operator:

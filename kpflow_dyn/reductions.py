@@ -172,9 +172,9 @@ class Sums:
         return (product + product.T) / 2 if self.symmetric else product
 
     def _split(self, rows: Array) -> Array:
-        """Rows [b, size] -> [x, b y]."""
+        """Rows [b, size] -> [x, y b]: trials, which may be sharded, stay outermost."""
         matrices = as_matrices(rows, self._full, self._kept)
-        return array_namespace(rows).permute_dims(matrices, (1, 0, 2)).reshape((matrices.shape[1], -1))
+        return array_namespace(rows).permute_dims(matrices, (1, 2, 0)).reshape((matrices.shape[1], -1))
 
 
 def as_matrices(rows: Array, space: Space, kept: tuple[int, ...]) -> Array:
@@ -242,12 +242,13 @@ def probe_images(factor: Operator, q: Array, probes: int, rng: Random) -> Iterat
 
     Where the factor takes a vector for each trial, all of them are.
     """
-    forward, p = on_rows(factor), q.shape[1]
-    step = rows_at_once(max(factor.domain.size, factor.codomain.size), q)
+    forward, size, p, turn = on_rows(factor), factor.domain.size, q.shape[1], array_namespace(q).permute_dims
+    step = rows_at_once(max(size, factor.codomain.size), q)
     for first in range(0, probes, step):
         count = min(step, probes - first)
-        rest, _c = project_out(rng.normal((count * factor.domain.size // p, p), factor.domain.like), [q])
-        yield first, forward(rest.reshape((count, factor.domain.size)))
+        drawn = rng.normal((count, size), factor.domain.like).reshape((count, size // p, p))
+        rest, _c = project_out(turn(drawn, (1, 0, 2)).reshape((-1, p)), [q])  # trials outermost: they may be sharded
+        yield first, forward(turn(rest.reshape((size // p, count, p)), (1, 0, 2)).reshape((count, size)))
 
 
 def _sample(op: Operator, sums: list[Sums], probes: int, rng: Random) -> list[PartialTrace]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, full_precision, is_torch_array, like_numpy, to_numpy
+from kpflow_dyn.arrays import Array, array_namespace, full_precision, is_torch_array, like_numpy, to_numpy
 from kpflow_dyn.problems import DiscreteProblem, ImplicitProblem, ODEProblem, Problem
 from kpflow_dyn.runge_kutta import AcceptedSteps
 
@@ -84,10 +84,10 @@ class Solution:
 
 def check_states(traced: Array, state: Array, tolerance: float = 0.0) -> None:
     """Raise when the traced step does not give the solved states, to round-off or to a tolerance above it."""
-    traced, state = to_numpy(traced), to_numpy(state)
-    tolerance = max(tolerance, 1e3 * float(np.finfo(state.dtype).eps))
-    scale = max(float(np.abs(state).max()), float(np.finfo(state.dtype).tiny))
-    error = np.abs(traced - state).max((0, 2)) / scale
+    xp = array_namespace(state)
+    limits = xp.finfo(state.dtype)
+    tolerance = max(tolerance, 1e3 * float(limits.eps))
+    error = to_numpy(xp.max(abs(traced - state), axis=(0, 2))) / max(float(abs(state).max()), float(limits.tiny))
     if not error.max() <= tolerance:
         raise ValueError(
             f"the traced step differs from the solved states by {error.max():.1e} of their size (step "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kpflow_dyn.arrays import Array, Random, array_namespace, device
+from kpflow_dyn.arrays import Array, Random, array_namespace, device, empty_row, placed
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Space:
             raise ValueError(f"a Space needs one distinct name per axis, got {self.axes} for the shape {self.shape}")
         if any(n < 1 for n in self.shape):
             raise ValueError(f"a Space has no empty axis, got {dict(zip(self.axes, self.shape, strict=True))}")
-        object.__setattr__(self, "like", self.like.reshape(-1)[:0])
+        object.__setattr__(self, "like", empty_row(self.like, self.axes[:1] == ("trial",)))
 
     @property
     def size(self) -> int:
@@ -65,12 +65,17 @@ class Space:
             raise TypeError(
                 f"{what} is {type(q).__name__} of {q.dtype}, expected {type(self.like).__name__} of {self.dtype}"
             )
-        if device(q) not in (None, device(self.like)):  # None: inside of a jax.jit, where no array is anywhere yet
-            raise ValueError(f"{what} lies on {device(q)}, expected {device(self.like)}; move it there first")
+        place, here = device(q), device(self.like)
+        if None not in (place, here) and place != here:  # None: JAX may still choose
+            raise ValueError(f"{what} lies on {place}, expected {here}; move it there first")
+
+    def placed(self, q: Array) -> Array:
+        """Vectors or blocks of them where those of this space lie: sharded by trials if these are."""
+        return placed(q, self.like, -len(self.shape)) if self.shape else q
 
     def normal(self, probes: int, rng: Random) -> Array:
         """A block [probe, *shape] of vectors with independent standard normal coordinates in the inner product."""
-        return self.from_euclidean(rng.normal((probes, *self.shape), self.like))
+        return self.from_euclidean(rng.normal((probes, self.size), self.like).reshape((probes, *self.shape)))
 
     def inner(self, a: Array, b: Array) -> Array:
         """<a, b> of two blocks with the same leading probe axes -> [probe...]."""

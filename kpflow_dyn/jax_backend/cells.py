@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kpflow_dyn.jax_backend.checks import as_jax
+from kpflow_dyn.jax_backend.sharding import like_trials
 
 Step = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
@@ -75,7 +76,7 @@ def _of_trials(start: jax.Array, x: jax.Array, size: int | None) -> jax.Array:
         finite = bool(jnp.isfinite(start).all())
     if not finite:
         raise ValueError("z0 holds NaN or inf")
-    return start
+    return like_trials(start, x)
 
 
 class LearntStart(eqx.Module):

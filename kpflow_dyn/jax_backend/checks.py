@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kpflow_dyn.arrays import is_torch_module
+from kpflow_dyn.jax_backend.sharding import by_trials
 
 
 def as_jax(values: object, what: str, axes: str) -> jax.Array:
@@ -27,7 +28,7 @@ def as_jax(values: object, what: str, axes: str) -> jax.Array:
             f"{what} is float64, but JAX would round it to float32; call jax.config.update('jax_enable_x64', True) "
             f"first, or pass {what}.astype('float32')"
         )
-    return jnp.asarray(values)
+    return by_trials(jnp.asarray(values))
 
 
 def check_input(x: jax.Array) -> None:

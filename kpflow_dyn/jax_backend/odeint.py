@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from kpflow_dyn.arrays import take_at
 from kpflow_dyn.inputs import check_called_input, input_at, input_row, sampled, step_times, take_trials
 from kpflow_dyn.jax_backend.checks import check_parameters
 from kpflow_dyn.jax_backend.methods import ChosenSteps, GivenSteps, check_solver, is_adaptive, tableau_of
@@ -389,7 +390,7 @@ def _accepted(problem: ODEProblem, tableau: Tableau, record: _Record) -> Accepte
     ends, after = np.asarray(record.t[:, :count]), record.after[:, :count]
     taken, first = np.isfinite(ends), np.full((len(z0), 1), problem.t[0], ends.dtype)
     _check_replay(record, first, ends)
-    final = after[np.arange(len(z0)), np.asarray(record.accepted) - 1][:, None]
+    final = take_at(after[None], np.asarray(record.accepted)[:, None] - 1)[0]
     after = jnp.concatenate([z0[:, None], jnp.where(taken[..., None], after, final)], 1)
     ends = np.concatenate([first, np.where(taken, ends, ends[taken].max())], 1)
     begins = np.concatenate([first, ends[:, :-1]], 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,12 @@ from kpflow_dyn.memory import rows_at_once
 
 def each_row(function: RowFunction, *rows: jax.Array) -> list[jax.Array]:
     """A row function on [time, trial, ...] data -> its outputs as [time, trial, ...]."""
-    return jax.jit(jax.vmap(jax.vmap(function)))(*rows)
+    return jax.jit(over_rows(function))(*rows)
+
+
+def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Over [time, trial, ...], trials outermost: where axes are joined, as by convolutions, these stay sharded."""
+    return jax.vmap(jax.vmap(function), 1, 1)
 
 
 def index(numbers: np.ndarray, like: jax.Array) -> np.ndarray:
@@ -25,8 +31,8 @@ def index(numbers: np.ndarray, like: jax.Array) -> np.ndarray:
 
 
 def linearised(function: Callable[[jax.Array], jax.Array], point: jax.Array) -> tuple[Blocks, Blocks]:
-    """The derivative of a function at a point, and its transpose, on blocks of probes."""
-    value, push = jax.linearize(jax.jit(function), point)
+    """The derivative of a compiled function at a point, and its transpose, on blocks of probes."""
+    value, push = jax.linearize(function, point)
 
     def pull(push: Callable, q: jax.Array) -> jax.Array:
         return jax.linear_transpose(push, point)(q)[0]

@@ -11,6 +11,7 @@ from copy import copy
 import jax
 import jax.numpy as jnp
 
+from kpflow_dyn.jax_backend.rows import over_rows
 from kpflow_dyn.rows import Rows
 from kpflow_dyn.structure import MatrixSite, ScaleSite, Site
 
@@ -70,13 +71,9 @@ def _maps(site: Site, rows: Rows) -> tuple[Map, Map]:
         )
     push, pull = rows.opaque(site)
     return (
-        lambda change, data: _each_row(lambda *row: jax.vmap(lambda w: push(w, *row))(change))(*data),
-        lambda kicks, data: _each_row(lambda k, *row: jax.vmap(lambda q: pull(q, *row))(k))(kicks, *data).sum((0, 1)),
+        lambda change, data: over_rows(lambda *row: jax.vmap(lambda w: push(w, *row))(change))(*data),
+        lambda kicks, data: over_rows(lambda k, *row: jax.vmap(lambda q: pull(q, *row))(k))(kicks, *data).sum((0, 1)),
     )
-
-
-def _each_row(function: Callable) -> Callable:
-    return jax.vmap(jax.vmap(function))
 
 
 def _matrix_kick(change: jax.Array, data: list[jax.Array]) -> jax.Array:

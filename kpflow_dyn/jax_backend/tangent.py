@@ -24,6 +24,7 @@ from jax import lax
 
 from kpflow_dyn.jax_backend.checks import check_finite
 from kpflow_dyn.jax_backend.rows import JAX, each_row
+from kpflow_dyn.jax_backend.sharding import shards
 from kpflow_dyn.jax_backend.sites import SiteData
 from kpflow_dyn.jax_backend.step import Residuals, StepTangent
 from kpflow_dyn.memory import on_device
@@ -54,9 +55,10 @@ class Tangent:
         rows = Rows(structure, JAX)
         self.trials, self.times, self.units = z_prev.shape
         self.like = z_prev.reshape(-1)[:0]
-        self.span = -(-self.times // -(-self.times * self.trials // SPAN_ROWS))
+        here = self.trials // shards(z_prev, 0)  # trials on one device
+        self.span = -(-self.times // -(-self.times * here // SPAN_ROWS))
         rows_together = DEVICE_ROWS_TOGETHER if on_device(self.like) else ROWS_TOGETHER
-        self.probes_together = max(1, rows_together // self.trials)
+        self.probes_together = max(1, rows_together // here)
         self.rows, self.one = rows, (x[0, 0], z_prev[0, 0])
         self.step = StepTangent(rows, structure.sites, *self.one)
         self.sites = [("a", SiteData(site, rows)) for site in structure.sites]

@@ -8,18 +8,27 @@ import jax
 import numpy as np
 from jax import lax
 
+from kpflow_dyn.jax_backend.sharding import shards
+
 ADDED_UP = 2**11  # entries in a product; it adds them up in few sums, which loses digits if there are many
 
 
 def dots(a: jax.Array, b: jax.Array, dtype: str) -> np.ndarray:
     """a b^T with products and sums in the given precision -> float64."""
     with jax.enable_x64(dtype == "float64"):
-        found = _dots(b, a, dtype).T if len(a) < len(b) else _dots(a, b, dtype)
+        parts = max(shards(a, 1), shards(b, 1))
+        found = _dots(b, a, dtype, parts).T if len(a) < len(b) else _dots(a, b, dtype, parts)
         return np.asarray(found).astype(np.float64)
 
 
-@partial(jax.jit, static_argnames="dtype")
-def _dots(large: jax.Array, small: jax.Array, dtype: str) -> jax.Array:
+@partial(jax.jit, static_argnames=("dtype", "parts"))
+def _dots(large: jax.Array, small: jax.Array, dtype: str, parts: int) -> jax.Array:
+    """The sum over what each device has of the rows."""
+    a, b = (rows.reshape((len(rows), parts, -1)) for rows in (large, small))
+    return jax.vmap(lambda a, b: _dots_of_one(a, b, dtype), 1)(a, b).sum(0)
+
+
+def _dots_of_one(large: jax.Array, small: jax.Array, dtype: str) -> jax.Array:
     n = large.shape[1]
     width = min(n, ADDED_UP)
     whole = n // width
