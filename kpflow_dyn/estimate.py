@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, to_numpy
-from kpflow_dyn.flat import CHEAP, euclidean_matrix, is_symmetric, on_rows, require_square, unit_rows
+from kpflow_dyn.flat import CHEAP, TRIED, euclidean_matrix, is_symmetric, on_rows, require_square, unit_rows
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
 from kpflow_dyn.reductions import PartialTrace, probe_images
 from kpflow_dyn.sites import CoreOperator
@@ -422,11 +422,11 @@ def _is_positive(op: Operator, rng: Random) -> tuple[bool, int]:
     if isinstance(op, MatrixOperator):
         return op.domain.matches(op.codomain) and _is_positive_matrix(op), 0
     if not is_symmetric(op, rng):
-        return False, 2
+        return False, TRIED
     rows, solver = on_rows(op), BlockLanczos(block=8, tol=NEGATIVE)
     top = solver.solve(rows, op.domain.size, 1, like=op.domain.like, seed=rng)
     bottom = solver.solve(rows, op.domain.size, 1, like=op.domain.like, seed=rng, which="SA")
-    spent = 2 + top.applications + bottom.applications
+    spent = TRIED + top.applications + bottom.applications
     return float(bottom.values[0]) >= -2 * NEGATIVE * abs(float(top.values[0])), spent
 
 

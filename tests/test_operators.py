@@ -11,6 +11,7 @@ from synthetic import LIBRARIES, OPERATORS, as_array, assert_close, eager_librar
 
 import kpflow_dyn as kp
 from kpflow_dyn.arrays import Random, to_numpy
+from kpflow_dyn.flat import is_symmetric
 
 __all__ = ["eager_library", "library"]
 
@@ -172,3 +173,14 @@ def test_random_streams_repeat_and_differ(library):
     assert np.abs(third - first).min() > 0 and np.abs(third - to_numpy(stream.normal((50,), like))).min() > 0
     with pytest.raises(TypeError, match="seed"):
         Random(0.5)
+
+
+def test_symmetry_is_not_met_by_chance() -> None:
+    """A propagator is the identity and a little below it: one pair of random vectors in some hundred finds no fault."""
+    matrix = (np.eye(60) + 0.02 * np.tril(np.random.default_rng(0).standard_normal((60, 60)), -1)).astype("float32")
+    unit = kp.Space(("unit",), (60,), np.zeros(1, "float32"))
+    lower, even = (
+        kp.Operator(unit, unit, lambda q, a=a: q @ a.T, lambda q, a=a: q @ a) for a in (matrix, matrix @ matrix.T)
+    )
+    assert not any(is_symmetric(lower, Random(seed)) for seed in range(2000))
+    assert all(is_symmetric(even, Random(seed)) for seed in range(50))
