@@ -5,10 +5,10 @@
 
 Descent with learning rate eta follows the gradient flow for a time eta a step. It must keep eta below 2 / l_1, the
 largest curvature on the way, whereas the slow part of learning lasts for many times 1 / l_k. `kp.gradient_flow` takes
-steps that only accuracy limits. Descent runs here at a twentieth of the largest stable rate, so that its own error is
-small, as far as a few thousand steps go. The table has the steps of the flow; those of descent at 2 / l_1 to the same
-end, and those taken here; and by how much the flow's times to 50, 20 and 10 % of the initial loss, and its loss at
-worst, differ from descent's, beside the flow's own estimate of its error at worst.
+steps that only accuracy limits. Descent runs here at a twentieth of the largest stable rate or less, so that its own
+error is small, as far as a few thousand steps go. The table has the steps of the flow; those of descent at 2 / l_1 to
+the same end, and those taken here; and by how much the flow's times to 50, 20 and 10 % of the initial loss, and its
+loss at worst, differ from descent's, beside the flow's own estimate of its error at worst.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ def stable_steps(flow: kp.GradientFlow, tau: float) -> float:
 
 
 def affordable(flow: kp.GradientFlow, steps: int) -> tuple[float, float]:
-    """A twentieth of the rate 2 / l_1 up to the last part of the loss that descent reaches with it, and that part."""
+    """A twentieth of 2 / l_1 or less, up to the last part of the loss that descent reaches with it, and that part."""
     ends = {part: end for part in PARTS if np.isfinite(end := flow.time_to(part))}
-    small = {part: end / (20 * stable_steps(flow, end)) for part, end in ends.items()}
+    small = {part: end / max(20 * stable_steps(flow, end), 2_000) for part, end in ends.items()}
     within = [part for part, end in ends.items() if end / small[part] < steps]
     part = min(within, default=max(ends))
     return small[part], part
