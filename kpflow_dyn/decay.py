@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, Random, array_namespace, like_numpy, to_numpy
+from kpflow_dyn.arrays import Array, Random, array_namespace, to_numpy
 from kpflow_dyn.flat import on_rows
 from kpflow_dyn.operators import Operator
 from kpflow_dyn.solvers.counted import Counted
@@ -56,16 +56,19 @@ class Decay:
         self._krylov = Krylov(self._operator, no_rows(self.rows.shape[1], self.rows), Random(0), "LM")
         self._space = space
 
-    def settle(self, curves: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
-        """Grow the basis until curves(rates [k], energies [error, k]) no longer change."""
+    def settle(self, curves: Callable[[np.ndarray, np.ndarray], np.ndarray], beside: int = 1) -> None:
+        """Grow the basis until curves(rates [k], energies [error, k]) no longer change.
+
+        So many random vectors begin `beside` the errors: the largest rate is seen, whatever these are.
+        """
         if not self.start.any():
             return
         self._krylov.begin(self.rows, len(self.rows))
-        self._krylov.inject(1)  # so that the largest rate is seen, whatever the errors are
+        self._krylov.inject(beside)
         before = None
         while self._krylov.active and self._krylov.size < COLUMNS:
             self._krylov.expand()
-            if self._krylov.size >= 8 * (1 + len(self.rows)) or not self._krylov.active:
+            if self._krylov.size >= 8 * (beside + len(self.rows)) or not self._krylov.active:
                 now = curves(self.rates, self.energies)
                 if before is not None and np.allclose(now, before, rtol=TOLERANCE, atol=1e-12):
                     return
@@ -86,12 +89,11 @@ class Decay:
         """Of A to one vector."""
         return self._operator.applications
 
-    def sums(self, curves: Array) -> Array:
-        """p(H) f of the first error for functions p of the rates [curve, k] -> in the space [curve, *shape]."""
-        y = curves * self._coordinates()[:1]
-        rotated = to_numpy(self._krylov.rotation) @ y.T
-        found = combine(like_numpy(rotated.T, self._krylov.projected), self._krylov.basis)
-        return self._space.from_euclidean(found.reshape((len(curves), *self._space.shape)))
+    def vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """The Ritz vectors [k, *shape], and the coordinates [k] of the first error along them."""
+        krylov = self._krylov
+        found = combine(krylov.rotation.T, krylov.basis)
+        return to_numpy(found).reshape((-1, *self._space.shape)), self._coordinates()[0]
 
     def _coordinates(self) -> np.ndarray:
         """Of the errors along the Ritz vectors [error, k]."""

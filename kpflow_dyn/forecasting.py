@@ -16,6 +16,7 @@ from kpflow_dyn.losses import squared_error
 from kpflow_dyn.objective import LOSS, Objective
 from kpflow_dyn.output import Output
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem, StaticProblem
+from kpflow_dyn.sampling import mean_losses
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.solvers.rosenbrock import ExponentialRosenbrock, Integration
 from kpflow_dyn.space import Space
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 PARTED = 0.1  # part of the loss by which forecast and gradient flow may differ
 RTOL = 5e-2  # of the gradient flow
+BESIDE = 8  # random vectors in the basis that mini-batches are followed in
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,8 @@ class Forecast:
         holds_until: the step at which the loss of the gradient flow itself first differs by a tenth, as the kernel has
             changed; inf where it never does, NaN where that was not asked or could not be known.
         flow_steps, flow_loss: the gradient flow up to there.
+        mean_loss: the loss on all trials at `steps`, where each step sees a batch of them, in the mean over draws;
+            else None.
         applications: of the kernel to one vector.
     """
 
@@ -50,6 +54,7 @@ class Forecast:
     holds_until: float
     flow_steps: np.ndarray
     flow_loss: np.ndarray
+    mean_loss: np.ndarray | None
     applications: int
 
     def at(self, steps: Any) -> np.ndarray:
@@ -79,6 +84,7 @@ def forecast(
     lr: float,
     steps: int,
     mask: Array | None = None,
+    batch: int | None = None,
     check: bool = True,
 ) -> Forecast:
     """What gradient descent does to the loss if the kernel stays as it is.
@@ -97,6 +103,8 @@ def forecast(
         lr: the learning rate.
         steps: how many steps of gradient descent on all trials.
         mask: m >= 0, broadcastable to y; all ones when None.
+        batch: how many trials a step sees, drawn anew for each without repetition; all when None. Then `mean_loss` is
+            that of such steps, in the mean over the draws.
         check: whether to follow the gradient flow; left out with a metric, and for states on a span of an ODE.
 
     Raises:
@@ -120,20 +128,36 @@ def forecast(
         raise ValueError(f"lr is {lr!r} and steps is {steps!r}, expected a positive number and a positive integer")
     y = outputs(flow)
     space = flow.ntk.domain
+    _check_batch(batch, space)
     target, mask = checked_target(target, space, "target"), checked_mask(mask, space)
     grid = np.unique(np.concatenate([np.arange(min(steps, 1000) + 1), np.geomspace(1, steps, 1000).round(), [steps]]))
     with full_precision(y):
         decay = Decay(flow.ntk, (y - target)[None], mask)
-        decay.settle(lambda rates, energies: _bounded(curve(energies[0], rates, lr, grid), decay.start[0]))
+        beside = 1 if batch is None else BESIDE
+        decay.settle(lambda rates, energies: _bounded(curve(energies[0], rates, lr, grid), decay.start[0]), beside)
         _check_rate(lr, decay.rates)
         rates, energies = decay.rates, decay.energies[0]
-        beside, parted = np.zeros((2, 0)), math.nan
+        path, parted = np.zeros((2, 0)), math.nan
         if check and _can_descend(flow):
-            beside, parted = _flow_beside(
+            path, parted = _flow_beside(
                 flow, target, mask, lr * steps, lambda tau: float(np.exp(-2 * tau * rates) @ energies)
             )
     found = curve(energies, rates, lr, grid)
-    return Forecast(lr, grid, found, rates, energies, parted / lr, beside[0] / lr, beside[1], decay.applications)
+    mean = None if batch is None else _of_batches(decay, lr, batch, grid)
+    return Forecast(lr, grid, found, rates, energies, parted / lr, path[0] / lr, path[1], mean, decay.applications)
+
+
+def _of_batches(decay: Decay, lr: float, batch: int, grid: np.ndarray) -> np.ndarray:
+    vectors, start = decay.vectors()
+    vectors = vectors.reshape((*vectors.shape[:2], -1))
+    return mean_losses(vectors, decay.rates, start, lr, batch, int(grid[-1]))[grid.astype(int)]
+
+
+def _check_batch(batch: int | None, space: Space) -> None:
+    if batch is None:
+        return
+    if space.axes[0] != "trial" or not (isinstance(batch, int) and 1 <= batch <= space.shape[0]):
+        raise ValueError(f"batch is {batch!r}, expected a number of trials from 1 to {space.shape[0]} of {space}")
 
 
 def curve(energies: np.ndarray, rates: np.ndarray, lr: float, steps: np.ndarray) -> np.ndarray:

@@ -158,6 +158,27 @@ def test_no_check_where_there_is_none(x64: None) -> None:
     assert np.isnan(kp.forecast(flow, 0 * flow.solution.state, lr=LR, steps=5).holds_until)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_mini_batches_in_the_mean(batch: int) -> None:
+    problem = Problem(nn.GRUCell(2, 6), 6)
+    y, steps, runs = problem.kernel(), 40, 4000
+    lr = 0.3
+    found = kp.forecast(y, problem.target, lr=lr, steps=steps, batch=batch, check=False)
+    H = 2 / 32 * y.ntk.dense().numpy()
+    e = np.tile(to_numpy(y.values - problem.target).reshape(-1), (runs, 1))
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        drawn = rng.permuted(np.tile(np.arange(4) < batch, (runs, 1)), axis=1)
+        e = e - lr * 4 / batch * (np.repeat(drawn, 8, 1) * e) @ H
+    losses = (e**2).mean(1)
+    assert abs(found.mean_loss[-1] - losses.mean()) < 4 * losses.std() / runs**0.5 + 1e-3 * losses.mean()
+    assert found.mean_loss[0] == pytest.approx(found.loss[0])
+    if batch == 4:
+        assert found.mean_loss == pytest.approx(found.loss, rel=1e-6)
+    else:
+        assert found.mean_loss[-1] > 1.02 * found.loss[-1]
+
+
 def test_learnability_against_dense_eigenvectors() -> None:
     problem = Problem(nn.GRUCell(2, 6), 6)
     y = problem.kernel()
@@ -211,6 +232,8 @@ def test_bad_requests() -> None:
         kp.forecast(y, problem.target, lr=LR, steps=0)
     with pytest.raises(ValueError, match=r"the mask has shape \(3,\)"):
         kp.forecast(y, problem.target, lr=LR, steps=3, mask=torch.ones(3))
+    with pytest.raises(ValueError, match="a number of trials from 1 to 4"):
+        kp.forecast(y, problem.target, lr=LR, steps=3, batch=5)
     with pytest.raises(ValueError, match="no targets given"):
         kp.learnability(y, {})
     with pytest.raises(TypeError, match=r"expected a Flow or flow\.output"):

@@ -24,7 +24,7 @@ def dots(a: jax.Array, b: jax.Array, dtype: str) -> np.ndarray:
 @partial(jax.jit, static_argnames=("dtype", "parts"))
 def _dots(large: jax.Array, small: jax.Array, dtype: str, parts: int) -> jax.Array:
     """The sum over what each device has of the rows."""
-    a, b = (rows.reshape((len(rows), parts, -1)) for rows in (large, small))
+    a, b = (rows.reshape((len(rows), parts, rows.shape[1] // parts)) for rows in (large, small))
     return jax.vmap(lambda a, b: _dots_of_one(a, b, dtype), 1)(a, b).sum(0)
 
 
