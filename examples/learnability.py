@@ -32,7 +32,7 @@ import kpflow_dyn as kp
 from kpflow_dyn.figures import SERIES
 
 UNITS, TRIALS, GAINS = 32, 8, (0.3, 0.9, 1.3, 1.8)
-SPAN, LR = 400.0, 0.02  # of tau at most; of descent, lowered where it would be unstable
+SPAN, LR = 400.0, 0.01  # of tau at most; of descent, lowered where it would be unstable
 TASKS = {
     "memory-pro": kp.tasks.MemoryPro(fixation=2, stimulus=5, memory=8, response=5),
     "integration": kp.tasks.EvidenceIntegration(fixation=4, stimulus=20, response=6),
@@ -83,11 +83,11 @@ def descent(cell: nn.RNN, readout: nn.Linear, data: kp.tasks.TaskData, lr: float
 
 
 def stable_rate(cell: nn.RNN, readout: nn.Linear, data: kp.tasks.TaskData) -> float:
-    """A fifth of the largest stable learning rate at the start, if that is below LR."""
+    """Less than a tenth of the largest stable learning rate at the start, if that is below LR."""
     y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, torch.from_numpy(data.inputs)))).output(readout, learn=True)
     entries = data.targets[..., 0].size if data.mask is None else data.mask.sum()
     largest = 2 * float(kp.eigs(y.ntk, k=1).values[0]) / (entries * data.targets.shape[-1])
-    return min(LR, 0.4 / largest)
+    return min(LR, 0.15 / largest)
 
 
 def bounded(taus: np.ndarray) -> np.ndarray:
