@@ -111,7 +111,7 @@ def draw(path: Path, setups: np.ndarray, found: np.ndarray) -> None:
 def scatter(axes: Axes, setups: np.ndarray, values: np.ndarray, found: np.ndarray) -> PathCollection:
     axes.set_title(f"Spearman {order(values, found):.2f}", fontsize=10)
     return axes.scatter(
-        values, losses, 14 + 5 * setups[:, 1], setups[:, 0], cmap="cividis", edgecolor="w", linewidth=0.5
+        values, found[:, -1], 14 + 5 * setups[:, 1], setups[:, 0], cmap="cividis", edgecolor="w", linewidth=0.5
     )
 
 
