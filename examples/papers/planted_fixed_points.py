@@ -28,6 +28,12 @@ from kpflow_dyn.models import CTRNNCell, plant_fixed_points
 
 POINTS = (0, 5, 30)
 STYLES = {0: "--", 5: "-"}  # of the runs that are trained
+CURVES = {
+    "loss": "Loss",
+    "component_learnt": "Learnt part of the component",
+    "component_alignment": "cos(c, NTK c)",
+    "component_rayleigh": "<c, NTK c> / <c, c>",
+}
 TASK = kp.tasks.MemoryPro()
 
 
@@ -92,21 +98,19 @@ def show(points: int, run: Any) -> None:
 
 
 def draw(path: Path, modes: dict[int, kp.Modes], runs: dict[int, Any]) -> None:
+    """Above the temporal modes at the start, below what becomes of the target."""
     figure = Figure(figsize=(11, 6.2), layout="constrained")
     above, below = (part.subplots(1, n) for part, n in zip(figure.subfigures(2, 1), (3, 4), strict=True))
     for axes, (points, found) in zip(above, modes.items(), strict=True):
         draw_modes(axes, found)
         axes.set_title(f"{points} planted fixed points", fontsize=10)
     above[0].set_ylabel("Temporal mode of the NTK")
-    names = {"loss": "Loss", "component_learnt": "Learnt part of the component"}
-    names |= {"component_alignment": "cos(c, NTK c)", "component_rayleigh": "<c, NTK c> / <c, c>"}
-    for axes, (name, label) in zip(below, names.items(), strict=True):
+    for axes, (name, label) in zip(below, CURVES.items(), strict=True):
         draw_runs(axes, runs, name)
         axes.set(xlabel="Step of gradient descent", ylabel=label)
     below[0].legend(title="Planted", frameon=False)
-    below[1].legend(title="Component", frameon=False)
-    for axes in (below[0], below[3]):
-        axes.set_yscale("log")
+    below[1].legend(title="Component c", frameon=False, loc="center right")
+    below[3].set_yscale("log")
     figure.savefig(path, dpi=150)
 
 
@@ -122,13 +126,14 @@ def draw_modes(axes: Axes, found: kp.Modes) -> None:
 
 
 def draw_runs(axes: Axes, runs: dict[int, Any], name: str) -> None:
+    """Components in colours, numbers of planted points as styles of lines."""
     for points, run in runs.items():
-        if name == "loss":
-            axes.plot(run.step, run.loss, color="0.3", linestyle=STYLES[points], label=str(points))
-            continue
-        for number, values in enumerate(run[name].values.T):
-            label = str(number + 1) if points else None
-            axes.plot(run.step, values, color=SERIES[number], linestyle=STYLES[points], label=label)
+        columns = run[name].values.reshape(len(run.step), -1).T
+        for number, (values, color) in enumerate(
+            zip(columns, SERIES if len(columns) > 1 else ["0.3"], strict=False), 1
+        ):
+            label = str(points) if len(columns) == 1 else str(number) if points else None
+            axes.plot(run.step, values, color=color, linestyle=STYLES[points], label=label)
 
 
 def main() -> None:
@@ -150,11 +155,11 @@ def main() -> None:
     runs = {n: trained(*start(setting.units, n, options.seed), data, setting) for n in STYLES}
     for points, run in runs.items():
         show(points, run)
-    print("\nexpected: the NTK is least aligned with the third component, and that is learnt least")
+    print("\nexpected: the third is learnt least, and what is learnt is what the NTK is aligned with")
     for points, run in runs.items():
-        aligned, learnt = run.component_alignment.mean("step").values, run.component_learnt[-1].values
-        print(f"found for {points} points: alignment on average {aligned.round(3)}, learnt {learnt.round(3)}")
-        assert options.quick or (np.argmin(aligned) == 2 and np.argmin(learnt) == 2)
+        learnt, aligned = run.component_learnt[-1].values, run.component_alignment.mean("step").values
+        print(f"found for {points} points: learnt {learnt.round(2)}, alignment on average {aligned.round(2)}")
+        assert options.quick or (np.argsort(learnt) == np.argsort(aligned)).all()
     draw(out, modes, runs)
     print(f"wrote {out}")
 
