@@ -80,8 +80,9 @@ def track(
     Returns:
         By step: `effective_rank` [operator: K, P, NTK; kind: full, temporal, spatial, trial], those of P being of P P*;
         `alignment_first`, `alignment_last` [operator], with the first and the last checkpoint's; and with targets
-        `loss`, and [component] `component_share` of |target|^2, `component_alignment` cos(c, NTK c) and
-        `component_rayleigh` <c, NTK c> / <c, c>. Standard errors are beside them as `..._stderr`.
+        `loss`, and [component] `component_share` of |target|^2, `component_learnt` <c, y> / <c, c>, which is 1 where
+        the outputs y have all of it, `component_alignment` cos(c, NTK c) and `component_rayleigh` <c, NTK c> / <c, c>.
+        Standard errors are beside them as `..._stderr`.
 
     Raises:
         ValueError: no checkpoints, parameters that are not the model's, or targets that do not fit.
@@ -234,6 +235,7 @@ def _of_target(kernel: Flow | Output, settings: Settings) -> dict[str, Any]:
     return {
         "loss": loss,
         "component_share": ("component", shares),
+        "component_learnt": ("component", to_numpy(inner(c, weights * y)) / size),
         "component_alignment": ("component", overlap / np.sqrt(size * length)),
         "component_rayleigh": ("component", overlap / size),
     }

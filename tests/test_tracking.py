@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import equinox as eqx
@@ -48,7 +49,7 @@ X = np.random.default_rng(0).standard_normal((2, 4, 2))
 TARGETS = np.random.default_rng(1).standard_normal((2, 4, 2))
 
 
-def tracked(run: Path, **options: object) -> xr.Dataset:
+def tracked(run: Path | kp.Recording, **options: object) -> xr.Dataset:
     given = {"make_readout": make_readout, "targets": TARGETS, "samples": None, "progress": False, **options}
     return kp.track(make_cell, run, torch.from_numpy(X), **given)
 
@@ -81,9 +82,22 @@ def test_numbers_are_those_of_dense_operators(run: Path) -> None:
         assert one.alignment_last.sel(operator="P") == pytest.approx(cosine(P[i], P[-1]), rel=1e-9)
         y = flows[i].output(recording.load(step, make_readout(), part="readout"), learn=True)
         assert one.loss == pytest.approx(((to_numpy(y.values) - TARGETS) ** 2).mean(), rel=1e-9)
+        outputs = np.einsum("cbto,bto->c", components, to_numpy(y.values)) / (components**2).sum((1, 2, 3))
+        assert one.component_learnt.values == pytest.approx(outputs, rel=1e-9)
         kernel, c = to_numpy(y.ntk.dense()), components.reshape(len(components), -1)
         assert one.component_rayleigh.values == pytest.approx(np.diag(c @ kernel @ c.T) / (c**2).sum(1), rel=1e-9)
         assert one.component_alignment.values == pytest.approx([cosine(kernel @ v, v) for v in c], rel=1e-9)
+
+
+def test_what_is_learnt_is_one_where_the_outputs_are_the_target(run: Path) -> None:
+    recording = kp.Recorder.read(run)
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(recording.load(5, make_cell()), torch.from_numpy(X))))
+    y = to_numpy(flow.output(recording.load(5, make_readout(), part="readout")).values)
+    mask = np.array([[1, 1, 0, 0.5], [0, 0.5, 1, 1]])
+    unmasked = np.where(mask[..., None] > 0, y, 7.0)  # what is masked does not matter
+    found = tracked(replace(recording, steps=np.array([5])), targets=unmasked, mask=mask).sel(step=5)
+    assert found.component_learnt.values == pytest.approx([1, 1], rel=1e-9)
+    assert found.loss == pytest.approx(0, abs=1e-20)
 
 
 def test_what_is_known_is_kept_and_what_changed_is_not(

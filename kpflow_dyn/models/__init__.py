@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kpflow_dyn.models.closed_loop import ClosedLoop
     from kpflow_dyn.models.hodgkin_huxley import SquidAxon
+    from kpflow_dyn.models.planting import plant_fixed_points
     from kpflow_dyn.models.plants import CartPole, DoubleIntegrator, Pendulum, PlanarQuadrotor, VanDerPol
     from kpflow_dyn.models.torch_cells import CTRNNCell, LowRankRNNCell
     from kpflow_dyn.models.torch_fields import CTRNNField, HodgkinHuxleyField, MLPField
@@ -31,6 +32,7 @@ __all__ = [
     "PlanarQuadrotor",
     "SquidAxon",
     "VanDerPol",
+    "plant_fixed_points",
 ]
 
 _HOME = {
@@ -39,6 +41,7 @@ _HOME = {
     **dict.fromkeys(["CartPole", "DoubleIntegrator", "Pendulum", "PlanarQuadrotor", "VanDerPol"], "plants"),
     "ClosedLoop": "closed_loop",
     "SquidAxon": "hodgkin_huxley",
+    "plant_fixed_points": "planting",
 }
 
 

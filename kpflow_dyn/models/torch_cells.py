@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-_RATES = {"tanh": torch.tanh, "relu": torch.relu}
+RATES = {"tanh": torch.tanh, "relu": torch.relu}
 
 
 class _LeakyCell(nn.Module):
@@ -36,7 +36,7 @@ class _LeakyCell(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """The next state, [trial, hidden_size]."""
-        drive = self.recurrent(_RATES[self.nonlinearity](h)) + x @ self.U.T + self.b
+        drive = self.recurrent(RATES[self.nonlinearity](h)) + x @ self.U.T + self.b
         leak = self.alpha if self.alpha_logit is None else torch.sigmoid(self.alpha_logit)
         return h + leak * (drive - h)
 
@@ -140,5 +140,5 @@ def _check_options(alpha: float, learn_alpha: bool, nonlinearity: str) -> None:
         raise ValueError(f"alpha = dt / tau must satisfy 0 < alpha <= 1, got {alpha}; take a smaller dt")
     if learn_alpha and alpha == 1:
         raise ValueError("a learnt alpha is a sigmoid and cannot start at 1; take alpha < 1, or learn_alpha=False")
-    if nonlinearity not in _RATES:
-        raise ValueError(f"nonlinearity must be one of {sorted(_RATES)}, got {nonlinearity!r}")
+    if nonlinearity not in RATES:
+        raise ValueError(f"nonlinearity must be one of {sorted(RATES)}, got {nonlinearity!r}")
