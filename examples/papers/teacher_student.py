@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,8 @@ def study(gain: float, rank: int, steps: int, seed: int) -> list[float]:
 
 def order(values: np.ndarray, found: np.ndarray) -> float:
     """Spearman's correlation of a measure with the loss after training."""
-    return float(spearmanr(values, found[:, -1])[0])
+    result: Any = spearmanr(values, found[:, -1])  # a class that scipy's types do not tell
+    return result.statistic
 
 
 def draw(path: Path, setups: np.ndarray, found: np.ndarray) -> None:
