@@ -8,6 +8,11 @@ align. Tasks that share structure align more than those that do not, and trainin
 A GRU learns MemoryPro, MemoryAnti, DelayPro and DelayAnti, told apart by a rule input. All four have the same angles
 and times, so that their NTKs act on one space [trial, time, unit], where cos(A, B) = tr(A B) / (|A| |B|) compares them.
  Two tasks share the periods (Memory or Delay), the answer (Pro or Anti), or neither.
+
+Found: untrained networks hear their inputs alone, all pairs align by 0.97 to 1.00, and sharing the answer makes no
+difference. As the tasks are learnt their NTKs part, to 0.16 for pairs that share neither. Pairs with the same periods
+keep 0.24 and those with the same answer 0.32 on average, more than neither in each of three networks. Not every pair
+does: MemoryPro and MemoryAnti, which begin at 1.00, fall to 0.17.
 """
 
 from __future__ import annotations
