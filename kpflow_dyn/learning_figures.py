@@ -74,8 +74,8 @@ def ranks_over_training(dataset: xr.Dataset) -> Figure:
     figure, panels = new_figure(1.7 * len(kinds), rows=len(kinds))
     for kind, axes in zip(kinds, panels, strict=True):
         _over_steps(axes, dataset, dataset.effective_rank.sel(kind=kind))
-        axes.set(ylabel=f"{kind} rank".capitalize(), ylim=(0, None))
-    panels[0].legend(ncols=3)
+        axes.set(ylabel=f"{kind} rank".capitalize(), yscale="log", ylim=(0.8, None))
+    panels[-1].legend(ncols=3)
     panels[-1].set_xlabel("Step of training")
     return figure
 
@@ -94,17 +94,19 @@ def alignment_over_training(dataset: xr.Dataset) -> Figure:
 
 @styled
 def target_over_training(dataset: xr.Dataset) -> Figure:
-    """The loss, and how fast the kernel moves the outputs along each component of the target."""
-    figure, (loss, rayleigh, alignment) = new_figure(6.0, rows=3)
+    """The loss; what of each component of the target is learnt, and how fast the kernel moves the outputs along it."""
+    figure, (loss, *panels) = new_figure(7.2, rows=4)
     loss.plot(dataset.step, dataset.loss, color=muted())
     loss.set(ylabel="Loss", yscale="log")
-    for number in dataset.component.values[:4]:
-        one = dataset.sel(component=number)
-        rayleigh.plot(dataset.step, one.component_rayleigh, label=f"component {number + 1}")
-        alignment.plot(dataset.step, one.component_alignment)
-    rayleigh.set(ylabel="<c, NTK c> / <c, c>", yscale="log")
-    alignment.set(ylabel="cos(c, NTK c)", ylim=(0, 1.05), xlabel="Step of training")
-    rayleigh.legend(ncols=2)
+    names = {"learnt": "Learnt part of c", "alignment": "cos(c, NTK c)", "rayleigh": "<c, NTK c> / <c, c>"}
+    for (name, label), axes in zip(names.items(), panels, strict=True):
+        for number in range(min(dataset.sizes["component"], len(series()))):
+            shown = dataset[f"component_{name}"].isel(component=number)
+            axes.plot(dataset.step, shown, label=f"component {number + 1}")
+        axes.set(ylabel=label)
+    panels[0].legend()
+    panels[1].set_ylim(0, 1.05)
+    panels[2].set(yscale="log", xlabel="Step of training")
     return figure
 
 

@@ -5,13 +5,13 @@
 Expected (Hazelden, arXiv 2511.10796): random probes give the trace of the NTK orders of magnitude faster than all rows
 of J, by one side of the factorisation J J* alone where samples are few, and by Hutch++ where they are many.
 
-Found: 8 to 32 applications give the trace to 1 % on noise, hundreds to thousands of times faster than all rows of J, and
-about 500 to 0.1 %, 3 to 50 times faster. No estimator reaches 0.001 % within 512 applications. The error of probes is
-sqrt(2 / (m er)) for m applications and an effective rank er, and while m is far below er no sketch helps: inputs that
-are noise make the NTK flat, er in the thousands, and 0.001 % of it would take more than all rows of J. Inputs of few
-dimensions have it the other way round: 1 % takes more probes, but from m > er on, sketches gain a factor of 80 over
-Hutchinson (0.004 % by XNysTrace at 512). One side alone leads where samples are few (the default below 128), Hutch++
-is never the best.
+Found: 8 to 32 applications give the trace to 1 % on noise, hundreds to thousands of times faster than all rows of J,
+and about 500 to 0.1 %, 3 to 50 times faster. No estimator reaches 0.001 % within 512 applications. The error of probes
+is sqrt(2 / (m er)) for m applications and an effective rank er, and while m is far below er no sketch helps: inputs
+that are noise make the NTK flat, er in the thousands, and 0.001 % of it would take more than all rows of J. Inputs of
+few dimensions have it the other way round: 1 % takes more probes, but from m > er on, sketches gain a factor of 80 over
+Hutchinson (0.004 % by XNysTrace at 512). One side alone leads where samples are few (the default below 128), Hutch++ is
+never the best.
 
 Protocol: the exact trace is that of all rows of J, by automatic differentiation trial by trial; errors are medians over
 independent seeds, and an estimator has reached a tolerance from the first number of applications on from which on the
