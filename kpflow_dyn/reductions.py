@@ -42,6 +42,11 @@ class PartialTrace(MatrixOperator):
     """
 
     def __init__(self, mean: Array, groups: list[Array], space: Space, symmetric: bool, applications: int) -> None:
+        if not bool(array_namespace(mean).isfinite(mean).all()):
+            raise ValueError(
+                f"a partial trace on {space} holds NaN or inf: the operator's own numbers leave the range of "
+                f"{space.dtype}; take float64, or shorter trials"
+            )
         super().__init__(_on_values(mean, space), space, space, symmetric=symmetric)
         self.stderr = _on_values(_standard_error(mean, groups), space)
         self.groups, self.applications = groups, applications

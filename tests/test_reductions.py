@@ -273,3 +273,10 @@ def test_kernels_across_and_inside_of_trials_in_one_pass():
     for keep, kernel in zip(AXES, found, strict=True):
         truth = kp.partial_trace(op, keep).matrix
         assert (np.abs(kernel.matrix - truth) <= 6 * kernel.stderr).all()
+
+
+def test_numbers_out_of_range_are_named() -> None:
+    unit = kp.Space(("time", "unit"), (2, 3), np.zeros(1, "float32"))
+    large = kp.MatrixOperator(np.full((6, 6), 3e38, "float32"), unit, unit)
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"holds NaN or inf: .* take float64"):
+        kp.partial_trace(large, keep="time")
