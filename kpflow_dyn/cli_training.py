@@ -133,7 +133,7 @@ def _tracked(source: Network, seed: int, samples: int, out: Path) -> Any:
     import torch
 
     import kpflow_dyn as kp
-    from kpflow_dyn.tracking import Settings, recorded, track_checkpoints
+    from kpflow_dyn.learning.tracking import Settings, recorded, track_checkpoints
 
     run = kp.Recorder.read(source.checkpoint)
 
@@ -149,7 +149,7 @@ def _tracked(source: Network, seed: int, samples: int, out: Path) -> Any:
 
 
 def _draw_track(dataset: Any, out: Path) -> None:
-    from kpflow_dyn.learning_figures import TRACK
+    from kpflow_dyn.learning.figures import TRACK
 
     for name, draw in TRACK.items():
         if name != "target" or "loss" in dataset:

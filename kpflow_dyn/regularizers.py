@@ -15,7 +15,7 @@ import math
 from kpflow_dyn.arrays import Array, Random, array_namespace, concretely, device
 from kpflow_dyn.estimate import frobenius_norm
 from kpflow_dyn.flat import on_rows
-from kpflow_dyn.objective import backend_of
+from kpflow_dyn.learning.objective import backend_of
 from kpflow_dyn.operators import Operator
 from kpflow_dyn.problems import DiscreteProblem, StaticProblem
 

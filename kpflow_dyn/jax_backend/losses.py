@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from kpflow_dyn.losses import weighted_squares
+from kpflow_dyn.learning.losses import weighted_squares
 
 
 class SquaredError(eqx.Module):

@@ -14,7 +14,7 @@ import optax
 from kpflow_dyn.jax_backend.cells import Step, as_step
 from kpflow_dyn.jax_backend.checks import check_parameters, named_parameters
 from kpflow_dyn.jax_backend.rollout import check_step, run
-from kpflow_dyn.supervised import mean_squared_error, units_read
+from kpflow_dyn.learning.supervised import mean_squared_error, units_read
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": optax.adam, "sgd": optax.sgd}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kpflow_dyn.losses import weighted_squares
+from kpflow_dyn.learning.losses import weighted_squares
 
 
 class SquaredError(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kpflow_dyn.choose import choose
-from kpflow_dyn.supervised import mean_squared_error, units_read
+from kpflow_dyn.learning.supervised import mean_squared_error, units_read
 from kpflow_dyn.torch_backend.cells import as_step, over_sequence
 from kpflow_dyn.torch_backend.checks import check_module
 from kpflow_dyn.torch_backend.rollout import check_step, run

@@ -12,7 +12,7 @@ import numpy as np
 
 from kpflow_dyn.arrays import Array, array_namespace, full_precision
 from kpflow_dyn.choose import Choice
-from kpflow_dyn.objective import Objective
+from kpflow_dyn.learning.objective import Objective
 from kpflow_dyn.problems import Problem
 from kpflow_dyn.solution import Solution, solve
 from kpflow_dyn.solvers.rosenbrock import ExponentialRosenbrock, Integration, Piece
@@ -86,9 +86,9 @@ class GradientFlow:
 
     def plot(self, dark: bool = False) -> Figure:
         """The loss and the norm of the gradient over time, a dot at each step."""
-        from kpflow_dyn import learning_figures
+        from kpflow_dyn.learning import figures
 
-        return learning_figures.gradient_flow(self, dark=dark)
+        return figures.gradient_flow(self, dark=dark)
 
     def _loss_at(self, tau: float) -> float:
         step = min(int(np.searchsorted(self.time, tau, side="right")) - 1, len(self.pieces) - 1)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn.arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
-from kpflow_dyn.decay import Decay
 from kpflow_dyn.flow import Flow
-from kpflow_dyn.losses import squared_error
-from kpflow_dyn.objective import LOSS, Objective
+from kpflow_dyn.learning.decay import Decay
+from kpflow_dyn.learning.losses import squared_error
+from kpflow_dyn.learning.objective import LOSS, Objective
+from kpflow_dyn.learning.sampling import mean_losses
 from kpflow_dyn.output import Output
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem, StaticProblem
-from kpflow_dyn.sampling import mean_losses
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.solvers.rosenbrock import ExponentialRosenbrock, Integration
 from kpflow_dyn.space import Space
@@ -67,9 +67,9 @@ class Forecast:
 
     def plot(self, recorded: Any = None, dark: bool = False) -> Figure:
         """The forecast, the gradient flow, and losses that were recorded, one for each step from 0 on."""
-        from kpflow_dyn import learning_figures
+        from kpflow_dyn.learning import figures
 
-        return learning_figures.forecast((self, recorded), dark=dark)
+        return figures.forecast((self, recorded), dark=dark)
 
     def __str__(self) -> str:
         rows = [f"{100 * part:3.0f} % of the loss after {self.steps_to(part):.4g} steps" for part in (0.5, 0.2, 0.1)]

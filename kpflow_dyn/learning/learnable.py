@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn.arrays import Array, array_namespace, full_precision
-from kpflow_dyn.decay import Decay
 from kpflow_dyn.flow import Flow
-from kpflow_dyn.forecasting import checked_mask, checked_target, outputs
+from kpflow_dyn.learning.decay import Decay
+from kpflow_dyn.learning.forecasting import checked_mask, checked_target, outputs
 from kpflow_dyn.operators import Operator
 from kpflow_dyn.output import Output
 

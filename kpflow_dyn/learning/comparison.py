@@ -45,9 +45,9 @@ class Comparison:
 
     def plot(self, dark: bool = False) -> Figure:
         """Principal angles, and the leading eigenvalues of both."""
-        from kpflow_dyn import learning_figures
+        from kpflow_dyn.learning import figures
 
-        return learning_figures.comparison(self, dark=dark)
+        return figures.comparison(self, dark=dark)
 
 
 def compare(

@@ -14,9 +14,9 @@ from kpflow_dyn.figures import muted, new_figure, series, styled
 if TYPE_CHECKING:
     import xarray as xr
 
-    from kpflow_dyn.comparison import Comparison
-    from kpflow_dyn.descent import GradientFlow
-    from kpflow_dyn.forecasting import Forecast
+    from kpflow_dyn.learning.comparison import Comparison
+    from kpflow_dyn.learning.descent import GradientFlow
+    from kpflow_dyn.learning.forecasting import Forecast
 
 
 @styled
