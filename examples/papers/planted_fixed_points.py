@@ -51,7 +51,7 @@ class Setting:
     every: int = 100
 
 
-QUICK, FULL = Setting(48, 4, 4, 4), Setting(256, 40, 6000, 500)
+QUICK, FULL = Setting(32, 2, 2, 2), Setting(256, 40, 6000, 500)
 
 
 def make(units: int) -> tuple[CTRNNCell, nn.Linear]:
@@ -116,8 +116,8 @@ def draw(path: Path, modes: dict[int, kp.Modes], runs: dict[int, Any]) -> None:
     for axes, (name, label) in zip(below, CURVES.items(), strict=True):
         draw_runs(axes, runs, name)
         axes.set(xlabel="Step of gradient descent", ylabel=label)
-    below[0].legend(title="Planted", frameon=False)
-    below[1].legend(title="Component c", frameon=False, loc="center right")
+    for axes, title in zip(below, ("Planted", "Component c"), strict=False):
+        axes.legend(title=title, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=1)
     below[3].set_yscale("log")
     figure.savefig(path, dpi=150)
 
