@@ -76,7 +76,11 @@ def on_device(a: Array) -> bool:
     """Whether an array lies on an accelerator."""
     if is_torch_array(a):
         return a.device.type != "cpu"
-    return is_jax_array(a) and any(place.platform != "cpu" for place in getattr(a, "devices", set)())
+    if is_jax_array(a):
+        from kpflow_dyn.jax_backend.sharding import on_accelerator
+
+        return on_accelerator(a)
+    return False
 
 
 def within_budget(needed: int) -> bool:

@@ -259,7 +259,9 @@ def jax_gru() -> kp.Flow:
     return kp.linearize(kp.solve(kp.DiscreteProblem(cell, jax.random.normal(jax.random.key(1), (2, 4, 2)))))
 
 
-@pytest.fixture(scope="module", params=[torch_ode, jax_ode, jax_gru])
+@pytest.fixture(
+    scope="module", params=[torch_ode, *(pytest.param(make, marks=pytest.mark.slow) for make in (jax_ode, jax_gru))]
+)
 def other(request: pytest.FixtureRequest, x64: None) -> tuple[kp.Flow, xr.Dataset]:
     flow = request.param()
     return flow, analyze(flow, k=3)

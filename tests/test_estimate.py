@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import cases
 from synthetic import (
     LIBRARIES,
     assert_close,
@@ -125,8 +126,10 @@ def test_the_error_falls_with_the_samples():
     assert bars[0] > 2 * bars[1] > 4 * bars[2]
 
 
-@pytest.mark.parametrize(("spectrum", "rtol"), [("power", 3e-4), ("repeated", 0.004)])
-@pytest.mark.parametrize("name", SCALARS)
+@pytest.mark.parametrize(
+    ("spectrum", "rtol"), [("power", 3e-4), pytest.param("repeated", 0.004, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("name", cases(SCALARS, ["trace", "frobenius_norm"]))
 def test_rtol_goes_on_until_the_bar_is_below_it_and_the_bar_still_covers(name, spectrum, rtol):
     values = spectra(400)[spectrum]
     op = diagonal(values)

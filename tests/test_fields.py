@@ -262,6 +262,7 @@ def test_rest_is_a_fixed_point_near_minus_65_mv():
     assert HodgkinHuxleyField(2).resting_state().dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_synapses_hardly_move_the_rest():
     field = in_jax.HodgkinHuxleyField(5, key=jax.random.key(0))
     rest = field.resting_state()
@@ -292,6 +293,7 @@ def spikes(V: Array) -> int:
     return int(((V[1:] > 0) & (V[:-1] <= 0)).sum())
 
 
+@pytest.mark.slow
 def test_a_step_of_current_makes_the_axon_fire():
     path = simulate(jnp.array(10.0))
     assert 60 <= spikes(path[:, 0]) / 0.5 <= 80

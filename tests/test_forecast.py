@@ -146,6 +146,7 @@ def test_in_jax(x64: None) -> None:
     assert found.holds_until > 0 and found.flow_loss[0] == pytest.approx(found.loss[0])
 
 
+@pytest.mark.slow
 def test_no_check_where_there_is_none(x64: None) -> None:
     class Decay(eqx.Module):
         rate: jax.Array

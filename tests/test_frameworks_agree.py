@@ -144,7 +144,7 @@ PAIRS = {
 }
 
 
-QUICK = {"gru", "equinox_lstm", "mlp_dopri5", "pendulum"}
+QUICK = {"gru", "equinox_lstm", "pendulum"}
 
 
 @pytest.fixture(scope="module", params=cases(PAIRS, QUICK))

@@ -174,7 +174,9 @@ def _rate(t: float, y: np.ndarray, trial: int, span: bool) -> np.ndarray:
     return np.concatenate([-z + inside, (A @ d + F).ravel(), (A @ after).ravel()])
 
 
-@pytest.fixture(scope="module", params=GRIDS, ids=name)
+@pytest.fixture(
+    scope="module", params=[GRIDS[0], *(pytest.param(case, marks=pytest.mark.slow) for case in GRIDS[1:])], ids=name
+)
 def solution(request: pytest.FixtureRequest) -> kp.Solution:
     return kp.solve(request.param.problem(), rtol=1e-10, atol=1e-12)
 
@@ -191,6 +193,7 @@ def test_on_a_grid_errors_and_the_adjointness_defect_fall_with_the_tolerance(sol
         assert 1e-3 * true < reported < 10 * true
 
 
+@pytest.mark.slow
 def test_fine_frozen_steps_have_the_same_sensitivities(solution: kp.Solution) -> None:
     expected, found = kp.linearize(solution), flow_of(solution, 1e-9)
     assert list(found.parameters) == list(expected.parameters)
@@ -321,6 +324,7 @@ def test_the_path_is_the_dense_output(alg: Any) -> None:
 # What InterpolatingAdjoint allows beyond frozen steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework, alg", [("torch", "adaptive_heun"), ("jax", diffrax.LeapfrogMidpoint())])
 def test_steps_that_cannot_be_replayed_are_solved_once_more(framework: str, alg: Any) -> None:
     case = Case(framework, False)

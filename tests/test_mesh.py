@@ -124,6 +124,7 @@ def test_spectra_and_modes_do_not_depend_on_the_grid(kind: str) -> None:
     assert mode_distance(flows[1], flows[2]) < 1e-3
 
 
+@pytest.mark.slow
 def test_spectra_and_modes_do_not_depend_on_the_tolerance() -> None:
     """About ten and twenty adaptive steps, with three Gauss points in each."""
     flows = [kp.linearize(kp.solve(field_problem((0.0, END)), "dopri5", rtol=r, atol=r * 1e-2)) for r in (1e-5, 1e-7)]

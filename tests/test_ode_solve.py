@@ -257,6 +257,7 @@ def test_jax_on_a_span_against_scipy(solver, error: float) -> None:
     assert (solution.steps.t == solution.steps.t[:1]).all()
 
 
+@pytest.mark.slow
 def test_stiff_problems_by_an_implicit_method() -> None:
     """Prothero and Robinson's z' = -rate (z - cos t) - sin t, whose solution is cos t whatever the rate."""
     f = jax.tree_util.Partial(lambda rate, t, z: -rate * (z - jnp.cos(t)) - jnp.sin(t), jnp.asarray(1e6))
@@ -274,6 +275,7 @@ def test_stiff_problems_by_an_implicit_method() -> None:
     assert far(again.steps.after, steps.after) < 1e-9
 
 
+@pytest.mark.slow
 def test_each_trial_has_steps_of_its_own_on_a_grid_in_jax() -> None:
     f = jax.tree_util.Partial(lambda a, t, z: jnp.stack([z[1], -a * z[2] ** 2 * z[0], 0 * z[2]]), jnp.ones(()))
     start = jnp.asarray([[1.0, 0.0, 1.0], [1.0, 0.0, 20.0], [1.0, 0.0, 5.0]])
@@ -497,6 +499,7 @@ def test_too_many_steps(framework) -> None:
     assert caught.value.trials == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_failures_with_inputs_keep_the_inputs_of_the_rest() -> None:
     class Driven(Power):
         def forward(self, t: Tensor, z: Tensor, x: Tensor) -> Tensor:

@@ -128,12 +128,14 @@ def test_what_is_known_is_kept_and_what_changed_is_not(
     xr.testing.assert_identical(changed.sel(step=[0, 10]), whole.sel(step=[0, 10]))
 
 
+@pytest.mark.slow
 def test_estimates_have_error_bars_that_hold(run: Path) -> None:
     exact, found = tracked(run), tracked(run, samples=40)
     apart = abs(found.effective_rank - exact.effective_rank) / np.maximum(found.effective_rank_stderr, 1e-9)
     assert float((apart < 4).mean()) > 0.9
 
 
+@pytest.mark.slow
 def test_parameters_by_step_and_in_jax(x64: None) -> None:
     cells = {step: eqx.nn.GRUCell(2, 3, key=jax.random.key(step)) for step in (0, 7)}
     values = {step: dict(kp.linearize(kp.solve(kp.DiscreteProblem(c, X))).parameters) for step, c in cells.items()}

@@ -47,6 +47,7 @@ def test_torch_models(name: str) -> None:
     check(kp.linearize(kp.solve(registry.MODELS[name].problem(True))), 0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", cases(jax_registry.MODELS, {"tanh_rnn", "tied"}))
 def test_jax_models(name: str) -> None:
@@ -60,6 +61,7 @@ def smooth_flow(dtype: torch.dtype = torch.float64, units: int = 24, **options: 
     return kp.linearize(kp.solve(kp.DiscreteProblem(cell, x)), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rtol", [0.1, 1e-3, 1e-6])
 def test_directions_are_as_few_as_the_bound_allows(rtol: float) -> None:
     flow = smooth_flow()

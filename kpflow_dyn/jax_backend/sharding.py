@@ -54,6 +54,13 @@ def normal(seed: int, shape: tuple[int, ...], like: jax.Array) -> jax.Array:
     return jax.jit(jax.random.normal, static_argnums=(1, 2), out_shardings=place)(key, shape, like.dtype)
 
 
+def on_accelerator(a: jax.Array) -> bool:
+    """Whether it lies on one; of a traced array, whether arrays do unless they are put elsewhere."""
+    if isinstance(a, Tracer):
+        return jax.default_backend() != "cpu"
+    return any(place.platform != "cpu" for place in a.devices())
+
+
 def shards(a: jax.Array, axis: int) -> int:
     """In how many parts an axis is sharded."""
     return a.shape[axis] // a.sharding.shard_shape(a.shape)[axis] if _is_sharded(a) and a.shape[axis] else 1
