@@ -216,3 +216,14 @@ def test_functions_of_moments_lose_their_bias():
     values = np.array([f.effective_rank.value for f in found])
     plain = np.array([f.means[0] ** 2 / f.means[1] for f in found])
     assert abs(values.mean() - 4 / 6) < abs(plain.mean() - 4 / 6) / 3
+
+
+def test_long_images_are_not_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where J* of a basis would be too long, it is taken back a part at a time: the same moments."""
+    rows = np.random.default_rng(0).standard_normal((40, 300)) / (1 + np.arange(40))[:, None]
+    pair, shape = (lambda q: q @ rows, lambda q: q @ rows.T), (300, 40)
+    whole = XNysTrace().moments(pair, shape, 12, like=np.zeros(1), seed=0)
+    monkeypatch.setattr("kpflow_dyn.solvers.exchange.LIFTED_BYTES", 0)
+    parts = XNysTrace().moments(pair, shape, 12, like=np.zeros(1), seed=0)
+    assert parts.trace.value == pytest.approx(whole.trace.value, rel=1e-10)
+    assert parts.norm.value == pytest.approx(whole.norm.value, rel=1e-10)

@@ -19,6 +19,8 @@ from kpflow_dyn.solvers.moments import Moments, check_samples, exact, of_exchang
 from kpflow_dyn.solvers.orthogonalise import combine, eps_of, orthonormalise, project_out
 from kpflow_dyn.solvers.probes import images_of_normal
 
+LIFTED_BYTES = 2**32  # images of a basis in the larger space that may lie beside each other
+
 
 @dataclass(frozen=True)
 class XTrace:
@@ -131,9 +133,9 @@ def nystrom_moments(factor: tuple[Rows, Rows], n: int, images: Array) -> Moments
 
 
 def _inside(factor: tuple[Rows, Rows], n: int, q: Array) -> Array:
-    """Q L* L Q^T; without all of L Q^T [b, n] at once where a memory budget does not allow it."""
+    """Q L* L Q^T; without all of L Q^T [b, n] at once where that is too long, or over the memory budget."""
     forward, backward = factor
-    if within_budget(bytes_of(2 * q.shape[0] * n, q)):
+    if within_budget(needed := bytes_of(2 * q.shape[0] * n, q)) and needed <= LIFTED_BYTES:
         lifted = forward(q)
         return gram(lifted, lifted)
     step = rows_at_once(n, q)
