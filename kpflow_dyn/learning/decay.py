@@ -27,8 +27,6 @@ from kpflow_dyn.solvers.orthogonalise import combine, no_rows
 COLUMNS = 400  # of the basis at most
 TOLERANCE = 1e-3  # of a loss, relative to it or to a thousandth of what it was
 
-Curve = Callable[[np.ndarray], np.ndarray]  # of rates of decay
-
 
 class Decay:
     """Errors e [error, *shape] and what H makes of them.
@@ -47,9 +45,8 @@ class Decay:
         space, xp = op.domain, array_namespace(errors)
         ones = xp.ones_like(errors[:1])
         weights = ones if mask is None else mask * ones
-        self.Z = float(space.inner(weights, ones)[0])
-        self.root = (weights / self.Z) ** 0.5
-        root, apply = self.root.reshape((1, -1)), on_rows(op)
+        Z = float(space.inner(weights, ones)[0])
+        root, apply = ((weights / Z) ** 0.5).reshape((1, -1)), on_rows(op)
         self._operator = Counted(lambda rows: 2 * root * apply(root * rows))
         self.rows = root * space.to_euclidean(errors).reshape((len(errors), -1))
         self.start = to_numpy(row_dots(self.rows, self.rows))

@@ -133,12 +133,15 @@ def forecast(
     grid = np.unique(np.concatenate([np.arange(min(steps, 1000) + 1), np.geomspace(1, steps, 1000).round(), [steps]]))
     with full_precision(y):
         decay = Decay(flow.ntk, (y - target)[None], mask)
-        beside = 1 if batch is None else BESIDE
-        decay.settle(lambda rates, energies: _bounded(curve(energies[0], rates, lr, grid), decay.start[0]), beside)
-        _check_rate(lr, decay.rates)
+
+        def losses(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
+            _check_rate(lr, rates)
+            return curve(energies[0], rates, lr, grid) + 1e-3 * decay.start  # far below, they need not be right
+
+        decay.settle(losses, beside=1 if batch is None else BESIDE)
         rates, energies = decay.rates, decay.energies[0]
         path, parted = np.zeros((2, 0)), math.nan
-        if check and _can_descend(flow):
+        if check and _can_descend(flow) and decay.start[0] > 0:
             path, parted = _flow_beside(
                 flow, target, mask, lr * steps, lambda tau: float(np.exp(-2 * tau * rates) @ energies)
             )
@@ -214,11 +217,6 @@ def checked_mask(mask: Any, space: Space) -> Array | None:
             "the last axis, not all zero"
         )
     return like_numpy(np.broadcast_to(values, space.shape).copy(), space.like)[None]
-
-
-def _bounded(losses: np.ndarray, start: float) -> np.ndarray:
-    """Losses below a thousandth of the first need not be right relative to themselves."""
-    return np.minimum(losses, 1e3 * start) + 1e-3 * start
 
 
 def _check_rate(lr: float, rates: np.ndarray) -> None:
