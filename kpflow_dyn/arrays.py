@@ -21,6 +21,7 @@ __all__ = [
     "Rows",
     "add_at",
     "array_namespace",
+    "concretely",
     "device",
     "empty_row",
     "full_precision",

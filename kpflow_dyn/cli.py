@@ -28,7 +28,7 @@ from kpflow_dyn.options import (
     Threads,
     Trials,
 )
-from kpflow_dyn.sources import Network, limit_threads, load
+from kpflow_dyn.sources import Network, limit_threads, load, posed
 from kpflow_dyn.terminal import one_line, plain_errors, progress_lines
 
 # Torch, xarray and matplotlib take seconds to import: commands do so when they need them.
@@ -255,20 +255,14 @@ def _is_torch(problem: Any) -> bool:
 
 
 def _network_on_task(source: Network, seed: int) -> _Given:
-    import torch
-
-    import kpflow_dyn as kp
-
     network, data = load(source, seed)
-    dtype = next(network.cell.parameters()).dtype
-    problem = kp.DiscreteProblem(network.cell, torch.from_numpy(data.inputs).to(dtype))
     attributes = {
         "title": f"{source.model.upper()} of {network.cell.hidden_size} units on {data.name}",
         "checkpoint": source.checkpoint.name,
         "model": str(network.cell),
         "task": data.name,
     }
-    return _Given(problem, data, attributes)
+    return _Given(posed(network, data), data, attributes)
 
 
 def _render(dataset: xr.Dataset) -> dict[str, bytes]:

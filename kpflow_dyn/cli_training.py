@@ -24,7 +24,7 @@ from kpflow_dyn.options import (
     Threads,
     Trials,
 )
-from kpflow_dyn.sources import Network, limit_threads, load
+from kpflow_dyn.sources import Network, limit_threads, load, posed
 from kpflow_dyn.terminal import plain_errors, progress_lines
 
 if TYPE_CHECKING:
@@ -119,19 +119,13 @@ def compare(
 
 
 def _flow(source: Network, seed: int) -> Flow:
-    import torch
-
     import kpflow_dyn as kp
 
-    network, data = load(source, seed)
-    dtype = next(network.cell.parameters()).dtype
-    return kp.linearize(kp.solve(kp.DiscreteProblem(network.cell, torch.from_numpy(data.inputs).to(dtype))))
+    return kp.linearize(kp.solve(posed(*load(source, seed))))
 
 
 def _tracked(source: Network, seed: int, samples: int, out: Path) -> Any:
     """`kp.track` of checkpoint files, each read as `analyze` reads it."""
-    import torch
-
     import kpflow_dyn as kp
     from kpflow_dyn.learning.tracking import Settings, recorded, track_checkpoints
 
@@ -142,10 +136,9 @@ def _tracked(source: Network, seed: int, samples: int, out: Path) -> Any:
         return network.cell, network.readout
 
     first, data = load(dataclasses.replace(source, checkpoint=run.file(run.steps[0])), seed)
-    x = torch.from_numpy(data.inputs).to(next(first.cell.parameters()).dtype)
     known = first.readout is not None and data.targets is not None
     settings = Settings(samples, seed, data.targets if known else None, data.mask if known else None)
-    return track_checkpoints(recorded(run, at), x, settings, kp.DiscreteProblem, out, True)
+    return track_checkpoints(recorded(run, at), posed(first, data).x, settings, kp.DiscreteProblem, out, True)
 
 
 def _draw_track(dataset: Any, out: Path) -> None:

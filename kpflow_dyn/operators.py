@@ -57,6 +57,8 @@ class Operator:
         """The image of `q` [..., *domain.shape] -> [..., *codomain.shape]; leading axes are probes."""
         self.domain.check(q)
         probes = tuple(q.shape[: q.ndim - len(self.domain.shape)])
+        if 0 in probes:
+            return self.codomain.xp.zeros((*probes, *self.codomain.shape), dtype=q.dtype, device=device(q))
         with full_precision(q):
             block = self._apply(self.domain.placed(q).reshape((math.prod(probes), *self.domain.shape)))
         return self.codomain.placed(block.reshape((*probes, *self.codomain.shape)))

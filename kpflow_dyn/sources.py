@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kpflow_dyn.checkpoint import Checkpoint
+    from kpflow_dyn.problems import DiscreteProblem
     from kpflow_dyn.tasks import TaskData
 
 
@@ -45,6 +46,16 @@ def load(source: Network, seed: int) -> tuple[Checkpoint, TaskData]:
     if source.dtype is not None:
         network.cell.to(getattr(torch, source.dtype))
     return network, data
+
+
+def posed(network: Checkpoint, data: TaskData) -> DiscreteProblem:
+    """The network on the inputs of the task, in its own dtype."""
+    import torch
+
+    from kpflow_dyn.problems import DiscreteProblem
+
+    dtype = next(network.cell.parameters()).dtype
+    return DiscreteProblem(network.cell, torch.from_numpy(data.inputs).to(dtype))
 
 
 def limit_threads(threads: int | None) -> None:

@@ -255,3 +255,9 @@ def test_spans_of_any_length_join(times: int, monkeypatch: pytest.MonkeyPatch) -
 
 def test_each_trial_by_itself_has_the_blocks_of_the_ntk_within_trials(flow: kp.Flow) -> None:
     check_apart(flow.ntk)
+
+
+def test_no_probes_have_no_images() -> None:
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 4), torch.ones(2, 5, 3))))
+    for op in (flow.P, flow.K, flow.J, flow.J.T, flow.ntk):
+        assert op.mv(torch.zeros(0, *op.domain.shape)).shape == (0, *op.codomain.shape)

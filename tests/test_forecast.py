@@ -220,6 +220,18 @@ def test_scores_of_the_forward_pass_are_those_of_the_variables() -> None:
     assert kp.core_learnability(flow, [target], errors=True).score[0] == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_squared_error() -> None:
+    torch.manual_seed(0)
+    state, readout = torch.randn(3, 4, 5).double(), nn.Linear(5, 2).double()
+    target, mask = torch.randn(3, 4, 2).double(), torch.rand(3, 4).double()
+    expected = (mask[..., None] * (readout(state) - target) ** 2).sum() / (2 * mask.sum())
+    assert kp.squared_error(target, readout, mask)(state).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert list(kp.squared_error(target, readout, mask, learn=False).parameters()) == []
+    for wrong in (torch.ones(4, 3), torch.zeros(3, 4), -mask, mask * np.nan):
+        with pytest.raises(ValueError, match="the mask has shape"):
+            kp.squared_error(target, readout, wrong)
+
+
 def test_bad_requests() -> None:
     problem = Problem(nn.RNNCell(2, 5), 5)
     y = problem.kernel()

@@ -128,6 +128,33 @@ def test_what_is_known_is_kept_and_what_changed_is_not(
     xr.testing.assert_identical(changed.sel(step=[0, 10]), whole.sel(step=[0, 10]))
 
 
+def test_other_models_and_readouts_are_not_mixed_in(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kp.Recorder(tmp_path / "run")(0, nn.RNNCell(2, 3).double(), loss=1.0, readout=make_readout())
+
+    def ranks(nonlinearity: str, **options: object) -> np.ndarray:
+        def make() -> nn.RNNCell:
+            return nn.RNNCell(2, 3, nonlinearity=nonlinearity).double()
+
+        given = {"samples": None, "progress": False, "out": tmp_path / "kept", **options}
+        found = kp.track(make, tmp_path / "run", torch.from_numpy(X), **given)
+        return found.effective_rank.values if "loss" not in found else found.loss.values
+
+    tanh, relu = ranks("tanh"), ranks("relu")
+    assert abs(tanh - relu).max() > 1e-3
+    states = np.zeros((2, 4, 3))
+    with_readout = ranks("tanh", make_readout=make_readout, targets=states[..., :2])
+    assert abs(with_readout - ranks("tanh", targets=states)).max() > 1e-6
+
+
+def test_the_loss_of_a_mask_of_fractions(run: Path) -> None:
+    mask = np.linspace(0.2, 1, 8).reshape(2, 4)
+    found, recording = tracked(run, mask=mask).sel(step=0), kp.Recorder.read(run)
+    state = kp.solve(kp.DiscreteProblem(recording.load(0, make_cell()), torch.from_numpy(X))).state
+    loss = kp.squared_error(torch.from_numpy(TARGETS), recording.load(0, make_readout(), part="readout"), mask)
+    assert float(found.loss) == pytest.approx(loss(state).item(), rel=1e-12)
+
+
 @pytest.mark.slow
 def test_estimates_have_error_bars_that_hold(run: Path) -> None:
     exact, found = tracked(run), tracked(run, samples=40)

@@ -12,11 +12,10 @@ import numpy as np
 from kpflow_dyn.arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn.flow import Flow
 from kpflow_dyn.learning.decay import Decay
-from kpflow_dyn.learning.losses import squared_error
-from kpflow_dyn.learning.objective import LOSS, Objective
+from kpflow_dyn.learning.losses import full_mask, squared_error
+from kpflow_dyn.learning.objective import LOSS, Objective, field_of_model
 from kpflow_dyn.learning.sampling import mean_losses
 from kpflow_dyn.output import Output
-from kpflow_dyn.problems import DiscreteProblem, ODEProblem, StaticProblem
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.solvers.rosenbrock import ExponentialRosenbrock, Integration
 from kpflow_dyn.space import Space
@@ -206,17 +205,7 @@ def checked_target(target: Any, space: Space, what: str) -> Array:
 
 def checked_mask(mask: Any, space: Space) -> Array | None:
     """A mask that broadcasts to a block of outputs."""
-    if mask is None:
-        return None
-    values = to_numpy(mask)
-    if values.ndim == len(space.shape) - 1:
-        values = values[..., None]
-    if values.ndim != len(space.shape) or not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
-        raise ValueError(
-            f"the mask has shape {to_numpy(mask).shape}, expected numbers >= 0 [{', '.join(space.axes)}] or without "
-            "the last axis, not all zero"
-        )
-    return like_numpy(np.broadcast_to(values, space.shape).copy(), space.like)[None]
+    return None if mask is None else like_numpy(full_mask(mask, space.shape).copy(), space.like)[None]
 
 
 def _check_rate(lr: float, rates: np.ndarray) -> None:
@@ -272,11 +261,10 @@ def _descent(flow: Flow | Output, target: Array, mask: Array | None, span: float
 
 
 def _can_descend(flow: Flow | Output) -> bool:
-    """Whether a gradient flow of the same metric exists: plain, and of states that lie at times which stay."""
+    """Whether a gradient flow of the same metric exists, the plain one."""
     inner, rate = (flow.flow, flow.rate) if isinstance(flow, Output) else (flow, 0)
-    problem, steps = inner.solution.problem, inner.solution.steps
-    if isinstance(problem, ODEProblem):
-        differentiable = not problem.is_span and steps is not None and steps.tableau.explicit
-    else:
-        differentiable = isinstance(problem, DiscreteProblem | StaticProblem)
-    return differentiable and not inner.roots and rate in (0, 1)
+    try:
+        field_of_model(inner.solution)
+    except (TypeError, ValueError):
+        return False
+    return not inner.roots and rate in (0, 1)

@@ -31,16 +31,7 @@ def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: b
         >>> [name for name, _ in loss.named_parameters()], loss(torch.zeros(2, 5, 8)).shape
         (['weight', 'bias'], torch.Size([]))
     """
-    weights = np.ones((1,) * target.ndim) if mask is None else to_numpy(mask).astype(float)
-    weights = weights[..., None] if weights.ndim == target.ndim - 1 else weights
-    try:
-        weights = np.broadcast_to(weights, target.shape)
-    except ValueError as error:
-        raise ValueError(
-            f"the mask has shape {weights.shape}, expected to broadcast to {tuple(target.shape)}"
-        ) from error
-    if not (weights >= 0).all() or not weights.any():
-        raise ValueError("the mask must be >= 0, and positive somewhere")
+    weights = full_mask(mask, tuple(target.shape))
     if is_torch_array(target):
         from kpflow_dyn.torch_backend.losses import SquaredError
     else:
@@ -48,6 +39,25 @@ def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: b
     make: Any = SquaredError
     weight, bias = (getattr(readout, name, None) for name in ("weight", "bias"))
     return make(target, like_numpy(weights / weights.sum(), target), weight, bias, learn)
+
+
+def full_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """m in the shape of a target, from one that may lack the last axis; ones when None.
+
+    Raises:
+        ValueError: one of another shape, with NaN or negative numbers, or zero everywhere.
+    """
+    if mask is None:
+        return np.ones(shape)
+    given = to_numpy(mask).astype(float)
+    values = given[..., None] if given.ndim == len(shape) - 1 else given
+    fits = values.ndim == len(shape) and all(n in (1, full) for n, full in zip(values.shape, shape, strict=True))
+    if not fits or not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
+        raise ValueError(
+            f"the mask has shape {given.shape}, expected numbers >= 0, not all zero, {list(shape)} as the target or "
+            "without its last axis"
+        )
+    return np.broadcast_to(values, shape)
 
 
 def weighted_squares(state: Array, loss: Any) -> Array:

@@ -33,7 +33,7 @@ class Objective:
 
     def __init__(self, solution: Solution, loss: Callable[[Array], Array], params: Choice) -> None:
         self._backend = backend = backend_of(solution.state)
-        model = getattr(solution.problem, _check(solution))
+        model = getattr(solution.problem, field_of_model(solution))
         of_model, of_loss = backend.parameters_of(model), backend.parameters_of(loss)
         known = _apart(of_model, {LOSS + name: value for name, value in of_loss.items()})
         _check_loss(loss, solution.state)
@@ -92,7 +92,7 @@ class Objective:
         return self._backend.scheme(solve(problem.remake(f=field), sol.alg, **sol.options))
 
 
-def _check(solution: Solution) -> str:
+def field_of_model(solution: Solution) -> str:
     """Which field of the problem is the model; raise where its states cannot be differentiated twice."""
     problem, steps = solution.problem, solution.steps
     if isinstance(problem, DiscreteProblem):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -131,13 +132,14 @@ def track_checkpoints(
     if not checkpoints:
         raise ValueError("no checkpoints to track")
     linearised = partial(_linearised, x=x, pose=pose)
+    shared = _shared(checkpoints, x, pose, settings)
     ends: dict[int, Flow] = {}
     found = []
     with bars(progress) as shown:
         bar = shown.add_task("checkpoints", total=len(checkpoints))
         for checkpoint in checkpoints:
             path = None if out is None else out / f"numbers_{checkpoint.step:08d}.nc"
-            key = _key(checkpoint, checkpoints, x, settings)
+            key = json.dumps([checkpoint.digest, *shared])
             numbers = _kept(path, key)
             if numbers is None:
                 ends = ends or {place: linearised(checkpoints[place])[0] for place in (0, -1)}
@@ -231,7 +233,7 @@ def _of_target(kernel: Flow | Output, settings: Settings) -> dict[str, Any]:
     c = like_numpy(components, target)
     images, inner = kernel.ntk.mv(c), space.inner
     overlap, size, length = (to_numpy(a) for a in (inner(c, images), inner(c, c), inner(images, images)))
-    loss = float(inner(weights * (y - target), y - target)) / float(inner(weights, weights))
+    loss = float(inner(weights * (y - target), y - target)) / float(inner(weights, 0 * weights + 1))
     return {
         "loss": loss,
         "component_share": ("component", shares),
@@ -253,12 +255,14 @@ def target_components(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # What is known already
 
 
-def _key(checkpoint: Checkpoint, checkpoints: list[Checkpoint], x: Array, settings: Settings) -> str:
-    """What the numbers depend on: these parameters, those at both ends, the inputs, the settings and the version."""
+def _shared(checkpoints: list[Checkpoint], x: Array, pose: Any, settings: Settings) -> list[Any]:
+    """What all numbers depend on: both ends, the kind of model and readout, the inputs, the settings, the version."""
     arrays = {"x": x, "targets": settings.targets, "mask": settings.mask}
     of_arrays = digest_of((name, array) for name, array in arrays.items() if array is not None)
-    parts = [checkpoint.digest, checkpoints[0].digest, checkpoints[-1].digest, of_arrays]
-    return json.dumps([*parts, settings.samples, settings.seed, kpflow_dyn.__version__])
+    kind = f"{checkpoints[0].load()} {getattr(pose, '__module__', '')}.{getattr(pose, '__qualname__', pose)}"
+    kind = re.sub(r" at 0x[0-9a-f]+", "", kind)  # of functions, others in each process
+    ends = [checkpoints[0].digest, checkpoints[-1].digest]
+    return [*ends, kind, of_arrays, settings.samples, settings.seed, kpflow_dyn.__version__]
 
 
 def _kept(path: Path | None, key: str) -> xr.Dataset | None:
