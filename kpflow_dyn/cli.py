@@ -1,4 +1,4 @@
-"""The command line: `kpflow-dyn analyze`, `demo`, `track` and `compare`."""
+"""The command line: `kpflow-dyn analyze`, `demo`, `track`, `compare` and `report`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import kpflow_dyn
+from kpflow_dyn.cli_report import report
 from kpflow_dyn.cli_training import compare, track
 from kpflow_dyn.folder import check_folder, new_folder
 from kpflow_dyn.options import (
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from kpflow_dyn.tasks import TaskData
 
 FIGURE_NAMES = ("spectra", "effective_ranks", "temporal_modes", "spatial_modes", "trial_modes", "state_pca")
-FILE_NAMES = {"results.json", "results.nc", "index.html", *(f"{name}.png" for name in FIGURE_NAMES)}
+FILE_NAMES = {"results.json", "results.nc", "index.html", "report.html", *(f"{name}.png" for name in FIGURE_NAMES)}
 DEMO_TASK = "neurogym:PerceptualDecisionMaking-v0"
 
 app = typer.Typer(
@@ -153,6 +154,7 @@ def demo(
 
 app.command()(track)
 app.command()(compare)
+app.command()(report)
 
 
 def _show_version(asked: bool) -> None:
@@ -267,12 +269,12 @@ def _network_on_task(source: Network, seed: int) -> _Given:
 
 def _render(dataset: xr.Dataset) -> dict[str, bytes]:
     """All files but the NetCDF one, by name."""
-    from kpflow_dyn.report import render_figures, render_page
+    from kpflow_dyn.figures import FIGURES, to_png
+    from kpflow_dyn.report import page_of
 
-    images = render_figures(dataset)
     return {
-        **{f"{name}.png": image["light"] for name, image in images.items()},
-        "index.html": render_page(dataset, images).encode(),
+        **{f"{name}.png": to_png(draw(dataset)) for name, draw in FIGURES.items()},
+        "index.html": page_of(dataset).to_html().encode(),
         "results.json": _to_json(dataset).encode(),
     }
 

@@ -8,6 +8,7 @@ Every function takes `dark=True` for a figure that suits a dark page.
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,14 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from kpflow_dyn.palette import DARK_SERIES, SERIES
+
 if TYPE_CHECKING:
     import xarray as xr
-
 
 WIDTH = 4.8  # inches: on a telephone the letters stay readable
 SHOWN_MODES = 4
 SHOWN_TIMES = 60  # more would merge into the line
-SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]  # Okabe and Ito, for colour-blind readers
-DARK_SERIES = ["#56B4E9", "#E69F00", "#2CC295", "#E39BC4"]
 
 Draw = Callable[..., Figure]
 
@@ -141,6 +141,13 @@ FIGURES: dict[str, Draw] = {
     "state_pca": state_pca,
 }
 """All figures, by the name of their file, in the order of the page."""
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def trial_label(dataset: xr.Dataset) -> str | None:

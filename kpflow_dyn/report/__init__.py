@@ -1,0 +1,23 @@
+"""The page that one looks at: one HTML file from an analysis, a track or a sweep, which needs no other file.
+
+    write_report(dataset, "page.html")        # in the shell: kpflow-dyn report PATH
+
+Figures are interactive, by plotly; the page is light or dark as the reader's system is, or as a button says.
+"""
+
+from kpflow_dyn.report.numbers import settings, summarize, versions, with_error
+from kpflow_dyn.report.page import Page, Table
+from kpflow_dyn.report.pages import page_of
+from kpflow_dyn.report.sources import read_results, write_report
+
+__all__ = [
+    "Page",
+    "Table",
+    "page_of",
+    "read_results",
+    "settings",
+    "summarize",
+    "versions",
+    "with_error",
+    "write_report",
+]

@@ -1,0 +1,34 @@
+"""A headless Chromium without a network, for pages on disk; tests that need it are skipped where there is none."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+
+
+@contextmanager
+def opened(page: Path, width: int, look: str = "light") -> Iterator[tuple[Page, list[str]]]:
+    """The page in a window of this width, and what the browser complained of, which grows as it does."""
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=look, offline=True)
+        tab = context.new_page()
+        tab.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("dialog", lambda dialog: (complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        tab.on("request", lambda request: complaints.append(request.url) if "file:" not in request.url[:5] else None)
+        tab.goto(page.as_uri())
+        tab.wait_for_function("document.querySelectorAll('.plot .main-svg').length > 0")
+        yield tab, complaints
+        browser.close()
