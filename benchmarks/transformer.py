@@ -83,6 +83,7 @@ def _rate(a: Tensor, b: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The state NTK of a transformer: time and memory.")
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--samples", type=int, default=100, help="applications, which both numbers share")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -97,16 +98,10 @@ def main() -> None:
     theta = timed("J*", lambda: flow.J.T.mv(flow.solution.state))
     timed("J", lambda: flow.J.mv(theta))
     print(f"floor of J and J* {floor(net):.2f} s")
-    samples, precise = 8, False
-    while (
-        not precise
-    ):  # one set of applications for both; an estimate's error falls as the root of their number or faster
-        found = timed(f"trace and effective rank, {samples}", partial(scalars, flow.ntk, samples))
-        both = {"trace": found.trace, "effective rank": found.effective_rank}
-        for name, number in both.items():
-            print(f"{name}: {number.value:.5g} +- {number.stderr / number.value:.2%} by {number.method}", flush=True)
-        worst = max(number.stderr / number.value for number in both.values())
-        samples, precise = 2 * samples, worst <= 0.01
+    found = timed("trace and effective rank", partial(scalars, flow.ntk, options.samples))
+    for name, number in (("trace", found.trace), ("effective rank", found.effective_rank)):
+        bar = number.stderr / number.value
+        print(f"{name}: {number.value:.5g} +- {bar:.2%} from {options.samples} applications by {number.method}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import kpflow_dyn
-from kpflow_dyn.cli_report import report
+from kpflow_dyn.cli_report import PAGE, report
 from kpflow_dyn.cli_training import compare, track
 from kpflow_dyn.folder import check_folder, new_folder
 from kpflow_dyn.options import (
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from kpflow_dyn.tasks import TaskData
 
 FIGURE_NAMES = ("spectra", "effective_ranks", "temporal_modes", "spatial_modes", "trial_modes", "state_pca")
-FILE_NAMES = {"results.json", "results.nc", "index.html", "report.html", *(f"{name}.png" for name in FIGURE_NAMES)}
+FILE_NAMES = {"results.json", "results.nc", "index.html", *(f"{name}.png" for name in FIGURE_NAMES)}
 DEMO_TASK = "neurogym:PerceptualDecisionMaking-v0"
 
 app = typer.Typer(
@@ -188,7 +188,7 @@ def _source(problem: str | None, **network: Any) -> Network | str:
 
 
 def _run(job: _Job) -> None:
-    check_folder(job.out, FILE_NAMES, job.overwrite)
+    check_folder(job.out, {*FILE_NAMES, PAGE}, job.overwrite)
     with progress_lines() as progress:
         progress("loading the model and its inputs", 0, None)
         given = _given(job)

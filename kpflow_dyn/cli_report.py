@@ -10,6 +10,8 @@ import typer
 from kpflow_dyn.options import Debug, Overwrite
 from kpflow_dyn.terminal import plain_errors
 
+PAGE = "report.html"
+
 
 def report(
     path: Annotated[Path, typer.Argument(help="The folder of an analysis, a track or a sweep, or a NetCDF file.")],
@@ -23,7 +25,7 @@ def report(
     with plain_errors(debug):
         from kpflow_dyn.report import write_report
 
-        out = (path if path.is_dir() else path.parent) / "report.html" if out is None else out
+        out = (path if path.is_dir() else path.parent) / PAGE if out is None else out
         if out.exists() and not overwrite:
             raise FileExistsError(f"{out} exists; give --overwrite, or another file with --out")
         write_report(path, out)
