@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kpflow_dyn.report.analysis_charts import analysis_charts
-from kpflow_dyn.report.numbers import settings, summarize, versions, with_error
+from kpflow_dyn.report.numbers import INVISIBLE, settings, summarize, versions, with_error
 from kpflow_dyn.report.page import Page, Table
+from kpflow_dyn.report.sweep_charts import quantities, spaced, sweep_charts, swept
 from kpflow_dyn.report.track_charts import track_charts
 
 if TYPE_CHECKING:
@@ -14,10 +17,11 @@ if TYPE_CHECKING:
 
 EXACT = "Numbers without ± are exact in the digits shown."
 ROWS = 12  # of a table over training
+SHOWN = 50  # points that failed
 
 
 def page_of(dataset: xr.Dataset) -> Page:
-    """The page of what `kp.analyze` or `kp.track` gave.
+    """The page of what `kp.analyze`, `kp.track` or `Sweep.collect` gave.
 
     Raises:
         ValueError: any other dataset.
@@ -34,6 +38,8 @@ def page_of(dataset: xr.Dataset) -> Page:
         return _of_analysis(dataset)
     if "alignment_first" in dataset and "step" in dataset.dims:
         return _of_track(dataset)
+    if {"status", "error", "done"} <= set(dataset.data_vars):
+        return _of_sweep(dataset)
     raise ValueError(
         f"no page is known for a dataset of {', '.join(map(str, dataset.data_vars)) or 'nothing'}; give what "
         "kp.analyze, kp.track or the collect of a sweep returned"
@@ -126,3 +132,41 @@ def _row(one: xr.Dataset, operators: list[str]) -> tuple[str, ...]:
 
 def _text(one: xr.Dataset, name: str, **chosen: str) -> str:
     return with_error(float(one[name].sel(chosen)), float(one[f"{name}_stderr"].sel(chosen)))
+
+
+def _of_sweep(dataset: xr.Dataset) -> Page:
+    axes, done = swept(dataset), int(dataset.done.sum())
+    sizes = "" if axes == ["point"] else f" ({' x '.join(f'{dataset.sizes[axis]} {axis}' for axis in axes)})"
+    failed = [_failure(dataset, index) for index in zip(*np.nonzero(~dataset.done.values.astype(bool)), strict=True)]
+    tables = [_statistics(dataset)] if quantities(dataset) else []
+    if failed:
+        more = "" if len(failed) <= SHOWN else f"The first {SHOWN} of {len(failed)}."
+        tables.append(Table("What is missing", ("Point", "Status", "Why"), failed[:SHOWN], more))
+    return Page(
+        title=dataset.attrs.get("title", "Sweep of points" if axes == ["point"] else f"Sweep over {', '.join(axes)}"),
+        lead=(f"{done} of {dataset.done.size} points have numbers{sizes}.",),
+        charts=sweep_charts(dataset),
+        tables=tables,
+        settings=settings(dataset) | {"seconds per point": f"{float(dataset.seconds.where(dataset.done).mean()):.3g}"},
+        versions=versions(dataset),
+    )
+
+
+def _failure(dataset: xr.Dataset, index: tuple) -> tuple[str, str, str]:
+    one = dataset.isel(dict(zip(swept(dataset), map(int, index), strict=True)))
+    point = ", ".join(f"{name} = {one[name].values}" for name in one.coords if one[name].ndim == 0)
+    return point, str(one.status.values), str(one.error.values)
+
+
+def _statistics(dataset: xr.Dataset) -> Table:
+    """Each number over all points: how it spreads, and how well a single one is known."""
+    rows = []
+    for name in quantities(dataset):
+        values = dataset[name].values
+        known = values[np.isfinite(values)]
+        spread = np.quantile(known, [0, 0.25, 0.5, 0.75, 1]) if known.size else np.full(5, np.nan)
+        bar = float(dataset[f"{name}_stderr"].mean()) if f"{name}_stderr" in dataset else 0.0
+        shown = "" if bar <= INVISIBLE * abs(spread[2]) else f"{bar:.2g}"
+        rows.append((spaced(name), *(f"{value:.4g}" for value in spread), shown, str(known.size)))
+    header = ("Number", "Least", "Quarter", "Median", "Three quarters", "Largest", "Standard error", "Points")
+    return Table("Numbers", header, rows, "The standard error is that of one point, in the mean; none where exact.")
