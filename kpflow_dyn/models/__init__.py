@@ -1,7 +1,8 @@
 """Models that the frameworks have not got: recurrent cells, fields of differential equations, and controlled plants.
 
-Cells are torch modules called as cell(x_t, z). Fields are called as f(t, z) or f(t, z, x_t): the names here are torch
-modules, and `kpflow_dyn.models.jax` has equinox modules of the same names and parameters. Plants serve both.
+Cells are called as cell(x_t, z), fields as f(t, z) or f(t, z, x_t): the names here are torch modules, and
+`kpflow_dyn.models.jax` has equinox modules of the same names and parameters; `to_jax` and `to_torch` convert one into
+the other with its weights. Plants serve both.
 
 torch or jax is imported when a name that needs it is first asked for, not before.
 """
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kpflow_dyn.models.closed_loop import ClosedLoop
+    from kpflow_dyn.models.convert import to_jax, to_torch
     from kpflow_dyn.models.hodgkin_huxley import SquidAxon
     from kpflow_dyn.models.planting import plant_fixed_points
     from kpflow_dyn.models.plants import CartPole, DoubleIntegrator, Pendulum, PlanarQuadrotor, VanDerPol
@@ -33,6 +35,8 @@ __all__ = [
     "SquidAxon",
     "VanDerPol",
     "plant_fixed_points",
+    "to_jax",
+    "to_torch",
 ]
 
 _HOME = {
@@ -40,6 +44,7 @@ _HOME = {
     **dict.fromkeys(["CTRNNField", "HodgkinHuxleyField", "MLPField"], "torch_fields"),
     **dict.fromkeys(["CartPole", "DoubleIntegrator", "Pendulum", "PlanarQuadrotor", "VanDerPol"], "plants"),
     "ClosedLoop": "closed_loop",
+    **dict.fromkeys(["to_jax", "to_torch"], "convert"),
     "SquidAxon": "hodgkin_huxley",
     "plant_fixed_points": "planting",
 }
