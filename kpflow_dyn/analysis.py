@@ -23,6 +23,7 @@ from kpflow_dyn.spectra import Modes, eigs
 if TYPE_CHECKING:
     import xarray as xr
 
+    from kpflow_dyn.models.inits import Law
     from kpflow_dyn.tasks import TaskData
 
 SOLVER = BlockLanczos(block=4, tol=1e-3, maxiter=200)
@@ -87,6 +88,7 @@ def analyze(
     samples: int = 120,
     seed: int = 0,
     task: TaskData | None = None,
+    init: Law | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Where, when and in which trials gradient descent can move the state, with error bars.
@@ -116,9 +118,12 @@ def analyze(
         seed: the same int gives the same dataset.
         task: the task that the inputs came from, for the time axis in milliseconds (of a discrete problem; an ODE keeps
             its own times) and coordinates `label_...` of the trials.
+        init: the law that the model's recurrent weights were drawn from (`kp.models.Gaussian(g=1.5)`): its description
+            stands in the attribute "init" and among the settings of the page. A note: nothing is computed from it.
         progress: called as the work goes on.
 
     Raises:
+        TypeError: an init that is no law.
         ValueError: k < 1, samples < 40, or a task with other trials or times than the flow.
 
     Warns:
@@ -134,7 +139,7 @@ def analyze(
     """
     import xarray as xr
 
-    _check(flow, task)
+    _check(flow, task, init)
     rng, report = Random(seed), progress or (lambda stage, done, total: None)
     found = summary(flow, k, samples, rng, SOLVER, report)
     state, measure = _double(flow.solution.state), _measure_of(flow.ntk.domain)
@@ -145,7 +150,7 @@ def analyze(
         dataset = dataset.assign(_kernel_modes(name, axis, found.kernels[name], getattr(found, name)))
     dataset = dataset.assign(measure=(("trial", "time"), measure[..., 0])).assign(components.variables())
     dataset = dataset.assign(_core_spectrum(flow, k, rng, report)).assign(_spectra(flow, found, k, rng, report))
-    return dataset.assign_attrs(_attributes(flow, k, samples, seed, task))
+    return dataset.assign_attrs(_attributes(flow, k, samples, seed, task, init))
 
 
 def _core_spectrum(flow: Flow, k: int, rng: Random, progress: Progress) -> dict[str, Any]:
@@ -178,7 +183,9 @@ def _leading(flow: Flow, name: str, k: int, rng: Random, progress: Progress) -> 
     return eigs(op, most, SOLVER, rng, callback=lambda calls, _residuals: progress(stage, calls, None))
 
 
-def _check(flow: Flow, task: TaskData | None) -> None:
+def _check(flow: Flow, task: TaskData | None, init: Law | None) -> None:
+    if init is not None and not hasattr(init, "describe"):
+        raise TypeError(f"init is {init!r}, expected the law of the weights, such as kp.models.Gaussian(g=1.5)")
     shape = flow.ntk.domain.shape[:2]
     if task is not None and task.inputs.shape[:2] != shape:
         raise ValueError(f"the task has [trial, time] {task.inputs.shape[:2]}, expected those of the flow, {shape}")
@@ -202,7 +209,7 @@ def _times_of(flow: Flow, task: TaskData | None) -> tuple[np.ndarray, dict[str, 
     return times * task.dt, {"units": "ms"}
 
 
-def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | None) -> dict[str, Any]:
+def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | None, init: Law | None) -> dict[str, Any]:
     trials, times, units = flow.ntk.domain.shape
     padding = 0.0 if task is None or task.mask is None else 1 - float(task.mask.mean())
     note = {"padding": f"{padding:.0%} of the steps lie behind the end of their trial; they are analysed too"}
@@ -211,6 +218,7 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
     return {
         "title": f"Analysis of {getattr(getattr(model, 'func', model), '__name__', type(model).__name__)}",
         "model": str(model) if is_torch_array(flow.solution.state) else _tree(model),
+        **({} if init is None else {"init": init.describe()}),
         **_equation(flow.solution),
         "state": f"{trials} trials x {times} times x {units} units",
         "parameters": flow.J.domain.size,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, is_torch_module
+from kpflow_dyn.arrays import Array, is_torch_module, like_numpy
 
 
 class CheckpointError(ValueError):
@@ -43,18 +43,23 @@ def with_values(model: Any, values: Mapping[str, np.ndarray]) -> Any:
     check_names(values, known, "these are not the parameters of the model", "pass the model that was recorded")
     for name, parameter in known.items():
         _check_dtype(name, values[name].dtype, parameter)
+    return changed(model, {name: values[name] for name in known})
+
+
+def changed(model: Any, values: Mapping[str, np.ndarray]) -> Any:
+    """The model with these values of some parameters, rounded to its dtype: a torch module itself, or a new pytree."""
+    known = parameters_of(model)
+    arrays = {name: like_numpy(value, known[name]) for name, value in values.items()}
     if is_torch_module(model):
         import torch
 
         with torch.no_grad():
-            for name, parameter in known.items():
-                parameter.copy_(torch.tensor(values[name]))
+            for name, array in arrays.items():
+                known[name].copy_(array)
         return model
-    import jax.numpy as jnp
-
     from kpflow_dyn.jax_backend.checks import with_parameters
 
-    return with_parameters(model, {name: jnp.asarray(values[name], known[name].dtype) for name in known})
+    return with_parameters(model, arrays)
 
 
 def _check_dtype(name: str, dtype: np.dtype, parameter: Array) -> None:

@@ -1,7 +1,9 @@
-"""Models that the frameworks have not got: recurrent cells, fields of differential equations, and controlled plants.
+"""Models that the frameworks have not got: recurrent cells, fields of differential equations, and controlled plants;
+and how they start: laws of recurrent weights, and models by name.
 
-Cells are torch modules called as cell(x_t, z). Fields are called as f(t, z) or f(t, z, x_t): the names here are torch
-modules, and `kpflow_dyn.models.jax` has equinox modules of the same names and parameters. Plants serve both.
+Cells are called as cell(x_t, z), fields as f(t, z) or f(t, z, x_t): the names here are torch modules, and
+`kpflow_dyn.models.jax` has equinox modules of the same names and parameters; `to_jax` and `to_torch` convert one into
+the other with its weights. Plants serve both.
 
 torch or jax is imported when a name that needs it is first asked for, not before.
 """
@@ -13,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kpflow_dyn.models.closed_loop import ClosedLoop
+    from kpflow_dyn.models.convert import to_jax, to_torch
     from kpflow_dyn.models.hodgkin_huxley import SquidAxon
+    from kpflow_dyn.models.initializing import initialize
+    from kpflow_dyn.models.inits import Dale, Gaussian, Orthogonal, Planted, SpectralRadius, TorchDefault
+    from kpflow_dyn.models.named import Model, make_init, make_model
     from kpflow_dyn.models.planting import plant_fixed_points
     from kpflow_dyn.models.plants import CartPole, DoubleIntegrator, Pendulum, PlanarQuadrotor, VanDerPol
     from kpflow_dyn.models.torch_cells import CTRNNCell, LowRankRNNCell
@@ -24,15 +30,27 @@ __all__ = [
     "CTRNNField",
     "CartPole",
     "ClosedLoop",
+    "Dale",
     "DoubleIntegrator",
+    "Gaussian",
     "HodgkinHuxleyField",
     "LowRankRNNCell",
     "MLPField",
+    "Model",
+    "Orthogonal",
     "Pendulum",
     "PlanarQuadrotor",
+    "Planted",
+    "SpectralRadius",
     "SquidAxon",
+    "TorchDefault",
     "VanDerPol",
+    "initialize",
+    "make_init",
+    "make_model",
     "plant_fixed_points",
+    "to_jax",
+    "to_torch",
 ]
 
 _HOME = {
@@ -40,7 +58,11 @@ _HOME = {
     **dict.fromkeys(["CTRNNField", "HodgkinHuxleyField", "MLPField"], "torch_fields"),
     **dict.fromkeys(["CartPole", "DoubleIntegrator", "Pendulum", "PlanarQuadrotor", "VanDerPol"], "plants"),
     "ClosedLoop": "closed_loop",
+    **dict.fromkeys(["Dale", "Gaussian", "Orthogonal", "Planted", "SpectralRadius", "TorchDefault"], "inits"),
+    **dict.fromkeys(["Model", "make_init", "make_model"], "named"),
+    **dict.fromkeys(["to_jax", "to_torch"], "convert"),
     "SquidAxon": "hodgkin_huxley",
+    "initialize": "initializing",
     "plant_fixed_points": "planting",
 }
 

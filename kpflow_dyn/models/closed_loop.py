@@ -44,7 +44,7 @@ def ClosedLoop(plant: Any, policy: Any) -> Any:
         from kpflow_dyn.models import torch_fields
 
         return torch_fields.ClosedLoop(plant, policy)
-    if _is_jax_module(policy):
+    if is_jax_module(policy):
         from kpflow_dyn.models import jax as jax_fields
 
         return jax_fields.ClosedLoop(plant, policy)
@@ -54,6 +54,7 @@ def ClosedLoop(plant: Any, policy: Any) -> Any:
     )
 
 
-def _is_jax_module(policy: Any) -> bool:
+def is_jax_module(policy: Any) -> bool:
+    """Whether a policy is a callable pytree of JAX, without importing JAX."""
     jax = sys.modules.get("jax")
     return jax is not None and callable(policy) and any(isinstance(a, jax.Array) for a in jax.tree.leaves(policy))

@@ -30,10 +30,11 @@ class Constants:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+            object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
 
 
-def _checked(field: dataclasses.Field[Any], value: Any) -> float:
+def checked(field: dataclasses.Field[Any], value: Any) -> float:
+    """The value as a float, if it is one that the field may have."""
     if not isinstance(value, Real):
         raise TypeError(f"{field.name} is {type(value).__name__}, expected a real number; it is fixed, never learnt")
     number, lowest = float(value), field.metadata.get("lowest")

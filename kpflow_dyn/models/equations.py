@@ -1,4 +1,4 @@
-"""The equations of the fields, written once for torch and JAX, and the checks that both share."""
+"""The equations of fields and cells, written once for torch and JAX, and the checks that both share."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def mlp(layers: Iterable[Function], phi: Function, z: Array, x_t: Array | None) 
 def ctrnn(W: Array, U: Array | None, b: Array, tau: Array, phi: Function, z: Array, x_t: Array | None) -> Array:
     """(-z + W phi(z) + U x_t + b) / tau."""
     return (phi(z) @ W.T + b + drive(U, x_t) - z) / tau
+
+
+def leaky_step(h: Array, x: Array, recurrent: Array, U: Array, b: Array, leak: Any) -> Array:
+    """(1 - a) h + a (recurrent + U x + b) with the leak a."""
+    return h + leak * (recurrent + x @ U.T + b - h)
+
+
+def low_rank(m: Array, n: Array, rates: Array) -> Array:
+    """m n^T rates / units, without m n^T."""
+    return (rates @ n) @ m.T / m.shape[0]
 
 
 def drive(U: Array | None, x_t: Array | None) -> Array | float:
@@ -71,6 +81,20 @@ def check_sizes(inputs: int, **sizes: int) -> None:
     for name, size, least in [("inputs", inputs, 0), *((name, size, 1) for name, size in sizes.items())]:
         if size < least:
             raise ValueError(f"{name} must be at least {least}, got {size}")
+
+
+def check_leak(alpha: float, learn_alpha: bool) -> None:
+    """Raise ValueError unless alpha is a leak that a cell may have, or start from."""
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha = dt / tau must satisfy 0 < alpha <= 1, got {alpha}; take a smaller dt")
+    if learn_alpha and alpha == 1:
+        raise ValueError("a learnt alpha is a sigmoid and cannot start at 1; take alpha < 1, or learn_alpha=False")
+
+
+def check_rank(rank: int, hidden_size: int) -> None:
+    """Raise ValueError unless a weight of so many units can have this rank."""
+    if not 1 <= rank <= hidden_size:
+        raise ValueError(f"rank must be between 1 and hidden_size = {hidden_size}, got {rank}")
 
 
 def choose(nonlinearity: str, known: dict[str, Any]) -> Any:

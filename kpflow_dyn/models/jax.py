@@ -1,4 +1,4 @@
-"""The fields of `kpflow_dyn.models` as equinox modules, with the same parameters, called on one trial.
+"""The cells and fields of `kpflow_dyn.models` as equinox modules, with the same parameters, called on one trial.
 
 Their parameters are all their array leaves. Options and constants are static.
 """
@@ -17,8 +17,9 @@ from jax import Array
 
 from kpflow_dyn.models import equations
 from kpflow_dyn.models.hodgkin_huxley import SQUID_AXON, SquidAxon
+from kpflow_dyn.models.jax_cells import CTRNNCell, LowRankRNNCell, RNNCell
 
-__all__ = ["CTRNNField", "ClosedLoop", "HodgkinHuxleyField", "MLPField"]
+__all__ = ["CTRNNCell", "CTRNNField", "ClosedLoop", "HodgkinHuxleyField", "LowRankRNNCell", "MLPField", "RNNCell"]
 
 _PHI: dict[str, Callable[[Array], Array]] = {"relu": jax.nn.relu, "silu": jax.nn.silu, "tanh": jnp.tanh}
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kpflow_dyn.models import equations
+
 RATES = {"tanh": torch.tanh, "relu": torch.relu}
 
 
@@ -18,7 +20,8 @@ class _LeakyCell(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, alpha: float, learn_alpha: bool, nonlinearity: str) -> None:
         super().__init__()
-        _check_options(alpha, learn_alpha, nonlinearity)
+        equations.check_leak(alpha, learn_alpha)
+        equations.choose(nonlinearity, RATES)
         self.input_size, self.hidden_size, self.nonlinearity = input_size, hidden_size, nonlinearity
         self.U = nn.Parameter(torch.randn(hidden_size, input_size) / math.sqrt(input_size))
         self.b = nn.Parameter(torch.zeros(hidden_size))
@@ -36,9 +39,8 @@ class _LeakyCell(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """The next state, [trial, hidden_size]."""
-        drive = self.recurrent(RATES[self.nonlinearity](h)) + x @ self.U.T + self.b
         leak = self.alpha if self.alpha_logit is None else torch.sigmoid(self.alpha_logit)
-        return h + leak * (drive - h)
+        return equations.leaky_step(h, x, self.recurrent(RATES[self.nonlinearity](h)), self.U, self.b, leak)
 
     def extra_repr(self) -> str:
         """The sizes and phi, as they stand in the printed module."""
@@ -124,21 +126,11 @@ class LowRankRNNCell(_LeakyCell):
         learn_alpha: bool = False,
         nonlinearity: str = "tanh",
     ) -> None:
-        if not 1 <= rank <= hidden_size:
-            raise ValueError(f"rank must be between 1 and hidden_size = {hidden_size}, got {rank}")
+        equations.check_rank(rank, hidden_size)
         super().__init__(input_size, hidden_size, alpha, learn_alpha, nonlinearity)
         self.m = nn.Parameter(torch.randn(hidden_size, rank))
         self.n = nn.Parameter(torch.randn(hidden_size, rank))
 
     def recurrent(self, rates: Tensor) -> Tensor:
         """W r = m (n^T r) / hidden_size for each row r of rates [trial, hidden_size]."""
-        return (rates @ self.n) @ self.m.T / self.hidden_size
-
-
-def _check_options(alpha: float, learn_alpha: bool, nonlinearity: str) -> None:
-    if not 0 < alpha <= 1:
-        raise ValueError(f"alpha = dt / tau must satisfy 0 < alpha <= 1, got {alpha}; take a smaller dt")
-    if learn_alpha and alpha == 1:
-        raise ValueError("a learnt alpha is a sigmoid and cannot start at 1; take alpha < 1, or learn_alpha=False")
-    if nonlinearity not in RATES:
-        raise ValueError(f"nonlinearity must be one of {sorted(RATES)}, got {nonlinearity!r}")
+        return equations.low_rank(self.m, self.n, rates)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kpflow_dyn.models import equations
 from kpflow_dyn.models.hodgkin_huxley import SQUID_AXON, SquidAxon
 
-_PHI: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "silu": nn.functional.silu, "tanh": torch.tanh}
+PHI: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "silu": nn.functional.silu, "tanh": torch.tanh}
 
 
 class MLPField(nn.Module):
@@ -46,7 +46,7 @@ class MLPField(nn.Module):
     def __init__(self, units: int, hidden: int, inputs: int = 0, depth: int = 1, nonlinearity: str = "tanh") -> None:
         super().__init__()
         equations.check_sizes(inputs, units=units, hidden=hidden, depth=depth)
-        self.units, self.inputs, self.phi = units, inputs, equations.choose(nonlinearity, _PHI)
+        self.units, self.inputs, self.phi = units, inputs, equations.choose(nonlinearity, PHI)
         widths = [units + inputs, *[hidden] * depth, units]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
@@ -98,7 +98,7 @@ class CTRNNField(nn.Module):
     ) -> None:
         super().__init__()
         equations.check_sizes(inputs, units=units)
-        self.units, self.inputs, self.phi = units, inputs, equations.choose(nonlinearity, _PHI)
+        self.units, self.inputs, self.phi = units, inputs, equations.choose(nonlinearity, PHI)
         # In float64 whatever the weights are, and cast when used: 0.1 in float32 would be off after `field.double()`.
         self.register_buffer("tau", torch.from_numpy(equations.time_constants(tau, units)))
         self.W = nn.Parameter(gain / math.sqrt(units) * torch.randn(units, units))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -83,6 +83,12 @@ def nearest(spec: str, names: Sequence[str]) -> str:
     bare = {name.rpartition(":")[2].lower(): name for name in names}
     near = difflib.get_close_matches(spec.rpartition(":")[2].lower(), bare, n=5, cutoff=0.5)
     return f" Nearest: {', '.join(bare[name] for name in near)}." if near else ""
+
+
+def check_options(name: str, options: Iterable[str], known: Sequence[str]) -> None:
+    """Raise unless all options are known."""
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"{name} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
 
 
 def with_noise(inputs: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:

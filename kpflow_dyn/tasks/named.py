@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
 from kpflow_dyn.tasks.array_file import ArrayFile
 from kpflow_dyn.tasks.circle import DelayAnti, DelayPro, FourTasks, MemoryAnti, MemoryPro
-from kpflow_dyn.tasks.data import Task, TaskData, nearest
+from kpflow_dyn.tasks.data import Task, TaskData, check_options, nearest
 from kpflow_dyn.tasks.decisions import ContextIntegration, EvidenceIntegration, Romo
 from kpflow_dyn.tasks.gym import Neurogym, environments
 from kpflow_dyn.tasks.memory import FlipFlop, Lag
@@ -60,13 +60,13 @@ def _find_task(spec: str, options: dict[str, Any]) -> Task:
     if kind == "neurogym" and colon:
         return Neurogym(rest, options)
     if (kind == "npz" and colon) or spec.endswith(".npz"):
-        _check_options(f"a file ({spec})", options, ())
+        check_options(f"a file ({spec})", options, ())
         return ArrayFile(rest if kind == "npz" and colon else spec)
     name = spec.lower().replace("-", "").replace("_", "")
     if name not in BUILT_IN:
         raise ValueError(_unknown_task(spec))
     task = BUILT_IN[name]
-    _check_options(name, options, [option.name for option in fields(task)])  # type: ignore[arg-type]
+    check_options(name, options, [option.name for option in fields(task)])  # type: ignore[arg-type]
     return task(**options)
 
 
@@ -74,8 +74,3 @@ def _unknown_task(spec: str) -> str:
     names = [*BUILT_IN, *(f"neurogym:{name}" for name in environments())]
     known = f"{', '.join(BUILT_IN)}, neurogym:NAME-v0, or a path that ends in .npz"
     return f"unknown task {spec!r}.{nearest(spec, names)} Known: {known}."
-
-
-def _check_options(task: str, options: dict[str, Any], known: Sequence[str]) -> None:
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"{task} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")

@@ -1,0 +1,275 @@
+"""Controllers in gymnasium's environments: a policy that was trained on a plant, where someone else wrote the physics.
+
+    environment      plant with its constants                          state it is given         control it is asked for
+    CartPole-v1      CartPole(gravity=9.8), Euler steps of 0.02 s      position, angle [rad],    force [N], of which the
+                                                                       their velocities          sign counts: +-10 N
+    Pendulum-v1      Pendulum(mass=0.75, length=2/3, gravity=10):      angle [rad], 0 upright,   torque [N m], clipped
+                     a rod of 1 kg and 1 m has the moments of that     its velocity              to +-2 N m
+                     point mass; semi-implicit steps of 0.05 s
+
+gymnasium orders the states of the cart otherwise and shows the pendulum's angle as (cos, sin); signs are the same.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kpflow_dyn.arrays import is_torch_module
+from kpflow_dyn.models.closed_loop import is_jax_module
+from kpflow_dyn.models.plants import CartPole, Pendulum, Plant
+from kpflow_dyn.tasks.data import check_count, nearest
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+__all__ = ["Episodes", "gym_plant", "rollout"]
+
+Act = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Episodes:
+    """What a policy did in an environment.
+
+    Attributes:
+        env: the environment's name.
+        returns: [episode], the environment's rewards, summed.
+        lengths: [episode], how many steps each had.
+        terminated: [episode], True where the environment ended the episode as failed, not for its length.
+        states: [episode, time, state] of the plant, from the start to the state after the last step, then NaN; time is
+            in seconds.
+        controls: [episode, time, control] in the plant's unit, as the environment applied them from each state on; NaN
+            from the last state on.
+    """
+
+    env: str
+    returns: np.ndarray
+    lengths: np.ndarray
+    terminated: np.ndarray
+    states: xr.DataArray
+    controls: xr.DataArray
+
+    def plot(self, dark: bool = False) -> Figure:
+        """The states over time, a panel for each and a line for each episode."""
+        from kpflow_dyn.figures import new_figure, series, styled
+
+        @styled
+        def draw(found: Episodes) -> Figure:
+            names = found.states.state.values
+            figure, panels = new_figure(1.3 * len(names), rows=len(names))
+            for panel, name in zip(panels, names, strict=True):
+                panel.plot(found.states.time, found.states.sel(state=name).T, color=series()[0], alpha=0.4, linewidth=1)
+                panel.set(ylabel=str(name).replace("_", " "))
+                panel.label_outer()
+            panels[-1].set(xlabel="Time (s)")
+            return figure
+
+        return draw(self, dark=dark)
+
+
+def gym_plant(env: str) -> Plant:
+    """The plant of `kpflow_dyn.models` with the constants of an environment, for training and analysis.
+
+    Raises:
+        ValueError: an environment other than those above.
+
+    >>> gym_plant("CartPole-v1")
+    CartPole(cart_mass=1.0, pole_mass=0.1, half_length=0.5, gravity=9.8, cart_damping=0.0, pole_damping=0.0)
+    """
+    return _environment(env).plant
+
+
+def rollout(
+    policy: Any, env: str = "CartPole-v1", episodes: int = 20, seed: int = 0, max_steps: int | None = None
+) -> Episodes:
+    """Run a policy in an environment of gymnasium, closed over the environment's observations.
+
+        u_n = policy(state(observation_n))    observation_{n+1}, reward_n = env.step(action(u_n))
+
+    The pendulum's angle starts between -pi and pi and is followed through full turns, as on the plant.
+
+    Args:
+        policy: u = policy(z), a torch module on rows [trial, state], a JAX module on one state, or a function of numpy
+            arrays on one state; or a `ClosedLoop`, whose policy is taken.
+        env: "CartPole-v1" or "Pendulum-v1".
+        episodes: how many; episode i starts from `env.reset(seed=seed + i)`.
+        seed: of the first one.
+        max_steps: of an episode; the environment's own (500 and 200) when None.
+
+    Raises:
+        ModuleNotFoundError: gymnasium is missing.
+        ValueError: an unknown environment, a loop around another kind of plant, a policy that does not take the plant's
+            state, gives no control of its width, or one that is not finite.
+        TypeError: no policy, or a count that is no whole number.
+
+    >>> lean = rollout(lambda z: z[1:2] + 0.3 * z[3:4], episodes=2)
+    >>> lean.states.dims, lean.states.state.values.tolist()
+    (('episode', 'time', 'state'), ['position', 'angle', 'velocity', 'angular_velocity'])
+    """
+    known = _environment(env)
+    check_count("episodes", episodes, 1)
+    check_count("max_steps", known.steps if max_steps is None else max_steps, 1)
+    act = _act_of(policy, known, env)
+    world = _made(env, max_steps)
+    runs = [_episode(world, known, act, seed + i) for i in range(episodes)]
+    world.close()
+    returns, terminated, states, controls = zip(*runs, strict=True)
+    longest = max(map(len, states))
+    dims, time = ("episode", "time"), known.dt * np.arange(longest)
+    return Episodes(
+        env=env,
+        returns=np.array(returns),
+        lengths=np.array([len(run) for run in controls]),
+        terminated=np.array(terminated),
+        states=_labelled(states, longest, (*dims, "state"), {"time": time, "state": list(known.plant.state_names)}),
+        controls=_labelled(controls, longest, (*dims, "control"), {"time": time}),
+    )
+
+
+@dataclass(frozen=True)
+class _Environment:
+    """An environment in the words of its plant.
+
+    Attributes:
+        plant: with the environment's constants.
+        dt: seconds between two steps.
+        steps: how many an episode has at most.
+        state: (observation, state before it or None) -> the plant's state.
+        applied: control of a policy -> the control that the environment applies.
+        action: applied control -> action.
+    """
+
+    plant: Plant
+    dt: float
+    steps: int
+    state: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+    applied: Callable[[np.ndarray], np.ndarray]
+    action: Callable[[np.ndarray], Any]
+
+
+def _pendulum_state(observation: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+    cosine, sine, velocity = observation
+    angle = math.atan2(sine, cosine)
+    turns = 0 if before is None else round((before[0] - angle) / (2 * math.pi))
+    return np.array([angle + 2 * math.pi * turns, velocity])
+
+
+ENVIRONMENTS = {
+    "CartPole-v1": _Environment(
+        plant=CartPole(gravity=9.8),
+        dt=0.02,
+        steps=500,
+        state=lambda observation, before: observation[[0, 2, 1, 3]],
+        applied=lambda u: np.where(u > 0, 10.0, -10.0),
+        action=lambda u: int(u[0] > 0),
+    ),
+    "Pendulum-v1": _Environment(
+        plant=Pendulum(mass=0.75, length=2 / 3, gravity=10.0),
+        dt=0.05,
+        steps=200,
+        state=_pendulum_state,
+        applied=lambda u: np.clip(u, -2.0, 2.0),
+        action=lambda u: u.astype(np.float32),
+    ),
+}
+
+
+def _environment(env: str) -> _Environment:
+    if env not in ENVIRONMENTS:
+        raise ValueError(
+            f"unknown environment {env!r}.{nearest(str(env), list(ENVIRONMENTS))} Known: {', '.join(ENVIRONMENTS)}."
+        )
+    return ENVIRONMENTS[env]
+
+
+def _made(env: str, max_steps: int | None) -> Any:
+    if importlib.util.find_spec("gymnasium") is None:
+        raise ModuleNotFoundError("rollout needs gymnasium: pip install 'kpflow-dyn[gym]'")
+    import gymnasium
+
+    return gymnasium.make(env, max_episode_steps=max_steps, disable_env_checker=True)
+
+
+def _episode(world: Any, known: _Environment, act: Act, seed: int) -> tuple[float, bool, np.ndarray, np.ndarray]:
+    """Return, whether it failed, states and controls of one episode."""
+    observation, _ = world.reset(seed=seed)
+    states, controls, total = [known.state(observation.astype(float), None)], [], 0.0
+    while True:
+        wanted = act(states[-1])
+        if not np.isfinite(wanted).all():
+            raise ValueError(f"the policy gave {wanted} at the state {states[-1]}, step {len(controls)} of seed {seed}")
+        controls.append(known.applied(wanted))
+        observation, reward, terminated, truncated, _ = world.step(known.action(controls[-1]))
+        states.append(known.state(observation.astype(float), states[-1]))
+        total += float(reward)
+        if terminated or truncated:
+            return total, bool(terminated), np.array(states), np.array(controls)
+
+
+def _labelled(rows: Any, longest: int, dims: tuple[str, ...], coordinates: dict[str, Any]) -> xr.DataArray:
+    """Rows [time, ...] of several lengths as one array, with NaN behind the short ones."""
+    import xarray as xr
+
+    values = np.full((len(rows), longest, rows[0].shape[1]), np.nan)
+    for target, row in zip(values, rows, strict=True):
+        target[: len(row)] = row
+    array = xr.DataArray(values, {"episode": np.arange(len(rows)), **coordinates}, dims)
+    array.time.attrs["units"] = "s"
+    return array
+
+
+def _act_of(policy: Any, known: _Environment, env: str) -> Act:
+    """The policy on numpy states, tried once."""
+    plant = getattr(policy, "plant", None)
+    if isinstance(plant, Plant) and type(plant) is not type(known.plant):
+        raise ValueError(f"the loop's plant is {plant}, but {env} is a {type(known.plant).__name__}: {known.plant}")
+    act = _on_numpy(policy.policy if plant is not None else policy)
+    size, width = known.plant.state_size, known.plant.control_size
+    try:
+        control = act(np.zeros(size))
+    except Exception as error:  # of another kind in each framework
+        raise ValueError(f"the policy does not take the {size} states of {env}, {known.plant}: {error}") from error
+    if control.shape != (width,):
+        raise ValueError(f"the policy gave {control.shape}, expected a control of the shape {(width,)} for {env}")
+    return act
+
+
+def _on_numpy(policy: Any) -> Act:
+    if is_torch_module(policy):
+        return _torch_on_numpy(policy)
+    if is_jax_module(policy):
+        return _jax_on_numpy(policy)
+    if not callable(policy) or isinstance(policy, type):
+        raise TypeError(
+            f"policy is {policy!r}, expected a torch or JAX module, a function u = policy(z), or a ClosedLoop"
+        )
+    return lambda z: np.asarray(policy(z), float)
+
+
+def _torch_on_numpy(policy: Any) -> Act:
+    torch = sys.modules["torch"]
+    like = next(policy.parameters(), torch.zeros(()))
+
+    @torch.no_grad()
+    def act(z: np.ndarray) -> np.ndarray:
+        row = torch.as_tensor(z[None], dtype=like.dtype, device=like.device)
+        return policy(row)[0].cpu().numpy().astype(float)
+
+    return act
+
+
+def _jax_on_numpy(policy: Any) -> Act:
+    import equinox as eqx
+
+    from kpflow_dyn.parameters import parameters_of
+
+    compiled, dtype = eqx.filter_jit(policy), next(iter(parameters_of(policy).values())).dtype
+    return lambda z: np.asarray(compiled(z.astype(dtype)), float)
