@@ -1,0 +1,348 @@
+"""Fixed and slow points of a recurrent network or a field under a constant input."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kpflow_dyn.arrays import (
+    Array,
+    array_namespace,
+    device,
+    full_precision,
+    is_torch_array,
+    is_torch_module,
+    like_numpy,
+    to_numpy,
+)
+from kpflow_dyn.dynamics.levenberg import minimise
+from kpflow_dyn.inputs import input_width
+from kpflow_dyn.problems import DiscreteProblem, ODEProblem, StaticProblem
+from kpflow_dyn.solution import Solution, solve
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+STARTS, OUTLIER, POLISH = 256, 10.0, 6
+AXES = {
+    "xstar": ("point", "unit"),
+    "x_init": ("point", "unit"),
+    "F_xstar": ("point", "unit"),
+    "qstar": ("point",),
+    "dq": ("point",),
+    "J_xstar": ("point", "unit", "unit_before"),
+    "eigval_J_xstar": ("point", "eigenvalue"),
+    "eigvec_J_xstar": ("point", "unit", "eigenvalue"),
+    "is_stable": ("point",),
+    "is_fixed": ("point",),
+    "inputs": ("point", "input"),
+    "starts": ("point",),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPoints:
+    """Fixed and slow points, those that most starts led to first; names are those of the package fixed-point-finder.
+
+    `points[mask]` are some of them, as `points[points.is_stable]`; `len(points)` says how many there are.
+
+    Attributes:
+        xstar: the points z* [n, unit].
+        x_init: a start that led there [n, unit].
+        F_xstar: F(z*) [n, unit], of a field f(z*).
+        qstar: 1/2 |F(z*) - z*|^2 [n], of a field 1/2 |f(z*)|^2.
+        dq: by how much the last step changed it [n].
+        J_xstar: dF/dz, of a field df/dz [n, unit, unit].
+        eigval_J_xstar: its eigenvalues [n, unit], the slowest to decay first: the largest in magnitude, of a field in
+            real part.
+        eigvec_J_xstar: its eigenvectors as columns [n, unit, unit].
+        is_stable: whether all eigenvalues have |l| < 1, of a field Re l < 0 [n].
+        is_fixed: whether the point is fixed to round-off, rather than slow [n].
+        inputs: x [n, input].
+        starts: how many starts led there [n].
+        continuous: whether they are those of a field.
+        states: where they were looked for [trial, time, unit]: the states of the solution, or the starts.
+    """
+
+    xstar: np.ndarray
+    x_init: np.ndarray
+    F_xstar: np.ndarray
+    qstar: np.ndarray
+    dq: np.ndarray
+    J_xstar: np.ndarray
+    eigval_J_xstar: np.ndarray
+    eigvec_J_xstar: np.ndarray
+    is_stable: np.ndarray
+    is_fixed: np.ndarray
+    inputs: np.ndarray
+    starts: np.ndarray
+    continuous: bool = False
+    states: np.ndarray = field(repr=False, kw_only=True)
+
+    def __len__(self) -> int:
+        return len(self.xstar)
+
+    def __getitem__(self, which: Any) -> FixedPoints:
+        rows = np.atleast_1d(np.arange(len(self))[which])
+        return replace(self, **{name: getattr(self, name)[rows] for name in AXES})
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of all attributes but `states`; unit_before is the axis of z in dF/dz."""
+        import xarray as xr
+
+        data = {name: (axes, getattr(self, name)) for name, axes in AXES.items()}
+        return xr.Dataset(data, attrs={"continuous": int(self.continuous)})
+
+    def plot(self, dark: bool = False) -> Figure:
+        """States and points in the plane of the states' first two principal components, the stable ones filled."""
+        from kpflow_dyn.dynamics import figures
+
+        return figures.fixed_points(self, dark=dark)
+
+
+def fixed_points(
+    model: Any,
+    x: Any = None,
+    starts: Any = STARTS,
+    *,
+    noise: float = 0.1,
+    slow: float = 1e-8,
+    unique: float = 1e-3,
+    iterations: int = 300,
+    seed: int = 0,
+) -> FixedPoints:
+    """Find the states that a constant input x holds still, or almost.
+
+        q(z) = 1/2 |F(z, x) - z|^2,  of a field 1/2 |f(t_0, z, x)|^2
+
+    is minimised from many starts at once by the method of Levenberg and Marquardt, with exact Jacobians. What comes to
+    q <= slow is kept but for repetitions and what ran away (beyond ten times the largest start, or ten times a state of
+    ones), and polished by Newton's method. A continuum, as of a line attractor, gives as many points as starts lead to
+    different places of it. No search can tell that there are no more; more starts and more noise find more.
+
+    Args:
+        model: a DiscreteProblem, an ODEProblem or a Solution of either; or a cell as a DiscreteProblem takes it, with
+            `starts` given.
+        x: the constant input [input], or one for each start [n, input]; zeros when None.
+        starts: where to start: states [n, unit], or how many of the solution's states to draw.
+        noise: the standard deviation of the noise on states that are drawn, over that of the states themselves.
+        slow: up to which q points are kept; a local minimum of q above it is none.
+        unique: points nearer to each other than this are one; states and inputs both count.
+        iterations: how many steps at most.
+        seed: of the draw of starts and the noise.
+
+    Raises:
+        TypeError: of a problem without dynamics.
+        ValueError: starts or inputs of another width or not finite, or options that are not positive.
+
+    Warns:
+        UserWarning: when no start came to a point; the result is empty.
+
+    Source: Sussillo, Barak, Neural Computation 25, 626 (2013); Golub, Sussillo, "FixedPointFinder", JOSS 3, 1003 (2018).
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> cell = torch.nn.RNNCell(1, 1, bias=False).double()
+        >>> _ = cell.weight_hh.data.fill_(2.0)  # z = tanh(2 z)
+        >>> found = kp.dynamics.fixed_points(cell, starts=torch.linspace(-1, 1, 20)[:, None].double())
+        >>> [(round(float(z[0]), 4), bool(stable)) for z, stable in sorted(zip(found.xstar, found.is_stable))]
+        [(-0.9575, True), (0.0, False), (0.9575, True)]
+    """
+    for name, value in {"slow": slow, "unique": unique, "iterations": iterations}.items():
+        if not 0 < value < np.inf:
+            raise ValueError(f"{name} is {value!r}, expected a positive number")
+    problem, z, states = _starts(model, x, starts, noise, seed)
+    inputs = like_numpy(_inputs(problem, x, len(z)), z)
+    with full_precision(z):
+        search = _Search(problem, inputs, z)
+        ends = minimise(search.residual, z, iterations)
+        numbers, counts = search.distinct(ends, slow, unique)
+        if not len(numbers):
+            warnings.warn(search.why_none(ends, slow), stacklevel=2)
+        return search.points(ends, numbers, counts, unique, states)
+
+
+class _Search:
+    """The model, its inputs [n, input] and the starts [n, unit]."""
+
+    def __init__(self, problem: DiscreteProblem | ODEProblem, x: Array, z: Array) -> None:
+        self.x, self.start, self.continuous = x, z, isinstance(problem, ODEProblem)
+        self.dynamics = _backend(z).Dynamics(problem, x, z)
+        self.eps = float(np.finfo(to_numpy(z[:0]).dtype).eps)
+
+    def residual(self, numbers: np.ndarray, z: Array) -> tuple[Array, Array]:
+        """F(z) - z and its Jacobian, or f and its own, of these rows."""
+        F, J = self.dynamics(self._inputs_of(numbers), z)
+        return (F, J) if self.continuous else (F - z, J - like_numpy(np.eye(z.shape[1]), z))
+
+    def _inputs_of(self, numbers: np.ndarray) -> Array:
+        xp = array_namespace(self.x)
+        return xp.take(self.x, xp.asarray(numbers, device=device(self.x)), axis=0)
+
+    def in_numpy(self, numbers: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`residual` in float64."""
+        r, J = self.residual(numbers, like_numpy(z, self.start))
+        return to_numpy(r).astype(np.float64), to_numpy(J).astype(np.float64)
+
+    def distinct(self, z: np.ndarray, slow: float, unique: float) -> tuple[np.ndarray, np.ndarray]:
+        """Which ends are points, each once, and how many starts led there; the most visited first."""
+        q = self.q(z)
+        near = np.linalg.norm(z, axis=1) <= OUTLIER * max(self._largest_start(), z.shape[1] ** 0.5)
+        rows = np.concatenate([z, to_numpy(self.x)], 1).astype(np.float64)
+        left = [n for n in np.argsort(q, kind="stable") if q[n] <= slow and near[n]]
+        found: list[tuple[int, int]] = []
+        while left:
+            same = np.linalg.norm(rows[left] - rows[left[0]], axis=1) <= unique
+            found.append((left[0], int(same.sum())))
+            left = [n for n, again in zip(left, same, strict=True) if not again]
+        found.sort(key=lambda point: -point[1])
+        numbers, counts = np.array(found, int).reshape(-1, 2).T
+        return numbers, counts
+
+    def q(self, z: np.ndarray) -> np.ndarray:
+        """Of all starts' states."""
+        r, _ = self.in_numpy(np.arange(len(z)), z)
+        return np.where(np.isfinite(r).all(1), (r**2).sum(1) / 2, np.inf)
+
+    def _largest_start(self) -> float:
+        return float(np.linalg.norm(to_numpy(self.start), axis=1).max())
+
+    def why_none(self, z: np.ndarray, slow: float) -> str:
+        """What is to be said where there is no point."""
+        return (
+            f"none of {len(z)} starts came to a point with q <= {slow:g} (the least was {self.q(z).min():.1e}), or they "
+            "ran away; start elsewhere, allow more iterations, or raise slow"
+        )
+
+    def points(
+        self, ends: np.ndarray, numbers: np.ndarray, counts: np.ndarray, unique: float, states: np.ndarray
+    ) -> FixedPoints:
+        """The result."""
+        z, r, J, dq = self._polished(ends[numbers].astype(np.float64), numbers, unique)
+        if not self.continuous:
+            J = J + np.eye(z.shape[1])
+        values, vectors = np.linalg.eig(J)
+        speed = values.real if self.continuous else np.abs(values)
+        order = np.argsort(-speed, axis=1, kind="stable")
+        return FixedPoints(
+            xstar=z,
+            x_init=to_numpy(self.start)[numbers].astype(np.float64),
+            F_xstar=r if self.continuous else r + z,
+            qstar=(r**2).sum(1) / 2,
+            dq=dq,
+            J_xstar=J,
+            eigval_J_xstar=np.take_along_axis(values, order, 1).astype(complex),
+            eigvec_J_xstar=np.take_along_axis(vectors, order[:, None], 2).astype(complex),
+            is_stable=(speed < (0 if self.continuous else 1)).all(1),
+            is_fixed=np.linalg.norm(r, axis=1) <= 1e5 * self.eps * (1 + np.linalg.norm(z, axis=1)),
+            inputs=to_numpy(self.x)[numbers].astype(np.float64),
+            starts=counts,
+            continuous=self.continuous,
+            states=states,
+        )
+
+    def _polished(
+        self, z: np.ndarray, numbers: np.ndarray, unique: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """z, r, J and the change of q after Newton steps that lower it and do not leave the point."""
+        dq = np.zeros(len(z))
+        if not len(z):
+            return z, z, np.zeros((0, z.shape[1], z.shape[1])), dq
+        r, J = self.in_numpy(numbers, z)
+        for _ in range(POLISH):
+            step = (np.linalg.pinv(J, rcond=1e-8) @ r[..., None])[..., 0]
+            candidate = to_numpy(like_numpy(z - step, self.start)).astype(np.float64)
+            r_next, J_next = self.in_numpy(numbers, candidate)
+            change = ((r**2).sum(1) - (r_next**2).sum(1)) / 2
+            better = (change > 0) & (np.linalg.norm(step, axis=1) <= unique)
+            if not better.any():
+                break
+            dq = np.where(better, change, dq)
+            z, r = (np.where(better[:, None], new, old) for new, old in ((candidate, z), (r_next, r)))
+            J = np.where(better[:, None, None], J_next, J)
+        return z, r, J, dq
+
+
+# What is given
+
+
+def _starts(model: Any, x: Any, starts: Any, noise: float, seed: int) -> tuple[Any, Array, np.ndarray]:
+    """The problem, the starts [n, unit], and the states [trial, time, unit] to draw them among."""
+    sol = model if isinstance(model, Solution) else None
+    problem = sol.problem if sol is not None else model
+    drawn = isinstance(starts, int | np.integer) and not isinstance(starts, bool)
+    if not isinstance(problem, DiscreteProblem | ODEProblem):
+        problem = _of_cell(problem, x, starts, drawn)
+    if drawn:
+        sol = solve(problem) if sol is None else sol
+        z = _drawn(to_numpy(sol.state), int(starts), noise, seed)
+        return problem, like_numpy(z, sol.state), to_numpy(sol.state)
+    like = problem.x if isinstance(problem, DiscreteProblem) else problem.z0
+    z = _matrix(starts, "starts", _backend(like).units_of(problem), "unit")
+    return problem, like_numpy(z, like), z[None] if sol is None else to_numpy(sol.state)
+
+
+def _of_cell(cell: Any, x: Any, starts: Any, drawn: bool) -> DiscreteProblem:
+    """A bare cell as a problem."""
+    if isinstance(cell, StaticProblem) or not callable(cell):
+        raise TypeError(
+            f"a {type(cell).__name__} has no dynamics; expected a cell, a DiscreteProblem, an ODEProblem or a Solution"
+        )
+    if drawn:
+        raise ValueError("a cell alone has no states to start from; pass starts [n, unit], or a DiscreteProblem")
+    z = starts if is_torch_array(starts) or not is_torch_module(cell) else _tensor_like(cell, starts)
+    width = getattr(cell, "input_size", None) if x is None else np.shape(to_numpy(x))[-1]
+    if width is None:
+        raise ValueError("the cell has no input_size attribute, so the width of its input is unknown; pass x [input]")
+    inputs = like_numpy(np.zeros((1, 1, width)), z)
+    return DiscreteProblem(cell, inputs, None if hasattr(cell, "hidden_size") else z[:1])
+
+
+def _tensor_like(cell: Any, starts: Any) -> Array:
+    import torch
+
+    return torch.as_tensor(np.asarray(starts)).to(next(cell.parameters()))
+
+
+def _drawn(states: np.ndarray, count: int, noise: float, seed: int) -> np.ndarray:
+    """So many states, each once before one comes again, with noise."""
+    if count < 1 or not 0 <= noise < np.inf:
+        raise ValueError(f"starts is {count} and noise {noise!r}, expected at least one start and noise >= 0")
+    rng, rows = np.random.default_rng(seed), states.reshape(-1, states.shape[2])
+    order = np.concatenate([rng.permutation(len(rows)) for _ in range(-(-count // len(rows)))])[:count]
+    deviation = np.sqrt(((rows - rows.mean(0)) ** 2).mean())
+    return rows[order] + noise * deviation * rng.standard_normal((count, rows.shape[1]))
+
+
+def _inputs(problem: DiscreteProblem | ODEProblem, x: Any, count: int) -> np.ndarray:
+    """x [n, input]."""
+    width = problem.x.shape[2] if isinstance(problem, DiscreteProblem) else input_width(problem) or 0
+    array = np.zeros(width) if x is None else np.asarray(to_numpy(x), np.float64)
+    array = np.broadcast_to(array, (count, *array.shape)) if array.ndim == 1 else array
+    if len(array) != count:
+        raise ValueError(f"x has shape {array.shape} for {count} starts, expected [input], or [n, input] with one each")
+    return _matrix(array, "x", width, "input").copy()
+
+
+def _matrix(given: Any, what: str, width: int, axis: str) -> np.ndarray:
+    array = np.asarray(to_numpy(given))
+    if array.ndim != 2 or array.shape[1] != width or not len(array):
+        raise ValueError(
+            f"{what} has shape {array.shape}, expected [n, {axis}] with {axis} = {width}, as the model has"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{what} holds NaN or inf, first in row {int(np.argmin(np.isfinite(array).all(1)))}")
+    return array
+
+
+def _backend(like: Array) -> Any:
+    if is_torch_array(like):
+        from kpflow_dyn.torch_backend import dynamics
+    else:
+        from kpflow_dyn.jax_backend import dynamics
+    return dynamics
