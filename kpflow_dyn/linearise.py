@@ -162,7 +162,7 @@ def tangent_of_steps(sol: Solution, params: Choice) -> tuple[Tangent, dict[str, 
 
 
 def tangent_of_dynamics(sol: Solution) -> Tangent:
-    """The tangent of a solution's own steps z_{t-1} -> z_t; of an ODE of the accepted ones, the first of length zero."""
+    """The tangent of a solution's steps z_{t-1} -> z_t; of an ODE of the accepted ones, the first of length zero."""
     if isinstance(sol.problem, DiscreteProblem):
         return tangent_of_steps(sol, _every)[0]
     return _steps_tangent(sol, _backend(sol.state).Model(_equation(sol).f, _every), with_stages=False)

@@ -45,7 +45,7 @@ class Lyapunov:
 
     @property
     def entropy(self) -> float:
-        """The sum of the positive exponents, by Pesin's formula the rate of entropy; a bound from below if k < units."""
+        """The sum of the positive exponents, by Pesin's formula the rate of entropy (at least, where k < units)."""
         return float(self.mean[self.mean > 0].sum())
 
     @property
@@ -145,10 +145,9 @@ def lyapunov_spectrum(
     """
     sol = solved(sol)
     units = sol.state.shape[2]
-    k = units if k is None else k
-    if not (_is_whole(k) and 1 <= k <= units):
+    if k is not None and not (_is_whole(k) and 1 <= k <= units):
         raise ValueError(f"k is {k!r}, expected a number of exponents from 1 to the {units} units")
-    factors = _Factors(sol, interval, _random_start(sol, k, seed))
+    factors = _Factors(sol, interval, _random_start(sol, k or units, seed))
     with np.errstate(divide="ignore"):
         logs = np.log(np.abs(np.diagonal(factors.R, axis1=2, axis2=3)))
     counted = factors.after(transient)
@@ -183,7 +182,7 @@ def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interv
         >>> problem = kp.DiscreteProblem(cell, torch.zeros(1, 200, 1, dtype=torch.float64))
         >>> found = kp.dynamics.finite_time_exponents(problem)
         >>> found.exponents[0, [0, 9, 199], 0].round(2)
-        array([ 2.31, -0.09, -0.65])
+        array([ 2.31, -0.16, -0.65])
     """
     sol = solved(sol)
     trials, _, units = sol.state.shape

@@ -86,9 +86,9 @@ def finite_time(found: FiniteTimeExponents) -> Figure:
 
 def _draw_trajectories(axes: Axes, found: PCA, color: str) -> None:
     """Trials as lines; states without times as dots."""
-    style = {"marker": ".", "linestyle": ""} if found.scores.shape[0] == 1 else {}
+    style = "." if found.scores.shape[0] == 1 else "-"
     for path in _in_plane(found.scores)[:SHOWN_TRIALS]:
-        axes.plot(*path.T, color=color, linewidth=0.7, alpha=0.5, markersize=3, **style)
+        axes.plot(*path.T, style, color=color, linewidth=0.7, alpha=0.5, markersize=3)
     axes.set(xlabel="PC 1", ylabel="PC 2" if found.scores.shape[2] > 1 else "")
 
 

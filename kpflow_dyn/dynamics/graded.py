@@ -47,11 +47,10 @@ class GradedProduct:
 
     def _rotate(self, first: np.ndarray, second: np.ndarray) -> float:
         """Make pairs of columns orthogonal, and say how far from that the worst was."""
-        u, v, l, m = *(self.directions[:, i] for i in (first, second)), *(self.logs[:, i] for i in (first, second))
+        (u, v), (log_u, log_v) = ([a[:, first], a[:, second]] for a in (self.directions, self.logs))
         cosine = (u * v).sum(2)
-        swap = m > l
-        shorter, longer = np.where(swap, l, m), np.where(swap, m, l)
-        ratio = np.exp(np.where(np.isneginf(shorter), -np.inf, shorter - np.where(np.isneginf(longer), 0, longer)))
+        swap = log_v > log_u
+        ratio = _ratio(np.minimum(log_u, log_v), np.maximum(log_u, log_v))
         gap = 1 - ratio**2
         root = gap + np.hypot(gap, 2 * ratio * cosine)
         tangent = 2 * cosine / np.where(root > 0, root, 1)  # of the angle, over the ratio
@@ -65,6 +64,11 @@ class GradedProduct:
         for columns in (first, second):
             self._normalise(columns)
         return float(np.abs(cosine).max(initial=0))
+
+
+def _ratio(shorter: np.ndarray, longer: np.ndarray) -> np.ndarray:
+    """Of lengths by their logarithms; 0 where both are zero."""
+    return np.exp(shorter - np.where(np.isneginf(longer), 0, longer))
 
 
 def _tournament(size: int) -> list[tuple[np.ndarray, np.ndarray]]:

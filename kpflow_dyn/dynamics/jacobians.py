@@ -55,7 +55,8 @@ def solved(given: Solution | DiscreteProblem | ODEProblem) -> Solution:
     problem = given.problem if isinstance(given, Solution) else given
     if not isinstance(problem, DiscreteProblem | ODEProblem):
         raise TypeError(
-            f"a {type(problem).__name__} has no steps in time; expected a DiscreteProblem, an ODEProblem or its Solution"
+            f"a {type(problem).__name__} has no steps in time; expected a DiscreteProblem, an ODEProblem, or a "
+            "Solution of these"
         )
     sol = given if isinstance(given, Solution) else solve(problem)
     if isinstance(problem, ODEProblem) and sol.steps is None:

@@ -13,15 +13,12 @@ from kpflow_dyn.arrays import (
     array_namespace,
     device,
     full_precision,
-    is_torch_array,
-    is_torch_module,
     like_numpy,
     to_numpy,
 )
+from kpflow_dyn.dynamics.given import backend, constant_inputs, posed
 from kpflow_dyn.dynamics.levenberg import minimise
-from kpflow_dyn.inputs import input_width
-from kpflow_dyn.problems import DiscreteProblem, ODEProblem, StaticProblem
-from kpflow_dyn.solution import Solution, solve
+from kpflow_dyn.problems import DiscreteProblem, ODEProblem
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -142,7 +139,8 @@ def fixed_points(
     Warns:
         UserWarning: when no start came to a point; the result is empty.
 
-    Source: Sussillo, Barak, Neural Computation 25, 626 (2013); Golub, Sussillo, "FixedPointFinder", JOSS 3, 1003 (2018).
+    Source: Sussillo, Barak, Neural Computation 25, 626 (2013); Golub, Sussillo, "FixedPointFinder", JOSS 3, 1003
+    (2018).
 
     Example:
         >>> import torch
@@ -156,8 +154,8 @@ def fixed_points(
     for name, value in {"slow": slow, "unique": unique, "iterations": iterations}.items():
         if not 0 < value < np.inf:
             raise ValueError(f"{name} is {value!r}, expected a positive number")
-    problem, z, states = _starts(model, x, starts, noise, seed)
-    inputs = like_numpy(_inputs(problem, x, len(z)), z)
+    problem, z, states = posed(model, x, starts, noise, seed)
+    inputs = like_numpy(constant_inputs(problem, x, len(z)), z)
     with full_precision(z):
         search = _Search(problem, inputs, z)
         ends = minimise(search.residual, z, iterations)
@@ -172,7 +170,7 @@ class _Search:
 
     def __init__(self, problem: DiscreteProblem | ODEProblem, x: Array, z: Array) -> None:
         self.x, self.start, self.continuous = x, z, isinstance(problem, ODEProblem)
-        self.dynamics = _backend(z).Dynamics(problem, x, z)
+        self.dynamics = backend(z).Dynamics(problem, x, z)
         self.eps = float(np.finfo(to_numpy(z[:0]).dtype).eps)
 
     def residual(self, numbers: np.ndarray, z: Array) -> tuple[Array, Array]:
@@ -215,8 +213,8 @@ class _Search:
     def why_none(self, z: np.ndarray, slow: float) -> str:
         """What is to be said where there is no point."""
         return (
-            f"none of {len(z)} starts came to a point with q <= {slow:g} (the least was {self.q(z).min():.1e}), or they "
-            "ran away; start elsewhere, allow more iterations, or raise slow"
+            f"none of {len(z)} starts came to a point with q <= {slow:g} (the least was {self.q(z).min():.1e}) without "
+            "running away; start elsewhere, allow more iterations, or raise slow"
         )
 
     def points(
@@ -226,8 +224,8 @@ class _Search:
         z, r, J, dq = self._polished(ends[numbers].astype(np.float64), numbers, unique)
         if not self.continuous:
             J = J + np.eye(z.shape[1])
-        values, vectors = np.linalg.eig(J)
-        speed = values.real if self.continuous else np.abs(values)
+        values, vectors = (found.astype(complex) for found in np.linalg.eig(J))
+        speed = np.real(values) if self.continuous else np.abs(values)
         order = np.argsort(-speed, axis=1, kind="stable")
         return FixedPoints(
             xstar=z,
@@ -236,9 +234,9 @@ class _Search:
             qstar=(r**2).sum(1) / 2,
             dq=dq,
             J_xstar=J,
-            eigval_J_xstar=np.take_along_axis(values, order, 1).astype(complex),
-            eigvec_J_xstar=np.take_along_axis(vectors, order[:, None], 2).astype(complex),
-            is_stable=(speed < (0 if self.continuous else 1)).all(1),
+            eigval_J_xstar=np.take_along_axis(values, order, 1),
+            eigvec_J_xstar=np.take_along_axis(vectors, order[:, None], 2),
+            is_stable=speed[np.arange(len(z)), order[:, 0]] < (0 if self.continuous else 1),
             is_fixed=np.linalg.norm(r, axis=1) <= 1e5 * self.eps * (1 + np.linalg.norm(z, axis=1)),
             inputs=to_numpy(self.x)[numbers].astype(np.float64),
             starts=counts,
@@ -266,83 +264,3 @@ class _Search:
             z, r = (np.where(better[:, None], new, old) for new, old in ((candidate, z), (r_next, r)))
             J = np.where(better[:, None, None], J_next, J)
         return z, r, J, dq
-
-
-# What is given
-
-
-def _starts(model: Any, x: Any, starts: Any, noise: float, seed: int) -> tuple[Any, Array, np.ndarray]:
-    """The problem, the starts [n, unit], and the states [trial, time, unit] to draw them among."""
-    sol = model if isinstance(model, Solution) else None
-    problem = sol.problem if sol is not None else model
-    drawn = isinstance(starts, int | np.integer) and not isinstance(starts, bool)
-    if not isinstance(problem, DiscreteProblem | ODEProblem):
-        problem = _of_cell(problem, x, starts, drawn)
-    if drawn:
-        sol = solve(problem) if sol is None else sol
-        z = _drawn(to_numpy(sol.state), int(starts), noise, seed)
-        return problem, like_numpy(z, sol.state), to_numpy(sol.state)
-    like = problem.x if isinstance(problem, DiscreteProblem) else problem.z0
-    z = _matrix(starts, "starts", _backend(like).units_of(problem), "unit")
-    return problem, like_numpy(z, like), z[None] if sol is None else to_numpy(sol.state)
-
-
-def _of_cell(cell: Any, x: Any, starts: Any, drawn: bool) -> DiscreteProblem:
-    """A bare cell as a problem."""
-    if isinstance(cell, StaticProblem) or not callable(cell):
-        raise TypeError(
-            f"a {type(cell).__name__} has no dynamics; expected a cell, a DiscreteProblem, an ODEProblem or a Solution"
-        )
-    if drawn:
-        raise ValueError("a cell alone has no states to start from; pass starts [n, unit], or a DiscreteProblem")
-    z = starts if is_torch_array(starts) or not is_torch_module(cell) else _tensor_like(cell, starts)
-    width = getattr(cell, "input_size", None) if x is None else np.shape(to_numpy(x))[-1]
-    if width is None:
-        raise ValueError("the cell has no input_size attribute, so the width of its input is unknown; pass x [input]")
-    inputs = like_numpy(np.zeros((1, 1, width)), z)
-    return DiscreteProblem(cell, inputs, None if hasattr(cell, "hidden_size") else z[:1])
-
-
-def _tensor_like(cell: Any, starts: Any) -> Array:
-    import torch
-
-    return torch.as_tensor(np.asarray(starts)).to(next(cell.parameters()))
-
-
-def _drawn(states: np.ndarray, count: int, noise: float, seed: int) -> np.ndarray:
-    """So many states, each once before one comes again, with noise."""
-    if count < 1 or not 0 <= noise < np.inf:
-        raise ValueError(f"starts is {count} and noise {noise!r}, expected at least one start and noise >= 0")
-    rng, rows = np.random.default_rng(seed), states.reshape(-1, states.shape[2])
-    order = np.concatenate([rng.permutation(len(rows)) for _ in range(-(-count // len(rows)))])[:count]
-    deviation = np.sqrt(((rows - rows.mean(0)) ** 2).mean())
-    return rows[order] + noise * deviation * rng.standard_normal((count, rows.shape[1]))
-
-
-def _inputs(problem: DiscreteProblem | ODEProblem, x: Any, count: int) -> np.ndarray:
-    """x [n, input]."""
-    width = problem.x.shape[2] if isinstance(problem, DiscreteProblem) else input_width(problem) or 0
-    array = np.zeros(width) if x is None else np.asarray(to_numpy(x), np.float64)
-    array = np.broadcast_to(array, (count, *array.shape)) if array.ndim == 1 else array
-    if len(array) != count:
-        raise ValueError(f"x has shape {array.shape} for {count} starts, expected [input], or [n, input] with one each")
-    return _matrix(array, "x", width, "input").copy()
-
-
-def _matrix(given: Any, what: str, width: int, axis: str) -> np.ndarray:
-    array = np.asarray(to_numpy(given))
-    if array.ndim != 2 or array.shape[1] != width or not len(array):
-        raise ValueError(
-            f"{what} has shape {array.shape}, expected [n, {axis}] with {axis} = {width}, as the model has"
-        )
-    if not np.isfinite(array).all():
-        raise ValueError(f"{what} holds NaN or inf, first in row {int(np.argmin(np.isfinite(array).all(1)))}")
-    return array
-
-
-def _backend(like: Array) -> Any:
-    if is_torch_array(like):
-        from kpflow_dyn.torch_backend import dynamics
-    else:
-        from kpflow_dyn.jax_backend import dynamics
-    return dynamics

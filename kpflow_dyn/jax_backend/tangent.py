@@ -214,9 +214,9 @@ class Tangent:
         return self._by_probes(sweep, jnp.zeros_like(q))
 
     def _factorise(self, data: Data, start: jax.Array, interval: int) -> jax.Array:
-        """R [block, trial, k, k] of A_t ... A_{t-interval+1} Q = Q' R, again and again, from Q = start [k, trial, unit].
+        """R [block, trial, k, k] of A_t ... A_{t-interval+1} Q = Q' R, block after block, the last maybe shorter.
 
-        The last block may have fewer steps.
+        The first Q is `start` [k, trial, unit].
         """
 
         def step(s: jax.Array, time: jax.Array) -> tuple[jax.Array, None]:

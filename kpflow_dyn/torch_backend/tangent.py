@@ -177,9 +177,9 @@ class Tangent:
         return out
 
     def factorise(self, start: Tensor, interval: int) -> Tensor:
-        """R [block, trial, k, k] of A_t ... A_{t-interval+1} Q = Q' R, again and again, from Q = start [k, trial, unit].
+        """R [block, trial, k, k] of A_t ... A_{t-interval+1} Q = Q' R, block after block, the last maybe shorter.
 
-        The last block may have fewer steps.
+        The first Q is `start` [k, trial, unit].
         """
         found, last = [], start.transpose(0, 1)
         with self._work(len(start)) as work:
