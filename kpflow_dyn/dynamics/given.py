@@ -11,6 +11,8 @@ from kpflow_dyn.inputs import input_width
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem, StaticProblem
 from kpflow_dyn.solution import Solution, solve
 
+AVERAGED = (1, 2, 4, 8)  # how many states a start is the mean of, in turn
+
 
 def posed(model: Any, x: Any, starts: Any, noise: float, seed: int) -> tuple[Any, Array, np.ndarray]:
     """The problem, the starts [n, unit], and the states [trial, time, unit] to draw them among."""
@@ -51,13 +53,14 @@ def _tensor_like(cell: Any, starts: Any) -> Array:
 
 
 def _drawn(states: np.ndarray, count: int, noise: float, seed: int) -> np.ndarray:
-    """So many states, each once before one comes again, with noise."""
+    """States and means of a few of them, with noise."""
     if count < 1 or not 0 <= noise < np.inf:
         raise ValueError(f"starts is {count} and noise {noise!r}, expected at least one start and noise >= 0")
     rng, rows = np.random.default_rng(seed), states.reshape(-1, states.shape[2])
-    order = np.concatenate([rng.permutation(len(rows)) for _ in range(-(-count // len(rows)))])[:count]
+    numbers = np.resize(AVERAGED, count)
+    means = np.stack([rows[rng.integers(len(rows), size=n)].mean(0) for n in numbers])
     deviation = np.sqrt(((rows - rows.mean(0)) ** 2).mean())
-    return rows[order] + noise * deviation * rng.standard_normal((count, rows.shape[1]))
+    return means + noise * deviation * rng.standard_normal((count, rows.shape[1]))
 
 
 def constant_inputs(problem: DiscreteProblem | ODEProblem, x: Any, count: int) -> np.ndarray:

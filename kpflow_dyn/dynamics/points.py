@@ -87,8 +87,18 @@ class FixedPoints:
         rows = np.atleast_1d(np.arange(len(self))[which])
         return replace(self, **{name: getattr(self, name)[rows] for name in AXES})
 
+    @property
+    def index(self) -> np.ndarray:
+        """sign det(1 - dF/dz), of a field sign det(-df/dz) [n]: 1 where an even number of real eigenvalues is unstable.
+
+        Of dynamics that map some ball into itself the indices of all fixed points sum to one, if none is degenerate
+        (Lefschetz, Poincare, Hopf): another sum over those that `is_fixed` says that some were not found.
+        """
+        J = -self.J_xstar if self.continuous else np.eye(self.xstar.shape[1]) - self.J_xstar
+        return np.linalg.slogdet(J).sign.astype(int)
+
     def to_xarray(self) -> xr.Dataset:
-        """A dataset of all attributes but `states`; unit_before is the axis of z in dF/dz."""
+        """A dataset of all attributes but `states`; "unit_before" is the axis of z in dF/dz."""
         import xarray as xr
 
         data = {name: (axes, getattr(self, name)) for name, axes in AXES.items()}
@@ -119,18 +129,20 @@ def fixed_points(
     is minimised from many starts at once by the method of Levenberg and Marquardt, with exact Jacobians. What comes to
     q <= slow is kept but for repetitions and what ran away (beyond ten times the largest start, or ten times a state of
     ones), and polished by Newton's method. A continuum, as of a line attractor, gives as many points as starts lead to
-    different places of it. No search can tell that there are no more; more starts and more noise find more.
+    different places of it. Unstable points are led to by few starts; more starts and noise find more of them, and
+    `FixedPoints.index` tells whether some are missing.
 
     Args:
         model: a DiscreteProblem, an ODEProblem or a Solution of either; or a cell as a DiscreteProblem takes it, with
             `starts` given.
         x: the constant input [input], or one for each start [n, input]; zeros when None.
-        starts: where to start: states [n, unit], or how many of the solution's states to draw.
-        noise: the standard deviation of the noise on states that are drawn, over that of the states themselves.
+        starts: where to start: states [n, unit], or how many to draw: of the solution's states, and of means of two,
+            four and eight of them, as what is unstable lies between what the states go to.
+        noise: the standard deviation of the noise on starts that are drawn, over that of the states themselves.
         slow: up to which q points are kept; a local minimum of q above it is none.
         unique: points nearer to each other than this are one; states and inputs both count.
         iterations: how many steps at most.
-        seed: of the draw of starts and the noise.
+        seed: of the draw of starts and their noise.
 
     Raises:
         TypeError: of a problem without dynamics.
