@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from kpflow_dyn.dynamics.jacobians import solved
 from kpflow_dyn.linearise import tangent_of_dynamics
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn.solution import Solution
+from kpflow_dyn.solvers.orthogonalise import eps_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -121,7 +123,7 @@ def lyapunov_spectrum(
         sol: a solution, or a problem to be solved first. Its trials are starts, and its inputs drive them.
         k: how many exponents; all when None.
         interval: steps from one QR factorisation to the next. More is cheaper, as long as what grows and what decays
-            meanwhile stay within the digits of a number.
+            meanwhile stay within the digits of a number of each other.
         transient: what of each trial not to count: steps, or of an ODE time. The states have to reach the attractor,
             and the directions to align.
         seed: of the random directions Q_0.
@@ -130,6 +132,9 @@ def lyapunov_spectrum(
         TypeError: of a problem without steps.
         ValueError: a k above the units, a transient as long as the trial, an interval over which a number overflows, or
             an ODE whose steps cannot be replayed.
+
+    Warns:
+        UserWarning: exponents that are lost in round-off.
 
     Source: Benettin et al., Meccanica 15, 9 (1980); Engelken, Wolf, Abbott, Phys. Rev. Research 5, 043044 (2023).
 
@@ -149,7 +154,7 @@ def lyapunov_spectrum(
         raise ValueError(f"k is {k!r}, expected a number of exponents from 1 to the {units} units")
     factors = _Factors(sol, interval, _random_start(sol, k or units, seed))
     with np.errstate(divide="ignore"):
-        logs = np.log(np.abs(np.diagonal(factors.R, axis1=2, axis2=3)))
+        logs = np.log(factors.diagonal)
     counted = factors.after(transient)
     order = np.argsort(-_rates(logs, counted).mean(0), kind="stable")
     logs = logs[..., order]
@@ -173,6 +178,9 @@ def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interv
     Raises:
         TypeError: of a problem without steps.
         ValueError: a horizon longer than the trial, or as `lyapunov_spectrum`.
+
+    Warns:
+        UserWarning: as `lyapunov_spectrum`.
 
     Example:
         >>> import torch
@@ -210,6 +218,8 @@ class _Factors:
         self.begin = np.concatenate([np.full_like(self.end[:, :1], self.start), self.end[:, :-1]], 1)
         if not np.isfinite(self.R).all():
             raise ValueError(f"the directions left the finite numbers within {interval} steps; take a shorter interval")
+        self.diagonal = np.abs(np.diagonal(self.R, axis1=2, axis2=3))
+        _warn_of_lost_digits(self.diagonal, eps_of(sol.state))
 
     @property
     def length(self) -> float:
@@ -237,6 +247,19 @@ class _Factors:
         if not last:
             raise ValueError(f"no step ends within a horizon of {horizon:g}; the first ends at {self.end.max(0)[0]:g}")
         return last
+
+
+def _warn_of_lost_digits(diagonal: np.ndarray, eps: float) -> None:
+    """A block keeps what it makes smaller by no more than its digits; what is exactly zero is right as well."""
+    ratio = diagonal / diagonal.max(2, keepdims=True, initial=np.finfo(float).tiny)
+    lost = ((ratio > 0) & (ratio < diagonal.shape[2] * eps)).any((0, 1))
+    if lost.any():
+        warnings.warn(
+            f"from rank {1 + int(np.argmax(lost))} on the exponents are round-off, as some direction shrinks beside "
+            "others by more than the digits of a number within one block; take a shorter interval, fewer exponents, or "
+            "float64",
+            stacklevel=4,
+        )
 
 
 def _step_ends(sol: Solution) -> tuple[float, np.ndarray]:
