@@ -11,6 +11,7 @@ import numpy as np
 
 import kpflow_dyn
 from kpflow_dyn.arrays import Array, Random, is_torch_array, to_numpy
+from kpflow_dyn.dynamics.components import participation_ratio, pca, with_sign
 from kpflow_dyn.flow import Flow
 from kpflow_dyn.one_pass import KERNELS, Progress, Summary, summary
 from kpflow_dyn.problems import ODEProblem
@@ -143,12 +144,12 @@ def analyze(
     rng, report = Random(seed), progress or (lambda stage, done, total: None)
     found = summary(flow, k, samples, rng, SOLVER, report)
     state, measure = _double(flow.solution.state), _measure_of(flow.ntk.domain)
-    components = _Components(state, measure[..., 0])
-    numbers = found.numbers() | {"state_effective_rank": components.rank()}
+    weights = measure[..., 0]
+    numbers = found.numbers() | {"state_effective_rank": participation_ratio(state, weights=weights)}
     dataset = xr.Dataset({name: _variable(name, numbers[name], flow) for name in WORDS}, _coordinates(flow, task))
     for name, axis in KERNELS.items():
         dataset = dataset.assign(_kernel_modes(name, axis, found.kernels[name], getattr(found, name)))
-    dataset = dataset.assign(measure=(("trial", "time"), measure[..., 0])).assign(components.variables())
+    dataset = dataset.assign(measure=(("trial", "time"), weights)).assign(_components(state, weights))
     dataset = dataset.assign(_core_spectrum(flow, k, rng, report)).assign(_spectra(flow, found, k, rng, report))
     return dataset.assign_attrs(_attributes(flow, k, samples, seed, task, init))
 
@@ -291,7 +292,7 @@ def _kernel_modes(name: str, axis: str, kernel: PartialTrace, found: Modes) -> d
         f"{name}_kernel": ((axis, f"{axis}_other"), _double(kernel.matrix), {"applications": kernel.applications}),
         f"{name}_eigenvalue": (rank, values, {"method": "exact" if exact else "cross-validated"}),
         f"{name}_eigenvalue_stderr": (rank, 0 * values if exact else to_numpy(found.stderr)),
-        f"{name}_mode": ((rank, axis), _with_sign(_double(found.vectors)), how),
+        f"{name}_mode": ((rank, axis), with_sign(_double(found.vectors)), how),
         f"{name}_measure": (axis, _measure_of(kernel.domain)),
     }
 
@@ -300,38 +301,16 @@ def _double(matrix: Array) -> np.ndarray:
     return to_numpy(matrix).astype(np.float64)
 
 
-def _with_sign(rows: np.ndarray) -> np.ndarray:
-    """Each row with its largest entry positive."""
-    largest = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], axis=1)
-    return rows * np.where(largest < 0, -1, 1)
-
-
 def _measure_of(space: Space) -> np.ndarray:
     """How much each entry counts [*shape], ones where all count alike."""
     return np.ones(space.shape) if space.measure is None else np.broadcast_to(_double(space.measure), space.shape)
 
 
-class _Components:
-    """Principal components of a state [trial, time, unit], each trial and time weighted by the measure."""
-
-    def __init__(self, state: np.ndarray, measure: np.ndarray) -> None:
-        weights = (measure / measure.sum())[..., None]
-        self.centred = state - (weights * state).sum((0, 1))
-        rows = (np.sqrt(weights) * self.centred).reshape(-1, state.shape[2])
-        self.covariance = rows.T @ rows
-
-    def rank(self) -> Estimate:
-        """The participation ratio."""
-        square = (self.covariance**2).sum()
-        return Estimate(float(np.trace(self.covariance) ** 2 / square) if square else 0.0, 0.0, 0, "exact")
-
-    def variables(self) -> dict[str, Any]:
-        """Shares of the variance, projections [trial, time, pc] and directions [pc, unit] of the leading ones."""
-        values, vectors = np.linalg.eigh(self.covariance)
-        count = min(COMPONENTS, len(values))
-        directions, total = _with_sign(vectors.T[::-1][:count]), values.sum()
-        return {
-            "pc_variance": ("pc", np.maximum(values[::-1][:count], 0) / (total or 1)),
-            "pc_projection": (("trial", "time", "pc"), self.centred @ directions.T),
-            "pc_direction": (("pc", "unit"), directions),
-        }
+def _components(state: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """Shares of the variance, projections [trial, time, pc] and directions [pc, unit] of the leading components."""
+    found = pca(state, min(COMPONENTS, state.shape[2]), weights=weights)
+    return {
+        "pc_variance": ("pc", found.explained),
+        "pc_projection": (("trial", "time", "pc"), found.scores),
+        "pc_direction": (("pc", "unit"), found.components),
+    }

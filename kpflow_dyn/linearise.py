@@ -102,6 +102,8 @@ class Tangent(Protocol):
 
     def propagate(self, q: Array) -> Array: ...
     def propagate_adjoint(self, q: Array) -> Array: ...
+    def advance(self, dz: Array) -> Array: ...
+    def factorise(self, start: Array, interval: int) -> Array: ...
     def unpropagate(self, s: Array) -> Array: ...
     def unpropagate_adjoint(self, q: Array) -> Array: ...
     def push_forward(self, theta: Array) -> Array: ...
@@ -157,6 +159,18 @@ def tangent_of_steps(sol: Solution, params: Choice) -> tuple[Tangent, dict[str, 
     tangent = model.tangent(backend.discrete_step(problem), x, before)
     check_states(tangent.next_state, sol.state)
     return tangent, model.parameters
+
+
+def tangent_of_dynamics(sol: Solution) -> Tangent:
+    """The tangent of a solution's steps z_{t-1} -> z_t; of an ODE of the accepted ones, the first of length zero."""
+    if isinstance(sol.problem, DiscreteProblem):
+        return tangent_of_steps(sol, _every)[0]
+    return _steps_tangent(sol, _backend(sol.state).Model(_equation(sol).f, _every), with_stages=False)
+
+
+def _every(name: str) -> bool:
+    """Frozen parameters too: what learns is no matter of the dynamics."""
+    return True
 
 
 def _flow_of_steps(tangent: Tangent, sol: Solution, parameters: dict[str, Array], measure: Array | None) -> Flow:
@@ -227,7 +241,7 @@ def _weight_sites(tangent: Tangent, measure: Array | None) -> list[WeightSite]:
 def _ode_flow(sol: Solution, params: Choice, weighted: _Weighted) -> Flow:
     model = _backend(sol.state).Model(_equation(sol).f, params)
     nodes = Nodes(_accepted(sol), np.asarray(sol.t), sol.state)
-    tangent = _steps_tangent(sol, model, nodes)
+    tangent = _steps_tangent(sol, model, nodes.with_stages)
     state = Space(("trial", "time", "unit"), tuple(sol.state.shape), sol.state, weighted.both)
     J = on_spaces(
         _parameter_space(tangent),
@@ -304,10 +318,10 @@ def _flow_at_nodes(sol: Solution, model: Any, weighted: _Weighted, maps: Sensiti
     )
 
 
-def _steps_tangent(sol: Solution, model: Any, nodes: Nodes) -> Tangent:
+def _steps_tangent(sol: Solution, model: Any, with_stages: bool) -> Tangent:
     """The recurrence over the accepted steps."""
     steps, units = _accepted(sol), sol.state.shape[2]
-    step = RungeKuttaStep(steps.tableau, units, input_width(_equation(sol)), nodes.with_stages)
+    step = RungeKuttaStep(steps.tableau, units, input_width(_equation(sol)), with_stages)
     rows = step.rows(_equation(sol), steps.dt, steps.stage_times, steps.before, steps.stages)
     tangent = model.tangent(step, rows, step.widen(steps.before))
     # The stages of an implicit method are converged further than the solver's own.

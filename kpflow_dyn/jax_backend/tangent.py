@@ -129,6 +129,7 @@ class Tangent:
         """The compiled operators on blocks [probe, ...]."""
         self.propagate = partial(jax.jit(self._propagate), self.data)
         self.propagate_adjoint = partial(jax.jit(self._propagate_adjoint), self.data)
+        self.factorise = partial(jax.jit(self._factorise, static_argnums=2), self.data)
         self.push_forward = partial(jax.jit(self._push_forward), self.data)
         self.pull_back = partial(jax.jit(self._pull_back), self.data)
         self.push_forward_apart = partial(jax.jit(self._push_forward_apart), self.data)
@@ -141,6 +142,7 @@ class Tangent:
         self.read = block(self._read)
         self.enter = block(self._enter)
         self.enter_adjoint = block(self._enter_adjoint)
+        self.advance = block(self._advance)
         self.unpropagate = block(self._unpropagate)
         self.unpropagate_adjoint = block(self._unpropagate_adjoint)
 
@@ -210,6 +212,24 @@ class Tangent:
             return lax.scan(step, (self._still(probes.count), costates), jnp.arange(self.times), reverse=True)[0][1]
 
         return self._by_probes(sweep, jnp.zeros_like(q))
+
+    def _factorise(self, data: Data, start: jax.Array, interval: int) -> jax.Array:
+        """R [block, trial, k, k] of A_t ... A_{t-interval+1} Q = Q' R, block after block, the last maybe shorter.
+
+        The first Q is `start` [k, trial, unit].
+        """
+
+        def step(s: jax.Array, time: jax.Array) -> tuple[jax.Array, None]:
+            return self.step(_residuals(data, time), s, self._no_kicks(s)), None
+
+        def block(s: jax.Array, times: jax.Array) -> tuple[jax.Array, jax.Array]:
+            Q, R = jnp.linalg.qr(lax.scan(step, s, times)[0].swapaxes(1, 2))
+            return Q.swapaxes(1, 2), R
+
+        whole, rest = divmod(self.times, interval)
+        times = jnp.arange(self.times)
+        s, found = lax.scan(block, start.swapaxes(0, 1), times[: self.times - rest].reshape(whole, interval))
+        return jnp.concatenate([found, block(s, times[-rest:])[1][None]]) if rest else found
 
     def _push_forward(self, data: Data, theta: jax.Array) -> jax.Array:
         """J."""
@@ -355,9 +375,13 @@ class Tangent:
 
     def _unpropagate(self, data: Data, s: jax.Array) -> jax.Array:
         """P^{-1}: s_t - A_t s_{t-1}."""
-        rows = _rows(s)
-        previous = jnp.concatenate([jnp.zeros_like(rows[:1]), rows[:-1]])
-        return _block(rows - self._each_step(data, previous, self._no_kicks(rows)))
+        previous = jnp.concatenate([jnp.zeros_like(s[:, :, :1]), s[:, :, :-1]], 2)
+        return s - self._advance(data, previous)
+
+    def _advance(self, data: Data, dz: jax.Array) -> jax.Array:
+        """A_t dz_t, each step on its own."""
+        rows = _rows(dz)
+        return _block(self._each_step(data, rows, self._no_kicks(rows)))
 
     def _unpropagate_adjoint(self, data: Data, q: jax.Array) -> jax.Array:
         rows = _rows(q)

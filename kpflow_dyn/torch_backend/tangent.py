@@ -176,6 +176,26 @@ class Tangent:
                 target[:, :, span] = _outer(costates)
         return out
 
+    def factorise(self, start: Tensor, interval: int) -> Tensor:
+        """R [block, trial, k, k] of A_t ... A_{t-interval+1} Q = Q' R, block after block, the last maybe shorter.
+
+        The first Q is `start` [k, trial, unit].
+        """
+        found, last = [], start.transpose(0, 1)
+        with self._work(len(start)) as work:
+            for span, _, states in work.spans():
+                states[0] = last
+                states[1:] = 0
+                step = work.step(span, FROM_STATES)
+                for i, done in enumerate(range(span.start + 1, span.stop + 1)):
+                    step(i)
+                    if done % interval == 0 or done == self.times:
+                        Q, R = torch.linalg.qr(states[i + 1].mT)
+                        states[i + 1] = Q.mT
+                        found.append(R)
+                last = states[-1]
+        return torch.stack(found)
+
     def push_forward(self, theta: Tensor) -> Tensor:
         """J theta: how the states move with the parameters."""
         out = self.like.new_empty(len(theta), self.trials, self.times, self.units)
@@ -332,12 +352,16 @@ class Tangent:
         _, kicks = self._each_step_adjoint(q)
         return _outer(torch.cat(list(kicks.values()), -1)[..., self.site_kicks])
 
+    def advance(self, dz: Tensor) -> Tensor:
+        """A_t dz_t, each step on its own."""
+        kicks = {name: values.zero_() for name, values in self._kick_blocks(self.times, len(dz)).items()}
+        return _outer(self._each_step(_inner(dz).contiguous(), kicks))
+
     def unpropagate(self, s: Tensor) -> Tensor:
         """P^{-1}: s_t - A_t s_{t-1}."""
         previous = self._empty(self.times, len(s), self.units).zero_()
         previous[1:] = _inner(s)[:-1]
-        kicks = {name: values.zero_() for name, values in self._kick_blocks(self.times, len(s)).items()}
-        return s - _outer(self._each_step(previous, kicks))
+        return s - self.advance(_outer(previous))
 
     def unpropagate_adjoint(self, q: Tensor) -> Tensor:
         """P^{-*}: q_t - A_{t+1}^T q_{t+1}."""

@@ -1,0 +1,290 @@
+"""Fixed points: all planted ones, with the stability that the dense Jacobian has, in both frameworks."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import root
+from torch import Tensor, nn
+
+import kpflow_dyn as kp
+from kpflow_dyn.dynamics import FixedPoints, fixed_points
+from kpflow_dyn.models import CTRNNCell, CTRNNField, plant_fixed_points
+
+UNITS = 12
+
+
+class Step(nn.Module):
+    """A map of the state alone, with one parameter that does nothing."""
+
+    def __init__(self, units: int, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.hidden_size, self.input_size, self.step = units, 1, step
+        self.zero = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.step(z) + self.zero
+
+
+class Field(nn.Module):
+    """A field of the state alone."""
+
+    def __init__(self, rate: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.rate, self.zero = rate, nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.rate(z) + self.zero
+
+
+def pitchfork() -> nn.RNNCell:
+    """z = tanh(2 z)."""
+    cell = nn.RNNCell(1, 1, bias=False).double()
+    nn.init.constant_(cell.weight_hh, 2.0)
+    return cell
+
+
+def line(units: int = 3, drift: float = 0.0) -> Step:
+    """Everything decays to a line, along which there is but a drift."""
+    along = torch.ones(units, dtype=torch.float64) / units**0.5
+    return Step(units, lambda z: z - 0.5 * (z - (z @ along)[:, None] * along) + drift * along)
+
+
+def starts(count: int, units: int, size: float = 1.0) -> Tensor:
+    return size * torch.randn(count, units, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def distances(found: FixedPoints, points: np.ndarray) -> np.ndarray:
+    """Of each of these points to the nearest one that was found."""
+    return np.linalg.norm(found.xstar[:, None] - points, axis=2).min(0)
+
+
+def test_all_planted_points_are_found_with_their_stability() -> None:
+    torch.manual_seed(0)
+    cell, planted, x = CTRNNCell(3, UNITS, alpha=0.3).double(), starts(5, UNITS), torch.randn(3).double()
+    nn.init.normal_(cell.W, std=0.3 / UNITS**0.5)
+    planted[:2] *= 3
+    plant_fixed_points(cell, planted, x)
+    near = planted.repeat(30, 1) + starts(150, UNITS, 0.3)
+    found = fixed_points(kp.DiscreteProblem(cell, torch.zeros(1, 1, 3).double()), x, near)
+    assert distances(found, planted.numpy()).max() < 1e-8
+    assert found.is_fixed.all() and found.qstar.max() < 1e-24
+    W, a = cell.W.detach().numpy(), 0.3
+    for z, J, values, stable in zip(found.xstar, found.J_xstar, found.eigval_J_xstar, found.is_stable, strict=True):
+        dense = (1 - a) * np.eye(UNITS) + a * W * (1 - np.tanh(z) ** 2)
+        np.testing.assert_allclose(J, dense, atol=1e-13)
+        size = np.abs(np.linalg.eigvals(dense))
+        np.testing.assert_allclose(np.abs(values), np.sort(size)[::-1], atol=1e-9)
+        assert stable == (size.max() < 1)
+    assert 0 < found.is_stable.sum() < len(found)
+
+
+def test_a_pitchfork_has_three() -> None:
+    found = fixed_points(pitchfork(), starts=torch.linspace(-1, 1, 20)[:, None].double())
+    order = np.argsort(found.xstar[:, 0])
+    z = root(lambda z: np.tanh(2 * z) - z, 1.0, tol=1e-14).x[0]
+    np.testing.assert_allclose(found.xstar[order, 0], [-z, 0, z], atol=1e-12)
+    slope = 2 * (1 - np.array([z, 0, z]) ** 2)
+    np.testing.assert_allclose(found.eigval_J_xstar[order, 0], slope, atol=1e-12)
+    assert found.is_stable[order].tolist() == [True, False, True]
+    assert found.index[order].tolist() == [1, -1, 1] and found.starts.sum() == 20
+    np.testing.assert_allclose(found.F_xstar, np.tanh(2 * found.xstar), atol=1e-15)
+    np.testing.assert_array_equal(np.sign(found.x_init[order[[0, 2]], 0]), [-1, 1])
+
+
+def test_the_zeros_of_a_field_are_those_of_scipy() -> None:
+    torch.manual_seed(1)
+    field = CTRNNField(3, inputs=2, tau=[0.5, 1.0, 2.0], gain=3.0).double()
+    nn.init.normal_(field.b, std=0.3)
+    x, given = np.array([0.2, -0.1]), starts(60, 3, 3.0)
+    problem = kp.ODEProblem(field, torch.zeros(1, 3).double(), (0.0, 1.0), x=lambda t: torch.zeros(2).double())
+    found = fixed_points(problem, x, given)
+
+    def rate(z: np.ndarray) -> np.ndarray:
+        at = torch.from_numpy(np.atleast_2d(z)), torch.from_numpy(x[None])
+        return field(torch.tensor(0.0), *at).detach().numpy()[0]
+
+    solved = [result.x for z in given.numpy() if (result := root(rate, z, tol=1e-13)).success]
+    assert distances(found, np.array(solved)).max() < 1e-8
+    assert len(found) > 1 and found.index.sum() == 1 and found.continuous
+    assert max(np.abs(rate(z)).max() for z in found.xstar) < 1e-12
+    W, tau = field.W.detach().numpy(), np.array([0.5, 1.0, 2.0])
+    for z, values, stable in zip(found.xstar, found.eigval_J_xstar, found.is_stable, strict=True):
+        dense = (W * (1 - np.tanh(z) ** 2) - np.eye(3)) / tau[:, None]
+        expected = np.linalg.eigvals(dense)
+        np.testing.assert_allclose(values.real, np.sort(expected.real)[::-1], atol=1e-9)
+        assert stable == (expected.real.max() < 0)
+
+
+def gru(seed: int = 3) -> nn.GRUCell:
+    torch.manual_seed(seed)
+    cell = nn.GRUCell(2, 6).double()
+    nn.init.normal_(cell.weight_hh, std=1.2)
+    return cell
+
+
+def test_a_gru_rests_in_its_stable_points() -> None:
+    cell, x = gru(), torch.randn(20, 30, 2).double()
+    found = fixed_points(kp.DiscreteProblem(cell, x))
+    z, held = kp.solve(kp.DiscreteProblem(cell, x)).state[:, -1], torch.zeros(20, 2).double()
+    with torch.no_grad():
+        for _ in range(3000):
+            z = cell(held, z)
+        at_rest = (cell(held, z) - z).abs().amax(1) < 1e-12
+    assert at_rest.any()
+    assert distances(found[found.is_stable], z[at_rest].numpy()).max() < 1e-8
+    for point, J, F in zip(found.xstar, found.J_xstar, found.F_xstar, strict=True):
+        exact: Tensor = torch.autograd.functional.jacobian(  # type: ignore[assignment]
+            lambda z: cell(held[:1], z[None])[0], torch.from_numpy(point)
+        )
+        np.testing.assert_allclose(J, exact.numpy(), atol=1e-13)
+        np.testing.assert_allclose(F, cell(held[:1], torch.from_numpy(point)[None])[0].detach().numpy(), atol=1e-14)
+
+
+@pytest.mark.parametrize("make", [nn.LSTMCell, nn.LSTM, nn.GRU])
+def test_states_of_several_parts(make: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    options = {"num_layers": 2} if make is nn.GRU else {}
+    cell = make(2, 3, **options).double()
+    found = fixed_points(cell, np.zeros(2), starts(30, 6))
+    np.testing.assert_allclose(found.xstar, found.F_xstar, atol=1e-12)
+    step = kp.solve(kp.DiscreteProblem(cell, torch.zeros(1, 400, 2).double())).state[0, -1]
+    assert distances(found, step[None].numpy()).max() < 1e-8
+
+
+def test_a_line_of_fixed_points_gives_many() -> None:
+    found = fixed_points(line(), starts=starts(40, 3))
+    assert len(found) > 30 and found.is_fixed.all()
+    np.testing.assert_allclose(found.xstar - found.xstar.mean(1, keepdims=True), 0, atol=1e-10)
+    np.testing.assert_allclose(found.eigval_J_xstar.real, [[1, 0.5, 0.5]] * len(found), atol=1e-12)
+
+
+def test_a_drift_along_the_line_makes_slow_points_of_them() -> None:
+    found = fixed_points(line(drift=1e-5), starts=starts(40, 3), iterations=60)
+    assert len(found) > 1 and not found.is_fixed.any()
+    np.testing.assert_allclose(found.qstar, 0.5e-10, rtol=1e-3)
+    with pytest.warns(
+        UserWarning, match=r"none of 40 starts came to a point with q <= 1e-12 \(the least was 5.0e-11\)"
+    ):
+        fixed_points(line(drift=1e-5), starts=starts(40, 3), slow=1e-12, iterations=60)
+
+
+def test_each_start_may_have_its_own_input() -> None:
+    cell = CTRNNCell(1, 1, alpha=0.5).double()
+    nn.init.zeros_(cell.W)
+    nn.init.ones_(cell.U)
+    x = np.repeat([[0.3], [-0.2]], 5, axis=0)
+    found = fixed_points(cell, x, starts(10, 1))
+    np.testing.assert_allclose(found.xstar, found.inputs, atol=1e-13)  # z = x
+    assert sorted(found.inputs[:, 0]) == [-0.2, 0.3] and found.starts.tolist() == [5, 5]
+
+
+def test_what_runs_away_is_no_point() -> None:
+    problem = kp.ODEProblem(Field(lambda z: torch.exp(-z)), torch.zeros(1, 1).double(), (0.0, 1.0))
+    with pytest.warns(UserWarning, match="running away"):
+        found = fixed_points(problem, starts=starts(20, 1, 0.1))
+    assert len(found) == 0 and found.J_xstar.shape == (0, 1, 1) and found.is_stable.shape == (0,)
+    assert found.to_xarray().sizes["point"] == 0
+    found.plot().savefig(io.BytesIO())
+
+
+def test_starts_that_break_the_step_are_left_out() -> None:
+    cell = Step(1, lambda z: z.sqrt() - 0.1)
+    found = fixed_points(cell, starts=torch.tensor([[-1.0], [0.9], [0.5]], dtype=torch.float64))
+    np.testing.assert_allclose(np.sort(found.xstar[:, 0])[-1], 0.4 + 0.15**0.5, atol=1e-12)
+    assert found.starts.sum() <= 2
+
+
+def test_the_same_seed_gives_the_same_points_and_indexing_takes_some() -> None:
+    problem = kp.DiscreteProblem(gru(), torch.randn(4, 10, 2, generator=torch.Generator().manual_seed(0)).double())
+    once, again = (fixed_points(problem, starts=64, seed=5) for _ in range(2))
+    np.testing.assert_array_equal(once.xstar, again.xstar)
+    assert once.states.shape == (4, 10, 6)
+    assert len(once[once.is_stable]) == once.is_stable.sum() and len(once[0]) == 1
+    np.testing.assert_array_equal(once[0].eigvec_J_xstar[0], once.eigvec_J_xstar[0])
+    dataset = once.to_xarray()
+    J, vectors, values = dataset.J_xstar.values, dataset.eigvec_J_xstar.values, dataset.eigval_J_xstar.values
+    np.testing.assert_allclose(J @ vectors, vectors * values[:, None], atol=1e-10)
+
+
+def test_float32_is_enough_for_points_of_its_own_precision() -> None:
+    found = fixed_points(pitchfork().float(), starts=torch.linspace(-1, 1, 9)[:, None])
+    np.testing.assert_allclose(np.sort(found.xstar[:, 0]), [-0.957504, 0, 0.957504], atol=1e-5)
+    assert found.is_fixed.all()
+
+
+class TorchGRU(eqx.Module):
+    """nn.GRUCell in JAX."""
+
+    W: jax.Array
+    U: jax.Array
+    b: jax.Array
+    c: jax.Array
+    hidden_size: int = 6
+
+    def __call__(self, x: jax.Array, z: jax.Array) -> jax.Array:
+        r_x, u_x, n_x = jnp.split(self.U @ x + self.b, 3)
+        r_z, u_z, n_z = jnp.split(self.W @ z + self.c, 3)
+        update = jax.nn.sigmoid(u_x + u_z)
+        return (1 - update) * jnp.tanh(n_x + jax.nn.sigmoid(r_x + r_z) * n_z) + update * z
+
+
+def test_jax_finds_the_same(x64: None) -> None:
+    cell, x, given = gru(), np.array([0.1, -0.3]), starts(12, 6, 0.5)
+    weights = (cell.weight_hh, cell.weight_ih, cell.bias_ih, cell.bias_hh)
+    twin = TorchGRU(*(jnp.asarray(w.detach().numpy()) for w in weights))
+    both = fixed_points(cell, x, given), fixed_points(twin, x, jnp.asarray(given.numpy()))
+    expected, found = (points[points.is_fixed] for points in both)
+    assert len(found) == len(expected) > 1
+    assert distances(found, expected.xstar).max() < 1e-10
+    nearest = np.linalg.norm(found.xstar[:, None] - expected.xstar, axis=2).argmin(0)
+    np.testing.assert_allclose(found.J_xstar[nearest], expected.J_xstar, atol=1e-9)
+    assert (found.is_stable[nearest] == expected.is_stable).all()
+
+
+def test_a_field_of_jax(x64: None) -> None:
+    field = jax.tree_util.Partial(lambda a, t, z: a * z - z**3, jnp.ones(1))
+    found = fixed_points(kp.ODEProblem(field, jnp.zeros((1, 1)), (0.0, 1.0)), starts=np.linspace(-2, 2, 9)[:, None])
+    order = np.argsort(found.xstar[:, 0])
+    np.testing.assert_allclose(found.xstar[order, 0], [-1, 0, 1], atol=1e-12)
+    np.testing.assert_allclose(found.eigval_J_xstar[order, 0], [-2, 1, -2], atol=1e-10)
+    assert found.is_stable[order].tolist() == [True, False, True] and found.index.sum() == 1
+
+
+PROBLEM = kp.DiscreteProblem(nn.GRUCell(2, 3).double(), torch.zeros(1, 4, 2).double())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((PROBLEM, np.zeros(3)), {}, r"x has shape \(256, 3\), expected \[n, input\] with input = 2"),
+        ((PROBLEM, np.zeros((5, 2))), {}, r"x has shape \(5, 2\) for 256 starts"),
+        ((PROBLEM, np.array([0.0, np.nan])), {}, "x holds NaN or inf"),
+        ((PROBLEM, None, np.zeros((4, 2))), {}, r"starts has shape \(4, 2\), expected \[n, unit\] with unit = 3"),
+        ((PROBLEM, None, np.zeros(3)), {}, "starts has shape"),
+        ((PROBLEM, None, np.array([[0.0, 0, 0], [0, np.inf, 0]])), {}, "starts holds NaN or inf, first in row 1"),
+        ((PROBLEM, None, 0), {}, "expected at least one start"),
+        ((PROBLEM,), {"noise": -1.0}, "noise >= 0"),
+        ((PROBLEM,), {"slow": 0.0}, "slow is 0.0, expected a positive number"),
+        ((PROBLEM,), {"unique": -1.0}, "unique is -1.0"),
+        ((PROBLEM,), {"iterations": 0}, "iterations is 0"),
+        ((nn.GRUCell(2, 3).double(),), {}, "pass starts"),
+        ((Field(torch.sin), None, np.zeros((1, 1))), {}, "width of its input is unknown"),
+    ],
+)
+def test_bad_input_is_explained(arguments: tuple, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fixed_points(*arguments, **options)
+
+
+@pytest.mark.parametrize("given", [kp.StaticProblem(nn.Linear(2, 2), torch.zeros(1, 2)), "cell"])
+def test_what_has_no_dynamics_is_refused(given: object) -> None:
+    with pytest.raises(TypeError, match="has no dynamics; expected a cell"):
+        fixed_points(given)
