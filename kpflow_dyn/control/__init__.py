@@ -40,31 +40,31 @@ _PUBLIC = {
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = [  # noqa: RUF022
+__all__ = [
     "LTI",
     "LTV",
-    "linearize_lti",
-    "linearize_ltv",
-    "Gramian",
-    "gram",
-    "gram_operator",
-    "Hankel",
-    "hankel",
-    "hsvd",
-    "ctrb",
-    "obsv",
     "Costates",
+    "FrequencyResponse",
+    "Gramian",
+    "Hankel",
     "QuadraticCost",
-    "adjoint",
+    "ReachableAngles",
     "Regulator",
     "TimeVaryingRegulator",
-    "lqr",
+    "adjoint",
+    "ctrb",
     "dlqr",
-    "tvlqr",
-    "FrequencyResponse",
     "frequency_response",
-    "ReachableAngles",
+    "gram",
+    "gram_operator",
+    "hankel",
+    "hsvd",
+    "linearize_lti",
+    "linearize_ltv",
+    "lqr",
+    "obsv",
     "reachable_angles",
+    "tvlqr",
 ]
 
 

@@ -68,14 +68,15 @@ class QuadraticCost:
 
     def __call__(self, z: Array, u: Array | None = None) -> Array:
         """The cost [...] of states z [..., unit] under inputs u [..., input]."""
-        cost = _form(self.Q, z - like_numpy(self.target, z), "Q")
+        cost = _form(self.Q, z, "Q", self.target)
         return cost if self.R is None or u is None else cost + _form(self.R, u, "R")
 
 
-def _form(Q: np.ndarray, z: Array, what: str) -> Array:
+def _form(Q: np.ndarray, z: Array, what: str, target: np.ndarray | None = None) -> Array:
     if z.shape[-1] != len(Q):
         raise ValueError(f"{what} has shape {Q.shape}, expected [{z.shape[-1]}, {z.shape[-1]}]")
-    return array_namespace(z).sum((z @ like_numpy(Q, z)) * z, axis=-1)
+    off = z if target is None else z - like_numpy(target, z)
+    return array_namespace(z).sum((off @ like_numpy(Q, z)) * off, axis=-1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -157,7 +157,7 @@ def _along_steps(sol: Solution, problem: DiscreteProblem, inputs: str | None, lo
     _check_size(sol, 1)
     step = loop_of_cell(problem, sol.state, inputs, loop)
     A, B = derivatives(step, np.zeros(sol.state.shape[1]), _before(sol), problem.x)
-    return ltv_of(to_numpy(sol.t).astype(float), A, B, C, np.zeros((len(C), B.shape[-1])), (), None)
+    return ltv_of(to_numpy(sol.t).astype(float), A, B, C, np.zeros((len(C), B.shape[-1])), (), dt=1.0)
 
 
 def along_steps_inputs(sol: Solution, inputs: str | None) -> np.ndarray:

@@ -91,7 +91,7 @@ class LTI:
             return ltv_of(times, self.A, self.B, self.C, self.D, self.names, Mesh(times, np.arange(len(times)), A, B))
         if not isinstance(t, int | np.integer) or t < 1:
             raise ValueError(f"t is {t!r}, expected the number of steps of this discrete system, at least 1")
-        return ltv_of(self.dt * np.arange(1, t + 1), self.A, self.B, self.C, self.D, self.names, None)
+        return ltv_of(self.dt * np.arange(1, t + 1), self.A, self.B, self.C, self.D, self.names, dt=self.dt)
 
     def to_control(self) -> Any:
         """The system as `control.ss` of python-control.
@@ -185,7 +185,8 @@ def ltv_of(
     C: np.ndarray,
     D: np.ndarray,
     names: tuple[str, ...],
-    mesh: Mesh | None,
+    mesh: Mesh | None = None,
+    dt: float | None = None,
 ) -> LTV:
     """An LTV of arrays [trial, time, ...], or of matrices that are the same at each trial and time."""
     trials = 1 if A.ndim == 2 else len(A)
@@ -197,8 +198,7 @@ def ltv_of(
         for M, names_of in zip((A, B, C, D), dims, strict=True)
     ]
     labelled = [a.assign_coords({key: value for key, value in coords.items() if key in a.dims}) for a in arrays]
-    step = float(time[1] - time[0]) if mesh is None and len(time) > 1 else 1.0
-    return LTV(*labelled, dt=step if mesh is None else None, mesh=mesh)
+    return LTV(*labelled, dt=dt, mesh=mesh)
 
 
 def coordinates(names: tuple[str, ...], *axes: str) -> dict[str, Any]:
