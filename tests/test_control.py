@@ -90,10 +90,10 @@ def test_a_factor_of_the_true_rank_is_the_gramian() -> None:
 def test_an_unstable_system_has_finite_gramians_until_they_overflow() -> None:
     unstable = LTI([[1.0]], [[1.0]])
     assert_close(control.gram(unstable, "c", t=[0.0, 3.0]).W.values[0, -1], (np.exp(6) - 1) / 2)
-    with pytest.raises(ValueError, match="not stable.*give a horizon"):
+    with pytest.raises(ValueError, match=r"not stable.*give a horizon"):
         control.gram(unstable, "c")
     for kind, options in (("c", {}), ("o", {}), ("c", {"rank": 1})):
-        with pytest.raises(ValueError, match="overflows at t = .*take a shorter one"):
+        with pytest.raises(ValueError, match=r"overflows at t = .*take a shorter one"):
             control.gram(unstable, kind, t=np.linspace(0.0, 800.0, 9), **options)
     with pytest.raises(ValueError, match="overflows"):
         control.gram(LTI([[2.0]], [[1.0]], dt=1.0), "c", t=2000)
@@ -313,7 +313,7 @@ def test_what_does_not_fit_is_refused(make: object, message: str) -> None:
     ],
 )
 def test_other_types_are_refused(make: object) -> None:
-    with pytest.raises(TypeError, match="takes|expected|must be"):
+    with pytest.raises(TypeError, match=r"takes|expected|must be"):
         make()  # type: ignore[operator]
 
 

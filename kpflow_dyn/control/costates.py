@@ -15,9 +15,9 @@ import numpy as np
 import xarray as xr
 from scipy.linalg import expm
 
-from kpflow_dyn.arrays import Array, array_namespace, like_numpy, to_numpy
+from kpflow_dyn.arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn.control.linearisation import along_steps_inputs, linearize_ltv, states_at
-from kpflow_dyn.control.loops import Loop, framework_of, jacobians, loop_of_cell, loop_of_field, rows_of
+from kpflow_dyn.control.loops import Loop, framework_of, loop_of_cell, loop_of_field, rows_of
 from kpflow_dyn.control.magnus import magnus, transposed
 from kpflow_dyn.control.regulators import check_weight
 from kpflow_dyn.control.systems import LTV, as_matrix, coordinates
@@ -144,9 +144,9 @@ def _along_steps(
     sol: Solution, problem: DiscreteProblem, cost: Cost | None, terminal: Cost | None, inputs: str | None
 ) -> Costates:
     step = loop_of_cell(problem, sol.state, inputs, "closed")
-    values, (slopes, _) = _costs(step, cost, np.zeros(sol.state.shape[1]), sol.state, problem.x)
-    last, slope = _terminal(step, terminal, sol.state[:, -1:], problem.x[:, -1:])
-    slopes[:, -1] += slope
+    values, slopes, _ = _slopes(step, cost, np.zeros(sol.state.shape[1]), sol.state, problem.x)
+    last, end = _terminal(terminal, sol.state[:, -1:])
+    slopes[:, -1] += end
     costates = to_numpy(linearize(sol).P.T.mv(like_numpy(slopes, sol.state))).astype(float)
     gradient = np.einsum("btnm,btn->btm", along_steps_inputs(sol, inputs), costates)
     return _labelled(to_numpy(sol.t).astype(float), (), costates, gradient, values.sum(1) + last)
@@ -159,13 +159,13 @@ def _along_equation(
     assert mesh is not None
     field = loop_of_field(problem.f, sol.state, inputs, "closed", problem.x is not None)
     nodes, weights = gauss_points(mesh.edges)
-    values, (slopes, _) = _costs(field, cost, *states_at(sol, problem, nodes))
-    last, end = _terminal(field, terminal, *states_at(sol, problem, mesh.edges[-1:])[1:])
-    inside = slopes.reshape((*mesh.A.shape[:3], -1))
-    costates = _backward(mesh.A, inside, end, np.diff(mesh.edges))[:, mesh.at]
-    _, (_, direct) = _costs(field, cost, *states_at(sol, problem, ltv.time))
-    gradient = direct + np.einsum("btnm,btn->btm", ltv.B.values, costates)
-    return _labelled(ltv.time, ltv.names, costates, gradient, values @ weights + last)
+    inside = len(nodes)
+    values, slopes, direct = _slopes(field, cost, *states_at(sol, problem, np.append(nodes, ltv.time)))
+    last, end = _terminal(terminal, sol(mesh.edges[-1:]))
+    driven = slopes[:, :inside].reshape((*mesh.A.shape[:3], -1))
+    costates = _backward(mesh.A, driven, end, np.diff(mesh.edges))[:, mesh.at]
+    gradient = direct[:, inside:] + np.einsum("btnm,btn->btm", ltv.B.values, costates)
+    return _labelled(ltv.time, ltv.names, costates, gradient, values[:, :inside] @ weights + last)
 
 
 def _backward(A: np.ndarray, slopes: np.ndarray, end: np.ndarray, h: np.ndarray) -> np.ndarray:
@@ -179,34 +179,49 @@ def _backward(A: np.ndarray, slopes: np.ndarray, end: np.ndarray, h: np.ndarray)
     return np.stack(found[::-1], 1)[..., :-1, 0]
 
 
-def _costs(
-    loop: Loop, cost: Cost | None, t: np.ndarray, z: Array, x: Array | None
-) -> tuple[np.ndarray, list[np.ndarray]]:
+def _slopes(loop: Loop, cost: Cost | None, t: np.ndarray, z: Array, x: Array | None) -> tuple[np.ndarray, ...]:
     """L [trial, time], and its gradients in z and in the input [trial, time, ...]."""
     rows, (_, *data) = rows_of(loop, t, z, x)
+    if cost is None:
+        return tuple(np.zeros(shape) for shape in (z.shape[:2], z.shape, rows[2].shape))
 
-    def row(t: Array, z: Array, v: Array, *x: Array) -> Array:
-        nothing = 0 * z.sum() + 0 * v.sum()
-        if cost is None:
-            return nothing
+    def of_row(t: Array, z: Array, v: Array, *x: Array) -> Array:
         u = (loop.control(z, z, x[0] if x else None) + v,) if loop.inputs == "control" else ()
-        return cost(z, *u) + nothing
+        return _one_number(cost(z, *u), z) + 0 * v.sum()
 
-    value = to_numpy(framework_of(z).each_row(lambda *rows: [row(*rows)], *rows, *data)[0])
-    if value.shape != tuple(z.shape[:2]):
-        raise ValueError(
-            f"the cost of one state gave shape {value.shape[2:]}, expected one number; it is called on z [unit], or on "
-            "z and u [input] of a ClosedLoop"
-        )
-    slopes = jacobians(lambda *rows: row(*rows).reshape((1,)), [*rows, *data])
-    return value.astype(float), [slope[:, :, 0] for slope in slopes]
+    return _with_gradients(of_row, rows, data)
 
 
-def _terminal(loop: Loop, terminal: Cost | None, z: Array, x: Array | None) -> tuple[np.ndarray, np.ndarray]:
+def _terminal(terminal: Cost | None, z: Array) -> tuple[np.ndarray, np.ndarray]:
     """M [trial] and its gradient [trial, unit] at the last states [trial, 1, unit]."""
-    of_state = Loop(loop.call, None, None, "kicks", False, ())
-    values, (slopes, _) = _costs(of_state, terminal, np.zeros(1), z, x)
+    if terminal is None:
+        return np.zeros(len(z)), np.zeros((len(z), z.shape[-1]))
+    values, slopes, _ = _with_gradients(
+        lambda t, z, v: _one_number(terminal(z), z) + 0 * v.sum(), [z[..., 0], z, z], []
+    )
     return values[:, 0], slopes[:, 0]
+
+
+def _one_number(value: Array, z: Array) -> Array:
+    if getattr(value, "shape", None) != ():
+        got = getattr(value, "shape", type(value).__name__)
+        raise ValueError(
+            f"the cost of one state gave {got}, expected one number; it is called on z [unit], or on z and u [input] "
+            "of a ClosedLoop"
+        )
+    return value + 0 * z.sum()
+
+
+def _with_gradients(of_row: Cost, rows: list[Array], data: list[Array]) -> tuple[np.ndarray, ...]:
+    """Values of of_row(t, z, v, *data), and their gradients in z and in v, at rows [trial, time, ...]."""
+    framework = framework_of(rows[1])
+
+    def with_gradients(t: Array, z: Array, v: Array, *data: Array) -> list[Array]:
+        value, pull = framework.vjp(lambda z, v: of_row(t, z, v, *data), z, v)[:2]
+        return [value, *pull(value * 0 + 1)]
+
+    with full_precision(rows[1]):
+        return tuple(to_numpy(a).astype(float) for a in framework.each_row(with_gradients, *rows, *data))
 
 
 def _labelled(
