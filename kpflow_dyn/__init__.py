@@ -41,7 +41,7 @@ _PUBLIC = {
     "learning.recorder": ["Recorder", "Recording"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
-_SUBMODULES = {"dynamics", "gym", "learning_rules", "models", "regularizers", "solvers", "tasks", "train"}
+_SUBMODULES = {"control", "dynamics", "gym", "learning_rules", "models", "regularizers", "solvers", "tasks", "train"}
 
 __version__ = "0.1.0"
 __all__ = sorted([*_HOME, *_SUBMODULES])

@@ -1,0 +1,78 @@
+"""Control theory along solved trajectories and at equilibria, under the names that control engineers know.
+
+    solution --linearize_ltv--> LTV: A(t), B(t), C    --gram, hankel, tvlqr--> what inputs reach and outputs tell
+    equilibrium --linearize_lti--> LTI: A, B, C, D    --gram, hsvd, lqr, frequency_response--> ...
+    solution, cost --adjoint--> costates and the gradient in the input
+
+The models are those of the rest of the package, in torch or JAX: `kp.models.ClosedLoop(plant, policy)`, other fields of
+an `ODEProblem`, cells of a `DiscreteProblem`. Linearisations and all that follows are numpy arrays in float64. How much
+each weight of a controller contributes to what learning can change is told by `kp.contributions(flow)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kpflow_dyn.control.angles import ReachableAngles, reachable_angles
+    from kpflow_dyn.control.costates import Costates, QuadraticCost, adjoint
+    from kpflow_dyn.control.frequency import FrequencyResponse, frequency_response
+    from kpflow_dyn.control.gramians import Gramian, gram
+    from kpflow_dyn.control.hankel_modes import Hankel, hankel, hsvd
+    from kpflow_dyn.control.linearisation import linearize_lti, linearize_ltv
+    from kpflow_dyn.control.matrix_free import gram_operator
+    from kpflow_dyn.control.ranks import ctrb, obsv
+    from kpflow_dyn.control.regulators import Regulator, TimeVaryingRegulator, dlqr, lqr, tvlqr
+    from kpflow_dyn.control.systems import LTI, LTV
+
+_PUBLIC = {
+    "angles": ["ReachableAngles", "reachable_angles"],
+    "costates": ["Costates", "QuadraticCost", "adjoint"],
+    "frequency": ["FrequencyResponse", "frequency_response"],
+    "gramians": ["Gramian", "gram"],
+    "hankel_modes": ["Hankel", "hankel", "hsvd"],
+    "linearisation": ["linearize_lti", "linearize_ltv"],
+    "matrix_free": ["gram_operator"],
+    "ranks": ["ctrb", "obsv"],
+    "regulators": ["Regulator", "TimeVaryingRegulator", "dlqr", "lqr", "tvlqr"],
+    "systems": ["LTI", "LTV"],
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = [
+    "LTI",
+    "LTV",
+    "Costates",
+    "FrequencyResponse",
+    "Gramian",
+    "Hankel",
+    "QuadraticCost",
+    "ReachableAngles",
+    "Regulator",
+    "TimeVaryingRegulator",
+    "adjoint",
+    "ctrb",
+    "dlqr",
+    "frequency_response",
+    "gram",
+    "gram_operator",
+    "hankel",
+    "hsvd",
+    "linearize_lti",
+    "linearize_ltv",
+    "lqr",
+    "obsv",
+    "reachable_angles",
+    "tvlqr",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"kpflow_dyn.control.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
