@@ -238,5 +238,5 @@ def _check_size(sol: Solution, times: float) -> None:
     if needed > DENSE_BYTES:
         raise ValueError(
             f"the matrices A would take {needed / 2**30:.1f} GiB, more than {DENSE_BYTES / 2**30:.0f} GiB; take fewer "
-            "trials or times, or without matrices gram_operator(kp.linearize(sol), ...)"
+            "trials or times; of a recurrent model gram_operator needs no matrices"
         )
