@@ -109,11 +109,6 @@ def test_hankel_singular_values_of_long_horizons_are_those_of_the_system() -> No
     assert_close(control.hankel(CONTINUOUS, 15.0, t=np.linspace(0, 30, 61)).values.values[0], expected)
 
 
-def test_python_control_agrees_where_its_library_is_there() -> None:
-    pytest.importorskip("slycot")
-    assert_close(control.hsvd(CONTINUOUS), oracle.hsvd(CONTINUOUS.to_control()))
-
-
 def test_hankel_modes_are_those_of_the_matrix_of_markov_parameters() -> None:
     past, future = 6, 5
     markov = [C @ np.linalg.matrix_power(DISCRETE.A, k) @ B for k in range(past + future)]
@@ -278,6 +273,7 @@ def test_figures() -> None:
         (lambda: control.hankel(CONTINUOUS, 3.0, t=[0.0, 1.0, 2.0]), "split is 3.0"),
         (lambda: control.hankel(CONTINUOUS, 0.5, t=[0.0, 1.0, 2.0]), "one of the times inside"),
         (lambda: control.hankel(CONTINUOUS, 2.0, t=[0.0, 1.0, 2.0]), "one of the times inside"),
+        (lambda: control.hankel(CONTINUOUS, 1.0), "give a horizon"),
         (lambda: control.hsvd(LTI([[1.0]], [[1.0]])), "not stable"),
         (lambda: control.ctrb(STABLE, B[:4]), "B has shape"),
         (lambda: control.obsv(STABLE, C[:, :4]), "shape"),
@@ -309,6 +305,7 @@ def test_what_does_not_fit_is_refused(make: object, message: str) -> None:
         lambda: control.frequency_response(STABLE, [1.0]),
         lambda: control.reachable_angles(STABLE, control.gram(CONTINUOUS, "c")),
         lambda: control.linearize_ltv(STABLE),
+        lambda: control.adjoint(STABLE, np.sum),
         lambda: control.gram_operator(STABLE, "c", 1),
     ],
 )

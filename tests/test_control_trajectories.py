@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
-from scipy.linalg import subspace_angles
+from scipy.linalg import solve_continuous_lyapunov, subspace_angles
 from torch import Tensor, nn
 
 import kpflow_dyn as kp
@@ -224,11 +224,11 @@ def test_gramians_and_costates_along_a_loop_solve_their_equations(steered: kp.So
     assert list(reach.W.unit.values) == ["angle", "angular_velocity"]
 
 
-def test_both_frameworks_agree(steered: kp.Solution) -> None:
-    problem = steered.problem
-    field = ClosedLoop(Pendulum(damping=0.2), jax_policy(problem.f.policy))
-    made = kp.ODEProblem(field, jnp.asarray(START), GRID, jnp.asarray(to_numpy(problem.x)))
-    cost, sols = control.QuadraticCost(np.eye(2), [[0.5]]), (steered, kp.solve(made, rtol=1e-9, atol=1e-11))
+def test_both_frameworks_agree() -> None:
+    policy, plant = torch_policy(2, 8, 1), Pendulum(damping=0.2)
+    pairs = ((ClosedLoop(plant, policy), torch.from_numpy(START)), (ClosedLoop(plant, jax_policy(policy)), START))
+    sols = [kp.solve(kp.ODEProblem(field, z0, GRID), rtol=1e-9, atol=1e-11) for field, z0 in pairs]
+    cost = control.QuadraticCost(np.eye(2), [[0.5]])
     ours, theirs = (control.gram(sol, "c").W for sol in sols)
     assert_close(theirs, ours, 1e-7)
     ours, theirs = (control.adjoint(sol, cost) for sol in sols)
@@ -320,12 +320,12 @@ def optimal() -> tuple[kp.Solution, control.Regulator]:
     system = control.linearize_lti(DoubleIntegrator(), torch.zeros(2).double(), torch.zeros(1).double())
     found = control.lqr(system.A, system.B, Q, R)
     loop = ClosedLoop(DoubleIntegrator(), linear_policy(found.K))
-    return kp.solve(kp.ODEProblem(loop, torch.from_numpy(START), (0.0, 14.0)), rtol=1e-9, atol=1e-11), found
+    return kp.solve(kp.ODEProblem(loop, torch.from_numpy(START), (0.0, 9.0)), rtol=1e-9, atol=1e-11), found
 
 
 def test_the_costate_of_a_riccati_gain_is_twice_X_z(optimal: tuple[kp.Solution, control.Regulator]) -> None:
     sol, (_, X, _) = optimal
-    times = np.linspace(0, 14, 15)
+    times = np.linspace(0, 9, 10)
     found = control.adjoint(sol, control.QuadraticCost(Q, R), control.QuadraticCost(X), t=times)
     states = sol(times).numpy()
     assert_close(found.costate, 2 * states @ X, 1e-7)
@@ -335,23 +335,36 @@ def test_the_costate_of_a_riccati_gain_is_twice_X_z(optimal: tuple[kp.Solution, 
 
 def gradient_in_the_gain(sol: kp.Solution, K: np.ndarray) -> np.ndarray:
     """dJ/dK of the cost of all trials: through the states by J*, and directly."""
-    flow, z = kp.linearize(sol), sol.state
-    Z, M = z.numpy(), Q + K.T @ R @ K
-    through = flow.J.T.mv(torch.from_numpy(2 * Z @ M)).numpy().reshape(K.shape)
-    direct = np.einsum("btm,btn,t->mn", -2 * Z @ K.T @ R, Z, sol.weights)
-    return through + direct
+    flow, Z, M = kp.linearize(sol), sol.state.numpy(), Q + K.T @ R @ K
+    through = -flow.J.T.mv(torch.from_numpy(2 * Z @ M)).numpy().reshape(K.shape)  # the weight is -K
+    return through + np.einsum("btm,btn,t->mn", 2 * Z @ K.T @ R, Z, sol.weights)
+
+
+def by_lyapunov(K: np.ndarray) -> np.ndarray:
+    """dJ/dK = 2 (R K - B^T X) int z z^T dt, with z0^T X z0 the cost under K."""
+    A, B = np.array([[0.0, 1.0], [0.0, 0.0]]), np.array([[0.0], [1.0]])
+    X = solve_continuous_lyapunov((A - B @ K).T, -Q - K.T @ R @ K)
+    return 2 * (R @ K - B.T @ X) @ solve_continuous_lyapunov(A - B @ K, -START.T @ START)
+
+
+def moved_to(sol: kp.Solution, K: np.ndarray) -> kp.Solution:
+    return kp.solve(sol.problem.remake(f=ClosedLoop(DoubleIntegrator(), linear_policy(K))), rtol=1e-9, atol=1e-11)
 
 
 def test_the_gradient_in_the_gain_vanishes_at_the_riccati_gain(optimal: tuple[kp.Solution, control.Regulator]) -> None:
     sol, (K, _, _) = optimal
     assert np.abs(gradient_in_the_gain(sol, K)).max() < 1e-6
-    other = K + 0.3
-    loop = ClosedLoop(DoubleIntegrator(), linear_policy(other))
-    moved = kp.solve(sol.problem.remake(f=loop), rtol=1e-9, atol=1e-11)
+    moved = moved_to(sol, K + 0.3)
     found = control.adjoint(moved, control.QuadraticCost(Q, R), t=moved.t)
-    by_input = np.einsum("btm,btn,t->mn", found.gradient.values, moved.state.numpy(), moved.weights)
+    by_input = -np.einsum("btm,btn,t->mn", found.gradient.values, moved.state.numpy(), moved.weights)
     assert np.abs(by_input).max() > 0.05
-    assert_close(by_input, gradient_in_the_gain(moved, other), 1e-6)
+    assert_close(by_input, by_lyapunov(K + 0.3), 1e-6)
+
+
+@pytest.mark.slow
+def test_the_gradient_in_another_gain_is_that_of_lyapunov(optimal: tuple[kp.Solution, control.Regulator]) -> None:
+    sol, (K, _, _) = optimal
+    assert_close(gradient_in_the_gain(moved_to(sol, K + 0.3), K + 0.3), by_lyapunov(K + 0.3), 1e-6)
 
 
 def test_gains_along_a_loop_make_the_open_plant_optimal(steered: kp.Solution) -> None:

@@ -57,8 +57,7 @@ def reachable_angles(modes: Modes, gram: Gramian, rank: int | None = None) -> Re
     Example:
         >>> import torch
         >>> import kpflow_dyn as kp
-        >>> loop = kp.models.ClosedLoop(kp.models.CartPole(), torch.nn.Linear(4, 1).double())
-        >>> sol = kp.solve(kp.ODEProblem(loop, 0.1 * torch.ones(2, 4, dtype=torch.float64), [0.0, 0.5, 1.0]))
+        >>> sol = kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8).double(), torch.randn(2, 5, 3).double()))
         >>> learning = kp.modes(kp.linearize(sol).ntk, axis="unit", k=2)
         >>> found = kp.control.reachable_angles(learning, kp.control.gram(sol, "c"))
         >>> found.angles.sizes["angle"], bool((found.share <= 1 + 1e-12).all())

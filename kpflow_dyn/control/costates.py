@@ -119,7 +119,7 @@ def adjoint(
         t: the times of an ODE's costates, as in `linearize_ltv`.
 
     Raises:
-        ValueError: no cost at all, or one that is no number for each state.
+        TypeError, ValueError: no solution, no cost at all, or one that is no number for each state.
 
     Example:
         >>> import torch
@@ -132,6 +132,8 @@ def adjoint(
     """
     if cost is None and terminal is None:
         raise ValueError("adjoint needs a running cost, a terminal one, or both")
+    if not isinstance(sol, Solution):
+        raise TypeError(f"adjoint takes the Solution that solve returns, got {type(sol).__name__}")
     problem = sol.problem
     if isinstance(problem, DiscreteProblem):
         return _along_steps(sol, problem, cost, terminal, inputs)

@@ -36,6 +36,7 @@ class Gramian:
         kind: "c" for reachability (controllability), "o" for observability.
         factor: L [trial, time, unit, rank], where a rank was asked for, else None.
         cut: [trial, time], which part of the trace was left out in the making of the factor, added up over its steps.
+        matrix: W where it was found whole, else None.
     """
 
     kind: str
@@ -91,7 +92,8 @@ def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, *
 
     Args:
         system: a solution, an `LTV` or an `LTI`.
-        kind: "c" or "o", as in python-control.
+        kind: "c" or "o", as in python-control. In discrete time Wc counts the input of the step that ends at a time,
+            and Wo the output at it.
         t: of an LTI the horizon as `LTI.along` takes it: increasing times, or a number of steps; None for the infinite
             horizon of a stable system. Of a solution the times, as `linearize_ltv` takes them.
         rank: how many columns of a factor W = L L^T to keep instead of W: the leading singular directions after each
@@ -147,6 +149,8 @@ def as_ltv(system: System, t: Any, options: dict[str, Any]) -> LTV:
             f"{sorted(options)} are options of linearize_ltv, which a {type(system).__name__} has behind it"
         )
     if isinstance(system, LTI):
+        if t is None:
+            raise ValueError("an LTI has no trial of its own; give a horizon t=, times or a number of steps")
         return system.along(t)
     if t is not None:
         raise ValueError("an LTV has its times already; give t to linearize_ltv")

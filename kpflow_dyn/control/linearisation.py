@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn.arrays import Array, array_namespace, is_torch_array, to_numpy
+from kpflow_dyn.arrays import Array, array_namespace, is_torch_array, like_numpy, to_numpy
 from kpflow_dyn.control.loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_map
 from kpflow_dyn.control.systems import LTI, LTV, Mesh, ltv_of, output_matrix
 from kpflow_dyn.discretise import call_field
@@ -86,7 +86,7 @@ def _loop_at(model: Any, z: Array, dt: float | None, inputs: str | None, loop: s
 
 def _value(model: Any, loop: Loop, z: Array, x: Array | None, t: float) -> np.ndarray:
     """The velocity or next state, by the model's own call where it checks its parts."""
-    time = z.sum() * 0 + t
+    time = like_numpy(np.asarray(t, np.float64), z)
     if is_closed_loop(model) and is_torch_array(z):
         value = call_field(model, time, z[None], None if x is None else x[None])[0]
     else:
@@ -238,5 +238,5 @@ def _check_size(sol: Solution, times: float) -> None:
     if needed > DENSE_BYTES:
         raise ValueError(
             f"the matrices A would take {needed / 2**30:.1f} GiB, more than {DENSE_BYTES / 2**30:.0f} GiB; take fewer "
-            "trials or times, or without matrices gram_operator(kp.linearize(sol), ...)"
+            "trials or times; of a recurrent model gram_operator needs no matrices"
         )
