@@ -87,7 +87,7 @@ def jacobians_of(problem: kp.DiscreteProblem) -> np.ndarray:
 
 
 def product(A: np.ndarray) -> mpmath.matrix:
-    """A_t ... A_1 with two hundred digits."""
+    """A_t ... A_1 with a thousand digits."""
     P = mpmath.eye(A.shape[1])
     for a in A:
         P = mpmath.matrix(a.tolist()) * P
@@ -95,7 +95,7 @@ def product(A: np.ndarray) -> mpmath.matrix:
 
 
 def log_singular_values(A: np.ndarray) -> np.ndarray:
-    with mpmath.workdps(200):
+    with mpmath.workdps(1000):
         return np.array([float(mpmath.log(s)) for s in mpmath.svd_r(product(A), compute_uv=False)])
 
 
@@ -133,17 +133,23 @@ def test_jacobians_keep_to_the_memory_budget() -> None:
 
 def test_henon() -> None:
     start = 0.1 * torch.rand(40, 2, generator=torch.Generator().manual_seed(0)).double()
-    found = lyapunov_spectrum(kp.DiscreteProblem(Henon(), torch.zeros(40, 1100, 1).double(), start), transient=100)
+    problem = kp.DiscreteProblem(Henon(), torch.zeros(40, 1100, 1).double(), start)
+    found = lyapunov_spectrum(problem, transient=100)
     np.testing.assert_allclose(found.mean, [0.4192, -1.6232], rtol=1e-2)
     assert np.abs(found.mean - [0.4192, -1.6232]).max() < 4 * found.stderr.max() < 0.015
     np.testing.assert_allclose(found.exponents.sum(1), np.log(0.3), atol=1e-12)  # the map contracts areas by b
     assert found.dimension == pytest.approx(1.258, abs=0.01)  # Russell, Hanson, Ott (1980)
     assert found.entropy == found.mean[0]
+    few = lyapunov_spectrum(kp.solve(problem), 1, transient=100)
+    np.testing.assert_allclose(few.mean, found.mean[:1], atol=1e-10)
+    assert np.isnan(few.dimension)
 
 
 def test_lorenz() -> None:
-    sol = kp.solve(lorenz_problem(400, 10.0), "rk4", steps=0.025)
-    found = lyapunov_spectrum(sol, transient=4.0, interval=2)
+    problem = lorenz_problem(150, 10.0)
+    on_attractor = kp.solve(problem, "rk4", steps=0.025).state[:, -1]
+    sol = kp.solve(problem.remake(z0=on_attractor), "rk4", steps=0.025)
+    found = lyapunov_spectrum(sol, transient=1.0, interval=2)
     np.testing.assert_allclose(found.mean[[0, 2]], np.take(LORENZ, [0, 2]), rtol=2e-2)
     assert abs(found.mean[1]) < 0.02
     assert found.mean.sum() == pytest.approx(LORENZ_SUM, abs=5e-3)  # the divergence, to the accuracy of the steps
@@ -166,9 +172,8 @@ def test_a_linear_map_and_field_have_the_exponents_of_their_eigenvalues() -> Non
     np.testing.assert_allclose(found.stderr, 0, atol=1e-12)
     rates = [0.2, -0.1, -1.0]
     field = kp.ODEProblem(Linear(symmetric(rates)), torch.ones(1, 3).double(), (1.0, 81.0))
-    sol = kp.solve(field, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(lyapunov_spectrum(sol, transient=40.0).mean, rates, atol=1e-5)
-    np.testing.assert_allclose(lyapunov_spectrum(sol, 2, transient=40.0).mean, rates[:2], atol=1e-5)
+    found = lyapunov_spectrum(kp.solve(field, "rk4", steps=0.1), 2, transient=40.0)
+    np.testing.assert_allclose(found.mean, rates[:2], atol=1e-6)
 
 
 def test_the_sum_of_all_exponents_is_that_of_the_volume() -> None:
@@ -184,33 +189,15 @@ def test_the_sum_of_all_exponents_is_that_of_the_volume() -> None:
 
 def test_factors_of_several_steps_give_the_same() -> None:
     problem = rnn(leak=0.3)
-    found, apart = (lyapunov_spectrum(problem, interval=n) for n in (1, 7))
-    np.testing.assert_allclose(apart.exponents, found.exponents, atol=1e-9)
+    found, apart = (finite_time_exponents(problem, interval=n) for n in (1, 7))
     np.testing.assert_array_equal(apart.times[0], [7, 14, 21, 28, 35, 42, 49, 50])
-    found, apart = (finite_time_exponents(problem, interval=n) for n in (1, 5))
-    np.testing.assert_allclose(apart.exponents, found.exponents[:, 4::5], atol=1e-9)
+    np.testing.assert_allclose(apart.exponents, found.exponents[:, apart.times[0].astype(int) - 1], atol=1e-9)
 
 
 def test_exponents_that_are_round_off_are_warned_of() -> None:
     problem = kp.DiscreteProblem(Linear(symmetric([1.0, 1e-6])), torch.zeros(1, 12, 1).double(), torch.ones(2).double())
     with pytest.warns(UserWarning, match="from rank 2 on the exponents are round-off.*take a shorter interval"):
         lyapunov_spectrum(problem, interval=3)
-
-
-def test_leading_exponents_are_the_first_of_all() -> None:
-    problem = rnn(steps=2000)
-    few, every = lyapunov_spectrum(problem, 2, transient=200), lyapunov_spectrum(problem, transient=200)
-    np.testing.assert_allclose(few.mean, every.mean[:2], atol=2e-3)
-
-
-def test_a_singular_step_has_an_exponent_of_minus_infinity() -> None:
-    problem = kp.DiscreteProblem(Linear(np.diag([0.5, 0.0])), torch.zeros(1, 20, 1).double(), torch.ones(2).double())
-    found = lyapunov_spectrum(problem)
-    assert found.mean[1] == -np.inf and found.mean[0] == pytest.approx(np.log(0.5), abs=0.1)
-    short = finite_time_exponents(problem)
-    np.testing.assert_allclose(short.exponents[0], [[np.log(0.5), -np.inf]] * 20, atol=1e-13)
-    for figure in (found.plot(), short.plot()):
-        figure.savefig(io.BytesIO())
 
 
 def test_dimension_and_entropy_at_the_ends() -> None:
@@ -235,14 +222,14 @@ def test_finite_time_exponents_are_those_of_the_exact_product() -> None:
     np.testing.assert_array_equal(finite_time_exponents(problem, horizon=20).exponents, found.exponents[:, :20])
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, 2, 3])
 def test_products_whose_singular_values_no_number_holds(size: int) -> None:
-    A = np.random.default_rng(1).standard_normal((60, size, size)) * 10.0 ** -np.arange(0, 4 * size, 4)
+    A = np.random.default_rng(1).standard_normal((60, size, size)) * 10.0 ** -np.arange(0, 5 * size, 5)
     whole = GradedProduct(1, size)
     found = [whole.multiply(a[None])[0] for a in A][-1]
     expected = log_singular_values(A)
     assert size == 1 or expected[0] - expected[-1] > 100
-    assert size < 5 or expected[-1] < np.log(np.finfo(float).tiny)
+    assert size < 3 or expected[-1] < np.log(np.finfo(float).tiny)
     np.testing.assert_allclose(found, expected, atol=1e-10)
 
 
@@ -264,11 +251,9 @@ def test_jax_agrees(x64: None) -> None:
     weights = (cell.weight_hh, cell.weight_ih, cell.bias_ih, cell.bias_hh)
     twin = TorchGRU(*(jnp.asarray(w.detach().numpy()) for w in weights))
     one, other = kp.solve(kp.DiscreteProblem(cell, x)), kp.solve(kp.DiscreteProblem(twin, jnp.asarray(x.numpy())))
-    np.testing.assert_allclose(step_jacobians(other), step_jacobians(one), atol=1e-13)
+    np.testing.assert_allclose(step_jacobians(other), jacobians_of(one.problem), atol=1e-13)
     found, wanted = (finite_time_exponents(sol, interval=4) for sol in (other, one))
     np.testing.assert_allclose(found.exponents, wanted.exponents, atol=1e-10)
-    found, wanted = (lyapunov_spectrum(sol, interval=4) for sol in (other, one))
-    np.testing.assert_allclose(found.exponents.sum(1), wanted.exponents.sum(1), atol=1e-10)
     np.testing.assert_array_equal(found.times, wanted.times)
 
 
@@ -345,9 +330,12 @@ def test_states_that_do_not_vary_fill_nothing() -> None:
     assert (pca(np.ones((2, 4, 3))).explained == 0).all()
 
 
-def test_results_are_drawn_and_labelled() -> None:
-    problem = rnn(steps=12)
-    spectrum, short, components = lyapunov_spectrum(problem), finite_time_exponents(problem), pca(kp.solve(problem))
+def test_results_are_drawn_and_labelled_where_a_direction_dies_too() -> None:
+    components = pca(np.random.default_rng(0).standard_normal((2, 5, 3)))
+    problem = kp.DiscreteProblem(Linear(np.diag([0.5, 0.0])), torch.zeros(2, 20, 1).double(), torch.ones(2).double())
+    spectrum, short = lyapunov_spectrum(problem), finite_time_exponents(problem)
+    assert spectrum.mean[1] == -np.inf and spectrum.mean[0] == pytest.approx(np.log(0.5), abs=0.1)  # W is singular
+    np.testing.assert_allclose(short.exponents[0], [[np.log(0.5), -np.inf]] * 20, atol=1e-13)
     assert spectrum.to_xarray().history.dims == ("trial", "time", "exponent")
     assert short.to_xarray().exponents.dims == ("trial", "time", "exponent")
     for result in (spectrum, short, components, pca(np.random.default_rng(0).standard_normal((1, 5, 1)))):
@@ -375,10 +363,10 @@ def test_what_has_no_steps_is_refused(of: Callable[..., object]) -> None:
         (lambda sol: lyapunov_spectrum(sol, 0), "k is 0"),
         (lambda sol: lyapunov_spectrum(sol, 1.5), "k is 1.5"),
         (lambda sol: lyapunov_spectrum(sol, interval=0), "interval is 0, expected a number of steps"),
-        (lambda sol: lyapunov_spectrum(sol, transient=50), "transient is 50, expected less than the length.*50"),
+        (lambda sol: lyapunov_spectrum(sol, transient=50), "transient is 50, expected less than the length 50"),
         (lambda sol: lyapunov_spectrum(sol, transient=-1), "transient is -1"),
-        (lambda sol: lyapunov_spectrum(sol, transient=45, interval=20), "nothing is left after a transient of 45"),
-        (lambda sol: finite_time_exponents(sol, 51), "horizon is 51, expected at most the length of the trials, 50"),
+        (lambda sol: lyapunov_spectrum(sol, 1, transient=45, interval=20), "nothing is left after a transient of 45"),
+        (lambda sol: finite_time_exponents(sol, 51), "horizon is 51, expected at most the length 50"),
         (lambda sol: finite_time_exponents(sol, 0), "horizon is 0"),
         (lambda sol: finite_time_exponents(sol, 3, interval=4), "no step ends within a horizon of 3; the first .* 4"),
         (lambda sol: pca(sol, 6), "k is 6, expected a number of components from 1 to the 5 units"),

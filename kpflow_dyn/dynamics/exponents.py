@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn.arrays import Random, array_namespace, full_precision, like_numpy, to_numpy
+from kpflow_dyn.arrays import Random, array_namespace, like_numpy
+from kpflow_dyn.dynamics.blocks import Blocks, is_whole
 from kpflow_dyn.dynamics.graded import GradedProduct
 from kpflow_dyn.dynamics.jacobians import solved
-from kpflow_dyn.linearise import tangent_of_dynamics
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn.solution import Solution
-from kpflow_dyn.solvers.orthogonalise import eps_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -150,17 +148,17 @@ def lyapunov_spectrum(
     """
     sol = solved(sol)
     units = sol.state.shape[2]
-    if k is not None and not (_is_whole(k) and 1 <= k <= units):
+    if k is not None and not (is_whole(k) and 1 <= k <= units):
         raise ValueError(f"k is {k!r}, expected a number of exponents from 1 to the {units} units")
-    factors = _Factors(sol, interval, _random_start(sol, k or units, seed))
+    blocks = Blocks(sol, interval)
+    counted = blocks.after(transient)
     with np.errstate(divide="ignore"):
-        logs = np.log(factors.diagonal)
-    counted = factors.after(transient)
+        logs = np.log(np.abs(np.diagonal(blocks.factors(_random_start(sol, k or units, seed)), axis1=2, axis2=3)))
     order = np.argsort(-_rates(logs, counted).mean(0), kind="stable")
     logs = logs[..., order]
     exponents = _rates(logs, counted)
     return Lyapunov(
-        exponents, exponents.mean(0), _standard_error(logs, counted), _history(logs, counted), factors.end, units
+        exponents, exponents.mean(0), _standard_error(logs, counted), _history(logs, counted), blocks.end, units
     )
 
 
@@ -195,80 +193,11 @@ def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interv
     sol = solved(sol)
     trials, _, units = sol.state.shape
     eye = like_numpy(np.broadcast_to(np.eye(units)[:, None], (units, trials, units)).copy(), sol.state)
-    factors = _Factors(sol, interval, eye)
-    last = factors.until(horizon)
-    product = GradedProduct(trials, units)
-    logs = np.stack([product.multiply(factors.R[:, block]) for block in range(last)], 1)
-    elapsed = (factors.end[:, :last] - factors.start)[..., None]
-    return FiniteTimeExponents(logs / elapsed, factors.end[:, :last], factors.start)
-
-
-class _Factors:
-    """R [trial, block, k, k] of A_t ... A_{t-interval+1} Q = Q' R, float64, and when each block begins and ends."""
-
-    def __init__(self, sol: Solution, interval: int, directions: Any) -> None:
-        if not (_is_whole(interval) and interval >= 1):
-            raise ValueError(f"interval is {interval!r}, expected a number of steps, 1 or more")
-        with full_precision(sol.state):
-            R = to_numpy(tangent_of_dynamics(sol).factorise(directions, int(interval))).astype(np.float64)
-        self.start, ends = _step_ends(sol)
-        self.end = ends[:, [min(i + interval, ends.shape[1]) - 1 for i in range(0, ends.shape[1], interval)]]
-        moved = (self.end > self.start).all(0)  # an ODE's first step has the length zero
-        self.R, self.end = R.swapaxes(0, 1)[:, moved], self.end[:, moved]
-        self.begin = np.concatenate([np.full_like(self.end[:, :1], self.start), self.end[:, :-1]], 1)
-        if not np.isfinite(self.R).all():
-            raise ValueError(f"the directions left the finite numbers within {interval} steps; take a shorter interval")
-        self.diagonal = np.abs(np.diagonal(self.R, axis1=2, axis2=3))
-        _warn_of_lost_digits(self.diagonal, eps_of(sol.state))
-
-    @property
-    def length(self) -> float:
-        """Of a trial."""
-        return float(self.end[:, -1].min() - self.start)
-
-    def after(self, transient: float) -> np.ndarray:
-        """How long each block counts [trial, block]: not at all where it begins within the transient."""
-        if not 0 <= transient < self.length:
-            raise ValueError(
-                f"transient is {transient!r}, expected less than the length of the trials, {self.length:g}"
-            )
-        counts = self.begin >= self.start + transient
-        if not counts.any(1).all():
-            raise ValueError(f"nothing is left after a transient of {transient:g}; shorten it, or the interval")
-        return np.where(counts, self.end - self.begin, 0.0)
-
-    def until(self, horizon: float | None) -> int:
-        """How many blocks end by then in every trial."""
-        if horizon is None:
-            return self.end.shape[1]
-        if not 0 < horizon <= self.length * (1 + 1e-12):
-            raise ValueError(f"horizon is {horizon!r}, expected at most the length of the trials, {self.length:g}")
-        last = int((self.end <= self.start + horizon * (1 + 1e-12)).all(0).sum())
-        if not last:
-            raise ValueError(f"no step ends within a horizon of {horizon:g}; the first ends at {self.end.max(0)[0]:g}")
-        return last
-
-
-def _warn_of_lost_digits(diagonal: np.ndarray, eps: float) -> None:
-    """A block keeps what it makes smaller by no more than its digits; what is exactly zero is right as well."""
-    ratio = diagonal / diagonal.max(2, keepdims=True, initial=np.finfo(float).tiny)
-    lost = ((ratio > 0) & (ratio < diagonal.shape[2] * eps)).any((0, 1))
-    if lost.any():
-        warnings.warn(
-            f"from rank {1 + int(np.argmax(lost))} on the exponents are round-off, as some direction shrinks beside "
-            "others by more than the digits of a number within one block; take a shorter interval, fewer exponents, or "
-            "float64",
-            stacklevel=4,
-        )
-
-
-def _step_ends(sol: Solution) -> tuple[float, np.ndarray]:
-    """When the trials start, and the ends of their steps [trial, step]."""
-    if isinstance(sol.problem, ODEProblem):
-        assert sol.steps is not None
-        return float(sol.problem.t[0]), sol.steps.t + sol.steps.dt
-    trials, times, _ = sol.state.shape
-    return 0.0, np.broadcast_to(np.arange(1.0, times + 1), (trials, times))
+    blocks = Blocks(sol, interval)
+    end = blocks.end[:, : blocks.until(horizon)]
+    R, product = blocks.factors(eye), GradedProduct(trials, units)
+    logs = np.stack([product.multiply(R[:, block]) for block in range(end.shape[1])], 1)
+    return FiniteTimeExponents(logs / (end - blocks.start)[..., None], end, blocks.start)
 
 
 def _random_start(sol: Solution, k: int, seed: int) -> Any:
@@ -298,7 +227,3 @@ def _standard_error(logs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         return np.full(logs.shape[2], np.nan)
     with np.errstate(invalid="ignore"):  # of exponents that are -inf
         return rates.std(0, ddof=1) / len(rates) ** 0.5
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,13 +12,23 @@ from kpflow_dyn.solvers.orthogonalise import eps_of
 
 Residual = Callable[[np.ndarray, Array], tuple[Array, Array]]
 """(numbers of the rows [n], z [n, unit]) -> r [n, unit] and dr/dz [n, unit, unit]."""
+Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 LESS, MORE, LEAST, MOST = 0.2, 4.0, 1e-8, 1e12  # of the damping
 FLAT = 1e-7  # cosine between r and the image of dr/dz below which q has a minimum
 SMALLEST = 16  # a batch that is not made smaller
 
 
-def minimise(residual: Residual, z: Array, iterations: int) -> Array:
+class Rows(NamedTuple):
+    """States z, residuals r, Jacobians J and damping mu of some rows."""
+
+    z: Array
+    r: Array
+    J: Array
+    mu: Array
+
+
+def minimise(residual: Residual, z: Array, iterations: int, compiled: Compile) -> np.ndarray:
     """Levenberg and Marquardt's method on 1/2 |r|^2 for each row of z [n, unit].
 
         z <- z - (J^T J + mu |r|)^{-1} J^T r
@@ -25,59 +36,64 @@ def minimise(residual: Residual, z: Array, iterations: int) -> Array:
     with mu smaller after a step that lowers |r|, and larger after one that does not, which is taken back. Damping by
     |r| keeps convergence quadratic where zeros are not isolated. Rows that are done leave the batch, once half are.
 
+    Args:
+        residual: r and its Jacobian.
+        z: where to start.
+        iterations: how many steps at most.
+        compiled: makes a function of arrays fast, as the framework does.
+
     Source: Fan, Yuan, "On the quadratic convergence of the Levenberg-Marquardt method without nonsingularity
     assumption", Computing 74, 23 (2005).
     """
+    propose, choose, at_end = compiled(_proposed), compiled(_chosen), compiled(_done)
     found, left = to_numpy(z).copy(), np.arange(len(z))
-    batch = _Batch(residual, left, z)
+    rows = Rows(z, *residual(left, z), array_namespace(z).ones_like(z[:, 0]))
     for _ in range(iterations):
-        done = batch.done()
+        done = to_numpy(at_end(rows))
         if done.all():
             break
         if len(left) > SMALLEST and 2 * done.sum() >= len(left):
-            found[left] = to_numpy(batch.z)
-            left = left[~done]
-            batch.keep(~done)
-        batch.step()
-    found[left] = to_numpy(batch.z)
+            found[left] = to_numpy(rows.z)
+            left, rows = left[~done], _taken(rows, ~done)
+        candidate = propose(rows)
+        rows = choose(rows, candidate, *residual(left, candidate))
+    found[left] = to_numpy(rows.z)
     return found
 
 
-class _Batch:
-    """Rows with their residuals, Jacobians and damping."""
+def _done(rows: Rows) -> Array:
+    """Which rows are at a zero or a minimum, to round-off, or got nowhere."""
+    size, zero = _norm(rows.r), 1e3 * eps_of(rows.z) * (1 + _norm(rows.z))
+    flat = _norm(_gradient(rows)) <= FLAT * size * _norm(rows.J)
+    return ~(size > zero) | flat | (rows.mu > MOST)
 
-    def __init__(self, residual: Residual, numbers: np.ndarray, z: Array) -> None:
-        self.residual, self.numbers, self.z = residual, numbers, z
-        self.xp, self.eps = array_namespace(z), eps_of(z)
-        self.r, self.J = residual(numbers, z)
-        self.mu = self.xp.ones_like(z[:, 0])
 
-    def keep(self, which: np.ndarray) -> None:
-        """Leave the others out."""
-        index = self.xp.asarray(np.flatnonzero(which), device=device(self.z))
-        self.numbers = self.numbers[which]
-        self.z, self.r, self.J, self.mu = (self.xp.take(a, index, axis=0) for a in (self.z, self.r, self.J, self.mu))
+def _proposed(rows: Rows) -> Array:
+    """Where the damped Gauss-Newton step leads."""
+    xp, (z, r, J, mu) = array_namespace(rows.z), rows
+    damping = mu * _norm(r) + eps_of(z) * (1 + _norm(J) ** 2)
+    square = xp.matrix_transpose(J) @ J + damping[:, None, None] * xp.eye(z.shape[1], dtype=z.dtype, device=device(z))
+    return z - xp.linalg.solve(square, _gradient(rows)[..., None])[..., 0]
 
-    def done(self) -> np.ndarray:
-        """Which rows are at a zero or a minimum, to round-off, or got nowhere."""
-        size, zero = _norm(self.r), 1e3 * self.eps * (1 + _norm(self.z))
-        slope = _norm(self._gradient()) <= FLAT * size * _norm(self.J)
-        return to_numpy(~(size > zero) | slope | (self.mu > MOST))
 
-    def step(self) -> None:
-        """One step of every row."""
-        xp, eye = self.xp, self.xp.eye(self.z.shape[1], dtype=self.z.dtype, device=device(self.z))
-        square = xp.matrix_transpose(self.J) @ self.J
-        damping = self.mu * _norm(self.r) + self.eps * (1 + _norm(self.J) ** 2)
-        candidate = self.z - xp.linalg.solve(square + damping[:, None, None] * eye, self._gradient()[..., None])[..., 0]
-        r, J = self.residual(self.numbers, candidate)
-        better = (_norm(r) < _norm(self.r)) & xp.isfinite(_norm(J))
-        self.mu = xp.where(better, xp.clip(LESS * self.mu, LEAST, None), MORE * self.mu)
-        self.z = xp.where(better[:, None], candidate, self.z)
-        self.r, self.J = xp.where(better[:, None], r, self.r), xp.where(better[:, None, None], J, self.J)
+def _chosen(rows: Rows, z: Array, r: Array, J: Array) -> Rows:
+    """The proposed rows where they are better, the others as they were."""
+    where = array_namespace(z).where
+    better = (_norm(r) < _norm(rows.r)) & array_namespace(z).isfinite(_norm(J))
+    mu = where(better, (LESS * rows.mu).clip(LEAST), MORE * rows.mu)
+    one, square = better[:, None], better[:, None, None]
+    return Rows(where(one, z, rows.z), where(one, r, rows.r), where(square, J, rows.J), mu)
 
-    def _gradient(self) -> Array:
-        return (self.xp.matrix_transpose(self.J) @ self.r[..., None])[..., 0]
+
+def _taken(rows: Rows, which: np.ndarray) -> Rows:
+    """Those rows alone."""
+    xp = array_namespace(rows.z)
+    index = xp.asarray(np.flatnonzero(which), device=device(rows.z))
+    return Rows(*(xp.take(a, index, axis=0) for a in rows))
+
+
+def _gradient(rows: Rows) -> Array:
+    return (array_namespace(rows.z).matrix_transpose(rows.J) @ rows.r[..., None])[..., 0]
 
 
 def _norm(a: Array) -> Array:

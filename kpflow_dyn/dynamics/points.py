@@ -170,7 +170,7 @@ def fixed_points(
     inputs = like_numpy(constant_inputs(problem, x, len(z)), z)
     with full_precision(z):
         search = _Search(problem, inputs, z)
-        ends = minimise(search.residual, z, iterations)
+        ends = minimise(search.residual, z, iterations, backend(z).compiled)
         numbers, counts = search.distinct(ends, slow, unique)
         if not len(numbers):
             warnings.warn(search.why_none(ends, slow), stacklevel=2)

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 
 from kpflow_dyn.jax_backend.cells import as_step
 from kpflow_dyn.jax_backend.rollout import check_step
+from kpflow_dyn.jax_backend.rows import JAX
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem
 
+compiled = JAX.compiled
 Apply = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 

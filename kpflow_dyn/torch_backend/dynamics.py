@@ -11,7 +11,9 @@ from kpflow_dyn.memory import rows_at_once
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn.torch_backend.cells import as_step
 from kpflow_dyn.torch_backend.rollout import check_step
+from kpflow_dyn.torch_backend.rows import TORCH
 
+compiled = TORCH.compiled
 ACTIVATIONS = 16  # arrays of the size of the state that a step keeps for its derivative, or so
 
 
