@@ -192,6 +192,7 @@ def test_the_sum_of_all_exponents_is_that_of_the_volume() -> None:
     assert np.isnan(late.history[:, :20]).all() and np.isfinite(late.history[:, 20:]).all()
 
 
+@pytest.mark.slow
 def test_factors_of_several_steps_give_the_same() -> None:
     problem = rnn(leak=0.3)
     found, apart = (finite_time_exponents(problem, interval=n) for n in (1, 7))
