@@ -13,6 +13,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from conftest import cases
 from registry import MODELS
 from scipy.linalg import expm
 from test_fixed_points import Field, TorchGRU
@@ -102,7 +103,7 @@ def log_singular_values(A: np.ndarray) -> np.ndarray:
 # Jacobians
 
 
-@pytest.mark.parametrize("name", ["gru_cell", "lstm", "attending", "pair_state", "computed_weight"])
+@pytest.mark.parametrize("name", cases(MODELS, quick=["gru_cell", "pair_state"]))
 def test_step_jacobians_are_those_of_the_model(name: str) -> None:
     problem = MODELS[name].problem(started=True)
     np.testing.assert_allclose(step_jacobians(problem), jacobians_of(problem), atol=1e-13)
@@ -164,12 +165,16 @@ def test_lorenz_on_adaptive_steps() -> None:
     assert found.mean.sum() == pytest.approx(LORENZ_SUM, abs=1e-4)
 
 
-def test_a_linear_map_and_field_have_the_exponents_of_their_eigenvalues() -> None:
+def test_a_linear_map_has_the_exponents_of_its_eigenvalues() -> None:
     values = [1.01, -0.8, 0.5, 0.3]
     problem = kp.DiscreteProblem(Linear(symmetric(values)), torch.zeros(2, 500, 1).double(), torch.ones(4).double())
     found = lyapunov_spectrum(problem, transient=300)
     np.testing.assert_allclose(found.exponents, [np.log(np.abs(values))] * 2, atol=1e-12)
     np.testing.assert_allclose(found.stderr, 0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_linear_field_has_the_exponents_of_its_eigenvalues() -> None:
     rates = [0.2, -0.1, -1.0]
     field = kp.ODEProblem(Linear(symmetric(rates)), torch.ones(1, 3).double(), (1.0, 81.0))
     found = lyapunov_spectrum(kp.solve(field, "rk4", steps=0.1), 2, transient=40.0)
@@ -187,6 +192,7 @@ def test_the_sum_of_all_exponents_is_that_of_the_volume() -> None:
     assert np.isnan(late.history[:, :20]).all() and np.isfinite(late.history[:, 20:]).all()
 
 
+@pytest.mark.slow
 def test_factors_of_several_steps_give_the_same() -> None:
     problem = rnn(leak=0.3)
     found, apart = (finite_time_exponents(problem, interval=n) for n in (1, 7))
