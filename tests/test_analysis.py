@@ -12,6 +12,8 @@ import kpflow_dyn as kp
 from kpflow_dyn.analysis import KERNELS, WORDS, analyze
 from kpflow_dyn.arrays import to_numpy
 from kpflow_dyn.figures import FIGURES, trial_label
+from kpflow_dyn.models import Dale
+from kpflow_dyn.report import settings
 from kpflow_dyn.tasks import TaskData
 
 SUMS = {"temporal": "btnbsn->ts", "spatial": "btnbtm->nm", "trial": "btnctn->bc"}
@@ -37,7 +39,7 @@ def large_flow() -> kp.Flow:
 
 @pytest.fixture(scope="module")
 def small(small_flow: kp.Flow) -> xr.Dataset:
-    return analyze(small_flow, k=3)
+    return analyze(small_flow, k=3, init=Dale(1.2))
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +202,12 @@ def test_progress_counts_to_its_total(large_flow: kp.Flow) -> None:
 def test_bad_options(small_flow: kp.Flow, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         analyze(small_flow, **options)
+
+
+def test_results_say_where_the_weights_came_from(small_flow: kp.Flow, small: xr.Dataset, large: xr.Dataset) -> None:
+    assert settings(small)["init"] == Dale(1.2).describe() and "init" not in large.attrs
+    with pytest.raises(TypeError, match=r"init is 'dale', expected the law"):
+        analyze(small_flow, init="dale")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", FIGURES)
