@@ -42,7 +42,7 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def _name(run: Any) -> str:
     of = _function(run)
-    return getattr(of, "__qualname__", type(of).__qualname__)
+    return getattr(of, "__qualname__", f"the {type(of).__qualname__}")
 
 
 def _function(run: Any) -> Any:
@@ -54,6 +54,7 @@ class _Walk:
 
     def __init__(self, parts: dict[str, str], module: str | None) -> None:
         self.parts, self.module = parts, module
+        self.seen: set[int] = set()
 
     def add(self, name: str, value: Any) -> None:
         if name in self.parts or isinstance(value, ModuleType):
@@ -76,6 +77,9 @@ class _Walk:
         if value.__module__ != self.module:
             self.parts[name] = f"{value.__module__}.{value.__qualname__}"
             return
+        if id(value) in self.seen:  # one that refers to itself
+            return
+        self.seen.add(id(value))
         self.parts[name] = _digest(_source(value))
         for function in [value] if isinstance(value, FunctionType) else _methods(value):
             self.add_held(name, function)
@@ -95,7 +99,9 @@ _PLAIN = (bool, int, float, complex, str, bytes, tuple, list, dict, set, np.ndar
 
 
 def _methods(kind: type) -> list[FunctionType]:
-    return [value for value in vars(kind).values() if isinstance(value, FunctionType)]
+    """Those that were written; what a dataclass generates follows from its source."""
+    functions = [value for value in vars(kind).values() if isinstance(value, FunctionType)]
+    return [function for function in functions if function.__code__.co_filename != "<string>"]
 
 
 def _names(code: CodeType) -> set[str]:

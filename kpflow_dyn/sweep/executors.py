@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,6 +16,7 @@ from typing import Any, Protocol
 from kpflow_dyn.tasks.data import check_count, nearest
 
 AHEAD = 2  # points in flight for each worker, so that none waits for the next one
+PERIOD = 1.0  # seconds between two looks whether the parent is alive
 
 
 class Engine(Protocol):
@@ -84,7 +88,8 @@ class Processes:
     def open(self) -> Iterator[Executor]:
         """A pool of loky."""
         loky = _imported("loky", "sweep")
-        pool = loky.ProcessPoolExecutor(self._workers, env=threads_environment(self.threads))
+        environment = threads_environment(self.threads)
+        pool = loky.ProcessPoolExecutor(self._workers, initializer=end_with, initargs=(os.getpid(),), env=environment)
         try:
             yield pool
         except BaseException:
@@ -261,9 +266,18 @@ class _Inline(Executor):
         return future
 
 
-def _imported(package: str, extra: str) -> Any:
-    import importlib
+def end_with(parent: int) -> None:
+    """Have this worker end when the process that started it does: loky's wait for more to do, for ever."""
 
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PERIOD)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _imported(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:

@@ -253,11 +253,10 @@ class Sweep:
             drive(work, missing, engine, attempts, report)
 
     def _unwritable(self, error: OSError) -> OSError:
-        known = len(list(self.store.points.glob("*.npz")))
         return OSError(
             error.errno,
-            f"cannot go on in {self.store.folder} ({error.strerror or error}); the {known} points there are kept, and "
-            "running again computes the others",
+            f"cannot go on in {self.store.folder} ({error.strerror or error}); what is recorded there is kept, and "
+            "running again computes the rest",
         )
 
 

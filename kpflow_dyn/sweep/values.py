@@ -86,7 +86,7 @@ def to_bytes(record: Record) -> bytes:
 
 def from_file(path: Any, values: bool = True) -> Record:
     """What `to_bytes` wrote; without values, all but the arrays, which is quicker."""
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
         rest = json.loads(file["record"].tobytes())
         names = rest.pop("variables") if values else rest.pop("variables") and {}
         arrays = {
