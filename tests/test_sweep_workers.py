@@ -21,9 +21,10 @@ from sweep_points import brief, dies_once, noted, numbers, troubled
 
 import kpflow_dyn as kp
 from kpflow_dyn.sweep import Dask, Processes, Slurm
-from kpflow_dyn.sweep.work import here
 
 pytest.importorskip("loky")
+HERE = Path(__file__).parent
+PATH = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
 
 
 def recorded(folder: Path) -> int:
@@ -113,11 +114,8 @@ if __name__ == "__main__":
 
 def driver(tmp_path: Path) -> subprocess.Popen:
     (tmp_path / "driver.py").write_text(DRIVER)
-    path = os.pathsep.join(
-        [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    )
     command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "log"), str(tmp_path / "out")]
-    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PATH}, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_killed_driver_resumes(tmp_path: Path) -> None:
@@ -174,10 +172,11 @@ def test_dask_points_that_hang_or_kill_their_worker(client, tmp_path: Path) -> N
     assert str(sweep.run(client, timeout=1.0)) == "8 points: 6 done, 1 failed, 1 timed out"
 
 
-def test_jobs_of_submitit(tmp_path: Path) -> None:
+def test_jobs_of_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit")
+    monkeypatch.setenv("PYTHONPATH", PATH)
     engine = Slurm(2, tmp_path / "jobs", {"timeout_min": 1}, cluster="local")
-    sweep = kp.Sweep(_plain, {"seed": range(3)}, tmp_path / "out")
+    sweep = kp.Sweep(brief, {"seed": range(3)}, tmp_path / "out")
     assert sweep.run(engine).done == 3
     np.testing.assert_array_equal(sweep.collect().square, [0, 1, 4])
 
@@ -188,7 +187,3 @@ def test_overhead_of_a_thousand_points(tmp_path: Path) -> None:
     start = time.perf_counter()
     sweep.run(Processes(2))
     assert (time.perf_counter() - start) / 1000 < 0.02
-
-
-def test_here_is_this_process() -> None:
-    assert here()[1] == os.getpid()
