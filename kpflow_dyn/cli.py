@@ -1,4 +1,4 @@
-"""The command line: `kpflow-dyn analyze`, `demo`, `track` and `compare`."""
+"""The command line: `kpflow-dyn analyze`, `demo`, `track`, `compare` and `sweep`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import kpflow_dyn
+from kpflow_dyn.cli_sweep import sweep
 from kpflow_dyn.cli_training import compare, track
 from kpflow_dyn.folder import check_folder, new_folder
 from kpflow_dyn.options import (
@@ -153,6 +154,7 @@ def demo(
 
 app.command()(track)
 app.command()(compare)
+app.command()(sweep)
 
 
 def _show_version(asked: bool) -> None:

@@ -67,6 +67,10 @@ class _Walk:
         elif inspect.ismethod(value):
             self.add(name, value.__func__)
             self.add(f"the object of {name}", value.__self__)
+        elif dataclasses.is_dataclass(value):
+            for field in dataclasses.fields(value):
+                self.add(f"{field.name} of {name}", getattr(value, field.name))
+            self.add(type(value).__qualname__, type(value))
         else:
             self.parts[name] = _digest(_content(value))
             if not isinstance(value, _PLAIN):

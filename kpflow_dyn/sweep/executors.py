@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from kpflow_dyn.tasks.data import check_count, nearest
 
 AHEAD = 2  # points in flight for each worker, so that none waits for the next one
+LEAK = "2e9"  # bytes that a worker may gain before loky replaces it; its own 3e8 are less than a second framework takes
 PERIOD = 1.0  # seconds between two looks whether the parent is alive
 
 
@@ -88,7 +89,7 @@ class Processes:
     def open(self) -> Iterator[Executor]:
         """A pool of loky."""
         loky = _imported("loky", "sweep")
-        environment = threads_environment(self.threads)
+        environment = threads_environment(self.threads) | {"LOKY_MAX_MEMORY_LEAK_SIZE": LEAK}
         pool = loky.ProcessPoolExecutor(self._workers, initializer=end_with, initargs=(os.getpid(),), env=environment)
         try:
             yield pool

@@ -113,7 +113,8 @@ class Sweep:
     ) -> None:
         if not callable(run):
             raise TypeError(f"run is a {type(run).__name__}, expected a function that is called as run(**point)")
-        self.function, self.design = run, design(over)
+        self.function: Any = run
+        self.design = design(over)
         self.store = Store(Path(out).absolute())
 
     def run(
