@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -47,17 +48,32 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "a.toml"
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory):
+    """A run that went well, and its folder."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "a.toml").write_text(TOML.format(out=folder / "out"))
+    return run(folder / "a.toml"), folder / "out"
+
+
+@pytest.fixture
+def known(file: Path, finished) -> Path:
+    """A file whose sweep is finished."""
+    shutil.copytree(finished[1], file.parent / "out")
+    return file
+
+
 def edited(file: Path, before: str, after: str) -> Path:
     assert before in file.read_text()
     file.write_text(file.read_text().replace(before, after))
     return file
 
 
-def test_a_sweep_and_what_it_writes(file: Path) -> None:
-    result = run(file)
+def test_a_sweep_and_what_it_writes(finished) -> None:
+    result, out = finished
     assert result.exit_code == 0, result.output
     assert "4 points: 4 done" in result.output
-    found = xr.load_dataset(file.parent / "out" / "results.nc", engine="h5netcdf")
+    found = xr.load_dataset(out / "results.nc", engine="h5netcdf")
     assert dict(found.ntk_effective_rank.sizes) == {"g": 2, "seed": 2}
     assert json.loads(found.attrs["init"]) == {"law": "gaussian"}
     task = kp.tasks.make_task("flipflop", bits=2, trials=3, steps=8)
@@ -75,8 +91,8 @@ def test_a_sweep_and_what_it_writes(file: Path) -> None:
     assert abs(point.ntk_effective_rank - exact) < 4 * point.ntk_effective_rank_stderr + 1e-6 * exact
 
 
-def test_going_on_has_to_be_asked_for(file: Path) -> None:
-    assert run(file).exit_code == 0
+def test_going_on_has_to_be_asked_for(known: Path) -> None:
+    file = known
     again = run(file)
     assert again.exit_code == 2
     assert "has a sweep already; give --resume" in again.stderr
@@ -87,12 +103,11 @@ def test_going_on_has_to_be_asked_for(file: Path) -> None:
     assert "6 points: 6 done" in run(file, "--resume").output
 
 
-def test_a_changed_file_is_noticed(file: Path) -> None:
-    assert run(file).exit_code == 0
-    changed = run(edited(file, "trials = 3", "trials = 4"), "--resume")
+def test_a_changed_file_is_noticed(known: Path) -> None:
+    changed = run(edited(known, "trials = 3", "trials = 4"), "--resume")
     assert changed.exit_code == 2
     assert re.search(r"other code: task of the Setup changed", " ".join(changed.stderr.split()))
-    assert "4 done" in run(file, "--fresh").output
+    assert "1 done" in run(edited(edited(known, "num = 2", "num = 1"), "[0, 1]", "[0]"), "--fresh").output
 
 
 def test_failures_are_told(file: Path) -> None:

@@ -59,7 +59,7 @@ class Setup:
         model, init, task: the tables of these names.
         quantities: some of `QUANTITIES`.
         axes: table and key by the name of each argument.
-        samples: random probes behind each estimate.
+        samples: random probes behind each estimate; None gives exact values where these are cheap.
         seed: of these.
 
     Example:
@@ -74,7 +74,7 @@ class Setup:
     task: dict[str, Any]
     quantities: tuple[str, ...]
     axes: dict[str, tuple[str, str]] = field(default_factory=dict)
-    samples: int = 40
+    samples: int | None = None
     seed: int = 0
 
     def __call__(self, **point: Any) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class _Quantities:
     flow: Any
     model: tuple[Any, Any]
     task: Any
-    samples: int
+    samples: int | None
     seed: int
     known: dict[str, Any] = field(default_factory=dict)
 
@@ -235,7 +235,8 @@ class _Quantities:
     def summary(self) -> dict[str, Any]:
         import kpflow_dyn as kp
 
-        return kp.summary(self.flow, samples=self.samples, seed=self.seed).numbers()
+        options = {} if self.samples is None else {"samples": self.samples}
+        return kp.summary(self.flow, seed=self.seed, **options).numbers()
 
     @property
     def P_effective_rank(self) -> Any:
