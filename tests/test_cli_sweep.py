@@ -85,7 +85,7 @@ def test_a_sweep_and_what_it_writes(finished) -> None:
     np.testing.assert_allclose(point.state_effective_rank, dataset.state_effective_rank, rtol=1e-10)
     assert task.targets is not None
     target = torch.from_numpy(task.targets)
-    loss = kp.squared_error(target, readout, task.mask)(flow.solution.state) / target.shape[2]
+    loss = kp.squared_error(target, readout, task.mask)(flow.solution.state)
     np.testing.assert_allclose(point.loss, loss.item(), rtol=1e-10)
     exact = kp.effective_rank(kp.MatrixOperator(flow.ntk.dense(), flow.ntk.domain, flow.ntk.domain)).value
     assert abs(point.ntk_effective_rank - exact) < 4 * point.ntk_effective_rank_stderr + 1e-6 * exact

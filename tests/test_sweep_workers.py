@@ -134,6 +134,7 @@ def test_a_killed_driver_resumes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sweep.collect().square, np.arange(40) ** 2)
 
 
+@pytest.mark.slow
 def test_an_interrupted_driver_resumes(tmp_path: Path) -> None:
     with driver(tmp_path) as running:
         until(lambda: recorded(tmp_path / "out") >= 5)
@@ -153,15 +154,16 @@ def kill_workers(client, folder: Path, at: list[int]) -> None:
         os.kill(chance.choice(pids), signal.SIGKILL)
 
 
-def test_dask_workers_killed_at_random(client, tmp_path: Path) -> None:
-    """200 points, three workers killed: each point once, and the same as in this process."""
-    sweeps = [kp.Sweep(brief, {"seed": range(200)}, tmp_path / name) for name in ("here", "apart")]
+@pytest.mark.parametrize(("points", "kills"), [(60, [20]), pytest.param(200, [20, 80, 140], marks=pytest.mark.slow)])
+def test_dask_workers_killed_at_random(client, tmp_path: Path, points: int, kills: list[int]) -> None:
+    """Each point is there once, and the same as in this process."""
+    sweeps = [kp.Sweep(brief, {"seed": range(points)}, tmp_path / name) for name in ("here", "apart")]
     (tmp_path / "apart" / "points").mkdir(parents=True)
-    killer = threading.Thread(target=kill_workers, args=(client, tmp_path / "apart", [20, 80, 140]))
+    killer = threading.Thread(target=kill_workers, args=(client, tmp_path / "apart", kills))
     killer.start()
-    assert sweeps[1].run(client).done == 200
+    assert sweeps[1].run(client).done == points
     killer.join()
-    assert recorded(tmp_path / "apart") == 200
+    assert recorded(tmp_path / "apart") == points
     sweeps[0].run()
     assert_same(sweeps[0].collect(), sweeps[1].collect())
 
