@@ -39,9 +39,21 @@ _PUBLIC = {
     "learning.comparison": ["Comparison", "compare"],
     "learning.tracking": ["track"],
     "learning.recorder": ["Recorder", "Recording"],
+    "sweep.sweep": ["Sweep"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
-_SUBMODULES = {"control", "dynamics", "gym", "learning_rules", "models", "regularizers", "solvers", "tasks", "train"}
+_SUBMODULES = {
+    "control",
+    "dynamics",
+    "gym",
+    "learning_rules",
+    "models",
+    "regularizers",
+    "solvers",
+    "sweep",
+    "tasks",
+    "train",
+}
 
 __version__ = "0.1.0"
 __all__ = sorted([*_HOME, *_SUBMODULES])

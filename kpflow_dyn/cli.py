@@ -1,4 +1,4 @@
-"""The command line: `kpflow-dyn analyze`, `demo`, `track`, `compare` and `report`."""
+"""The command line: `kpflow-dyn analyze`, `demo`, `track`, `compare`, `sweep` and `report`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 
 import kpflow_dyn
 from kpflow_dyn.cli_report import PAGE, report
+from kpflow_dyn.cli_sweep import sweep
 from kpflow_dyn.cli_training import compare, track
 from kpflow_dyn.folder import check_folder, new_folder
 from kpflow_dyn.options import (
@@ -155,6 +156,7 @@ def demo(
 app.command()(track)
 app.command()(compare)
 app.command()(report)
+app.command()(sweep)
 
 
 def _show_version(asked: bool) -> None:

@@ -34,13 +34,18 @@ def progress_lines() -> Iterator[Progress]:
 
 
 @contextmanager
-def plain_errors(debug: bool) -> Iterator[None]:
-    """One line on stderr for whatever goes wrong; the traceback too when asked for."""
+def plain_errors(debug: bool, interrupted: str = "nothing was written") -> Iterator[None]:
+    """One line on stderr for whatever goes wrong; the traceback too when asked for.
+
+    Args:
+        debug: raise what was raised.
+        interrupted: what the line says of the results after Ctrl-C.
+    """
     try:
         with _terminable():
             yield
     except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", 130)
+        _fail(f"interrupted; {interrupted}", 130)
     except (ValueError, TypeError, OSError, ImportError) as error:
         if debug:
             raise

@@ -89,7 +89,7 @@ def test_constraints_admit_the_supported_releases(name, admitted, refused):
 
 def test_all_is_every_feature():
     (requirement,) = [Requirement(text) for text in EXTRAS["all"]]
-    assert requirement.extras == set(EXTRAS) - {"all", "test", "lint"}
+    assert requirement.extras == set(EXTRAS) - {"all", "docs", "test", "lint"}
 
 
 def test_the_demo_network_is_small():

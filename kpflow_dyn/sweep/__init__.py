@@ -1,0 +1,27 @@
+"""Sweeps: thousands of small independent analyses that survive crashes, resume, and end as one labelled dataset.
+
+    Sweep(run, over, out) --run(executor)--> one file for each point --collect()--> xarray.Dataset
+
+What runs the points is an engine behind `concurrent.futures.Executor`: this process, loky, dask.distributed or
+submitit.
+"""
+
+from __future__ import annotations
+
+from kpflow_dyn.sweep.design import random, sobol, zipped
+from kpflow_dyn.sweep.executors import Dask, Local, Processes, Slurm, executor
+from kpflow_dyn.sweep.sweep import Failure, Status, Sweep
+
+__all__ = [
+    "Dask",
+    "Failure",
+    "Local",
+    "Processes",
+    "Slurm",
+    "Status",
+    "Sweep",
+    "executor",
+    "random",
+    "sobol",
+    "zipped",
+]

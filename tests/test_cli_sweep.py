@@ -1,0 +1,189 @@
+"""Sweeps that a TOML file names, on the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from typer.testing import CliRunner
+
+import kpflow_dyn as kp
+from kpflow_dyn.cli import app
+from kpflow_dyn.sweep.configured import QUANTITIES, Setup, read_sweep
+
+TOML = """
+out = "{out}"
+[model]
+name = "rnn"
+units = 6
+[init]
+law = "gaussian"
+[task]
+name = "flipflop"
+bits = 2
+trials = 3
+steps = 8
+[grid]
+init.g = {{ start = 0.5, stop = 1.5, num = 2 }}
+model.seed = [0, 1]
+[analysis]
+quantities = ["ntk_effective_rank", "K_trace", "state_effective_rank", "loss"]
+"""
+EXAMPLE = Path(__file__).parents[1] / "examples" / "sweep_g.toml"
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["sweep", *map(str, arguments), "--executor", "local"])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "a.toml").write_text(TOML.format(out=tmp_path / "out"))
+    return tmp_path / "a.toml"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory):
+    """A run that went well, and its folder."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "a.toml").write_text(TOML.format(out=folder / "out"))
+    return run(folder / "a.toml"), folder / "out"
+
+
+@pytest.fixture
+def known(file: Path, finished) -> Path:
+    """A file whose sweep is finished."""
+    shutil.copytree(finished[1], file.parent / "out")
+    return file
+
+
+def edited(file: Path, before: str, after: str) -> Path:
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after))
+    return file
+
+
+def test_a_sweep_and_what_it_writes(finished) -> None:
+    result, out = finished
+    assert result.exit_code == 0, result.output
+    assert "4 points: 4 done" in result.output
+    found = xr.load_dataset(out / "results.nc", engine="h5netcdf")
+    assert dict(found.ntk_effective_rank.sizes) == {"g": 2, "seed": 2}
+    assert json.loads(found.attrs["init"]) == {"law": "gaussian"}
+    task = kp.tasks.make_task("flipflop", bits=2, trials=3, steps=8)
+    law = kp.models.make_init("gaussian", g=1.5)
+    cell, readout = kp.models.make_model("rnn", 2, 6, 2, init=law, seed=1, dtype="float64")
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, torch.from_numpy(task.inputs))))
+    point, dataset = found.sel(g=1.5, seed=1), kp.analyze(flow, k=1, samples=40)
+    np.testing.assert_allclose(point.K_trace, kp.trace(flow.K).value, rtol=1e-10)
+    np.testing.assert_allclose(point.state_effective_rank, dataset.state_effective_rank, rtol=1e-10)
+    assert task.targets is not None
+    target = torch.from_numpy(task.targets)
+    loss = kp.squared_error(target, readout, task.mask)(flow.solution.state)
+    np.testing.assert_allclose(point.loss, loss.item(), rtol=1e-10)
+    exact = kp.effective_rank(kp.MatrixOperator(flow.ntk.dense(), flow.ntk.domain, flow.ntk.domain)).value
+    assert abs(point.ntk_effective_rank - exact) < 4 * point.ntk_effective_rank_stderr + 1e-6 * exact
+
+
+def test_going_on_has_to_be_asked_for(known: Path) -> None:
+    file = known
+    again = run(file)
+    assert again.exit_code == 2
+    assert "has a sweep already; give --resume" in again.stderr
+    assert "4 done" in run(file, "--resume").output
+    assert "4 points: 4 done" in run(file, "--status").output
+    more = run(edited(file, "[0, 1]", "[0, 1, 2]"), "--status")
+    assert "6 points: 4 done, 2 missing" in more.output
+    assert "6 points: 6 done" in run(file, "--resume").output
+
+
+def test_a_changed_file_is_noticed(known: Path) -> None:
+    changed = run(edited(known, "trials = 3", "trials = 4"), "--resume")
+    assert changed.exit_code == 2
+    assert re.search(r"other code: task of the Setup changed", " ".join(changed.stderr.split()))
+    assert "1 done" in run(edited(edited(known, "num = 2", "num = 1"), "[0, 1]", "[0]"), "--fresh").output
+
+
+def test_failures_are_told(file: Path) -> None:
+    result = run(edited(file, 'law = "gaussian"', 'law = "planted"\npoints = 9'))
+    assert result.exit_code == 0
+    assert "4 points: 0 done, 4 failed" in result.output
+    assert "failed at g = 0.5, seed = 0: " in result.stderr
+
+
+def test_an_interrupt_says_that_it_is_kept(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kp.Sweep, "run", interrupted)
+    result = run(file)
+    assert result.exit_code == 130
+    assert "what is finished is kept, and the same command with --resume goes on" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("[init]", "[inti]", r"unknown key 'inti'.* Nearest: init"),
+        ("quantities", "quantites", r"no quantities"),
+        ("loss", "los", r"unknown quantity 'los' .* Nearest: loss"),
+        ("model.seed", "modl.seed", r"unknown axis 'modl.seed'.* Nearest: model.seed"),
+        ("init.g = { start = 0.5, stop = 1.5, num = 2 }", "init.g = 3.0", "axis g is 3.0"),
+        ("num = 2", "nun = 2", "axis g is"),
+        ('name = "flipflop"', "", "has no name"),
+        ('law = "gaussian"', "", "has no law"),
+        ("units = 6", "units == 6", "is no TOML"),
+    ],
+)
+def test_mistakes_in_a_file(file: Path, before: str, after: str, message: str) -> None:
+    result = run(edited(file, before, after))
+    assert result.exit_code == 2
+    assert re.search(message, " ".join(result.stderr.split()))
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (file.parent / "out").exists()
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert "no file" in run(tmp_path / "b.toml").stderr
+
+
+def test_all_quantities_are_finite() -> None:
+    task = {"name": "flipflop", "bits": 1, "trials": 3, "steps": 6}
+    for names in (QUANTITIES, ("P_effective_rank", "core_norm")):
+        found = Setup({"name": "gru", "units": 4}, {}, task, names)()
+        assert set(found) == set(names)
+        assert all(np.isfinite(float(value)) for value in found.values())
+
+
+def test_axes_of_the_same_key_keep_their_tables(file: Path) -> None:
+    sweep, _timeout, _options = read_sweep(edited(file, "model.seed = [0, 1]", "model.seed = [0]\ntask.seed = [1]"))
+    assert list(sweep.design.axes or {}) == ["g", "model_seed", "task_seed"]
+    sweep, _timeout, _options = read_sweep(edited(file, "task.seed = [1]", 'model.name = ["rnn", "gru"]'))
+    assert list(sweep.design.axes or {}) == ["g", "seed", "model"]
+
+
+def test_the_example(tmp_path: Path) -> None:
+    """Smaller and on few gains: the rank of the NTK falls with the gain, as the file says."""
+    text = EXAMPLE.read_text()
+    small = {"units = 64": "units = 16", "trials = 8": "trials = 2", "num = 15": "num = 2", "[0, 1, 2]": "[0]"}
+    for before, after in {**small, "runs/sweep_g": str(tmp_path / "out"), "samples = 60": "samples = 40"}.items():
+        assert before in text
+        text = text.replace(before, after)
+    (tmp_path / "small.toml").write_text(text)
+    assert "4 points: 4 done" in run(tmp_path / "small.toml").output
+    found = xr.load_dataset(tmp_path / "out" / "results.nc", engine="h5netcdf")
+    assert (found.ntk_effective_rank.sel(g=3.0) < found.ntk_effective_rank.sel(g=0.2)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rnn", "gru", "lstm", "ctrnn", "lowrank"])
+def test_every_model_in_jax(name: str) -> None:
+    task = {"name": "flipflop", "bits": 1, "trials": 2, "steps": 5}
+    setup = Setup({"name": name, "units": 4, "framework": "jax"}, {"law": "gaussian"}, task, ("K_trace", "loss"))
+    assert all(np.isfinite(float(value)) for value in setup().values())
