@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -39,6 +40,7 @@ LAWS: dict[str, Law] = {
 TASK = kp.tasks.MemoryPro(fixation=4, stimulus=6, memory=20, response=8)
 MEMORY = slice(TASK.fixation + TASK.stimulus, TASK.fixation + TASK.stimulus + TASK.memory)
 WAITING = np.array([1.0, 0.0, 0.0])  # the input of the memory period
+NEVER_TAU = 1e9  # where a forecast of never is drawn
 PARTS = {"fixation": [0], "direction": [1, 2]}  # channels of the target
 
 
@@ -138,47 +140,49 @@ def tell(name: str, law: Law, run: Run) -> None:
     )
 
 
-def draw(path: Path, runs: dict[str, Run]) -> None:
+def draw(path: Path, runs: dict[str, Run], data: kp.tasks.TaskData) -> None:
     figure = Figure(figsize=(9, 7), layout="constrained")
     (curves, forecasts), (plane, modes) = figure.subplots(2, 2)
+    steps = list(next(iter(runs.values())).learnt)
     for (name, run), color in zip(runs.items(), SERIES, strict=True):
-        steps = list(run.learnt)
         curves.plot(steps, [run.learnt[step]["direction"] for step in steps], color=color, label=name)
         curves.plot(steps, [run.learnt[step]["fixation"] for step in steps], color=color, linestyle=":")
         tau = dict(zip(run.before["forecast"].names, run.before["forecast"].half, strict=True))
         for part, marker in (("fixation", "s"), ("direction", "o")):
-            measured = min(steps_to_half(run, part), 1.5 * max(steps))
-            forecasts.plot(tau[part], measured, marker, color=color, markersize=8)
+            place = min(tau[part], NEVER_TAU), min(steps_to_half(run, part), 2 * max(steps))
+            forecasts.plot(*place, marker, color=color, markersize=8)
+    for axis, never in ((forecasts.axvline, NEVER_TAU), (forecasts.axhline, 2 * max(steps))):
+        axis(never, color="0.6", linewidth=0.8, linestyle=":")
+    forecasts.annotate("never", (NEVER_TAU, 2 * max(steps)), (-4, -4), textcoords="offset points", ha="right", va="top")
     curves.set(xlabel="Step of training", ylabel="Learnt part of the target", ylim=(-0.1, 1.15))
     curves.legend(title="solid: direction, dotted: fixation", fontsize=8, title_fontsize=8, frameon=False)
     forecasts.set(
-        xscale="log", xlabel="Forecast at the start: tau to half", ylabel="Steps of Adam to half",
+        xscale="log", yscale="log", xlabel="Forecast at the start: tau to half", ylabel="Steps of Adam to half",
         title="squares: fixation, discs: direction",
     )  # fmt: skip
     best = min(runs, key=lambda name: runs[name].after["error"])
-    draw_plane(plane, runs[best])
-    plane.set_title(f"{best}: where it waits")
+    draw_plane(plane, runs[best], data)
+    plane.set_title(f"{best}: how it waits, colour is direction")
     draw_modes(modes, runs[best])
     figure.savefig(path, dpi=150)
 
 
-def draw_plane(axes: Axes, run: Run) -> None:
-    """States of the memory period and fixed points under its input, in the plane that the answer is read from."""
-    weight = run.readout.weight.detach().numpy()[1:]
-    states = run.after["flow"].solution.state[:, MEMORY].detach().numpy() @ weight.T
+def draw_plane(axes: Axes, run: Run, data: kp.tasks.TaskData) -> None:
+    """States of the memory period in their first two components, coloured by direction, and the fixed points there."""
+    states = run.after["flow"].solution.state[:, MEMORY].detach().numpy()
+    found = kp.dynamics.pca(states, k=2)
+    for trial, angle in zip(found.scores, data.labels["angle"], strict=True):
+        axes.plot(*trial.T, color=matplotlib.colormaps["hsv"](angle % (2 * np.pi) / (2 * np.pi)), linewidth=1)
     points: FixedPoints = run.after["points"]
-    for trial in states:
-        axes.plot(*trial.T, color="0.7", linewidth=0.8, zorder=1)
-    placed = points.xstar @ weight.T
-    fixed, stable = points.is_fixed, points.is_stable
+    placed, fixed, stable = (points.xstar - found.mean) @ found.components.T, points.is_fixed, points.is_stable
     for chosen, style, label in (
-        (~fixed, {"color": SERIES[0], "marker": ".", "s": 12}, "slow"),
-        (fixed & ~stable, {"facecolors": "none", "edgecolors": SERIES[1], "s": 40}, "unstable"),
-        (fixed & stable, {"color": SERIES[1], "s": 40}, "stable"),
+        (~fixed, {"color": "0.5", "marker": ".", "s": 12}, "slow"),
+        (fixed & ~stable, {"facecolors": "none", "edgecolors": "k", "s": 40}, "unstable"),
+        (fixed & stable, {"color": "k", "s": 40}, "stable"),
     ):
-        axes.scatter(*placed[chosen].T, label=f"{label} ({int(chosen.sum())})", zorder=2, **style)
-    axes.set(xlabel="Towards cos of the direction", ylabel="Towards sin", aspect="equal")
-    axes.legend(fontsize=8, frameon=False)
+        axes.scatter(*placed[chosen].T, label=f"{label} ({int(chosen.sum())})", zorder=3, **style)
+    axes.set(xlabel="First component of the memory period", ylabel="Second component")
+    axes.legend(title="fixed points", fontsize=8, title_fontsize=8, frameon=False)
 
 
 def draw_modes(axes: Axes, run: Run) -> None:
@@ -209,7 +213,7 @@ def main() -> None:
         train(run, data, setting)
         ask_after(run, data)
         tell(name, law, run)
-    draw(out, runs)
+    draw(out, runs, data)
     print(f"wrote {out}")
 
 
