@@ -19,6 +19,9 @@
 
     [analysis]
     quantities = ["ntk_effective_rank", "loss"]
+    timeout = 60                         # seconds for each point; samples and seed of the estimates may stand here too
+
+    [executor]                           # options of the executor's class, such as threads = 2; may be left out
 
 In results an axis has the last part of its name, `g` and `seed`, or `model_seed` beside `task_seed`; that of model.name
 is `model`.

@@ -58,9 +58,9 @@ class Local:
 class Processes:
     """Points in worker processes of this machine, by loky.
 
-    For GPUs start one sweep worker for each device: `CUDA_VISIBLE_DEVICES=0` in the environment of a process makes it
-    see one. A pool's workers share an environment, so that many devices take `Slurm` (one GPU for each job), or dask
-    workers that were started one for each device, with a `Client` to them as `executor=`.
+    GPUs take one process each, which sees its own alone: with one device that is `Processes(1)`. The workers of a pool
+    share their environment, so for several devices take `Slurm(options={"gpus_per_node": 1})`, or start one dask worker
+    for each, `CUDA_VISIBLE_DEVICES=0 dask worker tcp://host:8786 --nthreads 1` and so on, and give `Dask(address=...)`.
 
     Args:
         workers: how many; by default as many as there are cores that this process may use.

@@ -82,6 +82,9 @@ class Sweep:
     missing. Points belong to the source of `run` (and of what it calls of its own module) and to the version of this
     package: where one of them has changed, running is refused.
 
+    A worker keeps `run` from point to point. What it compiles, as a function under jax.jit that takes the weights, is
+    compiled once for all points of the same shapes, which for small networks saves most of the time.
+
     Args:
         run: called as run(**point), in worker processes with executors other than the default. Returns a dict of
             numbers, strings, real arrays, xr.DataArrays or Estimates (which give name and name_stderr), or a
