@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,14 @@ def names_of(module: ModuleType) -> list[str]:
 
 def test_a_missing_name_would_be_noticed() -> None:
     assert {"eigs", "regularizers.trace", "tasks.MemoryPro", "learning_rules.bptt", "train.fit"} <= set(public())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in DOCS.glob("images/theory_*.png")))
+def test_figures_are_drawn_and_small(name: str) -> None:
+    drawn = runpy.run_path(str(DOCS / "figures.py"))["DRAWN"]
+    assert drawn[name.removeprefix("theory_")](None).axes
+    assert DOCS.joinpath("images", f"{name}.png").stat().st_size < 100_000
 
 
 @pytest.fixture(scope="module")
