@@ -17,8 +17,8 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 
 
 @contextmanager
-def opened(page: Path, width: int, look: str = "light") -> Iterator[tuple[Page, list[str]]]:
-    """The page in a window of this width, and what the browser complained of, which grows as it does."""
+def window(width: int, look: str = "light") -> Iterator[tuple[Page, list[str]]]:
+    """An empty tab of this width, and what the browser complains of, which grows as it does."""
     complaints: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -28,7 +28,14 @@ def opened(page: Path, width: int, look: str = "light") -> Iterator[tuple[Page, 
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.on("dialog", lambda dialog: (complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
         tab.on("request", lambda request: complaints.append(request.url) if "file:" not in request.url[:5] else None)
+        yield tab, complaints
+        browser.close()
+
+
+@contextmanager
+def opened(page: Path, width: int, look: str = "light") -> Iterator[tuple[Page, list[str]]]:
+    """A page with plots in such a window."""
+    with window(width, look) as (tab, complaints):
         tab.goto(page.as_uri())
         tab.wait_for_function("document.querySelectorAll('.plot .main-svg').length > 0")
         yield tab, complaints
-        browser.close()

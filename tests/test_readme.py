@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from code_blocks import ROOT, python_blocks, run
 
 import kpflow_dyn as kp
 
-BLOCKS = re.findall(
-    r"```python\n(.*?)```", Path(__file__).parents[1].joinpath("README.md").read_text("utf-8"), re.DOTALL
-)
-
-
-def run(block: str) -> dict:
-    names: dict = {}
-    exec(block, names)  # our own README
-    return names
+BLOCKS = python_blocks(ROOT / "README.md")
 
 
 def test_the_network_of_ones_own() -> None:

@@ -1,0 +1,44 @@
+"""Docstrings on the site: plain text with indented equations, in which * is an adjoint and <a, b> an inner product.
+
+`mkdocs.yml` names this file twice, as a hook of mkdocs and as an extension of griffe, which reads the package.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from griffe import Extension, Object
+from markdown import Extension as MarkdownExtension
+from markdown import Markdown
+from mkdocs.plugins import event_priority
+
+LEFT_OUT = ("em_strong", "em_strong2", "html", "entity", "mkdocs-autorefs")  # the last: [trial, time][unit]
+DOCTEST = re.compile(r"^(>>> .+(?:\n.+)*)", re.MULTILINE)  # one that no heading stands above
+
+
+class PlainText(MarkdownExtension):
+    """Markdown without emphasis, HTML and references by name, which equations in plain text would be taken for."""
+
+    def extendMarkdown(self, md: Markdown) -> None:
+        """Leave these rules out."""
+        md.preprocessors.deregister("html_block")
+        for rule in LEFT_OUT:
+            md.inlinePatterns.deregister(rule, strict=False)
+
+
+class Examples(Extension):
+    """Doctests are shown as code: an "Example:" becomes the section that griffe has for them."""
+
+    def on_object(self, *, obj: Object, **kwargs: Any) -> None:
+        """Rename it in a docstring, and fence a doctest that stands alone."""
+        if obj.docstring:
+            headed = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
+            obj.docstring.value = DOCTEST.sub(r"```pycon\n\1\n```", headed)
+
+
+@event_priority(-100)  # after the plugins
+def on_config(config: Any) -> Any:
+    """Called by mkdocs."""
+    config.markdown_extensions.append(PlainText())
+    return config

@@ -1,0 +1,230 @@
+"""The figures of the page on theory, each from a small computation of this package. A minute or two.
+
+python docs/figures.py                 # all of them, into docs/images
+python docs/figures.py learning        # one of them
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import kpflow_dyn as kp
+from kpflow_dyn.figures import muted, series, styled
+from kpflow_dyn.models import MLPField
+
+IMAGES = Path(__file__).with_name("images")
+UNITS, TRIALS = 48, 12
+
+
+def tanh_network(gain: float, channels: int, seed: int = 0) -> nn.RNN:
+    """A tanh network with recurrent weights N(0, gain^2 / units)."""
+    torch.manual_seed(seed)
+    cell = nn.RNN(channels, UNITS, batch_first=True).double()
+    nn.init.normal_(cell.get_parameter("weight_hh_l0"), std=gain / math.sqrt(UNITS))
+    return cell
+
+
+def memory_flow(gain: float) -> kp.Flow:
+    """Such a network on trials of MemoryPro."""
+    x = torch.from_numpy(memory().inputs)
+    return kp.linearize(kp.solve(kp.DiscreteProblem(tanh_network(gain, x.shape[2]), x)))
+
+
+def memory() -> kp.tasks.TaskData:
+    """Trials of MemoryPro, short ones."""
+    return kp.tasks.MemoryPro(fixation=4, stimulus=8, memory=12, response=8).sample(TRIALS, 0)
+
+
+def panels(columns: int, height: float = 2.9, **shared: Any) -> tuple[Figure, Any]:
+    """Axes side by side, for a page."""
+    figure = Figure(figsize=(3.1 * columns, height), layout="constrained")
+    return figure, figure.subplots(1, columns, **shared)
+
+
+@styled
+def constraint(_: Any) -> Figure:
+    """A step of gradient descent against -eta NTK grad_S L: their difference falls as eta."""
+    flow, rates = memory_flow(1.0), np.logspace(-9, -4, 11)
+    state, cell = flow.solution.state, flow.solution.problem.cell
+    target = torch.randn(state.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    step = flow.as_parameters(flow.J.T.mv(target - state))
+    defects = []
+    for eta in rates:
+        moved = states_after(cell, {name: eta * change for name, change in step.items()}, flow) - state
+        predicted = eta * flow.ntk.mv(target - state)
+        defects.append(float((moved - predicted).norm() / moved.norm()))
+    figure, axes = panels(1, 3.0)
+    figure.set_figwidth(4.8)
+    axes.plot(rates, defects, "o-", markersize=4, label="measured")
+    axes.plot(rates, defects[0] * rates / rates[0], color=muted(), linewidth=0.9, zorder=0, label="slope 1")
+    axes.set(xscale="log", yscale="log", xlabel="Learning rate", ylabel="|moved - predicted| / |moved|")
+    axes.legend()
+    return figure
+
+
+def states_after(cell: nn.Module, step: dict[str, torch.Tensor], flow: kp.Flow) -> torch.Tensor:
+    """The states once the parameters have moved; they are put back."""
+    before = {name: parameter.clone() for name, parameter in cell.state_dict().items()}
+    cell.load_state_dict({name: value + step[name] for name, value in before.items()})
+    states = kp.solve(flow.solution.problem).state
+    cell.load_state_dict(before)
+    return states
+
+
+@styled
+def core(_: Any) -> Figure:
+    """V V^T over the times of two trials, and the eigenvalues of V^T V."""
+    figure, (gram, spectrum) = panels(2)
+    flow = memory_flow(1.0)
+    V = flow.sites[0].inputs[:2].reshape(-1, flow.sites[0].inputs.shape[-1])
+    image = gram.imshow((V @ V.T).numpy(), cmap="cividis", interpolation="none")
+    gram.set(xlabel="Times of trial 1, then of trial 2", ylabel="The same", title="V V$^T$")
+    gram.grid(visible=False)
+    figure.colorbar(image, ax=gram)
+    for gain, color in zip((0.5, 1.0, 1.5), series(), strict=False):
+        values = memory_flow(gain).sites[0].gram_eigenvalues()
+        spectrum.plot(1 + np.arange(len(values)), np.maximum(values, 1e-8), color=color, label=f"gain {gain}")
+    spectrum.set(yscale="log", ylim=(1e-7, None), xlabel="Rank", title="Eigenvalues of V$^T$V")
+    spectrum.legend()
+    return figure
+
+
+@styled
+def propagator(_: Any) -> Figure:
+    """|P[t, s]|, how a kick at s reaches t, in three networks."""
+    gains = (0.5, 1.0, 1.5)
+    figure, axes = panels(len(gains), 3.1, sharey=True)
+    for gain, part in zip(gains, axes, strict=True):
+        norms = kick_norms(memory_flow(gain).P)
+        image = part.imshow(np.log10(np.maximum(norms, 1e-4)), cmap="cividis", vmin=-3, vmax=1, interpolation="none")
+        part.set(xlabel="Time of the kick", title=f"gain {gain}")
+        part.grid(visible=False)
+    axes[0].set_ylabel("Time of the response")
+    figure.colorbar(image, ax=axes, label="log$_{10}$ |P[t, s]|")
+    return figure
+
+
+def kick_norms(P: kp.Operator, kicks: int = 20) -> np.ndarray:
+    """|P[t, s]|_F / sqrt(units) of the first trial, from random kicks at one time each."""
+    _, times, units = P.domain.shape
+    found = np.zeros((times, times))
+    generator = torch.Generator().manual_seed(0)
+    for s in range(times):
+        q = torch.zeros(kicks, *P.domain.shape, dtype=torch.float64)
+        q[:, 0, s] = torch.randn(kicks, units, generator=generator, dtype=torch.float64)
+        found[:, s] = P.mv(q)[:, 0].square().sum((0, 2)).div(kicks * units).sqrt().numpy()
+    return found
+
+
+@styled
+def modes(_: Any) -> Figure:
+    """The leading temporal, spatial and trial modes of a network that has learnt MemoryPro."""
+    flow, task = trained_flow(), memory()
+    figure, (time, unit, trial) = panels(3)
+    angles = np.argsort(task.labels["angle"])
+    for axis, part in (("time", time), ("unit", unit), ("trial", trial)):
+        found = kp.modes(flow.ntk, axis=axis, k=3)
+        order = {"time": slice(None), "unit": found.vectors[0].argsort(), "trial": angles}[axis]
+        style = "-" if axis == "time" else "o"
+        for vector, share in zip(found.vectors.numpy(), found.explained, strict=True):
+            part.plot(vector[order], style, label=f"{100 * float(share):.0f} %", linewidth=1.4, markersize=2.5)
+        part.axhline(0, color=muted(), linewidth=0.8, zorder=0)
+        part.set_ylim(top=1.4 * float(found.vectors.max()))
+        part.legend(fontsize=8, ncols=3, loc="upper center", handlelength=1, columnspacing=1)
+    time.set(title="Temporal modes", xlabel="Time step")
+    unit.set(title="Spatial modes", xlabel="Unit, sorted by mode 1")
+    trial.set(title="Trial modes", xlabel="Trial, by its angle", xticks=range(0, TRIALS, 3))
+    return figure
+
+
+def trained_flow() -> kp.Flow:
+    """A GRU after 300 steps of Adam on MemoryPro."""
+    task = memory()
+    torch.manual_seed(0)
+    cell, readout = nn.GRU(task.inputs.shape[2], UNITS).double(), nn.Linear(UNITS, task.targets.shape[2]).double()
+    kp.train.fit(cell, task, readout, steps=300, lr=5e-3, clip=1.0)
+    return kp.linearize(kp.solve(kp.DiscreteProblem(cell, torch.from_numpy(task.inputs))))
+
+
+@styled
+def reductions(_: Any) -> Figure:
+    """The spectrum of the partial trace over trials and units, and of the marginal on time."""
+    figure, axes = panels(1, 3.0)
+    figure.set_figwidth(4.8)
+    x = torch.randn(TRIALS, 60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(tanh_network(0.9, 3), x)))
+    trace, view = kp.partial_trace(flow.ntk, keep="time"), kp.marginal(flow.ntk, keep="time")
+    for name, operator, marker in (("partial trace", trace, "o"), ("marginal", view, "s")):
+        values, rank = np.asarray(kp.eigenvalues(operator)), kp.effective_rank(operator)
+        label = f"{name}: effective rank {rank.value:.2f}"
+        axes.plot(1 + np.arange(len(values)), values / values.sum(), marker=marker, markersize=4, label=label)
+    axes.set(yscale="log", ylim=(1e-6, 2), xlabel="Rank", ylabel="Eigenvalue / trace")
+    axes.legend()
+    return figure
+
+
+@styled
+def measure(_: Any) -> Figure:
+    """The largest eigenvalue of the NTK of a neural ODE by the number of steps, weighted and not."""
+    figure, axes = panels(1, 3.0)
+    figure.set_figwidth(4.8)
+    torch.manual_seed(0)
+    field, start = MLPField(2, hidden=16).double(), torch.randn(4, 2, dtype=torch.float64)
+    steps, found = [8, 16, 32, 64, 128], []
+    for count in steps:
+        flow = kp.linearize(kp.solve(kp.ODEProblem(field, start, np.linspace(0, 2, count + 1)), "rk4"))
+        found.append([float(kp.eigs(one.ntk, 1).values[0]) for one in (flow.nodal, flow)])
+    for values, label in zip(np.transpose(found), ("each step counts as one", "integral over time"), strict=True):
+        axes.plot(steps, values, "o-", markersize=4, label=label)
+    axes.set(xscale="log", yscale="log", xticks=steps, xlabel="Steps on the same span", ylabel="Largest eigenvalue")
+    axes.set_xticks(steps, [str(count) for count in steps])
+    axes.minorticks_off()
+    axes.legend()
+    return figure
+
+
+@styled
+def learning(_: Any) -> Figure:
+    """The forecast of a frozen kernel, the gradient flow, and descent itself."""
+    torch.manual_seed(0)
+    task = kp.tasks.FlipFlop(bits=1, steps=30).sample(TRIALS, 0)
+    cell = tanh_network(0.9, task.inputs.shape[2])
+    readout = nn.Linear(UNITS, task.targets.shape[2]).double()
+    x, target = torch.from_numpy(task.inputs), torch.from_numpy(task.targets)
+    y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(readout, learn=True)
+    found = kp.forecast(y, target, lr=0.0025, steps=2400)
+    flow = kp.gradient_flow(kp.DiscreteProblem(cell, x), kp.squared_error(target, readout), span=6.0)
+    descent = kp.train.fit(cell, task, readout, steps=2400, lr=0.0025, optimizer="sgd").losses
+    figure, axes = panels(1, 3.0)
+    figure.set_figwidth(4.8)
+    axes.plot(descent, color=muted(), linewidth=4, alpha=0.5, label="gradient descent")
+    axes.plot(found.steps, found.loss, label="frozen kernel")
+    axes.plot(flow.time / 0.0025, flow.loss, "o:", markersize=4, linewidth=1, label="gradient flow, its steps")
+    axes.axvline(found.holds_until, color=muted(), linewidth=0.8)
+    axes.annotate("holds_until", (found.holds_until, descent[0]), (4, 0), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="Step of gradient descent", ylabel="Loss", yscale="log")
+    axes.legend()
+    return figure
+
+
+DRAWN = {draw.__name__: draw for draw in (constraint, core, propagator, modes, reductions, measure, learning)}
+
+
+def main() -> None:
+    """Draw what the command line names, or all."""
+    parser = argparse.ArgumentParser(description="The figures of the page on theory.")
+    parser.add_argument("names", nargs="*", default=list(DRAWN), help=f"of {', '.join(DRAWN)}")
+    for name in parser.parse_args().names:
+        DRAWN[name](None).savefig(IMAGES / f"theory_{name}.png", dpi=115)
+
+
+if __name__ == "__main__":
+    main()

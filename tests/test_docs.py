@@ -1,0 +1,102 @@
+"""The pages of the documentation: their Python runs, their links lead somewhere, and no public name is missing."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from browser import needs_chromium, window
+from code_blocks import ROOT, python_blocks, run
+
+import kpflow_dyn as kp
+
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(ROOT) for path in [ROOT / "README.md", *DOCS.rglob("*.md")])
+WITH_CODE = [page for page in PAGES if page != Path("README.md") and python_blocks(ROOT / page)]
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=str)
+def test_python_runs(page: Path) -> None:
+    assert run(*python_blocks(ROOT / page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page: Path) -> None:
+    inside = [link for link in LINK.findall((ROOT / page).read_text("utf-8")) if "://" not in link]
+    assert [link for link in inside if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    names = [name for page in DOCS.glob("reference/*.md") for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)]
+    documented = [pkgutil.resolve_name(name) for name in names]
+    assert len(set(names)) == len(names)
+    assert [name for name, value in public().items() if not any(value is other for other in documented)] == []
+
+
+def public() -> dict[str, Any]:
+    """What has a name in kpflow_dyn or in one of its public modules."""
+    modules = {name: value for name in kp.__all__ if isinstance(value := getattr(kp, name), ModuleType)}
+    found = {name: getattr(kp, name) for name in kp.__all__ if name not in modules}
+    for home, module in modules.items():
+        found |= {f"{home}.{name}": getattr(module, name) for name in names_of(module)}
+    return found
+
+
+def names_of(module: ModuleType) -> list[str]:
+    own = (
+        name
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__
+    )
+    return getattr(module, "__all__", None) or [name for name in own if not name.startswith("_")]
+
+
+def test_a_missing_name_would_be_noticed() -> None:
+    assert {"eigs", "regularizers.trace", "tasks.MemoryPro", "learning_rules.bptt", "train.fit"} <= set(public())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in DOCS.glob("images/theory_*.png")))
+def test_figures_are_drawn_and_small(name: str) -> None:
+    drawn = runpy.run_path(str(DOCS / "figures.py"))["DRAWN"]
+    assert drawn[name.removeprefix("theory_")](None).axes
+    assert DOCS.joinpath("images", f"{name}.png").stat().st_size < 100_000
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_equations_of_docstrings_are_plain_text(site: Path) -> None:
+    page = site.joinpath("reference", "numbers.html").read_text("utf-8")
+    for text in ("A = J J* with fewer parameters", "G = J*J on the parameters", "&lt;q, A q&gt; / &lt;q, q&gt;"):
+        assert text in page
+
+
+@pytest.mark.slow
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 400])
+def test_pages_need_no_network_and_fit(site: Path, width: int) -> None:
+    """No request but for files, nothing on the console, and no page that is wider than its window."""
+    with window(width) as (tab, complaints):
+        for page in sorted(set(site.rglob("*.html")) - {site / "404.html"}):  # that one is for a server's root
+            tab.goto(page.as_uri())
+            if tab.evaluate("document.documentElement.scrollWidth") > width:
+                complaints.append(f"{page.name} is wider than {width}")
+    assert complaints == []
