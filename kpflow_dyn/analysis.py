@@ -13,13 +13,13 @@ import kpflow_dyn
 from kpflow_dyn.arrays import Array, Random, is_torch_array, to_numpy
 from kpflow_dyn.dynamics.components import participation_ratio, pca, with_sign
 from kpflow_dyn.flow import Flow
-from kpflow_dyn.one_pass import KERNELS, Progress, Summary, summary
+from kpflow_dyn.numbers.one_pass import KERNELS, Progress, Summary, summary
+from kpflow_dyn.numbers.reductions import PartialTrace
+from kpflow_dyn.numbers.spectra import Modes, eigs
 from kpflow_dyn.problems import ODEProblem
-from kpflow_dyn.reductions import PartialTrace
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.solvers import BlockLanczos, Estimate
 from kpflow_dyn.space import Space
-from kpflow_dyn.spectra import Modes, eigs
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -15,7 +15,6 @@ import numpy as np
 
 from kpflow_dyn.arrays import Array, Rows, array_namespace, is_torch_array, like_numpy
 from kpflow_dyn.choose import Choice, choose
-from kpflow_dyn.constraint import Constraint, Form, Traced, as_site, check_alike, every, on_rows, parameters_behind
 from kpflow_dyn.flow import Flow, Propagator, on_spaces
 from kpflow_dyn.inverse import StateDerivative
 from kpflow_dyn.operators import GramOperator
@@ -24,6 +23,16 @@ from kpflow_dyn.sites import CoreOperator, WeightSite
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.solvers.orthogonalise import eps_of
 from kpflow_dyn.space import Space
+from kpflow_dyn.tracing.constraint import (
+    Constraint,
+    Form,
+    Traced,
+    as_site,
+    check_alike,
+    every,
+    on_rows,
+    parameters_behind,
+)
 
 ITERATIONS, NEWTON_STEPS = 1000, 30
 STATES = {"z", "h", "s", "y", "state", "hidden"}  # what the first parameter of f(z, x) may be called

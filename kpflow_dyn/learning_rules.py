@@ -24,11 +24,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, full_precision, like_numpy, to_numpy
-from kpflow_dyn.flat import CHEAP, on_rows, unit_rows
 from kpflow_dyn.flow import Flow, Propagator
 from kpflow_dyn.iterative import iterate
+from kpflow_dyn.numbers.flat import CHEAP, on_rows, unit_rows
+from kpflow_dyn.numbers.shares import Learning
 from kpflow_dyn.operators import GramOperator, Operator
-from kpflow_dyn.shares import Learning
 from kpflow_dyn.solvers.dots import row_norms, to_double
 from kpflow_dyn.solvers.orthogonalise import eps_of
 

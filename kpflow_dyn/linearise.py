@@ -9,16 +9,16 @@ import numpy as np
 
 from kpflow_dyn.arrays import Array, array_namespace, full_precision, is_jax_array, like_numpy, to_numpy
 from kpflow_dyn.choose import Choice
-from kpflow_dyn.discretise import Nodes, RungeKuttaStep, field_step
 from kpflow_dyn.flow import DiscreteAdjoint, Draw, Flow, InterpolatingAdjoint, Propagator, on_spaces
 from kpflow_dyn.implicit import flow_of_constraint
-from kpflow_dyn.inputs import input_width, inputs_at
 from kpflow_dyn.measure import Measure
 from kpflow_dyn.metric import Metric
+from kpflow_dyn.ode.discretise import Nodes, RungeKuttaStep, field_step
+from kpflow_dyn.ode.inputs import input_width, inputs_at
+from kpflow_dyn.ode.runge_kutta import AcceptedSteps
 from kpflow_dyn.operators import Apply, GramOperator, Operator
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn.roots import preconditioned
-from kpflow_dyn.runge_kutta import AcceptedSteps
 from kpflow_dyn.sites import CoreOperator, WeightSite
 from kpflow_dyn.solution import Solution, check_states
 from kpflow_dyn.space import Space

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from kpflow_dyn.arrays import Array, array_namespace, is_jax_array, is_torch_array, like_numpy
-from kpflow_dyn.inputs import check_inputs, check_rows, check_start, check_times
+from kpflow_dyn.ode.inputs import check_inputs, check_rows, check_start, check_times
 
 
 class _Problem:

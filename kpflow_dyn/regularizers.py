@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 
 from kpflow_dyn.arrays import Array, Random, array_namespace, concretely, device
-from kpflow_dyn.estimate import frobenius_norm
-from kpflow_dyn.flat import on_rows
 from kpflow_dyn.learning.objective import backend_of
+from kpflow_dyn.numbers.estimate import frobenius_norm
+from kpflow_dyn.numbers.flat import on_rows
 from kpflow_dyn.operators import Operator
 from kpflow_dyn.problems import DiscreteProblem, StaticProblem
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn.arrays import Array, array_namespace, full_precision, is_torch_array, like_numpy, to_numpy
+from kpflow_dyn.ode.runge_kutta import AcceptedSteps
 from kpflow_dyn.problems import DiscreteProblem, ImplicitProblem, ODEProblem, Problem
-from kpflow_dyn.runge_kutta import AcceptedSteps
 
 
 @dataclass(frozen=True)

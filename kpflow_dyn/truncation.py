@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, array_namespace, like_numpy
+from kpflow_dyn.numbers.spectra import eigs
 from kpflow_dyn.operators import GramOperator
 from kpflow_dyn.sites import WeightSite
 from kpflow_dyn.solvers import BlockLanczos
-from kpflow_dyn.spectra import eigs
 
 if TYPE_CHECKING:
     from kpflow_dyn.flow import Flow

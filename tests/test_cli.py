@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import kpflow_dyn as kp
 from kpflow_dyn import analysis
-from kpflow_dyn.cli import FIGURE_NAMES, FILE_NAMES, app
+from kpflow_dyn.cli.app import FIGURE_NAMES, FILE_NAMES, app
 from kpflow_dyn.figures import FIGURES
 
 
@@ -391,7 +391,9 @@ def python(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_start_up_imports_nothing_heavy(tmp_path: Path) -> None:
-    code = "import sys, kpflow_dyn.cli; print({'torch', 'matplotlib', 'xarray', 'scipy', 'numpy'} & set(sys.modules))"
+    code = (
+        "import sys, kpflow_dyn.cli; print({'torch', 'matplotlib', 'xarray', 'scipy', 'numpy'} & set(sys.modules))"
+    )
     assert python("-c", code, cwd=tmp_path).stdout == "set()\n"
 
 

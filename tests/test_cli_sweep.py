@@ -14,7 +14,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import kpflow_dyn as kp
-from kpflow_dyn.cli import app
+from kpflow_dyn.cli.app import app
 from kpflow_dyn.sweep.configured import QUANTITIES, Setup, read_sweep
 
 TOML = """

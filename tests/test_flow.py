@@ -217,7 +217,7 @@ def test_many_probes_in_one_call_are_single_probes() -> None:
 def test_every_form_of_the_glue_gives_the_same(name: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Elementwise segments, dense blocks and the traced function itself, where the pattern allows the first."""
     if form != "segments":
-        monkeypatch.setattr("kpflow_dyn.pattern.MAX_SEGMENTS", 0)
+        monkeypatch.setattr("kpflow_dyn.tracing.pattern.MAX_SEGMENTS", 0)
     if form == "traced":
         monkeypatch.setattr("kpflow_dyn.torch_backend.plan.DENSE_BYTES", 0)
     flow = kp.linearize(kp.solve(MODELS[name].problem(True)))

@@ -21,10 +21,10 @@ import kpflow_dyn as kp
 from kpflow_dyn.arrays import to_numpy
 from kpflow_dyn.jax_backend.methods import tableau_of
 from kpflow_dyn.linearise import _backend
-from kpflow_dyn.runge_kutta import Tableau
+from kpflow_dyn.ode.runge_kutta import Tableau
+from kpflow_dyn.ode.variational import polynomial
 from kpflow_dyn.solvers import BlockLanczos
 from kpflow_dyn.torch_backend.methods import method_named
-from kpflow_dyn.variational import polynomial
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 import kpflow_dyn as kp
-from kpflow_dyn.inputs import inputs_at
 from kpflow_dyn.jax_backend.methods import tableau_of
-from kpflow_dyn.quadrature import gauss_points, trapezoid
-from kpflow_dyn.runge_kutta import AcceptedSteps, Tableau, hermite
+from kpflow_dyn.ode.inputs import inputs_at
+from kpflow_dyn.ode.quadrature import gauss_points, trapezoid
+from kpflow_dyn.ode.runge_kutta import AcceptedSteps, Tableau, hermite
 from kpflow_dyn.torch_backend.methods import method_named
 
 SOLVERS = import_module("torchdiffeq._impl.odeint").SOLVERS

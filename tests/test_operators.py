@@ -11,7 +11,7 @@ from synthetic import LIBRARIES, OPERATORS, as_array, assert_close, eager_librar
 
 import kpflow_dyn as kp
 from kpflow_dyn.arrays import Random, to_numpy
-from kpflow_dyn.flat import is_symmetric
+from kpflow_dyn.numbers.flat import is_symmetric
 
 __all__ = ["eager_library", "library"]
 

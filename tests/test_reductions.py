@@ -21,8 +21,8 @@ from synthetic import (
 
 import kpflow_dyn as kp
 from kpflow_dyn.arrays import Random, to_numpy
-from kpflow_dyn.flat import CHEAP, euclidean_matrix
-from kpflow_dyn.reductions import partial_traces, sampling
+from kpflow_dyn.numbers.flat import CHEAP, euclidean_matrix
+from kpflow_dyn.numbers.reductions import partial_traces, sampling
 
 __all__ = ["eager_library", "library"]
 

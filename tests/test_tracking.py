@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import kpflow_dyn as kp
 import kpflow_dyn.learning.tracking
 from kpflow_dyn.arrays import to_numpy
-from kpflow_dyn.cli import app
+from kpflow_dyn.cli.app import app
 from kpflow_dyn.learning.tracking import target_components
 
 STEPS = (0, 5, 10)

@@ -11,7 +11,7 @@ from scipy.linalg import subspace_angles
 
 from kpflow_dyn.arrays import to_numpy
 from kpflow_dyn.control.gramians import Gramian
-from kpflow_dyn.spectra import Modes
+from kpflow_dyn.numbers.spectra import Modes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

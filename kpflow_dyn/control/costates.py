@@ -22,8 +22,8 @@ from kpflow_dyn.control.magnus import magnus, transposed
 from kpflow_dyn.control.regulators import check_weight
 from kpflow_dyn.control.systems import LTV, as_matrix, coordinates
 from kpflow_dyn.linearise import linearize
+from kpflow_dyn.ode.quadrature import gauss_points
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem
-from kpflow_dyn.quadrature import gauss_points
 from kpflow_dyn.solution import Solution
 
 if TYPE_CHECKING:

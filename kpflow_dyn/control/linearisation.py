@@ -10,12 +10,12 @@ import numpy as np
 from kpflow_dyn.arrays import Array, array_namespace, is_torch_array, like_numpy, to_numpy
 from kpflow_dyn.control.loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_map
 from kpflow_dyn.control.systems import LTI, LTV, Mesh, ltv_of, output_matrix
-from kpflow_dyn.discretise import call_field
-from kpflow_dyn.inputs import check_rows, inputs_at
+from kpflow_dyn.ode.discretise import call_field
+from kpflow_dyn.ode.inputs import check_rows, inputs_at
+from kpflow_dyn.ode.quadrature import gauss_points
+from kpflow_dyn.ode.runge_kutta import AcceptedSteps
 from kpflow_dyn.operators import DENSE_BYTES
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem
-from kpflow_dyn.quadrature import gauss_points
-from kpflow_dyn.runge_kutta import AcceptedSteps
 from kpflow_dyn.solution import Solution
 
 

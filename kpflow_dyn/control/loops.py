@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn.arrays import Array, full_precision, is_jax_array, is_torch_array, like_numpy, to_numpy
-from kpflow_dyn.discretise import call_field
-from kpflow_dyn.framework import Framework
 from kpflow_dyn.models.equations import join
+from kpflow_dyn.ode.discretise import call_field
 from kpflow_dyn.problems import DiscreteProblem
+from kpflow_dyn.tracing.framework import Framework
 
 Function = Callable[..., Array]
 LOOPS = ("closed", "open")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn.arrays import Array, is_torch_array, is_torch_module, like_numpy, to_numpy
-from kpflow_dyn.inputs import input_width
+from kpflow_dyn.ode.inputs import input_width
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem, StaticProblem
 from kpflow_dyn.solution import Solution, solve
 

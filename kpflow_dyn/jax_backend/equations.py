@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
-from kpflow_dyn.graph import Role
 from kpflow_dyn.jax_backend.custom import is_floating, same_derivative, with_forward_mode
+from kpflow_dyn.tracing.graph import Role
 
 Equation = Any  # jax.extend.core.JaxprEqn, whose variables' types a type checker does not know
 Jaxpr = Any  # open or closed: one class from jax 0.11 on, two before

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kpflow_dyn.runge_kutta import Tableau
+from kpflow_dyn.ode.runge_kutta import Tableau
 
 _CHUNK = 256
 """So many weights at once: one compilation serves any number of them."""

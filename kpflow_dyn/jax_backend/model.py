@@ -12,7 +12,7 @@ from kpflow_dyn.jax_backend.checks import named_parameters, with_parameters
 from kpflow_dyn.jax_backend.rows import JAX
 from kpflow_dyn.jax_backend.tangent import Tangent
 from kpflow_dyn.jax_backend.trace import trace
-from kpflow_dyn.structure import analyse
+from kpflow_dyn.tracing.structure import analyse
 
 
 class Model:

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from kpflow_dyn.constraint import Form, Traced, network_of
-from kpflow_dyn.graph import Role
 from kpflow_dyn.jax_backend.cells import initial_state
 from kpflow_dyn.jax_backend.checks import check_parameters, named_parameters, with_parameters
 from kpflow_dyn.jax_backend.rows import JAX
 from kpflow_dyn.jax_backend.trace import trace_rows
 from kpflow_dyn.problems import FixedPointProblem, ImplicitProblem, StaticProblem
+from kpflow_dyn.tracing.constraint import Form, Traced, network_of
+from kpflow_dyn.tracing.graph import Role
 
 Values = dict[str, jax.Array]
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kpflow_dyn.newton import ITERATIONS
-from kpflow_dyn.runge_kutta import Tableau
+from kpflow_dyn.ode.newton import ITERATIONS
+from kpflow_dyn.ode.runge_kutta import Tableau
 
 Field = Callable[..., jax.Array]
 

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from kpflow_dyn.arrays import Rows
-from kpflow_dyn.discretise import Nodes, RungeKuttaStep, read_off
-from kpflow_dyn.inputs import input_width
 from kpflow_dyn.jax_backend.cells import as_step
 from kpflow_dyn.jax_backend.checks import floating_leaves, with_parameters
 from kpflow_dyn.jax_backend.rollout import run
+from kpflow_dyn.ode.discretise import Nodes, RungeKuttaStep, read_off
+from kpflow_dyn.ode.inputs import input_width
+from kpflow_dyn.ode.runge_kutta import Tableau
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem, StaticProblem
-from kpflow_dyn.runge_kutta import Tableau
 from kpflow_dyn.solution import Solution
 
 Values = dict[str, jax.Array]

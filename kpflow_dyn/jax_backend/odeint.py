@@ -19,12 +19,12 @@ import numpy as np
 from jax import lax
 
 from kpflow_dyn.arrays import take_at
-from kpflow_dyn.inputs import check_called_input, input_at, input_row, sampled, step_times, take_trials
 from kpflow_dyn.jax_backend.checks import check_parameters
 from kpflow_dyn.jax_backend.methods import ChosenSteps, GivenSteps, check_solver, is_adaptive, tableau_of
+from kpflow_dyn.ode.inputs import check_called_input, input_at, input_row, sampled, step_times, take_trials
+from kpflow_dyn.ode.quadrature import gauss_points, trapezoid
+from kpflow_dyn.ode.runge_kutta import AcceptedSteps, Tableau, check_replay_error, replay_error, stages, step
 from kpflow_dyn.problems import ODEProblem
-from kpflow_dyn.quadrature import gauss_points, trapezoid
-from kpflow_dyn.runge_kutta import AcceptedSteps, Tableau, check_replay_error, replay_error, stages, step
 from kpflow_dyn.solution import Options, Solution, solve_error
 
 _POINTS = 3

@@ -11,8 +11,8 @@ import numpy as np
 
 from kpflow_dyn.arrays import Rows as Blocks
 from kpflow_dyn.arrays import joined
-from kpflow_dyn.framework import Framework, RowFunction
 from kpflow_dyn.memory import rows_at_once
+from kpflow_dyn.tracing.framework import Framework, RowFunction
 
 
 def each_row(function: RowFunction, *rows: jax.Array) -> list[jax.Array]:

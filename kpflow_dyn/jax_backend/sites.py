@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from kpflow_dyn.jax_backend.rows import over_rows
-from kpflow_dyn.rows import Rows
-from kpflow_dyn.structure import MatrixSite, ScaleSite, Site
+from kpflow_dyn.tracing.rows import Rows
+from kpflow_dyn.tracing.structure import MatrixSite, ScaleSite, Site
 
 Map = Callable[[jax.Array, list[jax.Array]], jax.Array]
 KINDS = {"MatrixSite": "matrix", "ScaleSite": "scale", "OpaqueSite": "opaque"}

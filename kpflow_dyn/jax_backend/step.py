@@ -13,10 +13,10 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
 
-from kpflow_dyn.graph import Node, ancestors, run
 from kpflow_dyn.jax_backend.rows import each_row
-from kpflow_dyn.rows import Rows
-from kpflow_dyn.structure import Site
+from kpflow_dyn.tracing.graph import Node, ancestors, run
+from kpflow_dyn.tracing.rows import Rows
+from kpflow_dyn.tracing.structure import Site
 
 Residuals = tuple[list[jax.Array], list[jax.Array]]
 

@@ -28,8 +28,8 @@ from kpflow_dyn.jax_backend.sharding import shards
 from kpflow_dyn.jax_backend.sites import SiteData
 from kpflow_dyn.jax_backend.step import Residuals, StepTangent
 from kpflow_dyn.memory import on_device
-from kpflow_dyn.rows import Rows
-from kpflow_dyn.structure import Structure
+from kpflow_dyn.tracing.rows import Rows
+from kpflow_dyn.tracing.structure import Structure
 
 Data = tuple  # what a sweep needs to know of the rows: the step's residuals and each site's variables
 Changes = list[jax.Array]  # of the weights, site by site

@@ -13,10 +13,10 @@ import numpy as np
 from jax.errors import JAXIndexError, JAXTypeError
 from jax.extend.core import DropVar, Literal, jaxprs_in_params
 
-from kpflow_dyn.graph import Graph, Node, Role
 from kpflow_dyn.jax_backend import equations
 from kpflow_dyn.jax_backend.custom import is_floating
 from kpflow_dyn.jax_backend.equations import Equation, Jaxpr, body, opened
+from kpflow_dyn.tracing.graph import Graph, Node, Role
 
 Atom = Node | np.generic  # what stands for a value: a node, or the number of a literal
 Step = Callable[..., jax.Array]

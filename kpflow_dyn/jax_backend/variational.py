@@ -14,14 +14,14 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from kpflow_dyn.flow import InterpolatingAdjoint
-from kpflow_dyn.inputs import inputs_at
 from kpflow_dyn.jax_backend.checks import with_parameters
 from kpflow_dyn.jax_backend.model import Model
 from kpflow_dyn.jax_backend.odeint import _Field
+from kpflow_dyn.ode.inputs import inputs_at
+from kpflow_dyn.ode.runge_kutta import AcceptedSteps, Tableau, stages
+from kpflow_dyn.ode.variational import MAX_STEPS, Path, at_unit_size, path_of, solve_failed
 from kpflow_dyn.problems import ODEProblem
-from kpflow_dyn.runge_kutta import AcceptedSteps, Tableau, stages
 from kpflow_dyn.solution import Solution
-from kpflow_dyn.variational import MAX_STEPS, Path, at_unit_size, path_of, solve_failed
 
 Rate = Callable[[Any, Any], Any]
 

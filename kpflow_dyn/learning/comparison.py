@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kpflow_dyn.arrays import Random, to_numpy
-from kpflow_dyn.estimate import alignment
 from kpflow_dyn.flow import Flow
+from kpflow_dyn.numbers.estimate import alignment
+from kpflow_dyn.numbers.spectra import Modes, eigs
 from kpflow_dyn.solvers import BlockLanczos, Estimate
 from kpflow_dyn.solvers.dots import gram
 from kpflow_dyn.solvers.orthogonalise import combine
-from kpflow_dyn.spectra import Modes, eigs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

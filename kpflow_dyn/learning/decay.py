@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, array_namespace, to_numpy
-from kpflow_dyn.flat import on_rows
+from kpflow_dyn.numbers.flat import on_rows
 from kpflow_dyn.operators import Operator
 from kpflow_dyn.solvers.counted import Counted
 from kpflow_dyn.solvers.dots import gram, row_dots

@@ -10,9 +10,9 @@ from kpflow_dyn.arrays import Array, array_namespace, is_torch_array, to_numpy
 from kpflow_dyn.choose import Choice, choose
 from kpflow_dyn.implicit import states_of_network
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem, StaticProblem
-from kpflow_dyn.rows import split
 from kpflow_dyn.solution import Solution, SolveError, solve
 from kpflow_dyn.solvers.rosenbrock import Point
+from kpflow_dyn.tracing.rows import split
 
 LOSS = "loss."  # what the names of the loss's own parameters begin with
 

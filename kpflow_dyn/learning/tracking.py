@@ -15,18 +15,18 @@ import numpy as np
 
 import kpflow_dyn
 from kpflow_dyn.arrays import Array, like_numpy, to_numpy
-from kpflow_dyn.estimate import alignment, effective_rank
 from kpflow_dyn.flow import Flow
 from kpflow_dyn.folder import replaced
 from kpflow_dyn.learning.forecasting import checked_mask, checked_target
 from kpflow_dyn.learning.recorder import Recorder, Recording
 from kpflow_dyn.linearise import linearize
+from kpflow_dyn.numbers.estimate import alignment, effective_rank
+from kpflow_dyn.numbers.reductions import partial_traces
 from kpflow_dyn.operators import GramOperator, Operator
 from kpflow_dyn.output import Output
 from kpflow_dyn.parameters import with_values
 from kpflow_dyn.problems import DiscreteProblem, Problem
 from kpflow_dyn.progress import bars
-from kpflow_dyn.reductions import partial_traces
 from kpflow_dyn.solution import solve
 
 if TYPE_CHECKING:

@@ -183,7 +183,7 @@ def _posed(model: dict[str, Any], init: dict[str, Any], task: dict[str, Any]) ->
     data = make_task(task.pop("name"), **task)
     widths = {"inputs": data.inputs.shape[2], "outputs": 1 if data.targets is None else data.targets.shape[2]}
     law = make_init(init.pop("law"), **init) if init else None
-    options = {"dtype": "float64"} | model
+    options: dict[str, Any] = {"dtype": "float64"} | model
     _allow_double(options)
     cell, readout = make_model(options.pop("name"), **widths, init=law, **options)
     flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, _inputs(data.inputs, options))))
@@ -228,7 +228,7 @@ class _Quantities:
         return getattr(self.scalars(op), what)
 
     def scalars(self, op: str) -> Any:
-        from kpflow_dyn.estimate import scalars
+        from kpflow_dyn.numbers.estimate import scalars
 
         if op not in self.known:
             self.known[op] = scalars(getattr(self.flow, op), self.samples, self.seed)
@@ -248,10 +248,11 @@ class _Quantities:
         return kp.effective_rank(self.flow.P, self.samples, self.seed)
 
     @property
-    def state_effective_rank(self) -> float:
+    def state_effective_rank(self) -> Any:
         """The participation ratio of the states."""
-        covariance = np.cov(self.state.reshape(-1, self.state.shape[2]).T)
-        return float(np.trace(covariance) ** 2 / (covariance**2).sum())
+        import kpflow_dyn as kp
+
+        return kp.dynamics.participation_ratio(self.flow.solution)
 
     @property
     def loss(self) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
 
-from kpflow_dyn.runge_kutta import Tableau, hermite, quartic
+from kpflow_dyn.ode.runge_kutta import Tableau, hermite, quartic
 
 # The rows of a, then b and c, of the methods that take the steps they are given; torchdiffeq's "rk4" is the 3/8 rule.
 _FIXED = {

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kpflow_dyn.choose import Choice, choose
-from kpflow_dyn.graph import Role
-from kpflow_dyn.structure import analyse
 from kpflow_dyn.torch_backend.rows import TORCH
 from kpflow_dyn.torch_backend.tangent import Tangent
 from kpflow_dyn.torch_backend.trace import Applied, trace
+from kpflow_dyn.tracing.graph import Role
+from kpflow_dyn.tracing.structure import analyse
 
 
 class Model:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kpflow_dyn.constraint import Form, Traced, check_alike, every, network_of, on_rows
-from kpflow_dyn.graph import Node, Role
-from kpflow_dyn.layout import Layout
 from kpflow_dyn.problems import FixedPointProblem, ImplicitProblem, StaticProblem
 from kpflow_dyn.torch_backend.cells import initial_state
 from kpflow_dyn.torch_backend.checks import check_module
 from kpflow_dyn.torch_backend.rows import TORCH
 from kpflow_dyn.torch_backend.trace import Applied, trace
+from kpflow_dyn.tracing.constraint import Form, Traced, check_alike, every, network_of, on_rows
+from kpflow_dyn.tracing.graph import Node, Role
+from kpflow_dyn.tracing.layout import Layout
 
 
 def network(problem: StaticProblem) -> Traced:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kpflow_dyn.arrays import Rows
-from kpflow_dyn.discretise import Nodes, call_field
-from kpflow_dyn.inputs import inputs_at
+from kpflow_dyn.ode.discretise import Nodes, call_field
+from kpflow_dyn.ode.inputs import inputs_at
+from kpflow_dyn.ode.runge_kutta import Tableau, stages, step
 from kpflow_dyn.problems import DiscreteProblem, ODEProblem, StaticProblem
-from kpflow_dyn.runge_kutta import Tableau, stages, step
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.torch_backend.cells import as_step
 from kpflow_dyn.torch_backend.rollout import run

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
-from kpflow_dyn.inputs import check_called_input, input_at, sampled, step_times, take_trials
+from kpflow_dyn.ode.inputs import check_called_input, input_at, sampled, step_times, take_trials
+from kpflow_dyn.ode.quadrature import gauss_points, trapezoid
+from kpflow_dyn.ode.runge_kutta import AcceptedSteps, check_replay_error, replay_error, stages, step
 from kpflow_dyn.problems import ODEProblem
-from kpflow_dyn.quadrature import gauss_points, trapezoid
-from kpflow_dyn.runge_kutta import AcceptedSteps, check_replay_error, replay_error, stages, step
 from kpflow_dyn.solution import Options, Solution, SolveError, solve_error
 from kpflow_dyn.torch_backend.checks import check_module
 from kpflow_dyn.torch_backend.methods import Method, method_named

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kpflow_dyn.glue import Glue
-from kpflow_dyn.pattern import Colouring, Segment
-from kpflow_dyn.rows import Rows
-from kpflow_dyn.structure import Product as StepProduct
-from kpflow_dyn.structure import Structure
 from kpflow_dyn.torch_backend.program import Dense, Product, Range, Scaled, ScatteredProduct, Traced, Update
 from kpflow_dyn.torch_backend.rows import glue as glue_of
 from kpflow_dyn.torch_backend.rows import jacobians, matrix, tangents
+from kpflow_dyn.tracing.glue import Glue
+from kpflow_dyn.tracing.pattern import Colouring, Segment
+from kpflow_dyn.tracing.rows import Rows
+from kpflow_dyn.tracing.structure import Product as StepProduct
+from kpflow_dyn.tracing.structure import Structure
 
 DENSE_BYTES = 2**28
 

@@ -12,11 +12,11 @@ from torch.func import jacfwd, jvp, vjp, vmap
 
 from kpflow_dyn.arrays import Rows as Blocks
 from kpflow_dyn.arrays import joined
-from kpflow_dyn.framework import Framework, RowFunction
-from kpflow_dyn.graph import ancestors, evaluate, run
 from kpflow_dyn.memory import rows_at_once
-from kpflow_dyn.rows import Rows
-from kpflow_dyn.structure import Product
+from kpflow_dyn.tracing.framework import Framework, RowFunction
+from kpflow_dyn.tracing.graph import ancestors, evaluate, run
+from kpflow_dyn.tracing.rows import Rows
+from kpflow_dyn.tracing.structure import Product
 
 ROWS_AT_ONCE = 8192
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from kpflow_dyn.rows import Rows
-from kpflow_dyn.structure import MatrixSite, OpaqueSite, ScaleSite, Site
+from kpflow_dyn.tracing.rows import Rows
+from kpflow_dyn.tracing.structure import MatrixSite, OpaqueSite, ScaleSite, Site
 
 Cut = tuple[slice, slice]  # of times and of trials
 

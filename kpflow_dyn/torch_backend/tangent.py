@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from kpflow_dyn.glue import find_glue
 from kpflow_dyn.memory import bytes_of, on_device, span_bytes
-from kpflow_dyn.rows import Rows
-from kpflow_dyn.structure import Structure
 from kpflow_dyn.torch_backend.checks import check_finite
 from kpflow_dyn.torch_backend.plan import kick_blocks, plan_updates, products_of
 from kpflow_dyn.torch_backend.program import AllTimes, Product, Range, Run, ScatteredProduct, Steps, bind, reached
 from kpflow_dyn.torch_backend.rows import TORCH, each_row
 from kpflow_dyn.torch_backend.sites import site_data
+from kpflow_dyn.tracing.glue import find_glue
+from kpflow_dyn.tracing.rows import Rows
+from kpflow_dyn.tracing.structure import Structure
 
 Kicks = dict[str, Tensor]  # by block, [time, trial, probe, kick]
 Changes = tuple[slice, list[Tensor]]  # of every site's weights, for a cut of the trials

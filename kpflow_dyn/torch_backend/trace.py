@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kpflow_dyn
-from kpflow_dyn.graph import Graph, Node, Role
+from kpflow_dyn.tracing.graph import Graph, Node, Role
 
 aten = torch.ops.aten
 FxNode = Any  # torch.fx.Node, whose fields are unions that a type checker cannot narrow

@@ -12,12 +12,12 @@ from torch.func import functional_call, jvp, vjp, vmap
 from torchdiffeq import odeint
 
 from kpflow_dyn.flow import InterpolatingAdjoint
-from kpflow_dyn.inputs import input_at, inputs_at, sampled
+from kpflow_dyn.ode.inputs import input_at, inputs_at, sampled
+from kpflow_dyn.ode.runge_kutta import AcceptedSteps, stages
+from kpflow_dyn.ode.variational import MAX_STEPS, at_unit_size, path_of, solve_failed
 from kpflow_dyn.problems import ODEProblem
-from kpflow_dyn.runge_kutta import AcceptedSteps, stages
 from kpflow_dyn.solution import Solution
 from kpflow_dyn.torch_backend.model import Model
-from kpflow_dyn.variational import MAX_STEPS, at_unit_size, path_of, solve_failed
 
 Parameters = dict[str, Tensor]
 State = tuple[Tensor, ...]

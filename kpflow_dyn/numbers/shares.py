@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, to_numpy
-from kpflow_dyn.estimate import SAMPLES
-from kpflow_dyn.flat import CHEAP, on_rows, unit_rows
 from kpflow_dyn.memory import rows_at_once
+from kpflow_dyn.numbers.estimate import SAMPLES
+from kpflow_dyn.numbers.flat import CHEAP, on_rows, unit_rows
 from kpflow_dyn.operators import GramOperator, Operator
 from kpflow_dyn.solvers import Estimate, Moments
 from kpflow_dyn.solvers.dots import row_dots

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, to_numpy
-from kpflow_dyn.flat import is_symmetric, on_rows, require_square
+from kpflow_dyn.numbers.flat import is_symmetric, on_rows, require_square
 from kpflow_dyn.operators import GramOperator, Operator
 from kpflow_dyn.solvers import BlockLanczos, Eigenpairs, Estimate
 from kpflow_dyn.solvers.dots import row_norms

@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 
 from kpflow_dyn.arrays import Array, add_at, array_namespace, like_numpy, take_at
-from kpflow_dyn.inputs import inputs_at
-from kpflow_dyn.newton import corrected_stages
+from kpflow_dyn.ode.inputs import inputs_at
+from kpflow_dyn.ode.newton import corrected_stages
+from kpflow_dyn.ode.runge_kutta import AcceptedSteps, Field, Tableau, stages, step
 from kpflow_dyn.problems import ODEProblem
-from kpflow_dyn.runge_kutta import AcceptedSteps, Field, Tableau, stages, step
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn.arrays import Array
-from kpflow_dyn.runge_kutta import Field, Tableau
+from kpflow_dyn.ode.runge_kutta import Field, Tableau
 
 ITERATIONS = 6
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn.framework import Framework
-from kpflow_dyn.graph import Graph, Node, Role, ancestors, evaluate, run
+from kpflow_dyn.tracing.framework import Framework
+from kpflow_dyn.tracing.graph import Graph, Node, Role, ancestors, evaluate, run
 
 NOTHING = 0  # the number of an element without a derivative
 

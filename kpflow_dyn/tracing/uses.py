@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kpflow_dyn.arrays import Array, to_numpy
-from kpflow_dyn.framework import Framework
-from kpflow_dyn.graph import Node, Role, evaluate
-from kpflow_dyn.structure import NOTHING, Kind
+from kpflow_dyn.tracing.framework import Framework
+from kpflow_dyn.tracing.graph import Node, Role, evaluate
+from kpflow_dyn.tracing.structure import NOTHING, Kind
 
 
 @dataclass(frozen=True, eq=False)

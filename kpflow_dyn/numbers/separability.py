@@ -7,9 +7,9 @@ from math import perm
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, array_namespace, full_precision, to_numpy
-from kpflow_dyn.flat import CHEAP, euclidean_matrix, on_rows, require_square
+from kpflow_dyn.numbers.flat import CHEAP, euclidean_matrix, on_rows, require_square
+from kpflow_dyn.numbers.reductions import Keep, as_matrices, names_of, probe_images
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
-from kpflow_dyn.reductions import Keep, as_matrices, names_of, probe_images
 from kpflow_dyn.solvers import Estimate, Moments
 from kpflow_dyn.solvers.dots import gram, to_double
 from kpflow_dyn.solvers.moments import check_samples

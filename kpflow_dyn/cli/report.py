@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from kpflow_dyn.options import Debug, Overwrite
-from kpflow_dyn.terminal import plain_errors
+from kpflow_dyn.cli.options import Debug, Overwrite
+from kpflow_dyn.cli.terminal import plain_errors
 
 PAGE = "report.html"
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, array_namespace, device, to_numpy
-from kpflow_dyn.flat import euclidean_matrix, is_symmetric, on_rows, require_square
 from kpflow_dyn.memory import budget, bytes_of, memory_budget, require
+from kpflow_dyn.numbers.flat import euclidean_matrix, is_symmetric, on_rows, require_square
+from kpflow_dyn.numbers.reductions import PartialTrace, partial_trace
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
-from kpflow_dyn.reductions import PartialTrace, partial_trace
 from kpflow_dyn.sites import CoreOperator
 from kpflow_dyn.solvers import BlockLanczos, Dense, Eigenpairs, Triplets
 from kpflow_dyn.solvers.counted import Counted

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn.arrays import Array, array_namespace
-from kpflow_dyn.framework import Framework, RowFunction
-from kpflow_dyn.graph import Graph, Node, Role, ancestors, evaluate, run
-from kpflow_dyn.structure import Kind, MatrixSite, OpaqueSite, Piece, ScaleSite, Site, Structure
+from kpflow_dyn.tracing.framework import Framework, RowFunction
+from kpflow_dyn.tracing.graph import Graph, Node, Role, ancestors, evaluate, run
+from kpflow_dyn.tracing.structure import Kind, MatrixSite, OpaqueSite, Piece, ScaleSite, Site, Structure
 
 
 class Rows:

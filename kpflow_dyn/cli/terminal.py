@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from kpflow_dyn.one_pass import Progress
+    from kpflow_dyn.numbers.one_pass import Progress
 
 
 @contextmanager

@@ -25,9 +25,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, Rows, array_namespace, to_numpy
-from kpflow_dyn.flat import CHEAP, TRIED, euclidean_matrix, is_symmetric, on_rows, require_square, unit_rows
+from kpflow_dyn.numbers.flat import CHEAP, TRIED, euclidean_matrix, is_symmetric, on_rows, require_square, unit_rows
+from kpflow_dyn.numbers.reductions import PartialTrace, probe_images
 from kpflow_dyn.operators import GramOperator, MatrixOperator, Operator
-from kpflow_dyn.reductions import PartialTrace, probe_images
 from kpflow_dyn.sites import CoreOperator
 from kpflow_dyn.solvers import (
     BlockLanczos,
@@ -80,7 +80,7 @@ def scalars(op: Operator, samples: int | None = None, seed: int | Random = 0, al
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp
-        >>> from kpflow_dyn.estimate import scalars
+        >>> from kpflow_dyn.numbers.estimate import scalars
         >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
         >>> found = scalars(kp.MatrixOperator(np.diag([1.0, 2.0, 2.0]), unit, unit))
         >>> found.trace.value, found.norm.value, round(found.effective_rank.value, 6)

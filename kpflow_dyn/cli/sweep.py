@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kpflow_dyn.cli.options import Debug
+from kpflow_dyn.cli.terminal import plain_errors
 from kpflow_dyn.folder import replaced
-from kpflow_dyn.options import Debug
-from kpflow_dyn.terminal import plain_errors
 
 if TYPE_CHECKING:
     from kpflow_dyn.sweep import Sweep

@@ -12,11 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import kpflow_dyn
-from kpflow_dyn.cli_report import PAGE, report
-from kpflow_dyn.cli_sweep import sweep
-from kpflow_dyn.cli_training import compare, track
-from kpflow_dyn.folder import check_folder, new_folder
-from kpflow_dyn.options import (
+from kpflow_dyn.cli.options import (
     Debug,
     Dtype,
     Modes,
@@ -30,8 +26,12 @@ from kpflow_dyn.options import (
     Threads,
     Trials,
 )
-from kpflow_dyn.sources import Network, limit_threads, load, posed
-from kpflow_dyn.terminal import one_line, plain_errors, progress_lines
+from kpflow_dyn.cli.report import PAGE, report
+from kpflow_dyn.cli.sources import Network, limit_threads, load, posed
+from kpflow_dyn.cli.sweep import sweep
+from kpflow_dyn.cli.terminal import one_line, plain_errors, progress_lines
+from kpflow_dyn.cli.training import compare, track
+from kpflow_dyn.folder import check_folder, new_folder
 
 # Torch, xarray and matplotlib take seconds to import: commands do so when they need them.
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _analyze(given: _Given, job: _Job, progress: Progress) -> xr.Dataset:
 
 def _own_problem(reference: str, threads: int | None) -> _Given:
     """The problem of the user's own code."""
-    from kpflow_dyn.user_code import problem_from
+    from kpflow_dyn.cli.user_code import problem_from
 
     problem = problem_from(reference)
     if threads is not None and not _is_torch(problem):

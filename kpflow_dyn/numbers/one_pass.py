@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn.arrays import Array, Random, to_numpy
-from kpflow_dyn.estimate import Scalars, cosine, effective_rank, moments_of
-from kpflow_dyn.flat import CHEAP, on_rows
 from kpflow_dyn.flow import Flow
 from kpflow_dyn.memory import rows_at_once
+from kpflow_dyn.numbers.estimate import Scalars, cosine, effective_rank, moments_of
+from kpflow_dyn.numbers.flat import CHEAP, on_rows
+from kpflow_dyn.numbers.reductions import GROUPS, PartialTrace, Sums, probe_images
+from kpflow_dyn.numbers.spectra import Modes, modes, modes_and_drives
 from kpflow_dyn.operators import Apply, GramOperator, Operator
-from kpflow_dyn.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn.sites import CoreOperator
 from kpflow_dyn.solvers import BlockLanczos, Dense, Estimate, Moments
 from kpflow_dyn.solvers.dots import row_dots
 from kpflow_dyn.solvers.moments import exact, of_samples
 from kpflow_dyn.solvers.orthogonalise import eps_of, project_out, to_like
-from kpflow_dyn.spectra import Modes, modes, modes_and_drives
 
 Progress = Callable[[str, int, int | None], None]
 """Called as progress(stage, done, total) in applications of an operator; total is None where nobody knows."""

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn.arrays import Array, array_namespace, like_numpy
-from kpflow_dyn.framework import Framework
-from kpflow_dyn.graph import Graph, Node, Role, ancestors, evaluate, run
-from kpflow_dyn.layout import Layout
-from kpflow_dyn.rows import fixed_values, split
 from kpflow_dyn.solvers.orthogonalise import eps_of
-from kpflow_dyn.structure import Kind, kinds_of
-from kpflow_dyn.uses import Numbers, Use, find_uses, outputs_of
+from kpflow_dyn.tracing.framework import Framework
+from kpflow_dyn.tracing.graph import Graph, Node, Role, ancestors, evaluate, run
+from kpflow_dyn.tracing.layout import Layout
+from kpflow_dyn.tracing.rows import fixed_values, split
+from kpflow_dyn.tracing.structure import Kind, kinds_of
+from kpflow_dyn.tracing.uses import Numbers, Use, find_uses, outputs_of
 
 
 class Form(Enum):

@@ -19,7 +19,7 @@ import numpy as np
 
 from kpflow_dyn.arrays import Array, array_namespace, device, like_numpy
 from kpflow_dyn.flow import InterpolatingAdjoint
-from kpflow_dyn.runge_kutta import AcceptedSteps, Tableau
+from kpflow_dyn.ode.runge_kutta import AcceptedSteps, Tableau
 from kpflow_dyn.solution import Solution, check_states, solve
 
 MAX_POWER = 8

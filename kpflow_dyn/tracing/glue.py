@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpflow_dyn.graph import Node, Role
-from kpflow_dyn.pattern import Colouring, Stage, plan
-from kpflow_dyn.structure import Kind, Product, Structure
+from kpflow_dyn.tracing.graph import Node, Role
+from kpflow_dyn.tracing.pattern import Colouring, Stage, plan
+from kpflow_dyn.tracing.structure import Kind, Product, Structure
 
 
 @dataclass

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kpflow_dyn.folder import check_folder, new_folder, replaced
-from kpflow_dyn.options import (
+from kpflow_dyn.cli.options import (
     Debug,
     Dtype,
     Model,
@@ -24,8 +23,9 @@ from kpflow_dyn.options import (
     Threads,
     Trials,
 )
-from kpflow_dyn.sources import Network, limit_threads, load, posed
-from kpflow_dyn.terminal import plain_errors, progress_lines
+from kpflow_dyn.cli.sources import Network, limit_threads, load, posed
+from kpflow_dyn.cli.terminal import plain_errors, progress_lines
+from kpflow_dyn.folder import check_folder, new_folder, replaced
 
 if TYPE_CHECKING:
     from kpflow_dyn.flow import Flow

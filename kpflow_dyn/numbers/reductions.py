@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from kpflow_dyn.arrays import Array, Random, array_namespace
-from kpflow_dyn.flat import CHEAP, is_symmetric, matrix_on_values, on_rows, require_square, unit_rows
 from kpflow_dyn.memory import rows_at_once
+from kpflow_dyn.numbers.flat import CHEAP, is_symmetric, matrix_on_values, on_rows, require_square, unit_rows
 from kpflow_dyn.operators import DENSE_BYTES, GramOperator, MatrixOperator, Operator
 from kpflow_dyn.solvers.dots import dots
 from kpflow_dyn.solvers.moments import check_samples, student
