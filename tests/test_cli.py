@@ -391,9 +391,7 @@ def python(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_start_up_imports_nothing_heavy(tmp_path: Path) -> None:
-    code = (
-        "import sys, kpflow_dyn.cli; print({'torch', 'matplotlib', 'xarray', 'scipy', 'numpy'} & set(sys.modules))"
-    )
+    code = "import sys, kpflow_dyn.cli; print({'torch', 'matplotlib', 'xarray', 'scipy', 'numpy'} & set(sys.modules))"
     assert python("-c", code, cwd=tmp_path).stdout == "set()\n"
 
 
