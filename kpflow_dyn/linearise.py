@@ -156,8 +156,9 @@ def tangent_of_steps(sol: Solution, params: Choice) -> tuple[Tangent, dict[str, 
     assert isinstance(problem, DiscreteProblem)
     model, x = backend.Model(problem.cell, params), problem.x
     before = array_namespace(x).concat([sol.start[:, None], sol.state[:, :-1]], axis=1)
-    tangent = model.tangent(backend.discrete_step(problem), x, before)
-    check_states(tangent.next_state, sol.state)
+    tangent = model.tangent(
+        backend.discrete_step(problem), x, before, check=lambda after: check_states(after, sol.state)
+    )
     return tangent, model.parameters
 
 
@@ -323,11 +324,13 @@ def _steps_tangent(sol: Solution, model: Any, with_stages: bool) -> Tangent:
     steps, units = _accepted(sol), sol.state.shape[2]
     step = RungeKuttaStep(steps.tableau, units, input_width(_equation(sol)), with_stages)
     rows = step.rows(_equation(sol), steps.dt, steps.stage_times, steps.before, steps.stages)
-    tangent = model.tangent(step, rows, step.widen(steps.before))
     # The stages of an implicit method are converged further than the solver's own.
     tolerance = 0.0 if steps.tableau.explicit else 10 * sol.options["rtol"]
-    check_states(tangent.next_state[..., :units], steps.after, tolerance)
-    return tangent
+
+    def check(after: Array) -> None:
+        check_states(after[..., :units], steps.after, tolerance)
+
+    return model.tangent(step, rows, step.widen(steps.before), check)
 
 
 def _nodes_tangent(sol: Solution, model: Any) -> Tangent:

@@ -26,11 +26,22 @@ class Model:
         self.call, self._all = call, dict(sorted(named_parameters(call).items()))  # in the order of JAX
         self.parameters = {name: self._all[name] for name in choose(self._all, params)}
 
-    def tangent(self, step: Callable[..., jax.Array], rows: jax.Array, before: jax.Array) -> Tangent:
-        """The recurrence z -> step(model, row, z) along rows [trial, time, ...] from the states before each step."""
+    def tangent(
+        self,
+        step: Callable[..., jax.Array],
+        rows: jax.Array,
+        before: jax.Array,
+        check: Callable[[jax.Array], None] = lambda after: None,
+    ) -> Tangent:
+        """The recurrence z -> step(model, row, z) along rows [trial, time, ...] from the states before each step.
+
+        `check` raises where the states after each step are not what they should be.
+        """
 
         def with_values(values: dict[str, jax.Array], row: jax.Array, z: jax.Array) -> jax.Array:
             return step(with_parameters(self.call, values), row, z)
 
         graph = trace(with_values, self._all, rows[0, 0], before[0, 0])
-        return Tangent(analyse(graph, set(self.parameters), JAX), rows, before)
+        tangent = Tangent(analyse(graph, set(self.parameters), JAX), rows, before)
+        check(tangent.next_state)
+        return tangent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,9 +19,19 @@ def plain(cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
     return cell(x, z)
 
 
-def on_tuples(sizes: list[int]) -> Step:
-    """The step of a cell whose state is a tuple, such as (h, c), laid side by side on the unit axis."""
-    return lambda cell, x, z: torch.cat(cell(x, z.split(sizes, -1)), -1)
+@dataclass(frozen=True)
+class OnTuples:
+    """The step of a cell whose state is a tuple, such as (h, c), laid side by side on the unit axis.
+
+    Attributes:
+        sizes: of the parts.
+    """
+
+    sizes: tuple[int, ...]
+
+    def __call__(self, cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+        """The next state."""
+        return torch.cat(cell(x, z.split(list(self.sizes), -1)), -1)
 
 
 def stacked(cell: Any, x: Tensor, z: Tensor) -> Tensor:
@@ -68,10 +79,10 @@ def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
         step, sizes = _stacked(module)
     elif isinstance(module, nn.LSTMCell):
         sizes = [module.hidden_size] * 2
-        step = on_tuples(sizes)
+        step = OnTuples(tuple(sizes))
     elif isinstance(z0, tuple | list):
         sizes = [_flat_part(part).shape[-1] for part in z0]
-        step = on_tuples(sizes)
+        step = OnTuples(tuple(sizes))
     else:
         step, sizes = plain, [getattr(module, "hidden_size", None)]
     return step, initial_state(sizes, x, z0)

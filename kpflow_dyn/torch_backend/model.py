@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from kpflow_dyn.choose import Choice, choose
+from kpflow_dyn.torch_backend.known import known_graph, new_graph
 from kpflow_dyn.torch_backend.rows import TORCH
 from kpflow_dyn.torch_backend.tangent import Tangent
-from kpflow_dyn.torch_backend.trace import Applied, trace
-from kpflow_dyn.tracing.graph import Role
+from kpflow_dyn.torch_backend.trace import Applied
+from kpflow_dyn.tracing.graph import Graph, Role
 from kpflow_dyn.tracing.structure import analyse
 
 
@@ -28,12 +30,29 @@ class Model:
         self.call = call
         self.parameters = {name: known[name].detach().clone() for name in choose(known, params)}
 
-    def tangent(self, step: Callable[..., Tensor], rows: Tensor, before: Tensor) -> Tangent:
-        """The recurrence z -> step(model, row, z) along rows [trial, time, ...] from the states before each step."""
+    def tangent(
+        self,
+        step: Callable[..., Tensor],
+        rows: Tensor,
+        before: Tensor,
+        check: Callable[[Tensor], None] = lambda after: None,
+    ) -> Tangent:
+        """The recurrence z -> step(model, row, z) along rows [trial, time, ...] from the states before each step.
+
+        `check` raises where the states after each step are not what they should be.
+        """
         module = Applied(step, self.call)
-        graph = trace(module, (Role.INPUT, rows[:1, 0]), (Role.STATE, before[:1, 0]))
+        one = (Role.INPUT, rows[:1, 0]), (Role.STATE, before[:1, 0])
+        known = known_graph(module, *one)
+        if known is not None:
+            with suppress(ValueError, RuntimeError):  # then the step hangs on more than it is known by
+                return self._tangent(known, module, rows, before, check)
+        return self._tangent(new_graph(module, *one), module, rows, before, check)
+
+    def _tangent(self, graph: Graph, module: Applied, rows: Tensor, before: Tensor, check: Callable) -> Tangent:
         tangent = Tangent(analyse(graph, set(self.parameters), TORCH), rows, before)
         self._check(tangent, module, rows, before)
+        check(tangent.next_state)
         return tangent
 
     def _check(self, tangent: Tangent, module: nn.Module, rows: Tensor, before: Tensor) -> None:

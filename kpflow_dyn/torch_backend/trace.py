@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,29 @@ class Applied(nn.Module):
         return self.function(self.call, *rows)
 
 
+@dataclass(frozen=True)
+class Traced:
+    """What torch.export made of a step, without the values of its parameters and buffers.
+
+    Attributes:
+        nodes, outputs, parameters: as in `Graph`.
+        stored: the name in the step of each parameter and buffer.
+        constants: the values of tensors that the trace found elsewhere.
+    """
+
+    nodes: list[Node]
+    outputs: list[Node]
+    parameters: dict[Node, str]
+    stored: dict[Node, str]
+    constants: dict[Node, Tensor]
+
+    def graph(self, step: Applied) -> Graph:
+        """The graph with the values that the step has now."""
+        now = dict(step.named_parameters()) | dict(step.named_buffers())
+        values = self.constants | {node: now[name].detach().clone() for node, name in self.stored.items()}
+        return Graph(self.nodes, self.outputs[0], self.parameters, values, further=self.outputs[1:])
+
+
 def trace(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
     """The functional graph of `step` on tensors in these roles, such as one row of x [1, input] and z [1, unit].
 
@@ -52,6 +76,11 @@ def trace(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
     Raises:
         ValueError: when torch.export cannot express the step, or the step writes to a buffer.
     """
+    return traced(step, *rows).graph(step)
+
+
+def traced(step: Applied, *rows: tuple[Role, Tensor]) -> Traced:
+    """The same without values."""
     program = _export(step, tuple(row for _, row in rows))
     signature = program.graph_signature
     if signature.buffers_to_mutate:
@@ -65,11 +94,11 @@ def trace(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
             "without it (torch.linalg.inv_ex), or write the step with other operations"
         )
     nodes: dict[FxNode, Node] = {}
-    parameters: dict[Node, str] = {}
-    values: dict[Node, Tensor] = {}
+    found = Traced([], [], {}, {}, {})
     inputs = (role for role, _ in rows)
     specs = {spec.arg.name: spec for spec in signature.input_specs}
-    names, outputs = _first_names(step), []
+    names = _first_names(step)
+    own = {*dict(step.named_parameters()), *dict(step.named_buffers())}
     by_name: dict[str, Node] = {}
     fx: FxNode
     for fx in program.graph.nodes:
@@ -79,18 +108,24 @@ def trace(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
             target = str(specs[fx.name].target)
             name = names.get(target, target)
             if name not in by_name:
-                by_name[name] = _fixed(fx, _stored(program, name), values)
+                by_name[name] = _fixed(fx)
+                if name in own:
+                    found.stored[by_name[name]] = name
+                else:
+                    found.constants[by_name[name]] = _constant(program, name)
             nodes[fx] = by_name[name]
             if specs[fx.name].kind is InputKind.PARAMETER:
-                parameters[nodes[fx]] = name.removeprefix("call.")
+                found.parameters[nodes[fx]] = name.removeprefix("call.")
         elif fx.op == "get_attr":
-            nodes[fx] = _fixed(fx, getattr(program.graph_module, fx.target), values)
+            nodes[fx] = _fixed(fx)
+            found.constants[nodes[fx]] = getattr(program.graph_module, fx.target).detach().clone()
         elif fx.op == "call_function" and "val" in fx.meta:  # without a value: an assertion of torch.export
             nodes[fx] = _call(fx, nodes)
         elif fx.op == "output":
-            outputs = [nodes[value] for value in fx.args[0]]
-    assert outputs, "torch.export gave a graph without an output"
-    return Graph(list(dict.fromkeys(nodes.values())), outputs[0], parameters, values, further=outputs[1:])
+            found.outputs.extend(nodes[value] for value in fx.args[0])
+    assert found.outputs, "torch.export gave a graph without an output"
+    found.nodes.extend(dict.fromkeys(nodes.values()))
+    return found
 
 
 @contextmanager
@@ -173,16 +208,15 @@ def _first_names(step: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(p), name) for name, p in step.named_parameters(remove_duplicate=False)}
 
 
-def _stored(program: ExportedProgram, name: str) -> Tensor:
+def _constant(program: ExportedProgram, name: str) -> Tensor:
     value = program.state_dict.get(name, program.constants.get(name))
     assert isinstance(value, Tensor), f"{name} is {type(value).__name__}, expected a tensor"
-    return value
+    return value.detach().clone()
 
 
-def _fixed(fx: FxNode, value: Tensor, values: dict[Node, Tensor]) -> Node:
-    node = Node(fx.name, Role.FIXED, (tuple(value.shape),), value.is_floating_point())
-    values[node] = value.detach().clone()
-    return node
+def _fixed(fx: FxNode) -> Node:
+    value = fx.meta["val"]
+    return Node(fx.name, Role.FIXED, (tuple(value.shape),), value.is_floating_point())
 
 
 def _call(fx: FxNode, nodes: dict[FxNode, Node]) -> Node:

@@ -1,0 +1,99 @@
+"""Traces are used again for steps like those that were traced before, and only for these."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kpflow_dyn as kp
+from kpflow_dyn.torch_backend import known
+
+SLOPE = 1.0
+
+
+class Scaled(nn.Module):
+    """A cell with a number as an attribute, and one outside of it."""
+
+    hidden_size = 4
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale, self.W = scale, nn.Parameter(0.5 * torch.randn(4, 4, dtype=torch.float64))
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return torch.tanh(self.scale * SLOPE * z @ self.W.T + x)
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What was traced, from none that is known."""
+    made: list[object] = []
+    traced = known.traced
+    monkeypatch.setattr(known, "_known", type(known._known)())
+    monkeypatch.setattr(known, "traced", lambda *given: made.append(given) or traced(*given))
+    return made
+
+
+def error(cell: nn.Module) -> float:
+    """How far J is from reverse mode through the cell itself."""
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x)))
+
+    def states(*values: Tensor) -> Tensor:
+        z, named = torch.zeros(2, 4, dtype=torch.float64), dict(zip(flow.parameters, values, strict=True))
+        found = []
+        for x_t in x.unbind(1):
+            z = torch.func.functional_call(cell, named, (x_t, z))
+            found.append(z)
+        return torch.stack(found, 1)
+
+    dense = torch.autograd.functional.jacobian(states, tuple(flow.parameters.values()))
+    expected = torch.cat([part.reshape(40, -1) for part in dense], 1)
+    return float((flow.J.dense() - expected).abs().max())
+
+
+def test_a_second_network_of_its_kind_is_not_traced(traces: list[object]) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        assert error(nn.GRUCell(4, 4).double()) < 1e-12
+    assert len(traces) == 1
+    assert error(nn.GRUCell(4, 4, bias=False).double()) < 1e-12
+    assert len(traces) == 2
+
+
+def test_an_attribute_tells_two_networks_apart(traces: list[object]) -> None:
+    for scale in (1.0, 2.0, 1.0):
+        assert error(Scaled(scale)) < 1e-12
+    assert len(traces) == 2
+
+
+def test_what_lies_outside_is_found_out(traces: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    for slope in (1.0, 0.5):
+        monkeypatch.setattr("test_known_traces.SLOPE", slope)
+        assert error(Scaled(1.0)) < 1e-12
+    assert len(traces) == 2
+
+
+def test_shared_parameters_tell_two_networks_apart(traces: list[object]) -> None:
+    class Two(nn.Module):
+        hidden_size = 4
+
+        def __init__(self, shared: bool) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4).double()
+            self.b = self.a if shared else nn.Linear(4, 4).double()
+
+        def forward(self, x: Tensor, z: Tensor) -> Tensor:
+            return torch.tanh(self.a(z) + self.b(x))
+
+    assert max(error(Two(shared)) for shared in (False, True, False)) < 1e-12
+    assert len(traces) == 2
+
+
+def test_an_attribute_that_may_change_unseen_is_traced_anew(traces: list[object]) -> None:
+    for factor in (1.0, 2.0):
+        cell = Scaled(1.0)
+        cell.options = {"factor": factor}
+        assert error(cell) < 1e-12
+    assert len(traces) == 2
