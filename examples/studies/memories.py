@@ -162,26 +162,28 @@ def draw(path: Path, runs: dict[str, Run], data: kp.tasks.TaskData) -> None:
     )  # fmt: skip
     best = min(runs, key=lambda name: runs[name].after["error"])
     draw_plane(plane, runs[best], data)
-    plane.set_title(f"{best}: how it waits, colour is direction")
+    plane.set_title(f"{best}: what it has kept, colour is direction")
     draw_modes(modes, runs[best])
     figure.savefig(path, dpi=150)
 
 
 def draw_plane(axes: Axes, run: Run, data: kp.tasks.TaskData) -> None:
-    """States of the memory period in their first two components, coloured by direction, and the fixed points there."""
+    """States at the end of the memory period in their two components, coloured by direction, and the fixed points."""
     states = run.after["flow"].solution.state[:, MEMORY].detach().numpy()
-    found = kp.dynamics.pca(states, k=2)
-    for trial, angle in zip(found.scores, data.labels["angle"], strict=True):
-        axes.plot(*trial.T, color=matplotlib.colormaps["hsv"](angle % (2 * np.pi) / (2 * np.pi)), linewidth=1)
+    found = kp.dynamics.pca(states[:, -1:], k=2)
+    hues = matplotlib.colormaps["hsv"](data.labels["angle"] % (2 * np.pi) / (2 * np.pi))
+    for trial, hue in zip(found.project(states), hues, strict=True):
+        axes.plot(*trial[-4:].T, color=hue, linewidth=0.6, alpha=0.5)
+    axes.scatter(*found.scores[:, 0].T, color=hues, s=30)
     points: FixedPoints = run.after["points"]
-    placed, fixed, stable = (points.xstar - found.mean) @ found.components.T, points.is_fixed, points.is_stable
+    placed, fixed, stable = found.project(points.xstar), points.is_fixed, points.is_stable
     for chosen, style, label in (
         (~fixed, {"color": "0.5", "marker": ".", "s": 12}, "slow"),
         (fixed & ~stable, {"facecolors": "none", "edgecolors": "k", "s": 40}, "unstable"),
         (fixed & stable, {"color": "k", "s": 40}, "stable"),
     ):
         axes.scatter(*placed[chosen].T, label=f"{label} ({int(chosen.sum())})", zorder=3, **style)
-    axes.set(xlabel="First component of the memory period", ylabel="Second component")
+    axes.set(xlabel="First component of its states at the end", ylabel="Second component")
     axes.legend(title="fixed points", fontsize=8, title_fontsize=8, frameon=False)
 
 

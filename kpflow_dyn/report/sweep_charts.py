@@ -44,7 +44,8 @@ def sweep_charts(dataset: xr.Dataset) -> list[Chart]:
         return []
     if axes == ["point"]:
         return [_scatter(dataset, names)]
-    several = [axis for axis in axes if dataset.sizes[axis] > 1] or axes[:1]
+    longest = sorted(axes, key=lambda axis: -dataset.sizes[axis])  # what there is most of is what one looks along first
+    several = [axis for axis in longest if dataset.sizes[axis] > 1] or axes[:1]
     charts = [_lines(dataset, names, several)]
     if len(several) > 1:
         charts += [_maps(dataset, names, several), _multiples(dataset, names, several)]

@@ -25,7 +25,7 @@ def code_of(run: Callable[..., Any]) -> dict[str, str]:
     True
     """
     parts: dict[str, str] = {}
-    _Walk(parts, getattr(_function(run), "__module__", None)).add(_name(run), run)
+    _Walk(parts, getattr(_function(run), "__module__", None)).add(name_of(run), run)
     return parts | {"kpflow_dyn": kpflow_dyn.__version__}
 
 
@@ -40,7 +40,8 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return [versions.get(name, name) for name in found]
 
 
-def _name(run: Any) -> str:
+def name_of(run: Any) -> str:
+    """What a function is called."""
     of = _function(run)
     return getattr(of, "__qualname__", f"the {type(of).__qualname__}")
 

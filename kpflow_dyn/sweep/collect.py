@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-def dataset_of(design: Design, records: Sequence[Record], code: Mapping[str, str]) -> xr.Dataset:
-    """One dataset of the records of all points, in the order of the design.
+def dataset_of(design: Design, records: Sequence[Record], about: Mapping[str, str]) -> xr.Dataset:
+    """One dataset of the records of all points, in the order of the design, with attributes.
 
     Raises:
         ValueError: a variable whose dimensions differ from point to point.
@@ -28,17 +28,15 @@ def dataset_of(design: Design, records: Sequence[Record], code: Mapping[str, str
     given = {name: [record.variables.get(name) for record in records] for name in names}
     shared = {name: variable for name, each in given.items() if (variable := _shared(name, each))}
     stacked = {name: _stacked(name, each, dims, shape) for name, each in given.items() if name not in shared}
-    about = {
+    status = {
         "done": np.array([record.status in ("done", "not finite") for record in records]),
         "status": np.array([record.status for record in records]),
         "error": np.array([record.error for record in records]),
         "seconds": np.array([record.seconds for record in records]),
     }
-    found = xr.Dataset(stacked | {name: (dims, values.reshape(shape)) for name, values in about.items()})
+    found = xr.Dataset(stacked | {name: (dims, values.reshape(shape)) for name, values in status.items()})
     coords = {name: (v.dims, v.values, v.attrs) for name, v in shared.items()}
-    return found.assign_coords({**coords, **_coordinates(design)}).assign_attrs(
-        version_kpflow_dyn=code.get("kpflow_dyn", ""), run=next(iter(code), "")
-    )
+    return found.assign_coords({**coords, **_coordinates(design)}).assign_attrs(about)
 
 
 def _coordinates(design: Design) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kpflow_dyn.progress import bars
-from kpflow_dyn.sweep.code import changes, code_of
+from kpflow_dyn.sweep.code import changes, code_of, name_of
 from kpflow_dyn.sweep.design import Point, design
 from kpflow_dyn.sweep.drive import drive
 from kpflow_dyn.sweep.executors import Engine, engine_of
@@ -207,7 +207,8 @@ class Sweep:
         from kpflow_dyn.sweep.collect import dataset_of
 
         records: list[Record] = [self.store.read(key) for key in self._known]
-        return dataset_of(self.design, records, self.store.code() or {})
+        version = (self.store.code() or {}).get("kpflow_dyn", "")
+        return dataset_of(self.design, records, {"run": name_of(self.function), "version_kpflow_dyn": version})
 
     @cached_property
     def _code(self) -> dict[str, str]:
