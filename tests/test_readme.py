@@ -56,7 +56,19 @@ def test_what_will_be_learnt() -> None:
 
 
 def test_there_is_no_other_example() -> None:
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 8
+
+
+def test_dynamics_and_control() -> None:
+    names = run(BLOCKS[6])
+    assert names["points"].is_stable.any() and names["spectrum"].mean.shape == (4,)
+    assert (names["poles"].real < 0).all() and 1 <= names["dimension"].value <= 16
+    assert names["angles"].share.shape == (1, 21, 2)
+
+
+def test_sweeps() -> None:
+    ranks = run(BLOCKS[7])["ranks"]
+    assert ranks.dims == ("g",) and (ranks > 1).all()
 
 
 def test_tasks_training_and_checkpoints() -> None:

@@ -193,7 +193,7 @@ def tell(step: int, found: Found) -> None:
     rest = "nowhere near" if found.hover is None else f"at {np.abs(found.hover[:2]).max():.2g} m off"
     print(f"step {step}: cost {found.cost:.3g}, hovers {rest}, slowest pole {found.slowest:+.2f} 1/s")
     print("    shares of the trace: " + ", ".join(f"{n} {100 * s:.1f} %" for n, s in found.contributions.items()))
-    print(f"    the input reaches, by the Gramian's eigenvalues: {np.array2string(found.reach[::-1], precision=2)}")
+    print(f"    the input reaches, by the Gramian's eigenvalues: {np.array2string(found.reach, precision=2)}")
     print(f"    share of three NTK modes in the three most reachable directions: {found.share.round(2)}")
     for name, half, still in zip(found.wishes.names, found.wishes.half, found.without_bias.half, strict=True):
         print(f"    {name:18} tau to half {half:9.3g}, with the biases fixed {still:9.3g}")
