@@ -37,6 +37,20 @@ def track() -> xr.Dataset:
     return kp.track(lambda: torch.nn.GRUCell(2, 4), values, torch.randn(3, 5, 2), targets=targets, progress=False)
 
 
+def numbers(g: float, units: int, seed: int) -> dict[str, float]:
+    if (g, units, seed) == (2.0, 4, 1):
+        raise ValueError(EVIL)
+    return {"rank": g * units + seed, EVIL: g}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
+    over = {"g": [1.0, 2.0], "units": [4, 8, 16], "seed": [0, 1]}
+    swept = kp.Sweep(numbers, over, tmp_path_factory.mktemp("sweep"))
+    swept.run(progress=False)
+    return swept.collect()
+
+
 @pytest.fixture(scope="module")
 def page(dataset: xr.Dataset) -> str:
     return page_of(dataset).to_html()
@@ -90,8 +104,20 @@ def test_the_views_hold_the_numbers_of_the_dataset(dataset: xr.Dataset) -> None:
         assert set(json.loads(chart.to_json())) == {",".join(map(str, key)) for key in chart.views}
 
 
+def test_a_sweep_is_shown_with_its_failures(sweep: xr.Dataset) -> None:
+    page = page_of(sweep)
+    charts = {chart.name: chart for chart in page.charts}
+    assert set(charts) == {"lines", "maps", "multiples"} and page.lead[0].startswith("11 of 12 points")
+    along_units = charts["lines"].views[0, 0].data[1]
+    assert along_units.x.tolist() == [4, 8, 16]
+    np.testing.assert_allclose(along_units.y, [(4 + 5 + 8) / 3, 12.5, 24.5])
+    (missing,) = page.tables[1].rows
+    assert missing == ("g = 2.0, units = 4, seed = 1", "failed", f"ValueError: {EVIL}")
+    assert EVIL not in page.to_html()
+
+
 @needs_chromium
-@pytest.mark.parametrize(("kind", "width"), [("dataset", 1280), ("dataset", 400), ("track", 400)])
+@pytest.mark.parametrize(("kind", "width"), [("dataset", 1280), ("track", 400), ("sweep", 1280), ("sweep", 400)])
 def test_the_page_works_in_a_browser(kind: str, width: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     write_report(request.getfixturevalue(kind), tmp_path / "page.html")
     with opened(tmp_path / "page.html", width) as (tab, complaints):

@@ -5,9 +5,11 @@ import importlib.util
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kpflow_dyn as kp
 from kpflow_dyn.tasks import (
     ContextIntegration,
     DelayAnti,
@@ -253,6 +255,17 @@ def test_every_supervised_neurogym_task_is_well_formed(name):
     if "class" in data.labels:
         np.testing.assert_array_equal(data.targets.sum(axis=2), data.mask)
         np.testing.assert_array_equal(data.targets.argmax(axis=2)[data.mask], data.labels["class"][data.mask])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_every_supervised_neurogym_task_goes_through_analyze(name):
+    data = make_task(f"neurogym:{name}", trials=3, seed=1)
+    cell, _readout = kp.models.make_model("rnn", data.inputs.shape[2], 8, data.targets.shape[2], dtype="float64")
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, torch.from_numpy(data.inputs))))
+    found = kp.analyze(flow, k=2, samples=40, task=data)
+    assert float(found.ntk_effective_rank) >= 1 and found.sizes["trial"] == 3
+    assert all(np.isfinite(found[name].values).all() for name in found.data_vars)
 
 
 @pytest.mark.slow
