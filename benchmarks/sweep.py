@@ -5,8 +5,9 @@
 - overhead: a thousand points that compute nothing, in this process and in two worker processes.
 - collect: ten thousand points as one dataset.
 - efficiency: analyses of networks of 64 units by one worker process and by two, which were warm; t_1 / (2 t_2).
-- compiled: effective ranks of the NTKs of such networks, one after another, in CPU time: by linearising each of them,
-  by one compiled function of the weights in JAX, and by the same along a leading axis of networks.
+- repeated: effective ranks of the NTKs of GRUs of that size, one after another, in CPU time: by linearising each of them
+  in torch, traced anew or with the trace that is kept; by one compiled function of the weights in JAX, and by the same
+  along a leading axis of networks.
 
 Run it on a machine that does nothing else; CPU times bear company better than the others.
 """
@@ -79,7 +80,7 @@ def efficiency(folder: Path) -> None:
     print(f"parallel efficiency: {took[1] / (2 * took[2]):.2f}")
 
 
-def compiled() -> None:
+def repeated() -> None:
     import equinox as eqx
     import jax
     import jax.numpy as jnp
@@ -98,13 +99,18 @@ def compiled() -> None:
     alone = cpu_seconds(lambda: [one(cell).block_until_ready() for cell in cells]) / MODELS
     print(f"compiled: {1e3 * alone:.1f} ms of CPU time for each network")
     print(f"along an axis of {MODELS}: {1e3 * cpu_seconds(lambda: many(together).block_until_ready()) / MODELS:.1f} ms")
-    linearized = cpu_seconds(lambda: [linearize_torch(seed) for seed in range(MODELS)]) / MODELS
-    print(f"linearised one by one, in torch: {1e3 * linearized:.1f} ms")
+    for anew in (True, False):
+        took = cpu_seconds(lambda anew=anew: [linearize_torch(seed, anew) for seed in range(MODELS)]) / MODELS
+        print(f"linearised in torch, {'traced anew' if anew else 'with the trace kept'}: {1e3 * took:.1f} ms")
 
 
-def linearize_torch(seed: int) -> float:
+def linearize_torch(seed: int, anew: bool) -> float:
     import torch
 
+    from kpflow_dyn.torch_backend.known import forget
+
+    if anew:
+        forget()
     torch.manual_seed(seed)
     x = torch.from_numpy(kp.tasks.make_task("memorypro", trials=TRIALS).inputs)
     flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, UNITS).double(), x)))
@@ -124,7 +130,7 @@ def main() -> None:
         overhead(Path(folder))
         collected(Path(folder))
         efficiency(Path(folder))
-    compiled()
+    repeated()
 
 
 if __name__ == "__main__":

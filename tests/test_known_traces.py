@@ -30,7 +30,7 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What was traced, from none that is known."""
     made: list[object] = []
     traced = known.traced
-    monkeypatch.setattr(known, "_known", type(known._known)())
+    known.forget()
     monkeypatch.setattr(known, "traced", lambda *given: made.append(given) or traced(*given))
     return made
 

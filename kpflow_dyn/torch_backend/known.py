@@ -44,6 +44,11 @@ def new_graph(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
     return found.graph(step)
 
 
+def forget() -> None:
+    """Have everything traced anew."""
+    _known.clear()
+
+
 def _key(step: Applied, rows: tuple[tuple[Role, Tensor], ...]) -> Hashable | None:
     """What a step is known by; None where that cannot be said, as with a closure or an attribute that may change."""
     try:
