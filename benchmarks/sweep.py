@@ -5,9 +5,9 @@
 - overhead: a thousand points that compute nothing, in this process and in two worker processes.
 - collect: ten thousand points as one dataset.
 - efficiency: analyses of networks of 64 units by one worker process and by two, which were warm; t_1 / (2 t_2).
-- repeated: effective ranks of the NTKs of GRUs of that size, one after another, in CPU time: by linearising each of them
-  in torch, traced anew or with the trace that is kept; by one compiled function of the weights in JAX, and by the same
-  along a leading axis of networks.
+- repeated: effective ranks of the NTKs of GRUs of that size, one after another, in CPU time: linearised in torch, with
+  a trace made anew or the one that is kept; by one compiled function of the weights in JAX, and by the same along a
+  leading axis of networks.
 
 Run it on a machine that does nothing else; CPU times bear company better than the others.
 """
