@@ -49,6 +49,7 @@ _SUBMODULES = {
     "learning_rules",
     "models",
     "regularizers",
+    "report",
     "solvers",
     "sweep",
     "tasks",

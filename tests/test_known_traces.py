@@ -29,9 +29,9 @@ class Scaled(nn.Module):
 def traces(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What was traced, from none that is known."""
     made: list[object] = []
-    traced = known.traced
+    outline = known.outline
     known.forget()
-    monkeypatch.setattr(known, "traced", lambda *given: made.append(given) or traced(*given))
+    monkeypatch.setattr(known, "outline", lambda *given: made.append(given) or outline(*given))
     return made
 
 

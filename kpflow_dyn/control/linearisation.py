@@ -102,7 +102,7 @@ def _check_rest(value: np.ndarray, z: Array, dt: float | None, tol: float) -> No
     if not left <= tol * size:
         raise ValueError(
             f"z is no equilibrium: {'its velocity' if dt is None else 'its step'} is {left:.2e}, more than tol = {tol} "
-            f"times {size:.3g}; find one (scipy.optimize.root, kp.FixedPointProblem), give u, or raise tol"
+            f"times {size:.3g}; find one (kp.dynamics.fixed_points, scipy.optimize.root), give u, or raise tol"
         )
 
 

@@ -210,14 +210,14 @@ def _states(dataset: xr.Dataset) -> Chart:
     explained = dataset.pc_variance.values
     axes = [f"PC {i + 1} ({100 * explained[i]:.3g} % of the variance)" for i in range(components)]
     time = dataset.time.values
-    score = dataset.pc_projection.values
+    score, colors = dataset.pc_projection.values, _group(dataset)
 
     def over_time(pc: int) -> Any:
-        traces = [_trajectory(dataset, trial, time, score[trial, :, pc]) for trial in shown]
+        traces = [_trajectory(dataset, trial, colors, time, score[trial, :, pc]) for trial in shown]
         return figure(traces, xaxis={"title": {"text": _time(dataset)}}, yaxis={"title": {"text": axes[pc]}})
 
     def plane(x: int, y: int) -> Any:
-        traces = [_trajectory(dataset, trial, score[trial, :, x], score[trial, :, y]) for trial in shown]
+        traces = [_trajectory(dataset, trial, colors, score[trial, :, x], score[trial, :, y]) for trial in shown]
         return figure(traces, xaxis={"title": {"text": axes[x]}}, yaxis={"title": {"text": axes[y]}})
 
     views = [*(plane(*pair) for pair in pairs), *(over_time(pc) for pc in range(components))]
@@ -233,13 +233,12 @@ def _states(dataset: xr.Dataset) -> Chart:
     )
 
 
-def _trajectory(dataset: xr.Dataset, trial: int, x: np.ndarray, y: np.ndarray) -> Any:
+def _trajectory(dataset: xr.Dataset, trial: int, colors: np.ndarray, x: np.ndarray, y: np.ndarray) -> Any:
     ends = np.zeros(len(x))
     ends[-1] = 7
-    color = _group(dataset)[trial]
     name = _trial_name(dataset, trial)
     return line(
-        x, y, name, int(color), mode="lines+markers", marker={"size": ends, "opacity": 1}, line={"width": 1.2},
+        x, y, name, int(colors[trial]), mode="lines+markers", marker={"size": ends, "opacity": 1}, line={"width": 1.2},
         showlegend=False, hovertemplate=f"{plain(name)}<br>(%{{x:.3g}}, %{{y:.3g}})<extra></extra>",
     )  # fmt: skip
 

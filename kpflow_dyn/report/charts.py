@@ -72,9 +72,15 @@ def line(x: Any, y: Any, name: str, color: int | None = None, **style: Any) -> A
     return go.Scatter(x=numbers(x), y=numbers(y), name=plain(name), **({"mode": "lines"} | meta | style))
 
 
-def with_bars(stderr: Any, **style: Any) -> dict[str, Any]:
+def with_bars(stderr: Any) -> dict[str, Any]:
     """Error bars of two standard errors."""
-    return {"type": "data", "array": numbers(2 * np.asarray(stderr, float)), "thickness": 1, "width": 3, **style}
+    return spread(2 * np.asarray(stderr, float))
+
+
+def spread(up: Any, down: Any = None) -> dict[str, Any]:
+    """Bars of these lengths, the same in both directions where `down` is None."""
+    both = {} if down is None else {"symmetric": False, "arrayminus": numbers(down)}
+    return {"type": "data", "array": numbers(up), "thickness": 1, "width": 3, **both}
 
 
 def heat_map(z: np.ndarray, x: Any, y: Any, scale: str, hover: str, title: str = "", most: float | None = None) -> Any:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, StrictUndefined
-
 from kpflow_dyn import palette
 from kpflow_dyn.report.charts import Chart
 
@@ -58,6 +56,7 @@ class Page:
 
     def to_html(self) -> str:
         """The page, which loads nothing from anywhere."""
+        from jinja2 import Environment, StrictUndefined
         from plotly.offline import get_plotlyjs
 
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

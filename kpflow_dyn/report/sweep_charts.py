@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn.report.charts import SEQUENTIAL, Chart, Choice, evenly, figure, heat_map, line, plain, with_bars
+from kpflow_dyn.report.charts import SEQUENTIAL, Chart, Choice, evenly, figure, heat_map, line, plain, spread, with_bars
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -73,10 +73,8 @@ def _means(dataset: xr.Dataset, name: str, axis: str) -> list[Any]:
         np.repeat(x, values.shape[1]), values.ravel(), "points", 6, mode="markers",
         marker={"size": 5, "opacity": 0.35}, hovertemplate=f"{plain(axis)} %{{x}}: %{{y:.4g}}<extra></extra>",
     )  # fmt: skip
-    with np.errstate(all="ignore"):
-        mean, low, high = (_over(how, values) for how in (np.mean, np.min, np.max))
-    bars = with_bars((high - mean) / 2) | {"symmetric": False, "arrayminus": mean - low}
-    return [each, line(x, mean, "mean", 0, mode="lines+markers", error_y=bars)]
+    mean, low, high = (_over(how, values) for how in (np.mean, np.min, np.max))
+    return [each, line(x, mean, "mean", 0, mode="lines+markers", error_y=spread(high - mean, mean - low))]
 
 
 def _maps(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
@@ -119,8 +117,8 @@ def _multiples(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
 def _panels(dataset: xr.Dataset, name: str, x: str, panel: str, third: list[str]) -> Any:
     values = _over(np.mean, _moved(dataset[name], [panel, x, *third]))  # [panel, x] or [panel, x, third]
     values = values if third else values[..., None]
-    titles = [f"{panel} = {_text(value)}" for value in _labels(dataset, panel)]
-    lines = [f"{third[0]} = {_text(value)}" for value in _labels(dataset, third[0])] if third else [name]
+    titles = [f"{panel} = {_text(value)}" for value in dataset[panel].values]
+    lines = [f"{third[0]} = {_text(value)}" for value in dataset[third[0]].values] if third else [name]
     shown, drawn = evenly(len(values), PANELS), evenly(values.shape[2], MOST_LINES)
     traces = [
         line(
@@ -186,22 +184,18 @@ def _over(how: Any, values: np.ndarray) -> np.ndarray:
     return np.ma.filled(getattr(known, how.__name__)(-1).astype(float), np.nan)
 
 
-def _labels(dataset: xr.Dataset, axis: str) -> np.ndarray:
-    return dataset[axis].values
-
-
 def _positions(dataset: xr.Dataset, axis: str) -> np.ndarray:
     """Numbers where they are, and everything else as text."""
-    values = _labels(dataset, axis)
+    values = dataset[axis].values
     return values if values.dtype.kind in NUMBERS else _names(dataset, axis)
 
 
 def _names(dataset: xr.Dataset, axis: str) -> np.ndarray:
-    return np.array([plain(_text(value)) for value in _labels(dataset, axis)])
+    return np.array([plain(_text(value)) for value in dataset[axis].values])
 
 
 def _axis(dataset: xr.Dataset, axis: str) -> dict[str, Any]:
-    kind = {} if _labels(dataset, axis).dtype.kind in NUMBERS else {"type": "category"}
+    kind = {} if dataset[axis].values.dtype.kind in NUMBERS else {"type": "category"}
     return {"title": {"text": plain(axis)}, **kind}
 
 

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kpflow_dyn.torch_backend.trace import Applied, Traced, traced
+from kpflow_dyn.torch_backend.trace import Applied, Outline, outline
 from kpflow_dyn.tracing.graph import Graph, Role
 
 MOST = 64
 PLAIN = (int, float, complex, str, bytes, bool, type(None), type, types.BuiltinFunctionType)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
 
-_known: OrderedDict[Hashable, Traced] = OrderedDict()
+_known: OrderedDict[Hashable, Outline] = OrderedDict()
 
 
 def known_graph(step: Applied, *rows: tuple[Role, Tensor]) -> Graph | None:
@@ -35,7 +34,7 @@ def known_graph(step: Applied, *rows: tuple[Role, Tensor]) -> Graph | None:
 
 def new_graph(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
     """`trace`, remembered."""
-    found, key = traced(step, *rows), _key(step, rows)
+    found, key = outline(step, *rows), _key(step, rows)
     if key is not None:
         _known[key] = found
         _known.move_to_end(key)
@@ -78,10 +77,7 @@ class _Unknown(Exception):
 
 
 def _attributes(module: nn.Module) -> tuple[Any, ...]:
-    if any(getattr(module, hooks) for hooks in HOOKS):
-        raise _Unknown
-    inside = {"_parameters", "_buffers", "_modules", *HOOKS}
-    own = {name: value for name, value in vars(module).items() if name not in inside}
+    own = {name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")}
     return tuple((name, _compared(value)) for name, value in sorted(own.items()))
 
 
@@ -93,7 +89,7 @@ def _compared(value: Any) -> Hashable:
         return value
     if isinstance(value, tuple | list):
         return type(value), tuple(map(_compared, value))
-    if isinstance(value, dict | set) and not value:
+    if isinstance(value, dict | set) and not value:  # such as hooks
         return type(value)
     if isinstance(value, torch.dtype | torch.device):
         return value

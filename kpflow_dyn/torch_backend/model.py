@@ -66,6 +66,7 @@ class Model:
         for at in {(0, 0), (trials // 2, times // 2), (trials - 1, times - 1)}:
             z, weights = before[at][None].clone().requires_grad_(), _normal(before[at], generator)
             out = functional_call(module, values, (rows[at][None], z))
+            self._check_value(tangent.next_state[at], out[0].detach())
             gradients = torch.autograd.grad((out[0] * weights).sum(), [z, *values.values()], allow_unused=True)
             pairs = zip(gradients, [dz[at], *directions], strict=True)
             terms = torch.stack([(weights * found[at]).sum(), *(-(g * d).sum() for g, d in pairs if g is not None)])
@@ -74,6 +75,14 @@ class Model:
                     f"the linearised step is off by {float(terms.sum() / terms.abs().sum()):.1e} of its size from "
                     "reverse mode through the module; write it without torch.no_grad and the like, or report it"
                 )
+
+    @staticmethod
+    def _check_value(found: Tensor, expected: Tensor) -> None:
+        error = float((found - expected).abs().max())
+        if not error <= 1e4 * torch.finfo(found.dtype).eps * max(1.0, float(expected.abs().max())):
+            raise RuntimeError(
+                f"the traced step is off by {error:.1e} from the module itself; please report this model"
+            )
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -46,7 +46,7 @@ class Applied(nn.Module):
 
 
 @dataclass(frozen=True)
-class Traced:
+class Outline:
     """What torch.export made of a step, without the values of its parameters and buffers.
 
     Attributes:
@@ -76,10 +76,10 @@ def trace(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
     Raises:
         ValueError: when torch.export cannot express the step, or the step writes to a buffer.
     """
-    return traced(step, *rows).graph(step)
+    return outline(step, *rows).graph(step)
 
 
-def traced(step: Applied, *rows: tuple[Role, Tensor]) -> Traced:
+def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
     """The same without values."""
     program = _export(step, tuple(row for _, row in rows))
     signature = program.graph_signature
@@ -94,7 +94,7 @@ def traced(step: Applied, *rows: tuple[Role, Tensor]) -> Traced:
             "without it (torch.linalg.inv_ex), or write the step with other operations"
         )
     nodes: dict[FxNode, Node] = {}
-    found = Traced([], [], {}, {}, {})
+    found = Outline([], [], {}, {}, {})
     inputs = (role for role, _ in rows)
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     names = _first_names(step)
