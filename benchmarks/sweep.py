@@ -107,7 +107,7 @@ def repeated() -> None:
 def linearize_torch(seed: int, anew: bool) -> float:
     import torch
 
-    from kpflow_dyn.torch_backend.known import forget
+    from kpflow_dyn._torch.kept_traces import forget
 
     if anew:
         forget()

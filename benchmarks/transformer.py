@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import kpflow_dyn as kp
-from kpflow_dyn.numbers.estimate import scalars
+from kpflow_dyn._numbers.estimate import scalars
 
 WORDS, WIDTH, HEADS, TOKENS, TRIALS = 50257, 768, 12, 128, 4
 

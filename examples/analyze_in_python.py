@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 import kpflow_dyn as kp
-from kpflow_dyn.analysis import analyze
+from kpflow_dyn._analyze import analyze
 from kpflow_dyn.tasks import make_task
 
 # The ten lines: a network, its task, and everything that the command writes, as one labelled dataset.

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kpflow_dyn.checkpoint import load_checkpoint
+from kpflow_dyn._checkpoint import load_checkpoint
 from kpflow_dyn.tasks import TaskData, make_task
 
 TASK = "neurogym:PerceptualDecisionMaking-v0"

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn.arrays import is_torch_module
-from kpflow_dyn.models.closed_loop import is_jax_module
-from kpflow_dyn.models.plants import CartPole, Pendulum, Plant
-from kpflow_dyn.tasks.data import check_count, nearest
+from kpflow_dyn._arrays import is_torch_module
+from kpflow_dyn.models._closed_loop import is_jax_module
+from kpflow_dyn.models._plants import CartPole, Pendulum, Plant
+from kpflow_dyn.tasks._data import check_count, nearest
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -269,7 +269,7 @@ def _torch_on_numpy(policy: Any) -> Act:
 def _jax_on_numpy(policy: Any) -> Act:
     import equinox as eqx
 
-    from kpflow_dyn.parameters import parameters_of
+    from kpflow_dyn._problems.parameters import parameters_of
 
     compiled, dtype = eqx.filter_jit(policy), next(iter(parameters_of(policy).values())).dtype
     return lambda z: np.asarray(compiled(z.astype(dtype)), float)

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 
-from kpflow_dyn.arrays import Array, Random, array_namespace, concretely, device
-from kpflow_dyn.learning.objective import backend_of
-from kpflow_dyn.numbers.estimate import frobenius_norm
-from kpflow_dyn.numbers.flat import on_rows
-from kpflow_dyn.operators import Operator
-from kpflow_dyn.problems import DiscreteProblem, StaticProblem
+from kpflow_dyn._arrays import Array, Random, array_namespace, concretely, device
+from kpflow_dyn._learning.objective import backend_of
+from kpflow_dyn._numbers.estimate import frobenius_norm
+from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
+from kpflow_dyn._spaces.operators import Operator
+from kpflow_dyn._spaces.rows import on_rows
 
 Posed = DiscreteProblem | StaticProblem
 

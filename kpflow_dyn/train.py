@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn.arrays import is_torch_module
-from kpflow_dyn.progress import bars
-from kpflow_dyn.tasks.data import TaskData, check_count
+from kpflow_dyn._arrays import is_torch_module
+from kpflow_dyn._progress import bars
+from kpflow_dyn.tasks._data import TaskData, check_count
 
 __all__ = ["Training", "fit"]
 
@@ -139,9 +139,9 @@ def _trainee(model: Any, readout: Any, data: Any, z0: Any, optimizer: Any, lr: f
             "(nn.Linear), or both of JAX (eqx.nn.Linear)"
         )
     if is_torch_module(model):
-        from kpflow_dyn.torch_backend.training import OPTIMIZERS, Trainee
+        from kpflow_dyn._torch.training import OPTIMIZERS, Trainee
     else:
-        from kpflow_dyn.jax_backend.training import OPTIMIZERS, Trainee
+        from kpflow_dyn._jax.training import OPTIMIZERS, Trainee
     if not callable(optimizer) and optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer is {optimizer!r}, expected one of {', '.join(OPTIMIZERS)}, or what makes one")
     make: Any = optimizer if callable(optimizer) else OPTIMIZERS[optimizer]

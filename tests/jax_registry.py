@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 import kpflow_dyn as kp
-from kpflow_dyn.jax_backend.cells import as_step
-from kpflow_dyn.jax_backend.checks import with_parameters
+from kpflow_dyn._jax.cells import as_step
+from kpflow_dyn._jax.checks import with_parameters
 
 TRIALS, TIMES, INPUTS, UNITS = 2, 4, 3, 4
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 import kpflow_dyn as kp
+from kpflow_dyn._torch.cells import as_step
 from kpflow_dyn.models import CTRNNCell, LowRankRNNCell
-from kpflow_dyn.torch_backend.cells import as_step
 
 TRIALS, TIMES, INPUTS, UNITS = 2, 4, 3, 4
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kpflow_dyn as kp
-from kpflow_dyn.arrays import Array, to_numpy
+from kpflow_dyn._arrays import Array, to_numpy
 
 LIBRARIES = ["numpy", *(name for name in ("torch", "jax") if importlib.util.find_spec(name))]
 TOLERANCE = {"float32": 1e-4, "float64": 1e-12}

@@ -9,8 +9,8 @@ import torch
 import xarray as xr
 
 import kpflow_dyn as kp
-from kpflow_dyn.analysis import KERNELS, WORDS, analyze
-from kpflow_dyn.arrays import to_numpy
+from kpflow_dyn._analyze import KERNELS, WORDS, analyze
+from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn.figures import FIGURES, trial_label
 from kpflow_dyn.models import Dale
 from kpflow_dyn.report import settings

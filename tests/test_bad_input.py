@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import kpflow_dyn as kp
-from kpflow_dyn.torch_backend import trace
+from kpflow_dyn._torch import trace
 
 
 def solve(cell: object, x: object = None, z0: object = None) -> kp.Solution:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kpflow_dyn.checkpoint import CheckpointError, load_checkpoint
+from kpflow_dyn._checkpoint import CheckpointError, load_checkpoint
 from kpflow_dyn.models import CTRNNCell
 from kpflow_dyn.tasks import make_task
 

@@ -20,8 +20,8 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import kpflow_dyn as kp
-from kpflow_dyn import analysis
-from kpflow_dyn.cli.app import FIGURE_NAMES, FILE_NAMES, app
+from kpflow_dyn import _analyze as analysis
+from kpflow_dyn.cli._app import FIGURE_NAMES, FILE_NAMES, app
 from kpflow_dyn.figures import FIGURES
 
 

@@ -14,8 +14,8 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import kpflow_dyn as kp
-from kpflow_dyn.cli.app import app
-from kpflow_dyn.sweep.configured import QUANTITIES, Setup, read_sweep
+from kpflow_dyn.cli._app import app
+from kpflow_dyn.sweep._configured import QUANTITIES, Setup, read_sweep
 
 TOML = """
 out = "{out}"

@@ -10,7 +10,7 @@ from synthetic import check_apart
 from test_metric import SOLUTIONS, assert_close, dense, flow_of, is_jax, kronecker, sizes
 
 import kpflow_dyn as kp
-from kpflow_dyn.roots import preconditioned
+from kpflow_dyn._flows.preconditioner import preconditioned
 
 pytestmark = pytest.mark.usefixtures("x64")
 

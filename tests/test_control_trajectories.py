@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import kpflow_dyn as kp
 from kpflow_dyn import control
-from kpflow_dyn.arrays import to_numpy
+from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn.models import CartPole, ClosedLoop, DoubleIntegrator, Pendulum
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -14,6 +14,7 @@ from conftest import cases
 from torch import nn
 
 import kpflow_dyn as kp
+from kpflow_dyn._problems.parameters import parameters_of
 from kpflow_dyn.models import (
     ClosedLoop,
     CTRNNCell,
@@ -26,7 +27,6 @@ from kpflow_dyn.models import (
     to_torch,
 )
 from kpflow_dyn.models import jax as in_jax
-from kpflow_dyn.parameters import parameters_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -190,7 +190,7 @@ def test_what_does_not_convert_is_told_what_does() -> None:
         to_torch(eqx.nn.Conv1d(1, 1, 1, key=jax.random.key(0)))
     with pytest.raises(TypeError, match=r"eqx.nn.Linear does not convert"):
         to_jax(eqx.nn.Linear(1, 1, key=jax.random.key(0)))
-    with pytest.raises(TypeError, match=r"the plant is function, expected one of kpflow_dyn.models.plants"):
+    with pytest.raises(TypeError, match=r"the plant is function, expected one of kpflow_dyn.models"):
         to_jax(ClosedLoop(lambda z, u: z, nn.Linear(2, 1)))
 
 

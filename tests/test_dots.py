@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from kpflow_dyn.arrays import to_numpy
-from kpflow_dyn.solvers.dots import dots, gram
-from kpflow_dyn.solvers.orthogonalise import orthonormalise
+from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn._arrays.dots import dots, gram
+from kpflow_dyn.solvers._orthogonalise import orthonormalise
 
 LIBRARIES = {"numpy": np.asarray, "torch": torch.as_tensor, "jax": jnp.asarray}
 

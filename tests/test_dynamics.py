@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.func import jacrev
 
 import kpflow_dyn as kp
+from kpflow_dyn._torch.cells import as_step
 from kpflow_dyn.dynamics import finite_time_exponents, lyapunov_spectrum, participation_ratio, pca, step_jacobians
-from kpflow_dyn.dynamics.graded import GradedProduct
+from kpflow_dyn.dynamics._graded import GradedProduct
 from kpflow_dyn.models import CTRNNCell
-from kpflow_dyn.torch_backend.cells import as_step
 
 
 class Henon(nn.Module):

@@ -20,9 +20,9 @@ from synthetic import (
 )
 
 import kpflow_dyn as kp
-from kpflow_dyn.arrays import Random, to_numpy
-from kpflow_dyn.numbers.estimate import scalars
-from kpflow_dyn.numbers.flat import CHEAP, euclidean_matrix
+from kpflow_dyn._arrays import Random, to_numpy
+from kpflow_dyn._numbers.estimate import scalars
+from kpflow_dyn._spaces.rows import CHEAP, euclidean_matrix
 
 __all__ = ["eager_library", "library"]
 
@@ -65,7 +65,7 @@ def test_a_matrix_is_exact_at_any_size_and_free(name):
 
 
 def test_the_core_is_exact_from_its_spectrum():
-    from kpflow_dyn.sites import CoreOperator
+    from kpflow_dyn._flows.sites import CoreOperator
 
     class Known(CoreOperator):
         def spectrum(self):

@@ -10,9 +10,9 @@ import pytest
 from scipy.linalg import expm
 
 from kpflow_dyn.solvers import ExponentialRosenbrock
-from kpflow_dyn.solvers.counted import Counted
-from kpflow_dyn.solvers.exponential import PhiProducts, phi
-from kpflow_dyn.solvers.rosenbrock import Integration, Point
+from kpflow_dyn.solvers._counted import Counted
+from kpflow_dyn.solvers._exponential import PhiProducts, phi
+from kpflow_dyn.solvers._rosenbrock import Integration, Point
 
 ORDERS = [3, 4]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import kpflow_dyn.models.jax as in_jax
 from kpflow_dyn.models import CTRNNCell, CTRNNField, HodgkinHuxleyField, MLPField, SquidAxon
-from kpflow_dyn.models.hodgkin_huxley import _exponential_ramp
+from kpflow_dyn.models._hodgkin_huxley import _exponential_ramp
 
 T, KEY = torch.tensor(0.0), 5
 PHI = {"tanh": np.tanh, "relu": lambda v: np.maximum(v, 0), "silu": lambda v: v / (1 + np.exp(-v))}

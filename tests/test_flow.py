@@ -10,10 +10,10 @@ from registry import MODELS, dense_jacobian, dense_steps
 from synthetic import check_apart
 
 import kpflow_dyn as kp
-from kpflow_dyn.linearise import tangent_of_steps
+from kpflow_dyn._linearize import tangent_of_steps
+from kpflow_dyn._torch.program import Product, Scaled
+from kpflow_dyn._torch.tangent import Tangent
 from kpflow_dyn.models import CTRNNCell
-from kpflow_dyn.torch_backend.program import Product, Scaled
-from kpflow_dyn.torch_backend.tangent import Tangent
 
 CASES = [(name, started) for name in MODELS for started in (False, True)]
 IDS = [f"{name}-{'z0' if started else 'zero'}" for name, started in CASES]
@@ -116,7 +116,7 @@ def test_gradient_step_moves_the_state_by_the_ntk(flow: kp.Flow) -> None:
 
 def test_gradient_agrees_with_backpropagation(flow: kp.Flow) -> None:
     problem, state = flow.solution.problem, flow.solution.state
-    from kpflow_dyn.torch_backend.cells import as_step
+    from kpflow_dyn._torch.cells import as_step
 
     step, z = as_step(problem.cell, problem.x, problem.z0)
     q, loss = torch.randn_like(state), 0.0
@@ -217,9 +217,9 @@ def test_many_probes_in_one_call_are_single_probes() -> None:
 def test_every_form_of_the_glue_gives_the_same(name: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Elementwise segments, dense blocks and the traced function itself, where the pattern allows the first."""
     if form != "segments":
-        monkeypatch.setattr("kpflow_dyn.tracing.pattern.MAX_SEGMENTS", 0)
+        monkeypatch.setattr("kpflow_dyn._torch.pattern.MAX_SEGMENTS", 0)
     if form == "traced":
-        monkeypatch.setattr("kpflow_dyn.torch_backend.plan.DENSE_BYTES", 0)
+        monkeypatch.setattr("kpflow_dyn._torch.plan.DENSE_BYTES", 0)
     flow = kp.linearize(kp.solve(MODELS[name].problem(True)))
     jacobian = dense_jacobian(flow)
     assert relative(flow.ntk.dense(), jacobian @ jacobian.T) < 1e-10
@@ -247,8 +247,8 @@ def test_spans_of_any_length_join(times: int, monkeypatch: pytest.MonkeyPatch) -
     flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x)))
     q = torch.randn(2, 2, times, 3, dtype=torch.float64)
     whole = [op.mv(q) for op in (flow.P, flow.P.T, flow.ntk)]
-    monkeypatch.setattr("kpflow_dyn.memory.SPAN_BYTES", 1)
-    monkeypatch.setattr("kpflow_dyn.torch_backend.tangent.ROWS_TOGETHER", 1)
+    monkeypatch.setattr("kpflow_dyn._arrays.memory.SPAN_BYTES", 1)
+    monkeypatch.setattr("kpflow_dyn._torch.tangent.ROWS_TOGETHER", 1)
     for op, expected in zip((flow.P, flow.P.T, flow.ntk), whole, strict=True):
         torch.testing.assert_close(op.mv(q), expected, rtol=1e-12, atol=1e-12)
 

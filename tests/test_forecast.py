@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import kpflow_dyn as kp
-from kpflow_dyn.arrays import to_numpy
+from kpflow_dyn._arrays import to_numpy
 
 LR = 0.02
 

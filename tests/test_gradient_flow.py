@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 import kpflow_dyn as kp
-from kpflow_dyn.learning.objective import Objective
+from kpflow_dyn._learning.objective import Objective
 from kpflow_dyn.models import MLPField
 from kpflow_dyn.models.jax import MLPField as JaxMLPField
 

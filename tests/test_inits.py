@@ -13,7 +13,8 @@ import torch
 from scipy import stats
 from torch import nn
 
-from kpflow_dyn.arrays import to_numpy
+from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn._problems.parameters import parameters_of
 from kpflow_dyn.models import (
     CTRNNCell,
     CTRNNField,
@@ -34,8 +35,7 @@ from kpflow_dyn.models import (
     to_jax,
 )
 from kpflow_dyn.models import jax as in_jax
-from kpflow_dyn.models.named import LAWS
-from kpflow_dyn.parameters import parameters_of
+from kpflow_dyn.models._named import LAWS
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -18,13 +18,13 @@ from scipy.linalg import expm, expm_frechet
 from torchdiffeq import odeint
 
 import kpflow_dyn as kp
-from kpflow_dyn.arrays import to_numpy
-from kpflow_dyn.jax_backend.methods import tableau_of
-from kpflow_dyn.linearise import _backend
-from kpflow_dyn.ode.runge_kutta import Tableau
-from kpflow_dyn.ode.variational import polynomial
+from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn._jax.methods import tableau_of
+from kpflow_dyn._linearize import _backend
+from kpflow_dyn._problems.steps import Tableau
+from kpflow_dyn._torch.methods import method_named
+from kpflow_dyn.ode._variational import polynomial
 from kpflow_dyn.solvers import BlockLanczos
-from kpflow_dyn.torch_backend.methods import method_named
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -506,7 +506,7 @@ def test_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("case", GRIDS, ids=name)
 def test_a_solve_that_takes_too_many_steps_says_so(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"kpflow_dyn.{case.framework}_backend.variational.MAX_STEPS", 2)
+    monkeypatch.setattr(f"kpflow_dyn._{case.framework}.variational.MAX_STEPS", 2)
     flow = flow_of(kp.solve(case.problem()), 1e-9)
     with pytest.raises(RuntimeError, match=r"was not solved.*Loosen rtol and atol.*DiscreteAdjoint\(\)"):
         flow.J.T.mv(case.array(np.ones((5, *flow.J.codomain.shape))))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import kpflow_dyn as kp
-from kpflow_dyn.jax_backend.checks import named_parameters, with_parameters
+from kpflow_dyn._jax.checks import named_parameters, with_parameters
 
 X = np.random.default_rng(0).standard_normal((2, 5, 3)).astype("float32")
 

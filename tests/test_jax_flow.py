@@ -117,8 +117,8 @@ def test_spans_and_probes_of_any_number_join(times: int, monkeypatch: pytest.Mon
         return [flow.P.mv(q), flow.P.T.mv(q), gradients, flow.J.mv(gradients), flow.ntk.mv(q)]
 
     whole = applied()
-    monkeypatch.setattr("kpflow_dyn.jax_backend.tangent.SPAN_ROWS", 10)
-    monkeypatch.setattr("kpflow_dyn.jax_backend.tangent.ROWS_TOGETHER", 4)
+    monkeypatch.setattr("kpflow_dyn._jax.tangent.SPAN_ROWS", 10)
+    monkeypatch.setattr("kpflow_dyn._jax.tangent.ROWS_TOGETHER", 4)
     for found, expected in zip(applied(), whole, strict=True):
         np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=1e-12, atol=1e-12)
 

@@ -17,8 +17,8 @@ from synthetic import check_apart
 
 import kpflow_dyn as kp
 from kpflow_dyn import models
-from kpflow_dyn.jax_backend.checks import with_parameters
-from kpflow_dyn.ode.inputs import inputs_at
+from kpflow_dyn._jax.checks import with_parameters
+from kpflow_dyn._problems.inputs import inputs_at
 
 pytestmark = pytest.mark.usefixtures("x64")
 

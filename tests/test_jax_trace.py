@@ -12,10 +12,10 @@ eqx = pytest.importorskip("equinox")
 
 import jax.numpy as jnp  # noqa: E402
 
-from kpflow_dyn.jax_backend.rows import JAX  # noqa: E402
-from kpflow_dyn.jax_backend.trace import trace  # noqa: E402
-from kpflow_dyn.tracing.graph import Role, ancestors, run  # noqa: E402
-from kpflow_dyn.tracing.structure import MatrixSite, OpaqueSite, ScaleSite, analyse  # noqa: E402
+from kpflow_dyn._jax.rows import JAX  # noqa: E402
+from kpflow_dyn._jax.trace import trace  # noqa: E402
+from kpflow_dyn.tracing._graph import Role, ancestors, run  # noqa: E402
+from kpflow_dyn.tracing._structure import MatrixSite, OpaqueSite, ScaleSite, analyse  # noqa: E402
 
 INPUTS, UNITS, ROWS = 3, 4, 3
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import kpflow_dyn as kp
-from kpflow_dyn.torch_backend import known
+from kpflow_dyn._torch import kept_traces as known
 
 SLOPE = 1.0
 

@@ -9,11 +9,11 @@ import pytest
 from scipy.sparse.linalg import LinearOperator, eigsh
 from synthetic import LIBRARIES, as_array, library, spectra
 
-from kpflow_dyn.arrays import to_numpy
+from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn._arrays.dots import gram, to_double
 from kpflow_dyn.solvers import BlockLanczos, Dense
-from kpflow_dyn.solvers.certify import CHECKS
-from kpflow_dyn.solvers.dots import gram, to_double
-from kpflow_dyn.solvers.orthogonalise import combine, orthonormalise
+from kpflow_dyn.solvers._certify import CHECKS
+from kpflow_dyn.solvers._orthogonalise import combine, orthonormalise
 
 __all__ = ["library"]
 
@@ -169,8 +169,8 @@ def test_the_block_is_the_one_that_promises_to_be_fastest(monkeypatch):
             blocks.append(rows.shape[0])
             return apply(rows)
 
-        monkeypatch.setattr("kpflow_dyn.solvers.timing._answers", {})
-        monkeypatch.setattr("kpflow_dyn.solvers.timing.time.perf_counter", lambda clock=clock: clock[0])
+        monkeypatch.setattr("kpflow_dyn.solvers._timing._answers", {})
+        monkeypatch.setattr("kpflow_dyn.solvers._timing.time.perf_counter", lambda clock=clock: clock[0])
         solver = BlockLanczos(dense=0)
         first, again = (solver.solve(timed, N, 20, like=like) for _ in range(2))
         assert (first.vectors == again.vectors).all() and again.applications == first.applications

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import kpflow_dyn as kp
 from kpflow_dyn import learning_rules as rules
-from kpflow_dyn.arrays import like_numpy, to_numpy
-from kpflow_dyn.roots import preconditioned
+from kpflow_dyn._arrays import like_numpy, to_numpy
+from kpflow_dyn._flows.preconditioner import preconditioned
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import kpflow_dyn as kp
-from kpflow_dyn import memory
+from kpflow_dyn._arrays import memory
 from kpflow_dyn.solvers import BlockLanczos
 
 MIB = 2**20

@@ -20,9 +20,9 @@ from conftest import cases
 from synthetic import check_apart
 
 import kpflow_dyn as kp
-from kpflow_dyn.arrays import like_numpy, to_numpy
-from kpflow_dyn.metric import Metric
-from kpflow_dyn.roots import preconditioned
+from kpflow_dyn._arrays import like_numpy, to_numpy
+from kpflow_dyn._flows.metric import Metric
+from kpflow_dyn._flows.preconditioner import preconditioned
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -7,7 +7,7 @@ import pytest
 from synthetic import OPERATORS, assert_close, eager_library, factor, library, matrix, parameters, space
 
 import kpflow_dyn as kp
-from kpflow_dyn.arrays import Random, to_numpy
+from kpflow_dyn._arrays import Random, to_numpy
 from kpflow_dyn.solvers import BlockLanczos
 
 __all__ = ["eager_library", "library"]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 import kpflow_dyn as kp
-import kpflow_dyn.inverse
-from kpflow_dyn.arrays import to_numpy
-from kpflow_dyn.torch_backend.networks import _calling, _first
+import kpflow_dyn._implicit.inverse
+from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn._torch.networks import _calling, _first
 
 QUICK = {
     *(("torch", name, False) for name in ("mlp", "gpt", "mixture", "bidirectional")),
@@ -131,7 +131,7 @@ def moved(problem: Any, name: str, gradient: dict[str, Any], eta: float) -> Any:
             for n, p in stepped.named_parameters():
                 p -= eta * gradient[n]
         return problem.remake(**{name: stepped})
-    from kpflow_dyn.jax_backend.checks import named_parameters, with_parameters
+    from kpflow_dyn._jax.checks import named_parameters, with_parameters
 
     known = named_parameters(model)
     return problem.remake(**{name: with_parameters(model, {n: known[n] - eta * gradient[n] for n in known})})
@@ -302,7 +302,7 @@ SLOW_FIXED_POINTS = [
     ],
 )
 def test_fixed_points(name: str, dense: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kpflow_dyn.inverse, "DENSE", dense)
+    monkeypatch.setattr(kpflow_dyn._implicit.inverse, "DENSE", dense)
     torch.manual_seed(0)
     problem = fixed_points()[name]()
     solution = kp.solve(problem)
@@ -324,7 +324,7 @@ def test_fixed_points(name: str, dense: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_gmres_where_the_series_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kpflow_dyn.inverse, "DENSE", 0)
+    monkeypatch.setattr(kpflow_dyn._implicit.inverse, "DENSE", 0)
     W = torch.tensor([[0.0, 0.97], [-0.97, 0.0]], dtype=torch.float64)
     cell = nn.RNNCell(1, 2).double()
     with torch.no_grad():
@@ -363,7 +363,7 @@ def recurrence(library: Any, state: Any, params: dict, x: Any) -> Any:
 def test_a_recurrence_in_its_free_form_is_the_discrete_one(
     library: Any, dense: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kpflow_dyn.inverse, "DENSE", dense)
+    monkeypatch.setattr(kpflow_dyn._implicit.inverse, "DENSE", dense)
     draw = np.random.default_rng(0).standard_normal
     values = {"W": draw((4, 4)), "U": draw((4, 3)), "b": draw(4)}
     x, as_array = draw((2, 5, 3)), torch.as_tensor if library is torch else jnp.asarray

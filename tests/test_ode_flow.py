@@ -16,7 +16,7 @@ from torchdiffeq import odeint
 
 import kpflow_dyn as kp
 from kpflow_dyn import models
-from kpflow_dyn.ode.inputs import inputs_at
+from kpflow_dyn._problems.inputs import inputs_at
 
 GRID = np.array([0.0, 0.2, 0.5, 0.6, 1.0])
 

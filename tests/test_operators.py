@@ -10,8 +10,8 @@ from scipy.sparse.linalg import eigsh, svds
 from synthetic import LIBRARIES, OPERATORS, as_array, assert_close, eager_library, factor, library, parameters, space
 
 import kpflow_dyn as kp
-from kpflow_dyn.arrays import Random, to_numpy
-from kpflow_dyn.numbers.flat import is_symmetric
+from kpflow_dyn._arrays import Random, to_numpy
+from kpflow_dyn._spaces.rows import is_symmetric
 
 __all__ = ["eager_library", "library"]
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from synthetic import as_array, spectra
 
-from kpflow_dyn.arrays import Rows, to_numpy
+from kpflow_dyn._arrays import Rows, to_numpy
 from kpflow_dyn.solvers import BlockLanczos
-from kpflow_dyn.solvers.results import Eigenpairs
+from kpflow_dyn.solvers._results import Eigenpairs
 
 N, K = 500, 8
 SPECTRUM = np.asarray(spectra(N)["exponential"])

@@ -19,8 +19,8 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 import kpflow_dyn as kp
-from kpflow_dyn.checkpoint import load_checkpoint
-from kpflow_dyn.parameters import CheckpointError, parameters_of
+from kpflow_dyn._checkpoint import load_checkpoint
+from kpflow_dyn._problems.parameters import CheckpointError, parameters_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -20,9 +20,9 @@ from synthetic import (
 )
 
 import kpflow_dyn as kp
-from kpflow_dyn.arrays import Random, to_numpy
-from kpflow_dyn.numbers.flat import CHEAP, euclidean_matrix
-from kpflow_dyn.numbers.reductions import partial_traces, sampling
+from kpflow_dyn._arrays import Random, to_numpy
+from kpflow_dyn._numbers.reductions import partial_traces, sampling
+from kpflow_dyn._spaces.rows import CHEAP, euclidean_matrix
 
 __all__ = ["eager_library", "library"]
 

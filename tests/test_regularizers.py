@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import kpflow_dyn as kp
-from kpflow_dyn.arrays import to_numpy
+from kpflow_dyn._arrays import to_numpy
 
 H = 1e-5
 

@@ -14,7 +14,7 @@ import xarray as xr
 from browser import needs_chromium, opened
 
 import kpflow_dyn as kp
-from kpflow_dyn.analysis import WORDS, analyze
+from kpflow_dyn._analyze import WORDS, analyze
 from kpflow_dyn.report import page_of, read_results, summarize, with_error, write_report
 
 EVIL = "<script>alert('x')</script>"

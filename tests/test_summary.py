@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import kpflow_dyn as kp
-from kpflow_dyn.arrays import to_numpy
+from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn.models import CTRNNCell
 from kpflow_dyn.solvers import BlockLanczos
 

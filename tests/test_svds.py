@@ -9,7 +9,7 @@ from scipy.sparse.linalg import svds as scipy_svds
 from synthetic import eager_library, factor, library, parameters, space
 
 import kpflow_dyn as kp
-from kpflow_dyn.arrays import to_numpy
+from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn.solvers import BlockLanczos
 
 __all__ = ["eager_library", "library"]

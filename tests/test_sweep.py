@@ -21,8 +21,8 @@ from sweep_points import Law, brief, large, noted, numbers, troubled
 
 import kpflow_dyn as kp
 from kpflow_dyn.sweep import random, sobol, zipped
-from kpflow_dyn.sweep.code import changes, code_of
-from kpflow_dyn.sweep.lock import locked
+from kpflow_dyn.sweep._code import changes, code_of
+from kpflow_dyn.sweep._lock import locked
 
 GRID = {"g": [0.5, 1.5], "seed": range(3)}
 
@@ -360,7 +360,7 @@ def test_two_sweeps_in_one_folder_refuse_each_other(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from kpflow_dyn.sweep.lock import locked\n"
+        "import sys, time; from pathlib import Path; from kpflow_dyn.sweep._lock import locked\n"
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as holder:

@@ -28,7 +28,7 @@ from kpflow_dyn.tasks import (
     TaskData,
     make_task,
 )
-from kpflow_dyn.tasks.named import BUILT_IN
+from kpflow_dyn.tasks._named import BUILT_IN
 
 neurogym = pytest.importorskip("neurogym")
 registration = importlib.import_module("neurogym.envs.registration")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from synthetic import as_array, library, spectra
 
-from kpflow_dyn.arrays import Array, Random, is_jax_array, is_torch_array
+from kpflow_dyn._arrays import Array, Random, is_jax_array, is_torch_array
 from kpflow_dyn.solvers import Hutchinson, HutchPlusPlus, KrylovDeflation, Moments, OneSided, XNysTrace, XTrace
-from kpflow_dyn.solvers.moments import of_exchangeable, of_pairs, of_samples
+from kpflow_dyn.solvers._moments import of_exchangeable, of_pairs, of_samples
 
 __all__ = ["library"]
 
@@ -107,7 +107,7 @@ def test_on_a_flat_spectrum_one_side_is_best_for_the_trace():
 def test_every_library_gives_the_same(name, library, monkeypatch):
     """From the same probes: those of numpy are given to all."""
     matrix = GENERIC if name in OF_SQUARE else LOW
-    monkeypatch.setattr("kpflow_dyn.arrays.Random.normal", numpy_numbers)
+    monkeypatch.setattr("kpflow_dyn._arrays.Random.normal", numpy_numbers)
     expected, found = (moments(name, matrix, 12, like=like) for like in ("numpy", library))
     np.testing.assert_allclose(found.means, expected.means, rtol=1e-10)
     np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-8)
@@ -223,7 +223,7 @@ def test_long_images_are_not_held_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     rows = np.random.default_rng(0).standard_normal((40, 300)) / (1 + np.arange(40))[:, None]
     pair, shape = (lambda q: q @ rows, lambda q: q @ rows.T), (300, 40)
     whole = XNysTrace().moments(pair, shape, 12, like=np.zeros(1), seed=0)
-    monkeypatch.setattr("kpflow_dyn.solvers.exchange.LIFTED_BYTES", 0)
+    monkeypatch.setattr("kpflow_dyn.solvers._xtrace.LIFTED_BYTES", 0)
     parts = XNysTrace().moments(pair, shape, 12, like=np.zeros(1), seed=0)
     assert parts.trace.value == pytest.approx(whole.trace.value, rel=1e-10)
     assert parts.norm.value == pytest.approx(whole.norm.value, rel=1e-10)

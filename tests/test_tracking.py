@@ -16,10 +16,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import kpflow_dyn as kp
-import kpflow_dyn.learning.tracking
-from kpflow_dyn.arrays import to_numpy
-from kpflow_dyn.cli.app import app
-from kpflow_dyn.learning.tracking import target_components
+import kpflow_dyn._learning.tracking
+from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn._learning.tracking import target_components
+from kpflow_dyn.cli._app import app
 
 STEPS = (0, 5, 10)
 
@@ -104,7 +104,7 @@ def test_what_is_known_is_kept_and_what_changed_is_not(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, kept = tracked(run), tmp_path / "kept"
-    steps, really = [], kpflow_dyn.learning.tracking._numbers
+    steps, really = [], kpflow_dyn._learning.tracking._numbers
 
     def interrupted(*args: object) -> xr.Dataset:
         steps.append(len(steps))
@@ -112,7 +112,7 @@ def test_what_is_known_is_kept_and_what_changed_is_not(
             raise KeyboardInterrupt
         return really(*args)
 
-    monkeypatch.setattr(kpflow_dyn.learning.tracking, "_numbers", interrupted)
+    monkeypatch.setattr(kpflow_dyn._learning.tracking, "_numbers", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tracked(run, out=kept)
     assert len(list(kept.glob("*.nc"))) == 2

@@ -11,7 +11,7 @@ from conftest import cases
 from test_ode_flow import Driven
 
 import kpflow_dyn as kp
-from kpflow_dyn.arrays import to_numpy
+from kpflow_dyn._arrays import to_numpy
 
 QUICK = {"gru", "tied", "computed_weight", "shared_over_tokens"}
 

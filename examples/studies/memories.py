@@ -29,7 +29,7 @@ import kpflow_dyn as kp
 from kpflow_dyn.dynamics import FixedPoints
 from kpflow_dyn.figures import SERIES
 from kpflow_dyn.models import Gaussian, Orthogonal, TorchDefault, make_model
-from kpflow_dyn.models.inits import Law
+from kpflow_dyn.models._laws import Law
 
 LAWS: dict[str, Law] = {
     "torch's default": TorchDefault(1.0),

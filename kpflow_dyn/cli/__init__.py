@@ -1,5 +1,5 @@
 """The command line."""
 
-from kpflow_dyn.cli.app import app
+from kpflow_dyn.cli._app import app
 
 __all__ = ["app"]

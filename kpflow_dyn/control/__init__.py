@@ -15,16 +15,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kpflow_dyn.control.angles import ReachableAngles, reachable_angles
-    from kpflow_dyn.control.costates import Costates, QuadraticCost, adjoint
-    from kpflow_dyn.control.frequency import FrequencyResponse, frequency_response
-    from kpflow_dyn.control.gramians import Gramian, gram
-    from kpflow_dyn.control.hankel_modes import Hankel, hankel, hsvd
-    from kpflow_dyn.control.linearisation import linearize_lti, linearize_ltv
-    from kpflow_dyn.control.matrix_free import gram_operator
-    from kpflow_dyn.control.ranks import ctrb, obsv
-    from kpflow_dyn.control.regulators import Regulator, TimeVaryingRegulator, dlqr, lqr, tvlqr
-    from kpflow_dyn.control.systems import LTI, LTV
+    from kpflow_dyn.control._angles import ReachableAngles, reachable_angles
+    from kpflow_dyn.control._costates import Costates, QuadraticCost, adjoint
+    from kpflow_dyn.control._frequency import FrequencyResponse, frequency_response
+    from kpflow_dyn.control._gramians import Gramian, gram
+    from kpflow_dyn.control._hankel_modes import Hankel, hankel, hsvd
+    from kpflow_dyn.control._linearisation import linearize_lti, linearize_ltv
+    from kpflow_dyn.control._matrix_free import gram_operator
+    from kpflow_dyn.control._ranks import ctrb, obsv
+    from kpflow_dyn.control._regulators import Regulator, TimeVaryingRegulator, dlqr, lqr, tvlqr
+    from kpflow_dyn.control._systems import LTI, LTV
 
 _PUBLIC = {
     "angles": ["ReachableAngles", "reachable_angles"],

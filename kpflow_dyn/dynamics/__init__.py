@@ -9,10 +9,10 @@ With z_t = Phi(z_{t-1}, x_t) and A_t = D_z Phi, or z' = f(t, z, x) and A the der
     pca, participation_ratio    the covariance of the states
 """
 
-from kpflow_dyn.dynamics.components import PCA, participation_ratio, pca
-from kpflow_dyn.dynamics.exponents import FiniteTimeExponents, Lyapunov, finite_time_exponents, lyapunov_spectrum
-from kpflow_dyn.dynamics.jacobians import step_jacobians
-from kpflow_dyn.dynamics.points import FixedPoints, fixed_points
+from kpflow_dyn.dynamics._components import PCA, participation_ratio, pca
+from kpflow_dyn.dynamics._exponents import FiniteTimeExponents, Lyapunov, finite_time_exponents, lyapunov_spectrum
+from kpflow_dyn.dynamics._jacobians import step_jacobians
+from kpflow_dyn.dynamics._points import FixedPoints, fixed_points
 
 __all__ = [
     "PCA",

@@ -14,16 +14,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kpflow_dyn.models.closed_loop import ClosedLoop
-    from kpflow_dyn.models.convert import to_jax, to_torch
-    from kpflow_dyn.models.hodgkin_huxley import SquidAxon
-    from kpflow_dyn.models.initializing import initialize
-    from kpflow_dyn.models.inits import Dale, Gaussian, Orthogonal, Planted, SpectralRadius, TorchDefault
-    from kpflow_dyn.models.named import Model, make_init, make_model
-    from kpflow_dyn.models.planting import plant_fixed_points
-    from kpflow_dyn.models.plants import CartPole, DoubleIntegrator, Pendulum, PlanarQuadrotor, VanDerPol
-    from kpflow_dyn.models.torch_cells import CTRNNCell, LowRankRNNCell
-    from kpflow_dyn.models.torch_fields import CTRNNField, HodgkinHuxleyField, MLPField
+    from kpflow_dyn.models._closed_loop import ClosedLoop
+    from kpflow_dyn.models._convert import to_jax, to_torch
+    from kpflow_dyn.models._hodgkin_huxley import SquidAxon
+    from kpflow_dyn.models._initializing import initialize
+    from kpflow_dyn.models._laws import Dale, Gaussian, Orthogonal, Planted, SpectralRadius, TorchDefault
+    from kpflow_dyn.models._named import Model, make_init, make_model
+    from kpflow_dyn.models._planting import plant_fixed_points
+    from kpflow_dyn.models._plants import CartPole, DoubleIntegrator, Pendulum, PlanarQuadrotor, VanDerPol
+    from kpflow_dyn.models._torch_cells import CTRNNCell, LowRankRNNCell
+    from kpflow_dyn.models._torch_fields import CTRNNField, HodgkinHuxleyField, MLPField
 
 __all__ = [
     "CTRNNCell",
@@ -54,16 +54,16 @@ __all__ = [
 ]
 
 _HOME = {
-    **dict.fromkeys(["CTRNNCell", "LowRankRNNCell"], "torch_cells"),
-    **dict.fromkeys(["CTRNNField", "HodgkinHuxleyField", "MLPField"], "torch_fields"),
-    **dict.fromkeys(["CartPole", "DoubleIntegrator", "Pendulum", "PlanarQuadrotor", "VanDerPol"], "plants"),
-    "ClosedLoop": "closed_loop",
-    **dict.fromkeys(["Dale", "Gaussian", "Orthogonal", "Planted", "SpectralRadius", "TorchDefault"], "inits"),
-    **dict.fromkeys(["Model", "make_init", "make_model"], "named"),
-    **dict.fromkeys(["to_jax", "to_torch"], "convert"),
-    "SquidAxon": "hodgkin_huxley",
-    "initialize": "initializing",
-    "plant_fixed_points": "planting",
+    **dict.fromkeys(["CTRNNCell", "LowRankRNNCell"], "_torch_cells"),
+    **dict.fromkeys(["CTRNNField", "HodgkinHuxleyField", "MLPField"], "_torch_fields"),
+    **dict.fromkeys(["CartPole", "DoubleIntegrator", "Pendulum", "PlanarQuadrotor", "VanDerPol"], "_plants"),
+    "ClosedLoop": "_closed_loop",
+    **dict.fromkeys(["Dale", "Gaussian", "Orthogonal", "Planted", "SpectralRadius", "TorchDefault"], "_laws"),
+    **dict.fromkeys(["Model", "make_init", "make_model"], "_named"),
+    **dict.fromkeys(["to_jax", "to_torch"], "_convert"),
+    "SquidAxon": "_hodgkin_huxley",
+    "initialize": "_initializing",
+    "plant_fixed_points": "_planting",
 }
 
 

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kpflow_dyn.models import equations
-from kpflow_dyn.models.hodgkin_huxley import SQUID_AXON, SquidAxon
-from kpflow_dyn.models.jax_cells import CTRNNCell, LowRankRNNCell, RNNCell
+from kpflow_dyn.models import _equations as equations
+from kpflow_dyn.models._hodgkin_huxley import SQUID_AXON, SquidAxon
+from kpflow_dyn.models._jax_cells import CTRNNCell, LowRankRNNCell, RNNCell
 
 __all__ = ["CTRNNCell", "CTRNNField", "ClosedLoop", "HodgkinHuxleyField", "LowRankRNNCell", "MLPField", "RNNCell"]
 

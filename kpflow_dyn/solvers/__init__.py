@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from kpflow_dyn.solvers.dense import Dense
-from kpflow_dyn.solvers.exchange import XNysTrace, XTrace
-from kpflow_dyn.solvers.lanczos import BlockLanczos
-from kpflow_dyn.solvers.moments import Estimate, Moments
-from kpflow_dyn.solvers.probes import Hutchinson, HutchPlusPlus, KrylovDeflation, OneSided
-from kpflow_dyn.solvers.results import Eigenpairs, Triplets
-from kpflow_dyn.solvers.rosenbrock import ExponentialRosenbrock
+from kpflow_dyn.solvers._dense import Dense
+from kpflow_dyn.solvers._lanczos import BlockLanczos
+from kpflow_dyn.solvers._moments import Estimate, Moments
+from kpflow_dyn.solvers._probes import Hutchinson, HutchPlusPlus, KrylovDeflation, OneSided
+from kpflow_dyn.solvers._results import Eigenpairs, Triplets
+from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock
+from kpflow_dyn.solvers._xtrace import XNysTrace, XTrace
 
 __all__ = [
     "BlockLanczos",

@@ -8,9 +8,9 @@ submitit.
 
 from __future__ import annotations
 
-from kpflow_dyn.sweep.design import random, sobol, zipped
-from kpflow_dyn.sweep.executors import Dask, Local, Processes, Slurm, executor
-from kpflow_dyn.sweep.sweep import Failure, Status, Sweep
+from kpflow_dyn.sweep._design import random, sobol, zipped
+from kpflow_dyn.sweep._executors import Dask, Local, Processes, Slurm, executor
+from kpflow_dyn.sweep._sweep import Failure, Status, Sweep
 
 __all__ = [
     "Dask",

@@ -6,15 +6,15 @@ for the same seed. `make_task` finds a task by its name, as the command line doe
 
 from __future__ import annotations
 
-from kpflow_dyn.tasks.array_file import ArrayFile
-from kpflow_dyn.tasks.circle import DelayAnti, DelayPro, FourTasks, MemoryAnti, MemoryPro
-from kpflow_dyn.tasks.data import Task, TaskData
-from kpflow_dyn.tasks.decisions import ContextIntegration, EvidenceIntegration, Romo
-from kpflow_dyn.tasks.gym import Neurogym
-from kpflow_dyn.tasks.memory import FlipFlop, Lag
-from kpflow_dyn.tasks.named import make_task
-from kpflow_dyn.tasks.reaching import Reaching
-from kpflow_dyn.tasks.signals import LowRankForecast, Sine
+from kpflow_dyn.tasks._array_file import ArrayFile
+from kpflow_dyn.tasks._circle import DelayAnti, DelayPro, FourTasks, MemoryAnti, MemoryPro
+from kpflow_dyn.tasks._data import Task, TaskData
+from kpflow_dyn.tasks._decisions import ContextIntegration, EvidenceIntegration, Romo
+from kpflow_dyn.tasks._gym import Neurogym
+from kpflow_dyn.tasks._memory import FlipFlop, Lag
+from kpflow_dyn.tasks._named import make_task
+from kpflow_dyn.tasks._reaching import Reaching
+from kpflow_dyn.tasks._signals import LowRankForecast, Sine
 
 __all__ = [
     "ArrayFile",

@@ -1,0 +1,316 @@
+"""The standard analysis of a flow: spectra, modes, effective ranks and state PCA, as one labelled dataset."""
+
+from __future__ import annotations
+
+import platform
+import re
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import kpflow_dyn
+from kpflow_dyn._arrays import Array, Random, is_torch_array, to_numpy
+from kpflow_dyn._flows.flow import Flow
+from kpflow_dyn._numbers.reductions import PartialTrace
+from kpflow_dyn._numbers.spectra import Modes, eigs
+from kpflow_dyn._numbers.summary import KERNELS, Progress, Summary, summary
+from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._spaces.space import Space
+from kpflow_dyn.dynamics._components import participation_ratio, pca, with_sign
+from kpflow_dyn.solvers import BlockLanczos, Estimate
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from kpflow_dyn.models._laws import Law
+    from kpflow_dyn.tasks import TaskData
+
+SOLVER = BlockLanczos(block=4, tol=1e-3, maxiter=200)
+COMPONENTS = 10
+
+WORDS = {
+    "temporal_effective_rank": (
+        "Effective temporal rank",
+        "How many time courses learning can use: 1 if it can only scale one, the number of times if each is free.",
+    ),
+    "spatial_effective_rank": (
+        "Effective spatial rank",
+        "Along how many directions of unit space learning can move the state.",
+    ),
+    "trial_effective_rank": (
+        "Effective trial rank",
+        "How many patterns across trials learning can make; if few, changing one trial drags the others along.",
+    ),
+    "state_effective_rank": (
+        "Effective rank of the state",
+        "How many principal components the state itself fills (its participation ratio); compare the spatial rank.",
+    ),
+    "core_effective_rank": (
+        "Effective rank of the core",
+        "How many directions the data at the weights offer to learning, each counted for every unit that it reaches.",
+    ),
+    "K_effective_rank": (
+        "Effective rank of K",
+        "How many directions a change of the parameters can kick directly, before the dynamics pass a kick on.",
+    ),
+    "ntk_effective_rank": (
+        "Effective rank of the NTK",
+        "How many directions of the whole trajectory [trial, time, unit] gradient descent can move appreciably.",
+    ),
+    "K_ntk_alignment": (
+        "Alignment of K and the NTK",
+        "1 if the dynamics only scale what the parameters can kick directly, near 0 if they reshape it entirely.",
+    ),
+    "core_trace": ("Trace of the core", "Total squared size of the data that the weights see, counted for every unit."),
+    "K_trace": (
+        "Trace of K",
+        "Total squared sensitivity to the parameters of the equation of motion itself, a step or the field of an ODE.",
+    ),
+    "ntk_trace": (
+        "Trace of the NTK",
+        "Total squared sensitivity of the trajectory to the parameters; over the trace of K, the gain of the dynamics.",
+    ),
+    "core_norm": ("Norm of the core", "Frobenius norm: the size of the core as its largest eigenvalues set it."),
+    "K_norm": ("Norm of K", "Frobenius norm: the size of K as its largest eigenvalues set it."),
+    "ntk_norm": (
+        "Norm of the NTK",
+        "Frobenius norm: the size of the NTK along the directions that are easiest to learn.",
+    ),
+}
+"""What each number is called, and what it means."""
+
+
+def analyze(
+    flow: Flow,
+    *,
+    k: int = 8,
+    samples: int = 120,
+    seed: int = 0,
+    task: TaskData | None = None,
+    init: Law | None = None,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Where, when and in which trials gradient descent can move the state, with error bars.
+
+    With S the state, T_axis the partial trace of the NTK that keeps one axis, and er(A) = (tr A)^2 / |A|_F^2, all in
+    the inner product of the flow's measure (of an ODE by default quadrature over its times: modes are functions):
+
+        core_eigenvalue, core_multiplicity      all of the core, where V gives them; else the leading ones
+        {K,ntk}_{eigenvalue,residual,converged} the k leading ones, |A v - l v| / l_1, and whether that is small enough
+        ntk_mode                                the NTK's eigenvectors [rank, trial, time, unit]
+        {temporal,spatial,trial}_kernel         T_time, T_unit and T_trial
+        {temporal,spatial,trial}_{eigenvalue,eigenvalue_stderr,mode}    their spectra and eigenvectors; unless exact,
+            what modes found from half of the probes carry of the other half, so that noise does not pass for modes
+        {core,K,ntk}_{trace,norm,effective_rank}, {temporal,spatial,trial,state}_effective_rank, K_ntk_alignment
+        pc_{variance,projection,direction}      principal components of S over trials and times, by `measure`
+        measure                                 how much each trial and time counts: <a, b> = sum measure a b
+        {temporal,spatial,trial}_measure        the same on one axis, where the modes are orthonormal; kernels act on
+            values, so that diag(measure) kernel is symmetric
+
+    The numbers have attributes: `stderr` (0 where exact), `method`, `long_name`, `description`; where it was counted
+    `applications`; and of effective ranks `dimension`, the most they can be.
+
+    Args:
+        flow: what `linearize` gives.
+        k: how many leading eigenvalues of K and of the NTK to find.
+        samples: random probes behind each estimate.
+        seed: the same int gives the same dataset.
+        task: the task that the inputs came from, for the time axis in milliseconds (of a discrete problem; an ODE keeps
+            its own times) and coordinates `label_...` of the trials.
+        init: the law that the model's recurrent weights were drawn from (`kp.models.Gaussian(g=1.5)`): its description
+            stands in the attribute "init" and among the settings of the page. A note: nothing is computed from it.
+        progress: called as the work goes on.
+
+    Raises:
+        TypeError: an init that is no law.
+        ValueError: k < 1, samples < 40, or a task with other trials or times than the flow.
+
+    Warns:
+        UserWarning: eigenpairs that did not converge; the dataset flags them.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> from kpflow_dyn._analyze import analyze
+        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
+        >>> analyze(flow, k=2).ntk_eigenvalue.shape
+        (2,)
+    """
+    import xarray as xr
+
+    _check(flow, task, init)
+    rng, report = Random(seed), progress or (lambda stage, done, total: None)
+    found = summary(flow, k, samples, rng, SOLVER, report)
+    state, measure = _double(flow.solution.state), _measure_of(flow.ntk.domain)
+    weights = measure[..., 0]
+    numbers = found.numbers() | {"state_effective_rank": participation_ratio(state, weights=weights)}
+    dataset = xr.Dataset({name: _variable(name, numbers[name], flow) for name in WORDS}, _coordinates(flow, task))
+    for name, axis in KERNELS.items():
+        dataset = dataset.assign(_kernel_modes(name, axis, found.kernels[name], getattr(found, name)))
+    dataset = dataset.assign(measure=(("trial", "time"), weights)).assign(_components(state, weights))
+    dataset = dataset.assign(_core_spectrum(flow, k, rng, report)).assign(_spectra(flow, found, k, rng, report))
+    return dataset.assign_attrs(_attributes(flow, k, samples, seed, task, init))
+
+
+def _core_spectrum(flow: Flow, k: int, rng: Random, progress: Progress) -> dict[str, Any]:
+    """The core's eigenvalues and their multiplicities: all, or the leading ones where V does not give them."""
+    spectrum = flow.core.spectrum()
+    if spectrum is None:
+        values = to_numpy(_leading(flow, "core", k, rng, progress).values)
+        spectrum = values, np.ones(len(values), int)
+    order = np.argsort(-spectrum[0], kind="stable")
+    names = ("core_eigenvalue", "core_multiplicity")
+    return {name: ("core_rank", entry[order]) for name, entry in zip(names, spectrum, strict=True)}
+
+
+def _spectra(flow: Flow, found: Summary, k: int, rng: Random, progress: Progress) -> dict[str, Any]:
+    """The leading eigenvalues of K and of the NTK, how good they are, and the modes of the NTK."""
+    pairs = {"K": _leading(flow, "K", k, rng, progress), "ntk": found.modes}
+    variables: dict[str, Any] = {"ntk_mode": (("rank", "trial", "time", "unit"), to_numpy(found.modes.vectors))}
+    for name, modes in pairs.items():
+        attributes = {"applications": modes.applications, "method": f"block Lanczos, tol {SOLVER.tol:g}"}
+        for what in ("eigenvalue", "residual", "converged"):
+            values = getattr(modes, what if what == "converged" else f"{what.removeprefix('eigen')}s")
+            variables[f"{name}_{what}"] = ("rank", to_numpy(values), attributes)
+    return variables
+
+
+def _leading(flow: Flow, name: str, k: int, rng: Random, progress: Progress) -> Modes:
+    op, stage = getattr(flow, name), f"leading eigenvalues of {name}"
+    progress(stage, 0, None)
+    most = min(k, op.domain.size, op.factor.domain.size)
+    return eigs(op, most, SOLVER, rng, callback=lambda calls, _residuals: progress(stage, calls, None))
+
+
+def _check(flow: Flow, task: TaskData | None, init: Law | None) -> None:
+    if init is not None and not hasattr(init, "describe"):
+        raise TypeError(f"init is {init!r}, expected the law of the weights, such as kp.models.Gaussian(g=1.5)")
+    shape = flow.ntk.domain.shape[:2]
+    if task is not None and task.inputs.shape[:2] != shape:
+        raise ValueError(f"the task has [trial, time] {task.inputs.shape[:2]}, expected those of the flow, {shape}")
+
+
+def _coordinates(flow: Flow, task: TaskData | None) -> dict[str, Any]:
+    trials, _times, units = flow.ntk.domain.shape
+    coordinates = {"trial": np.arange(trials), "time": ("time", *_times_of(flow, task)), "unit": np.arange(units)}
+    labels = {} if task is None else task.labels
+    by_trial = {f"label_{name}": ("trial", values) for name, values in labels.items() if values.shape == (trials,)}
+    return coordinates | by_trial
+
+
+def _times_of(flow: Flow, task: TaskData | None) -> tuple[np.ndarray, dict[str, str]]:
+    """The times and what is known of their unit: nothing for an ODE, whose times are those of its own equation."""
+    times = _double(flow.solution.t)
+    if isinstance(flow.solution.problem, ODEProblem):
+        return times, {}
+    if task is None or task.dt is None:
+        return times, {"units": "step"}
+    return times * task.dt, {"units": "ms"}
+
+
+def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | None, init: Law | None) -> dict[str, Any]:
+    trials, times, units = flow.ntk.domain.shape
+    padding = 0.0 if task is None or task.mask is None else 1 - float(task.mask.mean())
+    note = {"padding": f"{padding:.0%} of the steps lie behind the end of their trial; they are analysed too"}
+    problem = flow.solution.problem
+    model = problem.f if isinstance(problem, ODEProblem) else getattr(problem, "cell", problem)
+    return {
+        "title": f"Analysis of {getattr(getattr(model, 'func', model), '__name__', type(model).__name__)}",
+        "model": str(model) if is_torch_array(flow.solution.state) else _tree(model),
+        **({} if init is None else {"init": init.describe()}),
+        **_equation(flow.solution),
+        "state": f"{trials} trials x {times} times x {units} units",
+        "parameters": flow.J.domain.size,
+        "weight_sites": "; ".join(site.name for site in flow.sites),
+        "dtype": str(flow.ntk.domain.dtype).removeprefix("torch."),
+        **(note if padding else {}),
+        "k": k,
+        "samples": samples,
+        "seed": seed,
+        "version_kpflow_dyn": kpflow_dyn.__version__,
+        **{f"version_{package}": version(package) for package in (*_packages(flow), "numpy", "scipy", "xarray")},
+        "version_python": platform.python_version(),
+    }
+
+
+def _tree(model: Any) -> str:
+    """A pytree in words, with shapes in the place of numbers, and without addresses, which differ from run to run."""
+    import equinox
+
+    return re.sub(r" at 0x[0-9a-f]+", "", equinox.tree_pformat(model))
+
+
+def _equation(solution: Solution) -> dict[str, str]:
+    """What kind of problem it is, and how an ODE was solved."""
+    if not isinstance(solution.problem, ODEProblem):
+        return {"problem": "discrete time"}
+    method = solution.alg if isinstance(solution.alg, str) else type(solution.alg).__name__
+    options = solution.options
+    how = "given steps" if options["steps"] is not None else f"rtol {options['rtol']:g}, atol {options['atol']:g}"
+    return {"problem": "ODE", "solver": f"{method}, {how}"}
+
+
+def _packages(flow: Flow) -> tuple[str, ...]:
+    """The packages that the model runs on."""
+    ode = isinstance(flow.solution.problem, ODEProblem)
+    if is_torch_array(flow.solution.state):
+        return ("torch", "torchdiffeq") if ode else ("torch",)
+    return ("jax", "equinox", "diffrax") if ode else ("jax", "equinox")
+
+
+def _variable(name: str, estimate: Estimate, flow: Flow) -> Any:
+    long_name, description = WORDS[name]
+    attributes = {
+        "long_name": long_name,
+        "description": description,
+        "stderr": estimate.stderr,
+        "method": estimate.method,
+        "applications": estimate.applications,
+    }
+    if name.endswith("effective_rank"):
+        attributes["dimension"] = _dimension(name.removesuffix("_effective_rank"), flow)
+    return (), estimate.value, attributes
+
+
+def _dimension(name: str, flow: Flow) -> int:
+    """The most that an effective rank can be."""
+    state = flow.ntk.domain
+    if name in ("core", "K", "ntk"):
+        op = getattr(flow, name)
+        return min(op.domain.size, op.factor.domain.size)
+    return state.shape[state.axes.index(KERNELS.get(name, "unit"))]
+
+
+def _kernel_modes(name: str, axis: str, kernel: PartialTrace, found: Modes) -> dict[str, Any]:
+    """A partial trace [axis, axis_other], its eigenvalues with standard errors, and its eigenvectors."""
+    rank = f"{name}_rank"
+    how = {"measure": f"orthonormal in sum {name}_measure a b"}
+    values, exact = to_numpy(found.values), found.stderr is None
+    return {
+        f"{name}_kernel": ((axis, f"{axis}_other"), _double(kernel.matrix), {"applications": kernel.applications}),
+        f"{name}_eigenvalue": (rank, values, {"method": "exact" if exact else "cross-validated"}),
+        f"{name}_eigenvalue_stderr": (rank, 0 * values if exact else to_numpy(found.stderr)),
+        f"{name}_mode": ((rank, axis), with_sign(_double(found.vectors)), how),
+        f"{name}_measure": (axis, _measure_of(kernel.domain)),
+    }
+
+
+def _double(matrix: Array) -> np.ndarray:
+    return to_numpy(matrix).astype(np.float64)
+
+
+def _measure_of(space: Space) -> np.ndarray:
+    """How much each entry counts [*shape], ones where all count alike."""
+    return np.ones(space.shape) if space.measure is None else np.broadcast_to(_double(space.measure), space.shape)
+
+
+def _components(state: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """Shares of the variance, projections [trial, time, pc] and directions [pc, unit] of the leading components."""
+    found = pca(state, min(COMPONENTS, state.shape[2]), weights=weights)
+    return {
+        "pc_variance": ("pc", found.explained),
+        "pc_projection": (("trial", "time", "pc"), found.scores),
+        "pc_direction": (("pc", "unit"), found.components),
+    }

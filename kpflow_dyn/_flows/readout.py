@@ -1,0 +1,121 @@
+"""The kernel of a readout y = C s of a flow's states, with the readout's own weights as a site or without."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
+from kpflow_dyn._flows.flow import on_spaces
+from kpflow_dyn._spaces.operators import GramOperator, Operator
+from kpflow_dyn._spaces.space import Space
+
+if TYPE_CHECKING:
+    from kpflow_dyn._flows.flow import Flow
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """How gradient descent moves a readout y = C s + c of the states, on their axes with "out" in the place of "unit".
+
+        ntk = C ntk_S C*,    where the readout learns plus  V V^T (x) I,  V = [s] or [s, 1] at each trial and time
+
+    Attributes:
+        flow: of the states.
+        values: the output y.
+        C: the readout, state -> output.
+        J: changes of the flow's parameters (times the root R of their metric), and then of the readout's [unit, out],
+            -> output.
+        ntk: the neural tangent kernel of the output, J J*.
+        parts: how many coordinates of J's domain each parameter has, in their order.
+        weight, bias, rate: the readout, and its learning rate, 0 where it does not learn.
+    """
+
+    flow: Flow
+    values: Array
+    C: Operator
+    J: Operator
+    ntk: GramOperator
+    parts: dict[str, int]
+    weight: Array = field(repr=False)
+    bias: Array | None = field(repr=False)
+    rate: float = 0.0
+
+
+def output(flow: Flow, C: Any, learn: bool | float) -> Output:
+    """`Flow.output`."""
+    space = flow.ntk.domain
+    weight, bias = _matrix(C, space), getattr(C, "bias", None)
+    if not isinstance(learn, int | float) or not 0 <= learn < math.inf:
+        raise ValueError(f"learn is {learn!r}, expected True, False or a learning rate")
+    out = Space((*space.axes[:-1], "out"), (*space.shape[:-1], weight.shape[0]), space.like, space.measure)
+    readout = on_spaces(space, out, lambda s: s @ weight.T, lambda y: y @ weight)
+    J, apart, parts = readout @ flow.ntk.factor, flow.ntk.apart, flow.parts
+    apart = None if apart is None else readout @ apart
+    if learn:
+        V = _variables(flow.solution.state, space, bias is not None) * float(learn) ** 0.5
+        J = _beside(J, _site(V, out, ()))
+        apart = None if apart is None else _beside(apart, _site(V, out, out.shape[:1]))
+        parts |= {"readout.weight": weight.shape[0] * weight.shape[1]}
+        parts |= {"readout.bias": weight.shape[0]} if bias is not None else {}
+    bias = None if bias is None else like_numpy(np.array(to_numpy(bias)), space.like)
+    values = flow.solution.state @ weight.T + (0 if bias is None else bias)
+    return Output(flow, values, readout, J, GramOperator(J, None, apart), parts, weight, bias, float(learn))
+
+
+def _matrix(C: Any, space: Space) -> Array:
+    """A copy of C [out, unit] like the states."""
+    if space.axes[0] != "trial" or space.axes[-1] != "unit":
+        raise ValueError(f"a readout takes states [trial, ..., unit], and these are {space}")
+    weight = np.array(to_numpy(getattr(C, "weight", C)))
+    if weight.ndim != 2 or weight.shape[1] != space.shape[-1]:
+        raise ValueError(f"C has shape {weight.shape}, expected [out, unit] with unit = {space.shape[-1]}, or a Linear")
+    if weight.dtype.kind not in "iuf" or not np.isfinite(weight).all():
+        raise ValueError("C holds other things than finite numbers")
+    return like_numpy(weight, space.like)
+
+
+def _variables(state: Array, space: Space, bias: bool) -> Array:
+    """What the readout multiplies: [s] or [s, 1] at each trial and time."""
+    if tuple(state.shape) != space.shape:
+        raise ValueError(
+            f"the flow's states {space.shape} are not those of the solution {(*state.shape,)}; take .output of the "
+            "flow itself, not of flow.nodal"
+        )
+    xp = array_namespace(state)
+    return xp.concat([state, xp.ones_like(state[..., :1])], axis=-1) if bias else state
+
+
+def _site(V: Array, out: Space, trials: tuple[int, ...]) -> Operator:
+    """[dW, dc] v: changes of the weights, where `trials` is not empty of each trial's own, -> output.
+
+    Changes are [..., column, out], so that those of W and of the bias lie one after another.
+    """
+    xp, width = array_namespace(V), out.shape[-1]
+    V = V.reshape((V.shape[0], -1, V.shape[-1]))  # [trial, row, column]
+    domain = Space(("trial", "parameter")[1 - len(trials) :], (*trials, V.shape[-1] * width), out.like)
+
+    def forward(theta: Array) -> Array:
+        change = theta.reshape((len(theta), *trials, V.shape[-1], width))
+        return xp.matmul(V, change if trials else change[:, None]).reshape((len(theta), *out.shape))
+
+    def transpose(y: Array) -> Array:
+        found = xp.matmul(xp.permute_dims(V, (0, 2, 1)), y.reshape((len(y), *V.shape[:2], width)))
+        return (found if trials else xp.sum(found, axis=1)).reshape((len(y), *domain.shape))
+
+    return on_spaces(domain, out, forward, transpose)
+
+
+def _beside(left: Operator, right: Operator) -> Operator:
+    """[A, B]: changes of the flow's parameters and then of the readout's."""
+    size, (*trials, more) = left.domain.shape[-1], right.domain.shape
+    domain = Space(left.domain.axes, (*trials, size + more), left.domain.like)
+    return Operator(
+        domain,
+        left.codomain,
+        lambda theta: left.mv(theta[..., :size]) + right.mv(theta[..., size:]),
+        lambda y: domain.xp.concat([left.T.mv(y), right.T.mv(y)], axis=-1),
+    )

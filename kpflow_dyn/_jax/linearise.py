@@ -1,0 +1,16 @@
+"""What linearising needs of JAX models."""
+
+from __future__ import annotations
+
+from kpflow_dyn._jax.cells import Step, as_step
+from kpflow_dyn._jax.model import Model
+from kpflow_dyn._jax.through_solver import ThroughSolver
+from kpflow_dyn._jax.variational import Variational
+from kpflow_dyn._problems.problems import DiscreteProblem
+
+__all__ = ["Model", "ThroughSolver", "Variational", "discrete_step"]
+
+
+def discrete_step(problem: DiscreteProblem) -> Step:
+    """The step (cell, x, z) -> z of a recurrent model."""
+    return as_step(problem.cell, problem.x, problem.z0)[0]

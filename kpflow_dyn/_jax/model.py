@@ -1,0 +1,47 @@
+"""A JAX model and the parameters of it that learn, ready to be linearised in any step that is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from kpflow_dyn._jax.checks import named_parameters, with_parameters
+from kpflow_dyn._jax.rows import JAX
+from kpflow_dyn._jax.tangent import Tangent
+from kpflow_dyn._jax.trace import trace
+from kpflow_dyn._problems.choice import Choice, choose
+from kpflow_dyn.tracing._structure import analyse
+
+
+class Model:
+    """A callable pytree.
+
+    Attributes:
+        parameters: those that learn, by name.
+    """
+
+    def __init__(self, call: Any, params: Choice) -> None:
+        self.call, self._all = call, dict(sorted(named_parameters(call).items()))  # in the order of JAX
+        self.parameters = {name: self._all[name] for name in choose(self._all, params)}
+
+    def tangent(
+        self,
+        step: Callable[..., jax.Array],
+        rows: jax.Array,
+        before: jax.Array,
+        check: Callable[[jax.Array], None] = lambda after: None,
+    ) -> Tangent:
+        """The recurrence z -> step(model, row, z) along rows [trial, time, ...] from the states before each step.
+
+        `check` raises where the states after each step are not what they should be.
+        """
+
+        def with_values(values: dict[str, jax.Array], row: jax.Array, z: jax.Array) -> jax.Array:
+            return step(with_parameters(self.call, values), row, z)
+
+        graph = trace(with_values, self._all, rows[0, 0], before[0, 0])
+        tangent = Tangent(analyse(graph, set(self.parameters), JAX), rows, before)
+        check(tangent.next_state)
+        return tangent

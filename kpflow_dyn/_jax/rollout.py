@@ -1,0 +1,53 @@
+"""Run a JAX cell over time, watching for what would make its analysis wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+from jax import lax
+
+from kpflow_dyn._jax.cells import Step, as_step
+from kpflow_dyn._jax.checks import check_finite, check_parameters
+from kpflow_dyn._problems.problems import DiscreteProblem
+
+
+def roll_out(problem: DiscreteProblem) -> tuple[jax.Array, jax.Array]:
+    """The states z_1 ... z_T [trial, time, unit], and z_0.
+
+    Raises:
+        ValueError: when the step changes its shape or dtype, or leaves the finite numbers; names the first such step.
+    """
+    x = problem.x
+    check_parameters(problem.cell, x)
+    step, z0 = as_step(problem.cell, x, problem.z0)
+    check_step(step, problem.cell, x[0, 0], z0[0])
+    state = run(step, problem.cell, x, z0)
+    check_finite(state, "the state")
+    return state, z0
+
+
+@eqx.filter_jit
+def run(step: Step, cell: Any, x: jax.Array, z0: jax.Array) -> jax.Array:
+    """The states z_1 ... z_T [trial, time, unit] of inputs [trial, time, input] from z_0."""
+
+    def over_trials(z: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        z = jax.vmap(lambda x, z: step(cell, x, z))(x_t, z)
+        return z, z
+
+    return lax.scan(over_trials, z0, x.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+
+def check_step(step: Step, cell: Any, x: jax.Array, z: jax.Array) -> None:
+    """Raise unless the step of one trial gives a state like z."""
+    try:
+        out = eqx.filter_eval_shape(step, cell, x, z)
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"the cell failed on x_t {x.shape} and z {z.shape}: {error}. A cell in JAX is called on one trial, as "
+            "cell(x_t, z) with x_t [input] and z [unit]"
+        ) from error
+    if getattr(out, "shape", None) != z.shape or out.dtype != z.dtype:
+        got = f"{out.shape} of {out.dtype}" if hasattr(out, "shape") else type(out).__name__
+        raise ValueError(f"the cell returned {got}, expected the next state {z.shape} of {z.dtype}")

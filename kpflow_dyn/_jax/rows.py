@@ -1,0 +1,55 @@
+"""Row functions in JAX: function transforms and the map over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from kpflow_dyn._arrays import Rows as Blocks
+from kpflow_dyn._arrays import joined
+from kpflow_dyn._arrays.memory import rows_at_once
+from kpflow_dyn.tracing._framework import Framework, RowFunction
+
+
+def each_row(function: RowFunction, *rows: jax.Array) -> list[jax.Array]:
+    """A row function on [time, trial, ...] data -> its outputs as [time, trial, ...]."""
+    return jax.jit(over_rows(function))(*rows)
+
+
+def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Over [time, trial, ...], trials outermost: where axes are joined, as by convolutions, these stay sharded."""
+    return jax.vmap(jax.vmap(function), 1, 1)
+
+
+def index(numbers: np.ndarray, like: jax.Array) -> np.ndarray:
+    """Element numbers as they are: constants of a compiled program."""
+    return numbers
+
+
+def linearised(function: Callable[[jax.Array], jax.Array], point: jax.Array) -> tuple[Blocks, Blocks]:
+    """The derivative of a compiled function at a point, and its transpose, on blocks of probes."""
+    value, push = jax.linearize(function, point)
+
+    def pull(push: Callable, q: jax.Array) -> jax.Array:
+        return jax.linear_transpose(push, point)(q)[0]
+
+    forward = jax.jit(lambda push, block: jax.vmap(push)(block))
+    backward = jax.jit(lambda push, block: jax.vmap(lambda q: pull(push, q))(block))
+    return _in_blocks(partial(forward, push), value), _in_blocks(partial(backward, push), value)
+
+
+def _in_blocks(function: Blocks, like: jax.Array) -> Blocks:
+    """So many probes at a time as make a block of vectors like this one."""
+
+    def apply(block: jax.Array) -> jax.Array:
+        step = rows_at_once(like.size, like)
+        return joined((function(block[i : i + step]) for i in range(0, len(block), step)), len(block))
+
+    return apply
+
+
+JAX = Framework(jax.jvp, jax.vjp, jax.jit, each_row, index, jax.vmap, linearised)

@@ -1,0 +1,92 @@
+"""Weight sites on data in JAX: how weight changes kick the step, and how kicks gather to gradients of the weights.
+
+A block of changes of a site's weights has a layout of its own, which `take` makes of changes of all weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+
+import jax
+import jax.numpy as jnp
+
+from kpflow_dyn._jax.rows import over_rows
+from kpflow_dyn.tracing._rows import Rows
+from kpflow_dyn.tracing._structure import MatrixSite, ScaleSite, Site
+
+Map = Callable[[jax.Array, list[jax.Array]], jax.Array]
+KINDS = {"MatrixSite": "matrix", "ScaleSite": "scale", "OpaqueSite": "opaque"}
+
+
+class SiteData:
+    """A weight site; `entries` number its weights, `kicks` its outputs.
+
+    Attributes:
+        data: at all rows [time, trial, ...], of which the site's variables are made.
+        kick: (change, data of some rows) -> outputs [time, trial, probe, kick].
+        gather: the transpose, (kicks, data) -> change.
+    """
+
+    kick: Map
+    gather: Map
+    data: list[jax.Array]
+
+    def __init__(self, site: Site, rows: Rows) -> None:
+        self.name, self.kind = site.name, KINDS[type(site).__name__]
+        self.entries, self.kicks = site.entries, site.kicks
+        self.kick, self.gather = _maps(site, rows)
+        self.basis: jax.Array | None = None
+
+    def truncated(self, basis: jax.Array) -> SiteData:
+        """A matrix with V Q Q^T in the place of V, for orthonormal columns Q [d, r]; kept are the coordinates V Q."""
+        cut = copy(self)
+        cut.basis, cut.data = basis, [self.data[0] @ basis]
+        return cut
+
+    def take(self, weights: jax.Array) -> jax.Array:
+        """All weights' changes [probe, weight] -> those of this site: [d, probe, m] of a matrix, else [probe, e]."""
+        taken = weights[:, self.entries]
+        if self.kind != "matrix":
+            return taken
+        own = taken.swapaxes(0, 1)
+        return own if self.basis is None else jnp.tensordot(self.basis.T, own, 1)
+
+    @property
+    def variables(self) -> jax.Array:
+        """The weight-site variables [time, trial, ...]."""
+        lead = self.data[0].shape[:2]
+        if self.basis is not None:
+            return self.data[0] @ self.basis.T
+        return self.data[0] if len(self.data) == 1 else jnp.concatenate([d.reshape(*lead, -1) for d in self.data], -1)
+
+
+def _maps(site: Site, rows: Rows) -> tuple[Map, Map]:
+    if isinstance(site, MatrixSite):
+        return _matrix_kick, _matrix_gather
+    if isinstance(site, ScaleSite):
+        return (
+            lambda change, data: data[0][:, :, None] * change,
+            lambda kicks, data: jnp.einsum("tbe,tbpe->pe", data[0], kicks),
+        )
+    push, pull = rows.opaque(site)
+    return (
+        lambda change, data: over_rows(lambda *row: jax.vmap(lambda w: push(w, *row))(change))(*data),
+        lambda kicks, data: over_rows(lambda k, *row: jax.vmap(lambda q: pull(q, *row))(k))(kicks, *data).sum((0, 1)),
+    )
+
+
+def _matrix_kick(change: jax.Array, data: list[jax.Array]) -> jax.Array:
+    """V [time, trial, inner, d] times dW^T [d, probe, m], where the outputs are inner x m."""
+    (V,) = data
+    if V.shape[2] == 1:
+        return jnp.tensordot(V[:, :, 0], change, 1)
+    return jnp.tensordot(V, change, 1).swapaxes(2, 3).reshape(*V.shape[:2], change.shape[1], -1)
+
+
+def _matrix_gather(kicks: jax.Array, data: list[jax.Array]) -> jax.Array:
+    (V,) = data
+    if V.shape[2] == 1:
+        return jnp.tensordot(V[:, :, 0], kicks, ((0, 1), (0, 1)))
+    kicks = kicks.reshape(*kicks.shape[:3], V.shape[2], -1).swapaxes(2, 3)
+    return jnp.tensordot(V, kicks, ((0, 1, 2), (0, 1, 2)))

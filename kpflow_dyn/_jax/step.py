@@ -1,0 +1,161 @@
+"""The tangent of one JAX step: linearised once for one row, its residuals evaluated on all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
+
+from kpflow_dyn._jax.rows import each_row
+from kpflow_dyn.tracing._graph import Node, ancestors, run
+from kpflow_dyn.tracing._rows import Rows
+from kpflow_dyn.tracing._structure import Site
+
+Residuals = tuple[list[jax.Array], list[jax.Array]]
+
+
+class StepTangent:
+    """(dz, kicks) -> the next state's tangent, along all rows.
+
+    What it needs to know of a row are the residuals of `jax.linearize`. Those that depend on the row are kept for each,
+    [time, trial, ...]; the others, the weights above all, only once.
+
+    Args:
+        rows: the row functions of the step.
+        sites: its weight sites.
+        x, z: one row.
+    """
+
+    def __init__(self, rows: Rows, sites: list[Site], x: jax.Array, z: jax.Array) -> None:
+        order = rows.order(ancestors([rows.structure.graph.output]))
+        self._entries = _entries(rows, order, sites)
+        self.kick_sizes = [entry.length for entry in self._entries]
+        step = _kicked(rows, order, self._entries)
+        zeros = [jnp.zeros(size, z.dtype) for size in self.kick_sizes]
+
+        def linearise(x: jax.Array, z: jax.Array) -> list[jax.Array]:
+            out, tangent = jax.linearize(lambda z, kicks: step(x, z, kicks), z, zeros)
+            leaves, self._tree = jax.tree.flatten(tangent)
+            return [out, *leaves]
+
+        self._tree: Any = None
+        program = jax.make_jaxpr(linearise)(x, z)
+        self._evaluate, self._moving = jaxpr_as_fun(program), _depend_on_inputs(program)[1:]
+
+    def along(self, x: jax.Array, z: jax.Array) -> tuple[jax.Array, Residuals]:
+        """The next states of rows x, z [time, trial, ...], and the residuals."""
+
+        def row(x: jax.Array, z: jax.Array) -> list[jax.Array]:
+            out, *leaves = self._evaluate(x, z)
+            return [out, *_choose(leaves, self._moving)]
+
+        next_state, *moving = each_row(row, x, z)
+        return next_state, (moving, self.fixed_at(x[0, 0], z[0, 0]))
+
+    def fixed_at(self, x: jax.Array, z: jax.Array) -> list[jax.Array]:
+        """The residuals that do not depend on the row, from any one."""
+        return _choose(self._evaluate(x, z)[1:], [not moves for moves in self._moving])
+
+    def __call__(self, residuals: Residuals, dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
+        """The tangents at one time, from dz [trial, probe, unit] and kicks [trial, probe, kick] of `kick_sizes`."""
+        moving, fixed = residuals
+
+        def row(moving: list[jax.Array], dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
+            here, everywhere = iter(moving), iter(fixed)
+            leaves = [next(here) if m else next(everywhere) for m in self._moving]
+            return jax.tree.unflatten(self._tree, leaves)(dz, kicks)
+
+        return jax.vmap(jax.vmap(row, (None, 0, 0)))(moving, dz, kicks)
+
+    def transpose(self, residuals: Residuals, q: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """The same transposed: q [trial, probe, unit] -> what it is of dz and of the kicks."""
+        kicks = [jax.ShapeDtypeStruct((*q.shape[:2], size), q.dtype) for size in self.kick_sizes]
+        return jax.linear_transpose(lambda dz, kicks: self(residuals, dz, kicks), q, kicks)(q)
+
+    def kicks_at(self, time: jax.Array, kicks: list[jax.Array]) -> list[jax.Array]:
+        """Each site's kicks [time, trial, probe, kick] -> those of one time, as the step takes them.
+
+        Each is cut out by itself: XLA on a CPU does not vectorise what takes several parts of one dynamic slice.
+        """
+
+        def cut(entry: _Entry) -> jax.Array:
+            _, *rows, _ = kicks[entry.site].shape
+            return lax.dynamic_slice(kicks[entry.site], (time, 0, 0, entry.start), (1, *rows, entry.length))[0]
+
+        return [cut(entry) for entry in self._entries]
+
+    def kicks_with(self, here: list[jax.Array], time: jax.Array, kicks: list[jax.Array]) -> list[jax.Array]:
+        """The transpose: each site's kicks, with those of the step in their place."""
+        kicks = list(kicks)
+        for values, entry in zip(here, self._entries, strict=True):
+            start = (time, 0, 0, entry.start)
+            kicks[entry.site] = lax.dynamic_update_slice(kicks[entry.site], values[None], start)
+        return kicks
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A run of a site's kicks that enter side by side: the first, how many, at which node (if any), from where on."""
+
+    site: int
+    start: int
+    length: int
+    node: Node | None
+    element: int
+
+
+def _entries(rows: Rows, order: list[Node], sites: list[Site]) -> list[_Entry]:
+    """All kicks of all sites, in order. Those that nothing depends on enter nowhere."""
+    where = rows.structure.replaced | rows.structure.added
+    nodes, elements = np.full((2, rows.structure.kick_size), -1)
+    for n, node in enumerate(order):
+        numbers = where.get(node, np.zeros(0, int))
+        (here,) = np.nonzero(numbers >= 0)
+        nodes[numbers[here]], elements[numbers[here]] = n, here
+    found = []
+    for s, site in enumerate(sites):
+        n, e = nodes[site.kicks.ravel()], elements[site.kicks.ravel()]
+        breaks = np.flatnonzero((np.diff(n) != 0) | (np.diff(e) != 1)) + 1
+        for start, stop in pairwise([0, *breaks.tolist(), len(n)]):
+            node = order[n[start]] if n[start] >= 0 else None
+            found.append(_Entry(s, start, stop - start, node, int(e[start])))
+    return found
+
+
+def _kicked(
+    rows: Rows, order: list[Node], entries: list[_Entry]
+) -> Callable[[jax.Array, jax.Array, list[jax.Array]], jax.Array]:
+    """(x, z, kicks) -> the next state, with the kicks added where they enter."""
+
+    def step(x: jax.Array, z: jax.Array, kicks: list[jax.Array]) -> jax.Array:
+        env = rows.fixed | rows.arguments(x, z)
+        for node in order:
+            run([node], env)
+            for values, entry in zip(kicks, entries, strict=True):
+                if entry.node is node:
+                    size = int(np.prod(node.shape))
+                    padded = jnp.pad(values, (entry.element, size - entry.element - entry.length))
+                    env[node] = env[node] + padded.reshape(node.shape)
+        return env[rows.structure.graph.output].reshape(-1)
+
+    return step
+
+
+def _choose(values: list, which: list[bool]) -> list:
+    return [value for value, chosen in zip(values, which, strict=True) if chosen]
+
+
+def _depend_on_inputs(program: ClosedJaxpr) -> list[bool]:
+    """Which outputs depend on an input."""
+    depend = set(program.jaxpr.invars)
+    for equation in program.jaxpr.eqns:
+        if any(isinstance(v, Var) and v in depend for v in equation.invars):
+            depend.update(equation.outvars)
+    return [isinstance(v, Var) and v in depend for v in program.jaxpr.outvars]

@@ -1,0 +1,242 @@
+"""Trace a JAX step `step(parameters, x, z) -> z` to a `Graph` of one row, through its jaxpr."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.errors import JAXIndexError, JAXTypeError
+from jax.extend.core import DropVar, Literal, jaxprs_in_params
+
+from kpflow_dyn._jax import equations
+from kpflow_dyn._jax.custom import is_floating
+from kpflow_dyn._jax.equations import Equation, Jaxpr, body, opened
+from kpflow_dyn.tracing._graph import Graph, Node, Role
+
+Atom = Node | np.generic  # what stands for a value: a node, or the number of a literal
+Step = Callable[..., jax.Array]
+
+
+def trace(step: Step, parameters: dict[str, jax.Array], x: jax.Array, z: jax.Array) -> Graph:
+    """The functional graph of `step(parameters, x, z) -> z` for one row x [input] and z [unit].
+
+    Raises:
+        ValueError: when JAX cannot trace the step, or it returns nothing like z, has side effects or complex numbers.
+    """
+    return trace_rows(step, parameters, (Role.INPUT, x), (Role.STATE, z))
+
+
+def trace_rows(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, jax.Array]) -> Graph:
+    """The functional graph of `step(parameters, *rows)`, whose result is like the row in the role of the state, if any.
+
+    Raises:
+        ValueError: as `trace`.
+    """
+    jaxpr = _jaxpr(step, parameters, [row for _, row in rows], [row for role, row in rows if role is Role.STATE])
+    tracer = _Tracer()
+    names = {tracer.parameter(name, parameters[name]): name for name in sorted(parameters)}
+    given = [tracer.row(role.name.lower(), role, row) for role, row in rows]
+    (output,) = tracer.inline(jaxpr, [*names, *given])
+    return Graph(tracer.nodes, tracer.as_node(output), names, tracer.values, named=tracer.named)
+
+
+def _jaxpr(step: Step, parameters: dict[str, jax.Array], rows: list[jax.Array], states: list[jax.Array]) -> Jaxpr:
+    try:
+        jaxpr, out = jax.make_jaxpr(step, return_shape=True)(parameters, *rows)
+    except (JAXTypeError, JAXIndexError) as error:
+        raise ValueError(
+            f"JAX could not trace the step: {str(error).strip().splitlines()[0].rstrip('.')}; it must be a "
+            "function of (parameters, x, z) without Python branches or loops on their values, and without numpy; use "
+            "jnp.where, jax.lax and jax.numpy instead"
+        ) from error
+    for z in states:
+        if not isinstance(out, jax.ShapeDtypeStruct) or (out.shape, out.dtype) != (z.shape, z.dtype):
+            raise ValueError(
+                f"a step must return the next state, {z.dtype}{list(z.shape)} as z; this one returns {out}; "
+                "concatenate the parts of the state to one vector, and keep its dtype"
+            )
+    if acts := sorted(set(_side_effects(jaxpr.jaxpr))):
+        raise ValueError(
+            f"a step must be a pure function, but this one has side effects ({', '.join(acts)}); write it with "
+            "operations of JAX alone, make all that it remembers part of z, and leave out checks such as eqx.error_if "
+            "(EQX_ON_ERROR=off does)"
+        )
+    return jaxpr
+
+
+def _side_effects(jaxpr: Jaxpr) -> Iterator[str]:
+    """The names of the operations that do more than compute or print."""
+    for equation in jaxpr.eqns:
+        name, inner = equation.primitive.name, list(jaxprs_in_params(equation.params))
+        if name in equations.CALLBACKS or (equation.effects and not inner and name not in equations.PRINTS):
+            yield name
+        for called in inner:
+            yield from _side_effects(called)
+
+
+class _Tracer:
+    """The nodes so far; which of them hang on data, and which are weights: they hang on parameters alone."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.values: dict[Node, jax.Array] = {}
+        self.data: set[Node] = set()
+        self.weights: set[Node] = set()
+        self.constants: dict[int, tuple[Any, Node]] = {}
+        self.named: dict[str, list[Node]] = {}
+
+    # Nodes
+
+    def parameter(self, name: str, value: jax.Array) -> Node:
+        node = self.fixed(name, value)
+        self.weights.add(node)
+        return node
+
+    def row(self, name: str, role: Role, value: jax.Array) -> Node:
+        node = Node(name, role, (value.shape,), is_floating(value))
+        self.nodes.append(node)
+        self.data.add(node)
+        return node
+
+    def fixed(self, name: str, value: Any) -> Node:
+        value = jnp.asarray(value)
+        node = Node(name, Role.FIXED, (value.shape,), is_floating(value))
+        self.nodes.append(node)
+        self.values[node] = value
+        return node
+
+    def as_node(self, value: Any) -> Node:
+        """The node of an atom, or of a constant array: one for each array."""
+        if isinstance(value, Node):
+            return value
+        if id(value) not in self.constants:  # kept, so that no other gets its id
+            self.constants[id(value)] = value, self.fixed(f"constant_{len(self.nodes)}", value)
+        return self.constants[id(value)][1]
+
+    def add(self, role: Role, name: str, outs: Sequence[Any], apply: Any, *args: Any) -> Node:
+        """The node of an operation whose results have the shapes and dtypes of `outs`."""
+        floating = any(map(is_floating, outs))
+        node = Node(f"{name}_{len(self.nodes)}", role, tuple(out.shape for out in outs), floating, apply, args)
+        self.nodes.append(node)
+        if self.any_in(self.data, node.operands):
+            self.data.add(node)
+        elif floating and role is not Role.STOP and self.any_in(self.weights, node.operands):
+            self.weights.add(node)
+        return node
+
+    def any_in(self, those: set[Node], atoms: Sequence[Atom]) -> bool:
+        return any(atom in those for atom in atoms)
+
+    def meet(self, atoms: Sequence[Atom]) -> bool:
+        """Whether there are both weights and data."""
+        return self.any_in(self.weights, atoms) and self.any_in(self.data, atoms)
+
+    # Equations
+
+    def inline(self, closed: Jaxpr, args: Sequence[Atom]) -> list[Atom]:
+        """Add a jaxpr's equations one by one; its results."""
+        jaxpr = opened(closed)
+        constants = map(self.as_node, getattr(closed, "consts", ()))
+        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *args], strict=True))
+
+        def read(var: Any) -> Atom:
+            return self.literal(var) if isinstance(var, Literal) else env[var]
+
+        for equation in jaxpr.eqns:
+            results = self.equation(equation, [read(var) for var in equation.invars])
+            env.update(zip(equation.outvars, results, strict=True))
+        return [read(var) for var in jaxpr.outvars]
+
+    def literal(self, literal: Any) -> Atom:
+        """A number as it is, an array as a node."""
+        value: Any = np.asarray(literal.val, literal.aval.dtype)
+        return self.as_node(literal.val) if value.ndim else value[()]
+
+    def equation(self, equation: Equation, args: list[Atom]) -> Sequence[Any]:
+        """The results of one equation; None for one that is not used."""
+        name = equation.primitive.name
+        if name in equations.PRINTS:
+            return []
+        if name == "name":
+            self.named.setdefault(equation.params["name"], []).append(self.as_node(args[0]))
+        if equations.is_copy(equation):
+            return args
+        if name in equations.CALLS or (name in equations.CUSTOM and self.opens(equation, args)):
+            return self.inline(body(equation), args)
+        if name == "scan" and self.meet(args) and equation.params["length"]:
+            return self.unroll(equation, args)
+        if name == "dot_general":
+            return [self.product(equation, args)]
+        return self.operation(equation, args)
+
+    def opens(self, equation: Equation, args: list[Atom]) -> bool:
+        """Whether to look into an operation with a custom derivative, for the weights inside."""
+        return self.meet(args) and not equations.is_pointwise(equation) and equations.derives_itself(equation)
+
+    def operation(self, equation: Equation, args: list[Atom]) -> list[Any]:
+        """One node, and one more for each result where several are used."""
+        name, role = equation.primitive.name, self.role(equation, args)
+        used = [i for i, var in enumerate(equation.outvars) if not isinstance(var, DropVar)]
+        outs = [equation.outvars[i].aval for i in used]
+        if self.any_in(self.data | self.weights, args) and any(map(_is_complex, outs)):
+            raise ValueError(f"the step computes with complex numbers ({name}); write them as pairs of real ones")
+        if not used:
+            return [None] * len(equation.outvars)
+        apply = partial(equations.move if role is Role.MOVE else equations.bind, equation, used)
+        parts = [self.add(role, name, outs, apply, *args)]
+        if len(used) > 1:
+            parts = [self.add(Role.MOVE, "getitem", [o], operator.getitem, parts[0], i) for i, o in enumerate(outs)]
+        results = dict(zip(used, parts, strict=True))
+        return [results.get(i) for i in range(len(equation.outvars))]
+
+    def role(self, equation: Equation, args: list[Atom]) -> Role:
+        name, nodes = equation.primitive.name, [arg for arg in args if isinstance(arg, Node)]
+        if name == "stop_gradient":
+            return Role.STOP
+        if name in equations.MOVES:
+            chosen_by_data = any(node in self.data and not node.floating for node in nodes)
+            return Role.OTHER if chosen_by_data else Role.MOVE
+        if name in equations.ADDS:
+            return Role.ADD
+        if name == "conv_general_dilated" and equations.is_plain_convolution(equation):
+            return Role.CONVOLUTION
+        return Role.POINTWISE if equations.is_pointwise(equation) else Role.OTHER
+
+    def product(self, equation: Equation, args: list[Atom]) -> Node:
+        """A contraction as a product of matrices, its operands and its result moved into place."""
+        left, right = map(self.as_node, args)
+        mirrored = right in self.data and left not in self.data
+        role, apply, orders, forms = equations.as_product(equation, mirrored)
+        operands = [self.arrange(*operand) for operand in zip((left, right), orders, forms[:2], strict=True)]
+        node = self.add(role, "product", forms[2:], apply, *operands)
+        return self.arrange(node, range(len(node.shape)), equation.outvars[0].aval)
+
+    def arrange(self, node: Node, order: Sequence[int], out: Any) -> Node:
+        """The node's elements with the axes in this order, in an array of the form of `out`."""
+        if tuple(order) == tuple(range(len(order))) and out.shape == node.shape:
+            return node
+        return self.add(Role.MOVE, "arrange", [out], partial(equations.arrange, tuple(order), out.shape), node)
+
+    def unroll(self, equation: Equation, args: list[Atom]) -> list[Any]:
+        """A scan as its steps, one after another."""
+        inner, order = body(equation), slice(None, None, -1 if equation.params["reverse"] else 1)
+        fixed, carries = equations.scan_sizes(equation)
+        consts, carry, xs = args[:fixed], args[fixed : fixed + carries], map(self.as_node, args[fixed + carries :])
+        sweeps = list(zip(xs, opened(inner).invars[fixed + carries :], strict=True))
+        rows: list[list[Node]] = []
+        for time in range(equation.params["length"])[order]:
+            here = [self.add(Role.MOVE, "row", [var.aval], partial(equations.row, time), x) for x, var in sweeps]
+            results = self.inline(inner, [*consts, *carry, *here])
+            carry = results[:carries]
+            rows.append([self.as_node(y) for y in results[carries:]])
+        columns = zip(equation.outvars[carries:], zip(*rows[order], strict=True), strict=True)
+        return [*carry, *(self.add(Role.MOVE, "stack", [y.aval], equations.stack, *column) for y, column in columns)]
+
+
+def _is_complex(value: Any) -> bool:
+    return jnp.issubdtype(value.dtype, jnp.complexfloating)

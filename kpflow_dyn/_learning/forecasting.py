@@ -1,0 +1,270 @@
+"""Forecasts of gradient descent from the kernel as it is now: the loss curve, and up to where it can be believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
+from kpflow_dyn._flows.flow import Flow
+from kpflow_dyn._flows.readout import Output
+from kpflow_dyn._learning.decay import Decay
+from kpflow_dyn._learning.losses import full_mask, squared_error
+from kpflow_dyn._learning.objective import LOSS, Objective, field_of_model
+from kpflow_dyn._learning.sampling import mean_losses
+from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._spaces.space import Space
+from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock, Integration
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PARTED = 0.1  # part of the loss by which forecast and gradient flow may differ
+RTOL = 5e-2  # of the gradient flow
+BESIDE = 8  # random vectors in the basis that mini-batches are followed in
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """The loss of gradient descent under a frozen kernel.
+
+    Attributes:
+        lr: the learning rate.
+        steps, loss: the predicted curve, from step 0 on.
+        rates: eigenvalues of the kernel as the error meets them: what decays with one shrinks by 1 - lr rate a step.
+        energies: the parts of the loss at step 0 that decay with each rate.
+        holds_until: the step at which the loss of the gradient flow itself first differs by a tenth, as the kernel has
+            changed; inf where it never does, NaN where that was not asked or could not be known.
+        flow_steps, flow_loss: the gradient flow up to there.
+        mean_loss: the loss on all trials at `steps`, where each step sees a batch of them, in the mean over draws;
+            else None.
+        applications: of the kernel to one vector.
+    """
+
+    lr: float
+    steps: np.ndarray
+    loss: np.ndarray
+    rates: np.ndarray
+    energies: np.ndarray
+    holds_until: float
+    flow_steps: np.ndarray
+    flow_loss: np.ndarray
+    mean_loss: np.ndarray | None
+    applications: int
+
+    def at(self, steps: Any) -> np.ndarray:
+        """The predicted loss after these numbers of steps."""
+        return curve(self.energies, self.rates, self.lr, np.asarray(steps, float))
+
+    def steps_to(self, fraction: float) -> float:
+        """After how many steps the loss has fallen to this fraction; inf for more than 1e12."""
+        return first_below(self.energies, self.rates, self.lr, fraction)
+
+    def plot(self, recorded: Any = None, dark: bool = False) -> Figure:
+        """The forecast, the gradient flow, and losses that were recorded, one for each step from 0 on."""
+        from kpflow_dyn.figures import _learning as figures
+
+        return figures.forecast((self, recorded), dark=dark)
+
+    def __str__(self) -> str:
+        rows = [f"{100 * part:3.0f} % of the loss after {self.steps_to(part):.4g} steps" for part in (0.5, 0.2, 0.1)]
+        return "\n".join([*rows, f"holds for {self.holds_until:.4g} steps"])
+
+
+def forecast(
+    flow: Flow | Output,
+    target: Array,
+    loss: str = "mse",
+    *,
+    lr: float,
+    steps: int,
+    mask: Array | None = None,
+    batch: int | None = None,
+    check: bool = True,
+) -> Forecast:
+    """What gradient descent does to the loss if the kernel stays as it is.
+
+        L = <e, m e> / <1, m>,  e = y - target:    e after s steps = (1 - lr H)^s e,   H = 2 m ntk / <1, m>
+
+    by a Krylov basis that begins with e, which gives the loss after any number of steps. The kernel does change in
+    training: `holds_until` says for how many steps the forecast describes the model, from the gradient flow of the
+    parameters, which is followed for as long as it stays with it. Where that is short, take `kp.gradient_flow`.
+
+    Args:
+        flow: whose states are the outputs y; or `flow.output(C, learn=...)`, a readout of them. A metric's learning
+            rates multiply `lr`.
+        target: as y.
+        loss: "mse", the mean over all entries; of an ODE in its quadrature weights.
+        lr: the learning rate.
+        steps: how many steps of gradient descent on all trials.
+        mask: m >= 0, broadcastable to y; all ones when None.
+        batch: how many trials a step sees, drawn anew for each without repetition; all when None. Then `mean_loss` is
+            that of such steps, in the mean over the draws.
+        check: whether to follow the gradient flow; left out with a metric, and for states on a span of an ODE.
+
+    Raises:
+        ValueError: a target or mask of another shape or not finite, an unknown loss, or a learning rate at which
+            gradient descent is unstable: above 2 over the largest rate.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> cell, x = torch.nn.RNNCell(2, 64).double(), torch.randn(4, 5, 2, dtype=torch.float64)
+        >>> y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(torch.nn.Linear(64, 1), learn=True)
+        >>> found = kp.forecast(y, torch.ones(4, 5, 1, dtype=torch.float64), lr=0.01, steps=100)
+        >>> bool(found.loss[-1] < found.loss[0])
+        True
+
+    Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
+    """
+    if loss != "mse":
+        raise ValueError(f"loss is {loss!r}, expected 'mse'")
+    if not (isinstance(lr, int | float) and 0 < lr < math.inf and isinstance(steps, int) and steps > 0):
+        raise ValueError(f"lr is {lr!r} and steps is {steps!r}, expected a positive number and a positive integer")
+    y = outputs(flow)
+    space = flow.ntk.domain
+    _check_batch(batch, space)
+    target, mask = checked_target(target, space, "target"), checked_mask(mask, space)
+    grid = np.unique(np.concatenate([np.arange(min(steps, 1000) + 1), np.geomspace(1, steps, 1000).round(), [steps]]))
+    with full_precision(y):
+        decay = Decay(flow.ntk, (y - target)[None], mask)
+
+        def losses(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
+            _check_rate(lr, rates)
+            return curve(energies[0], rates, lr, grid) + 1e-3 * decay.start  # far below, they need not be right
+
+        decay.settle(losses, beside=1 if batch is None else BESIDE)
+        rates, energies = decay.rates, decay.energies[0]
+        path, parted = np.zeros((2, 0)), math.nan
+        if check and _can_descend(flow) and decay.start[0] > 0:
+            path, parted = _flow_beside(
+                flow, target, mask, lr * steps, lambda tau: float(np.exp(-2 * tau * rates) @ energies)
+            )
+    found = curve(energies, rates, lr, grid)
+    mean = None if batch is None else _of_batches(decay, lr, batch, grid)
+    return Forecast(lr, grid, found, rates, energies, parted / lr, path[0] / lr, path[1], mean, decay.applications)
+
+
+def _of_batches(decay: Decay, lr: float, batch: int, grid: np.ndarray) -> np.ndarray:
+    vectors, start = decay.vectors()
+    vectors = vectors.reshape((*vectors.shape[:2], -1))
+    return mean_losses(vectors, decay.rates, start, lr, batch, int(grid[-1]))[grid.astype(int)]
+
+
+def _check_batch(batch: int | None, space: Space) -> None:
+    if batch is None:
+        return
+    if space.axes[0] != "trial" or not (isinstance(batch, int) and 1 <= batch <= space.shape[0]):
+        raise ValueError(f"batch is {batch!r}, expected a number of trials from 1 to {space.shape[0]} of {space}")
+
+
+def curve(energies: np.ndarray, rates: np.ndarray, lr: float, steps: np.ndarray) -> np.ndarray:
+    """sum_j energies_j (1 - lr rates_j)^(2 s)."""
+    return np.abs(1 - lr * rates) ** (2 * steps[..., None]) @ energies
+
+
+def first_below(energies: np.ndarray, rates: np.ndarray, lr: float, fraction: float) -> float:
+    """The step, not rounded, at which the loss is this fraction of the first; inf for more than 1e12."""
+    goal, low, high = fraction * energies.sum(), 0.0, 1.0
+    while curve(energies, rates, lr, np.array(high)) > goal:
+        low, high = high, 2 * high
+        if high > 1e12:
+            return math.inf
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if curve(energies, rates, lr, np.array(middle)) > goal else (low, middle)
+    return high
+
+
+def outputs(flow: Flow | Output) -> Array:
+    """What the kernel moves."""
+    if not isinstance(flow, Flow | Output):
+        raise TypeError(f"got {type(flow).__name__}, expected a Flow or flow.output(C)")
+    return flow.values if isinstance(flow, Output) else flow.solution.state
+
+
+def solution_of(flow: Flow | Output) -> Solution:
+    """What was linearised."""
+    return (flow.flow if isinstance(flow, Output) else flow).solution
+
+
+def checked_target(target: Any, space: Space, what: str) -> Array:
+    """A target like the outputs."""
+    found = like_numpy(to_numpy(target), space.like)
+    if tuple(found.shape) != space.shape or not bool(array_namespace(found).isfinite(found).all()):
+        raise ValueError(
+            f"the {what} has shape {tuple(found.shape)}, expected finite numbers [{', '.join(space.axes)}] = "
+            f"{list(space.shape)}"
+        )
+    return found
+
+
+def checked_mask(mask: Any, space: Space) -> Array | None:
+    """A mask that broadcasts to a block of outputs."""
+    return None if mask is None else like_numpy(full_mask(mask, space.shape).copy(), space.like)[None]
+
+
+def _check_rate(lr: float, rates: np.ndarray) -> None:
+    if lr * rates.max() > 2:
+        raise ValueError(
+            f"gradient descent with lr = {lr:.3g} is unstable: the largest rate is {rates.max():.4g}, so lr must stay "
+            f"below {2 / rates.max():.3g}"
+        )
+
+
+# The gradient flow beside it
+
+
+def _flow_beside(
+    flow: Flow | Output, target: Array, mask: Array | None, span: float, frozen: Callable[[float], float]
+) -> tuple[np.ndarray, float]:
+    """Times and losses of the gradient flow [2, step] while it stays with the frozen one, and when it parts."""
+    run = _descent(flow, target, mask, span)
+    rows, parted = [(run.time, run.point.loss)], math.inf
+    while not run.finished and math.isinf(parted):
+        if run.exhausted:
+            return np.array(rows).T, math.nan
+        before, piece = run.time, run.advance()
+        rows.append((run.time, run.point.loss))
+        parted = _parting(lambda tau, piece=piece, before=before: piece(tau - before) / frozen(tau), before, run.time)
+    return np.array(rows).T, parted
+
+
+def _parting(ratio: Callable[[float], float], before: float, after: float) -> float:
+    """Where in a step a ratio of losses leaves 1 by a tenth; inf where it does not by its end."""
+    from scipy.optimize import brentq
+
+    def apart(tau: float) -> float:
+        return abs(ratio(tau) - 1) - PARTED
+
+    if apart(after) < 0:
+        return math.inf
+    crossing: Any = before if apart(before) >= 0 else brentq(apart, before, after, xtol=1e-6 * after)
+    return float(crossing)
+
+
+def _descent(flow: Flow | Output, target: Array, mask: Array | None, span: float) -> Integration:
+    """The gradient flow from the parameters as they were linearised."""
+    inner, space = flow.flow if isinstance(flow, Output) else flow, flow.ntk.domain
+    weights = array_namespace(target).ones_like(target) if mask is None else mask[0]
+    weights = weights if space.measure is None else space.measure * weights
+    learn = isinstance(flow, Output) and flow.rate > 0
+    loss = squared_error(target, flow, weights, learn)
+    own = {LOSS + name: a for name in ("weight", "bias") if learn and (a := getattr(loss, name)) is not None}
+    values = {**inner.parameters, **own}
+    objective = Objective(inner.solution, loss, list(values))
+    return Integration(objective, objective.theta(values), span, ExponentialRosenbrock(), RTOL)
+
+
+def _can_descend(flow: Flow | Output) -> bool:
+    """Whether a gradient flow of the same metric exists, the plain one."""
+    inner, rate = (flow.flow, flow.rate) if isinstance(flow, Output) else (flow, 0)
+    try:
+        field_of_model(inner.solution)
+    except (TypeError, ValueError):
+        return False
+    return not inner.roots and rate in (0, 1)

@@ -1,0 +1,281 @@
+"""How a model's operators change over training: a few numbers of each checkpoint, as one labelled dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import kpflow_dyn
+from kpflow_dyn._arrays import Array, like_numpy, to_numpy
+from kpflow_dyn._flows.flow import Flow
+from kpflow_dyn._flows.readout import Output
+from kpflow_dyn._folder import replaced
+from kpflow_dyn._learning.forecasting import checked_mask, checked_target
+from kpflow_dyn._learning.recorder import Recorder, Recording
+from kpflow_dyn._linearize import linearize
+from kpflow_dyn._numbers.estimate import alignment, effective_rank
+from kpflow_dyn._numbers.reductions import partial_traces
+from kpflow_dyn._problems.parameters import with_values
+from kpflow_dyn._problems.problems import DiscreteProblem, Problem
+from kpflow_dyn._problems.solutions import solve
+from kpflow_dyn._progress import bars
+from kpflow_dyn._spaces.operators import GramOperator, Operator
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+KEPT = {"temporal": "time", "spatial": "unit", "trial": "trial"}
+READOUT = "readout"  # the part of a recording that is one
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A step of training: what tells its parameters from all others, and how to get the model and its readout."""
+
+    step: int
+    digest: str
+    load: Callable[[], tuple[Any, Any]]
+
+
+def track(
+    make_model: Callable[[], Any],
+    checkpoints: str | Path | Recording | Mapping[int, Any],
+    x: Array,
+    *,
+    make_readout: Callable[[], Any] | None = None,
+    targets: Array | None = None,
+    mask: Array | None = None,
+    pose: Callable[[Any, Array], Problem] = DiscreteProblem,
+    samples: int | None = 60,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """The operators of a model over training: effective ranks, alignments, and how fast parts of the target are learnt.
+
+    Args:
+        make_model: gives a new model of the recorded architecture, into which each checkpoint is loaded: no model ever
+            holds the parameters of two.
+        checkpoints: the folder of a `Recorder`, or what `Recorder.read` gives; or by step the parameters by name.
+        x: inputs [trial, time, input], as for `DiscreteProblem`.
+        make_readout: gives a new readout, which was recorded as the part "readout". Then loss and target are those of
+            its outputs, and its weights learn too.
+        targets: [trial, time, out], or of the states where there is no readout. Their components are those of the
+            singular value decomposition of targets [trial time, out], the largest first.
+        mask: [trial, time], where targets count.
+        pose: (model, x) -> the problem, where it is no DiscreteProblem.
+        samples: applications to spend on each estimate; None for exact values where these are cheap.
+        seed: of all estimates, so that the same probes meet all checkpoints.
+        out: a folder that keeps the numbers of each checkpoint as soon as they are known. Where they are there already,
+            of the same parameters, inputs and settings, they are not computed again.
+        progress: show a bar on a terminal.
+
+    Returns:
+        By step: `effective_rank` [operator: K, P, NTK; kind: full, temporal, spatial, trial], those of P being of P P*;
+        `alignment_first`, `alignment_last` [operator], with the first and the last checkpoint's; and with targets
+        `loss`, and [component] `component_share` of |target|^2, `component_learnt` <c, y> / <c, c>, which is 1 where
+        the outputs y have all of it, `component_alignment` cos(c, NTK c) and `component_rayleigh` <c, NTK c> / <c, c>.
+        Standard errors are beside them as `..._stderr`.
+
+    Raises:
+        ValueError: no checkpoints, parameters that are not the model's, or targets that do not fit.
+
+    Example:
+        >>> import tempfile, torch
+        >>> import kpflow_dyn as kp
+        >>> cell, record = torch.nn.GRUCell(3, 8), kp.Recorder(tempfile.mkdtemp())
+        >>> for step in range(2):
+        ...     record(step, cell, loss=1.0)
+        >>> found = kp.track(lambda: torch.nn.GRUCell(3, 8), record.folder, torch.randn(4, 5, 3))
+        >>> found.alignment_first.sel(operator="NTK").values.round(4)
+        array([1., 1.])
+    """
+    return track_checkpoints(
+        _loaded(make_model, make_readout, checkpoints),
+        x,
+        Settings(samples, seed, *(None if array is None else to_numpy(array) for array in (targets, mask))),
+        pose,
+        None if out is None else Path(out),
+        progress,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What the numbers of a checkpoint depend on besides its parameters and the inputs."""
+
+    samples: int | None
+    seed: int
+    targets: np.ndarray | None
+    mask: np.ndarray | None
+
+
+def track_checkpoints(
+    checkpoints: list[Checkpoint],
+    x: Array,
+    settings: Settings,
+    pose: Callable[[Any, Array], Problem],
+    out: Path | None,
+    progress: bool,
+) -> xr.Dataset:
+    """`track`, of checkpoints that know how to load themselves."""
+    import xarray as xr
+
+    if not checkpoints:
+        raise ValueError("no checkpoints to track")
+    linearised = partial(_linearised, x=x, pose=pose)
+    shared = _shared(checkpoints, x, pose, settings)
+    ends: dict[int, Flow] = {}
+    found = []
+    with bars(progress) as shown:
+        bar = shown.add_task("checkpoints", total=len(checkpoints))
+        for checkpoint in checkpoints:
+            path = None if out is None else out / f"numbers_{checkpoint.step:08d}.nc"
+            key = json.dumps([checkpoint.digest, *shared])
+            numbers = _kept(path, key)
+            if numbers is None:
+                ends = ends or {place: linearised(checkpoints[place])[0] for place in (0, -1)}
+                numbers = _numbers(*linearised(checkpoint), ends, settings).assign_attrs(key=key)
+                _keep(numbers, path)
+            found.append(numbers)
+            shown.advance(bar)
+    steps = xr.DataArray([checkpoint.step for checkpoint in checkpoints], dims="step", name="step")
+    return xr.concat(found, steps, combine_attrs="drop").assign_attrs(kpflow_dyn=kpflow_dyn.__version__)
+
+
+# Checkpoints
+
+
+def _loaded(make_model: Callable, make_readout: Callable | None, checkpoints: Any) -> list[Checkpoint]:
+    if isinstance(checkpoints, Mapping):
+        return [
+            Checkpoint(int(step), digest_of(values.items()), partial(_from_values, make_model, values))
+            for step, values in sorted(checkpoints.items())
+        ]
+    run = checkpoints if isinstance(checkpoints, Recording) else Recorder.read(checkpoints)
+    return recorded(run, partial(_from_run, run, make_model, make_readout))
+
+
+def recorded(run: Recording, load: Callable[[int], tuple[Any, Any]]) -> list[Checkpoint]:
+    """All steps of a recording; `load` gives the model and the readout at one."""
+    return [Checkpoint(step, digest_of([("", run.file(step))]), partial(load, step)) for step in run.steps.tolist()]
+
+
+def _from_values(make_model: Callable, values: Mapping[str, Any]) -> tuple[Any, None]:
+    return with_values(make_model(), {name: to_numpy(value) for name, value in values.items()}), None
+
+
+def _from_run(run: Recording, make_model: Callable, make_readout: Callable | None, step: int) -> tuple[Any, Any]:
+    readout = None if make_readout is None else run.load(step, make_readout(), part=READOUT)
+    return run.load(step, make_model()), readout
+
+
+def digest_of(named: Iterable[tuple[str, Any]]) -> str:
+    """Of arrays, or of files."""
+    digest = hashlib.sha256()
+    for name, value in named:
+        digest.update(name.encode())
+        whole = value.read_bytes() if isinstance(value, Path) else np.ascontiguousarray(to_numpy(value)).tobytes()
+        digest.update(whole)
+    return digest.hexdigest()
+
+
+# Numbers of one checkpoint
+
+
+def _linearised(checkpoint: Checkpoint, x: Array, pose: Callable[[Any, Array], Problem]) -> tuple[Flow, Any]:
+    model, readout = checkpoint.load()
+    return linearize(solve(pose(model, x))), readout
+
+
+def _numbers(flow: Flow, readout: Any, ends: Mapping[int, Flow], settings: Settings) -> xr.Dataset:
+    import xarray as xr
+
+    samples, seed = settings.samples, settings.seed
+    operators = {"K": flow.K, "P": flow.P, "NTK": flow.ntk}
+    ranks = np.array([_ranks(op, samples, seed) for op in operators.values()])
+    found: dict[str, Any] = {
+        "effective_rank": (("operator", "kind"), ranks[..., 0]),
+        "effective_rank_stderr": (("operator", "kind"), ranks[..., 1]),
+    }
+    for name, end in {"first": ends[0], "last": ends[-1]}.items():
+        pairs = zip(operators.values(), (end.K, end.P, end.ntk), strict=True)
+        each = [alignment(op, other, samples, seed) for op, other in pairs]
+        found[f"alignment_{name}"] = ("operator", [one.value for one in each])
+        found[f"alignment_{name}_stderr"] = ("operator", [one.stderr for one in each])
+    if settings.targets is not None:
+        found |= _of_target(flow if readout is None else flow.output(readout, learn=True), settings)
+    return xr.Dataset(found, {"operator": list(operators), "kind": ["full", *KEPT]})
+
+
+def _ranks(op: Operator, samples: int | None, seed: int) -> list[tuple[float, float]]:
+    """Effective ranks of the operator and of its partial traces, and their standard errors."""
+    whole = effective_rank(op, samples, seed)
+    square = op if isinstance(op, GramOperator) else GramOperator(op)
+    kept = partial_traces(square, KEPT.values(), samples, seed)
+    return [(found.value, found.stderr) for found in (whole, *map(effective_rank, kept))]
+
+
+def _of_target(kernel: Flow | Output, settings: Settings) -> dict[str, Any]:
+    space = kernel.ntk.domain
+    target, mask = checked_target(settings.targets, space, "target"), checked_mask(settings.mask, space)
+    y = kernel.values if isinstance(kernel, Output) else kernel.solution.state
+    weights = 0 * target + 1 if mask is None else mask[0]
+    components, shares = target_components(to_numpy(weights * target))
+    c = like_numpy(components, target)
+    images, inner = kernel.ntk.mv(c), space.inner
+    overlap, size, length = (to_numpy(a) for a in (inner(c, images), inner(c, c), inner(images, images)))
+    loss = float(inner(weights * (y - target), y - target)) / float(inner(weights, 0 * weights + 1))
+    return {
+        "loss": loss,
+        "component_share": ("component", shares),
+        "component_learnt": ("component", to_numpy(inner(c, weights * y)) / size),
+        "component_alignment": ("component", overlap / np.sqrt(size * length)),
+        "component_rayleigh": ("component", overlap / size),
+    }
+
+
+def target_components(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The components [component, trial, time, out] of targets, s_i a_i b_i^T, and their shares of |targets|^2."""
+    matrix = targets.reshape(-1, targets.shape[-1])
+    a, s, b = np.linalg.svd(matrix, full_matrices=False)
+    kept = s > 1e-6 * s[0]
+    parts = np.einsum("ni,i,io->ino", a[:, kept], s[kept], b[kept])
+    return parts.reshape((-1, *targets.shape)), s[kept] ** 2 / (s**2).sum()
+
+
+# What is known already
+
+
+def _shared(checkpoints: list[Checkpoint], x: Array, pose: Any, settings: Settings) -> list[Any]:
+    """What all numbers depend on: both ends, the kind of model and readout, the inputs, the settings, the version."""
+    arrays = {"x": x, "targets": settings.targets, "mask": settings.mask}
+    of_arrays = digest_of((name, array) for name, array in arrays.items() if array is not None)
+    kind = f"{checkpoints[0].load()} {getattr(pose, '__module__', '')}.{getattr(pose, '__qualname__', pose)}"
+    kind = re.sub(r" at 0x[0-9a-f]+", "", kind)  # of functions, others in each process
+    ends = [checkpoints[0].digest, checkpoints[-1].digest]
+    return [*ends, kind, of_arrays, settings.samples, settings.seed, kpflow_dyn.__version__]
+
+
+def _kept(path: Path | None, key: str) -> xr.Dataset | None:
+    if path is None or not path.exists():
+        return None
+    import xarray as xr
+
+    with xr.open_dataset(path, engine="h5netcdf") as numbers:
+        return numbers.load() if numbers.attrs.get("key") == key else None
+
+
+def _keep(numbers: xr.Dataset, path: Path | None) -> None:
+    if path is None:
+        return
+    with replaced(path) as unfinished:
+        numbers.to_netcdf(unfinished, engine="h5netcdf")

@@ -1,0 +1,118 @@
+"""How much of the trace of a neural tangent kernel each parameter contributes.
+
+With ntk = F F*, F = J R and the blocks F = [F_1, F_2, ...] of the parameters,
+
+    tr ntk = sum_i |F_i|_F^2,    |F_i|_F^2 = sum of squared columns = E |F_i* xi|^2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, Random, to_numpy
+from kpflow_dyn._arrays.dots import row_dots
+from kpflow_dyn._arrays.memory import rows_at_once
+from kpflow_dyn._numbers.estimate import SAMPLES
+from kpflow_dyn._spaces.operators import GramOperator, Operator
+from kpflow_dyn._spaces.rows import CHEAP, on_rows, unit_rows
+from kpflow_dyn.solvers import Estimate, Moments
+from kpflow_dyn.solvers._moments import check_samples, exact, of_samples
+from kpflow_dyn.solvers._orthogonalise import eps_of
+
+
+class Learning(Protocol):
+    """What learns: a `Flow` or an `Output`."""
+
+    @property
+    def ntk(self) -> GramOperator: ...
+    @property
+    def parts(self) -> dict[str, int]: ...
+
+
+class Contributions(dict[str, Estimate]):
+    """The share of each parameter in a trace, by name.
+
+    Attributes:
+        total: the whole trace, of which they are the parts: their values add up to its value.
+    """
+
+    def __init__(self, parts: Mapping[str, Estimate], total: Estimate) -> None:
+        super().__init__(parts)
+        self.total = total
+
+    def __str__(self) -> str:
+        rows = {**self, "total": self.total}
+        return "\n".join(f"{name:24} {found.value:12.5g} +- {found.stderr:.2g}" for name, found in rows.items())
+
+
+def contributions(flow: Learning, samples: int | None = None, seed: int | Random = 0) -> Contributions:
+    """How much of tr NTK each parameter contributes: |F_i|_F^2 of its columns F_i of J (with a metric, of J R).
+
+    Args:
+        flow: what `linearize` gives, or `Flow.output`.
+        samples: how many applications of J J* to spend on estimates, of all parts from the same probes; None gives
+            exact values where they are cheap.
+        seed: an int, or a `Random` to continue.
+
+    Returns:
+        An `Estimate` by name, and their sum as `.total`.
+
+    Raises:
+        ValueError: fewer than 8 samples.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3))))
+        >>> found = kp.contributions(flow)
+        >>> sorted(found)
+        ['bias_hh', 'bias_ih', 'weight_hh', 'weight_ih']
+        >>> round(sum(part.value for part in found.values()) / kp.trace(flow.ntk).value, 6)
+        1.0
+    """
+    found = _moments(flow.ntk.factor, list(flow.parts.values()), samples, Random(seed))
+    each = [found.estimate(lambda *means, i=i: means[i]) for i in range(1 + len(flow.parts))]
+    return Contributions(dict(zip(flow.parts, each, strict=False)), each[-1])
+
+
+def _moments(factor: Operator, sizes: list[int], samples: int | None, rng: Random) -> Moments:
+    """|F_i|_F^2 of each part, and their sum."""
+    n, p = factor.codomain.size, factor.domain.size
+    if samples is None and min(n, p) <= CHEAP:
+        squares = _of_columns(factor, sizes) if p <= n else _of_rows(factor, sizes)
+        return exact(np.append(squares, squares.sum()), (min(n, p) + 1) // 2, "exact: all of J")
+    count = SAMPLES if samples is None else samples
+    check_samples(count)
+    squares = _of_probes(factor, sizes, 2 * count, rng)
+    squares = np.concatenate([squares, squares.sum(0, keepdims=True)])
+    return of_samples(squares, count, "one-sided probes", eps_of(factor.domain.like))
+
+
+def _of_columns(factor: Operator, sizes: list[int]) -> np.ndarray:
+    images = map(on_rows(factor), unit_rows(factor.domain))
+    squares = np.concatenate([to_numpy(row_dots(u, u)) for u in images])
+    return np.array([part.sum() for part in np.split(squares, np.cumsum(sizes)[:-1])])
+
+
+def _of_rows(factor: Operator, sizes: list[int]) -> np.ndarray:
+    backward = on_rows(factor.T)
+    return np.sum([_squares(backward(rows), sizes).sum(1) for rows in unit_rows(factor.codomain)], 0)
+
+
+def _of_probes(factor: Operator, sizes: list[int], count: int, rng: Random) -> np.ndarray:
+    """|F_i* xi|^2 [part, probe]."""
+    backward, n, like = on_rows(factor.T), factor.codomain.size, factor.codomain.like
+    step = rows_at_once(n, like)
+    blocks = (min(step, count - first) for first in range(0, count, step))
+    return np.concatenate([_squares(backward(rng.normal((size, n), like)), sizes) for size in blocks], 1)
+
+
+def _squares(rows: Array, sizes: list[int]) -> np.ndarray:
+    """The squared norms of the parts of rows [b, p] -> [part, b]."""
+    ends = np.cumsum([0, *sizes]).tolist()
+    parts = [rows[:, first:stop] for first, stop in pairwise(ends)]
+    return np.stack([to_numpy(row_dots(part, part)) for part in parts])

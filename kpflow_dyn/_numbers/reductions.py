@@ -1,0 +1,295 @@
+"""Reductions of an operator to some of its axes: the partial trace and the marginal view, two different things.
+
+With A on X (x) Y, `keep` naming the axes of X:
+
+    partial trace   (tr_Y A)[x, x'] = sum_y A[(x, y), (x', y)]
+    marginal view   <A>_Y[x, x']    = (1 / |Y|) sum_{y, y'} A[(x, y), (x', y')]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from kpflow_dyn._arrays import Array, Random, array_namespace
+from kpflow_dyn._arrays.dots import dots
+from kpflow_dyn._arrays.memory import rows_at_once
+from kpflow_dyn._spaces.operators import DENSE_BYTES, GramOperator, MatrixOperator, Operator
+from kpflow_dyn._spaces.rows import CHEAP, is_symmetric, matrix_on_values, on_rows, require_square, unit_rows
+from kpflow_dyn._spaces.space import Space
+from kpflow_dyn.solvers._moments import check_samples, student
+from kpflow_dyn.solvers._orthogonalise import orthonormalise, project_out, to_like
+from kpflow_dyn.solvers._probes import images_of_normal
+
+SAMPLES, GROUPS, LEADING = 100, 20, 24
+
+Keep = str | Sequence[str]
+
+
+class PartialTrace(MatrixOperator):
+    """A partial trace as a matrix on the kept axes.
+
+    Where it is estimated, functions of it that are not linear would be biased by its noise. `trace`, `frobenius_norm`,
+    `effective_rank`, `alignment` and `modes` therefore use `groups`: what one group found is independent of the others.
+
+    Attributes:
+        matrix: [size, size] of the kept space, on values.
+        stderr: the standard error of each entry, [size, size]; zeros where exact.
+        groups: the estimates from independent groups of probes, all of one size, whose mean is the matrix; float64
+            [size, size] in coordinates where the inner product is plain. Empty where exact.
+        applications: how many applications to one vector it took.
+        method: how it was found.
+    """
+
+    def __init__(self, mean: Array, groups: list[Array], space: Space, symmetric: bool, applications: int) -> None:
+        if not bool(array_namespace(mean).isfinite(mean).all()):
+            raise ValueError(
+                f"a partial trace on {space} holds NaN or inf: the operator's own numbers leave the range of "
+                f"{space.dtype}; take float64, or shorter trials"
+            )
+        super().__init__(_on_values(mean, space), space, space, symmetric=symmetric)
+        self.stderr = _on_values(_standard_error(mean, groups), space)
+        self.groups, self.applications = groups, applications
+        self.method = "probes" if groups else "exact"
+
+
+def partial_trace(op: Operator, keep: Keep, samples: int | None = None, seed: int | Random = 0) -> PartialTrace:
+    """(tr_Y A)[x, x'] = sum_y A[(x, y), (x', y)], the sum over all axes but those kept.
+
+    Exact when the matrix or the columns of J are few (at most `flat.CHEAP`). Else, with orthonormal columns Q that span
+    the leading range of J*, and standard normal xi,
+
+        A = (J Q)(J Q)* + E u u*,    u = J (1 - Q Q*) xi
+
+    where the mean over probes xi replaces the expectation: unbiased and positive semi-definite. Where the trials of a
+    flow are summed over, each trial b has a xi_b of its own, u_b = J_b (1 - Q Q*) xi_b: trials do not mix in the sum,
+    and their errors average out. Operators without a factor use A = E (A xi) xi*.
+
+    Args:
+        op: A, from a space to itself.
+        keep: the name of the axis to keep, or several; () gives the trace, all give the matrix.
+        samples: how many probes, rounded up to a multiple of 20 where there are more; `sampling` says what they cost.
+            None gives the exact result where it is cheap and 100 probes elsewhere.
+        seed: an int, or a `Random` to continue.
+
+    Raises:
+        ValueError: an unknown axis, a domain that is not the codomain, fewer than 8 samples, or a result of more than
+            2 GiB.
+
+    Example:
+        >>> import numpy as np, kpflow_dyn as kp
+        >>> space = kp.Space(("time", "unit"), (2, 3), np.zeros(1))
+        >>> kp.partial_trace(kp.MatrixOperator(np.eye(6), space, space), keep="time").matrix
+        array([[3., 0.],
+               [0., 3.]])
+    """
+    return partial_traces(op, [keep], samples, seed)[0]
+
+
+def partial_traces(
+    op: Operator, keeps: Iterable[Keep], samples: int | None = None, seed: int | Random = 0
+) -> list[PartialTrace]:
+    """Several partial traces of one operator from the same applications; arguments as for `partial_trace`."""
+    require_square(op, "a partial trace")
+    rng = Random(seed)
+    symmetric = is_symmetric(op, rng)
+    sums = [Sums(op.domain, names_of(keep), symmetric) for keep in keeps]
+    if samples is None and _is_cheap(op):
+        return _sum_exactly(op, sums)
+    columns, probes = sampling(SAMPLES if samples is None else samples)
+    if isinstance(op, GramOperator):
+        return _sample_gram(op, sums, columns, probes, rng)
+    return _sample(op, sums, probes, rng)
+
+
+def sampling(samples: int) -> tuple[int, int]:
+    """How many columns of Q and how many probes `partial_traces` of J J* takes for `samples`.
+
+    A column costs one J and one J*, a probe one J; probes are taken twice over for traces that keep trials and traces
+    that sum over them.
+
+    Raises:
+        ValueError: fewer than 8 samples.
+    """
+    check_samples(samples)
+    return min(LEADING, samples // 4), samples + -samples % min(GROUPS, samples)
+
+
+def marginal(op: Operator, keep: Keep) -> Operator:
+    """<A>_Y[x, x'] = (1 / |Y|) sum_{y, y'} A[(x, y), (x', y')]: feed copies along the other axes, then average.
+
+    A lazy operator on the kept axes. It is not the partial trace: it sees only what is common to all of Y, and averages
+    with the measure where there is one.
+
+    Args:
+        op: A, from a space to itself.
+        keep: the name of the axis to keep, or several; () gives the mean over everything, all give A.
+
+    Raises:
+        ValueError: an unknown axis, or a domain that is not the codomain.
+    """
+    require_square(op, "a marginal")
+    space, names = op.domain, names_of(keep)
+    kept = space.keep(names)
+
+    def through(op: Operator):
+        return lambda q: _average(op.mv(_copies(q, space, names)), space, names)
+
+    return Operator(kept, kept, through(op), None if op.symmetric else through(op.T))
+
+
+class Sums:
+    """A partial trace in the making: sum over pairs and y of left[x, y] right[x', y], in plain coordinates."""
+
+    def __init__(self, space: Space, names: tuple[str, ...], symmetric: bool) -> None:
+        self._full, self._kept = space, space.positions(names)
+        self.space, self.symmetric = space.keep(names), symmetric
+        self.known, self.groups = 0.0, [0.0] * GROUPS
+        if self.space.size**2 * 8 > DENSE_BYTES:
+            raise ValueError(
+                f"a partial trace on {self.space} has {self.space.size}^2 entries, more than "
+                f"{DENSE_BYTES / 2**30:.0f} GiB; keep fewer axes, or use eigs on the operator itself"
+            )
+
+    def add(self, left: Array, right: Array) -> None:
+        """Add a block of pairs [b, size]."""
+        self.known = self._product(left, right) + self.known
+
+    def add_probes(self, left: Array, right: Array, first: int) -> None:
+        """Add random pairs [b, size], the first of which is number `first`, each to the next group."""
+        for number in range(left.shape[0]):
+            group = (first + number) % GROUPS
+            pair = left[number : number + 1], right[number : number + 1]
+            self.groups[group] = self._product(*pair) + self.groups[group]
+
+    def exact(self, applications: int) -> PartialTrace:
+        """The sum of the pairs."""
+        return PartialTrace(self.known, [], self.space, self.symmetric, applications)
+
+    def sampled(self, probes: int, applications: int) -> PartialTrace:
+        """The sum of the pairs and the mean of so many random ones."""
+        count = min(GROUPS, probes)
+        groups = [self.known + total / (probes // count) for total in self.groups[:count]]
+        return PartialTrace(sum(groups) / count, groups, self.space, self.symmetric, applications)
+
+    def _product(self, left: Array, right: Array) -> Array:
+        product = dots(self._split(left), self._split(right))
+        return (product + product.T) / 2 if self.symmetric else product
+
+    def _split(self, rows: Array) -> Array:
+        """Rows [b, size] -> [x, y b]: trials, which may be sharded, stay outermost."""
+        matrices = as_matrices(rows, self._full, self._kept)
+        return array_namespace(rows).permute_dims(matrices, (1, 2, 0)).reshape((matrices.shape[1], -1))
+
+
+def as_matrices(rows: Array, space: Space, kept: tuple[int, ...]) -> Array:
+    """Rows [b, size] -> [b, x, y], with the kept axes in front of the others."""
+    order = (*kept, *(i for i in range(len(space.shape)) if i not in kept))
+    turned = array_namespace(rows).permute_dims(rows.reshape((-1, *space.shape)), (0, *(1 + i for i in order)))
+    size = math.prod(space.shape[i] for i in kept)
+    return turned.reshape((rows.shape[0], size, space.size // size))
+
+
+def _on_values(matrix: Array, space: Space) -> Array:
+    return matrix_on_values(to_like(matrix, space.like), space)
+
+
+def _standard_error(mean: Array, groups: list[Array]) -> Array:
+    if not groups:
+        return 0 * mean
+    variance = sum((group - mean) ** 2 for group in groups) / (len(groups) - 1) / len(groups)
+    return student(len(groups)) * array_namespace(mean).sqrt(variance)
+
+
+def _is_cheap(op: Operator) -> bool:
+    columns = op.factor.domain.size if isinstance(op, GramOperator) else op.domain.size
+    return isinstance(op, MatrixOperator) or min(columns, op.domain.size) <= CHEAP
+
+
+def _sum_exactly(op: Operator, sums: list[Sums]) -> list[PartialTrace]:
+    """tr_Y A from A applied to every unit vector, or from every column of J."""
+    source = op.factor if isinstance(op, GramOperator) and op.factor.domain.size < op.domain.size else op
+    factored, forward, columns = source is not op, on_rows(source), source.domain.size
+    for unit in unit_rows(source.domain):
+        image = forward(unit)
+        for kept in sums:
+            kept.add(image, image if factored else unit)
+    return [kept.exact((columns + 1) // 2 if factored else columns) for kept in sums]
+
+
+def _sample_gram(op: GramOperator, sums: list[Sums], columns: int, probes: int, rng: Random) -> list[PartialTrace]:
+    """tr_Y J J*: of the leading range of J* exactly, and of the rest by probes."""
+    J, columns = op.factor, min(columns, op.factor.domain.size)
+    images = images_of_normal(on_rows(J.T), columns, J.codomain.size, rng, J.codomain.like)
+    q, _c, _r = orthonormalise(images, [], 0.0)
+    forward, step = on_rows(J), rows_at_once(J.codomain.size, q)
+    for first in range(0, q.shape[0], step):
+        leading = forward(q[first : first + step])
+        for kept in sums:
+            kept.add(leading, leading)
+    by_factor = _split_by_factor(op, sums)
+    for factor, those in by_factor:
+        for first, image in probe_images(factor, q, probes, rng):
+            for kept in those:
+                kept.add_probes(image, image, first)
+    return [kept.sampled(probes, columns + (len(by_factor) * probes + 1) // 2) for kept in sums]
+
+
+def _split_by_factor(op: GramOperator, sums: list[Sums]) -> list[tuple[Operator, list[Sums]]]:
+    """Which factor of A each partial trace needs: that of each trial apart where it sums over trials."""
+    inside = [kept for kept in sums if op.apart is not None and "trial" not in kept.space.axes]
+    across = [kept for kept in sums if kept not in inside]
+    return [(factor, those) for factor, those in ((op.factor, across), (op.apart, inside)) if factor and those]
+
+
+def probe_images(factor: Operator, q: Array, probes: int, rng: Random) -> Iterator[tuple[int, Array]]:
+    """Images of standard normal vectors orthogonal to q [d, p], (number of the first, [b, n]), a few at a time.
+
+    Where the factor takes a vector for each trial, all of them are.
+    """
+    forward, size, p, turn = on_rows(factor), factor.domain.size, q.shape[1], array_namespace(q).permute_dims
+    step = rows_at_once(max(size, factor.codomain.size), q)
+    for first in range(0, probes, step):
+        count = min(step, probes - first)
+        drawn = rng.normal((count, size), factor.domain.like).reshape((count, size // p, p))
+        rest, _c = project_out(turn(drawn, (1, 0, 2)).reshape((-1, p)), [q])  # trials outermost: they may be sharded
+        yield first, forward(turn(rest.reshape((size // p, count, p)), (1, 0, 2)).reshape((count, size)))
+
+
+def _sample(op: Operator, sums: list[Sums], probes: int, rng: Random) -> list[PartialTrace]:
+    """tr_Y A = E tr_Y (A xi) xi^T."""
+    forward, step = on_rows(op), rows_at_once(op.domain.size, op.domain.like)
+    for first in range(0, probes, step):
+        block = rng.normal((min(step, probes - first), op.domain.size), op.domain.like)
+        image = forward(block)
+        for kept in sums:
+            kept.add_probes(image, block, first)
+    return [kept.sampled(probes, probes) for kept in sums]
+
+
+def names_of(keep: Keep) -> tuple[str, ...]:
+    """The names of the kept axes."""
+    return (keep,) if isinstance(keep, str) else tuple(keep)
+
+
+def _dropped(space: Space, names: tuple[str, ...]) -> tuple[int, ...]:
+    kept = space.positions(names)
+    return tuple(1 + i for i in range(len(space.shape)) if i not in kept)
+
+
+def _copies(q: Array, space: Space, names: tuple[str, ...]) -> Array:
+    """[b, *kept] -> [b, *shape]."""
+    dropped = _dropped(space, names)
+    lengths = tuple(1 if 1 + i in dropped else n for i, n in enumerate(space.shape))
+    return space.xp.broadcast_to(q.reshape((q.shape[0], *lengths)), (q.shape[0], *space.shape))
+
+
+def _average(u: Array, space: Space, names: tuple[str, ...]) -> Array:
+    """[b, *shape] -> [b, *kept], weighted by the measure."""
+    xp, dropped = space.xp, _dropped(space, names)
+    if not dropped:
+        return u
+    if space.measure is None:
+        return xp.mean(u, axis=dropped)
+    weights = xp.broadcast_to(space.measure, u.shape)
+    return xp.sum(weights * u, axis=dropped) / xp.sum(weights, axis=dropped)

@@ -1,0 +1,407 @@
+"""Leading eigenpairs of operators, and the temporal, trial and unit modes of their partial traces."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, Random, array_namespace, device, to_numpy
+from kpflow_dyn._arrays.dots import row_norms, to_double
+from kpflow_dyn._arrays.memory import budget, bytes_of, memory_budget, require
+from kpflow_dyn._flows.sites import CoreOperator
+from kpflow_dyn._numbers.reductions import PartialTrace, partial_trace
+from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator
+from kpflow_dyn._spaces.rows import euclidean_matrix, is_symmetric, on_rows, require_square
+from kpflow_dyn._spaces.space import Space
+from kpflow_dyn.solvers import BlockLanczos, Dense, Eigenpairs, Triplets
+from kpflow_dyn.solvers._counted import Counted
+from kpflow_dyn.solvers._lanczos import Callback
+from kpflow_dyn.solvers._matrix import matrix_of
+from kpflow_dyn.solvers._moments import student
+from kpflow_dyn.solvers._orthogonalise import (
+    Which,
+    descending_eigh,
+    no_rows,
+    orthonormalise,
+    project_out,
+    relative,
+    to_like,
+)
+
+if TYPE_CHECKING:
+    import xarray
+
+DEPENDENT = 1e-6  # vectors to deflate with a smaller part of their own are dropped
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """Eigenpairs with vectors shaped like the space that they live in.
+
+    Attributes:
+        values: [k], descending (up to their errors, where they are estimates), float64.
+        vectors: [k, *space.shape], orthonormal in `space.inner`.
+        residuals: [k], the true |A v - l v| / |l_1|.
+        converged: [k], whether the residual is within the tolerance asked for.
+        applications: how many applications to one vector it took, one of J and one of J* counting as one of J J*.
+        space: where the vectors live.
+        total: the trace of the operator where it is known, else None.
+        stderr: [k], standard errors of the values where the operator itself was estimated from probes, else None.
+    """
+
+    values: Array
+    vectors: Array
+    residuals: Array
+    converged: Array
+    applications: int
+    space: Space
+    total: float | None = None
+    stderr: Array | None = None
+
+    @property
+    def explained(self) -> Array:
+        """Each value's share of the trace [k].
+
+        Raises:
+            ValueError: when the trace is not known; divide `values` by `trace(op).value`.
+        """
+        if self.total is None:
+            raise ValueError("the trace of the operator is not known here; divide .values by kp.trace(op).value")
+        return self.values / self.total if self.total else 0 * self.values
+
+    def first(self, k: int) -> Modes:
+        """The k leading ones alone."""
+        kept = {name: getattr(self, name)[:k] for name in ("values", "vectors", "residuals", "converged")}
+        return dataclasses.replace(self, **kept, stderr=None if self.stderr is None else self.stderr[:k])
+
+    def to_xarray(self) -> xarray.Dataset:
+        """A dataset of `eigenvalues`, `vectors`, `residuals`, `converged`, `stderr` on "mode" and the space's axes."""
+        import xarray
+
+        data = {
+            "eigenvalues": ("mode", to_numpy(self.values)),
+            "vectors": (("mode", *self.space.axes), to_numpy(self.vectors)),
+            "residuals": ("mode", to_numpy(self.residuals)),
+            "converged": ("mode", to_numpy(self.converged)),
+        }
+        if self.stderr is not None:
+            data["stderr"] = ("mode", to_numpy(self.stderr))
+        total = {} if self.total is None else {"total": self.total}
+        return xarray.Dataset(data, attrs={"applications": self.applications, **total})
+
+
+def eigs(
+    op: Operator,
+    k: int,
+    alg: BlockLanczos | Dense | None = None,
+    seed: int | Random = 0,
+    callback: Callback | None = None,
+    which: Which = "LA",
+    start: Array | None = None,
+    deflate: Array | None = None,
+) -> Modes:
+    """The k algebraically largest eigenpairs A v = l v of a symmetric operator, or those at its other end.
+
+    A = J J* with fewer parameters than states is solved as G = J*J on the parameters, which has the same nonzero
+    eigenvalues; its vectors w give v = J w / sqrt(l).
+
+    Args:
+        op: A, symmetric in the inner product of its space.
+        k: how many pairs, at most the largest rank that A can have.
+        alg: `solvers.BlockLanczos` with its options, the default one when None; or `solvers.Dense()` for the matrix.
+        seed: an int, or a `Random` to continue.
+        callback: called after each step of the solver with its number of calls and the leading residuals.
+        which: "LA" for the algebraically largest, "SA" for the smallest, "LM" for the largest in magnitude.
+        start: vectors [b, *shape] to begin with, such as those of an earlier checkpoint; random when None.
+        deflate: vectors [d, *shape], such as pairs found before, to stay orthogonal to: the pairs are those of
+            (1 - U U*) A (1 - U U*), with U an orthonormal basis of them.
+
+    Raises:
+        ValueError: k out of range, an unknown `which`, or an operator that is not symmetric.
+
+    Warns:
+        UserWarning: some pairs did not converge; they are returned flagged.
+
+    Example:
+        >>> import numpy as np, kpflow_dyn as kp
+        >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
+        >>> kp.eigs(kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit, symmetric=True), k=2).values
+        array([3., 2.])
+    """
+    alg, rng, space = BlockLanczos() if alg is None else alg, Random(seed), op.domain
+    require_square(op, "eigs")
+    known = None if deflate is None else _basis(_rows(deflate, space, "deflate"))
+    _check_count(k, (space.size if which == "SA" else _most(op)) - (0 if known is None else known.shape[0]))
+    if not is_symmetric(op, rng):
+        raise ValueError(f"eigs needs a symmetric operator, got {op!r}; take op @ op.T for its left singular vectors")
+    first = None if start is None else _rows(start, space, "start")
+    with _room_for(k, space):
+        return _eigs(op, k, alg, rng, callback, which, first, known)
+
+
+def _room_for(k: int, space: Space) -> AbstractContextManager[None]:
+    """What a memory budget leaves after k vectors."""
+    taken = bytes_of(k * space.size, space.like)
+    require(taken, f"{k} vectors of {space}", "ask for fewer, or raise the budget")
+    left = budget()
+    return nullcontext() if left is None else memory_budget(max(1, left - taken))
+
+
+def _eigs(
+    op: Operator,
+    k: int,
+    alg: BlockLanczos | Dense,
+    rng: Random,
+    callback: Callback | None,
+    which: Which,
+    first: Array | None,
+    known: Array | None,
+) -> Modes:
+    space = op.domain
+    if isinstance(op, GramOperator) and op.factor.domain.size < space.size and which != "SA":
+        triplets = _of_product(op.factor, k, alg, rng, callback, first, known)
+        found = dataclasses.replace(triplets, values=triplets.values**2)
+        return _as_modes(found, triplets.left, space)
+    found = alg.solve(
+        on_rows(op),
+        space.size,
+        k,
+        like=space.like,
+        seed=rng,
+        which=which,
+        start=first,
+        deflate=known,
+        callback=callback,
+    )
+    return _as_modes(found, found.vectors, space)
+
+
+def _as_modes(found: Eigenpairs | Triplets, rows: Array, space: Space) -> Modes:
+    vectors = space.from_euclidean(rows.reshape((-1, *space.shape)))
+    return Modes(found.values, vectors, found.residuals, found.converged, found.applications, space)
+
+
+def modes_and_drives(
+    op: GramOperator, k: int, alg: BlockLanczos | Dense, rng: Random, callback: Callback | None = None
+) -> tuple[Modes, Array]:
+    """The k leading eigenpairs l, u of A = J J*; and v [k, p] orthonormal, J v = sqrt(l) u, in plain coordinates."""
+    factor, space = op.factor, op.domain
+    if factor.domain.size <= space.size:
+        with _room_for(k, space):
+            found = _of_product(factor, k, alg, rng, callback, None, None)
+        return _as_modes(dataclasses.replace(found, values=found.values**2), found.left, space), found.right
+    modes = eigs(op, k, alg, rng, callback)
+    u, s = space.to_euclidean(modes.vectors).reshape((k, -1)), array_namespace(modes.values).sqrt(abs(modes.values))
+    modes = dataclasses.replace(modes, applications=modes.applications + (k + 1) // 2)
+    return modes, on_rows(factor.T)(u) / to_like(s + (s == 0), u)[:, None]
+
+
+def _of_product(
+    factor: Operator,
+    k: int,
+    alg: BlockLanczos | Dense,
+    rng: Random,
+    callback: Callback | None,
+    start: Array | None,
+    known: Array | None,
+) -> Triplets:
+    """The triplets of J whose left vectors are eigenvectors of J J*, orthogonal to known rows."""
+    forward, backward = on_rows(factor), on_rows(factor.T)
+
+    def apart(rows: Array) -> Array:
+        return rows if known is None else project_out(rows, [known])[0]
+
+    return alg.solve_product(
+        lambda w: apart(forward(w)),
+        lambda q: backward(apart(q)),
+        factor.domain.size,
+        k,
+        like=factor.domain.like,
+        seed=rng,
+        squared=True,
+        start=None if start is None else backward(apart(start)),
+        callback=callback,
+    )
+
+
+def eigenvalues(op: Operator) -> Array:
+    """All eigenvalues of a symmetric operator [n], descending, in float64, each as often as it occurs.
+
+    From the spectrum of V^T V where A is a core that follows from it, else from the matrix: of J J* the smaller one of
+    J*J and J J*, whose dimension may be up to 20,000; the rest are zeros.
+
+    Args:
+        op: A, from a space to itself.
+
+    Raises:
+        ValueError: an operator that is not symmetric, or whose matrix is too large.
+
+    Example:
+        >>> import numpy as np, kpflow_dyn as kp
+        >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
+        >>> kp.eigenvalues(kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit, symmetric=True))
+        array([3., 2., 1.])
+    """
+    require_square(op, "a spectrum")
+    if not is_symmetric(op, Random(0)):
+        raise ValueError(f"eigenvalues needs a symmetric operator, got {op!r}; take op @ op.T, or kp.svds")
+    known = op.spectrum() if isinstance(op, CoreOperator) else None
+    if known is not None:
+        values = np.sort(np.repeat(*known))[::-1]
+        return _padded(values[: op.domain.size], op.domain.size)
+    smaller = op.factor.T @ op.factor if isinstance(op, GramOperator) and op.factor.domain.size < op.domain.size else op
+    space = smaller.domain
+    matrix, _rows = matrix_of(Counted(on_rows(smaller)), no_rows(space.size, space.like))
+    return _padded(descending_eigh(matrix)[0], op.domain.size)
+
+
+def _padded(values: Array, size: int) -> Array:
+    """Values and as many zeros as are missing."""
+    xp = array_namespace(values)
+    return xp.concat([values, xp.zeros(size - values.shape[0], dtype=values.dtype, device=device(values))])
+
+
+@dataclass(frozen=True, eq=False)
+class SingularModes:
+    """Singular triplets A v = s u, A* u = s v.
+
+    Attributes:
+        values: s [k], descending, float64.
+        left: u [k, *codomain.shape], orthonormal in the inner product of the codomain; of flow.J, state modes.
+        right: v [k, *domain.shape], orthonormal in that of the domain; of flow.J, the changes of the parameters that
+            drive them (`flow.as_parameters(right)` for the arrays of each parameter).
+        residuals: [k], the true (|A v - s u|^2 + |A* u - s v|^2)^(1/2) / s_1.
+        converged: [k], whether the residual is within the tolerance asked for.
+        applications: how many applications to one vector it took, one of A and one of A* counting as one.
+    """
+
+    values: Array
+    left: Array
+    right: Array
+    residuals: Array
+    converged: Array
+    applications: int
+
+
+def svds(
+    op: Operator,
+    k: int,
+    alg: BlockLanczos | Dense | None = None,
+    seed: int | Random = 0,
+    callback: Callback | None = None,
+) -> SingularModes:
+    """The k largest singular values of any operator A, with their left and right vectors.
+
+    Eigenvectors of A*A, or of A A* where that is smaller, are the right (left) vectors. Squares lose half of the
+    digits: s below sqrt(eps) s_1 are noise, unless a dimension is so small (512) that A itself is decomposed.
+
+    Args:
+        op: A.
+        k: how many triplets, at most the smaller dimension.
+        alg: `solvers.BlockLanczos` with its options, the default one when None; or `solvers.Dense()`. Its tolerance is
+            that of the residuals.
+        seed: an int, or a `Random` to continue.
+        callback: called after each step of the solver with its number of calls and its residuals.
+
+    Raises:
+        ValueError: k out of range.
+
+    Warns:
+        UserWarning: some triplets did not converge; they are returned flagged.
+
+    Example:
+        >>> import numpy as np, kpflow_dyn as kp
+        >>> left, right = (kp.Space((name,), (n,), np.zeros(1)) for name, n in (("out", 2), ("in", 3)))
+        >>> kp.svds(kp.MatrixOperator(np.array([[0.0, 0.0, 2.0], [1.0, 0.0, 0.0]]), right, left), k=2).values
+        array([2., 1.])
+    """
+    alg = BlockLanczos() if alg is None else alg
+    _check_count(k, min(op.domain.size, op.codomain.size))
+    if op.domain.size > op.codomain.size:
+        found = svds(op.T, k, alg, seed, callback)
+        return dataclasses.replace(found, left=found.right, right=found.left)
+    with _room_for(k, op.codomain):
+        found = alg.solve_product(
+            on_rows(op), on_rows(op.T), op.domain.size, k, like=op.domain.like, seed=seed, callback=callback
+        )
+    left, right = (
+        space.from_euclidean(rows.reshape((k, *space.shape)))
+        for space, rows in ((op.codomain, found.left), (op.domain, found.right))
+    )
+    return SingularModes(found.values, left, right, found.residuals, found.converged, found.applications)
+
+
+def modes(
+    op: Operator, axis: str = "time", k: int | None = None, samples: int | None = None, seed: int | Random = 0
+) -> Modes:
+    """The k leading eigenvectors of the partial trace of A on one axis: temporal, trial or unit modes.
+
+    The eigenvalues of an estimate are spread by its noise, so that a flat spectrum would seem to have leading modes.
+    Where the partial trace T is estimated, the values are therefore cross-validated,
+
+        value_i = v_i^T T' v_i    with v_i of one half of the probes and T' of the other, both ways
+
+    unbiased for what modes of half of the probes carry. They lie below the leading eigenvalues of T where these modes
+    are not resolved, add up to the trace, and come with standard errors. Vectors are those of all probes, and residuals
+    say how well these were solved for, not how far they are from those of T.
+
+    Args:
+        op: A, symmetric; a partial trace on that axis alone is taken as it is.
+        axis: the name of the axis.
+        k: how many, at most the length of the axis; None gives five, or all of a shorter axis.
+        samples: how many probes for the partial trace; None is exact where it is cheap.
+        seed: an int, or a `Random` to continue.
+
+    Raises:
+        ValueError: an unknown axis, k out of range, or an operator that is not symmetric.
+    """
+    on_axis = op.domain.axes == (axis,)
+    reduced = op if isinstance(op, MatrixOperator) and on_axis else partial_trace(op, axis, samples, seed)
+    k = min(5, reduced.domain.size) if k is None else k
+    _check_count(k, reduced.domain.size)
+    if not is_symmetric(reduced, Random(seed)):
+        raise ValueError(f"modes needs a symmetric operator, got {op!r}; take op @ op.T or op.T @ op")
+    matrix, space = to_double(euclidean_matrix(reduced)), reduced.domain
+    values, rotation = descending_eigh(matrix)
+    rows = rotation[:, :k].T
+    residuals = relative(row_norms(rows @ matrix - values[:k, None] * rows), float(abs(values).max()))
+    vectors, total = space.from_euclidean(to_like(rows, space.like).reshape((k, *space.shape))), float(values.sum())
+    groups = reduced.groups if isinstance(reduced, PartialTrace) else []
+    values, stderr = _cross_validated(groups, k) if groups else (values[:k], None)
+    applications = getattr(reduced, "applications", 0)
+    return Modes(values, vectors, residuals, residuals <= 1e-6, applications, space, total, stderr)
+
+
+def _cross_validated(groups: list[Array], k: int) -> tuple[Array, Array]:
+    """v^T T v with v found from one half of the groups and T from the other, both ways, and its standard error."""
+    xp, halves, means, variances = array_namespace(groups[0]), (groups[::2], groups[1::2]), [], []
+    for found, other in (halves, halves[::-1]):
+        vectors = descending_eigh(sum(found) / len(found))[1][:, :k]
+        each = xp.stack([xp.sum((group @ vectors) * vectors, axis=0) for group in other])
+        means.append(xp.mean(each, axis=0))
+        variances.append(xp.var(each, axis=0, correction=1) / len(other))
+    return (means[0] + means[1]) / 2, student(len(groups)) * xp.sqrt(variances[0] + variances[1]) / 2
+
+
+def _most(op: Operator) -> int:
+    """The largest rank that an operator from a space to itself can have."""
+    return min(op.domain.size, op.factor.domain.size) if isinstance(op, GramOperator) else op.domain.size
+
+
+def _check_count(k: int, most: int) -> None:
+    if not isinstance(k, int | np.integer) or not 1 <= k <= most:
+        raise ValueError(f"k = {k!r} pairs asked of an operator of rank {most} at most; expected 1 <= k <= {most}")
+
+
+def _basis(rows: Array) -> Array:
+    return orthonormalise(rows, [], DEPENDENT * float(row_norms(rows).max()))[0]
+
+
+def _rows(vectors: Array, space: Space, what: str) -> Array:
+    """Vectors [b, *shape] as rows in coordinates where the inner product is plain."""
+    space.check(vectors, what)
+    return space.to_euclidean(vectors).reshape((-1, space.size))

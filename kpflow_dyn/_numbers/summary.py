@@ -1,0 +1,289 @@
+"""Every scalar of a flow and its leading modes, from one pass of applications.
+
+The leading eigenpairs l, u of A = J J* come first, with the changes v of the parameters that drive them, so that
+J v = sqrt(l) u. What they carry is known exactly. For the rest, with y = (1 - sum v v*) xi, u = J y and z = J* u, each
+random vector xi gives
+
+    tr A     = sum l   + E |u|^2             tr A K = sum l <u, K u> + E <u, K u>
+    |A|_F^2  = sum l^2 + E |(1 - sum v v*) z|^2           tr_Y A = sum l tr_Y u u* + E tr_Y u u*
+
+Sums over trials take further vectors, of each trial's own. Where J has few columns, all pairs are leading ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, Random, to_numpy
+from kpflow_dyn._arrays.dots import row_dots
+from kpflow_dyn._arrays.memory import rows_at_once
+from kpflow_dyn._flows.flow import Flow
+from kpflow_dyn._flows.sites import CoreOperator
+from kpflow_dyn._numbers.estimate import Scalars, cosine, effective_rank, moments_of
+from kpflow_dyn._numbers.reductions import GROUPS, PartialTrace, Sums, probe_images
+from kpflow_dyn._numbers.spectra import Modes, modes, modes_and_drives
+from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator
+from kpflow_dyn._spaces.rows import CHEAP, on_rows
+from kpflow_dyn.solvers import BlockLanczos, Dense, Estimate, Moments
+from kpflow_dyn.solvers._moments import exact, of_samples
+from kpflow_dyn.solvers._orthogonalise import eps_of, project_out, to_like
+
+Progress = Callable[[str, int, int | None], None]
+"""Called as progress(stage, done, total) in applications of an operator; total is None where nobody knows."""
+
+KERNELS = {"temporal": "time", "spatial": "unit", "trial": "trial"}
+"""The partial traces of the NTK by name, and the axis that each keeps."""
+
+SAMPLES, LEAST_SAMPLES = 60, 40
+DENSE_BYTES = 2**30
+TINY = 1e-150
+MANY_TRIALS = 10
+METHOD = "leading eigenpairs and probes"
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """What `summary` finds of a flow.
+
+    Attributes:
+        ntk, K, core: trace, Frobenius norm and effective rank of each operator.
+        alignment: cos(K, NTK).
+        temporal_rank, spatial_rank, trial_rank: effective ranks of its partial traces that keep time, unit, trial.
+        modes: the leading eigenpairs of the NTK.
+        temporal, spatial, trial: all modes of its partial traces.
+        kernels: these partial traces, by "temporal", "spatial" and "trial".
+        applications: of J J* in all, one J and one J* counting as one.
+    """
+
+    ntk: Scalars
+    K: Scalars
+    core: Scalars
+    alignment: Estimate
+    temporal_rank: Estimate
+    spatial_rank: Estimate
+    trial_rank: Estimate
+    modes: Modes
+    temporal: Modes
+    spatial: Modes
+    trial: Modes
+    kernels: dict[str, PartialTrace]
+    applications: int
+
+    def numbers(self) -> dict[str, Estimate]:
+        """All scalars by name, such as "ntk_effective_rank" and "temporal_effective_rank"."""
+        found = {}
+        for name in ("core", "K", "ntk"):
+            of = getattr(self, name)
+            found |= {f"{name}_trace": of.trace, f"{name}_norm": of.norm, f"{name}_effective_rank": of.effective_rank}
+        ranks = {f"{name}_effective_rank": getattr(self, f"{name}_rank") for name in KERNELS}
+        return found | ranks | {"K_ntk_alignment": self.alignment}
+
+    def __str__(self) -> str:
+        rows = [f"{name:24} {found.value:12.5g} +- {found.stderr:.2g}" for name, found in self.numbers().items()]
+        values = ", ".join(f"{value:.4g}" for value in to_numpy(self.modes.values)[:5])
+        return "\n".join([*rows, f"{'ntk_eigenvalue':24} {values}, ...", f"{self.applications} applications"])
+
+
+def summary(
+    flow: Flow,
+    k: int = 10,
+    samples: int = SAMPLES,
+    seed: int | Random = 0,
+    alg: BlockLanczos | Dense | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Every scalar of a flow, with its error bar, and the leading modes, without applying anything twice.
+
+    Exact where J has few columns or rows; see the head of this file for what is estimated and how.
+
+    Args:
+        flow: what `linearize` gives.
+        k: how many eigenpairs of the NTK to find; they are taken out of what is estimated.
+        samples: random vectors behind each estimate.
+        seed: an int, or a `Random` to continue.
+        alg: how the eigenpairs are found; `solvers.BlockLanczos()` when None.
+        progress: called as the work goes on.
+
+    Raises:
+        ValueError: k < 1, fewer than 40 samples, or a state without the axes trial, time and unit.
+
+    Warns:
+        UserWarning: eigenpairs that did not converge; they are returned flagged.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
+        >>> found = kp.summary(flow, k=3)
+        >>> found.temporal_rank.value <= 5, found.modes.vectors.shape
+        (True, torch.Size([3, 4, 5, 8]))
+    """
+    if missing := set(KERNELS.values()) - set(flow.ntk.domain.axes):
+        raise ValueError(
+            f"summary needs the axes trial, time and unit; {flow.ntk.domain} lacks {sorted(missing)}. Take kp.eigs, "
+            "kp.effective_rank and kp.modes(flow.ntk, axis=...)"
+        )
+    if k < 1:
+        raise ValueError(f"k = {k} eigenpairs asked for, expected at least 1")
+    if samples < LEAST_SAMPLES:
+        raise ValueError(f"samples = {samples} is too few for error bars; give at least {LEAST_SAMPLES}")
+    return _Pass(flow, samples + -samples % GROUPS, Random(seed), progress or _silent).summary(k, alg or BlockLanczos())
+
+
+class _Pass:
+    """One pass of applications over the operators of a flow."""
+
+    def __init__(self, flow: Flow, samples: int, rng: Random, progress: Progress) -> None:
+        self.flow, self.samples, self.rng, self.progress = flow, samples, rng, progress
+        self.halves: Counter[str] = Counter()
+        self.kick = on_rows(flow.K.factor.T)
+        self.sums = {name: Sums(flow.ntk.domain, (axis,), True) for name, axis in KERNELS.items()}
+        self.probes = dict.fromkeys(self.sums, 0)
+
+    def summary(self, k: int, alg: BlockLanczos | Dense) -> Summary:
+        """Leading pairs first, then what they leave, then the operators that need no sweep."""
+        most, largest = sorted((self.flow.J.domain.size, self.flow.ntk.domain.size))
+        small = most <= CHEAP and 8 * most * largest <= DENSE_BYTES
+        leading = self.watched("leading eigenpairs of ntk", self.flow.ntk, None)
+        found, v = modes_and_drives(leading, most if small else min(k, most), Dense() if small else alg, self.rng)
+        self.halves["leading eigenpairs of ntk"] = 2 * found.applications  # without calls that were for timing only
+        known = self.add_leading(found)
+        if small:
+            ntk = exact(known, self.applications, "exact: all eigenpairs")
+            trace = ntk.trace
+        else:
+            ntk, trace = self.add_probes(known, v[: int((to_numpy(found.values) > 0).sum())])
+        kernels = {name: self.kernel(name) for name in KERNELS}
+        K, core = (self.moments(name, getattr(self.flow, name)) for name in ("K", "core"))
+        return Summary(
+            ntk=Scalars(trace, ntk.norm, ntk.effective_rank),
+            K=Scalars(K.trace, K.norm, K.effective_rank),
+            core=Scalars(core.trace, core.norm, core.effective_rank),
+            alignment=_alignment(ntk, K),
+            modes=found.first(k),
+            kernels=kernels,
+            applications=self.applications,
+            **_of_kernels(kernels),
+        )
+
+    @property
+    def applications(self) -> int:
+        """Of J J* so far."""
+        return (sum(count for stage, count in self.halves.items() if stage.endswith(" ntk")) + 1) // 2
+
+    def add_leading(self, found: Modes) -> np.ndarray:
+        """What the leading pairs carry of tr A, |A|_F^2 and tr A K."""
+        values, space = to_numpy(found.values), found.space
+        roots, kicked = to_like(np.sqrt(abs(values)), found.vectors), 0.0
+        step = rows_at_once(space.size, found.vectors)
+        for i in range(0, len(values), step):
+            u = space.to_euclidean(found.vectors[i : i + step]).reshape((-1, space.size))
+            w = roots[i : i + step, None] * u
+            kicked += self.kicked(w).sum()
+            for kept in self.sums.values():
+                kept.add(w, w)
+        return np.array([values.sum(), (values**2).sum(), kicked])
+
+    def add_probes(self, known: np.ndarray, q: Array) -> tuple[Moments, Estimate]:
+        """tr A, |A|_F^2 and tr A K; and the trace, of which each trial's own vectors tell more."""
+        apart = self.probes_apart()
+        ntk = self.watched("probes of ntk", self.flow.ntk, self.samples + (apart + 1) // 2)
+        inside = ["temporal", "spatial"] if apart else []
+        self.probes = {name: apart if name in inside else self.samples for name in self.sums}
+        backward, rows, eps = on_rows(ntk.factor.T), [], eps_of(q)
+        for first, u in probe_images(ntk.factor, q, self.samples, self.rng):
+            rest, _c = project_out(backward(u), [q])
+            rows.append(np.stack([_squares(u), _squares(rest), self.kicked(u)]))
+            self.add(set(self.sums) - set(inside), u, first)
+        found = of_samples(known[:, None] + np.concatenate(rows, 1), self.applications, METHOD, eps)
+        if ntk.apart is None:
+            return found, found.trace
+        traces = []
+        for first, u in probe_images(ntk.apart, q, apart, self.rng):
+            traces.append(_squares(u))
+            self.add(inside, u, first)
+        own = of_samples(known[:1, None] + np.concatenate(traces)[None], self.applications, METHOD, eps)
+        return found, _together(found.trace, own.trace)
+
+    def probes_apart(self) -> int:
+        """How many vectors of each trial's own: fewer where they average over many trials, as they cost more."""
+        if self.flow.ntk.apart is None:
+            return 0
+        share = 3 if self.flow.ntk.domain.shape[0] > MANY_TRIALS else 1
+        return max(1, self.samples // share // GROUPS) * GROUPS
+
+    def add(self, names: Iterable[str], u: Array, first: int) -> None:
+        """Add random vectors to these kernels."""
+        for name in names:
+            self.sums[name].add_probes(u, u, first)
+
+    def kernel(self, name: str) -> PartialTrace:
+        """A partial trace of all that was added."""
+        kept, probes = self.sums[name], self.probes[name]
+        return kept.sampled(probes, self.applications) if probes else kept.exact(self.applications)
+
+    def kicked(self, u: Array) -> np.ndarray:
+        """<u, K u> of rows."""
+        return _squares(self.kick(u))
+
+    def moments(self, name: str, op: GramOperator) -> Moments:
+        """tr and |.|_F^2 of an operator that needs no sweep, exact where that is cheap."""
+        known = isinstance(op, CoreOperator) and op.spectrum() is not None
+        samples = None if known or min(op.domain.size, op.factor.domain.size) <= CHEAP else self.samples
+        stage = f"trace, norm and effective rank of {name}"
+        return moments_of(op if known else self.watched(stage, op, samples), samples, self.rng, None)
+
+    def watched(self, stage: str, op: GramOperator, total: int | None) -> GramOperator:
+        """The same operator, which counts and reports what is applied in this stage, a factor being one half."""
+
+        def counted(factor: Operator) -> Operator:
+            return Operator(factor.domain, factor.codomain, note(factor.mv), note(factor.T.mv))
+
+        def note(apply: Apply) -> Apply:
+            def applied(q: Array) -> Array:
+                image = apply(q)
+                self.halves[stage] += len(q)
+                self.progress(stage, self.halves[stage] // 2, total)
+                return image
+
+            return applied
+
+        self.progress(stage, 0, total)
+        return GramOperator(counted(op.factor), None, None if op.apart is None else counted(op.apart))
+
+
+def _of_kernels(kernels: dict[str, PartialTrace]) -> dict[str, Any]:
+    """Their effective ranks and modes."""
+    ranks = {f"{name}_rank": effective_rank(kernel) for name, kernel in kernels.items()}
+    return ranks | {name: modes(kernel, KERNELS[name], k=kernel.domain.size) for name, kernel in kernels.items()}
+
+
+def _together(a: Estimate, b: Estimate) -> Estimate:
+    """The mean of independent estimates, each weighted by its precision."""
+    weights = np.array([1 / max(e.stderr, TINY) ** 2 for e in (a, b)])
+    value = float(weights @ [a.value, b.value] / weights.sum())
+    return Estimate(value, float(weights.sum() ** -0.5), b.applications, b.method)
+
+
+def _squares(rows: Array) -> np.ndarray:
+    return to_numpy(row_dots(rows, rows))
+
+
+def _alignment(ntk: Moments, K: Moments) -> Estimate:
+    """cos(K, A) from tr A K and |A|_F^2, which were found together, and from |K|_F^2."""
+    if not (ntk.means[1] > 0 and K.means[1] > 0):
+        raise ValueError("alignment with the zero operator is not defined; check what the operators learn from")
+    covariance = np.zeros((3, 3))
+    covariance[:2, :2], covariance[2, 2] = ntk.covariance[np.ix_([2, 1], [2, 1])], K.covariance[1, 1]
+    means, count = np.array([ntk.means[2], ntk.means[1], K.means[1]]), max(ntk.count, K.count)
+    floor = max(ntk.floor, K.floor)
+    return Moments(means, covariance, count, ntk.applications, ntk.method, floor).estimate(cosine)
+
+
+def _silent(stage: str, done: int, total: int | None) -> None:
+    pass

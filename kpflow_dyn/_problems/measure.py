@@ -1,0 +1,66 @@
+"""How much each trial and each time counts in the inner product of the state space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from kpflow_dyn._problems.solutions import Solution
+
+Weights = str | Sequence[float] | np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The inner product <a, b> = sum over trials b, times n and units of trial_b time_n a b.
+
+    With quadrature weights on the times, states are functions of time in L^2, and spectra do not depend on the mesh.
+
+    Args:
+        time: weights [time], positive; None takes those that fit the problem: the trapezoid rule on a grid of times,
+            Gauss weights on a span, and a count of one for each step of a discrete problem.
+        trial: "sum" counts each trial as one, "mean" as one over their number; or weights [trial], positive.
+
+    Raises:
+        ValueError: for weights that are not positive and finite, or of another length (when they are used).
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> solution = kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3)))
+        >>> total = kp.trace(kp.linearize(solution).ntk).value
+        >>> mean = kp.trace(kp.linearize(solution, measure=kp.Measure(trial="mean")).ntk).value
+        >>> round(total / mean)
+        4
+    """
+
+    time: Any = None
+    trial: Any = "sum"
+
+    def times(self, solution: Solution) -> np.ndarray | None:
+        """The weights of the solution's times; None where each counts as one."""
+        if self.time is None:
+            return solution.weights
+        return _checked(self.time, solution.state.shape[1], "time")
+
+    def trials(self, solution: Solution) -> np.ndarray | None:
+        """The weights of its trials; None where each counts as one."""
+        count = solution.state.shape[0]
+        if isinstance(self.trial, str):
+            if self.trial not in ("sum", "mean"):
+                raise ValueError(f"trial is {self.trial!r}, expected 'sum', 'mean' or weights [trial]")
+            return None if self.trial == "sum" else np.full(count, 1 / count)
+        return _checked(self.trial, count, "trial")
+
+
+def _checked(weights: Any, count: int, axis: str) -> np.ndarray:
+    array = np.asarray(weights, np.float64)
+    if array.shape != (count,):
+        raise ValueError(f"the measure has {axis} weights of shape {array.shape}, expected [{axis}] = ({count},)")
+    if not (np.isfinite(array).all() and (array > 0).all()):
+        raise ValueError(f"the measure's {axis} weights must be positive and finite")
+    return array

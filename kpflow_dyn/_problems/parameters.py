@@ -1,0 +1,110 @@
+"""Parameters of a model by their names, in either framework: taken out, compared with those of a file, put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, is_torch_module, like_numpy
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used as asked; the message says why and what to do."""
+
+
+def parameters_of(model: Any) -> dict[str, Array]:
+    """The parameters of a torch module, or the floating arrays of a jax pytree, named as in `Flow.parameters`.
+
+    Raises:
+        TypeError: a model without any.
+    """
+    if is_torch_module(model):
+        found = dict(model.named_parameters())
+    else:
+        from kpflow_dyn._jax.checks import floating_leaves
+
+        found = floating_leaves(model)
+    if not found:
+        raise TypeError(f"{type(model).__name__} has no parameters, expected a torch module or a pytree of jax arrays")
+    return found
+
+
+def with_values(model: Any, values: Mapping[str, np.ndarray]) -> Any:
+    """The model with these values of all of its parameters: a torch module itself, or a new pytree.
+
+    Raises:
+        CheckpointError: other names or shapes than the model's, or a dtype that the model's cannot hold.
+    """
+    known = parameters_of(model)
+    check_names(values, known, "these are not the parameters of the model", "pass the model that was recorded")
+    for name, parameter in known.items():
+        _check_dtype(name, values[name].dtype, parameter)
+    return changed(model, {name: values[name] for name in known})
+
+
+def changed(model: Any, values: Mapping[str, np.ndarray]) -> Any:
+    """The model with these values of some parameters, rounded to its dtype: a torch module itself, or a new pytree."""
+    known = parameters_of(model)
+    arrays = {name: like_numpy(value, known[name]) for name, value in values.items()}
+    if is_torch_module(model):
+        import torch
+
+        with torch.no_grad():
+            for name, array in arrays.items():
+                known[name].copy_(array)
+        return model
+    from kpflow_dyn._jax.checks import with_parameters
+
+    return with_parameters(model, arrays)
+
+
+def _check_dtype(name: str, dtype: np.dtype, parameter: Array) -> None:
+    kept = dtype_name(parameter)
+    if not np.can_cast(dtype, kept):
+        raise CheckpointError(f"{name} is {dtype} in the file but {kept} in the model; convert the model to {dtype}")
+
+
+def dtype_name(array: Array) -> str:
+    """ "float32" and the like."""
+    return str(array.dtype).removeprefix("torch.")
+
+
+def check_names(
+    found: Mapping[str, Any], expected: Mapping[str, Any], problem: str, advice: str, prefix: str = ""
+) -> None:
+    """Raise a CheckpointError unless names and shapes are those expected; the file has the prefix before each name."""
+    if wrong := sorted(set(found) ^ set(expected)):
+        raise CheckpointError(
+            f"{problem}: missing {listing(name for name in wrong if name in expected)}, "
+            f"left over {listing(name for name in wrong if name in found)}; {advice}"
+        )
+    for name, array in expected.items():
+        if found[name].shape != array.shape:
+            raise CheckpointError(f"{prefix}{name} must be {list(array.shape)}, got {list(found[name].shape)}")
+
+
+def listing(names: Iterable[str]) -> str:
+    """The names, the first twelve of them where there are many."""
+    names = [repr(name) for name in names]
+    rest = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return ", ".join(names[:12]) + rest if names else "nothing"
+
+
+@contextmanager
+def opened(path: Path, framework: str) -> Iterator[Any]:
+    """A safetensors file, whose tensors are those of "pt" or "numpy".
+
+    Raises:
+        CheckpointError: a file of another kind, or a damaged one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework) as file:
+            yield file
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file, or is damaged ({error})") from error

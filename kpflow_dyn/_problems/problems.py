@@ -1,0 +1,250 @@
+"""Problems: a model together with its inputs and its start, posed before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace, is_jax_array, is_torch_array, like_numpy
+from kpflow_dyn._problems.inputs import check_inputs, check_rows, check_start, check_times
+
+
+class _Problem:
+    """What all problems can do."""
+
+    def remake(self, **changes: Any) -> Self:
+        """A copy with some fields replaced: `problem.remake(x=...)`."""
+        names: list[str] = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+        if unknown := set(changes) - set(names):
+            raise TypeError(f"remake got {sorted(unknown)}, expected some of {', '.join(names)}")
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class DiscreteProblem(_Problem):
+    """A recurrent model z_t = cell(x_t, z_{t-1}), whose state is S = (z_1, ..., z_T) [trial, time, unit].
+
+    Args:
+        cell: torch's nn.RNN, nn.GRU or nn.LSTM with any number of layers, one of their Cells, or any nn.Module called
+            as `cell(x_t, z)` with x_t [trial, input] and z [trial, unit] (or a tuple of such), giving the next z. Its
+            trials must not influence each other. In JAX an equinox cell or any other callable pytree, called on one
+            trial: x_t [input] and z [unit].
+        x: inputs [trial, time, input], whatever the layer's `batch_first` says: a torch tensor or a jax array.
+        z0: the state before the first step: [trial, unit]; [unit] for all trials; or torch's own h_0
+            [layer, trial, unit] or (h_0, c_0). Zeros when None. The unit axis holds all layers' h one after another,
+            then all layers' c.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.zeros(2, 5, 3))
+        >>> tuple(kp.solve(problem).state.shape)
+        (2, 5, 8)
+    """
+
+    cell: Any
+    x: Array
+    z0: Any = None
+
+    def __post_init__(self) -> None:
+        if is_torch_array(self.x):
+            from kpflow_dyn._torch.checks import check_input
+
+            check_input(self.x)
+        elif is_jax_array(self.x) or isinstance(self.x, np.ndarray):
+            from kpflow_dyn._jax.checks import as_jax, check_input
+
+            x = as_jax(self.x, "x", "[trial, time, input]")
+            check_input(x)
+            object.__setattr__(self, "x", x)
+        else:
+            raise TypeError(f"x is {type(self.x).__name__}, expected a torch tensor or jax array [trial, time, input]")
+
+    def learn_start(self) -> DiscreteProblem:
+        """The same problem with z_0, shared by all trials, as a parameter `z0` that learns beside those of `cell`.
+
+        Its cell adds z0 to the state where a channel that is put in front of x is one, which it is at the first step.
+        (An encoder that learns is a part of the cell; a readout that does, `flow.output(C, learn=True)`.)
+
+        Raises:
+            ValueError: a start that differs between trials.
+
+        Example:
+            >>> import torch
+            >>> import kpflow_dyn as kp
+            >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3)).learn_start()
+            >>> list(kp.linearize(kp.solve(problem)).parameters)
+            ['z0', 'cell.weight_ih', 'cell.weight_hh', 'cell.bias_ih', 'cell.bias_hh']
+        """
+        if is_torch_array(self.x):
+            from kpflow_dyn._torch.cells import LearntStart
+        else:
+            from kpflow_dyn._jax.cells import LearntStart
+        first = np.zeros((*self.x.shape[:2], 1))
+        first[:, 0] = 1
+        x = array_namespace(self.x).concat([like_numpy(first, self.x), self.x], axis=-1)
+        started: Any = LearntStart
+        return DiscreteProblem(started(self.cell, self.x, self.z0), x)
+
+
+@dataclass(frozen=True)
+class ODEProblem(_Problem):
+    """A model in continuous time, z' = f(t, z) or z' = f(t, z, x(t)) from z(t_0) = z0, for each trial.
+
+    Args:
+        f: in torch an nn.Module called on all trials at once, f(t, z [trial, unit]) or f(t, z, x_t [trial, input]) with
+            t a 0-dim tensor, giving z' [trial, unit]; its trials must not influence each other. In JAX a pytree that is
+            callable (an equinox module, `jax.tree_util.Partial(function, parameters)`), called on one trial as
+            f(t, z [unit]) or f(t, z, x_t [input]), giving z' [unit].
+        z0: the state at the first time [trial, unit], a torch tensor or a jax array, which decides the framework.
+        t: an increasing grid of times, on which the state is wanted; or exactly two numbers (t0, t1), a span, for which
+            the times are chosen by the solver (Gauss points of its steps).
+        x: inputs: None; samples [trial, time, input] on the grid t; a pair (times [n], samples [trial, n, input]) whose
+            times cover those of t; or a callable of t that gives [trial, input], or [input] for all trials, made of the
+            framework's own functions. Samples are interpolated linearly in between, and held outside of their times.
+
+    Raises:
+        TypeError, ValueError: for a start, times or inputs that are no such thing or do not fit together.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> class Decay(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.rate = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+        ...     def forward(self, t, z):
+        ...         return -self.rate * z
+        >>> start = torch.ones(2, 1, dtype=torch.float64)
+        >>> solution = kp.solve(kp.ODEProblem(Decay(), start, [0.0, 0.5, 1.0]))
+        >>> tuple(solution.state.shape), round(float(solution.state[0, -1, 0]), 4)
+        ((2, 3, 1), 0.3679)
+    """
+
+    f: Any
+    z0: Array
+    t: Any
+    x: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "t", check_times(self.t))
+        object.__setattr__(self, "z0", check_start(self.z0, self.f))
+        object.__setattr__(self, "x", check_inputs(self.x, self.z0, self.t))
+
+    @property
+    def is_span(self) -> bool:
+        """Whether t is a span (t0, t1) rather than a grid."""
+        return len(self.t) == 2
+
+
+@dataclass(frozen=True)
+class StaticProblem(_Problem):
+    """A network without recurrence, y = net(x), with values on the way as its state.
+
+    F(S, theta; x) = S - G(S, theta; x), where G computes each value of S from those before it; P = (1 - dG/dS)^{-1} is
+    forward substitution through the network.
+
+    Args:
+        net: in torch an nn.Module called on all trials at once, whose trials must not influence each other: an MLP, a
+            convolutional or residual network, attention, a transformer, an nn.RNN, nn.GRU or nn.LSTM that is no step
+            map (bidirectional, projected), nn.MultiheadAttention (as self-attention). In JAX a callable pytree, called
+            on one trial.
+        x: inputs [trial, ...], floats or integers (tokens), a torch tensor or a jax array.
+        state: names of submodules whose outputs are the state, in the order of their calls, "" for the network's own;
+            the outputs of all uses of weights when None, a product and what is added to it counting as one. Values of
+            one shape lie on an axis "site", of one number of tokens side by side on the axis "unit"; others are
+            flattened.
+
+    Raises:
+        TypeError, ValueError: for inputs that are no finite array; a network that does not fit is refused by `solve`.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> solution = kp.solve(kp.StaticProblem(net, torch.randn(5, 3)))
+        >>> tuple(solution.state.shape), solution.sites
+        ((5, 10), ('0.weight + 0.bias', '2.weight + 2.bias'))
+    """
+
+    net: Any
+    x: Array
+    state: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "x", check_rows(self.x, "x", "[trial, ...]"))
+        if isinstance(self.state, str):
+            object.__setattr__(self, "state", (self.state,))
+
+
+@dataclass(frozen=True)
+class FixedPointProblem(_Problem):
+    """A model at rest, z = f(x, z) for each trial: a steady state of a recurrent network, a deep equilibrium model.
+
+    Args:
+        f: in torch an nn.Module called on all trials as f(x [trial, ...], z [trial, unit]), such as nn.RNNCell; in JAX
+            a callable pytree, called on one trial. Where its parameters are called z and x, in this order, it is called
+            as f(z, x).
+        x: inputs [trial, ...].
+        z0: where the search starts, [trial, unit] or [unit]; zeros of `f.hidden_size` when None.
+
+    Raises:
+        TypeError, ValueError: for inputs that are no finite array; what does not contract is refused by `solve`.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> solution = kp.solve(kp.FixedPointProblem(torch.nn.RNNCell(3, 8), torch.randn(5, 3)))
+        >>> tuple(solution.state.shape), solution.success
+        ((5, 8), True)
+    """
+
+    f: Any
+    x: Array
+    z0: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "x", check_rows(self.x, "x", "[trial, ...]"))
+
+
+@dataclass(frozen=True)
+class ImplicitProblem(_Problem):
+    """A model in its free form, F(S, theta; x) = 0 for the whole state at once, all trials and times included.
+
+    Args:
+        F: F(state, params), or F(state, params, x) where x is given: as many equations as the state has entries, in its
+            form, made of the framework's own functions.
+        state: S, a solution of F = 0, or where Newton's method starts from: [unit], [trial, unit] or
+            [trial, time, unit].
+        params: in torch an nn.Module or tensors by name; in JAX a pytree of arrays.
+        x: what else F takes: an array, or None.
+
+    Raises:
+        TypeError, ValueError: for a state of another form, or one that is not finite.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> weight = {"w": torch.tensor([[2.0, 0.0], [1.0, 4.0]])}
+        >>> problem = kp.ImplicitProblem(lambda s, p, x: s @ p["w"].T - x, torch.zeros(1, 2), weight, torch.ones(1, 2))
+        >>> kp.solve(problem).state
+        tensor([[0.5000, 0.1250]])
+    """
+
+    F: Any
+    state: Array
+    params: Any
+    x: Array | None = None
+
+    def __post_init__(self) -> None:
+        state = check_rows(self.state, "the state", "[trial, time, unit]")
+        if state.ndim > 3 or "float" not in str(state.dtype):
+            raise ValueError(f"the state is {state.dtype}{list(state.shape)}, expected floats [trial, time, unit]")
+        object.__setattr__(self, "state", state)
+
+
+Problem = DiscreteProblem | ODEProblem | StaticProblem | FixedPointProblem | ImplicitProblem

@@ -1,0 +1,176 @@
+"""Runge-Kutta steps as data: the tableau, the steps that a solver accepted, and one step from both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace
+
+Field = Callable[[Any, Array, Any], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Tableau:
+    """A Runge-Kutta method: k_i = f(t + c_i h, y + h sum_j a_ij k_j), y_1 = y + h sum_i b_i k_i.
+
+    Attributes:
+        a: [stage, stage].
+        b: [stage].
+        c: [stage].
+        interpolation: the dense output as weights, w = interpolation(theta) [..., stage] for theta [...] in [0, 1],
+            with y(t + theta h) = y_1 + h sum_i w_i(theta) k_i, so w(1) = 0 and w(0) = -b.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    c: np.ndarray
+    interpolation: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def explicit(self) -> bool:
+        """Whether each stage needs only those before it."""
+        return not np.triu(self.a).any()
+
+
+@dataclass(frozen=True, eq=False)
+class AcceptedSteps:
+    """The steps of a solve, trial by trial, which a linearisation replays.
+
+    Step 0 of every trial has length zero (t = t0, before = after = z0), so that t0 is the end of a step like every
+    other time. Trials with fewer steps than others are padded at the end with dt = 0, at the final time and state.
+
+    Attributes:
+        tableau: the method.
+        t: where each step begins [trial, step], float64 numpy.
+        dt: its length [trial, step], float64 numpy.
+        before: the state where it begins [trial, step, unit].
+        after: the state where it ends [trial, step, unit].
+        stage_times: when each stage is evaluated [trial, step, stage], float64 numpy: t + c dt, or what a solver that
+            avoids the ends of its steps (torchdiffeq) has instead, some round-off beside it.
+        stages: the stage derivatives k [trial, step, stage, unit] of an implicit method; None where they are explicit
+            and are evaluated again.
+    """
+
+    tableau: Tableau
+    t: np.ndarray
+    dt: np.ndarray
+    before: Array
+    after: Array
+    stage_times: np.ndarray = None  # type: ignore[assignment]
+    stages: Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.stage_times is None:
+            times = self.t[..., None] + self.tableau.c * self.dt[..., None]
+            object.__setattr__(self, "stage_times", times)
+
+    def locate(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The step [trial, time] that each time lies in, and how far along it is: theta [trial, time] in [0, 1].
+
+        A time that is the end of a step (to round-off) is the end of exactly that step, theta = 1; t0 is step 0.
+
+        Raises:
+            ValueError: for times outside of the steps.
+        """
+        times = np.atleast_1d(np.asarray(times, np.float64))
+        ends = self.t + self.dt
+        tolerance = 4 * float(np.finfo(_name(self.after.dtype)).eps) * max(np.abs(ends).max(), np.finfo(float).tiny)
+        low, high = ends[0, 0], ends[:, -1].min()
+        outside = ~((times >= low - tolerance) & (times <= high + tolerance))
+        if outside.any():
+            raise ValueError(f"t = {times[outside][0]} lies outside of the solved span [{low}, {high}]")
+        rows = [self._locate_row(row, times, tolerance) for row in range(len(ends))]
+        return np.stack([step for step, _ in rows]), np.stack([theta for _, theta in rows])
+
+    def _locate_row(self, row: int, times: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+        t, dt = self.t[row], self.dt[row]
+        ends = t + dt
+        step = np.minimum(np.searchsorted(ends, times), len(ends) - 1)
+        earlier = np.maximum(step - 1, 0)
+        ends_here = np.abs(times - ends[step]) <= tolerance
+        ends_earlier = ~ends_here & (np.abs(times - ends[earlier]) <= tolerance)
+        step = np.where(ends_earlier, earlier, step)
+        exact = ends_here | ends_earlier | (dt[step] == 0)
+        along = (times - t[step]) / np.where(exact, 1.0, dt[step])
+        return step, np.where(exact, 1.0, np.clip(along, 0.0, 1.0))
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def stages(field: Field, tableau: Tableau, t: Sequence[Any], h: Any, y: Array, inputs: Sequence[Any]) -> list[Array]:
+    """The stage derivatives k_i = field(t_i, y + h sum_j a_ij k_j, x_i) of an explicit method.
+
+    Args:
+        field: f(t, y, x).
+        tableau: the method.
+        t: the time of each stage.
+        h: the length of the step, of a shape that multiplies y.
+        y: the state before the step.
+        inputs: x at each stage (None where there is none).
+    """
+    k: list[Array] = []
+    for row, t_i, x_i in zip(tableau.a.tolist(), t, inputs, strict=True):
+        k.append(field(t_i, _advance(y, h, row[: len(k)], k), x_i))
+    return k
+
+
+def step(tableau: Tableau, h: Any, y: Array, k: Sequence[Array]) -> Array:
+    """The state after the step, y + h sum_i b_i k_i."""
+    return _advance(y, h, tableau.b.tolist(), k)
+
+
+def _advance(y: Array, h: Any, weights: Sequence[float], k: Sequence[Array]) -> Array:
+    terms = [weight * k_i for weight, k_i in zip(weights, k, strict=True) if weight]
+    return y + h * sum(terms[1:], terms[0]) if terms else y
+
+
+def replay_error(replayed: Array, before: Array, after: Array, h: Any, k: Sequence[Array]) -> Array:
+    """How far a replayed step [..., unit] is from the one taken, relative to the largest number in it."""
+    xp = array_namespace(after)
+    sizes = [xp.abs(before), xp.abs(after), *(xp.abs(h * k_i) for k_i in k)]
+    scale = xp.max(xp.stack(sizes), axis=(0, -1))
+    return xp.max(xp.max(xp.abs(replayed - after), axis=-1) / xp.where(scale > 0, scale, xp.ones_like(scale)))
+
+
+def check_replay_error(error: float, dtype: Any, time: float) -> None:
+    """Raise where a replayed step differs from the one taken by more than round-off."""
+    if not error <= 1e3 * np.finfo(_name(dtype)).eps:
+        raise ValueError(
+            f"the step from t = {time:.6g} gives another result when it is replayed, off by {error:.1e} of the state; "
+            "f must depend on (t, z, x) alone, with no noise, counters or memory of earlier calls, and its parameters "
+            "must be those of the solve"
+        )
+
+
+def quartic(b: np.ndarray, mid: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The interpolation through y_0, y_0 + h sum_i mid_i k_i (half way) and y_1, with slopes k_first and k_last."""
+
+    def weights(theta: np.ndarray) -> np.ndarray:
+        x = np.asarray(theta, np.float64)[..., None]
+        start = 1 + x**2 * (-11 + x * (18 - 8 * x))
+        middle = x**2 * (16 + x * (-32 + 16 * x))
+        w = -(start + middle) * b + middle * mid
+        w[..., 0] += (x * (1 + x * (-4 + x * (5 - 2 * x))))[..., 0]
+        w[..., -1] += (x**2 * (1 + x * (-3 + 2 * x)))[..., 0]
+        return w
+
+    return weights
+
+
+def hermite(b: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The cubic interpolation through y_0 and y_1 with slopes k_first and k_last."""
+
+    def weights(theta: np.ndarray) -> np.ndarray:
+        x = np.asarray(theta, np.float64)[..., None]
+        w = -(1 + 2 * x) * (1 - x) ** 2 * b
+        w[..., 0] += (x * (1 - x) ** 2)[..., 0]
+        w[..., -1] += (x**2 * (x - 1))[..., 0]
+        return w
+
+    return weights

@@ -1,0 +1,73 @@
+"""Operators as callables on flat rows, in coordinates where every inner product is the plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, Random, Rows, device, joined, to_numpy
+from kpflow_dyn._arrays.dots import gram, row_norms
+from kpflow_dyn._arrays.memory import rows_at_once
+from kpflow_dyn._spaces.operators import MatrixOperator, Operator
+from kpflow_dyn._spaces.space import Space
+from kpflow_dyn.solvers._orthogonalise import eps_of
+
+TRIED = 4  # vectors that show whether an operator is symmetric
+CHEAP = 512  # as many applications are affordable, so that results are exact
+
+
+def on_rows(op: Operator) -> Rows:
+    """The operator on blocks of rows [b, domain.size] -> [b, codomain.size]; a long block is applied in parts."""
+
+    def apply(rows: Array) -> Array:
+        q = op.domain.from_euclidean(rows.reshape((rows.shape[0], *op.domain.shape)))
+        return op.codomain.to_euclidean(op.mv(q)).reshape((rows.shape[0], op.codomain.size))
+
+    def in_parts(rows: Array) -> Array:
+        if rows.shape[0] == 0:
+            return op.codomain.xp.zeros((0, op.codomain.size), dtype=rows.dtype, device=device(rows))
+        step = rows_at_once(max(op.domain.size, op.codomain.size), rows)
+        return joined((apply(rows[i : i + step]) for i in range(0, rows.shape[0], step)), rows.shape[0])
+
+    return in_parts
+
+
+def unit_rows(space: Space) -> Iterator[Array]:
+    """The rows of the identity [b, size], in blocks that fit the working memory."""
+    eye = space.xp.eye(space.size, dtype=space.dtype, device=device(space.like))
+    step = rows_at_once(space.size, space.like)
+    yield from (eye[i : i + step] for i in range(0, space.size, step))
+
+
+def euclidean_matrix(op: MatrixOperator) -> Array:
+    """The matrix in coordinates where the inner products are plain; symmetric when the operator is."""
+    rows = op.codomain.to_euclidean(op.matrix.T.reshape((op.domain.size, *op.codomain.shape)))
+    columns = op.domain.from_euclidean(rows.reshape((op.domain.size, -1)).T.reshape((-1, *op.domain.shape)))
+    return columns.reshape((op.codomain.size, op.domain.size))
+
+
+def matrix_on_values(matrix: Array, space: Space) -> Array:
+    """The inverse of `euclidean_matrix`, for an operator from a space to itself."""
+    rows = space.to_euclidean(matrix.reshape((space.size, *space.shape))).reshape((space.size, space.size))
+    return space.from_euclidean(rows.T.reshape((space.size, *space.shape))).reshape((space.size, space.size)).T
+
+
+def is_symmetric(op: Operator, rng: Random) -> bool:
+    """Whether A is its own adjoint: by construction, else by <y, A x> = <A y, x> for all pairs of a few random vectors.
+
+    One pair would not do: among many, it is met by chance.
+    """
+    if op.symmetric or not op.domain.matches(op.codomain):
+        return op.symmetric
+    rows = rng.normal((TRIED, op.domain.size), op.domain.like)
+    images = on_rows(op)(rows)
+    products = to_numpy(gram(rows, images))
+    scale = float(row_norms(rows).max() * row_norms(images).max())
+    return float(np.abs(products - products.T).max()) <= 0.1 * eps_of(rows) ** 0.5 * scale
+
+
+def require_square(op: Operator, what: str) -> None:
+    """Raise unless the operator maps a space to itself."""
+    if not op.domain.matches(op.codomain):
+        raise ValueError(f"{what} needs an operator from a space to itself, got {op!r}; take op @ op.T or op.T @ op")

@@ -1,0 +1,115 @@
+"""Spaces: what the vectors of an operator are, by named axes, and how their inner product is measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kpflow_dyn._arrays import Array, Random, array_namespace, device, empty_row, placed
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Arrays with named axes and the inner product <a, b> = sum(measure * a * b).
+
+    Args:
+        axes: a name for each axis, such as ("trial", "time", "unit").
+        shape: the length of each axis.
+        like: any array of the wanted library, dtype and device; its values are not used.
+        measure: quadrature weights, positive and broadcastable to `shape`; None counts every entry as one.
+    """
+
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    like: Array
+    measure: Array | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.axes) != len(self.shape) or len(set(self.axes)) != len(self.axes):
+            raise ValueError(f"a Space needs one distinct name per axis, got {self.axes} for the shape {self.shape}")
+        if any(n < 1 for n in self.shape):
+            raise ValueError(f"a Space has no empty axis, got {dict(zip(self.axes, self.shape, strict=True))}")
+        object.__setattr__(self, "like", empty_row(self.like, self.axes[:1] == ("trial",)))
+
+    @property
+    def size(self) -> int:
+        """The dimension: the product of the axis lengths."""
+        return math.prod(self.shape)
+
+    @property
+    def xp(self):
+        """The array namespace (array API standard) of the vectors."""
+        return array_namespace(self.like)
+
+    @property
+    def dtype(self):
+        """The dtype of the vectors."""
+        return self.like.dtype
+
+    def __repr__(self) -> str:
+        axes = ", ".join(f"{name}: {n}" for name, n in zip(self.axes, self.shape, strict=True))
+        return f"Space({axes}; {self.dtype}{'' if self.measure is None else ', weighted'})"
+
+    def matches(self, other: Space) -> bool:
+        """Whether vectors of one space are vectors of the other (axes, shape, dtype and library)."""
+        return (self.axes, self.shape, self.dtype) == (other.axes, other.shape, other.dtype) and self.xp is other.xp
+
+    def check(self, q: Array, what: str = "q") -> None:
+        """Raise unless `q` is a vector of this space, or a block of them along leading probe axes."""
+        if tuple(q.shape[q.ndim - len(self.shape) :]) != self.shape or q.ndim < len(self.shape):
+            raise ValueError(
+                f"{what} has shape {tuple(q.shape)}, expected [..., {', '.join(self.axes)}] = [..., "
+                f"{', '.join(map(str, self.shape))}]; leading axes are probes"
+            )
+        if array_namespace(q) is not self.xp or q.dtype != self.dtype:
+            raise TypeError(
+                f"{what} is {type(q).__name__} of {q.dtype}, expected {type(self.like).__name__} of {self.dtype}"
+            )
+        place, here = device(q), device(self.like)
+        if None not in (place, here) and place != here:  # None: JAX may still choose
+            raise ValueError(f"{what} lies on {place}, expected {here}; move it there first")
+
+    def placed(self, q: Array) -> Array:
+        """Vectors or blocks of them where those of this space lie: sharded by trials if these are."""
+        return placed(q, self.like, -len(self.shape)) if self.shape else q
+
+    def normal(self, probes: int, rng: Random) -> Array:
+        """A block [probe, *shape] of vectors with independent standard normal coordinates in the inner product."""
+        return self.from_euclidean(rng.normal((probes, self.size), self.like).reshape((probes, *self.shape)))
+
+    def inner(self, a: Array, b: Array) -> Array:
+        """<a, b> of two blocks with the same leading probe axes -> [probe...]."""
+        product = a * b if self.measure is None else self.measure * a * b
+        return self.xp.sum(product, axis=tuple(range(-len(self.shape), 0)))
+
+    def to_euclidean(self, q: Array) -> Array:
+        """sqrt(measure) * q: coordinates in which the inner product is the plain one."""
+        return q if self.measure is None else self.xp.sqrt(self.measure) * q
+
+    def from_euclidean(self, q: Array) -> Array:
+        """The inverse of `to_euclidean`."""
+        return q if self.measure is None else q / self.xp.sqrt(self.measure)
+
+    def keep(self, names: tuple[str, ...]) -> Space:
+        """The space of the named axes alone, in their order here.
+
+        The measure is averaged over the other axes, and left out where it then counts all entries alike.
+        """
+        kept = self.positions(names)
+        axes, shape = tuple(self.axes[i] for i in kept), tuple(self.shape[i] for i in kept)
+        return Space(axes, shape, self.like, None if self.measure is None else self._kept_measure(self.measure, kept))
+
+    def _kept_measure(self, measure: Array, kept: tuple[int, ...]) -> Array | None:
+        full = measure.reshape((1,) * (len(self.shape) - measure.ndim) + tuple(measure.shape))
+        dropped = tuple(i for i in range(len(self.shape)) if i not in kept)
+        if not dropped:
+            return full
+        mean = self.xp.mean(full, axis=dropped)
+        return mean if math.prod(mean.shape) > 1 else None
+
+    def positions(self, names: tuple[str, ...]) -> tuple[int, ...]:
+        """Where the named axes stand, in order; an unknown or repeated name is an error that lists the axes."""
+        unknown = [name for name in names if name not in self.axes]
+        if unknown or len(set(names)) != len(names):
+            raise ValueError(f"axes {names} asked for, expected distinct names out of {self.axes}")
+        return tuple(i for i, name in enumerate(self.axes) if name in names)

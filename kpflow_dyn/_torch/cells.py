@@ -1,0 +1,152 @@
+"""One calling convention for every torch cell: step(cell, x [trial, input], z [trial, unit]) -> z."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kpflow_dyn._torch.checks import check_module
+
+Step = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def plain(cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+    """The step of a cell with a flat state."""
+    return cell(x, z)
+
+
+@dataclass(frozen=True)
+class OnTuples:
+    """The step of a cell whose state is a tuple, such as (h, c), laid side by side on the unit axis.
+
+    Attributes:
+        sizes: of the parts.
+    """
+
+    sizes: tuple[int, ...]
+
+    def __call__(self, cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+        """The next state."""
+        return torch.cat(cell(x, z.split(list(self.sizes), -1)), -1)
+
+
+def stacked(cell: Any, x: Tensor, z: Tensor) -> Tensor:
+    """One time step of nn.RNN, nn.GRU or nn.LSTM: all layers; z = [h_1 ... h_L], for an LSTM then c_1 ... c_L."""
+    layers, states = cell.num_layers, z.split(cell.hidden_size, -1)
+    hidden, cells = [], []
+    for layer in range(layers):
+        weights = [getattr(cell, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh")]
+        if cell.bias:
+            weights += [getattr(cell, f"{name}_l{layer}") for name in ("bias_ih", "bias_hh")]
+        if isinstance(cell, nn.LSTM):
+            x, memory = torch.lstm_cell(x, [states[layer], states[layers + layer]], *weights)
+            cells.append(memory)
+        else:
+            x = _cell_function(cell)(x, states[layer], *weights)
+        hidden.append(x)
+    return torch.cat(hidden + cells, -1)
+
+
+def _cell_function(cell: nn.RNNBase) -> Callable[..., Tensor]:
+    if isinstance(cell, nn.GRU):
+        return torch.gru_cell
+    return torch.rnn_tanh_cell if cell.nonlinearity == "tanh" else torch.rnn_relu_cell
+
+
+def over_sequence(module: nn.RNNBase, x: Tensor, z0: Tensor) -> tuple[Tensor, Tensor]:
+    """nn.RNN, nn.GRU or nn.LSTM as torch runs it: the last layer's h [trial, time, hidden], and the last z."""
+    layered = torch.stack(z0.split(module.hidden_size, -1)).contiguous()  # [layer, trial, hidden], all h, then all c
+    lstm = isinstance(module, nn.LSTM)
+    initial = (layered[: module.num_layers], layered[module.num_layers :]) if lstm else layered
+    output, final = module(x if module.batch_first else x.transpose(0, 1), initial)
+    final = torch.cat(final) if lstm else final
+    return output if module.batch_first else output.transpose(0, 1), torch.cat(final.unbind(0), -1)
+
+
+def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
+    """The step of cells like this one, and the initial state [trial, unit].
+
+    Raises:
+        TypeError, ValueError: for a cell, input or initial state that do not fit together.
+    """
+    module = check_module(cell, x)
+    _check_width(module, x)
+    if isinstance(module, nn.RNNBase):
+        step, sizes = _stacked(module)
+    elif isinstance(module, nn.LSTMCell):
+        sizes = [module.hidden_size] * 2
+        step = OnTuples(tuple(sizes))
+    elif isinstance(z0, tuple | list):
+        sizes = [_flat_part(part).shape[-1] for part in z0]
+        step = OnTuples(tuple(sizes))
+    else:
+        step, sizes = plain, [getattr(module, "hidden_size", None)]
+    return step, initial_state(sizes, x, z0)
+
+
+def _stacked(module: nn.RNNBase) -> tuple[Step, list[int]]:
+    if module.bidirectional:
+        raise ValueError("a bidirectional module is no step map z_t = Phi(z_{t-1}, x_t); pose StaticProblem(module, x)")
+    if module.proj_size:
+        raise ValueError("an LSTM with proj_size is no step map of its cells; pose StaticProblem(module, x)")
+    parts = module.num_layers * (2 if isinstance(module, nn.LSTM) else 1)
+    return stacked, [module.hidden_size] * parts
+
+
+def _check_width(module: nn.Module, x: Tensor) -> None:
+    width = getattr(module, "input_size", None)
+    if isinstance(width, int) and x.shape[-1] != width:
+        raise ValueError(f"x has {x.shape[-1]} input channels, but the cell takes {width}; x is [trial, time, input]")
+
+
+def initial_state(sizes: list[int | None], x: Tensor, z0: Any) -> Tensor:
+    """z0 [trial, unit] with the parts of a state of these sizes side by side, like x; zeros when None."""
+    trials = x.shape[0]
+    if z0 is None:
+        if None in sizes:
+            raise ValueError(
+                "the cell has no hidden_size attribute, so its state size is unknown; pass z0 [trial, unit]"
+            )
+        return x.new_zeros(trials, sum(size for size in sizes if size is not None))
+    parts = [_flat_part(part) for part in (z0 if isinstance(z0, tuple | list) else [z0])]
+    if len({part.shape[:-1] for part in parts}) > 1:
+        raise ValueError(
+            f"the parts of z0 have shapes {[tuple(p.shape) for p in parts]}; they must have the same trials"
+        )
+    flat = torch.cat(parts, -1)
+    flat = flat.expand(trials, -1) if flat.ndim == 1 else flat
+    units = flat.shape[-1] if None in sizes else sum(size for size in sizes if size is not None)
+    if tuple(flat.shape) != (trials, units):
+        raise ValueError(
+            f"z0 has shape {tuple(flat.shape)}, expected [trial, unit] = [{trials}, {units}] as x has {trials} trials"
+        )
+    if flat.dtype != x.dtype or flat.device != x.device:
+        raise TypeError(f"z0 is {flat.dtype} on {flat.device}, x is {x.dtype} on {x.device}; they must agree")
+    if not torch.isfinite(flat).all():
+        raise ValueError("z0 holds NaN or inf")
+    return flat.detach().clone()
+
+
+def _flat_part(part: Any) -> Tensor:
+    """[unit] or [trial, unit] as it is; torch's [layer, trial, unit] with the layers side by side."""
+    if not isinstance(part, Tensor):
+        raise TypeError(f"z0 is {type(part).__name__}, expected a tensor [trial, unit] or a tuple of tensors")
+    return torch.cat(part.unbind(0), -1) if part.ndim == 3 else part
+
+
+class LearntStart(nn.Module):
+    """cell(x_t, z), where the first channel of x_t says how much of the parameter z0 is added to z."""
+
+    def __init__(self, cell: Any, x: Tensor, z0: Any) -> None:
+        super().__init__()
+        self.step, start = as_step(cell, x, z0)
+        if not (start == start[0]).all():
+            raise ValueError("the start z0 differs between trials; one that learns is shared by all, z0 [unit]")
+        self.cell, self.z0, self.hidden_size = cell, nn.Parameter(start[0].clone()), start.shape[-1]
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.step(self.cell, x[:, 1:], z + x[:, :1] * self.z0)

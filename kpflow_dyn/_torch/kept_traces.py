@@ -1,0 +1,96 @@
+"""Traces that are known already: torch.export takes most of the time of a small analysis, and sweeps repeat it.
+
+A step is known again by its modules, their attributes, and the shapes of its tensors; what it does may also hang on
+what lies elsewhere, such as a variable of a Python module. So whoever uses a known trace must check it.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kpflow_dyn._torch.trace import Applied, Outline, outline
+from kpflow_dyn.tracing._graph import Graph, Role
+
+MOST = 64
+PLAIN = (int, float, complex, str, bytes, bool, type(None), type, types.BuiltinFunctionType)
+
+_known: OrderedDict[Hashable, Outline] = OrderedDict()
+
+
+def known_graph(step: Applied, *rows: tuple[Role, Tensor]) -> Graph | None:
+    """The graph of a step like one that was traced before, with this one's values; None where there was none."""
+    key = _key(step, rows)
+    if key is None or key not in _known:
+        return None
+    _known.move_to_end(key)
+    return _known[key].graph(step)
+
+
+def new_graph(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
+    """`trace`, remembered."""
+    found, key = outline(step, *rows), _key(step, rows)
+    if key is not None:
+        _known[key] = found
+        _known.move_to_end(key)
+        while len(_known) > MOST:
+            _known.popitem(last=False)
+    return found.graph(step)
+
+
+def forget() -> None:
+    """Have everything traced anew."""
+    _known.clear()
+
+
+def _key(step: Applied, rows: tuple[tuple[Role, Tensor], ...]) -> Hashable | None:
+    """What a step is known by; None where that cannot be said, as with a closure or an attribute that may change."""
+    try:
+        hash(step.function)
+        modules = tuple((name, type(m), _attributes(m)) for name, m in step.call.named_modules(remove_duplicate=False))
+    except (TypeError, _Unknown):
+        return None
+    if getattr(step.function, "__closure__", None):
+        return None
+    tensors = {**dict(_all(step.call, "named_parameters")), **dict(_all(step.call, "named_buffers"))}
+    first: dict[int, int] = {}
+    shared = tuple(first.setdefault(id(t), place) for place, t in enumerate(tensors.values()))
+    shapes = tuple((name, *_form(tensor)) for name, tensor in tensors.items())
+    return step.function, modules, shapes, shared, tuple((role, *_form(row)) for role, row in rows)
+
+
+def _all(call: nn.Module, which: str) -> Any:
+    return getattr(call, which)(remove_duplicate=False)
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.dtype, tensor.device
+
+
+class _Unknown(Exception):
+    """An attribute whose value cannot be compared."""
+
+
+def _attributes(module: nn.Module) -> tuple[Any, ...]:
+    own = {name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")}
+    return tuple((name, _compared(value)) for name, value in sorted(own.items()))
+
+
+def _compared(value: Any) -> Hashable:
+    """Something that is equal where the value is."""
+    if isinstance(value, PLAIN):
+        return type(value), value
+    if isinstance(value, types.FunctionType) and not value.__closure__:
+        return value
+    if isinstance(value, tuple | list):
+        return type(value), tuple(map(_compared, value))
+    if isinstance(value, dict | set) and not value:  # such as hooks
+        return type(value)
+    if isinstance(value, torch.dtype | torch.device):
+        return value
+    raise _Unknown

@@ -1,0 +1,189 @@
+"""Turn an analysed step and its data into the straight line of updates that is its tangent.
+
+The kicks are cut into blocks of their own, one for each site where sites do not overlap, so that the products with a
+site's variables are one matrix product for all probes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kpflow_dyn._torch.glue import Glue
+from kpflow_dyn._torch.pattern import Colouring, Segment
+from kpflow_dyn._torch.program import Dense, Product, Range, Scaled, ScatteredProduct, Traced, Update
+from kpflow_dyn._torch.rows import glue as glue_of
+from kpflow_dyn._torch.rows import jacobians, matrix, tangents
+from kpflow_dyn.tracing._rows import Rows
+from kpflow_dyn.tracing._structure import Product as StepProduct
+from kpflow_dyn.tracing._structure import Structure
+
+DENSE_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class KickBlock:
+    """The kicks start:stop, held in a block of that name."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def kick_blocks(structure: Structure, glue: Glue) -> list[KickBlock]:
+    """A cut of the kicks such that every site, and every product with inner rows, lies in one block."""
+    together = [site.kicks for site in structure.sites]
+    together += [product.kicks for product in glue.products if len(product.kicks) > 1]
+    if glue.colouring is None:
+        together.append(np.arange(structure.kick_size))
+    inside = np.zeros(structure.kick_size + 1, bool)  # a cut before this kick would part what is together
+    for kicks in together:
+        inside[kicks.min() + 1 : kicks.max() + 1] = True
+    edges = {0, structure.kick_size} | {int(edge) for kicks in together for edge in (kicks.min(), kicks.max() + 1)}
+    cuts = sorted(edge for edge in edges if not inside[edge])
+    return [KickBlock(f"a{i}", *ends) for i, ends in enumerate(pairwise(cuts))]
+
+
+def plan_updates(
+    glue: Glue, rows: Rows, blocks: list[KickBlock], x: Tensor, z: Tensor, kicks: Tensor
+) -> tuple[list[Update], dict[str, int]]:
+    """The updates of the step's tangent at x, z, kicks [time, trial, ...], and the widths of its work blocks."""
+    stages = [_cut(stage.segments, blocks) for stage in glue.stages]
+    onto = _glue(glue, stages, rows, blocks, x, z, kicks)
+    updates: list[Update] = []
+    widths: dict[str, int] = {}
+    for k, product in enumerate(glue.products):
+        size = product.positions.size
+        source = _whole(stages[k], size, blocks)
+        if source is None:
+            source, widths[f"v{k}"] = Range(f"v{k}", 0, size), size
+            updates += onto(k, source)
+        updates += products_of(product, source, blocks, rows)
+    updates += onto(len(glue.products), Range("out", 0, rows.structure.state_size))
+    return updates, widths
+
+
+def products_of(product: StepProduct, source: Range, blocks: list[KickBlock], rows: Rows) -> Iterator[Update]:
+    """The product onto the kicks that it feeds: one for each run of consecutive kicks of one block."""
+    weight = matrix(rows, product)
+    if len(product.kicks) > 1:
+        block = _block_of(int(product.kicks.min()), blocks)
+        whole = Range(block.name, 0, block.stop - block.start)
+        yield ScatteredProduct(whole, source, weight, rows.index(product.kicks - block.start))
+        return
+    kicks, edges = product.kicks[0], [block.start for block in blocks]
+    breaks = np.flatnonzero((np.diff(kicks) != 1) | np.isin(kicks[1:], edges)) + 1
+    for first, stop in pairwise([0, *breaks.tolist(), len(kicks)]):
+        block, part = _block_of(int(kicks[first]), blocks), weight[:, first:stop].contiguous()
+        yield Product(
+            Range(block.name, int(kicks[first]) - block.start, stop - first), source, part, part.T.contiguous()
+        )
+
+
+def _block_of(kick: int, blocks: list[KickBlock]) -> KickBlock:
+    return next(block for block in blocks if block.start <= kick < block.stop)
+
+
+def _cut(segments: list[Segment], blocks: list[KickBlock]) -> list[Segment]:
+    """The segments, cut where their sources go from one block of kicks to the next."""
+    parts = []
+    for s in segments:
+        while not s.from_state and s.source_step and s.source + s.length > (end := _block_of(s.source, blocks).stop):
+            here = end - s.source
+            parts.append(replace(s, length=here))
+            after = None if s.coefficient is None else s.coefficient + here
+            sink = s.sink + here * s.sink_step
+            s = replace(s, sink=sink, source=end, length=s.length - here, coefficient=after)
+        parts.append(s)
+    return parts
+
+
+def _source(s: Segment, length: int, blocks: list[KickBlock]) -> Range:
+    if s.from_state:
+        return Range("z", s.source, length)
+    block = _block_of(s.source, blocks)
+    return Range(block.name, s.source - block.start, length)
+
+
+def _whole(segments: list[Segment], size: int, blocks: list[KickBlock]) -> Range | None:
+    """Where a sink is simply a range of z or of one block of kicks: that range."""
+    if len(segments) == 1:
+        (s,) = segments
+        if s.coefficient is None and s.length == size and s.source_step == 1:
+            return _source(s, size, blocks)
+    return None
+
+
+def _glue(
+    glue: Glue,
+    stages: list[list[Segment]],
+    rows: Rows,
+    blocks: list[KickBlock],
+    x: Tensor,
+    z: Tensor,
+    kicks: Tensor,
+) -> Callable[[int, Range], list[Update]]:
+    """(stage, sink) -> its updates, in the cheapest form that the glue has."""
+    function = glue_of(rows, glue.products)
+    if glue.colouring is not None:
+        coefficients = _coefficients(function, glue.colouring, x, z, kicks)
+        return lambda k, sink: [_scaled(run, sink, coefficients, blocks) for run in _gates(stages[k], blocks)]
+    sources = (Range("z", 0, z.shape[-1]), Range(blocks[0].name, 0, kicks.shape[-1]))
+    sinks = sum(len(stage.ids) for stage in glue.stages)
+    if sinks * (z.shape[-1] + kicks.shape[-1]) * z.shape[0] * z.shape[1] * z.element_size() <= DENSE_BYTES:
+        dense = jacobians(function, x, z, kicks)
+        return lambda k, sink: [Dense(sink, s, block) for s, block in zip(sources, dense[k], strict=True)]
+    return lambda k, sink: [Traced(sink, *sources, lambda *row: function(*row)[k], (x, z, kicks))]
+
+
+def _gates(segments: list[Segment], blocks: list[KickBlock]) -> Iterator[list[Segment]]:
+    """Neighbouring segments onto one and the same range, such as the gates of a GRU, together."""
+    ordered = sorted(segments, key=lambda s: (not s.from_state, s.sink, s.source))
+    run = ordered[:1]
+    for s in ordered[1:]:
+        if _continues(run[-1], s) and _source(run[-1], 1, blocks).block == _source(s, 1, blocks).block:
+            run.append(s)
+        else:
+            yield run
+            run = [s]
+    if run:
+        yield run
+
+
+def _continues(s: Segment, after: Segment) -> bool:
+    same = ("from_state", "sink", "length", "sink_step", "source_step")
+    return (
+        all(getattr(s, name) == getattr(after, name) for name in same)
+        and s.sink_step == s.source_step == 1
+        and None not in (s.coefficient, after.coefficient)
+        and after.source == s.source + s.length
+    )
+
+
+def _scaled(run: list[Segment], sink: Range, coefficients: Tensor, blocks: list[KickBlock]) -> Scaled:
+    """The update of one run of gates, with their coefficients side by side."""
+    s, gates = run[0], len(run)
+    starts = [gate.coefficient for gate in run if gate.coefficient is not None]
+    parts = [coefficients[:, :, None, start : start + s.length] for start in starts]
+    return Scaled(
+        Range(sink.block, sink.start + s.sink, s.length if s.sink_step else 1),
+        _source(s, gates * s.length if s.source_step else 1, blocks),
+        *(gates, s.sink_step, s.source_step, torch.cat(parts, -1).contiguous() if parts else None),
+    )
+
+
+def _coefficients(function: Callable, colouring: Colouring, x: Tensor, z: Tensor, kicks: Tensor) -> Tensor:
+    """Every segment's coefficients [time, trial, all], from one tangent for each colour."""
+    found = x.new_empty(*x.shape[:2], len(colouring.sinks))
+    colours, sinks = (torch.from_numpy(numbers).to(x.device) for numbers in (colouring.colours, colouring.sinks))
+    for colour in range(colouring.count):
+        direction = (colours == colour).to(z.dtype)
+        image = tangents(function, x, z, kicks, direction[: z.shape[-1]], direction[z.shape[-1] :])
+        here = torch.from_numpy((colouring.hues == colour).nonzero()[0]).to(x.device)
+        found[..., here] = image[..., sinks[here]]
+    return found

@@ -1,0 +1,243 @@
+"""Weight sites on data: how a weight's change kicks the step, and the transpose, for a cut of times and trials at once.
+
+Every site kicks within one block of kicks [time, trial, probe, kick], whose first is `start`. It keeps changes of its
+weights in a layout of its own, which `take` makes of all weights' changes [probe, weight] and `put` adds back to them.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from kpflow_dyn.tracing._rows import Rows
+from kpflow_dyn.tracing._structure import MatrixSite, OpaqueSite, ScaleSite, Site
+
+Cut = tuple[slice, slice]  # of times and of trials
+
+
+class SiteData(Protocol):
+    """A weight site with its variables at all rows; `entries` number its weights, `kicks` its outputs."""
+
+    kind: str
+    name: str
+    entries: Tensor
+    kicks: Tensor
+
+    @property
+    def variables(self) -> Tensor:
+        """The weight-site variables [time, trial, ...]."""
+        ...
+
+    def truncated(self, basis: Tensor) -> SiteData:
+        """The same along the columns of an orthonormal basis of its variables, where it is a matrix."""
+        ...
+
+    def no_change(self, probes: int) -> Tensor:
+        """No change of its weights."""
+        ...
+
+    def take(self, weights: Tensor) -> Tensor:
+        """All weights' changes [probe, weight] -> those of this site."""
+        ...
+
+    def put(self, change: Tensor, weights: Tensor) -> None:
+        """The transpose of `take`, added to weights."""
+        ...
+
+    def image(self, change: Tensor, cut: Cut) -> Tensor:
+        """V dW^T of these rows: the site's own outputs [time, trial, probe, output], each by itself."""
+        ...
+
+    def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
+        """The transpose of `image`, added to the change."""
+        ...
+
+    def kick(self, change: Tensor, cut: Cut, out: Tensor, fresh: bool) -> None:
+        """Add V dW^T of these rows to out; where `fresh`, out holds nothing yet at this site's kicks."""
+        ...
+
+    def gather(self, kicks: Tensor, cut: Cut, change: Tensor) -> None:
+        """Add V^T kicks of these rows to the change."""
+        ...
+
+
+def site_data(site: Site, start: int, rows: Rows, x: Tensor, z: Tensor) -> SiteData:
+    """The site with its variables, evaluated on the rows x, z [time, trial, ...]."""
+    if isinstance(site, MatrixSite):
+        return MatrixData(site, start, rows, x, z)
+    return ScaleData(site, start, rows, x, z) if isinstance(site, ScaleSite) else OpaqueData(site, start, rows, x, z)
+
+
+class MatrixData:
+    """q = W v: V [time, trial, r, d], entries [d, m], kicks [r, m], changes [d', probe, m].
+
+    d' is d filled up with zeros to a multiple of 8, which the products like. With a basis Q [d, r], V is V Q Q^T, and
+    its coordinates V Q stand in its place.
+    """
+
+    kind = "matrix"
+    basis: Tensor | None = None
+
+    def __init__(self, site: MatrixSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
+        self.name = site.name
+        self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks - start)
+        (found,) = rows.variables(site, x, z)
+        self._keep(found)
+        self.columns = _as_slice(site.kicks - start)
+
+    def _keep(self, coordinates: Tensor) -> None:
+        self.width = coordinates.shape[-1]
+        self.padded = torch.nn.functional.pad(coordinates, (0, -self.width % 8))
+
+    def truncated(self, basis: Tensor) -> MatrixData:
+        """The same with V Q Q^T in the place of V, for orthonormal columns Q [d, r]."""
+        cut = copy(self)
+        cut.basis = basis
+        cut._keep(self.variables @ basis)
+        return cut
+
+    def no_change(self, probes: int) -> Tensor:
+        return self.padded.new_zeros(self.padded.shape[-1], probes, self.entries.shape[1])
+
+    def take(self, weights: Tensor) -> Tensor:
+        change = self.no_change(len(weights))
+        own = weights[:, self.entries].transpose(0, 1)
+        change[: self.width] = own if self.basis is None else torch.tensordot(self.basis.T, own, 1)
+        return change
+
+    def put(self, change: Tensor, weights: Tensor) -> None:
+        own = change[: self.width] if self.basis is None else torch.tensordot(self.basis, change[: self.width], 1)
+        change = own.transpose(0, 1)
+        weights.index_add_(1, self.entries.reshape(-1), change.reshape(len(weights), -1))
+
+    def image(self, change: Tensor, cut: Cut) -> Tensor:
+        return torch.einsum("tbrd,dpm->tbprm", self.padded[cut], change).flatten(-2)
+
+    def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
+        parts = values.unflatten(-1, tuple(self.kicks.shape))
+        change.add_(torch.einsum("tbrd,tbprm->dpm", self.padded[cut], parts))
+
+    def kick(self, change: Tensor, cut: Cut, out: Tensor, fresh: bool) -> None:
+        if self.columns is None:
+            _add_at(out, self.kicks.reshape(-1), self.image(change, cut), fresh)
+            return
+        beta = 0 if fresh else 1
+        for target, dw in self.matrices(out, change):
+            target.addmm_(self.rows_of(cut), dw, beta=beta)
+
+    def gather(self, kicks: Tensor, cut: Cut, change: Tensor) -> None:
+        if self.columns is None:
+            self.collect(kicks[..., self.kicks.reshape(-1)], cut, change)
+            return
+        for source, dw in self.matrices(kicks, change):
+            dw.addmm_(self.rows_of(cut).T, source)
+
+    def matrices(self, kicks: Tensor, change: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Kicks [time * trial, m] and change [d, m] of each probe, or of all at once where all kicks are ours."""
+        flat = kicks.view(-1, *kicks.shape[2:])
+        if self.columns == slice(0, kicks.shape[-1]):
+            return [(flat.flatten(1), change.flatten(1))]
+        return list(zip(flat[..., self.columns].unbind(1), change.unbind(1), strict=True))
+
+    def rows_of(self, cut: Cut) -> Tensor:
+        return self.padded[cut].reshape(-1, self.padded.shape[-1])
+
+    @property
+    def variables(self) -> Tensor:
+        """V, without the filling."""
+        coordinates = self.padded[..., : self.width]
+        return coordinates if self.basis is None else coordinates @ self.basis.T
+
+
+class _Listed:
+    """Changes of a list of weights as they are, [probe, e] for entries [e]."""
+
+    entries: Tensor
+
+    def __init__(self, site: ScaleSite | OpaqueSite, start: int, rows: Rows) -> None:
+        self.name, self.like = site.name, rows.like
+        self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks - start)
+
+    def no_change(self, probes: int) -> Tensor:
+        return self.like.new_zeros(probes, len(self.entries))
+
+    def take(self, weights: Tensor) -> Tensor:
+        return weights[:, self.entries]
+
+    def put(self, change: Tensor, weights: Tensor) -> None:
+        weights.index_add_(1, self.entries, change)
+
+    def truncated(self, basis: Tensor) -> SiteData:
+        raise NotImplementedError
+
+    def image(self, change: Tensor, cut: Cut) -> Tensor:
+        raise NotImplementedError
+
+    def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
+        raise NotImplementedError
+
+    def kick(self, change: Tensor, cut: Cut, out: Tensor, fresh: bool) -> None:
+        _add_at(out, self.kicks, self.image(change, cut), fresh)
+
+    def gather(self, kicks: Tensor, cut: Cut, change: Tensor) -> None:
+        self.collect(kicks[..., self.kicks], cut, change)
+
+
+class ScaleData(_Listed):
+    """q[e] = c[e] w[entries[e]]: C [time, trial, e], changes [probe, e]."""
+
+    kind = "scale"
+
+    def __init__(self, site: ScaleSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
+        super().__init__(site, start, rows)
+        (self.variables,) = rows.variables(site, x, z)
+
+    def image(self, change: Tensor, cut: Cut) -> Tensor:
+        return self.variables[cut][:, :, None] * change
+
+    def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
+        change.add_((values * self.variables[cut][:, :, None]).sum((0, 1)))
+
+
+class OpaqueData(_Listed):
+    """q = D_w f(v, w) dw, by the operation's own derivatives at the stored operands; changes [probe, w]."""
+
+    kind = "opaque"
+
+    def __init__(self, site: OpaqueSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
+        super().__init__(site, start, rows)
+        push, pull = rows.opaque(site)
+        self.data = rows.variables(site, x, z)
+        fixed = (None,) * len(self.data)
+        self.push = vmap(vmap(vmap(push, (0, *fixed)), (None, *(0 for _ in fixed))), (None, *(0 for _ in fixed)))
+        self.pull = vmap(vmap(vmap(pull, (0, *fixed))))
+
+    @property
+    def variables(self) -> Tensor:
+        """The operation's data operands, flattened and side by side [time, trial, ...]."""
+        return torch.cat([d.reshape(*d.shape[:2], -1) for d in self.data], -1)
+
+    def image(self, change: Tensor, cut: Cut) -> Tensor:
+        return self.push(change, *(d[cut] for d in self.data))
+
+    def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
+        change.add_(self.pull(values, *(d[cut] for d in self.data)).sum((0, 1)))
+
+
+def _as_slice(kicks: np.ndarray) -> slice | None:
+    """The kicks [r, m] as a range, where there is one inner row and they are one."""
+    first = int(kicks.flat[0])
+    if kicks.shape[0] == 1 and (kicks[0] == np.arange(first, first + kicks.shape[1])).all():
+        return slice(first, first + kicks.shape[1])
+    return None
+
+
+def _add_at(out: Tensor, kicks: Tensor, image: Tensor, fresh: bool) -> None:
+    if fresh:
+        out[..., kicks] = 0
+    out.index_add_(-1, kicks, image)

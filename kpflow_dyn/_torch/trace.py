@@ -1,0 +1,268 @@
+"""Trace a torch step `module(x, z) -> z` to a `Graph` of one row, through torch.export."""
+
+from __future__ import annotations
+
+import operator
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram, default_decompositions
+from torch.export.graph_signature import InputKind
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import kpflow_dyn
+from kpflow_dyn.tracing._graph import Graph, Node, Role
+
+aten = torch.ops.aten
+FxNode = Any  # torch.fx.Node, whose fields are unions that a type checker cannot narrow
+
+MOVES = {
+    *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze),
+    *(aten.expand, aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.cat, aten.stack, aten.unbind),
+    *(aten.clone, aten.alias, aten.flip, aten.roll, aten.index_select, aten.repeat, aten.diagonal, aten.copy),
+    *(aten.lift_fresh_copy, aten.slice_scatter, aten.select_scatter, aten.index, aten.gather),
+}
+PRODUCTS = {aten.mm, aten.bmm}
+REDUCES = {aten.sum, aten.mean}
+
+
+class Applied(nn.Module):
+    """function(call, *rows) as a module; the parameters of `call` lie behind "call."."""
+
+    def __init__(self, function: Callable[..., Any], call: nn.Module) -> None:
+        super().__init__()
+        self.function, self.call = function, call
+        self.training = call.training
+
+    def forward(self, *rows: Tensor) -> Any:
+        return self.function(self.call, *rows)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What torch.export made of a step, without the values of its parameters and buffers.
+
+    Attributes:
+        nodes, outputs, parameters: as in `Graph`.
+        stored: the name in the step of each parameter and buffer.
+        constants: the values of tensors that the trace found elsewhere.
+    """
+
+    nodes: list[Node]
+    outputs: list[Node]
+    parameters: dict[Node, str]
+    stored: dict[Node, str]
+    constants: dict[Node, Tensor]
+
+    def graph(self, step: Applied) -> Graph:
+        """The graph with the values that the step has now."""
+        now = dict(step.named_parameters()) | dict(step.named_buffers())
+        values = self.constants | {node: now[name].detach().clone() for node, name in self.stored.items()}
+        return Graph(self.nodes, self.outputs[0], self.parameters, values, further=self.outputs[1:])
+
+
+def trace(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
+    """The functional graph of `step` on tensors in these roles, such as one row of x [1, input] and z [1, unit].
+
+    The step gives one tensor, or a tuple that begins with it. Parameters have their names in `step.call`.
+
+    Raises:
+        ValueError: when torch.export cannot express the step, or the step writes to a buffer.
+    """
+    return outline(step, *rows).graph(step)
+
+
+def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
+    """The same without values."""
+    program = _export(step, tuple(row for _, row in rows))
+    signature = program.graph_signature
+    if signature.buffers_to_mutate:
+        buffers = ", ".join(signature.buffers_to_mutate.values())
+        raise ValueError(f"a step must not change its own state, but this one writes to {buffers}; make it part of z")
+    if signature.user_inputs_to_mutate:
+        raise ValueError("the model writes to its arguments in place; work on copies (x = x + ..., not x += ...)")
+    if any(spec.kind is InputKind.TOKEN for spec in signature.input_specs):
+        raise ValueError(
+            "the step has an operation with a side effect, such as the check inside torch.linalg.inv; call the variant "
+            "without it (torch.linalg.inv_ex), or write the step with other operations"
+        )
+    nodes: dict[FxNode, Node] = {}
+    found = Outline([], [], {}, {}, {})
+    inputs = (role for role, _ in rows)
+    specs = {spec.arg.name: spec for spec in signature.input_specs}
+    names = _first_names(step)
+    own = {*dict(step.named_parameters()), *dict(step.named_buffers())}
+    by_name: dict[str, Node] = {}
+    fx: FxNode
+    for fx in program.graph.nodes:
+        if fx.op == "placeholder" and specs[fx.name].kind is InputKind.USER_INPUT:
+            nodes[fx] = Node(fx.name, next(inputs), *_signature(fx))
+        elif fx.op == "placeholder":
+            target = str(specs[fx.name].target)
+            name = names.get(target, target)
+            if name not in by_name:
+                by_name[name] = _fixed(fx)
+                if name in own:
+                    found.stored[by_name[name]] = name
+                else:
+                    found.constants[by_name[name]] = _constant(program, name)
+            nodes[fx] = by_name[name]
+            if specs[fx.name].kind is InputKind.PARAMETER:
+                found.parameters[nodes[fx]] = name.removeprefix("call.")
+        elif fx.op == "get_attr":
+            nodes[fx] = _fixed(fx)
+            found.constants[nodes[fx]] = getattr(program.graph_module, fx.target).detach().clone()
+        elif fx.op == "call_function" and "val" in fx.meta:  # without a value: an assertion of torch.export
+            nodes[fx] = _call(fx, nodes)
+        elif fx.op == "output":
+            found.outputs.extend(nodes[value] for value in fx.args[0])
+    assert found.outputs, "torch.export gave a graph without an output"
+    found.nodes.extend(dict.fromkeys(nodes.values()))
+    return found
+
+
+@contextmanager
+def differentiable_attention() -> Iterator[None]:
+    """Attention by products and softmax: the fused kernels and the fast path of eval mode have no forward mode."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _export(step: nn.Module, rows: tuple[Tensor, ...]) -> ExportedProgram:
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), differentiable_attention():
+            warnings.simplefilter("ignore")  # torch.export warns about its own internals
+            return torch.export.export(step, rows, strict=False).run_decompositions(_decompositions())
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"torch.export could not trace the model: {reason}{_where(error)}. It must be a function of its arguments "
+            "without branches or loops on their values; use torch.where instead"
+        ) from error
+
+
+def _where(error: BaseException) -> str:
+    """The last line of the model's own code on the way to an error."""
+    inside = tuple(str(Path(str(module.__file__)).parent) for module in (torch, kpflow_dyn))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(inside)]
+    return f" (in {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
+
+
+def _decompositions() -> dict[Any, Any]:
+    table: dict[Any, Any] = dict(default_decompositions())
+    del table[aten.detach.default]  # it would become a plain alias, and its derivative live again
+    table[aten.addmm.default] = table[aten.baddbmm.default] = _sum_and_product
+    table[aten.native_layer_norm.default] = _layer_norm
+    table[aten._native_batch_norm_legit_no_training.default] = _batch_norm_in_eval
+    table[aten.convolution.default] = _convolution_and_sum
+    return table
+
+
+def _convolution_and_sum(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    if bias is None:
+        return NotImplemented
+    return aten.convolution(x, weight, None, *options) + bias.reshape([-1] + [1] * (weight.ndim - 2))
+
+
+def _sum_and_product(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Apart, since the product is one weight site and the bias another."""
+    product = left @ right if alpha == 1 else alpha * (left @ right)
+    return product + (bias if beta == 1 else beta * bias)
+
+
+def _layer_norm(x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple:
+    """Through means, which are fixed linear maps, so that the rest of the layer is elementwise."""
+    dims = list(range(-len(shape), 0))
+    mean = x.mean(dims, keepdim=True)
+    centred = x - mean
+    scale = torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
+    out = centred * scale
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias, mean, scale
+
+
+def _batch_norm_in_eval(x, weight, bias, mean, var, momentum, eps) -> tuple:
+    def along_channels(v: Tensor) -> Tensor:
+        return v.reshape([1, -1] + [1] * (x.ndim - 2))
+
+    out = (x - along_channels(mean)) * along_channels(torch.rsqrt(var + eps))
+    out = out if weight is None else out * along_channels(weight)
+    return out if bias is None else out + along_channels(bias), x.new_empty(0), x.new_empty(0)
+
+
+def _first_names(step: nn.Module) -> dict[str, str]:
+    """Each name of a parameter -> its first name: a parameter shared by two modules has two."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(p), name) for name, p in step.named_parameters(remove_duplicate=False)}
+
+
+def _constant(program: ExportedProgram, name: str) -> Tensor:
+    value = program.state_dict.get(name, program.constants.get(name))
+    assert isinstance(value, Tensor), f"{name} is {type(value).__name__}, expected a tensor"
+    return value.detach().clone()
+
+
+def _fixed(fx: FxNode) -> Node:
+    value = fx.meta["val"]
+    return Node(fx.name, Role.FIXED, (tuple(value.shape),), value.is_floating_point())
+
+
+def _call(fx: FxNode, nodes: dict[FxNode, Node]) -> Node:
+    args, kwargs = _with_nodes((fx.args, dict(fx.kwargs)), nodes)
+    cast = fx.target is aten._to_copy.default
+    return Node(
+        fx.name, _role(fx), *_signature(fx), _same if _role(fx) is Role.MOVE and cast else fx.target, args, kwargs
+    )
+
+
+def _same(value: Tensor, **_: Any) -> Tensor:
+    """A copy to the dtype that it has already; must not cast the element numbers that the analysis sends through."""
+    return value
+
+
+def _role(fx: FxNode) -> Role:
+    if fx.target is operator.getitem:
+        return Role.MOVE
+    packet = fx.target.overloadpacket
+    if packet is aten.detach:
+        return Role.STOP
+    if packet in MOVES or (packet is aten._to_copy and fx.meta["val"].dtype == fx.args[0].meta["val"].dtype):
+        return Role.MOVE
+    if packet is aten.add and fx.kwargs.get("alpha", 1) == 1:
+        return Role.ADD
+    if packet in PRODUCTS:
+        return Role.PRODUCT
+    if packet is aten.convolution and not fx.args[6] and fx.args[8] == 1:  # neither transposed nor in groups
+        return Role.CONVOLUTION
+    if packet in REDUCES and fx.meta["val"].is_floating_point():
+        return Role.REDUCE
+    return Role.POINTWISE if torch.Tag.pointwise in fx.target.tags else Role.OTHER
+
+
+def _signature(fx: FxNode) -> tuple[tuple[tuple[int, ...], ...], bool]:
+    values = fx.meta["val"] if isinstance(fx.meta["val"], tuple | list) else [fx.meta["val"]]
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    return tuple(tuple(v.shape) for v in tensors), any(v.is_floating_point() for v in tensors)
+
+
+def _with_nodes(tree: Any, nodes: dict[FxNode, Node]) -> Any:
+    """Nested arguments as plain tuples, lists and dicts, with our nodes in the place of torch.fx's."""
+    if isinstance(tree, torch.fx.Node):
+        return nodes[tree]
+    if isinstance(tree, dict):
+        return {key: _with_nodes(leaf, nodes) for key, leaf in tree.items()}
+    if isinstance(tree, tuple | list):
+        return (tuple if isinstance(tree, tuple) else list)(_with_nodes(leaf, nodes) for leaf in tree)
+    return tree

@@ -1,0 +1,69 @@
+"""A torch model and its readout in training, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kpflow_dyn._learning.supervised import mean_squared_error, units_read
+from kpflow_dyn._problems.choice import choose
+from kpflow_dyn._torch.cells import as_step, over_sequence
+from kpflow_dyn._torch.checks import check_module
+from kpflow_dyn._torch.rollout import check_step, run
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+
+class Trainee:
+    """A model and its readout, on data [trial, time, ...] in their dtype and on their device.
+
+    Attributes:
+        model, readout: as they are by now.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        readout: nn.Module,
+        data: Sequence[np.ndarray],
+        z0: Any,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        lr: float,
+        clip: float | None,
+    ) -> None:
+        self.model, self.readout, self._clip = model, readout, clip
+        known = dict(nn.ModuleList([model, readout]).named_parameters())
+        self._learnt = [known[name] for name in choose(known, None)]
+        like = self._learnt[0]
+        self._data = [torch.tensor(array, dtype=like.dtype, device=like.device) for array in data]
+        check_module(readout, like)
+        self._step, self._start = as_step(model, self._data[0], z0)
+        check_step(self._step, model, self._data[0][:, 0], self._start)
+        self._read = units_read(model, readout, self._start.shape[-1])
+        self._optimizer = optimizer(self._learnt, lr=lr)
+
+    def evaluate(self, trials: np.ndarray | slice) -> float:
+        """The loss on these trials, whose gradient is kept for `step`."""
+        x, targets, mask = (array[trials] for array in self._data)
+        output = self.readout(self._states(x, self._start[trials]))
+        loss = mean_squared_error(output, targets, mask)
+        self._optimizer.zero_grad()
+        loss.backward()
+        return loss.item()
+
+    def step(self) -> None:
+        """Change the parameters by the optimiser's step."""
+        if self._clip is not None:
+            nn.utils.clip_grad_norm_(self._learnt, self._clip)
+        self._optimizer.step()
+
+    def _states(self, x: Tensor, z0: Tensor) -> Tensor:
+        """What the readout reads [trial, time, unit]; by torch's own loop over time where there is one."""
+        width = self._read.stop - self._read.start
+        if isinstance(self.model, nn.RNNBase) and width == self.model.hidden_size:
+            return over_sequence(self.model, x, z0)[0]
+        return run(self._step, self.model, x, z0)[..., self._read]

@@ -1,0 +1,317 @@
+"""The command line: `kpflow-dyn analyze`, `demo`, `track`, `compare`, `sweep` and `report`."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import kpflow_dyn
+from kpflow_dyn._folder import check_folder, new_folder
+from kpflow_dyn.cli._options import (
+    Debug,
+    Dtype,
+    Modes,
+    Nonlinearity,
+    Out,
+    Overwrite,
+    Prefix,
+    Readout,
+    Samples,
+    Seed,
+    Threads,
+    Trials,
+)
+from kpflow_dyn.cli._report import PAGE, report
+from kpflow_dyn.cli._sources import Network, limit_threads, load, posed
+from kpflow_dyn.cli._sweep import sweep
+from kpflow_dyn.cli._terminal import one_line, plain_errors, progress_lines
+from kpflow_dyn.cli._training import compare, track
+
+# Torch, xarray and matplotlib take seconds to import: commands do so when they need them.
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from kpflow_dyn._analyze import Progress
+    from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+    from kpflow_dyn._problems.solutions import Solution
+    from kpflow_dyn.tasks import TaskData
+
+FIGURE_NAMES = ("spectra", "effective_ranks", "temporal_modes", "spatial_modes", "trial_modes", "state_pca")
+FILE_NAMES = {"results.json", "results.nc", "index.html", *(f"{name}.png" for name in FIGURE_NAMES)}
+DEMO_TASK = "neurogym:PerceptualDecisionMaking-v0"
+
+app = typer.Typer(
+    help="In which time, trial and unit modes can gradient descent change a dynamical model?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    source: Network | str  # the name of a function in the user's own code
+    seed: int
+    modes: int
+    samples: int
+    threads: int | None
+    out: Path
+    overwrite: bool
+
+
+@app.command()
+def analyze(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A state dict: .pt, .pth or .safetensors.", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="rnn, gru, lstm or ctrnn.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="memorypro, flipflop or another of kpflow_dyn.tasks, neurogym:NAME-v0, or a path that ends in .npz."
+        ),
+    ] = None,
+    problem: Annotated[
+        str | None,
+        typer.Option(
+            help="In the place of CHECKPOINT, --model and --task: module:function or file.py:function of your own. "
+            "This RUNS that code. The function takes no arguments and returns a kp.DiscreteProblem, a kp.ODEProblem "
+            "or a kp.Solution, in torch or JAX."
+        ),
+    ] = None,
+    prefix: Prefix = None,
+    readout: Readout = None,
+    nonlinearity: Nonlinearity = None,
+    trials: Trials = None,
+    seed: Seed = 0,
+    modes: Modes = 8,
+    samples: Samples = 120,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    out: Out = Path("kpflow-analysis"),
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Analyse a network on a task, or a problem of your own; write numbers, figures and a page."""
+    with plain_errors(debug):
+        source = _source(
+            problem,
+            checkpoint=checkpoint,
+            model=model,
+            task=task,
+            prefix=prefix,
+            readout=readout,
+            nonlinearity=nonlinearity,
+            trials=trials,
+            dtype=dtype,
+        )
+        _run(
+            _Job(
+                source=source,
+                seed=seed,
+                modes=modes,
+                samples=samples,
+                threads=threads,
+                out=out,
+                overwrite=overwrite,
+            )
+        )
+
+
+@app.command()
+def demo(
+    trials: Trials = None,
+    seed: Seed = 0,
+    modes: Modes = 8,
+    samples: Samples = 120,
+    dtype: Dtype = None,
+    threads: Threads = 1,
+    out: Out = Path("kpflow-demo"),
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Analyse the network that ships with the package: a GRU that decides which of two noisy inputs is larger."""
+    with plain_errors(debug), as_file(files("kpflow_dyn").joinpath("data/demo.safetensors")) as checkpoint:
+        source = Network(checkpoint=checkpoint, model="gru", task=DEMO_TASK, trials=trials, dtype=dtype)
+        _run(
+            _Job(
+                source=source,
+                seed=seed,
+                modes=modes,
+                samples=samples,
+                threads=threads,
+                out=out,
+                overwrite=overwrite,
+            )
+        )
+
+
+app.command()(track)
+app.command()(compare)
+app.command()(report)
+app.command()(sweep)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"kpflow-dyn {kpflow_dyn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+def _source(problem: str | None, **network: Any) -> Network | str:
+    """What to analyse: either a checkpoint with its model and task, or the user's own problem."""
+    names = {name: "CHECKPOINT" if name == "checkpoint" else f"--{name}" for name in network}
+    given = [names[name] for name, value in network.items() if value is not None]
+    missing = [names[name] for name in ("checkpoint", "model", "task") if network[name] is None]
+    if problem is None and missing:
+        raise ValueError(
+            f"no {' and no '.join(missing)}; give CHECKPOINT, --model and --task, or --problem file.py:function alone"
+        )
+    if problem is not None and given:
+        raise ValueError(
+            f"{', '.join(given)} cannot be given with --problem, whose function decides that; leave one out"
+        )
+    return Network(**network) if problem is None else problem
+
+
+def _run(job: _Job) -> None:
+    check_folder(job.out, {*FILE_NAMES, PAGE}, job.overwrite)
+    with progress_lines() as progress:
+        progress("loading the model and its inputs", 0, None)
+        given = _given(job)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            dataset = _analyze(given, job, progress)
+            dataset.attrs["warnings"] = "\n".join(_notes(caught))
+            progress("drawing", 0, None)
+            contents = _render(dataset)
+    with new_folder(job.out) as folder:
+        for name, content in contents.items():
+            folder.joinpath(name).write_bytes(content)
+        dataset.to_netcdf(folder / "results.nc", engine="h5netcdf")
+    _print_table(dataset)
+    typer.echo(f"The page: {job.out.absolute() / 'index.html'}")
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A problem, or one that is solved; its task, if it has one; and what the results should say of it."""
+
+    problem: DiscreteProblem | ODEProblem | Solution
+    task: TaskData | None
+    attributes: dict[str, str]
+
+
+def _given(job: _Job) -> _Given:
+    """What the source of a job names. Warnings of the user's own code are shown as they come."""
+    limit_threads(job.threads)
+    if isinstance(job.source, str):
+        return _own_problem(job.source, job.threads)
+    with warnings.catch_warnings(action="ignore"):  # of other packages; none is about the numbers
+        return _network_on_task(job.source, job.seed)
+
+
+def _analyze(given: _Given, job: _Job, progress: Progress) -> xr.Dataset:
+    import kpflow_dyn as kp
+
+    progress("running and linearising", 0, None)
+    solution = given.problem if isinstance(given.problem, kp.Solution) else kp.solve(given.problem)
+    flow = kp.linearize(solution)
+    dataset = kp.analyze(flow, k=job.modes, samples=job.samples, seed=job.seed, task=given.task, progress=progress)
+    dataset.attrs = given.attributes | {name: v for name, v in dataset.attrs.items() if name not in given.attributes}
+    return dataset
+
+
+def _own_problem(reference: str, threads: int | None) -> _Given:
+    """The problem of the user's own code."""
+    from kpflow_dyn.cli._user_code import problem_from
+
+    problem = problem_from(reference)
+    if threads is not None and not _is_torch(problem):
+        raise ValueError(
+            "--threads has no effect on JAX; leave it out, and limit the process itself (on Linux: taskset -c 0-3 "
+            "kpflow-dyn ...)"
+        )
+    return _Given(problem, None, {"title": f"Analysis of {reference}", "code": reference})
+
+
+def _is_torch(problem: Any) -> bool:
+    import kpflow_dyn as kp
+    from kpflow_dyn._arrays import is_torch_array
+
+    posed = problem.problem if isinstance(problem, kp.Solution) else problem
+    return is_torch_array(posed.z0 if isinstance(posed, kp.ODEProblem) else posed.x)
+
+
+def _network_on_task(source: Network, seed: int) -> _Given:
+    network, data = load(source, seed)
+    attributes = {
+        "title": f"{source.model.upper()} of {network.cell.hidden_size} units on {data.name}",
+        "checkpoint": source.checkpoint.name,
+        "model": str(network.cell),
+        "task": data.name,
+    }
+    return _Given(posed(network, data), data, attributes)
+
+
+def _render(dataset: xr.Dataset) -> dict[str, bytes]:
+    """All files but the NetCDF one, by name."""
+    from kpflow_dyn.figures import FIGURES, to_png
+    from kpflow_dyn.report import page_of
+
+    return {
+        **{f"{name}.png": to_png(draw(dataset)) for name, draw in FIGURES.items()},
+        "index.html": page_of(dataset).to_html().encode(),
+        "results.json": _to_json(dataset).encode(),
+    }
+
+
+def _to_json(dataset: xr.Dataset) -> str:
+    from kpflow_dyn.report import settings, summarize, versions
+
+    content = {
+        "numbers": summarize(dataset),
+        "settings": settings(dataset),
+        "versions": versions(dataset),
+        "warnings": dataset.attrs["warnings"].splitlines(),
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=lambda number: number.item(), allow_nan=False)
+    return text + "\n"
+
+
+def _print_table(dataset: xr.Dataset) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from kpflow_dyn.report import summarize
+
+    table = Table(title=dataset.attrs["title"], caption="± standard error; numbers without it are exact")
+    table.add_column("")
+    table.add_column("value", justify="right")
+    table.add_column("of", justify="right")
+    for number in summarize(dataset).values():
+        table.add_row(number["long_name"], number["text"], str(number.get("dimension", "")))
+    Console().print(table)
+    for line in dataset.attrs["warnings"].splitlines():
+        typer.echo(f"note: {line}", err=True)
+
+
+def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
+    """What this package warned of, each once; other packages' deprecations are none of the user's business."""
+    ours = [str(w.message) for w in caught if w.category is UserWarning and "kpflow_dyn" in Path(w.filename).parts]
+    return [one_line(text) for text in dict.fromkeys(ours)]

@@ -1,0 +1,32 @@
+"""The command `kpflow-dyn report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kpflow_dyn.cli._options import Debug, Overwrite
+from kpflow_dyn.cli._terminal import plain_errors
+
+PAGE = "report.html"
+
+
+def report(
+    path: Annotated[Path, typer.Argument(help="The folder of an analysis, a track or a sweep, or a NetCDF file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The HTML file to write; by default report.html beside the results.")
+    ] = None,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Make one page with interactive figures, which needs no other file and no network."""
+    with plain_errors(debug):
+        from kpflow_dyn.report import write_report
+
+        out = (path if path.is_dir() else path.parent) / PAGE if out is None else out
+        if out.exists() and not overwrite:
+            raise FileExistsError(f"{out} exists; give --overwrite, or another file with --out")
+        write_report(path, out)
+        typer.echo(f"The page: {out.absolute()}")

@@ -1,0 +1,66 @@
+"""A checkpoint on a task, as the command line names them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kpflow_dyn._checkpoint import Checkpoint
+    from kpflow_dyn._problems.problems import DiscreteProblem
+    from kpflow_dyn.tasks import TaskData
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A checkpoint on a task."""
+
+    checkpoint: Path
+    model: str
+    task: str
+    prefix: str | None = None
+    readout: str | None = None
+    nonlinearity: str | None = None
+    trials: int | None = None
+    dtype: str | None = None
+
+
+def load(source: Network, seed: int) -> tuple[Checkpoint, TaskData]:
+    """The network and its task, fitting each other, in the dtype asked for."""
+    import torch
+
+    from kpflow_dyn._checkpoint import load_checkpoint
+    from kpflow_dyn.tasks import make_task
+
+    if source.dtype not in (None, "float32", "float64"):
+        raise ValueError(f"dtype must be float32 or float64, got {source.dtype!r}")
+    network = load_checkpoint(source.checkpoint, source.model, source.prefix, source.readout, source.nonlinearity)
+    data = make_task(source.task, trials=source.trials, seed=seed)
+    width, channels = network.cell.input_size, data.inputs.shape[2]
+    if width != channels:
+        raise ValueError(
+            f"{source.checkpoint} takes {width} inputs, but the task {data.name} gives {channels}; choose the task "
+            "that the network was trained on, or give its inputs as an .npz file"
+        )
+    if source.dtype is not None:
+        network.cell.to(getattr(torch, source.dtype))
+    return network, data
+
+
+def posed(network: Checkpoint, data: TaskData) -> DiscreteProblem:
+    """The network on the inputs of the task, in its own dtype."""
+    import torch
+
+    from kpflow_dyn._problems.problems import DiscreteProblem
+
+    dtype = next(network.cell.parameters()).dtype
+    return DiscreteProblem(network.cell, torch.from_numpy(data.inputs).to(dtype))
+
+
+def limit_threads(threads: int | None) -> None:
+    """Let torch use so many threads; None leaves it its own choice."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

@@ -1,0 +1,79 @@
+"""What a command shows on a terminal: bars while it works, and one line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from kpflow_dyn._numbers.summary import Progress
+
+
+@contextmanager
+def progress_lines() -> Iterator[Progress]:
+    """A line for each stage on stderr, with a bar where the amount of work is known."""
+    from kpflow_dyn._progress import bars
+
+    with bars() as shown:
+        stages: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int | None) -> None:
+            if stage not in stages:
+                for earlier in stages.values():
+                    shown.update(earlier, total=1, completed=1)
+                stages[stage] = shown.add_task(stage, total=total)
+            shown.update(stages[stage], completed=done, total=total)
+
+        yield show
+
+
+@contextmanager
+def plain_errors(debug: bool, interrupted: str = "nothing was written") -> Iterator[None]:
+    """One line on stderr for whatever goes wrong; the traceback too when asked for.
+
+    Args:
+        debug: raise what was raised.
+        interrupted: what the line says of the results after Ctrl-C.
+    """
+    try:
+        with _terminable():
+            yield
+    except KeyboardInterrupt:
+        _fail(f"interrupted; {interrupted}", 130)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if debug:
+            raise
+        _fail(str(error), 2)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(f"{type(error).__name__}: {error}; see --debug", 1)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let `kill` end the run as Ctrl-C does, through the clean-up of temporary folders."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(f"kpflow-dyn: {one_line(message)}", err=True)
+    raise typer.Exit(status)
+
+
+def one_line(text: str) -> str:
+    """Without line breaks."""
+    return " ".join(text.split())

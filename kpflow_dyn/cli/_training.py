@@ -1,0 +1,162 @@
+"""The commands on several checkpoints: `kpflow-dyn track` and `kpflow-dyn compare`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kpflow_dyn._folder import check_folder, new_folder, replaced
+from kpflow_dyn.cli._options import (
+    Debug,
+    Dtype,
+    Model,
+    Nonlinearity,
+    OnTask,
+    Out,
+    Overwrite,
+    Prefix,
+    Readout,
+    Samples,
+    Seed,
+    Threads,
+    Trials,
+)
+from kpflow_dyn.cli._sources import Network, limit_threads, load, posed
+from kpflow_dyn.cli._terminal import plain_errors, progress_lines
+
+if TYPE_CHECKING:
+    from kpflow_dyn._flows.flow import Flow
+
+COMPARISON_FILES = {"comparison.png", "comparison.txt"}
+
+
+def track(
+    run_dir: Annotated[Path, typer.Argument(help="The folder of a Recorder, of checkpoints along a training.")],
+    model: Model,
+    task: OnTask,
+    prefix: Prefix = None,
+    readout: Readout = None,
+    nonlinearity: Nonlinearity = None,
+    trials: Trials = None,
+    seed: Seed = 0,
+    samples: Samples = 60,
+    threads: Threads = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; by default RUN_DIR/track. What is known there is kept.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Follow the operators of a network over its training; write track.nc and figures."""
+    with plain_errors(debug):
+        limit_threads(threads)
+        out = run_dir / "track" if out is None else out
+        source = Network(
+            checkpoint=run_dir,
+            model=model,
+            task=task,
+            prefix=prefix,
+            readout=readout,
+            nonlinearity=nonlinearity,
+            trials=trials,
+        )
+        dataset = _tracked(source, seed, samples, out)
+        with replaced(out / "track.nc") as path:
+            dataset.to_netcdf(path, engine="h5netcdf")
+        _draw_track(dataset, out)
+        typer.echo(_table(dataset))
+        typer.echo(f"The figures: {out.absolute()}")
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="A state dict: .pt, .pth or .safetensors.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")],
+    model: Model,
+    task: OnTask,
+    model_b: Annotated[str | None, typer.Option(help="Where B is another kind of network.")] = None,
+    prefix: Prefix = None,
+    readout: Readout = None,
+    nonlinearity: Nonlinearity = None,
+    trials: Trials = None,
+    seed: Seed = 0,
+    modes: Annotated[int, typer.Option(help="Leading modes of the NTKs to compare.", min=1)] = 8,
+    samples: Samples = 120,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    out: Out = Path("kpflow-comparison"),
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Compare how two networks can learn on the same trials: alignments of their operators, angles of their modes."""
+    import kpflow_dyn as kp
+
+    with plain_errors(debug):
+        limit_threads(threads)
+        check_folder(out, COMPARISON_FILES, overwrite)
+        first = Network(
+            checkpoint=a,
+            model=model,
+            task=task,
+            prefix=prefix,
+            readout=readout,
+            nonlinearity=nonlinearity,
+            trials=trials,
+            dtype=dtype,
+        )
+        second = dataclasses.replace(first, checkpoint=b, model=model_b or model)
+        with progress_lines() as progress:
+            progress("running and linearising", 0, None)
+            flows = [_flow(source, seed) for source in (first, second)]
+            progress("comparing", 0, None)
+            found = kp.compare(*flows, k=modes, samples=samples, seed=seed)
+        with new_folder(out) as folder:
+            found.plot().savefig(folder / "comparison.png")
+            (folder / "comparison.txt").write_text(f"{a} and {b} on {task}\n{found}\n")
+        typer.echo(str(found))
+        typer.echo(f"The figure: {out.absolute() / 'comparison.png'}")
+
+
+def _flow(source: Network, seed: int) -> Flow:
+    import kpflow_dyn as kp
+
+    return kp.linearize(kp.solve(posed(*load(source, seed))))
+
+
+def _tracked(source: Network, seed: int, samples: int, out: Path) -> Any:
+    """`kp.track` of checkpoint files, each read as `analyze` reads it."""
+    import kpflow_dyn as kp
+    from kpflow_dyn._learning.tracking import Settings, recorded, track_checkpoints
+
+    run = kp.Recorder.read(source.checkpoint)
+
+    def at(step: int) -> tuple[Any, Any]:
+        network, _ = load(dataclasses.replace(source, checkpoint=run.file(step)), seed)
+        return network.cell, network.readout
+
+    first, data = load(dataclasses.replace(source, checkpoint=run.file(run.steps[0])), seed)
+    known = first.readout is not None and data.targets is not None
+    settings = Settings(samples, seed, data.targets if known else None, data.mask if known else None)
+    return track_checkpoints(recorded(run, at), posed(first, data).x, settings, kp.DiscreteProblem, out, True)
+
+
+def _draw_track(dataset: Any, out: Path) -> None:
+    from kpflow_dyn.figures._learning import TRACK
+
+    for name, draw in TRACK.items():
+        if name != "target" or "loss" in dataset:
+            with replaced(out / f"{name}.png") as path:
+                draw(dataset).savefig(path, format="png")
+
+
+def _table(dataset: Any) -> str:
+    """A line for each of some twelve checkpoints."""
+    rows = ["    step   er(K)   er(P)  er(NTK)  with first  with last" + ("       loss" if "loss" in dataset else "")]
+    for place in range(0, dataset.sizes["step"], max(1, dataset.sizes["step"] // 12)):
+        one = dataset.isel(step=place)
+        ranks = one.effective_rank.sel(kind="full").values
+        ends = [float(one[f"alignment_{end}"].sel(operator="NTK")) for end in ("first", "last")]
+        numbers = "{:8} {:7.1f} {:7.1f} {:8.1f} {:11.3f} {:10.3f}".format(int(one.step), *ranks, *ends)
+        rows.append(numbers + (f" {float(one.loss):10.4g}" if "loss" in one else ""))
+    return "\n".join(rows)

@@ -1,0 +1,86 @@
+"""Whether what learning can change lies in what the input can reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from scipy.linalg import subspace_angles
+
+from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn._numbers.spectra import Modes
+from kpflow_dyn.control._gramians import Gramian
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class ReachableAngles:
+    """Learning modes beside the leading directions of a Gramian.
+
+    Attributes:
+        angles: principal angles between the two spans, ascending, in radians [trial, time, angle]: 0 for a direction
+            that they share.
+        share: which part of each mode lies in the span of the Gramian's directions, its squared projection
+            [trial, time, mode].
+    """
+
+    angles: xr.DataArray
+    share: xr.DataArray
+
+    def plot(self, dark: bool = False) -> Figure:
+        """The angles, and the share of each mode, over time."""
+        from kpflow_dyn.figures import _control as figures
+
+        return figures.angles(self, dark=dark)
+
+
+def reachable_angles(modes: Modes, gram: Gramian, rank: int | None = None) -> ReachableAngles:
+    """The principal angles between spatial modes of the NTK and the leading directions of a Gramian, at each time.
+
+    Spatial modes are patterns over units in which gradient descent changes the states most; the Gramian tells in which
+    ones the input moves them most. (Which weights those changes come from, `kp.contributions(flow)` tells.)
+
+    Args:
+        modes: `kp.modes(flow.ntk, axis="unit", k=...)`, or other modes over units.
+        gram: what `gram` gives along the same trajectories.
+        rank: how many directions of the Gramian to take; as many as there are modes when None.
+
+    Raises:
+        TypeError, ValueError: modes of another space, another number of units, or a rank out of range.
+
+    Source: Bjorck, Golub, Math. Comp. 27, 579 (1973), by `scipy.linalg.subspace_angles`.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> sol = kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8).double(), torch.randn(2, 5, 3).double()))
+        >>> learning = kp.modes(kp.linearize(sol).ntk, axis="unit", k=2)
+        >>> found = kp.control.reachable_angles(learning, kp.control.gram(sol, "c"))
+        >>> found.angles.sizes["angle"], bool((found.share <= 1 + 1e-12).all())
+        (2, True)
+    """
+    if not isinstance(modes, Modes) or modes.space.axes != ("unit",):
+        raise TypeError("modes must be Modes over units, as kp.modes(flow.ntk, axis='unit', k=...) gives them")
+    directions = gram.directions
+    units, most = directions.sizes["unit"], directions.sizes["mode"]
+    if modes.space.shape != (units,):
+        raise ValueError(f"the modes have {modes.space.shape[0]} units, and the Gramian {units}; take the same model")
+    rank = len(modes.values) if rank is None else rank
+    if not 1 <= rank <= most:
+        raise ValueError(f"rank is {rank!r}, expected a number of the Gramian's directions between 1 and {most}")
+    patterns = to_numpy(modes.space.to_euclidean(modes.vectors)).astype(float).T
+    leading = directions.isel(mode=slice(rank))
+    lead = leading.dims[:-2]
+    flat = leading.values.reshape((-1, units, rank))
+    angles = np.stack([subspace_angles(patterns, span)[::-1] for span in flat])
+    share = ((np.swapaxes(flat, 1, 2) @ patterns) ** 2).sum(1)
+    coords = {name: leading.coords[name] for name in lead if name in leading.coords}
+    shape = leading.shape[:-2]
+    return ReachableAngles(
+        xr.DataArray(angles.reshape((*shape, -1)), coords, (*lead, "angle")),
+        xr.DataArray(share.reshape((*shape, -1)), coords, (*lead, "mode")),
+    )

@@ -1,0 +1,237 @@
+"""Costates of a cost along trajectories: how a kick to the state at any time would change it.
+
+    J = int L(z, u) dt + M(z(T))        -l' = A^T l + grad_z L,   l(T) = grad M        dJ/du(t) = B^T l + grad_u L
+
+In discrete time J is a sum over steps, and l = P* grad_z L is the adjoint sweep of `flow.P`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from scipy.linalg import expm
+
+from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
+from kpflow_dyn._linearize import linearize
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn._problems.quadrature import gauss_points
+from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn.control._linearisation import along_steps_inputs, linearize_ltv, states_at
+from kpflow_dyn.control._loops import Loop, framework_of, loop_of_cell, loop_of_field, rows_of
+from kpflow_dyn.control._magnus import magnus, transposed
+from kpflow_dyn.control._regulators import check_weight
+from kpflow_dyn.control._systems import LTV, as_matrix, coordinates
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Cost = Callable[..., Array]
+
+
+@dataclass(frozen=True, eq=False)
+class QuadraticCost:
+    """L(z, u) = (z - target)^T Q (z - target) + u^T R u, without halves.
+
+    Args:
+        Q: [unit, unit], symmetric and positive semi-definite.
+        R: [input, input], symmetric and positive definite; no cost of the input when None.
+        target: [unit]; the origin when None.
+
+    Raises:
+        ValueError: matrices of other shapes, not symmetric or indefinite; when called, of another width than z or u.
+
+    Example:
+        >>> import numpy as np
+        >>> from kpflow_dyn import control
+        >>> float(control.QuadraticCost(np.eye(2), [[2.0]])(np.array([1.0, 2.0]), np.array([3.0])))
+        23.0
+    """
+
+    Q: Any
+    R: Any = None
+    target: Any = None
+
+    def __post_init__(self) -> None:
+        n = len(as_matrix(self.Q, "Q", (None, None)))
+        object.__setattr__(self, "Q", check_weight(self.Q, "Q", n, definite=False))
+        if self.R is not None:
+            m = len(as_matrix(self.R, "R", (None, None)))
+            object.__setattr__(self, "R", check_weight(self.R, "R", m, definite=True))
+        target = np.zeros(n) if self.target is None else np.asarray(self.target, np.float64)
+        if target.shape != (n,):
+            raise ValueError(f"target has shape {target.shape}, expected [unit] = ({n},)")
+        object.__setattr__(self, "target", target)
+
+    def __call__(self, z: Array, u: Array | None = None) -> Array:
+        """The cost [...] of states z [..., unit] under inputs u [..., input]."""
+        cost = _form(self.Q, z, "Q", self.target)
+        return cost if self.R is None or u is None else cost + _form(self.R, u, "R")
+
+
+def _form(Q: np.ndarray, z: Array, what: str, target: np.ndarray | None = None) -> Array:
+    if z.shape[-1] != len(Q):
+        raise ValueError(f"{what} has shape {Q.shape}, expected [{z.shape[-1]}, {z.shape[-1]}]")
+    off = z if target is None else z - like_numpy(target, z)
+    return array_namespace(z).sum((off @ like_numpy(Q, z)) * off, axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Costates:
+    """The costates of a cost along each trial.
+
+    Attributes:
+        costate: l [trial, time, unit].
+        gradient: B^T l + grad_u L, the change of the cost by an input that is added at a time (in continuous time, for
+            unit time) [trial, time, input].
+        cost: J of each trial [trial].
+    """
+
+    costate: xr.DataArray
+    gradient: xr.DataArray
+    cost: xr.DataArray
+
+    def plot(self, dark: bool = False) -> Figure:
+        """The costates of the first trial, and the size of the gradient in the input of all."""
+        from kpflow_dyn.figures import _control as figures
+
+        return figures.costates(self, dark=dark)
+
+
+def adjoint(
+    sol: Solution, cost: Cost | None, terminal: Cost | None = None, *, inputs: str | None = None, t: Any = None
+) -> Costates:
+    """The costates of a running and a terminal cost, and the gradient in the input.
+
+    Along a ClosedLoop the control is that of its policy, and the gradient is the one in what is added to it: at an
+    optimal policy it is zero. For an ODE the sweep is of sixth order on the solver's steps, where `flow.P` is of second
+    order on the nodes; of a discrete problem it is the exact one of `flow.P`.
+
+    Args:
+        sol: of an `ODEProblem` or a `DiscreteProblem`.
+        cost: L(z) of states [unit] of one trial and time, made of the framework's own functions; of a ClosedLoop with
+            inputs="control", L(z, u); `QuadraticCost(Q, R)`; or None. It may not depend on the time.
+        terminal: M(z) likewise, at the last time.
+        inputs: as in `linearize_ltv`.
+        t: the times of an ODE's costates, as in `linearize_ltv`.
+
+    Raises:
+        TypeError, ValueError: no solution, no cost at all, or one that is no number for each state.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> loop = kp.models.ClosedLoop(kp.models.DoubleIntegrator(), torch.nn.Linear(2, 1).double())
+        >>> sol = kp.solve(kp.ODEProblem(loop, torch.ones(3, 2, dtype=torch.float64), [0.0, 0.5, 1.0]))
+        >>> found = kp.control.adjoint(sol, lambda z, u: z[0] ** 2 + u[0] ** 2)
+        >>> found.costate.sizes["unit"], found.costate.values[:, -1].tolist()
+        (2, [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    """
+    if cost is None and terminal is None:
+        raise ValueError("adjoint needs a running cost, a terminal one, or both")
+    if not isinstance(sol, Solution):
+        raise TypeError(f"adjoint takes the Solution that solve returns, got {type(sol).__name__}")
+    problem = sol.problem
+    if isinstance(problem, DiscreteProblem):
+        return _along_steps(sol, problem, cost, terminal, inputs)
+    ltv = linearize_ltv(sol, inputs=inputs, t=t)
+    assert isinstance(problem, ODEProblem)
+    return _along_equation(sol, problem, ltv, cost, terminal, inputs)
+
+
+def _along_steps(
+    sol: Solution, problem: DiscreteProblem, cost: Cost | None, terminal: Cost | None, inputs: str | None
+) -> Costates:
+    step = loop_of_cell(problem, sol.state, inputs, "closed")
+    values, slopes, _ = _slopes(step, cost, np.zeros(sol.state.shape[1]), sol.state, problem.x)
+    last, end = _terminal(terminal, sol.state[:, -1:])
+    slopes[:, -1] += end
+    costates = to_numpy(linearize(sol).P.T.mv(like_numpy(slopes, sol.state))).astype(float)
+    gradient = np.einsum("btnm,btn->btm", along_steps_inputs(sol, inputs), costates)
+    return _labelled(to_numpy(sol.t).astype(float), (), costates, gradient, values.sum(1) + last)
+
+
+def _along_equation(
+    sol: Solution, problem: ODEProblem, ltv: LTV, cost: Cost | None, terminal: Cost | None, inputs: str | None
+) -> Costates:
+    mesh = ltv.mesh
+    assert mesh is not None
+    field = loop_of_field(problem.f, sol.state, inputs, "closed", problem.x is not None)
+    nodes, weights = gauss_points(mesh.edges)
+    inside = len(nodes)
+    values, slopes, direct = _slopes(field, cost, *states_at(sol, problem, np.append(nodes, ltv.time)))
+    last, end = _terminal(terminal, sol(mesh.edges[-1:]))
+    driven = slopes[:, :inside].reshape((*mesh.A.shape[:3], -1))
+    costates = _backward(mesh.A, driven, end, np.diff(mesh.edges))[:, mesh.at]
+    gradient = direct[:, inside:] + np.einsum("btnm,btn->btm", ltv.B.values, costates)
+    return _labelled(ltv.time, ltv.names, costates, gradient, values[:, :inside] @ weights + last)
+
+
+def _backward(A: np.ndarray, slopes: np.ndarray, end: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """-l' = A^T l + slope from l = end, at the ends of all intervals [trial, step + 1, unit]."""
+    with_slope = np.concatenate([-transposed(A), -slopes[..., None]], -1)
+    back = expm(-magnus(np.concatenate([with_slope, 0 * with_slope[..., :1, :]], -2), h))
+    costate = np.concatenate([end, np.ones((len(end), 1))], -1)[..., None]
+    found = [costate]
+    for k in reversed(range(len(h))):
+        found.append(costate := back[:, k] @ costate)
+    return np.stack(found[::-1], 1)[..., :-1, 0]
+
+
+def _slopes(loop: Loop, cost: Cost | None, t: np.ndarray, z: Array, x: Array | None) -> tuple[np.ndarray, ...]:
+    """L [trial, time], and its gradients in z and in the input [trial, time, ...]."""
+    rows, (_, *data) = rows_of(loop, t, z, x)
+    if cost is None:
+        return tuple(np.zeros(shape) for shape in (z.shape[:2], z.shape, rows[2].shape))
+
+    def of_row(t: Array, z: Array, v: Array, *x: Array) -> Array:
+        u = (loop.control(z, z, x[0] if x else None) + v,) if loop.inputs == "control" else ()
+        return _one_number(cost(z, *u), z) + 0 * v.sum()
+
+    return _with_gradients(of_row, rows, data)
+
+
+def _terminal(terminal: Cost | None, z: Array) -> tuple[np.ndarray, np.ndarray]:
+    """M [trial] and its gradient [trial, unit] at the last states [trial, 1, unit]."""
+    if terminal is None:
+        return np.zeros(len(z)), np.zeros((len(z), z.shape[-1]))
+    values, slopes, _ = _with_gradients(
+        lambda t, z, v: _one_number(terminal(z), z) + 0 * v.sum(), [z[..., 0], z, z], []
+    )
+    return values[:, 0], slopes[:, 0]
+
+
+def _one_number(value: Array, z: Array) -> Array:
+    if getattr(value, "shape", None) != ():
+        got = getattr(value, "shape", type(value).__name__)
+        raise ValueError(
+            f"the cost of one state gave {got}, expected one number; it is called on z [unit], or on z and u [input] "
+            "of a ClosedLoop"
+        )
+    return value + 0 * z.sum()
+
+
+def _with_gradients(of_row: Cost, rows: list[Array], data: list[Array]) -> tuple[np.ndarray, ...]:
+    """Values of of_row(t, z, v, *data), and their gradients in z and in v, at rows [trial, time, ...]."""
+    framework = framework_of(rows[1])
+
+    def with_gradients(t: Array, z: Array, v: Array, *data: Array) -> list[Array]:
+        value, pull = framework.vjp(lambda z, v: of_row(t, z, v, *data), z, v)[:2]
+        return [value, *pull(value * 0 + 1)]
+
+    with full_precision(rows[1]):
+        return tuple(to_numpy(a).astype(float) for a in framework.each_row(with_gradients, *rows, *data))
+
+
+def _labelled(
+    time: np.ndarray, names: tuple[str, ...], costates: np.ndarray, gradient: np.ndarray, cost: np.ndarray
+) -> Costates:
+    coords = {"time": time}
+    return Costates(
+        xr.DataArray(costates, coords | coordinates(names, "unit"), ("trial", "time", "unit")),
+        xr.DataArray(gradient, coords, ("trial", "time", "input")),
+        xr.DataArray(cost, dims="trial"),
+    )

@@ -1,0 +1,258 @@
+"""Gramians: which states inputs can reach, and which states outputs can tell apart.
+
+    reachability     Wc(t) = int_0^t Phi(t, s) B B^T Phi(t, s)^T ds       a diagonal block of (P B)(P B)*
+    observability    Wo(t) = int_t^T Phi(s, t)^T C^T C Phi(s, t) ds       a diagonal block of (C P)*(C P)
+
+They are sums over time of one recursion, W <- Phi W Phi^T + G, forward for Wc and backward, through the transposed
+system, for Wo. In discrete time Phi = A_t and G = B_t B_t^T.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
+
+from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn.control._linearisation import linearize_ltv
+from kpflow_dyn.control._magnus import spread, transposed
+from kpflow_dyn.control._systems import LTI, LTV, Mesh, coordinates
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+System = Solution | LTV | LTI
+KINDS = {"c": "reachability", "o": "observability"}
+
+
+@dataclass(frozen=True, eq=False)
+class Gramian:
+    """A Gramian W, or its factor L with W = L L^T.
+
+    Attributes:
+        kind: "c" for reachability (controllability), "o" for observability.
+        factor: L [trial, time, unit, rank], where a rank was asked for, else None.
+        cut: [trial, time], which part of the trace was left out in the making of the factor, added up over its steps.
+        matrix: W where it was found whole, else None.
+    """
+
+    kind: str
+    factor: xr.DataArray | None = None
+    cut: xr.DataArray | None = None
+    matrix: xr.DataArray | None = field(default=None, repr=False)
+
+    @property
+    def W(self) -> xr.DataArray:
+        """[trial, time, unit, other_unit]; of an infinite horizon [unit, other_unit]."""
+        if self.matrix is not None:
+            return self.matrix
+        assert self.factor is not None
+        other = self.factor.rename({"unit": "other_unit"})
+        return xr.dot(self.factor, other, dim="rank")
+
+    @property
+    def eigenvalues(self) -> xr.DataArray:
+        """Descending, [trial, time, mode]."""
+        return self._decomposed()[0]
+
+    @property
+    def directions(self) -> xr.DataArray:
+        """The eigenvectors, orthonormal, leading ones first [trial, time, unit, mode]."""
+        return self._decomposed()[1]
+
+    def _decomposed(self) -> tuple[xr.DataArray, xr.DataArray]:
+        if self.factor is not None:
+            array = self.factor
+            vectors, values, _ = np.linalg.svd(array.values, full_matrices=False)
+            values = values**2
+        else:
+            array = self.W
+            values, vectors = np.linalg.eigh(array.values)
+            values, vectors = values[..., ::-1], vectors[..., ::-1]
+        lead = array.dims[:-2]
+        coords = {name: array.coords[name] for name in (*lead, "unit") if name in array.coords}
+        of_values = {name: c for name, c in coords.items() if name != "unit"}
+        return (
+            xr.DataArray(values, of_values, (*lead, "mode")),
+            xr.DataArray(vectors, coords, (*lead, "unit", "mode")),
+        )
+
+    def plot(self, dark: bool = False) -> Figure:
+        """The leading eigenvalues over time, or of an infinite horizon against their rank."""
+        from kpflow_dyn.figures import _control as figures
+
+        return figures.gramian(self, dark=dark)
+
+
+def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, **options: Any) -> Gramian:
+    """The reachability ("c") or observability ("o") Gramian as a function of time.
+
+    Args:
+        system: a solution, an `LTV` or an `LTI`.
+        kind: "c" or "o", as in python-control. In discrete time Wc counts the input of the step that ends at a time,
+            and Wo the output at it.
+        t: of an LTI the horizon as `LTI.along` takes it: increasing times, or a number of steps; None for the infinite
+            horizon of a stable system. Of a solution the times, as `linearize_ltv` takes them.
+        rank: how many columns of a factor W = L L^T to keep instead of W: the leading singular directions after each
+            step. Exact where W has no larger rank; `Gramian.cut` tells what was left out.
+        **options: of `linearize_ltv`, where a solution is given: `loop`, `inputs`, `C`.
+
+    Raises:
+        ValueError: an unknown kind, an infinite horizon of a system that is not stable, a horizon over which an
+            unstable one overflows, or a rank that is not between 1 and the number of units.
+
+    Example:
+        >>> from kpflow_dyn import control
+        >>> decay = control.LTI([[-1.0]], [[1.0]])
+        >>> control.gram(decay, "c").W.item(), control.gram(decay, "c", t=[0.0, 0.5, 20.0]).W.values.ravel().round(4)
+        (0.5, array([0.    , 0.3161, 0.5   ]))
+    """
+    check_kind(kind)
+    if isinstance(system, LTI) and t is None and not options:
+        return _infinite(system, kind, rank)
+    ltv = as_ltv(system, t, options)
+    _check_rank(rank, ltv.A.sizes["unit"])
+    with np.errstate(over="ignore", invalid="ignore"):
+        found, cut = _reached(ltv if kind == "c" else dual(ltv), rank)
+    backward = slice(None, None, 1 if kind == "c" else -1)
+    found, cut = found[:, backward], None if cut is None else cut[:, backward]
+    _check_finite(found, ltv.time, kind)
+    coords = {"time": ltv.time, **coordinates(ltv.names, "unit")}
+    if rank is not None:
+        factor = xr.DataArray(found, coords, ("trial", "time", "unit", "rank"))
+        return Gramian(kind, factor, xr.DataArray(cut, {"time": ltv.time}, ("trial", "time")))
+    coords |= coordinates(ltv.names, "other_unit")
+    return Gramian(kind, matrix=xr.DataArray(found, coords, ("trial", "time", "unit", "other_unit")))
+
+
+def check_kind(kind: str) -> None:
+    """Raise unless a Gramian is called "c" or "o"."""
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}, expected 'c' (reachability) or 'o' (observability)")
+
+
+def as_ltv(system: System, t: Any, options: dict[str, Any]) -> LTV:
+    """The linear system along trials of whatever has one.
+
+    Raises:
+        TypeError, ValueError: another type, or options that it does not take.
+    """
+    if isinstance(system, Solution):
+        return linearize_ltv(system, t=t, **options)
+    if not isinstance(system, LTI | LTV):
+        raise TypeError(f"system is {type(system).__name__}, expected a Solution, an LTV or an LTI")
+    if options:
+        raise ValueError(
+            f"{sorted(options)} are options of linearize_ltv, which a {type(system).__name__} has behind it"
+        )
+    if isinstance(system, LTI):
+        if t is None:
+            raise ValueError("an LTI has no trial of its own; give a horizon t=, times or a number of steps")
+        return system.along(t)
+    if t is not None:
+        raise ValueError("an LTV has its times already; give t to linearize_ltv")
+    return system
+
+
+def _infinite(system: LTI, kind: str, rank: int | None) -> Gramian:
+    if not system.is_stable:
+        unstable = "a real part >= 0" if system.dt is None else "a size >= 1"
+        raise ValueError(
+            f"the system is not stable (the poles {np.array2string(system.poles, precision=3)} include one with "
+            f"{unstable}), so it has no Gramian over infinite time; give a horizon t=, or close a loop (lqr)"
+        )
+    if rank is not None:
+        raise ValueError("over infinite time the Gramian is found whole; leave rank=None, or give a horizon t=")
+    A, Q = (system.A, system.B @ system.B.T) if kind == "c" else (system.A.T, system.C.T @ system.C)
+    W = solve_continuous_lyapunov(A, -Q) if system.dt is None else solve_discrete_lyapunov(A, Q)
+    coords = coordinates(system.names, "unit", "other_unit")
+    return Gramian(kind, matrix=xr.DataArray((W + W.T) / 2, coords, ("unit", "other_unit")))
+
+
+def _check_rank(rank: int | None, units: int) -> None:
+    if rank is not None and not (isinstance(rank, int | np.integer) and 1 <= rank <= units):
+        raise ValueError(f"rank is {rank!r}, expected a number of columns between 1 and {units}, or None")
+
+
+def _check_finite(found: np.ndarray, time: np.ndarray, kind: str) -> None:
+    bad = ~np.isfinite(found).all((2, 3))
+    if bad.any():
+        trial, step = np.argwhere(bad)[0 if kind == "c" else -1]
+        raise ValueError(
+            f"the {KINDS[kind]} Gramian overflows at t = {time[step]:.6g} (trial {trial}): the system is unstable, and "
+            "the horizon too long for it; take a shorter one, or close the loop"
+        )
+
+
+def dual(ltv: LTV) -> LTV:
+    """The transposed system, which runs backward: its reachability is the observability of this one."""
+    A, C = transposed(ltv.A.values)[:, ::-1], transposed(ltv.C.values)[:, ::-1]
+    if ltv.mesh is None:
+        # z_t reaches z_{t+1} by A_{t+1}: the matrices move by one step; the first acts on nothing.
+        return _of_arrays(ltv, np.concatenate([A[:, :1], A[:, :-1]], 1), C, None)
+    mesh = ltv.mesh
+    inside = transposed(mesh.A)[:, ::-1, ::-1]
+    outputs = np.broadcast_to(C[:, :1, None], (*inside.shape[:3], *C.shape[2:]))
+    turned = Mesh(mesh.edges[-1] - mesh.edges[::-1], len(mesh.edges) - 1 - mesh.at[::-1], inside, outputs)
+    return _of_arrays(ltv, A, C, turned)
+
+
+def _of_arrays(like: LTV, A: np.ndarray, B: np.ndarray, mesh: Mesh | None) -> LTV:
+    arrays = [xr.DataArray(M, dims=("trial", "time", *dims)) for M, dims in ((A, ("unit", "from")), (B, ("unit", "u")))]
+    return LTV(*arrays, C=like.C, D=like.D, dt=like.dt, mesh=mesh)
+
+
+def _reached(ltv: LTV, rank: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """W at the times of a system [trial, time, unit, unit], or its factor with what was cut."""
+    if ltv.mesh is None:
+        B = ltv.B.values
+        if rank is None:
+            return _summed(ltv.A.values, B @ transposed(B)), None
+        return _factors(ltv.A.values, B, rank)
+    mesh = ltv.mesh
+    phi, G = spread(mesh.A, mesh.B @ transposed(mesh.B), np.diff(mesh.edges))
+    if rank is None:
+        W = _summed(phi, G)
+        return np.concatenate([0 * W[:, :1], W], 1)[:, mesh.at], None
+    factor, cut = _factors(phi, root(G), rank)
+    return np.concatenate([0 * factor[:, :1], factor], 1)[:, mesh.at], np.pad(cut, ((0, 0), (1, 0)))[:, mesh.at]
+
+
+def _summed(phi: np.ndarray, G: np.ndarray) -> np.ndarray:
+    """W_k = Phi_k W_{k-1} Phi_k^T + G_k from W_0 = 0 [trial, step, n, n]."""
+    W, found = np.zeros_like(G[:, 0]), []
+    for k in range(phi.shape[1]):
+        W = phi[:, k] @ W @ transposed(phi[:, k]) + G[:, k]
+        found.append((W + transposed(W)) / 2)
+    return np.stack(found, 1)
+
+
+def _factors(phi: np.ndarray, roots: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of the same, L_k = the leading columns of [Phi_k L_{k-1}, root_k]."""
+    L, cut = np.zeros((*roots[:, 0].shape[:2], rank)), np.zeros(len(roots))
+    found, cuts = [], []
+    for k in range(phi.shape[1]):
+        L, lost = _compressed(np.concatenate([phi[:, k] @ L, roots[:, k]], -1), rank)
+        found.append(L)
+        cuts.append(cut := cut + lost)
+    return np.stack(found, 1), np.stack(cuts, 1)
+
+
+def _compressed(L: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """The leading columns U S of L [trial, n, m], and the part of the trace in the others."""
+    if not np.isfinite(L).all():
+        return np.full((*L.shape[:2], rank), np.nan), np.full(len(L), np.nan)
+    left, values, _ = np.linalg.svd(L, full_matrices=False)
+    total = (values**2).sum(-1)
+    kept = (left * values[:, None])[..., :rank]
+    padded = np.pad(kept, ((0, 0), (0, 0), (0, rank - kept.shape[-1])))
+    return padded, (values[:, rank:] ** 2).sum(-1) / np.where(total > 0, total, 1)
+
+
+def root(G: np.ndarray) -> np.ndarray:
+    """L with L L^T = G for positive semi-definite G, where round-off may have made eigenvalues negative."""
+    values, vectors = np.linalg.eigh(G)
+    return vectors * np.sqrt(np.maximum(values, 0))[..., None, :]

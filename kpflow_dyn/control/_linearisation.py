@@ -1,0 +1,242 @@
+"""From a model at rest, or a solved trajectory, to a linear system."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace, is_torch_array, like_numpy, to_numpy
+from kpflow_dyn._problems.inputs import check_rows, inputs_at
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn._problems.quadrature import gauss_points
+from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._problems.steps import AcceptedSteps
+from kpflow_dyn._spaces.operators import DENSE_BYTES
+from kpflow_dyn.control._loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_map
+from kpflow_dyn.control._systems import LTI, LTV, Mesh, ltv_of, output_matrix
+from kpflow_dyn.ode._discretise import call_field
+
+
+def linearize_lti(
+    model: Any,
+    z: Array,
+    u: Array | None = None,
+    *,
+    C: Any = None,
+    dt: float | None = None,
+    loop: str = "closed",
+    inputs: str | None = None,
+    t: float = 0.0,
+    tol: float = 1e-6,
+) -> LTI:
+    """The linear system about an equilibrium, A = D_z f, B = D_u f.
+
+    Args:
+        model: a plant, plant(z, u), which says its `control_size`; `kp.models.ClosedLoop(plant, policy)`; a field
+            f(t, z) or f(t, z, u); with `dt` a cell, cell(u, z).
+        z: the state at rest [unit], a torch tensor or a jax array.
+        u: what else the model takes there: a plant's control, a field's or cell's input, a closed loop's reference x_t.
+        C: the outputs [output, unit], or a Linear layer; all states when None.
+        dt: the length of a step where the model gives the next state; None where it gives z'.
+        loop: of a ClosedLoop, "closed" for A of the whole field, "open" for that of its plant under the control held.
+        inputs: where inputs enter: "control", a ClosedLoop's u; "x", the argument u; "kicks" to the state, B = 1. The
+            control of a ClosedLoop and the argument of others when None.
+        t: the time at which a field is called.
+        tol: by how much z' (or the step) may differ from 0 (or z), relative to 1 + the largest entry of z.
+
+    Raises:
+        ValueError: no equilibrium, with what is left of z'; a plant and a policy that do not fit together; a loop or
+            inputs that the model has not got.
+
+    Example:
+        >>> import torch
+        >>> from kpflow_dyn import control, models
+        >>> upright, no_torque = torch.zeros(2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        >>> control.linearize_lti(models.Pendulum(), upright, no_torque).A
+        array([[0.  , 1.  ],
+               [9.81, 0.  ]])
+    """
+    z = _vector(z, "z", "[unit]")
+    x = None if u is None else _vector(u, "u", "[input]")
+    whole = _loop_at(model, z, dt, inputs, loop, x is not None)
+    _check_rest(_value(model, whole, z, x, t), z, dt, tol)
+    row = None if x is None else x[None, None]
+    A, B = derivatives(whole, np.array([t]), z[None, None], row)
+    return LTI(A[0, 0], B[0, 0], output_matrix(C, len(z)), dt=dt, names=whole.names)
+
+
+def _vector(values: Any, what: str, axes: str) -> Array:
+    array = check_rows(values, what, axes)
+    if array.ndim != 1:
+        raise ValueError(f"{what} has shape {tuple(array.shape)}, expected {axes}")
+    return array
+
+
+def _loop_at(model: Any, z: Array, dt: float | None, inputs: str | None, loop: str, has_x: bool) -> Loop:
+    if is_closed_loop(model):
+        return loop_of_field(model, z, inputs, loop, has_x)
+    if hasattr(model, "control_size"):
+        names = tuple(getattr(model, "state_names", ()))
+        return loop_of_map(lambda t, z, u: model(z, u), names, inputs, loop, has_x)
+    field = model if dt is None else lambda t, z, *x: model(*x, z)
+    return loop_of_field(field, z, inputs, loop, has_x)
+
+
+def _value(model: Any, loop: Loop, z: Array, x: Array | None, t: float) -> np.ndarray:
+    """The velocity or next state, by the model's own call where it checks its parts."""
+    time = like_numpy(np.asarray(t, np.float64), z)
+    if is_closed_loop(model) and is_torch_array(z):
+        value = call_field(model, time, z[None], None if x is None else x[None])[0]
+    else:
+        value = call_field(model, time, z, x) if is_closed_loop(model) else loop.call(time, z, x)
+    if tuple(value.shape) != tuple(z.shape):
+        raise ValueError(f"the model gave {tuple(value.shape)} for z {tuple(z.shape)}, expected the shape of z")
+    return to_numpy(value)
+
+
+def _check_rest(value: np.ndarray, z: Array, dt: float | None, tol: float) -> None:
+    rest = value - (0 if dt is None else to_numpy(z))
+    left, size = float(np.abs(rest).max()), 1 + float(np.abs(to_numpy(z)).max())
+    if not left <= tol * size:
+        raise ValueError(
+            f"z is no equilibrium: {'its velocity' if dt is None else 'its step'} is {left:.2e}, more than tol = {tol} "
+            f"times {size:.3g}; find one (kp.dynamics.fixed_points, scipy.optimize.root), give u, or raise tol"
+        )
+
+
+# Along trajectories
+
+
+def linearize_ltv(
+    sol: Solution,
+    *,
+    loop: str = "closed",
+    inputs: str | None = None,
+    C: Any = None,
+    t: Any = None,
+) -> LTV:
+    """The linear system along each trial of a solution, A = D_z f and B = D_u f there.
+
+    Args:
+        sol: of an `ODEProblem` or a `DiscreteProblem`.
+        loop: of a ClosedLoop, "closed" for A of the whole field, "open" for that of its plant under the control held.
+        inputs: where inputs enter: "control", a ClosedLoop's u; "x", the problem's x_t; "kicks" to the state, B = 1.
+            The control of a ClosedLoop and x of others when None.
+        C: the outputs [output, unit], or a Linear layer; all states when None.
+        t: the times of an ODE's system [time]; its grid when None, or on a span the ends of the solver's steps. In
+            between, A and B are taken at three Gauss points of each of the solver's steps.
+
+    Raises:
+        ValueError: a loop or inputs that the model has not got, times outside of the solved ones, steps that cannot be
+            replayed, or states so wide that the matrices would take more than 2 GiB.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> loop = kp.models.ClosedLoop(kp.models.Pendulum(), torch.nn.Linear(2, 1).double())
+        >>> start = torch.zeros(3, 2, dtype=torch.float64)
+        >>> system = kp.control.linearize_ltv(kp.solve(kp.ODEProblem(loop, start, [0.0, 0.5, 1.0])))
+        >>> dict(system.B.sizes), system.A.sel(unit="angle", from_unit="angular_velocity").values[0]
+        ({'trial': 3, 'time': 3, 'unit': 2, 'input': 1}, array([1., 1., 1.]))
+    """
+    if not isinstance(sol, Solution):
+        raise TypeError(f"linearize_ltv takes the Solution that solve returns, got {type(sol).__name__}")
+    C = output_matrix(C, sol.state.shape[-1])
+    if isinstance(sol.problem, DiscreteProblem):
+        if t is not None:
+            raise ValueError("a discrete problem has the times of its steps; leave t=None")
+        return _along_steps(sol, sol.problem, inputs, loop, C)
+    if not isinstance(sol.problem, ODEProblem):
+        raise ValueError(f"a {type(sol.problem).__name__} has no trajectory; linearize_lti takes a model at rest")
+    return _along_equation(sol, sol.problem, inputs, loop, C, t)
+
+
+def _along_steps(sol: Solution, problem: DiscreteProblem, inputs: str | None, loop: str, C: np.ndarray) -> LTV:
+    _check_size(sol, 1)
+    step = loop_of_cell(problem, sol.state, inputs, loop)
+    A, B = derivatives(step, np.zeros(sol.state.shape[1]), _before(sol), problem.x)
+    return ltv_of(to_numpy(sol.t).astype(float), A, B, C, np.zeros((len(C), B.shape[-1])), (), dt=1.0)
+
+
+def along_steps_inputs(sol: Solution, inputs: str | None) -> np.ndarray:
+    """B alone of each step of a discrete problem [trial, time, unit, input]."""
+    assert isinstance(sol.problem, DiscreteProblem)
+    step, before = loop_of_cell(sol.problem, sol.state, inputs, "closed"), _before(sol)
+    return derivatives(step, np.zeros(before.shape[1]), before, sol.problem.x, of_state=False)[0]
+
+
+def _before(sol: Solution) -> Array:
+    """The state before each step [trial, time, unit]."""
+    return array_namespace(sol.state).concat([sol.start[:, None], sol.state[:, :-1]], axis=1)
+
+
+def _along_equation(sol: Solution, problem: ODEProblem, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
+    edges, times = mesh_edges(sol, t)
+    _check_size(sol, 4 * len(edges) / sol.state.shape[1])
+    whole = loop_of_field(problem.f, sol.state, inputs, loop, problem.x is not None)
+    nodes = gauss_points(edges)[0]
+    A, B = derivatives(whole, *states_at(sol, problem, np.append(nodes, times)))
+    inside = [M[:, : len(nodes)].reshape((len(M), -1, 3, *M.shape[2:])) for M in (A, B)]
+    mesh = Mesh(edges, np.searchsorted(edges, times), *inside)
+    D = np.zeros((len(C), B.shape[-1]))
+    return ltv_of(times, A[:, len(nodes) :], B[:, len(nodes) :], C, D, whole.names, mesh)
+
+
+def states_at(sol: Solution, problem: ODEProblem, times: np.ndarray) -> tuple[np.ndarray, Array, Array | None]:
+    """Times [n] with the states and inputs there, by the solver's dense output."""
+    every = np.broadcast_to(times, (len(sol.state), len(times)))
+    return times, sol(times), inputs_at(problem, every)
+
+
+def mesh_edges(sol: Solution, t: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the intervals to integrate over, and those of them that are wanted as times."""
+    problem, steps = sol.problem, sol.steps
+    assert isinstance(problem, ODEProblem)
+    if steps is None:
+        raise ValueError(
+            f"the steps of {sol.alg!r} are not known, so neither is how finely A(t) must be taken; solve with a "
+            "Runge-Kutta method"
+        )
+    ends = np.unique(np.append(problem.t, _wanted(problem, t)))
+    edges = _with_steps(ends, steps)
+    return edges, _wanted(problem, edges if problem.is_span and t is None else t)
+
+
+def _wanted(problem: ODEProblem, t: Any) -> np.ndarray:
+    times = problem.t if t is None else np.unique(np.asarray(t, np.float64))
+    low, high = problem.t[0], problem.t[-1]
+    outside = ~((times >= low) & (times <= high))
+    if outside.any():
+        raise ValueError(f"t = {times[outside][0]} lies outside of the solved span [{low}, {high}]")
+    return times
+
+
+def _with_steps(ends: np.ndarray, steps: AcceptedSteps) -> np.ndarray:
+    """Times, with those of the solver's steps in between.
+
+    Where trials have steps of their own, an interval is divided evenly, into as many parts as any of them has steps.
+    """
+    times = steps.t + steps.dt
+    if (times == times[0]).all():
+        inside = times[0][(times[0] > ends[0]) & (times[0] < ends[-1])]
+        near = np.abs(inside[:, None] - ends).min(1) <= 1e-12 * np.abs(ends).max()
+        return np.union1d(ends, inside[~near])
+    parts = [np.linspace(a, b, _most_between(times, a, b) + 1, endpoint=False) for a, b in pairwise(ends)]
+    return np.append(np.concatenate(parts), ends[-1])
+
+
+def _most_between(times: np.ndarray, low: float, high: float) -> int:
+    """The largest number of times of one row between these."""
+    return int(((times > low) & (times < high)).sum(1).max())
+
+
+def _check_size(sol: Solution, times: float) -> None:
+    trials, steps, units = sol.state.shape
+    needed = int(8 * trials * steps * times * units**2)
+    if needed > DENSE_BYTES:
+        raise ValueError(
+            f"the matrices A would take {needed / 2**30:.1f} GiB, more than {DENSE_BYTES / 2**30:.0f} GiB; take fewer "
+            "trials or times; of a recurrent model gram_operator needs no matrices"
+        )

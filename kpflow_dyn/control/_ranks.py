@@ -1,0 +1,61 @@
+"""Kalman's matrices, whose ranks tell what can be reached and what can be told apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn.control._systems import as_matrix
+
+
+def ctrb(A: Any, B: Any) -> np.ndarray:
+    """The controllability matrix [B, A B, ..., A^{n-1} B] [unit, unit * input].
+
+    `np.linalg.matrix_rank` of it is the dimension of what inputs can reach. Of many units its columns become all but
+    parallel; `gram(system, "c").eigenvalues` then tells more.
+
+    Args:
+        A: [unit, unit].
+        B: [unit, input].
+
+    Raises:
+        ValueError: matrices that do not fit together.
+
+    Example:
+        >>> import numpy as np
+        >>> from kpflow_dyn import control
+        >>> control.ctrb([[0.0, 1.0], [0.0, 0.0]], [[0.0], [1.0]])
+        array([[0., 1.],
+               [1., 0.]])
+        >>> int(np.linalg.matrix_rank(control.ctrb(np.eye(2), [[0.0], [1.0]])))
+        1
+    """
+    A = as_matrix(A, "A", (None, None))
+    n = len(A)
+    as_matrix(A, "A", (n, n))
+    block = as_matrix(B, "B", (n, None))
+    blocks = [block]
+    for _ in range(n - 1):
+        blocks.append(block := A @ block)
+    return np.concatenate(blocks, 1)
+
+
+def obsv(A: Any, C: Any) -> np.ndarray:
+    """The observability matrix [C; C A; ...; C A^{n-1}] [unit * output, unit].
+
+    Args:
+        A: [unit, unit].
+        C: [output, unit].
+
+    Raises:
+        ValueError: matrices that do not fit together.
+
+    Example:
+        >>> from kpflow_dyn import control
+        >>> control.obsv([[0.0, 1.0], [0.0, 0.0]], [[1.0, 0.0]])
+        array([[1., 0.],
+               [0., 1.]])
+    """
+    C = as_matrix(C, "C", (None, None))
+    return ctrb(np.transpose(A), C.T).T

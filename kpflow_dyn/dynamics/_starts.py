@@ -1,0 +1,93 @@
+"""What the search for fixed points is given: the problem, where it starts, and its constant inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, is_torch_array, is_torch_module, like_numpy, to_numpy
+from kpflow_dyn._problems.inputs import input_width
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem
+from kpflow_dyn._problems.solutions import Solution, solve
+
+AVERAGED = (1, 2, 4, 8)  # how many states a start is the mean of, in turn
+
+
+def posed(model: Any, x: Any, starts: Any, noise: float, seed: int) -> tuple[Any, Array, np.ndarray]:
+    """The problem, the starts [n, unit], and the states [trial, time, unit] to draw them among."""
+    sol = model if isinstance(model, Solution) else None
+    problem = sol.problem if sol is not None else model
+    drawn = isinstance(starts, int | np.integer) and not isinstance(starts, bool)
+    if not isinstance(problem, DiscreteProblem | ODEProblem):
+        problem = _of_cell(problem, x, starts, drawn)
+    if drawn:
+        sol = solve(problem) if sol is None else sol
+        z = _drawn(to_numpy(sol.state), int(starts), noise, seed)
+        return problem, like_numpy(z, sol.state), to_numpy(sol.state)
+    like = problem.x if isinstance(problem, DiscreteProblem) else problem.z0
+    z = _matrix(starts, "starts", backend(like).units_of(problem), "unit")
+    return problem, like_numpy(z, like), z[None] if sol is None else to_numpy(sol.state)
+
+
+def _of_cell(cell: Any, x: Any, starts: Any, drawn: bool) -> DiscreteProblem:
+    """A bare cell as a problem."""
+    if isinstance(cell, StaticProblem) or not callable(cell):
+        raise TypeError(
+            f"a {type(cell).__name__} has no dynamics; expected a cell, a DiscreteProblem, an ODEProblem or a Solution"
+        )
+    if drawn:
+        raise ValueError("a cell alone has no states to start from; pass starts [n, unit], or a DiscreteProblem")
+    z = starts if is_torch_array(starts) or not is_torch_module(cell) else _tensor_like(cell, starts)
+    width = getattr(cell, "input_size", None) if x is None else np.shape(to_numpy(x))[-1]
+    if width is None:
+        raise ValueError("the cell has no input_size attribute, so the width of its input is unknown; pass x [input]")
+    inputs = like_numpy(np.zeros((1, 1, width)), z)
+    return DiscreteProblem(cell, inputs, None if hasattr(cell, "hidden_size") else z[:1])
+
+
+def _tensor_like(cell: Any, starts: Any) -> Array:
+    import torch
+
+    return torch.as_tensor(np.asarray(starts)).to(next(cell.parameters()))
+
+
+def _drawn(states: np.ndarray, count: int, noise: float, seed: int) -> np.ndarray:
+    """States and means of a few of them, with noise."""
+    if count < 1 or not 0 <= noise < np.inf:
+        raise ValueError(f"starts is {count} and noise {noise!r}, expected at least one start and noise >= 0")
+    rng, rows = np.random.default_rng(seed), states.reshape(-1, states.shape[2])
+    numbers = np.resize(AVERAGED, count)
+    means = np.stack([rows[rng.integers(len(rows), size=n)].mean(0) for n in numbers])
+    deviation = np.sqrt(((rows - rows.mean(0)) ** 2).mean())
+    return means + noise * deviation * rng.standard_normal((count, rows.shape[1]))
+
+
+def constant_inputs(problem: DiscreteProblem | ODEProblem, x: Any, count: int) -> np.ndarray:
+    """x [n, input]."""
+    width = problem.x.shape[2] if isinstance(problem, DiscreteProblem) else input_width(problem) or 0
+    array = np.zeros(width) if x is None else np.asarray(to_numpy(x), np.float64)
+    array = np.broadcast_to(array, (count, *array.shape)) if array.ndim == 1 else array
+    if len(array) != count:
+        raise ValueError(f"x has shape {array.shape} for {count} starts, expected [input], or [n, input] with one each")
+    return _matrix(array, "x", width, "input").copy()
+
+
+def _matrix(given: Any, what: str, width: int, axis: str) -> np.ndarray:
+    array = np.asarray(to_numpy(given))
+    if array.ndim != 2 or array.shape[1] != width or not len(array):
+        raise ValueError(
+            f"{what} has shape {array.shape}, expected [n, {axis}] with {axis} = {width}, as the model has"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{what} holds NaN or inf, first in row {int(np.argmin(np.isfinite(array).all(1)))}")
+    return array
+
+
+def backend(like: Array) -> Any:
+    """The `dynamics` of the framework."""
+    if is_torch_array(like):
+        from kpflow_dyn._torch import dynamics
+    else:
+        from kpflow_dyn._jax import dynamics
+    return dynamics

@@ -1,0 +1,299 @@
+"""Figures of an analysis. Each takes the Dataset that `analyze` returns and gives a matplotlib Figure; none computes.
+
+    figures.spectra(dataset).savefig("spectra.png")
+
+Every function takes `dark=True` for a figure that suits a dark page.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from kpflow_dyn.figures._palette import DARK_SERIES, SERIES
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+WIDTH = 4.8  # inches: on a telephone the letters stay readable
+SHOWN_MODES = 4
+SHOWN_TIMES = 60  # more would merge into the line
+
+Draw = Callable[..., Figure]
+
+
+def styled(draw: Callable[[Any], Figure]) -> Draw:
+    """Draw under the style of this module, light or dark, without touching the caller's settings."""
+
+    @functools.wraps(draw)
+    def drawn(dataset: Any, dark: bool = False) -> Figure:
+        with matplotlib.rc_context(_style(dark)):
+            figure = draw(dataset)
+            for axes in figure.axes:
+                _fix_ticks(axes)
+            return figure
+
+    return drawn
+
+
+@styled
+def spectra(dataset: xr.Dataset) -> Figure:
+    """Eigenvalues of the core (all), of K and of the NTK (the leading ones), against their rank."""
+    figure, axes = new_figure(3.6)
+    colors = series()
+    core = np.repeat(dataset.core_eigenvalue.values, dataset.core_multiplicity.values)
+    core = core[core > 1e-7 * core.max(initial=0)]
+    axes.plot(1 + np.arange(core.size), core, color=muted(), linewidth=2, label="core")
+    for name, label, marker, color in (("K", "K", "s", colors[0]), ("ntk", "NTK", "o", colors[1])):
+        values, done = dataset[f"{name}_eigenvalue"].values, dataset[f"{name}_converged"].values.astype(bool)
+        ranks = 1 + np.arange(values.size)
+        axes.plot(ranks, values, color=color, marker=marker, markersize=5, label=label)
+        axes.plot(ranks[~done], values[~done], color=axes.get_facecolor(), marker=marker, markersize=2.5, linestyle="")
+    axes.set(xscale="log", yscale="log", xlabel="Rank of the eigenvalue", ylabel="Eigenvalue")
+    axes.legend()
+    return figure
+
+
+@styled
+def temporal_modes(dataset: xr.Dataset) -> Figure:
+    """The share of each temporal mode of the NTK, and the leading modes over time."""
+    figure, (shares, modes) = new_figure(5.0, rows=2)
+    _draw_shares(shares, dataset, "temporal")
+    time = dataset.time.values
+    modes.axhline(0, color=muted(), linewidth=0.8)
+    dots = {"marker": ".", "markersize": 5} if "units" not in dataset.time.attrs and time.size <= SHOWN_TIMES else {}
+    for i, (mode, color) in enumerate(zip(dataset.temporal_mode.values, series(), strict=False)):
+        modes.plot(time, mode, color=color, label=f"mode {i + 1}", **dots)
+    modes.set(
+        xlabel=_time_label(dataset),
+        ylabel="Temporal mode",
+        xlim=(time[0], time[-1]) if time.size > 1 else None,
+    )
+    modes.legend(ncols=2)
+    return figure
+
+
+@styled
+def spatial_modes(dataset: xr.Dataset) -> Figure:
+    """The share of each spatial mode of the NTK, and the units that the leading modes move."""
+    order = np.argsort(dataset.spatial_mode.values[0])
+    return _loadings(dataset, "spatial", order, "Unit, sorted by mode 1")
+
+
+@styled
+def trial_modes(dataset: xr.Dataset) -> Figure:
+    """The share of each trial mode of the NTK, and the trials that the leading modes move."""
+    label = trial_label(dataset)
+    order = np.argsort(dataset.trial_mode.values[0] if label is None else dataset[label].values, kind="stable")
+    return _loadings(dataset, "trial", order, f"Trial, sorted by {'mode 1' if label is None else _spaced(label)}")
+
+
+@styled
+def effective_ranks(dataset: xr.Dataset) -> Figure:
+    """Effective ranks with error bars of two standard errors, beside the dimension of the space each lives in."""
+    names = [name for name in dataset.data_vars if str(name).endswith("effective_rank")]
+    figure, axes = new_figure(0.8 + 0.36 * len(names))
+    color, most = series()[1], max(dataset[name].attrs["dimension"] for name in names)
+    for row, name in enumerate(names):
+        number = dataset[name]
+        value, bar, dimension = float(number), 2 * number.attrs["stderr"], number.attrs["dimension"]
+        axes.plot([1, dimension], [row, row], color=_faint(), linewidth=5, solid_capstyle="butt", zorder=1)
+        low = min(value, max(value - bar, 0.5))  # a logarithmic axis has no room for 0
+        axes.errorbar(value, row, xerr=[[value - low], [bar]], fmt="o", color=color, capsize=4, zorder=3)
+        text = f"{_short(value)} of {dimension:,}"
+        axes.annotate(text, (max(dimension, value + bar), row), (6, 0), textcoords="offset points", va="center")
+    labels = [str(name).removesuffix("_effective_rank").replace("ntk", "NTK") for name in names]
+    axes.set(xscale="log", xlabel="Effective rank", xlim=(0.8, 60 * most), ylim=(len(names) - 0.5, -0.7))
+    axes.set_yticks(range(len(names)), labels)
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+@styled
+def state_pca(dataset: xr.Dataset) -> Figure:
+    """The variance that each principal component of the state explains, and the trials in the plane of two."""
+    figure, (shares, plane) = new_figure(6.4, rows=2, heights=(1, 2.2))
+    explained = dataset.pc_variance.values
+    shares.bar(1 + np.arange(explained.size), 100 * explained, color=series()[0], width=0.7)
+    shares.set(xlabel="Principal component", ylabel="Variance (%)", xticks=1 + np.arange(explained.size))
+    shares.grid(axis="x", visible=False)
+    _draw_trajectories(plane, dataset)
+    return figure
+
+
+FIGURES: dict[str, Draw] = {
+    "spectra": spectra,
+    "effective_ranks": effective_ranks,
+    "temporal_modes": temporal_modes,
+    "spatial_modes": spatial_modes,
+    "trial_modes": trial_modes,
+    "state_pca": state_pca,
+}
+"""All figures, by the name of their file, in the order of the page."""
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def trial_label(dataset: xr.Dataset) -> str | None:
+    """The first thing known of the trials by which they can be sorted, or None."""
+    labels = (str(name) for name in dataset.coords if str(name).startswith("label_"))
+    return next((name for name in labels if dataset[name].dtype.kind in "biuf"), None)
+
+
+def _style(dark: bool) -> dict[str, Any]:
+    text, muted, faint, page = (
+        ("#e8e8e6", "#a0a09c", "#3a3d42", "#1b1d21") if dark else ("#1f2328", "#6b7075", "#e3e5e8", "#ffffff")
+    )
+    return {
+        "font.size": 10,
+        "axes.labelsize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": muted,
+        "axes.facecolor": page,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.labelcolor": text,
+        "axes.prop_cycle": cycler(color=DARK_SERIES if dark else SERIES),
+        "figure.facecolor": page,
+        "figure.dpi": 150,
+        "grid.color": faint,
+        "grid.linewidth": 0.8,
+        "hatch.color": muted,
+        "legend.frameon": False,
+        "lines.linewidth": 1.8,
+        "savefig.dpi": 150,
+        "text.color": text,
+        "xtick.color": muted,
+        "xtick.labelcolor": text,
+        "ytick.color": muted,
+        "ytick.labelcolor": text,
+    }
+
+
+def _fix_ticks(axes: Axes) -> None:
+    """Ticks are made when the figure is drawn, and would read the caller's settings then."""
+    settings = matplotlib.rcParams
+    axes.tick_params(which="both", color=settings["xtick.color"], labelcolor=settings["xtick.labelcolor"])
+    axes.tick_params(grid_color=settings["grid.color"], grid_linewidth=settings["grid.linewidth"])
+
+
+def series() -> list[str]:
+    """The colours of lines."""
+    return matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+
+
+def muted() -> str:
+    """The colour of what stands behind."""
+    return matplotlib.rcParams["axes.edgecolor"]
+
+
+def _faint() -> str:
+    return matplotlib.rcParams["grid.color"]
+
+
+def new_figure(height: float, rows: int = 1, heights: tuple[float, ...] | None = None) -> tuple[Figure, Any]:
+    """A figure of the common width, and its axes."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, height_ratios=heights)
+
+
+def _draw_shares(axes: Axes, dataset: xr.Dataset, kernel: str) -> None:
+    values = dataset[f"{kernel}_eigenvalue"]
+    total = float(values.sum())
+    count = min(values.size, 12)
+    errors = 200 * dataset[f"{kernel}_eigenvalue_stderr"].values[:count] / total
+    ranks = 1 + np.arange(count)
+    axes.bar(ranks, 100 * values.values[:count] / total, color=series()[0], width=0.7)
+    axes.errorbar(ranks, 100 * values.values[:count] / total, errors, fmt="none", ecolor=muted(), capsize=2)
+    axes.set(xlabel=f"{kernel.capitalize()} mode", ylabel="Share of the trace (%)", xticks=ranks)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="x", visible=False)
+
+
+def _loadings(dataset: xr.Dataset, kernel: str, order: np.ndarray, xlabel: str) -> Figure:
+    figure, (shares, map_) = new_figure(5.0, rows=2)
+    _draw_shares(shares, dataset, kernel)
+    modes = dataset[f"{kernel}_mode"].values[:SHOWN_MODES, order]
+    most = np.abs(modes).max()
+    extent = (0.5, order.size + 0.5, len(modes) + 0.5, 0.5)
+    image = map_.imshow(
+        modes, aspect="auto", cmap=_diverging(), vmin=-most, vmax=most, extent=extent, interpolation="none"
+    )
+    map_.set(xlabel=xlabel, ylabel=f"{kernel.capitalize()} mode", yticks=1 + np.arange(len(modes)))
+    map_.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    map_.grid(visible=False)
+    figure.colorbar(image, ax=map_, label="Loading", pad=0.02)
+    return figure
+
+
+def _diverging() -> LinearSegmentedColormap:
+    """Blue to orange through the colour of the page, so that zero looks like nothing."""
+    low, high = series()[:2]
+    return LinearSegmentedColormap.from_list("loading", [low, matplotlib.rcParams["axes.facecolor"], high])
+
+
+def _draw_trajectories(axes: Axes, dataset: xr.Dataset) -> None:
+    projections = dataset.pc_projection.values
+    flat = projections.shape[2] == 1
+    x = np.broadcast_to(dataset.time.values, projections.shape[:2]) if flat else projections[..., 0]
+    y = projections[..., 0] if flat else projections[..., 1]
+    for trial, color in enumerate(_color_trials(axes, dataset)):
+        axes.plot(x[trial], y[trial], color=color, linewidth=1, alpha=0.8)
+        axes.plot(x[trial, -1:], y[trial, -1:], color=color, marker="o", markersize=3.5)
+    names = (_time_label(dataset), "PC 1") if flat else ("PC 1", "PC 2")
+    axes.set(xlabel=names[0], ylabel=names[1])
+
+
+def _time_label(dataset: xr.Dataset) -> str:
+    """The time with its unit, where one is known."""
+    units = dataset.time.attrs.get("units")
+    return f"Time ({units})" if units else "Time"
+
+
+def _color_trials(axes: Axes, dataset: xr.Dataset) -> list[Any]:
+    """A colour for each trial by its label, explained by a legend for a few values and by a colour bar for many."""
+    label = trial_label(dataset)
+    if label is None:
+        return [series()[0]] * dataset.sizes["trial"]
+    values = dataset[label].values.astype(float)
+    known = np.unique(values)
+    if known.size <= len(SERIES):
+        for value, color in zip(known, series(), strict=False):
+            axes.plot([], [], color=color, marker="o", label=f"{value:g}")
+        axes.legend(title=_spaced(label))
+        return [series()[place] for place in np.searchsorted(known, values)]
+    norm, colors = Normalize(known[0], known[-1]), _gradient()
+    axes.figure.colorbar(ScalarMappable(norm, colors), ax=axes, label=_spaced(label), pad=0.02)
+    return [colors(norm(value)) for value in values]
+
+
+def _gradient() -> LinearSegmentedColormap:
+    """cividis without the end that the page would swallow."""
+    light_page = to_rgb(matplotlib.rcParams["axes.facecolor"])[0] > 0.5
+    ends = (0, 0.85) if light_page else (0.3, 1)
+    return LinearSegmentedColormap.from_list("trials", matplotlib.colormaps["cividis"](np.linspace(*ends, 64)))
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _spaced(name: str) -> str:
+    return name.removeprefix("label_").replace("_", " ")

@@ -1,0 +1,156 @@
+"""Figures of linear systems and what follows from them, in the style of `kpflow_dyn.figures`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+
+from kpflow_dyn.figures import muted, new_figure, series, styled
+
+if TYPE_CHECKING:
+    from kpflow_dyn.control._angles import ReachableAngles
+    from kpflow_dyn.control._costates import Costates
+    from kpflow_dyn.control._frequency import FrequencyResponse
+    from kpflow_dyn.control._gramians import Gramian
+    from kpflow_dyn.control._hankel_modes import Hankel
+    from kpflow_dyn.control._regulators import TimeVaryingRegulator
+    from kpflow_dyn.control._systems import LTI, LTV
+
+SHOWN = 4  # lines of one kind
+
+
+@styled
+def poles(system: LTI) -> Figure:
+    """Poles in the complex plane, beside the imaginary axis or the unit circle."""
+    figure, axes = new_figure(4.2)
+    if system.dt is None:
+        axes.axvline(0, color=muted(), linewidth=0.8)
+    else:
+        axes.add_patch(Circle((0, 0), 1, fill=False, edgecolor=muted(), linewidth=0.8))
+        axes.set_aspect("equal", adjustable="datalim")
+    axes.plot(system.poles.real, system.poles.imag, "x", color=series()[0], markersize=8, markeredgewidth=2)
+    axes.set(xlabel="Real part of the pole", ylabel="Imaginary part")
+    return figure
+
+
+@styled
+def growth(system: LTV) -> Figure:
+    """The leading pole of A over time, in each trial."""
+    figure, axes = new_figure(3.6)
+    values = np.linalg.eigvals(system.A.values)
+    leading = (abs(values) if system.dt is not None else values.real).max(-1)
+    axes.axhline(float(system.dt is not None), color=muted(), linewidth=0.8)
+    axes.plot(system.time, leading.T, color=series()[0], alpha=0.6, linewidth=1)
+    axes.set(xlabel="Time", ylabel="Largest size of a pole" if system.dt is not None else "Largest real part of a pole")
+    return figure
+
+
+@styled
+def gramian(found: Gramian) -> Figure:
+    """Eigenvalues over time, those of all trials in one colour by their rank; or against their rank."""
+    figure, axes = new_figure(3.6)
+    values = found.eigenvalues.clip(min=0)
+    label = "Reachability" if found.kind == "c" else "Observability"
+    axes.set(yscale="log", ylabel=f"{label} eigenvalue")
+    if "time" not in values.dims:
+        axes.plot(1 + np.arange(values.size), values, "o-", markersize=5)
+        axes.set(xlabel="Rank of the eigenvalue", xticks=1 + np.arange(values.size))
+        return figure
+    for mode in range(min(SHOWN, values.sizes["mode"])):
+        _trials(axes, values.isel(mode=mode), series()[mode], str(mode + 1))
+    axes.legend(title="Rank")
+    axes.set(xlabel="Time")
+    return figure
+
+
+@styled
+def hankel(found: Hankel) -> Figure:
+    """Hankel singular values of all trials; the leading mode of the first one, past input and future output."""
+    figure, (values, modes) = new_figure(5.0, rows=2)
+    ranks = 1 + np.arange(found.values.sizes["mode"])
+    values.plot(ranks, found.values.values.T, "o-", color=series()[0], markersize=4, alpha=0.6)
+    values.set(xlabel="Rank", ylabel="Hankel singular value", yscale="log", xticks=ranks)
+    first = {"trial": 0, "mode": 0}
+    modes.plot(found.inputs.time, found.inputs.isel(first), color=series()[0], label="past input")
+    modes.plot(found.outputs.time, found.outputs.isel(first), color=series()[1], label="future output")
+    modes.axvline(found.split, color=muted(), linewidth=0.8)
+    handles, labels = modes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    modes.legend(unique.values(), unique.keys())
+    modes.set(xlabel="Time", ylabel="Leading mode")
+    return figure
+
+
+@styled
+def costates(found: Costates) -> Figure:
+    """The costates of the first trial by unit, and the norm of the gradient in the input of all trials."""
+    figure, (first, gradient) = new_figure(5.0, rows=2)
+    _units(first, found.costate.isel(trial=0), "unit")
+    first.set(ylabel="Costate of the first trial")
+    _trials(gradient, (found.gradient**2).sum("input") ** 0.5, series()[0], None)
+    gradient.set(xlabel="Time", ylabel="Norm of dJ/du")
+    return figure
+
+
+@styled
+def gains(found: TimeVaryingRegulator) -> Figure:
+    """The gains of the first trial's first input by unit, and the norm of K of all trials."""
+    figure, (first, norm) = new_figure(5.0, rows=2)
+    _units(first, found.K.isel(trial=0, input=0), "unit")
+    first.set(ylabel="Gain of the first input")
+    _trials(norm, (found.K**2).sum(("input", "unit")) ** 0.5, series()[0], None)
+    norm.set(xlabel="Time", ylabel="Norm of K")
+    return figure
+
+
+@styled
+def bode(found: FrequencyResponse) -> Figure:
+    """Magnitude and phase of each pair of an input and an output."""
+    figure, (magnitude, phase) = new_figure(5.0, rows=2)
+    omega = found.response.omega.values
+    for output in range(found.response.sizes["output"]):
+        for entry in range(found.response.sizes["input"]):
+            pair = {"output": output, "input": entry}
+            magnitude.plot(omega, found.magnitude.isel(pair), label=f"{entry + 1} to {output + 1}")
+            phase.plot(omega, np.degrees(found.phase.isel(pair)))
+    magnitude.set(xscale="log", yscale="log", ylabel="Magnitude")
+    phase.set(xscale="log", xlabel="Frequency (radians per unit of time)", ylabel="Phase (degrees)")
+    magnitude.legend(title="Input to output")
+    return figure
+
+
+@styled
+def angles(found: ReachableAngles) -> Figure:
+    """Principal angles and shares over time, averaged over trials; or against their number."""
+    figure, (angle, share) = new_figure(5.0, rows=2)
+    degrees = found.angles * (180 / np.pi)
+    for axes, values, name in ((angle, degrees, "angle"), (share, found.share, "mode")):
+        mean = values.mean("trial") if "trial" in values.dims else values
+        if "time" not in mean.dims:
+            axes.plot(1 + np.arange(mean.size), mean, "o-", markersize=5)
+            continue
+        for number in range(min(SHOWN, mean.sizes[name])):
+            axes.plot(mean.time, mean.isel({name: number}), color=series()[number], label=f"{name} {number + 1}")
+        axes.legend()
+    angle.set(ylabel="Principal angle (degrees)", ylim=(0, 92))
+    share.set(xlabel="Time" if "time" in found.share.dims else "Mode", ylabel="Reachable share", ylim=(0, 1.05))
+    return figure
+
+
+def _trials(axes: Axes, values: xr.DataArray, color: str, label: str | None) -> None:
+    """One thin line for each trial [trial, time]."""
+    lines = axes.plot(values.time, values.transpose("time", "trial"), color=color, alpha=0.6, linewidth=1)
+    lines[0].set_label(label or "")
+
+
+def _units(axes: Axes, values: xr.DataArray, axis: str) -> None:
+    names = values[axis].values if axis in values.coords else 1 + np.arange(values.sizes[axis])
+    for number in range(min(SHOWN, values.sizes[axis])):
+        shown = values.isel({axis: number})
+        axes.plot(values.time, shown, color=series()[number], label=str(names[number]).replace("_", " "))
+    axes.legend()

@@ -1,0 +1,119 @@
+"""Figures of forecasts, gradient flows, comparisons and of operators over training, in the style of `figures`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn.figures import muted, new_figure, series, styled
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from kpflow_dyn._learning.comparison import Comparison
+    from kpflow_dyn._learning.descent import GradientFlow
+    from kpflow_dyn._learning.forecasting import Forecast
+
+
+@styled
+def gradient_flow(flow: GradientFlow) -> Figure:
+    """The loss and the norm of its gradient over the time of a gradient flow, a dot at each step."""
+    figure, axes = new_figure(5.0, rows=2)
+    first = flow.time[min(1, flow.time.size - 1)]
+    time, colors = np.geomspace(first / 30, flow.time[-1], 400), series()
+    axes[0].plot(time, flow(time), color=colors[0])
+    axes[0].plot(flow.time[1:], flow.loss[1:], ".", color=colors[0], markersize=5)
+    axes[1].plot(flow.time[1:], flow.gradient_norm[1:], ".-", color=colors[1], markersize=5)
+    for panel, label in zip(axes, ("Loss", "Norm of the gradient"), strict=True):
+        panel.set(xscale="log", yscale="log" if flow.loss.min() > 0 else "linear", ylabel=label)
+    axes[1].set(xlabel="Time (learning rate x steps)", xlim=axes[0].get_xlim())
+    return figure
+
+
+@styled
+def forecast(given: tuple[Forecast, Any]) -> Figure:
+    """The forecast, the gradient flow beside it, and recorded losses, one for each step from 0 on."""
+    found, recorded = given
+    figure, axes = new_figure(3.6)
+    if recorded is not None:
+        losses = np.asarray(recorded, float)
+        axes.plot(np.arange(1, len(losses)), losses[1:], color=muted(), linewidth=3, alpha=0.6, label="recorded")
+    axes.plot(found.steps[1:], found.loss[1:], label="frozen kernel")
+    axes.plot(found.flow_steps[1:], found.flow_loss[1:], ".", markersize=5, label="gradient flow")
+    if np.isfinite(found.holds_until) and found.holds_until >= 1:
+        axes.axvline(found.holds_until, color=muted(), linewidth=0.8, linestyle=":")
+        axes.annotate("parts", (found.holds_until, 0.02), (4, 0), ("data", "axes fraction"), "offset points")
+    axes.set(xscale="log", yscale="log", xlabel="Step of gradient descent", ylabel="Loss")
+    axes.legend()
+    return figure
+
+
+@styled
+def comparison(found: Comparison) -> Figure:
+    """Principal angles between the leading modes of two NTKs, and the eigenvalues of both."""
+    figure, (angles, values) = new_figure(5.0, rows=2)
+    numbers = 1 + np.arange(len(found.angles))
+    angles.bar(numbers, np.degrees(found.angles), width=0.7)
+    angles.set(xlabel="Principal angle", ylabel="Degrees", ylim=(0, 90), xticks=numbers, yticks=range(0, 91, 30))
+    angles.grid(axis="x", visible=False)
+    for modes, name, marker in zip(found.modes, ("first", "second"), ("o", "s"), strict=True):
+        values.plot(1 + np.arange(len(modes.values)), to_numpy(modes.values), marker=marker, markersize=5, label=name)
+    values.set(xlabel="Rank of the eigenvalue", ylabel="Eigenvalue of the NTK", yscale="log", xticks=numbers)
+    values.legend()
+    return figure
+
+
+@styled
+def ranks_over_training(dataset: xr.Dataset) -> Figure:
+    """Effective ranks of K, P and NTK over the steps of training, in full and by axis."""
+    kinds = dataset.kind.values
+    figure, panels = new_figure(1.7 * len(kinds), rows=len(kinds))
+    for kind, axes in zip(kinds, panels, strict=True):
+        _over_steps(axes, dataset, dataset.effective_rank.sel(kind=kind))
+        axes.set(ylabel=f"{kind} rank".capitalize(), yscale="log", ylim=(0.8, None))
+    panels[-1].legend(ncols=3)
+    panels[-1].set_xlabel("Step of training")
+    return figure
+
+
+@styled
+def alignment_over_training(dataset: xr.Dataset) -> Figure:
+    """Alignments of K, P and NTK with those of the first and of the last checkpoint."""
+    figure, panels = new_figure(4.2, rows=2)
+    for end, axes in zip(("first", "last"), panels, strict=True):
+        _over_steps(axes, dataset, dataset[f"alignment_{end}"])
+        axes.set(ylabel=f"Alignment with the {end}", ylim=(0, 1.05))
+    panels[0].legend(ncols=3)
+    panels[-1].set_xlabel("Step of training")
+    return figure
+
+
+@styled
+def target_over_training(dataset: xr.Dataset) -> Figure:
+    """The loss; what of each component of the target is learnt, and how fast the kernel moves the outputs along it."""
+    figure, (loss, *panels) = new_figure(7.2, rows=4)
+    loss.plot(dataset.step, dataset.loss, color=muted())
+    loss.set(ylabel="Loss", yscale="log")
+    names = {"learnt": "Learnt part of c", "alignment": "cos(c, NTK c)", "rayleigh": "<c, NTK c> / <c, c>"}
+    for (name, label), axes in zip(names.items(), panels, strict=True):
+        for number in range(min(dataset.sizes["component"], len(series()))):
+            shown = dataset[f"component_{name}"].isel(component=number)
+            axes.plot(dataset.step, shown, label=f"component {number + 1}")
+        axes.set(ylabel=label)
+    panels[0].legend()
+    panels[1].set_ylim(0, 1.05)
+    panels[2].set(yscale="log", xlabel="Step of training")
+    return figure
+
+
+TRACK = {"ranks": ranks_over_training, "alignment": alignment_over_training, "target": target_over_training}
+"""The figures of `track`, by the name of their file; that of the target only where there is one."""
+
+
+def _over_steps(axes: Axes, dataset: xr.Dataset, numbers: xr.DataArray) -> None:
+    for name in dataset.operator.values:
+        axes.plot(dataset.step, numbers.sel(operator=name), marker=".", markersize=4, label=str(name))

@@ -1,0 +1,60 @@
+"""A plant steered by a learnt policy, in the framework of the policy."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from kpflow_dyn._arrays import is_torch_module
+
+
+def ClosedLoop(plant: Any, policy: Any) -> Any:
+    """The field z' = plant(z, u) of a plant whose control u = policy(z), or u = policy([z, x_t]), is learnt.
+
+    Only the policy learns. The plant is copied as it is now: parameters that it has become buffers in torch, and
+    constants in JAX.
+
+    Args:
+        plant: any callable (z, u) -> z', such as those of `kpflow_dyn.models`.
+        policy: a torch nn.Module, or a callable JAX pytree with array leaves such as an equinox module.
+
+    Returns:
+        A torch nn.Module or an equinox module, called as f(t, z) or f(t, z, x_t) with the reference x_t. Its parameters
+        are the policy's, and their names begin with "policy.".
+
+    Shapes: in torch z [trial, state], x_t [trial, reference] -> [trial, state], and the policy maps
+    [trial, state + reference] to [trial, control]; in JAX the same for one trial, without the trial axis.
+
+    Raises:
+        TypeError: plant is not callable, or policy is neither kind of module.
+        ValueError: when called, if the policy's output is not as wide as the plant's `control_size`.
+
+    >>> import torch
+    >>> from kpflow_dyn.models import CartPole
+    >>> loop = ClosedLoop(CartPole(), torch.nn.Linear(4 + 1, 1))
+    >>> loop(torch.tensor(0.0), torch.zeros(3, 4), torch.ones(3, 1)).shape
+    torch.Size([3, 4])
+    >>> [name for name, _ in loop.named_parameters()]
+    ['policy.weight', 'policy.bias']
+    """
+    if isinstance(plant, type) or not callable(plant):
+        got = f"the class {plant.__name__}" if isinstance(plant, type) else type(plant).__name__
+        raise TypeError(f"plant is {got}, expected a callable plant(z, u) such as CartPole()")
+    if is_torch_module(policy):
+        from kpflow_dyn.models import _torch_fields as torch_fields
+
+        return torch_fields.ClosedLoop(plant, policy)
+    if is_jax_module(policy):
+        from kpflow_dyn.models import jax as jax_fields
+
+        return jax_fields.ClosedLoop(plant, policy)
+    raise TypeError(
+        f"policy is {type(policy).__name__}, expected an instance of a torch nn.Module, or a callable JAX pytree with "
+        "array leaves such as an equinox module; make a function a method of such a module"
+    )
+
+
+def is_jax_module(policy: Any) -> bool:
+    """Whether a policy is a callable pytree of JAX, without importing JAX."""
+    jax = sys.modules.get("jax")
+    return jax is not None and callable(policy) and any(isinstance(a, jax.Array) for a in jax.tree.leaves(policy))

@@ -1,0 +1,144 @@
+"""Recurrent models with their readouts, in either framework, and laws of weights, by their names."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from kpflow_dyn.models._initializing import initialize
+from kpflow_dyn.models._laws import Dale, Gaussian, Law, Orthogonal, Planted, SpectralRadius, TorchDefault
+from kpflow_dyn.tasks._data import check_count, check_options, nearest
+
+_LEAKY = ("alpha", "learn_alpha", "nonlinearity")
+OPTIONS = {
+    "rnn": ("bias", "nonlinearity"),
+    "gru": ("bias",),
+    "lstm": ("bias",),
+    "ctrnn": (*_LEAKY, "gain"),
+    "lowrank": ("rank", *_LEAKY),
+}
+"""The options of each model."""
+
+
+LAWS: dict[str, type[Law]] = {
+    law.__name__.lower(): law for law in (Gaussian, Orthogonal, SpectralRadius, TorchDefault, Dale, Planted)
+}
+
+
+class Model(NamedTuple):
+    """A recurrent model and what reads it.
+
+    Attributes:
+        cell: called as cell(x_t, z) -> z.
+        readout: the linear layer on its units.
+    """
+
+    cell: Any
+    readout: Any
+
+
+def make_model(
+    name: str,
+    inputs: int,
+    units: int,
+    outputs: int = 1,
+    *,
+    framework: str = "torch",
+    init: Law | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    **options: Any,
+) -> Model:
+    """A recurrent cell and its readout by name, for sweeps.
+
+        rnn, gru, lstm    the frameworks' own cells (JAX: `RNNCell` of `kpflow_dyn.models.jax`, and equinox)
+        ctrnn, lowrank    `CTRNNCell`, `LowRankRNNCell`
+
+    Args:
+        name: one of these.
+        inputs, units, outputs: widths of x_t, z and of what is read.
+        framework: "torch" or "jax".
+        init: the law of the recurrent weights, drawn with the same seed by `initialize`; the cell's own when None.
+        seed: for all weights. Both frameworks have the same recurrent weights where there is an `init`; for all of them
+            to be the same, convert with `to_jax` or `to_torch`.
+        dtype: "float32" or "float64".
+        options: of the cell: bias, nonlinearity (rnn); bias (gru, lstm); alpha, learn_alpha, nonlinearity and gain
+            (ctrnn) or rank (lowrank).
+
+    Returns:
+        cell and readout, as `kp.train.fit(cell, task, readout)` takes them.
+
+    Raises:
+        ValueError: an unknown name (with the nearest), framework, dtype or option, a size that is too small.
+        TypeError: a size that is no whole number, or float64 while JAX rounds to float32.
+
+    >>> cell, readout = make_model("gru", inputs=3, units=16, outputs=2)
+    >>> cell, readout
+    (GRUCell(3, 16), Linear(in_features=16, out_features=2, bias=True))
+    """
+    if name not in OPTIONS:
+        raise ValueError(f"unknown model {name!r}.{nearest(name, list(OPTIONS))} Known: {', '.join(OPTIONS)}.")
+    check_options(name, options, OPTIONS[name])
+    for size, value in {"inputs": inputs, "units": units, "outputs": outputs}.items():
+        check_count(size, value, 1)
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
+    if framework not in (makers := {"torch": _in_torch, "jax": _in_jax}):
+        raise ValueError(f"framework must be torch or jax, got {framework!r}")
+    model = makers[framework](name, (inputs, units, outputs), seed, dtype, options)
+    return model if init is None else Model(initialize(model.cell, init, seed), model.readout)
+
+
+def make_init(name: str, **options: Any) -> Law:
+    """The law of a name, for the command line and for files.
+
+    Args:
+        name: gaussian, orthogonal, spectralradius, torchdefault, dale or planted, in any case, with dashes, underscores
+            or without.
+        options: those of its class.
+
+    Raises:
+        ValueError: an unknown name or option (with the nearest known ones), or an option's value that does not fit.
+        TypeError: an option of another type.
+
+    >>> make_init("spectral-radius", rho=0.9)
+    SpectralRadius(rho=0.9)
+    """
+    law = LAWS.get(name.lower().replace("-", "").replace("_", ""))
+    if law is None:
+        raise ValueError(f"unknown law {name!r}.{nearest(name, list(LAWS))} Known: {', '.join(LAWS)}.")
+    check_options(name, options, [option.name for option in fields(law)])
+    return law(**options)
+
+
+def _in_torch(name: str, sizes: tuple[int, int, int], seed: int, dtype: str, options: dict[str, Any]) -> Model:
+    import torch
+    from torch import nn
+
+    from kpflow_dyn.models._torch_cells import CTRNNCell, LowRankRNNCell
+
+    kinds: dict[str, Any] = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
+    kind = (kinds | {"ctrnn": CTRNNCell, "lowrank": LowRankRNNCell})[name]
+    inputs, units, outputs = sizes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = Model(kind(inputs, units, **options), nn.Linear(units, outputs))
+    return Model(*(module.to(getattr(torch, dtype)) for module in made))
+
+
+def _in_jax(name: str, sizes: tuple[int, int, int], seed: int, dtype: str, options: dict[str, Any]) -> Model:
+    import equinox as eqx
+    import jax
+
+    from kpflow_dyn.models._jax_cells import CTRNNCell, LowRankRNNCell, RNNCell
+
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise TypeError("JAX rounds float64 to float32; call jax.config.update('jax_enable_x64', True) first")
+    kinds: dict[str, Any] = {"rnn": RNNCell, "gru": eqx.nn.GRUCell, "lstm": eqx.nn.LSTMCell}
+    kind = (kinds | {"ctrnn": CTRNNCell, "lowrank": LowRankRNNCell})[name]
+    if name in ("gru", "lstm"):
+        options = {"use_bias": options.get("bias", True)}
+    inputs, units, outputs = sizes
+    first, second = jax.random.split(jax.random.key(seed))
+    made = Model(kind(inputs, units, **options, key=first), eqx.nn.Linear(units, outputs, key=second))
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, made)

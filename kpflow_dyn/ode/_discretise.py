@@ -1,0 +1,137 @@
+"""A solved ODE as a recurrence: one Runge-Kutta step after another on frozen steps, and the nodes read off them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, add_at, array_namespace, like_numpy, take_at
+from kpflow_dyn._problems.inputs import inputs_at
+from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.steps import AcceptedSteps, Field, Tableau, stages, step
+from kpflow_dyn.ode._newton import corrected_stages
+
+
+@dataclass(frozen=True)
+class RungeKuttaStep:
+    """The step map of one row: z = [y, ...] -> [y_1, h k_1, ..., h k_s], or y_1 alone.
+
+    A row is [h, t_1, ..., t_s, x_1, ..., x_s], then for an implicit method what `Newton` appends.
+
+    Args:
+        tableau: the method.
+        units: the width of y.
+        inputs: the width of x, None where the field takes none.
+        with_stages: whether the stage derivatives are wanted, for a dense output.
+    """
+
+    tableau: Tableau
+    units: int
+    inputs: int | None
+    with_stages: bool
+
+    def __call__(self, field: Callable[..., Array], row: Array, z: Array) -> Array:
+        """The step of `field` on this row."""
+        count, width = len(self.tableau.b), self.inputs or 0
+        h, y = row[..., 0].reshape(()), z[..., : self.units]
+        times = [row[..., 1 + i].reshape(()) for i in range(count)]
+        starts = [1 + count + i * width for i in range(count)]
+        inputs = [None if self.inputs is None else row[..., start : start + width] for start in starts]
+        k = self._stages(partial(call_field, field), times, h, y, inputs, row[..., 1 + count * (1 + width) :])
+        after = step(self.tableau, h, y, k)
+        return array_namespace(z).concat([after, *(h * k_i for k_i in k)], axis=-1) if self.with_stages else after
+
+    def _stages(self, field: Field, times: list, h: Array, y: Array, inputs: list, newton: Array) -> list[Array]:
+        if self.tableau.explicit:
+            return stages(field, self.tableau, times, h, y, inputs)
+        size = len(times) * self.units
+        k, inverse = newton[:size].reshape((-1, self.units)), newton[size:].reshape((-1, self.units, self.units))
+        return corrected_stages(field, self.tableau, times, h, y, inputs, k, inverse)
+
+    def rows(
+        self, problem: ODEProblem, dt: np.ndarray, times: np.ndarray, before: Array, guess: Array | None = None
+    ) -> Array:
+        """The rows [trial, step, ...].
+
+        Args:
+            problem: what was solved.
+            dt: the length of each step [trial, step].
+            times: when its stages are evaluated [trial, step, stage].
+            before: the states that the steps begin from [trial, step, unit].
+            guess: the stage derivatives of an implicit method, where they are known [trial, step, stage, unit].
+        """
+        parts = [like_numpy(np.concatenate([dt[..., None], times], -1), before)]
+        x = inputs_at(problem, times.reshape(len(dt), -1))
+        if x is not None:
+            x = x.reshape((*times.shape, -1))
+            parts.append(x.reshape((*dt.shape, -1)))
+        if not self.tableau.explicit:
+            from kpflow_dyn._jax.newton import converge
+
+            row = like_numpy(dt, before), like_numpy(times, before), x
+            parts.append(converge(partial(call_field, problem.f), self.tableau, row, before, guess))
+        return array_namespace(before).concat(parts, axis=-1)
+
+    def widen(self, before: Array) -> Array:
+        """States before the step [..., unit] as z, filled up with zeros where the stages would be."""
+        if not self.with_stages:
+            return before
+        xp = array_namespace(before)
+        shape = (*before.shape[:-1], self.units * len(self.tableau.b))
+        return xp.concat([before, xp.zeros(shape, dtype=before.dtype, device=before.device)], axis=-1)
+
+
+def call_field(field: Callable[..., Array], t: Array, y: Array, x: Array | None) -> Array:
+    """f(t, y) or f(t, y, x)."""
+    return field(t, y) if x is None else field(t, y, x)
+
+
+def field_step(inputs: int | None) -> Callable[[Callable[..., Array], Array, Array], Array]:
+    """The field itself as a step map on rows [t, x]."""
+
+    def step(field: Callable[..., Array], row: Array, z: Array) -> Array:
+        return call_field(field, row[..., 0].reshape(()), z, None if inputs is None else row[..., 1:])
+
+    return step
+
+
+class Nodes:
+    """How the states at the nodes are read off the steps: y(t_j) = y_1 + sum_i w_ji h k_i of the step that holds t_j.
+
+    Attributes:
+        identical: whether the nodes are the ends of all steps in their order, so that nothing is to be read.
+        with_stages: whether some node lies inside of a step.
+        index, weights: the step of each node [trial, time], and its w after a one [trial, time, 1 (+ stage)].
+    """
+
+    def __init__(self, steps: AcceptedSteps, times: np.ndarray, like: Array) -> None:
+        self.index, theta = steps.locate(times)
+        self.steps = steps.t.shape[1]
+        ends = np.arange(self.steps)
+        self.with_stages = bool((theta < 1).any())
+        self.identical = not self.with_stages and self.index.shape[1] == self.steps and bool((self.index == ends).all())
+        weights = steps.tableau.interpolation(theta) if self.with_stages else np.zeros((*theta.shape, 0))
+        self.weights = like_numpy(np.concatenate([np.ones((*theta.shape, 1)), weights], -1), like)
+
+    def read(self, values: Array) -> Array:
+        """Values of the steps [probe, trial, step, (1 + stage) unit] -> of the nodes [probe, trial, time, unit]."""
+        if self.identical:
+            return values
+        return read_off(values, self.index, self.weights)
+
+    def spread(self, q: Array) -> Array:
+        """The transpose of `read`."""
+        if self.identical:
+            return q
+        parts = self.weights[..., None] * q[..., None, :]
+        return add_at(parts.reshape((*q.shape[:3], -1)), self.index, self.steps)
+
+
+def read_off(values: Array, index: Array, weights: Array) -> Array:
+    """`Nodes.read`, by the step [trial, time] of each node and its weights [trial, time, 1 + stage]."""
+    here = take_at(values, index)
+    parts = here.reshape((*here.shape[:3], weights.shape[-1], -1))
+    return (weights[..., None] * parts).sum(-2)

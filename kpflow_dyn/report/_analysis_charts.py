@@ -1,0 +1,284 @@
+"""The charts of what `kp.analyze` returns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kpflow_dyn.report._charts import (
+    DIVERGING,
+    MOST_NUMBERS,
+    Chart,
+    Choice,
+    evenly,
+    figure,
+    heat_map,
+    line,
+    numbers,
+    plain,
+    with_bars,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+LINES = 4
+KERNELS = {"temporal": "time", "spatial": "unit", "trial": "trial"}
+
+
+def analysis_charts(dataset: xr.Dataset) -> list[Chart]:
+    """All charts of an analysis, in the order of the page."""
+    draw = (_ranks, _spectra, _temporal, _spatial, _trials, _ntk_modes, _kernels, _states)
+    return [chart(dataset) for chart in draw]
+
+
+def _spectra(dataset: xr.Dataset) -> Chart:
+    core = np.repeat(dataset.core_eigenvalue.values, dataset.core_multiplicity.values)
+    core = core[core > 1e-7 * core.max(initial=0)]
+    shown = np.unique(np.geomspace(1, max(core.size, 1), 400).astype(int)) - 1 if core.size else np.arange(0)
+    traces = [line(1 + shown, core[shown], "core", 6, hovertemplate="rank %{x}: %{y:.4g}")]
+    for name, label, color, symbol in (("K", "K", 0, "square"), ("ntk", "NTK", 1, "circle")):
+        values, done = dataset[f"{name}_eigenvalue"].values, dataset[f"{name}_converged"].values.astype(bool)
+        marker = {"size": 8, "symbol": [symbol if good else f"{symbol}-open" for good in done]}
+        hover = "rank %{x}: %{y:.4g}<br>residual %{customdata:.1e}"
+        residual = numbers(dataset[f"{name}_residual"].values)
+        ranks = 1 + np.arange(values.size)
+        traces.append(
+            line(
+                ranks, values, label, color, mode="lines+markers", marker=marker, hovertemplate=hover,
+                customdata=residual,
+            )
+        )  # fmt: skip
+    axes = {"xaxis": _log("Rank of the eigenvalue"), "yaxis": _log("Eigenvalue")}
+    return Chart(
+        "spectra",
+        "Spectra",
+        "Eigenvalues in descending order, both axes logarithmic. The core (line; all eigenvalues, exact) is what "
+        "the weights see. K (squares) is what a change of weights does directly, to one step or to an ODE's field. The "
+        "NTK (circles) is what it does to the whole trajectory, passed on by the dynamics. A steep fall means few "
+        "learnable directions; an NTK high above K, that the dynamics amplify changes (of an ODE the two differ by "
+        "the unit of time squared, so that only their shapes compare). Hollow marks have not converged.",
+        {(): figure(traces, **axes)},
+    )
+
+
+def _ranks(dataset: xr.Dataset) -> Chart:
+    names = [str(name) for name in dataset.data_vars if str(name).endswith("effective_rank")]
+    labels = [name.removesuffix("_effective_rank").replace("ntk", "NTK") for name in names]
+    found = np.array([float(dataset[name]) for name in names])
+    stderr = np.array([dataset[name].attrs["stderr"] for name in names])
+    most = np.array([dataset[name].attrs["dimension"] for name in names])
+    spans = [
+        line(
+            [1, end], [label, label], label, 6, line={"width": 6}, opacity=0.3, hoverinfo="skip", showlegend=False
+        )
+        for label, end in zip(labels, most, strict=True)
+    ]  # fmt: skip
+    dots = line(
+        found, labels, "effective rank", 1, mode="markers", marker={"size": 10}, showlegend=False,
+        error_x=with_bars(stderr), customdata=most, hovertemplate="%{y}: %{x:.4g} of %{customdata:,}<extra></extra>",
+    )  # fmt: skip
+    axes = {"xaxis": _log("Effective rank"), "yaxis": {"autorange": "reversed", "showgrid": False}}
+    return Chart(
+        "effective_ranks",
+        "Effective ranks",
+        "How many directions carry most of each operator, with bars of two standard errors. The grey band ends at the "
+        "dimension of the space: a dot far left of its end is a bottleneck.",
+        {(): figure([*spans, dots], **axes)},
+    )
+
+
+def _temporal(dataset: xr.Dataset) -> Chart:
+    modes, time = dataset.temporal_mode.values, dataset.time.values
+    count = min(len(modes), 8)
+    axes = {"xaxis": {"title": {"text": _time(dataset)}}, "yaxis": {"title": {"text": "Temporal mode"}}}
+
+    def view(shown: range) -> Any:
+        return figure(
+            [line(time, modes[i], f"mode {i + 1} ({_share(dataset, 'temporal', i)})", i) for i in shown], **axes
+        )
+
+    views = {(0,): view(range(min(LINES, count)))} | {(1 + i,): view(range(i, i + 1)) for i in range(count)}
+    return Chart(
+        "temporal_modes",
+        "Temporal modes",
+        "When learning can act: eigenvectors of the NTK summed over trials and units, each with its share of the "
+        "trace. What a target needs outside of the modes with large shares is learnt late or never.",
+        views,
+        (Choice("Mode", (f"leading {min(LINES, count)}", *_numbered("mode", count))),),
+    )
+
+
+def _spatial(dataset: xr.Dataset) -> Chart:
+    return _loadings(
+        dataset,
+        "spatial",
+        "Which units learning can move: eigenvectors of the NTK summed over trials and times. Each row is a mode, each "
+        "column a unit, sorted by its loading on the mode chosen. Units that are pale in every row hardly change.",
+    )
+
+
+def _trials(dataset: xr.Dataset) -> Chart:
+    return _loadings(
+        dataset,
+        "trial",
+        "Which trials change together: eigenvectors of the NTK summed over times and units. Each row is a mode, each "
+        "column a trial. A mode of one sign changes all trials alike; a mode that changes sign with the condition can "
+        "pull conditions apart.",
+    )
+
+
+def _loadings(dataset: xr.Dataset, kernel: str, caption: str) -> Chart:
+    axis, labels = KERNELS[kernel], _labels(dataset) if kernel == "trial" else []
+    modes = dataset[f"{kernel}_mode"].values[:8]
+    keys = [*(dataset[name].values for name in labels), *modes]
+    names = [
+        *(f"sorted by {_spaced(name)}" for name in labels),
+        *(f"sorted by mode {i + 1}" for i in range(len(modes))),
+    ]
+    rows = [f"{i + 1} ({_share(dataset, kernel, i)})" for i in range(len(modes))]
+
+    def view(key: np.ndarray) -> Any:
+        order = np.argsort(key, kind="stable")
+        hover = f"mode %{{y}}<br>{axis} %{{x}}: %{{z:.3g}}<extra></extra>"
+        columns = [str(i) for i in order]
+        title = {"text": axis.capitalize()}
+        layout = {"xaxis": {"title": title, "type": "category", "nticks": 12}, "yaxis": {"autorange": "reversed"}}
+        return figure([heat_map(modes[:, order], columns, rows, DIVERGING, hover, "Loading")], **layout)
+
+    views = {(i,): view(key) for i, key in enumerate(keys)}
+    return Chart(
+        f"{kernel}_modes", f"{kernel.capitalize()} modes", caption, views, (Choice("Order", tuple(names)),), 320
+    )
+
+
+def _ntk_modes(dataset: xr.Dataset) -> Chart:
+    vectors = dataset.ntk_mode.transpose("rank", "trial", "time", "unit").values
+    ranks, trials, times, units = vectors.shape
+    ranks = min(ranks, max(1, MOST_NUMBERS // (times * units)))
+    shown = evenly(trials, MOST_NUMBERS // (ranks * times * units))
+    hover = "time %{x}<br>unit %{y}: %{z:.3g}<extra></extra>"
+    layout = {"xaxis": {"title": {"text": _time(dataset)}}, "yaxis": {"title": {"text": "Unit"}}}
+    views = {
+        (rank, place): figure(
+            [
+                heat_map(
+                    vectors[rank, trial].T, numbers(dataset.time.values), np.arange(units), DIVERGING, hover,
+                    "Change of the state", float(np.abs(vectors[rank]).max()),
+                )
+            ],
+            **layout,
+        )
+        for rank in range(ranks)
+        for place, trial in enumerate(shown)
+    }  # fmt: skip
+    return Chart(
+        "ntk_modes",
+        "Modes of the NTK",
+        "What learning changes most easily: the leading eigenvectors of the NTK itself, of which each is a change of "
+        "the whole trajectory. The colours of all trials of a mode share one scale.",
+        views,
+        (Choice("Mode", _numbered("mode", ranks)), Choice("Trial", tuple(_trial_name(dataset, i) for i in shown))),
+    )
+
+
+def _kernels(dataset: xr.Dataset) -> Chart:
+    views, most = {}, int((MOST_NUMBERS / 3) ** 0.5)
+    for place, (kernel, axis) in enumerate(KERNELS.items()):
+        matrix, shown = dataset[f"{kernel}_kernel"].values, evenly(dataset.sizes[axis], most)
+        where = numbers(dataset[axis].values[shown])
+        hover = f"{axis} %{{y}} and %{{x}}: %{{z:.4g}}<extra></extra>"
+        name = {"text": _time(dataset) if axis == "time" else axis.capitalize()}
+        layout = {"xaxis": {"title": name}, "yaxis": {"title": name, "autorange": "reversed"}}
+        views[place,] = figure([heat_map(matrix[np.ix_(shown, shown)], where, where, DIVERGING, hover)], **layout)
+    return Chart(
+        "kernels",
+        "The NTK between times, units and trials",
+        "The NTK summed over all other axes: how much a push at one time (unit, trial) changes the state at another. "
+        "A block of one colour learns as one; a pale off-diagonal can be learnt apart.",
+        views,
+        (Choice("Between", ("times", "units", "trials")),),
+        440,
+    )
+
+
+def _states(dataset: xr.Dataset) -> Chart:
+    components = min(dataset.sizes["pc"], 3)
+    pairs = [(0, 1), (0, 2), (1, 2)][: {1: 0, 2: 1}.get(components, 3)]
+    shown = evenly(dataset.sizes["trial"], MOST_NUMBERS // (2 * 4 * dataset.sizes["time"]))
+    explained = dataset.pc_variance.values
+    axes = [f"PC {i + 1} ({100 * explained[i]:.3g} % of the variance)" for i in range(components)]
+    time = dataset.time.values
+    score, colors = dataset.pc_projection.values, _group(dataset)
+
+    def over_time(pc: int) -> Any:
+        traces = [_trajectory(dataset, trial, colors, time, score[trial, :, pc]) for trial in shown]
+        return figure(traces, xaxis={"title": {"text": _time(dataset)}}, yaxis={"title": {"text": axes[pc]}})
+
+    def plane(x: int, y: int) -> Any:
+        traces = [_trajectory(dataset, trial, colors, score[trial, :, x], score[trial, :, y]) for trial in shown]
+        return figure(traces, xaxis={"title": {"text": axes[x]}}, yaxis={"title": {"text": axes[y]}})
+
+    views = [*(plane(*pair) for pair in pairs), *(over_time(pc) for pc in range(components))]
+    names = [*(f"PC {x + 1} and {y + 1}" for x, y in pairs), *(f"PC {pc + 1} over time" for pc in range(components))]
+    return Chart(
+        "state_pca",
+        "State PCA",
+        "Where the state is, as opposed to where it can be moved: its principal components over all trials and times "
+        "(of an ODE weighted by the time that each stands for), each trial a line with a dot at its end.",
+        {(i,): view for i, view in enumerate(views)},
+        (Choice("Plane", tuple(names)),),
+        440,
+    )
+
+
+def _trajectory(dataset: xr.Dataset, trial: int, colors: np.ndarray, x: np.ndarray, y: np.ndarray) -> Any:
+    ends = np.zeros(len(x))
+    ends[-1] = 7
+    name = _trial_name(dataset, trial)
+    return line(
+        x, y, name, int(colors[trial]), mode="lines+markers", marker={"size": ends, "opacity": 1}, line={"width": 1.2},
+        showlegend=False, hovertemplate=f"{plain(name)}<br>(%{{x:.3g}}, %{{y:.3g}})<extra></extra>",
+    )  # fmt: skip
+
+
+def _group(dataset: xr.Dataset) -> np.ndarray:
+    """A number for each trial: trials of the same first label share it; their own numbers where they have none."""
+    labels = _labels(dataset)
+    if not labels:
+        return np.arange(dataset.sizes["trial"])
+    return np.unique(dataset[labels[0]].values, return_inverse=True)[1]
+
+
+def _labels(dataset: xr.Dataset) -> list[str]:
+    """What is known of the trials as numbers."""
+    names = [str(name) for name in dataset.coords if str(name).startswith("label_")]
+    return [name for name in names if dataset[name].dtype.kind in "biuf"]
+
+
+def _trial_name(dataset: xr.Dataset, trial: int) -> str:
+    known = ", ".join(f"{_spaced(name)} {dataset[name].values[trial]:.3g}" for name in _labels(dataset)[:2])
+    return f"trial {trial}" + (f" ({known})" if known else "")
+
+
+def _share(dataset: xr.Dataset, kernel: str, mode: int) -> str:
+    values = dataset[f"{kernel}_eigenvalue"].values
+    return f"{100 * values[mode] / values.sum():.2g} %"
+
+
+def _numbered(what: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{what} {i + 1}" for i in range(count))
+
+
+def _time(dataset: xr.Dataset) -> str:
+    units = dataset.time.attrs.get("units")
+    return f"Time ({plain(units)})" if units else "Time"
+
+
+def _spaced(name: str) -> str:
+    return name.removeprefix("label_").replace("_", " ")
+
+
+def _log(title: str) -> dict[str, Any]:
+    return {"type": "log", "title": {"text": title}, "exponentformat": "power"}

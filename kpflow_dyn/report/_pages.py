@@ -1,0 +1,172 @@
+"""What stands on the page of each kind of dataset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kpflow_dyn.report._analysis_charts import analysis_charts
+from kpflow_dyn.report._numbers import INVISIBLE, settings, summarize, versions, with_error
+from kpflow_dyn.report._page import Page, Table
+from kpflow_dyn.report._sweep_charts import quantities, spaced, sweep_charts, swept
+from kpflow_dyn.report._track_charts import track_charts
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+EXACT = "Numbers without ± are exact in the digits shown."
+ROWS = 12  # of a table over training
+SHOWN = 50  # points that failed
+
+
+def page_of(dataset: xr.Dataset) -> Page:
+    """The page of what `kp.analyze`, `kp.track` or `Sweep.collect` gave.
+
+    Raises:
+        ValueError: any other dataset.
+
+    Example:
+        >>> import torch
+        >>> import kpflow_dyn as kp
+        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
+        >>> page = page_of(kp.analyze(flow, k=2))
+        >>> page.charts[0].title, "<html" in page.to_html()
+        ('Effective ranks', True)
+    """
+    if "core_eigenvalue" in dataset:
+        return _of_analysis(dataset)
+    if "alignment_first" in dataset and "step" in dataset.dims:
+        return _of_track(dataset)
+    if {"status", "error", "done"} <= set(dataset.data_vars):
+        return _of_sweep(dataset)
+    raise ValueError(
+        f"no page is known for a dataset of {', '.join(map(str, dataset.data_vars)) or 'nothing'}; give what "
+        "kp.analyze, kp.track or the collect of a sweep returned"
+    )
+
+
+def _of_analysis(dataset: xr.Dataset) -> Page:
+    found, attrs = summarize(dataset), dataset.attrs
+    ode = attrs.get("problem") == "ODE"
+    return Page(
+        title=attrs["title"],
+        lead=(_learnable(found), _what_the_ntk_is(ode)),
+        warnings=tuple(attrs.get("warnings", "").splitlines()),
+        charts=analysis_charts(dataset),
+        tables=[_numbers(found)],
+        settings=settings(dataset),
+        versions=versions(dataset),
+    )
+
+
+def _learnable(found: dict) -> str:
+    ranks = [_rank(kind, found[f"{kind}_effective_rank"]) for kind in ("temporal", "spatial", "trial")]
+    parts = f"{ranks[0]}, {ranks[1]} and {ranks[2]}"
+    return f"Gradient descent can move the trajectories of this model in about {parts} modes."
+
+
+def _rank(kind: str, number: dict) -> str:
+    return f"{number['value']:.3g} {kind} (of {number['dimension']})"
+
+
+def _what_the_ntk_is(ode: bool) -> str:
+    exactly = ", as exactly as its times resolve the trajectory" if ode else ""
+    functions = (
+        " States are functions of time: inner products are integrals, so that numbers and modes hardly depend on how "
+        "densely the times lie."
+    )
+    return (
+        "One step of gradient descent changes the state S [trial, time, unit] by -η NTK ∇L. The NTK is P K P*"
+        f"{exactly}: what the parameters can kick directly (K), passed on by the dynamics (P)."
+        f"{functions if ode else ''}"
+    )
+
+
+def _numbers(found: dict) -> Table:
+    rows = [
+        (str(number["long_name"]), _of(number["text"], number.get("dimension")), str(number["description"]))
+        for number in found.values()
+    ]
+    return Table("Numbers", ("Number", "Value ± standard error", "What it means"), rows, EXACT)
+
+
+def _of(text: str, dimension: int | None) -> str:
+    return text if dimension is None else f"{text} of {dimension}"
+
+
+def _of_track(dataset: xr.Dataset) -> Page:
+    steps = dataset.step.values
+    first, last = (float(dataset.effective_rank.sel(operator="NTK", kind="full").isel(step=i)) for i in (0, -1))
+    kept = float(dataset.alignment_first.sel(operator="NTK").isel(step=-1))
+    lead = (
+        f"From step {steps[0]} to step {steps[-1]} the effective rank of the NTK goes from {first:.3g} to {last:.3g}; "
+        f"its alignment with the NTK at the start ends at {kept:.2f}.",
+        "K is what the parameters can kick directly, P passes a kick on, and the NTK = P K P* is how one step of "
+        "gradient descent moves the whole trajectory.",
+    )
+    return Page(
+        title=dataset.attrs.get("title", f"{len(steps)} checkpoints of a training"),
+        lead=lead,
+        charts=track_charts(dataset),
+        tables=[_over_training(dataset)],
+        settings=settings(dataset),
+        versions=versions(dataset),
+    )
+
+
+def _over_training(dataset: xr.Dataset) -> Table:
+    operators = [str(name) for name in dataset.operator.values]
+    header = ("Step", *(f"er({name})" for name in operators), "NTK with first", "NTK with last")
+    header += ("Loss",) if "loss" in dataset else ()
+    chosen = range(0, dataset.sizes["step"], max(1, dataset.sizes["step"] // ROWS))
+    rows = [_row(dataset.isel(step=place), operators) for place in chosen]
+    return Table("Numbers", header, rows, "Effective ranks er and alignments, ± one standard error.")
+
+
+def _row(one: xr.Dataset, operators: list[str]) -> tuple[str, ...]:
+    ranks = [_text(one, "effective_rank", operator=name, kind="full") for name in operators]
+    ends = [_text(one, f"alignment_{end}", operator="NTK") for end in ("first", "last")]
+    return (f"{int(one.step)}", *ranks, *ends, *([f"{float(one.loss):.4g}"] if "loss" in one else []))
+
+
+def _text(one: xr.Dataset, name: str, **chosen: str) -> str:
+    return with_error(float(one[name].sel(chosen)), float(one[f"{name}_stderr"].sel(chosen)))
+
+
+def _of_sweep(dataset: xr.Dataset) -> Page:
+    axes, done = swept(dataset), int(dataset.done.sum())
+    sizes = "" if axes == ["point"] else f" ({' x '.join(f'{dataset.sizes[axis]} {axis}' for axis in axes)})"
+    failed = [_failure(dataset, index) for index in zip(*np.nonzero(~dataset.done.values.astype(bool)), strict=True)]
+    tables = [_statistics(dataset)] if quantities(dataset) else []
+    if failed:
+        more = "" if len(failed) <= SHOWN else f"The first {SHOWN} of {len(failed)}."
+        tables.append(Table("What is missing", ("Point", "Status", "Why"), failed[:SHOWN], more))
+    return Page(
+        title=dataset.attrs.get("title", "Sweep of points" if axes == ["point"] else f"Sweep over {', '.join(axes)}"),
+        lead=(f"{done} of {dataset.done.size} points have numbers{sizes}.",),
+        charts=sweep_charts(dataset),
+        tables=tables,
+        settings=settings(dataset) | {"seconds per point": f"{float(dataset.seconds.where(dataset.done).mean()):.3g}"},
+        versions=versions(dataset),
+    )
+
+
+def _failure(dataset: xr.Dataset, index: tuple) -> tuple[str, str, str]:
+    one = dataset.isel(dict(zip(swept(dataset), map(int, index), strict=True)))
+    point = ", ".join(f"{name} = {one[name].values}" for name in one.coords if one[name].ndim == 0)
+    return point, str(one.status.values), str(one.error.values)
+
+
+def _statistics(dataset: xr.Dataset) -> Table:
+    """Each number over all points: how it spreads, and how well a single one is known."""
+    rows = []
+    for name in quantities(dataset):
+        values = dataset[name].values
+        known = values[np.isfinite(values)]
+        spread = np.quantile(known, [0, 0.25, 0.5, 0.75, 1]) if known.size else np.full(5, np.nan)
+        bar = float(dataset[f"{name}_stderr"].mean()) if f"{name}_stderr" in dataset else 0.0
+        shown = "" if bar <= INVISIBLE * abs(spread[2]) else f"{bar:.2g}"
+        rows.append((spaced(name), *(f"{value:.4g}" for value in spread), shown, str(known.size)))
+    header = ("Number", "Least", "Quarter", "Median", "Three quarters", "Largest", "Standard error", "Points")
+    return Table("Numbers", header, rows, "The standard error is that of one point, in the mean; none where exact.")

@@ -1,0 +1,222 @@
+"""The charts of what the `collect` of a sweep returns: numbers over the axes that were swept."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kpflow_dyn.report._charts import (
+    SEQUENTIAL,
+    Chart,
+    Choice,
+    evenly,
+    figure,
+    heat_map,
+    line,
+    plain,
+    spread,
+    with_bars,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+ABOUT = ("done", "status", "error", "seconds")
+PANELS, COLUMNS = 9, 3
+MOST_LINES = 8
+NUMBERS = "iuf"
+FIELDS = {"type": "category", "showgrid": False}  # of one size, whatever the steps of the axis
+
+
+def quantities(dataset: xr.Dataset) -> list[str]:
+    """The numbers that each point has one of."""
+    dims = set(swept(dataset))
+    names = [str(name) for name in dataset.data_vars if name not in ABOUT and not str(name).endswith("_stderr")]
+    return [name for name in names if set(dataset[name].dims) == dims and dataset[name].dtype.kind in NUMBERS]
+
+
+def swept(dataset: xr.Dataset) -> list[str]:
+    """The dimensions that were swept: the axes of a grid, or the points of a list."""
+    return [str(dim) for dim in dataset.status.dims]
+
+
+def spaced(name: str) -> str:
+    """A number's name as one reads it."""
+    return name.replace("_", " ").replace("ntk", "NTK")
+
+
+def sweep_charts(dataset: xr.Dataset) -> list[Chart]:
+    """All charts of a sweep, in the order of the page; none where no point has a single number."""
+    names, axes = quantities(dataset), swept(dataset)
+    if not names:
+        return []
+    if axes == ["point"]:
+        return [_scatter(dataset, names)]
+    longest = sorted(axes, key=lambda axis: -dataset.sizes[axis])  # what there is most of is what one looks along first
+    several = [axis for axis in longest if dataset.sizes[axis] > 1] or axes[:1]
+    charts = [_lines(dataset, names, several)]
+    if len(several) > 1:
+        charts += [_maps(dataset, names, several), _multiples(dataset, names, several)]
+    return charts
+
+
+def _lines(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
+    views = {
+        (i, j): figure(_means(dataset, name, axis), xaxis=_axis(dataset, axis), yaxis=_of(name))
+        for (i, name), (j, axis) in itertools.product(enumerate(names), enumerate(axes))
+    }
+    return Chart(
+        "lines",
+        "Along one axis",
+        "The mean over all other axes, with bars from the least to the largest point; a grey dot is a point.",
+        views,
+        (_quantity(names), Choice("Against", tuple(axes))),
+    )
+
+
+def _means(dataset: xr.Dataset, name: str, axis: str) -> list[Any]:
+    values = _moved(dataset[name], [axis])  # [axis, others]
+    x = _positions(dataset, axis)
+    each = line(
+        np.repeat(x, values.shape[1]), values.ravel(), "points", 6, mode="markers",
+        marker={"size": 5, "opacity": 0.35}, hovertemplate=f"{plain(axis)} %{{x}}: %{{y:.4g}}<extra></extra>",
+    )  # fmt: skip
+    mean, low, high = (_over(how, values) for how in (np.mean, np.min, np.max))
+    return [each, line(x, mean, "mean", 0, mode="lines+markers", error_y=spread(high - mean, mean - low))]
+
+
+def _maps(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
+    pairs = list(itertools.permutations(axes, 2)) if len(axes) < 4 else list(itertools.combinations(axes, 2))
+
+    def view(name: str, x: str, y: str) -> Any:
+        z = _over(np.mean, _moved(dataset[name], [y, x]))
+        hover = f"{plain(y)} %{{y}}, {plain(x)} %{{x}}: %{{z:.4g}}<extra></extra>"
+        trace = heat_map(z, _names(dataset, x), _names(dataset, y), SEQUENTIAL, hover, spaced(name))
+        return figure([trace], xaxis=_axis(dataset, x) | FIELDS, yaxis=_axis(dataset, y) | FIELDS)
+
+    return Chart(
+        "maps",
+        "Over two axes",
+        "The mean over all other axes. A field without colour has no number.",
+        {
+            (i, j): view(name, x, y)
+            for (i, name), (j, (x, y)) in itertools.product(enumerate(names), enumerate(pairs))
+        },
+        (_quantity(names), Choice("Over", tuple(f"{x} and {y}" for x, y in pairs))),
+    )  # fmt: skip
+
+
+def _multiples(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
+    """A panel for each value of one axis: the number against another, a line for each value of a third."""
+    pairs = list(itertools.permutations(axes, 2))
+    return Chart(
+        "multiples",
+        "Small multiples",
+        "A panel for each value of one axis, all on one scale; lines are the values of a third axis (of more, means).",
+        {
+            (i, j): _panels(dataset, name, x, panel, [axis for axis in axes if axis not in (x, panel)][:1])
+            for (i, name), (j, (x, panel)) in itertools.product(enumerate(names), enumerate(pairs))
+        },
+        (_quantity(names), Choice("Show", tuple(f"against {x}, by {panel}" for x, panel in pairs))),
+        520,
+    )
+
+
+def _panels(dataset: xr.Dataset, name: str, x: str, panel: str, third: list[str]) -> Any:
+    values = _over(np.mean, _moved(dataset[name], [panel, x, *third]))  # [panel, x] or [panel, x, third]
+    values = values if third else values[..., None]
+    titles = [f"{panel} = {_text(value)}" for value in dataset[panel].values]
+    lines = [f"{third[0]} = {_text(value)}" for value in dataset[third[0]].values] if third else [name]
+    shown, drawn = evenly(len(values), PANELS), evenly(values.shape[2], MOST_LINES)
+    traces = [
+        line(
+            _positions(dataset, x), values[p, :, k], lines[k], color, mode="lines+markers",
+            xaxis=f"x{place + 1}", yaxis="y", legendgroup=str(k), showlegend=bool(third) and place == 0,
+            hovertemplate=f"{plain(titles[p])}<br>{plain(x)} %{{x}}: %{{y:.4g}}<extra>{plain(lines[k])}</extra>",
+        )
+        for place, p in enumerate(shown)
+        for color, k in enumerate(drawn)
+    ]  # fmt: skip
+    return figure(traces, **_grid(dataset, [titles[p] for p in shown], x, name))
+
+
+def _grid(dataset: xr.Dataset, titles: Sequence[str], x: str, name: str) -> dict[str, Any]:
+    """Panels beside each other on one y axis, with the value of each below it."""
+    width = 1 / len(titles)
+    layout: dict[str, Any] = {"yaxis": _of(name)}
+    for place, title in enumerate(titles):
+        own = {"title": {"text": plain(title)}, "anchor": "y", "domain": [place * width, (place + 0.92) * width]}
+        layout[f"xaxis{place + 1}"] = _axis(dataset, x) | own | {"nticks": 4}
+    layout["yaxis"]["anchor"] = "x"
+    return layout
+
+
+def _scatter(dataset: xr.Dataset, names: list[str]) -> Chart:
+    """Numbers of a list of points against each of their arguments."""
+    arguments = [str(name) for name, coord in dataset.coords.items() if coord.dims == ("point",)]
+
+    def view(name: str, argument: str) -> Any:
+        dots = line(
+            _positions(dataset, argument), dataset[name].values, name, 0, mode="markers", marker={"size": 8},
+            text=[f"point {i}" for i in range(dataset.sizes["point"])],
+            hovertemplate="%{text}: %{y:.4g}<extra></extra>", error_y=_stderr(dataset, name),
+        )  # fmt: skip
+        return figure([dots], xaxis=_axis(dataset, argument), yaxis=_of(name))
+
+    return Chart(
+        "points",
+        "Each point",
+        "A dot for each point, with bars of two standard errors where they are known.",
+        {
+            (i, j): view(name, argument)
+            for (i, name), (j, argument) in itertools.product(enumerate(names), enumerate(arguments))
+        },
+        (_quantity(names), Choice("Against", tuple(arguments))),
+    )
+
+
+def _stderr(dataset: xr.Dataset, name: str) -> dict[str, Any] | None:
+    return with_bars(dataset[f"{name}_stderr"].values) if f"{name}_stderr" in dataset else None
+
+
+def _moved(array: xr.DataArray, first: list[str]) -> np.ndarray:
+    """The values with these axes first and all others in one."""
+    rest = [str(dim) for dim in array.dims if dim not in first]
+    values = array.transpose(*first, *rest).values.astype(float)
+    return values.reshape((*values.shape[: len(first)], -1))
+
+
+def _over(how: Any, values: np.ndarray) -> np.ndarray:
+    """Over the last axis, of what is known; NaN where nothing is."""
+    known = np.ma.masked_invalid(values)
+    return np.ma.filled(getattr(known, how.__name__)(-1).astype(float), np.nan)
+
+
+def _positions(dataset: xr.Dataset, axis: str) -> np.ndarray:
+    """Numbers where they are, and everything else as text."""
+    values = dataset[axis].values
+    return values if values.dtype.kind in NUMBERS else _names(dataset, axis)
+
+
+def _names(dataset: xr.Dataset, axis: str) -> np.ndarray:
+    return np.array([plain(_text(value)) for value in dataset[axis].values])
+
+
+def _axis(dataset: xr.Dataset, axis: str) -> dict[str, Any]:
+    kind = {} if dataset[axis].values.dtype.kind in NUMBERS else {"type": "category"}
+    return {"title": {"text": plain(axis)}, **kind}
+
+
+def _of(name: str) -> dict[str, Any]:
+    return {"title": {"text": plain(spaced(name))}}
+
+
+def _quantity(names: list[str]) -> Choice:
+    return Choice("Number", tuple(spaced(name) for name in names))
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)

@@ -1,0 +1,108 @@
+"""The charts of what `kp.track` returns: operators over training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kpflow_dyn.report._charts import Chart, Choice, figure, line, with_bars
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+TARGET = {
+    "learnt": ("how much is learnt", "Learnt part of c", None),
+    "alignment": ("alignment with the kernel", "cos(c, NTK c)", None),
+    "rayleigh": ("speed of learning", "<c, NTK c> / <c, c>", "log"),
+}
+
+
+def track_charts(dataset: xr.Dataset) -> list[Chart]:
+    """All charts of a track, in the order of the page; those of the target where there is one."""
+    of_target = [_loss(dataset), _target(dataset)] if "loss" in dataset else []
+    return [_ranks(dataset), _alignments(dataset), *of_target]
+
+
+def _ranks(dataset: xr.Dataset) -> Chart:
+    kinds = [str(kind) for kind in dataset.kind.values]
+    views = {
+        (i,): _by_operator(dataset, "effective_rank", f"Effective {kind} rank", kind=kind)
+        for i, kind in enumerate(kinds)
+    }
+    return Chart(
+        "ranks",
+        "Effective ranks",
+        "How many directions K, P and the NTK have at each checkpoint, in full or along one axis, with bars of two "
+        "standard errors.",
+        views,
+        (Choice("Rank", tuple(kinds)),),
+    )
+
+
+def _alignments(dataset: xr.Dataset) -> Chart:
+    views = {
+        (i,): _by_operator(dataset, f"alignment_{end}", f"Alignment with the {end}") for i, end in enumerate(_ENDS)
+    }
+    return Chart(
+        "alignments",
+        "How far the operators turn",
+        "The alignment of each operator with that of the first or of the last checkpoint: 1 where learning keeps its "
+        "directions (lazy), small where it makes new ones (feature learning).",
+        views,
+        (Choice("Compared with", tuple(f"the {end} checkpoint" for end in _ENDS)),),
+    )
+
+
+def _loss(dataset: xr.Dataset) -> Chart:
+    trace = line(dataset.step.values, dataset.loss.values, "loss", 0, mode="lines+markers", showlegend=False)
+    axes = _axes("Loss", "log")
+    return Chart("loss", "Loss", "The loss on these trials at each checkpoint.", {(): figure([trace], **axes)})
+
+
+def _target(dataset: xr.Dataset) -> Chart:
+    shares = dataset.component_share.isel(step=0).values
+    count = min(len(shares), 8)
+
+    def view(name: str, label: str, kind: str | None) -> Any:
+        values = dataset[f"component_{name}"].transpose("step", "component").values
+        traces = [
+            line(dataset.step.values, values[:, i], f"{i + 1} ({100 * shares[i]:.2g} %)", i, mode="lines+markers")
+            for i in range(count)
+        ]
+        return figure(traces, **_axes(label, kind))
+
+    return Chart(
+        "target",
+        "Components of the target",
+        "What is learnt of each component c of the target (with its share of the target), and how the kernel moves the "
+        "outputs along it: a component in slow directions is learnt late.",
+        {(i,): view(name, label, kind) for i, (name, (_, label, kind)) in enumerate(TARGET.items())},
+        (Choice("Show", tuple(text for text, _, _ in TARGET.values())),),
+    )
+
+
+_ENDS = ("first", "last")
+
+
+def _by_operator(dataset: xr.Dataset, name: str, label: str, **chosen: str) -> Any:
+    found, stderr = (dataset[variable].sel(chosen) for variable in (name, f"{name}_stderr"))
+    traces = [
+        line(
+            dataset.step.values,
+            found.sel(operator=operator).values,
+            str(operator),
+            i,
+            mode="lines+markers",
+            error_y=with_bars(stderr.sel(operator=operator).values),
+        )
+        for i, operator in enumerate(dataset.operator.values)
+    ]
+    return figure(traces, **_axes(label, "log" if np.all(found.values > 0) and "rank" in name else None))
+
+
+def _axes(label: str, kind: str | None) -> dict[str, Any]:
+    return {
+        "xaxis": {"title": {"text": "Step of training"}},
+        "yaxis": {"title": {"text": label}, **({"type": kind, "exponentformat": "power"} if kind else {})},
+    }

@@ -1,0 +1,65 @@
+"""The user's operator, counted and checked."""
+
+from __future__ import annotations
+
+from kpflow_dyn._arrays import Array, Rows, array_namespace
+
+ASYMMETRY = 1e-2  # an operator further from symmetric than this, relative to |A q|, is refused
+
+
+class Counted:
+    """A symmetric operator A on rows [b, n]."""
+
+    def __init__(self, apply: Rows) -> None:
+        self.uncounted = apply
+        self.halves = self.calls = 0
+        self.asymmetry = 0.0  # how far <q, A p> and <p, A q> were apart so far, relative to |A q|; 0 for round-off
+
+    @property
+    def applications(self) -> int:
+        """How often it was applied to one row."""
+        return (self.halves + 1) // 2
+
+    def __call__(self, rows: Array) -> Array:
+        image = self.uncounted(rows)
+        self.calls += 1
+        self.halves += 2 * rows.shape[0]
+        if tuple(image.shape) != tuple(rows.shape) or image.dtype != rows.dtype:
+            raise ValueError(
+                f"the operator gave {tuple(image.shape)} of {image.dtype} for rows {tuple(rows.shape)} of "
+                f"{rows.dtype}; it must keep the shape and the dtype"
+            )
+        xp = array_namespace(image)
+        if not bool(xp.all(xp.isfinite(image))):
+            raise ValueError(
+                f"the operator gave NaN or inf in call {self.calls}; look for them in its inputs and weights"
+            )
+        return image
+
+    def check_symmetry(self, defect: float, eps: float) -> None:
+        """Take note of a relative difference, or raise."""
+        if defect > ASYMMETRY:
+            raise ValueError(
+                f"the operator is not symmetric: <q, A p> and <p, A q> differ by {defect:.1e} of |A q|; use the "
+                "eigenpairs of A A* or A* A, or lower rtol and atol of InterpolatingAdjoint if it comes from that"
+            )
+        if defect > eps**0.5:
+            self.asymmetry = max(self.asymmetry, defect)
+
+
+class Product(Counted):
+    """A = L* L on rows [b, p], from L on these and L* on rows [b, n]."""
+
+    def __init__(self, forward: Rows, backward: Rows) -> None:
+        super().__init__(lambda rows: backward(forward(rows)))
+        self._forward, self._backward = forward, backward
+
+    def forward(self, rows: Array) -> Array:
+        """L alone, half of an application."""
+        self.halves += rows.shape[0]
+        return self._forward(rows)
+
+    def backward(self, rows: Array) -> Array:
+        """L* alone, half of an application."""
+        self.halves += rows.shape[0]
+        return self._backward(rows)

@@ -1,0 +1,164 @@
+"""Orthonormal bases of row vectors, and the small float64 matrices that describe them.
+
+Vectors stay on their device and in their dtype. Small matrices are float64 on that device too, save with jax, which
+compiles every new shape and may lack float64: they are numpy arrays there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from kpflow_dyn._arrays import Array, Rows, array_namespace, device, full_precision
+from kpflow_dyn._arrays.dots import dots, gram, row_norms, to_double
+
+Which = Literal["LA", "SA", "LM"]
+ORDERS: dict[str, Callable[[Array], Array]] = {"LA": lambda x: x, "SA": lambda x: -x, "LM": abs}
+"""How much an eigenvalue is wanted."""
+
+ILL_CONDITIONED = 1e-10  # smallest eigenvalue of a Gram matrix with unit diagonal for which Cholesky is trusted
+
+
+def to_like(small: Array, like: Array) -> Array:
+    """A small matrix in the library, dtype and device of the vectors `like`."""
+    return array_namespace(like).asarray(small, dtype=like.dtype, device=device(like))
+
+
+def eps_of(a: Array) -> float:
+    """The round-off of an array's dtype."""
+    return float(array_namespace(a).finfo(a.dtype).eps)
+
+
+def combine(coefficients: Array, basis: list[Array]) -> Array:
+    """coefficients [p, m] times the m rows of all the blocks of `basis` -> [p, n]."""
+    total, at = None, 0
+    for q in basis:
+        with full_precision(q):
+            part = to_like(coefficients[:, at : at + q.shape[0]], q) @ q
+        total, at = part if total is None else total + part, at + q.shape[0]
+    return total
+
+
+def project_out(w: Array, basis: list[Array]) -> tuple[Array, Array]:
+    """One pass: w less its projection on the rows of `basis`, and its coefficients there [rows of w, rows of basis]."""
+    found = [to_double(w[:, :0])]
+    for q in basis:
+        if q.shape[0]:
+            c = dots(w, q)
+            w = w - combine(c, [q])
+            found.append(c)
+    return w, array_namespace(found[0]).concat(found, axis=1)
+
+
+def ordered_eigh(matrix: Array, which: Which) -> tuple[Array, Array]:
+    """Eigenvalues, the most wanted first, and eigenvectors as columns, of the symmetric part of a small matrix."""
+    values, vectors = descending_eigh(matrix)
+    if which == "LA":
+        return values, vectors
+    xp = array_namespace(matrix)
+    order = xp.argsort(-ORDERS[which](values), stable=True)
+    return values[order], vectors[:, order]
+
+
+def descending_eigh(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues, descending, and eigenvectors as columns, of the symmetric part of a small matrix."""
+    xp = array_namespace(matrix)
+    values, vectors = xp.linalg.eigh((matrix + matrix.T) / 2)
+    return xp.flip(values, axis=0), xp.flip(vectors, axis=1)
+
+
+def rotate(rows: Array, images: Array, which: Which = "LA") -> tuple[Array, Array, Array]:
+    """Rayleigh-Ritz on orthonormal rows with known images A rows: values, Ritz vectors, and rest A v - l v."""
+    values, rotation = ordered_eigh(gram(rows, images), which)
+    vectors, images = combine(rotation.T, [rows]), combine(rotation.T, [images])
+    return values, vectors, images - to_like(values, vectors)[:, None] * vectors
+
+
+def relative(residuals: Array, norm: float) -> Array:
+    """Residuals over |l_1|; as they are for the zero operator."""
+    return residuals / norm if norm > 0 else residuals
+
+
+def orthonormalise(w: Array, basis: list[Array], floor: float) -> tuple[Array, Array, Array]:
+    """Write w = c basis + r q with rows q orthonormal to each other and to `basis`, in two passes.
+
+    Args:
+        w: rows [b, n].
+        basis: blocks of orthonormal rows.
+        floor: rows whose rest is not larger than this count as dependent; q has then fewer rows than w.
+
+    Returns:
+        q [p, n] with p <= b, c [b, rows of basis] and r [b, p] in float64; r is triangular for independent rows.
+
+    Source: CholQR2, Yamamoto et al. (2015), with row-by-row Gram-Schmidt where the Gram matrix is ill-conditioned.
+    """
+    rest, c = project_out(w, basis)
+    q, r = _orthonormal_rows(rest, basis, floor)
+    if not q.shape[0]:
+        return q, c, r
+    rest, correction = project_out(q, basis)
+    q, second = _cholesky_rows(rest, gram(rest, rest))
+    return q, c + r @ correction, r @ second
+
+
+def _orthonormal_rows(w: Array, basis: list[Array], floor: float) -> tuple[Array, Array]:
+    g = gram(w, w)
+    if _well_conditioned(g, floor):
+        return _cholesky_rows(w, g)
+    q = _one_by_one(w, basis, floor)
+    return q, gram(w, q)
+
+
+def _cholesky_rows(w: Array, g: Array) -> tuple[Array, Array]:
+    xp = array_namespace(g)
+    lower = xp.linalg.cholesky(g)
+    return combine(xp.linalg.inv(lower), [w]), lower
+
+
+def _well_conditioned(g: Array, floor: float) -> bool:
+    xp = array_namespace(g)
+    size = xp.sqrt(xp.linalg.diagonal(g))
+    if float(xp.min(size)) <= floor:
+        return False
+    return float(xp.linalg.eigvalsh(g / (size[:, None] * size[None, :]))[0]) > ILL_CONDITIONED
+
+
+def _one_by_one(w: Array, basis: list[Array], floor: float) -> Array:
+    found: list[Array] = []
+    for i in range(w.shape[0]):
+        row = w[i : i + 1]
+        for _ in range(2):
+            row, _coefficients = project_out(row, basis + found)
+        size = float(row_norms(row)[0])
+        if size > floor:
+            found.append(row / size)
+    return array_namespace(w).concat([w[:0], *found], axis=0)
+
+
+def diagonal(values: Array) -> Array:
+    """The diagonal matrix of small values."""
+    return array_namespace(values).eye(values.shape[0], dtype=values.dtype, device=device(values)) * values
+
+
+def concat(parts: list[Array]) -> Array:
+    """Blocks of rows, one after another."""
+    return array_namespace(parts[0]).concat(parts, axis=0)
+
+
+def no_rows(n: int, like: Array) -> Array:
+    """A block [0, n]."""
+    return array_namespace(like).zeros((0, n), dtype=like.dtype, device=device(like))
+
+
+def rows_or_none(rows: Array | None, n: int, like: Array) -> Array:
+    """The rows [b, n], of which there may be none."""
+    if rows is None:
+        return no_rows(n, like)
+    if rows.ndim != 2 or rows.shape[1] != n:
+        raise ValueError(f"deflate has shape {tuple(rows.shape)}, expected rows [d, {n}]")
+    return rows
+
+
+def orthogonal_part(apply: Rows, known: Array) -> Rows:
+    """The map followed by (1 - U U^T) for known rows U^T, of which there may be none."""
+    return lambda rows: project_out(apply(rows), [known])[0]

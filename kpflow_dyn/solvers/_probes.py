@@ -1,0 +1,168 @@
+"""Traces and norms from independent random probes: Hutchinson, Hutch++, and one side of a factor alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, joined, to_numpy
+from kpflow_dyn._arrays.dots import gram, products, row_dots, row_norms
+from kpflow_dyn._arrays.memory import rows_at_once
+from kpflow_dyn.solvers._moments import Moments, check_samples, of_pairs, of_samples
+from kpflow_dyn.solvers._orthogonalise import eps_of, orthonormalise, project_out
+
+
+@dataclass(frozen=True)
+class Hutchinson:
+    """tr A = E x^T A x and |A|_F^2 = E |A x|^2 over standard normal x.
+
+    Source: Girard (1987); Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1990).
+
+    Example:
+        >>> import numpy as np
+        >>> found = Hutchinson().moments(lambda rows: 2 * rows, 1000, 200, like=np.zeros(1))
+        >>> bool(abs(found.trace.value - 2000) < 4 * found.trace.stderr)
+        True
+    """
+
+    def moments(self, apply: Rows, n: int, samples: int, *, like: Array, seed: int | Random = 0) -> Moments:
+        """tr A and |A|_F^2 of an operator on rows [b, n] from so many applications.
+
+        Raises:
+            ValueError: fewer than 8 samples.
+        """
+        check_samples(samples)
+        rows = Random(seed).normal((samples, n), like)
+        return of_samples(products(rows, apply(rows)), samples, "Hutchinson", eps_of(like))
+
+
+@dataclass(frozen=True)
+class HutchPlusPlus:
+    """Hutchinson on what a random range finder leaves: with Q = orth(A Omega) and y = (1 - Q Q^T) x,
+
+        tr A = tr Q^T A Q + E y^T A y        |A|_F^2 = |A Q|_F^2 + E |A y|^2
+
+    A third of the applications, rounded down, goes to Omega, as many to Q, and all others to x, so that it is unbiased
+    for any number of them.
+
+    Source: Meyer, Musco, Musco, Woodruff, "Hutch++: optimal stochastic trace estimation" (2021).
+    """
+
+    def moments(self, apply: Rows, n: int, samples: int, *, like: Array, seed: int | Random = 0) -> Moments:
+        """tr A and |A|_F^2 of an operator on rows [b, n] from so many applications.
+
+        Raises:
+            ValueError: fewer than 8 samples.
+        """
+        check_samples(samples)
+        rng, rank = Random(seed), min(samples // 3, n)
+        q, _c, _r = orthonormalise(apply(rng.normal((rank, n), like)), [], 0.0)
+        y, _c = project_out(rng.normal((samples - 2 * rank, n), like), [q])
+        known = products(q, apply(q)).sum(1, keepdims=True)
+        return of_samples(known + products(y, apply(y)), samples, "Hutch++", eps_of(like))
+
+
+@dataclass(frozen=True)
+class OneSided:
+    """tr L L* and |L L*|_F^2 from L* alone, or for `backward=L` from L alone: with z = L* x,
+
+        tr = E |z|^2        |L L*|_F^2 = E <z, z'>^2 over independent z, z'
+
+    Half of an application each. For traces of flat spectra nothing is better; the norm needs many.
+    """
+
+    def moments(self, backward: Rows, n: int, samples: int, *, like: Array, seed: int | Random = 0) -> Moments:
+        """The moments of A = L L* from 2 `samples` rows through L*, [b, n] -> [b, p].
+
+        Raises:
+            ValueError: fewer than 8 samples.
+        """
+        check_samples(samples)
+        return moments_of_images(images_of_normal(backward, 2 * samples, n, Random(seed), like))
+
+
+def images_of_normal(apply: Rows, count: int, n: int, rng: Random, like: Array) -> Array:
+    """A map's images of independent standard normal rows [count, n], which are made a few at a time."""
+    step = rows_at_once(n, like)
+    sizes = (min(step, count - first) for first in range(0, count, step))
+    return joined((apply(rng.normal((size, n), like)) for size in sizes), count)
+
+
+def moments_of_images(images: Array) -> Moments:
+    """tr and |.|_F^2 of L L* from independent images L* x [b, p]."""
+    products = to_numpy(gram(images, images))
+    traces = np.diag(products)
+    pairs = np.stack([(traces[:, None] + traces) / 2, products**2])
+    return of_pairs(pairs, (len(traces) + 1) // 2, "one-sided probes", eps_of(images))
+
+
+@dataclass(frozen=True)
+class KrylovDeflation:
+    """Leading directions from a block Krylov space of G = L* L, probes for what it leaves: with Q its basis, W = G Q,
+
+        tr = tr Q^T W + E |L y|^2        |L L*|_F^2 = 2 |W|_F^2 - |Q^T W|_F^2 + E |(1 - Q Q^T) G y|^2
+
+    for y = (1 - Q Q^T) x. Better than a range finder where many eigenvalues matter and samples are many.
+
+    Args:
+        block: rows of the Krylov space's first block.
+
+    Source: Chen, Hallman, "Krylov-aware stochastic trace estimation" (2022).
+    """
+
+    block: int = 8
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise ValueError(f"block is {self.block}, expected at least 1")
+
+    def moments(
+        self,
+        factor: tuple[Rows, Rows],
+        shape: tuple[int, int],
+        samples: int,
+        *,
+        like: Array,
+        seed: int | Random = 0,
+    ) -> Moments:
+        """tr and |.|_F^2 of A = L L* from so many applications of L and of L*.
+
+        Args:
+            factor: L and L* on rows, [b, p] -> [b, n] and [b, n] -> [b, p].
+            shape: (n, p).
+            samples: how many applications, half of them for the Krylov space.
+            like: any array of the library, dtype and device to work in.
+            seed: of the random rows.
+
+        Raises:
+            ValueError: fewer than 8 samples.
+        """
+        check_samples(samples)
+        (forward, backward), (_n, p), rng = factor, shape, Random(seed)
+        q, w = self._space(lambda rows: backward(forward(rows)), min(samples // 2, p), p, like, rng)
+        inside = gram(q, w)
+        y, _c = project_out(rng.normal((samples - len(q), p), like), [q])
+        image = forward(y)
+        rest, _c = project_out(backward(image), [q])
+        known = np.array([[_trace(inside)], [2 * float(row_dots(w, w).sum()) - float((inside * inside).sum())]])
+        found = np.stack([to_numpy(row_dots(image, image)), to_numpy(row_dots(rest, rest))])
+        return of_samples(known + found, samples, "Krylov deflation and probes", eps_of(like))
+
+    def _space(self, apply: Rows, rank: int, p: int, like: Array, rng: Random) -> tuple[Array, Array]:
+        """An orthonormal basis of the space, of `rank` rows unless it ends before, and its image."""
+        active, _c, _r = orthonormalise(rng.normal((min(self.block, rank), p), like), [], 0.0)
+        basis, images = [active], [apply(active)]
+        floor = 4 * eps_of(like) * float(row_norms(images[0]).max())
+        while left := rank - sum(len(q) for q in basis):
+            active, _c, _r = orthonormalise(images[-1], basis, floor)
+            if not len(active):
+                break
+            basis.append(active[:left])
+            images.append(apply(basis[-1]))
+        concat = array_namespace(like).concat
+        return concat(basis, axis=0), concat(images, axis=0)
+
+
+def _trace(matrix: Array) -> float:
+    return float(array_namespace(matrix).linalg.trace(matrix))

@@ -1,0 +1,219 @@
+"""XTrace and XNysTrace: every random probe tests what all the others built.
+
+With Q an orthonormal basis of the images of m probes, leaving probe i out takes one direction s_i out of the space: the
+unit vector of span Q that is orthogonal to all other images. Leaving i and j out takes span{s_i, s_j} out. So the
+estimates without one and without two probes, and with them the mean and its covariance, follow from small matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, Random, Rows, joined, to_numpy
+from kpflow_dyn._arrays.dots import gram, products, row_dots, row_norms
+from kpflow_dyn._arrays.memory import bytes_of, rows_at_once, within_budget
+from kpflow_dyn.solvers._moments import Moments, check_samples, exact, of_exchangeable, of_samples
+from kpflow_dyn.solvers._orthogonalise import combine, eps_of, orthonormalise, project_out
+from kpflow_dyn.solvers._probes import images_of_normal
+
+LIFTED_BYTES = 2**32  # images of a basis in the larger space that may lie beside each other
+
+
+@dataclass(frozen=True)
+class XTrace:
+    """tr A and |A|_F^2 of any A: for a probe x_i, Q_i a basis of all other images A x and y_i = (1 - Q_i Q_i^T) x_i,
+
+        tr A = E[ tr Q_i^T A Q_i + c_i y_i^T A y_i ]        |A|_F^2 = E[ |A Q_i|_F^2 + c_i |A y_i|^2 ]
+
+    where c_i = (n - m + 1) / |y_i|^2 takes out what the length of y_i would add to the error.
+
+    Source: Epperly, Tropp, Webber, "XTrace: making the most of every sample in stochastic trace estimation" (2024) for
+    the trace; the second line is the same for the norm.
+
+    Example:
+        >>> import numpy as np
+        >>> spectrum = 1.0 / np.arange(1, 1001) ** 2
+        >>> found = XTrace().moments(lambda rows: rows * spectrum, 1000, 100, like=spectrum)
+        >>> bool(abs(found.trace.value - spectrum.sum()) < 4 * found.trace.stderr < 0.01)
+        True
+    """
+
+    def moments(self, apply: Rows, n: int, samples: int, *, like: Array, seed: int | Random = 0) -> Moments:
+        """tr A and |A|_F^2 of an operator on rows [b, n] from so many applications, half of them to random probes.
+
+        Raises:
+            ValueError: fewer than 8 samples.
+        """
+        check_samples(samples)
+        count = min(samples // 2, n)
+        x = Random(seed).normal((count, n), like)
+        images = apply(x)
+        q, r = _basis(images)
+        z = apply(q)
+        inside, squares = to_numpy(gram(q, z)), to_numpy(gram(z, z))
+        known = np.array([np.trace(inside), np.trace(squares)])
+        if len(q) < count or count == n:  # Q spans the whole range of A whatever the probes, which then only test
+            y, c = project_out(x, [q])
+            rest = products(y, images - combine(c, [z]))
+            return of_samples(known[:, None] + rest, count + len(q), "XTrace: the whole range", eps_of(like))
+        w, wz = to_numpy(gram(q, x)), to_numpy(gram(z, x))
+        lengths, image_lengths = (to_numpy(row_dots(rows, rows))[:, None] for rows in (x, images))
+
+        def without(out: _LeftOut) -> np.ndarray:
+            length = lengths - out.inner(w) + out.square(np.eye(count))
+            scale = (n - count + out.count) / length
+            trace = out.inner(r) - out.rest(wz) - out.rest(r) + out.rest_square(inside)
+            square = image_lengths - 2 * out.rest(inside.T @ r) + out.rest_square(squares)
+            return np.stack(
+                [known[0] - out.trace(inside) + scale * trace, known[1] - out.trace(squares) + scale * square]
+            )
+
+        return _mean(without, r, w, 2 * count, "XTrace", eps_of(like))
+
+
+@dataclass(frozen=True)
+class XNysTrace:
+    """tr and |.|_F^2 of A = L L*: for a probe x_i, z_i = L* x_i, Q_i a basis of all other z and C_i = (L Q_i)^T L Q_i,
+
+        tr A    = E[ tr C_i + |(1 - Q_i Q_i^T) z_i|^2 ]
+        |A|_F^2 = E[ |C_i|_F^2 + |L z_i|^2 - (Q_i^T z_i)^T C_i Q_i^T z_i ]
+
+    One L and one L* for each probe, all of which build and all of which test.
+
+    Source: Epperly, Tropp, Webber (2024) for the trace; the second line is the same identity for (L* L)^2.
+
+    Example:
+        >>> import numpy as np
+        >>> root = 1.0 / np.arange(1, 1001)
+        >>> halves = (lambda rows: rows * root,) * 2
+        >>> found = XNysTrace().moments(halves, (1000, 1000), 50, like=root)
+        >>> bool(abs(found.trace.value - (root**2).sum()) < 4 * found.trace.stderr < 0.01)
+        True
+    """
+
+    def moments(
+        self, factor: tuple[Rows, Rows], shape: tuple[int, int], samples: int, *, like: Array, seed: int | Random = 0
+    ) -> Moments:
+        """tr and |.|_F^2 of A = L L* from so many applications of L and of L*.
+
+        Args:
+            factor: L and L* on rows, [b, p] -> [b, n] and [b, n] -> [b, p].
+            shape: (n, p); Q lies on the smaller side.
+            samples: how many probes.
+            like: any array of the library, dtype and device to work in.
+            seed: of the random rows.
+
+        Raises:
+            ValueError: fewer than 8 samples.
+        """
+        check_samples(samples)
+        forward, backward = factor if shape[1] <= shape[0] else factor[::-1]
+        images = images_of_normal(backward, samples, max(shape), Random(seed), like)
+        return nystrom_moments((forward, backward), max(shape), images)
+
+
+def nystrom_moments(factor: tuple[Rows, Rows], n: int, images: Array) -> Moments:
+    """The moments of L L* from L, L* and the images L* x of independent standard normal probes [b, n] -> [b, p]."""
+    q, r = _basis(images)
+    inside = to_numpy(_inside(factor, n, q))
+    squared = inside @ inside
+    known, count = np.array([np.trace(inside), np.trace(squared)]), len(images)
+    if len(q) < count:
+        return exact(known, count, "exact: the whole range")
+
+    def without(out: _LeftOut) -> np.ndarray:
+        trace = known[0] - out.trace(inside) + out.square(np.eye(count))
+        square = known[1] - 2 * out.trace(squared) + out.trace_square(inside)
+        return np.stack([trace, square + 2 * out.along(inside @ r) - out.square(inside)])
+
+    return _mean(without, r, r, count, "XNysTrace", eps_of(images))
+
+
+def _inside(factor: tuple[Rows, Rows], n: int, q: Array) -> Array:
+    """Q L* L Q^T; without all of L Q^T [b, n] at once where that is too long, or over the memory budget."""
+    forward, backward = factor
+    if within_budget(needed := bytes_of(2 * q.shape[0] * n, q)) and needed <= LIFTED_BYTES:
+        lifted = forward(q)
+        return gram(lifted, lifted)
+    step = rows_at_once(n, q)
+    return gram(joined((backward(forward(q[i : i + step])) for i in range(0, q.shape[0], step)), q.shape[0]), q)
+
+
+def _basis(images: Array) -> tuple[Array, np.ndarray]:
+    """Orthonormal rows that span the images, fewer where these are dependent, and the images in it as columns."""
+    q, _c, r = orthonormalise(images, [], 10 * eps_of(images) * float(row_norms(images).max()))
+    return q, to_numpy(r).T
+
+
+def _mean(
+    without: Callable[[_LeftOut], np.ndarray], r: np.ndarray, w: np.ndarray, applications: int, method: str, eps: float
+) -> Moments:
+    """The mean over probes of estimates [moment, i, 1] without one of them; those without two tell how good it is."""
+    one, two = (without(_LeftOut(r, w, pairs)) for pairs in (False, True))
+    return of_exchangeable(one[:, :, 0], two, applications, method, eps)
+
+
+class _LeftOut:
+    """The projector P on what leaving out probe i, or i and j, takes from the space: all at once, [i, j] or [i, 1].
+
+    Args:
+        r: the images of the probes, as columns in coordinates of Q [m, i].
+        w: the vectors that P is applied to [m, i].
+        pairs: whether j is left out as well; results with i = j mean nothing then.
+    """
+
+    def __init__(self, r: np.ndarray, w: np.ndarray, pairs: bool) -> None:
+        directions = np.linalg.inv(r).T
+        self.s, self.w = directions / np.linalg.norm(directions, axis=0), w
+        self.count, self.pairs = 1 + pairs, pairs
+        self.c = (self.s.T @ self.s) * ~np.eye(len(r), dtype=bool) if pairs else np.zeros((len(r), 1))
+        self.k = 1 - self.c**2
+        on_i, on_j = self._along(w)
+        self.a, self.b = (on_i - self.c * on_j) / self.k, (on_j - self.c * on_i) / self.k  # P w_i = a s_i + b s_j
+
+    def trace(self, matrix: np.ndarray) -> np.ndarray:
+        """tr P M."""
+        ii, jj, ij, ji = self._between(matrix)
+        return (ii + jj - self.c * (ij + ji)) / self.k
+
+    def trace_square(self, matrix: np.ndarray) -> np.ndarray:
+        """tr P M P M of a symmetric M."""
+        ii, jj, ij, _ji = self._between(matrix)
+        c, k = self.c, self.k
+        return ((ii - c * ij) ** 2 + 2 * (ij - c * jj) * (ij - c * ii) + (jj - c * ij) ** 2) / k**2
+
+    def along(self, vectors: np.ndarray) -> np.ndarray:
+        """<v_i, P w_i>."""
+        on_i, on_j = self._along(vectors)
+        return self.a * on_i + self.b * on_j
+
+    def square(self, matrix: np.ndarray) -> np.ndarray:
+        """<P w_i, M P w_i>."""
+        ii, jj, ij, ji = self._between(matrix)
+        return self.a**2 * ii + self.a * self.b * (ij + ji) + self.b**2 * jj
+
+    def inner(self, vectors: np.ndarray) -> np.ndarray:
+        """<v_i, w_i>."""
+        return np.einsum("ki,ki->i", vectors, self.w)[:, None]
+
+    def rest(self, vectors: np.ndarray) -> np.ndarray:
+        """<v_i, w_i - P w_i>."""
+        return self.inner(vectors) - self.along(vectors)
+
+    def rest_square(self, matrix: np.ndarray) -> np.ndarray:
+        """<w_i - P w_i, M (w_i - P w_i)>."""
+        return self.inner(matrix @ self.w) - self.along((matrix + matrix.T) @ self.w) + self.square(matrix)
+
+    def _along(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """<v_i, s_i> and <v_i, s_j>."""
+        on = vectors.T @ self.s
+        return np.diag(on)[:, None], on if self.pairs else 0 * on[:, :1]
+
+    def _between(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """<s_i, M s_i>, <s_j, M s_j>, <s_i, M s_j>, <s_j, M s_i>."""
+        on = self.s.T @ matrix @ self.s
+        own = np.diag(on)[:, None]
+        return (own, own.T, on, on.T) if self.pairs else (own, 0 * own, 0 * own, 0 * own)

@@ -1,0 +1,272 @@
+"""A sweep that a TOML file names: model, law of its recurrent weights, task, grid and quantities.
+
+    out = "runs/g"                       # the folder; by default the name of the file without .toml
+
+    [model]                              # the arguments of models.make_model, but its widths of inputs and outputs
+    name = "rnn"
+    units = 64
+
+    [init]                               # those of models.make_init; left out, the weights are the model's own
+    law = "gaussian"
+
+    [task]                               # those of tasks.make_task
+    name = "memorypro"
+    trials = 8
+
+    [grid]                               # table.key of the tables above, as a list, or as evenly spaced numbers
+    init.g = { start = 0.5, stop = 3.0, num = 11 }
+    model.seed = [0, 1, 2]
+
+    [analysis]
+    quantities = ["ntk_effective_rank", "loss"]
+    timeout = 60                         # seconds for each point; samples and seed of the estimates may stand here too
+
+    [executor]                           # options of the executor's class, such as threads = 2; may be left out
+
+In results an axis has the last part of its name, `g` and `seed`, or `model_seed` beside `task_seed`; that of model.name
+is `model`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn.sweep._sweep import Sweep
+from kpflow_dyn.tasks._data import nearest
+
+OPERATORS = ("core", "K", "ntk")
+SCALARS = {f"{op}_{what}": (op, what) for op in OPERATORS for what in ("trace", "norm", "effective_rank")}
+OF_SUMMARY = ("temporal_effective_rank", "spatial_effective_rank", "trial_effective_rank", "K_ntk_alignment")
+OTHERS = ("P_effective_rank", "state_effective_rank", "loss")
+QUANTITIES = (*SCALARS, *OF_SUMMARY, *OTHERS)
+"""What can be asked for: numbers of `kp.summary` and `kp.analyze`, er(P P*), and the mean squared error on the task."""
+
+TABLES = ("model", "init", "task", "grid", "analysis", "executor")
+ANALYSIS = ("quantities", "samples", "seed", "timeout")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the points of a configured sweep share; called with the arguments of one.
+
+    Args:
+        model, init, task: the tables of these names.
+        quantities: some of `QUANTITIES`.
+        axes: table and key by the name of each argument.
+        samples: random probes behind each estimate; None gives exact values where these are cheap.
+        seed: of these.
+
+    Example:
+        >>> task = {"name": "flipflop", "trials": 2, "steps": 5}
+        >>> setup = Setup({"name": "rnn", "units": 4}, {"law": "gaussian"}, task, ("K_trace",), {"g": ("init", "g")})
+        >>> setup(g=1.5)["K_trace"].value > 0
+        True
+    """
+
+    model: dict[str, Any]
+    init: dict[str, Any]
+    task: dict[str, Any]
+    quantities: tuple[str, ...]
+    axes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    samples: int | None = None
+    seed: int = 0
+
+    def __call__(self, **point: Any) -> dict[str, Any]:
+        """The quantities at one point."""
+        tables = {name: dict(getattr(self, name)) for name in ("model", "init", "task")}
+        for name, value in point.items():
+            table, key = self.axes[name]
+            tables[table][key] = value
+        found = _Quantities(*_posed(**tables), self.samples, self.seed)
+        with_summary = not set(OF_SUMMARY).isdisjoint(self.quantities)
+        return {name: found.get(name, with_summary) for name in self.quantities}
+
+
+def read_sweep(path: str | Path) -> tuple[Sweep, float | None, dict[str, Any]]:
+    """The sweep of a TOML file, the time limit of its points, and the options of its executor.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no TOML, an unknown table, key or quantity (with the nearest known ones), or one that is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        content = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no TOML: {error}") from error
+    _check_tables(content, path)
+    grid = dict(_flat(content["grid"]))
+    names = _axis_names(grid, content)
+    analysis = dict(content["analysis"])
+    timeout, quantities = analysis.pop("timeout", None), tuple(analysis.pop("quantities"))
+    model, init, task = (content.get(name, {}) for name in ("model", "init", "task"))
+    setup = Setup(model, init, task, quantities, names, **analysis)
+    over = {name: _values(name, grid[".".join(where)]) for name, where in names.items()}
+    return Sweep(setup, over, content.get("out", path.with_suffix(""))), timeout, content.get("executor", {})
+
+
+def _check_tables(content: Mapping[str, Any], path: Path) -> None:
+    _check_keys(content, (*TABLES, "out"), f"{path}")
+    for table in ("model", "task", "grid", "analysis"):
+        if not isinstance(content.get(table), dict):
+            raise ValueError(f"{path} has no table [{table}]")
+    for table, key in (("model", "name"), ("model", "units"), ("task", "name"), ("analysis", "quantities")):
+        if key not in content[table] and key not in content["grid"].get(table, {}):
+            raise ValueError(f"[{table}] in {path} has no {key}")
+    if "init" in {**content, **content["grid"]} and "law" not in {
+        **content.get("init", {}),
+        **content["grid"].get("init", {}),
+    }:
+        raise ValueError(f"[init] in {path} has no law")
+    _check_keys(content["analysis"], ANALYSIS, "[analysis]")
+    _check_keys(content["analysis"]["quantities"], QUANTITIES, "quantities", "quantity")
+
+
+def _check_keys(given: Any, known: tuple[str, ...], where: str, what: str = "key") -> None:
+    for key in given:
+        if key not in known:
+            near = nearest(str(key), known)
+            raise ValueError(f"unknown {what} {key!r} in {where}.{near} Known: {', '.join(known)}.")
+
+
+def _flat(grid: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """table.key with its values, whether it was written as init.g, as "init.g" or in a table [grid.init]."""
+    for name, value in grid.items():
+        if isinstance(value, dict) and not {"start", "stop", "num"} & set(value):
+            yield from ((f"{name}.{key}", inner) for key, inner in value.items())
+        else:
+            yield name, value
+
+
+def _axis_names(grid: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Table and key by the name of the axis: the key, unless two tables have it, and `model` for model.name."""
+    places = []
+    for name in grid:
+        table, dot, key = name.partition(".")
+        if not dot or table not in ("model", "init", "task"):
+            known = [f"{t}.{k}" for t in ("model", "init", "task") for k in content.get(t, {})]
+            near = nearest(name, [*known, "model.seed", "task.seed", "init.g"])
+            raise ValueError(f"unknown axis {name!r} in [grid], expected model.KEY, init.KEY or task.KEY.{near}")
+        places.append((table, key))
+    keys = Counter(key for _table, key in places)
+    named = {(table, key): key if keys[key] == 1 else f"{table}_{key}" for table, key in places}
+    return {table if key == "name" else named[table, key]: (table, key) for table, key in places}
+
+
+def _values(name: str, given: Any) -> list[Any]:
+    if isinstance(given, dict):
+        if set(given) != {"start", "stop", "num"}:
+            raise ValueError(f"axis {name} is {given}, expected a list, or {{ start = 0.5, stop = 3.0, num = 11 }}")
+        return np.linspace(given["start"], given["stop"], given["num"]).tolist()
+    if not isinstance(given, list):
+        raise ValueError(f"axis {name} is {given!r}, expected a list, or {{ start = 0.5, stop = 3.0, num = 11 }}")
+    return given
+
+
+def _posed(model: dict[str, Any], init: dict[str, Any], task: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The flow of a model on a task, its readout, and the task."""
+    import kpflow_dyn as kp
+    from kpflow_dyn.models import make_init, make_model
+    from kpflow_dyn.tasks import make_task
+
+    data = make_task(task.pop("name"), **task)
+    widths = {"inputs": data.inputs.shape[2], "outputs": 1 if data.targets is None else data.targets.shape[2]}
+    law = make_init(init.pop("law"), **init) if init else None
+    options: dict[str, Any] = {"dtype": "float64"} | model
+    _allow_double(options)
+    cell, readout = make_model(options.pop("name"), **widths, init=law, **options)
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, _inputs(data.inputs, options))))
+    return flow, (cell, readout), data
+
+
+def _allow_double(options: Mapping[str, Any]) -> None:
+    if options.get("framework") == "jax" and options["dtype"] == "float64":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+
+
+def _inputs(inputs: np.ndarray, options: Mapping[str, Any]) -> Any:
+    values = inputs.astype(options["dtype"])
+    if options.get("framework") == "jax":
+        import jax
+
+        return jax.numpy.asarray(values)
+    import torch
+
+    return torch.from_numpy(values)
+
+
+@dataclass
+class _Quantities:
+    """The numbers of one flow; those that share applications are computed once."""
+
+    flow: Any
+    model: tuple[Any, Any]
+    task: Any
+    samples: int | None
+    seed: int
+    known: dict[str, Any] = field(default_factory=dict)
+
+    def get(self, name: str, with_summary: bool) -> Any:
+        if name in OTHERS:
+            return getattr(self, name)
+        if with_summary:
+            return self.summary[name]
+        op, what = SCALARS[name]
+        return getattr(self.scalars(op), what)
+
+    def scalars(self, op: str) -> Any:
+        from kpflow_dyn._numbers.estimate import scalars
+
+        if op not in self.known:
+            self.known[op] = scalars(getattr(self.flow, op), self.samples, self.seed)
+        return self.known[op]
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        import kpflow_dyn as kp
+
+        options = {} if self.samples is None else {"samples": self.samples}
+        return kp.summary(self.flow, seed=self.seed, **options).numbers()
+
+    @property
+    def P_effective_rank(self) -> Any:
+        import kpflow_dyn as kp
+
+        return kp.effective_rank(self.flow.P, self.samples, self.seed)
+
+    @property
+    def state_effective_rank(self) -> Any:
+        """The participation ratio of the states."""
+        import kpflow_dyn as kp
+
+        return kp.dynamics.participation_ratio(self.flow.solution)
+
+    @property
+    def loss(self) -> float:
+        """The mean squared error of the readout where the mask is on."""
+        from kpflow_dyn._learning.supervised import mean_squared_error, units_read
+
+        cell, readout = self.model
+        if self.task.targets is None:
+            raise ValueError(f"the task {self.task.name} has no targets, so there is no loss")
+        read = self.state[..., units_read(cell, readout, self.state.shape[2])]
+        output = read @ to_numpy(readout.weight).T + to_numpy(readout.bias)
+        mask = np.ones(output.shape[:2]) if self.task.mask is None else self.task.mask
+        return float(mean_squared_error(output, self.task.targets, mask))
+
+    @property
+    def state(self) -> np.ndarray:
+        return to_numpy(self.flow.solution.state).astype(float)

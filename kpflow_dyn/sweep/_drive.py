@@ -1,0 +1,117 @@
+"""Points handed to an executor, a few ahead of what its workers do, until every one is recorded.
+
+A worker that dies takes the points in flight with it; nobody can tell which of them it was. They are submitted again.
+A point that was in flight at too many deaths goes alone, and if its worker dies then, it is recorded as failed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+
+from kpflow_dyn.sweep._design import Point
+from kpflow_dyn.sweep._executors import Engine, Given
+from kpflow_dyn.sweep._store import Store, labelled
+from kpflow_dyn.sweep._values import Record
+from kpflow_dyn.sweep._work import Work, evaluate
+
+DEATHS = {"KilledWorker", "UncompletedJobError"}
+"""What dask and submitit raise for a worker that died, by name, so that they need not be imported."""
+
+
+def drive(
+    work: Work, points: Mapping[str, Point], engine: Engine, attempts: int, report: Callable[[str], None]
+) -> None:
+    """Have every point computed and recorded.
+
+    Args:
+        work: what they share.
+        points: by key.
+        engine: what runs them.
+        attempts: deaths of workers that a point may be in flight at; at the last one it is alone.
+        report: called with the status of each point.
+
+    Raises:
+        OSError: a point cannot be recorded; those before it are.
+        BrokenExecutor: a broken executor of the user's, which cannot be opened anew.
+    """
+    state = _Driver(work, points, attempts, report)
+    while state.waiting:
+        with engine.open() as executor:
+            broken = state.submit_all(executor, engine.ahead)
+        if broken is not None and isinstance(engine, Given):
+            raise broken
+
+
+class _Driver:
+    """Which points wait, which are in flight, and at how many deaths each was there."""
+
+    def __init__(self, work: Work, points: Mapping[str, Point], attempts: int, report: Callable[[str], None]) -> None:
+        self.work, self.points, self.attempts, self.report = work, points, attempts, report
+        self.waiting = deque(points)
+        self.deaths: Counter[str] = Counter()
+        self.flight: dict[Future[str], str] = {}
+
+    def submit_all(self, executor: Executor, ahead: int | None) -> BaseException | None:
+        """Until all is done, or the executor is broken, whose error is returned."""
+        try:
+            while self.waiting or self.flight:
+                self.fill(executor, ahead or len(self.points))
+                done, _ = wait(self.flight, return_when=FIRST_COMPLETED)
+                if broken := [error for future in done if (error := self.land(future))]:
+                    raise broken[0]
+        except BrokenExecutor as error:
+            for future in wait(self.flight).done:
+                self.land(future)
+            return error
+        finally:
+            for future in self.flight:
+                future.cancel()
+        return None
+
+    def fill(self, executor: Executor, ahead: int) -> None:
+        """Submit what may be in flight together; a point that is suspect is so alone."""
+        while self.waiting and len(self.flight) < ahead:
+            key = self.waiting[0]
+            suspect = self.is_suspect(key)
+            if self.flight and (suspect or any(map(self.is_suspect, self.flight.values()))):
+                return
+            self.flight[executor.submit(evaluate, self.work, key, self.points[key])] = key
+            self.waiting.popleft()
+
+    def is_suspect(self, key: str) -> bool:
+        return self.deaths[key] >= self.attempts - 1
+
+    def land(self, future: Future[str]) -> BrokenExecutor | None:
+        """Take a point out of flight; a break of the executor is returned."""
+        key, error = self.flight.pop(future), future.exception()
+        if error is None:
+            self.check(key, future.result())
+        elif isinstance(error, BrokenExecutor) or type(error).__name__ in DEATHS:
+            self.lost(key)
+        else:
+            raise error
+        return error if isinstance(error, BrokenExecutor) else None
+
+    def lost(self, key: str) -> None:
+        """A worker died while the point was in flight."""
+        store, suspect = Store(self.work.folder), self.is_suspect(key)
+        self.deaths[key] += 1
+        if suspect and not store.has(key):
+            died = f"its worker process died, {self.deaths[key]} times, the last time alone; was memory short?"
+            store.write(key, Record("failed", died, point=labelled(self.points[key])))
+        if store.has(key):
+            self.report(store.read(key, values=False).status)
+        else:
+            self.waiting.append(key)
+
+    def check(self, key: str, status: str) -> None:
+        """The point must be on the disk that this process sees."""
+        store = Store(self.work.folder)
+        if not store.has(key):
+            raise FileNotFoundError(
+                f"a worker recorded a point that is not in {store.points}; workers on other machines need a "
+                "folder that all of them see"
+            )
+        self.report(status)

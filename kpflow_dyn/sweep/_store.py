@@ -1,0 +1,124 @@
+"""The folder of a sweep: sweep.json says of which code, points/ holds one file for each point.
+
+A file is written under another name and then renamed: whoever dies, and whenever, leaves whole files only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kpflow_dyn.sweep._code import changes
+from kpflow_dyn.sweep._design import Point, label
+from kpflow_dyn.sweep._values import MISSING, Record, from_file, to_bytes
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder of a sweep."""
+
+    folder: Path
+
+    @property
+    def points(self) -> Path:
+        """Where the files of the points are."""
+        return self.folder / "points"
+
+    def file(self, key: str) -> Path:
+        """Where a point is, or will be."""
+        return self.points / f"{key}.npz"
+
+    def has(self, key: str) -> bool:
+        """Whether a point was recorded, whatever came of it."""
+        return self.file(key).exists()
+
+    def read(self, key: str, values: bool = True) -> Record:
+        """What was recorded of a point, `MISSING` where nothing was; without values, all but its arrays.
+
+        Raises:
+            ValueError: a damaged file.
+        """
+        try:
+            return from_file(self.file(key), values)
+        except FileNotFoundError:
+            return MISSING
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{self.file(key)} is damaged ({error}); delete it, and run the sweep again") from error
+
+    def write(self, key: str, record: Record) -> None:
+        """Record a point.
+
+        Raises:
+            OSError: the file cannot be written; nothing is left of it.
+        """
+        _write(self.file(key), to_bytes(record))
+
+    def forget(self, key: str) -> None:
+        """Have a point computed anew."""
+        self.file(key).unlink(missing_ok=True)
+
+    def code(self) -> dict[str, str] | None:
+        """The code that the points were computed with, or None before there are any.
+
+        Raises:
+            ValueError: another file of that name.
+        """
+        try:
+            content = json.loads((self.folder / "sweep.json").read_text())
+            return dict(content["code"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.folder / 'sweep.json'} is not of a sweep; take another folder") from error
+
+    def begin(self, code: Mapping[str, str], fresh: bool) -> None:
+        """Make the folder ready for points of this code, and take away what a killed run left half written.
+
+        Raises:
+            ValueError: the points that are there come of other code.
+            OSError: the folder cannot be written.
+        """
+        known = self.code()
+        if known is not None and fresh:
+            shutil.rmtree(self.points, ignore_errors=True)
+        elif known is not None and (differ := changes(known, code)):
+            raise ValueError(
+                f"{self.folder} holds points of other code: {', '.join(differ)} changed. Take another folder, or begin "
+                "anew with fresh=True, which deletes these points"
+            )
+        self.points.mkdir(parents=True, exist_ok=True)
+        _write(self.folder / "sweep.json", json.dumps({"code": code}, indent=2).encode())
+        for unfinished in self.points.glob(".*"):
+            unfinished.unlink(missing_ok=True)
+
+
+def key_of(point: Point, code: Mapping[str, str]) -> str:
+    """The name of a point: a hash of its arguments and of the code."""
+    named = [sorted((name, repr(value)) for name, value in point.items()), sorted(code.items())]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
+
+
+def labelled(point: Point) -> dict[str, Any]:
+    """A point as it stands in files."""
+    return {name: label(value) for name, value in point.items()}
+
+
+def _write(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise

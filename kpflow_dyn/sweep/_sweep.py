@@ -1,0 +1,273 @@
+"""A sweep: what runs, over which points, and where its results are."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kpflow_dyn._progress import bars
+from kpflow_dyn.sweep._code import changes, code_of, name_of
+from kpflow_dyn.sweep._design import Point, design
+from kpflow_dyn.sweep._drive import drive
+from kpflow_dyn.sweep._executors import Engine, engine_of
+from kpflow_dyn.sweep._lock import locked
+from kpflow_dyn.sweep._store import Store, key_of
+from kpflow_dyn.sweep._values import STATUSES, Record
+from kpflow_dyn.sweep._work import Work, here
+from kpflow_dyn.tasks._data import check_count
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+FAILURES = ("failed", "timed out")
+
+
+@dataclass(frozen=True)
+class Status:
+    """How many points came to what.
+
+    Attributes:
+        done: computed, all of their numbers finite.
+        not_finite: computed, with a NaN or infinity among their numbers; kept.
+        failed: `run` raised, or killed its process.
+        timed_out: took longer than their time.
+        missing: not computed yet.
+    """
+
+    done: int
+    not_finite: int
+    failed: int
+    timed_out: int
+    missing: int
+
+    @property
+    def total(self) -> int:
+        """All points."""
+        return self.done + self.not_finite + self.failed + self.timed_out + self.missing
+
+    def __str__(self) -> str:
+        counts = {name: getattr(self, name.replace(" ", "_")) for name in STATUSES}
+        return f"{self.total} points: " + ", ".join(f"{n} {name}" for name, n in counts.items() if n or name == "done")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A point without a result.
+
+    Attributes:
+        point: its arguments.
+        status: "failed" or "timed out".
+        error: what went wrong, in a line.
+        trace: the traceback, where there is one.
+    """
+
+    point: Point
+    status: str
+    error: str
+    trace: str
+
+
+class Sweep:
+    """A function at many points, each computed once and recorded in a file of its own.
+
+    The folder `out` holds sweep.json and points/*.npz: arrays and JSON, no pickles. Each file is there whole or not at
+    all, so that a run that is killed at any moment loses the points in flight, and running again computes what is
+    missing. Points belong to the source of `run` (and of what it calls of its own module) and to the version of this
+    package: where one of them has changed, running is refused.
+
+    A worker keeps `run` from point to point. What it compiles, as a function under jax.jit that takes the weights, is
+    compiled once for all points of the same shapes, which for small networks saves most of the time.
+
+    Args:
+        run: called as run(**point), in worker processes with executors other than the default. Returns a dict of
+            numbers, strings, real arrays, xr.DataArrays or Estimates (which give name and name_stderr), or a
+            xr.Dataset. A point that raises is recorded as failed, one with a NaN is kept and flagged.
+        over: a dict of axes is a grid; a list of dicts are points, as `sweep.zipped`, `sweep.random` and `sweep.sobol`
+            give them. Values are numbers, strings, bools or frozen dataclasses.
+        out: the folder; made where it does not exist.
+
+    Raises:
+        TypeError, ValueError: a run that is no function, or a value that cannot name a point.
+
+    Example:
+        >>> import tempfile
+        >>> import kpflow_dyn as kp
+        >>> def run(g, seed):
+        ...     return {"gain": 2 * g + seed}
+        >>> sweep = kp.Sweep(run, over={"g": [0.5, 1.5], "seed": range(3)}, out=tempfile.mkdtemp())
+        >>> print(sweep.run())
+        6 points: 6 done
+        >>> sweep.collect().gain.sel(g=1.5).values
+        array([3., 4., 5.])
+    """
+
+    def __init__(
+        self,
+        run: Callable[..., Any],
+        over: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]],
+        out: str | Path,
+    ) -> None:
+        if not callable(run):
+            raise TypeError(f"run is a {type(run).__name__}, expected a function that is called as run(**point)")
+        self.function: Any = run
+        self.design = design(over)
+        self.store = Store(Path(out).absolute())
+
+    def run(
+        self,
+        executor: Engine | Any = None,
+        timeout: float | None = None,
+        retry_failed: bool = False,
+        fresh: bool = False,
+        attempts: int = 3,
+        progress: bool = True,
+    ) -> Status:
+        """Compute the points that are missing.
+
+        Args:
+            executor: `sweep.executor("local" | "process" | "dask" | "slurm", workers=...)` or its name; a
+                `concurrent.futures.Executor`; a dask `Client`. By default points run in this process. `run` reaches
+                other processes through cloudpickle, and what it imports must be importable there.
+            timeout: seconds that a point may take. It is interrupted then, and after another second its process is
+                killed (not this one: here code that Python cannot interrupt ends by itself). Then it is "timed out".
+            retry_failed: compute anew what failed or timed out.
+            fresh: delete the points that are there, and begin anew.
+            attempts: how many deaths of worker processes a point may be in flight at. Before the last one it runs
+                alone, so that no point is given up for what another one does.
+            progress: show a bar on a terminal.
+
+        Raises:
+            ValueError: the folder holds points of other code (it says what changed); a timeout that is not positive.
+            BlockingIOError: another process runs a sweep in this folder (it says which).
+            OSError: the folder cannot be written; what was recorded is kept.
+            ModuleNotFoundError: an executor whose package is not installed.
+        """
+        if timeout is not None and not 0 < timeout < math.inf:
+            raise ValueError(f"timeout is {timeout} s, expected a positive number, or None for no limit")
+        check_count("attempts", attempts, 1)
+        engine, store = engine_of(executor), self.store
+        try:
+            store.folder.mkdir(parents=True, exist_ok=True)
+            with locked(store.folder):
+                store.begin(self._code, fresh)
+                missing = self._missing(retry_failed)
+                work = Work(self._sent(engine), store.folder, timeout, here())
+                self._drive(work, missing, engine, attempts, progress)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return self.status()
+
+    def status(self) -> Status:
+        """How many points came to what, by the files that are there.
+
+        Warns:
+            UserWarning: they come of other code than `run` is now.
+        """
+        counts = Counter(self.store.read(key, values=False).status for key in self._known)
+        return Status(**{name.replace(" ", "_"): counts[name] for name in STATUSES})
+
+    def failures(self) -> list[Failure]:
+        """The points that failed or timed out, and why.
+
+        Warns:
+            UserWarning: they come of other code than `run` is now.
+        """
+        records = [(point, self.store.read(key, values=False)) for key, point in self._known.items()]
+        return [Failure(point, r.status, r.error, r.trace) for point, r in records if r.status in FAILURES]
+
+    def collect(self) -> xr.Dataset:
+        """All results as one dataset.
+
+        The dimensions of a grid are its axes; of a list of points there is one, `point`, with the arguments along it.
+        Points without a result are NaN (texts are empty). Beside the results there are
+
+            done        whether there is a result
+            status      "done", "not finite" (a NaN or infinity among the numbers), "failed", "timed out" or "missing"
+            error       what went wrong
+            seconds     what the point took
+
+        Arrays of other sizes at other points are filled up with NaN; a coordinate that is another one at other points
+        becomes a variable.
+
+        Raises:
+            ValueError: a variable whose dimensions differ from point to point, or a damaged file.
+
+        Warns:
+            UserWarning: the points come of other code than `run` is now.
+        """
+        from kpflow_dyn.sweep._collect import dataset_of
+
+        records: list[Record] = [self.store.read(key) for key in self._known]
+        version = (self.store.code() or {}).get("kpflow_dyn", "")
+        return dataset_of(self.design, records, {"run": name_of(self.function), "version_kpflow_dyn": version})
+
+    @cached_property
+    def _code(self) -> dict[str, str]:
+        return code_of(self.function)
+
+    def _keys(self, code: Mapping[str, str]) -> dict[str, Point]:
+        return {key_of(point, code): point for point in self.design.points}
+
+    @property
+    def _known(self) -> dict[str, Point]:
+        """The points by the keys that they have in the folder, with a warning where these are of other code."""
+        code = self.store.code() or self._code
+        if differ := changes(code, self._code):
+            warnings.warn(
+                f"the points in {self.store.folder} are of other code: {', '.join(differ)} changed since", stacklevel=3
+            )
+        return self._keys(code)
+
+    def _missing(self, retry_failed: bool) -> dict[str, Point]:
+        points = self._keys(self._code)
+        if retry_failed:
+            for key in points:
+                if self.store.read(key, values=False).status in FAILURES:
+                    self.store.forget(key)
+        return {key: point for key, point in points.items() if not self.store.has(key)}
+
+    def _sent(self, engine: Engine) -> Any:
+        """`run` as it goes to the workers: pickled once."""
+        if not engine.apart:
+            return self.function
+        try:
+            import cloudpickle
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("this executor needs cloudpickle: pip install 'kpflow-dyn[sweep]'") from error
+        return cloudpickle.dumps(self.function)
+
+    def _drive(self, work: Work, missing: dict[str, Point], engine: Engine, attempts: int, progress: bool) -> None:
+        total, counts, start = len(self.design.points), Counter[str](), time.perf_counter()
+        with bars(progress) as shown:
+            bar = shown.add_task("", total=total, completed=total - len(missing))
+
+            def report(status: str) -> None:
+                counts[status] += 1
+                words = _words(counts, total - len(missing), total, time.perf_counter() - start)
+                shown.update(bar, advance=1, description=words)
+
+            drive(work, missing, engine, attempts, report)
+
+    def _unwritable(self, error: OSError) -> OSError:
+        return OSError(
+            error.errno,
+            f"cannot go on in {self.store.folder} ({error.strerror or error}); what is recorded there is kept, and "
+            "running again computes the rest",
+        )
+
+
+def _words(counts: Counter[str], before: int, total: int, seconds: float) -> str:
+    """Done, failed, rate and time left."""
+    now, failed = counts.total(), sum(counts[name] for name in FAILURES)
+    rate = now / max(seconds, 1e-9)
+    left = (total - before - now) / rate
+    return f"{before + now - failed} done, {failed} failed, {rate:.3g}/s, {left:.0f} s left"

@@ -1,0 +1,149 @@
+"""What is done with one point, in whatever process: call, watch the time, record."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from kpflow_dyn.sweep._design import Point
+from kpflow_dyn.sweep._store import Store, labelled
+from kpflow_dyn.sweep._values import Record, is_finite, variables_of
+
+GRACE = 1.0  # seconds that a point has to end by itself after its time was up
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all points of a sweep share.
+
+    Attributes:
+        run: the function, or what cloudpickle made of it.
+        folder: that of the sweep.
+        timeout: seconds that a point may take, or None.
+        driver: host and pid of the process that submits the points, which must not be killed.
+    """
+
+    run: Callable[..., Any] | bytes
+    folder: Path
+    timeout: float | None
+    driver: tuple[str, int]
+
+
+def here() -> tuple[str, int]:
+    """Host and pid of this process."""
+    return socket.gethostname(), os.getpid()
+
+
+def evaluate(work: Work, key: str, point: Point) -> str:
+    """Compute a point unless it is there, record what came of it, and return its status.
+
+    Raises:
+        OSError: it cannot be recorded.
+        ValueError: a time limit that cannot be kept here.
+    """
+    store = Store(work.folder)
+    if store.has(key):  # this call is a repetition: its first worker died after it had recorded the point
+        return store.read(key, values=False).status
+    run, start = _loaded(work.run) if isinstance(work.run, bytes) else work.run, time.perf_counter()
+
+    def record(found: Record) -> None:
+        store.write(key, replace(found, seconds=time.perf_counter() - start, point=labelled(point)))
+
+    late = Record("timed out", f"took longer than {work.timeout} s")
+    try:
+        with _limited(work, lambda: record(late)):
+            found = _outcome(run, point)
+    except _TimeIsUp:
+        found = late
+    record(found)
+    return found.status
+
+
+class _TimeIsUp(BaseException):
+    """Raised inside of a point that takes too long; no Exception, so that run does not take it for one of its own."""
+
+
+@lru_cache(maxsize=4)
+def _loaded(run: bytes) -> Callable[..., Any]:
+    """One function object for all points of a process, so that what it compiles is compiled once."""
+    import cloudpickle
+
+    return cloudpickle.loads(run)
+
+
+def _outcome(run: Callable[..., Any], point: Point) -> Record:
+    try:
+        variables = variables_of(run(**point), point)
+    except Exception as error:
+        return Record("failed", f"{type(error).__name__}: {error}", traceback.format_exc())
+    return Record("done" if is_finite(variables) else "not finite", variables=variables)
+
+
+@contextmanager
+def _limited(work: Work, give_up: Callable[[], None]) -> Iterator[None]:
+    """Interrupt what runs inside when its time is up; kill a worker process where that does not help."""
+    if work.timeout is None:
+        yield
+        return
+    inside, ours = threading.current_thread() is threading.main_thread(), here() == work.driver
+    if ours and not inside:
+        raise ValueError(
+            "timeout= cannot be kept in threads of the process that runs the sweep; use worker processes, as of "
+            'sweep.executor("process"), or call run from the main thread'
+        )
+    with _watched(work.timeout + inside * GRACE, give_up, not ours), _alarm(work.timeout, inside):
+        yield
+
+
+@contextmanager
+def _alarm(seconds: float, inside: bool) -> Iterator[None]:
+    """Raise in the main thread after so many seconds; elsewhere Python has no way to."""
+    if not inside:
+        yield
+        return
+
+    def ring(number: int, frame: Any) -> None:
+        raise _TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _watched(seconds: float, give_up: Callable[[], None], killable: bool) -> Iterator[None]:
+    """After so many seconds, record that and end this process."""
+    if not killable:
+        yield
+        return
+    over = threading.Lock()
+
+    def end() -> None:
+        if over.acquire(blocking=False):
+            try:
+                give_up()
+            finally:
+                os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        over.acquire()  # waits for nothing, unless this process is about to end

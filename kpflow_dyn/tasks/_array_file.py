@@ -1,0 +1,48 @@
+"""Trials from a file of arrays."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kpflow_dyn.tasks._data import TaskData, check_arrays, count
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """Trials from an .npz file with arrays `inputs` and, if you like, `targets` and `mask`, shaped as in `TaskData`.
+
+    The file is read without pickle, so it cannot run code.
+    """
+
+    path: str | Path
+
+    def sample(self, trials: int | None = None, seed: int = 0) -> TaskData:
+        """The first `trials` trials of the file, or all of them; the seed has no effect."""
+        arrays = _read_npz(Path(self.path))
+        check_arrays(arrays, self.path)
+        inputs = arrays["inputs"].astype(float)
+        taken = len(inputs) if trials is None else count(trials)
+        if taken > len(inputs):
+            raise ValueError(f"asked for {taken} trials, but {self.path} has {len(inputs)}")
+        targets = arrays["targets"][:taken].astype(float) if "targets" in arrays else None
+        mask = arrays["mask"][:taken].astype(bool) if "mask" in arrays else None
+        return TaskData(inputs[:taken], targets, mask, name=Path(self.path).stem)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not an .npz file; write one with numpy.savez(path, inputs=..., targets=...)")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in ("inputs", "targets", "mask") if name in archive}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read ({error}); it must hold plain arrays of numbers") from error
+    if "inputs" not in arrays:
+        raise ValueError(f"{path} has no array named 'inputs'; write it with numpy.savez(path, inputs=...)")
+    return arrays

@@ -1,0 +1,119 @@
+"""Trials of neurogym's environments."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn.tasks._data import TaskData, count, nearest
+
+
+@dataclass(frozen=True)
+class Neurogym:
+    """Trials of a neurogym environment that says what the right answer is, such as "PerceptualDecisionMaking-v0".
+
+    Every trial comes from the environment's own `new_trial`, so all start afresh. Shorter trials are padded with zeros,
+    where the mask is False. A Discrete action becomes a one-hot target, its number standing in labels["class"]
+    [trial, time]; a Box action is the target as it is. `labels` also has what the environment records of each trial
+    (ground_truth, coh, ...), as far as that is one array.
+
+    >>> Neurogym("PerceptualDecisionMaking-v0", {"sigma": 0.5}).sample(trials=8, seed=0).inputs.shape
+    (8, 22, 3)
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def sample(self, trials: int | None = None, seed: int = 0) -> TaskData:
+        """Trials as long as the longest of them."""
+        size = count(trials)
+        with warnings.catch_warnings():
+            # gymnasium warns of how neurogym's own collections use it.
+            warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
+            env = _make_environment(self.name, seed, self.options)
+            records = [_new_trial(env, self.name) for _ in range(size)]
+        observations, answers, notes = zip(*records, strict=True)
+        mask = _pad([np.ones(len(answer), bool) for answer in answers])
+        targets, labels = _read_answers(_pad(answers), mask, env.action_space)
+        labels |= _tabulate(notes)
+        dt = float(env.unwrapped.dt)
+        return TaskData(_pad(observations).astype(float), targets, mask, labels, f"neurogym:{self.name}", dt)
+
+
+def environments() -> dict[str, str]:
+    """Where to find each neurogym environment, as "module:attribute" by name; nothing where neurogym is missing."""
+    if importlib.util.find_spec("neurogym") is None:
+        return {}
+    return importlib.import_module("neurogym.envs.registration").ALL_EXTENDED_ENVS
+
+
+def _make_environment(name: str, seed: int, options: Mapping[str, Any]) -> Any:
+    """The environment itself: `neurogym.make` would put gymnasium's wrappers around it, which warn at each access."""
+    if importlib.util.find_spec("neurogym") is None:
+        raise ModuleNotFoundError(f"neurogym:{name} needs neurogym: pip install 'kpflow-dyn[neuro]'")
+    if name not in (known := environments()):
+        near = nearest(name, [f"neurogym:{other}" for other in known])
+        raise ValueError(f"unknown task {f'neurogym:{name}'!r}.{near} `neurogym.all_envs()` lists what there is.")
+    module, attribute = known[name].split(":")
+    factory = getattr(importlib.import_module(module), attribute)
+    try:
+        env = factory(**_all_options(name, seed, options))
+    except TypeError as error:
+        raise ValueError(f"neurogym:{name} does not take these options: {error}") from error
+    env.seed(seed)
+    if hasattr(env, "new_block"):  # its constructor drew the length of the first block before there was a seed
+        env.new_block()
+    return env
+
+
+def _all_options(name: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The caller's options, on top of those without which AnnubesEnv cannot be built, or would ignore the seed."""
+    needed = {"session": {"v": 0.5, "a": 0.5}, "catch_prob": 0.5, "random_seed": seed}
+    return (needed if name == "AnnubesEnv-v0" else {}) | copy.deepcopy(dict(options))
+
+
+def _new_trial(env: Any, name: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Observation [time, channel], right answer [time] or [time, out], and the trial's record."""
+    record = env.new_trial()
+    task = env.unwrapped
+    if not (hasattr(task, "ob") and hasattr(task, "gt")):
+        raise ValueError(
+            f"neurogym:{name} has no inputs and right answers fixed before the agent acts; take a supervised task"
+        )
+    return task.ob, task.gt, record
+
+
+def _pad(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Stack rows [time, ...] of several lengths into [trial, time, ...], with zeros behind the short ones."""
+    padded = np.zeros((len(rows), max(map(len, rows)), *rows[0].shape[1:]), rows[0].dtype)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
+
+
+def _read_answers(answers: np.ndarray, mask: np.ndarray, space: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    if answers.ndim == 3:
+        return answers.astype(float), {}
+    if answers.max() >= space.n:
+        raise ValueError(f"right answer {answers.max()} is not one of the environment's {space.n} actions")
+    one_hot = np.eye(int(space.n))[answers]  # [trial, time, class]
+    return one_hot * mask[..., None], {"class": answers}
+
+
+def _tabulate(notes: Sequence[Any]) -> dict[str, np.ndarray]:
+    """The trials' records as one array for each key; what does not stack (ragged, nested) is left out."""
+    columns = {key: [note[key] for note in notes] for key in notes[0]}
+    return {key: np.array(column) for key, column in columns.items() if _stacks(column)}
+
+
+def _stacks(column: Sequence[Any]) -> bool:
+    if any(isinstance(entry, dict) for entry in column) or len({np.shape(entry) for entry in column}) > 1:
+        return False
+    return np.array(column).dtype.kind in "biufU"

@@ -1,0 +1,76 @@
+"""Tasks by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from kpflow_dyn.tasks._array_file import ArrayFile
+from kpflow_dyn.tasks._circle import DelayAnti, DelayPro, FourTasks, MemoryAnti, MemoryPro
+from kpflow_dyn.tasks._data import Task, TaskData, check_options, nearest
+from kpflow_dyn.tasks._decisions import ContextIntegration, EvidenceIntegration, Romo
+from kpflow_dyn.tasks._gym import Neurogym, environments
+from kpflow_dyn.tasks._memory import FlipFlop, Lag
+from kpflow_dyn.tasks._reaching import Reaching
+from kpflow_dyn.tasks._signals import LowRankForecast, Sine
+
+_TASKS = (
+    MemoryPro,
+    FlipFlop,
+    MemoryAnti,
+    DelayPro,
+    DelayAnti,
+    FourTasks,
+    ContextIntegration,
+    EvidenceIntegration,
+    Lag,
+    Romo,
+    LowRankForecast,
+    Sine,
+    Reaching,
+)
+BUILT_IN: dict[str, Callable[..., Task]] = {task.__name__.lower(): task for task in _TASKS}
+
+
+def make_task(spec: str, trials: int | None = None, seed: int = 0, **options: Any) -> TaskData:
+    """Trials of the task that a string names.
+
+    Args:
+        spec: the name of a task of this package, in any case, with dashes, underscores or without ("memorypro",
+            "memory-anti", "four_tasks", "flipflop"); "neurogym:NAME-v0"; "npz:PATH", or a path that ends in .npz.
+        trials: how many; by default 32, and all of those in a file.
+        seed: the same seed gives the same trials. A file has no use for it.
+        options: the fields of the task's class, or what the neurogym environment's constructor takes.
+
+    Raises:
+        ValueError: an unknown task or option (with the nearest known ones), no trials, a file without usable arrays.
+        TypeError: trials or steps that are no whole number.
+        FileNotFoundError: no such .npz file.
+        ModuleNotFoundError: a neurogym task, and neurogym is not installed.
+
+    >>> make_task("flipflop", trials=8, seed=1, bits=2).inputs.shape
+    (8, 60, 2)
+    """
+    return _find_task(spec, options).sample(trials, seed)
+
+
+def _find_task(spec: str, options: dict[str, Any]) -> Task:
+    kind, colon, rest = spec.partition(":")
+    if kind == "neurogym" and colon:
+        return Neurogym(rest, options)
+    if (kind == "npz" and colon) or spec.endswith(".npz"):
+        check_options(f"a file ({spec})", options, ())
+        return ArrayFile(rest if kind == "npz" and colon else spec)
+    name = spec.lower().replace("-", "").replace("_", "")
+    if name not in BUILT_IN:
+        raise ValueError(_unknown_task(spec))
+    task = BUILT_IN[name]
+    check_options(name, options, [option.name for option in fields(task)])  # type: ignore[arg-type]
+    return task(**options)
+
+
+def _unknown_task(spec: str) -> str:
+    names = [*BUILT_IN, *(f"neurogym:{name}" for name in environments())]
+    known = f"{', '.join(BUILT_IN)}, neurogym:NAME-v0, or a path that ends in .npz"
+    return f"unknown task {spec!r}.{nearest(spec, names)} Known: {known}."
