@@ -135,7 +135,7 @@ def _check_loss(loss: Any, state: Array) -> None:
 def backend_of(like: Array) -> Any:
     """What the framework of an array does with models and losses."""
     if is_torch_array(like):
-        from kpflow_dyn._torch import objective
+        from kpflow_dyn._torch import objectives as objective
     else:
-        from kpflow_dyn._jax import objective
+        from kpflow_dyn._jax import objectives as objective
     return objective
