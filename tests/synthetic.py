@@ -63,7 +63,7 @@ def parameters(library: str = "numpy", dtype: str = "float64", size: int = 5) ->
 
 
 def matrix(rows: kp.Space, columns: kp.Space, seed: int = 0) -> Array:
-    return kp.arrays.Random(seed).normal((rows.size, columns.size), rows.like)
+    return kp._arrays.Random(seed).normal((rows.size, columns.size), rows.like)
 
 
 def factor(state: kp.Space, theta: kp.Space, seed: int = 0) -> kp.MatrixOperator:

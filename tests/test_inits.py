@@ -27,8 +27,8 @@ from kpflow_dyn.models import (
     Planted,
     SpectralRadius,
     TorchDefault,
+    _laws,
     initialize,
-    inits,
     make_init,
     make_model,
     plant_fixed_points,
@@ -121,7 +121,7 @@ def test_dale_has_signed_columns_of_balanced_strength(excitatory: float) -> None
 
 
 def test_balance_on_average_would_leave_outliers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inits, "_balanced", lambda W, count: W)
+    monkeypatch.setattr(_laws, "_balanced", lambda W, count: W)
     assert radius(Dale(1.0).matrix(N, seed=1)) > 1.5
 
 

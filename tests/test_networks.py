@@ -140,7 +140,7 @@ def moved(problem: Any, name: str, gradient: dict[str, Any], eta: float) -> Any:
 def check_gradient_step(flow: kp.Flow, name: str) -> None:
     state, problem = flow.solution.state, flow.solution.problem
     target = np.random.default_rng(0).standard_normal(tuple(state.shape))
-    error = state - kp.arrays.like_numpy(target, state)
+    error = state - kp._arrays.like_numpy(target, state)
     predicted, gradient = -to_numpy(flow.ntk.mv(error)), flow.as_parameters(flow.J.T.mv(error))
     errors = []
     for eta in (1e-4, 1e-5):

@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from kpflow_dyn.control._systems import LTI, LTV
 
 _PUBLIC = {
-    "angles": ["ReachableAngles", "reachable_angles"],
-    "costates": ["Costates", "QuadraticCost", "adjoint"],
-    "frequency": ["FrequencyResponse", "frequency_response"],
-    "gramians": ["Gramian", "gram"],
-    "hankel_modes": ["Hankel", "hankel", "hsvd"],
-    "linearisation": ["linearize_lti", "linearize_ltv"],
-    "matrix_free": ["gram_operator"],
-    "ranks": ["ctrb", "obsv"],
-    "regulators": ["Regulator", "TimeVaryingRegulator", "dlqr", "lqr", "tvlqr"],
-    "systems": ["LTI", "LTV"],
+    "_angles": ["ReachableAngles", "reachable_angles"],
+    "_costates": ["Costates", "QuadraticCost", "adjoint"],
+    "_frequency": ["FrequencyResponse", "frequency_response"],
+    "_gramians": ["Gramian", "gram"],
+    "_hankel_modes": ["Hankel", "hankel", "hsvd"],
+    "_linearisation": ["linearize_lti", "linearize_ltv"],
+    "_matrix_free": ["gram_operator"],
+    "_ranks": ["ctrb", "obsv"],
+    "_regulators": ["Regulator", "TimeVaryingRegulator", "dlqr", "lqr", "tvlqr"],
+    "_systems": ["LTI", "LTV"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
