@@ -106,11 +106,11 @@ class Tangent(Protocol):
     def factorise(self, start: Array, interval: int) -> Array: ...
     def unpropagate(self, s: Array) -> Array: ...
     def unpropagate_adjoint(self, q: Array) -> Array: ...
-    def push_forward(self, theta: Array) -> Array: ...
-    def pull_back(self, q: Array) -> Array: ...
-    def descend(self, q: Array) -> Array: ...
-    def push_forward_apart(self, theta: Array) -> Array: ...
-    def pull_back_apart(self, q: Array) -> Array: ...
+    def jvp(self, theta: Array) -> Array: ...
+    def vjp(self, q: Array) -> Array: ...
+    def gram(self, q: Array) -> Array: ...
+    def jvp_apart(self, theta: Array) -> Array: ...
+    def vjp_apart(self, q: Array) -> Array: ...
     def kick(self, theta: Array) -> Array: ...
     def kick_adjoint(self, q: Array) -> Array: ...
     def write(self, theta: Array) -> Array: ...
@@ -184,7 +184,7 @@ def _flow_of_steps(tangent: Tangent, sol: Solution, parameters: dict[str, Array]
             on_spaces(state, state, tangent.unpropagate, tangent.unpropagate_adjoint),
         ),
         J=J,
-        ntk=_gram(J, tangent.descend, _apart(tangent, state, tangent.push_forward_apart, tangent.pull_back_apart)),
+        ntk=_gram(J, tangent.gram, _apart(tangent, state, tangent.jvp_apart, tangent.vjp_apart)),
         solution=sol,
         parameters=parameters,
         with_bases=lambda bases: _flow_of_steps(tangent.truncated(bases), sol, parameters, measure),
@@ -194,7 +194,7 @@ def _flow_of_steps(tangent: Tangent, sol: Solution, parameters: dict[str, Array]
 
 
 def _jacobian(tangent: Tangent, state: Space) -> Operator:
-    return on_spaces(_parameter_space(tangent), state, tangent.push_forward, tangent.pull_back)
+    return on_spaces(_parameter_space(tangent), state, tangent.jvp, tangent.vjp)
 
 
 def _kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
@@ -207,10 +207,10 @@ def _kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
     return {"sites": sites, "core": CoreOperator(V, sites), "B": B, "K": GramOperator(kick)}
 
 
-def _gram(J: Operator, descend: Any, apart: Operator | None = None) -> GramOperator:
+def _gram(J: Operator, gram: Any, apart: Operator | None = None) -> GramOperator:
     """J J*, from the fused map J J^T."""
     weights = J.codomain.measure
-    return GramOperator(J, descend if weights is None else lambda q: descend(weights * q), apart)
+    return GramOperator(J, gram if weights is None else lambda q: gram(weights * q), apart)
 
 
 def _apart(tangent: Tangent, state: Space, forward: Apply, transpose: Apply) -> Operator:
@@ -247,19 +247,19 @@ def _ode_flow(sol: Solution, params: Choice, weighted: _Weighted) -> Flow:
     J = on_spaces(
         _parameter_space(tangent),
         state,
-        lambda theta: nodes.read(tangent.push_forward(theta)),
-        lambda q: tangent.pull_back(nodes.spread(q)),
+        lambda theta: nodes.read(tangent.jvp(theta)),
+        lambda q: tangent.vjp(nodes.spread(q)),
     )
     apart = _apart(
         tangent,
         state,
-        lambda theta: nodes.read(tangent.push_forward_apart(theta)),
-        lambda q: tangent.pull_back_apart(nodes.spread(q)),
+        lambda theta: nodes.read(tangent.jvp_apart(theta)),
+        lambda q: tangent.vjp_apart(nodes.spread(q)),
     )
     return Flow(
         P=_propagator(tangent if nodes.identical else _nodes_tangent(sol, model), state, weighted.time),
         J=J,
-        ntk=_gram(J, lambda q: nodes.read(tangent.descend(nodes.spread(q))), apart),
+        ntk=_gram(J, lambda q: nodes.read(tangent.gram(nodes.spread(q))), apart),
         solution=sol,
         parameters=model.parameters,
         steps=_flow_of_steps(tangent, sol, model.parameters, None),
@@ -292,9 +292,9 @@ def _flow_through_solver(sol: Solution, params: Choice, weighted: _Weighted) -> 
 class Sensitivity(Protocol):
     """J, its transpose and J J^T, on blocks [probe, ...]."""
 
-    def push_forward(self, theta: Array) -> Array: ...
-    def pull_back(self, q: Array) -> Array: ...
-    def descend(self, q: Array) -> Array: ...
+    def jvp(self, theta: Array) -> Array: ...
+    def vjp(self, q: Array) -> Array: ...
+    def gram(self, q: Array) -> Array: ...
 
 
 class Propagation(Protocol):
@@ -308,11 +308,11 @@ def _flow_at_nodes(sol: Solution, model: Any, weighted: _Weighted, maps: Sensiti
     """The flow of maps between the nodes, which are no recurrence of steps."""
     field = _field_tangent(sol, model)
     state = Space(("trial", "time", "unit"), tuple(sol.state.shape), sol.state, weighted.both)
-    J = on_spaces(_parameter_space(field), state, maps.push_forward, maps.pull_back)
+    J = on_spaces(_parameter_space(field), state, maps.jvp, maps.vjp)
     return Flow(
         P=_propagator(kicks, state, weighted.time),
         J=J,
-        ntk=_gram(J, maps.descend),
+        ntk=_gram(J, maps.gram),
         solution=sol,
         parameters=model.parameters,
         **_kicks(field, state),
