@@ -254,7 +254,7 @@ def _descent(flow: Flow | Output, target: Array, mask: Array | None, span: float
     weights = weights if space.measure is None else space.measure * weights
     learn = isinstance(flow, Output) and flow.rate > 0
     loss = squared_error(target, flow, weights, learn)
-    own = {LOSS + name: a for name in ("weight", "bias") if learn and (a := getattr(loss, name)) is not None}
+    own = {LOSS + name: getattr(loss, name) for name in ("weight", "bias") if learn and hasattr(loss, name)}
     values = {**inner.parameters, **own}
     objective = Objective(inner.solution, loss, list(values))
     return Integration(objective, objective.theta(values), span, ExponentialRosenbrock(), RTOL)
