@@ -11,7 +11,9 @@ from kpflow_dyn._backend import Values, backend_of
 from kpflow_dyn._implicit.solving import states_of_network
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem
-from kpflow_dyn._problems.solutions import Solution, SolveError, solve
+from kpflow_dyn._problems.solutions import Solution, SolveError
+from kpflow_dyn._solve import solve
+from kpflow_dyn.ode._replay import replay, scheme
 from kpflow_dyn.solvers._rosenbrock import Point
 from kpflow_dyn.tracing._rows import split
 
@@ -71,15 +73,14 @@ class Objective:
     def _states_of(self, solution: Solution) -> Callable[[Values, Any], Array]:
         """(parameters, scheme) -> the states."""
         problem = solution.problem
-        objectives = problem.backend.objectives
         if isinstance(problem, StaticProblem):
             network = states_of_network(solution.traced, self._of_model)
             return lambda values, _scheme: network(values)
         if isinstance(problem, DiscreteProblem):
-            run = objectives.rollout(problem)
+            run = problem.backend.objectives.rollout(problem)
         else:
             assert solution.steps is not None
-            run = objectives.replay(problem, solution.steps.tableau)
+            run = replay(problem, solution.steps.tableau)
         return lambda values, scheme: self._models.call(run, self._model, values, scheme)
 
     def _scheme(self, theta: Array) -> Any:
@@ -89,7 +90,7 @@ class Objective:
             return None
         values = self.values(theta)
         field = self._models.changed(self._model, {name: values[name] for name in self._of_model})
-        return problem.backend.objectives.scheme(solve(problem.remake(f=field), sol.alg, **sol.options))
+        return scheme(solve(problem.remake(f=field), sol.alg, **sol.options))
 
 
 def field_of_model(solution: Solution) -> str:

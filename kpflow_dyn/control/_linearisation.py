@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, is_torch_array, like_numpy, to_numpy
-from kpflow_dyn._problems.inputs import check_rows, inputs_at
+from kpflow_dyn._problems.checks import check_rows
+from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._problems.quadrature import gauss_points
 from kpflow_dyn._problems.solutions import Solution
-from kpflow_dyn._problems.steps import AcceptedSteps
+from kpflow_dyn._problems.steps import AcceptedSteps, call_field
 from kpflow_dyn._spaces.operators import DENSE_BYTES
 from kpflow_dyn.control._loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_map
 from kpflow_dyn.control._systems import LTI, LTV, Mesh, ltv_of, output_matrix
-from kpflow_dyn.ode._discretise import call_field
 
 
 def linearize_lti(

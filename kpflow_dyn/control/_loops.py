@@ -15,8 +15,8 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, full_precision, is_jax_array, is_torch_array, like_numpy, to_numpy
 from kpflow_dyn._problems.problems import DiscreteProblem
+from kpflow_dyn._problems.steps import call_field
 from kpflow_dyn.models._equations import join
-from kpflow_dyn.ode._discretise import call_field
 from kpflow_dyn.tracing._framework import Framework
 
 Function = Callable[..., Array]

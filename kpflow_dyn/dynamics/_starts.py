@@ -9,7 +9,8 @@ import numpy as np
 from kpflow_dyn._arrays import Array, is_torch_array, is_torch_module, like_numpy, to_numpy
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem
-from kpflow_dyn._problems.solutions import Solution, solve
+from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._solve import solve
 
 AVERAGED = (1, 2, 4, 8)  # how many states a start is the mean of, in turn
 
