@@ -5,8 +5,8 @@ from __future__ import annotations
 from kpflow_dyn._jax.cells import Step, as_step
 from kpflow_dyn._jax.model import Model
 from kpflow_dyn._jax.through_solver import ThroughSolver
-from kpflow_dyn._jax.variational import Variational
 from kpflow_dyn._problems.problems import DiscreteProblem
+from kpflow_dyn.ode._variational import Variational
 
 __all__ = ["Model", "ThroughSolver", "Variational", "discrete_step"]
 

@@ -10,7 +10,7 @@ from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._torch.cells import Step, as_step
 from kpflow_dyn._torch.model import Model
 from kpflow_dyn._torch.networks import fixed_point, free_form, network
-from kpflow_dyn._torch.variational import Variational
+from kpflow_dyn.ode._variational import Variational
 
 __all__ = [
     "Model",
