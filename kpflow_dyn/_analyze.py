@@ -16,7 +16,7 @@ from kpflow_dyn._numbers.reductions import PartialTrace
 from kpflow_dyn._numbers.spectra import Modes, eigs
 from kpflow_dyn._numbers.summary import KERNELS, Progress, Summary, summary
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.dynamics._components import participation_ratio, pca, with_sign
 from kpflow_dyn.solvers import BlockLanczos, Estimate
@@ -244,7 +244,7 @@ def _tree(model: Any) -> str:
 
 def _equation(solution: Solution) -> dict[str, str]:
     """What kind of problem it is, and how an ODE was solved."""
-    if not isinstance(solution.problem, ODEProblem):
+    if not isinstance(solution, ODESolution):
         return {"problem": "discrete time"}
     method = solution.alg if isinstance(solution.alg, str) else type(solution.alg).__name__
     options = solution.options

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from kpflow_dyn._flows.flow import InterpolatingAdjoint
+from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._jax.checks import with_parameters
 from kpflow_dyn._jax.model import Model
 from kpflow_dyn._jax.odeint import _Field

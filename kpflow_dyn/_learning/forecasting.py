@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
-from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._flows.readout import Output
+from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._learning.decay import Decay
 from kpflow_dyn._learning.losses import full_mask, squared_error
 from kpflow_dyn._learning.objective import LOSS, Objective, field_of_model
