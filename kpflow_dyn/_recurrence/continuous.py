@@ -32,21 +32,21 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
     J = on_spaces(
         parameter_space(tangent),
         state,
-        lambda theta: nodes.read(tangent.push_forward(theta)),
-        lambda q: tangent.pull_back(nodes.spread(q)),
+        lambda theta: nodes.read(tangent.jvp(theta)),
+        lambda q: tangent.vjp(nodes.spread(q)),
     )
     each = apart(
         tangent,
         state,
-        lambda theta: nodes.read(tangent.push_forward_apart(theta)),
-        lambda q: tangent.pull_back_apart(nodes.spread(q)),
+        lambda theta: nodes.read(tangent.jvp_apart(theta)),
+        lambda q: tangent.vjp_apart(nodes.spread(q)),
     )
     return ODEFlow(
         P=_propagator(
             tangent if nodes.identical else _nodes_tangent(sol, sol.steps.tableau, model), state, weights.time
         ),
         J=J,
-        ntk=gram_of(J, lambda q: nodes.read(tangent.descend(nodes.spread(q))), each),
+        ntk=gram_of(J, lambda q: nodes.read(tangent.gram(nodes.spread(q))), each),
         solution=sol,
         parameters=model.parameters,
         steps=Steps(tangent, sol, model.parameters, None).flow(),
@@ -80,11 +80,11 @@ def _flow_at_nodes(sol: ODESolution, model: Any, weights: Weights, maps: Sensiti
     """The flow of maps between the nodes, which are no recurrence of steps."""
     field = _field_tangent(sol, model)
     state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
-    J = on_spaces(parameter_space(field), state, maps.push_forward, maps.pull_back)
+    J = on_spaces(parameter_space(field), state, maps.jvp, maps.vjp)
     return ODEFlow(
         P=_propagator(along, state, weights.time),
         J=J,
-        ntk=gram_of(J, maps.descend),
+        ntk=gram_of(J, maps.gram),
         solution=sol,
         parameters=model.parameters,
         **kicks(field, state),

@@ -43,7 +43,7 @@ class Steps:
                 on_spaces(state, state, tangent.unpropagate, tangent.unpropagate_adjoint),
             ),
             J=J,
-            ntk=gram_of(J, tangent.descend, apart(tangent, state, tangent.push_forward_apart, tangent.pull_back_apart)),
+            ntk=gram_of(J, tangent.gram, apart(tangent, state, tangent.jvp_apart, tangent.vjp_apart)),
             solution=self.solution,
             parameters=self.parameters,
             recurrence=self,
@@ -79,7 +79,7 @@ def tangent_of_cell(sol: DiscreteSolution, params: Choice) -> tuple[Tangent, dic
 
 def jacobian(tangent: Tangent, state: Space) -> Operator:
     """J."""
-    return on_spaces(parameter_space(tangent), state, tangent.push_forward, tangent.pull_back)
+    return on_spaces(parameter_space(tangent), state, tangent.jvp, tangent.vjp)
 
 
 def kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
@@ -92,10 +92,10 @@ def kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
     return {"sites": sites, "core": CoreOperator(V, sites), "B": B, "K": GramOperator(kick)}
 
 
-def gram_of(J: Operator, descend: Apply, apart: Operator | None = None) -> GramOperator:
+def gram_of(J: Operator, gram: Apply, apart: Operator | None = None) -> GramOperator:
     """J J*, from the fused map J J^T."""
     weights = J.codomain.measure
-    return GramOperator(J, descend if weights is None else lambda q: descend(weights * q), apart)
+    return GramOperator(J, gram if weights is None else lambda q: gram(weights * q), apart)
 
 
 def apart(tangent: Tangent, state: Space, forward: Apply, transpose: Apply) -> Operator:
