@@ -261,6 +261,14 @@ class Backend(Protocol):
         """The packages whose versions a result hangs on; the last one solves ODEs."""
         ...
 
+    def limit_threads(self, count: int) -> bool:
+        """Compute on so many threads from now on, in this process; False where a process cannot choose that."""
+        ...
+
+    def allow_double(self) -> None:
+        """Let arrays be float64: JAX rounds them to float32 until it is told."""
+        ...
+
     @property
     def data(self) -> Data:
         """Arrays, taken in and checked."""
