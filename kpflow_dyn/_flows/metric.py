@@ -10,16 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from kpflow_dyn._arrays import Array, is_jax_array, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, like_numpy, to_numpy
+from kpflow_dyn._backend import backend_for, backend_of
 from kpflow_dyn._flows.preconditioner import Block, elementwise, identity
-
-if TYPE_CHECKING:
-    import torch
 
 Parameters = Mapping[str, Array]
 
@@ -70,7 +68,7 @@ class LearningRates:
                 raise ValueError(f"the learning rate{name and f' of {name}'} is {rate!r}, expected positive numbers")
 
     @classmethod
-    def from_optimizer(cls, optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> LearningRates:
+    def from_optimizer(cls, optimizer: Any, module: Any) -> LearningRates:
         """The rates of a torch optimiser, with second moments frozen as they are: lr / (sqrt(v_hat) + eps).
 
         Momentum, weight decay and the change of the second moment are left out.
@@ -83,9 +81,9 @@ class LearningRates:
             TypeError: another optimiser.
             ValueError: parameters that have not been stepped yet, or maximize=True.
         """
-        from kpflow_dyn._torch.optimisers import learning_rates
-
-        return cls(learning_rates(optimizer, module))
+        if (backend := backend_of(module)) is None:
+            raise TypeError(f"module is {type(module).__name__}, expected the torch module that the optimiser trains")
+        return cls(backend.training.learning_rates(optimizer, module))
 
     @classmethod
     def from_second_moment(cls, second_moment: Parameters, rate: float, eps: float = 1e-8) -> LearningRates:
@@ -234,19 +232,15 @@ def _inverse_cholesky(factor: Array, what: str) -> np.ndarray:
 
 
 def _derivative(name: str, g: Callable[[Array], Array], phi: Array, value: Array) -> Block:
-    if is_jax_array(value):
-        from jax import jvp, vjp, vmap
-    else:
-        from torch.func import jvp, vjp, vmap
-    found = g(phi)
+    of, found = backend_for(value, "the parameter", "").transforms, g(phi)
     if tuple(found.shape) != tuple(value.shape) or not np.allclose(to_numpy(found), to_numpy(value), rtol=1e-4):
         raise ValueError(f"g(phi) is not the parameter {name} {(*value.shape,)}; give the phi that it comes from now")
-    size, pull = math.prod(phi.shape), vjp(g, phi)[1]
+    size, pull = math.prod(phi.shape), of.vjp(g, phi)[1]
 
     def push(change: Array) -> Array:
-        return jvp(g, (phi,), (change.reshape(phi.shape),))[1].reshape(-1)
+        return of.jvp(g, (phi,), (change.reshape(phi.shape),))[1].reshape(-1)
 
     def back(gradient: Array) -> Array:
         return pull(gradient.reshape(value.shape))[0].reshape(-1)
 
-    return Block(size, vmap(push), vmap(back), np.full(math.prod(value.shape), np.nan))
+    return Block(size, of.vmap(push), of.vmap(back), np.full(math.prod(value.shape), np.nan))

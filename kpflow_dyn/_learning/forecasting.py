@@ -77,7 +77,6 @@ class Forecast:
 def forecast(
     flow: Flow | Output,
     target: Array,
-    loss: str = "mse",
     *,
     lr: float,
     steps: int,
@@ -89,15 +88,15 @@ def forecast(
 
         L = <e, m e> / <1, m>,  e = y - target:    e after s steps = (1 - lr H)^s e,   H = 2 m ntk / <1, m>
 
-    by a Krylov basis that begins with e, which gives the loss after any number of steps. The kernel does change in
-    training: `holds_until` says for how many steps the forecast describes the model, from the gradient flow of the
-    parameters, which is followed for as long as it stays with it. Where that is short, take `kp.gradient_flow`.
+    in the inner product of the outputs, that of an ODE being quadrature over its times. A Krylov basis that begins with
+    e gives the loss after any number of steps. The kernel does change in training: `holds_until` says for how many
+    steps the forecast describes the model, from the gradient flow of the parameters, which is followed for as long as
+    it stays with it. Where that is short, take `kp.gradient_flow`.
 
     Args:
         flow: whose states are the outputs y; or `flow.output(C, learn=...)`, a readout of them. A metric's learning
             rates multiply `lr`.
         target: as y.
-        loss: "mse", the mean over all entries; of an ODE in its quadrature weights.
         lr: the learning rate.
         steps: how many steps of gradient descent on all trials.
         mask: m >= 0, broadcastable to y; all ones when None.
@@ -106,8 +105,8 @@ def forecast(
         check: whether to follow the gradient flow; left out with a metric, and for states on a span of an ODE.
 
     Raises:
-        ValueError: a target or mask of another shape or not finite, an unknown loss, or a learning rate at which
-            gradient descent is unstable: above 2 over the largest rate.
+        ValueError: a target or mask of another shape or not finite, or a learning rate at which gradient descent is
+            unstable: above 2 over the largest rate.
 
     Example:
         >>> import torch
@@ -120,8 +119,6 @@ def forecast(
 
     Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
     """
-    if loss != "mse":
-        raise ValueError(f"loss is {loss!r}, expected 'mse'")
     if not (isinstance(lr, int | float) and 0 < lr < math.inf and isinstance(steps, int) and steps > 0):
         raise ValueError(f"lr is {lr!r} and steps is {steps!r}, expected a positive number and a positive integer")
     y = outputs(flow)
@@ -253,7 +250,7 @@ def _descent(flow: Flow | Output, target: Array, mask: Array | None, span: float
     weights = weights if space.measure is None else space.measure * weights
     learn = isinstance(flow, Output) and flow.rate > 0
     loss = squared_error(target, flow, weights, learn)
-    own = {LOSS + name: a for name in ("weight", "bias") if learn and (a := getattr(loss, name)) is not None}
+    own = {LOSS + name: getattr(loss, name) for name in ("weight", "bias") if learn and hasattr(loss, name)}
     values = {**inner.parameters, **own}
     objective = Objective(inner.solution, loss, list(values))
     return Integration(objective, objective.theta(values), span, ExponentialRosenbrock(), RTOL)
