@@ -131,8 +131,7 @@ def analyze(
         UserWarning: eigenpairs that did not converge; the dataset flags them.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> from kpflow_dyn._analyze import analyze
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
         >>> analyze(flow, k=2).ntk_eigenvalue.shape

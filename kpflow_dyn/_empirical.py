@@ -26,8 +26,7 @@ def empirical_ntk(net: Any, x: Array, params: Choice = None) -> Array:
         TypeError, ValueError: as `solve` and `linearize`; and for a kernel that would not fit into memory.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> net, x = torch.nn.Linear(3, 2, bias=False), torch.eye(3)
         >>> kp.empirical_ntk(net, x)[:, :, 0, 0]
         tensor([[1., 0., 0.],

@@ -54,8 +54,7 @@ def linearize(
             solver's steps can be neither replayed nor (in JAX) differentiated, or a metric of other parameters.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))
         >>> flow = kp.linearize(kp.solve(problem))
         >>> flow.ntk.domain.shape

@@ -53,8 +53,7 @@ def truncated_bptt(flow: Flow, k: int) -> Operator:
         ValueError: a k that is not a whole number >= 0, or a flow whose P is not that of steps.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> _ = torch.manual_seed(0)
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 6, 3))))
         >>> likeness = [kp.alignment(kp.learning_rules.truncated_bptt(flow, k), flow.ntk).value for k in (0, 5)]
@@ -108,8 +107,7 @@ def gauss_newton(flow: Learning, damping: float) -> Operator:
         UserWarning: conjugate gradients that did not converge.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> _ = torch.manual_seed(0)
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 6, 3))))
         >>> largest = float(kp.eigs(flow.ntk, 1).values)
@@ -181,8 +179,7 @@ def feedback_alignment(flow: Flow, seed: int | Random = 0, matrices: Mapping[str
         ValueError: a flow that is not of steps, unknown names or other shapes.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> _ = torch.manual_seed(0)
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 6, 3))))
         >>> rule = kp.learning_rules.feedback_alignment(flow, seed=1)

@@ -39,8 +39,7 @@ def trace(problem: Posed, probes: int | None = 16, seed: int = 0) -> Array:
         ValueError: fewer than 2 probes.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> cell = torch.nn.GRUCell(2, 4)
         >>> found = kp.regularizers.trace(kp.DiscreteProblem(cell, torch.randn(2, 3, 2)))
         >>> found.backward()
@@ -54,8 +53,7 @@ def effective_rank(problem: Posed, probes: int | None = 16, seed: int = 0) -> Ar
     """(tr A)^2 / |A|_F^2, differentiable; arguments as for `trace`. The ratio of estimates, so biased for few probes.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 3, 2))
         >>> kp.regularizers.effective_rank(problem, probes=None).item() < 24
         True
@@ -75,8 +73,7 @@ def alignment(problem: Posed, other: Operator, probes: int | None = 16, seed: in
         ValueError: also for a B on other states, or one that is not symmetric.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 3, 2))
         >>> before = kp.linearize(kp.solve(problem)).ntk
         >>> round(kp.regularizers.alignment(problem, before, probes=None).item(), 4)

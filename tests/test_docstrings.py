@@ -10,7 +10,8 @@ The convention, in the order of a docstring:
     Source: ...     a paper, a book, a library; or a section of docs/theory.md for equations of this package
     >>> ...         an example
 
-A line such as "Args, Raises and Source as `trace`." stands for the sections of another public name.
+A line such as "Args, Raises and Source as `trace`." stands for the sections of another public name, and
+"Example as `eigs`." in a result for that of the function which makes it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ NAMES = (
 PACKAGES = NAMES.split()
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Warns", "Source", "Example")
 HEADS = re.compile(rf"^({'|'.join(SECTIONS)}):", re.MULTILINE)
-REFERENCE = re.compile(r"^((?:(?:Args|Raises|Source)(?:, | and | )?)+) ?as `([\w.]+)`", re.MULTILINE)
+REFERENCE = re.compile(r"^((?:(?:Args|Raises|Source|Example)(?:, | and | )?)+) ?as `([\w.]+)`", re.MULTILINE)
 ROOT = Path(__file__).parents[1]
 THEORY = (ROOT / "docs" / "theory.md").read_text()
 
@@ -262,7 +263,7 @@ def lacking(name: str) -> list[str]:
         "arguments": _names(value, result) <= _documented(parts),
         "shapes": all(re.search(r"\[|shape|\bas \w|like", entry) for entry in _about(parts, _arrays(value))),
         "units": all(re.search(r"second|ms\b|unit|step", entry) for entry in _about(parts, {"dt", "timeout"})),
-        "example": ">>> " in (inspect.getdoc(value) or ""),
+        "example": any(">>> " in text for text in parts.values()),
     }
     if not result:
         checks["equation"] = bool(re.search(r" = |^ {4}\S", parts[""], re.MULTILINE))

@@ -34,8 +34,7 @@ def memory_budget(size: float) -> Iterator[None]:
         MemoryError: inside, from a request that cannot fit; it says by how much.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 20), torch.randn(8, 50, 3))))
         >>> with kp.memory_budget(2**20):
         ...     modes = kp.eigs(flow.ntk, 3)

@@ -51,8 +51,7 @@ class InterpolatingAdjoint:
         ValueError: for tolerances that are not positive.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> class Decay(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -170,8 +169,7 @@ class Flow:
                 parameters `only`, or that is truncated already.
 
         Example:
-            >>> import torch
-            >>> import kpflow_dyn as kp
+            >>> import torch, kpflow_dyn as kp
             >>> x = torch.sin(0.1 * torch.arange(60.0))[None, :, None].expand(4, -1, -1)
             >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(1, 20), x)))
             >>> short = flow.truncate(rtol=1e-2)
@@ -212,8 +210,7 @@ class Flow:
                 one whose metric mixes the entries that should be picked from.
 
         Example:
-            >>> import torch
-            >>> import kpflow_dyn as kp
+            >>> import torch, kpflow_dyn as kp
             >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
             >>> flow.only("bias_hh").J.domain.shape, flow.only(lambda name: "bias" in name).sites[0].name
             ((24,), 'bias_ih[0:16] + bias_hh[0:16]')
@@ -240,8 +237,7 @@ class Flow:
                 to learn from `nodal`, whose states are not those of the solution.
 
         Example:
-            >>> import torch
-            >>> import kpflow_dyn as kp
+            >>> import torch, kpflow_dyn as kp
             >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
             >>> y = flow.output(torch.nn.Linear(8, 2), learn=True)
             >>> y.ntk.domain.shape, list(kp.contributions(y))[-2:]

@@ -39,8 +39,7 @@ class LearningRates:
             or a rate of another shape.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> cell = torch.nn.RNNCell(3, 8)
         >>> solution = kp.solve(kp.DiscreteProblem(cell, torch.randn(2, 5, 3)))
         >>> optimizer = torch.optim.SGD([{"params": [cell.weight_hh], "lr": 0.1}, {"params": [cell.weight_ih]}], lr=1.0)
@@ -117,8 +116,7 @@ class KroneckerMetric:
             of other sizes than the weight's.
 
     Example:
-        >>> import numpy as np, torch
-        >>> import kpflow_dyn as kp
+        >>> import numpy as np, torch, kpflow_dyn as kp
         >>> solution = kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8, bias=False), torch.randn(2, 5, 3)))
         >>> metric = kp.KroneckerMetric({"weight_hh": (2 * np.eye(8), np.eye(8)), "weight_ih": (np.eye(8), np.eye(3))})
         >>> halved, plain = kp.linearize(solution, metric=metric), kp.linearize(solution)
@@ -160,8 +158,7 @@ class Reparametrization:
         ValueError: in `linearize`, for unknown names, or g(phi) that is not the parameter.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> cell = torch.nn.RNNCell(3, 8)
         >>> solution = kp.solve(kp.DiscreteProblem(cell, torch.randn(2, 5, 3)))
         >>> halves = kp.Reparametrization({"bias_hh": (lambda phi: phi / 2, 2 * cell.bias_hh.detach())})

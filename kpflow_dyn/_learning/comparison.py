@@ -72,8 +72,7 @@ def compare(
         ValueError: states of other shapes, or a k that is larger than the ranks.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> x = torch.randn(2, 5, 3)
         >>> a, b = (kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), x))) for _ in range(2))
         >>> found = kp.compare(a, b, k=3)

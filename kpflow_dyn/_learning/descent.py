@@ -135,8 +135,7 @@ def gradient_flow(
         UserWarning: after alg.max_linearisations; the flow up to there is returned with `reached` False.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> net, x = torch.nn.Linear(2, 1, bias=False).double(), torch.tensor([[1.0, 0.0], [0.0, 30.0]]).double()
         >>> flow = kp.gradient_flow(kp.StaticProblem(net, x), lambda y: ((y - 1) ** 2).sum() / 2, span=14.0)
         >>> flow.reached, flow.linearisations < 5  # where descent takes 6300 steps, as the curvatures are 1 and 900

@@ -111,8 +111,7 @@ def forecast(
             gradient descent is unstable: above 2 over the largest rate.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> cell, x = torch.nn.RNNCell(2, 64).double(), torch.randn(4, 5, 2, dtype=torch.float64)
         >>> y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(torch.nn.Linear(64, 1), learn=True)
         >>> found = kp.forecast(y, torch.ones(4, 5, 1, dtype=torch.float64), lr=0.01, steps=100)

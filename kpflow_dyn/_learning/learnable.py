@@ -73,8 +73,7 @@ def learnability(
         ValueError: no targets, or ones of another shape than y's.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> cell, x = torch.nn.RNNCell(2, 32).double(), torch.randn(4, 6, 2, dtype=torch.float64)
         >>> y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(torch.nn.Linear(32, 1))
         >>> constant, noise = torch.ones(4, 6, 1).double(), torch.randn(4, 6, 1).double()
@@ -103,8 +102,7 @@ def core_learnability(
         ValueError: also where no site of the model is a matrix product at each trial and time.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(2, 8), torch.randn(4, 6, 2))))
         >>> found = kp.core_learnability(flow, {"constant": torch.ones(4, 6, 8)}, errors=True)
         >>> bool(0 < found.score[0] <= 1)

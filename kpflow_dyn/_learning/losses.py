@@ -25,8 +25,7 @@ def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: b
         ValueError: a mask that does not fit, or is nowhere positive.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> loss = kp.squared_error(torch.zeros(2, 5, 1), torch.nn.Linear(8, 1))
         >>> [name for name, _ in loss.named_parameters()], loss(torch.zeros(2, 5, 8)).shape
         (['weight', 'bias'], torch.Size([]))

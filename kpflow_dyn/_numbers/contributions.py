@@ -65,8 +65,7 @@ def contributions(flow: Learning, samples: int | None = None, seed: int | Random
         ValueError: fewer than 8 samples.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3))))
         >>> found = kp.contributions(flow)
         >>> sorted(found)

@@ -116,8 +116,7 @@ def summary(
         UserWarning: eigenpairs that did not converge; they are returned flagged.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
         >>> found = kp.summary(flow, k=3)
         >>> found.temporal_rank.value <= 5, found.modes.vectors.shape

@@ -39,8 +39,7 @@ class DiscreteProblem(_Problem):
             then all layers' c.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.zeros(2, 5, 3))
         >>> tuple(kp.solve(problem).state.shape)
         (2, 5, 8)
@@ -74,8 +73,7 @@ class DiscreteProblem(_Problem):
             ValueError: a start that differs between trials.
 
         Example:
-            >>> import torch
-            >>> import kpflow_dyn as kp
+            >>> import torch, kpflow_dyn as kp
             >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3)).learn_start()
             >>> list(kp.linearize(kp.solve(problem)).parameters)
             ['z0', 'cell.weight_ih', 'cell.weight_hh', 'cell.bias_ih', 'cell.bias_hh']
@@ -111,8 +109,7 @@ class ODEProblem(_Problem):
         TypeError, ValueError: for a start, times or inputs that are no such thing or do not fit together.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> class Decay(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -163,8 +160,7 @@ class StaticProblem(_Problem):
         TypeError, ValueError: for inputs that are no finite array; a network that does not fit is refused by `solve`.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
         >>> solution = kp.solve(kp.StaticProblem(net, torch.randn(5, 3)))
         >>> tuple(solution.state.shape), solution.sites
@@ -196,8 +192,7 @@ class FixedPointProblem(_Problem):
         TypeError, ValueError: for inputs that are no finite array; what does not contract is refused by `solve`.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> solution = kp.solve(kp.FixedPointProblem(torch.nn.RNNCell(3, 8), torch.randn(5, 3)))
         >>> tuple(solution.state.shape), solution.success
         ((5, 8), True)
@@ -227,8 +222,7 @@ class ImplicitProblem(_Problem):
         TypeError, ValueError: for a state of another form, or one that is not finite.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> weight = {"w": torch.tensor([[2.0, 0.0], [1.0, 4.0]])}
         >>> problem = kp.ImplicitProblem(lambda s, p, x: s @ p["w"].T - x, torch.zeros(1, 2), weight, torch.ones(1, 2))
         >>> kp.solve(problem).state

@@ -104,8 +104,7 @@ class SolveError(ValueError):
         solution: the Solution of the other trials, in their order; None where there is none.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> class Square(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -181,8 +180,7 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
         SolveError: when some trials of an ODE fail: names them, and holds the solution of the others.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.zeros(2, 5, 3))
         >>> kp.solve(problem).stats
         {'steps': 5}

@@ -34,8 +34,7 @@ class Operator:
             operator, whose `.T` is itself.
 
     Example:
-        >>> import numpy as np
-        >>> import kpflow_dyn as kp
+        >>> import numpy as np, kpflow_dyn as kp
         >>> line = kp.Space(("time",), (3,), np.zeros(1))
         >>> running_sum = kp.Operator(line, line, lambda q: q.cumsum(-1), lambda q: q[:, ::-1].cumsum(-1)[:, ::-1])
         >>> (running_sum @ running_sum.T).dense()
