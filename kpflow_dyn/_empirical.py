@@ -23,7 +23,9 @@ def empirical_ntk(net: Any, x: Array, params: Choice = None) -> Array:
         params: which parameters learn, as in `linearize`.
 
     Raises:
-        TypeError, ValueError: as `solve` and `linearize`; and for a kernel that would not fit into memory.
+        TypeError, ValueError: as `solve` and `linearize`; and a kernel that does not fit into memory.
+
+    Source: Jacot, Gabriel, Hongler, "Neural tangent kernel", arXiv:1806.07572.
 
     Example:
         >>> import torch, kpflow_dyn as kp

@@ -34,7 +34,7 @@ def linearize(
     measure: Measure | None = None,
     metric: Metric | None = None,
 ) -> Flow:
-    """The operators of a solution; see `Flow`.
+    """The operators of a solution, J = dS/dtheta and ntk = J J* = P K P*; see `Flow`.
 
     The parameters are copied: training the model afterwards changes nothing in an existing flow.
 
@@ -50,8 +50,10 @@ def linearize(
             gradient descent when None.
 
     Raises:
-        TypeError, ValueError: for unknown names, when no parameter learns, when the step cannot be traced, when the
-            solver's steps can be neither replayed nor (in JAX) differentiated, or a metric of other parameters.
+        TypeError, ValueError: unknown names, no parameter that learns, a step that cannot be traced, steps of a solver
+            that can be neither replayed nor (in JAX) differentiated, or a metric of other parameters.
+
+    Source: docs/theory.md, "One constraint, one kernel".
 
     Example:
         >>> import torch, kpflow_dyn as kp

@@ -25,13 +25,19 @@ class Output:
 
     Attributes:
         flow: of the states.
-        values: the output y.
+        values: the output y [trial, ..., out].
         C: the readout, state -> output.
         J: changes of the flow's parameters (times the root R of their metric), and then of the readout's [unit, out],
             -> output.
         ntk: the neural tangent kernel of the output, J J*.
         parts: how many coordinates of J's domain each parameter has, in their order.
-        weight, bias, rate: the readout, and its learning rate, 0 where it does not learn.
+        weight, bias, rate: the readout, [out, unit] and [out], and its learning rate, 0 where it does not learn.
+
+    Example:
+        >>> import torch, kpflow_dyn as kp
+        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
+        >>> flow.output(torch.nn.Linear(8, 2)).values.shape
+        torch.Size([2, 5, 2])
     """
 
     flow: Flow

@@ -26,7 +26,9 @@ class Measure:
         trial: "sum" counts each trial as one, "mean" as one over their number; or weights [trial], positive.
 
     Raises:
-        ValueError: for weights that are not positive and finite, or of another length (when they are used).
+        ValueError: weights that are not positive and finite, or of another length (when they are used).
+
+    Source: docs/theory.md, "Continuous time and measures".
 
     Example:
         >>> import torch, kpflow_dyn as kp
