@@ -320,6 +320,20 @@ def backend_of(*values: Any) -> Backend | None:
     return None
 
 
+def backend_for(data: Any, what: str, axes: str, model: Any = None) -> Backend:
+    """The backend of a problem with these data; numpy arrays count as data of JAX where the model is not torch's.
+
+    Raises:
+        TypeError: for other data, with `what` they are and the `axes` that were expected.
+    """
+    found = backend_of(data, model if isinstance(data, np.ndarray) else None)
+    if found is not None:
+        return found
+    if not isinstance(data, np.ndarray):
+        raise TypeError(f"{what} is {type(data).__name__}, expected a torch tensor or a jax array {axes}")
+    return backend_named("jax")
+
+
 def _holds_jax_arrays(value: Any) -> bool:
     """Whether a value is a pytree with arrays of JAX, without importing JAX."""
     jax = sys.modules.get("jax")

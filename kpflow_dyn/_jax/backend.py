@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from kpflow_dyn._backend import Data, Dynamics, Models, Objectives, Solving, Tracing, Training, Transforms
+from kpflow_dyn._backend import (
+    Data,
+    Dynamics,
+    Models,
+    Objectives,
+    Solving,
+    Tracing,
+    Training,
+    Transforms,
+    backend_named,
+)
 
 
 class JaxBackend:
@@ -60,6 +70,9 @@ class JaxBackend:
         from kpflow_dyn._jax.rows import JAX
 
         return JAX
+
+    def __reduce__(self) -> tuple:
+        return backend_named, (self.name,)
 
 
 BACKEND = JaxBackend()

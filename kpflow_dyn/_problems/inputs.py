@@ -71,7 +71,7 @@ def check_rows(x: Any, what: str, axes: str) -> Array:
     """
     if not is_torch_array(x):
         if not (is_jax_array(x) or isinstance(x, np.ndarray)):
-            raise TypeError(f"{what} is {type(x).__name__}, expected a torch tensor or jax array {axes}")
+            raise TypeError(f"{what} is {type(x).__name__}, expected a torch tensor or a jax array {axes}")
         import jax.numpy as jnp
 
         from kpflow_dyn._arrays.sharding import by_trials

@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, is_jax_array, is_torch_array, like_numpy
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._backend import Backend, backend_for
 from kpflow_dyn._problems.inputs import check_inputs, check_rows, check_start, check_times
 
-
-class _Problem:
-    """What all problems can do."""
-
-    def remake(self, **changes: Any) -> Self:
-        """A copy with some fields replaced: `problem.remake(x=...)`."""
-        names: list[str] = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
-        if unknown := set(changes) - set(names):
-            raise TypeError(f"remake got {sorted(unknown)}, expected some of {', '.join(names)}")
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+X_AXES, ROWS, STATE_AXES = "[trial, time, input]", "[trial, ...]", "[trial, time, unit]"
 
 
 @dataclass(frozen=True)
-class DiscreteProblem(_Problem):
+class Problem:
+    """A model and its data.
+
+    Attributes:
+        backend: the framework of the data, chosen when the problem is posed.
+    """
+
+    backend: Backend = field(init=False, repr=False, compare=False)
+
+    def remake(self, **changes: Any) -> Self:
+        """A copy with some fields replaced: `problem.remake(x=...)`."""
+        names = [field.name for field in dataclasses.fields(self) if field.init]
+        if unknown := set(changes) - set(names):
+            raise TypeError(f"remake got {sorted(unknown)}, expected some of {', '.join(names)}")
+        return dataclasses.replace(self, **changes)
+
+    def _set(self, **values: Any) -> None:
+        """Fields as they are kept, set while the problem is posed."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class DiscreteProblem(Problem):
     """A recurrent model z_t = cell(x_t, z_{t-1}), whose state is S = (z_1, ..., z_T) [trial, time, unit].
 
     Args:
@@ -55,18 +70,10 @@ class DiscreteProblem(_Problem):
     z0: Any = None
 
     def __post_init__(self) -> None:
-        if is_torch_array(self.x):
-            from kpflow_dyn._torch.checks import check_input
-
-            check_input(self.x)
-        elif is_jax_array(self.x) or isinstance(self.x, np.ndarray):
-            from kpflow_dyn._jax.checks import as_jax, check_input
-
-            x = as_jax(self.x, "x", "[trial, time, input]")
-            check_input(x)
-            object.__setattr__(self, "x", x)
-        else:
-            raise TypeError(f"x is {type(self.x).__name__}, expected a torch tensor or jax array [trial, time, input]")
+        backend = backend_for(self.x, "x", X_AXES)
+        x = backend.data.as_floats(self.x, "x", X_AXES)
+        backend.data.check_inputs(x)
+        self._set(backend=backend, x=x)
 
     def learn_start(self) -> DiscreteProblem:
         """The same problem with z_0, shared by all trials, as a parameter `z0` that learns beside those of `cell`.
@@ -83,19 +90,14 @@ class DiscreteProblem(_Problem):
             >>> list(kp.linearize(kp.solve(problem)).parameters)
             ['z0', 'cell.weight_ih', 'cell.weight_hh', 'cell.bias_ih', 'cell.bias_hh']
         """
-        if is_torch_array(self.x):
-            from kpflow_dyn._torch.cells import LearntStart
-        else:
-            from kpflow_dyn._jax.cells import LearntStart
         first = np.zeros((*self.x.shape[:2], 1))
         first[:, 0] = 1
         x = array_namespace(self.x).concat([like_numpy(first, self.x), self.x], axis=-1)
-        started: Any = LearntStart
-        return DiscreteProblem(started(self.cell, self.x, self.z0), x)
+        return DiscreteProblem(self.backend.models.learnt_start(self.cell, self.x, self.z0), x)
 
 
 @dataclass(frozen=True)
-class ODEProblem(_Problem):
+class ODEProblem(Problem):
     """A model in continuous time, z' = f(t, z) or z' = f(t, z, x(t)) from z(t_0) = z0, for each trial.
 
     Args:
@@ -128,9 +130,9 @@ class ODEProblem(_Problem):
     x: Any = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "t", check_times(self.t))
-        object.__setattr__(self, "z0", check_start(self.z0, self.f))
-        object.__setattr__(self, "x", check_inputs(self.x, self.z0, self.t))
+        backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_times(self.t)
+        z0 = check_start(self.z0, self.f)
+        self._set(backend=backend, t=t, z0=z0, x=check_inputs(self.x, z0, t))
 
     @property
     def is_span(self) -> bool:
@@ -139,7 +141,7 @@ class ODEProblem(_Problem):
 
 
 @dataclass(frozen=True)
-class StaticProblem(_Problem):
+class StaticProblem(Problem):
     """A network without recurrence, y = net(x), with values on the way as its state.
 
     F(S, theta; x) = S - G(S, theta; x), where G computes each value of S from those before it; P = (1 - dG/dS)^{-1} is
@@ -174,13 +176,12 @@ class StaticProblem(_Problem):
     state: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "x", check_rows(self.x, "x", "[trial, ...]"))
-        if isinstance(self.state, str):
-            object.__setattr__(self, "state", (self.state,))
+        state = (self.state,) if isinstance(self.state, str) else self.state
+        self._set(backend=backend_for(self.x, "x", ROWS), x=check_rows(self.x, "x", ROWS), state=state)
 
 
 @dataclass(frozen=True)
-class FixedPointProblem(_Problem):
+class FixedPointProblem(Problem):
     """A model at rest, z = f(x, z) for each trial: a steady state of a recurrent network, a deep equilibrium model.
 
     Args:
@@ -207,11 +208,11 @@ class FixedPointProblem(_Problem):
     z0: Any = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "x", check_rows(self.x, "x", "[trial, ...]"))
+        self._set(backend=backend_for(self.x, "x", ROWS), x=check_rows(self.x, "x", ROWS))
 
 
 @dataclass(frozen=True)
-class ImplicitProblem(_Problem):
+class ImplicitProblem(Problem):
     """A model in its free form, F(S, theta; x) = 0 for the whole state at once, all trials and times included.
 
     Args:
@@ -241,10 +242,7 @@ class ImplicitProblem(_Problem):
     x: Array | None = None
 
     def __post_init__(self) -> None:
-        state = check_rows(self.state, "the state", "[trial, time, unit]")
+        state = check_rows(self.state, "the state", STATE_AXES)
         if state.ndim > 3 or "float" not in str(state.dtype):
             raise ValueError(f"the state is {state.dtype}{list(state.shape)}, expected floats [trial, time, unit]")
-        object.__setattr__(self, "state", state)
-
-
-Problem = DiscreteProblem | ODEProblem | StaticProblem | FixedPointProblem | ImplicitProblem
+        self._set(backend=backend_for(state, "the state", STATE_AXES), state=state)

@@ -1,0 +1,7 @@
+"""Models and their parameters; see `kpflow_dyn._backend.Models`."""
+
+from __future__ import annotations
+
+from kpflow_dyn._torch.cells import LearntStart as learnt_start
+
+__all__ = ["learnt_start"]
