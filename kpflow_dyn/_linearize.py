@@ -29,7 +29,7 @@ def linearize(
     measure: Measure | None = None,
     metric: Metric | None = None,
 ) -> Flow:
-    """The operators of a solution; see `Flow`.
+    """The operators of a solution, J = dS/dtheta and ntk = J J* = P K P*; see `Flow`.
 
     The parameters are copied: training the model afterwards changes nothing in an existing flow.
 
@@ -45,12 +45,13 @@ def linearize(
             gradient descent when None.
 
     Raises:
-        TypeError, ValueError: for unknown names, when no parameter learns, when the step cannot be traced, when the
-            solver's steps can be neither replayed nor (in JAX) differentiated, or a metric of other parameters.
+        TypeError, ValueError: unknown names, no parameter that learns, a step that cannot be traced, steps of a solver
+            that can be neither replayed nor (in JAX) differentiated, or a metric of other parameters.
+
+    Source: docs/theory.md, "One constraint, one kernel".
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))
         >>> flow = kp.linearize(kp.solve(problem))
         >>> flow.ntk.domain.shape

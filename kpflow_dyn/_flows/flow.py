@@ -66,6 +66,8 @@ class Flow:
         parameters: the parameters that learn, by name, as they were when linearised.
         preconditioner: the blocks of R, where an optimiser has a metric; else ().
         R: what changes of the parameters pass before J, of a metric or of a choice of them; None for all, unscaled.
+
+    Example as `linearize`.
     """
 
     P: Operator
@@ -107,8 +109,7 @@ class Flow:
                 one whose metric mixes the entries that should be picked from.
 
         Example:
-            >>> import torch
-            >>> import kpflow_dyn as kp
+            >>> import torch, kpflow_dyn as kp
             >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
             >>> flow.only("bias_hh").J.domain.shape, flow.only(lambda name: "bias" in name).sites[0].name
             ((24,), 'bias_ih[0:16] + bias_hh[0:16]')
@@ -131,8 +132,7 @@ class Flow:
                 to learn from `nodal`, whose states are not those of the solution.
 
         Example:
-            >>> import torch
-            >>> import kpflow_dyn as kp
+            >>> import torch, kpflow_dyn as kp
             >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
             >>> y = flow.output(torch.nn.Linear(8, 2), learn=True)
             >>> y.ntk.domain.shape, list(kp.contributions(y))[-2:]
@@ -185,16 +185,16 @@ class RecurrentFlow(Flow):
     truncation: Truncation | None = None
 
     def truncate(self, rtol: float = 1e-3, seed: int | Random = 0) -> RecurrentFlow:
-        """The flow with each weight's variables V cut to their leading directions, V Q Q^T, of fewer operations.
+        """The flow with each weight's variables V cut to their leading directions, V Q Q^T, which is faster.
 
         Q are the eigenvectors of V^T W V with the largest eigenvalues s_1^2, s_2^2, ...; then
 
             0 <= ntk - truncated ntk,   |ntk - truncated ntk| <= |P B|^2 max s_{r+1}^2 <= rtol |ntk|
 
-        in the operator norm, the maximum over the sites. Each has the fewest directions r that keep to it, and K's part
-        of the work falls from d to r. Weights that are computed, or used at several sites, are left whole. The norms
-        are those of the leading eigenpairs of block Lanczos. Eigenvalues move by no more than the bound, but what is
-        left out adds up in traces. An approximation for work that it serves; certified pairs come from the flow itself.
+        in the operator norm, the maximum over the sites. Each site keeps the fewest directions r that satisfy it, and
+        the cost of K falls from d to r. Weights that are computed, or used at several sites, are left whole. The norms
+        are found by block Lanczos. Eigenvalues move by no more than the bound, but what is left out adds up in traces.
+        It is an approximation: certified pairs come from the flow itself.
 
         Args:
             rtol: the bound to keep to, relative to |ntk|.
@@ -206,8 +206,7 @@ class RecurrentFlow(Flow):
                 parameters `only`, or that is truncated already.
 
         Example:
-            >>> import torch
-            >>> import kpflow_dyn as kp
+            >>> import torch, kpflow_dyn as kp
             >>> x = torch.sin(0.1 * torch.arange(60.0))[None, :, None].expand(4, -1, -1)
             >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(1, 20), x)))
             >>> short = flow.truncate(rtol=1e-2)
@@ -284,6 +283,12 @@ class Output(Readout):
 
     Attributes:
         flow: of the states.
+
+    Example:
+        >>> import torch, kpflow_dyn as kp
+        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
+        >>> flow.output(torch.nn.Linear(8, 2)).values.shape
+        torch.Size([2, 5, 2])
     """
 
     flow: Flow

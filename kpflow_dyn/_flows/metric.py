@@ -45,9 +45,10 @@ class LearningRates:
         ValueError: a rate that is not positive and finite; and in `linearize` a parameter that learns without a rate,
             or a rate of another shape.
 
+    Source: docs/theory.md, "Learning rules and optimisers".
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> cell = torch.nn.RNNCell(3, 8)
         >>> solution = kp.solve(kp.DiscreteProblem(cell, torch.randn(2, 5, 3)))
         >>> optimizer = torch.optim.SGD([{"params": [cell.weight_hh], "lr": 0.1}, {"params": [cell.weight_ih]}], lr=1.0)
@@ -123,9 +124,10 @@ class KroneckerMetric:
         ValueError: factors that are not symmetric and positive definite; and in `linearize` unknown names or factors
             of other sizes than the weight's.
 
+    Source: Gupta, Koren, Singer, "Shampoo", arXiv:1802.09568; Martens, Grosse, "K-FAC", arXiv:1503.05671.
+
     Example:
-        >>> import numpy as np, torch
-        >>> import kpflow_dyn as kp
+        >>> import numpy as np, torch, kpflow_dyn as kp
         >>> solution = kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8, bias=False), torch.randn(2, 5, 3)))
         >>> metric = kp.KroneckerMetric({"weight_hh": (2 * np.eye(8), np.eye(8)), "weight_ih": (np.eye(8), np.eye(3))})
         >>> halved, plain = kp.linearize(solution, metric=metric), kp.linearize(solution)
@@ -164,11 +166,12 @@ class Reparametrization:
         maps: by name (g, phi), where g is a function of one array in the framework of the model with g(phi) = theta.
 
     Raises:
-        ValueError: in `linearize`, for unknown names, or g(phi) that is not the parameter.
+        ValueError: in `linearize`, unknown names, or a g(phi) that is not the parameter.
+
+    Source: docs/theory.md, "Learning rules and optimisers".
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> cell = torch.nn.RNNCell(3, 8)
         >>> solution = kp.solve(kp.DiscreteProblem(cell, torch.randn(2, 5, 3)))
         >>> halves = kp.Reparametrization({"bias_hh": (lambda phi: phi / 2, 2 * cell.bias_hh.detach())})

@@ -20,13 +20,13 @@ class Readout:
         ntk = C ntk_S C*,    where the readout learns plus  V V^T (x) I,  V = [s] or [s, 1] at each trial and time
 
     Attributes:
-        values: the output y.
+        values: the output y [trial, ..., out].
         C: the readout, state -> output.
         J: changes of the flow's parameters (times the R of their metric), and then of the readout's [unit, out],
             -> output.
         ntk: the neural tangent kernel of the output, J J*.
         parts: how many coordinates of J's domain each parameter has, in their order.
-        weight, bias, rate: the readout, and its learning rate, 0 where it does not learn.
+        weight, bias, rate: the readout, [out, unit] and [out], and its learning rate, 0 where it does not learn.
     """
 
     values: Array

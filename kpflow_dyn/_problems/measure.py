@@ -43,11 +43,12 @@ class Measure:
         trial: "sum" counts each trial as one, "mean" as one over their number; or weights [trial], positive.
 
     Raises:
-        ValueError: for weights that are not positive and finite, or of another length (when they are used).
+        ValueError: weights that are not positive and finite, or of another length (when they are used).
+
+    Source: docs/theory.md, "Continuous time and measures".
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> solution = kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3)))
         >>> total = kp.trace(kp.linearize(solution).ntk).value
         >>> mean = kp.trace(kp.linearize(solution, measure=kp.Measure(trial="mean")).ntk).value

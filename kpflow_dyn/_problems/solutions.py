@@ -25,6 +25,8 @@ class Solution:
         stats: counts of what was done.
         success: whether the solve reached the end.
         weights: quadrature weights [time] of an integral over the time axis; None where each step counts as one.
+
+    Example as `solve`.
     """
 
     problem: Problem
@@ -123,20 +125,12 @@ class SolveError(ValueError):
         solution: the Solution of the other trials, in their order; None where there is none.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> class Square(torch.nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.a = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
-        ...     def forward(self, t, z):
-        ...         return self.a * z**2
-        >>> start = torch.tensor([[0.1], [0.8]], dtype=torch.float64)
+        >>> import torch, kpflow_dyn as kp
         >>> try:
-        ...     kp.solve(kp.ODEProblem(Square(), start, (0.0, 2.0)))
+        ...     kp.solve(kp.ODEProblem(kp.models.CTRNNField(8), torch.randn(2, 8), (0.0, 9.0)), max_steps=2)
         ... except kp.SolveError as error:
-        ...     print(str(error).partition(";")[0], error.trials, tuple(error.solution.state.shape[::2]))
-        trial 1 left the finite numbers at t = 1.25 [1] (1, 1)
+        ...     error.trials
+        [0, 1]
     """
 
     def __init__(self, message: str, trials: list[int], solution: Solution | None) -> None:
@@ -174,9 +168,10 @@ class Options:
 
 
 def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
-    """Run the model forward and keep what a linearisation needs: its whole state, and an ODE's accepted steps.
+    """Find the state S with F(S, theta; x) = 0; keep it, and of an ODE the accepted steps, for a linearisation.
 
-    A fixed point is found by z <- f(x, z), and by Newton's method where that is slow; a free form by Newton's method.
+    Recurrences and networks are run forward. A fixed point is found by z <- f(x, z), and by Newton's method where that
+    is slow; a free form by Newton's method.
 
     Args:
         prob: the problem.
@@ -187,21 +182,22 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
             step for each interval of the grid where it makes none), a number for steps of this length (the last one
             shorter if need be), or increasing times from t0 to the end for steps between exactly these.
 
-    On a grid t the state is what the library gives on it; in JAX each trial has steps of its own, in torch all share
-    them. On a span all trials share the steps, and the state is read from the dense output at three Gauss points inside
-    each. Steps of torchdiffeq's adaptive_heun and fehlberg2 (unless they are given) and of its Adams and scipy methods,
-    and of diffrax's methods with memory, depend on those before them: these solve, but `solution.steps` is None. The
-    dense output of torchdiffeq's bosh3, dopri8 and the second order methods is far less accurate than their steps: on a
-    span, or with a grid inside the steps, "dopri5" is the one to take.
+    On a grid t the library gives the state; in JAX each trial has steps of its own, in torch all share them. On a span
+    all trials share the steps, and the state is read from the dense output at three Gauss points inside each. With
+    torchdiffeq's adaptive_heun and fehlberg2 (unless the steps are given), its Adams and scipy methods, and diffrax's
+    methods with memory, a step depends on those before it, and `solution.steps` is None. The dense output of
+    torchdiffeq's bosh3, dopri8 and second-order methods is far less accurate than their steps: on a span, or with a
+    grid inside the steps, take "dopri5".
 
     Raises:
-        TypeError, ValueError: for a model, input or initial state that do not fit, a step that is random or changes its
+        TypeError, ValueError: a model, input or initial state that do not fit, a step that is random or changes its
             arguments, and a state that does not stay finite; each says what to do.
-        SolveError: when some trials of an ODE fail: names them, and holds the solution of the others.
+        SolveError: some trials of an ODE failed; it names them, and holds the solution of the others.
+
+    Source: torchdiffeq (Chen et al., arXiv:1806.07366); diffrax (Kidger, arXiv:2202.02435).
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.zeros(2, 5, 3))
         >>> kp.solve(problem).stats
         {'steps': 5}
