@@ -248,7 +248,7 @@ def _equation(solution: Solution) -> dict[str, str]:
 def _packages(flow: Flow) -> Sequence[str]:
     """The packages that the model runs on."""
     problem = flow.solution.problem
-    packages = problem.backend.packages
+    packages = problem.backend.runtime.PACKAGES
     return packages if isinstance(problem, ODEProblem) else packages[:-1]
 
 

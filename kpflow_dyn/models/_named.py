@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from kpflow_dyn._backend import FRAMEWORKS
+from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn.models._frameworks import cells_of
 from kpflow_dyn.models._initializing import initialize
 from kpflow_dyn.models._laws import Dale, Gaussian, Law, Orthogonal, Planted, SpectralRadius, TorchDefault
@@ -85,7 +85,7 @@ def make_model(
         check_count(size, value, 1)
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
-    if framework not in FRAMEWORKS:
+    if framework not in BACKENDS:
         raise ValueError(f"framework must be torch or jax, got {framework!r}")
     model = Model(*cells_of(framework).make(name, (inputs, units, outputs), seed, dtype, options))
     return model if init is None else Model(initialize(model.cell, init, seed), model.readout)
