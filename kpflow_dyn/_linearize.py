@@ -171,7 +171,7 @@ def tangent_of_dynamics(sol: Solution) -> Tangent:
 
 
 def _every(name: str) -> bool:
-    """Frozen parameters too: what learns is no matter of the dynamics."""
+    """Frozen parameters too: the dynamics do not depend on which ones learn."""
     return True
 
 

@@ -2,8 +2,8 @@
 
     K = (B V R)(B V R)*      core = (V R)(V R)*      ntk = (J R)(J R)*
 
-R has one block for each parameter. Where a block is elementwise it scales the columns of V, so that the spectrum of the
-core still follows from them; a column of zeros is a weight that does not learn.
+R has one block for each parameter. An elementwise block scales the columns of V, so that V still gives the spectrum of
+the core; a column of zeros is a weight that does not learn.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Root:
         size: how many coordinates it takes.
         apply: [probe, size] -> [probe, length of the parameter].
         transpose: the transpose of `apply`.
-        scale: where R is elementwise, what it multiplies each entry by [length of the parameter]; NaN elsewhere.
+        scale: where R is elementwise, the factor of each entry [length of the parameter]; NaN elsewhere.
     """
 
     size: int
@@ -84,7 +84,7 @@ def preconditioned(flow: Flow, roots: Sequence[Root]) -> Flow:
 
 
 def restricted(flow: Flow, names: Sequence[str], masks: Mapping[str, np.ndarray]) -> Flow:
-    """The flow of some parameters, which are in its order, or of the entries that a mask of theirs picks."""
+    """The flow of some parameters, in its order, or of the entries that their masks pick."""
 
     def chosen(sizes: dict[str, int]) -> list[Root]:
         return [

@@ -1,4 +1,4 @@
-"""What training is in both frameworks: which units a readout reads, and the loss."""
+"""Training, as far as it is the same in both frameworks: the units that a readout reads, and the loss."""
 
 from __future__ import annotations
 
