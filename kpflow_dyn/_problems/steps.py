@@ -131,7 +131,7 @@ def _advance(y: Array, h: Any, weights: Sequence[float], k: Sequence[Array]) -> 
 
 
 def replay_error(replayed: Array, before: Array, after: Array, h: Any, k: Sequence[Array]) -> Array:
-    """The largest difference of a replayed step [..., unit] from the one taken, relative to the largest number in it."""
+    """The largest difference of a replayed step [..., unit] from the one taken, relative to its largest number."""
     xp = array_namespace(after)
     sizes = [xp.abs(before), xp.abs(after), *(xp.abs(h * k_i) for k_i in k)]
     scale = xp.max(xp.stack(sizes), axis=(0, -1))
