@@ -62,10 +62,10 @@ class Models(Protocol):
     """A model's parameters by name, and models made of functions."""
 
     def parameters_of(self, model: Any) -> Values:
-        """The parameters, as arrays of the framework that a gradient can be taken in; none of what is no model."""
+        """Floating arrays; none of what is no model. Those of numpy in a pytree are constants to a gradient flow."""
         ...
 
-    def changed(self, model: Any, values: Mapping[str, Array]) -> Any:
+    def changed(self, model: Any, values: Values) -> Any:
         """The model with these values of some parameters: a torch module itself, or a new pytree."""
         ...
 
@@ -82,15 +82,11 @@ class Models(Protocol):
         ...
 
     def with_arrays(self, function: Callable[..., Array], learnt: Values, constants: Values) -> Any:
-        """A model of a function(arrays, *args), whose parameters are copies of `learnt`; `arrays` has both by name."""
+        """A model of a function(arrays, *args) whose parameters are `learnt`; `arrays` has both by name."""
         ...
 
     def learnt_start(self, cell: Any, x: Array, z0: Any) -> Any:
         """A cell with the start z0 among its parameters; see `DiscreteProblem.learn_start`."""
-        ...
-
-    def learning_rates(self, optimizer: Any, model: Any) -> Mapping[str, Any]:
-        """The rates of an optimiser's next step by name; see `LearningRates.from_optimizer`."""
         ...
 
     def on_numpy(self, policy: Any) -> Callable[[np.ndarray], np.ndarray]:
@@ -240,7 +236,15 @@ class Training(Protocol):
 
     @property
     def Trainee(self) -> Callable[..., Any]:
-        """Trainee(model, readout, data, z0, optimizer, lr, clip): `.evaluate(trials)` -> loss, then `.step()`."""
+        """Trainee(model, readout, data, z0, optimizer, lr, clip, read, loss): `.evaluate(trials)`, then `.step()`.
+
+        The data are [trial, time, ...] inputs, targets and mask; read(width of the state) says which units the readout
+        takes; loss(output, targets, mask) is what `evaluate` gives. `.model` and `.readout` are as they are by now.
+        """
+        ...
+
+    def learning_rates(self, optimizer: Any, model: Any) -> Mapping[str, Any]:
+        """The rates of an optimiser's next step by name; see `LearningRates.from_optimizer`."""
         ...
 
 
@@ -254,7 +258,15 @@ class Backend(Protocol):
 
     @property
     def packages(self) -> Sequence[str]:
-        """The packages whose versions a result hangs on."""
+        """The packages whose versions a result hangs on; the last one solves ODEs."""
+        ...
+
+    def limit_threads(self, count: int) -> bool:
+        """Compute on so many threads from now on, in this process; False where a process cannot choose that."""
+        ...
+
+    def allow_double(self) -> None:
+        """Let arrays be float64: JAX rounds them to float32 until it is told."""
         ...
 
     @property

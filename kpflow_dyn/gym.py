@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import is_torch_module
-from kpflow_dyn.models._closed_loop import is_jax_module
+from kpflow_dyn._backend import backend_of
 from kpflow_dyn.models._plants import CartPole, Pendulum, Plant
 from kpflow_dyn.tasks._data import check_count, nearest
 
@@ -243,33 +241,9 @@ def _act_of(policy: Any, known: _Environment, env: str) -> Act:
 
 
 def _on_numpy(policy: Any) -> Act:
-    if is_torch_module(policy):
-        return _torch_on_numpy(policy)
-    if is_jax_module(policy):
-        return _jax_on_numpy(policy)
     if not callable(policy) or isinstance(policy, type):
         raise TypeError(
             f"policy is {policy!r}, expected a torch or JAX module, a function u = policy(z), or a ClosedLoop"
         )
-    return lambda z: np.asarray(policy(z), float)
-
-
-def _torch_on_numpy(policy: Any) -> Act:
-    torch = sys.modules["torch"]
-    like = next(policy.parameters(), torch.zeros(()))
-
-    @torch.no_grad()
-    def act(z: np.ndarray) -> np.ndarray:
-        row = torch.as_tensor(z[None], dtype=like.dtype, device=like.device)
-        return policy(row)[0].cpu().numpy().astype(float)
-
-    return act
-
-
-def _jax_on_numpy(policy: Any) -> Act:
-    import equinox as eqx
-
-    from kpflow_dyn._problems.parameters import parameters_of
-
-    compiled, dtype = eqx.filter_jit(policy), next(iter(parameters_of(policy).values())).dtype
-    return lambda z: np.asarray(compiled(z.astype(dtype)), float)
+    backend = backend_of(policy)
+    return (lambda z: np.asarray(policy(z), float)) if backend is None else backend.models.on_numpy(policy)

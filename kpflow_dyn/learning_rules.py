@@ -25,7 +25,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn._arrays.dots import row_norms, to_double
 from kpflow_dyn._arrays.linear_systems import iterate
-from kpflow_dyn._flows.flow import Flow, Propagator
+from kpflow_dyn._flows.flow import Flow, Propagator, RecurrentFlow
 from kpflow_dyn._numbers.contributions import Learning
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows, unit_rows
@@ -208,7 +208,7 @@ def feedback_alignment(flow: Flow, seed: int | Random = 0, matrices: Mapping[str
         >>> 0 < kp.alignment(rule, flow.ntk).value < 1
         True
     """
-    if flow.with_feedback is None:
+    if not isinstance(flow, RecurrentFlow):
         raise ValueError("feedback needs the steps that errors go back through; take flow.nodal")
     rng, known = Random(seed), set()
 
@@ -221,7 +221,7 @@ def feedback_alignment(flow: Flow, seed: int | Random = 0, matrices: Mapping[str
             raise ValueError(f"the feedback matrix of {name} has shape {(*B.shape,)}, expected {(*W.shape,)}")
         return like_numpy(np.array(to_numpy(B)), W)
 
-    found = flow.ntk.factor @ flow.with_feedback(draw)
+    found = flow.ntk.factor @ flow.feedback(draw)
     unknown = sorted(set(matrices or ()) - known)
     if unknown:
         raise ValueError(f"feedback matrices of unknown parameters {unknown}; the matrices are {sorted(known)}")

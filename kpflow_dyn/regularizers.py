@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, concretely, device
-from kpflow_dyn._learning.objective import backend_of
 from kpflow_dyn._numbers.estimate import frobenius_norm
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 from kpflow_dyn._spaces.operators import Operator
@@ -105,7 +104,7 @@ class _Pulled:
             raise TypeError(f"got {type(problem).__name__}, expected a DiscreteProblem or a StaticProblem")
         if probes is not None and probes < 2:
             raise ValueError(f"probes = {probes}, expected at least 2, or None for exact sums")
-        state, self.back = backend_of(problem.x).pull_back(problem)
+        state, self.back = problem.backend.objectives.pull_back(problem)
         self.size, self.exact = math.prod(state.shape), probes is None
         xp = array_namespace(state)
         with concretely(problem.x):

@@ -71,6 +71,14 @@ class JaxBackend:
 
         return JAX
 
+    def limit_threads(self, count: int) -> bool:
+        return False
+
+    def allow_double(self) -> None:
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+
     def __reduce__(self) -> tuple:
         return backend_named, (self.name,)
 

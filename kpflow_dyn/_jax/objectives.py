@@ -12,7 +12,6 @@ from jax import lax
 
 from kpflow_dyn._arrays import Rows
 from kpflow_dyn._jax.cells import as_step
-from kpflow_dyn._jax.checks import floating_leaves, with_parameters
 from kpflow_dyn._jax.rollout import run
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem
@@ -20,35 +19,9 @@ from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn._problems.steps import Tableau
 from kpflow_dyn.ode._discretise import Nodes, RungeKuttaStep, read_off
 
-Values = dict[str, jax.Array]
 Scheme = Any
 
 ROOM = 32  # steps of an adaptive solve are filled up to a multiple of this: each further length is compiled anew
-
-
-def copied(model: Any) -> Any:
-    """The model: its arrays do not change."""
-    return model
-
-
-def snapshot(theta: jax.Array) -> jax.Array:
-    """The same."""
-    return theta
-
-
-def parameters_of(model: Any) -> Values:
-    """By name: floating arrays of JAX; those of numpy are constants."""
-    return {name: a for name, a in floating_leaves(model).items() if isinstance(a, jax.Array)}
-
-
-def with_values(model: Any, values: Values) -> Any:
-    """The model with other values of its parameters."""
-    return with_parameters(model, values)
-
-
-def call(function: Callable[..., jax.Array], model: Any, values: Values, *args: Any) -> jax.Array:
-    """function(model, ...) where the parameters have these values."""
-    return function(with_parameters(model, values), *args)
 
 
 def rollout(problem: DiscreteProblem) -> Callable[[Any, Scheme], jax.Array]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
-from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._flows.readout import Output
+from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._learning.decay import Decay
 from kpflow_dyn._learning.losses import full_mask, squared_error
 from kpflow_dyn._learning.objective import LOSS, Objective, field_of_model
@@ -79,7 +78,6 @@ class Forecast:
 def forecast(
     flow: Flow | Output,
     target: Array,
-    loss: str = "mse",
     *,
     lr: float,
     steps: int,
@@ -99,7 +97,6 @@ def forecast(
         flow: whose states are the outputs y; or `flow.output(C, learn=...)`, a readout of them. A metric's learning
             rates multiply `lr`.
         target: as y, such as [trial, time, out].
-        loss: "mse", the mean over all entries; of an ODE in its quadrature weights.
         lr: the learning rate.
         steps: how many steps of gradient descent on all trials.
         mask: m >= 0, broadcastable to the shape of y; all ones when None.
@@ -108,8 +105,8 @@ def forecast(
         check: whether to follow the gradient flow; left out with a metric, and for states on a span of an ODE.
 
     Raises:
-        ValueError: a target or mask of another shape or not finite, an unknown loss, or a learning rate at which
-            gradient descent is unstable: above 2 over the largest rate.
+        ValueError: a target or mask of another shape or not finite, or a learning rate at which gradient descent is
+            unstable: above 2 over the largest rate.
 
     Example:
         >>> import torch, kpflow_dyn as kp
@@ -121,8 +118,6 @@ def forecast(
 
     Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
     """
-    if loss != "mse":
-        raise ValueError(f"loss is {loss!r}, expected 'mse'")
     if not (isinstance(lr, int | float) and 0 < lr < math.inf and isinstance(steps, int) and steps > 0):
         raise ValueError(f"lr is {lr!r} and steps is {steps!r}, expected a positive number and a positive integer")
     y = outputs(flow)
@@ -254,7 +249,7 @@ def _descent(flow: Flow | Output, target: Array, mask: Array | None, span: float
     weights = weights if space.measure is None else space.measure * weights
     learn = isinstance(flow, Output) and flow.rate > 0
     loss = squared_error(target, flow, weights, learn)
-    own = {LOSS + name: a for name in ("weight", "bias") if learn and (a := getattr(loss, name)) is not None}
+    own = {LOSS + name: getattr(loss, name) for name in ("weight", "bias") if learn and hasattr(loss, name)}
     values = {**inner.parameters, **own}
     objective = Objective(inner.solution, loss, list(values))
     return Integration(objective, objective.theta(values), span, ExponentialRosenbrock(), RTOL)

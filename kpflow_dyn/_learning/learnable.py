@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision
-from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._flows.readout import Output
+from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._learning.decay import Decay
 from kpflow_dyn._learning.forecasting import checked_mask, checked_target, outputs
 from kpflow_dyn._spaces.operators import Operator

@@ -15,8 +15,7 @@ import numpy as np
 
 import kpflow_dyn
 from kpflow_dyn._arrays import Array, like_numpy, to_numpy
-from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._flows.readout import Output
+from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._folder import replaced
 from kpflow_dyn._learning.forecasting import checked_mask, checked_target
 from kpflow_dyn._learning.recorder import Recorder, Recording

@@ -234,3 +234,13 @@ def check_adjoint(op: Operator, seed: int | Random = 0) -> float:
 
 def _from_numpy(a: np.ndarray, space: Space) -> Array:
     return space.xp.asarray(np.array(a, dtype=to_numpy(space.like).dtype), device=device(space.like))
+
+
+def on_spaces(domain: Space, codomain: Space, apply: Apply, transpose: Apply) -> Operator:
+    """The operator of a map and its plain transpose; its adjoint is taken in the measures of the spaces."""
+
+    def adjoint(q: Array) -> Array:
+        image = transpose(q if codomain.measure is None else codomain.measure * q)
+        return image if domain.measure is None else image / domain.measure
+
+    return Operator(domain, codomain, apply, adjoint)

@@ -71,6 +71,15 @@ class TorchBackend:
 
         return TORCH
 
+    def limit_threads(self, count: int) -> bool:
+        import torch
+
+        torch.set_num_threads(count)
+        return True
+
+    def allow_double(self) -> None:
+        """Nothing is to be done."""
+
     def __reduce__(self) -> tuple:
         return backend_named, (self.name,)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from kpflow_dyn._arrays import Rows
 from kpflow_dyn._problems.inputs import inputs_at
@@ -17,42 +15,10 @@ from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn._problems.steps import Tableau, stages, step
 from kpflow_dyn._torch.cells import as_step
 from kpflow_dyn._torch.rollout import run
-from kpflow_dyn._torch.trace import Applied, differentiable_attention
+from kpflow_dyn._torch.trace import differentiable_attention
 from kpflow_dyn.ode._discretise import Nodes, call_field
 
-Values = dict[str, Tensor]
 Scheme = Any
-
-
-def copied(model: Any) -> Any:
-    """A model of its own, which the user's training does not reach; what is no module stays as it is."""
-    return copy.deepcopy(model) if isinstance(model, nn.Module) else model
-
-
-def snapshot(theta: Tensor) -> Tensor:
-    """Its numbers alone."""
-    return theta.detach().clone()
-
-
-def parameters_of(model: Any) -> Values:
-    """By name; none of what is no module."""
-    return dict(model.named_parameters()) if isinstance(model, nn.Module) else {}
-
-
-@torch.no_grad()
-def with_values(model: nn.Module, values: Values) -> nn.Module:
-    """The model with other values of its parameters: the copy itself, changed."""
-    for name, parameter in model.named_parameters():
-        if name in values:
-            parameter.copy_(values[name])
-    return model
-
-
-def call(function: Callable[..., Tensor], model: Any, values: Values, *args: Any) -> Tensor:
-    """function(model, ...) where the parameters have these values."""
-    if not isinstance(model, nn.Module):
-        return function(model, *args)
-    return functional_call(Applied(function, model), {f"call.{name}": v for name, v in values.items()}, args)
 
 
 def rollout(problem: DiscreteProblem) -> Callable[[nn.Module, Scheme], Tensor]:
