@@ -56,11 +56,7 @@ class HutchPlusPlus:
     """
 
     def moments(self, apply: Rows, n: int, samples: int, *, like: Array, seed: int | Random = 0) -> Moments:
-        """tr A and |A|_F^2 of an operator on rows [b, n] from `samples` applications.
-
-        Raises:
-            ValueError: fewer than 8 samples.
-        """
+        """As `Hutchinson.moments`."""
         check_samples(samples)
         rng, rank = Random(seed), min(samples // 3, n)
         q, _c, _r = orthonormalise(apply(rng.normal((rank, n), like)), [], 0.0)
@@ -87,11 +83,7 @@ class OneSided:
     """
 
     def moments(self, backward: Rows, n: int, samples: int, *, like: Array, seed: int | Random = 0) -> Moments:
-        """The moments of A = L L* from 2 `samples` rows through L*, [b, n] -> [b, p].
-
-        Raises:
-            ValueError: fewer than 8 samples.
-        """
+        """Those of A = L L* from 2 `samples` rows through L*, [b, n] -> [b, p]; raises as `Hutchinson.moments`."""
         check_samples(samples)
         return moments_of_images(images_of_normal(backward, 2 * samples, n, Random(seed), like))
 
@@ -149,17 +141,9 @@ class KrylovDeflation:
         like: Array,
         seed: int | Random = 0,
     ) -> Moments:
-        """tr and |.|_F^2 of A = L L* from `samples` applications of L and of L*.
+        """tr and |.|_F^2 of A = L L* from `samples` applications of L and of L*, half of them for the Krylov space.
 
-        Args:
-            factor: L and L* on rows, [b, p] -> [b, n] and [b, n] -> [b, p].
-            shape: (n, p).
-            samples: how many applications, half of them for the Krylov space.
-            like: any array of the library, dtype and device to work in.
-            seed: of the random rows.
-
-        Raises:
-            ValueError: fewer than 8 samples.
+        Args and Raises as `XNysTrace.moments`.
         """
         check_samples(samples)
         (forward, backward), (_n, p), rng = factor, shape, Random(seed)

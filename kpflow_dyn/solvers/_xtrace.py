@@ -42,11 +42,7 @@ class XTrace:
     """
 
     def moments(self, apply: Rows, n: int, samples: int, *, like: Array, seed: int | Random = 0) -> Moments:
-        """tr A and |A|_F^2 of an operator on rows [b, n] from `samples` applications, half of them to random probes.
-
-        Raises:
-            ValueError: fewer than 8 samples.
-        """
+        """As `Hutchinson.moments`; half of the applications are to random probes."""
         check_samples(samples)
         count = min(samples // 2, n)
         x = Random(seed).normal((count, n), like)
