@@ -38,7 +38,7 @@ __all__ = [
 
 
 class Random:
-    """A stream of random arrays, on the library and device of the array they should be like.
+    """A stream of random arrays, in the library and on the device of a given array.
 
     Args:
         seed: an int (the same int gives the same stream), or a `Random` to continue.
@@ -73,7 +73,7 @@ def is_torch_module(model: object) -> bool:
 
 
 def device(a: Array) -> Any:
-    """Where an array lies; of one that is sharded, where it would lie whole, on each of the devices."""
+    """The device of an array; of a sharded one, the placement of a copy on each of its devices."""
     if is_jax_array(a):
         from kpflow_dyn._arrays.sharding import shared_place
 
@@ -91,7 +91,7 @@ def empty_row(like: Array, of_trials: bool) -> Array:
 
 
 def placed(values: Array, row: Array, axis: int) -> Array:
-    """Values that lie as a row does which may be sharded by trials; these stand at the axis, counted from the last."""
+    """Values sharded by trials as `like` is; trials are on the axis, which is counted from the last."""
     if is_jax_array(row):
         from kpflow_dyn._arrays.sharding import placed
 
@@ -110,7 +110,7 @@ def like_numpy(values: np.ndarray, like: Array) -> Array:
 
 
 def concretely(like: Array) -> AbstractContextManager[Any]:
-    """Compute at once what does not depend on traced arrays, inside of a `jax.jit` too."""
+    """Compute what does not depend on traced arrays at once, also inside a `jax.jit`."""
     if not is_jax_array(like):
         return nullcontext()
     import jax
@@ -159,7 +159,7 @@ def products_in(precision: str | None, like: Array) -> Iterator[None]:
 
 
 def joined(parts: Iterable[Array], count: int) -> Array:
-    """Blocks of so many rows in all, one after another; where arrays can change, each is put in its place at once."""
+    """Blocks with this total number of rows in one array; where arrays can change, each is written into its place."""
     parts = iter(parts)
     head = next(parts)
     if (at := head.shape[0]) == count:
@@ -176,7 +176,7 @@ def joined(parts: Iterable[Array], count: int) -> Array:
 
 
 def take_at(values: Array, index: np.ndarray) -> Array:
-    """Of values [probe, trial, n, width], those at the places index [trial, m]: [probe, trial, m, width]."""
+    """The values [probe, trial, n, width] at the places index [trial, m]: [probe, trial, m, width]."""
     if is_jax_array(values):
         import jax  # a map over trials is seen to need nothing of other trials
 

@@ -1,4 +1,4 @@
-"""Certified truncation of the Kronecker core: what each weight multiplies, along its leading directions only."""
+"""Truncation of the Kronecker core, with a bound: each weight sees only the leading directions of its variables."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _largest(factor: Operator, rng: Random) -> tuple[float, float]:
 
 
 def _leading(site: WeightSite, allowed: float) -> tuple[Array | None, float]:
-    """The directions [d, r] outside of which V^T W V is at most `allowed`, and what it is there; None for all."""
+    """Directions [d, r] outside of which |V^T W V| <= `allowed`, and its norm there; None where all are needed."""
     if site.kind != "matrix":
         return None, 0.0
     values, vectors = np.linalg.eigh(site.gram())

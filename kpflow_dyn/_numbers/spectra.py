@@ -116,7 +116,7 @@ def eigs(
         k: how many pairs, at most the largest rank that A can have.
         alg: `solvers.BlockLanczos` with its options, the default one when None; or `solvers.Dense()` for the matrix.
         seed: an int, or a `Random` to continue.
-        callback: called after each step of the solver with its number of calls and the leading residuals.
+        callback: called after each step with the number of calls so far and at most k leading residuals.
         which: "LA" for the algebraically largest, "SA" for the smallest, "LM" for the largest in magnitude.
         start: vectors [b, *shape] to begin with, such as those of an earlier checkpoint; random when None.
         deflate: vectors [d, *shape], such as pairs found before, to stay orthogonal to: the pairs are those of

@@ -97,13 +97,9 @@ class BlockLanczos:
             k: how many pairs, 1 <= k <= n.
             like: any array of the library, dtype and device to work in.
             seed: of the random rows.
-            which: "LA" for the algebraically largest eigenvalues, "SA" for the smallest, "LM" for the largest in
-                magnitude.
+            which, callback: as for `kp.eigs`.
             start: rows [b, n] to begin with, such as the eigenvectors of a nearby operator; random when None.
-            deflate: orthonormal rows [d, n] to stay orthogonal to, such as eigenvectors that were found before: solved
-                is the part of the operator that is orthogonal to them.
-            callback: called after each step with the number of calls so far and the residuals of the leading pairs,
-                fewer than k at first.
+            deflate: orthonormal rows [d, n], such as known eigenvectors, to which the pairs stay orthogonal.
 
         Raises:
             ValueError: k out of range, NaN or inf or a wrong shape from `apply`, or an operator that is not symmetric.

@@ -17,8 +17,8 @@ _answers: dict[tuple, int] = {}  # of this process, so that the same call gives 
 def fastest_block(apply: Rows, n: int, k: int, like: Array) -> int:
     """The block of Lanczos' iteration that promises the shortest run; the answer is kept for operators of this size.
 
-    A block of b rows needs about 25 + 2.6 k + 10 b applications for k pairs to 1e-6, as was measured on the kernels of
-    recurrent networks. Larger blocks are tried for as long as they promise to be faster.
+    A block of b rows needs about 25 + 2.6 k + 10 b applications for k pairs to 1e-6, measured on the kernels of
+    recurrent networks. Larger blocks are tried as long as they promise to be faster.
     """
     case = (n, k, str(like.dtype), str(device(like)), budget())
     if case not in _answers:
@@ -33,7 +33,7 @@ def fastest_block(apply: Rows, n: int, k: int, like: Array) -> int:
 
 
 def _seconds(apply: Rows, n: int, block: int, like: Array) -> float:
-    """Of the second call with so many rows; the first may compile."""
+    """Of the second call with this number of rows; the first may compile."""
     rows, times = Random(0).normal((block, n), like), []
     for _ in range(2):
         start = time.perf_counter()
