@@ -10,7 +10,7 @@ from registry import MODELS, dense_jacobian, dense_steps
 from synthetic import check_apart
 
 import kpflow_dyn as kp
-from kpflow_dyn._linearize import tangent_of_steps
+from kpflow_dyn._recurrence.steps import tangent_of_cell
 from kpflow_dyn._torch.program import Product, Scaled
 from kpflow_dyn._torch.tangent import Tangent
 from kpflow_dyn.models import CTRNNCell
@@ -231,7 +231,7 @@ def test_every_form_of_the_glue_gives_the_same(name: str, form: str, monkeypatch
 @pytest.mark.parametrize("name", ["rnn", "gru", "lstm", "ctrnn_learnt", "concatenating", "low_rank", "normalised"])
 def test_elementwise_cells_keep_no_dense_blocks(name: str) -> None:
     """What is kept of a step grows with units, not with units squared: products and elementwise coefficients."""
-    tangent, _ = tangent_of_steps(kp.solve(MODELS[name].problem(True)), None)
+    tangent, _ = tangent_of_cell(kp.solve(MODELS[name].problem(True)), None)
     assert all(isinstance(update, Product | Scaled) for update in tangent.updates)
     numbers = sum(
         u.coefficients.numel() for u in tangent.updates if isinstance(u, Scaled) and u.coefficients is not None

@@ -88,6 +88,16 @@ def on_rows(traced: Traced, function: Callable[..., Any], axes: tuple[int | None
     return lambda *args: compiled(*args, *traced.rows)
 
 
+def direct(traced: Traced, row: Constraint) -> Callable[[Array], Array]:
+    """theta -> the states of a network."""
+    return on_rows(traced, lambda theta, *x: row.direct(theta, None, *x), (None,))
+
+
+def residual(traced: Traced, row: Constraint) -> Callable[[Array], Array]:
+    """state -> F at all rows, as the parameters are."""
+    return on_rows(traced, row.at, (0,))
+
+
 def check_alike(found: Array, expected: Array) -> None:
     """Raise where a traced model, row by row, does not give what the model gives on all of its trials."""
     error = float(abs(found - expected).max()) / max(float(abs(expected).max()), 1e-30)

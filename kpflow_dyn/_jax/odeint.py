@@ -24,7 +24,7 @@ from kpflow_dyn._jax.methods import ChosenSteps, GivenSteps, check_solver, is_ad
 from kpflow_dyn._problems.inputs import check_called_input, input_at, input_row, sampled, step_times, take_trials
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.quadrature import gauss_points, trapezoid
-from kpflow_dyn._problems.solutions import Options, Solution, solve_error
+from kpflow_dyn._problems.solutions import ODESolution, Options, solve_error
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau, check_replay_error, replay_error, stages, step
 
 _POINTS = 3
@@ -34,7 +34,7 @@ _ROOM = 2**22
 """Numbers of a state's steps that there is room for at first: 32 MiB in float64."""
 
 
-def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> Solution:
+def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> ODESolution:
     """The solution of an ODE by a solver of diffrax; see `kpflow_dyn.solve`."""
     run = _run(problem, check_solver(diffrax.Tsit5() if alg is None else alg), options)
     _check_field(problem)
@@ -48,10 +48,9 @@ def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> Solution:
     raise solve_error(failures, solution)
 
 
-def evaluate(solution: Solution, times: np.ndarray) -> jax.Array:
+def evaluate(solution: ODESolution, times: np.ndarray) -> jax.Array:
     """The solution at times [n], [trial, n, unit], by the dense output of its method."""
     problem, steps = solution.problem, solution.steps
-    assert isinstance(problem, ODEProblem)
     if steps is None:
         run = _run(problem, solution.alg, Options(**solution.options))
         order = np.unique(np.concatenate([problem.t[:1], times, problem.t[-1:]]))
@@ -360,7 +359,7 @@ def _why_stopped(run: _Run, exhausted: bool) -> str:
     return "did not converge in an implicit step" if given_and_implicit else "left the finite numbers"
 
 
-def _solution_of_rest(problem: ODEProblem, run: _Run, record: _Record, rest: np.ndarray) -> Solution | None:
+def _solution_of_rest(problem: ODEProblem, run: _Run, record: _Record, rest: np.ndarray) -> ODESolution | None:
     """The solution of the trials that did not fail."""
     if problem.is_span:
         record = _integrate(problem, run)
@@ -368,7 +367,7 @@ def _solution_of_rest(problem: ODEProblem, run: _Run, record: _Record, rest: np.
     return _solution(problem, run, jax.tree.map(lambda values: values[rest], record))
 
 
-def _solution(problem: ODEProblem, run: _Run, record: _Record) -> Solution:
+def _solution(problem: ODEProblem, run: _Run, record: _Record) -> ODESolution:
     steps = None if run.tableau is None else _accepted(problem, run.tableau, record)
     state, nodes, weights = record.nodes, problem.t, trapezoid(problem.t)
     if problem.is_span:
@@ -381,7 +380,17 @@ def _solution(problem: ODEProblem, run: _Run, record: _Record) -> Solution:
             state = record.inside[:, :count].reshape((len(problem.z0), len(nodes), -1))
     stats = {"steps": int(record.accepted.max()), "rejected": int(record.rejected.max())}
     options = dataclasses.asdict(run.options)
-    return Solution(state, nodes, problem, run.solver, stats, True, problem.z0, weights, steps, options)
+    return ODESolution(
+        problem=problem,
+        state=state,
+        t=nodes,
+        alg=run.solver,
+        stats=stats,
+        start=problem.z0,
+        weights=weights,
+        steps=steps,
+        options=options,
+    )
 
 
 def _accepted(problem: ODEProblem, tableau: Tableau, record: _Record) -> AcceptedSteps:

@@ -130,11 +130,11 @@ class Tangent:
         self.propagate = partial(jax.jit(self._propagate), self.data)
         self.propagate_adjoint = partial(jax.jit(self._propagate_adjoint), self.data)
         self.factorise = partial(jax.jit(self._factorise, static_argnums=2), self.data)
-        self.push_forward = partial(jax.jit(self._push_forward), self.data)
-        self.pull_back = partial(jax.jit(self._pull_back), self.data)
-        self.push_forward_apart = partial(jax.jit(self._push_forward_apart), self.data)
-        self.pull_back_apart = partial(jax.jit(self._pull_back_apart), self.data)
-        self.descend = partial(jax.jit(self._descend), self.data)
+        self.jvp = partial(jax.jit(self._jvp), self.data)
+        self.vjp = partial(jax.jit(self._vjp), self.data)
+        self.jvp_apart = partial(jax.jit(self._jvp_apart), self.data)
+        self.vjp_apart = partial(jax.jit(self._vjp_apart), self.data)
+        self.gram = partial(jax.jit(self._gram), self.data)
         block = partial(_on_blocks, data=self.data, together=self.probes_together)
         self.kick = block(lambda data, theta: self._enter(data, self._write(data, theta)))
         self.kick_adjoint = block(lambda data, q: self._read(data, self._enter_adjoint(data, q)))
@@ -231,7 +231,7 @@ class Tangent:
         s, found = lax.scan(block, start.swapaxes(0, 1), times[: self.times - rest].reshape(whole, interval))
         return jnp.concatenate([found, block(s, times[-rest:])[1][None]]) if rest else found
 
-    def _push_forward(self, data: Data, theta: jax.Array) -> jax.Array:
+    def _jvp(self, data: Data, theta: jax.Array) -> jax.Array:
         """J."""
 
         def sweep(states: jax.Array, probes: _Probes) -> jax.Array:
@@ -239,7 +239,7 @@ class Tangent:
 
         return self._by_probes(sweep, self._no_states(len(theta)))
 
-    def _pull_back(self, data: Data, q: jax.Array) -> jax.Array:
+    def _vjp(self, data: Data, q: jax.Array) -> jax.Array:
         """J^T."""
 
         def sweep(gradients: jax.Array, probes: _Probes) -> jax.Array:
@@ -248,7 +248,7 @@ class Tangent:
 
         return self._by_probes(sweep, jnp.zeros((len(q), self.parameter_size), q.dtype))
 
-    def _push_forward_apart(self, data: Data, theta: jax.Array) -> jax.Array:
+    def _jvp_apart(self, data: Data, theta: jax.Array) -> jax.Array:
         """J_b theta_b for parameter changes [probe, trial, p]."""
 
         def sweep(states: jax.Array, probes: _Probes) -> jax.Array:
@@ -257,7 +257,7 @@ class Tangent:
 
         return self._by_probes(sweep, self._no_states(len(theta)))
 
-    def _pull_back_apart(self, data: Data, q: jax.Array) -> jax.Array:
+    def _vjp_apart(self, data: Data, q: jax.Array) -> jax.Array:
         """The transpose: each trial's own gradient [probe, trial, p]."""
 
         def sweep(gradients: jax.Array, probes: _Probes) -> jax.Array:
@@ -268,7 +268,7 @@ class Tangent:
 
         return self._by_probes(sweep, jnp.zeros((len(q), self.trials, self.parameter_size), q.dtype))
 
-    def _descend(self, data: Data, q: jax.Array) -> jax.Array:
+    def _gram(self, data: Data, q: jax.Array) -> jax.Array:
         """J J^T; where no two sites share a weight, what gathers at the sites is what kicks them."""
 
         def sweep(states: jax.Array, probes: _Probes) -> jax.Array:

@@ -33,17 +33,17 @@ class ThroughSolver:
         self._solve = _Solve(sol, model)
         self.state = _states(self._solve)
 
-    def push_forward(self, theta: jax.Array) -> jax.Array:
+    def jvp(self, theta: jax.Array) -> jax.Array:
         """J theta [probe, trial, time, unit] of parameters [probe, p]."""
-        return _push_forward(self._solve, theta)
+        return _jvp(self._solve, theta)
 
-    def pull_back(self, q: jax.Array) -> jax.Array:
+    def vjp(self, q: jax.Array) -> jax.Array:
         """J^T q [probe, p] of states [probe, trial, time, unit]."""
-        return _pull_back(self._solve, q)
+        return _vjp(self._solve, q)
 
-    def descend(self, q: jax.Array) -> jax.Array:
+    def gram(self, q: jax.Array) -> jax.Array:
         """J J^T q."""
-        return self.push_forward(self.pull_back(q))
+        return self.jvp(self.vjp(q))
 
 
 class _Solve(eqx.Module):
@@ -104,7 +104,7 @@ def _states(solve: _Solve) -> jax.Array:
 
 
 @eqx.filter_jit
-def _push_forward(solve: _Solve, theta: jax.Array) -> jax.Array:
+def _jvp(solve: _Solve, theta: jax.Array) -> jax.Array:
     def push(change: jax.Array) -> jax.Array:
         return jax.jvp(lambda theta: solve(theta, diffrax.ForwardMode()), (solve.field.theta,), (change,))[1]
 
@@ -112,6 +112,6 @@ def _push_forward(solve: _Solve, theta: jax.Array) -> jax.Array:
 
 
 @eqx.filter_jit
-def _pull_back(solve: _Solve, q: jax.Array) -> jax.Array:
+def _vjp(solve: _Solve, q: jax.Array) -> jax.Array:
     pull = jax.vjp(lambda theta: solve(theta, diffrax.RecursiveCheckpointAdjoint()), solve.field.theta)[1]
     return lax.map(lambda probe: pull(probe)[0], q)

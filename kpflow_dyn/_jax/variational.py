@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from kpflow_dyn._flows.flow import InterpolatingAdjoint
+from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._jax.checks import with_parameters
 from kpflow_dyn._jax.model import Model
 from kpflow_dyn._jax.odeint import _Field
@@ -43,14 +43,14 @@ class Variational:
         self._system = _System(FieldOf(problem, model), self.path, times, alg)
 
     @at_unit_size
-    def push_forward(self, theta: jax.Array) -> jax.Array:
+    def jvp(self, theta: jax.Array) -> jax.Array:
         """J theta [probe, trial, time, unit] of parameters [probe, p]."""
-        return _checked(_push_forward(self._system, theta))
+        return _checked(_jvp(self._system, theta))
 
     @at_unit_size
-    def pull_back(self, q: jax.Array) -> jax.Array:
+    def vjp(self, q: jax.Array) -> jax.Array:
         """J^T q [probe, p] of states [probe, trial, time, unit]."""
-        return _checked(_pull_back(self._system, q))
+        return _checked(_vjp(self._system, q))
 
     @at_unit_size
     def propagate(self, q: jax.Array) -> jax.Array:
@@ -62,9 +62,9 @@ class Variational:
         """P_node^T q, both [probe, trial, time, unit]."""
         return _checked(_propagate_adjoint(self._system, q))
 
-    def descend(self, q: jax.Array) -> jax.Array:
+    def gram(self, q: jax.Array) -> jax.Array:
         """J J^T q."""
-        return self.push_forward(self.pull_back(q))
+        return self.jvp(self.vjp(q))
 
 
 class FieldOf(eqx.Module):
@@ -159,7 +159,7 @@ class _System(eqx.Module):
 
 
 @eqx.filter_jit
-def _push_forward(system: _System, changes: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _jvp(system: _System, changes: jax.Array) -> tuple[jax.Array, jax.Array]:
     theta = system.field.theta
 
     def rate(t: jax.Array, d: jax.Array) -> jax.Array:
@@ -172,7 +172,7 @@ def _push_forward(system: _System, changes: jax.Array) -> tuple[jax.Array, jax.A
 
 
 @eqx.filter_jit
-def _pull_back(system: _System, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _vjp(system: _System, q: jax.Array) -> tuple[jax.Array, jax.Array]:
     theta = system.field.theta
 
     def rate(t: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -51,6 +51,8 @@ class Modes:
         space: where the vectors live.
         total: the trace of the operator where it is known, else None.
         stderr: [k], standard errors of the values where the operator itself was estimated from probes, else None.
+
+    Example as `eigs`.
     """
 
     values: Array
@@ -125,6 +127,8 @@ def eigs(
 
     Warns:
         UserWarning: some pairs did not converge; they are returned flagged.
+
+    Source as `solvers.BlockLanczos`.
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp
@@ -229,9 +233,9 @@ def _of_product(
 
 
 def eigenvalues(op: Operator) -> Array:
-    """All eigenvalues of a symmetric operator [n], descending, in float64, each as often as it occurs.
+    """All l with A v = l v of a symmetric operator [n], descending, in float64, each as often as it occurs.
 
-    From the spectrum of V^T V where A is a core that follows from it, else from the matrix: of J J* the smaller one of
+    From the spectrum of V^T V where A is a core that it determines, else from the matrix: for J J* from the smaller of
     J*J and J J*, whose dimension may be up to 20,000; the rest are zeros.
 
     Args:
@@ -239,6 +243,8 @@ def eigenvalues(op: Operator) -> Array:
 
     Raises:
         ValueError: an operator that is not symmetric, or whose matrix is too large.
+
+    Source: Golub, Van Loan, "Matrix computations" (2013).
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp
@@ -277,6 +283,8 @@ class SingularModes:
         residuals: [k], the true (|A v - s u|^2 + |A* u - s v|^2)^(1/2) / s_1.
         converged: [k], whether the residual is within the tolerance asked for.
         applications: how many applications to one vector it took, one of A and one of A* counting as one.
+
+    Example as `svds`.
     """
 
     values: Array
@@ -294,24 +302,23 @@ def svds(
     seed: int | Random = 0,
     callback: Callback | None = None,
 ) -> SingularModes:
-    """The k largest singular values of any operator A, with their left and right vectors.
+    """The k largest singular values of any operator A, with their left and right vectors: A v = s u, A* u = s v.
 
     Eigenvectors of A*A, or of A A* where that is smaller, are the right (left) vectors. Squares lose half of the
-    digits: s below sqrt(eps) s_1 are noise, unless a dimension is so small (512) that A itself is decomposed.
+    digits: s below sqrt(eps) s_1 are noise, unless a dimension is at most 512, when A itself is decomposed.
 
     Args:
         op: A.
         k: how many triplets, at most the smaller dimension.
-        alg: `solvers.BlockLanczos` with its options, the default one when None; or `solvers.Dense()`. Its tolerance is
-            that of the residuals.
-        seed: an int, or a `Random` to continue.
-        callback: called after each step of the solver with its number of calls and its residuals.
+        alg, seed, callback: as for `eigs`.
 
     Raises:
         ValueError: k out of range.
 
     Warns:
         UserWarning: some triplets did not converge; they are returned flagged.
+
+    Source as `solvers.BlockLanczos`.
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp
@@ -340,14 +347,14 @@ def modes(
 ) -> Modes:
     """The k leading eigenvectors of the partial trace of A on one axis: temporal, trial or unit modes.
 
-    The eigenvalues of an estimate are spread by its noise, so that a flat spectrum would seem to have leading modes.
-    Where the partial trace T is estimated, the values are therefore cross-validated,
+    The noise of an estimate spreads its eigenvalues, so that a flat spectrum would seem to have leading modes. Where
+    the partial trace T is estimated, the values are therefore cross-validated,
 
         value_i = v_i^T T' v_i    with v_i of one half of the probes and T' of the other, both ways
 
-    unbiased for what modes of half of the probes carry. They lie below the leading eigenvalues of T where these modes
-    are not resolved, add up to the trace, and come with standard errors. Vectors are those of all probes, and residuals
-    say how well these were solved for, not how far they are from those of T.
+    which is unbiased for the modes of half of the probes. The values lie below the leading eigenvalues of T where these
+    modes are not resolved, add up to the trace, and come with standard errors. Vectors are those of all probes;
+    residuals say how well the eigenproblem was solved, not how far the vectors are from those of T.
 
     Args:
         op: A, symmetric; a partial trace on that axis alone is taken as it is.
@@ -358,6 +365,9 @@ def modes(
 
     Raises:
         ValueError: an unknown axis, k out of range, or an operator that is not symmetric.
+
+    Source: docs/theory.md, "Modes: when, where and in which trials".
+    Example as `partial_trace`.
     """
     on_axis = op.domain.axes == (axis,)
     reduced = op if isinstance(op, MatrixOperator) and on_axis else partial_trace(op, axis, samples, seed)

@@ -18,14 +18,14 @@ from torchdiffeq import odeint
 from kpflow_dyn._problems.inputs import check_called_input, input_at, sampled, step_times, take_trials
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.quadrature import gauss_points, trapezoid
-from kpflow_dyn._problems.solutions import Options, Solution, SolveError, solve_error
+from kpflow_dyn._problems.solutions import ODESolution, Options, SolveError, solve_error
 from kpflow_dyn._problems.steps import AcceptedSteps, check_replay_error, replay_error, stages, step
 from kpflow_dyn._torch.checks import check_module
 from kpflow_dyn._torch.methods import Method, method_named
 
 
 @torch.no_grad()
-def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> Solution:
+def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> ODESolution:
     """The solution of an ODE by a method of torchdiffeq; see `kpflow_dyn.solve`."""
     run = _run(problem, "dopri5" if alg is None else alg, options)
     _check_field(problem)
@@ -36,10 +36,9 @@ def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> Solution:
 
 
 @torch.no_grad()
-def evaluate(solution: Solution, times: np.ndarray) -> Tensor:
+def evaluate(solution: ODESolution, times: np.ndarray) -> Tensor:
     """The solution at times [n], [trial, n, unit], by the dense output of its method."""
     problem, steps = solution.problem, solution.steps
-    assert isinstance(problem, ODEProblem)
     if steps is None:
         return _evaluate_again(problem, solution, times)
     index, theta = (rows[0] for rows in steps.locate(times))
@@ -52,7 +51,7 @@ def evaluate(solution: Solution, times: np.ndarray) -> Tensor:
     return states
 
 
-def _evaluate_again(problem: ODEProblem, solution: Solution, times: np.ndarray) -> Tensor:
+def _evaluate_again(problem: ODEProblem, solution: ODESolution, times: np.ndarray) -> Tensor:
     """The solution at times, where no steps can be replayed; its last state is compared with what it was."""
     run = _run(problem, solution.alg, Options(**solution.options))
     states, last = _solve_at(problem, run, np.append(times, solution.t[-1])), solution.state[:, -1]
@@ -228,7 +227,7 @@ def _check_finite(state: Tensor, watched: _Watched, nodes: np.ndarray) -> None:
         raise _Failure("left the finite numbers", float(nodes[int(bad[0]) if len(bad) else len(state)]))
 
 
-def _solve(problem: ODEProblem, run: _Run) -> Solution:
+def _solve(problem: ODEProblem, run: _Run) -> ODESolution:
     state, watched = _integrate(problem, run, problem.t)
     steps = _accepted(problem, run, watched, state[:, -1]) if run.replayable else None
     nodes, weights = problem.t, trapezoid(problem.t)
@@ -239,13 +238,12 @@ def _solve(problem: ODEProblem, run: _Run) -> Solution:
         state = inside if problem.is_span else state
     elif problem.is_span:
         state = _solve_at(problem, run, nodes)
-    return Solution(
-        state,
-        nodes,
-        problem,
+    return ODESolution(
+        problem=problem,
+        state=state,
+        t=nodes,
         alg=run.method.name,
         stats=watched.stats,
-        success=True,
         start=problem.z0.detach().clone(),
         weights=weights,
         steps=steps,

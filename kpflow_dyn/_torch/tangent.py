@@ -196,14 +196,14 @@ class Tangent:
                 last = states[-1]
         return torch.stack(found)
 
-    def push_forward(self, theta: Tensor) -> Tensor:
+    def jvp(self, theta: Tensor) -> Tensor:
         """J theta: how the states move with the parameters."""
         out = self.like.new_empty(len(theta), self.trials, self.times, self.units)
         for part, target in self._groups(theta, out):
             self._forward(None, [(ALL, self.changes(part))], target)
         return out
 
-    def pull_back(self, q: Tensor) -> Tensor:
+    def vjp(self, q: Tensor) -> Tensor:
         """J* q: backpropagation through time."""
         out = self.like.new_empty(len(q), self.parameter_size)
         for part, target in self._groups(q, out):
@@ -226,7 +226,7 @@ class Tangent:
             target.copy_(self.parameters(changes, len(part)))
         return out
 
-    def push_forward_apart(self, theta: Tensor) -> Tensor:
+    def jvp_apart(self, theta: Tensor) -> Tensor:
         """J_b theta_b for parameter changes of each trial's own [probe, trial, p]."""
         out = self.like.new_empty(len(theta), self.trials, self.times, self.units)
         for part, target in self._groups(theta, out):
@@ -234,7 +234,7 @@ class Tangent:
             self._forward(None, [(trial, self.changes(own)) for trial, own in each], target)
         return out
 
-    def pull_back_apart(self, q: Tensor) -> Tensor:
+    def vjp_apart(self, q: Tensor) -> Tensor:
         """The transpose: each trial's own gradient [probe, trial, p]."""
         out = self.like.new_empty(len(q), self.trials, self.parameter_size)
         for part, target in self._groups(q, out):
@@ -245,7 +245,7 @@ class Tangent:
     def _each_trial(self) -> list[slice]:
         return [slice(b, b + 1) for b in range(self.trials)]
 
-    def descend(self, q: Tensor) -> Tensor:
+    def gram(self, q: Tensor) -> Tensor:
         """J J* q: the gradient's weight changes sent forward; past the parameters where each weight is one."""
         out = torch.empty_like(q)
         for part, target in self._groups(q, out):

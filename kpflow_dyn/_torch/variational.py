@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call, jvp, vjp, vmap
 from torchdiffeq import odeint
 
-from kpflow_dyn._flows.flow import InterpolatingAdjoint
+from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._problems.inputs import input_at, inputs_at, sampled
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.solutions import Solution
@@ -50,7 +50,7 @@ class Variational:
 
     @torch.no_grad()
     @at_unit_size
-    def push_forward(self, theta: Tensor) -> Tensor:
+    def jvp(self, theta: Tensor) -> Tensor:
         """J theta [probe, trial, time, unit] of parameters [probe, p]."""
         changes = self._split(theta)
 
@@ -64,7 +64,7 @@ class Variational:
 
     @torch.no_grad()
     @at_unit_size
-    def pull_back(self, q: Tensor) -> Tensor:
+    def vjp(self, q: Tensor) -> Tensor:
         """J^T q [probe, p] of states [probe, trial, time, unit]."""
 
         def rate(t: Tensor, state: State) -> State:
@@ -103,9 +103,9 @@ class Variational:
 
         return self._sweep(rate, q, range(len(self.nodes))[::-1])
 
-    def descend(self, q: Tensor) -> Tensor:
+    def gram(self, q: Tensor) -> Tensor:
         """J J^T q."""
-        return self.push_forward(self.pull_back(q))
+        return self.jvp(self.vjp(q))
 
     def _sweep(self, rate: Callable[[Tensor, State], State], q: Tensor, order: range) -> Tensor:
         """From node to node in this order, adding q at each."""

@@ -16,8 +16,8 @@ import xarray as xr
 from scipy.linalg import expm
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
-from kpflow_dyn._linearize import linearize
 from kpflow_dyn._backend import Transforms
+from kpflow_dyn._linearize import linearize
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._problems.quadrature import gauss_points
 from kpflow_dyn._problems.solutions import Solution

@@ -12,7 +12,7 @@ from kpflow_dyn._backend import Backend, backend_for
 from kpflow_dyn._problems.inputs import check_rows, inputs_at
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._problems.quadrature import gauss_points
-from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._problems.steps import AcceptedSteps
 from kpflow_dyn._spaces.operators import DENSE_BYTES
 from kpflow_dyn.control._loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_plant
@@ -184,10 +184,9 @@ def states_at(sol: Solution, problem: ODEProblem, times: np.ndarray) -> tuple[np
     return times, sol(times), inputs_at(problem, every)
 
 
-def mesh_edges(sol: Solution, t: Any = None) -> tuple[np.ndarray, np.ndarray]:
+def mesh_edges(sol: ODESolution, t: Any = None) -> tuple[np.ndarray, np.ndarray]:
     """The ends of the intervals to integrate over, and those of them that are wanted as times."""
     problem, steps = sol.problem, sol.steps
-    assert isinstance(problem, ODEProblem)
     if steps is None:
         raise ValueError(
             f"the steps of {sol.alg!r} are not known, so neither is how finely A(t) must be taken; solve with a "

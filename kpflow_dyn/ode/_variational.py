@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy
-from kpflow_dyn._flows.flow import InterpolatingAdjoint
+from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._problems.solutions import Solution, check_states, solve
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
 

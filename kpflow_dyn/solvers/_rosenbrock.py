@@ -15,9 +15,9 @@ from kpflow_dyn.solvers._exponential import PhiProducts, phi
 from kpflow_dyn.solvers._orthogonalise import eps_of
 
 FIRST = np.array([[-1.0, 0.0, 0.0, 0.0]])  # the step of the linear equation: -h phi_1(-h H) g
-KRYLOV = 0.1  # what a Krylov basis may leave out of a step, as a part of what the method itself leaves out
-NOISE = 100  # changes of the loss below so many units of its round-off say nothing
-FASTEST, SLOWEST, SAFETY = 50.0, 0.1, 0.9  # by how much a step may grow and shrink, and what it is taken short by
+KRYLOV = 0.1  # the error that a Krylov basis may add to a step, as a part of the error of the method itself
+NOISE = 100  # changes of the loss below this many units of its round-off are taken for noise
+FASTEST, SLOWEST, SAFETY = 50.0, 0.1, 0.9  # by how much a step may grow and shrink, and a factor that keeps it short
 TINY = float(np.finfo(float).tiny)
 UNSTABLE = 10.0  # a step ends before what grows has grown by more than e to this power
 
@@ -47,19 +47,24 @@ METHODS = {
 
 @dataclass(frozen=True)
 class ExponentialRosenbrock:
-    """Options of an exponential Rosenbrock integrator of the gradient flow, with the full Hessian in the exponent.
+    """Options of an exponential Rosenbrock integrator of the gradient flow, with the full Hessian H in the exponent.
 
-    A step solves the flow of the loss's quadratic model exactly, whatever its stiffness, and corrects it for what the
-    gradients at one or two further points say of the rest. Functions of the Hessian act by a Lanczos basis that begins
-    with the gradient, and by one that begins with the corrections; a rejected step uses the first again.
+        theta_1 = theta - h phi_1(-h H) g + corrections,        phi_1(z) = (e^z - 1) / z,    g = grad L(theta)
+
+    A step solves the flow of the loss's quadratic model exactly, however stiff it is, and corrects it by the gradients
+    at one or two further points. Functions of the Hessian act by a Lanczos basis that begins with the gradient, and by
+    one that begins with the corrections; a rejected step uses the first again.
 
     Args:
         order: 3 for exprb32, one further gradient a step; 4 for pexprb43, two.
         columns: most rows of a Krylov basis; a step that needs more is taken shorter.
         max_linearisations: how many steps there may be.
 
-    Source: Hochbruck, Ostermann, Schweitzer, SIAM J. Numer. Anal. 47, 786 (2009), who give exprb32; pexprb43 is of
-    Luan, Ostermann, J. Comput. Appl. Math. 291, 465 (2016).
+    Raises:
+        ValueError: options out of range.
+
+    Source: exprb32 of Hochbruck, Ostermann, Schweitzer, SIAM J. Numer. Anal. 47, 786 (2009); pexprb43 of Luan,
+    Ostermann, J. Comput. Appl. Math. 291, 465 (2016).
 
     Example:
         >>> ExponentialRosenbrock(order=3).order

@@ -28,10 +28,10 @@ class XTrace:
 
         tr A = E[ tr Q_i^T A Q_i + c_i y_i^T A y_i ]        |A|_F^2 = E[ |A Q_i|_F^2 + c_i |A y_i|^2 ]
 
-    where c_i = (n - m + 1) / |y_i|^2 takes out what the length of y_i would add to the error.
+    where c_i = (n - m + 1) / |y_i|^2 keeps the random length of y_i from adding to the error.
 
-    Source: Epperly, Tropp, Webber, "XTrace: making the most of every sample in stochastic trace estimation" (2024) for
-    the trace; the second line is the same for the norm.
+    Source: Epperly, Tropp, Webber, "XTrace: making the most of every sample in stochastic trace estimation",
+    arXiv:2301.07825, for the trace; the second line is the same for the norm.
 
     Example:
         >>> import numpy as np
@@ -81,9 +81,9 @@ class XNysTrace:
         tr A    = E[ tr C_i + |(1 - Q_i Q_i^T) z_i|^2 ]
         |A|_F^2 = E[ |C_i|_F^2 + |L z_i|^2 - (Q_i^T z_i)^T C_i Q_i^T z_i ]
 
-    One L and one L* for each probe, all of which build and all of which test.
+    One L and one L* for each probe; every probe helps to build the bases, and tests one.
 
-    Source: Epperly, Tropp, Webber (2024) for the trace; the second line is the same identity for (L* L)^2.
+    Source: Epperly, Tropp, Webber, arXiv:2301.07825, for the trace; the second line is the same for (L* L)^2.
 
     Example:
         >>> import numpy as np
@@ -151,18 +151,18 @@ def _basis(images: Array) -> tuple[Array, np.ndarray]:
 def _mean(
     without: Callable[[_LeftOut], np.ndarray], r: np.ndarray, w: np.ndarray, applications: int, method: str, eps: float
 ) -> Moments:
-    """The mean over probes of estimates [moment, i, 1] without one of them; those without two tell how good it is."""
+    """The mean of the estimates [moment, i, 1] that leave out one probe; those that leave out two give its error."""
     one, two = (without(_LeftOut(r, w, pairs)) for pairs in (False, True))
     return of_exchangeable(one[:, :, 0], two, applications, method, eps)
 
 
 class _LeftOut:
-    """The projector P on what leaving out probe i, or i and j, takes from the space: all at once, [i, j] or [i, 1].
+    """The projector P on the directions that the space loses without probe i, or i and j: for all [i, j] or [i, 1].
 
     Args:
         r: the images of the probes, as columns in coordinates of Q [m, i].
         w: the vectors that P is applied to [m, i].
-        pairs: whether j is left out as well; results with i = j mean nothing then.
+        pairs: whether j is left out as well; entries with i = j are then not to be used.
     """
 
     def __init__(self, r: np.ndarray, w: np.ndarray, pairs: bool) -> None:
