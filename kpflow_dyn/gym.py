@@ -57,20 +57,9 @@ class Episodes:
 
     def plot(self, dark: bool = False) -> Figure:
         """The states over time, a panel for each and a line for each episode."""
-        from kpflow_dyn.figures import new_figure, series, styled
+        from kpflow_dyn.figures import _control as figures
 
-        @styled
-        def draw(found: Episodes) -> Figure:
-            names = found.states.state.values
-            figure, panels = new_figure(1.3 * len(names), rows=len(names))
-            for panel, name in zip(panels, names, strict=True):
-                panel.plot(found.states.time, found.states.sel(state=name).T, color=series()[0], alpha=0.4, linewidth=1)
-                panel.set(ylabel=str(name).replace("_", " "))
-                panel.label_outer()
-            panels[-1].set(xlabel="Time (s)")
-            return figure
-
-        return draw(self, dark=dark)
+        return figures.episodes(self, dark=dark)
 
 
 def gym_plant(env: str) -> Plant:
