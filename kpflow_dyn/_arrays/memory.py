@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from kpflow_dyn._arrays import Array, is_jax_array, is_torch_array
+from kpflow_dyn._arrays import Array, library_of
 
 BLOCK_BYTES = 2**24  # of vectors that are applied to at once on a CPU, where more is no faster
 DEVICE_BLOCK_BYTES = 2**30
 SPAN_BYTES = 40 * 2**20  # of kicks and states that a sweep keeps in the cache
-SHARE = 16  # of these at once there are a few: each is this part of a budget
+SHARE = 16  # a few such blocks exist at the same time, so that each may take this part of a budget
 GIB = 2**30
 
 _budget: ContextVar[int | None] = ContextVar("memory_budget", default=None)
@@ -74,13 +74,7 @@ def span_bytes() -> int:
 
 def on_device(a: Array) -> bool:
     """Whether an array lies on an accelerator."""
-    if is_torch_array(a):
-        return a.device.type != "cpu"
-    if is_jax_array(a):
-        from kpflow_dyn._arrays.sharding import on_accelerator
-
-        return on_accelerator(a)
-    return False
+    return library_of(a).on_device(a)
 
 
 def within_budget(needed: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Rows, array_namespace, is_torch_array, like_numpy
+from kpflow_dyn._arrays import Array, Rows, array_namespace, eps_of, is_torch_array, like_numpy
 from kpflow_dyn._flows.flow import Flow, Propagator, on_spaces
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._implicit.constraint import (
@@ -32,7 +32,6 @@ from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, St
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn._spaces.operators import GramOperator
 from kpflow_dyn._spaces.space import Space
-from kpflow_dyn.solvers._orthogonalise import eps_of
 
 ITERATIONS, NEWTON_STEPS = 1000, 30
 STATES = {"z", "h", "s", "y", "state", "hidden"}  # what the first parameter of f(z, x) may be called

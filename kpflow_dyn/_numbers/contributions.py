@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, to_numpy
+from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import row_dots
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._numbers.estimate import SAMPLES
@@ -21,7 +21,6 @@ from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows, unit_rows
 from kpflow_dyn.solvers import Estimate, Moments
 from kpflow_dyn.solvers._moments import check_samples, exact, of_samples
-from kpflow_dyn.solvers._orthogonalise import eps_of
 
 
 class Learning(Protocol):

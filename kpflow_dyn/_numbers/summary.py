@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, to_numpy
+from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import row_dots
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._flows.flow import Flow
@@ -31,7 +31,7 @@ from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows
 from kpflow_dyn.solvers import BlockLanczos, Dense, Estimate, Moments
 from kpflow_dyn.solvers._moments import exact, of_samples
-from kpflow_dyn.solvers._orthogonalise import eps_of, project_out, to_like
+from kpflow_dyn.solvers._orthogonalise import project_out, to_like
 
 Progress = Callable[[str, int, int | None], None]
 """Called as progress(stage, done, total) in applications of an operator; total is None where nobody knows."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kpflow_dyn._arrays import Array, array_namespace, device
+from kpflow_dyn._arrays import Array, array_namespace, device, eps_of
 from kpflow_dyn._arrays.dots import gram, row_norms, to_double
 from kpflow_dyn.solvers._counted import Counted
-from kpflow_dyn.solvers._orthogonalise import Which, concat, descending_eigh, eps_of, ordered_eigh, relative, to_like
+from kpflow_dyn.solvers._orthogonalise import Which, concat, descending_eigh, ordered_eigh, relative, to_like
 
 BLOCK_ENTRIES = 2**22  # of the identity that are applied at a time
 LIMIT = 20_000

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, joined, to_numpy
+from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, eps_of, joined, to_numpy
 from kpflow_dyn._arrays.dots import gram, products, row_dots, row_norms
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn.solvers._moments import Moments, check_samples, of_pairs, of_samples
-from kpflow_dyn.solvers._orthogonalise import eps_of, orthonormalise, project_out
+from kpflow_dyn.solvers._orthogonalise import orthonormalise, project_out
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, Rows, joined, to_numpy
+from kpflow_dyn._arrays import Array, Random, Rows, eps_of, joined, to_numpy
 from kpflow_dyn._arrays.dots import gram, products, row_dots, row_norms
 from kpflow_dyn._arrays.memory import bytes_of, rows_at_once, within_budget
 from kpflow_dyn.solvers._moments import Moments, check_samples, exact, of_exchangeable, of_samples
-from kpflow_dyn.solvers._orthogonalise import combine, eps_of, orthonormalise, project_out
+from kpflow_dyn.solvers._orthogonalise import combine, orthonormalise, project_out
 from kpflow_dyn.solvers._probes import images_of_normal
 
 LIFTED_BYTES = 2**32  # images of a basis in the larger space that may lie beside each other
