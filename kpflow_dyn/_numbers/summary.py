@@ -24,12 +24,13 @@ from kpflow_dyn._arrays.dots import row_dots
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._flows.sites import CoreOperator
-from kpflow_dyn._numbers.estimate import Scalars, cosine, effective_rank, moments_of
+from kpflow_dyn._numbers.estimate import Scalars, cosine, effective_rank
+from kpflow_dyn._numbers.moments import moments_of
 from kpflow_dyn._numbers.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn._numbers.spectra import Modes, modes, modes_and_drives
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows
-from kpflow_dyn.solvers import BlockLanczos, Dense, Estimate, Moments
+from kpflow_dyn.solvers import BlockLanczos, Dense, EigenSolver, Estimate, Moments
 from kpflow_dyn.solvers._moments import exact, of_samples
 from kpflow_dyn.solvers._orthogonalise import project_out, to_like
 
@@ -94,7 +95,7 @@ def summary(
     k: int = 10,
     samples: int = SAMPLES,
     seed: int | Random = 0,
-    alg: BlockLanczos | Dense | None = None,
+    alg: EigenSolver | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Every scalar of a flow, with its error bar, and the leading modes, without applying anything twice.
@@ -145,7 +146,7 @@ class _Pass:
         self.sums = {name: Sums(flow.ntk.domain, (axis,), True) for name, axis in KERNELS.items()}
         self.probes = dict.fromkeys(self.sums, 0)
 
-    def summary(self, k: int, alg: BlockLanczos | Dense) -> Summary:
+    def summary(self, k: int, alg: EigenSolver) -> Summary:
         """Leading pairs first, then what they leave, then the operators that need no sweep."""
         most, largest = sorted((self.flow.J.domain.size, self.flow.ntk.domain.size))
         small = most <= CHEAP and 8 * most * largest <= DENSE_BYTES
