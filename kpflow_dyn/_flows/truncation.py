@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, like_numpy
+from kpflow_dyn._arrays import Array, Random, eps_of, like_numpy
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.rows import on_rows
@@ -65,8 +65,7 @@ def _leading(site: WeightSite, allowed: float) -> tuple[Array | None, float]:
     if site.kind != "matrix":
         return None, 0.0
     values, vectors = np.linalg.eigh(site.gram())
-    precision = float(array_namespace(site.inputs).finfo(site.inputs.dtype).eps)
-    beyond = np.append(values[::-1].clip(0), 0.0) + len(values) * precision * values[-1]
+    beyond = np.append(values[::-1].clip(0), 0.0) + len(values) * eps_of(site.inputs) * values[-1]
     rank = max(1, int(np.argmax(beyond <= allowed))) if (beyond <= allowed).any() else len(values)
     if rank >= len(values):
         return None, 0.0

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, Rows, device, joined, to_numpy
+from kpflow_dyn._arrays import Array, Random, Rows, device, eps_of, joined, to_numpy
 from kpflow_dyn._arrays.dots import gram, row_norms
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._spaces.operators import MatrixOperator, Operator
 from kpflow_dyn._spaces.space import Space
-from kpflow_dyn.solvers._orthogonalise import eps_of
 
 TRIED = 4  # vectors that show whether an operator is symmetric
 CHEAP = 512  # up to this many applications are spent on exact results

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from typing import Generic, NamedTuple, TypeVar
 
-from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, to_numpy
+from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import gram, row_norms
 from kpflow_dyn.solvers._counted import Counted, Product
 from kpflow_dyn.solvers._krylov import Krylov
@@ -21,7 +21,6 @@ from kpflow_dyn.solvers._orthogonalise import (
     combine,
     concat,
     descending_eigh,
-    eps_of,
     orthonormalise,
     relative,
     rotate,

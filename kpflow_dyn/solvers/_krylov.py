@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, device, products_in, to_numpy
+from kpflow_dyn._arrays import Array, Random, array_namespace, device, eps_of, products_in, to_numpy
 from kpflow_dyn._arrays.dots import gram, row_norms, to_double
 from kpflow_dyn.solvers._counted import Counted
 from kpflow_dyn.solvers._orthogonalise import (
@@ -13,7 +13,6 @@ from kpflow_dyn.solvers._orthogonalise import (
     combine,
     concat,
     diagonal,
-    eps_of,
     ordered_eigh,
     orthonormalise,
     relative,

@@ -24,11 +24,6 @@ def to_like(small: Array, like: Array) -> Array:
     return array_namespace(like).asarray(small, dtype=like.dtype, device=device(like))
 
 
-def eps_of(a: Array) -> float:
-    """The round-off of an array's dtype."""
-    return float(array_namespace(a).finfo(a.dtype).eps)
-
-
 def combine(coefficients: Array, basis: list[Array]) -> Array:
     """coefficients [p, m] times the m rows of all the blocks of `basis` -> [p, n]."""
     total, at = None, 0

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, joined, to_numpy
+from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, eps_of, joined, to_numpy
 from kpflow_dyn._arrays.dots import gram, products, row_dots, row_norms
 from kpflow_dyn._arrays.memory import rows_at_once
+from kpflow_dyn.solvers._doors import OfFactor, OfOperator
 from kpflow_dyn.solvers._moments import Moments, check_samples, of_pairs, of_samples
-from kpflow_dyn.solvers._orthogonalise import eps_of, orthonormalise, project_out
+from kpflow_dyn.solvers._orthogonalise import orthonormalise, project_out
 
 
 @dataclass(frozen=True)
-class Hutchinson:
+class Hutchinson(OfOperator):
     """tr A = E x^T A x and |A|_F^2 = E |A x|^2 over standard normal x.
 
     Source: Girard (1987); Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1990).
@@ -38,7 +39,7 @@ class Hutchinson:
 
 
 @dataclass(frozen=True)
-class HutchPlusPlus:
+class HutchPlusPlus(OfOperator):
     """A random range finder, and Hutchinson for the rest: with Q = orth(A Omega) and y = (1 - Q Q^T) x,
 
         tr A = tr Q^T A Q + E y^T A y        |A|_F^2 = |A Q|_F^2 + E |A y|^2
@@ -66,7 +67,7 @@ class HutchPlusPlus:
 
 
 @dataclass(frozen=True)
-class OneSided:
+class OneSided(OfFactor):
     """tr L L* and |L L*|_F^2 from L* alone, or for `backward=L` from L alone: with z = L* x,
 
         tr = E |z|^2        |L L*|_F^2 = E <z, z'>^2 over independent z, z'
@@ -87,6 +88,12 @@ class OneSided:
         check_samples(samples)
         return moments_of_images(images_of_normal(backward, 2 * samples, n, Random(seed), like))
 
+    def moments_product(
+        self, factor: tuple[Rows, Rows], shape: tuple[int, int], samples: int, *, like: Array, seed: int | Random = 0
+    ) -> Moments:
+        """The same from both, of which it needs L* alone."""
+        return self.moments(factor[1], shape[0], samples, like=like, seed=seed)
+
 
 def images_of_normal(apply: Rows, count: int, n: int, rng: Random, like: Array) -> Array:
     """A map's images of independent standard normal rows [count, n], which are made a few at a time."""
@@ -104,7 +111,7 @@ def moments_of_images(images: Array) -> Moments:
 
 
 @dataclass(frozen=True)
-class KrylovDeflation:
+class KrylovDeflation(OfFactor):
     """Leading directions from a block Krylov space of G = L* L, probes for the rest: with Q its basis and W = G Q,
 
         tr = tr Q^T W + E |L y|^2        |L L*|_F^2 = 2 |W|_F^2 - |Q^T W|_F^2 + E |(1 - Q Q^T) G y|^2

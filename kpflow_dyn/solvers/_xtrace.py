@@ -12,18 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, Rows, joined, to_numpy
+from kpflow_dyn._arrays import Array, Random, Rows, eps_of, joined, to_numpy
 from kpflow_dyn._arrays.dots import gram, products, row_dots, row_norms
 from kpflow_dyn._arrays.memory import bytes_of, rows_at_once, within_budget
+from kpflow_dyn.solvers._doors import OfFactor, OfOperator
 from kpflow_dyn.solvers._moments import Moments, check_samples, exact, of_exchangeable, of_samples
-from kpflow_dyn.solvers._orthogonalise import combine, eps_of, orthonormalise, project_out
+from kpflow_dyn.solvers._orthogonalise import combine, orthonormalise, project_out
 from kpflow_dyn.solvers._probes import images_of_normal
 
 LIFTED_BYTES = 2**32  # of the images of a basis in the larger space that may be held at once
 
 
 @dataclass(frozen=True)
-class XTrace:
+class XTrace(OfOperator):
     """tr A and |A|_F^2 of any A: for a probe x_i, Q_i a basis of all other images A x and y_i = (1 - Q_i Q_i^T) x_i,
 
         tr A = E[ tr Q_i^T A Q_i + c_i y_i^T A y_i ]        |A|_F^2 = E[ |A Q_i|_F^2 + c_i |A y_i|^2 ]
@@ -71,7 +72,7 @@ class XTrace:
 
 
 @dataclass(frozen=True)
-class XNysTrace:
+class XNysTrace(OfFactor):
     """tr and |.|_F^2 of A = L L*: for a probe x_i, z_i = L* x_i, Q_i a basis of all other z and C_i = (L Q_i)^T L Q_i,
 
         tr A    = E[ tr C_i + |(1 - Q_i Q_i^T) z_i|^2 ]
