@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kpflow_dyn._jax.diffrax_library import DIFFRAX, controller_of
 from kpflow_dyn._jax.model import Model
-from kpflow_dyn._jax.odeint import _run
 from kpflow_dyn._jax.variational import FieldOf
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._problems.solutions import Options, Solution
+from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn.ode._libraries import Options
+from kpflow_dyn.ode._options import with_steps
 
 
 class ThroughSolver:
@@ -60,12 +62,12 @@ class _Solve(eqx.Module):
     def __init__(self, sol: Solution, model: Model) -> None:
         problem = sol.problem
         assert isinstance(problem, ODEProblem)
-        run = _run(problem, sol.alg, Options(**sol.options))
-        self.field, self.z0, self.solver = FieldOf(problem, model), problem.z0, run.solver
+        options = with_steps(problem, DIFFRAX, sol.alg, Options(**sol.options))
+        self.field, self.z0, self.solver = FieldOf(problem, model), problem.z0, sol.alg
         self.times = jnp.asarray([problem.t[0], *sol.t, problem.t[-1]], problem.z0.dtype)
-        self.controller, _ = run.controller(problem.z0.dtype)
+        self.controller = controller_of(problem, self.solver, options)
         self.max_steps = sol.stats["steps"] + sol.stats["rejected"]
-        self.together = problem.is_span and run.times is None
+        self.together = problem.is_span and options.steps is None
 
     def __call__(self, theta: jax.Array, adjoint: diffrax.AbstractAdjoint) -> jax.Array:
         """The state [trial, time, unit]."""
