@@ -6,7 +6,6 @@ J = -(D_S F)^{-1} D_theta F        P = (D_S F)^{-1}        K = D_theta F D_theta
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -18,13 +17,12 @@ from kpflow_dyn._flows.flow import Flow, Propagator, on_spaces
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._implicit.constraint import (
     Constraint,
+    ConstraintSite,
     Form,
-    Traced,
-    as_site,
+    TracedConstraint,
     check_alike,
     every,
     on_rows,
-    parameters_behind,
 )
 from kpflow_dyn._implicit.inverse import StateDerivative
 from kpflow_dyn._problems.choice import Choice, choose
@@ -94,11 +92,11 @@ def _solve_free(prob: ImplicitProblem) -> Solution:
 # Functions on all rows
 
 
-def _direct(traced: Traced, row: Constraint) -> Callable[[Array], Array]:
+def _direct(traced: TracedConstraint, row: Constraint) -> Callable[[Array], Array]:
     return on_rows(traced, lambda theta, *x: row.direct(theta, None, *x), (None,))
 
 
-def states_of_network(traced: Traced, learnable: list[str]) -> Callable[[dict[str, Array]], Array]:
+def states_of_network(traced: TracedConstraint, learnable: list[str]) -> Callable[[dict[str, Array]], Array]:
     """The states of a network as a function of these of its parameters, by name."""
     row = traced.constraint(learnable)
     direct, names = _direct(traced, row), [traced.graph.parameters[node] for node in row.parameters]
@@ -106,13 +104,13 @@ def states_of_network(traced: Traced, learnable: list[str]) -> Callable[[dict[st
     return lambda values: direct(concat([no_values, *(values[name].reshape(-1) for name in names)], axis=0))
 
 
-def _residual(traced: Traced, row: Constraint) -> Callable[[Array], Array]:
+def _residual(traced: TracedConstraint, row: Constraint) -> Callable[[Array], Array]:
     return on_rows(traced, row.at, (0,))
 
 
-def _derivative(traced: Traced, row: Constraint, state: Array) -> StateDerivative:
+def _derivative(traced: TracedConstraint, row: Constraint, state: Array) -> StateDerivative:
     """D_S F at a state; that of a free form has one row."""
-    push, pull = traced.framework.linearised(_residual(traced, row), state)
+    push, pull = traced.transforms.linearised(_residual(traced, row), state)
     if traced.form is not Form.FREE:
         return StateDerivative(push, pull, state)
 
@@ -132,7 +130,7 @@ def _takes_state_first(f: Any) -> bool:
     return len(names) > 1 and names[0] in STATES and names[1] not in STATES
 
 
-def _iterate(traced: Traced) -> tuple[Array, int, float]:
+def _iterate(traced: TracedConstraint) -> tuple[Array, int, float]:
     """z <- f(x, z), then Newton's method where that is slow: z, how often, and how far off it is at last."""
     row, start = every(traced), traced.start
     residual, state, n, off = _residual(traced, row), start, 0, np.inf
@@ -160,7 +158,7 @@ def flow_of_constraint(sol: Solution, params: Choice, measure: Array | None) -> 
 class _Linearised:
     """The derivatives of a constraint at a solution, each made when it is first applied."""
 
-    def __init__(self, traced: Traced, row: Constraint, sol: Solution, measure: Array | None) -> None:
+    def __init__(self, traced: TracedConstraint, row: Constraint, sol: Solution, measure: Array | None) -> None:
         self.traced, self.row, self.sol = traced, row, sol
         state, one = sol.state, traced.form is Form.FREE
         axes = FREE_AXES[state.ndim] if one else ("trial", *(traced.layout.axes if traced.layout else ("unit",)))
@@ -214,7 +212,7 @@ class _Linearised:
 
     def operator(self, domain: Space, codomain: Space, function: Callable[[Array], Array], point: Array) -> Any:
         """The derivative of a function at a point."""
-        maps = cache(lambda: self.traced.framework.linearised(function, point))
+        maps = cache(lambda: self.traced.transforms.linearised(function, point))
         return on_spaces(domain, codomain, lambda q: maps()[0](q), lambda q: maps()[1](q))
 
     def kicked(self) -> Callable[[Array], Array]:
@@ -242,25 +240,22 @@ class _Linearised:
 
     def sites(self) -> list[WeightSite]:
         """One for each weight, with the variables of all of its uses as rows; and one for each opaque use."""
-        parts = defaultdict(list)
-        weights, concat = self.row.weights(), array_namespace(self.sol.state).concat
-        for use, V in zip(self.row.uses, self.variables(), strict=True):
-            value, entries = (as_site(use, a) for a in weights[use.weight])
-            name = ", ".join(parameters_behind(self.traced.graph, use.weight))
-            if use.kind == "opaque":
-                parts[use] = [(name, use.kind, value, entries, V)]
-                continue
-            if use.kind == "scale":
-                value, entries, V = value[None], entries[None], V[:, None, None]
-            for b, numbers in enumerate(entries):
-                part = name if len(entries) == 1 else f"{name}[{b}]"
-                parts[numbers.shape, numbers.tobytes()].append((part, use.kind, value[b], numbers, V[:, b]))
-        sites = []
-        for same in parts.values():
-            name, kind, value, entries, _ = same[0]
-            V = concat([V for *_, V in same], axis=1)
-            sites.append(WeightSite(name, kind, value, V, entries, self.state.measure))
-        return sites
+        variables = dict(zip(self.row.uses, self.variables(), strict=True))
+        return [self.site(site, variables) for site in self.row.sites()]
+
+    def site(self, site: ConstraintSite, variables: dict[Any, Array]) -> WeightSite:
+        """A weight with its variables."""
+        concat, name = array_namespace(self.sol.state).concat, site.name
+        (first, *_), entries, weight = site.terms, site.entries, site.weight
+        found = [variables[term.use] for term in site.terms]
+        if site.kind == "opaque":
+            return WeightSite(name, site.kind, weight, found[0], entries, self.state.measure)
+        if site.kind == "scale":
+            V = concat([v[:, None, term.elements[0]] for v, term in zip(found, site.terms, strict=True)], axis=1)
+            return WeightSite(name, site.kind, weight, V, entries, self.state.measure)
+        V = concat([v[:, term.matrix] for v, term in zip(found, site.terms, strict=True)], axis=1)
+        name = name if found[0].shape[1] == 1 else f"{name}[{first.matrix}]"
+        return WeightSite(name, site.kind, weight.T, V, entries.T, self.state.measure)
 
     def variables(self) -> list[Array]:
         """Of all uses on all rows [trial, ...]."""

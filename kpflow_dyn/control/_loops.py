@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, full_precision, is_jax_array, is_torch_array, like_numpy, to_numpy
+from kpflow_dyn._backend import Transforms
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn.models._equations import join
 from kpflow_dyn.ode._discretise import call_field
-from kpflow_dyn.tracing._framework import Framework
 
 Function = Callable[..., Array]
 LOOPS = ("closed", "open")
@@ -161,7 +161,7 @@ def jacobians(row: Function, rows: list[Array], of_state: bool = True) -> tuple[
         return tuple(to_numpy(found).astype(np.float64) for found in framework.each_row(of_row, *rows))
 
 
-def framework_of(like: Array) -> Framework:
+def framework_of(like: Array) -> Transforms:
     """The function transforms of an array's framework."""
     if is_jax_array(like):
         from kpflow_dyn._jax.rows import JAX
