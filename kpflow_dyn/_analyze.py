@@ -185,7 +185,7 @@ def _leading(flow: Flow, name: str, k: int, rng: Random, progress: Progress) -> 
 
 
 def _check(flow: Flow, task: TaskData | None, init: Law | None) -> None:
-    if init is not None and not hasattr(init, "describe"):
+    if init is not None and not hasattr(init, "matrix"):
         raise TypeError(f"init is {init!r}, expected the law of the weights, such as kp.models.Gaussian(g=1.5)")
     shape = flow.ntk.domain.shape[:2]
     if task is not None and task.inputs.shape[:2] != shape:
@@ -219,7 +219,7 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
     return {
         "title": f"Analysis of {getattr(getattr(model, 'func', model), '__name__', type(model).__name__)}",
         "model": problem.backend.models.describe(model),
-        **({} if init is None else {"init": init.describe()}),
+        **({} if init is None else {"init": init.describe() if hasattr(init, "describe") else repr(init)}),
         **_equation(flow.solution),
         "state": f"{trials} trials x {times} times x {units} units",
         "parameters": flow.J.domain.size,
@@ -248,7 +248,7 @@ def _equation(solution: Solution) -> dict[str, str]:
 def _packages(flow: Flow) -> Sequence[str]:
     """The packages that the model runs on."""
     problem = flow.solution.problem
-    packages = problem.backend.packages
+    packages = problem.backend.runtime.PACKAGES
     return packages if isinstance(problem, ODEProblem) else packages[:-1]
 
 

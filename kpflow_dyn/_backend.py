@@ -12,6 +12,7 @@ first used:
     dynamics    a step or a field on many states at once
     objectives  a loss of the states as a function of the parameters, twice differentiable
     training    a model in training by the framework's optimisers
+    runtime     threads, precision and packages
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -248,18 +248,11 @@ class Training(Protocol):
         ...
 
 
-class Backend(Protocol):
-    """A framework."""
+class Runtime(Protocol):
+    """The framework in this process."""
 
-    @property
-    def name(self) -> str:
-        """ "torch" or "jax"."""
-        ...
-
-    @property
-    def packages(self) -> Sequence[str]:
-        """The packages whose versions a result hangs on; the last one solves ODEs."""
-        ...
+    PACKAGES: Sequence[str]
+    """The packages whose versions a result hangs on; the last one solves ODEs."""
 
     def limit_threads(self, count: int) -> bool:
         """Compute on so many threads from now on, in this process; False where a process cannot choose that."""
@@ -269,54 +262,70 @@ class Backend(Protocol):
         """Let arrays be float64: JAX rounds them to float32 until it is told."""
         ...
 
+
+class Backend:
+    """A framework, part by part; each part is a module of its package, imported when it is first asked for.
+
+    Attributes:
+        name: "torch" or "jax".
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BACKENDS.__getitem__, (self.name,)
+
+    def _part(self, name: str) -> Any:
+        return importlib.import_module(f"kpflow_dyn._{self.name}.{name}")
+
     @property
     def data(self) -> Data:
-        """Arrays, taken in and checked."""
-        ...
+        """See `Data`."""
+        return self._part("data")
 
     @property
     def models(self) -> Models:
-        """Parameters by name."""
-        ...
+        """See `Models`."""
+        return self._part("models")
 
     @property
     def transforms(self) -> Transforms:
-        """Function transforms."""
-        ...
+        """See `Transforms`."""
+        return self._part("transforms")
 
     @property
     def solving(self) -> Solving:
-        """Forward passes."""
-        ...
+        """See `Solving`."""
+        return self._part("solving")
 
     @property
     def tracing(self) -> Tracing:
-        """Traced models."""
-        ...
+        """See `Tracing`."""
+        return self._part("tracing")
 
     @property
     def dynamics(self) -> Dynamics:
-        """Many states at once."""
-        ...
+        """See `Dynamics`."""
+        return self._part("dynamics")
 
     @property
     def objectives(self) -> Objectives:
-        """Losses of the parameters."""
-        ...
+        """See `Objectives`."""
+        return self._part("objectives")
 
     @property
     def training(self) -> Training:
-        """Optimisers at work."""
-        ...
+        """See `Training`."""
+        return self._part("training")
+
+    @property
+    def runtime(self) -> Runtime:
+        """See `Runtime`."""
+        return self._part("runtime")
 
 
-FRAMEWORKS = ("torch", "jax")
-
-
-@cache
-def backend_named(name: str) -> Backend:
-    """The backend of a framework, by its name."""
-    return importlib.import_module(f"kpflow_dyn._{name}.backend").BACKEND
+BACKENDS = {name: Backend(name) for name in ("torch", "jax")}
 
 
 def backend_of(*values: Any) -> Backend | None:
@@ -326,9 +335,9 @@ def backend_of(*values: Any) -> Backend | None:
     """
     for value in values:
         if is_torch_array(value) or is_torch_module(value):
-            return backend_named("torch")
+            return BACKENDS["torch"]
         if is_jax_array(value) or _holds_jax_arrays(value):
-            return backend_named("jax")
+            return BACKENDS["jax"]
     return None
 
 
@@ -343,7 +352,7 @@ def backend_for(data: Any, what: str, axes: str, model: Any = None) -> Backend:
         return found
     if not isinstance(data, np.ndarray):
         raise TypeError(f"{what} is {type(data).__name__}, expected a torch tensor or a jax array {axes}")
-    return backend_named("jax")
+    return BACKENDS["jax"]
 
 
 def _holds_jax_arrays(value: Any) -> bool:

@@ -183,7 +183,7 @@ def lacking(name: str) -> list[str]:
     result = "Attributes" in parts and "Args" not in parts
     checks: dict[str, bool] = {
         "first line": bool(re.match(r"[^\n]+", parts[""])) and parts[""].split("\n\n")[0].rstrip()[-1] in ".:,",
-        "arguments": _names(value, result) <= _documented(parts),
+        "arguments": _names(value, result) <= _documented(parts) | _inherited(value),
         "shapes": all(re.search(r"\[|shape|\bas \w|like", entry) for entry in _about(parts, _arrays(value))),
         "units": all(re.search(r"second|ms\b|unit|step", entry) for entry in _about(parts, {"dt", "timeout"})),
         "example": any(">>> " in text for text in parts.values()),
@@ -213,6 +213,12 @@ def _entries(parts: dict[str, str]) -> dict[str, str]:
 
 def _documented(parts: dict[str, str]) -> set[str]:
     return {name for head in _entries(parts) for name in re.findall(r"\w+", head)}
+
+
+def _inherited(value: Any) -> set[str]:
+    """Fields that the docstrings of base classes document."""
+    texts = [inspect.cleandoc(c.__doc__ or "") for c in getattr(value, "__mro__", ())[1:] if "kpflow" in c.__module__]
+    return {name for text in texts for name in _documented({"Attributes": text})}
 
 
 def _about(parts: dict[str, str], names: set[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from kpflow_dyn._arrays import Array, is_jax_array, is_torch_array
+from kpflow_dyn._arrays import Array, library_of
 
 BLOCK_BYTES = 2**24  # of the vectors in one application on a CPU, where more is no faster
 DEVICE_BLOCK_BYTES = 2**30
@@ -73,13 +73,7 @@ def span_bytes() -> int:
 
 def on_device(a: Array) -> bool:
     """Whether an array lies on an accelerator."""
-    if is_torch_array(a):
-        return a.device.type != "cpu"
-    if is_jax_array(a):
-        from kpflow_dyn._arrays.sharding import on_accelerator
-
-        return on_accelerator(a)
-    return False
+    return library_of(a).on_device(a)
 
 
 def within_budget(needed: int) -> bool:

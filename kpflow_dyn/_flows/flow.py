@@ -279,10 +279,19 @@ class ConstraintFlow(Flow):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Output(Readout):
-    """How gradient descent moves a readout y = C s + c of the states; see `Readout` for its operators.
+    """How gradient descent moves a readout y = C s + c of the states, on their axes with "out" in the place of "unit".
+
+        ntk = C ntk_S C*,    where the readout learns plus  V V^T (x) I,  V = [s] or [s, 1] at each trial and time
 
     Attributes:
         flow: of the states.
+        values: the output y [trial, ..., out].
+        C: the readout, state -> output.
+        J: changes of the flow's parameters (times the R of their metric), and then of the readout's [unit, out],
+            -> output.
+        ntk: the neural tangent kernel of the output, J J*.
+        parts: how many coordinates of J's domain each parameter has, in their order.
+        weight, bias, rate: the readout, [out, unit] and [out], and its learning rate, 0 where it does not learn.
 
     Example:
         >>> import torch, kpflow_dyn as kp

@@ -2,8 +2,8 @@
 
     K = (B V R)(B V R)*      core = (V R)(V R)*      ntk = (J R)(J R)*
 
-R has one block for each parameter. Where a block is elementwise it scales the columns of V, so that the spectrum of the
-core still follows from them; a column of zeros is a weight that does not learn.
+R has one block for each parameter. An elementwise block scales the columns of V, so that V still gives the spectrum of
+the core; a column of zeros is a weight that does not learn.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Block:
         size: how many coordinates it takes.
         apply: [probe, size] -> [probe, length of the parameter].
         transpose: the transpose of `apply`.
-        scale: where R is elementwise, what it multiplies each entry by [length of the parameter]; NaN elsewhere.
+        scale: where R is elementwise, the factor of each entry [length of the parameter]; NaN elsewhere.
     """
 
     size: int

@@ -15,19 +15,7 @@ from kpflow_dyn._spaces.space import Space
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Readout:
-    """A readout y = C s + c of states, on their axes with "out" in the place of "unit".
-
-        ntk = C ntk_S C*,    where the readout learns plus  V V^T (x) I,  V = [s] or [s, 1] at each trial and time
-
-    Attributes:
-        values: the output y [trial, ..., out].
-        C: the readout, state -> output.
-        J: changes of the flow's parameters (times the R of their metric), and then of the readout's [unit, out],
-            -> output.
-        ntk: the neural tangent kernel of the output, J J*.
-        parts: how many coordinates of J's domain each parameter has, in their order.
-        weight, bias, rate: the readout, [out, unit] and [out], and its learning rate, 0 where it does not learn.
-    """
+    """The operators of a readout of states that move by some ntk; see `Output`."""
 
     values: Array
     C: Operator

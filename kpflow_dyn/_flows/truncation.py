@@ -1,4 +1,4 @@
-"""Certified truncation of the Kronecker core: what each weight multiplies, along its leading directions only."""
+"""Truncation of the Kronecker core, with a bound: each weight sees only the leading directions of its variables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, like_numpy
+from kpflow_dyn._arrays import Array, Random, eps_of, like_numpy
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.rows import on_rows
@@ -61,12 +61,11 @@ def _largest(factor: Operator, rng: Random) -> tuple[float, float]:
 
 
 def _leading(site: WeightSite, allowed: float) -> tuple[Array | None, float]:
-    """The directions [d, r] outside of which V^T W V is at most `allowed`, and what it is there; None for all."""
+    """Directions [d, r] outside of which |V^T W V| <= `allowed`, and its norm there; None where all are needed."""
     if site.kind != "matrix":
         return None, 0.0
     values, vectors = np.linalg.eigh(site.gram())
-    precision = float(array_namespace(site.inputs).finfo(site.inputs.dtype).eps)
-    beyond = np.append(values[::-1].clip(0), 0.0) + len(values) * precision * values[-1]
+    beyond = np.append(values[::-1].clip(0), 0.0) + len(values) * eps_of(site.inputs) * values[-1]
     rank = max(1, int(np.argmax(beyond <= allowed))) if (beyond <= allowed).any() else len(values)
     if rank >= len(values):
         return None, 0.0

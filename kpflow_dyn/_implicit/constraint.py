@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._arrays import Array, array_namespace, eps_of, like_numpy
 from kpflow_dyn._implicit.layout import Layout
-from kpflow_dyn.solvers._orthogonalise import eps_of
 from kpflow_dyn.tracing._framework import Framework
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, evaluate, run
 from kpflow_dyn.tracing._rows import fixed_values, split

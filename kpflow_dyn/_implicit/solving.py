@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Rows, array_namespace
+from kpflow_dyn._arrays import Array, Rows, array_namespace, eps_of
 from kpflow_dyn._implicit.constraint import Constraint, Form, Traced, check_alike, direct, every, residual
 from kpflow_dyn._implicit.inverse import StateDerivative
 from kpflow_dyn._implicit.solutions import ConstraintSolution, FixedPointSolution, ImplicitSolution, NetworkSolution
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
-from kpflow_dyn.solvers._orthogonalise import eps_of
 
 ITERATIONS, NEWTON_STEPS = 1000, 30
 STATES = {"z", "h", "s", "y", "state", "hidden"}  # what the first parameter of f(z, x) may be called

@@ -262,4 +262,4 @@ def _can_descend(flow: Flow | Output) -> bool:
         field_of_model(inner.solution)
     except (TypeError, ValueError):
         return False
-    return not inner.roots and rate in (0, 1)
+    return not inner.preconditioner and rate in (0, 1)

@@ -16,11 +16,11 @@ from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Soluti
 from kpflow_dyn.solvers._rosenbrock import Point
 from kpflow_dyn.tracing._rows import split
 
-LOSS = "loss."  # what the names of the loss's own parameters begin with
+LOSS = "loss."  # prefix of the names of the loss's own parameters
 
 
 class Objective:
-    """theta [n] -> the loss about it.
+    """The loss about any theta [n].
 
     Args:
         solution: the solved problem.
@@ -28,7 +28,7 @@ class Objective:
         params: which parameters learn.
 
     Attributes:
-        start: theta as it is in the model and in the loss.
+        start: theta of the model and of the loss as they are.
     """
 
     def __init__(self, solution: Solution, loss: Callable[[Array], Array], params: Choice) -> None:
@@ -94,7 +94,7 @@ class Objective:
 
 
 def field_of_model(solution: Solution) -> str:
-    """Which field of the problem is the model; raise where its states cannot be differentiated twice."""
+    """The name of the field of the problem that is the model; raise where its states cannot be differentiated twice."""
     if isinstance(solution, DiscreteSolution):
         return "cell"
     if isinstance(solution, NetworkSolution):

@@ -37,7 +37,7 @@ READOUT = "readout"  # the part of a recording that is one
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A step of training: what tells its parameters from all others, and how to get the model and its readout."""
+    """A step of training: a digest of its parameters, and how to get the model and its readout."""
 
     step: int
     digest: str
@@ -111,7 +111,7 @@ def track(
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """What the numbers of a checkpoint depend on besides its parameters and the inputs."""
+    """All else that the numbers of a checkpoint depend on, besides its parameters and the inputs."""
 
     samples: int | None
     seed: int

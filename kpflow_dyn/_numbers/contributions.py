@@ -13,15 +13,14 @@ from typing import Protocol
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, to_numpy
+from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import row_dots
 from kpflow_dyn._arrays.memory import rows_at_once
-from kpflow_dyn._numbers.estimate import SAMPLES
+from kpflow_dyn._numbers.moments import count_of
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows, unit_rows
 from kpflow_dyn.solvers import Estimate, Moments
-from kpflow_dyn.solvers._moments import check_samples, exact, of_samples
-from kpflow_dyn.solvers._orthogonalise import eps_of
+from kpflow_dyn.solvers._moments import exact, of_samples
 
 
 class Learning(Protocol):
@@ -88,8 +87,7 @@ def _moments(factor: Operator, sizes: list[int], samples: int | None, rng: Rando
     if samples is None and min(n, p) <= CHEAP:
         squares = _of_columns(factor, sizes) if p <= n else _of_rows(factor, sizes)
         return exact(np.append(squares, squares.sum()), (min(n, p) + 1) // 2, "exact: all of J")
-    count = SAMPLES if samples is None else samples
-    check_samples(count)
+    count = count_of(samples)
     squares = _of_probes(factor, sizes, 2 * count, rng)
     squares = np.concatenate([squares, squares.sum(0, keepdims=True)])
     return of_samples(squares, count, "one-sided probes", eps_of(factor.domain.like))

@@ -178,7 +178,7 @@ class Sums:
         return PartialTrace(self.known, [], self.space, self.symmetric, applications)
 
     def sampled(self, probes: int, applications: int) -> PartialTrace:
-        """The sum of the pairs and the mean of so many random ones."""
+        """The sum of the pairs and the mean of this number of random ones."""
         count = min(GROUPS, probes)
         groups = [self.known + total / (probes // count) for total in self.groups[:count]]
         return PartialTrace(sum(groups) / count, groups, self.space, self.symmetric, applications)

@@ -19,19 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, to_numpy
+from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import row_dots
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._flows.sites import CoreOperator
-from kpflow_dyn._numbers.estimate import Scalars, cosine, effective_rank, moments_of
+from kpflow_dyn._numbers.estimate import Scalars, cosine, effective_rank
+from kpflow_dyn._numbers.moments import moments_of
 from kpflow_dyn._numbers.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn._numbers.spectra import Modes, modes, modes_and_drives
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows
-from kpflow_dyn.solvers import BlockLanczos, Dense, Estimate, Moments
+from kpflow_dyn.solvers import BlockLanczos, Dense, EigenSolver, Estimate, Moments
 from kpflow_dyn.solvers._moments import exact, of_samples
-from kpflow_dyn.solvers._orthogonalise import eps_of, project_out, to_like
+from kpflow_dyn.solvers._orthogonalise import project_out, to_like
 
 Progress = Callable[[str, int, int | None], None]
 """Called as progress(stage, done, total) in applications of an operator; total is None where nobody knows."""
@@ -96,7 +97,7 @@ def summary(
     k: int = 10,
     samples: int = SAMPLES,
     seed: int | Random = 0,
-    alg: BlockLanczos | Dense | None = None,
+    alg: EigenSolver | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Every scalar of a flow, with its error bar, and the leading modes, from one pass of applications.
@@ -149,7 +150,7 @@ class _Pass:
         self.sums = {name: Sums(flow.ntk.domain, (axis,), True) for name, axis in KERNELS.items()}
         self.probes = dict.fromkeys(self.sums, 0)
 
-    def summary(self, k: int, alg: BlockLanczos | Dense) -> Summary:
+    def summary(self, k: int, alg: EigenSolver) -> Summary:
         """Leading pairs first, then what they leave, then the operators that need no sweep."""
         most, largest = sorted((self.flow.J.domain.size, self.flow.ntk.domain.size))
         small = most <= CHEAP and 8 * most * largest <= DENSE_BYTES

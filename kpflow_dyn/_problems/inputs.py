@@ -64,10 +64,10 @@ def check_start(z0: Any, f: Any) -> Array:
 
 
 def check_rows(x: Any, what: str, axes: str) -> Array:
-    """Data of torch or JAX, floats or integers; numpy arrays become those of JAX.
+    """Floats or integers of torch or JAX; numpy arrays become jax arrays.
 
     Raises:
-        TypeError, ValueError: for other types, complex numbers, an empty axis, NaN or inf.
+        TypeError, ValueError: other types, complex numbers, an empty axis, NaN or inf.
     """
     if not is_torch_array(x):
         if not (is_jax_array(x) or isinstance(x, np.ndarray)):
@@ -108,7 +108,7 @@ def check_inputs(x: Any, z0: Array, t: np.ndarray) -> Any:
 
     Raises:
         TypeError, ValueError: for samples of other trials, rank, dtype, framework or length than the problem's, or
-            whose times do not cover the problem's.
+            with times that do not cover the problem's.
     """
     if x is None or callable(x):
         return x
@@ -256,7 +256,7 @@ def step_times(problem: ODEProblem, steps: Any, adaptive: bool, max_steps: int, 
     """The times between which the solver must step, from t0 to the end; None where it chooses itself.
 
     Raises:
-        TypeError, ValueError: for steps that are no such times, do not reach from t0 to the end, or are too many.
+        TypeError, ValueError: steps that are no increasing times from t0 to the end, or too many of them.
     """
     t0, end = problem.t[0], problem.t[-1]
     if steps is None and not adaptive and problem.is_span:
@@ -289,7 +289,7 @@ def _constant_steps(t0: float, end: float, length: float, max_steps: int) -> np.
 
 
 def _on_grid(times: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """The times, those of them that are times of the grid but for round-off being exactly these."""
+    """The times; those that equal a time of the grid up to round-off are replaced by it."""
     right = np.clip(np.searchsorted(grid, times), 1, len(grid) - 1)
     nearest = np.where(times - grid[right - 1] < grid[right] - times, grid[right - 1], grid[right])
     return np.where(np.abs(times - nearest) <= _round_off(grid), nearest, times)

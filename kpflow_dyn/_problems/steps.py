@@ -49,8 +49,8 @@ class AcceptedSteps:
         dt: its length [trial, step], float64 numpy.
         before: the state where it begins [trial, step, unit].
         after: the state where it ends [trial, step, unit].
-        stage_times: when each stage is evaluated [trial, step, stage], float64 numpy: t + c dt, or what a solver that
-            avoids the ends of its steps (torchdiffeq) has instead, some round-off beside it.
+        stage_times: when each stage is evaluated [trial, step, stage], float64 numpy: t + c dt; torchdiffeq, which
+            avoids the ends of its steps, differs from this by round-off.
         stages: the stage derivatives k [trial, step, stage, unit] of an implicit method; None where they are explicit
             and are evaluated again.
     """
@@ -74,7 +74,7 @@ class AcceptedSteps:
         A time that is the end of a step (to round-off) is the end of exactly that step, theta = 1; t0 is step 0.
 
         Raises:
-            ValueError: for times outside of the steps.
+            ValueError: times outside of the steps.
         """
         times = np.atleast_1d(np.asarray(times, np.float64))
         ends = self.t + self.dt
@@ -131,7 +131,7 @@ def _advance(y: Array, h: Any, weights: Sequence[float], k: Sequence[Array]) -> 
 
 
 def replay_error(replayed: Array, before: Array, after: Array, h: Any, k: Sequence[Array]) -> Array:
-    """How far a replayed step [..., unit] is from the one taken, relative to the largest number in it."""
+    """The largest difference of a replayed step [..., unit] from the one taken, relative to its largest number."""
     xp = array_namespace(after)
     sizes = [xp.abs(before), xp.abs(after), *(xp.abs(h * k_i) for k_i in k)]
     scale = xp.max(xp.stack(sizes), axis=(0, -1))

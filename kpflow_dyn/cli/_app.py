@@ -244,7 +244,7 @@ def _own_problem(reference: str, threads: int | None) -> _Given:
 
     problem = problem_from(reference)
     posed = problem.problem if isinstance(problem, kp.Solution) else problem
-    if threads is not None and not posed.backend.limit_threads(threads):
+    if threads is not None and not posed.backend.runtime.limit_threads(threads):
         raise ValueError(
             "--threads has no effect on JAX; leave it out, and limit the process itself (on Linux: taskset -c 0-3 "
             "kpflow-dyn ...)"

@@ -57,6 +57,6 @@ def posed(network: Checkpoint, data: TaskData) -> DiscreteProblem:
 def limit_threads(threads: int | None) -> None:
     """Let torch use so many threads; None leaves it its own choice."""
     if threads is not None:
-        from kpflow_dyn._backend import backend_named
+        from kpflow_dyn._backend import BACKENDS
 
-        backend_named("torch").limit_threads(threads)
+        BACKENDS["torch"].runtime.limit_threads(threads)

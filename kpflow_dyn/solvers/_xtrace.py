@@ -1,8 +1,8 @@
 """XTrace and XNysTrace: every random probe tests what all the others built.
 
-With Q an orthonormal basis of the images of m probes, leaving probe i out takes one direction s_i out of the space: the
-unit vector of span Q that is orthogonal to all other images. Leaving i and j out takes span{s_i, s_j} out. So the
-estimates without one and without two probes, and with them the mean and its covariance, follow from small matrices.
+Let Q be an orthonormal basis of the images of m probes. Without probe i the space loses one direction s_i, the unit
+vector of span Q that is orthogonal to all other images; without i and j it loses span{s_i, s_j}. So small matrices give
+all estimates without one and without two probes, and from these the mean and its covariance.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, Rows, joined, to_numpy
+from kpflow_dyn._arrays import Array, Random, Rows, eps_of, joined, to_numpy
 from kpflow_dyn._arrays.dots import gram, products, row_dots, row_norms
 from kpflow_dyn._arrays.memory import bytes_of, rows_at_once, within_budget
+from kpflow_dyn.solvers._doors import OfFactor, OfOperator
 from kpflow_dyn.solvers._moments import Moments, check_samples, exact, of_exchangeable, of_samples
-from kpflow_dyn.solvers._orthogonalise import combine, eps_of, orthonormalise, project_out
+from kpflow_dyn.solvers._orthogonalise import combine, orthonormalise, project_out
 from kpflow_dyn.solvers._probes import images_of_normal
 
-LIFTED_BYTES = 2**32  # images of a basis in the larger space that may lie beside each other
+LIFTED_BYTES = 2**32  # of the images of a basis in the larger space that may be held at once
 
 
 @dataclass(frozen=True)
-class XTrace:
+class XTrace(OfOperator):
     """tr A and |A|_F^2 of any A: for a probe x_i, Q_i a basis of all other images A x and y_i = (1 - Q_i Q_i^T) x_i,
 
         tr A = E[ tr Q_i^T A Q_i + c_i y_i^T A y_i ]        |A|_F^2 = E[ |A Q_i|_F^2 + c_i |A y_i|^2 ]
@@ -42,11 +43,7 @@ class XTrace:
     """
 
     def moments(self, apply: Rows, n: int, samples: int, *, like: Array, seed: int | Random = 0) -> Moments:
-        """tr A and |A|_F^2 of an operator on rows [b, n] from so many applications, half of them to random probes.
-
-        Raises:
-            ValueError: fewer than 8 samples.
-        """
+        """As `Hutchinson.moments`; half of the applications are to random probes."""
         check_samples(samples)
         count = min(samples // 2, n)
         x = Random(seed).normal((count, n), like)
@@ -75,7 +72,7 @@ class XTrace:
 
 
 @dataclass(frozen=True)
-class XNysTrace:
+class XNysTrace(OfFactor):
     """tr and |.|_F^2 of A = L L*: for a probe x_i, z_i = L* x_i, Q_i a basis of all other z and C_i = (L Q_i)^T L Q_i,
 
         tr A    = E[ tr C_i + |(1 - Q_i Q_i^T) z_i|^2 ]
@@ -97,7 +94,7 @@ class XNysTrace:
     def moments(
         self, factor: tuple[Rows, Rows], shape: tuple[int, int], samples: int, *, like: Array, seed: int | Random = 0
     ) -> Moments:
-        """tr and |.|_F^2 of A = L L* from so many applications of L and of L*.
+        """tr and |.|_F^2 of A = L L* from `samples` applications of L and of L*.
 
         Args:
             factor: L and L* on rows, [b, p] -> [b, n] and [b, n] -> [b, p].

@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import like_numpy, to_numpy
-from kpflow_dyn._backend import FRAMEWORKS, backend_named
+from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._problems.parameters import parameters_of
 from kpflow_dyn.sweep._sweep import Sweep
 from kpflow_dyn.tasks._data import nearest
@@ -195,8 +195,8 @@ def _posed(model: dict[str, Any], init: dict[str, Any], task: dict[str, Any]) ->
 
 def _allow_double(options: Mapping[str, Any]) -> None:
     framework = options.get("framework", "torch")
-    if options["dtype"] == "float64" and framework in FRAMEWORKS:
-        backend_named(framework).allow_double()
+    if options["dtype"] == "float64" and framework in BACKENDS:
+        BACKENDS[framework].runtime.allow_double()
 
 
 @dataclass
