@@ -111,7 +111,8 @@ def check_same(found: Array, expected: Array, size: Array, times: np.ndarray) ->
         raise ValueError(
             f"the step from t = {np.broadcast_to(times, error.shape)[worst]:.6g} gives another result when it is "
             f"replayed, off by {error[worst]:.1e} of the state; f must depend on (t, z, x) alone, with no noise, "
-            "counters or memory of earlier calls, and its parameters must be those of the solve"
+            "counters or memory of earlier calls, and its parameters must be those of the solve; where they changed, "
+            "solve again"
         )
 
 
