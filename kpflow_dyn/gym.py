@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import is_torch_module
-from kpflow_dyn.models._closed_loop import is_jax_module
+from kpflow_dyn._backend import backend_of
 from kpflow_dyn.models._plants import CartPole, Pendulum, Plant
 from kpflow_dyn.tasks._data import check_count, nearest
 
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-__all__ = ["Episodes", "gym_plant", "rollout"]
+__all__ = ["Environment", "Episodes", "gym_plant", "rollout"]
 
 Act = Callable[[np.ndarray], np.ndarray]
 
@@ -59,20 +57,9 @@ class Episodes:
 
     def plot(self, dark: bool = False) -> Figure:
         """The states over time, a panel for each and a line for each episode."""
-        from kpflow_dyn.figures import new_figure, series, styled
+        from kpflow_dyn.figures import _control as figures
 
-        @styled
-        def draw(found: Episodes) -> Figure:
-            names = found.states.state.values
-            figure, panels = new_figure(1.3 * len(names), rows=len(names))
-            for panel, name in zip(panels, names, strict=True):
-                panel.plot(found.states.time, found.states.sel(state=name).T, color=series()[0], alpha=0.4, linewidth=1)
-                panel.set(ylabel=str(name).replace("_", " "))
-                panel.label_outer()
-            panels[-1].set(xlabel="Time (s)")
-            return figure
-
-        return draw(self, dark=dark)
+        return figures.episodes(self, dark=dark)
 
 
 def gym_plant(env: str) -> Plant:
@@ -88,7 +75,7 @@ def gym_plant(env: str) -> Plant:
 
 
 def rollout(
-    policy: Any, env: str = "CartPole-v1", episodes: int = 20, seed: int = 0, max_steps: int | None = None
+    policy: Any, env: str | Environment = "CartPole-v1", episodes: int = 20, seed: int = 0, max_steps: int | None = None
 ) -> Episodes:
     """Run a policy in an environment of gymnasium, closed over the environment's observations.
 
@@ -99,7 +86,7 @@ def rollout(
     Args:
         policy: u = policy(z), a torch module on rows [trial, state], a JAX module on one state, or a function of numpy
             arrays on one state; or a `ClosedLoop`, whose policy is taken.
-        env: "CartPole-v1" or "Pendulum-v1".
+        env: "CartPole-v1", "Pendulum-v1", or an `Environment` of your own.
         episodes: how many; episode i starts from `env.reset(seed=seed + i)`.
         seed: of the first one.
         max_steps: of an episode; the environment's own (500 and 200) when None.
@@ -117,15 +104,15 @@ def rollout(
     known = _environment(env)
     check_count("episodes", episodes, 1)
     check_count("max_steps", known.steps if max_steps is None else max_steps, 1)
-    act = _act_of(policy, known, env)
-    world = _made(env, max_steps)
+    act = _act_of(policy, known)
+    world = _made(known.name, max_steps)
     runs = [_episode(world, known, act, seed + i) for i in range(episodes)]
     world.close()
     returns, terminated, states, controls = zip(*runs, strict=True)
     longest = max(map(len, states))
     dims, time = ("episode", "time"), known.dt * np.arange(longest)
     return Episodes(
-        env=env,
+        env=known.name,
         returns=np.array(returns),
         lengths=np.array([len(run) for run in controls]),
         terminated=np.array(terminated),
@@ -135,11 +122,12 @@ def rollout(
 
 
 @dataclass(frozen=True)
-class _Environment:
-    """An environment in the words of its plant.
+class Environment:
+    """An environment in the words of its plant; `rollout` takes one of yours where it takes a name.
 
     Attributes:
-        plant: with the environment's constants.
+        name: as gymnasium has it registered.
+        plant: with the environment's constants; it says its `state_size`, `control_size` and `state_names`.
         dt: seconds between two steps.
         steps: how many an episode has at most.
         state: (observation, state before it or None) -> the plant's state.
@@ -147,7 +135,8 @@ class _Environment:
         action: applied control -> action.
     """
 
-    plant: Plant
+    name: str
+    plant: Any
     dt: float
     steps: int
     state: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
@@ -163,7 +152,8 @@ def _pendulum_state(observation: np.ndarray, before: np.ndarray | None) -> np.nd
 
 
 ENVIRONMENTS = {
-    "CartPole-v1": _Environment(
+    "CartPole-v1": Environment(
+        name="CartPole-v1",
         plant=CartPole(gravity=9.8),
         dt=0.02,
         steps=500,
@@ -171,7 +161,8 @@ ENVIRONMENTS = {
         applied=lambda u: np.where(u > 0, 10.0, -10.0),
         action=lambda u: int(u[0] > 0),
     ),
-    "Pendulum-v1": _Environment(
+    "Pendulum-v1": Environment(
+        name="Pendulum-v1",
         plant=Pendulum(mass=0.75, length=2 / 3, gravity=10.0),
         dt=0.05,
         steps=200,
@@ -182,7 +173,9 @@ ENVIRONMENTS = {
 }
 
 
-def _environment(env: str) -> _Environment:
+def _environment(env: str | Environment) -> Environment:
+    if isinstance(env, Environment):
+        return env
     if env not in ENVIRONMENTS:
         raise ValueError(
             f"unknown environment {env!r}.{nearest(str(env), list(ENVIRONMENTS))} Known: {', '.join(ENVIRONMENTS)}."
@@ -198,7 +191,7 @@ def _made(env: str, max_steps: int | None) -> Any:
     return gymnasium.make(env, max_episode_steps=max_steps, disable_env_checker=True)
 
 
-def _episode(world: Any, known: _Environment, act: Act, seed: int) -> tuple[float, bool, np.ndarray, np.ndarray]:
+def _episode(world: Any, known: Environment, act: Act, seed: int) -> tuple[float, bool, np.ndarray, np.ndarray]:
     """Return, whether it failed, states and controls of one episode."""
     observation, _ = world.reset(seed=seed)
     states, controls, total = [known.state(observation.astype(float), None)], [], 0.0
@@ -226,10 +219,10 @@ def _labelled(rows: Any, longest: int, dims: tuple[str, ...], coordinates: dict[
     return array
 
 
-def _act_of(policy: Any, known: _Environment, env: str) -> Act:
+def _act_of(policy: Any, known: Environment) -> Act:
     """The policy on numpy states, tried once."""
-    plant = getattr(policy, "plant", None)
-    if isinstance(plant, Plant) and type(plant) is not type(known.plant):
+    plant, env = getattr(policy, "plant", None), known.name
+    if getattr(plant, "state_names", known.plant.state_names) != known.plant.state_names:
         raise ValueError(f"the loop's plant is {plant}, but {env} is a {type(known.plant).__name__}: {known.plant}")
     act = _on_numpy(policy.policy if plant is not None else policy)
     size, width = known.plant.state_size, known.plant.control_size
@@ -243,33 +236,9 @@ def _act_of(policy: Any, known: _Environment, env: str) -> Act:
 
 
 def _on_numpy(policy: Any) -> Act:
-    if is_torch_module(policy):
-        return _torch_on_numpy(policy)
-    if is_jax_module(policy):
-        return _jax_on_numpy(policy)
     if not callable(policy) or isinstance(policy, type):
         raise TypeError(
             f"policy is {policy!r}, expected a torch or JAX module, a function u = policy(z), or a ClosedLoop"
         )
-    return lambda z: np.asarray(policy(z), float)
-
-
-def _torch_on_numpy(policy: Any) -> Act:
-    torch = sys.modules["torch"]
-    like = next(policy.parameters(), torch.zeros(()))
-
-    @torch.no_grad()
-    def act(z: np.ndarray) -> np.ndarray:
-        row = torch.as_tensor(z[None], dtype=like.dtype, device=like.device)
-        return policy(row)[0].cpu().numpy().astype(float)
-
-    return act
-
-
-def _jax_on_numpy(policy: Any) -> Act:
-    import equinox as eqx
-
-    from kpflow_dyn._problems.parameters import parameters_of
-
-    compiled, dtype = eqx.filter_jit(policy), next(iter(parameters_of(policy).values())).dtype
-    return lambda z: np.asarray(compiled(z.astype(dtype)), float)
+    backend = backend_of(policy)
+    return (lambda z: np.asarray(policy(z), float)) if backend is None else backend.models.on_numpy(policy)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._backend import backend_named, backend_of
+from kpflow_dyn._backend import BACKENDS, backend_of
 from kpflow_dyn._learning.losses import mean_squared_error, units_read
 from kpflow_dyn._progress import bars
 from kpflow_dyn.tasks._data import TaskData, check_count
@@ -135,7 +135,7 @@ def _check_options(steps: int, lr: float, clip: float | None) -> None:
 
 
 def _trainee(model: Any, readout: Any, data: Any, z0: Any, optimizer: Any, lr: float, clip: float | None) -> Any:
-    backend, other = (backend_of(part) or backend_named("jax") for part in (model, readout))  # JAX says what is amiss
+    backend, other = (backend_of(part) or BACKENDS["jax"] for part in (model, readout))  # JAX says what is amiss
     if backend is not other:
         raise TypeError(
             f"the model is {type(model).__name__} and the readout {type(readout).__name__}; both must be torch modules "

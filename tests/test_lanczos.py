@@ -11,7 +11,7 @@ from synthetic import LIBRARIES, as_array, library, spectra
 
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._arrays.dots import gram, to_double
-from kpflow_dyn.solvers import BlockLanczos, Dense
+from kpflow_dyn.solvers import BlockLanczos, Dense, FastestBlock
 from kpflow_dyn.solvers._certify import CHECKS
 from kpflow_dyn.solvers._orthogonalise import combine, orthonormalise
 
@@ -169,13 +169,32 @@ def test_the_block_is_the_one_that_promises_to_be_fastest(monkeypatch):
             blocks.append(rows.shape[0])
             return apply(rows)
 
-        monkeypatch.setattr("kpflow_dyn.solvers._timing._answers", {})
-        monkeypatch.setattr("kpflow_dyn.solvers._timing.time.perf_counter", lambda clock=clock: clock[0])
-        solver = BlockLanczos(dense=0)
+        monkeypatch.setattr("kpflow_dyn.solvers._block.time.perf_counter", lambda clock=clock: clock[0])
+        solver = BlockLanczos(block=FastestBlock(), dense=0)
         first, again = (solver.solve(timed, N, 20, like=like) for _ in range(2))
         assert (first.vectors == again.vectors).all() and again.applications == first.applications
         found[name] = blocks[-again.calls]
     assert found == {"calls": 64, "rows": 2}
+
+
+def test_the_default_block_hangs_on_no_clock(monkeypatch):
+    """Small for long vectors and larger for short ones, and the same whatever calls take."""
+
+    def no_clock() -> float:
+        raise AssertionError("the clock was read")
+
+    monkeypatch.setattr("kpflow_dyn.solvers._block.time.perf_counter", no_clock)
+    found = {}
+    for n in (N, 5_000, 50_000):
+        blocks: list[int] = []
+
+        def counted(rows, blocks=blocks):
+            blocks.append(rows.shape[0])
+            return rows * np.exp(-np.arange(rows.shape[1]))
+
+        BlockLanczos(dense=0).solve(counted, n, 3, like=np.zeros(1))
+        found[n] = blocks[0]
+    assert found == {N: 16, 5_000: 4, 50_000: 2}
 
 
 @pytest.mark.parametrize("noise", [1e-9, 1e-4])

@@ -1,21 +1,26 @@
-"""What the package needs of an array library beyond the array API standard: random numbers, and the way to numpy."""
+"""What the package needs of an array library beyond the array API standard: random numbers, places, the way to numpy.
+
+Each function asks one object, chosen by `library_of`; torch and JAX are imported when an array of theirs comes, not
+before.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import array_api_compat
 import numpy as np
 from array_api_compat import array_namespace, is_jax_array, is_torch_array
 
-Array = Any
+from kpflow_dyn._arrays.of_numpy import NUMPY, PRECISIONS, Array, Library
+
 Rows = Callable[[Array], Array]
 """A map on blocks of rows [b, n] -> [b, m]."""
 
 __all__ = [
+    "PRECISIONS",
     "Array",
     "Random",
     "Rows",
@@ -24,11 +29,13 @@ __all__ = [
     "concretely",
     "device",
     "empty_row",
+    "eps_of",
     "full_precision",
     "is_jax_array",
     "is_torch_array",
     "is_torch_module",
     "joined",
+    "library_of",
     "like_numpy",
     "placed",
     "products_in",
@@ -37,11 +44,32 @@ __all__ = [
 ]
 
 
+def library_of(a: Array) -> Library:
+    """What is done with arrays of this kind; all that are neither torch's nor JAX's are taken for numpy's."""
+    if is_torch_array(a):
+        from kpflow_dyn._arrays.of_torch import TORCH
+
+        return TORCH
+    if is_jax_array(a):
+        from kpflow_dyn._arrays.of_jax import JAX
+
+        return JAX
+    return NUMPY
+
+
 class Random:
-    """A stream of random arrays, on the library and device of the array they should be like.
+    """A stream of random arrays, in the library and on the device of a given array.
 
     Args:
         seed: an int (the same int gives the same stream), or a `Random` to continue.
+
+    Raises:
+        TypeError: another seed.
+
+    Example:
+        >>> from kpflow_dyn.solvers import Random
+        >>> Random(0).normal((2, 3), like=np.zeros(1)).shape
+        (2, 3)
     """
 
     def __init__(self, seed: int | Random = 0) -> None:
@@ -54,17 +82,7 @@ class Random:
 
     def normal(self, shape: tuple[int, ...], like: Array) -> Array:
         """Independent standard normal numbers, with the library, dtype and device of `like`; sharded like its rows."""
-        seed = self._next()
-        if is_torch_array(like):
-            import torch
-
-            generator = torch.Generator(like.device).manual_seed(seed)
-            return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-        if is_jax_array(like):
-            from kpflow_dyn._arrays.sharding import normal
-
-            return normal(seed, shape, like)
-        return np.random.default_rng(seed).standard_normal(shape).astype(like.dtype)
+        return library_of(like).normal(self._next(), shape, like)
 
 
 def is_torch_module(model: object) -> bool:
@@ -72,36 +90,29 @@ def is_torch_module(model: object) -> bool:
     return "torch" in sys.modules and isinstance(model, sys.modules["torch"].nn.Module)
 
 
-def device(a: Array) -> Any:
-    """Where an array lies; of one that is sharded, where it would lie whole, on each of the devices."""
-    if is_jax_array(a):
-        from kpflow_dyn._arrays.sharding import shared_place
+def eps_of(a: Array) -> float:
+    """The round-off of an array's dtype."""
+    return float(array_namespace(a).finfo(a.dtype).eps)
 
-        return shared_place(a)
-    return array_api_compat.device(a)
+
+def device(a: Array) -> Any:
+    """The device of an array; of a sharded one, the placement of a copy on each of its devices."""
+    return library_of(a).device(a)
 
 
 def empty_row(like: Array, of_trials: bool) -> Array:
     """An array [0] of the library, dtype and device of `like`, which may be sharded by trials, as rows then are."""
-    if is_jax_array(like):
-        from kpflow_dyn._arrays.sharding import empty_row
-
-        return empty_row(like, of_trials)
-    return like.reshape(-1)[:0]
+    return library_of(like).empty_row(like, of_trials)
 
 
 def placed(values: Array, row: Array, axis: int) -> Array:
-    """Values that lie as a row does which may be sharded by trials; these stand at the axis, counted from the last."""
-    if is_jax_array(row):
-        from kpflow_dyn._arrays.sharding import placed
-
-        return placed(values, row, axis)
-    return values
+    """Values sharded by trials as `row` is; trials are on the axis, which is counted from the last."""
+    return library_of(row).placed(values, row, axis)
 
 
 def to_numpy(a: Array) -> np.ndarray:
     """A numpy copy or view of an array of any library, on any device."""
-    return a.detach().cpu().numpy() if is_torch_array(a) else np.asarray(a)
+    return library_of(a).to_numpy(a)
 
 
 def like_numpy(values: np.ndarray, like: Array) -> Array:
@@ -110,12 +121,8 @@ def like_numpy(values: np.ndarray, like: Array) -> Array:
 
 
 def concretely(like: Array) -> AbstractContextManager[Any]:
-    """Compute at once what does not depend on traced arrays, inside of a `jax.jit` too."""
-    if not is_jax_array(like):
-        return nullcontext()
-    import jax
-
-    return jax.ensure_compile_time_eval()
+    """Compute what does not depend on traced arrays at once, also inside a `jax.jit`."""
+    return library_of(like).concretely()
 
 
 def full_precision(like: Array) -> AbstractContextManager[Any]:
@@ -123,77 +130,28 @@ def full_precision(like: Array) -> AbstractContextManager[Any]:
 
     Whoever sets `jax.default_matmul_precision` gets that. In torch float32 is the default already.
     """
-    if is_jax_array(like):
-        import jax
-
-        if jax.config.values["jax_default_matmul_precision"] is None:
-            return jax.default_matmul_precision("highest")
-    return nullcontext()
+    return library_of(like).full_precision()
 
 
-PRECISIONS = {"tf32": ("high", "tensorfloat32"), "bf16": ("medium", "bfloat16")}  # as torch and JAX call them
-
-
-@contextmanager
-def products_in(precision: str | None, like: Array) -> Iterator[None]:
+def products_in(precision: str | None, like: Array) -> AbstractContextManager[Any]:
     """Products of float32 from as many digits as "tf32" or "bf16" have, where the device can; None changes nothing."""
-    for_torch, for_jax = PRECISIONS.get(precision or "", (None, None))
-    if for_torch is None:
-        yield
-    elif is_jax_array(like):
-        import jax
-
-        with jax.default_matmul_precision(for_jax):
-            yield
-    elif is_torch_array(like):
-        import torch
-
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(for_torch)
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-    else:
-        yield
+    return nullcontext() if precision is None else library_of(like).products_in(precision)
 
 
 def joined(parts: Iterable[Array], count: int) -> Array:
-    """Blocks of so many rows in all, one after another; where arrays can change, each is put in its place at once."""
-    parts = iter(parts)
-    head = next(parts)
-    if (at := head.shape[0]) == count:
-        return head
-    xp = array_namespace(head)
-    if is_jax_array(head):
-        return xp.concat([head, *parts], axis=0)
-    out = xp.empty((count, *head.shape[1:]), dtype=head.dtype, device=device(head))
-    out[:at] = head
-    for rows in parts:
-        out[at : at + rows.shape[0]] = rows
-        at += rows.shape[0]
-    return out
+    """Blocks with this total number of rows in one array; where arrays can change, each is written into its place."""
+    rest = iter(parts)
+    head = next(rest)
+    return head if head.shape[0] == count else library_of(head).joined(head, rest, count)
 
 
 def take_at(values: Array, index: np.ndarray) -> Array:
-    """Of values [probe, trial, n, width], those at the places index [trial, m]: [probe, trial, m, width]."""
-    if is_jax_array(values):
-        import jax  # a map over trials is seen to need nothing of other trials
-
-        return jax.vmap(lambda own, places: own[:, places], (1, 0), 1)(values, index)
-    places = np.arange(len(index))[:, None], index
-    trials, places = (array_namespace(values).asarray(numbers, device=device(values)) for numbers in places)
-    return values[:, trials, places]
+    """The values [probe, trial, n, width] at the places index [trial, m]: [probe, trial, m, width]."""
+    return library_of(values).take_at(values, index)
 
 
 def add_at(values: Array, index: np.ndarray, size: int) -> Array:
     """Add values [probe, trial, n, width] into zeros [probe, trial, size, width] at the places index [trial, n]."""
-    xp = array_namespace(values)
-    zeros = xp.zeros((*values.shape[:2], size, values.shape[3]), dtype=values.dtype, device=device(values))
-    if is_jax_array(values):
-        import jax
-
-        return jax.vmap(lambda own, places, new: own.at[:, places].add(new), (1, 0, 1), 1)(zeros, index, values)
-    rows, columns = (xp.asarray(numbers, device=device(values)) for numbers in (np.arange(len(index))[:, None], index))
-    zeros.permute(1, 2, 0, 3).index_put_((rows, columns), values.permute(1, 2, 0, 3), accumulate=True)
-    return zeros
+    shape = (*values.shape[:2], size, values.shape[3])
+    zeros = array_namespace(values).zeros(shape, dtype=values.dtype, device=device(values))
+    return library_of(values).add_at(zeros, values, index)

@@ -7,25 +7,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, is_jax_array, like_numpy, to_numpy
-
-OPTIONS = {"gmres": {"restart": 100, "maxiter": 50}, "cg": {}}
+from kpflow_dyn._arrays import Array, library_of, like_numpy, to_numpy
 
 
 def iterate(method: Literal["cg", "gmres"], apply: Callable[[Array], Array], b: Array, rtol: float) -> Array:
-    """x with |A x - b| <= rtol |b|, or as near as the method gets: the caller looks at A x - b.
+    """x with |A x - b| <= rtol |b|, or the best that the method finds: the caller checks A x - b.
 
     JAX has solvers of its own; all others run scipy's, on the host.
     """
-    if is_jax_array(b):
-        from jax.scipy.sparse import linalg
-
-        return getattr(linalg, method)(apply, b, tol=rtol, **OPTIONS[method])[0]
-    from scipy.sparse import linalg
-
-    operator = on_host(apply, b)
-    found, _info = getattr(linalg, method)(operator, to_numpy(b).ravel(), rtol=rtol, atol=0.0, **OPTIONS[method])
-    return like_numpy(found.reshape(b.shape), b)
+    return library_of(b).iterate(method, apply, b, rtol)
 
 
 def on_host(apply: Callable[[Array], Array], like: Array) -> Any:

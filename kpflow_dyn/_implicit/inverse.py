@@ -9,10 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Rows, array_namespace, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, Rows, array_namespace, eps_of, like_numpy, to_numpy
 from kpflow_dyn._arrays.dots import row_norms
 from kpflow_dyn._arrays.linear_systems import iterate, on_host
-from kpflow_dyn.solvers._orthogonalise import eps_of
 
 DENSE = 1024  # unknowns of a row up to which its matrix is formed
 SINGULAR = 0.01  # of 1 / eps: a larger condition number leaves no digits

@@ -60,6 +60,11 @@ class _Solve(eqx.Module):
     def __init__(self, sol: Solution, model: Model) -> None:
         problem = sol.problem
         assert isinstance(problem, ODEProblem)
+        if not DIFFRAX.accepts(sol.alg):
+            raise ValueError(
+                f"the steps of {sol.alg!r} cannot be replayed; solve with a Runge-Kutta method, or linearize with "
+                "sensealg=InterpolatingAdjoint()"
+            )
         options = with_steps(problem, DIFFRAX, sol.alg, Options(**sol.options))
         self.field, self.z0, self.solver = FieldOf(problem, model), problem.z0, sol.alg
         self.times = jnp.asarray([problem.t[0], *sol.t, problem.t[-1]], problem.z0.dtype)

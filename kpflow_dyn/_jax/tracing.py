@@ -11,12 +11,10 @@ from kpflow_dyn._jax.model import Model
 from kpflow_dyn._jax.networks import fixed_point, free_form, network
 from kpflow_dyn._jax.through_solver import ThroughSolver
 from kpflow_dyn._problems.problems import DiscreteProblem
-from kpflow_dyn.ode._variational import Variational
 
 __all__ = [
     "Model",
     "ThroughSolver",
-    "Variational",
     "discrete_step",
     "fixed_point",
     "free_form",

@@ -14,7 +14,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from kpflow_dyn._backend import Transforms
-from kpflow_dyn._flows.flow import InterpolatingAdjoint
+from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._jax.checks import with_parameters
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._jax.model import Model

@@ -25,9 +25,10 @@ def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: b
     Raises:
         ValueError: a mask that does not fit, or is nowhere positive.
 
+    Source: docs/theory.md, "What it predicts".
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> loss = kp.squared_error(torch.zeros(2, 5, 1), torch.nn.Linear(8, 1))
         >>> [name for name, _ in loss.named_parameters()], loss(torch.zeros(2, 5, 8)).shape
         (['weight', 'bias'], torch.Size([]))

@@ -8,20 +8,21 @@ from typing import Any
 
 from kpflow_dyn._arrays import Array, array_namespace, to_numpy
 from kpflow_dyn._backend import Values, backend_of
+from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._implicit.solving import states_of_network
 from kpflow_dyn._problems.choice import Choice, choose
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem
-from kpflow_dyn._problems.solutions import Solution, SolveError
+from kpflow_dyn._problems.problems import DiscreteProblem
+from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
 from kpflow_dyn._solve import solve
 from kpflow_dyn.ode._replay import replay, scheme
 from kpflow_dyn.solvers._rosenbrock import Point
 from kpflow_dyn.tracing._rows import split
 
-LOSS = "loss."  # what the names of the loss's own parameters begin with
+LOSS = "loss."  # prefix of the names of the loss's own parameters
 
 
 class Objective:
-    """theta [n] -> the loss about it.
+    """The loss about any theta [n].
 
     Args:
         solution: the solved problem.
@@ -29,7 +30,7 @@ class Objective:
         params: which parameters learn.
 
     Attributes:
-        start: theta as it is in the model and in the loss.
+        start: theta of the model and of the loss as they are.
     """
 
     def __init__(self, solution: Solution, loss: Callable[[Array], Array], params: Choice) -> None:
@@ -73,40 +74,40 @@ class Objective:
     def _states_of(self, solution: Solution) -> Callable[[Values, Any], Array]:
         """(parameters, scheme) -> the states."""
         problem = solution.problem
-        if isinstance(problem, StaticProblem):
+        if isinstance(solution, NetworkSolution):
             network = states_of_network(solution.traced, self._of_model)
             return lambda values, _scheme: network(values)
         if isinstance(problem, DiscreteProblem):
             run = problem.backend.objectives.rollout(problem)
         else:
-            assert solution.steps is not None
+            assert isinstance(solution, ODESolution) and solution.steps is not None
             run = replay(problem, solution.steps.tableau)
         return lambda values, scheme: self._models.call(run, self._model, values, scheme)
 
     def _scheme(self, theta: Array) -> Any:
         """The steps that the solver takes of an ODE with these parameters."""
-        problem, sol = self._solution.problem, self._solution
-        if not isinstance(problem, ODEProblem):
+        sol = self._solution
+        if not isinstance(sol, ODESolution):
             return None
         values = self.values(theta)
         field = self._models.changed(self._model, {name: values[name] for name in self._of_model})
-        return scheme(solve(problem.remake(f=field), sol.alg, **sol.options))
+        return scheme(solve(sol.problem.remake(f=field), sol.alg, **sol.options))
 
 
 def field_of_model(solution: Solution) -> str:
-    """Which field of the problem is the model; raise where its states cannot be differentiated twice."""
-    problem, steps = solution.problem, solution.steps
-    if isinstance(problem, DiscreteProblem):
+    """The name of the field of the problem that is the model; raise where its states cannot be differentiated twice."""
+    if isinstance(solution, DiscreteSolution):
         return "cell"
-    if isinstance(problem, StaticProblem):
+    if isinstance(solution, NetworkSolution):
         return "net"
-    if not isinstance(problem, ODEProblem):
+    if not isinstance(solution, ODESolution):
         raise TypeError(
-            f"a gradient flow takes a DiscreteProblem, an ODEProblem or a StaticProblem, got {type(problem).__name__}"
+            f"a gradient flow takes a DiscreteProblem, an ODEProblem or a StaticProblem, got "
+            f"{type(solution.problem).__name__}"
         )
-    if problem.is_span:
+    if solution.problem.is_span:
         raise ValueError("a loss of states needs times that stay: give the ODEProblem a grid t instead of a span")
-    if steps is None or not steps.tableau.explicit:
+    if solution.steps is None or not solution.steps.tableau.explicit:
         raise ValueError(
             f"the steps of {solution.alg!r} cannot be differentiated twice; solve with an explicit Runge-Kutta method"
         )

@@ -13,15 +13,14 @@ from typing import Protocol
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, to_numpy
+from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import row_dots
 from kpflow_dyn._arrays.memory import rows_at_once
-from kpflow_dyn._numbers.estimate import SAMPLES
+from kpflow_dyn._numbers.moments import count_of
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows, unit_rows
 from kpflow_dyn.solvers import Estimate, Moments
-from kpflow_dyn.solvers._moments import check_samples, exact, of_samples
-from kpflow_dyn.solvers._orthogonalise import eps_of
+from kpflow_dyn.solvers._moments import exact, of_samples
 
 
 class Learning(Protocol):
@@ -37,7 +36,9 @@ class Contributions(dict[str, Estimate]):
     """The share of each parameter in a trace, by name.
 
     Attributes:
-        total: the whole trace, of which they are the parts: their values add up to its value.
+        total: the whole trace, which is the sum of the parts.
+
+    Example as `contributions`.
     """
 
     def __init__(self, parts: Mapping[str, Estimate], total: Estimate) -> None:
@@ -50,12 +51,12 @@ class Contributions(dict[str, Estimate]):
 
 
 def contributions(flow: Learning, samples: int | None = None, seed: int | Random = 0) -> Contributions:
-    """How much of tr NTK each parameter contributes: |F_i|_F^2 of its columns F_i of J (with a metric, of J R).
+    """How much each parameter contributes to tr NTK = sum_i |F_i|_F^2, F_i its columns of J (with a metric, of J R).
 
     Args:
         flow: what `linearize` gives, or `Flow.output`.
-        samples: how many applications of J J* to spend on estimates, of all parts from the same probes; None gives
-            exact values where they are cheap.
+        samples: how many applications of J J* to spend on estimates, all from the same probes; None gives exact values
+            where they are cheap.
         seed: an int, or a `Random` to continue.
 
     Returns:
@@ -64,9 +65,10 @@ def contributions(flow: Learning, samples: int | None = None, seed: int | Random
     Raises:
         ValueError: fewer than 8 samples.
 
+    Source: docs/theory.md, "K: the Kronecker core".
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3))))
         >>> found = kp.contributions(flow)
         >>> sorted(found)
@@ -85,8 +87,7 @@ def _moments(factor: Operator, sizes: list[int], samples: int | None, rng: Rando
     if samples is None and min(n, p) <= CHEAP:
         squares = _of_columns(factor, sizes) if p <= n else _of_rows(factor, sizes)
         return exact(np.append(squares, squares.sum()), (min(n, p) + 1) // 2, "exact: all of J")
-    count = SAMPLES if samples is None else samples
-    check_samples(count)
+    count = count_of(samples)
     squares = _of_probes(factor, sizes, 2 * count, rng)
     squares = np.concatenate([squares, squares.sum(0, keepdims=True)])
     return of_samples(squares, count, "one-sided probes", eps_of(factor.domain.like))

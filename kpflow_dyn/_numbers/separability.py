@@ -6,14 +6,14 @@ from math import perm
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, full_precision, to_numpy
+from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, full_precision, to_numpy
 from kpflow_dyn._arrays.dots import gram, to_double
 from kpflow_dyn._numbers.reductions import Keep, as_matrices, names_of, probe_images
 from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, euclidean_matrix, on_rows, require_square
 from kpflow_dyn.solvers import Estimate, Moments
 from kpflow_dyn.solvers._moments import check_samples
-from kpflow_dyn.solvers._orthogonalise import concat, eps_of, orthonormalise
+from kpflow_dyn.solvers._orthogonalise import concat, orthonormalise
 
 PROBES, LEADING = 16, 4
 
@@ -41,6 +41,8 @@ def schmidt_rank(op: Operator, keep: Keep, samples: int | None = None, seed: int
     Raises:
         ValueError: an unknown axis, none or all axes kept, fewer than 8 samples, the zero operator, or an operator that
             is neither small nor J J*.
+
+    Source: Van Loan, Pitsianis, "Approximation with Kronecker products" (1993), for R.
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp

@@ -17,8 +17,9 @@ from kpflow_dyn._numbers.reductions import PartialTrace, partial_trace
 from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator
 from kpflow_dyn._spaces.rows import euclidean_matrix, is_symmetric, on_rows, require_square
 from kpflow_dyn._spaces.space import Space
-from kpflow_dyn.solvers import BlockLanczos, Dense, Eigenpairs, Triplets
+from kpflow_dyn.solvers import BlockLanczos, Eigenpairs, EigenSolver, Triplets
 from kpflow_dyn.solvers._counted import Counted
+from kpflow_dyn.solvers._doors import eigenpairs, triplets
 from kpflow_dyn.solvers._lanczos import Callback
 from kpflow_dyn.solvers._matrix import matrix_of
 from kpflow_dyn.solvers._moments import student
@@ -51,6 +52,8 @@ class Modes:
         space: where the vectors live.
         total: the trace of the operator where it is known, else None.
         stderr: [k], standard errors of the values where the operator itself was estimated from probes, else None.
+
+    Example as `eigs`.
     """
 
     values: Array
@@ -97,7 +100,7 @@ class Modes:
 def eigs(
     op: Operator,
     k: int,
-    alg: BlockLanczos | Dense | None = None,
+    alg: EigenSolver | None = None,
     seed: int | Random = 0,
     callback: Callback | None = None,
     which: Which = "LA",
@@ -112,9 +115,10 @@ def eigs(
     Args:
         op: A, symmetric in the inner product of its space.
         k: how many pairs, at most the largest rank that A can have.
-        alg: `solvers.BlockLanczos` with its options, the default one when None; or `solvers.Dense()` for the matrix.
+        alg: `solvers.BlockLanczos` with its options, the default one when None; `solvers.Dense()` for the matrix; or a
+            solver of your own, see `solvers.EigenSolver`.
         seed: an int, or a `Random` to continue.
-        callback: called after each step of the solver with its number of calls and the leading residuals.
+        callback: called after each step with the number of calls so far and at most k leading residuals.
         which: "LA" for the algebraically largest, "SA" for the smallest, "LM" for the largest in magnitude.
         start: vectors [b, *shape] to begin with, such as those of an earlier checkpoint; random when None.
         deflate: vectors [d, *shape], such as pairs found before, to stay orthogonal to: the pairs are those of
@@ -126,6 +130,8 @@ def eigs(
     Warns:
         UserWarning: some pairs did not converge; they are returned flagged.
 
+    Source as `solvers.BlockLanczos`.
+
     Example:
         >>> import numpy as np, kpflow_dyn as kp
         >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
@@ -135,15 +141,15 @@ def eigs(
     alg, rng, space = BlockLanczos() if alg is None else alg, Random(seed), op.domain
     require_square(op, "eigs")
     known = None if deflate is None else _basis(_rows(deflate, space, "deflate"))
-    _check_count(k, (space.size if which == "SA" else _most(op)) - (0 if known is None else known.shape[0]))
+    check_count(k, (space.size if which == "SA" else _most(op)) - (0 if known is None else known.shape[0]))
     if not is_symmetric(op, rng):
         raise ValueError(f"eigs needs a symmetric operator, got {op!r}; take op @ op.T for its left singular vectors")
     first = None if start is None else _rows(start, space, "start")
-    with _room_for(k, space):
+    with room_for(k, space):
         return _eigs(op, k, alg, rng, callback, which, first, known)
 
 
-def _room_for(k: int, space: Space) -> AbstractContextManager[None]:
+def room_for(k: int, space: Space) -> AbstractContextManager[None]:
     """What a memory budget leaves after k vectors."""
     taken = bytes_of(k * space.size, space.like)
     require(taken, f"{k} vectors of {space}", "ask for fewer, or raise the budget")
@@ -154,7 +160,7 @@ def _room_for(k: int, space: Space) -> AbstractContextManager[None]:
 def _eigs(
     op: Operator,
     k: int,
-    alg: BlockLanczos | Dense,
+    alg: EigenSolver,
     rng: Random,
     callback: Callback | None,
     which: Which,
@@ -163,20 +169,11 @@ def _eigs(
 ) -> Modes:
     space = op.domain
     if isinstance(op, GramOperator) and op.factor.domain.size < space.size and which != "SA":
-        triplets = _of_product(op.factor, k, alg, rng, callback, first, known)
-        found = dataclasses.replace(triplets, values=triplets.values**2)
-        return _as_modes(found, triplets.left, space)
-    found = alg.solve(
-        on_rows(op),
-        space.size,
-        k,
-        like=space.like,
-        seed=rng,
-        which=which,
-        start=first,
-        deflate=known,
-        callback=callback,
-    )
+        product = _of_product(op.factor, k, alg, rng, callback, first, known)
+        found = dataclasses.replace(product, values=product.values**2)
+        return _as_modes(found, product.left, space)
+    asked = {"which": None if which == "LA" else which, "start": first, "deflate": known, "callback": callback}
+    found = eigenpairs(alg, on_rows(op), space.size, k, space.like, rng, **asked)
     return _as_modes(found, found.vectors, space)
 
 
@@ -186,12 +183,12 @@ def _as_modes(found: Eigenpairs | Triplets, rows: Array, space: Space) -> Modes:
 
 
 def modes_and_drives(
-    op: GramOperator, k: int, alg: BlockLanczos | Dense, rng: Random, callback: Callback | None = None
+    op: GramOperator, k: int, alg: EigenSolver, rng: Random, callback: Callback | None = None
 ) -> tuple[Modes, Array]:
     """The k leading eigenpairs l, u of A = J J*; and v [k, p] orthonormal, J v = sqrt(l) u, in plain coordinates."""
     factor, space = op.factor, op.domain
     if factor.domain.size <= space.size:
-        with _room_for(k, space):
+        with room_for(k, space):
             found = _of_product(factor, k, alg, rng, callback, None, None)
         return _as_modes(dataclasses.replace(found, values=found.values**2), found.left, space), found.right
     modes = eigs(op, k, alg, rng, callback)
@@ -203,7 +200,7 @@ def modes_and_drives(
 def _of_product(
     factor: Operator,
     k: int,
-    alg: BlockLanczos | Dense,
+    alg: EigenSolver,
     rng: Random,
     callback: Callback | None,
     start: Array | None,
@@ -215,23 +212,15 @@ def _of_product(
     def apart(rows: Array) -> Array:
         return rows if known is None else project_out(rows, [known])[0]
 
-    return alg.solve_product(
-        lambda w: apart(forward(w)),
-        lambda q: backward(apart(q)),
-        factor.domain.size,
-        k,
-        like=factor.domain.like,
-        seed=rng,
-        squared=True,
-        start=None if start is None else backward(apart(start)),
-        callback=callback,
-    )
+    asked = {"squared": True, "start": None if start is None else backward(apart(start)), "callback": callback}
+    sides = (lambda w: apart(forward(w)), lambda q: backward(apart(q)))
+    return triplets(alg, *sides, factor.domain.size, k, factor.domain.like, rng, **asked)
 
 
 def eigenvalues(op: Operator) -> Array:
-    """All eigenvalues of a symmetric operator [n], descending, in float64, each as often as it occurs.
+    """All l with A v = l v of a symmetric operator [n], descending, in float64, each as often as it occurs.
 
-    From the spectrum of V^T V where A is a core that follows from it, else from the matrix: of J J* the smaller one of
+    From the spectrum of V^T V where A is a core that it determines, else from the matrix: for J J* from the smaller of
     J*J and J J*, whose dimension may be up to 20,000; the rest are zeros.
 
     Args:
@@ -239,6 +228,8 @@ def eigenvalues(op: Operator) -> Array:
 
     Raises:
         ValueError: an operator that is not symmetric, or whose matrix is too large.
+
+    Source: Golub, Van Loan, "Matrix computations" (2013).
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp
@@ -265,89 +256,19 @@ def _padded(values: Array, size: int) -> Array:
     return xp.concat([values, xp.zeros(size - values.shape[0], dtype=values.dtype, device=device(values))])
 
 
-@dataclass(frozen=True, eq=False)
-class SingularModes:
-    """Singular triplets A v = s u, A* u = s v.
-
-    Attributes:
-        values: s [k], descending, float64.
-        left: u [k, *codomain.shape], orthonormal in the inner product of the codomain; of flow.J, state modes.
-        right: v [k, *domain.shape], orthonormal in that of the domain; of flow.J, the changes of the parameters that
-            drive them (`flow.as_parameters(right)` for the arrays of each parameter).
-        residuals: [k], the true (|A v - s u|^2 + |A* u - s v|^2)^(1/2) / s_1.
-        converged: [k], whether the residual is within the tolerance asked for.
-        applications: how many applications to one vector it took, one of A and one of A* counting as one.
-    """
-
-    values: Array
-    left: Array
-    right: Array
-    residuals: Array
-    converged: Array
-    applications: int
-
-
-def svds(
-    op: Operator,
-    k: int,
-    alg: BlockLanczos | Dense | None = None,
-    seed: int | Random = 0,
-    callback: Callback | None = None,
-) -> SingularModes:
-    """The k largest singular values of any operator A, with their left and right vectors.
-
-    Eigenvectors of A*A, or of A A* where that is smaller, are the right (left) vectors. Squares lose half of the
-    digits: s below sqrt(eps) s_1 are noise, unless a dimension is so small (512) that A itself is decomposed.
-
-    Args:
-        op: A.
-        k: how many triplets, at most the smaller dimension.
-        alg: `solvers.BlockLanczos` with its options, the default one when None; or `solvers.Dense()`. Its tolerance is
-            that of the residuals.
-        seed: an int, or a `Random` to continue.
-        callback: called after each step of the solver with its number of calls and its residuals.
-
-    Raises:
-        ValueError: k out of range.
-
-    Warns:
-        UserWarning: some triplets did not converge; they are returned flagged.
-
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> left, right = (kp.Space((name,), (n,), np.zeros(1)) for name, n in (("out", 2), ("in", 3)))
-        >>> kp.svds(kp.MatrixOperator(np.array([[0.0, 0.0, 2.0], [1.0, 0.0, 0.0]]), right, left), k=2).values
-        array([2., 1.])
-    """
-    alg = BlockLanczos() if alg is None else alg
-    _check_count(k, min(op.domain.size, op.codomain.size))
-    if op.domain.size > op.codomain.size:
-        found = svds(op.T, k, alg, seed, callback)
-        return dataclasses.replace(found, left=found.right, right=found.left)
-    with _room_for(k, op.codomain):
-        found = alg.solve_product(
-            on_rows(op), on_rows(op.T), op.domain.size, k, like=op.domain.like, seed=seed, callback=callback
-        )
-    left, right = (
-        space.from_euclidean(rows.reshape((k, *space.shape)))
-        for space, rows in ((op.codomain, found.left), (op.domain, found.right))
-    )
-    return SingularModes(found.values, left, right, found.residuals, found.converged, found.applications)
-
-
 def modes(
     op: Operator, axis: str = "time", k: int | None = None, samples: int | None = None, seed: int | Random = 0
 ) -> Modes:
     """The k leading eigenvectors of the partial trace of A on one axis: temporal, trial or unit modes.
 
-    The eigenvalues of an estimate are spread by its noise, so that a flat spectrum would seem to have leading modes.
-    Where the partial trace T is estimated, the values are therefore cross-validated,
+    The noise of an estimate spreads its eigenvalues, so that a flat spectrum would seem to have leading modes. Where
+    the partial trace T is estimated, the values are therefore cross-validated,
 
         value_i = v_i^T T' v_i    with v_i of one half of the probes and T' of the other, both ways
 
-    unbiased for what modes of half of the probes carry. They lie below the leading eigenvalues of T where these modes
-    are not resolved, add up to the trace, and come with standard errors. Vectors are those of all probes, and residuals
-    say how well these were solved for, not how far they are from those of T.
+    which is unbiased for the modes of half of the probes. The values lie below the leading eigenvalues of T where these
+    modes are not resolved, add up to the trace, and come with standard errors. Vectors are those of all probes;
+    residuals say how well the eigenproblem was solved, not how far the vectors are from those of T.
 
     Args:
         op: A, symmetric; a partial trace on that axis alone is taken as it is.
@@ -358,11 +279,14 @@ def modes(
 
     Raises:
         ValueError: an unknown axis, k out of range, or an operator that is not symmetric.
+
+    Source: docs/theory.md, "Modes: when, where and in which trials".
+    Example as `partial_trace`.
     """
     on_axis = op.domain.axes == (axis,)
     reduced = op if isinstance(op, MatrixOperator) and on_axis else partial_trace(op, axis, samples, seed)
     k = min(5, reduced.domain.size) if k is None else k
-    _check_count(k, reduced.domain.size)
+    check_count(k, reduced.domain.size)
     if not is_symmetric(reduced, Random(seed)):
         raise ValueError(f"modes needs a symmetric operator, got {op!r}; take op @ op.T or op.T @ op")
     matrix, space = to_double(euclidean_matrix(reduced)), reduced.domain
@@ -392,7 +316,8 @@ def _most(op: Operator) -> int:
     return min(op.domain.size, op.factor.domain.size) if isinstance(op, GramOperator) else op.domain.size
 
 
-def _check_count(k: int, most: int) -> None:
+def check_count(k: int, most: int) -> None:
+    """Raise unless there may be k pairs."""
     if not isinstance(k, int | np.integer) or not 1 <= k <= most:
         raise ValueError(f"k = {k!r} pairs asked of an operator of rank {most} at most; expected 1 <= k <= {most}")
 

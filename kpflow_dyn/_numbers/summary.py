@@ -19,19 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, to_numpy
+from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import row_dots
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._flows.sites import CoreOperator
-from kpflow_dyn._numbers.estimate import Scalars, cosine, effective_rank, moments_of
+from kpflow_dyn._numbers.estimate import Scalars, cosine, effective_rank
+from kpflow_dyn._numbers.moments import moments_of
 from kpflow_dyn._numbers.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn._numbers.spectra import Modes, modes, modes_and_drives
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows
-from kpflow_dyn.solvers import BlockLanczos, Dense, Estimate, Moments
+from kpflow_dyn.solvers import BlockLanczos, Dense, EigenSolver, Estimate, Moments
 from kpflow_dyn.solvers._moments import exact, of_samples
-from kpflow_dyn.solvers._orthogonalise import eps_of, project_out, to_like
+from kpflow_dyn.solvers._orthogonalise import project_out, to_like
 
 Progress = Callable[[str, int, int | None], None]
 """Called as progress(stage, done, total) in applications of an operator; total is None where nobody knows."""
@@ -58,6 +59,8 @@ class Summary:
         temporal, spatial, trial: all modes of its partial traces.
         kernels: these partial traces, by "temporal", "spatial" and "trial".
         applications: of J J* in all, one J and one J* counting as one.
+
+    Example as `summary`.
     """
 
     ntk: Scalars
@@ -94,12 +97,13 @@ def summary(
     k: int = 10,
     samples: int = SAMPLES,
     seed: int | Random = 0,
-    alg: BlockLanczos | Dense | None = None,
+    alg: EigenSolver | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Every scalar of a flow, with its error bar, and the leading modes, without applying anything twice.
+    """Every scalar of a flow, with its error bar, and the leading modes, from one pass of applications.
 
-    Exact where J has few columns or rows; see the head of this file for what is estimated and how.
+    Exact where J has few columns or rows. Else the k leading eigenvalues l_i are found first, and random vectors u
+    estimate the rest: tr ntk = sum_i l_i + E |u|^2.
 
     Args:
         flow: what `linearize` gives.
@@ -115,9 +119,10 @@ def summary(
     Warns:
         UserWarning: eigenpairs that did not converge; they are returned flagged.
 
+    Source: docs/theory.md, "Estimates".
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
         >>> found = kp.summary(flow, k=3)
         >>> found.temporal_rank.value <= 5, found.modes.vectors.shape
@@ -145,7 +150,7 @@ class _Pass:
         self.sums = {name: Sums(flow.ntk.domain, (axis,), True) for name, axis in KERNELS.items()}
         self.probes = dict.fromkeys(self.sums, 0)
 
-    def summary(self, k: int, alg: BlockLanczos | Dense) -> Summary:
+    def summary(self, k: int, alg: EigenSolver) -> Summary:
         """Leading pairs first, then what they leave, then the operators that need no sweep."""
         most, largest = sorted((self.flow.J.domain.size, self.flow.ntk.domain.size))
         small = most <= CHEAP and 8 * most * largest <= DENSE_BYTES

@@ -53,9 +53,13 @@ class DiscreteProblem(Problem):
             [layer, trial, unit] or (h_0, c_0). Zeros when None. The unit axis holds all layers' h one after another,
             then all layers' c.
 
+    Raises:
+        TypeError, ValueError: inputs that are no finite floats [trial, time, input] of torch or JAX.
+
+    Source: docs/theory.md, "One constraint, one kernel".
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.zeros(2, 5, 3))
         >>> tuple(kp.solve(problem).state.shape)
         (2, 5, 8)
@@ -81,8 +85,7 @@ class DiscreteProblem(Problem):
             ValueError: a start that differs between trials.
 
         Example:
-            >>> import torch
-            >>> import kpflow_dyn as kp
+            >>> import torch, kpflow_dyn as kp
             >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3)).learn_start()
             >>> list(kp.linearize(kp.solve(problem)).parameters)
             ['z0', 'cell.weight_ih', 'cell.weight_hh', 'cell.bias_ih', 'cell.bias_hh']
@@ -103,28 +106,22 @@ class ODEProblem(Problem):
             callable (an equinox module, `jax.tree_util.Partial(function, parameters)`), called on one trial as
             f(t, z [unit]) or f(t, z, x_t [input]), giving z' [unit].
         z0: the state at the first time [trial, unit], a torch tensor or a jax array, which decides the framework.
-        t: an increasing grid of times, on which the state is wanted; or exactly two numbers (t0, t1), a span, for which
-            the times are chosen by the solver (Gauss points of its steps).
+        t: an increasing grid of times at which the state is wanted; or two numbers (t0, t1), a span, on which the
+            solver chooses the times (Gauss points of its steps). Their unit is that of the equation.
         x: inputs: None; samples [trial, time, input] on the grid t; a pair (times [n], samples [trial, n, input]) whose
             times cover those of t; or a callable of t that gives [trial, input], or [input] for all trials, made of the
             framework's own functions. Samples are interpolated linearly in between, and held outside of their times.
 
     Raises:
-        TypeError, ValueError: for a start, times or inputs that are no such thing or do not fit together.
+        TypeError, ValueError: a start, times or inputs of a wrong type, or that do not fit together.
+
+    Source: docs/theory.md, "Continuous time and measures".
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> class Decay(torch.nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.rate = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
-        ...     def forward(self, t, z):
-        ...         return -self.rate * z
-        >>> start = torch.ones(2, 1, dtype=torch.float64)
-        >>> solution = kp.solve(kp.ODEProblem(Decay(), start, [0.0, 0.5, 1.0]))
-        >>> tuple(solution.state.shape), round(float(solution.state[0, -1, 0]), 4)
-        ((2, 3, 1), 0.3679)
+        >>> import torch, kpflow_dyn as kp
+        >>> problem = kp.ODEProblem(kp.models.CTRNNField(8), torch.randn(2, 8), [0.0, 0.5, 1.0])
+        >>> kp.solve(problem).state.shape
+        torch.Size([2, 3, 8])
     """
 
     f: Any
@@ -162,11 +159,12 @@ class StaticProblem(Problem):
             flattened.
 
     Raises:
-        TypeError, ValueError: for inputs that are no finite array; a network that does not fit is refused by `solve`.
+        TypeError, ValueError: inputs that are no finite array; `solve` refuses a network that does not fit.
+
+    Source: docs/theory.md, "P: how kicks travel".
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
         >>> solution = kp.solve(kp.StaticProblem(net, torch.randn(5, 3)))
         >>> tuple(solution.state.shape), solution.sites
@@ -194,11 +192,12 @@ class FixedPointProblem(Problem):
         z0: where the search starts, [trial, unit] or [unit]; zeros of `f.hidden_size` when None.
 
     Raises:
-        TypeError, ValueError: for inputs that are no finite array; what does not contract is refused by `solve`.
+        TypeError, ValueError: inputs that are no finite array; `solve` refuses an f that does not contract.
+
+    Source: Bai, Kolter, Koltun, "Deep equilibrium models", arXiv:1909.01377.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> solution = kp.solve(kp.FixedPointProblem(torch.nn.RNNCell(3, 8), torch.randn(5, 3)))
         >>> tuple(solution.state.shape), solution.success
         ((5, 8), True)
@@ -222,14 +221,15 @@ class ImplicitProblem(Problem):
         state: S, a solution of F = 0, or where Newton's method starts from: [unit], [trial, unit] or
             [trial, time, unit].
         params: in torch an nn.Module or tensors by name; in JAX a pytree of arrays.
-        x: what else F takes: an array, or None.
+        x: the third argument of F: an array of any shape, or None.
 
     Raises:
-        TypeError, ValueError: for a state of another form, or one that is not finite.
+        TypeError, ValueError: a state of another form, or one that is not finite.
+
+    Source: docs/theory.md, "One constraint, one kernel".
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> weight = {"w": torch.tensor([[2.0, 0.0], [1.0, 4.0]])}
         >>> problem = kp.ImplicitProblem(lambda s, p, x: s @ p["w"].T - x, torch.zeros(1, 2), weight, torch.ones(1, 2))
         >>> kp.solve(problem).state

@@ -2,55 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy, take_at, to_numpy
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, Problem
 from kpflow_dyn._problems.steps import AcceptedSteps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Solution:
-    """A solved problem.
+    """A solved problem; `solve` gives one of the kinds below it, by the kind of problem.
 
     Attributes:
-        state: S [trial, time, unit].
-        t: the times of the state's time axis; for a discrete problem the step numbers 1, ..., T, for an ODE float64
-            numpy times: its grid, or on a span three Gauss points inside each step.
         problem: what was solved.
-        alg: the algorithm, None for a discrete problem.
+        state: S, [trial, time, unit] where there is time.
+        t: the times of the state's time axis, None where there is none.
+        alg: the algorithm, None where there is no choice of one.
         stats: counts of what was done.
         success: whether the solve reached the end.
-        start: the state at t = 0 [trial, unit]; where the search for a fixed point or free form began; None of a
-            network.
-        weights: quadrature weights [time] of an integral over the time axis; None for a discrete problem.
-        steps: the steps that the solver accepted; None for a discrete problem, and for methods that are no Runge-Kutta
-            steps, which cannot be replayed.
-        options: the options that the solve used.
-        sites: of a network, the names of the values that make the state; else ().
-        dense_output: of an ODE, times [n] -> the state there [trial, n, unit]; None of others.
+        weights: quadrature weights [time] of an integral over the time axis; None where each step counts as one.
 
-    Of networks, fixed points and free forms `t` is None; a fixed point's `stats` have the spectral radius of D_z f and
-    the condition number of 1 - D_z f.
+    Example as `solve`.
     """
 
-    state: Array
-    t: Array
     problem: Problem
-    alg: Any
-    stats: dict[str, Any]
-    success: bool
-    start: Array = field(repr=False)
+    state: Array
+    t: Any = None
+    alg: Any = None
+    stats: dict[str, Any] = field(default_factory=dict)
+    success: bool = True
     weights: np.ndarray | None = field(default=None, repr=False)
-    steps: AcceptedSteps | None = field(default=None, repr=False)
-    options: dict[str, Any] = field(default_factory=dict)
-    sites: tuple[str, ...] = ()
-    traced: Any = field(default=None, repr=False)
-    inverse: Any = field(default=None, repr=False)
-    dense_output: Any = field(default=None, repr=False)
 
     def __call__(self, t: Any) -> Array:
         """The state at a time t [trial, unit], or at times t [n] as [trial, n, unit].
@@ -58,29 +43,66 @@ class Solution:
         Of an ODE this is the solver's own dense output; between the steps of a discrete problem it is linear.
 
         Raises:
-            ValueError: outside of the solved times.
+            ValueError: outside of the solved times, or where the state is no function of time.
         """
-        if isinstance(self.problem, DiscreteProblem):
-            return self._between_steps(t)
-        if not isinstance(self.problem, ODEProblem):
-            raise ValueError(f"the solution of a {type(self.problem).__name__} is no function of time; read .state")
-        times = np.asarray(t, np.float64)
-        low, high = self.problem.t[0], self.problem.t[-1]
-        outside = ~((times >= low) & (times <= high))
-        if times.ndim > 1 or times.size == 0:
-            raise ValueError(f"t has shape {times.shape}, expected a number or times [n]")
-        if outside.any():
-            raise ValueError(f"t = {times[outside][0]} lies outside of the solved span [{low}, {high}]")
+        raise ValueError(f"the solution of a {type(self.problem).__name__} is no function of time; read .state")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteSolution(Solution):
+    """The states of a `DiscreteProblem` at the step numbers t = 1, ..., T.
+
+    Attributes:
+        start: the state at t = 0 [trial, unit].
+    """
+
+    problem: DiscreteProblem
+    start: Array = field(repr=False)
+
+    def __call__(self, t: Any) -> Array:
+        times, last = times_within(t, 0, self.state.shape[1]), self.state.shape[1]
+        xp = array_namespace(self.state)
+        whole = xp.concat([self.start[:, None], self.state], axis=1)
+        before = np.minimum(np.atleast_1d(times).astype(int), last - 1)
+        along = like_numpy((np.atleast_1d(times) - before)[:, None], self.state)
+        left, right = (take_at(whole[None], np.tile(n, (len(whole), 1)))[0] for n in (before, before + 1))
+        state = left + along * (right - left)
+        return state if times.ndim else state[:, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ODESolution(Solution):
+    """The states of an `ODEProblem` at float64 numpy times t: its grid, or three Gauss points inside each step.
+
+    Attributes:
+        start: the state at the first time [trial, unit].
+        steps: the steps that the solver accepted; None for methods that are no Runge-Kutta steps, which cannot be
+            replayed.
+        options: the options that the solve used.
+        dense_output: times [n] -> the state there [trial, n, unit].
+    """
+
+    problem: ODEProblem
+    start: Array = field(repr=False)
+    steps: AcceptedSteps | None = field(default=None, repr=False)
+    options: dict[str, Any] = field(default_factory=dict)
+    dense_output: Callable[[np.ndarray], Array] = field(repr=False)
+
+    def __call__(self, t: Any) -> Array:
+        times = times_within(t, self.problem.t[0], self.problem.t[-1])
         state = self.dense_output(np.atleast_1d(times))
         return state if times.ndim else state[:, 0]
 
-    def _between_steps(self, t: float) -> Array:
-        last = self.state.shape[1]
-        if not 0 <= t <= last:
-            raise ValueError(f"t = {t} lies outside of the solved span [0, {last}]")
-        before = min(int(t), last - 1)
-        left = self.state[:, before - 1] if before else self.start
-        return left + (t - before) * (self.state[:, before] - left)
+
+def times_within(t: Any, low: float, high: float) -> np.ndarray:
+    """A number or times [n], in float64; raise outside of the solved span."""
+    times = np.asarray(to_numpy(t), np.float64)
+    outside = ~((times >= low) & (times <= high))
+    if times.ndim > 1 or times.size == 0:
+        raise ValueError(f"t has shape {times.shape}, expected a number or times [n]")
+    if outside.any():
+        raise ValueError(f"t = {times[outside][0]} lies outside of the solved span [{low}, {high}]")
+    return times
 
 
 def check_states(traced: Array, state: Array, tolerance: float = 0.0) -> None:
@@ -105,20 +127,12 @@ class SolveError(ValueError):
         solution: the Solution of the other trials, in their order; None where there is none.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> class Square(torch.nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.a = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
-        ...     def forward(self, t, z):
-        ...         return self.a * z**2
-        >>> start = torch.tensor([[0.1], [0.8]], dtype=torch.float64)
+        >>> import torch, kpflow_dyn as kp
         >>> try:
-        ...     kp.solve(kp.ODEProblem(Square(), start, (0.0, 2.0)))
+        ...     kp.solve(kp.ODEProblem(kp.models.CTRNNField(8), torch.randn(2, 8), (0.0, 9.0)), max_steps=2)
         ... except kp.SolveError as error:
-        ...     print(str(error).partition(";")[0], error.trials, tuple(error.solution.state.shape[::2]))
-        trial 1 left the finite numbers at t = 1.25 [1] (1, 1)
+        ...     error.trials
+        [0, 1]
     """
 
     def __init__(self, message: str, trials: list[int], solution: Solution | None) -> None:

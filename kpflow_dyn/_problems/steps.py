@@ -49,8 +49,8 @@ class AcceptedSteps:
         dt: its length [trial, step], float64 numpy.
         before: the state where it begins [trial, step, unit].
         after: the state where it ends [trial, step, unit].
-        stage_times: when each stage is evaluated [trial, step, stage], float64 numpy: t + c dt, or what a solver that
-            avoids the ends of its steps (torchdiffeq) has instead, some round-off beside it.
+        stage_times: when each stage is evaluated [trial, step, stage], float64 numpy: t + c dt; torchdiffeq, which
+            avoids the ends of its steps, differs from this by round-off.
         stages: the stage derivatives k [trial, step, stage, unit] of an implicit method; None where they are explicit
             and are evaluated again.
     """
@@ -104,7 +104,7 @@ class AcceptedSteps:
         A time that is the end of a step (to round-off) is the end of exactly that step, theta = 1; t0 is step 0.
 
         Raises:
-            ValueError: for times outside of the steps.
+            ValueError: times outside of the steps.
         """
         times = np.atleast_1d(np.asarray(times, np.float64))
         ends = self.t + self.dt

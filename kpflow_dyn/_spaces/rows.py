@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, Rows, device, joined, to_numpy
+from kpflow_dyn._arrays import Array, Random, Rows, device, eps_of, joined, to_numpy
 from kpflow_dyn._arrays.dots import gram, row_norms
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._spaces.operators import MatrixOperator, Operator
 from kpflow_dyn._spaces.space import Space
-from kpflow_dyn.solvers._orthogonalise import eps_of
 
 TRIED = 4  # vectors that show whether an operator is symmetric
-CHEAP = 512  # as many applications are affordable, so that results are exact
+CHEAP = 512  # up to this many applications are spent on exact results
 
 
 def on_rows(op: Operator) -> Rows:
@@ -56,7 +55,7 @@ def matrix_on_values(matrix: Array, space: Space) -> Array:
 def is_symmetric(op: Operator, rng: Random) -> bool:
     """Whether A is its own adjoint: by construction, else by <y, A x> = <A y, x> for all pairs of a few random vectors.
 
-    One pair would not do: among many, it is met by chance.
+    A single pair may satisfy this by chance.
     """
     if op.symmetric or not op.domain.matches(op.codomain):
         return op.symmetric

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torchdiffeq import odeint
 
-from kpflow_dyn._flows.flow import InterpolatingAdjoint
+from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._problems.inputs import input_function
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._torch.model import Model

@@ -6,11 +6,10 @@ import warnings
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, full_precision, to_numpy
+from kpflow_dyn._arrays import Array, eps_of, full_precision, to_numpy
 from kpflow_dyn._linearize import tangent_of_dynamics
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.solutions import Solution
-from kpflow_dyn.solvers._orthogonalise import eps_of
 
 
 class Blocks:

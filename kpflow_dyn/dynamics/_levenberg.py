@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, device, to_numpy
-from kpflow_dyn.solvers._orthogonalise import eps_of
+from kpflow_dyn._arrays import Array, array_namespace, device, eps_of, to_numpy
 
 Residual = Callable[[np.ndarray, Array], tuple[Array, Array]]
 """(numbers of the rows [n], z [n, unit]) -> r [n, unit] and dr/dz [n, unit, unit]."""

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from kpflow_dyn.models._convert import to_jax, to_torch
     from kpflow_dyn.models._hodgkin_huxley import SquidAxon
     from kpflow_dyn.models._initializing import initialize
-    from kpflow_dyn.models._laws import Dale, Gaussian, Orthogonal, Planted, SpectralRadius, TorchDefault
+    from kpflow_dyn.models._laws import Dale, Gaussian, Law, Orthogonal, Planted, SpectralRadius, TorchDefault
     from kpflow_dyn.models._named import Model, make_init, make_model
     from kpflow_dyn.models._planting import plant_fixed_points
-    from kpflow_dyn.models._plants import CartPole, DoubleIntegrator, Pendulum, PlanarQuadrotor, VanDerPol
+    from kpflow_dyn.models._plants import CartPole, DoubleIntegrator, Pendulum, PlanarQuadrotor, Plant, VanDerPol
     from kpflow_dyn.models._torch_cells import CTRNNCell, LowRankRNNCell
     from kpflow_dyn.models._torch_fields import CTRNNField, HodgkinHuxleyField, MLPField
 
@@ -34,12 +34,14 @@ __all__ = [
     "DoubleIntegrator",
     "Gaussian",
     "HodgkinHuxleyField",
+    "Law",
     "LowRankRNNCell",
     "MLPField",
     "Model",
     "Orthogonal",
     "Pendulum",
     "PlanarQuadrotor",
+    "Plant",
     "Planted",
     "SpectralRadius",
     "SquidAxon",
@@ -56,9 +58,9 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(["CTRNNCell", "LowRankRNNCell"], "_torch_cells"),
     **dict.fromkeys(["CTRNNField", "HodgkinHuxleyField", "MLPField"], "_torch_fields"),
-    **dict.fromkeys(["CartPole", "DoubleIntegrator", "Pendulum", "PlanarQuadrotor", "VanDerPol"], "_plants"),
+    **dict.fromkeys(["CartPole", "DoubleIntegrator", "Pendulum", "PlanarQuadrotor", "Plant", "VanDerPol"], "_plants"),
     "ClosedLoop": "_closed_loop",
-    **dict.fromkeys(["Dale", "Gaussian", "Orthogonal", "Planted", "SpectralRadius", "TorchDefault"], "_laws"),
+    **dict.fromkeys(["Dale", "Gaussian", "Law", "Orthogonal", "Planted", "SpectralRadius", "TorchDefault"], "_laws"),
     **dict.fromkeys(["Model", "make_init", "make_model"], "_named"),
     **dict.fromkeys(["to_jax", "to_torch"], "_convert"),
     "SquidAxon": "_hodgkin_huxley",

@@ -116,7 +116,8 @@ def _dotted(name: str) -> str:
 def _shared(plant: Any) -> Plant:
     if not isinstance(plant, Plant):
         raise TypeError(
-            f"the plant is {type(plant).__name__}, expected one of kpflow_dyn.models, which serve both "
-            "frameworks; make a ClosedLoop of your plant for the other one, and of the converted policy"
+            f"the plant is {type(plant).__name__}, expected one of kpflow_dyn.models or another derived from their "
+            "Plant, to serve both frameworks; make a ClosedLoop of your plant for the other one, and of the converted "
+            "policy"
         )
     return plant

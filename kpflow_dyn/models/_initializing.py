@@ -11,13 +11,12 @@ import numpy as np
 from kpflow_dyn._arrays import Array
 from kpflow_dyn._problems.choice import choose
 from kpflow_dyn._problems.parameters import changed, listing, parameters_of
-from kpflow_dyn.models._laws import Gaussian, Law, Planted, Seed
-from kpflow_dyn.models._planting import planted, recurrent_weight
+from kpflow_dyn.models._laws import Seed
 
 _TORCH_NAME = re.compile(r"weight_hh(_l\d+(_reverse)?)?")
 
 
-def initialize(model: Any, law: Law, seed: Seed = 0, which: str | Sequence[str] = "recurrent") -> Any:
+def initialize(model: Any, law: Any, seed: Seed = 0, which: str | Sequence[str] = "recurrent") -> Any:
     """Draw the recurrent weights of a model from a law; all others stay.
 
     Of an RNN that is W_hh [n, n]; of a GRU or LSTM each gate's block [n, n] of W_hh, one after another; of nn.RNN,
@@ -27,8 +26,8 @@ def initialize(model: Any, law: Law, seed: Seed = 0, which: str | Sequence[str] 
 
     Args:
         model: a torch module or a JAX pytree with such weights, anywhere inside of it.
-        law: one of `Gaussian`, `Orthogonal`, `SpectralRadius`, `TorchDefault`, `Dale`, `Planted`, or what has their
-            `matrix(n, seed)`.
+        law: one of `Gaussian`, `Orthogonal`, `SpectralRadius`, `TorchDefault`, `Dale`, `Planted`, another `Law`, or
+            what has its `matrix(n, seed)`.
         seed: the same int gives the same weights, in both frameworks, rounded to the model's dtype.
         which: "recurrent", or the names of other weights [rows, n], whose blocks [n, n] are drawn.
 
@@ -51,8 +50,10 @@ def initialize(model: Any, law: Law, seed: Seed = 0, which: str | Sequence[str] 
     if not hasattr(law, "matrix") or isinstance(law, type):
         raise TypeError(f"law is {law!r}, expected an object such as Gaussian(g=1.5)")
     rng = np.random.default_rng(seed)
-    if isinstance(law, Planted):
-        return _planted(model, law, rng, which)
+    if hasattr(law, "weights"):
+        if which != "recurrent":
+            raise ValueError(f"{type(law).__name__} is for recurrent weights, got which={which!r}; leave it out")
+        return changed(model, law.weights(model, rng))
     known = parameters_of(model)
     values: dict[str, np.ndarray] = {}
     for name in _recurrent(model, known) if which == "recurrent" else choose(known, which):
@@ -86,7 +87,7 @@ def _left(name: str, known: dict[str, Array]) -> str | None:
     return left if last == "n" and left in known else None
 
 
-def _drawn(name: str, known: dict[str, Array], law: Law, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _drawn(name: str, known: dict[str, Array], law: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """A weight, or both factors of one."""
     left = _left(name, known)
     if left is None:
@@ -97,17 +98,7 @@ def _drawn(name: str, known: dict[str, Array], law: Law, rng: np.random.Generato
     return {left: U[:, :rank] * scale, name: Vt[:rank].T * scale}
 
 
-def _blocks(name: str, shape: tuple[int, ...], law: Law, rng: np.random.Generator) -> np.ndarray:
+def _blocks(name: str, shape: tuple[int, ...], law: Any, rng: np.random.Generator) -> np.ndarray:
     if len(shape) != 2 or shape[0] % shape[1]:
         raise ValueError(f"{name} is {list(shape)}, expected square blocks [gates x n, n], since laws are of these")
     return np.concatenate([law.matrix(shape[1], rng) for _ in range(shape[0] // shape[1])])
-
-
-def _planted(model: Any, law: Planted, rng: np.random.Generator, which: str | Sequence[str]) -> Any:
-    if which != "recurrent":
-        raise ValueError(f"Planted is for recurrent weights, got which={which!r}; leave it out")
-    name, units = recurrent_weight(model), model.hidden_size
-    start, states = Gaussian(law.g).matrix(units, rng), law.states(units, rng)
-    if name == "weight_hh" and isinstance(law.points, int):
-        states = np.tanh(states) if model.nonlinearity == "tanh" else np.abs(states)
-    return changed(model, planted(model, states, law.x, start))

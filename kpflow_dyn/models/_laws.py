@@ -31,7 +31,23 @@ Seed = int | np.random.Generator
 
 @dataclass(frozen=True)
 class Law(Constants):
-    """What all laws share: a square matrix for a seed, and words for the results."""
+    """What all laws share: a square matrix for a seed, and words for the results.
+
+    A law of your own derives from it, is a frozen dataclass of numbers, and writes `draw` and `words`. `initialize`,
+    `make_model` and `kp.analyze` also take any other object with `matrix(n, seed)`. A law that depends on the rest of
+    the model has a method `weights(model, rng)` besides, which gives new values by the names of the parameters.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Identity(Law):
+        ...     g: float = 1.0
+        ...     def draw(self, n, rng):
+        ...         return self.g * np.eye(n)
+        ...     def words(self):
+        ...         return "g times the identity"
+        >>> Identity(0.5).describe()
+        'Identity(g=0.5): g times the identity'
+    """
 
     def matrix(self, n: int, seed: Seed = 0) -> np.ndarray:
         """A draw [n, n] in float64; the same int gives the same matrix, a numpy Generator goes on.
@@ -40,16 +56,18 @@ class Law(Constants):
             TypeError, ValueError: n is no whole number, or too small.
         """
         check_count("n", n, 1)
-        return self._draw(n, np.random.default_rng(seed))
+        return self.draw(n, np.random.default_rng(seed))
 
     def describe(self) -> str:
         """The law with its options and in words, as results record it."""
-        return f"{self!r}: {self._words()}"
+        return f"{self!r}: {self.words()}"
 
-    def _draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """A draw [n, n]."""
         raise NotImplementedError
 
-    def _words(self) -> str:
+    def words(self) -> str:
+        """What it is, in a line."""
         raise NotImplementedError
 
 
@@ -73,10 +91,10 @@ class Gaussian(Law):
 
     g: float = at_least_zero(1.0)
 
-    def _draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         return self.g / math.sqrt(n) * rng.standard_normal((n, n))
 
-    def _words(self) -> str:
+    def words(self) -> str:
         return "entries N(0, g^2 / n), spectral radius about g"
 
 
@@ -99,11 +117,11 @@ class Orthogonal(Law):
 
     g: float = at_least_zero(1.0)
 
-    def _draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         Q, R = np.linalg.qr(rng.standard_normal((n, n)))
         return self.g * Q * np.sign(np.diag(R))
 
-    def _words(self) -> str:
+    def words(self) -> str:
         return "g times a Haar orthogonal matrix, every |eigenvalue| g"
 
 
@@ -125,11 +143,11 @@ class SpectralRadius(Law):
 
     rho: float = at_least_zero(1.0)
 
-    def _draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         W = rng.standard_normal((n, n))
         return self.rho / np.abs(np.linalg.eigvals(W)).max() * W
 
-    def _words(self) -> str:
+    def words(self) -> str:
         return "Gaussian, scaled to the spectral radius rho"
 
 
@@ -151,10 +169,10 @@ class TorchDefault(Law):
 
     g: float = at_least_zero(1.0)
 
-    def _draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         return self.g / math.sqrt(n) * rng.uniform(-1, 1, (n, n))
 
-    def _words(self) -> str:
+    def words(self) -> str:
         return "entries uniform in +-g / sqrt(n), spectral radius about g / sqrt(3)"
 
 
@@ -191,14 +209,14 @@ class Dale(Law):
         if not self.excitatory < 1:
             raise ValueError(f"excitatory must be a part of the units, between 0 and 1, got {self.excitatory}")
 
-    def _draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         check_count("n of Dale", n, 2)
         count = min(max(round(self.excitatory * n), 1), n - 1)
         odds = count / (n - count)
         scale = np.where(np.arange(n) < count, odds**-0.5, -(odds**0.5)) / math.sqrt(n * (1 - 2 / math.pi))
         return self.g * _balanced(scale * np.abs(rng.standard_normal((n, n))), count)
 
-    def _words(self) -> str:
+    def words(self) -> str:
         return "columns of one sign, rows of sum 0, entries of mean variance g^2 / n, spectral radius about g"
 
 
@@ -250,7 +268,7 @@ class Planted(Law):
             return self.spread * rng.standard_normal((self.points, n))
         return np.array(self.points)
 
-    def _draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         from kpflow_dyn.models._planting import planted_weight
 
         W, z = Gaussian(self.g).matrix(n, rng), self.states(n, rng)
@@ -258,7 +276,17 @@ class Planted(Law):
             raise ValueError(f"the points have {z.shape[1]} units, expected {n}; give points [point, {n}]")
         return planted_weight(W, np.tanh(z), z)
 
-    def _words(self) -> str:
+    def weights(self, model: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The recurrent weight of a cell, by its name: with the cell's own input weights, biases and nonlinearity."""
+        from kpflow_dyn.models._planting import planted, recurrent_weight
+
+        name, units = recurrent_weight(model), model.hidden_size
+        start, states = Gaussian(self.g).matrix(units, rng), self.states(units, rng)
+        if name == "weight_hh" and isinstance(self.points, int):
+            states = np.tanh(states) if model.nonlinearity == "tanh" else np.abs(states)
+        return planted(model, states, self.x, start)
+
+    def words(self) -> str:
         return "Gaussian, changed by least so that the points are fixed"
 
     def __repr__(self) -> str:

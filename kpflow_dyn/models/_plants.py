@@ -17,10 +17,25 @@ from kpflow_dyn.models._constants import Constants, at_least_zero
 class Plant(Constants):
     """What all plants share: the call, and checks of the widths of its arguments.
 
+    A plant of your own derives from it, is a frozen dataclass of numbers, and writes `velocity`; it then serves torch,
+    JAX and numpy. `ClosedLoop`, `kp.control` and `kp.gym` also take any callable plant(z, u) -> z', written for one
+    framework, with `control_size` for `kp.control.linearize`, and `state_names` for the labels of results.
+
     Attributes:
         state_size: number of entries of z.
         control_size: number of entries of u.
         state_names: what the entries of z are.
+
+    Example:
+        >>> import numpy as np
+        >>> @dataclass(frozen=True)
+        ... class Brake(Plant):
+        ...     friction: float = 1.0
+        ...     state_size, control_size, state_names = 1, 1, ("speed",)
+        ...     def velocity(self, xp, speed, force):
+        ...         return [force - self.friction * xp.tanh(speed)]
+        >>> Brake(friction=0.5)(np.zeros((4, 1)), np.ones((4, 1))).shape
+        (4, 1)
     """
 
     state_size: ClassVar[int]
@@ -35,7 +50,7 @@ class Plant(Constants):
         """
         entries = *self._entries("z", z, self.state_size), *self._entries("u", u, self.control_size)
         xp = array_namespace(z, u)
-        return xp.stack(self._velocity(xp, *entries), axis=-1)
+        return xp.stack(self.velocity(xp, *entries), axis=-1)
 
     def _entries(self, name: str, array: Array, size: int) -> list[Array]:
         if tuple(array.shape[-1:]) != (size,):
@@ -43,7 +58,8 @@ class Plant(Constants):
             raise ValueError(f"{name} has the shape {tuple(array.shape)}, expected {expected}; put its entries there")
         return [array[..., i] for i in range(size)]
 
-    def _velocity(self, xp: Any, *entries: Array) -> list[Array]:
+    def velocity(self, xp: Any, *entries: Array) -> list[Array]:
+        """The entries of z', from those of z and u [...], with the functions of their array library xp."""
         raise NotImplementedError
 
 
@@ -72,7 +88,7 @@ class DoubleIntegrator(Plant):
     control_size = 1
     state_names = ("position", "velocity")
 
-    def _velocity(self, xp: Any, *entries: Array) -> list[Array]:
+    def velocity(self, xp: Any, *entries: Array) -> list[Array]:
         _, velocity, force = entries
         return [velocity, force / self.mass]
 
@@ -110,7 +126,7 @@ class Pendulum(Plant):
     control_size = 1
     state_names = ("angle", "angular_velocity")
 
-    def _velocity(self, xp: Any, *entries: Array) -> list[Array]:
+    def velocity(self, xp: Any, *entries: Array) -> list[Array]:
         angle, velocity, torque = entries
         weight = self.mass * self.gravity * self.length * xp.sin(angle)
         return [velocity, (weight - self.damping * velocity + torque) / (self.mass * self.length**2)]
@@ -154,7 +170,7 @@ class CartPole(Plant):
     control_size = 1
     state_names = ("position", "angle", "velocity", "angular_velocity")
 
-    def _velocity(self, xp: Any, *entries: Array) -> list[Array]:
+    def velocity(self, xp: Any, *entries: Array) -> list[Array]:
         _, angle, velocity, spin, force = entries
         moment = self.pole_mass * self.half_length
         total, inertia = self.cart_mass + self.pole_mass, 4 / 3 * moment * self.half_length
@@ -191,7 +207,7 @@ class VanDerPol(Plant):
     control_size = 1
     state_names = ("position", "velocity")
 
-    def _velocity(self, xp: Any, *entries: Array) -> list[Array]:
+    def velocity(self, xp: Any, *entries: Array) -> list[Array]:
         position, velocity, force = entries
         return [velocity, self.mu * (1 - position**2) * velocity - position + force]
 
@@ -233,7 +249,7 @@ class PlanarQuadrotor(Plant):
     control_size = 2
     state_names = ("x", "y", "angle", "x_velocity", "y_velocity", "angular_velocity")
 
-    def _velocity(self, xp: Any, *entries: Array) -> list[Array]:
+    def velocity(self, xp: Any, *entries: Array) -> list[Array]:
         _, _, angle, x_velocity, y_velocity, spin, right, left = entries
         lift = (right + left) / self.mass
         turn = self.arm_length * (right - left) / self.inertia

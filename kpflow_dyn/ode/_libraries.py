@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from kpflow_dyn._arrays import Array
-from kpflow_dyn._backend import FRAMEWORKS, Backend
+from kpflow_dyn._backend import BACKENDS, Backend
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps
 
@@ -154,8 +154,10 @@ def add_library(library: Library) -> None:
     """
     if not isinstance(library, Library):
         raise TypeError(f"library is {library!r}, expected an object with the members of kpflow_dyn.ode.Library")
-    if library.framework not in FRAMEWORKS:
-        raise ValueError(f"the framework of {library.name} is {library.framework!r}, expected one of {FRAMEWORKS}")
+    if library.framework not in BACKENDS:
+        raise ValueError(
+            f"the framework of {library.name} is {library.framework!r}, expected one of {', '.join(BACKENDS)}"
+        )
     _added[library.name] = library
 
 

@@ -12,14 +12,14 @@ from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
 from kpflow_dyn._problems.inputs import take_trials
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.quadrature import gauss_points, trapezoid
-from kpflow_dyn._problems.solutions import Solution, SolveError
+from kpflow_dyn._problems.solutions import ODESolution, SolveError
 from kpflow_dyn._problems.steps import AcceptedSteps
 from kpflow_dyn.ode._libraries import Failed, Library, Options, Solved, library_of
 from kpflow_dyn.ode._options import with_steps
 from kpflow_dyn.ode._replay import check_replay, check_same, read_states
 
 
-def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> Solution:
+def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> ODESolution:
     """The solution of an ODE; see `kpflow_dyn.solve`."""
     solving = problem.backend.solving
     alg = solving.default_algorithm() if alg is None else alg
@@ -54,7 +54,7 @@ class _Solver:
         return state[:, np.searchsorted(order, times)]
 
 
-def _solution(problem: ODEProblem, solver: _Solver) -> Solution:
+def _solution(problem: ODEProblem, solver: _Solver) -> ODESolution:
     solved, nodes, weights = solver(problem, problem.t), problem.t, trapezoid(problem.t)
     steps, state = solved.steps, solved.state
     if problem.is_span:
@@ -63,13 +63,12 @@ def _solution(problem: ODEProblem, solver: _Solver) -> Solution:
     elif steps is not None:
         check_replay(problem, steps)
         state = read_states(problem, steps, nodes) if state is None else state
-    return Solution(
-        state,
-        nodes,
-        problem,
+    return ODESolution(
+        problem=problem,
+        state=state,
+        t=nodes,
         alg=solver.alg,
         stats=solved.stats or {},
-        success=True,
         start=problem.backend.models.snapshot(problem.z0),
         weights=weights,
         steps=steps,
@@ -141,14 +140,14 @@ def _failure_alone(problem: ODEProblem, solver: _Solver, trial: int) -> tuple[st
     return None
 
 
-def _solution_of_rest(problem: ODEProblem, solver: _Solver) -> Solution | None:
+def _solution_of_rest(problem: ODEProblem, solver: _Solver) -> ODESolution | None:
     try:
         return _solution(problem, solver)
     except Failed:
         return None
 
 
-def solve_error(failures: dict[int, tuple[str, float]], solution: Solution | None) -> SolveError:
+def solve_error(failures: dict[int, tuple[str, float]], solution: ODESolution | None) -> SolveError:
     """The error of the trials that failed, each with its reason and time."""
     named = [f"trial {trial} {reason} at t = {time:.6g}" for trial, (reason, time) in failures.items()]
     listed = ", ".join(named[:5]) + (f", and {len(named) - 5} more" if len(named) > 5 else "")

@@ -19,8 +19,8 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy
 from kpflow_dyn._backend import Transforms
-from kpflow_dyn._flows.flow import InterpolatingAdjoint
-from kpflow_dyn._problems.solutions import Solution, check_states
+from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
+from kpflow_dyn._problems.solutions import ODESolution, check_states
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
 from kpflow_dyn.ode._libraries import Options
 from kpflow_dyn.ode._replay import increments
@@ -108,7 +108,7 @@ class System(Protocol):
         ...
 
 
-def path_of(sol: Solution, alg: InterpolatingAdjoint) -> Path:
+def path_of(sol: ODESolution, alg: InterpolatingAdjoint) -> Path:
     """The dense output of a solution; of another solve, to the tolerances of `alg`, where its own is no polynomial."""
     steps = sol.steps if sol.steps is not None and polynomial(sol.steps.tableau) is not None else _solve_again(sol, alg)
     weights = polynomial(steps.tableau)
@@ -122,7 +122,7 @@ def path_of(sol: Solution, alg: InterpolatingAdjoint) -> Path:
     return Path(xp.asarray(np.arange(len(hk)), device=device(hk)), begin, length, end, coefficients)
 
 
-def _solve_again(sol: Solution, alg: InterpolatingAdjoint) -> AcceptedSteps:
+def _solve_again(sol: ODESolution, alg: InterpolatingAdjoint) -> AcceptedSteps:
     steps = solve_ode(sol.problem, None, Options(alg.rtol, alg.atol, max_steps=2**16)).steps
     assert steps is not None
     return steps
@@ -156,7 +156,7 @@ class Variational:
         alg: the tolerances.
     """
 
-    def __init__(self, sol: Solution, model: Any, alg: InterpolatingAdjoint) -> None:
+    def __init__(self, sol: ODESolution, model: Any, alg: InterpolatingAdjoint) -> None:
         self.path = path_of(sol, alg)
         times = np.append(sol.problem.t[0], np.asarray(sol.t, np.float64))
         self._system: System = sol.problem.backend.solving.variational_system(sol.problem, model, self.path, times, alg)

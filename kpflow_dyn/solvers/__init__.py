@@ -1,8 +1,14 @@
-"""Krylov and randomised solvers for operators given as callables on blocks of rows, on numpy, torch and jax arrays."""
+"""Krylov and randomised solvers for operators given as callables on blocks of rows, on numpy, torch and jax arrays.
+
+`TraceEstimator`, `FactorTraceEstimator` and `EigenSolver` say what `kp.trace` and `kp.eigs` need of an `alg=` of yours.
+"""
 
 from __future__ import annotations
 
+from kpflow_dyn._arrays import Random
+from kpflow_dyn.solvers._block import FastestBlock
 from kpflow_dyn.solvers._dense import Dense
+from kpflow_dyn.solvers._doors import EigenSolver, FactorTraceEstimator, TraceEstimator
 from kpflow_dyn.solvers._lanczos import BlockLanczos
 from kpflow_dyn.solvers._moments import Estimate, Moments
 from kpflow_dyn.solvers._probes import Hutchinson, HutchPlusPlus, KrylovDeflation, OneSided
@@ -13,14 +19,19 @@ from kpflow_dyn.solvers._xtrace import XNysTrace, XTrace
 __all__ = [
     "BlockLanczos",
     "Dense",
+    "EigenSolver",
     "Eigenpairs",
     "Estimate",
     "ExponentialRosenbrock",
+    "FactorTraceEstimator",
+    "FastestBlock",
     "HutchPlusPlus",
     "Hutchinson",
     "KrylovDeflation",
     "Moments",
     "OneSided",
+    "Random",
+    "TraceEstimator",
     "Triplets",
     "XNysTrace",
     "XTrace",

@@ -11,12 +11,12 @@ import numpy as np
 
 from kpflow_dyn._arrays import PRECISIONS, Array, Random, Rows, products_in, to_numpy
 from kpflow_dyn._arrays.memory import budget, bytes_of, require
+from kpflow_dyn.solvers._block import FastestBlock, block_for
 from kpflow_dyn.solvers._certify import Certificate, InPlace, OfProduct, Result
 from kpflow_dyn.solvers._counted import Counted, Product
 from kpflow_dyn.solvers._krylov import Krylov
 from kpflow_dyn.solvers._orthogonalise import ORDERS, Which, no_rows, orthogonal_part, rows_or_none
 from kpflow_dyn.solvers._results import Eigenpairs, Triplets
-from kpflow_dyn.solvers._timing import fastest_block
 
 Callback = Callable[[int, np.ndarray], None]
 
@@ -31,23 +31,24 @@ class BlockLanczos:
 
     From start rows Q_1 the basis grows by A Q_j = H Q + R Q_{j+1} (A acts on rows); the eigenpairs of the small
     matrix H = Q A Q^T, solved in float64, give Ritz pairs. A full basis is cut to the k + max(block, k/4) leading
-    Ritz vectors. Residuals cannot tell that a copy of a repeated eigenvalue is missing: c random start rows find at
-    most c copies. So when c pairs of the wanted set agree to twice the tolerance, further random rows are tried for six
+    Ritz vectors. Residuals cannot show that a copy of a repeated eigenvalue is missing: c random start rows find at
+    most c copies. So when c of the wanted pairs agree to twice the tolerance, further random rows are tried for six
     steps, and the iteration goes on with them if they improve any wanted pair.
 
     Args:
         block: rows in a call of the operator. Small blocks need fewest applications, large ones fewest calls: about
-            25 + 2.6 k + 10 block applications to 1e-6. None times calls with 2, 4, 16 and 64 rows, for as long as the
-            larger one promises a run at least 1.25 times faster, and keeps the answer for operators of the same size;
-            these calls are not counted. Give a number where results must be the same to the last bit in every process.
+            25 + 2.6 k + 10 block applications to 1e-6. None takes 2 to 16, by the length of the vectors and whether
+            they lie on an accelerator. A `FastestBlock()` times a few calls first, which are not counted.
         tol: residual |A v - l v| / |l_1| to reach. float32 cannot go below about 3e-7.
         maxiter: most calls of the operator before the pairs are certified as they are.
-        columns: most rows of the basis; None keeps max(4 k, 32) + 6 block, from where on more of them save
-            little.
+        columns: most rows of the basis; None keeps max(4 k, 32) + 6 block; more than these save little.
         dense: up to this dimension, and where the basis would fill the space, the matrix is formed instead.
         products: "tf32" or "bf16" to iterate with faster products of float32, where the device has them. Residuals are
-            recomputed in the precision that the operator has otherwise, and the iteration goes on from these for as
-            long as it gains a half: residuals of 1e-3 to 1e-2 are had for less time, small ones take longer.
+            recomputed in the operator's usual precision, and the iteration goes on from there as long as this halves
+            them: residuals of 1e-3 to 1e-2 take less time so, smaller ones more.
+
+    Raises:
+        ValueError: options out of range.
 
     Source: Golub, Underwood (1977); Wu, Simon, "Thick-restart Lanczos" (2000).
 
@@ -59,7 +60,7 @@ class BlockLanczos:
         (True, True)
     """
 
-    block: int | None = None
+    block: int | FastestBlock | None = None
     tol: float = 1e-6
     maxiter: int = 1000
     columns: int | None = None
@@ -67,8 +68,8 @@ class BlockLanczos:
     products: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.block is not None and self.block < 1) or self.maxiter < 1 or not 0 < self.tol < 1:
-            raise ValueError(f"expected block >= 1 or None, maxiter >= 1 and 0 < tol < 1, got {self}")
+        if (isinstance(self.block, int) and self.block < 1) or self.maxiter < 1 or not 0 < self.tol < 1:
+            raise ValueError(f"expected block >= 1, a FastestBlock() or None, maxiter >= 1 and 0 < tol < 1, got {self}")
         if self.products is not None and self.products not in PRECISIONS:
             raise ValueError(
                 f"products is {self.products!r}, expected {', '.join(PRECISIONS)} or None for what the operator does"
@@ -95,13 +96,9 @@ class BlockLanczos:
             k: how many pairs, 1 <= k <= n.
             like: any array of the library, dtype and device to work in.
             seed: of the random rows.
-            which: "LA" for the algebraically largest eigenvalues, "SA" for the smallest, "LM" for the largest in
-                magnitude.
+            which, callback: as for `kp.eigs`.
             start: rows [b, n] to begin with, such as the eigenvectors of a nearby operator; random when None.
-            deflate: orthonormal rows [d, n] to stay orthogonal to, such as eigenvectors that were found before: solved
-                is the part of the operator that is orthogonal to them.
-            callback: called after each step with the number of calls so far and the residuals of the leading pairs,
-                fewer than k at first.
+            deflate: orthonormal rows [d, n], such as known eigenvectors, to which the pairs stay orthogonal.
 
         Raises:
             ValueError: k out of range, NaN or inf or a wrong shape from `apply`, or an operator that is not symmetric.
@@ -160,17 +157,22 @@ class BlockLanczos:
     ) -> Result:
         check_request(k, start, known)
         (d, n), operator = known.shape, certificate.operator
-        block = self.block if start is None else start.shape[0]
-        if n <= self.dense or self._columns(k, block or 1) + (block or 1) >= n - d:
+        block = self._block(n, known) if start is None else start.shape[0]
+        least = block if isinstance(block, int) else 1
+        if n <= self.dense or self._columns(k, least) + least >= n - d:
             found = certificate.of_matrix(known, k)
         else:
-            with products_in(self.products, known):
-                block = block or fastest_block(operator.uncounted, n, k, known)
+            if not isinstance(block, int):
+                with products_in(self.products, known):
+                    block = block(operator.uncounted, n, k, known)
             krylov = Krylov(operator, known, rng, which, self.products)
             krylov.begin(start, block)
             found = self._iterate(krylov, certificate, k, block, callback)
         certificate.warn(found)
         return found
+
+    def _block(self, n: int, like: Array) -> int | FastestBlock:
+        return block_for(n, like) if self.block is None else self.block
 
     def _keep(self, k: int, block: int) -> int:
         return k + max(block, k // 4)

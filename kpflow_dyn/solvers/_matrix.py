@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kpflow_dyn._arrays import Array, array_namespace, device
+from kpflow_dyn._arrays import Array, array_namespace, device, eps_of
 from kpflow_dyn._arrays.dots import gram, row_norms, to_double
 from kpflow_dyn.solvers._counted import Counted
-from kpflow_dyn.solvers._orthogonalise import Which, concat, descending_eigh, eps_of, ordered_eigh, relative, to_like
+from kpflow_dyn.solvers._orthogonalise import Which, concat, descending_eigh, ordered_eigh, relative, to_like
 
 BLOCK_ENTRIES = 2**22  # of the identity that are applied at a time
 LIMIT = 20_000
@@ -13,8 +13,17 @@ LIMIT = 20_000
 
 
 def identity(known: Array) -> Array:
-    """The rows of the identity, or an orthonormal basis of what is orthogonal to known rows [d, n]."""
+    """The rows of the identity, or an orthonormal basis of what is orthogonal to known rows [d, n].
+
+    Raises:
+        ValueError: a dimension above the limit.
+    """
     xp, (d, n) = array_namespace(known), known.shape
+    if n > LIMIT:
+        raise ValueError(
+            f"the matrix of an operator of dimension {n} would be needed, {8 * n * n / 2**30:.0f} GiB; the largest "
+            f"dimension is {LIMIT}. Ask for fewer pairs, or for estimates such as kp.spectral_density"
+        )
     eye = xp.eye(n, dtype=known.dtype, device=device(known))
     if not d:
         return eye
@@ -28,13 +37,7 @@ def matrix_of(operator: Counted, known: Array) -> tuple[Array, Array]:
     Raises:
         ValueError: a dimension above the limit, or an operator that is not symmetric.
     """
-    n = known.shape[1]
-    if n > LIMIT:
-        raise ValueError(
-            f"the matrix of an operator of dimension {n} would be needed, {8 * n * n / 2**30:.0f} GiB; the largest "
-            f"dimension is {LIMIT}. Ask for fewer pairs, or for estimates such as kp.spectral_density"
-        )
-    rows, step = identity(known), max(1, BLOCK_ENTRIES // n)
+    rows, step = identity(known), max(1, BLOCK_ENTRIES // known.shape[1])
     images = (operator(rows[i : i + step]) for i in range(0, rows.shape[0], step))
     matrix = concat([gram(image, rows) if known.shape[0] else to_double(image) for image in images])
     defect, scale = float(abs(matrix - matrix.T).max()), float(row_norms(matrix).max())

@@ -24,11 +24,6 @@ def to_like(small: Array, like: Array) -> Array:
     return array_namespace(like).asarray(small, dtype=like.dtype, device=device(like))
 
 
-def eps_of(a: Array) -> float:
-    """The round-off of an array's dtype."""
-    return float(array_namespace(a).finfo(a.dtype).eps)
-
-
 def combine(coefficients: Array, basis: list[Array]) -> Array:
     """coefficients [p, m] times the m rows of all the blocks of `basis` -> [p, n]."""
     total, at = None, 0
@@ -151,7 +146,7 @@ def no_rows(n: int, like: Array) -> Array:
 
 
 def rows_or_none(rows: Array | None, n: int, like: Array) -> Array:
-    """The rows [b, n], of which there may be none."""
+    """The rows [b, n], perhaps none."""
     if rows is None:
         return no_rows(n, like)
     if rows.ndim != 2 or rows.shape[1] != n:
@@ -160,5 +155,5 @@ def rows_or_none(rows: Array | None, n: int, like: Array) -> Array:
 
 
 def orthogonal_part(apply: Rows, known: Array) -> Rows:
-    """The map followed by (1 - U U^T) for known rows U^T, of which there may be none."""
+    """The map followed by (1 - U U^T) for known rows U^T, perhaps none."""
     return lambda rows: project_out(apply(rows), [known])[0]

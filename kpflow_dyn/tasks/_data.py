@@ -44,10 +44,28 @@ class TaskData:
 
 
 class Task(Protocol):
-    """What a task offers; a class of your own with this method is one too."""
+    """What a task offers; an object of your own with this method is one too.
+
+    `make_task` takes it as it is, or by "module:Name" where there are only strings: in the command line, and in the
+    file of a sweep. `kp.train.fit` and `kp.analyze` take what it samples.
+
+    Example:
+        >>> class Echo:
+        ...     def sample(self, trials, seed):
+        ...         inputs = np.random.default_rng(seed).standard_normal((trials or 32, 20, 1))
+        ...         return TaskData(inputs, targets=np.roll(inputs, 3, axis=1), name="echo")
+        >>> from kpflow_dyn.tasks import make_task
+        >>> make_task(Echo(), trials=4).inputs.shape
+        (4, 20, 1)
+    """
 
     def sample(self, trials: int | None, seed: int) -> TaskData:
-        """The trials that belong to this seed; None is as many as the task thinks right."""
+        """Trials with inputs [trial, time, channel] in float64, and targets [trial, time, out] where there are any.
+
+        Args:
+            trials: how many; None is as many as the task thinks right.
+            seed: the same seed gives the same trials.
+        """
         ...
 
 

@@ -1,0 +1,62 @@
+"""What JAX does otherwise than numpy: its arrays do not change, may be sharded, and may be traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax import numpy as jnp
+
+from kpflow_dyn._arrays import dots_jax, sharding
+from kpflow_dyn._arrays.of_numpy import OPTIONS, PRECISIONS, Library
+
+
+class Jax(Library):
+    """JAX, on any device; small float64 matrices are numpy's, as JAX compiles every new shape and may lack float64."""
+
+    normal = staticmethod(sharding.normal)
+    device = staticmethod(sharding.shared_place)
+    on_device = staticmethod(sharding.on_accelerator)
+    empty_row = staticmethod(sharding.empty_row)
+    placed = staticmethod(sharding.placed)
+
+    def concretely(self) -> AbstractContextManager[Any]:
+        return jax.ensure_compile_time_eval()
+
+    def full_precision(self) -> AbstractContextManager[Any]:
+        if jax.config.values["jax_default_matmul_precision"] is None:
+            return jax.default_matmul_precision("highest")
+        return nullcontext()
+
+    def products_in(self, precision: str) -> AbstractContextManager[Any]:
+        return jax.default_matmul_precision(PRECISIONS[precision][1])
+
+    def joined(self, head: Array, rest: Iterator[Array], count: int) -> Array:
+        return jnp.concatenate([head, *rest], axis=0)
+
+    def take_at(self, values: Array, index: np.ndarray) -> Array:  # a map over trials is seen to need nothing of others
+        return jax.vmap(lambda own, places: own[:, places], (1, 0), 1)(values, index)
+
+    def add_at(self, zeros: Array, values: Array, index: np.ndarray) -> Array:
+        return jax.vmap(lambda own, places, new: own.at[:, places].add(new), (1, 0, 1), 1)(zeros, index, values)
+
+    def to_double(self, a: Array) -> np.ndarray:
+        return np.asarray(a, dtype=np.float64)
+
+    def gram(self, a: Array, b: Array) -> np.ndarray:
+        return dots_jax.dots(a, b, "float64")
+
+    def dots(self, a: Array, b: Array) -> np.ndarray:
+        return dots_jax.dots(a, b, str(a.dtype))
+
+    def iterate(self, method: str, apply: Callable[[Array], Array], b: Array, rtol: float) -> Array:
+        from jax.scipy.sparse import linalg
+
+        return getattr(linalg, method)(apply, b, tol=rtol, **OPTIONS[method])[0]
+
+
+JAX = Jax()

@@ -1,0 +1,101 @@
+"""What the package asks of an array library beyond the array API standard, as numpy does it; the others differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import array_api_compat
+import numpy as np
+from array_api_compat import array_namespace
+
+Array = Any
+
+PRECISIONS = {"tf32": ("high", "tensorfloat32"), "bf16": ("medium", "bfloat16")}  # as torch and JAX call them
+CHUNK = 2**22  # entries of a vector block that are widened to float64 at a time
+ADDED_UP = 2**12  # entries that a float32 product adds up before the sum goes on in float64
+OPTIONS = {"gmres": {"restart": 100, "maxiter": 50}, "cg": {}}
+
+
+class Library:
+    """numpy, and what torch shares with it; the functions of `_arrays` of the same names say what each method does."""
+
+    def normal(self, seed: int, shape: tuple[int, ...], like: Array) -> Array:
+        return np.random.default_rng(seed).standard_normal(shape).astype(like.dtype)
+
+    def device(self, a: Array) -> Any:
+        return array_api_compat.device(a)
+
+    def on_device(self, a: Array) -> bool:
+        return False
+
+    def empty_row(self, like: Array, of_trials: bool) -> Array:
+        return like.reshape(-1)[:0]
+
+    def placed(self, values: Array, row: Array, axis: int) -> Array:
+        return values
+
+    def to_numpy(self, a: Array) -> np.ndarray:
+        return np.asarray(a)
+
+    def concretely(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def full_precision(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def products_in(self, precision: str) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def joined(self, head: Array, rest: Iterator[Array], count: int) -> Array:
+        out = array_namespace(head).empty((count, *head.shape[1:]), dtype=head.dtype, device=self.device(head))
+        at = head.shape[0]
+        out[:at] = head
+        for rows in rest:
+            out[at : at + rows.shape[0]] = rows
+            at += rows.shape[0]
+        return out
+
+    def take_at(self, values: Array, index: np.ndarray) -> Array:
+        return values[:, np.arange(len(index))[:, None], index]
+
+    def add_at(self, zeros: Array, values: Array, index: np.ndarray) -> Array:
+        np.add.at(zeros, (slice(None), np.arange(len(index))[:, None], index), values)
+        return zeros
+
+    def to_double(self, a: Array) -> Array:
+        xp = array_namespace(a)
+        return xp.astype(a, xp.float64)
+
+    def gram(self, a: Array, b: Array) -> Array:
+        if a.dtype == array_namespace(a).float64:
+            return a @ b.T
+        step = max(1, CHUNK // max(1, a.shape[0], b.shape[0]))
+        chunks = [(a[:, i : i + step], b[:, i : i + step]) for i in range(0, a.shape[1], step)]
+        total = self.to_double(chunks[0][0]) @ self.to_double(chunks[0][1]).T
+        for left, right in chunks[1:]:
+            total = total + self.to_double(left) @ self.to_double(right).T
+        return total
+
+    def dots(self, a: Array, b: Array) -> Array:
+        xp = array_namespace(a)
+        if a.dtype == xp.float64:
+            return a @ b.T
+        whole = a.shape[1] // ADDED_UP * ADDED_UP
+        left, right = (rows[:, :whole].reshape((rows.shape[0], whole // ADDED_UP, ADDED_UP)) for rows in (a, b))
+        parts = xp.matmul(xp.permute_dims(left, (1, 0, 2)), xp.permute_dims(right, (1, 2, 0)))
+        parts = xp.concat([parts, (a[:, whole:] @ b[:, whole:].T)[None]], axis=0)
+        return xp.sum(self.to_double(parts), axis=0)
+
+    def iterate(self, method: str, apply: Callable[[Array], Array], b: Array, rtol: float) -> Array:
+        from scipy.sparse import linalg
+
+        from kpflow_dyn._arrays.linear_systems import on_host
+
+        flat = self.to_numpy(b).ravel()
+        found, _info = getattr(linalg, method)(on_host(apply, b), flat, rtol=rtol, atol=0.0, **OPTIONS[method])
+        return array_namespace(b).asarray(found.reshape(b.shape), dtype=b.dtype, device=self.device(b))
+
+
+NUMPY = Library()

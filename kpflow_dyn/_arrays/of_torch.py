@@ -1,0 +1,51 @@
+"""What torch does otherwise than numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kpflow_dyn._arrays.of_numpy import PRECISIONS, Library
+
+
+class Torch(Library):
+    """torch, on any device."""
+
+    def normal(self, seed: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        generator = torch.Generator(like.device).manual_seed(seed)
+        return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+    def on_device(self, a: Tensor) -> bool:
+        return a.device.type != "cpu"
+
+    def to_numpy(self, a: Tensor) -> np.ndarray:
+        return a.detach().cpu().numpy()
+
+    @contextmanager
+    def products_in(self, precision: str) -> Iterator[None]:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(PRECISIONS[precision][0])
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def take_at(self, values: Tensor, index: np.ndarray) -> Tensor:
+        return values[:, *_places(index, values)]
+
+    def add_at(self, zeros: Tensor, values: Tensor, index: np.ndarray) -> Tensor:
+        # [probe, trial, n, width] -> [trial, n, probe, width], so that the indexed axes come first
+        zeros.permute(1, 2, 0, 3).index_put_(_places(index, zeros), values.permute(1, 2, 0, 3), accumulate=True)
+        return zeros
+
+
+def _places(index: np.ndarray, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers of trials [trial, 1], and of places in them [trial, n]."""
+    return tuple(torch.as_tensor(numbers, device=like.device) for numbers in (np.arange(len(index))[:, None], index))
+
+
+TORCH = Torch()

@@ -1,0 +1,84 @@
+"""Singular triplets of operators."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from kpflow_dyn._arrays import Array, Random
+from kpflow_dyn._numbers.spectra import check_count, room_for
+from kpflow_dyn._spaces.operators import Operator
+from kpflow_dyn._spaces.rows import on_rows
+from kpflow_dyn.solvers import BlockLanczos, EigenSolver
+from kpflow_dyn.solvers._doors import triplets
+from kpflow_dyn.solvers._lanczos import Callback
+
+
+@dataclass(frozen=True, eq=False)
+class SingularModes:
+    """Singular triplets A v = s u, A* u = s v.
+
+    Attributes:
+        values: s [k], descending, float64.
+        left: u [k, *codomain.shape], orthonormal in the inner product of the codomain; of flow.J, state modes.
+        right: v [k, *domain.shape], orthonormal in that of the domain; of flow.J, the changes of the parameters that
+            drive them (`flow.as_parameters(right)` for the arrays of each parameter).
+        residuals: [k], the true (|A v - s u|^2 + |A* u - s v|^2)^(1/2) / s_1.
+        converged: [k], whether the residual is within the tolerance asked for.
+        applications: how many applications to one vector it took, one of A and one of A* counting as one.
+
+    Example as `svds`.
+    """
+
+    values: Array
+    left: Array
+    right: Array
+    residuals: Array
+    converged: Array
+    applications: int
+
+
+def svds(
+    op: Operator,
+    k: int,
+    alg: EigenSolver | None = None,
+    seed: int | Random = 0,
+    callback: Callback | None = None,
+) -> SingularModes:
+    """The k largest singular values of any operator A, with their left and right vectors: A v = s u, A* u = s v.
+
+    Eigenvectors of A*A, or of A A* where that is smaller, are the right (left) vectors. Squares lose half of the
+    digits: s below sqrt(eps) s_1 are noise, unless a dimension is at most 512, when A itself is decomposed.
+
+    Args:
+        op: A.
+        k: how many triplets, at most the smaller dimension.
+        alg, seed, callback: as for `eigs`.
+
+    Raises:
+        ValueError: k out of range.
+
+    Warns:
+        UserWarning: some triplets did not converge; they are returned flagged.
+
+    Source as `solvers.BlockLanczos`.
+
+    Example:
+        >>> import numpy as np, kpflow_dyn as kp
+        >>> left, right = (kp.Space((name,), (n,), np.zeros(1)) for name, n in (("out", 2), ("in", 3)))
+        >>> kp.svds(kp.MatrixOperator(np.array([[0.0, 0.0, 2.0], [1.0, 0.0, 0.0]]), right, left), k=2).values
+        array([2., 1.])
+    """
+    alg = BlockLanczos() if alg is None else alg
+    check_count(k, min(op.domain.size, op.codomain.size))
+    if op.domain.size > op.codomain.size:
+        found = svds(op.T, k, alg, seed, callback)
+        return dataclasses.replace(found, left=found.right, right=found.left)
+    with room_for(k, op.codomain):
+        sides = on_rows(op), on_rows(op.T)
+        found = triplets(alg, *sides, op.domain.size, k, op.domain.like, Random(seed), callback=callback)
+    left, right = (
+        space.from_euclidean(rows.reshape((k, *space.shape)))
+        for space, rows in ((op.codomain, found.left), (op.domain, found.right))
+    )
+    return SingularModes(found.values, left, right, found.residuals, found.converged, found.applications)
