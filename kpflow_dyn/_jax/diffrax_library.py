@@ -209,14 +209,11 @@ def _accepted(problem: ODEProblem, tableau: Tableau, record: _Record) -> Accepte
     states = jnp.concatenate([z0[:, None], jnp.where(taken[..., None], after, final)], 1)
     ends = np.where(taken, ends, ends[taken].max())
     times = np.concatenate([np.full((len(z0), 1), problem.t[0], ends.dtype), ends], 1)
-    steps = AcceptedSteps.between(tableau, times, states)
     if tableau.explicit:
-        return steps
-    dt = jnp.asarray(np.where(steps.dt > 0, steps.dt, 1), z0.dtype)[..., None, None]
-    if record.k is None:  # of one stage
-        return dataclasses.replace(steps, stages=(steps.after - steps.before)[:, :, None] / dt)
-    k = jnp.where(taken[..., None, None], record.k[:, :count], 0)
-    return dataclasses.replace(steps, stages=jnp.concatenate([jnp.zeros_like(k[:, :1]), k], 1) / dt)
+        return AcceptedSteps.between(tableau, times, states)
+    hk = jnp.diff(states, axis=1)[:, :, None] if record.k is None else record.k[:, :count]  # None where of one stage
+    k = jnp.where(taken[..., None, None], hk, 0) / jnp.asarray(np.where(taken, np.diff(times), 1))[..., None, None]
+    return AcceptedSteps.between(tableau, times, states, jnp.concatenate([jnp.zeros_like(k[:, :1]), k], 1))
 
 
 def check_solver(solver: Any) -> diffrax.AbstractSolver:

@@ -56,6 +56,9 @@ class AcceptedSteps:
         stages: the stage derivatives k [trial, step, stage, unit] of an implicit method; None where they are explicit
             and are evaluated again.
 
+    Raises:
+        ValueError: steps of an implicit method without their stages.
+
     Example as `Library`.
     """
 
@@ -71,6 +74,8 @@ class AcceptedSteps:
         if self.stage_times is None:
             times = self.t[..., None] + self.tableau.c * self.dt[..., None]
             object.__setattr__(self, "stage_times", times)
+        if self.stages is None and not self.tableau.explicit:
+            raise ValueError("the steps of an implicit method need their stages [trial, step, stage, unit], got None")
 
     @classmethod
     def between(
