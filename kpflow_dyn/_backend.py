@@ -172,6 +172,10 @@ class Solving(Protocol):
         """The right-hand side (t, z [trial, unit]) -> z' of an `ODEProblem`, its inputs included."""
         ...
 
+    def variational_system(self, problem: Any, model: Any, path: Any, times: np.ndarray, alg: Any) -> Any:
+        """A `kpflow_dyn.ode._variational.System`: an ODE along its path, the times being t_0 and the nodes."""
+        ...
+
     def ode_library(self) -> Any:
         """The `kpflow_dyn.ode.Library` that comes with the package."""
         ...
@@ -207,11 +211,6 @@ class Tracing(Protocol):
 
     def free_form(self, problem: Any) -> Any:
         """An `ImplicitProblem` traced as it is."""
-        ...
-
-    @property
-    def Variational(self) -> Callable[..., Any]:
-        """Variational(solution, model, alg): J, P and their transposes by equations of their own."""
         ...
 
     @property

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kpflow_dyn._arrays import take_at
-from kpflow_dyn._jax.solving import Field
+from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
 from kpflow_dyn.ode._libraries import Failed, Options, Solved
@@ -132,29 +132,40 @@ def _compiled(
     """Solve each trial alone, or all as one system."""
     tableau, subs = tableau_of(solver), {"steps": diffrax.SubSaveAt(steps=True), "state": diffrax.SubSaveAt(ts=times)}
     keeps_k = tableau is not None and not tableau.explicit and hasattr(solver, "tableau")
+    saveat, ends = diffrax.SaveAt(subs=subs, dense=keeps_k), (times[0], times[-1])
+    solved = integrate(field, z0, ends, solver, controller, room, alone, saveat)
+    counts = solved.stats["num_accepted_steps"], solved.stats["num_rejected_steps"]
+    exhausted = solved.result == diffrax.RESULTS.max_steps_reached
+    k = solved.interpolation.infos["k"] if keeps_k else None
+    record = _Record(solved.ys["state"], solved.ts["steps"], solved.ys["steps"], k, *counts, exhausted)
+    return record if alone else _by_trial(record, len(z0))
 
-    def solve(z: jax.Array, trial: jax.Array) -> _Record:
-        rate: Any = field if z.ndim == 1 else jax.vmap(field, (None, 0, 0))
-        solved: Any = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, trial: rate(t, y, trial)),
-            solver,
-            times[0],
-            times[-1],
-            None,
-            z,
-            trial,
-            saveat=diffrax.SaveAt(subs=subs, dense=keeps_k),
-            stepsize_controller=controller,
-            max_steps=room,
-            throw=False,
+
+def integrate(
+    field: Field,
+    z0: jax.Array,
+    ends: tuple[jax.Array, jax.Array],
+    solver: diffrax.AbstractSolver,
+    controller: diffrax.AbstractStepSizeController,
+    max_steps: int,
+    alone: bool,
+    saveat: diffrax.SaveAt,
+    **options: Any,
+) -> Any:
+    """The diffrax solution of each trial, with a trial axis in front, or that of all as one system."""
+
+    def rate(t: Any, z: jax.Array, args: tuple[Field, jax.Array]) -> jax.Array:
+        field, trial = args
+        return field(t, z, trial) if z.ndim == 1 else jax.vmap(field, (None, 0, 0))(t, z, trial)
+
+    def solve(z: jax.Array, trial: jax.Array) -> Any:
+        settings = {"saveat": saveat, "stepsize_controller": controller, "max_steps": max_steps, **options}
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(rate), solver, *ends, None, z, (field, trial), throw=False, **settings
         )
-        counts = solved.stats["num_accepted_steps"], solved.stats["num_rejected_steps"]
-        exhausted = solved.result == diffrax.RESULTS.max_steps_reached
-        k = solved.interpolation.infos["k"] if keeps_k else None
-        return _Record(solved.ys["state"], solved.ts["steps"], solved.ys["steps"], k, *counts, exhausted)
 
     trials = jnp.arange(len(z0))
-    return jax.vmap(solve)(z0, trials) if alone else _by_trial(solve(z0, trials), len(z0))
+    return jax.vmap(solve)(z0, trials) if alone else solve(z0, trials)
 
 
 def _by_trial(record: _Record, trials: int) -> _Record:
