@@ -15,7 +15,7 @@ from kpflow_dyn.solvers._block import FastestBlock, block_for
 from kpflow_dyn.solvers._certify import Certificate, InPlace, OfProduct, Result
 from kpflow_dyn.solvers._counted import Counted, Product
 from kpflow_dyn.solvers._krylov import Krylov
-from kpflow_dyn.solvers._orthogonalise import ORDERS, Which, no_rows, orthogonal_part, rows_or_none
+from kpflow_dyn.solvers._orthogonalise import Which, check_which, no_rows, orthogonal_part, rows_or_none
 from kpflow_dyn.solvers._results import Eigenpairs, Triplets
 
 Callback = Callable[[int, np.ndarray], None]
@@ -109,8 +109,7 @@ class BlockLanczos:
             UserWarning: some pairs did not reach the tolerance; they are returned flagged. So are pairs of an operator
                 that is only nearly symmetric, to 1% of |A q|, where that keeps them from it.
         """
-        if which not in ORDERS:
-            raise ValueError(f"which is {which!r}, expected one of {', '.join(ORDERS)}")
+        check_which(which)
         rng, known = Random(seed), rows_or_none(deflate, n, like)
         certificate = InPlace(Counted(orthogonal_part(apply, known)), self.tol, rng, which)
         return self._solve(certificate, known, k, rng, which, start, callback)
