@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Alias, Extension, GriffeLoader, Module, Object
 from markdown import Extension as MarkdownExtension
 from markdown import Markdown
 from mkdocs.plugins import event_priority
+
+from kpflow_dyn import _HOME
 
 LEFT_OUT = ("em_strong", "em_strong2", "html", "entity", "mkdocs-autorefs")  # the last: [trial, time][unit]
 DOCTEST = re.compile(r"^(>>> .+(?:\n.+)*)", re.MULTILINE)  # one that no heading stands above
@@ -27,11 +29,17 @@ class PlainText(MarkdownExtension):
             md.inlinePatterns.deregister(rule, strict=False)
 
 
-class Examples(Extension):
-    """Doctests are shown as code: an "Example:" becomes the section that griffe has for them."""
+class Docstrings(Extension):
+    """Names are shown as users write them, and doctests as code."""
+
+    def on_package(self, *, pkg: Module, loader: GriffeLoader, **kwargs: Any) -> None:
+        """Give the package its public names, which it imports when they are first asked for."""
+        if pkg.name == "kpflow_dyn":
+            for name, home in _HOME.items():
+                pkg.set_member(name, Alias(name, f"kpflow_dyn.{home}.{name}"))
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
-        """Rename it in a docstring, and fence a doctest that stands alone."""
+        """Turn "Example:" into the section that griffe knows, and fence a doctest that stands alone."""
         if obj.docstring:
             headed = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
             obj.docstring.value = DOCTEST.sub(r"```pycon\n\1\n```", headed)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import platform
-import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import kpflow_dyn
-from kpflow_dyn._arrays import Array, Random, is_torch_array, to_numpy
+from kpflow_dyn._arrays import Array, Random, to_numpy
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._numbers.reductions import PartialTrace
 from kpflow_dyn._numbers.spectra import Modes, eigs
 from kpflow_dyn._numbers.summary import KERNELS, Progress, Summary, summary
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.dynamics._components import participation_ratio, pca, with_sign
 from kpflow_dyn.solvers import BlockLanczos, Estimate
@@ -120,7 +120,7 @@ def analyze(
         task: the task that the inputs came from, for the time axis in milliseconds (of a discrete problem; an ODE keeps
             its own times) and coordinates `label_...` of the trials.
         init: the law that the model's recurrent weights were drawn from (`kp.models.Gaussian(g=1.5)`): its description
-            stands in the attribute "init" and among the settings of the page. A note: nothing is computed from it.
+            is written into the attribute "init" and the settings of the page; nothing is computed from it.
         progress: called as the work goes on.
 
     Raises:
@@ -130,12 +130,12 @@ def analyze(
     Warns:
         UserWarning: eigenpairs that did not converge; the dataset flags them.
 
+    Source: docs/theory.md, "Modes: when, where and in which trials".
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> from kpflow_dyn._analyze import analyze
+        >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
-        >>> analyze(flow, k=2).ntk_eigenvalue.shape
+        >>> kp.analyze(flow, k=2).ntk_eigenvalue.shape
         (2,)
     """
     import xarray as xr
@@ -218,7 +218,7 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
     model = problem.f if isinstance(problem, ODEProblem) else getattr(problem, "cell", problem)
     return {
         "title": f"Analysis of {getattr(getattr(model, 'func', model), '__name__', type(model).__name__)}",
-        "model": str(model) if is_torch_array(flow.solution.state) else _tree(model),
+        "model": problem.backend.models.describe(model),
         **({} if init is None else {"init": init.describe() if hasattr(init, "describe") else repr(init)}),
         **_equation(flow.solution),
         "state": f"{trials} trials x {times} times x {units} units",
@@ -235,16 +235,9 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
     }
 
 
-def _tree(model: Any) -> str:
-    """A pytree in words, with shapes in the place of numbers, and without addresses, which differ from run to run."""
-    import equinox
-
-    return re.sub(r" at 0x[0-9a-f]+", "", equinox.tree_pformat(model))
-
-
 def _equation(solution: Solution) -> dict[str, str]:
     """What kind of problem it is, and how an ODE was solved."""
-    if not isinstance(solution.problem, ODEProblem):
+    if not isinstance(solution, ODESolution):
         return {"problem": "discrete time"}
     method = solution.alg if isinstance(solution.alg, str) else type(solution.alg).__name__
     options = solution.options
@@ -252,12 +245,11 @@ def _equation(solution: Solution) -> dict[str, str]:
     return {"problem": "ODE", "solver": f"{method}, {how}"}
 
 
-def _packages(flow: Flow) -> tuple[str, ...]:
+def _packages(flow: Flow) -> Sequence[str]:
     """The packages that the model runs on."""
-    ode = isinstance(flow.solution.problem, ODEProblem)
-    if is_torch_array(flow.solution.state):
-        return ("torch", "torchdiffeq") if ode else ("torch",)
-    return ("jax", "equinox", "diffrax") if ode else ("jax", "equinox")
+    problem = flow.solution.problem
+    packages = problem.backend.runtime.PACKAGES
+    return packages if isinstance(problem, ODEProblem) else packages[:-1]
 
 
 def _variable(name: str, estimate: Estimate, flow: Flow) -> Any:

@@ -12,6 +12,7 @@ first used:
     dynamics    a step or a field on many states at once
     objectives  a loss of the states as a function of the parameters, twice differentiable
     training    a model in training by the framework's optimisers
+    runtime     threads, precision and packages
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,10 +63,10 @@ class Models(Protocol):
     """A model's parameters by name, and models made of functions."""
 
     def parameters_of(self, model: Any) -> Values:
-        """The parameters, as arrays of the framework that a gradient can be taken in; none of what is no model."""
+        """Floating arrays; none of what is no model. Those of numpy in a pytree are constants to a gradient flow."""
         ...
 
-    def changed(self, model: Any, values: Mapping[str, Array]) -> Any:
+    def changed(self, model: Any, values: Values) -> Any:
         """The model with these values of some parameters: a torch module itself, or a new pytree."""
         ...
 
@@ -82,15 +83,11 @@ class Models(Protocol):
         ...
 
     def with_arrays(self, function: Callable[..., Array], learnt: Values, constants: Values) -> Any:
-        """A model of a function(arrays, *args), whose parameters are copies of `learnt`; `arrays` has both by name."""
+        """A model of a function(arrays, *args) whose parameters are `learnt`; `arrays` has both by name."""
         ...
 
     def learnt_start(self, cell: Any, x: Array, z0: Any) -> Any:
         """A cell with the start z0 among its parameters; see `DiscreteProblem.learn_start`."""
-        ...
-
-    def learning_rates(self, optimizer: Any, model: Any) -> Mapping[str, Any]:
-        """The rates of an optimiser's next step by name; see `LearningRates.from_optimizer`."""
         ...
 
     def on_numpy(self, policy: Any) -> Callable[[np.ndarray], np.ndarray]:
@@ -142,14 +139,45 @@ class Transforms(Protocol):
 
 
 class Solving(Protocol):
-    """Forward passes."""
+    """Forward passes, and the maps over steps that they are made of."""
 
     def roll_out(self, problem: Any) -> tuple[Array, Array]:
         """The states [trial, time, unit] of a `DiscreteProblem`, and its start [trial, unit]."""
         ...
 
-    def ode_library(self, alg: Any) -> Any:
-        """The `kpflow_dyn.ode.Library` that an algorithm belongs to; the default one for None."""
+    def run(self, step: Callable[..., Array], model: Any, rows: Array, z: Array) -> Array:
+        """The states z_n = step(model, row_n, z_{n-1}) [trial, time, ...] of rows [trial, time, ...]; z is the first.
+
+        Here and in `each_step` the step is called as the framework calls models: on all trials in torch, one in JAX.
+        """
+        ...
+
+    def each_step(self, step: Callable[..., Array], model: Any, rows: Array, before: Array) -> Array:
+        """step(model, row_n, before_n) [trial, time, ...] for known states before each step, without gradients."""
+        ...
+
+    def rounded(self, count: int) -> int:
+        """So many steps or a few more, as many as one compiled program serves."""
+        ...
+
+    def without_gradients(self) -> AbstractContextManager[Any]:
+        """Compute numbers alone."""
+        ...
+
+    def check_field(self, problem: Any) -> None:
+        """Raise unless the f of an `ODEProblem` is a model with parameters that maps states to their rates."""
+        ...
+
+    def rate_of(self, problem: Any) -> Callable[[Array, Array], Array]:
+        """The right-hand side (t, z [trial, unit]) -> z' of an `ODEProblem`, its inputs included."""
+        ...
+
+    def ode_library(self) -> Any:
+        """The `kpflow_dyn.ode.Library` that comes with the package."""
+        ...
+
+    def default_algorithm(self) -> Any:
+        """The algorithm of that library that None stands for."""
         ...
 
 
@@ -216,14 +244,6 @@ class Objectives(Protocol):
         """The states, and J* on rows [b, n], both differentiable in the parameters."""
         ...
 
-    def scheme(self, solution: Any) -> Any:
-        """The accepted steps of an ODE's solution, as arrays that `replay` takes."""
-        ...
-
-    def replay(self, problem: Any, tableau: Any) -> Callable[[Any, Any], Array]:
-        """(field, scheme) -> the states of an `ODEProblem`, by the steps of the scheme."""
-        ...
-
     @property
     def Derivatives(self) -> Callable[..., Any]:
         """Derivatives(function(theta, scheme)): `.gradient(theta, scheme)`; `.both` with the value and the Hessian."""
@@ -240,71 +260,96 @@ class Training(Protocol):
 
     @property
     def Trainee(self) -> Callable[..., Any]:
-        """Trainee(model, readout, data, z0, optimizer, lr, clip): `.evaluate(trials)` -> loss, then `.step()`."""
+        """Trainee(model, readout, data, z0, optimizer, lr, clip, read, loss): `.evaluate(trials)`, then `.step()`.
+
+        The data are [trial, time, ...] inputs, targets and mask; read(width of the state) says which units the readout
+        takes; loss(output, targets, mask) is what `evaluate` gives. `.model` and `.readout` are as they are by now.
+        """
+        ...
+
+    def learning_rates(self, optimizer: Any, model: Any) -> Mapping[str, Any]:
+        """The rates of an optimiser's next step by name; see `LearningRates.from_optimizer`."""
         ...
 
 
-class Backend(Protocol):
-    """A framework."""
+class Runtime(Protocol):
+    """The framework in this process."""
 
-    @property
-    def name(self) -> str:
-        """ "torch" or "jax"."""
+    PACKAGES: Sequence[str]
+    """The packages whose versions a result hangs on; the last one solves ODEs."""
+
+    def limit_threads(self, count: int) -> bool:
+        """Compute on so many threads from now on, in this process; False where a process cannot choose that."""
         ...
 
-    @property
-    def packages(self) -> Sequence[str]:
-        """The packages whose versions a result hangs on."""
+    def allow_double(self) -> None:
+        """Let arrays be float64: JAX rounds them to float32 until it is told."""
         ...
+
+
+class Backend:
+    """A framework, part by part; each part is a module of its package, imported when it is first asked for.
+
+    Attributes:
+        name: "torch" or "jax".
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BACKENDS.__getitem__, (self.name,)
+
+    def _part(self, name: str) -> Any:
+        return importlib.import_module(f"kpflow_dyn._{self.name}.{name}")
 
     @property
     def data(self) -> Data:
-        """Arrays, taken in and checked."""
-        ...
+        """See `Data`."""
+        return self._part("data")
 
     @property
     def models(self) -> Models:
-        """Parameters by name."""
-        ...
+        """See `Models`."""
+        return self._part("models")
 
     @property
     def transforms(self) -> Transforms:
-        """Function transforms."""
-        ...
+        """See `Transforms`."""
+        return self._part("transforms")
 
     @property
     def solving(self) -> Solving:
-        """Forward passes."""
-        ...
+        """See `Solving`."""
+        return self._part("solving")
 
     @property
     def tracing(self) -> Tracing:
-        """Traced models."""
-        ...
+        """See `Tracing`."""
+        return self._part("tracing")
 
     @property
     def dynamics(self) -> Dynamics:
-        """Many states at once."""
-        ...
+        """See `Dynamics`."""
+        return self._part("dynamics")
 
     @property
     def objectives(self) -> Objectives:
-        """Losses of the parameters."""
-        ...
+        """See `Objectives`."""
+        return self._part("objectives")
 
     @property
     def training(self) -> Training:
-        """Optimisers at work."""
-        ...
+        """See `Training`."""
+        return self._part("training")
+
+    @property
+    def runtime(self) -> Runtime:
+        """See `Runtime`."""
+        return self._part("runtime")
 
 
-FRAMEWORKS = ("torch", "jax")
-
-
-@cache
-def backend_named(name: str) -> Backend:
-    """The backend of a framework, by its name."""
-    return importlib.import_module(f"kpflow_dyn._{name}.backend").BACKEND
+BACKENDS = {name: Backend(name) for name in ("torch", "jax")}
 
 
 def backend_of(*values: Any) -> Backend | None:
@@ -314,10 +359,24 @@ def backend_of(*values: Any) -> Backend | None:
     """
     for value in values:
         if is_torch_array(value) or is_torch_module(value):
-            return backend_named("torch")
+            return BACKENDS["torch"]
         if is_jax_array(value) or _holds_jax_arrays(value):
-            return backend_named("jax")
+            return BACKENDS["jax"]
     return None
+
+
+def backend_for(data: Any, what: str, axes: str, model: Any = None) -> Backend:
+    """The backend of a problem with these data; numpy arrays count as data of JAX where the model is not torch's.
+
+    Raises:
+        TypeError: for other data, with `what` they are and the `axes` that were expected.
+    """
+    found = backend_of(data, model if isinstance(data, np.ndarray) else None)
+    if found is not None:
+        return found
+    if not isinstance(data, np.ndarray):
+        raise TypeError(f"{what} is {type(data).__name__}, expected a torch tensor or a jax array {axes}")
+    return BACKENDS["jax"]
 
 
 def _holds_jax_arrays(value: Any) -> bool:

@@ -33,7 +33,7 @@ def check_folder(path: Path, names: set[str], overwrite: bool) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place at the end; after an error nothing is left of it."""
+    """A temporary folder next to `path` that is renamed to it at the end, and removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
         folder, replaced = Path(scratch, "new"), Path(scratch, "old")
@@ -51,7 +51,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which becomes `path` at the end: after a kill there are whole files only."""
+    """A temporary name next to `path` that is renamed to it at the end, so that a kill leaves no partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")
     yield unfinished

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def bars(show: bool = True) -> Progress:
-    """Bars on stderr that are gone at the end; nothing where it is no terminal."""
+    """Progress bars on stderr, removed at the end; none where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import is_torch_module
-from kpflow_dyn.models._closed_loop import is_jax_module
+from kpflow_dyn._backend import backend_of
 from kpflow_dyn.models._plants import CartPole, Pendulum, Plant
 from kpflow_dyn.tasks._data import check_count, nearest
 
@@ -59,20 +57,9 @@ class Episodes:
 
     def plot(self, dark: bool = False) -> Figure:
         """The states over time, a panel for each and a line for each episode."""
-        from kpflow_dyn.figures import new_figure, series, styled
+        from kpflow_dyn.figures import _control as figures
 
-        @styled
-        def draw(found: Episodes) -> Figure:
-            names = found.states.state.values
-            figure, panels = new_figure(1.3 * len(names), rows=len(names))
-            for panel, name in zip(panels, names, strict=True):
-                panel.plot(found.states.time, found.states.sel(state=name).T, color=series()[0], alpha=0.4, linewidth=1)
-                panel.set(ylabel=str(name).replace("_", " "))
-                panel.label_outer()
-            panels[-1].set(xlabel="Time (s)")
-            return figure
-
-        return draw(self, dark=dark)
+        return figures.episodes(self, dark=dark)
 
 
 def gym_plant(env: str) -> Plant:
@@ -249,33 +236,9 @@ def _act_of(policy: Any, known: Environment) -> Act:
 
 
 def _on_numpy(policy: Any) -> Act:
-    if is_torch_module(policy):
-        return _torch_on_numpy(policy)
-    if is_jax_module(policy):
-        return _jax_on_numpy(policy)
     if not callable(policy) or isinstance(policy, type):
         raise TypeError(
             f"policy is {policy!r}, expected a torch or JAX module, a function u = policy(z), or a ClosedLoop"
         )
-    return lambda z: np.asarray(policy(z), float)
-
-
-def _torch_on_numpy(policy: Any) -> Act:
-    torch = sys.modules["torch"]
-    like = next(policy.parameters(), torch.zeros(()))
-
-    @torch.no_grad()
-    def act(z: np.ndarray) -> np.ndarray:
-        row = torch.as_tensor(z[None], dtype=like.dtype, device=like.device)
-        return policy(row)[0].cpu().numpy().astype(float)
-
-    return act
-
-
-def _jax_on_numpy(policy: Any) -> Act:
-    import equinox as eqx
-
-    from kpflow_dyn._problems.parameters import parameters_of
-
-    compiled, dtype = eqx.filter_jit(policy), next(iter(parameters_of(policy).values())).dtype
-    return lambda z: np.asarray(compiled(z.astype(dtype)), float)
+    backend = backend_of(policy)
+    return (lambda z: np.asarray(policy(z), float)) if backend is None else backend.models.on_numpy(policy)

@@ -11,8 +11,7 @@ A rule moves the states by -eta A q + O(eta^2). With J = P B V and K = B V V* B*
 `kp.alignment` compares them, and they are analysed as any other operator. With a metric M^{-1} = R R* of the flow, J R
 stands for J, and V R for V.
 
-Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, "The Global Empirical NTK" (arXiv 2605.08746); Lillicrap, Cownden,
-Tweed, Akerman, "Random synaptic feedback weights support error backpropagation for deep learning" (2016).
+Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, "The Global Empirical NTK" (arXiv 2605.08746).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, eps_of, full_precision, like_numpy, to_numpy
 from kpflow_dyn._arrays.dots import row_norms, to_double
 from kpflow_dyn._arrays.linear_systems import iterate
-from kpflow_dyn._flows.flow import Flow, Propagator
+from kpflow_dyn._flows.flow import Flow, Propagator, RecurrentFlow
 from kpflow_dyn._numbers.contributions import Learning
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows, unit_rows
@@ -35,12 +34,19 @@ __all__ = ["bptt", "feedback_alignment", "functional_gradient_descent", "gauss_n
 
 
 def bptt(flow: Flow) -> GramOperator:
-    """P K P*, gradient descent by backpropagation through time: the ntk itself."""
+    """A = P K P*, gradient descent by backpropagation through time: the ntk itself.
+
+    Args:
+        flow: what `linearize` gives.
+
+    Source: Werbos, "Backpropagation through time: what it does and how to do it" (1990).
+    Example as `truncated_bptt`.
+    """
     return flow.ntk
 
 
 def truncated_bptt(flow: Flow, k: int) -> Operator:
-    """P K P_k*, where each error goes back by k steps only: (P_k* q)_t = sum_{j <= k} A_{t+1}^T ... A_{t+j}^T q_{t+j}.
+    """P K P_k*, where each error goes back only k steps: (P_k* q)_t = sum_{j <= k} A_{t+1}^T ... A_{t+j}^T q_{t+j}.
 
     An application takes k products with all steps' Jacobians, besides those of J.
 
@@ -51,14 +57,17 @@ def truncated_bptt(flow: Flow, k: int) -> Operator:
     Raises:
         ValueError: a k that is not a whole number >= 0, or a flow whose P is not that of steps.
 
+    Source: Williams, Peng, "An efficient gradient-based algorithm for on-line training of recurrent networks" (1990).
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> _ = torch.manual_seed(0)
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 6, 3))))
         >>> likeness = [kp.alignment(kp.learning_rules.truncated_bptt(flow, k), flow.ntk).value for k in (0, 5)]
-        >>> likeness[0] < 1, round(likeness[1], 4)
-        (True, 1.0)
+        >>> likeness[0] < 1, round(likeness[1], 4), kp.learning_rules.bptt(flow) is flow.ntk
+        (True, 1.0, True)
+        >>> kp.alignment(kp.learning_rules.functional_gradient_descent(flow), flow.ntk).value < 1
+        True
     """
     if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 0:
         raise ValueError(f"k is {k!r}, expected a number of steps, 0 or more")
@@ -85,15 +94,22 @@ def _truncated(P: Propagator, k: int) -> Operator:
 
 
 def functional_gradient_descent(flow: Flow) -> GramOperator:
-    """P P*, gradient descent on a kick to every state by itself, as if any function could be learnt (K = 1)."""
+    """A = P P*, gradient descent on a separate kick to every state, as if any function could be learnt (K = 1).
+
+    Args:
+        flow: what `linearize` gives.
+
+    Source: docs/theory.md, "Learning rules and optimisers".
+    Example as `truncated_bptt`.
+    """
     return GramOperator(flow.P)
 
 
 def gauss_newton(flow: Learning, damping: float) -> Operator:
     """J (J* J + damping)^{-1} J* = ntk (ntk + damping)^{-1}: the eigenvalues of the ntk become l / (l + damping).
 
-    By the eigenvectors of the smaller of J* J and J J* where that is cheap, else by conjugate gradients, which run on
-    the host but for JAX.
+    By the eigenvectors of the smaller of J* J and J J* where that is cheap, else by conjugate gradients, which torch
+    runs on the host.
 
     Args:
         flow: what `linearize` gives, or `Flow.output`.
@@ -106,9 +122,10 @@ def gauss_newton(flow: Learning, damping: float) -> Operator:
     Warns:
         UserWarning: conjugate gradients that did not converge.
 
+    Source: Nocedal, Wright, "Numerical optimization" (2006).
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> _ = torch.manual_seed(0)
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 6, 3))))
         >>> largest = float(kp.eigs(flow.ntk, 1).values)
@@ -164,31 +181,33 @@ def _by_conjugate_gradients(op: Operator, damping: float) -> Rows:
 
 
 def feedback_alignment(flow: Flow, seed: int | Random = 0, matrices: Mapping[str, Array] | None = None) -> Operator:
-    """J J_B*: errors go back through fixed random matrices B in the place of the weights' transposes.
+    """J J_B*: errors go back through fixed random matrices B instead of the weights' transposes.
 
-    J_B is J with B for each parameter W of two axes or more where it multiplies what moves with the state; gates,
-    derivatives of activations and what the weights multiply stay as they are. Where no weight acts between a kick and
-    the end of its step, as in a single layer, this is P K P_B* with the costates l_t = A_{t+1}(B)^T l_{t+1} + q_t. It
-    is not symmetric; with B = W it is `bptt`.
+    J_B is J with B for each parameter W of two axes or more where it multiplies values that depend on the state; gates,
+    derivatives of activations and the data that the weights multiply stay as they are. Where no weight acts between a
+    kick and the end of its step, as in a single layer, this is P K P_B*, l_t = A_{t+1}(B)^T l_{t+1} + q_t. It is not
+    symmetric; with B = W it is `bptt`.
 
     Args:
         flow: of a discrete problem, or `flow.nodal` of an ODE.
-        seed: of matrices B with independent normal entries, as large in the mean square as those of W.
-        matrices: given B by the name of the parameter instead; a parameter without one keeps its own W.
+        seed: of matrices B with independent normal entries of the same mean square as those of W.
+        matrices: B by the name of the parameter, in its shape, instead; a parameter without one keeps its own W.
 
     Raises:
         ValueError: a flow that is not of steps, unknown names or other shapes.
 
+    Source: Lillicrap, Cownden, Tweed, Akerman, "Random synaptic feedback weights support error backpropagation for
+    deep learning" (2016).
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> _ = torch.manual_seed(0)
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 6, 3))))
         >>> rule = kp.learning_rules.feedback_alignment(flow, seed=1)
         >>> 0 < kp.alignment(rule, flow.ntk).value < 1
         True
     """
-    if flow.with_feedback is None:
+    if not isinstance(flow, RecurrentFlow):
         raise ValueError("feedback needs the steps that errors go back through; take flow.nodal")
     rng, known = Random(seed), set()
 
@@ -201,7 +220,7 @@ def feedback_alignment(flow: Flow, seed: int | Random = 0, matrices: Mapping[str
             raise ValueError(f"the feedback matrix of {name} has shape {(*B.shape,)}, expected {(*W.shape,)}")
         return like_numpy(np.array(to_numpy(B)), W)
 
-    found = flow.ntk.factor @ flow.with_feedback(draw)
+    found = flow.ntk.factor @ flow.feedback(draw)
     unknown = sorted(set(matrices or ()) - known)
     if unknown:
         raise ValueError(f"feedback matrices of unknown parameters {unknown}; the matrices are {sorted(known)}")

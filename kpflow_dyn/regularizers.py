@@ -4,8 +4,8 @@ From random vectors xi_i of the states, which a seed fixes, and g_i = J* xi_i al
 
     tr A = E |g_i|^2        |A|_F^2 = E (g_i . g_j)^2, i != j        tr A B = E g_i . J* B xi_i
 
-so that one reverse mode more gives their gradients. With `probes=None` all unit vectors stand for the random ones, and
-the sums are exact.
+so that one further backward pass gives their gradients. With `probes=None` the xi are all unit vectors, and the sums
+are exact.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, concretely, device
-from kpflow_dyn._learning.objective import backend_of
 from kpflow_dyn._numbers.estimate import frobenius_norm
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 from kpflow_dyn._spaces.operators import Operator
@@ -23,7 +22,7 @@ Posed = DiscreteProblem | StaticProblem
 
 
 def trace(problem: Posed, probes: int | None = 16, seed: int = 0) -> Array:
-    """tr A, differentiable in the parameters of the problem's model.
+    """tr A = E |J* xi|^2 of A = J J*, differentiable in the parameters of the problem's model.
 
     Args:
         problem: a DiscreteProblem, whose states are those of `solve`; or a StaticProblem, whose output is the state. In
@@ -38,9 +37,10 @@ def trace(problem: Posed, probes: int | None = 16, seed: int = 0) -> Array:
         TypeError: another problem.
         ValueError: fewer than 2 probes.
 
+    Source: Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1990).
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> cell = torch.nn.GRUCell(2, 4)
         >>> found = kp.regularizers.trace(kp.DiscreteProblem(cell, torch.randn(2, 3, 2)))
         >>> found.backward()
@@ -51,11 +51,14 @@ def trace(problem: Posed, probes: int | None = 16, seed: int = 0) -> Array:
 
 
 def effective_rank(problem: Posed, probes: int | None = 16, seed: int = 0) -> Array:
-    """(tr A)^2 / |A|_F^2, differentiable; arguments as for `trace`. The ratio of estimates, so biased for few probes.
+    """er(A) = (tr A)^2 / |A|_F^2, differentiable. The ratio of estimates, so biased for few probes.
+
+    Args and Raises as `trace`.
+
+    Source: docs/theory.md, "How many: effective ranks".
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 3, 2))
         >>> kp.regularizers.effective_rank(problem, probes=None).item() < 24
         True
@@ -74,9 +77,10 @@ def alignment(problem: Posed, other: Operator, probes: int | None = 16, seed: in
     Raises:
         ValueError: also for a B on other states, or one that is not symmetric.
 
+    Source: Cristianini, Shawe-Taylor, Elisseeff, Kandola, "On kernel-target alignment" (2001).
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 3, 2))
         >>> before = kp.linearize(kp.solve(problem)).ntk
         >>> round(kp.regularizers.alignment(problem, before, probes=None).item(), 4)
@@ -100,7 +104,7 @@ class _Pulled:
             raise TypeError(f"got {type(problem).__name__}, expected a DiscreteProblem or a StaticProblem")
         if probes is not None and probes < 2:
             raise ValueError(f"probes = {probes}, expected at least 2, or None for exact sums")
-        state, self.back = backend_of(problem.x).pull_back(problem)
+        state, self.back = problem.backend.objectives.pull_back(problem)
         self.size, self.exact = math.prod(state.shape), probes is None
         xp = array_namespace(state)
         with concretely(problem.x):

@@ -6,11 +6,13 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import is_torch_module
+from kpflow_dyn._backend import BACKENDS, backend_of
+from kpflow_dyn._learning.losses import mean_squared_error, units_read
 from kpflow_dyn._progress import bars
 from kpflow_dyn.tasks._data import TaskData, check_count
 
@@ -133,19 +135,18 @@ def _check_options(steps: int, lr: float, clip: float | None) -> None:
 
 
 def _trainee(model: Any, readout: Any, data: Any, z0: Any, optimizer: Any, lr: float, clip: float | None) -> Any:
-    if is_torch_module(model) != is_torch_module(readout):
+    backend, other = (backend_of(part) or BACKENDS["jax"] for part in (model, readout))  # JAX says what is amiss
+    if backend is not other:
         raise TypeError(
             f"the model is {type(model).__name__} and the readout {type(readout).__name__}; both must be torch modules "
             "(nn.Linear), or both of JAX (eqx.nn.Linear)"
         )
-    if is_torch_module(model):
-        from kpflow_dyn._torch.training import OPTIMIZERS, Trainee
-    else:
-        from kpflow_dyn._jax.training import OPTIMIZERS, Trainee
-    if not callable(optimizer) and optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer is {optimizer!r}, expected one of {', '.join(OPTIMIZERS)}, or what makes one")
-    make: Any = optimizer if callable(optimizer) else OPTIMIZERS[optimizer]
-    return Trainee(model, readout, data, z0, make, lr, clip)
+    known = backend.training.OPTIMIZERS
+    if not callable(optimizer) and optimizer not in known:
+        raise ValueError(f"optimizer is {optimizer!r}, expected one of {', '.join(known)}, or what makes one")
+    make: Any = optimizer if callable(optimizer) else known[optimizer]
+    read = partial(units_read, model, readout)
+    return backend.training.Trainee(model, readout, data, z0, make, lr, clip, read, mean_squared_error)
 
 
 def _draws(trials: int, batch: int | None, seed: int) -> Iterator[np.ndarray | slice]:

@@ -10,7 +10,7 @@ from synthetic import check_apart
 from test_metric import SOLUTIONS, assert_close, dense, flow_of, is_jax, kronecker, sizes
 
 import kpflow_dyn as kp
-from kpflow_dyn._flows.preconditioner import preconditioned
+from kpflow_dyn._flows.flow import preconditioned
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -58,7 +58,7 @@ def test_estimates_cover_and_add_up() -> None:
 
 def test_with_a_metric_they_are_those_of_its_root(flow: kp.Flow) -> None:
     metric, inverse = kronecker(flow)
-    found = kp.contributions(preconditioned(flow, metric.roots(flow.parameters)))
+    found = kp.contributions(preconditioned(flow, metric.preconditioner(flow.parameters)))
     J = dense(flow.J.T).T
     for name, part in found.items():
         here = columns(flow, [name])
@@ -104,11 +104,11 @@ def test_only_after_a_metric() -> None:
     metric, inverse = kronecker(plain)
     name = list(plain.parameters)[1]
     here, J = columns(plain, [name]), dense(plain.J)
-    flow = preconditioned(plain, metric.roots(plain.parameters)).only(name)
+    flow = preconditioned(plain, metric.preconditioner(plain.parameters)).only(name)
     assert_close(dense(flow.ntk), J[:, here] @ inverse[np.ix_(here, here)] @ J[:, here].T)
     assert_close(dense(flow.J), J[:, here])
     assert kp.contributions(flow)[name].value == pytest.approx(np.trace(dense(flow.ntk)))
-    rated = preconditioned(plain, kp.LearningRates(0.25).roots(plain.parameters)).only(name)
+    rated = preconditioned(plain, kp.LearningRates(0.25).preconditioner(plain.parameters)).only(name)
     assert_close(np.repeat(*rated.core.spectrum()), 0.25 * np.repeat(*plain.only(name).core.spectrum()))
 
 

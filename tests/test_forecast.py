@@ -240,8 +240,6 @@ def test_bad_requests() -> None:
     with pytest.raises(ValueError, match=r"unstable: the largest rate is .* so lr must stay below"):
         kp.forecast(y, problem.target, lr=1e3, steps=1000)
     assert kp.forecast(y, y.values, lr=LR, steps=3).loss.tolist() == [0, 0, 0, 0]
-    with pytest.raises(ValueError, match="expected 'mse'"):
-        kp.forecast(y, problem.target, "hinge", lr=LR, steps=3)
     with pytest.raises(ValueError, match="a positive integer"):
         kp.forecast(y, problem.target, lr=LR, steps=0)
     with pytest.raises(ValueError, match=r"the mask has shape \(3,\)"):

@@ -19,10 +19,9 @@ from torchdiffeq import odeint
 
 import kpflow_dyn as kp
 from kpflow_dyn._arrays import to_numpy
-from kpflow_dyn._jax.methods import tableau_of
-from kpflow_dyn._linearize import _backend
+from kpflow_dyn._jax.diffrax_library import tableau_of
 from kpflow_dyn._problems.steps import Tableau
-from kpflow_dyn._torch.methods import method_named
+from kpflow_dyn._torch.torchdiffeq_library import method_named
 from kpflow_dyn.ode._variational import polynomial
 from kpflow_dyn.solvers import BlockLanczos
 
@@ -315,8 +314,8 @@ def _check_polynomial(tableau: Tableau) -> None:
 def test_the_path_is_the_dense_output(alg: Any) -> None:
     case = Case("torch" if isinstance(alg, str) else "jax", False)
     solution = kp.solve(case.problem(), alg, rtol=1e-4, atol=1e-6)
-    model = _backend(solution.state).Model(solution.problem.f, None)
-    path = _backend(solution.state).Variational(solution, model, kp.InterpolatingAdjoint()).path
+    model = solution.problem.backend.tracing.Model(solution.problem.f, None)
+    path = solution.problem.backend.tracing.Variational(solution, model, kp.InterpolatingAdjoint()).path
     for t in (0.0, 0.01, 0.5, 1.234, END):
         assert relative(path(case.array(t)), solution(t)) < 1e-12
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_branches_on_values_and_side_effects() -> None:
 
 def test_another_model_than_the_one_that_was_solved() -> None:
     solution = solve(gru())
-    other = kp.Solution(**{**vars(solution), "problem": solution.problem.remake(cell=gru(1))})
+    other = dataclasses.replace(solution, problem=solution.problem.remake(cell=gru(1)))
     with pytest.raises(ValueError, match=r"differs from the solved states.*solve again"):
         kp.linearize(other)
 

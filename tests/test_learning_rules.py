@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import kpflow_dyn as kp
 from kpflow_dyn import learning_rules as rules
 from kpflow_dyn._arrays import like_numpy, to_numpy
-from kpflow_dyn._flows.preconditioner import preconditioned
+from kpflow_dyn._flows.flow import preconditioned
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -165,7 +165,7 @@ def test_feedback_alignment_is_backpropagation_through_other_matrices() -> None:
     assert_close(dense(rules.feedback_alignment(flow, matrices=weights)), J @ J.T)
     assert kp.alignment(rule, flow.ntk).value == pytest.approx(cosine(J @ fed.T, J @ J.T))
     metric, inverse = kronecker(flow)
-    rule = rules.feedback_alignment(preconditioned(flow, metric.roots(flow.parameters)), matrices=feedback)
+    rule = rules.feedback_alignment(preconditioned(flow, metric.preconditioner(flow.parameters)), matrices=feedback)
     assert_close(dense(rule), J @ inverse @ fed.T)
 
 
@@ -234,7 +234,7 @@ def test_random_feedback_is_of_the_size_of_the_weights() -> None:
     def noted(rule: object) -> object:
         return lambda draw: rule(lambda name, W: drawn.setdefault(name, draw(name, W)))
 
-    object.__setattr__(flow, "with_feedback", noted(flow.with_feedback))
+    object.__setattr__(flow, "feedback", noted(flow.feedback))
     first = rules.feedback_alignment(flow, seed=1)
     assert set(drawn) == {"weight_ih", "weight_hh"}  # also of what does not learn
     B, W = drawn["weight_hh"], cell.weight_hh.detach()
@@ -281,7 +281,7 @@ def test_bad_requests() -> None:
 @pytest.mark.parametrize("name", cases(SOLUTIONS, {"torch_gru", "torch_ode"}))
 def test_output_is_the_kernel_of_the_readout(name: str) -> None:
     plain = flow_of(name)
-    flow = preconditioned(plain, kp.LearningRates(0.7).roots(plain.parameters))
+    flow = preconditioned(plain, kp.LearningRates(0.7).preconditioner(plain.parameters))
     trials, times, units = flow.ntk.domain.shape
     rng = np.random.default_rng(1)
     C, ntk, eye = rng.standard_normal((3, units)), dense(flow.ntk), np.eye(trials * times)

@@ -21,8 +21,8 @@ from synthetic import check_apart
 
 import kpflow_dyn as kp
 from kpflow_dyn._arrays import like_numpy, to_numpy
+from kpflow_dyn._flows.flow import preconditioned
 from kpflow_dyn._flows.metric import Metric
-from kpflow_dyn._flows.preconditioner import preconditioned
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -149,7 +149,7 @@ def plain(request: pytest.FixtureRequest, x64: None) -> Plain:
 @pytest.mark.parametrize("name", METRICS)
 def test_operators_have_the_inverse_metric_inside(plain: Plain, name: str) -> None:
     metric, inverse = METRICS[name](plain.flow)
-    flow = preconditioned(plain.flow, metric.roots(plain.flow.parameters))
+    flow = preconditioned(plain.flow, metric.preconditioner(plain.flow.parameters))
     assert flow.J is plain.flow.J
     assert_close(dense(flow.ntk), plain.J @ inverse @ plain.J.T)
     assert_close(dense(flow.K), plain.kick @ inverse @ plain.kick.T)
@@ -296,7 +296,7 @@ def test_a_step_of_adam_in_jax_moves_the_state_by_the_ntk() -> None:
     second = {name: 0.1 + jnp.abs(value) for name, value in plain.parameters.items()}
     gradient, states, errors = plain.as_parameters(plain.J.T.mv(residual)), jax_registry.states_of(problem), []
     metric = kp.LearningRates.from_second_moment(second, 2.0, eps=1e-3)
-    change = -preconditioned(plain, metric.roots(plain.parameters)).ntk.mv(residual)
+    change = -preconditioned(plain, metric.preconditioner(plain.parameters)).ntk.mv(residual)
     for lr in (1e-4, 1e-5):
         stepped = {n: p - 2 * lr * gradient[n] / (second[n] ** 0.5 + 1e-3) for n, p in plain.parameters.items()}
         error = (states(stepped) - solution.state) / lr - change

@@ -58,7 +58,7 @@ def library_of(a: Array) -> Library:
 
 
 class Random:
-    """A stream of random arrays, on the library and device of the array they should be like.
+    """A stream of random arrays, in the library and on the device of a given array.
 
     Args:
         seed: an int (the same int gives the same stream), or a `Random` to continue.
@@ -96,7 +96,7 @@ def eps_of(a: Array) -> float:
 
 
 def device(a: Array) -> Any:
-    """Where an array lies; of one that is sharded, where it would lie whole, on each of the devices."""
+    """The device of an array; of a sharded one, the placement of a copy on each of its devices."""
     return library_of(a).device(a)
 
 
@@ -106,7 +106,7 @@ def empty_row(like: Array, of_trials: bool) -> Array:
 
 
 def placed(values: Array, row: Array, axis: int) -> Array:
-    """Values that lie as a row does which may be sharded by trials; these stand at the axis, counted from the last."""
+    """Values sharded by trials as `row` is; trials are on the axis, which is counted from the last."""
     return library_of(row).placed(values, row, axis)
 
 
@@ -121,7 +121,7 @@ def like_numpy(values: np.ndarray, like: Array) -> Array:
 
 
 def concretely(like: Array) -> AbstractContextManager[Any]:
-    """Compute at once what does not depend on traced arrays, inside of a `jax.jit` too."""
+    """Compute what does not depend on traced arrays at once, also inside a `jax.jit`."""
     return library_of(like).concretely()
 
 
@@ -139,14 +139,14 @@ def products_in(precision: str | None, like: Array) -> AbstractContextManager[An
 
 
 def joined(parts: Iterable[Array], count: int) -> Array:
-    """Blocks of so many rows in all, one after another; where arrays can change, each is put in its place at once."""
+    """Blocks with this total number of rows in one array; where arrays can change, each is written into its place."""
     rest = iter(parts)
     head = next(rest)
     return head if head.shape[0] == count else library_of(head).joined(head, rest, count)
 
 
 def take_at(values: Array, index: np.ndarray) -> Array:
-    """Of values [probe, trial, n, width], those at the places index [trial, m]: [probe, trial, m, width]."""
+    """The values [probe, trial, n, width] at the places index [trial, m]: [probe, trial, m, width]."""
     return library_of(values).take_at(values, index)
 
 

@@ -11,7 +11,7 @@ from kpflow_dyn._arrays import Array, library_of, like_numpy, to_numpy
 
 
 def iterate(method: Literal["cg", "gmres"], apply: Callable[[Array], Array], b: Array, rtol: float) -> Array:
-    """x with |A x - b| <= rtol |b|, or as near as the method gets: the caller looks at A x - b.
+    """x with |A x - b| <= rtol |b|, or the best that the method finds: the caller checks A x - b.
 
     JAX has solvers of its own; all others run scipy's, on the host.
     """

@@ -1,4 +1,4 @@
-"""How much memory operators and solvers work in: blocks of vectors at a time, and a budget for all of it."""
+"""How much memory operators and solvers use: the sizes of their blocks of vectors, and a budget for all of it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextvars import ContextVar
 
 from kpflow_dyn._arrays import Array, library_of
 
-BLOCK_BYTES = 2**24  # of vectors that are applied to at once on a CPU, where more is no faster
+BLOCK_BYTES = 2**24  # of the vectors in one application on a CPU, where more is no faster
 DEVICE_BLOCK_BYTES = 2**30
 SPAN_BYTES = 40 * 2**20  # of kicks and states that a sweep keeps in the cache
-SHARE = 16  # a few such blocks exist at the same time, so that each may take this part of a budget
+SHARE = 16  # a few such blocks are held at once, so each may take 1 / SHARE of the budget
 GIB = 2**30
 
 _budget: ContextVar[int | None] = ContextVar("memory_budget", default=None)
@@ -19,23 +19,22 @@ _budget: ContextVar[int | None] = ContextVar("memory_budget", default=None)
 
 @contextmanager
 def memory_budget(size: float) -> Iterator[None]:
-    """Keep what operators and solvers allocate, on top of the flow itself, below so many bytes.
+    """Limit the memory that operators and solvers allocate on top of the flow itself.
 
     Blocks of probes and, in torch, spans of times become shorter, Krylov bases smaller, and the default trace
-    estimators keep fewer vectors; results are the same up to their tolerances and error bars. What a caller asks for
-    counts too: k modes take k vectors. Not counted are what the interpreter and its libraries need, what JAX compiles,
-    and estimators and solvers picked by name because they hold all their vectors, or the matrix.
+    estimators keep fewer vectors; results are the same up to their tolerances and error bars. Results count too: k
+    modes take k vectors. Not counted are the interpreter and its libraries, what JAX compiles, and estimators and
+    solvers that the caller picked by name and that hold all their vectors, or the matrix.
 
     Args:
-        size: the bytes, such as 2 * 2**30.
+        size: the limit in bytes, such as 2 * 2**30.
 
     Raises:
         ValueError: a size that is not positive.
-        MemoryError: inside, from a request that cannot fit; it says by how much.
+        MemoryError: inside the block, where a request cannot fit; it says by how much.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 20), torch.randn(8, 50, 3))))
         >>> with kp.memory_budget(2**20):
         ...     modes = kp.eigs(flow.ntk, 3)
@@ -52,23 +51,23 @@ def memory_budget(size: float) -> Iterator[None]:
 
 
 def budget() -> int | None:
-    """The bytes that work may take, None where nothing was said."""
+    """The limit in bytes; None without one."""
     return _budget.get()
 
 
 def bytes_of(entries: int, like: Array) -> int:
-    """What so many numbers take."""
+    """The size in bytes of this number of entries."""
     return entries * like.dtype.itemsize
 
 
 def rows_at_once(entries: int, like: Array) -> int:
-    """How many vectors of so many entries make a block."""
+    """How many vectors of this length make a block."""
     whole = DEVICE_BLOCK_BYTES if on_device(like) else BLOCK_BYTES
     return max(1, _within(whole) // max(1, bytes_of(entries, like)))
 
 
 def span_bytes() -> int:
-    """How much a sweep may keep of one span of times."""
+    """How many bytes a sweep over time may keep of one span of times."""
     return _within(SPAN_BYTES)
 
 
@@ -78,7 +77,7 @@ def on_device(a: Array) -> bool:
 
 
 def within_budget(needed: int) -> bool:
-    """Whether so many bytes are to be had."""
+    """Whether the budget has room for this many bytes."""
     left = _budget.get()
     return left is None or needed <= left
 
@@ -87,7 +86,7 @@ def require(needed: int, what: str, advice: str) -> None:
     """Raise where this does not fit into the budget.
 
     Raises:
-        MemoryError: with what is missing.
+        MemoryError: it says how much is missing.
     """
     left = _budget.get()
     if left is not None and needed > left:

@@ -1,7 +1,7 @@
 """Trials sharded over devices: where arrays of trials lie, and what all trials share.
 
-Each device holds some trials, and all of what they share. What is compiled follows its data; what is made on the host
-or drawn at random is placed here. Meshes have automatic axes: the compiler finds the collectives.
+Each device holds some trials, and a copy of everything they share. Compiled code follows its data; arrays made on the
+host or drawn at random are placed here. Meshes have automatic axes: the compiler finds the collectives.
 """
 
 from __future__ import annotations

@@ -3,76 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, full_precision
+from kpflow_dyn._flows.preconditioner import (
+    Block,
+    block_diagonal,
+    chosen_block,
+    for_each_trial,
+    seen_through,
+    without,
+)
+from kpflow_dyn._flows.readout import Readout, readout
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
+from kpflow_dyn._flows.truncation import Truncation, truncation
 from kpflow_dyn._problems.choice import Choice, as_masks, choose
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn._spaces.operators import GramOperator, Operator
-from kpflow_dyn._spaces.space import Space
 
-if TYPE_CHECKING:
-    from kpflow_dyn._flows.preconditioner import Root
-    from kpflow_dyn._flows.readout import Output
-    from kpflow_dyn._flows.truncation import Truncation
-
-Apply = Callable[[Array], Array]
-Draw = Callable[[str, Array], Array]  # of a matrix by name: what stands in its place when sweeping backward
-
-
-@dataclass(frozen=True)
-class DiscreteAdjoint:
-    """The exact tangent and transpose of the steps that were taken, frozen.
-
-    Of an ODE these are the accepted steps of its solver: the scheme is differentiated, not the choice of its steps.
-    """
-
-
-@dataclass(frozen=True)
-class InterpolatingAdjoint:
-    """Sensitivities of an ODE by variational and adjoint equations, each solved adaptively along the dense z(t).
-
-        J theta     d' = A d + F theta,  d(t_0) = 0        A = df/dz,  F = df/dtheta
-        J* q        -l' = A^T l,  l += q_j at the nodes    g = int F^T l dt
-
-    They are those of the equation rather than of the solver's steps, which need not be known. J and J* are linear and
-    adjoint to each other only to the tolerances: `kp.check_adjoint(flow.J)` tells how far.
-
-    Args:
-        rtol: relative tolerance of each solve.
-        atol: absolute tolerance, where the largest entry of the vector applied to is one.
-
-    Raises:
-        ValueError: for tolerances that are not positive.
-
-    Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> class Decay(torch.nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.rate = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
-        ...     def forward(self, t, z):
-        ...         return -self.rate * z
-        >>> solution = kp.solve(kp.ODEProblem(Decay(), torch.ones(1, 1, dtype=torch.float64), [0.0, 1.0, 2.0]))
-        >>> flow = kp.linearize(solution, sensealg=kp.InterpolatingAdjoint(rtol=1e-8))
-        >>> [round(change, 4) for change in flow.J.dense()[:, 0].tolist()]  # -t exp(-t)
-        [0.0, -0.3679, -0.2707]
-    """
-
-    rtol: float = 1e-6
-    atol: float = 1e-8
-
-    def __post_init__(self) -> None:
-        for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-                raise ValueError(f"{name} of InterpolatingAdjoint is {value!r}, expected a positive number")
+Draw = Callable[[str, Array], Array]  # of a matrix by name: the one that stands in its place in the backward sweep
 
 
 class Propagator(Operator):
@@ -83,7 +37,7 @@ class Propagator(Operator):
         self.inv = inverse
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Flow:
     """A solution's linearisation: how changes of the parameters and kicks to the state move the whole state.
 
@@ -110,7 +64,10 @@ class Flow:
         sites: the weight sites, in the order of the core's outputs.
         solution: what was linearised.
         parameters: the parameters that learn, by name, as they were when linearised.
-        truncation: how far `truncate` cut the core, else None.
+        preconditioner: the blocks of R, where an optimiser has a metric; else ().
+        R: what changes of the parameters pass before J, of a metric or of a choice of them; None for all, unscaled.
+
+    Example as `linearize`.
     """
 
     P: Operator
@@ -122,82 +79,22 @@ class Flow:
     sites: list[WeightSite]
     solution: Solution
     parameters: dict[str, Array]
-    steps: Flow | None = field(default=None, repr=False)
-    truncation: Truncation | None = None
-    with_bases: Callable[[list[Array | None]], Flow] | None = field(default=None, repr=False)
-    with_feedback: Callable[[Draw], Operator] | None = field(default=None, repr=False)
-    roots: tuple[Root, ...] = field(default=(), repr=False)
+    preconditioner: tuple[Block, ...] = field(default=(), repr=False)
+    R: Operator | None = field(default=None, repr=False)
 
     @property
     def nodal(self) -> Flow:
         """The flow of the steps themselves, each counted as one, where P K P* = ntk to round-off.
 
-        Of a discrete problem it is the flow itself. Of an ODE its times are the ends of the solver's steps, the first
-        one of length zero at t0; where nodes lie inside of steps, its units are followed by h times the stage
-        derivatives that they are read from.
-
-        Raises:
-            ValueError: where the sensitivities are not those of frozen steps.
+        It is the flow itself, but for an ODE; see `ODEFlow`.
         """
-        if self.steps is not None:
-            return self.steps
-        if self.solution.weights is None:
-            return self
-        raise ValueError(
-            "there is no nodal identity without replayed steps; linearize with sensealg=DiscreteAdjoint() and a "
-            "Runge-Kutta method"
-        )
+        return self
 
     def truncate(self, rtol: float = 1e-3, seed: int | Random = 0) -> Flow:
-        """The flow with each weight's variables V cut to their leading directions, V Q Q^T, of fewer operations.
+        """The flow with fewer directions of each weight's variables; see `RecurrentFlow.truncate`."""
+        raise ValueError("only the flow of a recurrence can be truncated")
 
-        Q are the eigenvectors of V^T W V with the largest eigenvalues s_1^2, s_2^2, ...; then
-
-            0 <= ntk - truncated ntk,   |ntk - truncated ntk| <= |P B|^2 max s_{r+1}^2 <= rtol |ntk|
-
-        in the operator norm, the maximum over the sites. Each has the fewest directions r that keep to it, and K's part
-        of the work falls from d to r. Weights that are computed, or used at several sites, are left whole. The norms
-        are those of the leading eigenpairs of block Lanczos. Eigenvalues move by no more than the bound, but what is
-        left out adds up in traces. An approximation for work that it serves; certified pairs come from the flow itself.
-
-        Args:
-            rtol: the bound to keep to, relative to |ntk|.
-            seed: of the starts of block Lanczos.
-
-        Raises:
-            ValueError: an rtol outside of (0, 1); a flow whose ntk is not that of steps with sites of their own (of an
-                ODE truncate `flow.nodal`; networks and fixed points have none), that has a metric or some of its
-                parameters `only`, or that is truncated already.
-
-        Example:
-            >>> import torch
-            >>> import kpflow_dyn as kp
-            >>> x = torch.sin(0.1 * torch.arange(60.0))[None, :, None].expand(4, -1, -1)
-            >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(1, 20), x)))
-            >>> short = flow.truncate(rtol=1e-2)
-            >>> short.truncation.bound <= 1e-2, short.truncation.ranks[0] < 22
-            (True, True)
-        """
-        if not isinstance(rtol, int | float) or not 0 < rtol < 1:
-            raise ValueError(f"rtol of truncate is {rtol!r}, expected a number between 0 and 1")
-        if self.with_bases is None:
-            raise ValueError(self._why_whole())
-        from kpflow_dyn._flows.truncation import truncation
-
-        with full_precision(self.ntk.domain.like):
-            cut = truncation(self, rtol, Random(seed))
-            return dataclasses.replace(self.with_bases(cut.bases), truncation=cut, with_bases=None)
-
-    def _why_whole(self) -> str:
-        if self.truncation is not None:
-            return "this flow is truncated already; truncate the whole one"
-        if self.solution.traced is not None:
-            return "only the flow of a recurrence can be truncated"
-        if self.solution.weights is None or self.steps is None:
-            return "a flow with a metric, or of some parameters only, cannot be truncated; truncate the one without"
-        return "the ntk of an ODE is not made of the field's sites; truncate flow.nodal, the flow of its steps"
-
-    def only(self, names: Choice | Mapping[str, Any]) -> Flow:
+    def only(self, names: Choice | Mapping[str, Any]) -> Self:
         """The flow in which these parameters alone learn; J, K, core, ntk and `sites` have just their part.
 
         Nothing is traced anew, and an application costs what one of the whole flow does.
@@ -212,20 +109,15 @@ class Flow:
                 one whose metric mixes the entries that should be picked from.
 
         Example:
-            >>> import torch
-            >>> import kpflow_dyn as kp
+            >>> import torch, kpflow_dyn as kp
             >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
             >>> flow.only("bias_hh").J.domain.shape, flow.only(lambda name: "bias" in name).sites[0].name
             ((24,), 'bias_ih[0:16] + bias_hh[0:16]')
         """
-        from kpflow_dyn._flows.preconditioner import restricted
-
-        if self.truncation is not None:
-            raise ValueError("this flow is truncated, with a bound for all of its parameters; take .only of the whole")
         if isinstance(names, Mapping):
             masks = as_masks(self.parameters, names)
-            return restricted(self, choose(self.parameters, list(masks)), masks)
-        return restricted(self, choose(self.parameters, names), {})
+            return _restricted(self, choose(self.parameters, list(masks)), masks)
+        return _restricted(self, choose(self.parameters, names), {})
 
     def output(self, C: Any, learn: bool | float = False) -> Output:
         """The flow of a readout y = C s + c: its kernel C ntk C*, on axes such as (trial, time, out).
@@ -240,42 +132,223 @@ class Flow:
                 to learn from `nodal`, whose states are not those of the solution.
 
         Example:
-            >>> import torch
-            >>> import kpflow_dyn as kp
+            >>> import torch, kpflow_dyn as kp
             >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
             >>> y = flow.output(torch.nn.Linear(8, 2), learn=True)
             >>> y.ntk.domain.shape, list(kp.contributions(y))[-2:]
             ((2, 5, 2), ['readout.weight', 'readout.bias'])
         """
-        from kpflow_dyn._flows.readout import output
-
-        return output(self, C, learn)
+        found = readout(self.ntk, self.solution.state, self.parts, C, learn)
+        return Output(flow=self, **vars(found))
 
     @property
     def parts(self) -> dict[str, int]:
         """How many coordinates of `ntk.factor`'s domain each parameter has, in their order."""
-        sizes = [root.size for root in self.roots] or [int(np.prod(p.shape)) for p in self.parameters.values()]
+        sizes = [block.size for block in self.preconditioner] or map(_size, self.parameters.values())
         return dict(zip(self.parameters, sizes, strict=True))
 
     def as_parameters(self, theta: Array) -> dict[str, Array]:
         """A vector of the parameter space [..., p] as one array [..., *shape] for each parameter."""
         self.J.domain.check(theta, "theta")
-        parts, start = {}, 0
-        for name, value in self.parameters.items():
-            size = int(np.prod(value.shape))
-            parts[name] = theta[..., start : start + size].reshape((*theta.shape[:-1], *value.shape))
-            start += size
-        return parts
+        ends = np.cumsum([0, *map(_size, self.parameters.values())]).tolist()
+        return {
+            name: theta[..., start:end].reshape((*theta.shape[:-1], *value.shape))
+            for (name, value), start, end in zip(self.parameters.items(), ends[:-1], ends[1:], strict=True)
+        }
 
     def __repr__(self) -> str:
-        return f"Flow({self.ntk.domain}, {self.J.domain.size} parameters, {len(self.sites)} sites)"
+        return f"{type(self).__name__}({self.ntk.domain}, {self.J.domain.size} parameters, {len(self.sites)} sites)"
 
 
-def on_spaces(domain: Space, codomain: Space, apply: Apply, transpose: Apply) -> Operator:
-    """The operator of a map and its plain transpose; its adjoint is taken in the measures of the spaces."""
+class Recurrence(Protocol):
+    """The steps behind a flow."""
 
-    def adjoint(q: Array) -> Array:
-        image = transpose(q if codomain.measure is None else codomain.measure * q)
-        return image if domain.measure is None else image / domain.measure
+    def truncated(self, bases: list[Array | None]) -> RecurrentFlow:
+        """The flow with V Q Q^T in the place of each site's variables V, for these Q [d, rank] (None: all)."""
+        ...
 
-    return Operator(domain, codomain, apply, adjoint)
+    def fed_back(self, draw: Draw) -> Operator:
+        """J^T with other matrices in the backward sweep."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class RecurrentFlow(Flow):
+    """The flow of steps z_t = Phi(z_{t-1}, x_t): of a discrete problem, or of the steps that an ODE's solver took.
+
+    Attributes:
+        recurrence: the steps.
+        truncation: how far `truncate` cut the core, else None.
+    """
+
+    recurrence: Recurrence
+    truncation: Truncation | None = None
+
+    def truncate(self, rtol: float = 1e-3, seed: int | Random = 0) -> RecurrentFlow:
+        """The flow with each weight's variables V cut to their leading directions, V Q Q^T, which is faster.
+
+        Q are the eigenvectors of V^T W V with the largest eigenvalues s_1^2, s_2^2, ...; then
+
+            0 <= ntk - truncated ntk,   |ntk - truncated ntk| <= |P B|^2 max s_{r+1}^2 <= rtol |ntk|
+
+        in the operator norm, the maximum over the sites. Each site keeps the fewest directions r that satisfy it, and
+        the cost of K falls from d to r. Weights that are computed, or used at several sites, are left whole. The norms
+        are found by block Lanczos. Eigenvalues move by no more than the bound, but what is left out adds up in traces.
+        It is an approximation: certified pairs come from the flow itself.
+
+        Args:
+            rtol: the bound to keep to, relative to |ntk|.
+            seed: of the starts of block Lanczos.
+
+        Raises:
+            ValueError: an rtol outside of (0, 1); a flow whose ntk is not that of steps with sites of their own (of an
+                ODE truncate `flow.nodal`; networks and fixed points have none), that has a metric or some of its
+                parameters `only`, or that is truncated already.
+
+        Example:
+            >>> import torch, kpflow_dyn as kp
+            >>> x = torch.sin(0.1 * torch.arange(60.0))[None, :, None].expand(4, -1, -1)
+            >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(1, 20), x)))
+            >>> short = flow.truncate(rtol=1e-2)
+            >>> short.truncation.bound <= 1e-2, short.truncation.ranks[0] < 22
+            (True, True)
+        """
+        if not isinstance(rtol, int | float) or not 0 < rtol < 1:
+            raise ValueError(f"rtol of truncate is {rtol!r}, expected a number between 0 and 1")
+        self._check_whole("truncate the whole one")
+        if self.R is not None:
+            raise ValueError(
+                "a flow with a metric, or of some parameters only, cannot be truncated; truncate the one without"
+            )
+        with full_precision(self.ntk.domain.like):
+            cut = truncation(self.P @ self.B, self.ntk.factor, self.core, rtol, Random(seed))
+            return dataclasses.replace(self.recurrence.truncated(cut.bases), truncation=cut)
+
+    def only(self, names: Choice | Mapping[str, Any]) -> Self:
+        self._check_whole("take .only of the whole, as the bound is one for all parameters")
+        return super().only(names)
+
+    def feedback(self, draw: Draw) -> Operator:
+        """R* J*, where errors go back through other matrices; see `kpflow_dyn.learning_rules.feedback_alignment`."""
+        back = self.recurrence.fed_back(draw)
+        return back if self.R is None else self.R.T @ back
+
+    def _check_whole(self, advice: str) -> None:
+        if self.truncation is not None:
+            raise ValueError(f"this flow is truncated already; {advice}")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class ODEFlow(Flow):
+    """The flow of an ODE's solution, whose operators act on functions of time.
+
+    Attributes:
+        steps: the flow of the steps that the solver took; None where they cannot be replayed.
+    """
+
+    steps: RecurrentFlow | None = None
+
+    @property
+    def nodal(self) -> RecurrentFlow:
+        """The flow of the solver's steps, each counted as one, where P K P* = ntk to round-off.
+
+        Its times are the ends of the steps, the first one of length zero at t0; where nodes lie inside of steps, its
+        units are followed by h times the stage derivatives that they are read from.
+
+        Raises:
+            ValueError: where the sensitivities are not those of frozen steps.
+        """
+        if self.steps is None:
+            raise ValueError(
+                "there is no nodal identity without replayed steps; linearize with sensealg=DiscreteAdjoint() and a "
+                "Runge-Kutta method"
+            )
+        return self.steps
+
+    def truncate(self, rtol: float = 1e-3, seed: int | Random = 0) -> Flow:
+        """Refused: the ntk of an ODE is not made of the field's sites."""
+        raise ValueError(
+            "the ntk of an ODE is not made of the field's sites; truncate flow.nodal, the flow of its steps"
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class ConstraintFlow(Flow):
+    """The flow of a network, a fixed point or a free-form constraint, which have no steps."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Output(Readout):
+    """How gradient descent moves a readout y = C s + c of the states, on their axes with "out" in the place of "unit".
+
+        ntk = C ntk_S C*,    where the readout learns plus  V V^T (x) I,  V = [s] or [s, 1] at each trial and time
+
+    Attributes:
+        flow: of the states.
+        values: the output y [trial, ..., out].
+        C: the readout, state -> output.
+        J: changes of the flow's parameters (times the R of their metric), and then of the readout's [unit, out],
+            -> output.
+        ntk: the neural tangent kernel of the output, J J*.
+        parts: how many coordinates of J's domain each parameter has, in their order.
+        weight, bias, rate: the readout, [out, unit] and [out], and its learning rate, 0 where it does not learn.
+
+    Example:
+        >>> import torch, kpflow_dyn as kp
+        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
+        >>> flow.output(torch.nn.Linear(8, 2)).values.shape
+        torch.Size([2, 5, 2])
+    """
+
+    flow: Flow
+
+
+AnyFlow = TypeVar("AnyFlow", bound=Flow)
+
+
+def preconditioned(flow: AnyFlow, blocks: Sequence[Block]) -> AnyFlow:
+    """The flow whose parameters move by theta' = -R R* g; J stays the derivative in the parameters."""
+    changed = dataclasses.replace(_through(flow, blocks), preconditioner=tuple(blocks))
+    return _with_steps(changed, lambda steps: preconditioned(steps, blocks))
+
+
+def _restricted(flow: AnyFlow, names: Sequence[str], masks: Mapping[str, np.ndarray]) -> AnyFlow:
+    """The flow of some parameters, which are in its order, or of the entries that a mask of theirs picks."""
+
+    def chosen(sizes: dict[str, int]) -> list[Block]:
+        return [chosen_block(size, name in names, masks.get(name), flow.P.domain.like) for name, size in sizes.items()]
+
+    of_parameters = chosen({name: _size(value) for name, value in flow.parameters.items()})
+    dropped = [name for name in flow.parameters if name not in names]
+    blocks = flow.preconditioner or (of_parameters if masks else ())
+    changed = dataclasses.replace(
+        _through(flow, chosen(flow.parts)),
+        sites=[dataclasses.replace(s, name=without(s.name, dropped)) for s in seen_through(of_parameters, flow.sites)],
+        J=flow.J @ block_diagonal(of_parameters, flow.J.domain),
+        parameters={name: flow.parameters[name] for name in names},
+        preconditioner=tuple(block for block, name in zip(blocks, flow.parameters, strict=False) if name in names),
+    )
+    return _with_steps(changed, lambda steps: _restricted(steps, names, masks))
+
+
+def _with_steps(flow: AnyFlow, change: Callable[[RecurrentFlow], RecurrentFlow]) -> AnyFlow:
+    """The flow of an ODE with its steps changed as well."""
+    if isinstance(flow, ODEFlow) and flow.steps is not None:
+        return dataclasses.replace(flow, steps=change(flow.steps))
+    return flow
+
+
+def _through(flow: AnyFlow, blocks: Sequence[Block]) -> AnyFlow:
+    """The flow with R behind the factors of its operators."""
+    R, ntk = block_diagonal(blocks, flow.ntk.factor.domain), flow.ntk
+    return dataclasses.replace(
+        flow,
+        K=GramOperator(flow.K.factor @ R),
+        core=CoreOperator(flow.core.factor @ R, seen_through(blocks, flow.core.sites)),
+        ntk=GramOperator(ntk.factor @ R, None, None if ntk.apart is None else for_each_trial(ntk.apart, R)),
+        R=R if flow.R is None else flow.R @ R,
+    )
+
+
+def _size(value: Array) -> int:
+    return math.prod(value.shape)

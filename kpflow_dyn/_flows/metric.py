@@ -1,6 +1,6 @@
 """Metrics of preconditioned optimisers, theta' = -M^{-1} g: learning rates, Kronecker factors, reparametrisations.
 
-Each gives a root R with M^{-1} = R R*, one block for each parameter, so that the kernel of what the optimiser does is
+Each gives an R with M^{-1} = R R*, one block for each parameter, so that the kernel of what the optimiser does is
 
     ntk = J M^{-1} J* = (J R)(J R)*
 """
@@ -10,18 +10,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from kpflow_dyn._arrays import Array, is_jax_array, like_numpy, to_numpy
-from kpflow_dyn._flows.preconditioner import Root, elementwise, identity
-
-if TYPE_CHECKING:
-    import torch
+from kpflow_dyn._arrays import Array, like_numpy, to_numpy
+from kpflow_dyn._backend import backend_for, backend_of
+from kpflow_dyn._flows.preconditioner import Block, elementwise, identity
 
 Parameters = Mapping[str, Array]
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A metric of the parameters, theta' = -M^{-1} g: anything that has this method."""
+
+    def preconditioner(self, parameters: Parameters) -> list[Block]:
+        """The blocks of R, with M^{-1} = R R*, one for each of these parameters in their order."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +45,10 @@ class LearningRates:
         ValueError: a rate that is not positive and finite; and in `linearize` a parameter that learns without a rate,
             or a rate of another shape.
 
+    Source: docs/theory.md, "Learning rules and optimisers".
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> cell = torch.nn.RNNCell(3, 8)
         >>> solution = kp.solve(kp.DiscreteProblem(cell, torch.randn(2, 5, 3)))
         >>> optimizer = torch.optim.SGD([{"params": [cell.weight_hh], "lr": 0.1}, {"params": [cell.weight_ih]}], lr=1.0)
@@ -61,7 +69,7 @@ class LearningRates:
                 raise ValueError(f"the learning rate{name and f' of {name}'} is {rate!r}, expected positive numbers")
 
     @classmethod
-    def from_optimizer(cls, optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> LearningRates:
+    def from_optimizer(cls, optimizer: Any, module: Any) -> LearningRates:
         """The rates of a torch optimiser, with second moments frozen as they are: lr / (sqrt(v_hat) + eps).
 
         Momentum, weight decay and the change of the second moment are left out.
@@ -74,9 +82,9 @@ class LearningRates:
             TypeError: another optimiser.
             ValueError: parameters that have not been stepped yet, or maximize=True.
         """
-        from kpflow_dyn._torch.optimisers import learning_rates
-
-        return cls(learning_rates(optimizer, module))
+        if (backend := backend_of(module)) is None:
+            raise TypeError(f"module is {type(module).__name__}, expected the torch module that the optimiser trains")
+        return cls(backend.training.learning_rates(optimizer, module))
 
     @classmethod
     def from_second_moment(cls, second_moment: Parameters, rate: float, eps: float = 1e-8) -> LearningRates:
@@ -89,7 +97,7 @@ class LearningRates:
         """
         return cls({name: rate / (np.sqrt(to_numpy(v)) + eps) for name, v in second_moment.items()})
 
-    def roots(self, parameters: Parameters) -> list[Root]:
+    def preconditioner(self, parameters: Parameters) -> list[Block]:
         """sqrt(rate) of each parameter."""
         known = self._named()
         missing = [] if "" in known else [name for name in parameters if name not in known]
@@ -116,9 +124,10 @@ class KroneckerMetric:
         ValueError: factors that are not symmetric and positive definite; and in `linearize` unknown names or factors
             of other sizes than the weight's.
 
+    Source: Gupta, Koren, Singer, "Shampoo", arXiv:1802.09568; Martens, Grosse, "K-FAC", arXiv:1503.05671.
+
     Example:
-        >>> import numpy as np, torch
-        >>> import kpflow_dyn as kp
+        >>> import numpy as np, torch, kpflow_dyn as kp
         >>> solution = kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8, bias=False), torch.randn(2, 5, 3)))
         >>> metric = kp.KroneckerMetric({"weight_hh": (2 * np.eye(8), np.eye(8)), "weight_ih": (np.eye(8), np.eye(3))})
         >>> halved, plain = kp.linearize(solution, metric=metric), kp.linearize(solution)
@@ -136,7 +145,7 @@ class KroneckerMetric:
             for side, factor in zip(("left", "right"), pair, strict=True):
                 _inverse_cholesky(factor, f"the {side} factor of {name}")
 
-    def roots(self, parameters: Parameters) -> list[Root]:
+    def preconditioner(self, parameters: Parameters) -> list[Block]:
         """X -> L^{-T} X C^{-1}, for left = L L^T and right = C C^T."""
         unknown = [name for name in self.factors if name not in parameters]
         if unknown:
@@ -157,11 +166,12 @@ class Reparametrization:
         maps: by name (g, phi), where g is a function of one array in the framework of the model with g(phi) = theta.
 
     Raises:
-        ValueError: in `linearize`, for unknown names, or g(phi) that is not the parameter.
+        ValueError: in `linearize`, unknown names, or a g(phi) that is not the parameter.
+
+    Source: docs/theory.md, "Learning rules and optimisers".
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> cell = torch.nn.RNNCell(3, 8)
         >>> solution = kp.solve(kp.DiscreteProblem(cell, torch.randn(2, 5, 3)))
         >>> halves = kp.Reparametrization({"bias_hh": (lambda phi: phi / 2, 2 * cell.bias_hh.detach())})
@@ -172,7 +182,7 @@ class Reparametrization:
 
     maps: Mapping[str, tuple[Callable[[Array], Array], Array]]
 
-    def roots(self, parameters: Parameters) -> list[Root]:
+    def preconditioner(self, parameters: Parameters) -> list[Block]:
         """Dg of each parameter."""
         unknown = [name for name in self.maps if name not in parameters]
         if unknown:
@@ -183,17 +193,14 @@ class Reparametrization:
         ]
 
 
-Metric = LearningRates | KroneckerMetric | Reparametrization
-
-
-def _scaling(name: str, rate: Any, value: Array) -> Root:
+def _scaling(name: str, rate: Any, value: Array) -> Block:
     rate = np.asarray(to_numpy(rate), np.float64)
     if rate.ndim and rate.shape != tuple(value.shape):
         raise ValueError(f"the learning rate of {name} has shape {rate.shape}, expected a number or {(*value.shape,)}")
     return elementwise(np.sqrt(np.broadcast_to(rate, tuple(value.shape))), value)
 
 
-def _kronecker(name: str, factors: tuple[Array, Array], value: Array) -> Root:
+def _kronecker(name: str, factors: tuple[Array, Array], value: Array) -> Block:
     left, right = (_inverse_cholesky(factor, name) for factor in factors)
     rows, columns = value.shape[0] if value.ndim else 1, math.prod(value.shape[1:])
     if (len(left), len(right)) != (rows, columns):
@@ -207,7 +214,7 @@ def _kronecker(name: str, factors: tuple[Array, Array], value: Array) -> Root:
         return lambda q: (a @ q.reshape((-1, rows, columns)) @ b).reshape((-1, rows * columns))
 
     nowhere = np.full(rows * columns, np.nan)
-    return Root(rows * columns, between(left.T, right), between(left, right.T), nowhere)
+    return Block(rows * columns, between(left.T, right), between(left, right.T), nowhere)
 
 
 def _inverse_cholesky(factor: Array, what: str) -> np.ndarray:
@@ -227,20 +234,16 @@ def _inverse_cholesky(factor: Array, what: str) -> np.ndarray:
     return solve_triangular(lower, np.eye(len(lower)), lower=True)
 
 
-def _derivative(name: str, g: Callable[[Array], Array], phi: Array, value: Array) -> Root:
-    if is_jax_array(value):
-        from jax import jvp, vjp, vmap
-    else:
-        from torch.func import jvp, vjp, vmap
-    found = g(phi)
+def _derivative(name: str, g: Callable[[Array], Array], phi: Array, value: Array) -> Block:
+    of, found = backend_for(value, "the parameter", "").transforms, g(phi)
     if tuple(found.shape) != tuple(value.shape) or not np.allclose(to_numpy(found), to_numpy(value), rtol=1e-4):
         raise ValueError(f"g(phi) is not the parameter {name} {(*value.shape,)}; give the phi that it comes from now")
-    size, pull = math.prod(phi.shape), vjp(g, phi)[1]
+    size, pull = math.prod(phi.shape), of.vjp(g, phi)[1]
 
     def push(change: Array) -> Array:
-        return jvp(g, (phi,), (change.reshape(phi.shape),))[1].reshape(-1)
+        return of.jvp(g, (phi,), (change.reshape(phi.shape),))[1].reshape(-1)
 
     def back(gradient: Array) -> Array:
         return pull(gradient.reshape(value.shape))[0].reshape(-1)
 
-    return Root(size, vmap(push), vmap(back), np.full(math.prod(value.shape), np.nan))
+    return Block(size, of.vmap(push), of.vmap(back), np.full(math.prod(value.shape), np.nan))

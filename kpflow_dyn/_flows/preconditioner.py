@@ -1,39 +1,34 @@
-"""Flows whose parameters move by theta' = -R R* g for a root R: that of a metric, or a choice of some parameters.
+"""The R of flows whose parameters move by theta' = -R R* g: of an optimiser's metric, or of a choice of parameters.
 
     K = (B V R)(B V R)*      core = (V R)(V R)*      ntk = (J R)(J R)*
 
-R has one block for each parameter. Where a block is elementwise it scales the columns of V, so that the spectrum of the
-core still follows from them; a column of zeros is a weight that does not learn.
+R has one block for each parameter. An elementwise block scales the columns of V, so that V still gives the spectrum of
+the core; a column of zeros is a weight that does not learn.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, to_numpy
-from kpflow_dyn._flows.sites import CoreOperator, WeightSite
-from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator
+from kpflow_dyn._flows.sites import WeightSite
+from kpflow_dyn._spaces.operators import Apply, Operator
 from kpflow_dyn._spaces.space import Space
-
-if TYPE_CHECKING:
-    from kpflow_dyn._flows.flow import Flow
 
 
 @dataclass(frozen=True)
-class Root:
+class Block:
     """The block of R of one parameter, on flat blocks of vectors.
 
     Attributes:
         size: how many coordinates it takes.
         apply: [probe, size] -> [probe, length of the parameter].
         transpose: the transpose of `apply`.
-        scale: where R is elementwise, what it multiplies each entry by [length of the parameter]; NaN elsewhere.
+        scale: where R is elementwise, the factor of each entry [length of the parameter]; NaN elsewhere.
     """
 
     size: int
@@ -42,71 +37,45 @@ class Root:
     scale: np.ndarray
 
 
-def elementwise(scale: np.ndarray, like: Array) -> Root:
-    """The root that multiplies each entry, for numbers in the shape of the parameter `like`."""
+def elementwise(scale: np.ndarray, like: Array) -> Block:
+    """The block that multiplies each entry, for numbers in the shape of the parameter `like`."""
     numbers = like_numpy(scale.reshape(-1), like)
-    return Root(scale.size, lambda q: numbers * q, lambda q: numbers * q, scale.reshape(-1))
+    return Block(scale.size, lambda q: numbers * q, lambda q: numbers * q, scale.reshape(-1))
 
 
-def identity(size: int) -> Root:
-    """The root of a parameter that moves by its gradient."""
-    return Root(size, lambda q: q, lambda q: q, np.ones(size))
+def identity(size: int) -> Block:
+    """The block of a parameter that moves by its gradient."""
+    return Block(size, lambda q: q, lambda q: q, np.ones(size))
 
 
-def frozen(size: int) -> Root:
-    """The root of a parameter that does not move."""
+def frozen(size: int) -> Block:
+    """The block of a parameter that does not move."""
 
     def zeros(q: Array) -> Array:
         return array_namespace(q).zeros((q.shape[0], size), dtype=q.dtype, device=device(q))
 
-    return Root(0, zeros, lambda q: q[:, :0], np.zeros(size))
+    return Block(0, zeros, lambda q: q[:, :0], np.zeros(size))
 
 
-def block_diagonal(roots: Sequence[Root], codomain: Space) -> Operator:
-    """R, from the coordinates of all roots, one after another, to a space of parameters."""
-    domain = Space(codomain.axes, (sum(root.size for root in roots),), codomain.like)
-    ins, outs = _slices([root.size for root in roots]), _slices([root.scale.size for root in roots])
+def block_diagonal(blocks: Sequence[Block], codomain: Space) -> Operator:
+    """R, from the coordinates of all blocks, one after another, to a space of parameters."""
+    domain = Space(codomain.axes, (sum(block.size for block in blocks),), codomain.like)
+    ins, outs = _slices([block.size for block in blocks]), _slices([block.scale.size for block in blocks])
 
-    def blocks(parts: list[slice], maps: list[Apply]) -> Apply:
+    def side(parts: list[slice], maps: list[Apply]) -> Apply:
         def apply(q: Array) -> Array:
             return array_namespace(q).concat([f(q[:, part]) for f, part in zip(maps, parts, strict=True)], axis=-1)
 
         return apply
 
-    forward, transpose = [root.apply for root in roots], [root.transpose for root in roots]
-    return Operator(domain, codomain, blocks(ins, forward), blocks(outs, transpose))
+    forward, transpose = [block.apply for block in blocks], [block.transpose for block in blocks]
+    return Operator(domain, codomain, side(ins, forward), side(outs, transpose))
 
 
-def preconditioned(flow: Flow, roots: Sequence[Root]) -> Flow:
-    """The flow whose parameters move by theta' = -R R* g; J stays the derivative in the parameters."""
-    steps = None if flow.steps is None else preconditioned(flow.steps, roots)
-    return dataclasses.replace(_through(flow, roots), roots=tuple(roots), steps=steps)
-
-
-def restricted(flow: Flow, names: Sequence[str], masks: Mapping[str, np.ndarray]) -> Flow:
-    """The flow of some parameters, which are in its order, or of the entries that a mask of theirs picks."""
-
-    def chosen(sizes: dict[str, int]) -> list[Root]:
-        return [
-            _kept(size, masks.get(name), flow.P.domain.like) if name in names else frozen(size)
-            for name, size in sizes.items()
-        ]
-
-    of_parameters = chosen({name: math.prod(value.shape) for name, value in flow.parameters.items()})
-    dropped = [name for name in flow.parameters if name not in names]
-    roots = flow.roots or (of_parameters if masks else ())
-    return dataclasses.replace(
-        _through(flow, chosen(flow.parts)),
-        sites=[dataclasses.replace(s, name=_without(s.name, dropped)) for s in _seen(flow.sites, of_parameters)],
-        J=flow.J @ block_diagonal(of_parameters, flow.J.domain),
-        parameters={name: flow.parameters[name] for name in names},
-        roots=tuple(root for root, name in zip(roots, flow.parameters, strict=False) if name in names),
-        steps=None if flow.steps is None else restricted(flow.steps, names, masks),
-    )
-
-
-def _kept(size: int, mask: np.ndarray | None, like: Array) -> Root:
-    """The root of the entries of a parameter that a mask picks."""
+def chosen_block(size: int, learns: bool, mask: np.ndarray | None, like: Array) -> Block:
+    """The block of a parameter that learns or not, or of the entries that a mask picks."""
+    if not learns:
+        return frozen(size)
     if mask is None:
         return identity(size)
     if mask.size != size:
@@ -114,20 +83,7 @@ def _kept(size: int, mask: np.ndarray | None, like: Array) -> Root:
     return elementwise(mask.astype(float), like)
 
 
-def _through(flow: Flow, roots: Sequence[Root]) -> Flow:
-    """The flow with R behind the factors of its operators."""
-    R, ntk, feedback = block_diagonal(roots, flow.ntk.factor.domain), flow.ntk, flow.with_feedback
-    return dataclasses.replace(
-        flow,
-        K=GramOperator(flow.K.factor @ R),
-        core=CoreOperator(flow.core.factor @ R, _seen(flow.core.sites, roots)),
-        ntk=GramOperator(ntk.factor @ R, None, None if ntk.apart is None else _for_each_trial(ntk.apart, R)),
-        with_feedback=None if feedback is None else lambda draw: R.T @ feedback(draw),
-        with_bases=None,
-    )
-
-
-def _for_each_trial(apart: Operator, R: Operator) -> Operator:
+def for_each_trial(apart: Operator, R: Operator) -> Operator:
     """J_b R for changes of each trial's own."""
     domain = Space(apart.domain.axes, (apart.domain.shape[0], R.domain.size), apart.domain.like)
     return apart @ Operator(domain, apart.domain, R.mv, R.T.mv)
@@ -138,7 +94,7 @@ def _slices(sizes: Sequence[int]) -> list[slice]:
     return [slice(*ends[i : i + 2]) for i in range(len(sizes))]
 
 
-def _without(name: str, dropped: list[str]) -> str:
+def without(name: str, dropped: list[str]) -> str:
     """A site's name without the parameters that do not learn."""
     parts = name.split(" + ")
     gone = [any(part == other or part.startswith(f"{other}[") for other in dropped) for part in parts]
@@ -148,19 +104,19 @@ def _without(name: str, dropped: list[str]) -> str:
 # Sites seen through R
 
 
-def _seen(sites: list[WeightSite], roots: Sequence[Root]) -> list[WeightSite]:
+def seen_through(blocks: Sequence[Block], sites: list[WeightSite]) -> list[WeightSite]:
     """The sites with V R in the place of V, of the weights that R moves.
 
     Weights that R scales have the numbers of its coordinates; the others count as computed.
     """
-    size = sum(root.size for root in roots)
+    size = sum(block.size for block in blocks)
     most = max((int(site.entries.max(initial=0)) for site in sites), default=0) + 1
-    scale = np.concatenate([*(root.scale for root in roots), np.full(most, np.nan)])
+    scale = np.concatenate([*(block.scale for block in blocks), np.full(most, np.nan)])
     numbers, start, first = size + np.arange(len(scale)), 0, 0
-    for root in roots:
-        if root.size == root.scale.size:
-            numbers[first : first + root.size] = start + np.arange(root.size)
-        start, first = start + root.size, first + root.scale.size
+    for block in blocks:
+        if block.size == block.scale.size:
+            numbers[first : first + block.size] = start + np.arange(block.size)
+        start, first = start + block.size, first + block.scale.size
     found = [_seen_site(site, scale[site.entries], numbers, size) for site in sites]
     return [site for site in found if site is not None]
 

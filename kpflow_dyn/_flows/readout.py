@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
-from kpflow_dyn._flows.flow import on_spaces
-from kpflow_dyn._spaces.operators import GramOperator, Operator
+from kpflow_dyn._spaces.operators import GramOperator, Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
 
-if TYPE_CHECKING:
-    from kpflow_dyn._flows.flow import Flow
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Readout:
+    """The operators of a readout of states that move by some ntk; see `Output`."""
 
-@dataclass(frozen=True, eq=False)
-class Output:
-    """How gradient descent moves a readout y = C s + c of the states, on their axes with "out" in the place of "unit".
-
-        ntk = C ntk_S C*,    where the readout learns plus  V V^T (x) I,  V = [s] or [s, 1] at each trial and time
-
-    Attributes:
-        flow: of the states.
-        values: the output y.
-        C: the readout, state -> output.
-        J: changes of the flow's parameters (times the root R of their metric), and then of the readout's [unit, out],
-            -> output.
-        ntk: the neural tangent kernel of the output, J J*.
-        parts: how many coordinates of J's domain each parameter has, in their order.
-        weight, bias, rate: the readout, and its learning rate, 0 where it does not learn.
-    """
-
-    flow: Flow
     values: Array
     C: Operator
     J: Operator
@@ -45,25 +27,33 @@ class Output:
     rate: float = 0.0
 
 
-def output(flow: Flow, C: Any, learn: bool | float) -> Output:
-    """`Flow.output`."""
-    space = flow.ntk.domain
+def readout(ntk: GramOperator, state: Array, parts: dict[str, int], C: Any, learn: bool | float) -> Readout:
+    """A readout of states that move by this ntk; see `Flow.output`."""
+    space = ntk.domain
     weight, bias = _matrix(C, space), getattr(C, "bias", None)
     if not isinstance(learn, int | float) or not 0 <= learn < math.inf:
         raise ValueError(f"learn is {learn!r}, expected True, False or a learning rate")
     out = Space((*space.axes[:-1], "out"), (*space.shape[:-1], weight.shape[0]), space.like, space.measure)
-    readout = on_spaces(space, out, lambda s: s @ weight.T, lambda y: y @ weight)
-    J, apart, parts = readout @ flow.ntk.factor, flow.ntk.apart, flow.parts
-    apart = None if apart is None else readout @ apart
+    read = on_spaces(space, out, lambda s: s @ weight.T, lambda y: y @ weight)
+    J, apart = read @ ntk.factor, None if ntk.apart is None else read @ ntk.apart
     if learn:
-        V = _variables(flow.solution.state, space, bias is not None) * float(learn) ** 0.5
+        V = _variables(state, space, bias is not None) * float(learn) ** 0.5
         J = _beside(J, _site(V, out, ()))
         apart = None if apart is None else _beside(apart, _site(V, out, out.shape[:1]))
-        parts |= {"readout.weight": weight.shape[0] * weight.shape[1]}
+        parts = parts | {"readout.weight": weight.shape[0] * weight.shape[1]}
         parts |= {"readout.bias": weight.shape[0]} if bias is not None else {}
     bias = None if bias is None else like_numpy(np.array(to_numpy(bias)), space.like)
-    values = flow.solution.state @ weight.T + (0 if bias is None else bias)
-    return Output(flow, values, readout, J, GramOperator(J, None, apart), parts, weight, bias, float(learn))
+    values = state @ weight.T + (0 if bias is None else bias)
+    return Readout(
+        values=values,
+        C=read,
+        J=J,
+        ntk=GramOperator(J, None, apart),
+        parts=parts,
+        weight=weight,
+        bias=bias,
+        rate=float(learn),
+    )
 
 
 def _matrix(C: Any, space: Space) -> Array:

@@ -14,7 +14,7 @@ from kpflow_dyn._spaces.operators import GramOperator, Operator
 
 @dataclass(frozen=True)
 class WeightSite:
-    """A place where weights meet data linearly, q = W v.
+    """A place where weights multiply data, q = W v.
 
     Attributes:
         name: the parameters that act here, such as "weight_hh + weight_ih + bias_hh".
@@ -24,6 +24,12 @@ class WeightSite:
             uses W more than once; for a scale the coefficients c [trial, time, m].
         entries: the number of each of the weights among all weights, in the shape of `weight`.
         measure: how much each row counts, broadcastable to [trial, time, 1]; None counts each as one.
+
+    Example:
+        >>> import torch, kpflow_dyn as kp
+        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3))))
+        >>> flow.sites[0].inputs.shape  # 8 units, 3 inputs, 2 biases
+        torch.Size([2, 5, 13])
     """
 
     name: str

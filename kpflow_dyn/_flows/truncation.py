@@ -1,20 +1,16 @@
-"""Certified truncation of the Kronecker core: what each weight multiplies, along its leading directions only."""
+"""Truncation of the Kronecker core, with a bound: each weight sees only the leading directions of its variables."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, eps_of, like_numpy
-from kpflow_dyn._flows.sites import WeightSite
-from kpflow_dyn._spaces.operators import GramOperator
+from kpflow_dyn._flows.sites import CoreOperator, WeightSite
+from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.rows import on_rows
 from kpflow_dyn.solvers import BlockLanczos
-
-if TYPE_CHECKING:
-    from kpflow_dyn._flows.flow import Flow
 
 ROUGHLY = BlockLanczos(block=4, tol=0.03)  # for norms
 
@@ -34,13 +30,20 @@ class Truncation:
     bases: list[Array | None] = field(repr=False)
 
 
-def truncation(flow: Flow, rtol: float, rng: Random) -> Truncation:
-    """The fewest directions whose bound |P B|^2 max_i l_{r_i + 1}(V_i^T W V_i) is below rtol |ntk|."""
-    reach, off = _largest(GramOperator(flow.P @ flow.B), rng)
-    largest, _off = _largest(flow.ntk, rng)
-    amplified = reach * (1 + off) / largest if largest else 0.0
+def truncation(reach: Operator, J: Operator, core: CoreOperator, rtol: float, rng: Random) -> Truncation:
+    """The fewest directions whose bound |P B|^2 max_i l_{r_i + 1}(V_i^T W V_i) is below rtol |ntk|.
+
+    Args:
+        reach: P B.
+        J: of ntk = J J*.
+        core: the operator to be truncated, with its sites.
+        rtol: the bound.
+        rng: for the starts of block Lanczos.
+    """
+    reached, most = _largest(reach, rng), _largest(J, rng)
+    amplified = reached[0] * (1 + reached[1]) / most[0] if most[0] else 0.0
     ranks, bases, left_out = [], [], 0.0
-    for site, separate in zip(flow.sites, flow.core.separate, strict=True):
+    for site, separate in zip(core.sites, core.separate, strict=True):
         basis, rest = _leading(site, rtol / amplified) if separate and amplified else (None, 0.0)
         ranks.append(site.inputs.shape[-1] if basis is None else basis.shape[1])
         bases.append(basis)
@@ -48,19 +51,17 @@ def truncation(flow: Flow, rtol: float, rng: Random) -> Truncation:
     return Truncation(ranks, amplified * left_out, bases)
 
 
-def _largest(op: GramOperator, rng: Random) -> tuple[float, float]:
-    """The largest eigenvalue of J J*, found on the smaller side, and its relative residual."""
-    J, space = op.factor, op.domain
-    if J.domain.size < space.size:
-        sides, like = (on_rows(J), on_rows(J.T)), J.domain.like
-        triplet = ROUGHLY.solve_product(*sides, J.domain.size, 1, like=like, seed=rng, squared=True)
-        return float(triplet.values[0]) ** 2, float(triplet.residuals[0])
-    pair = ROUGHLY.solve(on_rows(op), space.size, 1, like=space.like, seed=rng)
-    return float(pair.values[0]), float(pair.residuals[0])
+def _largest(factor: Operator, rng: Random) -> tuple[float, float]:
+    """|L L*| in the operator norm, and how far off it may be, relative to it."""
+    if factor.domain.size > factor.codomain.size:
+        factor = factor.T
+    maps, n = (on_rows(factor), on_rows(factor.T)), factor.domain.size
+    found = ROUGHLY.solve_product(*maps, n, 1, like=factor.domain.like, seed=rng, squared=True)
+    return float(found.values[0]) ** 2, float(found.residuals[0])
 
 
 def _leading(site: WeightSite, allowed: float) -> tuple[Array | None, float]:
-    """The directions [d, r] outside of which V^T W V is at most `allowed`, and what it is there; None for all."""
+    """Directions [d, r] outside of which |V^T W V| <= `allowed`, and its norm there; None where all are needed."""
     if site.kind != "matrix":
         return None, 0.0
     values, vectors = np.linalg.eigh(site.gram())

@@ -11,10 +11,8 @@ import jax.numpy as jnp
 
 from kpflow_dyn._jax.cells import as_step
 from kpflow_dyn._jax.rollout import check_step
-from kpflow_dyn._jax.rows import JAX
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 
-compiled = JAX.compiled
 Apply = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 

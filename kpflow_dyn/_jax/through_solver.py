@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kpflow_dyn._jax.diffrax_library import DIFFRAX, controller_of
 from kpflow_dyn._jax.model import Model
-from kpflow_dyn._jax.odeint import _run
 from kpflow_dyn._jax.variational import FieldOf
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._problems.solutions import Options, Solution
+from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn.ode._libraries import Options
+from kpflow_dyn.ode._options import with_steps
 
 
 class ThroughSolver:
@@ -33,17 +35,17 @@ class ThroughSolver:
         self._solve = _Solve(sol, model)
         self.state = _states(self._solve)
 
-    def push_forward(self, theta: jax.Array) -> jax.Array:
+    def jvp(self, theta: jax.Array) -> jax.Array:
         """J theta [probe, trial, time, unit] of parameters [probe, p]."""
-        return _push_forward(self._solve, theta)
+        return _jvp(self._solve, theta)
 
-    def pull_back(self, q: jax.Array) -> jax.Array:
+    def vjp(self, q: jax.Array) -> jax.Array:
         """J^T q [probe, p] of states [probe, trial, time, unit]."""
-        return _pull_back(self._solve, q)
+        return _vjp(self._solve, q)
 
-    def descend(self, q: jax.Array) -> jax.Array:
+    def gram(self, q: jax.Array) -> jax.Array:
         """J J^T q."""
-        return self.push_forward(self.pull_back(q))
+        return self.jvp(self.vjp(q))
 
 
 class _Solve(eqx.Module):
@@ -60,12 +62,12 @@ class _Solve(eqx.Module):
     def __init__(self, sol: Solution, model: Model) -> None:
         problem = sol.problem
         assert isinstance(problem, ODEProblem)
-        run = _run(problem, sol.alg, Options(**sol.options))
-        self.field, self.z0, self.solver = FieldOf(problem, model), problem.z0, run.solver
+        options = with_steps(problem, DIFFRAX, sol.alg, Options(**sol.options))
+        self.field, self.z0, self.solver = FieldOf(problem, model), problem.z0, sol.alg
         self.times = jnp.asarray([problem.t[0], *sol.t, problem.t[-1]], problem.z0.dtype)
-        self.controller, _ = run.controller(problem.z0.dtype)
+        self.controller = controller_of(problem, self.solver, options)
         self.max_steps = sol.stats["steps"] + sol.stats["rejected"]
-        self.together = problem.is_span and run.times is None
+        self.together = problem.is_span and options.steps is None
 
     def __call__(self, theta: jax.Array, adjoint: diffrax.AbstractAdjoint) -> jax.Array:
         """The state [trial, time, unit]."""
@@ -104,7 +106,7 @@ def _states(solve: _Solve) -> jax.Array:
 
 
 @eqx.filter_jit
-def _push_forward(solve: _Solve, theta: jax.Array) -> jax.Array:
+def _jvp(solve: _Solve, theta: jax.Array) -> jax.Array:
     def push(change: jax.Array) -> jax.Array:
         return jax.jvp(lambda theta: solve(theta, diffrax.ForwardMode()), (solve.field.theta,), (change,))[1]
 
@@ -112,6 +114,6 @@ def _push_forward(solve: _Solve, theta: jax.Array) -> jax.Array:
 
 
 @eqx.filter_jit
-def _pull_back(solve: _Solve, q: jax.Array) -> jax.Array:
+def _vjp(solve: _Solve, q: jax.Array) -> jax.Array:
     pull = jax.vjp(lambda theta: solve(theta, diffrax.RecursiveCheckpointAdjoint()), solve.field.theta)[1]
     return lax.map(lambda probe: pull(probe)[0], q)

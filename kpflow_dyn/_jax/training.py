@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import equinox as eqx
 import jax
@@ -14,7 +14,6 @@ import optax
 from kpflow_dyn._jax.cells import Step, as_step
 from kpflow_dyn._jax.checks import check_parameters, named_parameters
 from kpflow_dyn._jax.rollout import check_step, run
-from kpflow_dyn._learning.supervised import mean_squared_error, units_read
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": optax.adam, "sgd": optax.sgd}
 
@@ -35,6 +34,8 @@ class Trainee:
         optimizer: Callable[..., optax.GradientTransformation],
         lr: float,
         clip: float | None,
+        read: Callable[[int], slice],
+        loss: Callable[..., jax.Array],
     ) -> None:
         like = next(iter(named_parameters(model).values()))
         self._data = [jnp.asarray(array, like.dtype) for array in data]
@@ -42,8 +43,8 @@ class Trainee:
         check_parameters(readout, like)
         self._step, self._start = as_step(model, self._data[0], z0)
         check_step(self._step, model, self._data[0][0, 0], self._start[0])
-        read = units_read(model, readout, self._start.shape[-1])
-        self._read = (read.start, read.stop)
+        units = read(self._start.shape[-1])
+        self._loss, self._read = loss, (units.start, units.stop)
         self._change = optax.chain(optax.identity() if clip is None else optax.clip_by_global_norm(clip), optimizer(lr))
         self.model, self.readout = model, readout
         self._state = self._change.init(eqx.filter((model, readout), eqx.is_inexact_array))
@@ -51,7 +52,8 @@ class Trainee:
     def evaluate(self, trials: np.ndarray | slice) -> float:
         """The loss on these trials, whose gradient is kept for `step`."""
         rows = [array[trials] for array in (*self._data, self._start)]
-        loss, self._gradient = _loss_and_gradient((self.model, self.readout), self._step, self._read, *rows)
+        models = (self.model, self.readout)
+        loss, self._gradient = _loss_and_gradient(models, self._loss, self._step, self._read, *rows)
         return float(loss)
 
     def step(self) -> None:
@@ -62,18 +64,37 @@ class Trainee:
 
 @eqx.filter_jit
 def _loss_and_gradient(
-    models: Any, step: Step, read: tuple[int, int], x: jax.Array, targets: jax.Array, mask: jax.Array, z0: jax.Array
+    models: Any,
+    loss: Callable[..., jax.Array],
+    step: Step,
+    read: tuple[int, int],
+    x: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
+    z0: jax.Array,
 ) -> tuple[jax.Array, Any]:
     @eqx.filter_value_and_grad
-    def loss(models: Any) -> jax.Array:
+    def of_models(models: Any) -> jax.Array:
         model, readout = models
         states = run(step, model, x, z0)[..., slice(*read)]
-        return mean_squared_error(jax.vmap(jax.vmap(readout))(states), targets, mask)
+        return loss(jax.vmap(jax.vmap(readout))(states), targets, mask)
 
-    return loss(models)
+    return of_models(models)
 
 
 @eqx.filter_jit
 def _changed(change: optax.GradientTransformation, models: Any, gradient: Any, state: Any) -> tuple[Any, Any]:
     updates, state = change.update(gradient, state, eqx.filter(models, eqx.is_inexact_array))
     return eqx.apply_updates(models, updates), state
+
+
+def learning_rates(optimizer: Any, model: Any) -> NoReturn:
+    """Unknown: an optimiser of optax is a pair of functions, and its second moment is in a state beside it.
+
+    Raises:
+        TypeError: always.
+    """
+    raise TypeError(
+        f"the learning rates of {type(optimizer).__name__} are not known, as its state is not in it; take "
+        "LearningRates.from_second_moment of the state"
+    )

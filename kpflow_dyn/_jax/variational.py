@@ -13,14 +13,12 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from kpflow_dyn._flows.flow import InterpolatingAdjoint
+from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._jax.checks import with_parameters
 from kpflow_dyn._jax.model import Model
-from kpflow_dyn._jax.odeint import _Field
-from kpflow_dyn._problems.inputs import inputs_at
+from kpflow_dyn._jax.solving import Field
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.solutions import Solution
-from kpflow_dyn._problems.steps import AcceptedSteps, Tableau, stages
 from kpflow_dyn.ode._variational import MAX_STEPS, Path, at_unit_size, path_of, solve_failed
 
 Rate = Callable[[Any, Any], Any]
@@ -38,19 +36,19 @@ class Variational:
     def __init__(self, sol: Solution, model: Model, alg: InterpolatingAdjoint) -> None:
         problem = sol.problem
         assert isinstance(problem, ODEProblem)
-        self.path = path_of(sol, alg, _stage_derivatives)
+        self.path = path_of(sol, alg)
         times = jnp.asarray(np.append(problem.t[0], sol.t), sol.state.dtype)
         self._system = _System(FieldOf(problem, model), self.path, times, alg)
 
     @at_unit_size
-    def push_forward(self, theta: jax.Array) -> jax.Array:
+    def jvp(self, theta: jax.Array) -> jax.Array:
         """J theta [probe, trial, time, unit] of parameters [probe, p]."""
-        return _checked(_push_forward(self._system, theta))
+        return _checked(_jvp(self._system, theta))
 
     @at_unit_size
-    def pull_back(self, q: jax.Array) -> jax.Array:
+    def vjp(self, q: jax.Array) -> jax.Array:
         """J^T q [probe, p] of states [probe, trial, time, unit]."""
-        return _checked(_pull_back(self._system, q))
+        return _checked(_vjp(self._system, q))
 
     @at_unit_size
     def propagate(self, q: jax.Array) -> jax.Array:
@@ -62,20 +60,20 @@ class Variational:
         """P_node^T q, both [probe, trial, time, unit]."""
         return _checked(_propagate_adjoint(self._system, q))
 
-    def descend(self, q: jax.Array) -> jax.Array:
+    def gram(self, q: jax.Array) -> jax.Array:
         """J J^T q."""
-        return self.push_forward(self.pull_back(q))
+        return self.jvp(self.vjp(q))
 
 
 class FieldOf(eqx.Module):
     """The field of one trial as a function of the parameters that learn, theta [p]."""
 
-    field: _Field
+    field: Field
     values: list[jax.Array]
     names: tuple[str, ...] = eqx.field(static=True)  # jit would sort the names of a dict
 
     def __init__(self, problem: ODEProblem, model: Model) -> None:
-        self.field = _Field(problem)
+        self.field = Field(problem)
         self.names, self.values = tuple(model.parameters), list(model.parameters.values())
 
     @property
@@ -83,7 +81,7 @@ class FieldOf(eqx.Module):
         """The parameters as they are [p]."""
         return ravel_pytree(self.values)[0]
 
-    def __call__(self, theta: jax.Array) -> _Field:
+    def __call__(self, theta: jax.Array) -> Field:
         """The field at theta."""
         values = dict(zip(self.names, ravel_pytree(self.values)[1](theta), strict=True))
         return eqx.tree_at(lambda field: field.f, self.field, with_parameters(self.field.f, values))
@@ -159,7 +157,7 @@ class _System(eqx.Module):
 
 
 @eqx.filter_jit
-def _push_forward(system: _System, changes: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _jvp(system: _System, changes: jax.Array) -> tuple[jax.Array, jax.Array]:
     theta = system.field.theta
 
     def rate(t: jax.Array, d: jax.Array) -> jax.Array:
@@ -172,7 +170,7 @@ def _push_forward(system: _System, changes: jax.Array) -> tuple[jax.Array, jax.A
 
 
 @eqx.filter_jit
-def _pull_back(system: _System, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _vjp(system: _System, q: jax.Array) -> tuple[jax.Array, jax.Array]:
     theta = system.field.theta
 
     def rate(t: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -230,23 +228,3 @@ def _norm(parts: Any) -> jax.Array:
     """The largest root mean square of a probe's part."""
     means = [(part**2).reshape(len(part), -1).mean(1).max() for part in jax.tree.leaves(parts)]
     return jnp.sqrt(jnp.stack(means).max())
-
-
-def _stage_derivatives(problem: ODEProblem, steps: AcceptedSteps) -> jax.Array:
-    """k [trial, step, stage, unit]."""
-    dtype = steps.before.dtype
-    x = inputs_at(problem, steps.stage_times.reshape(len(steps.dt), -1))
-    x = None if x is None else x.reshape((*steps.stage_times.shape, -1))
-    times, dt = jnp.asarray(steps.stage_times, dtype), jnp.asarray(steps.dt, dtype)
-    return _replay(problem.f, steps.tableau, times, dt, steps.before, x)
-
-
-@eqx.filter_jit
-def _replay(f: Any, tableau: Tableau, times: jax.Array, dt: jax.Array, before: jax.Array, x: Any) -> jax.Array:
-    def field(t: Any, z: jax.Array, x_t: Any) -> jax.Array:
-        return f(t, z) if x_t is None else f(t, z, x_t)
-
-    def one(times: jax.Array, h: jax.Array, y: jax.Array, x: Any) -> jax.Array:
-        return jnp.stack(stages(field, tableau, list(times), h, y, [None] * len(times) if x is None else list(x)))
-
-    return jax.vmap(jax.vmap(one))(times, dt, before, x)

@@ -26,9 +26,11 @@ class Comparison:
     Attributes:
         ntk, K, P: the alignment of each operator with its like, tr(A^T B) / (|A|_F |B|_F); that of P is the similarity
             of Green's operators.
-        angles: the principal angles between the spans of the k leading modes of the two NTKs, ascending, in radians:
-            0 for a direction that they share, pi/2 for one that only one of them has.
+        angles: the principal angles [k] between the spans of the k leading modes of the two NTKs, ascending, in
+            radians: 0 for a direction that they share, pi/2 for one that only one of them has.
         modes: the leading modes of each.
+
+    Example as `compare`.
     """
 
     ntk: Estimate
@@ -58,10 +60,10 @@ def compare(
     seed: int | Random = 0,
     alg: BlockLanczos | None = None,
 ) -> Comparison:
-    """Compare how two models, or two checkpoints of one, can be changed by gradient descent on the same inputs.
+    """How alike gradient descent moves two models, or two checkpoints of one: cos(A, B) = tr(A^T B) / (|A|_F |B|_F).
 
     Args:
-        a, b: flows whose states have the same axes and lengths; units are compared by their number.
+        a, b: flows on the same inputs, whose states have the same axes and lengths; unit i is compared with unit i.
         k: how many leading modes to compare.
         samples: how many applications of each operator to spend on an alignment; None for exact values where these are
             cheap.
@@ -71,9 +73,10 @@ def compare(
     Raises:
         ValueError: states of other shapes, or a k that is larger than the ranks.
 
+    Source: Bjorck, Golub, Math. Comp. 27, 579 (1973), for the angles; `alignment` for the cosines.
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> x = torch.randn(2, 5, 3)
         >>> a, b = (kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), x))) for _ in range(2))
         >>> found = kp.compare(a, b, k=3)

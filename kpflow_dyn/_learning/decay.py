@@ -25,16 +25,16 @@ from kpflow_dyn.solvers._krylov import Krylov
 from kpflow_dyn.solvers._orthogonalise import combine, no_rows
 
 COLUMNS = 400  # of the basis at most
-TOLERANCE = 1e-3  # of a loss, relative to it or to a thousandth of what it was
+TOLERANCE = 1e-3  # of a loss, relative to it or to a thousandth of its first value
 
 
 class Decay:
-    """Errors e [error, *shape] and what H makes of them.
+    """Errors e [error, *shape], and a Krylov basis of H that begins with them.
 
     Args:
         op: A, the kernel of the outputs.
         errors: e, a block of vectors of its space.
-        mask: m >= 0, broadcastable to them; ones when None.
+        mask: m >= 0, broadcastable to the shape of e; ones when None.
 
     Attributes:
         start: L of each error.
@@ -56,7 +56,7 @@ class Decay:
     def settle(self, curves: Callable[[np.ndarray, np.ndarray], np.ndarray], beside: int = 1) -> None:
         """Grow the basis until curves(rates [k], energies [error, k]) no longer change.
 
-        So many random vectors begin `beside` the errors: the largest rate is seen, whatever these are.
+        The basis begins with `beside` random vectors as well, so that it finds the largest rate for any errors.
         """
         if not self.start.any():
             return
@@ -78,7 +78,7 @@ class Decay:
 
     @property
     def energies(self) -> np.ndarray:
-        """What part of L each error has along each Ritz vector [error, k]."""
+        """The part of L of each error along each Ritz vector [error, k]."""
         return self._coordinates() ** 2 if self._krylov.size else self.start[:, None]
 
     @property

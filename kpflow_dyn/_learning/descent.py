@@ -14,7 +14,8 @@ from kpflow_dyn._arrays import Array, array_namespace, full_precision
 from kpflow_dyn._learning.objective import Objective
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import Problem
-from kpflow_dyn._problems.solutions import Solution, solve
+from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._solve import solve
 from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock, Integration, Piece
 
 if TYPE_CHECKING:
@@ -31,14 +32,16 @@ class GradientFlow:
         time: tau [step].
         loss: L [step].
         gradient_norm: |grad L| [step].
-        error: the estimated relative error of the loss [step], |dL/dtau| / L times the error in time so far. It is that
-            of a solution one order less accurate, and does not know of errors that the flow itself amplifies beside
-            its own path.
+        error: the estimated relative error of the loss [step], |dL/dtau| / L times the error in time so far: that of a
+            solution of one order less. Errors that the flow itself amplifies are not seen.
         parameters: by name, [step, ...] in their own shapes; names of the loss's own begin with "loss.".
         linearisations: how many Hessians were used, one for each step.
         gradients: how many gradients.
         applications: how many products of a Hessian with a vector.
         reached: whether the flow came to the end of the span, or below the loss where it was to stop.
+        pieces: the loss between the steps.
+
+    Example as `gradient_flow`.
     """
 
     time: np.ndarray
@@ -109,8 +112,8 @@ def gradient_flow(
 
         d theta / d tau = -grad L(S(theta)),        theta(0) as in the model
 
-    Explicit descent is stable for learning rates below 2 / l_1 only, with l_1 the largest eigenvalue of the Hessian, so
-    that the time 1 / l_k of a slow direction takes l_1 / l_k steps. Here each step solves the flow of the quadratic
+    Explicit descent is stable only for learning rates below 2 / l_1, with l_1 the largest eigenvalue of the Hessian, so
+    that a slow direction of eigenvalue l_k takes about l_1 / l_k steps. Here each step solves the flow of the quadratic
     model exactly, by functions of the Hessian, and is as long as its error allows. The parameters are copied.
 
     Args:
@@ -134,9 +137,10 @@ def gradient_flow(
     Warns:
         UserWarning: after alg.max_linearisations; the flow up to there is returned with `reached` False.
 
+    Source as `solvers.ExponentialRosenbrock`.
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> net, x = torch.nn.Linear(2, 1, bias=False).double(), torch.tensor([[1.0, 0.0], [0.0, 30.0]]).double()
         >>> flow = kp.gradient_flow(kp.StaticProblem(net, x), lambda y: ((y - 1) ** 2).sum() / 2, span=14.0)
         >>> flow.reached, flow.linearisations < 5  # where descent takes 6300 steps, as the curvatures are 1 and 900

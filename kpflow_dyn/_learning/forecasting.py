@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
-from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._flows.readout import Output
+from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._learning.decay import Decay
 from kpflow_dyn._learning.losses import full_mask, squared_error
 from kpflow_dyn._learning.objective import LOSS, Objective, field_of_model
@@ -34,15 +33,16 @@ class Forecast:
 
     Attributes:
         lr: the learning rate.
-        steps, loss: the predicted curve, from step 0 on.
-        rates: eigenvalues of the kernel as the error meets them: what decays with one shrinks by 1 - lr rate a step.
-        energies: the parts of the loss at step 0 that decay with each rate.
-        holds_until: the step at which the loss of the gradient flow itself first differs by a tenth, as the kernel has
-            changed; inf where it never does, NaN where that was not asked or could not be known.
-        flow_steps, flow_loss: the gradient flow up to there.
-        mean_loss: the loss on all trials at `steps`, where each step sees a batch of them, in the mean over draws;
-            else None.
+        steps, loss: the predicted curve from step 0 on, each [point].
+        rates: the eigenvalues of the kernel whose modes the error has [mode]; a mode shrinks by 1 - lr rate a step.
+        energies: the part of the loss at step 0 in each mode [mode].
+        holds_until: the step at which the loss of the gradient flow itself first differs by a tenth, because the kernel
+            changed; inf where it never does, NaN where this was not asked for or could not be found.
+        flow_steps, flow_loss: the gradient flow up to there, each [point].
+        mean_loss: with batches, the loss on all trials at `steps` [point], in the mean over the draws; else None.
         applications: of the kernel to one vector.
+
+    Example as `forecast`.
     """
 
     lr: float
@@ -78,7 +78,6 @@ class Forecast:
 def forecast(
     flow: Flow | Output,
     target: Array,
-    loss: str = "mse",
     *,
     lr: float,
     steps: int,
@@ -90,29 +89,27 @@ def forecast(
 
         L = <e, m e> / <1, m>,  e = y - target:    e after s steps = (1 - lr H)^s e,   H = 2 m ntk / <1, m>
 
-    by a Krylov basis that begins with e, which gives the loss after any number of steps. The kernel does change in
-    training: `holds_until` says for how many steps the forecast describes the model, from the gradient flow of the
-    parameters, which is followed for as long as it stays with it. Where that is short, take `kp.gradient_flow`.
+    by a Krylov basis that begins with e, which gives the loss after any number of steps. In training the kernel
+    changes: `holds_until` says for how many steps the forecast agrees with the gradient flow of the parameters, which
+    is computed up to there. Where that is short, take `kp.gradient_flow`.
 
     Args:
         flow: whose states are the outputs y; or `flow.output(C, learn=...)`, a readout of them. A metric's learning
             rates multiply `lr`.
-        target: as y.
-        loss: "mse", the mean over all entries; of an ODE in its quadrature weights.
+        target: as y, such as [trial, time, out].
         lr: the learning rate.
         steps: how many steps of gradient descent on all trials.
-        mask: m >= 0, broadcastable to y; all ones when None.
+        mask: m >= 0, broadcastable to the shape of y; all ones when None.
         batch: how many trials a step sees, drawn anew for each without repetition; all when None. Then `mean_loss` is
             that of such steps, in the mean over the draws.
         check: whether to follow the gradient flow; left out with a metric, and for states on a span of an ODE.
 
     Raises:
-        ValueError: a target or mask of another shape or not finite, an unknown loss, or a learning rate at which
-            gradient descent is unstable: above 2 over the largest rate.
+        ValueError: a target or mask of another shape or not finite, or a learning rate at which gradient descent is
+            unstable: above 2 over the largest rate.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> cell, x = torch.nn.RNNCell(2, 64).double(), torch.randn(4, 5, 2, dtype=torch.float64)
         >>> y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(torch.nn.Linear(64, 1), learn=True)
         >>> found = kp.forecast(y, torch.ones(4, 5, 1, dtype=torch.float64), lr=0.01, steps=100)
@@ -121,8 +118,6 @@ def forecast(
 
     Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
     """
-    if loss != "mse":
-        raise ValueError(f"loss is {loss!r}, expected 'mse'")
     if not (isinstance(lr, int | float) and 0 < lr < math.inf and isinstance(steps, int) and steps > 0):
         raise ValueError(f"lr is {lr!r} and steps is {steps!r}, expected a positive number and a positive integer")
     y = outputs(flow)
@@ -254,7 +249,7 @@ def _descent(flow: Flow | Output, target: Array, mask: Array | None, span: float
     weights = weights if space.measure is None else space.measure * weights
     learn = isinstance(flow, Output) and flow.rate > 0
     loss = squared_error(target, flow, weights, learn)
-    own = {LOSS + name: a for name in ("weight", "bias") if learn and (a := getattr(loss, name)) is not None}
+    own = {LOSS + name: getattr(loss, name) for name in ("weight", "bias") if learn and hasattr(loss, name)}
     values = {**inner.parameters, **own}
     objective = Objective(inner.solution, loss, list(values))
     return Integration(objective, objective.theta(values), span, ExponentialRosenbrock(), RTOL)
@@ -267,4 +262,4 @@ def _can_descend(flow: Flow | Output) -> bool:
         field_of_model(inner.solution)
     except (TypeError, ValueError):
         return False
-    return not inner.roots and rate in (0, 1)
+    return not inner.preconditioner and rate in (0, 1)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision
-from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._flows.readout import Output
+from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._learning.decay import Decay
 from kpflow_dyn._learning.forecasting import checked_mask, checked_target, outputs
 from kpflow_dyn._spaces.operators import Operator
@@ -27,10 +26,12 @@ class Learnability:
 
     Attributes:
         names: of the targets.
-        score: <e, A e> / (|e|^2 l_max), between 0 and 1: the first speed of the loss beside the largest possible.
-        half, tenth: tau at which |e| has fallen to half and to a tenth; inf where it does not.
-        never: the part of |e|^2 in directions whose eigenvalues are below 1e-6 of the largest.
+        score: <e, A e> / (|e|^2 l_max), between 0 and 1: the initial speed of the loss over the largest one [target].
+        half, tenth: tau at which |e| has fallen to half and to a tenth; inf where it does not; each [target].
+        never: the part of |e|^2 in directions whose eigenvalues are below 1e-6 of the largest [target].
         applications: of A to one vector.
+
+    Example as `learnability`.
     """
 
     names: tuple[str, ...]
@@ -66,15 +67,14 @@ def learnability(
     Args:
         flow: whose states are the outputs y; or `flow.output(C, learn=...)`.
         targets: by name, or as one block [target, ...]; each as y.
-        mask: m >= 0, broadcastable to y; all ones when None.
+        mask: m >= 0, broadcastable to the shape of y; all ones when None.
         errors: whether the targets are errors e themselves, such as single components of a target.
 
     Raises:
         ValueError: no targets, or ones of another shape than y's.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> cell, x = torch.nn.RNNCell(2, 32).double(), torch.randn(4, 6, 2, dtype=torch.float64)
         >>> y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(torch.nn.Linear(32, 1))
         >>> constant, noise = torch.ones(4, 6, 1).double(), torch.randn(4, 6, 1).double()
@@ -90,21 +90,18 @@ def learnability(
 def core_learnability(
     flow: Flow | Output, targets: Mapping[str, Array] | Array, *, mask: Array | None = None, errors: bool = False
 ) -> Learnability:
-    """The same from a forward pass alone: with G = sum over weights V V^T (x) I in the place of the kernel.
+    """`learnability` from a forward pass alone, with G = sum over weights V V^T (x) I instead of the kernel.
 
-    V are the variables that the weights multiply, at each trial and time, so that the score is the energy of the
-    target's course over trials and times in the modes of V, <e, G e> / (|e|^2 l_max). It leaves out how the dynamics
-    pass changes on, and how strongly: use it to rank, not to time.
+    V are the variables that the weights multiply at each trial and time; the score is <e, G e> / (|e|^2 l_max). It
+    leaves out how the dynamics pass changes on, and how strongly: use it to rank targets, not for times.
 
-    Args:
-        flow, targets, mask, errors: as for `learnability`.
+    Args and Source as `learnability`.
 
     Raises:
         ValueError: also where no site of the model is a matrix product at each trial and time.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(2, 8), torch.randn(4, 6, 2))))
         >>> found = kp.core_learnability(flow, {"constant": torch.ones(4, 6, 8)}, errors=True)
         >>> bool(0 < found.score[0] <= 1)

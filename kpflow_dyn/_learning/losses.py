@@ -1,4 +1,4 @@
-"""Losses of a model's states that bring parameters of their own, in either framework."""
+"""Losses of a model's states, and losses that bring parameters of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, is_torch_array, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, like_numpy, to_numpy
+from kpflow_dyn._backend import Values, backend_for
 
 
 def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: bool = True) -> Any:
@@ -19,26 +20,24 @@ def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: b
         learn: whether the readout's weights are parameters of the loss, `weight` and `bias`, or constants.
 
     Returns:
-        An nn.Module, or an equinox module.
+        An nn.Module, or a callable pytree of JAX.
 
     Raises:
         ValueError: a mask that does not fit, or is nowhere positive.
 
+    Source: docs/theory.md, "What it predicts".
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> loss = kp.squared_error(torch.zeros(2, 5, 1), torch.nn.Linear(8, 1))
         >>> [name for name, _ in loss.named_parameters()], loss(torch.zeros(2, 5, 8)).shape
         (['weight', 'bias'], torch.Size([]))
     """
     weights = full_mask(mask, tuple(target.shape))
-    if is_torch_array(target):
-        from kpflow_dyn._torch.losses import SquaredError
-    else:
-        from kpflow_dyn._jax.losses import SquaredError
-    make: Any = SquaredError
-    weight, bias = (getattr(readout, name, None) for name in ("weight", "bias"))
-    return make(target, like_numpy(weights / weights.sum(), target), weight, bias, learn)
+    constants = {"target": target, "weights": like_numpy(weights / weights.sum(), target)}
+    linear = {name: value for name in ("weight", "bias") if (value := getattr(readout, name, None)) is not None}
+    make = backend_for(target, "target", "[trial, time, out]").models.with_arrays
+    return make(_weighted_squares, linear, constants) if learn else make(_weighted_squares, {}, linear | constants)
 
 
 def full_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -60,11 +59,47 @@ def full_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(values, shape)
 
 
-def weighted_squares(state: Array, loss: Any) -> Array:
-    """What such a loss gives."""
-    y = state
-    if loss.weight is not None:
-        y = y @ loss.weight.T
-    if loss.bias is not None:
-        y = y + loss.bias
-    return (loss.weights * (y - loss.target) ** 2).sum()
+def _weighted_squares(arrays: Values, state: Array) -> Array:
+    y = state @ arrays["weight"].T if "weight" in arrays else state
+    y = y + arrays["bias"] if "bias" in arrays else y
+    return (arrays["weights"] * (y - arrays["target"]) ** 2).sum()
+
+
+def units_read(model: Any, readout: Any, units: int) -> slice:
+    """All units of the state, or the h of the last layer, whichever has the width of the readout.
+
+    A state [unit] has all layers' h one after another, then all layers' c.
+
+    Raises:
+        ValueError: a readout of another width.
+    """
+    hidden = getattr(model, "hidden_size", units)
+    width = getattr(readout, "in_features", units)
+    if width == units:
+        return slice(0, units)
+    if width == hidden:
+        end = getattr(model, "num_layers", 1) * hidden
+        return slice(end - hidden, end)
+    either = (
+        f"{units} units" if hidden == units else f"{hidden} units (the last layer's h) or {units} (the whole state)"
+    )
+    raise ValueError(f"the readout takes {width} units, expected one of {either}")
+
+
+def mean_squared_error(output: Array, targets: Array, mask: Array) -> Array:
+    """sum of m (y - y*)^2 over trials, times and outputs, divided by their number where m = 1.
+
+    Args:
+        output: y [trial, time, out].
+        targets: y* [trial, time, out].
+        mask: m [trial, time], ones and zeros.
+
+    Raises:
+        ValueError: output and targets of two shapes.
+    """
+    if output.shape != targets.shape:
+        raise ValueError(
+            f"the readout gives {tuple(output.shape)} [trial, time, out], expected {tuple(targets.shape)} as the "
+            "task's targets have; take a readout of as many outputs"
+        )
+    return (mask[..., None] * (output - targets) ** 2).sum() / (mask.sum() * targets.shape[-1])

@@ -6,21 +6,23 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kpflow_dyn._arrays import Array, array_namespace, is_torch_array, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, to_numpy
+from kpflow_dyn._backend import Values, backend_of
+from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._implicit.solving import states_of_network
 from kpflow_dyn._problems.choice import Choice, choose
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem
-from kpflow_dyn._problems.solutions import Solution, SolveError, solve
+from kpflow_dyn._problems.problems import DiscreteProblem
+from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
+from kpflow_dyn._solve import solve
+from kpflow_dyn.ode._replay import replay, scheme
 from kpflow_dyn.solvers._rosenbrock import Point
 from kpflow_dyn.tracing._rows import split
 
-LOSS = "loss."  # what the names of the loss's own parameters begin with
-
-Values = dict[str, Array]
+LOSS = "loss."  # prefix of the names of the loss's own parameters
 
 
 class Objective:
-    """theta [n] -> the loss about it.
+    """The loss about any theta [n].
 
     Args:
         solution: the solved problem.
@@ -28,22 +30,22 @@ class Objective:
         params: which parameters learn.
 
     Attributes:
-        start: theta as it is in the model and in the loss.
+        start: theta of the model and of the loss as they are.
     """
 
     def __init__(self, solution: Solution, loss: Callable[[Array], Array], params: Choice) -> None:
-        self._backend = backend = backend_of(solution.state)
-        model = getattr(solution.problem, field_of_model(solution))
-        of_model, of_loss = backend.parameters_of(model), backend.parameters_of(loss)
+        backend, model = solution.problem.backend, getattr(solution.problem, field_of_model(solution))
+        self._models = models = backend.models
+        of_model, of_loss = (_variables(models.parameters_of(part)) for part in (model, loss))
         known = _apart(of_model, {LOSS + name: value for name, value in of_loss.items()})
         _check_loss(loss, solution.state)
         names = choose(known, params)
         self._like = {name: known[name] for name in names}
         self.start = self.theta(self._like)
-        self._model, self._loss_model = backend.copied(model), backend.copied(loss)
+        self._model, self._loss_model = models.copied(model), models.copied(loss)
         self._solution, self._of_model = solution, [name for name in names if name in of_model]
         self._states = self._states_of(solution)
-        self._derivatives = backend.Derivatives(self._value)
+        self._derivatives = backend.objectives.Derivatives(self._value)
 
     def __call__(self, theta: Array) -> Point:
         """The loss there; NaN where an ODE has no solution."""
@@ -57,7 +59,7 @@ class Objective:
     def theta(self, values: Mapping[str, Array]) -> Array:
         """The parameters [n] that have these values, copied."""
         flat = [values[name].reshape(-1) for name in self._like]
-        return self._backend.snapshot(array_namespace(flat[0]).concat(flat, axis=0))
+        return self._models.snapshot(array_namespace(flat[0]).concat(flat, axis=0))
 
     def values(self, theta: Array) -> Values:
         """The parameters by name."""
@@ -67,49 +69,54 @@ class Objective:
         values = self.values(theta)
         of_loss = {name.removeprefix(LOSS): value for name, value in values.items() if name not in self._of_model}
         state = self._states({name: values[name] for name in self._of_model}, scheme)
-        return self._backend.call(lambda loss, state: loss(state), self._loss_model, of_loss, state)
+        return self._models.call(lambda loss, state: loss(state), self._loss_model, of_loss, state)
 
     def _states_of(self, solution: Solution) -> Callable[[Values, Any], Array]:
         """(parameters, scheme) -> the states."""
-        backend, problem = self._backend, solution.problem
-        if isinstance(problem, StaticProblem):
+        problem = solution.problem
+        if isinstance(solution, NetworkSolution):
             network = states_of_network(solution.traced, self._of_model)
             return lambda values, _scheme: network(values)
         if isinstance(problem, DiscreteProblem):
-            run = backend.rollout(problem)
+            run = problem.backend.objectives.rollout(problem)
         else:
-            assert solution.steps is not None
-            run = backend.replay(problem, solution.steps.tableau)
-        return lambda values, scheme: backend.call(run, self._model, values, scheme)
+            assert isinstance(solution, ODESolution) and solution.steps is not None
+            run = replay(problem, solution.steps.tableau)
+        return lambda values, scheme: self._models.call(run, self._model, values, scheme)
 
     def _scheme(self, theta: Array) -> Any:
         """The steps that the solver takes of an ODE with these parameters."""
-        problem, sol = self._solution.problem, self._solution
-        if not isinstance(problem, ODEProblem):
+        sol = self._solution
+        if not isinstance(sol, ODESolution):
             return None
         values = self.values(theta)
-        field = self._backend.with_values(self._model, {name: values[name] for name in self._of_model})
-        return self._backend.scheme(solve(problem.remake(f=field), sol.alg, **sol.options))
+        field = self._models.changed(self._model, {name: values[name] for name in self._of_model})
+        return scheme(solve(sol.problem.remake(f=field), sol.alg, **sol.options))
 
 
 def field_of_model(solution: Solution) -> str:
-    """Which field of the problem is the model; raise where its states cannot be differentiated twice."""
-    problem, steps = solution.problem, solution.steps
-    if isinstance(problem, DiscreteProblem):
+    """The name of the field of the problem that is the model; raise where its states cannot be differentiated twice."""
+    if isinstance(solution, DiscreteSolution):
         return "cell"
-    if isinstance(problem, StaticProblem):
+    if isinstance(solution, NetworkSolution):
         return "net"
-    if not isinstance(problem, ODEProblem):
+    if not isinstance(solution, ODESolution):
         raise TypeError(
-            f"a gradient flow takes a DiscreteProblem, an ODEProblem or a StaticProblem, got {type(problem).__name__}"
+            f"a gradient flow takes a DiscreteProblem, an ODEProblem or a StaticProblem, got "
+            f"{type(solution.problem).__name__}"
         )
-    if problem.is_span:
+    if solution.problem.is_span:
         raise ValueError("a loss of states needs times that stay: give the ODEProblem a grid t instead of a span")
-    if steps is None or not steps.tableau.explicit:
+    if solution.steps is None or not solution.steps.tableau.explicit:
         raise ValueError(
             f"the steps of {solution.alg!r} cannot be differentiated twice; solve with an explicit Runge-Kutta method"
         )
     return "f"
+
+
+def _variables(parameters: Values) -> Values:
+    """Those of a framework; arrays of numpy in a pytree are constants."""
+    return {name: value for name, value in parameters.items() if backend_of(value) is not None}
 
 
 def _apart(of_model: Values, of_loss: Values) -> Values:
@@ -125,17 +132,8 @@ def _check_loss(loss: Any, state: Array) -> None:
         raise TypeError(f"loss is {type(loss).__name__}, expected a function of the states {tuple(state.shape)}")
     value: Any = loss(state)
     shape = getattr(value, "shape", None)
-    if is_torch_array(value) != is_torch_array(state) or shape is None or tuple(shape) != ():
+    if backend_of(value) is not backend_of(state) or shape is None or tuple(shape) != ():
         got = type(value).__name__ if shape is None else f"shape {tuple(shape)}"
         raise ValueError(f"the loss gave {got}, expected one number of shape (), such as ((state - y) ** 2).mean()")
     if not math.isfinite(number := float(to_numpy(value))):
         raise ValueError(f"the loss is {number} at the start; look at the targets and the weights")
-
-
-def backend_of(like: Array) -> Any:
-    """What the framework of an array does with models and losses."""
-    if is_torch_array(like):
-        from kpflow_dyn._torch import objectives as objective
-    else:
-        from kpflow_dyn._jax import objectives as objective
-    return objective

@@ -27,22 +27,20 @@ class Recorder:
         every: record the steps that are multiples of this, and pass over the others.
 
     Raises:
-        ValueError, TypeError: a model without parameters, a dtype that numpy has not got, a part whose name is the
+        ValueError, TypeError: a model without parameters, a dtype that numpy does not have, a part whose name is the
             model's own.
         FileExistsError: a step that is in the folder already: two runs would be mixed.
 
     Example:
-        >>> import tempfile, torch
-        >>> import kpflow_dyn as kp
-        >>> cell, folder = torch.nn.GRUCell(3, 8), tempfile.mkdtemp()
-        >>> record = kp.Recorder(folder, every=10)
+        >>> import tempfile, torch, kpflow_dyn as kp
+        >>> cell, record = torch.nn.GRUCell(3, 8), kp.Recorder(tempfile.mkdtemp(), every=10)
         >>> for step in range(21):
-        ...     record(step, cell, loss=1 / (step + 1))
-        >>> run = kp.Recorder.read(folder)
-        >>> run.steps
-        array([ 0, 10, 20])
-        >>> run.load(10, torch.nn.GRUCell(3, 8))
-        GRUCell(3, 8)
+        ...     record(step, cell, loss=1 / (step + 1), readout=torch.nn.Linear(8, 2))
+        >>> run = kp.Recorder.read(record.folder)
+        >>> run.steps, run.load(10, torch.nn.GRUCell(3, 8))
+        (array([ 0, 10, 20]), GRUCell(3, 8))
+        >>> run.load(10, torch.nn.Linear(8, 2), part="readout")
+        Linear(in_features=8, out_features=2, bias=True)
     """
 
     folder: str | Path
@@ -86,16 +84,7 @@ class Recording:
         steps: their numbers [record], increasing.
         losses: the loss at each [record].
 
-    Example:
-        >>> import tempfile, torch
-        >>> import kpflow_dyn as kp
-        >>> cell, folder = torch.nn.GRUCell(3, 8), tempfile.mkdtemp()
-        >>> kp.Recorder(folder)(0, cell, loss=0.5, readout=torch.nn.Linear(8, 2))
-        >>> run = kp.Recorder.read(folder)
-        >>> run.losses
-        array([0.5])
-        >>> run.load(0, torch.nn.Linear(8, 2), part="readout")
-        Linear(in_features=8, out_features=2, bias=True)
+    Example as `Recorder`.
     """
 
     folder: Path

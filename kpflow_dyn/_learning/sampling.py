@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-MOST = 96  # Ritz vectors that are followed; slower ones decay as on all trials
+MOST = 96  # Ritz vectors with mini-batches; slower ones are taken to decay as on all trials
 
 
 def mean_losses(

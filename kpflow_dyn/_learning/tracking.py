@@ -15,8 +15,7 @@ import numpy as np
 
 import kpflow_dyn
 from kpflow_dyn._arrays import Array, like_numpy, to_numpy
-from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._flows.readout import Output
+from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._folder import replaced
 from kpflow_dyn._learning.forecasting import checked_mask, checked_target
 from kpflow_dyn._learning.recorder import Recorder, Recording
@@ -25,8 +24,8 @@ from kpflow_dyn._numbers.estimate import alignment, effective_rank
 from kpflow_dyn._numbers.reductions import partial_traces
 from kpflow_dyn._problems.parameters import with_values
 from kpflow_dyn._problems.problems import DiscreteProblem, Problem
-from kpflow_dyn._problems.solutions import solve
 from kpflow_dyn._progress import bars
+from kpflow_dyn._solve import solve
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ READOUT = "readout"  # the part of a recording that is one
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A step of training: what tells its parameters from all others, and how to get the model and its readout."""
+    """A step of training: a digest of its parameters, and how to get the model and its readout."""
 
     step: int
     digest: str
@@ -61,9 +60,10 @@ def track(
 ) -> xr.Dataset:
     """The operators of a model over training: effective ranks, alignments, and how fast parts of the target are learnt.
 
+        er(A) = (tr A)^2 / |A|_F^2        cos(A, B) = tr(A^T B) / (|A|_F |B|_F)
+
     Args:
-        make_model: gives a new model of the recorded architecture, into which each checkpoint is loaded: no model ever
-            holds the parameters of two.
+        make_model: gives a new model of the recorded architecture, for each checkpoint to be loaded into.
         checkpoints: the folder of a `Recorder`, or what `Recorder.read` gives; or by step the parameters by name.
         x: inputs [trial, time, input], as for `DiscreteProblem`.
         make_readout: gives a new readout, which was recorded as the part "readout". Then loss and target are those of
@@ -74,8 +74,8 @@ def track(
         pose: (model, x) -> the problem, where it is no DiscreteProblem.
         samples: applications to spend on each estimate; None for exact values where these are cheap.
         seed: of all estimates, so that the same probes meet all checkpoints.
-        out: a folder that keeps the numbers of each checkpoint as soon as they are known. Where they are there already,
-            of the same parameters, inputs and settings, they are not computed again.
+        out: a folder for the numbers of each checkpoint. Those that it holds already for the same parameters, inputs
+            and settings are not computed again.
         progress: show a bar on a terminal.
 
     Returns:
@@ -88,9 +88,10 @@ def track(
     Raises:
         ValueError: no checkpoints, parameters that are not the model's, or targets that do not fit.
 
+    Source: docs/theory.md, "How many: effective ranks".
+
     Example:
-        >>> import tempfile, torch
-        >>> import kpflow_dyn as kp
+        >>> import tempfile, torch, kpflow_dyn as kp
         >>> cell, record = torch.nn.GRUCell(3, 8), kp.Recorder(tempfile.mkdtemp())
         >>> for step in range(2):
         ...     record(step, cell, loss=1.0)
@@ -110,7 +111,7 @@ def track(
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """What the numbers of a checkpoint depend on besides its parameters and the inputs."""
+    """All else that the numbers of a checkpoint depend on, besides its parameters and the inputs."""
 
     samples: int | None
     seed: int

@@ -36,7 +36,9 @@ class Contributions(dict[str, Estimate]):
     """The share of each parameter in a trace, by name.
 
     Attributes:
-        total: the whole trace, of which they are the parts: their values add up to its value.
+        total: the whole trace, which is the sum of the parts.
+
+    Example as `contributions`.
     """
 
     def __init__(self, parts: Mapping[str, Estimate], total: Estimate) -> None:
@@ -49,12 +51,12 @@ class Contributions(dict[str, Estimate]):
 
 
 def contributions(flow: Learning, samples: int | None = None, seed: int | Random = 0) -> Contributions:
-    """How much of tr NTK each parameter contributes: |F_i|_F^2 of its columns F_i of J (with a metric, of J R).
+    """How much each parameter contributes to tr NTK = sum_i |F_i|_F^2, F_i its columns of J (with a metric, of J R).
 
     Args:
         flow: what `linearize` gives, or `Flow.output`.
-        samples: how many applications of J J* to spend on estimates, of all parts from the same probes; None gives
-            exact values where they are cheap.
+        samples: how many applications of J J* to spend on estimates, all from the same probes; None gives exact values
+            where they are cheap.
         seed: an int, or a `Random` to continue.
 
     Returns:
@@ -63,9 +65,10 @@ def contributions(flow: Learning, samples: int | None = None, seed: int | Random
     Raises:
         ValueError: fewer than 8 samples.
 
+    Source: docs/theory.md, "K: the Kronecker core".
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3))))
         >>> found = kp.contributions(flow)
         >>> sorted(found)

@@ -27,6 +27,8 @@ class SpectralDensity:
         zeros: how many eigenvalues vanish because of the operator's shape.
         nodes, weights: of the rest [probe, step].
         applications: how many applications to one vector it took.
+
+    Example as `spectral_density`.
     """
 
     leading: np.ndarray
@@ -36,9 +38,9 @@ class SpectralDensity:
     applications: int
 
     def count(self, low: float = -np.inf, high: float = np.inf) -> Estimate:
-        """How many eigenvalues lie in (low, high]; bars hold the noise of the probes, not that of the quadrature.
+        """How many eigenvalues lie in (low, high]; the error bar is that of the probes, not of the quadrature.
 
-        A quadrature resolves intervals that hold some of its nodes; take more steps for shorter ones.
+        A quadrature resolves intervals that hold some of its nodes; take more steps for shorter intervals.
         """
         each = (self.weights * ((self.nodes > low) & (self.nodes <= high))).sum(1)
         known = ((self.leading > low) & (self.leading <= high)).sum() + self.zeros * (low < 0 <= high)
@@ -58,13 +60,13 @@ class SpectralDensity:
 def spectral_density(
     op: Operator, k: int = 10, probes: int = 20, steps: int = 60, seed: int | Random = 0
 ) -> SpectralDensity:
-    """The spectral density of a symmetric operator A.
+    """The spectral density rho(l) = sum_i delta(l - l_i) of a symmetric operator A with eigenvalues l_i.
 
     Args:
-        op: A; of J J* with fewer parameters than states, J*J is taken and the zeros are counted.
+        op: A; where J J* has fewer parameters than states, J*J is taken and the zeros are counted.
         k: how many leading eigenpairs to find and count exactly.
-        probes: how many random vectors stand for the rest.
-        steps: of Lanczos' recurrence on each.
+        probes: how many random vectors estimate the rest.
+        steps: how many steps of Lanczos' recurrence each vector takes.
         seed: an int, or a `Random` to continue.
 
     Raises:

@@ -1,10 +1,10 @@
 """Scalars of operators with their standard errors: trace, Frobenius norm, effective rank, alignment, Rayleigh quotient.
 
 Each is exact (standard error 0) where that is cheap: from the core's spectrum, from a matrix, or from at most
-512 applications. Otherwise it is estimated by one of the methods of `kpflow_dyn.solvers`, in coordinates where
-inner products are plain: XNysTrace for A = J J*, XTrace for any other A. The trace of a J J* of an effective rank above
-what a sketch can take out is better found from J alone, with random vectors of each trial's own where trials are
-known, or from J* alone; the sketch itself tells.
+512 applications (CHEAP). Otherwise a method of `kpflow_dyn.solvers` estimates it, in coordinates where inner products
+are plain: XNysTrace for A = J J*, XTrace for any other A. Where the effective rank of J J* is larger than the sketch of
+XNysTrace, the trace is better found from J alone, with separate random vectors for each trial, or from J* alone; the
+sketch shows which case it is.
 
 For any A and B, with an orthonormal basis Q of their leading ranges and y = x - Q Q^T x,
 
@@ -83,17 +83,17 @@ def trace(
     max_applications: int = MOST,
     alg: Estimator | None = None,
 ) -> Estimate:
-    """tr A of an operator from a space to itself.
+    """tr A = sum_i <e_i, A e_i> of an operator from a space to itself, e_i an orthonormal basis.
 
     Args:
         op: A.
         samples: how many applications to spend on an estimate; None gives the exact value where it is cheap. An
             estimated partial trace needs none: it brings its own error.
         seed: an int, or a `Random` to continue.
-        rtol: begin anew with twice the samples until the standard error is at most rtol times the value; None takes the
-            first estimate.
+        rtol: begin again with twice the samples until the standard error is at most rtol times the value; None takes
+            the first estimate.
         max_applications: the most to spend on that.
-        alg: a method of `kpflow_dyn.solvers`, which is then used whatever is cheap; the best one for A when None.
+        alg: a method of `kpflow_dyn.solvers`, used even where the exact value is cheap; the best one for A when None.
 
     Raises:
         ValueError: a domain that is not the codomain, fewer than 8 samples, or rtol <= 0.
@@ -101,6 +101,8 @@ def trace(
 
     Warns:
         UserWarning: max_applications would be exceeded before the estimate is as good as rtol.
+
+    Source as `solvers.XNysTrace`.
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp
@@ -123,7 +125,18 @@ def frobenius_norm(
 ) -> Estimate:
     """|A|_F = sqrt(tr A* A), the root of the sum of the squared singular values, in the inner products of the spaces.
 
-    Arguments as for `trace`; the domain may differ from the codomain.
+    The domain may differ from the codomain.
+
+    Args, Raises, Warns and Source as `trace`.
+
+    Example:
+        >>> import numpy as np, kpflow_dyn as kp
+        >>> unit = kp.Space(("unit",), (2,), np.zeros(1))
+        >>> A = kp.MatrixOperator(np.diag([3.0, 4.0]), unit, unit)
+        >>> kp.frobenius_norm(A).value, round(kp.effective_rank(A).value, 4), round(kp.alignment(A, A.T).value, 4)
+        (5.0, 1.96, 1.0)
+        >>> kp.rayleigh(A, np.array([1.0, 1.0])).value
+        3.5
     """
     rng = Random(seed)
 
@@ -148,13 +161,16 @@ def effective_rank(
 ) -> Estimate:
     """er(A) = (tr A)^2 / |A|_F^2 of a positive semi-definite A; of A A* for any other. 0 for the zero operator.
 
-    A `GramOperator` is positive semi-definite as built. For others symmetry and sign are checked: by the
-    spectrum where the matrix is cheap, else by a Lanczos run for the smallest eigenvalue.
+    A `GramOperator` is positive semi-definite. For others symmetry and sign are checked: by the spectrum where the
+    matrix is cheap, else by a Lanczos run for the smallest eigenvalue. The domain may differ from the codomain.
 
-    Arguments as for `trace`; the domain may differ from the codomain.
+    Args as `trace`.
 
     Raises:
         ValueError: fewer than 8 samples, or an estimated partial trace that is not positive semi-definite.
+
+    Source: docs/theory.md, "How many: effective ranks".
+    Example as `frobenius_norm`.
     """
     rng = Random(seed)
     positive, spent = _is_positive(op, rng)
@@ -171,11 +187,14 @@ def alignment(a: Operator, b: Operator, samples: int | None = None, seed: int | 
         a: A.
         b: B, between the same spaces.
         samples: how many applications of each to spend; None gives the exact value where it is cheap. An estimated
-            partial trace brings its own error, and what it is compared with is then taken as a matrix.
+            partial trace brings its own error; the operator that it is compared with is then taken as a matrix.
         seed: an int, or a `Random` to continue.
 
     Raises:
         ValueError: spaces that differ, an operator that is zero, or one whose norm is not above its noise.
+
+    Source: Cristianini, Shawe-Taylor, Elisseeff, Kandola, "On kernel-target alignment" (2001).
+    Example as `frobenius_norm`.
     """
     if not (a.domain.matches(b.domain) and a.codomain.matches(b.codomain)):
         raise ValueError(f"alignment compares operators between the same spaces, got {a!r} and {b!r}")
@@ -195,10 +214,17 @@ def alignment(a: Operator, b: Operator, samples: int | None = None, seed: int | 
 
 
 def rayleigh(op: Operator, q: Array) -> Estimate:
-    """<q, A q> / <q, q> for one vector q of the operator's space.
+    """r(q) = <q, A q> / <q, q> for one vector q of the operator's space.
+
+    Args:
+        op: A, from a space to itself.
+        q: the vector [*op.domain.shape].
 
     Raises:
         ValueError: q = 0, q of another shape, or a domain that is not the codomain.
+
+    Source: Horn, Johnson, "Matrix analysis" (2012).
+    Example as `frobenius_norm`.
     """
     require_square(op, "a Rayleigh quotient")
     if tuple(q.shape) != op.domain.shape:
@@ -210,7 +236,7 @@ def rayleigh(op: Operator, q: Array) -> Estimate:
 
 
 def _until(of: Callable[[int | None], Estimate], samples: int | None, rtol: float | None, most: int) -> Estimate:
-    """The estimate of so many samples, or of more where it has to be better."""
+    """The estimate from this number of samples, or from more where it has to be better."""
     if rtol is not None and not rtol > 0:
         raise ValueError(f"rtol is {rtol!r}, expected a positive number such as 0.01, or None")
     found, count, spent = of(samples), count_of(samples), 0

@@ -29,8 +29,8 @@ Keep = str | Sequence[str]
 class PartialTrace(MatrixOperator):
     """A partial trace as a matrix on the kept axes.
 
-    Where it is estimated, functions of it that are not linear would be biased by its noise. `trace`, `frobenius_norm`,
-    `effective_rank`, `alignment` and `modes` therefore use `groups`: what one group found is independent of the others.
+    Where it is estimated, its noise would bias nonlinear functions of it. `trace`, `frobenius_norm`, `effective_rank`,
+    `alignment` and `modes` therefore use `groups`, which are independent of each other.
 
     Attributes:
         matrix: [size, size] of the kept space, on values.
@@ -56,14 +56,14 @@ class PartialTrace(MatrixOperator):
 def partial_trace(op: Operator, keep: Keep, samples: int | None = None, seed: int | Random = 0) -> PartialTrace:
     """(tr_Y A)[x, x'] = sum_y A[(x, y), (x', y)], the sum over all axes but those kept.
 
-    Exact when the matrix or the columns of J are few (at most `flat.CHEAP`). Else, with orthonormal columns Q that span
-    the leading range of J*, and standard normal xi,
+    Exact for small matrices and few columns of J (at most 512). Else, with orthonormal columns Q that span the
+    leading range of J*, and standard normal xi,
 
         A = (J Q)(J Q)* + E u u*,    u = J (1 - Q Q*) xi
 
-    where the mean over probes xi replaces the expectation: unbiased and positive semi-definite. Where the trials of a
-    flow are summed over, each trial b has a xi_b of its own, u_b = J_b (1 - Q Q*) xi_b: trials do not mix in the sum,
-    and their errors average out. Operators without a factor use A = E (A xi) xi*.
+    where the mean over probes xi replaces the expectation: unbiased and positive semi-definite. Where the sum is over
+    the trials of a flow, each trial b has its own xi_b, u_b = J_b (1 - Q Q*) xi_b, so that the errors of the trials
+    average out. Operators without a factor use A = E (A xi) xi*.
 
     Args:
         op: A, from a space to itself.
@@ -76,12 +76,20 @@ def partial_trace(op: Operator, keep: Keep, samples: int | None = None, seed: in
         ValueError: an unknown axis, a domain that is not the codomain, fewer than 8 samples, or a result of more than
             2 GiB.
 
+    Source: docs/theory.md, "Modes: when, where and in which trials".
+
     Example:
         >>> import numpy as np, kpflow_dyn as kp
         >>> space = kp.Space(("time", "unit"), (2, 3), np.zeros(1))
-        >>> kp.partial_trace(kp.MatrixOperator(np.eye(6), space, space), keep="time").matrix
+        >>> A = kp.MatrixOperator(np.eye(6), space, space)
+        >>> kp.partial_trace(A, keep="time").matrix
         array([[3., 0.],
                [0., 3.]])
+        >>> kp.marginal(A, keep="time").dense()
+        array([[1., 0.],
+               [0., 1.]])
+        >>> kp.modes(A, axis="unit", k=2).values
+        array([2., 2.])
     """
     return partial_traces(op, [keep], samples, seed)[0]
 
@@ -118,8 +126,8 @@ def sampling(samples: int) -> tuple[int, int]:
 def marginal(op: Operator, keep: Keep) -> Operator:
     """<A>_Y[x, x'] = (1 / |Y|) sum_{y, y'} A[(x, y), (x', y')]: feed copies along the other axes, then average.
 
-    A lazy operator on the kept axes. It is not the partial trace: it sees only what is common to all of Y, and averages
-    with the measure where there is one.
+    An operator on the kept axes, which is not formed. It is not the partial trace: it sees only what is common to all
+    of Y. Where there is a measure, averages are weighted by it.
 
     Args:
         op: A, from a space to itself.
@@ -127,6 +135,9 @@ def marginal(op: Operator, keep: Keep) -> Operator:
 
     Raises:
         ValueError: an unknown axis, or a domain that is not the codomain.
+
+    Source: docs/theory.md, "How many: effective ranks".
+    Example as `partial_trace`.
     """
     require_square(op, "a marginal")
     space, names = op.domain, names_of(keep)
@@ -167,7 +178,7 @@ class Sums:
         return PartialTrace(self.known, [], self.space, self.symmetric, applications)
 
     def sampled(self, probes: int, applications: int) -> PartialTrace:
-        """The sum of the pairs and the mean of so many random ones."""
+        """The sum of the pairs and the mean of this number of random ones."""
         count = min(GROUPS, probes)
         groups = [self.known + total / (probes // count) for total in self.groups[:count]]
         return PartialTrace(sum(groups) / count, groups, self.space, self.symmetric, applications)

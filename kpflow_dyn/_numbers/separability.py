@@ -42,6 +42,8 @@ def schmidt_rank(op: Operator, keep: Keep, samples: int | None = None, seed: int
         ValueError: an unknown axis, none or all axes kept, fewer than 8 samples, the zero operator, or an operator that
             is neither small nor J J*.
 
+    Source: Van Loan, Pitsianis, "Approximation with Kronecker products" (1993), for R.
+
     Example:
         >>> import numpy as np, kpflow_dyn as kp
         >>> space = kp.Space(("time", "unit"), (2, 2), np.zeros(1))

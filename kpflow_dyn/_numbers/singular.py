@@ -26,6 +26,8 @@ class SingularModes:
         residuals: [k], the true (|A v - s u|^2 + |A* u - s v|^2)^(1/2) / s_1.
         converged: [k], whether the residual is within the tolerance asked for.
         applications: how many applications to one vector it took, one of A and one of A* counting as one.
+
+    Example as `svds`.
     """
 
     values: Array
@@ -43,24 +45,23 @@ def svds(
     seed: int | Random = 0,
     callback: Callback | None = None,
 ) -> SingularModes:
-    """The k largest singular values of any operator A, with their left and right vectors.
+    """The k largest singular values of any operator A, with their left and right vectors: A v = s u, A* u = s v.
 
     Eigenvectors of A*A, or of A A* where that is smaller, are the right (left) vectors. Squares lose half of the
-    digits: s below sqrt(eps) s_1 are noise, unless a dimension is so small (512) that A itself is decomposed.
+    digits: s below sqrt(eps) s_1 are noise, unless a dimension is at most 512, when A itself is decomposed.
 
     Args:
         op: A.
         k: how many triplets, at most the smaller dimension.
-        alg: `solvers.BlockLanczos` with its options, the default one when None; `solvers.Dense()`; or a solver of your
-            own, see `solvers.EigenSolver`. Its tolerance is that of the residuals.
-        seed: an int, or a `Random` to continue.
-        callback: called after each step of the solver with its number of calls and its residuals.
+        alg, seed, callback: as for `eigs`.
 
     Raises:
         ValueError: k out of range.
 
     Warns:
         UserWarning: some triplets did not converge; they are returned flagged.
+
+    Source as `solvers.BlockLanczos`.
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp

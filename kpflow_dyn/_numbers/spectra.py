@@ -53,6 +53,8 @@ class Modes:
         space: where the vectors live.
         total: the trace of the operator where it is known, else None.
         stderr: [k], standard errors of the values where the operator itself was estimated from probes, else None.
+
+    Example as `eigs`.
     """
 
     values: Array
@@ -117,7 +119,7 @@ def eigs(
         alg: `solvers.BlockLanczos` with its options, the default one when None; `solvers.Dense()` for the matrix; or a
             solver of your own, see `solvers.EigenSolver`.
         seed: an int, or a `Random` to continue.
-        callback: called after each step of the solver with its number of calls and the leading residuals.
+        callback: called after each step with the number of calls so far and at most k leading residuals.
         which: "LA" for the algebraically largest, "SA" for the smallest, "LM" for the largest in magnitude.
         start: vectors [b, *shape] to begin with, such as those of an earlier checkpoint; random when None.
         deflate: vectors [d, *shape], such as pairs found before, to stay orthogonal to: the pairs are those of
@@ -128,6 +130,8 @@ def eigs(
 
     Warns:
         UserWarning: some pairs did not converge; they are returned flagged.
+
+    Source as `solvers.BlockLanczos`.
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp
@@ -216,9 +220,9 @@ def _of_product(
 
 
 def eigenvalues(op: Operator) -> Array:
-    """All eigenvalues of a symmetric operator [n], descending, in float64, each as often as it occurs.
+    """All l with A v = l v of a symmetric operator [n], descending, in float64, each as often as it occurs.
 
-    From the spectrum of V^T V where A is a core that follows from it, else from the matrix: of J J* the smaller one of
+    From the spectrum of V^T V where A is a core that it determines, else from the matrix: for J J* from the smaller of
     J*J and J J*, whose dimension may be up to 20,000; the rest are zeros.
 
     Args:
@@ -226,6 +230,8 @@ def eigenvalues(op: Operator) -> Array:
 
     Raises:
         ValueError: an operator that is not symmetric, or whose matrix is too large.
+
+    Source: Golub, Van Loan, "Matrix computations" (2013).
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp
@@ -257,14 +263,14 @@ def modes(
 ) -> Modes:
     """The k leading eigenvectors of the partial trace of A on one axis: temporal, trial or unit modes.
 
-    The eigenvalues of an estimate are spread by its noise, so that a flat spectrum would seem to have leading modes.
-    Where the partial trace T is estimated, the values are therefore cross-validated,
+    The noise of an estimate spreads its eigenvalues, so that a flat spectrum would seem to have leading modes. Where
+    the partial trace T is estimated, the values are therefore cross-validated,
 
         value_i = v_i^T T' v_i    with v_i of one half of the probes and T' of the other, both ways
 
-    unbiased for what modes of half of the probes carry. They lie below the leading eigenvalues of T where these modes
-    are not resolved, add up to the trace, and come with standard errors. Vectors are those of all probes, and residuals
-    say how well these were solved for, not how far they are from those of T.
+    which is unbiased for the modes of half of the probes. The values lie below the leading eigenvalues of T where these
+    modes are not resolved, add up to the trace, and come with standard errors. Vectors are those of all probes;
+    residuals say how well the eigenproblem was solved, not how far the vectors are from those of T.
 
     Args:
         op: A, symmetric; a partial trace on that axis alone is taken as it is.
@@ -275,6 +281,9 @@ def modes(
 
     Raises:
         ValueError: an unknown axis, k out of range, or an operator that is not symmetric.
+
+    Source: docs/theory.md, "Modes: when, where and in which trials".
+    Example as `partial_trace`.
     """
     on_axis = op.domain.axes == (axis,)
     reduced = op if isinstance(op, MatrixOperator) and on_axis else partial_trace(op, axis, samples, seed)

@@ -59,6 +59,8 @@ class Summary:
         temporal, spatial, trial: all modes of its partial traces.
         kernels: these partial traces, by "temporal", "spatial" and "trial".
         applications: of J J* in all, one J and one J* counting as one.
+
+    Example as `summary`.
     """
 
     ntk: Scalars
@@ -98,9 +100,10 @@ def summary(
     alg: EigenSolver | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Every scalar of a flow, with its error bar, and the leading modes, without applying anything twice.
+    """Every scalar of a flow, with its error bar, and the leading modes, from one pass of applications.
 
-    Exact where J has few columns or rows; see the head of this file for what is estimated and how.
+    Exact where J has few columns or rows. Else the k leading eigenvalues l_i are found first, and random vectors u
+    estimate the rest: tr ntk = sum_i l_i + E |u|^2.
 
     Args:
         flow: what `linearize` gives.
@@ -116,9 +119,10 @@ def summary(
     Warns:
         UserWarning: eigenpairs that did not converge; they are returned flagged.
 
+    Source: docs/theory.md, "Estimates".
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
         >>> found = kp.summary(flow, k=3)
         >>> found.temporal_rank.value <= 5, found.modes.vectors.shape

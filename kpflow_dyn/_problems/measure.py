@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._arrays import Array, like_numpy
+from kpflow_dyn._problems.solutions import Solution
 
-Weights = str | Sequence[float] | np.ndarray | None
+
+@dataclass(frozen=True)
+class Weights:
+    """How much times and trials count, as arrays that multiply states [trial, time, unit]; None where all are alike.
+
+    Attributes:
+        time: [time, 1].
+        trial: [trial, 1, 1].
+    """
+
+    time: Array | None
+    trial: Array | None
+
+    @property
+    def both(self) -> Array | None:
+        """[trial, time, 1], with axes of length one where all weigh alike."""
+        if self.time is None or self.trial is None:
+            return self.time if self.trial is None else self.trial
+        return self.time * self.trial
 
 
 @dataclass(frozen=True)
@@ -26,11 +43,12 @@ class Measure:
         trial: "sum" counts each trial as one, "mean" as one over their number; or weights [trial], positive.
 
     Raises:
-        ValueError: for weights that are not positive and finite, or of another length (when they are used).
+        ValueError: weights that are not positive and finite, or of another length (when they are used).
+
+    Source: docs/theory.md, "Continuous time and measures".
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> solution = kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3)))
         >>> total = kp.trace(kp.linearize(solution).ntk).value
         >>> mean = kp.trace(kp.linearize(solution, measure=kp.Measure(trial="mean")).ntk).value
@@ -55,6 +73,14 @@ class Measure:
                 raise ValueError(f"trial is {self.trial!r}, expected 'sum', 'mean' or weights [trial]")
             return None if self.trial == "sum" else np.full(count, 1 / count)
         return _checked(self.trial, count, "trial")
+
+    def weights(self, solution: Solution) -> Weights:
+        """Both, like the solution's states."""
+        time, trial = self.times(solution), self.trials(solution)
+        return Weights(
+            None if time is None else like_numpy(time[:, None], solution.state),
+            None if trial is None else like_numpy(trial[:, None, None], solution.state),
+        )
 
 
 def _checked(weights: Any, count: int, axis: str) -> np.ndarray:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, is_torch_module, like_numpy
+from kpflow_dyn._arrays import Array, like_numpy
+from kpflow_dyn._backend import backend_of
 
 
 class CheckpointError(ValueError):
@@ -22,12 +23,8 @@ def parameters_of(model: Any) -> dict[str, Array]:
     Raises:
         TypeError: a model without any.
     """
-    if is_torch_module(model):
-        found = dict(model.named_parameters())
-    else:
-        from kpflow_dyn._jax.checks import floating_leaves
-
-        found = floating_leaves(model)
+    backend = backend_of(model)
+    found = {} if backend is None else backend.models.parameters_of(model)
     if not found:
         raise TypeError(f"{type(model).__name__} has no parameters, expected a torch module or a pytree of jax arrays")
     return found
@@ -48,18 +45,9 @@ def with_values(model: Any, values: Mapping[str, np.ndarray]) -> Any:
 
 def changed(model: Any, values: Mapping[str, np.ndarray]) -> Any:
     """The model with these values of some parameters, rounded to its dtype: a torch module itself, or a new pytree."""
-    known = parameters_of(model)
-    arrays = {name: like_numpy(value, known[name]) for name, value in values.items()}
-    if is_torch_module(model):
-        import torch
-
-        with torch.no_grad():
-            for name, array in arrays.items():
-                known[name].copy_(array)
-        return model
-    from kpflow_dyn._jax.checks import with_parameters
-
-    return with_parameters(model, arrays)
+    known, backend = parameters_of(model), backend_of(model)
+    assert backend is not None  # or there were no parameters
+    return backend.models.changed(model, {name: like_numpy(value, known[name]) for name, value in values.items()})
 
 
 def _check_dtype(name: str, dtype: np.dtype, parameter: Array) -> None:

@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, is_jax_array, is_torch_array, like_numpy
-from kpflow_dyn._problems.inputs import check_inputs, check_rows, check_start, check_times
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._backend import Backend, backend_for
+from kpflow_dyn._problems.checks import check_inputs, check_rows, check_start, check_times
 
-
-class _Problem:
-    """What all problems can do."""
-
-    def remake(self, **changes: Any) -> Self:
-        """A copy with some fields replaced: `problem.remake(x=...)`."""
-        names: list[str] = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
-        if unknown := set(changes) - set(names):
-            raise TypeError(f"remake got {sorted(unknown)}, expected some of {', '.join(names)}")
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+X_AXES, ROWS, STATE_AXES = "[trial, time, input]", "[trial, ...]", "[trial, time, unit]"
 
 
 @dataclass(frozen=True)
-class DiscreteProblem(_Problem):
+class Problem:
+    """A model and its data.
+
+    Attributes:
+        backend: the framework of the data, chosen when the problem is posed.
+    """
+
+    backend: Backend = field(init=False, repr=False, compare=False)
+
+    def remake(self, **changes: Any) -> Self:
+        """A copy with some fields replaced: `problem.remake(x=...)`."""
+        names = [field.name for field in dataclasses.fields(self) if field.init]
+        if unknown := set(changes) - set(names):
+            raise TypeError(f"remake got {sorted(unknown)}, expected some of {', '.join(names)}")
+        return dataclasses.replace(self, **changes)
+
+    def _set(self, **values: Any) -> None:
+        """Fields as they are kept, set while the problem is posed."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class DiscreteProblem(Problem):
     """A recurrent model z_t = cell(x_t, z_{t-1}), whose state is S = (z_1, ..., z_T) [trial, time, unit].
 
     Args:
@@ -38,9 +53,13 @@ class DiscreteProblem(_Problem):
             [layer, trial, unit] or (h_0, c_0). Zeros when None. The unit axis holds all layers' h one after another,
             then all layers' c.
 
+    Raises:
+        TypeError, ValueError: inputs that are no finite floats [trial, time, input] of torch or JAX.
+
+    Source: docs/theory.md, "One constraint, one kernel".
+
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.zeros(2, 5, 3))
         >>> tuple(kp.solve(problem).state.shape)
         (2, 5, 8)
@@ -51,18 +70,10 @@ class DiscreteProblem(_Problem):
     z0: Any = None
 
     def __post_init__(self) -> None:
-        if is_torch_array(self.x):
-            from kpflow_dyn._torch.checks import check_input
-
-            check_input(self.x)
-        elif is_jax_array(self.x) or isinstance(self.x, np.ndarray):
-            from kpflow_dyn._jax.checks import as_jax, check_input
-
-            x = as_jax(self.x, "x", "[trial, time, input]")
-            check_input(x)
-            object.__setattr__(self, "x", x)
-        else:
-            raise TypeError(f"x is {type(self.x).__name__}, expected a torch tensor or jax array [trial, time, input]")
+        backend = backend_for(self.x, "x", X_AXES)
+        x = backend.data.as_floats(self.x, "x", X_AXES)
+        backend.data.check_inputs(x)
+        self._set(backend=backend, x=x)
 
     def learn_start(self) -> DiscreteProblem:
         """The same problem with z_0, shared by all trials, as a parameter `z0` that learns beside those of `cell`.
@@ -74,25 +85,19 @@ class DiscreteProblem(_Problem):
             ValueError: a start that differs between trials.
 
         Example:
-            >>> import torch
-            >>> import kpflow_dyn as kp
+            >>> import torch, kpflow_dyn as kp
             >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3)).learn_start()
             >>> list(kp.linearize(kp.solve(problem)).parameters)
             ['z0', 'cell.weight_ih', 'cell.weight_hh', 'cell.bias_ih', 'cell.bias_hh']
         """
-        if is_torch_array(self.x):
-            from kpflow_dyn._torch.cells import LearntStart
-        else:
-            from kpflow_dyn._jax.cells import LearntStart
         first = np.zeros((*self.x.shape[:2], 1))
         first[:, 0] = 1
         x = array_namespace(self.x).concat([like_numpy(first, self.x), self.x], axis=-1)
-        started: Any = LearntStart
-        return DiscreteProblem(started(self.cell, self.x, self.z0), x)
+        return DiscreteProblem(self.backend.models.learnt_start(self.cell, self.x, self.z0), x)
 
 
 @dataclass(frozen=True)
-class ODEProblem(_Problem):
+class ODEProblem(Problem):
     """A model in continuous time, z' = f(t, z) or z' = f(t, z, x(t)) from z(t_0) = z0, for each trial.
 
     Args:
@@ -101,28 +106,22 @@ class ODEProblem(_Problem):
             callable (an equinox module, `jax.tree_util.Partial(function, parameters)`), called on one trial as
             f(t, z [unit]) or f(t, z, x_t [input]), giving z' [unit].
         z0: the state at the first time [trial, unit], a torch tensor or a jax array, which decides the framework.
-        t: an increasing grid of times, on which the state is wanted; or exactly two numbers (t0, t1), a span, for which
-            the times are chosen by the solver (Gauss points of its steps).
+        t: an increasing grid of times at which the state is wanted; or two numbers (t0, t1), a span, on which the
+            solver chooses the times (Gauss points of its steps). Their unit is that of the equation.
         x: inputs: None; samples [trial, time, input] on the grid t; a pair (times [n], samples [trial, n, input]) whose
             times cover those of t; or a callable of t that gives [trial, input], or [input] for all trials, made of the
             framework's own functions. Samples are interpolated linearly in between, and held outside of their times.
 
     Raises:
-        TypeError, ValueError: for a start, times or inputs that are no such thing or do not fit together.
+        TypeError, ValueError: a start, times or inputs of a wrong type, or that do not fit together.
+
+    Source: docs/theory.md, "Continuous time and measures".
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> class Decay(torch.nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.rate = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
-        ...     def forward(self, t, z):
-        ...         return -self.rate * z
-        >>> start = torch.ones(2, 1, dtype=torch.float64)
-        >>> solution = kp.solve(kp.ODEProblem(Decay(), start, [0.0, 0.5, 1.0]))
-        >>> tuple(solution.state.shape), round(float(solution.state[0, -1, 0]), 4)
-        ((2, 3, 1), 0.3679)
+        >>> import torch, kpflow_dyn as kp
+        >>> problem = kp.ODEProblem(kp.models.CTRNNField(8), torch.randn(2, 8), [0.0, 0.5, 1.0])
+        >>> kp.solve(problem).state.shape
+        torch.Size([2, 3, 8])
     """
 
     f: Any
@@ -131,9 +130,9 @@ class ODEProblem(_Problem):
     x: Any = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "t", check_times(self.t))
-        object.__setattr__(self, "z0", check_start(self.z0, self.f))
-        object.__setattr__(self, "x", check_inputs(self.x, self.z0, self.t))
+        backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_times(self.t)
+        z0 = check_start(self.z0, backend)
+        self._set(backend=backend, t=t, z0=z0, x=check_inputs(self.x, z0, t, backend))
 
     @property
     def is_span(self) -> bool:
@@ -142,7 +141,7 @@ class ODEProblem(_Problem):
 
 
 @dataclass(frozen=True)
-class StaticProblem(_Problem):
+class StaticProblem(Problem):
     """A network without recurrence, y = net(x), with values on the way as its state.
 
     F(S, theta; x) = S - G(S, theta; x), where G computes each value of S from those before it; P = (1 - dG/dS)^{-1} is
@@ -160,11 +159,12 @@ class StaticProblem(_Problem):
             flattened.
 
     Raises:
-        TypeError, ValueError: for inputs that are no finite array; a network that does not fit is refused by `solve`.
+        TypeError, ValueError: inputs that are no finite array; `solve` refuses a network that does not fit.
+
+    Source: docs/theory.md, "P: how kicks travel".
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
         >>> solution = kp.solve(kp.StaticProblem(net, torch.randn(5, 3)))
         >>> tuple(solution.state.shape), solution.sites
@@ -176,13 +176,12 @@ class StaticProblem(_Problem):
     state: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "x", check_rows(self.x, "x", "[trial, ...]"))
-        if isinstance(self.state, str):
-            object.__setattr__(self, "state", (self.state,))
+        state = (self.state,) if isinstance(self.state, str) else self.state
+        self._set(backend=backend_for(self.x, "x", ROWS), x=check_rows(self.x, "x", ROWS), state=state)
 
 
 @dataclass(frozen=True)
-class FixedPointProblem(_Problem):
+class FixedPointProblem(Problem):
     """A model at rest, z = f(x, z) for each trial: a steady state of a recurrent network, a deep equilibrium model.
 
     Args:
@@ -193,11 +192,12 @@ class FixedPointProblem(_Problem):
         z0: where the search starts, [trial, unit] or [unit]; zeros of `f.hidden_size` when None.
 
     Raises:
-        TypeError, ValueError: for inputs that are no finite array; what does not contract is refused by `solve`.
+        TypeError, ValueError: inputs that are no finite array; `solve` refuses an f that does not contract.
+
+    Source: Bai, Kolter, Koltun, "Deep equilibrium models", arXiv:1909.01377.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> solution = kp.solve(kp.FixedPointProblem(torch.nn.RNNCell(3, 8), torch.randn(5, 3)))
         >>> tuple(solution.state.shape), solution.success
         ((5, 8), True)
@@ -208,11 +208,11 @@ class FixedPointProblem(_Problem):
     z0: Any = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "x", check_rows(self.x, "x", "[trial, ...]"))
+        self._set(backend=backend_for(self.x, "x", ROWS), x=check_rows(self.x, "x", ROWS))
 
 
 @dataclass(frozen=True)
-class ImplicitProblem(_Problem):
+class ImplicitProblem(Problem):
     """A model in its free form, F(S, theta; x) = 0 for the whole state at once, all trials and times included.
 
     Args:
@@ -221,14 +221,15 @@ class ImplicitProblem(_Problem):
         state: S, a solution of F = 0, or where Newton's method starts from: [unit], [trial, unit] or
             [trial, time, unit].
         params: in torch an nn.Module or tensors by name; in JAX a pytree of arrays.
-        x: what else F takes: an array, or None.
+        x: the third argument of F: an array of any shape, or None.
 
     Raises:
-        TypeError, ValueError: for a state of another form, or one that is not finite.
+        TypeError, ValueError: a state of another form, or one that is not finite.
+
+    Source: docs/theory.md, "One constraint, one kernel".
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> weight = {"w": torch.tensor([[2.0, 0.0], [1.0, 4.0]])}
         >>> problem = kp.ImplicitProblem(lambda s, p, x: s @ p["w"].T - x, torch.zeros(1, 2), weight, torch.ones(1, 2))
         >>> kp.solve(problem).state
@@ -241,10 +242,7 @@ class ImplicitProblem(_Problem):
     x: Array | None = None
 
     def __post_init__(self) -> None:
-        state = check_rows(self.state, "the state", "[trial, time, unit]")
+        state = check_rows(self.state, "the state", STATE_AXES)
         if state.ndim > 3 or "float" not in str(state.dtype):
             raise ValueError(f"the state is {state.dtype}{list(state.shape)}, expected floats [trial, time, unit]")
-        object.__setattr__(self, "state", state)
-
-
-Problem = DiscreteProblem | ODEProblem | StaticProblem | FixedPointProblem | ImplicitProblem
+        self._set(backend=backend_for(state, "the state", STATE_AXES), state=state)

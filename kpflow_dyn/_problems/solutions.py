@@ -1,55 +1,41 @@
-"""Solve a problem: the forward pass, with the whole state kept."""
+"""Solved problems: the whole state, and what a linearisation needs of the solve."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, full_precision, is_torch_array, like_numpy, to_numpy
-from kpflow_dyn._problems.problems import DiscreteProblem, ImplicitProblem, ODEProblem, Problem
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy, take_at, to_numpy
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, Problem
 from kpflow_dyn._problems.steps import AcceptedSteps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Solution:
-    """A solved problem.
+    """A solved problem; `solve` gives one of the kinds below it, by the kind of problem.
 
     Attributes:
-        state: S [trial, time, unit].
-        t: the times of the state's time axis; for a discrete problem the step numbers 1, ..., T, for an ODE float64
-            numpy times: its grid, or on a span three Gauss points inside each step.
         problem: what was solved.
-        alg: the algorithm, None for a discrete problem.
+        state: S, [trial, time, unit] where there is time.
+        t: the times of the state's time axis, None where there is none.
+        alg: the algorithm, None where there is no choice of one.
         stats: counts of what was done.
         success: whether the solve reached the end.
-        start: the state at t = 0 [trial, unit]; where the search for a fixed point or free form began; None of a
-            network.
-        weights: quadrature weights [time] of an integral over the time axis; None for a discrete problem.
-        steps: the steps that the solver accepted; None for a discrete problem, and for methods that are no Runge-Kutta
-            steps, which cannot be replayed.
-        options: the options that the solve used.
-        sites: of a network, the names of the values that make the state; else ().
+        weights: quadrature weights [time] of an integral over the time axis; None where each step counts as one.
 
-    Of networks, fixed points and free forms `t` is None; a fixed point's `stats` have the spectral radius of D_z f and
-    the condition number of 1 - D_z f.
+    Example as `solve`.
     """
 
-    state: Array
-    t: Array
     problem: Problem
-    alg: Any
-    stats: dict[str, Any]
-    success: bool
-    start: Array = field(repr=False)
+    state: Array
+    t: Any = None
+    alg: Any = None
+    stats: dict[str, Any] = field(default_factory=dict)
+    success: bool = True
     weights: np.ndarray | None = field(default=None, repr=False)
-    steps: AcceptedSteps | None = field(default=None, repr=False)
-    options: dict[str, Any] = field(default_factory=dict)
-    sites: tuple[str, ...] = ()
-    traced: Any = field(default=None, repr=False)
-    inverse: Any = field(default=None, repr=False)
 
     def __call__(self, t: Any) -> Array:
         """The state at a time t [trial, unit], or at times t [n] as [trial, n, unit].
@@ -57,29 +43,66 @@ class Solution:
         Of an ODE this is the solver's own dense output; between the steps of a discrete problem it is linear.
 
         Raises:
-            ValueError: outside of the solved times.
+            ValueError: outside of the solved times, or where the state is no function of time.
         """
-        if isinstance(self.problem, DiscreteProblem):
-            return self._between_steps(t)
-        if not isinstance(self.problem, ODEProblem):
-            raise ValueError(f"the solution of a {type(self.problem).__name__} is no function of time; read .state")
-        times = np.asarray(t, np.float64)
-        low, high = self.problem.t[0], self.problem.t[-1]
-        outside = ~((times >= low) & (times <= high))
-        if times.ndim > 1 or times.size == 0:
-            raise ValueError(f"t has shape {times.shape}, expected a number or times [n]")
-        if outside.any():
-            raise ValueError(f"t = {times[outside][0]} lies outside of the solved span [{low}, {high}]")
-        state = _ode_backend(self.problem).evaluate(self, np.atleast_1d(times))
+        raise ValueError(f"the solution of a {type(self.problem).__name__} is no function of time; read .state")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteSolution(Solution):
+    """The states of a `DiscreteProblem` at the step numbers t = 1, ..., T.
+
+    Attributes:
+        start: the state at t = 0 [trial, unit].
+    """
+
+    problem: DiscreteProblem
+    start: Array = field(repr=False)
+
+    def __call__(self, t: Any) -> Array:
+        times, last = times_within(t, 0, self.state.shape[1]), self.state.shape[1]
+        xp = array_namespace(self.state)
+        whole = xp.concat([self.start[:, None], self.state], axis=1)
+        before = np.minimum(np.atleast_1d(times).astype(int), last - 1)
+        along = like_numpy((np.atleast_1d(times) - before)[:, None], self.state)
+        left, right = (take_at(whole[None], np.tile(n, (len(whole), 1)))[0] for n in (before, before + 1))
+        state = left + along * (right - left)
         return state if times.ndim else state[:, 0]
 
-    def _between_steps(self, t: float) -> Array:
-        last = self.state.shape[1]
-        if not 0 <= t <= last:
-            raise ValueError(f"t = {t} lies outside of the solved span [0, {last}]")
-        before = min(int(t), last - 1)
-        left = self.state[:, before - 1] if before else self.start
-        return left + (t - before) * (self.state[:, before] - left)
+
+@dataclass(frozen=True, kw_only=True)
+class ODESolution(Solution):
+    """The states of an `ODEProblem` at float64 numpy times t: its grid, or three Gauss points inside each step.
+
+    Attributes:
+        start: the state at the first time [trial, unit].
+        steps: the steps that the solver accepted; None for methods that are no Runge-Kutta steps, which cannot be
+            replayed.
+        options: the options that the solve used.
+        dense_output: times [n] -> the state there [trial, n, unit].
+    """
+
+    problem: ODEProblem
+    start: Array = field(repr=False)
+    steps: AcceptedSteps | None = field(default=None, repr=False)
+    options: dict[str, Any] = field(default_factory=dict)
+    dense_output: Callable[[np.ndarray], Array] = field(repr=False)
+
+    def __call__(self, t: Any) -> Array:
+        times = times_within(t, self.problem.t[0], self.problem.t[-1])
+        state = self.dense_output(np.atleast_1d(times))
+        return state if times.ndim else state[:, 0]
+
+
+def times_within(t: Any, low: float, high: float) -> np.ndarray:
+    """A number or times [n], in float64; raise outside of the solved span."""
+    times = np.asarray(to_numpy(t), np.float64)
+    outside = ~((times >= low) & (times <= high))
+    if times.ndim > 1 or times.size == 0:
+        raise ValueError(f"t has shape {times.shape}, expected a number or times [n]")
+    if outside.any():
+        raise ValueError(f"t = {times[outside][0]} lies outside of the solved span [{low}, {high}]")
+    return times
 
 
 def check_states(traced: Array, state: Array, tolerance: float = 0.0) -> None:
@@ -104,139 +127,14 @@ class SolveError(ValueError):
         solution: the Solution of the other trials, in their order; None where there is none.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> class Square(torch.nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.a = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
-        ...     def forward(self, t, z):
-        ...         return self.a * z**2
-        >>> start = torch.tensor([[0.1], [0.8]], dtype=torch.float64)
+        >>> import torch, kpflow_dyn as kp
         >>> try:
-        ...     kp.solve(kp.ODEProblem(Square(), start, (0.0, 2.0)))
+        ...     kp.solve(kp.ODEProblem(kp.models.CTRNNField(8), torch.randn(2, 8), (0.0, 9.0)), max_steps=2)
         ... except kp.SolveError as error:
-        ...     print(str(error).partition(";")[0], error.trials, tuple(error.solution.state.shape[::2]))
-        trial 1 left the finite numbers at t = 1.25 [1] (1, 1)
+        ...     error.trials
+        [0, 1]
     """
 
     def __init__(self, message: str, trials: list[int], solution: Solution | None) -> None:
         super().__init__(message)
         self.trials, self.solution = trials, solution
-
-
-def solve_error(failures: dict[int, tuple[str, float]], solution: Solution | None) -> SolveError:
-    """The error of the trials that failed, each with its reason and time."""
-    named = [f"trial {trial} {reason} at t = {time:.6g}" for trial, (reason, time) in failures.items()]
-    listed = ", ".join(named[:5]) + (f", and {len(named) - 5} more" if len(named) > 5 else "")
-    advice = [text for word, text in _ADVICE.items() if any(word in reason for reason, _ in failures.values())]
-    rest = "" if solution is None else ". The solution of the other trials is the error's .solution"
-    return SolveError(f"{listed}; {'; '.join(advice)}{rest}", list(failures), solution)
-
-
-_ADVICE = {
-    "finite": "look at f near there, solve up to an earlier time, or take shorter steps where they are given",
-    "max_steps": (
-        "raise max_steps, loosen rtol and atol, take a method of higher order, or for a stiff problem an implicit one "
-        "(in JAX, diffrax.Kvaerno5())"
-    ),
-    "implicit": "take shorter steps, or leave steps=None so that the method chooses them",
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What steers the solve of an ODE: tolerances, the number of steps at most, and the steps themselves."""
-
-    rtol: float
-    atol: float
-    max_steps: int
-    steps: Any
-
-
-def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
-    """Run the model forward and keep what a linearisation needs: its whole state, and an ODE's accepted steps.
-
-    A fixed point is found by z <- f(x, z), and by Newton's method where that is slow; a free form by Newton's method.
-
-    Args:
-        prob: the problem.
-        alg: how an ODE is solved. In torch the name of a method of torchdiffeq, "dopri5" when None; in JAX a solver of
-            diffrax, own subclasses of AbstractERK included, diffrax.Tsit5() when None. Discrete problems need none.
-        **common: for an ODE, `rtol` and `atol`, the tolerances (1e-6 and 1e-8 for a float64 state, 1e-4 and 1e-6 for
-            float32); `max_steps`, how many steps may be tried (4096); `steps`, None for the method's own choice (one
-            step for each interval of the grid where it makes none), a number for steps of this length (the last one
-            shorter if need be), or increasing times from t0 to the end for steps between exactly these.
-
-    On a grid t the state is what the library gives on it; in JAX each trial has steps of its own, in torch all share
-    them. On a span all trials share the steps, and the state is read from the dense output at three Gauss points inside
-    each. Steps of torchdiffeq's adaptive_heun and fehlberg2 (unless they are given) and of its Adams and scipy methods,
-    and of diffrax's methods with memory, depend on those before them: these solve, but `solution.steps` is None. The
-    dense output of torchdiffeq's bosh3, dopri8 and the second order methods is far less accurate than their steps: on a
-    span, or with a grid inside the steps, "dopri5" is the one to take.
-
-    Raises:
-        TypeError, ValueError: for a model, input or initial state that do not fit, a step that is random or changes its
-            arguments, and a state that does not stay finite; each says what to do.
-        SolveError: when some trials of an ODE fail: names them, and holds the solution of the others.
-
-    Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.zeros(2, 5, 3))
-        >>> kp.solve(problem).stats
-        {'steps': 5}
-    """
-    if isinstance(prob, ODEProblem):
-        with full_precision(prob.z0):
-            return _ode_backend(prob).solve_ode(prob, alg, _options(prob, common))
-    if not isinstance(prob, Problem):
-        raise TypeError(
-            f"solve takes a problem such as DiscreteProblem(cell, x) or ODEProblem(f, z0, t), got {type(prob).__name__}"
-        )
-    if alg is not None or common:
-        raise TypeError(
-            f"a {type(prob).__name__} is solved in one way; alg must be None, got {alg!r}, without options, got "
-            f"{sorted(common)}"
-        )
-    with full_precision(prob.state if isinstance(prob, ImplicitProblem) else prob.x):
-        if isinstance(prob, DiscreteProblem):
-            return _solve_discrete(prob)
-        from kpflow_dyn._implicit.solving import solve_implicit
-
-        return solve_implicit(prob)
-
-
-def _solve_discrete(prob: DiscreteProblem) -> Solution:
-    if is_torch_array(prob.x):
-        from kpflow_dyn._torch.rollout import roll_out
-    else:
-        from kpflow_dyn._jax.rollout import roll_out
-    state, start = roll_out(prob)
-    times = like_numpy(np.arange(1, state.shape[1] + 1), state)
-    return Solution(state, times, prob, alg=None, stats={"steps": state.shape[1]}, success=True, start=start)
-
-
-def _ode_backend(prob: ODEProblem) -> Any:
-    """The module that solves ODEs in the framework of z0."""
-    if is_torch_array(prob.z0):
-        from kpflow_dyn._torch import odeint
-    else:
-        from kpflow_dyn._jax import odeint
-    return odeint
-
-
-def _options(prob: ODEProblem, common: dict[str, Any]) -> Options:
-    known = [field.name for field in dataclasses.fields(Options)]
-    if unknown := set(common) - set(known):
-        raise TypeError(f"solve got the unknown options {sorted(unknown)}, expected some of {', '.join(known)}")
-    double = str(prob.z0.dtype).endswith("float64")
-    defaults = {"rtol": 1e-6 if double else 1e-4, "atol": 1e-8 if double else 1e-6, "max_steps": 4096, "steps": None}
-    options = Options(**{**defaults, **common})
-    for name in ("rtol", "atol"):
-        value = getattr(options, name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-            raise ValueError(f"{name} is {value!r}, expected a positive number; the default is {defaults[name]}")
-    if not isinstance(options.max_steps, int) or isinstance(options.max_steps, bool) or options.max_steps < 1:
-        raise ValueError(f"max_steps is {options.max_steps!r}, expected a positive integer; the default is 4096")
-    return options

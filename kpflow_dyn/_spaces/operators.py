@@ -24,7 +24,7 @@ DENSE_BYTES = 2**31
 
 
 class Operator:
-    """A linear operator `domain -> codomain`, applied without forming its matrix.
+    """A linear operator `domain -> codomain`, applied without forming its matrix; <y, A x> = <A.T y, x>.
 
     Args:
         domain: the space of the vectors that it takes.
@@ -33,9 +33,10 @@ class Operator:
         adjoint: the adjoint's action, [probe, *codomain.shape] -> [probe, *domain.shape]; None for a self-adjoint
             operator, whose `.T` is itself.
 
+    Source: Conway, "A course in functional analysis" (1990); the interface follows `scipy` and lineax.
+
     Example:
-        >>> import numpy as np
-        >>> import kpflow_dyn as kp
+        >>> import numpy as np, kpflow_dyn as kp
         >>> line = kp.Space(("time",), (3,), np.zeros(1))
         >>> running_sum = kp.Operator(line, line, lambda q: q.cumsum(-1), lambda q: q[:, ::-1].cumsum(-1)[:, ::-1])
         >>> (running_sum @ running_sum.T).dense()
@@ -160,8 +161,17 @@ class GramOperator(Operator):
     Args:
         factor: L.
         apply: a fused action of L L*; the composition when None.
-        apart: where L L* acts on trials, each trial's own L_b: [trial, ...] -> codomain, if it is known. With it,
-            `apart @ apart.T` is the part of L L* inside of the trials, which estimates of sums over trials need only.
+        apart: where L L* acts on trials, each trial's own L_b: [trial, ...] -> codomain, if it is known. Then
+            `apart @ apart.T` is the part of L L* inside the trials, all that sums over trials need.
+
+    Source as `Operator`.
+
+    Example:
+        >>> import numpy as np, kpflow_dyn as kp
+        >>> unit = kp.Space(("unit",), (2,), np.zeros(1))
+        >>> kp.GramOperator(kp.MatrixOperator(np.array([[1.0, 0.0], [1.0, 1.0]]), unit, unit)).dense()
+        array([[1., 1.],
+               [1., 2.]])
     """
 
     def __init__(self, factor: Operator, apply: Apply | None = None, apart: Operator | None = None) -> None:
@@ -171,9 +181,17 @@ class GramOperator(Operator):
 
 
 class MatrixOperator(Operator):
-    """An operator given by its matrix [codomain.size, domain.size].
+    """An operator given by its matrix, which acts on values: image = matrix @ q.
 
-    The matrix acts on values, image = matrix @ q; the adjoint takes the measures of the spaces into account.
+    Args:
+        matrix: [codomain.size, domain.size]; the adjoint takes the measures of the spaces into account.
+        domain, codomain: the spaces.
+        symmetric: whether the operator is its own adjoint; this is not checked.
+
+    Raises:
+        ValueError: a matrix of another shape.
+
+    Source and Example as `GramOperator`.
     """
 
     def __init__(self, matrix: Array, domain: Space, codomain: Space, *, symmetric: bool = False) -> None:
@@ -197,7 +215,15 @@ class MatrixOperator(Operator):
 
 
 def check_adjoint(op: Operator, seed: int | Random = 0) -> float:
-    """The defect |<y, A x> - <A.T y, x>| / (|A x| |y|) for random x and y: round-off for a true adjoint pair."""
+    """The defect |<y, A x> - <A.T y, x>| / (|A x| |y|) for random x and y; = 0 to round-off for a true adjoint pair.
+
+    Args:
+        op: A.
+        seed: an int, or a `Random` to continue.
+
+    Source: the dot-product test of Claerbout, "Earth soundings analysis" (1992).
+    Example as `DiscreteAdjoint`.
+    """
     rng = Random(seed)
     x, y = op.domain.normal(1, rng), op.codomain.normal(1, rng)
     image = op.mv(x)
@@ -208,3 +234,13 @@ def check_adjoint(op: Operator, seed: int | Random = 0) -> float:
 
 def _from_numpy(a: np.ndarray, space: Space) -> Array:
     return space.xp.asarray(np.array(a, dtype=to_numpy(space.like).dtype), device=device(space.like))
+
+
+def on_spaces(domain: Space, codomain: Space, apply: Apply, transpose: Apply) -> Operator:
+    """The operator of a map and its plain transpose; its adjoint is taken in the measures of the spaces."""
+
+    def adjoint(q: Array) -> Array:
+        image = transpose(q if codomain.measure is None else codomain.measure * q)
+        return image if domain.measure is None else image / domain.measure
+
+    return Operator(domain, codomain, apply, adjoint)

@@ -13,7 +13,7 @@ from kpflow_dyn._spaces.operators import MatrixOperator, Operator
 from kpflow_dyn._spaces.space import Space
 
 TRIED = 4  # vectors that show whether an operator is symmetric
-CHEAP = 512  # as many applications are affordable, so that results are exact
+CHEAP = 512  # up to this many applications are spent on exact results
 
 
 def on_rows(op: Operator) -> Rows:
@@ -55,7 +55,7 @@ def matrix_on_values(matrix: Array, space: Space) -> Array:
 def is_symmetric(op: Operator, rng: Random) -> bool:
     """Whether A is its own adjoint: by construction, else by <y, A x> = <A y, x> for all pairs of a few random vectors.
 
-    One pair would not do: among many, it is met by chance.
+    A single pair may satisfy this by chance.
     """
     if op.symmetric or not op.domain.matches(op.codomain):
         return op.symmetric

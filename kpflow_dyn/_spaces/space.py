@@ -15,8 +15,18 @@ class Space:
     Args:
         axes: a name for each axis, such as ("trial", "time", "unit").
         shape: the length of each axis.
-        like: any array of the wanted library, dtype and device; its values are not used.
+        like: any array [...] of the wanted library, dtype and device; its values are not used.
         measure: quadrature weights, positive and broadcastable to `shape`; None counts every entry as one.
+
+    Raises:
+        ValueError: axes that are empty, or without distinct names.
+
+    Source: docs/theory.md, "Continuous time and measures".
+
+    Example:
+        >>> import numpy as np, kpflow_dyn as kp
+        >>> kp.Space(("time", "unit"), (2, 3), np.zeros(1)).inner(np.ones((2, 3)), np.ones((2, 3)))
+        np.float64(6.0)
     """
 
     axes: tuple[str, ...]

@@ -11,9 +11,7 @@ from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._torch.cells import as_step
 from kpflow_dyn._torch.rollout import check_step
-from kpflow_dyn._torch.rows import TORCH
 
-compiled = TORCH.compiled
 ACTIVATIONS = 16  # arrays of the size of the state that a step keeps for its derivative, or so
 
 

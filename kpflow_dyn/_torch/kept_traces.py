@@ -1,7 +1,7 @@
 """Traces that are known already: torch.export takes most of the time of a small analysis, and sweeps repeat it.
 
-A step is known again by its modules, their attributes, and the shapes of its tensors; what it does may also hang on
-what lies elsewhere, such as a variable of a Python module. So whoever uses a known trace must check it.
+The key of a trace is the step's modules, their attributes, and the shapes of its tensors. A step may also depend on
+something else, such as a global variable, which the key does not see. So the caller must check a known trace.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from kpflow_dyn._torch.rows import TORCH
 from kpflow_dyn._torch.tangent import Tangent
 from kpflow_dyn._torch.trace import Applied
 from kpflow_dyn.tracing._graph import Graph, Role
-from kpflow_dyn.tracing._structure import analyse
+from kpflow_dyn.tracing._steps import analyse
 
 
 class Model:

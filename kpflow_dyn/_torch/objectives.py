@@ -2,57 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from kpflow_dyn._arrays import Rows
-from kpflow_dyn._problems.inputs import inputs_at
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem
-from kpflow_dyn._problems.solutions import Solution
-from kpflow_dyn._problems.steps import Tableau, stages, step
+from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 from kpflow_dyn._torch.cells import as_step
 from kpflow_dyn._torch.rollout import run
-from kpflow_dyn._torch.trace import Applied, differentiable_attention
-from kpflow_dyn.ode._discretise import Nodes, call_field
+from kpflow_dyn._torch.trace import differentiable_attention
 
-Values = dict[str, Tensor]
 Scheme = Any
-
-
-def copied(model: Any) -> Any:
-    """A model of its own, which the user's training does not reach; what is no module stays as it is."""
-    return copy.deepcopy(model) if isinstance(model, nn.Module) else model
-
-
-def snapshot(theta: Tensor) -> Tensor:
-    """Its numbers alone."""
-    return theta.detach().clone()
-
-
-def parameters_of(model: Any) -> Values:
-    """By name; none of what is no module."""
-    return dict(model.named_parameters()) if isinstance(model, nn.Module) else {}
-
-
-@torch.no_grad()
-def with_values(model: nn.Module, values: Values) -> nn.Module:
-    """The model with other values of its parameters: the copy itself, changed."""
-    for name, parameter in model.named_parameters():
-        if name in values:
-            parameter.copy_(values[name])
-    return model
-
-
-def call(function: Callable[..., Tensor], model: Any, values: Values, *args: Any) -> Tensor:
-    """function(model, ...) where the parameters have these values."""
-    if not isinstance(model, nn.Module):
-        return function(model, *args)
-    return functional_call(Applied(function, model), {f"call.{name}": v for name, v in values.items()}, args)
 
 
 def rollout(problem: DiscreteProblem) -> Callable[[nn.Module, Scheme], Tensor]:
@@ -79,33 +41,6 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[Tensor, Rows]:
         return torch.cat([gradient.reshape((len(rows), -1)) for gradient in found], 1)
 
     return state, back
-
-
-def scheme(solution: Solution) -> Scheme:
-    """The steps that were taken, and how the nodes are read off them."""
-    steps, problem = solution.steps, solution.problem
-    assert steps is not None and isinstance(problem, ODEProblem)
-    nodes = Nodes(steps, solution.t, solution.state)
-    x = inputs_at(problem, steps.stage_times.reshape(len(steps.dt), -1))
-    x = None if x is None else x.reshape((*steps.stage_times.shape, -1))
-    h, times = (torch.as_tensor(a[0]).to(solution.state) for a in (steps.dt, steps.stage_times))
-    return h, times, x, nodes
-
-
-def replay(problem: ODEProblem, tableau: Tableau) -> Callable[[nn.Module, Scheme], Tensor]:
-    """(field, scheme) -> the states, by the steps of the scheme."""
-
-    def run(field: nn.Module, scheme: Scheme) -> Tensor:
-        h, times, x, nodes = scheme
-        y, after = problem.z0, []
-        for n in range(len(h)):
-            inputs = [None] * len(tableau.c) if x is None else x[:, n].unbind(1)
-            k = stages(lambda t, z, x_t: call_field(field, t, z, x_t), tableau, times[n].unbind(), h[n], y, inputs)
-            y = step(tableau, h[n], y, k)
-            after.append(torch.cat([y, *(h[n] * k_i for k_i in k)], -1) if nodes.with_stages else y)
-        return nodes.read(torch.stack(after, 1)[None])[0]
-
-    return run
 
 
 class Derivatives:

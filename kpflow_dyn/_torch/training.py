@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kpflow_dyn._learning.supervised import mean_squared_error, units_read
 from kpflow_dyn._problems.choice import choose
 from kpflow_dyn._torch.cells import as_step, over_sequence
 from kpflow_dyn._torch.checks import check_module
+from kpflow_dyn._torch.optimisers import learning_rates
 from kpflow_dyn._torch.rollout import check_step, run
+
+__all__ = ["OPTIMIZERS", "Trainee", "learning_rates"]
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
@@ -34,8 +36,10 @@ class Trainee:
         optimizer: Callable[..., torch.optim.Optimizer],
         lr: float,
         clip: float | None,
+        read: Callable[[int], slice],
+        loss: Callable[..., Tensor],
     ) -> None:
-        self.model, self.readout, self._clip = model, readout, clip
+        self.model, self.readout, self._clip, self._loss = model, readout, clip, loss
         known = dict(nn.ModuleList([model, readout]).named_parameters())
         self._learnt = [known[name] for name in choose(known, None)]
         like = self._learnt[0]
@@ -43,14 +47,14 @@ class Trainee:
         check_module(readout, like)
         self._step, self._start = as_step(model, self._data[0], z0)
         check_step(self._step, model, self._data[0][:, 0], self._start)
-        self._read = units_read(model, readout, self._start.shape[-1])
+        self._read = read(self._start.shape[-1])
         self._optimizer = optimizer(self._learnt, lr=lr)
 
     def evaluate(self, trials: np.ndarray | slice) -> float:
         """The loss on these trials, whose gradient is kept for `step`."""
         x, targets, mask = (array[trials] for array in self._data)
         output = self.readout(self._states(x, self._start[trials]))
-        loss = mean_squared_error(output, targets, mask)
+        loss = self._loss(output, targets, mask)
         self._optimizer.zero_grad()
         loss.backward()
         return loss.item()

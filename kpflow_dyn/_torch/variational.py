@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.func import functional_call, jvp, vjp, vmap
 from torchdiffeq import odeint
 
-from kpflow_dyn._flows.flow import InterpolatingAdjoint
-from kpflow_dyn._problems.inputs import input_at, inputs_at, sampled
+from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
+from kpflow_dyn._problems.inputs import input_function
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.solutions import Solution
-from kpflow_dyn._problems.steps import AcceptedSteps, stages
 from kpflow_dyn._torch.model import Model
 from kpflow_dyn.ode._variational import MAX_STEPS, at_unit_size, path_of, solve_failed
 
@@ -37,11 +36,14 @@ class Variational:
         problem = sol.problem
         assert isinstance(problem, ODEProblem)
         self.alg, self.nodes, self.start = alg, np.asarray(sol.t, np.float64), float(problem.t[0])
-        self.path = path_of(sol, alg, _stage_derivatives)
+        self.path = path_of(sol, alg)
         self.parameters = model.parameters
         everything = dict(problem.f.named_parameters()) | dict(problem.f.named_buffers())
         others = {name: v.detach().clone() for name, v in everything.items() if name not in model.parameters}
-        self._x, self._call = _inputs(problem), lambda values, t: functional_call(problem.f, {**others, **values}, t)
+        self._x, self._call = (
+            input_function(problem),
+            lambda values, t: functional_call(problem.f, {**others, **values}, t),
+        )
 
     def field(self, t: Tensor) -> Callable[[Parameters, Tensor], Tensor]:
         """f at this time, of the parameters that learn and the states [trial, unit]."""
@@ -50,7 +52,7 @@ class Variational:
 
     @torch.no_grad()
     @at_unit_size
-    def push_forward(self, theta: Tensor) -> Tensor:
+    def jvp(self, theta: Tensor) -> Tensor:
         """J theta [probe, trial, time, unit] of parameters [probe, p]."""
         changes = self._split(theta)
 
@@ -64,7 +66,7 @@ class Variational:
 
     @torch.no_grad()
     @at_unit_size
-    def pull_back(self, q: Tensor) -> Tensor:
+    def vjp(self, q: Tensor) -> Tensor:
         """J^T q [probe, p] of states [probe, trial, time, unit]."""
 
         def rate(t: Tensor, state: State) -> State:
@@ -103,9 +105,9 @@ class Variational:
 
         return self._sweep(rate, q, range(len(self.nodes))[::-1])
 
-    def descend(self, q: Tensor) -> Tensor:
+    def gram(self, q: Tensor) -> Tensor:
         """J J^T q."""
-        return self.push_forward(self.pull_back(q))
+        return self.jvp(self.vjp(q))
 
     def _sweep(self, rate: Callable[[Tensor, State], State], q: Tensor, order: range) -> Tensor:
         """From node to node in this order, adding q at each."""
@@ -155,32 +157,3 @@ class Variational:
 def _norm(parts: State) -> Tensor:
     """The largest root mean square of a probe's part."""
     return torch.stack([part.flatten(1).square().mean(1).max() for part in parts]).max().sqrt()
-
-
-def _inputs(problem: ODEProblem) -> Callable[[Tensor], Tensor] | None:
-    """x(t) [trial, input], its samples copied."""
-    if problem.x is None:
-        return None
-    if callable(problem.x):
-        return lambda t: problem.x(t).expand(problem.z0.shape[0], -1)
-    known, samples = sampled(problem)  # type: ignore[misc]
-    samples = samples.detach().clone()
-    times = torch.as_tensor(known, dtype=samples.dtype, device=samples.device)
-    return lambda t: input_at(times, samples, t)
-
-
-def _stage_derivatives(problem: ODEProblem, steps: AcceptedSteps) -> Tensor:
-    """k [trial, step, stage, unit] of steps that all trials share."""
-    before, (count, width) = steps.before, steps.stage_times.shape[1:]
-    times = torch.as_tensor(steps.stage_times[0], dtype=before.dtype, device=before.device)
-    x = inputs_at(problem, steps.stage_times.reshape(len(before), -1))
-    inputs = [None] * (count * width) if x is None else x.unbind(1)
-
-    def field(t: Tensor, z: Tensor, x_t: Tensor | None) -> Tensor:
-        return problem.f(t, z) if x_t is None else problem.f(t, z, x_t)
-
-    found = []
-    for n, h in enumerate(steps.dt[0].tolist()):
-        here = inputs[n * width : (n + 1) * width]
-        found.append(torch.stack(stages(field, steps.tableau, times[n].unbind(), h, before[:, n], here), 1))
-    return torch.stack(found, 1)

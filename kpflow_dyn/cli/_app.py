@@ -239,23 +239,17 @@ def _analyze(given: _Given, job: _Job, progress: Progress) -> xr.Dataset:
 
 def _own_problem(reference: str, threads: int | None) -> _Given:
     """The problem of the user's own code."""
+    import kpflow_dyn as kp
     from kpflow_dyn.cli._user_code import problem_from
 
     problem = problem_from(reference)
-    if threads is not None and not _is_torch(problem):
+    posed = problem.problem if isinstance(problem, kp.Solution) else problem
+    if threads is not None and not posed.backend.runtime.limit_threads(threads):
         raise ValueError(
             "--threads has no effect on JAX; leave it out, and limit the process itself (on Linux: taskset -c 0-3 "
             "kpflow-dyn ...)"
         )
     return _Given(problem, None, {"title": f"Analysis of {reference}", "code": reference})
-
-
-def _is_torch(problem: Any) -> bool:
-    import kpflow_dyn as kp
-    from kpflow_dyn._arrays import is_torch_array
-
-    posed = problem.problem if isinstance(problem, kp.Solution) else problem
-    return is_torch_array(posed.z0 if isinstance(posed, kp.ODEProblem) else posed.x)
 
 
 def _network_on_task(source: Network, seed: int) -> _Given:

@@ -28,8 +28,6 @@ class Network:
 
 def load(source: Network, seed: int) -> tuple[Checkpoint, TaskData]:
     """The network and its task, fitting each other, in the dtype asked for."""
-    import torch
-
     from kpflow_dyn._checkpoint import load_checkpoint
     from kpflow_dyn.tasks import make_task
 
@@ -44,23 +42,21 @@ def load(source: Network, seed: int) -> tuple[Checkpoint, TaskData]:
             "that the network was trained on, or give its inputs as an .npz file"
         )
     if source.dtype is not None:
-        network.cell.to(getattr(torch, source.dtype))
+        network.cell.double() if source.dtype == "float64" else network.cell.float()
     return network, data
 
 
 def posed(network: Checkpoint, data: TaskData) -> DiscreteProblem:
     """The network on the inputs of the task, in its own dtype."""
-    import torch
-
+    from kpflow_dyn._arrays import like_numpy
     from kpflow_dyn._problems.problems import DiscreteProblem
 
-    dtype = next(network.cell.parameters()).dtype
-    return DiscreteProblem(network.cell, torch.from_numpy(data.inputs).to(dtype))
+    return DiscreteProblem(network.cell, like_numpy(data.inputs, next(network.cell.parameters())))
 
 
 def limit_threads(threads: int | None) -> None:
     """Let torch use so many threads; None leaves it its own choice."""
     if threads is not None:
-        import torch
+        from kpflow_dyn._backend import BACKENDS
 
-        torch.set_num_threads(threads)
+        BACKENDS["torch"].runtime.limit_threads(threads)

@@ -16,12 +16,13 @@ import xarray as xr
 from scipy.linalg import expm
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
+from kpflow_dyn._backend import Transforms
 from kpflow_dyn._linearize import linearize
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._problems.quadrature import gauss_points
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn.control._linearisation import along_steps_inputs, linearize_ltv, states_at
-from kpflow_dyn.control._loops import Loop, framework_of, loop_of_cell, loop_of_field, rows_of
+from kpflow_dyn.control._loops import Loop, loop_of_cell, loop_of_field, rows_of
 from kpflow_dyn.control._magnus import magnus, transposed
 from kpflow_dyn.control._regulators import check_weight
 from kpflow_dyn.control._systems import LTV, as_matrix, coordinates
@@ -145,9 +146,9 @@ def adjoint(
 def _along_steps(
     sol: Solution, problem: DiscreteProblem, cost: Cost | None, terminal: Cost | None, inputs: str | None
 ) -> Costates:
-    step = loop_of_cell(problem, sol.state, inputs, "closed")
+    step = loop_of_cell(problem, inputs, "closed")
     values, slopes, _ = _slopes(step, cost, np.zeros(sol.state.shape[1]), sol.state, problem.x)
-    last, end = _terminal(terminal, sol.state[:, -1:])
+    last, end = _terminal(terminal, sol.state[:, -1:], problem.backend.transforms)
     slopes[:, -1] += end
     costates = to_numpy(linearize(sol).P.T.mv(like_numpy(slopes, sol.state))).astype(float)
     gradient = np.einsum("btnm,btn->btm", along_steps_inputs(sol, inputs), costates)
@@ -159,11 +160,11 @@ def _along_equation(
 ) -> Costates:
     mesh = ltv.mesh
     assert mesh is not None
-    field = loop_of_field(problem.f, sol.state, inputs, "closed", problem.x is not None)
+    field = loop_of_field(problem.f, problem.backend, inputs, "closed", problem.x is not None)
     nodes, weights = gauss_points(mesh.edges)
     inside = len(nodes)
     values, slopes, direct = _slopes(field, cost, *states_at(sol, problem, np.append(nodes, ltv.time)))
-    last, end = _terminal(terminal, sol(mesh.edges[-1:]))
+    last, end = _terminal(terminal, sol(mesh.edges[-1:]), problem.backend.transforms)
     driven = slopes[:, :inside].reshape((*mesh.A.shape[:3], -1))
     costates = _backward(mesh.A, driven, end, np.diff(mesh.edges))[:, mesh.at]
     gradient = direct[:, inside:] + np.einsum("btnm,btn->btm", ltv.B.values, costates)
@@ -191,15 +192,15 @@ def _slopes(loop: Loop, cost: Cost | None, t: np.ndarray, z: Array, x: Array | N
         u = (loop.control(z, z, x[0] if x else None) + v,) if loop.inputs == "control" else ()
         return _one_number(cost(z, *u), z) + 0 * v.sum()
 
-    return _with_gradients(of_row, rows, data)
+    return _with_gradients(loop.backend.transforms, of_row, rows, data)
 
 
-def _terminal(terminal: Cost | None, z: Array) -> tuple[np.ndarray, np.ndarray]:
+def _terminal(terminal: Cost | None, z: Array, of: Transforms) -> tuple[np.ndarray, np.ndarray]:
     """M [trial] and its gradient [trial, unit] at the last states [trial, 1, unit]."""
     if terminal is None:
         return np.zeros(len(z)), np.zeros((len(z), z.shape[-1]))
     values, slopes, _ = _with_gradients(
-        lambda t, z, v: _one_number(terminal(z), z) + 0 * v.sum(), [z[..., 0], z, z], []
+        of, lambda t, z, v: _one_number(terminal(z), z) + 0 * v.sum(), [z[..., 0], z, z], []
     )
     return values[:, 0], slopes[:, 0]
 
@@ -214,16 +215,15 @@ def _one_number(value: Array, z: Array) -> Array:
     return value + 0 * z.sum()
 
 
-def _with_gradients(of_row: Cost, rows: list[Array], data: list[Array]) -> tuple[np.ndarray, ...]:
+def _with_gradients(of: Transforms, of_row: Cost, rows: list[Array], data: list[Array]) -> tuple[np.ndarray, ...]:
     """Values of of_row(t, z, v, *data), and their gradients in z and in v, at rows [trial, time, ...]."""
-    framework = framework_of(rows[1])
 
     def with_gradients(t: Array, z: Array, v: Array, *data: Array) -> list[Array]:
-        value, pull = framework.vjp(lambda z, v: of_row(t, z, v, *data), z, v)[:2]
+        value, pull = of.vjp(lambda z, v: of_row(t, z, v, *data), z, v)[:2]
         return [value, *pull(value * 0 + 1)]
 
     with full_precision(rows[1]):
-        return tuple(to_numpy(a).astype(float) for a in framework.each_row(with_gradients, *rows, *data))
+        return tuple(to_numpy(a).astype(float) for a in of.each_row(with_gradients, *rows, *data))
 
 
 def _labelled(

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, is_torch_array, like_numpy, to_numpy
-from kpflow_dyn._problems.inputs import check_rows, inputs_at
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
+from kpflow_dyn._backend import Backend, backend_for
+from kpflow_dyn._problems.checks import check_rows
+from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._problems.quadrature import gauss_points
-from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._problems.steps import AcceptedSteps
 from kpflow_dyn._spaces.operators import DENSE_BYTES
-from kpflow_dyn.control._loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_map
+from kpflow_dyn.control._loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_plant
 from kpflow_dyn.control._systems import LTI, LTV, Mesh, ltv_of, output_matrix
-from kpflow_dyn.ode._discretise import call_field
 
 
 def linearize_lti(
@@ -60,8 +61,8 @@ def linearize_lti(
     """
     z = _vector(z, "z", "[unit]")
     x = None if u is None else _vector(u, "u", "[input]")
-    whole = _loop_at(model, z, dt, inputs, loop, x is not None)
-    _check_rest(_value(model, whole, z, x, t), z, dt, tol)
+    whole = _loop_at(model, backend_for(z, "z", "[unit]"), dt, inputs, loop, x is not None)
+    _check_rest(_value(whole, z, x, t), z, dt, tol)
     row = None if x is None else x[None, None]
     A, B = derivatives(whole, np.array([t]), z[None, None], row)
     return LTI(A[0, 0], B[0, 0], output_matrix(C, len(z)), dt=dt, names=whole.names)
@@ -74,23 +75,17 @@ def _vector(values: Any, what: str, axes: str) -> Array:
     return array
 
 
-def _loop_at(model: Any, z: Array, dt: float | None, inputs: str | None, loop: str, has_x: bool) -> Loop:
-    if is_closed_loop(model):
-        return loop_of_field(model, z, inputs, loop, has_x)
-    if hasattr(model, "control_size"):
-        names = tuple(getattr(model, "state_names", ()))
-        return loop_of_map(lambda t, z, u: model(z, u), names, inputs, loop, has_x)
-    field = model if dt is None else lambda t, z, *x: model(*x, z)
-    return loop_of_field(field, z, inputs, loop, has_x)
+def _loop_at(model: Any, backend: Backend, dt: float | None, inputs: str | None, loop: str, has_x: bool) -> Loop:
+    if hasattr(model, "control_size") and not is_closed_loop(model):
+        return loop_of_plant(model, backend, inputs, loop, has_x)
+    is_field = is_closed_loop(model) or dt is None
+    field = model if is_field else lambda t, z, *x: model(*x, z)
+    return loop_of_field(field, backend, inputs, loop, has_x)
 
 
-def _value(model: Any, loop: Loop, z: Array, x: Array | None, t: float) -> np.ndarray:
-    """The velocity or next state, by the model's own call where it checks its parts."""
-    time = like_numpy(np.asarray(t, np.float64), z)
-    if is_closed_loop(model) and is_torch_array(z):
-        value = call_field(model, time, z[None], None if x is None else x[None])[0]
-    else:
-        value = call_field(model, time, z, x) if is_closed_loop(model) else loop.call(time, z, x)
+def _value(loop: Loop, z: Array, x: Array | None, t: float) -> np.ndarray:
+    """The velocity or next state, by the model's own call, which checks its parts."""
+    value = loop.call(like_numpy(np.asarray(t, np.float64), z), z, x)
     if tuple(value.shape) != tuple(z.shape):
         raise ValueError(f"the model gave {tuple(value.shape)} for z {tuple(z.shape)}, expected the shape of z")
     return to_numpy(value)
@@ -155,7 +150,7 @@ def linearize_ltv(
 
 def _along_steps(sol: Solution, problem: DiscreteProblem, inputs: str | None, loop: str, C: np.ndarray) -> LTV:
     _check_size(sol, 1)
-    step = loop_of_cell(problem, sol.state, inputs, loop)
+    step = loop_of_cell(problem, inputs, loop)
     A, B = derivatives(step, np.zeros(sol.state.shape[1]), _before(sol), problem.x)
     return ltv_of(to_numpy(sol.t).astype(float), A, B, C, np.zeros((len(C), B.shape[-1])), (), dt=1.0)
 
@@ -163,7 +158,7 @@ def _along_steps(sol: Solution, problem: DiscreteProblem, inputs: str | None, lo
 def along_steps_inputs(sol: Solution, inputs: str | None) -> np.ndarray:
     """B alone of each step of a discrete problem [trial, time, unit, input]."""
     assert isinstance(sol.problem, DiscreteProblem)
-    step, before = loop_of_cell(sol.problem, sol.state, inputs, "closed"), _before(sol)
+    step, before = loop_of_cell(sol.problem, inputs, "closed"), _before(sol)
     return derivatives(step, np.zeros(before.shape[1]), before, sol.problem.x, of_state=False)[0]
 
 
@@ -175,7 +170,7 @@ def _before(sol: Solution) -> Array:
 def _along_equation(sol: Solution, problem: ODEProblem, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
     edges, times = mesh_edges(sol, t)
     _check_size(sol, 4 * len(edges) / sol.state.shape[1])
-    whole = loop_of_field(problem.f, sol.state, inputs, loop, problem.x is not None)
+    whole = loop_of_field(problem.f, problem.backend, inputs, loop, problem.x is not None)
     nodes = gauss_points(edges)[0]
     A, B = derivatives(whole, *states_at(sol, problem, np.append(nodes, times)))
     inside = [M[:, : len(nodes)].reshape((len(M), -1, 3, *M.shape[2:])) for M in (A, B)]
@@ -190,10 +185,9 @@ def states_at(sol: Solution, problem: ODEProblem, times: np.ndarray) -> tuple[np
     return times, sol(times), inputs_at(problem, every)
 
 
-def mesh_edges(sol: Solution, t: Any = None) -> tuple[np.ndarray, np.ndarray]:
+def mesh_edges(sol: ODESolution, t: Any = None) -> tuple[np.ndarray, np.ndarray]:
     """The ends of the intervals to integrate over, and those of them that are wanted as times."""
     problem, steps = sol.problem, sol.steps
-    assert isinstance(problem, ODEProblem)
     if steps is None:
         raise ValueError(
             f"the steps of {sol.alg!r} are not known, so neither is how finely A(t) must be taken; solve with a "

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, full_precision, is_jax_array, is_torch_array, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
+from kpflow_dyn._backend import Backend, Transforms
 from kpflow_dyn._problems.problems import DiscreteProblem
+from kpflow_dyn._problems.steps import call_field
 from kpflow_dyn.models._equations import join
-from kpflow_dyn.ode._discretise import call_field
-from kpflow_dyn.tracing._framework import Framework
 
 Function = Callable[..., Array]
 LOOPS = ("closed", "open")
@@ -29,13 +29,15 @@ class Loop:
     """A model on one trial.
 
     Attributes:
-        call: (t, z, x) -> velocity or next state, without a control of its own.
-        plant, policy: of a closed loop, whose `call` is not used; else None.
+        backend: its framework.
+        call: (t, z, x) -> velocity or next state, of the whole model.
+        plant, policy: of a closed loop, whose derivatives are theirs; else None.
         inputs: where v is added.
         is_open: whether the derivative in z leaves the control as it is.
         names: of the state's entries, where the plant tells them.
     """
 
+    backend: Backend
     call: Function
     plant: Function | None
     policy: Function | None
@@ -72,37 +74,33 @@ def is_closed_loop(model: Any) -> bool:
     return hasattr(model, "plant") and hasattr(model, "policy")
 
 
-def loop_of_field(f: Any, like: Array, inputs: str | None, loop: str, has_x: bool) -> Loop:
+def loop_of_field(f: Any, backend: Backend, inputs: str | None, loop: str, has_x: bool) -> Loop:
     """A field f(t, z) or f(t, z, x)."""
-    whole = _on_one_trial(lambda t, z, x: call_field(f, t, z, x), like)
-    return _loop(whole, f, like, inputs, loop, has_x)
+    return _loop(lambda t, z, x: call_field(f, t, z, x), f, backend, inputs, loop, has_x)
 
 
-def loop_of_cell(problem: DiscreteProblem, like: Array, inputs: str | None, loop: str) -> Loop:
+def loop_of_cell(problem: DiscreteProblem, inputs: str | None, loop: str) -> Loop:
     """The step of a discrete problem."""
-    if is_jax_array(like):
-        from kpflow_dyn._jax.linearise import discrete_step
-    else:
-        from kpflow_dyn._torch.linearise import discrete_step
-    step = discrete_step(problem)
-    return _loop(_on_one_trial(lambda t, z, x: step(problem.cell, x, z), like), None, like, inputs, loop, True)
+    step = problem.backend.tracing.discrete_step(problem)
+    return _loop(lambda t, z, x: step(problem.cell, x, z), None, problem.backend, inputs, loop, True)
 
 
-def loop_of_map(call: Function, names: tuple[str, ...], inputs: str | None, loop: str, has_x: bool) -> Loop:
-    """A function of (t, z, x) on one trial, such as a plant whose control is x."""
+def loop_of_plant(plant: Any, backend: Backend, inputs: str | None, loop: str, has_x: bool) -> Loop:
+    """A plant(z, u) on one trial, whose control is x."""
     _check(inputs, loop, False, has_x)
-    return Loop(call, None, None, inputs or "x", False, names)
+    names = tuple(getattr(plant, "state_names", ()))
+    return Loop(backend, lambda t, z, u: plant(z, u), None, None, inputs or "x", False, names)
 
 
-def _loop(whole: Function, model: Any, like: Array, inputs: str | None, loop: str, has_x: bool) -> Loop:
-    closed = is_closed_loop(model)
+def _loop(call: Function, model: Any, backend: Backend, inputs: str | None, loop: str, has_x: bool) -> Loop:
+    whole, closed = backend.tracing.on_one_trial(call), is_closed_loop(model)
     _check(inputs, loop, closed, has_x)
     chosen = inputs or ("control" if closed else "x")
     if not closed:
-        return Loop(whole, None, None, chosen, False, ())
-    policy = _on_one_trial(model.policy, like)
+        return Loop(backend, whole, None, None, chosen, False, ())
+    policy = backend.tracing.on_one_trial(model.policy)
     names = tuple(getattr(model.plant, "state_names", ()))
-    return Loop(whole, model.plant, policy, chosen, loop == "open", names)
+    return Loop(backend, whole, model.plant, policy, chosen, loop == "open", names)
 
 
 def _check(inputs: str | None, loop: str, closed: bool, has_x: bool) -> None:
@@ -118,24 +116,13 @@ def _check(inputs: str | None, loop: str, closed: bool, has_x: bool) -> None:
         raise ValueError("the model has no input x; take inputs='kicks' for kicks to the state")
 
 
-def _on_one_trial(function: Function, like: Array) -> Function:
-    """A module of torch, which takes all trials at once, on one of them; t has no trial axis."""
-    if not is_torch_array(like):
-        return function
-
-    def on_one(*arguments: Array | None) -> Array:
-        return function(*(a if a is None or a.ndim == 0 else a[None] for a in arguments))[0]
-
-    return on_one
-
-
 def derivatives(loop: Loop, t: np.ndarray, z: Array, x: Array | None, of_state: bool = True) -> tuple[np.ndarray, ...]:
     """D_z [trial, time, unit, unit] and D_v [trial, time, unit, input] at times t [time], states z and inputs x.
 
     D_v alone where that of the state is not wanted.
     """
     rows, (seen, *data) = rows_of(loop, t, z, x)
-    return jacobians(loop.row, [*rows, seen, *data], of_state)
+    return _jacobians(loop.backend.transforms, loop.row, [*rows, seen, *data], of_state)
 
 
 def rows_of(loop: Loop, t: np.ndarray, z: Array, x: Array | None) -> tuple[list[Array], list[Array]]:
@@ -146,27 +133,16 @@ def rows_of(loop: Loop, t: np.ndarray, z: Array, x: Array | None) -> tuple[list[
     return [times, z, like_numpy(np.zeros((*z.shape[:2], width)), z)], [z, *data]
 
 
-def jacobians(row: Function, rows: list[Array], of_state: bool = True) -> tuple[np.ndarray, ...]:
+def _jacobians(of: Transforms, row: Function, rows: list[Array], of_state: bool) -> tuple[np.ndarray, ...]:
     """The derivatives of row(t, z, v, ...) [out] in z and in v, at rows [trial, time, ...], float64."""
-    framework, like = framework_of(rows[1]), rows[1]
+    like = rows[1]
 
     def of_row(t: Array, z: Array, v: Array, *data: Array) -> list[Array]:
         if of_state:
-            out, pull = framework.vjp(lambda z, v: row(t, z, v, *data), z, v)[:2]
+            out, pull = of.vjp(lambda z, v: row(t, z, v, *data), z, v)[:2]
         else:
-            out, pull = framework.vjp(lambda v: row(t, z, v, *data), v)[:2]
-        return list(framework.vmap(pull)(like_numpy(np.eye(len(out)), like)))
+            out, pull = of.vjp(lambda v: row(t, z, v, *data), v)[:2]
+        return list(of.vmap(pull)(like_numpy(np.eye(len(out)), like)))
 
     with full_precision(like):
-        return tuple(to_numpy(found).astype(np.float64) for found in framework.each_row(of_row, *rows))
-
-
-def framework_of(like: Array) -> Framework:
-    """The function transforms of an array's framework."""
-    if is_jax_array(like):
-        from kpflow_dyn._jax.rows import JAX
-
-        return JAX
-    from kpflow_dyn._torch.rows import TORCH
-
-    return TORCH
+        return tuple(to_numpy(found).astype(np.float64) for found in of.each_row(of_row, *rows))

@@ -6,7 +6,8 @@ from kpflow_dyn._arrays import Array, array_namespace, device, full_precision, j
 from kpflow_dyn._arrays.memory import bytes_of, require, rows_at_once
 from kpflow_dyn._linearize import tangent_of_dynamics
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
-from kpflow_dyn._problems.solutions import Solution, solve
+from kpflow_dyn._problems.solutions import ODESolution, Solution
+from kpflow_dyn._solve import solve
 
 
 def step_jacobians(sol: Solution | DiscreteProblem | ODEProblem) -> Array:
@@ -59,6 +60,6 @@ def solved(given: Solution | DiscreteProblem | ODEProblem) -> Solution:
             "Solution of these"
         )
     sol = given if isinstance(given, Solution) else solve(problem)
-    if isinstance(problem, ODEProblem) and sol.steps is None:
+    if isinstance(sol, ODESolution) and sol.steps is None:
         raise ValueError(f"the steps of {sol.alg!r} cannot be replayed; solve with a Runge-Kutta method such as dopri5")
     return sol

@@ -18,7 +18,7 @@ from kpflow_dyn._arrays import (
 )
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn.dynamics._levenberg import minimise
-from kpflow_dyn.dynamics._starts import backend, constant_inputs, posed
+from kpflow_dyn.dynamics._starts import constant_inputs, posed
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -170,7 +170,7 @@ def fixed_points(
     inputs = like_numpy(constant_inputs(problem, x, len(z)), z)
     with full_precision(z):
         search = _Search(problem, inputs, z)
-        ends = minimise(search.residual, z, iterations, backend(z).compiled)
+        ends = minimise(search.residual, z, iterations, problem.backend.transforms.compiled)
         numbers, counts = search.distinct(ends, slow, unique)
         if not len(numbers):
             warnings.warn(search.why_none(ends, slow), stacklevel=2)
@@ -182,7 +182,7 @@ class _Search:
 
     def __init__(self, problem: DiscreteProblem | ODEProblem, x: Array, z: Array) -> None:
         self.x, self.start, self.continuous = x, z, isinstance(problem, ODEProblem)
-        self.dynamics = backend(z).Dynamics(problem, x, z)
+        self.dynamics = problem.backend.dynamics.Dynamics(problem, x, z)
         self.eps = float(np.finfo(to_numpy(z[:0]).dtype).eps)
 
     def residual(self, numbers: np.ndarray, z: Array) -> tuple[Array, Array]:

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, is_torch_array, is_torch_module, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, like_numpy, to_numpy
+from kpflow_dyn._backend import backend_of
 from kpflow_dyn._problems.inputs import input_width
+from kpflow_dyn._problems.parameters import parameters_of
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem
-from kpflow_dyn._problems.solutions import Solution, solve
+from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._solve import solve
 
 AVERAGED = (1, 2, 4, 8)  # how many states a start is the mean of, in turn
 
@@ -26,7 +29,7 @@ def posed(model: Any, x: Any, starts: Any, noise: float, seed: int) -> tuple[Any
         z = _drawn(to_numpy(sol.state), int(starts), noise, seed)
         return problem, like_numpy(z, sol.state), to_numpy(sol.state)
     like = problem.x if isinstance(problem, DiscreteProblem) else problem.z0
-    z = _matrix(starts, "starts", backend(like).units_of(problem), "unit")
+    z = _matrix(starts, "starts", problem.backend.dynamics.units_of(problem), "unit")
     return problem, like_numpy(z, like), z[None] if sol is None else to_numpy(sol.state)
 
 
@@ -38,18 +41,12 @@ def _of_cell(cell: Any, x: Any, starts: Any, drawn: bool) -> DiscreteProblem:
         )
     if drawn:
         raise ValueError("a cell alone has no states to start from; pass starts [n, unit], or a DiscreteProblem")
-    z = starts if is_torch_array(starts) or not is_torch_module(cell) else _tensor_like(cell, starts)
+    z = starts if backend_of(starts) else like_numpy(np.asarray(starts), next(iter(parameters_of(cell).values())))
     width = getattr(cell, "input_size", None) if x is None else np.shape(to_numpy(x))[-1]
     if width is None:
         raise ValueError("the cell has no input_size attribute, so the width of its input is unknown; pass x [input]")
     inputs = like_numpy(np.zeros((1, 1, width)), z)
     return DiscreteProblem(cell, inputs, None if hasattr(cell, "hidden_size") else z[:1])
-
-
-def _tensor_like(cell: Any, starts: Any) -> Array:
-    import torch
-
-    return torch.as_tensor(np.asarray(starts)).to(next(cell.parameters()))
 
 
 def _drawn(states: np.ndarray, count: int, noise: float, seed: int) -> np.ndarray:
@@ -82,12 +79,3 @@ def _matrix(given: Any, what: str, width: int, axis: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"{what} holds NaN or inf, first in row {int(np.argmin(np.isfinite(array).all(1)))}")
     return array
-
-
-def backend(like: Array) -> Any:
-    """The `dynamics` of the framework."""
-    if is_torch_array(like):
-        from kpflow_dyn._torch import dynamics
-    else:
-        from kpflow_dyn._jax import dynamics
-    return dynamics

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kpflow_dyn.control._hankel_modes import Hankel
     from kpflow_dyn.control._regulators import TimeVaryingRegulator
     from kpflow_dyn.control._systems import LTI, LTV
+    from kpflow_dyn.gym import Episodes
 
 SHOWN = 4  # lines of one kind
 
@@ -139,6 +140,19 @@ def angles(found: ReachableAngles) -> Figure:
         axes.legend()
     angle.set(ylabel="Principal angle (degrees)", ylim=(0, 92))
     share.set(xlabel="Time" if "time" in found.share.dims else "Mode", ylabel="Reachable share", ylim=(0, 1.05))
+    return figure
+
+
+@styled
+def episodes(found: Episodes) -> Figure:
+    """The states over time, a panel for each and a line for each episode."""
+    names = found.states.state.values
+    figure, panels = new_figure(1.3 * len(names), rows=len(names))
+    for panel, name in zip(panels, names, strict=True):
+        panel.plot(found.states.time, found.states.sel(state=name).T, color=series()[0], alpha=0.4, linewidth=1)
+        panel.set(ylabel=str(name).replace("_", " "))
+        panel.label_outer()
+    panels[-1].set(xlabel="Time (s)")
     return figure
 
 

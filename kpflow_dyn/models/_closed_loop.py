@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from kpflow_dyn._arrays import is_torch_module
+from kpflow_dyn._backend import backend_of
+from kpflow_dyn.models._frameworks import fields_of
 
 
 def ClosedLoop(plant: Any, policy: Any) -> Any:
@@ -40,21 +40,10 @@ def ClosedLoop(plant: Any, policy: Any) -> Any:
     if isinstance(plant, type) or not callable(plant):
         got = f"the class {plant.__name__}" if isinstance(plant, type) else type(plant).__name__
         raise TypeError(f"plant is {got}, expected a callable plant(z, u) such as CartPole()")
-    if is_torch_module(policy):
-        from kpflow_dyn.models import _torch_fields as torch_fields
-
-        return torch_fields.ClosedLoop(plant, policy)
-    if is_jax_module(policy):
-        from kpflow_dyn.models import jax as jax_fields
-
-        return jax_fields.ClosedLoop(plant, policy)
+    backend = backend_of(policy)
+    if backend is not None and callable(policy):
+        return fields_of(backend.name).ClosedLoop(plant, policy)
     raise TypeError(
         f"policy is {type(policy).__name__}, expected an instance of a torch nn.Module, or a callable JAX pytree with "
         "array leaves such as an equinox module; make a function a method of such a module"
     )
-
-
-def is_jax_module(policy: Any) -> bool:
-    """Whether a policy is a callable pytree of JAX, without importing JAX."""
-    jax = sys.modules.get("jax")
-    return jax is not None and callable(policy) and any(isinstance(a, jax.Array) for a in jax.tree.leaves(policy))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -199,3 +200,17 @@ class LowRankRNNCell(_LeakyCell):
     def recurrent(self, rates: Array) -> Array:
         """W r = m (n^T r) / hidden_size of rates [hidden_size]."""
         return equations.low_rank(self.m, self.n, rates)
+
+
+def make(name: str, sizes: tuple[int, int, int], seed: int, dtype: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """A cell by its name in `make_model`, and its readout; sizes are those of inputs, units and outputs."""
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise TypeError("JAX rounds float64 to float32; call jax.config.update('jax_enable_x64', True) first")
+    kinds: dict[str, Any] = {"rnn": RNNCell, "gru": eqx.nn.GRUCell, "lstm": eqx.nn.LSTMCell}
+    kind = (kinds | {"ctrnn": CTRNNCell, "lowrank": LowRankRNNCell})[name]
+    if name in ("gru", "lstm"):
+        options = {"use_bias": options.get("bias", True)}
+    inputs, units, outputs = sizes
+    first, second = jax.random.split(jax.random.key(seed))
+    made = kind(inputs, units, **options, key=first), eqx.nn.Linear(units, outputs, key=second)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, made)

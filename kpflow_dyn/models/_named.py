@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, NamedTuple
 
+from kpflow_dyn._backend import BACKENDS
+from kpflow_dyn.models._frameworks import cells_of
 from kpflow_dyn.models._initializing import initialize
 from kpflow_dyn.models._laws import Dale, Gaussian, Law, Orthogonal, Planted, SpectralRadius, TorchDefault
 from kpflow_dyn.tasks._by_path import made_by
@@ -85,9 +87,9 @@ def make_model(
         check_count(size, value, 1)
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
-    if framework not in (makers := {"torch": _in_torch, "jax": _in_jax}):
+    if framework not in BACKENDS:
         raise ValueError(f"framework must be torch or jax, got {framework!r}")
-    model = makers[framework](name, (inputs, units, outputs), seed, dtype, options)
+    model = Model(*cells_of(framework).make(name, (inputs, units, outputs), seed, dtype, options))
     return model if init is None else Model(initialize(model.cell, init, seed), model.readout)
 
 
@@ -113,36 +115,3 @@ def make_init(name: str, **options: Any) -> Any:
         raise ValueError(f"unknown law {name!r}.{nearest(name, list(LAWS))} Known: {', '.join(LAWS)}, module:Name.")
     check_options(name, options, [option.name for option in fields(law)])
     return law(**options)
-
-
-def _in_torch(name: str, sizes: tuple[int, int, int], seed: int, dtype: str, options: dict[str, Any]) -> Model:
-    import torch
-    from torch import nn
-
-    from kpflow_dyn.models._torch_cells import CTRNNCell, LowRankRNNCell
-
-    kinds: dict[str, Any] = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
-    kind = (kinds | {"ctrnn": CTRNNCell, "lowrank": LowRankRNNCell})[name]
-    inputs, units, outputs = sizes
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made = Model(kind(inputs, units, **options), nn.Linear(units, outputs))
-    return Model(*(module.to(getattr(torch, dtype)) for module in made))
-
-
-def _in_jax(name: str, sizes: tuple[int, int, int], seed: int, dtype: str, options: dict[str, Any]) -> Model:
-    import equinox as eqx
-    import jax
-
-    from kpflow_dyn.models._jax_cells import CTRNNCell, LowRankRNNCell, RNNCell
-
-    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise TypeError("JAX rounds float64 to float32; call jax.config.update('jax_enable_x64', True) first")
-    kinds: dict[str, Any] = {"rnn": RNNCell, "gru": eqx.nn.GRUCell, "lstm": eqx.nn.LSTMCell}
-    kind = (kinds | {"ctrnn": CTRNNCell, "lowrank": LowRankRNNCell})[name]
-    if name in ("gru", "lstm"):
-        options = {"use_bias": options.get("bias", True)}
-    inputs, units, outputs = sizes
-    first, second = jax.random.split(jax.random.key(seed))
-    made = Model(kind(inputs, units, **options, key=first), eqx.nn.Linear(units, outputs, key=second))
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,3 +135,13 @@ class LowRankRNNCell(_LeakyCell):
     def recurrent(self, rates: Tensor) -> Tensor:
         """W r = m (n^T r) / hidden_size for each row r of rates [trial, hidden_size]."""
         return equations.low_rank(self.m, self.n, rates)
+
+
+def make(name: str, sizes: tuple[int, int, int], seed: int, dtype: str, options: dict[str, Any]) -> list[nn.Module]:
+    """A cell by its name in `make_model`, and its readout; sizes are those of inputs, units and outputs."""
+    kinds = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell, "ctrnn": CTRNNCell, "lowrank": LowRankRNNCell}
+    inputs, units, outputs = sizes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = kinds[name](inputs, units, **options), nn.Linear(units, outputs)
+    return [module.to(getattr(torch, dtype)) for module in made]

@@ -18,9 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy
-from kpflow_dyn._flows.flow import InterpolatingAdjoint
-from kpflow_dyn._problems.solutions import Solution, check_states, solve
+from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
+from kpflow_dyn._problems.solutions import ODESolution, check_states
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
+from kpflow_dyn.ode._libraries import Options
+from kpflow_dyn.ode._replay import increments
+from kpflow_dyn.ode._solve import solve_ode
 
 MAX_POWER = 8
 MAX_STEPS = 4096
@@ -55,28 +58,22 @@ class Path(NamedTuple):
         return state
 
 
-def path_of(sol: Solution, alg: InterpolatingAdjoint, stages: Callable[[Any, AcceptedSteps], Array]) -> Path:
-    """The dense output of a solution; of another solve, to the tolerances of `alg`, where its own is no polynomial.
-
-    Args:
-        sol: the solution.
-        alg: the tolerances.
-        stages: (problem, steps) -> the stage derivatives [trial, step, stage, unit].
-    """
+def path_of(sol: ODESolution, alg: InterpolatingAdjoint) -> Path:
+    """The dense output of a solution; of another solve, to the tolerances of `alg`, where its own is no polynomial."""
     steps = sol.steps if sol.steps is not None and polynomial(sol.steps.tableau) is not None else _solve_again(sol, alg)
     weights = polynomial(steps.tableau)
     assert weights is not None
-    k = stages(sol.problem, steps) if steps.stages is None else steps.stages
-    xp, back = array_namespace(k), like_numpy(steps.dt[..., None, None], k) * (like_numpy(weights, k) @ k)
+    hk = increments(sol.problem, steps)
+    xp, back = array_namespace(hk), like_numpy(weights, hk) @ hk  # [trial, step, power, unit]
     first = steps.after + back[:, :, 0]
     check_states(first, steps.before)
-    begin, length, end = (like_numpy(a, k) for a in (steps.t, np.where(steps.dt > 0, steps.dt, 1), steps.t + steps.dt))
+    begin, length, end = (like_numpy(a, hk) for a in (steps.t, np.where(steps.dt > 0, steps.dt, 1), steps.t + steps.dt))
     coefficients = xp.concat([first[:, :, None], back[:, :, 1:]], axis=2)
-    return Path(xp.asarray(np.arange(len(k)), device=device(k)), begin, length, end, coefficients)
+    return Path(xp.asarray(np.arange(len(hk)), device=device(hk)), begin, length, end, coefficients)
 
 
-def _solve_again(sol: Solution, alg: InterpolatingAdjoint) -> AcceptedSteps:
-    steps = solve(sol.problem, rtol=alg.rtol, atol=alg.atol, max_steps=2**16).steps
+def _solve_again(sol: ODESolution, alg: InterpolatingAdjoint) -> AcceptedSteps:
+    steps = solve_ode(sol.problem, None, Options(alg.rtol, alg.atol, max_steps=2**16)).steps
     assert steps is not None
     return steps
 

@@ -1,10 +1,9 @@
 """From Ritz pairs of a Krylov basis to results with true residuals.
 
-The recurrence A Q = H Q + C^T (pending rows) gives the residual A v - l v of every Ritz pair without an application,
-up to round-off. That is a claim, and a few applications check all claims at once: for random combinations x of the
-vectors, A x must be what the claims add up to. By how much it is not, for each pair on average, is added to the
-residuals. Where that is as much as the tolerance (float32 at its round-off, an operator that is not quite symmetric), A
-is applied to every vector anew.
+The recurrence A Q = H Q + C^T (pending rows) predicts the residual A v - l v of every Ritz pair without an application,
+up to round-off. A few applications check all predictions at once: for random combinations x of the vectors, A x must be
+the same combination of the predicted A v. The root mean square difference is added to the residuals. If it is as large
+as the tolerance (float32 at its round-off, an operator that is nearly symmetric), A is applied to every vector again.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ class Again(NamedTuple):
 
 
 class Certificate(Generic[Result]):
-    """How Ritz pairs become results.
+    """How Ritz pairs become results with residuals.
 
     Args:
         operator: A, whose Krylov basis it was.
         tol: the residual to reach.
         rng: for checks.
-        what: they are called.
+        what: their name in warnings.
     """
 
     def __init__(self, operator: Counted, tol: float, rng: Random, what: str) -> None:
@@ -62,7 +61,7 @@ class Certificate(Generic[Result]):
         return tol
 
     def claimed(self, krylov: Krylov, k: int) -> Result | None:
-        """The results that the recurrence claims; None where the claims do not hold."""
+        """The results that the recurrence predicts; None where the check fails."""
         raise NotImplementedError
 
     def anew(self, vectors: Array, norm: float) -> tuple[Result, Again]:
@@ -90,7 +89,7 @@ class Certificate(Generic[Result]):
             )
 
     def off(self, apply: Rows, rows: Array, values: Array, images: Array, rest: Array) -> Array:
-        """What is wrong with A rows = values images + rest: random combinations, each of the size of one row's."""
+        """Random combinations, of the size of one row, of the errors in A rows = values images + rest."""
         mix = self.rng.normal((CHECKS, rows.shape[0]), rows) / rows.shape[0] ** 0.5
         claims = combine(mix * to_like(values, mix), [images]) + combine(mix, [rest])
         return apply(combine(mix, [rows])) - claims
@@ -177,7 +176,7 @@ class OfProduct(Certificate[Triplets]):
         turn, s, turned = array_namespace(small).linalg.svd(small)
         s, u, v = s[:k], combine(turned[:k], [basis]), combine(turn.T[:k], [rows])
         rest = self.operator.backward(u) - to_like(s, v)[:, None] * v
-        if float(s[0]):  # <L* u, v> = <u, L v>, of which nothing is left, if L* is the adjoint
+        if float(s[0]):  # if L* is the adjoint, <L* u, v> = <u, L v>, so this is zero
             self.operator.check_symmetry(float(abs(gram(rest, v)).max()) / float(s[0]), eps_of(v))
         left = row_norms(self.operator.forward(rest) if self.squared else rest)
         residuals = relative(left, self._norm(s))

@@ -13,7 +13,7 @@ class Counted:
     def __init__(self, apply: Rows) -> None:
         self.uncounted = apply
         self.halves = self.calls = 0
-        self.asymmetry = 0.0  # how far <q, A p> and <p, A q> were apart so far, relative to |A q|; 0 for round-off
+        self.asymmetry = 0.0  # largest |<q, A p> - <p, A q>| / |A q| so far; 0 for round-off
 
     @property
     def applications(self) -> int:

@@ -21,13 +21,15 @@ from kpflow_dyn.solvers._results import Eigenpairs, Triplets
 
 @dataclass(frozen=True)
 class Dense(OfOperator):
-    """The matrix, formed by applying the operator to the identity, and its decomposition in float64.
+    """All of A V = V diag(l), from the matrix: the operator applied to the identity, decomposed in float64.
 
     It takes n applications, 24 n^2 bytes and about 10 n^3 flops, for n up to 20,000; multiplicities and the smallest
-    eigenvalues are right whatever the spectrum. Of J J* and J it is J* J on the parameters.
+    eigenvalues are right for any spectrum. For J J* and J it takes the matrix J* J on the parameters.
 
     Args:
         tol: the residual that counts as converged.
+
+    Source: Anderson et al., "LAPACK users' guide" (1999): syevd and gesdd.
 
     Example:
         >>> import numpy as np

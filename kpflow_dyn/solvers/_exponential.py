@@ -21,7 +21,7 @@ SERIES = 18  # terms of the power series of phi_k, enough for |z| <= 1
 def phi(z: np.ndarray, last: int) -> np.ndarray:
     """phi_0(z) = e^z, phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z, up to phi_last: [k, ...].
 
-    Near zero by the power series of the last one and the recurrence downwards, where upwards would lose all digits.
+    Near zero by the power series of phi_last and the recurrence downwards; upwards it would lose all digits.
     """
     small = np.abs(z) < 1
     near, far = np.where(small, z, 0.0), np.where(small, 1.0, z)
@@ -35,8 +35,8 @@ def phi(z: np.ndarray, last: int) -> np.ndarray:
 class PhiProducts:
     """Sums over k and rows b of w[b, k] phi_k(-h A) S_b, k = 1, ..., 4, from one Krylov basis that serves every h.
 
-    The basis Q grows from the start rows S by full orthogonalisation; with A Q^T = Q^T H + P^T C for the rows P that
-    are next, a sum is Q^T f(H) Q S, and what it lacks is to first order h |C w phi_{k+1}(-h H) Q S|.
+    The basis Q grows from the start rows S by full orthogonalisation; with A Q^T = Q^T H + P^T C for the next rows P,
+    a sum is Q^T f(H) Q S, and its error to first order h |C w phi_{k+1}(-h H) Q S|.
 
     Args:
         operator: A on rows [b, n], symmetric, definite or not.
@@ -58,7 +58,7 @@ class PhiProducts:
         Args:
             h: how far.
             weights: w [b, 4].
-            tolerance: of the Euclidean norm; where `relative`, of that of the sum.
+            tolerance: of the Euclidean norm of the error; relative to that of the sum where `relative`.
         """
         while not (self._spent or (self._krylov.size and self._error(h, weights, relative) <= tolerance)):
             if self._krylov.size + self._krylov.active > self._columns:

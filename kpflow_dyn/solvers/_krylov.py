@@ -99,7 +99,7 @@ class Krylov:
         self.rotation = diagonal(array_namespace(self.values).ones_like(self.values))
 
     def begin_again(self, vectors: Array, values: Array, rest: Array, done: Array) -> None:
-        """Keep these Ritz pairs only, and go on with what is left of A v - l v of those that are not done."""
+        """Keep only these Ritz pairs, and go on with the residuals A v - l v of those that have not converged."""
         still_open = [i for i, yes in enumerate(to_numpy(done)) if not yes]
         rows = concat([rest[i : i + 1] for i in still_open])
         self.pending, _c, _r = orthonormalise(rows, [self.known, vectors], 4 * self.eps * self.scale)
@@ -108,7 +108,7 @@ class Krylov:
         self._solve()
 
     def ritz(self, k: int) -> tuple[Array, Array, Array]:
-        """The k leading Ritz values and vectors, and what A v - l v is of the pending rows [k, pending]."""
+        """The k leading Ritz values and vectors, and A v - l v in coordinates of the pending rows [k, pending]."""
         return self.values[:k], combine(self.rotation[:, :k].T, self.basis), (self.coupling @ self.rotation[:, :k]).T
 
     def residuals(self) -> Array:
@@ -130,7 +130,7 @@ class Krylov:
             self.parked = 0
 
     def doubtful(self, k: int, width: float) -> bool:
-        """Whether as many wanted pairs agree as there were random rows, so that further copies may be missing."""
+        """Whether as many wanted values agree as there were random rows, so that further copies may be missing."""
         copies = self.random_rows
         if copies == 0 or copies > k:
             return copies == 0
@@ -138,7 +138,7 @@ class Krylov:
         return bool((values[copies - 1 :] - values[: k - copies + 1] <= width * self.norm).any())
 
     def _append(self, rows: Array) -> None:
-        """Join blocks of like sizes, so that they are few and their shapes recur."""
+        """Join blocks of similar sizes, so that there are few blocks and few shapes."""
         self.basis.append(rows)
         while len(self.basis) > 1 and self.basis[-2].shape[0] <= self.basis[-1].shape[0]:
             self.basis[-2:] = [concat(self.basis[-2:])]

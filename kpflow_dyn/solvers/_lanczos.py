@@ -31,8 +31,8 @@ class BlockLanczos:
 
     From start rows Q_1 the basis grows by A Q_j = H Q + R Q_{j+1} (A acts on rows); the eigenpairs of the small
     matrix H = Q A Q^T, solved in float64, give Ritz pairs. A full basis is cut to the k + max(block, k/4) leading
-    Ritz vectors. Residuals cannot tell that a copy of a repeated eigenvalue is missing: c random start rows find at
-    most c copies. So when c pairs of the wanted set agree to twice the tolerance, further random rows are tried for six
+    Ritz vectors. Residuals cannot show that a copy of a repeated eigenvalue is missing: c random start rows find at
+    most c copies. So when c of the wanted pairs agree to twice the tolerance, further random rows are tried for six
     steps, and the iteration goes on with them if they improve any wanted pair.
 
     Args:
@@ -41,12 +41,14 @@ class BlockLanczos:
             they lie on an accelerator. A `FastestBlock()` times a few calls first, which are not counted.
         tol: residual |A v - l v| / |l_1| to reach. float32 cannot go below about 3e-7.
         maxiter: most calls of the operator before the pairs are certified as they are.
-        columns: most rows of the basis; None keeps max(4 k, 32) + 6 block, from where on more of them save
-            little.
+        columns: most rows of the basis; None keeps max(4 k, 32) + 6 block; more than these save little.
         dense: up to this dimension, and where the basis would fill the space, the matrix is formed instead.
         products: "tf32" or "bf16" to iterate with faster products of float32, where the device has them. Residuals are
-            recomputed in the precision that the operator has otherwise, and the iteration goes on from these for as
-            long as it gains a half: residuals of 1e-3 to 1e-2 are had for less time, small ones take longer.
+            recomputed in the operator's usual precision, and the iteration goes on from there as long as this halves
+            them: residuals of 1e-3 to 1e-2 take less time so, smaller ones more.
+
+    Raises:
+        ValueError: options out of range.
 
     Source: Golub, Underwood (1977); Wu, Simon, "Thick-restart Lanczos" (2000).
 
@@ -94,13 +96,9 @@ class BlockLanczos:
             k: how many pairs, 1 <= k <= n.
             like: any array of the library, dtype and device to work in.
             seed: of the random rows.
-            which: "LA" for the algebraically largest eigenvalues, "SA" for the smallest, "LM" for the largest in
-                magnitude.
+            which, callback: as for `kp.eigs`.
             start: rows [b, n] to begin with, such as the eigenvectors of a nearby operator; random when None.
-            deflate: orthonormal rows [d, n] to stay orthogonal to, such as eigenvectors that were found before: solved
-                is the part of the operator that is orthogonal to them.
-            callback: called after each step with the number of calls so far and the residuals of the leading pairs,
-                fewer than k at first.
+            deflate: orthonormal rows [d, n], such as known eigenvectors, to which the pairs stay orthogonal.
 
         Raises:
             ValueError: k out of range, NaN or inf or a wrong shape from `apply`, or an operator that is not symmetric.

@@ -1,16 +1,17 @@
-"""What trace estimators return: unbiased means of a few moments, such as tr A and |A|_F^2, and how far they may be off.
+"""The results of trace estimators: unbiased means of a few moments, such as tr A and |A|_F^2, and their covariance.
 
-Three kinds of means have unbiased covariances of their own. With samples h_i that are
+There are three kinds of samples, each with its own unbiased estimate of the covariance of their mean.
 
-- independent:     cov(mean h) = S / n, with S the sample covariance;
-- all pairs h_ij of n independent groups: E[h_ij h_kl] - (E h)^2 over pairs, whose second term is the mean of products
-  of disjoint pairs;
-- exchangeable: h_i tests what all others built, so that E[h_i | others] is the truth. With h_ij the same without j,
+- Independent samples h_i: cov(mean h) = S / n, with S the sample covariance.
+- Samples h_ij of all pairs of n independent groups: E[h_ij h_kl] - (E h)^2 over pairs. The mean of h_ij h_kl over
+  disjoint pairs estimates (E h)^2.
+- Exchangeable samples (XTrace): probe i tests a basis that all other probes built, so that E[h_i | others] is the
+  truth. Let h_ij be h_i with a basis built without probe j as well. Then
 
       cov(mean h) = S / n + E[(h_i - h_ij) (h_j - h_ji)]
 
-  since h_i - h_ij has mean zero over i, and h_ij over j does not matter: two estimates meet only in what one's probe
-  built for the other. (The bar std / sqrt(n) leaves the second term out and is too small by half on fast decays.)
+  The second term is there because probe j helped to build the basis of sample i, and probe i that of sample j. The
+  usual std / sqrt(n) leaves it out, and is too small by half for spectra that decay fast.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Estimate:
         stderr: standard error; value +- 1.96 stderr covers the truth in about 95% of runs. 0 where exact.
         applications: how many applications to one vector it took, one of J and one of J* counting as one of J J*.
         method: how it was found.
+
+    Example as `solvers.Hutchinson`.
     """
 
     value: float
@@ -56,7 +59,9 @@ class Moments:
         count: how many samples or groups the covariance comes from; 0 for exact moments.
         applications: how many applications of A to one vector it took.
         method: how they were found.
-        floor: relative round-off, below which no bar falls.
+        floor: relative round-off, the least relative error that is reported.
+
+    Example as `solvers.Hutchinson`.
     """
 
     means: np.ndarray
@@ -84,8 +89,8 @@ class Moments:
     def estimate(self, of: Function) -> Estimate:
         """A function of the moments, less its bias of second order, with its standard error.
 
-        The standard deviations of the means serve as steps: what the function does along them are its error and its
-        bias. The error is widened by Student's factor, so that 1.96 of it cover as many runs with few samples.
+        Both come from the changes of the function along the standard deviations of the means. The error is widened by
+        Student's factor, so that value +- 1.96 stderr covers 95% of runs with few samples too.
         """
         value = float(of(*self.means))
         if not self.count:
@@ -99,12 +104,12 @@ class Moments:
 
 
 def student(count: int) -> float:
-    """What widens a standard error from few samples, so that 1.96 of it cover as often as with many."""
+    """The factor by which to widen a standard error from few samples, so that 1.96 of it cover 95% of runs."""
     return float(stdtrit(count - 1, 0.975)) / 1.96
 
 
 def check_samples(samples: int) -> None:
-    """Raise where there are too few for an error bar."""
+    """Raise where there are too few samples for an error bar."""
     if samples < LEAST_SAMPLES:
         raise ValueError(f"samples = {samples} is too few for an error bar; give at least {LEAST_SAMPLES}")
 
@@ -122,7 +127,7 @@ def of_samples(samples: np.ndarray, applications: int, method: str, eps: float) 
 def of_pairs(pairs: np.ndarray, applications: int, method: str, eps: float) -> Moments:
     """Means of symmetric [moment, group, group] over pairs of different groups, of which there are four or more.
 
-    The covariance is not let below the noise that products of groups would have if it were all.
+    The covariance is at least that of products of independent noise.
     """
     n = pairs.shape[1]
     different = ~np.eye(n, dtype=bool)
@@ -135,7 +140,7 @@ def of_pairs(pairs: np.ndarray, applications: int, method: str, eps: float) -> M
 
 
 def of_exchangeable(samples: np.ndarray, without: np.ndarray, applications: int, method: str, eps: float) -> Moments:
-    """Means of samples [moment, i] that test what the others built; without [moment, i, j] is sample i without j."""
+    """Means of exchangeable samples [moment, i]; without [moment, i, j] is sample i from a basis without probe j."""
     covariance, count = _spread(samples)
     met = (samples[:, :, None] - without) * ~np.eye(count, dtype=bool)
     shared = np.einsum("aij,bji->ab", met, met) / (count * (count - 1))
@@ -149,7 +154,7 @@ def _spread(samples: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _scaled_eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Eigenvalues and eigenvectors of the matrix between moments of very different sizes, made alike by `scale`."""
+    """Eigenvalues and eigenvectors of matrix / (scale scale^T), as moments have very different sizes; and the scale."""
     scale = np.sqrt(np.abs(np.diag(matrix)))
     scale = np.where(scale > 0, scale, 1.0)
     values, vectors = np.linalg.eigh(matrix / np.outer(scale, scale))

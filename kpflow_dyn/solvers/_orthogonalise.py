@@ -152,7 +152,7 @@ def no_rows(n: int, like: Array) -> Array:
 
 
 def rows_or_none(rows: Array | None, n: int, like: Array) -> Array:
-    """The rows [b, n], of which there may be none."""
+    """The rows [b, n], perhaps none."""
     if rows is None:
         return no_rows(n, like)
     if rows.ndim != 2 or rows.shape[1] != n:
@@ -161,5 +161,5 @@ def rows_or_none(rows: Array | None, n: int, like: Array) -> Array:
 
 
 def orthogonal_part(apply: Rows, known: Array) -> Rows:
-    """The map followed by (1 - U U^T) for known rows U^T, of which there may be none."""
+    """The map followed by (1 - U U^T) for known rows U^T, perhaps none."""
     return lambda rows: project_out(apply(rows), [known])[0]

@@ -18,6 +18,8 @@ class Eigenpairs:
         converged: [k], whether the residual is within the tolerance asked for.
         applications: how often the operator was applied to one vector; of a product L L*, one L and one L* are one.
         calls: how often it was called with a block.
+
+    Example as `Dense`.
     """
 
     values: Array
@@ -40,6 +42,12 @@ class Triplets:
         converged: [k], whether the residual is within the tolerance asked for.
         applications: how often the operator was applied to one vector, one A and one A* counting as one.
         calls: how often it was called with a block.
+
+    Example:
+        >>> import numpy as np, kpflow_dyn as kp
+        >>> halves = (lambda rows: rows * np.array([1.0, 3.0, 2.0]),) * 2
+        >>> kp.solvers.Dense().solve_product(*halves, 3, 2, like=np.zeros(1)).values
+        array([3., 2.])
     """
 
     values: Array

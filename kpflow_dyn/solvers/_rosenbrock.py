@@ -14,11 +14,11 @@ from kpflow_dyn.solvers._counted import Counted
 from kpflow_dyn.solvers._exponential import PhiProducts, phi
 
 FIRST = np.array([[-1.0, 0.0, 0.0, 0.0]])  # the step of the linear equation: -h phi_1(-h H) g
-KRYLOV = 0.1  # what a Krylov basis may leave out of a step, as a part of what the method itself leaves out
-NOISE = 100  # changes of the loss below so many units of its round-off say nothing
-FASTEST, SLOWEST, SAFETY = 50.0, 0.1, 0.9  # by how much a step may grow and shrink, and what it is taken short by
+KRYLOV = 0.1  # the error that a Krylov basis may add to a step, as a part of the error of the method itself
+NOISE = 100  # changes of the loss below this many units of its round-off are taken for noise
+FASTEST, SLOWEST, SAFETY = 50.0, 0.1, 0.9  # by how much a step may grow and shrink, and a factor that keeps it short
 TINY = float(np.finfo(float).tiny)
-UNSTABLE = 10.0  # a step ends before what grows has grown by more than e to this power
+UNSTABLE = 10.0  # a step ends before anything has grown by more than e to this power
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Method:
     Attributes:
         nodes: c [stage].
         weights: w [stage, 4].
-        embedded: those of a solution of one order less, whose distance is the estimate of the error.
+        embedded: those of a solution of one order less; the distance to it estimates the error.
     """
 
     nodes: tuple[float, ...]
@@ -46,19 +46,24 @@ METHODS = {
 
 @dataclass(frozen=True)
 class ExponentialRosenbrock:
-    """Options of an exponential Rosenbrock integrator of the gradient flow, with the full Hessian in the exponent.
+    """Options of an exponential Rosenbrock integrator of the gradient flow, with the full Hessian H in the exponent.
 
-    A step solves the flow of the loss's quadratic model exactly, whatever its stiffness, and corrects it for what the
-    gradients at one or two further points say of the rest. Functions of the Hessian act by a Lanczos basis that begins
-    with the gradient, and by one that begins with the corrections; a rejected step uses the first again.
+        theta_1 = theta - h phi_1(-h H) g + corrections,        phi_1(z) = (e^z - 1) / z,    g = grad L(theta)
+
+    A step solves the flow of the loss's quadratic model exactly, however stiff it is, and corrects it by the gradients
+    at one or two further points. Functions of the Hessian act by a Lanczos basis that begins with the gradient, and by
+    one that begins with the corrections; a rejected step uses the first again.
 
     Args:
         order: 3 for exprb32, one further gradient a step; 4 for pexprb43, two.
         columns: most rows of a Krylov basis; a step that needs more is taken shorter.
         max_linearisations: how many steps there may be.
 
-    Source: Hochbruck, Ostermann, Schweitzer, SIAM J. Numer. Anal. 47, 786 (2009), who give exprb32; pexprb43 is of
-    Luan, Ostermann, J. Comput. Appl. Math. 291, 465 (2016).
+    Raises:
+        ValueError: options out of range.
+
+    Source: exprb32 of Hochbruck, Ostermann, Schweitzer, SIAM J. Numer. Anal. 47, 786 (2009); pexprb43 of Luan,
+    Ostermann, J. Comput. Appl. Math. 291, 465 (2016).
 
     Example:
         >>> ExponentialRosenbrock(order=3).order
@@ -98,7 +103,7 @@ Landscape = Callable[[Array], Point]
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """The loss along a step: what the quadratic model loses, and a cubic that meets loss and slope at the end.
+    """The loss along a step: that of the quadratic model, plus a cubic that fits loss and slope at the end.
 
     L(s) = L - s sum_j c_j phi_1(-2 l_j s) + a s^2 + b s^3 with Ritz values l, and squared coordinates c of the
     gradient along their vectors.
@@ -136,14 +141,14 @@ class _Tried:
 class Integration:
     """A run from one point on, step by step.
 
-    A step is accepted when its estimated error is at most rtol of what the step does: of the distance that it moves the
-    parameters, and of what the quadratic model loses on it, which makes an error of at most rtol h in time.
+    A step is accepted when its estimated error is at most rtol of the distance that it moves the parameters, and of the
+    decrease of the quadratic model, which makes an error of at most rtol h in time.
 
     Attributes:
         point: where it is.
-        time: how long it took to come here.
-        span: when it ends.
-        late: how much too early or late it may be, the sum of what the steps estimate.
+        time: tau there.
+        span: the last tau.
+        late: the error in tau so far, the sum of the estimates of the steps.
         linearisations, gradients, applications: how many steps, gradients and products with Hessians there were.
     """
 
@@ -221,7 +226,7 @@ class Integration:
         return self._judged(corrections, linear, h, piece, lost)
 
     def _judged(self, corrections: PhiProducts, linear: Array, h: float, piece: Piece, lost: float) -> _Tried:
-        """The step with its corrections; where it ends is looked at if the parameters are within the tolerance."""
+        """The step with its corrections; the loss at its end is computed if the parameters are within the tolerance."""
         method, allowed = self._method, self._rtol + self._noise / lost
         error, curved = (h * a for a in corrections.sum(h, method.weights - method.embedded))
         ratio = norm(error) / max(norm(linear), TINY) / allowed
@@ -246,7 +251,7 @@ class Integration:
 
     @property
     def _noise(self) -> float:
-        """What rounding errors make of the loss: it is a sum of squares, of terms as large as at the start."""
+        """The rounding error of the loss: that of a sum of squares with terms as large as at the start."""
         return NOISE * eps_of(self.point.theta) * (abs(self.point.loss) * self._first_loss) ** 0.5
 
 

@@ -1,8 +1,8 @@
 """XTrace and XNysTrace: every random probe tests what all the others built.
 
-With Q an orthonormal basis of the images of m probes, leaving probe i out takes one direction s_i out of the space: the
-unit vector of span Q that is orthogonal to all other images. Leaving i and j out takes span{s_i, s_j} out. So the
-estimates without one and without two probes, and with them the mean and its covariance, follow from small matrices.
+Let Q be an orthonormal basis of the images of m probes. Without probe i the space loses one direction s_i, the unit
+vector of span Q that is orthogonal to all other images; without i and j it loses span{s_i, s_j}. So small matrices give
+all estimates without one and without two probes, and from these the mean and its covariance.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kpflow_dyn.solvers._moments import Moments, check_samples, exact, of_exchan
 from kpflow_dyn.solvers._orthogonalise import combine, orthonormalise, project_out
 from kpflow_dyn.solvers._probes import images_of_normal
 
-LIFTED_BYTES = 2**32  # images of a basis in the larger space that may lie beside each other
+LIFTED_BYTES = 2**32  # of the images of a basis in the larger space that may be held at once
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class XTrace(OfOperator):
 
         tr A = E[ tr Q_i^T A Q_i + c_i y_i^T A y_i ]        |A|_F^2 = E[ |A Q_i|_F^2 + c_i |A y_i|^2 ]
 
-    where c_i = (n - m + 1) / |y_i|^2 takes out what the length of y_i would add to the error.
+    where c_i = (n - m + 1) / |y_i|^2 keeps the random length of y_i from adding to the error.
 
-    Source: Epperly, Tropp, Webber, "XTrace: making the most of every sample in stochastic trace estimation" (2024) for
-    the trace; the second line is the same for the norm.
+    Source: Epperly, Tropp, Webber, "XTrace: making the most of every sample in stochastic trace estimation",
+    arXiv:2301.07825, for the trace; the second line is the same for the norm.
 
     Example:
         >>> import numpy as np
@@ -43,11 +43,7 @@ class XTrace(OfOperator):
     """
 
     def moments(self, apply: Rows, n: int, samples: int, *, like: Array, seed: int | Random = 0) -> Moments:
-        """tr A and |A|_F^2 of an operator on rows [b, n] from so many applications, half of them to random probes.
-
-        Raises:
-            ValueError: fewer than 8 samples.
-        """
+        """As `Hutchinson.moments`; half of the applications are to random probes."""
         check_samples(samples)
         count = min(samples // 2, n)
         x = Random(seed).normal((count, n), like)
@@ -82,9 +78,9 @@ class XNysTrace(OfFactor):
         tr A    = E[ tr C_i + |(1 - Q_i Q_i^T) z_i|^2 ]
         |A|_F^2 = E[ |C_i|_F^2 + |L z_i|^2 - (Q_i^T z_i)^T C_i Q_i^T z_i ]
 
-    One L and one L* for each probe, all of which build and all of which test.
+    One L and one L* for each probe; every probe helps to build the bases, and tests one.
 
-    Source: Epperly, Tropp, Webber (2024) for the trace; the second line is the same identity for (L* L)^2.
+    Source: Epperly, Tropp, Webber, arXiv:2301.07825, for the trace; the second line is the same for (L* L)^2.
 
     Example:
         >>> import numpy as np
@@ -98,7 +94,7 @@ class XNysTrace(OfFactor):
     def moments(
         self, factor: tuple[Rows, Rows], shape: tuple[int, int], samples: int, *, like: Array, seed: int | Random = 0
     ) -> Moments:
-        """tr and |.|_F^2 of A = L L* from so many applications of L and of L*.
+        """tr and |.|_F^2 of A = L L* from `samples` applications of L and of L*.
 
         Args:
             factor: L and L* on rows, [b, p] -> [b, n] and [b, n] -> [b, p].
@@ -152,18 +148,18 @@ def _basis(images: Array) -> tuple[Array, np.ndarray]:
 def _mean(
     without: Callable[[_LeftOut], np.ndarray], r: np.ndarray, w: np.ndarray, applications: int, method: str, eps: float
 ) -> Moments:
-    """The mean over probes of estimates [moment, i, 1] without one of them; those without two tell how good it is."""
+    """The mean of the estimates [moment, i, 1] that leave out one probe; those that leave out two give its error."""
     one, two = (without(_LeftOut(r, w, pairs)) for pairs in (False, True))
     return of_exchangeable(one[:, :, 0], two, applications, method, eps)
 
 
 class _LeftOut:
-    """The projector P on what leaving out probe i, or i and j, takes from the space: all at once, [i, j] or [i, 1].
+    """The projector P on the directions that the space loses without probe i, or i and j: for all [i, j] or [i, 1].
 
     Args:
         r: the images of the probes, as columns in coordinates of Q [m, i].
         w: the vectors that P is applied to [m, i].
-        pairs: whether j is left out as well; results with i = j mean nothing then.
+        pairs: whether j is left out as well; entries with i = j are then not to be used.
     """
 
     def __init__(self, r: np.ndarray, w: np.ndarray, pairs: bool) -> None:

@@ -39,7 +39,9 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn._arrays import like_numpy, to_numpy
+from kpflow_dyn._backend import BACKENDS
+from kpflow_dyn._problems.parameters import parameters_of
 from kpflow_dyn.sweep._sweep import Sweep
 from kpflow_dyn.tasks._data import nearest
 
@@ -186,26 +188,15 @@ def _posed(model: dict[str, Any], init: dict[str, Any], task: dict[str, Any]) ->
     options: dict[str, Any] = {"dtype": "float64"} | model
     _allow_double(options)
     cell, readout = make_model(options.pop("name"), **widths, init=law, **options)
-    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, _inputs(data.inputs, options))))
+    x = like_numpy(data.inputs, next(iter(parameters_of(cell).values())))
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x)))
     return flow, (cell, readout), data
 
 
 def _allow_double(options: Mapping[str, Any]) -> None:
-    if options.get("framework") == "jax" and options["dtype"] == "float64":
-        import jax
-
-        jax.config.update("jax_enable_x64", True)
-
-
-def _inputs(inputs: np.ndarray, options: Mapping[str, Any]) -> Any:
-    values = inputs.astype(options["dtype"])
-    if options.get("framework") == "jax":
-        import jax
-
-        return jax.numpy.asarray(values)
-    import torch
-
-    return torch.from_numpy(values)
+    framework = options.get("framework", "torch")
+    if options["dtype"] == "float64" and framework in BACKENDS:
+        BACKENDS[framework].runtime.allow_double()
 
 
 @dataclass
@@ -257,7 +248,7 @@ class _Quantities:
     @property
     def loss(self) -> float:
         """The mean squared error of the readout where the mask is on."""
-        from kpflow_dyn._learning.supervised import mean_squared_error, units_read
+        from kpflow_dyn._learning.losses import mean_squared_error, units_read
 
         cell, readout = self.model
         if self.task.targets is None:

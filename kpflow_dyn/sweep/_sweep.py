@@ -157,13 +157,13 @@ class Sweep:
             store.folder.mkdir(parents=True, exist_ok=True)
             with locked(store.folder):
                 store.begin(self._code, fresh)
-                missing = self._missing(retry_failed)
-                work = Work(self._sent(engine), store.folder, timeout, here())
-                self._drive(work, missing, engine, attempts, progress)
+                missing = _missing(_by_key(self.design.points, self._code), store, retry_failed)
+                work = Work(_sent(self.function, engine), store.folder, timeout, here())
+                _drive(work, missing, len(self.design.points), engine, attempts, progress)
         except BlockingIOError:
             raise
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise _unwritable(store.folder, error) from error
         return self.status()
 
     def status(self) -> Status:
@@ -214,9 +214,6 @@ class Sweep:
     def _code(self) -> dict[str, str]:
         return code_of(self.function)
 
-    def _keys(self, code: Mapping[str, str]) -> dict[str, Point]:
-        return {key_of(point, code): point for point in self.design.points}
-
     @property
     def _known(self) -> dict[str, Point]:
         """The points by the keys that they have in the folder, with a warning where these are of other code."""
@@ -225,44 +222,50 @@ class Sweep:
             warnings.warn(
                 f"the points in {self.store.folder} are of other code: {', '.join(differ)} changed since", stacklevel=3
             )
-        return self._keys(code)
+        return _by_key(self.design.points, code)
 
-    def _missing(self, retry_failed: bool) -> dict[str, Point]:
-        points = self._keys(self._code)
-        if retry_failed:
-            for key in points:
-                if self.store.read(key, values=False).status in FAILURES:
-                    self.store.forget(key)
-        return {key: point for key, point in points.items() if not self.store.has(key)}
 
-    def _sent(self, engine: Engine) -> Any:
-        """`run` as it goes to the workers: pickled once."""
-        if not engine.apart:
-            return self.function
-        try:
-            import cloudpickle
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("this executor needs cloudpickle: pip install 'kpflow-dyn[sweep]'") from error
-        return cloudpickle.dumps(self.function)
+def _by_key(points: Iterable[Point], code: Mapping[str, str]) -> dict[str, Point]:
+    return {key_of(point, code): point for point in points}
 
-    def _drive(self, work: Work, missing: dict[str, Point], engine: Engine, attempts: int, progress: bool) -> None:
-        total, counts, start = len(self.design.points), Counter[str](), time.perf_counter()
-        with bars(progress) as shown:
-            bar = shown.add_task("", total=total, completed=total - len(missing))
 
-            def report(status: str) -> None:
-                counts[status] += 1
-                words = _words(counts, total - len(missing), total, time.perf_counter() - start)
-                shown.update(bar, advance=1, description=words)
+def _missing(points: dict[str, Point], store: Store, retry_failed: bool) -> dict[str, Point]:
+    for key in points if retry_failed else ():
+        if store.read(key, values=False).status in FAILURES:
+            store.forget(key)
+    return {key: point for key, point in points.items() if not store.has(key)}
 
-            drive(work, missing, engine, attempts, report)
 
-    def _unwritable(self, error: OSError) -> OSError:
-        return OSError(
-            error.errno,
-            f"cannot go on in {self.store.folder} ({error.strerror or error}); what is recorded there is kept, and "
-            "running again computes the rest",
-        )
+def _sent(function: Callable[..., Any], engine: Engine) -> Any:
+    """`run` as it goes to the workers: pickled once."""
+    if not engine.apart:
+        return function
+    try:
+        import cloudpickle
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("this executor needs cloudpickle: pip install 'kpflow-dyn[sweep]'") from error
+    return cloudpickle.dumps(function)
+
+
+def _drive(work: Work, missing: dict[str, Point], total: int, engine: Engine, attempts: int, progress: bool) -> None:
+    counts, start = Counter[str](), time.perf_counter()
+    with bars(progress) as shown:
+        bar = shown.add_task("", total=total, completed=total - len(missing))
+
+        def report(status: str) -> None:
+            counts[status] += 1
+            words = _words(counts, total - len(missing), total, time.perf_counter() - start)
+            shown.update(bar, advance=1, description=words)
+
+        drive(work, missing, engine, attempts, report)
+
+
+def _unwritable(folder: Path, error: OSError) -> OSError:
+    return OSError(
+        error.errno,
+        f"cannot go on in {folder} ({error.strerror or error}); what is recorded there is kept, and running again "
+        "computes the rest",
+    )
 
 
 def _words(counts: Counter[str], before: int, total: int, seconds: float) -> str:

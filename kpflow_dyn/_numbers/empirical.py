@@ -8,7 +8,7 @@ from kpflow_dyn._arrays import Array, array_namespace
 from kpflow_dyn._linearize import linearize
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import StaticProblem
-from kpflow_dyn._problems.solutions import solve
+from kpflow_dyn._solve import solve
 
 
 def empirical_ntk(net: Any, x: Array, params: Choice = None) -> Array:
@@ -23,11 +23,12 @@ def empirical_ntk(net: Any, x: Array, params: Choice = None) -> Array:
         params: which parameters learn, as in `linearize`.
 
     Raises:
-        TypeError, ValueError: as `solve` and `linearize`; and for a kernel that would not fit into memory.
+        TypeError, ValueError: as `solve` and `linearize`; and a kernel that does not fit into memory.
+
+    Source: Jacot, Gabriel, Hongler, "Neural tangent kernel", arXiv:1806.07572.
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
+        >>> import torch, kpflow_dyn as kp
         >>> net, x = torch.nn.Linear(3, 2, bias=False), torch.eye(3)
         >>> kp.empirical_ntk(net, x)[:, :, 0, 0]
         tensor([[1., 0., 0.],

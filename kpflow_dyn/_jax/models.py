@@ -1,0 +1,84 @@
+"""The parameters of pytrees by name, and pytrees made of functions; see `kpflow_dyn._backend.Models`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.tree_util import GetAttrKey
+
+from kpflow_dyn._jax.cells import LearntStart as learnt_start
+from kpflow_dyn._jax.checks import floating_leaves as parameters_of
+from kpflow_dyn._jax.checks import with_parameters as changed
+
+__all__ = [
+    "call",
+    "changed",
+    "copied",
+    "describe",
+    "learnt_start",
+    "on_numpy",
+    "parameters_of",
+    "snapshot",
+    "with_arrays",
+]
+
+Values = dict[str, jax.Array]
+
+
+def copied(model: Any) -> Any:
+    """The model: its arrays do not change."""
+    return model
+
+
+def snapshot(array: jax.Array) -> jax.Array:
+    """The same."""
+    return array
+
+
+def call(function: Callable[..., jax.Array], model: Any, values: Values, *args: Any) -> jax.Array:
+    """function(model, ...) where the parameters have these values."""
+    return function(changed(model, values), *args)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class OfArrays:
+    """A function of arrays by name, and of more arguments: a pytree of these arrays, which are its attributes."""
+
+    def __init__(self, function: Callable[..., jax.Array], arrays: dict[str, Any]) -> None:
+        self._function, self._names = function, tuple(arrays)
+        vars(self).update(arrays)
+
+    def __call__(self, *args: Any) -> jax.Array:
+        """The function's value."""
+        return self._function({name: getattr(self, name) for name in self._names}, *args)
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[GetAttrKey, Any]], Any]:
+        """The arrays with their names, and the rest."""
+        return [(GetAttrKey(name), getattr(self, name)) for name in self._names], (self._function, self._names)
+
+    @classmethod
+    def tree_unflatten(cls, rest: tuple[Callable[..., jax.Array], tuple[str, ...]], arrays: Iterable[Any]) -> OfArrays:
+        """The same function of other arrays."""
+        function, names = rest
+        return cls(function, dict(zip(names, arrays, strict=True)))
+
+
+def with_arrays(function: Callable[..., jax.Array], learnt: Values, constants: Values) -> OfArrays:
+    """A pytree of a function(arrays, ...), whose arrays of JAX are `learnt`; the constants are arrays of numpy."""
+    return OfArrays(function, learnt | {name: np.asarray(value) for name, value in constants.items()})
+
+
+def on_numpy(policy: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """A policy on one observation, from numpy to numpy."""
+    compiled, dtype = eqx.filter_jit(policy), next(iter(parameters_of(policy).values())).dtype
+    return lambda z: np.asarray(compiled(z.astype(dtype)), float)
+
+
+def describe(model: Any) -> str:
+    """The pytree with shapes in the place of numbers, and without addresses, which differ from run to run."""
+    return re.sub(r" at 0x[0-9a-f]+", "", eqx.tree_pformat(model))

@@ -1,0 +1,149 @@
+"""Flows of ODEs: J through the solver's steps or by equations of its own, K and core of the field at the nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
+from kpflow_dyn._flows.flow import ODEFlow
+from kpflow_dyn._problems.choice import Choice
+from kpflow_dyn._problems.inputs import input_width, inputs_at
+from kpflow_dyn._problems.measure import Weights
+from kpflow_dyn._problems.solutions import ODESolution, check_states
+from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
+from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, kicks, parameter_space
+from kpflow_dyn._recurrence.tangent import Propagation, Sensitivity, Tangent
+from kpflow_dyn._spaces.operators import Operator, on_spaces
+from kpflow_dyn._spaces.space import Space
+from kpflow_dyn.ode._discretise import Nodes, RungeKuttaStep, field_step
+
+TIGHT = {"float64": InterpolatingAdjoint(1e-10, 1e-12), "float32": InterpolatingAdjoint(1e-5, 1e-6)}
+
+
+def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> ODEFlow:
+    """Sensitivities of the accepted steps, read at the nodes."""
+    assert sol.steps is not None
+    model, nodes = _model(sol, params), Nodes(sol.steps, np.asarray(sol.t), sol.state)
+    tangent = _tangent_of_steps(sol, sol.steps, model, nodes.with_stages)
+    state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
+    J = on_spaces(
+        parameter_space(tangent),
+        state,
+        lambda theta: nodes.read(tangent.jvp(theta)),
+        lambda q: tangent.vjp(nodes.spread(q)),
+    )
+    each = apart(
+        tangent,
+        state,
+        lambda theta: nodes.read(tangent.jvp_apart(theta)),
+        lambda q: tangent.vjp_apart(nodes.spread(q)),
+    )
+    return ODEFlow(
+        P=_propagator(
+            tangent if nodes.identical else _nodes_tangent(sol, sol.steps.tableau, model), state, weights.time
+        ),
+        J=J,
+        ntk=gram_of(J, lambda q: nodes.read(tangent.gram(nodes.spread(q))), each),
+        solution=sol,
+        parameters=model.parameters,
+        steps=Steps(tangent, sol, model.parameters, None).flow(),
+        **kicks(_field_tangent(sol, model), state),
+    )
+
+
+def flow_of_equations(sol: ODESolution, params: Choice, weights: Weights, alg: InterpolatingAdjoint) -> ODEFlow:
+    """Sensitivities of the equation, by solves of their own."""
+    tracing = sol.problem.backend.tracing
+    model = _model(sol, params)
+    maps = tracing.Variational(sol, model, alg)
+    return _flow_at_nodes(sol, model, weights, maps, maps)
+
+
+def flow_through_solver(sol: ODESolution, params: Choice, weights: Weights) -> ODEFlow:
+    """J through the solver itself, for steps that cannot be replayed; P from its equation."""
+    tracing = sol.problem.backend.tracing
+    if tracing.ThroughSolver is None:
+        raise ValueError(
+            f"the steps of {sol.alg!r} cannot be replayed; solve with a Runge-Kutta method, or linearize with "
+            "sensealg=InterpolatingAdjoint()"
+        )
+    model = _model(sol, params)
+    maps = tracing.ThroughSolver(sol, model)
+    check_states(maps.state, sol.state, 10 * sol.options["rtol"])
+    return _flow_at_nodes(sol, model, weights, maps, tracing.Variational(sol, model, TIGHT[str(sol.state.dtype)]))
+
+
+def _flow_at_nodes(sol: ODESolution, model: Any, weights: Weights, maps: Sensitivity, along: Propagation) -> ODEFlow:
+    """The flow of maps between the nodes, which are no recurrence of steps."""
+    field = _field_tangent(sol, model)
+    state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
+    J = on_spaces(parameter_space(field), state, maps.jvp, maps.vjp)
+    return ODEFlow(
+        P=_propagator(along, state, weights.time),
+        J=J,
+        ntk=gram_of(J, maps.gram),
+        solution=sol,
+        parameters=model.parameters,
+        **kicks(field, state),
+    )
+
+
+def tangent_of_accepted_steps(sol: ODESolution, params: Choice) -> Tangent:
+    """The tangent of the steps that the solver took, the first one of length zero."""
+    assert sol.steps is not None
+    return _tangent_of_steps(sol, sol.steps, _model(sol, params), with_stages=False)
+
+
+def _model(sol: ODESolution, params: Choice) -> Any:
+    return sol.problem.backend.tracing.Model(sol.problem.f, params)
+
+
+def _tangent_of_steps(sol: ODESolution, steps: AcceptedSteps, model: Any, with_stages: bool) -> Tangent:
+    units = sol.state.shape[2]
+    step = RungeKuttaStep(steps.tableau, units, input_width(sol.problem), with_stages)
+    rows = step.rows(sol.problem, steps.dt, steps.stage_times, steps.before, steps.stages)
+    # The stages of an implicit method are converged further than the solver's own.
+    tolerance = 0.0 if steps.tableau.explicit else 10 * sol.options["rtol"]
+
+    def check(after: Array) -> None:
+        check_states(after[..., :units], steps.after, tolerance)
+
+    return model.tangent(step, rows, step.widen(steps.before), check)
+
+
+def _nodes_tangent(sol: ODESolution, tableau: Tableau, model: Any) -> Tangent:
+    """The recurrence from node to node, by one step of the method along the solution."""
+    times = np.asarray(sol.t, np.float64)
+    step = RungeKuttaStep(tableau, sol.state.shape[2], input_width(sol.problem), False)
+    dt = np.diff(times, prepend=times[:1])
+    start = times - dt
+    stage_times = start[:, None] + tableau.c * dt[:, None]
+    every = np.ones((len(sol.state), 1, 1))
+    before = sol.state[:, [0, *range(len(times) - 1)]]
+    rows = step.rows(sol.problem, every[..., 0] * dt, every * stage_times, before)
+    return model.tangent(step, rows, before)
+
+
+def _field_tangent(sol: ODESolution, model: Any) -> Tangent:
+    """The field at the nodes, as a step whose recurrence is not used."""
+    trials, times = sol.state.shape[:2]
+    every = np.broadcast_to(np.asarray(sol.t, np.float64), (trials, times))
+    rows, x = like_numpy(every[..., None].copy(), sol.state), inputs_at(sol.problem, every)
+    if x is not None:
+        rows = array_namespace(rows).concat([rows, x], axis=-1)
+    return model.tangent(field_step(input_width(sol.problem)), rows, sol.state)
+
+
+def _propagator(tangent: Propagation, state: Space, time: Array) -> Operator:
+    """P = (P_node - I/2) W in L^2: the integral up to t, where the node t itself counts by half."""
+
+    def apply(q: Array) -> Array:
+        return tangent.propagate(time * q) - time * q / 2
+
+    def adjoint(q: Array) -> Array:
+        return tangent.propagate_adjoint(time * q) - time * q / 2
+
+    return Operator(state, state, apply, adjoint)

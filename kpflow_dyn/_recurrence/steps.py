@@ -1,0 +1,122 @@
+"""Flows of steps: their operators are sweeps over the linear recurrence of one tangent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
+from kpflow_dyn._flows.flow import Draw, Propagator, RecurrentFlow
+from kpflow_dyn._flows.sites import CoreOperator, WeightSite
+from kpflow_dyn._problems.choice import Choice
+from kpflow_dyn._problems.solutions import DiscreteSolution, Solution, check_states
+from kpflow_dyn._recurrence.tangent import Tangent
+from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator, on_spaces
+from kpflow_dyn._spaces.space import Space
+
+AXES = ("trial", "time", "unit")
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """A linearised solution whose times are the steps of one recurrence.
+
+    Attributes:
+        tangent: the recurrence.
+        solution: what was linearised.
+        parameters: those that learn.
+        measure: how trials and times count.
+    """
+
+    tangent: Tangent
+    solution: Solution
+    parameters: dict[str, Array]
+    measure: Array | None
+
+    def flow(self) -> RecurrentFlow:
+        """All operators."""
+        tangent, state = self.tangent, self._space()
+        J = jacobian(tangent, state)
+        return RecurrentFlow(
+            P=Propagator(
+                on_spaces(state, state, tangent.propagate, tangent.propagate_adjoint),
+                on_spaces(state, state, tangent.unpropagate, tangent.unpropagate_adjoint),
+            ),
+            J=J,
+            ntk=gram_of(J, tangent.gram, apart(tangent, state, tangent.jvp_apart, tangent.vjp_apart)),
+            solution=self.solution,
+            parameters=self.parameters,
+            recurrence=self,
+            **kicks(tangent, state),
+        )
+
+    def truncated(self, bases: list[Array | None]) -> RecurrentFlow:
+        """The flow with V Q Q^T in the place of each site's variables V."""
+        return replace(self, tangent=self.tangent.truncated(bases)).flow()
+
+    def fed_back(self, draw: Draw) -> Operator:
+        """J^T with other matrices in the backward sweep."""
+        return jacobian(self.tangent.fed_back(draw), self._space()).T
+
+    def _space(self) -> Space:
+        found = self.tangent.next_state
+        return Space(AXES, tuple(found.shape), found, self.measure)
+
+
+def tangent_of_cell(sol: DiscreteSolution, params: Choice) -> tuple[Tangent, dict[str, Array]]:
+    """The tangent of a discrete problem's steps along its states, and the parameters that learn."""
+    problem, tracing = sol.problem, sol.problem.backend.tracing
+    model, x = tracing.Model(problem.cell, params), problem.x
+    before = array_namespace(x).concat([sol.start[:, None], sol.state[:, :-1]], axis=1)
+    tangent = model.tangent(
+        tracing.discrete_step(problem), x, before, check=lambda after: check_states(after, sol.state)
+    )
+    return tangent, model.parameters
+
+
+# Operators that flows of all kinds make of a tangent
+
+
+def jacobian(tangent: Tangent, state: Space) -> Operator:
+    """J."""
+    return on_spaces(parameter_space(tangent), state, tangent.jvp, tangent.vjp)
+
+
+def kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
+    """The sites, V, B, core and K: the parts of a flow that say where parameters enter a step."""
+    outputs = Space(("trial", "time", "site"), (*state.shape[:2], len(tangent.site_kicks)), state.like, state.measure)
+    V = on_spaces(parameter_space(tangent), outputs, tangent.write, tangent.read)
+    B = on_spaces(outputs, state, tangent.enter, tangent.enter_adjoint)
+    kick = on_spaces(parameter_space(tangent), state, tangent.kick, tangent.kick_adjoint)
+    sites = _weight_sites(tangent, state.measure)
+    return {"sites": sites, "core": CoreOperator(V, sites), "B": B, "K": GramOperator(kick)}
+
+
+def gram_of(J: Operator, gram: Apply, apart: Operator | None = None) -> GramOperator:
+    """J J*, from the fused map J J^T."""
+    weights = J.codomain.measure
+    return GramOperator(J, gram if weights is None else lambda q: gram(weights * q), apart)
+
+
+def apart(tangent: Tangent, state: Space, forward: Apply, transpose: Apply) -> Operator:
+    """Each trial's own J_b, as one operator from changes of the parameters that differ between trials."""
+    shape = (state.shape[0], tangent.parameter_size)
+    return on_spaces(Space(("trial", "parameter"), shape, state.like), state, forward, transpose)
+
+
+def parameter_space(tangent: Tangent) -> Space:
+    """The space of changes of the parameters."""
+    return Space(("parameter",), (tangent.parameter_size,), tangent.next_state)
+
+
+def _weight_sites(tangent: Tangent, measure: Array | None) -> list[WeightSite]:
+    sites = []
+    weights = to_numpy(tangent.weights)
+    for _, site in tangent.sites:
+        entries, inputs = to_numpy(site.entries), site.variables.swapaxes(0, 1)
+        weight = like_numpy(weights[entries], tangent.weights)
+        if site.kind == "matrix":
+            inputs = inputs[:, :, 0] if inputs.shape[2] == 1 else inputs
+            entries, weight = entries.T, weight.T
+        sites.append(WeightSite(site.name, site.kind, weight, inputs, entries, measure))
+    return sites

@@ -1,0 +1,1 @@
+"""Spaces with named axes, and the operators between them."""

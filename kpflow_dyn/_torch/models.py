@@ -1,0 +1,97 @@
+"""The parameters of modules by name, and modules made of functions; see `kpflow_dyn._backend.Models`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kpflow_dyn._torch.cells import LearntStart as learnt_start
+from kpflow_dyn._torch.trace import Applied
+
+__all__ = [
+    "call",
+    "changed",
+    "copied",
+    "describe",
+    "learnt_start",
+    "on_numpy",
+    "parameters_of",
+    "snapshot",
+    "with_arrays",
+]
+
+Values = dict[str, Tensor]
+
+
+def parameters_of(model: Any) -> Values:
+    """By name; none of what is no module."""
+    return dict(model.named_parameters()) if isinstance(model, nn.Module) else {}
+
+
+@torch.no_grad()
+def changed(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """The module itself, with these values of some parameters."""
+    known = parameters_of(model)
+    for name, value in values.items():
+        known[name].copy_(value)
+    return model
+
+
+def copied(model: Any) -> Any:
+    """A module of its own, which the user's training does not reach; what is no module stays as it is."""
+    return copy.deepcopy(model) if isinstance(model, nn.Module) else model
+
+
+def snapshot(array: Tensor) -> Tensor:
+    """Its numbers alone."""
+    return array.detach().clone()
+
+
+def call(function: Callable[..., Tensor], model: Any, values: Values, *args: Any) -> Tensor:
+    """function(model, ...) where the parameters have these values."""
+    if not isinstance(model, nn.Module):
+        return function(model, *args)
+    return functional_call(Applied(function, model), {f"call.{name}": v for name, v in values.items()}, args)
+
+
+class OfArrays(nn.Module):
+    """A function of arrays by name, and of more arguments; the arrays are its attributes."""
+
+    def __init__(self, function: Callable[..., Tensor], learnt: Values, constants: Values) -> None:
+        super().__init__()
+        self._function, self._names = function, [*learnt, *constants]
+        for name, value in learnt.items():
+            setattr(self, name, nn.Parameter(snapshot(value)))
+        for name, value in constants.items():
+            setattr(self, name, snapshot(value))
+
+    def forward(self, *args: Any) -> Tensor:
+        return self._function({name: getattr(self, name) for name in self._names}, *args)
+
+
+def with_arrays(function: Callable[..., Tensor], learnt: Values, constants: Values) -> OfArrays:
+    """A module of a function(arrays, ...), whose parameters are copies of `learnt`."""
+    return OfArrays(function, learnt, constants)
+
+
+def on_numpy(policy: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
+    """A policy on one observation, from numpy to numpy."""
+    like = next(policy.parameters(), torch.zeros(()))
+
+    @torch.no_grad()
+    def act(z: np.ndarray) -> np.ndarray:
+        row = torch.as_tensor(z[None], dtype=like.dtype, device=like.device)
+        return policy(row)[0].cpu().numpy().astype(float)
+
+    return act
+
+
+def describe(model: Any) -> str:
+    """The module as torch prints it."""
+    return str(model)
