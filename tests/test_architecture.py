@@ -28,7 +28,7 @@ MODULES = 12
 # To be mended, and to be taken out here then.
 ASKING = {"_problems.inputs", "_problems.solutions"}
 LONG = {
-    *("_jax.tangent.Tangent", "_jax.trace._Tracer", "_torch.tangent.Tangent", "solvers._lanczos.BlockLanczos"),
+    *("_jax.tangent.Tangent", "_jax.trace._Tracer", "_torch.tangent.Tangent"),
     "tracing._structure._Analysis",
 }
 
