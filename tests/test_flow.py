@@ -219,7 +219,7 @@ def test_every_form_of_the_glue_gives_the_same(name: str, form: str, monkeypatch
     if form != "segments":
         monkeypatch.setattr("kpflow_dyn._torch.pattern.MAX_SEGMENTS", 0)
     if form == "traced":
-        monkeypatch.setattr("kpflow_dyn._torch.plan.DENSE_BYTES", 0)
+        monkeypatch.setattr("kpflow_dyn._torch.plan.BLOCKS_BYTES", 0)
     flow = kp.linearize(kp.solve(MODELS[name].problem(True)))
     jacobian = dense_jacobian(flow)
     assert relative(flow.ntk.dense(), jacobian @ jacobian.T) < 1e-10

@@ -31,7 +31,7 @@ from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._steps import AnalysedStep
 
 LARGEST_MATRIX = 2**24  # elements; of a linear map that is no matrix by itself
-DENSE_BYTES = 2**28
+BLOCKS_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _updates_onto(
         return lambda k, sink: [_scaled(run, sink, coefficients, blocks) for run in _gates(stages[k], blocks)]
     sources = (Range("z", 0, z.shape[-1]), Range(blocks[0].name, 0, kicks.shape[-1]))
     sinks = sum(len(stage.ids) for stage in glue.stages)
-    if sinks * (z.shape[-1] + kicks.shape[-1]) * z.shape[0] * z.shape[1] * z.element_size() <= DENSE_BYTES:
+    if sinks * (z.shape[-1] + kicks.shape[-1]) * z.shape[0] * z.shape[1] * z.element_size() <= BLOCKS_BYTES:
         dense = jacobians(function, x, z, kicks)
         return lambda k, sink: [DenseUpdate(sink, s, block) for s, block in zip(sources, dense[k], strict=True)]
     return lambda k, sink: [FunctionUpdate(sink, *sources, lambda *row: function(*row)[k], (x, z, kicks))]
