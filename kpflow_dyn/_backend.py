@@ -20,6 +20,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -138,14 +139,49 @@ class Transforms(Protocol):
 
 
 class Solving(Protocol):
-    """Forward passes."""
+    """Forward passes, and the maps over steps that they are made of."""
 
     def roll_out(self, problem: Any) -> tuple[Array, Array]:
         """The states [trial, time, unit] of a `DiscreteProblem`, and its start [trial, unit]."""
         ...
 
-    def ode_library(self, alg: Any) -> Any:
-        """The `kpflow_dyn.ode.Library` that an algorithm belongs to; the default one for None."""
+    def run(self, step: Callable[..., Array], model: Any, rows: Array, z: Array) -> Array:
+        """The states z_n = step(model, row_n, z_{n-1}) [trial, time, ...] of rows [trial, time, ...]; z is the first.
+
+        Here and in `each_step` the step is called as the framework calls models: on all trials in torch, one in JAX.
+        """
+        ...
+
+    def each_step(self, step: Callable[..., Array], model: Any, rows: Array, before: Array) -> Array:
+        """step(model, row_n, before_n) [trial, time, ...] for known states before each step, without gradients."""
+        ...
+
+    def rounded(self, count: int) -> int:
+        """So many steps or a few more, as many as one compiled program serves."""
+        ...
+
+    def without_gradients(self) -> AbstractContextManager[Any]:
+        """Compute numbers alone."""
+        ...
+
+    def check_field(self, problem: Any) -> None:
+        """Raise unless the f of an `ODEProblem` is a model with parameters that maps states to their rates."""
+        ...
+
+    def rate_of(self, problem: Any) -> Callable[[Array, Array], Array]:
+        """The right-hand side (t, z [trial, unit]) -> z' of an `ODEProblem`, its inputs included."""
+        ...
+
+    def variational_system(self, problem: Any, model: Any, path: Any, times: np.ndarray, alg: Any) -> Any:
+        """A `kpflow_dyn.ode._variational.System`: an ODE along its path, the times being t_0 and the nodes."""
+        ...
+
+    def ode_library(self) -> Any:
+        """The `kpflow_dyn.ode.Library` that comes with the package."""
+        ...
+
+    def default_algorithm(self) -> Any:
+        """The algorithm of that library that None stands for."""
         ...
 
 
@@ -178,11 +214,6 @@ class Tracing(Protocol):
         ...
 
     @property
-    def Variational(self) -> Callable[..., Any]:
-        """Variational(solution, model, alg): J, P and their transposes by equations of their own."""
-        ...
-
-    @property
     def ThroughSolver(self) -> Callable[..., Any] | None:
         """ThroughSolver(solution, model): J and its transpose through the solver; None where it has no derivative."""
         ...
@@ -210,14 +241,6 @@ class Objectives(Protocol):
 
     def pull_back(self, problem: Any) -> tuple[Array, Rows]:
         """The states, and J* on rows [b, n], both differentiable in the parameters."""
-        ...
-
-    def scheme(self, solution: Any) -> Any:
-        """The accepted steps of an ODE's solution, as arrays that `replay` takes."""
-        ...
-
-    def replay(self, problem: Any, tableau: Any) -> Callable[[Any, Any], Array]:
-        """(field, scheme) -> the states of an `ODEProblem`, by the steps of the scheme."""
         ...
 
     @property

@@ -11,7 +11,7 @@ from synthetic import check_apart
 
 import kpflow_dyn as kp
 from kpflow_dyn._recurrence.steps import tangent_of_cell
-from kpflow_dyn._torch.program import Product, Scaled
+from kpflow_dyn._torch.program import MatrixUpdate, ScaledUpdate
 from kpflow_dyn._torch.tangent import Tangent
 from kpflow_dyn.models import CTRNNCell
 
@@ -19,7 +19,7 @@ CASES = [(name, started) for name in MODELS for started in (False, True)]
 IDS = [f"{name}-{'z0' if started else 'zero'}" for name, started in CASES]
 # Weights that are computed, used in several places in different ways, or act through an operation of their own.
 WITHOUT_SPECTRUM = {
-    *("ctrnn_learnt", "computed_weight", "tied", "meeting_twice", "attending", "shared_over_tokens", "embedding"),
+    *("ctrnn_learnt", "computed_weight", "tied", "meeting_twice", "attending", "embedding"),
 }
 
 
@@ -219,7 +219,7 @@ def test_every_form_of_the_glue_gives_the_same(name: str, form: str, monkeypatch
     if form != "segments":
         monkeypatch.setattr("kpflow_dyn._torch.pattern.MAX_SEGMENTS", 0)
     if form == "traced":
-        monkeypatch.setattr("kpflow_dyn._torch.plan.DENSE_BYTES", 0)
+        monkeypatch.setattr("kpflow_dyn._torch.plan.BLOCKS_BYTES", 0)
     flow = kp.linearize(kp.solve(MODELS[name].problem(True)))
     jacobian = dense_jacobian(flow)
     assert relative(flow.ntk.dense(), jacobian @ jacobian.T) < 1e-10
@@ -232,9 +232,9 @@ def test_every_form_of_the_glue_gives_the_same(name: str, form: str, monkeypatch
 def test_elementwise_cells_keep_no_dense_blocks(name: str) -> None:
     """What is kept of a step grows with units, not with units squared: products and elementwise coefficients."""
     tangent, _ = tangent_of_cell(kp.solve(MODELS[name].problem(True)), None)
-    assert all(isinstance(update, Product | Scaled) for update in tangent.updates)
+    assert all(isinstance(update, MatrixUpdate | ScaledUpdate) for update in tangent.updates)
     numbers = sum(
-        u.coefficients.numel() for u in tangent.updates if isinstance(u, Scaled) and u.coefficients is not None
+        u.coefficients.numel() for u in tangent.updates if isinstance(u, ScaledUpdate) and u.coefficients is not None
     )
     assert numbers <= 20 * tangent.times * tangent.trials * tangent.units
 

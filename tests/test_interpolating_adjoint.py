@@ -19,9 +19,9 @@ from torchdiffeq import odeint
 
 import kpflow_dyn as kp
 from kpflow_dyn._arrays import to_numpy
-from kpflow_dyn._jax.methods import tableau_of
+from kpflow_dyn._jax.diffrax_library import tableau_of
 from kpflow_dyn._problems.steps import Tableau
-from kpflow_dyn._torch.methods import method_named
+from kpflow_dyn._torch.torchdiffeq_library import method_named
 from kpflow_dyn.ode._variational import polynomial
 from kpflow_dyn.solvers import BlockLanczos
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp  # noqa: E402
 from kpflow_dyn._jax.rows import JAX  # noqa: E402
 from kpflow_dyn._jax.trace import trace  # noqa: E402
 from kpflow_dyn.tracing._graph import Role, ancestors, run  # noqa: E402
-from kpflow_dyn.tracing._structure import MatrixSite, OpaqueSite, ScaleSite, analyse  # noqa: E402
+from kpflow_dyn.tracing._sites import MatrixSite, OpaqueSite, ScaleSite  # noqa: E402
+from kpflow_dyn.tracing._steps import analyse  # noqa: E402
 
 INPUTS, UNITS, ROWS = 3, 4, 3
 
@@ -347,8 +348,8 @@ def test_every_parameter_that_matters_has_a_site(name):
 
     def derived(parameters):
         given = {node: parameters[name] for node, name in graph.parameters.items()}
-        env = run([n for n in graph.nodes if n in ancestors(structure.derived)], graph.values | given)
-        return jnp.concatenate([part.ravel() for node in structure.derived for part in jax.tree.leaves(env[node])])
+        env = run([n for n in graph.nodes if n in ancestors(structure.computed)], graph.values | given)
+        return jnp.concatenate([part.ravel() for node in structure.computed for part in jax.tree.leaves(env[node])])
 
     def moved_by(jacobian):
         """[output, parameter]"""
@@ -356,7 +357,7 @@ def test_every_parameter_that_matters_has_a_site(name):
 
     size = sum(parameters[n].size for n in names)
     found = np.isin(np.arange(size), numbers)
-    if structure.derived:
+    if structure.computed:
         found |= moved_by(jax.jit(jax.jacrev(derived))(parameters))[numbers[numbers >= size] - size].any(0)
     jacobian = jax.jit(jax.jacrev(lambda p: jax.vmap(step, (None, 0, 0))(p, x, z)))(parameters)
     assert found[moved_by(jacobian).any(0)].all()
@@ -387,7 +388,8 @@ def test_a_network_with_a_bias_is_one_site(name):
 def pieces(site):
     """Where the variables of a site with one block come from."""
     (block,) = site.blocks
-    for node, _ in block:
+    for term in block:
+        node = None if term is None else term.use.operand
         while node is not None and node.role is Role.MOVE:
             (node,) = node.operands
         yield "ones" if node is None else node.role.name
@@ -407,7 +409,7 @@ def test_gates_that_see_the_same_share_a_site():
         ("weight_norm", "V, g", MatrixSite),
         ("embedding", "table", OpaqueSite),
         ("taken_embedding", "table", OpaqueSite),
-        ("convolution", "conv.weight", OpaqueSite),
+        ("convolution", "conv.weight", MatrixSite),
         ("attention", "sharpness", ScaleSite),
         ("pointwise_custom", "theta", ScaleSite),
         ("surrogate_with_weights", "W", OpaqueSite),

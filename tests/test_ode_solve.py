@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 import kpflow_dyn as kp
-from kpflow_dyn._jax.methods import tableau_of
+from kpflow_dyn._jax.diffrax_library import tableau_of
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.quadrature import gauss_points, trapezoid
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau, hermite
-from kpflow_dyn._torch.methods import method_named
+from kpflow_dyn._torch.torchdiffeq_library import method_named
 
 SOLVERS = import_module("torchdiffeq._impl.odeint").SOLVERS
 ADAPTIVE = ["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]

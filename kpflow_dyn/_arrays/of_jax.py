@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,7 +12,7 @@ from jax import Array
 from jax import numpy as jnp
 
 from kpflow_dyn._arrays import dots_jax, sharding
-from kpflow_dyn._arrays.of_numpy import OPTIONS, PRECISIONS, Library
+from kpflow_dyn._arrays.of_numpy import PRECISIONS, Library
 
 
 class Jax(Library):
@@ -53,10 +53,10 @@ class Jax(Library):
     def dots(self, a: Array, b: Array) -> np.ndarray:
         return dots_jax.dots(a, b, str(a.dtype))
 
-    def iterate(self, method: str, apply: Callable[[Array], Array], b: Array, rtol: float) -> Array:
+    def linear_solvers(self) -> Any:
         from jax.scipy.sparse import linalg
 
-        return getattr(linalg, method)(apply, b, tol=rtol, **OPTIONS[method])[0]
+        return linalg
 
 
 JAX = Jax()

@@ -19,12 +19,16 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, eps_of, like_numpy
+from kpflow_dyn._backend import Transforms
 from kpflow_dyn._implicit.layout import Layout
-from kpflow_dyn.tracing._framework import Framework
+from kpflow_dyn.tracing._copies import find_copies
+from kpflow_dyn.tracing._dependence import ON_DATA, Dependence, Dependences, dependences, is_copy
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, evaluate, run
+from kpflow_dyn.tracing._numbers import number_weights, parameters_behind, weights_behind
 from kpflow_dyn.tracing._rows import fixed_values, split
-from kpflow_dyn.tracing._structure import Kind, kinds_of
-from kpflow_dyn.tracing._uses import Numbers, Use, find_uses, outputs_of
+from kpflow_dyn.tracing._sums import sums_of_uses
+from kpflow_dyn.tracing._terms import Term, by_weight, terms_of
+from kpflow_dyn.tracing._uses import Use, as_matrices, coefficients_of_scale, find_uses, variables_of_matrix
 
 
 class Form(Enum):
@@ -35,8 +39,8 @@ class Form(Enum):
     NETWORK = "S are values of its nodes"
 
 
-@dataclass
-class Traced:
+@dataclass(frozen=True)
+class TracedConstraint:
     """A model that was traced for a solve.
 
     Attributes:
@@ -44,7 +48,7 @@ class Traced:
         form: how it states the constraint.
         states: the nodes whose values are the state, or else its output.
         layout: how values make the state of a network, else None.
-        framework: that of the graph.
+        transforms: those of the graph's framework.
         known: all parameters by name.
         rows: what the model takes besides its state, with trials in front (but for a free form).
         start: where the search for a state begins; of a network, None.
@@ -55,7 +59,7 @@ class Traced:
     form: Form
     states: list[Node]
     layout: Layout | None
-    framework: Framework
+    transforms: Transforms
     known: Mapping[str, Any]
     rows: list[Array]
     start: Array | None = None
@@ -66,12 +70,12 @@ class Traced:
         return Constraint(self, learnable)
 
 
-def every(traced: Traced) -> Constraint:
+def every(traced: TracedConstraint) -> Constraint:
     """The functions of a row, where all parameters learn."""
     return traced.constraint(traced.graph.parameters.values())
 
 
-def on_rows(traced: Traced, function: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:
+def on_rows(traced: TracedConstraint, function: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:
     """A function of a row, compiled for all rows of the model; a free form is one row.
 
     The rows are arguments of what is compiled: constants of a program would be whole on every device.
@@ -82,17 +86,17 @@ def on_rows(traced: Traced, function: Callable[..., Any], axes: tuple[int | None
         axes: for each of its other arguments 0, or None for one that all rows share.
     """
     every = (*axes, *(0 for _ in traced.rows))
-    over = function if traced.form is Form.FREE else traced.framework.vmap(function, every)
-    compiled = traced.framework.compiled(over)
+    over = function if traced.form is Form.FREE else traced.transforms.vmap(function, every)
+    compiled = traced.transforms.compiled(over)
     return lambda *args: compiled(*args, *traced.rows)
 
 
-def direct(traced: Traced, row: Constraint) -> Callable[[Array], Array]:
+def direct(traced: TracedConstraint, row: Constraint) -> Callable[[Array], Array]:
     """theta -> the states of a network."""
     return on_rows(traced, lambda theta, *x: row.direct(theta, None, *x), (None,))
 
 
-def residual(traced: Traced, row: Constraint) -> Callable[[Array], Array]:
+def residual(traced: TracedConstraint, row: Constraint) -> Callable[[Array], Array]:
     """state -> F at all rows, as the parameters are."""
     return on_rows(traced, row.at, (0,))
 
@@ -110,17 +114,17 @@ def check_alike(found: Array, expected: Array) -> None:
 def network_of(
     graph: Graph,
     known: Mapping[str, Any],
-    framework: Framework,
+    transforms: Transforms,
     x: Array,
     parts: Sequence[tuple[str, Node]] | None,
     of_one_trial: Callable[[tuple[int, ...]], tuple[int, ...]],
-) -> Traced:
+) -> TracedConstraint:
     """A network whose state are these named values; the outputs of all uses of weights when None."""
     if parts is None:
-        kinds = kinds_of(graph, set(graph.parameters))
-        order = in_order(graph, kinds, ancestors([graph.output]))
-        outputs = outputs_of(find_uses(order, kinds), order, kinds)
-        parts = [(_named(graph, uses), node) for node, uses in outputs.items()]
+        dependence = dependences(graph, graph.parameters)
+        order = in_order(graph, dependence, ancestors([graph.output]))
+        sums = sums_of_uses(find_uses(order, dependence), order, dependence)
+        parts = [(_named(graph, uses), node) for node, uses in sums.items()]
     names, states = [name for name, _ in parts], [node for _, node in parts]
     if not states:
         raise ValueError("no weight meets data in the network, or no named module was called; nothing to analyse")
@@ -130,22 +134,17 @@ def network_of(
     states.sort(key=graph.nodes.index)
     names = [next(name for name, node in parts if node is state) for state in states]
     layout = Layout(tuple(names), tuple(of_one_trial(node.shape) for node in states))
-    return Traced(graph, Form.NETWORK, states, layout, framework, known, [x])
+    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, known, [x])
 
 
-def in_order(graph: Graph, kinds: dict[Node, Kind], among: set[Node]) -> list[Node]:
+def in_order(graph: Graph, dependence: Dependences, among: set[Node]) -> list[Node]:
     """Those of these nodes that depend on data."""
-    return [node for node in graph.nodes if node in among and kinds[node] in (Kind.DATA, Kind.MOVING)]
-
-
-def parameters_behind(graph: Graph, weight: Node) -> list[str]:
-    """The names of the parameters that a weight is computed from."""
-    behind = ancestors([weight])
-    return [name for node, name in graph.parameters.items() if node in behind]
+    return [node for node in graph.nodes if node in among and dependence[node] in ON_DATA]
 
 
 def _named(graph: Graph, uses: list[Use]) -> str:
-    return " + ".join(dict.fromkeys(", ".join(parameters_behind(graph, use.weight)) for use in uses))
+    names = (", ".join(parameters_behind(graph, graph.parameters, use.weight)) for use in uses)
+    return " + ".join(dict.fromkeys(names))
 
 
 class Constraint:
@@ -156,22 +155,22 @@ class Constraint:
         learnable: the names of the parameters that learn; the others are constants.
     """
 
-    def __init__(self, traced: Traced, learnable: Iterable[str]) -> None:
-        names, graph, framework = set(learnable), traced.graph, traced.framework
+    def __init__(self, traced: TracedConstraint, learnable: Iterable[str]) -> None:
+        names, graph, transforms = set(learnable), traced.graph, traced.transforms
         self.form, self.states, self.layout = traced.form, traced.states, traced.layout
-        self.graph, self.framework = graph, framework
+        self.graph, self.transforms = graph, transforms
         self.parameters = [node for node, name in graph.parameters.items() if name in names]
-        kinds, behind = kinds_of(graph, set(self.parameters)), ancestors(self.states)
-        by_kind = {kind: [n for n in graph.nodes if n in behind and kinds[n] is kind] for kind in Kind}
-        self.computed = by_kind[Kind.WEIGHT]
-        self.order = in_order(graph, kinds, behind)
+        self.dependence, behind = dependences(graph, self.parameters), ancestors(self.states)
+        of = {d: [n for n in graph.nodes if n in behind and self.dependence[n] is d] for d in Dependence}
+        self.computed = of[Dependence.WEIGHT]
+        self.order = in_order(graph, self.dependence, behind)
         if unmoved := [node.name for node in self.states if node not in self.order]:
             raise ValueError(f"the values {unmoved} depend on neither the input nor the state; ask for others")
         self.inputs = [node for node in graph.nodes if node.role is Role.INPUT]
-        self.uses, self.looked_at = find_uses(self.order, kinds), set(self.states)
+        self.uses, self.looked_at = find_uses(self.order, self.dependence), set(self.states)
         self.sizes = [math.prod(use.node.shape) for use in self.uses]
         self.values = [graph.values[node] for node in self.parameters]
-        self.constants = fixed_values(by_kind[Kind.CONSTANT], graph, framework)
+        self.constants = fixed_values(of[Dependence.CONSTANT], graph, transforms)
 
     # The functions of a row
 
@@ -210,17 +209,36 @@ class Constraint:
 
     def _variables(self, use: Use, env: dict[Node, Array], state: Array) -> Array:
         if use.kind == "matrix":
-            return self._rows_of(use, env)
+            return variables_of_matrix(use, env)
         if use.kind == "opaque":
-            others = [o for o in dict.fromkeys(use.node.operands) if o is not use.weight and o.floating]
-            data = [env[o].reshape(-1) for o in others] or [state.reshape(-1)[:0]]
+            data = [env[o].reshape(-1) for o in use.others if o.floating] or [state.reshape(-1)[:0]]
             return array_namespace(state).concat(data, axis=0)
-        if use.node.role is Role.ADD:
+        if use.node.role is not Role.POINTWISE:
             return like_numpy(np.ones(math.prod(use.node.shape)), state)
-        weight = env[use.weight]
-        ones = array_namespace(weight).ones_like(weight)
-        slope = self.framework.jvp(lambda w: evaluate(use.node, env | {use.weight: w}), (weight,), (ones,))[1]
-        return slope.reshape(-1)
+        return coefficients_of_scale(use, env, self.transforms.jvp)
+
+    # Weight sites
+
+    def sites(self) -> list[ConstraintSite]:
+        """One for each weight, with all terms that use it; and one for each opaque use."""
+        graph, dependence = self.graph, self.dependence
+        copying = [*weights_behind(graph, self.uses, dependence), *(use.node for use in self.uses)]
+        copies = find_copies(graph, [n for n in copying if is_copy(n, dependence)], dependence, self.transforms)
+        numbers = number_weights(graph, self.parameters, self.uses, dependence, copies)
+        values, sites = self._weights(self.theta), []
+        for terms in by_weight(terms_of(self.uses, numbers, copies)):
+            first = terms[0]
+            name = ", ".join(parameters_behind(graph, self.parameters, first.use.weight))
+            sites.append(ConstraintSite(name, first.use.kind, first.entries, self._taken(first, values), terms))
+        return sites
+
+    def _taken(self, term: Term, values: Mapping[Node, Array]) -> Array:
+        """The weights of a term, by the values of all."""
+        use, value = term.use, values[term.use.weight]
+        if use.kind == "matrix":
+            return as_matrices(use.node, use.weight, value)[term.matrix]
+        flat = value.reshape((-1,))
+        return flat if term.elements is None else flat[self.transforms.index(term.elements[1], flat)]
 
     # Parts of these
 
@@ -237,22 +255,6 @@ class Constraint:
     def no_kicks(self) -> Array:
         """Zeros [site]."""
         return like_numpy(np.zeros(sum(self.sizes)), self.values[0])
-
-    def weights(self) -> dict[Node, tuple[Array, np.ndarray]]:
-        """Each used weight's value, and the numbers of its elements."""
-        numbers, values = Numbers(self.parameters, self.framework, self.values[0]), self._weights(self.theta)
-        return {use.weight: (values[use.weight], numbers.of(use.weight)) for use in self.uses}
-
-    def _rows_of(self, use: Use, env: dict[Node, Array]) -> Array:
-        """V of a product or of a convolution: patches are what it gives for the unit kernels."""
-        operand = env[use.operand]
-        if use.node.role is Role.CONVOLUTION:
-            weight = env[use.weight]
-            d = math.prod(weight.shape[1:])
-            unit = like_numpy(np.eye(d), weight).reshape((d, *weight.shape[1:]))
-            return evaluate(use.node, {use.weight: unit, use.operand: operand}).reshape((1, d, -1)).swapaxes(1, 2)
-        V = operand if operand.ndim == 3 else operand[None]
-        return V.swapaxes(1, 2) if use.transposed else V
 
     def _weights(self, theta: Array) -> dict[Node, Array]:
         given = dict(zip(self.parameters, split(theta, self.values), strict=True))
@@ -292,13 +294,20 @@ class Constraint:
         return {node: state.reshape(node.shape)}
 
 
-def as_site(use: Use, weight: Array) -> Array:
-    """A use's weight, or the numbers of its elements, as W [matrix, m, d]; of a scale one for each output element."""
-    if use.kind == "opaque":
-        return weight.reshape((-1,))
-    if use.kind == "scale":
-        return array_namespace(weight).broadcast_to(weight, use.node.shape).reshape((-1,))
-    if use.node.role is Role.CONVOLUTION:
-        return weight.reshape((1, len(weight), -1))
-    weight = weight if weight.ndim == 3 else weight[None]
-    return weight if use.transposed else weight.swapaxes(1, 2)
+@dataclass(frozen=True)
+class ConstraintSite:
+    """A weight, and all that it meets.
+
+    Attributes:
+        name: the parameters that it is computed from.
+        kind: as of a `Use`.
+        entries: the numbers of its elements: of a matrix [d, m], else [element].
+        weight: their values.
+        terms: the uses that it has.
+    """
+
+    name: str
+    kind: str
+    entries: np.ndarray
+    weight: Array
+    terms: list[Term]

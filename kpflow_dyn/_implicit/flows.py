@@ -5,7 +5,6 @@ J = -(D_S F)^{-1} D_theta F        P = (D_S F)^{-1}        K = D_theta F D_theta
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -17,12 +16,11 @@ from kpflow_dyn._flows.flow import ConstraintFlow, Propagator
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._implicit.constraint import (
     Constraint,
+    ConstraintSite,
     Form,
-    Traced,
-    as_site,
+    TracedConstraint,
     direct,
     on_rows,
-    parameters_behind,
     residual,
 )
 from kpflow_dyn._implicit.solutions import ConstraintSolution, SolvedSolution
@@ -43,7 +41,9 @@ def flow_of_constraint(sol: ConstraintSolution, params: Choice, measure: Array |
 class _Linearised:
     """The derivatives of a constraint at a solution, each made when it is first applied."""
 
-    def __init__(self, traced: Traced, row: Constraint, sol: ConstraintSolution, measure: Array | None) -> None:
+    def __init__(
+        self, traced: TracedConstraint, row: Constraint, sol: ConstraintSolution, measure: Array | None
+    ) -> None:
         self.traced, self.row, self.sol = traced, row, sol
         state, one = sol.state, traced.form is Form.FREE
         axes = FREE_AXES[state.ndim] if one else ("trial", *(traced.layout.axes if traced.layout else ("unit",)))
@@ -96,7 +96,7 @@ class _Linearised:
 
     def operator(self, domain: Space, codomain: Space, function: Callable[[Array], Array], point: Array) -> Any:
         """The derivative of a function at a point."""
-        maps = cache(lambda: self.traced.framework.linearised(function, point))
+        maps = cache(lambda: self.traced.transforms.linearised(function, point))
         return on_spaces(domain, codomain, lambda q: maps()[0](q), lambda q: maps()[1](q))
 
     def kicked(self) -> Callable[[Array], Array]:
@@ -124,25 +124,22 @@ class _Linearised:
 
     def sites(self) -> list[WeightSite]:
         """One for each weight, with the variables of all of its uses as rows; and one for each opaque use."""
-        parts = defaultdict(list)
-        weights, concat = self.row.weights(), array_namespace(self.sol.state).concat
-        for use, V in zip(self.row.uses, self.variables(), strict=True):
-            value, entries = (as_site(use, a) for a in weights[use.weight])
-            name = ", ".join(parameters_behind(self.traced.graph, use.weight))
-            if use.kind == "opaque":
-                parts[use] = [(name, use.kind, value, entries, V)]
-                continue
-            if use.kind == "scale":
-                value, entries, V = value[None], entries[None], V[:, None, None]
-            for b, numbers in enumerate(entries):
-                part = name if len(entries) == 1 else f"{name}[{b}]"
-                parts[numbers.shape, numbers.tobytes()].append((part, use.kind, value[b], numbers, V[:, b]))
-        sites = []
-        for same in parts.values():
-            name, kind, value, entries, _ = same[0]
-            V = concat([V for *_, V in same], axis=1)
-            sites.append(WeightSite(name, kind, value, V, entries, self.state.measure))
-        return sites
+        variables = dict(zip(self.row.uses, self.variables(), strict=True))
+        return [self.site(site, variables) for site in self.row.sites()]
+
+    def site(self, site: ConstraintSite, variables: dict[Any, Array]) -> WeightSite:
+        """A weight with its variables."""
+        concat, name = array_namespace(self.sol.state).concat, site.name
+        (first, *_), entries, weight = site.terms, site.entries, site.weight
+        found = [variables[term.use] for term in site.terms]
+        if site.kind == "opaque":
+            return WeightSite(name, site.kind, weight, found[0], entries, self.state.measure)
+        if site.kind == "scale":
+            V = concat([v[:, None, term.elements[0]] for v, term in zip(found, site.terms, strict=True)], axis=1)
+            return WeightSite(name, site.kind, weight, V, entries, self.state.measure)
+        V = concat([v[:, term.matrix] for v, term in zip(found, site.terms, strict=True)], axis=1)
+        name = name if found[0].shape[1] == 1 else f"{name}[{first.matrix}]"
+        return WeightSite(name, site.kind, weight.T, V, entries.T, self.state.measure)
 
     def variables(self) -> list[Array]:
         """Of all uses on all rows [trial, ...]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kpflow_dyn._arrays import Array
-from kpflow_dyn._implicit.constraint import Traced
+from kpflow_dyn._implicit.constraint import TracedConstraint
 from kpflow_dyn._implicit.inverse import Inverse
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
 from kpflow_dyn._problems.solutions import Solution
@@ -19,7 +19,7 @@ class ConstraintSolution(Solution):
         traced: the model as it was traced.
     """
 
-    traced: Traced = field(repr=False)
+    traced: TracedConstraint = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

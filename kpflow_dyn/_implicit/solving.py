@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Rows, array_namespace, eps_of
-from kpflow_dyn._implicit.constraint import Constraint, Form, Traced, check_alike, direct, every, residual
+from kpflow_dyn._implicit.constraint import Constraint, Form, TracedConstraint, check_alike, direct, every, residual
 from kpflow_dyn._implicit.inverse import StateDerivative
 from kpflow_dyn._implicit.solutions import ConstraintSolution, FixedPointSolution, ImplicitSolution, NetworkSolution
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
@@ -71,7 +71,7 @@ def _solve_free(prob: ImplicitProblem) -> ConstraintSolution:
 # Functions on all rows
 
 
-def states_of_network(traced: Traced, learnable: list[str]) -> Callable[[dict[str, Array]], Array]:
+def states_of_network(traced: TracedConstraint, learnable: list[str]) -> Callable[[dict[str, Array]], Array]:
     """The states of a network as a function of these of its parameters, by name."""
     row = traced.constraint(learnable)
     states, names = direct(traced, row), [traced.graph.parameters[node] for node in row.parameters]
@@ -79,9 +79,9 @@ def states_of_network(traced: Traced, learnable: list[str]) -> Callable[[dict[st
     return lambda values: states(concat([no_values, *(values[name].reshape(-1) for name in names)], axis=0))
 
 
-def _derivative(traced: Traced, row: Constraint, state: Array) -> StateDerivative:
+def _derivative(traced: TracedConstraint, row: Constraint, state: Array) -> StateDerivative:
     """D_S F at a state; that of a free form has one row."""
-    push, pull = traced.framework.linearised(residual(traced, row), state)
+    push, pull = traced.transforms.linearised(residual(traced, row), state)
     if traced.form is not Form.FREE:
         return StateDerivative(push, pull, state)
 
@@ -101,7 +101,7 @@ def _takes_state_first(f: Any) -> bool:
     return len(names) > 1 and names[0] in STATES and names[1] not in STATES
 
 
-def _iterate(traced: Traced) -> tuple[Array, int, float]:
+def _iterate(traced: TracedConstraint) -> tuple[Array, int, float]:
     """z <- f(x, z), then Newton's method where that is slow: z, how often, and how far off it is at last."""
     row, start = every(traced), traced.start
     equations, state, n, off = residual(traced, row), start, 0, np.inf

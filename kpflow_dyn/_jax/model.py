@@ -12,7 +12,7 @@ from kpflow_dyn._jax.rows import JAX
 from kpflow_dyn._jax.tangent import Tangent
 from kpflow_dyn._jax.trace import trace
 from kpflow_dyn._problems.choice import Choice, choose
-from kpflow_dyn.tracing._structure import analyse
+from kpflow_dyn.tracing._steps import analyse
 
 
 class Model:

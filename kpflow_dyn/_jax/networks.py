@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from kpflow_dyn._implicit.constraint import Form, Traced, network_of
+from kpflow_dyn._implicit.constraint import Form, TracedConstraint, network_of
 from kpflow_dyn._jax.cells import initial_state
 from kpflow_dyn._jax.checks import check_parameters, named_parameters, with_parameters
 from kpflow_dyn._jax.rows import JAX
@@ -21,7 +21,7 @@ from kpflow_dyn.tracing._graph import Role
 Values = dict[str, jax.Array]
 
 
-def network(problem: StaticProblem) -> Traced:
+def network(problem: StaticProblem) -> TracedConstraint:
     """A feed-forward network on one trial."""
     net, x, names = problem.net, problem.x, problem.state
     known, _like = _check(net, x)
@@ -30,12 +30,12 @@ def network(problem: StaticProblem) -> Traced:
         return _first(_watched(with_parameters(net, values), [name for name in names or () if name])(x))
 
     graph = trace_rows(call, known, (Role.INPUT, x[0]))
-    graph.named |= {"": [graph.output]}
-    parts = None if names is None else [(name, node) for name in names for node in graph.named.get(name, [])]
+    named = {**graph.named, "": [graph.output]}
+    parts = None if names is None else [(name, node) for name in names for node in named.get(name, [])]
     return network_of(graph, known, JAX, x, parts, lambda shape: shape)
 
 
-def fixed_point(problem: FixedPointProblem, swapped: bool) -> Traced:
+def fixed_point(problem: FixedPointProblem, swapped: bool) -> TracedConstraint:
     """A map f(x, z) -> z on one trial."""
     f, x = problem.f, problem.x
     known, like = _check(f, x)
@@ -52,10 +52,10 @@ def fixed_point(problem: FixedPointProblem, swapped: bool) -> Traced:
             f"f failed on x {x.shape[1:]} and z {z0.shape[1:]}: {error}; it is called as f(x, z), or as f(z, x) where "
             "its parameters are called z and x"
         ) from error
-    return Traced(graph, Form.FIXED_POINT, [graph.output], None, JAX, known, [x], z0)
+    return TracedConstraint(graph, Form.FIXED_POINT, [graph.output], None, JAX, known, [x], z0)
 
 
-def free_form(problem: ImplicitProblem) -> Traced:
+def free_form(problem: ImplicitProblem) -> TracedConstraint:
     """F(S, params, x) on the whole state."""
     leaves, tree = jax.tree.flatten_with_path(problem.params)
     known = {_path(path): jnp.asarray(leaf) for path, leaf in leaves if eqx.is_inexact_array_like(leaf)}
@@ -68,7 +68,7 @@ def free_form(problem: ImplicitProblem) -> Traced:
         return problem.F(state, jax.tree.unflatten(tree, named), *x)
 
     graph = trace_rows(call, known, (Role.STATE, problem.state), *((Role.INPUT, value) for value in x))
-    return Traced(graph, Form.FREE, [graph.output], None, JAX, known, x, problem.state)
+    return TracedConstraint(graph, Form.FREE, [graph.output], None, JAX, known, x, problem.state)
 
 
 class _Watched(eqx.Module):

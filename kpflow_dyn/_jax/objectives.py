@@ -8,20 +8,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from kpflow_dyn._arrays import Rows
 from kpflow_dyn._jax.cells import as_step
 from kpflow_dyn._jax.rollout import run
-from kpflow_dyn._problems.inputs import input_width
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem
-from kpflow_dyn._problems.solutions import Solution
-from kpflow_dyn._problems.steps import Tableau
-from kpflow_dyn.ode._discretise import Nodes, RungeKuttaStep, read_off
+from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 
 Scheme = Any
-
-ROOM = 32  # steps of an adaptive solve are filled up to a multiple of this: each further length is compiled anew
 
 
 def rollout(problem: DiscreteProblem) -> Callable[[Any, Scheme], jax.Array]:
@@ -45,40 +38,6 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[jax.Array, Rows
         return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(back(row.reshape(state.shape)))])
 
     return state, jax.vmap(of_row)
-
-
-def scheme(solution: Solution) -> Scheme:
-    """The rows of the steps that were taken, [step, trial, ...], and how the nodes are read off them."""
-    steps, problem = solution.steps, solution.problem
-    assert steps is not None and isinstance(problem, ODEProblem)
-    nodes = Nodes(steps, solution.t, solution.state)
-    rows = _step(problem, steps.tableau, True).rows(problem, steps.dt, steps.stage_times, steps.before)
-    more = -rows.shape[1] % ROOM
-    still = rows[:, -1:].at[..., 0].set(0.0)  # of length zero, at the last time
-    rows = jnp.concatenate([rows, jnp.repeat(still, more, 1)], 1)
-    return rows.swapaxes(0, 1), jnp.asarray(nodes.index), nodes.weights
-
-
-def replay(problem: ODEProblem, tableau: Tableau) -> Callable[[Any, Scheme], jax.Array]:
-    """(field, scheme) -> the states, by the steps of the scheme."""
-    units = problem.z0.shape[1]
-
-    def states(field: Any, scheme: Scheme) -> jax.Array:
-        rows, index, weights = scheme
-        step = _step(problem, tableau, with_stages=weights.shape[-1] > 1)
-
-        def over_trials(y: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
-            z = jax.vmap(lambda row, y: step(field, row, y))(row, y)
-            return z[:, :units], z
-
-        after = lax.scan(over_trials, problem.z0, rows)[1].swapaxes(0, 1)
-        return read_off(after[None], index, weights)[0]
-
-    return states
-
-
-def _step(problem: ODEProblem, tableau: Tableau, with_stages: bool) -> RungeKuttaStep:
-    return RungeKuttaStep(tableau, problem.z0.shape[1], input_width(problem), with_stages)
 
 
 class Derivatives:

@@ -12,7 +12,7 @@ import numpy as np
 from kpflow_dyn._arrays import Rows as Blocks
 from kpflow_dyn._arrays import joined
 from kpflow_dyn._arrays.memory import rows_at_once
-from kpflow_dyn.tracing._framework import Framework, RowFunction
+from kpflow_dyn._backend import RowFunction
 
 
 def each_row(function: RowFunction, *rows: jax.Array) -> list[jax.Array]:
@@ -52,4 +52,11 @@ def _in_blocks(function: Blocks, like: jax.Array) -> Blocks:
     return apply
 
 
-JAX = Framework(jax.jvp, jax.vjp, jax.jit, each_row, index, jax.vmap, linearised)
+class JaxTransforms:
+    """The function transforms of JAX; see `kpflow_dyn._backend.Transforms`."""
+
+    jvp, vjp, vmap, compiled = (staticmethod(f) for f in (jax.jvp, jax.vjp, jax.vmap, jax.jit))
+    each_row, index, linearised = staticmethod(each_row), staticmethod(index), staticmethod(linearised)
+
+
+JAX = JaxTransforms()

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from kpflow_dyn._jax.rows import over_rows
-from kpflow_dyn.tracing._rows import Rows
-from kpflow_dyn.tracing._structure import MatrixSite, ScaleSite, Site
+from kpflow_dyn.tracing._rows import RowFunctions
+from kpflow_dyn.tracing._sites import MatrixSite, ScaleSite, Site
 
 Map = Callable[[jax.Array, list[jax.Array]], jax.Array]
-KINDS = {"MatrixSite": "matrix", "ScaleSite": "scale", "OpaqueSite": "opaque"}
 
 
 class SiteData:
@@ -32,8 +31,8 @@ class SiteData:
     gather: Map
     data: list[jax.Array]
 
-    def __init__(self, site: Site, rows: Rows) -> None:
-        self.name, self.kind = site.name, KINDS[type(site).__name__]
+    def __init__(self, site: Site, rows: RowFunctions) -> None:
+        self.name, self.kind = site.name, site.kind
         self.entries, self.kicks = site.entries, site.kicks
         self.kick, self.gather = _maps(site, rows)
         self.basis: jax.Array | None = None
@@ -61,7 +60,7 @@ class SiteData:
         return self.data[0] if len(self.data) == 1 else jnp.concatenate([d.reshape(*lead, -1) for d in self.data], -1)
 
 
-def _maps(site: Site, rows: Rows) -> tuple[Map, Map]:
+def _maps(site: Site, rows: RowFunctions) -> tuple[Map, Map]:
     if isinstance(site, MatrixSite):
         return _matrix_kick, _matrix_gather
     if isinstance(site, ScaleSite):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,8 +15,8 @@ from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
 
 from kpflow_dyn._jax.rows import each_row
 from kpflow_dyn.tracing._graph import Node, ancestors, run
-from kpflow_dyn.tracing._rows import Rows
-from kpflow_dyn.tracing._structure import Site
+from kpflow_dyn.tracing._rows import RowFunctions
+from kpflow_dyn.tracing._sites import Site
 
 Residuals = tuple[list[jax.Array], list[jax.Array]]
 
@@ -33,8 +33,8 @@ class StepTangent:
         x, z: one row.
     """
 
-    def __init__(self, rows: Rows, sites: list[Site], x: jax.Array, z: jax.Array) -> None:
-        order = rows.order(ancestors([rows.structure.graph.output]))
+    def __init__(self, rows: RowFunctions, sites: Sequence[Site], x: jax.Array, z: jax.Array) -> None:
+        order = rows.order(ancestors([rows.step.graph.output]))
         self._entries = _entries(rows, order, sites)
         self.kick_sizes = [entry.length for entry in self._entries]
         step = _kicked(rows, order, self._entries)
@@ -111,10 +111,10 @@ class _Entry:
     element: int
 
 
-def _entries(rows: Rows, order: list[Node], sites: list[Site]) -> list[_Entry]:
+def _entries(rows: RowFunctions, order: list[Node], sites: Sequence[Site]) -> list[_Entry]:
     """All kicks of all sites, in order. Those that nothing depends on enter nowhere."""
-    where = rows.structure.replaced | rows.structure.added
-    nodes, elements = np.full((2, rows.structure.kick_size), -1)
+    where = {**rows.step.kicks.replaced, **rows.step.kicks.added}
+    nodes, elements = np.full((2, rows.step.kicks.size), -1)
     for n, node in enumerate(order):
         numbers = where.get(node, np.zeros(0, int))
         (here,) = np.nonzero(numbers >= 0)
@@ -130,7 +130,7 @@ def _entries(rows: Rows, order: list[Node], sites: list[Site]) -> list[_Entry]:
 
 
 def _kicked(
-    rows: Rows, order: list[Node], entries: list[_Entry]
+    rows: RowFunctions, order: list[Node], entries: list[_Entry]
 ) -> Callable[[jax.Array, jax.Array, list[jax.Array]], jax.Array]:
     """(x, z, kicks) -> the next state, with the kicks added where they enter."""
 
@@ -143,7 +143,7 @@ def _kicked(
                     size = int(np.prod(node.shape))
                     padded = jnp.pad(values, (entry.element, size - entry.element - entry.length))
                     env[node] = env[node] + padded.reshape(node.shape)
-        return env[rows.structure.graph.output].reshape(-1)
+        return env[rows.step.graph.output].reshape(-1)
 
     return step
 

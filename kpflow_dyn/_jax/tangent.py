@@ -28,8 +28,8 @@ from kpflow_dyn._jax.checks import check_finite
 from kpflow_dyn._jax.rows import JAX, each_row
 from kpflow_dyn._jax.sites import SiteData
 from kpflow_dyn._jax.step import Residuals, StepTangent
-from kpflow_dyn.tracing._rows import Rows
-from kpflow_dyn.tracing._structure import Structure
+from kpflow_dyn.tracing._rows import RowFunctions
+from kpflow_dyn.tracing._steps import AnalysedStep
 
 Data = tuple  # what a sweep needs to know of the rows: the step's residuals and each site's variables
 Changes = list[jax.Array]  # of the weights, site by site
@@ -46,13 +46,13 @@ class Tangent:
     """The linear recurrence of one step along the states z_prev -> z under inputs x.
 
     Args:
-        structure: the analysed step.
+        step: the analysed step.
         x: inputs [trial, time, input].
         z_prev: the states that the step started from [trial, time, unit].
     """
 
-    def __init__(self, structure: Structure, x: jax.Array, z_prev: jax.Array) -> None:
-        rows = Rows(structure, JAX)
+    def __init__(self, step: AnalysedStep, x: jax.Array, z_prev: jax.Array) -> None:
+        rows = RowFunctions(step, JAX)
         self.trials, self.times, self.units = z_prev.shape
         self.like = z_prev.reshape(-1)[:0]
         here = self.trials // shards(z_prev, 0)  # trials on one device
@@ -60,20 +60,20 @@ class Tangent:
         rows_together = DEVICE_ROWS_TOGETHER if on_device(self.like) else ROWS_TOGETHER
         self.probes_together = max(1, rows_together // here)
         self.rows, self.one = rows, (x[0, 0], z_prev[0, 0])
-        self.step = StepTangent(rows, structure.sites, *self.one)
-        self.sites = [("a", SiteData(site, rows)) for site in structure.sites]
+        self.step = StepTangent(rows, step.sites, *self.one)
+        self.sites = [("a", SiteData(site, rows)) for site in step.sites]
         self.weights, self._push, _pull = rows.weights()
         self.parameter_size = sum(value.size for value in rows.parameter_values())
-        self.site_kicks = np.concatenate([site.kicks.ravel() for site in structure.sites])
+        self.site_kicks = np.concatenate([site.kicks.ravel() for site in step.sites])
         used = np.concatenate([site.entries.ravel() for _, site in self.sites])
-        self.plain = not structure.derived and len(np.unique(used)) == len(used)
+        self.plain = not step.computed and len(np.unique(used)) == len(used)
         self.next_state, self.data = self._evaluate(rows, x, z_prev)
         (_, variables), _ = self.data
         for (_, site), data in zip(self.sites, variables, strict=True):
             site.data = data
         self._make_maps()
 
-    def _evaluate(self, rows: Rows, x: jax.Array, z: jax.Array) -> tuple[jax.Array, Data]:
+    def _evaluate(self, rows: RowFunctions, x: jax.Array, z: jax.Array) -> tuple[jax.Array, Data]:
         """The next states, and what sweeps need to know of the rows.
 
         Each row is compared with forward mode through the whole step, in one random direction.
@@ -85,7 +85,7 @@ class Tangent:
         def evaluated(*states: jax.Array) -> tuple[jax.Array, Data, jax.Array, jax.Array]:
             x, z, dz = (a.swapaxes(0, 1) for a in states)
             next_state, (moving, fixed) = self.step.along(x, z)
-            variables = [rows.variables(site, x, z) for site in rows.structure.sites]
+            variables = [rows.variables(site, x, z) for site in rows.step.sites]
             data = (moving, variables), fixed
             (expected,) = each_row(rows.tangent(dtheta), x, z, dz)
             kicks = jnp.concatenate(self._kick(self._changes(dtheta[None]), variables), -1)
@@ -119,7 +119,7 @@ class Tangent:
 
         The weights are what the step's tangent knows of all rows alike.
         """
-        step, turned = StepTangent(self.rows.with_matrices(draw), self.rows.structure.sites, *self.one), copy(self)
+        step, turned = StepTangent(self.rows.with_matrices(draw), self.rows.step.sites, *self.one), copy(self)
         known, _ = self.data
         turned.data = known, step.fixed_at(*self.one)
         turned._make_maps()

@@ -14,7 +14,8 @@ from kpflow_dyn._arrays import Array, array_namespace, full_precision
 from kpflow_dyn._learning.objective import Objective
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import Problem
-from kpflow_dyn._problems.solutions import Solution, solve
+from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._solve import solve
 from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock, Integration, Piece
 
 if TYPE_CHECKING:

@@ -12,7 +12,9 @@ from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._implicit.solving import states_of_network
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._problems.problems import DiscreteProblem
-from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError, solve
+from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
+from kpflow_dyn._solve import solve
+from kpflow_dyn.ode._replay import replay, scheme
 from kpflow_dyn.solvers._rosenbrock import Point
 from kpflow_dyn.tracing._rows import split
 
@@ -72,15 +74,14 @@ class Objective:
     def _states_of(self, solution: Solution) -> Callable[[Values, Any], Array]:
         """(parameters, scheme) -> the states."""
         problem = solution.problem
-        objectives = problem.backend.objectives
         if isinstance(solution, NetworkSolution):
             network = states_of_network(solution.traced, self._of_model)
             return lambda values, _scheme: network(values)
         if isinstance(problem, DiscreteProblem):
-            run = objectives.rollout(problem)
+            run = problem.backend.objectives.rollout(problem)
         else:
             assert isinstance(solution, ODESolution) and solution.steps is not None
-            run = objectives.replay(problem, solution.steps.tableau)
+            run = replay(problem, solution.steps.tableau)
         return lambda values, scheme: self._models.call(run, self._model, values, scheme)
 
     def _scheme(self, theta: Array) -> Any:
@@ -90,7 +91,7 @@ class Objective:
             return None
         values = self.values(theta)
         field = self._models.changed(self._model, {name: values[name] for name in self._of_model})
-        return sol.problem.backend.objectives.scheme(solve(sol.problem.remake(f=field), sol.alg, **sol.options))
+        return scheme(solve(sol.problem.remake(f=field), sol.alg, **sol.options))
 
 
 def field_of_model(solution: Solution) -> str:

@@ -24,8 +24,8 @@ from kpflow_dyn._numbers.estimate import alignment, effective_rank
 from kpflow_dyn._numbers.reductions import partial_traces
 from kpflow_dyn._problems.parameters import with_values
 from kpflow_dyn._problems.problems import DiscreteProblem, Problem
-from kpflow_dyn._problems.solutions import solve
 from kpflow_dyn._progress import bars
+from kpflow_dyn._solve import solve
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 
 if TYPE_CHECKING:

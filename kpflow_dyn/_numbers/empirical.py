@@ -8,7 +8,7 @@ from kpflow_dyn._arrays import Array, array_namespace
 from kpflow_dyn._linearize import linearize
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import StaticProblem
-from kpflow_dyn._problems.solutions import solve
+from kpflow_dyn._solve import solve
 
 
 def empirical_ntk(net: Any, x: Array, params: Choice = None) -> Array:

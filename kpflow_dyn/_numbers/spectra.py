@@ -25,6 +25,7 @@ from kpflow_dyn.solvers._matrix import matrix_of
 from kpflow_dyn.solvers._moments import student
 from kpflow_dyn.solvers._orthogonalise import (
     Which,
+    check_which,
     descending_eigh,
     no_rows,
     orthonormalise,
@@ -140,6 +141,7 @@ def eigs(
     """
     alg, rng, space = BlockLanczos() if alg is None else alg, Random(seed), op.domain
     require_square(op, "eigs")
+    check_which(which)
     known = None if deflate is None else _basis(_rows(deflate, space, "deflate"))
     check_count(k, (space.size if which == "SA" else _most(op)) - (0 if known is None else known.shape[0]))
     if not is_symmetric(op, rng):

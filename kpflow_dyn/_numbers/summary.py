@@ -41,7 +41,7 @@ KERNELS = {"temporal": "time", "spatial": "unit", "trial": "trial"}
 """The partial traces of the NTK by name, and the axis that each keeps."""
 
 SAMPLES, LEAST_SAMPLES = 60, 40
-DENSE_BYTES = 2**30
+EXACT_BYTES = 2**30  # of all eigenpairs, up to which they are found instead of estimates
 TINY = 1e-150
 MANY_TRIALS = 10
 METHOD = "leading eigenpairs and probes"
@@ -153,7 +153,7 @@ class _Pass:
     def summary(self, k: int, alg: EigenSolver) -> Summary:
         """Leading pairs first, then what they leave, then the operators that need no sweep."""
         most, largest = sorted((self.flow.J.domain.size, self.flow.ntk.domain.size))
-        small = most <= CHEAP and 8 * most * largest <= DENSE_BYTES
+        small = most <= CHEAP and 8 * most * largest <= EXACT_BYTES
         leading = self.watched("leading eigenpairs of ntk", self.flow.ntk, None)
         found, v = modes_and_drives(leading, most if small else min(k, most), Dense() if small else alg, self.rng)
         self.halves["leading eigenpairs of ntk"] = 2 * found.applications  # without calls that were for timing only

@@ -11,7 +11,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy
 from kpflow_dyn._backend import Backend, backend_for
-from kpflow_dyn._problems.inputs import check_inputs, check_rows, check_start, check_times
+from kpflow_dyn._problems.checks import check_inputs, check_rows, check_start, check_times
 
 X_AXES, ROWS, STATE_AXES = "[trial, time, input]", "[trial, ...]", "[trial, time, unit]"
 
@@ -131,8 +131,8 @@ class ODEProblem(Problem):
 
     def __post_init__(self) -> None:
         backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_times(self.t)
-        z0 = check_start(self.z0, self.f)
-        self._set(backend=backend, t=t, z0=z0, x=check_inputs(self.x, z0, t))
+        z0 = check_start(self.z0, backend)
+        self._set(backend=backend, t=t, z0=z0, x=check_inputs(self.x, z0, t, backend))
 
     @property
     def is_span(self) -> bool:

@@ -1,15 +1,15 @@
-"""Solve a problem: the forward pass, with the whole state kept."""
+"""Solved problems: the whole state, and what a linearisation needs of the solve."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, full_precision, is_torch_array, like_numpy, take_at, to_numpy
-from kpflow_dyn._problems.problems import DiscreteProblem, ImplicitProblem, ODEProblem, Problem
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy, take_at, to_numpy
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, Problem
 from kpflow_dyn._problems.steps import AcceptedSteps
 
 
@@ -79,16 +79,18 @@ class ODESolution(Solution):
         steps: the steps that the solver accepted; None for methods that are no Runge-Kutta steps, which cannot be
             replayed.
         options: the options that the solve used.
+        dense_output: times [n] -> the state there [trial, n, unit].
     """
 
     problem: ODEProblem
     start: Array = field(repr=False)
     steps: AcceptedSteps | None = field(default=None, repr=False)
     options: dict[str, Any] = field(default_factory=dict)
+    dense_output: Callable[[np.ndarray], Array] = field(repr=False)
 
     def __call__(self, t: Any) -> Array:
         times = times_within(t, self.problem.t[0], self.problem.t[-1])
-        state = _ode_backend(self.problem).evaluate(self, np.atleast_1d(times))
+        state = self.dense_output(np.atleast_1d(times))
         return state if times.ndim else state[:, 0]
 
 
@@ -136,122 +138,3 @@ class SolveError(ValueError):
     def __init__(self, message: str, trials: list[int], solution: Solution | None) -> None:
         super().__init__(message)
         self.trials, self.solution = trials, solution
-
-
-def solve_error(failures: dict[int, tuple[str, float]], solution: Solution | None) -> SolveError:
-    """The error of the trials that failed, each with its reason and time."""
-    named = [f"trial {trial} {reason} at t = {time:.6g}" for trial, (reason, time) in failures.items()]
-    listed = ", ".join(named[:5]) + (f", and {len(named) - 5} more" if len(named) > 5 else "")
-    advice = [text for word, text in _ADVICE.items() if any(word in reason for reason, _ in failures.values())]
-    rest = "" if solution is None else ". The solution of the other trials is the error's .solution"
-    return SolveError(f"{listed}; {'; '.join(advice)}{rest}", list(failures), solution)
-
-
-_ADVICE = {
-    "finite": "look at f near there, solve up to an earlier time, or take shorter steps where they are given",
-    "max_steps": (
-        "raise max_steps, loosen rtol and atol, take a method of higher order, or for a stiff problem an implicit one "
-        "(in JAX, diffrax.Kvaerno5())"
-    ),
-    "implicit": "take shorter steps, or leave steps=None so that the method chooses them",
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What steers the solve of an ODE: tolerances, the number of steps at most, and the steps themselves."""
-
-    rtol: float
-    atol: float
-    max_steps: int
-    steps: Any
-
-
-def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
-    """Find the state S with F(S, theta; x) = 0; keep it, and of an ODE the accepted steps, for a linearisation.
-
-    Recurrences and networks are run forward. A fixed point is found by z <- f(x, z), and by Newton's method where that
-    is slow; a free form by Newton's method.
-
-    Args:
-        prob: the problem.
-        alg: how an ODE is solved. In torch the name of a method of torchdiffeq, "dopri5" when None; in JAX a solver of
-            diffrax, own subclasses of AbstractERK included, diffrax.Tsit5() when None. Discrete problems need none.
-        **common: for an ODE, `rtol` and `atol`, the tolerances (1e-6 and 1e-8 for a float64 state, 1e-4 and 1e-6 for
-            float32); `max_steps`, how many steps may be tried (4096); `steps`, None for the method's own choice (one
-            step for each interval of the grid where it makes none), a number for steps of this length (the last one
-            shorter if need be), or increasing times from t0 to the end for steps between exactly these.
-
-    On a grid t the library gives the state; in JAX each trial has steps of its own, in torch all share them. On a span
-    all trials share the steps, and the state is read from the dense output at three Gauss points inside each. With
-    torchdiffeq's adaptive_heun and fehlberg2 (unless the steps are given), its Adams and scipy methods, and diffrax's
-    methods with memory, a step depends on those before it, and `solution.steps` is None. The dense output of
-    torchdiffeq's bosh3, dopri8 and second-order methods is far less accurate than their steps: on a span, or with a
-    grid inside the steps, take "dopri5".
-
-    Raises:
-        TypeError, ValueError: a model, input or initial state that do not fit, a step that is random or changes its
-            arguments, and a state that does not stay finite; each says what to do.
-        SolveError: some trials of an ODE failed; it names them, and holds the solution of the others.
-
-    Source: torchdiffeq (Chen et al., arXiv:1806.07366); diffrax (Kidger, arXiv:2202.02435).
-
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.zeros(2, 5, 3))
-        >>> kp.solve(problem).stats
-        {'steps': 5}
-    """
-    if isinstance(prob, ODEProblem):
-        with full_precision(prob.z0):
-            return _ode_backend(prob).solve_ode(prob, alg, _options(prob, common))
-    if not isinstance(prob, Problem):
-        raise TypeError(
-            f"solve takes a problem such as DiscreteProblem(cell, x) or ODEProblem(f, z0, t), got {type(prob).__name__}"
-        )
-    if alg is not None or common:
-        raise TypeError(
-            f"a {type(prob).__name__} is solved in one way; alg must be None, got {alg!r}, without options, got "
-            f"{sorted(common)}"
-        )
-    with full_precision(prob.state if isinstance(prob, ImplicitProblem) else prob.x):
-        if isinstance(prob, DiscreteProblem):
-            return _solve_discrete(prob)
-        from kpflow_dyn._implicit.solving import solve_implicit
-
-        return solve_implicit(prob)
-
-
-def _solve_discrete(prob: DiscreteProblem) -> Solution:
-    if is_torch_array(prob.x):
-        from kpflow_dyn._torch.rollout import roll_out
-    else:
-        from kpflow_dyn._jax.rollout import roll_out
-    state, start = roll_out(prob)
-    times = like_numpy(np.arange(1, state.shape[1] + 1), state)
-    return DiscreteSolution(problem=prob, state=state, t=times, stats={"steps": state.shape[1]}, start=start)
-
-
-def _ode_backend(prob: ODEProblem) -> Any:
-    """The module that solves ODEs in the framework of z0."""
-    if is_torch_array(prob.z0):
-        from kpflow_dyn._torch import odeint
-    else:
-        from kpflow_dyn._jax import odeint
-    return odeint
-
-
-def _options(prob: ODEProblem, common: dict[str, Any]) -> Options:
-    known = [field.name for field in dataclasses.fields(Options)]
-    if unknown := set(common) - set(known):
-        raise TypeError(f"solve got the unknown options {sorted(unknown)}, expected some of {', '.join(known)}")
-    double = str(prob.z0.dtype).endswith("float64")
-    defaults = {"rtol": 1e-6 if double else 1e-4, "atol": 1e-8 if double else 1e-6, "max_steps": 4096, "steps": None}
-    options = Options(**{**defaults, **common})
-    for name in ("rtol", "atol"):
-        value = getattr(options, name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-            raise ValueError(f"{name} is {value!r}, expected a positive number; the default is {defaults[name]}")
-    if not isinstance(options.max_steps, int) or isinstance(options.max_steps, bool) or options.max_steps < 1:
-        raise ValueError(f"max_steps is {options.max_steps!r}, expected a positive integer; the default is 4096")
-    return options

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn._arrays import Array, array_namespace, take_at
 
 Field = Callable[[Any, Array, Any], Array]
 
@@ -68,6 +68,36 @@ class AcceptedSteps:
             times = self.t[..., None] + self.tableau.c * self.dt[..., None]
             object.__setattr__(self, "stage_times", times)
 
+    @classmethod
+    def between(
+        cls,
+        tableau: Tableau,
+        times: np.ndarray,
+        states: Array,
+        stages: Array | None = None,
+        stage_times: np.ndarray | None = None,
+    ) -> Self:
+        """The steps between times [step + 1] that all trials share, or [trial, step + 1] of each, and what is there.
+
+        Args:
+            tableau: the method.
+            times: t0 and the end of each step.
+            states: z0 and the state at the end of each step [trial, step + 1, unit].
+            stages: of an implicit method, after zeros for the step of length zero [trial, step + 1, stage, unit].
+            stage_times: where they are not t + c dt [trial, step + 1, stage].
+        """
+        ends = np.broadcast_to(np.asarray(times, np.float64), states.shape[:2])
+        begins = np.concatenate([ends[:, :1], ends[:, :-1]], 1)
+        before = array_namespace(states).concat([states[:, :1], states[:, :-1]], axis=1)
+        return cls(tableau, begins, ends - begins, before, states, stage_times, stages)  # type: ignore[arg-type]
+
+    def take(self, places: np.ndarray) -> AcceptedSteps:
+        """The steps at these places [trial, n], as a collection that may have them in any order, or more than once."""
+        t, dt, stage_times = (a[np.arange(len(places))[:, None], places] for a in (self.t, self.dt, self.stage_times))
+        before, after = _taken(self.before, places), _taken(self.after, places)
+        k = None if self.stages is None else _taken(self.stages, places)
+        return AcceptedSteps(self.tableau, t, dt, before, after, stage_times, k)
+
     def locate(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The step [trial, time] that each time lies in, and how far along it is: theta [trial, time] in [0, 1].
 
@@ -78,7 +108,11 @@ class AcceptedSteps:
         """
         times = np.atleast_1d(np.asarray(times, np.float64))
         ends = self.t + self.dt
-        tolerance = 4 * float(np.finfo(_name(self.after.dtype)).eps) * max(np.abs(ends).max(), np.finfo(float).tiny)
+        tolerance = (
+            4
+            * float(array_namespace(self.after).finfo(self.after.dtype).eps)
+            * max(np.abs(ends).max(), np.finfo(float).tiny)
+        )
         low, high = ends[0, 0], ends[:, -1].min()
         outside = ~((times >= low - tolerance) & (times <= high + tolerance))
         if outside.any():
@@ -99,8 +133,15 @@ class AcceptedSteps:
         return step, np.where(exact, 1.0, np.clip(along, 0.0, 1.0))
 
 
-def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
+def _taken(values: Array, places: np.ndarray) -> Array:
+    """Values [trial, step, ...] at places [trial, n]."""
+    flat = take_at(values.reshape((1, *values.shape[:2], -1)), places)[0]  # [trial, n, width]
+    return flat.reshape((*places.shape, *values.shape[2:]))
+
+
+def call_field(field: Callable[..., Array], t: Array, y: Array, x: Array | None) -> Array:
+    """f(t, y) or f(t, y, x)."""
+    return field(t, y) if x is None else field(t, y, x)
 
 
 def stages(field: Field, tableau: Tableau, t: Sequence[Any], h: Any, y: Array, inputs: Sequence[Any]) -> list[Array]:
@@ -128,24 +169,6 @@ def step(tableau: Tableau, h: Any, y: Array, k: Sequence[Array]) -> Array:
 def _advance(y: Array, h: Any, weights: Sequence[float], k: Sequence[Array]) -> Array:
     terms = [weight * k_i for weight, k_i in zip(weights, k, strict=True) if weight]
     return y + h * sum(terms[1:], terms[0]) if terms else y
-
-
-def replay_error(replayed: Array, before: Array, after: Array, h: Any, k: Sequence[Array]) -> Array:
-    """The largest difference of a replayed step [..., unit] from the one taken, relative to its largest number."""
-    xp = array_namespace(after)
-    sizes = [xp.abs(before), xp.abs(after), *(xp.abs(h * k_i) for k_i in k)]
-    scale = xp.max(xp.stack(sizes), axis=(0, -1))
-    return xp.max(xp.max(xp.abs(replayed - after), axis=-1) / xp.where(scale > 0, scale, xp.ones_like(scale)))
-
-
-def check_replay_error(error: float, dtype: Any, time: float) -> None:
-    """Raise where a replayed step differs from the one taken by more than round-off."""
-    if not error <= 1e3 * np.finfo(_name(dtype)).eps:
-        raise ValueError(
-            f"the step from t = {time:.6g} gives another result when it is replayed, off by {error:.1e} of the state; "
-            "f must depend on (t, z, x) alone, with no noise, counters or memory of earlier calls, and its parameters "
-            "must be those of the solve"
-        )
 
 
 def quartic(b: np.ndarray, mid: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from kpflow_dyn._arrays import like_numpy
+from kpflow_dyn._problems.inputs import input_row
 from kpflow_dyn._torch.checks import check_input as check_inputs
 
-__all__ = ["as_floats", "check_inputs", "is_own"]
+__all__ = ["as_floats", "as_rows", "check_inputs", "inputs_at", "is_own"]
 
 
 def is_own(value: Any) -> bool:
@@ -21,3 +26,14 @@ def as_floats(values: Any, what: str, axes: str) -> Tensor:
     if not isinstance(values, Tensor):
         raise TypeError(f"{what} is {type(values).__name__}, expected a torch tensor {axes}")
     return values
+
+
+as_rows = as_floats
+
+
+def inputs_at(function: Callable[[Tensor], Tensor], times: np.ndarray, like: Tensor) -> Tensor:
+    """x(t) [trial, n, input], called once for each time where all trials share their times."""
+    rows = like_numpy(np.ascontiguousarray(times), like)
+    if (times == times[:1]).all():
+        return torch.stack([function(t).expand(len(times), -1) for t in rows[0]], 1)
+    return torch.stack([torch.stack([input_row(function(t), i) for t in row]) for i, row in enumerate(rows)])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kpflow_dyn._implicit.constraint import Form, Traced, check_alike, every, network_of, on_rows
+from kpflow_dyn._implicit.constraint import Form, TracedConstraint, check_alike, every, network_of, on_rows
 from kpflow_dyn._implicit.layout import Layout
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
 from kpflow_dyn._torch.cells import initial_state
@@ -21,21 +21,21 @@ from kpflow_dyn._torch.trace import Applied, trace
 from kpflow_dyn.tracing._graph import Node, Role
 
 
-def network(problem: StaticProblem) -> Traced:
+def network(problem: StaticProblem) -> TracedConstraint:
     """A feed-forward network, traced on its first trial."""
     net, x = problem.net, problem.x
     _check(net, x)
     names = None if problem.state is None else _known(net, problem.state)
     calls: list[str] = []
     graph = trace(Applied(_watching(names or (), calls.append), net), (Role.INPUT, x[:1]))
-    graph.named = {"": [graph.output], **_by_name(calls, graph.further)}
-    parts = None if names is None else [(name, node) for name in names for node in graph.named.get(name, [])]
+    named = {"": [graph.output], **_by_name(calls, graph.further)}
+    parts = None if names is None else [(name, node) for name in names for node in named.get(name, [])]
     traced = network_of(graph, dict(net.named_parameters()), TORCH, x, parts, _of_one_trial)
     _check_network(traced, net, x)
     return traced
 
 
-def fixed_point(problem: FixedPointProblem, swapped: bool) -> Traced:
+def fixed_point(problem: FixedPointProblem, swapped: bool) -> TracedConstraint:
     """A map f(x, z) -> z."""
     f, x = problem.f, problem.x
     z0 = initial_state([getattr(f, "hidden_size", None)], _check(f, x), problem.z0)
@@ -51,21 +51,23 @@ def fixed_point(problem: FixedPointProblem, swapped: bool) -> Traced:
         raise ValueError(f"f gave {tuple(expected.shape)} for z {tuple(z0.shape)}; it must give the next z")
     graph = trace(step, (Role.INPUT, x[:1]), (Role.STATE, z0[:1]))
     known = dict(f.named_parameters())
-    return Traced(graph, Form.FIXED_POINT, [graph.output], None, TORCH, known, [x], z0, partial(_run, step, x))
+    return TracedConstraint(
+        graph, Form.FIXED_POINT, [graph.output], None, TORCH, known, [x], z0, partial(_run, step, x)
+    )
 
 
-def free_form(problem: ImplicitProblem) -> Traced:
+def free_form(problem: ImplicitProblem) -> TracedConstraint:
     """F(S, params, x) on the whole state."""
     state, x = problem.state, [] if problem.x is None else [problem.x]
     call, names, as_given = _parameters(problem.params)
     step = Applied(lambda call, s, *x: problem.F(s, as_given(call), *x), call)
     check_module(call, state)
     graph = trace(step, (Role.STATE, state), *((Role.INPUT, value) for value in x))
-    graph.parameters = {node: names[name] for node, name in graph.parameters.items()}
+    graph = replace(graph, parameters={node: names[name] for node, name in graph.parameters.items()})
     if graph.output.shape != tuple(state.shape):
         raise ValueError(f"F gave {graph.output.shape} for the state {tuple(state.shape)}; it must have its form")
     known = {names[name]: value for name, value in call.named_parameters()}
-    return Traced(graph, Form.FREE, [graph.output], None, TORCH, known, x, state)
+    return TracedConstraint(graph, Form.FREE, [graph.output], None, TORCH, known, x, state)
 
 
 @torch.no_grad()
@@ -162,7 +164,7 @@ def _of_one_trial(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:] if shape and shape[0] == 1 else shape
 
 
-def _check_network(traced: Traced, net: nn.Module, x: Tensor) -> None:
+def _check_network(traced: TracedConstraint, net: nn.Module, x: Tensor) -> None:
     """Compare the traced output, and its gradient, with the network's own on all trials at once."""
     output = traced.graph.output
     whole = every(replace(traced, states=[output], layout=Layout(("output",), (output.shape,))))

@@ -9,14 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from kpflow_dyn._arrays import Rows
-from kpflow_dyn._problems.inputs import inputs_at
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem
-from kpflow_dyn._problems.solutions import Solution
-from kpflow_dyn._problems.steps import Tableau, stages, step
+from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 from kpflow_dyn._torch.cells import as_step
 from kpflow_dyn._torch.rollout import run
 from kpflow_dyn._torch.trace import differentiable_attention
-from kpflow_dyn.ode._discretise import Nodes, call_field
 
 Scheme = Any
 
@@ -45,33 +41,6 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[Tensor, Rows]:
         return torch.cat([gradient.reshape((len(rows), -1)) for gradient in found], 1)
 
     return state, back
-
-
-def scheme(solution: Solution) -> Scheme:
-    """The steps that were taken, and how the nodes are read off them."""
-    steps, problem = solution.steps, solution.problem
-    assert steps is not None and isinstance(problem, ODEProblem)
-    nodes = Nodes(steps, solution.t, solution.state)
-    x = inputs_at(problem, steps.stage_times.reshape(len(steps.dt), -1))
-    x = None if x is None else x.reshape((*steps.stage_times.shape, -1))
-    h, times = (torch.as_tensor(a[0]).to(solution.state) for a in (steps.dt, steps.stage_times))
-    return h, times, x, nodes
-
-
-def replay(problem: ODEProblem, tableau: Tableau) -> Callable[[nn.Module, Scheme], Tensor]:
-    """(field, scheme) -> the states, by the steps of the scheme."""
-
-    def run(field: nn.Module, scheme: Scheme) -> Tensor:
-        h, times, x, nodes = scheme
-        y, after = problem.z0, []
-        for n in range(len(h)):
-            inputs = [None] * len(tableau.c) if x is None else x[:, n].unbind(1)
-            k = stages(lambda t, z, x_t: call_field(field, t, z, x_t), tableau, times[n].unbind(), h[n], y, inputs)
-            y = step(tableau, h[n], y, k)
-            after.append(torch.cat([y, *(h[n] * k_i for k_i in k)], -1) if nodes.with_stages else y)
-        return nodes.read(torch.stack(after, 1)[None])[0]
-
-    return run
 
 
 class Derivatives:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -27,7 +27,7 @@ class Segment:
     coefficient: int | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stage:
     """The pattern of one sink: a product's operand, or the next state.
 
@@ -39,7 +39,6 @@ class Stage:
     rows: np.ndarray
     columns: np.ndarray
     unit: np.ndarray
-    segments: list[Segment] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -56,33 +55,29 @@ class Colouring:
     hues: np.ndarray
 
 
-def plan(stages: list[Stage], state_size: int, source_size: int) -> Colouring | None:
-    """Give the stages their segments, and the colouring that finds the coefficients.
+def plan(stages: list[Stage], state_size: int, source_size: int) -> tuple[list[list[Segment]], Colouring | None]:
+    """Each stage's segments, and the colouring that finds their coefficients.
 
-    None, and no segments, when the pattern is no short list of segments.
+    No segments and None when the pattern is no short list of segments.
     """
     sinks, sources, offset = [], [], 0
-    for base, stage in zip(_bases(stages), stages, strict=True):
+    found: list[list[Segment]] = [[] for _ in stages]
+    for base, stage, segments in zip(_bases(stages), stages, found, strict=True):
         for unit, from_state in product((True, False), (True, False)):
             here = (stage.unit == unit) & ((stage.columns < state_size) == from_state)
             shift = 0 if from_state else state_size
             for rows, columns, steps in _runs(stage.rows[here], stage.columns[here]):
                 where = (int(rows[0]), int(columns[0]) - shift, len(rows), *steps)
-                stage.segments.append(Segment(from_state, *where, None if unit else offset))
-                if len(stage.segments) > MAX_SEGMENTS:
-                    return _give_up(stages)
+                segments.append(Segment(from_state, *where, None if unit else offset))
+                if len(segments) > MAX_SEGMENTS:
+                    return [[] for _ in stages], None
                 if not unit:
                     sinks.append(base + rows)
                     sources.append(columns)
                     offset += len(rows)
     sink, source = (np.concatenate(parts) if parts else np.zeros(0, int) for parts in (sinks, sources))
     colours = _colour(sink, source, source_size)
-    return Colouring(int(colours.max(initial=-1)) + 1, colours, sink, colours[source])
-
-
-def _give_up(stages: list[Stage]) -> None:
-    for stage in stages:
-        stage.segments = []
+    return found, Colouring(int(colours.max(initial=-1)) + 1, colours, sink, colours[source])
 
 
 def _bases(stages: list[Stage]) -> list[int]:

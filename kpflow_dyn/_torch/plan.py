@@ -14,16 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kpflow_dyn._torch.glue import Glue
+from kpflow_dyn._torch.glue import Glue, StepProduct
 from kpflow_dyn._torch.pattern import Colouring, Segment
-from kpflow_dyn._torch.program import Dense, Product, Range, Scaled, ScatteredProduct, Traced, Update
-from kpflow_dyn._torch.rows import glue as glue_of
-from kpflow_dyn._torch.rows import jacobians, matrix, tangents
-from kpflow_dyn.tracing._rows import Rows
-from kpflow_dyn.tracing._structure import Product as StepProduct
-from kpflow_dyn.tracing._structure import Structure
+from kpflow_dyn._torch.program import (
+    DenseUpdate,
+    FunctionUpdate,
+    LinearUpdate,
+    MatrixUpdate,
+    Range,
+    ScaledUpdate,
+    ScatteredUpdate,
+    Update,
+)
+from kpflow_dyn._torch.rows import jacobians, linear_map, matrix, sinks_of, tangents
+from kpflow_dyn.tracing._rows import RowFunctions
+from kpflow_dyn.tracing._steps import AnalysedStep
 
-DENSE_BYTES = 2**28
+LARGEST_MATRIX = 2**24  # elements; of a linear map that is no matrix by itself
+BLOCKS_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -35,26 +43,26 @@ class KickBlock:
     stop: int
 
 
-def kick_blocks(structure: Structure, glue: Glue) -> list[KickBlock]:
+def kick_blocks(step: AnalysedStep, glue: Glue) -> list[KickBlock]:
     """A cut of the kicks such that every site, and every product with inner rows, lies in one block."""
-    together = [site.kicks for site in structure.sites]
-    together += [product.kicks for product in glue.products if len(product.kicks) > 1]
+    together = [site.kicks for site in step.sites]
+    together += [p.kicks for p in glue.products if len(p.kicks) > 1 or is_matrix_free(p)]
     if glue.colouring is None:
-        together.append(np.arange(structure.kick_size))
-    inside = np.zeros(structure.kick_size + 1, bool)  # a cut before this kick would part what is together
+        together.append(np.arange(step.kicks.size))
+    inside = np.zeros(step.kicks.size + 1, bool)  # a cut before this kick would part what is together
     for kicks in together:
         inside[kicks.min() + 1 : kicks.max() + 1] = True
-    edges = {0, structure.kick_size} | {int(edge) for kicks in together for edge in (kicks.min(), kicks.max() + 1)}
+    edges = {0, step.kicks.size} | {int(edge) for kicks in together for edge in (kicks.min(), kicks.max() + 1)}
     cuts = sorted(edge for edge in edges if not inside[edge])
     return [KickBlock(f"a{i}", *ends) for i, ends in enumerate(pairwise(cuts))]
 
 
 def plan_updates(
-    glue: Glue, rows: Rows, blocks: list[KickBlock], x: Tensor, z: Tensor, kicks: Tensor
+    glue: Glue, rows: RowFunctions, blocks: list[KickBlock], x: Tensor, z: Tensor, kicks: Tensor
 ) -> tuple[list[Update], dict[str, int]]:
     """The updates of the step's tangent at x, z, kicks [time, trial, ...], and the widths of its work blocks."""
-    stages = [_cut(stage.segments, blocks) for stage in glue.stages]
-    onto = _glue(glue, stages, rows, blocks, x, z, kicks)
+    stages = [_cut(segments, blocks) for segments in glue.segments]
+    onto = _updates_onto(glue, stages, rows, blocks, x, z, kicks)
     updates: list[Update] = []
     widths: dict[str, int] = {}
     for k, product in enumerate(glue.products):
@@ -64,25 +72,33 @@ def plan_updates(
             source, widths[f"v{k}"] = Range(f"v{k}", 0, size), size
             updates += onto(k, source)
         updates += products_of(product, source, blocks, rows)
-    updates += onto(len(glue.products), Range("out", 0, rows.structure.state_size))
+    updates += onto(len(glue.products), Range("out", 0, rows.step.state_size))
     return updates, widths
 
 
-def products_of(product: StepProduct, source: Range, blocks: list[KickBlock], rows: Rows) -> Iterator[Update]:
+def products_of(product: StepProduct, source: Range, blocks: list[KickBlock], rows: RowFunctions) -> Iterator[Update]:
     """The product onto the kicks that it feeds: one for each run of consecutive kicks of one block."""
+    block = _block_of(int(product.kicks.min()), blocks)
+    whole, inside = Range(block.name, 0, block.stop - block.start), product.kicks - block.start
+    if is_matrix_free(product):
+        yield LinearUpdate(whole, source, rows.index(inside[0]), linear_map(rows, product))
+        return
     weight = matrix(rows, product)
     if len(product.kicks) > 1:
-        block = _block_of(int(product.kicks.min()), blocks)
-        whole = Range(block.name, 0, block.stop - block.start)
-        yield ScatteredProduct(whole, source, weight, rows.index(product.kicks - block.start))
+        yield ScatteredUpdate(whole, source, weight, rows.index(inside))
         return
     kicks, edges = product.kicks[0], [block.start for block in blocks]
     breaks = np.flatnonzero((np.diff(kicks) != 1) | np.isin(kicks[1:], edges)) + 1
     for first, stop in pairwise([0, *breaks.tolist(), len(kicks)]):
         block, part = _block_of(int(kicks[first]), blocks), weight[:, first:stop].contiguous()
-        yield Product(
+        yield MatrixUpdate(
             Range(block.name, int(kicks[first]) - block.start, stop - first), source, part, part.T.contiguous()
         )
+
+
+def is_matrix_free(product: StepProduct) -> bool:
+    """Whether it is a linear map, such as a convolution, whose matrix would be too large."""
+    return not product.has_matrix and product.positions.size * product.kicks.size > LARGEST_MATRIX
 
 
 def _block_of(kick: int, blocks: list[KickBlock]) -> KickBlock:
@@ -119,26 +135,26 @@ def _whole(segments: list[Segment], size: int, blocks: list[KickBlock]) -> Range
     return None
 
 
-def _glue(
+def _updates_onto(
     glue: Glue,
     stages: list[list[Segment]],
-    rows: Rows,
+    rows: RowFunctions,
     blocks: list[KickBlock],
     x: Tensor,
     z: Tensor,
     kicks: Tensor,
 ) -> Callable[[int, Range], list[Update]]:
     """(stage, sink) -> its updates, in the cheapest form that the glue has."""
-    function = glue_of(rows, glue.products)
+    function = sinks_of(rows, glue.products)
     if glue.colouring is not None:
         coefficients = _coefficients(function, glue.colouring, x, z, kicks)
         return lambda k, sink: [_scaled(run, sink, coefficients, blocks) for run in _gates(stages[k], blocks)]
     sources = (Range("z", 0, z.shape[-1]), Range(blocks[0].name, 0, kicks.shape[-1]))
     sinks = sum(len(stage.ids) for stage in glue.stages)
-    if sinks * (z.shape[-1] + kicks.shape[-1]) * z.shape[0] * z.shape[1] * z.element_size() <= DENSE_BYTES:
+    if sinks * (z.shape[-1] + kicks.shape[-1]) * z.shape[0] * z.shape[1] * z.element_size() <= BLOCKS_BYTES:
         dense = jacobians(function, x, z, kicks)
-        return lambda k, sink: [Dense(sink, s, block) for s, block in zip(sources, dense[k], strict=True)]
-    return lambda k, sink: [Traced(sink, *sources, lambda *row: function(*row)[k], (x, z, kicks))]
+        return lambda k, sink: [DenseUpdate(sink, s, block) for s, block in zip(sources, dense[k], strict=True)]
+    return lambda k, sink: [FunctionUpdate(sink, *sources, lambda *row: function(*row)[k], (x, z, kicks))]
 
 
 def _gates(segments: list[Segment], blocks: list[KickBlock]) -> Iterator[list[Segment]]:
@@ -165,12 +181,12 @@ def _continues(s: Segment, after: Segment) -> bool:
     )
 
 
-def _scaled(run: list[Segment], sink: Range, coefficients: Tensor, blocks: list[KickBlock]) -> Scaled:
+def _scaled(run: list[Segment], sink: Range, coefficients: Tensor, blocks: list[KickBlock]) -> ScaledUpdate:
     """The update of one run of gates, with their coefficients side by side."""
     s, gates = run[0], len(run)
     starts = [gate.coefficient for gate in run if gate.coefficient is not None]
     parts = [coefficients[:, :, None, start : start + s.length] for start in starts]
-    return Scaled(
+    return ScaledUpdate(
         Range(sink.block, sink.start + s.sink, s.length if s.sink_step else 1),
         _source(s, gates * s.length if s.source_step else 1, blocks),
         *(gates, s.sink_step, s.source_step, torch.cat(parts, -1).contiguous() if parts else None),

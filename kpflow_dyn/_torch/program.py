@@ -117,7 +117,7 @@ class Update:
 
 
 @dataclass
-class Scaled(Update):
+class ScaledUpdate(Update):
     """sink[i] += sum_g c[g, i] source[g, i]: elementwise, over one or more gates g.
 
     `coefficients` are c [time, trial, 1, gate * i], None for c = 1. A step of zero stands for one element in the place
@@ -166,7 +166,7 @@ class Scaled(Update):
 
 
 @dataclass
-class Dense(Update):
+class DenseUpdate(Update):
     """sink[i] += sum_j D[i, j] source[j] with small blocks D [time, trial, i, j]."""
 
     block: Tensor
@@ -179,7 +179,7 @@ class Dense(Update):
 
 
 @dataclass
-class Traced(Update):
+class FunctionUpdate(Update):
     """sink += derivative of a traced function (x, z, a) -> sink in z and in the kicks, found at each application."""
 
     kicks: Range
@@ -217,7 +217,7 @@ class Traced(Update):
 
 
 @dataclass
-class Product(Update):
+class MatrixUpdate(Update):
     """sink += source W for W [d, m]."""
 
     matrix: Tensor
@@ -235,7 +235,7 @@ class Product(Update):
 
 
 @dataclass
-class ScatteredProduct(Update):
+class ScatteredUpdate(Update):
     """sink[kicks[i, j]] += sum_k source[i, k] W[k, j], over inner rows i and to kicks anywhere."""
 
     matrix: Tensor
@@ -252,6 +252,29 @@ class ScatteredProduct(Update):
             source[i].add_((sink[i][..., flat].unflatten(-1, inner) @ self.matrix.T).flatten(-2))
 
         return pull if transposed else push
+
+
+@dataclass
+class LinearUpdate(Update):
+    """sink[kicks] += f(source) for a linear function f, the same for every row, too large for a matrix."""
+
+    kicks: Tensor
+    function: Callable[[Tensor], Tensor]
+
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
+        sink, source = self.ends(blocks, transposed=False)
+        like = source[0].new_zeros(source[0].shape[-1])
+        forward, pull = vmap(self.function), vmap(vjp(self.function, like)[1])
+
+        def push(i: int) -> None:
+            rows = source[i].flatten(0, -2)  # [(time, trial,) probe, element] -> [row, element]
+            sink[i].index_add_(-1, self.kicks, forward(rows).unflatten(0, source[i].shape[:-1]))
+
+        def back(i: int) -> None:
+            rows = sink[i][..., self.kicks].flatten(0, -2)
+            source[i].add_(pull(rows)[0].unflatten(0, source[i].shape[:-1]))
+
+        return back if transposed else push
 
 
 def bind(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from torch.func import jacfwd, jvp, vjp, vmap
 from kpflow_dyn._arrays import Rows as Blocks
 from kpflow_dyn._arrays import joined
 from kpflow_dyn._arrays.memory import rows_at_once
-from kpflow_dyn.tracing._framework import Framework, RowFunction
+from kpflow_dyn._backend import RowFunction
+from kpflow_dyn._torch.glue import StepProduct
 from kpflow_dyn.tracing._graph import ancestors, evaluate, run
-from kpflow_dyn.tracing._rows import Rows
-from kpflow_dyn.tracing._structure import Product
+from kpflow_dyn.tracing._rows import RowFunctions
+from kpflow_dyn.tracing._uses import as_matrices
 
 ROWS_AT_ONCE = 8192
 
@@ -60,17 +62,28 @@ def _in_blocks(function: Blocks, like: Tensor) -> Blocks:
     return apply
 
 
-TORCH = Framework(jvp, vjp, lambda function: function, each_row, index, vmap, linearised)
+class TorchTransforms:
+    """The function transforms of torch; see `kpflow_dyn._backend.Transforms`."""
+
+    jvp, vjp, vmap = staticmethod(jvp), staticmethod(vjp), staticmethod(vmap)
+    each_row, index, linearised = staticmethod(each_row), staticmethod(index), staticmethod(linearised)
+
+    @staticmethod
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
 
 
-def glue(rows: Rows, products: Sequence[Product]) -> RowFunction:
+TORCH = TorchTransforms()
+
+
+def sinks_of(rows: RowFunctions, products: Sequence[StepProduct]) -> RowFunction:
     """(x, z, a) -> the sinks: each product's operand and the next state, with the kicks a in their places."""
-    structure = rows.structure
-    sinks = [product.operand for product in products] + [structure.graph.output]
-    order = rows.order(ancestors(sinks, stop=structure.replaced))
+    step = rows.step
+    sinks = [product.operand for product in products] + [step.graph.output]
+    order = rows.order(ancestors(sinks, stop=step.kicks.replaced))
     takes = [rows.index(product.positions.ravel()) for product in products] + [None]
-    replaced = {node: rows.index(kicks) for node, kicks in structure.replaced.items()}
-    added = {node: rows.index(kicks) for node, kicks in structure.added.items()}
+    replaced = {node: rows.index(kicks) for node, kicks in step.kicks.replaced.items()}
+    added = {node: rows.index(kicks) for node, kicks in step.kicks.added.items()}
 
     def row(x: Tensor, z: Tensor, a: Tensor) -> list[Tensor]:
         kicks = torch.cat([a, a.new_zeros(1)])
@@ -88,25 +101,31 @@ def glue(rows: Rows, products: Sequence[Product]) -> RowFunction:
     return row
 
 
-def matrix(rows: Rows, product: Product) -> Tensor:
+def matrix(rows: RowFunctions, product: StepProduct) -> Tensor:
     """The product's matrix [d, m]."""
-    if product.entries is not None:
-        return rows.fixed[product.weight].reshape(-1)[rows.index(product.entries)].contiguous()
-    eye = torch.eye(product.positions.size, dtype=rows.like.dtype, device=rows.like.device)
-    eye = eye.reshape(-1, *product.operand.shape)
-    return vmap(lambda v: evaluate(product.node, {product.operand: v}).reshape(-1))(eye)
+    if product.factor is not None and product.has_matrix:
+        return as_matrices(product.node, product.factor, rows.fixed[product.factor])[product.matrix].contiguous()
+    like = rows.like
+    return vmap(linear_map(rows, product))(torch.eye(product.positions.size, dtype=like.dtype, device=like.device))
 
 
-def jacobians(glue: Callable, x: Tensor, z: Tensor, a: Tensor) -> list[tuple[Tensor, Tensor]]:
+def linear_map(rows: RowFunctions, product: StepProduct) -> Callable[[Tensor], Tensor]:
+    """The product without a matrix, from its operand to its result, both flat."""
+    fixed = {} if product.factor is None else {product.factor: rows.fixed[product.factor]}
+    shape = product.operand.shape
+    return lambda v: evaluate(product.node, fixed | {product.operand: v.reshape(shape)}).reshape(-1)
+
+
+def jacobians(sinks: Callable, x: Tensor, z: Tensor, a: Tensor) -> list[tuple[Tensor, Tensor]]:
     """For each sink its derivatives in z and in a, [time, trial, sink, source]."""
-    found = each_row(lambda *row: [d for pair in jacfwd(glue, argnums=(1, 2))(*row) for d in pair], x, z, a)
+    found = each_row(lambda *row: [d for pair in jacfwd(sinks, argnums=(1, 2))(*row) for d in pair], x, z, a)
     return list(zip(found[::2], found[1::2], strict=True))
 
 
-def tangents(glue: Callable, x: Tensor, z: Tensor, a: Tensor, dz: Tensor, da: Tensor) -> Tensor:
+def tangents(sinks: Callable, x: Tensor, z: Tensor, a: Tensor, dz: Tensor, da: Tensor) -> Tensor:
     """The sinks' tangents in one direction (dz [unit], da [kick]) for all rows, side by side [time, trial, sink]."""
 
     def row(x: Tensor, z: Tensor, a: Tensor) -> list[Tensor]:
-        return [torch.cat(jvp(lambda z, a: glue(x, z, a), (z, a), (dz, da))[1])]
+        return [torch.cat(jvp(lambda z, a: sinks(x, z, a), (z, a), (dz, da))[1])]
 
     return each_row(row, x, z, a)[0]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from kpflow_dyn.tracing._rows import Rows
-from kpflow_dyn.tracing._structure import MatrixSite, OpaqueSite, ScaleSite, Site
+from kpflow_dyn.tracing._rows import RowFunctions
+from kpflow_dyn.tracing._sites import MatrixSite, OpaqueSite, ScaleSite, Site
 
 Cut = tuple[slice, slice]  # of times and of trials
 
@@ -66,7 +66,7 @@ class SiteData(Protocol):
         ...
 
 
-def site_data(site: Site, start: int, rows: Rows, x: Tensor, z: Tensor) -> SiteData:
+def site_data(site: Site, start: int, rows: RowFunctions, x: Tensor, z: Tensor) -> SiteData:
     """The site with its variables, evaluated on the rows x, z [time, trial, ...]."""
     if isinstance(site, MatrixSite):
         return MatrixData(site, start, rows, x, z)
@@ -83,7 +83,7 @@ class MatrixData:
     kind = "matrix"
     basis: Tensor | None = None
 
-    def __init__(self, site: MatrixSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
+    def __init__(self, site: MatrixSite, start: int, rows: RowFunctions, x: Tensor, z: Tensor) -> None:
         self.name = site.name
         self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks - start)
         (found,) = rows.variables(site, x, z)
@@ -159,7 +159,7 @@ class _Listed:
 
     entries: Tensor
 
-    def __init__(self, site: ScaleSite | OpaqueSite, start: int, rows: Rows) -> None:
+    def __init__(self, site: ScaleSite | OpaqueSite, start: int, rows: RowFunctions) -> None:
         self.name, self.like = site.name, rows.like
         self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks - start)
 
@@ -193,7 +193,7 @@ class ScaleData(_Listed):
 
     kind = "scale"
 
-    def __init__(self, site: ScaleSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
+    def __init__(self, site: ScaleSite, start: int, rows: RowFunctions, x: Tensor, z: Tensor) -> None:
         super().__init__(site, start, rows)
         (self.variables,) = rows.variables(site, x, z)
 
@@ -209,7 +209,7 @@ class OpaqueData(_Listed):
 
     kind = "opaque"
 
-    def __init__(self, site: OpaqueSite, start: int, rows: Rows, x: Tensor, z: Tensor) -> None:
+    def __init__(self, site: OpaqueSite, start: int, rows: RowFunctions, x: Tensor, z: Tensor) -> None:
         super().__init__(site, start, rows)
         push, pull = rows.opaque(site)
         self.data = rows.variables(site, x, z)

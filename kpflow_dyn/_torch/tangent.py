@@ -25,11 +25,21 @@ from kpflow_dyn._arrays.memory import bytes_of, on_device, span_bytes
 from kpflow_dyn._torch.checks import check_finite
 from kpflow_dyn._torch.glue import find_glue
 from kpflow_dyn._torch.plan import kick_blocks, plan_updates, products_of
-from kpflow_dyn._torch.program import AllTimes, Product, Range, Run, ScatteredProduct, Steps, bind, reached
+from kpflow_dyn._torch.program import (
+    AllTimes,
+    LinearUpdate,
+    MatrixUpdate,
+    Range,
+    Run,
+    ScatteredUpdate,
+    Steps,
+    bind,
+    reached,
+)
 from kpflow_dyn._torch.rows import TORCH, each_row
 from kpflow_dyn._torch.sites import site_data
-from kpflow_dyn.tracing._rows import Rows
-from kpflow_dyn.tracing._structure import Structure
+from kpflow_dyn.tracing._rows import RowFunctions
+from kpflow_dyn.tracing._steps import AnalysedStep
 
 Kicks = dict[str, Tensor]  # by block, [time, trial, probe, kick]
 Changes = tuple[slice, list[Tensor]]  # of every site's weights, for a cut of the trials
@@ -44,40 +54,39 @@ class Tangent:
     """The linear recurrence of one step along the states z_prev -> z under inputs x.
 
     Args:
-        structure: the analysed step.
+        step: the analysed step.
         x: inputs [trial, time, input].
         z_prev: the states that the step started from [trial, time, unit].
     """
 
-    def __init__(self, structure: Structure, x: Tensor, z_prev: Tensor) -> None:
-        rows, glue = Rows(structure, TORCH), find_glue(structure)
+    def __init__(self, step: AnalysedStep, x: Tensor, z_prev: Tensor) -> None:
+        rows, glue = RowFunctions(step, TORCH), find_glue(step)
         x, z = x.transpose(0, 1).contiguous(), z_prev.transpose(0, 1).contiguous()
         self.times, self.trials, self.units = z.shape
-        self.kick_size, self.like = structure.kick_size, z[:0]
-        *hubs, next_state = each_row(rows.values([*structure.replaced, structure.graph.output]), x, z)
+        self.kick_size, self.like = step.kicks.size, z[:0]
+        *hubs, next_state = each_row(rows.values([*step.kicks.replaced, step.graph.output]), x, z)
         self.next_state = next_state.reshape(z.shape).transpose(0, 1)
         kicks = z.new_zeros(self.times, self.trials, self.kick_size)
-        for index, value in zip(structure.replaced.values(), hubs, strict=True):
+        for index, value in zip(step.kicks.replaced.values(), hubs, strict=True):
             here = rows.index(index >= 0)
             kicks[..., rows.index(index)[here]] = value.reshape(*kicks.shape[:2], -1)[..., here]
         self.rows, self.products = rows, glue.products
-        self.blocks = kick_blocks(structure, glue)
+        self.blocks = kick_blocks(step, glue)
         self.updates, self.widths = plan_updates(glue, rows, self.blocks, x, z, kicks)
         self.kick_updates = reached(self.updates, {block.name for block in self.blocks})
         self.weights, *derivatives = rows.weights()
         self.push, self.pull = (vmap(derivative) for derivative in derivatives)
         self.parameter_size = sum(value.numel() for value in rows.parameter_values())
-        homes = [next(b for b in self.blocks if site.kicks.min() in range(b.start, b.stop)) for site in structure.sites]
+        homes = [next(b for b in self.blocks if site.kicks.min() in range(b.start, b.stop)) for site in step.sites]
         self.sites = [
-            (home.name, site_data(site, home.start, rows, x, z))
-            for home, site in zip(homes, structure.sites, strict=True)
+            (home.name, site_data(site, home.start, rows, x, z)) for home, site in zip(homes, step.sites, strict=True)
         ]
-        self.site_kicks = rows.index(np.concatenate([site.kicks.ravel() for site in structure.sites]))
+        self.site_kicks = rows.index(np.concatenate([site.kicks.ravel() for site in step.sites]))
         self.fresh, self.unkicked = self._first_kicks()
         used = torch.cat([site.entries.reshape(-1) for _, site in self.sites])
         self._idle: _Work | None = None
         self._check(rows, x, z)
-        self.plain = not structure.derived and len(used.unique()) == len(used)
+        self.plain = not step.computed and len(used.unique()) == len(used)
 
     def _first_kicks(self) -> tuple[list[bool], dict[str, Tensor]]:
         """Which sites are the first at all of their kicks, so that they may overwrite; and each block's other kicks."""
@@ -92,7 +101,7 @@ class Tangent:
         others = {name: (~mask).nonzero().reshape(-1) for name, mask in covered.items()}
         return fresh, {name: numbers.to(self.like.device) for name, numbers in others.items() if len(numbers)}
 
-    def _check(self, rows: Rows, x: Tensor, z: Tensor) -> None:
+    def _check(self, rows: RowFunctions, x: Tensor, z: Tensor) -> None:
         """Compare every row with forward mode through the whole step, in one random direction."""
         generator = torch.Generator(z.device).manual_seed(0)
         dz, dtheta = (
@@ -134,7 +143,9 @@ class Tangent:
         drawn = [u for p in self.products for u in products_of(p, Range("z", 0, 0), self.blocks, rows)]
         turned, following = copy(self), iter(drawn)
         turned.updates = [
-            replace(next(following), sink=u.sink, source=u.source) if isinstance(u, Product | ScatteredProduct) else u
+            replace(next(following), sink=u.sink, source=u.source)
+            if isinstance(u, MatrixUpdate | ScatteredUpdate | LinearUpdate)
+            else u
             for u in self.updates
         ]
         turned._idle = None

@@ -9,7 +9,8 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, backend_for
-from kpflow_dyn._problems.inputs import check_rows, inputs_at
+from kpflow_dyn._problems.checks import check_rows
+from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.quadrature import gauss_points
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution

@@ -16,8 +16,8 @@ import numpy as np
 from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, Transforms
 from kpflow_dyn._problems.problems import DiscreteProblem
+from kpflow_dyn._problems.steps import call_field
 from kpflow_dyn.models._equations import join
-from kpflow_dyn.ode._discretise import call_field
 
 Function = Callable[..., Array]
 LOOPS = ("closed", "open")

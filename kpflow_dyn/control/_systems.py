@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from kpflow_dyn._arrays import to_numpy
-from kpflow_dyn._problems.inputs import check_times
+from kpflow_dyn._problems.checks import check_times
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,8 @@ from kpflow_dyn._arrays import Array, array_namespace, device, full_precision, j
 from kpflow_dyn._arrays.memory import bytes_of, require, rows_at_once
 from kpflow_dyn._linearize import tangent_of_dynamics
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
-from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, solve
+from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
+from kpflow_dyn._solve import solve
 
 
 def step_jacobians(sol: Solution | DiscreteProblem | ODEProblem) -> Array:

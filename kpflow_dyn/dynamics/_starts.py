@@ -11,7 +11,8 @@ from kpflow_dyn._backend import backend_of
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.parameters import parameters_of
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem
-from kpflow_dyn._problems.solutions import Solution, solve
+from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._solve import solve
 
 AVERAGED = (1, 2, 4, 8)  # how many states a start is the mean of, in turn
 

@@ -19,7 +19,7 @@ class Plant(Constants):
 
     A plant of your own derives from it, is a frozen dataclass of numbers, and writes `velocity`; it then serves torch,
     JAX and numpy. `ClosedLoop`, `kp.control` and `kp.gym` also take any callable plant(z, u) -> z', written for one
-    framework, with `control_size` for `kp.control.linearize`, and `state_names` for the labels of results.
+    framework, with `control_size` for `kp.control.linearize_lti`, and `state_names` for the labels of results.
 
     Attributes:
         state_size: number of entries of z.

@@ -11,15 +11,16 @@ import numpy as np
 from kpflow_dyn._arrays import Array, add_at, array_namespace, like_numpy, take_at
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._problems.steps import AcceptedSteps, Field, Tableau, stages, step
-from kpflow_dyn.ode._newton import corrected_stages
+from kpflow_dyn._problems.steps import AcceptedSteps, Field, Tableau, call_field, stages, step
+from kpflow_dyn.ode._newton import converged, corrected_stages
 
 
 @dataclass(frozen=True)
 class RungeKuttaStep:
     """The step map of one row: z = [y, ...] -> [y_1, h k_1, ..., h k_s], or y_1 alone.
 
-    A row is [h, t_1, ..., t_s, x_1, ..., x_s], then for an implicit method what `Newton` appends.
+    A row is [h, t_1, ..., t_s, x_1, ..., x_s], then for an implicit method what `converged` gives. In torch, where a
+    field takes all trials at once, they share h and the times.
 
     Args:
         tableau: the method.
@@ -36,11 +37,11 @@ class RungeKuttaStep:
     def __call__(self, field: Callable[..., Array], row: Array, z: Array) -> Array:
         """The step of `field` on this row."""
         count, width = len(self.tableau.b), self.inputs or 0
-        h, y = row[..., 0].reshape(()), z[..., : self.units]
-        times = [row[..., 1 + i].reshape(()) for i in range(count)]
+        first = row if row.ndim == 1 else row[0]  # all trials of torch have the times of the first
+        h, times, y = first[0], [first[1 + i] for i in range(count)], z[..., : self.units]
         starts = [1 + count + i * width for i in range(count)]
         inputs = [None if self.inputs is None else row[..., start : start + width] for start in starts]
-        k = self._stages(partial(call_field, field), times, h, y, inputs, row[..., 1 + count * (1 + width) :])
+        k = self._stages(partial(call_field, field), times, h, y, inputs, first[1 + count * (1 + width) :])
         after = step(self.tableau, h, y, k)
         return array_namespace(z).concat([after, *(h * k_i for k_i in k)], axis=-1) if self.with_stages else after
 
@@ -69,10 +70,7 @@ class RungeKuttaStep:
             x = x.reshape((*times.shape, -1))
             parts.append(x.reshape((*dt.shape, -1)))
         if not self.tableau.explicit:
-            from kpflow_dyn._jax.newton import converge
-
-            row = like_numpy(dt, before), like_numpy(times, before), x
-            parts.append(converge(partial(call_field, problem.f), self.tableau, row, before, guess))
+            parts.append(converged(problem, self.tableau, dt, times, x, before, guess))
         return array_namespace(before).concat(parts, axis=-1)
 
     def widen(self, before: Array) -> Array:
@@ -82,11 +80,6 @@ class RungeKuttaStep:
         xp = array_namespace(before)
         shape = (*before.shape[:-1], self.units * len(self.tableau.b))
         return xp.concat([before, xp.zeros(shape, dtype=before.dtype, device=before.device)], axis=-1)
-
-
-def call_field(field: Callable[..., Array], t: Array, y: Array, x: Array | None) -> Array:
-    """f(t, y) or f(t, y, x)."""
-    return field(t, y) if x is None else field(t, y, x)
 
 
 def field_step(inputs: int | None) -> Callable[[Callable[..., Array], Array, Array], Array]:

@@ -10,12 +10,15 @@ gives k_i = k^_i with the exact derivatives in y and in the parameters.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array
-from kpflow_dyn._problems.steps import Field, Tableau
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._backend import Transforms
+from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.steps import Field, Tableau, call_field
 
 ITERATIONS = 6
 
@@ -37,14 +40,69 @@ def implicit_stages(tableau: Tableau) -> list[int]:
 def corrected_stages(
     field: Field, tableau: Tableau, t: Sequence[Any], h: Any, y: Array, inputs: Sequence[Any], k: Array, inverse: Array
 ) -> list[Array]:
-    """The stages of one row, from converged ones k [stage, unit] and inverses [implicit stage, unit, unit]."""
+    """The stages of one row, from converged ones k [stage, unit] and inverses, transposed [implicit, unit, unit]."""
     where = {stage: n for n, stage in enumerate(implicit_stages(tableau))}
     found: list[Array] = []
     for i in range(len(tableau.b)):
-        start = y + h * sum((tableau.a[i, j] * found[j] for j in range(i) if tableau.a[i, j]), 0 * y)
+        start = y + h * _earlier(tableau, i, found, y)
         if i in where:
             rest = k[i] - field(t[i], start + h * tableau.a[i, i] * k[i], inputs[i])
-            found.append(k[i] - inverse[where[i]] @ rest)
+            found.append(k[i] - rest @ inverse[where[i]])
         else:
             found.append(field(t[i], start, inputs[i]))
     return found
+
+
+def converged(
+    problem: ODEProblem,
+    tableau: Tableau,
+    dt: np.ndarray,
+    times: np.ndarray,
+    x: Array | None,
+    before: Array,
+    guess: Array | None,
+) -> Array:
+    """For each step its stages and the inverses of their Newton matrices, transposed: flat [trial, step, ...].
+
+    Args:
+        problem: whose field it is.
+        tableau: a diagonally implicit method.
+        dt, times, x: of the steps [trial, step], of their stages [trial, step, stage], inputs [..., input] or None.
+        before: the states before the steps [trial, step, unit].
+        guess: stage derivatives to begin with [trial, step, stage, unit]; None for those of the state before.
+    """
+    transforms, on_one = problem.backend.transforms, problem.backend.tracing.on_one_trial
+    field = partial(call_field, on_one(problem.f))
+    newton: Any = transforms.compiled(transforms.vmap(transforms.vmap(partial(_newton, transforms, field))))
+    implicit, h, times = implicit_stages(tableau), like_numpy(dt, before), like_numpy(times, before)
+    stages, inverses, still = [], [], 0 * before
+    for i in range(len(tableau.b)):
+        start = before + h[..., None] * _earlier(tableau, i, stages, before)
+        row = start, times[..., i], *(() if x is None else (x[:, :, i],))
+        known = i in implicit and guess is not None
+        k = guess[:, :, i] if known else newton(still, 0 * h, *row)[0]  # f at the start of the stage
+        for _ in range(ITERATIONS if i in implicit else 0):
+            k, _ = newton(k, tableau.a[i, i] * h, *row)
+        stages.append(k)
+        inverses += [newton(k, tableau.a[i, i] * h, *row)[1]] if i in implicit else []
+    parts = [part.reshape((*dt.shape, -1)) for part in (*stages, *inverses)]
+    return array_namespace(before).concat(parts, axis=-1)
+
+
+def _earlier(tableau: Tableau, i: int, stages: Sequence[Array], like: Array) -> Array:
+    """sum_{j<i} a_ij k_j."""
+    return sum((tableau.a[i, j] * stages[j] for j in range(i) if tableau.a[i, j]), 0 * like)
+
+
+def _newton(
+    transforms: Transforms, field: Field, k: Array, step: Array, start: Array, t: Array, x: Array | None = None
+) -> tuple[Array, Array]:
+    """One iteration for k = f(start + step k), and the transposed inverse of I - step Df where it began."""
+
+    def residual(k: Array) -> Array:
+        return k - field(t, start + step * k, x)
+
+    xp, directions = array_namespace(k), like_numpy(np.eye(len(k)), k)
+    slopes = transforms.vmap(lambda direction: transforms.jvp(residual, (k,), (direction,))[1])(directions)
+    inverse = xp.linalg.inv(slopes)  # of the transpose, as the rows are directions
+    return k - residual(k) @ inverse, inverse

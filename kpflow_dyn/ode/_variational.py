@@ -1,4 +1,4 @@
-"""Sensitivities of an ODE as ODEs themselves, along its dense solution z(t): what both frameworks share.
+"""Sensitivities of an ODE as ODEs themselves, along its dense solution z(t).
 
 With A = df/dz and F = df/dtheta along z(t), and nodes t_j,
 
@@ -12,15 +12,19 @@ Each map is solved adaptively, by itself. It is linear, and one the transpose of
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy
+from kpflow_dyn._backend import Transforms
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
-from kpflow_dyn._problems.solutions import Solution, check_states, solve
+from kpflow_dyn._problems.solutions import ODESolution, check_states
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
+from kpflow_dyn.ode._libraries import Options
+from kpflow_dyn.ode._replay import increments
+from kpflow_dyn.ode._solve import solve_ode
 
 MAX_POWER = 8
 MAX_STEPS = 4096
@@ -55,28 +59,71 @@ class Path(NamedTuple):
         return state
 
 
-def path_of(sol: Solution, alg: InterpolatingAdjoint, stages: Callable[[Any, AcceptedSteps], Array]) -> Path:
-    """The dense output of a solution; of another solve, to the tolerances of `alg`, where its own is no polynomial.
+State = tuple[Array, ...]
+Rate = Callable[[Array, State], State]
+Jump = Callable[[State, Any], State]
 
-    Args:
-        sol: the solution.
-        alg: the tolerances.
-        stages: (problem, steps) -> the stage derivatives [trial, step, stage, unit].
+
+class System(Protocol):
+    """An ODE along its solution, and how a framework solves linear equations that go with it.
+
+    States are tuples of arrays [probe, ...], and the time of a rate is 0-dim.
     """
+
+    transforms: Transforms
+    path: Path
+    nodes: int
+    parameters: Any
+    size: int
+
+    def field(self, t: Array) -> Callable[[Array, Any], Array]:
+        """f at this time, of the states [trial, unit] and the parameters that learn."""
+        ...
+
+    def split(self, theta: Array) -> Any:
+        """Changes of the parameters [probe, p], in the form of these."""
+        ...
+
+    def join(self, changes: Any) -> Array:
+        """The inverse of `split`."""
+        ...
+
+    def sweep(self, rate: Rate, state: State, order: np.ndarray, jump: Jump | None) -> tuple[State, Array]:
+        """From time to time in this order, the last state and the first array of all of them, [time, probe, ...].
+
+        Args:
+            rate: (t, state) -> its rate.
+            state: at the first time.
+            order: which times to go through; t_0 is 0, the nodes follow.
+            jump: (state, node) -> the state after a node, reached from before; None where it goes on as it is.
+        """
+        ...
+
+    def solved(self, equation: Callable[..., Array], block: Array) -> Array:
+        """equation(self, block).
+
+        Raises:
+            RuntimeError: as by `solve_failed`.
+        """
+        ...
+
+
+def path_of(sol: ODESolution, alg: InterpolatingAdjoint) -> Path:
+    """The dense output of a solution; of another solve, to the tolerances of `alg`, where its own is no polynomial."""
     steps = sol.steps if sol.steps is not None and polynomial(sol.steps.tableau) is not None else _solve_again(sol, alg)
     weights = polynomial(steps.tableau)
     assert weights is not None
-    k = stages(sol.problem, steps) if steps.stages is None else steps.stages
-    xp, back = array_namespace(k), like_numpy(steps.dt[..., None, None], k) * (like_numpy(weights, k) @ k)
+    hk = increments(sol.problem, steps)
+    xp, back = array_namespace(hk), like_numpy(weights, hk) @ hk  # [trial, step, power, unit]
     first = steps.after + back[:, :, 0]
     check_states(first, steps.before)
-    begin, length, end = (like_numpy(a, k) for a in (steps.t, np.where(steps.dt > 0, steps.dt, 1), steps.t + steps.dt))
+    begin, length, end = (like_numpy(a, hk) for a in (steps.t, np.where(steps.dt > 0, steps.dt, 1), steps.t + steps.dt))
     coefficients = xp.concat([first[:, :, None], back[:, :, 1:]], axis=2)
-    return Path(xp.asarray(np.arange(len(k)), device=device(k)), begin, length, end, coefficients)
+    return Path(xp.asarray(np.arange(len(hk)), device=device(hk)), begin, length, end, coefficients)
 
 
-def _solve_again(sol: Solution, alg: InterpolatingAdjoint) -> AcceptedSteps:
-    steps = solve(sol.problem, rtol=alg.rtol, atol=alg.atol, max_steps=2**16).steps
+def _solve_again(sol: ODESolution, alg: InterpolatingAdjoint) -> AcceptedSteps:
+    steps = solve_ode(sol.problem, None, Options(alg.rtol, alg.atol, max_steps=2**16)).steps
     assert steps is not None
     return steps
 
@@ -100,22 +147,116 @@ def _chebyshev(count: int) -> np.ndarray:
     return (1 - np.cos(np.pi * (np.arange(count) + 0.5) / count)) / 2
 
 
-def at_unit_size(sweep: Callable[[Any, Array], Array]) -> Callable[[Any, Array], Array]:
-    """The sweep of a block, each probe of it brought to a largest entry of one: tolerances are absolute as well."""
+class Variational:
+    """J, J^T, P_node and its transpose by adaptive solves, on blocks [probe, ...], all transposes plain.
 
-    @wraps(sweep)
-    def scaled(self: Any, block: Array) -> Array:
+    Args:
+        sol: a solution of an ODE.
+        model: its field, and which parameters learn.
+        alg: the tolerances.
+    """
+
+    def __init__(self, sol: ODESolution, model: Any, alg: InterpolatingAdjoint) -> None:
+        self.path = path_of(sol, alg)
+        times = np.append(sol.problem.t[0], np.asarray(sol.t, np.float64))
+        self._system: System = sol.problem.backend.solving.variational_system(sol.problem, model, self.path, times, alg)
+
+    def jvp(self, theta: Array) -> Array:
+        """J theta [probe, trial, time, unit] of parameters [probe, p]."""
+        return self._solved(_tangent, theta)
+
+    def vjp(self, q: Array) -> Array:
+        """J^T q [probe, p] of states [probe, trial, time, unit]."""
+        return self._solved(_gradient, q)
+
+    def propagate(self, q: Array) -> Array:
+        """P_node q, both [probe, trial, time, unit]."""
+        return self._solved(_propagated, q)
+
+    def propagate_adjoint(self, q: Array) -> Array:
+        """P_node^T q, both [probe, trial, time, unit]."""
+        return self._solved(_costates, q)
+
+    def gram(self, q: Array) -> Array:
+        """J J^T q."""
+        return self.jvp(self.vjp(q))
+
+    def _solved(self, equation: Callable[[System, Array], Array], block: Array) -> Array:
+        """Each probe brought to a largest entry of one, as tolerances are absolute as well."""
         xp = array_namespace(block)
         size = xp.max(xp.abs(block), axis=tuple(range(1, block.ndim)))
         size = xp.where(size > 0, size, xp.ones_like(size))
-        image = sweep(self, block / _probes(size, block.ndim))
+        image = self._system.solved(equation, block / _probes(size, block.ndim))
         return _probes(size, image.ndim) * image
-
-    return scaled
 
 
 def _probes(size: Array, ndim: int) -> Array:
     return size.reshape((-1, *(1,) * (ndim - 1)))
+
+
+def _tangent(system: System, theta: Array) -> Array:
+    """d' = A d + F theta."""
+    changes, transforms = system.split(theta), system.transforms
+
+    def rate(t: Array, state: State) -> State:
+        f, at = system.field(t), (system.path(t), system.parameters)
+        return (transforms.vmap(lambda d, change: transforms.jvp(f, at, (d, change))[1])(state[0], changes),)
+
+    nodes = np.arange(1 + system.nodes)
+    _, states = system.sweep(rate, (_still(system, theta),), nodes, None)
+    return array_namespace(states).moveaxis(states, 0, 2)
+
+
+def _gradient(system: System, q: Array) -> Array:
+    """-l' = A^T l and -g' = F^T l."""
+
+    def rate(t: Array, state: State) -> State:
+        pull = system.transforms.vjp(system.field(t), system.path(t), system.parameters)[1]
+        rates, changes = system.transforms.vmap(pull)(state[0])
+        return -rates, -system.join(changes)
+
+    def jump(state: State, node: Any) -> State:
+        return state[0] + (node >= 0) * q[:, :, node], state[1]  # at t_0, whose number is -1, there is nothing to add
+
+    zeros = array_namespace(q).zeros((len(q), system.size), dtype=q.dtype, device=device(q))
+    (_, gradient), _ = system.sweep(rate, (q[:, :, -1], zeros), np.arange(1 + system.nodes)[::-1], jump)
+    return gradient
+
+
+def _propagated(system: System, q: Array) -> Array:
+    """s' = A s."""
+    jvp, vmap = system.transforms.jvp, system.transforms.vmap
+
+    def rate(t: Array, state: State) -> State:
+        f, z = system.field(t), system.path(t)
+        return (vmap(lambda s: jvp(lambda z: f(z, system.parameters), (z,), (s,))[1])(state[0]),)
+
+    return _kicked(system, rate, q, np.arange(1, 1 + system.nodes))
+
+
+def _costates(system: System, q: Array) -> Array:
+    """-l' = A^T l."""
+
+    def rate(t: Array, state: State) -> State:
+        f = system.field(t)
+        pull = system.transforms.vjp(lambda z: f(z, system.parameters), system.path(t))[1]
+        return (-system.transforms.vmap(pull)(state[0])[0],)
+
+    return _kicked(system, rate, q, np.arange(1, 1 + system.nodes)[::-1])
+
+
+def _kicked(system: System, rate: Rate, q: Array, order: np.ndarray) -> Array:
+    """The states at the nodes, going through them in this order and adding q at each."""
+    xp, first = array_namespace(q), q[:, :, order[0] - 1]
+    _, states = system.sweep(rate, (first,), order, lambda state, node: (state[0] + q[:, :, node],))
+    states = xp.concat([first[None], states])
+    return xp.moveaxis(states if order[0] == 1 else xp.flip(states, axis=0), 0, 2)
+
+
+def _still(system: System, block: Array) -> Array:
+    """Zero states [probe, trial, unit] for a block."""
+    trials, _, _, units = system.path.coefficients.shape
+    return array_namespace(block).zeros((len(block), trials, units), dtype=block.dtype, device=device(block))
 
 
 def solve_failed(reason: str) -> RuntimeError:

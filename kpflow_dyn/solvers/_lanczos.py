@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from kpflow_dyn.solvers._block import FastestBlock, block_for
 from kpflow_dyn.solvers._certify import Certificate, InPlace, OfProduct, Result
 from kpflow_dyn.solvers._counted import Counted, Product
 from kpflow_dyn.solvers._krylov import Krylov
-from kpflow_dyn.solvers._orthogonalise import ORDERS, Which, no_rows, orthogonal_part, rows_or_none
+from kpflow_dyn.solvers._orthogonalise import Which, check_which, no_rows, orthogonal_part, rows_or_none
 from kpflow_dyn.solvers._results import Eigenpairs, Triplets
 
 Callback = Callable[[int, np.ndarray], None]
@@ -107,11 +107,10 @@ class BlockLanczos:
             UserWarning: some pairs did not reach the tolerance; they are returned flagged. So are pairs of an operator
                 that is only nearly symmetric, to 1% of |A q|, where that keeps them from it.
         """
-        if which not in ORDERS:
-            raise ValueError(f"which is {which!r}, expected one of {', '.join(ORDERS)}")
+        check_which(which)
         rng, known = Random(seed), rows_or_none(deflate, n, like)
         certificate = InPlace(Counted(orthogonal_part(apply, known)), self.tol, rng, which)
-        return self._solve(certificate, known, k, rng, which, start, callback)
+        return _solved(self, certificate, known, k, rng, which, start, callback)
 
     def solve_product(
         self,
@@ -143,99 +142,100 @@ class BlockLanczos:
         """
         rng = Random(seed)
         certificate = OfProduct(Product(forward, backward), self.tol, rng, squared)
-        return self._solve(certificate, no_rows(p, like), k, rng, "LA", start, callback)
-
-    def _solve(
-        self,
-        certificate: Certificate[Result],
-        known: Array,
-        k: int,
-        rng: Random,
-        which: Which,
-        start: Array | None,
-        callback: Callback | None,
-    ) -> Result:
-        check_request(k, start, known)
-        (d, n), operator = known.shape, certificate.operator
-        block = self._block(n, known) if start is None else start.shape[0]
-        least = block if isinstance(block, int) else 1
-        if n <= self.dense or self._columns(k, least) + least >= n - d:
-            found = certificate.of_matrix(known, k)
-        else:
-            if not isinstance(block, int):
-                with products_in(self.products, known):
-                    block = block(operator.uncounted, n, k, known)
-            krylov = Krylov(operator, known, rng, which, self.products)
-            krylov.begin(start, block)
-            found = self._iterate(krylov, certificate, k, block, callback)
-        certificate.warn(found)
-        return found
-
-    def _block(self, n: int, like: Array) -> int | FastestBlock:
-        return block_for(n, like) if self.block is None else self.block
-
-    def _keep(self, k: int, block: int) -> int:
-        return k + max(block, k // 4)
-
-    def _columns(self, k: int, block: int) -> int:
-        keep = self._keep(k, block)
-        columns = max(4 * k, 32) + 6 * block if self.columns is None else self.columns
-        if columns < keep + block:
-            raise ValueError(
-                f"columns = {columns} is too few for k = {k} and block = {block}: give at least {keep + block}"
-            )
-        return columns
-
-    def _fitting(self, k: int, block: int, known: Array) -> int:
-        """The columns, fewer where a memory budget allows no more."""
-        keep, row = self._keep(k, block), bytes_of(known.shape[1], known)
-        columns, around = self._columns(k, block), keep + WORKING * block
-        require(
-            (keep + block + around) * row,
-            f"the vectors of k = {k} pairs with block = {block}",
-            "ask for fewer pairs, give a smaller block, or raise the budget",
-        )
-        left = budget()
-        return columns if left is None else min(columns, left // row - around)
-
-    def _iterate(
-        self, krylov: Krylov, certificate: Certificate[Result], k: int, block: int, callback: Callback | None
-    ) -> Result:
-        """Converge, look for missed pairs, certify; once more from the true residuals while that helps."""
-        run = _Run(self, krylov, certificate, k, block, callback)
-        before, tol = math.inf, self.tol
-        while True:
-            run.converge(tol)
-            missed = True
-            while missed and krylov.doubtful(k, CLUSTER * self.tol):
-                missed = run.misses()
-                run.converge(tol)
-            krylov.restart(run.keep)  # the basis has served: its vectors make room for results
-            found, again = certificate.claimed(krylov, k), None
-            if found is None:
-                found, again = certificate.anew(krylov.ritz(k)[1], krylov.norm)
-            worst = float(found.residuals.max())
-            if worst <= self.tol or worst > before / 2 or krylov.operator.calls >= self.maxiter:
-                return found
-            before, tol = worst, 0.4 * tol
-            if again is not None:
-                krylov.begin_again(*again, found.converged)
+        return _solved(self, certificate, no_rows(p, like), k, rng, "LA", start, callback)
 
 
-class _Run:
+def _solved(
+    alg: BlockLanczos,
+    certificate: Certificate[Result],
+    known: Array,
+    k: int,
+    rng: Random,
+    which: Which,
+    start: Array | None,
+    callback: Callback | None,
+) -> Result:
+    """Pairs or triplets, orthogonal to known rows [d, n]; by way of the matrix where the basis would fill the space."""
+    check_request(k, start, known)
+    (d, n), operator, block = known.shape, certificate.operator, alg.block
+    if start is not None or block is None:
+        block = block_for(n, known) if start is None else start.shape[0]
+    least = block if isinstance(block, int) else 1
+    if n <= alg.dense or _columns(alg, k, least) + least >= n - d:
+        found = certificate.of_matrix(known, k)
+    else:
+        if not isinstance(block, int):
+            with products_in(alg.products, known):
+                block = block(operator.uncounted, n, k, known)
+        krylov = Krylov(operator, known, rng, which, alg.products)
+        krylov.begin(start, block)
+        found = _Run(alg, krylov, certificate, k, block, callback).certified()
+    certificate.warn(found)
+    return found
+
+
+def _kept(k: int, block: int) -> int:
+    """The rows of a basis after a restart."""
+    return k + max(block, k // 4)
+
+
+def _columns(alg: BlockLanczos, k: int, block: int) -> int:
+    """The most rows of a basis."""
+    least = _kept(k, block) + block
+    columns = max(4 * k, 32) + 6 * block if alg.columns is None else alg.columns
+    if columns < least:
+        raise ValueError(f"columns = {columns} is too few for k = {k} and block = {block}: give at least {least}")
+    return columns
+
+
+def _fitting(alg: BlockLanczos, k: int, block: int, known: Array) -> int:
+    """The same, fewer where a memory budget allows no more."""
+    keep, row = _kept(k, block), bytes_of(known.shape[1], known)
+    columns, around = _columns(alg, k, block), keep + WORKING * block
+    require(
+        (keep + block + around) * row,
+        f"the vectors of k = {k} pairs with block = {block}",
+        "ask for fewer pairs, give a smaller block, or raise the budget",
+    )
+    left = budget()
+    return columns if left is None else min(columns, left // row - around)
+
+
+class _Run(Generic[Result]):
     """One run of the iteration for k pairs."""
 
     def __init__(
         self,
         alg: BlockLanczos,
         krylov: Krylov,
-        certificate: Certificate[Any],
+        certificate: Certificate[Result],
         k: int,
         block: int,
         callback: Callback | None,
     ) -> None:
         self.alg, self.krylov, self.certificate, self.k, self.block = alg, krylov, certificate, k, block
-        self.columns, self.keep, self.callback = alg._fitting(k, block, krylov.known), alg._keep(k, block), callback
+        self.columns, self.keep, self.callback = _fitting(alg, k, block, krylov.known), _kept(k, block), callback
+
+    def certified(self) -> Result:
+        """Converge, look for missed pairs, certify; once more from the true residuals while that helps."""
+        krylov, certificate, k = self.krylov, self.certificate, self.k
+        before, tol = math.inf, self.alg.tol
+        while True:
+            self.converge(tol)
+            missed = True
+            while missed and krylov.doubtful(k, CLUSTER * self.alg.tol):
+                missed = self.misses()
+                self.converge(tol)
+            krylov.restart(self.keep)  # the basis has served: its vectors make room for results
+            found, again = certificate.claimed(krylov, k), None
+            if found is None:
+                found, again = certificate.anew(krylov.ritz(k)[1], krylov.norm)
+            worst = float(found.residuals.max())
+            if worst <= self.alg.tol or worst > before / 2 or krylov.operator.calls >= self.alg.maxiter:
+                return found
+            before, tol = worst, 0.4 * tol
+            if again is not None:
+                krylov.begin_again(*again, found.converged)
 
     def converge(self, tol: float) -> None:
         """Expand until the wanted pairs are within the tolerance, by the recurrence."""

@@ -19,6 +19,12 @@ ORDERS: dict[str, Callable[[Array], Array]] = {"LA": lambda x: x, "SA": lambda x
 ILL_CONDITIONED = 1e-10  # smallest eigenvalue of a Gram matrix with unit diagonal for which Cholesky is trusted
 
 
+def check_which(which: str) -> None:
+    """Raise unless it is one of `ORDERS`."""
+    if which not in ORDERS:
+        raise ValueError(f"which is {which!r}, expected one of {', '.join(ORDERS)}")
+
+
 def to_like(small: Array, like: Array) -> Array:
     """A small matrix in the library, dtype and device of the vectors `like`."""
     return array_namespace(like).asarray(small, dtype=like.dtype, device=device(like))

@@ -22,7 +22,7 @@ UNSTABLE = 10.0  # a step ends before anything has grown by more than e to this 
 
 
 @dataclass(frozen=True)
-class Method:
+class Scheme:
     """u_1 = u + h phi_1(hJ) F(u) + h sum_ik w_ik phi_k(hJ) D_i, D_i = F(U_i) - F(u) - J (U_i - u).
 
     Here F = -grad L, J = -H, and the stages U_i = u + c_i h phi_1(c_i hJ) F(u) lie on the linear equation's solution.
@@ -39,8 +39,8 @@ class Method:
 
 
 METHODS = {
-    3: Method((1.0,), np.array([[0.0, 0, 2, 0]]), np.zeros((1, 4))),
-    4: Method((0.5, 1.0), np.array([[0.0, 0, 16, -48], [0, 0, -2, 12]]), np.array([[0.0, 0, 16, 0], [0, 0, -2, 0]])),
+    3: Scheme((1.0,), np.array([[0.0, 0, 2, 0]]), np.zeros((1, 4))),
+    4: Scheme((0.5, 1.0), np.array([[0.0, 0, 16, -48], [0, 0, -2, 12]]), np.array([[0.0, 0, 16, 0], [0, 0, -2, 0]])),
 }
 
 

@@ -26,7 +26,7 @@ class Role(Enum):
     OTHER = "every output element may depend on every operand element"
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Node:
     """One operation: `apply(*args, **kwargs)`, where nodes among the arguments stand for their values.
 
@@ -52,7 +52,7 @@ class Node:
         return list(_nodes((self.args, tuple(self.kwargs.values()))))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Graph:
     """Nodes in topological order; `output` is the next state, or what a network gives.
 

@@ -13,43 +13,47 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace
-from kpflow_dyn.tracing._framework import Framework, RowFunction
+from kpflow_dyn._backend import RowFunction, Transforms
+from kpflow_dyn.tracing._dependence import FIXED, Dependence
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, evaluate, run
-from kpflow_dyn.tracing._structure import Kind, MatrixSite, OpaqueSite, Piece, ScaleSite, Site, Structure
+from kpflow_dyn.tracing._sites import MatrixSite, OpaqueSite, Site
+from kpflow_dyn.tracing._steps import AnalysedStep
+from kpflow_dyn.tracing._terms import Term
+from kpflow_dyn.tracing._uses import Use, coefficients_of_scale, variables_of_matrix
 
 
-class Rows:
-    """The row functions of a step."""
+class RowFunctions:
+    """The functions of one row of a step."""
 
-    def __init__(self, structure: Structure, framework: Framework) -> None:
-        self.structure, self.framework = structure, framework
-        graph, kinds = structure.graph, structure.kinds
-        fixed = [node for node in graph.nodes if kinds[node] in (Kind.CONSTANT, Kind.WEIGHT)]
-        self.fixed = fixed_values(fixed, graph, framework)
-        self.constant = {node: value for node, value in self.fixed.items() if kinds[node] is Kind.CONSTANT}
+    def __init__(self, step: AnalysedStep, transforms: Transforms) -> None:
+        self.step, self.transforms = step, transforms
+        graph, dependence = step.graph, step.dependence
+        fixed = [node for node in graph.nodes if dependence[node] in FIXED]
+        self.fixed = fixed_values(fixed, graph, transforms)
+        self.constant = {node: value for node, value in self.fixed.items() if dependence[node] is Dependence.CONSTANT}
         self._input = next(node for node in graph.nodes if node.role is Role.INPUT)
         self._state = next(node for node in graph.nodes if node.role is Role.STATE)
 
-    def with_matrices(self, draw: Callable[[str, Array], Array]) -> Rows:
+    def with_matrices(self, draw: Callable[[str, Array], Array]) -> RowFunctions:
         """The same step with draw(name, W) in the place of each parameter W of two axes or more."""
-        graph = self.structure.graph
+        graph = self.step.graph
         drawn = {node: draw(name, graph.values[node]) for node, name in graph.parameters.items() if len(node.shape) > 1}
         graph = replace(graph, values=graph.values | drawn)
-        return Rows(replace(self.structure, graph=graph), self.framework)
+        return RowFunctions(replace(self.step, graph=graph), self.transforms)
 
     @property
     def like(self) -> Array:
         """An array of the step's dtype and device."""
-        return self.fixed[self.structure.parameters[0]]
+        return self.fixed[self.step.parameters[0]]
 
     def index(self, numbers: np.ndarray) -> Any:
         """Element numbers as an index."""
-        return self.framework.index(numbers, self.like)
+        return self.transforms.index(numbers, self.like)
 
     def order(self, nodes: Iterable[Node]) -> list[Node]:
         """The nodes in the order of the graph."""
         wanted = set(nodes)
-        return [node for node in self.structure.graph.nodes if node in wanted]
+        return [node for node in self.step.graph.nodes if node in wanted]
 
     def arguments(self, x: Array, z: Array) -> dict[Node, Array]:
         """The row's data at their nodes."""
@@ -67,28 +71,28 @@ class Rows:
 
     def tangent(self, dtheta: Array) -> RowFunction:
         """(x, z, dz) -> the next state's tangent along (dz, dtheta), by forward mode through the whole step."""
-        output = self.structure.graph.output
+        output = self.step.graph.output
         order, values = self.order(ancestors([output])), self.parameter_values()
         directions = split(dtheta, values)
 
         def row(x: Array, z: Array, dz: Array) -> list[Array]:
             def step(z: Array, *weights: Array) -> Array:
-                env = self.constant | dict(zip(self.structure.parameters, weights, strict=True))
+                env = self.constant | dict(zip(self.step.parameters, weights, strict=True))
                 return run(order, env | self.arguments(x, z))[output].reshape(-1)
 
-            return [self.framework.jvp(step, (z, *values), (dz, *directions))[1]]
+            return [self.transforms.jvp(step, (z, *values), (dz, *directions))[1]]
 
         return row
 
     def parameter_values(self) -> list[Array]:
         """The parameters that learn."""
-        return [self.fixed[node] for node in self.structure.parameters]
+        return [self.fixed[node] for node in self.step.parameters]
 
     def weights(self) -> tuple[Array, Callable[[Array], Array], Callable[[Array], Array]]:
         """All weights that sites multiply [w], and the derivative (push, pull) of those in the parameters [p]."""
-        parameters, derived = self.structure.parameters, self.structure.derived
+        parameters, derived = self.step.parameters, self.step.computed
         values, order = self.parameter_values(), self.order(ancestors(derived))
-        jvp, vjp = self.framework.jvp, self.framework.vjp
+        jvp, vjp = self.transforms.jvp, self.transforms.vjp
         concat = array_namespace(self.like).concat
 
         def compute(theta: Array) -> Array:
@@ -111,67 +115,71 @@ class Rows:
         if isinstance(site, MatrixSite):
             return [self._stacked(site.blocks, x, z)]
         if isinstance(site, OpaqueSite):
-            return self.framework.each_row(self.values(_others(site)), x, z)
-        if site.operand is None:
+            return self.transforms.each_row(self.values(site.use.others), x, z)
+        if site.use.node.role is not Role.POINTWISE:
             xp = array_namespace(x)
             return [xp.broadcast_to(xp.ones_like(z[..., :1]), (*x.shape[:2], len(site.kicks)))]
-        (found,) = self.framework.each_row(self._derivative_in_weight(site), x, z)
-        return [found.reshape((*x.shape[:2], -1))]
+        return self.transforms.each_row(self._coefficients(site.use), x, z)
 
-    def _stacked(self, blocks: list[list[Piece]], x: Array, z: Array) -> Array:
-        nodes = list(dict.fromkeys(node for block in blocks for node, _ in block if node is not None))
-        found = self.framework.each_row(self.values(nodes), x, z) if nodes else []
-        values = {node: value.reshape((*x.shape[:2], -1)) for node, value in zip(nodes, found, strict=True)}
-        xp = array_namespace(x)
-        ones = xp.ones_like(z[..., :1])
-        pieces = [
-            [(ones if node is None else values[node])[..., self.index(where)] for node, where in block]
-            for block in blocks
-        ]
-        return xp.concat([xp.concat(row, axis=-1) for row in pieces], axis=2)
+    def _stacked(self, blocks: Sequence[Sequence[Term | None]], x: Array, z: Array) -> Array:
+        """V [time, trial, inner row, d] of terms side by side, block after block."""
+        uses = list(dict.fromkeys(term.use for block in blocks for term in block if term is not None))
+        found = self.transforms.each_row(self._matrices(uses), x, z) if uses else []
+        values, xp = dict(zip(uses, found, strict=True)), array_namespace(x)
+        rows = []
+        for block in blocks:
+            parts = [None if term is None else values[term.use][:, :, term.matrix] for term in block]
+            inner = next(part.shape[2] for part in parts if part is not None)
+            ones = xp.broadcast_to(xp.ones_like(z[..., None, :1]), (*z.shape[:2], inner, 1))
+            rows.append(xp.concat([ones if part is None else part for part in parts], axis=-1))
+        return xp.concat(rows, axis=2)
 
-    def _derivative_in_weight(self, site: ScaleSite) -> RowFunction:
-        """(x, z) -> [d node / d operand] of a pointwise operation, element by element."""
-        operand = site.operand
-        assert operand is not None
-        others, values, weight = _others(site), self.values(_others(site)), self.fixed[operand]
-        ones = array_namespace(weight).ones_like(weight)
+    def _matrices(self, uses: Sequence[Use]) -> RowFunction:
+        """(x, z) -> V [matrix, inner row, d] of these uses."""
+        operands = list(dict.fromkeys(use.operand for use in uses))
+        values = self.values(operands)
 
         def row(x: Array, z: Array) -> list[Array]:
-            env = dict(zip(others, values(x, z), strict=True))
-            return [self.framework.jvp(lambda w: evaluate(site.node, env | {operand: w}), (weight,), (ones,))[1]]
+            env = dict(zip(operands, values(x, z), strict=True))
+            return [variables_of_matrix(use, env) for use in uses]
+
+        return row
+
+    def _coefficients(self, use: Use) -> RowFunction:
+        """(x, z) -> [d node / d weight] of a pointwise operation, element by element."""
+        values, weight = self.values(use.others), self.fixed[use.weight]
+
+        def row(x: Array, z: Array) -> list[Array]:
+            env = dict(zip(use.others, values(x, z), strict=True))
+            return [coefficients_of_scale(use, env | {use.weight: weight}, self.transforms.jvp)]
 
         return row
 
     def opaque(self, site: OpaqueSite) -> tuple[Callable[..., Array], Callable[..., Array]]:
         """(push, pull): an operation's derivative in its weight, (w, *data) -> q and (q, *data) -> w."""
-        others, weight = _others(site), self.fixed[site.operand]
+        use, weight = site.use, self.fixed[site.use.weight]
 
         def as_function(data: tuple[Array, ...]) -> Callable[[Array], Array]:
-            env = dict(zip(others, data, strict=True))
-            return lambda w: evaluate(site.node, env | {site.operand: w.reshape(site.operand.shape)}).reshape(-1)
+            env = dict(zip(use.others, data, strict=True))
+            return lambda w: evaluate(use.node, env | {use.weight: w.reshape(use.weight.shape)}).reshape(-1)
 
         def push(w: Array, *data: Array) -> Array:
-            return self.framework.jvp(as_function(data), (weight.reshape(-1),), (w,))[1]
+            return self.transforms.jvp(as_function(data), (weight.reshape(-1),), (w,))[1]
 
         def pull(q: Array, *data: Array) -> Array:
-            return self.framework.vjp(as_function(data), weight.reshape(-1))[1](q)[0]
+            return self.transforms.vjp(as_function(data), weight.reshape(-1))[1](q)[0]
 
         return push, pull
 
 
-def fixed_values(nodes: list[Node], graph: Graph, framework: Framework) -> dict[Node, Array]:
+def fixed_values(nodes: list[Node], graph: Graph, transforms: Transforms) -> dict[Node, Array]:
     """The values of nodes that depend on parameters and constants alone."""
 
     def compute() -> list[Array]:
         env = run(nodes, dict(graph.values))
         return [env[node] for node in nodes]
 
-    return dict(zip(nodes, framework.compiled(compute)(), strict=True))
-
-
-def _others(site: ScaleSite | OpaqueSite) -> list[Node]:
-    return [o for o in dict.fromkeys(site.node.operands) if o is not site.operand]
+    return dict(zip(nodes, transforms.compiled(compute)(), strict=True))
 
 
 def _parts(value: Array | Sequence[Array]) -> Sequence[Array]:

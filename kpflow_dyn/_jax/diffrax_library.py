@@ -1,0 +1,306 @@
+"""Diffrax as a library that solves ODEs, keeping the steps that it accepts; its solvers as tableaus.
+
+On a grid each trial is solved by itself, with its own steps; on a span all trials are one system, so that they share
+the steps and with them the nodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kpflow_dyn._arrays import take_at
+from kpflow_dyn._jax.field import Field
+from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
+from kpflow_dyn.ode._libraries import Failed, Options, Solved
+
+_CHUNK = 256
+"""So many weights at once: one compilation serves any number of them."""
+
+_ROOM = 2**22
+"""Numbers of a state's steps that there is room for at first: 32 MiB in float64."""
+
+
+class Diffrax:
+    """The solvers of diffrax, and subclasses of these."""
+
+    name, framework = "diffrax", "jax"
+
+    def accepts(self, alg: Any) -> bool:
+        """Whether it is a solver."""
+        return isinstance(alg, diffrax.AbstractSolver)
+
+    def chooses_steps(self, alg: Any) -> bool:
+        """Whether the solver estimates its error, and so can choose its steps.
+
+        Raises:
+            TypeError: for anything that is no instance of a solver for a field of one term.
+        """
+        solver = check_solver(alg)
+        tableau = getattr(solver, "tableau", None)
+        return isinstance(solver, diffrax.AbstractAdaptiveSolver) and (tableau is None or bool(tableau.b_error.any()))
+
+    def solve(self, problem: ODEProblem, alg: diffrax.AbstractSolver, times: np.ndarray, options: Options) -> Solved:
+        """See `kpflow_dyn.ode.Library`."""
+        dtype = problem.z0.dtype
+        for what, values in (("t", times), ("steps", options.steps)):
+            if values is not None and (np.diff(values.astype(dtype)) <= 0).any():
+                raise ValueError(f"{what} holds times closer than {dtype} can tell apart, which is the dtype of z0")
+        alone, tableau = not problem.is_span or options.steps is not None, tableau_of(alg)
+        record = _integrate(problem, alg, times, options, alone)
+        if reasons := _reasons(problem, alg, options, record):
+            raise Failed(reasons, apart=alone)
+        stats = {"steps": int(record.accepted.max()), "rejected": int(record.rejected.max())}
+        edges = np.append(problem.t[0], np.asarray(record.t[0, : stats["steps"]], np.float64))
+        return Solved(tableau and _accepted(problem, tableau, record), record.state, stats, edges)
+
+
+DIFFRAX = Diffrax()
+
+
+def controller_of(
+    problem: ODEProblem, solver: diffrax.AbstractSolver, options: Options
+) -> diffrax.AbstractStepSizeController:
+    """What chooses the steps, with its numbers as arrays, which are no reason to compile again."""
+    dtype = problem.z0.dtype
+    rtol, atol = jnp.asarray(options.rtol, dtype), jnp.asarray(options.atol, dtype)
+    chosen = ChosenSteps(rtol, atol)
+    if options.steps is None:
+        return chosen
+    given = diffrax.StepTo(jnp.asarray(options.steps, dtype))
+    if isinstance(solver, diffrax.AbstractImplicitSolver):
+        return GivenSteps(steps=given, rtol=rtol, atol=atol, norm=chosen.norm)
+    return given
+
+
+class _Record(eqx.Module):
+    """What a solve gave; M is the number of steps there is room for, those not taken end at inf.
+
+    Attributes:
+        state: at the times asked for [trial, time, unit].
+        t: the end of each step [trial, M].
+        after: the state there [trial, M, unit].
+        k: of an implicit method whose stages diffrax keeps: h times these [trial, M, stage, unit].
+        accepted, rejected: the numbers of steps [trial].
+        exhausted: whether there were too many [trial].
+    """
+
+    state: jax.Array
+    t: jax.Array
+    after: jax.Array
+    k: jax.Array | None
+    accepted: jax.Array
+    rejected: jax.Array
+    exhausted: jax.Array
+
+
+def _integrate(
+    problem: ODEProblem, solver: diffrax.AbstractSolver, times: np.ndarray, options: Options, alone: bool
+) -> _Record:
+    """Solve, with room for more and more steps until they suffice: room takes memory, and time to clear it."""
+    most = options.max_steps if options.steps is None else len(options.steps) - 1
+    room = most if options.steps is not None else min(max(_ROOM // problem.z0.size, 64), most)
+    controller, wanted = controller_of(problem, solver, options), jnp.asarray(times, problem.z0.dtype)
+    while True:
+        record = _compiled(Field(problem), problem.z0, wanted, solver, controller, room, alone)
+        if room == most or not record.exhausted.any():
+            return record
+        room = min(8 * room, most)
+
+
+@eqx.filter_jit
+def _compiled(
+    field: Field,
+    z0: jax.Array,
+    times: jax.Array,
+    solver: diffrax.AbstractSolver,
+    controller: diffrax.AbstractStepSizeController,
+    room: int,
+    alone: bool,
+) -> _Record:
+    """Solve each trial alone, or all as one system."""
+    tableau, subs = tableau_of(solver), {"steps": diffrax.SubSaveAt(steps=True), "state": diffrax.SubSaveAt(ts=times)}
+    keeps_k = tableau is not None and not tableau.explicit and hasattr(solver, "tableau")
+    saveat, ends = diffrax.SaveAt(subs=subs, dense=keeps_k), (times[0], times[-1])
+    solved = integrate(field, z0, ends, solver, controller, room, alone, saveat)
+    counts = solved.stats["num_accepted_steps"], solved.stats["num_rejected_steps"]
+    exhausted = solved.result == diffrax.RESULTS.max_steps_reached
+    k = solved.interpolation.infos["k"] if keeps_k else None
+    record = _Record(solved.ys["state"], solved.ts["steps"], solved.ys["steps"], k, *counts, exhausted)
+    return record if alone else _by_trial(record, len(z0))
+
+
+def integrate(
+    field: Field,
+    z0: jax.Array,
+    ends: tuple[jax.Array, jax.Array],
+    solver: diffrax.AbstractSolver,
+    controller: diffrax.AbstractStepSizeController,
+    max_steps: int,
+    alone: bool,
+    saveat: diffrax.SaveAt,
+    **options: Any,
+) -> Any:
+    """The diffrax solution of each trial, with a trial axis in front, or that of all as one system."""
+
+    def rate(t: Any, z: jax.Array, args: tuple[Field, jax.Array]) -> jax.Array:
+        field, trial = args
+        return field(t, z, trial) if z.ndim == 1 else jax.vmap(field, (None, 0, 0))(t, z, trial)
+
+    def solve(z: jax.Array, trial: jax.Array) -> Any:
+        settings = {"saveat": saveat, "stepsize_controller": controller, "max_steps": max_steps, **options}
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(rate), solver, *ends, None, z, (field, trial), throw=False, **settings
+        )
+
+    trials = jnp.arange(len(z0))
+    return jax.vmap(solve)(z0, trials) if alone else solve(z0, trials)
+
+
+def _by_trial(record: _Record, trials: int) -> _Record:
+    """What the solve of one system gave, with a trial axis in front as if each had been solved alone."""
+    shared = (record.t, record.accepted, record.rejected, record.exhausted)
+    t, *counts = (jnp.broadcast_to(value, (trials, *value.shape)) for value in shared)
+    k = None if record.k is None else jnp.moveaxis(record.k, 2, 0)
+    return _Record(record.state.swapaxes(0, 1), t, record.after.swapaxes(0, 1), k, *counts)
+
+
+def _reasons(
+    problem: ODEProblem, solver: diffrax.AbstractSolver, options: Options, record: _Record
+) -> dict[int, tuple[str, float]]:
+    """Why and when each trial failed."""
+    finite, ends = np.asarray(jnp.isfinite(record.after).all(-1)), np.asarray(record.t)
+    taken, end = np.isfinite(ends), problem.t[-1].astype(ends.dtype)
+    last = np.where(taken, ends, problem.t[0]).max(1)
+    reasons = {}
+    for trial in range(len(ends)):
+        bad = np.flatnonzero(taken[trial] & ~finite[trial])
+        if len(bad):
+            reasons[trial] = "left the finite numbers", float(ends[trial, bad[0]])
+        elif last[trial] != end:
+            reasons[trial] = _why_stopped(solver, options, bool(record.exhausted[trial])), float(last[trial])
+    return reasons
+
+
+def _why_stopped(solver: diffrax.AbstractSolver, options: Options, exhausted: bool) -> str:
+    if exhausted:
+        return f"reached max_steps = {options.max_steps}"
+    given_and_implicit = options.steps is not None and isinstance(solver, diffrax.AbstractImplicitSolver)
+    return "did not converge in an implicit step" if given_and_implicit else "left the finite numbers"
+
+
+def _accepted(problem: ODEProblem, tableau: Tableau, record: _Record) -> AcceptedSteps:
+    """The steps that diffrax took, after one of length zero at t0 and padded at the end."""
+    count, z0 = int(record.accepted.max()), problem.z0
+    ends, after = np.asarray(record.t[:, :count]), record.after[:, :count]
+    taken = np.isfinite(ends)
+    final = take_at(after[None], np.asarray(record.accepted)[:, None] - 1)[0]
+    states = jnp.concatenate([z0[:, None], jnp.where(taken[..., None], after, final)], 1)
+    ends = np.where(taken, ends, ends[taken].max())
+    times = np.concatenate([np.full((len(z0), 1), problem.t[0], ends.dtype), ends], 1)
+    steps = AcceptedSteps.between(tableau, times, states)
+    if tableau.explicit:
+        return steps
+    dt = jnp.asarray(np.where(steps.dt > 0, steps.dt, 1), z0.dtype)[..., None, None]
+    if record.k is None:  # of one stage
+        return dataclasses.replace(steps, stages=(steps.after - steps.before)[:, :, None] / dt)
+    k = jnp.where(taken[..., None, None], record.k[:, :count], 0)
+    return dataclasses.replace(steps, stages=jnp.concatenate([jnp.zeros_like(k[:, :1]), k], 1) / dt)
+
+
+def check_solver(solver: Any) -> diffrax.AbstractSolver:
+    """Raise unless this is an instance of a diffrax solver for a field of one term."""
+    if inspect.isclass(solver) and issubclass(solver, diffrax.AbstractSolver):
+        raise TypeError(f"alg is the class {solver.__name__}, expected an instance: diffrax.{solver.__name__}()")
+    if not isinstance(solver, diffrax.AbstractSolver):
+        raise TypeError(
+            f"alg is {solver!r}; z0 is a jax array, so diffrax solves, expected one of its solvers, diffrax.Tsit5()"
+        )
+    structure = typing.get_origin(solver.term_structure) or solver.term_structure
+    if not (inspect.isclass(structure) and issubclass(diffrax.ODETerm, structure)):
+        raise TypeError(
+            f"{type(solver).__name__} solves fields that are split into several terms, and f is one; take "
+            "diffrax.Tsit5(), or diffrax.Kvaerno5() for a stiff problem"
+        )
+    return solver
+
+
+def tableau_of(solver: diffrax.AbstractSolver) -> Tableau | None:
+    """The tableau of a Runge-Kutta solver; None for others, whose steps depend on those before them."""
+    return _tableau(type(solver))
+
+
+@lru_cache
+def _tableau(solver: type[diffrax.AbstractSolver]) -> Tableau | None:
+    interpolation: Any = solver.interpolation_cls
+    known = getattr(solver, "tableau", None)
+    if isinstance(known, diffrax.ButcherTableau):
+        a = np.zeros((known.num_stages, known.num_stages))
+        for row, values in enumerate(known.a_lower, 1):
+            a[row, :row] = values
+        a += 0 if known.a_diagonal is None else np.diag(known.a_diagonal)
+        return Tableau(a, known.b_sol, np.append(known.c1, known.c), _weights(interpolation, known.b_sol))
+    if solver in (diffrax.Euler, diffrax.ImplicitEuler):
+        implicit = float(solver is diffrax.ImplicitEuler)
+        weights = _weights(lambda k, **rest: interpolation(**rest), np.ones(1))
+        return Tableau(np.full((1, 1), implicit), np.ones(1), np.full(1, implicit), weights)
+    return None
+
+
+def _weights(interpolation: Callable[..., Any], b: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """What diffrax's interpolation, which is linear, makes of unit stages: y_1 = 0, so y_0 = -sum_i b_i k_i."""
+
+    @jax.jit
+    def of_chunk(theta: jax.Array) -> jax.Array:
+        start, end = jnp.asarray(-b, theta.dtype), jnp.zeros(len(b), theta.dtype)
+        k = jnp.eye(len(b), dtype=theta.dtype)
+        local = interpolation(t0=jnp.zeros((), theta.dtype), t1=jnp.ones((), theta.dtype), y0=start, y1=end, k=k)
+        return jax.vmap(local.evaluate)(theta)
+
+    def weights(theta: np.ndarray) -> np.ndarray:
+        theta = np.asarray(theta, np.float64)
+        padded = np.pad(theta.ravel(), (0, -theta.size % _CHUNK)).reshape(-1, _CHUNK)
+        with jax.enable_x64(True):
+            w = np.array([of_chunk(chunk) for chunk in padded]).reshape(-1, len(b))[: theta.size]
+        return np.where(theta[..., None] == 1, 0.0, w.reshape(*theta.shape, len(b)))
+
+    return weights
+
+
+class GivenSteps(diffrax.AbstractAdaptiveStepSizeController):
+    """Steps to given times, with tolerances for the root finder of an implicit method."""
+
+    steps: diffrax.StepTo
+    rtol: Any
+    atol: Any
+    norm: Callable[..., Any]
+
+    def wrap(self, direction: Any) -> GivenSteps:
+        return dataclasses.replace(self, steps=self.steps.wrap(direction))
+
+    def init(self, *args: Any, **kwargs: Any) -> Any:
+        return self.steps.init(*args, **kwargs)
+
+    def adapt_step_size(self, *args: Any, **kwargs: Any) -> Any:
+        return self.steps.adapt_step_size(*args, **kwargs)
+
+
+class ChosenSteps(diffrax.PIDController):
+    """Steps by diffrax's controller, ending the solve where they shrink to the round-off of the time."""
+
+    def adapt_step_size(self, *args: Any, **kwargs: Any) -> Any:
+        chosen: Any = super().adapt_step_size(*args, **kwargs)
+        _, t0, t1, *_, result = chosen
+        vanished = t1 - t0 <= 4 * jnp.finfo(t0.dtype).eps * jnp.abs(t0)
+        return (*chosen[:-1], diffrax.RESULTS.where(vanished, diffrax.RESULTS.dt_min_reached, result))

@@ -1,0 +1,101 @@
+"""Forward passes in JAX; see `kpflow_dyn._backend.Solving`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from kpflow_dyn._jax.checks import check_parameters
+from kpflow_dyn._jax.field import Field
+from kpflow_dyn._jax.rollout import roll_out, run
+from kpflow_dyn._problems.problems import ODEProblem
+
+__all__ = [
+    "check_field",
+    "default_algorithm",
+    "each_step",
+    "ode_library",
+    "rate_of",
+    "roll_out",
+    "rounded",
+    "run",
+    "variational_system",
+    "without_gradients",
+]
+
+without_gradients = nullcontext
+
+ROOM = 32  # steps are filled up to a multiple of this: each further length is compiled anew
+
+
+@eqx.filter_jit
+def each_step(step: Callable[..., jax.Array], model: Any, rows: jax.Array, before: jax.Array) -> jax.Array:
+    """step(model, row, z) of rows [trial, time, ...] and the states before each step; all trials at once."""
+    of_trials = jax.vmap(lambda row, z: step(model, row, z))
+    found = lax.map(lambda at: of_trials(*at), (rows.swapaxes(0, 1), before.swapaxes(0, 1)))
+    return found.swapaxes(0, 1)
+
+
+def rounded(count: int) -> int:
+    """A number of steps for which one program is compiled."""
+    return count + -count % ROOM
+
+
+def ode_library() -> Any:
+    """Diffrax."""
+    from kpflow_dyn._jax.diffrax_library import DIFFRAX
+
+    return DIFFRAX
+
+
+def default_algorithm() -> Any:
+    """A solver of diffrax."""
+    from diffrax import Tsit5
+
+    return Tsit5()
+
+
+def variational_system(*args: Any) -> Any:
+    """A `System`."""
+    from kpflow_dyn._jax.variational import System
+
+    return System(*args)
+
+
+def rate_of(problem: ODEProblem) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """(t, z [trial, unit]) -> z', with the inputs."""
+    of_trials = jax.vmap(Field(problem), (None, 0, 0))
+    return lambda t, z: of_trials(t, z, jnp.arange(len(z)))
+
+
+def check_field(problem: ODEProblem) -> None:
+    """Raise unless f holds parameters and maps t, z [unit] (and x_t) to z' [unit]."""
+    z0, f = problem.z0, problem.f
+    check_parameters(f, z0)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(f)[0]:
+        if isinstance(leaf, np.ndarray):
+            raise TypeError(f"{jax.tree_util.keystr(path)} of f is a numpy array, expected a jax one: jnp.asarray(...)")
+    t = jnp.asarray(problem.t[0], z0.dtype)
+    x = Field(problem).input(t, 0)
+    arguments = (t, z0[0]) if x is None else (t, z0[0], x)
+    try:
+        rate = eqx.filter_eval_shape(f, *arguments)
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        given = ", ".join(f"{name} {a.shape}" for name, a in zip(("t", "z", "x_t"), arguments, strict=False))
+        raise ValueError(
+            f"f failed on {given}: {error}. A field in JAX is called on one trial, as f(t, z [unit]), or f(t, z, x_t "
+            "[input]) where the problem has inputs x"
+        ) from error
+    if not eqx.is_array(rate) and not isinstance(rate, jax.ShapeDtypeStruct):
+        raise ValueError(f"f returned {type(rate).__name__}, expected z' {z0.shape[1:]} of {z0.dtype}")
+    if rate.shape != z0.shape[1:] or rate.dtype != z0.dtype:
+        raise ValueError(
+            f"f returned {rate.shape} of {rate.dtype}, expected z' {z0.shape[1:]} of {z0.dtype}, like z0[0]"
+        )

@@ -1,0 +1,119 @@
+"""What goes into a problem, checked: rows of data, and an ODE's times, start and inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace, to_numpy
+from kpflow_dyn._backend import Backend, backend_for, backend_of
+
+
+def check_times(t: Any) -> np.ndarray:
+    """The times as a float64 numpy array: a grid, or a span (t0, t1).
+
+    Raises:
+        TypeError, ValueError: unless they are one row of at least two finite, increasing numbers.
+    """
+    try:
+        times = np.array(to_numpy(t), np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"t is {type(t).__name__}, expected numbers: a grid of times or a span (t0, t1)") from error
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"t has shape {times.shape}, expected a grid of times [time] or a span (t0, t1)")
+    if not np.isfinite(times).all():
+        raise ValueError(f"t holds {times[~np.isfinite(times)][0]}; times must be finite")
+    late = np.flatnonzero(np.diff(times) <= 0)
+    if len(late):
+        n = int(late[0])
+        raise ValueError(
+            f"t[{n + 1}] = {times[n + 1]} does not come after t[{n}] = {times[n]}; times must increase (np.unique "
+            "sorts them and drops repeated ones)"
+        )
+    return times
+
+
+def check_start(z0: Any, backend: Backend) -> Array:
+    """The start [trial, unit] as an array of the backend.
+
+    Raises:
+        TypeError, ValueError: for another rank, an empty axis, a dtype that is not float32 or float64, NaN or inf.
+    """
+    z0 = backend.data.as_floats(z0, "z0", "[trial, unit]")
+    if z0.ndim != 2:
+        raise ValueError(f"z0 has shape {tuple(z0.shape)}, expected [trial, unit]; one trial is z0[None]")
+    if 0 in z0.shape:
+        raise ValueError(f"z0 has shape {tuple(z0.shape)} [trial, unit]: a solve needs at least one of each")
+    if str(z0.dtype).removeprefix("torch.") not in ("float32", "float64"):
+        raise TypeError(f"z0 is {z0.dtype}, expected float32 or float64")
+    if not _is_finite(z0):
+        raise ValueError("z0 holds NaN or inf; clean the data")
+    return z0
+
+
+def check_rows(x: Any, what: str, axes: str) -> Array:
+    """Data of torch or JAX, floats or integers; numpy arrays become those of JAX.
+
+    Raises:
+        TypeError, ValueError: for other types, complex numbers, an empty axis, NaN or inf.
+    """
+    x = backend_for(x, what, axes).data.as_rows(x, what, axes)
+    if x.ndim < 1 or 0 in x.shape:
+        raise ValueError(f"{what} has shape {tuple(x.shape)}, expected {axes} with at least one of each")
+    if "complex" in str(x.dtype):
+        raise TypeError(f"{what} is {x.dtype}; write complex numbers as pairs of real ones")
+    if not _is_finite(x):
+        raise ValueError(f"{what} holds NaN or inf; clean the data")
+    return x
+
+
+def _is_finite(a: Array) -> bool:
+    return bool(array_namespace(a).isfinite(a).all())
+
+
+def check_inputs(x: Any, z0: Array, t: np.ndarray, backend: Backend) -> Any:
+    """The inputs: None, a callable, samples on t, or (times, samples).
+
+    Raises:
+        TypeError, ValueError: for samples of other trials, rank, dtype, framework or length than the problem's, or
+            whose times do not cover the problem's.
+    """
+    if x is None or callable(x):
+        return x
+    if isinstance(x, tuple | list):
+        if len(x) != 2:
+            raise ValueError(f"x is a {type(x).__name__} of {len(x)} parts, expected (times [n], samples)")
+        times, samples = check_times(x[0]), _check_samples(x[1], z0, backend)
+        if times[0] > t[0] or times[-1] < t[-1]:
+            raise ValueError(
+                f"the times of x reach from {times[0]} to {times[-1]}, which does not cover the horizon from {t[0]} to "
+                f"{t[-1]}; bring longer samples or a shorter t"
+            )
+    elif len(t) == 2:
+        raise ValueError("x are samples on a span (t0, t1), so their times are unknown; pass x=(times, samples)")
+    else:
+        times, samples = t, _check_samples(x, z0, backend)
+    if samples.shape[1] != len(times):
+        raise ValueError(
+            f"x has {samples.shape[1]} samples for {len(times)} times; samples on the grid t are [trial, time, input], "
+            "others come as x=(times, samples)"
+        )
+    return (times, samples) if isinstance(x, tuple | list) else samples
+
+
+def _check_samples(samples: Any, z0: Array, backend: Backend) -> Array:
+    if backend_of(samples) not in (None, backend):
+        raise TypeError(f"x is {type(samples).__name__} but z0 is {type(z0).__name__}; use one framework")
+    samples = backend.data.as_floats(samples, "x", "[trial, time, input]")
+    if samples.ndim != 3 or samples.shape[0] != z0.shape[0] or 0 in samples.shape:
+        raise ValueError(
+            f"x has shape {tuple(samples.shape)}, expected samples [trial, time, input] of {z0.shape[0]} trials, as z0 "
+            "has"
+        )
+    if samples.dtype != z0.dtype:
+        raise TypeError(f"x is {samples.dtype} but z0 is {z0.dtype}; they must agree")
+    bad = np.argwhere(~np.isfinite(to_numpy(samples)))
+    if len(bad):
+        raise ValueError(f"x holds NaN or inf, first at sample {bad[0][1]} (trial {bad[0][0]}); clean the data")
+    return samples

@@ -1,0 +1,82 @@
+"""Solve a problem: the forward pass, with the whole state kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import full_precision, like_numpy
+from kpflow_dyn._implicit.solving import solve_implicit
+from kpflow_dyn._problems.problems import (
+    DiscreteProblem,
+    FixedPointProblem,
+    ImplicitProblem,
+    ODEProblem,
+    Problem,
+    StaticProblem,
+)
+from kpflow_dyn._problems.solutions import DiscreteSolution, Solution
+from kpflow_dyn.ode._options import options_of
+from kpflow_dyn.ode._solve import solve_ode
+
+
+def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
+    """Find the state S with F(S, theta; x) = 0; keep it, and of an ODE the accepted steps, for a linearisation.
+
+    Recurrences and networks are run forward. A fixed point is found by z <- f(x, z), and by Newton's method where that
+    is slow; a free form by Newton's method.
+
+    Args:
+        prob: the problem.
+        alg: how an ODE is solved, which chooses the library. In torch the name of a method of torchdiffeq, "dopri5"
+            when None; in JAX a solver of diffrax, own subclasses of AbstractERK included, diffrax.Tsit5() when None; in
+            both an algorithm of a library that was added by `kpflow_dyn.ode.add_library`. Other problems need none.
+        **common: for an ODE, `rtol` and `atol`, the tolerances (1e-6 and 1e-8 for a float64 state, 1e-4 and 1e-6 for
+            float32); `max_steps`, how many steps may be tried (4096); `steps`, None for the method's own choice (one
+            step for each interval of the grid where it makes none), a number for steps of this length (the last one
+            shorter if need be), or increasing times from t0 to the end for steps between exactly these.
+
+    On a grid t the library gives the state; in JAX each trial has steps of its own, in torch all share them. On a span
+    all trials share the steps, and the state is read from the dense output at three Gauss points inside each. With
+    torchdiffeq's adaptive_heun and fehlberg2 (unless the steps are given), its Adams and scipy methods, and diffrax's
+    methods with memory, a step depends on those before it, and `solution.steps` is None. The dense output of
+    torchdiffeq's bosh3, dopri8 and second-order methods is far less accurate than their steps: on a span, or with a
+    grid inside the steps, take "dopri5".
+
+    Raises:
+        TypeError, ValueError: a model, input or initial state that do not fit, a step that is random or changes its
+            arguments, and a state that does not stay finite; each says what to do.
+        SolveError: some trials of an ODE failed; it names them, and holds the solution of the others.
+
+    Source: torchdiffeq (Chen et al., arXiv:1806.07366); diffrax (Kidger, arXiv:2202.02435).
+
+    Example:
+        >>> import torch, kpflow_dyn as kp
+        >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.zeros(2, 5, 3))
+        >>> kp.solve(problem).stats
+        {'steps': 5}
+    """
+    if isinstance(prob, ODEProblem):
+        with full_precision(prob.z0):
+            return solve_ode(prob, alg, options_of(prob, common))
+    if not isinstance(prob, Problem):
+        raise TypeError(
+            f"solve takes a problem such as DiscreteProblem(cell, x) or ODEProblem(f, z0, t), got {type(prob).__name__}"
+        )
+    if alg is not None or common:
+        raise TypeError(
+            f"a {type(prob).__name__} is solved in one way; alg must be None, got {alg!r}, without options, got "
+            f"{sorted(common)}"
+        )
+    with full_precision(prob.state if isinstance(prob, ImplicitProblem) else prob.x):
+        if isinstance(prob, DiscreteProblem):
+            return _solve_discrete(prob)
+        assert isinstance(prob, StaticProblem | FixedPointProblem | ImplicitProblem)
+        return solve_implicit(prob)
+
+
+def _solve_discrete(prob: DiscreteProblem) -> DiscreteSolution:
+    state, start = prob.backend.solving.roll_out(prob)
+    times = like_numpy(np.arange(1, state.shape[1] + 1), state)
+    return DiscreteSolution(problem=prob, state=state, t=times, stats={"steps": state.shape[1]}, start=start)

@@ -1,0 +1,112 @@
+"""Forward passes in torch; see `kpflow_dyn._backend.Solving`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kpflow_dyn._arrays import like_numpy
+from kpflow_dyn._problems.inputs import input_function
+from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._torch.checks import check_module
+from kpflow_dyn._torch.rollout import roll_out, run
+
+__all__ = [
+    "check_field",
+    "default_algorithm",
+    "each_step",
+    "ode_library",
+    "rate_of",
+    "roll_out",
+    "rounded",
+    "run",
+    "variational_system",
+    "without_gradients",
+]
+
+without_gradients = torch.no_grad
+
+
+@torch.no_grad()
+def each_step(step: Callable[..., Tensor], model: nn.Module, rows: Tensor, before: Tensor) -> Tensor:
+    """step(model, row, z) of rows [trial, time, ...] and the states before each step; all trials at once."""
+    found = [step(model, row, z) for row, z in zip(rows.unbind(1), before.unbind(1), strict=True)]
+    return torch.stack(found, 1)
+
+
+def rounded(count: int) -> int:
+    """The same number: nothing is compiled for it."""
+    return count
+
+
+def ode_library() -> Any:
+    """Torchdiffeq."""
+    from kpflow_dyn._torch.torchdiffeq_library import TORCHDIFFEQ
+
+    return TORCHDIFFEQ
+
+
+def default_algorithm() -> str:
+    """A method of torchdiffeq."""
+    return "dopri5"
+
+
+def variational_system(*args: Any) -> Any:
+    """A `System`."""
+    from kpflow_dyn._torch.variational import System
+
+    return System(*args)
+
+
+def rate_of(problem: ODEProblem) -> Callable[[Tensor, Tensor], Tensor]:
+    """(t, z [trial, unit]) -> z', with the inputs."""
+    f, x = problem.f, input_function(problem)
+    return f if x is None else lambda t, z: f(t, z, x(t))
+
+
+def check_field(problem: ODEProblem) -> None:
+    """Raise unless f is a module that maps t, z [trial, unit] (and x_t) to z' [trial, unit], and does nothing else."""
+    z0, f, x = problem.z0.detach(), problem.f, input_function(problem)
+    _check_parameters(f, z0)
+    t = like_numpy(problem.t[0], z0)
+    arguments = (t, z0.clone()) if x is None else (t, z0.clone(), x(t).clone())
+    kept = [argument.clone() for argument in arguments]
+    rate = _try(f, arguments)
+    if not isinstance(rate, Tensor) or rate.shape != z0.shape or rate.dtype != z0.dtype:
+        got = f"{tuple(rate.shape)} of {rate.dtype}" if isinstance(rate, Tensor) else type(rate).__name__
+        raise ValueError(f"f returned {got}, expected z' {tuple(z0.shape)} of {z0.dtype}, like z0 [trial, unit]")
+    if not all(map(torch.equal, arguments, kept)):
+        raise ValueError("f writes to its arguments in place; work on copies (z = z + ..., not z += ...)")
+    if not torch.allclose(rate, _try(f, arguments), rtol=0, atol=0, equal_nan=True):
+        raise ValueError("f gave two results for the same arguments; make it deterministic (f.eval(), fixed noise)")
+
+
+def _check_parameters(f: Any, z0: Tensor) -> None:
+    if not isinstance(f, nn.Module):
+        raise TypeError(
+            f"f is {type(f).__name__}, expected an nn.Module as z0 is a torch tensor: a plain function does not name "
+            "its parameters"
+        )
+    parameters = dict(f.named_parameters())
+    if not parameters:
+        raise ValueError("f has no parameters, so there is nothing to learn; make its constants nn.Parameter")
+    for name, tensor in parameters.items():
+        if tensor.dtype != z0.dtype and not tensor.is_complex():
+            raise TypeError(
+                f"parameter {name} is {tensor.dtype} but z0 is {z0.dtype}; use f.to(z0.dtype) or z0.to(...)"
+            )
+    check_module(f, z0)
+
+
+def _try(f: nn.Module, arguments: tuple[Tensor, ...]) -> Any:
+    try:
+        return f(*arguments)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        given = ", ".join(f"{name} {tuple(a.shape)}" for name, a in zip(("t", "z", "x_t"), arguments, strict=False))
+        raise ValueError(
+            f"f failed on {given}: {error}. A field is called as f(t, z [trial, unit]), or f(t, z, x_t [trial, input]) "
+            "where the problem has inputs x"
+        ) from error

@@ -1,0 +1,98 @@
+"""What steers the solve of an ODE, checked: tolerances, and the times between which the solver must step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._problems.checks import check_times
+from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn.ode._libraries import Library, Options
+
+
+def options_of(problem: ODEProblem, given: dict[str, Any]) -> Options:
+    """The options, with defaults for the dtype of the problem.
+
+    Raises:
+        TypeError, ValueError: for unknown names, and tolerances or numbers that are none.
+    """
+    known = [field.name for field in dataclasses.fields(Options)]
+    if unknown := set(given) - set(known):
+        raise TypeError(f"solve got the unknown options {sorted(unknown)}, expected some of {', '.join(known)}")
+    double = str(problem.z0.dtype).endswith("float64")
+    defaults = {"rtol": 1e-6 if double else 1e-4, "atol": 1e-8 if double else 1e-6, "max_steps": 4096, "steps": None}
+    options = Options(**{**defaults, **given})
+    for name in ("rtol", "atol"):
+        value = getattr(options, name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+            raise ValueError(f"{name} is {value!r}, expected a positive number; the default is {defaults[name]}")
+    if not isinstance(options.max_steps, int) or isinstance(options.max_steps, bool) or options.max_steps < 1:
+        raise ValueError(f"max_steps is {options.max_steps!r}, expected a positive integer; the default is 4096")
+    return options
+
+
+def with_steps(problem: ODEProblem, library: Library, alg: Any, options: Options) -> Options:
+    """The options as a library takes them: the steps as times."""
+    name, adaptive = alg if isinstance(alg, str) else type(alg).__name__, library.chooses_steps(alg)
+    return dataclasses.replace(options, steps=_step_times(problem, options.steps, adaptive, options.max_steps, name))
+
+
+def _step_times(problem: ODEProblem, steps: Any, adaptive: bool, max_steps: int, method: str) -> np.ndarray | None:
+    """The times between which the solver must step, from t0 to the end; None where it chooses itself.
+
+    Raises:
+        TypeError, ValueError: for steps that are no such times, do not reach from t0 to the end, or are too many.
+    """
+    t0, end = problem.t[0], problem.t[-1]
+    if steps is None and not adaptive and problem.is_span:
+        raise ValueError(
+            f"{method} does not choose its steps; on a span pass steps= (a length, or the times to step to), or give a "
+            "grid t"
+        )
+    if steps is None:
+        times = None if adaptive else problem.t
+    elif isinstance(steps, int | float | np.number) and not isinstance(steps, bool):
+        times = _on_grid(_constant_steps(t0, end, float(steps), max_steps), problem.t)
+    else:
+        times = _on_grid(_given_steps(t0, end, steps), problem.t)
+    if times is not None:
+        _check_count(len(times) - 1, max_steps)
+    return times
+
+
+def _check_count(count: float, max_steps: int) -> None:
+    if count > max_steps:
+        raise ValueError(f"steps asks for {count:.0f} steps, more than max_steps = {max_steps}; raise max_steps")
+
+
+def _constant_steps(t0: float, end: float, length: float, max_steps: int) -> np.ndarray:
+    if not (np.isfinite(length) and length > 0):
+        raise ValueError(f"steps = {length}, expected a positive length")
+    count = max(np.ceil((end - t0) / length - 1e-9), 1.0)
+    _check_count(count, max_steps)
+    return np.append(t0 + length * np.arange(int(count)), end)
+
+
+def _on_grid(times: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The times, those of them that are times of the grid but for round-off being exactly these."""
+    right = np.clip(np.searchsorted(grid, times), 1, len(grid) - 1)
+    nearest = np.where(times - grid[right - 1] < grid[right] - times, grid[right - 1], grid[right])
+    return np.where(np.abs(times - nearest) <= _round_off(grid), nearest, times)
+
+
+def _round_off(grid: np.ndarray) -> float:
+    return 1e-13 * float(np.abs(grid).max())
+
+
+def _given_steps(t0: float, end: float, steps: Any) -> np.ndarray:
+    try:
+        times = check_times(steps)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"steps must be None, a length or increasing times: {error}") from error
+    if np.abs(times[[0, -1]] - [t0, end]).max() > _round_off(np.array([t0, end])):
+        raise ValueError(
+            f"steps reach from {times[0]} to {times[-1]}, expected from t0 = {t0} to the last time {end}; add them"
+        )
+    return times

@@ -1,0 +1,166 @@
+"""Solve an ODE by the library of an algorithm: what is the same for all libraries."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
+from kpflow_dyn._problems.inputs import take_trials
+from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.quadrature import gauss_points, trapezoid
+from kpflow_dyn._problems.solutions import ODESolution, SolveError
+from kpflow_dyn._problems.steps import AcceptedSteps
+from kpflow_dyn.ode._libraries import Failed, Library, Options, Solved, library_of
+from kpflow_dyn.ode._options import with_steps
+from kpflow_dyn.ode._replay import check_replay, check_same, read_states
+
+
+def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> ODESolution:
+    """The solution of an ODE; see `kpflow_dyn.solve`."""
+    solving = problem.backend.solving
+    alg = solving.default_algorithm() if alg is None else alg
+    library = library_of(alg, problem.backend)
+    solver = _Solver(library, alg, options, with_steps(problem, library, alg, options))
+    with solving.without_gradients():
+        _check_called_input(problem)
+        solving.check_field(problem)
+        try:
+            return _solution(problem, solver)
+        except Failed as failure:
+            raise _blame(problem, solver, failure) from failure
+
+
+@dataclass(frozen=True)
+class _Solver:
+    """An algorithm of a library, with the options that were given and what they mean for the problem."""
+
+    library: Library
+    alg: Any
+    given: Options
+    options: Options
+
+    def __call__(self, problem: ODEProblem, times: np.ndarray) -> Solved:
+        return self.library.solve(problem, self.alg, times, self.options)
+
+    def at(self, problem: ODEProblem, times: np.ndarray) -> Array:
+        """The state at any times [trial, n, unit], by another solve with its output there."""
+        order = np.unique(np.concatenate([problem.t[:1], times, problem.t[-1:]]))
+        state = self(problem, order).state
+        assert state is not None
+        return state[:, np.searchsorted(order, times)]
+
+
+def _solution(problem: ODEProblem, solver: _Solver) -> ODESolution:
+    solved, nodes, weights = solver(problem, problem.t), problem.t, trapezoid(problem.t)
+    steps, state = solved.steps, solved.state
+    if problem.is_span:
+        nodes, weights = gauss_points(_edges(solved))
+        state = solver.at(problem, nodes) if steps is None else read_states(problem, steps, nodes)
+    elif steps is not None:
+        check_replay(problem, steps)
+        state = read_states(problem, steps, nodes) if state is None else state
+    return ODESolution(
+        problem=problem,
+        state=state,
+        t=nodes,
+        alg=solver.alg,
+        stats=solved.stats or {},
+        start=problem.backend.models.snapshot(problem.z0),
+        weights=weights,
+        steps=steps,
+        options=dataclasses.asdict(solver.given),
+        dense_output=DenseOutput(problem, solver, steps, nodes[-1:], state[:, -1:]),
+    )
+
+
+def _edges(solved: Solved) -> np.ndarray:
+    """Between which times all trials stepped."""
+    if solved.steps is None:
+        assert solved.edges is not None
+        return solved.edges
+    return (solved.steps.t + solved.steps.dt)[0]
+
+
+@dataclass(frozen=True)
+class DenseOutput:
+    """z(t) [trial, n, unit] at times [n] of the solved span, by the dense output of the method."""
+
+    problem: ODEProblem
+    solver: _Solver
+    steps: AcceptedSteps | None
+    end: np.ndarray
+    last: Array
+
+    def __call__(self, times: np.ndarray) -> Array:
+        with full_precision(self.last), self.problem.backend.solving.without_gradients():
+            if self.steps is not None:
+                return read_states(self.problem, self.steps, times)
+            state = self.solver.at(self.problem, np.concatenate([times, self.end]))
+            check_same(state[:, -1:], self.last, abs(self.last), self.problem.t[:1])
+            return state[:, :-1]
+
+
+def _check_called_input(problem: ODEProblem) -> None:
+    """Raise unless what a callable x gives at t0 is [trial, input] or [input], finite, in the dtype of z0."""
+    if not callable(problem.x):
+        return
+    z0 = problem.z0
+    x: Any = problem.x(like_numpy(np.asarray(problem.t[0]), z0))
+    if not problem.backend.data.is_own(x):
+        raise TypeError(f"x(t) is {type(x).__name__}, expected {type(z0).__name__} [trial, input] or [input]")
+    if tuple(x.shape[:-1]) not in ((), (z0.shape[0],)) or x.ndim == 0 or 0 in x.shape:
+        raise ValueError(
+            f"x(t) has shape {tuple(x.shape)}, expected [trial, input] of {z0.shape[0]} trials, or [input] for all"
+        )
+    if x.dtype != z0.dtype:
+        raise TypeError(f"x(t) is {x.dtype} but z0 is {z0.dtype}; they must agree")
+    if not np.isfinite(to_numpy(x)).all():
+        raise ValueError("x(t) holds NaN or inf at t0; look at its values")
+
+
+def _blame(problem: ODEProblem, solver: _Solver, failure: Failed) -> SolveError:
+    """Which trials fail, where all were one system found by solving each alone; and the solution of the others."""
+    trials = np.arange(len(problem.z0))
+    failures = failure.trials
+    if not failure.apart and len(trials) > 1:
+        failures = {i: why for i in trials.tolist() if (why := _failure_alone(problem, solver, i))} or failures
+    rest = np.setdiff1d(trials, list(failures))
+    return solve_error(failures, _solution_of_rest(take_trials(problem, rest), solver) if len(rest) else None)
+
+
+def _failure_alone(problem: ODEProblem, solver: _Solver, trial: int) -> tuple[str, float] | None:
+    try:
+        solver(take_trials(problem, np.array([trial])), problem.t)
+    except Failed as alone:
+        return alone.trials[0]
+    return None
+
+
+def _solution_of_rest(problem: ODEProblem, solver: _Solver) -> ODESolution | None:
+    try:
+        return _solution(problem, solver)
+    except Failed:
+        return None
+
+
+def solve_error(failures: dict[int, tuple[str, float]], solution: ODESolution | None) -> SolveError:
+    """The error of the trials that failed, each with its reason and time."""
+    named = [f"trial {trial} {reason} at t = {time:.6g}" for trial, (reason, time) in failures.items()]
+    listed = ", ".join(named[:5]) + (f", and {len(named) - 5} more" if len(named) > 5 else "")
+    advice = [text for word, text in _ADVICE.items() if any(word in reason for reason, _ in failures.values())]
+    rest = "" if solution is None else ". The solution of the other trials is the error's .solution"
+    return SolveError(f"{listed}; {'; '.join(advice)}{rest}", list(failures), solution)
+
+
+_ADVICE = {
+    "finite": "look at f near there, solve up to an earlier time, or take shorter steps where they are given",
+    "max_steps": (
+        "raise max_steps, loosen rtol and atol, take a method of higher order, or for a stiff problem an implicit one "
+        "(in JAX, diffrax.Kvaerno5())"
+    ),
+    "implicit": "take shorter steps, or leave steps=None so that the method chooses them",
+}

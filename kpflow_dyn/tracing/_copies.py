@@ -1,0 +1,79 @@
+"""Which elements a view, a split or a concatenation copies: moving operations run on the numbers of elements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn._backend import Transforms
+from kpflow_dyn.tracing._dependence import Dependence, Dependences
+from kpflow_dyn.tracing._graph import Graph, Node, ancestors, evaluate, run
+from kpflow_dyn.tracing._uses import Use
+
+Copies = Mapping[Node, tuple[np.ndarray, ...]]
+COMPILED_ELEMENTS = 2**22  # the numbers of larger arrays would be constants of a program, slow to compile
+
+
+def find_copies(graph: Graph, nodes: Iterable[Node], dependence: Dependences, transforms: Transforms) -> Copies:
+    """For each result of these nodes that copy: which elements of their floating operands it copies.
+
+    The elements are numbered from 1, one operand after another; 0 stands for a filled-up one.
+    """
+    nodes = list(nodes)
+    indices = {o for node in nodes for o in node.operands if not o.floating and dependence[o] is Dependence.CONSTANT}
+    behind = ancestors(indices)
+    values = run((node for node in graph.nodes if node in behind), dict(graph.values))
+    like = next(iter(graph.values.values()), None)
+
+    def moved() -> list[Any]:
+        return [evaluate(node, _numbered(node, values, transforms, like)) for node in nodes]
+
+    small = sum(math.prod(shape) for node in nodes for shape in node.shapes) <= COMPILED_ELEMENTS
+    found = (transforms.compiled(moved) if small else moved)()
+    parts = (value if isinstance(value, tuple | list) else [value] for value in found)
+    return {node: tuple(map(to_numpy, value)) for node, value in zip(nodes, parts, strict=True)}
+
+
+def _numbered(node: Node, values: Mapping[Node, Any], transforms: Transforms, like: Any) -> dict[Node, Any]:
+    """The operands of a node: numbers in the place of elements, and indices as they are."""
+    env = {o: values[o] for o in node.operands if not o.floating}
+    for operand, starts in _floating(node):
+        ends = (start + math.prod(shape) for start, shape in zip(starts, operand.shapes, strict=True))
+        numbers = [np.arange(*ends_, dtype=np.int32) for ends_ in zip(starts, ends, strict=True)]
+        parts = [transforms.index(n.reshape(s), like) for n, s in zip(numbers, operand.shapes, strict=True)]
+        env[operand] = parts if len(parts) > 1 else parts[0]
+    return env
+
+
+def _floating(node: Node) -> Iterator[tuple[Node, list[int]]]:
+    """The floating operands, and where the numbers of each of their results start."""
+    start = 1
+    for operand in dict.fromkeys(o for o in node.operands if o.floating):
+        sizes = [math.prod(shape) for shape in operand.shapes]
+        yield operand, [start + sum(sizes[:i]) for i in range(len(sizes))]
+        start += sum(sizes)
+
+
+def through_copy(node: Node, copies: Copies, known: Mapping[Node, Iterable[np.ndarray]], none: int) -> list[np.ndarray]:
+    """Any numbers of the operands' elements, carried to the results of a node that copies; `none` where it fills up.
+
+    Operands that are not known count as filled up.
+    """
+    parts = [np.full(1, none)]
+    for operand, _ in _floating(node):
+        blank = [np.full(math.prod(shape), none) for shape in operand.shapes]
+        parts += [numbers.ravel() for numbers in known.get(operand, blank)]
+    every = np.concatenate(parts)
+    return [every[part] for part in copies[node]]
+
+
+def elements_of_scale(use: Use, copies: Copies) -> np.ndarray:
+    """Which element of the weight each element of the result takes; -1 for those that take none."""
+    own = np.arange(math.prod(use.weight.shape)).reshape(use.weight.shape)
+    if use.node in copies:
+        return through_copy(use.node, copies, {use.weight: [own]}, none=-1)[0].ravel()
+    return np.broadcast_to(own, use.node.shape).ravel()

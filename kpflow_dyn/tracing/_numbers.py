@@ -1,0 +1,79 @@
+"""The number of every weight: parameters one after another, then the weights that are computed from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kpflow_dyn.tracing._copies import Copies, through_copy
+from kpflow_dyn.tracing._dependence import Dependence, Dependences, is_copy
+from kpflow_dyn.tracing._graph import Graph, Node, ancestors
+from kpflow_dyn.tracing._uses import Use
+
+NO_WEIGHT = -1
+
+
+@dataclass(frozen=True)
+class WeightNumbers:
+    """The numbers of weights.
+
+    Attributes:
+        of: those of a weight's elements, in its shape.
+        computed: the weights that are no copies of parameters, in the order of their numbers.
+    """
+
+    of: Mapping[Node, np.ndarray]
+    computed: tuple[Node, ...]
+
+
+def number_weights(
+    graph: Graph, parameters: Sequence[Node], uses: Sequence[Use], dependence: Dependences, copies: Copies
+) -> WeightNumbers:
+    """The numbers of all weights that are used, and of those that they copy.
+
+    What is filled up among copies, as by a padding, counts as computed.
+    """
+    sizes = [math.prod(parameter.shape) for parameter in parameters]
+    starts = dict(zip(parameters, np.cumsum([0, *sizes]).tolist(), strict=False))
+    total, computed = sum(sizes), []
+    known: dict[Node, list[np.ndarray]] = {}
+    for node in weights_behind(graph, uses, dependence):
+        if node in starts:
+            known[node] = [_range(starts[node], node.shape)]
+            continue
+        known[node] = parts = through_copy(node, copies, known, NO_WEIGHT) if node in copies else _nothing(node)
+        if any((part == NO_WEIGHT).any() for part in parts):
+            computed.append(node)
+            ends = np.cumsum([total, *(part.size for part in parts)]).tolist()
+            own = [_range(end, part.shape) for end, part in zip(ends, parts, strict=False)]
+            known[node] = [np.where(part == NO_WEIGHT, n, part) for n, part in zip(own, parts, strict=True)]
+            total = ends[-1]
+    return WeightNumbers({node: parts[0] for node, parts in known.items()}, tuple(computed))
+
+
+def weights_behind(graph: Graph, uses: Iterable[Use], dependence: Dependences) -> list[Node]:
+    """The weights that are used and those that they copy, in order."""
+    seen, todo = set(), [use.weight for use in uses]
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo += [o for o in node.operands if is_copy(node, dependence) and dependence[o] is Dependence.WEIGHT]
+    return [node for node in graph.nodes if node in seen]
+
+
+def parameters_behind(graph: Graph, parameters: Iterable[Node], weight: Node) -> list[str]:
+    """The names of those of these parameters that a weight is computed from."""
+    behind = ancestors([weight])
+    return [graph.parameters[node] for node in parameters if node in behind]
+
+
+def _range(start: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.arange(start, start + math.prod(shape)).reshape(shape)
+
+
+def _nothing(node: Node) -> list[np.ndarray]:
+    return [np.full(shape, NO_WEIGHT) for shape in node.shapes]
