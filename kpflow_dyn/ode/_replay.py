@@ -25,21 +25,21 @@ Scheme = tuple[Array, Array, Array]
 
 def increments(problem: ODEProblem, steps: AcceptedSteps) -> Array:
     """h k [trial, step, stage, unit] of all steps."""
-    return array_namespace(steps.after).concat(list(_of_all(problem, steps)), axis=1)
+    found = [_increments(problem, steps, places)[:, : places.shape[1]] for places in _all_places(steps)]
+    return array_namespace(steps.after).concat(found, axis=1)
 
 
 def check_replay(problem: ODEProblem, steps: AcceptedSteps) -> None:
     """Raise unless each step of an explicit method gives once more the state that the solver found."""
     if steps.stages is None:
-        for _ in _of_all(problem, steps):
-            pass
+        for places in _all_places(steps):
+            _increments(problem, steps, places)
 
 
-def _of_all(problem: ODEProblem, steps: AcceptedSteps) -> Iterator[Array]:
-    """h k of all steps, part by part."""
+def _all_places(steps: AcceptedSteps) -> Iterator[np.ndarray]:
+    """Of all steps, part by part [trial, n]."""
     for part in _in_parts(np.arange(steps.dt.shape[1]), steps):
-        places = np.tile(part, (len(steps.dt), 1))
-        yield _increments(problem, steps, places)[:, : len(part)]
+        yield np.tile(part, (len(steps.dt), 1))
 
 
 def read_states(problem: ODEProblem, steps: AcceptedSteps, times: np.ndarray) -> Array:
