@@ -64,15 +64,16 @@ class LinearisedSteps:
 
         @jax.jit
         def evaluated(*states: jax.Array) -> tuple[jax.Array, Data, jax.Array, jax.Array]:
-            x, z, dz = (a.swapaxes(0, 1) for a in states)
+            x, z, dz = (a.swapaxes(0, 1) for a in states)  # [time, trial, ...]
             next_state, (moving, fixed) = self.step.along(x, z)
             variables = [rows.variables(site, x, z) for site in rows.step.sites]
             data = (moving, variables), fixed
             (expected,) = each_row(rows.tangent(dtheta), x, z, dz)
             kicks = jnp.concatenate(self._kick(self._changes(dtheta[None]), variables), -1)
+            # a single probe: [time, trial, 1, unit]
             found = self._each_step(data, dz[:, :, None], self._as_kicks(kicks))[:, :, 0]
             error = abs(found - expected).max() / jnp.maximum(abs(expected).max(), jnp.finfo(z.dtype).tiny)
-            return next_state.swapaxes(0, 1), data, expected.swapaxes(0, 1), error
+            return next_state.swapaxes(0, 1), data, expected.swapaxes(0, 1), error  # [trial, time, unit]
 
         next_state, data, expected, error = evaluated(x, z, dz)
         check_finite(expected, "the derivative of the step")
@@ -104,7 +105,7 @@ class LinearisedSteps:
 
     def _changes(self, theta: jax.Array) -> Changes:
         """Parameter changes [probe, p] -> weight changes."""
-        weights = jax.vmap(self._push)(theta)
+        weights = jax.vmap(self._push)(theta)  # [probe, weight]
         return [site.take(weights) for _, site in self.sites]
 
     def _gradient(self, changes: Changes, probes: int) -> jax.Array:
@@ -148,7 +149,7 @@ class LinearisedSteps:
 
     def _advance(self, data: Data, dz: jax.Array) -> jax.Array:
         """A_t dz_t, each step on its own."""
-        rows = rows_of(dz)
+        rows = rows_of(dz)  # [time, trial, probe, unit]
         return block_of(self._each_step(data, rows, self._no_kicks(rows)))
 
     def _unpropagate_adjoint(self, data: Data, q: jax.Array) -> jax.Array:

@@ -71,6 +71,7 @@ class Sweeps(LinearisedSteps):
                 later, found = self.step.transpose(residuals_at(data, time), later + probes.read(q, time))
                 return (later, self.step.kicks_with(found, time - times[0], kicks)), None
 
+            # [time, trial, probe, kick]
             kicks = [jnp.zeros((len(times), *later.shape[:2], site.kicks.size), q.dtype) for _, site in self.sites]
             (later, kicks), _ = lax.scan(step, (later, kicks), times, reverse=True)
             return later, jax.tree.map(jnp.add, changes, gather(kicks, _during(times, variables)))
@@ -90,7 +91,7 @@ class Sweeps(LinearisedSteps):
         whole, rest = divmod(self.times, self.span)
 
         def spans(carry: tuple) -> tuple:
-            times = jnp.arange(self.times - rest).reshape(whole, self.span)
+            times = jnp.arange(self.times - rest).reshape(whole, self.span)  # [span, time]
             return lax.scan(lambda carry, times: (span(carry, times), None), carry, times, reverse=reverse)[0]
 
         def last(carry: tuple) -> tuple:
@@ -130,11 +131,13 @@ class Probes:
     def read(self, block: jax.Array, time: jax.Array) -> jax.Array:
         """Of states [probe, trial, time, unit], these [trial, probe, unit]."""
         _, trials, _, units = block.shape
+        # [probe, trial, 1, unit]
         found = lax.dynamic_slice(block, (self.first, 0, time, 0), (self.count, trials, 1, units))
-        return found[:, :, 0].swapaxes(0, 1)
+        return found[:, :, 0].swapaxes(0, 1)  # [trial, probe, unit]
 
     def written(self, block: jax.Array, time: jax.Array, s: jax.Array) -> jax.Array:
         """States [probe, trial, time, unit] with these [trial, probe, unit] in their place."""
+        # [probe, trial, 1, unit]
         return lax.dynamic_update_slice(block, s.swapaxes(0, 1)[:, :, None], (self.first, 0, time, 0))
 
 

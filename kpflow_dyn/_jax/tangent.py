@@ -109,11 +109,12 @@ class Tangent(Sweeps):
             return self.step(residuals_at(data, time), s, self._no_kicks(s)), None
 
         def block(s: jax.Array, times: jax.Array) -> tuple[jax.Array, jax.Array]:
-            Q, R = jnp.linalg.qr(lax.scan(step, s, times)[0].swapaxes(1, 2))
-            return Q.swapaxes(1, 2), R
+            Q, R = jnp.linalg.qr(lax.scan(step, s, times)[0].swapaxes(1, 2))  # of [trial, unit, k]
+            return Q.swapaxes(1, 2), R  # [trial, k, unit], [trial, k, k]
 
         whole, rest = divmod(self.times, interval)
         times = jnp.arange(self.times)
+        # from [trial, k, unit] on
         s, found = lax.scan(block, start.swapaxes(0, 1), times[: self.times - rest].reshape(whole, interval))
         return jnp.concatenate([found, block(s, times[-rest:])[1][None]]) if rest else found
 
