@@ -31,7 +31,7 @@ with warnings.catch_warnings():  # torch's first forward derivative in a process
 def each_row(function: RowFunction, *rows: Tensor) -> list[Tensor]:
     """A row function on [time, trial, ...] data -> its outputs as [time, trial, ...], some thousand rows at a time."""
     lead = rows[0].shape[:2]
-    flat = [r.reshape(-1, *r.shape[2:]) for r in rows]
+    flat = [r.reshape(-1, *r.shape[2:]) for r in rows]  # [time * trial, ...]
     parts = [vmap(function)(*chunk) for chunk in zip(*(r.split(ROWS_AT_ONCE) for r in flat), strict=True)]
     return [torch.cat(outputs).reshape(*lead, *outputs[0].shape[1:]) for outputs in zip(*parts, strict=True)]
 
@@ -95,7 +95,7 @@ def sinks_of(rows: RowFunctions, products: Sequence[StepProduct]) -> RowFunction
             run([node], env)
             if node in added:
                 env[node] = env[node] + kicks[added[node]].reshape(node.shape)
-        flat = [env[node].reshape(-1) for node in sinks]
+        flat = [env[node].reshape(-1) for node in sinks]  # [element]
         return [f if take is None else f[take] for f, take in zip(flat, takes, strict=True)]
 
     return row
