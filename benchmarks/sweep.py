@@ -107,10 +107,10 @@ def repeated() -> None:
 def linearize_torch(seed: int, anew: bool) -> float:
     import torch
 
-    from kpflow_dyn._torch.kept_traces import forget
+    from kpflow_dyn._torch.model import TRACES
 
     if anew:
-        forget()
+        TRACES.forget()
     torch.manual_seed(seed)
     x = torch.from_numpy(kp.tasks.make_task("memorypro", trials=TRIALS).inputs)
     flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, UNITS).double(), x)))

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import kpflow_dyn as kp
-from kpflow_dyn._torch import kept_traces as known
+from kpflow_dyn._torch import kept_traces
+from kpflow_dyn._torch.model import TRACES
 
 SLOPE = 1.0
 
@@ -29,9 +30,9 @@ class Scaled(nn.Module):
 def traces(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What was traced, from none that is known."""
     made: list[object] = []
-    outline = known.outline
-    known.forget()
-    monkeypatch.setattr(known, "outline", lambda *given: made.append(given) or outline(*given))
+    outline = kept_traces.outline
+    TRACES.forget()
+    monkeypatch.setattr(kept_traces, "outline", lambda *given: made.append(given) or outline(*given))
     return made
 
 

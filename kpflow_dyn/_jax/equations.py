@@ -14,6 +14,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from kpflow_dyn._jax.custom import is_floating, same_derivative, with_forward_mode
 from kpflow_dyn.tracing._graph import Role
+from kpflow_dyn.tracing._rules import rule_of
 
 Equation = Any  # jax.extend.core.JaxprEqn, whose variables' types a type checker does not know
 Jaxpr = Any  # open or closed: one class from jax 0.11 on, two before
@@ -57,7 +58,9 @@ def is_copy(equation: Equation) -> bool:
 
 def is_pointwise(equation: Equation) -> bool:
     """Whether each element of the result depends on one element of each operand, up to broadcasting."""
-    name = equation.primitive.name
+    name, rule = equation.primitive.name, rule_of(equation.primitive)
+    if rule is not None:
+        return rule.role in (Role.POINTWISE, Role.ADD)
     if name in CALLS | CUSTOM:
         shapes = [var.aval.shape for var in [*equation.invars, *equation.outvars]]
         alike = all(shape in ((), shapes[-1]) for shape in shapes)

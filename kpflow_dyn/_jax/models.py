@@ -57,7 +57,7 @@ class OfArrays:
         """The function's value."""
         return self._function({name: getattr(self, name) for name in self._names}, *args)
 
-    def tree_flatten_with_keys(self) -> tuple[list[tuple[GetAttrKey, Any]], Any]:
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], Any]:
         """The arrays with their names, and the rest."""
         return [(GetAttrKey(name), getattr(self, name)) for name in self._names], (self._function, self._names)
 

@@ -13,12 +13,11 @@ import numpy as np
 from jax import lax
 
 from kpflow_dyn._jax.checks import check_parameters
+from kpflow_dyn._jax.field import Field
 from kpflow_dyn._jax.rollout import roll_out, run
-from kpflow_dyn._problems.inputs import input_at, input_row, sampled
 from kpflow_dyn._problems.problems import ODEProblem
 
 __all__ = [
-    "Field",
     "check_field",
     "default_algorithm",
     "each_step",
@@ -27,6 +26,7 @@ __all__ = [
     "roll_out",
     "rounded",
     "run",
+    "variational_system",
     "without_gradients",
 ]
 
@@ -62,35 +62,17 @@ def default_algorithm() -> Any:
     return Tsit5()
 
 
+def variational_system(*args: Any) -> Any:
+    """A `System`."""
+    from kpflow_dyn._jax.variational import System
+
+    return System(*args)
+
+
 def rate_of(problem: ODEProblem) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """(t, z [trial, unit]) -> z', with the inputs."""
     of_trials = jax.vmap(Field(problem), (None, 0, 0))
     return lambda t, z: of_trials(t, z, jnp.arange(len(z)))
-
-
-class Field(eqx.Module):
-    """f of one trial with its inputs: field(t, z [unit], trial)."""
-
-    f: Any
-    x: Any
-    times: jax.Array | None
-    samples: jax.Array | None
-
-    def __init__(self, problem: ODEProblem) -> None:
-        known = sampled(problem)
-        self.f = problem.f
-        self.x = problem.x if callable(problem.x) else None
-        self.times, self.samples = (None, None) if known is None else (jnp.asarray(known[0], known[1].dtype), known[1])
-
-    def __call__(self, t: jax.Array, z: jax.Array, trial: Any) -> jax.Array:
-        x = self.input(t, trial)
-        return self.f(t, z) if x is None else self.f(t, z, x)
-
-    def input(self, t: jax.Array, trial: Any) -> jax.Array | None:
-        """x(t) [input]."""
-        if self.x is not None:
-            return input_row(self.x(t), trial)
-        return None if self.samples is None else input_at(self.times, self.samples, t, trial)
 
 
 def check_field(problem: ODEProblem) -> None:

@@ -6,15 +6,13 @@ the choice of its steps.
 
 from __future__ import annotations
 
-from typing import Any
-
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kpflow_dyn._jax.diffrax_library import DIFFRAX, controller_of
+from kpflow_dyn._jax.diffrax_library import DIFFRAX, controller_of, integrate
 from kpflow_dyn._jax.model import Model
 from kpflow_dyn._jax.variational import FieldOf
 from kpflow_dyn._problems.problems import ODEProblem
@@ -57,47 +55,29 @@ class _Solve(eqx.Module):
     solver: diffrax.AbstractSolver
     controller: diffrax.AbstractStepSizeController
     max_steps: int = eqx.field(static=True)
-    together: bool = eqx.field(static=True)
+    alone: bool = eqx.field(static=True)
 
     def __init__(self, sol: Solution, model: Model) -> None:
         problem = sol.problem
         assert isinstance(problem, ODEProblem)
+        if not DIFFRAX.accepts(sol.alg):
+            raise ValueError(
+                f"the steps of {sol.alg!r} cannot be replayed; solve with a Runge-Kutta method, or linearize with "
+                "sensealg=InterpolatingAdjoint()"
+            )
         options = with_steps(problem, DIFFRAX, sol.alg, Options(**sol.options))
         self.field, self.z0, self.solver = FieldOf(problem, model), problem.z0, sol.alg
         self.times = jnp.asarray([problem.t[0], *sol.t, problem.t[-1]], problem.z0.dtype)
         self.controller = controller_of(problem, self.solver, options)
         self.max_steps = sol.stats["steps"] + sol.stats["rejected"]
-        self.together = problem.is_span and options.steps is None
+        self.alone = not problem.is_span or options.steps is not None
 
     def __call__(self, theta: jax.Array, adjoint: diffrax.AbstractAdjoint) -> jax.Array:
         """The state [trial, time, unit]."""
-        trials = jnp.arange(len(self.z0))
-        if self.together:
-            return self._solved(self.z0, trials, theta, adjoint).swapaxes(0, 1)
-        return jax.vmap(lambda z, trial: self._solved(z, trial, theta, adjoint))(self.z0, trials)
-
-    def _solved(self, z0: jax.Array, trial: jax.Array, theta: jax.Array, adjoint: diffrax.AbstractAdjoint) -> jax.Array:
-        """The states of one trial, or of all as one system, at the nodes."""
-
-        def rate(t: Any, z: Any, field: Any) -> jax.Array:
-            return field(t, z, trial) if z.ndim == 1 else jax.vmap(field, (None, 0, 0))(t, z, trial)
-
-        solved = diffrax.diffeqsolve(
-            diffrax.ODETerm(rate),
-            self.solver,
-            self.times[0],
-            self.times[-1],
-            None,
-            z0,
-            self.field(theta),
-            saveat=diffrax.SaveAt(ts=self.times[1:-1]),
-            stepsize_controller=self.controller,
-            adjoint=adjoint,
-            max_steps=self.max_steps,
-            throw=False,
-        )
-        assert isinstance(solved.ys, jax.Array)
-        return solved.ys
+        how = self.solver, self.controller, self.max_steps, self.alone, diffrax.SaveAt(ts=self.times[1:-1])
+        ends = self.times[0], self.times[-1]
+        states = integrate(self.field(theta), self.z0, ends, *how, adjoint=adjoint).ys
+        return states if self.alone else states.swapaxes(0, 1)
 
 
 @eqx.filter_jit

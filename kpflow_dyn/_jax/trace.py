@@ -17,6 +17,7 @@ from kpflow_dyn._jax import equations
 from kpflow_dyn._jax.custom import is_floating
 from kpflow_dyn._jax.equations import Equation, Jaxpr, body, opened
 from kpflow_dyn.tracing._graph import Graph, Node, Role
+from kpflow_dyn.tracing._rules import rule_of
 
 Atom = Node | np.generic  # what stands for a value: a node, or the number of a literal
 Step = Callable[..., jax.Array]
@@ -187,7 +188,11 @@ class _Tracer:
             raise ValueError(f"the step computes with complex numbers ({name}); write them as pairs of real ones")
         if not used:
             return [None] * len(equation.outvars)
-        apply = partial(equations.move if role is Role.MOVE else equations.bind, equation, used)
+        rule = rule_of(equation.primitive)
+        if rule is not None and rule.function is not None:
+            apply = partial(rule.function, **equation.params)
+        else:
+            apply = partial(equations.move if role is Role.MOVE else equations.bind, equation, used)
         parts = [self.add(role, name, outs, apply, *args)]
         if len(used) > 1:
             parts = [self.add(Role.MOVE, "getitem", [o], operator.getitem, parts[0], i) for i, o in enumerate(outs)]
@@ -196,6 +201,8 @@ class _Tracer:
 
     def role(self, equation: Equation, args: list[Atom]) -> Role:
         name, nodes = equation.primitive.name, [arg for arg in args if isinstance(arg, Node)]
+        if rule := rule_of(equation.primitive):
+            return rule.role
         if name == "stop_gradient":
             return Role.STOP
         if name in equations.MOVES:

@@ -10,13 +10,11 @@ from kpflow_dyn._jax.cells import Step, as_step
 from kpflow_dyn._jax.model import Model
 from kpflow_dyn._jax.networks import fixed_point, free_form, network
 from kpflow_dyn._jax.through_solver import ThroughSolver
-from kpflow_dyn._jax.variational import Variational
 from kpflow_dyn._problems.problems import DiscreteProblem
 
 __all__ = [
     "Model",
     "ThroughSolver",
-    "Variational",
     "discrete_step",
     "fixed_point",
     "free_form",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
@@ -13,56 +13,14 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from kpflow_dyn._backend import Transforms
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._jax.checks import with_parameters
+from kpflow_dyn._jax.field import Field
 from kpflow_dyn._jax.model import Model
-from kpflow_dyn._jax.solving import Field
+from kpflow_dyn._jax.rows import JAX
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._problems.solutions import Solution
-from kpflow_dyn.ode._variational import MAX_STEPS, Path, at_unit_size, path_of, solve_failed
-
-Rate = Callable[[Any, Any], Any]
-
-
-class Variational:
-    """J, J^T, P_node and its transpose by adaptive solves, on blocks [probe, ...], all transposes plain.
-
-    Args:
-        sol: a solution of an ODE.
-        model: its field, and which parameters learn.
-        alg: the tolerances.
-    """
-
-    def __init__(self, sol: Solution, model: Model, alg: InterpolatingAdjoint) -> None:
-        problem = sol.problem
-        assert isinstance(problem, ODEProblem)
-        self.path = path_of(sol, alg)
-        times = jnp.asarray(np.append(problem.t[0], sol.t), sol.state.dtype)
-        self._system = _System(FieldOf(problem, model), self.path, times, alg)
-
-    @at_unit_size
-    def jvp(self, theta: jax.Array) -> jax.Array:
-        """J theta [probe, trial, time, unit] of parameters [probe, p]."""
-        return _checked(_jvp(self._system, theta))
-
-    @at_unit_size
-    def vjp(self, q: jax.Array) -> jax.Array:
-        """J^T q [probe, p] of states [probe, trial, time, unit]."""
-        return _checked(_vjp(self._system, q))
-
-    @at_unit_size
-    def propagate(self, q: jax.Array) -> jax.Array:
-        """P_node q, both [probe, trial, time, unit]."""
-        return _checked(_propagate(self._system, q))
-
-    @at_unit_size
-    def propagate_adjoint(self, q: jax.Array) -> jax.Array:
-        """P_node^T q, both [probe, trial, time, unit]."""
-        return _checked(_propagate_adjoint(self._system, q))
-
-    def gram(self, q: jax.Array) -> jax.Array:
-        """J J^T q."""
-        return self.jvp(self.vjp(q))
+from kpflow_dyn.ode._variational import MAX_STEPS, Jump, Path, Rate, State, solve_failed
 
 
 class FieldOf(eqx.Module):
@@ -87,144 +45,99 @@ class FieldOf(eqx.Module):
         return eqx.tree_at(lambda field: field.f, self.field, with_parameters(self.field.f, values))
 
 
-class _System(eqx.Module):
-    """What the equations are made of.
+class System(eqx.Module):
+    """See `kpflow_dyn.ode._variational.System`; the parameters are flat [p].
 
     Attributes:
-        field: f, by theta.
-        path: z(t).
+        of: the field by its parameters.
         times: t_0 and the nodes [1 + time].
         controller: what chooses the steps.
     """
 
-    field: FieldOf
+    transforms: ClassVar[Transforms] = JAX
+
+    of: FieldOf
     path: Path
     times: jax.Array
     controller: diffrax.PIDController
 
-    def __init__(self, field: FieldOf, path: Path, times: jax.Array, alg: InterpolatingAdjoint) -> None:
-        self.field, self.path, self.times = field, path, times
-        rtol, atol = (jnp.asarray(value, times.dtype) for value in (alg.rtol, alg.atol))
-        least = float(jnp.finfo(times.dtype).tiny)  # a step that shrinks to nothing ends the solve
+    def __init__(
+        self, problem: ODEProblem, model: Model, path: Path, times: np.ndarray, alg: InterpolatingAdjoint
+    ) -> None:
+        dtype = problem.z0.dtype
+        self.of, self.path, self.times = FieldOf(problem, model), path, jnp.asarray(times, dtype)
+        rtol, atol = (jnp.asarray(value, dtype) for value in (alg.rtol, alg.atol))
+        least = float(jnp.finfo(dtype).tiny)  # a step that shrinks to nothing ends the solve
         self.controller = diffrax.PIDController(rtol, atol, norm=_norm, dtmin=least, force_dtmin=False)
 
-    def at(self, t: jax.Array) -> tuple[Callable[..., jax.Array], jax.Array]:
-        """f at this time, of the states [trial, unit] and theta [p]; and the states."""
+    @property
+    def nodes(self) -> int:
+        """How many there are."""
+        return len(self.times) - 1
 
-        def f(z: jax.Array, theta: jax.Array) -> jax.Array:
-            return jax.vmap(self.field(theta), (None, 0, 0))(t, z, jnp.arange(len(z)))
+    @property
+    def parameters(self) -> jax.Array:
+        """Those that learn."""
+        return self.of.theta
 
-        return f, self.path(t)
+    @property
+    def size(self) -> int:
+        """How many parameters there are."""
+        return self.parameters.size
 
-    def still(self, block: jax.Array) -> jax.Array:
-        """Zero states [probe, trial, unit] for a block."""
-        trials, _, _, units = self.path.coefficients.shape
-        return jnp.zeros((len(block), trials, units), block.dtype)
+    def field(self, t: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """f at this time, of the states [trial, unit] and theta [p]."""
+        return lambda z, theta: jax.vmap(self.of(theta), (None, 0, 0))(t, z, jnp.arange(len(z)))
 
-    def solve(self, rate: Rate, state: Any, start: Any, end: Any, saveat: diffrax.SaveAt, dt0: Any) -> tuple[Any, Any]:
-        """What `saveat` asks for, and whether the end was reached."""
-        solved = diffrax.diffeqsolve(
+    def split(self, theta: jax.Array) -> jax.Array:
+        """As they are."""
+        return theta
+
+    join = split
+
+    def solved(self, equation: Callable[..., jax.Array], block: jax.Array) -> jax.Array:
+        """The equation, compiled."""
+        found = _compiled(equation, self, block)
+        if not bool(jnp.isfinite(found).all()):
+            raise solve_failed(f"it took more than {MAX_STEPS} steps, or left the finite numbers")
+        return found
+
+    def sweep(self, rate: Rate, state: State, order: np.ndarray, jump: Jump | None) -> tuple[State, jax.Array]:
+        """From time to time in this order, each interval in one step if that is good enough; NaN where that fails."""
+
+        def advance(carry: tuple[State, Any], interval: tuple[Any, Any, Any]) -> tuple[tuple[State, Any], jax.Array]:
+            start, end, node = interval
+            state, reached = self._solve(rate, carry[0], start, end)
+            state = state if jump is None else jump(state, node)
+            return (state, carry[1] & reached), state[0]
+
+        intervals = self.times[order[:-1]], self.times[order[1:]], jnp.asarray(order[1:] - 1)
+        (state, fine), states = lax.scan(advance, (state, jnp.asarray(True)), intervals)
+        failed = jnp.where(fine, 0.0, jnp.nan).astype(states.dtype)
+        return tuple(values + failed for values in state), states + failed
+
+    def _solve(self, rate: Rate, state: State, start: jax.Array, end: jax.Array) -> tuple[State, jax.Array]:
+        """The state at the end, and whether it was reached."""
+        solved: Any = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, _: rate(t, y)),
             diffrax.Tsit5(),
             start,
             end,
-            dt0,
+            end - start,
             state,
-            saveat=saveat,
             stepsize_controller=self.controller,
             adjoint=diffrax.ForwardMode(),
             max_steps=MAX_STEPS,
             throw=False,
         )
-        return solved.ys, solved.result == diffrax.RESULTS.successful
-
-    def sweep(self, rate: Rate, state: Any, order: np.ndarray, jump: Callable[[Any, jax.Array], Any]) -> Any:
-        """From time to time in this order, jumping at each end: the last state, all of them, and whether all went well.
-
-        An interval is one step if that is good enough.
-        """
-
-        def advance(carry: tuple[Any, Any], interval: tuple[Any, Any, Any]) -> tuple[Any, Any]:
-            start, end, node = interval
-            state, fine = carry
-            state, reached = self.solve(rate, state, start, end, diffrax.SaveAt(t1=True), end - start)
-            state = jump(jax.tree.map(lambda values: values[-1], state), node)
-            return (state, fine & reached), state
-
-        intervals = self.times[order[:-1]], self.times[order[1:]], jnp.asarray(order[1:] - 1)
-        (last, fine), states = lax.scan(advance, (state, jnp.asarray(True)), intervals)
-        return last, states, fine
+        return jax.tree.map(lambda values: values[-1], solved.ys), solved.result == diffrax.RESULTS.successful
 
 
 @eqx.filter_jit
-def _jvp(system: _System, changes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    theta = system.field.theta
-
-    def rate(t: jax.Array, d: jax.Array) -> jax.Array:
-        f, z = system.at(t)
-        return jax.vmap(lambda *change: jax.jvp(f, (z, theta), change)[1])(d, changes)
-
-    order = np.arange(len(system.times))
-    _, states, fine = system.sweep(rate, system.still(changes), order, lambda state, _: state)
-    return jnp.moveaxis(states, 0, 2), fine
+def _compiled(equation: Callable[..., jax.Array], system: System, block: jax.Array) -> jax.Array:
+    return equation(system, block)
 
 
-@eqx.filter_jit
-def _vjp(system: _System, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-    theta = system.field.theta
-
-    def rate(t: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        f, z = system.at(t)
-        rates = jax.vmap(jax.vjp(f, z, theta)[1])(state[0])
-        return -rates[0], -rates[1]
-
-    def jump(state: tuple[jax.Array, jax.Array], node: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # The last interval ends at t_0, where nothing is added: its number is -1.
-        return state[0] + jnp.where(node >= 0, q[:, :, node], 0), state[1]
-
-    order, still = np.arange(len(system.times))[::-1], jnp.zeros((len(q), theta.size), q.dtype)
-    (_, g), _, fine = system.sweep(rate, (q[:, :, -1], still), order, jump)
-    return g, fine
-
-
-@eqx.filter_jit
-def _propagate(system: _System, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-    theta = system.field.theta
-
-    def rate(t: jax.Array, s: jax.Array) -> jax.Array:
-        f, z = system.at(t)
-        return jax.vmap(lambda s: jax.jvp(lambda z: f(z, theta), (z,), (s,))[1])(s)
-
-    return _kicked(system, rate, q, np.arange(1, len(system.times)))
-
-
-@eqx.filter_jit
-def _propagate_adjoint(system: _System, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-    theta = system.field.theta
-
-    def rate(t: jax.Array, costate: jax.Array) -> jax.Array:
-        f, z = system.at(t)
-        return -jax.vmap(jax.vjp(lambda z: f(z, theta), z)[1])(costate)[0]
-
-    return _kicked(system, rate, q, np.arange(1, len(system.times))[::-1])
-
-
-def _kicked(system: _System, rate: Rate, q: jax.Array, order: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """The states at the nodes, going through them in this order and adding q at each."""
-    first = q[:, :, order[0] - 1]
-    _, states, fine = system.sweep(rate, first, order, lambda state, node: state + q[:, :, node])
-    states = jnp.concatenate([first[None], states])
-    return jnp.moveaxis(states[np.argsort(order)], 0, 2), fine
-
-
-def _checked(found: tuple[jax.Array, jax.Array]) -> jax.Array:
-    values, fine = found
-    if not fine:
-        raise solve_failed(f"it took more than {MAX_STEPS} steps, or left the finite numbers")
-    return values
-
-
-def _norm(parts: Any) -> jax.Array:
+def _norm(parts: State) -> jax.Array:
     """The largest root mean square of a probe's part."""
-    means = [(part**2).reshape(len(part), -1).mean(1).max() for part in jax.tree.leaves(parts)]
-    return jnp.sqrt(jnp.stack(means).max())
+    return jnp.sqrt(jnp.stack([(part**2).reshape(len(part), -1).mean(1).max() for part in parts]).max())

@@ -19,6 +19,7 @@ from kpflow_dyn._recurrence.tangent import Propagation, Sensitivity, Tangent
 from kpflow_dyn._spaces.operators import Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.ode._discretise import Nodes, RungeKuttaStep, field_step
+from kpflow_dyn.ode._variational import Variational
 
 TIGHT = {"float64": InterpolatingAdjoint(1e-10, 1e-12), "float32": InterpolatingAdjoint(1e-5, 1e-6)}
 
@@ -56,9 +57,8 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
 
 def flow_of_equations(sol: ODESolution, params: Choice, weights: Weights, alg: InterpolatingAdjoint) -> ODEFlow:
     """Sensitivities of the equation, by solves of their own."""
-    tracing = sol.problem.backend.tracing
     model = _model(sol, params)
-    maps = tracing.Variational(sol, model, alg)
+    maps = Variational(sol, model, alg)
     return _flow_at_nodes(sol, model, weights, maps, maps)
 
 
@@ -73,7 +73,7 @@ def flow_through_solver(sol: ODESolution, params: Choice, weights: Weights) -> O
     model = _model(sol, params)
     maps = tracing.ThroughSolver(sol, model)
     check_states(maps.state, sol.state, 10 * sol.options["rtol"])
-    return _flow_at_nodes(sol, model, weights, maps, tracing.Variational(sol, model, TIGHT[str(sol.state.dtype)]))
+    return _flow_at_nodes(sol, model, weights, maps, Variational(sol, model, TIGHT[str(sol.state.dtype)]))
 
 
 def _flow_at_nodes(sol: ODESolution, model: Any, weights: Weights, maps: Sensitivity, along: Propagation) -> ODEFlow:

@@ -16,36 +16,40 @@ from torch import Tensor, nn
 
 from kpflow_dyn._torch.trace import Applied, Outline, outline
 from kpflow_dyn.tracing._graph import Graph, Role
+from kpflow_dyn.tracing._rules import RULES
 
 MOST = 64
 PLAIN = (int, float, complex, str, bytes, bool, type(None), type, types.BuiltinFunctionType)
 
-_known: OrderedDict[Hashable, Outline] = OrderedDict()
 
+class KeptTraces:
+    """The traces of some steps, the last ones that were used."""
 
-def known_graph(step: Applied, *rows: tuple[Role, Tensor]) -> Graph | None:
-    """The graph of a step like one that was traced before, with this one's values; None where there was none."""
-    key = _key(step, rows)
-    if key is None or key not in _known:
-        return None
-    _known.move_to_end(key)
-    return _known[key].graph(step)
+    def __init__(self, most: int = MOST) -> None:
+        self.most = most
+        self._outlines: OrderedDict[Hashable, Outline] = OrderedDict()
 
+    def known(self, step: Applied, *rows: tuple[Role, Tensor]) -> Graph | None:
+        """The graph of a step like one that was traced before, with this one's values; None where there was none."""
+        key = _key(step, rows)
+        if key is None or key not in self._outlines:
+            return None
+        self._outlines.move_to_end(key)
+        return self._outlines[key].graph(step)
 
-def new_graph(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
-    """`trace`, remembered."""
-    found, key = outline(step, *rows), _key(step, rows)
-    if key is not None:
-        _known[key] = found
-        _known.move_to_end(key)
-        while len(_known) > MOST:
-            _known.popitem(last=False)
-    return found.graph(step)
+    def new(self, step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
+        """`trace`, remembered."""
+        found, key = outline(step, *rows), _key(step, rows)
+        if key is not None:
+            self._outlines[key] = found
+            self._outlines.move_to_end(key)
+            while len(self._outlines) > self.most:
+                self._outlines.popitem(last=False)
+        return found.graph(step)
 
-
-def forget() -> None:
-    """Have everything traced anew."""
-    _known.clear()
+    def forget(self) -> None:
+        """Have everything traced anew."""
+        self._outlines.clear()
 
 
 def _key(step: Applied, rows: tuple[tuple[Role, Tensor], ...]) -> Hashable | None:
@@ -61,7 +65,8 @@ def _key(step: Applied, rows: tuple[tuple[Role, Tensor], ...]) -> Hashable | Non
     first: dict[int, int] = {}
     shared = tuple(first.setdefault(id(t), place) for place, t in enumerate(tensors.values()))
     shapes = tuple((name, *_form(tensor)) for name, tensor in tensors.items())
-    return step.function, modules, shapes, shared, tuple((role, *_form(row)) for role, row in rows)
+    rules = frozenset(RULES.items())
+    return step.function, modules, shapes, shared, rules, tuple((role, *_form(row)) for role, row in rows)
 
 
 def _all(call: nn.Module, which: str) -> Any:

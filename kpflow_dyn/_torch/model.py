@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kpflow_dyn._problems.choice import Choice, choose
-from kpflow_dyn._torch.kept_traces import known_graph, new_graph
+from kpflow_dyn._torch.kept_traces import KeptTraces
 from kpflow_dyn._torch.rows import TORCH
 from kpflow_dyn._torch.tangent import Tangent
 from kpflow_dyn._torch.trace import Applied
 from kpflow_dyn.tracing._graph import Graph, Role
 from kpflow_dyn.tracing._steps import analyse
+
+TRACES = KeptTraces()  # of the steps of all models in this process
 
 
 class Model:
@@ -43,11 +45,11 @@ class Model:
         """
         module = Applied(step, self.call)
         one = (Role.INPUT, rows[:1, 0]), (Role.STATE, before[:1, 0])
-        known = known_graph(module, *one)
+        known = TRACES.known(module, *one)
         if known is not None:
             with suppress(ValueError, RuntimeError):  # then the step hangs on more than it is known by
                 return self._tangent(known, module, rows, before, check)
-        return self._tangent(new_graph(module, *one), module, rows, before, check)
+        return self._tangent(TRACES.new(module, *one), module, rows, before, check)
 
     def _tangent(self, graph: Graph, module: Applied, rows: Tensor, before: Tensor, check: Callable) -> Tangent:
         tangent = Tangent(analyse(graph, set(self.parameters), TORCH), rows, before)

@@ -11,7 +11,7 @@ from torch import Tensor, nn, optim
 Rate = Callable[[dict[str, Any], dict[str, Any]], Tensor | float]
 
 
-def learning_rates(optimizer: optim.Optimizer, module: nn.Module) -> dict[str, Tensor | float]:
+def learning_rates(optimizer: optim.Optimizer, model: nn.Module) -> dict[str, Tensor | float]:
     """By name, what the optimiser's next step multiplies a gradient by: lr / (sqrt(v_hat) + eps), with v_hat as it is.
 
     Raises:
@@ -22,7 +22,7 @@ def learning_rates(optimizer: optim.Optimizer, module: nn.Module) -> dict[str, T
     if rate is None:
         known = ", ".join(kind.__name__ for kind in RATES)
         raise TypeError(f"the learning rates of {type(optimizer).__name__} are not known, only those of {known}")
-    names, found = {parameter: name for name, parameter in module.named_parameters()}, {}
+    names, found = {parameter: name for name, parameter in model.named_parameters()}, {}
     for group in optimizer.param_groups:
         if group.get("maximize"):
             raise ValueError("the optimiser goes uphill (maximize=True), which no metric does")

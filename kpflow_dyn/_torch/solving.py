@@ -23,6 +23,7 @@ __all__ = [
     "roll_out",
     "rounded",
     "run",
+    "variational_system",
     "without_gradients",
 ]
 
@@ -51,6 +52,13 @@ def ode_library() -> Any:
 def default_algorithm() -> str:
     """A method of torchdiffeq."""
     return "dopri5"
+
+
+def variational_system(*args: Any) -> Any:
+    """A `System`."""
+    from kpflow_dyn._torch.variational import System
+
+    return System(*args)
 
 
 def rate_of(problem: ODEProblem) -> Callable[[Tensor, Tensor], Tensor]:

@@ -18,8 +18,7 @@ from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
 
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau, hermite, quartic
-from kpflow_dyn._torch.solving import rate_of
-from kpflow_dyn.ode._libraries import Failed, Options, Solved
+from kpflow_dyn.ode._libraries import Failed, Options, Solved, rate_of
 
 
 class Torchdiffeq:

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kpflow_dyn
 from kpflow_dyn.tracing._graph import Graph, Node, Role
+from kpflow_dyn.tracing._rules import RULES, Rule, rule_of
 
 aten = torch.ops.aten
 FxNode = Any  # torch.fx.Node, whose fields are unions that a type checker cannot narrow
@@ -167,7 +168,7 @@ def _decompositions() -> dict[Any, Any]:
     table[aten.native_layer_norm.default] = _layer_norm
     table[aten._native_batch_norm_legit_no_training.default] = _batch_norm_in_eval
     table[aten.convolution.default] = _convolution_and_sum
-    return table
+    return {op: parts for op, parts in table.items() if op.overloadpacket not in RULES}  # these stay whole
 
 
 def _convolution_and_sum(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
@@ -221,10 +222,17 @@ def _fixed(fx: FxNode) -> Node:
 
 def _call(fx: FxNode, nodes: dict[FxNode, Node]) -> Node:
     args, kwargs = _with_nodes((fx.args, dict(fx.kwargs)), nodes)
+    rule = _rule(fx)
+    if rule is not None:
+        return Node(fx.name, rule.role, *_signature(fx), rule.function or fx.target, args, kwargs)
     cast = fx.target is aten._to_copy.default
     return Node(
         fx.name, _role(fx), *_signature(fx), _same if _role(fx) is Role.MOVE and cast else fx.target, args, kwargs
     )
+
+
+def _rule(fx: FxNode) -> Rule | None:
+    return None if fx.target is operator.getitem else rule_of(fx.target)
 
 
 def _same(value: Tensor, **_: Any) -> Tensor:

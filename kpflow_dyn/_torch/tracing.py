@@ -10,12 +10,10 @@ from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._torch.cells import Step, as_step
 from kpflow_dyn._torch.model import Model
 from kpflow_dyn._torch.networks import fixed_point, free_form, network
-from kpflow_dyn._torch.variational import Variational
 
 __all__ = [
     "Model",
     "ThroughSolver",
-    "Variational",
     "discrete_step",
     "fixed_point",
     "free_form",

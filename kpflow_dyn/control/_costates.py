@@ -18,9 +18,8 @@ from scipy.linalg import expm
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn._backend import Transforms
 from kpflow_dyn._linearize import linearize
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._problems.quadrature import gauss_points
-from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn.control._linearisation import along_steps_inputs, linearize_ltv, states_at
 from kpflow_dyn.control._loops import Loop, loop_of_cell, loop_of_field, rows_of
 from kpflow_dyn.control._magnus import magnus, transposed
@@ -135,17 +134,15 @@ def adjoint(
         raise ValueError("adjoint needs a running cost, a terminal one, or both")
     if not isinstance(sol, Solution):
         raise TypeError(f"adjoint takes the Solution that solve returns, got {type(sol).__name__}")
-    problem = sol.problem
-    if isinstance(problem, DiscreteProblem):
-        return _along_steps(sol, problem, cost, terminal, inputs)
+    if isinstance(sol, DiscreteSolution):
+        return _along_steps(sol, cost, terminal, inputs)
     ltv = linearize_ltv(sol, inputs=inputs, t=t)
-    assert isinstance(problem, ODEProblem)
-    return _along_equation(sol, problem, ltv, cost, terminal, inputs)
+    assert isinstance(sol, ODESolution)
+    return _along_equation(sol, ltv, cost, terminal, inputs)
 
 
-def _along_steps(
-    sol: Solution, problem: DiscreteProblem, cost: Cost | None, terminal: Cost | None, inputs: str | None
-) -> Costates:
+def _along_steps(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None, inputs: str | None) -> Costates:
+    problem = sol.problem
     step = loop_of_cell(problem, inputs, "closed")
     values, slopes, _ = _slopes(step, cost, np.zeros(sol.state.shape[1]), sol.state, problem.x)
     last, end = _terminal(terminal, sol.state[:, -1:], problem.backend.transforms)
@@ -156,14 +153,14 @@ def _along_steps(
 
 
 def _along_equation(
-    sol: Solution, problem: ODEProblem, ltv: LTV, cost: Cost | None, terminal: Cost | None, inputs: str | None
+    sol: ODESolution, ltv: LTV, cost: Cost | None, terminal: Cost | None, inputs: str | None
 ) -> Costates:
-    mesh = ltv.mesh
+    problem, mesh = sol.problem, ltv.mesh
     assert mesh is not None
     field = loop_of_field(problem.f, problem.backend, inputs, "closed", problem.x is not None)
     nodes, weights = gauss_points(mesh.edges)
     inside = len(nodes)
-    values, slopes, direct = _slopes(field, cost, *states_at(sol, problem, np.append(nodes, ltv.time)))
+    values, slopes, direct = _slopes(field, cost, *states_at(sol, np.append(nodes, ltv.time)))
     last, end = _terminal(terminal, sol(mesh.edges[-1:]), problem.backend.transforms)
     driven = slopes[:, :inside].reshape((*mesh.A.shape[:3], -1))
     costates = _backward(mesh.A, driven, end, np.diff(mesh.edges))[:, mesh.at]

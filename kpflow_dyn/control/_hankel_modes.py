@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from kpflow_dyn._problems.problems import DiscreteProblem
-from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._problems.solutions import ODESolution
 from kpflow_dyn.control._gramians import System, as_ltv, gram, root
 from kpflow_dyn.control._magnus import magnus, transposed
 from kpflow_dyn.control._systems import LTI, LTV, coordinates
@@ -70,7 +69,7 @@ def hankel(system: System, split: float, *, t: Any = None, **options: Any) -> Ha
         >>> control.hankel(decay, 10.0, t=np.linspace(0, 20, 41)).values.values.round(6)
         array([[0.5]])
     """
-    if isinstance(system, Solution) and not isinstance(system.problem, DiscreteProblem):
+    if isinstance(system, ODESolution):
         t = _times_with(split, system, t)
     ltv = as_ltv(system, t, options)
     at = _place(split, ltv)
@@ -83,8 +82,8 @@ def hankel(system: System, split: float, *, t: Any = None, **options: Any) -> Ha
     return _labelled(ltv, at, values, _inputs(ltv, at, costs), starts, _outputs(ltv, at, starts * scale))
 
 
-def _times_with(split: float, sol: Solution, t: Any) -> np.ndarray:
-    times = np.asarray(sol.problem.t if t is None else t, np.float64)  # type: ignore[union-attr]
+def _times_with(split: float, sol: ODESolution, t: Any) -> np.ndarray:
+    times = np.asarray(sol.problem.t if t is None else t, np.float64)
     if not times[0] < split < times[-1]:
         raise ValueError(
             f"split is {split}, expected a time inside of the trial, from {times[0]:.6g} to {times[-1]:.6g}"

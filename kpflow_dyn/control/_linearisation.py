@@ -11,9 +11,9 @@ from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, backend_for
 from kpflow_dyn._problems.checks import check_rows
 from kpflow_dyn._problems.inputs import inputs_at
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.quadrature import gauss_points
-from kpflow_dyn._problems.solutions import ODESolution, Solution
+from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.steps import AcceptedSteps
 from kpflow_dyn._spaces.operators import DENSE_BYTES
 from kpflow_dyn.control._loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_plant
@@ -139,50 +139,49 @@ def linearize_ltv(
     if not isinstance(sol, Solution):
         raise TypeError(f"linearize_ltv takes the Solution that solve returns, got {type(sol).__name__}")
     C = output_matrix(C, sol.state.shape[-1])
-    if isinstance(sol.problem, DiscreteProblem):
+    if isinstance(sol, DiscreteSolution):
         if t is not None:
             raise ValueError("a discrete problem has the times of its steps; leave t=None")
-        return _along_steps(sol, sol.problem, inputs, loop, C)
-    if not isinstance(sol.problem, ODEProblem):
+        return _along_steps(sol, inputs, loop, C)
+    if not isinstance(sol, ODESolution):
         raise ValueError(f"a {type(sol.problem).__name__} has no trajectory; linearize_lti takes a model at rest")
-    return _along_equation(sol, sol.problem, inputs, loop, C, t)
+    return _along_equation(sol, inputs, loop, C, t)
 
 
-def _along_steps(sol: Solution, problem: DiscreteProblem, inputs: str | None, loop: str, C: np.ndarray) -> LTV:
+def _along_steps(sol: DiscreteSolution, inputs: str | None, loop: str, C: np.ndarray) -> LTV:
     _check_size(sol, 1)
-    step = loop_of_cell(problem, inputs, loop)
-    A, B = derivatives(step, np.zeros(sol.state.shape[1]), _before(sol), problem.x)
+    step = loop_of_cell(sol.problem, inputs, loop)
+    A, B = derivatives(step, np.zeros(sol.state.shape[1]), _before(sol), sol.problem.x)
     return ltv_of(to_numpy(sol.t).astype(float), A, B, C, np.zeros((len(C), B.shape[-1])), (), dt=1.0)
 
 
-def along_steps_inputs(sol: Solution, inputs: str | None) -> np.ndarray:
+def along_steps_inputs(sol: DiscreteSolution, inputs: str | None) -> np.ndarray:
     """B alone of each step of a discrete problem [trial, time, unit, input]."""
-    assert isinstance(sol.problem, DiscreteProblem)
     step, before = loop_of_cell(sol.problem, inputs, "closed"), _before(sol)
     return derivatives(step, np.zeros(before.shape[1]), before, sol.problem.x, of_state=False)[0]
 
 
-def _before(sol: Solution) -> Array:
+def _before(sol: DiscreteSolution) -> Array:
     """The state before each step [trial, time, unit]."""
     return array_namespace(sol.state).concat([sol.start[:, None], sol.state[:, :-1]], axis=1)
 
 
-def _along_equation(sol: Solution, problem: ODEProblem, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
+def _along_equation(sol: ODESolution, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
     edges, times = mesh_edges(sol, t)
     _check_size(sol, 4 * len(edges) / sol.state.shape[1])
-    whole = loop_of_field(problem.f, problem.backend, inputs, loop, problem.x is not None)
+    whole = loop_of_field(sol.problem.f, sol.problem.backend, inputs, loop, sol.problem.x is not None)
     nodes = gauss_points(edges)[0]
-    A, B = derivatives(whole, *states_at(sol, problem, np.append(nodes, times)))
+    A, B = derivatives(whole, *states_at(sol, np.append(nodes, times)))
     inside = [M[:, : len(nodes)].reshape((len(M), -1, 3, *M.shape[2:])) for M in (A, B)]
     mesh = Mesh(edges, np.searchsorted(edges, times), *inside)
     D = np.zeros((len(C), B.shape[-1]))
     return ltv_of(times, A[:, len(nodes) :], B[:, len(nodes) :], C, D, whole.names, mesh)
 
 
-def states_at(sol: Solution, problem: ODEProblem, times: np.ndarray) -> tuple[np.ndarray, Array, Array | None]:
+def states_at(sol: ODESolution, times: np.ndarray) -> tuple[np.ndarray, Array, Array | None]:
     """Times [n] with the states and inputs there, by the solver's dense output."""
     every = np.broadcast_to(times, (len(sol.state), len(times)))
-    return times, sol(times), inputs_at(problem, every)
+    return times, sol(times), inputs_at(sol.problem, every)
 
 
 def mesh_edges(sol: ODESolution, t: Any = None) -> tuple[np.ndarray, np.ndarray]:

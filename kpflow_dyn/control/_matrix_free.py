@@ -8,7 +8,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy
 from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._problems.problems import DiscreteProblem
+from kpflow_dyn._problems.solutions import DiscreteSolution
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.control._gramians import check_kind
@@ -46,17 +46,17 @@ def gram_operator(flow: Flow, kind: str, step: int, *, inputs: str | None = None
     check_kind(kind)
     if not isinstance(flow, Flow):
         raise TypeError(f"gram_operator takes the Flow that kp.linearize returns, got {type(flow).__name__}")
-    problem, times = flow.solution.problem, flow.P.domain.shape[1]
-    if not isinstance(problem, DiscreteProblem):
+    solution, times = flow.solution, flow.P.domain.shape[1]
+    if not isinstance(solution, DiscreteSolution):
         raise ValueError(
-            f"gram_operator takes the flow of a DiscreteProblem, got one of a {type(problem).__name__}; gram(sol, "
-            "kind, rank=...) keeps factors along an ODE"
+            f"gram_operator takes the flow of a DiscreteProblem, got one of a {type(solution.problem).__name__}; "
+            "gram(sol, kind, rank=...) keeps factors along an ODE"
         )
     if not isinstance(step, int | np.integer) or not 1 <= step <= times:
         raise ValueError(f"step is {step!r}, expected the number of a step, 1 to {times}")
-    state, like = flow.P.domain, flow.solution.state
-    at = Space(("trial", "unit"), (state.shape[0], state.shape[2]), like)
-    propagate, middle = (flow.P, flow.P.T) if kind == "c" else (flow.P.T, flow.P), _middle(flow, kind, inputs, C)
+    state = flow.P.domain
+    at = Space(("trial", "unit"), (state.shape[0], state.shape[2]), solution.state)
+    propagate, middle = (flow.P, flow.P.T) if kind == "c" else (flow.P.T, flow.P), _middle(solution, kind, inputs, C)
 
     def apply(q: Array) -> Array:
         kicks = array_namespace(q).zeros((len(q), *state.shape), dtype=q.dtype, device=q.device)
@@ -65,15 +65,15 @@ def gram_operator(flow: Flow, kind: str, step: int, *, inputs: str | None = None
     return Operator(at, at, apply, None)
 
 
-def _middle(flow: Flow, kind: str, inputs: str | None, C: Any) -> Any:
+def _middle(solution: DiscreteSolution, kind: str, inputs: str | None, C: Any) -> Any:
     """B B^T, or C^T C, on vectors [probe, trial, time, unit]."""
-    like = flow.solution.state
+    like = solution.state
     if kind == "o":
         outputs = like_numpy(output_matrix(C, like.shape[-1]), like)
         return lambda q: (q @ outputs.T) @ outputs
     if inputs == "kicks":
         return lambda q: q
-    B = like_numpy(along_steps_inputs(flow.solution, inputs), like)
+    B = like_numpy(along_steps_inputs(solution, inputs), like)
     xp = array_namespace(B)
     return lambda q: xp.matmul(B, xp.matmul(xp.permute_dims(B, (0, 1, 3, 2)), q[..., None]))[..., 0]
 

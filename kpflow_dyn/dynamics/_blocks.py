@@ -8,8 +8,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, eps_of, full_precision, to_numpy
 from kpflow_dyn._linearize import tangent_of_dynamics
-from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution
 
 
 class Blocks:
@@ -23,7 +22,7 @@ class Blocks:
         ValueError: for an interval that is no number of steps.
     """
 
-    def __init__(self, sol: Solution, interval: int) -> None:
+    def __init__(self, sol: DiscreteSolution | ODESolution, interval: int) -> None:
         if not (is_whole(interval) and interval >= 1):
             raise ValueError(f"interval is {interval!r}, expected a number of steps, 1 or more")
         self.sol, self.interval = sol, int(interval)
@@ -82,9 +81,9 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _step_ends(sol: Solution) -> tuple[float, np.ndarray]:
+def _step_ends(sol: DiscreteSolution | ODESolution) -> tuple[float, np.ndarray]:
     """When the trials start, and the ends of their steps [trial, step]."""
-    if isinstance(sol.problem, ODEProblem):
+    if isinstance(sol, ODESolution):
         assert sol.steps is not None
         return float(sol.problem.t[0]), sol.steps.t + sol.steps.dt
     trials, times, _ = sol.state.shape

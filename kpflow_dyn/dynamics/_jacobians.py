@@ -6,7 +6,7 @@ from kpflow_dyn._arrays import Array, array_namespace, device, full_precision, j
 from kpflow_dyn._arrays.memory import bytes_of, require, rows_at_once
 from kpflow_dyn._linearize import tangent_of_dynamics
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
-from kpflow_dyn._problems.solutions import ODESolution, Solution
+from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._solve import solve
 
 
@@ -47,19 +47,18 @@ def step_jacobians(sol: Solution | DiscreteProblem | ODEProblem) -> Array:
     return xp.permute_dims(columns, (1, 2, 3, 0))
 
 
-def solved(given: Solution | DiscreteProblem | ODEProblem) -> Solution:
+def solved(given: Solution | DiscreteProblem | ODEProblem) -> DiscreteSolution | ODESolution:
     """The solution of dynamics, whose steps are known.
 
     Raises:
         TypeError, ValueError: for what has no steps.
     """
-    problem = given.problem if isinstance(given, Solution) else given
-    if not isinstance(problem, DiscreteProblem | ODEProblem):
+    sol = solve(given) if isinstance(given, DiscreteProblem | ODEProblem) else given
+    if not isinstance(sol, DiscreteSolution | ODESolution):
+        kind = type(sol.problem if isinstance(sol, Solution) else sol).__name__
         raise TypeError(
-            f"a {type(problem).__name__} has no steps in time; expected a DiscreteProblem, an ODEProblem, or a "
-            "Solution of these"
+            f"a {kind} has no steps in time; expected a DiscreteProblem, an ODEProblem, or a Solution of these"
         )
-    sol = given if isinstance(given, Solution) else solve(problem)
     if isinstance(sol, ODESolution) and sol.steps is None:
         raise ValueError(f"the steps of {sol.alg!r} cannot be replayed; solve with a Runge-Kutta method such as dopri5")
     return sol

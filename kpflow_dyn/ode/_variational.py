@@ -1,4 +1,4 @@
-"""Sensitivities of an ODE as ODEs themselves, along its dense solution z(t): what both frameworks share.
+"""Sensitivities of an ODE as ODEs themselves, along its dense solution z(t).
 
 With A = df/dz and F = df/dtheta along z(t), and nodes t_j,
 
@@ -12,12 +12,13 @@ Each map is solved adaptively, by itself. It is linear, and one the transpose of
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy
+from kpflow_dyn._backend import Transforms
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._problems.solutions import ODESolution, check_states
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
@@ -56,6 +57,41 @@ class Path(NamedTuple):
         for power in reversed(range(powers.shape[1] - 1)):
             state = along * state + powers[:, power]
         return state
+
+
+State = tuple[Array, ...]
+Rate = Callable[[Array, State], State]
+Jump = Callable[[State, Any], State]
+
+
+class System(Protocol):
+    """An ODE along its solution, and how a framework solves linear equations that go with it.
+
+    States are tuples of arrays [probe, ...], and the time of a rate is 0-dim.
+
+    transforms   those of the framework.
+    path         z(t).
+    nodes        how many there are.
+    parameters   those that learn, in a form that the transforms take.
+    size         how many numbers these are, p.
+    field        f at a time, as a function of the states [trial, unit] and the parameters.
+    split, join  changes of the parameters [probe, p] in the form of these, and back.
+    sweep        from time to time in an order (t_0 is 0, the nodes follow), calling jump(state, node) after each
+                 interval unless it is None: the last state, and the first array of all [time, probe, ...].
+    solved       equation(self, block); RuntimeError by `solve_failed` where a solve does not reach its end.
+    """
+
+    transforms: Transforms
+    path: Path
+    nodes: int
+    parameters: Any
+    size: int
+
+    def field(self, t: Array) -> Callable[[Array, Any], Array]: ...
+    def split(self, theta: Array) -> Any: ...
+    def join(self, changes: Any) -> Array: ...
+    def sweep(self, rate: Rate, state: State, order: np.ndarray, jump: Jump | None) -> tuple[State, Array]: ...
+    def solved(self, equation: Callable[..., Array], block: Array) -> Array: ...
 
 
 def path_of(sol: ODESolution, alg: InterpolatingAdjoint) -> Path:
@@ -97,22 +133,116 @@ def _chebyshev(count: int) -> np.ndarray:
     return (1 - np.cos(np.pi * (np.arange(count) + 0.5) / count)) / 2
 
 
-def at_unit_size(sweep: Callable[[Any, Array], Array]) -> Callable[[Any, Array], Array]:
-    """The sweep of a block, each probe of it brought to a largest entry of one: tolerances are absolute as well."""
+class Variational:
+    """J, J^T, P_node and its transpose by adaptive solves, on blocks [probe, ...], all transposes plain.
 
-    @wraps(sweep)
-    def scaled(self: Any, block: Array) -> Array:
+    Args:
+        sol: a solution of an ODE.
+        model: its field, and which parameters learn.
+        alg: the tolerances.
+    """
+
+    def __init__(self, sol: ODESolution, model: Any, alg: InterpolatingAdjoint) -> None:
+        self.path = path_of(sol, alg)
+        times = np.append(sol.problem.t[0], np.asarray(sol.t, np.float64))
+        self._system: System = sol.problem.backend.solving.variational_system(sol.problem, model, self.path, times, alg)
+
+    def jvp(self, theta: Array) -> Array:
+        """J theta [probe, trial, time, unit] of parameters [probe, p]."""
+        return self._solved(_tangent, theta)
+
+    def vjp(self, q: Array) -> Array:
+        """J^T q [probe, p] of states [probe, trial, time, unit]."""
+        return self._solved(_gradient, q)
+
+    def propagate(self, q: Array) -> Array:
+        """P_node q, both [probe, trial, time, unit]."""
+        return self._solved(_propagated, q)
+
+    def propagate_adjoint(self, q: Array) -> Array:
+        """P_node^T q, both [probe, trial, time, unit]."""
+        return self._solved(_costates, q)
+
+    def gram(self, q: Array) -> Array:
+        """J J^T q."""
+        return self.jvp(self.vjp(q))
+
+    def _solved(self, equation: Callable[[System, Array], Array], block: Array) -> Array:
+        """Each probe brought to a largest entry of one, as tolerances are absolute as well."""
         xp = array_namespace(block)
         size = xp.max(xp.abs(block), axis=tuple(range(1, block.ndim)))
         size = xp.where(size > 0, size, xp.ones_like(size))
-        image = sweep(self, block / _probes(size, block.ndim))
+        image = self._system.solved(equation, block / _probes(size, block.ndim))
         return _probes(size, image.ndim) * image
-
-    return scaled
 
 
 def _probes(size: Array, ndim: int) -> Array:
     return size.reshape((-1, *(1,) * (ndim - 1)))
+
+
+def _tangent(system: System, theta: Array) -> Array:
+    """d' = A d + F theta."""
+    changes, transforms = system.split(theta), system.transforms
+
+    def rate(t: Array, state: State) -> State:
+        f, at = system.field(t), (system.path(t), system.parameters)
+        return (transforms.vmap(lambda d, change: transforms.jvp(f, at, (d, change))[1])(state[0], changes),)
+
+    nodes = np.arange(1 + system.nodes)
+    _, states = system.sweep(rate, (_still(system, theta),), nodes, None)
+    return array_namespace(states).moveaxis(states, 0, 2)
+
+
+def _gradient(system: System, q: Array) -> Array:
+    """-l' = A^T l and -g' = F^T l."""
+
+    def rate(t: Array, state: State) -> State:
+        pull = system.transforms.vjp(system.field(t), system.path(t), system.parameters)[1]
+        rates, changes = system.transforms.vmap(pull)(state[0])
+        return -rates, -system.join(changes)
+
+    def jump(state: State, node: Any) -> State:
+        return state[0] + (node >= 0) * q[:, :, node], state[1]  # at t_0, whose number is -1, there is nothing to add
+
+    zeros = array_namespace(q).zeros((len(q), system.size), dtype=q.dtype, device=device(q))
+    (_, gradient), _ = system.sweep(rate, (q[:, :, -1], zeros), np.arange(1 + system.nodes)[::-1], jump)
+    return gradient
+
+
+def _propagated(system: System, q: Array) -> Array:
+    """s' = A s."""
+    jvp, vmap = system.transforms.jvp, system.transforms.vmap
+
+    def rate(t: Array, state: State) -> State:
+        f, z = system.field(t), system.path(t)
+        return (vmap(lambda s: jvp(lambda z: f(z, system.parameters), (z,), (s,))[1])(state[0]),)
+
+    return _kicked(system, rate, q, np.arange(1, 1 + system.nodes))
+
+
+def _costates(system: System, q: Array) -> Array:
+    """-l' = A^T l."""
+
+    def rate(t: Array, state: State) -> State:
+        f = system.field(t)
+        pull = system.transforms.vjp(lambda z: f(z, system.parameters), system.path(t))[1]
+        return (-system.transforms.vmap(pull)(state[0])[0],)
+
+    return _kicked(system, rate, q, np.arange(1, 1 + system.nodes)[::-1])
+
+
+def _kicked(system: System, rate: Rate, q: Array, order: np.ndarray) -> Array:
+    """The states at the nodes, going through them in this order and adding q at each."""
+    xp, first = array_namespace(q), q[:, :, order[0] - 1]
+    _, states = system.sweep(rate, (first,), order, lambda state, node: (state[0] + q[:, :, node],))
+    states = xp.concat([first[None], states])
+    return xp.moveaxis(states if order[0] == 1 else xp.flip(states, axis=0), 0, 2)
+
+
+def _still(system: System, block: Array) -> Array:
+    """Zero states [probe, trial, unit] for a block."""
+    trials, _, _, units = system.path.coefficients.shape
+    return array_namespace(block).zeros((len(block), trials, units), dtype=block.dtype, device=device(block))
 
 
 def solve_failed(reason: str) -> RuntimeError:
