@@ -32,258 +32,193 @@ RowFunction = Callable[..., list[Array]]
 
 
 class Data(Protocol):
-    """Arrays of the framework, taken in and checked."""
+    """Arrays of the framework, taken in and checked.
 
-    def is_own(self, value: Any) -> bool:
-        """Whether a value is an array of the framework."""
-        ...
+    is_own        Whether a value is an array of the framework.
+    as_floats     Floats as an array of the framework; numpy arrays too where the framework takes them. A TypeError
+                  for others names `what` they are and the `axes` expected.
+    as_rows       The same for floats and integers.
+    check_inputs  Raise unless x is [trial, time, input], of floats, finite, with no empty axis.
+    inputs_at     x(t) [trial, n, input] of a callable at times [trial, n], in the dtype and on the device of
+                  `like`.
+    """
 
-    def as_floats(self, values: Any, what: str, axes: str) -> Array:
-        """Floats as an array of the framework; numpy arrays too where the framework takes them.
-
-        Raises:
-            TypeError: for other values, with `what` they are and the `axes` that were expected.
-        """
-        ...
-
-    def as_rows(self, values: Any, what: str, axes: str) -> Array:
-        """The same for floats and integers."""
-        ...
-
-    def check_inputs(self, x: Array) -> None:
-        """Raise unless x is [trial, time, input], of floats, finite, with no empty axis."""
-        ...
-
-    def inputs_at(self, function: Callable[[Array], Array], times: np.ndarray, like: Array) -> Array:
-        """x(t) [trial, n, input] of a callable at times [trial, n], in the dtype and on the device of `like`."""
-        ...
+    def is_own(self, value: Any) -> bool: ...
+    def as_floats(self, values: Any, what: str, axes: str) -> Array: ...
+    def as_rows(self, values: Any, what: str, axes: str) -> Array: ...
+    def check_inputs(self, x: Array) -> None: ...
+    def inputs_at(self, function: Callable[[Array], Array], times: np.ndarray, like: Array) -> Array: ...
 
 
 class Models(Protocol):
-    """A model's parameters by name, and models made of functions."""
+    """A model's parameters by name, and models made of functions.
 
-    def parameters_of(self, model: Any) -> Values:
-        """Floating arrays; none of what is no model. Those of numpy in a pytree are constants to a gradient flow."""
-        ...
+    parameters_of  Floating arrays; none of what is no model. Those of numpy in a pytree are constants to a gradient
+                   flow.
+    changed        The model with these values of some parameters: a torch module itself, or a new pytree.
+    copied         A model of its own, which the user's training does not reach.
+    snapshot       The numbers of an array, without a graph.
+    call           function(model, *args) where the parameters have these values.
+    with_arrays    A model of a function(arrays, *args) whose parameters are `learnt`; `arrays` has both by name.
+    learnt_start   A cell with the start z0 among its parameters; see `DiscreteProblem.learn_start`.
+    on_numpy       A policy on one observation, from numpy to numpy.
+    describe       The model in words, for a report.
+    """
 
-    def changed(self, model: Any, values: Values) -> Any:
-        """The model with these values of some parameters: a torch module itself, or a new pytree."""
-        ...
-
-    def copied(self, model: Any) -> Any:
-        """A model of its own, which the user's training does not reach."""
-        ...
-
-    def snapshot(self, array: Array) -> Array:
-        """The numbers of an array, without a graph."""
-        ...
-
-    def call(self, function: Callable[..., Array], model: Any, values: Values, *args: Any) -> Array:
-        """function(model, *args) where the parameters have these values."""
-        ...
-
-    def with_arrays(self, function: Callable[..., Array], learnt: Values, constants: Values) -> Any:
-        """A model of a function(arrays, *args) whose parameters are `learnt`; `arrays` has both by name."""
-        ...
-
-    def learnt_start(self, cell: Any, x: Array, z0: Any) -> Any:
-        """A cell with the start z0 among its parameters; see `DiscreteProblem.learn_start`."""
-        ...
-
-    def on_numpy(self, policy: Any) -> Callable[[np.ndarray], np.ndarray]:
-        """A policy on one observation, from numpy to numpy."""
-        ...
-
-    def describe(self, model: Any) -> str:
-        """The model in words, for a report."""
-        ...
+    def parameters_of(self, model: Any) -> Values: ...
+    def changed(self, model: Any, values: Values) -> Any: ...
+    def copied(self, model: Any) -> Any: ...
+    def snapshot(self, array: Array) -> Array: ...
+    def call(self, function: Callable[..., Array], model: Any, values: Values, *args: Any) -> Array: ...
+    def with_arrays(self, function: Callable[..., Array], learnt: Values, constants: Values) -> Any: ...
+    def learnt_start(self, cell: Any, x: Array, z0: Any) -> Any: ...
+    def on_numpy(self, policy: Any) -> Callable[[np.ndarray], np.ndarray]: ...
+    def describe(self, model: Any) -> str: ...
 
 
 class Transforms(Protocol):
-    """Function transforms, and maps over rows."""
+    """Function transforms, and maps over rows.
+
+    jvp         jvp(function, points, tangents) -> value, tangent.
+    vjp         vjp(function, *points) -> value, pull.
+    vmap        vmap(function, in_dims).
+    compiled    The same function, compiled where the framework does so.
+    each_row    each_row(row function, *rows [time, trial, ...]) -> its outputs [time, trial, ...].
+    index       index(element numbers, array) -> an index into arrays like this one.
+    linearised  linearised(compiled function, point) -> the derivative there and its transpose, on blocks [probe,
+                ...].
+    """
 
     @property
-    def jvp(self) -> Callable[..., Any]:
-        """jvp(function, points, tangents) -> value, tangent."""
-        ...
-
+    def jvp(self) -> Callable[..., Any]: ...
     @property
-    def vjp(self) -> Callable[..., Any]:
-        """vjp(function, *points) -> value, pull."""
-        ...
-
+    def vjp(self) -> Callable[..., Any]: ...
     @property
-    def vmap(self) -> Callable[..., Callable[..., Any]]:
-        """vmap(function, in_dims)."""
-        ...
-
+    def vmap(self) -> Callable[..., Callable[..., Any]]: ...
     @property
-    def compiled(self) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """The same function, compiled where the framework does so."""
-        ...
-
+    def compiled(self) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
     @property
-    def each_row(self) -> Callable[..., list[Array]]:
-        """each_row(row function, *rows [time, trial, ...]) -> its outputs [time, trial, ...]."""
-        ...
-
+    def each_row(self) -> Callable[..., list[Array]]: ...
     @property
-    def index(self) -> Callable[[np.ndarray, Array], Any]:
-        """index(element numbers, array) -> an index into arrays like this one."""
-        ...
-
+    def index(self) -> Callable[[np.ndarray, Array], Any]: ...
     @property
-    def linearised(self) -> Callable[[Callable[[Array], Array], Array], tuple[Rows, Rows]]:
-        """linearised(compiled function, point) -> the derivative there and its transpose, on blocks [probe, ...]."""
-        ...
+    def linearised(self) -> Callable[[Callable[[Array], Array], Array], tuple[Rows, Rows]]: ...
 
 
 class Solving(Protocol):
-    """Forward passes, and the maps over steps that they are made of."""
+    """Forward passes, and the maps over steps that they are made of.
 
-    def roll_out(self, problem: Any) -> tuple[Array, Array]:
-        """The states [trial, time, unit] of a `DiscreteProblem`, and its start [trial, unit]."""
-        ...
+    roll_out            The states [trial, time, unit] of a `DiscreteProblem`, and its start [trial, unit].
+    run                 The states z_n = step(model, row_n, z_{n-1}) [trial, time, ...] of rows [trial, time, ...];
+                        z is the first.  Here and in `each_step` the step is called as the framework calls models:
+                        on all trials in torch, one in JAX.
+    each_step           step(model, row_n, before_n) [trial, time, ...] for known states before each step, without
+                        gradients.
+    rounded             `count` or somewhat more, so that solves of similar lengths share one compiled program.
+    without_gradients   Compute numbers alone.
+    check_field         Raise unless the f of an `ODEProblem` is a model with parameters that maps states to their
+                        rates.
+    rate_of             The right-hand side (t, z [trial, unit]) -> z' of an `ODEProblem`, its inputs included.
+    variational_system  A `kpflow_dyn.ode._variational.System`: an ODE along its path, the times being t_0 and the
+                        nodes.
+    ode_library         The `kpflow_dyn.ode.Library` that comes with the package.
+    default_algorithm   The algorithm of that library that None stands for.
+    """
 
-    def run(self, step: Callable[..., Array], model: Any, rows: Array, z: Array) -> Array:
-        """The states z_n = step(model, row_n, z_{n-1}) [trial, time, ...] of rows [trial, time, ...]; z is the first.
-
-        Here and in `each_step` the step is called as the framework calls models: on all trials in torch, one in JAX.
-        """
-        ...
-
-    def each_step(self, step: Callable[..., Array], model: Any, rows: Array, before: Array) -> Array:
-        """step(model, row_n, before_n) [trial, time, ...] for known states before each step, without gradients."""
-        ...
-
-    def rounded(self, count: int) -> int:
-        """So many steps or a few more, as many as one compiled program serves."""
-        ...
-
-    def without_gradients(self) -> AbstractContextManager[Any]:
-        """Compute numbers alone."""
-        ...
-
-    def check_field(self, problem: Any) -> None:
-        """Raise unless the f of an `ODEProblem` is a model with parameters that maps states to their rates."""
-        ...
-
-    def rate_of(self, problem: Any) -> Callable[[Array, Array], Array]:
-        """The right-hand side (t, z [trial, unit]) -> z' of an `ODEProblem`, its inputs included."""
-        ...
-
-    def variational_system(self, problem: Any, model: Any, path: Any, times: np.ndarray, alg: Any) -> Any:
-        """A `kpflow_dyn.ode._variational.System`: an ODE along its path, the times being t_0 and the nodes."""
-        ...
-
-    def ode_library(self) -> Any:
-        """The `kpflow_dyn.ode.Library` that comes with the package."""
-        ...
-
-    def default_algorithm(self) -> Any:
-        """The algorithm of that library that None stands for."""
-        ...
+    def roll_out(self, problem: Any) -> tuple[Array, Array]: ...
+    def run(self, step: Callable[..., Array], model: Any, rows: Array, z: Array) -> Array: ...
+    def each_step(self, step: Callable[..., Array], model: Any, rows: Array, before: Array) -> Array: ...
+    def rounded(self, count: int) -> int: ...
+    def without_gradients(self) -> AbstractContextManager[Any]: ...
+    def check_field(self, problem: Any) -> None: ...
+    def rate_of(self, problem: Any) -> Callable[[Array, Array], Array]: ...
+    def variational_system(self, problem: Any, model: Any, path: Any, times: np.ndarray, alg: Any) -> Any: ...
+    def ode_library(self) -> Any: ...
+    def default_algorithm(self) -> Any: ...
 
 
 class Tracing(Protocol):
-    """Models traced to graphs, and their tangents."""
+    """Models traced to graphs, and their tangents.
+
+    Model          Model(call, params): `.parameters` that learn by name, and `.tangent(step, rows, before, check)`.
+    discrete_step  The step(cell, x, z) -> z of a `DiscreteProblem`; on all trials in torch, on one in JAX.
+    on_one_trial   A model's function of arrays [trial, ...] as the framework calls it, as one of arrays of a single
+                   trial.
+    network        A `StaticProblem` traced on one trial.
+    fixed_point    A `FixedPointProblem` traced on one trial; `swapped` where its model is called as f(z, x).
+    free_form      An `ImplicitProblem` traced as it is.
+    ThroughSolver  ThroughSolver(solution, model): J and its transpose through the solver; None where it has no
+                   derivative.
+    """
 
     @property
-    def Model(self) -> Callable[..., Any]:
-        """Model(call, params): `.parameters` that learn by name, and `.tangent(step, rows, before, check)`."""
-        ...
-
-    def discrete_step(self, problem: Any) -> Callable[..., Array]:
-        """The step(cell, x, z) -> z of a `DiscreteProblem`; on all trials in torch, on one in JAX."""
-        ...
-
-    def on_one_trial(self, function: Callable[..., Array]) -> Callable[..., Array]:
-        """A model's function of arrays [trial, ...] as the framework calls it, as one of arrays of a single trial."""
-        ...
-
-    def network(self, problem: Any) -> Any:
-        """A `StaticProblem` traced on one trial."""
-        ...
-
-    def fixed_point(self, problem: Any, swapped: bool) -> Any:
-        """A `FixedPointProblem` traced on one trial; `swapped` where its model is called as f(z, x)."""
-        ...
-
-    def free_form(self, problem: Any) -> Any:
-        """An `ImplicitProblem` traced as it is."""
-        ...
-
+    def Model(self) -> Callable[..., Any]: ...
+    def discrete_step(self, problem: Any) -> Callable[..., Array]: ...
+    def on_one_trial(self, function: Callable[..., Array]) -> Callable[..., Array]: ...
+    def network(self, problem: Any) -> Any: ...
+    def fixed_point(self, problem: Any, swapped: bool) -> Any: ...
+    def free_form(self, problem: Any) -> Any: ...
     @property
-    def ThroughSolver(self) -> Callable[..., Any] | None:
-        """ThroughSolver(solution, model): J and its transpose through the solver; None where it has no derivative."""
-        ...
+    def ThroughSolver(self) -> Callable[..., Any] | None: ...
 
 
 class Dynamics(Protocol):
-    """A step or a field on many states at once."""
+    """A step or a field on many states at once.
+
+    Dynamics  Dynamics(problem, x, z)(x [n, input], z [n, unit]) -> F(x, z), dF/dz [n, unit, unit].
+    units_of  The width of a state.
+    """
 
     @property
-    def Dynamics(self) -> Callable[..., Callable[[Array, Array], tuple[Array, Array]]]:
-        """Dynamics(problem, x, z)(x [n, input], z [n, unit]) -> F(x, z), dF/dz [n, unit, unit]."""
-        ...
-
-    def units_of(self, problem: Any) -> int:
-        """The width of a state."""
-        ...
+    def Dynamics(self) -> Callable[..., Callable[[Array, Array], tuple[Array, Array]]]: ...
+    def units_of(self, problem: Any) -> int: ...
 
 
 class Objectives(Protocol):
-    """A loss of the states as a function of the parameters, twice differentiable."""
+    """A loss of the states as a function of the parameters, twice differentiable.
 
-    def rollout(self, problem: Any) -> Callable[[Any, Any], Array]:
-        """(cell, None) -> the states of a `DiscreteProblem`."""
-        ...
+    rollout      (cell, None) -> the states of a `DiscreteProblem`.
+    pull_back    The states, and J* on rows [b, n], both differentiable in the parameters.
+    Derivatives  Derivatives(function(theta, scheme)): `.gradient(theta, scheme)`; `.both` with the value and the
+                 Hessian.
+    """
 
-    def pull_back(self, problem: Any) -> tuple[Array, Rows]:
-        """The states, and J* on rows [b, n], both differentiable in the parameters."""
-        ...
-
+    def rollout(self, problem: Any) -> Callable[[Any, Any], Array]: ...
+    def pull_back(self, problem: Any) -> tuple[Array, Rows]: ...
     @property
-    def Derivatives(self) -> Callable[..., Any]:
-        """Derivatives(function(theta, scheme)): `.gradient(theta, scheme)`; `.both` with the value and the Hessian."""
-        ...
+    def Derivatives(self) -> Callable[..., Any]: ...
 
 
 class Training(Protocol):
-    """A model in training."""
+    """A model in training.
+
+    OPTIMIZERS      The framework's optimisers by name.
+    Trainee         Trainee(model, readout, data, z0, optimizer, lr, clip, read, loss): `.evaluate(trials)`, then
+                    `.step()`.  The data are [trial, time, ...] inputs, targets and mask; read(width of the state)
+                    says which units the readout takes; loss(output, targets, mask) is what `evaluate` gives.
+                    `.model` and `.readout` are as they are by now.
+    learning_rates  The rates of an optimiser's next step by name; see `LearningRates.from_optimizer`.
+    """
 
     @property
-    def OPTIMIZERS(self) -> Mapping[str, Callable[..., Any]]:
-        """The framework's optimisers by name."""
-        ...
-
+    def OPTIMIZERS(self) -> Mapping[str, Callable[..., Any]]: ...
     @property
-    def Trainee(self) -> Callable[..., Any]:
-        """Trainee(model, readout, data, z0, optimizer, lr, clip, read, loss): `.evaluate(trials)`, then `.step()`.
-
-        The data are [trial, time, ...] inputs, targets and mask; read(width of the state) says which units the readout
-        takes; loss(output, targets, mask) is what `evaluate` gives. `.model` and `.readout` are as they are by now.
-        """
-        ...
-
-    def learning_rates(self, optimizer: Any, model: Any) -> Mapping[str, Any]:
-        """The rates of an optimiser's next step by name; see `LearningRates.from_optimizer`."""
-        ...
+    def Trainee(self) -> Callable[..., Any]: ...
+    def learning_rates(self, optimizer: Any, model: Any) -> Mapping[str, Any]: ...
 
 
 class Runtime(Protocol):
-    """The framework in this process."""
+    """The framework in this process.
+
+    PACKAGES       The packages whose versions a result hangs on; the last one solves ODEs.
+    limit_threads  Compute on this number of threads from now on; False where a process cannot choose that.
+    allow_double   Let arrays be float64: JAX rounds them to float32 until it is told.
+    """
 
     PACKAGES: Sequence[str]
-    """The packages whose versions a result hangs on; the last one solves ODEs."""
 
-    def limit_threads(self, count: int) -> bool:
-        """Compute on so many threads from now on, in this process; False where a process cannot choose that."""
-        ...
-
-    def allow_double(self) -> None:
-        """Let arrays be float64: JAX rounds them to float32 until it is told."""
-        ...
+    def limit_threads(self, count: int) -> bool: ...
+    def allow_double(self) -> None: ...
 
 
 class Backend:
@@ -293,59 +228,33 @@ class Backend:
         name: "torch" or "jax".
     """
 
+    data: Data
+    models: Models
+    transforms: Transforms
+    solving: Solving
+    tracing: Tracing
+    dynamics: Dynamics
+    objectives: Objectives
+    training: Training
+    runtime: Runtime
+
     def __init__(self, name: str) -> None:
         self.name = name
 
+    def __getattr__(self, part: str) -> Any:
+        if part not in Backend.__annotations__:
+            raise AttributeError(
+                f"a backend has no part {part!r}, expected one of {', '.join(Backend.__annotations__)}"
+            )
+        setattr(self, part, importlib.import_module(f"kpflow_dyn._{self.name}.{part}"))
+        return getattr(self, part)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return BACKENDS.__getitem__, (self.name,)
+        return _backend_named, (self.name,)
 
-    def _part(self, name: str) -> Any:
-        return importlib.import_module(f"kpflow_dyn._{self.name}.{name}")
 
-    @property
-    def data(self) -> Data:
-        """See `Data`."""
-        return self._part("data")
-
-    @property
-    def models(self) -> Models:
-        """See `Models`."""
-        return self._part("models")
-
-    @property
-    def transforms(self) -> Transforms:
-        """See `Transforms`."""
-        return self._part("transforms")
-
-    @property
-    def solving(self) -> Solving:
-        """See `Solving`."""
-        return self._part("solving")
-
-    @property
-    def tracing(self) -> Tracing:
-        """See `Tracing`."""
-        return self._part("tracing")
-
-    @property
-    def dynamics(self) -> Dynamics:
-        """See `Dynamics`."""
-        return self._part("dynamics")
-
-    @property
-    def objectives(self) -> Objectives:
-        """See `Objectives`."""
-        return self._part("objectives")
-
-    @property
-    def training(self) -> Training:
-        """See `Training`."""
-        return self._part("training")
-
-    @property
-    def runtime(self) -> Runtime:
-        """See `Runtime`."""
-        return self._part("runtime")
+def _backend_named(name: str) -> Backend:
+    return BACKENDS[name]
 
 
 BACKENDS = {name: Backend(name) for name in ("torch", "jax")}

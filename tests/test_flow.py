@@ -248,7 +248,7 @@ def test_spans_of_any_length_join(times: int, monkeypatch: pytest.MonkeyPatch) -
     q = torch.randn(2, 2, times, 3, dtype=torch.float64)
     whole = [op.mv(q) for op in (flow.P, flow.P.T, flow.ntk)]
     monkeypatch.setattr("kpflow_dyn._arrays.memory.SPAN_BYTES", 1)
-    monkeypatch.setattr("kpflow_dyn._torch.tangent.ROWS_TOGETHER", 1)
+    monkeypatch.setattr("kpflow_dyn._torch.sweeps.ROWS_TOGETHER", 1)
     for op, expected in zip((flow.P, flow.P.T, flow.ntk), whole, strict=True):
         torch.testing.assert_close(op.mv(q), expected, rtol=1e-12, atol=1e-12)
 

@@ -22,7 +22,7 @@ from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._jax.diffrax_library import tableau_of
 from kpflow_dyn._problems.steps import Tableau
 from kpflow_dyn._torch.torchdiffeq_library import method_named
-from kpflow_dyn.ode._variational import polynomial
+from kpflow_dyn.ode._variational import Variational, polynomial
 from kpflow_dyn.solvers import BlockLanczos
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -315,7 +315,7 @@ def test_the_path_is_the_dense_output(alg: Any) -> None:
     case = Case("torch" if isinstance(alg, str) else "jax", False)
     solution = kp.solve(case.problem(), alg, rtol=1e-4, atol=1e-6)
     model = solution.problem.backend.tracing.Model(solution.problem.f, None)
-    path = solution.problem.backend.tracing.Variational(solution, model, kp.InterpolatingAdjoint()).path
+    path = Variational(solution, model, kp.InterpolatingAdjoint()).path
     for t in (0.0, 0.01, 0.5, 1.234, END):
         assert relative(path(case.array(t)), solution(t)) < 1e-12
 

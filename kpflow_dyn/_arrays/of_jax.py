@@ -39,7 +39,7 @@ class Jax(Library):
         return jnp.concatenate([head, *rest], axis=0)
 
     def take_at(self, values: Array, index: np.ndarray) -> Array:  # a map over trials is seen to need nothing of others
-        return jax.vmap(lambda own, places: own[:, places], (1, 0), 1)(values, index)
+        return _take_at(values, index)
 
     def add_at(self, zeros: Array, values: Array, index: np.ndarray) -> Array:
         return jax.vmap(lambda own, places, new: own.at[:, places].add(new), (1, 0, 1), 1)(zeros, index, values)
@@ -60,3 +60,8 @@ class Jax(Library):
 
 
 JAX = Jax()
+
+
+@jax.jit
+def _take_at(values: jax.Array, index: np.ndarray) -> jax.Array:
+    return jax.vmap(lambda own, places: own[:, places], (1, 0), 1)(values, index)

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kpflow_dyn._arrays import take_at
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
@@ -62,7 +61,7 @@ class Diffrax:
         if reasons := _reasons(problem, alg, options, record):
             raise Failed(reasons, apart=alone)
         stats = {"steps": int(record.accepted.max()), "rejected": int(record.rejected.max())}
-        edges = np.append(problem.t[0], np.asarray(record.t[0, : stats["steps"]], np.float64))
+        edges = np.append(problem.t[0], np.asarray(record.t, np.float64)[0, : stats["steps"]])
         return Solved(tableau and _accepted(problem, tableau, record), record.state, stats, edges)
 
 
@@ -90,15 +89,15 @@ class _Record(eqx.Module):
     Attributes:
         state: at the times asked for [trial, time, unit].
         t: the end of each step [trial, M].
-        after: the state there [trial, M, unit].
-        k: of an implicit method whose stages diffrax keeps: h times these [trial, M, stage, unit].
+        states: z0, the state at the end of each step and then the last of these [trial, 1 + M, unit].
+        k: the stage derivatives of an implicit method, after zeros [trial, 1 + M, stage, unit].
         accepted, rejected: the numbers of steps [trial].
         exhausted: whether there were too many [trial].
     """
 
     state: jax.Array
     t: jax.Array
-    after: jax.Array
+    states: jax.Array
     k: jax.Array | None
     accepted: jax.Array
     rejected: jax.Array
@@ -136,9 +135,10 @@ def _compiled(
     solved = integrate(field, z0, ends, solver, controller, room, alone, saveat)
     counts = solved.stats["num_accepted_steps"], solved.stats["num_rejected_steps"]
     exhausted = solved.result == diffrax.RESULTS.max_steps_reached
-    k = solved.interpolation.infos["k"] if keeps_k else None
-    record = _Record(solved.ys["state"], solved.ts["steps"], solved.ys["steps"], k, *counts, exhausted)
-    return record if alone else _by_trial(record, len(z0))
+    hk = solved.interpolation.infos["k"] if keeps_k else None
+    record = _Record(solved.ys["state"], solved.ts["steps"], solved.ys["steps"], hk, *counts, exhausted)
+    record = record if alone else _by_trial(record, len(z0))
+    return _filled(record, z0, times[0], is_implicit=tableau is not None and not tableau.explicit)
 
 
 def integrate(
@@ -173,14 +173,27 @@ def _by_trial(record: _Record, trials: int) -> _Record:
     shared = (record.t, record.accepted, record.rejected, record.exhausted)
     t, *counts = (jnp.broadcast_to(value, (trials, *value.shape)) for value in shared)
     k = None if record.k is None else jnp.moveaxis(record.k, 2, 0)
-    return _Record(record.state.swapaxes(0, 1), t, record.after.swapaxes(0, 1), k, *counts)
+    return _Record(record.state.swapaxes(0, 1), t, record.states.swapaxes(0, 1), k, *counts)
+
+
+def _filled(record: _Record, z0: jax.Array, t0: jax.Array, is_implicit: bool) -> _Record:
+    """A record with what its fields say, of one with what diffrax saved: the states without z0, and h k."""
+    taken, states = jnp.isfinite(record.t), jnp.concatenate([z0[:, None], record.states], 1)
+    last = jax.vmap(lambda own, n: own[n])(states, record.accepted)
+    states = states.at[:, 1:].set(jnp.where(taken[..., None], states[:, 1:], last[:, None]))
+    if not is_implicit:
+        return dataclasses.replace(record, states=states)
+    hk = jnp.diff(states, axis=1)[:, :, None] if record.k is None else record.k  # of one stage where it is not kept
+    ends = jnp.concatenate([jnp.broadcast_to(t0, (len(z0), 1)), record.t], 1)
+    k = jnp.where(taken[..., None, None], hk / jnp.where(taken, jnp.diff(ends, axis=1), 1)[..., None, None], 0)
+    return dataclasses.replace(record, states=states, k=jnp.concatenate([jnp.zeros_like(k[:, :1]), k], 1))
 
 
 def _reasons(
     problem: ODEProblem, solver: diffrax.AbstractSolver, options: Options, record: _Record
 ) -> dict[int, tuple[str, float]]:
     """Why and when each trial failed."""
-    finite, ends = np.asarray(jnp.isfinite(record.after).all(-1)), np.asarray(record.t)
+    finite, ends = np.asarray(jnp.isfinite(record.states).all(-1))[:, 1:], np.asarray(record.t)
     taken, end = np.isfinite(ends), problem.t[-1].astype(ends.dtype)
     last = np.where(taken, ends, problem.t[0]).max(1)
     reasons = {}
@@ -202,21 +215,12 @@ def _why_stopped(solver: diffrax.AbstractSolver, options: Options, exhausted: bo
 
 def _accepted(problem: ODEProblem, tableau: Tableau, record: _Record) -> AcceptedSteps:
     """The steps that diffrax took, after one of length zero at t0 and padded at the end."""
-    count, z0 = int(record.accepted.max()), problem.z0
-    ends, after = np.asarray(record.t[:, :count]), record.after[:, :count]
-    taken = np.isfinite(ends)
-    final = take_at(after[None], np.asarray(record.accepted)[:, None] - 1)[0]
-    states = jnp.concatenate([z0[:, None], jnp.where(taken[..., None], after, final)], 1)
-    ends = np.where(taken, ends, ends[taken].max())
-    times = np.concatenate([np.full((len(z0), 1), problem.t[0], ends.dtype), ends], 1)
-    steps = AcceptedSteps.between(tableau, times, states)
-    if tableau.explicit:
-        return steps
-    dt = jnp.asarray(np.where(steps.dt > 0, steps.dt, 1), z0.dtype)[..., None, None]
-    if record.k is None:  # of one stage
-        return dataclasses.replace(steps, stages=(steps.after - steps.before)[:, :, None] / dt)
-    k = jnp.where(taken[..., None, None], record.k[:, :count], 0)
-    return dataclasses.replace(steps, stages=jnp.concatenate([jnp.zeros_like(k[:, :1]), k], 1) / dt)
+    count = 1 + int(record.accepted.max())
+    ends = np.asarray(record.t)[:, : count - 1]
+    ends = np.where(np.isfinite(ends), ends, ends[np.isfinite(ends)].max())
+    times = np.concatenate([np.full((len(ends), 1), problem.t[0], ends.dtype), ends], 1)
+    stages = None if record.k is None else record.k[:, :count]
+    return AcceptedSteps.between(tableau, times, record.states[:, :count], stages)
 
 
 def check_solver(solver: Any) -> diffrax.AbstractSolver:

@@ -23,6 +23,8 @@ class Tableau:
         c: [stage].
         interpolation: the dense output as weights, w = interpolation(theta) [..., stage] for theta [...] in [0, 1],
             with y(t + theta h) = y_1 + h sum_i w_i(theta) k_i, so w(1) = 0 and w(0) = -b.
+
+    Example as `Library`.
     """
 
     a: np.ndarray
@@ -53,6 +55,11 @@ class AcceptedSteps:
             avoids the ends of its steps, differs from this by round-off.
         stages: the stage derivatives k [trial, step, stage, unit] of an implicit method; None where they are explicit
             and are evaluated again.
+
+    Raises:
+        ValueError: steps of an implicit method without their stages.
+
+    Example as `Library`.
     """
 
     tableau: Tableau
@@ -67,6 +74,8 @@ class AcceptedSteps:
         if self.stage_times is None:
             times = self.t[..., None] + self.tableau.c * self.dt[..., None]
             object.__setattr__(self, "stage_times", times)
+        if self.stages is None and not self.tableau.explicit:
+            raise ValueError("the steps of an implicit method need their stages [trial, step, stage, unit], got None")
 
     @classmethod
     def between(
@@ -88,7 +97,7 @@ class AcceptedSteps:
         """
         ends = np.broadcast_to(np.asarray(times, np.float64), states.shape[:2])
         begins = np.concatenate([ends[:, :1], ends[:, :-1]], 1)
-        before = array_namespace(states).concat([states[:, :1], states[:, :-1]], axis=1)
+        before = _taken(states, np.tile(np.maximum(np.arange(states.shape[1]) - 1, 0), (len(states), 1)))
         return cls(tableau, begins, ends - begins, before, states, stage_times, stages)  # type: ignore[arg-type]
 
     def take(self, places: np.ndarray) -> AcceptedSteps:
@@ -187,7 +196,22 @@ def quartic(b: np.ndarray, mid: np.ndarray) -> Callable[[np.ndarray], np.ndarray
 
 
 def hermite(b: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The cubic interpolation through y_0 and y_1 with slopes k_first and k_last."""
+    """The dense output of a tableau: the cubic through y_0 and y_1 whose slopes at the ends are k_first and k_last.
+
+    With theta the part of the step, y = (1 - u) y_0 + u y_1 + h (theta (1 - theta)^2 k_first + theta^2 (theta - 1)
+    k_last), where u = theta^2 (3 - 2 theta). The last stage must be f at the end of the step, with weight 0 if need be.
+
+    Args:
+        b: of the tableau [stage].
+
+    Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 1993, section II.6.
+
+    Example:
+        >>> import numpy as np
+        >>> from kpflow_dyn import ode
+        >>> ode.hermite(np.array([0.5, 0.5]))(np.array([0.0, 1.0])).tolist() == [[-0.5, -0.5], [0.0, 0.0]]
+        True
+    """
 
     def weights(theta: np.ndarray) -> np.ndarray:
         x = np.asarray(theta, np.float64)[..., None]

@@ -5,7 +5,7 @@ algorithms that it accepts. What it returns are the steps that it took; all the 
 libraries: replaying the steps, checking them, reading the state in between, finding the trials that fail.
 """
 
-from kpflow_dyn._problems.steps import AcceptedSteps, Tableau, hermite, quartic
+from kpflow_dyn._problems.steps import AcceptedSteps, Tableau, hermite
 from kpflow_dyn.ode._libraries import Failed, Library, Options, Solved, add_library, rate_of, remove_library
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "Tableau",
     "add_library",
     "hermite",
-    "quartic",
     "rate_of",
     "remove_library",
 ]

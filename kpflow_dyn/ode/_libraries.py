@@ -22,6 +22,8 @@ class Options:
         rtol, atol: the tolerances.
         max_steps: how many steps may be tried.
         steps: the times between which the solver must step, from t0 to the end; None where it chooses itself.
+
+    Example as `Library`.
     """
 
     rtol: float
@@ -40,6 +42,8 @@ class Solved:
         state: the state at the times that were asked for [trial, time, unit]; None for the dense output of the steps.
         stats: counts of what was done.
         edges: on a span, where the steps cannot be replayed: the times between which all trials stepped [step + 1].
+
+    Example as `Library`.
     """
 
     steps: AcceptedSteps | None
@@ -55,6 +59,11 @@ class Failed(Exception):
         trials: for each trial that failed the reason, such as "left the finite numbers", and the time.
         apart: whether each trial was solved by itself. If not, all are one system, and `kp.solve` finds by solves of
             single trials which of them fail.
+
+    Example:
+        >>> from kpflow_dyn import ode
+        >>> ode.Failed({1: ("left the finite numbers", 0.5)}, apart=True).trials
+        {1: ('left the finite numbers', 0.5)}
     """
 
     def __init__(self, trials: dict[int, tuple[str, float]], apart: bool) -> None:
@@ -143,6 +152,9 @@ _added: dict[str, Library] = {}
 def add_library(library: Library) -> None:
     """Let `kp.solve` use a library for the algorithms that it accepts, before the package's own.
 
+    Args:
+        library: an object with the members of `Library`; it replaces an earlier one of the same name.
+
     Raises:
         TypeError, ValueError: for an object without the members of `Library`, or of an unknown framework.
 
@@ -164,8 +176,13 @@ def add_library(library: Library) -> None:
 def remove_library(name: str) -> None:
     """Undo `add_library`.
 
+    Args:
+        name: of the library.
+
     Raises:
         KeyError: for a name that was not added.
+
+    Example as `Library`.
     """
     del _added[name]
 
@@ -177,13 +194,14 @@ def library_of(alg: Any, backend: Backend) -> Library:
 
 
 def rate_of(problem: ODEProblem) -> Callable[[Array, Array], Array]:
-    """The right-hand side (t, z [trial, unit]) -> z' [trial, unit] of a problem, its inputs included.
+    """The right-hand side of a problem, its inputs included, as a function of t and z [trial, unit].
+
+    Args:
+        problem: z' = f(t, z), or z' = f(t, z, x(t)).
 
     Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> problem = kp.ODEProblem(torch.nn.Bilinear(1, 3, 3), torch.ones(2, 3), [0.0, 1.0, 2.0])
-        >>> problem = problem.remake(f=kp.models.MLPField(3, 8))
+        >>> import torch, kpflow_dyn as kp
+        >>> problem = kp.ODEProblem(kp.models.MLPField(3, 8), torch.ones(2, 3), [0.0, 1.0, 2.0])
         >>> kp.ode.rate_of(problem)(torch.tensor(0.0), problem.z0).shape
         torch.Size([2, 3])
     """

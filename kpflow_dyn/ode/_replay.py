@@ -7,6 +7,7 @@ known to begin at, or repeated from the first of these.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,21 +25,21 @@ Scheme = tuple[Array, Array, Array]
 
 def increments(problem: ODEProblem, steps: AcceptedSteps) -> Array:
     """h k [trial, step, stage, unit] of all steps."""
-    return array_namespace(steps.after).concat(list(_of_all(problem, steps)), axis=1)
+    found = [_increments(problem, steps, places)[:, : places.shape[1]] for places in _all_places(steps)]
+    return array_namespace(steps.after).concat(found, axis=1)
 
 
 def check_replay(problem: ODEProblem, steps: AcceptedSteps) -> None:
     """Raise unless each step of an explicit method gives once more the state that the solver found."""
     if steps.stages is None:
-        for _ in _of_all(problem, steps):
-            pass
+        for places in _all_places(steps):
+            _increments(problem, steps, places)
 
 
-def _of_all(problem: ODEProblem, steps: AcceptedSteps) -> Iterator[Array]:
-    """h k of all steps, part by part."""
+def _all_places(steps: AcceptedSteps) -> Iterator[np.ndarray]:
+    """Of all steps, part by part [trial, n]."""
     for part in _in_parts(np.arange(steps.dt.shape[1]), steps):
-        places = np.tile(part, (len(steps.dt), 1))
-        yield _increments(problem, steps, places)[:, : len(part)]
+        yield np.tile(part, (len(steps.dt), 1))
 
 
 def read_states(problem: ODEProblem, steps: AcceptedSteps, times: np.ndarray) -> Array:
@@ -56,9 +57,14 @@ def _read(problem: ODEProblem, steps: AcceptedSteps, times: np.ndarray) -> Array
     places, which = np.unique(np.where(inside, index, index[:, inside][:, :1]), axis=1, return_inverse=True)
     found = _increments(problem, steps, places)
     weights = like_numpy(steps.tableau.interpolation(theta), found)  # [trial, n, stage]
-    each = np.tile(which.reshape(-1), (len(index), 1))
-    here = take_at(found.reshape((1, *found.shape[:2], -1)), each)[0]  # [trial, n, stage * unit]
-    return after + (weights[..., None] * here.reshape((*index.shape, *found.shape[2:]))).sum(-2)
+    read = problem.backend.transforms.compiled(_between)
+    return read(after, found, np.tile(which.reshape(-1), (len(index), 1)), weights)
+
+
+def _between(after: Array, found: Array, which: np.ndarray, weights: Array) -> Array:
+    """y_1 + sum_i w_i h k_i [trial, n, unit], of h k [trial, m, stage, unit] at the places which [trial, n]."""
+    here = take_at(found.reshape((1, *found.shape[:2], -1)), which)[0]  # [trial, n, stage * unit]
+    return after + (weights[..., None] * here.reshape((*weights.shape, -1))).sum(-2)
 
 
 def _in_parts(values: np.ndarray, steps: AcceptedSteps) -> Iterator[np.ndarray]:
@@ -77,37 +83,41 @@ def _increments(problem: ODEProblem, steps: AcceptedSteps, places: np.ndarray) -
         return like_numpy(taken.dt[..., None, None], taken.stages) * taken.stages
     step = _step(problem, steps.tableau, with_stages=True)
     rows = step.rows(problem, taken.dt, taken.stage_times, taken.before)
-    values = problem.backend.solving.each_step(step, problem.f, rows, taken.before)
-    found = values[..., step.units :].reshape((*taken.dt.shape, -1, step.units))
-    _check(taken, values[..., : step.units], found)
-    return found
+    states = array_namespace(rows).concat([taken.before, taken.after], axis=-1)
+    found = problem.backend.solving.each_step(_Compared(step), problem.f, rows, states)
+    check_same(to_numpy(found[..., :2]), taken.t)
+    return found[..., 2:].reshape((*taken.dt.shape, -1, step.units))
 
 
 def _step(problem: ODEProblem, tableau: Tableau, with_stages: bool) -> RungeKuttaStep:
     return RungeKuttaStep(tableau, problem.z0.shape[1], input_width(problem), with_stages)
 
 
-def _check(steps: AcceptedSteps, replayed: Array, found: Array) -> None:
-    """Raise where a replayed step differs from the one taken by more than round-off of the largest number in it."""
-    xp = array_namespace(found)
-    sizes = xp.stack([xp.abs(steps.before), xp.abs(steps.after), xp.max(xp.abs(found), axis=-2)])
-    check_same(replayed, steps.after, xp.max(sizes, axis=0), steps.t)
+@dataclass(frozen=True)
+class _Compared:
+    """A step on states before and after it: [error, the largest number in the sum, h k_1, ..., h k_s]."""
+
+    step: RungeKuttaStep
+
+    def __call__(self, field: Callable[..., Array], row: Array, states: Array) -> Array:
+        xp, units = array_namespace(states), self.step.units
+        values = self.step(field, row, states[..., :units])
+        errors = xp.abs(values[..., :units] - states[..., units:])
+        sizes = xp.abs(xp.concat([states, values[..., units:]], axis=-1))
+        largest = [xp.max(numbers, axis=-1)[..., None] for numbers in (errors, sizes)]
+        return xp.concat([*largest, values[..., units:]], axis=-1)
 
 
-def check_same(found: Array, expected: Array, size: Array, times: np.ndarray) -> None:
-    """Raise where states [trial, n, unit] are not those of the solve, up to round-off of numbers of this size.
+def check_same(found: np.ndarray, times: np.ndarray) -> None:
+    """Raise where states differ from those of the solve by more than round-off.
 
     Args:
-        found: the states that another evaluation gives.
-        expected: the states of the solve.
-        size: of the numbers that they are sums of, like the states.
-        times: [trial, n], where the error says that it happened.
+        found: by how much they differ, and the size of the numbers that they are sums of [trial, n, 2].
+        times: where the error says that it happened [trial, n].
     """
-    xp = array_namespace(found)
-    error, scale = (to_numpy(xp.max(values, axis=-1)) for values in (xp.abs(found - expected), size))
-    error = error / np.where(scale > 0, scale, 1)  # [trial, n]
+    error = found[..., 0] / np.where(found[..., 1] > 0, found[..., 1], 1)
     worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), error.shape)
-    if not error[worst] <= 1e3 * float(xp.finfo(expected.dtype).eps):
+    if not error[worst] <= 1e3 * float(np.finfo(found.dtype).eps):
         raise ValueError(
             f"the step from t = {np.broadcast_to(times, error.shape)[worst]:.6g} gives another result when it is "
             f"replayed, off by {error[worst]:.1e} of the state; f must depend on (t, z, x) alone, with no noise, "

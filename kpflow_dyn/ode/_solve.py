@@ -73,7 +73,7 @@ def _solution(problem: ODEProblem, solver: _Solver) -> ODESolution:
         weights=weights,
         steps=steps,
         options=dataclasses.asdict(solver.given),
-        dense_output=DenseOutput(problem, solver, steps, nodes[-1:], state[:, -1:]),
+        dense_output=DenseOutput(problem, solver, steps, nodes, state),
     )
 
 
@@ -92,15 +92,16 @@ class DenseOutput:
     problem: ODEProblem
     solver: _Solver
     steps: AcceptedSteps | None
-    end: np.ndarray
-    last: Array
+    nodes: np.ndarray
+    state: Array
 
     def __call__(self, times: np.ndarray) -> Array:
-        with full_precision(self.last), self.problem.backend.solving.without_gradients():
+        with full_precision(self.state), self.problem.backend.solving.without_gradients():
             if self.steps is not None:
                 return read_states(self.problem, self.steps, times)
-            state = self.solver.at(self.problem, np.concatenate([times, self.end]))
-            check_same(state[:, -1:], self.last, abs(self.last), self.problem.t[:1])
+            state = self.solver.at(self.problem, np.append(times, self.nodes[-1]))
+            end, last = to_numpy(state[:, -1:]), to_numpy(self.state[:, -1:])
+            check_same(np.stack([abs(end - last).max(-1), abs(last).max(-1)], -1), self.problem.t[:1])
             return state[:, :-1]
 
 

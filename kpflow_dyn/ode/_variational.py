@@ -68,6 +68,17 @@ class System(Protocol):
     """An ODE along its solution, and how a framework solves linear equations that go with it.
 
     States are tuples of arrays [probe, ...], and the time of a rate is 0-dim.
+
+    transforms   those of the framework.
+    path         z(t).
+    nodes        how many there are.
+    parameters   those that learn, in a form that the transforms take.
+    size         how many numbers these are, p.
+    field        f at a time, as a function of the states [trial, unit] and the parameters.
+    split, join  changes of the parameters [probe, p] in the form of these, and back.
+    sweep        from time to time in an order (t_0 is 0, the nodes follow), calling jump(state, node) after each
+                 interval unless it is None: the last state, and the first array of all [time, probe, ...].
+    solved       equation(self, block); RuntimeError by `solve_failed` where a solve does not reach its end.
     """
 
     transforms: Transforms
@@ -76,36 +87,11 @@ class System(Protocol):
     parameters: Any
     size: int
 
-    def field(self, t: Array) -> Callable[[Array, Any], Array]:
-        """f at this time, of the states [trial, unit] and the parameters that learn."""
-        ...
-
-    def split(self, theta: Array) -> Any:
-        """Changes of the parameters [probe, p], in the form of these."""
-        ...
-
-    def join(self, changes: Any) -> Array:
-        """The inverse of `split`."""
-        ...
-
-    def sweep(self, rate: Rate, state: State, order: np.ndarray, jump: Jump | None) -> tuple[State, Array]:
-        """From time to time in this order, the last state and the first array of all of them, [time, probe, ...].
-
-        Args:
-            rate: (t, state) -> its rate.
-            state: at the first time.
-            order: which times to go through; t_0 is 0, the nodes follow.
-            jump: (state, node) -> the state after a node, reached from before; None where it goes on as it is.
-        """
-        ...
-
-    def solved(self, equation: Callable[..., Array], block: Array) -> Array:
-        """equation(self, block).
-
-        Raises:
-            RuntimeError: as by `solve_failed`.
-        """
-        ...
+    def field(self, t: Array) -> Callable[[Array, Any], Array]: ...
+    def split(self, theta: Array) -> Any: ...
+    def join(self, changes: Any) -> Array: ...
+    def sweep(self, rate: Rate, state: State, order: np.ndarray, jump: Jump | None) -> tuple[State, Array]: ...
+    def solved(self, equation: Callable[..., Array], block: Array) -> Array: ...
 
 
 def path_of(sol: ODESolution, alg: InterpolatingAdjoint) -> Path:

@@ -1,0 +1,235 @@
+"""The steps of a traced recurrence in torch, linearised along its states, each by itself.
+
+With z_t = Phi(z_{t-1}, x_t; theta), kicks a entering inside the step and weights W of the sites,
+
+    dz_t = A_t dz_{t-1} + B_t a_t        a_t = V_t dW^T
+
+Blocks are laid out [time, trial, probe, width] inside; everything public is [probe, trial, time, width].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from kpflow_dyn._torch.checks import check_finite
+from kpflow_dyn._torch.glue import find_glue
+from kpflow_dyn._torch.plan import KickBlock, kick_blocks, plan_updates, products_of
+from kpflow_dyn._torch.program import (
+    AllTimes,
+    LinearUpdate,
+    MatrixUpdate,
+    Range,
+    Run,
+    ScatteredUpdate,
+    bind,
+    reached,
+)
+from kpflow_dyn._torch.rows import TORCH, each_row
+from kpflow_dyn._torch.sites import SiteData, site_data
+from kpflow_dyn.tracing._rows import RowFunctions
+from kpflow_dyn.tracing._steps import AnalysedStep
+
+Kicks = dict[str, Tensor]  # by block, [time, trial, probe, kick]
+Changes = tuple[slice, list[Tensor]]  # of every site's weights, for a cut of the trials
+Sites = list[tuple[str, SiteData]]  # each with the block of its kicks
+ALL = slice(None)
+PRODUCTS = MatrixUpdate | ScatteredUpdate | LinearUpdate
+
+
+class LinearisedSteps:
+    """The steps z_prev -> z under inputs x.
+
+    Args:
+        step: the analysed step.
+        x: inputs [trial, time, input].
+        z_prev: the states that the step started from [trial, time, unit].
+    """
+
+    def __init__(self, step: AnalysedStep, x: Tensor, z_prev: Tensor) -> None:
+        rows, glue = RowFunctions(step, TORCH), find_glue(step)
+        x, z = x.transpose(0, 1).contiguous(), z_prev.transpose(0, 1).contiguous()
+        self.times, self.trials, self.units = z.shape
+        self.kick_size, self.like = step.kicks.size, z[:0]
+        *hubs, next_state = each_row(rows.values([*step.kicks.replaced, step.graph.output]), x, z)
+        self.next_state = next_state.reshape(z.shape).transpose(0, 1)
+        kicks = z.new_zeros(self.times, self.trials, self.kick_size)
+        for index, value in zip(step.kicks.replaced.values(), hubs, strict=True):
+            here = rows.index(index >= 0)
+            kicks[..., rows.index(index)[here]] = value.reshape(*kicks.shape[:2], -1)[..., here]
+        self.rows, self.products = rows, glue.products
+        self.blocks = kick_blocks(step, glue)
+        self.updates, self.widths = plan_updates(glue, rows, self.blocks, x, z, kicks)
+        self.kick_updates = reached(self.updates, {block.name for block in self.blocks})
+        self.weights, *derivatives = rows.weights()
+        self.push, self.pull = (vmap(derivative) for derivative in derivatives)
+        self.parameter_size = sum(value.numel() for value in rows.parameter_values())
+        homes = [next(b for b in self.blocks if site.kicks.min() in range(b.start, b.stop)) for site in step.sites]
+        self.sites = [
+            (home.name, site_data(site, home.start, rows, x, z)) for home, site in zip(homes, step.sites, strict=True)
+        ]
+        self.site_kicks = rows.index(np.concatenate([site.kicks.ravel() for site in step.sites]))
+        self.fresh, self.unkicked = _first_kicks(self.sites, self.blocks)
+        used = torch.cat([site.entries.reshape(-1) for _, site in self.sites])
+        self.plain = not step.computed and len(used.unique()) == len(used)
+        _check_derivative(self, x, z)
+
+    def derivative(self, dz: Tensor, dtheta: Tensor) -> Tensor:
+        """Every step by itself: how its result moves along dz [time, trial, unit] and dtheta [p]."""
+        kicks = self._kick_blocks(self.times, 1)
+        self._kick([(ALL, self.changes(dtheta[None]))], ALL, kicks)
+        return self._each_step(dz.contiguous()[:, :, None], kicks)[:, :, 0]
+
+    def truncated(self, bases: list[Tensor | None]) -> Self:
+        """The same with each site's variables cut to V Q Q^T, for orthonormal columns Q [d, r]; None for all of V."""
+        cut = copy(self)
+        cut.sites = [
+            (name, site if basis is None else site.truncated(basis))
+            for (name, site), basis in zip(self.sites, bases, strict=True)
+        ]
+        return cut
+
+    def fed_back(self, draw: Callable[[str, Tensor], Tensor]) -> Self:
+        """The same gates, but what moves is multiplied by draw(name, W) in the place of each matrix W.
+
+        Matrices that are computed from such parameters are computed anew.
+        """
+        rows = self.rows.with_matrices(draw)
+        drawn = [u for p in self.products for u in products_of(p, Range("z", 0, 0), self.blocks, rows)]
+        turned, following = copy(self), iter(drawn)
+        turned.updates = [
+            replace(next(following), sink=u.sink, source=u.source) if isinstance(u, PRODUCTS) else u
+            for u in self.updates
+        ]
+        return turned
+
+    def changes(self, theta: Tensor) -> list[Tensor]:
+        """Changes of the parameters [probe, p] -> of each site's weights, in the site's own layout."""
+        weights = self.push(theta)
+        return [site.take(weights) for _, site in self.sites]
+
+    def parameters(self, changes: list[Tensor], probes: int) -> Tensor:
+        """The transpose of `changes`."""
+        weights = self.like.new_zeros(probes, len(self.weights))
+        for (_, site), change in zip(self.sites, changes, strict=True):
+            site.put(change, weights)
+        return self.pull(weights)
+
+    # Maps at all times at once, without the recurrence. Site values are all sites' outputs, side by side.
+
+    def write(self, theta: Tensor) -> Tensor:
+        """V dW^T of every site."""
+        images = [s.image(c, (ALL, ALL)) for (_, s), c in zip(self.sites, self.changes(theta), strict=True)]
+        return outer(torch.cat(images, -1))
+
+    def read(self, values: Tensor) -> Tensor:
+        """The transpose of `write`."""
+        changes = [site.no_change(len(values)) for _, site in self.sites]
+        parts = inner(values).split([site.kicks.numel() for _, site in self.sites], -1)
+        for (_, site), part, change in zip(self.sites, parts, changes, strict=True):
+            site.collect(part, (ALL, ALL), change)
+        return self.parameters(changes, len(values))
+
+    def enter(self, values: Tensor) -> Tensor:
+        """B: site values -> state, each step on its own."""
+        kicks = self._empty(self.times, len(values), self.kick_size).zero_()
+        kicks.index_add_(-1, self.site_kicks, inner(values))
+        blocks = {block.name: kicks[..., block.start : block.stop].contiguous() for block in self.blocks}
+        return outer(self._each_step(self._empty(self.times, len(values), self.units).zero_(), blocks))
+
+    def enter_adjoint(self, q: Tensor) -> Tensor:
+        """B*: state -> site values."""
+        _, kicks = self._each_step_adjoint(q)
+        return outer(torch.cat(list(kicks.values()), -1)[..., self.site_kicks])
+
+    def advance(self, dz: Tensor) -> Tensor:
+        """A_t dz_t, each step on its own."""
+        kicks = {name: values.zero_() for name, values in self._kick_blocks(self.times, len(dz)).items()}
+        return outer(self._each_step(inner(dz).contiguous(), kicks))
+
+    def unpropagate(self, s: Tensor) -> Tensor:
+        """P^{-1}: s_t - A_t s_{t-1}."""
+        previous = self._empty(self.times, len(s), self.units).zero_()
+        previous[1:] = inner(s)[:-1]
+        return s - self.advance(outer(previous))
+
+    def unpropagate_adjoint(self, q: Tensor) -> Tensor:
+        """P^{-*}: q_t - A_{t+1}^T q_{t+1}."""
+        out = q.clone()
+        out[:, :, :-1] -= outer(self._each_step_adjoint(q)[0][1:])
+        return out
+
+    def _each_step(self, z: Tensor, kicks: Kicks) -> Tensor:
+        out = torch.empty_like(z)
+        self._bind_all(z, kicks, out, {"out"})(0)
+        return out
+
+    def _each_step_adjoint(self, q: Tensor) -> tuple[Tensor, Kicks]:
+        z, kicks = self._empty(self.times, len(q), self.units), self._kick_blocks(self.times, len(q))
+        self._bind_all(z, kicks, inner(q).contiguous(), {"z", *kicks}, transposed=True)(0)
+        return z, kicks
+
+    def _bind_all(self, z: Tensor, kicks: Kicks, out: Tensor, fresh: set[str], transposed: bool = False) -> Run:
+        work = {name: self._empty(self.times, z.shape[2], width) for name, width in self.widths.items()}
+        blocks = {name: AllTimes(v) for name, v in {"z": z, "out": out, **kicks, **work}.items()}
+        return bind(self.updates, blocks, fresh | set(work), None, transposed=transposed)
+
+    def _kick(self, changes: list[Changes], span: slice, kicks: Kicks) -> None:
+        for name, others in self.unkicked.items():
+            kicks[name][..., others] = 0
+        for cut, those in changes:
+            for (name, site), change, fresh in zip(self.sites, those, self.fresh, strict=True):
+                site.kick(change, (span, cut), kicks[name][:, cut], fresh)
+
+    def _kick_blocks(self, times: int, probes: int) -> Kicks:
+        return {block.name: self._empty(times, probes, block.stop - block.start) for block in self.blocks}
+
+    def _empty(self, times: int, probes: int, width: int) -> Tensor:
+        return self.like.new_empty(times, self.trials, probes, width)
+
+
+def _check_derivative(steps: LinearisedSteps, x: Tensor, z: Tensor) -> None:
+    """Compare every row with forward mode through the whole step, in one random direction."""
+    generator = torch.Generator(z.device).manual_seed(0)
+    dz, dtheta = (
+        torch.randn(shape, generator=generator, dtype=z.dtype, device=z.device)
+        for shape in (z.shape, (steps.parameter_size,))
+    )
+    (expected,) = each_row(steps.rows.tangent(dtheta), x, z, dz)
+    check_finite(expected.transpose(0, 1), "the derivative of the step")
+    found = steps.derivative(dz, dtheta)
+    error = float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(z.dtype).tiny))
+    if not error <= 1e4 * torch.finfo(z.dtype).eps:
+        raise RuntimeError(
+            f"the linearised step is off by {error:.1e} of its size from forward mode through it; please report "
+            "this cell, and write it with simpler operations meanwhile"
+        )
+
+
+def _first_kicks(sites: Sites, blocks: Sequence[KickBlock]) -> tuple[list[bool], dict[str, Tensor]]:
+    """Which sites are the first at all of their kicks, so that they may overwrite; and each block's other kicks."""
+    fresh, device = [], sites[0][1].kicks.device
+    covered = {b.name: torch.zeros(b.stop - b.start, dtype=torch.bool) for b in blocks}
+    touched = {name: mask.clone() for name, mask in covered.items()}
+    for name, site in sites:
+        numbers = site.kicks.reshape(-1).cpu()
+        fresh.append(not bool(touched[name][numbers].any()) and len(numbers.unique()) == len(numbers))
+        covered[name][numbers] |= fresh[-1]
+        touched[name][numbers] = True
+    others = {name: (~mask).nonzero().reshape(-1) for name, mask in covered.items()}
+    return fresh, {name: numbers.to(device) for name, numbers in others.items() if len(numbers)}
+
+
+def inner(values: Tensor) -> Tensor:
+    """[probe, trial, time, width] as [time, trial, probe, width]; its own inverse."""
+    return values.permute(2, 1, 0, 3)
+
+
+outer = inner

@@ -1,0 +1,142 @@
+"""Sweeps of a linearised recurrence in torch: forward and backward over spans of times, one group of probes at once.
+
+Products with V are formed for a span at once, in a block that stays in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from kpflow_dyn._arrays.memory import bytes_of, on_device, span_bytes
+from kpflow_dyn._torch.linearised import Changes, Kicks, LinearisedSteps, inner, outer
+from kpflow_dyn._torch.program import (
+    Run,
+    Steps,
+    bind,
+)
+from kpflow_dyn.tracing._steps import AnalysedStep
+
+FROM_STATES, FROM_CHANGES, ADJOINT = "from kicks to the states", "from changes of the weights", "adjoint"
+KICK, KICK_ADJOINT = "from changes of the weights, each step on its own", "its adjoint"
+ROWS_TOGETHER = 160  # rows trial x probe of a step that keep a CPU's products in its second-level cache
+
+
+class Sweeps(LinearisedSteps):
+    """What all operators of a recurrence are made of; arrays are [probe, trial, time, unit] outside."""
+
+    def __init__(self, step: AnalysedStep, x: Tensor, z_prev: Tensor) -> None:
+        super().__init__(step, x, z_prev)
+        self._idle: _Work | None = None
+
+    @property
+    def probes_together(self) -> int:
+        """How many probes ride in one sweep; a large device takes any number."""
+        return 2**30 if on_device(self.like) else max(1, ROWS_TOGETHER // self.trials)
+
+    def _by_groups(self, given: Tensor, out: Tensor, sweep: Callable[[Tensor, Tensor], None]) -> Tensor:
+        for part, target in zip(given.split(self.probes_together), out.split(self.probes_together), strict=True):
+            sweep(part, target)
+        return out
+
+    def _no_states(self, probes: int) -> Tensor:
+        return self.like.new_empty(probes, self.trials, self.times, self.units)
+
+    def _forward(
+        self, q: Tensor | None, changes: list[Changes] | None, out: Tensor, program: str = FROM_CHANGES
+    ) -> None:
+        """out: s_t = A_t s_{t-1} + B_t V_t dW^T + q_t for q, or for weight changes."""
+        last = torch.zeros(())
+        with self._work(len(out)) as work:
+            work.still.zero_()
+            for span, kicks, states in work.spans():
+                states[0] = last
+                if q is not None:
+                    states[1:] = inner(q[:, :, span])
+                if changes is not None:
+                    self._kick(changes, span, kicks)
+                step = work.step(span, program)
+                for i in range(span.stop - span.start):
+                    step(i)
+                out[:, :, span] = outer(states[1:])
+                last = states[-1]
+
+    def _gradient(self, q: Tensor, trials: list[slice], program: str = ADJOINT) -> list[Changes]:
+        """sum_t (B_t^T l_t)^T V_t for every site, l the costates of q; summed over each of these cuts of the trials."""
+        found = [(cut, [site.no_change(len(q)) for _, site in self.sites]) for cut in trials]
+        for span, kicks, _ in self._costates(q, program):
+            for cut, changes in found:
+                for (name, site), change in zip(self.sites, changes, strict=True):
+                    site.gather(kicks[name][:, cut], (span, cut), change)
+        return found
+
+    def _costates(self, q: Tensor, program: str = ADJOINT) -> Iterator[tuple[slice, Kicks, Tensor]]:
+        """From the last span to the first: B_t^T l_t by blocks, and l_t [time, trial, probe, unit]."""
+        last = inner(q)[-1]
+        with self._work(len(q)) as work:
+            for span, kicks, costates in work.spans(backward=True):
+                before = max(span.start - 1, 0)  # the first span sends a costate to z0, which nobody reads
+                costates[0] = inner(q)[before]
+                costates[1:-1] = inner(q[:, :, span])[:-1]
+                costates[-1] = last
+                step = work.step(span, program)
+                for i in reversed(range(span.stop - span.start)):
+                    step(i)
+                yield span, kicks, costates[1:]
+                last = costates[0].clone()
+
+    @contextmanager
+    def _work(self, probes: int) -> Iterator[_Work]:
+        """Work blocks for this many probes: those of the last sweep, unless another thread has them."""
+        work, self._idle = self._idle, None
+        bytes_per_time = bytes_of(probes * self.trials * (self.kick_size + self.units), self.like)
+        length = min(self.times, max(4, span_bytes() // bytes_per_time))  # times that stay in the cache
+        if work is None or (work.tangent, work.probes, work.length) != (self, probes, length):
+            work = _Work(self, probes, length)
+        yield work
+        self._idle = work
+
+
+class _Work:
+    """The blocks that a sweep of one group of probes works in, span by span, and the programs bound to them.
+
+    They outlive the sweep, as making them anew costs as much as a tenth of it.
+    """
+
+    def __init__(self, tangent: Sweeps, probes: int, length: int) -> None:
+        self.tangent, self.probes, self.length = tangent, probes, length
+        self.kicks = tangent._kick_blocks(self.length, probes)
+        self.states = tangent._empty(self.length + 1, probes, tangent.units)
+        self.operands = {name: tangent._empty(1, probes, size) for name, size in tangent.widths.items()}
+        self.still = tangent._empty(1, probes, tangent.units).zero_()
+        self.bound: dict[tuple[int, str], Run] = {}
+
+    def spans(self, backward: bool = False) -> Iterator[tuple[slice, Kicks, Tensor]]:
+        """Spans of times, each with its kicks, and its states after the one before them."""
+        starts = range(0, self.tangent.times, self.length)
+        for start in reversed(starts) if backward else starts:
+            span = slice(start, min(start + self.length, self.tangent.times))
+            yield span, *self.blocks(span)
+
+    def blocks(self, span: slice) -> tuple[Kicks, Tensor]:
+        times = span.stop - span.start
+        return {name: kicks[:times] for name, kicks in self.kicks.items()}, self.states[: times + 1]
+
+    def step(self, span: slice, program: str) -> Run:
+        """The program of one step in a span, bound to the blocks."""
+        if (span.start, program) not in self.bound:
+            kicks, states = self.blocks(span)
+            fresh = {"out"} if program in (FROM_CHANGES, KICK) else set(kicks)
+            times = span.stop - span.start
+            work = {name: block.expand(times, -1, -1, -1) for name, block in self.operands.items()}
+            alone = program in (KICK, KICK_ADJOINT)
+            before = self.still.expand(times, -1, -1, -1) if alone else states[:-1]
+            arrays = {"z": before, "out": states[1:], **kicks, **work}
+            blocks = {name: Steps(values) for name, values in arrays.items()}
+            updates = self.tangent.kick_updates if alone else self.tangent.updates
+            transposed = program in (ADJOINT, KICK_ADJOINT)
+            self.bound[span.start, program] = bind(updates, blocks, fresh | set(work), span, transposed=transposed)
+        return self.bound[span.start, program]
