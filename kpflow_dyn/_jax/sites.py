@@ -11,7 +11,7 @@ from copy import copy
 import jax
 import jax.numpy as jnp
 
-from kpflow_dyn._jax.rows import over_rows
+from kpflow_dyn._jax.transforms import over_rows
 from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._sites import MatrixSite, ScaleSite, Site
 

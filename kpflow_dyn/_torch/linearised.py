@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from kpflow_dyn._torch import transforms
 from kpflow_dyn._torch.checks import check_finite
 from kpflow_dyn._torch.glue import find_glue
 from kpflow_dyn._torch.plan import KickBlock, kick_blocks, plan_updates, products_of
@@ -32,8 +33,8 @@ from kpflow_dyn._torch.program import (
     bind,
     reached,
 )
-from kpflow_dyn._torch.rows import TORCH, each_row
 from kpflow_dyn._torch.sites import SiteData, site_data
+from kpflow_dyn._torch.transforms import each_row
 from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._steps import AnalysedStep, check_derivative
 
@@ -54,7 +55,7 @@ class LinearisedSteps:
     """
 
     def __init__(self, step: AnalysedStep, x: Tensor, z_prev: Tensor) -> None:
-        rows, glue = RowFunctions(step, TORCH), find_glue(step)
+        rows, glue = RowFunctions(step, transforms), find_glue(step)
         # [time, trial, input], [time, trial, unit]
         x, z = x.transpose(0, 1).contiguous(), z_prev.transpose(0, 1).contiguous()
         self.times, self.trials, self.units = z.shape
