@@ -71,11 +71,6 @@ class System(eqx.Module):
         self.controller = diffrax.PIDController(rtol, atol, norm=_norm, dtmin=least, force_dtmin=False)
 
     @property
-    def nodes(self) -> int:
-        """How many there are."""
-        return len(self.times) - 1
-
-    @property
     def parameters(self) -> jax.Array:
         """Those that learn."""
         return self.of.theta

@@ -29,7 +29,7 @@ class System:
     def __init__(
         self, problem: ODEProblem, model: Model, path: Path, times: np.ndarray, alg: InterpolatingAdjoint
     ) -> None:
-        self.path, self.times, self.nodes, self.alg = path, times, len(times) - 1, alg
+        self.path, self.times, self.alg = path, times, alg
         self.parameters, self._f, self._x = model.parameters, problem.f, input_function(problem)
         self.size = sum(value.numel() for value in self.parameters.values())
         everything = dict(problem.f.named_parameters()) | dict(problem.f.named_buffers())
