@@ -50,14 +50,12 @@ class LinearisedSteps:
 
     Args:
         step: the analysed step.
-        x: inputs [trial, time, input].
-        z_prev: the states that the step started from [trial, time, unit].
+        x, z_prev: inputs [trial, time, input], and the states that the steps started from [trial, time, unit].
     """
 
     def __init__(self, step: AnalysedStep, x: Tensor, z_prev: Tensor) -> None:
         rows, glue = RowFunctions(step, transforms), find_glue(step)
-        # [time, trial, input], [time, trial, unit]
-        x, z = x.transpose(0, 1).contiguous(), z_prev.transpose(0, 1).contiguous()
+        x, z = x.transpose(0, 1).contiguous(), z_prev.transpose(0, 1).contiguous()  # [time, trial, ...]
         self.times, self.trials, self.units = z.shape
         self.kick_size, self.like = step.kicks.size, z[:0]
         *hubs, next_state = each_row(rows.values([*step.kicks.replaced, step.graph.output]), x, z)
