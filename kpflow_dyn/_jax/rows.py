@@ -55,7 +55,8 @@ def _in_blocks(function: Blocks, like: jax.Array) -> Blocks:
 class JaxTransforms:
     """The function transforms of JAX; see `kpflow_dyn._backend.Transforms`."""
 
-    jvp, vjp, vmap, compiled = (staticmethod(f) for f in (jax.jvp, jax.vjp, jax.vmap, jax.jit))
+    jvp, vjp = staticmethod(jax.jvp), staticmethod(jax.vjp)
+    vmap, compiled = staticmethod(jax.vmap), staticmethod(jax.jit)
     each_row, index, linearised = staticmethod(each_row), staticmethod(index), staticmethod(linearised)
 
 
