@@ -12,10 +12,9 @@ from kpflow_dyn.tracing._dependence import ON_DATA, Dependence, Dependences, dep
 from kpflow_dyn.tracing._elements import Elements, number_elements
 from kpflow_dyn.tracing._graph import Graph, Node, Role
 from kpflow_dyn.tracing._kicks import Kicks, number_kicks
-from kpflow_dyn.tracing._numbers import number_weights, parameters_behind
+from kpflow_dyn.tracing._numbers import number_weights, parameters_behind, terms_of
 from kpflow_dyn.tracing._sites import Site, sites_of_step
 from kpflow_dyn.tracing._sums import follow_sums
-from kpflow_dyn.tracing._terms import terms_of
 from kpflow_dyn.tracing._uses import find_uses
 
 
