@@ -60,7 +60,7 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
     if isinstance(prob, ODEProblem):
         with full_precision(prob.z0):
             return solve_ode(prob, alg, options_of(prob, common))
-    if not isinstance(prob, Problem):
+    if not isinstance(prob, DiscreteProblem | StaticProblem | FixedPointProblem | ImplicitProblem):
         raise TypeError(
             f"solve takes a problem such as DiscreteProblem(cell, x) or ODEProblem(f, z0, t), got {type(prob).__name__}"
         )
@@ -72,7 +72,6 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
     with full_precision(prob.state if isinstance(prob, ImplicitProblem) else prob.x):
         if isinstance(prob, DiscreteProblem):
             return _solve_discrete(prob)
-        assert isinstance(prob, StaticProblem | FixedPointProblem | ImplicitProblem)
         return solve_implicit(prob)
 
 

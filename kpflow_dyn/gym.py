@@ -144,6 +144,18 @@ class Environment:
         state: (observation, state before it or None) -> the plant's state.
         applied: control of a policy -> the control that the environment applies.
         action: applied control -> action.
+
+    >>> cart = Environment(
+    ...     name="CartPole-v1",
+    ...     plant=CartPole(gravity=9.8),
+    ...     dt=0.02,
+    ...     steps=500,
+    ...     state=lambda observation, before: observation[[0, 2, 1, 3]],
+    ...     applied=lambda u: np.where(u > 0, 10.0, -10.0),
+    ...     action=lambda u: int(u[0] > 0),
+    ... )
+    >>> rollout(lambda z: z[1:2] + 0.3 * z[3:4], cart, episodes=2).env
+    'CartPole-v1'
     """
 
     name: str

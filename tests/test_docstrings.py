@@ -47,6 +47,7 @@ TOOLS = {"equation", "source"}  # of what computes no number: it writes, reads, 
 EXCEPT: dict[str, set[str]] = {
     "kpflow_dyn.SolveError": {"arguments", *TOOLS},  # it is raised, not called
     "kpflow_dyn.memory_budget": TOOLS,
+    "kpflow_dyn.models.Law": TOOLS,
     "kpflow_dyn.models.make_init": TOOLS,
     "kpflow_dyn.models.make_model": TOOLS,
     "kpflow_dyn.models.to_jax": TOOLS,
@@ -57,6 +58,8 @@ EXCEPT: dict[str, set[str]] = {
     "kpflow_dyn.ode.rate_of": TOOLS,
     "kpflow_dyn.ode.remove_library": TOOLS,
     "kpflow_dyn.report": TOOLS,
+    "kpflow_dyn.solvers.FastestBlock": TOOLS,
+    "kpflow_dyn.solvers.Random": TOOLS,
     "kpflow_dyn.sweep": TOOLS,
     "kpflow_dyn.Recorder": TOOLS,
     "kpflow_dyn.Sweep": TOOLS,

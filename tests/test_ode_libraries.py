@@ -156,6 +156,7 @@ def test_a_solver_with_memory_of_its_own_is_checked(library: MyLibrary) -> None:
 
 
 def _with_another_tableau(solved: ode.Solved) -> ode.Solved:
+    assert solved.steps is not None
     ends, euler = solved.steps.t + solved.steps.dt, np.array([1.0, 0.0])
     tableau = ode.Tableau(np.array([[0, 0], [1.0, 0]]), euler, np.array([0.0, 1.0]), ode.hermite(euler))
     return ode.Solved(ode.AcceptedSteps.between(tableau, ends, solved.steps.after))
@@ -198,7 +199,7 @@ def test_an_implicit_method_in_torch() -> None:
 
 def test_what_is_no_library() -> None:
     with pytest.raises(TypeError, match=r"expected an object with the members of kpflow_dyn.ode.Library"):
-        ode.add_library(object())
+        ode.add_library(object())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"the framework of mine in numpy is 'numpy', expected one of"):
         ode.add_library(MyLibrary("numpy"))
     with pytest.raises(TypeError, match=r"alg is MyRK4\(steps=8\); z0 is a torch tensor, so torchdiffeq solves"):

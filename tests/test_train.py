@@ -125,7 +125,7 @@ def twins(kind: str) -> tuple:
         eqx.nn.Linear(UNITS, OUT, key=jax.random.key(0)),
     )
     where = lambda m: (m[0].weight_ih, m[0].weight_hh, m[1].weight, m[1].bias)  # noqa: E731
-    values = [jnp.asarray(p.detach().numpy()) for p in where((cell, readout))]
+    values = [jnp.asarray(p.detach().numpy().copy()) for p in where((cell, readout))]  # torch trains its own in place
     return (cell, readout), eqx.tree_at(where, copies, values)
 
 

@@ -89,16 +89,16 @@ class _Record(eqx.Module):
     Attributes:
         state: at the times asked for [trial, time, unit].
         t: the end of each step [trial, M].
-        states: z0, the state at the end of each step and then the last of these [trial, 1 + M, unit].
-        k: the stage derivatives of an implicit method, after zeros [trial, 1 + M, stage, unit].
+        after: the state there [trial, M, unit].
+        hk: of an implicit method whose stages diffrax keeps: h times these [trial, M, stage, unit].
         accepted, rejected: the numbers of steps [trial].
         exhausted: whether there were too many [trial].
     """
 
     state: jax.Array
     t: jax.Array
-    states: jax.Array
-    k: jax.Array | None
+    after: jax.Array
+    hk: jax.Array | None
     accepted: jax.Array
     rejected: jax.Array
     exhausted: jax.Array
@@ -137,8 +137,7 @@ def _compiled(
     exhausted = solved.result == diffrax.RESULTS.max_steps_reached
     hk = solved.interpolation.infos["k"] if keeps_k else None
     record = _Record(solved.ys["state"], solved.ts["steps"], solved.ys["steps"], hk, *counts, exhausted)
-    record = record if alone else _by_trial(record, len(z0))
-    return _filled(record, z0, times[0], is_implicit=tableau is not None and not tableau.explicit)
+    return record if alone else _by_trial(record, len(z0))
 
 
 def integrate(
@@ -172,28 +171,15 @@ def _by_trial(record: _Record, trials: int) -> _Record:
     """What the solve of one system gave, with a trial axis in front as if each had been solved alone."""
     shared = (record.t, record.accepted, record.rejected, record.exhausted)
     t, *counts = (jnp.broadcast_to(value, (trials, *value.shape)) for value in shared)
-    k = None if record.k is None else jnp.moveaxis(record.k, 2, 0)
-    return _Record(record.state.swapaxes(0, 1), t, record.states.swapaxes(0, 1), k, *counts)
-
-
-def _filled(record: _Record, z0: jax.Array, t0: jax.Array, is_implicit: bool) -> _Record:
-    """A record with what its fields say, of one with what diffrax saved: the states without z0, and h k."""
-    taken, states = jnp.isfinite(record.t), jnp.concatenate([z0[:, None], record.states], 1)
-    last = jax.vmap(lambda own, n: own[n])(states, record.accepted)
-    states = states.at[:, 1:].set(jnp.where(taken[..., None], states[:, 1:], last[:, None]))
-    if not is_implicit:
-        return dataclasses.replace(record, states=states)
-    hk = jnp.diff(states, axis=1)[:, :, None] if record.k is None else record.k  # of one stage where it is not kept
-    ends = jnp.concatenate([jnp.broadcast_to(t0, (len(z0), 1)), record.t], 1)
-    k = jnp.where(taken[..., None, None], hk / jnp.where(taken, jnp.diff(ends, axis=1), 1)[..., None, None], 0)
-    return dataclasses.replace(record, states=states, k=jnp.concatenate([jnp.zeros_like(k[:, :1]), k], 1))
+    hk = None if record.hk is None else jnp.moveaxis(record.hk, 2, 0)
+    return _Record(record.state.swapaxes(0, 1), t, record.after.swapaxes(0, 1), hk, *counts)
 
 
 def _reasons(
     problem: ODEProblem, solver: diffrax.AbstractSolver, options: Options, record: _Record
 ) -> dict[int, tuple[str, float]]:
     """Why and when each trial failed."""
-    finite, ends = np.asarray(jnp.isfinite(record.states).all(-1))[:, 1:], np.asarray(record.t)
+    finite, ends = np.asarray(jnp.isfinite(record.after).all(-1)), np.asarray(record.t)
     taken, end = np.isfinite(ends), problem.t[-1].astype(ends.dtype)
     last = np.where(taken, ends, problem.t[0]).max(1)
     reasons = {}
@@ -215,12 +201,29 @@ def _why_stopped(solver: diffrax.AbstractSolver, options: Options, exhausted: bo
 
 def _accepted(problem: ODEProblem, tableau: Tableau, record: _Record) -> AcceptedSteps:
     """The steps that diffrax took, after one of length zero at t0 and padded at the end."""
-    count = 1 + int(record.accepted.max())
-    ends = np.asarray(record.t)[:, : count - 1]
+    count = int(record.accepted.max())
+    ends = np.asarray(record.t)[:, :count]
     ends = np.where(np.isfinite(ends), ends, ends[np.isfinite(ends)].max())
     times = np.concatenate([np.full((len(ends), 1), problem.t[0], ends.dtype), ends], 1)
-    stages = None if record.k is None else record.k[:, :count]
-    return AcceptedSteps.between(tableau, times, record.states[:, :count], stages)
+    states, stages = _of_steps(record, problem.z0, jnp.asarray(times[:, :1]), count, tableau.explicit)
+    return AcceptedSteps.between(tableau, times, states, stages)
+
+
+@eqx.filter_jit
+def _of_steps(
+    record: _Record, z0: jax.Array, t0: jax.Array, count: int, is_explicit: bool
+) -> tuple[jax.Array, jax.Array | None]:
+    """z0 and the state after each step [trial, 1 + count, unit], and the stages of an implicit method, zeros first."""
+    ends, after = record.t[:, :count], record.after[:, :count]
+    taken, last = jnp.isfinite(ends), jax.vmap(lambda own, n: own[n - 1])(after, record.accepted)
+    states = jnp.concatenate([z0[:, None], jnp.where(taken[..., None], after, last[:, None])], 1)
+    if is_explicit:
+        return states, None
+    # Of one stage where diffrax does not keep it.
+    hk = jnp.diff(states, axis=1)[:, :, None] if record.hk is None else record.hk[:, :count]
+    h = jnp.where(taken, jnp.diff(ends, axis=1, prepend=t0), 1)
+    k = jnp.where(taken[..., None, None], hk / h[..., None, None], 0)
+    return states, jnp.concatenate([jnp.zeros_like(k[:, :1]), k], 1)
 
 
 def check_solver(solver: Any) -> diffrax.AbstractSolver:

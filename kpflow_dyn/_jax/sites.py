@@ -11,7 +11,7 @@ from copy import copy
 import jax
 import jax.numpy as jnp
 
-from kpflow_dyn._jax.rows import over_rows
+from kpflow_dyn._jax.transforms import over_rows
 from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._sites import MatrixSite, ScaleSite, Site
 
@@ -48,7 +48,7 @@ class SiteData:
         taken = weights[:, self.entries]
         if self.kind != "matrix":
             return taken
-        own = taken.swapaxes(0, 1)
+        own = taken.swapaxes(0, 1)  # [d, probe, m]
         return own if self.basis is None else jnp.tensordot(self.basis.T, own, 1)
 
     @property
@@ -79,7 +79,8 @@ def _matrix_kick(change: jax.Array, data: list[jax.Array]) -> jax.Array:
     """V [time, trial, inner, d] times dW^T [d, probe, m], where the outputs are inner x m."""
     (V,) = data
     if V.shape[2] == 1:
-        return jnp.tensordot(V[:, :, 0], change, 1)
+        return jnp.tensordot(V[:, :, 0], change, 1)  # [time, trial, d] x [d, probe, m]
+    # [time, trial, r, probe, m] -> [time, trial, probe, r * m]
     return jnp.tensordot(V, change, 1).swapaxes(2, 3).reshape(*V.shape[:2], change.shape[1], -1)
 
 
@@ -87,5 +88,5 @@ def _matrix_gather(kicks: jax.Array, data: list[jax.Array]) -> jax.Array:
     (V,) = data
     if V.shape[2] == 1:
         return jnp.tensordot(V[:, :, 0], kicks, ((0, 1), (0, 1)))
-    kicks = kicks.reshape(*kicks.shape[:3], V.shape[2], -1).swapaxes(2, 3)
+    kicks = kicks.reshape(*kicks.shape[:3], V.shape[2], -1).swapaxes(2, 3)  # [time, trial, r, probe, m]
     return jnp.tensordot(V, kicks, ((0, 1, 2), (0, 1, 2)))

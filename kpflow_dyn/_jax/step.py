@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
 
-from kpflow_dyn._jax.rows import each_row
+from kpflow_dyn._jax.transforms import each_row
 from kpflow_dyn.tracing._graph import Node, ancestors, run
 from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._sites import Site
@@ -72,7 +72,7 @@ class StepTangent:
             leaves = [next(here) if m else next(everywhere) for m in self._moving]
             return jax.tree.unflatten(self._tree, leaves)(dz, kicks)
 
-        return jax.vmap(jax.vmap(row, (None, 0, 0)))(moving, dz, kicks)
+        return jax.vmap(jax.vmap(row, (None, 0, 0)))(moving, dz, kicks)  # over trials, then over probes
 
     def transpose(self, residuals: Residuals, q: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """The same transposed: q [trial, probe, unit] -> what it is of dz and of the kicks."""
@@ -141,7 +141,7 @@ def _kicked(
             for values, entry in zip(kicks, entries, strict=True):
                 if entry.node is node:
                     size = int(np.prod(node.shape))
-                    padded = jnp.pad(values, (entry.element, size - entry.element - entry.length))
+                    padded = jnp.pad(values, (entry.element, size - entry.element - entry.length))  # [element]
                     env[node] = env[node] + padded.reshape(node.shape)
         return env[rows.step.graph.output].reshape(-1)
 

@@ -15,8 +15,7 @@ from jax import lax
 from kpflow_dyn._jax.diffrax_library import DIFFRAX, controller_of, integrate
 from kpflow_dyn._jax.model import Model
 from kpflow_dyn._jax.variational import FieldOf
-from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._problems.solutions import ODESolution
 from kpflow_dyn.ode._libraries import Options
 from kpflow_dyn.ode._options import with_steps
 
@@ -29,7 +28,7 @@ class ThroughSolver:
         model: its field, and which parameters learn.
     """
 
-    def __init__(self, sol: Solution, model: Model) -> None:
+    def __init__(self, sol: ODESolution, model: Model) -> None:
         self._solve = _Solve(sol, model)
         self.state = _states(self._solve)
 
@@ -57,9 +56,8 @@ class _Solve(eqx.Module):
     max_steps: int = eqx.field(static=True)
     alone: bool = eqx.field(static=True)
 
-    def __init__(self, sol: Solution, model: Model) -> None:
+    def __init__(self, sol: ODESolution, model: Model) -> None:
         problem = sol.problem
-        assert isinstance(problem, ODEProblem)
         if not DIFFRAX.accepts(sol.alg):
             raise ValueError(
                 f"the steps of {sol.alg!r} cannot be replayed; solve with a Runge-Kutta method, or linearize with "

@@ -181,7 +181,7 @@ class _Tracer:
 
     def operation(self, equation: Equation, args: list[Atom]) -> list[Any]:
         """One node, and one more for each result where several are used."""
-        name, role = equation.primitive.name, self.role(equation, args)
+        name, role = equation.primitive.name, _role(equation, args, self.data)
         used = [i for i, var in enumerate(equation.outvars) if not isinstance(var, DropVar)]
         outs = [equation.outvars[i].aval for i in used]
         if self.any_in(self.data | self.weights, args) and any(map(_is_complex, outs)):
@@ -198,21 +198,6 @@ class _Tracer:
             parts = [self.add(Role.MOVE, "getitem", [o], operator.getitem, parts[0], i) for i, o in enumerate(outs)]
         results = dict(zip(used, parts, strict=True))
         return [results.get(i) for i in range(len(equation.outvars))]
-
-    def role(self, equation: Equation, args: list[Atom]) -> Role:
-        name, nodes = equation.primitive.name, [arg for arg in args if isinstance(arg, Node)]
-        if rule := rule_of(equation.primitive):
-            return rule.role
-        if name == "stop_gradient":
-            return Role.STOP
-        if name in equations.MOVES:
-            chosen_by_data = any(node in self.data and not node.floating for node in nodes)
-            return Role.OTHER if chosen_by_data else Role.MOVE
-        if name in equations.ADDS:
-            return Role.ADD
-        if name == "conv_general_dilated" and equations.is_plain_convolution(equation):
-            return Role.CONVOLUTION
-        return Role.POINTWISE if equations.is_pointwise(equation) else Role.OTHER
 
     def product(self, equation: Equation, args: list[Atom]) -> Node:
         """A contraction as a product of matrices, its operands and its result moved into place."""
@@ -247,3 +232,19 @@ class _Tracer:
 
 def _is_complex(value: Any) -> bool:
     return jnp.issubdtype(value.dtype, jnp.complexfloating)
+
+
+def _role(equation: Equation, args: list[Atom], data: set[Node]) -> Role:
+    name, nodes = equation.primitive.name, [arg for arg in args if isinstance(arg, Node)]
+    if rule := rule_of(equation.primitive):
+        return rule.role
+    if name == "stop_gradient":
+        return Role.STOP
+    if name in equations.MOVES:
+        chosen_by_data = any(node in data and not node.floating for node in nodes)
+        return Role.OTHER if chosen_by_data else Role.MOVE
+    if name in equations.ADDS:
+        return Role.ADD
+    if name == "conv_general_dilated" and equations.is_plain_convolution(equation):
+        return Role.CONVOLUTION
+    return Role.POINTWISE if equations.is_pointwise(equation) else Role.OTHER

@@ -15,10 +15,10 @@ from jax.flatten_util import ravel_pytree
 
 from kpflow_dyn._backend import Transforms
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
+from kpflow_dyn._jax import transforms as of_jax
 from kpflow_dyn._jax.checks import with_parameters
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._jax.model import Model
-from kpflow_dyn._jax.rows import JAX
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn.ode._variational import MAX_STEPS, Jump, Path, Rate, State, solve_failed
 
@@ -54,7 +54,7 @@ class System(eqx.Module):
         controller: what chooses the steps.
     """
 
-    transforms: ClassVar[Transforms] = JAX
+    transforms: ClassVar[Transforms] = of_jax
 
     of: FieldOf
     path: Path
@@ -69,11 +69,6 @@ class System(eqx.Module):
         rtol, atol = (jnp.asarray(value, dtype) for value in (alg.rtol, alg.atol))
         least = float(jnp.finfo(dtype).tiny)  # a step that shrinks to nothing ends the solve
         self.controller = diffrax.PIDController(rtol, atol, norm=_norm, dtmin=least, force_dtmin=False)
-
-    @property
-    def nodes(self) -> int:
-        """How many there are."""
-        return len(self.times) - 1
 
     @property
     def parameters(self) -> jax.Array:

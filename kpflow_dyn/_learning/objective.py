@@ -11,7 +11,6 @@ from kpflow_dyn._backend import Values, backend_of
 from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._implicit.solving import states_of_network
 from kpflow_dyn._problems.choice import Choice, choose
-from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
 from kpflow_dyn._solve import solve
 from kpflow_dyn.ode._replay import replay, scheme
@@ -73,15 +72,13 @@ class Objective:
 
     def _states_of(self, solution: Solution) -> Callable[[Values, Any], Array]:
         """(parameters, scheme) -> the states."""
-        problem = solution.problem
         if isinstance(solution, NetworkSolution):
             network = states_of_network(solution.traced, self._of_model)
             return lambda values, _scheme: network(values)
-        if isinstance(problem, DiscreteProblem):
-            run = problem.backend.objectives.rollout(problem)
+        if isinstance(solution, ODESolution) and solution.steps is not None:
+            run = replay(solution.problem, solution.steps.tableau)
         else:
-            assert isinstance(solution, ODESolution) and solution.steps is not None
-            run = replay(problem, solution.steps.tableau)
+            run = solution.problem.backend.objectives.rollout(solution.problem)
         return lambda values, scheme: self._models.call(run, self._model, values, scheme)
 
     def _scheme(self, theta: Array) -> Any:
@@ -91,7 +88,8 @@ class Objective:
             return None
         values = self.values(theta)
         field = self._models.changed(self._model, {name: values[name] for name in self._of_model})
-        return scheme(solve(sol.problem.remake(f=field), sol.alg, **sol.options))
+        again: Any = solve(sol.problem.remake(f=field), sol.alg, **sol.options)
+        return scheme(again)
 
 
 def field_of_model(solution: Solution) -> str:

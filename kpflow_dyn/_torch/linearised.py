@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from kpflow_dyn._torch import transforms
 from kpflow_dyn._torch.checks import check_finite
 from kpflow_dyn._torch.glue import find_glue
 from kpflow_dyn._torch.plan import KickBlock, kick_blocks, plan_updates, products_of
@@ -32,10 +33,10 @@ from kpflow_dyn._torch.program import (
     bind,
     reached,
 )
-from kpflow_dyn._torch.rows import TORCH, each_row
 from kpflow_dyn._torch.sites import SiteData, site_data
+from kpflow_dyn._torch.transforms import each_row
 from kpflow_dyn.tracing._rows import RowFunctions
-from kpflow_dyn.tracing._steps import AnalysedStep
+from kpflow_dyn.tracing._steps import AnalysedStep, check_derivative
 
 Kicks = dict[str, Tensor]  # by block, [time, trial, probe, kick]
 Changes = tuple[slice, list[Tensor]]  # of every site's weights, for a cut of the trials
@@ -54,13 +55,14 @@ class LinearisedSteps:
     """
 
     def __init__(self, step: AnalysedStep, x: Tensor, z_prev: Tensor) -> None:
-        rows, glue = RowFunctions(step, TORCH), find_glue(step)
+        rows, glue = RowFunctions(step, transforms), find_glue(step)
+        # [time, trial, input], [time, trial, unit]
         x, z = x.transpose(0, 1).contiguous(), z_prev.transpose(0, 1).contiguous()
         self.times, self.trials, self.units = z.shape
         self.kick_size, self.like = step.kicks.size, z[:0]
         *hubs, next_state = each_row(rows.values([*step.kicks.replaced, step.graph.output]), x, z)
-        self.next_state = next_state.reshape(z.shape).transpose(0, 1)
-        kicks = z.new_zeros(self.times, self.trials, self.kick_size)
+        self.next_state = next_state.reshape(z.shape).transpose(0, 1)  # [trial, time, unit]
+        kicks = z.new_zeros(self.times, self.trials, self.kick_size)  # [time, trial, kick]
         for index, value in zip(step.kicks.replaced.values(), hubs, strict=True):
             here = rows.index(index >= 0)
             kicks[..., rows.index(index)[here]] = value.reshape(*kicks.shape[:2], -1)[..., here]
@@ -85,7 +87,7 @@ class LinearisedSteps:
         """Every step by itself: how its result moves along dz [time, trial, unit] and dtheta [p]."""
         kicks = self._kick_blocks(self.times, 1)
         self._kick([(ALL, self.changes(dtheta[None]))], ALL, kicks)
-        return self._each_step(dz.contiguous()[:, :, None], kicks)[:, :, 0]
+        return self._each_step(dz.contiguous()[:, :, None], kicks)[:, :, 0]  # [time, trial, 1, unit], a single probe
 
     def truncated(self, bases: list[Tensor | None]) -> Self:
         """The same with each site's variables cut to V Q Q^T, for orthonormal columns Q [d, r]; None for all of V."""
@@ -126,12 +128,14 @@ class LinearisedSteps:
 
     def write(self, theta: Tensor) -> Tensor:
         """V dW^T of every site."""
+        # [time, trial, probe, site]
         images = [s.image(c, (ALL, ALL)) for (_, s), c in zip(self.sites, self.changes(theta), strict=True)]
         return outer(torch.cat(images, -1))
 
     def read(self, values: Tensor) -> Tensor:
         """The transpose of `write`."""
         changes = [site.no_change(len(values)) for _, site in self.sites]
+        # of each site [time, trial, probe, output]
         parts = inner(values).split([site.kicks.numel() for _, site in self.sites], -1)
         for (_, site), part, change in zip(self.sites, parts, changes, strict=True):
             site.collect(part, (ALL, ALL), change)
@@ -139,7 +143,7 @@ class LinearisedSteps:
 
     def enter(self, values: Tensor) -> Tensor:
         """B: site values -> state, each step on its own."""
-        kicks = self._empty(self.times, len(values), self.kick_size).zero_()
+        kicks = self._empty(self.times, len(values), self.kick_size).zero_()  # [time, trial, probe, kick]
         kicks.index_add_(-1, self.site_kicks, inner(values))
         blocks = {block.name: kicks[..., block.start : block.stop].contiguous() for block in self.blocks}
         return outer(self._each_step(self._empty(self.times, len(values), self.units).zero_(), blocks))
@@ -156,7 +160,7 @@ class LinearisedSteps:
 
     def unpropagate(self, s: Tensor) -> Tensor:
         """P^{-1}: s_t - A_t s_{t-1}."""
-        previous = self._empty(self.times, len(s), self.units).zero_()
+        previous = self._empty(self.times, len(s), self.units).zero_()  # [time, trial, probe, unit]
         previous[1:] = inner(s)[:-1]
         return s - self.advance(outer(previous))
 
@@ -206,11 +210,7 @@ def _check_derivative(steps: LinearisedSteps, x: Tensor, z: Tensor) -> None:
     check_finite(expected.transpose(0, 1), "the derivative of the step")
     found = steps.derivative(dz, dtheta)
     error = float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(z.dtype).tiny))
-    if not error <= 1e4 * torch.finfo(z.dtype).eps:
-        raise RuntimeError(
-            f"the linearised step is off by {error:.1e} of its size from forward mode through it; please report "
-            "this cell, and write it with simpler operations meanwhile"
-        )
+    check_derivative(error, torch.finfo(z.dtype).eps)
 
 
 def _first_kicks(sites: Sites, blocks: Sequence[KickBlock]) -> tuple[list[bool], dict[str, Tensor]]:

@@ -47,6 +47,7 @@ class Steps:
         return self.values.narrow(-1, start, length).unbind(0)
 
     def rows(self, start: int, length: int) -> Sequence[Tensor]:
+        # [time, trial * probe, width]
         return self.values.view(len(self.values), -1, self.width).narrow(-1, start, length).unbind(0)
 
     @property
@@ -64,7 +65,7 @@ class AllTimes:
         return [self.values.narrow(-1, start, length)]
 
     def rows(self, start: int, length: int) -> list[Tensor]:
-        return [self.values.view(-1, self.width).narrow(-1, start, length)]
+        return [self.values.view(-1, self.width).narrow(-1, start, length)]  # [time * trial * probe, width]
 
     @property
     def width(self) -> int:
@@ -156,11 +157,12 @@ class ScaledUpdate(Update):
 
     def bind_gates(self, target, source, fresh: bool, span: slice | None, transposed: bool) -> Run:
         shape = (self.gates, self.sink.length)
-        c = [scale.unflatten(-1, shape) for scale in self.scales(span) or ()]
+        c = [scale.unflatten(-1, shape) for scale in self.scales(span) or ()]  # [trial, 1, gate, i]
         if transposed:
+            # [trial, probe, gate, i] and [trial, probe, 1, i]
             wide, spread = [t.unflatten(-1, shape) for t in target], [s.unsqueeze(-2) for s in source]
             return _elementwise(wide, spread, c, fresh)
-        gates = [s.unflatten(-1, shape) for s in source]
+        gates = [s.unflatten(-1, shape) for s in source]  # [trial, probe, gate, i]
         each = [([v[..., g, :] for v in gates], [v[..., g, :] for v in c]) for g in range(self.gates)]
         return _in_turn([_elementwise(target, values, scales, False) for values, scales in each])
 
@@ -174,7 +176,7 @@ class DenseUpdate(Update):
     def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
         target, source = self.ends(blocks, transposed)
         block = self.block.transpose(-1, -2) if transposed else self.block
-        steps = [block] if span is None else block[span].unbind(0)
+        steps = [block] if span is None else block[span].unbind(0)  # [trial, i, j]
         return lambda i: target[i].add_(torch.einsum("...ij,...pj->...pi", steps[i], source[i]))
 
 
@@ -206,12 +208,12 @@ class FunctionUpdate(Update):
         def push(i: int) -> None:
             function, here = at(i)
             image = vmap(lambda dz, da: jvp(function, here, (dz, da))[1], probes)(z[i], a[i])
-            sink[i].add_(image.movedim(0, probes))
+            sink[i].add_(image.movedim(0, probes))  # [probe, trial, sink] -> [trial, probe, sink]
 
         def pull(i: int) -> None:
             function, here = at(i)
             for target, image in zip((z[i], a[i]), vmap(vjp(function, *here)[1], probes)(sink[i]), strict=True):
-                target.add_(image.movedim(0, probes))
+                target.add_(image.movedim(0, probes))  # [probe, trial, width] -> [trial, probe, width]
 
         return pull if transposed else push
 
@@ -246,9 +248,11 @@ class ScatteredUpdate(Update):
         inner, flat = (self.kicks.shape[0], -1), self.kicks.reshape(-1)
 
         def push(i: int) -> None:
+            # [trial, probe, r, d] @ [d, m] -> [trial, probe, r * m]
             sink[i].index_add_(-1, flat, (source[i].unflatten(-1, inner) @ self.matrix).flatten(-2))
 
         def pull(i: int) -> None:
+            # [trial, probe, r, m] @ [m, d] -> [trial, probe, r * d]
             source[i].add_((sink[i][..., flat].unflatten(-1, inner) @ self.matrix.T).flatten(-2))
 
         return pull if transposed else push
@@ -271,7 +275,7 @@ class LinearUpdate(Update):
             sink[i].index_add_(-1, self.kicks, forward(rows).unflatten(0, source[i].shape[:-1]))
 
         def back(i: int) -> None:
-            rows = sink[i][..., self.kicks].flatten(0, -2)
+            rows = sink[i][..., self.kicks].flatten(0, -2)  # [row, kick]
             source[i].add_(pull(rows)[0].unflatten(0, source[i].shape[:-1]))
 
         return back if transposed else push

@@ -106,20 +106,20 @@ class MatrixData:
 
     def take(self, weights: Tensor) -> Tensor:
         change = self.no_change(len(weights))
-        own = weights[:, self.entries].transpose(0, 1)
+        own = weights[:, self.entries].transpose(0, 1)  # [d, probe, m]
         change[: self.width] = own if self.basis is None else torch.tensordot(self.basis.T, own, 1)
         return change
 
     def put(self, change: Tensor, weights: Tensor) -> None:
         own = change[: self.width] if self.basis is None else torch.tensordot(self.basis, change[: self.width], 1)
-        change = own.transpose(0, 1)
+        change = own.transpose(0, 1)  # [probe, d, m]
         weights.index_add_(1, self.entries.reshape(-1), change.reshape(len(weights), -1))
 
     def image(self, change: Tensor, cut: Cut) -> Tensor:
-        return torch.einsum("tbrd,dpm->tbprm", self.padded[cut], change).flatten(-2)
+        return torch.einsum("tbrd,dpm->tbprm", self.padded[cut], change).flatten(-2)  # [time, trial, probe, r * m]
 
     def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
-        parts = values.unflatten(-1, tuple(self.kicks.shape))
+        parts = values.unflatten(-1, tuple(self.kicks.shape))  # [time, trial, probe, r, m]
         change.add_(torch.einsum("tbrd,tbprm->dpm", self.padded[cut], parts))
 
     def kick(self, change: Tensor, cut: Cut, out: Tensor, fresh: bool) -> None:
@@ -139,13 +139,13 @@ class MatrixData:
 
     def matrices(self, kicks: Tensor, change: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Kicks [time * trial, m] and change [d, m] of each probe, or of all at once where all kicks are ours."""
-        flat = kicks.view(-1, *kicks.shape[2:])
+        flat = kicks.view(-1, *kicks.shape[2:])  # [time * trial, probe, kick]
         if self.columns == slice(0, kicks.shape[-1]):
-            return [(flat.flatten(1), change.flatten(1))]
+            return [(flat.flatten(1), change.flatten(1))]  # [time * trial, probe * m], [d, probe * m]
         return list(zip(flat[..., self.columns].unbind(1), change.unbind(1), strict=True))
 
     def rows_of(self, cut: Cut) -> Tensor:
-        return self.padded[cut].reshape(-1, self.padded.shape[-1])
+        return self.padded[cut].reshape(-1, self.padded.shape[-1])  # [time * trial * r, d]
 
     @property
     def variables(self) -> Tensor:
@@ -198,10 +198,10 @@ class ScaleData(_Listed):
         (self.variables,) = rows.variables(site, x, z)
 
     def image(self, change: Tensor, cut: Cut) -> Tensor:
-        return self.variables[cut][:, :, None] * change
+        return self.variables[cut][:, :, None] * change  # [time, trial, 1, e] * [probe, e]
 
     def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
-        change.add_((values * self.variables[cut][:, :, None]).sum((0, 1)))
+        change.add_((values * self.variables[cut][:, :, None]).sum((0, 1)))  # [time, trial, probe, e] -> [probe, e]
 
 
 class OpaqueData(_Listed):

@@ -55,13 +55,13 @@ class Sweeps(LinearisedSteps):
             for span, kicks, states in work.spans():
                 states[0] = last
                 if q is not None:
-                    states[1:] = inner(q[:, :, span])
+                    states[1:] = inner(q[:, :, span])  # [time, trial, probe, unit]
                 if changes is not None:
                     self._kick(changes, span, kicks)
                 step = work.step(span, program)
                 for i in range(span.stop - span.start):
                     step(i)
-                out[:, :, span] = outer(states[1:])
+                out[:, :, span] = outer(states[1:])  # [probe, trial, time, unit]
                 last = states[-1]
 
     def _gradient(self, q: Tensor, trials: list[slice], program: str = ADJOINT) -> list[Changes]:
@@ -75,7 +75,7 @@ class Sweeps(LinearisedSteps):
 
     def _costates(self, q: Tensor, program: str = ADJOINT) -> Iterator[tuple[slice, Kicks, Tensor]]:
         """From the last span to the first: B_t^T l_t by blocks, and l_t [time, trial, probe, unit]."""
-        last = inner(q)[-1]
+        last = inner(q)[-1]  # [trial, probe, unit]
         with self._work(len(q)) as work:
             for span, kicks, costates in work.spans(backward=True):
                 before = max(span.start - 1, 0)  # the first span sends a costate to z0, which nobody reads
@@ -109,7 +109,7 @@ class _Work:
     def __init__(self, tangent: Sweeps, probes: int, length: int) -> None:
         self.tangent, self.probes, self.length = tangent, probes, length
         self.kicks = tangent._kick_blocks(self.length, probes)
-        self.states = tangent._empty(self.length + 1, probes, tangent.units)
+        self.states = tangent._empty(self.length + 1, probes, tangent.units)  # [time + 1, trial, probe, unit]
         self.operands = {name: tangent._empty(1, probes, size) for name, size in tangent.widths.items()}
         self.still = tangent._empty(1, probes, tangent.units).zero_()
         self.bound: dict[tuple[int, str], Run] = {}

@@ -41,7 +41,7 @@ class Tangent(Sweeps):
 
         The first Q is `start` [k, trial, unit].
         """
-        found, last = [], start.transpose(0, 1)
+        found, last = [], start.transpose(0, 1)  # [trial, k, unit]
         with self._work(len(start)) as work:
             for span, _, states in work.spans():
                 states[0] = last
@@ -50,7 +50,7 @@ class Tangent(Sweeps):
                 for i, done in enumerate(range(span.start + 1, span.stop + 1)):
                     step(i)
                     if done % interval == 0 or done == self.times:
-                        Q, R = torch.linalg.qr(states[i + 1].mT)
+                        Q, R = torch.linalg.qr(states[i + 1].mT)  # of [trial, unit, k]
                         states[i + 1] = Q.mT
                         found.append(R)
                 last = states[-1]
@@ -86,7 +86,7 @@ class Tangent(Sweeps):
 
         def sweep(part: Tensor, out: Tensor) -> None:
             for trial, changes in self._gradient(part, self._each_trial()):
-                out[:, trial] = self.parameters(changes, len(part))[:, None]
+                out[:, trial] = self.parameters(changes, len(part))[:, None]  # [probe, 1, p]
 
         return self._by_groups(q, self.like.new_empty(len(q), self.trials, self.parameter_size), sweep)
 

@@ -73,7 +73,17 @@ class Failed(Exception):
 
 @runtime_checkable
 class Library(Protocol):
-    """A library that solves ODEs, as `kp.solve` sees it.
+    """A library that solves ODEs, as `kp.solve` sees it: any object with these members.
+
+    name           what it is called; adding another one of this name replaces it.
+    framework      whose arrays it takes, "torch" or "jax".
+    accepts        whether an algorithm is one of its own.
+    chooses_steps  whether an algorithm that it accepts chooses its steps; if not, `options.steps` are always given.
+                   TypeError or ValueError for one that cannot be used, saying what can.
+    solve          the steps and states of a problem whose field has been checked, at `times`, which increase from t0 to
+                   the end; `rate_of(problem)` is its right-hand side. In torch all trials share their steps, as a field
+                   has one time for all of them; in JAX they do on a span (`problem.is_span`). `Failed` where it does
+                   not reach the end, or the state does not stay finite.
 
     Example:
         Two steps of Heun's method in each interval, with the cubic dense output:
@@ -109,41 +119,12 @@ class Library(Protocol):
     """
 
     @property
-    def name(self) -> str:
-        """What it is called; adding another one of this name replaces it."""
-        ...
-
+    def name(self) -> str: ...
     @property
-    def framework(self) -> str:
-        """Whose arrays it takes: "torch" or "jax"."""
-        ...
-
-    def accepts(self, alg: Any) -> bool:
-        """Whether an algorithm is one of its own."""
-        ...
-
-    def chooses_steps(self, alg: Any) -> bool:
-        """Whether this algorithm chooses its steps; if not, `options.steps` are always given.
-
-        Raises:
-            TypeError, ValueError: for an algorithm that cannot be used, saying what can.
-        """
-        ...
-
-    def solve(self, problem: ODEProblem, alg: Any, times: np.ndarray, options: Options) -> Solved:
-        """Solve a problem whose field has been checked.
-
-        Args:
-            problem: the problem; `rate_of(problem)` is its right-hand side, inputs included. In torch all trials share
-                their steps, as a field has one time for all of them; in JAX they do on a span (`problem.is_span`).
-            alg: an algorithm that it accepts.
-            times: when the state is wanted, increasing from t0 to the end.
-            options: tolerances, and the steps to take.
-
-        Raises:
-            Failed: where the solve does not reach the end, or the state does not stay finite.
-        """
-        ...
+    def framework(self) -> str: ...
+    def accepts(self, alg: Any) -> bool: ...
+    def chooses_steps(self, alg: Any) -> bool: ...
+    def solve(self, problem: ODEProblem, alg: Any, times: np.ndarray, options: Options) -> Solved: ...
 
 
 _added: dict[str, Library] = {}

@@ -79,8 +79,8 @@ def converged(
     for i in range(len(tableau.b)):
         start = before + h[..., None] * _earlier(tableau, i, stages, before)
         row = start, times[..., i], *(() if x is None else (x[:, :, i],))
-        known = i in implicit and guess is not None
-        k = guess[:, :, i] if known else newton(still, 0 * h, *row)[0]  # f at the start of the stage
+        known = guess if i in implicit else None
+        k = newton(still, 0 * h, *row)[0] if known is None else known[:, :, i]  # f at the start of the stage
         for _ in range(ITERATIONS if i in implicit else 0):
             k, _ = newton(k, tableau.a[i, i] * h, *row)
         stages.append(k)

@@ -71,7 +71,7 @@ class System(Protocol):
 
     transforms   those of the framework.
     path         z(t).
-    nodes        how many there are.
+    times        t_0 and the nodes.
     parameters   those that learn, in a form that the transforms take.
     size         how many numbers these are, p.
     field        f at a time, as a function of the states [trial, unit] and the parameters.
@@ -83,7 +83,7 @@ class System(Protocol):
 
     transforms: Transforms
     path: Path
-    nodes: int
+    times: Any
     parameters: Any
     size: int
 
@@ -188,7 +188,7 @@ def _tangent(system: System, theta: Array) -> Array:
         f, at = system.field(t), (system.path(t), system.parameters)
         return (transforms.vmap(lambda d, change: transforms.jvp(f, at, (d, change))[1])(state[0], changes),)
 
-    nodes = np.arange(1 + system.nodes)
+    nodes = np.arange(len(system.times))
     _, states = system.sweep(rate, (_still(system, theta),), nodes, None)
     return array_namespace(states).moveaxis(states, 0, 2)
 
@@ -205,7 +205,7 @@ def _gradient(system: System, q: Array) -> Array:
         return state[0] + (node >= 0) * q[:, :, node], state[1]  # at t_0, whose number is -1, there is nothing to add
 
     zeros = array_namespace(q).zeros((len(q), system.size), dtype=q.dtype, device=device(q))
-    (_, gradient), _ = system.sweep(rate, (q[:, :, -1], zeros), np.arange(1 + system.nodes)[::-1], jump)
+    (_, gradient), _ = system.sweep(rate, (q[:, :, -1], zeros), np.arange(len(system.times))[::-1], jump)
     return gradient
 
 
@@ -217,7 +217,7 @@ def _propagated(system: System, q: Array) -> Array:
         f, z = system.field(t), system.path(t)
         return (vmap(lambda s: jvp(lambda z: f(z, system.parameters), (z,), (s,))[1])(state[0]),)
 
-    return _kicked(system, rate, q, np.arange(1, 1 + system.nodes))
+    return _kicked(system, rate, q, np.arange(1, len(system.times)))
 
 
 def _costates(system: System, q: Array) -> Array:
@@ -228,7 +228,7 @@ def _costates(system: System, q: Array) -> Array:
         pull = system.transforms.vjp(lambda z: f(z, system.parameters), system.path(t))[1]
         return (-system.transforms.vmap(pull)(state[0])[0],)
 
-    return _kicked(system, rate, q, np.arange(1, 1 + system.nodes)[::-1])
+    return _kicked(system, rate, q, np.arange(1, len(system.times))[::-1])
 
 
 def _kicked(system: System, rate: Rate, q: Array, order: np.ndarray) -> Array:

@@ -22,6 +22,11 @@ class TraceEstimator(Protocol):
     `kp.trace` needs nothing but `trace`. `kp.effective_rank` needs |A|_F^2 as well: a method `moments` with the same
     arguments, which returns `Moments`. `kp.frobenius_norm` takes `moments`, or the trace of A A* where there is none.
 
+    Raises:
+        TypeError: from these functions, where a method is missing, or returns something else.
+
+    Source: Hutchinson, Commun. Stat. Simul. Comput. 19, 433 (1990), whose estimator the example is.
+
     Example:
         >>> import numpy as np, kpflow_dyn as kp
         >>> class Signs:
@@ -52,7 +57,21 @@ class FactorTraceEstimator(Protocol):
     """E trace_product(L, L*) = tr A, for A = L L* alone.
 
     As `TraceEstimator`, for estimators that need the factor; for |A|_F^2 there may be a method `moments_product`. One
-    that can do both has the methods of both, and gets the factor wherever it is known.
+    with the methods of both is given the factor wherever it is known.
+
+    Raises and Source as `TraceEstimator`.
+
+    Example:
+        >>> import numpy as np, kpflow_dyn as kp
+        >>> class OneSide:
+        ...     def trace_product(self, factor, shape, samples, *, like, seed):
+        ...         each = (factor[1](seed.normal((samples, shape[0]), like)) ** 2).sum(1)  # |L* x|^2
+        ...         return kp.solvers.Estimate(float(each.mean()), each.std() / samples**0.5, samples // 2, "one side")
+        >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
+        >>> A = kp.GramOperator(kp.MatrixOperator(np.eye(3), unit, unit))
+        >>> found = kp.trace(A, samples=1000, alg=OneSide())
+        >>> bool(abs(found.value - 3) < 4 * found.stderr)
+        True
     """
 
     def trace_product(
@@ -76,6 +95,11 @@ class EigenSolver(Protocol):
     them. A solver may lack them; to give one is then an error that names it. `kp.svds`, and `kp.eigs` of a J J* with
     fewer parameters than states, take the pairs of J* J, or call `solve_product` where the solver has one as
     `BlockLanczos` does.
+
+    Raises:
+        TypeError: from these functions, where an option or a method is missing, or a method returns something else.
+
+    Source: Golub, Van Loan, Matrix Computations (2013), chapter 8: the residual bounds the error of an eigenvalue.
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp
