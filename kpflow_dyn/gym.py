@@ -46,6 +46,8 @@ class Episodes:
             in seconds.
         controls: [episode, time, control] in the plant's unit, as the environment applied them from each state on; NaN
             from the last state on.
+
+    Example as `rollout`.
     """
 
     env: str
@@ -63,13 +65,19 @@ class Episodes:
 
 
 def gym_plant(env: str) -> Plant:
-    """The plant of `kpflow_dyn.models` with the constants of an environment, for training and analysis.
+    """The plant z' = f(z, u) of `kpflow_dyn.models` with the constants of an environment, for training and analysis.
+
+    Args:
+        env: "CartPole-v1" or "Pendulum-v1".
 
     Raises:
-        ValueError: an environment other than those above.
+        ValueError: another environment.
 
-    >>> gym_plant("CartPole-v1")
-    CartPole(cart_mass=1.0, pole_mass=0.1, half_length=0.5, gravity=9.8, cart_damping=0.0, pole_damping=0.0)
+    Source: gymnasium, Towers et al., arXiv:2407.17032.
+
+    Example:
+        >>> gym_plant("CartPole-v1")
+        CartPole(cart_mass=1.0, pole_mass=0.1, half_length=0.5, gravity=9.8, cart_damping=0.0, pole_damping=0.0)
     """
     return _environment(env).plant
 
@@ -97,9 +105,12 @@ def rollout(
             state, gives no control of its width, or one that is not finite.
         TypeError: no policy, or a count that is no whole number.
 
-    >>> lean = rollout(lambda z: z[1:2] + 0.3 * z[3:4], episodes=2)
-    >>> lean.states.dims, lean.states.state.values.tolist()
-    (('episode', 'time', 'state'), ['position', 'angle', 'velocity', 'angular_velocity'])
+    Source as `gym_plant`.
+
+    Example:
+        >>> lean = rollout(lambda z: z[1:2] + 0.3 * z[3:4], episodes=2)
+        >>> lean.states.dims, lean.states.state.values.tolist()
+        (('episode', 'time', 'state'), ['position', 'angle', 'velocity', 'angular_velocity'])
     """
     known = _environment(env)
     check_count("episodes", episodes, 1)

@@ -29,13 +29,16 @@ def ClosedLoop(plant: Any, policy: Any) -> Any:
         TypeError: plant is not callable, or policy is neither kind of module.
         ValueError: when called, if the policy's output is not as wide as the plant's `control_size`.
 
-    >>> import torch
-    >>> from kpflow_dyn.models import CartPole
-    >>> loop = ClosedLoop(CartPole(), torch.nn.Linear(4 + 1, 1))
-    >>> loop(torch.tensor(0.0), torch.zeros(3, 4), torch.ones(3, 1)).shape
-    torch.Size([3, 4])
-    >>> [name for name, _ in loop.named_parameters()]
-    ['policy.weight', 'policy.bias']
+    Source: Astrom, Murray, "Feedback systems" (2008).
+
+    Example:
+        >>> import torch
+        >>> from kpflow_dyn.models import CartPole
+        >>> loop = ClosedLoop(CartPole(), torch.nn.Linear(4 + 1, 1))
+        >>> loop(torch.tensor(0.0), torch.zeros(3, 4), torch.ones(3, 1)).shape
+        torch.Size([3, 4])
+        >>> [name for name, _ in loop.named_parameters()]
+        ['policy.weight', 'policy.bias']
     """
     if isinstance(plant, type) or not callable(plant):
         got = f"the class {plant.__name__}" if isinstance(plant, type) else type(plant).__name__

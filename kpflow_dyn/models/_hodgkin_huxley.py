@@ -40,8 +40,9 @@ class SquidAxon(Constants):
     to -65 mV; the synapse is AMPA of Destexhe, Mainen, Sejnowski, Kinetic models of synaptic transmission, in Koch,
     Segev (eds.), Methods in Neuronal Modeling (1998), with 1 mM of transmitter.
 
-    >>> SquidAxon().resting_state().round(2).tolist()
-    [-65.0, 0.05, 0.6, 0.32, 0.0]
+    Example:
+        >>> SquidAxon().resting_state().round(2).tolist()
+        [-65.0, 0.05, 0.6, 0.32, 0.0]
     """
 
     capacitance: float = 1.0

@@ -37,8 +37,9 @@ class RNNCell(eqx.Module):
 
     Source: Elman, Cognitive Science 14, 179 (1990).
 
-    >>> RNNCell(3, 16, key=jax.random.key(0))(jnp.zeros(3), jnp.ones(16)).shape
-    (16,)
+    Example:
+        >>> RNNCell(3, 16, key=jax.random.key(0))(jnp.zeros(3), jnp.ones(16)).shape
+        (16,)
     """
 
     weight_ih: Array
@@ -125,9 +126,10 @@ class CTRNNCell(_LeakyCell):
 
     Source: Sompolinsky, Crisanti, Sommers, Phys. Rev. Lett. 61, 259 (1988).
 
-    >>> cell = CTRNNCell(3, 128, alpha=0.2, gain=1.5, key=jax.random.key(0))
-    >>> cell(jnp.zeros(3), jnp.ones(128)).shape
-    (128,)
+    Example:
+        >>> cell = CTRNNCell(3, 128, alpha=0.2, gain=1.5, key=jax.random.key(0))
+        >>> cell(jnp.zeros(3), jnp.ones(128)).shape
+        (128,)
     """
 
     W: Array
@@ -173,8 +175,9 @@ class LowRankRNNCell(_LeakyCell):
 
     Source: Mastrogiuseppe, Ostojic, Neuron 99, 609 (2018).
 
-    >>> LowRankRNNCell(3, 128, rank=2, key=jax.random.key(0))(jnp.zeros(3), jnp.ones(128)).shape
-    (128,)
+    Example:
+        >>> LowRankRNNCell(3, 128, rank=2, key=jax.random.key(0))(jnp.zeros(3), jnp.ones(128)).shape
+        (128,)
     """
 
     m: Array

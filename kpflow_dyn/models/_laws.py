@@ -73,7 +73,7 @@ class Law(Constants):
 
 @dataclass(frozen=True)
 class Gaussian(Law):
-    """Independent entries N(0, g^2 / n); the spectral radius tends to g as n grows.
+    """Independent entries W_ij = g z / sqrt(n), z from N(0, 1); the spectral radius tends to g as n grows.
 
     Args:
         g: the gain, >= 0. Without input, a leaky-current network with tanh is chaotic above 1.
@@ -83,10 +83,11 @@ class Gaussian(Law):
 
     Source: Sompolinsky, Crisanti, Sommers, Phys. Rev. Lett. 61, 259 (1988).
 
-    >>> Gaussian(g=1.5).describe()
-    'Gaussian(g=1.5): entries N(0, g^2 / n), spectral radius about g'
-    >>> Gaussian(g=1.5).matrix(400, seed=1).shape
-    (400, 400)
+    Example:
+        >>> Gaussian(g=1.5).describe()
+        'Gaussian(g=1.5): entries N(0, g^2 / n), spectral radius about g'
+        >>> Gaussian(g=1.5).matrix(400, seed=1).shape
+        (400, 400)
     """
 
     g: float = at_least_zero(1.0)
@@ -100,7 +101,7 @@ class Gaussian(Law):
 
 @dataclass(frozen=True)
 class Orthogonal(Law):
-    """g Q with Q uniform (Haar) among the orthogonal matrices; all singular values and all |eigenvalues| are g.
+    """W = g Q, Q uniform (Haar) among the orthogonal matrices; all singular values and all |eigenvalues| are g.
 
     Args:
         g: the gain, >= 0.
@@ -110,9 +111,10 @@ class Orthogonal(Law):
 
     Source: Saxe, McClelland, Ganguli, ICLR (2014); the signs make Q uniform, Mezzadri, Notices AMS 54, 592 (2007).
 
-    >>> W = Orthogonal(g=2.0).matrix(5)
-    >>> np.allclose(W @ W.T, 4 * np.eye(5))
-    True
+    Example:
+        >>> W = Orthogonal(g=2.0).matrix(5)
+        >>> np.allclose(W @ W.T, 4 * np.eye(5))
+        True
     """
 
     g: float = at_least_zero(1.0)
@@ -127,7 +129,7 @@ class Orthogonal(Law):
 
 @dataclass(frozen=True)
 class SpectralRadius(Law):
-    """A Gaussian matrix, scaled so that its largest |eigenvalue| is rho exactly.
+    """A Gaussian matrix Z scaled to a spectral radius: W = rho Z / max_i |l_i|, with l_i the eigenvalues of Z.
 
     Args:
         rho: the spectral radius, >= 0.
@@ -137,8 +139,9 @@ class SpectralRadius(Law):
 
     Source: as reservoirs are scaled, Jaeger, GMD report 148 (2001).
 
-    >>> abs(np.linalg.eigvals(SpectralRadius(rho=0.9).matrix(20))).max().round(12)
-    np.float64(0.9)
+    Example:
+        >>> abs(np.linalg.eigvals(SpectralRadius(rho=0.9).matrix(20))).max().round(12)
+        np.float64(0.9)
     """
 
     rho: float = at_least_zero(1.0)
@@ -153,7 +156,7 @@ class SpectralRadius(Law):
 
 @dataclass(frozen=True)
 class TorchDefault(Law):
-    """Independent entries, uniform between -g / sqrt(n) and g / sqrt(n); the spectral radius tends to g / sqrt(3).
+    """Independent entries W_ij = g u / sqrt(n), u uniform in [-1, 1]; the spectral radius tends to g / sqrt(3).
 
     Args:
         g: the gain, >= 0; with 1 that is how torch and equinox start their recurrent weights.
@@ -163,8 +166,9 @@ class TorchDefault(Law):
 
     Source: the documentation of torch.nn.RNN.
 
-    >>> bool(abs(TorchDefault().matrix(100)).max() <= 0.1)
-    True
+    Example:
+        >>> bool(abs(TorchDefault().matrix(100)).max() <= 0.1)
+        True
     """
 
     g: float = at_least_zero(1.0)
@@ -196,9 +200,10 @@ class Dale(Law):
 
     Source: Rajan, Abbott, Phys. Rev. Lett. 97, 188104 (2006), with their condition that rows sum to 0.
 
-    >>> W = Dale(g=1.2).matrix(10)
-    >>> np.sign(W[0]).tolist(), bool(abs(W.sum(axis=1)).max() < 1e-12)
-    ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0], True)
+    Example:
+        >>> W = Dale(g=1.2).matrix(10)
+        >>> np.sign(W[0]).tolist(), bool(abs(W.sum(axis=1)).max() < 1e-12)
+        ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0], True)
     """
 
     g: float = at_least_zero(1.0)
@@ -228,7 +233,9 @@ def _balanced(W: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Planted(Law):
-    """A Gaussian matrix, changed by as little as possible so that the network has these fixed points.
+    """A Gaussian matrix W0, changed by as little as possible so that the network has these fixed points.
+
+        W = D S^+ + W0 (I - S S^+)
 
     In a model, by `plant_fixed_points`, with its own input weights, biases and nonlinearity; so CTRNNCell and RNNCell
     alone can have it. `matrix(n, seed)` is what a CTRNNCell with tanh gets where biases and input are 0.
@@ -243,11 +250,12 @@ class Planted(Law):
     Raises:
         TypeError, ValueError: an option is not of that kind, or more points than units.
 
-    Source: see `plant_fixed_points`.
+    Source as `plant_fixed_points`.
 
-    >>> W, z = Planted(points=[[1.0, -1.0, 0.5]], g=0.8).matrix(3), np.array([1.0, -1.0, 0.5])
-    >>> np.allclose(W @ np.tanh(z), z)
-    True
+    Example:
+        >>> W, z = Planted(points=[[1.0, -1.0, 0.5]], g=0.8).matrix(3), np.array([1.0, -1.0, 0.5])
+        >>> np.allclose(W @ np.tanh(z), z)
+        True
     """
 
     points: Any = 1

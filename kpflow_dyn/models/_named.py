@@ -34,6 +34,8 @@ class Model(NamedTuple):
     Attributes:
         cell: called as cell(x_t, z) -> z.
         readout: the linear layer on its units.
+
+    Example as `make_model`.
     """
 
     cell: Any
@@ -76,9 +78,10 @@ def make_model(
         ValueError: an unknown name (with the nearest), framework, dtype or option, a size that is too small.
         TypeError: a size that is no whole number, or float64 while JAX rounds to float32.
 
-    >>> cell, readout = make_model("gru", inputs=3, units=16, outputs=2)
-    >>> cell, readout
-    (GRUCell(3, 16), Linear(in_features=16, out_features=2, bias=True))
+    Example:
+        >>> cell, readout = make_model("gru", inputs=3, units=16, outputs=2)
+        >>> cell, readout
+        (GRUCell(3, 16), Linear(in_features=16, out_features=2, bias=True))
     """
     if name not in OPTIONS:
         raise ValueError(f"unknown model {name!r}.{nearest(name, list(OPTIONS))} Known: {', '.join(OPTIONS)}.")
@@ -105,8 +108,9 @@ def make_init(name: str, **options: Any) -> Any:
         ValueError: an unknown name or option (with the nearest known ones), or an option's value that does not fit.
         TypeError: an option of another type.
 
-    >>> make_init("spectral-radius", rho=0.9)
-    SpectralRadius(rho=0.9)
+    Example:
+        >>> make_init("spectral-radius", rho=0.9)
+        SpectralRadius(rho=0.9)
     """
     if ":" in name:
         return made_by(name, "the law", "matrix", options)

@@ -77,9 +77,10 @@ class DoubleIntegrator(Plant):
 
     Source: Rao, Bernstein, IEEE Control Systems 21(5), 103 (2001).
 
-    >>> import numpy as np
-    >>> DoubleIntegrator(mass=2.0)(np.array([0.0, 1.0]), np.array([6.0])).tolist()
-    [1.0, 3.0]
+    Example:
+        >>> import numpy as np
+        >>> DoubleIntegrator(mass=2.0)(np.array([0.0, 1.0]), np.array([6.0])).tolist()
+        [1.0, 3.0]
     """
 
     mass: float = 1.0
@@ -112,9 +113,10 @@ class Pendulum(Plant):
 
     Source: Tedrake, Underactuated Robotics (2023), chapter 2.
 
-    >>> import numpy as np
-    >>> Pendulum()(np.array([np.pi / 2, 0.0]), np.array([0.0])).tolist()
-    [0.0, 9.81]
+    Example:
+        >>> import numpy as np
+        >>> Pendulum()(np.array([np.pi / 2, 0.0]), np.array([0.0])).tolist()
+        [0.0, 9.81]
     """
 
     mass: float = 1.0
@@ -154,9 +156,10 @@ class CartPole(Plant):
 
     Source: Barto, Sutton, Anderson, IEEE Trans. Systems, Man, Cybernetics 13, 834 (1983), with viscous friction.
 
-    >>> import numpy as np
-    >>> CartPole()(np.zeros(4), np.zeros(1)).tolist()
-    [0.0, 0.0, 0.0, 0.0]
+    Example:
+        >>> import numpy as np
+        >>> CartPole()(np.zeros(4), np.zeros(1)).tolist()
+        [0.0, 0.0, 0.0, 0.0]
     """
 
     cart_mass: float = 1.0
@@ -196,9 +199,10 @@ class VanDerPol(Plant):
 
     Source: van der Pol, Philosophical Magazine 2, 978 (1926).
 
-    >>> import numpy as np
-    >>> VanDerPol(mu=2.0)(np.array([2.0, 1.0]), np.array([0.0])).tolist()
-    [1.0, -8.0]
+    Example:
+        >>> import numpy as np
+        >>> VanDerPol(mu=2.0)(np.array([2.0, 1.0]), np.array([0.0])).tolist()
+        [1.0, -8.0]
     """
 
     mu: float = at_least_zero(1.0)
@@ -235,9 +239,10 @@ class PlanarQuadrotor(Plant):
 
     Source: Tedrake, Underactuated Robotics (2023), chapter 3, whose constants these are.
 
-    >>> import numpy as np
-    >>> PlanarQuadrotor(mass=1.0)(np.zeros(6), np.array([9.81, 9.81])).tolist()[4]
-    9.81
+    Example:
+        >>> import numpy as np
+        >>> PlanarQuadrotor(mass=1.0)(np.zeros(6), np.array([9.81, 9.81])).tolist()[4]
+        9.81
     """
 
     mass: float = 0.486

@@ -72,9 +72,10 @@ class CTRNNCell(_LeakyCell):
 
     Source: Sompolinsky, Crisanti, Sommers, Phys. Rev. Lett. 61, 259 (1988).
 
-    >>> cell = CTRNNCell(3, 128, alpha=0.2, gain=1.5)
-    >>> cell(torch.zeros(10, 3), torch.ones(10, 128)).shape
-    torch.Size([10, 128])
+    Example:
+        >>> cell = CTRNNCell(3, 128, alpha=0.2, gain=1.5)
+        >>> cell(torch.zeros(10, 3), torch.ones(10, 128)).shape
+        torch.Size([10, 128])
     """
 
     def __init__(
@@ -114,8 +115,9 @@ class LowRankRNNCell(_LeakyCell):
 
     Source: Mastrogiuseppe, Ostojic, Neuron 99, 609 (2018).
 
-    >>> LowRankRNNCell(3, 128, rank=2)(torch.zeros(10, 3), torch.ones(10, 128)).shape
-    torch.Size([10, 128])
+    Example:
+        >>> LowRankRNNCell(3, 128, rank=2)(torch.zeros(10, 3), torch.ones(10, 128)).shape
+        torch.Size([10, 128])
     """
 
     def __init__(

@@ -38,9 +38,10 @@ class MLPField(nn.Module):
 
     Source: Chen, Rubanova, Bettencourt, Duvenaud, NeurIPS (2018).
 
-    >>> field = MLPField(4, hidden=16, inputs=2)
-    >>> field(torch.tensor(0.0), torch.zeros(10, 4), torch.ones(10, 2)).shape
-    torch.Size([10, 4])
+    Example:
+        >>> field = MLPField(4, hidden=16, inputs=2)
+        >>> field(torch.tensor(0.0), torch.zeros(10, 4), torch.ones(10, 2)).shape
+        torch.Size([10, 4])
     """
 
     def __init__(self, units: int, hidden: int, inputs: int = 0, depth: int = 1, nonlinearity: str = "tanh") -> None:
@@ -81,8 +82,9 @@ class CTRNNField(nn.Module):
 
     Source: Sompolinsky, Crisanti, Sommers, Phys. Rev. Lett. 61, 259 (1988).
 
-    >>> CTRNNField(128, inputs=3, tau=0.1, gain=1.5)(torch.tensor(0.0), torch.ones(10, 128), torch.zeros(10, 3)).shape
-    torch.Size([10, 128])
+    Example:
+        >>> CTRNNField(64, inputs=3, tau=0.1)(torch.tensor(0.0), torch.ones(10, 64), torch.zeros(10, 3)).shape
+        torch.Size([10, 64])
     """
 
     tau: Tensor
@@ -136,10 +138,13 @@ class HodgkinHuxleyField(nn.Module):
     Raises:
         ValueError: a size that is too small, or (when called) z or x_t of another width.
 
-    >>> _ = torch.manual_seed(0)
-    >>> field = HodgkinHuxleyField(3, inputs=1)
-    >>> field(torch.tensor(0.0), field.resting_state(trials=2), torch.zeros(2, 1)).abs().max() < 1e-4
-    tensor(True)
+    Source as `SquidAxon`.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> field = HodgkinHuxleyField(3, inputs=1)
+        >>> field(torch.tensor(0.0), field.resting_state(trials=2), torch.zeros(2, 1)).abs().max() < 1e-4
+        tensor(True)
     """
 
     U: nn.Parameter | None

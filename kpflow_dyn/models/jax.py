@@ -46,9 +46,10 @@ class MLPField(eqx.Module):
 
     Source: Chen, Rubanova, Bettencourt, Duvenaud, NeurIPS (2018).
 
-    >>> field = MLPField(4, hidden=16, inputs=2, key=jax.random.key(0))
-    >>> field(0.0, jnp.zeros(4), jnp.ones(2)).shape
-    (4,)
+    Example:
+        >>> field = MLPField(4, hidden=16, inputs=2, key=jax.random.key(0))
+        >>> field(0.0, jnp.zeros(4), jnp.ones(2)).shape
+        (4,)
     """
 
     layers: tuple[eqx.nn.Linear, ...]
@@ -92,8 +93,9 @@ class CTRNNField(eqx.Module):
 
     Source: Sompolinsky, Crisanti, Sommers, Phys. Rev. Lett. 61, 259 (1988).
 
-    >>> CTRNNField(128, inputs=3, tau=0.1, key=jax.random.key(0))(0.0, jnp.ones(128), jnp.zeros(3)).shape
-    (128,)
+    Example:
+        >>> CTRNNField(128, inputs=3, tau=0.1, key=jax.random.key(0))(0.0, jnp.ones(128), jnp.zeros(3)).shape
+        (128,)
     """
 
     W: Array
@@ -151,9 +153,12 @@ class HodgkinHuxleyField(eqx.Module):
     Raises:
         ValueError: a size that is too small, or (when called) z or x_t of another width.
 
-    >>> field = HodgkinHuxleyField(3, inputs=1, key=jax.random.key(0))
-    >>> bool(abs(field(0.0, field.resting_state(), jnp.zeros(1))).max() < 1e-4)
-    True
+    Source as `models.SquidAxon`.
+
+    Example:
+        >>> field = HodgkinHuxleyField(3, inputs=1, key=jax.random.key(0))
+        >>> bool(abs(field(0.0, field.resting_state(), jnp.zeros(1))).max() < 1e-4)
+        True
     """
 
     W: Array
@@ -196,10 +201,13 @@ class ClosedLoop(eqx.Module):
     Raises:
         ValueError: when called, if the policy's output is not as wide as the plant's `control_size`.
 
-    >>> from kpflow_dyn.models import Pendulum
-    >>> loop = ClosedLoop(Pendulum(), eqx.nn.Linear(2, 1, key=jax.random.key(0)))
-    >>> loop(0.0, jnp.zeros(2)).shape
-    (2,)
+    Source as `models.ClosedLoop`.
+
+    Example:
+        >>> from kpflow_dyn.models import Pendulum
+        >>> loop = ClosedLoop(Pendulum(), eqx.nn.Linear(2, 1, key=jax.random.key(0)))
+        >>> loop(0.0, jnp.zeros(2)).shape
+        (2,)
     """
 
     plant: Callable[[Array, Array], Array] = eqx.field(static=True)

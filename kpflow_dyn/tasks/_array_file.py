@@ -16,6 +16,19 @@ class ArrayFile:
     """Trials from an .npz file with arrays `inputs` and, if you like, `targets` and `mask`, shaped as in `TaskData`.
 
     The file is read without pickle, so it cannot run code.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        FileNotFoundError, ValueError: when sampled, no such file, or one without these arrays or with too few trials.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "trials.npz")
+        >>> np.savez(path, inputs=np.zeros((8, 20, 3)))
+        >>> ArrayFile(path).sample(trials=4).inputs.shape
+        (4, 20, 3)
     """
 
     path: str | Path

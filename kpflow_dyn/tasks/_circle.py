@@ -15,19 +15,25 @@ class MemoryPro:
     """Respond, after a delay, in the direction that was shown.
 
     An angle, uniform on the circle, is shown in the stimulus period and gone in the memory period; the response starts
-    when the fixation input goes off.
+    when the fixation input goes off. `labels` holds "angle" [trial].
 
         inputs   fixation, cos(angle), sin(angle)           3 channels
         targets  fixation, cos(angle), sin(angle)           3 channels, the last two in the response period only
 
-    The four periods are counted in steps of `dt` milliseconds; `noise` is the standard deviation of Gaussian noise on
-    every input. `labels` holds "angle" [trial].
+    Args:
+        fixation, stimulus, memory, response: the length of each period in steps.
+        noise: the standard deviation of Gaussian noise on every input.
+        dt: milliseconds of a step.
+
+    Raises:
+        TypeError, ValueError: an option that is out of its range, or no whole number where steps are counted.
 
     Source: Driscoll, Shenoy, Sussillo, Nature Neuroscience 27, 1349 (2024), after Yang et al., Nature Neuroscience 22,
     297 (2019).
 
-    >>> MemoryPro(memory=30).sample(trials=8, seed=0).inputs.shape
-    (8, 80, 3)
+    Example:
+        >>> MemoryPro(memory=30).sample(trials=8, seed=0).inputs.shape
+        (8, 80, 3)
     """
 
     fixation: int = 10
@@ -55,10 +61,13 @@ class MemoryPro:
 
 @dataclass(frozen=True)
 class MemoryAnti(MemoryPro):
-    """Respond, after a delay, opposite to the direction that was shown: `MemoryPro` with targets turned by pi.
+    """`MemoryPro` with the opposite response, target = -(cos(angle), sin(angle)).
 
-    >>> MemoryAnti().sample(trials=8, seed=0).targets.shape
-    (8, 90, 3)
+    Args, Raises and Source as `MemoryPro`.
+
+    Example:
+        >>> MemoryAnti().sample(trials=8, seed=0).targets.shape
+        (8, 90, 3)
     """
 
     _sign: ClassVar[int] = -1
@@ -66,15 +75,21 @@ class MemoryAnti(MemoryPro):
 
 @dataclass(frozen=True)
 class DelayPro:
-    """Respond in the direction that is shown, but wait for the fixation input to go off.
+    """Respond in the direction that is shown, but wait for the fixation input to go off ("Go" in Yang et al., 2019).
 
-    As `MemoryPro`, but the stimulus stays on to the end of the trial, so nothing has to be remembered; `stimulus` is
-    how long it is on before the response.
+        inputs   fixation, cos(angle), sin(angle), to the end of the trial      3 channels
+        targets  as in `MemoryPro`                                              3 channels
 
-    Source: as `MemoryPro`; Yang et al. call it "Go".
+    Args:
+        fixation, stimulus, response: the length of each period in steps; the stimulus stays on after its own.
+        noise: the standard deviation of Gaussian noise on every input.
+        dt: milliseconds of a step.
 
-    >>> DelayPro(stimulus=60).sample(trials=8, seed=0).inputs.shape
-    (8, 90, 3)
+    Raises and Source as `MemoryPro`.
+
+    Example:
+        >>> DelayPro(stimulus=60).sample(trials=8, seed=0).inputs.shape
+        (8, 90, 3)
     """
 
     fixation: int = 10
@@ -100,10 +115,13 @@ class DelayPro:
 
 @dataclass(frozen=True)
 class DelayAnti(DelayPro):
-    """Respond opposite to the direction that is shown: `DelayPro` with targets turned by pi.
+    """`DelayPro` with the opposite response, target = -(cos(angle), sin(angle)).
 
-    >>> DelayAnti().sample(trials=8, seed=0).targets.shape
-    (8, 90, 3)
+    Args, Raises and Source as `DelayPro`.
+
+    Example:
+        >>> DelayAnti().sample(trials=8, seed=0).targets.shape
+        (8, 90, 3)
     """
 
     _sign: ClassVar[int] = -1
@@ -119,10 +137,11 @@ class FourTasks:
     All trials have the periods of `MemoryPro`. As many trials have each rule, in random order. `labels` holds "angle"
     and "rule" [trial], the rule being the number of its input: 0 to 3 in the order above.
 
-    Source: as `MemoryPro`.
+    Args, Raises and Source as `MemoryPro`.
 
-    >>> FourTasks().sample(trials=8, seed=0).inputs.shape
-    (8, 90, 7)
+    Example:
+        >>> FourTasks().sample(trials=8, seed=0).inputs.shape
+        (8, 90, 7)
     """
 
     fixation: int = 10

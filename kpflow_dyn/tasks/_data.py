@@ -27,8 +27,9 @@ class TaskData:
     Raises:
         TypeError, ValueError: arrays that are no finite numbers of these shapes.
 
-    >>> TaskData(np.zeros((8, 60, 2)), targets=np.ones((8, 60, 1))).mask is None
-    True
+    Example:
+        >>> TaskData(np.zeros((8, 60, 2)), targets=np.ones((8, 60, 1))).mask is None
+        True
     """
 
     inputs: np.ndarray

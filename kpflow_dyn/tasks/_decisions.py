@@ -16,14 +16,21 @@ class EvidenceIntegration:
         inputs   the coherence in the stimulus period, and noise          1 channel
         targets  0, and the coherence's sign in the response period       1 channel
 
-    The coherence of a trial is uniform between -coherence and coherence. The mask is False in the stimulus period,
-    where the output is free. `noise` is the standard deviation of Gaussian noise on every input. `labels` holds
-    "coherence" [trial].
+    The mask is False in the stimulus period, where the output is free. `labels` holds "coherence" [trial].
+
+    Args:
+        fixation, stimulus, response: the length of each period in steps.
+        coherence: that of each trial is uniform between minus this and this.
+        noise: the standard deviation of Gaussian noise on every input.
+        dt: milliseconds of a step.
+
+    Raises as `MemoryPro`.
 
     Source: the task of Roitman, Shadlen, J. Neuroscience 22, 9475 (2002), posed as one context of `ContextIntegration`.
 
-    >>> EvidenceIntegration(stimulus=50).sample(trials=8, seed=0).inputs.shape
-    (8, 70, 1)
+    Example:
+        >>> EvidenceIntegration(stimulus=50).sample(trials=8, seed=0).inputs.shape
+        (8, 70, 1)
     """
 
     fixation: int = 10
@@ -52,15 +59,16 @@ class ContextIntegration:
         inputs   motion, colour (in the stimulus period), and the two contexts      4 channels, one context being 1
         targets  0, and the sign of the stream that counts in the response period   1 channel
 
-    Both coherences are uniform between -coherence and coherence. The mask is False in the stimulus period, where the
-    output is free. `noise` is the standard deviation of Gaussian noise on every input. `labels` holds "motion",
-    "colour" and "context" [trial], the context being 0 where the motion counts and 1 where the colour does; as many
-    trials have each.
+    The mask is False in the stimulus period, where the output is free. `labels` holds "motion", "colour" and "context"
+    [trial]. The context is 0 where the motion counts and 1 where the colour does; half of the trials have each.
+
+    Args and Raises as `EvidenceIntegration`.
 
     Source: Mante, Sussillo, Shenoy, Newsome, Nature 503, 78 (2013).
 
-    >>> ContextIntegration().sample(trials=8, seed=0).inputs.shape
-    (8, 60, 4)
+    Example:
+        >>> ContextIntegration().sample(trials=8, seed=0).inputs.shape
+        (8, 60, 4)
     """
 
     fixation: int = 10
@@ -92,13 +100,21 @@ class Romo:
         inputs   f / 34 Hz while either is on                                  1 channel
         targets  0, and in the response +1 where the first was faster, or -1   1 channel
 
-    The pairs are those of the monkeys: 10 to 34 Hz, 8 Hz apart, in either order. `noise` is the standard deviation of
-    Gaussian noise on every input. `labels` holds "first" and "second" [trial], in Hz.
+    The pairs are those of the monkeys: 10 to 34 Hz, 8 Hz apart, in either order. `labels` holds "first" and "second"
+    [trial], in Hz.
+
+    Args:
+        fixation, first, delay, second, response: the length of each period in steps.
+        noise: the standard deviation of Gaussian noise on every input.
+        dt: milliseconds of a step.
+
+    Raises as `MemoryPro`.
 
     Source: Romo, Brody, Hernandez, Lemus, Nature 399, 470 (1999).
 
-    >>> Romo(delay=150).sample(trials=8, seed=0).inputs.shape
-    (8, 230, 1)
+    Example:
+        >>> Romo(delay=150).sample(trials=8, seed=0).inputs.shape
+        (8, 230, 1)
     """
 
     fixation: int = 10

@@ -24,8 +24,18 @@ class Neurogym:
     [trial, time]; a Box action is the target as it is. `labels` also has what the environment records of each trial
     (ground_truth, coh, ...), as far as that is one array.
 
-    >>> Neurogym("PerceptualDecisionMaking-v0", {"sigma": 0.5}).sample(trials=8, seed=0).inputs.shape
-    (8, 22, 3)
+    Args:
+        name: as neurogym has it registered.
+        options: of the environment's class.
+
+    Raises:
+        ModuleNotFoundError, ValueError: when sampled, without neurogym, or for a name or options that it does not know.
+
+    Source: neurogym, Molano-Mazon et al. (2022).
+
+    Example:
+        >>> Neurogym("PerceptualDecisionMaking-v0", {"sigma": 0.5}).sample(trials=8, seed=0).inputs.shape
+        (8, 22, 3)
     """
 
     name: str

@@ -13,17 +13,25 @@ from kpflow_dyn.tasks._data import TaskData, check_at_least, check_counts, count
 class FlipFlop:
     """Remember the sign of the last pulse on each channel.
 
-    At each step each channel carries, with probability `rate`, a pulse of +1 or -1, and 0 otherwise. The first step has
-    a pulse on every channel, so that the memory is defined from the start. `noise` is the standard deviation of
-    Gaussian noise on every input.
-
-        inputs   the pulses                       bits channels
+        inputs   pulses of +1 or -1, else 0       bits channels
         targets  the sign of the last pulse       bits channels
+
+    The first step has a pulse on every channel, so that the memory is defined from the start.
+
+    Args:
+        bits: how many channels.
+        steps: the length of a trial.
+        rate: the probability of a pulse at a step of a channel.
+        dt: milliseconds of a step.
+        noise: the standard deviation of Gaussian noise on every input.
+
+    Raises as `MemoryPro`.
 
     Source: Sussillo, Barak, Neural Computation 25, 626 (2013).
 
-    >>> FlipFlop(bits=3).sample(trials=8, seed=0).targets.shape
-    (8, 60, 3)
+    Example:
+        >>> FlipFlop(bits=3).sample(trials=8, seed=0).targets.shape
+        (8, 60, 3)
     """
 
     bits: int = 3
@@ -57,13 +65,22 @@ class Lag:
         inputs   white Gaussian signals s(t) of variance 1, and noise     channels
         targets  s(t - lag)                                               channels
 
-    The mask is False in the first `lag` steps, whose targets (zeros) do not exist yet. `noise` is the standard
-    deviation of the noise, which the targets do not have.
+    The mask is False in the first `lag` steps, whose targets (zeros) do not exist yet.
+
+    Args:
+        lag: in steps.
+        steps: the length of a trial.
+        channels: how many signals.
+        noise: the standard deviation of Gaussian noise on every input.
+        dt: milliseconds of a step.
+
+    Raises as `MemoryPro`.
 
     Source: White, Lee, Sompolinsky, Phys. Rev. Lett. 92, 148102 (2004); Jaeger, GMD Report 152 (2001).
 
-    >>> Lag(lag=5).sample(trials=8, seed=0).mask.sum(axis=1)[0]
-    np.int64(55)
+    Example:
+        >>> Lag(lag=5).sample(trials=8, seed=0).mask.sum(axis=1)[0]
+        np.int64(55)
     """
 
     lag: int = 10

@@ -52,8 +52,9 @@ def make_task(spec: str | Task, trials: int | None = None, seed: int = 0, **opti
         FileNotFoundError: no such .npz file.
         ModuleNotFoundError: a neurogym task, and neurogym is not installed.
 
-    >>> make_task("flipflop", trials=8, seed=1, bits=2).inputs.shape
-    (8, 60, 2)
+    Example:
+        >>> make_task("flipflop", trials=8, seed=1, bits=2).inputs.shape
+        (8, 60, 2)
     """
     data = _find_task(spec, options).sample(trials, seed)
     if not isinstance(data, TaskData):

@@ -17,15 +17,23 @@ class Reaching:
         targets  hand x, y                                                                            2 channels
 
     The hand moves by r (10 s^3 - 15 s^4 + 6 s^5), s = 0 ... 1 over the movement period, to r = (x, y), and rests there.
-    The targets lie in `directions` equal parts of the unit circle, each trial having one of them, drawn at random.
-    `noise` is the standard deviation of Gaussian noise on every input. `labels` holds "angle" [trial].
+    Each trial has one of the targets, drawn at random. `labels` holds "angle" [trial].
+
+    Args:
+        hold, preparation, movement, rest: the length of each period in steps.
+        directions: how many targets there are, at equal distances on the unit circle.
+        noise: the standard deviation of Gaussian noise on every input.
+        dt: milliseconds of a step.
+
+    Raises as `MemoryPro`.
 
     Source: Georgopoulos, Kalaska, Caminiti, Massey, J. Neuroscience 2, 1527 (1982), with the preparation of Sussillo,
     Churchland, Kaufman, Shenoy, Nature Neuroscience 18, 1025 (2015); the path is that of Flash, Hogan, J. Neuroscience
     5, 1688 (1985).
 
-    >>> Reaching().sample(trials=8, seed=0).targets.shape
-    (8, 80, 2)
+    Example:
+        >>> Reaching().sample(trials=8, seed=0).targets.shape
+        (8, 80, 2)
     """
 
     hold: int = 10

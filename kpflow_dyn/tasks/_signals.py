@@ -16,15 +16,25 @@ class LowRankForecast:
 
         y(t + 1) = A y(t)    inputs C y(t), and noise    targets C y(t + horizon)    y [rank], C [channels, rank]
 
-    A turns y in random planes, none faster than once in `period` steps; the columns of C are orthogonal. Both are drawn
-    from the seed `system`, so that all trials of a task, also those of other seeds, are of one system; each trial
-    starts from another y(0), normal, with which a channel's mean square is 1. `noise` is the standard deviation of
-    Gaussian noise on every input.
+    A turns y in random planes; the columns of C are orthogonal. Each trial starts from another y(0), normal, with which
+    a channel's mean square is 1.
+
+    Args:
+        channels, rank: the sizes of C.
+        steps: the length of a trial.
+        horizon: how many steps ahead the target is.
+        period: of the fastest turn, in steps.
+        system: the seed of A and C, which are the same for all seeds of trials.
+        noise: the standard deviation of Gaussian noise on every input.
+        dt: milliseconds of a step.
+
+    Raises as `MemoryPro`.
 
     Source: the linear dynamical systems of Churchland et al., Nature 487, 51 (2012), as a signal to be forecast.
 
-    >>> LowRankForecast(channels=12).sample(trials=8, seed=0).inputs.shape
-    (8, 60, 12)
+    Example:
+        >>> LowRankForecast(channels=12).sample(trials=8, seed=0).inputs.shape
+        (8, 60, 12)
     """
 
     channels: int = 10
@@ -70,14 +80,23 @@ class Sine:
         inputs   j / frequencies + 1/4, and noise       1 channel, j = 1 ... frequencies
         targets  sin(w_j t), t = 0, 1, ... steps        1 channel
 
-    The w_j lie at equal distances between 2 pi / slowest and 2 pi / fastest, whose periods are counted in steps; each
-    trial has one of them, drawn at random. `noise` is the standard deviation of Gaussian noise on every input. `labels`
-    holds "omega" [trial], in radians per step.
+    The w_j lie at equal distances between 2 pi / slowest and 2 pi / fastest; each trial has one of them, drawn at
+    random. `labels` holds "omega" [trial], in radians per step.
+
+    Args:
+        frequencies: how many.
+        slowest, fastest: their periods in steps.
+        steps: the length of a trial.
+        noise: the standard deviation of Gaussian noise on every input.
+        dt: milliseconds of a step.
+
+    Raises as `MemoryPro`.
 
     Source: Sussillo, Barak, Neural Computation 25, 626 (2013).
 
-    >>> Sine(steps=80).sample(trials=8, seed=0).targets.shape
-    (8, 80, 1)
+    Example:
+        >>> Sine(steps=80).sample(trials=8, seed=0).targets.shape
+        (8, 80, 1)
     """
 
     frequencies: int = 51
