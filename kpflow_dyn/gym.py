@@ -46,6 +46,8 @@ class Episodes:
             in seconds.
         controls: [episode, time, control] in the plant's unit, as the environment applied them from each state on; NaN
             from the last state on.
+
+    Example as `rollout`.
     """
 
     env: str
@@ -63,10 +65,15 @@ class Episodes:
 
 
 def gym_plant(env: str) -> Plant:
-    """The plant of `kpflow_dyn.models` with the constants of an environment, for training and analysis.
+    """The plant z' = plant(z, u) of `kpflow_dyn.models` with the constants of an environment.
+
+    Args:
+        env: "CartPole-v1" or "Pendulum-v1".
 
     Raises:
-        ValueError: an environment other than those above.
+        ValueError: another environment.
+
+    Source: gymnasium, "CartPole" and "Pendulum" of Classic Control, Towers et al., arXiv 2407.17032.
 
     >>> gym_plant("CartPole-v1")
     CartPole(cart_mass=1.0, pole_mass=0.1, half_length=0.5, gravity=9.8, cart_damping=0.0, pole_damping=0.0)
@@ -97,9 +104,12 @@ def rollout(
             state, gives no control of its width, or one that is not finite.
         TypeError: no policy, or a count that is no whole number.
 
-    >>> lean = rollout(lambda z: z[1:2] + 0.3 * z[3:4], episodes=2)
-    >>> lean.states.dims, lean.states.state.values.tolist()
-    (('episode', 'time', 'state'), ['position', 'angle', 'velocity', 'angular_velocity'])
+    Source as `gym_plant`.
+
+    Example:
+        >>> lean = rollout(lambda z: z[1:2] + 0.3 * z[3:4], episodes=2)
+        >>> lean.states.dims, lean.states.state.values.tolist()
+        (('episode', 'time', 'state'), ['position', 'angle', 'velocity', 'angular_velocity'])
     """
     known = _environment(env)
     check_count("episodes", episodes, 1)
@@ -133,6 +143,11 @@ class Environment:
         state: (observation, state before it or None) -> the plant's state.
         applied: control of a policy -> the control that the environment applies.
         action: applied control -> action.
+
+    >>> from kpflow_dyn.models import DoubleIntegrator
+    >>> push = lambda u: u.clip(-1, 1)
+    >>> Environment("Cart-v0", DoubleIntegrator(), 0.1, 50, lambda observation, before: observation, push, list).steps
+    50
     """
 
     name: str

@@ -28,6 +28,8 @@ class Training:
         losses: [step], losses[n] being the loss after n steps, on the trials of the next one; the last is the loss of
             the model as trained.
         success: False where the loss left the finite numbers.
+
+    Example as `fit`.
     """
 
     model: Any
@@ -87,6 +89,8 @@ def fit(
         TypeError, ValueError: a model, readout, task or option that does not fit; each says what to do.
 
     A loss that leaves the finite numbers ends the training, with a warning and `success=False`.
+
+    Source: Adam is that of Kingma, Ba, ICLR (2015).
 
     Example:
         >>> import torch

@@ -10,8 +10,8 @@ The convention, in the order of a docstring:
     Source: ...     a paper, a book, a library; or a section of docs/theory.md for equations of this package
     >>> ...         an example
 
-A line such as "Args, Raises and Source as `trace`." stands for the sections of another public name, and
-"Example as `eigs`." in a result for that of the function which makes it.
+A line such as "Args, Raises and Source as `trace`." stands for the sections of another public name, which come to
+those that stand here, and "Example as `eigs`." in a result for that of the function which makes it.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ TOOLS = {"equation", "source"}  # of what computes no number: it writes, reads, 
 EXCEPT: dict[str, set[str]] = {
     "kpflow_dyn.SolveError": {"arguments", *TOOLS},  # it is raised, not called
     "kpflow_dyn.memory_budget": TOOLS,
+    "kpflow_dyn.models.Law": TOOLS,  # laws derive from it
     "kpflow_dyn.models.make_init": TOOLS,
     "kpflow_dyn.models.make_model": TOOLS,
     "kpflow_dyn.models.to_jax": TOOLS,
@@ -57,7 +58,7 @@ EXCEPT: dict[str, set[str]] = {
     "kpflow_dyn.Sweep": TOOLS,
     "kpflow_dyn.tasks.ArrayFile": TOOLS,
     "kpflow_dyn.tasks.Neurogym": {"equation"},
-    "kpflow_dyn.tasks.Task": TOOLS,
+    "kpflow_dyn.tasks.Task": {"errors", *TOOLS},  # a protocol is not called
     "kpflow_dyn.tasks.make_task": TOOLS,
 }
 """What makes no sense for a name, or for all names of a package."""
@@ -95,20 +96,6 @@ PENDING: set[str] = {
     "kpflow_dyn.dynamics.participation_ratio",
     "kpflow_dyn.dynamics.pca",
     "kpflow_dyn.dynamics.step_jacobians",
-    "kpflow_dyn.gym.Episodes",
-    "kpflow_dyn.gym.gym_plant",
-    "kpflow_dyn.gym.rollout",
-    "kpflow_dyn.models.ClosedLoop",
-    "kpflow_dyn.models.Gaussian",
-    "kpflow_dyn.models.HodgkinHuxleyField",
-    "kpflow_dyn.models.Model",
-    "kpflow_dyn.models.Orthogonal",
-    "kpflow_dyn.models.Planted",
-    "kpflow_dyn.models.SpectralRadius",
-    "kpflow_dyn.models.TorchDefault",
-    "kpflow_dyn.models.initialize",
-    "kpflow_dyn.models.jax.ClosedLoop",
-    "kpflow_dyn.models.jax.HodgkinHuxleyField",
     "kpflow_dyn.report.Page",
     "kpflow_dyn.report.Table",
     "kpflow_dyn.report.page_of",
@@ -124,24 +111,6 @@ PENDING: set[str] = {
     "kpflow_dyn.sweep.Status",
     "kpflow_dyn.sweep.sobol",
     "kpflow_dyn.sweep.zipped",
-    "kpflow_dyn.tasks.ArrayFile",
-    "kpflow_dyn.tasks.ContextIntegration",
-    "kpflow_dyn.tasks.DelayAnti",
-    "kpflow_dyn.tasks.DelayPro",
-    "kpflow_dyn.tasks.EvidenceIntegration",
-    "kpflow_dyn.tasks.FlipFlop",
-    "kpflow_dyn.tasks.FourTasks",
-    "kpflow_dyn.tasks.Lag",
-    "kpflow_dyn.tasks.LowRankForecast",
-    "kpflow_dyn.tasks.MemoryAnti",
-    "kpflow_dyn.tasks.MemoryPro",
-    "kpflow_dyn.tasks.Neurogym",
-    "kpflow_dyn.tasks.Reaching",
-    "kpflow_dyn.tasks.Romo",
-    "kpflow_dyn.tasks.Sine",
-    "kpflow_dyn.tasks.Task",
-    "kpflow_dyn.train.Training",
-    "kpflow_dyn.train.fit",
 }
 """Names whose docstrings are not complete yet: empty it."""
 
@@ -168,7 +137,8 @@ def sections(name: str) -> dict[str, str]:
     found = {"": prose, **dict(zip(parts[::2], parts[1::2], strict=True))}
     for heads, other in REFERENCE.findall(text):
         theirs = sections(_of_name(other, name))
-        found |= {head: theirs[head] for head in re.findall(r"\w+", heads.replace(" and ", " ")) if head in theirs}
+        named = [head for head in re.findall(r"\w+", heads.replace(" and ", " ")) if head in theirs]
+        found |= {head: found.get(head, "") + theirs[head] for head in named}
     return found
 
 

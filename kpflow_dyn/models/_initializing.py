@@ -39,6 +39,8 @@ def initialize(model: Any, law: Any, seed: Seed = 0, which: str | Sequence[str] 
             CTRNNCell.
         ValueError: an unknown name, or a weight that is not square blocks, as of an LSTM with proj_size.
 
+    Source: that of the law; factors of low rank by Eckart, Young, Psychometrika 1, 211 (1936).
+
     Example:
         >>> import torch
         >>> from kpflow_dyn.models import Orthogonal

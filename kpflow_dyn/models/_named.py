@@ -22,10 +22,8 @@ OPTIONS = {
 }
 """The options of each model."""
 
-
-LAWS: dict[str, type[Law]] = {
-    law.__name__.lower(): law for law in (Gaussian, Orthogonal, SpectralRadius, TorchDefault, Dale, Planted)
-}
+_LAWS = (Gaussian, Orthogonal, SpectralRadius, TorchDefault, Dale, Planted)
+LAWS: dict[str, type[Law]] = {law.__name__.lower(): law for law in _LAWS}
 
 
 class Model(NamedTuple):
@@ -34,6 +32,8 @@ class Model(NamedTuple):
     Attributes:
         cell: called as cell(x_t, z) -> z.
         readout: the linear layer on its units.
+
+    Example as `make_model`.
     """
 
     cell: Any
@@ -76,9 +76,10 @@ def make_model(
         ValueError: an unknown name (with the nearest), framework, dtype or option, a size that is too small.
         TypeError: a size that is no whole number, or float64 while JAX rounds to float32.
 
-    >>> cell, readout = make_model("gru", inputs=3, units=16, outputs=2)
-    >>> cell, readout
-    (GRUCell(3, 16), Linear(in_features=16, out_features=2, bias=True))
+    Example:
+        >>> cell, readout = make_model("gru", inputs=3, units=16, outputs=2)
+        >>> cell, readout
+        (GRUCell(3, 16), Linear(in_features=16, out_features=2, bias=True))
     """
     if name not in OPTIONS:
         raise ValueError(f"unknown model {name!r}.{nearest(name, list(OPTIONS))} Known: {', '.join(OPTIONS)}.")

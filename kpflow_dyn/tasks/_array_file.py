@@ -16,6 +16,12 @@ class ArrayFile:
     """Trials from an .npz file with arrays `inputs` and, if you like, `targets` and `mask`, shaped as in `TaskData`.
 
     The file is read without pickle, so it cannot run code.
+
+    Args:
+        path: of the file; it is read when trials are sampled, and then refused if it does not hold such arrays.
+
+    >>> ArrayFile("trials.npz").sample(trials=8).inputs.shape  # doctest: +SKIP
+    (8, 60, 3)
     """
 
     path: str | Path
