@@ -65,13 +65,15 @@ class Episodes:
 
 
 def gym_plant(env: str) -> Plant:
-    """The plant z' = f(z, u) of `kpflow_dyn.models` with the constants of an environment, for training and analysis.
+    """The plant z' = plant(z, u) of `kpflow_dyn.models` with the constants of an environment.
 
     Args:
         env: "CartPole-v1" or "Pendulum-v1".
 
     Raises:
         ValueError: another environment.
+
+    Source: gymnasium, "CartPole" and "Pendulum" of Classic Control, Towers et al., arXiv 2407.17032.
 
     Source: gymnasium, Towers et al., arXiv:2407.17032.
 
@@ -145,17 +147,10 @@ class Environment:
         applied: control of a policy -> the control that the environment applies.
         action: applied control -> action.
 
-    >>> cart = Environment(
-    ...     name="CartPole-v1",
-    ...     plant=CartPole(gravity=9.8),
-    ...     dt=0.02,
-    ...     steps=500,
-    ...     state=lambda observation, before: observation[[0, 2, 1, 3]],
-    ...     applied=lambda u: np.where(u > 0, 10.0, -10.0),
-    ...     action=lambda u: int(u[0] > 0),
-    ... )
-    >>> rollout(lambda z: z[1:2] + 0.3 * z[3:4], cart, episodes=2).env
-    'CartPole-v1'
+    >>> from kpflow_dyn.models import DoubleIntegrator
+    >>> push = lambda u: u.clip(-1, 1)
+    >>> Environment("Cart-v0", DoubleIntegrator(), 0.1, 50, lambda observation, before: observation, push, list).steps
+    50
     """
 
     name: str

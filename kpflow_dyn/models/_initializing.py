@@ -39,7 +39,7 @@ def initialize(model: Any, law: Any, seed: Seed = 0, which: str | Sequence[str] 
             CTRNNCell.
         ValueError: an unknown name, or a weight that is not square blocks, as of an LSTM with proj_size.
 
-    Source: Eckart, Young, Psychometrika 1, 211 (1936), for low rank.
+    Source: that of the law; factors of low rank by Eckart, Young, Psychometrika 1, 211 (1936).
 
     Example:
         >>> import torch

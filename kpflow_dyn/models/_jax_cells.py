@@ -16,7 +16,20 @@ from kpflow_dyn.models import _equations as equations
 RATES: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
-class RNNCell(eqx.Module):
+class _Cell(eqx.Module):
+    """The options of a cell, which are static."""
+
+    input_size: int = eqx.field(static=True)
+    hidden_size: int = eqx.field(static=True)
+    nonlinearity: str = eqx.field(static=True)
+
+    def __init__(self, input_size: int, hidden_size: int, nonlinearity: str) -> None:
+        equations.check_sizes(0, input_size=input_size, hidden_size=hidden_size)
+        equations.choose(nonlinearity, RATES)
+        self.input_size, self.hidden_size, self.nonlinearity = input_size, hidden_size, nonlinearity
+
+
+class RNNCell(_Cell):
     """The plain recurrent network, torch's nn.RNNCell with the same parameters.
 
         h_t = phi(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
@@ -46,21 +59,14 @@ class RNNCell(eqx.Module):
     weight_hh: Array
     bias_ih: Array | None
     bias_hh: Array | None
-    input_size: int = eqx.field(static=True)
-    hidden_size: int = eqx.field(static=True)
-    nonlinearity: str = eqx.field(static=True)
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh", *, key: Array
     ) -> None:
-        equations.check_sizes(0, input_size=input_size, hidden_size=hidden_size)
-        equations.choose(nonlinearity, RATES)
-        self.input_size, self.hidden_size, self.nonlinearity = input_size, hidden_size, nonlinearity
+        super().__init__(input_size, hidden_size, nonlinearity)
         bound, keys = 1 / math.sqrt(hidden_size), jax.random.split(key, 4)
         shapes = [(hidden_size, input_size), (hidden_size, hidden_size), (hidden_size,), (hidden_size,)]
-        drawn = [
-            jax.random.uniform(k, shape, minval=-bound, maxval=bound) for k, shape in zip(keys, shapes, strict=True)
-        ]
+        drawn = [jax.random.uniform(k, size, minval=-bound, maxval=bound) for k, size in zip(keys, shapes, strict=True)]
         self.weight_ih, self.weight_hh = drawn[:2]
         self.bias_ih, self.bias_hh = drawn[2:] if bias else (None, None)
 
@@ -70,24 +76,19 @@ class RNNCell(eqx.Module):
         return RATES[self.nonlinearity](self.weight_ih @ x + self.weight_hh @ h + biases)
 
 
-class _LeakyCell(eqx.Module):
+class _LeakyCell(_Cell):
     """Everything but the recurrent weight: U, b, the leak and phi."""
 
     U: Array
     b: Array
     alpha_logit: Array | None
     alpha: float | None = eqx.field(static=True)
-    input_size: int = eqx.field(static=True)
-    hidden_size: int = eqx.field(static=True)
-    nonlinearity: str = eqx.field(static=True)
 
     def __init__(
         self, input_size: int, hidden_size: int, alpha: float, learn_alpha: bool, nonlinearity: str, key: Array
     ) -> None:
-        equations.check_sizes(0, input_size=input_size, hidden_size=hidden_size)
+        super().__init__(input_size, hidden_size, nonlinearity)
         equations.check_leak(alpha, learn_alpha)
-        equations.choose(nonlinearity, RATES)
-        self.input_size, self.hidden_size, self.nonlinearity = input_size, hidden_size, nonlinearity
         self.U = jax.random.normal(key, (hidden_size, input_size)) / math.sqrt(input_size)
         self.b = jnp.zeros(hidden_size)
         self.alpha = None if learn_alpha else float(alpha)
@@ -103,28 +104,14 @@ class _LeakyCell(eqx.Module):
 
 
 class CTRNNCell(_LeakyCell):
-    """Leaky-current RNN, one Euler step of tau h' = -h + W phi(h) + U x + b with a = dt / tau.
+    """Leaky-current RNN for one trial: x [input_size], h [hidden_size] -> [hidden_size].
 
         h_t = (1 - a) h_{t-1} + a (W phi(h_{t-1}) + U x_t + b)
 
-    The state is the current h, not the rate phi(h). W starts as N(0, gain^2 / hidden_size), U as
-    N(0, 1 / input_size), b as 0.
+    Args, Raises and Source as `models.CTRNNCell`; an a that is not learnt is static.
 
     Args:
-        input_size: width of x.
-        hidden_size: number of units.
-        alpha: the leak a = dt / tau, 0 < alpha <= 1; with `learn_alpha` the value it starts from, 0 < alpha < 1.
-        learn_alpha: give each unit its own learnt time constant, a = sigmoid(alpha_logit). Without it, a is static.
-        nonlinearity: phi, "tanh" or "relu".
-        gain: g, the spectral radius of W at the start for many units.
-        key: for the weights at the start.
-
-    Shapes: x [input_size], h [hidden_size] -> [hidden_size].
-
-    Raises:
-        ValueError: a size that is too small, alpha outside its interval, or an unknown nonlinearity.
-
-    Source: Sompolinsky, Crisanti, Sommers, Phys. Rev. Lett. 61, 259 (1988).
+        key: a key [] of jax.random, for the weights at the start.
 
     Example:
         >>> cell = CTRNNCell(3, 128, alpha=0.2, gain=1.5, key=jax.random.key(0))
@@ -155,25 +142,14 @@ class CTRNNCell(_LeakyCell):
 
 
 class LowRankRNNCell(_LeakyCell):
-    """Leaky-current RNN whose recurrent weight has low rank, W = m n^T / hidden_size.
+    """Leaky-current RNN whose recurrent weight has low rank, W = m n^T / hidden_size, for one trial.
 
         h_t = (1 - a) h_{t-1} + a (m n^T phi(h_{t-1}) / hidden_size + U x_t + b)
 
-    m and n, [hidden_size, rank], start with N(0, 1) entries; W itself is never formed.
+    Args, Raises and Source as `models.LowRankRNNCell`.
 
     Args:
-        input_size: width of x.
-        hidden_size: number of units.
-        rank: columns of m and n, 1 <= rank <= hidden_size.
-        alpha, learn_alpha, nonlinearity: as in `CTRNNCell`.
-        key: for the weights at the start.
-
-    Shapes: x [input_size], h [hidden_size] -> [hidden_size].
-
-    Raises:
-        ValueError: as `CTRNNCell`, or a rank outside 1..hidden_size.
-
-    Source: Mastrogiuseppe, Ostojic, Neuron 99, 609 (2018).
+        key: a key [] of jax.random, for the weights at the start.
 
     Example:
         >>> LowRankRNNCell(3, 128, rank=2, key=jax.random.key(0))(jnp.zeros(3), jnp.ones(128)).shape

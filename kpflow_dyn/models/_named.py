@@ -22,10 +22,8 @@ OPTIONS = {
 }
 """The options of each model."""
 
-
-LAWS: dict[str, type[Law]] = {
-    law.__name__.lower(): law for law in (Gaussian, Orthogonal, SpectralRadius, TorchDefault, Dale, Planted)
-}
+_LAWS = (Gaussian, Orthogonal, SpectralRadius, TorchDefault, Dale, Planted)
+LAWS: dict[str, type[Law]] = {law.__name__.lower(): law for law in _LAWS}
 
 
 class Model(NamedTuple):

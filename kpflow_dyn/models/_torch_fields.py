@@ -14,10 +14,24 @@ from torch import Tensor, nn
 from kpflow_dyn.models import _equations as equations
 from kpflow_dyn.models._hodgkin_huxley import SQUID_AXON, SquidAxon
 
+Times = float | Sequence[float]
 PHI: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "silu": nn.functional.silu, "tanh": torch.tanh}
 
 
-class MLPField(nn.Module):
+class _Field(nn.Module):
+    """The sizes and phi of a field."""
+
+    def __init__(self, units: int, inputs: int, nonlinearity: str) -> None:
+        super().__init__()
+        self.units, self.inputs, self.nonlinearity = units, inputs, nonlinearity
+        self.phi = equations.choose(nonlinearity, PHI)
+
+    def extra_repr(self) -> str:
+        """The sizes and phi, as they stand in the printed module."""
+        return f"{self.units}, inputs={self.inputs}, nonlinearity={self.nonlinearity}"
+
+
+class MLPField(_Field):
     """A multilayer perceptron as the field of a neural ODE, autonomous in t.
 
         f(t, z, x_t) = W_out phi(... phi(W_1 [z, x_t] + b_1) ...) + b_out
@@ -45,9 +59,8 @@ class MLPField(nn.Module):
     """
 
     def __init__(self, units: int, hidden: int, inputs: int = 0, depth: int = 1, nonlinearity: str = "tanh") -> None:
-        super().__init__()
         equations.check_sizes(inputs, units=units, hidden=hidden, depth=depth)
-        self.units, self.inputs, self.phi = units, inputs, equations.choose(nonlinearity, PHI)
+        super().__init__(units, inputs, nonlinearity)
         widths = [units + inputs, *[hidden] * depth, units]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
@@ -56,12 +69,8 @@ class MLPField(nn.Module):
         equations.check_widths(self.units, self.inputs, z, x_t)
         return equations.mlp(self.layers, self.phi, z, x_t)
 
-    def extra_repr(self) -> str:
-        """The sizes and phi, as they stand in the printed module."""
-        return f"{self.units}, inputs={self.inputs}, nonlinearity={self.phi.__name__}"
 
-
-class CTRNNField(nn.Module):
+class CTRNNField(_Field):
     """Leaky-current recurrent network in continuous time: tau z' = -z + W phi(z) + U x_t + b.
 
     The state is the current z, not the rate phi(z). An Euler step of dt is `CTRNNCell` with alpha = dt / tau. W starts
@@ -91,16 +100,10 @@ class CTRNNField(nn.Module):
     U: nn.Parameter | None
 
     def __init__(
-        self,
-        units: int,
-        inputs: int = 0,
-        tau: float | Sequence[float] = 1.0,
-        gain: float = 1.0,
-        nonlinearity: str = "tanh",
+        self, units: int, inputs: int = 0, tau: Times = 1.0, gain: float = 1.0, nonlinearity: str = "tanh"
     ) -> None:
-        super().__init__()
         equations.check_sizes(inputs, units=units)
-        self.units, self.inputs, self.phi = units, inputs, equations.choose(nonlinearity, PHI)
+        super().__init__(units, inputs, nonlinearity)
         # In float64 whatever the weights are, and cast when used: 0.1 in float32 would be off after `field.double()`.
         self.register_buffer("tau", torch.from_numpy(equations.time_constants(tau, units)))
         self.W = nn.Parameter(gain / math.sqrt(units) * torch.randn(units, units))
@@ -112,19 +115,17 @@ class CTRNNField(nn.Module):
         equations.check_widths(self.units, self.inputs, z, x_t)
         return equations.ctrnn(self.W, self.U, self.b, self.tau.to(z.dtype), self.phi, z, x_t)
 
-    def extra_repr(self) -> str:
-        """The sizes and phi, as they stand in the printed module."""
-        return f"{self.units}, inputs={self.inputs}, nonlinearity={self.phi.__name__}"
-
 
 class HodgkinHuxleyField(nn.Module):
     """A network of Hodgkin-Huxley neurons with learnt synaptic weights.
 
         C V_i' = sum_j W_ij s_j (E_syn - V_i) + (U x_t)_i - I_Na - I_K - I_L
 
-    with the gates m, h, n and the synapses s of `SquidAxon`, where all equations, units and sources are. Only W
+    with the gates m, h, n and the synapses s of `SquidAxon`, where all equations and units are. Only W
     [mS/cm^2] and U [uA/cm^2 for each unit of x_t] learn. W starts uniform between 0 and 2 conductance / neurons, so
     that a neuron sees about `conductance` when all synapses are open; U starts as N(0, 1 / inputs).
+
+    Source as `models.SquidAxon`.
 
     Args:
         neurons: how many.
@@ -149,13 +150,7 @@ class HodgkinHuxleyField(nn.Module):
 
     U: nn.Parameter | None
 
-    def __init__(
-        self,
-        neurons: int,
-        inputs: int = 0,
-        conductance: float = 0.1,
-        axon: SquidAxon = SQUID_AXON,
-    ) -> None:
+    def __init__(self, neurons: int, inputs: int = 0, conductance: float = 0.1, axon: SquidAxon = SQUID_AXON) -> None:
         super().__init__()
         equations.check_sizes(inputs, neurons=neurons)
         self.neurons, self.inputs, self.axon = neurons, inputs, axon

@@ -6,7 +6,7 @@ Their parameters are all their array leaves. Options and constants are static.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -25,26 +25,16 @@ _PHI: dict[str, Callable[[Array], Array]] = {"relu": jax.nn.relu, "silu": jax.nn
 
 
 class MLPField(eqx.Module):
-    """A multilayer perceptron as the field of a neural ODE, autonomous in t.
+    """A multilayer perceptron as the field of a neural ODE, for one trial: z [units], x_t [inputs] -> [units].
 
         f(t, z, x_t) = W_out phi(... phi(W_1 [z, x_t] + b_1) ...) + b_out
 
     The layers are `layers[0]`, ..., `layers[depth]`, each an eqx.nn.Linear with its usual start.
 
+    Args, Raises and Source as `models.MLPField`.
+
     Args:
-        units: width of z.
-        hidden: width of each hidden layer.
-        inputs: width of x_t, 0 for none.
-        depth: number of hidden layers.
-        nonlinearity: phi, "tanh", "silu" or "relu".
-        key: for the weights at the start.
-
-    Shapes: t [], z [units], x_t [inputs] -> [units].
-
-    Raises:
-        ValueError: a size that is too small, an unknown nonlinearity, or (when called) z or x_t of another width.
-
-    Source: Chen, Rubanova, Bettencourt, Duvenaud, NeurIPS (2018).
+        key: a key [] of jax.random, for the weights at the start.
 
     Example:
         >>> field = MLPField(4, hidden=16, inputs=2, key=jax.random.key(0))
@@ -73,25 +63,14 @@ class MLPField(eqx.Module):
 
 
 class CTRNNField(eqx.Module):
-    """Leaky-current recurrent network in continuous time: tau z' = -z + W phi(z) + U x_t + b.
+    """Leaky-current recurrent network in continuous time, for one trial: z [units], x_t [inputs] -> [units].
 
-    The state is the current z, not the rate phi(z). W starts as N(0, gain^2 / units), U as N(0, 1 / inputs), b as 0.
+        tau z' = -z + W phi(z) + U x_t + b
+
+    Args, Raises and Source as `models.CTRNNField`; tau is static.
 
     Args:
-        units: number of units.
-        inputs: width of x_t, 0 for none (then U is None).
-        tau: time constant, in the unit of t: one number or one for each unit. Fixed: static.
-        gain: g, the spectral radius of W at the start for many units.
-        nonlinearity: phi, "tanh", "silu" or "relu".
-        key: for the weights at the start.
-
-    Shapes: t [], z [units], x_t [inputs] -> [units].
-
-    Raises:
-        ValueError: a size that is too small, tau of another shape or not positive, an unknown nonlinearity, or (when
-            called) z or x_t of another width.
-
-    Source: Sompolinsky, Crisanti, Sommers, Phys. Rev. Lett. 61, 259 (1988).
+        key: a key [] of jax.random, for the weights at the start.
 
     Example:
         >>> CTRNNField(128, inputs=3, tau=0.1, key=jax.random.key(0))(0.0, jnp.ones(128), jnp.zeros(3)).shape
@@ -105,14 +84,7 @@ class CTRNNField(eqx.Module):
     nonlinearity: str = eqx.field(static=True)
 
     def __init__(
-        self,
-        units: int,
-        inputs: int = 0,
-        tau: float | Sequence[float] = 1.0,
-        gain: float = 1.0,
-        nonlinearity: str = "tanh",
-        *,
-        key: Array,
+        self, units: int, inputs: int = 0, tau: Any = 1.0, gain: float = 1.0, nonlinearity: str = "tanh", *, key: Array
     ) -> None:
         equations.check_sizes(inputs, units=units)
         equations.choose(nonlinearity, _PHI)
@@ -120,8 +92,7 @@ class CTRNNField(eqx.Module):
         self.tau, self.nonlinearity = tuple(fixed.tolist()) if fixed.ndim else float(fixed), nonlinearity
         recurrent, outside = jax.random.split(key)
         self.W = gain / math.sqrt(units) * jax.random.normal(recurrent, (units, units))
-        self.U = _input_weight(units, inputs, outside)
-        self.b = jnp.zeros(units)
+        self.U, self.b = _input_weight(units, inputs, outside), jnp.zeros(units)
 
     def __call__(self, t: Any, z: Array, x_t: Array | None = None) -> Array:
         """z' [units]."""
@@ -131,27 +102,14 @@ class CTRNNField(eqx.Module):
 
 
 class HodgkinHuxleyField(eqx.Module):
-    """A network of Hodgkin-Huxley neurons with learnt synaptic weights.
+    """A network of Hodgkin-Huxley neurons, for one trial: z [5 neurons], x_t [inputs] -> [5 neurons].
 
         C V_i' = sum_j W_ij s_j (E_syn - V_i) + (U x_t)_i - I_Na - I_K - I_L
 
-    with the gates m, h, n and the synapses s of `kpflow_dyn.models.SquidAxon`, where all equations, units and sources
-    are. Only W [mS/cm^2] and U [uA/cm^2 for each unit of x_t] learn. W starts uniform between 0 and
-    2 conductance / neurons, so that a neuron sees about `conductance` when all synapses are open; U starts as
-    N(0, 1 / inputs).
+    Args, Raises and Source as `models.HodgkinHuxleyField`.
 
     Args:
-        neurons: how many.
-        inputs: width of x_t, 0 for none (then U is None).
-        conductance: of all synapses of a neuron at the start [mS/cm^2].
-        axon: the fixed constants.
-        key: for the weights at the start.
-
-    Shapes: t [] in ms, z [5 neurons], x_t [inputs] -> [5 neurons]; z holds V [mV] of all neurons, then all m, all h,
-    all n, all s.
-
-    Raises:
-        ValueError: a size that is too small, or (when called) z or x_t of another width.
+        key: a key [] of jax.random, for the weights at the start.
 
     Source as `models.SquidAxon`.
 
@@ -166,13 +124,7 @@ class HodgkinHuxleyField(eqx.Module):
     axon: SquidAxon = eqx.field(static=True)
 
     def __init__(
-        self,
-        neurons: int,
-        inputs: int = 0,
-        conductance: float = 0.1,
-        axon: SquidAxon = SQUID_AXON,
-        *,
-        key: Array,
+        self, neurons: int, inputs: int = 0, conductance: float = 0.1, axon: SquidAxon = SQUID_AXON, *, key: Array
     ) -> None:
         equations.check_sizes(inputs, neurons=neurons)
         recurrent, outside = jax.random.split(key)
@@ -190,16 +142,9 @@ class HodgkinHuxleyField(eqx.Module):
 
 
 class ClosedLoop(eqx.Module):
-    """The field z' = plant(z, u) with u = policy(z) or u = policy([z, x_t]), as `kpflow_dyn.models.ClosedLoop`.
+    """The field z' = plant(z, u) with u = policy(z) or u = policy([z, x_t]), for one trial.
 
-    Args:
-        plant: a callable (z, u) -> z'. Its arrays, if it has any, are constants and no leaves.
-        policy: a callable pytree, whose array leaves are the parameters.
-
-    Shapes: z [state], x_t [reference] -> [state]; the policy maps [state + reference] to [control].
-
-    Raises:
-        ValueError: when called, if the policy's output is not as wide as the plant's `control_size`.
+    Args, Raises and Source as `models.ClosedLoop`. Arrays of the plant are constants and no leaves.
 
     Source as `models.ClosedLoop`.
 
