@@ -61,6 +61,7 @@ EXCEPT: dict[str, set[str]] = {
     "kpflow_dyn.solvers.FastestBlock": TOOLS,
     "kpflow_dyn.solvers.Random": TOOLS,
     "kpflow_dyn.sweep": TOOLS,
+    "kpflow_dyn.tracing": TOOLS,
     "kpflow_dyn.Recorder": TOOLS,
     "kpflow_dyn.Sweep": TOOLS,
     "kpflow_dyn.tasks.ArrayFile": TOOLS,
