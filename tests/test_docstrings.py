@@ -68,6 +68,8 @@ EXCEPT: dict[str, set[str]] = {
     "kpflow_dyn.tasks.Neurogym": {"equation"},
     "kpflow_dyn.tasks.Task": {"errors", *TOOLS},  # a protocol is not called
     "kpflow_dyn.tasks.make_task": TOOLS,
+    "kpflow_dyn.tracing": TOOLS,
+    "kpflow_dyn.tracing.Role": {"arguments", "errors"},  # its members say what they are
 }
 """What makes no sense for a name, or for all names of a package."""
 
