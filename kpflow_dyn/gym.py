@@ -75,8 +75,6 @@ def gym_plant(env: str) -> Plant:
 
     Source: gymnasium, "CartPole" and "Pendulum" of Classic Control, Towers et al., arXiv 2407.17032.
 
-    Source: gymnasium, Towers et al., arXiv:2407.17032.
-
     Example:
         >>> gym_plant("CartPole-v1")
         CartPole(cart_mass=1.0, pole_mass=0.1, half_length=0.5, gravity=9.8, cart_damping=0.0, pole_damping=0.0)
@@ -147,10 +145,11 @@ class Environment:
         applied: control of a policy -> the control that the environment applies.
         action: applied control -> action.
 
-    >>> from kpflow_dyn.models import DoubleIntegrator
-    >>> push = lambda u: u.clip(-1, 1)
-    >>> Environment("Cart-v0", DoubleIntegrator(), 0.1, 50, lambda observation, before: observation, push, list).steps
-    50
+    Example:
+        >>> from kpflow_dyn.models import DoubleIntegrator
+        >>> push = lambda u: u.clip(-1, 1)
+        >>> Environment("Cart-v0", DoubleIntegrator(), 0.1, 50, lambda seen, before: seen, push, list).steps
+        50
     """
 
     name: str
@@ -195,9 +194,8 @@ def _environment(env: str | Environment) -> Environment:
     if isinstance(env, Environment):
         return env
     if env not in ENVIRONMENTS:
-        raise ValueError(
-            f"unknown environment {env!r}.{nearest(str(env), list(ENVIRONMENTS))} Known: {', '.join(ENVIRONMENTS)}."
-        )
+        near, known = nearest(str(env), list(ENVIRONMENTS)), ", ".join(ENVIRONMENTS)
+        raise ValueError(f"unknown environment {env!r}.{near} Known: {known}.")
     return ENVIRONMENTS[env]
 
 
@@ -255,8 +253,7 @@ def _act_of(policy: Any, known: Environment) -> Act:
 
 def _on_numpy(policy: Any) -> Act:
     if not callable(policy) or isinstance(policy, type):
-        raise TypeError(
-            f"policy is {policy!r}, expected a torch or JAX module, a function u = policy(z), or a ClosedLoop"
-        )
+        expected = "a torch or JAX module, a function u = policy(z), or a ClosedLoop"
+        raise TypeError(f"policy is {policy!r}, expected {expected}")
     backend = backend_of(policy)
     return (lambda z: np.asarray(policy(z), float)) if backend is None else backend.models.on_numpy(policy)

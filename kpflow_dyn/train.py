@@ -93,8 +93,6 @@ def fit(
 
     Source: Kingma, Ba, "Adam", arXiv:1412.6980.
 
-    Source: Adam is that of Kingma, Ba, ICLR (2015).
-
     Example:
         >>> import torch
         >>> import kpflow_dyn as kp

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from kpflow_dyn._backend import backend_of
-from kpflow_dyn.models._frameworks import fields_of
 
 
 def ClosedLoop(plant: Any, policy: Any) -> Any:
@@ -29,21 +29,25 @@ def ClosedLoop(plant: Any, policy: Any) -> Any:
 
     Source: Astrom, Murray, Feedback Systems (2008), on state feedback.
 
-    >>> import torch
-    >>> from kpflow_dyn.models import CartPole
-    >>> loop = ClosedLoop(CartPole(), torch.nn.Linear(4 + 1, 1))
-    >>> loop(torch.tensor(0.0), torch.zeros(3, 4), torch.ones(3, 1)).shape
-    torch.Size([3, 4])
-    >>> [name for name, _ in loop.named_parameters()]
-    ['policy.weight', 'policy.bias']
+    Example:
+        >>> import torch
+        >>> from kpflow_dyn.models import CartPole
+        >>> loop = ClosedLoop(CartPole(), torch.nn.Linear(4 + 1, 1))
+        >>> loop(torch.tensor(0.0), torch.zeros(3, 4), torch.ones(3, 1)).shape
+        torch.Size([3, 4])
     """
     if isinstance(plant, type) or not callable(plant):
         got = f"the class {plant.__name__}" if isinstance(plant, type) else type(plant).__name__
         raise TypeError(f"plant is {got}, expected a callable plant(z, u) such as CartPole()")
     backend = backend_of(policy)
     if backend is not None and callable(policy):
-        return fields_of(backend.name).ClosedLoop(plant, policy)
+        return models_of(backend.name).ClosedLoop(plant, policy)
     raise TypeError(
         f"policy is {type(policy).__name__}, expected an instance of a torch nn.Module, or a callable JAX pytree with "
         "array leaves such as an equinox module; make a function a method of such a module"
     )
+
+
+def models_of(framework: str) -> Any:
+    """The module with a framework's models; its `make` gives a cell and a readout."""
+    return import_module({"torch": "kpflow_dyn.models._torch_models", "jax": "kpflow_dyn.models.jax"}[framework])

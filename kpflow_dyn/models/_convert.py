@@ -16,8 +16,7 @@ from torch import nn
 
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._jax.checks import as_jax, floating_leaves, with_parameters
-from kpflow_dyn.models import _torch_cells as torch_cells
-from kpflow_dyn.models import _torch_fields as torch_fields
+from kpflow_dyn.models import _torch_models as in_torch
 from kpflow_dyn.models import jax as in_jax
 from kpflow_dyn.models._plants import Plant
 
@@ -38,10 +37,8 @@ def to_jax(module: nn.Module) -> Any:
     where it counted two. Which parameters are frozen is not carried over.
 
     Args:
-        module: one of these, called on rows [trial, ...].
-
-    Returns:
-        The model, called on one trial, on JAX's default device; it shares no memory with the module.
+        module: one of these, called on rows [trial, ...]; the model is called on one trial. It is on JAX's default
+            device, and shares no memory with the module.
 
     Raises:
         TypeError: another module (a subclass is another one), or one of float64 while JAX rounds to float32.
@@ -53,7 +50,7 @@ def to_jax(module: nn.Module) -> Any:
         >>> bool(np.allclose(found, cell(torch.ones(1, 3)).detach()[0], atol=1e-6))
         True
     """
-    if type(module) is torch_fields.ClosedLoop:
+    if type(module) is in_torch.ClosedLoop:
         return in_jax.ClosedLoop(_shared(module.plant), to_jax(module.policy))
     kind = _kind(module, "of_torch")
     values = {name: np.array(to_numpy(parameter)) for name, parameter in module.named_parameters()}
@@ -70,10 +67,8 @@ def to_torch(model: Any) -> nn.Module:
     the part that is `bias_n`.
 
     Args:
-        model: one of the JAX models that `to_jax` gives, called on one trial.
-
-    Returns:
-        The module, called on rows [trial, ...], on the CPU.
+        model: one of the JAX models that `to_jax` gives, called on one trial; the module is called on rows
+            [trial, ...], on the CPU.
 
     Raises:
         TypeError: another model (a subclass is another one).
@@ -90,7 +85,7 @@ def to_torch(model: Any) -> nn.Module:
         )
     """
     if type(model) is in_jax.ClosedLoop:
-        return torch_fields.ClosedLoop(_shared(model.plant), to_torch(model.policy))
+        return in_torch.ClosedLoop(_shared(model.plant), to_torch(model.policy))
     kind = _kind(model, "of_jax")
     values = {_dotted(name): np.array(leaf) for name, leaf in floating_leaves(model).items()}
     with torch.random.fork_rng(devices=[]):  # the weights that a module draws at the start are replaced
@@ -253,23 +248,19 @@ def _gated(cell: Any, bias: bool) -> tuple[Any, ...]:
     return cell.input_size, cell.hidden_size, bias
 
 
-def _rnn(cell: Any, bias: bool) -> tuple[Any, ...]:
-    return *_gated(cell, bias), cell.nonlinearity
-
-
-def _hodgkin_huxley(field: Any, bias: bool) -> tuple[Any, ...]:
-    return len(field.W), _inputs(field), 0.1, field.axon
-
-
 KINDS = [
-    Kind(nn.RNNCell, in_jax.RNNCell, _rnn),
+    Kind(nn.RNNCell, in_jax.RNNCell, lambda cell, bias: (*_gated(cell, bias), cell.nonlinearity)),
     Kind(nn.GRUCell, eqx.nn.GRUCell, _gated, _one_bias, _two_biases),
     Kind(nn.LSTMCell, eqx.nn.LSTMCell, _gated, _one_bias, _two_biases),
-    Kind(torch_cells.CTRNNCell, in_jax.CTRNNCell, _leaky),
-    Kind(torch_cells.LowRankRNNCell, in_jax.LowRankRNNCell, _leaky),
+    Kind(in_torch.CTRNNCell, in_jax.CTRNNCell, _leaky),
+    Kind(in_torch.LowRankRNNCell, in_jax.LowRankRNNCell, _leaky),
     Kind(nn.Linear, eqx.nn.Linear, _linear),
     Kind(nn.Sequential, eqx.nn.MLP, _mlp, _numbered, _spread),
-    Kind(torch_fields.MLPField, in_jax.MLPField, _mlp_field),
-    Kind(torch_fields.CTRNNField, in_jax.CTRNNField, _ctrnn_field),
-    Kind(torch_fields.HodgkinHuxleyField, in_jax.HodgkinHuxleyField, _hodgkin_huxley),
+    Kind(in_torch.MLPField, in_jax.MLPField, _mlp_field),
+    Kind(in_torch.CTRNNField, in_jax.CTRNNField, _ctrnn_field),
+    Kind(
+        in_torch.HodgkinHuxleyField,
+        in_jax.HodgkinHuxleyField,
+        lambda field, bias: (len(field.W), _inputs(field), 0.1, field.axon),
+    ),
 ]

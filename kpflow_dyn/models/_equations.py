@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn.tasks._data import check_at_least
 
 Function = Callable[[Array], Array]
 
@@ -70,9 +71,9 @@ def check_widths(units: int, inputs: int, z: Array, x_t: Array | None) -> None:
 
 def check_sizes(inputs: int, **sizes: int) -> None:
     """Raise ValueError unless every size is at least 1 and inputs at least 0."""
-    for name, size, least in [("inputs", inputs, 0), *((name, size, 1) for name, size in sizes.items())]:
-        if size < least:
-            raise ValueError(f"{name} must be at least {least}, got {size}")
+    check_at_least("inputs", inputs, 0)
+    for name, size in sizes.items():
+        check_at_least(name, size, 1)
 
 
 def check_leak(alpha: float, learn_alpha: bool) -> None:

@@ -227,8 +227,6 @@ class Planted(Law):
 
         W = D S^+ + W0 (I - S S^+)
 
-        W = D S^+ + W0 (I - S S^+)
-
     In a model, by `plant_fixed_points`, with its own input weights, biases and nonlinearity; so CTRNNCell and RNNCell
     alone can have it. `matrix(n, seed)` is what a CTRNNCell with tanh gets where biases and input are 0.
 

@@ -15,8 +15,8 @@ Cell = TypeVar("Cell", bound=Any)
 INDEPENDENT = 1e-8  # smallest singular value of S over the largest; the change of W grows as its inverse
 RATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"tanh": np.tanh, "relu": lambda z: np.maximum(z, 0)}
 WEIGHTS = {
-    **dict.fromkeys(["kpflow_dyn.models._torch_cells.CTRNNCell", "kpflow_dyn.models._jax_cells.CTRNNCell"], "W"),
-    **dict.fromkeys(["torch.nn.modules.rnn.RNNCell", "kpflow_dyn.models._jax_cells.RNNCell"], "weight_hh"),
+    **dict.fromkeys(["kpflow_dyn.models._torch_models.CTRNNCell", "kpflow_dyn.models.jax.CTRNNCell"], "W"),
+    **dict.fromkeys(["torch.nn.modules.rnn.RNNCell", "kpflow_dyn.models.jax.RNNCell"], "weight_hh"),
 }
 """The recurrent weight of each cell, by the cell's full name, for which no framework need be imported."""
 
@@ -31,12 +31,10 @@ def plant_fixed_points(cell: Cell, states: Array, x: Array | None = None) -> Cel
     W is the nearest to W0, and does what W0 did to all that is orthogonal to S. The points need not be stable.
 
     Args:
-        cell: a CTRNNCell, nn.RNNCell, or one of these of `kpflow_dyn.models.jax`. In torch it is changed in place.
+        cell: a CTRNNCell, nn.RNNCell, or one of these of `kpflow_dyn.models.jax`. In torch it is changed in place and
+            returned; in JAX the result is a new one.
         states: z [point, unit]; for an RNNCell in the range of its nonlinearity.
         x: the input [input], or one for each point [point, input]; zeros when None.
-
-    Returns:
-        The cell; in JAX a new one.
 
     Raises:
         TypeError: another cell.

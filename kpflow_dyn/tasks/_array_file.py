@@ -20,8 +20,12 @@ class ArrayFile:
     Args:
         path: of the file; it is read when trials are sampled, and then refused if it does not hold such arrays.
 
-    >>> ArrayFile("trials.npz").sample(trials=8).inputs.shape  # doctest: +SKIP
-    (8, 60, 3)
+    Example:
+        >>> import tempfile
+        >>> path = f"{tempfile.mkdtemp()}/trials.npz"
+        >>> np.savez(path, inputs=np.zeros((20, 60, 3)))
+        >>> ArrayFile(path).sample(trials=8).inputs.shape
+        (8, 60, 3)
     """
 
     path: str | Path

@@ -84,8 +84,6 @@ class MemoryAnti(MemoryPro):
 
     Args, Raises and Source as `MemoryPro`.
 
-    Args, Raises and Source as `MemoryPro`.
-
     Example:
         >>> MemoryAnti().sample(trials=8, seed=0).targets.shape
         (8, 90, 3)
@@ -104,8 +102,6 @@ class DelayPro(_Directions):
         fixation, stimulus, response: the periods, in steps: `stimulus` is how long it is on before the response.
 
     Raises and Source as `MemoryPro`; Yang et al. call it "Go".
-
-    Raises and Source as `MemoryPro`.
 
     Example:
         >>> DelayPro(stimulus=60).sample(trials=8, seed=0).inputs.shape
@@ -130,8 +126,6 @@ class DelayAnti(DelayPro):
     """Respond opposite to the direction that is shown, when the fixation input goes off:
 
         targets  fixation, -cos(angle), -sin(angle)         and all else as `DelayPro`
-
-    Args, Raises and Source as `DelayPro`.
 
     Args, Raises and Source as `DelayPro`.
 
