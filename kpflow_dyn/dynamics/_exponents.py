@@ -11,7 +11,7 @@ from kpflow_dyn._arrays import Random, array_namespace, like_numpy
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn.dynamics._blocks import Blocks, is_whole
-from kpflow_dyn.dynamics._graded import GradedProduct
+from kpflow_dyn.dynamics._singular_values import GradedProduct
 from kpflow_dyn.dynamics._jacobians import solved
 
 if TYPE_CHECKING:
