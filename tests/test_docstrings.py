@@ -67,59 +67,10 @@ EXCEPT: dict[str, set[str]] = {
     "kpflow_dyn.tasks.Neurogym": {"equation"},
     "kpflow_dyn.tasks.Task": {"errors", *TOOLS},  # a protocol is not called
     "kpflow_dyn.tasks.make_task": TOOLS,
+    "kpflow_dyn.tracing": TOOLS,
+    "kpflow_dyn.tracing.Role": {"arguments", "errors"},  # its members say what they are
 }
 """What makes no sense for a name, or for all names of a package."""
-
-PENDING: set[str] = {
-    "kpflow_dyn.control.Costates",
-    "kpflow_dyn.control.FrequencyResponse",
-    "kpflow_dyn.control.Gramian",
-    "kpflow_dyn.control.Hankel",
-    "kpflow_dyn.control.LTI",
-    "kpflow_dyn.control.LTV",
-    "kpflow_dyn.control.QuadraticCost",
-    "kpflow_dyn.control.ReachableAngles",
-    "kpflow_dyn.control.Regulator",
-    "kpflow_dyn.control.TimeVaryingRegulator",
-    "kpflow_dyn.control.adjoint",
-    "kpflow_dyn.control.ctrb",
-    "kpflow_dyn.control.dlqr",
-    "kpflow_dyn.control.frequency_response",
-    "kpflow_dyn.control.gram",
-    "kpflow_dyn.control.gram_operator",
-    "kpflow_dyn.control.hankel",
-    "kpflow_dyn.control.hsvd",
-    "kpflow_dyn.control.linearize_lti",
-    "kpflow_dyn.control.linearize_ltv",
-    "kpflow_dyn.control.lqr",
-    "kpflow_dyn.control.obsv",
-    "kpflow_dyn.control.reachable_angles",
-    "kpflow_dyn.control.tvlqr",
-    "kpflow_dyn.dynamics.FiniteTimeExponents",
-    "kpflow_dyn.dynamics.FixedPoints",
-    "kpflow_dyn.dynamics.Lyapunov",
-    "kpflow_dyn.dynamics.PCA",
-    "kpflow_dyn.dynamics.finite_time_exponents",
-    "kpflow_dyn.dynamics.participation_ratio",
-    "kpflow_dyn.dynamics.pca",
-    "kpflow_dyn.dynamics.step_jacobians",
-    "kpflow_dyn.report.Page",
-    "kpflow_dyn.report.Table",
-    "kpflow_dyn.report.page_of",
-    "kpflow_dyn.report.read_results",
-    "kpflow_dyn.report.settings",
-    "kpflow_dyn.report.summarize",
-    "kpflow_dyn.report.versions",
-    "kpflow_dyn.report.with_error",
-    "kpflow_dyn.sweep.Dask",
-    "kpflow_dyn.sweep.Failure",
-    "kpflow_dyn.sweep.Processes",
-    "kpflow_dyn.sweep.Slurm",
-    "kpflow_dyn.sweep.Status",
-    "kpflow_dyn.sweep.sobol",
-    "kpflow_dyn.sweep.zipped",
-}
-"""Names whose docstrings are not complete yet: empty it."""
 
 
 def _public() -> dict[str, Any]:

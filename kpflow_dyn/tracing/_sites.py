@@ -113,7 +113,7 @@ def _merged_sites(met: _Met) -> tuple[list[Site], Taken]:
         for bias, kick in product(shared, kicks):  # matrices with other rows may meet the same kicks
             taken.add((bias, kick))
             del biases[kick][bias]
-    return [_merged_site(met, *key, columns) for key, columns in groups.items()], taken
+    return [_merged_site(met, members, uses, columns) for (members, uses), columns in groups.items()], taken
 
 
 def _merged_site(met: _Met, members: tuple[int, ...], biases: tuple[int, ...], columns: list[tuple]) -> MatrixSite:
