@@ -12,7 +12,7 @@ eqx = pytest.importorskip("equinox")
 
 import jax.numpy as jnp  # noqa: E402
 
-from kpflow_dyn._jax.rows import JAX  # noqa: E402
+from kpflow_dyn._jax import transforms  # noqa: E402
 from kpflow_dyn._jax.trace import trace  # noqa: E402
 from kpflow_dyn.tracing._graph import Role, ancestors, run  # noqa: E402
 from kpflow_dyn.tracing._sites import MatrixSite, OpaqueSite, ScaleSite  # noqa: E402
@@ -312,7 +312,7 @@ def analysed(name):
 
 
 def analyse_graph(graph):
-    return analyse(graph, set(graph.parameters.values()), JAX)
+    return analyse(graph, set(graph.parameters.values()), transforms)
 
 
 def assert_close(found, expected, tol):

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kpflow_dyn._jax import transforms
 from kpflow_dyn._jax.checks import check_finite
-from kpflow_dyn._jax.rows import JAX, each_row
 from kpflow_dyn._jax.sites import SiteData
 from kpflow_dyn._jax.step import StepTangent
+from kpflow_dyn._jax.transforms import each_row
 from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._steps import AnalysedStep, check_derivative
 
@@ -33,12 +34,11 @@ class LinearisedSteps:
 
     Args:
         step: the analysed step.
-        x: inputs [trial, time, input].
-        z_prev: the states that the step started from [trial, time, unit].
+        x, z_prev: inputs [trial, time, input], and the states that the steps started from [trial, time, unit].
     """
 
     def __init__(self, step: AnalysedStep, x: jax.Array, z_prev: jax.Array) -> None:
-        rows = RowFunctions(step, JAX)
+        rows = RowFunctions(step, transforms)
         self.trials, self.times, self.units = z_prev.shape
         self.like = z_prev.reshape(-1)[:0]
         self.rows, self.one = rows, (x[0, 0], z_prev[0, 0])

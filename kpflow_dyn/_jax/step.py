@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
 
-from kpflow_dyn._jax.rows import each_row
+from kpflow_dyn._jax.transforms import each_row
 from kpflow_dyn.tracing._graph import Node, ancestors, run
 from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._sites import Site

@@ -1,8 +1,55 @@
-"""Function transforms; see `kpflow_dyn._backend.Transforms`."""
+"""Function transforms of JAX, and the map over rows; see `kpflow_dyn._backend.Transforms`."""
 
 from __future__ import annotations
 
-from kpflow_dyn._jax.rows import JAX
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-jvp, vjp, vmap, compiled = JAX.jvp, JAX.vjp, JAX.vmap, JAX.compiled
-each_row, index, linearised = JAX.each_row, JAX.index, JAX.linearised
+import jax
+import numpy as np
+from jax import jit as compiled
+from jax import jvp, vjp, vmap
+
+from kpflow_dyn._arrays import Rows, joined
+from kpflow_dyn._arrays.memory import rows_at_once
+from kpflow_dyn._backend import RowFunction
+
+__all__ = ["compiled", "each_row", "index", "jvp", "linearised", "over_rows", "vjp", "vmap"]
+
+
+def each_row(function: RowFunction, *rows: jax.Array) -> list[jax.Array]:
+    """A row function on [time, trial, ...] data -> its outputs as [time, trial, ...]."""
+    return jax.jit(over_rows(function))(*rows)
+
+
+def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Over [time, trial, ...], trials outermost: where axes are joined, as by convolutions, these stay sharded."""
+    return jax.vmap(jax.vmap(function), 1, 1)
+
+
+def index(numbers: np.ndarray, like: jax.Array) -> np.ndarray:
+    """Element numbers as they are: constants of a compiled program."""
+    return numbers
+
+
+def linearised(function: Callable[[jax.Array], jax.Array], point: jax.Array) -> tuple[Rows, Rows]:
+    """The derivative of a compiled function at a point, and its transpose, on blocks of probes."""
+    value, push = jax.linearize(function, point)
+
+    def pull(push: Callable, q: jax.Array) -> jax.Array:
+        return jax.linear_transpose(push, point)(q)[0]
+
+    forward = jax.jit(lambda push, block: jax.vmap(push)(block))
+    backward = jax.jit(lambda push, block: jax.vmap(lambda q: pull(push, q))(block))
+    return _in_blocks(partial(forward, push), value), _in_blocks(partial(backward, push), value)
+
+
+def _in_blocks(function: Rows, like: jax.Array) -> Rows:
+    """So many probes at a time as make a block of vectors like this one."""
+
+    def apply(block: jax.Array) -> jax.Array:
+        step = rows_at_once(like.size, like)
+        return joined((function(block[i : i + step]) for i in range(0, len(block), step)), len(block))
+
+    return apply

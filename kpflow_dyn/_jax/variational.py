@@ -15,10 +15,10 @@ from jax.flatten_util import ravel_pytree
 
 from kpflow_dyn._backend import Transforms
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
+from kpflow_dyn._jax import transforms as of_jax
 from kpflow_dyn._jax.checks import with_parameters
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._jax.model import Model
-from kpflow_dyn._jax.rows import JAX
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn.ode._variational import MAX_STEPS, Jump, Path, Rate, State, solve_failed
 
@@ -46,20 +46,14 @@ class FieldOf(eqx.Module):
 
 
 class System(eqx.Module):
-    """See `kpflow_dyn.ode._variational.System`; the parameters are flat [p].
+    """See `kpflow_dyn.ode._variational.System`; the parameters are flat [p]."""
 
-    Attributes:
-        of: the field by its parameters.
-        times: t_0 and the nodes [1 + time].
-        controller: what chooses the steps.
-    """
+    transforms: ClassVar[Transforms] = of_jax
 
-    transforms: ClassVar[Transforms] = JAX
-
-    of: FieldOf
+    of: FieldOf  # the field by its parameters
     path: Path
-    times: jax.Array
-    controller: diffrax.PIDController
+    times: jax.Array  # t_0 and the nodes [1 + time]
+    controller: diffrax.PIDController  # what chooses the steps
 
     def __init__(
         self, problem: ODEProblem, model: Model, path: Path, times: np.ndarray, alg: InterpolatingAdjoint

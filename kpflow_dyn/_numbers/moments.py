@@ -49,8 +49,8 @@ def trace_of(op: Operator, samples: int | None, rng: Random, alg: Estimator | No
     return _asked(alg, "trace", Estimate, op, samples, rng)
 
 
-def offered(alg: Estimator, what: str, op: Operator) -> Callable[..., Any] | None:
-    """The method of an estimator that gives "trace" or "moments" of this operator; None where there is none.
+def offered(alg: Estimator, what: str, op: Operator) -> tuple[Callable[..., Any], Any] | None:
+    """The method of an estimator that gives "trace" or "moments" of this operator, and A or its factor as it takes it.
 
     Raises:
         TypeError: not an estimator.
@@ -59,23 +59,24 @@ def offered(alg: Estimator, what: str, op: Operator) -> Callable[..., Any] | Non
         raise TypeError(
             f"alg is {alg!r}, expected an object with trace(...) or trace_product(...), such as kp.solvers.XTrace()"
         )
-    if isinstance(alg, FactorTraceEstimator) and isinstance(op, GramOperator):
-        return getattr(alg, f"{what}_product", None)
-    return getattr(alg, what, None) if isinstance(alg, TraceEstimator) else None
+    if isinstance(op, GramOperator) and (method := getattr(alg, f"{what}_product", None)):
+        return method, _sides(op)
+    if isinstance(alg, TraceEstimator) and (method := getattr(alg, what, None)):
+        return method, (on_rows(op), op.domain.size)
+    return None
 
 
 def _asked(alg: Estimator, what: str, result: Any, op: Operator, samples: int | None, rng: Random) -> Any:
     """What an estimator says of an operator."""
-    method, name = offered(alg, what, op), type(alg).__name__
-    if method is None and not isinstance(alg, TraceEstimator) and not isinstance(op, GramOperator):
+    offer, name = offered(alg, what, op), type(alg).__name__
+    if offer is None and not isinstance(alg, TraceEstimator) and not isinstance(op, GramOperator):
         raise TypeError(f"{name} estimates A = J J* from J and J*, and {op!r} has no factor; take XTrace()")
-    if method is None:
+    if offer is None:
         raise TypeError(
-            f"{name} gives tr A alone: it has no method moments, which gives |A|_F^2 as well; add it (kp.solvers."
-            "TraceEstimator says how), or take XTrace()"
+            f"{name} gives tr A alone: it has no method moments, or moments_product, which gives |A|_F^2 as well; add "
+            "it (kp.solvers.TraceEstimator says how), or take XTrace()"
         )
-    factored = isinstance(alg, FactorTraceEstimator) and isinstance(op, GramOperator)
-    operator = _sides(op) if factored else (on_rows(op), op.domain.size)
+    method, operator = offer
     return called(method, result, *operator, count_of(samples), like=op.domain.like, seed=rng)
 
 

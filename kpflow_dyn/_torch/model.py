@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kpflow_dyn._problems.choice import Choice, choose
+from kpflow_dyn._torch import transforms
 from kpflow_dyn._torch.kept_traces import KeptTraces
-from kpflow_dyn._torch.rows import TORCH
 from kpflow_dyn._torch.tangent import Tangent
 from kpflow_dyn._torch.trace import Applied
 from kpflow_dyn.tracing._graph import Graph, Role
@@ -52,7 +52,7 @@ class Model:
         return self._tangent(TRACES.new(module, *one), module, rows, before, check)
 
     def _tangent(self, graph: Graph, module: Applied, rows: Tensor, before: Tensor, check: Callable) -> Tangent:
-        tangent = Tangent(analyse(graph, set(self.parameters), TORCH), rows, before)
+        tangent = Tangent(analyse(graph, set(self.parameters), transforms), rows, before)
         self._check(tangent, module, rows, before)
         check(tangent.next_state)
         return tangent

@@ -14,8 +14,8 @@ from torchdiffeq import odeint
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._problems.inputs import input_function
 from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._torch import transforms as of_torch
 from kpflow_dyn._torch.model import Model
-from kpflow_dyn._torch.rows import TORCH
 from kpflow_dyn.ode._variational import MAX_STEPS, Jump, Path, Rate, State, solve_failed
 
 Parameters = dict[str, Tensor]
@@ -24,7 +24,7 @@ Parameters = dict[str, Tensor]
 class System:
     """See `kpflow_dyn.ode._variational.System`; the parameters are by name."""
 
-    transforms = TORCH
+    transforms = of_torch
 
     def __init__(
         self, problem: ODEProblem, model: Model, path: Path, times: np.ndarray, alg: InterpolatingAdjoint
