@@ -66,8 +66,9 @@ def inputs_at(problem: ODEProblem, times: np.ndarray) -> Array | None:
 
 def input_width(problem: ODEProblem) -> int | None:
     """How many input channels there are, None for a problem without any."""
-    x = inputs_at(problem, np.full((len(problem.z0), 1), problem.t[0]))
-    return None if x is None else x.shape[-1]
+    if callable(problem.x):
+        return problem.x(like_numpy(np.asarray(problem.t[0]), problem.z0)).shape[-1]
+    return None if problem.x is None else sampled(problem)[1].shape[-1]  # type: ignore[index]
 
 
 def input_row(x: Array, trial: Any) -> Array:
