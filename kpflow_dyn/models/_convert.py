@@ -100,7 +100,7 @@ class Kind:
     """A model in both frameworks, the options to make either of the other, and what becomes of the parameters."""
 
     of_torch: type[nn.Module]
-    of_jax: type[eqx.Module]
+    of_jax: type[Any]
     options: Callable[[Any, bool], tuple[Any, ...]]
     to_jax: Callable[[Values], Values] = dict
     to_torch: Callable[[Values], Values] = dict

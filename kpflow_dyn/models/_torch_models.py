@@ -35,10 +35,7 @@ class _LeakyCell(nn.Module):
         self.input_size, self.hidden_size, self.nonlinearity = input_size, hidden_size, nonlinearity
         self.U = nn.Parameter(torch.randn(hidden_size, input_size) / math.sqrt(input_size))
         self.b = nn.Parameter(torch.zeros(hidden_size))
-        self._set_leak(alpha, learn_alpha)
-
-    def _set_leak(self, alpha: float, learn_alpha: bool) -> None:
-        logit = nn.Parameter(torch.full((self.hidden_size,), alpha).logit()) if learn_alpha else None
+        logit = nn.Parameter(torch.full((hidden_size,), alpha).logit()) if learn_alpha else None
         self.register_parameter("alpha_logit", logit)
         # In float64 whatever the weights are: as a float32 buffer, 0.1 would stay 0.10000000149 after `cell.double()`.
         # A scalar tensor does not promote, so a float32 state stays float32.

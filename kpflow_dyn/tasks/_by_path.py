@@ -36,15 +36,13 @@ def object_at(reference: str, asked_by: str, kind: str = "name") -> Any:
 def made_by(reference: str, asked_by: str, method: str, options: dict[str, Any]) -> Any:
     """The object with this method under a name, or what the class or function there makes of the options."""
     found = object_at(reference, asked_by)
-    if isinstance(found, type) or not hasattr(found, method):
-        if not callable(found):
-            raise TypeError(f"{reference} is {found!r}, expected an object with {method}(...), or a class of such")
-        made = run(lambda: found(**options), f"{reference} raised")
-    else:
-        made = found
+    if hasattr(found, method) and not isinstance(found, type):
         if options:
             raise TypeError(f"{reference} is made already and takes no {', '.join(options)}; name its class instead")
-    if not hasattr(made, method):
+        return found
+    if not callable(found):
+        raise TypeError(f"{reference} is {found!r}, expected an object with {method}(...), or a class of such")
+    if not hasattr(made := run(lambda: found(**options), f"{reference} raised"), method):
         raise TypeError(f"{reference} made {made!r}, expected an object with {method}(...)")
     return made
 

@@ -20,19 +20,14 @@ from kpflow_dyn.tracing._uses import as_outputs
 
 @dataclass(frozen=True)
 class Kicks:
-    """The kicks of a step; those of the linear operations that carry the state on come first.
+    """The kicks of a step; those of the linear operations that carry the state on come first."""
 
-    Attributes:
-        size: how many there are.
-        of: for each linear operation and each use of a weight, the kick that each of its elements feeds, in its shape.
-        replaced: the nodes whose values the kicks stand for: which one for each element, -1 for none.
-        added: the same where the kicks add to a node's value.
-    """
-
-    size: int
+    size: int  # how many there are
+    # for each linear operation and each use of a weight, the kick that each of its elements feeds, in its shape
     of: Mapping[Node, np.ndarray]
+    # the nodes whose values the kicks stand for: which one for each element, -1 for none
     replaced: Mapping[Node, np.ndarray]
-    added: Mapping[Node, np.ndarray]
+    added: Mapping[Node, np.ndarray]  # the same where the kicks add to a node's value
 
     def of_term(self, term: Term) -> np.ndarray:
         """The kicks that a term feeds: [row, m] of a matrix, else [element]."""

@@ -23,15 +23,10 @@ NO_WEIGHT = -1
 
 @dataclass(frozen=True)
 class WeightNumbers:
-    """The numbers of weights.
+    """The numbers of weights."""
 
-    Attributes:
-        of: those of a weight's elements, in its shape.
-        computed: the weights that are no copies of parameters, in the order of their numbers.
-    """
-
-    of: Mapping[Node, np.ndarray]
-    computed: tuple[Node, ...]
+    of: Mapping[Node, np.ndarray]  # those of a weight's elements, in its shape
+    computed: tuple[Node, ...]  # the weights that are no copies of parameters, in the order of their numbers
 
 
 def number_weights(
@@ -61,21 +56,14 @@ def number_weights(
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """One matrix of a use, or a use of another kind.
+    """One matrix of a use, or a use of another kind."""
 
-    Attributes:
-        use: the use.
-        matrix: which matrix of a batch.
-        entries: the numbers of its weights: [d, m] of a matrix, [element] of a scale, all of an opaque operation.
-        elements: of a scale: the elements of its result that take a weight.
-        taken: which of the weight's elements they take.
-    """
-
-    use: Use
-    matrix: int
+    use: Use  # the use
+    matrix: int  # which matrix of a batch
+    # the numbers of its weights: [d, m] of a matrix, [element] of a scale, all of an opaque operation
     entries: np.ndarray
-    elements: np.ndarray | None = None
-    taken: np.ndarray | None = None
+    elements: np.ndarray | None = None  # of a scale: the elements of its result that take a weight
+    taken: np.ndarray | None = None  # which of the weight's elements they take
 
 
 def terms_of(uses: Sequence[Use], weights: WeightNumbers, copies: Copies) -> tuple[Term, ...]:
