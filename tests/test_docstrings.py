@@ -10,8 +10,8 @@ The convention, in the order of a docstring:
     Source: ...     a paper, a book, a library; or a section of docs/theory.md for equations of this package
     >>> ...         an example
 
-A line such as "Args, Raises and Source as `trace`." stands for the sections of another public name, and
-"Example as `eigs`." in a result for that of the function which makes it.
+A line such as "Args, Raises and Source as `trace`." stands for the sections of another public name, which come to
+those that stand here, and "Example as `eigs`." in a result for that of the function which makes it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TOOLS = {"equation", "source"}  # of what computes no number: it writes, reads, 
 EXCEPT: dict[str, set[str]] = {
     "kpflow_dyn.SolveError": {"arguments", *TOOLS},  # it is raised, not called
     "kpflow_dyn.memory_budget": TOOLS,
-    "kpflow_dyn.models.Law": TOOLS,
+    "kpflow_dyn.models.Law": TOOLS,  # laws derive from it
     "kpflow_dyn.models.make_init": TOOLS,
     "kpflow_dyn.models.make_model": TOOLS,
     "kpflow_dyn.models.to_jax": TOOLS,
@@ -65,7 +65,7 @@ EXCEPT: dict[str, set[str]] = {
     "kpflow_dyn.Sweep": TOOLS,
     "kpflow_dyn.tasks.ArrayFile": TOOLS,
     "kpflow_dyn.tasks.Neurogym": {"equation"},
-    "kpflow_dyn.tasks.Task": {"errors", *TOOLS},  # a protocol
+    "kpflow_dyn.tasks.Task": {"errors", *TOOLS},  # a protocol is not called
     "kpflow_dyn.tasks.make_task": TOOLS,
     "kpflow_dyn.tracing": TOOLS,
     "kpflow_dyn.tracing.Role": {"arguments", "errors"},  # its members say what they are
@@ -95,7 +95,8 @@ def sections(name: str) -> dict[str, str]:
     found = {"": prose, **dict(zip(parts[::2], parts[1::2], strict=True))}
     for heads, other in REFERENCE.findall(text):
         theirs = sections(_of_name(other, name))
-        found |= {head: theirs[head] for head in re.findall(r"\w+", heads.replace(" and ", " ")) if head in theirs}
+        named = [head for head in re.findall(r"\w+", heads.replace(" and ", " ")) if head in theirs]
+        found |= {head: found.get(head, "") + theirs[head] for head in named}
     return found
 
 

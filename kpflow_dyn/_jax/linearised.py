@@ -34,8 +34,7 @@ class LinearisedSteps:
 
     Args:
         step: the analysed step.
-        x: inputs [trial, time, input].
-        z_prev: the states that the step started from [trial, time, unit].
+        x, z_prev: inputs [trial, time, input], and the states that the steps started from [trial, time, unit].
     """
 
     def __init__(self, step: AnalysedStep, x: jax.Array, z_prev: jax.Array) -> None:

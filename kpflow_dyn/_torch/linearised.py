@@ -23,16 +23,7 @@ from kpflow_dyn._torch import transforms
 from kpflow_dyn._torch.checks import check_finite
 from kpflow_dyn._torch.glue import find_glue
 from kpflow_dyn._torch.plan import KickBlock, kick_blocks, plan_updates, products_of
-from kpflow_dyn._torch.program import (
-    AllTimes,
-    LinearUpdate,
-    MatrixUpdate,
-    Range,
-    Run,
-    ScatteredUpdate,
-    bind,
-    reached,
-)
+from kpflow_dyn._torch.program import AllTimes, LinearUpdate, MatrixUpdate, Range, Run, ScatteredUpdate, bind, reached
 from kpflow_dyn._torch.sites import SiteData, site_data
 from kpflow_dyn._torch.transforms import each_row
 from kpflow_dyn.tracing._rows import RowFunctions
@@ -50,14 +41,12 @@ class LinearisedSteps:
 
     Args:
         step: the analysed step.
-        x: inputs [trial, time, input].
-        z_prev: the states that the step started from [trial, time, unit].
+        x, z_prev: inputs [trial, time, input], and the states that the steps started from [trial, time, unit].
     """
 
     def __init__(self, step: AnalysedStep, x: Tensor, z_prev: Tensor) -> None:
         rows, glue = RowFunctions(step, transforms), find_glue(step)
-        # [time, trial, input], [time, trial, unit]
-        x, z = x.transpose(0, 1).contiguous(), z_prev.transpose(0, 1).contiguous()
+        x, z = x.transpose(0, 1).contiguous(), z_prev.transpose(0, 1).contiguous()  # [time, trial, ...]
         self.times, self.trials, self.units = z.shape
         self.kick_size, self.like = step.kicks.size, z[:0]
         *hubs, next_state = each_row(rows.values([*step.kicks.replaced, step.graph.output]), x, z)

@@ -11,8 +11,8 @@ from kpflow_dyn._arrays import Random, array_namespace, like_numpy
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn.dynamics._blocks import Blocks, is_whole
-from kpflow_dyn.dynamics._graded import GradedProduct
 from kpflow_dyn.dynamics._jacobians import solved
+from kpflow_dyn.dynamics._singular_values import GradedProduct
 
 if TYPE_CHECKING:
     import xarray as xr

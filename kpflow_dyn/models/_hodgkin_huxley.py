@@ -72,9 +72,8 @@ class SquidAxon(Constants):
         V, m, h, n, s = (z[..., i * neurons : (i + 1) * neurons] for i in range(5))
         synaptic = (s @ W.T) * (self.synaptic_reversal - V)
         slope = (current + synaptic - self._membrane_current(V, m, h, n)) / self.capacitance
-        gates = [
-            opening * (1 - g) - closing * g for g, (opening, closing) in zip((m, h, n, s), self._rates(V), strict=True)
-        ]
+        rates = zip((m, h, n, s), self._rates(V), strict=True)
+        gates = [opening * (1 - g) - closing * g for g, (opening, closing) in rates]
         return array_namespace(z).concat([slope, *gates], axis=-1)
 
     def resting_state(self) -> np.ndarray:

@@ -50,11 +50,7 @@ class Law(Constants):
     """
 
     def matrix(self, n: int, seed: Seed = 0) -> np.ndarray:
-        """A draw [n, n] in float64; the same int gives the same matrix, a numpy Generator goes on.
-
-        Raises:
-            TypeError, ValueError: n is no whole number, or too small.
-        """
+        """A draw [n, n] in float64; the same int gives the same matrix, a numpy Generator goes on."""
         check_count("n", n, 1)
         return self.draw(n, np.random.default_rng(seed))
 
@@ -73,13 +69,13 @@ class Law(Constants):
 
 @dataclass(frozen=True)
 class Gaussian(Law):
-    """Independent entries W_ij = g z / sqrt(n), z from N(0, 1); the spectral radius tends to g as n grows.
+    """Independent entries W_ij = g N(0, 1) / sqrt(n); the spectral radius tends to g as n grows.
 
     Args:
         g: the gain, >= 0. Without input, a leaky-current network with tanh is chaotic above 1.
 
     Raises:
-        TypeError, ValueError: g is not such a number.
+        TypeError, ValueError: an option is not such a number.
 
     Source: Sompolinsky, Crisanti, Sommers, Phys. Rev. Lett. 61, 259 (1988).
 
@@ -101,14 +97,12 @@ class Gaussian(Law):
 
 @dataclass(frozen=True)
 class Orthogonal(Law):
-    """W = g Q, Q uniform (Haar) among the orthogonal matrices; all singular values and all |eigenvalues| are g.
+    """W = g Q with Q uniform (Haar) among the orthogonal matrices; all singular values and all |eigenvalues| are g.
 
     Args:
         g: the gain, >= 0.
 
-    Raises:
-        TypeError, ValueError: g is not such a number.
-
+    Raises as `Gaussian`.
     Source: Saxe, McClelland, Ganguli, ICLR (2014); the signs make Q uniform, Mezzadri, Notices AMS 54, 592 (2007).
 
     Example:
@@ -129,14 +123,12 @@ class Orthogonal(Law):
 
 @dataclass(frozen=True)
 class SpectralRadius(Law):
-    """A Gaussian matrix Z scaled to a spectral radius: W = rho Z / max_i |l_i|, with l_i the eigenvalues of Z.
+    """W = rho G / max |eigenvalue of G| with G Gaussian: the spectral radius is rho exactly.
 
     Args:
         rho: the spectral radius, >= 0.
 
-    Raises:
-        TypeError, ValueError: rho is not such a number.
-
+    Raises as `Gaussian`.
     Source: as reservoirs are scaled, Jaeger, GMD report 148 (2001).
 
     Example:
@@ -156,14 +148,12 @@ class SpectralRadius(Law):
 
 @dataclass(frozen=True)
 class TorchDefault(Law):
-    """Independent entries W_ij = g u / sqrt(n), u uniform in [-1, 1]; the spectral radius tends to g / sqrt(3).
+    """Independent entries W_ij = g U(-1, 1) / sqrt(n), uniform; the spectral radius tends to g / sqrt(3).
 
     Args:
         g: the gain, >= 0; with 1 that is how torch and equinox start their recurrent weights.
 
-    Raises:
-        TypeError, ValueError: g is not such a number.
-
+    Raises as `Gaussian`.
     Source: the documentation of torch.nn.RNN.
 
     Example:

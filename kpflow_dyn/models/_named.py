@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from kpflow_dyn._backend import BACKENDS
-from kpflow_dyn.models._frameworks import cells_of
+from kpflow_dyn.models._closed_loop import models_of
 from kpflow_dyn.models._initializing import initialize
 from kpflow_dyn.models._laws import Dale, Gaussian, Law, Orthogonal, Planted, SpectralRadius, TorchDefault
 from kpflow_dyn.tasks._by_path import made_by
@@ -22,10 +22,8 @@ OPTIONS = {
 }
 """The options of each model."""
 
-
-LAWS: dict[str, type[Law]] = {
-    law.__name__.lower(): law for law in (Gaussian, Orthogonal, SpectralRadius, TorchDefault, Dale, Planted)
-}
+_LAWS = (Gaussian, Orthogonal, SpectralRadius, TorchDefault, Dale, Planted)
+LAWS: dict[str, type[Law]] = {law.__name__.lower(): law for law in _LAWS}
 
 
 class Model(NamedTuple):
@@ -54,7 +52,7 @@ def make_model(
     dtype: str = "float32",
     **options: Any,
 ) -> Model:
-    """A recurrent cell and its readout by name, for sweeps.
+    """A recurrent cell and its readout by name, as `kp.train.fit(cell, task, readout)` takes them.
 
         rnn, gru, lstm    the frameworks' own cells (JAX: `RNNCell` of `kpflow_dyn.models.jax`, and equinox)
         ctrnn, lowrank    `CTRNNCell`, `LowRankRNNCell`
@@ -70,9 +68,6 @@ def make_model(
         dtype: "float32" or "float64".
         options: of the cell: bias, nonlinearity (rnn); bias (gru, lstm); alpha, learn_alpha, nonlinearity and gain
             (ctrnn) or rank (lowrank).
-
-    Returns:
-        cell and readout, as `kp.train.fit(cell, task, readout)` takes them.
 
     Raises:
         ValueError: an unknown name (with the nearest), framework, dtype or option, a size that is too small.
@@ -92,7 +87,7 @@ def make_model(
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
     if framework not in BACKENDS:
         raise ValueError(f"framework must be torch or jax, got {framework!r}")
-    model = Model(*cells_of(framework).make(name, (inputs, units, outputs), seed, dtype, options))
+    model = Model(*models_of(framework).make(name, (inputs, units, outputs), seed, dtype, options))
     return model if init is None else Model(initialize(model.cell, init, seed), model.readout)
 
 

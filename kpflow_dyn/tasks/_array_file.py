@@ -18,17 +18,14 @@ class ArrayFile:
     The file is read without pickle, so it cannot run code.
 
     Args:
-        path: of the file.
-
-    Raises:
-        FileNotFoundError, ValueError: when sampled, no such file, or one without these arrays or with too few trials.
+        path: of the file; it is read when trials are sampled, and then refused if it does not hold such arrays.
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp(), "trials.npz")
-        >>> np.savez(path, inputs=np.zeros((8, 20, 3)))
-        >>> ArrayFile(path).sample(trials=4).inputs.shape
-        (4, 20, 3)
+        >>> path = f"{tempfile.mkdtemp()}/trials.npz"
+        >>> np.savez(path, inputs=np.zeros((20, 60, 3)))
+        >>> ArrayFile(path).sample(trials=8).inputs.shape
+        (8, 60, 3)
     """
 
     path: str | Path

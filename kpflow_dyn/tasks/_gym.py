@@ -25,17 +25,13 @@ class Neurogym:
     (ground_truth, coh, ...), as far as that is one array.
 
     Args:
-        name: as neurogym has it registered.
-        options: of the environment's class.
+        name: as neurogym has it registered; it and the options are checked when trials are sampled.
+        options: what the environment's constructor takes.
 
-    Raises:
-        ModuleNotFoundError, ValueError: when sampled, without neurogym, or for a name or options that it does not know.
+    Source: neurogym, Molano-Mazon et al., PsyArXiv (2022), doi 10.31234/osf.io/aqc9n.
 
-    Source: neurogym, Molano-Mazon et al. (2022).
-
-    Example:
-        >>> Neurogym("PerceptualDecisionMaking-v0", {"sigma": 0.5}).sample(trials=8, seed=0).inputs.shape
-        (8, 22, 3)
+    >>> Neurogym("PerceptualDecisionMaking-v0", {"sigma": 0.5}).sample(trials=8, seed=0).inputs.shape
+    (8, 22, 3)
     """
 
     name: str

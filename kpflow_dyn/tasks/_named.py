@@ -16,21 +16,8 @@ from kpflow_dyn.tasks._memory import FlipFlop, Lag
 from kpflow_dyn.tasks._reaching import Reaching
 from kpflow_dyn.tasks._signals import LowRankForecast, Sine
 
-_TASKS = (
-    MemoryPro,
-    FlipFlop,
-    MemoryAnti,
-    DelayPro,
-    DelayAnti,
-    FourTasks,
-    ContextIntegration,
-    EvidenceIntegration,
-    Lag,
-    Romo,
-    LowRankForecast,
-    Sine,
-    Reaching,
-)
+_TASKS = (MemoryPro, FlipFlop, MemoryAnti, DelayPro, DelayAnti, FourTasks, ContextIntegration, EvidenceIntegration)
+_TASKS += (Lag, Romo, LowRankForecast, Sine, Reaching)
 BUILT_IN: dict[str, Callable[..., Task]] = {task.__name__.lower(): task for task in _TASKS}
 
 
