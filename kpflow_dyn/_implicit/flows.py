@@ -14,15 +14,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Rows, array_namespace, like_numpy
 from kpflow_dyn._flows.flow import ConstraintFlow, Propagator
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
-from kpflow_dyn._implicit.constraint import (
-    Constraint,
-    ConstraintSite,
-    Form,
-    TracedConstraint,
-    direct,
-    on_rows,
-    residual,
-)
+from kpflow_dyn._implicit.constraint import Constraint, ConstraintSite, Form, direct, on_rows, residual
 from kpflow_dyn._implicit.solutions import ConstraintSolution, SolvedSolution
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._spaces.operators import GramOperator, on_spaces
@@ -33,18 +25,15 @@ FREE_AXES = {1: ("unit",), 2: ("trial", "unit"), 3: ("trial", "time", "unit")}
 
 def flow_of_constraint(sol: ConstraintSolution, params: Choice, measure: Array | None) -> ConstraintFlow:
     """The operators of a solution of `solve_implicit`."""
-    traced = sol.traced
-    row = traced.constraint(choose(traced.known, params))
-    return _Linearised(traced, row, sol, measure).flow()
+    row = Constraint(sol.traced, choose(sol.traced.known, params))
+    return _Linearised(sol, row, measure).flow()
 
 
 class _Linearised:
     """The derivatives of a constraint at a solution, each made when it is first applied."""
 
-    def __init__(
-        self, traced: TracedConstraint, row: Constraint, sol: ConstraintSolution, measure: Array | None
-    ) -> None:
-        self.traced, self.row, self.sol = traced, row, sol
+    def __init__(self, sol: ConstraintSolution, row: Constraint, measure: Array | None) -> None:
+        self.sol, self.row, self.traced = sol, row, (traced := sol.traced)
         state, one = sol.state, traced.form is Form.FREE
         axes = FREE_AXES[state.ndim] if one else ("trial", *(traced.layout.axes if traced.layout else ("unit",)))
         weights = None if measure is None else measure.reshape((-1, *(1 for _ in state.shape[1:])))
@@ -56,15 +45,13 @@ class _Linearised:
         self.outputs = Space((*axes, "site"), (*lead, sum(row.sizes)), state, weights)
 
     def flow(self) -> ConstraintFlow:
-        """All operators."""
         kick = self.operator(self.parameters, self.state, self.kicked(), self.theta)
         V = self.operator(self.parameters, self.outputs, self.written(), self.theta)
         B = self.operator(self.outputs, self.state, self.entered(), self.no_kicks())
         P, inverse = self.propagator()
+        J = P @ kick
         if self.traced.form is Form.NETWORK:
             J = self.operator(self.parameters, self.state, direct(self.traced, self.row), self.theta)
-        else:
-            J = P @ kick
         names = {node: self.traced.graph.parameters[node] for node in self.row.parameters}
         return ConstraintFlow(
             P=Propagator(P, inverse),
@@ -129,16 +116,16 @@ class _Linearised:
 
     def site(self, site: ConstraintSite, variables: dict[Any, Array]) -> WeightSite:
         """A weight with its variables."""
-        concat, name = array_namespace(self.sol.state).concat, site.name
-        (first, *_), entries, weight = site.terms, site.entries, site.weight
+        concat, name, entries, weight = array_namespace(self.sol.state).concat, site.name, site.entries, site.weight
         found = [variables[term.use] for term in site.terms]
         if site.kind == "opaque":
             return WeightSite(name, site.kind, weight, found[0], entries, self.state.measure)
         if site.kind == "scale":
-            V = concat([v[:, None, term.elements[0]] for v, term in zip(found, site.terms, strict=True)], axis=1)
+            places = [term.elements[0] for term in site.terms if term.elements is not None]
+            V = concat([v[:, None, place] for v, place in zip(found, places, strict=True)], axis=1)
             return WeightSite(name, site.kind, weight, V, entries, self.state.measure)
         V = concat([v[:, term.matrix] for v, term in zip(found, site.terms, strict=True)], axis=1)
-        name = name if found[0].shape[1] == 1 else f"{name}[{first.matrix}]"
+        name = name if found[0].shape[1] == 1 else f"{name}[{site.terms[0].matrix}]"
         return WeightSite(name, site.kind, weight.T, V, entries.T, self.state.measure)
 
     def variables(self) -> list[Array]:
