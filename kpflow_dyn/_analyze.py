@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -195,9 +194,8 @@ def _check(flow: Flow, task: TaskData | None, init: Law | None) -> None:
 def _coordinates(flow: Flow, task: TaskData | None) -> dict[str, Any]:
     trials, _times, units = flow.ntk.domain.shape
     coordinates = {"trial": np.arange(trials), "time": ("time", *_times_of(flow, task)), "unit": np.arange(units)}
-    labels = {} if task is None else task.labels
-    by_trial = {f"label_{name}": ("trial", values) for name, values in labels.items() if values.shape == (trials,)}
-    return coordinates | by_trial
+    labels = {} if task is None else {name: own for name, own in task.labels.items() if own.shape == (trials,)}
+    return coordinates | {f"label_{name}": ("trial", values) for name, values in labels.items()}
 
 
 def _times_of(flow: Flow, task: TaskData | None) -> tuple[np.ndarray, dict[str, str]]:
@@ -215,7 +213,11 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
     padding = 0.0 if task is None or task.mask is None else 1 - float(task.mask.mean())
     note = {"padding": f"{padding:.0%} of the steps lie behind the end of their trial; they are analysed too"}
     problem = flow.solution.problem
-    model = problem.f if isinstance(problem, ODEProblem) else getattr(problem, "cell", problem)
+    packages = problem.backend.runtime.PACKAGES
+    if isinstance(problem, ODEProblem):
+        model = problem.f
+    else:
+        model, packages = getattr(problem, "cell", problem), packages[:-1]  # without the solver of ODEs
     return {
         "title": f"Analysis of {getattr(getattr(model, 'func', model), '__name__', type(model).__name__)}",
         "model": problem.backend.models.describe(model),
@@ -230,7 +232,7 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
         "samples": samples,
         "seed": seed,
         "version_kpflow_dyn": kpflow_dyn.__version__,
-        **{f"version_{package}": version(package) for package in (*_packages(flow), "numpy", "scipy", "xarray")},
+        **{f"version_{package}": version(package) for package in (*packages, "numpy", "scipy", "xarray")},
         "version_python": platform.python_version(),
     }
 
@@ -245,22 +247,9 @@ def _equation(solution: Solution) -> dict[str, str]:
     return {"problem": "ODE", "solver": f"{method}, {how}"}
 
 
-def _packages(flow: Flow) -> Sequence[str]:
-    """The packages that the model runs on."""
-    problem = flow.solution.problem
-    packages = problem.backend.runtime.PACKAGES
-    return packages if isinstance(problem, ODEProblem) else packages[:-1]
-
-
 def _variable(name: str, estimate: Estimate, flow: Flow) -> Any:
-    long_name, description = WORDS[name]
-    attributes = {
-        "long_name": long_name,
-        "description": description,
-        "stderr": estimate.stderr,
-        "method": estimate.method,
-        "applications": estimate.applications,
-    }
+    attributes: dict[str, Any] = dict(zip(("long_name", "description"), WORDS[name], strict=True))
+    attributes |= {what: getattr(estimate, what) for what in ("stderr", "method", "applications")}
     if name.endswith("effective_rank"):
         attributes["dimension"] = _dimension(name.removesuffix("_effective_rank"), flow)
     return (), estimate.value, attributes
@@ -301,8 +290,5 @@ def _measure_of(space: Space) -> np.ndarray:
 def _components(state: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     """Shares of the variance, projections [trial, time, pc] and directions [pc, unit] of the leading components."""
     found = pca(state, min(COMPONENTS, state.shape[2]), weights=weights)
-    return {
-        "pc_variance": ("pc", found.explained),
-        "pc_projection": (("trial", "time", "pc"), found.scores),
-        "pc_direction": (("pc", "unit"), found.components),
-    }
+    variables = {"pc_variance": ("pc", found.explained), "pc_direction": (("pc", "unit"), found.components)}
+    return variables | {"pc_projection": (("trial", "time", "pc"), found.scores)}

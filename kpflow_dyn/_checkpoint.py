@@ -43,11 +43,7 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: str | Path,
-    model: str,
-    prefix: str | None = None,
-    readout: str | None = None,
-    nonlinearity: str | None = None,
+    path: str | Path, model: str, prefix: str | None = None, readout: str | None = None, nonlinearity: str | None = None
 ) -> Checkpoint:
     """Read a recurrent network, and its readout if there is one, from a state dict on disk.
 
@@ -66,12 +62,7 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: not a checkpoint, one of another architecture, names that do not match or are ambiguous,
-            a NaN or infinite weight, or a file that only unpickling foreign classes could read.
-
-    >>> checkpoint = load_checkpoint("net.pt", "gru")  # doctest: +SKIP
-    >>> checkpoint.cell, checkpoint.readout            # doctest: +SKIP
-    (GRU(3, 64, batch_first=True), Linear(in_features=64, out_features=3, bias=True))
+        CheckpointError: a file that cannot be used; the message says why.
     """
     _check_options(model, nonlinearity)
     tensors = _find_state_dict(_read(Path(path)))
@@ -107,17 +98,8 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file {path}")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _read_torch(path)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with opened(path, "pt") as file:
-        names = file.keys()
-        return {name: file.get_tensor(name) for name in names}
-
-
-def _read_torch(path: Path) -> Any:
+        with opened(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in list(file.keys())}
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -144,17 +126,14 @@ def _find_state_dict(content: Any) -> dict[str, Tensor]:
             content = content[container]
     tensors = {}
     if isinstance(content, Mapping):
-        tensors = {str(key): _widen(value.detach()) for key, value in content.items() if isinstance(value, Tensor)}
+        tensors = {str(key): value.detach() for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(
             f"expected a state dict, names with tensors, got a {type(content).__name__} without any; "
             "save one with torch.save(model.state_dict(), path)"
         )
-    return tensors
-
-
-def _widen(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    halves = (torch.float16, torch.bfloat16)
+    return {key: tensor.float() if tensor.dtype in halves else tensor for key, tensor in tensors.items()}
 
 
 def _find_prefix(tensors: dict[str, Tensor], model: str, prefix: str | None) -> str:
@@ -165,7 +144,10 @@ def _find_prefix(tensors: dict[str, Tensor], model: str, prefix: str | None) -> 
             f"(a CTRNNCell), got {listing(tensors)}"
         )
     if prefix is not None:
-        found = _under_prefix(found, prefix)
+        asked = prefix if prefix.endswith(".") or not prefix else prefix + "."
+        if asked not in found:
+            raise CheckpointError(f"no recurrent weights with prefix {asked!r}; there are some with {listing(found)}")
+        found = {asked: found[asked]}
     fitting = [candidate for candidate, kind in found.items() if kind == model]
     if len(fitting) > 1:
         raise CheckpointError(f"several {model} networks, with prefixes {listing(fitting)}; choose one with prefix=")
@@ -194,13 +176,6 @@ def _architecture(weight_hh: Tensor) -> str:
     return {gates * hidden: name for name, gates in _GATES.items()}.get(rows, "unknown")
 
 
-def _under_prefix(found: dict[str, str], prefix: str) -> dict[str, str]:
-    asked = prefix if prefix.endswith(".") or not prefix else prefix + "."
-    if asked not in found:
-        raise CheckpointError(f"no recurrent weights with prefix {asked!r}; there are some with {listing(found)}")
-    return {asked: found[asked]}
-
-
 def _other_architecture(tensors: dict[str, Tensor], found: dict[str, str], model: str) -> str:
     prefix, kind = next(iter(found.items()))
     name = next(prefix + name for name in ("weight_hh_l0", "weight_hh", "W") if prefix + name in tensors)
@@ -216,20 +191,16 @@ def _is_recurrent(key: str, prefix: str, model: str) -> bool:
 
 
 def _empty_cell(weights: dict[str, Tensor], model: str, prefix: str, nonlinearity: str) -> Cell:
-    _check_supported(weights)
-    # On the meta device nothing is initialised, so no random number is drawn; load_state_dict brings values and dtype.
-    with torch.device("meta"):
-        cell = _build_ctrnn(weights, nonlinearity) if model == "ctrnn" else _build_torch(weights, model, nonlinearity)
-    _check_names(weights, cell.state_dict(), prefix)
-    return cell
-
-
-def _check_supported(weights: dict[str, Tensor]) -> None:
     for key in weights:
         if key.endswith("_reverse"):
             raise CheckpointError(f"bidirectional networks are not supported ({key}): their state is not a recurrence")
         if key.startswith("weight_hr"):
             raise CheckpointError(f"LSTMs with proj_size are not supported ({key})")
+    # On the meta device nothing is initialised, so no random number is drawn; load_state_dict brings values and dtype.
+    with torch.device("meta"):
+        cell = _build_ctrnn(weights, nonlinearity) if model == "ctrnn" else _build_torch(weights, model, nonlinearity)
+    _check_names(weights, cell.state_dict(), prefix)
+    return cell
 
 
 def _build_ctrnn(weights: dict[str, Tensor], nonlinearity: str) -> CTRNNCell:
@@ -257,7 +228,8 @@ def _check_names(weights: dict[str, Tensor], expected: dict[str, Tensor], prefix
 
 
 def _find_readout(tensors: dict[str, Tensor], hidden: int, asked: str | None) -> str | None:
-    layers = [key.removesuffix(".weight") for key, tensor in tensors.items() if _reads(key, tensor, hidden)]
+    weights = [key for key, tensor in tensors.items() if tensor.ndim == 2 and tensor.shape[1] == hidden]
+    layers = [key.removesuffix(".weight") for key in weights if key.endswith(".weight")]
     if asked is not None:
         if asked not in layers:
             raise CheckpointError(f"no layer {asked!r} with a weight [out, {hidden}]; there are {listing(layers)}")
@@ -266,10 +238,6 @@ def _find_readout(tensors: dict[str, Tensor], hidden: int, asked: str | None) ->
     if len(named) > 1:
         raise CheckpointError(f"several layers could be the readout, {listing(named)}; choose one with readout=")
     return named[0] if named else None
-
-
-def _reads(key: str, tensor: Tensor, hidden: int) -> bool:
-    return key.endswith(".weight") and tensor.ndim == 2 and tensor.shape[1] == hidden
 
 
 def _build_readout(tensors: dict[str, Tensor], name: str) -> nn.Linear:
@@ -288,6 +256,5 @@ def _check_numbers(used: dict[str, Tensor]) -> None:
     for key, tensor in used.items():
         if not (finite := tensor.isfinite()).all():
             first = tuple((~finite).nonzero()[0].tolist())
-            raise CheckpointError(
-                f"{key} has a NaN or infinity, first at {first}; take a checkpoint from before it diverged"
-            )
+            problem = f"{key} has a NaN or infinity, first at {first}"
+            raise CheckpointError(f"{problem}; take a checkpoint from before it diverged")

@@ -46,6 +46,8 @@ class Episodes:
             in seconds.
         controls: [episode, time, control] in the plant's unit, as the environment applied them from each state on; NaN
             from the last state on.
+
+    Example as `rollout`.
     """
 
     env: str
@@ -63,13 +65,19 @@ class Episodes:
 
 
 def gym_plant(env: str) -> Plant:
-    """The plant of `kpflow_dyn.models` with the constants of an environment, for training and analysis.
+    """The plant z' = plant(z, u) of `kpflow_dyn.models` with the constants of an environment.
+
+    Args:
+        env: "CartPole-v1" or "Pendulum-v1".
 
     Raises:
-        ValueError: an environment other than those above.
+        ValueError: another environment.
 
-    >>> gym_plant("CartPole-v1")
-    CartPole(cart_mass=1.0, pole_mass=0.1, half_length=0.5, gravity=9.8, cart_damping=0.0, pole_damping=0.0)
+    Source: gymnasium, "CartPole" and "Pendulum" of Classic Control, Towers et al., arXiv 2407.17032.
+
+    Example:
+        >>> gym_plant("CartPole-v1")
+        CartPole(cart_mass=1.0, pole_mass=0.1, half_length=0.5, gravity=9.8, cart_damping=0.0, pole_damping=0.0)
     """
     return _environment(env).plant
 
@@ -97,9 +105,12 @@ def rollout(
             state, gives no control of its width, or one that is not finite.
         TypeError: no policy, or a count that is no whole number.
 
-    >>> lean = rollout(lambda z: z[1:2] + 0.3 * z[3:4], episodes=2)
-    >>> lean.states.dims, lean.states.state.values.tolist()
-    (('episode', 'time', 'state'), ['position', 'angle', 'velocity', 'angular_velocity'])
+    Source as `gym_plant`.
+
+    Example:
+        >>> lean = rollout(lambda z: z[1:2] + 0.3 * z[3:4], episodes=2)
+        >>> lean.states.dims, lean.states.state.values.tolist()
+        (('episode', 'time', 'state'), ['position', 'angle', 'velocity', 'angular_velocity'])
     """
     known = _environment(env)
     check_count("episodes", episodes, 1)
@@ -134,17 +145,11 @@ class Environment:
         applied: control of a policy -> the control that the environment applies.
         action: applied control -> action.
 
-    >>> cart = Environment(
-    ...     name="CartPole-v1",
-    ...     plant=CartPole(gravity=9.8),
-    ...     dt=0.02,
-    ...     steps=500,
-    ...     state=lambda observation, before: observation[[0, 2, 1, 3]],
-    ...     applied=lambda u: np.where(u > 0, 10.0, -10.0),
-    ...     action=lambda u: int(u[0] > 0),
-    ... )
-    >>> rollout(lambda z: z[1:2] + 0.3 * z[3:4], cart, episodes=2).env
-    'CartPole-v1'
+    Example:
+        >>> from kpflow_dyn.models import DoubleIntegrator
+        >>> push = lambda u: u.clip(-1, 1)
+        >>> Environment("Cart-v0", DoubleIntegrator(), 0.1, 50, lambda seen, before: seen, push, list).steps
+        50
     """
 
     name: str
@@ -189,9 +194,8 @@ def _environment(env: str | Environment) -> Environment:
     if isinstance(env, Environment):
         return env
     if env not in ENVIRONMENTS:
-        raise ValueError(
-            f"unknown environment {env!r}.{nearest(str(env), list(ENVIRONMENTS))} Known: {', '.join(ENVIRONMENTS)}."
-        )
+        near, known = nearest(str(env), list(ENVIRONMENTS)), ", ".join(ENVIRONMENTS)
+        raise ValueError(f"unknown environment {env!r}.{near} Known: {known}.")
     return ENVIRONMENTS[env]
 
 
@@ -249,8 +253,7 @@ def _act_of(policy: Any, known: Environment) -> Act:
 
 def _on_numpy(policy: Any) -> Act:
     if not callable(policy) or isinstance(policy, type):
-        raise TypeError(
-            f"policy is {policy!r}, expected a torch or JAX module, a function u = policy(z), or a ClosedLoop"
-        )
+        expected = "a torch or JAX module, a function u = policy(z), or a ClosedLoop"
+        raise TypeError(f"policy is {policy!r}, expected {expected}")
     backend = backend_of(policy)
     return (lambda z: np.asarray(policy(z), float)) if backend is None else backend.models.on_numpy(policy)

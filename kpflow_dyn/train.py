@@ -28,6 +28,8 @@ class Training:
         losses: [step], losses[n] being the loss after n steps, on the trials of the next one; the last is the loss of
             the model as trained.
         success: False where the loss left the finite numbers.
+
+    Example as `fit`.
     """
 
     model: Any
@@ -86,7 +88,10 @@ def fit(
     Raises:
         TypeError, ValueError: a model, readout, task or option that does not fit; each says what to do.
 
-    A loss that leaves the finite numbers ends the training, with a warning and `success=False`.
+    Warns:
+        UserWarning: a loss that leaves the finite numbers, which ends the training with `success=False`.
+
+    Source: Kingma, Ba, "Adam", arXiv:1412.6980.
 
     Example:
         >>> import torch

@@ -17,8 +17,7 @@ CONTRACT = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importl
 
 BACKENDS = ("_arrays", "_backend", "_torch", "_jax")
 OF_A_FRAMEWORK = {  # modules that define models of one framework, or read its files
-    *("_checkpoint", "models._convert", "models._counterparts", "models._jax_cells", "models._torch_cells"),
-    *("models._torch_fields", "models.jax"),
+    *("_checkpoint", "models._convert", "models._torch_models", "models.jax"),
 }
 FRAMEWORKS = re.compile(r"\b(is_torch_array|is_jax_array|is_torch_module)\b|sys\.modules(\[|\.get\()\"(torch|jax)")
 LINES = 150

@@ -182,6 +182,15 @@ def test_a_file_is_no_folder(checkpoint: Path, task: Path, tmp_path: Path) -> No
     assert result.exit_code == 2 and "exists and is not a folder" in result.stderr
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """An interrupt raises KeyboardInterrupt, also where tests run in a job whose parent ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("where", "number", "status"), [("computing", signal.SIGINT, 130), ("writing", signal.SIGTERM, 143)]
 )

@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,9 +20,12 @@ from code_blocks import ROOT, python_blocks, run
 import kpflow_dyn as kp
 
 DOCS = ROOT / "docs"
-PAGES = sorted(path.relative_to(ROOT) for path in [ROOT / "README.md", *DOCS.rglob("*.md")])
+PAGES = sorted(path.relative_to(ROOT) for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
 WITH_CODE = [page for page in PAGES if page != Path("README.md") and python_blocks(ROOT / page)]
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+MAPS = [DOCS / "architecture.md", ROOT / "CONTRIBUTING.md"]
+PLACE = re.compile(r"`([\w./]+(?:\.\w+|/))`(?:: ((?:(?:, |,? or |,? and )?`\w[\w.]*`)+))?")
+"""A path, and names in it."""
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=str)
@@ -62,6 +66,47 @@ def names_of(module: ModuleType) -> list[str]:
 
 def test_a_missing_name_would_be_noticed() -> None:
     assert {"eigs", "regularizers.trace", "tasks.MemoryPro", "learning_rules.bptt", "train.fit"} <= set(public())
+
+
+@pytest.mark.parametrize("page", MAPS, ids=lambda page: page.name)
+def test_the_maps_name_what_is_there(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert [name for name in re.findall(r"`((?:kp|kpflow_dyn)\.[\w.]+)[`(]", text) if not is_there(name)] == []
+    found = [(place, names) for place, names in PLACE.findall(text) if "/" in place or place.endswith(".py")]
+    assert [place for place, _ in found if path_of(place) is None] == []
+    pairs = [(place, name) for place, names in found for name in re.findall(r"[`.](\w+)", names)]
+    assert len(pairs) > 20 and [pair for pair in pairs if not holds(*pair)] == []
+
+
+def is_there(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(re.sub(r"^kp\.", "kpflow_dyn.", name))
+    except (AttributeError, ImportError):
+        return False
+    return True
+
+
+def path_of(place: str) -> Path | None:
+    """A path as the maps write it: from the package, or from the root."""
+    return next((base / place for base in (ROOT / "kpflow_dyn", ROOT) if (base / place).exists()), None)
+
+
+def holds(place: str, name: str) -> bool:
+    """Whether a file defines a name: a function, a class or a constant, at the top or in a class."""
+    path = path_of(place)
+    return path is not None and bool(re.search(rf"^ *((def|class) {name}\b|{name}(:.*)? = )", path.read_text(), re.M))
+
+
+def test_what_is_gone_would_be_noticed() -> None:
+    assert is_there("kp.solvers.Dense") and not is_there("kp.solvers.Sparse") and not is_there("kp.nonsense")
+    assert holds("_solve.py", "solve") and not holds("_solve.py", "solv") and not holds("_solves.py", "solve")
+
+
+def test_the_map_has_every_layer() -> None:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    parts = set(re.findall(r"\w+", " ".join(contract["layers"])))
+    rows = re.findall(r"^\| `(\w+)(?:/|\.py)` \|", MAPS[0].read_text("utf-8"), re.M)
+    assert sorted(rows) == sorted(parts)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from torch.func import jacrev
 import kpflow_dyn as kp
 from kpflow_dyn._torch.cells import as_step
 from kpflow_dyn.dynamics import finite_time_exponents, lyapunov_spectrum, participation_ratio, pca, step_jacobians
-from kpflow_dyn.dynamics._graded import GradedProduct
+from kpflow_dyn.dynamics._singular_values import GradedProduct
 from kpflow_dyn.models import CTRNNCell
 
 

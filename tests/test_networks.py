@@ -590,3 +590,31 @@ def test_no_summary_without_times() -> None:
 def test_integer_models_have_nothing_to_learn() -> None:
     with pytest.raises((ValueError, TypeError), match=r"nothing can learn|int64"):
         kp.solve(kp.StaticProblem(Whole(), torch.randn(2, 3)))
+
+
+class WithClassToken(nn.Module):
+    """A learnt token in front of those of the data, and a weight that is put together of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.up, self.down = nn.Parameter(torch.randn(4)), nn.Linear(4, 2), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.cat([self.token.expand(len(x), 1, 4), torch.tanh(x)], 1)
+        weight = torch.cat([self.up.weight, self.down.weight])
+        return torch.tanh(tokens @ weight.T + torch.cat([self.up.bias, self.down.bias]))
+
+
+def test_a_weight_copied_among_data_is_a_scale_as_in_a_cell() -> None:
+    torch.manual_seed(0)
+    flow = kp.linearize(
+        kp.solve(kp.StaticProblem(WithClassToken().double(), torch.randn(2, 3, 4, dtype=torch.float64)))
+    )
+    assert [site.kind for site in flow.sites].count("matrix") == 1
+    (token,) = (site for site in flow.sites if site.name == "token")
+    assert token.kind == "scale" and token.entries.tolist() == [0, 1, 2, 3]
+    close(token.weight, flow.parameters["token"], 0)
+    J = flow.J.dense()
+    close((flow.P @ flow.B @ flow.core @ flow.B.T @ flow.P.T).dense(), J @ J.T)
+    test_core_spectrum_follows_from_the_variables(flow)
+    assert flow.core.spectrum() is not None

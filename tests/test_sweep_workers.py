@@ -115,7 +115,13 @@ if __name__ == "__main__":
 def driver(tmp_path: Path) -> subprocess.Popen:
     (tmp_path / "driver.py").write_text(DRIVER)
     command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "log"), str(tmp_path / "out")]
-    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PATH}, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": PATH}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
+
+
+def heed_interrupts() -> None:
+    """A job in the background ignores interrupts, and its children would."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_killed_driver_resumes(tmp_path: Path) -> None:

@@ -24,10 +24,9 @@ from kpflow_dyn._implicit.layout import Layout
 from kpflow_dyn.tracing._copies import find_copies
 from kpflow_dyn.tracing._dependence import ON_DATA, Dependence, Dependences, dependences, is_copy
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, evaluate, run
-from kpflow_dyn.tracing._numbers import number_weights, parameters_behind, weights_behind
+from kpflow_dyn.tracing._numbers import Term, by_weight, number_weights, parameters_behind, terms_of, weights_behind
 from kpflow_dyn.tracing._rows import fixed_values, split
 from kpflow_dyn.tracing._sums import sums_of_uses
-from kpflow_dyn.tracing._terms import Term, by_weight, terms_of
 from kpflow_dyn.tracing._uses import Use, as_matrices, coefficients_of_scale, find_uses, variables_of_matrix
 
 
@@ -222,7 +221,7 @@ class Constraint:
         if use.kind == "matrix":
             return as_matrices(use.node, use.weight, value)[term.matrix]
         flat = value.reshape((-1,))
-        return flat if term.elements is None else flat[self.transforms.index(term.elements[1], flat)]
+        return flat if term.taken is None else flat[self.transforms.index(term.taken, flat)]
 
     # Parts of these
 

@@ -19,6 +19,7 @@ from kpflow_dyn._implicit.solutions import ConstraintSolution, SolvedSolution
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._spaces.operators import GramOperator, on_spaces
 from kpflow_dyn._spaces.space import Space
+from kpflow_dyn.tracing._uses import Use
 
 FREE_AXES = {1: ("unit",), 2: ("trial", "unit"), 3: ("trial", "time", "unit")}
 
@@ -114,19 +115,20 @@ class _Linearised:
         variables = dict(zip(self.row.uses, self.variables(), strict=True))
         return [self.site(site, variables) for site in self.row.sites()]
 
-    def site(self, site: ConstraintSite, variables: dict[Any, Array]) -> WeightSite:
+    def site(self, site: ConstraintSite, variables: dict[Use, Array]) -> WeightSite:
         """A weight with its variables."""
-        concat, name, entries, weight = array_namespace(self.sol.state).concat, site.name, site.entries, site.weight
-        found = [variables[term.use] for term in site.terms]
+        (first, *_), weight, entries = site.terms, site.weight, site.entries
+        name, found = site.name, [variables[term.use] for term in site.terms]
         if site.kind == "opaque":
             return WeightSite(name, site.kind, weight, found[0], entries, self.state.measure)
         if site.kind == "scale":
-            places = [term.elements[0] for term in site.terms if term.elements is not None]
-            V = concat([v[:, None, place] for v, place in zip(found, places, strict=True)], axis=1)
-            return WeightSite(name, site.kind, weight, V, entries, self.state.measure)
-        V = concat([v[:, term.matrix] for v, term in zip(found, site.terms, strict=True)], axis=1)
-        name = name if found[0].shape[1] == 1 else f"{name}[{site.terms[0].matrix}]"
-        return WeightSite(name, site.kind, weight.T, V, entries.T, self.state.measure)
+            rows = [v[:, None, term.elements] for v, term in zip(found, site.terms, strict=True)]
+        else:
+            rows = [v[:, term.matrix] for v, term in zip(found, site.terms, strict=True)]
+            name = name if found[0].shape[1] == 1 else f"{name}[{first.matrix}]"
+            weight, entries = weight.T, entries.T
+        V = array_namespace(self.sol.state).concat(rows, axis=1)
+        return WeightSite(name, site.kind, weight, V, entries, self.state.measure)
 
     def variables(self) -> list[Array]:
         """Of all uses on all rows [trial, ...]."""

@@ -19,17 +19,11 @@ Map = Callable[[jax.Array, list[jax.Array]], jax.Array]
 
 
 class SiteData:
-    """A weight site; `entries` number its weights, `kicks` its outputs.
+    """A weight site; `entries` number its weights, `kicks` its outputs."""
 
-    Attributes:
-        data: at all rows [time, trial, ...], of which the site's variables are made.
-        kick: (change, data of some rows) -> outputs [time, trial, probe, kick].
-        gather: the transpose, (kicks, data) -> change.
-    """
-
-    kick: Map
-    gather: Map
-    data: list[jax.Array]
+    kick: Map  # (change, data of some rows) -> outputs [time, trial, probe, kick]
+    gather: Map  # the transpose, (kicks, data) -> change
+    data: list[jax.Array]  # at all rows [time, trial, ...], of which the site's variables are made
 
     def __init__(self, site: Site, rows: RowFunctions) -> None:
         self.name, self.kind = site.name, site.kind

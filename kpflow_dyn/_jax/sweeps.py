@@ -22,15 +22,10 @@ Sweep = Callable[[jax.Array, "Probes"], jax.Array]
 
 
 class Sweeps(LinearisedSteps):
-    """What all operators of a recurrence are made of.
+    """What all operators of a recurrence are made of."""
 
-    Attributes:
-        span: times whose products with the variables are formed at once.
-        probes_together: how many probes ride in one sweep.
-    """
-
-    span: int
-    probes_together: int
+    span: int  # times whose products with the variables are formed at once
+    probes_together: int  # how many probes ride in one sweep
 
     def _forward(
         self, data: Data, changes: Changes, states: jax.Array, probes: Probes, kick: Callable | None = None
@@ -52,12 +47,7 @@ class Sweeps(LinearisedSteps):
         return self._by_spans(span, (self._still(probes.count), states))[1]
 
     def _backward(
-        self,
-        data: Data,
-        q: jax.Array,
-        probes: Probes,
-        gather: Callable | None = None,
-        still: Changes | None = None,
+        self, data: Data, q: jax.Array, probes: Probes, gather: Callable | None = None, still: Changes | None = None
     ) -> Changes:
         """The transpose, backward in time; the kicks of a span gather at once."""
         (_, variables), _ = data

@@ -12,15 +12,7 @@ from kpflow_dyn._jax.networks import fixed_point, free_form, network
 from kpflow_dyn._jax.through_solver import ThroughSolver
 from kpflow_dyn._problems.problems import DiscreteProblem
 
-__all__ = [
-    "Model",
-    "ThroughSolver",
-    "discrete_step",
-    "fixed_point",
-    "free_form",
-    "network",
-    "on_one_trial",
-]
+__all__ = ["Model", "ThroughSolver", "discrete_step", "fixed_point", "free_form", "network", "on_one_trial"]
 
 
 def discrete_step(problem: DiscreteProblem) -> Step:

@@ -46,20 +46,14 @@ class FieldOf(eqx.Module):
 
 
 class System(eqx.Module):
-    """See `kpflow_dyn.ode._variational.System`; the parameters are flat [p].
-
-    Attributes:
-        of: the field by its parameters.
-        times: t_0 and the nodes [1 + time].
-        controller: what chooses the steps.
-    """
+    """See `kpflow_dyn.ode._variational.System`; the parameters are flat [p]."""
 
     transforms: ClassVar[Transforms] = of_jax
 
-    of: FieldOf
+    of: FieldOf  # the field by its parameters
     path: Path
-    times: jax.Array
-    controller: diffrax.PIDController
+    times: jax.Array  # t_0 and the nodes [1 + time]
+    controller: diffrax.PIDController  # what chooses the steps
 
     def __init__(
         self, problem: ODEProblem, model: Model, path: Path, times: np.ndarray, alg: InterpolatingAdjoint

@@ -21,13 +21,9 @@ def plain(cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class OnTuples:
-    """The step of a cell whose state is a tuple, such as (h, c), laid side by side on the unit axis.
+    """The step of a cell whose state is a tuple, such as (h, c), laid side by side on the unit axis."""
 
-    Attributes:
-        sizes: of the parts.
-    """
-
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...]  # of the parts
 
     def __call__(self, cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
         """The next state."""

@@ -23,16 +23,7 @@ from kpflow_dyn._torch import transforms
 from kpflow_dyn._torch.checks import check_finite
 from kpflow_dyn._torch.glue import find_glue
 from kpflow_dyn._torch.plan import KickBlock, kick_blocks, plan_updates, products_of
-from kpflow_dyn._torch.program import (
-    AllTimes,
-    LinearUpdate,
-    MatrixUpdate,
-    Range,
-    Run,
-    ScatteredUpdate,
-    bind,
-    reached,
-)
+from kpflow_dyn._torch.program import AllTimes, LinearUpdate, MatrixUpdate, Range, Run, ScatteredUpdate, bind, reached
 from kpflow_dyn._torch.sites import SiteData, site_data
 from kpflow_dyn._torch.transforms import each_row
 from kpflow_dyn.tracing._rows import RowFunctions

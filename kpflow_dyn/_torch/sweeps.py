@@ -13,12 +13,7 @@ from torch import Tensor
 
 from kpflow_dyn._arrays.memory import bytes_of, on_device, span_bytes
 from kpflow_dyn._torch.linearised import Changes, Kicks, LinearisedSteps, inner, outer
-from kpflow_dyn._torch.program import (
-    Run,
-    Steps,
-    bind,
-)
-from kpflow_dyn.tracing._steps import AnalysedStep
+from kpflow_dyn._torch.program import Run, Steps, bind
 
 FROM_STATES, FROM_CHANGES, ADJOINT = "from kicks to the states", "from changes of the weights", "adjoint"
 KICK, KICK_ADJOINT = "from changes of the weights, each step on its own", "its adjoint"
@@ -28,9 +23,7 @@ ROWS_TOGETHER = 160  # rows trial x probe of a step that keep a CPU's products i
 class Sweeps(LinearisedSteps):
     """What all operators of a recurrence are made of; arrays are [probe, trial, time, unit] outside."""
 
-    def __init__(self, step: AnalysedStep, x: Tensor, z_prev: Tensor) -> None:
-        super().__init__(step, x, z_prev)
-        self._idle: _Work | None = None
+    _idle: _Work | None = None
 
     @property
     def probes_together(self) -> int:

@@ -66,19 +66,13 @@ _FIXED = {
 
 @dataclass(frozen=True)
 class Method:
-    """A method of torchdiffeq.
+    """A method of torchdiffeq."""
 
-    Attributes:
-        name: what torchdiffeq calls it.
-        tableau: its tableau, None for methods that are not Runge-Kutta.
-        adaptive: whether it chooses its steps.
-        fsal: whether its last stage is f at the end of the step. torchdiffeq takes the last stage of an adaptive method
-            for the first one of the next step even where it is not, and such steps cannot be replayed one by one.
-    """
-
-    name: str
-    tableau: Tableau | None
-    adaptive: bool
+    name: str  # what torchdiffeq calls it
+    tableau: Tableau | None  # its tableau, None for methods that are not Runge-Kutta
+    adaptive: bool  # whether it chooses its steps
+    # whether its last stage is f at the end of the step. torchdiffeq takes the last stage of an adaptive method for the
+    # first one of the next step even where it is not, and such steps cannot be replayed one by one.
     fsal: bool
 
     @property

@@ -11,15 +11,7 @@ from kpflow_dyn._torch.cells import Step, as_step
 from kpflow_dyn._torch.model import Model
 from kpflow_dyn._torch.networks import fixed_point, free_form, network
 
-__all__ = [
-    "Model",
-    "ThroughSolver",
-    "discrete_step",
-    "fixed_point",
-    "free_form",
-    "network",
-    "on_one_trial",
-]
+__all__ = ["Model", "ThroughSolver", "discrete_step", "fixed_point", "free_form", "network", "on_one_trial"]
 
 ThroughSolver = None  # torchdiffeq's own derivative is that of its continuous adjoint, or of steps that are replayed
 

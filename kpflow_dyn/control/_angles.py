@@ -26,6 +26,8 @@ class ReachableAngles:
             that they share.
         share: which part of each mode lies in the span of the Gramian's directions, its squared projection
             [trial, time, mode].
+
+    Example as `reachable_angles`.
     """
 
     angles: xr.DataArray
@@ -40,6 +42,8 @@ class ReachableAngles:
 
 def reachable_angles(modes: Modes, gram: Gramian, rank: int | None = None) -> ReachableAngles:
     """The principal angles between spatial modes of the NTK and the leading directions of a Gramian, at each time.
+
+        cos(angle_i) = s_i(U^T V)        share_k = |V^T u_k|^2        U: the modes, V: the directions, each orthonormal
 
     Spatial modes are patterns over units in which gradient descent changes the states most; the Gramian tells in which
     ones the input moves them most. (Which weights those changes come from, `kp.contributions(flow)` tells.)

@@ -1,9 +1,6 @@
 """Gramians: which states inputs can reach, and which states outputs can tell apart.
 
-    reachability     Wc(t) = int_0^t Phi(t, s) B B^T Phi(t, s)^T ds       a diagonal block of (P B)(P B)*
-    observability    Wo(t) = int_t^T Phi(s, t)^T C^T C Phi(s, t) ds       a diagonal block of (C P)*(C P)
-
-They are sums over time of one recursion, W <- Phi W Phi^T + G, forward for Wc and backward, through the transposed
+Both are sums over time of one recursion, W <- Phi W Phi^T + G, forward for Wc and backward, through the transposed
 system, for Wo. In discrete time Phi = A_t and G = B_t B_t^T.
 """
 
@@ -37,6 +34,8 @@ class Gramian:
         factor: L [trial, time, unit, rank], where a rank was asked for, else None.
         cut: [trial, time], which part of the trace was left out in the making of the factor, added up over its steps.
         matrix: W where it was found whole, else None.
+
+    Example as `gram`.
     """
 
     kind: str
@@ -90,6 +89,9 @@ class Gramian:
 def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, **options: Any) -> Gramian:
     """The reachability ("c") or observability ("o") Gramian as a function of time.
 
+        Wc(t) = int_0^t Phi(t, s) B B^T Phi(t, s)^T ds       a diagonal block of (P B)(P B)*
+        Wo(t) = int_t^T Phi(s, t)^T C^T C Phi(s, t) ds       a diagonal block of (C P)*(C P)
+
     Args:
         system: a solution, an `LTV` or an `LTI`.
         kind: "c" or "o", as in python-control. In discrete time Wc counts the input of the step that ends at a time,
@@ -103,6 +105,8 @@ def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, *
     Raises:
         ValueError: an unknown kind, an infinite horizon of a system that is not stable, a horizon over which an
             unstable one overflows, or a rank that is not between 1 and the number of units.
+
+    Source: Moore, IEEE Trans. Automatic Control 26, 17 (1981).
 
     Example:
         >>> from kpflow_dyn import control

@@ -31,6 +31,8 @@ class Hankel:
         outputs: the future outputs of each mode, of norm one in L^2 [trial, mode, time, output].
 
     Modes whose value is below 1e-7 of the first are zeros.
+
+    Example as `hankel`.
     """
 
     split: float
@@ -61,6 +63,8 @@ def hankel(system: System, split: float, *, t: Any = None, **options: Any) -> Ha
 
     Raises:
         ValueError: a split that is no such time.
+
+    Source as `hsvd`.
 
     Example:
         >>> import numpy as np
@@ -160,7 +164,7 @@ def _labelled(
 
 
 def hsvd(system: LTI) -> np.ndarray:
-    """The Hankel singular values of a stable LTI over infinite time, descending: sqrt of the eigenvalues of Wc Wo.
+    """The Hankel singular values of a stable LTI over infinite time, descending: s_i = sqrt(l_i(Wc Wo)).
 
     Args:
         system: a stable `LTI`.

@@ -38,7 +38,7 @@ def linearize_lti(
         model: a plant, plant(z, u), which says its `control_size`; `kp.models.ClosedLoop(plant, policy)`; a field
             f(t, z) or f(t, z, u); with `dt` a cell, cell(u, z).
         z: the state at rest [unit], a torch tensor or a jax array.
-        u: what else the model takes there: a plant's control, a field's or cell's input, a closed loop's reference x_t.
+        u: a plant's control, a field's or cell's input, or a closed loop's reference x_t, there [input].
         C: the outputs [output, unit], or a Linear layer; all states when None.
         dt: the length of a step where the model gives the next state; None where it gives z'.
         loop: of a ClosedLoop, "closed" for A of the whole field, "open" for that of its plant under the control held.
@@ -50,6 +50,8 @@ def linearize_lti(
     Raises:
         ValueError: no equilibrium, with what is left of z'; a plant and a policy that do not fit together; a loop or
             inputs that the model has not got.
+
+    Source: Astrom, Murray, "Feedback systems" (2008).
 
     Example:
         >>> import torch
@@ -126,6 +128,8 @@ def linearize_ltv(
     Raises:
         ValueError: a loop or inputs that the model has not got, times outside of the solved ones, steps that cannot be
             replayed, or states so wide that the matrices would take more than 2 GiB.
+
+    Source as `linearize_lti`.
 
     Example:
         >>> import torch

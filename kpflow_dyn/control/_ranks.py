@@ -10,7 +10,7 @@ from kpflow_dyn.control._systems import as_matrix
 
 
 def ctrb(A: Any, B: Any) -> np.ndarray:
-    """The controllability matrix [B, A B, ..., A^{n-1} B] [unit, unit * input].
+    """The controllability matrix: ctrb = [B, A B, ..., A^{n-1} B] [unit, unit * input].
 
     `np.linalg.matrix_rank` of it is the dimension of what inputs can reach. Of many units its columns become all but
     parallel; `gram(system, "c").eigenvalues` then tells more.
@@ -21,6 +21,8 @@ def ctrb(A: Any, B: Any) -> np.ndarray:
 
     Raises:
         ValueError: matrices that do not fit together.
+
+    Source: Kalman, J. SIAM Control A 1, 152 (1963).
 
     Example:
         >>> import numpy as np
@@ -42,14 +44,13 @@ def ctrb(A: Any, B: Any) -> np.ndarray:
 
 
 def obsv(A: Any, C: Any) -> np.ndarray:
-    """The observability matrix [C; C A; ...; C A^{n-1}] [unit * output, unit].
+    """The observability matrix: obsv = [C; C A; ...; C A^{n-1}] [unit * output, unit].
 
     Args:
         A: [unit, unit].
         C: [output, unit].
 
-    Raises:
-        ValueError: matrices that do not fit together.
+    Raises and Source as `ctrb`.
 
     Example:
         >>> from kpflow_dyn import control

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 
 class Regulator(NamedTuple):
-    """A gain K [input, unit], the solution X [unit, unit] of the Riccati equation, the poles of the closed loop [unit].
+    """A gain, and the closed loop that it makes.
 
-    z^T X z is the cost from z on.
+    Attributes:
+        K: of u = -K z [input, unit].
+        X: the solution of the Riccati equation [unit, unit]; z^T X z is the cost from z on.
+        eigenvalues: the poles of the closed loop [unit].
+
+    Example as `lqr`.
     """
 
     K: np.ndarray
@@ -44,6 +49,8 @@ def lqr(A: Any, B: Any, Q: Any, R: Any) -> Regulator:
     Raises:
         ValueError: weights of other shapes or indefinite, or where nothing stabilises the system.
 
+    Source: Anderson, Moore, "Optimal control: linear quadratic methods" (1990).
+
     Example:
         >>> from kpflow_dyn import control
         >>> K, X, poles = control.lqr([[0.0, 1.0], [0.0, 0.0]], [[0.0], [1.0]], [[1.0, 0.0], [0.0, 0.0]], [[1.0]])
@@ -61,7 +68,7 @@ def dlqr(A: Any, B: Any, Q: Any, R: Any) -> Regulator:
 
         X = A^T X (A - B K) + Q        K = (R + B^T X B)^{-1} B^T X A
 
-    Args, returns and errors are those of `lqr`.
+    Args, Raises and Source as `lqr`.
 
     Example:
         >>> from kpflow_dyn import control
@@ -127,6 +134,8 @@ class TimeVaryingRegulator:
     Attributes:
         K: [trial, time, input, unit]; u(t) = -K(t) z(t), or in discrete time u_t = -K_t z_{t-1}.
         X: [trial, time, unit, other_unit]; z^T X(t) z is the cost from z at t on.
+
+    Example as `tvlqr`.
     """
 
     K: xr.DataArray
@@ -157,6 +166,8 @@ def tvlqr(ltv: LTV, Q: Any, R: Any, Qf: Any = None) -> TimeVaryingRegulator:
 
     Raises:
         TypeError, ValueError: something else than an LTV, weights of other shapes or indefinite.
+
+    Source as `lqr`.
 
     Example:
         >>> import numpy as np

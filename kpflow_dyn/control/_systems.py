@@ -38,6 +38,8 @@ class LTI:
     Raises:
         ValueError: matrices that are not finite or do not fit together, a dt that is not positive.
 
+    Source: Astrom, Murray, "Feedback systems" (2008).
+
     Example:
         >>> from kpflow_dyn import control
         >>> system = control.LTI([[0.0, 1.0], [0.0, -0.5]], [[0.0], [1.0]])
@@ -148,6 +150,8 @@ class LTV:
         D: [trial, time, output, input].
         dt: None in continuous time, else the length of a step.
         mesh: in continuous time A and B between the times as well.
+
+    Example as `linearize_ltv`.
     """
 
     A: xr.DataArray

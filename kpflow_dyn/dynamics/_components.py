@@ -26,6 +26,8 @@ class PCA:
         explained: the same as shares of the whole variance [pc].
         scores: the centred states along them [trial, time, pc].
         mean: of the states [unit].
+
+    Example as `pca`.
     """
 
     components: np.ndarray
@@ -67,6 +69,8 @@ def pca(states: Array | Solution, k: int | None = None, *, weights: Any = None) 
         TypeError, ValueError: states of another rank or not finite, a k above the units, weights that are negative, all
             zero or of another shape.
 
+    Source: Jolliffe, "Principal component analysis" (2002).
+
     Example:
         >>> import numpy as np
         >>> line = np.linspace(0, 1, 50)[None, :, None] * np.array([3.0, 4.0])
@@ -85,17 +89,15 @@ def pca(states: Array | Solution, k: int | None = None, *, weights: Any = None) 
 
 
 def participation_ratio(states: Array | Solution, *, weights: Any = None) -> Estimate:
-    """How many dimensions states fill: (sum l)^2 / sum l^2 of the eigenvalues l of their covariance.
+    """How many dimensions states fill: PR = (sum l)^2 / sum l^2, with l the eigenvalues of their covariance.
 
     n where n principal components carry the same variance and the others none; 0 of states that do not vary. Exact, so
     that its `stderr` is 0; `float(...)` is the number.
 
     Args:
-        states: [trial, time, unit], or a Solution, of an ODE with its quadrature weights.
-        weights: as in `pca`.
+        states, weights: as in `pca`.
 
-    Raises:
-        TypeError, ValueError: as `pca`.
+    Raises as `pca`.
 
     Source: Gao et al., "A theory of multineuronal dimensionality, dynamics and measurement" (2017).
 

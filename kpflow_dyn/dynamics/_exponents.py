@@ -11,8 +11,8 @@ from kpflow_dyn._arrays import Random, array_namespace, like_numpy
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn.dynamics._blocks import Blocks, is_whole
-from kpflow_dyn.dynamics._graded import GradedProduct
 from kpflow_dyn.dynamics._jacobians import solved
+from kpflow_dyn.dynamics._singular_values import GradedProduct
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,6 +34,8 @@ class Lyapunov:
         history: the exponents from the end of the transient up to each time [trial, time, k]; NaN before that.
         times: when each factor ends [trial, time].
         units: how many exponents there are in all.
+
+    Example as `lyapunov_spectrum`.
     """
 
     exponents: np.ndarray
@@ -81,12 +83,14 @@ class Lyapunov:
 
 @dataclass(frozen=True, eq=False)
 class FiniteTimeExponents:
-    """1/t log s_i(A_t ... A_1) along each trial, the largest first.
+    """Finite-time Lyapunov exponents along each trial, the largest first.
 
     Attributes:
         exponents: [trial, time, unit], per step or of an ODE per unit of its time; -inf where a singular value is zero.
         times: t [trial, time].
         start: the time that the product begins at.
+
+    Example as `finite_time_exponents`.
     """
 
     exponents: np.ndarray
@@ -163,9 +167,11 @@ def lyapunov_spectrum(
 
 
 def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interval: int = 1) -> FiniteTimeExponents:
-    """Finite-time Lyapunov exponents: the singular values of the product of Jacobians from the start of each trial.
+    """Finite-time Lyapunov exponents, from the product of Jacobians since the start of each trial.
 
-    The product is never formed. Its singular values are followed from factor to factor, each with its own relative
+        l_i(t) = 1/t log s_i(A_t ... A_1)
+
+    The product is never formed. Its singular values s_i are followed from factor to factor, each with its own relative
     accuracy: after long times the ratio of the largest to the smallest may be beyond what a number holds.
 
     Args:
@@ -177,8 +183,9 @@ def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interv
         TypeError: of a problem without steps.
         ValueError: a horizon longer than the trial, or as `lyapunov_spectrum`.
 
-    Warns:
-        UserWarning: as `lyapunov_spectrum`.
+    Warns as `lyapunov_spectrum`.
+
+    Source: Goldhirsch, Sulem, Orszag, Physica D 27, 311 (1987).
 
     Example:
         >>> import torch

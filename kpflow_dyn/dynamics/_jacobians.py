@@ -24,6 +24,8 @@ def step_jacobians(sol: Solution | DiscreteProblem | ODEProblem) -> Array:
         ValueError: for steps that cannot be traced or replayed.
         MemoryError: from a result above the `memory_budget`.
 
+    Source: docs/theory.md, "P: how kicks travel".
+
     Example:
         >>> import torch
         >>> import kpflow_dyn as kp

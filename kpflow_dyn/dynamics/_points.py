@@ -63,6 +63,8 @@ class FixedPoints:
         starts: how many starts led there [n].
         continuous: whether they are those of a field.
         states: where they were looked for [trial, time, unit]: the states of the solution, or the starts.
+
+    Example as `fixed_points`.
     """
 
     xstar: np.ndarray

@@ -22,50 +22,21 @@ if TYPE_CHECKING:
     from kpflow_dyn.models._named import Model, make_init, make_model
     from kpflow_dyn.models._planting import plant_fixed_points
     from kpflow_dyn.models._plants import CartPole, DoubleIntegrator, Pendulum, PlanarQuadrotor, Plant, VanDerPol
-    from kpflow_dyn.models._torch_cells import CTRNNCell, LowRankRNNCell
-    from kpflow_dyn.models._torch_fields import CTRNNField, HodgkinHuxleyField, MLPField
+    from kpflow_dyn.models._torch_models import CTRNNCell, CTRNNField, HodgkinHuxleyField, LowRankRNNCell, MLPField
 
-__all__ = [
-    "CTRNNCell",
-    "CTRNNField",
-    "CartPole",
-    "ClosedLoop",
-    "Dale",
-    "DoubleIntegrator",
-    "Gaussian",
-    "HodgkinHuxleyField",
-    "Law",
-    "LowRankRNNCell",
-    "MLPField",
-    "Model",
-    "Orthogonal",
-    "Pendulum",
-    "PlanarQuadrotor",
-    "Plant",
-    "Planted",
-    "SpectralRadius",
-    "SquidAxon",
-    "TorchDefault",
-    "VanDerPol",
-    "initialize",
-    "make_init",
-    "make_model",
-    "plant_fixed_points",
-    "to_jax",
-    "to_torch",
-]
+__all__ = ["CTRNNCell", "CTRNNField", "CartPole", "ClosedLoop", "Dale", "DoubleIntegrator", "Gaussian"]
+__all__ += ["HodgkinHuxleyField", "Law", "LowRankRNNCell", "MLPField", "Model", "Orthogonal", "Pendulum"]
+__all__ += ["PlanarQuadrotor", "Plant", "Planted", "SpectralRadius", "SquidAxon", "TorchDefault", "VanDerPol"]
+__all__ += ["initialize", "make_init", "make_model", "plant_fixed_points", "to_jax", "to_torch"]
 
 _HOME = {
-    **dict.fromkeys(["CTRNNCell", "LowRankRNNCell"], "_torch_cells"),
-    **dict.fromkeys(["CTRNNField", "HodgkinHuxleyField", "MLPField"], "_torch_fields"),
+    **dict.fromkeys(["CTRNNCell", "CTRNNField", "HodgkinHuxleyField", "LowRankRNNCell", "MLPField"], "_torch_models"),
     **dict.fromkeys(["CartPole", "DoubleIntegrator", "Pendulum", "PlanarQuadrotor", "Plant", "VanDerPol"], "_plants"),
-    "ClosedLoop": "_closed_loop",
     **dict.fromkeys(["Dale", "Gaussian", "Law", "Orthogonal", "Planted", "SpectralRadius", "TorchDefault"], "_laws"),
     **dict.fromkeys(["Model", "make_init", "make_model"], "_named"),
     **dict.fromkeys(["to_jax", "to_torch"], "_convert"),
-    "SquidAxon": "_hodgkin_huxley",
-    "initialize": "_initializing",
-    "plant_fixed_points": "_planting",
+    **{"ClosedLoop": "_closed_loop", "SquidAxon": "_hodgkin_huxley"},
+    **{"initialize": "_initializing", "plant_fixed_points": "_planting"},
 }
 
 

@@ -21,12 +21,7 @@ def any_sign(default: float) -> Any:
 
 @dataclass(frozen=True)
 class Constants:
-    """A frozen dataclass of Python floats: hashable, and never of a wider dtype than the arrays that it meets.
-
-    Raises:
-        TypeError: a constant that is not a real number.
-        ValueError: a constant that is not finite, or not positive where it must be.
-    """
+    """A frozen dataclass of Python floats: hashable, and never of a wider dtype than the arrays that it meets."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn.tasks._data import check_at_least
 
 Function = Callable[[Array], Array]
 
@@ -42,11 +43,7 @@ def drive(U: Array | None, x_t: Array | None) -> Array | float:
 
 
 def closed_loop(plant: Callable[[Array, Array], Array], policy: Function, z: Array, x_t: Array | None) -> Array:
-    """plant(z, u) with u = policy(z), or u = policy([z, x_t]) where there is a reference.
-
-    Raises:
-        ValueError: the policy's output has not the width of the plant's control.
-    """
+    """plant(z, u) with u = policy(z), or u = policy([z, x_t]) where there is a reference."""
     u, size = policy(join(z, x_t)), getattr(plant, "control_size", None)
     got = tuple(u.shape) if hasattr(u, "shape") else type(u).__name__
     if size is not None and got != (*z.shape[:-1], size):
@@ -64,23 +61,19 @@ def join(z: Array, x_t: Array | None) -> Array:
 
 def check_widths(units: int, inputs: int, z: Array, x_t: Array | None) -> None:
     """Raise ValueError unless z has `units` entries and x_t has `inputs`, or is None where there are none."""
-    if tuple(z.shape[-1:]) != (units,):
-        raise ValueError(
-            f"z has the shape {tuple(z.shape)}, expected a last axis of {units} units; change z0 or the field"
-        )
-    width = 0 if x_t is None else x_t.shape[-1]
+    shape, width = tuple(z.shape), 0 if x_t is None else x_t.shape[-1]
+    if shape[-1:] != (units,):
+        raise ValueError(f"z has the shape {shape}, expected a last axis of {units} units; change z0 or the field")
     if width != inputs:
-        raise ValueError(
-            f"the input x_t has {width} entries, expected {inputs}; give the problem such an x, "
-            f"or make the field with inputs={width}"
-        )
+        hint = f"give the problem such an x, or make the field with inputs={width}"
+        raise ValueError(f"the input x_t has {width} entries, expected {inputs}; {hint}")
 
 
 def check_sizes(inputs: int, **sizes: int) -> None:
     """Raise ValueError unless every size is at least 1 and inputs at least 0."""
-    for name, size, least in [("inputs", inputs, 0), *((name, size, 1) for name, size in sizes.items())]:
-        if size < least:
-            raise ValueError(f"{name} must be at least {least}, got {size}")
+    check_at_least("inputs", inputs, 0)
+    for name, size in sizes.items():
+        check_at_least(name, size, 1)
 
 
 def check_leak(alpha: float, learn_alpha: bool) -> None:

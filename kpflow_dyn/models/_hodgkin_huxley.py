@@ -40,8 +40,9 @@ class SquidAxon(Constants):
     to -65 mV; the synapse is AMPA of Destexhe, Mainen, Sejnowski, Kinetic models of synaptic transmission, in Koch,
     Segev (eds.), Methods in Neuronal Modeling (1998), with 1 mM of transmitter.
 
-    >>> SquidAxon().resting_state().round(2).tolist()
-    [-65.0, 0.05, 0.6, 0.32, 0.0]
+    Example:
+        >>> SquidAxon().resting_state().round(2).tolist()
+        [-65.0, 0.05, 0.6, 0.32, 0.0]
     """
 
     capacitance: float = 1.0
@@ -71,9 +72,8 @@ class SquidAxon(Constants):
         V, m, h, n, s = (z[..., i * neurons : (i + 1) * neurons] for i in range(5))
         synaptic = (s @ W.T) * (self.synaptic_reversal - V)
         slope = (current + synaptic - self._membrane_current(V, m, h, n)) / self.capacitance
-        gates = [
-            opening * (1 - g) - closing * g for g, (opening, closing) in zip((m, h, n, s), self._rates(V), strict=True)
-        ]
+        rates = zip((m, h, n, s), self._rates(V), strict=True)
+        gates = [opening * (1 - g) - closing * g for g, (opening, closing) in rates]
         return array_namespace(z).concat([slope, *gates], axis=-1)
 
     def resting_state(self) -> np.ndarray:

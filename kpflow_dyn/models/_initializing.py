@@ -25,19 +25,19 @@ def initialize(model: Any, law: Any, seed: Seed = 0, which: str | Sequence[str] 
     m and n), whose spectral radius is not the law's. Where there is one block, it is `law.matrix(n, seed)`.
 
     Args:
-        model: a torch module or a JAX pytree with such weights, anywhere inside of it.
+        model: a torch module, which is changed in place and returned, or a JAX pytree, of which a new one is made, with
+            such weights anywhere inside of it.
         law: one of `Gaussian`, `Orthogonal`, `SpectralRadius`, `TorchDefault`, `Dale`, `Planted`, another `Law`, or
             what has its `matrix(n, seed)`.
         seed: the same int gives the same weights, in both frameworks, rounded to the model's dtype.
         which: "recurrent", or the names of other weights [rows, n], whose blocks [n, n] are drawn.
 
-    Returns:
-        The model: in torch the same, changed in place; in JAX a new one.
-
     Raises:
         TypeError: law is no law, a model without recurrent weights, or `Planted` for another than an RNNCell or
             CTRNNCell.
         ValueError: an unknown name, or a weight that is not square blocks, as of an LSTM with proj_size.
+
+    Source: that of the law; factors of low rank by Eckart, Young, Psychometrika 1, 211 (1936).
 
     Example:
         >>> import torch

@@ -50,11 +50,7 @@ class Law(Constants):
     """
 
     def matrix(self, n: int, seed: Seed = 0) -> np.ndarray:
-        """A draw [n, n] in float64; the same int gives the same matrix, a numpy Generator goes on.
-
-        Raises:
-            TypeError, ValueError: n is no whole number, or too small.
-        """
+        """A draw [n, n] in float64; the same int gives the same matrix, a numpy Generator goes on."""
         check_count("n", n, 1)
         return self.draw(n, np.random.default_rng(seed))
 
@@ -73,20 +69,21 @@ class Law(Constants):
 
 @dataclass(frozen=True)
 class Gaussian(Law):
-    """Independent entries N(0, g^2 / n); the spectral radius tends to g as n grows.
+    """Independent entries W_ij = g N(0, 1) / sqrt(n); the spectral radius tends to g as n grows.
 
     Args:
         g: the gain, >= 0. Without input, a leaky-current network with tanh is chaotic above 1.
 
     Raises:
-        TypeError, ValueError: g is not such a number.
+        TypeError, ValueError: an option is not such a number.
 
     Source: Sompolinsky, Crisanti, Sommers, Phys. Rev. Lett. 61, 259 (1988).
 
-    >>> Gaussian(g=1.5).describe()
-    'Gaussian(g=1.5): entries N(0, g^2 / n), spectral radius about g'
-    >>> Gaussian(g=1.5).matrix(400, seed=1).shape
-    (400, 400)
+    Example:
+        >>> Gaussian(g=1.5).describe()
+        'Gaussian(g=1.5): entries N(0, g^2 / n), spectral radius about g'
+        >>> Gaussian(g=1.5).matrix(400, seed=1).shape
+        (400, 400)
     """
 
     g: float = at_least_zero(1.0)
@@ -100,19 +97,18 @@ class Gaussian(Law):
 
 @dataclass(frozen=True)
 class Orthogonal(Law):
-    """g Q with Q uniform (Haar) among the orthogonal matrices; all singular values and all |eigenvalues| are g.
+    """W = g Q with Q uniform (Haar) among the orthogonal matrices; all singular values and all |eigenvalues| are g.
 
     Args:
         g: the gain, >= 0.
 
-    Raises:
-        TypeError, ValueError: g is not such a number.
-
+    Raises as `Gaussian`.
     Source: Saxe, McClelland, Ganguli, ICLR (2014); the signs make Q uniform, Mezzadri, Notices AMS 54, 592 (2007).
 
-    >>> W = Orthogonal(g=2.0).matrix(5)
-    >>> np.allclose(W @ W.T, 4 * np.eye(5))
-    True
+    Example:
+        >>> W = Orthogonal(g=2.0).matrix(5)
+        >>> np.allclose(W @ W.T, 4 * np.eye(5))
+        True
     """
 
     g: float = at_least_zero(1.0)
@@ -127,18 +123,17 @@ class Orthogonal(Law):
 
 @dataclass(frozen=True)
 class SpectralRadius(Law):
-    """A Gaussian matrix, scaled so that its largest |eigenvalue| is rho exactly.
+    """W = rho G / max |eigenvalue of G| with G Gaussian: the spectral radius is rho exactly.
 
     Args:
         rho: the spectral radius, >= 0.
 
-    Raises:
-        TypeError, ValueError: rho is not such a number.
-
+    Raises as `Gaussian`.
     Source: as reservoirs are scaled, Jaeger, GMD report 148 (2001).
 
-    >>> abs(np.linalg.eigvals(SpectralRadius(rho=0.9).matrix(20))).max().round(12)
-    np.float64(0.9)
+    Example:
+        >>> abs(np.linalg.eigvals(SpectralRadius(rho=0.9).matrix(20))).max().round(12)
+        np.float64(0.9)
     """
 
     rho: float = at_least_zero(1.0)
@@ -153,18 +148,17 @@ class SpectralRadius(Law):
 
 @dataclass(frozen=True)
 class TorchDefault(Law):
-    """Independent entries, uniform between -g / sqrt(n) and g / sqrt(n); the spectral radius tends to g / sqrt(3).
+    """Independent entries W_ij = g U(-1, 1) / sqrt(n), uniform; the spectral radius tends to g / sqrt(3).
 
     Args:
         g: the gain, >= 0; with 1 that is how torch and equinox start their recurrent weights.
 
-    Raises:
-        TypeError, ValueError: g is not such a number.
-
+    Raises as `Gaussian`.
     Source: the documentation of torch.nn.RNN.
 
-    >>> bool(abs(TorchDefault().matrix(100)).max() <= 0.1)
-    True
+    Example:
+        >>> bool(abs(TorchDefault().matrix(100)).max() <= 0.1)
+        True
     """
 
     g: float = at_least_zero(1.0)
@@ -196,9 +190,10 @@ class Dale(Law):
 
     Source: Rajan, Abbott, Phys. Rev. Lett. 97, 188104 (2006), with their condition that rows sum to 0.
 
-    >>> W = Dale(g=1.2).matrix(10)
-    >>> np.sign(W[0]).tolist(), bool(abs(W.sum(axis=1)).max() < 1e-12)
-    ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0], True)
+    Example:
+        >>> W = Dale(g=1.2).matrix(10)
+        >>> np.sign(W[0]).tolist(), bool(abs(W.sum(axis=1)).max() < 1e-12)
+        ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0], True)
     """
 
     g: float = at_least_zero(1.0)
@@ -228,7 +223,9 @@ def _balanced(W: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Planted(Law):
-    """A Gaussian matrix, changed by as little as possible so that the network has these fixed points.
+    """A Gaussian matrix W0, changed by as little as possible so that the network has these fixed points.
+
+        W = D S^+ + W0 (I - S S^+)
 
     In a model, by `plant_fixed_points`, with its own input weights, biases and nonlinearity; so CTRNNCell and RNNCell
     alone can have it. `matrix(n, seed)` is what a CTRNNCell with tanh gets where biases and input are 0.
@@ -243,11 +240,12 @@ class Planted(Law):
     Raises:
         TypeError, ValueError: an option is not of that kind, or more points than units.
 
-    Source: see `plant_fixed_points`.
+    Source as `plant_fixed_points`.
 
-    >>> W, z = Planted(points=[[1.0, -1.0, 0.5]], g=0.8).matrix(3), np.array([1.0, -1.0, 0.5])
-    >>> np.allclose(W @ np.tanh(z), z)
-    True
+    Example:
+        >>> W, z = Planted(points=[[1.0, -1.0, 0.5]], g=0.8).matrix(3), np.array([1.0, -1.0, 0.5])
+        >>> np.allclose(W @ np.tanh(z), z)
+        True
     """
 
     points: Any = 1

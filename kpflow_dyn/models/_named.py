@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from kpflow_dyn._backend import BACKENDS
-from kpflow_dyn.models._frameworks import cells_of
+from kpflow_dyn.models._closed_loop import models_of
 from kpflow_dyn.models._initializing import initialize
 from kpflow_dyn.models._laws import Dale, Gaussian, Law, Orthogonal, Planted, SpectralRadius, TorchDefault
 from kpflow_dyn.tasks._by_path import made_by
@@ -22,10 +22,8 @@ OPTIONS = {
 }
 """The options of each model."""
 
-
-LAWS: dict[str, type[Law]] = {
-    law.__name__.lower(): law for law in (Gaussian, Orthogonal, SpectralRadius, TorchDefault, Dale, Planted)
-}
+_LAWS = (Gaussian, Orthogonal, SpectralRadius, TorchDefault, Dale, Planted)
+LAWS: dict[str, type[Law]] = {law.__name__.lower(): law for law in _LAWS}
 
 
 class Model(NamedTuple):
@@ -34,6 +32,8 @@ class Model(NamedTuple):
     Attributes:
         cell: called as cell(x_t, z) -> z.
         readout: the linear layer on its units.
+
+    Example as `make_model`.
     """
 
     cell: Any
@@ -52,7 +52,7 @@ def make_model(
     dtype: str = "float32",
     **options: Any,
 ) -> Model:
-    """A recurrent cell and its readout by name, for sweeps.
+    """A recurrent cell and its readout by name, as `kp.train.fit(cell, task, readout)` takes them.
 
         rnn, gru, lstm    the frameworks' own cells (JAX: `RNNCell` of `kpflow_dyn.models.jax`, and equinox)
         ctrnn, lowrank    `CTRNNCell`, `LowRankRNNCell`
@@ -69,16 +69,14 @@ def make_model(
         options: of the cell: bias, nonlinearity (rnn); bias (gru, lstm); alpha, learn_alpha, nonlinearity and gain
             (ctrnn) or rank (lowrank).
 
-    Returns:
-        cell and readout, as `kp.train.fit(cell, task, readout)` takes them.
-
     Raises:
         ValueError: an unknown name (with the nearest), framework, dtype or option, a size that is too small.
         TypeError: a size that is no whole number, or float64 while JAX rounds to float32.
 
-    >>> cell, readout = make_model("gru", inputs=3, units=16, outputs=2)
-    >>> cell, readout
-    (GRUCell(3, 16), Linear(in_features=16, out_features=2, bias=True))
+    Example:
+        >>> cell, readout = make_model("gru", inputs=3, units=16, outputs=2)
+        >>> cell, readout
+        (GRUCell(3, 16), Linear(in_features=16, out_features=2, bias=True))
     """
     if name not in OPTIONS:
         raise ValueError(f"unknown model {name!r}.{nearest(name, list(OPTIONS))} Known: {', '.join(OPTIONS)}.")
@@ -89,7 +87,7 @@ def make_model(
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
     if framework not in BACKENDS:
         raise ValueError(f"framework must be torch or jax, got {framework!r}")
-    model = Model(*cells_of(framework).make(name, (inputs, units, outputs), seed, dtype, options))
+    model = Model(*models_of(framework).make(name, (inputs, units, outputs), seed, dtype, options))
     return model if init is None else Model(initialize(model.cell, init, seed), model.readout)
 
 
@@ -105,8 +103,9 @@ def make_init(name: str, **options: Any) -> Any:
         ValueError: an unknown name or option (with the nearest known ones), or an option's value that does not fit.
         TypeError: an option of another type.
 
-    >>> make_init("spectral-radius", rho=0.9)
-    SpectralRadius(rho=0.9)
+    Example:
+        >>> make_init("spectral-radius", rho=0.9)
+        SpectralRadius(rho=0.9)
     """
     if ":" in name:
         return made_by(name, "the law", "matrix", options)

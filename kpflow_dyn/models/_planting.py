@@ -15,10 +15,8 @@ Cell = TypeVar("Cell", bound=Any)
 INDEPENDENT = 1e-8  # smallest singular value of S over the largest; the change of W grows as its inverse
 RATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"tanh": np.tanh, "relu": lambda z: np.maximum(z, 0)}
 WEIGHTS = {
-    "kpflow_dyn.models._torch_cells.CTRNNCell": "W",
-    "kpflow_dyn.models._jax_cells.CTRNNCell": "W",
-    "torch.nn.modules.rnn.RNNCell": "weight_hh",
-    "kpflow_dyn.models._jax_cells.RNNCell": "weight_hh",
+    **dict.fromkeys(["kpflow_dyn.models._torch_models.CTRNNCell", "kpflow_dyn.models.jax.CTRNNCell"], "W"),
+    **dict.fromkeys(["torch.nn.modules.rnn.RNNCell", "kpflow_dyn.models.jax.RNNCell"], "weight_hh"),
 }
 """The recurrent weight of each cell, by the cell's full name, for which no framework need be imported."""
 
@@ -33,12 +31,10 @@ def plant_fixed_points(cell: Cell, states: Array, x: Array | None = None) -> Cel
     W is the nearest to W0, and does what W0 did to all that is orthogonal to S. The points need not be stable.
 
     Args:
-        cell: a CTRNNCell, nn.RNNCell, or one of these of `kpflow_dyn.models.jax`. In torch it is changed in place.
+        cell: a CTRNNCell, nn.RNNCell, or one of these of `kpflow_dyn.models.jax`. In torch it is changed in place and
+            returned; in JAX the result is a new one.
         states: z [point, unit]; for an RNNCell in the range of its nonlinearity.
         x: the input [input], or one for each point [point, input]; zeros when None.
-
-    Returns:
-        The cell; in JAX a new one.
 
     Raises:
         TypeError: another cell.
@@ -71,11 +67,7 @@ def planted(cell: Any, states: Array, x: Array | None = None, start: np.ndarray 
 
 
 def recurrent_weight(cell: Any) -> str:
-    """The name of the recurrent weight of a cell that can have planted fixed points.
-
-    Raises:
-        TypeError: another cell.
-    """
+    """The name of the recurrent weight of a cell that can have planted fixed points; a TypeError for another cell."""
     bases = [f"{base.__module__}.{base.__qualname__}" for base in type(cell).__mro__]
     found = next((WEIGHTS[base] for base in bases if base in WEIGHTS), None)
     if found is None:
@@ -84,11 +76,7 @@ def recurrent_weight(cell: Any) -> str:
 
 
 def planted_weight(W: np.ndarray, S: np.ndarray, D: np.ndarray) -> np.ndarray:
-    """The nearest weight to W [unit, unit] that makes D of S, both [point, unit].
-
-    Raises:
-        ValueError: linearly dependent rows of S.
-    """
+    """The nearest weight to W [unit, unit] that makes D of S, both [point, unit], whose rows are independent."""
     rank = int(np.linalg.matrix_rank(S, rtol=INDEPENDENT))
     if rank < len(S):
         raise ValueError(

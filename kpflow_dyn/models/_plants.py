@@ -26,6 +26,9 @@ class Plant(Constants):
         control_size: number of entries of u.
         state_names: what the entries of z are.
 
+    Raises:
+        TypeError, ValueError: a constant is not a number in its range, or (when called) z or u has another width.
+
     Example:
         >>> import numpy as np
         >>> @dataclass(frozen=True)
@@ -43,11 +46,7 @@ class Plant(Constants):
     state_names: ClassVar[tuple[str, ...]]
 
     def __call__(self, z: Array, u: Array) -> Array:
-        """The velocity z' [..., state] at the state z [..., state] under the control u [..., control].
-
-        Raises:
-            ValueError: z or u of another width.
-        """
+        """The velocity z' [..., state] at the state z [..., state] under the control u [..., control]."""
         entries = *self._entries("z", z, self.state_size), *self._entries("u", u, self.control_size)
         xp = array_namespace(z, u)
         return xp.stack(self.velocity(xp, *entries), axis=-1)
@@ -72,21 +71,18 @@ class DoubleIntegrator(Plant):
 
     Shapes: z [..., 2] = position [m], velocity [m/s]; u [..., 1] = force [N].
 
-    Raises:
-        TypeError, ValueError: mass is not a positive number, or (when called) z or u has another width.
-
+    Raises as `Plant`.
     Source: Rao, Bernstein, IEEE Control Systems 21(5), 103 (2001).
 
-    >>> import numpy as np
-    >>> DoubleIntegrator(mass=2.0)(np.array([0.0, 1.0]), np.array([6.0])).tolist()
-    [1.0, 3.0]
+    Example:
+        >>> import numpy as np
+        >>> DoubleIntegrator(mass=2.0)(np.array([0.0, 1.0]), np.array([6.0])).tolist()
+        [1.0, 3.0]
     """
 
     mass: float = 1.0
 
-    state_size = 2
-    control_size = 1
-    state_names = ("position", "velocity")
+    state_size, control_size, state_names = 2, 1, ("position", "velocity")
 
     def velocity(self, xp: Any, *entries: Array) -> list[Array]:
         _, velocity, force = entries
@@ -107,14 +103,13 @@ class Pendulum(Plant):
 
     Shapes: z [..., 2] = angle [rad], angular velocity [rad/s]; u [..., 1] = torque [N m].
 
-    Raises:
-        TypeError, ValueError: a constant is not such a number, or (when called) z or u has another width.
-
+    Raises as `Plant`.
     Source: Tedrake, Underactuated Robotics (2023), chapter 2.
 
-    >>> import numpy as np
-    >>> Pendulum()(np.array([np.pi / 2, 0.0]), np.array([0.0])).tolist()
-    [0.0, 9.81]
+    Example:
+        >>> import numpy as np
+        >>> Pendulum()(np.array([np.pi / 2, 0.0]), np.array([0.0])).tolist()
+        [0.0, 9.81]
     """
 
     mass: float = 1.0
@@ -122,9 +117,7 @@ class Pendulum(Plant):
     gravity: float = at_least_zero(9.81)
     damping: float = at_least_zero(0.0)
 
-    state_size = 2
-    control_size = 1
-    state_names = ("angle", "angular_velocity")
+    state_size, control_size, state_names = 2, 1, ("angle", "angular_velocity")
 
     def velocity(self, xp: Any, *entries: Array) -> list[Array]:
         angle, velocity, torque = entries
@@ -149,14 +142,13 @@ class CartPole(Plant):
 
     Shapes: z [..., 4] = position p [m], angle a [rad], their velocities [m/s, rad/s]; u [..., 1] = force [N].
 
-    Raises:
-        TypeError, ValueError: a constant is not such a number, or (when called) z or u has another width.
-
+    Raises as `Plant`.
     Source: Barto, Sutton, Anderson, IEEE Trans. Systems, Man, Cybernetics 13, 834 (1983), with viscous friction.
 
-    >>> import numpy as np
-    >>> CartPole()(np.zeros(4), np.zeros(1)).tolist()
-    [0.0, 0.0, 0.0, 0.0]
+    Example:
+        >>> import numpy as np
+        >>> CartPole()(np.zeros(4), np.zeros(1)).tolist()
+        [0.0, 0.0, 0.0, 0.0]
     """
 
     cart_mass: float = 1.0
@@ -166,9 +158,7 @@ class CartPole(Plant):
     cart_damping: float = at_least_zero(0.0)
     pole_damping: float = at_least_zero(0.0)
 
-    state_size = 4
-    control_size = 1
-    state_names = ("position", "angle", "velocity", "angular_velocity")
+    state_size, control_size, state_names = 4, 1, ("position", "angle", "velocity", "angular_velocity")
 
     def velocity(self, xp: Any, *entries: Array) -> list[Array]:
         _, angle, velocity, spin, force = entries
@@ -191,21 +181,18 @@ class VanDerPol(Plant):
 
     Shapes: z [..., 2] = position, velocity; u [..., 1] = force.
 
-    Raises:
-        TypeError, ValueError: mu is not such a number, or (when called) z or u has another width.
-
+    Raises as `Plant`.
     Source: van der Pol, Philosophical Magazine 2, 978 (1926).
 
-    >>> import numpy as np
-    >>> VanDerPol(mu=2.0)(np.array([2.0, 1.0]), np.array([0.0])).tolist()
-    [1.0, -8.0]
+    Example:
+        >>> import numpy as np
+        >>> VanDerPol(mu=2.0)(np.array([2.0, 1.0]), np.array([0.0])).tolist()
+        [1.0, -8.0]
     """
 
     mu: float = at_least_zero(1.0)
 
-    state_size = 2
-    control_size = 1
-    state_names = ("position", "velocity")
+    state_size, control_size, state_names = 2, 1, ("position", "velocity")
 
     def velocity(self, xp: Any, *entries: Array) -> list[Array]:
         position, velocity, force = entries
@@ -230,14 +217,13 @@ class PlanarQuadrotor(Plant):
 
     Shapes: z [..., 6] = x [m], y (up) [m], angle [rad], their velocities; u [..., 2] = right and left thrust [N].
 
-    Raises:
-        TypeError, ValueError: a constant is not such a number, or (when called) z or u has another width.
-
+    Raises as `Plant`.
     Source: Tedrake, Underactuated Robotics (2023), chapter 3, whose constants these are.
 
-    >>> import numpy as np
-    >>> PlanarQuadrotor(mass=1.0)(np.zeros(6), np.array([9.81, 9.81])).tolist()[4]
-    9.81
+    Example:
+        >>> import numpy as np
+        >>> PlanarQuadrotor(mass=1.0)(np.zeros(6), np.array([9.81, 9.81])).tolist()[4]
+        9.81
     """
 
     mass: float = 0.486
@@ -245,9 +231,7 @@ class PlanarQuadrotor(Plant):
     inertia: float = 0.00383
     gravity: float = at_least_zero(9.81)
 
-    state_size = 6
-    control_size = 2
-    state_names = ("x", "y", "angle", "x_velocity", "y_velocity", "angular_velocity")
+    state_size, control_size, state_names = 6, 2, ("x", "y", "angle", "x_velocity", "y_velocity", "angular_velocity")
 
     def velocity(self, xp: Any, *entries: Array) -> list[Array]:
         _, _, angle, x_velocity, y_velocity, spin, right, left = entries

@@ -32,21 +32,14 @@ MAX_STEPS = 4096
 
 
 class Path(NamedTuple):
-    """A dense solution: in step n of a trial, z(begin + theta length) = sum_p theta^p coefficients[p].
+    """A dense solution: in step n of a trial, z(begin + theta length) = sum_p theta^p coefficients[p]."""
 
-    Attributes:
-        trial: 0, 1, ... [trial].
-        begin: when each step begins [trial, step].
-        length: how long it is [trial, step]; one where it is zero, as there the coefficients are those of a constant.
-        end: when it ends [trial, step].
-        coefficients: [trial, step, power, unit].
-    """
-
-    trial: Array
-    begin: Array
+    trial: Array  # 0, 1, ... [trial].
+    begin: Array  # when each step begins [trial, step]
+    # how long it is [trial, step]; one where it is zero, as there the coefficients are those of a constant
     length: Array
-    end: Array
-    coefficients: Array
+    end: Array  # when it ends [trial, step]
+    coefficients: Array  # [trial, step, power, unit]
 
     def __call__(self, t: Array) -> Array:
         """z(t) [trial, unit] at a 0-dim time, which may be traced; beyond the ends the first or last step goes on."""

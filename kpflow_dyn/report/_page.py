@@ -25,6 +25,8 @@ class Table:
         header: a name for each column.
         rows: text, a cell for each column.
         note: what to know of it.
+
+    Example as `page_of`.
     """
 
     title: str
@@ -44,6 +46,8 @@ class Page:
         charts: figures.
         tables: numbers.
         settings, versions: how it was made.
+
+    Example as `page_of`.
     """
 
     title: str

@@ -15,7 +15,10 @@ NAMES = ("results.nc", "track.nc")
 
 
 def read_results(path: str | Path) -> xr.Dataset:
-    """The dataset in a folder that `kpflow-dyn analyze`, `track` or `sweep` wrote, or in a NetCDF file.
+    """The dataset of a folder or a file.
+
+    Args:
+        path: a folder that `kpflow-dyn analyze`, `track` or `sweep` wrote, or a NetCDF file.
 
     Raises:
         FileNotFoundError: there is none.

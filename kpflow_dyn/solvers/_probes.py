@@ -140,13 +140,7 @@ class KrylovDeflation(OfFactor):
             raise ValueError(f"block is {self.block}, expected at least 1")
 
     def moments(
-        self,
-        factor: tuple[Rows, Rows],
-        shape: tuple[int, int],
-        samples: int,
-        *,
-        like: Array,
-        seed: int | Random = 0,
+        self, factor: tuple[Rows, Rows], shape: tuple[int, int], samples: int, *, like: Array, seed: int | Random = 0
     ) -> Moments:
         """tr and |.|_F^2 of A = L L* from `samples` applications of L and of L*, half of them for the Krylov space.
 

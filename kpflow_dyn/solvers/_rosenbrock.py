@@ -26,16 +26,11 @@ class Scheme:
     """u_1 = u + h phi_1(hJ) F(u) + h sum_ik w_ik phi_k(hJ) D_i, D_i = F(U_i) - F(u) - J (U_i - u).
 
     Here F = -grad L, J = -H, and the stages U_i = u + c_i h phi_1(c_i hJ) F(u) lie on the linear equation's solution.
-
-    Attributes:
-        nodes: c [stage].
-        weights: w [stage, 4].
-        embedded: those of a solution of one order less; the distance to it estimates the error.
     """
 
-    nodes: tuple[float, ...]
-    weights: np.ndarray
-    embedded: np.ndarray
+    nodes: tuple[float, ...]  # c [stage]
+    weights: np.ndarray  # w [stage, 4]
+    embedded: np.ndarray  # those of a solution of one order less; the distance to it estimates the error
 
 
 METHODS = {
@@ -81,21 +76,13 @@ class ExponentialRosenbrock:
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """The loss about a point.
+    """The loss about a point."""
 
-    Attributes:
-        theta: the point [n].
-        loss: L there.
-        gradient: grad L there [n].
-        hessian: products with its Hessian there, on rows [b, n].
-        gradient_at: grad L elsewhere, of the same discretisation of the model.
-    """
-
-    theta: Array
-    loss: float
-    gradient: Array
-    hessian: Rows
-    gradient_at: Callable[[Array], Array]
+    theta: Array  # the point [n]
+    loss: float  # L there
+    gradient: Array  # grad L there [n]
+    hessian: Rows  # products with its Hessian there, on rows [b, n]
+    gradient_at: Callable[[Array], Array]  # grad L elsewhere, of the same discretisation of the model
 
 
 Landscape = Callable[[Array], Point]

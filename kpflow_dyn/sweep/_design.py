@@ -50,11 +50,15 @@ def design(over: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]]) -> D
 def zipped(axes: Mapping[str, Iterable[Any]]) -> list[Point]:
     """Points that take the first value of every axis, then the second, and so on.
 
+    Args:
+        axes: the values of each argument by its name, as many of each.
+
     Raises:
         ValueError: axes of different lengths.
 
-    >>> zipped({"g": [0.5, 1.5], "seed": [3, 4]})
-    [{'g': 0.5, 'seed': 3}, {'g': 1.5, 'seed': 4}]
+    Example:
+        >>> zipped({"g": [0.5, 1.5], "seed": [3, 4]})
+        [{'g': 0.5, 'seed': 3}, {'g': 1.5, 'seed': 4}]
     """
     values = {name: list(axis) for name, axis in axes.items()}
     if len(lengths := {name: len(axis) for name, axis in values.items()}) and len(set(lengths.values())) > 1:
@@ -73,9 +77,11 @@ def random(ranges: Mapping[str, Any], n: int, seed: int = 0) -> list[Point]:
     Raises:
         ValueError: n < 1, or a range that is none.
 
-    >>> points = random({"g": (0.0, 3.0), "cell": ["rnn", "gru"]}, n=4, seed=1)
-    >>> [0 <= point["g"] <= 3 for point in points], points[:2] == random({"g": (0, 3), "cell": ["rnn", "gru"]}, 2, 1)
-    ([True, True, True, True], True)
+    Example:
+        >>> ranges = {"g": (0.0, 3.0), "cell": ["rnn", "gru"]}
+        >>> points = random(ranges, n=4, seed=1)
+        >>> all(0 <= point["g"] <= 3 for point in points), points[:2] == random(ranges, 2, seed=1)
+        (True, True)
     """
     _check_count(n)
     return _scaled(ranges, np.random.default_rng(seed).random((n, len(ranges))))
@@ -84,10 +90,15 @@ def random(ranges: Mapping[str, Any], n: int, seed: int = 0) -> list[Point]:
 def sobol(ranges: Mapping[str, Any], n: int, seed: int = 0) -> list[Point]:
     """n points of a scrambled Sobol sequence, which cover the ranges more evenly than random ones.
 
-    Arguments and errors as for `random`; n is best a power of two. Source: scipy.stats.qmc.Sobol.
+    n is best a power of two.
 
-    >>> [point["g"] < 1.5 for point in sobol({"g": (0.0, 3.0)}, n=2)].count(True)
-    1
+    Args and Raises as `random`.
+
+    Source: scipy.stats.qmc.Sobol.
+
+    Example:
+        >>> [point["g"] < 1.5 for point in sobol({"g": (0.0, 3.0)}, n=2)].count(True)
+        1
     """
     from scipy.stats.qmc import Sobol
 

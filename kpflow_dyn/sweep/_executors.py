@@ -41,9 +41,10 @@ class Engine(Protocol):
 class Local:
     """Points one after the other in this process.
 
-    >>> with Local().open() as pool:
-    ...     pool.submit(max, 1, 2).result()
-    2
+    Example:
+        >>> with Local().open() as pool:
+        ...     pool.submit(max, 1, 2).result()
+        2
     """
 
     ahead: int | None = field(default=1, init=False)
@@ -65,6 +66,11 @@ class Processes:
     Args:
         workers: how many; by default as many as there are cores that this process may use.
         threads: of torch, BLAS and XLA in each worker; one, unless workers are fewer than cores.
+
+    Raises:
+        TypeError, ValueError: workers or threads that are no whole numbers, or less than one.
+
+    Example as `executor`.
     """
 
     workers: int | None = None
@@ -107,6 +113,9 @@ class Dask:
         workers: worker processes of a cluster of this machine's; by default one for each core.
         threads: of torch, BLAS and XLA in each.
         address: of a scheduler that runs, "tcp://host:8786"; its workers must see the folder of the sweep.
+
+    Raises as `Processes`.
+    Example as `executor`.
     """
 
     workers: int | None = None
@@ -149,6 +158,9 @@ class Slurm:
             the sweep, which nothing unpickles.
         options: of submitit, such as {"slurm_partition": "gpu", "gpus_per_node": 1, "timeout_min": 60}.
         cluster: "slurm"; "local" runs the jobs as processes of this machine.
+
+    Raises as `Processes`.
+    Example as `executor`.
     """
 
     workers: int | None = None
@@ -212,8 +224,9 @@ def executor(name: str, workers: int | None = None, **options: Any) -> Engine:
         ValueError: another name, or workers < 1.
         TypeError: an option that the engine has not got.
 
-    >>> executor("process", workers=2, threads=1)
-    Processes(workers=2, threads=1)
+    Example:
+        >>> executor("process", workers=2, threads=1)
+        Processes(workers=2, threads=1)
     """
     if name not in ENGINES:
         raise ValueError(f"unknown executor {name!r}.{nearest(name, list(ENGINES))} Known: {', '.join(ENGINES)}.")

@@ -39,6 +39,8 @@ class Status:
         failed: `run` raised, or killed its process.
         timed_out: took longer than their time.
         missing: not computed yet.
+
+    Example as `Sweep`.
     """
 
     done: int
@@ -66,6 +68,8 @@ class Failure:
         status: "failed" or "timed out".
         error: what went wrong, in a line.
         trace: the traceback, where there is one.
+
+    Example as `Sweep`.
     """
 
     point: Point
@@ -104,8 +108,8 @@ class Sweep:
         >>> sweep = kp.Sweep(run, over={"g": [0.5, 1.5], "seed": range(3)}, out=tempfile.mkdtemp())
         >>> print(sweep.run())
         6 points: 6 done
-        >>> sweep.collect().gain.sel(g=1.5).values
-        array([3., 4., 5.])
+        >>> sweep.failures(), sweep.collect().gain.sel(g=1.5).values
+        ([], array([3., 4., 5.]))
     """
 
     def __init__(

@@ -16,23 +16,6 @@ from kpflow_dyn.tasks._named import make_task
 from kpflow_dyn.tasks._reaching import Reaching
 from kpflow_dyn.tasks._signals import LowRankForecast, Sine
 
-__all__ = [
-    "ArrayFile",
-    "ContextIntegration",
-    "DelayAnti",
-    "DelayPro",
-    "EvidenceIntegration",
-    "FlipFlop",
-    "FourTasks",
-    "Lag",
-    "LowRankForecast",
-    "MemoryAnti",
-    "MemoryPro",
-    "Neurogym",
-    "Reaching",
-    "Romo",
-    "Sine",
-    "Task",
-    "TaskData",
-    "make_task",
-]
+__all__ = ["ArrayFile", "ContextIntegration", "DelayAnti", "DelayPro", "EvidenceIntegration", "FlipFlop", "FourTasks"]
+__all__ += ["Lag", "LowRankForecast", "MemoryAnti", "MemoryPro", "Neurogym", "Reaching", "Romo", "Sine", "Task"]
+__all__ += ["TaskData", "make_task"]

@@ -16,6 +16,16 @@ class ArrayFile:
     """Trials from an .npz file with arrays `inputs` and, if you like, `targets` and `mask`, shaped as in `TaskData`.
 
     The file is read without pickle, so it cannot run code.
+
+    Args:
+        path: of the file; it is read when trials are sampled, and then refused if it does not hold such arrays.
+
+    Example:
+        >>> import tempfile
+        >>> path = f"{tempfile.mkdtemp()}/trials.npz"
+        >>> np.savez(path, inputs=np.zeros((20, 60, 3)))
+        >>> ArrayFile(path).sample(trials=8).inputs.shape
+        (8, 60, 3)
     """
 
     path: str | Path

@@ -14,21 +14,10 @@ from typing import Any
 
 
 def object_at(reference: str, asked_by: str, kind: str = "name") -> Any:
-    """What stands under this name in a module, or in a file.
+    """The object of this name in a module or file, which runs as in `python file.py`, or after `import module` here.
 
-    The code runs as it would in `python file.py`, or after `import module` in the current folder.
-
-    Args:
-        reference: module:name, or file.py:name.
-        asked_by: the option or argument that it was given for, for messages.
-        kind: what is expected there, such as "function", for messages.
-
-    Raises:
-        ValueError: a reference of another form, no such module or name, or code that raises.
-
-    Example:
-        >>> object_at("math:tau", "the example") > 6
-        True
+    The option that asked for it, and the kind of object expected there, are for messages. A ValueError where there is
+    none, or where the code raises.
     """
     place, _, name = reference.rpartition(":")
     form = f"module:{kind}, or file.py:{kind}"
@@ -45,22 +34,15 @@ def object_at(reference: str, asked_by: str, kind: str = "name") -> Any:
 
 
 def made_by(reference: str, asked_by: str, method: str, options: dict[str, Any]) -> Any:
-    """The object with this method that stands under a name, or that the class or function there makes of the options.
-
-    Raises:
-        ValueError: as `object_at`, or code that raises.
-        TypeError: an object without this method, or options where nothing takes them.
-    """
+    """The object with this method under a name, or what the class or function there makes of the options."""
     found = object_at(reference, asked_by)
-    if isinstance(found, type) or not hasattr(found, method):
-        if not callable(found):
-            raise TypeError(f"{reference} is {found!r}, expected an object with {method}(...), or a class of such")
-        made = run(lambda: found(**options), f"{reference} raised")
-    else:
-        made = found
+    if hasattr(found, method) and not isinstance(found, type):
         if options:
             raise TypeError(f"{reference} is made already and takes no {', '.join(options)}; name its class instead")
-    if not hasattr(made, method):
+        return found
+    if not callable(found):
+        raise TypeError(f"{reference} is {found!r}, expected an object with {method}(...), or a class of such")
+    if not hasattr(made := run(lambda: found(**options), f"{reference} raised"), method):
         raise TypeError(f"{reference} made {made!r}, expected an object with {method}(...)")
     return made
 
@@ -84,9 +66,8 @@ def _module(name: str, takes: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # something that the module itself imports
-        raise _NotFoundError(
-            f"no module {error.name!r} in {Path.cwd()} or among the installed ones; {takes}"
-        ) from error
+        where = f"in {Path.cwd()} or among the installed ones"
+        raise _NotFoundError(f"no module {error.name!r} {where}; {takes}") from error
 
 
 class _NotFoundError(ValueError):

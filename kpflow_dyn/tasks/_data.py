@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -27,8 +27,9 @@ class TaskData:
     Raises:
         TypeError, ValueError: arrays that are no finite numbers of these shapes.
 
-    >>> TaskData(np.zeros((8, 60, 2)), targets=np.ones((8, 60, 1))).mask is None
-    True
+    Example:
+        >>> TaskData(np.zeros((8, 60, 2)), targets=np.ones((8, 60, 1))).mask is None
+        True
     """
 
     inputs: np.ndarray
@@ -69,18 +70,42 @@ class Task(Protocol):
         ...
 
 
+Trials = tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[str, np.ndarray]]
+
+
+class Generated:
+    """What tasks share that draw their trials: checks of their options, noise, and the name of their samples.
+
+    Attributes:
+        noise: the standard deviation of independent Gaussian noise on every input.
+        dt: milliseconds of a step.
+    """
+
+    noise: float
+    dt: float
+    _least: ClassVar[dict[str, int]]  # of each field that is a whole number
+
+    def __post_init__(self) -> None:
+        for option, least in self._least.items():
+            check_count(option, getattr(self, option), least)
+        check_at_least("noise", self.noise, 0)
+
+    def sample(self, trials: int | None = None, seed: int = 0) -> TaskData:
+        """Trials of as many steps as the task's periods have together; the same ones for the same seed."""
+        rng = np.random.default_rng(seed)
+        inputs, targets, mask, labels = self._draw(count(trials), rng)
+        noisy = inputs + self.noise * rng.standard_normal(inputs.shape)
+        return TaskData(noisy, targets, mask, labels, type(self).__name__.lower(), self.dt)
+
+    def _draw(self, trials: int, rng: np.random.Generator) -> Trials:
+        """Inputs without noise, targets, mask and labels."""
+        raise NotImplementedError
+
+
 def count(trials: int | None) -> int:
     """How many trials, the default for None."""
-    if trials is None:
-        return DEFAULT_TRIALS
-    check_count("trials", trials, 1)
+    check_count("trials", trials := DEFAULT_TRIALS if trials is None else trials, 1)
     return trials
-
-
-def check_counts(task: object, **least: int) -> None:
-    """Raise unless these fields of the task are whole numbers, each at least this."""
-    for option, smallest in least.items():
-        check_count(option, getattr(task, option), smallest)
 
 
 def check_count(option: str, value: object, least: int) -> None:
@@ -107,11 +132,6 @@ def check_options(name: str, options: Iterable[str], known: Sequence[str]) -> No
     """Raise unless all options are known."""
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"{name} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
-
-
-def with_noise(inputs: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
-    """Independent Gaussian noise of this standard deviation on every input."""
-    return inputs + deviation * rng.standard_normal(inputs.shape)
 
 
 def check_arrays(arrays: dict[str, np.ndarray], where: object) -> None:

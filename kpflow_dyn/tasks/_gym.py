@@ -24,6 +24,12 @@ class Neurogym:
     [trial, time]; a Box action is the target as it is. `labels` also has what the environment records of each trial
     (ground_truth, coh, ...), as far as that is one array.
 
+    Args:
+        name: as neurogym has it registered; it and the options are checked when trials are sampled.
+        options: what the environment's constructor takes.
+
+    Source: neurogym, Molano-Mazon et al., PsyArXiv (2022), doi 10.31234/osf.io/aqc9n.
+
     >>> Neurogym("PerceptualDecisionMaking-v0", {"sigma": 0.5}).sample(trials=8, seed=0).inputs.shape
     (8, 22, 3)
     """

@@ -16,21 +16,8 @@ from kpflow_dyn.tasks._memory import FlipFlop, Lag
 from kpflow_dyn.tasks._reaching import Reaching
 from kpflow_dyn.tasks._signals import LowRankForecast, Sine
 
-_TASKS = (
-    MemoryPro,
-    FlipFlop,
-    MemoryAnti,
-    DelayPro,
-    DelayAnti,
-    FourTasks,
-    ContextIntegration,
-    EvidenceIntegration,
-    Lag,
-    Romo,
-    LowRankForecast,
-    Sine,
-    Reaching,
-)
+_TASKS = (MemoryPro, FlipFlop, MemoryAnti, DelayPro, DelayAnti, FourTasks, ContextIntegration, EvidenceIntegration)
+_TASKS += (Lag, Romo, LowRankForecast, Sine, Reaching)
 BUILT_IN: dict[str, Callable[..., Task]] = {task.__name__.lower(): task for task in _TASKS}
 
 
@@ -52,8 +39,9 @@ def make_task(spec: str | Task, trials: int | None = None, seed: int = 0, **opti
         FileNotFoundError: no such .npz file.
         ModuleNotFoundError: a neurogym task, and neurogym is not installed.
 
-    >>> make_task("flipflop", trials=8, seed=1, bits=2).inputs.shape
-    (8, 60, 2)
+    Example:
+        >>> make_task("flipflop", trials=8, seed=1, bits=2).inputs.shape
+        (8, 60, 2)
     """
     data = _find_task(spec, options).sample(trials, seed)
     if not isinstance(data, TaskData):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,22 +40,18 @@ def find_copies(graph: Graph, nodes: Iterable[Node], dependence: Dependences, tr
 
 def _numbered(node: Node, values: Mapping[Node, Any], transforms: Transforms, like: Any) -> dict[Node, Any]:
     """The operands of a node: numbers in the place of elements, and indices as they are."""
-    env = {o: values[o] for o in node.operands if not o.floating}
-    for operand, starts in _floating(node):
-        ends = (start + math.prod(shape) for start, shape in zip(starts, operand.shapes, strict=True))
-        numbers = [np.arange(*ends_, dtype=np.int32) for ends_ in zip(starts, ends, strict=True)]
-        parts = [transforms.index(n.reshape(s), like) for n, s in zip(numbers, operand.shapes, strict=True)]
+    env, start = {o: values[o] for o in node.operands if not o.floating}, 1
+    for operand in _floating(node):
+        parts = []
+        for shape in operand.shapes:
+            numbers = np.arange(start, start := start + math.prod(shape), dtype=np.int32)
+            parts.append(transforms.index(numbers.reshape(shape), like))
         env[operand] = parts if len(parts) > 1 else parts[0]
     return env
 
 
-def _floating(node: Node) -> Iterator[tuple[Node, list[int]]]:
-    """The floating operands, and where the numbers of each of their results start."""
-    start = 1
-    for operand in dict.fromkeys(o for o in node.operands if o.floating):
-        sizes = [math.prod(shape) for shape in operand.shapes]
-        yield operand, [start + sum(sizes[:i]) for i in range(len(sizes))]
-        start += sum(sizes)
+def _floating(node: Node) -> list[Node]:
+    return list(dict.fromkeys(o for o in node.operands if o.floating))
 
 
 def through_copy(node: Node, copies: Copies, known: Mapping[Node, Iterable[np.ndarray]], none: int) -> list[np.ndarray]:
@@ -64,7 +60,7 @@ def through_copy(node: Node, copies: Copies, known: Mapping[Node, Iterable[np.nd
     Operands that are not known count as filled up.
     """
     parts = [np.full(1, none)]
-    for operand, _ in _floating(node):
+    for operand in _floating(node):
         blank = [np.full(math.prod(shape), none) for shape in operand.shapes]
         parts += [numbers.ravel() for numbers in known.get(operand, blank)]
     every = np.concatenate(parts)

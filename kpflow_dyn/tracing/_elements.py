@@ -18,18 +18,13 @@ WEIGHT = -1  # while numbering: an element of a weight among data
 
 @dataclass(frozen=True)
 class Elements:
-    """The elements of all values that depend on data.
+    """The elements of all values that depend on data."""
 
-    Attributes:
-        numbers: for each result of a node, the number of the element that each of its elements is a copy of. A weight
-            among data, as in cat([h, w]), is an element of its own there.
-        copied: the nodes that only copy.
-        count: one more than the largest number.
-    """
-
+    # for each result of a node, the number of the element that each of its elements is a copy of. A weight among data,
+    # as in cat([h, w]), is an element of its own there.
     numbers: Mapping[Node, tuple[np.ndarray, ...]]
-    copied: frozenset[Node]
-    count: int
+    copied: frozenset[Node]  # the nodes that only copy
+    count: int  # one more than the largest number
 
     def of(self, node: Node) -> np.ndarray:
         """The numbers of a node's first result, one after another."""

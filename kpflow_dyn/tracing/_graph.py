@@ -11,7 +11,10 @@ Value = Any
 
 
 class Role(Enum):
-    """What a node does with the elements of its operands; all that the analysis needs to know of an operation."""
+    """What a node does with the elements of its operands; all that the analysis needs to know of an operation.
+
+    Example as `add_rule`.
+    """
 
     FIXED = "a parameter, a buffer or a constant: the same for every row"
     INPUT = "the input x_t"

@@ -13,33 +13,28 @@ import numpy as np
 from kpflow_dyn.tracing._dependence import Dependence, Dependences
 from kpflow_dyn.tracing._elements import NOTHING, Elements
 from kpflow_dyn.tracing._graph import Node
+from kpflow_dyn.tracing._numbers import Term
 from kpflow_dyn.tracing._sums import Sums, fixed_factor, is_linear
-from kpflow_dyn.tracing._terms import Term
 from kpflow_dyn.tracing._uses import as_outputs
 
 
 @dataclass(frozen=True)
 class Kicks:
-    """The kicks of a step; those of the linear operations that carry the state on come first.
+    """The kicks of a step; those of the linear operations that carry the state on come first."""
 
-    Attributes:
-        size: how many there are.
-        of: for each linear operation and each use of a weight, the kick that each of its elements feeds, in its shape.
-        replaced: the nodes whose values the kicks stand for: which one for each element, -1 for none.
-        added: the same where the kicks add to a node's value.
-    """
-
-    size: int
+    size: int  # how many there are
+    # for each linear operation and each use of a weight, the kick that each of its elements feeds, in its shape
     of: Mapping[Node, np.ndarray]
+    # the nodes whose values the kicks stand for: which one for each element, -1 for none
     replaced: Mapping[Node, np.ndarray]
-    added: Mapping[Node, np.ndarray]
+    added: Mapping[Node, np.ndarray]  # the same where the kicks add to a node's value
 
     def of_term(self, term: Term) -> np.ndarray:
         """The kicks that a term feeds: [row, m] of a matrix, else [element]."""
         use, kicks = term.use, self.of[term.use.node]
         if use.kind == "matrix":
             return as_outputs(use.node, use.weight, kicks)[term.matrix]
-        return kicks.ravel() if term.elements is None else kicks.ravel()[term.elements[0]]
+        return kicks.ravel() if term.elements is None else kicks.ravel()[term.elements]
 
 
 def number_kicks(
@@ -51,7 +46,7 @@ def number_kicks(
     others = [term for term in terms if term.use.kind != "matrix"]
     entered = {term.use.node: np.full(elements.of(term.use.node).shape, NOTHING) for term in others}
     for term in others:
-        here = slice(None) if term.elements is None else term.elements[0]
+        here = slice(None) if term.elements is None else term.elements
         entered[term.use.node][here] = elements.of(term.use.node)[here]
     led = {node: sums.leads_to[elements.numbers[node][0]] for node in [*linear, *entered]}
     feeding = Kicks(0, led, {}, {})

@@ -1,32 +1,32 @@
-"""The number of every weight: parameters one after another, then the weights that are computed from them."""
+"""The number of every weight, and every use of a weight with the numbers of what it takes.
+
+Parameters come first, one after another, then the weights that are computed from them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from kpflow_dyn.tracing._copies import Copies, through_copy
+from kpflow_dyn.tracing._copies import Copies, elements_of_scale, through_copy
 from kpflow_dyn.tracing._dependence import Dependence, Dependences, is_copy
 from kpflow_dyn.tracing._graph import Graph, Node, ancestors
-from kpflow_dyn.tracing._uses import Use
+from kpflow_dyn.tracing._uses import Use, as_matrices
 
 NO_WEIGHT = -1
 
 
 @dataclass(frozen=True)
 class WeightNumbers:
-    """The numbers of weights.
+    """The numbers of weights."""
 
-    Attributes:
-        of: those of a weight's elements, in its shape.
-        computed: the weights that are no copies of parameters, in the order of their numbers.
-    """
-
-    of: Mapping[Node, np.ndarray]
-    computed: tuple[Node, ...]
+    of: Mapping[Node, np.ndarray]  # those of a weight's elements, in its shape
+    computed: tuple[Node, ...]  # the weights that are no copies of parameters, in the order of their numbers
 
 
 def number_weights(
@@ -52,6 +52,43 @@ def number_weights(
             known[node] = [np.where(part == NO_WEIGHT, n, part) for n, part in zip(own, parts, strict=True)]
             total = ends[-1]
     return WeightNumbers({node: parts[0] for node, parts in known.items()}, tuple(computed))
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One matrix of a use, or a use of another kind."""
+
+    use: Use  # the use
+    matrix: int  # which matrix of a batch
+    # the numbers of its weights: [d, m] of a matrix, [element] of a scale, all of an opaque operation
+    entries: np.ndarray
+    elements: np.ndarray | None = None  # of a scale: the elements of its result that take a weight
+    taken: np.ndarray | None = None  # which of the weight's elements they take
+
+
+def terms_of(uses: Sequence[Use], weights: WeightNumbers, copies: Copies) -> tuple[Term, ...]:
+    """All terms of these uses, in order."""
+    terms = []
+    for use in uses:
+        numbers = weights.of[use.weight]
+        if use.kind == "matrix":
+            terms += [Term(use, b, W) for b, W in enumerate(as_matrices(use.node, use.weight, numbers))]
+        elif use.kind == "scale":
+            taken = elements_of_scale(use, copies)
+            (where,) = np.nonzero(taken >= 0)
+            terms.append(Term(use, 0, numbers.ravel()[taken[where]], where, taken[where]))
+        else:
+            terms.append(Term(use, 0, numbers.ravel()))
+    return tuple(terms)
+
+
+def by_weight(terms: Sequence[Term]) -> list[list[Term]]:
+    """The terms of one and the same weight together; opaque ones stay alone."""
+    same: dict[object, list[Term]] = defaultdict(list)
+    for term in terms:
+        digest = hashlib.blake2b(np.ascontiguousarray(term.entries).data).digest()
+        same[term if term.use.kind == "opaque" else (term.entries.shape, digest)].append(term)
+    return list(same.values())
 
 
 def weights_behind(graph: Graph, uses: Iterable[Use], dependence: Dependences) -> list[Node]:

@@ -16,9 +16,9 @@ from kpflow_dyn._arrays import Array, array_namespace
 from kpflow_dyn._backend import RowFunction, Transforms
 from kpflow_dyn.tracing._dependence import FIXED, Dependence
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, evaluate, run
+from kpflow_dyn.tracing._numbers import Term
 from kpflow_dyn.tracing._sites import MatrixSite, OpaqueSite, Site
 from kpflow_dyn.tracing._steps import AnalysedStep
-from kpflow_dyn.tracing._terms import Term
 from kpflow_dyn.tracing._uses import Use, coefficients_of_scale, variables_of_matrix
 
 

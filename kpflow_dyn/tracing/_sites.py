@@ -11,8 +11,7 @@ import numpy as np
 
 from kpflow_dyn.tracing._graph import Node, Role
 from kpflow_dyn.tracing._kicks import Kicks
-from kpflow_dyn.tracing._numbers import WeightNumbers
-from kpflow_dyn.tracing._terms import Term, by_weight
+from kpflow_dyn.tracing._numbers import Term, WeightNumbers, by_weight
 from kpflow_dyn.tracing._uses import Use
 
 Name = Callable[[Node], str]  # of a weight
@@ -114,7 +113,7 @@ def _merged_sites(met: _Met) -> tuple[list[Site], Taken]:
         for bias, kick in product(shared, kicks):  # matrices with other rows may meet the same kicks
             taken.add((bias, kick))
             del biases[kick][bias]
-    return [_merged_site(met, *members, columns) for members, columns in groups.items()], taken
+    return [_merged_site(met, members, uses, columns) for (members, uses), columns in groups.items()], taken
 
 
 def _merged_site(met: _Met, members: tuple[int, ...], biases: tuple[int, ...], columns: list[tuple]) -> MatrixSite:

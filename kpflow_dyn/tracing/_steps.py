@@ -12,34 +12,23 @@ from kpflow_dyn.tracing._dependence import ON_DATA, Dependence, Dependences, dep
 from kpflow_dyn.tracing._elements import Elements, number_elements
 from kpflow_dyn.tracing._graph import Graph, Node, Role
 from kpflow_dyn.tracing._kicks import Kicks, number_kicks
-from kpflow_dyn.tracing._numbers import number_weights, parameters_behind
+from kpflow_dyn.tracing._numbers import number_weights, parameters_behind, terms_of
 from kpflow_dyn.tracing._sites import Site, sites_of_step
 from kpflow_dyn.tracing._sums import follow_sums
-from kpflow_dyn.tracing._terms import terms_of
 from kpflow_dyn.tracing._uses import find_uses
 
 
 @dataclass(frozen=True)
 class AnalysedStep:
-    """What a step is made of.
+    """What a step is made of."""
 
-    Attributes:
-        graph: the step of one row.
-        dependence: what each of its values depends on.
-        parameters: the parameters that learn.
-        computed: the weights that are computed from them; their numbers follow those of the parameters.
-        elements: the elements of its values.
-        kicks: where changes of the weights enter.
-        sites: its weight sites.
-    """
-
-    graph: Graph
-    dependence: Dependences
-    parameters: tuple[Node, ...]
-    computed: tuple[Node, ...]
-    elements: Elements
-    kicks: Kicks
-    sites: tuple[Site, ...]
+    graph: Graph  # the step of one row
+    dependence: Dependences  # what each of its values depends on
+    parameters: tuple[Node, ...]  # the parameters that learn
+    computed: tuple[Node, ...]  # the weights that are computed from them; their numbers follow those of the parameters
+    elements: Elements  # the elements of its values
+    kicks: Kicks  # where changes of the weights enter
+    sites: tuple[Site, ...]  # its weight sites
 
     @property
     def state_size(self) -> int:

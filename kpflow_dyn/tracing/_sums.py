@@ -34,15 +34,11 @@ def is_linear(node: Node, dependence: Dependences) -> bool:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums of what linear operations give.
+    """Sums of what linear operations give."""
 
-    Attributes:
-        leads_to: for each element the last element up to which it meets nothing but other such terms, or itself.
-        hubs: the nodes of these sums.
-    """
-
+    # for each element the last element up to which it meets nothing but other such terms, or itself
     leads_to: np.ndarray
-    hubs: frozenset[Node]
+    hubs: frozenset[Node]  # the nodes of these sums
 
 
 def follow_sums(order: Sequence[Node], output: Node, dependence: Dependences, elements: Elements) -> Sums:

@@ -16,17 +16,12 @@ from kpflow_dyn.tracing._graph import Node, Role, evaluate
 
 @dataclass(frozen=True, eq=False)
 class Use:
-    """An operation on data with a weight among its operands.
+    """An operation on data with a weight among its operands."""
 
-    Attributes:
-        node: the operation.
-        weight: what it takes that depends on parameters alone.
-        kind: "matrix" (a product with it, or a convolution, which is its product with patches), "scale" (each result
-            depends on one element of it) or "opaque" (any other operation).
-    """
-
-    node: Node
-    weight: Node
+    node: Node  # the operation
+    weight: Node  # what it takes that depends on parameters alone
+    # "matrix" (a product with it, or a convolution, which is its product with patches), "scale" (each result depends on
+    # one element of it) or "opaque" (any other operation)
     kind: str
 
     @property
