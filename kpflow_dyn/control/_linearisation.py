@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, backend_for
 from kpflow_dyn._problems.checks import check_rows
 from kpflow_dyn._problems.inputs import inputs_at
@@ -155,19 +155,14 @@ def linearize_ltv(
 def _along_steps(sol: DiscreteSolution, inputs: str | None, loop: str, C: np.ndarray) -> LTV:
     _check_size(sol, 1)
     step = loop_of_cell(sol.problem, inputs, loop)
-    A, B = derivatives(step, np.zeros(sol.state.shape[1]), _before(sol), sol.problem.x)
+    A, B = derivatives(step, np.zeros(sol.state.shape[1]), sol.before, sol.problem.x)
     return ltv_of(to_numpy(sol.t).astype(float), A, B, C, np.zeros((len(C), B.shape[-1])), (), dt=1.0)
 
 
 def along_steps_inputs(sol: DiscreteSolution, inputs: str | None) -> np.ndarray:
     """B alone of each step of a discrete problem [trial, time, unit, input]."""
-    step, before = loop_of_cell(sol.problem, inputs, "closed"), _before(sol)
+    step, before = loop_of_cell(sol.problem, inputs, "closed"), sol.before
     return derivatives(step, np.zeros(before.shape[1]), before, sol.problem.x, of_state=False)[0]
-
-
-def _before(sol: DiscreteSolution) -> Array:
-    """The state before each step [trial, time, unit]."""
-    return array_namespace(sol.state).concat([sol.start[:, None], sol.state[:, :-1]], axis=1)
 
 
 def _along_equation(sol: ODESolution, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
