@@ -62,7 +62,8 @@ def input_width(problem: ODEProblem) -> int | None:
     """How many input channels there are, None for a problem without any."""
     if callable(problem.x):
         return problem.x(like_numpy(np.asarray(problem.t[0]), problem.z0)).shape[-1]
-    return None if problem.x is None else sampled(problem)[1].shape[-1]  # type: ignore[index]
+    found = sampled(problem)
+    return None if found is None else found[1].shape[-1]
 
 
 def input_row(x: Array, trial: Any) -> Array:
