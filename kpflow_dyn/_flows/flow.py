@@ -156,9 +156,11 @@ class Recurrence(Protocol):
 
     def truncated(self, bases: list[Array | None]) -> RecurrentFlow:
         """The flow with V Q Q^T in the place of each site's variables V, for these Q [d, rank] (None: all)."""
+        ...
 
     def fed_back(self, draw: Draw) -> Operator:
         """J^T with other matrices in the backward sweep."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -237,10 +239,8 @@ class ODEFlow(Flow):
         """The flow of the solver's steps, each counted as one, where P K P* = ntk to round-off.
 
         Its times are the ends of the steps, the first one of length zero at t0; where nodes lie inside of steps, its
-        units are followed by h times the stage derivatives that they are read from.
-
-        Raises:
-            ValueError: where the sensitivities are not those of frozen steps.
+        units are followed by h times the stage derivatives that they are read from. Where the sensitivities are not
+        those of frozen steps it is a ValueError.
         """
         if self.steps is None:
             raise ValueError(

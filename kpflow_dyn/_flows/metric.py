@@ -28,6 +28,7 @@ class Metric(Protocol):
 
     def preconditioner(self, parameters: Parameters) -> list[Block]:
         """The blocks of R, with M^{-1} = R R*, one for each of these parameters in their order."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +87,7 @@ class LearningRates:
     def from_second_moment(cls, second_moment: Parameters, rate: float, eps: float = 1e-8) -> LearningRates:
         """rate / (sqrt(v_hat) + eps), as of Adam, from its second moment, such as that of an optax state.
 
-        Args:
-            second_moment: by name v_hat >= 0 in the parameter's shape; with a correction of bias nu / (1 - b2**count).
-            rate: the learning rate.
-            eps: what keeps the rate finite.
+        It is given by name, v_hat >= 0 in the parameter's shape; with a correction of bias nu / (1 - b2**count).
         """
         return cls({name: rate / (np.sqrt(to_numpy(v)) + eps) for name, v in second_moment.items()})
 

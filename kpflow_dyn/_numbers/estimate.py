@@ -49,10 +49,7 @@ class Scalars:
 
 
 def scalars(op: Operator, samples: int | None = None, seed: int | Random = 0, alg: Estimator | None = None) -> Scalars:
-    """`trace`, `frobenius_norm` and `effective_rank` of an operator from a space to itself, for the price of one.
-
-    Args and Raises as `trace`, and an estimated partial trace that is not positive semi-definite.
-    """
+    """`trace`, `frobenius_norm` and `effective_rank` of an operator from a space to itself, for the price of one."""
     require_square(op, "a trace")
     rng = Random(seed)
     positive, spent = _is_positive(op, rng)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -173,8 +174,7 @@ class _Pass:
             modes=found.first(k),
             kernels=kernels,
             applications=self.applications,
-            **{f"{name}_rank": effective_rank(kernel) for name, kernel in kernels.items()},
-            **{name: modes(kernel, KERNELS[name], k=kernel.domain.size) for name, kernel in kernels.items()},
+            **_of_kernels(kernels),
         )
 
     @property
@@ -249,6 +249,12 @@ class _Pass:
 
         self.progress(stage, 0, total)
         return GramOperator(counted(op.factor), None, None if op.apart is None else counted(op.apart))
+
+
+def _of_kernels(kernels: dict[str, PartialTrace]) -> dict[str, Any]:
+    """Their effective ranks and modes."""
+    ranks = {f"{name}_rank": effective_rank(kernel) for name, kernel in kernels.items()}
+    return ranks | {name: modes(kernel, KERNELS[name], k=kernel.domain.size) for name, kernel in kernels.items()}
 
 
 def _together(a: Estimate, b: Estimate) -> Estimate:

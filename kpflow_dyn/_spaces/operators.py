@@ -201,8 +201,9 @@ class MatrixOperator(Operator):
 
 def smaller_of(op: Operator) -> Operator:
     """J*J in the place of A = J J* where that is smaller: it has the same nonzero eigenvalues."""
-    smaller = isinstance(op, GramOperator) and op.factor.domain.size < op.domain.size
-    return op.factor.T @ op.factor if smaller else op
+    if isinstance(op, GramOperator) and op.factor.domain.size < op.domain.size:
+        return op.factor.T @ op.factor
+    return op
 
 
 def check_adjoint(op: Operator, seed: int | Random = 0) -> float:
