@@ -59,6 +59,11 @@ class DiscreteSolution(Solution):
     problem: DiscreteProblem
     start: Array = field(repr=False)
 
+    @property
+    def before(self) -> Array:
+        """The state before each step [trial, time, unit]."""
+        return array_namespace(self.state).concat([self.start[:, None], self.state[:, :-1]], axis=1)
+
     def __call__(self, t: Any) -> Array:
         times, last = times_within(t, 0, self.state.shape[1]), self.state.shape[1]
         xp = array_namespace(self.state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._flows.flow import Draw, Propagator, RecurrentFlow
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._problems.choice import Choice
@@ -67,10 +67,8 @@ def tangent_of_cell(sol: DiscreteSolution, params: Choice) -> tuple[Tangent, dic
     """The tangent of a discrete problem's steps along its states, and the parameters that learn."""
     problem, tracing = sol.problem, sol.problem.backend.tracing
     model, x = tracing.Model(problem.cell, params), problem.x
-    before = array_namespace(x).concat([sol.start[:, None], sol.state[:, :-1]], axis=1)
-    tangent = model.tangent(
-        tracing.discrete_step(problem), x, before, check=lambda after: check_states(after, sol.state)
-    )
+    step = tracing.discrete_step(problem)
+    tangent = model.tangent(step, x, sol.before, check=lambda after: check_states(after, sol.state))
     return tangent, model.parameters
 
 

@@ -20,6 +20,8 @@ class FrequencyResponse:
 
     Attributes:
         response: complex [output, input, omega].
+
+    Example as `frequency_response`.
     """
 
     response: xr.DataArray
@@ -56,6 +58,8 @@ def frequency_response(system: LTI, omega: Any) -> FrequencyResponse:
 
     Raises:
         TypeError, ValueError: another system, other frequencies, or a pole at one of them.
+
+    Source: Astrom, Murray, "Feedback Systems" (2008), chapter 8.
 
     Example:
         >>> from kpflow_dyn import control

@@ -35,6 +35,8 @@ def gram_operator(flow: Flow, kind: str, step: int, *, inputs: str | None = None
         TypeError, ValueError: the flow of another problem (for an ODE take `gram(sol, kind, rank=)`), an unknown kind,
             or a step outside of the trial.
 
+    Source: docs/theory.md, "P: how kicks travel"; Moore, IEEE Trans. Automatic Control 26, 17 (1981).
+
     Example:
         >>> import torch
         >>> import kpflow_dyn as kp

@@ -34,6 +34,8 @@ class Lyapunov:
         history: the exponents from the end of the transient up to each time [trial, time, k]; NaN before that.
         times: when each factor ends [trial, time].
         units: how many exponents there are in all.
+
+    Example as `lyapunov_spectrum`.
     """
 
     exponents: np.ndarray
@@ -87,6 +89,8 @@ class FiniteTimeExponents:
         exponents: [trial, time, unit], per step or of an ODE per unit of its time; -inf where a singular value is zero.
         times: t [trial, time].
         start: the time that the product begins at.
+
+    Example as `finite_time_exponents`.
     """
 
     exponents: np.ndarray
@@ -163,7 +167,9 @@ def lyapunov_spectrum(
 
 
 def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interval: int = 1) -> FiniteTimeExponents:
-    """Finite-time Lyapunov exponents: the singular values of the product of Jacobians from the start of each trial.
+    """Finite-time Lyapunov exponents: the singular values s of the product of Jacobians from the start of each trial.
+
+        l_i(t) = 1/t log s_i(A_t ... A_1)
 
     The product is never formed. Its singular values are followed from factor to factor, each with its own relative
     accuracy: after long times the ratio of the largest to the smallest may be beyond what a number holds.
@@ -177,8 +183,9 @@ def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interv
         TypeError: of a problem without steps.
         ValueError: a horizon longer than the trial, or as `lyapunov_spectrum`.
 
-    Warns:
-        UserWarning: as `lyapunov_spectrum`.
+    Warns as `lyapunov_spectrum`.
+
+    Source: Demmel, Veselic, "Jacobi's method is more accurate than QR", SIAM J. Matrix Anal. Appl. 13, 1204 (1992).
 
     Example:
         >>> import torch

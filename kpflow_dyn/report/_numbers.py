@@ -12,30 +12,45 @@ INVISIBLE = 1e-6  # share of a number
 
 
 def summarize(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
-    """The numbers of an analysis, by name: value, stderr, text ("34.0 ± 0.5"), and what the dataset says of each."""
+    """The numbers of an analysis, by name: value, stderr, text ("34.0 ± 0.5"), and what the dataset says of each.
+
+    Args:
+        dataset: what `kp.analyze` returned; `settings` and `versions` also take that of a track or a sweep.
+
+    Example:
+        >>> import xarray as xr
+        >>> dataset = xr.Dataset({"loss": ((), 2.0, {"stderr": 0.1})}, attrs={"seed": 0, "version_torch": "2.9"})
+        >>> summarize(dataset)["loss"]["text"], settings(dataset), versions(dataset)
+        ('2.00 ± 0.10', {'seed': 0}, {'torch': '2.9'})
+    """
     scalars = [str(name) for name, variable in dataset.data_vars.items() if variable.ndim == 0]
     return {name: _summary(float(dataset[name]), dict(dataset[name].attrs)) for name in scalars}
 
 
 def settings(dataset: xr.Dataset) -> dict[str, Any]:
-    """The attributes of the dataset that are settings."""
+    """The attributes of the dataset that are settings.
+
+    Args and Example as `summarize`.
+    """
     others = ("version_", "warnings", "title")
     return {str(key): value for key, value in dataset.attrs.items() if not str(key).startswith(others)}
 
 
 def versions(dataset: xr.Dataset) -> dict[str, str]:
-    """The attributes of the dataset that are versions, by package."""
-    return {
-        str(key).removeprefix("version_"): str(value)
-        for key, value in dataset.attrs.items()
-        if str(key).startswith("version_")
-    }
+    """The attributes of the dataset that are versions, by package.
+
+    Args and Example as `summarize`.
+    """
+    known = {str(key): str(value) for key, value in dataset.attrs.items()}
+    return {key.removeprefix("version_"): value for key, value in known.items() if key.startswith("version_")}
 
 
 def with_error(value: float, stderr: float) -> str:
     """A number with its standard error, to the digits that the error leaves: "34.0 ± 0.5".
 
-    An error that four digits would not show is left out.
+    Args:
+        value: the number.
+        stderr: its standard error, left out where four digits would not show it.
 
     >>> with_error(34.04, 0.4839), with_error(8125.8581, 0.0)
     ('34.04 ± 0.48', '8126')

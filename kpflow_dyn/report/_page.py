@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kpflow_dyn.figures import _palette as palette
 from kpflow_dyn.report._charts import Chart
-
-if TYPE_CHECKING:
-    pass
 
 COLORWAY = {"light": [*palette.SERIES, *palette.MORE], "dark": [*palette.DARK_SERIES, *palette.DARK_MORE]}
 
@@ -25,6 +22,8 @@ class Table:
         header: a name for each column.
         rows: text, a cell for each column.
         note: what to know of it.
+
+    Example as `page_of`.
     """
 
     title: str
@@ -44,6 +43,8 @@ class Page:
         charts: figures.
         tables: numbers.
         settings, versions: how it was made.
+
+    Example as `page_of`.
     """
 
     title: str

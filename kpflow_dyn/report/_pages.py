@@ -21,7 +21,10 @@ SHOWN = 50  # points that failed
 
 
 def page_of(dataset: xr.Dataset) -> Page:
-    """The page of what `kp.analyze`, `kp.track` or `Sweep.collect` gave.
+    """The page of an analysis, a track or a sweep.
+
+    Args:
+        dataset: what `kp.analyze`, `kp.track` or `Sweep.collect` gave.
 
     Raises:
         ValueError: any other dataset.

@@ -15,7 +15,10 @@ NAMES = ("results.nc", "track.nc")
 
 
 def read_results(path: str | Path) -> xr.Dataset:
-    """The dataset in a folder that `kpflow-dyn analyze`, `track` or `sweep` wrote, or in a NetCDF file.
+    """The dataset in a folder or a NetCDF file.
+
+    Args:
+        path: what `kpflow-dyn analyze`, `track` or `sweep` wrote.
 
     Raises:
         FileNotFoundError: there is none.

@@ -17,23 +17,14 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True)
 class Design:
-    """The points of a sweep.
-
-    Attributes:
-        points: the arguments of each call.
-        axes: the values along each axis of a grid, whose last axis varies fastest; None for a list of points.
-    """
+    """The points of a sweep."""
 
     points: list[Point]
-    axes: dict[str, list[Any]] | None
+    axes: dict[str, list[Any]] | None  # of a grid, whose last axis varies fastest; None for a list of points
 
 
 def design(over: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]]) -> Design:
     """The grid of a mapping, or the points of a list, checked.
-
-    Raises:
-        TypeError: a value that cannot name a point.
-        ValueError: no points, the same one twice, or points with other arguments than the first.
 
     >>> design({"g": [0.5, 1.5], "seed": range(2)}).points[1]
     {'g': 0.5, 'seed': 1}
@@ -49,6 +40,9 @@ def design(over: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]]) -> D
 
 def zipped(axes: Mapping[str, Iterable[Any]]) -> list[Point]:
     """Points that take the first value of every axis, then the second, and so on.
+
+    Args:
+        axes: the values of each argument, by its name.
 
     Raises:
         ValueError: axes of different lengths.
@@ -84,7 +78,9 @@ def random(ranges: Mapping[str, Any], n: int, seed: int = 0) -> list[Point]:
 def sobol(ranges: Mapping[str, Any], n: int, seed: int = 0) -> list[Point]:
     """n points of a scrambled Sobol sequence, which cover the ranges more evenly than random ones.
 
-    Arguments and errors as for `random`; n is best a power of two. Source: scipy.stats.qmc.Sobol.
+    Args and Raises as `random`; n is best a power of two.
+
+    Source: scipy.stats.qmc.Sobol.
 
     >>> [point["g"] < 1.5 for point in sobol({"g": (0.0, 3.0)}, n=2)].count(True)
     1
@@ -97,11 +93,7 @@ def sobol(ranges: Mapping[str, Any], n: int, seed: int = 0) -> list[Point]:
 
 
 def value_of(name: str, value: Any) -> Any:
-    """A value in Python's own types, checked.
-
-    Raises:
-        TypeError, ValueError: a value that cannot name a point.
-    """
+    """A value in Python's own types; raise for one that cannot name a point."""
     plain = value.item() if isinstance(value, np.generic) else value
     if isinstance(plain, float) and math.isnan(plain):
         raise ValueError(f"{name} is NaN at a point of the sweep; leave that point out")
@@ -135,8 +127,7 @@ def _check(points: list[Point]) -> None:
             raise ValueError(f"a point with {sorted(point)} beside one with {sorted(points[0])}; all need the same")
     seen = set()
     for point in points:
-        named = tuple(sorted((name, repr(value)) for name, value in point.items()))
-        if named in seen:
+        if (named := tuple(sorted((name, repr(value)) for name, value in point.items()))) in seen:
             raise ValueError(f"the point {point} is there twice; leave one out")
         seen.add(named)
 

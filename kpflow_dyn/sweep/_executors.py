@@ -65,14 +65,19 @@ class Processes:
     Args:
         workers: how many; by default as many as there are cores that this process may use.
         threads: of torch, BLAS and XLA in each worker; one, unless workers are fewer than cores.
+
+    Raises:
+        TypeError, ValueError: workers or threads that are no whole number, or below 1.
+
+    >>> Processes(workers=2).ahead  # points in flight
+    4
     """
 
     workers: int | None = None
     threads: int = 1
 
     def __post_init__(self) -> None:
-        _check_workers(self.workers)
-        check_count("threads", self.threads, 1)
+        _check(self.workers, self.threads)
 
     @property
     def ahead(self) -> int:
@@ -107,6 +112,8 @@ class Dask:
         workers: worker processes of a cluster of this machine's; by default one for each core.
         threads: of torch, BLAS and XLA in each.
         address: of a scheduler that runs, "tcp://host:8786"; its workers must see the folder of the sweep.
+
+    Raises and Example as `Processes`.
     """
 
     workers: int | None = None
@@ -114,8 +121,7 @@ class Dask:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        _check_workers(self.workers)
-        check_count("threads", self.threads, 1)
+        _check(self.workers, self.threads)
 
     ahead = None
     apart = True
@@ -149,6 +155,8 @@ class Slurm:
             the sweep, which nothing unpickles.
         options: of submitit, such as {"slurm_partition": "gpu", "gpus_per_node": 1, "timeout_min": 60}.
         cluster: "slurm"; "local" runs the jobs as processes of this machine.
+
+    Raises and Example as `executor`.
     """
 
     workers: int | None = None
@@ -157,7 +165,7 @@ class Slurm:
     cluster: str = "slurm"
 
     def __post_init__(self) -> None:
-        _check_workers(self.workers)
+        _check(self.workers)
 
     apart = True
 
@@ -223,11 +231,7 @@ def executor(name: str, workers: int | None = None, **options: Any) -> Engine:
 
 
 def engine_of(given: Any) -> Engine:
-    """What `Sweep.run` was given, as an engine.
-
-    Raises:
-        TypeError: something else.
-    """
+    """What `Sweep.run` was given, as an engine."""
     if given is None:
         return Local()
     if isinstance(given, str):
@@ -285,6 +289,7 @@ def _imported(package: str, extra: str) -> Any:
         raise ModuleNotFoundError(f"this executor needs {package}: pip install 'kpflow-dyn[{extra}]'") from error
 
 
-def _check_workers(workers: int | None) -> None:
+def _check(workers: int | None, threads: int = 1) -> None:
     if workers is not None:
         check_count("workers", workers, 1)
+    check_count("threads", threads, 1)
