@@ -46,3 +46,7 @@ __all__ = [
     "reachable_angles",
     "tvlqr",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
