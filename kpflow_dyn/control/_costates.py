@@ -199,9 +199,8 @@ def _terminal(terminal: Cost | None, z: Array, of: Transforms) -> tuple[np.ndarr
     """M [trial] and its gradient [trial, unit] at the last states [trial, 1, unit]."""
     if terminal is None:
         return np.zeros(len(z)), np.zeros((len(z), z.shape[-1]))
-    values, slopes, _ = _with_gradients(
-        of, lambda t, z, v: _one_number(terminal(z), z) + 0 * v.sum(), [z[..., 0], z, z], []
-    )
+    rows = [z[..., 0], z, z]
+    values, slopes, _ = _with_gradients(of, lambda t, z, v: _one_number(terminal(z), z) + 0 * v.sum(), rows, [])
     return values[:, 0], slopes[:, 0]
 
 

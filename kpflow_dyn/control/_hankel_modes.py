@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from scipy.linalg import expm
 
 from kpflow_dyn._problems.solutions import ODESolution
 from kpflow_dyn.control._gramians import System, as_ltv, gram, root
+from kpflow_dyn.control._linearisation import mesh_edges
 from kpflow_dyn.control._magnus import magnus, transposed
 from kpflow_dyn.control._systems import LTI, LTV, coordinates
 
@@ -22,6 +24,8 @@ NULL = 1e-7  # Hankel singular values below this part of the first have modes of
 @dataclass(frozen=True, eq=False)
 class Hankel:
     """The singular value decomposition of a Hankel operator, y = H u, at a split time.
+
+    Modes whose value is below 1e-7 of the first are zeros.
 
     Attributes:
         split: the time between past and future.
@@ -89,12 +93,9 @@ def hankel(system: System, split: float, *, t: Any = None, **options: Any) -> Ha
 def _times_with(split: float, sol: ODESolution, t: Any) -> np.ndarray:
     times = np.asarray(sol.problem.t if t is None else t, np.float64)
     if not times[0] < split < times[-1]:
-        raise ValueError(
-            f"split is {split}, expected a time inside of the trial, from {times[0]:.6g} to {times[-1]:.6g}"
-        )
+        ends = f"from {times[0]:.6g} to {times[-1]:.6g}"
+        raise ValueError(f"split is {split}, expected a time inside of the trial, {ends}")
     if t is None and len(times) == 2:
-        from kpflow_dyn.control._linearisation import mesh_edges
-
         times = mesh_edges(sol)[1]
     return np.union1d(times, split)
 
@@ -133,8 +134,6 @@ def transitions(ltv: LTV) -> np.ndarray:
     """Phi from the time before to each time [trial, time, unit, unit]; to the first one, from the start."""
     if ltv.mesh is None:
         return ltv.A.values
-    from scipy.linalg import expm
-
     mesh = ltv.mesh
     steps = expm(magnus(mesh.A, np.diff(mesh.edges)))
     phi = np.broadcast_to(np.eye(steps.shape[-1]), steps[:, 0].shape)

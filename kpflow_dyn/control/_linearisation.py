@@ -41,9 +41,7 @@ def linearize_lti(
         u: a plant's control, a field's or cell's input, or a closed loop's reference x_t, there [input].
         C: the outputs [output, unit], or a Linear layer; all states when None.
         dt: the length of a step where the model gives the next state; None where it gives z'.
-        loop: of a ClosedLoop, "closed" for A of the whole field, "open" for that of its plant under the control held.
-        inputs: where inputs enter: "control", a ClosedLoop's u; "x", the argument u; "kicks" to the state, B = 1. The
-            control of a ClosedLoop and the argument of others when None.
+        loop, inputs: as in `linearize_ltv`, x being u.
         t: the time at which a field is called.
         tol: by how much z' (or the step) may differ from 0 (or z), relative to 1 + the largest entry of z.
 
@@ -107,12 +105,7 @@ def _check_rest(value: np.ndarray, z: Array, dt: float | None, tol: float) -> No
 
 
 def linearize_ltv(
-    sol: Solution,
-    *,
-    loop: str = "closed",
-    inputs: str | None = None,
-    C: Any = None,
-    t: Any = None,
+    sol: Solution, *, loop: str = "closed", inputs: str | None = None, C: Any = None, t: Any = None
 ) -> LTV:
     """The linear system along each trial of a solution, A = D_z f and B = D_u f there.
 
@@ -126,6 +119,7 @@ def linearize_ltv(
             between, A and B are taken at three Gauss points of each of the solver's steps.
 
     Raises:
+        TypeError: no solution.
         ValueError: a loop or inputs that the model has not got, times outside of the solved ones, steps that cannot be
             replayed, or states so wide that the matrices would take more than 2 GiB.
 
@@ -215,13 +209,9 @@ def _with_steps(ends: np.ndarray, steps: AcceptedSteps) -> np.ndarray:
         inside = times[0][(times[0] > ends[0]) & (times[0] < ends[-1])]
         near = np.abs(inside[:, None] - ends).min(1) <= 1e-12 * np.abs(ends).max()
         return np.union1d(ends, inside[~near])
-    parts = [np.linspace(a, b, _most_between(times, a, b) + 1, endpoint=False) for a, b in pairwise(ends)]
+    most = [int(((times > a) & (times < b)).sum(1).max()) for a, b in pairwise(ends)]
+    parts = [np.linspace(a, b, n + 1, endpoint=False) for (a, b), n in zip(pairwise(ends), most, strict=True)]
     return np.append(np.concatenate(parts), ends[-1])
-
-
-def _most_between(times: np.ndarray, low: float, high: float) -> int:
-    """The largest number of times of one row between these."""
-    return int(((times > low) & (times < high)).sum(1).max())
 
 
 def _check_size(sol: Solution, times: float) -> None:

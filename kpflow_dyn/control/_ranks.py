@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn.control._systems import as_matrix
+from kpflow_dyn.control._systems import as_matrix, square
 
 
 def ctrb(A: Any, B: Any) -> np.ndarray:
@@ -33,13 +33,10 @@ def ctrb(A: Any, B: Any) -> np.ndarray:
         >>> int(np.linalg.matrix_rank(control.ctrb(np.eye(2), [[0.0], [1.0]])))
         1
     """
-    A = as_matrix(A, "A", (None, None))
-    n = len(A)
-    as_matrix(A, "A", (n, n))
-    block = as_matrix(B, "B", (n, None))
-    blocks = [block]
-    for _ in range(n - 1):
-        blocks.append(block := A @ block)
+    A = square(A, "A")
+    blocks = [as_matrix(B, "B", (len(A), None))]
+    for _ in range(len(A) - 1):
+        blocks.append(A @ blocks[-1])
     return np.concatenate(blocks, 1)
 
 

@@ -10,7 +10,7 @@ import xarray as xr
 from scipy.linalg import expm, solve_continuous_are, solve_discrete_are
 
 from kpflow_dyn.control._magnus import halvings, magnus, transposed
-from kpflow_dyn.control._systems import LTV, Mesh, as_matrix, coordinates
+from kpflow_dyn.control._systems import LTV, Mesh, as_matrix, coordinates, square
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,9 +42,6 @@ def lqr(A: Any, B: Any, Q: Any, R: Any) -> Regulator:
         B: [unit, input].
         Q: [unit, unit], symmetric, positive semi-definite.
         R: [input, input], symmetric, positive definite.
-
-    Returns:
-        K, X, eigenvalues, as python-control has them.
 
     Raises:
         ValueError: weights of other shapes or indefinite, or where nothing stabilises the system.
@@ -83,18 +80,13 @@ def dlqr(A: Any, B: Any, Q: Any, R: Any) -> Regulator:
 
 
 def _checked(A: Any, B: Any, Q: Any, R: Any) -> tuple[np.ndarray, ...]:
-    A = as_matrix(A, "A", (None, None))
-    n = len(A)
-    A, B = as_matrix(A, "A", (n, n)), as_matrix(B, "B", (n, None))
-    return A, B, check_weight(Q, "Q", n, definite=False), check_weight(R, "R", B.shape[1], definite=True)
+    A = square(A, "A")
+    B = as_matrix(B, "B", (len(A), None))
+    return A, B, check_weight(Q, "Q", len(A), definite=False), check_weight(R, "R", B.shape[1], definite=True)
 
 
 def check_weight(values: Any, what: str, n: int, definite: bool) -> np.ndarray:
-    """A symmetric weight [n, n], positive definite or semi-definite.
-
-    Raises:
-        ValueError: another one.
-    """
+    """A symmetric weight [n, n], positive definite or semi-definite; raise for another."""
     W = as_matrix(values, what, (n, n))
     size = float(np.abs(W).max())
     if np.abs(W - W.T).max() > 1e-10 * size:

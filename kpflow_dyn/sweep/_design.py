@@ -17,23 +17,14 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True)
 class Design:
-    """The points of a sweep.
-
-    Attributes:
-        points: the arguments of each call.
-        axes: the values along each axis of a grid, whose last axis varies fastest; None for a list of points.
-    """
+    """The points of a sweep."""
 
     points: list[Point]
-    axes: dict[str, list[Any]] | None
+    axes: dict[str, list[Any]] | None  # of a grid, whose last axis varies fastest; None for a list of points
 
 
 def design(over: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]]) -> Design:
     """The grid of a mapping, or the points of a list, checked.
-
-    Raises:
-        TypeError: a value that cannot name a point.
-        ValueError: no points, the same one twice, or points with other arguments than the first.
 
     >>> design({"g": [0.5, 1.5], "seed": range(2)}).points[1]
     {'g': 0.5, 'seed': 1}
@@ -108,11 +99,7 @@ def sobol(ranges: Mapping[str, Any], n: int, seed: int = 0) -> list[Point]:
 
 
 def value_of(name: str, value: Any) -> Any:
-    """A value in Python's own types, checked.
-
-    Raises:
-        TypeError, ValueError: a value that cannot name a point.
-    """
+    """A value in Python's own types; raise for one that cannot name a point."""
     plain = value.item() if isinstance(value, np.generic) else value
     if isinstance(plain, float) and math.isnan(plain):
         raise ValueError(f"{name} is NaN at a point of the sweep; leave that point out")
@@ -146,8 +133,7 @@ def _check(points: list[Point]) -> None:
             raise ValueError(f"a point with {sorted(point)} beside one with {sorted(points[0])}; all need the same")
     seen = set()
     for point in points:
-        named = tuple(sorted((name, repr(value)) for name, value in point.items()))
-        if named in seen:
+        if (named := tuple(sorted((name, repr(value)) for name, value in point.items()))) in seen:
             raise ValueError(f"the point {point} is there twice; leave one out")
         seen.add(named)
 

@@ -77,8 +77,7 @@ class Processes:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        _check_workers(self.workers)
-        check_count("threads", self.threads, 1)
+        _check(self.workers, self.threads)
 
     @property
     def ahead(self) -> int:
@@ -123,8 +122,7 @@ class Dask:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        _check_workers(self.workers)
-        check_count("threads", self.threads, 1)
+        _check(self.workers, self.threads)
 
     ahead = None
     apart = True
@@ -169,7 +167,7 @@ class Slurm:
     cluster: str = "slurm"
 
     def __post_init__(self) -> None:
-        _check_workers(self.workers)
+        _check(self.workers)
 
     apart = True
 
@@ -236,11 +234,7 @@ def executor(name: str, workers: int | None = None, **options: Any) -> Engine:
 
 
 def engine_of(given: Any) -> Engine:
-    """What `Sweep.run` was given, as an engine.
-
-    Raises:
-        TypeError: something else.
-    """
+    """What `Sweep.run` was given, as an engine."""
     if given is None:
         return Local()
     if isinstance(given, str):
@@ -298,6 +292,7 @@ def _imported(package: str, extra: str) -> Any:
         raise ModuleNotFoundError(f"this executor needs {package}: pip install 'kpflow-dyn[{extra}]'") from error
 
 
-def _check_workers(workers: int | None) -> None:
+def _check(workers: int | None, threads: int = 1) -> None:
     if workers is not None:
         check_count("workers", workers, 1)
+    check_count("threads", threads, 1)
