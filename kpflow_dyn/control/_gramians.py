@@ -1,6 +1,6 @@
 """Gramians: which states inputs can reach, and which states outputs can tell apart.
 
-Both are sums over time of one recursion, W <- Phi W Phi^T + G, forward for Wc and backward, through the transposed
+They are sums over time of one recursion, W <- Phi W Phi^T + G, forward for Wc and backward, through the transposed
 system, for Wo. In discrete time Phi = A_t and G = B_t B_t^T.
 """
 
@@ -85,8 +85,9 @@ class Gramian:
 def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, **options: Any) -> Gramian:
     """The reachability ("c") or observability ("o") Gramian as a function of time.
 
-        Wc(t) = int_0^t Phi(t, s) B B^T Phi(t, s)^T ds       a diagonal block of (P B)(P B)*
-        Wo(t) = int_t^T Phi(s, t)^T C^T C Phi(s, t) ds       a diagonal block of (C P)*(C P)
+        Wc(t) = int_0^t Phi(t, s) B B^T Phi(t, s)^T ds        Wo(t) = int_t^T Phi(s, t)^T C^T C Phi(s, t) ds
+
+    They are diagonal blocks of (P B)(P B)* and (C P)*(C P); in discrete time, sums.
 
     Args:
         system: a solution, an `LTV` or an `LTI`.
@@ -102,7 +103,7 @@ def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, *
         ValueError: an unknown kind, an infinite horizon of a system that is not stable, a horizon over which an
             unstable one overflows, or a rank that is not between 1 and the number of units.
 
-    Source: Moore, IEEE Trans. Automatic Control 26, 17 (1981).
+    Source: Moore, IEEE Trans. Automatic Control 26, 17 (1981); Van Loan, IEEE Trans. Automatic Control 23, 395 (1978).
 
     Example:
         >>> from kpflow_dyn import control

@@ -34,8 +34,6 @@ class Hankel:
         states: the state at the split that such an input brings about [trial, mode, unit].
         outputs: the future outputs of each mode, of norm one in L^2 [trial, mode, time, output].
 
-    Modes whose value is below 1e-7 of the first are zeros.
-
     Example as `hankel`.
     """
 
@@ -68,7 +66,7 @@ def hankel(system: System, split: float, *, t: Any = None, **options: Any) -> Ha
     Raises:
         ValueError: a split that is no such time.
 
-    Source as `hsvd`.
+    Source: Moore, IEEE Trans. Automatic Control 26, 17 (1981); Glover, Int. J. Control 39, 1115 (1984).
 
     Example:
         >>> import numpy as np
@@ -163,7 +161,9 @@ def _labelled(
 
 
 def hsvd(system: LTI) -> np.ndarray:
-    """The Hankel singular values of a stable LTI over infinite time, descending: s_i = sqrt(l_i(Wc Wo)).
+    """The Hankel singular values of a stable LTI over infinite time, descending.
+
+        s_i = sqrt(the eigenvalues of Wc Wo)
 
     Args:
         system: a stable `LTI`.

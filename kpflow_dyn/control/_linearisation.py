@@ -38,7 +38,7 @@ def linearize_lti(
         model: a plant, plant(z, u), which says its `control_size`; `kp.models.ClosedLoop(plant, policy)`; a field
             f(t, z) or f(t, z, u); with `dt` a cell, cell(u, z).
         z: the state at rest [unit], a torch tensor or a jax array.
-        u: a plant's control, a field's or cell's input, or a closed loop's reference x_t, there [input].
+        u: what else the model takes there [input]: a plant's control, a field's or cell's input, a loop's reference.
         C: the outputs [output, unit], or a Linear layer; all states when None.
         dt: the length of a step where the model gives the next state; None where it gives z'.
         loop, inputs: as in `linearize_ltv`, x being u.
@@ -49,7 +49,7 @@ def linearize_lti(
         ValueError: no equilibrium, with what is left of z'; a plant and a policy that do not fit together; a loop or
             inputs that the model has not got.
 
-    Source: Astrom, Murray, "Feedback systems" (2008).
+    Source: Astrom, Murray, "Feedback Systems" (2008), section 5.4.
 
     Example:
         >>> import torch
@@ -123,7 +123,7 @@ def linearize_ltv(
         ValueError: a loop or inputs that the model has not got, times outside of the solved ones, steps that cannot be
             replayed, or states so wide that the matrices would take more than 2 GiB.
 
-    Source as `linearize_lti`.
+    Source: Sontag, "Mathematical Control Theory" (1998), section 2.8.
 
     Example:
         >>> import torch
@@ -155,8 +155,8 @@ def _along_steps(sol: DiscreteSolution, inputs: str | None, loop: str, C: np.nda
 
 def along_steps_inputs(sol: DiscreteSolution, inputs: str | None) -> np.ndarray:
     """B alone of each step of a discrete problem [trial, time, unit, input]."""
-    step, before = loop_of_cell(sol.problem, inputs, "closed"), sol.before
-    return derivatives(step, np.zeros(before.shape[1]), before, sol.problem.x, of_state=False)[0]
+    step = loop_of_cell(sol.problem, inputs, "closed")
+    return derivatives(step, np.zeros(sol.state.shape[1]), sol.before, sol.problem.x, of_state=False)[0]
 
 
 def _along_equation(sol: ODESolution, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:

@@ -10,7 +10,9 @@ from kpflow_dyn.control._systems import as_matrix, square
 
 
 def ctrb(A: Any, B: Any) -> np.ndarray:
-    """The controllability matrix: ctrb = [B, A B, ..., A^{n-1} B] [unit, unit * input].
+    """The controllability matrix [unit, unit * input].
+
+        ctrb = [B, A B, ..., A^{n-1} B]
 
     `np.linalg.matrix_rank` of it is the dimension of what inputs can reach. Of many units its columns become all but
     parallel; `gram(system, "c").eigenvalues` then tells more.
@@ -22,7 +24,7 @@ def ctrb(A: Any, B: Any) -> np.ndarray:
     Raises:
         ValueError: matrices that do not fit together.
 
-    Source: Kalman, J. SIAM Control A 1, 152 (1963).
+    Source: Kalman, "Mathematical description of linear dynamical systems", SIAM J. Control 1, 152 (1963).
 
     Example:
         >>> import numpy as np
@@ -41,7 +43,9 @@ def ctrb(A: Any, B: Any) -> np.ndarray:
 
 
 def obsv(A: Any, C: Any) -> np.ndarray:
-    """The observability matrix: obsv = [C; C A; ...; C A^{n-1}] [unit * output, unit].
+    """The observability matrix [unit * output, unit].
+
+        obsv = [C; C A; ...; C A^{n-1}]
 
     Args:
         A: [unit, unit].

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Regulator(NamedTuple):
-    """A gain, and the closed loop that it makes.
+    """What `lqr` and `dlqr` give, in the order of python-control.
 
     Attributes:
-        K: of u = -K z [input, unit].
+        K: the gain [input, unit], u = -K z.
         X: the solution of the Riccati equation [unit, unit]; z^T X z is the cost from z on.
         eigenvalues: the poles of the closed loop [unit].
 
@@ -46,7 +46,7 @@ def lqr(A: Any, B: Any, Q: Any, R: Any) -> Regulator:
     Raises:
         ValueError: weights of other shapes or indefinite, or where nothing stabilises the system.
 
-    Source: Anderson, Moore, "Optimal control: linear quadratic methods" (1990).
+    Source: Astrom, Murray, "Feedback Systems" (2008), section 6.3; `scipy.linalg.solve_continuous_are`.
 
     Example:
         >>> from kpflow_dyn import control
@@ -65,7 +65,9 @@ def dlqr(A: Any, B: Any, Q: Any, R: Any) -> Regulator:
 
         X = A^T X (A - B K) + Q        K = (R + B^T X B)^{-1} B^T X A
 
-    Args, Raises and Source as `lqr`.
+    Args and Raises as `lqr`.
+
+    Source: Anderson, Moore, "Optimal Control: Linear Quadratic Methods" (1990); `scipy.linalg.solve_discrete_are`.
 
     Example:
         >>> from kpflow_dyn import control
@@ -159,7 +161,7 @@ def tvlqr(ltv: LTV, Q: Any, R: Any, Qf: Any = None) -> TimeVaryingRegulator:
     Raises:
         TypeError, ValueError: something else than an LTV, weights of other shapes or indefinite.
 
-    Source as `lqr`.
+    Source: Anderson, Moore, "Optimal Control: Linear Quadratic Methods" (1990), chapters 2 and 3.
 
     Example:
         >>> import numpy as np

@@ -41,7 +41,7 @@ class LTI:
     Raises:
         ValueError: matrices that are not finite or do not fit together, a dt that is not positive.
 
-    Source: Astrom, Murray, "Feedback systems" (2008).
+    Source: Astrom, Murray, "Feedback Systems" (2008), chapter 5.
 
     Example:
         >>> from kpflow_dyn import control

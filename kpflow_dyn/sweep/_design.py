@@ -42,14 +42,13 @@ def zipped(axes: Mapping[str, Iterable[Any]]) -> list[Point]:
     """Points that take the first value of every axis, then the second, and so on.
 
     Args:
-        axes: the values of each argument by its name, as many of each.
+        axes: the values of each argument, by its name.
 
     Raises:
         ValueError: axes of different lengths.
 
-    Example:
-        >>> zipped({"g": [0.5, 1.5], "seed": [3, 4]})
-        [{'g': 0.5, 'seed': 3}, {'g': 1.5, 'seed': 4}]
+    >>> zipped({"g": [0.5, 1.5], "seed": [3, 4]})
+    [{'g': 0.5, 'seed': 3}, {'g': 1.5, 'seed': 4}]
     """
     values = {name: list(axis) for name, axis in axes.items()}
     if len(lengths := {name: len(axis) for name, axis in values.items()}) and len(set(lengths.values())) > 1:
@@ -68,11 +67,9 @@ def random(ranges: Mapping[str, Any], n: int, seed: int = 0) -> list[Point]:
     Raises:
         ValueError: n < 1, or a range that is none.
 
-    Example:
-        >>> ranges = {"g": (0.0, 3.0), "cell": ["rnn", "gru"]}
-        >>> points = random(ranges, n=4, seed=1)
-        >>> all(0 <= point["g"] <= 3 for point in points), points[:2] == random(ranges, 2, seed=1)
-        (True, True)
+    >>> points = random({"g": (0.0, 3.0), "cell": ["rnn", "gru"]}, n=4, seed=1)
+    >>> [0 <= point["g"] <= 3 for point in points], points[:2] == random({"g": (0, 3), "cell": ["rnn", "gru"]}, 2, 1)
+    ([True, True, True, True], True)
     """
     _check_count(n)
     return _scaled(ranges, np.random.default_rng(seed).random((n, len(ranges))))
@@ -81,15 +78,12 @@ def random(ranges: Mapping[str, Any], n: int, seed: int = 0) -> list[Point]:
 def sobol(ranges: Mapping[str, Any], n: int, seed: int = 0) -> list[Point]:
     """n points of a scrambled Sobol sequence, which cover the ranges more evenly than random ones.
 
-    n is best a power of two.
-
-    Args and Raises as `random`.
+    Args and Raises as `random`; n is best a power of two.
 
     Source: scipy.stats.qmc.Sobol.
 
-    Example:
-        >>> [point["g"] < 1.5 for point in sobol({"g": (0.0, 3.0)}, n=2)].count(True)
-        1
+    >>> [point["g"] < 1.5 for point in sobol({"g": (0.0, 3.0)}, n=2)].count(True)
+    1
     """
     from scipy.stats.qmc import Sobol
 

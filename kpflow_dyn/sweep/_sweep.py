@@ -108,8 +108,8 @@ class Sweep:
         >>> sweep = kp.Sweep(run, over={"g": [0.5, 1.5], "seed": range(3)}, out=tempfile.mkdtemp())
         >>> print(sweep.run())
         6 points: 6 done
-        >>> sweep.failures(), sweep.collect().gain.sel(g=1.5).values
-        ([], array([3., 4., 5.]))
+        >>> sweep.collect().gain.sel(g=1.5).values
+        array([3., 4., 5.])
     """
 
     def __init__(
