@@ -68,9 +68,8 @@ def tangent_of_cell(sol: DiscreteSolution, params: Choice) -> tuple[Tangent, dic
     problem, tracing = sol.problem, sol.problem.backend.tracing
     model, x = tracing.Model(problem.cell, params), problem.x
     before = array_namespace(x).concat([sol.start[:, None], sol.state[:, :-1]], axis=1)
-    tangent = model.tangent(
-        tracing.discrete_step(problem), x, before, check=lambda after: check_states(after, sol.state)
-    )
+    step, _ = tracing.discrete_step(problem)
+    tangent = model.tangent(step, x, before, check=lambda after: check_states(after, sol.state))
     return tangent, model.parameters
 
 
