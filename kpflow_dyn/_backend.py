@@ -141,7 +141,8 @@ class Tracing(Protocol):
     """Models traced to graphs, and their tangents.
 
     Model          Model(call, params): `.parameters` that learn by name, and `.tangent(step, rows, before, check)`.
-    discrete_step  The step(cell, x, z) -> z of a `DiscreteProblem`; on all trials in torch, on one in JAX.
+    discrete_step  The step(cell, x, z) -> z of a `DiscreteProblem`, on all trials in torch, on one in JAX; and its
+                   start [trial, unit].
     on_one_trial   A model's function of arrays [trial, ...] as the framework calls it, as one of arrays of a single
                    trial.
     network        A `StaticProblem` traced on one trial.
@@ -153,7 +154,7 @@ class Tracing(Protocol):
 
     @property
     def Model(self) -> Callable[..., Any]: ...
-    def discrete_step(self, problem: Any) -> Callable[..., Array]: ...
+    def discrete_step(self, problem: Any) -> tuple[Callable[..., Array], Array]: ...
     def on_one_trial(self, function: Callable[..., Array]) -> Callable[..., Array]: ...
     def network(self, problem: Any) -> Any: ...
     def fixed_point(self, problem: Any, swapped: bool) -> Any: ...
@@ -166,24 +167,20 @@ class Dynamics(Protocol):
     """A step or a field on many states at once.
 
     Dynamics  Dynamics(problem, x, z)(x [n, input], z [n, unit]) -> F(x, z), dF/dz [n, unit, unit].
-    units_of  The width of a state.
     """
 
     @property
     def Dynamics(self) -> Callable[..., Callable[[Array, Array], tuple[Array, Array]]]: ...
-    def units_of(self, problem: Any) -> int: ...
 
 
 class Objectives(Protocol):
     """A loss of the states as a function of the parameters, twice differentiable.
 
-    rollout      (cell, None) -> the states of a `DiscreteProblem`.
     pull_back    The states, and J* on rows [b, n], both differentiable in the parameters.
     Derivatives  Derivatives(function(theta, scheme)): `.gradient(theta, scheme)`; `.both` with the value and the
                  Hessian.
     """
 
-    def rollout(self, problem: Any) -> Callable[[Any, Any], Array]: ...
     def pull_back(self, problem: Any) -> tuple[Array, Rows]: ...
     @property
     def Derivatives(self) -> Callable[..., Any]: ...

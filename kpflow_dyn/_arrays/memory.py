@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from kpflow_dyn._arrays import Array, library_of
+from kpflow_dyn._arrays import Array, Rows, joined, library_of
 
 BLOCK_BYTES = 2**24  # of the vectors in one application on a CPU, where more is no faster
 DEVICE_BLOCK_BYTES = 2**30
@@ -66,6 +66,16 @@ def rows_at_once(entries: int, like: Array) -> int:
     return max(1, _within(whole) // max(1, bytes_of(entries, like)))
 
 
+def in_blocks(function: Rows, entries: int, like: Array) -> Rows:
+    """The function on as many rows at a time as make a block of vectors with this number of entries."""
+
+    def apply(rows: Array) -> Array:
+        step = rows_at_once(entries, like)
+        return joined((function(rows[i : i + step]) for i in range(0, max(len(rows), 1), step)), len(rows))
+
+    return apply
+
+
 def span_bytes() -> int:
     """How many bytes a sweep over time may keep of one span of times."""
     return _within(SPAN_BYTES)
@@ -83,11 +93,7 @@ def within_budget(needed: int) -> bool:
 
 
 def require(needed: int, what: str, advice: str) -> None:
-    """Raise where this does not fit into the budget.
-
-    Raises:
-        MemoryError: it says how much is missing.
-    """
+    """Raise a MemoryError where this does not fit into the budget; it says how much is missing."""
     left = _budget.get()
     if left is not None and needed > left:
         raise MemoryError(

@@ -14,11 +14,7 @@ from kpflow_dyn._arrays.sharding import by_trials
 
 
 def as_jax(values: object, what: str, axes: str) -> jax.Array:
-    """A jax array of jax or numpy data, of the same dtype.
-
-    Raises:
-        TypeError: not an array of floats, or float64 data where JAX would silently round it to float32.
-    """
+    """A jax array of jax or numpy floats, of the same dtype; a TypeError where JAX would round them to float32."""
     if not isinstance(values, jax.Array | np.ndarray):
         raise TypeError(f"{what} is {type(values).__name__}, expected a jax array {axes}")
     if not jnp.issubdtype(values.dtype, jnp.floating):
@@ -31,34 +27,8 @@ def as_jax(values: object, what: str, axes: str) -> jax.Array:
     return by_trials(jnp.asarray(values))
 
 
-def check_input(x: jax.Array) -> None:
-    """Raise unless x is a finite array [trial, time, input] with no empty axis."""
-    if x.ndim != 3:
-        raise ValueError(f"x has shape {x.shape}, expected [trial, time, input]; add the missing axis with x[None]")
-    if 0 in x.shape:
-        raise ValueError(f"x has shape {x.shape} [trial, time, input]: an analysis needs at least one of each")
-    check_finite(x, "x")
-
-
-def check_finite(values: jax.Array, what: str) -> None:
-    """Raise for NaN or inf in [trial, time, ...] data, naming the first time and a trial."""
-    with jax.ensure_compile_time_eval():  # a problem may be posed inside of a jit whose model alone is traced
-        bad = np.asarray(~jnp.isfinite(values).all(-1))
-    if bad.any():
-        time = int(np.flatnonzero(bad.any(0))[0])
-        trial = int(np.flatnonzero(bad[:, time])[0])
-        raise ValueError(
-            f"{what} holds NaN or inf, first at step {time} (trial {trial}); clean the data or look at the weights"
-        )
-
-
 def named_parameters(model: object) -> dict[str, jax.Array]:
-    """The floating arrays of a callable pytree, by their path in it.
-
-    Raises:
-        TypeError: a torch module, no callable, or a plain function, whose arrays are closed over and so cannot be told
-            from constants.
-    """
+    """The floating arrays of a callable pytree, by their path in it; a TypeError for other models."""
     if is_torch_module(model):
         raise TypeError("the model is a torch module, but the data are jax arrays; pass torch tensors, or a JAX model")
     if not callable(model):

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kpflow_dyn._arrays.sharding import by_trials
-from kpflow_dyn._jax.checks import as_jax as as_floats
-from kpflow_dyn._jax.checks import check_input as check_inputs
+from kpflow_dyn._jax.checks import as_jax
+from kpflow_dyn._problems.checks import check_sequence
 from kpflow_dyn._problems.inputs import input_row
 
-__all__ = ["as_floats", "as_rows", "check_inputs", "inputs_at", "is_own"]
+as_floats, check_inputs = as_jax, check_sequence
 
 
 def is_own(value: Any) -> bool:

@@ -41,11 +41,7 @@ class Diffrax:
         return isinstance(alg, diffrax.AbstractSolver)
 
     def chooses_steps(self, alg: Any) -> bool:
-        """Whether the solver estimates its error, and so can choose its steps.
-
-        Raises:
-            TypeError: for anything that is no instance of a solver for a field of one term.
-        """
+        """Whether the solver estimates its error, and so can choose its steps; raises as `check_solver`."""
         solver = check_solver(alg)
         tableau = getattr(solver, "tableau", None)
         return isinstance(solver, diffrax.AbstractAdaptiveSolver) and (tableau is None or bool(tableau.b_error.any()))
@@ -84,24 +80,15 @@ def controller_of(
 
 
 class _Record(eqx.Module):
-    """What a solve gave; M is the number of steps there is room for, those not taken end at inf.
+    """What a solve gave; M is the number of steps there is room for, those not taken end at inf."""
 
-    Attributes:
-        state: at the times asked for [trial, time, unit].
-        t: the end of each step [trial, M].
-        after: the state there [trial, M, unit].
-        hk: of an implicit method whose stages diffrax keeps: h times these [trial, M, stage, unit].
-        accepted, rejected: the numbers of steps [trial].
-        exhausted: whether there were too many [trial].
-    """
-
-    state: jax.Array
-    t: jax.Array
-    after: jax.Array
-    hk: jax.Array | None
-    accepted: jax.Array
+    state: jax.Array  # at the times asked for [trial, time, unit]
+    t: jax.Array  # the end of each step [trial, M]
+    after: jax.Array  # the state there [trial, M, unit]
+    hk: jax.Array | None  # of an implicit method whose stages diffrax keeps: h times these [trial, M, stage, unit]
+    accepted: jax.Array  # the number of steps [trial]
     rejected: jax.Array
-    exhausted: jax.Array
+    exhausted: jax.Array  # whether there were too many [trial]
 
 
 def _integrate(

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from kpflow_dyn._jax.cells import as_step
+from kpflow_dyn._jax.cells import discrete_step
 from kpflow_dyn._jax.rollout import check_step
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 
@@ -17,17 +17,11 @@ Apply = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 
 class Dynamics:
-    """z [n, unit] -> F(x, z) of a step or a field, and dF/dz [n, unit, unit].
-
-    Args:
-        problem: whose model it is.
-        x: the inputs [n, input], of no width where the field takes none.
-        z: states [n, unit], on which the model is tried.
-    """
+    """z [n, unit] -> F(x, z) of a step or a field, and dF/dz [n, unit, unit]; x has no width where f takes none."""
 
     def __init__(self, problem: DiscreteProblem | ODEProblem, x: jax.Array, z: jax.Array) -> None:
         if isinstance(problem, DiscreteProblem):
-            self.model, (self.apply, _) = problem.cell, as_step(problem.cell, problem.x, problem.z0)
+            self.model, (self.apply, _) = problem.cell, discrete_step(problem)
             check_step(self.apply, problem.cell, x[0], z[0])
         else:
             self.model, self.apply = problem.f, _field(problem)
@@ -49,9 +43,3 @@ def _with_jacobians(apply: Apply, model: Any, x: jax.Array, z: jax.Array) -> tup
 def _field(problem: ODEProblem) -> Apply:
     t = jnp.asarray(problem.t[0], problem.z0.dtype)
     return lambda f, x, z: f(t, z, x) if x.shape[0] else f(t, z)
-
-
-def units_of(problem: DiscreteProblem | ODEProblem) -> int:
-    """The width of a state."""
-    start = problem.z0 if isinstance(problem, ODEProblem) else as_step(problem.cell, problem.x, problem.z0)[1]
-    return start.shape[-1]

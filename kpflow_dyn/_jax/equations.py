@@ -126,14 +126,9 @@ def _listed(out: Any) -> list[Any]:
 
 
 def as_product(equation: Equation, mirrored: bool) -> tuple[Role, Any, list[list[int]], list[Any]]:
-    """A contraction as a product of matrices [b, r, d] x [b, d, m], or without a sum as an elementwise product.
+    """A dot_general as a product of matrices [b, r, d] x [b, d, m], or without a sum as an elementwise product.
 
-    Args:
-        equation: of a dot_general.
-        mirrored: whether to compute the product of matrices from right to left.
-
-    Returns:
-        Its role and its function, the order of the axes of each operand, and the forms of operands and result.
+    Its role and its function, the order of the axes of each operand, and the forms of operands and result.
     """
     sums, batches = equation.params["dimension_numbers"]
     left, right, out = (var.aval for var in [*equation.invars, *equation.outvars])

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kpflow_dyn._jax import transforms
-from kpflow_dyn._jax.checks import check_finite
 from kpflow_dyn._jax.sites import SiteData
 from kpflow_dyn._jax.step import StepTangent
 from kpflow_dyn._jax.transforms import each_row
+from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._steps import AnalysedStep, check_derivative
 
@@ -30,12 +30,7 @@ Changes = list[jax.Array]  # of the weights, site by site
 
 
 class LinearisedSteps:
-    """The steps z_prev -> z under inputs x.
-
-    Args:
-        step: the analysed step.
-        x, z_prev: inputs [trial, time, input], and the states that the steps started from [trial, time, unit].
-    """
+    """The steps from states z_prev [trial, time, unit] under inputs x [trial, time, input]."""
 
     def __init__(self, step: AnalysedStep, x: jax.Array, z_prev: jax.Array) -> None:
         rows = RowFunctions(step, transforms)

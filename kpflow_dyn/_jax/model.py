@@ -16,11 +16,7 @@ from kpflow_dyn.tracing._steps import analyse
 
 
 class Model:
-    """A callable pytree.
-
-    Attributes:
-        parameters: those that learn, by name.
-    """
+    """A callable pytree; `parameters` are those that learn, by name."""
 
     def __init__(self, call: Any, params: Choice) -> None:
         self.call, self._all = call, dict(sorted(named_parameters(call).items()))  # in the order of JAX

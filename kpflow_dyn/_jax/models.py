@@ -11,22 +11,10 @@ import jax
 import numpy as np
 from jax.tree_util import GetAttrKey
 
-from kpflow_dyn._jax.cells import LearntStart as learnt_start
-from kpflow_dyn._jax.checks import floating_leaves as parameters_of
-from kpflow_dyn._jax.checks import with_parameters as changed
+from kpflow_dyn._jax.cells import LearntStart
+from kpflow_dyn._jax.checks import floating_leaves, with_parameters
 
-__all__ = [
-    "call",
-    "changed",
-    "copied",
-    "describe",
-    "learnt_start",
-    "on_numpy",
-    "parameters_of",
-    "snapshot",
-    "with_arrays",
-]
-
+parameters_of, changed, learnt_start = floating_leaves, with_parameters, LearntStart
 Values = dict[str, jax.Array]
 
 

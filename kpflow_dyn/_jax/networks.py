@@ -39,7 +39,7 @@ def fixed_point(problem: FixedPointProblem, swapped: bool) -> TracedConstraint:
     """A map f(x, z) -> z on one trial."""
     f, x = problem.f, problem.x
     known, like = _check(f, x)
-    z0 = initial_state(f, like, problem.z0)
+    z0 = initial_state([getattr(f, "hidden_size", None)], like, problem.z0)
 
     def call(values: Values, x: jax.Array, z: jax.Array) -> jax.Array:
         model: Any = with_parameters(f, values)

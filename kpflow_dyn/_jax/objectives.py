@@ -10,17 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from kpflow_dyn._arrays import Rows
-from kpflow_dyn._jax.cells import as_step
+from kpflow_dyn._jax.cells import discrete_step
 from kpflow_dyn._jax.rollout import run
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 
 Scheme = Any
-
-
-def rollout(problem: DiscreteProblem) -> Callable[[Any, Scheme], jax.Array]:
-    """(cell, None) -> the states."""
-    step, z0 = as_step(problem.cell, problem.x, problem.z0)
-    return lambda cell, _scheme: run(step, cell, problem.x, z0)
 
 
 def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[jax.Array, Rows]:
@@ -30,7 +24,10 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[jax.Array, Rows
 
     def states(arrays: Any) -> jax.Array:
         whole = eqx.combine(arrays, rest)
-        return rollout(problem)(whole, None) if isinstance(problem, DiscreteProblem) else jax.vmap(whole)(problem.x)
+        if isinstance(problem, StaticProblem):
+            return jax.vmap(whole)(problem.x)
+        step, z0 = discrete_step(problem)
+        return run(step, whole, problem.x, z0)
 
     state, back = jax.vjp(states, arrays)
 

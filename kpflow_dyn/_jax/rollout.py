@@ -8,20 +8,17 @@ import equinox as eqx
 import jax
 from jax import lax
 
-from kpflow_dyn._jax.cells import Step, as_step
-from kpflow_dyn._jax.checks import check_finite, check_parameters
+from kpflow_dyn._jax.cells import Step, discrete_step
+from kpflow_dyn._jax.checks import check_parameters
+from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._problems.problems import DiscreteProblem
 
 
 def roll_out(problem: DiscreteProblem) -> tuple[jax.Array, jax.Array]:
-    """The states z_1 ... z_T [trial, time, unit], and z_0.
-
-    Raises:
-        ValueError: when the step changes its shape or dtype, or leaves the finite numbers; names the first such step.
-    """
+    """The states z_1 ... z_T [trial, time, unit], and z_0; a ValueError names the first step that is not finite."""
     x = problem.x
     check_parameters(problem.cell, x)
-    step, z0 = as_step(problem.cell, x, problem.z0)
+    step, z0 = discrete_step(problem)
     check_step(step, problem.cell, x[0, 0], z0[0])
     state = run(step, problem.cell, x, z0)
     check_finite(state, "the state")

@@ -12,25 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from kpflow_dyn._jax import rollout
 from kpflow_dyn._jax.checks import check_parameters
 from kpflow_dyn._jax.field import Field
-from kpflow_dyn._jax.rollout import roll_out, run
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import ODEProblem
 
-__all__ = [
-    "check_field",
-    "default_algorithm",
-    "each_step",
-    "ode_library",
-    "rate_of",
-    "roll_out",
-    "rounded",
-    "run",
-    "variational_system",
-    "without_gradients",
-]
-
+roll_out, run = rollout.roll_out, rollout.run
 without_gradients = nullcontext
 
 ROOM = 32  # steps are filled up to a multiple of this: each further length is compiled anew

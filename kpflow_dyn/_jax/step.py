@@ -25,12 +25,7 @@ class StepTangent:
     """(dz, kicks) -> the next state's tangent, along all rows.
 
     What it needs to know of a row are the residuals of `jax.linearize`. Those that depend on the row are kept for each,
-    [time, trial, ...]; the others, the weights above all, only once.
-
-    Args:
-        rows: the row functions of the step.
-        sites: its weight sites.
-        x, z: one row.
+    [time, trial, ...]; the others, the weights above all, only once. `x` and `z` are those of any one row.
     """
 
     def __init__(self, rows: RowFunctions, sites: Sequence[Site], x: jax.Array, z: jax.Array) -> None:

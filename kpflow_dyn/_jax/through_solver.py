@@ -21,12 +21,7 @@ from kpflow_dyn.ode._options import with_steps
 
 
 class ThroughSolver:
-    """J and J^T on blocks [probe, ...], all transposes plain.
-
-    Args:
-        sol: a solution of an ODE.
-        model: its field, and which parameters learn.
-    """
+    """J and J^T of an ODE's solution on blocks [probe, ...], all transposes plain."""
 
     def __init__(self, sol: ODESolution, model: Model) -> None:
         self._solve = _Solve(sol, model)

@@ -24,19 +24,14 @@ Step = Callable[..., jax.Array]
 
 
 def trace(step: Step, parameters: dict[str, jax.Array], x: jax.Array, z: jax.Array) -> Graph:
-    """The functional graph of `step(parameters, x, z) -> z` for one row x [input] and z [unit].
-
-    Raises:
-        ValueError: when JAX cannot trace the step, or it returns nothing like z, has side effects or complex numbers.
-    """
+    """The graph of `step(parameters, x, z) -> z` for one row x [input] and z [unit]; raises as `trace_rows`."""
     return trace_rows(step, parameters, (Role.INPUT, x), (Role.STATE, z))
 
 
 def trace_rows(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, jax.Array]) -> Graph:
     """The functional graph of `step(parameters, *rows)`, whose result is like the row in the role of the state, if any.
 
-    Raises:
-        ValueError: as `trace`.
+    A ValueError where JAX cannot trace it, or it has side effects or complex numbers.
     """
     jaxpr = _jaxpr(step, parameters, [row for _, row in rows], [row for role, row in rows if role is Role.STATE])
     tracer = _Tracer()

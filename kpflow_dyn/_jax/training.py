@@ -19,11 +19,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": op
 
 
 class Trainee:
-    """A model and its readout, on data [trial, time, ...] in their dtype.
-
-    Attributes:
-        model, readout: as they are by now.
-    """
+    """A model and its readout, on data [trial, time, ...] in their dtype."""
 
     def __init__(
         self,
@@ -89,11 +85,7 @@ def _changed(change: optax.GradientTransformation, models: Any, gradient: Any, s
 
 
 def learning_rates(optimizer: Any, model: Any) -> NoReturn:
-    """Unknown: an optimiser of optax is a pair of functions, and its second moment is in a state beside it.
-
-    Raises:
-        TypeError: always.
-    """
+    """A TypeError: an optimiser of optax is a pair of functions, and its second moment is in a state beside it."""
     raise TypeError(
         f"the learning rates of {type(optimizer).__name__} are not known, as its state is not in it; take "
         "LearningRates.from_second_moment of the state"

@@ -11,8 +11,8 @@ import numpy as np
 from jax import jit as compiled
 from jax import jvp, vjp, vmap
 
-from kpflow_dyn._arrays import Rows, joined
-from kpflow_dyn._arrays.memory import rows_at_once
+from kpflow_dyn._arrays import Rows
+from kpflow_dyn._arrays.memory import in_blocks
 from kpflow_dyn._backend import RowFunction
 
 __all__ = ["compiled", "each_row", "index", "jvp", "linearised", "over_rows", "vjp", "vmap"]
@@ -42,14 +42,5 @@ def linearised(function: Callable[[jax.Array], jax.Array], point: jax.Array) -> 
 
     forward = jax.jit(lambda push, block: jax.vmap(push)(block))
     backward = jax.jit(lambda push, block: jax.vmap(lambda q: pull(push, q))(block))
-    return _in_blocks(partial(forward, push), value), _in_blocks(partial(backward, push), value)
-
-
-def _in_blocks(function: Rows, like: jax.Array) -> Rows:
-    """So many probes at a time as make a block of vectors like this one."""
-
-    def apply(block: jax.Array) -> jax.Array:
-        step = rows_at_once(like.size, like)
-        return joined((function(block[i : i + step]) for i in range(0, len(block), step)), len(block))
-
-    return apply
+    forward, backward = (in_blocks(partial(of_block, push), value.size, value) for of_block in (forward, backward))
+    return forward, backward

@@ -11,6 +11,7 @@ from kpflow_dyn._backend import Values, backend_of
 from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._implicit.solving import states_of_network
 from kpflow_dyn._problems.choice import Choice, choose
+from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
 from kpflow_dyn._solve import solve
 from kpflow_dyn.ode._replay import replay, scheme
@@ -78,7 +79,7 @@ class Objective:
         if isinstance(solution, ODESolution) and solution.steps is not None:
             run = replay(solution.problem, solution.steps.tableau)
         else:
-            run = solution.problem.backend.objectives.rollout(solution.problem)
+            run = _steps_of(solution.problem)
         return lambda values, scheme: self._models.call(run, self._model, values, scheme)
 
     def _scheme(self, theta: Array) -> Any:
@@ -90,6 +91,12 @@ class Objective:
         field = self._models.changed(self._model, {name: values[name] for name in self._of_model})
         again: Any = solve(sol.problem.remake(f=field), sol.alg, **sol.options)
         return scheme(again)
+
+
+def _steps_of(problem: DiscreteProblem) -> Callable[[Any, Any], Array]:
+    """(cell, None) -> the states."""
+    step, z0 = problem.backend.tracing.discrete_step(problem)
+    return lambda cell, _scheme: problem.backend.solving.run(step, cell, problem.x, z0)
 
 
 def field_of_model(solution: Solution) -> str:

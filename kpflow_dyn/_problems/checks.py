@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, concretely, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, backend_for, backend_of
 
 
@@ -41,6 +42,67 @@ def check_start(z0: Any, backend: Backend) -> Array:
     if not _is_finite(z0):
         raise ValueError("z0 holds NaN or inf; clean the data")
     return z0
+
+
+def check_sequence(x: Array) -> None:
+    """Raise unless x is finite and [trial, time, input] with no empty axis."""
+    if x.ndim != 3:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, expected [trial, time, input]; add the missing axis with x[None]"
+        )
+    if 0 in x.shape:
+        raise ValueError(f"x has shape {tuple(x.shape)} [trial, time, input]: an analysis needs at least one of each")
+    check_finite(x, "x")
+
+
+def check_finite(values: Array, what: str) -> None:
+    """Raise for NaN or inf in data [trial, time, unit], naming the first time and a trial."""
+    xp = array_namespace(values)
+    with concretely(values):  # a problem may be posed inside of a jit whose model alone is traced
+        bad = ~to_numpy(xp.all(xp.isfinite(values), axis=-1))
+    if bad.any():
+        time = int(np.flatnonzero(bad.any(0))[0])
+        trial = int(np.flatnonzero(bad[:, time])[0])
+        raise ValueError(
+            f"{what} holds NaN or inf, first at step {time} (trial {trial}); clean the data or look at the weights"
+        )
+
+
+def cell_start(sizes: Sequence[int | None], x: Array, z0: Any, as_part: Callable[[Any], Array]) -> Array:
+    """z0 [trial, unit] of inputs x, the parts of a state of these sizes side by side; zeros when None.
+
+    Raises:
+        TypeError, ValueError: for parts that `as_part` refuses, or that do not fit x or each other.
+    """
+    units = None if None in sizes else sum(size or 0 for size in sizes)
+    if z0 is None and units is None:
+        raise ValueError("the cell has no hidden_size attribute, so its state size is unknown; pass z0 [trial, unit]")
+    xp = array_namespace(x)
+    with concretely(x):
+        given = [np.zeros(units)] if z0 is None else z0 if isinstance(z0, tuple | list) else [z0]
+        parts = [like_numpy(given[0], x)] if z0 is None else [as_part(part) for part in given]
+        if len({tuple(part.shape[:-1]) for part in parts}) > 1:
+            shapes = [tuple(part.shape) for part in parts]
+            raise ValueError(f"the parts of z0 have shapes {shapes}; they must have the same trials")
+        start = parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1)
+        start = xp.broadcast_to(start, (len(x), *start.shape)) if start.ndim == 1 else start
+        expected = len(x), start.shape[-1] if units is None else units
+        if tuple(start.shape) != expected:
+            raise ValueError(
+                f"z0 has shape {tuple(start.shape)}, expected [trial, unit] = {list(expected)} as x has {len(x)} trials"
+            )
+        if start.dtype != x.dtype:
+            raise TypeError(f"z0 is {start.dtype}, x is {x.dtype}; they must agree")
+        if not _is_finite(start):
+            raise ValueError("z0 holds NaN or inf")
+    return start
+
+
+def check_width(cell: Any, x: Array) -> None:
+    """Raise where a cell says that it takes another number of input channels."""
+    width = getattr(cell, "input_size", None)
+    if isinstance(width, int) and x.shape[-1] != width:
+        raise ValueError(f"x has {x.shape[-1]} input channels, but the cell takes {width}; x is [trial, time, input]")
 
 
 def check_rows(x: Any, what: str, axes: str) -> Array:

@@ -53,7 +53,7 @@ class Steps:
 def tangent_of_cell(sol: DiscreteSolution, params: Choice) -> tuple[Tangent, dict[str, Array]]:
     """The tangent of a discrete problem's steps along its states, and the parameters that learn."""
     problem, tracing = sol.problem, sol.problem.backend.tracing
-    model, step = tracing.Model(problem.cell, params), tracing.discrete_step(problem)
+    model, (step, _) = tracing.Model(problem.cell, params), tracing.discrete_step(problem)
     tangent = model.tangent(step, problem.x, sol.before, check=lambda after: check_states(after, sol.state))
     return tangent, model.parameters
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kpflow_dyn._problems.checks import cell_start, check_width
+from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._torch.checks import check_module
 
 Step = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -63,14 +65,15 @@ def over_sequence(module: nn.RNNBase, x: Tensor, z0: Tensor) -> tuple[Tensor, Te
     return output if module.batch_first else output.transpose(0, 1), torch.cat(final.unbind(0), -1)
 
 
-def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
-    """The step of cells like this one, and the initial state [trial, unit].
+def discrete_step(problem: DiscreteProblem) -> tuple[Step, Tensor]:
+    """The step (cell, x, z) -> z on all trials, and the initial state."""
+    return as_step(problem.cell, problem.x, problem.z0)
 
-    Raises:
-        TypeError, ValueError: for a cell, input or initial state that do not fit together.
-    """
+
+def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
+    """The step of cells like this one, and the initial state [trial, unit]; raises where cell, x and z0 do not fit."""
     module = check_module(cell, x)
-    _check_width(module, x)
+    check_width(module, x)
     if isinstance(module, nn.RNNBase):
         step, sizes = _stacked(module)
     elif isinstance(module, nn.LSTMCell):
@@ -93,38 +96,12 @@ def _stacked(module: nn.RNNBase) -> tuple[Step, list[int]]:
     return stacked, [module.hidden_size] * parts
 
 
-def _check_width(module: nn.Module, x: Tensor) -> None:
-    width = getattr(module, "input_size", None)
-    if isinstance(width, int) and x.shape[-1] != width:
-        raise ValueError(f"x has {x.shape[-1]} input channels, but the cell takes {width}; x is [trial, time, input]")
-
-
 def initial_state(sizes: list[int | None], x: Tensor, z0: Any) -> Tensor:
-    """z0 [trial, unit] with the parts of a state of these sizes side by side, like x; zeros when None."""
-    trials = x.shape[0]
-    if z0 is None:
-        if None in sizes:
-            raise ValueError(
-                "the cell has no hidden_size attribute, so its state size is unknown; pass z0 [trial, unit]"
-            )
-        return x.new_zeros(trials, sum(size for size in sizes if size is not None))
-    parts = [_flat_part(part) for part in (z0 if isinstance(z0, tuple | list) else [z0])]
-    if len({part.shape[:-1] for part in parts}) > 1:
-        raise ValueError(
-            f"the parts of z0 have shapes {[tuple(p.shape) for p in parts]}; they must have the same trials"
-        )
-    flat = torch.cat(parts, -1)
-    flat = flat.expand(trials, -1) if flat.ndim == 1 else flat
-    units = flat.shape[-1] if None in sizes else sum(size for size in sizes if size is not None)
-    if tuple(flat.shape) != (trials, units):
-        raise ValueError(
-            f"z0 has shape {tuple(flat.shape)}, expected [trial, unit] = [{trials}, {units}] as x has {trials} trials"
-        )
-    if flat.dtype != x.dtype or flat.device != x.device:
-        raise TypeError(f"z0 is {flat.dtype} on {flat.device}, x is {x.dtype} on {x.device}; they must agree")
-    if not torch.isfinite(flat).all():
-        raise ValueError("z0 holds NaN or inf")
-    return flat.detach().clone()
+    """z0 [trial, unit] with the parts of a state of these sizes side by side, on the device of x; zeros when None."""
+    start = cell_start(sizes, x, z0, _flat_part)
+    if start.device != x.device:
+        raise TypeError(f"z0 lies on {start.device}, x on {x.device}; they must agree")
+    return start.detach().clone()
 
 
 def _flat_part(part: Any) -> Tensor:

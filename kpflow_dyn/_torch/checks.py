@@ -6,30 +6,6 @@ import torch
 from torch import Tensor, nn
 
 
-def check_input(x: Tensor) -> None:
-    """Raise unless x is a finite floating tensor [trial, time, input] with no empty axis."""
-    if x.ndim != 3:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}, expected [trial, time, input]; add the missing axis with x[None]"
-        )
-    if 0 in x.shape:
-        raise ValueError(f"x has shape {tuple(x.shape)} [trial, time, input]: an analysis needs at least one of each")
-    if not x.is_floating_point():
-        raise TypeError(f"x is {x.dtype}, expected float32 or float64; use x.float() or x.double()")
-    check_finite(x, "x")
-
-
-def check_finite(values: Tensor, what: str) -> None:
-    """Raise for NaN or inf in [trial, time, ...] data, naming the first time and a trial."""
-    bad = ~torch.isfinite(values)
-    if bad.any():
-        time = int(bad.any(2).any(0).nonzero()[0])
-        trial = int(bad[:, time].any(1).nonzero()[0])
-        raise ValueError(
-            f"{what} holds NaN or inf, first at step {time} (trial {trial}); clean the data or look at the weights"
-        )
-
-
 def check_module(cell: object, x: Tensor) -> nn.Module:
     """Raise unless the cell is an nn.Module in a state that can be analysed, on the dtype and device of x."""
     if not isinstance(cell, nn.Module):

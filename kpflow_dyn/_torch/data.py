@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from kpflow_dyn._arrays import like_numpy
+from kpflow_dyn._problems.checks import check_sequence
 from kpflow_dyn._problems.inputs import input_row
-from kpflow_dyn._torch.checks import check_input as check_inputs
-
-__all__ = ["as_floats", "as_rows", "check_inputs", "inputs_at", "is_own"]
 
 
 def is_own(value: Any) -> bool:
@@ -29,6 +27,13 @@ def as_floats(values: Any, what: str, axes: str) -> Tensor:
 
 
 as_rows = as_floats
+
+
+def check_inputs(x: Tensor) -> None:
+    """Raise unless they are finite floats [trial, time, input]."""
+    check_sequence(x)
+    if not x.is_floating_point():
+        raise TypeError(f"x is {x.dtype}, expected float32 or float64; use x.float() or x.double()")
 
 
 def inputs_at(function: Callable[[Tensor], Tensor], times: np.ndarray, like: Tensor) -> Tensor:

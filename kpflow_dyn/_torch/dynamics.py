@@ -9,20 +9,14 @@ from torch import Tensor
 
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
-from kpflow_dyn._torch.cells import as_step
+from kpflow_dyn._torch.cells import discrete_step
 from kpflow_dyn._torch.rollout import check_step
 
 ACTIVATIONS = 16  # arrays of the size of the state that a step keeps for its derivative, or so
 
 
 class Dynamics:
-    """z [n, unit] -> F(x, z) of a step or a field, and dF/dz [n, unit, unit].
-
-    Args:
-        problem: whose model it is.
-        x: the inputs [n, input], of no width where the field takes none.
-        z: states [n, unit], on which the model is tried.
-    """
+    """z [n, unit] -> F(x, z) of a step or a field, and dF/dz [n, unit, unit]; x has no width where f takes none."""
 
     def __init__(self, problem: DiscreteProblem | ODEProblem, x: Tensor, z: Tensor) -> None:
         self.apply = _step(problem, x, z) if isinstance(problem, DiscreteProblem) else _field(problem)
@@ -46,7 +40,7 @@ class Dynamics:
 
 
 def _step(problem: DiscreteProblem, x: Tensor, z: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    step, _ = as_step(problem.cell, problem.x, problem.z0)
+    step, _ = discrete_step(problem)
     check_step(step, problem.cell, x, z)
     return lambda x, z: step(problem.cell, x, z)
 
@@ -54,9 +48,3 @@ def _step(problem: DiscreteProblem, x: Tensor, z: Tensor) -> Callable[[Tensor, T
 def _field(problem: ODEProblem) -> Callable[[Tensor, Tensor], Tensor]:
     t = torch.tensor(problem.t[0], dtype=problem.z0.dtype, device=problem.z0.device)
     return lambda x, z: problem.f(t, z, x) if x.shape[1] else problem.f(t, z)
-
-
-def units_of(problem: DiscreteProblem | ODEProblem) -> int:
-    """The width of a state."""
-    start = problem.z0 if isinstance(problem, ODEProblem) else as_step(problem.cell, problem.x, problem.z0)[1]
-    return start.shape[-1]

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._torch import transforms
-from kpflow_dyn._torch.checks import check_finite
 from kpflow_dyn._torch.glue import find_glue
 from kpflow_dyn._torch.plan import KickBlock, kick_blocks, plan_updates, products_of
 from kpflow_dyn._torch.program import AllTimes, LinearUpdate, MatrixUpdate, Range, Run, ScatteredUpdate, bind, reached
@@ -37,12 +37,7 @@ PRODUCTS = MatrixUpdate | ScatteredUpdate | LinearUpdate
 
 
 class LinearisedSteps:
-    """The steps z_prev -> z under inputs x.
-
-    Args:
-        step: the analysed step.
-        x, z_prev: inputs [trial, time, input], and the states that the steps started from [trial, time, unit].
-    """
+    """The steps from states z_prev [trial, time, unit] under inputs x [trial, time, input]."""
 
     def __init__(self, step: AnalysedStep, x: Tensor, z_prev: Tensor) -> None:
         rows, glue = RowFunctions(step, transforms), find_glue(step)

@@ -21,11 +21,7 @@ TRACES = KeptTraces()  # of the steps of all models in this process
 
 
 class Model:
-    """A module.
-
-    Attributes:
-        parameters: copies of those that learn, by name.
-    """
+    """A module; `parameters` are copies of those that learn, by name."""
 
     def __init__(self, call: nn.Module, params: Choice) -> None:
         known = dict(call.named_parameters())

@@ -11,21 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kpflow_dyn._torch.cells import LearntStart as learnt_start
+from kpflow_dyn._torch.cells import LearntStart
 from kpflow_dyn._torch.trace import Applied
 
-__all__ = [
-    "call",
-    "changed",
-    "copied",
-    "describe",
-    "learnt_start",
-    "on_numpy",
-    "parameters_of",
-    "snapshot",
-    "with_arrays",
-]
-
+learnt_start = LearntStart
 Values = dict[str, Tensor]
 
 

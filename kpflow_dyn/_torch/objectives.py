@@ -10,18 +10,11 @@ from torch import Tensor, nn
 
 from kpflow_dyn._arrays import Rows
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
-from kpflow_dyn._torch.cells import as_step
+from kpflow_dyn._torch.cells import discrete_step
 from kpflow_dyn._torch.rollout import run
 from kpflow_dyn._torch.trace import differentiable_attention
 
 Scheme = Any
-
-
-def rollout(problem: DiscreteProblem) -> Callable[[nn.Module, Scheme], Tensor]:
-    """(cell, None) -> the states."""
-    step, z0 = as_step(problem.cell, problem.x, problem.z0)
-
-    return lambda cell, _scheme: run(step, cell, problem.x, z0)
 
 
 def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[Tensor, Rows]:
@@ -31,7 +24,7 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[Tensor, Rows]:
     if not learning:
         raise ValueError("no parameter of the model requires a gradient: nothing learns")
     with torch.enable_grad(), differentiable_attention():
-        state = rollout(problem)(model, None) if isinstance(problem, DiscreteProblem) else model(problem.x)
+        state = _states(problem, model)
 
     def back(rows: Tensor) -> Tensor:
         outputs = rows.reshape((-1, *state.shape))
@@ -41,6 +34,13 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[Tensor, Rows]:
         return torch.cat([gradient.reshape((len(rows), -1)) for gradient in found], 1)
 
     return state, back
+
+
+def _states(problem: DiscreteProblem | StaticProblem, model: nn.Module) -> Tensor:
+    if isinstance(problem, StaticProblem):
+        return model(problem.x)
+    step, z0 = discrete_step(problem)
+    return run(step, model, problem.x, z0)
 
 
 class Derivatives:

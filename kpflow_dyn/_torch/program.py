@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,28 +19,28 @@ from torch.func import jvp, vjp, vmap
 Run = Callable[[int], object]
 
 
-class Views(Protocol):
-    """A block of values, seen step by step."""
+@dataclass
+class Views:
+    """Values [time, trial, probe, width], as the fields that a program takes one after another."""
 
-    def fields(self, start: int, length: int) -> Sequence[Tensor]:
-        """For each step the columns start:start+length, [trial, probe, length] (or all times at once)."""
-        ...
-
-    def rows(self, start: int, length: int) -> Sequence[Tensor]:
-        """The same as matrices [trial * probe, length]."""
-        ...
+    values: Tensor
 
     @property
     def width(self) -> int:
         """The number of columns."""
-        ...
+        return self.values.shape[-1]
+
+    def fields(self, start: int, length: int) -> Sequence[Tensor]:
+        """The columns start:start+length of each field, [trial, probe, length] (or all times at once)."""
+        raise NotImplementedError
+
+    def rows(self, start: int, length: int) -> Sequence[Tensor]:
+        """The same as matrices [trial * probe, length]."""
+        raise NotImplementedError
 
 
-@dataclass
-class Steps:
-    """Values [time, trial, probe, width], one time after another."""
-
-    values: Tensor
+class Steps(Views):
+    """One time after another."""
 
     def fields(self, start: int, length: int) -> Sequence[Tensor]:
         return self.values.narrow(-1, start, length).unbind(0)
@@ -50,26 +49,15 @@ class Steps:
         # [time, trial * probe, width]
         return self.values.view(len(self.values), -1, self.width).narrow(-1, start, length).unbind(0)
 
-    @property
-    def width(self) -> int:
-        return self.values.shape[-1]
 
-
-@dataclass
-class AllTimes:
-    """Values [time, trial, probe, width] as one single step over all times."""
-
-    values: Tensor
+class AllTimes(Views):
+    """All times as one single field."""
 
     def fields(self, start: int, length: int) -> list[Tensor]:
         return [self.values.narrow(-1, start, length)]
 
     def rows(self, start: int, length: int) -> list[Tensor]:
         return [self.values.view(-1, self.width).narrow(-1, start, length)]  # [time * trial * probe, width]
-
-    @property
-    def width(self) -> int:
-        return self.values.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -289,14 +277,9 @@ def bind(
     *,
     transposed: bool = False,
 ) -> Run:
-    """The program of one step, as a function of the step's number in the span.
+    """The program of one step, as a function of the step's number in the span (None: all times at once).
 
-    Args:
-        updates: the straight line, in forward order.
-        blocks: the arrays behind the names.
-        fresh: the targets that begin at zero, whatever they hold; the others begin with what they hold.
-        span: the times that the blocks belong to, None for all at once.
-        transposed: run the adjoint.
+    The `fresh` targets begin at zero, whatever they hold; the others begin with what they hold.
     """
     ordered = list(reversed(updates)) if transposed else list(updates)
     firsts = _firsts(ordered, fresh, transposed)

@@ -5,21 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._problems.problems import DiscreteProblem
-from kpflow_dyn._torch.cells import Step, as_step, over_sequence
-from kpflow_dyn._torch.checks import check_finite
+from kpflow_dyn._torch.cells import Step, discrete_step, over_sequence
 
 
 @torch.no_grad()
 def roll_out(problem: DiscreteProblem) -> tuple[Tensor, Tensor]:
-    """The states z_1 ... z_T [trial, time, unit], and z_0.
-
-    Raises:
-        ValueError: when the step changes its shape or dtype, is not deterministic, writes to its arguments, or leaves
-            the finite numbers (the first such step is named).
-    """
-    cell, x = problem.cell, problem.x
-    step, z0 = as_step(cell, x, problem.z0)
+    """The states z_1 ... z_T [trial, time, unit], and z_0; a ValueError names the first step that is not finite."""
+    cell, x, (step, z0) = problem.cell, problem.x, discrete_step(problem)
     check_step(step, cell, x[:, 0], z0)
     state = run(step, cell, x, z0)
     check_finite(state, "the state")

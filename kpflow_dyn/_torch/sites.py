@@ -21,7 +21,18 @@ Cut = tuple[slice, slice]  # of times and of trials
 
 
 class SiteData(Protocol):
-    """A weight site with its variables at all rows; `entries` number its weights, `kicks` its outputs."""
+    """A weight site with its variables at all rows; `entries` number its weights, `kicks` its outputs.
+
+    variables  The weight-site variables [time, trial, ...].
+    truncated  The same along the columns of an orthonormal basis of its variables, where it is a matrix.
+    no_change  No change of its weights.
+    take       All weights' changes [probe, weight] -> those of this site.
+    put        The transpose of `take`, added to weights.
+    image      V dW^T of the rows of a cut: the site's own outputs [time, trial, probe, output], each by itself.
+    collect    The transpose of `image`, added to the change.
+    kick       Add V dW^T of these rows to out; where `fresh`, out holds nothing yet at this site's kicks.
+    gather     Add V^T kicks of these rows to the change.
+    """
 
     kind: str
     name: str
@@ -29,41 +40,15 @@ class SiteData(Protocol):
     kicks: Tensor
 
     @property
-    def variables(self) -> Tensor:
-        """The weight-site variables [time, trial, ...]."""
-        ...
-
-    def truncated(self, basis: Tensor) -> SiteData:
-        """The same along the columns of an orthonormal basis of its variables, where it is a matrix."""
-        ...
-
-    def no_change(self, probes: int) -> Tensor:
-        """No change of its weights."""
-        ...
-
-    def take(self, weights: Tensor) -> Tensor:
-        """All weights' changes [probe, weight] -> those of this site."""
-        ...
-
-    def put(self, change: Tensor, weights: Tensor) -> None:
-        """The transpose of `take`, added to weights."""
-        ...
-
-    def image(self, change: Tensor, cut: Cut) -> Tensor:
-        """V dW^T of these rows: the site's own outputs [time, trial, probe, output], each by itself."""
-        ...
-
-    def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
-        """The transpose of `image`, added to the change."""
-        ...
-
-    def kick(self, change: Tensor, cut: Cut, out: Tensor, fresh: bool) -> None:
-        """Add V dW^T of these rows to out; where `fresh`, out holds nothing yet at this site's kicks."""
-        ...
-
-    def gather(self, kicks: Tensor, cut: Cut, change: Tensor) -> None:
-        """Add V^T kicks of these rows to the change."""
-        ...
+    def variables(self) -> Tensor: ...
+    def truncated(self, basis: Tensor) -> SiteData: ...
+    def no_change(self, probes: int) -> Tensor: ...
+    def take(self, weights: Tensor) -> Tensor: ...
+    def put(self, change: Tensor, weights: Tensor) -> None: ...
+    def image(self, change: Tensor, cut: Cut) -> Tensor: ...
+    def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None: ...
+    def kick(self, change: Tensor, cut: Cut, out: Tensor, fresh: bool) -> None: ...
+    def gather(self, kicks: Tensor, cut: Cut, change: Tensor) -> None: ...
 
 
 def site_data(site: Site, start: int, rows: RowFunctions, x: Tensor, z: Tensor) -> SiteData:
@@ -95,7 +80,6 @@ class MatrixData:
         self.padded = torch.nn.functional.pad(coordinates, (0, -self.width % 8))
 
     def truncated(self, basis: Tensor) -> MatrixData:
-        """The same with V Q Q^T in the place of V, for orthonormal columns Q [d, r]."""
         cut = copy(self)
         cut.basis = basis
         cut._keep(self.variables @ basis)

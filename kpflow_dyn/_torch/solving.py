@@ -11,22 +11,10 @@ from torch import Tensor, nn
 from kpflow_dyn._arrays import like_numpy
 from kpflow_dyn._problems.inputs import input_function
 from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._torch import rollout
 from kpflow_dyn._torch.checks import check_module
-from kpflow_dyn._torch.rollout import roll_out, run
 
-__all__ = [
-    "check_field",
-    "default_algorithm",
-    "each_step",
-    "ode_library",
-    "rate_of",
-    "roll_out",
-    "rounded",
-    "run",
-    "variational_system",
-    "without_gradients",
-]
-
+roll_out, run = rollout.roll_out, rollout.run
 without_gradients = torch.no_grad
 
 

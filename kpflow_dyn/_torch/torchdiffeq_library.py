@@ -31,11 +31,7 @@ class Torchdiffeq:
         return isinstance(alg, str)
 
     def chooses_steps(self, alg: Any) -> bool:
-        """Whether the method does.
-
-        Raises:
-            TypeError, ValueError: for anything that is no name of a method, listing the names.
-        """
+        """Whether the method does; raises as `method_named`."""
         return method_named(alg).adaptive
 
     def solve(self, problem: ODEProblem, alg: str, times: np.ndarray, options: Options) -> Solved:
@@ -82,11 +78,7 @@ class Method:
 
 
 def method_named(name: Any) -> Method:
-    """The method of this name.
-
-    Raises:
-        TypeError, ValueError: for anything else, listing the names.
-    """
+    """The method of this name; a TypeError or ValueError that lists the names for anything else."""
     if not isinstance(name, str) or name not in SOLVERS:
         raise (ValueError if isinstance(name, str) else TypeError)(
             f"alg is {name!r}; z0 is a torch tensor, so torchdiffeq solves, expected one of {', '.join(SOLVERS)}"

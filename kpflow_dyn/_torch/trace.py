@@ -48,19 +48,13 @@ class Applied(nn.Module):
 
 @dataclass(frozen=True)
 class Outline:
-    """What torch.export made of a step, without the values of its parameters and buffers.
-
-    Attributes:
-        nodes, outputs, parameters: as in `Graph`.
-        stored: the name in the step of each parameter and buffer.
-        constants: the values of tensors that the trace found elsewhere.
-    """
+    """What torch.export made of a step, without the values of its parameters and buffers; see `Graph`."""
 
     nodes: list[Node]
     outputs: list[Node]
     parameters: dict[Node, str]
-    stored: dict[Node, str]
-    constants: dict[Node, Tensor]
+    stored: dict[Node, str]  # the name in the step of each parameter and buffer
+    constants: dict[Node, Tensor]  # the values of tensors that the trace found elsewhere
 
     def graph(self, step: Applied) -> Graph:
         """The graph with the values that the step has now."""
@@ -70,12 +64,9 @@ class Outline:
 
 
 def trace(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
-    """The functional graph of `step` on tensors in these roles, such as one row of x [1, input] and z [1, unit].
+    """The graph of `step` on tensors in these roles, such as one row of x [1, input] and z [1, unit], with its values.
 
     The step gives one tensor, or a tuple that begins with it. Parameters have their names in `step.call`.
-
-    Raises:
-        ValueError: when torch.export cannot express the step, or the step writes to a buffer.
     """
     return outline(step, *rows).graph(step)
 

@@ -21,11 +21,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.opt
 
 
 class Trainee:
-    """A model and its readout, on data [trial, time, ...] in their dtype and on their device.
-
-    Attributes:
-        model, readout: as they are by now.
-    """
+    """A model and its readout, on data [trial, time, ...] in their dtype and on their device."""
 
     def __init__(
         self,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from kpflow_dyn._arrays import Rows, joined
-from kpflow_dyn._arrays.memory import rows_at_once
+from kpflow_dyn._arrays import Rows
+from kpflow_dyn._arrays.memory import in_blocks
 from kpflow_dyn._backend import RowFunction
 
 __all__ = ["compiled", "each_row", "index", "jvp", "linearised", "vjp", "vmap"]
@@ -45,18 +45,9 @@ def linearised(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Row
     The values on the way are kept for the transpose, and computed anew by each forward application.
     """
     value, pull = vjp(function, point)[:2]
-    push = vmap(lambda tangent: jvp(function, (point,), (tangent,))[1])
-    return _in_blocks(push, value), _in_blocks(vmap(lambda q: pull(q)[0]), value)
-
-
-def _in_blocks(function: Rows, like: Tensor) -> Rows:
-    """So many probes at a time as make a block of vectors like this one."""
-
-    @torch.no_grad()
-    def apply(block: Tensor) -> Tensor:
-        return joined((function(part) for part in block.split(rows_at_once(like.numel(), like))), len(block))
-
-    return apply
+    maps = vmap(lambda tangent: jvp(function, (point,), (tangent,))[1]), vmap(lambda q: pull(q)[0])
+    forward, backward = (in_blocks(torch.no_grad()(of_block), value.numel(), value) for of_block in maps)
+    return forward, backward
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -72,7 +72,7 @@ def loop_of_field(f: Any, backend: Backend, inputs: str | None, loop: str, has_x
 
 def loop_of_cell(problem: DiscreteProblem, inputs: str | None, loop: str) -> Loop:
     """The step of a discrete problem."""
-    step = problem.backend.tracing.discrete_step(problem)
+    step, _ = problem.backend.tracing.discrete_step(problem)
     return _loop(lambda t, z, x: step(problem.cell, x, z), None, problem.backend, inputs, loop, True)
 
 

@@ -29,7 +29,8 @@ def posed(model: Any, x: Any, starts: Any, noise: float, seed: int) -> tuple[Any
         z = _drawn(to_numpy(sol.state), int(starts), noise, seed)
         return problem, like_numpy(z, sol.state), to_numpy(sol.state)
     like = problem.x if isinstance(problem, DiscreteProblem) else problem.z0
-    z = _matrix(starts, "starts", problem.backend.dynamics.units_of(problem), "unit")
+    z0 = problem.z0 if isinstance(problem, ODEProblem) else problem.backend.tracing.discrete_step(problem)[1]
+    z = _matrix(starts, "starts", z0.shape[-1], "unit")
     return problem, like_numpy(z, like), z[None] if sol is None else to_numpy(sol.state)
 
 

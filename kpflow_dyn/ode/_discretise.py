@@ -21,18 +21,12 @@ class RungeKuttaStep:
 
     A row is [h, t_1, ..., t_s, x_1, ..., x_s], then for an implicit method what `converged` gives. In torch, where a
     field takes all trials at once, they share h and the times.
-
-    Args:
-        tableau: the method.
-        units: the width of y.
-        inputs: the width of x, None where the field takes none.
-        with_stages: whether the stage derivatives are wanted, for a dense output.
     """
 
     tableau: Tableau
-    units: int
-    inputs: int | None
-    with_stages: bool
+    units: int  # the width of y
+    inputs: int | None  # the width of x, None where the field takes none
+    with_stages: bool  # whether the stage derivatives are wanted, for a dense output
 
     def __call__(self, field: Callable[..., Array], row: Array, z: Array) -> Array:
         """The step of `field` on this row."""
@@ -55,14 +49,9 @@ class RungeKuttaStep:
     def rows(
         self, problem: ODEProblem, dt: np.ndarray, times: np.ndarray, before: Array, guess: Array | None = None
     ) -> Array:
-        """The rows [trial, step, ...].
+        """The rows [trial, step, ...] of steps of length dt [trial, step] from `before` [trial, step, unit].
 
-        Args:
-            problem: what was solved.
-            dt: the length of each step [trial, step].
-            times: when its stages are evaluated [trial, step, stage].
-            before: the states that the steps begin from [trial, step, unit].
-            guess: the stage derivatives of an implicit method, where they are known [trial, step, stage, unit].
+        The stages are evaluated at times [trial, step, stage]; of an implicit method they may be known, as `guess`.
         """
         parts = [like_numpy(np.concatenate([dt[..., None], times], -1), before)]
         x = inputs_at(problem, times.reshape(len(dt), -1))

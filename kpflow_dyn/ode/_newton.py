@@ -24,11 +24,7 @@ ITERATIONS = 6
 
 
 def implicit_stages(tableau: Tableau) -> list[int]:
-    """Which stages stand on both sides of their equation.
-
-    Raises:
-        ValueError: when stages depend on later ones.
-    """
+    """Which stages stand on both sides of their equation; a ValueError where stages depend on later ones."""
     if np.triu(tableau.a, 1).any():
         raise ValueError(
             "only diagonally implicit Runge-Kutta methods can be replayed, and this one's stages depend on later ones; "
@@ -64,12 +60,8 @@ def converged(
 ) -> Array:
     """For each step its stages and the inverses of their Newton matrices, transposed: flat [trial, step, ...].
 
-    Args:
-        problem: whose field it is.
-        tableau: a diagonally implicit method.
-        dt, times, x: of the steps [trial, step], of their stages [trial, step, stage], inputs [..., input] or None.
-        before: the states before the steps [trial, step, unit].
-        guess: stage derivatives to begin with [trial, step, stage, unit]; None for those of the state before.
+    dt [trial, step], times [trial, step, stage], inputs x of these, and the states before [trial, step, unit] are those
+    of the steps; `guess` are stage derivatives to begin with [trial, step, stage, unit], if any are known.
     """
     transforms, on_one = problem.backend.transforms, problem.backend.tracing.on_one_trial
     field = partial(call_field, on_one(problem.f))

@@ -13,11 +13,7 @@ from kpflow_dyn.ode._libraries import Library, Options
 
 
 def options_of(problem: ODEProblem, given: dict[str, Any]) -> Options:
-    """The options, with defaults for the dtype of the problem.
-
-    Raises:
-        TypeError, ValueError: for unknown names, and tolerances or numbers that are none.
-    """
+    """The options, checked, with defaults for the dtype of the problem."""
     known = [field.name for field in dataclasses.fields(Options)]
     if unknown := set(given) - set(known):
         raise TypeError(f"solve got the unknown options {sorted(unknown)}, expected some of {', '.join(known)}")
@@ -40,11 +36,7 @@ def with_steps(problem: ODEProblem, library: Library, alg: Any, options: Options
 
 
 def _step_times(problem: ODEProblem, steps: Any, adaptive: bool, max_steps: int, method: str) -> np.ndarray | None:
-    """The times between which the solver must step, from t0 to the end; None where it chooses itself.
-
-    Raises:
-        TypeError, ValueError: for steps that are no such times, do not reach from t0 to the end, or are too many.
-    """
+    """The times between which the solver must step, from t0 to the end, checked; None where it chooses itself."""
     t0, end = problem.t[0], problem.t[-1]
     if steps is None and not adaptive and problem.is_span:
         raise ValueError(

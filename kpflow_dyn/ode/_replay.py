@@ -109,11 +109,9 @@ class _Compared:
 
 
 def check_same(found: np.ndarray, times: np.ndarray) -> None:
-    """Raise where states differ from those of the solve by more than round-off.
+    """Raise where states differ from those of the solve by more than round-off, at which of the times [trial, n].
 
-    Args:
-        found: by how much they differ, and the size of the numbers that they are sums of [trial, n, 2].
-        times: where the error says that it happened [trial, n].
+    `found` is by how much they differ, and the size of the numbers that they are sums of [trial, n, 2].
     """
     error = found[..., 0] / np.where(found[..., 1] > 0, found[..., 1], 1)
     worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), error.shape)

@@ -27,8 +27,7 @@ from kpflow_dyn.ode._replay import increments
 from kpflow_dyn.ode._solve import solve_ode
 
 MAX_POWER = 8
-MAX_STEPS = 4096
-"""So many steps from one node to the next."""
+MAX_STEPS = 4096  # from one node to the next
 
 
 class Path(NamedTuple):
@@ -127,13 +126,7 @@ def _chebyshev(count: int) -> np.ndarray:
 
 
 class Variational:
-    """J, J^T, P_node and its transpose by adaptive solves, on blocks [probe, ...], all transposes plain.
-
-    Args:
-        sol: a solution of an ODE.
-        model: its field, and which parameters learn.
-        alg: the tolerances.
-    """
+    """J, J^T, P_node and its transpose by adaptive solves, on blocks [probe, ...], all transposes plain."""
 
     def __init__(self, sol: ODESolution, model: Any, alg: InterpolatingAdjoint) -> None:
         self.path = path_of(sol, alg)

@@ -44,14 +44,7 @@ class Again(NamedTuple):
 
 
 class Certificate(Generic[Result]):
-    """How Ritz pairs become results with residuals.
-
-    Args:
-        operator: A, whose Krylov basis it was.
-        tol: the residual to reach.
-        rng: for checks.
-        what: their name in warnings.
-    """
+    """How Ritz pairs of an operator become results with residuals to reach `tol`; `what` names them in warnings."""
 
     def __init__(self, operator: Counted, tol: float, rng: Random, what: str) -> None:
         self.operator, self.tol, self.rng, self.what = operator, tol, rng, what
@@ -127,9 +120,7 @@ class InPlace(Certificate[Eigenpairs]):
 class OfProduct(Certificate[Triplets]):
     """Singular triplets of L, from eigenpairs v of A = L* L: u = L v / s with s the root of the eigenvalue.
 
-    Args:
-        squared: whether the residuals are those of (s^2, u) as eigenpairs of L L*, |L L* u - s^2 u| / s_1^2, and not
-            those of the triplets.
+    `squared` takes the residuals of (s^2, u) as eigenpairs of L L*, |L L* u - s^2 u| / s_1^2, not of the triplets.
     """
 
     operator: Product

@@ -49,7 +49,6 @@ class TraceEstimator(Protocol):
             like: an array of the library, dtype and device that rows must have.
             seed: a source of random rows, `seed.normal(shape, like)`.
         """
-        ...
 
 
 @runtime_checkable
@@ -77,14 +76,12 @@ class FactorTraceEstimator(Protocol):
     def trace_product(
         self, factor: tuple[Rows, Rows], shape: tuple[int, int], samples: int, *, like: Array, seed: Random
     ) -> Estimate:
-        """tr L L*, from at most `samples` applications of L and of L*.
+        """tr L L*, from at most `samples` applications of L and of L*; other arguments as for `TraceEstimator.trace`.
 
         Args:
             factor: L and L* on rows, [b, p] -> [b, n] and [b, n] -> [b, p].
             shape: (n, p), with p <= n.
-            samples, like, seed: as for `TraceEstimator.trace`.
         """
-        ...
 
 
 @runtime_checkable
@@ -115,16 +112,7 @@ class EigenSolver(Protocol):
     """
 
     def solve(self, apply: Rows, n: int, k: int, *, like: Array, seed: Random) -> Eigenpairs:
-        """The k algebraically largest eigenpairs, descending.
-
-        Args:
-            apply: A on a block of rows, [b, n] -> [b, n], in coordinates where the inner product is the plain one.
-            n: the dimension.
-            k: how many pairs, 1 <= k <= n.
-            like: an array of the library, dtype and device that rows must have.
-            seed: a source of random rows, `seed.normal(shape, like)`.
-        """
-        ...
+        """The 1 <= k <= n algebraically largest eigenpairs, descending; arguments as for `TraceEstimator.trace`."""
 
 
 class OfOperator:
@@ -156,11 +144,7 @@ class OfFactor:
 
 
 def eigenpairs(alg: EigenSolver, apply: Rows, n: int, k: int, like: Array, seed: Random, **options: Any) -> Eigenpairs:
-    """What a solver finds, with the options that are not None.
-
-    Raises:
-        TypeError: no solver, an option that it does not take, or another result.
-    """
+    """What a solver finds, with the options that are not None; a TypeError for what is no solver, and as `called`."""
     if not isinstance(alg, EigenSolver) or isinstance(alg, type):
         raise TypeError(f"alg is {alg!r}, expected an object with solve(...), such as kp.solvers.BlockLanczos()")
     return called(alg.solve, Eigenpairs, apply, n, k, like=like, seed=seed, **options)
@@ -185,8 +169,7 @@ def triplets(
 def called(method: Callable[..., Any], result: type[Result], *arguments: Any, **options: Any) -> Result:
     """What a method returns, called with the options that are not None.
 
-    Raises:
-        TypeError: an option that it does not take, or a result of another type.
+    A TypeError for an option that it does not take, or a result of another type.
     """
     given = {name: value for name, value in options.items() if value is not None}
     known, name = inspect.signature(method).parameters, method.__qualname__

@@ -38,11 +38,6 @@ class PhiProducts:
     The basis Q grows from the start rows S by full orthogonalisation; with A Q^T = Q^T H + P^T C for the next rows P,
     a sum is Q^T f(H) Q S, and its error to first order h |C w phi_{k+1}(-h H) Q S|.
 
-    Args:
-        operator: A on rows [b, n], symmetric, definite or not.
-        start: S [b, n].
-        columns: most rows of the basis.
-
     Source: Saad, SIAM J. Numer. Anal. 29, 209 (1992).
     """
 
@@ -55,10 +50,7 @@ class PhiProducts:
     def reach(self, h: float, weights: np.ndarray, tolerance: float, relative: bool = False) -> float:
         """Grow the basis until the sum is off by at most the tolerance: h, or less where the basis is full before.
 
-        Args:
-            h: how far.
-            weights: w [b, 4].
-            tolerance: of the Euclidean norm of the error; relative to that of the sum where `relative`.
+        The tolerance is that of the error's Euclidean norm; relative to that of the sum where `relative`.
         """
         while not (self._spent or (self._krylov.size and self._error(h, weights, relative) <= tolerance)):
             if self._krylov.size + self._krylov.active > self._columns:

@@ -91,11 +91,8 @@ class BlockLanczos:
         """The k most wanted eigenpairs of a symmetric operator on vectors of length n.
 
         Args:
-            apply: the operator on a block of rows, [b, n] -> [b, n].
-            n: the dimension.
+            apply, n, like, seed: as for `TraceEstimator.trace`.
             k: how many pairs, 1 <= k <= n.
-            like: any array of the library, dtype and device to work in.
-            seed: of the random rows.
             which, callback: as for `kp.eigs`.
             start: rows [b, n] to begin with, such as the eigenvectors of a nearby operator; random when None.
             deflate: orthonormal rows [d, n], such as known eigenvectors, to which the pairs stay orthogonal.

@@ -13,11 +13,7 @@ LIMIT = 20_000
 
 
 def identity(known: Array) -> Array:
-    """The rows of the identity, or an orthonormal basis of what is orthogonal to known rows [d, n].
-
-    Raises:
-        ValueError: a dimension above the limit.
-    """
+    """The rows of the identity, or an orthonormal basis of what is orthogonal to known rows [d, n], for n <= LIMIT."""
     xp, (d, n) = array_namespace(known), known.shape
     if n > LIMIT:
         raise ValueError(
@@ -32,11 +28,7 @@ def identity(known: Array) -> Array:
 
 
 def matrix_of(operator: Counted, known: Array) -> tuple[Array, Array]:
-    """The matrix of a symmetric operator, float64, on rows orthogonal to known ones [d, n]; and these rows.
-
-    Raises:
-        ValueError: a dimension above the limit, or an operator that is not symmetric.
-    """
+    """The matrix of a symmetric operator, float64, on rows orthogonal to known ones [d, n]; and these rows."""
     rows, step = identity(known), max(1, BLOCK_ENTRIES // known.shape[1])
     images = (operator(rows[i : i + step]) for i in range(0, rows.shape[0], step))
     matrix = concat([gram(image, rows) if known.shape[0] else to_double(image) for image in images])

@@ -81,15 +81,10 @@ def relative(residuals: Array, norm: float) -> Array:
 
 
 def orthonormalise(w: Array, basis: list[Array], floor: float) -> tuple[Array, Array, Array]:
-    """Write w = c basis + r q with rows q orthonormal to each other and to `basis`, in two passes.
+    """Write w = c basis + r q with rows q orthonormal to each other and to `basis`, in two passes: q, c and r.
 
-    Args:
-        w: rows [b, n].
-        basis: blocks of orthonormal rows.
-        floor: rows whose rest is not larger than this count as dependent; q has then fewer rows than w.
-
-    Returns:
-        q [p, n] with p <= b, c [b, rows of basis] and r [b, p] in float64; r is triangular for independent rows.
+    Rows w [b, n] whose rest is not larger than `floor` count as dependent: q [p, n] has then fewer rows. c [b, rows of
+    basis] and r [b, p] are float64; r is triangular for independent rows.
 
     Source: CholQR2, Yamamoto et al. (2015), with row-by-row Gram-Schmidt where the Gram matrix is ill-conditioned.
     """

@@ -142,10 +142,7 @@ class KrylovDeflation(OfFactor):
     def moments(
         self, factor: tuple[Rows, Rows], shape: tuple[int, int], samples: int, *, like: Array, seed: int | Random = 0
     ) -> Moments:
-        """tr and |.|_F^2 of A = L L* from `samples` applications of L and of L*, half of them for the Krylov space.
-
-        Args and Raises as `XNysTrace.moments`.
-        """
+        """As `XNysTrace.moments`; half of the applications are for the Krylov space."""
         check_samples(samples)
         (forward, backward), (_n, p), rng = factor, shape, Random(seed)
         q, w = self._space(lambda rows: backward(forward(rows)), min(samples // 2, p), p, like, rng)

@@ -129,14 +129,8 @@ class Integration:
     """A run from one point on, step by step.
 
     A step is accepted when its estimated error is at most rtol of the distance that it moves the parameters, and of the
-    decrease of the quadratic model, which makes an error of at most rtol h in time.
-
-    Attributes:
-        point: where it is.
-        time: tau there.
-        span: the last tau.
-        late: the error in tau so far, the sum of the estimates of the steps.
-        linearisations, gradients, applications: how many steps, gradients and products with Hessians there were.
+    decrease of the quadratic model, which makes an error of at most rtol h in time. `late` is the sum of these errors;
+    `linearisations`, `gradients` and `applications` count steps, gradients and products with Hessians.
     """
 
     def __init__(
@@ -172,11 +166,7 @@ class Integration:
         return self.late * -self.slope / max(abs(self.point.loss), TINY)
 
     def advance(self) -> Piece:
-        """Take a step, as long as the tolerance allows: the loss along it.
-
-        Raises:
-            RuntimeError: none is short enough.
-        """
+        """Take a step, as long as the tolerance allows: the loss along it. A RuntimeError if none is short enough."""
         operator = Counted(self.point.hessian)
         basis = PhiProducts(operator, self.point.gradient[None], self._alg.columns)
         left, order = self.span - self.time, self._alg.order - 1

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, Rows, eps_of, joined, to_numpy
+from kpflow_dyn._arrays import Array, Random, Rows, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import gram, products, row_dots, row_norms
-from kpflow_dyn._arrays.memory import bytes_of, rows_at_once, within_budget
+from kpflow_dyn._arrays.memory import bytes_of, in_blocks, within_budget
 from kpflow_dyn.solvers._doors import OfFactor, OfOperator
 from kpflow_dyn.solvers._moments import Moments, check_samples, exact, of_exchangeable, of_samples
 from kpflow_dyn.solvers._orthogonalise import combine, orthonormalise, project_out
@@ -94,14 +94,7 @@ class XNysTrace(OfFactor):
     def moments(
         self, factor: tuple[Rows, Rows], shape: tuple[int, int], samples: int, *, like: Array, seed: int | Random = 0
     ) -> Moments:
-        """tr and |.|_F^2 of A = L L* from `samples` applications of L and of L*.
-
-        Args:
-            factor: L and L* on rows, [b, p] -> [b, n] and [b, n] -> [b, p].
-            shape: (n, p); Q lies on the smaller side.
-            samples: how many probes.
-            like: any array of the library, dtype and device to work in.
-            seed: of the random rows.
+        """tr and |.|_F^2 of A = L L*; arguments as for `FactorTraceEstimator.trace_product`. Q is on the smaller side.
 
         Raises:
             ValueError: fewer than 8 samples.
@@ -135,8 +128,7 @@ def _inside(factor: tuple[Rows, Rows], n: int, q: Array) -> Array:
     if within_budget(needed := bytes_of(2 * q.shape[0] * n, q)) and needed <= LIFTED_BYTES:
         lifted = forward(q)
         return gram(lifted, lifted)
-    step = rows_at_once(n, q)
-    return gram(joined((backward(forward(q[i : i + step])) for i in range(0, q.shape[0], step)), q.shape[0]), q)
+    return gram(in_blocks(lambda rows: backward(forward(rows)), n, q)(q), q)
 
 
 def _basis(images: Array) -> tuple[Array, np.ndarray]:
@@ -156,10 +148,8 @@ def _mean(
 class _LeftOut:
     """The projector P on the directions that the space loses without probe i, or i and j: for all [i, j] or [i, 1].
 
-    Args:
-        r: the images of the probes, as columns in coordinates of Q [m, i].
-        w: the vectors that P is applied to [m, i].
-        pairs: whether j is left out as well; entries with i = j are then not to be used.
+    The images r of the probes, and the vectors w that P is applied to, are columns in coordinates of Q [m, i]. Entries
+    with i = j are not to be used for `pairs`.
     """
 
     def __init__(self, r: np.ndarray, w: np.ndarray, pairs: bool) -> None:

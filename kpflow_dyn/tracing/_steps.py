@@ -37,16 +37,7 @@ class AnalysedStep:
 
 
 def analyse(graph: Graph, learnable: Collection[str], transforms: Transforms) -> AnalysedStep:
-    """The weight sites of a traced step, and where their changes enter.
-
-    Args:
-        graph: the step of one row.
-        learnable: the names of the parameters that learn; the others count as constants.
-        transforms: those of the graph's framework.
-
-    Raises:
-        ValueError: when nothing moves the result, or a weight enters an operation of several results.
-    """
+    """The weight sites of a step's graph, and where their changes enter; what is not `learnable` counts as constant."""
     parameters = tuple(node for node, name in graph.parameters.items() if name in learnable)
     dependence = dependences(graph, parameters)
     if dependence[graph.output] is Dependence.WEIGHT:
