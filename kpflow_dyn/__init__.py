@@ -56,6 +56,7 @@ _SUBMODULES = {
     "solvers",
     "sweep",
     "tasks",
+    "tracing",
     "train",
 }
 

@@ -24,7 +24,7 @@ PAGES = sorted(path.relative_to(ROOT) for path in [ROOT / "README.md", ROOT / "C
 WITH_CODE = [page for page in PAGES if page != Path("README.md") and python_blocks(ROOT / page)]
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 MAPS = [DOCS / "architecture.md", ROOT / "CONTRIBUTING.md"]
-PLACE = re.compile(r"`([\w./]+(?:\.\w+|/))`(?:: ((?:(?:, |,? or |,? and )?`\w[\w.]*`)+))?")
+PLACE = re.compile(r"`([\w./]+(?:\.\w+|/))`(?::\s((?:(?:,\s|,?\sor\s|,?\sand\s)?`\w[\w.]*`)+))?")
 """A path, and names in it."""
 
 

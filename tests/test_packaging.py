@@ -43,7 +43,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     wheel, _ = built
     assert {re.sub(r"-.*\.", ".", name.split("/")[0]) for name in wheel} == {"kpflow_dyn", "kpflow_dyn.dist-info"}
     assert len(wheel) == len(set(wheel))
-    for name in ("py.typed", "data/demo.safetensors", "models/_torch_cells.py", "solvers/__init__.py"):
+    for name in ("py.typed", "data/demo.safetensors", "models/_torch_models.py", "solvers/__init__.py"):
         assert f"kpflow_dyn/{name}" in wheel
     assert any(name.endswith("licenses/LICENSE") for name in wheel)
 

@@ -18,11 +18,11 @@ from kpflow_dyn._arrays.of_numpy import PRECISIONS, Library
 class Jax(Library):
     """JAX, on any device; small float64 matrices are numpy's, as JAX compiles every new shape and may lack float64."""
 
-    normal = staticmethod(sharding.normal)
-    device = staticmethod(sharding.shared_place)
-    on_device = staticmethod(sharding.on_accelerator)
-    empty_row = staticmethod(sharding.empty_row)
-    placed = staticmethod(sharding.placed)
+    normal: Any = staticmethod(sharding.normal)
+    device: Any = staticmethod(sharding.shared_place)
+    on_device: Any = staticmethod(sharding.on_accelerator)
+    empty_row: Any = staticmethod(sharding.empty_row)
+    placed: Any = staticmethod(sharding.placed)
 
     def concretely(self) -> AbstractContextManager[Any]:
         return jax.ensure_compile_time_eval()

@@ -60,7 +60,8 @@ class Library:
         return values[:, np.arange(len(index))[:, None], index]
 
     def add_at(self, zeros: Array, values: Array, index: np.ndarray) -> Array:
-        np.add.at(zeros, (slice(None), np.arange(len(index))[:, None], index), values)
+        places: Any = (slice(None), np.arange(len(index))[:, None], index)
+        np.add.at(zeros, places, values)
         return zeros
 
     def to_double(self, a: Array) -> Array:

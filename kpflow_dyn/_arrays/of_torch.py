@@ -45,7 +45,8 @@ class Torch(Library):
 
 def _places(index: np.ndarray, like: Tensor) -> tuple[Tensor, Tensor]:
     """The numbers of trials [trial, 1], and of places in them [trial, n]."""
-    return tuple(torch.as_tensor(numbers, device=like.device) for numbers in (np.arange(len(index))[:, None], index))
+    trials = torch.arange(len(index), device=like.device)[:, None]
+    return trials, torch.as_tensor(index, device=like.device)
 
 
 TORCH = Torch()

@@ -60,16 +60,14 @@ def frozen(size: int) -> Block:
 def block_diagonal(blocks: Sequence[Block], codomain: Space) -> Operator:
     """R, from the coordinates of all blocks, one after another, to a space of parameters."""
     domain = Space(codomain.axes, (sum(block.size for block in blocks),), codomain.like)
-    ins, outs = _slices([block.size for block in blocks]), _slices([block.scale.size for block in blocks])
+    ins, outs = slices([block.size for block in blocks]), slices([block.scale.size for block in blocks])
 
     def side(parts: list[slice], maps: list[Apply]) -> Apply:
-        def apply(q: Array) -> Array:
-            return array_namespace(q).concat([f(q[:, part]) for f, part in zip(maps, parts, strict=True)], axis=-1)
+        pairs, concat = list(zip(maps, parts, strict=True)), codomain.xp.concat
+        return lambda q: concat([apply(q[:, part]) for apply, part in pairs], axis=-1)
 
-        return apply
-
-    forward, transpose = [block.apply for block in blocks], [block.transpose for block in blocks]
-    return Operator(domain, codomain, side(ins, forward), side(outs, transpose))
+    forward, transpose = side(ins, [block.apply for block in blocks]), side(outs, [block.transpose for block in blocks])
+    return Operator(domain, codomain, forward, transpose)
 
 
 def chosen_block(size: int, learns: bool, mask: np.ndarray | None, like: Array) -> Block:
@@ -89,19 +87,10 @@ def for_each_trial(apart: Operator, R: Operator) -> Operator:
     return apart @ Operator(domain, apart.domain, R.mv, R.T.mv)
 
 
-def _slices(sizes: Sequence[int]) -> list[slice]:
+def slices(sizes: Sequence[int]) -> list[slice]:
+    """The places of parts of these sizes, one after another."""
     ends = np.cumsum([0, *sizes]).tolist()
     return [slice(*ends[i : i + 2]) for i in range(len(sizes))]
-
-
-def without(name: str, dropped: list[str]) -> str:
-    """A site's name without the parameters that do not learn."""
-    parts = name.split(" + ")
-    gone = [any(part == other or part.startswith(f"{other}[") for other in dropped) for part in parts]
-    return " + ".join(part for part, out in zip(parts, gone, strict=True) if not out)
-
-
-# Sites seen through R
 
 
 def seen_through(blocks: Sequence[Block], sites: list[WeightSite]) -> list[WeightSite]:

@@ -44,16 +44,8 @@ def readout(ntk: GramOperator, state: Array, parts: dict[str, int], C: Any, lear
         parts |= {"readout.bias": weight.shape[0]} if bias is not None else {}
     bias = None if bias is None else like_numpy(np.array(to_numpy(bias)), space.like)
     values = state @ weight.T + (0 if bias is None else bias)
-    return Readout(
-        values=values,
-        C=read,
-        J=J,
-        ntk=GramOperator(J, None, apart),
-        parts=parts,
-        weight=weight,
-        bias=bias,
-        rate=float(learn),
-    )
+    moved, rate = GramOperator(J, None, apart), float(learn)
+    return Readout(values=values, C=read, J=J, ntk=moved, parts=parts, weight=weight, bias=bias, rate=rate)
 
 
 def _matrix(C: Any, space: Space) -> Array:

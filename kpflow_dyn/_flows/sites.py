@@ -51,8 +51,7 @@ class WeightSite:
         the measure; the core has each of them m times. For a scale there is one for each weight: the sum of the squares
         of its coefficients.
 
-        Raises:
-            ValueError: for an opaque site, whose Gram matrix is not that of its operands.
+        An opaque site, whose Gram matrix is not that of its operands, is a ValueError.
         """
         if self.kind == "opaque":
             raise ValueError(f"the site {self.name} is opaque: its spectrum does not follow from its operands alone")
@@ -68,24 +67,17 @@ class WeightSite:
         return to_numpy(gram(columns, columns))
 
     def _columns(self) -> Array:
-        return self._weighted_inputs().reshape((-1, self.inputs.shape[-1])).T
-
-    def _weighted_inputs(self) -> Array:
-        """Inputs times the root of the measure."""
-        if self.measure is None:
-            return self.inputs
-        root = array_namespace(self.measure).sqrt(self.measure)
-        root = root.reshape((1,) * (3 - root.ndim) + tuple(root.shape))
-        return self.inputs * root.reshape((*root.shape[:2], *(1,) * (self.inputs.ndim - 2)))
+        """The inputs at every row, times the root of the measure [d, row]."""
+        inputs = self.inputs
+        if self.measure is not None:
+            root = array_namespace(self.measure).sqrt(self.measure)
+            root = root.reshape((1,) * (3 - root.ndim) + tuple(root.shape))
+            inputs = inputs * root.reshape((*root.shape[:2], *(1,) * (inputs.ndim - 2)))
+        return inputs.reshape((-1, inputs.shape[-1])).T
 
 
 class CoreOperator(GramOperator):
-    """The Kronecker core: blockdiag over sites of V V^T (x) I, on the outputs of all sites [trial, time, site].
-
-    Args:
-        factor: weight changes -> site outputs.
-        sites: the sites, in the order of their outputs.
-    """
+    """The Kronecker core: blockdiag over sites of V V^T (x) I, on the outputs of all sites [trial, time, site]."""
 
     def __init__(self, factor: Operator, sites: list[WeightSite]) -> None:
         super().__init__(factor)

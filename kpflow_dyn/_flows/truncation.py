@@ -31,15 +31,7 @@ class Truncation:
 
 
 def truncation(reach: Operator, J: Operator, core: CoreOperator, rtol: float, rng: Random) -> Truncation:
-    """The fewest directions whose bound |P B|^2 max_i l_{r_i + 1}(V_i^T W V_i) is below rtol |ntk|.
-
-    Args:
-        reach: P B.
-        J: of ntk = J J*.
-        core: the operator to be truncated, with its sites.
-        rtol: the bound.
-        rng: for the starts of block Lanczos.
-    """
+    """The fewest directions whose bound |P B|^2 max_i l_{r_i + 1}(V_i^T W V_i) is at most rtol |ntk|; reach = P B."""
     reached, most = _largest(reach, rng), _largest(J, rng)
     amplified = reached[0] * (1 + reached[1]) / most[0] if most[0] else 0.0
     ranks, bases, left_out = [], [], 0.0

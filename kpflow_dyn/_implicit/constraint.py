@@ -64,25 +64,17 @@ class TracedConstraint:
     start: Array | None = None
     model: Callable[[Array], Array] | None = None
 
-    def constraint(self, learnable: Iterable[str]) -> Constraint:
-        """The functions of a row, where these parameters learn."""
-        return Constraint(self, learnable)
-
 
 def every(traced: TracedConstraint) -> Constraint:
     """The functions of a row, where all parameters learn."""
-    return traced.constraint(traced.graph.parameters.values())
+    return Constraint(traced, traced.graph.parameters.values())
 
 
 def on_rows(traced: TracedConstraint, function: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:
     """A function of a row, compiled for all rows of the model; a free form is one row.
 
-    The rows are arguments of what is compiled: constants of a program would be whole on every device.
-
-    Args:
-        traced: the model, whose own inputs are the function's last arguments.
-        function: of one row.
-        axes: for each of its other arguments 0, or None for one that all rows share.
+    Its last arguments are the model's own inputs; of the others, axes say 0, or None where all rows share it. The rows
+    are arguments of what is compiled: constants of a program would be whole on every device.
     """
     every = (*axes, *(0 for _ in traced.rows))
     over = function if traced.form is Form.FREE else traced.transforms.vmap(function, every)
@@ -147,12 +139,7 @@ def _named(graph: Graph, uses: list[Use]) -> str:
 
 
 class Constraint:
-    """The functions of one row.
-
-    Args:
-        traced: the model.
-        learnable: the names of the parameters that learn; the others are constants.
-    """
+    """The functions of one row, where the parameters of these names learn and the others are constants."""
 
     def __init__(self, traced: TracedConstraint, learnable: Iterable[str]) -> None:
         names, graph, transforms = set(learnable), traced.graph, traced.transforms
@@ -175,14 +162,11 @@ class Constraint:
 
     def residual(self, theta: Array, state: Array, kicks: Array, *x: Array) -> Array:
         """F, in the form of the state; kicks [site] are added to the outputs of the uses."""
-        added = self._added(kicks)
+        added, env = self._added(kicks), self._start(theta, x)
         if self.form is not Form.NETWORK:
-            env = self._start(theta, x) | self._at(state)
-            found = self._run(env, added, {})[self.graph.output].reshape(state.shape)
+            found = self._run(env | self._at(state), added, {})[self.graph.output].reshape(state.shape)
             return found if self.form is Form.FREE else state - found
-        given = dict(zip(self.states, self._layout.split(state), strict=True))
-        env = self._start(theta, x)
-        found = self._run(env, added, given)
+        found = self._run(env, added, dict(zip(self.states, self._layout.split(state), strict=True)))
         return state - self._layout.join([found[node] for node in self.states])
 
     def at(self, state: Array, *x: Array) -> Array:
@@ -300,8 +284,7 @@ class ConstraintSite:
     Attributes:
         name: the parameters that it is computed from.
         kind: as of a `Use`.
-        entries: the numbers of its elements: of a matrix [d, m], else [element].
-        weight: their values.
+        entries, weight: the numbers and values of its elements: of a matrix [d, m], else [element].
         terms: the uses that it has.
     """
 

@@ -14,15 +14,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Rows, array_namespace, like_numpy
 from kpflow_dyn._flows.flow import ConstraintFlow, Propagator
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
-from kpflow_dyn._implicit.constraint import (
-    Constraint,
-    ConstraintSite,
-    Form,
-    TracedConstraint,
-    direct,
-    on_rows,
-    residual,
-)
+from kpflow_dyn._implicit.constraint import Constraint, ConstraintSite, Form, direct, on_rows, residual
 from kpflow_dyn._implicit.solutions import ConstraintSolution, SolvedSolution
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._spaces.operators import GramOperator, on_spaces
@@ -34,18 +26,15 @@ FREE_AXES = {1: ("unit",), 2: ("trial", "unit"), 3: ("trial", "time", "unit")}
 
 def flow_of_constraint(sol: ConstraintSolution, params: Choice, measure: Array | None) -> ConstraintFlow:
     """The operators of a solution of `solve_implicit`."""
-    traced = sol.traced
-    row = traced.constraint(choose(traced.known, params))
-    return _Linearised(traced, row, sol, measure).flow()
+    row = Constraint(sol.traced, choose(sol.traced.known, params))
+    return _Linearised(sol, row, measure).flow()
 
 
 class _Linearised:
     """The derivatives of a constraint at a solution, each made when it is first applied."""
 
-    def __init__(
-        self, traced: TracedConstraint, row: Constraint, sol: ConstraintSolution, measure: Array | None
-    ) -> None:
-        self.traced, self.row, self.sol = traced, row, sol
+    def __init__(self, sol: ConstraintSolution, row: Constraint, measure: Array | None) -> None:
+        self.sol, self.row, self.traced = sol, row, (traced := sol.traced)
         state, one = sol.state, traced.form is Form.FREE
         axes = FREE_AXES[state.ndim] if one else ("trial", *(traced.layout.axes if traced.layout else ("unit",)))
         weights = None if measure is None else measure.reshape((-1, *(1 for _ in state.shape[1:])))
@@ -57,15 +46,13 @@ class _Linearised:
         self.outputs = Space((*axes, "site"), (*lead, sum(row.sizes)), state, weights)
 
     def flow(self) -> ConstraintFlow:
-        """All operators."""
         kick = self.operator(self.parameters, self.state, self.kicked(), self.theta)
         V = self.operator(self.parameters, self.outputs, self.written(), self.theta)
         B = self.operator(self.outputs, self.state, self.entered(), self.no_kicks())
         P, inverse = self.propagator()
+        J = P @ kick
         if self.traced.form is Form.NETWORK:
             J = self.operator(self.parameters, self.state, direct(self.traced, self.row), self.theta)
-        else:
-            J = P @ kick
         names = {node: self.traced.graph.parameters[node] for node in self.row.parameters}
         return ConstraintFlow(
             P=Propagator(P, inverse),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,12 +35,7 @@ class Inverse:
 
 @dataclass(frozen=True)
 class StateDerivative:
-    """A on blocks [probe, row, ...], block diagonal over rows.
-
-    Args:
-        apply, adjoint: A and its transpose.
-        like: the state [row, ...].
-    """
+    """A and its transpose on blocks [probe, row, ...], block diagonal over rows; `like` is the state [row, ...]."""
 
     apply: Rows
     adjoint: Rows
@@ -59,11 +53,7 @@ class StateDerivative:
         return to_numpy(columns).astype(np.float64).reshape((n, rows, n)).transpose(1, 2, 0)
 
     def spectral_radius(self) -> float:
-        """The largest |eigenvalue| of 1 - A: exact from its matrices, else by ARPACK to 1e-3.
-
-        Raises:
-            ValueError: where ARPACK finds none.
-        """
+        """The largest |eigenvalue| of 1 - A: exact from its matrices, else by ARPACK to 1e-3."""
         from scipy.sparse.linalg import ArpackError, eigs
 
         if (A := self.matrices) is not None:
@@ -83,9 +73,6 @@ class StateDerivative:
 
         Else by the Neumann series sum_k (1 - A)^k where that ends, as it does after as many terms as a recurrence has
         steps, or contracts fast; else by GMRES.
-
-        Raises:
-            ValueError: where A is singular to the precision of the dtype.
         """
         if self.matrices is not None:
             return self._by_matrices(self.matrices)
@@ -139,23 +126,16 @@ def _by_gmres(apply: Rows) -> Rows:
     """Each probe by itself, to the precision of the dtype."""
 
     def one(q: Array) -> Array:
-        def alone(v: Array) -> Array:
-            return apply(v[None])[0]
-
-        found = iterate("gmres", alone, q, 10 * eps_of(q))
-        _check(alone, found, q)
+        found = iterate("gmres", lambda v: apply(v[None])[0], q, 10 * eps_of(q))
+        error = _size(apply(found[None])[0] - q) / max(_size(q), 1e-300)
+        if not error <= 1e5 * eps_of(q):
+            raise ValueError(
+                f"GMRES stopped at a residual of {error:.1e}: D_S F is singular or badly conditioned; look at the "
+                "solution, or work in float64"
+            )
         return found
 
     return lambda q: array_namespace(q).stack([one(probe) for probe in q])
-
-
-def _check(apply: Callable[[Array], Array], found: Array, q: Array) -> None:
-    error = _size(apply(found) - q) / max(_size(q), 1e-300)
-    if not error <= 1e5 * eps_of(q):
-        raise ValueError(
-            f"GMRES stopped at a residual of {error:.1e}: D_S F is singular or badly conditioned; look at the "
-            "solution, or work in float64"
-        )
 
 
 def _size(q: Array) -> float:

@@ -15,10 +15,6 @@ class Layout:
 
     Equal shapes are stacked on a "site" axis; values with as many tokens are put side by side on the unit axis; others
     are flattened to one unit axis. A single one keeps its axes.
-
-    Args:
-        names: of the values.
-        shapes: of the values.
     """
 
     names: tuple[str, ...]

@@ -13,11 +13,7 @@ from kpflow_dyn._problems.solutions import Solution
 
 @dataclass(frozen=True, kw_only=True)
 class ConstraintSolution(Solution):
-    """A solution of F(S, theta; x) = 0.
-
-    Attributes:
-        traced: the model as it was traced.
-    """
+    """A solution of F(S, theta; x) = 0, with the model as it was traced."""
 
     traced: TracedConstraint = field(repr=False)
 
@@ -37,11 +33,7 @@ class NetworkSolution(ConstraintSolution):
 
 @dataclass(frozen=True, kw_only=True)
 class SolvedSolution(ConstraintSolution):
-    """A state that was searched for.
-
-    Attributes:
-        inverse: P = (D_S F)^{-1} there.
-    """
+    """A state that was searched for, with P = (D_S F)^{-1} there."""
 
     inverse: Inverse = field(repr=False)
 

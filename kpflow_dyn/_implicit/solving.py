@@ -73,7 +73,7 @@ def _solve_free(prob: ImplicitProblem) -> ConstraintSolution:
 
 def states_of_network(traced: TracedConstraint, learnable: list[str]) -> Callable[[dict[str, Array]], Array]:
     """The states of a network as a function of these of its parameters, by name."""
-    row = traced.constraint(learnable)
+    row = Constraint(traced, learnable)
     states, names = direct(traced, row), [traced.graph.parameters[node] for node in row.parameters]
     no_values, concat = traced.rows[0].reshape(-1)[:0], array_namespace(traced.rows[0]).concat
     return lambda values: states(concat([no_values, *(values[name].reshape(-1) for name in names)], axis=0))

@@ -15,6 +15,7 @@ from jax import lax
 from kpflow_dyn._jax.checks import check_parameters
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._jax.rollout import roll_out, run
+from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import ODEProblem
 
 __all__ = [
@@ -35,12 +36,20 @@ without_gradients = nullcontext
 ROOM = 32  # steps are filled up to a multiple of this: each further length is compiled anew
 
 
+def each_step(step: Callable[..., jax.Array], model: Any, rows: jax.Array, before: jax.Array, count: int) -> jax.Array:
+    """step(model, row, z) of the first rows [trial, time, ...] and the states before them, then zeros."""
+    return _each_step(step, model, rows.swapaxes(0, 1), before.swapaxes(0, 1), jnp.asarray(count))
+
+
 @eqx.filter_jit
-def each_step(step: Callable[..., jax.Array], model: Any, rows: jax.Array, before: jax.Array) -> jax.Array:
-    """step(model, row, z) of rows [trial, time, ...] and the states before each step; all trials at once."""
+def _each_step(step: Any, model: Any, rows: jax.Array, before: jax.Array, count: jax.Array) -> jax.Array:
     of_trials = jax.vmap(lambda row, z: step(model, row, z))
-    found = lax.map(lambda at: of_trials(*at), (rows.swapaxes(0, 1), before.swapaxes(0, 1)))
-    return found.swapaxes(0, 1)
+    one = jax.eval_shape(of_trials, rows[0], before[0])
+
+    def body(n: jax.Array, found: jax.Array) -> jax.Array:
+        return found.at[n].set(of_trials(rows[n], before[n]))
+
+    return lax.fori_loop(0, count, body, jnp.zeros((len(rows), *one.shape), one.dtype)).swapaxes(0, 1)
 
 
 def rounded(count: int) -> int:
@@ -82,9 +91,8 @@ def check_field(problem: ODEProblem) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(f)[0]:
         if isinstance(leaf, np.ndarray):
             raise TypeError(f"{jax.tree_util.keystr(path)} of f is a numpy array, expected a jax one: jnp.asarray(...)")
-    t = jnp.asarray(problem.t[0], z0.dtype)
-    x = Field(problem).input(t, 0)
-    arguments = (t, z0[0]) if x is None else (t, z0[0], x)
+    shapes = [(), z0.shape[1:]] + ([] if (width := input_width(problem)) is None else [(width,)])
+    arguments = [jax.ShapeDtypeStruct(shape, z0.dtype) for shape in shapes]
     try:
         rate = eqx.filter_eval_shape(f, *arguments)
     except (TypeError, ValueError, IndexError, RuntimeError) as error:

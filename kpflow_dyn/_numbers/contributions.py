@@ -8,7 +8,6 @@ With ntk = F F*, F = J R and the blocks F = [F_1, F_2, ...] of the parameters,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import row_dots
 from kpflow_dyn._arrays.memory import rows_at_once
+from kpflow_dyn._flows.preconditioner import slices
 from kpflow_dyn._numbers.moments import count_of
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows, unit_rows
@@ -114,6 +114,5 @@ def _of_probes(factor: Operator, sizes: list[int], count: int, rng: Random) -> n
 
 def _squares(rows: Array, sizes: list[int]) -> np.ndarray:
     """The squared norms of the parts of rows [b, p] -> [part, b]."""
-    ends = np.cumsum([0, *sizes]).tolist()
-    parts = [rows[:, first:stop] for first, stop in pairwise(ends)]
+    parts = [rows[:, place] for place in slices(sizes)]
     return np.stack([to_numpy(row_dots(part, part)) for part in parts])

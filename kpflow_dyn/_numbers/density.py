@@ -8,7 +8,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, to_numpy
 from kpflow_dyn._arrays.dots import row_norms
-from kpflow_dyn._spaces.operators import GramOperator, Operator
+from kpflow_dyn._spaces.operators import Operator, smaller_of
 from kpflow_dyn._spaces.rows import is_symmetric, on_rows, require_square
 from kpflow_dyn.solvers import BlockLanczos, Eigenpairs, Estimate
 from kpflow_dyn.solvers._moments import LEAST_SAMPLES, student
@@ -88,8 +88,7 @@ def spectral_density(
         raise ValueError(f"spectral_density needs a symmetric operator, got {op!r}; take op @ op.T")
     if probes < LEAST_SAMPLES or steps < 2:
         raise ValueError(f"got probes = {probes}, steps = {steps}; expected at least {LEAST_SAMPLES} and 2")
-    smaller = op.factor.T @ op.factor if isinstance(op, GramOperator) and op.factor.domain.size < op.domain.size else op
-    space, apply = smaller.domain, on_rows(smaller)
+    space, apply = (smaller := smaller_of(op)).domain, on_rows(smaller)
     if not 0 <= k < space.size:
         raise ValueError(f"k = {k} leading pairs of an operator of rank {space.size} at most; expected 0 <= k < that")
     pairs = BlockLanczos().solve(apply, space.size, k, like=space.like, seed=rng) if k else None

@@ -41,13 +41,7 @@ TINY = 1e-300
 
 @dataclass(frozen=True)
 class Scalars:
-    """Scalars of one operator that come from the same applications, each of which counts all of them.
-
-    Attributes:
-        trace: tr A.
-        norm: |A|_F.
-        effective_rank: (tr A)^2 / |A|_F^2 of a positive semi-definite A, of A A* for any other.
-    """
+    """Scalars of one operator that come from the same applications, each of which counts all of them."""
 
     trace: Estimate
     norm: Estimate
@@ -55,24 +49,14 @@ class Scalars:
 
 
 def scalars(op: Operator, samples: int | None = None, seed: int | Random = 0, alg: Estimator | None = None) -> Scalars:
-    """`trace`, `frobenius_norm` and `effective_rank` of an operator from a space to itself, for the price of one.
-
-    Arguments and errors as for `trace`, and those of `effective_rank`.
-
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> from kpflow_dyn._numbers.estimate import scalars
-        >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
-        >>> found = scalars(kp.MatrixOperator(np.diag([1.0, 2.0, 2.0]), unit, unit))
-        >>> found.trace.value, found.norm.value, round(found.effective_rank.value, 6)
-        (5.0, 3.0, 2.777778)
-    """
+    """`trace`, `frobenius_norm` and `effective_rank` of an operator from a space to itself, for the price of one."""
     require_square(op, "a trace")
     rng = Random(seed)
     positive, spent = _is_positive(op, rng)
     found = moments_of(op, samples, rng, alg)
     for_rank = found if positive else moments_of(GramOperator(op), samples, rng, None)
-    return Scalars(found.trace, found.norm, _spend(for_rank, spent).effective_rank)
+    rank = for_rank.effective_rank
+    return Scalars(found.trace, found.norm, replace(rank, applications=rank.applications + spent))
 
 
 def trace(
@@ -145,8 +129,10 @@ def frobenius_norm(
             return moments_of(op, count, rng, alg).norm
         squared = GramOperator(op)  # |A|_F^2 = tr A A*
         if alg is None or offered(alg, "moments", squared):
-            return moments_of(squared, count, rng, alg, True).estimate(_root_of_trace)
-        return _root(trace_of(squared, count, rng, alg))
+            return moments_of(squared, count, rng, alg, True).estimate(lambda trace, _square: max(trace, 0.0) ** 0.5)
+        found = trace_of(squared, count, rng, alg)  # without its samples
+        value = max(found.value, 0.0) ** 0.5
+        return replace(found, value=value, stderr=found.stderr / (2 * value) if value else found.stderr**0.5)
 
     return _until(estimate, samples, rtol, max_applications)
 
@@ -265,23 +251,9 @@ def cosine(product: float, first: float, second: float) -> float:
 def _gives_norm(op: Operator, samples: int | None, alg: Estimator | None) -> bool:
     """Whether |A|_F^2 is found beside tr A, and not as the trace of A A*."""
     if alg is None or groups_of(op):
-        exact = samples is None and isinstance(op, MatrixOperator)
-        return exact or isinstance(op, GramOperator) or bool(groups_of(op))
+        known = (GramOperator, MatrixOperator) if samples is None else GramOperator
+        return isinstance(op, known) or bool(groups_of(op))
     return op.domain.matches(op.codomain) and offered(alg, "moments", op) is not None
-
-
-def _root_of_trace(trace: float, _square: float) -> float:
-    return max(trace, 0.0) ** 0.5
-
-
-def _root(found: Estimate) -> Estimate:
-    """The root of an estimate that came without its samples."""
-    value = max(found.value, 0.0) ** 0.5
-    return replace(found, value=value, stderr=found.stderr / (2 * value) if value else found.stderr**0.5)
-
-
-def _spend(moments: Moments, applications: int) -> Moments:
-    return replace(moments, applications=moments.applications + applications)
 
 
 def _exact_products(first: Rows, second: Rows, space: Space) -> Moments:
@@ -295,9 +267,9 @@ def _sampled_products(first: Rows, second: Rows, ranges: list[Operator], samples
     space = ranges[0].codomain
     rank = min(samples // 3, space.size) // len(ranges)
     probes = samples - (1 + len(ranges)) * rank
-    leading = [on_rows(op)(_normal(rank, op.domain, rng)) for op in ranges]
+    leading = [on_rows(op)(rng.normal((rank, op.domain.size), op.domain.like)) for op in ranges]
     q, _c, _r = orthonormalise(space.xp.concat(leading, axis=0), [], 0.0)
-    rest, _c = project_out(_normal(probes, space, rng), [q])
+    rest, _c = project_out(rng.normal((probes, space.size), space.like), [q])
     found = _dots(first(q), second(q)).sum(1, keepdims=True) + _dots(first(rest), second(rest))
     return of_samples(found, len(ranges) * samples, "deflation and probes", eps_of(space.like))
 
@@ -305,10 +277,6 @@ def _sampled_products(first: Rows, second: Rows, ranges: list[Operator], samples
 def _dots(a: Array, b: Array) -> np.ndarray:
     """<a, b>, <a, a> and <b, b> of rows -> [3, row]."""
     return np.stack([to_numpy(row_dots(x, y)) for x, y in ((a, b), (a, a), (b, b))])
-
-
-def _normal(rows: int, space: Space, rng: Random) -> Array:
-    return rng.normal((rows, space.size), space.like)
 
 
 def _is_positive(op: Operator, rng: Random) -> tuple[bool, int]:

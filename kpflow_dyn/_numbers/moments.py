@@ -11,7 +11,7 @@ from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, eps_of, to_
 from kpflow_dyn._arrays.dots import row_dots, to_double
 from kpflow_dyn._flows.sites import CoreOperator
 from kpflow_dyn._numbers.reductions import PartialTrace, probe_images
-from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator
+from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator, smaller_of
 from kpflow_dyn._spaces.rows import CHEAP, euclidean_matrix, on_rows
 from kpflow_dyn.solvers import Dense, Estimate, FactorTraceEstimator, Moments, TraceEstimator, XTrace
 from kpflow_dyn.solvers._doors import called
@@ -50,11 +50,7 @@ def trace_of(op: Operator, samples: int | None, rng: Random, alg: Estimator | No
 
 
 def offered(alg: Estimator, what: str, op: Operator) -> tuple[Callable[..., Any], Any] | None:
-    """The method of an estimator that gives "trace" or "moments" of this operator, and A or its factor as it takes it.
-
-    Raises:
-        TypeError: not an estimator.
-    """
+    """The method of an estimator that gives "trace" or "moments" of A, and A or its factor as it takes it."""
     if isinstance(alg, type) or not isinstance(alg, TraceEstimator | FactorTraceEstimator):
         raise TypeError(
             f"alg is {alg!r}, expected an object with trace(...) or trace_product(...), such as kp.solvers.XTrace()"
@@ -114,7 +110,7 @@ def _exact(op: Operator) -> Moments | None:
     if spectrum is not None:
         values, counts = spectrum
         return exact(np.array([counts @ values, counts @ values**2]), 0, "exact: spectrum of V^T V")
-    smaller = op.factor.T @ op.factor if isinstance(op, GramOperator) and op.factor.domain.size < op.domain.size else op
+    smaller = smaller_of(op)
     if smaller.domain.size > CHEAP:
         return None
     return Dense().moments(on_rows(smaller), smaller.domain.size, like=smaller.domain.like)
@@ -157,8 +153,7 @@ def _spent_on(op: Operator) -> int:
 
 def _flat(op: Operator) -> np.ndarray:
     """The matrix, or what each group of probes gave for it, as rows [group, entry]."""
-    matrix = op if isinstance(op, MatrixOperator) else MatrixOperator(op.dense(), op.domain, op.codomain)
-    matrices = groups_of(op) or [to_double(euclidean_matrix(matrix))]
+    matrices = groups_of(op) or [to_double(euclidean_matrix(op))]
     return np.stack([to_numpy(matrix).reshape(-1) for matrix in matrices])
 
 

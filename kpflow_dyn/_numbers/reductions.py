@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from kpflow_dyn._arrays import Array, Random, array_namespace
 from kpflow_dyn._arrays.dots import dots
 from kpflow_dyn._arrays.memory import rows_at_once
-from kpflow_dyn._spaces.operators import DENSE_BYTES, GramOperator, MatrixOperator, Operator
+from kpflow_dyn._spaces.operators import DENSE_BYTES, GramOperator, MatrixOperator, Operator, smaller_of
 from kpflow_dyn._spaces.rows import CHEAP, is_symmetric, matrix_on_values, on_rows, require_square, unit_rows
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers._moments import check_samples, student
@@ -102,7 +102,7 @@ def partial_traces(
     rng = Random(seed)
     symmetric = is_symmetric(op, rng)
     sums = [Sums(op.domain, names_of(keep), symmetric) for keep in keeps]
-    if samples is None and _is_cheap(op):
+    if samples is None and (isinstance(op, MatrixOperator) or smaller_of(op).domain.size <= CHEAP):
         return _sum_exactly(op, sums)
     columns, probes = sampling(SAMPLES if samples is None else samples)
     if isinstance(op, GramOperator):
@@ -115,9 +115,6 @@ def sampling(samples: int) -> tuple[int, int]:
 
     A column costs one J and one J*, a probe one J; probes are taken twice over for traces that keep trials and traces
     that sum over them.
-
-    Raises:
-        ValueError: fewer than 8 samples.
     """
     check_samples(samples)
     return min(LEADING, samples // 4), samples + -samples % min(GROUPS, samples)
@@ -129,15 +126,8 @@ def marginal(op: Operator, keep: Keep) -> Operator:
     An operator on the kept axes, which is not formed. It is not the partial trace: it sees only what is common to all
     of Y. Where there is a measure, averages are weighted by it.
 
-    Args:
-        op: A, from a space to itself.
-        keep: the name of the axis to keep, or several; () gives the mean over everything, all give A.
-
-    Raises:
-        ValueError: an unknown axis, or a domain that is not the codomain.
-
     Source: docs/theory.md, "How many: effective ranks".
-    Example as `partial_trace`.
+    Args, Raises and Example as `partial_trace`; of keep, () gives the mean over everything, all axes give A.
     """
     require_square(op, "a marginal")
     space, names = op.domain, names_of(keep)
@@ -173,15 +163,12 @@ class Sums:
             pair = left[number : number + 1], right[number : number + 1]
             self.groups[group] = self._product(*pair) + self.groups[group]
 
-    def exact(self, applications: int) -> PartialTrace:
-        """The sum of the pairs."""
-        return PartialTrace(self.known, [], self.space, self.symmetric, applications)
-
-    def sampled(self, probes: int, applications: int) -> PartialTrace:
-        """The sum of the pairs and the mean of this number of random ones."""
+    def partial_trace(self, probes: int, applications: int) -> PartialTrace:
+        """The sum of the pairs and the mean of this number of random ones, if any."""
         count = min(GROUPS, probes)
         groups = [self.known + total / (probes // count) for total in self.groups[:count]]
-        return PartialTrace(sum(groups) / count, groups, self.space, self.symmetric, applications)
+        mean = sum(groups) / count if groups else self.known
+        return PartialTrace(mean, groups, self.space, self.symmetric, applications)
 
     def _product(self, left: Array, right: Array) -> Array:
         product = dots(self._split(left), self._split(right))
@@ -212,11 +199,6 @@ def _standard_error(mean: Array, groups: list[Array]) -> Array:
     return student(len(groups)) * array_namespace(mean).sqrt(variance)
 
 
-def _is_cheap(op: Operator) -> bool:
-    columns = op.factor.domain.size if isinstance(op, GramOperator) else op.domain.size
-    return isinstance(op, MatrixOperator) or min(columns, op.domain.size) <= CHEAP
-
-
 def _sum_exactly(op: Operator, sums: list[Sums]) -> list[PartialTrace]:
     """tr_Y A from A applied to every unit vector, or from every column of J."""
     source = op.factor if isinstance(op, GramOperator) and op.factor.domain.size < op.domain.size else op
@@ -225,7 +207,7 @@ def _sum_exactly(op: Operator, sums: list[Sums]) -> list[PartialTrace]:
         image = forward(unit)
         for kept in sums:
             kept.add(image, image if factored else unit)
-    return [kept.exact((columns + 1) // 2 if factored else columns) for kept in sums]
+    return [kept.partial_trace(0, (columns + 1) // 2 if factored else columns) for kept in sums]
 
 
 def _sample_gram(op: GramOperator, sums: list[Sums], columns: int, probes: int, rng: Random) -> list[PartialTrace]:
@@ -238,19 +220,15 @@ def _sample_gram(op: GramOperator, sums: list[Sums], columns: int, probes: int, 
         leading = forward(q[first : first + step])
         for kept in sums:
             kept.add(leading, leading)
-    by_factor = _split_by_factor(op, sums)
+    # Where a trace sums over trials, each trial may have random vectors of its own.
+    inside = [kept for kept in sums if op.apart is not None and "trial" not in kept.space.axes]
+    across = [kept for kept in sums if kept not in inside]
+    by_factor = [(factor, those) for factor, those in ((J, across), (op.apart, inside)) if factor and those]
     for factor, those in by_factor:
         for first, image in probe_images(factor, q, probes, rng):
             for kept in those:
                 kept.add_probes(image, image, first)
-    return [kept.sampled(probes, columns + (len(by_factor) * probes + 1) // 2) for kept in sums]
-
-
-def _split_by_factor(op: GramOperator, sums: list[Sums]) -> list[tuple[Operator, list[Sums]]]:
-    """Which factor of A each partial trace needs: that of each trial apart where it sums over trials."""
-    inside = [kept for kept in sums if op.apart is not None and "trial" not in kept.space.axes]
-    across = [kept for kept in sums if kept not in inside]
-    return [(factor, those) for factor, those in ((op.factor, across), (op.apart, inside)) if factor and those]
+    return [kept.partial_trace(probes, columns + (len(by_factor) * probes + 1) // 2) for kept in sums]
 
 
 def probe_images(factor: Operator, q: Array, probes: int, rng: Random) -> Iterator[tuple[int, Array]]:
@@ -275,7 +253,7 @@ def _sample(op: Operator, sums: list[Sums], probes: int, rng: Random) -> list[Pa
         image = forward(block)
         for kept in sums:
             kept.add_probes(image, block, first)
-    return [kept.sampled(probes, probes) for kept in sums]
+    return [kept.partial_trace(probes, probes) for kept in sums]
 
 
 def names_of(keep: Keep) -> tuple[str, ...]:

@@ -32,11 +32,7 @@ def schmidt_rank(op: Operator, keep: Keep, samples: int | None = None, seed: int
     over independent probes, the mean over all pairs and quadruples of different ones; the leading range of J* is taken
     out and treated exactly.
 
-    Args:
-        op: A, from a space to itself; A = J J* where it is not small.
-        keep: the name of an axis, or several, on one side of the cut.
-        samples: how many probes, 16 when None; the work grows with their fourth power.
-        seed: an int, or a `Random` to continue.
+    Args as `partial_trace`, but 16 samples when None; the work grows with their fourth power.
 
     Raises:
         ValueError: an unknown axis, none or all axes kept, fewer than 8 samples, the zero operator, or an operator that
@@ -67,8 +63,7 @@ def schmidt_rank(op: Operator, keep: Keep, samples: int | None = None, seed: int
 def _of_matrix(op: Operator, kept: tuple[int, ...]) -> Estimate:
     """From the matrix itself."""
     space = op.domain
-    matrix = op if isinstance(op, MatrixOperator) else MatrixOperator(op.dense(), space, space)
-    rows = as_matrices(to_double(euclidean_matrix(matrix)), space, kept)  # [(x y), x', y']
+    rows = as_matrices(to_double(euclidean_matrix(op)), space, kept)  # [(x y), x', y']
     turned = array_namespace(rows).permute_dims(rows, (1, 2, 0)).reshape((-1, space.size))
     both = to_numpy(as_matrices(turned, space, kept))  # [(x' y'), x, y]
     x, y = both.shape[1:]

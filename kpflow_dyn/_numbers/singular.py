@@ -39,29 +39,17 @@ class SingularModes:
 
 
 def svds(
-    op: Operator,
-    k: int,
-    alg: EigenSolver | None = None,
-    seed: int | Random = 0,
-    callback: Callback | None = None,
+    op: Operator, k: int, alg: EigenSolver | None = None, seed: int | Random = 0, callback: Callback | None = None
 ) -> SingularModes:
     """The k largest singular values of any operator A, with their left and right vectors: A v = s u, A* u = s v.
 
     Eigenvectors of A*A, or of A A* where that is smaller, are the right (left) vectors. Squares lose half of the
     digits: s below sqrt(eps) s_1 are noise, unless a dimension is at most 512, when A itself is decomposed.
 
-    Args:
-        op: A.
-        k: how many triplets, at most the smaller dimension.
-        alg, seed, callback: as for `eigs`.
+    Args, Warns and Source as `eigs`, but for any A.
 
     Raises:
-        ValueError: k out of range.
-
-    Warns:
-        UserWarning: some triplets did not converge; they are returned flagged.
-
-    Source as `solvers.BlockLanczos`.
+        ValueError: k below 1 or above the smaller dimension.
 
     Example:
         >>> import numpy as np, kpflow_dyn as kp
@@ -77,8 +65,6 @@ def svds(
     with room_for(k, op.codomain):
         sides = on_rows(op), on_rows(op.T)
         found = triplets(alg, *sides, op.domain.size, k, op.domain.like, Random(seed), callback=callback)
-    left, right = (
-        space.from_euclidean(rows.reshape((k, *space.shape)))
-        for space, rows in ((op.codomain, found.left), (op.domain, found.right))
-    )
+    sides = ((op.codomain, found.left), (op.domain, found.right))
+    left, right = (space.from_euclidean(rows.reshape((k, *space.shape))) for space, rows in sides)
     return SingularModes(found.values, left, right, found.residuals, found.converged, found.applications)

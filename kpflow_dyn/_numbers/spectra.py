@@ -14,7 +14,7 @@ from kpflow_dyn._arrays.dots import row_norms, to_double
 from kpflow_dyn._arrays.memory import budget, bytes_of, memory_budget, require
 from kpflow_dyn._flows.sites import CoreOperator
 from kpflow_dyn._numbers.reductions import PartialTrace, partial_trace
-from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator
+from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator, smaller_of
 from kpflow_dyn._spaces.rows import euclidean_matrix, is_symmetric, on_rows, require_square
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers import BlockLanczos, Eigenpairs, EigenSolver, Triplets
@@ -68,11 +68,7 @@ class Modes:
 
     @property
     def explained(self) -> Array:
-        """Each value's share of the trace [k].
-
-        Raises:
-            ValueError: when the trace is not known; divide `values` by `trace(op).value`.
-        """
+        """Each value's share of the trace [k]; a ValueError where the trace is not known."""
         if self.total is None:
             raise ValueError("the trace of the operator is not known here; divide .values by kp.trace(op).value")
         return self.values / self.total if self.total else 0 * self.values
@@ -86,14 +82,9 @@ class Modes:
         """A dataset of `eigenvalues`, `vectors`, `residuals`, `converged`, `stderr` on "mode" and the space's axes."""
         import xarray
 
-        data = {
-            "eigenvalues": ("mode", to_numpy(self.values)),
-            "vectors": (("mode", *self.space.axes), to_numpy(self.vectors)),
-            "residuals": ("mode", to_numpy(self.residuals)),
-            "converged": ("mode", to_numpy(self.converged)),
-        }
-        if self.stderr is not None:
-            data["stderr"] = ("mode", to_numpy(self.stderr))
+        names, arrays = ("mode", *self.space.axes), {"eigenvalues": self.values, "vectors": self.vectors}
+        arrays |= {"residuals": self.residuals, "converged": self.converged, "stderr": self.stderr}
+        data = {key: (names[: a.ndim], to_numpy(a)) for key, a in arrays.items() if a is not None}
         total = {} if self.total is None else {"total": self.total}
         return xarray.Dataset(data, attrs={"applications": self.applications, **total})
 
@@ -142,13 +133,22 @@ def eigs(
     alg, rng, space = BlockLanczos() if alg is None else alg, Random(seed), op.domain
     require_square(op, "eigs")
     check_which(which)
-    known = None if deflate is None else _basis(_rows(deflate, space, "deflate"))
-    check_count(k, (space.size if which == "SA" else _most(op)) - (0 if known is None else known.shape[0]))
+    known = None
+    if deflate is not None:
+        rows = _rows(deflate, space, "deflate")
+        known, _c, _r = orthonormalise(rows, [], DEPENDENT * float(row_norms(rows).max()))
+    most = space.size if which == "SA" else smaller_of(op).domain.size
+    check_count(k, most - (0 if known is None else known.shape[0]))
     if not is_symmetric(op, rng):
         raise ValueError(f"eigs needs a symmetric operator, got {op!r}; take op @ op.T for its left singular vectors")
     first = None if start is None else _rows(start, space, "start")
     with room_for(k, space):
-        return _eigs(op, k, alg, rng, callback, which, first, known)
+        if isinstance(op, GramOperator) and op.factor.domain.size < space.size and which != "SA":
+            product = _of_product(op.factor, k, alg, rng, callback, first, known)
+            return _as_modes(dataclasses.replace(product, values=product.values**2), product.left, space)
+        asked = {"which": None if which == "LA" else which, "start": first, "deflate": known, "callback": callback}
+        found = eigenpairs(alg, on_rows(op), space.size, k, space.like, rng, **asked)
+        return _as_modes(found, found.vectors, space)
 
 
 def room_for(k: int, space: Space) -> AbstractContextManager[None]:
@@ -157,26 +157,6 @@ def room_for(k: int, space: Space) -> AbstractContextManager[None]:
     require(taken, f"{k} vectors of {space}", "ask for fewer, or raise the budget")
     left = budget()
     return nullcontext() if left is None else memory_budget(max(1, left - taken))
-
-
-def _eigs(
-    op: Operator,
-    k: int,
-    alg: EigenSolver,
-    rng: Random,
-    callback: Callback | None,
-    which: Which,
-    first: Array | None,
-    known: Array | None,
-) -> Modes:
-    space = op.domain
-    if isinstance(op, GramOperator) and op.factor.domain.size < space.size and which != "SA":
-        product = _of_product(op.factor, k, alg, rng, callback, first, known)
-        found = dataclasses.replace(product, values=product.values**2)
-        return _as_modes(found, product.left, space)
-    asked = {"which": None if which == "LA" else which, "start": first, "deflate": known, "callback": callback}
-    found = eigenpairs(alg, on_rows(op), space.size, k, space.like, rng, **asked)
-    return _as_modes(found, found.vectors, space)
 
 
 def _as_modes(found: Eigenpairs | Triplets, rows: Array, space: Space) -> Modes:
@@ -200,7 +180,7 @@ def modes_and_drives(
 
 
 def _of_product(
-    factor: Operator,
+    J: Operator,
     k: int,
     alg: EigenSolver,
     rng: Random,
@@ -209,14 +189,14 @@ def _of_product(
     known: Array | None,
 ) -> Triplets:
     """The triplets of J whose left vectors are eigenvectors of J J*, orthogonal to known rows."""
-    forward, backward = on_rows(factor), on_rows(factor.T)
+    forward, backward = on_rows(J), on_rows(J.T)
 
     def apart(rows: Array) -> Array:
         return rows if known is None else project_out(rows, [known])[0]
 
     asked = {"squared": True, "start": None if start is None else backward(apart(start)), "callback": callback}
     sides = (lambda w: apart(forward(w)), lambda q: backward(apart(q)))
-    return triplets(alg, *sides, factor.domain.size, k, factor.domain.like, rng, **asked)
+    return triplets(alg, *sides, J.domain.size, k, J.domain.like, rng, **asked)
 
 
 def eigenvalues(op: Operator) -> Array:
@@ -246,8 +226,7 @@ def eigenvalues(op: Operator) -> Array:
     if known is not None:
         values = np.sort(np.repeat(*known))[::-1]
         return _padded(values[: op.domain.size], op.domain.size)
-    smaller = op.factor.T @ op.factor if isinstance(op, GramOperator) and op.factor.domain.size < op.domain.size else op
-    space = smaller.domain
+    space = (smaller := smaller_of(op)).domain
     matrix, _rows = matrix_of(Counted(on_rows(smaller)), no_rows(space.size, space.like))
     return _padded(descending_eigh(matrix)[0], op.domain.size)
 
@@ -313,19 +292,10 @@ def _cross_validated(groups: list[Array], k: int) -> tuple[Array, Array]:
     return (means[0] + means[1]) / 2, student(len(groups)) * xp.sqrt(variances[0] + variances[1]) / 2
 
 
-def _most(op: Operator) -> int:
-    """The largest rank that an operator from a space to itself can have."""
-    return min(op.domain.size, op.factor.domain.size) if isinstance(op, GramOperator) else op.domain.size
-
-
 def check_count(k: int, most: int) -> None:
     """Raise unless there may be k pairs."""
     if not isinstance(k, int | np.integer) or not 1 <= k <= most:
         raise ValueError(f"k = {k!r} pairs asked of an operator of rank {most} at most; expected 1 <= k <= {most}")
-
-
-def _basis(rows: Array) -> Array:
-    return orthonormalise(rows, [], DEPENDENT * float(row_norms(rows).max()))[0]
 
 
 def _rows(vectors: Array, space: Space, what: str) -> Array:

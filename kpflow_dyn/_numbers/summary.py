@@ -13,7 +13,7 @@ Sums over trials take further vectors, of each trial's own. Where J has few colu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,7 +137,8 @@ def summary(
         raise ValueError(f"k = {k} eigenpairs asked for, expected at least 1")
     if samples < LEAST_SAMPLES:
         raise ValueError(f"samples = {samples} is too few for error bars; give at least {LEAST_SAMPLES}")
-    return _Pass(flow, samples + -samples % GROUPS, Random(seed), progress or _silent).summary(k, alg or BlockLanczos())
+    one = _Pass(flow, samples + -samples % GROUPS, Random(seed), progress or (lambda *_done: None))
+    return one.summary(k, alg or BlockLanczos())
 
 
 class _Pass:
@@ -163,7 +164,7 @@ class _Pass:
             trace = ntk.trace
         else:
             ntk, trace = self.add_probes(known, v[: int((to_numpy(found.values) > 0).sum())])
-        kernels = {name: self.kernel(name) for name in KERNELS}
+        kernels = {name: kept.partial_trace(self.probes[name], self.applications) for name, kept in self.sums.items()}
         K, core = (self.moments(name, getattr(self.flow, name)) for name in ("K", "core"))
         return Summary(
             ntk=Scalars(trace, ntk.norm, ntk.effective_rank),
@@ -189,7 +190,7 @@ class _Pass:
         for i in range(0, len(values), step):
             u = space.to_euclidean(found.vectors[i : i + step]).reshape((-1, space.size))
             w = roots[i : i + step, None] * u
-            kicked += self.kicked(w).sum()
+            kicked += _squares(self.kick(w)).sum()  # <w, K w>
             for kept in self.sums.values():
                 kept.add(w, w)
         return np.array([values.sum(), (values**2).sum(), kicked])
@@ -203,15 +204,17 @@ class _Pass:
         backward, rows, eps = on_rows(ntk.factor.T), [], eps_of(q)
         for first, u in probe_images(ntk.factor, q, self.samples, self.rng):
             rest, _c = project_out(backward(u), [q])
-            rows.append(np.stack([_squares(u), _squares(rest), self.kicked(u)]))
-            self.add(set(self.sums) - set(inside), u, first)
+            rows.append(np.stack([_squares(u), _squares(rest), _squares(self.kick(u))]))
+            for name in set(self.sums) - set(inside):
+                self.sums[name].add_probes(u, u, first)
         found = of_samples(known[:, None] + np.concatenate(rows, 1), self.applications, METHOD, eps)
         if ntk.apart is None:
             return found, found.trace
         traces = []
         for first, u in probe_images(ntk.apart, q, apart, self.rng):
             traces.append(_squares(u))
-            self.add(inside, u, first)
+            for name in inside:
+                self.sums[name].add_probes(u, u, first)
         own = of_samples(known[:1, None] + np.concatenate(traces)[None], self.applications, METHOD, eps)
         return found, _together(found.trace, own.trace)
 
@@ -221,20 +224,6 @@ class _Pass:
             return 0
         share = 3 if self.flow.ntk.domain.shape[0] > MANY_TRIALS else 1
         return max(1, self.samples // share // GROUPS) * GROUPS
-
-    def add(self, names: Iterable[str], u: Array, first: int) -> None:
-        """Add random vectors to these kernels."""
-        for name in names:
-            self.sums[name].add_probes(u, u, first)
-
-    def kernel(self, name: str) -> PartialTrace:
-        """A partial trace of all that was added."""
-        kept, probes = self.sums[name], self.probes[name]
-        return kept.sampled(probes, self.applications) if probes else kept.exact(self.applications)
-
-    def kicked(self, u: Array) -> np.ndarray:
-        """<u, K u> of rows."""
-        return _squares(self.kick(u))
 
     def moments(self, name: str, op: GramOperator) -> Moments:
         """tr and |.|_F^2 of an operator that needs no sweep, exact where that is cheap."""
@@ -288,7 +277,3 @@ def _alignment(ntk: Moments, K: Moments) -> Estimate:
     means, count = np.array([ntk.means[2], ntk.means[1], K.means[1]]), max(ntk.count, K.count)
     floor = max(ntk.floor, K.floor)
     return Moments(means, covariance, count, ntk.applications, ntk.method, floor).estimate(cosine)
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    pass

@@ -11,11 +11,7 @@ from kpflow_dyn._backend import Backend, backend_for, backend_of
 
 
 def check_times(t: Any) -> np.ndarray:
-    """The times as a float64 numpy array: a grid, or a span (t0, t1).
-
-    Raises:
-        TypeError, ValueError: unless they are one row of at least two finite, increasing numbers.
-    """
+    """The times, a grid or a span (t0, t1), as float64: one row of at least two finite, increasing numbers."""
     try:
         times = np.array(to_numpy(t), np.float64)
     except (TypeError, ValueError) as error:
@@ -24,8 +20,7 @@ def check_times(t: Any) -> np.ndarray:
         raise ValueError(f"t has shape {times.shape}, expected a grid of times [time] or a span (t0, t1)")
     if not np.isfinite(times).all():
         raise ValueError(f"t holds {times[~np.isfinite(times)][0]}; times must be finite")
-    late = np.flatnonzero(np.diff(times) <= 0)
-    if len(late):
+    if len(late := np.flatnonzero(np.diff(times) <= 0)):
         n = int(late[0])
         raise ValueError(
             f"t[{n + 1}] = {times[n + 1]} does not come after t[{n}] = {times[n]}; times must increase (np.unique "
@@ -35,11 +30,7 @@ def check_times(t: Any) -> np.ndarray:
 
 
 def check_start(z0: Any, backend: Backend) -> Array:
-    """The start [trial, unit] as an array of the backend.
-
-    Raises:
-        TypeError, ValueError: for another rank, an empty axis, a dtype that is not float32 or float64, NaN or inf.
-    """
+    """The start [trial, unit] as an array of the backend, of finite float32 or float64."""
     z0 = backend.data.as_floats(z0, "z0", "[trial, unit]")
     if z0.ndim != 2:
         raise ValueError(f"z0 has shape {tuple(z0.shape)}, expected [trial, unit]; one trial is z0[None]")
@@ -53,11 +44,7 @@ def check_start(z0: Any, backend: Backend) -> Array:
 
 
 def check_rows(x: Any, what: str, axes: str) -> Array:
-    """Data of torch or JAX, floats or integers; numpy arrays become those of JAX.
-
-    Raises:
-        TypeError, ValueError: for other types, complex numbers, an empty axis, NaN or inf.
-    """
+    """Data of torch or JAX, finite floats or integers; numpy arrays become those of JAX."""
     x = backend_for(x, what, axes).data.as_rows(x, what, axes)
     if x.ndim < 1 or 0 in x.shape:
         raise ValueError(f"{what} has shape {tuple(x.shape)}, expected {axes} with at least one of each")
@@ -73,12 +60,7 @@ def _is_finite(a: Array) -> bool:
 
 
 def check_inputs(x: Any, z0: Array, t: np.ndarray, backend: Backend) -> Any:
-    """The inputs: None, a callable, samples on t, or (times, samples).
-
-    Raises:
-        TypeError, ValueError: for samples of other trials, rank, dtype, framework or length than the problem's, or
-            whose times do not cover the problem's.
-    """
+    """The inputs: None, a callable, samples on t, or (times, samples) that cover it; samples fit the start."""
     if x is None or callable(x):
         return x
     if isinstance(x, tuple | list):

@@ -17,9 +17,6 @@ def choose(known: Mapping[str, Any], params: Choice) -> list[str]:
     """The names of the parameters that learn, in the order of the model: all, or those that `params` picks.
 
     A torch parameter that requires no gradient learns only when it is picked.
-
-    Raises:
-        ValueError: an unknown name, or none picked.
     """
     if params is None:
         chosen = [name for name, parameter in known.items() if getattr(parameter, "requires_grad", True)]
@@ -28,8 +25,7 @@ def choose(known: Mapping[str, Any], params: Choice) -> list[str]:
         chosen = [name for name, parameter in known.items() if (params(name) if by_name else params(name, parameter))]
     else:
         chosen = [params] if isinstance(params, str) else list(params)
-        unknown = [name for name in chosen if name not in known]
-        if unknown:
+        if unknown := [name for name in chosen if name not in known]:
             raise ValueError(f"unknown parameters {unknown}; the model has {', '.join(known)}")
     if not chosen:
         raise ValueError(f"no parameter learns: all of {', '.join(known) or 'none'} are frozen or left out by params=")
@@ -37,11 +33,7 @@ def choose(known: Mapping[str, Any], params: Choice) -> list[str]:
 
 
 def as_masks(known: Mapping[str, Any], masks: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Booleans that say which entries of parameters learn, checked against these.
-
-    Raises:
-        ValueError: none at all, others than booleans, or of another shape than the parameter's.
-    """
+    """Booleans that say which entries of parameters learn, checked against these."""
     found = {name: to_numpy(mask) for name, mask in masks.items()}
     for name, mask in found.items():
         shape = tuple(known[name].shape) if name in known else mask.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,7 @@ from kpflow_dyn._problems.problems import ODEProblem
 
 
 def input_at(times: Array, samples: Array, t: Array, trial: Any = slice(None)) -> Array:
-    """x(t) [trial, input] between samples [trial, n, input] at times [n]; t and trial may be traced.
-
-    Args:
-        times: of the samples, an array of their framework and dtype.
-        samples: the inputs.
-        t: a 0-dim array.
-        trial: one trial's number, for its x(t) [input] alone.
-    """
+    """x(t) [trial, input], or one trial's [input], between samples [trial, n, input] at times [n]; t may be traced."""
     xp = array_namespace(samples)
     left = xp.clip(xp.searchsorted(times, t, side="right") - 1, 0, times.shape[0] - 2)
     along = xp.clip((t - times[left]) / (times[left + 1] - times[left]), 0, 1)
@@ -66,8 +60,10 @@ def inputs_at(problem: ODEProblem, times: np.ndarray) -> Array | None:
 
 def input_width(problem: ODEProblem) -> int | None:
     """How many input channels there are, None for a problem without any."""
-    x = inputs_at(problem, np.full((len(problem.z0), 1), problem.t[0]))
-    return None if x is None else x.shape[-1]
+    if callable(problem.x):
+        return problem.x(like_numpy(np.asarray(problem.t[0]), problem.z0)).shape[-1]
+    found = sampled(problem)
+    return None if found is None else found[1].shape[-1]
 
 
 def input_row(x: Array, trial: Any) -> Array:
@@ -75,21 +71,10 @@ def input_row(x: Array, trial: Any) -> Array:
     return x[trial] if x.ndim == 2 else x
 
 
-class RowsOf:
-    """A callable x, restricted to some trials."""
-
-    def __init__(self, x: Any, trials: np.ndarray) -> None:
-        self.x, self.trials = x, trials
-
-    def __call__(self, t: Array) -> Array:
-        """Its values at t."""
-        return input_row(self.x(t), self.trials)
-
-
 def take_trials(problem: ODEProblem, trials: np.ndarray) -> ODEProblem:
     """The problem of some of the trials."""
     if callable(problem.x):
-        x = RowsOf(problem.x, trials)
+        x = partial(lambda of, t: input_row(of(t), trials), problem.x)
     elif isinstance(problem.x, tuple):
         x = (problem.x[0], problem.x[1][trials])
     else:

@@ -13,12 +13,7 @@ from kpflow_dyn._problems.solutions import Solution
 
 @dataclass(frozen=True)
 class Weights:
-    """How much times and trials count, as arrays that multiply states [trial, time, unit]; None where all are alike.
-
-    Attributes:
-        time: [time, 1].
-        trial: [trial, 1, 1].
-    """
+    """How much times [time, 1] and trials [trial, 1, 1] count, to multiply states; None where all are alike."""
 
     time: Array | None
     trial: Array | None
@@ -59,28 +54,19 @@ class Measure:
     time: Any = None
     trial: Any = "sum"
 
-    def times(self, solution: Solution) -> np.ndarray | None:
-        """The weights of the solution's times; None where each counts as one."""
-        if self.time is None:
-            return solution.weights
-        return _checked(self.time, solution.state.shape[1], "time")
-
-    def trials(self, solution: Solution) -> np.ndarray | None:
-        """The weights of its trials; None where each counts as one."""
-        count = solution.state.shape[0]
-        if isinstance(self.trial, str):
-            if self.trial not in ("sum", "mean"):
-                raise ValueError(f"trial is {self.trial!r}, expected 'sum', 'mean' or weights [trial]")
-            return None if self.trial == "sum" else np.full(count, 1 / count)
-        return _checked(self.trial, count, "trial")
-
     def weights(self, solution: Solution) -> Weights:
-        """Both, like the solution's states."""
-        time, trial = self.times(solution), self.trials(solution)
-        return Weights(
-            None if time is None else like_numpy(time[:, None], solution.state),
-            None if trial is None else like_numpy(trial[:, None, None], solution.state),
-        )
+        """Those of the times and of the trials, like the solution's states."""
+        state, time, trial = solution.state, solution.weights, None
+        if self.time is not None:
+            time = _checked(self.time, state.shape[1], "time")
+        if not isinstance(self.trial, str):
+            trial = _checked(self.trial, len(state), "trial")
+        elif self.trial == "mean":
+            trial = np.full(len(state), 1 / len(state))
+        elif self.trial != "sum":
+            raise ValueError(f"trial is {self.trial!r}, expected 'sum', 'mean' or weights [trial]")
+        time = None if time is None else like_numpy(time[:, None], state)
+        return Weights(time, None if trial is None else like_numpy(trial[:, None, None], state))
 
 
 def _checked(weights: Any, count: int, axis: str) -> np.ndarray:

@@ -18,11 +18,7 @@ class CheckpointError(ValueError):
 
 
 def parameters_of(model: Any) -> dict[str, Array]:
-    """The parameters of a torch module, or the floating arrays of a jax pytree, named as in `Flow.parameters`.
-
-    Raises:
-        TypeError: a model without any.
-    """
+    """The parameters of a torch module, or the floating arrays of a jax pytree, named as in `Flow.parameters`."""
     backend = backend_of(model)
     found = {} if backend is None else backend.models.parameters_of(model)
     if not found:
@@ -31,15 +27,15 @@ def parameters_of(model: Any) -> dict[str, Array]:
 
 
 def with_values(model: Any, values: Mapping[str, np.ndarray]) -> Any:
-    """The model with these values of all of its parameters: a torch module itself, or a new pytree.
-
-    Raises:
-        CheckpointError: other names or shapes than the model's, or a dtype that the model's cannot hold.
-    """
+    """The model with these values of all of its parameters: a torch module itself, or a new pytree."""
     known = parameters_of(model)
     check_names(values, known, "these are not the parameters of the model", "pass the model that was recorded")
     for name, parameter in known.items():
-        _check_dtype(name, values[name].dtype, parameter)
+        kept, dtype = dtype_name(parameter), values[name].dtype
+        if not np.can_cast(dtype, kept):
+            raise CheckpointError(
+                f"{name} is {dtype} in the file but {kept} in the model; convert the model to {dtype}"
+            )
     return changed(model, {name: values[name] for name in known})
 
 
@@ -48,12 +44,6 @@ def changed(model: Any, values: Mapping[str, np.ndarray]) -> Any:
     known, backend = parameters_of(model), backend_of(model)
     assert backend is not None  # or there were no parameters
     return backend.models.changed(model, {name: like_numpy(value, known[name]) for name, value in values.items()})
-
-
-def _check_dtype(name: str, dtype: np.dtype, parameter: Array) -> None:
-    kept = dtype_name(parameter)
-    if not np.can_cast(dtype, kept):
-        raise CheckpointError(f"{name} is {dtype} in the file but {kept} in the model; convert the model to {dtype}")
 
 
 def dtype_name(array: Array) -> str:
@@ -84,11 +74,7 @@ def listing(names: Iterable[str]) -> str:
 
 @contextmanager
 def opened(path: Path, framework: str) -> Iterator[Any]:
-    """A safetensors file, whose tensors are those of "pt" or "numpy".
-
-    Raises:
-        CheckpointError: a file of another kind, or a damaged one.
-    """
+    """A safetensors file, whose tensors are those of "pt" or "numpy"."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -18,11 +18,7 @@ X_AXES, ROWS, STATE_AXES = "[trial, time, input]", "[trial, ...]", "[trial, time
 
 @dataclass(frozen=True)
 class Problem:
-    """A model and its data.
-
-    Attributes:
-        backend: the framework of the data, chosen when the problem is posed.
-    """
+    """A model and its data, whose framework is chosen when the problem is posed."""
 
     backend: Backend = field(init=False, repr=False, compare=False)
 

@@ -40,10 +40,8 @@ class Solution:
     def __call__(self, t: Any) -> Array:
         """The state at a time t [trial, unit], or at times t [n] as [trial, n, unit].
 
-        Of an ODE this is the solver's own dense output; between the steps of a discrete problem it is linear.
-
-        Raises:
-            ValueError: outside of the solved times, or where the state is no function of time.
+        Of an ODE this is the solver's own dense output; between the steps of a discrete problem it is linear. Outside
+        of the solved times, or where the state is no function of time, it is a ValueError.
         """
         raise ValueError(f"the solution of a {type(self.problem).__name__} is no function of time; read .state")
 
@@ -59,10 +57,14 @@ class DiscreteSolution(Solution):
     problem: DiscreteProblem
     start: Array = field(repr=False)
 
+    @property
+    def before(self) -> Array:
+        """The state before each step [trial, time, unit]."""
+        return array_namespace(self.state).concat([self.start[:, None], self.state[:, :-1]], axis=1)
+
     def __call__(self, t: Any) -> Array:
         times, last = times_within(t, 0, self.state.shape[1]), self.state.shape[1]
-        xp = array_namespace(self.state)
-        whole = xp.concat([self.start[:, None], self.state], axis=1)
+        whole = array_namespace(self.state).concat([self.start[:, None], self.state], axis=1)
         before = np.minimum(np.atleast_1d(times).astype(int), last - 1)
         along = like_numpy((np.atleast_1d(times) - before)[:, None], self.state)
         left, right = (take_at(whole[None], np.tile(n, (len(whole), 1)))[0] for n in (before, before + 1))

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, take_at
+from kpflow_dyn._arrays import Array, eps_of, take_at
 
 Field = Callable[[Any, Array, Any], Array]
 
@@ -72,8 +72,7 @@ class AcceptedSteps:
 
     def __post_init__(self) -> None:
         if self.stage_times is None:
-            times = self.t[..., None] + self.tableau.c * self.dt[..., None]
-            object.__setattr__(self, "stage_times", times)
+            object.__setattr__(self, "stage_times", self.t[..., None] + self.tableau.c * self.dt[..., None])
         if self.stages is None and not self.tableau.explicit:
             raise ValueError("the steps of an implicit method need their stages [trial, step, stage, unit], got None")
 
@@ -89,7 +88,6 @@ class AcceptedSteps:
         """The steps between times [step + 1] that all trials share, or [trial, step + 1] of each, and what is there.
 
         Args:
-            tableau: the method.
             times: t0 and the end of each step.
             states: z0 and the state at the end of each step [trial, step + 1, unit].
             stages: of an implicit method, after zeros for the step of length zero [trial, step + 1, stage, unit].
@@ -111,17 +109,10 @@ class AcceptedSteps:
         """The step [trial, time] that each time lies in, and how far along it is: theta [trial, time] in [0, 1].
 
         A time that is the end of a step (to round-off) is the end of exactly that step, theta = 1; t0 is step 0.
-
-        Raises:
-            ValueError: times outside of the steps.
         """
         times = np.atleast_1d(np.asarray(times, np.float64))
         ends = self.t + self.dt
-        tolerance = (
-            4
-            * float(array_namespace(self.after).finfo(self.after.dtype).eps)
-            * max(np.abs(ends).max(), np.finfo(float).tiny)
-        )
+        tolerance = 4 * eps_of(self.after) * max(np.abs(ends).max(), np.finfo(float).tiny)
         low, high = ends[0, 0], ends[:, -1].min()
         outside = ~((times >= low - tolerance) & (times <= high + tolerance))
         if outside.any():
@@ -154,16 +145,7 @@ def call_field(field: Callable[..., Array], t: Array, y: Array, x: Array | None)
 
 
 def stages(field: Field, tableau: Tableau, t: Sequence[Any], h: Any, y: Array, inputs: Sequence[Any]) -> list[Array]:
-    """The stage derivatives k_i = field(t_i, y + h sum_j a_ij k_j, x_i) of an explicit method.
-
-    Args:
-        field: f(t, y, x).
-        tableau: the method.
-        t: the time of each stage.
-        h: the length of the step, of a shape that multiplies y.
-        y: the state before the step.
-        inputs: x at each stage (None where there is none).
-    """
+    """The stage derivatives k_i = field(t_i, y + h sum_j a_ij k_j, x_i) of an explicit method; h multiplies y."""
     k: list[Array] = []
     for row, t_i, x_i in zip(tableau.a.tolist(), t, inputs, strict=True):
         k.append(field(t_i, _advance(y, h, row[: len(k)], k), x_i))

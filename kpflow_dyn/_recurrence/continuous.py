@@ -16,7 +16,7 @@ from kpflow_dyn._problems.solutions import ODESolution, check_states
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
 from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, kicks, parameter_space
 from kpflow_dyn._recurrence.tangent import Propagation, Sensitivity, Tangent
-from kpflow_dyn._spaces.operators import Operator, on_spaces
+from kpflow_dyn._spaces.operators import Apply, Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.ode._discretise import Nodes, RungeKuttaStep, field_step
 from kpflow_dyn.ode._variational import Variational
@@ -30,22 +30,15 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
     model, nodes = _model(sol, params), Nodes(sol.steps, np.asarray(sol.t), sol.state)
     tangent = _tangent_of_steps(sol, sol.steps, model, nodes.with_stages)
     state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
-    J = on_spaces(
-        parameter_space(tangent),
-        state,
-        lambda theta: nodes.read(tangent.jvp(theta)),
-        lambda q: tangent.vjp(nodes.spread(q)),
-    )
-    each = apart(
-        tangent,
-        state,
-        lambda theta: nodes.read(tangent.jvp_apart(theta)),
-        lambda q: tangent.vjp_apart(nodes.spread(q)),
-    )
+
+    def at_nodes(jvp: Apply, vjp: Apply) -> tuple[Apply, Apply]:
+        return lambda theta: nodes.read(jvp(theta)), lambda q: vjp(nodes.spread(q))
+
+    J = on_spaces(parameter_space(tangent), state, *at_nodes(tangent.jvp, tangent.vjp))
+    each = apart(tangent, state, *at_nodes(tangent.jvp_apart, tangent.vjp_apart))
+    along = tangent if nodes.identical else _nodes_tangent(sol, sol.steps.tableau, model)
     return ODEFlow(
-        P=_propagator(
-            tangent if nodes.identical else _nodes_tangent(sol, sol.steps.tableau, model), state, weights.time
-        ),
+        P=_propagator(along, state, weights.time),
         J=J,
         ntk=gram_of(J, lambda q: nodes.read(tangent.gram(nodes.spread(q))), each),
         solution=sol,
@@ -58,8 +51,7 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
 def flow_of_equations(sol: ODESolution, params: Choice, weights: Weights, alg: InterpolatingAdjoint) -> ODEFlow:
     """Sensitivities of the equation, by solves of their own."""
     model = _model(sol, params)
-    maps = Variational(sol, model, alg)
-    return _flow_at_nodes(sol, model, weights, maps, maps)
+    return _flow_at_nodes(sol, model, weights, maps := Variational(sol, model, alg), maps)
 
 
 def flow_through_solver(sol: ODESolution, params: Choice, weights: Weights) -> ODEFlow:

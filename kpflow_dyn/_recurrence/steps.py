@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._flows.flow import Draw, Propagator, RecurrentFlow
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._problems.choice import Choice
@@ -19,14 +19,7 @@ AXES = ("trial", "time", "unit")
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """A linearised solution whose times are the steps of one recurrence.
-
-    Attributes:
-        tangent: the recurrence.
-        solution: what was linearised.
-        parameters: those that learn.
-        measure: how trials and times count.
-    """
+    """A linearised solution whose times are the steps of one recurrence, with the parameters that learn."""
 
     tangent: Tangent
     solution: Solution
@@ -34,14 +27,10 @@ class Steps:
     measure: Array | None
 
     def flow(self) -> RecurrentFlow:
-        """All operators."""
         tangent, state = self.tangent, self._space()
-        J = jacobian(tangent, state)
+        J, P = jacobian(tangent, state), on_spaces(state, state, tangent.propagate, tangent.propagate_adjoint)
         return RecurrentFlow(
-            P=Propagator(
-                on_spaces(state, state, tangent.propagate, tangent.propagate_adjoint),
-                on_spaces(state, state, tangent.unpropagate, tangent.unpropagate_adjoint),
-            ),
+            P=Propagator(P, on_spaces(state, state, tangent.unpropagate, tangent.unpropagate_adjoint)),
             J=J,
             ntk=gram_of(J, tangent.gram, apart(tangent, state, tangent.jvp_apart, tangent.vjp_apart)),
             solution=self.solution,
@@ -51,11 +40,9 @@ class Steps:
         )
 
     def truncated(self, bases: list[Array | None]) -> RecurrentFlow:
-        """The flow with V Q Q^T in the place of each site's variables V."""
         return replace(self, tangent=self.tangent.truncated(bases)).flow()
 
     def fed_back(self, draw: Draw) -> Operator:
-        """J^T with other matrices in the backward sweep."""
         return jacobian(self.tangent.fed_back(draw), self._space()).T
 
     def _space(self) -> Space:
@@ -66,11 +53,8 @@ class Steps:
 def tangent_of_cell(sol: DiscreteSolution, params: Choice) -> tuple[Tangent, dict[str, Array]]:
     """The tangent of a discrete problem's steps along its states, and the parameters that learn."""
     problem, tracing = sol.problem, sol.problem.backend.tracing
-    model, x = tracing.Model(problem.cell, params), problem.x
-    before = array_namespace(x).concat([sol.start[:, None], sol.state[:, :-1]], axis=1)
-    tangent = model.tangent(
-        tracing.discrete_step(problem), x, before, check=lambda after: check_states(after, sol.state)
-    )
+    model, step = tracing.Model(problem.cell, params), tracing.discrete_step(problem)
+    tangent = model.tangent(step, problem.x, sol.before, check=lambda after: check_states(after, sol.state))
     return tangent, model.parameters
 
 
@@ -110,8 +94,7 @@ def parameter_space(tangent: Tangent) -> Space:
 
 
 def _weight_sites(tangent: Tangent, measure: Array | None) -> list[WeightSite]:
-    sites = []
-    weights = to_numpy(tangent.weights)
+    sites, weights = [], to_numpy(tangent.weights)
     for _, site in tangent.sites:
         entries, inputs = to_numpy(site.entries), site.variables.swapaxes(0, 1)
         weight = like_numpy(weights[entries], tangent.weights)

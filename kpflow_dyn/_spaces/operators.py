@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, device, full_precision, to_numpy
+from kpflow_dyn._arrays import Array, Random, device, full_precision, like_numpy, to_numpy
 from kpflow_dyn._arrays.memory import bytes_of, rows_at_once
 from kpflow_dyn._spaces.space import Space
 
@@ -76,12 +76,7 @@ class Operator:
             raise TypeError(f"operator @ {type(other).__name__}: use op.mv(q) for vectors, @ composes operators")
         if not self.domain.matches(other.codomain):
             raise ValueError(f"cannot compose: the left takes {self.domain}, the right gives {other.codomain}")
-        return Operator(
-            other.domain,
-            self.codomain,
-            lambda q: self.mv(other.mv(q)),
-            lambda q: other.T.mv(self.T.mv(q)),
-        )
+        return Operator(other.domain, self.codomain, lambda q: self.mv(other.mv(q)), lambda q: other.T.mv(self.T.mv(q)))
 
     def __add__(self, other: Operator) -> Operator:
         if not isinstance(other, Operator):
@@ -107,11 +102,7 @@ class Operator:
         return self + (-other)
 
     def dense(self) -> Array:
-        """The matrix [*codomain.shape, *domain.shape] flattened to [codomain.size, domain.size].
-
-        Raises:
-            ValueError: when it would take more than 2 GiB.
-        """
+        """The matrix [codomain.size, domain.size] on flattened vectors; a ValueError above 2 GiB."""
         m, n = self.codomain.size, self.domain.size
         needed = bytes_of(m * n, self.domain.like)
         if needed > DENSE_BYTES:
@@ -133,23 +124,17 @@ class Operator:
 
         def on_numpy(op: Operator) -> Callable[[np.ndarray], np.ndarray]:
             def matmat(columns: np.ndarray) -> np.ndarray:
-                rows = np.ascontiguousarray(columns.reshape(op.domain.size, -1).T)
-                q = _from_numpy(rows, op.domain).reshape((-1, *op.domain.shape))
+                rows = np.array(columns.reshape(op.domain.size, -1).T, order="C")
+                q = like_numpy(rows, op.domain.like).reshape((-1, *op.domain.shape))
                 image = op.codomain.to_euclidean(op.mv(op.domain.from_euclidean(q)))
                 return to_numpy(image).reshape(-1, op.codomain.size).T.reshape(op.codomain.size, *columns.shape[1:])
 
             return matmat
 
-        forward, backward = on_numpy(self), on_numpy(self.T)
+        forward, backward, shape = on_numpy(self), on_numpy(self.T), (self.codomain.size, self.domain.size)
+        actions = {"matvec": forward, "rmatvec": backward, "matmat": forward, "rmatmat": backward}
         make: Any = LinearOperator  # scipy builds a subclass from these keywords, which its types do not say
-        return make(
-            (self.codomain.size, self.domain.size),
-            matvec=forward,
-            rmatvec=backward,
-            matmat=forward,
-            rmatmat=backward,
-            dtype=to_numpy(self.domain.like).dtype,
-        )
+        return make(shape, **actions, dtype=to_numpy(self.domain.like).dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.domain} -> {self.codomain})"
@@ -214,6 +199,13 @@ class MatrixOperator(Operator):
         return self.matrix
 
 
+def smaller_of(op: Operator) -> Operator:
+    """J*J in the place of A = J J* where that is smaller: it has the same nonzero eigenvalues."""
+    if isinstance(op, GramOperator) and op.factor.domain.size < op.domain.size:
+        return op.factor.T @ op.factor
+    return op
+
+
 def check_adjoint(op: Operator, seed: int | Random = 0) -> float:
     """The defect |<y, A x> - <A.T y, x>| / (|A x| |y|) for random x and y; = 0 to round-off for a true adjoint pair.
 
@@ -230,10 +222,6 @@ def check_adjoint(op: Operator, seed: int | Random = 0) -> float:
     defect = op.codomain.inner(y, image) - op.domain.inner(op.T.mv(y), x)
     scale = (op.codomain.inner(image, image) * op.codomain.inner(y, y)) ** 0.5
     return float(abs(defect[0]) / scale[0]) if float(scale[0]) else float(abs(defect[0]))
-
-
-def _from_numpy(a: np.ndarray, space: Space) -> Array:
-    return space.xp.asarray(np.array(a, dtype=to_numpy(space.like).dtype), device=device(space.like))
 
 
 def on_spaces(domain: Space, codomain: Space, apply: Apply, transpose: Apply) -> Operator:

@@ -9,7 +9,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, Rows, device, eps_of, joined, to_numpy
 from kpflow_dyn._arrays.dots import gram, row_norms
 from kpflow_dyn._arrays.memory import rows_at_once
-from kpflow_dyn._spaces.operators import MatrixOperator, Operator
+from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.space import Space
 
 TRIED = 4  # vectors that show whether an operator is symmetric
@@ -39,9 +39,9 @@ def unit_rows(space: Space) -> Iterator[Array]:
     yield from (eye[i : i + step] for i in range(0, space.size, step))
 
 
-def euclidean_matrix(op: MatrixOperator) -> Array:
+def euclidean_matrix(op: Operator) -> Array:
     """The matrix in coordinates where the inner products are plain; symmetric when the operator is."""
-    rows = op.codomain.to_euclidean(op.matrix.T.reshape((op.domain.size, *op.codomain.shape)))
+    rows = op.codomain.to_euclidean(op.dense().T.reshape((op.domain.size, *op.codomain.shape)))
     columns = op.domain.from_euclidean(rows.reshape((op.domain.size, -1)).T.reshape((-1, *op.domain.shape)))
     return columns.reshape((op.codomain.size, op.domain.size))
 

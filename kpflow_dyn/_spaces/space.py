@@ -107,15 +107,12 @@ class Space:
         """
         kept = self.positions(names)
         axes, shape = tuple(self.axes[i] for i in kept), tuple(self.shape[i] for i in kept)
-        return Space(axes, shape, self.like, None if self.measure is None else self._kept_measure(self.measure, kept))
-
-    def _kept_measure(self, measure: Array, kept: tuple[int, ...]) -> Array | None:
-        full = measure.reshape((1,) * (len(self.shape) - measure.ndim) + tuple(measure.shape))
-        dropped = tuple(i for i in range(len(self.shape)) if i not in kept)
-        if not dropped:
-            return full
-        mean = self.xp.mean(full, axis=dropped)
-        return mean if math.prod(mean.shape) > 1 else None
+        if (measure := self.measure) is not None:
+            measure = measure.reshape((1,) * (len(self.shape) - measure.ndim) + tuple(measure.shape))
+            if dropped := tuple(i for i in range(len(self.shape)) if i not in kept):
+                measure = self.xp.mean(measure, axis=dropped)
+                measure = measure if math.prod(measure.shape) > 1 else None
+        return Space(axes, shape, self.like, measure)
 
     def positions(self, names: tuple[str, ...]) -> tuple[int, ...]:
         """Where the named axes stand, in order; an unknown or repeated name is an error that lists the axes."""

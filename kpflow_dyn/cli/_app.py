@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
-from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,20 +13,7 @@ import typer
 
 import kpflow_dyn
 from kpflow_dyn._folder import check_folder, new_folder
-from kpflow_dyn.cli._options import (
-    Debug,
-    Dtype,
-    Modes,
-    Nonlinearity,
-    Out,
-    Overwrite,
-    Prefix,
-    Readout,
-    Samples,
-    Seed,
-    Threads,
-    Trials,
-)
+from kpflow_dyn.cli import _options as given
 from kpflow_dyn.cli._report import PAGE, report
 from kpflow_dyn.cli._sources import Network, limit_threads, load, posed
 from kpflow_dyn.cli._sweep import sweep
@@ -37,10 +24,12 @@ from kpflow_dyn.cli._training import compare, track
 if TYPE_CHECKING:
     import xarray as xr
 
-    from kpflow_dyn._analyze import Progress
     from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
     from kpflow_dyn._problems.solutions import Solution
     from kpflow_dyn.tasks import TaskData
+
+    Posed = tuple[DiscreteProblem | ODEProblem | Solution, TaskData | None, dict[str, str]]
+    """A problem, or one that is solved; its task, if it has one; and what the results should say of it."""
 
 FIGURE_NAMES = ("spectra", "effective_ranks", "temporal_modes", "spatial_modes", "trial_modes", "state_pca")
 FILE_NAMES = {"results.json", "results.nc", "index.html", *(f"{name}.png" for name in FIGURE_NAMES)}
@@ -53,17 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    source: Network | str  # the name of a function in the user's own code
-    seed: int
-    modes: int
-    samples: int
-    threads: int | None
-    out: Path
-    overwrite: bool
 
 
 @app.command()
@@ -86,77 +64,45 @@ def analyze(
             "or a kp.Solution, in torch or JAX."
         ),
     ] = None,
-    prefix: Prefix = None,
-    readout: Readout = None,
-    nonlinearity: Nonlinearity = None,
-    trials: Trials = None,
-    seed: Seed = 0,
-    modes: Modes = 8,
-    samples: Samples = 120,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    out: Out = Path("kpflow-analysis"),
-    overwrite: Overwrite = False,
-    debug: Debug = False,
+    prefix: given.Prefix = None,
+    readout: given.Readout = None,
+    nonlinearity: given.Nonlinearity = None,
+    trials: given.Trials = None,
+    seed: given.Seed = 0,
+    modes: given.Modes = 8,
+    samples: given.Samples = 120,
+    dtype: given.Dtype = None,
+    threads: given.Threads = None,
+    out: given.Out = Path("kpflow-analysis"),
+    overwrite: given.Overwrite = False,
+    debug: given.Debug = False,
 ) -> None:
     """Analyse a network on a task, or a problem of your own; write numbers, figures and a page."""
     with plain_errors(debug):
-        source = _source(
-            problem,
-            checkpoint=checkpoint,
-            model=model,
-            task=task,
-            prefix=prefix,
-            readout=readout,
-            nonlinearity=nonlinearity,
-            trials=trials,
-            dtype=dtype,
-        )
-        _run(
-            _Job(
-                source=source,
-                seed=seed,
-                modes=modes,
-                samples=samples,
-                threads=threads,
-                out=out,
-                overwrite=overwrite,
-            )
-        )
+        source = _source(problem, checkpoint, model, task, prefix, readout, nonlinearity, trials, dtype)
+        _run(source, seed, modes, samples, threads, out, overwrite)
 
 
 @app.command()
 def demo(
-    trials: Trials = None,
-    seed: Seed = 0,
-    modes: Modes = 8,
-    samples: Samples = 120,
-    dtype: Dtype = None,
-    threads: Threads = 1,
-    out: Out = Path("kpflow-demo"),
-    overwrite: Overwrite = False,
-    debug: Debug = False,
+    trials: given.Trials = None,
+    seed: given.Seed = 0,
+    modes: given.Modes = 8,
+    samples: given.Samples = 120,
+    dtype: given.Dtype = None,
+    threads: given.Threads = 1,
+    out: given.Out = Path("kpflow-demo"),
+    overwrite: given.Overwrite = False,
+    debug: given.Debug = False,
 ) -> None:
     """Analyse the network that ships with the package: a GRU that decides which of two noisy inputs is larger."""
     with plain_errors(debug), as_file(files("kpflow_dyn").joinpath("data/demo.safetensors")) as checkpoint:
         source = Network(checkpoint=checkpoint, model="gru", task=DEMO_TASK, trials=trials, dtype=dtype)
-        _run(
-            _Job(
-                source=source,
-                seed=seed,
-                modes=modes,
-                samples=samples,
-                threads=threads,
-                out=out,
-                overwrite=overwrite,
-            )
-        )
+        _run(source, seed, modes, samples, threads, out, overwrite)
 
 
-app.command()(track)
-app.command()(compare)
-app.command()(report)
-app.command()(sweep)
+for command in (track, compare, report, sweep):
+    app.command()(command)
 
 
 def _show_version(asked: bool) -> None:
@@ -173,71 +119,57 @@ def _main(
 ) -> None: ...
 
 
-def _source(problem: str | None, **network: Any) -> Network | str:
-    """What to analyse: either a checkpoint with its model and task, or the user's own problem."""
-    names = {name: "CHECKPOINT" if name == "checkpoint" else f"--{name}" for name in network}
-    given = [names[name] for name, value in network.items() if value is not None]
-    missing = [names[name] for name in ("checkpoint", "model", "task") if network[name] is None]
+def _source(problem: str | None, *network: Any) -> Network | str:
+    """What to analyse: either a checkpoint with its model and task, or the name of a function of the user's own."""
+    options = ["CHECKPOINT", *(f"--{field.name}" for field in dataclasses.fields(Network)[1:])]
+    chosen = [name for name, value in zip(options, network, strict=True) if value is not None]
+    missing = [name for name in ("CHECKPOINT", "--model", "--task") if name not in chosen]
     if problem is None and missing:
         raise ValueError(
             f"no {' and no '.join(missing)}; give CHECKPOINT, --model and --task, or --problem file.py:function alone"
         )
-    if problem is not None and given:
+    if problem is not None and chosen:
         raise ValueError(
-            f"{', '.join(given)} cannot be given with --problem, whose function decides that; leave one out"
+            f"{', '.join(chosen)} cannot be given with --problem, whose function decides that; leave one out"
         )
-    return Network(**network) if problem is None else problem
+    return Network(*network) if problem is None else problem
 
 
-def _run(job: _Job) -> None:
-    check_folder(job.out, {*FILE_NAMES, PAGE}, job.overwrite)
+def _run(
+    source: Network | str, seed: int, modes: int, samples: int, threads: int | None, out: Path, overwrite: bool
+) -> None:
+    import kpflow_dyn as kp
+
+    check_folder(out, {*FILE_NAMES, PAGE}, overwrite)
     with progress_lines() as progress:
         progress("loading the model and its inputs", 0, None)
-        given = _given(job)
+        problem, task, about = _posed(source, seed, threads)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            dataset = _analyze(given, job, progress)
-            dataset.attrs["warnings"] = "\n".join(_notes(caught))
+            progress("running and linearising", 0, None)
+            flow = kp.linearize(problem if isinstance(problem, kp.Solution) else kp.solve(problem))
+            dataset = kp.analyze(flow, k=modes, samples=samples, seed=seed, task=task, progress=progress)
+            dataset.attrs = about | dataset.attrs | about | {"warnings": "\n".join(_notes(caught))}
             progress("drawing", 0, None)
             contents = _render(dataset)
-    with new_folder(job.out) as folder:
+    with new_folder(out) as folder:
         for name, content in contents.items():
             folder.joinpath(name).write_bytes(content)
         dataset.to_netcdf(folder / "results.nc", engine="h5netcdf")
     _print_table(dataset)
-    typer.echo(f"The page: {job.out.absolute() / 'index.html'}")
+    typer.echo(f"The page: {out.absolute() / 'index.html'}")
 
 
-@dataclass(frozen=True)
-class _Given:
-    """A problem, or one that is solved; its task, if it has one; and what the results should say of it."""
-
-    problem: DiscreteProblem | ODEProblem | Solution
-    task: TaskData | None
-    attributes: dict[str, str]
-
-
-def _given(job: _Job) -> _Given:
-    """What the source of a job names. Warnings of the user's own code are shown as they come."""
-    limit_threads(job.threads)
-    if isinstance(job.source, str):
-        return _own_problem(job.source, job.threads)
+def _posed(source: Network | str, seed: int, threads: int | None) -> Posed:
+    """What a source names. Warnings of the user's own code are shown as they come."""
+    limit_threads(threads)
+    if isinstance(source, str):
+        return _own_problem(source, threads)
     with warnings.catch_warnings(action="ignore"):  # of other packages; none is about the numbers
-        return _network_on_task(job.source, job.seed)
+        return _network_on_task(source, seed)
 
 
-def _analyze(given: _Given, job: _Job, progress: Progress) -> xr.Dataset:
-    import kpflow_dyn as kp
-
-    progress("running and linearising", 0, None)
-    solution = given.problem if isinstance(given.problem, kp.Solution) else kp.solve(given.problem)
-    flow = kp.linearize(solution)
-    dataset = kp.analyze(flow, k=job.modes, samples=job.samples, seed=job.seed, task=given.task, progress=progress)
-    dataset.attrs = given.attributes | {name: v for name, v in dataset.attrs.items() if name not in given.attributes}
-    return dataset
-
-
-def _own_problem(reference: str, threads: int | None) -> _Given:
+def _own_problem(reference: str, threads: int | None) -> Posed:
     """The problem of the user's own code."""
     import kpflow_dyn as kp
     from kpflow_dyn.cli._user_code import problem_from
@@ -249,10 +181,10 @@ def _own_problem(reference: str, threads: int | None) -> _Given:
             "--threads has no effect on JAX; leave it out, and limit the process itself (on Linux: taskset -c 0-3 "
             "kpflow-dyn ...)"
         )
-    return _Given(problem, None, {"title": f"Analysis of {reference}", "code": reference})
+    return problem, None, {"title": f"Analysis of {reference}", "code": reference}
 
 
-def _network_on_task(source: Network, seed: int) -> _Given:
+def _network_on_task(source: Network, seed: int) -> Posed:
     network, data = load(source, seed)
     attributes = {
         "title": f"{source.model.upper()} of {network.cell.hidden_size} units on {data.name}",
@@ -260,7 +192,7 @@ def _network_on_task(source: Network, seed: int) -> _Given:
         "model": str(network.cell),
         "task": data.name,
     }
-    return _Given(posed(network, data), data, attributes)
+    return posed(network, data), data, attributes
 
 
 def _render(dataset: xr.Dataset) -> dict[str, bytes]:
@@ -284,8 +216,7 @@ def _to_json(dataset: xr.Dataset) -> str:
         "versions": versions(dataset),
         "warnings": dataset.attrs["warnings"].splitlines(),
     }
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=lambda number: number.item(), allow_nan=False)
-    return text + "\n"
+    return json.dumps(content, indent=2, ensure_ascii=False, default=lambda n: n.item(), allow_nan=False) + "\n"
 
 
 def _print_table(dataset: xr.Dataset) -> None:
@@ -295,9 +226,8 @@ def _print_table(dataset: xr.Dataset) -> None:
     from kpflow_dyn.report import summarize
 
     table = Table(title=dataset.attrs["title"], caption="± standard error; numbers without it are exact")
-    table.add_column("")
-    table.add_column("value", justify="right")
-    table.add_column("of", justify="right")
+    for column in ("", "value", "of"):
+        table.add_column(column, justify="right" if column else "left")
     for number in summarize(dataset).values():
         table.add_row(number["long_name"], number["text"], str(number.get("dimension", "")))
     Console().print(table)

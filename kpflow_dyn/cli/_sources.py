@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kpflow_dyn.tasks import TaskData
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Network:
     """A checkpoint on a task."""
 

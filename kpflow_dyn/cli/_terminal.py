@@ -35,12 +35,7 @@ def progress_lines() -> Iterator[Progress]:
 
 @contextmanager
 def plain_errors(debug: bool, interrupted: str = "nothing was written") -> Iterator[None]:
-    """One line on stderr for whatever goes wrong; the traceback too when asked for.
-
-    Args:
-        debug: raise what was raised.
-        interrupted: what the line says of the results after Ctrl-C.
-    """
+    """One line on stderr for whatever goes wrong, with what is left after Ctrl-C; the traceback too to debug."""
     try:
         with _terminable():
             yield

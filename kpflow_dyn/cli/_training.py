@@ -9,21 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kpflow_dyn._folder import check_folder, new_folder, replaced
-from kpflow_dyn.cli._options import (
-    Debug,
-    Dtype,
-    Model,
-    Nonlinearity,
-    OnTask,
-    Out,
-    Overwrite,
-    Prefix,
-    Readout,
-    Samples,
-    Seed,
-    Threads,
-    Trials,
-)
+from kpflow_dyn.cli import _options as given
 from kpflow_dyn.cli._sources import Network, limit_threads, load, posed
 from kpflow_dyn.cli._terminal import plain_errors, progress_lines
 
@@ -35,33 +21,25 @@ COMPARISON_FILES = {"comparison.png", "comparison.txt"}
 
 def track(
     run_dir: Annotated[Path, typer.Argument(help="The folder of a Recorder, of checkpoints along a training.")],
-    model: Model,
-    task: OnTask,
-    prefix: Prefix = None,
-    readout: Readout = None,
-    nonlinearity: Nonlinearity = None,
-    trials: Trials = None,
-    seed: Seed = 0,
-    samples: Samples = 60,
-    threads: Threads = None,
+    model: given.Model,
+    task: given.OnTask,
+    prefix: given.Prefix = None,
+    readout: given.Readout = None,
+    nonlinearity: given.Nonlinearity = None,
+    trials: given.Trials = None,
+    seed: given.Seed = 0,
+    samples: given.Samples = 60,
+    threads: given.Threads = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write; by default RUN_DIR/track. What is known there is kept.")
     ] = None,
-    debug: Debug = False,
+    debug: given.Debug = False,
 ) -> None:
     """Follow the operators of a network over its training; write track.nc and figures."""
     with plain_errors(debug):
         limit_threads(threads)
         out = run_dir / "track" if out is None else out
-        source = Network(
-            checkpoint=run_dir,
-            model=model,
-            task=task,
-            prefix=prefix,
-            readout=readout,
-            nonlinearity=nonlinearity,
-            trials=trials,
-        )
+        source = Network(run_dir, model, task, prefix, readout, nonlinearity, trials)
         dataset = _tracked(source, seed, samples, out)
         with replaced(out / "track.nc") as path:
             dataset.to_netcdf(path, engine="h5netcdf")
@@ -73,21 +51,21 @@ def track(
 def compare(
     a: Annotated[Path, typer.Argument(help="A state dict: .pt, .pth or .safetensors.")],
     b: Annotated[Path, typer.Argument(help="Another one.")],
-    model: Model,
-    task: OnTask,
+    model: given.Model,
+    task: given.OnTask,
     model_b: Annotated[str | None, typer.Option(help="Where B is another kind of network.")] = None,
-    prefix: Prefix = None,
-    readout: Readout = None,
-    nonlinearity: Nonlinearity = None,
-    trials: Trials = None,
-    seed: Seed = 0,
+    prefix: given.Prefix = None,
+    readout: given.Readout = None,
+    nonlinearity: given.Nonlinearity = None,
+    trials: given.Trials = None,
+    seed: given.Seed = 0,
     modes: Annotated[int, typer.Option(help="Leading modes of the NTKs to compare.", min=1)] = 8,
-    samples: Samples = 120,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    out: Out = Path("kpflow-comparison"),
-    overwrite: Overwrite = False,
-    debug: Debug = False,
+    samples: given.Samples = 120,
+    dtype: given.Dtype = None,
+    threads: given.Threads = None,
+    out: given.Out = Path("kpflow-comparison"),
+    overwrite: given.Overwrite = False,
+    debug: given.Debug = False,
 ) -> None:
     """Compare how two networks can learn on the same trials: alignments of their operators, angles of their modes."""
     import kpflow_dyn as kp
@@ -95,16 +73,7 @@ def compare(
     with plain_errors(debug):
         limit_threads(threads)
         check_folder(out, COMPARISON_FILES, overwrite)
-        first = Network(
-            checkpoint=a,
-            model=model,
-            task=task,
-            prefix=prefix,
-            readout=readout,
-            nonlinearity=nonlinearity,
-            trials=trials,
-            dtype=dtype,
-        )
+        first = Network(a, model, task, prefix, readout, nonlinearity, trials, dtype)
         second = dataclasses.replace(first, checkpoint=b, model=model_b or model)
         with progress_lines() as progress:
             progress("running and linearising", 0, None)

@@ -11,18 +11,6 @@ def problem_from(reference: str) -> Any:
     """What the user's function returns: a DiscreteProblem, an ODEProblem or a Solution.
 
     The code runs as it would in `python file.py`, or after `import module` in the current folder.
-
-    Args:
-        reference: module:function, or file.py:function; the function is called without arguments.
-
-    Raises:
-        ValueError: a reference of another form, no such module or function, code that raises, or another result.
-
-    Example:
-        >>> problem_from("math:pi")
-        Traceback (most recent call last):
-        ...
-        ValueError: math:pi is a float, expected a function without arguments that returns a problem
     """
     from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
     from kpflow_dyn._problems.solutions import Solution

@@ -9,36 +9,16 @@ an `ODEProblem`, cells of a `DiscreteProblem`. Linearisations and all that follo
 each weight of a controller contributes to what learning can change is told by `kp.contributions(flow)`.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from kpflow_dyn.control._angles import ReachableAngles, reachable_angles
-    from kpflow_dyn.control._costates import Costates, QuadraticCost, adjoint
-    from kpflow_dyn.control._frequency import FrequencyResponse, frequency_response
-    from kpflow_dyn.control._gramians import Gramian, gram
-    from kpflow_dyn.control._hankel_modes import Hankel, hankel, hsvd
-    from kpflow_dyn.control._linearisation import linearize_lti, linearize_ltv
-    from kpflow_dyn.control._matrix_free import gram_operator
-    from kpflow_dyn.control._ranks import ctrb, obsv
-    from kpflow_dyn.control._regulators import Regulator, TimeVaryingRegulator, dlqr, lqr, tvlqr
-    from kpflow_dyn.control._systems import LTI, LTV
-
-_PUBLIC = {
-    "_angles": ["ReachableAngles", "reachable_angles"],
-    "_costates": ["Costates", "QuadraticCost", "adjoint"],
-    "_frequency": ["FrequencyResponse", "frequency_response"],
-    "_gramians": ["Gramian", "gram"],
-    "_hankel_modes": ["Hankel", "hankel", "hsvd"],
-    "_linearisation": ["linearize_lti", "linearize_ltv"],
-    "_matrix_free": ["gram_operator"],
-    "_ranks": ["ctrb", "obsv"],
-    "_regulators": ["Regulator", "TimeVaryingRegulator", "dlqr", "lqr", "tvlqr"],
-    "_systems": ["LTI", "LTV"],
-}
-_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+from kpflow_dyn.control._angles import ReachableAngles, reachable_angles
+from kpflow_dyn.control._costates import Costates, QuadraticCost, adjoint
+from kpflow_dyn.control._frequency import FrequencyResponse, frequency_response
+from kpflow_dyn.control._gramians import Gramian, gram
+from kpflow_dyn.control._hankel_modes import Hankel, hankel, hsvd
+from kpflow_dyn.control._linearisation import linearize_lti, linearize_ltv
+from kpflow_dyn.control._matrix_free import gram_operator
+from kpflow_dyn.control._ranks import ctrb, obsv
+from kpflow_dyn.control._regulators import Regulator, TimeVaryingRegulator, dlqr, lqr, tvlqr
+from kpflow_dyn.control._systems import LTI, LTV
 
 __all__ = [
     "LTI",
@@ -66,12 +46,6 @@ __all__ = [
     "reachable_angles",
     "tvlqr",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"kpflow_dyn.control.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

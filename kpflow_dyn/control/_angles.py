@@ -43,10 +43,11 @@ class ReachableAngles:
 def reachable_angles(modes: Modes, gram: Gramian, rank: int | None = None) -> ReachableAngles:
     """The principal angles between spatial modes of the NTK and the leading directions of a Gramian, at each time.
 
-        cos(angle_i) = s_i(U^T V)        share_k = |V^T u_k|^2        U: the modes, V: the directions, each orthonormal
+        cos(angles) = the singular values of V^T U        share = |U^T v|^2 for each mode v
 
-    Spatial modes are patterns over units in which gradient descent changes the states most; the Gramian tells in which
-    ones the input moves them most. (Which weights those changes come from, `kp.contributions(flow)` tells.)
+    V being spatial modes, patterns over units in which gradient descent changes the states most, and U the leading
+    eigenvectors of the Gramian, in which the input moves them most. (Which weights the changes come from,
+    `kp.contributions(flow)` tells.)
 
     Args:
         modes: `kp.modes(flow.ntk, axis="unit", k=...)`, or other modes over units.

@@ -39,7 +39,7 @@ class QuadraticCost:
     Raises:
         ValueError: matrices of other shapes, not symmetric or indefinite; when called, of another width than z or u.
 
-    Source: Anderson, Moore, "Optimal control: linear quadratic methods" (1990).
+    Source: Astrom, Murray, "Feedback Systems" (2008), section 6.3.
 
     Example:
         >>> import numpy as np
@@ -105,11 +105,11 @@ def adjoint(
 ) -> Costates:
     """The costates of a running and a terminal cost, and the gradient in the input.
 
-        J = int L(z, u) dt + M(z(T))        -l' = A^T l + grad_z L,   l(T) = grad M        dJ/du(t) = B^T l + grad_u L
+        J = int L(z, u) dt + M(z(T))        -l' = A^T l + grad_z L,   l(T) = grad M        dJ/du = B^T l + grad_u L
 
-    In discrete time J is a sum over steps, and l = P* grad_z L, by the exact `flow.P`. For an ODE the sweep is of sixth
-    order on the solver's steps, where `flow.P` is of second order on the nodes. Along a ClosedLoop the control is that
-    of its policy, and the gradient is the one in what is added to it: at an optimal policy it is zero.
+    In discrete time J is a sum over steps, and l = P^T grad_z L, exactly. Along a ClosedLoop the control is that of its
+    policy, and the gradient is the one in what is added to it: at an optimal policy it is zero. For an ODE the sweep is
+    of sixth order on the solver's steps, where `flow.P` is of second order on the nodes.
 
     Args:
         sol: of an `ODEProblem` or a `DiscreteProblem`.
@@ -122,7 +122,8 @@ def adjoint(
     Raises:
         TypeError, ValueError: no solution, no cost at all, or one that is no number for each state.
 
-    Source: Bryson, Ho, "Applied optimal control" (1975).
+    Source: Pontryagin et al., "The Mathematical Theory of Optimal Processes" (1962); Bryson, Ho, "Applied Optimal
+    Control" (1975), chapter 2.
 
     Example:
         >>> import torch
@@ -199,9 +200,8 @@ def _terminal(terminal: Cost | None, z: Array, of: Transforms) -> tuple[np.ndarr
     """M [trial] and its gradient [trial, unit] at the last states [trial, 1, unit]."""
     if terminal is None:
         return np.zeros(len(z)), np.zeros((len(z), z.shape[-1]))
-    values, slopes, _ = _with_gradients(
-        of, lambda t, z, v: _one_number(terminal(z), z) + 0 * v.sum(), [z[..., 0], z, z], []
-    )
+    rows = [z[..., 0], z, z]
+    values, slopes, _ = _with_gradients(of, lambda t, z, v: _one_number(terminal(z), z) + 0 * v.sum(), rows, [])
     return values[:, 0], slopes[:, 0]
 
 

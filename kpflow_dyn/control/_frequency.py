@@ -59,7 +59,7 @@ def frequency_response(system: LTI, omega: Any) -> FrequencyResponse:
     Raises:
         TypeError, ValueError: another system, other frequencies, or a pole at one of them.
 
-    Source: Astrom, Murray, "Feedback systems" (2008).
+    Source: Astrom, Murray, "Feedback Systems" (2008), chapter 8.
 
     Example:
         >>> from kpflow_dyn import control

@@ -1,6 +1,6 @@
 """Gramians: which states inputs can reach, and which states outputs can tell apart.
 
-Both are sums over time of one recursion, W <- Phi W Phi^T + G, forward for Wc and backward, through the transposed
+They are sums over time of one recursion, W <- Phi W Phi^T + G, forward for Wc and backward, through the transposed
 system, for Wo. In discrete time Phi = A_t and G = B_t B_t^T.
 """
 
@@ -63,21 +63,17 @@ class Gramian:
         return self._decomposed()[1]
 
     def _decomposed(self) -> tuple[xr.DataArray, xr.DataArray]:
-        if self.factor is not None:
-            array = self.factor
+        array = self.W if self.factor is None else self.factor
+        if self.factor is None:
+            values, vectors = (found[..., ::-1] for found in np.linalg.eigh(array.values))
+        else:
             vectors, values, _ = np.linalg.svd(array.values, full_matrices=False)
             values = values**2
-        else:
-            array = self.W
-            values, vectors = np.linalg.eigh(array.values)
-            values, vectors = values[..., ::-1], vectors[..., ::-1]
         lead = array.dims[:-2]
-        coords = {name: array.coords[name] for name in (*lead, "unit") if name in array.coords}
-        of_values = {name: c for name, c in coords.items() if name != "unit"}
-        return (
-            xr.DataArray(values, of_values, (*lead, "mode")),
-            xr.DataArray(vectors, coords, (*lead, "unit", "mode")),
-        )
+        coords = {name: array.coords[name] for name in lead if name in array.coords}
+        units = {"unit": array.coords["unit"]} if "unit" in array.coords else {}
+        of_vectors = xr.DataArray(vectors, coords | units, (*lead, "unit", "mode"))
+        return xr.DataArray(values, coords, (*lead, "mode")), of_vectors
 
     def plot(self, dark: bool = False) -> Figure:
         """The leading eigenvalues over time, or of an infinite horizon against their rank."""
@@ -89,8 +85,9 @@ class Gramian:
 def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, **options: Any) -> Gramian:
     """The reachability ("c") or observability ("o") Gramian as a function of time.
 
-        Wc(t) = int_0^t Phi(t, s) B B^T Phi(t, s)^T ds       a diagonal block of (P B)(P B)*
-        Wo(t) = int_t^T Phi(s, t)^T C^T C Phi(s, t) ds       a diagonal block of (C P)*(C P)
+        Wc(t) = int_0^t Phi(t, s) B B^T Phi(t, s)^T ds        Wo(t) = int_t^T Phi(s, t)^T C^T C Phi(s, t) ds
+
+    They are diagonal blocks of (P B)(P B)* and (C P)*(C P); in discrete time, sums.
 
     Args:
         system: a solution, an `LTV` or an `LTI`.
@@ -106,7 +103,7 @@ def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, *
         ValueError: an unknown kind, an infinite horizon of a system that is not stable, a horizon over which an
             unstable one overflows, or a rank that is not between 1 and the number of units.
 
-    Source: Moore, IEEE Trans. Automatic Control 26, 17 (1981).
+    Source: Moore, IEEE Trans. Automatic Control 26, 17 (1981); Van Loan, IEEE Trans. Automatic Control 23, 395 (1978).
 
     Example:
         >>> from kpflow_dyn import control
@@ -139,19 +136,14 @@ def check_kind(kind: str) -> None:
 
 
 def as_ltv(system: System, t: Any, options: dict[str, Any]) -> LTV:
-    """The linear system along trials of whatever has one.
-
-    Raises:
-        TypeError, ValueError: another type, or options that it does not take.
-    """
+    """The linear system along trials of whatever has one, with the options that this takes."""
     if isinstance(system, Solution):
         return linearize_ltv(system, t=t, **options)
     if not isinstance(system, LTI | LTV):
         raise TypeError(f"system is {type(system).__name__}, expected a Solution, an LTV or an LTI")
     if options:
-        raise ValueError(
-            f"{sorted(options)} are options of linearize_ltv, which a {type(system).__name__} has behind it"
-        )
+        kind = type(system).__name__
+        raise ValueError(f"{sorted(options)} are options of linearize_ltv, which a {kind} has behind it")
     if isinstance(system, LTI):
         if t is None:
             raise ValueError("an LTI has no trial of its own; give a horizon t=, times or a number of steps")

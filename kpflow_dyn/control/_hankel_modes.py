@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from scipy.linalg import expm
 
 from kpflow_dyn._problems.solutions import ODESolution
 from kpflow_dyn.control._gramians import System, as_ltv, gram, root
+from kpflow_dyn.control._linearisation import mesh_edges
 from kpflow_dyn.control._magnus import magnus, transposed
 from kpflow_dyn.control._systems import LTI, LTV, coordinates
 
@@ -23,14 +25,14 @@ NULL = 1e-7  # Hankel singular values below this part of the first have modes of
 class Hankel:
     """The singular value decomposition of a Hankel operator, y = H u, at a split time.
 
+    Modes whose value is below 1e-7 of the first are zeros.
+
     Attributes:
         split: the time between past and future.
         values: Hankel singular values, descending [trial, mode].
         inputs: the past inputs of each mode, of norm one in L^2 [trial, mode, time, input].
         states: the state at the split that such an input brings about [trial, mode, unit].
         outputs: the future outputs of each mode, of norm one in L^2 [trial, mode, time, output].
-
-    Modes whose value is below 1e-7 of the first are zeros.
 
     Example as `hankel`.
     """
@@ -64,7 +66,7 @@ def hankel(system: System, split: float, *, t: Any = None, **options: Any) -> Ha
     Raises:
         ValueError: a split that is no such time.
 
-    Source as `hsvd`.
+    Source: Moore, IEEE Trans. Automatic Control 26, 17 (1981); Glover, Int. J. Control 39, 1115 (1984).
 
     Example:
         >>> import numpy as np
@@ -89,12 +91,9 @@ def hankel(system: System, split: float, *, t: Any = None, **options: Any) -> Ha
 def _times_with(split: float, sol: ODESolution, t: Any) -> np.ndarray:
     times = np.asarray(sol.problem.t if t is None else t, np.float64)
     if not times[0] < split < times[-1]:
-        raise ValueError(
-            f"split is {split}, expected a time inside of the trial, from {times[0]:.6g} to {times[-1]:.6g}"
-        )
+        ends = f"from {times[0]:.6g} to {times[-1]:.6g}"
+        raise ValueError(f"split is {split}, expected a time inside of the trial, {ends}")
     if t is None and len(times) == 2:
-        from kpflow_dyn.control._linearisation import mesh_edges
-
         times = mesh_edges(sol)[1]
     return np.union1d(times, split)
 
@@ -133,8 +132,6 @@ def transitions(ltv: LTV) -> np.ndarray:
     """Phi from the time before to each time [trial, time, unit, unit]; to the first one, from the start."""
     if ltv.mesh is None:
         return ltv.A.values
-    from scipy.linalg import expm
-
     mesh = ltv.mesh
     steps = expm(magnus(mesh.A, np.diff(mesh.edges)))
     phi = np.broadcast_to(np.eye(steps.shape[-1]), steps[:, 0].shape)
@@ -164,7 +161,9 @@ def _labelled(
 
 
 def hsvd(system: LTI) -> np.ndarray:
-    """The Hankel singular values of a stable LTI over infinite time, descending: s_i = sqrt(l_i(Wc Wo)).
+    """The Hankel singular values of a stable LTI over infinite time, descending.
+
+        s_i = sqrt(the eigenvalues of Wc Wo)
 
     Args:
         system: a stable `LTI`.

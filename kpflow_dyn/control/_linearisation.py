@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, backend_for
 from kpflow_dyn._problems.checks import check_rows
 from kpflow_dyn._problems.inputs import inputs_at
@@ -38,12 +38,10 @@ def linearize_lti(
         model: a plant, plant(z, u), which says its `control_size`; `kp.models.ClosedLoop(plant, policy)`; a field
             f(t, z) or f(t, z, u); with `dt` a cell, cell(u, z).
         z: the state at rest [unit], a torch tensor or a jax array.
-        u: a plant's control, a field's or cell's input, or a closed loop's reference x_t, there [input].
+        u: what else the model takes there [input]: a plant's control, a field's or cell's input, a loop's reference.
         C: the outputs [output, unit], or a Linear layer; all states when None.
         dt: the length of a step where the model gives the next state; None where it gives z'.
-        loop: of a ClosedLoop, "closed" for A of the whole field, "open" for that of its plant under the control held.
-        inputs: where inputs enter: "control", a ClosedLoop's u; "x", the argument u; "kicks" to the state, B = 1. The
-            control of a ClosedLoop and the argument of others when None.
+        loop, inputs: as in `linearize_ltv`, x being u.
         t: the time at which a field is called.
         tol: by how much z' (or the step) may differ from 0 (or z), relative to 1 + the largest entry of z.
 
@@ -51,7 +49,7 @@ def linearize_lti(
         ValueError: no equilibrium, with what is left of z'; a plant and a policy that do not fit together; a loop or
             inputs that the model has not got.
 
-    Source: Astrom, Murray, "Feedback systems" (2008).
+    Source: Astrom, Murray, "Feedback Systems" (2008), section 5.4.
 
     Example:
         >>> import torch
@@ -107,12 +105,7 @@ def _check_rest(value: np.ndarray, z: Array, dt: float | None, tol: float) -> No
 
 
 def linearize_ltv(
-    sol: Solution,
-    *,
-    loop: str = "closed",
-    inputs: str | None = None,
-    C: Any = None,
-    t: Any = None,
+    sol: Solution, *, loop: str = "closed", inputs: str | None = None, C: Any = None, t: Any = None
 ) -> LTV:
     """The linear system along each trial of a solution, A = D_z f and B = D_u f there.
 
@@ -126,10 +119,11 @@ def linearize_ltv(
             between, A and B are taken at three Gauss points of each of the solver's steps.
 
     Raises:
+        TypeError: no solution.
         ValueError: a loop or inputs that the model has not got, times outside of the solved ones, steps that cannot be
             replayed, or states so wide that the matrices would take more than 2 GiB.
 
-    Source as `linearize_lti`.
+    Source: Sontag, "Mathematical Control Theory" (1998), section 2.8.
 
     Example:
         >>> import torch
@@ -155,19 +149,14 @@ def linearize_ltv(
 def _along_steps(sol: DiscreteSolution, inputs: str | None, loop: str, C: np.ndarray) -> LTV:
     _check_size(sol, 1)
     step = loop_of_cell(sol.problem, inputs, loop)
-    A, B = derivatives(step, np.zeros(sol.state.shape[1]), _before(sol), sol.problem.x)
+    A, B = derivatives(step, np.zeros(sol.state.shape[1]), sol.before, sol.problem.x)
     return ltv_of(to_numpy(sol.t).astype(float), A, B, C, np.zeros((len(C), B.shape[-1])), (), dt=1.0)
 
 
 def along_steps_inputs(sol: DiscreteSolution, inputs: str | None) -> np.ndarray:
     """B alone of each step of a discrete problem [trial, time, unit, input]."""
-    step, before = loop_of_cell(sol.problem, inputs, "closed"), _before(sol)
-    return derivatives(step, np.zeros(before.shape[1]), before, sol.problem.x, of_state=False)[0]
-
-
-def _before(sol: DiscreteSolution) -> Array:
-    """The state before each step [trial, time, unit]."""
-    return array_namespace(sol.state).concat([sol.start[:, None], sol.state[:, :-1]], axis=1)
+    step = loop_of_cell(sol.problem, inputs, "closed")
+    return derivatives(step, np.zeros(sol.state.shape[1]), sol.before, sol.problem.x, of_state=False)[0]
 
 
 def _along_equation(sol: ODESolution, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
@@ -220,13 +209,9 @@ def _with_steps(ends: np.ndarray, steps: AcceptedSteps) -> np.ndarray:
         inside = times[0][(times[0] > ends[0]) & (times[0] < ends[-1])]
         near = np.abs(inside[:, None] - ends).min(1) <= 1e-12 * np.abs(ends).max()
         return np.union1d(ends, inside[~near])
-    parts = [np.linspace(a, b, _most_between(times, a, b) + 1, endpoint=False) for a, b in pairwise(ends)]
+    most = [int(((times > a) & (times < b)).sum(1).max()) for a, b in pairwise(ends)]
+    parts = [np.linspace(a, b, n + 1, endpoint=False) for (a, b), n in zip(pairwise(ends), most, strict=True)]
     return np.append(np.concatenate(parts), ends[-1])
-
-
-def _most_between(times: np.ndarray, low: float, high: float) -> int:
-    """The largest number of times of one row between these."""
-    return int(((times > low) & (times < high)).sum(1).max())
 
 
 def _check_size(sol: Solution, times: float) -> None:

@@ -26,24 +26,15 @@ INPUTS = ("control", "x", "kicks")
 
 @dataclass(frozen=True)
 class Loop:
-    """A model on one trial.
-
-    Attributes:
-        backend: its framework.
-        call: (t, z, x) -> velocity or next state, of the whole model.
-        plant, policy: of a closed loop, whose derivatives are theirs; else None.
-        inputs: where v is added.
-        is_open: whether the derivative in z leaves the control as it is.
-        names: of the state's entries, where the plant tells them.
-    """
+    """A model on one trial."""
 
     backend: Backend
-    call: Function
-    plant: Function | None
+    call: Function  # (t, z, x) -> velocity or next state, of the whole model
+    plant: Function | None  # of a closed loop, whose derivatives are those of plant and policy
     policy: Function | None
-    inputs: str
-    is_open: bool
-    names: tuple[str, ...]
+    inputs: str  # where v is added
+    is_open: bool  # whether the derivative in z leaves the control as it is
+    names: tuple[str, ...]  # of the state's entries, where the plant tells them
 
     def row(self, t: Array, z: Array, v: Array, seen: Array, *x: Array) -> Array:
         """The velocity, or the next state."""

@@ -30,15 +30,9 @@ def _commutator(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def spread(A: np.ndarray, Q: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Phi = Phi(t + h, t) and G = int Phi(t + h, s) Q(s) Phi(t + h, s)^T ds, both [trial, step, n, n].
 
-    They are blocks of the exponential of Omega for M = [[A, Q], [0, -A^T]], as Van Loan has it. That is taken of so
-    small a part of Omega that nothing is lost to cancellation, and doubled: G <- Phi G Phi^T + G, Phi <- Phi Phi.
-
-    Args:
-        A: [trial, step, 3, n, n] at Gauss points.
-        Q: likewise, symmetric.
-        h: [step].
-
-    Source: Van Loan, IEEE Trans. Automatic Control 23, 395 (1978).
+    A and the symmetric Q are [trial, step, 3, n, n] at Gauss points, h is [step]. Phi and G are blocks of the
+    exponential of Omega for M = [[A, Q], [0, -A^T]] (Van Loan, IEEE Trans. Automatic Control 23, 395, 1978), taken of
+    so small a part of Omega that nothing is lost to cancellation, and doubled: G <- Phi G Phi^T + G, Phi <- Phi Phi.
     """
     n, omega = A.shape[-1], magnus(np.block([[A, Q], [0 * A, -transposed(A)]]), h)
     doublings = halvings(omega[..., :n, :n])

@@ -35,7 +35,7 @@ def gram_operator(flow: Flow, kind: str, step: int, *, inputs: str | None = None
         TypeError, ValueError: the flow of another problem (for an ODE take `gram(sol, kind, rank=)`), an unknown kind,
             or a step outside of the trial.
 
-    Source: docs/theory.md, "P: how kicks travel".
+    Source: docs/theory.md, "P: how kicks travel"; Moore, IEEE Trans. Automatic Control 26, 17 (1981).
 
     Example:
         >>> import torch

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn.control._systems import as_matrix
+from kpflow_dyn.control._systems import as_matrix, square
 
 
 def ctrb(A: Any, B: Any) -> np.ndarray:
-    """The controllability matrix: ctrb = [B, A B, ..., A^{n-1} B] [unit, unit * input].
+    """The controllability matrix [unit, unit * input].
+
+        ctrb = [B, A B, ..., A^{n-1} B]
 
     `np.linalg.matrix_rank` of it is the dimension of what inputs can reach. Of many units its columns become all but
     parallel; `gram(system, "c").eigenvalues` then tells more.
@@ -22,7 +24,7 @@ def ctrb(A: Any, B: Any) -> np.ndarray:
     Raises:
         ValueError: matrices that do not fit together.
 
-    Source: Kalman, J. SIAM Control A 1, 152 (1963).
+    Source: Kalman, "Mathematical description of linear dynamical systems", SIAM J. Control 1, 152 (1963).
 
     Example:
         >>> import numpy as np
@@ -33,18 +35,17 @@ def ctrb(A: Any, B: Any) -> np.ndarray:
         >>> int(np.linalg.matrix_rank(control.ctrb(np.eye(2), [[0.0], [1.0]])))
         1
     """
-    A = as_matrix(A, "A", (None, None))
-    n = len(A)
-    as_matrix(A, "A", (n, n))
-    block = as_matrix(B, "B", (n, None))
-    blocks = [block]
-    for _ in range(n - 1):
-        blocks.append(block := A @ block)
+    A = square(A, "A")
+    blocks = [as_matrix(B, "B", (len(A), None))]
+    for _ in range(len(A) - 1):
+        blocks.append(A @ blocks[-1])
     return np.concatenate(blocks, 1)
 
 
 def obsv(A: Any, C: Any) -> np.ndarray:
-    """The observability matrix: obsv = [C; C A; ...; C A^{n-1}] [unit * output, unit].
+    """The observability matrix [unit * output, unit].
+
+        obsv = [C; C A; ...; C A^{n-1}]
 
     Args:
         A: [unit, unit].

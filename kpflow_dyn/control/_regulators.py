@@ -10,17 +10,17 @@ import xarray as xr
 from scipy.linalg import expm, solve_continuous_are, solve_discrete_are
 
 from kpflow_dyn.control._magnus import halvings, magnus, transposed
-from kpflow_dyn.control._systems import LTV, Mesh, as_matrix, coordinates
+from kpflow_dyn.control._systems import LTV, Mesh, as_matrix, coordinates, square
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 class Regulator(NamedTuple):
-    """A gain, and the closed loop that it makes.
+    """What `lqr` and `dlqr` give, in the order of python-control.
 
     Attributes:
-        K: of u = -K z [input, unit].
+        K: the gain [input, unit], u = -K z.
         X: the solution of the Riccati equation [unit, unit]; z^T X z is the cost from z on.
         eigenvalues: the poles of the closed loop [unit].
 
@@ -43,13 +43,10 @@ def lqr(A: Any, B: Any, Q: Any, R: Any) -> Regulator:
         Q: [unit, unit], symmetric, positive semi-definite.
         R: [input, input], symmetric, positive definite.
 
-    Returns:
-        K, X, eigenvalues, as python-control has them.
-
     Raises:
         ValueError: weights of other shapes or indefinite, or where nothing stabilises the system.
 
-    Source: Anderson, Moore, "Optimal control: linear quadratic methods" (1990).
+    Source: Astrom, Murray, "Feedback Systems" (2008), section 6.3; `scipy.linalg.solve_continuous_are`.
 
     Example:
         >>> from kpflow_dyn import control
@@ -68,7 +65,9 @@ def dlqr(A: Any, B: Any, Q: Any, R: Any) -> Regulator:
 
         X = A^T X (A - B K) + Q        K = (R + B^T X B)^{-1} B^T X A
 
-    Args, Raises and Source as `lqr`.
+    Args and Raises as `lqr`.
+
+    Source: Anderson, Moore, "Optimal Control: Linear Quadratic Methods" (1990); `scipy.linalg.solve_discrete_are`.
 
     Example:
         >>> from kpflow_dyn import control
@@ -83,18 +82,13 @@ def dlqr(A: Any, B: Any, Q: Any, R: Any) -> Regulator:
 
 
 def _checked(A: Any, B: Any, Q: Any, R: Any) -> tuple[np.ndarray, ...]:
-    A = as_matrix(A, "A", (None, None))
-    n = len(A)
-    A, B = as_matrix(A, "A", (n, n)), as_matrix(B, "B", (n, None))
-    return A, B, check_weight(Q, "Q", n, definite=False), check_weight(R, "R", B.shape[1], definite=True)
+    A = square(A, "A")
+    B = as_matrix(B, "B", (len(A), None))
+    return A, B, check_weight(Q, "Q", len(A), definite=False), check_weight(R, "R", B.shape[1], definite=True)
 
 
 def check_weight(values: Any, what: str, n: int, definite: bool) -> np.ndarray:
-    """A symmetric weight [n, n], positive definite or semi-definite.
-
-    Raises:
-        ValueError: another one.
-    """
+    """A symmetric weight [n, n], positive definite or semi-definite; raise for another."""
     W = as_matrix(values, what, (n, n))
     size = float(np.abs(W).max())
     if np.abs(W - W.T).max() > 1e-10 * size:
@@ -167,7 +161,7 @@ def tvlqr(ltv: LTV, Q: Any, R: Any, Qf: Any = None) -> TimeVaryingRegulator:
     Raises:
         TypeError, ValueError: something else than an LTV, weights of other shapes or indefinite.
 
-    Source as `lqr`.
+    Source: Anderson, Moore, "Optimal Control: Linear Quadratic Methods" (1990), chapters 2 and 3.
 
     Example:
         >>> import numpy as np

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+DIMS = {"A": ("unit", "from_unit"), "B": ("unit", "input"), "C": ("output", "unit"), "D": ("output", "input")}
+
+
 @dataclass(frozen=True, eq=False)
 class LTI:
     """A linear time-invariant system, with z' = A z + B u or z_{t+1} = A z_t + B u_t, and y = C z + D u.
@@ -38,7 +41,7 @@ class LTI:
     Raises:
         ValueError: matrices that are not finite or do not fit together, a dt that is not positive.
 
-    Source: Astrom, Murray, "Feedback systems" (2008).
+    Source: Astrom, Murray, "Feedback Systems" (2008), chapter 5.
 
     Example:
         >>> from kpflow_dyn import control
@@ -55,8 +58,7 @@ class LTI:
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        A, B = as_matrix(self.A, "A", (None, None)), as_matrix(self.B, "B", (None, None))
-        as_matrix(A, "A", (len(A), len(A)))
+        A, B = square(self.A, "A"), as_matrix(self.B, "B", (None, None))
         as_matrix(B, "B", (len(A), B.shape[1]))
         C = output_matrix(self.C, len(A))
         shape = (len(C), B.shape[1])
@@ -111,9 +113,10 @@ class LTI:
 
     def to_xarray(self) -> xr.Dataset:
         """A dataset of A [unit, from_unit], B [unit, input], C [output, unit], D [output, input]."""
-        dims = {"A": ("unit", "from_unit"), "B": ("unit", "input"), "C": ("output", "unit"), "D": ("output", "input")}
         coords = coordinates(self.names, "unit", "from_unit")
-        return xr.Dataset({name: (dims[name], getattr(self, name)) for name in dims}, coords, {"dt": str(self.dt)})
+        return xr.Dataset(
+            {name: (dims, getattr(self, name)) for name, dims in DIMS.items()}, coords, {"dt": str(self.dt)}
+        )
 
     def plot(self, dark: bool = False) -> Figure:
         """The poles in the complex plane, beside the boundary of stability."""
@@ -124,19 +127,12 @@ class LTI:
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """A linear system in continuous time, at three Gauss points of each interval of a mesh.
+    """A linear system in continuous time, at three Gauss points of each interval of a mesh."""
 
-    Attributes:
-        edges: the ends of the intervals [step + 1].
-        at: which of them the times of the system are [time].
-        A: [trial, step, 3, unit, unit].
-        B: [trial, step, 3, unit, input].
-    """
-
-    edges: np.ndarray
-    at: np.ndarray
-    A: np.ndarray
-    B: np.ndarray
+    edges: np.ndarray  # the ends of the intervals [step + 1]
+    at: np.ndarray  # which of them the times of the system are [time]
+    A: np.ndarray  # [trial, step, 3, unit, unit]
+    B: np.ndarray  # [trial, step, 3, unit, input]
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,13 +189,11 @@ def ltv_of(
     dt: float | None = None,
 ) -> LTV:
     """An LTV of arrays [trial, time, ...], or of matrices that are the same at each trial and time."""
-    trials = 1 if A.ndim == 2 else len(A)
-    lead = (trials, len(time))
+    lead = (1 if A.ndim == 2 else len(A), len(time))
     coords = {"time": time, **coordinates(names, "unit", "from_unit")}
-    dims = (("unit", "from_unit"), ("unit", "input"), ("output", "unit"), ("output", "input"))
     arrays = [
-        xr.DataArray(np.broadcast_to(M, (*lead, *M.shape[-2:])), dims=("trial", "time", *names_of))
-        for M, names_of in zip((A, B, C, D), dims, strict=True)
+        xr.DataArray(np.broadcast_to(M, (*lead, *M.shape[-2:])), dims=("trial", "time", *dims))
+        for M, dims in zip((A, B, C, D), DIMS.values(), strict=True)
     ]
     labelled = [a.assign_coords({key: value for key, value in coords.items() if key in a.dims}) for a in arrays]
     return LTV(*labelled, dt=dt, mesh=mesh)
@@ -211,11 +205,7 @@ def coordinates(names: tuple[str, ...], *axes: str) -> dict[str, Any]:
 
 
 def as_matrix(values: Any, what: str, shape: tuple[int | None, int | None]) -> np.ndarray:
-    """A finite float64 matrix of this shape, None standing for any length.
-
-    Raises:
-        ValueError: another one.
-    """
+    """A finite float64 matrix of this shape, None standing for any length; raise for another."""
     matrix = np.array(to_numpy(values), np.float64)
     fits = matrix.ndim == 2 and all(n in (None, m) for n, m in zip(shape, matrix.shape, strict=True)) and matrix.size
     if not fits:
@@ -224,6 +214,12 @@ def as_matrix(values: Any, what: str, shape: tuple[int | None, int | None]) -> n
     if not np.isfinite(matrix).all():
         raise ValueError(f"{what} holds NaN or inf")
     return matrix
+
+
+def square(values: Any, what: str) -> np.ndarray:
+    """A finite float64 matrix [n, n]."""
+    matrix = as_matrix(values, what, (None, None))
+    return as_matrix(matrix, what, (len(matrix), len(matrix)))
 
 
 def output_matrix(C: Any, units: int) -> np.ndarray:

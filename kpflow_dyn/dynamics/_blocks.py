@@ -14,12 +14,7 @@ from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution
 class Blocks:
     """Blocks of `interval` steps, the last maybe shorter; of an ODE without its first step, of length zero.
 
-    Attributes:
-        start: when the trials start.
-        begin, end: of each block [trial, block].
-
-    Raises:
-        ValueError: for an interval that is no number of steps.
+    The trials begin at `start`, and each block reaches from `begin` to `end` [trial, block].
     """
 
     def __init__(self, sol: DiscreteSolution | ODESolution, interval: int) -> None:
@@ -60,11 +55,7 @@ class Blocks:
         return last
 
     def factors(self, directions: Array) -> np.ndarray:
-        """R [trial, block, k, k] of A_t ... A_{t-interval+1} Q = Q' R, from Q = directions [k, trial, unit], float64.
-
-        Raises:
-            ValueError: where numbers overflow.
-        """
+        """R [trial, block, k, k] of A_t ... A_{t-interval+1} Q = Q' R, from Q = directions [k, trial, unit]."""
         with full_precision(directions):
             found = to_numpy(tangent_of_dynamics(self.sol).factorise(directions, self.interval)).astype(np.float64)
         R = found.swapaxes(0, 1)[:, self.moved]

@@ -56,9 +56,9 @@ class PCA:
 
 
 def pca(states: Array | Solution, k: int | None = None, *, weights: Any = None) -> PCA:
-    """Principal component analysis of states, every trial and time a sample.
+    """Principal component analysis of states, every trial and time a sample: the eigenvectors of their covariance.
 
-    The eigenvectors of the covariance C = sum w (z - mean)(z - mean)^T / sum w, mean = sum w z / sum w.
+        C = sum w (z - mean)(z - mean)^T / sum w        mean = sum w z / sum w
 
     Args:
         states: [trial, time, unit] of any array library, or a Solution, of an ODE with its quadrature weights.
@@ -69,7 +69,7 @@ def pca(states: Array | Solution, k: int | None = None, *, weights: Any = None) 
         TypeError, ValueError: states of another rank or not finite, a k above the units, weights that are negative, all
             zero or of another shape.
 
-    Source: Jolliffe, "Principal component analysis" (2002).
+    Source: Jolliffe, "Principal Component Analysis" (2002).
 
     Example:
         >>> import numpy as np
@@ -89,15 +89,14 @@ def pca(states: Array | Solution, k: int | None = None, *, weights: Any = None) 
 
 
 def participation_ratio(states: Array | Solution, *, weights: Any = None) -> Estimate:
-    """How many dimensions states fill: PR = (sum l)^2 / sum l^2, with l the eigenvalues of their covariance.
+    """How many dimensions states fill, by the eigenvalues l of their covariance.
 
-    n where n principal components carry the same variance and the others none; 0 of states that do not vary. Exact, so
-    that its `stderr` is 0; `float(...)` is the number.
+        PR = (sum l)^2 / sum l^2
 
-    Args:
-        states, weights: as in `pca`.
+    It is n where n principal components carry the same variance and the others none; 0 of states that do not vary. It
+    is exact, so that its `stderr` is 0; `float(...)` is the number.
 
-    Raises as `pca`.
+    Args and Raises as `pca`.
 
     Source: Gao et al., "A theory of multineuronal dimensionality, dynamics and measurement" (2017).
 

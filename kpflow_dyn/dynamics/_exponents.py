@@ -83,7 +83,7 @@ class Lyapunov:
 
 @dataclass(frozen=True, eq=False)
 class FiniteTimeExponents:
-    """Finite-time Lyapunov exponents along each trial, the largest first.
+    """1/t log s_i(A_t ... A_1) along each trial, the largest first.
 
     Attributes:
         exponents: [trial, time, unit], per step or of an ODE per unit of its time; -inf where a singular value is zero.
@@ -167,11 +167,11 @@ def lyapunov_spectrum(
 
 
 def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interval: int = 1) -> FiniteTimeExponents:
-    """Finite-time Lyapunov exponents, from the product of Jacobians since the start of each trial.
+    """Finite-time Lyapunov exponents: the singular values s of the product of Jacobians from the start of each trial.
 
         l_i(t) = 1/t log s_i(A_t ... A_1)
 
-    The product is never formed. Its singular values s_i are followed from factor to factor, each with its own relative
+    The product is never formed. Its singular values are followed from factor to factor, each with its own relative
     accuracy: after long times the ratio of the largest to the smallest may be beyond what a number holds.
 
     Args:
@@ -185,7 +185,7 @@ def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interv
 
     Warns as `lyapunov_spectrum`.
 
-    Source: Goldhirsch, Sulem, Orszag, Physica D 27, 311 (1987).
+    Source: Demmel, Veselic, "Jacobi's method is more accurate than QR", SIAM J. Matrix Anal. Appl. 13, 1204 (1992).
 
     Example:
         >>> import torch

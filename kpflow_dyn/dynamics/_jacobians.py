@@ -50,11 +50,7 @@ def step_jacobians(sol: Solution | DiscreteProblem | ODEProblem) -> Array:
 
 
 def solved(given: Solution | DiscreteProblem | ODEProblem) -> DiscreteSolution | ODESolution:
-    """The solution of dynamics, whose steps are known.
-
-    Raises:
-        TypeError, ValueError: for what has no steps.
-    """
+    """The solution of dynamics, whose steps are known; raise for what has no steps."""
     sol = solve(given) if isinstance(given, DiscreteProblem | ODEProblem) else given
     if not isinstance(sol, DiscreteSolution | ODESolution):
         kind = type(sol.problem if isinstance(sol, Solution) else sol).__name__

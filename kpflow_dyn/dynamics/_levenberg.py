@@ -34,12 +34,7 @@ def minimise(residual: Residual, z: Array, iterations: int, compiled: Compile) -
 
     with mu smaller after a step that lowers |r|, and larger after one that does not, which is taken back. Damping by
     |r| keeps convergence quadratic where zeros are not isolated. Rows that are done leave the batch, once half are.
-
-    Args:
-        residual: r and its Jacobian.
-        z: where to start.
-        iterations: how many steps at most.
-        compiled: makes a function of arrays fast, as the framework does.
+    `compiled` makes a function of arrays fast, as the framework does.
 
     Source: Fan, Yuan, "On the quadratic convergence of the Levenberg-Marquardt method without nonsingularity
     assumption", Computing 74, 23 (2005).

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import (
-    Array,
-    array_namespace,
-    device,
-    full_precision,
-    like_numpy,
-    to_numpy,
-)
+from kpflow_dyn._arrays import Array, array_namespace, device, full_precision, like_numpy, to_numpy
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn.dynamics._levenberg import minimise
 from kpflow_dyn.dynamics._starts import constant_inputs, posed
@@ -175,7 +168,12 @@ def fixed_points(
         ends = minimise(search.residual, z, iterations, problem.backend.transforms.compiled)
         numbers, counts = search.distinct(ends, slow, unique)
         if not len(numbers):
-            warnings.warn(search.why_none(ends, slow), stacklevel=2)
+            warnings.warn(
+                f"none of {len(z)} starts came to a point with q <= {slow:g} (the least was "
+                f"{search.q(ends).min():.1e}) without running away; start elsewhere, allow more iterations, or raise "
+                "slow",
+                stacklevel=2,
+            )
         return search.points(ends, numbers, counts, unique, states)
 
 
@@ -189,12 +187,9 @@ class _Search:
 
     def residual(self, numbers: np.ndarray, z: Array) -> tuple[Array, Array]:
         """F(z) - z and its Jacobian, or f and its own, of these rows."""
-        F, J = self.dynamics(self._inputs_of(numbers), z)
-        return (F, J) if self.continuous else (F - z, J - like_numpy(np.eye(z.shape[1]), z))
-
-    def _inputs_of(self, numbers: np.ndarray) -> Array:
         xp = array_namespace(self.x)
-        return xp.take(self.x, xp.asarray(numbers, device=device(self.x)), axis=0)
+        F, J = self.dynamics(xp.take(self.x, xp.asarray(numbers, device=device(self.x)), axis=0), z)
+        return (F, J) if self.continuous else (F - z, J - like_numpy(np.eye(z.shape[1]), z))
 
     def in_numpy(self, numbers: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`residual` in float64."""
@@ -204,7 +199,8 @@ class _Search:
     def distinct(self, z: np.ndarray, slow: float, unique: float) -> tuple[np.ndarray, np.ndarray]:
         """Which ends are points, each once, and how many starts led there; the most visited first."""
         q = self.q(z)
-        near = np.linalg.norm(z, axis=1) <= OUTLIER * max(self._largest_start(), z.shape[1] ** 0.5)
+        largest = float(np.linalg.norm(to_numpy(self.start), axis=1).max())
+        near = np.linalg.norm(z, axis=1) <= OUTLIER * max(largest, z.shape[1] ** 0.5)
         rows = np.concatenate([z, to_numpy(self.x)], 1).astype(np.float64)
         left = [n for n in np.argsort(q, kind="stable") if q[n] <= slow and near[n]]
         found: list[tuple[int, int]] = []
@@ -220,16 +216,6 @@ class _Search:
         """Of all starts' states."""
         r, _ = self.in_numpy(np.arange(len(z)), z)
         return np.where(np.isfinite(r).all(1), (r**2).sum(1) / 2, np.inf)
-
-    def _largest_start(self) -> float:
-        return float(np.linalg.norm(to_numpy(self.start), axis=1).max())
-
-    def why_none(self, z: np.ndarray, slow: float) -> str:
-        """What is to be said where there is no point."""
-        return (
-            f"none of {len(z)} starts came to a point with q <= {slow:g} (the least was {self.q(z).min():.1e}) without "
-            "running away; start elsewhere, allow more iterations, or raise slow"
-        )
 
     def points(
         self, ends: np.ndarray, numbers: np.ndarray, counts: np.ndarray, unique: float, states: np.ndarray

@@ -15,10 +15,6 @@ class GradedProduct:
     keep their relative accuracy beside large ones.
 
     Source: Demmel, Veselic, "Jacobi's method is more accurate than QR" (1992).
-
-    Args:
-        trials: products of as many trials side by side.
-        size: of the matrices.
     """
 
     def __init__(self, trials: int, size: int) -> None:

@@ -75,11 +75,7 @@ def temporal_modes(dataset: xr.Dataset) -> Figure:
     dots = {"marker": ".", "markersize": 5} if "units" not in dataset.time.attrs and time.size <= SHOWN_TIMES else {}
     for i, (mode, color) in enumerate(zip(dataset.temporal_mode.values, series(), strict=False)):
         modes.plot(time, mode, color=color, label=f"mode {i + 1}", **dots)
-    modes.set(
-        xlabel=_time_label(dataset),
-        ylabel="Temporal mode",
-        xlim=(time[0], time[-1]) if time.size > 1 else None,
-    )
+    modes.set(xlabel=_time_label(dataset), ylabel="Temporal mode", xlim=(time[0], time[-1]) if time.size > 1 else None)
     modes.legend(ncols=2)
     return figure
 
@@ -124,10 +120,7 @@ def effective_ranks(dataset: xr.Dataset) -> Figure:
 def state_pca(dataset: xr.Dataset) -> Figure:
     """The variance that each principal component of the state explains, and the trials in the plane of two."""
     figure, (shares, plane) = new_figure(6.4, rows=2, heights=(1, 2.2))
-    explained = dataset.pc_variance.values
-    shares.bar(1 + np.arange(explained.size), 100 * explained, color=series()[0], width=0.7)
-    shares.set(xlabel="Principal component", ylabel="Variance (%)", xticks=1 + np.arange(explained.size))
-    shares.grid(axis="x", visible=False)
+    bars(shares, 100 * dataset.pc_variance.values, "Principal component", "Variance (%)")
     _draw_trajectories(plane, dataset)
     return figure
 
@@ -216,14 +209,18 @@ def new_figure(height: float, rows: int = 1, heights: tuple[float, ...] | None =
 
 def _draw_shares(axes: Axes, dataset: xr.Dataset, kernel: str) -> None:
     values = dataset[f"{kernel}_eigenvalue"]
-    total = float(values.sum())
-    count = min(values.size, 12)
-    errors = 200 * dataset[f"{kernel}_eigenvalue_stderr"].values[:count] / total
-    ranks = 1 + np.arange(count)
-    axes.bar(ranks, 100 * values.values[:count] / total, color=series()[0], width=0.7)
-    axes.errorbar(ranks, 100 * values.values[:count] / total, errors, fmt="none", ecolor=muted(), capsize=2)
-    axes.set(xlabel=f"{kernel.capitalize()} mode", ylabel="Share of the trace (%)", xticks=ranks)
+    given = (values, dataset[f"{kernel}_eigenvalue_stderr"])
+    shares, stderr = (100 * found.values[:12] / float(values.sum()) for found in given)
+    bars(axes, shares, f"{kernel.capitalize()} mode", "Share of the trace (%)")
+    axes.errorbar(1 + np.arange(shares.size), shares, 2 * stderr, fmt="none", ecolor=muted(), capsize=2)
     axes.set_ylim(bottom=0)
+
+
+def bars(axes: Axes, heights: np.ndarray, xlabel: str, ylabel: str) -> None:
+    """A bar for each number, over its rank."""
+    ranks = 1 + np.arange(len(heights))
+    axes.bar(ranks, heights, width=0.7)
+    axes.set(xlabel=xlabel, ylabel=ylabel, xticks=ranks)
     axes.grid(axis="x", visible=False)
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kpflow_dyn.dynamics._components import pca
-from kpflow_dyn.figures import muted, new_figure, series, styled
+from kpflow_dyn.figures import bars, muted, new_figure, series, styled
 
 if TYPE_CHECKING:
     from kpflow_dyn.dynamics._components import PCA
@@ -23,10 +23,7 @@ SHOWN_TRIALS, SHOWN_SHARES, SHOWN_EXPONENTS = 60, 12, 4
 def components(found: PCA) -> Figure:
     """The share of the variance of each component, and the trials in the plane of the first two."""
     figure, (shares, plane) = new_figure(6.4, rows=2, heights=(1, 2.2))
-    ranks = 1 + np.arange(min(SHOWN_SHARES, len(found.explained)))
-    shares.bar(ranks, 100 * found.explained[: len(ranks)], width=0.7)
-    shares.set(xlabel="Principal component", ylabel="Variance (%)", xticks=ranks)
-    shares.grid(axis="x", visible=False)
+    bars(shares, 100 * found.explained[:SHOWN_SHARES], "Principal component", "Variance (%)")
     _draw_trajectories(plane, found, series()[0])
     return figure
 

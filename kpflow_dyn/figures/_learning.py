@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kpflow_dyn._arrays import to_numpy
-from kpflow_dyn.figures import muted, new_figure, series, styled
+from kpflow_dyn.figures import bars, muted, new_figure, series, styled
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,9 +57,8 @@ def comparison(found: Comparison) -> Figure:
     """Principal angles between the leading modes of two NTKs, and the eigenvalues of both."""
     figure, (angles, values) = new_figure(5.0, rows=2)
     numbers = 1 + np.arange(len(found.angles))
-    angles.bar(numbers, np.degrees(found.angles), width=0.7)
-    angles.set(xlabel="Principal angle", ylabel="Degrees", ylim=(0, 90), xticks=numbers, yticks=range(0, 91, 30))
-    angles.grid(axis="x", visible=False)
+    bars(angles, np.degrees(found.angles), "Principal angle", "Degrees")
+    angles.set(ylim=(0, 90), yticks=range(0, 91, 30))
     for modes, name, marker in zip(found.modes, ("first", "second"), ("o", "s"), strict=True):
         values.plot(1 + np.arange(len(modes.values)), to_numpy(modes.values), marker=marker, markersize=5, label=name)
     values.set(xlabel="Rank of the eigenvalue", ylabel="Eigenvalue of the NTK", yscale="log", xticks=numbers)

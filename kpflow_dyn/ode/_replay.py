@@ -84,7 +84,7 @@ def _increments(problem: ODEProblem, steps: AcceptedSteps, places: np.ndarray) -
     step = _step(problem, steps.tableau, with_stages=True)
     rows = step.rows(problem, taken.dt, taken.stage_times, taken.before)
     states = array_namespace(rows).concat([taken.before, taken.after], axis=-1)
-    found = problem.backend.solving.each_step(_Compared(step), problem.f, rows, states)
+    found = problem.backend.solving.each_step(_Compared(step), problem.f, rows, states, count)
     check_same(to_numpy(found[..., :2]), taken.t)
     return found[..., 2:].reshape((*taken.dt.shape, -1, step.units))
 

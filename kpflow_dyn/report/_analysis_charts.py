@@ -17,6 +17,7 @@ from kpflow_dyn.report._charts import (
     line,
     numbers,
     plain,
+    views,
     with_bars,
 )
 
@@ -44,12 +45,8 @@ def _spectra(dataset: xr.Dataset) -> Chart:
         hover = "rank %{x}: %{y:.4g}<br>residual %{customdata:.1e}"
         residual = numbers(dataset[f"{name}_residual"].values)
         ranks = 1 + np.arange(values.size)
-        traces.append(
-            line(
-                ranks, values, label, color, mode="lines+markers", marker=marker, hovertemplate=hover,
-                customdata=residual,
-            )
-        )  # fmt: skip
+        style = {"mode": "lines+markers", "marker": marker, "hovertemplate": hover, "customdata": residual}
+        traces.append(line(ranks, values, label, color, **style))
     axes = {"xaxis": _log("Rank of the eigenvalue"), "yaxis": _log("Eigenvalue")}
     return Chart(
         "spectra",
@@ -69,12 +66,8 @@ def _ranks(dataset: xr.Dataset) -> Chart:
     found = np.array([float(dataset[name]) for name in names])
     stderr = np.array([dataset[name].attrs["stderr"] for name in names])
     most = np.array([dataset[name].attrs["dimension"] for name in names])
-    spans = [
-        line(
-            [1, end], [label, label], label, 6, line={"width": 6}, opacity=0.3, hoverinfo="skip", showlegend=False
-        )
-        for label, end in zip(labels, most, strict=True)
-    ]  # fmt: skip
+    band = {"line": {"width": 6}, "opacity": 0.3, "hoverinfo": "skip", "showlegend": False}
+    spans = [line([1, end], [label, label], label, 6, **band) for label, end in zip(labels, most, strict=True)]
     dots = line(
         found, labels, "effective rank", 1, mode="markers", marker={"size": 10}, showlegend=False,
         error_x=with_bars(stderr), customdata=most, hovertemplate="%{y}: %{x:.4g} of %{customdata:,}<extra></extra>",
@@ -94,18 +87,14 @@ def _temporal(dataset: xr.Dataset) -> Chart:
     count = min(len(modes), 8)
     axes = {"xaxis": {"title": {"text": _time(dataset)}}, "yaxis": {"title": {"text": "Temporal mode"}}}
 
-    def view(shown: range) -> Any:
-        return figure(
-            [line(time, modes[i], f"mode {i + 1} ({_share(dataset, 'temporal', i)})", i) for i in shown], **axes
-        )
-
-    views = {(0,): view(range(min(LINES, count)))} | {(1 + i,): view(range(i, i + 1)) for i in range(count)}
+    lines = [line(time, modes[i], f"mode {i + 1} ({_share(dataset, 'temporal', i)})", i) for i in range(count)]
+    shown = [lines[:LINES], *([one] for one in lines)]
     return Chart(
         "temporal_modes",
         "Temporal modes",
         "When learning can act: eigenvectors of the NTK summed over trials and units, each with its share of the "
         "trace. What a target needs outside of the modes with large shares is learnt late or never.",
-        views,
+        views(lambda some: figure(some, **axes), shown),
         (Choice("Mode", (f"leading {min(LINES, count)}", *_numbered("mode", count))),),
     )
 
@@ -133,10 +122,7 @@ def _loadings(dataset: xr.Dataset, kernel: str, caption: str) -> Chart:
     axis, labels = KERNELS[kernel], _labels(dataset) if kernel == "trial" else []
     modes = dataset[f"{kernel}_mode"].values[:8]
     keys = [*(dataset[name].values for name in labels), *modes]
-    names = [
-        *(f"sorted by {_spaced(name)}" for name in labels),
-        *(f"sorted by mode {i + 1}" for i in range(len(modes))),
-    ]
+    names = [f"sorted by {name}" for name in (*map(_spaced, labels), *_numbered("mode", len(modes)))]
     rows = [f"{i + 1} ({_share(dataset, kernel, i)})" for i in range(len(modes))]
 
     def view(key: np.ndarray) -> Any:
@@ -147,10 +133,8 @@ def _loadings(dataset: xr.Dataset, kernel: str, caption: str) -> Chart:
         layout = {"xaxis": {"title": title, "type": "category", "nticks": 12}, "yaxis": {"autorange": "reversed"}}
         return figure([heat_map(modes[:, order], columns, rows, DIVERGING, hover, "Loading")], **layout)
 
-    views = {(i,): view(key) for i, key in enumerate(keys)}
-    return Chart(
-        f"{kernel}_modes", f"{kernel.capitalize()} modes", caption, views, (Choice("Order", tuple(names)),), 320
-    )
+    title, order = f"{kernel.capitalize()} modes", Choice("Order", tuple(names))
+    return Chart(f"{kernel}_modes", title, caption, views(view, keys), (order,), 320)
 
 
 def _ntk_modes(dataset: xr.Dataset) -> Chart:
@@ -160,44 +144,40 @@ def _ntk_modes(dataset: xr.Dataset) -> Chart:
     shown = evenly(trials, MOST_NUMBERS // (ranks * times * units))
     hover = "time %{x}<br>unit %{y}: %{z:.3g}<extra></extra>"
     layout = {"xaxis": {"title": {"text": _time(dataset)}}, "yaxis": {"title": {"text": "Unit"}}}
-    views = {
-        (rank, place): figure(
-            [
-                heat_map(
-                    vectors[rank, trial].T, numbers(dataset.time.values), np.arange(units), DIVERGING, hover,
-                    "Change of the state", float(np.abs(vectors[rank]).max()),
-                )
-            ],
-            **layout,
-        )
-        for rank in range(ranks)
-        for place, trial in enumerate(shown)
-    }  # fmt: skip
+
+    def view(rank: int, trial: int) -> Any:
+        z, most = vectors[rank, trial].T, float(np.abs(vectors[rank]).max())
+        time = numbers(dataset.time.values)
+        return figure([heat_map(z, time, np.arange(units), DIVERGING, hover, "Change of the state", most)], **layout)
+
     return Chart(
         "ntk_modes",
         "Modes of the NTK",
         "What learning changes most easily: the leading eigenvectors of the NTK itself, of which each is a change of "
         "the whole trajectory. The colours of all trials of a mode share one scale.",
-        views,
+        views(view, range(ranks), shown),
         (Choice("Mode", _numbered("mode", ranks)), Choice("Trial", tuple(_trial_name(dataset, i) for i in shown))),
     )
 
 
 def _kernels(dataset: xr.Dataset) -> Chart:
-    views, most = {}, int((MOST_NUMBERS / 3) ** 0.5)
-    for place, (kernel, axis) in enumerate(KERNELS.items()):
+    most = int((MOST_NUMBERS / 3) ** 0.5)
+
+    def view(kernel: str) -> Any:
+        axis = KERNELS[kernel]
         matrix, shown = dataset[f"{kernel}_kernel"].values, evenly(dataset.sizes[axis], most)
         where = numbers(dataset[axis].values[shown])
         hover = f"{axis} %{{y}} and %{{x}}: %{{z:.4g}}<extra></extra>"
         name = {"text": _time(dataset) if axis == "time" else axis.capitalize()}
         layout = {"xaxis": {"title": name}, "yaxis": {"title": name, "autorange": "reversed"}}
-        views[place,] = figure([heat_map(matrix[np.ix_(shown, shown)], where, where, DIVERGING, hover)], **layout)
+        return figure([heat_map(matrix[np.ix_(shown, shown)], where, where, DIVERGING, hover)], **layout)
+
     return Chart(
         "kernels",
         "The NTK between times, units and trials",
         "The NTK summed over all other axes: how much a push at one time (unit, trial) changes the state at another. "
         "A block of one colour learns as one; a pale off-diagonal can be learnt apart.",
-        views,
+        views(view, KERNELS),
         (Choice("Between", ("times", "units", "trials")),),
         440,
     )
@@ -212,22 +192,21 @@ def _states(dataset: xr.Dataset) -> Chart:
     time = dataset.time.values
     score, colors = dataset.pc_projection.values, _group(dataset)
 
-    def over_time(pc: int) -> Any:
-        traces = [_trajectory(dataset, trial, colors, time, score[trial, :, pc]) for trial in shown]
-        return figure(traces, xaxis={"title": {"text": _time(dataset)}}, yaxis={"title": {"text": axes[pc]}})
+    def view(x: int | None, y: int) -> Any:
+        """Component y against component x, or against time."""
+        against = [time if x is None else score[trial, :, x] for trial in shown]
+        paths = [_trajectory(dataset, n, colors, a, score[n, :, y]) for n, a in zip(shown, against, strict=True)]
+        title = _time(dataset) if x is None else axes[x]
+        return figure(paths, xaxis={"title": {"text": title}}, yaxis={"title": {"text": axes[y]}})
 
-    def plane(x: int, y: int) -> Any:
-        traces = [_trajectory(dataset, trial, colors, score[trial, :, x], score[trial, :, y]) for trial in shown]
-        return figure(traces, xaxis={"title": {"text": axes[x]}}, yaxis={"title": {"text": axes[y]}})
-
-    views = [*(plane(*pair) for pair in pairs), *(over_time(pc) for pc in range(components))]
+    drawn = [view(*pair) for pair in (*pairs, *((None, pc) for pc in range(components)))]
     names = [*(f"PC {x + 1} and {y + 1}" for x, y in pairs), *(f"PC {pc + 1} over time" for pc in range(components))]
     return Chart(
         "state_pca",
         "State PCA",
         "Where the state is, as opposed to where it can be moved: its principal components over all trials and times "
         "(of an ODE weighted by the time that each stands for), each trial a line with a dot at its end.",
-        {(i,): view for i, view in enumerate(views)},
+        views(lambda one: one, drawn),
         (Choice("Plane", tuple(names)),),
         440,
     )

@@ -7,9 +7,10 @@ sign or of two name their scale only.
 from __future__ import annotations
 
 import html
+import itertools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,7 @@ MOST_NUMBERS = 150_000  # in all views of one chart
 
 @dataclass(frozen=True)
 class Choice:
-    """A list to choose from on the page.
-
-    Attributes:
-        label: what is chosen.
-        options: what there is.
-    """
+    """A list to choose from on the page."""
 
     label: str
     options: tuple[str, ...]
@@ -34,27 +30,25 @@ class Choice:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with a title and a caption.
+    """A figure with a title and a caption, in plain text."""
 
-    Attributes:
-        name: its anchor on the page.
-        title, caption: plain text.
-        views: plotly figures; one, or by the numbers of the options chosen, (0, 2).
-        choices: the lists that the reader chooses from, () for a single view.
-        height: in pixels.
-    """
-
-    name: str
+    name: str  # its anchor on the page
     title: str
     caption: str
-    views: Mapping[tuple[int, ...], Any]
-    choices: tuple[Choice, ...] = field(default=())
-    height: int = 380
+    views: Mapping[tuple[int, ...], Any]  # plotly figures, by the numbers of the options chosen, (0, 2)
+    choices: tuple[Choice, ...] = ()
+    height: int = 380  # in pixels
 
     def to_json(self) -> str:
         """The views for the page's script: JSON that may stand inside of a script element."""
         views = {",".join(map(str, key)): json.loads(view.to_json()) for key, view in self.views.items()}
         return json.dumps(views, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def views(draw: Callable[..., Any], *options: Iterable[Any]) -> dict[tuple[int, ...], Any]:
+    """draw(option, ...) for each combination of options, by their numbers."""
+    combined = itertools.product(*(enumerate(given) for given in options))
+    return {tuple(number for number, _ in each): draw(*(option for _, option in each)) for each in combined}
 
 
 def figure(traces: Sequence[Any], **layout: Any) -> Any:

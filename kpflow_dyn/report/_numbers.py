@@ -15,14 +15,13 @@ def summarize(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
     """The numbers of an analysis, by name: value, stderr, text ("34.0 ± 0.5"), and what the dataset says of each.
 
     Args:
-        dataset: of `kp.analyze`, or like one.
+        dataset: what `kp.analyze` returned; `settings` and `versions` also take that of a track or a sweep.
 
     Example:
         >>> import xarray as xr
-        >>> attrs = {"seed": 1, "version_torch": "2.13"}
-        >>> found = xr.Dataset({"rank": ((), 34.04, {"stderr": 0.4839})}, attrs=attrs)
-        >>> summarize(found)["rank"]["text"], settings(found), versions(found)
-        ('34.04 ± 0.48', {'seed': 1}, {'torch': '2.13'})
+        >>> dataset = xr.Dataset({"loss": ((), 2.0, {"stderr": 0.1})}, attrs={"seed": 0, "version_torch": "2.9"})
+        >>> summarize(dataset)["loss"]["text"], settings(dataset), versions(dataset)
+        ('2.00 ± 0.10', {'seed': 0}, {'torch': '2.9'})
     """
     scalars = [str(name) for name, variable in dataset.data_vars.items() if variable.ndim == 0]
     return {name: _summary(float(dataset[name]), dict(dataset[name].attrs)) for name in scalars}
@@ -42,11 +41,8 @@ def versions(dataset: xr.Dataset) -> dict[str, str]:
 
     Args and Example as `summarize`.
     """
-    return {
-        str(key).removeprefix("version_"): str(value)
-        for key, value in dataset.attrs.items()
-        if str(key).startswith("version_")
-    }
+    known = {str(key): str(value) for key, value in dataset.attrs.items()}
+    return {key.removeprefix("version_"): value for key, value in known.items() if key.startswith("version_")}
 
 
 def with_error(value: float, stderr: float) -> str:
@@ -54,11 +50,10 @@ def with_error(value: float, stderr: float) -> str:
 
     Args:
         value: the number.
-        stderr: its standard error; left out where four digits would not show it.
+        stderr: its standard error, left out where four digits would not show it.
 
-    Example:
-        >>> with_error(34.04, 0.4839), with_error(8125.8581, 0.0)
-        ('34.04 ± 0.48', '8126')
+    >>> with_error(34.04, 0.4839), with_error(8125.8581, 0.0)
+    ('34.04 ± 0.48', '8126')
     """
     if not math.isfinite(stderr) or stderr <= INVISIBLE * abs(value) or not value:
         return f"{value:.4g}"

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kpflow_dyn.figures import _palette as palette
 from kpflow_dyn.report._charts import Chart
-
-if TYPE_CHECKING:
-    pass
 
 COLORWAY = {"light": [*palette.SERIES, *palette.MORE], "dark": [*palette.DARK_SERIES, *palette.DARK_MORE]}
 

@@ -15,10 +15,10 @@ NAMES = ("results.nc", "track.nc")
 
 
 def read_results(path: str | Path) -> xr.Dataset:
-    """The dataset of a folder or a file.
+    """The dataset in a folder or a NetCDF file.
 
     Args:
-        path: a folder that `kpflow-dyn analyze`, `track` or `sweep` wrote, or a NetCDF file.
+        path: what `kpflow-dyn analyze`, `track` or `sweep` wrote.
 
     Raises:
         FileNotFoundError: there is none.

@@ -18,6 +18,7 @@ from kpflow_dyn.report._charts import (
     line,
     plain,
     spread,
+    views,
     with_bars,
 )
 
@@ -64,15 +65,14 @@ def sweep_charts(dataset: xr.Dataset) -> list[Chart]:
 
 
 def _lines(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
-    views = {
-        (i, j): figure(_means(dataset, name, axis), xaxis=_axis(dataset, axis), yaxis=_of(name))
-        for (i, name), (j, axis) in itertools.product(enumerate(names), enumerate(axes))
-    }
+    def view(name: str, axis: str) -> Any:
+        return figure(_means(dataset, name, axis), xaxis=_axis(dataset, axis), yaxis=_of(name))
+
     return Chart(
         "lines",
         "Along one axis",
         "The mean over all other axes, with bars from the least to the largest point; a grey dot is a point.",
-        views,
+        views(view, names, axes),
         (_quantity(names), Choice("Against", tuple(axes))),
     )
 
@@ -91,7 +91,8 @@ def _means(dataset: xr.Dataset, name: str, axis: str) -> list[Any]:
 def _maps(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
     pairs = list(itertools.permutations(axes, 2)) if len(axes) < 4 else list(itertools.combinations(axes, 2))
 
-    def view(name: str, x: str, y: str) -> Any:
+    def view(name: str, pair: tuple[str, str]) -> Any:
+        x, y = pair
         z = _over(np.mean, _moved(dataset[name], [y, x]))
         hover = f"{plain(y)} %{{y}}, {plain(x)} %{{x}}: %{{z:.4g}}<extra></extra>"
         trace = heat_map(z, _names(dataset, x), _names(dataset, y), SEQUENTIAL, hover, spaced(name))
@@ -101,25 +102,23 @@ def _maps(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
         "maps",
         "Over two axes",
         "The mean over all other axes. A field without colour has no number.",
-        {
-            (i, j): view(name, x, y)
-            for (i, name), (j, (x, y)) in itertools.product(enumerate(names), enumerate(pairs))
-        },
+        views(view, names, pairs),
         (_quantity(names), Choice("Over", tuple(f"{x} and {y}" for x, y in pairs))),
-    )  # fmt: skip
+    )
 
 
 def _multiples(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
     """A panel for each value of one axis: the number against another, a line for each value of a third."""
     pairs = list(itertools.permutations(axes, 2))
+
+    def view(name: str, pair: tuple[str, str]) -> Any:
+        return _panels(dataset, name, *pair, [axis for axis in axes if axis not in pair][:1])
+
     return Chart(
         "multiples",
         "Small multiples",
         "A panel for each value of one axis, all on one scale; lines are the values of a third axis (of more, means).",
-        {
-            (i, j): _panels(dataset, name, x, panel, [axis for axis in axes if axis not in (x, panel)][:1])
-            for (i, name), (j, (x, panel)) in itertools.product(enumerate(names), enumerate(pairs))
-        },
+        views(view, names, pairs),
         (_quantity(names), Choice("Show", tuple(f"against {x}, by {panel}" for x, panel in pairs))),
         520,
     )
@@ -162,7 +161,8 @@ def _scatter(dataset: xr.Dataset, names: list[str]) -> Chart:
         dots = line(
             _positions(dataset, argument), dataset[name].values, name, 0, mode="markers", marker={"size": 8},
             text=[f"point {i}" for i in range(dataset.sizes["point"])],
-            hovertemplate="%{text}: %{y:.4g}<extra></extra>", error_y=_stderr(dataset, name),
+            hovertemplate="%{text}: %{y:.4g}<extra></extra>",
+            error_y=with_bars(dataset[f"{name}_stderr"].values) if f"{name}_stderr" in dataset else None,
         )  # fmt: skip
         return figure([dots], xaxis=_axis(dataset, argument), yaxis=_of(name))
 
@@ -170,16 +170,9 @@ def _scatter(dataset: xr.Dataset, names: list[str]) -> Chart:
         "points",
         "Each point",
         "A dot for each point, with bars of two standard errors where they are known.",
-        {
-            (i, j): view(name, argument)
-            for (i, name), (j, argument) in itertools.product(enumerate(names), enumerate(arguments))
-        },
+        views(view, names, arguments),
         (_quantity(names), Choice("Against", tuple(arguments))),
     )
-
-
-def _stderr(dataset: xr.Dataset, name: str) -> dict[str, Any] | None:
-    return with_bars(dataset[f"{name}_stderr"].values) if f"{name}_stderr" in dataset else None
 
 
 def _moved(array: xr.DataArray, first: list[str]) -> np.ndarray:

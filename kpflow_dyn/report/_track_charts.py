@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn.report._charts import Chart, Choice, figure, line, with_bars
+from kpflow_dyn.report._charts import Chart, Choice, figure, line, views, with_bars
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -26,30 +26,23 @@ def track_charts(dataset: xr.Dataset) -> list[Chart]:
 
 def _ranks(dataset: xr.Dataset) -> Chart:
     kinds = [str(kind) for kind in dataset.kind.values]
-    views = {
-        (i,): _by_operator(dataset, "effective_rank", f"Effective {kind} rank", kind=kind)
-        for i, kind in enumerate(kinds)
-    }
     return Chart(
         "ranks",
         "Effective ranks",
         "How many directions K, P and the NTK have at each checkpoint, in full or along one axis, with bars of two "
         "standard errors.",
-        views,
+        views(lambda kind: _by_operator(dataset, "effective_rank", f"Effective {kind} rank", kind=kind), kinds),
         (Choice("Rank", tuple(kinds)),),
     )
 
 
 def _alignments(dataset: xr.Dataset) -> Chart:
-    views = {
-        (i,): _by_operator(dataset, f"alignment_{end}", f"Alignment with the {end}") for i, end in enumerate(_ENDS)
-    }
     return Chart(
         "alignments",
         "How far the operators turn",
         "The alignment of each operator with that of the first or of the last checkpoint: 1 where learning keeps its "
         "directions (lazy), small where it makes new ones (feature learning).",
-        views,
+        views(lambda end: _by_operator(dataset, f"alignment_{end}", f"Alignment with the {end}"), _ENDS),
         (Choice("Compared with", tuple(f"the {end} checkpoint" for end in _ENDS)),),
     )
 
@@ -64,7 +57,8 @@ def _target(dataset: xr.Dataset) -> Chart:
     shares = dataset.component_share.isel(step=0).values
     count = min(len(shares), 8)
 
-    def view(name: str, label: str, kind: str | None) -> Any:
+    def view(name: str) -> Any:
+        _, label, kind = TARGET[name]
         values = dataset[f"component_{name}"].transpose("step", "component").values
         traces = [
             line(dataset.step.values, values[:, i], f"{i + 1} ({100 * shares[i]:.2g} %)", i, mode="lines+markers")
@@ -77,7 +71,7 @@ def _target(dataset: xr.Dataset) -> Chart:
         "Components of the target",
         "What is learnt of each component c of the target (with its share of the target), and how the kernel moves the "
         "outputs along it: a component in slow directions is learnt late.",
-        {(i,): view(name, label, kind) for i, (name, (_, label, kind)) in enumerate(TARGET.items())},
+        views(view, TARGET),
         (Choice("Show", tuple(text for text, _, _ in TARGET.values())),),
     )
 
@@ -89,15 +83,11 @@ def _by_operator(dataset: xr.Dataset, name: str, label: str, **chosen: str) -> A
     found, stderr = (dataset[variable].sel(chosen) for variable in (name, f"{name}_stderr"))
     traces = [
         line(
-            dataset.step.values,
-            found.sel(operator=operator).values,
-            str(operator),
-            i,
-            mode="lines+markers",
+            dataset.step.values, found.sel(operator=operator).values, str(operator), i, mode="lines+markers",
             error_y=with_bars(stderr.sel(operator=operator).values),
         )
         for i, operator in enumerate(dataset.operator.values)
-    ]
+    ]  # fmt: skip
     return figure(traces, **_axes(label, "log" if np.all(found.values > 0) and "rank" in name else None))
 
 

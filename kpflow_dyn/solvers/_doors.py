@@ -171,8 +171,8 @@ def triplets(
 ) -> Triplets:
     """The k largest triplets of L, by `alg.solve_product` or from the eigenvectors of L* L; raises as `eigenpairs`."""
     squared, start, callback = (options.get(name) for name in ("squared", "start", "callback"))
-    if hasattr(alg, "solve_product"):
-        solve: Any = alg.solve_product
+    solve: Any = getattr(alg, "solve_product", None)
+    if solve is not None:
         return called(solve, Triplets, forward, backward, p, k, like=like, seed=seed, **options)
     product = Product(forward, backward)
     found = eigenpairs(alg, product, p, k, like, seed, start=start, callback=callback)

@@ -12,16 +12,4 @@ from kpflow_dyn.sweep._design import random, sobol, zipped
 from kpflow_dyn.sweep._executors import Dask, Local, Processes, Slurm, executor
 from kpflow_dyn.sweep._sweep import Failure, Status, Sweep
 
-__all__ = [
-    "Dask",
-    "Failure",
-    "Local",
-    "Processes",
-    "Slurm",
-    "Status",
-    "Sweep",
-    "executor",
-    "random",
-    "sobol",
-    "zipped",
-]
+__all__ = ["Dask", "Failure", "Local", "Processes", "Slurm", "Status", "Sweep", "executor", "random", "sobol", "zipped"]

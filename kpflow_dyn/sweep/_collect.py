@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 def dataset_of(design: Design, records: Sequence[Record], about: Mapping[str, str]) -> xr.Dataset:
-    """One dataset of the records of all points, in the order of the design, with attributes.
-
-    Raises:
-        ValueError: a variable whose dimensions differ from point to point.
-    """
+    """One dataset of the records of all points, in the order of the design, with attributes."""
     import xarray as xr
 
     axes = design.axes or {"point": range(len(records))}
@@ -30,9 +26,7 @@ def dataset_of(design: Design, records: Sequence[Record], about: Mapping[str, st
     stacked = {name: _stacked(name, each, dims, shape) for name, each in given.items() if name not in shared}
     status = {
         "done": np.array([record.status in ("done", "not finite") for record in records]),
-        "status": np.array([record.status for record in records]),
-        "error": np.array([record.error for record in records]),
-        "seconds": np.array([record.seconds for record in records]),
+        **{name: np.array([getattr(record, name) for record in records]) for name in ("status", "error", "seconds")},
     }
     found = xr.Dataset(stacked | {name: (dims, values.reshape(shape)) for name, values in status.items()})
     coords = {name: (v.dims, v.values, v.attrs) for name, v in shared.items()}
@@ -57,9 +51,7 @@ def _shared(name: str, each: Sequence[Variable | None]) -> Variable | None:
     """The coordinate of a dimension, where all points have the same one."""
     known = [variable for variable in each if variable is not None]
     first = known[0]
-    same = first.dims == (name,) and all(
-        v.dims == first.dims and np.array_equal(v.values, first.values) for v in known[1:]
-    )
+    same = all(v.dims == (name,) and np.array_equal(v.values, first.values) for v in known)
     return first if same else None
 
 

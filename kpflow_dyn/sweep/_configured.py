@@ -60,18 +60,13 @@ ANALYSIS = ("quantities", "samples", "seed", "timeout")
 class Setup:
     """What the points of a configured sweep share; called with the arguments of one.
 
-    Args:
-        model, init, task: the tables of these names.
-        quantities: some of `QUANTITIES`.
-        axes: table and key by the name of each argument.
-        samples: random probes behind each estimate; None gives exact values where these are cheap.
-        seed: of these.
+    Each argument stands for the table and key that `axes` has for its name. Without `samples`, the random probes behind
+    each estimate, values are exact where these are cheap.
 
-    Example:
-        >>> task = {"name": "flipflop", "trials": 2, "steps": 5}
-        >>> setup = Setup({"name": "rnn", "units": 4}, {"law": "gaussian"}, task, ("K_trace",), {"g": ("init", "g")})
-        >>> setup(g=1.5)["K_trace"].value > 0
-        True
+    >>> task = {"name": "flipflop", "trials": 2, "steps": 5}
+    >>> setup = Setup({"name": "rnn", "units": 4}, {"law": "gaussian"}, task, ("K_trace",), {"g": ("init", "g")})
+    >>> setup(g=1.5)["K_trace"].value > 0
+    True
     """
 
     model: dict[str, Any]
@@ -94,12 +89,7 @@ class Setup:
 
 
 def read_sweep(path: str | Path) -> tuple[Sweep, float | None, dict[str, Any]]:
-    """The sweep of a TOML file, the time limit of its points, and the options of its executor.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no TOML, an unknown table, key or quantity (with the nearest known ones), or one that is missing.
-    """
+    """The sweep of a TOML file, the time limit of its points, and the options of its executor."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -126,10 +116,8 @@ def _check_tables(content: Mapping[str, Any], path: Path) -> None:
     for table, key in (("model", "name"), ("model", "units"), ("task", "name"), ("analysis", "quantities")):
         if key not in content[table] and key not in content["grid"].get(table, {}):
             raise ValueError(f"[{table}] in {path} has no {key}")
-    if "init" in {**content, **content["grid"]} and "law" not in {
-        **content.get("init", {}),
-        **content["grid"].get("init", {}),
-    }:
+    init = content.get("init", {}) | content["grid"].get("init", {})
+    if "init" in content | content["grid"] and "law" not in init:
         raise ValueError(f"[init] in {path} has no law")
     _check_keys(content["analysis"], ANALYSIS, "[analysis]")
     _check_keys(content["analysis"]["quantities"], QUANTITIES, "quantities", "quantity")
@@ -167,10 +155,8 @@ def _axis_names(grid: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str
 
 
 def _values(name: str, given: Any) -> list[Any]:
-    if isinstance(given, dict):
-        if set(given) != {"start", "stop", "num"}:
-            raise ValueError(f"axis {name} is {given}, expected a list, or {{ start = 0.5, stop = 3.0, num = 11 }}")
-        return np.linspace(given["start"], given["stop"], given["num"]).tolist()
+    if isinstance(given, dict) and set(given) == {"start", "stop", "num"}:
+        return np.linspace(**given).tolist()
     if not isinstance(given, list):
         raise ValueError(f"axis {name} is {given!r}, expected a list, or {{ start = 0.5, stop = 3.0, num = 11 }}")
     return given
@@ -253,11 +239,8 @@ class _Quantities:
         cell, readout = self.model
         if self.task.targets is None:
             raise ValueError(f"the task {self.task.name} has no targets, so there is no loss")
-        read = self.state[..., units_read(cell, readout, self.state.shape[2])]
+        state = to_numpy(self.flow.solution.state).astype(float)
+        read = state[..., units_read(cell, readout, state.shape[2])]
         output = read @ to_numpy(readout.weight).T + to_numpy(readout.bias)
         mask = np.ones(output.shape[:2]) if self.task.mask is None else self.task.mask
         return float(mean_squared_error(output, self.task.targets, mask))
-
-    @property
-    def state(self) -> np.ndarray:
-        return to_numpy(self.flow.solution.state).astype(float)

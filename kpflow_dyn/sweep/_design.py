@@ -17,23 +17,14 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True)
 class Design:
-    """The points of a sweep.
-
-    Attributes:
-        points: the arguments of each call.
-        axes: the values along each axis of a grid, whose last axis varies fastest; None for a list of points.
-    """
+    """The points of a sweep."""
 
     points: list[Point]
-    axes: dict[str, list[Any]] | None
+    axes: dict[str, list[Any]] | None  # of a grid, whose last axis varies fastest; None for a list of points
 
 
 def design(over: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]]) -> Design:
     """The grid of a mapping, or the points of a list, checked.
-
-    Raises:
-        TypeError: a value that cannot name a point.
-        ValueError: no points, the same one twice, or points with other arguments than the first.
 
     >>> design({"g": [0.5, 1.5], "seed": range(2)}).points[1]
     {'g': 0.5, 'seed': 1}
@@ -51,14 +42,13 @@ def zipped(axes: Mapping[str, Iterable[Any]]) -> list[Point]:
     """Points that take the first value of every axis, then the second, and so on.
 
     Args:
-        axes: the values of each argument by its name, as many of each.
+        axes: the values of each argument, by its name.
 
     Raises:
         ValueError: axes of different lengths.
 
-    Example:
-        >>> zipped({"g": [0.5, 1.5], "seed": [3, 4]})
-        [{'g': 0.5, 'seed': 3}, {'g': 1.5, 'seed': 4}]
+    >>> zipped({"g": [0.5, 1.5], "seed": [3, 4]})
+    [{'g': 0.5, 'seed': 3}, {'g': 1.5, 'seed': 4}]
     """
     values = {name: list(axis) for name, axis in axes.items()}
     if len(lengths := {name: len(axis) for name, axis in values.items()}) and len(set(lengths.values())) > 1:
@@ -77,11 +67,9 @@ def random(ranges: Mapping[str, Any], n: int, seed: int = 0) -> list[Point]:
     Raises:
         ValueError: n < 1, or a range that is none.
 
-    Example:
-        >>> ranges = {"g": (0.0, 3.0), "cell": ["rnn", "gru"]}
-        >>> points = random(ranges, n=4, seed=1)
-        >>> all(0 <= point["g"] <= 3 for point in points), points[:2] == random(ranges, 2, seed=1)
-        (True, True)
+    >>> points = random({"g": (0.0, 3.0), "cell": ["rnn", "gru"]}, n=4, seed=1)
+    >>> [0 <= point["g"] <= 3 for point in points], points[:2] == random({"g": (0, 3), "cell": ["rnn", "gru"]}, 2, 1)
+    ([True, True, True, True], True)
     """
     _check_count(n)
     return _scaled(ranges, np.random.default_rng(seed).random((n, len(ranges))))
@@ -90,15 +78,12 @@ def random(ranges: Mapping[str, Any], n: int, seed: int = 0) -> list[Point]:
 def sobol(ranges: Mapping[str, Any], n: int, seed: int = 0) -> list[Point]:
     """n points of a scrambled Sobol sequence, which cover the ranges more evenly than random ones.
 
-    n is best a power of two.
-
-    Args and Raises as `random`.
+    Args and Raises as `random`; n is best a power of two.
 
     Source: scipy.stats.qmc.Sobol.
 
-    Example:
-        >>> [point["g"] < 1.5 for point in sobol({"g": (0.0, 3.0)}, n=2)].count(True)
-        1
+    >>> [point["g"] < 1.5 for point in sobol({"g": (0.0, 3.0)}, n=2)].count(True)
+    1
     """
     from scipy.stats.qmc import Sobol
 
@@ -108,11 +93,7 @@ def sobol(ranges: Mapping[str, Any], n: int, seed: int = 0) -> list[Point]:
 
 
 def value_of(name: str, value: Any) -> Any:
-    """A value in Python's own types, checked.
-
-    Raises:
-        TypeError, ValueError: a value that cannot name a point.
-    """
+    """A value in Python's own types; raise for one that cannot name a point."""
     plain = value.item() if isinstance(value, np.generic) else value
     if isinstance(plain, float) and math.isnan(plain):
         raise ValueError(f"{name} is NaN at a point of the sweep; leave that point out")
@@ -146,8 +127,7 @@ def _check(points: list[Point]) -> None:
             raise ValueError(f"a point with {sorted(point)} beside one with {sorted(points[0])}; all need the same")
     seen = set()
     for point in points:
-        named = tuple(sorted((name, repr(value)) for name, value in point.items()))
-        if named in seen:
+        if (named := tuple(sorted((name, repr(value)) for name, value in point.items()))) in seen:
             raise ValueError(f"the point {point} is there twice; leave one out")
         seen.add(named)
 

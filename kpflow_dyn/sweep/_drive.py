@@ -23,18 +23,10 @@ DEATHS = {"KilledWorker", "UncompletedJobError"}
 def drive(
     work: Work, points: Mapping[str, Point], engine: Engine, attempts: int, report: Callable[[str], None]
 ) -> None:
-    """Have every point computed and recorded.
+    """Have every point, by key, computed and recorded; `report` is called with the status of each.
 
-    Args:
-        work: what they share.
-        points: by key.
-        engine: what runs them.
-        attempts: deaths of workers that a point may be in flight at; at the last one it is alone.
-        report: called with the status of each point.
-
-    Raises:
-        OSError: a point cannot be recorded; those before it are.
-        BrokenExecutor: a broken executor of the user's, which cannot be opened anew.
+    A point may be in flight at `attempts` deaths of workers, at the last one alone. A broken executor of the user's is
+    raised, as it cannot be opened anew.
     """
     state = _Driver(work, points, attempts, report)
     while state.waiting:

@@ -41,10 +41,9 @@ class Engine(Protocol):
 class Local:
     """Points one after the other in this process.
 
-    Example:
-        >>> with Local().open() as pool:
-        ...     pool.submit(max, 1, 2).result()
-        2
+    >>> with Local().open() as pool:
+    ...     pool.submit(max, 1, 2).result()
+    2
     """
 
     ahead: int | None = field(default=1, init=False)
@@ -68,17 +67,17 @@ class Processes:
         threads: of torch, BLAS and XLA in each worker; one, unless workers are fewer than cores.
 
     Raises:
-        TypeError, ValueError: workers or threads that are no whole numbers, or less than one.
+        TypeError, ValueError: workers or threads that are no whole number, or below 1.
 
-    Example as `executor`.
+    >>> Processes(workers=2).ahead  # points in flight
+    4
     """
 
     workers: int | None = None
     threads: int = 1
 
     def __post_init__(self) -> None:
-        _check_workers(self.workers)
-        check_count("threads", self.threads, 1)
+        _check(self.workers, self.threads)
 
     @property
     def ahead(self) -> int:
@@ -114,8 +113,7 @@ class Dask:
         threads: of torch, BLAS and XLA in each.
         address: of a scheduler that runs, "tcp://host:8786"; its workers must see the folder of the sweep.
 
-    Raises as `Processes`.
-    Example as `executor`.
+    Raises and Example as `Processes`.
     """
 
     workers: int | None = None
@@ -123,8 +121,7 @@ class Dask:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        _check_workers(self.workers)
-        check_count("threads", self.threads, 1)
+        _check(self.workers, self.threads)
 
     ahead = None
     apart = True
@@ -159,8 +156,7 @@ class Slurm:
         options: of submitit, such as {"slurm_partition": "gpu", "gpus_per_node": 1, "timeout_min": 60}.
         cluster: "slurm"; "local" runs the jobs as processes of this machine.
 
-    Raises as `Processes`.
-    Example as `executor`.
+    Raises and Example as `executor`.
     """
 
     workers: int | None = None
@@ -169,7 +165,7 @@ class Slurm:
     cluster: str = "slurm"
 
     def __post_init__(self) -> None:
-        _check_workers(self.workers)
+        _check(self.workers)
 
     apart = True
 
@@ -224,9 +220,8 @@ def executor(name: str, workers: int | None = None, **options: Any) -> Engine:
         ValueError: another name, or workers < 1.
         TypeError: an option that the engine has not got.
 
-    Example:
-        >>> executor("process", workers=2, threads=1)
-        Processes(workers=2, threads=1)
+    >>> executor("process", workers=2, threads=1)
+    Processes(workers=2, threads=1)
     """
     if name not in ENGINES:
         raise ValueError(f"unknown executor {name!r}.{nearest(name, list(ENGINES))} Known: {', '.join(ENGINES)}.")
@@ -236,11 +231,7 @@ def executor(name: str, workers: int | None = None, **options: Any) -> Engine:
 
 
 def engine_of(given: Any) -> Engine:
-    """What `Sweep.run` was given, as an engine.
-
-    Raises:
-        TypeError: something else.
-    """
+    """What `Sweep.run` was given, as an engine."""
     if given is None:
         return Local()
     if isinstance(given, str):
@@ -298,6 +289,7 @@ def _imported(package: str, extra: str) -> Any:
         raise ModuleNotFoundError(f"this executor needs {package}: pip install 'kpflow-dyn[{extra}]'") from error
 
 
-def _check_workers(workers: int | None) -> None:
+def _check(workers: int | None, threads: int = 1) -> None:
     if workers is not None:
         check_count("workers", workers, 1)
+    check_count("threads", threads, 1)

@@ -16,11 +16,7 @@ from pathlib import Path
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder until the end; the kernel lets go of it when this process dies, however it does.
 
-    Raises:
-        BlockingIOError: another process holds it.
-
-    Warns:
-        UserWarning: a file system without locks; two sweeps there compute points twice, without harm to them.
+    Where the file system has no locks, two sweeps compute points twice, without harm to them.
     """
     import fcntl
 

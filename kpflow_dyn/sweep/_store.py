@@ -41,11 +41,7 @@ class Store:
         return self.file(key).exists()
 
     def read(self, key: str, values: bool = True) -> Record:
-        """What was recorded of a point, `MISSING` where nothing was; without values, all but its arrays.
-
-        Raises:
-            ValueError: a damaged file.
-        """
+        """What was recorded of a point, `MISSING` where nothing was; without values, all but its arrays."""
         try:
             return from_file(self.file(key), values)
         except FileNotFoundError:
@@ -54,11 +50,7 @@ class Store:
             raise ValueError(f"{self.file(key)} is damaged ({error}); delete it, and run the sweep again") from error
 
     def write(self, key: str, record: Record) -> None:
-        """Record a point.
-
-        Raises:
-            OSError: the file cannot be written; nothing is left of it.
-        """
+        """Record a point; where the file cannot be written, nothing is left of it."""
         _write(self.file(key), to_bytes(record))
 
     def forget(self, key: str) -> None:
@@ -66,26 +58,16 @@ class Store:
         self.file(key).unlink(missing_ok=True)
 
     def code(self) -> dict[str, str] | None:
-        """The code that the points were computed with, or None before there are any.
-
-        Raises:
-            ValueError: another file of that name.
-        """
+        """The code that the points were computed with, or None before there are any."""
         try:
-            content = json.loads((self.folder / "sweep.json").read_text())
-            return dict(content["code"])
+            return dict(json.loads((self.folder / "sweep.json").read_text())["code"])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.folder / 'sweep.json'} is not of a sweep; take another folder") from error
 
     def begin(self, code: Mapping[str, str], fresh: bool) -> None:
-        """Make the folder ready for points of this code, and take away what a killed run left half written.
-
-        Raises:
-            ValueError: the points that are there come of other code.
-            OSError: the folder cannot be written.
-        """
+        """Make the folder ready for points of this code, and take away what a killed run left half written."""
         known = self.code()
         if known is not None and fresh:
             shutil.rmtree(self.points, ignore_errors=True)

@@ -12,11 +12,7 @@ MOST = 1000  # jobs of one array, SLURM's own limit unless a site has set anothe
 
 
 class Arrays(Executor):
-    """Submits what has gathered as one array, and passes on what its jobs return.
-
-    Args:
-        executor: of submitit.
-    """
+    """Submits what has gathered as one array to an executor of submitit, and passes on what its jobs return."""
 
     def __init__(self, executor: Any) -> None:
         self.executor = executor

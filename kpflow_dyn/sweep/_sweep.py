@@ -108,15 +108,12 @@ class Sweep:
         >>> sweep = kp.Sweep(run, over={"g": [0.5, 1.5], "seed": range(3)}, out=tempfile.mkdtemp())
         >>> print(sweep.run())
         6 points: 6 done
-        >>> sweep.failures(), sweep.collect().gain.sel(g=1.5).values
-        ([], array([3., 4., 5.]))
+        >>> sweep.collect().gain.sel(g=1.5).values
+        array([3., 4., 5.])
     """
 
     def __init__(
-        self,
-        run: Callable[..., Any],
-        over: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]],
-        out: str | Path,
+        self, run: Callable[..., Any], over: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]], out: str | Path
     ) -> None:
         if not callable(run):
             raise TypeError(f"run is a {type(run).__name__}, expected a function that is called as run(**point)")
@@ -167,24 +164,17 @@ class Sweep:
         except BlockingIOError:
             raise
         except OSError as error:
-            raise _unwritable(store.folder, error) from error
+            why = f"cannot go on in {store.folder} ({error.strerror or error}); what is recorded there is kept, and "
+            raise OSError(error.errno, f"{why}running again computes the rest") from error
         return self.status()
 
     def status(self) -> Status:
-        """How many points came to what, by the files that are there.
-
-        Warns:
-            UserWarning: they come of other code than `run` is now.
-        """
+        """How many points came to what, by the files that are there; warns where these are of other code than `run`."""
         counts = Counter(self.store.read(key, values=False).status for key in self._known)
         return Status(**{name.replace(" ", "_"): counts[name] for name in STATUSES})
 
     def failures(self) -> list[Failure]:
-        """The points that failed or timed out, and why.
-
-        Warns:
-            UserWarning: they come of other code than `run` is now.
-        """
+        """The points that failed or timed out, and why; warns where they are of other code than `run` is now."""
         records = [(point, self.store.read(key, values=False)) for key, point in self._known.items()]
         return [Failure(point, r.status, r.error, r.trace) for point, r in records if r.status in FAILURES]
 
@@ -262,14 +252,6 @@ def _drive(work: Work, missing: dict[str, Point], total: int, engine: Engine, at
             shown.update(bar, advance=1, description=words)
 
         drive(work, missing, engine, attempts, report)
-
-
-def _unwritable(folder: Path, error: OSError) -> OSError:
-    return OSError(
-        error.errno,
-        f"cannot go on in {folder} ({error.strerror or error}); what is recorded there is kept, and running again "
-        "computes the rest",
-    )
 
 
 def _words(counts: Counter[str], before: int, total: int, seconds: float) -> str:

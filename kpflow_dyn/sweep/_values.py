@@ -27,22 +27,14 @@ class Variable:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of one point.
+    """What is known of one point."""
 
-    Attributes:
-        status: one of `STATUSES`.
-        error: what went wrong, in a line; the traceback is in `trace`.
-        seconds: what the point took.
-        variables: its results, by name.
-        point: its arguments, for readers of the file.
-    """
-
-    status: str
-    error: str = ""
+    status: str  # one of STATUSES
+    error: str = ""  # what went wrong, in a line
     trace: str = ""
     seconds: float = float("nan")
     variables: dict[str, Variable] = field(default_factory=dict)
-    point: dict[str, Any] = field(default_factory=dict)
+    point: dict[str, Any] = field(default_factory=dict)  # its arguments, for readers of the file
 
 
 MISSING = Record("missing")
@@ -50,10 +42,6 @@ MISSING = Record("missing")
 
 def variables_of(result: Any, axes: Iterable[str]) -> dict[str, Variable]:
     """The arrays in what `run` returned: of a mapping or an xarray.Dataset; an Estimate also gives `<name>_stderr`.
-
-    Raises:
-        TypeError: another result, or values that are no numbers, strings, or arrays of them.
-        ValueError: a name that an axis of the sweep or `collect` uses.
 
     >>> variables_of({"rank": np.ones(3)}, ["g"])["rank"].dims
     ('rank_0',)

@@ -24,19 +24,12 @@ GRACE = 1.0  # seconds that a point has to end by itself after its time was up
 
 @dataclass(frozen=True)
 class Work:
-    """What all points of a sweep share.
+    """What all points of a sweep share."""
 
-    Attributes:
-        run: the function, or what cloudpickle made of it.
-        folder: that of the sweep.
-        timeout: seconds that a point may take, or None.
-        driver: host and pid of the process that submits the points, which must not be killed.
-    """
-
-    run: Callable[..., Any] | bytes
+    run: Callable[..., Any] | bytes  # the function, or what cloudpickle made of it
     folder: Path
-    timeout: float | None
-    driver: tuple[str, int]
+    timeout: float | None  # seconds that a point may take
+    driver: tuple[str, int]  # host and pid of the process that submits the points, which must not be killed
 
 
 def here() -> tuple[str, int]:
@@ -45,12 +38,7 @@ def here() -> tuple[str, int]:
 
 
 def evaluate(work: Work, key: str, point: Point) -> str:
-    """Compute a point unless it is there, record what came of it, and return its status.
-
-    Raises:
-        OSError: it cannot be recorded.
-        ValueError: a time limit that cannot be kept here.
-    """
+    """Compute a point unless it is there, record what came of it, and return its status."""
     store = Store(work.folder)
     if store.has(key):  # this call is a repetition: its first worker died after it had recorded the point
         return store.read(key, values=False).status
