@@ -204,7 +204,7 @@ class RecurrentFlow(Flow):
         self._check_whole("truncate the whole one")
         if self.R is not None:
             raise ValueError(
-                "a flow with a metric, or of some parameters, cannot be truncated; truncate the one without"
+                "a flow with a metric, or of some parameters only, cannot be truncated; truncate the one without"
             )
         with full_precision(self.ntk.domain.like):
             cut = truncation(self.P @ self.B, self.ntk.factor, self.core, rtol, Random(seed))
