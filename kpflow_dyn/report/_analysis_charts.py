@@ -170,7 +170,7 @@ def _kernels(dataset: xr.Dataset) -> Chart:
         hover = f"{axis} %{{y}} and %{{x}}: %{{z:.4g}}<extra></extra>"
         name = {"text": _time(dataset) if axis == "time" else axis.capitalize()}
         layout = {"xaxis": {"title": name}, "yaxis": {"title": name, "autorange": "reversed"}}
-        return figure([heat_map(matrix[np.ix_(shown, shown)], where, where, DIVERGING, hover)], **layout)
+        return figure([heat_map(matrix[shown][:, shown], where, where, DIVERGING, hover)], **layout)
 
     return Chart(
         "kernels",
