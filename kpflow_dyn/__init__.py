@@ -6,8 +6,6 @@ descent moves the state by the global empirical neural tangent kernel NTK_S = P 
     problem --solve--> solution --linearize--> flow: sites, core, B, P, K, J, ntk --> modes and numbers
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

@@ -128,14 +128,12 @@ def analyze(
 
     Warns:
         UserWarning: eigenpairs that did not converge; the dataset flags them.
-
     Source: docs/theory.md, "Modes: when, where and in which trials".
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
-        >>> kp.analyze(flow, k=2).ntk_eigenvalue.shape
-        (2,)
+    >>> import torch, kpflow_dyn as kp
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
+    >>> kp.analyze(flow, k=2).ntk_eigenvalue.shape
+    (2,)
     """
     import xarray as xr
 

@@ -15,8 +15,6 @@ first used:
     runtime     threads, precision and packages
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Nothing in the file is executed: a .pt or .pth file is read with weights_only=True, and .safetensors holds arrays only.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Linearise a solution: from a solved problem to the operators of its flow."""
 
-from __future__ import annotations
-
 from kpflow_dyn._arrays import full_precision
 from kpflow_dyn._flows.adjoints import DiscreteAdjoint, InterpolatingAdjoint
 from kpflow_dyn._flows.flow import Flow, preconditioned
@@ -47,15 +45,13 @@ def linearize(
     Raises:
         TypeError, ValueError: unknown names, no parameter that learns, a step that cannot be traced, steps of a solver
             that can be neither replayed nor (in JAX) differentiated, or a metric of other parameters.
-
     Source: docs/theory.md, "One constraint, one kernel".
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))
-        >>> flow = kp.linearize(kp.solve(problem))
-        >>> flow.ntk.domain.shape
-        (2, 5, 8)
+    >>> import torch, kpflow_dyn as kp
+    >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))
+    >>> flow = kp.linearize(kp.solve(problem))
+    >>> flow.ntk.domain.shape
+    (2, 5, 8)
     """
     if not isinstance(sol, Solution):
         raise TypeError(f"linearize takes the Solution that solve returns, got {type(sol).__name__}")

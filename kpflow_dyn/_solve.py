@@ -1,7 +1,5 @@
 """Solve a problem: the forward pass, with the whole state kept."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -48,14 +46,12 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
         TypeError, ValueError: a model, input or initial state that do not fit, a step that is random or changes its
             arguments, and a state that does not stay finite; each says what to do.
         SolveError: some trials of an ODE failed; it names them, and holds the solution of the others.
-
     Source: torchdiffeq (Chen et al., arXiv:1806.07366); diffrax (Kidger, arXiv:2202.02435).
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.zeros(2, 5, 3))
-        >>> kp.solve(problem).stats
-        {'steps': 5}
+    >>> import torch, kpflow_dyn as kp
+    >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.zeros(2, 5, 3))
+    >>> kp.solve(problem).stats
+    {'steps': 5}
     """
     if isinstance(prob, ODEProblem):
         with full_precision(prob.z0):

@@ -72,12 +72,10 @@ def gym_plant(env: str) -> Plant:
 
     Raises:
         ValueError: another environment.
-
     Source: gymnasium, "CartPole" and "Pendulum" of Classic Control, Towers et al., arXiv 2407.17032.
 
-    Example:
-        >>> gym_plant("CartPole-v1")
-        CartPole(cart_mass=1.0, pole_mass=0.1, half_length=0.5, gravity=9.8, cart_damping=0.0, pole_damping=0.0)
+    >>> gym_plant("CartPole-v1")
+    CartPole(cart_mass=1.0, pole_mass=0.1, half_length=0.5, gravity=9.8, cart_damping=0.0, pole_damping=0.0)
     """
     return _environment(env).plant
 
@@ -107,10 +105,9 @@ def rollout(
 
     Source as `gym_plant`.
 
-    Example:
-        >>> lean = rollout(lambda z: z[1:2] + 0.3 * z[3:4], episodes=2)
-        >>> lean.states.dims, lean.states.state.values.tolist()
-        (('episode', 'time', 'state'), ['position', 'angle', 'velocity', 'angular_velocity'])
+    >>> lean = rollout(lambda z: z[1:2] + 0.3 * z[3:4], episodes=2)
+    >>> lean.states.dims, lean.states.state.values.tolist()
+    (('episode', 'time', 'state'), ['position', 'angle', 'velocity', 'angular_velocity'])
     """
     known = _environment(env)
     check_count("episodes", episodes, 1)
@@ -145,11 +142,10 @@ class Environment:
         applied: control of a policy -> the control that the environment applies.
         action: applied control -> action.
 
-    Example:
-        >>> from kpflow_dyn.models import DoubleIntegrator
-        >>> push = lambda u: u.clip(-1, 1)
-        >>> Environment("Cart-v0", DoubleIntegrator(), 0.1, 50, lambda seen, before: seen, push, list).steps
-        50
+    >>> from kpflow_dyn.models import DoubleIntegrator
+    >>> push = lambda u: u.clip(-1, 1)
+    >>> Environment("Cart-v0", DoubleIntegrator(), 0.1, 50, lambda seen, before: seen, push, list).steps
+    50
     """
 
     name: str

@@ -14,8 +14,6 @@ stands for J, and V R for V.
 Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, "The Global Empirical NTK" (arXiv 2605.08746).
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -38,7 +36,6 @@ def bptt(flow: Flow) -> GramOperator:
 
     Args:
         flow: what `linearize` gives.
-
     Source: Werbos, "Backpropagation through time: what it does and how to do it" (1990).
     Example as `truncated_bptt`.
     """
@@ -56,18 +53,16 @@ def truncated_bptt(flow: Flow, k: int) -> Operator:
 
     Raises:
         ValueError: a k that is not a whole number >= 0, or a flow whose P is not that of steps.
-
     Source: Williams, Peng, "An efficient gradient-based algorithm for on-line training of recurrent networks" (1990).
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> _ = torch.manual_seed(0)
-        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 6, 3))))
-        >>> likeness = [kp.alignment(kp.learning_rules.truncated_bptt(flow, k), flow.ntk).value for k in (0, 5)]
-        >>> likeness[0] < 1, round(likeness[1], 4), kp.learning_rules.bptt(flow) is flow.ntk
-        (True, 1.0, True)
-        >>> kp.alignment(kp.learning_rules.functional_gradient_descent(flow), flow.ntk).value < 1
-        True
+    >>> import torch, kpflow_dyn as kp
+    >>> _ = torch.manual_seed(0)
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 6, 3))))
+    >>> likeness = [kp.alignment(kp.learning_rules.truncated_bptt(flow, k), flow.ntk).value for k in (0, 5)]
+    >>> likeness[0] < 1, round(likeness[1], 4), kp.learning_rules.bptt(flow) is flow.ntk
+    (True, 1.0, True)
+    >>> kp.alignment(kp.learning_rules.functional_gradient_descent(flow), flow.ntk).value < 1
+    True
     """
     if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 0:
         raise ValueError(f"k is {k!r}, expected a number of steps, 0 or more")
@@ -98,7 +93,6 @@ def functional_gradient_descent(flow: Flow) -> GramOperator:
 
     Args:
         flow: what `linearize` gives.
-
     Source: docs/theory.md, "Learning rules and optimisers".
     Example as `truncated_bptt`.
     """
@@ -121,16 +115,14 @@ def gauss_newton(flow: Learning, damping: float) -> Operator:
 
     Warns:
         UserWarning: conjugate gradients that did not converge.
-
     Source: Nocedal, Wright, "Numerical optimization" (2006).
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> _ = torch.manual_seed(0)
-        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 6, 3))))
-        >>> largest = float(kp.eigs(flow.ntk, 1).values)
-        >>> round(float(kp.eigs(kp.learning_rules.gauss_newton(flow, damping=largest), 1).values), 4)
-        0.5
+    >>> import torch, kpflow_dyn as kp
+    >>> _ = torch.manual_seed(0)
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 6, 3))))
+    >>> largest = float(kp.eigs(flow.ntk, 1).values)
+    >>> round(float(kp.eigs(kp.learning_rules.gauss_newton(flow, damping=largest), 1).values), 4)
+    0.5
     """
     if not isinstance(damping, int | float) or not 0 < damping < math.inf:
         raise ValueError(f"damping is {damping!r}, expected a positive number, such as 0.01 of the largest eigenvalue")
@@ -195,17 +187,15 @@ def feedback_alignment(flow: Flow, seed: int | Random = 0, matrices: Mapping[str
 
     Raises:
         ValueError: a flow that is not of steps, unknown names or other shapes.
-
     Source: Lillicrap, Cownden, Tweed, Akerman, "Random synaptic feedback weights support error backpropagation for
     deep learning" (2016).
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> _ = torch.manual_seed(0)
-        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 6, 3))))
-        >>> rule = kp.learning_rules.feedback_alignment(flow, seed=1)
-        >>> 0 < kp.alignment(rule, flow.ntk).value < 1
-        True
+    >>> import torch, kpflow_dyn as kp
+    >>> _ = torch.manual_seed(0)
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 6, 3))))
+    >>> rule = kp.learning_rules.feedback_alignment(flow, seed=1)
+    >>> 0 < kp.alignment(rule, flow.ntk).value < 1
+    True
     """
     if not isinstance(flow, RecurrentFlow):
         raise ValueError("feedback needs the steps that errors go back through; take flow.nodal")

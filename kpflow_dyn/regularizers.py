@@ -8,8 +8,6 @@ so that one further backward pass gives their gradients. With `probes=None` the 
 are exact.
 """
 
-from __future__ import annotations
-
 import math
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, concretely, device
@@ -36,16 +34,14 @@ def trace(problem: Posed, probes: int | None = 16, seed: int = 0) -> Array:
     Raises:
         TypeError: another problem.
         ValueError: fewer than 2 probes.
-
     Source: Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1990).
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> cell = torch.nn.GRUCell(2, 4)
-        >>> found = kp.regularizers.trace(kp.DiscreteProblem(cell, torch.randn(2, 3, 2)))
-        >>> found.backward()
-        >>> cell.weight_hh.grad.shape
-        torch.Size([12, 4])
+    >>> import torch, kpflow_dyn as kp
+    >>> cell = torch.nn.GRUCell(2, 4)
+    >>> found = kp.regularizers.trace(kp.DiscreteProblem(cell, torch.randn(2, 3, 2)))
+    >>> found.backward()
+    >>> cell.weight_hh.grad.shape
+    torch.Size([12, 4])
     """
     return _Pulled(problem, probes, seed).trace()
 
@@ -57,11 +53,10 @@ def effective_rank(problem: Posed, probes: int | None = 16, seed: int = 0) -> Ar
 
     Source: docs/theory.md, "How many: effective ranks".
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 3, 2))
-        >>> kp.regularizers.effective_rank(problem, probes=None).item() < 24
-        True
+    >>> import torch, kpflow_dyn as kp
+    >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 3, 2))
+    >>> kp.regularizers.effective_rank(problem, probes=None).item() < 24
+    True
     """
     pulled = _Pulled(problem, probes, seed)
     return pulled.trace() ** 2 / pulled.square()
@@ -76,15 +71,13 @@ def alignment(problem: Posed, other: Operator, probes: int | None = 16, seed: in
 
     Raises:
         ValueError: also for a B on other states, or one that is not symmetric.
-
     Source: Cristianini, Shawe-Taylor, Elisseeff, Kandola, "On kernel-target alignment" (2001).
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 3, 2))
-        >>> before = kp.linearize(kp.solve(problem)).ntk
-        >>> round(kp.regularizers.alignment(problem, before, probes=None).item(), 4)
-        1.0
+    >>> import torch, kpflow_dyn as kp
+    >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 3, 2))
+    >>> before = kp.linearize(kp.solve(problem)).ntk
+    >>> round(kp.regularizers.alignment(problem, before, probes=None).item(), 4)
+    1.0
     """
     if not other.symmetric or other.domain.measure is not None:
         raise ValueError(f"expected a symmetric operator on states without a measure, got {other!r}")

@@ -1,7 +1,5 @@
 """Training on a task: one plain loop, for examples, sweeps and tests."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -90,16 +88,14 @@ def fit(
 
     Warns:
         UserWarning: a loss that leaves the finite numbers, which ends the training with `success=False`.
-
     Source: Kingma, Ba, "Adam", arXiv:1412.6980.
 
-    Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> task = kp.tasks.FlipFlop(bits=1).sample(trials=16, seed=0)
-        >>> training = kp.train.fit(torch.nn.GRU(1, 8), task, torch.nn.Linear(8, 1), steps=50, lr=0.01)
-        >>> len(training.losses), bool(training.losses[-1] < training.losses[0])
-        (51, True)
+    >>> import torch
+    >>> import kpflow_dyn as kp
+    >>> task = kp.tasks.FlipFlop(bits=1).sample(trials=16, seed=0)
+    >>> training = kp.train.fit(torch.nn.GRU(1, 8), task, torch.nn.Linear(8, 1), steps=50, lr=0.01)
+    >>> len(training.losses), bool(training.losses[-1] < training.losses[0])
+    (51, True)
     """
     data = _arrays(task)
     _check_options(steps, lr, clip)

@@ -66,10 +66,9 @@ class Random:
     Raises:
         TypeError: another seed.
 
-    Example:
-        >>> from kpflow_dyn.solvers import Random
-        >>> Random(0).normal((2, 3), like=np.zeros(1)).shape
-        (2, 3)
+    >>> from kpflow_dyn.solvers import Random
+    >>> Random(0).normal((2, 3), like=np.zeros(1)).shape
+    (2, 3)
     """
 
     def __init__(self, seed: int | Random = 0) -> None:

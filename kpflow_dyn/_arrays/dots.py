@@ -4,8 +4,6 @@ Vectors stay on their device and in their dtype. Small matrices are float64 on t
 compiles every new shape and may lack float64: they are numpy arrays there.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, library_of, to_numpy

@@ -1,7 +1,5 @@
 """Inner products of long JAX rows: XLA on a CPU transposes the right factor first, so that it must be the small one."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax

@@ -1,7 +1,5 @@
 """Krylov solvers of scipy and JAX for A x = b, on arrays of any form."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """How much memory operators and solvers use: the sizes of their blocks of vectors, and a budget for all of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -33,13 +31,12 @@ def memory_budget(size: float) -> Iterator[None]:
         ValueError: a size that is not positive.
         MemoryError: inside the block, where a request cannot fit; it says by how much.
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 20), torch.randn(8, 50, 3))))
-        >>> with kp.memory_budget(2**20):
-        ...     modes = kp.eigs(flow.ntk, 3)
-        >>> modes.values.shape
-        torch.Size([3])
+    >>> import torch, kpflow_dyn as kp
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 20), torch.randn(8, 50, 3))))
+    >>> with kp.memory_budget(2**20):
+    ...     modes = kp.eigs(flow.ntk, 3)
+    >>> modes.values.shape
+    torch.Size([3])
     """
     if not size > 0:
         raise ValueError(f"a memory budget of {size!r} bytes was given, expected a positive number")

@@ -1,7 +1,5 @@
 """What JAX does otherwise than numpy: its arrays do not change, may be sharded, and may be traced."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

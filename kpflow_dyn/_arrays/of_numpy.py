@@ -1,7 +1,5 @@
 """What the package asks of an array library beyond the array API standard, as numpy does it; the others differ."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

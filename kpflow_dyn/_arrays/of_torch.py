@@ -1,7 +1,5 @@
 """What torch does otherwise than numpy."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

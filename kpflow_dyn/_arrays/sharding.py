@@ -4,8 +4,6 @@ Each device holds some trials, and a copy of everything they share. Compiled cod
 host or drawn at random are placed here. Meshes have automatic axes: the compiler finds the collectives.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """How the sensitivities of a solution are taken: the options of `linearize`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 
@@ -13,11 +11,10 @@ class DiscreteAdjoint:
 
     Source: Griewank, Walther, "Evaluating derivatives" (2008).
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> solution = kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3)))
-        >>> kp.check_adjoint(kp.linearize(solution, sensealg=kp.DiscreteAdjoint()).J) < 1e-5
-        True
+    >>> import torch, kpflow_dyn as kp
+    >>> solution = kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3)))
+    >>> kp.check_adjoint(kp.linearize(solution, sensealg=kp.DiscreteAdjoint()).J) < 1e-5
+    True
     """
 
 
@@ -37,15 +34,13 @@ class InterpolatingAdjoint:
 
     Raises:
         ValueError: tolerances that are not positive.
-
     Source: Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations", arXiv:1806.07366.
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> field, start = kp.models.CTRNNField(8).double(), torch.randn(2, 8).double()
-        >>> solution = kp.solve(kp.ODEProblem(field, start, [0.0, 0.5, 1.0]))
-        >>> kp.check_adjoint(kp.linearize(solution, sensealg=kp.InterpolatingAdjoint(rtol=1e-8)).J) < 1e-5
-        True
+    >>> import torch, kpflow_dyn as kp
+    >>> field, start = kp.models.CTRNNField(8).double(), torch.randn(2, 8).double()
+    >>> solution = kp.solve(kp.ODEProblem(field, start, [0.0, 0.5, 1.0]))
+    >>> kp.check_adjoint(kp.linearize(solution, sensealg=kp.InterpolatingAdjoint(rtol=1e-8)).J) < 1e-5
+    True
     """
 
     rtol: float = 1e-6

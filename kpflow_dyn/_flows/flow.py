@@ -101,11 +101,10 @@ class Flow:
             ValueError: an unknown name, no parameter at all, booleans of another shape, a flow that is truncated, or
                 one whose metric mixes the entries that should be picked from.
 
-        Example:
-            >>> import torch, kpflow_dyn as kp
-            >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
-            >>> flow.only("bias_hh").J.domain.shape, flow.only(lambda name: "bias" in name).sites[0].name
-            ((24,), 'bias_ih[0:16] + bias_hh[0:16]')
+        >>> import torch, kpflow_dyn as kp
+        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
+        >>> flow.only("bias_hh").J.domain.shape, flow.only(lambda name: "bias" in name).sites[0].name
+        ((24,), 'bias_ih[0:16] + bias_hh[0:16]')
         """
         if isinstance(names, Mapping):
             masks = as_masks(self.parameters, names)
@@ -124,12 +123,11 @@ class Flow:
             ValueError: a C of another width or not finite, states that are not [trial, ..., unit], or a readout that is
                 to learn from `nodal`, whose states are not those of the solution.
 
-        Example:
-            >>> import torch, kpflow_dyn as kp
-            >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
-            >>> y = flow.output(torch.nn.Linear(8, 2), learn=True)
-            >>> y.ntk.domain.shape, list(kp.contributions(y))[-2:]
-            ((2, 5, 2), ['readout.weight', 'readout.bias'])
+        >>> import torch, kpflow_dyn as kp
+        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
+        >>> y = flow.output(torch.nn.Linear(8, 2), learn=True)
+        >>> y.ntk.domain.shape, list(kp.contributions(y))[-2:]
+        ((2, 5, 2), ['readout.weight', 'readout.bias'])
         """
         found = readout(self.ntk, self.solution.state, self.parts, C, learn)
         return Output(flow=self, **vars(found))
@@ -192,12 +190,11 @@ class RecurrentFlow(Flow):
                 ODE truncate `flow.nodal`; networks and fixed points have none), that has a metric or some of its
                 parameters `only`, or that is truncated already.
 
-        Example:
-            >>> import torch, kpflow_dyn as kp
-            >>> x = torch.sin(0.1 * torch.arange(60.0))[None, :, None].expand(4, -1, -1)
-            >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(1, 20), x)))
-            >>> flow.truncate(rtol=1e-2).truncation.bound <= 1e-2
-            True
+        >>> import torch, kpflow_dyn as kp
+        >>> x = torch.sin(0.1 * torch.arange(60.0))[None, :, None].expand(4, -1, -1)
+        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(1, 20), x)))
+        >>> flow.truncate(rtol=1e-2).truncation.bound <= 1e-2
+        True
         """
         if not isinstance(rtol, int | float) or not 0 < rtol < 1:
             raise ValueError(f"rtol of truncate is {rtol!r}, expected a number between 0 and 1")
@@ -277,11 +274,10 @@ class Output(Readout):
         parts: how many coordinates of J's domain each parameter has, in their order.
         weight, bias, rate: the readout, [out, unit] and [out], and its learning rate, 0 where it does not learn.
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
-        >>> flow.output(torch.nn.Linear(8, 2)).values.shape
-        torch.Size([2, 5, 2])
+    >>> import torch, kpflow_dyn as kp
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
+    >>> flow.output(torch.nn.Linear(8, 2)).values.shape
+    torch.Size([2, 5, 2])
     """
 
     flow: Flow

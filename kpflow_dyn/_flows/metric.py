@@ -44,17 +44,15 @@ class LearningRates:
     Raises:
         ValueError: a rate that is not positive and finite; and in `linearize` a parameter that learns without a rate,
             or a rate of another shape.
-
     Source: docs/theory.md, "Learning rules and optimisers".
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> cell = torch.nn.RNNCell(3, 8)
-        >>> solution = kp.solve(kp.DiscreteProblem(cell, torch.randn(2, 5, 3)))
-        >>> metric = kp.LearningRates.from_optimizer(torch.optim.SGD(cell.parameters(), lr=0.1), cell)
-        >>> slow, plain = kp.linearize(solution, metric=metric), kp.linearize(solution)
-        >>> round(kp.trace(slow.ntk).value / kp.trace(plain.ntk).value, 4)
-        0.1
+    >>> import torch, kpflow_dyn as kp
+    >>> cell = torch.nn.RNNCell(3, 8)
+    >>> solution = kp.solve(kp.DiscreteProblem(cell, torch.randn(2, 5, 3)))
+    >>> metric = kp.LearningRates.from_optimizer(torch.optim.SGD(cell.parameters(), lr=0.1), cell)
+    >>> slow, plain = kp.linearize(solution, metric=metric), kp.linearize(solution)
+    >>> round(kp.trace(slow.ntk).value / kp.trace(plain.ntk).value, 4)
+    0.1
     """
 
     rates: Any
@@ -117,16 +115,14 @@ class KroneckerMetric:
     Raises:
         ValueError: factors that are not symmetric and positive definite; and in `linearize` unknown names or factors
             of other sizes than the weight's.
-
     Source: Gupta, Koren, Singer, "Shampoo", arXiv:1802.09568; Martens, Grosse, "K-FAC", arXiv:1503.05671.
 
-    Example:
-        >>> import numpy as np, torch, kpflow_dyn as kp
-        >>> solution = kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8, bias=False), torch.randn(2, 5, 3)))
-        >>> metric = kp.KroneckerMetric({"weight_hh": (2 * np.eye(8), np.eye(8))})
-        >>> halved, plain = (kp.linearize(solution, params="weight_hh", metric=m) for m in (metric, None))
-        >>> round(kp.trace(halved.ntk).value / kp.trace(plain.ntk).value, 4)
-        0.5
+    >>> import numpy as np, torch, kpflow_dyn as kp
+    >>> solution = kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8, bias=False), torch.randn(2, 5, 3)))
+    >>> metric = kp.KroneckerMetric({"weight_hh": (2 * np.eye(8), np.eye(8))})
+    >>> halved, plain = (kp.linearize(solution, params="weight_hh", metric=m) for m in (metric, None))
+    >>> round(kp.trace(halved.ntk).value / kp.trace(plain.ntk).value, 4)
+    0.5
     """
 
     factors: Mapping[str, tuple[Array, Array]]
@@ -154,17 +150,15 @@ class Reparametrization:
 
     Raises:
         ValueError: in `linearize`, unknown names, or a g(phi) that is not the parameter.
-
     Source: docs/theory.md, "Learning rules and optimisers".
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> cell = torch.nn.RNNCell(3, 8)
-        >>> solution = kp.solve(kp.DiscreteProblem(cell, torch.randn(2, 5, 3)))
-        >>> metric = kp.Reparametrization({"bias_hh": (lambda phi: phi / 2, 2 * cell.bias_hh.detach())})
-        >>> halves, plain = (kp.linearize(solution, params="bias_hh", metric=m) for m in (metric, None))
-        >>> round(kp.trace(halves.ntk).value / kp.trace(plain.ntk).value, 4)
-        0.25
+    >>> import torch, kpflow_dyn as kp
+    >>> cell = torch.nn.RNNCell(3, 8)
+    >>> solution = kp.solve(kp.DiscreteProblem(cell, torch.randn(2, 5, 3)))
+    >>> metric = kp.Reparametrization({"bias_hh": (lambda phi: phi / 2, 2 * cell.bias_hh.detach())})
+    >>> halves, plain = (kp.linearize(solution, params="bias_hh", metric=m) for m in (metric, None))
+    >>> round(kp.trace(halves.ntk).value / kp.trace(plain.ntk).value, 4)
+    0.25
     """
 
     maps: Mapping[str, tuple[Callable[[Array], Array], Array]]

@@ -6,8 +6,6 @@ R has one block for each parameter. An elementwise block scales the columns of V
 the core; a column of zeros is a weight that does not learn.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

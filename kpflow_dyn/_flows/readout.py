@@ -1,7 +1,5 @@
 """The kernel of a readout y = C s of a flow's states, with the readout's own weights as a site or without."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Any

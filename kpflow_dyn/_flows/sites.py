@@ -1,7 +1,5 @@
 """Weight sites and the Kronecker core: what each weight multiplies, and the Gram matrix that it makes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,11 +23,10 @@ class WeightSite:
         entries: the number of each of the weights among all weights, in the shape of `weight`.
         measure: how much each row counts, broadcastable to [trial, time, 1]; None counts each as one.
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3))))
-        >>> flow.sites[0].inputs.shape  # 8 units, 3 inputs, 2 biases
-        torch.Size([2, 5, 13])
+    >>> import torch, kpflow_dyn as kp
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3))))
+    >>> flow.sites[0].inputs.shape  # 8 units, 3 inputs, 2 biases
+    torch.Size([2, 5, 13])
     """
 
     name: str

@@ -1,7 +1,5 @@
 """Truncation of the Kronecker core, with a bound: each weight sees only the leading directions of its variables."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -3,8 +3,6 @@
 J = -(D_S F)^{-1} D_theta F        P = (D_S F)^{-1}        K = D_theta F D_theta F*        ntk = J J* = P K P*
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any

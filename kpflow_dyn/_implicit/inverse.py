@@ -1,7 +1,5 @@
 """A = D_S F at a state, its inverse P, and how far 1 - A contracts, where a model is no recurrence and no network."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property

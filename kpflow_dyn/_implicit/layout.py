@@ -1,7 +1,5 @@
 """How several values of one trial make one state: side by side on named axes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

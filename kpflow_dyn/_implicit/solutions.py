@@ -1,7 +1,5 @@
 """The solutions of models that are no recurrence: networks, fixed points and free-form constraints."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from kpflow_dyn._arrays import Array

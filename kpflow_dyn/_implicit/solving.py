@@ -1,7 +1,5 @@
 """Solve networks, fixed points and free-form constraints F(S, theta; x) = 0."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any

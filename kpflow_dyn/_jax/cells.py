@@ -1,7 +1,5 @@
 """One calling convention for every JAX cell: step(cell, x [input], z [unit]) -> z on one trial."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

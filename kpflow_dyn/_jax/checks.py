@@ -1,7 +1,5 @@
 """Errors that name what came, what was expected and what to do, before a wrong number can arise."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import equinox as eqx

@@ -1,7 +1,5 @@
 """Operations with a custom derivative: whether it differs from the plain one, and forward mode where it is missing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Arrays of JAX, taken in and checked; see `kpflow_dyn._backend.Data`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One equation of a jaxpr: what kind of operation it is, and the functions that the nodes of a graph apply."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod

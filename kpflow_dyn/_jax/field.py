@@ -1,7 +1,5 @@
 """The field of an ODE together with its inputs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import equinox as eqx

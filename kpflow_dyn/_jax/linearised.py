@@ -7,8 +7,6 @@ With z_t = Phi(z_{t-1}, x_t; theta), kicks a entering inside the step and weight
 Arrays are [time, trial, probe, ...] inside.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from copy import copy
 from typing import Self

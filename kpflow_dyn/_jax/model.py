@@ -1,7 +1,5 @@
 """A JAX model and the parameters of it that learn, ready to be linearised in any step that is made of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Trace JAX models that are no steps: networks, fixed points and free-form constraints."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A loss of a JAX model's states as a function of its parameters, twice differentiable."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

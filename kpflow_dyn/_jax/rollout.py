@@ -1,7 +1,5 @@
 """Run a JAX cell over time, watching for what would make its analysis wrong."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import equinox as eqx

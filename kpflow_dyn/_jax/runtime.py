@@ -1,7 +1,5 @@
 """JAX in this process; see `kpflow_dyn._backend.Runtime`."""
 
-from __future__ import annotations
-
 import jax
 
 PACKAGES = ("jax", "equinox", "diffrax")

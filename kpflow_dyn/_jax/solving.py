@@ -1,7 +1,5 @@
 """Forward passes in JAX; see `kpflow_dyn._backend.Solving`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any

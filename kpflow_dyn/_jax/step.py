@@ -1,7 +1,5 @@
 """The tangent of one JAX step: linearised once for one row, its residuals evaluated on all rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

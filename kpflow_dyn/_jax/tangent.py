@@ -7,8 +7,6 @@ With z_t = Phi(z_{t-1}, x_t; theta), kicks a entering inside the step and weight
 run forward, and transposed backward, where dW gathers as the sweep goes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Self

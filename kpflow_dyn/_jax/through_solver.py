@@ -4,8 +4,6 @@ J is forward mode through the solve and J^T reverse mode, both on the steps of t
 the choice of its steps.
 """
 
-from __future__ import annotations
-
 import diffrax
 import equinox as eqx
 import jax

@@ -1,7 +1,5 @@
 """Trace a JAX step `step(parameters, x, z) -> z` to a `Graph` of one row, through its jaxpr."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Models of JAX, traced; see `kpflow_dyn._backend.Tracing`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

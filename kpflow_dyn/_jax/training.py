@@ -1,7 +1,5 @@
 """A JAX model and its readout in training, each step giving new ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 

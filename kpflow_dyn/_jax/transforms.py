@@ -1,7 +1,5 @@
 """Function transforms of JAX, and the map over rows; see `kpflow_dyn._backend.Transforms`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Variational and adjoint equations of an ODE in JAX, solved by diffrax's Tsit5, compiled for each shape of a block."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, ClassVar
 

@@ -72,16 +72,14 @@ def compare(
 
     Raises:
         ValueError: states of other shapes, or a k that is larger than the ranks.
-
     Source: Bjorck, Golub, Math. Comp. 27, 579 (1973), for the angles; `alignment` for the cosines.
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> x = torch.randn(2, 5, 3)
-        >>> a, b = (kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), x))) for _ in range(2))
-        >>> found = kp.compare(a, b, k=3)
-        >>> found.angles.shape, found.ntk.value < 1
-        ((3,), True)
+    >>> import torch, kpflow_dyn as kp
+    >>> x = torch.randn(2, 5, 3)
+    >>> a, b = (kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), x))) for _ in range(2))
+    >>> found = kp.compare(a, b, k=3)
+    >>> found.angles.shape, found.ntk.value < 1
+    ((3,), True)
     """
     if not a.ntk.domain.matches(b.ntk.domain):
         raise ValueError(f"the states differ: {a.ntk.domain} and {b.ntk.domain}; compare models on the same inputs")

@@ -10,8 +10,6 @@ in coordinates where the inner product is plain.
 Source: Golub, Meurant, "Matrices, moments and quadrature" (1994), for norms of functions of H times f.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -139,14 +139,13 @@ def gradient_flow(
 
     Source as `solvers.ExponentialRosenbrock`.
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> net, x = torch.nn.Linear(2, 1, bias=False).double(), torch.tensor([[1.0, 0.0], [0.0, 30.0]]).double()
-        >>> flow = kp.gradient_flow(kp.StaticProblem(net, x), lambda y: ((y - 1) ** 2).sum() / 2, span=14.0)
-        >>> flow.reached, flow.linearisations < 5  # where descent takes 6300 steps, as the curvatures are 1 and 900
-        (True, True)
-        >>> flow.parameters["weight"][-1]
-        tensor([[1.0000, 0.0333]], dtype=torch.float64)
+    >>> import torch, kpflow_dyn as kp
+    >>> net, x = torch.nn.Linear(2, 1, bias=False).double(), torch.tensor([[1.0, 0.0], [0.0, 30.0]]).double()
+    >>> flow = kp.gradient_flow(kp.StaticProblem(net, x), lambda y: ((y - 1) ** 2).sum() / 2, span=14.0)
+    >>> flow.reached, flow.linearisations < 5  # where descent takes 6300 steps, as the curvatures are 1 and 900
+    (True, True)
+    >>> flow.parameters["weight"][-1]
+    tensor([[1.0000, 0.0333]], dtype=torch.float64)
     """
     alg = ExponentialRosenbrock() if alg is None else alg
     _check(span, alg, rtol, stop_below)

@@ -108,13 +108,12 @@ def forecast(
         ValueError: a target or mask of another shape or not finite, or a learning rate at which gradient descent is
             unstable: above 2 over the largest rate.
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> cell, x = torch.nn.RNNCell(2, 64).double(), torch.randn(4, 5, 2, dtype=torch.float64)
-        >>> y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(torch.nn.Linear(64, 1), learn=True)
-        >>> found = kp.forecast(y, torch.ones(4, 5, 1, dtype=torch.float64), lr=0.01, steps=100)
-        >>> bool(found.loss[-1] < found.loss[0])
-        True
+    >>> import torch, kpflow_dyn as kp
+    >>> cell, x = torch.nn.RNNCell(2, 64).double(), torch.randn(4, 5, 2, dtype=torch.float64)
+    >>> y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(torch.nn.Linear(64, 1), learn=True)
+    >>> found = kp.forecast(y, torch.ones(4, 5, 1, dtype=torch.float64), lr=0.01, steps=100)
+    >>> bool(found.loss[-1] < found.loss[0])
+    True
 
     Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
     """

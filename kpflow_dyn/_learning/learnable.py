@@ -73,14 +73,13 @@ def learnability(
     Raises:
         ValueError: no targets, or ones of another shape than y's.
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> cell, x = torch.nn.RNNCell(2, 32).double(), torch.randn(4, 6, 2, dtype=torch.float64)
-        >>> y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(torch.nn.Linear(32, 1))
-        >>> constant, noise = torch.ones(4, 6, 1).double(), torch.randn(4, 6, 1).double()
-        >>> found = kp.learnability(y, {"constant": constant, "noise": noise}, errors=True)
-        >>> bool(found.half[0] < found.half[1])
-        True
+    >>> import torch, kpflow_dyn as kp
+    >>> cell, x = torch.nn.RNNCell(2, 32).double(), torch.randn(4, 6, 2, dtype=torch.float64)
+    >>> y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(torch.nn.Linear(32, 1))
+    >>> constant, noise = torch.ones(4, 6, 1).double(), torch.randn(4, 6, 1).double()
+    >>> found = kp.learnability(y, {"constant": constant, "noise": noise}, errors=True)
+    >>> bool(found.half[0] < found.half[1])
+    True
 
     Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
     """
@@ -100,12 +99,11 @@ def core_learnability(
     Raises:
         ValueError: also where no site of the model is a matrix product at each trial and time.
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(2, 8), torch.randn(4, 6, 2))))
-        >>> found = kp.core_learnability(flow, {"constant": torch.ones(4, 6, 8)}, errors=True)
-        >>> bool(0 < found.score[0] <= 1)
-        True
+    >>> import torch, kpflow_dyn as kp
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(2, 8), torch.randn(4, 6, 2))))
+    >>> found = kp.core_learnability(flow, {"constant": torch.ones(4, 6, 8)}, errors=True)
+    >>> bool(0 < found.score[0] <= 1)
+    True
     """
     return _table(_of_variables(flow), outputs(flow), targets, mask, errors)
 

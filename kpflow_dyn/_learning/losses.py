@@ -1,7 +1,5 @@
 """Losses of a model's states, and losses that bring parameters of their own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -24,14 +22,12 @@ def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: b
 
     Raises:
         ValueError: a mask that does not fit, or is nowhere positive.
-
     Source: docs/theory.md, "What it predicts".
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> loss = kp.squared_error(torch.zeros(2, 5, 1), torch.nn.Linear(8, 1))
-        >>> [name for name, _ in loss.named_parameters()], loss(torch.zeros(2, 5, 8)).shape
-        (['weight', 'bias'], torch.Size([]))
+    >>> import torch, kpflow_dyn as kp
+    >>> loss = kp.squared_error(torch.zeros(2, 5, 1), torch.nn.Linear(8, 1))
+    >>> [name for name, _ in loss.named_parameters()], loss(torch.zeros(2, 5, 8)).shape
+    (['weight', 'bias'], torch.Size([]))
     """
     weights = full_mask(mask, tuple(target.shape))
     constants = {"target": target, "weights": like_numpy(weights / weights.sum(), target)}

@@ -1,7 +1,5 @@
 """A loss of a problem's states as a function of the parameters that learn, with its gradient and its Hessian."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any

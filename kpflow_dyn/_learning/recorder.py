@@ -31,16 +31,15 @@ class Recorder:
             model's own.
         FileExistsError: a step that is in the folder already: two runs would be mixed.
 
-    Example:
-        >>> import tempfile, torch, kpflow_dyn as kp
-        >>> cell, record = torch.nn.GRUCell(3, 8), kp.Recorder(tempfile.mkdtemp(), every=10)
-        >>> for step in range(21):
-        ...     record(step, cell, loss=1 / (step + 1), readout=torch.nn.Linear(8, 2))
-        >>> run = kp.Recorder.read(record.folder)
-        >>> run.steps, run.load(10, torch.nn.GRUCell(3, 8))
-        (array([ 0, 10, 20]), GRUCell(3, 8))
-        >>> run.load(10, torch.nn.Linear(8, 2), part="readout")
-        Linear(in_features=8, out_features=2, bias=True)
+    >>> import tempfile, torch, kpflow_dyn as kp
+    >>> cell, record = torch.nn.GRUCell(3, 8), kp.Recorder(tempfile.mkdtemp(), every=10)
+    >>> for step in range(21):
+    ...     record(step, cell, loss=1 / (step + 1), readout=torch.nn.Linear(8, 2))
+    >>> run = kp.Recorder.read(record.folder)
+    >>> run.steps, run.load(10, torch.nn.GRUCell(3, 8))
+    (array([ 0, 10, 20]), GRUCell(3, 8))
+    >>> run.load(10, torch.nn.Linear(8, 2), part="readout")
+    Linear(in_features=8, out_features=2, bias=True)
     """
 
     folder: str | Path

@@ -8,8 +8,6 @@ the projection on the drawn trials. In Ritz coordinates a, f = V^T a, H = diag(l
 with G_b = V_b V_b^T, since the chance of a trial is B / N and that of two is B (B - 1) / (N (N - 1)).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 MOST = 96  # Ritz vectors with mini-batches; slower ones are taken to decay as on all trials

@@ -87,17 +87,15 @@ def track(
 
     Raises:
         ValueError: no checkpoints, parameters that are not the model's, or targets that do not fit.
-
     Source: docs/theory.md, "How many: effective ranks".
 
-    Example:
-        >>> import tempfile, torch, kpflow_dyn as kp
-        >>> cell, record = torch.nn.GRUCell(3, 8), kp.Recorder(tempfile.mkdtemp())
-        >>> for step in range(2):
-        ...     record(step, cell, loss=1.0)
-        >>> found = kp.track(lambda: torch.nn.GRUCell(3, 8), record.folder, torch.randn(4, 5, 3))
-        >>> found.alignment_first.sel(operator="NTK").values.round(4)
-        array([1., 1.])
+    >>> import tempfile, torch, kpflow_dyn as kp
+    >>> cell, record = torch.nn.GRUCell(3, 8), kp.Recorder(tempfile.mkdtemp())
+    >>> for step in range(2):
+    ...     record(step, cell, loss=1.0)
+    >>> found = kp.track(lambda: torch.nn.GRUCell(3, 8), record.folder, torch.randn(4, 5, 3))
+    >>> found.alignment_first.sel(operator="NTK").values.round(4)
+    array([1., 1.])
     """
     return track_checkpoints(
         _loaded(make_model, make_readout, checkpoints),

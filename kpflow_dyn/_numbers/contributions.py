@@ -5,8 +5,6 @@ With ntk = F F*, F = J R and the blocks F = [F_1, F_2, ...] of the parameters,
     tr ntk = sum_i |F_i|_F^2,    |F_i|_F^2 = sum of squared columns = E |F_i* xi|^2
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -64,17 +62,15 @@ def contributions(flow: Learning, samples: int | None = None, seed: int | Random
 
     Raises:
         ValueError: fewer than 8 samples.
-
     Source: docs/theory.md, "K: the Kronecker core".
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3))))
-        >>> found = kp.contributions(flow)
-        >>> sorted(found)
-        ['bias_hh', 'bias_ih', 'weight_hh', 'weight_ih']
-        >>> round(sum(part.value for part in found.values()) / kp.trace(flow.ntk).value, 6)
-        1.0
+    >>> import torch, kpflow_dyn as kp
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3))))
+    >>> found = kp.contributions(flow)
+    >>> sorted(found)
+    ['bias_hh', 'bias_ih', 'weight_hh', 'weight_ih']
+    >>> round(sum(part.value for part in found.values()) / kp.trace(flow.ntk).value, 6)
+    1.0
     """
     found = _moments(flow.ntk.factor, list(flow.parts.values()), samples, Random(seed))
     each = [found.estimate(lambda *means, i=i: means[i]) for i in range(1 + len(flow.parts))]

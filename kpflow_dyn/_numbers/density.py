@@ -1,7 +1,5 @@
 """The spectral density of symmetric operators, by stochastic Lanczos quadrature."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,13 +70,12 @@ def spectral_density(
     Raises:
         ValueError: an operator that is not symmetric, k not below its dimension, or too few probes or steps.
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> unit = kp.Space(("unit",), (300,), np.zeros(1))
-        >>> A = kp.MatrixOperator(np.diag(np.linspace(0, 1, 300)), unit, unit, symmetric=True)
-        >>> found = kp.spectral_density(A, probes=40).count(0.5, 1.0)
-        >>> bool(abs(found.value - 150) < 4 * found.stderr + 2)
-        True
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> unit = kp.Space(("unit",), (300,), np.zeros(1))
+    >>> A = kp.MatrixOperator(np.diag(np.linspace(0, 1, 300)), unit, unit, symmetric=True)
+    >>> found = kp.spectral_density(A, probes=40).count(0.5, 1.0)
+    >>> bool(abs(found.value - 150) < 4 * found.stderr + 2)
+    True
 
     Source: Golub, Meurant, "Matrices, moments and quadrature" (1994); Ubaru, Chen, Saad (2017).
     """

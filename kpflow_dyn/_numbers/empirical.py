@@ -1,7 +1,5 @@
 """The classical empirical neural tangent kernel of a network's outputs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from kpflow_dyn._arrays import Array, array_namespace
@@ -24,16 +22,14 @@ def empirical_ntk(net: Any, x: Array, params: Choice = None) -> Array:
 
     Raises:
         TypeError, ValueError: as `solve` and `linearize`; and a kernel that does not fit into memory.
-
     Source: Jacot, Gabriel, Hongler, "Neural tangent kernel", arXiv:1806.07572.
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> net, x = torch.nn.Linear(3, 2, bias=False), torch.eye(3)
-        >>> kp.empirical_ntk(net, x)[:, :, 0, 0]
-        tensor([[1., 0., 0.],
-                [0., 1., 0.],
-                [0., 0., 1.]])
+    >>> import torch, kpflow_dyn as kp
+    >>> net, x = torch.nn.Linear(3, 2, bias=False), torch.eye(3)
+    >>> kp.empirical_ntk(net, x)[:, :, 0, 0]
+    tensor([[1., 0., 0.],
+            [0., 1., 0.],
+            [0., 0., 1.]])
     """
     flow = linearize(solve(StaticProblem(net, x, state="")), params=params)
     trials, size = x.shape[0], flow.ntk.domain.size // x.shape[0]

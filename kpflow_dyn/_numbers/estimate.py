@@ -16,8 +16,6 @@ mean contains its noise; products of different groups do not:
     tr T = E T_i,    tr T^T U = E tr T_i^T U_j    for i != j
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -88,11 +86,10 @@ def trace(
 
     Source as `solvers.XNysTrace`.
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
-        >>> kp.trace(kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit)).value
-        6.0
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
+    >>> kp.trace(kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit)).value
+    6.0
     """
     require_square(op, "a trace")
     rng = Random(seed)
@@ -113,14 +110,13 @@ def frobenius_norm(
 
     Args, Raises, Warns and Source as `trace`.
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> unit = kp.Space(("unit",), (2,), np.zeros(1))
-        >>> A = kp.MatrixOperator(np.diag([3.0, 4.0]), unit, unit)
-        >>> kp.frobenius_norm(A).value, round(kp.effective_rank(A).value, 4), round(kp.alignment(A, A.T).value, 4)
-        (5.0, 1.96, 1.0)
-        >>> kp.rayleigh(A, np.array([1.0, 1.0])).value
-        3.5
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> unit = kp.Space(("unit",), (2,), np.zeros(1))
+    >>> A = kp.MatrixOperator(np.diag([3.0, 4.0]), unit, unit)
+    >>> kp.frobenius_norm(A).value, round(kp.effective_rank(A).value, 4), round(kp.alignment(A, A.T).value, 4)
+    (5.0, 1.96, 1.0)
+    >>> kp.rayleigh(A, np.array([1.0, 1.0])).value
+    3.5
     """
     rng = Random(seed)
 
@@ -154,7 +150,6 @@ def effective_rank(
 
     Raises:
         ValueError: fewer than 8 samples, or an estimated partial trace that is not positive semi-definite.
-
     Source: docs/theory.md, "How many: effective ranks".
     Example as `frobenius_norm`.
     """
@@ -178,7 +173,6 @@ def alignment(a: Operator, b: Operator, samples: int | None = None, seed: int | 
 
     Raises:
         ValueError: spaces that differ, an operator that is zero, or one whose norm is not above its noise.
-
     Source: Cristianini, Shawe-Taylor, Elisseeff, Kandola, "On kernel-target alignment" (2001).
     Example as `frobenius_norm`.
     """
@@ -208,7 +202,6 @@ def rayleigh(op: Operator, q: Array) -> Estimate:
 
     Raises:
         ValueError: q = 0, q of another shape, or a domain that is not the codomain.
-
     Source: Horn, Johnson, "Matrix analysis" (2012).
     Example as `frobenius_norm`.
     """

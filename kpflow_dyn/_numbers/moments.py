@@ -1,7 +1,5 @@
 """tr A and |A|_F^2 of operators: exact where that is cheap, by the caller's estimator, or by the best one for A."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

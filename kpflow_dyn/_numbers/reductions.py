@@ -6,8 +6,6 @@ With A on X (x) Y, `keep` naming the axes of X:
     marginal view   <A>_Y[x, x']    = (1 / |Y|) sum_{y, y'} A[(x, y), (x', y')]
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -75,21 +73,19 @@ def partial_trace(op: Operator, keep: Keep, samples: int | None = None, seed: in
     Raises:
         ValueError: an unknown axis, a domain that is not the codomain, fewer than 8 samples, or a result of more than
             2 GiB.
-
     Source: docs/theory.md, "Modes: when, where and in which trials".
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> space = kp.Space(("time", "unit"), (2, 3), np.zeros(1))
-        >>> A = kp.MatrixOperator(np.eye(6), space, space)
-        >>> kp.partial_trace(A, keep="time").matrix
-        array([[3., 0.],
-               [0., 3.]])
-        >>> kp.marginal(A, keep="time").dense()
-        array([[1., 0.],
-               [0., 1.]])
-        >>> kp.modes(A, axis="unit", k=2).values
-        array([2., 2.])
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> space = kp.Space(("time", "unit"), (2, 3), np.zeros(1))
+    >>> A = kp.MatrixOperator(np.eye(6), space, space)
+    >>> kp.partial_trace(A, keep="time").matrix
+    array([[3., 0.],
+           [0., 3.]])
+    >>> kp.marginal(A, keep="time").dense()
+    array([[1., 0.],
+           [0., 1.]])
+    >>> kp.modes(A, axis="unit", k=2).values
+    array([2., 2.])
     """
     return partial_traces(op, [keep], samples, seed)[0]
 

@@ -1,7 +1,5 @@
 """How far an operator is from a product over two groups of axes."""
 
-from __future__ import annotations
-
 from math import perm
 
 import numpy as np
@@ -37,15 +35,13 @@ def schmidt_rank(op: Operator, keep: Keep, samples: int | None = None, seed: int
     Raises:
         ValueError: an unknown axis, none or all axes kept, fewer than 8 samples, the zero operator, or an operator that
             is neither small nor J J*.
-
     Source: Van Loan, Pitsianis, "Approximation with Kronecker products" (1993), for R.
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> space = kp.Space(("time", "unit"), (2, 2), np.zeros(1))
-        >>> product = np.kron([[2.0, 1.0], [1.0, 2.0]], np.eye(2))
-        >>> round(kp.schmidt_rank(kp.MatrixOperator(product, space, space), keep="time").value, 6)
-        1.0
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> space = kp.Space(("time", "unit"), (2, 2), np.zeros(1))
+    >>> product = np.kron([[2.0, 1.0], [1.0, 2.0]], np.eye(2))
+    >>> round(kp.schmidt_rank(kp.MatrixOperator(product, space, space), keep="time").value, 6)
+    1.0
     """
     require_square(op, "a Schmidt rank")
     space, kept = op.domain, op.domain.positions(names_of(keep))

@@ -1,7 +1,5 @@
 """Singular triplets of operators."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 
@@ -51,11 +49,10 @@ def svds(
     Raises:
         ValueError: k below 1 or above the smaller dimension.
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> left, right = (kp.Space((name,), (n,), np.zeros(1)) for name, n in (("out", 2), ("in", 3)))
-        >>> kp.svds(kp.MatrixOperator(np.array([[0.0, 0.0, 2.0], [1.0, 0.0, 0.0]]), right, left), k=2).values
-        array([2., 1.])
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> left, right = (kp.Space((name,), (n,), np.zeros(1)) for name, n in (("out", 2), ("in", 3)))
+    >>> kp.svds(kp.MatrixOperator(np.array([[0.0, 0.0, 2.0], [1.0, 0.0, 0.0]]), right, left), k=2).values
+    array([2., 1.])
     """
     alg = BlockLanczos() if alg is None else alg
     check_count(k, min(op.domain.size, op.codomain.size))

@@ -124,11 +124,10 @@ def eigs(
 
     Source as `solvers.BlockLanczos`.
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
-        >>> kp.eigs(kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit, symmetric=True), k=2).values
-        array([3., 2.])
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
+    >>> kp.eigs(kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit, symmetric=True), k=2).values
+    array([3., 2.])
     """
     alg, rng, space = BlockLanczos() if alg is None else alg, Random(seed), op.domain
     require_square(op, "eigs")
@@ -210,14 +209,12 @@ def eigenvalues(op: Operator) -> Array:
 
     Raises:
         ValueError: an operator that is not symmetric, or whose matrix is too large.
-
     Source: Golub, Van Loan, "Matrix computations" (2013).
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
-        >>> kp.eigenvalues(kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit, symmetric=True))
-        array([3., 2., 1.])
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
+    >>> kp.eigenvalues(kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit, symmetric=True))
+    array([3., 2., 1.])
     """
     require_square(op, "a spectrum")
     if not is_symmetric(op, Random(0)):
@@ -260,7 +257,6 @@ def modes(
 
     Raises:
         ValueError: an unknown axis, k out of range, or an operator that is not symmetric.
-
     Source: docs/theory.md, "Modes: when, where and in which trials".
     Example as `partial_trace`.
     """

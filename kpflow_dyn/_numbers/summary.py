@@ -10,8 +10,6 @@ random vector xi gives
 Sums over trials take further vectors, of each trial's own. Where J has few columns, all pairs are leading ones.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,15 +116,13 @@ def summary(
 
     Warns:
         UserWarning: eigenpairs that did not converge; they are returned flagged.
-
     Source: docs/theory.md, "Estimates".
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
-        >>> found = kp.summary(flow, k=3)
-        >>> found.temporal_rank.value <= 5, found.modes.vectors.shape
-        (True, torch.Size([3, 4, 5, 8]))
+    >>> import torch, kpflow_dyn as kp
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
+    >>> found = kp.summary(flow, k=3)
+    >>> found.temporal_rank.value <= 5, found.modes.vectors.shape
+    (True, torch.Size([3, 4, 5, 8]))
     """
     if missing := set(KERNELS.values()) - set(flow.ntk.domain.axes):
         raise ValueError(

@@ -1,7 +1,5 @@
 """What goes into a problem, checked: rows of data, and an ODE's times, start and inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which parameters learn."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

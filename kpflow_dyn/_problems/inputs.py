@@ -1,7 +1,5 @@
 """The inputs x(t) of an ODE at any time, and the ODE of some of its trials."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """How much each trial and each time counts in the inner product of the state space."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,16 +37,14 @@ class Measure:
 
     Raises:
         ValueError: weights that are not positive and finite, or of another length (when they are used).
-
     Source: docs/theory.md, "Continuous time and measures".
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> solution = kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3)))
-        >>> total = kp.trace(kp.linearize(solution).ntk).value
-        >>> mean = kp.trace(kp.linearize(solution, measure=kp.Measure(trial="mean")).ntk).value
-        >>> round(total / mean)
-        4
+    >>> import torch, kpflow_dyn as kp
+    >>> solution = kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3)))
+    >>> total = kp.trace(kp.linearize(solution).ntk).value
+    >>> mean = kp.trace(kp.linearize(solution, measure=kp.Measure(trial="mean")).ntk).value
+    >>> round(total / mean)
+    4
     """
 
     time: Any = None

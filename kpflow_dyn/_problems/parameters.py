@@ -1,7 +1,5 @@
 """Parameters of a model by their names, in either framework: taken out, compared with those of a file, put back."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

@@ -51,14 +51,12 @@ class DiscreteProblem(Problem):
 
     Raises:
         TypeError, ValueError: inputs that are no finite floats [trial, time, input] of torch or JAX.
-
     Source: docs/theory.md, "One constraint, one kernel".
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.zeros(2, 5, 3))
-        >>> tuple(kp.solve(problem).state.shape)
-        (2, 5, 8)
+    >>> import torch, kpflow_dyn as kp
+    >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.zeros(2, 5, 3))
+    >>> tuple(kp.solve(problem).state.shape)
+    (2, 5, 8)
     """
 
     cell: Any
@@ -80,11 +78,10 @@ class DiscreteProblem(Problem):
         Raises:
             ValueError: a start that differs between trials.
 
-        Example:
-            >>> import torch, kpflow_dyn as kp
-            >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3)).learn_start()
-            >>> list(kp.linearize(kp.solve(problem)).parameters)
-            ['z0', 'cell.weight_ih', 'cell.weight_hh', 'cell.bias_ih', 'cell.bias_hh']
+        >>> import torch, kpflow_dyn as kp
+        >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3)).learn_start()
+        >>> list(kp.linearize(kp.solve(problem)).parameters)
+        ['z0', 'cell.weight_ih', 'cell.weight_hh', 'cell.bias_ih', 'cell.bias_hh']
         """
         first = np.zeros((*self.x.shape[:2], 1))
         first[:, 0] = 1
@@ -110,14 +107,12 @@ class ODEProblem(Problem):
 
     Raises:
         TypeError, ValueError: a start, times or inputs of a wrong type, or that do not fit together.
-
     Source: docs/theory.md, "Continuous time and measures".
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> problem = kp.ODEProblem(kp.models.CTRNNField(8), torch.randn(2, 8), [0.0, 0.5, 1.0])
-        >>> kp.solve(problem).state.shape
-        torch.Size([2, 3, 8])
+    >>> import torch, kpflow_dyn as kp
+    >>> problem = kp.ODEProblem(kp.models.CTRNNField(8), torch.randn(2, 8), [0.0, 0.5, 1.0])
+    >>> kp.solve(problem).state.shape
+    torch.Size([2, 3, 8])
     """
 
     f: Any
@@ -156,15 +151,13 @@ class StaticProblem(Problem):
 
     Raises:
         TypeError, ValueError: inputs that are no finite array; `solve` refuses a network that does not fit.
-
     Source: docs/theory.md, "P: how kicks travel".
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
-        >>> solution = kp.solve(kp.StaticProblem(net, torch.randn(5, 3)))
-        >>> tuple(solution.state.shape), solution.sites
-        ((5, 10), ('0.weight + 0.bias', '2.weight + 2.bias'))
+    >>> import torch, kpflow_dyn as kp
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> solution = kp.solve(kp.StaticProblem(net, torch.randn(5, 3)))
+    >>> tuple(solution.state.shape), solution.sites
+    ((5, 10), ('0.weight + 0.bias', '2.weight + 2.bias'))
     """
 
     net: Any
@@ -189,14 +182,12 @@ class FixedPointProblem(Problem):
 
     Raises:
         TypeError, ValueError: inputs that are no finite array; `solve` refuses an f that does not contract.
-
     Source: Bai, Kolter, Koltun, "Deep equilibrium models", arXiv:1909.01377.
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> solution = kp.solve(kp.FixedPointProblem(torch.nn.RNNCell(3, 8), torch.randn(5, 3)))
-        >>> tuple(solution.state.shape), solution.success
-        ((5, 8), True)
+    >>> import torch, kpflow_dyn as kp
+    >>> solution = kp.solve(kp.FixedPointProblem(torch.nn.RNNCell(3, 8), torch.randn(5, 3)))
+    >>> tuple(solution.state.shape), solution.success
+    ((5, 8), True)
     """
 
     f: Any
@@ -221,15 +212,13 @@ class ImplicitProblem(Problem):
 
     Raises:
         TypeError, ValueError: a state of another form, or one that is not finite.
-
     Source: docs/theory.md, "One constraint, one kernel".
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> weight = {"w": torch.tensor([[2.0, 0.0], [1.0, 4.0]])}
-        >>> problem = kp.ImplicitProblem(lambda s, p, x: s @ p["w"].T - x, torch.zeros(1, 2), weight, torch.ones(1, 2))
-        >>> kp.solve(problem).state
-        tensor([[0.5000, 0.1250]])
+    >>> import torch, kpflow_dyn as kp
+    >>> weight = {"w": torch.tensor([[2.0, 0.0], [1.0, 4.0]])}
+    >>> problem = kp.ImplicitProblem(lambda s, p, x: s @ p["w"].T - x, torch.zeros(1, 2), weight, torch.ones(1, 2))
+    >>> kp.solve(problem).state
+    tensor([[0.5000, 0.1250]])
     """
 
     F: Any

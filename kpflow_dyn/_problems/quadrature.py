@@ -1,7 +1,5 @@
 """Quadrature weights: the measure of the time axis."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

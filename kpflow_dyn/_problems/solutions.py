@@ -1,7 +1,5 @@
 """Solved problems: the whole state, and what a linearisation needs of the solve."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,13 +126,12 @@ class SolveError(ValueError):
         trials: the numbers of the trials that failed.
         solution: the Solution of the other trials, in their order; None where there is none.
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> try:
-        ...     kp.solve(kp.ODEProblem(kp.models.CTRNNField(8), torch.randn(2, 8), (0.0, 9.0)), max_steps=2)
-        ... except kp.SolveError as error:
-        ...     error.trials
-        [0, 1]
+    >>> import torch, kpflow_dyn as kp
+    >>> try:
+    ...     kp.solve(kp.ODEProblem(kp.models.CTRNNField(8), torch.randn(2, 8), (0.0, 9.0)), max_steps=2)
+    ... except kp.SolveError as error:
+    ...     error.trials
+    [0, 1]
     """
 
     def __init__(self, message: str, trials: list[int], solution: Solution | None) -> None:

@@ -185,14 +185,12 @@ def hermite(b: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
     Args:
         b: of the tableau [stage].
-
     Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 1993, section II.6.
 
-    Example:
-        >>> import numpy as np
-        >>> from kpflow_dyn import ode
-        >>> ode.hermite(np.array([0.5, 0.5]))(np.array([0.0, 1.0])).tolist() == [[-0.5, -0.5], [0.0, 0.0]]
-        True
+    >>> import numpy as np
+    >>> from kpflow_dyn import ode
+    >>> ode.hermite(np.array([0.5, 0.5]))(np.array([0.0, 1.0])).tolist() == [[-0.5, -0.5], [0.0, 0.0]]
+    True
     """
 
     def weights(theta: np.ndarray) -> np.ndarray:

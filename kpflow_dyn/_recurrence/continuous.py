@@ -1,7 +1,5 @@
 """Flows of ODEs: J through the solver's steps or by equations of its own, K and core of the field at the nodes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Flows of steps: their operators are sweeps over the linear recurrence of one tangent."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

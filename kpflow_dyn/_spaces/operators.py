@@ -32,17 +32,15 @@ class Operator:
         apply: the action on a block, [probe, *domain.shape] -> [probe, *codomain.shape].
         adjoint: the adjoint's action, [probe, *codomain.shape] -> [probe, *domain.shape]; None for a self-adjoint
             operator, whose `.T` is itself.
-
     Source: Conway, "A course in functional analysis" (1990); the interface follows `scipy` and lineax.
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> line = kp.Space(("time",), (3,), np.zeros(1))
-        >>> running_sum = kp.Operator(line, line, lambda q: q.cumsum(-1), lambda q: q[:, ::-1].cumsum(-1)[:, ::-1])
-        >>> (running_sum @ running_sum.T).dense()
-        array([[1., 1., 1.],
-               [1., 2., 2.],
-               [1., 2., 3.]])
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> line = kp.Space(("time",), (3,), np.zeros(1))
+    >>> running_sum = kp.Operator(line, line, lambda q: q.cumsum(-1), lambda q: q[:, ::-1].cumsum(-1)[:, ::-1])
+    >>> (running_sum @ running_sum.T).dense()
+    array([[1., 1., 1.],
+           [1., 2., 2.],
+           [1., 2., 3.]])
     """
 
     def __init__(self, domain: Space, codomain: Space, apply: Apply, adjoint: Apply | None) -> None:
@@ -151,12 +149,11 @@ class GramOperator(Operator):
 
     Source as `Operator`.
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> unit = kp.Space(("unit",), (2,), np.zeros(1))
-        >>> kp.GramOperator(kp.MatrixOperator(np.array([[1.0, 0.0], [1.0, 1.0]]), unit, unit)).dense()
-        array([[1., 1.],
-               [1., 2.]])
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> unit = kp.Space(("unit",), (2,), np.zeros(1))
+    >>> kp.GramOperator(kp.MatrixOperator(np.array([[1.0, 0.0], [1.0, 1.0]]), unit, unit)).dense()
+    array([[1., 1.],
+           [1., 2.]])
     """
 
     def __init__(self, factor: Operator, apply: Apply | None = None, apart: Operator | None = None) -> None:
@@ -212,7 +209,6 @@ def check_adjoint(op: Operator, seed: int | Random = 0) -> float:
     Args:
         op: A.
         seed: an int, or a `Random` to continue.
-
     Source: the dot-product test of Claerbout, "Earth soundings analysis" (1992).
     Example as `DiscreteAdjoint`.
     """

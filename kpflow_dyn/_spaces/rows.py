@@ -1,7 +1,5 @@
 """Operators as callables on flat rows, in coordinates where every inner product is the plain one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -20,13 +20,11 @@ class Space:
 
     Raises:
         ValueError: axes that are empty, or without distinct names.
-
     Source: docs/theory.md, "Continuous time and measures".
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> kp.Space(("time", "unit"), (2, 3), np.zeros(1)).inner(np.ones((2, 3)), np.ones((2, 3)))
-        np.float64(6.0)
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> kp.Space(("time", "unit"), (2, 3), np.zeros(1)).inner(np.ones((2, 3)), np.ones((2, 3)))
+    np.float64(6.0)
     """
 
     axes: tuple[str, ...]

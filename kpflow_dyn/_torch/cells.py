@@ -1,7 +1,5 @@
 """One calling convention for every torch cell: step(cell, x [trial, input], z [trial, unit]) -> z."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

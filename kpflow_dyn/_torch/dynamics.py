@@ -1,7 +1,5 @@
 """A torch model at constant inputs: its step or field on many states at once, with the Jacobian of each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -4,8 +4,6 @@ The graph is cut at the products with matrices that do not depend on the row. Wh
 cells, elementwise up to a shift: a short list of segments.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

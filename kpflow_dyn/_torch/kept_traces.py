@@ -4,8 +4,6 @@ The key of a trace is the step's modules, their attributes, and the shapes of it
 something else, such as a global variable, which the key does not see. So the caller must check a known trace.
 """
 
-from __future__ import annotations
-
 import types
 from collections import OrderedDict
 from collections.abc import Hashable

@@ -7,8 +7,6 @@ With z_t = Phi(z_{t-1}, x_t; theta), kicks a entering inside the step and weight
 Blocks are laid out [time, trial, probe, width] inside; everything public is [probe, trial, time, width].
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The parameters of modules by name, and modules made of functions; see `kpflow_dyn._backend.Models`."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Trace torch models that are no steps: networks, fixed points and free-form constraints."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """The learning rates of torch optimisers, entry by entry."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

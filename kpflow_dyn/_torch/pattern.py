@@ -1,7 +1,5 @@
 """The sparsity of the glue: which elements hang on which, as segments, and how few tangents find all coefficients."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product

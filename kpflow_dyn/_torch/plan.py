@@ -4,8 +4,6 @@ The kicks are cut into blocks of their own, one for each site where sites do not
 site's variables are one matrix product for all probes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise

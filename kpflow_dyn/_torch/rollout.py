@@ -1,7 +1,5 @@
 """Run a torch cell over time, watching for what would make its analysis wrong."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

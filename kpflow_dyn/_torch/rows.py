@@ -1,7 +1,5 @@
 """The functions of rows that a torch tangent needs: the sinks of the glue, their derivatives, matrices of products."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Torch in this process; see `kpflow_dyn._backend.Runtime`."""
 
-from __future__ import annotations
-
 import torch
 
 PACKAGES = ("torch", "torchdiffeq")

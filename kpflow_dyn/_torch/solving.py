@@ -1,7 +1,5 @@
 """Forward passes in torch; see `kpflow_dyn._backend.Solving`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

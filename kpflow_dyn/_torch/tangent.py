@@ -8,8 +8,6 @@ With z_t = Phi(z_{t-1}, x_t; theta), kicks a entering inside the step and weight
 Everything public is [probe, trial, time, width].
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 All trials are one system for torchdiffeq, so they share the steps.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any

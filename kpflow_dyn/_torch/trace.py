@@ -1,7 +1,5 @@
 """Trace a torch step `module(x, z) -> z` to a `Graph` of one row, through torch.export."""
 
-from __future__ import annotations
-
 import operator
 import traceback
 import warnings

@@ -1,7 +1,5 @@
 """Models of torch, traced; see `kpflow_dyn._backend.Tracing`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import Tensor

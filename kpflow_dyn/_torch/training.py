@@ -1,7 +1,5 @@
 """A torch model and its readout in training, in place."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

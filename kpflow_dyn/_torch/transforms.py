@@ -1,7 +1,5 @@
 """Function transforms of torch, and maps over rows in chunks; see `kpflow_dyn._backend.Transforms`."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from typing import Any

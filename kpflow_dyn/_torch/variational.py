@@ -1,7 +1,5 @@
 """Variational and adjoint equations of an ODE in torch, solved by torchdiffeq's dopri5."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """A problem out of the user's own Python code, named as module:function or file.py:function."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from kpflow_dyn.tasks._by_path import object_at, run

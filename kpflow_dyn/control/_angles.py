@@ -56,17 +56,15 @@ def reachable_angles(modes: Modes, gram: Gramian, rank: int | None = None) -> Re
 
     Raises:
         TypeError, ValueError: modes of another space, another number of units, or a rank out of range.
-
     Source: Bjorck, Golub, Math. Comp. 27, 579 (1973), by `scipy.linalg.subspace_angles`.
 
-    Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> sol = kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8).double(), torch.randn(2, 5, 3).double()))
-        >>> learning = kp.modes(kp.linearize(sol).ntk, axis="unit", k=2)
-        >>> found = kp.control.reachable_angles(learning, kp.control.gram(sol, "c"))
-        >>> found.angles.sizes["angle"], bool((found.share <= 1 + 1e-12).all())
-        (2, True)
+    >>> import torch
+    >>> import kpflow_dyn as kp
+    >>> sol = kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8).double(), torch.randn(2, 5, 3).double()))
+    >>> learning = kp.modes(kp.linearize(sol).ntk, axis="unit", k=2)
+    >>> found = kp.control.reachable_angles(learning, kp.control.gram(sol, "c"))
+    >>> found.angles.sizes["angle"], bool((found.share <= 1 + 1e-12).all())
+    (2, True)
     """
     if not isinstance(modes, Modes) or modes.space.axes != ("unit",):
         raise TypeError("modes must be Modes over units, as kp.modes(flow.ntk, axis='unit', k=...) gives them")

@@ -38,14 +38,12 @@ class QuadraticCost:
 
     Raises:
         ValueError: matrices of other shapes, not symmetric or indefinite; when called, of another width than z or u.
-
     Source: Astrom, Murray, "Feedback Systems" (2008), section 6.3.
 
-    Example:
-        >>> import numpy as np
-        >>> from kpflow_dyn import control
-        >>> float(control.QuadraticCost(np.eye(2), [[2.0]])(np.array([1.0, 2.0]), np.array([3.0])))
-        23.0
+    >>> import numpy as np
+    >>> from kpflow_dyn import control
+    >>> float(control.QuadraticCost(np.eye(2), [[2.0]])(np.array([1.0, 2.0]), np.array([3.0])))
+    23.0
     """
 
     Q: Any
@@ -121,18 +119,16 @@ def adjoint(
 
     Raises:
         TypeError, ValueError: no solution, no cost at all, or one that is no number for each state.
-
     Source: Pontryagin et al., "The Mathematical Theory of Optimal Processes" (1962); Bryson, Ho, "Applied Optimal
     Control" (1975), chapter 2.
 
-    Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> loop = kp.models.ClosedLoop(kp.models.DoubleIntegrator(), torch.nn.Linear(2, 1).double())
-        >>> sol = kp.solve(kp.ODEProblem(loop, torch.ones(3, 2, dtype=torch.float64), [0.0, 0.5, 1.0]))
-        >>> found = kp.control.adjoint(sol, lambda z, u: z[0] ** 2 + u[0] ** 2)
-        >>> found.costate.sizes["unit"], found.costate.values[:, -1].tolist()
-        (2, [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    >>> import torch
+    >>> import kpflow_dyn as kp
+    >>> loop = kp.models.ClosedLoop(kp.models.DoubleIntegrator(), torch.nn.Linear(2, 1).double())
+    >>> sol = kp.solve(kp.ODEProblem(loop, torch.ones(3, 2, dtype=torch.float64), [0.0, 0.5, 1.0]))
+    >>> found = kp.control.adjoint(sol, lambda z, u: z[0] ** 2 + u[0] ** 2)
+    >>> found.costate.sizes["unit"], found.costate.values[:, -1].tolist()
+    (2, [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
     """
     if cost is None and terminal is None:
         raise ValueError("adjoint needs a running cost, a terminal one, or both")

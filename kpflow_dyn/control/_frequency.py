@@ -58,14 +58,12 @@ def frequency_response(system: LTI, omega: Any) -> FrequencyResponse:
 
     Raises:
         TypeError, ValueError: another system, other frequencies, or a pole at one of them.
-
     Source: Astrom, Murray, "Feedback Systems" (2008), chapter 8.
 
-    Example:
-        >>> from kpflow_dyn import control
-        >>> low_pass = control.LTI([[-1.0]], [[1.0]])
-        >>> control.frequency_response(low_pass, [0.0, 1.0]).magnitude.values.round(4)
-        array([[[1.    , 0.7071]]])
+    >>> from kpflow_dyn import control
+    >>> low_pass = control.LTI([[-1.0]], [[1.0]])
+    >>> control.frequency_response(low_pass, [0.0, 1.0]).magnitude.values.round(4)
+    array([[[1.    , 0.7071]]])
     """
     if not isinstance(system, LTI):
         raise TypeError(f"system is {type(system).__name__}, expected an LTI, as linearize_lti gives it")

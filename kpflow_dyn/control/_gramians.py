@@ -102,14 +102,12 @@ def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, *
     Raises:
         ValueError: an unknown kind, an infinite horizon of a system that is not stable, a horizon over which an
             unstable one overflows, or a rank that is not between 1 and the number of units.
-
     Source: Moore, IEEE Trans. Automatic Control 26, 17 (1981); Van Loan, IEEE Trans. Automatic Control 23, 395 (1978).
 
-    Example:
-        >>> from kpflow_dyn import control
-        >>> decay = control.LTI([[-1.0]], [[1.0]])
-        >>> control.gram(decay, "c").W.item(), control.gram(decay, "c", t=[0.0, 0.5, 20.0]).W.values.ravel().round(4)
-        (0.5, array([0.    , 0.3161, 0.5   ]))
+    >>> from kpflow_dyn import control
+    >>> decay = control.LTI([[-1.0]], [[1.0]])
+    >>> control.gram(decay, "c").W.item(), control.gram(decay, "c", t=[0.0, 0.5, 20.0]).W.values.ravel().round(4)
+    (0.5, array([0.    , 0.3161, 0.5   ]))
     """
     check_kind(kind)
     if isinstance(system, LTI) and t is None and not options:

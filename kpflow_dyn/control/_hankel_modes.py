@@ -65,15 +65,13 @@ def hankel(system: System, split: float, *, t: Any = None, **options: Any) -> Ha
 
     Raises:
         ValueError: a split that is no such time.
-
     Source: Moore, IEEE Trans. Automatic Control 26, 17 (1981); Glover, Int. J. Control 39, 1115 (1984).
 
-    Example:
-        >>> import numpy as np
-        >>> from kpflow_dyn import control
-        >>> decay = control.LTI([[-1.0]], [[1.0]])
-        >>> control.hankel(decay, 10.0, t=np.linspace(0, 20, 41)).values.values.round(6)
-        array([[0.5]])
+    >>> import numpy as np
+    >>> from kpflow_dyn import control
+    >>> decay = control.LTI([[-1.0]], [[1.0]])
+    >>> control.hankel(decay, 10.0, t=np.linspace(0, 20, 41)).values.values.round(6)
+    array([[0.5]])
     """
     if isinstance(system, ODESolution):
         t = _times_with(split, system, t)
@@ -170,13 +168,11 @@ def hsvd(system: LTI) -> np.ndarray:
 
     Raises:
         TypeError, ValueError: something else, or one that is not stable.
-
     Source: Glover, Int. J. Control 39, 1115 (1984).
 
-    Example:
-        >>> from kpflow_dyn import control
-        >>> control.hsvd(control.LTI([[-1.0]], [[1.0]]))
-        array([0.5])
+    >>> from kpflow_dyn import control
+    >>> control.hsvd(control.LTI([[-1.0]], [[1.0]]))
+    array([0.5])
     """
     if not isinstance(system, LTI):
         raise TypeError(f"hsvd takes an LTI, got {type(system).__name__}; hankel(system, split) takes trajectories")

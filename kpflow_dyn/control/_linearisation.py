@@ -1,7 +1,5 @@
 """From a model at rest, or a solved trajectory, to a linear system."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 
@@ -48,16 +46,14 @@ def linearize_lti(
     Raises:
         ValueError: no equilibrium, with what is left of z'; a plant and a policy that do not fit together; a loop or
             inputs that the model has not got.
-
     Source: Astrom, Murray, "Feedback Systems" (2008), section 5.4.
 
-    Example:
-        >>> import torch
-        >>> from kpflow_dyn import control, models
-        >>> upright, no_torque = torch.zeros(2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-        >>> control.linearize_lti(models.Pendulum(), upright, no_torque).A
-        array([[0.  , 1.  ],
-               [9.81, 0.  ]])
+    >>> import torch
+    >>> from kpflow_dyn import control, models
+    >>> upright, no_torque = torch.zeros(2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    >>> control.linearize_lti(models.Pendulum(), upright, no_torque).A
+    array([[0.  , 1.  ],
+           [9.81, 0.  ]])
     """
     z = _vector(z, "z", "[unit]")
     x = None if u is None else _vector(u, "u", "[input]")
@@ -122,17 +118,15 @@ def linearize_ltv(
         TypeError: no solution.
         ValueError: a loop or inputs that the model has not got, times outside of the solved ones, steps that cannot be
             replayed, or states so wide that the matrices would take more than 2 GiB.
-
     Source: Sontag, "Mathematical Control Theory" (1998), section 2.8.
 
-    Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> loop = kp.models.ClosedLoop(kp.models.Pendulum(), torch.nn.Linear(2, 1).double())
-        >>> start = torch.zeros(3, 2, dtype=torch.float64)
-        >>> system = kp.control.linearize_ltv(kp.solve(kp.ODEProblem(loop, start, [0.0, 0.5, 1.0])))
-        >>> dict(system.B.sizes), system.A.sel(unit="angle", from_unit="angular_velocity").values[0]
-        ({'trial': 3, 'time': 3, 'unit': 2, 'input': 1}, array([1., 1., 1.]))
+    >>> import torch
+    >>> import kpflow_dyn as kp
+    >>> loop = kp.models.ClosedLoop(kp.models.Pendulum(), torch.nn.Linear(2, 1).double())
+    >>> start = torch.zeros(3, 2, dtype=torch.float64)
+    >>> system = kp.control.linearize_ltv(kp.solve(kp.ODEProblem(loop, start, [0.0, 0.5, 1.0])))
+    >>> dict(system.B.sizes), system.A.sel(unit="angle", from_unit="angular_velocity").values[0]
+    ({'trial': 3, 'time': 3, 'unit': 2, 'input': 1}, array([1., 1., 1.]))
     """
     if not isinstance(sol, Solution):
         raise TypeError(f"linearize_ltv takes the Solution that solve returns, got {type(sol).__name__}")

@@ -5,8 +5,6 @@
 The control of a closed loop is policy(seen, x): seen = z closes the loop, and a copy of z leaves it open.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ constant.
 Source: Blanes, Casas, Oteo, Ros, "The Magnus expansion and some of its applications", Phys. Rep. 470, 151 (2009).
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.linalg import expm
 

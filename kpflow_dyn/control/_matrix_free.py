@@ -1,7 +1,5 @@
 """Gramians of many units, as operators that are never formed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -34,16 +32,14 @@ def gram_operator(flow: Flow, kind: str, step: int, *, inputs: str | None = None
     Raises:
         TypeError, ValueError: the flow of another problem (for an ODE take `gram(sol, kind, rank=)`), an unknown kind,
             or a step outside of the trial.
-
     Source: docs/theory.md, "P: how kicks travel"; Moore, IEEE Trans. Automatic Control 26, 17 (1981).
 
-    Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
-        >>> leading = kp.eigs(kp.control.gram_operator(flow, "c", step=5), k=2)
-        >>> leading.vectors.shape
-        torch.Size([2, 2, 8])
+    >>> import torch
+    >>> import kpflow_dyn as kp
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
+    >>> leading = kp.eigs(kp.control.gram_operator(flow, "c", step=5), k=2)
+    >>> leading.vectors.shape
+    torch.Size([2, 2, 8])
     """
     check_kind(kind)
     if not isinstance(flow, Flow):

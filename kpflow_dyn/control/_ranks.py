@@ -1,7 +1,5 @@
 """Kalman's matrices, whose ranks tell what can be reached and what can be told apart."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -23,17 +21,15 @@ def ctrb(A: Any, B: Any) -> np.ndarray:
 
     Raises:
         ValueError: matrices that do not fit together.
-
     Source: Kalman, "Mathematical description of linear dynamical systems", SIAM J. Control 1, 152 (1963).
 
-    Example:
-        >>> import numpy as np
-        >>> from kpflow_dyn import control
-        >>> control.ctrb([[0.0, 1.0], [0.0, 0.0]], [[0.0], [1.0]])
-        array([[0., 1.],
-               [1., 0.]])
-        >>> int(np.linalg.matrix_rank(control.ctrb(np.eye(2), [[0.0], [1.0]])))
-        1
+    >>> import numpy as np
+    >>> from kpflow_dyn import control
+    >>> control.ctrb([[0.0, 1.0], [0.0, 0.0]], [[0.0], [1.0]])
+    array([[0., 1.],
+           [1., 0.]])
+    >>> int(np.linalg.matrix_rank(control.ctrb(np.eye(2), [[0.0], [1.0]])))
+    1
     """
     A = square(A, "A")
     blocks = [as_matrix(B, "B", (len(A), None))]
@@ -53,11 +49,10 @@ def obsv(A: Any, C: Any) -> np.ndarray:
 
     Raises and Source as `ctrb`.
 
-    Example:
-        >>> from kpflow_dyn import control
-        >>> control.obsv([[0.0, 1.0], [0.0, 0.0]], [[1.0, 0.0]])
-        array([[1., 0.],
-               [0., 1.]])
+    >>> from kpflow_dyn import control
+    >>> control.obsv([[0.0, 1.0], [0.0, 0.0]], [[1.0, 0.0]])
+    array([[1., 0.],
+           [0., 1.]])
     """
     C = as_matrix(C, "C", (None, None))
     return ctrb(np.transpose(A), C.T).T

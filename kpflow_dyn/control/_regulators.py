@@ -45,14 +45,12 @@ def lqr(A: Any, B: Any, Q: Any, R: Any) -> Regulator:
 
     Raises:
         ValueError: weights of other shapes or indefinite, or where nothing stabilises the system.
-
     Source: Astrom, Murray, "Feedback Systems" (2008), section 6.3; `scipy.linalg.solve_continuous_are`.
 
-    Example:
-        >>> from kpflow_dyn import control
-        >>> K, X, poles = control.lqr([[0.0, 1.0], [0.0, 0.0]], [[0.0], [1.0]], [[1.0, 0.0], [0.0, 0.0]], [[1.0]])
-        >>> K.round(6)
-        array([[1.      , 1.414214]])
+    >>> from kpflow_dyn import control
+    >>> K, X, poles = control.lqr([[0.0, 1.0], [0.0, 0.0]], [[0.0], [1.0]], [[1.0, 0.0], [0.0, 0.0]], [[1.0]])
+    >>> K.round(6)
+    array([[1.      , 1.414214]])
     """
     A, B, Q, R = _checked(A, B, Q, R)
     X = _riccati(solve_continuous_are, A, B, Q, R)
@@ -69,11 +67,10 @@ def dlqr(A: Any, B: Any, Q: Any, R: Any) -> Regulator:
 
     Source: Anderson, Moore, "Optimal Control: Linear Quadratic Methods" (1990); `scipy.linalg.solve_discrete_are`.
 
-    Example:
-        >>> from kpflow_dyn import control
-        >>> K, X, poles = control.dlqr([[1.0]], [[1.0]], [[1.0]], [[1.0]])
-        >>> round(K.item(), 6), round(X.item(), 6)
-        (0.618034, 1.618034)
+    >>> from kpflow_dyn import control
+    >>> K, X, poles = control.dlqr([[1.0]], [[1.0]], [[1.0]], [[1.0]])
+    >>> round(K.item(), 6), round(X.item(), 6)
+    (0.618034, 1.618034)
     """
     A, B, Q, R = _checked(A, B, Q, R)
     X = _riccati(solve_discrete_are, A, B, Q, R)
@@ -160,16 +157,14 @@ def tvlqr(ltv: LTV, Q: Any, R: Any, Qf: Any = None) -> TimeVaryingRegulator:
 
     Raises:
         TypeError, ValueError: something else than an LTV, weights of other shapes or indefinite.
-
     Source: Anderson, Moore, "Optimal Control: Linear Quadratic Methods" (1990), chapters 2 and 3.
 
-    Example:
-        >>> import numpy as np
-        >>> from kpflow_dyn import control
-        >>> pushed = control.LTI([[0.0, 1.0], [0.0, 0.0]], [[0.0], [1.0]])
-        >>> gains = control.tvlqr(pushed.along([0.0, 5.0, 20.0]), np.diag([1.0, 0.0]), [[1.0]])
-        >>> gains.K.values[0, 0].round(4)
-        array([[1.    , 1.4142]])
+    >>> import numpy as np
+    >>> from kpflow_dyn import control
+    >>> pushed = control.LTI([[0.0, 1.0], [0.0, 0.0]], [[0.0], [1.0]])
+    >>> gains = control.tvlqr(pushed.along([0.0, 5.0, 20.0]), np.diag([1.0, 0.0]), [[1.0]])
+    >>> gains.K.values[0, 0].round(4)
+    array([[1.    , 1.4142]])
     """
     if not isinstance(ltv, LTV):
         raise TypeError(f"ltv is {type(ltv).__name__}, expected an LTV; an LTI becomes one by .along(t)")

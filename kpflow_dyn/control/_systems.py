@@ -40,14 +40,12 @@ class LTI:
 
     Raises:
         ValueError: matrices that are not finite or do not fit together, a dt that is not positive.
-
     Source: Astrom, Murray, "Feedback Systems" (2008), chapter 5.
 
-    Example:
-        >>> from kpflow_dyn import control
-        >>> system = control.LTI([[0.0, 1.0], [0.0, -0.5]], [[0.0], [1.0]])
-        >>> system.poles.real.tolist(), system.is_stable
-        ([0.0, -0.5], False)
+    >>> from kpflow_dyn import control
+    >>> system = control.LTI([[0.0, 1.0], [0.0, -0.5]], [[0.0], [1.0]])
+    >>> system.poles.real.tolist(), system.is_stable
+    ([0.0, -0.5], False)
     """
 
     A: np.ndarray

@@ -1,7 +1,5 @@
 """The steps of a solution, some at a time: when they begin and end, and their triangular factors."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

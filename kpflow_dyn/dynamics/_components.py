@@ -68,15 +68,13 @@ def pca(states: Array | Solution, k: int | None = None, *, weights: Any = None) 
     Raises:
         TypeError, ValueError: states of another rank or not finite, a k above the units, weights that are negative, all
             zero or of another shape.
-
     Source: Jolliffe, "Principal Component Analysis" (2002).
 
-    Example:
-        >>> import numpy as np
-        >>> line = np.linspace(0, 1, 50)[None, :, None] * np.array([3.0, 4.0])
-        >>> found = pca(line, k=1)
-        >>> found.components.round(2), found.explained.round(6)
-        (array([[0.6, 0.8]]), array([1.]))
+    >>> import numpy as np
+    >>> line = np.linspace(0, 1, 50)[None, :, None] * np.array([3.0, 4.0])
+    >>> found = pca(line, k=1)
+    >>> found.components.round(2), found.explained.round(6)
+    (array([[0.6, 0.8]]), array([1.]))
     """
     samples = _Samples(states, weights)
     units = samples.centred.shape[2]
@@ -100,12 +98,11 @@ def participation_ratio(states: Array | Solution, *, weights: Any = None) -> Est
 
     Source: Gao et al., "A theory of multineuronal dimensionality, dynamics and measurement" (2017).
 
-    Example:
-        >>> import numpy as np
-        >>> circle = np.linspace(0, 2 * np.pi, 100, endpoint=False)
-        >>> states = np.stack([np.cos(circle), np.sin(circle), 0 * circle], -1)[None]
-        >>> round(float(participation_ratio(states)), 6)
-        2.0
+    >>> import numpy as np
+    >>> circle = np.linspace(0, 2 * np.pi, 100, endpoint=False)
+    >>> states = np.stack([np.cos(circle), np.sin(circle), 0 * circle], -1)[None]
+    >>> round(float(participation_ratio(states)), 6)
+    2.0
     """
     covariance = _Samples(states, weights).covariance
     square = (covariance**2).sum()

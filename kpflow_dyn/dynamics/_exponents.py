@@ -137,18 +137,16 @@ def lyapunov_spectrum(
 
     Warns:
         UserWarning: exponents that are lost in round-off.
-
     Source: Benettin et al., Meccanica 15, 9 (1980); Engelken, Wolf, Abbott, Phys. Rev. Research 5, 043044 (2023).
 
-    Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> cell = torch.nn.RNNCell(1, 2, bias=False).double()
-        >>> _ = cell.weight_hh.data.copy_(torch.diag(torch.tensor([0.9, 0.5])))
-        >>> problem = kp.DiscreteProblem(cell, torch.zeros(1, 200, 1, dtype=torch.float64))  # rests at zero
-        >>> found = kp.dynamics.lyapunov_spectrum(problem, transient=50)
-        >>> found.mean.round(3), np.log([0.9, 0.5]).round(3)
-        (array([-0.105, -0.693]), array([-0.105, -0.693]))
+    >>> import torch
+    >>> import kpflow_dyn as kp
+    >>> cell = torch.nn.RNNCell(1, 2, bias=False).double()
+    >>> _ = cell.weight_hh.data.copy_(torch.diag(torch.tensor([0.9, 0.5])))
+    >>> problem = kp.DiscreteProblem(cell, torch.zeros(1, 200, 1, dtype=torch.float64))  # rests at zero
+    >>> found = kp.dynamics.lyapunov_spectrum(problem, transient=50)
+    >>> found.mean.round(3), np.log([0.9, 0.5]).round(3)
+    (array([-0.105, -0.693]), array([-0.105, -0.693]))
     """
     sol = solved(sol)
     units = sol.state.shape[2]
@@ -187,15 +185,14 @@ def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interv
 
     Source: Demmel, Veselic, "Jacobi's method is more accurate than QR", SIAM J. Matrix Anal. Appl. 13, 1204 (1992).
 
-    Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> cell = torch.nn.RNNCell(1, 2, bias=False).double()
-        >>> _ = cell.weight_hh.data.copy_(torch.tensor([[0.5, 10.0], [0.0, 0.5]]))  # amplifies, then decays
-        >>> problem = kp.DiscreteProblem(cell, torch.zeros(1, 200, 1, dtype=torch.float64))
-        >>> found = kp.dynamics.finite_time_exponents(problem)
-        >>> found.exponents[0, [0, 9, 199], 0].round(2)
-        array([ 2.31, -0.16, -0.65])
+    >>> import torch
+    >>> import kpflow_dyn as kp
+    >>> cell = torch.nn.RNNCell(1, 2, bias=False).double()
+    >>> _ = cell.weight_hh.data.copy_(torch.tensor([[0.5, 10.0], [0.0, 0.5]]))  # amplifies, then decays
+    >>> problem = kp.DiscreteProblem(cell, torch.zeros(1, 200, 1, dtype=torch.float64))
+    >>> found = kp.dynamics.finite_time_exponents(problem)
+    >>> found.exponents[0, [0, 9, 199], 0].round(2)
+    array([ 2.31, -0.16, -0.65])
     """
     sol = solved(sol)
     trials, _, units = sol.state.shape

@@ -1,7 +1,5 @@
 """The Jacobians A_t of a solution's steps, and what dynamics they are asked of."""
 
-from __future__ import annotations
-
 from kpflow_dyn._arrays import Array, array_namespace, device, full_precision, joined
 from kpflow_dyn._arrays.memory import bytes_of, require, rows_at_once
 from kpflow_dyn._linearize import tangent_of_dynamics
@@ -23,17 +21,15 @@ def step_jacobians(sol: Solution | DiscreteProblem | ODEProblem) -> Array:
         TypeError: of another problem, which has no steps.
         ValueError: for steps that cannot be traced or replayed.
         MemoryError: from a result above the `memory_budget`.
-
     Source: docs/theory.md, "P: how kicks travel".
 
-    Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> cell = torch.nn.RNNCell(1, 2).double()
-        >>> problem = kp.DiscreteProblem(cell, torch.zeros(1, 3, 1, dtype=torch.float64))
-        >>> A, z = kp.dynamics.step_jacobians(problem), kp.solve(problem).state
-        >>> bool(torch.allclose(A[0, 2], (1 - z[0, 2] ** 2)[:, None] * cell.weight_hh))
-        True
+    >>> import torch
+    >>> import kpflow_dyn as kp
+    >>> cell = torch.nn.RNNCell(1, 2).double()
+    >>> problem = kp.DiscreteProblem(cell, torch.zeros(1, 3, 1, dtype=torch.float64))
+    >>> A, z = kp.dynamics.step_jacobians(problem), kp.solve(problem).state
+    >>> bool(torch.allclose(A[0, 2], (1 - z[0, 2] ** 2)[:, None] * cell.weight_hh))
+    True
     """
     sol = solved(sol)
     trials, _, units = sol.state.shape

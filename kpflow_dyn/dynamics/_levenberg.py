@@ -1,7 +1,5 @@
 """Zeros and local minima of many small systems at once, by damped Gauss-Newton steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

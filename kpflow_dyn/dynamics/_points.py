@@ -145,18 +145,16 @@ def fixed_points(
 
     Warns:
         UserWarning: when no start came to a point; the result is empty.
-
     Source: Sussillo, Barak, Neural Computation 25, 626 (2013); Golub, Sussillo, "FixedPointFinder", JOSS 3, 1003
     (2018).
 
-    Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> cell = torch.nn.RNNCell(1, 1, bias=False).double()
-        >>> _ = cell.weight_hh.data.fill_(2.0)  # z = tanh(2 z)
-        >>> found = kp.dynamics.fixed_points(cell, starts=torch.linspace(-1, 1, 20)[:, None].double())
-        >>> [(round(float(z[0]), 4), bool(stable)) for z, stable in sorted(zip(found.xstar, found.is_stable))]
-        [(-0.9575, True), (0.0, False), (0.9575, True)]
+    >>> import torch
+    >>> import kpflow_dyn as kp
+    >>> cell = torch.nn.RNNCell(1, 1, bias=False).double()
+    >>> _ = cell.weight_hh.data.fill_(2.0)  # z = tanh(2 z)
+    >>> found = kp.dynamics.fixed_points(cell, starts=torch.linspace(-1, 1, 20)[:, None].double())
+    >>> [(round(float(z[0]), 4), bool(stable)) for z, stable in sorted(zip(found.xstar, found.is_stable))]
+    [(-0.9575, True), (0.0, False), (0.9575, True)]
     """
     for name, value in {"slow": slow, "unique": unique, "iterations": iterations}.items():
         if not 0 < value < np.inf:

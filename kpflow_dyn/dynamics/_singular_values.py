@@ -1,7 +1,5 @@
 """Singular values of long products of matrices, whose ratios no floating number may hold."""
 
-from __future__ import annotations
-
 import numpy as np
 
 SWEEPS = 40

@@ -1,7 +1,5 @@
 """What the search for fixed points is given: the problem, where it starts, and its constant inputs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The colours of lines, for readers of all kinds of colour vision (Okabe and Ito), on light pages and on dark ones."""
 
-from __future__ import annotations
-
 SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]
 DARK_SERIES = ["#56B4E9", "#E69F00", "#2CC295", "#E39BC4"]
 MORE = ["#8C6D31", "#7B61A8", "#4D4D4D", "#A63A50"]  # further lines, where a page needs them

@@ -8,8 +8,6 @@ the other with its weights. Plants serve both.
 torch or jax is imported when a name that needs it is first asked for, not before.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

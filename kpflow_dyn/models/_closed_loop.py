@@ -1,7 +1,5 @@
 """A plant steered by a learnt policy, in the framework of the policy."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 
@@ -26,15 +24,13 @@ def ClosedLoop(plant: Any, policy: Any) -> Any:
     Raises:
         TypeError: plant is not callable, or policy is neither kind of module.
         ValueError: when called, if the policy's output is not as wide as the plant's `control_size`.
-
     Source: Astrom, Murray, Feedback Systems (2008), on state feedback.
 
-    Example:
-        >>> import torch
-        >>> from kpflow_dyn.models import CartPole
-        >>> loop = ClosedLoop(CartPole(), torch.nn.Linear(4 + 1, 1))
-        >>> loop(torch.tensor(0.0), torch.zeros(3, 4), torch.ones(3, 1)).shape
-        torch.Size([3, 4])
+    >>> import torch
+    >>> from kpflow_dyn.models import CartPole
+    >>> loop = ClosedLoop(CartPole(), torch.nn.Linear(4 + 1, 1))
+    >>> loop(torch.tensor(0.0), torch.zeros(3, 4), torch.ones(3, 1)).shape
+    torch.Size([3, 4])
     """
     if isinstance(plant, type) or not callable(plant):
         got = f"the class {plant.__name__}" if isinstance(plant, type) else type(plant).__name__

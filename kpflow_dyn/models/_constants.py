@@ -1,7 +1,5 @@
 """Frozen sets of real constants, checked when they are made."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Models with their weights from torch to JAX and back."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable
@@ -44,11 +42,10 @@ def to_jax(module: nn.Module) -> Any:
         TypeError: another module (a subclass is another one), or one of float64 while JAX rounds to float32.
         ValueError: an nn.Sequential that no eqx.nn.MLP is.
 
-    Example:
-        >>> cell = torch.nn.GRUCell(3, 8)
-        >>> found = to_jax(cell)(np.ones(3, "float32"), np.zeros(8, "float32"))
-        >>> bool(np.allclose(found, cell(torch.ones(1, 3)).detach()[0], atol=1e-6))
-        True
+    >>> cell = torch.nn.GRUCell(3, 8)
+    >>> found = to_jax(cell)(np.ones(3, "float32"), np.zeros(8, "float32"))
+    >>> bool(np.allclose(found, cell(torch.ones(1, 3)).detach()[0], atol=1e-6))
+    True
     """
     if type(module) is in_torch.ClosedLoop:
         return in_jax.ClosedLoop(_shared(module.plant), to_jax(module.policy))
@@ -75,14 +72,13 @@ def to_torch(model: Any) -> nn.Module:
         ValueError: an eqx.nn.MLP with scalars in the place of vectors, with scan=True, or with another nonlinearity
             than tanh, relu, sigmoid or silu.
 
-    Example:
-        >>> import equinox as eqx, jax
-        >>> to_torch(eqx.nn.MLP(2, 1, width_size=4, depth=1, activation=jax.numpy.tanh, key=jax.random.key(0)))
-        Sequential(
-          (0): Linear(in_features=2, out_features=4, bias=True)
-          (1): Tanh()
-          (2): Linear(in_features=4, out_features=1, bias=True)
-        )
+    >>> import equinox as eqx, jax
+    >>> to_torch(eqx.nn.MLP(2, 1, width_size=4, depth=1, activation=jax.numpy.tanh, key=jax.random.key(0)))
+    Sequential(
+      (0): Linear(in_features=2, out_features=4, bias=True)
+      (1): Tanh()
+      (2): Linear(in_features=4, out_features=1, bias=True)
+    )
     """
     if type(model) is in_jax.ClosedLoop:
         return in_torch.ClosedLoop(_shared(model.plant), to_torch(model.policy))

@@ -1,7 +1,5 @@
 """The equations of fields and cells, written once for torch and JAX, and the checks that both share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

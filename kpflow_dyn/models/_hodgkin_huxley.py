@@ -1,7 +1,5 @@
 """The squid giant axon of Hodgkin and Huxley with kinetic synapses, written once for torch, JAX and numpy."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,14 +33,12 @@ class SquidAxon(Constants):
     Raises:
         TypeError, ValueError: a constant is not a number, or not positive where it must be.
         ValueError: the leak's reversal does not lie between those of potassium and sodium.
-
     Source: Hodgkin, Huxley, J. Physiology 117, 500 (1952) at 6.3 degrees Celsius, with today's sign of V and rest moved
     to -65 mV; the synapse is AMPA of Destexhe, Mainen, Sejnowski, Kinetic models of synaptic transmission, in Koch,
     Segev (eds.), Methods in Neuronal Modeling (1998), with 1 mM of transmitter.
 
-    Example:
-        >>> SquidAxon().resting_state().round(2).tolist()
-        [-65.0, 0.05, 0.6, 0.32, 0.0]
+    >>> SquidAxon().resting_state().round(2).tolist()
+    [-65.0, 0.05, 0.6, 0.32, 0.0]
     """
 
     capacitance: float = 1.0

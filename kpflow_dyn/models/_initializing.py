@@ -1,7 +1,5 @@
 """Recurrent weights of a model, drawn from a law."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -36,16 +34,14 @@ def initialize(model: Any, law: Any, seed: Seed = 0, which: str | Sequence[str] 
         TypeError: law is no law, a model without recurrent weights, or `Planted` for another than an RNNCell or
             CTRNNCell.
         ValueError: an unknown name, or a weight that is not square blocks, as of an LSTM with proj_size.
-
     Source: that of the law; factors of low rank by Eckart, Young, Psychometrika 1, 211 (1936).
 
-    Example:
-        >>> import torch
-        >>> from kpflow_dyn.models import Orthogonal
-        >>> cell = initialize(torch.nn.GRUCell(3, 8).double(), Orthogonal(g=2.0))
-        >>> update = cell.weight_hh[8:16].detach()
-        >>> torch.allclose(update @ update.T, 4 * torch.eye(8).double())
-        True
+    >>> import torch
+    >>> from kpflow_dyn.models import Orthogonal
+    >>> cell = initialize(torch.nn.GRUCell(3, 8).double(), Orthogonal(g=2.0))
+    >>> update = cell.weight_hh[8:16].detach()
+    >>> torch.allclose(update @ update.T, 4 * torch.eye(8).double())
+    True
     """
     if not hasattr(law, "matrix") or isinstance(law, type):
         raise TypeError(f"law is {law!r}, expected an object such as Gaussian(g=1.5)")

@@ -14,8 +14,6 @@ With n -> infinity a matrix of independent entries of variance v has the spectra
 law of the entries (the circular law). That torch starts its recurrent cells with g / sqrt(3) = 0.58 is easy to miss.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, fields
 from typing import Any
@@ -37,16 +35,15 @@ class Law(Constants):
     `make_model` and `kp.analyze` also take any other object with `matrix(n, seed)`. A law that depends on the rest of
     the model has a method `weights(model, rng)` besides, which gives new values by the names of the parameters.
 
-    Example:
-        >>> @dataclass(frozen=True)
-        ... class Identity(Law):
-        ...     g: float = 1.0
-        ...     def draw(self, n, rng):
-        ...         return self.g * np.eye(n)
-        ...     def words(self):
-        ...         return "g times the identity"
-        >>> Identity(0.5).describe()
-        'Identity(g=0.5): g times the identity'
+    >>> @dataclass(frozen=True)
+    ... class Identity(Law):
+    ...     g: float = 1.0
+    ...     def draw(self, n, rng):
+    ...         return self.g * np.eye(n)
+    ...     def words(self):
+    ...         return "g times the identity"
+    >>> Identity(0.5).describe()
+    'Identity(g=0.5): g times the identity'
     """
 
     def matrix(self, n: int, seed: Seed = 0) -> np.ndarray:
@@ -76,14 +73,12 @@ class Gaussian(Law):
 
     Raises:
         TypeError, ValueError: an option is not such a number.
-
     Source: Sompolinsky, Crisanti, Sommers, Phys. Rev. Lett. 61, 259 (1988).
 
-    Example:
-        >>> Gaussian(g=1.5).describe()
-        'Gaussian(g=1.5): entries N(0, g^2 / n), spectral radius about g'
-        >>> Gaussian(g=1.5).matrix(400, seed=1).shape
-        (400, 400)
+    >>> Gaussian(g=1.5).describe()
+    'Gaussian(g=1.5): entries N(0, g^2 / n), spectral radius about g'
+    >>> Gaussian(g=1.5).matrix(400, seed=1).shape
+    (400, 400)
     """
 
     g: float = at_least_zero(1.0)
@@ -105,10 +100,9 @@ class Orthogonal(Law):
     Raises as `Gaussian`.
     Source: Saxe, McClelland, Ganguli, ICLR (2014); the signs make Q uniform, Mezzadri, Notices AMS 54, 592 (2007).
 
-    Example:
-        >>> W = Orthogonal(g=2.0).matrix(5)
-        >>> np.allclose(W @ W.T, 4 * np.eye(5))
-        True
+    >>> W = Orthogonal(g=2.0).matrix(5)
+    >>> np.allclose(W @ W.T, 4 * np.eye(5))
+    True
     """
 
     g: float = at_least_zero(1.0)
@@ -131,9 +125,8 @@ class SpectralRadius(Law):
     Raises as `Gaussian`.
     Source: as reservoirs are scaled, Jaeger, GMD report 148 (2001).
 
-    Example:
-        >>> abs(np.linalg.eigvals(SpectralRadius(rho=0.9).matrix(20))).max().round(12)
-        np.float64(0.9)
+    >>> abs(np.linalg.eigvals(SpectralRadius(rho=0.9).matrix(20))).max().round(12)
+    np.float64(0.9)
     """
 
     rho: float = at_least_zero(1.0)
@@ -156,9 +149,8 @@ class TorchDefault(Law):
     Raises as `Gaussian`.
     Source: the documentation of torch.nn.RNN.
 
-    Example:
-        >>> bool(abs(TorchDefault().matrix(100)).max() <= 0.1)
-        True
+    >>> bool(abs(TorchDefault().matrix(100)).max() <= 0.1)
+    True
     """
 
     g: float = at_least_zero(1.0)
@@ -187,13 +179,11 @@ class Dale(Law):
 
     Raises:
         TypeError, ValueError: an option is not such a number; n < 2.
-
     Source: Rajan, Abbott, Phys. Rev. Lett. 97, 188104 (2006), with their condition that rows sum to 0.
 
-    Example:
-        >>> W = Dale(g=1.2).matrix(10)
-        >>> np.sign(W[0]).tolist(), bool(abs(W.sum(axis=1)).max() < 1e-12)
-        ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0], True)
+    >>> W = Dale(g=1.2).matrix(10)
+    >>> np.sign(W[0]).tolist(), bool(abs(W.sum(axis=1)).max() < 1e-12)
+    ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0], True)
     """
 
     g: float = at_least_zero(1.0)
@@ -242,10 +232,9 @@ class Planted(Law):
 
     Source as `plant_fixed_points`.
 
-    Example:
-        >>> W, z = Planted(points=[[1.0, -1.0, 0.5]], g=0.8).matrix(3), np.array([1.0, -1.0, 0.5])
-        >>> np.allclose(W @ np.tanh(z), z)
-        True
+    >>> W, z = Planted(points=[[1.0, -1.0, 0.5]], g=0.8).matrix(3), np.array([1.0, -1.0, 0.5])
+    >>> np.allclose(W @ np.tanh(z), z)
+    True
     """
 
     points: Any = 1

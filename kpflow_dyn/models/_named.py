@@ -1,7 +1,5 @@
 """Recurrent models with their readouts, in either framework, and laws of weights, by their names."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -73,10 +71,9 @@ def make_model(
         ValueError: an unknown name (with the nearest), framework, dtype or option, a size that is too small.
         TypeError: a size that is no whole number, or float64 while JAX rounds to float32.
 
-    Example:
-        >>> cell, readout = make_model("gru", inputs=3, units=16, outputs=2)
-        >>> cell, readout
-        (GRUCell(3, 16), Linear(in_features=16, out_features=2, bias=True))
+    >>> cell, readout = make_model("gru", inputs=3, units=16, outputs=2)
+    >>> cell, readout
+    (GRUCell(3, 16), Linear(in_features=16, out_features=2, bias=True))
     """
     if name not in OPTIONS:
         raise ValueError(f"unknown model {name!r}.{nearest(name, list(OPTIONS))} Known: {', '.join(OPTIONS)}.")
@@ -103,9 +100,8 @@ def make_init(name: str, **options: Any) -> Any:
         ValueError: an unknown name or option (with the nearest known ones), or an option's value that does not fit.
         TypeError: an option of another type.
 
-    Example:
-        >>> make_init("spectral-radius", rho=0.9)
-        SpectralRadius(rho=0.9)
+    >>> make_init("spectral-radius", rho=0.9)
+    SpectralRadius(rho=0.9)
     """
     if ":" in name:
         return made_by(name, "the law", "matrix", options)

@@ -1,7 +1,5 @@
 """Start a recurrent cell from fixed points of one's choice."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -41,13 +39,12 @@ def plant_fixed_points(cell: Cell, states: Array, x: Array | None = None) -> Cel
         ValueError: states or x of another shape or not finite, states out of that range, or linearly dependent columns
             of S, as more points than units always have.
 
-    Example:
-        >>> import torch
-        >>> from kpflow_dyn.models import CTRNNCell
-        >>> cell, states = CTRNNCell(3, 64).double(), torch.randn(5, 64, dtype=torch.float64)
-        >>> cell = plant_fixed_points(cell, states)
-        >>> bool((cell(torch.zeros(5, 3).double(), states) - states).abs().max() < 1e-8)
-        True
+    >>> import torch
+    >>> from kpflow_dyn.models import CTRNNCell
+    >>> cell, states = CTRNNCell(3, 64).double(), torch.randn(5, 64, dtype=torch.float64)
+    >>> cell = plant_fixed_points(cell, states)
+    >>> bool((cell(torch.zeros(5, 3).double(), states) - states).abs().max() < 1e-8)
+    True
 
     Source: after Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
     """

@@ -4,8 +4,6 @@ Each is a frozen dataclass of floats, called on a state z [..., state] and a con
 first, then velocities in the same order.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,16 +27,15 @@ class Plant(Constants):
     Raises:
         TypeError, ValueError: a constant is not a number in its range, or (when called) z or u has another width.
 
-    Example:
-        >>> import numpy as np
-        >>> @dataclass(frozen=True)
-        ... class Brake(Plant):
-        ...     friction: float = 1.0
-        ...     state_size, control_size, state_names = 1, 1, ("speed",)
-        ...     def velocity(self, xp, speed, force):
-        ...         return [force - self.friction * xp.tanh(speed)]
-        >>> Brake(friction=0.5)(np.zeros((4, 1)), np.ones((4, 1))).shape
-        (4, 1)
+    >>> import numpy as np
+    >>> @dataclass(frozen=True)
+    ... class Brake(Plant):
+    ...     friction: float = 1.0
+    ...     state_size, control_size, state_names = 1, 1, ("speed",)
+    ...     def velocity(self, xp, speed, force):
+    ...         return [force - self.friction * xp.tanh(speed)]
+    >>> Brake(friction=0.5)(np.zeros((4, 1)), np.ones((4, 1))).shape
+    (4, 1)
     """
 
     state_size: ClassVar[int]
@@ -74,10 +71,9 @@ class DoubleIntegrator(Plant):
     Raises as `Plant`.
     Source: Rao, Bernstein, IEEE Control Systems 21(5), 103 (2001).
 
-    Example:
-        >>> import numpy as np
-        >>> DoubleIntegrator(mass=2.0)(np.array([0.0, 1.0]), np.array([6.0])).tolist()
-        [1.0, 3.0]
+    >>> import numpy as np
+    >>> DoubleIntegrator(mass=2.0)(np.array([0.0, 1.0]), np.array([6.0])).tolist()
+    [1.0, 3.0]
     """
 
     mass: float = 1.0
@@ -106,10 +102,9 @@ class Pendulum(Plant):
     Raises as `Plant`.
     Source: Tedrake, Underactuated Robotics (2023), chapter 2.
 
-    Example:
-        >>> import numpy as np
-        >>> Pendulum()(np.array([np.pi / 2, 0.0]), np.array([0.0])).tolist()
-        [0.0, 9.81]
+    >>> import numpy as np
+    >>> Pendulum()(np.array([np.pi / 2, 0.0]), np.array([0.0])).tolist()
+    [0.0, 9.81]
     """
 
     mass: float = 1.0
@@ -145,10 +140,9 @@ class CartPole(Plant):
     Raises as `Plant`.
     Source: Barto, Sutton, Anderson, IEEE Trans. Systems, Man, Cybernetics 13, 834 (1983), with viscous friction.
 
-    Example:
-        >>> import numpy as np
-        >>> CartPole()(np.zeros(4), np.zeros(1)).tolist()
-        [0.0, 0.0, 0.0, 0.0]
+    >>> import numpy as np
+    >>> CartPole()(np.zeros(4), np.zeros(1)).tolist()
+    [0.0, 0.0, 0.0, 0.0]
     """
 
     cart_mass: float = 1.0
@@ -184,10 +178,9 @@ class VanDerPol(Plant):
     Raises as `Plant`.
     Source: van der Pol, Philosophical Magazine 2, 978 (1926).
 
-    Example:
-        >>> import numpy as np
-        >>> VanDerPol(mu=2.0)(np.array([2.0, 1.0]), np.array([0.0])).tolist()
-        [1.0, -8.0]
+    >>> import numpy as np
+    >>> VanDerPol(mu=2.0)(np.array([2.0, 1.0]), np.array([0.0])).tolist()
+    [1.0, -8.0]
     """
 
     mu: float = at_least_zero(1.0)
@@ -220,10 +213,9 @@ class PlanarQuadrotor(Plant):
     Raises as `Plant`.
     Source: Tedrake, Underactuated Robotics (2023), chapter 3, whose constants these are.
 
-    Example:
-        >>> import numpy as np
-        >>> PlanarQuadrotor(mass=1.0)(np.zeros(6), np.array([9.81, 9.81])).tolist()[4]
-        9.81
+    >>> import numpy as np
+    >>> PlanarQuadrotor(mass=1.0)(np.zeros(6), np.array([9.81, 9.81])).tolist()[4]
+    9.81
     """
 
     mass: float = 0.486

@@ -3,8 +3,6 @@
 Cells are leaky-current ones, h' = (1 - a) h + a (W phi(h) + U x + b); fields are z' = f(t, z) or f(t, z, x_t).
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -75,13 +73,11 @@ class CTRNNCell(_LeakyCell):
 
     Raises:
         ValueError: alpha outside its interval, or an unknown nonlinearity.
-
     Source: Sompolinsky, Crisanti, Sommers, Phys. Rev. Lett. 61, 259 (1988).
 
-    Example:
-        >>> cell = CTRNNCell(3, 128, alpha=0.2, gain=1.5)
-        >>> cell(torch.zeros(10, 3), torch.ones(10, 128)).shape
-        torch.Size([10, 128])
+    >>> cell = CTRNNCell(3, 128, alpha=0.2, gain=1.5)
+    >>> cell(torch.zeros(10, 3), torch.ones(10, 128)).shape
+    torch.Size([10, 128])
     """
 
     def __init__(
@@ -118,12 +114,10 @@ class LowRankRNNCell(_LeakyCell):
 
     Raises:
         ValueError: as `CTRNNCell`, or a rank outside 1..hidden_size.
-
     Source: Mastrogiuseppe, Ostojic, Neuron 99, 609 (2018).
 
-    Example:
-        >>> LowRankRNNCell(3, 128, rank=2)(torch.zeros(10, 3), torch.ones(10, 128)).shape
-        torch.Size([10, 128])
+    >>> LowRankRNNCell(3, 128, rank=2)(torch.zeros(10, 3), torch.ones(10, 128)).shape
+    torch.Size([10, 128])
     """
 
     def __init__(
@@ -176,13 +170,11 @@ class MLPField(_Field):
 
     Raises:
         ValueError: a size that is too small, an unknown nonlinearity, or (when called) z or x_t of another width.
-
     Source: Chen, Rubanova, Bettencourt, Duvenaud, NeurIPS (2018).
 
-    Example:
-        >>> field = MLPField(4, hidden=16, inputs=2)
-        >>> field(torch.tensor(0.0), torch.zeros(10, 4), torch.ones(10, 2)).shape
-        torch.Size([10, 4])
+    >>> field = MLPField(4, hidden=16, inputs=2)
+    >>> field(torch.tensor(0.0), torch.zeros(10, 4), torch.ones(10, 2)).shape
+    torch.Size([10, 4])
     """
 
     def __init__(self, units: int, hidden: int, inputs: int = 0, depth: int = 1, nonlinearity: str = "tanh") -> None:
@@ -215,12 +207,10 @@ class CTRNNField(_Field):
     Raises:
         ValueError: a size that is too small, tau of another shape or not positive, an unknown nonlinearity, or (when
             called) z or x_t of another width.
-
     Source: Sompolinsky, Crisanti, Sommers, Phys. Rev. Lett. 61, 259 (1988).
 
-    Example:
-        >>> CTRNNField(64, inputs=3, tau=0.1)(torch.tensor(0.0), torch.ones(10, 64), torch.zeros(10, 3)).shape
-        torch.Size([10, 64])
+    >>> CTRNNField(64, inputs=3, tau=0.1)(torch.tensor(0.0), torch.ones(10, 64), torch.zeros(10, 3)).shape
+    torch.Size([10, 64])
     """
 
     tau: Tensor
@@ -266,11 +256,10 @@ class HodgkinHuxleyField(nn.Module):
 
     Source as `SquidAxon`.
 
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> field = HodgkinHuxleyField(3, inputs=1)
-        >>> field(torch.tensor(0.0), field.resting_state(trials=2), torch.zeros(2, 1)).abs().max() < 1e-4
-        tensor(True)
+    >>> _ = torch.manual_seed(0)
+    >>> field = HodgkinHuxleyField(3, inputs=1)
+    >>> field(torch.tensor(0.0), field.resting_state(trials=2), torch.zeros(2, 1)).abs().max() < 1e-4
+    tensor(True)
     """
 
     U: nn.Parameter | None

@@ -3,8 +3,6 @@
 Their parameters are all their array leaves. Options and constants are static.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -55,12 +53,10 @@ class RNNCell(_Cell):
 
     Raises:
         ValueError: a size that is too small, or an unknown nonlinearity.
-
     Source: Elman, Cognitive Science 14, 179 (1990).
 
-    Example:
-        >>> RNNCell(3, 16, key=jax.random.key(0))(jnp.zeros(3), jnp.ones(16)).shape
-        (16,)
+    >>> RNNCell(3, 16, key=jax.random.key(0))(jnp.zeros(3), jnp.ones(16)).shape
+    (16,)
     """
 
     weight_ih: Array
@@ -121,10 +117,9 @@ class CTRNNCell(_LeakyCell):
     Args:
         key: a key [] of jax.random, for the weights at the start.
 
-    Example:
-        >>> cell = CTRNNCell(3, 128, alpha=0.2, gain=1.5, key=jax.random.key(0))
-        >>> cell(jnp.zeros(3), jnp.ones(128)).shape
-        (128,)
+    >>> cell = CTRNNCell(3, 128, alpha=0.2, gain=1.5, key=jax.random.key(0))
+    >>> cell(jnp.zeros(3), jnp.ones(128)).shape
+    (128,)
     """
 
     W: Array
@@ -159,9 +154,8 @@ class LowRankRNNCell(_LeakyCell):
     Args:
         key: a key [] of jax.random, for the weights at the start.
 
-    Example:
-        >>> LowRankRNNCell(3, 128, rank=2, key=jax.random.key(0))(jnp.zeros(3), jnp.ones(128)).shape
-        (128,)
+    >>> LowRankRNNCell(3, 128, rank=2, key=jax.random.key(0))(jnp.zeros(3), jnp.ones(128)).shape
+    (128,)
     """
 
     m: Array
@@ -201,10 +195,9 @@ class MLPField(eqx.Module):
     Args:
         key: a key [] of jax.random, for the weights at the start.
 
-    Example:
-        >>> field = MLPField(4, hidden=16, inputs=2, key=jax.random.key(0))
-        >>> field(0.0, jnp.zeros(4), jnp.ones(2)).shape
-        (4,)
+    >>> field = MLPField(4, hidden=16, inputs=2, key=jax.random.key(0))
+    >>> field(0.0, jnp.zeros(4), jnp.ones(2)).shape
+    (4,)
     """
 
     layers: tuple[eqx.nn.Linear, ...]
@@ -237,9 +230,8 @@ class CTRNNField(eqx.Module):
     Args:
         key: a key [] of jax.random, for the weights at the start.
 
-    Example:
-        >>> CTRNNField(128, inputs=3, tau=0.1, key=jax.random.key(0))(0.0, jnp.ones(128), jnp.zeros(3)).shape
-        (128,)
+    >>> CTRNNField(128, inputs=3, tau=0.1, key=jax.random.key(0))(0.0, jnp.ones(128), jnp.zeros(3)).shape
+    (128,)
     """
 
     W: Array
@@ -276,10 +268,9 @@ class HodgkinHuxleyField(eqx.Module):
     Args:
         key: a key [] of jax.random, for the weights at the start.
 
-    Example:
-        >>> field = HodgkinHuxleyField(3, inputs=1, key=jax.random.key(0))
-        >>> bool(abs(field(0.0, field.resting_state(), jnp.zeros(1))).max() < 1e-4)
-        True
+    >>> field = HodgkinHuxleyField(3, inputs=1, key=jax.random.key(0))
+    >>> bool(abs(field(0.0, field.resting_state(), jnp.zeros(1))).max() < 1e-4)
+    True
     """
 
     W: Array
@@ -309,11 +300,10 @@ class ClosedLoop(eqx.Module):
 
     Args, Raises and Source as `models.ClosedLoop`. Arrays of the plant are constants and no leaves.
 
-    Example:
-        >>> from kpflow_dyn.models import Pendulum
-        >>> loop = ClosedLoop(Pendulum(), eqx.nn.Linear(2, 1, key=jax.random.key(0)))
-        >>> loop(0.0, jnp.zeros(2)).shape
-        (2,)
+    >>> from kpflow_dyn.models import Pendulum
+    >>> loop = ClosedLoop(Pendulum(), eqx.nn.Linear(2, 1, key=jax.random.key(0)))
+    >>> loop(0.0, jnp.zeros(2)).shape
+    (2,)
     """
 
     plant: Callable[[Array, Array], Array] = eqx.field(static=True)

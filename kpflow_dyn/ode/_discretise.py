@@ -1,7 +1,5 @@
 """A solved ODE as a recurrence: one Runge-Kutta step after another on frozen steps, and the nodes read off them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """What a library that solves ODEs is, and which one an algorithm belongs to."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -60,10 +58,9 @@ class Failed(Exception):
         apart: whether each trial was solved by itself. If not, all are one system, and `kp.solve` finds by solves of
             single trials which of them fail.
 
-    Example:
-        >>> from kpflow_dyn import ode
-        >>> ode.Failed({1: ("left the finite numbers", 0.5)}, apart=True).trials
-        {1: ('left the finite numbers', 0.5)}
+    >>> from kpflow_dyn import ode
+    >>> ode.Failed({1: ("left the finite numbers", 0.5)}, apart=True).trials
+    {1: ('left the finite numbers', 0.5)}
     """
 
     def __init__(self, trials: dict[int, tuple[str, float]], apart: bool) -> None:
@@ -139,11 +136,10 @@ def add_library(library: Library) -> None:
     Raises:
         TypeError, ValueError: for an object without the members of `Library`, or of an unknown framework.
 
-    Example:
-        >>> from kpflow_dyn import ode
-        >>> ode.add_library("torchode")
-        Traceback (most recent call last):
-        TypeError: library is 'torchode', expected an object with the members of kpflow_dyn.ode.Library
+    >>> from kpflow_dyn import ode
+    >>> ode.add_library("torchode")
+    Traceback (most recent call last):
+    TypeError: library is 'torchode', expected an object with the members of kpflow_dyn.ode.Library
     """
     if not isinstance(library, Library):
         raise TypeError(f"library is {library!r}, expected an object with the members of kpflow_dyn.ode.Library")
@@ -180,10 +176,9 @@ def rate_of(problem: ODEProblem) -> Callable[[Array, Array], Array]:
     Args:
         problem: z' = f(t, z), or z' = f(t, z, x(t)).
 
-    Example:
-        >>> import torch, kpflow_dyn as kp
-        >>> problem = kp.ODEProblem(kp.models.MLPField(3, 8), torch.ones(2, 3), [0.0, 1.0, 2.0])
-        >>> kp.ode.rate_of(problem)(torch.tensor(0.0), problem.z0).shape
-        torch.Size([2, 3])
+    >>> import torch, kpflow_dyn as kp
+    >>> problem = kp.ODEProblem(kp.models.MLPField(3, 8), torch.ones(2, 3), [0.0, 1.0, 2.0])
+    >>> kp.ode.rate_of(problem)(torch.tensor(0.0), problem.z0).shape
+    torch.Size([2, 3])
     """
     return problem.backend.solving.rate_of(problem)

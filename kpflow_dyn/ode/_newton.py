@@ -7,8 +7,6 @@ With converged stages k^_i and the field's Jacobians A_i there as data,
 gives k_i = k^_i with the exact derivatives in y and in the parameters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """What steers the solve of an ODE, checked: tolerances, and the times between which the solver must step."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

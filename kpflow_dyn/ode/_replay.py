@@ -4,8 +4,6 @@
 known to begin at, or repeated from the first of these.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any

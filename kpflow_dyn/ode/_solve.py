@@ -1,7 +1,5 @@
 """Solve an ODE by the library of an algorithm: what is the same for all libraries."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any

@@ -9,8 +9,6 @@ With A = df/dz and F = df/dtheta along z(t), and nodes t_j,
 Each map is solved adaptively, by itself. It is linear, and one the transpose of the other, to the tolerances.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol

@@ -4,8 +4,6 @@ Colours are left to the page, which knows whether it is light or dark: lines tak
 sign or of two name their scale only.
 """
 
-from __future__ import annotations
-
 import html
 import itertools
 import json

@@ -17,11 +17,10 @@ def summarize(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
     Args:
         dataset: what `kp.analyze` returned; `settings` and `versions` also take that of a track or a sweep.
 
-    Example:
-        >>> import xarray as xr
-        >>> dataset = xr.Dataset({"loss": ((), 2.0, {"stderr": 0.1})}, attrs={"seed": 0, "version_torch": "2.9"})
-        >>> summarize(dataset)["loss"]["text"], settings(dataset), versions(dataset)
-        ('2.00 ± 0.10', {'seed': 0}, {'torch': '2.9'})
+    >>> import xarray as xr
+    >>> dataset = xr.Dataset({"loss": ((), 2.0, {"stderr": 0.1})}, attrs={"seed": 0, "version_torch": "2.9"})
+    >>> summarize(dataset)["loss"]["text"], settings(dataset), versions(dataset)
+    ('2.00 ± 0.10', {'seed': 0}, {'torch': '2.9'})
     """
     scalars = [str(name) for name, variable in dataset.data_vars.items() if variable.ndim == 0]
     return {name: _summary(float(dataset[name]), dict(dataset[name].attrs)) for name in scalars}

@@ -1,7 +1,5 @@
 """One self-contained page, with its figures, numbers, settings and versions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files

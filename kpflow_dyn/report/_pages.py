@@ -29,13 +29,12 @@ def page_of(dataset: xr.Dataset) -> Page:
     Raises:
         ValueError: any other dataset.
 
-    Example:
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
-        >>> page = page_of(kp.analyze(flow, k=2))
-        >>> page.charts[0].title, "<html" in page.to_html()
-        ('Effective ranks', True)
+    >>> import torch
+    >>> import kpflow_dyn as kp
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
+    >>> page = page_of(kp.analyze(flow, k=2))
+    >>> page.charts[0].title, "<html" in page.to_html()
+    ('Effective ranks', True)
     """
     if "core_eigenvalue" in dataset:
         return _of_analysis(dataset)

@@ -24,13 +24,12 @@ def read_results(path: str | Path) -> xr.Dataset:
         FileNotFoundError: there is none.
         ValueError: a file that cannot be read.
 
-    Example:
-        >>> import tempfile
-        >>> import xarray as xr
-        >>> folder = tempfile.mkdtemp()
-        >>> xr.Dataset({"loss": 2.0}).to_netcdf(f"{folder}/results.nc", engine="h5netcdf")
-        >>> float(read_results(folder).loss)
-        2.0
+    >>> import tempfile
+    >>> import xarray as xr
+    >>> folder = tempfile.mkdtemp()
+    >>> xr.Dataset({"loss": 2.0}).to_netcdf(f"{folder}/results.nc", engine="h5netcdf")
+    >>> float(read_results(folder).loss)
+    2.0
     """
     import xarray as xr
 
@@ -55,15 +54,14 @@ def write_report(source: xr.Dataset | str | Path, path: str | Path) -> None:
     Raises:
         FileNotFoundError, ValueError: as these two.
 
-    Example:
-        >>> import tempfile
-        >>> import torch
-        >>> import kpflow_dyn as kp
-        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
-        >>> path = Path(tempfile.mkdtemp(), "page.html")
-        >>> write_report(kp.analyze(flow, k=2), path)
-        >>> "Temporal modes" in path.read_text("utf-8")
-        True
+    >>> import tempfile
+    >>> import torch
+    >>> import kpflow_dyn as kp
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))))
+    >>> path = Path(tempfile.mkdtemp(), "page.html")
+    >>> write_report(kp.analyze(flow, k=2), path)
+    >>> "Temporal modes" in path.read_text("utf-8")
+    True
     """
     dataset = read_results(source) if isinstance(source, str | Path) else source
     text = page_of(dataset).to_html()

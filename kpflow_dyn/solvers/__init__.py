@@ -3,8 +3,6 @@
 `TraceEstimator`, `FactorTraceEstimator` and `EigenSolver` say what `kp.trace` and `kp.eigs` need of an `alg=` of yours.
 """
 
-from __future__ import annotations
-
 from kpflow_dyn._arrays import Random
 from kpflow_dyn.solvers._block import FastestBlock
 from kpflow_dyn.solvers._dense import Dense

@@ -1,7 +1,5 @@
 """How many rows block Lanczos gives an operator at once: by a rule, or by timing it."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 
@@ -34,12 +32,11 @@ class FastestBlock:
     object for operators of the same size, so that it gives the same results twice; another process may time otherwise,
     and results then differ within the tolerance.
 
-    Example:
-        >>> import numpy as np
-        >>> from kpflow_dyn.solvers import BlockLanczos
-        >>> alg = BlockLanczos(block=FastestBlock())
-        >>> alg.solve(lambda rows: rows / np.arange(1, 1001) ** 2, 1000, 3, like=np.zeros(1)).values.round(4)
-        array([1.    , 0.25  , 0.1111])
+    >>> import numpy as np
+    >>> from kpflow_dyn.solvers import BlockLanczos
+    >>> alg = BlockLanczos(block=FastestBlock())
+    >>> alg.solve(lambda rows: rows / np.arange(1, 1001) ** 2, 1000, 3, like=np.zeros(1)).values.round(4)
+    array([1.    , 0.25  , 0.1111])
     """
 
     answers: dict[tuple, int] = field(default_factory=dict, init=False, repr=False)

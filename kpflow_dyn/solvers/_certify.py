@@ -6,8 +6,6 @@ the same combination of the predicted A v. The root mean square difference is ad
 as the tolerance (float32 at its round-off, an operator that is nearly symmetric), A is applied to every vector again.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Generic, NamedTuple, TypeVar
 

@@ -1,7 +1,5 @@
 """The user's operator, counted and checked."""
 
-from __future__ import annotations
-
 from kpflow_dyn._arrays import Array, Rows, array_namespace
 
 ASYMMETRY = 1e-2  # an operator further from symmetric than this, relative to |A q|, is refused

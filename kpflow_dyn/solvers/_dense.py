@@ -1,7 +1,5 @@
 """Eigenpairs, singular triplets and traces by way of the whole matrix: exact, for small dimensions."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,13 +26,11 @@ class Dense(OfOperator):
 
     Args:
         tol: the residual that counts as converged.
-
     Source: Anderson et al., "LAPACK users' guide" (1999): syevd and gesdd.
 
-    Example:
-        >>> import numpy as np
-        >>> Dense().solve(lambda rows: rows * np.array([1.0, 3.0, 2.0]), 3, 2, like=np.zeros(1)).values
-        array([3., 2.])
+    >>> import numpy as np
+    >>> Dense().solve(lambda rows: rows * np.array([1.0, 3.0, 2.0]), 3, 2, like=np.zeros(1)).values
+    array([3., 2.])
     """
 
     tol: float = 1e-6

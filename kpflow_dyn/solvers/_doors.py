@@ -1,7 +1,5 @@
 """What a trace estimator and an eigensolver are: any object with the method, ours and yours alike."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -24,19 +22,17 @@ class TraceEstimator(Protocol):
 
     Raises:
         TypeError: from these functions, where a method is missing, or returns something else.
-
     Source: Hutchinson, Commun. Stat. Simul. Comput. 19, 433 (1990), whose estimator the example is.
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> class Signs:
-        ...     def trace(self, apply, n, samples, *, like, seed):
-        ...         x = np.sign(seed.normal((samples, n), like))
-        ...         each = (x * apply(x)).sum(1)
-        ...         return kp.solvers.Estimate(float(each.mean()), each.std() / samples**0.5, samples, "random signs")
-        >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
-        >>> kp.trace(kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit), alg=Signs()).value
-        6.0
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> class Signs:
+    ...     def trace(self, apply, n, samples, *, like, seed):
+    ...         x = np.sign(seed.normal((samples, n), like))
+    ...         each = (x * apply(x)).sum(1)
+    ...         return kp.solvers.Estimate(float(each.mean()), each.std() / samples**0.5, samples, "random signs")
+    >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
+    >>> kp.trace(kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit), alg=Signs()).value
+    6.0
     """
 
     def trace(self, apply: Rows, n: int, samples: int, *, like: Array, seed: Random) -> Estimate:
@@ -60,17 +56,16 @@ class FactorTraceEstimator(Protocol):
 
     Raises and Source as `TraceEstimator`.
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> class OneSide:
-        ...     def trace_product(self, factor, shape, samples, *, like, seed):
-        ...         each = (factor[1](seed.normal((samples, shape[0]), like)) ** 2).sum(1)  # |L* x|^2
-        ...         return kp.solvers.Estimate(float(each.mean()), each.std() / samples**0.5, samples // 2, "one side")
-        >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
-        >>> A = kp.GramOperator(kp.MatrixOperator(np.eye(3), unit, unit))
-        >>> found = kp.trace(A, samples=1000, alg=OneSide())
-        >>> bool(abs(found.value - 3) < 4 * found.stderr)
-        True
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> class OneSide:
+    ...     def trace_product(self, factor, shape, samples, *, like, seed):
+    ...         each = (factor[1](seed.normal((samples, shape[0]), like)) ** 2).sum(1)  # |L* x|^2
+    ...         return kp.solvers.Estimate(float(each.mean()), each.std() / samples**0.5, samples // 2, "one side")
+    >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
+    >>> A = kp.GramOperator(kp.MatrixOperator(np.eye(3), unit, unit))
+    >>> found = kp.trace(A, samples=1000, alg=OneSide())
+    >>> bool(abs(found.value - 3) < 4 * found.stderr)
+    True
     """
 
     def trace_product(
@@ -95,20 +90,18 @@ class EigenSolver(Protocol):
 
     Raises:
         TypeError: from these functions, where an option or a method is missing, or a method returns something else.
-
     Source: Golub, Van Loan, Matrix Computations (2013), chapter 8: the residual bounds the error of an eigenvalue.
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> class Numpy:
-        ...     def solve(self, apply, n, k, *, like, seed):
-        ...         values, vectors = np.linalg.eigh(apply(np.eye(n)))
-        ...         found = values[::-1][:k], vectors.T[::-1][:k]
-        ...         return kp.solvers.Eigenpairs(*found, np.zeros(k), np.ones(k, bool), applications=n, calls=1)
-        >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
-        >>> A = kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit, symmetric=True)
-        >>> kp.eigs(A, k=2, alg=Numpy()).values
-        array([3., 2.])
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> class Numpy:
+    ...     def solve(self, apply, n, k, *, like, seed):
+    ...         values, vectors = np.linalg.eigh(apply(np.eye(n)))
+    ...         found = values[::-1][:k], vectors.T[::-1][:k]
+    ...         return kp.solvers.Eigenpairs(*found, np.zeros(k), np.ones(k, bool), applications=n, calls=1)
+    >>> unit = kp.Space(("unit",), (3,), np.zeros(1))
+    >>> A = kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit, symmetric=True)
+    >>> kp.eigs(A, k=2, alg=Numpy()).values
+    array([3., 2.])
     """
 
     def solve(self, apply: Rows, n: int, k: int, *, like: Array, seed: Random) -> Eigenpairs:

@@ -1,7 +1,5 @@
 """Functions of a symmetric operator that solve linear equations, acting on vectors: sums of phi_k(-h A) b for any h."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

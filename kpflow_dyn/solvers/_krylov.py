@@ -1,7 +1,5 @@
 """A block Krylov basis of a symmetric operator: it grows by applications, is cut by restarts, and gives Ritz pairs."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, device, eps_of, products_in, to_numpy

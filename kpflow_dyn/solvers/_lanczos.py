@@ -1,7 +1,5 @@
 """Thick-restart block Lanczos: the leading eigenpairs of a symmetric operator that can only be applied."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,15 +47,13 @@ class BlockLanczos:
 
     Raises:
         ValueError: options out of range.
-
     Source: Golub, Underwood (1977); Wu, Simon, "Thick-restart Lanczos" (2000).
 
-    Example:
-        >>> import numpy as np
-        >>> spectrum = 1.0 / np.arange(1, 1001) ** 2
-        >>> pairs = BlockLanczos(block=4).solve(lambda rows: rows * spectrum, 1000, 3, like=np.zeros(1))
-        >>> bool(np.allclose(pairs.values, [1, 1 / 4, 1 / 9])), bool(pairs.converged.all())
-        (True, True)
+    >>> import numpy as np
+    >>> spectrum = 1.0 / np.arange(1, 1001) ** 2
+    >>> pairs = BlockLanczos(block=4).solve(lambda rows: rows * spectrum, 1000, 3, like=np.zeros(1))
+    >>> bool(np.allclose(pairs.values, [1, 1 / 4, 1 / 9])), bool(pairs.converged.all())
+    (True, True)
     """
 
     block: int | FastestBlock | None = None

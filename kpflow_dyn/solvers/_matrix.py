@@ -1,7 +1,5 @@
 """The matrix of a small operator, by applying it to the identity, and its eigenpairs."""
 
-from __future__ import annotations
-
 from kpflow_dyn._arrays import Array, array_namespace, device, eps_of
 from kpflow_dyn._arrays.dots import gram, row_norms, to_double
 from kpflow_dyn.solvers._counted import Counted

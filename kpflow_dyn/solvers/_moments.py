@@ -14,8 +14,6 @@ There are three kinds of samples, each with its own unbiased estimate of the cov
   usual std / sqrt(n) leaves it out, and is too small by half for spectra that decay fast.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

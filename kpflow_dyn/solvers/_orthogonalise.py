@@ -4,8 +4,6 @@ Vectors stay on their device and in their dtype. Small matrices are float64 on t
 compiles every new shape and may lack float64: they are numpy arrays there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Traces and norms from independent random probes: Hutchinson, Hutch++, and one side of a factor alone."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +18,10 @@ class Hutchinson(OfOperator):
 
     Source: Girard (1987); Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1990).
 
-    Example:
-        >>> import numpy as np
-        >>> found = Hutchinson().moments(lambda rows: 2 * rows, 1000, 200, like=np.zeros(1))
-        >>> bool(abs(found.trace.value - 2000) < 4 * found.trace.stderr), found.trace.applications
-        (True, 200)
+    >>> import numpy as np
+    >>> found = Hutchinson().moments(lambda rows: 2 * rows, 1000, 200, like=np.zeros(1))
+    >>> bool(abs(found.trace.value - 2000) < 4 * found.trace.stderr), found.trace.applications
+    (True, 200)
     """
 
     def moments(self, apply: Rows, n: int, samples: int, *, like: Array, seed: int | Random = 0) -> Moments:
@@ -49,11 +46,10 @@ class HutchPlusPlus(OfOperator):
 
     Source: Meyer, Musco, Musco, Woodruff, "Hutch++: optimal stochastic trace estimation" (2021).
 
-    Example:
-        >>> import numpy as np
-        >>> found = HutchPlusPlus().moments(lambda rows: rows * 2.0 ** -np.arange(99), 99, 60, like=np.zeros(1))
-        >>> round(found.trace.value, 3)
-        2.0
+    >>> import numpy as np
+    >>> found = HutchPlusPlus().moments(lambda rows: rows * 2.0 ** -np.arange(99), 99, 60, like=np.zeros(1))
+    >>> round(found.trace.value, 3)
+    2.0
     """
 
     def moments(self, apply: Rows, n: int, samples: int, *, like: Array, seed: int | Random = 0) -> Moments:
@@ -76,11 +72,10 @@ class OneSided(OfFactor):
 
     Source: Hutchinson (1990); Kong, Valiant, "Spectrum estimation from samples", arXiv:1602.00061, for the norm.
 
-    Example:
-        >>> import numpy as np
-        >>> found = OneSided().moments(lambda rows: rows, 1000, 100, like=np.zeros(1))
-        >>> bool(abs(found.trace.value - 1000) < 4 * found.trace.stderr)
-        True
+    >>> import numpy as np
+    >>> found = OneSided().moments(lambda rows: rows, 1000, 100, like=np.zeros(1))
+    >>> bool(abs(found.trace.value - 1000) < 4 * found.trace.stderr)
+    True
     """
 
     def moments(self, backward: Rows, n: int, samples: int, *, like: Array, seed: int | Random = 0) -> Moments:
@@ -123,14 +118,12 @@ class KrylovDeflation(OfFactor):
 
     Raises:
         ValueError: a block below 1.
-
     Source: Chen, Hallman, "Krylov-aware stochastic trace estimation" (2022).
 
-    Example:
-        >>> import numpy as np
-        >>> halves = (lambda rows: rows * 0.5 ** np.arange(99),) * 2
-        >>> round(KrylovDeflation().moments(halves, (99, 99), 60, like=np.zeros(1)).trace.value, 3)
-        1.333
+    >>> import numpy as np
+    >>> halves = (lambda rows: rows * 0.5 ** np.arange(99),) * 2
+    >>> round(KrylovDeflation().moments(halves, (99, 99), 60, like=np.zeros(1)).trace.value, 3)
+    1.333
     """
 
     block: int = 8

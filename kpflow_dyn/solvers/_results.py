@@ -1,7 +1,5 @@
 """What solvers return: pairs and triplets, and how good they are."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from kpflow_dyn._arrays import Array
@@ -43,11 +41,10 @@ class Triplets:
         applications: how often the operator was applied to one vector, one A and one A* counting as one.
         calls: how often it was called with a block.
 
-    Example:
-        >>> import numpy as np, kpflow_dyn as kp
-        >>> halves = (lambda rows: rows * np.array([1.0, 3.0, 2.0]),) * 2
-        >>> kp.solvers.Dense().solve_product(*halves, 3, 2, like=np.zeros(1)).values
-        array([3., 2.])
+    >>> import numpy as np, kpflow_dyn as kp
+    >>> halves = (lambda rows: rows * np.array([1.0, 3.0, 2.0]),) * 2
+    >>> kp.solvers.Dense().solve_product(*halves, 3, 2, like=np.zeros(1)).values
+    array([3., 2.])
     """
 
     values: Array

@@ -56,13 +56,11 @@ class ExponentialRosenbrock:
 
     Raises:
         ValueError: options out of range.
-
     Source: exprb32 of Hochbruck, Ostermann, Schweitzer, SIAM J. Numer. Anal. 47, 786 (2009); pexprb43 of Luan,
     Ostermann, J. Comput. Appl. Math. 291, 465 (2016).
 
-    Example:
-        >>> ExponentialRosenbrock(order=3).order
-        3
+    >>> ExponentialRosenbrock(order=3).order
+    3
     """
 
     order: int = 4

@@ -34,12 +34,11 @@ class XTrace(OfOperator):
     Source: Epperly, Tropp, Webber, "XTrace: making the most of every sample in stochastic trace estimation",
     arXiv:2301.07825, for the trace; the second line is the same for the norm.
 
-    Example:
-        >>> import numpy as np
-        >>> spectrum = 1.0 / np.arange(1, 1001) ** 2
-        >>> found = XTrace().moments(lambda rows: rows * spectrum, 1000, 100, like=spectrum)
-        >>> bool(abs(found.trace.value - spectrum.sum()) < 4 * found.trace.stderr < 0.01)
-        True
+    >>> import numpy as np
+    >>> spectrum = 1.0 / np.arange(1, 1001) ** 2
+    >>> found = XTrace().moments(lambda rows: rows * spectrum, 1000, 100, like=spectrum)
+    >>> bool(abs(found.trace.value - spectrum.sum()) < 4 * found.trace.stderr < 0.01)
+    True
     """
 
     def moments(self, apply: Rows, n: int, samples: int, *, like: Array, seed: int | Random = 0) -> Moments:
@@ -82,13 +81,12 @@ class XNysTrace(OfFactor):
 
     Source: Epperly, Tropp, Webber, arXiv:2301.07825, for the trace; the second line is the same for (L* L)^2.
 
-    Example:
-        >>> import numpy as np
-        >>> root = 1.0 / np.arange(1, 1001)
-        >>> halves = (lambda rows: rows * root,) * 2
-        >>> found = XNysTrace().moments(halves, (1000, 1000), 50, like=root)
-        >>> bool(abs(found.trace.value - (root**2).sum()) < 4 * found.trace.stderr < 0.01)
-        True
+    >>> import numpy as np
+    >>> root = 1.0 / np.arange(1, 1001)
+    >>> halves = (lambda rows: rows * root,) * 2
+    >>> found = XNysTrace().moments(halves, (1000, 1000), 50, like=root)
+    >>> bool(abs(found.trace.value - (root**2).sum()) < 4 * found.trace.stderr < 0.01)
+    True
     """
 
     def moments(

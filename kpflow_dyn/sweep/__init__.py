@@ -6,8 +6,6 @@ What runs the points is an engine behind `concurrent.futures.Executor`: this pro
 submitit.
 """
 
-from __future__ import annotations
-
 from kpflow_dyn.sweep._design import random, sobol, zipped
 from kpflow_dyn.sweep._executors import Dask, Local, Processes, Slurm, executor
 from kpflow_dyn.sweep._sweep import Failure, Status, Sweep

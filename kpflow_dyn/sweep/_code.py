@@ -1,7 +1,5 @@
 """What a function is, so that a change of it is noticed: its source, what it holds, and what it calls of its module."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

@@ -27,8 +27,6 @@ In results an axis has the last part of its name, `g` and `seed`, or `model_seed
 is `model`.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Which points a sweep visits: a grid, or a list of points."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

@@ -4,8 +4,6 @@ A worker that dies takes the points in flight with it; nobody can tell which of 
 A point that was in flight at too many deaths goes alone, and if its worker dies then, it is recorded as failed.
 """
 
-from __future__ import annotations
-
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait

@@ -1,7 +1,5 @@
 """What runs the points: engines that exist, behind the interface of `concurrent.futures.Executor`."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import threading

@@ -3,8 +3,6 @@
 A file is written under another name and then renamed: whoever dies, and whenever, leaves whole files only.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

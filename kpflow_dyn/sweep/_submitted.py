@@ -1,7 +1,5 @@
 """The jobs of submitit behind the interface of `concurrent.futures.Executor`."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import Executor, Future
 from functools import partial

@@ -100,16 +100,15 @@ class Sweep:
     Raises:
         TypeError, ValueError: a run that is no function, or a value that cannot name a point.
 
-    Example:
-        >>> import tempfile
-        >>> import kpflow_dyn as kp
-        >>> def run(g, seed):
-        ...     return {"gain": 2 * g + seed}
-        >>> sweep = kp.Sweep(run, over={"g": [0.5, 1.5], "seed": range(3)}, out=tempfile.mkdtemp())
-        >>> print(sweep.run())
-        6 points: 6 done
-        >>> sweep.collect().gain.sel(g=1.5).values
-        array([3., 4., 5.])
+    >>> import tempfile
+    >>> import kpflow_dyn as kp
+    >>> def run(g, seed):
+    ...     return {"gain": 2 * g + seed}
+    >>> sweep = kp.Sweep(run, over={"g": [0.5, 1.5], "seed": range(3)}, out=tempfile.mkdtemp())
+    >>> print(sweep.run())
+    6 points: 6 done
+    >>> sweep.collect().gain.sel(g=1.5).values
+    array([3., 4., 5.])
     """
 
     def __init__(

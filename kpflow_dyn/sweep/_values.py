@@ -1,7 +1,5 @@
 """What a point returns, as named arrays with dimensions, and as bytes that hold no pickle."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """What is done with one point, in whatever process: call, watch the time, record."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -4,8 +4,6 @@ A task is a frozen dataclass whose fields are its options; `sample(trials, seed)
 for the same seed. `make_task` finds a task by its name, as the command line does.
 """
 
-from __future__ import annotations
-
 from kpflow_dyn.tasks._array_file import ArrayFile
 from kpflow_dyn.tasks._circle import DelayAnti, DelayPro, FourTasks, MemoryAnti, MemoryPro
 from kpflow_dyn.tasks._data import Task, TaskData

@@ -1,7 +1,5 @@
 """Trials from a file of arrays."""
 
-from __future__ import annotations
-
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +18,11 @@ class ArrayFile:
     Args:
         path: of the file; it is read when trials are sampled, and then refused if it does not hold such arrays.
 
-    Example:
-        >>> import tempfile
-        >>> path = f"{tempfile.mkdtemp()}/trials.npz"
-        >>> np.savez(path, inputs=np.zeros((20, 60, 3)))
-        >>> ArrayFile(path).sample(trials=8).inputs.shape
-        (8, 60, 3)
+    >>> import tempfile
+    >>> path = f"{tempfile.mkdtemp()}/trials.npz"
+    >>> np.savez(path, inputs=np.zeros((20, 60, 3)))
+    >>> ArrayFile(path).sample(trials=8).inputs.shape
+    (8, 60, 3)
     """
 
     path: str | Path

@@ -1,7 +1,5 @@
 """Objects out of the user's own Python code, named as module:name or file.py:name."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import importlib.util

@@ -1,7 +1,5 @@
 """Tasks on a circle: a direction is shown, and after a delay answered, as it was or turned by pi."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,13 +50,11 @@ class MemoryPro(_Directions):
 
     Raises:
         TypeError, ValueError: a number of steps that is not whole or too small, or another option out of its range.
-
     Source: Driscoll, Shenoy, Sussillo, Nature Neuroscience 27, 1349 (2024), after Yang et al., Nature Neuroscience 22,
     297 (2019).
 
-    Example:
-        >>> MemoryPro(memory=30).sample(trials=8, seed=0).inputs.shape
-        (8, 80, 3)
+    >>> MemoryPro(memory=30).sample(trials=8, seed=0).inputs.shape
+    (8, 80, 3)
     """
 
     fixation: int = 10
@@ -84,9 +80,8 @@ class MemoryAnti(MemoryPro):
 
     Args, Raises and Source as `MemoryPro`.
 
-    Example:
-        >>> MemoryAnti().sample(trials=8, seed=0).targets.shape
-        (8, 90, 3)
+    >>> MemoryAnti().sample(trials=8, seed=0).targets.shape
+    (8, 90, 3)
     """
 
     _sign: ClassVar[int] = -1
@@ -103,9 +98,8 @@ class DelayPro(_Directions):
 
     Raises and Source as `MemoryPro`; Yang et al. call it "Go".
 
-    Example:
-        >>> DelayPro(stimulus=60).sample(trials=8, seed=0).inputs.shape
-        (8, 90, 3)
+    >>> DelayPro(stimulus=60).sample(trials=8, seed=0).inputs.shape
+    (8, 90, 3)
     """
 
     fixation: int = 10
@@ -129,9 +123,8 @@ class DelayAnti(DelayPro):
 
     Args, Raises and Source as `DelayPro`.
 
-    Example:
-        >>> DelayAnti().sample(trials=8, seed=0).targets.shape
-        (8, 90, 3)
+    >>> DelayAnti().sample(trials=8, seed=0).targets.shape
+    (8, 90, 3)
     """
 
     _sign: ClassVar[int] = -1
@@ -149,9 +142,8 @@ class FourTasks(MemoryPro):
 
     Args, Raises and Source as `MemoryPro`.
 
-    Example:
-        >>> FourTasks().sample(trials=8, seed=0).inputs.shape
-        (8, 90, 7)
+    >>> FourTasks().sample(trials=8, seed=0).inputs.shape
+    (8, 90, 7)
     """
 
     def _draw(self, trials: int, rng: np.random.Generator) -> Trials:

@@ -1,7 +1,5 @@
 """What a task gives, what it offers, and the checks that all tasks share."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -27,9 +25,8 @@ class TaskData:
     Raises:
         TypeError, ValueError: arrays that are no finite numbers of these shapes.
 
-    Example:
-        >>> TaskData(np.zeros((8, 60, 2)), targets=np.ones((8, 60, 1))).mask is None
-        True
+    >>> TaskData(np.zeros((8, 60, 2)), targets=np.ones((8, 60, 1))).mask is None
+    True
     """
 
     inputs: np.ndarray
@@ -50,14 +47,13 @@ class Task(Protocol):
     `make_task` takes it as it is, or by "module:Name" where there are only strings: in the command line, and in the
     file of a sweep. `kp.train.fit` and `kp.analyze` take what it samples.
 
-    Example:
-        >>> class Echo:
-        ...     def sample(self, trials, seed):
-        ...         inputs = np.random.default_rng(seed).standard_normal((trials or 32, 20, 1))
-        ...         return TaskData(inputs, targets=np.roll(inputs, 3, axis=1), name="echo")
-        >>> from kpflow_dyn.tasks import make_task
-        >>> make_task(Echo(), trials=4).inputs.shape
-        (4, 20, 1)
+    >>> class Echo:
+    ...     def sample(self, trials, seed):
+    ...         inputs = np.random.default_rng(seed).standard_normal((trials or 32, 20, 1))
+    ...         return TaskData(inputs, targets=np.roll(inputs, 3, axis=1), name="echo")
+    >>> from kpflow_dyn.tasks import make_task
+    >>> make_task(Echo(), trials=4).inputs.shape
+    (4, 20, 1)
     """
 
     def sample(self, trials: int | None, seed: int) -> TaskData:

@@ -1,7 +1,5 @@
 """Decisions: evidence to be integrated, in a context or without one, and two stimuli to be compared."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,9 +24,8 @@ class EvidenceIntegration(Generated):
     Raises as `MemoryPro`.
     Source: the task of Roitman, Shadlen, J. Neuroscience 22, 9475 (2002), posed as one context of `ContextIntegration`.
 
-    Example:
-        >>> EvidenceIntegration(stimulus=50).sample(trials=8, seed=0).inputs.shape
-        (8, 70, 1)
+    >>> EvidenceIntegration(stimulus=50).sample(trials=8, seed=0).inputs.shape
+    (8, 70, 1)
     """
 
     fixation: int = 10
@@ -74,9 +71,8 @@ class ContextIntegration(EvidenceIntegration):
 
     Source: Mante, Sussillo, Shenoy, Newsome, Nature 503, 78 (2013).
 
-    Example:
-        >>> ContextIntegration().sample(trials=8, seed=0).inputs.shape
-        (8, 60, 4)
+    >>> ContextIntegration().sample(trials=8, seed=0).inputs.shape
+    (8, 60, 4)
     """
 
     def _draw(self, trials: int, rng: np.random.Generator) -> Trials:
@@ -104,9 +100,8 @@ class Romo(Generated):
     Raises as `MemoryPro`.
     Source: Romo, Brody, Hernandez, Lemus, Nature 399, 470 (1999).
 
-    Example:
-        >>> Romo(delay=150).sample(trials=8, seed=0).inputs.shape
-        (8, 230, 1)
+    >>> Romo(delay=150).sample(trials=8, seed=0).inputs.shape
+    (8, 230, 1)
     """
 
     fixation: int = 10

@@ -1,7 +1,5 @@
 """Trials of neurogym's environments."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 import importlib.util
@@ -27,7 +25,6 @@ class Neurogym:
     Args:
         name: as neurogym has it registered; it and the options are checked when trials are sampled.
         options: what the environment's constructor takes.
-
     Source: neurogym, Molano-Mazon et al., PsyArXiv (2022), doi 10.31234/osf.io/aqc9n.
 
     >>> Neurogym("PerceptualDecisionMaking-v0", {"sigma": 0.5}).sample(trials=8, seed=0).inputs.shape

@@ -1,7 +1,5 @@
 """Tasks that ask what the inputs were: the last pulse, or the value so many steps ago."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,9 +26,8 @@ class FlipFlop(Generated):
     Raises as `MemoryPro`.
     Source: Sussillo, Barak, Neural Computation 25, 626 (2013).
 
-    Example:
-        >>> FlipFlop(bits=3).sample(trials=8, seed=0).targets.shape
-        (8, 60, 3)
+    >>> FlipFlop(bits=3).sample(trials=8, seed=0).targets.shape
+    (8, 60, 3)
     """
 
     bits: int = 3
@@ -73,9 +70,8 @@ class Lag(Generated):
     Raises as `MemoryPro`.
     Source: White, Lee, Sompolinsky, Phys. Rev. Lett. 92, 148102 (2004); Jaeger, GMD Report 152 (2001).
 
-    Example:
-        >>> Lag(lag=5).sample(trials=8, seed=0).mask.sum(axis=1)[0]
-        np.int64(55)
+    >>> Lag(lag=5).sample(trials=8, seed=0).mask.sum(axis=1)[0]
+    np.int64(55)
     """
 
     lag: int = 10

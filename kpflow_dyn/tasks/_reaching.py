@@ -1,7 +1,5 @@
 """Reaches of a hand to targets around it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,9 +27,8 @@ class Reaching(Generated):
     Churchland, Kaufman, Shenoy, Nature Neuroscience 18, 1025 (2015); the path is that of Flash, Hogan, J. Neuroscience
     5, 1688 (1985).
 
-    Example:
-        >>> Reaching().sample(trials=8, seed=0).targets.shape
-        (8, 80, 2)
+    >>> Reaching().sample(trials=8, seed=0).targets.shape
+    (8, 80, 2)
     """
 
     hold: int = 10

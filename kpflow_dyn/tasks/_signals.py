@@ -1,7 +1,5 @@
 """Tasks of signals: one to be continued, one to be made."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,9 +28,8 @@ class LowRankForecast(Generated):
     Raises as `MemoryPro`.
     Source: the linear dynamical systems of Churchland et al., Nature 487, 51 (2012), as a signal to be forecast.
 
-    Example:
-        >>> LowRankForecast(channels=12).sample(trials=8, seed=0).inputs.shape
-        (8, 60, 12)
+    >>> LowRankForecast(channels=12).sample(trials=8, seed=0).inputs.shape
+    (8, 60, 12)
     """
 
     channels: int = 10
@@ -87,9 +84,8 @@ class Sine(Generated):
     Raises as `MemoryPro`.
     Source: Sussillo, Barak, Neural Computation 25, 626 (2013).
 
-    Example:
-        >>> Sine(steps=80).sample(trials=8, seed=0).targets.shape
-        (8, 80, 1)
+    >>> Sine(steps=80).sample(trials=8, seed=0).targets.shape
+    (8, 80, 1)
     """
 
     frequencies: int = 51

@@ -1,7 +1,5 @@
 """Which elements a view, a split or a concatenation copies: moving operations run on the numbers of elements."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """What each value of a graph depends on."""
 
-from __future__ import annotations
-
 from collections.abc import Container
 from enum import Enum
 

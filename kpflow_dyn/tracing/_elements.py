@@ -1,7 +1,5 @@
 """The elements of a step's values, followed through views, splits and concatenations to what computed them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

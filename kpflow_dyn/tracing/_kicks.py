@@ -3,8 +3,6 @@
 Uses that meet only in sums share their kicks, so that W h + U x + b is one site with the variables [h, x, 1].
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

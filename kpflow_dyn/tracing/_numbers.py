@@ -3,8 +3,6 @@
 Parameters come first, one after another, then the weights that are computed from them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections import defaultdict

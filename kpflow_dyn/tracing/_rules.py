@@ -1,7 +1,5 @@
 """The roles of operations that are not the package's own: the door for a custom trace rule."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,14 +40,13 @@ def add_rule(op: Any, role: Role, function: Callable[..., Any] | None = None) ->
         TypeError: for an `op` of neither framework, or a `role` that is no `Role`.
         ValueError: for a role that is one of values, such as `Role.STATE`.
 
-    Example:
-        >>> import torch
-        >>> from kpflow_dyn.tracing import Role, add_rule
-        >>> @torch.library.custom_op("shop::softsign", mutates_args=())
-        ... def softsign(x: torch.Tensor) -> torch.Tensor:
-        ...     return x / (1 + x.abs())
-        >>> shape = softsign.register_fake(torch.empty_like)
-        >>> add_rule(softsign, Role.POINTWISE, torch.nn.functional.softsign)
+    >>> import torch
+    >>> from kpflow_dyn.tracing import Role, add_rule
+    >>> @torch.library.custom_op("shop::softsign", mutates_args=())
+    ... def softsign(x: torch.Tensor) -> torch.Tensor:
+    ...     return x / (1 + x.abs())
+    >>> shape = softsign.register_fake(torch.empty_like)
+    >>> add_rule(softsign, Role.POINTWISE, torch.nn.functional.softsign)
     """
     if not isinstance(role, Role):
         raise TypeError(f"role is {role!r}, expected a kpflow_dyn.tracing.Role such as Role.POINTWISE")

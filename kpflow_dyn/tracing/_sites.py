@@ -1,7 +1,5 @@
 """The weight sites of a step: where weights meet data linearly, all that meet at the same places in one."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A traced step, analysed: all that its tangent needs to know of it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection
 from dataclasses import dataclass

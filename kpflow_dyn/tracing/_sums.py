@@ -1,7 +1,5 @@
 """Which uses of weights meet in nothing but sums: element by element in a step, by whole values in a network."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Where a traced model uses its weights: the operations on data that have a weight among their operands."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
