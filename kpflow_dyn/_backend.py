@@ -216,8 +216,23 @@ class Runtime(Protocol):
     def allow_double(self) -> None: ...
 
 
+class Part:
+    """A module of a backend, imported when it is first used; unlike a module it can be copied and pickled."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self._path), name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Part, (self._path,)
+
+
 class Backend:
-    """A framework, part by part; each part is a module of its package, imported when it is first asked for.
+    """A framework, part by part; each part is a module of its package.
 
     Attributes:
         name: "torch" or "jax".
@@ -241,7 +256,7 @@ class Backend:
             raise AttributeError(
                 f"a backend has no part {part!r}, expected one of {', '.join(Backend.__annotations__)}"
             )
-        setattr(self, part, importlib.import_module(f"kpflow_dyn._{self.name}.{part}"))
+        setattr(self, part, Part(f"kpflow_dyn._{self.name}.{part}"))
         return getattr(self, part)
 
     def __reduce__(self) -> tuple[Any, ...]:

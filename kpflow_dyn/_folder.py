@@ -8,16 +8,9 @@ from pathlib import Path
 
 
 def check_folder(path: Path, names: set[str], overwrite: bool) -> None:
-    """Raise, before any long work, if the folder could not be written at the end.
+    """Raise an OSError, before any long work, if the folder could not be written at the end.
 
-    Args:
-        path: the folder.
-        names: the files that will be written; only a folder with nothing else may be overwritten.
-        overwrite: whether a folder that is not empty may be replaced.
-
-    Raises:
-        FileExistsError: the folder is not empty, or a file of that name exists.
-        OSError: the place where it belongs cannot be written.
+    One that is not empty may be replaced with `overwrite`, if it holds nothing but files of these names.
     """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise FileExistsError(f"{path} exists and is not a folder; choose another one with --out")

@@ -18,7 +18,7 @@ from torchdiffeq import odeint
 import kpflow_dyn as kp
 from kpflow_dyn._jax.diffrax_library import tableau_of
 from kpflow_dyn._problems.inputs import inputs_at
-from kpflow_dyn._problems.quadrature import gauss_points, trapezoid
+from kpflow_dyn._problems.measure import gauss_points, trapezoid
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau, hermite
 from kpflow_dyn._torch.torchdiffeq_library import method_named
 

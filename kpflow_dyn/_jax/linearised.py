@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kpflow_dyn._jax import transforms
+from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._jax.sites import SiteData
 from kpflow_dyn._jax.step import StepTangent
 from kpflow_dyn._jax.transforms import each_row
@@ -31,7 +31,7 @@ class LinearisedSteps:
     """The steps from states z_prev [trial, time, unit] under inputs x [trial, time, input]."""
 
     def __init__(self, step: AnalysedStep, x: jax.Array, z_prev: jax.Array) -> None:
-        rows = RowFunctions(step, transforms)
+        rows = RowFunctions(step, BACKENDS["jax"].transforms)
         self.trials, self.times, self.units = z_prev.shape
         self.like = z_prev.reshape(-1)[:0]
         self.rows, self.one = rows, (x[0, 0], z_prev[0, 0])

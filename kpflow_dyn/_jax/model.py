@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from kpflow_dyn._jax import transforms
+from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._jax.checks import named_parameters, with_parameters
 from kpflow_dyn._jax.tangent import Tangent
 from kpflow_dyn._jax.trace import trace
@@ -36,6 +36,6 @@ class Model:
             return step(with_parameters(self.call, values), row, z)
 
         graph = trace(with_values, self._all, rows[0, 0], before[0, 0])
-        tangent = Tangent(analyse(graph, set(self.parameters), transforms), rows, before)
+        tangent = Tangent(analyse(graph, set(self.parameters), BACKENDS["jax"].transforms), rows, before)
         check(tangent.next_state)
         return tangent

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._implicit.constraint import Form, TracedConstraint, network_of
-from kpflow_dyn._jax import transforms
 from kpflow_dyn._jax.cells import initial_state
 from kpflow_dyn._jax.checks import check_parameters, named_parameters, with_parameters
 from kpflow_dyn._jax.trace import trace_rows
@@ -17,6 +17,8 @@ from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, St
 from kpflow_dyn.tracing._graph import Role
 
 Values = dict[str, jax.Array]
+
+TRANSFORMS = BACKENDS["jax"].transforms
 
 
 def network(problem: StaticProblem) -> TracedConstraint:
@@ -30,7 +32,7 @@ def network(problem: StaticProblem) -> TracedConstraint:
     graph = trace_rows(call, known, (Role.INPUT, x[0]))
     named = {**graph.named, "": [graph.output]}
     parts = None if names is None else [(name, node) for name in names for node in named.get(name, [])]
-    return network_of(graph, known, transforms, x, parts, lambda shape: shape)
+    return network_of(graph, known, TRANSFORMS, x, parts, lambda shape: shape)
 
 
 def fixed_point(problem: FixedPointProblem, swapped: bool) -> TracedConstraint:
@@ -50,7 +52,7 @@ def fixed_point(problem: FixedPointProblem, swapped: bool) -> TracedConstraint:
             f"f failed on x {x.shape[1:]} and z {z0.shape[1:]}: {error}; it is called as f(x, z), or as f(z, x) where "
             "its parameters are called z and x"
         ) from error
-    return TracedConstraint(graph, Form.FIXED_POINT, [graph.output], None, transforms, known, [x], z0)
+    return TracedConstraint(graph, Form.FIXED_POINT, [graph.output], None, TRANSFORMS, known, [x], z0)
 
 
 def free_form(problem: ImplicitProblem) -> TracedConstraint:
@@ -66,7 +68,7 @@ def free_form(problem: ImplicitProblem) -> TracedConstraint:
         return problem.F(state, jax.tree.unflatten(tree, named), *x)
 
     graph = trace_rows(call, known, (Role.STATE, problem.state), *((Role.INPUT, value) for value in x))
-    return TracedConstraint(graph, Form.FREE, [graph.output], None, transforms, known, x, problem.state)
+    return TracedConstraint(graph, Form.FREE, [graph.output], None, TRANSFORMS, known, x, problem.state)
 
 
 class _Watched(eqx.Module):

@@ -11,9 +11,8 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from kpflow_dyn._backend import Transforms
+from kpflow_dyn._backend import BACKENDS, Transforms
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
-from kpflow_dyn._jax import transforms as of_jax
 from kpflow_dyn._jax.checks import with_parameters
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._jax.model import Model
@@ -46,7 +45,7 @@ class FieldOf(eqx.Module):
 class System(eqx.Module):
     """See `kpflow_dyn.ode._variational.System`; the parameters are flat [p]."""
 
-    transforms: ClassVar[Transforms] = of_jax
+    transforms: ClassVar[Transforms] = BACKENDS["jax"].transforms
 
     of: FieldOf  # the field by its parameters
     path: Path

@@ -53,12 +53,7 @@ class Comparison:
 
 
 def compare(
-    a: Flow,
-    b: Flow,
-    k: int = 8,
-    samples: int | None = None,
-    seed: int | Random = 0,
-    alg: BlockLanczos | None = None,
+    a: Flow, b: Flow, k: int = 8, samples: int | None = None, seed: int | Random = 0, alg: BlockLanczos | None = None
 ) -> Comparison:
     """How alike gradient descent moves two models, or two checkpoints of one: cos(A, B) = tr(A^T B) / (|A|_F |B|_F).
 

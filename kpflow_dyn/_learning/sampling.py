@@ -16,16 +16,7 @@ MOST = 96  # Ritz vectors with mini-batches; slower ones are taken to decay as o
 def mean_losses(
     vectors: np.ndarray, rates: np.ndarray, start: np.ndarray, lr: float, batch: int, steps: int
 ) -> np.ndarray:
-    """The loss after 0, 1, ... steps, on all trials.
-
-    Args:
-        vectors: V [k, trial, entry], orthonormal.
-        rates: l [k].
-        start: a [k].
-        lr: the learning rate.
-        batch: B.
-        steps: how many.
-    """
+    """The loss on all trials after 0, 1, ... steps, from V [k, trial, entry], l [k] and a [k], on batches of B trials."""
     lead = np.argsort(-rates)[:MOST]
     rest = np.setdiff1d(np.arange(len(rates)), lead)
     V, fast, N = vectors[lead], rates[lead], vectors.shape[1]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._problems.checks import check_finite
-from kpflow_dyn._torch import transforms
 from kpflow_dyn._torch.glue import find_glue
 from kpflow_dyn._torch.plan import KickBlock, kick_blocks, plan_updates, products_of
 from kpflow_dyn._torch.program import AllTimes, LinearUpdate, MatrixUpdate, Range, Run, ScatteredUpdate, bind, reached
@@ -38,7 +38,7 @@ class LinearisedSteps:
     """The steps from states z_prev [trial, time, unit] under inputs x [trial, time, input]."""
 
     def __init__(self, step: AnalysedStep, x: Tensor, z_prev: Tensor) -> None:
-        rows, glue = RowFunctions(step, transforms), find_glue(step)
+        rows, glue = RowFunctions(step, BACKENDS["torch"].transforms), find_glue(step)
         x, z = x.transpose(0, 1).contiguous(), z_prev.transpose(0, 1).contiguous()  # [time, trial, ...]
         self.times, self.trials, self.units = z.shape
         self.kick_size, self.like = step.kicks.size, z[:0]

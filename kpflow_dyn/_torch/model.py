@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._problems.choice import Choice, choose
-from kpflow_dyn._torch import transforms
 from kpflow_dyn._torch.kept_traces import KeptTraces
 from kpflow_dyn._torch.tangent import Tangent
 from kpflow_dyn._torch.trace import Applied
@@ -46,7 +46,7 @@ class Model:
         return self._tangent(TRACES.new(module, *one), module, rows, before, check)
 
     def _tangent(self, graph: Graph, module: Applied, rows: Tensor, before: Tensor, check: Callable) -> Tangent:
-        tangent = Tangent(analyse(graph, set(self.parameters), transforms), rows, before)
+        tangent = Tangent(analyse(graph, set(self.parameters), BACKENDS["torch"].transforms), rows, before)
         self._check(tangent, module, rows, before)
         check(tangent.next_state)
         return tangent

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._implicit.constraint import Form, TracedConstraint, check_alike, every, network_of, on_rows
 from kpflow_dyn._implicit.layout import Layout
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
-from kpflow_dyn._torch import transforms
 from kpflow_dyn._torch.cells import initial_state
 from kpflow_dyn._torch.checks import check_module
 from kpflow_dyn._torch.trace import Applied, trace
 from kpflow_dyn.tracing._graph import Node, Role
+
+TRANSFORMS = BACKENDS["torch"].transforms
 
 
 def network(problem: StaticProblem) -> TracedConstraint:
@@ -28,7 +30,7 @@ def network(problem: StaticProblem) -> TracedConstraint:
     graph = trace(Applied(_watching(names or (), calls.append), net), (Role.INPUT, x[:1]))
     named = {"": [graph.output], **_by_name(calls, graph.further)}
     parts = None if names is None else [(name, node) for name in names for node in named.get(name, [])]
-    traced = network_of(graph, dict(net.named_parameters()), transforms, x, parts, _of_one_trial)
+    traced = network_of(graph, dict(net.named_parameters()), TRANSFORMS, x, parts, _of_one_trial)
     _check_network(traced, net, x)
     return traced
 
@@ -50,7 +52,7 @@ def fixed_point(problem: FixedPointProblem, swapped: bool) -> TracedConstraint:
     graph = trace(step, (Role.INPUT, x[:1]), (Role.STATE, z0[:1]))
     known = dict(f.named_parameters())
     return TracedConstraint(
-        graph, Form.FIXED_POINT, [graph.output], None, transforms, known, [x], z0, partial(_run, step, x)
+        graph, Form.FIXED_POINT, [graph.output], None, TRANSFORMS, known, [x], z0, partial(_run, step, x)
     )
 
 
@@ -65,7 +67,7 @@ def free_form(problem: ImplicitProblem) -> TracedConstraint:
     if graph.output.shape != tuple(state.shape):
         raise ValueError(f"F gave {graph.output.shape} for the state {tuple(state.shape)}; it must have its form")
     known = {names[name]: value for name, value in call.named_parameters()}
-    return TracedConstraint(graph, Form.FREE, [graph.output], None, transforms, known, x, state)
+    return TracedConstraint(graph, Form.FREE, [graph.output], None, TRANSFORMS, known, x, state)
 
 
 @torch.no_grad()

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.func import functional_call
 from torchdiffeq import odeint
 
+from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._problems.inputs import input_function
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._torch import transforms as of_torch
 from kpflow_dyn._torch.model import Model
 from kpflow_dyn.ode._variational import MAX_STEPS, Jump, Path, Rate, State, solve_failed
 
@@ -22,7 +22,7 @@ Parameters = dict[str, Tensor]
 class System:
     """See `kpflow_dyn.ode._variational.System`; the parameters are by name."""
 
-    transforms = of_torch
+    transforms = BACKENDS["torch"].transforms
 
     def __init__(
         self, problem: ODEProblem, model: Model, path: Path, times: np.ndarray, alg: InterpolatingAdjoint

@@ -20,32 +20,10 @@ from kpflow_dyn.control._ranks import ctrb, obsv
 from kpflow_dyn.control._regulators import Regulator, TimeVaryingRegulator, dlqr, lqr, tvlqr
 from kpflow_dyn.control._systems import LTI, LTV
 
-__all__ = [
-    "LTI",
-    "LTV",
-    "Costates",
-    "FrequencyResponse",
-    "Gramian",
-    "Hankel",
-    "QuadraticCost",
-    "ReachableAngles",
-    "Regulator",
-    "TimeVaryingRegulator",
-    "adjoint",
-    "ctrb",
-    "dlqr",
-    "frequency_response",
-    "gram",
-    "gram_operator",
-    "hankel",
-    "hsvd",
-    "linearize_lti",
-    "linearize_ltv",
-    "lqr",
-    "obsv",
-    "reachable_angles",
-    "tvlqr",
-]
+__all__ = ["LTI", "LTV", "Costates", "FrequencyResponse", "Gramian", "Hankel", "QuadraticCost", "ReachableAngles"]
+__all__ += ["Regulator", "TimeVaryingRegulator", "adjoint", "ctrb", "dlqr", "frequency_response", "gram"]
+__all__ += ["gram_operator", "hankel", "hsvd", "linearize_lti", "linearize_ltv", "lqr", "obsv", "reachable_angles"]
+__all__ += ["tvlqr"]
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,7 @@ from scipy.linalg import expm
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn._backend import Transforms
 from kpflow_dyn._linearize import linearize
-from kpflow_dyn._problems.quadrature import gauss_points
+from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn.control._linearisation import along_steps_inputs, linearize_ltv, states_at
 from kpflow_dyn.control._loops import Loop, loop_of_cell, loop_of_field, rows_of

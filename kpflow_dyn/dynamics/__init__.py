@@ -14,15 +14,5 @@ from kpflow_dyn.dynamics._exponents import FiniteTimeExponents, Lyapunov, finite
 from kpflow_dyn.dynamics._jacobians import step_jacobians
 from kpflow_dyn.dynamics._points import FixedPoints, fixed_points
 
-__all__ = [
-    "PCA",
-    "FiniteTimeExponents",
-    "FixedPoints",
-    "Lyapunov",
-    "finite_time_exponents",
-    "fixed_points",
-    "lyapunov_spectrum",
-    "participation_ratio",
-    "pca",
-    "step_jacobians",
-]
+__all__ = ["PCA", "FiniteTimeExponents", "FixedPoints", "Lyapunov", "finite_time_exponents", "fixed_points"]
+__all__ += ["lyapunov_spectrum", "participation_ratio", "pca", "step_jacobians"]

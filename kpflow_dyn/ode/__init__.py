@@ -8,15 +8,5 @@ libraries: replaying the steps, checking them, reading the state in between, fin
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau, hermite
 from kpflow_dyn.ode._libraries import Failed, Library, Options, Solved, add_library, rate_of, remove_library
 
-__all__ = [
-    "AcceptedSteps",
-    "Failed",
-    "Library",
-    "Options",
-    "Solved",
-    "Tableau",
-    "add_library",
-    "hermite",
-    "rate_of",
-    "remove_library",
-]
+__all__ = ["AcceptedSteps", "Failed", "Library", "Options", "Solved", "Tableau", "add_library", "hermite", "rate_of"]
+__all__ += ["remove_library"]

@@ -8,8 +8,8 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
 from kpflow_dyn._problems.inputs import take_trials
+from kpflow_dyn._problems.measure import gauss_points, trapezoid
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._problems.quadrature import gauss_points, trapezoid
 from kpflow_dyn._problems.solutions import ODESolution, SolveError
 from kpflow_dyn._problems.steps import AcceptedSteps
 from kpflow_dyn.ode._libraries import Failed, Library, Options, Solved, library_of

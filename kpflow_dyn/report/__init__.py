@@ -10,14 +10,5 @@ from kpflow_dyn.report._page import Page, Table
 from kpflow_dyn.report._pages import page_of
 from kpflow_dyn.report._sources import read_results, write_report
 
-__all__ = [
-    "Page",
-    "Table",
-    "page_of",
-    "read_results",
-    "settings",
-    "summarize",
-    "versions",
-    "with_error",
-    "write_report",
-]
+__all__ = ["Page", "Table", "page_of", "read_results", "settings", "summarize", "versions", "with_error"]
+__all__ += ["write_report"]
