@@ -16,7 +16,7 @@ MOST = 96  # Ritz vectors with mini-batches; slower ones are taken to decay as o
 def mean_losses(
     vectors: np.ndarray, rates: np.ndarray, start: np.ndarray, lr: float, batch: int, steps: int
 ) -> np.ndarray:
-    """The loss on all trials after 0, 1, ... steps, from V [k, trial, entry], l [k] and a [k], on batches of B trials."""
+    """The loss on all trials after 0, 1, ... steps, from V [k, trial, entry], l [k] and a [k], on batches of B."""
     lead = np.argsort(-rates)[:MOST]
     rest = np.setdiff1d(np.arange(len(rates)), lead)
     V, fast, N = vectors[lead], rates[lead], vectors.shape[1]
