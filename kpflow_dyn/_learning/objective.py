@@ -9,7 +9,6 @@ from kpflow_dyn._backend import Values, backend_of
 from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._implicit.solving import states_of_network
 from kpflow_dyn._problems.choice import Choice, choose
-from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
 from kpflow_dyn._solve import solve
 from kpflow_dyn.ode._replay import replay, scheme
@@ -91,7 +90,7 @@ class Objective:
         return scheme(again)
 
 
-def _steps_of(problem: DiscreteProblem) -> Callable[[Any, Any], Array]:
+def _steps_of(problem: Any) -> Callable[[Any, Any], Array]:
     """(cell, None) -> the states."""
     step, z0 = problem.backend.tracing.discrete_step(problem)
     return lambda cell, _scheme: problem.backend.solving.run(step, cell, problem.x, z0)

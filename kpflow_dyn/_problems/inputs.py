@@ -58,8 +58,9 @@ def inputs_at(problem: ODEProblem, times: np.ndarray) -> Array | None:
 
 def input_width(problem: ODEProblem) -> int | None:
     """How many input channels there are, None for a problem without any."""
-    if callable(problem.x):
-        return problem.x(like_numpy(np.asarray(problem.t[0]), problem.z0)).shape[-1]
+    if callable(x := problem.x):
+        first: Any = x(like_numpy(np.asarray(problem.t[0]), problem.z0))
+        return first.shape[-1]
     found = sampled(problem)
     return None if found is None else found[1].shape[-1]
 

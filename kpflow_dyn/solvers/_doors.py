@@ -45,6 +45,7 @@ class TraceEstimator(Protocol):
             like: an array of the library, dtype and device that rows must have.
             seed: a source of random rows, `seed.normal(shape, like)`.
         """
+        ...
 
 
 @runtime_checkable
@@ -77,6 +78,7 @@ class FactorTraceEstimator(Protocol):
             factor: L and L* on rows, [b, p] -> [b, n] and [b, n] -> [b, p].
             shape: (n, p), with p <= n.
         """
+        ...
 
 
 @runtime_checkable
@@ -106,6 +108,7 @@ class EigenSolver(Protocol):
 
     def solve(self, apply: Rows, n: int, k: int, *, like: Array, seed: Random) -> Eigenpairs:
         """The 1 <= k <= n algebraically largest eigenpairs, descending; arguments as for `TraceEstimator.trace`."""
+        ...
 
 
 class OfOperator:
