@@ -90,9 +90,10 @@ PUBLIC = _public()
 @cache
 def sections(name: str) -> dict[str, str]:
     """The sections of a docstring by their heads, the text above them as ""; with those that it refers to."""
-    text = inspect.getdoc(PUBLIC[name]) or ""
+    text, _, example = (inspect.getdoc(PUBLIC[name]) or "").partition("\n>>> ")
     prose, *parts = HEADS.split(text)
     found = {"": prose, **dict(zip(parts[::2], parts[1::2], strict=True))}
+    found |= {"Example": f">>> {example}"} if example else {}
     for heads, other in REFERENCE.findall(text):
         theirs = sections(_of_name(other, name))
         named = [head for head in re.findall(r"\w+", heads.replace(" and ", " ")) if head in theirs]

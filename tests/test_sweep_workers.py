@@ -103,10 +103,11 @@ def test_the_user_s_own_executor_and_its_end(tmp_path: Path) -> None:
 
 
 DRIVER = """
-import functools, sys
+import functools, signal, sys
 import kpflow_dyn as kp
 from sweep_points import noted
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     log, out = sys.argv[1:]
     kp.Sweep(functools.partial(noted, log), {"seed": range(40)}, out).run(kp.sweep.executor("process", workers=2))
 """
@@ -116,12 +117,7 @@ def driver(tmp_path: Path) -> subprocess.Popen:
     (tmp_path / "driver.py").write_text(DRIVER)
     command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "log"), str(tmp_path / "out")]
     environment = os.environ | {"PYTHONPATH": PATH}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
-
-
-def heed_interrupts() -> None:
-    """A job in the background ignores interrupts, and its children would."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_killed_driver_resumes(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def forecast(
     Raises:
         ValueError: a target or mask of another shape or not finite, or a learning rate at which gradient descent is
             unstable: above 2 over the largest rate.
+    Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
 
     >>> import torch, kpflow_dyn as kp
     >>> cell, x = torch.nn.RNNCell(2, 64).double(), torch.randn(4, 5, 2, dtype=torch.float64)
@@ -114,8 +115,6 @@ def forecast(
     >>> found = kp.forecast(y, torch.ones(4, 5, 1, dtype=torch.float64), lr=0.01, steps=100)
     >>> bool(found.loss[-1] < found.loss[0])
     True
-
-    Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
     """
     if not (isinstance(lr, int | float) and 0 < lr < math.inf and isinstance(steps, int) and steps > 0):
         raise ValueError(f"lr is {lr!r} and steps is {steps!r}, expected a positive number and a positive integer")

@@ -72,6 +72,7 @@ def learnability(
 
     Raises:
         ValueError: no targets, or ones of another shape than y's.
+    Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
 
     >>> import torch, kpflow_dyn as kp
     >>> cell, x = torch.nn.RNNCell(2, 32).double(), torch.randn(4, 6, 2, dtype=torch.float64)
@@ -80,8 +81,6 @@ def learnability(
     >>> found = kp.learnability(y, {"constant": constant, "noise": noise}, errors=True)
     >>> bool(found.half[0] < found.half[1])
     True
-
-    Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
     """
     return _table(flow.ntk, outputs(flow), targets, mask, errors)
 

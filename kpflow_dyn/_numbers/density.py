@@ -69,6 +69,7 @@ def spectral_density(
 
     Raises:
         ValueError: an operator that is not symmetric, k not below its dimension, or too few probes or steps.
+    Source: Golub, Meurant, "Matrices, moments and quadrature" (1994); Ubaru, Chen, Saad (2017).
 
     >>> import numpy as np, kpflow_dyn as kp
     >>> unit = kp.Space(("unit",), (300,), np.zeros(1))
@@ -76,8 +77,6 @@ def spectral_density(
     >>> found = kp.spectral_density(A, probes=40).count(0.5, 1.0)
     >>> bool(abs(found.value - 150) < 4 * found.stderr + 2)
     True
-
-    Source: Golub, Meurant, "Matrices, moments and quadrature" (1994); Ubaru, Chen, Saad (2017).
     """
     require_square(op, "a spectral density")
     rng = Random(seed)

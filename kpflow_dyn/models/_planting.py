@@ -38,6 +38,7 @@ def plant_fixed_points(cell: Cell, states: Array, x: Array | None = None) -> Cel
         TypeError: another cell.
         ValueError: states or x of another shape or not finite, states out of that range, or linearly dependent columns
             of S, as more points than units always have.
+    Source: after Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
 
     >>> import torch
     >>> from kpflow_dyn.models import CTRNNCell
@@ -45,8 +46,6 @@ def plant_fixed_points(cell: Cell, states: Array, x: Array | None = None) -> Cel
     >>> cell = plant_fixed_points(cell, states)
     >>> bool((cell(torch.zeros(5, 3).double(), states) - states).abs().max() < 1e-8)
     True
-
-    Source: after Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
     """
     return changed(cell, planted(cell, states, x))
 
