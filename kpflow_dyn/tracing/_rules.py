@@ -34,7 +34,8 @@ def add_rule(op: Any, role: Role, function: Callable[..., Any] | None = None) ->
             what each promises. A wrong promise is noticed when derivatives are compared, as they always are.
         function: the same function of operations that can be differentiated forward and backward and mapped over rows,
             to be called in the place of `op`. Needed for `torch.library.custom_op`, whose derivatives torch.func
-            cannot use; None calls `op` itself.
+            cannot use; None calls `op` itself. Such an op needs a derivative of its own too (`register_autograd`):
+            a linearisation is compared with backward() through the model.
 
     Raises:
         TypeError: for an `op` of neither framework, or a `role` that is no `Role`.
