@@ -14,8 +14,10 @@ from jax.flatten_util import ravel_pytree
 from kpflow_dyn._backend import BACKENDS, Transforms
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._jax.checks import with_parameters
+from kpflow_dyn._jax.diffrax_library import stopping
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._jax.model import Model
+from kpflow_dyn._problems.inputs import jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn.ode._variational import MAX_STEPS, Jump, Path, Rate, State, solve_failed
 
@@ -50,7 +52,9 @@ class System(eqx.Module):
     of: FieldOf  # the field by its parameters
     path: Path
     times: jax.Array  # t_0 and the nodes [1 + time]
-    controller: diffrax.PIDController  # what chooses the steps
+    jumps: jax.Array  # where the inputs do [n]
+    controller: diffrax.AbstractAdaptiveStepSizeController  # what chooses the steps
+    max_steps: int = eqx.field(static=True)
 
     def __init__(
         self, problem: ODEProblem, model: Model, path: Path, times: np.ndarray, alg: InterpolatingAdjoint
@@ -59,7 +63,9 @@ class System(eqx.Module):
         self.of, self.path, self.times = FieldOf(problem, model), path, jnp.asarray(times, dtype)
         rtol, atol = (jnp.asarray(value, dtype) for value in (alg.rtol, alg.atol))
         least = float(jnp.finfo(dtype).tiny)  # a step that shrinks to nothing ends the solve
-        self.controller = diffrax.PIDController(rtol, atol, norm=_norm, dtmin=least, force_dtmin=False)
+        chosen = diffrax.PIDController(rtol, atol, norm=_norm, dtmin=least, force_dtmin=False)
+        self.controller, self.jumps = stopping(chosen, problem), jnp.asarray(jumps_within(problem), dtype)
+        self.max_steps = MAX_STEPS + len(stops_of(problem))
 
     @property
     def parameters(self) -> jax.Array:
@@ -85,7 +91,7 @@ class System(eqx.Module):
         """The equation, compiled."""
         found = _compiled(equation, self, block)
         if not bool(jnp.isfinite(found).all()):
-            raise solve_failed(f"it took more than {MAX_STEPS} steps, or left the finite numbers")
+            raise solve_failed(f"it took more than {self.max_steps} steps, or left the finite numbers")
         return found
 
     def sweep(self, rate: Rate, state: State, order: np.ndarray, jump: Jump | None) -> tuple[State, jax.Array]:
@@ -104,6 +110,7 @@ class System(eqx.Module):
 
     def _solve(self, rate: Rate, state: State, start: jax.Array, end: jax.Array) -> tuple[State, jax.Array]:
         """The state at the end, and whether it was reached."""
+        start, end = self._off_jumps(start, end), self._off_jumps(end, start)
         solved: Any = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, _: rate(t, y)),
             diffrax.Tsit5(),
@@ -113,10 +120,14 @@ class System(eqx.Module):
             state,
             stepsize_controller=self.controller,
             adjoint=diffrax.ForwardMode(),
-            max_steps=MAX_STEPS,
+            max_steps=self.max_steps,
             throw=False,
         )
         return jax.tree.map(lambda values: values[-1], solved.ys), solved.result == diffrax.RESULTS.successful
+
+    def _off_jumps(self, t: jax.Array, towards: jax.Array) -> jax.Array:
+        """A time, or of a jump the next one after it."""
+        return jnp.where(jnp.any(t == self.jumps), jnp.nextafter(t, towards), t)
 
 
 @eqx.filter_jit
