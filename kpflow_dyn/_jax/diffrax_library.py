@@ -211,9 +211,21 @@ def _accepted(problem: ODEProblem, tableau: Tableau, record: _Record) -> Accepte
 
 
 def _before_jumps(times: np.ndarray, jumps: np.ndarray) -> np.ndarray:
-    """Where steps ended, of times where the next ones begin: of a jump diffrax tells the time just after it."""
-    jumps, down = jumps.astype(times.dtype), times.dtype.type(-np.inf)
-    return np.where(np.isin(times, np.nextafter(jumps, -down)), np.nextafter(np.nextafter(times, down), down), times)
+    """Where steps ended, of times where the next ones begin: at a jump diffrax tells the time just after it."""
+    jumps = jumps.astype(times.dtype)
+    before, after = beside(jumps, jumps, -np.inf), beside(jumps, jumps, np.inf)
+    where = np.minimum(np.searchsorted(after, times), len(jumps) - 1)
+    return np.where(np.isin(times, after), before[where], times) if len(jumps) else times
+
+
+def beside(times: np.ndarray, jumps: np.ndarray, direction: float) -> np.ndarray:
+    """Times, those that are jumps moved to the next number up (inf) or down (-inf), as diffrax does.
+
+    The one beside zero is not denormal, as XLA takes such numbers for zero.
+    """
+    smallest = np.copysign(np.finfo(times.dtype).tiny, direction)
+    moved = np.where(times == 0, smallest, np.nextafter(times, times.dtype.type(direction)))
+    return np.where(np.isin(times, jumps), moved, times)
 
 
 @eqx.filter_jit

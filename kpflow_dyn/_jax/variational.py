@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from kpflow_dyn._backend import BACKENDS, Transforms
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._jax.checks import with_parameters
-from kpflow_dyn._jax.diffrax_library import stopping
+from kpflow_dyn._jax.diffrax_library import beside, stopping
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._jax.model import Model
 from kpflow_dyn._problems.inputs import jumps_within, stops_of
@@ -52,7 +52,8 @@ class System(eqx.Module):
     of: FieldOf  # the field by its parameters
     path: Path
     times: jax.Array  # t_0 and the nodes [1 + time]
-    jumps: jax.Array  # where the inputs do [n]
+    before: jax.Array  # the same, those at which the inputs jump moved to just before
+    after: jax.Array  # or just after it
     controller: diffrax.AbstractAdaptiveStepSizeController  # what chooses the steps
     max_steps: int = eqx.field(static=True)
 
@@ -64,7 +65,9 @@ class System(eqx.Module):
         rtol, atol = (jnp.asarray(value, dtype) for value in (alg.rtol, alg.atol))
         least = float(jnp.finfo(dtype).tiny)  # a step that shrinks to nothing ends the solve
         chosen = diffrax.PIDController(rtol, atol, norm=_norm, dtmin=least, force_dtmin=False)
-        self.controller, self.jumps = stopping(chosen, problem), jnp.asarray(jumps_within(problem), dtype)
+        jumps, nodes = jumps_within(problem).astype(dtype), times.astype(dtype)
+        self.before, self.after = (jnp.asarray(beside(nodes, jumps, to)) for to in (-np.inf, np.inf))
+        self.controller = stopping(chosen, problem)
         self.max_steps = MAX_STEPS + len(stops_of(problem))
 
     @property
@@ -103,14 +106,14 @@ class System(eqx.Module):
             state = state if jump is None else jump(state, node)
             return (state, carry[1] & reached), state[0]
 
-        intervals = self.times[order[:-1]], self.times[order[1:]], jnp.asarray(order[1:] - 1)
+        starts, ends = (self.after, self.before) if order[0] < order[-1] else (self.before, self.after)
+        intervals = starts[order[:-1]], ends[order[1:]], jnp.asarray(order[1:] - 1)
         (state, fine), states = lax.scan(advance, (state, jnp.asarray(True)), intervals)
         failed = jnp.where(fine, 0.0, jnp.nan).astype(states.dtype)
         return tuple(values + failed for values in state), states + failed
 
     def _solve(self, rate: Rate, state: State, start: jax.Array, end: jax.Array) -> tuple[State, jax.Array]:
         """The state at the end, and whether it was reached."""
-        start, end = self._off_jumps(start, end), self._off_jumps(end, start)
         solved: Any = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, _: rate(t, y)),
             diffrax.Tsit5(),
@@ -124,10 +127,6 @@ class System(eqx.Module):
             throw=False,
         )
         return jax.tree.map(lambda values: values[-1], solved.ys), solved.result == diffrax.RESULTS.successful
-
-    def _off_jumps(self, t: jax.Array, towards: jax.Array) -> jax.Array:
-        """A time, or of a jump the next one after it."""
-        return jnp.where(jnp.any(t == self.jumps), jnp.nextafter(t, towards), t)
 
 
 @eqx.filter_jit

@@ -14,7 +14,9 @@ def check_times(t: Any, name: str = "t") -> np.ndarray:
     try:
         times = np.array(to_numpy(t), np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} is {type(t).__name__}, expected numbers: a grid of times or a span (t0, t1)") from error
+        raise TypeError(
+            f"{name} is {type(t).__name__}, expected numbers: a grid of times or a span (t0, t1)"
+        ) from error
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"{name} has shape {times.shape}, expected a grid of times [time] or a span (t0, t1)")
     if not np.isfinite(times).all():

@@ -195,7 +195,7 @@ def _from_stop_to_stop(
 
 
 def between_jumps(t: np.ndarray, jumps: np.ndarray, like: Tensor) -> np.ndarray:
-    """Times t, in order, the first and the last of which are moved off a jump, inwards by the round-off of the dtype."""
+    """Times t in order; the first and the last, where they are jumps, moved inwards by the round-off of the dtype."""
     dtype, t = _numpy_dtype(like), t.astype(np.float64)
     if t[0] in jumps:
         t[0] = np.nextafter(dtype(t[0]), dtype(t[-1]))

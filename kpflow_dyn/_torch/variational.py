@@ -84,7 +84,7 @@ class System:
         stops = np.union1d(times[1:], self.stops)
         where = {"step_t": torch.as_tensor(np.setdiff1d(stops, self.jumps)), "jump_t": torch.as_tensor(self.jumps)}
         options = {**where, "norm": _norm, "max_num_steps": MAX_STEPS + len(self.stops), **options}
-        rate = _Stopping(rate, set(stops.tolist()))
+        rate = _Stopping(rate, stops, 1 if times[-1] > times[0] else -1)
         try:
             found = odeint(rate, state, t, rtol=self.alg.rtol, atol=self.alg.atol, method="dopri5", options=options)
         except AssertionError as error:
@@ -93,17 +93,17 @@ class System:
 
 
 class _Stopping:
-    """A rate as torchdiffeq calls it, forward or backward in time."""
+    """A rate as torchdiffeq calls it, which counts time upward also where it runs backward."""
 
-    def __init__(self, rate: Rate, stops: set[float]) -> None:
-        self.rate, self.stops = rate, stops
+    def __init__(self, rate: Rate, stops: np.ndarray, direction: int) -> None:
+        self.rate, self.stops, self.direction = rate, set((direction * stops).tolist()), direction
 
     def __call__(self, t: Tensor, state: State) -> State:
         return self.rate(t, state)
 
     def callback_step(self, t: Tensor, state: State, dt: Tensor) -> None:
         """See `step_beyond`."""
-        step_beyond(self.stops, t, dt)
+        step_beyond(self.stops, self.direction * t, dt)
 
 
 def _norm(parts: State) -> Tensor:
