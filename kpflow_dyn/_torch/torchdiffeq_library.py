@@ -3,7 +3,7 @@
 All trials are one system for torchdiffeq, so they share the steps.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -251,7 +251,9 @@ def _accepted(problem: ODEProblem, method: Method, watched: _Watched, final: Ten
         stage_times = _stage_times(method.tableau.c, ends, _numpy_dtype(final), anew)
         stage_times = np.repeat(stage_times[None], len(final), 0)
     states = torch.stack([problem.z0.detach(), *before[1:], final], 1)
-    return AcceptedSteps.between(method.tableau, ends, states, stage_times=stage_times)
+    steps = AcceptedSteps.between(method.tableau, ends, states, stage_times=stage_times)
+    # Its own lengths, which differences of late times do not give to all digits.
+    return replace(steps, dt=np.tile([0.0, *dt], (len(final), 1)))
 
 
 def _evaluated_anew(problem: ODEProblem, method: Method, ends: np.ndarray, options: Options) -> np.ndarray:
