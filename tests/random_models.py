@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import kpflow_dyn as kp
@@ -60,17 +60,47 @@ def _mostly_first(names: list[str]) -> st.SearchStrategy[str]:
     return st.one_of(st.just(names[0]), st.sampled_from(names))
 
 
-def fixed(draws: int) -> settings:
-    """The same draws in every run."""
-    unhurried = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    return settings(derandomize=True, database=None, deadline=None, max_examples=draws, suppress_health_check=unhurried)
+def alone(kind: str, entries: Any, exits: Any, forms: Any, *names: Any) -> list[Recipe]:
+    """Each operation, each way to keep a weight, each hook and each call by itself, and each beginning and end."""
+    entry, exit, form = (next(iter(words)) for words in (entries, exits, forms))
+    operations, *others = map(list, names)
+    plain = [words[0] for words in others]
+    pieces = [Piece(name, *plain) for name in operations]
+    for n, words in enumerate(others):
+        pieces += [Piece("linear", *plain[:n], word, *plain[n + 1 :]) for word in words[1:]]
+    linear = (Piece("linear", *plain),)
+    return [
+        *(Recipe(kind, (piece,), entry, exit, form) for piece in pieces),
+        *(Recipe(kind, linear, word, exit, form) for word in list(entries)[1:]),
+        *(Recipe(kind, linear, entry, word, form) for word in list(exits)[1:]),
+        *(Recipe(kind, linear, entry, exit, word) for word in list(forms)[1:]),
+    ]
 
 
-def linearized(problem: kp.Problem, *alg: Any) -> kp.Flow:
-    """The flow of a problem; that the slower road was taken is no fault here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return kp.linearize(kp.solve(problem, *alg))
+def hold(check: Callable[[Recipe], None], models: st.SearchStrategy[Recipe], draws: int, number: int = 0) -> None:
+    """Check so many random models, the same ones in every run for one number."""
+    patient = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+
+    @seed(number)
+    @settings(derandomize=True, database=None, deadline=None, max_examples=draws, suppress_health_check=patient)
+    @given(models)
+    def holds(recipe: Recipe) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the slower road was taken is no fault here
+            check(recipe)
+
+    holds()
+
+
+def label(recipe: Recipe) -> str:
+    """What is not plain in a model of one piece."""
+    (piece,) = recipe.pieces
+    words = [recipe.kind, *vars(piece).values(), recipe.entry, recipe.exit, recipe.form]
+    return "-".join(word for word in words if word not in ("plain", "none", "sum", "module"))
+
+
+def linearized(problem: Any, *alg: Any, **options: Any) -> kp.Flow:
+    return kp.linearize(kp.solve(problem, *alg, **options))
 
 
 def close(found: Any, expected: np.ndarray, what: str) -> None:

@@ -9,8 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from random_models import GRID, INPUTS, TIMES, TRIALS, UNITS, Recipe, check_operators, fixed, linearized, recipes, refusal
+from random_models import (
+    GRID,
+    INPUTS,
+    TIMES,
+    TRIALS,
+    UNITS,
+    Recipe,
+    alone,
+    check_operators,
+    hold,
+    label,
+    linearized,
+    recipes,
+    refusal,
+)
 from torch import Tensor, nn
 from torch_grammar import (
     CALLS,
@@ -31,9 +44,11 @@ from torchdiffeq import odeint
 import kpflow_dyn as kp
 
 PIECES = (OPERATIONS, KEEPING, HOOKS, CALLS)
-CELLS = recipes("cell", CELL_ENTRIES, EXITS, CELL_FORMS, *PIECES)
-NETS = recipes("net", NET_ENTRIES, EXITS, ["module"], *PIECES)
-FIELDS = recipes("field", ["sum"], EXITS, ["module"], *PIECES)
+WORDS = {
+    "cell": (CELL_ENTRIES, EXITS, CELL_FORMS, *PIECES),
+    "net": (NET_ENTRIES, EXITS, ["module"], *PIECES),
+    "field": (["sum"], EXITS, ["module"], *PIECES),
+}
 Posed = tuple[nn.Module, Any, tuple[Any, ...], Callable[[], Tensor]]
 
 
@@ -149,19 +164,20 @@ def check(recipe: Recipe) -> None:
         operators(state.detach().numpy(), dense(state, learn))
 
 
-@fixed(40)
-@given(CELLS)
-def test_cells(recipe: Recipe) -> None:
-    check(recipe)
+@pytest.mark.parametrize(("kind", "draws"), [("cell", 30), ("net", 30), ("field", 15)])
+def test_random_models(kind: str, draws: int) -> None:
+    hold(check, recipes(kind, *WORDS[kind]), draws)
 
 
-@fixed(40)
-@given(NETS)
-def test_networks(recipe: Recipe) -> None:
-    check(recipe)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("kind", WORDS)
+def test_more_random_models(kind: str, number: int) -> None:
+    hold(check, recipes(kind, *WORDS[kind]), 28, number)
 
 
-@fixed(20)
-@given(FIELDS)
-def test_fields(recipe: Recipe) -> None:
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("recipe", [r for kind in WORDS for r in alone(kind, *WORDS[kind])], ids=label)
+def test_each_by_itself(recipe: Recipe) -> None:
     check(recipe)
