@@ -101,7 +101,7 @@ for name, call in {
     "dynamic_slice": lambda h: h + lax.dynamic_slice(jnp.tile(h, 2), (jnp.argmin(h),), (UNITS,)),
     "set_slices": lambda h: jnp.zeros_like(h).at[1:].set(h[:-1]).at[0].set(jnp.sin(h[0])),
     "add_at": lambda h: h.at[jnp.array([0, 0, 2])].add(h[1:]),
-    "multiply_at": lambda h: h.at[jnp.array([1, 3])].multiply(h[:2]),
+    "multiply_at": lambda h: h.at[jnp.array([1, 3])].multiply(h[:2], unique_indices=True),
     "max_at": lambda h: h.at[jnp.array([1, 3])].max(h[:2]),
     "segment_sum": lambda h: jax.ops.segment_sum(h, jnp.array([0, 0, 2, 3]), UNITS),
     "cumsum": jnp.cumsum,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import kpflow_dyn as kp
@@ -82,7 +82,15 @@ def hold(check: Callable[[Recipe], None], models: st.SearchStrategy[Recipe], dra
     patient = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 
     @seed(number)
-    @settings(derandomize=True, database=None, deadline=None, max_examples=draws, suppress_health_check=patient)
+    @settings(
+        derandomize=True,
+        database=None,
+        deadline=None,
+        max_examples=draws,
+        phases=[Phase.generate, Phase.shrink],
+        report_multiple_bugs=False,
+        suppress_health_check=patient,
+    )
     @given(models)
     def holds(recipe: Recipe) -> None:
         with warnings.catch_warnings():
