@@ -87,7 +87,7 @@ class CoreOperator(GramOperator):
 
     def spectrum(self) -> tuple[np.ndarray, np.ndarray] | None:
         """All nonzero eigenvalues with their multiplicities, or None where V alone does not give them."""
-        if not all(self.separate):
+        if not self.sites or not all(self.separate):
             return None
         values = [site.gram_eigenvalues() for site in self.sites]
         counts = [np.full(len(v), site.multiplicity) for v, site in zip(values, self.sites, strict=True)]

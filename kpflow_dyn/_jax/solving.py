@@ -22,8 +22,13 @@ without_gradients = nullcontext
 ROOM = 32  # steps are filled up to a multiple of this: each further length is compiled anew
 
 
-def each_step(step: Callable[..., jax.Array], model: Any, rows: jax.Array, before: jax.Array, count: int) -> jax.Array:
-    """step(model, row, z) of the first rows [trial, time, ...] and the states before them, then zeros."""
+def each_step(
+    step: Callable[..., jax.Array], model: Any, rows: jax.Array, before: jax.Array, count: int | None = None
+) -> jax.Array:
+    """step(model, row, z) of the rows [trial, time, ...] and the states before them; of the first ones, then zeros."""
+    if count is None:
+        of_trials = jax.vmap(lambda row, z: step(model, row, z))
+        return lax.map(lambda at: of_trials(*at), (rows.swapaxes(0, 1), before.swapaxes(0, 1))).swapaxes(0, 1)
     return _each_step(step, model, rows.swapaxes(0, 1), before.swapaxes(0, 1), jnp.asarray(count))
 
 

@@ -67,6 +67,7 @@ class Tangent(Sweeps):
         self.enter = block(self._enter)
         self.enter_adjoint = block(self._enter_adjoint)
         self.advance = block(self._advance)
+        self.advance_adjoint = block(self._advance_adjoint)
         self.unpropagate = block(self._unpropagate)
         self.unpropagate_adjoint = block(self._unpropagate_adjoint)
 

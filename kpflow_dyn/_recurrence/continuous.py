@@ -12,6 +12,7 @@ from kpflow_dyn._problems.inputs import input_width, inputs_at
 from kpflow_dyn._problems.measure import Weights
 from kpflow_dyn._problems.solutions import ODESolution, check_states
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
+from kpflow_dyn._recurrence.roads import tangent_of
 from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, kicks, parameter_space
 from kpflow_dyn._recurrence.tangent import Propagation, Sensitivity, Tangent
 from kpflow_dyn._spaces.operators import Apply, Operator, on_spaces
@@ -34,6 +35,7 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
 
     J = on_spaces(parameter_space(tangent), state, *at_nodes(tangent.jvp, tangent.vjp))
     each = apart(tangent, state, *at_nodes(tangent.jvp_apart, tangent.vjp_apart))
+    field = _field_tangent(sol, model)
     along = tangent if nodes.identical else _nodes_tangent(sol, sol.steps.tableau, model)
     return ODEFlow(
         P=_propagator(along, state, weights.time),
@@ -42,7 +44,8 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
         solution=sol,
         parameters=model.parameters,
         steps=Steps(tangent, sol, model.parameters, None).flow(),
-        **kicks(_field_tangent(sol, model), state),
+        untraced=tangent.untraced or field.untraced,
+        **kicks(field, state),
     )
 
 
@@ -77,6 +80,7 @@ def _flow_at_nodes(sol: ODESolution, model: Any, weights: Weights, maps: Sensiti
         ntk=gram_of(J, maps.gram),
         solution=sol,
         parameters=model.parameters,
+        untraced=field.untraced,
         **kicks(field, state),
     )
 
@@ -101,7 +105,7 @@ def _tangent_of_steps(sol: ODESolution, steps: AcceptedSteps, model: Any, with_s
     def check(after: Array) -> None:
         check_states(after[..., :units], steps.after, tolerance)
 
-    return model.tangent(step, rows, step.widen(steps.before), check)
+    return tangent_of(model, sol.problem.backend.solving, step, rows, step.widen(steps.before), check)
 
 
 def _nodes_tangent(sol: ODESolution, tableau: Tableau, model: Any) -> Tangent:
@@ -114,7 +118,7 @@ def _nodes_tangent(sol: ODESolution, tableau: Tableau, model: Any) -> Tangent:
     every = np.ones((len(sol.state), 1, 1))
     before = sol.state[:, [0, *range(len(times) - 1)]]
     rows = step.rows(sol.problem, every[..., 0] * dt, every * stage_times, before)
-    return model.tangent(step, rows, before)
+    return tangent_of(model, sol.problem.backend.solving, step, rows, before)
 
 
 def _field_tangent(sol: ODESolution, model: Any) -> Tangent:
@@ -124,7 +128,8 @@ def _field_tangent(sol: ODESolution, model: Any) -> Tangent:
     rows, x = like_numpy(every[..., None].copy(), sol.state), inputs_at(sol.problem, every)
     if x is not None:
         rows = array_namespace(rows).concat([rows, x], axis=-1)
-    return model.tangent(field_step(input_width(sol.problem)), rows, sol.state)
+    step = field_step(input_width(sol.problem))
+    return tangent_of(model, sol.problem.backend.solving, step, rows, sol.state, alone=True)
 
 
 def _propagator(tangent: Propagation, state: Space, time: Array) -> Operator:

@@ -16,8 +16,9 @@ roll_out, run = rollout.roll_out, rollout.run
 without_gradients = torch.no_grad
 
 
-@torch.no_grad()
-def each_step(step: Callable[..., Tensor], model: nn.Module, rows: Tensor, before: Tensor, count: int) -> Tensor:
+def each_step(
+    step: Callable[..., Tensor], model: nn.Module, rows: Tensor, before: Tensor, count: int | None = None
+) -> Tensor:
     """step(model, row, z) of rows [trial, time, ...] and the states before each of these steps."""
     found = [step(model, row, z) for row, z in zip(rows.unbind(1), before.unbind(1), strict=True)]
     return torch.stack(found, 1)

@@ -73,7 +73,8 @@ def field_step(inputs: int | None) -> Callable[[Callable[..., Array], Array, Arr
     """The field itself as a step map on rows [t, x]."""
 
     def step(field: Callable[..., Array], row: Array, z: Array) -> Array:
-        return call_field(field, row[..., 0].reshape(()), z, None if inputs is None else row[..., 1:])
+        first = row if row.ndim == 1 else row[0]  # all trials of torch have the times of the first
+        return call_field(field, first[0], z, None if inputs is None else row[..., 1:])
 
     return step
 

@@ -1,0 +1,107 @@
+"""Autograd through the user's own model, the referee of every linearisation.
+
+J* q for one random q over the whole state is one reverse pass through the model as its user calls it. A linearisation
+that is wrong in any entry that q meets differs from it with probability one, and <q, J theta> = <J* q, theta> for a
+random theta then fixes J.
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
+
+ROUNDING = 1e4  # of a gradient, in units of the dtype's round-off
+FLOOR = 1e3  # the same of the largest gradient: small ones may be differences of large terms
+
+
+class Derivative(Protocol):
+    """The derivative of states in the parameters and in an argument like the states, on blocks of probes.
+
+    value   the states [...].
+    push    changes of the parameters [probe, p] and of the argument [probe, ...], None for none -> of the states.
+    pull    the transpose.
+    """
+
+    @property
+    def value(self) -> Array: ...
+    def push(self, theta: Array | None, argument: Array | None) -> Array: ...
+    def pull(self, q: Array) -> tuple[Array, Array]: ...
+
+
+class Mismatch(ValueError):
+    """A linearisation that differs from autograd through the model; the message says where and by how much."""
+
+
+def compare(found: Derivative, own: Derivative, sizes: dict[str, int]) -> None:
+    """Raise a `Mismatch` unless a linearisation is that of autograd; sizes are those of the parameters by name.
+
+    Own is the model's own derivative. Both are asked for one random q, and the first for one random direction.
+    """
+    value, random = own.value, Random(1)
+    _compare_values(found.value, value)
+    q, dz = (random.normal((1, *value.shape), like=value) for _ in range(2))
+    theta = random.normal((1, sum(sizes.values())), like=value)
+    expected, given = own.pull(q), found.pull(q)
+    _compare_parameters(given[0][0], expected[0][0], sizes)
+    _compare_rows(given[1][0], expected[1][0])
+    check_transpose(found, q, theta, dz, given)
+
+
+def check_transpose(found: Derivative, q: Array, theta: Array, dz: Array, pulled: tuple[Array, Array]) -> None:
+    """Raise a `Mismatch` unless <q, push(theta, dz)> is <pull(q), (theta, dz)>."""
+    terms = [_dot(q, found.push(theta, dz)), -_dot(pulled[0], theta), -_dot(pulled[1], dz)]
+    size = sum(abs(term) for term in terms) + _norm(q) * _norm(dz)
+    if not abs(sum(terms)) <= ROUNDING * eps_of(q) * size:
+        raise Mismatch(
+            f"its forward mode is not the transpose of its reverse mode: <q, J theta> and <J* q, theta> differ by "
+            f"{abs(sum(terms)) / size:.1e} of their size"
+        )
+
+
+def _compare_values(found: Array, expected: Array) -> None:
+    error, size = _largest(found - expected), max(1.0, _largest(expected))
+    if not error <= ROUNDING * eps_of(expected) * size:
+        raise Mismatch(f"its values differ from the model's own by {error / size:.1e} of their size")
+
+
+def _compare_parameters(found: Array, expected: Array, sizes: dict[str, int]) -> None:
+    """Gradients [p], parameter by parameter."""
+    start, wrong, floor = 0, {}, FLOOR * eps_of(expected) * _largest(expected)
+    for name, size in sizes.items():
+        part, own = (gradient[start : start + size] for gradient in (found, expected))
+        error, largest, start = _largest(part - own), _largest(own), start + size
+        if not error <= ROUNDING * eps_of(expected) * largest + floor:
+            wrong[name] = error / (largest or _largest(part))
+    if wrong:
+        worst = max(wrong, key=lambda name: wrong[name])
+        others = f" (also in {', '.join(name for name in wrong if name != worst)})" if len(wrong) > 1 else ""
+        raise Mismatch(
+            f"its gradient in {worst} is off by {wrong[worst]:.1e} of that of autograd through the model{others}"
+        )
+
+
+def _compare_rows(found: Array, expected: Array) -> None:
+    """Gradients in the argument [trial, (time,) ...], row by row."""
+    xp, last = array_namespace(expected), tuple(range(min(2, expected.ndim - 1), expected.ndim))
+    error, size = (to_numpy(xp.max(abs(values), axis=last)) for values in (found - expected, expected))
+    allowed = eps_of(expected) * (ROUNDING * size + FLOOR * size.max())
+    if (wrong := ~(error <= allowed)).any():
+        at = tuple(int(i) for i in np.argwhere(wrong)[0])
+        where = f"trial {at[0]}" + (f", step {at[1]}" if len(at) > 1 else "")
+        raise Mismatch(
+            f"its gradient in the state is off by {error[at] / max(size[at], 1e-300):.1e} of that of autograd through "
+            f"the model ({where}, and in {wrong.mean():.0%} of all)"
+        )
+
+
+def _largest(values: Array) -> float:
+    return float(abs(values).max()) if values.shape[0] else 0.0
+
+
+def _dot(a: Array, b: Array) -> float:
+    return float((a * b).sum())
+
+
+def _norm(a: Array) -> float:
+    return _dot(a, a) ** 0.5

@@ -1,0 +1,106 @@
+"""Two roads to the tangent of a model's steps: its trace, which autograd checks, and autograd alone.
+
+The trace knows the weight sites and is fast. Where there is none, or one that autograd through the model contradicts,
+the same maps are taken from autograd itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace, eps_of
+from kpflow_dyn._flows.referee import Derivative, Mismatch, compare
+from kpflow_dyn._problems.checks import check_finite
+from kpflow_dyn._recurrence.autodiff import AutodiffTangent
+from kpflow_dyn._recurrence.tangent import Tangent
+
+Step = Callable[..., Array]
+
+
+def tangent_of(
+    model: Any,
+    solving: Any,
+    step: Step,
+    rows: Array,
+    before: Array,
+    check: Callable[[Array], None] = lambda after: None,
+    alone: bool = False,
+) -> Tangent:
+    """The recurrence z -> step(model, row, z) along rows [trial, time, ...] from the states before each step.
+
+    Args:
+        model: a backend's `Model`.
+        solving: the same backend's part.
+        check: raises where the states after each step are not what they should be.
+        alone: whether each step is asked for by itself alone, without those after it.
+    """
+    apart = model.derivative(lambda call, z: solving.each_step(step, call, rows, z), before)
+    check_finite(apart.value, "the state")
+    check(apart.value)
+    sizes = {name: int(np.prod(value.shape)) for name, value in model.parameters.items()}
+    reason: Exception | None = None
+    try:
+        for traced in model.tangents(step, rows, before):
+            try:
+                compare(_EachStep(traced), apart, sizes)
+                return traced
+            except Mismatch as error:
+                reason = error
+    except Exception as error:  # whatever stops a trace, autograd answers
+        reason = error
+    assert reason is not None
+    _check_trials(solving, step, model, rows, before, apart.value)
+    whole = None if alone else _whole(model, solving, step, rows, before)
+    return AutodiffTangent(apart, whole, model.parameters, _words(reason, model.causes(apart)))
+
+
+@dataclass(frozen=True)
+class _EachStep:
+    """A tangent's steps, each by itself, as a derivative in the parameters and the states before."""
+
+    tangent: Tangent
+
+    @property
+    def value(self) -> Array:
+        return self.tangent.next_state
+
+    def push(self, theta: Array, argument: Array) -> Array:
+        return self.tangent.kick(theta) + self.tangent.advance(argument)
+
+    def pull(self, q: Array) -> tuple[Array, Array]:
+        return self.tangent.kick_adjoint(q), self.tangent.advance_adjoint(q)
+
+
+def _whole(model: Any, solving: Any, step: Step, rows: Array, before: Array) -> Derivative:
+    """All states, with kicks added to each as it arises: their derivatives are J and P."""
+    units, concat = before.shape[-1], array_namespace(before).concat
+
+    def kicked(call: Any, row: Array, z: Array) -> Array:
+        return step(call, row[..., :-units], z) + row[..., -units:]
+
+    def states(call: Any, kicks: Array) -> Array:
+        return solving.run(kicked, call, concat([rows, kicks], axis=-1), before[:, 0])
+
+    return model.derivative(states, array_namespace(before).zeros_like(before))
+
+
+def _check_trials(solving: Any, step: Step, model: Any, rows: Array, before: Array, after: Array) -> None:
+    """Raise where the first trial by itself goes elsewhere than among the others."""
+    with solving.without_gradients():
+        alone = solving.each_step(step, model.call, rows[:1], before[:1])
+    error, size = float(abs(alone - after[:1]).max()), max(1.0, float(abs(after).max()))
+    if not error <= 1e4 * eps_of(after) * size:
+        raise ValueError(
+            f"a trial by itself differs from the same among the others by {error / size:.1e}: the trials influence "
+            "each other, as batch statistics do, or the step is random; call model.eval(), or rewrite the step"
+        )
+
+
+def _words(reason: Exception, causes: list[str]) -> str:
+    text = str(reason).strip() or type(reason).__name__
+    if not isinstance(reason, Mismatch):
+        return text
+    seen = f"; the likely cause: {', '.join(causes)}" if causes else ""
+    return f"the trace is not the model: {text}{seen}"
