@@ -79,7 +79,8 @@ def linearize(
         raise TypeError(f"measure is {measure!r}, expected kp.Measure(time=..., trial=...)")
     if not isinstance(metric, Metric | None):
         raise TypeError(f"metric is {metric!r}, expected kp.LearningRates(...), KroneckerMetric or Reparametrization")
-    with full_precision(sol.state):
+    problem = sol.problem
+    with full_precision(sol.state), problem.backend.models.left_alone(problem.model):
         flow = _flow(sol, sensealg, params, (measure or Measure()).weights(sol))
         if flow.untraced:
             warnings.warn(UntracedWarning(_SECOND_ROAD.format(flow.untraced)), stacklevel=2)

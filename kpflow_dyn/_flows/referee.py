@@ -5,11 +5,13 @@ that is wrong in any entry that q meets differs from it with probability one, an
 random theta then fixes J.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
+from kpflow_dyn._problems.checks import check_finite
 
 ROUNDING = 1e4  # of a gradient, in units of the dtype's round-off
 FLOOR = 1e3  # the same of the largest gradient: small ones may be differences of large terms
@@ -33,19 +35,39 @@ class Mismatch(ValueError):
     """A linearisation that differs from autograd through the model; the message says where and by how much."""
 
 
-def compare(found: Derivative, own: Derivative, sizes: dict[str, int]) -> None:
+@dataclass(frozen=True)
+class Answer:
+    """What autograd through the model says of one random q: its value, and its gradients [1, p] and [1, ...]."""
+
+    value: Array
+    q: Array
+    theta: Array
+    argument: Array
+
+
+def ask(own: Derivative) -> Answer:
+    """The model's own answer; a ValueError where it has no derivative."""
+    q = Random(1).normal((1, *own.value.shape), like=own.value)
+    answer = Answer(own.value, q, *own.pull(q))
+    if answer.argument.ndim > 3:
+        check_finite(answer.argument[0], "the derivative of the step")
+    for gradient in (answer.theta, answer.argument):
+        if not bool(array_namespace(gradient).isfinite(gradient).all()):
+            raise ValueError("the derivative of the model holds NaN or inf; look at its weights, or for a sqrt(0)")
+    return answer
+
+
+def compare(found: Derivative, answer: Answer, sizes: dict[str, int]) -> None:
     """Raise a `Mismatch` unless a linearisation is that of autograd; sizes are those of the parameters by name.
 
-    Own is the model's own derivative. Both are asked for one random q, and the first for one random direction.
+    It is asked for the same q, and for one random direction.
     """
-    value, random = own.value, Random(1)
-    _compare_values(found.value, value)
-    q, dz = (random.normal((1, *value.shape), like=value) for _ in range(2))
-    theta = random.normal((1, sum(sizes.values())), like=value)
-    expected, given = own.pull(q), found.pull(q)
-    _compare_parameters(given[0][0], expected[0][0], sizes)
-    _compare_rows(given[1][0], expected[1][0])
-    check_transpose(found, q, theta, dz, given)
+    _compare_values(found.value, answer.value)
+    given, random = found.pull(answer.q), Random(2)
+    _compare_parameters(given[0][0], answer.theta[0], sizes)
+    _compare_rows(given[1][0], answer.argument[0])
+    theta, dz = (random.normal(a.shape, like=a) for a in given)
+    check_transpose(found, answer.q, theta, dz, given)
 
 
 def check_transpose(found: Derivative, q: Array, theta: Array, dz: Array, pulled: tuple[Array, Array]) -> None:
@@ -72,7 +94,7 @@ def _compare_parameters(found: Array, expected: Array, sizes: dict[str, int]) ->
         part, own = (gradient[start : start + size] for gradient in (found, expected))
         error, largest, start = _largest(part - own), _largest(own), start + size
         if not error <= ROUNDING * eps_of(expected) * largest + floor:
-            wrong[name] = error / (largest or _largest(part))
+            wrong[name] = error / max(largest or _largest(part), 1e-300)
     if wrong:
         worst = max(wrong, key=lambda name: wrong[name])
         others = f" (also in {', '.join(name for name in wrong if name != worst)})" if len(wrong) > 1 else ""
@@ -90,7 +112,7 @@ def _compare_rows(found: Array, expected: Array) -> None:
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
         where = f"trial {at[0]}" + (f", step {at[1]}" if len(at) > 1 else "")
         raise Mismatch(
-            f"its gradient in the state is off by {error[at] / max(size[at], 1e-300):.1e} of that of autograd through "
+            f"its gradient in the state is off by {float(error[at]) / max(float(size[at]), 1e-300):.1e} of that of autograd through "
             f"the model ({where}, and in {wrong.mean():.0%} of all)"
         )
 

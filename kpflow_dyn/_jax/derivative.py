@@ -1,7 +1,7 @@
 """The derivative of a function of a JAX model by JAX's own autodiff.
 
-Reverse mode decides; forward mode is `jax.linearize` where the function has it, else the transpose of reverse mode, else
-its matrix.
+Reverse mode decides; forward mode is `jax.linearize` where the function has it, else the transpose of reverse mode,
+else its matrix.
 """
 
 from collections.abc import Callable

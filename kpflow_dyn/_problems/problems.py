@@ -22,6 +22,12 @@ class Problem:
 
     backend: Backend = field(init=False, repr=False, compare=False)
 
+    @property
+    def model(self) -> Any:
+        """What holds the parameters: the cell, field, network, map or, of a free form, the parameters themselves."""
+        first, *_ = dataclasses.fields(self)[1:]
+        return getattr(self, first.name)
+
     def remake(self, **changes: Any) -> Self:
         """A copy with some fields replaced: `problem.remake(x=...)`."""
         names = [field.name for field in dataclasses.fields(self) if field.init]
@@ -225,6 +231,10 @@ class ImplicitProblem(Problem):
     state: Array
     params: Any
     x: Array | None = None
+
+    @property
+    def model(self) -> Any:
+        return self.params
 
     def __post_init__(self) -> None:
         state = check_rows(self.state, "the state", STATE_AXES)

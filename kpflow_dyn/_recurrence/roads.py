@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, eps_of
-from kpflow_dyn._flows.referee import Derivative, Mismatch, compare
+from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of
+from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, compare
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._recurrence.autodiff import AutodiffTangent
 from kpflow_dyn._recurrence.tangent import Tangent
@@ -39,12 +39,12 @@ def tangent_of(
     apart = model.derivative(lambda call, z: solving.each_step(step, call, rows, z), before)
     check_finite(apart.value, "the state")
     check(apart.value)
-    sizes = {name: int(np.prod(value.shape)) for name, value in model.parameters.items()}
+    answer, sizes = ask(apart), {name: int(np.prod(value.shape)) for name, value in model.parameters.items()}
     reason: Exception | None = None
     try:
         for traced in model.tangents(step, rows, before):
             try:
-                compare(_EachStep(traced), apart, sizes)
+                compare(_EachStep(traced), answer, sizes)
                 return traced
             except Mismatch as error:
                 reason = error
@@ -84,6 +84,28 @@ def _whole(model: Any, solving: Any, step: Step, rows: Array, before: Array) -> 
         return solving.run(kicked, call, concat([rows, kicks], axis=-1), before[:, 0])
 
     return model.derivative(states, array_namespace(before).zeros_like(before))
+
+
+def check_as_called(model: Any, tangent: Tangent, outputs: Callable[..., Array], units: slice) -> None:
+    """Raise where a layer as its user calls it, over all times at once, has other gradients than its steps.
+
+    Args:
+        outputs: (model, an argument of no size) -> what the layer gives [trial, time, unit].
+        units: where the outputs are in the state.
+    """
+    state = tangent.next_state
+    own = model.derivative(outputs, state[:, 0, :0])
+    q = Random(3).normal((1, *own.value.shape), like=state)
+    expected, whole = own.pull(q)[0], array_namespace(state).zeros_like(state)[None]
+    before, after = whole[..., : units.start], whole[..., units.stop :]
+    found = tangent.vjp(array_namespace(q).concat([before, q, after], axis=-1))
+    error = float(abs(found - expected).max() / abs(expected).max())
+    if error > 100 * eps_of(state) ** 0.5:  # rounding grows with the time; it is NaN where gradients overflow
+        seen = f"; the likely cause: {', '.join(causes)}" if (causes := model.causes(own)) else ""
+        raise ValueError(
+            f"{type(model.call).__name__} over the whole sequence has other gradients than step by step, by "
+            f"{error:.1e} of their size{seen}. Take the hooks off, or write the layer as a cell(x_t, z)"
+        )
 
 
 def _check_trials(solving: Any, step: Step, model: Any, rows: Array, before: Array, after: Array) -> None:

@@ -47,6 +47,26 @@ def stacked(cell: Any, x: Tensor, z: Tensor) -> Tensor:
     return torch.cat(hidden + cells, -1)
 
 
+def as_module(cell: nn.RNNBase, x: Tensor, z: Tensor) -> Tensor:
+    """The same step by the layer itself, called on a sequence of one; for layers that only their hooks complete."""
+    return over_sequence(cell, x[:, None], z)[1]
+
+
+def _is_plain(layer: nn.RNNBase) -> bool:
+    """Whether a layer is what its weights say: neither hooks nor a forward of its own come in between."""
+    plain = type(layer).forward in (nn.RNN.forward, nn.GRU.forward, nn.LSTM.forward)
+    return plain and not (layer._forward_pre_hooks or layer._forward_hooks)
+
+
+def as_called(problem: DiscreteProblem) -> tuple[Callable[..., Tensor], slice] | None:
+    """A layer as torch runs it, (layer, nothing) -> the last h [trial, time, unit], and where that is in the state."""
+    layer, x = problem.cell, problem.x
+    if not isinstance(layer, nn.RNNBase):
+        return None
+    z0, last = discrete_step(problem)[1], layer.num_layers * layer.hidden_size
+    return lambda layer, _: over_sequence(layer, x, z0)[0], slice(last - layer.hidden_size, last)
+
+
 def _cell_function(cell: nn.RNNBase) -> Callable[..., Tensor]:
     if isinstance(cell, nn.GRU):
         return torch.gru_cell
@@ -91,7 +111,7 @@ def _stacked(module: nn.RNNBase) -> tuple[Step, list[int]]:
     if module.proj_size:
         raise ValueError("an LSTM with proj_size is no step map of its cells; pose StaticProblem(module, x)")
     parts = module.num_layers * (2 if isinstance(module, nn.LSTM) else 1)
-    return stacked, [module.hidden_size] * parts
+    return stacked if _is_plain(module) else as_module, [module.hidden_size] * parts
 
 
 def initial_state(sizes: list[int | None], x: Tensor, z0: Any) -> Tensor:

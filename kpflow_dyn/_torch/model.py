@@ -44,7 +44,7 @@ class Model:
         one = (Role.INPUT, rows[:1, 0]), (Role.STATE, before[:1, 0])
         known = TRACES.known(module, *one)
         if known is not None:
-            with suppress(ValueError, RuntimeError):
+            with suppress(Exception):
                 yield self._tangent(known, rows, before)
         yield self._tangent(TRACES.new(module, *one), rows, before)
 

@@ -16,6 +16,7 @@ from torch.export.graph_signature import InputKind
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kpflow_dyn
+from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn.tracing._graph import Graph, Node, Role
 from kpflow_dyn.tracing._rules import RULES, Rule, rule_of
 
@@ -88,15 +89,16 @@ def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
     inputs = (role for role, _ in rows)
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     names = _first_names(step)
-    own = {*dict(step.named_parameters()), *dict(step.named_buffers())}
+    learnt = dict(step.named_parameters())
+    places = {_place(parameter): name for name, parameter in learnt.items()}
+    own = {*learnt, *dict(step.named_buffers())}
     by_name: dict[str, Node] = {}
     fx: FxNode
     for fx in program.graph.nodes:
         if fx.op == "placeholder" and specs[fx.name].kind is InputKind.USER_INPUT:
             nodes[fx] = Node(fx.name, next(inputs), *_signature(fx))
         elif fx.op == "placeholder":
-            target = str(specs[fx.name].target)
-            name = names.get(target, target)
+            name = _name_of(program, str(specs[fx.name].target), names, places)
             if name not in by_name:
                 by_name[name] = _fixed(fx)
                 if name in own:
@@ -104,7 +106,7 @@ def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
                 else:
                     found.constants[by_name[name]] = _constant(program, name)
             nodes[fx] = by_name[name]
-            if specs[fx.name].kind is InputKind.PARAMETER:
+            if name in learnt:
                 found.parameters[nodes[fx]] = name.removeprefix("call.")
         elif fx.op == "get_attr":
             nodes[fx] = _fixed(fx)
@@ -134,7 +136,8 @@ def _export(step: nn.Module, rows: tuple[Tensor, ...]) -> ExportedProgram:
     try:
         with warnings.catch_warnings(), torch.no_grad(), differentiable_attention():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
-            return torch.export.export(step, rows, strict=False).run_decompositions(_decompositions())
+            with left_alone(step, values=False):  # no fake tensor may stay in the model
+                return torch.export.export(step, rows, strict=False).run_decompositions(_decompositions())
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
@@ -196,6 +199,22 @@ def _first_names(step: nn.Module) -> dict[str, str]:
     """Each name of a parameter -> its first name: a parameter shared by two modules has two."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(p), name) for name, p in step.named_parameters(remove_duplicate=False)}
+
+
+def _name_of(program: ExportedProgram, target: str, names: dict[str, str], places: dict[Any, str]) -> str:
+    """The first name of a tensor; that of a parameter also where the model reaches it by another way, such as a list.
+
+    Whether gradients take that way as well, autograd through the model says afterwards.
+    """
+    found = program.constants.get(target)
+    return names.get(target, target) if not isinstance(found, Tensor) else places.get(_place(found), target)
+
+
+def _place(tensor: Tensor) -> Any:
+    """Where its numbers are."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
 def _constant(program: ExportedProgram, name: str) -> Tensor:
