@@ -64,7 +64,7 @@ def compare(found: Derivative, answer: Answer, sizes: dict[str, int]) -> None:
     """
     _compare_values(found.value, answer.value)
     given, random = found.pull(answer.q), Random(2)
-    _compare_parameters(given[0][0], answer.theta[0], sizes)
+    compare_gradients(given[0][0], answer.theta[0], sizes)
     _compare_rows(given[1][0], answer.argument[0])
     theta, dz = (random.normal(a.shape, like=a) for a in given)
     check_transpose(found, answer.q, theta, dz, given)
@@ -81,14 +81,23 @@ def check_transpose(found: Derivative, q: Array, theta: Array, dz: Array, pulled
         )
 
 
+def in_words(reason: Exception, causes: list[str]) -> str:
+    """Why there is no trace, or none that agrees; causes are what of the model a trace may not see."""
+    text = str(reason).strip() or type(reason).__name__
+    if not isinstance(reason, Mismatch):
+        return text
+    seen = f"; the likely cause: {', '.join(causes)}" if causes else ""
+    return f"the trace is not the model: {text}{seen}"
+
+
 def _compare_values(found: Array, expected: Array) -> None:
     error, size = _largest(found - expected), max(1.0, _largest(expected))
     if not error <= ROUNDING * eps_of(expected) * size:
         raise Mismatch(f"its values differ from the model's own by {error / size:.1e} of their size")
 
 
-def _compare_parameters(found: Array, expected: Array, sizes: dict[str, int]) -> None:
-    """Gradients [p], parameter by parameter."""
+def compare_gradients(found: Array, expected: Array, sizes: dict[str, int]) -> None:
+    """Raise a `Mismatch` unless gradients [p] are alike, parameter by parameter."""
     start, wrong, floor = 0, {}, FLOOR * eps_of(expected) * _largest(expected)
     for name, size in sizes.items():
         part, own = (gradient[start : start + size] for gradient in (found, expected))

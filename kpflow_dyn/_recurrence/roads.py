@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of
-from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, compare
+from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, compare, in_words
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._recurrence.autodiff import AutodiffTangent
 from kpflow_dyn._recurrence.tangent import Tangent
@@ -53,7 +53,7 @@ def tangent_of(
     assert reason is not None
     _check_trials(solving, step, model, rows, before, apart.value)
     whole = None if alone else _whole(model, solving, step, rows, before)
-    return AutodiffTangent(apart, whole, model.parameters, _words(reason, model.causes(apart)))
+    return AutodiffTangent(apart, whole, model.parameters, in_words(reason, model.causes(apart)))
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,3 @@ def _check_trials(solving: Any, step: Step, model: Any, rows: Array, before: Arr
             f"a trial by itself differs from the same among the others by {error / size:.1e}: the trials influence "
             "each other, as batch statistics do, or the step is random; call model.eval(), or rewrite the step"
         )
-
-
-def _words(reason: Exception, causes: list[str]) -> str:
-    text = str(reason).strip() or type(reason).__name__
-    if not isinstance(reason, Mismatch):
-        return text
-    seen = f"; the likely cause: {', '.join(causes)}" if causes else ""
-    return f"the trace is not the model: {text}{seen}"
