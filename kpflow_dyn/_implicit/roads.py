@@ -72,8 +72,12 @@ def states_of_network(
         return lambda _values: sol.state
     model, zeros = sol.equations.model(learnable), array_namespace(sol.state).zeros_like(sol.state)
     if sol.of_uses:
+        assert sol.traced is not None
         return named_states(sol.traced, list(model.parameters))
-    states = lambda values: called(sol.equations.kicked, values, zeros)
+
+    def states(values: Values) -> Array:
+        return called(sol.equations.kicked, values, zeros)
+
     answer = ask(whole_of(sol.equations, model, sol.state))
     try:
         compare_gradients(_gradient(states, answer.q[0], model.parameters, gradient), answer.theta[0], _sizes(model))

@@ -10,7 +10,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal, jaxprs_in_params
 
@@ -108,8 +107,8 @@ def _results(equation: Equation, args: list[Any], hear: Callable[[str, Any], Any
     if primitive.name == "scan":
         return _unrolled(equation, args, hear)
     raise ValueError(
-        f"{', '.join(set(_names_in(equation)))} is called inside of {primitive.name}, where its values are no values of "
-        "the network; name another part"
+        f"{', '.join(set(_names_in(equation)))} is called inside of {primitive.name}, where its outputs are no values "
+        "of the network; name another part"
     )
 
 

@@ -12,7 +12,7 @@ from kpflow_dyn._implicit.layout import Layout
 
 Change = Callable[
     [int, Tensor], tuple[Tensor, Tensor]
-]  # (number, value) -> what is kept, and what goes on in its place
+]  # (number, value) -> what is kept, what goes on
 
 
 def as_they_are(_number: int, value: Tensor) -> tuple[Tensor, Tensor]:
