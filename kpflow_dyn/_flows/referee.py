@@ -111,9 +111,10 @@ def _compare_rows(found: Array, expected: Array) -> None:
     if (wrong := ~(error <= allowed)).any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
         where = f"trial {at[0]}" + (f", step {at[1]}" if len(at) > 1 else "")
+        relative = float(error[at]) / max(float(size[at]), 1e-300)
         raise Mismatch(
-            f"its gradient in the state is off by {float(error[at]) / max(float(size[at]), 1e-300):.1e} of that of autograd through "
-            f"the model ({where}, and in {wrong.mean():.0%} of all)"
+            f"its gradient in the state is off by {relative:.1e} of that of autograd "
+            f"through the model ({where}, and in {wrong.mean():.0%} of all)"
         )
 
 
