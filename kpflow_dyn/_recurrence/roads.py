@@ -100,8 +100,8 @@ def check_as_called(model: Any, tangent: Tangent, outputs: Callable[..., Array],
     own = model.derivative(outputs, state[:, 0, :0])
     if not float(abs(own.value - state[..., units]).max()) <= 1e4 * eps_of(state) * max(1.0, float(abs(state).max())):
         raise ValueError(
-            f"{name} gives something else than its hidden state, which a forward of its own or a hook makes of it; pose "
-            f"StaticProblem(module, x, state='') for its output, or write it as a cell(x_t, z)"
+            f"{name} gives something else than its hidden state, which a forward of its own or a hook makes of it; "
+            "pose StaticProblem(module, x, state='') for its output, or write it as a cell(x_t, z)"
         )
     q = Random(3).normal((1, *own.value.shape), like=state)
     expected, whole = own.pull(q)[0], array_namespace(state).zeros_like(state)[None]
@@ -111,8 +111,8 @@ def check_as_called(model: Any, tangent: Tangent, outputs: Callable[..., Array],
     if error > 100 * eps_of(state) ** 0.5:  # rounding grows with the time; it is NaN where gradients overflow
         seen = f"; the likely cause: {', '.join(causes)}" if (causes := model.causes(own)) else ""
         raise ValueError(
-            f"{name} over the whole sequence has other gradients than step by step, by {error:.1e} of their size{seen}. "
-            "Take the hooks off, or write the layer as a cell(x_t, z)"
+            f"{name} over the whole sequence has other gradients than step by step, by {error:.1e} of their size{seen}"
+            ". Take the hooks off, or write the layer as a cell(x_t, z)"
         )
 
 

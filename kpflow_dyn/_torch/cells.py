@@ -114,11 +114,8 @@ def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
 
 def _with_derivatives_inside(step: Step, cell: nn.Module, x: Tensor, z: Tensor) -> Step:
     """The step as it is, unless it takes a derivative inside, as of an energy, and so fails where gradients are off."""
-    with (
-        left_alone(cell, values=False),
-        torch.no_grad(),
-        suppress(Exception),
-    ):  # any other failure is told where the step is checked
+    # Any other failure is told where the step is checked.
+    with left_alone(cell, values=False), torch.no_grad(), suppress(Exception):
         try:
             step(cell, x, z)
         except RuntimeError as error:
