@@ -5,7 +5,9 @@ that is wrong in any entry that q meets differs from it with probability one, an
 random theta then fixes J.
 """
 
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
 from kpflow_dyn._problems.checks import check_finite
 
+PACKAGE = str(Path(__file__).parent.parent)
 ROUNDING = 1e4  # of a gradient, in units of the dtype's round-off
 FLOOR = 1e3  # the same of the largest gradient: small ones may be differences of large terms
 
@@ -83,11 +86,17 @@ def check_transpose(found: Derivative, q: Array, theta: Array, dz: Array, pulled
 
 def in_words(reason: Exception, causes: list[str]) -> str:
     """Why there is no trace, or none that agrees; causes are what of the model a trace may not see."""
-    text = str(reason).strip() or type(reason).__name__
+    text = (str(reason).strip() or type(reason).__name__).rstrip(".")
     if not isinstance(reason, Mismatch):
-        return text
+        return text if _is_ours(reason) else f"its trace could not be analysed ({type(reason).__name__}: {text})"
     seen = f"; the likely cause: {', '.join(causes)}" if causes else ""
     return f"the trace is not the model: {text}{seen}"
+
+
+def _is_ours(reason: Exception) -> bool:
+    """Whether an error was raised in words, rather than by an operation that did not expect what it got."""
+    frames = traceback.extract_tb(reason.__traceback__)
+    return isinstance(reason, ValueError | TypeError) and frames[-1].filename.startswith(PACKAGE)
 
 
 def _compare_values(found: Array, expected: Array) -> None:
@@ -119,10 +128,11 @@ def _compare_rows(found: Array, expected: Array) -> None:
     allowed = eps_of(expected) * (ROUNDING * size + FLOOR * size.max())
     if (wrong := ~(error <= allowed)).any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
-        where = f"trial {at[0]}" + (f", step {at[1]}" if len(at) > 1 else "")
+        where = ", ".join(f"{axis} {n}" for axis, n in zip(("trial", "step"), at, strict=False)) or "all of it"
+        relative = float(error[at]) / max(float(size[at]), 1e-300)
         raise Mismatch(
-            f"its gradient in the state is off by {float(error[at]) / max(float(size[at]), 1e-300):.1e} of that of autograd through "
-            f"the model ({where}, and in {wrong.mean():.0%} of all)"
+            f"its gradient in the state is off by {relative:.1e} of that of autograd "
+            f"through the model ({where}, and in {wrong.mean():.0%} of all)"
         )
 
 

@@ -87,14 +87,19 @@ def _whole(model: Any, solving: Any, step: Step, rows: Array, before: Array) -> 
 
 
 def check_as_called(model: Any, tangent: Tangent, outputs: Callable[..., Array], units: slice) -> None:
-    """Raise where a layer as its user calls it, over all times at once, has other gradients than its steps.
+    """Raise where a layer as its user calls it, over all times at once, is not what its steps are.
 
     Args:
         outputs: (model, an argument of no size) -> what the layer gives [trial, time, unit].
         units: where the outputs are in the state.
     """
-    state = tangent.next_state
+    state, name = tangent.next_state, type(model.call).__name__
     own = model.derivative(outputs, state[:, 0, :0])
+    if not float(abs(own.value - state[..., units]).max()) <= 1e4 * eps_of(state) * max(1.0, float(abs(state).max())):
+        raise ValueError(
+            f"{name} gives something else than its hidden state, which a forward of its own or a hook makes of it; "
+            "pose StaticProblem(module, x, state='') for its output, or write it as a cell(x_t, z)"
+        )
     q = Random(3).normal((1, *own.value.shape), like=state)
     expected, whole = own.pull(q)[0], array_namespace(state).zeros_like(state)[None]
     before, after = whole[..., : units.start], whole[..., units.stop :]
@@ -103,8 +108,8 @@ def check_as_called(model: Any, tangent: Tangent, outputs: Callable[..., Array],
     if error > 100 * eps_of(state) ** 0.5:  # rounding grows with the time; it is NaN where gradients overflow
         seen = f"; the likely cause: {', '.join(causes)}" if (causes := model.causes(own)) else ""
         raise ValueError(
-            f"{type(model.call).__name__} over the whole sequence has other gradients than step by step, by "
-            f"{error:.1e} of their size{seen}. Take the hooks off, or write the layer as a cell(x_t, z)"
+            f"{name} over the whole sequence has other gradients than step by step, by {error:.1e} of their size{seen}"
+            ". Take the hooks off, or write the layer as a cell(x_t, z)"
         )
 
 

@@ -17,6 +17,7 @@ from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
 from kpflow_dyn._arrays.memory import bytes_of, require
 from kpflow_dyn._flows.referee import Mismatch, check_transpose
+from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn._torch.trace import differentiable_attention
 
 
@@ -43,7 +44,7 @@ class Derivative:
         self._matrix: Tensor | None = None
 
     def _record(self, function: Callable[[Any, Tensor], Tensor], call: nn.Module) -> None:
-        with self._recording():
+        with left_alone(call, values=False), self._recording():
             argument = self._like.clone().requires_grad_()
             self.states = function(call, argument)
             self._inputs = [get_gradient_edge(tensor) for tensor in [*self._parameters, argument]]
@@ -98,7 +99,11 @@ class Derivative:
         return self._whole(found)
 
     def _gradients(self, q: Tensor, **options: Any) -> list[Tensor | None]:
-        return list(torch.autograd.grad(self.states, self._inputs, q, retain_graph=True, allow_unused=True, **options))
+        try:
+            found = torch.autograd.grad(self.states, self._inputs, q, retain_graph=True, allow_unused=True, **options)
+        except RuntimeError as error:
+            raise ValueError(f"reverse mode through the model failed: {error}") from error
+        return list(found)
 
     def _whole(self, gradients: list[Tensor | None]) -> tuple[Tensor, Tensor]:
         """Gradients as a vector of the parameters, and in the argument."""
@@ -116,7 +121,7 @@ class Derivative:
                 gradients = self._gradients(u, create_graph=True) if self.states.requires_grad else []
             self._double = u, gradients
             self._check()
-        except (RuntimeError, Mismatch):  # a backward that is once differentiable, or no function of torch
+        except (RuntimeError, ValueError):  # a backward that is once differentiable, or no function of torch
             self._double, self._matrix = None, self._rows()
             self._check()
 

@@ -92,6 +92,11 @@ def _try(f: nn.Module, arguments: tuple[Tensor, ...]) -> Any:
     try:
         return f(*arguments)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if "does not require grad" in str(error):
+            raise ValueError(
+                "f takes a derivative inside of its forward, and ODE solvers run without gradients; decorate forward "
+                "with @torch.enable_grad(), or take the derivative by torch.func.grad"
+            ) from error
         given = ", ".join(f"{name} {tuple(a.shape)}" for name, a in zip(("t", "z", "x_t"), arguments, strict=False))
         raise ValueError(
             f"f failed on {given}: {error}. A field is called as f(t, z [trial, unit]), or f(t, z, x_t [trial, input]) "

@@ -1,5 +1,8 @@
 """Trace a torch step `module(x, z) -> z` to a `Graph` of one row, through torch.export."""
 
+import contextlib
+import io
+import logging
 import operator
 import traceback
 import warnings
@@ -74,16 +77,7 @@ def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
     """The same without values."""
     program = _export(step, tuple(row for _, row in rows))
     signature = program.graph_signature
-    if signature.buffers_to_mutate:
-        buffers = ", ".join(signature.buffers_to_mutate.values())
-        raise ValueError(f"a step must not change its own state, but this one writes to {buffers}; make it part of z")
-    if signature.user_inputs_to_mutate:
-        raise ValueError("the model writes to its arguments in place; work on copies (x = x + ..., not x += ...)")
-    if any(spec.kind is InputKind.TOKEN for spec in signature.input_specs):
-        raise ValueError(
-            "the step has an operation with a side effect, such as the check inside torch.linalg.inv; call the variant "
-            "without it (torch.linalg.inv_ex), or write the step with other operations"
-        )
+    _check_pure(program)
     nodes: dict[FxNode, Node] = {}
     found = Outline([], [], {}, {}, {})
     inputs = (role for role, _ in rows)
@@ -120,6 +114,22 @@ def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
     return found
 
 
+def _check_pure(program: ExportedProgram) -> None:
+    """Raise where a model does more than compute, which a graph of its values does not follow."""
+    signature = program.graph_signature
+    written = {**signature.buffers_to_mutate, **getattr(signature, "parameters_to_mutate", {})}
+    if written:
+        names = ", ".join(name.removeprefix("call.") for name in written.values())
+        raise ValueError(f"the model writes to its own {names}, which a trace does not follow")
+    if signature.user_inputs_to_mutate:
+        raise ValueError("the model writes to its arguments in place; work on copies (x = x + ..., not x += ...)")
+    if any(spec.kind is InputKind.TOKEN for spec in signature.input_specs):
+        raise ValueError(
+            "the step has an operation with a side effect, such as the check inside torch.linalg.inv; call the variant "
+            "without it (torch.linalg.inv_ex), or write the step with other operations"
+        )
+
+
 @contextmanager
 def differentiable_attention() -> Iterator[None]:
     """Attention by products and softmax: the fused kernels and the fast path of eval mode have no forward mode."""
@@ -132,12 +142,26 @@ def differentiable_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _export(step: nn.Module, rows: tuple[Tensor, ...]) -> ExportedProgram:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch.export logs and prints of its own internals; what stops it comes as an exception."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), differentiable_attention():
-            warnings.simplefilter("ignore")  # torch.export warns about its own internals
-            with left_alone(step, values=False):  # no fake tensor may stay in the model
-                return torch.export.export(step, rows, strict=False).run_decompositions(_decompositions())
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _export(step: nn.Module, rows: tuple[Tensor, ...]) -> ExportedProgram:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in step.modules()):
+        raise ValueError("a module of torch.jit.script cannot be traced; pass the Python module that it was made of")
+    try:
+        # No fake tensor may stay in the model.
+        with _quiet(), torch.no_grad(), differentiable_attention(), left_alone(step, values=False):
+            return torch.export.export(step, rows, strict=False).run_decompositions(_decompositions())
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(

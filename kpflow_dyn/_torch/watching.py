@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from kpflow_dyn._implicit.layout import Layout
 
-Change = Callable[
-    [int, Tensor], tuple[Tensor, Tensor]
-]  # (number, value) -> what is kept, what goes on
+Change = Callable[[int, Tensor], tuple[Tensor, Tensor]]  # (number, value) -> what is kept, what goes on
 
 
 def as_they_are(_number: int, value: Tensor) -> tuple[Tensor, Tensor]:
