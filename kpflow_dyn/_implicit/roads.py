@@ -31,6 +31,7 @@ def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
         found = Traced(sol.traced, model.parameters, sol.state)
         for name, answer in answers.items():
             compare(getattr(found, name), answer, _sizes(model))
+        _check_sites(found)
     except Exception as error:  # whatever stops the trace, autograd answers
         return replace(own, untraced=in_words(error, model.causes(own.derivatives["apart"])))
     return found
@@ -51,6 +52,7 @@ def uses_of_weights(sol: NetworkSolution, model: Any) -> Traced:
         q, kicks = (random.normal((1, *sol.state.shape), like=sol.state) for _ in range(2))
         theta = random.normal((1, sum(_sizes(model).values())), like=sol.state)
         check_transpose(pair, q, theta, kicks, pair.pull(q))
+    _check_sites(found)
     return found
 
 
@@ -94,6 +96,17 @@ def _gradient(states: Callable[[Values], Array], q: Array, parameters: Values, g
     names, like = list(parameters), list(parameters.values())
     theta = array_namespace(q).concat([value.reshape(-1) for value in like])
     return gradient(lambda theta: (q * states(dict(zip(names, split(theta, like), strict=True)))).sum(), theta)
+
+
+def _check_sites(found: Traced) -> None:
+    """Raise a `Mismatch` unless parameters enter F through the weight sites alone: B V = -D_theta F."""
+    if not found.outputs:
+        raise Mismatch("no weight meets data in it")
+    theta = Random(5).normal((1, *found.row.theta.shape), like=found.row.theta)
+    kick = found.apart.parameters.push(theta)
+    error, size = (float(abs(q).max()) for q in (found.enter.push(found.write.push(theta)) - kick, kick))
+    if not error <= 1e4 * eps_of(kick) * max(size, 1e-300):
+        raise Mismatch(f"its weight sites give {error / max(size, 1e-300):.1e} less than all of its gradient")
 
 
 def _sizes(model: Any) -> dict[str, int]:
