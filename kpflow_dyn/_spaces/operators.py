@@ -53,7 +53,12 @@ class Operator:
         return self._adjoint is None
 
     def mv(self, q: Array) -> Array:
-        """The image of `q` [..., *domain.shape] -> [..., *codomain.shape]; leading axes are probes."""
+        """The image of `q` [..., *domain.shape] -> [..., *codomain.shape]; leading axes are probes.
+
+        Tokens may lie on several axes, as the positions of an image do.
+        """
+        if tuple(q.shape[-len(self.domain.shape) :]) != self.domain.shape:
+            q = self.domain.with_tokens(q)
         self.domain.check(q)
         probes = tuple(q.shape[: q.ndim - len(self.domain.shape)])
         if 0 in probes:
