@@ -151,9 +151,9 @@ class StaticProblem(Problem):
             on one trial.
         x: inputs [trial, ...], floats or integers (tokens), a torch tensor or a jax array.
         state: names of submodules whose outputs are the state, in the order of their calls, "" for the network's own;
-            the outputs of all uses of weights when None, a product and what is added to it counting as one. Values of
-            one shape lie on an axis "site", of one number of tokens side by side on the axis "unit"; others are
-            flattened.
+            the outputs of all uses of weights when None, a product and what is added to it counting as one (where the
+            network cannot be traced, its output alone). Values of one shape lie on an axis "site", of one number of
+            tokens side by side on the axis "unit"; others are flattened.
 
     Raises:
         TypeError, ValueError: inputs that are no finite array; `solve` refuses a network that does not fit.
