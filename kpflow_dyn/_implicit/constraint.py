@@ -19,7 +19,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy
 from kpflow_dyn._backend import Transforms, Values
-from kpflow_dyn._implicit.equations import Form
+from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.layout import Layout
 from kpflow_dyn.tracing._copies import find_copies
 from kpflow_dyn.tracing._dependence import FIXED, ON_DATA, Dependences, dependences, is_copy

@@ -1,25 +1,13 @@
 """F(S, theta; x) = 0 as the user's own model states it: what a backend says of a problem that is no recurrence."""
 
 from collections.abc import Callable
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from kpflow_dyn._arrays import Array, array_namespace, eps_of
+from kpflow_dyn._implicit.constraint import TracedConstraint
+from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.layout import Layout
 from kpflow_dyn._problems.choice import Choice
-
-if TYPE_CHECKING:
-    from kpflow_dyn._implicit.constraint import TracedConstraint
-
-FREE_AXES = {1: ("unit",), 2: ("trial", "unit"), 3: ("trial", "time", "unit")}
-
-
-class Form(Enum):
-    """What a model says of the state S."""
-
-    FREE = "its output is F(S)"
-    FIXED_POINT = "its output is f(S), and F = S - f(S)"
-    NETWORK = "S are values on the way, and F = S - G(S), where G computes each from the others as they are given"
 
 
 class Equations(Protocol):
@@ -47,14 +35,7 @@ class Equations(Protocol):
     def kicked(self, call: Any, kicks: Array) -> Array: ...
     def at(self, state: Array) -> Array: ...
     def check(self, state: Array) -> None: ...
-    def traced(self) -> "TracedConstraint": ...
-
-
-def axes_of(form: Form, state: Array, layout: Layout | None) -> tuple[str, ...]:
-    """The names of a state's axes."""
-    if form is Form.FREE:
-        return FREE_AXES[state.ndim]
-    return ("trial", *(layout.axes if layout else ("unit",)))
+    def traced(self) -> TracedConstraint: ...
 
 
 def check_alone(of_trials: Callable[[slice], Array], whole: Array) -> None:

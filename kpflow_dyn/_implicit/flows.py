@@ -8,7 +8,7 @@ import math
 from kpflow_dyn._arrays import Array, Rows
 from kpflow_dyn._flows.flow import ConstraintFlow, Propagator
 from kpflow_dyn._flows.sites import CoreOperator
-from kpflow_dyn._implicit.equations import Form
+from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.linearised import Linearised, Map
 from kpflow_dyn._implicit.roads import linearised
 from kpflow_dyn._implicit.solutions import ConstraintSolution, SolvedSolution

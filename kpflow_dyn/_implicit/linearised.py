@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from kpflow_dyn._arrays import Array, Rows, array_namespace
 from kpflow_dyn._flows.referee import Derivative
 from kpflow_dyn._flows.sites import WeightSite
-from kpflow_dyn._implicit.equations import Equations, Form
+from kpflow_dyn._implicit.equations import Equations
+from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._spaces.operators import Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from kpflow_dyn._arrays import Array
 from kpflow_dyn._implicit.constraint import TracedConstraint
-from kpflow_dyn._implicit.equations import Equations, axes_of
+from kpflow_dyn._implicit.equations import Equations
+from kpflow_dyn._implicit.form import axes_of
 from kpflow_dyn._implicit.inverse import Inverse
 from kpflow_dyn._implicit.layout import Layout
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem

@@ -9,7 +9,8 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Rows, array_namespace, eps_of
 from kpflow_dyn._flows.referee import in_words
 from kpflow_dyn._implicit.constraint import TracedConstraint, states
-from kpflow_dyn._implicit.equations import Equations, Form
+from kpflow_dyn._implicit.equations import Equations
+from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.inverse import StateDerivative
 from kpflow_dyn._implicit.linearised import pair_of, whole_of
 from kpflow_dyn._implicit.roads import uses_of_weights
@@ -54,6 +55,7 @@ def _with_uses(sol: NetworkSolution) -> NetworkSolution:
 def _solve_fixed_point(prob: FixedPointProblem) -> FixedPointSolution:
     equations = prob.backend.tracing.FixedPoint(prob, _takes_state_first(prob.f))
     state, iterations, off = _iterate(equations)
+    equations.check(state)
     derivative = _derivative(equations, state)
     radius = derivative.spectral_radius()
     if not (radius < 1 and off <= 100 * eps_of(state)):
@@ -62,7 +64,6 @@ def _solve_fixed_point(prob: FixedPointProblem) -> FixedPointSolution:
             f"and z differ by {off:.1e}. There is no state of rest; scale the recurrent weights down, or pose an "
             "ImplicitProblem"
         )
-    equations.check(state)
     inverse, (traced, untraced) = derivative.inverse(), _trace(equations)
     stats = {"iterations": iterations, "spectral_radius": radius, "condition": inverse.condition}
     return FixedPointSolution(

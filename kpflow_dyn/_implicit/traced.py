@@ -8,7 +8,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, array_namespace, empty_row, like_numpy, placed
 from kpflow_dyn._flows.sites import WeightSite
 from kpflow_dyn._implicit.constraint import Constraint, ConstraintSite, TracedConstraint, direct, on_rows
-from kpflow_dyn._implicit.equations import Form
+from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.linearised import Map, Pair
 from kpflow_dyn.tracing._uses import Use
 

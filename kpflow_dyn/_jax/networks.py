@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._implicit.constraint import TracedConstraint, network_of, network_of_uses
-from kpflow_dyn._implicit.equations import Form
+from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.layout import Layout
 from kpflow_dyn._jax.cells import initial_state
 from kpflow_dyn._jax.checks import check_parameters, floating_leaves, named_parameters, with_parameters

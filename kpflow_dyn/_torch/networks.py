@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._implicit.constraint import TracedConstraint, network_of, network_of_uses
-from kpflow_dyn._implicit.equations import Form, check_alone, check_same
+from kpflow_dyn._implicit.equations import check_alone, check_same
+from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
 from kpflow_dyn._torch.cells import initial_state
