@@ -314,6 +314,38 @@ def test_trials_may_lie_on_any_axis(untraceable: Callable[[], None]) -> None:
     check_identities(within)
 
 
+class Several(nn.Module):
+    """A layer that is called twice, one that is not, and modules that give what they are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.never, self.same = nn.Linear(3, 3), nn.Linear(3, 3), nn.Identity()
+        self.pair = nn.LSTM(3, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.same(torch.tanh(self.twice(torch.tanh(self.twice(x)))))
+        return self.pair(y[:, None])[0].sum(1)
+
+
+def test_which_values_make_the_state(untraceable: Callable[[], None]) -> None:
+    torch.manual_seed(0)
+    net, x = Several().double(), torch.randn(2, 3, dtype=torch.float64)
+    untraceable()
+    flow = untraced(kp.StaticProblem(net, x, ("twice", "pair")))
+    assert flow.solution.sites == ("twice", "twice", "pair") and flow.ntk.domain.axes == ("trial", "unit")
+    first = net.twice(x)
+    second = net.twice(torch.tanh(first))
+    last = net.pair(torch.tanh(second)[:, None])[0].sum(1)
+    state = torch.cat([first, second, last], 1)
+    close(flow.solution.state, state.detach(), 1e-14)
+    close(flow.J.dense(), rows_of(state, net))
+    check_identities(flow)
+    with pytest.raises(ValueError, match="calls none of the modules"):
+        kp.solve(kp.StaticProblem(net, x, "never"))
+    with pytest.raises(ValueError, match=r"\['0', '1'\] give the very same value"):
+        kp.solve(kp.StaticProblem(nn.Sequential(nn.Linear(3, 3), nn.Identity()).double(), x, ("0", "1")))
+
+
 class Counting(nn.Module):
     """Counts its calls in a buffer."""
 
@@ -536,3 +568,16 @@ def test_aliases_are_no_function_of_the_parameters_alone(untraceable: Callable[[
     untraceable()
     with pytest.raises(ValueError, match=r"gradient in a\.weight is off"):
         kp.gradient_flow(kp.StaticProblem(net, x, ""), lambda y: (y**2).sum(), span=1.0)
+
+
+# Vectors of images
+
+
+def test_tokens_may_lie_on_several_axes() -> None:
+    net, x = nn.Conv2d(2, 3, 2).double(), torch.randn(2, 2, 4, 3, dtype=torch.float64)
+    flow = kp.linearize(kp.solve(kp.StaticProblem(net, x, "")))
+    q = torch.randn(5, *net(x).shape, dtype=torch.float64)
+    assert flow.ntk.domain.shape == (2, 3, 6)
+    close(flow.J.T.mv(q), flow.J.T.mv(q.flatten(3)), 0)
+    with pytest.raises(ValueError, match=r"q has shape \(5, 2, 3, 2, 2\)"):
+        flow.J.T.mv(q[..., :2, :])
