@@ -549,7 +549,7 @@ class Branching(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.W(x)
-        return y if y.sum() > 0 else -y
+        return y if self.W.bias.sum() > x[:, 0].sum() else -y
 
 
 class InPlace(Coupled):
@@ -559,9 +559,13 @@ class InPlace(Coupled):
 
 
 def test_networks_that_are_no_function_of_one_trial() -> None:
-    x = torch.randn(2, 3)
-    with pytest.raises(ValueError, match=r"test_networks\.py, line \d+: return y if .*torch\.where"):
-        kp.solve(kp.StaticProblem(Branching(), x))
+    x = torch.tensor([[9.0, 1.0, 2.0], [8.0, 0.0, 1.0]])
+    net = Branching()
+    with pytest.warns(kp.UntracedWarning, match=r"test_networks\.py, line \d+: return y if .*torch\.where"):
+        flow = kp.linearize(kp.solve(kp.StaticProblem(net, x)))
+    close(flow.J.dense()[:3, :9], -torch.kron(torch.eye(3), x[:1]))
+    with pytest.raises(ValueError, match="influence each other"):
+        kp.solve(kp.StaticProblem(net, torch.cat([x, -x, -3 * x])))
     with pytest.raises(ValueError, match="influence each other"):
         kp.solve(kp.StaticProblem(Coupled(), x))
     kept = x.clone()

@@ -116,9 +116,10 @@ def test_without_names_the_state_is_the_output(untraceable: Callable[[], None]) 
 class Weight(nn.Module):
     """x -> function(weight, x)."""
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], constant: Tensor | None = None) -> None:
+    def __init__(self, function: Callable[..., Tensor], constant: Tensor | None = None) -> None:
         super().__init__()
-        self.w, self.function = nn.Parameter(torch.randn(4, 4, dtype=torch.float64)), function
+        self.w = nn.Parameter(torch.randn(4, 4, dtype=torch.float64))
+        self.function: Callable[..., Tensor] = function
         self.register_buffer("constant", constant)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -193,7 +194,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def network(name: str) -> tuple[nn.Module, Tensor]:
+def network(name: str) -> tuple[Any, Tensor]:
     torch.manual_seed(0)
     if name == "edges":
         return Weight(on_edges, torch.tensor([[0, 1, 2, 2], [1, 2, 2, 3]])), torch.randn(3, 4, dtype=torch.float64)
@@ -244,8 +245,8 @@ class Aliased(nn.Module):
         return torch.tanh(x @ self.also[0].T) + self.a(x)
 
 
-def with_hooks() -> nn.Module:
-    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+def with_hooks() -> Any:
+    net: Any = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
     net[1].register_full_backward_hook(lambda m, given, out: (given[0] * 3,))
     net[1].register_forward_hook(lambda m, args, out: out**2)
     net[0].weight.register_hook(lambda gradient: 2 * gradient)
@@ -526,7 +527,12 @@ class Mapped(eqx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         tokens = jax.vmap(self.first)(x)
-        return jax.lax.scan(lambda z, x: (jnp.tanh(self.second(z) + x),) * 2, tokens[0], tokens, reverse=True)[0]
+
+        def step(z: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            z = jnp.tanh(self.second(z) + x)
+            return z, z
+
+        return jax.lax.scan(step, tokens[0], tokens, reverse=True)[0]
 
 
 @pytest.mark.usefixtures("x64")

@@ -1,7 +1,7 @@
 """The derivatives of a traced constraint, each that of a function of its rows, made when it is first applied."""
 
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache
 
 import numpy as np
 
@@ -23,9 +23,11 @@ class Traced:
     def __init__(self, traced: TracedConstraint, parameters: dict[str, Array], state: Array) -> None:
         self.traced, self.row = traced, Constraint(traced, parameters)
         self.parameters, self.state, self.outputs = parameters, state, sum(self.row.sizes)
+        self.apart, self.whole = self._apart(), None
+        if traced.form is Form.NETWORK:
+            self.whole = self._whole()
 
-    @cached_property
-    def apart(self) -> Pair:
+    def _apart(self) -> Pair:
         """S_0 - F, where kicks at the uses are zero."""
         theta, state, row, zeros = self.row.theta, self.state, self.row, self.row.no_kicks()
         of_theta = on_rows(self.traced, lambda theta, s, *x: s - row.residual(theta, s, zeros, *x), (None, 0))
@@ -33,11 +35,8 @@ class Traced:
         parameters = self._map(lambda theta: of_theta(theta, state), theta)
         return Pair(lambda: of_theta(theta, state), parameters, self._map(residual, state))
 
-    @cached_property
-    def whole(self) -> Pair | None:
+    def _whole(self) -> Pair:
         """The state of a network."""
-        if self.traced.form is not Form.NETWORK:
-            return None
         theta, row, zeros = self.row.theta, self.row, array_namespace(self.state).zeros_like(self.state)
         of_theta = direct(self.traced, row)
         of_kicks = on_rows(self.traced, lambda kicks, *x: row.direct(theta, kicks, *x), (0,))

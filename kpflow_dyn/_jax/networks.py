@@ -55,7 +55,11 @@ class Network:
 
         def of_trial(x: jax.Array, kicks: jax.Array) -> jax.Array:
             parts = self.layout.split(kicks)
-            return self._state(call, x, lambda i, value: (value + parts[i],) * 2)
+
+            def kick(number: int, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+                return (moved := value + parts[number]), moved
+
+            return self._state(call, x, kick)
 
         return jax.vmap(of_trial)(self.problem.x, kicks)
 

@@ -52,7 +52,11 @@ class Network:
     def kicked(self, call: nn.Module, kicks: Tensor) -> Tensor:
         """S, where each value is kicked."""
         parts = self.places.split(kicks)
-        found = watched(call, self.problem.x.clone(), self.names, lambda i, value: (value + parts[i],) * 2)
+
+        def kick(number: int, value: Tensor) -> tuple[Tensor, Tensor]:
+            return (moved := value + parts[number]), moved
+
+        found = watched(call, self.problem.x.clone(), self.names, kick)
         return self.places.join([value for _, value in found])
 
     def traced(self) -> TracedConstraint:
