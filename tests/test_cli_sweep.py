@@ -112,8 +112,10 @@ def test_a_changed_file_is_noticed(known: Path) -> None:
 
 def test_failures_are_told(file: Path) -> None:
     result = run(edited(file, 'law = "gaussian"', 'law = "planted"\npoints = 9'))
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     assert "4 points: 0 done, 4 failed" in result.output
+    assert (file.parent / "out" / "results.nc").exists()
+    assert run(file, "--resume").exit_code == 1
     assert "failed at g = 0.5, seed = 0: " in result.stderr
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,12 +13,13 @@ import threading
 import time
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
-from sweep_points import Law, brief, large, noted, numbers, troubled
+from sweep_points import LEAVING, Law, brief, large, leaves, noted, numbers, troubled
 
 import kpflow_dyn as kp
 from kpflow_dyn.sweep import random, sobol, zipped
@@ -162,6 +164,71 @@ def test_points_that_raise_or_are_not_finite(tmp_path: Path) -> None:
     assert found.status.values.tolist() == ["done", "failed", "not finite"]
     assert str(found.error.sel(kind="raises").item()) == "ArithmeticError: no number"
     assert np.isnan(found.value.sel(kind="raises"))
+
+
+DOORS = ["exit 0", *LEAVING]
+
+
+def assert_only_doors_failed(sweep: kp.Sweep) -> None:
+    errors = {failure.point["kind"]: failure.error for failure in sweep.failures()}
+    assert set(errors) == set(DOORS)
+    assert errors["exit 0"] == "SystemExit: run called sys.exit(0)"
+    assert errors["KeyboardInterrupt"].startswith("KeyboardInterrupt: run raised it")
+    assert sweep.collect().done.sel(kind=["first", "last"]).all()
+
+
+def test_points_that_leave_python_by_another_door(tmp_path: Path) -> None:
+    sweep = kp.Sweep(leaves, {"kind": ["first", *DOORS, "last"]}, tmp_path / "here")
+    assert str(sweep.run()) == "7 points: 2 done, 5 failed"
+    assert_only_doors_failed(sweep)
+    threads = kp.Sweep(leaves, {"kind": ["first", *DOORS, "last"]}, tmp_path / "threads")
+    with ThreadPoolExecutor(2) as pool:
+        assert threads.run(pool).failed == 5
+    assert_only_doors_failed(threads)
+
+
+def test_an_error_without_words_is_recorded(tmp_path: Path) -> None:
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    def run(n):
+        raise Mute
+
+    sweep = kp.Sweep(run, {"n": [0]}, tmp_path)
+    assert sweep.run().failed == 1
+    assert sweep.failures()[0].error.startswith("Mute: ")
+
+
+@pytest.mark.parametrize("caught", [False, True])
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_to_the_driver_stops_the_sweep(number, ends, caught: bool, tmp_path: Path) -> None:
+    """The point under way is not recorded, even where it swallows the interrupt."""
+
+    def run(n):
+        if n == 1 and not (tmp_path / "mark").exists():
+            try:
+                signal.raise_signal(number)
+            except BaseException:
+                if not caught:
+                    raise
+        return {"x": n}
+
+    def handler(number, frame):
+        raise ends
+
+    before = signal.signal(number, handler)
+    try:
+        sweep = kp.Sweep(run, {"n": range(3)}, tmp_path / "out")
+        with pytest.raises(ends):
+            sweep.run()
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+    assert str(sweep.status()) == "3 points: 1 done, 2 missing"
+    assert not list((tmp_path / "out" / "points").glob("*.suspect"))
+    (tmp_path / "mark").touch()
+    assert sweep.run().done == 3
 
 
 @pytest.mark.parametrize(

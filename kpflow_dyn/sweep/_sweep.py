@@ -16,7 +16,7 @@ from kpflow_dyn._progress import bars
 from kpflow_dyn.sweep._code import changes, code_of, name_of
 from kpflow_dyn.sweep._design import Point, design
 from kpflow_dyn.sweep._drive import drive
-from kpflow_dyn.sweep._executors import Engine, engine_of
+from kpflow_dyn.sweep._executors import Engine, Processes, engine_of
 from kpflow_dyn.sweep._lock import locked
 from kpflow_dyn.sweep._store import Store, key_of
 from kpflow_dyn.sweep._values import STATUSES, Record
@@ -158,8 +158,7 @@ class Sweep:
             with locked(store.folder):
                 store.begin(self._code, fresh)
                 missing = _missing(_by_key(self.design.points, self._code), store, retry_failed)
-                work = Work(_sent(self.function, engine), store.folder, timeout, here())
-                _drive(work, missing, len(self.design.points), engine, attempts, progress)
+                _drive(self, missing, engine, timeout, attempts, progress)
         except BlockingIOError:
             raise
         except OSError as error:
@@ -224,7 +223,7 @@ def _by_key(points: Iterable[Point], code: Mapping[str, str]) -> dict[str, Point
 
 def _missing(points: dict[str, Point], store: Store, retry_failed: bool) -> dict[str, Point]:
     for key in points if retry_failed else ():
-        if store.read(key, values=False).status in FAILURES:
+        if store.is_suspect(key) or store.read(key, values=False).status in FAILURES:
             store.forget(key)
     return {key: point for key, point in points.items() if not store.has(key)}
 
@@ -237,11 +236,25 @@ def _sent(function: Callable[..., Any], engine: Engine) -> Any:
         import cloudpickle
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("this executor needs cloudpickle: pip install 'kpflow-dyn[sweep]'") from error
-    return cloudpickle.dumps(function)
+    try:
+        return cloudpickle.dumps(function)
+    except Exception as error:
+        raise TypeError(
+            f"run cannot be sent to a worker process ({type(error).__name__}: {error}); make what it holds inside of "
+            "run, or compute in this process, where retry_failed=True also takes the points that a process died of"
+        ) from error
 
 
-def _drive(work: Work, missing: dict[str, Point], total: int, engine: Engine, attempts: int, progress: bool) -> None:
-    counts, start = Counter[str](), time.perf_counter()
+def _drive(
+    sweep: Sweep, missing: dict[str, Point], engine: Engine, timeout: float | None, attempts: int, progress: bool
+) -> None:
+    """Compute what is missing; last and apart the points at which a process died before, as it may have been of them.
+
+    That process was this sweep's own, or one of an executor that broke.
+    """
+    counts, start, total, store = Counter[str](), time.perf_counter(), len(sweep.design.points), sweep.store
+    suspects = {key: point for key, point in missing.items() if store.is_suspect(key)}
+    others = {key: point for key, point in missing.items() if key not in suspects}
     with bars(progress) as shown:
         bar = shown.add_task("", total=total, completed=total - len(missing))
 
@@ -250,7 +263,15 @@ def _drive(work: Work, missing: dict[str, Point], total: int, engine: Engine, at
             words = _words(counts, total - len(missing), total, time.perf_counter() - start)
             shown.update(bar, advance=1, description=words)
 
-        drive(work, missing, engine, attempts, report)
+        def compute(points: dict[str, Point], engine: Engine, attempts: int, deaths: int = 0) -> None:
+            if points:
+                work = Work(_sent(sweep.function, engine), store.folder, timeout, here())
+                drive(work, points, engine, attempts, report, deaths)
+
+        compute(others, engine, attempts)
+        compute(suspects, Processes(1), attempts=2, deaths=1)
+        for key in suspects:
+            store.clear(key)
 
 
 def _words(counts: Counter[str], before: int, total: int, seconds: float) -> str:
