@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kpflow_dyn._progress import bars
-from kpflow_dyn.sweep._code import changes, code_of, name_of
+from kpflow_dyn.sweep._code import Code, changes, name_of, unnoticed
 from kpflow_dyn.sweep._design import Point, design
 from kpflow_dyn.sweep._drive import drive
 from kpflow_dyn.sweep._executors import Engine, Processes, engine_of
@@ -152,18 +152,24 @@ class Sweep:
         if timeout is not None and not 0 < timeout < math.inf:
             raise ValueError(f"timeout is {timeout} s, expected a positive number, or None for no limit")
         check_count("attempts", attempts, 1)
-        engine, store = engine_of(executor), self.store
+        engine, store, code = engine_of(executor), self.store, self._code.now()
+        if opaque := unnoticed(self.function):
+            warnings.warn(
+                f"run reaches what cannot be compared, so no change is noticed of {', '.join(opaque)}", stacklevel=2
+            )
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
             with locked(store.folder):
-                store.begin(self._code, fresh)
-                missing = _missing(_by_key(self.design.points, self._code), store, retry_failed)
+                store.begin(code, fresh)
+                missing = _missing(_by_key(self.design.points, code), store, retry_failed)
                 _drive(self, missing, engine, timeout, attempts, progress)
         except BlockingIOError:
             raise
         except OSError as error:
             why = f"cannot go on in {store.folder} ({error.strerror or error}); what is recorded there is kept, and "
             raise OSError(error.errno, f"{why}running again computes the rest") from error
+        finally:
+            self._code.called(code)
         return self.status()
 
     def status(self) -> Status:
@@ -203,14 +209,15 @@ class Sweep:
         return dataset_of(self.design, records, {"run": name_of(self.function), "version_kpflow_dyn": version})
 
     @cached_property
-    def _code(self) -> dict[str, str]:
-        return code_of(self.function)
+    def _code(self) -> Code:
+        return Code(self.function)
 
     @property
     def _known(self) -> dict[str, Point]:
         """The points by the keys that they have in the folder, with a warning where these are of other code."""
-        code = self.store.code() or self._code
-        if differ := changes(code, self._code):
+        now = self._code.now()
+        code = self.store.code() or now
+        if differ := changes(code, now):
             warnings.warn(
                 f"the points in {self.store.folder} are of other code: {', '.join(differ)} changed since", stacklevel=3
             )
