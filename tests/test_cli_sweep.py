@@ -111,12 +111,13 @@ def test_a_changed_file_is_noticed(known: Path) -> None:
 
 
 def test_failures_are_told(file: Path) -> None:
-    result = run(edited(file, 'law = "gaussian"', 'law = "planted"\npoints = 9'))
+    edited(file, "init.g = { start = 0.5, stop = 1.5, num = 2 }", "init.points = [2, 9]")
+    result = run(edited(file, 'law = "gaussian"', 'law = "planted"'))
     assert result.exit_code == 1
-    assert "4 points: 0 done, 4 failed" in result.output
+    assert "4 points: 2 done, 2 failed" in result.output
     assert (file.parent / "out" / "results.nc").exists()
     assert run(file, "--resume").exit_code == 1
-    assert "failed at g = 0.5, seed = 0: " in result.stderr
+    assert "failed at points = 9, seed = 0: " in result.stderr
 
 
 def test_an_interrupt_says_that_it_is_kept(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

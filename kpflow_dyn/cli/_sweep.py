@@ -43,6 +43,7 @@ def sweep(
             return
         _check_folder(found, resume or fresh)
         engine = _engine(executor, workers, options)
+        found.function.try_points(found.design.points)
         found.run(engine, timeout=timeout, retry_failed=retry_failed, fresh=fresh)
         results = found.store.folder / "results.nc"
         with replaced(results) as path:

@@ -72,13 +72,17 @@ def _loaded(run: bytes) -> Callable[..., Any]:
 def _outcome(run: Callable[..., Any], point: Point) -> Record:
     """What came of a point, whatever it raised itself; what the handler of a signal raised is not the point's."""
     with _noted_signals() as raised:
-        try:
-            variables = variables_of(run(**point), point)
-        except BaseException as error:
-            if not raised:
-                return Record("failed", _words(error), traceback.format_exc())
+        found = _result(run, point)
     if raised:
         raise raised[0]
+    return found
+
+
+def _result(run: Callable[..., Any], point: Point) -> Record:
+    try:
+        variables = variables_of(run(**point), point)
+    except BaseException as error:
+        return Record("failed", _words(error), traceback.format_exc())
     return Record("done" if is_finite(variables) else "not finite", variables=variables)
 
 
