@@ -631,5 +631,9 @@ def test_other_runs_and_executors_are_refused(tmp_path: Path) -> None:
         kp.sweep.executor("local", workers=2)
     with pytest.raises(ValueError, match="workers must be at least 1"):
         kp.sweep.executor("process", workers=0)
+    with pytest.raises(TypeError, match="address is 3, expected tcp://host:8786"):
+        kp.sweep.executor("dask", address=3)
+    with pytest.raises(TypeError, match="options is 3, expected a table"):
+        kp.sweep.executor("slurm", options=3)
     with pytest.raises(ValueError, match="attempts"):
         sweep.run(attempts=0)

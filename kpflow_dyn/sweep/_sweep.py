@@ -83,8 +83,11 @@ class Sweep:
 
     The folder `out` holds sweep.json and points/*.npz: arrays and JSON, no pickles. Each file is there whole or not at
     all, so that a run that is killed at any moment loses the points in flight, and running again computes what is
-    missing. Points belong to the source of `run` (and of what it calls of its own module) and to the version of this
-    package: where one of them has changed, running is refused.
+    missing. Points belong to the code of `run` with all that it reaches, and to the versions of this package and of
+    Python: where one of them has changed, running is refused. Reached are functions, classes and modules outside of
+    Python and of installed packages, and the values of globals, closures, defaults and attributes, such as arrays,
+    weights and configurations; not files that `run` reads. What points themselves change, as a list that they fill,
+    does not count until a new `Sweep` is made.
 
     A worker keeps `run` from point to point. What it compiles, as a function under jax.jit that takes the weights, is
     compiled once for all points of the same shapes, which for small networks saves most of the time.
@@ -92,7 +95,9 @@ class Sweep:
     Args:
         run: called as run(**point), in worker processes with executors other than the default. Returns a dict of
             numbers, strings, real arrays, xr.DataArrays or Estimates (which give name and name_stderr), or a
-            xr.Dataset. A point that raises is recorded as failed, one with a NaN is kept and flagged.
+            xr.Dataset. A point that raises, by sys.exit as well, is recorded as failed, one with a NaN is kept and
+            flagged. One that ends its process (os._exit, a crash) is recorded as failed in worker processes; in this
+            process it ends the sweep too, and the next run computes it last, in a worker process of its own.
         over: a dict of axes is a grid; a list of dicts are points, as `sweep.zipped`, `sweep.random` and `sweep.sobol`
             give them. Values are numbers, strings, bools or frozen dataclasses.
         out: the folder; made where it does not exist.
