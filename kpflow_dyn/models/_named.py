@@ -120,11 +120,11 @@ def _check_option(option: str, value: Any, units: int) -> None:
         check_number(option, value)
         if not math.isfinite(value):
             raise ValueError(f"{option} must be finite, got {value}")
-    if option == "nonlinearity" and value not in ("tanh", "relu"):
-        raise ValueError(f"nonlinearity must be tanh or relu, got {value!r}")
     if option == "rank":
         check_count("rank", value, 1)
         check_rank(value, units)
+    if option == "nonlinearity" and value not in ("tanh", "relu"):
+        raise ValueError(f"nonlinearity must be tanh or relu, got {value!r}")
 
 
 def make_init(name: str, **options: Any) -> Any:

@@ -29,15 +29,22 @@ VERSIONS = ("kpflow_dyn", "Python")
 
 
 class Code:
-    """The code of a function over time: what its own calls change, as a list that they fill, is no change of it."""
+    """The code of a function over time: what its own calls change, as a list that they fill, is no change of it.
+
+    Attributes:
+        opaque: what it reaches and nothing can take apart, such as a lock, so that a change of it is not seen.
+    """
 
     def __init__(self, run: Callable[..., Any]) -> None:
         self.run = run
-        self._before = self._after = code_of(run)
+        self.opaque: list[str] = []
+        self._before: dict[str, str] = {}
+        self._after: dict[str, str] = {}
 
     def now(self) -> dict[str, str]:
         """The parts, as they were before its calls, but those that were changed since."""
-        found = code_of(self.run)
+        walk = _walked(self.run)
+        found, self.opaque = walk.parts, walk.digests.opaque
         kept = {name for name in found if found[name] == self._after.get(name)} & set(self._before)
         return {name: self._before[name] if name in kept else found[name] for name in found}
 
@@ -56,13 +63,7 @@ def code_of(run: Callable[..., Any]) -> dict[str, str]:
     >>> code_of(lambda g: {})["kpflow_dyn"] == kpflow_dyn.__version__
     True
     """
-    versions = dict(zip(VERSIONS, (kpflow_dyn.__version__, platform.python_version()[:4]), strict=True))
-    return _walked(run).parts | versions
-
-
-def unnoticed(run: Callable[..., Any]) -> list[str]:
-    """What a function reaches and nothing can take apart, such as a lock, so that a change of it is not seen."""
-    return _walked(run).digests.opaque
+    return _walked(run).parts
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -90,6 +91,7 @@ def _walked(run: Any) -> "_Walk":
     of = _function(run)
     walk = _Walk(getattr(of, "__module__", None))
     walk.add(name_of(run), run)
+    walk.parts |= {"kpflow_dyn": kpflow_dyn.__version__, "Python": ".".join(platform.python_version_tuple()[:2])}
     return walk
 
 

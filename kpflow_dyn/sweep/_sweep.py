@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kpflow_dyn._progress import bars
-from kpflow_dyn.sweep._code import Code, changes, name_of, unnoticed
+from kpflow_dyn.sweep._code import Code, changes, name_of
 from kpflow_dyn.sweep._design import Point, design
 from kpflow_dyn.sweep._drive import drive
 from kpflow_dyn.sweep._executors import Engine, Processes, engine_of
@@ -158,7 +158,7 @@ class Sweep:
             raise ValueError(f"timeout is {timeout} s, expected a positive number, or None for no limit")
         check_count("attempts", attempts, 1)
         engine, store, code = engine_of(executor), self.store, self._code.now()
-        if opaque := unnoticed(self.function):
+        if opaque := self._code.opaque:
             warnings.warn(
                 f"run reaches what cannot be compared, so no change is noticed of {', '.join(opaque)}", stacklevel=2
             )
