@@ -27,8 +27,7 @@ def each_step(
 ) -> jax.Array:
     """step(model, row, z) of the rows [trial, time, ...] and the states before them; of the first ones, then zeros."""
     if count is None:
-        of_trials = jax.vmap(lambda row, z: step(model, row, z))
-        return lax.map(lambda at: of_trials(*at), (rows.swapaxes(0, 1), before.swapaxes(0, 1))).swapaxes(0, 1)
+        return jax.vmap(jax.vmap(lambda row, z: step(model, row, z)))(rows, before)
     return _each_step(step, model, rows.swapaxes(0, 1), before.swapaxes(0, 1), jnp.asarray(count))
 
 

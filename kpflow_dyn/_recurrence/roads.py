@@ -70,10 +70,10 @@ class _EachStep:
         return self.tangent.next_state
 
     def push(self, theta: Array, argument: Array) -> Array:
-        return self.tangent.kick(theta) + self.tangent.advance(argument)
+        return self.tangent.step_jvp(theta, argument)
 
     def pull(self, q: Array) -> tuple[Array, Array]:
-        return self.tangent.kick_adjoint(q), self.tangent.advance_adjoint(q)
+        return self.tangent.step_vjp(q)
 
 
 def _whole(model: Any, solving: Any, step: Step, rows: Array, before: Array) -> Derivative:
