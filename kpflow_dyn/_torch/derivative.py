@@ -173,13 +173,21 @@ class Derivative:
 
 def _copies_of(call: nn.Module) -> saved_tensors_hooks:
     """Graphs that keep copies of the model's tensors, which training it afterwards does not change."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*call.parameters(), *call.buffers()]}
+    own = {_storage(tensor) for tensor in [*call.parameters(), *call.buffers()]} - {None}
     kept: dict[tuple, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        if tensor.layout is not torch.strided or tensor.untyped_storage().data_ptr() not in own:
+        if _storage(tensor) not in own:
             return tensor
         place = tensor.data_ptr(), tensor.shape, tensor.stride()
         return kept.setdefault(place, tensor.detach().clone())
 
     return saved_tensors_hooks(pack, lambda tensor: tensor)
+
+
+def _storage(tensor: Tensor) -> int | None:
+    """Where its storage lies; None where it has none of its own, as inside of torch.func."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return None

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.export import ExportedProgram, default_decompositions
 from torch.export.graph_signature import InputKind
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -155,12 +156,26 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
+@contextmanager
+def _unwound() -> Iterator[None]:
+    """Close what an error inside of torch.func leaves open in torch.export, which would break all that comes later."""
+    functorch, levels = torch._C._functorch, forward_ad._current_level
+    inside = functorch.peek_interpreter_stack() is not None
+    try:
+        yield
+    finally:
+        while not inside and functorch.peek_interpreter_stack() is not None:
+            functorch.pop_dynamic_layer_stack()
+        while forward_ad._current_level > levels:
+            forward_ad.exit_dual_level()
+
+
 def _export(step: nn.Module, rows: tuple[Tensor, ...]) -> ExportedProgram:
     if any(isinstance(module, torch.jit.ScriptModule) for module in step.modules()):
         raise ValueError("a module of torch.jit.script cannot be traced; pass the Python module that it was made of")
     try:
         # No fake tensor may stay in the model.
-        with _quiet(), torch.no_grad(), differentiable_attention(), left_alone(step, values=False):
+        with _quiet(), _unwound(), torch.no_grad(), differentiable_attention(), left_alone(step, values=False):
             return torch.export.export(step, rows, strict=False).run_decompositions(_decompositions())
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

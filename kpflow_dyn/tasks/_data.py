@@ -2,10 +2,13 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import ClassVar, Protocol
 
 import numpy as np
+
+from kpflow_dyn._arrays.memory import require_machine
 
 DEFAULT_TRIALS = 32
 
@@ -84,10 +87,17 @@ class Generated:
     def __post_init__(self) -> None:
         for option, least in self._least.items():
             check_count(option, getattr(self, option), least)
+        for option in fields(self):  # type: ignore[arg-type]
+            if option.type in (float, "float"):
+                check_number(option.name, getattr(self, option.name))
         check_at_least("noise", self.noise, 0)
+        if not 0 < self.dt < np.inf:
+            raise ValueError(f"dt must be a time of a step in ms, more than 0, got {self.dt}")
 
     def sample(self, trials: int | None = None, seed: int = 0) -> TaskData:
         """Trials of as many steps as the task's periods have together; the same ones for the same seed."""
+        check_count("seed", seed, 0)
+        check_memory(count(trials), self._entries())
         rng = np.random.default_rng(seed)
         inputs, targets, mask, labels = self._draw(count(trials), rng)
         noisy = inputs + self.noise * rng.standard_normal(inputs.shape)
@@ -96,6 +106,16 @@ class Generated:
     def _draw(self, trials: int, rng: np.random.Generator) -> Trials:
         """Inputs without noise, targets, mask and labels."""
         raise NotImplementedError
+
+    def _entries(self) -> int:
+        """How many numbers the inputs of one trial have."""
+        raise NotImplementedError
+
+
+def check_memory(trials: int, entries: int) -> None:
+    """Raise a MemoryError for trials that could never fit: inputs of this many numbers, and their noise."""
+    what = f"{trials:.3g} trials with {entries:.3g} inputs each"
+    require_machine(2 * 8 * trials * entries, what, "take fewer trials, or shorter ones")
 
 
 def count(trials: int | None) -> int:
@@ -109,6 +129,12 @@ def check_count(option: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{option} must be a whole number, got {value!r}")
     check_at_least(option, int(value), least)
+
+
+def check_number(option: str, value: object) -> None:
+    """Raise unless the value is a real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{option} must be a number, got {value!r}")
 
 
 def check_at_least(option: str, value: float, least: float) -> None:
