@@ -26,7 +26,12 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{what}{line_of(error)}: {first_line(error)}{advice(error)}") from error
+        raise ValueError(f"{what}{cause_of(error)}") from error
+
+
+def cause_of(error: BaseException) -> str:
+    """Where in the user's code an error arose, what it says, and the way out where it is known."""
+    return f"{_line_of(error)}: {first_line(error)}{_advice(error)}"
 
 
 def first_line(error: BaseException) -> str:
@@ -34,7 +39,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def advice(error: BaseException) -> str:
+def _advice(error: BaseException) -> str:
     """The way out, where it is known."""
     if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
         return f"; it has {PYTHON}"
@@ -42,7 +47,7 @@ def advice(error: BaseException) -> str:
     return f"; {found[0]}" if found else ""
 
 
-def line_of(error: BaseException) -> str:
+def _line_of(error: BaseException) -> str:
     """Where in the user's own code it arose, as " (model.py, line 12)"."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(LIBRARIES)]
     own = [frame for frame in frames if Path(frame.filename).is_absolute()]

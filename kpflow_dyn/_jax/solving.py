@@ -12,6 +12,7 @@ from jax import lax
 
 from kpflow_dyn._jax import rollout
 from kpflow_dyn._jax.checks import check_parameters
+from kpflow_dyn._jax.failures import cause_of
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import ODEProblem
@@ -85,11 +86,11 @@ def check_field(problem: ODEProblem) -> None:
     arguments = [jax.ShapeDtypeStruct(shape, z0.dtype) for shape in shapes]
     try:
         rate = eqx.filter_eval_shape(f, *arguments)
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+    except Exception as error:
         given = ", ".join(f"{name} {a.shape}" for name, a in zip(("t", "z", "x_t"), arguments, strict=False))
         raise ValueError(
-            f"f failed on {given}: {error}. A field in JAX is called on one trial, as f(t, z [unit]), or f(t, z, x_t "
-            "[input]) where the problem has inputs x"
+            f"f failed on {given}{cause_of(error)}. A field in JAX is called on one trial, as f(t, z [unit]), or "
+            "f(t, z, x_t [input]) where the problem has inputs x"
         ) from error
     if not eqx.is_array(rate) and not isinstance(rate, jax.ShapeDtypeStruct):
         raise ValueError(f"f returned {type(rate).__name__}, expected z' {z0.shape[1:]} of {z0.dtype}")
