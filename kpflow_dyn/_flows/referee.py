@@ -6,18 +6,27 @@ random theta then fixes J.
 """
 
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
+from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
 from kpflow_dyn._problems.checks import check_finite
 
 PACKAGE = str(Path(__file__).parent.parent)
 ROUNDING = 1e4  # of a gradient, in units of the dtype's round-off
 FLOOR = 1e3  # the same of the largest gradient: small ones may be differences of large terms
+
+
+class Probe(NamedTuple):
+    """A random q of the states, and what it pulls back to the parameters [1, p] and to the argument [1, ...]."""
+
+    q: Array
+    theta: Array
+    argument: Array
 
 
 class Derivative(Protocol):
@@ -26,10 +35,13 @@ class Derivative(Protocol):
     value   the states [...].
     push    changes of the parameters [probe, p] and of the argument [probe, ...], None for none -> of the states.
     pull    the transpose.
+    probe   one random block [1, ...] of states and what it pulls back.
     """
 
     @property
     def value(self) -> Array: ...
+    @property
+    def probe(self) -> Probe: ...
     def push(self, theta: Array | None, argument: Array | None) -> Array: ...
     def pull(self, q: Array) -> tuple[Array, Array]: ...
 
@@ -38,46 +50,56 @@ class Mismatch(ValueError):
     """A linearisation that differs from autograd through the model; the message says where and by how much."""
 
 
+class Linearisation(Protocol):
+    """A linearisation that is to be that derivative: its value and both of its maps."""
+
+    @property
+    def value(self) -> Array: ...
+    def push(self, theta: Array, argument: Array) -> Array: ...
+    def pull(self, q: Array) -> tuple[Array, Array]: ...
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What autograd through the model says of one random q: its value, and its gradients [1, p] and [1, ...]."""
+    """What autograd through the model says: its value, and what it pulls back of one random q."""
 
     value: Array
-    q: Array
-    theta: Array
-    argument: Array
+    probe: Probe
 
 
 def ask(own: Derivative) -> Answer:
     """The model's own answer; a ValueError where it has no derivative."""
-    q = Random(1).normal((1, *own.value.shape), like=own.value)
-    answer = Answer(own.value, q, *own.pull(q))
-    if answer.argument.ndim > 3:
-        check_finite(answer.argument[0], "the derivative of the step")
-    for gradient in (answer.theta, answer.argument):
-        if not bool(array_namespace(gradient).isfinite(gradient).all()):
+    answer = Answer(own.value, own.probe)
+    _, theta, argument = answer.probe
+    if argument.ndim > 3:
+        check_finite(argument[0], "the derivative of the step")
+    for gradient in (theta, argument):
+        if not np.isfinite(to_numpy(gradient)).all():
             raise ValueError("the derivative of the model holds NaN or inf; look at its weights, or for a sqrt(0)")
     return answer
 
 
-def compare(found: Derivative, answer: Answer, sizes: dict[str, int]) -> None:
+def compare(found: Linearisation, answer: Answer, sizes: dict[str, int]) -> None:
     """Raise a `Mismatch` unless a linearisation is that of autograd; sizes are those of the parameters by name.
 
     It is asked for the same q, and for one random direction.
     """
-    _compare_values(found.value, answer.value)
-    given, random = found.pull(answer.q), Random(2)
-    compare_gradients(given[0][0], answer.theta[0], sizes)
-    _compare_rows(given[1][0], answer.argument[0])
-    theta, dz = (random.normal(a.shape, like=a) for a in given)
-    check_transpose(found, answer.q, theta, dz, given)
+    _compare_values(*map(to_numpy, (found.value, answer.value)))
+    q, *expected = answer.probe
+    given, random = found.pull(q), Random(2)
+    parameters, rows = [(to_numpy(a)[0], to_numpy(b)[0]) for a, b in zip(given, expected, strict=True)]
+    compare_gradients(*parameters, sizes)
+    _compare_rows(*rows)
+    moved = [random.normal(tuple(a.shape), like=a) for a in expected]
+    check_transpose(q, found.push(*moved), given, moved)
 
 
-def check_transpose(found: Derivative, q: Array, theta: Array, dz: Array, pulled: tuple[Array, Array]) -> None:
-    """Raise a `Mismatch` unless <q, push(theta, dz)> is <pull(q), (theta, dz)>."""
-    terms = [_dot(q, found.push(theta, dz)), -_dot(pulled[0], theta), -_dot(pulled[1], dz)]
-    size = sum(abs(term) for term in terms) + _norm(q) * _norm(dz)
-    if not abs(sum(terms)) <= ROUNDING * eps_of(q) * size:
+def check_transpose(q: Array, pushed: Array, pulled: Sequence[Array], moved: Sequence[Array]) -> None:
+    """Raise a `Mismatch` unless <q, pushed> is <pulled, moved>: what q pulls back, and where the moved are pushed."""
+    states, *pairs = [tuple(map(to_numpy, pair)) for pair in [(q, pushed), *zip(pulled, moved, strict=True)]]
+    terms = [_dot(*states), *(-_dot(*pair) for pair in pairs)]
+    size = sum(map(abs, terms)) + _norm(states[0]) * _norm(pairs[-1][1])
+    if not abs(sum(terms)) <= ROUNDING * eps_of(states[0]) * size:
         raise Mismatch(
             f"its forward mode is not the transpose of its reverse mode: <q, J theta> and <J* q, theta> differ by "
             f"{abs(sum(terms)) / size:.1e} of their size"
@@ -99,13 +121,13 @@ def _is_ours(reason: Exception) -> bool:
     return isinstance(reason, ValueError | TypeError) and frames[-1].filename.startswith(PACKAGE)
 
 
-def _compare_values(found: Array, expected: Array) -> None:
+def _compare_values(found: np.ndarray, expected: np.ndarray) -> None:
     error, size = _largest(found - expected), max(1.0, _largest(expected))
     if not error <= ROUNDING * eps_of(expected) * size:
         raise Mismatch(f"its values differ from the model's own by {error / size:.1e} of their size")
 
 
-def compare_gradients(found: Array, expected: Array, sizes: dict[str, int]) -> None:
+def compare_gradients(found: np.ndarray, expected: np.ndarray, sizes: dict[str, int]) -> None:
     """Raise a `Mismatch` unless gradients [p] are alike, parameter by parameter."""
     start, wrong, floor = 0, {}, FLOOR * eps_of(expected) * _largest(expected)
     for name, size in sizes.items():
@@ -121,10 +143,10 @@ def compare_gradients(found: Array, expected: Array, sizes: dict[str, int]) -> N
         )
 
 
-def _compare_rows(found: Array, expected: Array) -> None:
+def _compare_rows(found: np.ndarray, expected: np.ndarray) -> None:
     """Gradients in the argument [trial, (time,) ...], row by row."""
-    xp, last = array_namespace(expected), tuple(range(min(2, expected.ndim - 1), expected.ndim))
-    error, size = (to_numpy(xp.max(abs(values), axis=last)) for values in (found - expected, expected))
+    last = tuple(range(min(2, expected.ndim - 1), expected.ndim))
+    error, size = (abs(values).max(last) for values in (found - expected, expected))
     allowed = eps_of(expected) * (ROUNDING * size + FLOOR * size.max())
     if (wrong := ~(error <= allowed)).any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
@@ -136,13 +158,13 @@ def _compare_rows(found: Array, expected: Array) -> None:
         )
 
 
-def _largest(values: Array) -> float:
-    return float(abs(values).max()) if values.shape[0] else 0.0
+def _largest(values: np.ndarray) -> float:
+    return float(abs(values).max()) if values.size else 0.0
 
 
-def _dot(a: Array, b: Array) -> float:
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum())
 
 
-def _norm(a: Array) -> float:
+def _norm(a: np.ndarray) -> float:
     return _dot(a, a) ** 0.5

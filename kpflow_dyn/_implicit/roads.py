@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of
+from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
 from kpflow_dyn._backend import Values
 from kpflow_dyn._flows.referee import Mismatch, ask, check_transpose, compare, compare_gradients, in_words
 from kpflow_dyn._implicit.constraint import named_states
@@ -62,7 +62,7 @@ def uses_of_weights(sol: NetworkSolution, model: Any) -> Traced:
     for pair in (found.apart, found.whole):
         q, kicks = (random.normal((1, *sol.state.shape), like=sol.state) for _ in range(2))
         theta = random.normal((1, sum(_sizes(model).values())), like=sol.state)
-        check_transpose(pair, q, theta, kicks, pair.pull(q))
+        check_transpose(q, pair.push(theta, kicks), pair.pull(q), (theta, kicks))
     _check_sites(found)
     return found
 
@@ -91,9 +91,10 @@ def states_of_network(
     def states(values: Values) -> Array:
         return called(sol.equations.kicked, values, zeros)
 
-    answer = ask(whole_of(sol.equations, model, sol.state))
+    q, expected, _ = ask(whole_of(sol.equations, model, sol.state)).probe
     try:
-        compare_gradients(_gradient(states, answer.q[0], model.parameters, gradient), answer.theta[0], _sizes(model))
+        found = _gradient(states, q[0], model.parameters, gradient)
+        compare_gradients(to_numpy(found), to_numpy(expected[0]), _sizes(model))
     except Mismatch as error:
         raise ValueError(
             f"a call of the network with other parameters is not the network: {error}; write it without what reaches a "

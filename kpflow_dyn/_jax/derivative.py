@@ -1,11 +1,11 @@
 """The derivative of a function of a JAX model by JAX's own autodiff.
 
 Reverse mode decides; forward mode is `jax.linearize` where the function has it, else the transpose of reverse mode,
-else its matrix.
+else its matrix. Where there is no reverse mode, it is the transposed matrix of forward mode.
 """
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import equinox as eqx
@@ -13,139 +13,171 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kpflow_dyn._arrays import Rows
-from kpflow_dyn._arrays.memory import bytes_of, in_blocks, require
-from kpflow_dyn._flows.referee import Mismatch, check_transpose
+from kpflow_dyn._arrays import Random, Rows
+from kpflow_dyn._arrays.memory import GIB, bytes_of, in_blocks, require
+from kpflow_dyn._flows.referee import Mismatch, Probe, check_transpose
 from kpflow_dyn._jax.equations import custom_functions
+from kpflow_dyn._jax.failures import explained, first_line
 
 Values = dict[str, jax.Array]
+Both = tuple[jax.Array, jax.Array]  # of the parameters [..., p] and of the argument
+
+MATRIX_BYTES = 4 * GIB  # of a matrix in the place of a mode that JAX does not have
 
 
 class Derivative:
-    """See `kpflow_dyn._flows.referee.Derivative`."""
+    """See `kpflow_dyn._flows.referee.Derivative`; programs are compiled when they are first asked for."""
 
     def __init__(self, function: Callable[[Values, jax.Array], jax.Array], parameters: Values, at: jax.Array) -> None:
-        self._at, self._shapes = at, {name: value.shape for name, value in parameters.items()}
-        self._theta = jnp.concatenate([at.reshape(-1)[:0], *(value.reshape(-1) for value in parameters.values())])
-        # What the function closes over becomes an argument: constants of a program would be whole on every device.
-        self._function = eqx.filter_closure_convert(
-            lambda theta, s: function(self._named(theta), s), self._theta, self._at
-        )
-        self.value, self._pull = _vjp(self._function, self._theta, self._at)
+        shapes = {name: value.shape for name, value in parameters.items()}
+        theta = jnp.concatenate([at.reshape(-1)[:0], *(value.reshape(-1) for value in parameters.values())])
+        self._at = theta, at
+        with explained("the model failed"):
+            # What the function closes over becomes an argument: constants of a program would be whole on every device.
+            self._function = eqx.filter_closure_convert(lambda theta, s: function(_named(theta, shapes), s), theta, at)
+        self._columns: jax.Array | None = None  # the matrix [states, p + argument], where there is no reverse mode
 
     @property
     def custom(self) -> list[str]:
         """The functions with derivatives of their own that the model calls."""
         return custom_functions(self._function.jaxpr)
 
-    def pull(self, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    @property
+    def value(self) -> jax.Array:
+        """The states."""
+        return self._first[0]
+
+    @property
+    def probe(self) -> Probe:
+        """A random q and what it pulls back."""
+        return self._first[1]
+
+    def pull(self, q: jax.Array) -> Both:
         """Reverse mode."""
-        found = self._in_blocks(lambda rows: _pulled(self._pull, rows))(q)
-        return self._parted(found)
+        return self._parted(self._reverse(q))
 
     def push(self, theta: jax.Array | None, argument: jax.Array | None) -> jax.Array:
         """Its transpose."""
         probes = len(theta if theta is not None else argument)  # type: ignore[arg-type]
-        theta = jnp.zeros((probes, self._theta.size), self._at.dtype) if theta is None else theta
-        argument = jnp.zeros((probes, *self._at.shape), self._at.dtype) if argument is None else argument
-        return self._forward(jnp.concatenate([theta, argument.reshape(probes, -1)], 1))
+        still = [jnp.zeros((probes, *at.shape), at.dtype) for at in self._at]
+        moved = [zeros if v is None else v for v, zeros in zip((theta, argument), still, strict=True)]
+        return self._forward(jnp.concatenate([v.reshape(probes, -1) for v in moved], 1))
 
-    def _named(self, theta: jax.Array) -> Values:
-        sizes = [int(np.prod(shape)) for shape in self._shapes.values()]
-        parts = jnp.split(theta, np.cumsum(sizes)[:-1])
-        return {name: part.reshape(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+    def _parted(self, rows: jax.Array) -> Both:
+        """Rows [probe, p + argument] as those of the parameters and of the argument."""
+        theta, at = self._at
+        return rows[:, : theta.size], rows[:, theta.size :].reshape(len(rows), *at.shape)
 
-    def _in_blocks(self, function: Rows) -> Rows:
-        return in_blocks(function, self.value.size, self.value)
+    @cached_property
+    def _first(self) -> tuple[jax.Array, Probe]:
+        """The value and the probe, from one program."""
+        q = Random(1).normal((1, *self._function.out_struct.shape), like=self._at[1])
+        try:
+            value, found = _pulled(self._function, self._at, q)
+        except Exception as error:  # JAX says that there is no reverse mode in many ways
+            value, self._columns = self._by_columns(error)
+            found = q.reshape(1, -1) @ self._columns
+        return value, Probe(q, *self._parted(found))
 
-    def _parted(self, both: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Gradients [probe, p + argument] as those of the parameters and of the argument."""
-        size = self._theta.size
-        return both[:, :size], both[:, size:].reshape(len(both), *self._at.shape)
+    @cached_property
+    def _reverse(self) -> Rows:
+        """Blocks q -> rows [probe, p + argument]."""
+        value, columns = self.value, self._columns
+        if columns is not None:
+            return lambda q: q.reshape(len(q), -1) @ columns
+        return in_blocks(lambda q: _pulled(self._function, self._at, q)[1], value.size, value)
 
     @cached_property
     def _forward(self) -> Rows:
-        """The first of the ways forward that JAX has and that is the transpose of reverse mode."""
-        for way in (self._by_linearize, self._by_transpose, self._by_double):
+        """Rows -> states; the first of the ways that JAX has and that is the transpose of reverse mode."""
+        value = self.value
+        if self._columns is not None:
+            return self._by_matrix(self._columns)
+        for way in (_linearized, _transposed, _doubled):
+            forward = in_blocks(partial(self._along, way), value.size, value)
             try:
-                forward = self._in_blocks(way())
                 self._check(forward)
             except Exception:  # JAX says that there is no such mode in many ways
                 continue
             return forward
-        forward = self._by_matrix()
+        return self._by_rows()
+
+    def _along(self, way: Callable[..., jax.Array], rows: jax.Array) -> jax.Array:
+        return way(self._function, self._at, self._parted(rows))
+
+    def _check(self, forward: Rows) -> None:
+        """Raise a `Mismatch` unless it is the transpose of reverse mode."""
+        (q, *pulled), random = self.probe, Random(2)
+        rows = random.normal((1, sum(at.size for at in self._at)), like=q)
+        check_transpose(q, forward(rows), pulled, self._parted(rows))
+
+    def _by_columns(self, error: Exception) -> tuple[jax.Array, jax.Array]:
+        """The value, and the matrix of forward mode [states, p + argument]."""
+        unit = self._unit(sum(at.size for at in self._at), self._function.out_struct.size, "reverse", error)
+        try:
+            found = self._along(_linearized, unit)
+        except Exception:
+            raise ValueError(
+                f"JAX does not differentiate the model: {first_line(error)}; give what has no derivative a custom_vjp"
+            ) from error
+        return _valued(self._function, self._at), found.reshape(len(unit), -1).T
+
+    def _by_rows(self) -> Rows:
+        """Forward mode by the matrix of reverse mode."""
+        states, columns = self.value.size, sum(at.size for at in self._at)
+        unit = self._unit(states, columns, "forward", None).reshape(states, *self.value.shape)
+        forward = self._by_matrix(self._reverse(unit))
         try:
             self._check(forward)
         except Mismatch as error:
             raise ValueError(f"the model's backward pass is not linear, so it is no derivative: {error}") from error
         return forward
 
-    def _check(self, forward: Rows) -> None:
-        generator = np.random.default_rng(2)
-        shapes = (self.value.shape, self._theta.shape, self._at.shape)
-        q, theta, dz = (jnp.asarray(generator.standard_normal((1, *shape)), self._at.dtype) for shape in shapes)
-        check_transpose(_Forward(self, forward), q, theta, dz, self.pull(q))
-
-    def _by_linearize(self) -> Rows:
-        push = _linearized(self._function, self._theta, self._at)
-        return lambda rows: _pushed(push, *self._parted(rows))
-
-    def _by_transpose(self) -> Rows:
-        return lambda rows: _transposed(self._pull, self.value, *self._parted(rows))
-
-    def _by_double(self) -> Rows:
-        return lambda rows: _doubled(self._pull, self.value, *self._parted(rows))
-
-    def _by_matrix(self) -> Rows:
-        states, columns = self.value.size, self._theta.size + self._at.size
-        require(
-            bytes_of(states * columns, self._at),
-            f"the model's backward pass has no derivative, and the {states} x {columns} entries of its matrix",
-            "write it with operations that JAX differentiates in forward mode too",
-        )
-        matrix = jnp.concatenate(self.pull(jnp.eye(states, dtype=self._at.dtype).reshape(states, *self.value.shape)))
+    def _by_matrix(self, matrix: jax.Array) -> Rows:
         return lambda rows: (rows @ matrix.T).reshape(len(rows), *self.value.shape)
 
+    def _unit(self, size: int, other: int, mode: str, error: Exception | None) -> jax.Array:
+        """All unit vectors of one side of the matrix, if there is room for it."""
+        what = f"JAX has no {mode} mode of the model{f' ({first_line(error)})' if error else ''}, and the entries"
+        advice = "write it with operations that have one, lax.scan in the place of lax.while_loop"
+        needed = bytes_of(size * other, self._at[1])
+        require(needed, f"{what} of its matrix", advice)
+        if needed > MATRIX_BYTES:
+            raise ValueError(f"{what} of its matrix take {needed / GIB:.3g} GiB; {advice}")
+        return jnp.eye(size, dtype=self._at[1].dtype)
 
-class _Forward:
-    """A derivative with another way forward."""
 
-    def __init__(self, derivative: Derivative, forward: Rows) -> None:
-        self.value, self.pull, self._forward = derivative.value, derivative.pull, forward
-
-    def push(self, theta: jax.Array, argument: jax.Array) -> jax.Array:
-        return self._forward(jnp.concatenate([theta, argument.reshape(len(argument), -1)], 1))
+def _named(theta: jax.Array, shapes: dict[str, tuple[int, ...]]) -> Values:
+    """Parameters [p] by name."""
+    parts = jnp.split(theta, np.cumsum([int(np.prod(shape)) for shape in shapes.values()])[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 @eqx.filter_jit
-def _vjp(function: Any, theta: jax.Array, at: jax.Array) -> tuple[jax.Array, Any]:
-    return jax.vjp(function, theta, at)
+def _valued(function: Any, at: Both) -> jax.Array:
+    return function(*at)
 
 
 @eqx.filter_jit
-def _linearized(function: Any, theta: jax.Array, at: jax.Array) -> Any:
-    return jax.linearize(function, theta, at)[1]
+def _pulled(function: Any, at: Both, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The value, and rows [probe, p + argument]."""
+    value, pull = jax.vjp(function, *at)
+    return value, jax.vmap(lambda q: jnp.concatenate([part.reshape(-1) for part in pull(q)]))(q)
 
 
-@jax.jit
-def _pulled(pull: Any, q: jax.Array) -> jax.Array:
-    def one(q: jax.Array) -> jax.Array:
-        return jnp.concatenate([part.reshape(-1) for part in pull(q)])
-
-    return jax.vmap(one)(q)
+@eqx.filter_jit
+def _linearized(function: Any, at: Both, moved: Both) -> jax.Array:
+    return jax.vmap(jax.linearize(function, *at)[1])(*moved)
 
 
-@jax.jit
-def _pushed(push: Any, theta: jax.Array, argument: jax.Array) -> jax.Array:
-    return jax.vmap(push)(theta, argument)
+@eqx.filter_jit
+def _transposed(function: Any, at: Both, moved: Both) -> jax.Array:
+    value, pull = jax.vjp(function, *at)
+    return jax.vmap(lambda *moved: jax.linear_transpose(pull, value)(moved)[0])(*moved)
 
 
-@jax.jit
-def _transposed(pull: Any, like: jax.Array, theta: jax.Array, argument: jax.Array) -> jax.Array:
-    return jax.vmap(lambda *moved: jax.linear_transpose(pull, like)(moved)[0])(theta, argument)
-
-
-@jax.jit
-def _doubled(pull: Any, like: jax.Array, theta: jax.Array, argument: jax.Array) -> jax.Array:
-    back = jax.vjp(pull, jnp.zeros_like(like))[1]
-    return jax.vmap(lambda *moved: back(moved)[0])(theta, argument)
+@eqx.filter_jit
+def _doubled(function: Any, at: Both, moved: Both) -> jax.Array:
+    value, pull = jax.vjp(function, *at)
+    back = jax.vjp(pull, jnp.zeros_like(value))[1]
+    return jax.vmap(lambda *moved: back(moved)[0])(*moved)

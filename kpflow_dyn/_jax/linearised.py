@@ -121,6 +121,18 @@ class LinearisedSteps:
     def _enter_adjoint(self, data: Data, q: jax.Array) -> jax.Array:
         return block_of(jnp.concatenate(self._each_step_transposed(data, rows_of(q))[1], -1))
 
+    def _step_jvp(self, data: Data, theta: jax.Array, dz: jax.Array) -> jax.Array:
+        """Each step by itself, of the parameters and the state before it."""
+        (_, variables), _ = data
+        values = jnp.concatenate(self._kick(self._changes(theta), variables), -1)
+        return block_of(self._each_step(data, rows_of(dz), self._as_kicks(values)))
+
+    def _step_vjp(self, data: Data, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        (_, variables), _ = data
+        dz, kicks = self._each_step_transposed(data, rows_of(q))
+        changes = self._gather(self._by_site(jnp.concatenate(kicks, -1)), variables)
+        return self._gradient(changes, len(q)), block_of(dz)
+
     def _unpropagate(self, data: Data, s: jax.Array) -> jax.Array:
         """P^{-1}: s_t - A_t s_{t-1}."""
         previous = jnp.concatenate([jnp.zeros_like(s[:, :, :1]), s[:, :, :-1]], 2)

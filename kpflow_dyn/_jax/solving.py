@@ -12,6 +12,7 @@ from jax import lax
 
 from kpflow_dyn._jax import rollout
 from kpflow_dyn._jax.checks import check_parameters
+from kpflow_dyn._jax.failures import cause_of
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import ODEProblem
@@ -27,8 +28,7 @@ def each_step(
 ) -> jax.Array:
     """step(model, row, z) of the rows [trial, time, ...] and the states before them; of the first ones, then zeros."""
     if count is None:
-        of_trials = jax.vmap(lambda row, z: step(model, row, z))
-        return lax.map(lambda at: of_trials(*at), (rows.swapaxes(0, 1), before.swapaxes(0, 1))).swapaxes(0, 1)
+        return jax.vmap(jax.vmap(lambda row, z: step(model, row, z)))(rows, before)
     return _each_step(step, model, rows.swapaxes(0, 1), before.swapaxes(0, 1), jnp.asarray(count))
 
 
@@ -86,11 +86,11 @@ def check_field(problem: ODEProblem) -> None:
     arguments = [jax.ShapeDtypeStruct(shape, z0.dtype) for shape in shapes]
     try:
         rate = eqx.filter_eval_shape(f, *arguments)
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+    except Exception as error:
         given = ", ".join(f"{name} {a.shape}" for name, a in zip(("t", "z", "x_t"), arguments, strict=False))
         raise ValueError(
-            f"f failed on {given}: {error}. A field in JAX is called on one trial, as f(t, z [unit]), or f(t, z, x_t "
-            "[input]) where the problem has inputs x"
+            f"f failed on {given}{cause_of(error)}. A field in JAX is called on one trial, as f(t, z [unit]), or "
+            "f(t, z, x_t [input]) where the problem has inputs x"
         ) from error
     if not eqx.is_array(rate) and not isinstance(rate, jax.ShapeDtypeStruct):
         raise ValueError(f"f returned {type(rate).__name__}, expected z' {z0.shape[1:]} of {z0.dtype}")

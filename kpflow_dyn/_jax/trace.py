@@ -52,8 +52,7 @@ def _jaxpr(step: Step, parameters: dict[str, jax.Array], rows: list[jax.Array], 
     if acts := sorted(set(_side_effects(jaxpr.jaxpr))):
         raise ValueError(
             f"a step must be a pure function, but this one has side effects ({', '.join(acts)}); write it with "
-            "operations of JAX alone, make all that it remembers part of z, and leave out checks such as eqx.error_if "
-            "(EQX_ON_ERROR=off does)"
+            "operations of JAX alone, and make all that it remembers part of z"
         )
     return jaxpr
 

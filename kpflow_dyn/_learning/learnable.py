@@ -144,8 +144,14 @@ def _time_to(energies: np.ndarray, rates: np.ndarray, part: float) -> float:
 
 def _of_variables(flow: Flow | Output) -> Operator:
     """G on the outputs [trial, time, out]."""
-    sites, space = flow.flow.sites if isinstance(flow, Output) else flow.sites, flow.ntk.domain
-    found = [site.inputs for site in sites if site.kind == "matrix" and site.inputs.shape[:-1] == space.shape[:-1]]
+    states, space = flow.flow if isinstance(flow, Output) else flow, flow.ntk.domain
+    if states.untraced:
+        raise ValueError(
+            f"a flow without weight sites has no forward-pass score; the model was not traced: {states.untraced}"
+        )
+    found = [
+        site.inputs for site in states.sites if site.kind == "matrix" and site.inputs.shape[:-1] == space.shape[:-1]
+    ]
     if not found:
         raise ValueError(
             "no weight is multiplied with data once at each trial and time; there is no forward-pass score"

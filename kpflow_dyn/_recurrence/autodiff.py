@@ -31,6 +31,12 @@ class AutodiffTangent:
 
     # Each step by itself
 
+    def step_jvp(self, theta: Array, dz: Array) -> Array:
+        return self._apart.push(theta, dz)
+
+    def step_vjp(self, q: Array) -> tuple[Array, Array]:
+        return self._apart.pull(q)
+
     def kick(self, theta: Array) -> Array:
         return self._apart.push(theta, None)
 

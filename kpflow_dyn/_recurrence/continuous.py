@@ -4,15 +4,16 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._arrays import Array, Random, array_namespace, like_numpy
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._flows.flow import ODEFlow
+from kpflow_dyn._flows.referee import Answer, Probe, compare
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.inputs import input_width, inputs_at
 from kpflow_dyn._problems.measure import Weights
 from kpflow_dyn._problems.solutions import ODESolution, check_states
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
-from kpflow_dyn._recurrence.roads import tangent_of
+from kpflow_dyn._recurrence.roads import sizes_of, tangent_of
 from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, kicks, parameter_space
 from kpflow_dyn._recurrence.tangent import Propagation, Sensitivity, Tangent
 from kpflow_dyn._spaces.operators import Apply, Operator, on_spaces
@@ -69,9 +70,10 @@ def flow_through_solver(sol: ODESolution, params: Choice, weights: Weights) -> O
     return _flow_at_nodes(sol, model, weights, maps, Variational(sol, model, TIGHT[str(sol.state.dtype)]))
 
 
-def _flow_at_nodes(sol: ODESolution, model: Any, weights: Weights, maps: Sensitivity, along: Propagation) -> ODEFlow:
+def _flow_at_nodes(sol: ODESolution, model: Any, weights: Weights, maps: Sensitivity, along: Variational) -> ODEFlow:
     """The flow of maps between the nodes, which are no recurrence of steps."""
     field = _field_tangent(sol, model)
+    _check_equations(along, field, sol, model)
     state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
     J = on_spaces(parameter_space(field), state, maps.jvp, maps.vjp)
     return ODEFlow(
@@ -83,6 +85,19 @@ def _flow_at_nodes(sol: ODESolution, model: Any, weights: Weights, maps: Sensiti
         untraced=field.untraced,
         **kicks(field, state),
     )
+
+
+def _check_equations(along: Variational, field: Tangent, sol: ODESolution, model: Any) -> None:
+    """Raise unless the equations differentiate the field as autograd does at the nodes, where `field` is checked."""
+    q = Random(1).normal((1, *sol.state.shape), like=sol.state)
+    try:
+        found = along.field_at(sol.state)
+        compare(found, Answer(field.next_state, Probe(q, *field.step_vjp(q))), sizes_of(model.parameters))
+    except Exception as error:
+        raise ValueError(
+            f"variational equations do not have the derivative of f that autograd through it has: {error}. Solve with "
+            "a Runge-Kutta method, and linearize with sensealg=DiscreteAdjoint()"
+        ) from error
 
 
 def tangent_of_accepted_steps(sol: ODESolution, params: Choice) -> Tangent:

@@ -39,7 +39,7 @@ def tangent_of(
     apart = model.derivative(lambda call, z: solving.each_step(step, call, rows, z), before)
     check_finite(apart.value, "the state")
     check(apart.value)
-    answer, sizes = ask(apart), {name: int(np.prod(value.shape)) for name, value in model.parameters.items()}
+    answer, sizes = ask(apart), sizes_of(model.parameters)
     reason: Exception | None = None
     try:
         for traced in model.tangents(step, rows, before):
@@ -52,8 +52,13 @@ def tangent_of(
         reason = error
     assert reason is not None
     _check_trials(solving, step, model, rows, before, apart.value)
-    whole = None if alone else _whole(model, solving, step, rows, before)
+    whole = None if alone else _whole(model, solving, step, rows, before, apart.value)
     return AutodiffTangent(apart, whole, model.parameters, in_words(reason, model.causes(apart)))
+
+
+def sizes_of(parameters: dict[str, Array]) -> dict[str, int]:
+    """How many numbers each has."""
+    return {name: int(np.prod(value.shape)) for name, value in parameters.items()}
 
 
 @dataclass(frozen=True)
@@ -67,15 +72,19 @@ class _EachStep:
         return self.tangent.next_state
 
     def push(self, theta: Array, argument: Array) -> Array:
-        return self.tangent.kick(theta) + self.tangent.advance(argument)
+        return self.tangent.step_jvp(theta, argument)
 
     def pull(self, q: Array) -> tuple[Array, Array]:
-        return self.tangent.kick_adjoint(q), self.tangent.advance_adjoint(q)
+        return self.tangent.step_vjp(q)
 
 
-def _whole(model: Any, solving: Any, step: Step, rows: Array, before: Array) -> Derivative:
-    """All states, with kicks added to each as it arises: their derivatives are J and P."""
+def _whole(model: Any, solving: Any, step: Step, rows: Array, before: Array, after: Array) -> Derivative:
+    """All states, with kicks added to each as it arises: their derivatives are J and P.
+
+    The kicks are such that the states pass through those before each step, where these are not quite those after.
+    """
     units, concat = before.shape[-1], array_namespace(before).concat
+    kicks = concat([before[:, 1:] - after[:, :-1], 0 * after[:, -1:]], axis=1)
 
     def kicked(call: Any, row: Array, z: Array) -> Array:
         return step(call, row[..., :-units], z) + row[..., -units:]
@@ -83,7 +92,7 @@ def _whole(model: Any, solving: Any, step: Step, rows: Array, before: Array) -> 
     def states(call: Any, kicks: Array) -> Array:
         return solving.run(kicked, call, concat([rows, kicks], axis=-1), before[:, 0])
 
-    return model.derivative(states, array_namespace(before).zeros_like(before))
+    return model.derivative(states, kicks)
 
 
 def check_as_called(model: Any, tangent: Tangent, outputs: Callable[..., Array], units: slice) -> None:

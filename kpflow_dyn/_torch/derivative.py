@@ -9,14 +9,16 @@ so the second is the exact transpose of whatever the backward pass does, and no 
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
+from kpflow_dyn._arrays import Random
 from kpflow_dyn._arrays.memory import bytes_of, require
-from kpflow_dyn._flows.referee import Mismatch, check_transpose
+from kpflow_dyn._flows.referee import Mismatch, Probe, check_transpose
 from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn._torch.trace import differentiable_attention
 
@@ -56,6 +58,12 @@ class Derivative:
     def value(self) -> Tensor:
         """The states."""
         return self.states.detach()
+
+    @cached_property
+    def probe(self) -> Probe:
+        """A random q and what it pulls back."""
+        q = Random(1).normal((1, *self.states.shape), like=self._like)
+        return Probe(q, *self.pull(q))
 
     def pull(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Reverse mode through the model, probe by probe."""
@@ -128,11 +136,11 @@ class Derivative:
     def _check(self) -> None:
         generator = torch.Generator(self._like.device).manual_seed(2)
         shapes = (self.states.shape, (self._size,), self._like.shape)
-        q, theta, dz = (
+        q, *moved = (
             torch.randn(1, *s, generator=generator, dtype=self._like.dtype, device=self._like.device) for s in shapes
         )
         try:
-            check_transpose(self, q, theta, dz, self.pull(q))
+            check_transpose(q, self.push(*moved), self.pull(q), moved)
         except Mismatch as error:
             if self._matrix is None:
                 raise
