@@ -110,6 +110,8 @@ class ODEProblem(Problem):
         x: inputs: None; samples [trial, time, input] on the grid t; a pair (times [n], samples [trial, n, input]) whose
             times cover those of t; or a callable of t that gives [trial, input], or [input] for all trials, made of the
             framework's own functions. Samples are interpolated linearly in between, and held outside of their times.
+            A callable that jumps names the times at which it does as its attribute `jumps` [n]: `x.jumps = [0.3]`.
+            Steps end there, so that x(t) is taken from their own side of each jump.
 
     Raises:
         TypeError, ValueError: a start, times or inputs of a wrong type, or that do not fit together.
