@@ -8,6 +8,7 @@ from kpflow_dyn._implicit.equations import Equations
 from kpflow_dyn._implicit.form import axes_of
 from kpflow_dyn._implicit.inverse import Inverse
 from kpflow_dyn._implicit.layout import Layout
+from kpflow_dyn._implicit.linearised import Linearised
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
 from kpflow_dyn._problems.solutions import Solution
 
@@ -39,9 +40,14 @@ class ConstraintSolution(Solution):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSolution(ConstraintSolution):
-    """The values on the way of a `StaticProblem`, [trial, ...]."""
+    """The values on the way of a `StaticProblem`, [trial, ...].
+
+    Attributes:
+        checked: where only the trace knows the state, its derivatives in all parameters, which autograd found right.
+    """
 
     problem: StaticProblem
+    checked: Linearised | None = field(default=None, repr=False)
 
     @property
     def of_uses(self) -> bool:

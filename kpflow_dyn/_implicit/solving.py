@@ -1,6 +1,7 @@
 """Solve networks, fixed points and free-form constraints F(S, theta; x) = 0."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -44,8 +45,7 @@ def _with_uses(sol: NetworkSolution) -> NetworkSolution:
     if sol.traced is not None:
         try:
             found = replace(sol, state=states(sol.traced, model.parameters))
-            uses_of_weights(found, model)
-            return found
+            return replace(found, checked=uses_of_weights(found, model))
         except Exception as error:  # whatever stops the trace, autograd answers
             reason = in_words(error, model.causes(whole_of(sol.equations, model, sol.state)))
     reason = f"{reason.rstrip('.')}. The state is the output alone; name modules in `state` for values on the way"
@@ -54,9 +54,10 @@ def _with_uses(sol: NetworkSolution) -> NetworkSolution:
 
 def _solve_fixed_point(prob: FixedPointProblem) -> FixedPointSolution:
     equations = prob.backend.tracing.FixedPoint(prob, _takes_state_first(prob.f))
-    state, iterations, off = _iterate(equations)
+    derivatives = _derivatives(equations)
+    state, iterations, off = _iterate(equations, derivatives)
     equations.check(state)
-    derivative = _derivative(equations, state)
+    derivative = derivatives(state)
     radius = derivative.spectral_radius()
     if not (radius < 1 and off <= 100 * eps_of(state)):
         raise ValueError(
@@ -73,8 +74,9 @@ def _solve_fixed_point(prob: FixedPointProblem) -> FixedPointSolution:
 
 def _solve_free(prob: ImplicitProblem) -> ImplicitSolution:
     equations, state, off = prob.backend.tracing.FreeForm(prob), prob.state, np.inf
+    derivatives = _derivatives(equations)
     for steps in range(NEWTON_STEPS):
-        rest, inverse = equations.at(state), _derivative(equations, state).inverse()
+        rest, inverse = equations.at(state), derivatives(state).inverse()
         if (off := _relative(rest, state)) <= 1e3 * eps_of(state):
             equations.check(state)
             stats, (traced, untraced) = {"iterations": steps, "condition": inverse.condition}, _trace(equations)
@@ -100,16 +102,20 @@ def _trace(equations: Equations) -> tuple[TracedConstraint | None, str]:
         return None, in_words(error, [])
 
 
-def _derivative(equations: Equations, state: Array) -> StateDerivative:
-    """D_S F at a state, by autograd through the model; that of a free form has one row."""
-    found = pair_of(equations.model(lambda _name: True).derivative(equations.residual, state)).argument
-    if equations.form is not Form.FREE:
-        return StateDerivative(found.push, found.pull, state)
+def _derivatives(equations: Equations) -> Callable[[Array], StateDerivative]:
+    """D_S F at any state, by autograd through the model; that of a free form has one row."""
+    known = equations.model(lambda _name: True).derivative(equations.residual, equations.start)
 
     def with_row(apply: Rows) -> Rows:
         return lambda q: apply(q[:, 0])[:, None]
 
-    return StateDerivative(with_row(found.push), with_row(found.pull), state[None])
+    def at(state: Array) -> StateDerivative:
+        found = pair_of(known.at(state)).argument
+        if equations.form is not Form.FREE:
+            return StateDerivative(found.push, found.pull, state)
+        return StateDerivative(with_row(found.push), with_row(found.pull), state[None])
+
+    return at
 
 
 # Fixed points
@@ -122,7 +128,7 @@ def _takes_state_first(f: Any) -> bool:
     return len(names) > 1 and names[0] in STATES and names[1] not in STATES
 
 
-def _iterate(equations: Equations) -> tuple[Array, int, float]:
+def _iterate(equations: Equations, derivatives: Callable[[Array], StateDerivative]) -> tuple[Array, int, float]:
     """z <- f(x, z), then Newton's method where that is slow: z, how often, and how far off it is at last."""
     start = state = equations.start
     n, off = 0, np.inf
@@ -132,7 +138,7 @@ def _iterate(equations: Equations) -> tuple[Array, int, float]:
         if not off > 100 * eps_of(state):  # or no number
             break
         if n >= ITERATIONS:
-            rest = _derivative(equations, state).inverse().solve(rest[None])[0]
+            rest = derivatives(state).inverse().solve(rest[None])[0]
         state = state - rest
     return (state, n, off) if np.isfinite(off) else (start, n, off)
 

@@ -33,6 +33,7 @@ class Derivative:
         learning: Mapping[str, nn.Parameter],
         at: Tensor,
     ) -> None:
+        self._of: Any = function, call, learning
         self._keep: AbstractContextManager[Any] = _copies_of(call)
         self._like, self._parameters = at.detach(), list(learning.values())
         try:
@@ -50,6 +51,10 @@ class Derivative:
             argument = self._like.clone().requires_grad_()
             self.states = function(call, argument)
             self._inputs = [get_gradient_edge(tensor) for tensor in [*self._parameters, argument]]
+
+    def at(self, argument: Tensor) -> "Derivative":
+        """That of the same function at another argument."""
+        return Derivative(*self._of, argument)
 
     def __deepcopy__(self, memo: object) -> Self:
         return self  # nothing changes it, and autograd's graphs cannot be copied
