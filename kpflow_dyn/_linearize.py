@@ -1,5 +1,7 @@
 """Linearise a solution: from a solved problem to the operators of its flow."""
 
+import warnings
+
 from kpflow_dyn._arrays import full_precision
 from kpflow_dyn._flows.adjoints import DiscreteAdjoint, InterpolatingAdjoint
 from kpflow_dyn._flows.flow import Flow, preconditioned
@@ -17,6 +19,25 @@ from kpflow_dyn._recurrence.continuous import (
 )
 from kpflow_dyn._recurrence.steps import Steps, tangent_of_cell
 from kpflow_dyn._recurrence.tangent import Tangent
+
+_SECOND_ROAD = (
+    "the flow is taken from autograd through the model, as the model could not be traced: {}. J, P, K and ntk are "
+    "exact. There are no weight sites, so no core of theirs and no truncation; and every application runs reverse mode "
+    "through the model, once for each probe of an adjoint and twice for one of a forward map"
+)
+
+
+class UntracedWarning(UserWarning):
+    """A flow is that of autograd alone, since its model could not be traced, or not as autograd differentiates it.
+
+    Its message says what stopped the trace, what is missing, and what it costs; `flow.untraced` says the first again. The
+    operators are those of the backward pass, J* q = q^T dS/dtheta, its transpose J, and ntk = J J*.
+
+    Source: docs/theory.md, "One constraint, one kernel".
+
+    >>> import warnings, kpflow_dyn as kp
+    >>> warnings.simplefilter("error", kp.UntracedWarning)  # for whoever wants no such flow
+    """
 
 
 def linearize(
@@ -61,8 +82,11 @@ def linearize(
         raise TypeError(f"measure is {measure!r}, expected kp.Measure(time=..., trial=...)")
     if not isinstance(metric, Metric | None):
         raise TypeError(f"metric is {metric!r}, expected kp.LearningRates(...), KroneckerMetric or Reparametrization")
-    with full_precision(sol.state):
+    problem = sol.problem
+    with full_precision(sol.state), problem.backend.models.left_alone(problem.model):
         flow = _flow(sol, sensealg, params, (measure or Measure()).weights(sol))
+        if flow.untraced:
+            warnings.warn(UntracedWarning(_SECOND_ROAD.format(flow.untraced)), stacklevel=2)
         return flow if metric is None else preconditioned(flow, metric.preconditioner(flow.parameters))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,33 @@ def troubled(kind):
     if kind == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     return {"value": np.nan if kind == "nan" else 1.0}
+
+
+class Stop(BaseException):
+    """No Exception."""
+
+
+LEAVING = {"KeyboardInterrupt": KeyboardInterrupt, "GeneratorExit": GeneratorExit, "Stop": Stop, "exit": SystemExit}
+
+
+def leaves(kind):
+    """A point that leaves by a door that is no Exception."""
+    if kind == "exit 0":
+        sys.exit(0)
+    if kind in LEAVING:
+        raise LEAVING[kind]
+    return {"value": 1.0}
+
+
+def ends(kind):
+    """A point that ends its process, or is told to by a signal."""
+    if kind == "_exit":
+        os._exit(0)
+    if kind == "crash":
+        os.kill(os.getpid(), signal.SIGABRT)
+    if kind == "SIGINT":
+        signal.raise_signal(signal.SIGINT)
+    return {"value": 1.0}
 
 
 def dies_once(folder, seed):

@@ -98,11 +98,12 @@ def test_steps_without_a_derivative_somewhere() -> None:
 
 
 def test_an_operation_that_is_misread_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong table of operations must not give a wrong number: every linearisation is checked by forward mode."""
+    """A wrong table of operations must not give a wrong number: autograd through the module checks each flow."""
     monkeypatch.setattr(trace, "MOVES", trace.MOVES | {torch.ops.aten.relu})
     solution = solve(Cell(lambda W, x, z: torch.relu(z) @ W + x.sum(-1, keepdim=True)))
-    with pytest.raises(RuntimeError, match=r"off by .* from forward mode"):
-        kp.linearize(solution)
+    with pytest.warns(kp.UntracedWarning, match=r"the trace is not the model.*off by"):
+        flow = kp.linearize(solution)
+    assert flow.sites == [] and flow.untraced
 
 
 def test_dtypes_must_agree() -> None:
@@ -149,13 +150,13 @@ def test_steps_that_are_no_functions() -> None:
 
 def test_trials_that_influence_each_other() -> None:
     solution = solve(Cell(lambda W, x, z: torch.tanh(z @ W + x.sum(-1, keepdim=True)) - z.mean(0)), z0=torch.rand(2, 4))
-    with pytest.raises(ValueError, match=r"depends on other trials"):
+    with pytest.raises(ValueError, match=r"trials influence each other"):
         kp.linearize(solution)
 
 
 def test_branches_on_values_cannot_be_traced() -> None:
     solution = solve(Cell(lambda W, x, z: torch.tanh(z @ W) if z.sum() > 0 else z * W[0]))
-    with pytest.raises(ValueError, match=r"torch.export could not trace.*torch.where"):
+    with pytest.warns(kp.UntracedWarning, match=r"torch.export could not trace.*test_bad_input.py.*torch.where"):
         kp.linearize(solution)
 
 

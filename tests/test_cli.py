@@ -158,6 +158,12 @@ def test_unknown_task(checkpoint: Path, out: Path) -> None:
     assert_refused(result, out, "unknown task 'memorypri'. Nearest: memorypro")
 
 
+def test_trials_that_no_memory_holds_are_refused(checkpoint: Path, task: Path, out: Path) -> None:
+    arguments = ("analyze", checkpoint, "--model", "gru", "--out", out, "--trials", 1_000_000_000)
+    assert_refused(run(*arguments, "--task", "memorypro"), out, "1e+09 trials with 270 inputs each take 4.02e+03 GiB")
+    assert_refused(run(*arguments, "--task", task), out, "asked for 1000000000 trials, but")
+
+
 def test_task_of_another_width(checkpoint: Path, tmp_path: Path, out: Path) -> None:
     np.savez(tmp_path / "wide.npz", inputs=np.zeros((4, 5, 7)))
     result = run("analyze", checkpoint, "--model", "gru", "--task", tmp_path / "wide.npz", "--out", out)

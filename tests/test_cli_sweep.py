@@ -111,10 +111,13 @@ def test_a_changed_file_is_noticed(known: Path) -> None:
 
 
 def test_failures_are_told(file: Path) -> None:
-    result = run(edited(file, 'law = "gaussian"', 'law = "planted"\npoints = 9'))
-    assert result.exit_code == 0
-    assert "4 points: 0 done, 4 failed" in result.output
-    assert "failed at g = 0.5, seed = 0: " in result.stderr
+    edited(file, "init.g = { start = 0.5, stop = 1.5, num = 2 }", "init.points = [2, 9]")
+    result = run(edited(file, 'law = "gaussian"', 'law = "planted"'))
+    assert result.exit_code == 1
+    assert "4 points: 2 done, 2 failed" in result.output
+    assert (file.parent / "out" / "results.nc").exists()
+    assert run(file, "--resume").exit_code == 1
+    assert "failed at points = 9, seed = 0: " in result.stderr
 
 
 def test_an_interrupt_says_that_it_is_kept(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +150,115 @@ def test_mistakes_in_a_file(file: Path, before: str, after: str, message: str) -
     assert re.search(message, " ".join(result.stderr.split()))
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (file.parent / "out").exists()
+
+
+TYPES = [
+    ("units = 6", "units = -3", "[model] in FILE: units must be at least 1, got -3"),
+    ("units = 6", 'units = "6"', "[model] in FILE: units must be a whole number, got '6'"),
+    ("units = 6", "units = 2.5", "units must be a whole number, got 2.5"),
+    ("units = 6", "units = true", "units must be a whole number, got True"),
+    ("units = 6", "units = 1000000000", "weights of 1000000000 units take"),
+    ("units = 6", "units = 6\ngain = 1.0", "rnn has no option gain; it has: bias, nonlinearity"),
+    ("units = 6", "units = 6\ninputs = 2", "unknown key inputs; the task and [init] decide that"),
+    ("units = 6", 'units = 6\nbias = "no"', "bias must be true or false, got 'no'"),
+    ("units = 6", 'units = 6\nnonlinearity = "sin"', "nonlinearity must be tanh or relu, got 'sin'"),
+    ("units = 6", 'units = 6\ndtype = "int8"', "dtype must be float32 or float64, got 'int8'"),
+    ("units = 6", 'units = 6\nframework = "numpy"', "framework must be torch or jax, got 'numpy'"),
+    ('name = "rnn"', 'name = "rn"', "unknown model 'rn'. Nearest: rnn"),
+    ('name = "rnn"', "name = 3", "unknown model 3"),
+    ('name = "rnn"', 'name = "ctrnn"\nalpha = 2.0', "0 < alpha <= 1, got 2.0"),
+    ('name = "rnn"', 'name = "ctrnn"\ngain = nan', "gain must be finite, got nan"),
+    ('name = "rnn"', 'name = "lowrank"\nrank = 7', "rank must be between 1 and hidden_size = 6, got 7"),
+    ("[0, 1]", "[0, -1]", "[model] in FILE with seed = -1: seed must be at least 0, got -1"),
+    ("[0, 1]", '[0, "1"]', "with seed = '1': seed must be a whole number, got '1'"),
+    ("[0, 1]", "[]", "axis seed is [], expected a list of values"),
+    ('law = "gaussian"', 'law = "gausian"', "[init] in FILE: unknown law 'gausian'. Nearest: gaussian"),
+    ('law = "gaussian"', "law = 1", "the law is 1, expected its name"),
+    ('law = "gaussian"', 'law = "gaussian"\nrho = 1.0', "gaussian has no option rho; it has: g"),
+    ("start = 0.5", "start = -0.5", "[init] in FILE with g = -0.5: g must be a finite number >= 0, got -0.5"),
+    ("start = 0.5", 'start = "0.5"', "start of axis g must be a number, got '0.5'"),
+    ("num = 2", "num = -2", "num of axis g must be at least 1, got -2"),
+    ("num = 2", "num = 2.0", "num of axis g must be a whole number, got 2.0"),
+    ("{ start = 0.5, stop = 1.5, num = 2 }", "[nan, 1.0]", "g is NaN"),
+    ("{ start = 0.5, stop = 1.5, num = 2 }", '[0.5, "a"]', "with g = 'a': g is str, expected a real number"),
+    ('name = "flipflop"', 'name = "flipflob"', "[task] in FILE: unknown task 'flipflob'. Nearest: flipflop"),
+    ('name = "flipflop"', "name = 1", "name must be the name of a task, got 1"),
+    ("bits = 2", "bit = 2", "flipflop has no option bit; it has: bits"),
+    ("bits = 2", "bits = 0", "bits must be at least 1, got 0"),
+    ("bits = 2", 'bits = 2\nrate = "often"', "rate must be a number, got 'often'"),
+    ("bits = 2", "bits = 2\ndt = -1.0", "dt must be a time of a step in ms, more than 0, got -1.0"),
+    ("trials = 3", 'trials = "3"', "trials must be a whole number, got '3'"),
+    ("trials = 3", "trials = 0", "trials must be at least 1, got 0"),
+    ("trials = 3", "trials = 1000000000000", "1e+12 trials with 16 inputs each take"),
+    ("steps = 8", "steps = 1000000000000", "3 trials with 2e+12 inputs each take"),
+    ("[analysis]", '[analysis]\nsamples = "40"', "[analysis] samples must be a whole number, got '40'"),
+    ("[analysis]", "[analysis]\nsamples = -1", "[analysis] samples must be at least 8, got -1"),
+    ("[analysis]", "[analysis]\nseed = 0.5", "[analysis] seed must be a whole number, got 0.5"),
+    ("[analysis]", "[analysis]\ntimeout = 0", "[analysis] timeout must be a positive number of seconds, got 0"),
+    ("[analysis]", '[analysis]\ntimeout = "60"', "[analysis] timeout must be a number, got '60'"),
+    ("[analysis]", "[executor]\nthreads = 2\n[analysis]", "[executor] does not fit --executor local"),
+    ('["ntk_effective_rank", "K_trace", "state_effective_rank", "loss"]', "[]", "quantities in FILE is []"),
+    ('"loss"]', '"K_trace"]', "expected a list of different names"),
+    ('"loss"]', '"loss", 3]', "unknown quantity 3"),
+    ("[model]", "model = 3\n[modl]", "unknown key 'modl'"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "message"), TYPES)
+def test_what_would_fail_at_every_point_is_refused_before_the_first(file: Path, before, after, message: str) -> None:
+    result = run(edited(file, before, after))
+    said = " ".join(result.stderr.split())
+    assert result.exit_code == 2, result.output
+    assert message.replace("FILE", str(file)) in said
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (file.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            'law = "gaussian"',
+            'law = "planted"\npoints = 9',
+            "every point of the sweep would fail, the first one with: ",
+        ),
+        ('name = "flipflop"\nbits = 2\ntrials = 3\nsteps = 8', 'name = "TASK"', "has no targets, so there is no loss"),
+        ('name = "flipflop"\nbits = 2\ntrials = 3\nsteps = 8', 'name = "none.npz"', "no file none.npz"),
+    ],
+)
+def test_what_shows_when_a_model_meets_its_task(file: Path, before: str, after: str, message: str) -> None:
+    np.savez(file.parent / "trials.npz", inputs=np.zeros((2, 3, 2)))
+    result = run(edited(file, before, after.replace("TASK", str(file.parent / "trials.npz"))))
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert not (file.parent / "out").exists()
+
+
+def test_a_point_that_only_some_values_spoil_is_left_to_the_sweep(file: Path) -> None:
+    """A lag of 9 fits 20 steps but not 8."""
+    edited(file, 'name = "flipflop"\nbits = 2', 'name = "lag"')
+    edited(file, "steps = 8", "")
+    result = run(edited(file, "model.seed = [0, 1]", "task.lag = [2, 9]\ntask.steps = [8, 20]"))
+    assert result.exit_code == 1
+    assert "8 points: 6 done, 2 failed" in result.output
+
+
+def test_trials_and_code_that_a_file_names_are_noticed(file: Path) -> None:
+    """A change of a file of trials, or of a law of one's own."""
+    rng = np.random.default_rng(0)
+    trials, law = file.parent / "trials.npz", file.parent / "my_law.py"
+    np.savez(trials, inputs=rng.standard_normal((2, 3, 2)), targets=np.zeros((2, 3, 1)))
+    law.write_text("import numpy as np\nclass Mine:\n    def matrix(self, n, seed):\n        return np.eye(n)\n")
+    edited(file, 'name = "flipflop"\nbits = 2\ntrials = 3\nsteps = 8', f'name = "{trials}"')
+    edited(file, "init.g = { start = 0.5, stop = 1.5, num = 2 }", "")
+    assert run(edited(file, 'law = "gaussian"', f'law = "{law}:Mine"')).exit_code == 0
+    assert run(file, "--resume").exit_code == 0
+    np.savez(trials, inputs=rng.standard_normal((2, 3, 2)), targets=np.zeros((2, 3, 1)))
+    changed = run(file, "--resume")
+    assert changed.exit_code == 2 and "other code: code of the Setup changed" in " ".join(changed.stderr.split())
+    assert run(file, "--fresh").exit_code == 0
+    law.write_text(law.read_text().replace("np.eye(n)", "-np.eye(n)"))
+    assert run(file, "--resume").exit_code == 2
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

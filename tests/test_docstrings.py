@@ -130,6 +130,8 @@ def _names(value: Any, result: bool) -> set[str]:
     """Arguments; or the public fields of a result."""
     if result:
         return {f.name for f in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
+    if isinstance(value, type) and issubclass(value, Warning):
+        return set()
     named = inspect.signature(value).parameters.values()
     return {p.name for p in named if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and not p.name.startswith("_")}
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib
+import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,12 +15,14 @@ import threading
 import time
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
-from sweep_points import Law, brief, large, noted, numbers, troubled
+from sweep_points import LEAVING, Law, brief, large, leaves, noted, numbers, troubled
 
 import kpflow_dyn as kp
 from kpflow_dyn.sweep import random, sobol, zipped
@@ -124,7 +129,6 @@ def test_estimates_bring_their_errors(tmp_path: Path) -> None:
 
 def test_tensors_of_both_frameworks(tmp_path: Path) -> None:
     import jax.numpy as jnp
-    import torch
 
     sweep = kp.Sweep(lambda n: {"a": torch.ones(2), "b": jnp.ones(2)}, {"n": [0]}, tmp_path)
     sweep.run()
@@ -162,6 +166,71 @@ def test_points_that_raise_or_are_not_finite(tmp_path: Path) -> None:
     assert found.status.values.tolist() == ["done", "failed", "not finite"]
     assert str(found.error.sel(kind="raises").item()) == "ArithmeticError: no number"
     assert np.isnan(found.value.sel(kind="raises"))
+
+
+DOORS = ["exit 0", *LEAVING]
+
+
+def assert_only_doors_failed(sweep: kp.Sweep) -> None:
+    errors = {failure.point["kind"]: failure.error for failure in sweep.failures()}
+    assert set(errors) == set(DOORS)
+    assert errors["exit 0"] == "SystemExit: run called sys.exit(0)"
+    assert errors["KeyboardInterrupt"].startswith("KeyboardInterrupt: run raised it")
+    assert sweep.collect().done.sel(kind=["first", "last"]).all()
+
+
+def test_points_that_leave_python_by_another_door(tmp_path: Path) -> None:
+    sweep = kp.Sweep(leaves, {"kind": ["first", *DOORS, "last"]}, tmp_path / "here")
+    assert str(sweep.run()) == "7 points: 2 done, 5 failed"
+    assert_only_doors_failed(sweep)
+    threads = kp.Sweep(leaves, {"kind": ["first", *DOORS, "last"]}, tmp_path / "threads")
+    with ThreadPoolExecutor(2) as pool:
+        assert threads.run(pool).failed == 5
+    assert_only_doors_failed(threads)
+
+
+def test_an_error_without_words_is_recorded(tmp_path: Path) -> None:
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    def run(n):
+        raise Mute
+
+    sweep = kp.Sweep(run, {"n": [0]}, tmp_path)
+    assert sweep.run().failed == 1
+    assert sweep.failures()[0].error.startswith("Mute: ")
+
+
+@pytest.mark.parametrize("caught", [False, True])
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_to_the_driver_stops_the_sweep(number, ends, caught: bool, tmp_path: Path) -> None:
+    """The point under way is not recorded, even where it swallows the interrupt."""
+
+    def run(n):
+        if n == 1 and not (tmp_path / "mark").exists():
+            try:
+                signal.raise_signal(number)
+            except BaseException:
+                if not caught:
+                    raise
+        return {"x": n}
+
+    def handler(number, frame):
+        raise ends
+
+    before = signal.signal(number, handler)
+    try:
+        sweep = kp.Sweep(run, {"n": range(3)}, tmp_path / "out")
+        with pytest.raises(ends):
+            sweep.run()
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+    assert str(sweep.status()) == "3 points: 1 done, 2 missing"
+    assert not list((tmp_path / "out" / "points").glob("*.suspect"))
+    (tmp_path / "mark").touch()
+    assert sweep.run().done == 3
 
 
 @pytest.mark.parametrize(
@@ -260,6 +329,165 @@ def test_what_a_function_holds_belongs_to_its_code() -> None:
     assert changes(code_of(Law(1.0).times), code_of(Law(2.0).times)) == ["g of the object of Law.times"]
     a = np.zeros(3)
     assert changes(code_of(with_gain(a)), code_of(with_gain(a + 1))) != []
+
+
+REACHING = """
+import dataclasses, functools
+import numpy as np
+import torch
+import jax.numpy as jnp
+import own_helpers
+from own_helpers import Kind, scaled
+
+TENSOR = torch.ones(3)
+HALF = torch.ones(3, dtype=torch.bfloat16)
+ARRAY = np.ones(3)
+JAX = jnp.ones(3)
+NESTED = {"a": [torch.ones(2), {"b": np.ones(2)}], "set": {"x", "y", "z"}}
+
+@dataclasses.dataclass
+class Config:
+    rate: float = 0.1
+    inner: object = None
+
+CONFIG = Config(inner=Config(rate=0.2))
+OBJECT = Kind(3.0)
+LINEAR = torch.nn.Linear(2, 2)
+torch.nn.init.constant_(LINEAR.weight, 1.0)
+torch.nn.init.constant_(LINEAR.bias, 0.0)
+
+def made(gain):
+    return lambda x: gain * x
+
+CLOSURES = [made(1.0), made(2.0)]
+PARTIAL = functools.partial(scaled, by=2.0)
+
+@functools.lru_cache
+def cached(x):
+    return x + 1
+
+def run(g, power=2):
+    import own_lazy
+    held = [TENSOR, HALF, ARRAY, JAX, NESTED, CONFIG, OBJECT, LINEAR, CLOSURES, PARTIAL]
+    return {"x": own_helpers.inner(g) + own_lazy.late(g) + cached(g) + Kind.of_class() + (g in {"q", "r"}) + len(held)}
+"""
+HELPERS = """
+FACTOR = 3
+class Base:
+    def shared(self):
+        return 1
+class Kind(Base):
+    scale = 2.0
+    def __init__(self, a):
+        self.a = a
+    @property
+    def doubled(self):
+        return 2 * self.a
+    @classmethod
+    def of_class(cls):
+        return cls.scale
+def inner(x):
+    return x * FACTOR
+def scaled(x, by):
+    return by * x
+"""
+LAZY = "OFFSET = 1\ndef late(x):\n    return x + OFFSET\n"
+
+
+def written(folder: Path, before: str = "", after: str = ""):
+    """The function of a package of the user's own in three modules, with one edit in one of them."""
+    for name, text in (("own_run", REACHING), ("own_helpers", HELPERS), ("own_lazy", LAZY)):
+        (folder / f"{name}.py").write_text(text.replace(before, after) if before else text)
+        sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+    return importlib.import_module("own_run").run
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two edits in one second would share it
+    yield tmp_path
+    for name in ("own_run", "own_helpers", "own_lazy"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ("TENSOR = torch.ones(3)", "TENSOR = torch.zeros(3)", "TENSOR"),
+        ("HALF = torch.ones", "HALF = 2 * torch.ones", "HALF"),
+        ("ARRAY = np.ones(3)", "ARRAY = np.ones((3, 1))", "ARRAY"),
+        ("JAX = jnp.ones(3)", "JAX = jnp.zeros(3)", "JAX"),
+        ("[torch.ones(2)", "[torch.zeros(2)", "NESTED"),
+        ('{"b": np.ones(2)}', '{"b": np.zeros(2)}', "NESTED"),
+        ('"z"}', '"w"}', "NESTED"),
+        ("Config(rate=0.2)", "Config(rate=0.3)", "rate of inner of CONFIG"),
+        ("Kind(3.0)", "Kind(4.0)", "OBJECT"),
+        ("LINEAR.weight, 1.0", "LINEAR.weight, 2.0", "LINEAR"),
+        ("made(2.0)]", "made(3.0)]", "CLOSURES"),
+        ("gain * x", "gain + x", "made.<locals>.<lambda>"),
+        ("by=2.0", "by=3.0", "arguments of PARTIAL"),
+        ("x + 1\n", "x + 2\n", "cached"),
+        ("power=2", "power=3", "defaults of run"),
+        ('{"q", "r"}', '{"q", "s"}', "run"),
+        ("FACTOR = 3", "FACTOR = 4", "own_helpers.FACTOR"),
+        ("x * FACTOR", "x - FACTOR", "own_helpers.inner"),
+        ("by * x", "by + x", "PARTIAL"),
+        ("scale = 2.0", "scale = 3.0", "Kind.scale"),
+        ("2 * self.a", "3 * self.a", "Kind"),
+        ("return cls.scale", "return 2 * cls.scale", "Kind"),
+        ("        return 1", "        return 2", "Base"),
+        ("x + OFFSET", "x - OFFSET", "own_lazy.late"),
+        ("OFFSET = 1", "OFFSET = 2", "own_lazy.OFFSET"),
+    ],
+)
+def test_whatever_run_reaches_is_its_code(own_code: Path, before: str, after: str, named: str) -> None:
+    known = code_of(written(own_code))
+    assert changes(known, code_of(written(own_code))) == []
+    assert named in changes(known, code_of(written(own_code, before, after)))
+
+
+def test_comments_and_layout_are_no_code(own_code: Path) -> None:
+    known = code_of(written(own_code))
+    assert changes(known, code_of(written(own_code, "return x * FACTOR", "# a comment\n    return (x * FACTOR)"))) == []
+
+
+def test_every_process_sees_the_same_code(own_code: Path) -> None:
+    known = code_of(written(own_code))
+    script = "import json, own_run; from kpflow_dyn.sweep._code import code_of; print(json.dumps(code_of(own_run.run)))"
+    for seed in ("1", "2"):
+        paths = os.pathsep.join([str(own_code), str(Path(kp.__file__).parents[1])])
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": paths}
+        found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True)
+        assert changes(known, json.loads(found.stdout)) == []
+
+
+def test_a_change_between_two_runs_of_one_sweep(tmp_path: Path) -> None:
+    """What the points themselves change, here a list, is none."""
+    gain, calls = torch.ones(1), []
+
+    def run(n):
+        calls.append(n)
+        return {"x": float(gain) * n}
+
+    sweep = kp.Sweep(run, {"n": range(3)}, tmp_path)
+    assert sweep.run().done == sweep.run().done == 3
+    assert calls == [0, 1, 2]
+    gain.mul_(2)
+    with pytest.warns(UserWarning, match="other code: gain in .* changed since"):
+        sweep.collect()
+    with pytest.raises(ValueError, match=r"other code: gain in .* changed\. Take another folder"):
+        sweep.run()
+    assert sweep.run(fresh=True).done == 3
+    assert sweep.collect().x.sum() == 6
+
+
+def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
+    lock = threading.Lock()
+    sweep = kp.Sweep(lambda n: {"locked": lock.locked()}, {"n": [0]}, tmp_path)
+    with pytest.warns(UserWarning, match=r"no change is noticed of lock in .* \(lock\)"):
+        assert sweep.run().done == 1
 
 
 def test_nothing_on_disk_is_a_pickle(tmp_path: Path) -> None:
@@ -403,5 +631,9 @@ def test_other_runs_and_executors_are_refused(tmp_path: Path) -> None:
         kp.sweep.executor("local", workers=2)
     with pytest.raises(ValueError, match="workers must be at least 1"):
         kp.sweep.executor("process", workers=0)
+    with pytest.raises(TypeError, match="address is 3, expected tcp://host:8786"):
+        kp.sweep.executor("dask", address=3)
+    with pytest.raises(TypeError, match="options is 3, expected a table"):
+        kp.sweep.executor("slurm", options=3)
     with pytest.raises(ValueError, match="attempts"):
         sweep.run(attempts=0)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from sweep_points import brief, dies_once, noted, numbers, troubled
+from sweep_points import brief, dies_once, ends, leaves, noted, numbers, troubled
 
 import kpflow_dyn as kp
 from kpflow_dyn.sweep import Dask, Processes, Slurm
@@ -88,6 +88,68 @@ def test_every_kind_of_trouble_leaves_the_rest_done(tmp_path: Path) -> None:
     assert errors["sleeps"] == errors["ignores"] == "took longer than 0.5 s"
     assert "worker process died, 2 times, the last time alone" in errors["dies"]
     assert sweep.run(Processes(2)) == status
+
+
+def test_points_that_leave_or_end_their_worker(tmp_path: Path) -> None:
+    doors = kp.Sweep(leaves, {"kind": ["first", "exit 0", "KeyboardInterrupt", "Stop", "last"]}, tmp_path / "doors")
+    assert str(doors.run(Processes(2))) == "5 points: 2 done, 3 failed"
+    sweep = kp.Sweep(ends, {"kind": ["first", "_exit", "crash", "SIGINT", "last"]}, tmp_path / "ends")
+    assert str(sweep.run(Processes(2), attempts=1)) == "5 points: 2 done, 3 failed"
+    errors = {failure.point["kind"]: failure.error for failure in sweep.failures()}
+    assert errors["_exit"].startswith("its worker process died, once, alone (EXIT(0)): by os._exit")
+    assert "(SIGABRT(-6))" in errors["crash"]
+    assert errors["SIGINT"] == "a signal interrupted it in its worker process (KeyboardInterrupt), once, alone"
+
+
+ALONE = """
+import sys
+import kpflow_dyn as kp
+from sweep_points import ends
+if __name__ == "__main__":
+    print(kp.Sweep(ends, {"kind": ["first", "_exit", "last"]}, sys.argv[1]).run(progress=False))
+"""
+
+
+def test_a_point_that_ends_the_process_of_the_sweep(tmp_path: Path) -> None:
+    """The next run does the rest, and that point last and apart, which shows that it was to blame."""
+    (tmp_path / "alone.py").write_text(ALONE)
+    command = [sys.executable, str(tmp_path / "alone.py"), str(tmp_path / "out")]
+    first, second, third = (
+        subprocess.run(command, env=os.environ | {"PYTHONPATH": PATH}, capture_output=True, text=True, check=False)
+        for _ in range(3)
+    )
+    assert first.stdout == ""
+    assert second.stdout == third.stdout == "3 points: 2 done, 1 failed\n"
+    sweep = kp.Sweep(ends, {"kind": ["first", "_exit", "last"]}, tmp_path / "out")
+    assert "its worker process died, 2 times, the last time alone (EXIT(0))" in sweep.failures()[0].error
+
+
+def test_a_point_under_way_when_its_process_is_killed_is_not_to_blame(tmp_path: Path) -> None:
+    sweep = kp.Sweep(numbers, {"g": [0.5], "seed": range(3)}, tmp_path)
+    sweep.store.points.mkdir()
+    sweep.store.suspect(next(iter(sweep._known)))
+    assert sweep.run().done == 3
+    assert not list(sweep.store.points.glob("*.suspect"))
+
+
+def test_what_broke_the_user_s_executor_is_computed_apart(tmp_path: Path) -> None:
+    from concurrent.futures import BrokenExecutor
+
+    import loky
+
+    sweep = kp.Sweep(ends, {"kind": ["first", "_exit", "last"]}, tmp_path)
+    with loky.ProcessPoolExecutor(1) as pool, pytest.raises(BrokenExecutor):
+        sweep.run(pool)
+    assert str(sweep.run()) == "3 points: 2 done, 1 failed"
+
+
+def test_a_run_that_cannot_be_sent(tmp_path: Path) -> None:
+    lock = threading.Lock()
+    sweep = kp.Sweep(lambda n: {"x": n, "locked": lock.locked()}, {"n": [0]}, tmp_path)
+    with pytest.warns(UserWarning, match="no change is noticed of lock"):
+        with pytest.raises(TypeError, match=r"run cannot be sent to a worker process .*make what it holds inside"):
+            sweep.run(Processes(1))
+        assert sweep.run().done == 1
 
 
 def test_the_user_s_own_executor_and_its_end(tmp_path: Path) -> None:
@@ -172,8 +234,16 @@ def test_dask_workers_killed_at_random(client, tmp_path: Path, points: int, kill
 
 def test_dask_points_that_hang_or_kill_their_worker(client, tmp_path: Path) -> None:
     kinds = ["sleeps", "raises", *(f"fine {i}" for i in range(6))]
-    sweep = kp.Sweep(troubled, {"kind": kinds}, tmp_path)
+    sweep = kp.Sweep(troubled, {"kind": kinds}, tmp_path / "troubled")
     assert str(sweep.run(client, timeout=1.0)) == "8 points: 6 done, 1 failed, 1 timed out"
+    doors = kp.Sweep(leaves, {"kind": ["first", "exit 0", "KeyboardInterrupt", "last"]}, tmp_path / "doors")
+    assert str(doors.run(client)) == "4 points: 2 done, 2 failed"
+
+
+@pytest.mark.slow
+def test_dask_points_that_end_their_worker(client, tmp_path: Path) -> None:
+    sweep = kp.Sweep(ends, {"kind": ["first", "_exit", "last"]}, tmp_path)
+    assert str(sweep.run(client, attempts=1)) == "3 points: 2 done, 1 failed"
 
 
 def test_jobs_of_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +252,8 @@ def test_jobs_of_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     engine = Slurm(2, tmp_path / "jobs", {"timeout_min": 1}, cluster="local")
     sweep = kp.Sweep(brief, {"seed": range(3)}, tmp_path / "out")
     assert sweep.run(engine).done == 3
+    leaving = kp.Sweep(leaves, {"kind": ["first", "exit 0"]}, tmp_path / "leaving")
+    assert str(leaving.run(engine)) == "2 points: 1 done, 1 failed"
     np.testing.assert_array_equal(sweep.collect().square, [0, 1, 4])
 
 

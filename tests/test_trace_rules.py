@@ -107,7 +107,7 @@ def test_a_new_rule_makes_a_new_trace() -> None:
 
 def test_a_wrong_promise_is_noticed() -> None:
     add_rule(soft, Role.POINTWISE, lambda x, sharpness: torch.tanh(sharpness * x).flip(-1))
-    with pytest.raises((RuntimeError, ValueError), match="off by"):
+    with pytest.warns(kp.UntracedWarning, match="the trace is not the model"):
         kp.linearize(kp.solve(problem()))
 
 

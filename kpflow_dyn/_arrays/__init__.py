@@ -31,6 +31,7 @@ __all__ = [
     "empty_row",
     "eps_of",
     "full_precision",
+    "is_array",
     "is_jax_array",
     "is_torch_array",
     "is_torch_module",
@@ -82,6 +83,11 @@ class Random:
     def normal(self, shape: tuple[int, ...], like: Array) -> Array:
         """Independent standard normal numbers, with the library, dtype and device of `like`; sharded like its rows."""
         return library_of(like).normal(self._next(), shape, like)
+
+
+def is_array(a: object) -> bool:
+    """Whether this is an array of numpy, torch or JAX."""
+    return isinstance(a, np.ndarray | np.generic) or is_torch_array(a) or is_jax_array(a)
 
 
 def is_torch_module(model: object) -> bool:

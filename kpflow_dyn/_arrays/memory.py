@@ -1,5 +1,6 @@
 """How much memory operators and solvers use: the sizes of their blocks of vectors, and a budget for all of it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -97,6 +98,13 @@ def require(needed: int, what: str, advice: str) -> None:
             f"{what} take {needed / GIB:.3g} GiB, {(needed - left) / GIB:.3g} GiB more than the budget of "
             f"{left / GIB:.3g} GiB; {advice}"
         )
+
+
+def require_machine(needed: int, what: str, advice: str) -> None:
+    """Raise a MemoryError for what the memory of this machine could never hold."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > most:
+        raise MemoryError(f"{what} take {needed / GIB:.3g} GiB, this machine has {most / GIB:.3g} GiB; {advice}")
 
 
 def _within(whole: int) -> int:

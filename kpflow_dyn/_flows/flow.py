@@ -59,6 +59,8 @@ class Flow:
         parameters: the parameters that learn, by name, as they were when linearised.
         preconditioner: the blocks of R, where an optimiser has a metric; else ().
         R: what changes of the parameters pass before J, of a metric or of a choice of them; None for all, unscaled.
+        untraced: why the model could not be traced, so that all maps are those of autograd through the model, and each
+            step counts as one site of which `sites` knows nothing; "" where it was traced.
 
     Example as `linearize`.
     """
@@ -74,6 +76,7 @@ class Flow:
     parameters: dict[str, Array]
     preconditioner: tuple[Block, ...] = field(default=(), repr=False)
     R: Operator | None = field(default=None, repr=False)
+    untraced: str = field(default="", repr=False)
 
     @property
     def nodal(self) -> Flow:
@@ -146,7 +149,8 @@ class Flow:
         return {name: theta[..., place].reshape((*probes, *value.shape)) for (name, value), place in each}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.ntk.domain}, {self.J.domain.size} parameters, {len(self.sites)} sites)"
+        how = "by autograd alone" if self.untraced else f"{len(self.sites)} sites"
+        return f"{type(self).__name__}({self.ntk.domain}, {self.J.domain.size} parameters, {how})"
 
 
 class Recurrence(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun, jaxprs_in_params
 
 from kpflow_dyn._jax.custom import is_floating, same_derivative, with_forward_mode
 from kpflow_dyn.tracing._graph import Role
@@ -40,6 +40,18 @@ POINTWISE = {
 def body(equation: Equation) -> Jaxpr:
     """The jaxpr that an equation calls."""
     return equation.params["jaxpr" if "jaxpr" in equation.params else "call_jaxpr"]
+
+
+def custom_functions(jaxpr: Jaxpr) -> list[str]:
+    """The functions with a reverse mode of their own that are called, in words."""
+    found = {}
+    for equation in opened(jaxpr).eqns:
+        if equation.primitive.name.startswith("custom_vjp"):
+            name = getattr(getattr(equation.params.get("call_jaxpr"), "jaxpr", None), "debug_info", None)
+            found[f"the custom_vjp {getattr(name, 'func_name', '') or 'of the model'}"] = None
+        for called in jaxprs_in_params(equation.params):
+            found |= dict.fromkeys(custom_functions(called))
+    return list(found)
 
 
 def opened(jaxpr: Jaxpr) -> Jaxpr:

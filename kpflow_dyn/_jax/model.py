@@ -1,12 +1,13 @@
 """A JAX model and the parameters of it that learn, ready to be linearised in any step that is made of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 from kpflow_dyn._backend import BACKENDS
-from kpflow_dyn._jax.checks import named_parameters, with_parameters
+from kpflow_dyn._jax.checks import floating_leaves, with_parameters
+from kpflow_dyn._jax.derivative import Derivative
 from kpflow_dyn._jax.tangent import Tangent
 from kpflow_dyn._jax.trace import trace
 from kpflow_dyn._problems.choice import Choice, choose
@@ -14,28 +15,25 @@ from kpflow_dyn.tracing._steps import analyse
 
 
 class Model:
-    """A callable pytree; `parameters` are those that learn, by name."""
+    """A pytree, which a function of it calls; `parameters` are those that learn, by name."""
 
     def __init__(self, call: Any, params: Choice) -> None:
-        self.call, self._all = call, dict(sorted(named_parameters(call).items()))  # in the order of JAX
+        self.call, self._all = call, dict(sorted(floating_leaves(call).items()))  # in the order of JAX
         self.parameters = {name: self._all[name] for name in choose(self._all, params)}
 
-    def tangent(
-        self,
-        step: Callable[..., jax.Array],
-        rows: jax.Array,
-        before: jax.Array,
-        check: Callable[[jax.Array], None] = lambda after: None,
-    ) -> Tangent:
-        """The recurrence z -> step(model, row, z) along rows [trial, time, ...] from the states before each step.
+    def derivative(self, function: Callable[[Any, jax.Array], jax.Array], at: jax.Array) -> Derivative:
+        """That of function(model, s) in the parameters that learn and in s, by JAX's autodiff of the model itself."""
+        return Derivative(lambda values, s: function(with_parameters(self.call, values), s), self.parameters, at)
 
-        `check` raises where the states after each step are not what they should be.
-        """
+    def causes(self, derivative: Derivative) -> list[str]:
+        """What of the model may be why a trace differs from it."""
+        return derivative.custom
+
+    def tangents(self, step: Callable[..., jax.Array], rows: jax.Array, before: jax.Array) -> Iterator[Tangent]:
+        """The recurrence z -> step(model, row, z) along rows [trial, time, ...] from the states before each step."""
 
         def with_values(values: dict[str, jax.Array], row: jax.Array, z: jax.Array) -> jax.Array:
             return step(with_parameters(self.call, values), row, z)
 
         graph = trace(with_values, self._all, rows[0, 0], before[0, 0])
-        tangent = Tangent(analyse(graph, set(self.parameters), BACKENDS["jax"].transforms), rows, before)
-        check(tangent.next_state)
-        return tangent
+        yield Tangent(analyse(graph, set(self.parameters), BACKENDS["jax"].transforms), rows, before)

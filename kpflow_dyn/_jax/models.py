@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import equinox as eqx
@@ -16,6 +17,11 @@ from kpflow_dyn._jax.checks import floating_leaves, with_parameters
 
 parameters_of, changed, learnt_start = floating_leaves, with_parameters, LearntStart
 Values = dict[str, jax.Array]
+
+
+def left_alone(_model: Any) -> AbstractContextManager[None]:
+    """Nothing to do: pytrees do not change."""
+    return nullcontext()
 
 
 def copied(model: Any) -> Any:

@@ -8,6 +8,7 @@ from jax import lax
 
 from kpflow_dyn._jax.cells import Step, discrete_step
 from kpflow_dyn._jax.checks import check_parameters
+from kpflow_dyn._jax.failures import cause_of
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._problems.problems import DiscreteProblem
 
@@ -18,7 +19,10 @@ def roll_out(problem: DiscreteProblem) -> tuple[jax.Array, jax.Array]:
     check_parameters(problem.cell, x)
     step, z0 = discrete_step(problem)
     check_step(step, problem.cell, x[0, 0], z0[0])
-    state = run(step, problem.cell, x, z0)
+    try:
+        state = run(step, problem.cell, x, z0)
+    except ValueError as error:
+        raise ValueError(f"the cell failed{cause_of(error)}") from error
     check_finite(state, "the state")
     return state, z0
 
@@ -38,10 +42,10 @@ def check_step(step: Step, cell: Any, x: jax.Array, z: jax.Array) -> None:
     """Raise unless the step of one trial gives a state like z."""
     try:
         out = eqx.filter_eval_shape(step, cell, x, z)
-    except (TypeError, ValueError, IndexError) as error:
+    except Exception as error:
         raise ValueError(
-            f"the cell failed on x_t {x.shape} and z {z.shape}: {error}. A cell in JAX is called on one trial, as "
-            "cell(x_t, z) with x_t [input] and z [unit]"
+            f"the cell failed on x_t {x.shape} and z {z.shape}{cause_of(error)}. A cell in JAX is called on one trial, "
+            "as cell(x_t, z) with x_t [input] and z [unit]"
         ) from error
     if getattr(out, "shape", None) != z.shape or out.dtype != z.dtype:
         got = f"{out.shape} of {out.dtype}" if hasattr(out, "shape") else type(out).__name__

@@ -12,6 +12,7 @@ from jax import lax
 
 from kpflow_dyn._jax import rollout
 from kpflow_dyn._jax.checks import check_parameters
+from kpflow_dyn._jax.failures import cause_of
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import ODEProblem
@@ -22,8 +23,12 @@ without_gradients = nullcontext
 ROOM = 32  # steps are filled up to a multiple of this: each further length is compiled anew
 
 
-def each_step(step: Callable[..., jax.Array], model: Any, rows: jax.Array, before: jax.Array, count: int) -> jax.Array:
-    """step(model, row, z) of the first rows [trial, time, ...] and the states before them, then zeros."""
+def each_step(
+    step: Callable[..., jax.Array], model: Any, rows: jax.Array, before: jax.Array, count: int | None = None
+) -> jax.Array:
+    """step(model, row, z) of the rows [trial, time, ...] and the states before them; of the first ones, then zeros."""
+    if count is None:
+        return jax.vmap(jax.vmap(lambda row, z: step(model, row, z)))(rows, before)
     return _each_step(step, model, rows.swapaxes(0, 1), before.swapaxes(0, 1), jnp.asarray(count))
 
 
@@ -81,11 +86,11 @@ def check_field(problem: ODEProblem) -> None:
     arguments = [jax.ShapeDtypeStruct(shape, z0.dtype) for shape in shapes]
     try:
         rate = eqx.filter_eval_shape(f, *arguments)
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+    except Exception as error:
         given = ", ".join(f"{name} {a.shape}" for name, a in zip(("t", "z", "x_t"), arguments, strict=False))
         raise ValueError(
-            f"f failed on {given}: {error}. A field in JAX is called on one trial, as f(t, z [unit]), or f(t, z, x_t "
-            "[input]) where the problem has inputs x"
+            f"f failed on {given}{cause_of(error)}. A field in JAX is called on one trial, as f(t, z [unit]), or "
+            "f(t, z, x_t [input]) where the problem has inputs x"
         ) from error
     if not eqx.is_array(rate) and not isinstance(rate, jax.ShapeDtypeStruct):
         raise ValueError(f"f returned {type(rate).__name__}, expected z' {z0.shape[1:]} of {z0.dtype}")

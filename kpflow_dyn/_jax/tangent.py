@@ -59,6 +59,8 @@ class Tangent(Sweeps):
         self.jvp_apart = partial(jax.jit(self._jvp_apart), self.data)
         self.vjp_apart = partial(jax.jit(self._vjp_apart), self.data)
         self.gram = partial(jax.jit(self._gram), self.data)
+        self.step_jvp = partial(jax.jit(self._step_jvp), self.data)
+        self.step_vjp = partial(jax.jit(self._step_vjp), self.data)
         block = partial(_on_blocks, data=self.data, together=self.probes_together)
         self.kick = block(lambda data, theta: self._enter(data, self._write(data, theta)))
         self.kick_adjoint = block(lambda data, q: self._read(data, self._enter_adjoint(data, q)))
@@ -67,6 +69,7 @@ class Tangent(Sweeps):
         self.enter = block(self._enter)
         self.enter_adjoint = block(self._enter_adjoint)
         self.advance = block(self._advance)
+        self.advance_adjoint = block(self._advance_adjoint)
         self.unpropagate = block(self._unpropagate)
         self.unpropagate_adjoint = block(self._unpropagate_adjoint)
 

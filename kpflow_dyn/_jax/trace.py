@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -40,14 +41,8 @@ def trace_rows(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, 
 
 
 def _jaxpr(step: Step, parameters: dict[str, jax.Array], rows: list[jax.Array], states: list[jax.Array]) -> Jaxpr:
-    try:
+    with explained():
         jaxpr, out = jax.make_jaxpr(step, return_shape=True)(parameters, *rows)
-    except (JAXTypeError, JAXIndexError) as error:
-        raise ValueError(
-            f"JAX could not trace the step: {str(error).strip().splitlines()[0].rstrip('.')}; it must be a "
-            "function of (parameters, x, z) without Python branches or loops on their values, and without numpy; use "
-            "jnp.where, jax.lax and jax.numpy instead"
-        ) from error
     for z in states:
         if not isinstance(out, jax.ShapeDtypeStruct) or (out.shape, out.dtype) != (z.shape, z.dtype):
             raise ValueError(
@@ -57,10 +52,22 @@ def _jaxpr(step: Step, parameters: dict[str, jax.Array], rows: list[jax.Array], 
     if acts := sorted(set(_side_effects(jaxpr.jaxpr))):
         raise ValueError(
             f"a step must be a pure function, but this one has side effects ({', '.join(acts)}); write it with "
-            "operations of JAX alone, make all that it remembers part of z, and leave out checks such as eqx.error_if "
-            "(EQX_ON_ERROR=off does)"
+            "operations of JAX alone, and make all that it remembers part of z"
         )
     return jaxpr
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """A ValueError that says what to do, where JAX cannot trace."""
+    try:
+        yield
+    except (JAXTypeError, JAXIndexError) as error:
+        raise ValueError(
+            f"JAX could not trace the step: {str(error).strip().splitlines()[0].rstrip('.')}; it must be a "
+            "function of (parameters, x, z) without Python branches or loops on their values, and without numpy; use "
+            "jnp.where, jax.lax and jax.numpy instead"
+        ) from error
 
 
 def _side_effects(jaxpr: Jaxpr) -> Iterator[str]:
@@ -82,7 +89,7 @@ class _Tracer:
         self.data: set[Node] = set()
         self.weights: set[Node] = set()
         self.constants: dict[int, tuple[Any, Node]] = {}
-        self.named: dict[str, list[Node]] = {}
+        self.named: list[tuple[str, Node]] = []
 
     # Nodes
 
@@ -157,7 +164,7 @@ class _Tracer:
         if name in equations.PRINTS:
             return []
         if name == "name":
-            self.named.setdefault(equation.params["name"], []).append(self.as_node(args[0]))
+            self.named.append((equation.params["name"], self.as_node(args[0])))
         if equations.is_copy(equation):
             return args
         if name in equations.CALLS or (name in equations.CUSTOM and self.opens(equation, args)):

@@ -90,6 +90,10 @@ class System(eqx.Module):
 
     join = split
 
+    def each_node(self, function: Callable[..., jax.Array], *values: jax.Array) -> jax.Array:
+        """All nodes at once, compiled."""
+        return eqx.filter_jit(jax.vmap(function))(self.times[1:], *values)
+
     def solved(self, equation: Callable[..., jax.Array], block: jax.Array) -> jax.Array:
         """The equation, compiled."""
         found = _compiled(equation, self, block)

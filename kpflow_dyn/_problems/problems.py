@@ -22,6 +22,12 @@ class Problem:
 
     backend: Backend = field(init=False, repr=False, compare=False)
 
+    @property
+    def model(self) -> Any:
+        """What holds the parameters: the cell, field, network, map or, of a free form, the parameters themselves."""
+        first, *_ = dataclasses.fields(self)[1:]
+        return getattr(self, first.name)
+
     def remake(self, **changes: Any) -> Self:
         """A copy with some fields replaced: `problem.remake(x=...)`."""
         names = [field.name for field in dataclasses.fields(self) if field.init]
@@ -147,9 +153,9 @@ class StaticProblem(Problem):
             on one trial.
         x: inputs [trial, ...], floats or integers (tokens), a torch tensor or a jax array.
         state: names of submodules whose outputs are the state, in the order of their calls, "" for the network's own;
-            the outputs of all uses of weights when None, a product and what is added to it counting as one. Values of
-            one shape lie on an axis "site", of one number of tokens side by side on the axis "unit"; others are
-            flattened.
+            the outputs of all uses of weights when None, a product and what is added to it counting as one (where the
+            network cannot be traced, its output alone). Values of one shape lie on an axis "site", of one number of
+            tokens side by side on the axis "unit"; others are flattened.
 
     Raises:
         TypeError, ValueError: inputs that are no finite array; `solve` refuses a network that does not fit.
@@ -227,6 +233,10 @@ class ImplicitProblem(Problem):
     state: Array
     params: Any
     x: Array | None = None
+
+    @property
+    def model(self) -> Any:
+        return self.params
 
     def __post_init__(self) -> None:
         state = check_rows(self.state, "the state", STATE_AXES)

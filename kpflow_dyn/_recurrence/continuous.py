@@ -4,14 +4,16 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._arrays import Array, Random, array_namespace, like_numpy
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._flows.flow import ODEFlow
+from kpflow_dyn._flows.referee import Answer, Probe, compare
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.inputs import input_width, inputs_at
 from kpflow_dyn._problems.measure import Weights
 from kpflow_dyn._problems.solutions import ODESolution, check_states
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
+from kpflow_dyn._recurrence.roads import sizes_of, tangent_of
 from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, kicks, parameter_space
 from kpflow_dyn._recurrence.tangent import Propagation, Sensitivity, Tangent
 from kpflow_dyn._spaces.operators import Apply, Operator, on_spaces
@@ -34,6 +36,7 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
 
     J = on_spaces(parameter_space(tangent), state, *at_nodes(tangent.jvp, tangent.vjp))
     each = apart(tangent, state, *at_nodes(tangent.jvp_apart, tangent.vjp_apart))
+    field = _field_tangent(sol, model)
     along = tangent if nodes.identical else _nodes_tangent(sol, sol.steps.tableau, model)
     return ODEFlow(
         P=_propagator(along, state, weights.time),
@@ -42,7 +45,8 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
         solution=sol,
         parameters=model.parameters,
         steps=Steps(tangent, sol, model.parameters, None).flow(),
-        **kicks(_field_tangent(sol, model), state),
+        untraced=tangent.untraced or field.untraced,
+        **kicks(field, state),
     )
 
 
@@ -66,9 +70,10 @@ def flow_through_solver(sol: ODESolution, params: Choice, weights: Weights) -> O
     return _flow_at_nodes(sol, model, weights, maps, Variational(sol, model, TIGHT[str(sol.state.dtype)]))
 
 
-def _flow_at_nodes(sol: ODESolution, model: Any, weights: Weights, maps: Sensitivity, along: Propagation) -> ODEFlow:
+def _flow_at_nodes(sol: ODESolution, model: Any, weights: Weights, maps: Sensitivity, along: Variational) -> ODEFlow:
     """The flow of maps between the nodes, which are no recurrence of steps."""
     field = _field_tangent(sol, model)
+    _check_equations(along, field, sol, model)
     state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
     J = on_spaces(parameter_space(field), state, maps.jvp, maps.vjp)
     return ODEFlow(
@@ -77,8 +82,22 @@ def _flow_at_nodes(sol: ODESolution, model: Any, weights: Weights, maps: Sensiti
         ntk=gram_of(J, maps.gram),
         solution=sol,
         parameters=model.parameters,
+        untraced=field.untraced,
         **kicks(field, state),
     )
+
+
+def _check_equations(along: Variational, field: Tangent, sol: ODESolution, model: Any) -> None:
+    """Raise unless the equations differentiate the field as autograd does at the nodes, where `field` is checked."""
+    q = Random(1).normal((1, *sol.state.shape), like=sol.state)
+    try:
+        found = along.field_at(sol.state)
+        compare(found, Answer(field.next_state, Probe(q, *field.step_vjp(q))), sizes_of(model.parameters))
+    except Exception as error:
+        raise ValueError(
+            f"variational equations do not have the derivative of f that autograd through it has: {error}. Solve with "
+            "a Runge-Kutta method, and linearize with sensealg=DiscreteAdjoint()"
+        ) from error
 
 
 def tangent_of_accepted_steps(sol: ODESolution, params: Choice) -> Tangent:
@@ -101,7 +120,7 @@ def _tangent_of_steps(sol: ODESolution, steps: AcceptedSteps, model: Any, with_s
     def check(after: Array) -> None:
         check_states(after[..., :units], steps.after, tolerance)
 
-    return model.tangent(step, rows, step.widen(steps.before), check)
+    return tangent_of(model, sol.problem.backend.solving, step, rows, step.widen(steps.before), check)
 
 
 def _nodes_tangent(sol: ODESolution, tableau: Tableau, model: Any) -> Tangent:
@@ -114,7 +133,7 @@ def _nodes_tangent(sol: ODESolution, tableau: Tableau, model: Any) -> Tangent:
     every = np.ones((len(sol.state), 1, 1))
     before = sol.state[:, [0, *range(len(times) - 1)]]
     rows = step.rows(sol.problem, every[..., 0] * dt, every * stage_times, before)
-    return model.tangent(step, rows, before)
+    return tangent_of(model, sol.problem.backend.solving, step, rows, before)
 
 
 def _field_tangent(sol: ODESolution, model: Any) -> Tangent:
@@ -124,7 +143,8 @@ def _field_tangent(sol: ODESolution, model: Any) -> Tangent:
     rows, x = like_numpy(every[..., None].copy(), sol.state), inputs_at(sol.problem, every)
     if x is not None:
         rows = array_namespace(rows).concat([rows, x], axis=-1)
-    return model.tangent(field_step(input_width(sol.problem)), rows, sol.state)
+    step = field_step(input_width(sol.problem))
+    return tangent_of(model, sol.problem.backend.solving, step, rows, sol.state, alone=True)
 
 
 def _propagator(tangent: Propagation, state: Space, time: Array) -> Operator:

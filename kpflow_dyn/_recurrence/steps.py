@@ -8,6 +8,7 @@ from kpflow_dyn._flows.flow import Draw, Propagator, RecurrentFlow
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.solutions import DiscreteSolution, Solution, check_states
+from kpflow_dyn._recurrence.roads import check_as_called, tangent_of
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
@@ -34,6 +35,7 @@ class Steps:
             solution=self.solution,
             parameters=self.parameters,
             recurrence=self,
+            untraced=tangent.untraced,
             **kicks(tangent, state),
         )
 
@@ -52,7 +54,11 @@ def tangent_of_cell(sol: DiscreteSolution, params: Choice) -> tuple[Tangent, dic
     """The tangent of a discrete problem's steps along its states, and the parameters that learn."""
     problem, tracing = sol.problem, sol.problem.backend.tracing
     model, (step, _) = tracing.Model(problem.cell, params), tracing.discrete_step(problem)
-    tangent = model.tangent(step, problem.x, sol.before, check=lambda after: check_states(after, sol.state))
+    tangent = tangent_of(
+        model, problem.backend.solving, step, problem.x, sol.before, lambda after: check_states(after, sol.state)
+    )
+    if (called := tracing.as_called(problem)) is not None:
+        check_as_called(model, tangent, *called)
     return tangent, model.parameters
 
 

@@ -1,6 +1,7 @@
 """One calling convention for every torch cell: step(cell, x [trial, input], z [trial, unit]) -> z."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from kpflow_dyn._problems.checks import cell_start, check_width
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._torch.checks import check_module
+from kpflow_dyn._torch.left_alone import left_alone
 
+HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
 Step = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
@@ -45,6 +48,29 @@ def stacked(cell: Any, x: Tensor, z: Tensor) -> Tensor:
             x = _cell_function(cell)(x, states[layer], *weights)
         hidden.append(x)
     return torch.cat(hidden + cells, -1)
+
+
+def as_module(cell: nn.RNNBase, x: Tensor, z: Tensor) -> Tensor:
+    """The same step by the layer itself, called on a sequence of one; for layers that only their hooks complete."""
+    return over_sequence(cell, x[:, None], z)[1]
+
+
+def _is_plain(layer: nn.RNNBase) -> bool:
+    """Whether a layer is what its weights say: neither hooks nor a forward of its own come in between."""
+    plain = type(layer).forward in (nn.RNN.forward, nn.GRU.forward, nn.LSTM.forward)
+    return plain and not any(getattr(layer, f"_{when}_hooks") for when in HOOKS)
+
+
+def as_called(problem: DiscreteProblem) -> tuple[Callable[..., Tensor], slice] | None:
+    """A layer as torch runs it, (layer, nothing) -> the last h [trial, time, unit], and where that is in the state.
+
+    None where nothing comes in between its weights and its steps.
+    """
+    layer, x = problem.cell, problem.x
+    if not isinstance(layer, nn.RNNBase) or _is_plain(layer):
+        return None
+    z0, last = discrete_step(problem)[1], layer.num_layers * layer.hidden_size
+    return lambda layer, _: over_sequence(layer, x, z0)[0], slice(last - layer.hidden_size, last)
 
 
 def _cell_function(cell: nn.RNNBase) -> Callable[..., Tensor]:
@@ -82,7 +108,33 @@ def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
         step = OnTuples(tuple(sizes))
     else:
         step, sizes = plain, [getattr(module, "hidden_size", None)]
-    return step, initial_state(sizes, x, z0)
+    start = initial_state(sizes, x, z0)
+    return _with_derivatives_inside(step, module, x[:, 0], start), start
+
+
+def _with_derivatives_inside(step: Step, cell: nn.Module, x: Tensor, z: Tensor) -> Step:
+    """The step as it is, unless it takes a derivative inside, as of an energy, and so fails where gradients are off."""
+    # Any other failure is told where the step is checked.
+    with left_alone(cell, values=False), torch.no_grad(), suppress(Exception):
+        try:
+            step(cell, x, z)
+        except RuntimeError as error:
+            return Differentiating(step) if "does not require grad" in str(error) else step
+    return step
+
+
+@dataclass(frozen=True)
+class Differentiating:
+    """A step that takes derivatives inside, so that gradients must be on while it runs."""
+
+    step: Step
+
+    def __call__(self, cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+        """The next state."""
+        recording = torch.is_grad_enabled()
+        with torch.enable_grad():
+            after = self.step(cell, x, z)
+        return after if recording else after.detach()
 
 
 def _stacked(module: nn.RNNBase) -> tuple[Step, list[int]]:
@@ -91,7 +143,7 @@ def _stacked(module: nn.RNNBase) -> tuple[Step, list[int]]:
     if module.proj_size:
         raise ValueError("an LSTM with proj_size is no step map of its cells; pose StaticProblem(module, x)")
     parts = module.num_layers * (2 if isinstance(module, nn.LSTM) else 1)
-    return stacked, [module.hidden_size] * parts
+    return stacked if _is_plain(module) else as_module, [module.hidden_size] * parts
 
 
 def initial_state(sizes: list[int | None], x: Tensor, z0: Any) -> Tensor:

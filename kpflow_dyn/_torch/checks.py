@@ -12,7 +12,10 @@ def check_module(cell: object, x: Tensor) -> nn.Module:
         )
     for name, tensor in cell.named_parameters():
         if tensor.is_complex():
-            raise TypeError(f"parameter {name} is complex; only real parameters are supported")
+            raise TypeError(
+                f"parameter {name} is complex; only real parameters are supported. Keep its real and imaginary parts "
+                "as two of them, and put them together in forward (torch.complex(real, imaginary))"
+            )
         if tensor.dtype != x.dtype:
             raise TypeError(f"parameter {name} is {tensor.dtype} but x is {x.dtype}; use cell.to(x.dtype) or x.to(...)")
         if tensor.device != x.device:

@@ -18,14 +18,13 @@ from torch import Tensor
 from torch.func import vmap
 
 from kpflow_dyn._backend import BACKENDS
-from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._torch.glue import find_glue
 from kpflow_dyn._torch.plan import KickBlock, kick_blocks, plan_updates, products_of
 from kpflow_dyn._torch.program import AllTimes, LinearUpdate, MatrixUpdate, Range, Run, ScatteredUpdate, bind, reached
 from kpflow_dyn._torch.sites import SiteData, site_data
 from kpflow_dyn._torch.transforms import each_row
 from kpflow_dyn.tracing._rows import RowFunctions
-from kpflow_dyn.tracing._steps import AnalysedStep, check_derivative
+from kpflow_dyn.tracing._steps import AnalysedStep
 
 Kicks = dict[str, Tensor]  # by block, [time, trial, probe, kick]
 Changes = tuple[slice, list[Tensor]]  # of every site's weights, for a cut of the trials
@@ -36,6 +35,8 @@ PRODUCTS = MatrixUpdate | ScatteredUpdate | LinearUpdate
 
 class LinearisedSteps:
     """The steps from states z_prev [trial, time, unit] under inputs x [trial, time, input]."""
+
+    untraced = ""
 
     def __init__(self, step: AnalysedStep, x: Tensor, z_prev: Tensor) -> None:
         rows, glue = RowFunctions(step, BACKENDS["torch"].transforms), find_glue(step)
@@ -63,13 +64,6 @@ class LinearisedSteps:
         self.fresh, self.unkicked = _first_kicks(self.sites, self.blocks)
         used = torch.cat([site.entries.reshape(-1) for _, site in self.sites])
         self.plain = not step.computed and len(used.unique()) == len(used)
-        _check_derivative(self, x, z)
-
-    def derivative(self, dz: Tensor, dtheta: Tensor) -> Tensor:
-        """Every step by itself: how its result moves along dz [time, trial, unit] and dtheta [p]."""
-        kicks = self._kick_blocks(self.times, 1)
-        self._kick([(ALL, self.changes(dtheta[None]))], ALL, kicks)
-        return self._each_step(dz.contiguous()[:, :, None], kicks)[:, :, 0]  # [time, trial, 1, unit], a single probe
 
     def truncated(self, bases: list[Tensor | None]) -> Self:
         """The same with each site's variables cut to V Q Q^T, for orthonormal columns Q [d, r]; None for all of V."""
@@ -146,10 +140,14 @@ class LinearisedSteps:
         previous[1:] = inner(s)[:-1]
         return s - self.advance(outer(previous))
 
+    def advance_adjoint(self, q: Tensor) -> Tensor:
+        """A_t^T q_t."""
+        return outer(self._each_step_adjoint(q)[0])
+
     def unpropagate_adjoint(self, q: Tensor) -> Tensor:
         """P^{-*}: q_t - A_{t+1}^T q_{t+1}."""
         out = q.clone()
-        out[:, :, :-1] -= outer(self._each_step_adjoint(q)[0][1:])
+        out[:, :, :-1] -= self.advance_adjoint(q)[:, :, 1:]
         return out
 
     def _each_step(self, z: Tensor, kicks: Kicks) -> Tensor:
@@ -179,20 +177,6 @@ class LinearisedSteps:
 
     def _empty(self, times: int, probes: int, width: int) -> Tensor:
         return self.like.new_empty(times, self.trials, probes, width)
-
-
-def _check_derivative(steps: LinearisedSteps, x: Tensor, z: Tensor) -> None:
-    """Compare every row with forward mode through the whole step, in one random direction."""
-    generator = torch.Generator(z.device).manual_seed(0)
-    dz, dtheta = (
-        torch.randn(shape, generator=generator, dtype=z.dtype, device=z.device)
-        for shape in (z.shape, (steps.parameter_size,))
-    )
-    (expected,) = each_row(steps.rows.tangent(dtheta), x, z, dz)
-    check_finite(expected.transpose(0, 1), "the derivative of the step")
-    found = steps.derivative(dz, dtheta)
-    error = float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(z.dtype).tiny))
-    check_derivative(error, torch.finfo(z.dtype).eps)
 
 
 def _first_kicks(sites: Sites, blocks: Sequence[KickBlock]) -> tuple[list[bool], dict[str, Tensor]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kpflow_dyn._torch.cells import LearntStart
+from kpflow_dyn._torch.left_alone import left_alone as left_alone
 from kpflow_dyn._torch.trace import Applied
 
 learnt_start = LearntStart

@@ -41,7 +41,14 @@ def check_step(step: Step, cell: nn.Module, x: Tensor, z0: Tensor) -> None:
         ) from error
     if not isinstance(z, Tensor) or z.shape != z0.shape or z.dtype != z0.dtype:
         got = f"{tuple(z.shape)} of {z.dtype}" if isinstance(z, Tensor) else type(z).__name__
-        raise ValueError(f"the cell returned {got}, expected the next state {tuple(z0.shape)} of {z0.dtype}")
+        advice = (
+            ". Return the next state alone, without an output beside it; a state of several parts, such as (h, c), "
+            "needs a z0 of as many parts"
+        )
+        raise ValueError(
+            f"the cell returned {got}, expected the next state {tuple(z0.shape)} of {z0.dtype}"
+            f"{advice if isinstance(z, tuple | list) else ''}"
+        )
     if not (torch.equal(x, x_before) and torch.equal(z0, z_before)):
         raise ValueError("the cell writes to its arguments in place; work on copies (z = z + ..., not z += ...)")
     again = step(cell, x, z0)

@@ -16,8 +16,9 @@ roll_out, run = rollout.roll_out, rollout.run
 without_gradients = torch.no_grad
 
 
-@torch.no_grad()
-def each_step(step: Callable[..., Tensor], model: nn.Module, rows: Tensor, before: Tensor, count: int) -> Tensor:
+def each_step(
+    step: Callable[..., Tensor], model: nn.Module, rows: Tensor, before: Tensor, count: int | None = None
+) -> Tensor:
     """step(model, row, z) of rows [trial, time, ...] and the states before each of these steps."""
     found = [step(model, row, z) for row, z in zip(rows.unbind(1), before.unbind(1), strict=True)]
     return torch.stack(found, 1)
@@ -91,6 +92,11 @@ def _try(f: nn.Module, arguments: tuple[Tensor, ...]) -> Any:
     try:
         return f(*arguments)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if "does not require grad" in str(error):
+            raise ValueError(
+                "f takes a derivative inside of its forward, and ODE solvers run without gradients; decorate forward "
+                "with @torch.enable_grad(), or take the derivative by torch.func.grad"
+            ) from error
         given = ", ".join(f"{name} {tuple(a.shape)}" for name, a in zip(("t", "z", "x_t"), arguments, strict=False))
         raise ValueError(
             f"f failed on {given}: {error}. A field is called as f(t, z [trial, unit]), or f(t, z, x_t [trial, input]) "

@@ -70,6 +70,14 @@ class Tangent(Sweeps):
         """Its transpose."""
         return self._gradients(q, KICK_ADJOINT)
 
+    def step_jvp(self, theta: Tensor, dz: Tensor) -> Tensor:
+        """Each step by itself, of the parameters and the state before it."""
+        return self.kick(theta) + self.advance(dz)
+
+    def step_vjp(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Its transpose."""
+        return self.kick_adjoint(q), self.advance_adjoint(q)
+
     def jvp_apart(self, theta: Tensor) -> Tensor:
         """J_b theta_b for parameter changes of each trial's own [probe, trial, p]."""
 

@@ -1,5 +1,8 @@
 """Trace a torch step `module(x, z) -> z` to a `Graph` of one row, through torch.export."""
 
+import contextlib
+import io
+import logging
 import operator
 import traceback
 import warnings
@@ -11,11 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.export import ExportedProgram, default_decompositions
 from torch.export.graph_signature import InputKind
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kpflow_dyn
+from kpflow_dyn._torch.decompositions import DECOMPOSITIONS, WHOLE
+from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn.tracing._graph import Graph, Node, Role
 from kpflow_dyn.tracing._rules import RULES, Rule, rule_of
 
@@ -73,30 +79,22 @@ def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
     """The same without values."""
     program = _export(step, tuple(row for _, row in rows))
     signature = program.graph_signature
-    if signature.buffers_to_mutate:
-        buffers = ", ".join(signature.buffers_to_mutate.values())
-        raise ValueError(f"a step must not change its own state, but this one writes to {buffers}; make it part of z")
-    if signature.user_inputs_to_mutate:
-        raise ValueError("the model writes to its arguments in place; work on copies (x = x + ..., not x += ...)")
-    if any(spec.kind is InputKind.TOKEN for spec in signature.input_specs):
-        raise ValueError(
-            "the step has an operation with a side effect, such as the check inside torch.linalg.inv; call the variant "
-            "without it (torch.linalg.inv_ex), or write the step with other operations"
-        )
+    _check_pure(program)
     nodes: dict[FxNode, Node] = {}
     found = Outline([], [], {}, {}, {})
     inputs = (role for role, _ in rows)
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     names = _first_names(step)
-    own = {*dict(step.named_parameters()), *dict(step.named_buffers())}
+    learnt = dict(step.named_parameters())
+    places = {_place(parameter): name for name, parameter in learnt.items()}
+    own = {*learnt, *dict(step.named_buffers())}
     by_name: dict[str, Node] = {}
     fx: FxNode
     for fx in program.graph.nodes:
         if fx.op == "placeholder" and specs[fx.name].kind is InputKind.USER_INPUT:
             nodes[fx] = Node(fx.name, next(inputs), *_signature(fx))
         elif fx.op == "placeholder":
-            target = str(specs[fx.name].target)
-            name = names.get(target, target)
+            name = _name_of(program, str(specs[fx.name].target), names, places)
             if name not in by_name:
                 by_name[name] = _fixed(fx)
                 if name in own:
@@ -104,7 +102,7 @@ def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
                 else:
                     found.constants[by_name[name]] = _constant(program, name)
             nodes[fx] = by_name[name]
-            if specs[fx.name].kind is InputKind.PARAMETER:
+            if name in learnt:
                 found.parameters[nodes[fx]] = name.removeprefix("call.")
         elif fx.op == "get_attr":
             nodes[fx] = _fixed(fx)
@@ -116,6 +114,22 @@ def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
     assert found.outputs, "torch.export gave a graph without an output"
     found.nodes.extend(dict.fromkeys(nodes.values()))
     return found
+
+
+def _check_pure(program: ExportedProgram) -> None:
+    """Raise where a model does more than compute, which a graph of its values does not follow."""
+    signature = program.graph_signature
+    written = {**signature.buffers_to_mutate, **getattr(signature, "parameters_to_mutate", {})}
+    if written:
+        names = ", ".join(name.removeprefix("call.") for name in written.values())
+        raise ValueError(f"the model writes to its own {names}, which a trace does not follow")
+    if signature.user_inputs_to_mutate:
+        raise ValueError("the model writes to its arguments in place; work on copies (x = x + ..., not x += ...)")
+    if any(spec.kind is InputKind.TOKEN for spec in signature.input_specs):
+        raise ValueError(
+            "the step has an operation with a side effect, such as the check inside torch.linalg.inv; call the variant "
+            "without it (torch.linalg.inv_ex), or write the step with other operations"
+        )
 
 
 @contextmanager
@@ -130,10 +144,39 @@ def differentiable_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _export(step: nn.Module, rows: tuple[Tensor, ...]) -> ExportedProgram:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch.export logs and prints of its own internals; what stops it comes as an exception."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), differentiable_attention():
-            warnings.simplefilter("ignore")  # torch.export warns about its own internals
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextmanager
+def _unwound() -> Iterator[None]:
+    """Close what an error inside of torch.func leaves open in torch.export, which would break all that comes later."""
+    functorch, levels = torch._C._functorch, forward_ad._current_level
+    inside = functorch.peek_interpreter_stack() is not None
+    try:
+        yield
+    finally:
+        while not inside and functorch.peek_interpreter_stack() is not None:
+            functorch.pop_dynamic_layer_stack()
+        while forward_ad._current_level > levels:
+            forward_ad.exit_dual_level()
+
+
+def _export(step: nn.Module, rows: tuple[Tensor, ...]) -> ExportedProgram:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in step.modules()):
+        raise ValueError("a module of torch.jit.script cannot be traced; pass the Python module that it was made of")
+    try:
+        # No fake tensor may stay in the model.
+        with _quiet(), _unwound(), torch.no_grad(), differentiable_attention(), left_alone(step, values=False):
             return torch.export.export(step, rows, strict=False).run_decompositions(_decompositions())
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -153,49 +196,32 @@ def _where(error: BaseException) -> str:
 def _decompositions() -> dict[Any, Any]:
     table: dict[Any, Any] = dict(default_decompositions())
     del table[aten.detach.default]  # it would become a plain alias, and its derivative live again
-    table[aten.addmm.default] = table[aten.baddbmm.default] = _sum_and_product
-    table[aten.native_layer_norm.default] = _layer_norm
-    table[aten._native_batch_norm_legit_no_training.default] = _batch_norm_in_eval
-    table[aten.convolution.default] = _convolution_and_sum
+    for op in WHOLE:
+        table.pop(op, None)
+    table |= DECOMPOSITIONS
     return {op: parts for op, parts in table.items() if op.overloadpacket not in RULES}  # these stay whole
-
-
-def _convolution_and_sum(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    if bias is None:
-        return NotImplemented
-    return aten.convolution(x, weight, None, *options) + bias.reshape([-1] + [1] * (weight.ndim - 2))
-
-
-def _sum_and_product(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """Apart, since the product is one weight site and the bias another."""
-    product = left @ right if alpha == 1 else alpha * (left @ right)
-    return product + (bias if beta == 1 else beta * bias)
-
-
-def _layer_norm(x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple:
-    """Through means, which are fixed linear maps, so that the rest of the layer is elementwise."""
-    dims = list(range(-len(shape), 0))
-    mean = x.mean(dims, keepdim=True)
-    centred = x - mean
-    scale = torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
-    out = centred * scale
-    out = out if weight is None else out * weight
-    return out if bias is None else out + bias, mean, scale
-
-
-def _batch_norm_in_eval(x, weight, bias, mean, var, momentum, eps) -> tuple:
-    def along_channels(v: Tensor) -> Tensor:
-        return v.reshape([1, -1] + [1] * (x.ndim - 2))
-
-    out = (x - along_channels(mean)) * along_channels(torch.rsqrt(var + eps))
-    out = out if weight is None else out * along_channels(weight)
-    return out if bias is None else out + along_channels(bias), x.new_empty(0), x.new_empty(0)
 
 
 def _first_names(step: nn.Module) -> dict[str, str]:
     """Each name of a parameter -> its first name: a parameter shared by two modules has two."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(p), name) for name, p in step.named_parameters(remove_duplicate=False)}
+
+
+def _name_of(program: ExportedProgram, target: str, names: dict[str, str], places: dict[Any, str]) -> str:
+    """The first name of a tensor; that of a parameter also where the model reaches it by another way, such as a list.
+
+    Whether gradients take that way as well, autograd through the model says afterwards.
+    """
+    found = program.constants.get(target)
+    return names.get(target, target) if not isinstance(found, Tensor) else places.get(_place(found), target)
+
+
+def _place(tensor: Tensor) -> Any:
+    """Where its numbers are."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
 def _constant(program: ExportedProgram, name: str) -> Tensor:

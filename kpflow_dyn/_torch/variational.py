@@ -57,6 +57,12 @@ class System:
         """The equation solved at once."""
         return equation(self, block)
 
+    @torch.no_grad()
+    def each_node(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        """One node after another."""
+        times = torch.as_tensor(self.times[1:], dtype=values[0].dtype, device=values[0].device)
+        return torch.stack([function(*node) for node in zip(times, *values, strict=True)])
+
     def sweep(self, rate: Rate, state: State, order: np.ndarray, jump: Jump | None) -> tuple[State, Tensor]:
         """From time to time in this order, as one solve where nothing happens at these."""
         times = self.times[order]

@@ -28,6 +28,7 @@ class Network:
 
 def load(source: Network, seed: int) -> tuple[Checkpoint, TaskData]:
     """The network and its task, fitting each other, in the dtype asked for."""
+    from kpflow_dyn._arrays.memory import require_machine
     from kpflow_dyn._checkpoint import load_checkpoint
     from kpflow_dyn.tasks import make_task
 
@@ -41,6 +42,9 @@ def load(source: Network, seed: int) -> tuple[Checkpoint, TaskData]:
             f"{source.checkpoint} takes {width} inputs, but the task {data.name} gives {channels}; choose the task "
             "that the network was trained on, or give its inputs as an .npz file"
         )
+    trials, times, _channels = data.inputs.shape
+    advice = "take fewer trials, or shorter ones"
+    require_machine(4 * trials * times * network.cell.hidden_size, f"states of {trials} trials", advice)
     if source.dtype is not None:
         network.cell.double() if source.dtype == "float64" else network.cell.float()
     return network, data

@@ -30,7 +30,10 @@ def sweep(
     status: Annotated[bool, typer.Option("--status", help="Say how far it is, and do nothing.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Analyse a model at each point of a grid; write one file for each, and results.nc with all."""
+    """Analyse a model at each point of a grid; write one file for each, and results.nc with all.
+
+    The exit status is 1 where points failed; all others are in the results then.
+    """
     with plain_errors(debug, interrupted=KEPT):
         from kpflow_dyn.sweep._configured import read_sweep
 
@@ -40,12 +43,15 @@ def sweep(
             return
         _check_folder(found, resume or fresh)
         engine = _engine(executor, workers, options)
+        found.function.try_points(found.design.points)
         found.run(engine, timeout=timeout, retry_failed=retry_failed, fresh=fresh)
         results = found.store.folder / "results.nc"
         with replaced(results) as path:
             found.collect().assign_attrs(_settings(found)).to_netcdf(path, engine="h5netcdf")
-        _report(found)
+        failed = _report(found)
         typer.echo(f"The results: {results}")
+    if failed:
+        raise typer.Exit(1)
 
 
 def _check_folder(found: Sweep, known: bool) -> None:
@@ -73,7 +79,8 @@ def _settings(found: Sweep) -> dict[str, str]:
     return {name: json.dumps(tables[name]) for name in ("model", "init", "task", "samples", "seed")}
 
 
-def _report(found: Sweep) -> None:
+def _report(found: Sweep) -> bool:
+    """Say how far the sweep is, and whether points failed."""
     typer.echo(str(found.status()))
     failures = found.failures()
     for failure in failures[:SHOWN]:
@@ -81,3 +88,4 @@ def _report(found: Sweep) -> None:
         typer.echo(f"{failure.status} at {point}: {failure.error}", err=True)
     if len(failures) > SHOWN:
         typer.echo(f"and {len(failures) - SHOWN} more", err=True)
+    return bool(failures)

@@ -41,7 +41,7 @@ def plain_errors(debug: bool, interrupted: str = "nothing was written") -> Itera
             yield
     except KeyboardInterrupt:
         _fail(f"interrupted; {interrupted}", 130)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         if debug:
             raise
         _fail(str(error), 2)

@@ -1,14 +1,17 @@
 """Recurrent models with their readouts, in either framework, and laws of weights, by their names."""
 
+import math
 from dataclasses import fields
 from typing import Any, NamedTuple
 
+from kpflow_dyn._arrays.memory import require_machine
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn.models._closed_loop import models_of
+from kpflow_dyn.models._equations import check_leak, check_rank
 from kpflow_dyn.models._initializing import initialize
 from kpflow_dyn.models._laws import Dale, Gaussian, Law, Orthogonal, Planted, SpectralRadius, TorchDefault
 from kpflow_dyn.tasks._by_path import made_by
-from kpflow_dyn.tasks._data import check_count, check_options, nearest
+from kpflow_dyn.tasks._data import check_count, check_number, check_options, nearest
 
 _LEAKY = ("alpha", "learn_alpha", "nonlinearity")
 OPTIONS = {
@@ -75,17 +78,53 @@ def make_model(
     >>> cell, readout
     (GRUCell(3, 16), Linear(in_features=16, out_features=2, bias=True))
     """
-    if name not in OPTIONS:
-        raise ValueError(f"unknown model {name!r}.{nearest(name, list(OPTIONS))} Known: {', '.join(OPTIONS)}.")
+    check_model(name, inputs, units, outputs, framework=framework, seed=seed, dtype=dtype, **options)
+    model = Model(*models_of(framework).make(name, (inputs, units, outputs), seed, dtype, options))
+    return model if init is None else Model(initialize(model.cell, init, seed), model.readout)
+
+
+def check_model(
+    name: str,
+    inputs: int = 1,
+    units: int = 1,
+    outputs: int = 1,
+    *,
+    framework: str = "torch",
+    seed: int = 0,
+    dtype: str = "float32",
+    **options: Any,
+) -> None:
+    """Raise where `make_model` cannot make such a model, before anything is allocated."""
+    if not isinstance(name, str) or name not in OPTIONS:
+        raise ValueError(f"unknown model {name!r}.{nearest(str(name), list(OPTIONS))} Known: {', '.join(OPTIONS)}.")
     check_options(name, options, OPTIONS[name])
     for size, value in {"inputs": inputs, "units": units, "outputs": outputs}.items():
         check_count(size, value, 1)
+    check_count("seed", seed, 0)
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
     if framework not in BACKENDS:
         raise ValueError(f"framework must be torch or jax, got {framework!r}")
-    model = Model(*models_of(framework).make(name, (inputs, units, outputs), seed, dtype, options))
-    return model if init is None else Model(initialize(model.cell, init, seed), model.readout)
+    for option, value in options.items():
+        _check_option(option, value, units)
+    check_leak(options.get("alpha", 0.1), options.get("learn_alpha", False))
+    columns = options.get("rank", 1) if name == "lowrank" else units
+    advice = "take fewer units"
+    require_machine(units * (inputs + columns) * (4 if dtype == "float32" else 8), f"weights of {units} units", advice)
+
+
+def _check_option(option: str, value: Any, units: int) -> None:
+    if option in ("bias", "learn_alpha") and not isinstance(value, bool):
+        raise TypeError(f"{option} must be true or false, got {value!r}")
+    if option in ("alpha", "gain"):
+        check_number(option, value)
+        if not math.isfinite(value):
+            raise ValueError(f"{option} must be finite, got {value}")
+    if option == "rank":
+        check_count("rank", value, 1)
+        check_rank(value, units)
+    if option == "nonlinearity" and value not in ("tanh", "relu"):
+        raise ValueError(f"nonlinearity must be tanh or relu, got {value!r}")
 
 
 def make_init(name: str, **options: Any) -> Any:
@@ -103,6 +142,8 @@ def make_init(name: str, **options: Any) -> Any:
     >>> make_init("spectral-radius", rho=0.9)
     SpectralRadius(rho=0.9)
     """
+    if not isinstance(name, str):
+        raise TypeError(f"the law is {name!r}, expected its name")
     if ":" in name:
         return made_by(name, "the law", "matrix", options)
     law = LAWS.get(name.lower().replace("-", "").replace("_", ""))

@@ -33,7 +33,8 @@ class RungeKuttaStep:
         h, times, y = first[0], [first[1 + i] for i in range(count)], z[..., : self.units]
         starts = [1 + count + i * width for i in range(count)]
         inputs = [None if self.inputs is None else row[..., start : start + width] for start in starts]
-        k = self._stages(partial(call_field, field), times, h, y, inputs, first[1 + count * (1 + width) :])
+        of_each = row if row.ndim > 1 and row.shape[0] > 1 else first
+        k = self._stages(partial(call_field, field), times, h, y, inputs, of_each[..., 1 + count * (1 + width) :])
         after = step(self.tableau, h, y, k)
         return array_namespace(z).concat([after, *(h * k_i for k_i in k)], axis=-1) if self.with_stages else after
 
@@ -41,7 +42,8 @@ class RungeKuttaStep:
         if self.tableau.explicit:
             return stages(field, self.tableau, times, h, y, inputs)
         size = len(times) * self.units
-        k, inverse = newton[:size].reshape((-1, self.units)), newton[size:].reshape((-1, self.units, self.units))
+        k = newton[..., :size].reshape((*newton.shape[:-1], -1, self.units))
+        inverse = newton[..., size:].reshape((*newton.shape[:-1], -1, self.units, self.units))
         return corrected_stages(field, self.tableau, times, h, y, inputs, k, inverse)
 
     def rows(
@@ -73,7 +75,8 @@ def field_step(inputs: int | None) -> Callable[[Callable[..., Array], Array, Arr
     """The field itself as a step map on rows [t, x]."""
 
     def step(field: Callable[..., Array], row: Array, z: Array) -> Array:
-        return call_field(field, row[..., 0].reshape(()), z, None if inputs is None else row[..., 1:])
+        first = row if row.ndim == 1 else row[0]  # all trials of torch have the times of the first
+        return call_field(field, first[0], z, None if inputs is None else row[..., 1:])
 
     return step
 

@@ -34,17 +34,23 @@ def implicit_stages(tableau: Tableau) -> list[int]:
 def corrected_stages(
     field: Field, tableau: Tableau, t: Sequence[Any], h: Any, y: Array, inputs: Sequence[Any], k: Array, inverse: Array
 ) -> list[Array]:
-    """The stages of one row, from converged ones k [stage, unit] and inverses, transposed [implicit, unit, unit]."""
+    """The stages, from converged ones k [..., stage, unit] and inverses, transposed [..., implicit, unit, unit]."""
     where = {stage: n for n, stage in enumerate(implicit_stages(tableau))}
     found: list[Array] = []
     for i in range(len(tableau.b)):
         start = y + h * _earlier(tableau, i, found, y)
         if i in where:
-            rest = k[i] - field(t[i], start + h * tableau.a[i, i] * k[i], inputs[i])
-            found.append(k[i] - rest @ inverse[where[i]])
+            k_i = k[..., i, :]
+            rest = k_i - field(t[i], start + h * tableau.a[i, i] * k_i, inputs[i])
+            found.append(k_i - _times(rest, inverse[..., where[i], :, :]))
         else:
             found.append(field(t[i], start, inputs[i]))
     return found
+
+
+def _times(row: Array, matrix: Array) -> Array:
+    """row @ matrix, of one row or with a matrix for each."""
+    return row @ matrix if matrix.ndim == 2 else (row[..., None, :] @ matrix)[..., 0, :]
 
 
 def converged(

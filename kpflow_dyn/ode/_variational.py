@@ -10,6 +10,7 @@ Each map is solved adaptively, by itself. It is linear, and one the transpose of
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -66,6 +67,7 @@ class System(Protocol):
     size         how many numbers these are, p.
     field        f at a time, as a function of the states [trial, unit] and the parameters.
     split, join  changes of the parameters [probe, p] in the form of these, and back.
+    each_node    function(t, *values) at every node, of values [time, ...] and back to such.
     sweep        from time to time in an order (t_0 is 0, the nodes follow), calling jump(state, node) after each
                  interval unless it is None: the last state, and the first array of all [time, probe, ...].
     solved       equation(self, block); RuntimeError by `solve_failed` where a solve does not reach its end.
@@ -80,6 +82,7 @@ class System(Protocol):
     def field(self, t: Array) -> Callable[[Array, Any], Array]: ...
     def split(self, theta: Array) -> Any: ...
     def join(self, changes: Any) -> Array: ...
+    def each_node(self, function: Callable[..., Array], *values: Array) -> Array: ...
     def sweep(self, rate: Rate, state: State, order: np.ndarray, jump: Jump | None) -> tuple[State, Array]: ...
     def solved(self, equation: Callable[..., Array], block: Array) -> Array: ...
 
@@ -123,6 +126,46 @@ def _chebyshev(count: int) -> np.ndarray:
     return (1 - np.cos(np.pi * (np.arange(count) + 0.5) / count)) / 2
 
 
+@dataclass(frozen=True)
+class FieldAtNodes:
+    """The field that the equations differentiate, at the nodes; see `kpflow_dyn._flows.referee.Linearisation`."""
+
+    system: System
+    state: Array  # [time, trial, unit]
+
+    @property
+    def value(self) -> Array:
+        system = self.system
+        return self._by_trials(system.each_node(lambda t, z: system.field(t)(z, system.parameters), self.state), 1)
+
+    def push(self, theta: Array, argument: Array) -> Array:
+        system, changes = self.system, self.system.split(theta)
+
+        def at(t: Array, z: Array, dz: Array) -> Array:
+            jvp, f, point = system.transforms.jvp, system.field(t), (z, system.parameters)
+            return system.transforms.vmap(lambda d, change: jvp(f, point, (d, change))[1])(dz, changes)
+
+        return self._by_trials(system.each_node(at, self.state, self._by_times(argument)), 2)
+
+    def pull(self, q: Array) -> tuple[Array, Array]:
+        system, (_, trials, units) = self.system, self.state.shape
+
+        def at(t: Array, z: Array, q: Array) -> Array:
+            pull = system.transforms.vjp(system.field(t), z, system.parameters)[1]
+            dz, changes = system.transforms.vmap(pull)(q)
+            return array_namespace(q).concat([dz.reshape((len(q), -1)), system.join(changes)], axis=1)
+
+        both = system.each_node(at, self.state, self._by_times(q))  # [time, probe, trial unit + p]
+        rows = both[..., : trials * units].reshape((*both.shape[:2], trials, units))
+        return both[..., trials * units :].sum(0), self._by_trials(rows, 2)
+
+    def _by_times(self, block: Array) -> Array:
+        return array_namespace(block).moveaxis(block, 2, 0)
+
+    def _by_trials(self, values: Array, axis: int) -> Array:
+        return array_namespace(values).moveaxis(values, 0, axis)
+
+
 class Variational:
     """J, J^T, P_node and its transpose by adaptive solves, on blocks [probe, ...], all transposes plain."""
 
@@ -138,6 +181,10 @@ class Variational:
     def vjp(self, q: Array) -> Array:
         """J^T q [probe, p] of states [probe, trial, time, unit]."""
         return self._solved(_gradient, q)
+
+    def field_at(self, state: Array) -> FieldAtNodes:
+        """The derivative of the field at the nodes, where the states are [trial, time, unit]."""
+        return FieldAtNodes(self._system, array_namespace(state).moveaxis(state, 1, 0))
 
     def propagate(self, q: Array) -> Array:
         """P_node q, both [probe, trial, time, unit]."""

@@ -1,30 +1,69 @@
-"""What a function is, so that a change of it is noticed: its source, what it holds, and what it calls of its module."""
+"""What a function is, so that a change of it is noticed: its code, what it holds, and whatever it reaches.
+
+Code is compared as Python runs it, so that comments and layout do not count, and a file that is edited while a session
+runs does not pass for what the session computed with.
+"""
 
 import dataclasses
 import functools
-import hashlib
-import inspect
+import platform
 from collections.abc import Callable, Mapping
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import numpy as np
-
 import kpflow_dyn
+from kpflow_dyn.sweep._digests import Digests, hashed
+from kpflow_dyn.sweep._own import (
+    closure_of,
+    defaults_of,
+    fields_of,
+    imports_of,
+    is_own,
+    methods_of,
+    names_in,
+    values_in,
+    wrapped_by,
+)
+
+VERSIONS = ("kpflow_dyn", "Python")
+
+
+class Code:
+    """The code of a function over time: what its own calls change, as a list that they fill, is no change of it.
+
+    Attributes:
+        opaque: what it reaches and nothing can take apart, such as a lock, so that a change of it is not seen.
+    """
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self.run = run
+        self.opaque: list[str] = []
+        self._before: dict[str, str] = {}
+        self._after: dict[str, str] = {}
+
+    def now(self) -> dict[str, str]:
+        """The parts, as they were before its calls, but those that were changed since."""
+        walk = _walked(self.run)
+        found, self.opaque = walk.parts, walk.digests.opaque
+        kept = {name for name in found if found[name] == self._after.get(name)} & set(self._before)
+        return {name: self._before[name] if name in kept else found[name] for name in found}
+
+    def called(self, before: dict[str, str]) -> None:
+        """Calls have ended, before which the code was this."""
+        self._before, self._after = before, code_of(self.run)
 
 
 def code_of(run: Callable[..., Any]) -> dict[str, str]:
-    """The parts that a result depends on, each with a digest: what `run` is made of, and the version of this package.
+    """The parts that a result depends on, each with a digest: what `run` is made of, and the versions.
 
-    Followed are functions and classes of the module of `run`, its closure, its defaults, and the arguments of a
-    partial; not those of other modules, nor what objects hold that are no numbers, strings, arrays or dataclasses.
+    Followed are the functions, classes and modules of the user's own code, and the values that these reach as globals,
+    closures, defaults, attributes and fields, taken apart as pickle would. Of Python and of installed packages the name
+    alone counts. The digests are the same in every process.
 
     >>> code_of(lambda g: {})["kpflow_dyn"] == kpflow_dyn.__version__
     True
     """
-    parts: dict[str, str] = {}
-    _Walk(parts, getattr(_function(run), "__module__", None)).add(name_of(run), run)
-    return parts | {"kpflow_dyn": kpflow_dyn.__version__}
+    return _walked(run).parts
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -34,7 +73,7 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     ['run']
     """
     found = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    versions = {"kpflow_dyn": f"kpflow_dyn {before.get('kpflow_dyn')} -> {now.get('kpflow_dyn')}"}
+    versions = {name: f"{name} {before.get(name)} -> {now.get(name)}" for name in VERSIONS}
     return [versions.get(name, name) for name in found]
 
 
@@ -48,106 +87,107 @@ def _function(run: Any) -> Any:
     return _function(run.func) if isinstance(run, functools.partial) else run
 
 
-class _Walk:
-    """Collects the parts of a function of one module."""
+def _walked(run: Any) -> "_Walk":
+    of = _function(run)
+    walk = _Walk(getattr(of, "__module__", None))
+    walk.add(name_of(run), run)
+    walk.parts |= {"kpflow_dyn": kpflow_dyn.__version__, "Python": ".".join(platform.python_version_tuple()[:2])}
+    return walk
 
-    def __init__(self, parts: dict[str, str], module: str | None) -> None:
-        self.parts, self.module = parts, module
-        self.seen: set[int] = set()
+
+class _Walk:
+    """Collects the parts of a function, each with the digest of what it is."""
+
+    def __init__(self, module: str | None) -> None:
+        self.module = module  # whose globals go by their plain names
+        self.parts: dict[str, str] = {}
+        self.digests = Digests(self.source)
+        self.sources: dict[Any, str] = {}  # the part that a function or class of the user's own is
+        self.holders: set[int] = set()  # functions whose closures are parts already
 
     def add(self, name: str, value: Any) -> None:
-        if name in self.parts or isinstance(value, ModuleType):
-            return
+        """A part, or as many as have names of their own."""
         if isinstance(value, functools.partial):
             self.add(f"arguments of {name}", (value.args, value.keywords))
             self.add(name, value.func)
-        elif isinstance(value, FunctionType | type):
-            self.add_source(name, value)
-        elif inspect.ismethod(value):
+        elif isinstance(value, MethodType):
             self.add(name, value.__func__)
             self.add(f"the object of {name}", value.__self__)
-        elif dataclasses.is_dataclass(value):
-            for field in dataclasses.fields(value):
-                self.add(f"{field.name} of {name}", getattr(value, field.name))
-            self.add(type(value).__qualname__, type(value))
+        elif isinstance(value, FunctionType | type) and is_own(value):
+            self.source(value, name)
+            self.holds(name, value)
+        elif (wrapped := wrapped_by(value)) is not None:
+            self.add(name, wrapped)
+            self.holds(f"what wraps {name}", value)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            for field, held in fields_of(value).items():
+                self.add(f"{field} of {name}", held)
+            self.digests.of(type(value))
         else:
-            self.parts[name] = _digest(_content(value))
-            if not isinstance(value, _PLAIN):
-                self.add(type(value).__qualname__, type(value))
+            self.digests.part = name
+            self.put(name, self.digests.of(value))
 
-    def add_source(self, name: str, value: FunctionType | type) -> None:
-        """A function or class of this module, and what it refers to; of others the name alone."""
-        if value.__module__ != self.module:
-            self.parts[name] = f"{value.__module__}.{value.__qualname__}"
-            return
-        if id(value) in self.seen:  # one that refers to itself
-            return
-        self.seen.add(id(value))
-        self.parts[name] = _digest(_source(value))
-        for function in [value] if isinstance(value, FunctionType) else _methods(value):
-            self.add_held(name, function)
+    def put(self, name: str, digest: str) -> str:
+        """Note a part, under another name where this one is taken by another."""
+        while self.parts.setdefault(name, digest) != digest:
+            name += "'"
+        return name
 
-    def add_held(self, name: str, function: FunctionType) -> None:
-        held = [function.__defaults__, function.__kwdefaults__]
-        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        for inner, cell in cells:
-            self.add(f"{inner} in {name}", _cell(cell))
-        if any(held):
-            self.add(f"defaults of {name}", held)
-        for used in sorted(_names(function.__code__) & set(function.__globals__)):
-            self.add(used, function.__globals__[used])
+    def source(self, value: Any, name: str = "") -> str:
+        """A function or class of the user's own is a part, and what it reaches are others; the name of the part."""
+        is_class = isinstance(value, type)
+        key = value if is_class else value.__code__
+        if key not in self.sources:
+            code = self.of_class_body(value) if is_class else self.of_code(value.__code__)
+            self.sources[key] = self.put(name or value.__qualname__, code)
+            (self.reach_of_class if is_class else self.reach)(value)
+        return self.sources[key]
 
+    def of_class_body(self, kind: type) -> str:
+        codes = [(name, self.of_code(function.__code__)) for name, function in methods_of(kind)]
+        return hashed(f"{kind.__qualname__} {list(vars(kind).get('__annotations__', {}))} {codes}")
 
-_PLAIN = (bool, int, float, complex, str, bytes, tuple, list, dict, set, np.ndarray, np.generic, type(None))
+    def of_code(self, code: CodeType) -> str:
+        counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        constants = [self.of_code(c) if isinstance(c, CodeType) else self.digests.of(c) for c in code.co_consts]
+        return hashed(f"{code.co_code.hex()} {code.co_exceptiontable.hex()} {counts} {names} {constants}")
 
+    def reach_of_class(self, kind: type) -> None:
+        """Its bases, what its methods reach and hold, and the values in its body."""
+        for base in (*kind.__bases__, type(kind)):
+            self.digests.of(base)
+        for name, function in methods_of(kind):
+            self.reach(function)
+            self.holds(f"{kind.__qualname__}.{name}", function)
+        for name, value in values_in(kind).items():
+            self.add(f"{kind.__qualname__}.{name}", value)
 
-def _methods(kind: type) -> list[FunctionType]:
-    """Those that were written; what a dataclass generates follows from its source."""
-    functions = [value for value in vars(kind).values() if isinstance(value, FunctionType)]
-    return [function for function in functions if function.__code__.co_filename != "<string>"]
+    def reach(self, function: FunctionType) -> None:
+        """The globals that a function names, and the modules that it imports."""
+        names, space = names_in(function.__code__), function.__globals__
+        module = space.get("__name__")
+        prefix = "" if module == self.module else f"{module}."
+        for used in sorted(names & set(space)):
+            self.reached(prefix + used, space[used], names)
+        for imported in imports_of(function):
+            self.reached(imported.__name__, imported, names)
 
+    def reached(self, name: str, value: Any, names: set[str]) -> None:
+        """A global; of a module of the user's own the attributes that could be meant."""
+        if not isinstance(value, ModuleType):
+            self.add(name, value)
+        elif is_own(value) and id(value) not in self.holders:
+            self.holders.add(id(value))
+            for used in sorted(names & set(vars(value))):
+                self.reached(f"{value.__name__}.{used}", vars(value)[used], names)
+            self.holders.discard(id(value))
 
-def _names(code: CodeType) -> set[str]:
-    """The names in a function's code and in those that are made inside of it."""
-    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return set(code.co_names).union(*map(_names, inner))
-
-
-def _cell(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # a function that refers to itself, before it is there
-        return None
-
-
-def _source(value: FunctionType | type) -> str:
-    try:
-        return inspect.getsource(value)
-    except (OSError, TypeError):  # typed in, without a file
-        functions = [value] if isinstance(value, FunctionType) else _methods(value)
-        return repr([(f.__code__.co_code.hex(), f.__code__.co_names, _constants(f.__code__)) for f in functions])
-
-
-def _constants(code: CodeType) -> list[Any]:
-    return [_constants(c) if isinstance(c, CodeType) else c for c in code.co_consts]
-
-
-def _content(value: Any) -> str:
-    """A text that is the same where the value is, as far as that can be seen."""
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
-    if isinstance(value, Mapping):
-        return repr(sorted((repr(key), _content(entry)) for key, entry in value.items()))
-    if isinstance(value, tuple | list):
-        return repr([_content(entry) for entry in value])
-    if isinstance(value, set | frozenset):
-        return repr(sorted(_content(entry) for entry in value))
-    if isinstance(value, FunctionType):
-        return _source(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _content({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
-    return repr(value) if isinstance(value, _PLAIN) else type(value).__qualname__
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def holds(self, name: str, value: Any) -> None:
+        """The closure and the defaults of a function."""
+        if isinstance(value, FunctionType) and id(value) not in self.holders:
+            self.holders.add(id(value))
+            for inner, held in closure_of(value).items():
+                self.add(f"{inner} in {name}", held)
+            if defaults := defaults_of(value):
+                self.add(f"defaults of {name}", defaults)

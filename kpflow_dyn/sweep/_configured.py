@@ -29,19 +29,22 @@ is `model`.
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import kpflow_dyn
 from kpflow_dyn._arrays import like_numpy, to_numpy
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._problems.parameters import parameters_of
+from kpflow_dyn.sweep._checks import MADE, check_analysis, check_tables, code_named
+from kpflow_dyn.sweep._design import design
 from kpflow_dyn.sweep._sweep import Sweep
-from kpflow_dyn.tasks._data import nearest
+from kpflow_dyn.tasks._data import check_count, check_number, nearest
 
 OPERATORS = ("core", "K", "ntk")
 SCALARS = {f"{op}_{what}": (op, what) for op in OPERATORS for what in ("trace", "norm", "effective_rank")}
@@ -74,16 +77,41 @@ class Setup:
     axes: dict[str, tuple[str, str]] = field(default_factory=dict)
     samples: int | None = None
     seed: int = 0
+    code: dict[str, str] = field(default_factory=dict)  # of tasks and laws of the user's own, and of files of trials
 
     def __call__(self, **point: Any) -> dict[str, Any]:
         """The quantities at one point."""
-        tables = {name: dict(getattr(self, name)) for name in ("model", "init", "task")}
+        cell, readout, data = _made(**self.tables(point))
+        x = like_numpy(data.inputs, next(iter(parameters_of(cell).values())))
+        flow = kpflow_dyn.linearize(kpflow_dyn.solve(kpflow_dyn.DiscreteProblem(cell, x)))
+        found = _Quantities(flow, (cell, readout), data, self.samples, self.seed)
+        return {name: found.get(name, self.with_summary) for name in self.quantities}
+
+    @property
+    def with_summary(self) -> bool:
+        """Whether a quantity is one of `kp.summary`."""
+        return not set(OF_SUMMARY).isdisjoint(self.quantities)
+
+    def tables(self, point: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Model, init and task at a point."""
+        tables = {name: dict(getattr(self, name)) for name in MADE}
         for name, value in point.items():
             table, key = self.axes[name]
             tables[table][key] = value
-        found = _Quantities(*_posed(**tables), self.samples, self.seed)
-        with_summary = not set(OF_SUMMARY).isdisjoint(self.quantities)
-        return {name: found.get(name, with_summary) for name in self.quantities}
+        return tables
+
+    def try_points(self, points: Iterable[Mapping[str, Any]]) -> None:
+        """Raise the error of the first point if model and task can be made at no point; nothing is analysed."""
+        first: Exception | None = None
+        for point in points:
+            try:
+                data = _made(**self.tables(point))[2]
+                if data.targets is None and "loss" in self.quantities:
+                    raise ValueError(f"the task {data.name} has no targets, so there is no loss")
+                return
+            except Exception as error:
+                first = first or error
+        raise ValueError(f"every point of the sweep would fail, the first one with: {first}") from first
 
 
 def read_sweep(path: str | Path) -> tuple[Sweep, float | None, dict[str, Any]]:
@@ -100,16 +128,22 @@ def read_sweep(path: str | Path) -> tuple[Sweep, float | None, dict[str, Any]]:
     names = _axis_names(grid, content)
     analysis = dict(content["analysis"])
     timeout, quantities = analysis.pop("timeout", None), tuple(analysis.pop("quantities"))
-    model, init, task = (content.get(name, {}) for name in ("model", "init", "task"))
-    setup = Setup(model, init, task, quantities, names, **analysis)
+    tables = {name: content.get(name, {}) for name in MADE}
     over = {name: _values(name, grid[".".join(where)]) for name, where in names.items()}
+    setup = Setup(**tables, quantities=quantities, axes=names, **analysis)
+    points = design(over).points
+    check_analysis(content["analysis"], setup.with_summary)
+    check_tables([setup.tables(point) for point in points], list(names.values()), path)
+    setup = replace(setup, code=code_named(setup.tables(point) for point in points))
     return Sweep(setup, over, content.get("out", path.with_suffix(""))), timeout, content.get("executor", {})
 
 
 def _check_tables(content: Mapping[str, Any], path: Path) -> None:
     _check_keys(content, (*TABLES, "out"), f"{path}")
-    for table in ("model", "task", "grid", "analysis"):
-        if not isinstance(content.get(table), dict):
+    if not isinstance(out := content.get("out", "a"), str) or not out:
+        raise ValueError(f"out in {path} is {out!r}, expected the name of a folder")
+    for table in TABLES:
+        if not isinstance(content.get(table, {} if table in ("init", "executor") else None), dict):
             raise ValueError(f"{path} has no table [{table}]")
     for table, key in (("model", "name"), ("model", "units"), ("task", "name"), ("analysis", "quantities")):
         if key not in content[table] and key not in content["grid"].get(table, {}):
@@ -118,7 +152,10 @@ def _check_tables(content: Mapping[str, Any], path: Path) -> None:
     if "init" in content | content["grid"] and "law" not in init:
         raise ValueError(f"[init] in {path} has no law")
     _check_keys(content["analysis"], ANALYSIS, "[analysis]")
-    _check_keys(content["analysis"]["quantities"], QUANTITIES, "quantities", "quantity")
+    quantities = content["analysis"]["quantities"]
+    if not isinstance(quantities, list) or not quantities or len(set(map(str, quantities))) < len(quantities):
+        raise ValueError(f"quantities in {path} is {quantities!r}, expected a list of different names, one at least")
+    _check_keys(quantities, QUANTITIES, "quantities", "quantity")
 
 
 def _check_keys(given: Any, known: tuple[str, ...], where: str, what: str = "key") -> None:
@@ -154,15 +191,18 @@ def _axis_names(grid: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str
 
 def _values(name: str, given: Any) -> list[Any]:
     if isinstance(given, dict) and set(given) == {"start", "stop", "num"}:
+        check_number(f"start of axis {name}", given["start"])
+        check_number(f"stop of axis {name}", given["stop"])
+        check_count(f"num of axis {name}", given["num"], 1)
         return np.linspace(**given).tolist()
-    if not isinstance(given, list):
-        raise ValueError(f"axis {name} is {given!r}, expected a list, or {{ start = 0.5, stop = 3.0, num = 11 }}")
+    if not isinstance(given, list) or not given:
+        expected = "expected a list of values, or { start = 0.5, stop = 3.0, num = 11 }"
+        raise ValueError(f"axis {name} is {given!r}, {expected}")
     return given
 
 
-def _posed(model: dict[str, Any], init: dict[str, Any], task: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """The flow of a model on a task, its readout, and the task."""
-    import kpflow_dyn as kp
+def _made(model: dict[str, Any], init: dict[str, Any], task: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """A model, its readout, and the trials of a task."""
     from kpflow_dyn.models import make_init, make_model
     from kpflow_dyn.tasks import make_task
 
@@ -171,10 +211,7 @@ def _posed(model: dict[str, Any], init: dict[str, Any], task: dict[str, Any]) ->
     law = make_init(init.pop("law"), **init) if init else None
     options: dict[str, Any] = {"dtype": "float64"} | model
     _allow_double(options)
-    cell, readout = make_model(options.pop("name"), **widths, init=law, **options)
-    x = like_numpy(data.inputs, next(iter(parameters_of(cell).values())))
-    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x)))
-    return flow, (cell, readout), data
+    return *make_model(options.pop("name"), **widths, init=law, **options), data
 
 
 def _allow_double(options: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ A worker that dies takes the points in flight with it; nobody can tell which of 
 A point that was in flight at too many deaths goes alone, and if its worker dies then, it is recorded as failed.
 """
 
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
@@ -19,28 +20,37 @@ DEATHS = {"KilledWorker", "UncompletedJobError"}
 
 
 def drive(
-    work: Work, points: Mapping[str, Point], engine: Engine, attempts: int, report: Callable[[str], None]
+    work: Work,
+    points: Mapping[str, Point],
+    engine: Engine,
+    attempts: int,
+    report: Callable[[str], None],
+    deaths: int = 0,
 ) -> None:
     """Have every point, by key, computed and recorded; `report` is called with the status of each.
 
-    A point may be in flight at `attempts` deaths of workers, at the last one alone. A broken executor of the user's is
-    raised, as it cannot be opened anew.
+    A point may be in flight at `attempts` deaths of workers, at the last one alone; each was so at `deaths` already.
+    A broken executor of the user's is raised, as it cannot be opened anew; the points that broke it are noted.
     """
-    state = _Driver(work, points, attempts, report)
+    state = _Driver(work, points, attempts, report, deaths)
     while state.waiting:
         with engine.open() as executor:
             broken = state.submit_all(executor, engine.ahead)
         if broken is not None and isinstance(engine, Given):
+            for key in state.deaths.keys() & set(state.waiting):
+                Store(work.folder).suspect(key)
             raise broken
 
 
 class _Driver:
     """Which points wait, which are in flight, and at how many deaths each was there."""
 
-    def __init__(self, work: Work, points: Mapping[str, Point], attempts: int, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, work: Work, points: Mapping[str, Point], attempts: int, report: Callable[[str], None], deaths: int
+    ) -> None:
         self.work, self.points, self.attempts, self.report = work, points, attempts, report
         self.waiting = deque(points)
-        self.deaths: Counter[str] = Counter()
+        self.deaths = Counter(dict.fromkeys(points, deaths) if deaths else ())
         self.flight: dict[Future[str], str] = {}
 
     def submit_all(self, executor: Executor, ahead: int | None) -> BaseException | None:
@@ -78,19 +88,18 @@ class _Driver:
         key, error = self.flight.pop(future), future.exception()
         if error is None:
             self.check(key, future.result())
-        elif isinstance(error, BrokenExecutor) or type(error).__name__ in DEATHS:
-            self.lost(key)
+        elif isinstance(error, BrokenExecutor) or type(error).__name__ in DEATHS or not isinstance(error, Exception):
+            self.lost(key, error)
         else:
             raise error
         return error if isinstance(error, BrokenExecutor) else None
 
-    def lost(self, key: str) -> None:
-        """A worker died while the point was in flight."""
+    def lost(self, key: str, error: BaseException) -> None:
+        """A worker died, or was interrupted by a signal, while the point was in flight."""
         store, suspect = Store(self.work.folder), self.is_suspect(key)
         self.deaths[key] += 1
         if suspect and not store.has(key):
-            died = f"its worker process died, {self.deaths[key]} times, the last time alone; was memory short?"
-            store.write(key, Record("failed", died, point=labelled(self.points[key])))
+            store.write(key, Record("failed", _end(error, self.deaths[key]), point=labelled(self.points[key])))
         if store.has(key):
             self.report(store.read(key, values=False).status)
         else:
@@ -105,3 +114,13 @@ class _Driver:
                 "folder that all of them see"
             )
         self.report(status)
+
+
+def _end(error: BaseException, count: int) -> str:
+    """How the process of a point ended, in words."""
+    times = f"{count} times, the last time alone" if count > 1 else "once, alone"
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return f"a signal interrupted it in its worker process ({type(error).__name__}), {times}"
+    code = re.search(r"\{(.+)\}", str(error))  # the exit codes, which loky knows
+    shown = f" ({code[1]})" if code else ""
+    return f"its worker process died, {times}{shown}: by os._exit, in a crash, or killed, as where memory is short"

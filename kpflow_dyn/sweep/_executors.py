@@ -120,6 +120,7 @@ class Dask:
 
     def __post_init__(self) -> None:
         _check(self.workers, self.threads)
+        _check_kind("address", self.address, (str, type(None)), "tcp://host:8786")
 
     ahead = None
     apart = True
@@ -164,6 +165,9 @@ class Slurm:
 
     def __post_init__(self) -> None:
         _check(self.workers)
+        _check_kind("folder", self.folder, (str, Path), "the name of one")
+        _check_kind("options", self.options, (Mapping,), "a table of submitit's")
+        _check_kind("cluster", self.cluster, (str,), '"slurm" or "local"')
 
     apart = True
 
@@ -291,3 +295,8 @@ def _check(workers: int | None, threads: int = 1) -> None:
     if workers is not None:
         check_count("workers", workers, 1)
     check_count("threads", threads, 1)
+
+
+def _check_kind(name: str, value: object, kinds: tuple[type, ...], expected: str) -> None:
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} is {value!r}, expected {expected}")

@@ -1,5 +1,6 @@
 """The folder of a sweep: sweep.json says of which code, points/ holds one file for each point.
 
+While a point could end the process that drives the sweep, a file KEY.suspect stands there; it stays if the point does.
 A file is written under another name and then renamed: whoever dies, and whenever, leaves whole files only.
 """
 
@@ -9,7 +10,8 @@ import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,33 @@ class Store:
         _write(self.file(key), to_bytes(record))
 
     def forget(self, key: str) -> None:
-        """Have a point computed anew."""
+        """Have a point computed anew, as if nothing had ever happened."""
         self.file(key).unlink(missing_ok=True)
+        self.clear(key)
+
+    def suspect(self, key: str) -> None:
+        """Note that a process may die of a point."""
+        self._note(key).touch()
+
+    def is_suspect(self, key: str) -> bool:
+        """Whether a process died while the point was computed, perhaps of it."""
+        return self._note(key).exists()
+
+    def clear(self, key: str) -> None:
+        """A point is no suspect any more."""
+        self._note(key).unlink(missing_ok=True)
+
+    @contextmanager
+    def suspected(self, key: str) -> Iterator[None]:
+        """The point is a suspect inside, and afterwards too if this process does not come to the end."""
+        self.suspect(key)
+        try:
+            yield
+        finally:
+            self.clear(key)
+
+    def _note(self, key: str) -> Path:
+        return self.points / f"{key}.suspect"
 
     def code(self) -> dict[str, str] | None:
         """The code that the points were computed with, or None before there are any."""

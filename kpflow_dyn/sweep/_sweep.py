@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kpflow_dyn._progress import bars
-from kpflow_dyn.sweep._code import changes, code_of, name_of
+from kpflow_dyn.sweep._code import Code, changes, name_of
 from kpflow_dyn.sweep._design import Point, design
 from kpflow_dyn.sweep._drive import drive
-from kpflow_dyn.sweep._executors import Engine, engine_of
+from kpflow_dyn.sweep._executors import Engine, Processes, engine_of
 from kpflow_dyn.sweep._lock import locked
 from kpflow_dyn.sweep._store import Store, key_of
 from kpflow_dyn.sweep._values import STATUSES, Record
@@ -83,8 +83,11 @@ class Sweep:
 
     The folder `out` holds sweep.json and points/*.npz: arrays and JSON, no pickles. Each file is there whole or not at
     all, so that a run that is killed at any moment loses the points in flight, and running again computes what is
-    missing. Points belong to the source of `run` (and of what it calls of its own module) and to the version of this
-    package: where one of them has changed, running is refused.
+    missing. Points belong to the code of `run` with all that it reaches, and to the versions of this package and of
+    Python: where one of them has changed, running is refused. Reached are functions, classes and modules outside of
+    Python and of installed packages, and the values of globals, closures, defaults and attributes, such as arrays,
+    weights and configurations; not files that `run` reads. What points themselves change, as a list that they fill,
+    does not count until a new `Sweep` is made.
 
     A worker keeps `run` from point to point. What it compiles, as a function under jax.jit that takes the weights, is
     compiled once for all points of the same shapes, which for small networks saves most of the time.
@@ -92,7 +95,9 @@ class Sweep:
     Args:
         run: called as run(**point), in worker processes with executors other than the default. Returns a dict of
             numbers, strings, real arrays, xr.DataArrays or Estimates (which give name and name_stderr), or a
-            xr.Dataset. A point that raises is recorded as failed, one with a NaN is kept and flagged.
+            xr.Dataset. A point that raises, by sys.exit as well, is recorded as failed, one with a NaN is kept and
+            flagged. One that ends its process (os._exit, a crash) is recorded as failed in worker processes; in this
+            process it ends the sweep too, and the next run computes it last, in a worker process of its own.
         over: a dict of axes is a grid; a list of dicts are points, as `sweep.zipped`, `sweep.random` and `sweep.sobol`
             give them. Values are numbers, strings, bools or frozen dataclasses.
         out: the folder; made where it does not exist.
@@ -152,19 +157,24 @@ class Sweep:
         if timeout is not None and not 0 < timeout < math.inf:
             raise ValueError(f"timeout is {timeout} s, expected a positive number, or None for no limit")
         check_count("attempts", attempts, 1)
-        engine, store = engine_of(executor), self.store
+        engine, store, code = engine_of(executor), self.store, self._code.now()
+        if opaque := self._code.opaque:
+            warnings.warn(
+                f"run reaches what cannot be compared, so no change is noticed of {', '.join(opaque)}", stacklevel=2
+            )
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
             with locked(store.folder):
-                store.begin(self._code, fresh)
-                missing = _missing(_by_key(self.design.points, self._code), store, retry_failed)
-                work = Work(_sent(self.function, engine), store.folder, timeout, here())
-                _drive(work, missing, len(self.design.points), engine, attempts, progress)
+                store.begin(code, fresh)
+                missing = _missing(_by_key(self.design.points, code), store, retry_failed)
+                _drive(self, missing, engine, timeout, attempts, progress)
         except BlockingIOError:
             raise
         except OSError as error:
             why = f"cannot go on in {store.folder} ({error.strerror or error}); what is recorded there is kept, and "
             raise OSError(error.errno, f"{why}running again computes the rest") from error
+        finally:
+            self._code.called(code)
         return self.status()
 
     def status(self) -> Status:
@@ -204,14 +214,15 @@ class Sweep:
         return dataset_of(self.design, records, {"run": name_of(self.function), "version_kpflow_dyn": version})
 
     @cached_property
-    def _code(self) -> dict[str, str]:
-        return code_of(self.function)
+    def _code(self) -> Code:
+        return Code(self.function)
 
     @property
     def _known(self) -> dict[str, Point]:
         """The points by the keys that they have in the folder, with a warning where these are of other code."""
-        code = self.store.code() or self._code
-        if differ := changes(code, self._code):
+        now = self._code.now()
+        code = self.store.code() or now
+        if differ := changes(code, now):
             warnings.warn(
                 f"the points in {self.store.folder} are of other code: {', '.join(differ)} changed since", stacklevel=3
             )
@@ -224,7 +235,7 @@ def _by_key(points: Iterable[Point], code: Mapping[str, str]) -> dict[str, Point
 
 def _missing(points: dict[str, Point], store: Store, retry_failed: bool) -> dict[str, Point]:
     for key in points if retry_failed else ():
-        if store.read(key, values=False).status in FAILURES:
+        if store.is_suspect(key) or store.read(key, values=False).status in FAILURES:
             store.forget(key)
     return {key: point for key, point in points.items() if not store.has(key)}
 
@@ -237,11 +248,25 @@ def _sent(function: Callable[..., Any], engine: Engine) -> Any:
         import cloudpickle
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("this executor needs cloudpickle: pip install 'kpflow-dyn[sweep]'") from error
-    return cloudpickle.dumps(function)
+    try:
+        return cloudpickle.dumps(function)
+    except Exception as error:
+        raise TypeError(
+            f"run cannot be sent to a worker process ({type(error).__name__}: {error}); make what it holds inside of "
+            "run, or compute in this process, where retry_failed=True also takes the points that a process died of"
+        ) from error
 
 
-def _drive(work: Work, missing: dict[str, Point], total: int, engine: Engine, attempts: int, progress: bool) -> None:
-    counts, start = Counter[str](), time.perf_counter()
+def _drive(
+    sweep: Sweep, missing: dict[str, Point], engine: Engine, timeout: float | None, attempts: int, progress: bool
+) -> None:
+    """Compute what is missing; last and apart the points at which a process died before, as it may have been of them.
+
+    That process was this sweep's own, or one of an executor that broke.
+    """
+    counts, start, total, store = Counter[str](), time.perf_counter(), len(sweep.design.points), sweep.store
+    suspects = {key: point for key, point in missing.items() if store.is_suspect(key)}
+    others = {key: point for key, point in missing.items() if key not in suspects}
     with bars(progress) as shown:
         bar = shown.add_task("", total=total, completed=total - len(missing))
 
@@ -250,7 +275,15 @@ def _drive(work: Work, missing: dict[str, Point], total: int, engine: Engine, at
             words = _words(counts, total - len(missing), total, time.perf_counter() - start)
             shown.update(bar, advance=1, description=words)
 
-        drive(work, missing, engine, attempts, report)
+        def compute(points: dict[str, Point], engine: Engine, attempts: int, deaths: int = 0) -> None:
+            if points:
+                work = Work(_sent(sweep.function, engine), store.folder, timeout, here())
+                drive(work, points, engine, attempts, report, deaths)
+
+        compute(others, engine, attempts)
+        compute(suspects, Processes(1), attempts=2, deaths=1)
+        for key in suspects:
+            store.clear(key)
 
 
 def _words(counts: Counter[str], before: int, total: int, seconds: float) -> str:

@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from kpflow_dyn.sweep._design import Point
 from kpflow_dyn.sweep._store import Store, labelled
 from kpflow_dyn.sweep._values import Record, is_finite, variables_of
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)  # that end a program, or a point
 GRACE = 1.0  # seconds that a point has to end by itself after its time was up
 
 
@@ -41,13 +42,14 @@ def evaluate(work: Work, key: str, point: Point) -> str:
     if store.has(key):  # this call is a repetition: its first worker died after it had recorded the point
         return store.read(key, values=False).status
     run, start = _loaded(work.run) if isinstance(work.run, bytes) else work.run, time.perf_counter()
+    ours = here() == work.driver
 
     def record(found: Record) -> None:
         store.write(key, replace(found, seconds=time.perf_counter() - start, point=labelled(point)))
 
     late = Record("timed out", f"took longer than {work.timeout} s")
     try:
-        with _limited(work, lambda: record(late)):
+        with store.suspected(key) if ours else nullcontext(), _limited(work, lambda: record(late)):
             found = _outcome(run, point)
     except _TimeIsUp:
         found = late
@@ -68,11 +70,57 @@ def _loaded(run: bytes) -> Callable[..., Any]:
 
 
 def _outcome(run: Callable[..., Any], point: Point) -> Record:
+    """What came of a point, whatever it raised itself; what the handler of a signal raised is not the point's."""
+    with _noted_signals() as raised:
+        found = _result(run, point)
+    if raised:
+        raise raised[0]
+    return found
+
+
+def _result(run: Callable[..., Any], point: Point) -> Record:
     try:
         variables = variables_of(run(**point), point)
-    except Exception as error:
-        return Record("failed", f"{type(error).__name__}: {error}", traceback.format_exc())
+    except BaseException as error:
+        return Record("failed", _words(error), traceback.format_exc())
     return Record("done" if is_finite(variables) else "not finite", variables=variables)
+
+
+def _words(error: BaseException) -> str:
+    """The kind of an error and its text, also where making that fails."""
+    text = str(traceback.TracebackException.from_exception(error))
+    if isinstance(error, SystemExit):
+        text = f"run called sys.exit({error.code!r})"
+    if isinstance(error, KeyboardInterrupt):
+        text = text or "run raised it; nobody interrupted the sweep"
+    return f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def _noted_signals() -> Iterator[list[BaseException]]:
+    """What handlers of signals raise inside: Ctrl-C, kill, the time limit. These are meant for this process."""
+    raised: list[BaseException] = []
+
+    def noting(handler: Callable[..., Any]) -> Callable[..., None]:
+        def handle(number: int, frame: Any) -> None:
+            try:
+                handler(number, frame)
+            except BaseException as error:
+                raised.append(error)
+                raise
+
+        return handle
+
+    inside = threading.current_thread() is threading.main_thread()  # elsewhere no handler runs
+    handlers = {number: signal.getsignal(number) for number in SIGNALS} if inside else {}
+    before = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number, handler in before.items():
+        signal.signal(number, noting(handler))
+    try:
+        yield raised
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

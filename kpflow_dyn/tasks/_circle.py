@@ -28,6 +28,9 @@ class _Directions(Generated):
         targets[:, go:, 1:] = self._sign * direction
         return inputs, targets
 
+    def _entries(self) -> int:
+        return 3 * self._times()[-1]
+
     def _times(self) -> tuple[int, int, int, int]:
         """When the direction comes and goes, when to respond, and the end."""
         raise NotImplementedError
@@ -153,6 +156,9 @@ class FourTasks(MemoryPro):
         inputs, targets = (np.choose(rule[:, None, None], arrays) for arrays in zip(*courses, strict=True))
         rules = np.broadcast_to(np.eye(4)[rule][:, None], (*inputs.shape[:2], 4))
         return np.concatenate([inputs, rules], axis=-1), targets, None, {"angle": angle, "rule": rule}
+
+    def _entries(self) -> int:
+        return 7 * self._times()[-1]
 
     def _tasks(self) -> tuple[_Directions, ...]:
         memory = (self.fixation, self.stimulus, self.memory, self.response)

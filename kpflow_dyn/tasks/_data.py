@@ -2,10 +2,13 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import ClassVar, Protocol
 
 import numpy as np
+
+from kpflow_dyn._arrays.memory import require_machine
 
 DEFAULT_TRIALS = 32
 
@@ -23,7 +26,8 @@ class TaskData:
         dt: milliseconds between two times, or None where the source does not say.
 
     Raises:
-        TypeError, ValueError: arrays that are no finite numbers of these shapes.
+        TypeError, ValueError: arrays that are no finite numbers of these shapes; targets may hold NaN where the mask is
+            zero.
 
     >>> TaskData(np.zeros((8, 60, 2)), targets=np.ones((8, 60, 1))).mask is None
     True
@@ -84,10 +88,17 @@ class Generated:
     def __post_init__(self) -> None:
         for option, least in self._least.items():
             check_count(option, getattr(self, option), least)
+        for option in fields(self):  # type: ignore[arg-type]
+            if option.type in (float, "float"):
+                check_number(option.name, getattr(self, option.name))
         check_at_least("noise", self.noise, 0)
+        if not 0 < self.dt < np.inf:
+            raise ValueError(f"dt must be a time of a step in ms, more than 0, got {self.dt}")
 
     def sample(self, trials: int | None = None, seed: int = 0) -> TaskData:
         """Trials of as many steps as the task's periods have together; the same ones for the same seed."""
+        check_count("seed", seed, 0)
+        check_memory(count(trials), self._entries())
         rng = np.random.default_rng(seed)
         inputs, targets, mask, labels = self._draw(count(trials), rng)
         noisy = inputs + self.noise * rng.standard_normal(inputs.shape)
@@ -96,6 +107,16 @@ class Generated:
     def _draw(self, trials: int, rng: np.random.Generator) -> Trials:
         """Inputs without noise, targets, mask and labels."""
         raise NotImplementedError
+
+    def _entries(self) -> int:
+        """How many numbers the inputs of one trial have."""
+        raise NotImplementedError
+
+
+def check_memory(trials: int, entries: int) -> None:
+    """Raise a MemoryError for trials that could never fit: inputs of this many numbers, and their noise."""
+    what = f"{trials:.3g} trials with {entries:.3g} inputs each"
+    require_machine(2 * 8 * trials * entries, what, "take fewer trials, or shorter ones")
 
 
 def count(trials: int | None) -> int:
@@ -109,6 +130,12 @@ def check_count(option: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{option} must be a whole number, got {value!r}")
     check_at_least(option, int(value), least)
+
+
+def check_number(option: str, value: object) -> None:
+    """Raise unless the value is a real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{option} must be a number, got {value!r}")
 
 
 def check_at_least(option: str, value: float, least: float) -> None:
@@ -144,12 +171,16 @@ def check_arrays(arrays: dict[str, np.ndarray], where: object) -> None:
                 f"{name} in {where} must be {axes}, not empty, with the trials and times of inputs; "
                 f"got {array.shape} beside inputs {shape}"
             )
-        _check_numbers(name, array, where)
+    everywhere = np.ones(shape[:2], bool)
+    for name, array in arrays.items():
+        counts = arrays["mask"] != 0 if name == "targets" and "mask" in arrays else everywhere
+        _check_numbers(name, array, counts, where)
 
 
-def _check_numbers(name: str, array: np.ndarray, where: object) -> None:
+def _check_numbers(name: str, array: np.ndarray, counts: np.ndarray, where: object) -> None:
+    """Raise unless there are real numbers, and finite ones at the trials and times that count."""
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} in {where} must hold real numbers, got dtype {array.dtype}")
-    if not (finite := np.isfinite(array)).all():
+    if not (finite := np.isfinite(array) | ~counts.reshape(counts.shape + (1,) * (array.ndim - 2))).all():
         first = tuple(int(index) for index in np.argwhere(~finite)[0])
         raise ValueError(f"{name} in {where} has a NaN or infinity, first at {first}; remove or replace such trials")

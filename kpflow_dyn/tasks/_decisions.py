@@ -46,6 +46,9 @@ class EvidenceIntegration(Generated):
         coherence = rng.uniform(-self.coherence, self.coherence, trials)
         return *self._decide(coherence[:, None], coherence), {"coherence": coherence}
 
+    def _entries(self) -> int:
+        return self.fixation + self.stimulus + self.response
+
     def _decide(self, evidence: np.ndarray, relevant: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Streams [trial, time, stream] of this evidence [trial, stream], targets, and mask."""
         start, go, end = np.cumsum([self.fixation, self.stimulus, self.response])
@@ -82,6 +85,9 @@ class ContextIntegration(EvidenceIntegration):
         contexts = np.broadcast_to(np.eye(2)[context][:, None], streams.shape)
         labels = {"motion": evidence[:, 0], "colour": evidence[:, 1], "context": context}
         return np.concatenate([streams, contexts], axis=-1), targets, mask, labels
+
+    def _entries(self) -> int:
+        return 4 * super()._entries()
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,9 @@ class Romo(Generated):
         targets = np.zeros_like(inputs)
         targets[:, go:] = np.sign(first - second)[:, None, None]
         return inputs, targets, None, {"first": first, "second": second}
+
+    def _entries(self) -> int:
+        return self.fixation + self.first + self.delay + self.second + self.response
 
 
 _LOWER = np.arange(10.0, 27.0, 4.0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn.tasks._data import TaskData, count, nearest
+from kpflow_dyn.tasks._data import TaskData, check_memory, count, nearest
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class Neurogym:
             # gymnasium warns of how neurogym's own collections use it.
             warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
             env = _make_environment(self.name, seed, self.options)
-            records = [_new_trial(env, self.name) for _ in range(size)]
+            first = _new_trial(env, self.name)
+            check_memory(size, first[0].size)
+            records = [first, *(_new_trial(env, self.name) for _ in range(size - 1))]
         observations, answers, notes = zip(*records, strict=True)
         mask = _pad([np.ones(len(answer), bool) for answer in answers])
         targets, labels = _read_answers(_pad(answers), mask, env.action_space)

@@ -51,6 +51,9 @@ class FlipFlop(Generated):
         last = np.maximum.accumulate(np.where(pulsed, np.arange(self.steps)[:, None], 0), axis=1)  # time of last pulse
         return pulses, np.take_along_axis(pulses, last, axis=1), None, {}
 
+    def _entries(self) -> int:
+        return self.steps * self.bits
+
 
 @dataclass(frozen=True)
 class Lag(Generated):
@@ -93,3 +96,6 @@ class Lag(Generated):
         targets[:, self.lag :] = signal[:, : self.steps - self.lag]
         mask = np.tile(np.arange(self.steps) >= self.lag, (trials, 1))
         return signal, targets, mask, {}
+
+    def _entries(self) -> int:
+        return self.steps * self.channels

@@ -40,13 +40,14 @@ def make_task(spec: str | Task, trials: int | None = None, seed: int = 0, **opti
     >>> make_task("flipflop", trials=8, seed=1, bits=2).inputs.shape
     (8, 60, 2)
     """
-    data = _find_task(spec, options).sample(trials, seed)
+    data = find_task(spec, options).sample(trials, seed)
     if not isinstance(data, TaskData):
         raise TypeError(f"the task {spec!r} sampled {type(data).__name__}, expected a kp.tasks.TaskData")
     return data
 
 
-def _find_task(spec: str | Task, options: dict[str, Any]) -> Task:
+def find_task(spec: str | Task, options: dict[str, Any]) -> Task:
+    """The task that a string names, with its options, or the one that was given."""
     if not isinstance(spec, str):
         if isinstance(spec, type) or not hasattr(spec, "sample"):
             raise TypeError(f"the task is {spec!r}, expected its name, or an object with sample(trials, seed)")

@@ -50,3 +50,6 @@ class Reaching(Generated):
         inputs[:, :go, 2] = 1
         s = np.clip((np.arange(inputs.shape[1]) - go + 1) / self.movement, 0, 1)[:, None]
         return inputs, there * (10 * s**3 - 15 * s**4 + 6 * s**5), None, {"angle": angle}
+
+    def _entries(self) -> int:
+        return 3 * (self.hold + self.preparation + self.movement + self.rest)

@@ -57,6 +57,9 @@ class LowRankForecast(Generated):
         signal = np.stack(states, axis=1) @ C.T  # [trial, time, channel]
         return signal[:, : self.steps], signal[:, self.horizon :], None, {}
 
+    def _entries(self) -> int:
+        return (self.steps + self.horizon) * self.channels
+
     def _system(self) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(self.system)
         M = rng.standard_normal((self.rank, self.rank))
@@ -108,3 +111,6 @@ class Sine(Generated):
         targets = np.sin(omega[:, None] * np.arange(self.steps))[..., None]
         level = np.broadcast_to(((which + 1) / self.frequencies + 0.25)[:, None, None], targets.shape)
         return level, targets, None, {"omega": omega}
+
+    def _entries(self) -> int:
+        return self.steps + self.frequencies

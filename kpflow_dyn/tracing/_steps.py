@@ -55,15 +55,6 @@ def analyse(graph: Graph, learnable: Collection[str], transforms: Transforms) ->
     return AnalysedStep(graph, dependence, parameters, weights.computed, elements, kicks, sites)
 
 
-def check_derivative(error: float, eps: float) -> None:
-    """Raise where the derivative of the analysed step is off from forward mode through it, by more than rounding."""
-    if not error <= 1e4 * eps:
-        raise RuntimeError(
-            f"the linearised step is off by {error:.1e} of its size from forward mode through it; please report this "
-            "cell, and write it with simpler operations meanwhile"
-        )
-
-
 def _with_output_among_data(graph: Graph) -> Graph:
     """A step that is a weight alone, such as a constant drift: a copy of the weight is its result."""
     weight = graph.output

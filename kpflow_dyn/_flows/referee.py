@@ -1,0 +1,170 @@
+"""Autograd through the user's own model, the referee of every linearisation.
+
+J* q for one random q over the whole state is one reverse pass through the model as its user calls it. A linearisation
+that is wrong in any entry that q meets differs from it with probability one, and <q, J theta> = <J* q, theta> for a
+random theta then fixes J.
+"""
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
+from kpflow_dyn._problems.checks import check_finite
+
+PACKAGE = str(Path(__file__).parent.parent)
+ROUNDING = 1e4  # of a gradient, in units of the dtype's round-off
+FLOOR = 1e3  # the same of the largest gradient: small ones may be differences of large terms
+
+
+class Probe(NamedTuple):
+    """A random q of the states, and what it pulls back to the parameters [1, p] and to the argument [1, ...]."""
+
+    q: Array
+    theta: Array
+    argument: Array
+
+
+class Derivative(Protocol):
+    """The derivative of states in the parameters and in an argument like the states, on blocks of probes.
+
+    value   the states [...].
+    push    changes of the parameters [probe, p] and of the argument [probe, ...], None for none -> of the states.
+    pull    the transpose.
+    probe   one random block [1, ...] of states and what it pulls back.
+    """
+
+    @property
+    def value(self) -> Array: ...
+    @property
+    def probe(self) -> Probe: ...
+    def push(self, theta: Array | None, argument: Array | None) -> Array: ...
+    def pull(self, q: Array) -> tuple[Array, Array]: ...
+
+
+class Mismatch(ValueError):
+    """A linearisation that differs from autograd through the model; the message says where and by how much."""
+
+
+class Linearisation(Protocol):
+    """A linearisation that is to be that derivative: its value and both of its maps."""
+
+    @property
+    def value(self) -> Array: ...
+    def push(self, theta: Array, argument: Array) -> Array: ...
+    def pull(self, q: Array) -> tuple[Array, Array]: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What autograd through the model says: its value, and what it pulls back of one random q."""
+
+    value: Array
+    probe: Probe
+
+
+def ask(own: Derivative) -> Answer:
+    """The model's own answer; a ValueError where it has no derivative."""
+    answer = Answer(own.value, own.probe)
+    _, theta, argument = answer.probe
+    if argument.ndim > 3:
+        check_finite(argument[0], "the derivative of the step")
+    for gradient in (theta, argument):
+        if not np.isfinite(to_numpy(gradient)).all():
+            raise ValueError("the derivative of the model holds NaN or inf; look at its weights, or for a sqrt(0)")
+    return answer
+
+
+def compare(found: Linearisation, answer: Answer, sizes: dict[str, int]) -> None:
+    """Raise a `Mismatch` unless a linearisation is that of autograd; sizes are those of the parameters by name.
+
+    It is asked for the same q, and for one random direction.
+    """
+    _compare_values(*map(to_numpy, (found.value, answer.value)))
+    q, *expected = answer.probe
+    given, random = found.pull(q), Random(2)
+    parameters, rows = [(to_numpy(a)[0], to_numpy(b)[0]) for a, b in zip(given, expected, strict=True)]
+    compare_gradients(*parameters, sizes)
+    _compare_rows(*rows)
+    moved = [random.normal(tuple(a.shape), like=a) for a in expected]
+    check_transpose(q, found.push(*moved), given, moved)
+
+
+def check_transpose(q: Array, pushed: Array, pulled: Sequence[Array], moved: Sequence[Array]) -> None:
+    """Raise a `Mismatch` unless <q, pushed> is <pulled, moved>: what q pulls back, and where the moved are pushed."""
+    states, *pairs = [tuple(map(to_numpy, pair)) for pair in [(q, pushed), *zip(pulled, moved, strict=True)]]
+    terms = [_dot(*states), *(-_dot(*pair) for pair in pairs)]
+    size = sum(map(abs, terms)) + _norm(states[0]) * _norm(pairs[-1][1])
+    if not abs(sum(terms)) <= ROUNDING * eps_of(states[0]) * size:
+        raise Mismatch(
+            f"its forward mode is not the transpose of its reverse mode: <q, J theta> and <J* q, theta> differ by "
+            f"{abs(sum(terms)) / size:.1e} of their size"
+        )
+
+
+def in_words(reason: Exception, causes: list[str]) -> str:
+    """Why there is no trace, or none that agrees; causes are what of the model a trace may not see."""
+    text = (str(reason).strip() or type(reason).__name__).rstrip(".")
+    if not isinstance(reason, Mismatch):
+        return text if _is_ours(reason) else f"its trace could not be analysed ({type(reason).__name__}: {text})"
+    seen = f"; the likely cause: {', '.join(causes)}" if causes else ""
+    return f"the trace is not the model: {text}{seen}"
+
+
+def _is_ours(reason: Exception) -> bool:
+    """Whether an error was raised in words, rather than by an operation that did not expect what it got."""
+    frames = traceback.extract_tb(reason.__traceback__)
+    return isinstance(reason, ValueError | TypeError) and frames[-1].filename.startswith(PACKAGE)
+
+
+def _compare_values(found: np.ndarray, expected: np.ndarray) -> None:
+    error, size = _largest(found - expected), max(1.0, _largest(expected))
+    if not error <= ROUNDING * eps_of(expected) * size:
+        raise Mismatch(f"its values differ from the model's own by {error / size:.1e} of their size")
+
+
+def compare_gradients(found: np.ndarray, expected: np.ndarray, sizes: dict[str, int]) -> None:
+    """Raise a `Mismatch` unless gradients [p] are alike, parameter by parameter."""
+    start, wrong, floor = 0, {}, FLOOR * eps_of(expected) * _largest(expected)
+    for name, size in sizes.items():
+        part, own = (gradient[start : start + size] for gradient in (found, expected))
+        error, largest, start = _largest(part - own), _largest(own), start + size
+        if not error <= ROUNDING * eps_of(expected) * largest + floor:
+            wrong[name] = error / max(largest or _largest(part), 1e-300)
+    if wrong:
+        worst = max(wrong, key=lambda name: wrong[name])
+        others = f" (also in {', '.join(name for name in wrong if name != worst)})" if len(wrong) > 1 else ""
+        raise Mismatch(
+            f"its gradient in {worst} is off by {wrong[worst]:.1e} of that of autograd through the model{others}"
+        )
+
+
+def _compare_rows(found: np.ndarray, expected: np.ndarray) -> None:
+    """Gradients in the argument [trial, (time,) ...], row by row."""
+    last = tuple(range(min(2, expected.ndim - 1), expected.ndim))
+    error, size = (abs(values).max(last) for values in (found - expected, expected))
+    allowed = eps_of(expected) * (ROUNDING * size + FLOOR * size.max())
+    if (wrong := ~(error <= allowed)).any():
+        at = tuple(int(i) for i in np.argwhere(wrong)[0])
+        where = ", ".join(f"{axis} {n}" for axis, n in zip(("trial", "step"), at, strict=False)) or "all of it"
+        relative = float(error[at]) / max(float(size[at]), 1e-300)
+        raise Mismatch(
+            f"its gradient in the state is off by {relative:.1e} of that of autograd "
+            f"through the model ({where}, and in {wrong.mean():.0%} of all)"
+        )
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(abs(values).max()) if values.size else 0.0
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).sum())
+
+
+def _norm(a: np.ndarray) -> float:
+    return _dot(a, a) ** 0.5

@@ -1,0 +1,192 @@
+"""The derivative of a function of a JAX model by JAX's own autodiff.
+
+Reverse mode decides; forward mode is `jax.linearize` where the function has it, else the transpose of reverse mode,
+else its matrix. Where there is no reverse mode, it is the transposed matrix of forward mode.
+"""
+
+from collections.abc import Callable
+from copy import copy
+from functools import cached_property, partial
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kpflow_dyn._arrays import Random, Rows
+from kpflow_dyn._arrays.memory import GIB, bytes_of, in_blocks, require
+from kpflow_dyn._flows.referee import Mismatch, Probe, check_transpose
+from kpflow_dyn._jax.equations import custom_functions
+from kpflow_dyn._jax.failures import explained, first_line
+
+Values = dict[str, jax.Array]
+Both = tuple[jax.Array, jax.Array]  # of the parameters [..., p] and of the argument
+
+MATRIX_BYTES = 4 * GIB  # of a matrix in the place of a mode that JAX does not have
+
+
+class Derivative:
+    """See `kpflow_dyn._flows.referee.Derivative`; programs are compiled when they are first asked for."""
+
+    def __init__(self, function: Callable[[Values, jax.Array], jax.Array], parameters: Values, at: jax.Array) -> None:
+        shapes = {name: value.shape for name, value in parameters.items()}
+        theta = jnp.concatenate([at.reshape(-1)[:0], *(value.reshape(-1) for value in parameters.values())])
+        self._at = theta, at
+        with explained("the model failed"):
+            # What the function closes over becomes an argument: constants of a program would be whole on every device.
+            self._function = eqx.filter_closure_convert(lambda theta, s: function(_named(theta, shapes), s), theta, at)
+        self._columns: jax.Array | None = None  # the matrix [states, p + argument], where there is no reverse mode
+
+    def at(self, argument: jax.Array) -> Self:
+        """That of the same function at another argument; nothing is compiled anew."""
+        other = copy(self)
+        for known in ("_first", "_reverse", "_forward"):
+            vars(other).pop(known, None)
+        other._at, other._columns = (self._at[0], argument), None
+        return other
+
+    @property
+    def custom(self) -> list[str]:
+        """The functions with derivatives of their own that the model calls."""
+        return custom_functions(self._function.jaxpr)
+
+    @property
+    def value(self) -> jax.Array:
+        """The states."""
+        return self._first[0]
+
+    @property
+    def probe(self) -> Probe:
+        """A random q and what it pulls back."""
+        return self._first[1]
+
+    def pull(self, q: jax.Array) -> Both:
+        """Reverse mode."""
+        return self._parted(self._reverse(q))
+
+    def push(self, theta: jax.Array | None, argument: jax.Array | None) -> jax.Array:
+        """Its transpose."""
+        probes = len(theta if theta is not None else argument)  # type: ignore[arg-type]
+        still = [jnp.zeros((probes, *at.shape), at.dtype) for at in self._at]
+        moved = [zeros if v is None else v for v, zeros in zip((theta, argument), still, strict=True)]
+        return self._forward(jnp.concatenate([v.reshape(probes, -1) for v in moved], 1))
+
+    def _parted(self, rows: jax.Array) -> Both:
+        """Rows [probe, p + argument] as those of the parameters and of the argument."""
+        theta, at = self._at
+        return rows[:, : theta.size], rows[:, theta.size :].reshape(len(rows), *at.shape)
+
+    @cached_property
+    def _first(self) -> tuple[jax.Array, Probe]:
+        """The value and the probe, from one program."""
+        q = Random(1).normal((1, *self._function.out_struct.shape), like=self._at[1])
+        try:
+            value, found = _pulled(self._function, self._at, q)
+        except Exception as error:  # JAX says that there is no reverse mode in many ways
+            value, self._columns = self._by_columns(error)
+            found = q.reshape(1, -1) @ self._columns
+        return value, Probe(q, *self._parted(found))
+
+    @cached_property
+    def _reverse(self) -> Rows:
+        """Blocks q -> rows [probe, p + argument]."""
+        value, columns = self.value, self._columns
+        if columns is not None:
+            return lambda q: q.reshape(len(q), -1) @ columns
+        return in_blocks(lambda q: _pulled(self._function, self._at, q)[1], value.size, value)
+
+    @cached_property
+    def _forward(self) -> Rows:
+        """Rows -> states; the first of the ways that JAX has and that is the transpose of reverse mode."""
+        value = self.value
+        if self._columns is not None:
+            return self._by_matrix(self._columns)
+        for way in (_linearized, _transposed, _doubled):
+            forward = in_blocks(partial(self._along, way), value.size, value)
+            try:
+                self._check(forward)
+            except Exception:  # JAX says that there is no such mode in many ways
+                continue
+            return forward
+        return self._by_rows()
+
+    def _along(self, way: Callable[..., jax.Array], rows: jax.Array) -> jax.Array:
+        return way(self._function, self._at, self._parted(rows))
+
+    def _check(self, forward: Rows) -> None:
+        """Raise a `Mismatch` unless it is the transpose of reverse mode."""
+        (q, *pulled), random = self.probe, Random(2)
+        rows = random.normal((1, sum(at.size for at in self._at)), like=q)
+        check_transpose(q, forward(rows), pulled, self._parted(rows))
+
+    def _by_columns(self, error: Exception) -> tuple[jax.Array, jax.Array]:
+        """The value, and the matrix of forward mode [states, p + argument]."""
+        unit = self._unit(sum(at.size for at in self._at), self._function.out_struct.size, "reverse", error)
+        try:
+            found = self._along(_linearized, unit)
+        except Exception:
+            raise ValueError(
+                f"JAX does not differentiate the model: {first_line(error)}; give what has no derivative a custom_vjp"
+            ) from error
+        return _valued(self._function, self._at), found.reshape(len(unit), -1).T
+
+    def _by_rows(self) -> Rows:
+        """Forward mode by the matrix of reverse mode."""
+        states, columns = self.value.size, sum(at.size for at in self._at)
+        unit = self._unit(states, columns, "forward", None).reshape(states, *self.value.shape)
+        forward = self._by_matrix(self._reverse(unit))
+        try:
+            self._check(forward)
+        except Mismatch as error:
+            raise ValueError(f"the model's backward pass is not linear, so it is no derivative: {error}") from error
+        return forward
+
+    def _by_matrix(self, matrix: jax.Array) -> Rows:
+        return lambda rows: (rows @ matrix.T).reshape(len(rows), *self.value.shape)
+
+    def _unit(self, size: int, other: int, mode: str, error: Exception | None) -> jax.Array:
+        """All unit vectors of one side of the matrix, if there is room for it."""
+        what = f"JAX has no {mode} mode of the model{f' ({first_line(error)})' if error else ''}, and the entries"
+        advice = "write it with operations that have one, lax.scan in the place of lax.while_loop"
+        needed = bytes_of(size * other, self._at[1])
+        require(needed, f"{what} of its matrix", advice)
+        if needed > MATRIX_BYTES:
+            raise ValueError(f"{what} of its matrix take {needed / GIB:.3g} GiB; {advice}")
+        return jnp.eye(size, dtype=self._at[1].dtype)
+
+
+def _named(theta: jax.Array, shapes: dict[str, tuple[int, ...]]) -> Values:
+    """Parameters [p] by name."""
+    parts = jnp.split(theta, np.cumsum([int(np.prod(shape)) for shape in shapes.values()])[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+@eqx.filter_jit
+def _valued(function: Any, at: Both) -> jax.Array:
+    return function(*at)
+
+
+@eqx.filter_jit
+def _pulled(function: Any, at: Both, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The value, and rows [probe, p + argument]."""
+    value, pull = jax.vjp(function, *at)
+    return value, jax.vmap(lambda q: jnp.concatenate([part.reshape(-1) for part in pull(q)]))(q)
+
+
+@eqx.filter_jit
+def _linearized(function: Any, at: Both, moved: Both) -> jax.Array:
+    return jax.vmap(jax.linearize(function, *at)[1])(*moved)
+
+
+@eqx.filter_jit
+def _transposed(function: Any, at: Both, moved: Both) -> jax.Array:
+    value, pull = jax.vjp(function, *at)
+    return jax.vmap(lambda *moved: jax.linear_transpose(pull, value)(moved)[0])(*moved)
+
+
+@eqx.filter_jit
+def _doubled(function: Any, at: Both, moved: Both) -> jax.Array:
+    value, pull = jax.vjp(function, *at)
+    back = jax.vjp(pull, jnp.zeros_like(value))[1]
+    return jax.vmap(lambda *moved: back(moved)[0])(*moved)

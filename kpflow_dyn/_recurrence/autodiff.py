@@ -1,0 +1,123 @@
+"""The tangent of steps of which nothing is known but what autograd says of them."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._flows.flow import Draw
+from kpflow_dyn._flows.referee import Derivative
+
+
+class AutodiffTangent:
+    """See `kpflow_dyn._recurrence.tangent.Tangent`; each step is one site, whose outputs are the next state.
+
+    Args:
+        apart: each step by itself, in the parameters and the states before it.
+        whole: all states, in the parameters and in kicks that are added to each; None where it is not asked for.
+        parameters: those that learn, by name.
+        untraced: why there is no trace.
+    """
+
+    sites = ()
+
+    def __init__(
+        self, apart: Derivative, whole: Derivative | None, parameters: dict[str, Array], untraced: str
+    ) -> None:
+        self._apart, self._whole, self.untraced = apart, whole, untraced
+        self.next_state = apart.value
+        self.weights = array_namespace(self.next_state).concat([v.reshape(-1) for v in parameters.values()])
+        self.parameter_size, self.site_kicks = len(self.weights), np.arange(self.next_state.shape[-1])
+
+    # Each step by itself
+
+    def step_jvp(self, theta: Array, dz: Array) -> Array:
+        return self._apart.push(theta, dz)
+
+    def step_vjp(self, q: Array) -> tuple[Array, Array]:
+        return self._apart.pull(q)
+
+    def kick(self, theta: Array) -> Array:
+        return self._apart.push(theta, None)
+
+    def kick_adjoint(self, q: Array) -> Array:
+        return self._apart.pull(q)[0]
+
+    write, read = kick, kick_adjoint
+
+    def enter(self, values: Array) -> Array:
+        return values
+
+    enter_adjoint = enter
+
+    def advance(self, dz: Array) -> Array:
+        return self._apart.push(None, dz)
+
+    def advance_adjoint(self, q: Array) -> Array:
+        return self._apart.pull(q)[1]
+
+    def unpropagate(self, s: Array) -> Array:
+        xp = array_namespace(s)
+        return s - self.advance(xp.concat([xp.zeros_like(s[:, :, :1]), s[:, :, :-1]], axis=2))
+
+    def unpropagate_adjoint(self, q: Array) -> Array:
+        xp, back = array_namespace(q), self.advance_adjoint(q)
+        return q - xp.concat([back[:, :, 1:], xp.zeros_like(back[:, :, :1])], axis=2)
+
+    # All steps
+
+    @property
+    def _steps(self) -> Derivative:
+        assert self._whole is not None, "these steps were asked for one by one"
+        return self._whole
+
+    def propagate(self, q: Array) -> Array:
+        return self._steps.push(None, q)
+
+    def propagate_adjoint(self, q: Array) -> Array:
+        return self._steps.pull(q)[1]
+
+    def jvp(self, theta: Array) -> Array:
+        return self._steps.push(theta, None)
+
+    def vjp(self, q: Array) -> Array:
+        return self._steps.pull(q)[0]
+
+    def gram(self, q: Array) -> Array:
+        return self.jvp(self.vjp(q))
+
+    def jvp_apart(self, theta: Array) -> Array:
+        trials = range(self.next_state.shape[0])
+        return array_namespace(theta).stack([self.jvp(theta[:, b])[:, b] for b in trials], axis=1)
+
+    def vjp_apart(self, q: Array) -> Array:
+        return array_namespace(q).stack([self.vjp(one) for one in self._each_trial(q)], axis=1)
+
+    def _each_trial(self, q: Array) -> list[Array]:
+        """Blocks in which one trial alone is not zero."""
+        masks = like_numpy(np.eye(q.shape[1])[:, None, :, None, None], q)  # [which, 1, trial, 1, 1]
+        return [mask * q for mask in masks]
+
+    def factorise(self, start: Array, interval: int) -> Array:
+        """R [block, trial, k, k] of A_t ... A_{t-interval+1} Q = Q' R, from the matrices of all A_t."""
+        xp, (trials, times, units) = array_namespace(start), self.next_state.shape
+        unit = like_numpy(np.eye(units)[:, None, None], start)
+        images = self.advance(xp.broadcast_to(unit, (units, trials, times, units)))  # [in, trial, time, out]
+        A = xp.permute_dims(images, (2, 1, 3, 0))  # [time, trial, out, in]
+        Q, found = xp.permute_dims(start, (1, 2, 0)), []  # [trial, unit, k]
+        for done in range(1, times + 1):
+            Q = A[done - 1] @ Q
+            if done % interval == 0 or done == times:
+                Q, R = xp.linalg.qr(Q)
+                found.append(R)
+        return xp.stack(found)
+
+    # What needs weight sites
+
+    def truncated(self, bases: list[Array | None]) -> "AutodiffTangent":
+        raise ValueError(f"a flow without weight sites cannot be truncated; the model was not traced: {self.untraced}")
+
+    def fed_back(self, draw: Callable[[str, Array], Array] | Draw) -> "AutodiffTangent":
+        raise ValueError(
+            f"errors go back through other matrices at weight sites, and the model was not traced: {self.untraced}"
+        )

@@ -1,0 +1,134 @@
+"""Two roads to the tangent of a model's steps: its trace, which autograd checks, and autograd alone.
+
+The trace knows the weight sites and is fast. Where there is none, or one that autograd through the model contradicts,
+the same maps are taken from autograd itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of
+from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, compare, in_words
+from kpflow_dyn._problems.checks import check_finite
+from kpflow_dyn._recurrence.autodiff import AutodiffTangent
+from kpflow_dyn._recurrence.tangent import Tangent
+
+Step = Callable[..., Array]
+
+
+def tangent_of(
+    model: Any,
+    solving: Any,
+    step: Step,
+    rows: Array,
+    before: Array,
+    check: Callable[[Array], None] = lambda after: None,
+    alone: bool = False,
+) -> Tangent:
+    """The recurrence z -> step(model, row, z) along rows [trial, time, ...] from the states before each step.
+
+    Args:
+        model: a backend's `Model`.
+        solving: the same backend's part.
+        check: raises where the states after each step are not what they should be.
+        alone: whether each step is asked for by itself alone, without those after it.
+    """
+    apart = model.derivative(lambda call, z: solving.each_step(step, call, rows, z), before)
+    check_finite(apart.value, "the state")
+    check(apart.value)
+    answer, sizes = ask(apart), sizes_of(model.parameters)
+    reason: Exception | None = None
+    try:
+        for traced in model.tangents(step, rows, before):
+            try:
+                compare(_EachStep(traced), answer, sizes)
+                return traced
+            except Mismatch as error:
+                reason = error
+    except Exception as error:  # whatever stops a trace, autograd answers
+        reason = error
+    assert reason is not None
+    _check_trials(solving, step, model, rows, before, apart.value)
+    whole = None if alone else _whole(model, solving, step, rows, before, apart.value)
+    return AutodiffTangent(apart, whole, model.parameters, in_words(reason, model.causes(apart)))
+
+
+def sizes_of(parameters: dict[str, Array]) -> dict[str, int]:
+    """How many numbers each has."""
+    return {name: int(np.prod(value.shape)) for name, value in parameters.items()}
+
+
+@dataclass(frozen=True)
+class _EachStep:
+    """A tangent's steps, each by itself, as a derivative in the parameters and the states before."""
+
+    tangent: Tangent
+
+    @property
+    def value(self) -> Array:
+        return self.tangent.next_state
+
+    def push(self, theta: Array, argument: Array) -> Array:
+        return self.tangent.step_jvp(theta, argument)
+
+    def pull(self, q: Array) -> tuple[Array, Array]:
+        return self.tangent.step_vjp(q)
+
+
+def _whole(model: Any, solving: Any, step: Step, rows: Array, before: Array, after: Array) -> Derivative:
+    """All states, with kicks added to each as it arises: their derivatives are J and P.
+
+    The kicks are such that the states pass through those before each step, where these are not quite those after.
+    """
+    units, concat = before.shape[-1], array_namespace(before).concat
+    kicks = concat([before[:, 1:] - after[:, :-1], 0 * after[:, -1:]], axis=1)
+
+    def kicked(call: Any, row: Array, z: Array) -> Array:
+        return step(call, row[..., :-units], z) + row[..., -units:]
+
+    def states(call: Any, kicks: Array) -> Array:
+        return solving.run(kicked, call, concat([rows, kicks], axis=-1), before[:, 0])
+
+    return model.derivative(states, kicks)
+
+
+def check_as_called(model: Any, tangent: Tangent, outputs: Callable[..., Array], units: slice) -> None:
+    """Raise where a layer as its user calls it, over all times at once, is not what its steps are.
+
+    Args:
+        outputs: (model, an argument of no size) -> what the layer gives [trial, time, unit].
+        units: where the outputs are in the state.
+    """
+    state, name = tangent.next_state, type(model.call).__name__
+    own = model.derivative(outputs, state[:, 0, :0])
+    if not float(abs(own.value - state[..., units]).max()) <= 1e4 * eps_of(state) * max(1.0, float(abs(state).max())):
+        raise ValueError(
+            f"{name} gives something else than its hidden state, which a forward of its own or a hook makes of it; "
+            "pose StaticProblem(module, x, state='') for its output, or write it as a cell(x_t, z)"
+        )
+    q = Random(3).normal((1, *own.value.shape), like=state)
+    expected, whole = own.pull(q)[0], array_namespace(state).zeros_like(state)[None]
+    before, after = whole[..., : units.start], whole[..., units.stop :]
+    found = tangent.vjp(array_namespace(q).concat([before, q, after], axis=-1))
+    error = float(abs(found - expected).max() / abs(expected).max())
+    if error > 100 * eps_of(state) ** 0.5:  # rounding grows with the time; it is NaN where gradients overflow
+        seen = f"; the likely cause: {', '.join(causes)}" if (causes := model.causes(own)) else ""
+        raise ValueError(
+            f"{name} over the whole sequence has other gradients than step by step, by {error:.1e} of their size{seen}"
+            ". Take the hooks off, or write the layer as a cell(x_t, z)"
+        )
+
+
+def _check_trials(solving: Any, step: Step, model: Any, rows: Array, before: Array, after: Array) -> None:
+    """Raise where the first trial by itself goes elsewhere than among the others."""
+    with solving.without_gradients():
+        alone = solving.each_step(step, model.call, rows[:1], before[:1])
+    error, size = float(abs(alone - after[:1]).max()), max(1.0, float(abs(after).max()))
+    if not error <= 1e4 * eps_of(after) * size:
+        raise ValueError(
+            f"a trial by itself differs from the same among the others by {error / size:.1e}: the trials influence "
+            "each other, as batch statistics do, or the step is random; call model.eval(), or rewrite the step"
+        )

@@ -1,0 +1,198 @@
+"""The derivative of a function of a torch model by autograd alone, at the model's own parameters.
+
+With S = function(model, s) in a graph, u = 0 and g = vjp(u), which is linear in u,
+
+    pull(q) = vjp(q)        push(v) = the vjp of g in u, at v
+
+so the second is the exact transpose of whatever the backward pass does, and no forward mode is needed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+
+from kpflow_dyn._arrays import Random
+from kpflow_dyn._arrays.memory import bytes_of, require
+from kpflow_dyn._flows.referee import Mismatch, Probe, check_transpose
+from kpflow_dyn._torch.left_alone import left_alone
+from kpflow_dyn._torch.trace import differentiable_attention
+
+
+class Derivative:
+    """See `kpflow_dyn._flows.referee.Derivative`; what the graph keeps of the parameters are copies."""
+
+    def __init__(
+        self,
+        function: Callable[[Any, Tensor], Tensor],
+        call: nn.Module,
+        learning: Mapping[str, nn.Parameter],
+        at: Tensor,
+    ) -> None:
+        self._of: Any = function, call, learning
+        self._keep: AbstractContextManager[Any] = _copies_of(call)
+        self._like, self._parameters = at.detach(), list(learning.values())
+        try:
+            self._record(function, call)
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):  # torch.func inside of a model cannot be recorded with copies
+                raise
+            self._keep = nullcontext()  # training the model then makes later applications an error of torch
+            self._record(function, call)
+        self._double: tuple[Tensor, list[Tensor | None]] | None = None
+        self._matrix: Tensor | None = None
+
+    def _record(self, function: Callable[[Any, Tensor], Tensor], call: nn.Module) -> None:
+        with left_alone(call, values=False), self._recording():
+            argument = self._like.clone().requires_grad_()
+            self.states = function(call, argument)
+            self._inputs = [get_gradient_edge(tensor) for tensor in [*self._parameters, argument]]
+
+    def at(self, argument: Tensor) -> "Derivative":
+        """That of the same function at another argument."""
+        return Derivative(*self._of, argument)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # nothing changes it, and autograd's graphs cannot be copied
+
+    @property
+    def value(self) -> Tensor:
+        """The states."""
+        return self.states.detach()
+
+    @cached_property
+    def probe(self) -> Probe:
+        """A random q and what it pulls back."""
+        q = Random(1).normal((1, *self.states.shape), like=self._like)
+        return Probe(q, *self.pull(q))
+
+    def pull(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Reverse mode through the model, probe by probe."""
+        found = [self._reverse(probe) for probe in q]
+        return torch.stack([theta for theta, _ in found]), torch.stack([argument for _, argument in found])
+
+    def push(self, theta: Tensor | None, argument: Tensor | None) -> Tensor:
+        """Reverse mode through reverse mode; where that has no derivative, by the matrix of reverse mode."""
+        probes = len(theta if theta is not None else argument)  # type: ignore[arg-type]
+        theta = self._like.new_zeros(probes, self._size) if theta is None else theta
+        argument = self._like.new_zeros(probes, *self._like.shape) if argument is None else argument
+        if self._double is None and self._matrix is None:
+            self._prepare()
+        if self._matrix is not None:
+            moved = torch.cat([theta, argument.reshape(probes, -1)], 1) @ self._matrix.T
+            return moved.reshape(probes, *self.states.shape)
+        return torch.stack([self._doubled(*probe) for probe in zip(theta, argument, strict=True)])
+
+    @property
+    def _size(self) -> int:
+        return sum(parameter.numel() for parameter in self._parameters)
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Record a graph in which all parameters that learn require gradients, whatever the caller says of them."""
+        modes = torch.inference_mode(False), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False)
+        with ExitStack() as stack:
+            for mode in (*modes, differentiable_attention(), self._keep):
+                stack.enter_context(mode)
+            frozen = [parameter for parameter in self._parameters if not parameter.requires_grad]
+            try:
+                for parameter in frozen:
+                    parameter.requires_grad_(True)
+                yield
+            finally:
+                for parameter in frozen:
+                    parameter.requires_grad_(False)
+
+    def _reverse(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        found = self._gradients(q) if self.states.requires_grad else [None] * len(self._inputs)
+        return self._whole(found)
+
+    def _gradients(self, q: Tensor, **options: Any) -> list[Tensor | None]:
+        try:
+            found = torch.autograd.grad(self.states, self._inputs, q, retain_graph=True, allow_unused=True, **options)
+        except RuntimeError as error:
+            raise ValueError(f"reverse mode through the model failed: {error}") from error
+        return list(found)
+
+    def _whole(self, gradients: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """Gradients as a vector of the parameters, and in the argument."""
+        *parameters, argument = gradients
+        pairs = zip(parameters, self._parameters, strict=True)
+        flat = [torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1) for g, p in pairs]
+        whole = torch.cat([self._like.reshape(-1)[:0], *flat])
+        return whole.detach(), torch.zeros_like(self._like) if argument is None else argument.detach()
+
+    def _prepare(self) -> None:
+        """The graph of reverse mode; or its matrix, where it has no derivative or a wrong one."""
+        try:
+            with self._recording():
+                u = torch.zeros_like(self.states, requires_grad=True)
+                gradients = self._gradients(u, create_graph=True) if self.states.requires_grad else []
+            self._double = u, gradients
+            self._check()
+        except (RuntimeError, ValueError):  # a backward that is once differentiable, or no function of torch
+            self._double, self._matrix = None, self._rows()
+            self._check()
+
+    def _check(self) -> None:
+        generator = torch.Generator(self._like.device).manual_seed(2)
+        shapes = (self.states.shape, (self._size,), self._like.shape)
+        q, *moved = (
+            torch.randn(1, *s, generator=generator, dtype=self._like.dtype, device=self._like.device) for s in shapes
+        )
+        try:
+            check_transpose(q, self.push(*moved), self.pull(q), moved)
+        except Mismatch as error:
+            if self._matrix is None:
+                raise
+            raise ValueError(f"the model's backward pass is not linear, so it is no derivative: {error}") from error
+
+    def _doubled(self, theta: Tensor, argument: Tensor) -> Tensor:
+        assert self._double is not None
+        u, gradients = self._double
+        parts = theta.split([parameter.numel() for parameter in self._parameters])
+        moved = [*(v.reshape(p.shape) for v, p in zip(parts, self._parameters, strict=True)), argument]
+        pairs = [(g, v) for g, v in zip(gradients, moved, strict=False) if g is not None and g.requires_grad]
+        if not pairs:
+            return torch.zeros_like(self.states)
+        outputs, vectors = zip(*pairs, strict=True)
+        found = torch.autograd.grad(outputs, u, vectors, retain_graph=True, allow_unused=True)[0]
+        return torch.zeros_like(self.states) if found is None else found.detach()
+
+    def _rows(self) -> Tensor:
+        """The matrix [state, parameter and argument], row by row."""
+        states, columns = self.states.numel(), self._size + self._like.numel()
+        require(
+            bytes_of(states * columns, self._like),
+            f"the model's backward pass has no derivative, and the {states} x {columns} entries of its matrix",
+            "write its autograd.Function with a backward that can be differentiated (without once_differentiable)",
+        )
+        unit = torch.eye(states, dtype=self._like.dtype, device=self._like.device)
+        rows = [self._reverse(row.reshape(self.states.shape)) for row in unit]
+        return torch.stack([torch.cat([theta, argument.reshape(-1)]) for theta, argument in rows])
+
+
+def _copies_of(call: nn.Module) -> saved_tensors_hooks:
+    """Graphs that keep copies of the model's tensors, which training it afterwards does not change."""
+    own = {_storage(tensor) for tensor in [*call.parameters(), *call.buffers()]} - {None}
+    kept: dict[tuple, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in own:
+            return tensor
+        place = tensor.data_ptr(), tensor.shape, tensor.stride()
+        return kept.setdefault(place, tensor.detach().clone())
+
+    return saved_tensors_hooks(pack, lambda tensor: tensor)
+
+
+def _storage(tensor: Tensor) -> int | None:
+    """Where its storage lies; None where it has none of its own, as inside of torch.func."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return None
