@@ -40,9 +40,12 @@ def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
 def _still(sol: NetworkSolution, model: Any) -> Linearised:
     """The outputs of all uses of weights; those that autograd found right at the solve where the same learn."""
     known, now = sol.checked, model.parameters
-    if known is not None and list(known.parameters) == list(now):
-        if all(bool((value == now[name]).all()) for name, value in known.parameters.items()):
-            return known
+    if (
+        known is not None
+        and list(known.parameters) == list(now)
+        and all(bool((value == now[name]).all()) for name, value in known.parameters.items())
+    ):
+        return known
     try:
         return uses_of_weights(sol, model)
     except Mismatch as error:

@@ -35,7 +35,9 @@ class Derivative:
         self._at = theta, at
         with explained("the model failed"):
             # What the function closes over becomes an argument: constants of a program would be whole on every device.
-            self._function = eqx.filter_closure_convert(lambda theta, s: function(_named(theta, shapes), s), theta, at)
+            self._function: Any = eqx.filter_closure_convert(
+                lambda theta, s: function(_named(theta, shapes), s), theta, at
+            )
         self._columns: jax.Array | None = None  # the matrix [states, p + argument], where there is no reverse mode
 
     def at(self, argument: jax.Array) -> Self:

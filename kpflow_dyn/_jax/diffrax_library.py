@@ -88,8 +88,8 @@ def stopping(
     stops, dtype = stops_of(problem), problem.z0.dtype
     if not len(stops):
         return controller
-    which = "jump_ts" if callable(problem.x) else "step_ts"
-    return diffrax.ClipStepSizeController(controller, **{which: jnp.asarray(stops, dtype)})
+    which: Any = {"jump_ts" if callable(problem.x) else "step_ts": jnp.asarray(stops, dtype)}
+    return diffrax.ClipStepSizeController(controller, **which)
 
 
 class _Record(eqx.Module):

@@ -8,6 +8,7 @@ With A on X (x) Y, `keep` naming the axes of X:
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from kpflow_dyn._arrays import Array, Random, array_namespace
 from kpflow_dyn._arrays.dots import dots, to_double
@@ -65,7 +66,7 @@ class PartialTrace(MatrixOperator):
 @divided.register
 def divided_partial_trace(op: PartialTrace, size: Size) -> Operator:
     """A partial trace over its size, with the groups that it comes from."""
-    mean = sum(op.groups) / len(op.groups) if op.groups else to_double(euclidean_matrix(op))
+    mean: Any = sum(op.groups) / len(op.groups) if op.groups else to_double(euclidean_matrix(op))
     size.measure(mean, array_namespace(mean).ones_like(mean[:1]))
     if size.exponent == 0:
         return op

@@ -78,7 +78,7 @@ class Size:
         """A number or array of A / 2^exponent as that of A; a ValueError where float64 cannot hold it."""
         half = self.exponent // 2
         with np.errstate(over="ignore", under="ignore"):
-            found: Any = number * 2.0**half * 2.0 ** (self.exponent - half)
+            found: Any = cast(Any, number) * 2.0**half * 2.0 ** (self.exponent - half)
         before, after = largest(number), largest(found)
         if self.exponent and before and not TINY <= after < math.inf:
             raise ValueError(
@@ -121,8 +121,8 @@ def divided_matrix(op: MatrixOperator, size: Size) -> Operator:
 
 def largest(values: Array | float) -> float:
     """max |x|, NaN where one is; 0 of nothing."""
-    if isinstance(values, float):
-        return abs(values)
+    if isinstance(values, int | float):
+        return float(abs(values))
     return float(array_namespace(values).max(abs(values))) if 0 not in values.shape else 0.0
 
 

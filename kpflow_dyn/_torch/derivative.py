@@ -7,7 +7,7 @@ With S = function(model, s) in a graph, u = 0 and g = vjp(u), which is linear in
 so the second is the exact transpose of whatever the backward pass does, and no forward mode is needed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Self
@@ -32,7 +32,7 @@ class Derivative:
         learning: Mapping[str, nn.Parameter],
         at: Tensor,
     ) -> None:
-        self._of: Any = function, call, learning
+        self._function, self._call, self._learning = function, call, learning
         self._keep: AbstractContextManager[Any] = _copies_of(call)
         self._like, self._parameters = at.detach(), list(learning.values())
         try:
@@ -49,11 +49,12 @@ class Derivative:
         with left_alone(call, values=False), self._recording():
             argument = self._like.clone().requires_grad_()
             self.states = function(call, argument)
-            self._inputs = [get_gradient_edge(tensor) for tensor in [*self._parameters, argument]]
+            edges: Any = [get_gradient_edge(tensor) for tensor in [*self._parameters, argument]]
+            self._inputs = edges
 
     def at(self, argument: Tensor) -> "Derivative":
         """That of the same function at another argument."""
-        return Derivative(*self._of, argument)
+        return Derivative(self._function, self._call, self._learning, argument)
 
     def __deepcopy__(self, memo: object) -> Self:
         return self  # nothing changes it, and autograd's graphs cannot be copied
@@ -117,7 +118,7 @@ class Derivative:
             raise ValueError(f"reverse mode through the model failed: {error}") from error
         return list(found)
 
-    def _whole(self, gradients: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+    def _whole(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """Gradients as a vector of the parameters, and in the argument."""
         *parameters, argument = gradients
         pairs = zip(parameters, self._parameters, strict=True)

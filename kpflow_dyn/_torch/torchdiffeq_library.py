@@ -190,7 +190,7 @@ def _from_stop_to_stop(
     for begin, end in pairwise([problem.t[0], *stops_of(problem), problem.t[-1]]):
         t = np.array([begin, *times[(times > begin) & (times < end)], end])
         state = _integrate(state[:, -1], method, between_jumps(t, jumps, state), settings, watched)
-        found.append(state[:, 1:][:, np.isin(t[1:], times)])
+        found.append(state[:, 1:][:, torch.from_numpy(np.isin(t[1:], times))])
     return torch.cat(found, 1)
 
 

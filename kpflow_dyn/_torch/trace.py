@@ -160,7 +160,8 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _unwound() -> Iterator[None]:
     """Close what an error inside of torch.func leaves open in torch.export, which would break all that comes later."""
-    functorch, levels = torch._C._functorch, forward_ad._current_level
+    internals: Any = torch._C
+    functorch, levels = internals._functorch, forward_ad._current_level
     inside = functorch.peek_interpreter_stack() is not None
     try:
         yield
