@@ -164,7 +164,7 @@ def check(recipe: Recipe) -> None:
         operators(state.detach().numpy(), dense(state, learn))
 
 
-@pytest.mark.parametrize(("kind", "draws"), [("cell", 30), ("net", 30), ("field", 15)])
+@pytest.mark.parametrize(("kind", "draws"), [("cell", 25), ("net", 25), ("field", 8)])
 def test_random_models(kind: str, draws: int) -> None:
     hold(check, recipes(kind, *WORDS[kind]), draws)
 

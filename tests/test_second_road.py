@@ -20,11 +20,13 @@ import test_ode_flow
 import torch
 from conftest import cases
 from jax import lax
+from jax.experimental import checkify
 from torch import Tensor, nn
 
 import kpflow_dyn as kp
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._jax import model as jax_model
+from kpflow_dyn._jax.checks import named_parameters
 from kpflow_dyn._torch import model as torch_model
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -196,6 +198,16 @@ def problem_of(cell: Callable) -> kp.DiscreteProblem:
     return kp.DiscreteProblem(jax.tree_util.Partial(cell, W), x, 0.3 * z0)
 
 
+def jacobian_of(problem: kp.DiscreteProblem, jacobian: Callable) -> jax.Array:
+    """dS/dW [state, parameter], by one mode of JAX through the cell step by step."""
+    (name, W), states = named_parameters(problem.cell).popitem(), jax_registry.states_of(problem)
+    return jacobian(lambda W: states({name: W}))(W).reshape(-1, W.size)
+
+
+def checked(W: jax.Array, x: jax.Array, z: jax.Array) -> jax.Array:
+    return eqx.error_if(jnp.tanh(W @ z + x), (x**2).sum() > 0, "the input is not zero")
+
+
 @pytest.mark.parametrize("name", cases(CELLS, {"surrogate", "cond", "while_loop", "error_if", "callback"}))
 @pytest.mark.filterwarnings("ignore::kpflow_dyn.UntracedWarning")
 def test_unusual_cells_of_jax(name: str) -> None:
@@ -203,23 +215,25 @@ def test_unusual_cells_of_jax(name: str) -> None:
     flow = kp.linearize(kp.solve(problem))
     assert UNTRACED.get(name, "") in flow.untraced
     assert bool(flow.untraced) == (name in UNTRACED)
-    states = lambda W: jax_registry.states_of(problem)({"": W})
-    jacobian = jax.jacfwd if name == "while_loop" else jax.jacrev
-    J = to_numpy(jacobian(states)(problem.cell.args[0])).reshape(flow.ntk.domain.size, -1)
+    J = to_numpy(jacobian_of(problem, jax.jacfwd if name == "while_loop" else jax.jacrev))
     assert relative(flow.J.dense(), J) < 1e-10
     assert relative(flow.ntk.dense(), J @ J.T) < 1e-10
     assert relative((flow.P @ flow.K @ flow.P.T).dense(), J @ J.T) < 1e-10
 
 
 def test_a_check_that_fails_says_so() -> None:
-    cell = lambda W, x, z: eqx.error_if(jnp.tanh(W @ z + x), (x**2).sum() > 0, "the input is not zero")
-    with pytest.raises(ValueError, match="the cell failed.*the input is not zero"):
-        kp.solve(problem_of(cell))
+    with pytest.raises(RuntimeError, match=r"the input is not zero"):
+        kp.solve(problem_of(checked))
 
 
 def batch_normalised(W: jax.Array, x: jax.Array, z: jax.Array) -> jax.Array:
     norm, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(3, axis_name="batch", mode="batch")
     return jnp.tanh(W @ norm(z, state)[0] + x)
+
+
+def functionless(W: jax.Array, x: jax.Array, z: jax.Array) -> jax.Array:
+    checkify.check(jnp.isfinite(z).all(), "a state is not finite")
+    return jnp.tanh(W @ z + x)
 
 
 REFUSED = {
@@ -228,6 +242,7 @@ REFUSED = {
     "branch": (lambda W, x, z: W @ z + x if z[0] > 0 else z, r"test_second_road.py, line \d+.*jnp\.where"),
     "numpy": (lambda W, x, z: W @ np.asarray(z) + x, r"test_second_road.py, line \d+.*jax\.numpy"),
     "callback": (lambda W, x, z: jax.pure_callback(np.sin, z, W @ z, vmap_method="sequential"), "custom_vjp"),
+    "checkify": (functionless, r"leave the checks of checkify out"),
     "nonlinear": (lambda W, x, z: signed(W @ z + x), "backward pass is not linear"),
 }
 
@@ -277,7 +292,7 @@ USES = {
     "eigs": lambda flow, y: kp.eigs(flow.ntk, 2),
     "modes": lambda flow, y: kp.modes(flow.ntk, axis="time"),
     "svds": lambda flow, y: kp.svds(flow.P, 2),
-    "trace": lambda flow, y: kp.trace(flow.ntk, samples=4),
+    "trace": lambda flow, y: kp.trace(flow.ntk, samples=8),
     "effective_rank": lambda flow, y: kp.effective_rank(flow.core),
     "partial_trace": lambda flow, y: kp.partial_trace(flow.ntk, ["time"]),
     "marginal": lambda flow, y: kp.marginal(flow.ntk, ["time"]).dense(),
@@ -293,7 +308,6 @@ USES = {
     "output": lambda flow, y: flow.output(torch.ones(2, 3).double() if isinstance(y, Tensor) else jnp.ones((2, 3))).ntk,
     "nodal": lambda flow, y: flow.nodal.P.inv.mv(y),
     "lyapunov": lambda flow, y: kp.dynamics.lyapunov_spectrum(flow.solution),
-    "control": lambda flow, y: kp.control.gram(kp.control.linearize_ltv(flow.solution)),
 }
 WITHOUT = {
     "truncate": lambda flow, y: flow.truncate(),
@@ -319,6 +333,8 @@ def test_all_that_is_built_on_a_flow(solution: Callable[[], kp.Solution]) -> Non
     for use in WITHOUT.values():
         with pytest.raises(ValueError, match="weight sites"):
             use(flow, y)
+    with pytest.raises(ValueError, match=r"row by row.*kp\.linearize"):
+        kp.control.linearize_ltv(flow.solution)
 
 
 # Equations of their own, which torch.func differentiates

@@ -8,7 +8,7 @@ from jax import lax
 
 from kpflow_dyn._jax.cells import Step, discrete_step
 from kpflow_dyn._jax.checks import check_parameters
-from kpflow_dyn._jax.failures import cause_of, explained
+from kpflow_dyn._jax.failures import cause_of
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._problems.problems import DiscreteProblem
 
@@ -19,8 +19,10 @@ def roll_out(problem: DiscreteProblem) -> tuple[jax.Array, jax.Array]:
     check_parameters(problem.cell, x)
     step, z0 = discrete_step(problem)
     check_step(step, problem.cell, x[0, 0], z0[0])
-    with explained("the cell failed"):
+    try:
         state = run(step, problem.cell, x, z0)
+    except ValueError as error:
+        raise ValueError(f"the cell failed{cause_of(error)}") from error
     check_finite(state, "the state")
     return state, z0
 

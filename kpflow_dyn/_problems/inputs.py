@@ -35,6 +35,9 @@ def stops_of(problem: ODEProblem) -> np.ndarray:
     Args:
         problem: z' = f(t, z), which has no such times, or z' = f(t, z, x(t)).
 
+    Raises:
+        TypeError, ValueError: `jumps` that are no finite times [n].
+
     >>> import torch, kpflow_dyn as kp
     >>> pulse = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 0.0]).reshape(1, 6, 1)
     >>> start, times = torch.zeros(1, 8), [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]

@@ -111,7 +111,13 @@ def derivatives(loop: Loop, t: np.ndarray, z: Array, x: Array | None, of_state: 
     D_v alone where that of the state is not wanted.
     """
     rows, (seen, *data) = rows_of(loop, t, z, x)
-    return _jacobians(loop.backend.transforms, loop.row, [*rows, seen, *data], of_state)
+    try:
+        return _jacobians(loop.backend.transforms, loop.row, [*rows, seen, *data], of_state)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"the model cannot be differentiated row by row, by vmap and forward mode: {error}. A custom derivative "
+            "needs these rules as well; without them, take kp.linearize and the P and K of its flow"
+        ) from error
 
 
 def rows_of(loop: Loop, t: np.ndarray, z: Array, x: Array | None) -> tuple[list[Array], list[Array]]:
