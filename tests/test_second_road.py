@@ -297,7 +297,7 @@ USES = {
     "partial_trace": lambda flow, y: kp.partial_trace(flow.ntk, ["time"]),
     "marginal": lambda flow, y: kp.marginal(flow.ntk, ["time"]).dense(),
     "schmidt_rank": lambda flow, y: kp.schmidt_rank(flow.ntk, ["trial"]),
-    "spectral_density": lambda flow, y: kp.spectral_density(flow.ntk),
+    "spectral_density": lambda flow, y: kp.spectral_density(flow.ntk, k=2),
     "forecast": lambda flow, y: kp.forecast(flow, y, lr=0.01, steps=3),
     "learnability": lambda flow, y: kp.learnability(flow, {"y": y}),
     "contributions": lambda flow, y: kp.contributions(flow),

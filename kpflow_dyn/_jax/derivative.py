@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kpflow_dyn._arrays import Random, Rows
+from kpflow_dyn._arrays import Rows
 from kpflow_dyn._arrays.memory import GIB, bytes_of, in_blocks, require
-from kpflow_dyn._flows.referee import Mismatch, Probe, check_transpose
+from kpflow_dyn._flows.referee import Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._jax.equations import custom_functions
 from kpflow_dyn._jax.failures import explained, first_line
 
@@ -80,7 +80,7 @@ class Derivative:
     @cached_property
     def _first(self) -> tuple[jax.Array, Probe]:
         """The value and the probe, from one program."""
-        q = Random(1).normal((1, *self._function.out_struct.shape), like=self._at[1])
+        (q,) = drawn([(1, *self._function.out_struct.shape)], self._at[1])
         try:
             value, found = _pulled(self._function, self._at, q)
         except Exception as error:  # JAX says that there is no reverse mode in many ways
@@ -116,8 +116,8 @@ class Derivative:
 
     def _check(self, forward: Rows) -> None:
         """Raise a `Mismatch` unless it is the transpose of reverse mode."""
-        (q, *pulled), random = self.probe, Random(2)
-        rows = random.normal((1, sum(at.size for at in self._at)), like=q)
+        q, *pulled = self.probe
+        (rows,) = drawn([(1, sum(at.size for at in self._at))], q)
         check_transpose(q, forward(rows), pulled, self._parted(rows))
 
     def _by_columns(self, error: Exception) -> tuple[jax.Array, jax.Array]:

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, like_numpy
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._flows.flow import ODEFlow
-from kpflow_dyn._flows.referee import Answer, Probe, compare
+from kpflow_dyn._flows.referee import Answer, Probe, compare, drawn
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.inputs import input_width, inputs_at
 from kpflow_dyn._problems.measure import Weights
@@ -89,7 +89,7 @@ def _flow_at_nodes(sol: ODESolution, model: Any, weights: Weights, maps: Sensiti
 
 def _check_equations(along: Variational, field: Tangent, sol: ODESolution, model: Any) -> None:
     """Raise unless the equations differentiate the field as autograd does at the nodes, where `field` is checked."""
-    q = Random(1).normal((1, *sol.state.shape), like=sol.state)
+    (q,) = drawn([(1, *sol.state.shape)], sol.state)
     try:
         found = along.field_at(sol.state)
         compare(found, Answer(field.next_state, Probe(q, *field.step_vjp(q))), sizes_of(model.parameters))

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
-from kpflow_dyn._arrays import Random
 from kpflow_dyn._arrays.memory import bytes_of, require
-from kpflow_dyn._flows.referee import Mismatch, Probe, check_transpose
+from kpflow_dyn._flows.referee import Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn._torch.trace import differentiable_attention
 
@@ -63,7 +62,7 @@ class Derivative:
     @cached_property
     def probe(self) -> Probe:
         """A random q and what it pulls back."""
-        q = Random(1).normal((1, *self.states.shape), like=self._like)
+        (q,) = drawn([(1, *self.states.shape)], self._like)
         return Probe(q, *self.pull(q))
 
     def pull(self, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,11 +134,7 @@ class Derivative:
             self._check()
 
     def _check(self) -> None:
-        generator = torch.Generator(self._like.device).manual_seed(2)
-        shapes = (self.states.shape, (self._size,), self._like.shape)
-        q, *moved = (
-            torch.randn(1, *s, generator=generator, dtype=self._like.dtype, device=self._like.device) for s in shapes
-        )
+        q, *moved = drawn([(1, *self.states.shape), (1, self._size), (1, *self._like.shape)], self._like)
         try:
             check_transpose(q, self.push(*moved), self.pull(q), moved)
         except Mismatch as error:
