@@ -536,6 +536,7 @@ class Mapped(eqx.Module):
         return jax.lax.scan(step, tokens[0], tokens, reverse=True)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_parts_that_are_mapped_or_swept(untraceable: Callable[[], None]) -> None:
     a, b, c = jax.random.split(jax.random.key(0), 3)

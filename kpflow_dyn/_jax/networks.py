@@ -13,8 +13,9 @@ from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.layout import Layout
 from kpflow_dyn._jax.cells import initial_state
 from kpflow_dyn._jax.checks import check_parameters, floating_leaves, named_parameters, with_parameters
+from kpflow_dyn._jax.failures import explained
 from kpflow_dyn._jax.model import Model
-from kpflow_dyn._jax.trace import explained, trace_rows
+from kpflow_dyn._jax.trace import trace_rows
 from kpflow_dyn._jax.watching import Change, watched, with_names
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
@@ -86,7 +87,7 @@ class Network:
             names[:] = [name for name, _ in found]
             return [value for _, value in found]
 
-        with explained():
+        with explained("the network failed"):
             shapes = [value.shape for value in jax.eval_shape(values, self.problem.x[0])]
         if not names:
             raise ValueError(f"the network calls none of the modules {list(self.names)}; nothing to analyse")
@@ -109,14 +110,9 @@ class FixedPoint:
         _, like = _check(self.call, problem.x)
         self.start = initial_state([getattr(self.call, "hidden_size", None)], like, problem.z0)
         x, z = problem.x[0], self.start[0]
-        try:
-            with explained():
-                found = jax.eval_shape(lambda x, z: self._next(self.call, x, z), x, z)
-        except (TypeError, IndexError) as error:
-            raise ValueError(
-                f"f failed on x {x.shape} and z {z.shape}: {error}; it is called as f(x, z), or as f(z, x) where its "
-                "parameters are called z and x"
-            ) from error
+        called = "it is called as f(x, z), or as f(z, x) where its parameters are called z and x"
+        with explained(f"f failed on x {x.shape} and z {z.shape} ({called})"):
+            found = jax.eval_shape(lambda x, z: self._next(self.call, x, z), x, z)
         if (found.shape, found.dtype) != (z.shape, z.dtype):
             raise ValueError(f"f gave {found} for z {z.dtype}{list(z.shape)}; it must give the next z")
 
@@ -164,7 +160,7 @@ class FreeForm:
         if not floating_leaves(self.call):
             raise TypeError("params holds no floating-point arrays: nothing can learn")
         self._rows = [] if problem.x is None else [jnp.asarray(problem.x)]
-        with explained():
+        with explained("F failed"):
             found = jax.eval_shape(lambda s: problem.F(s, self.call, *self._rows), self.start)
         if getattr(found, "shape", None) != self.start.shape:
             raise ValueError(f"F gave {found} for the state {self.start.shape}; it must have its form")

@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -41,8 +40,14 @@ def trace_rows(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, 
 
 
 def _jaxpr(step: Step, parameters: dict[str, jax.Array], rows: list[jax.Array], states: list[jax.Array]) -> Jaxpr:
-    with explained():
+    try:
         jaxpr, out = jax.make_jaxpr(step, return_shape=True)(parameters, *rows)
+    except (JAXTypeError, JAXIndexError) as error:
+        raise ValueError(
+            f"JAX could not trace the step: {str(error).strip().splitlines()[0].rstrip('.')}; it must be a "
+            "function of (parameters, x, z) without Python branches or loops on their values, and without numpy; use "
+            "jnp.where, jax.lax and jax.numpy instead"
+        ) from error
     for z in states:
         if not isinstance(out, jax.ShapeDtypeStruct) or (out.shape, out.dtype) != (z.shape, z.dtype):
             raise ValueError(
@@ -55,19 +60,6 @@ def _jaxpr(step: Step, parameters: dict[str, jax.Array], rows: list[jax.Array], 
             "operations of JAX alone, and make all that it remembers part of z"
         )
     return jaxpr
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """A ValueError that says what to do, where JAX cannot trace."""
-    try:
-        yield
-    except (JAXTypeError, JAXIndexError) as error:
-        raise ValueError(
-            f"JAX could not trace the step: {str(error).strip().splitlines()[0].rstrip('.')}; it must be a "
-            "function of (parameters, x, z) without Python branches or loops on their values, and without numpy; use "
-            "jnp.where, jax.lax and jax.numpy instead"
-        ) from error
 
 
 def _side_effects(jaxpr: Jaxpr) -> Iterator[str]:

@@ -21,17 +21,13 @@ from kpflow_dyn._flows.referee import Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn._torch.trace import differentiable_attention
 
+Function = Callable[[Any, Tensor], Tensor]
+
 
 class Derivative:
     """See `kpflow_dyn._flows.referee.Derivative`; what the graph keeps of the parameters are copies."""
 
-    def __init__(
-        self,
-        function: Callable[[Any, Tensor], Tensor],
-        call: nn.Module,
-        learning: Mapping[str, nn.Parameter],
-        at: Tensor,
-    ) -> None:
+    def __init__(self, function: Function, call: nn.Module, learning: Mapping[str, nn.Parameter], at: Tensor) -> None:
         self._function, self._call, self._learning = function, call, learning
         self._keep: AbstractContextManager[Any] = _copies_of(call)
         self._like, self._parameters = at.detach(), list(learning.values())
@@ -45,7 +41,7 @@ class Derivative:
         self._double: tuple[Tensor, list[Tensor | None]] | None = None
         self._matrix: Tensor | None = None
 
-    def _record(self, function: Callable[[Any, Tensor], Tensor], call: nn.Module) -> None:
+    def _record(self, function: Function, call: nn.Module) -> None:
         with left_alone(call, values=False), self._recording():
             argument = self._like.clone().requires_grad_()
             self.states = function(call, argument)
