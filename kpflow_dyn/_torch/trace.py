@@ -170,6 +170,9 @@ def _unwound() -> Iterator[None]:
             functorch.pop_dynamic_layer_stack()
         while forward_ad._current_level > levels:
             forward_ad.exit_dual_level()
+        if levels < 0:
+            with contextlib.suppress(RuntimeError):  # there is none
+                internals._exit_dual_level(level=0)  # torch.export records the exit of torch.func.jvp in place of it
 
 
 def _export(step: nn.Module, rows: tuple[Tensor, ...]) -> ExportedProgram:
