@@ -69,7 +69,6 @@ def report(name: str, solution: Any, clock: Clock, step: Callable[[], Any] | Non
 def watched(clock: Clock) -> None:
     """Have the parts of the referee timed, wherever they are called."""
     import kpflow_dyn._implicit.roads as implicit
-
     import kpflow_dyn._recurrence.roads as recurrence
     from kpflow_dyn._jax.model import Model as JaxModel
     from kpflow_dyn._torch.model import Model as TorchModel

@@ -30,8 +30,8 @@ _SECOND_ROAD = (
 class UntracedWarning(UserWarning):
     """A flow is that of autograd alone, since its model could not be traced, or not as autograd differentiates it.
 
-    Its message says what stopped the trace, what is missing, and what it costs; `flow.untraced` says the first again. The
-    operators are those of the backward pass, J* q = q^T dS/dtheta, its transpose J, and ntk = J J*.
+    Its message says what stopped the trace, what is missing, and what it costs; `flow.untraced` says the first again.
+    The operators are those of the backward pass, J* q = q^T dS/dtheta, its transpose J, and ntk = J J*.
 
     Source: docs/theory.md, "One constraint, one kernel".
 

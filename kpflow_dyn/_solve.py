@@ -31,9 +31,13 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
             when None; in JAX a solver of diffrax, own subclasses of AbstractERK included, diffrax.Tsit5() when None; in
             both an algorithm of a library that was added by `kpflow_dyn.ode.add_library`. Other problems need none.
         **common: for an ODE, `rtol` and `atol`, the tolerances (1e-6 and 1e-8 for a float64 state, 1e-4 and 1e-6 for
-            float32); `max_steps`, how many steps may be tried (4096); `steps`, None for the method's own choice (one
-            step for each interval of the grid where it makes none), a number for steps of this length (the last one
-            shorter if need be), or increasing times from t0 to the end for steps between exactly these.
+            float32); `max_steps`, how many steps may be tried (4096, and one more for each of `ode.stops_of(prob)`);
+            `steps`, None for the method's own choice (one step for each interval of the grid where it makes none), a
+            number for steps of this length (the last one shorter if need be), or increasing times from t0 to the end
+            for steps between exactly these.
+
+    Steps also end where the inputs x(t) are not smooth, `ode.stops_of(prob)`: where samples bend, unless `steps` are
+    given, and always at the `jumps` that a callable names.
 
     On a grid t the library gives the state; in JAX each trial has steps of its own, in torch all share them. On a span
     all trials share the steps, and the state is read from the dense output at three Gauss points inside each. With

@@ -57,6 +57,7 @@ EXCEPT: dict[str, set[str]] = {
     "kpflow_dyn.ode.add_library": TOOLS,
     "kpflow_dyn.ode.rate_of": TOOLS,
     "kpflow_dyn.ode.remove_library": TOOLS,
+    "kpflow_dyn.ode.stops_of": TOOLS,
     "kpflow_dyn.report": TOOLS,
     "kpflow_dyn.solvers.FastestBlock": TOOLS,
     "kpflow_dyn.solvers.Random": TOOLS,

@@ -18,7 +18,7 @@ from torch.func import functional_call, jacrev
 import kpflow_dyn as kp
 import kpflow_dyn._implicit.inverse
 from kpflow_dyn._arrays import to_numpy
-from kpflow_dyn._torch.networks import _calling, _first
+from kpflow_dyn._torch.watching import calling, first
 
 QUICK = {
     *(("torch", name, False) for name in ("mlp", "gpt", "mixture", "bidirectional")),
@@ -62,7 +62,7 @@ def states_of_modules(problem: kp.StaticProblem) -> tuple[Callable, dict[str, Te
     def outputs(values: dict[str, Tensor]) -> list[Tensor]:
         found: dict[str, Tensor] = {}
         hooks = [
-            net.get_submodule(n).register_forward_hook(lambda m, a, out, n=n: found.__setitem__(n, _first(out)))
+            net.get_submodule(n).register_forward_hook(lambda m, a, out, n=n: found.__setitem__(n, first(out)))
             for n in names
         ]
 
@@ -70,7 +70,7 @@ def states_of_modules(problem: kp.StaticProblem) -> tuple[Callable, dict[str, Te
             def __call__(self, *args: Any, **kwargs: Any) -> Any:
                 return functional_call(net, values, args, kwargs)
 
-        _calling(net)(Call(), problem.x)
+        calling(net)(Call(), problem.x)
         for hook in hooks:
             hook.remove()
         return [found[n] for n in names]
@@ -83,7 +83,7 @@ def test_state_is_what_the_modules_give_and_its_jacobian_theirs(flow: kp.Flow) -
     if problem.state is None or not isinstance(problem.x, torch.Tensor):
         pytest.skip("by the gradient step")
     function, values = states_of_modules(problem)
-    layout = flow.solution.traced.layout
+    layout = flow.solution.layout
 
     def state(values: dict[str, Tensor]) -> Tensor:
         outputs = zip(*function(values), strict=True)  # trial by trial
@@ -549,7 +549,7 @@ class Branching(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.W(x)
-        return y if y.sum() > 0 else -y
+        return y if self.W.bias.sum() > x[:, 0].sum() else -y
 
 
 class InPlace(Coupled):
@@ -559,9 +559,13 @@ class InPlace(Coupled):
 
 
 def test_networks_that_are_no_function_of_one_trial() -> None:
-    x = torch.randn(2, 3)
-    with pytest.raises(ValueError, match=r"test_networks\.py, line \d+: return y if .*torch\.where"):
-        kp.solve(kp.StaticProblem(Branching(), x))
+    x = torch.tensor([[9.0, 1.0, 2.0], [8.0, 0.0, 1.0]])
+    net = Branching()
+    with pytest.warns(kp.UntracedWarning, match=r"test_networks\.py, line \d+: return y if .*torch\.where"):
+        flow = kp.linearize(kp.solve(kp.StaticProblem(net, x)))
+    close(flow.J.dense()[:3, :9], -torch.kron(torch.eye(3), x[:1]))
+    with pytest.raises(ValueError, match="influence each other"):
+        kp.solve(kp.StaticProblem(net, torch.cat([x, -x, -3 * x])))
     with pytest.raises(ValueError, match="influence each other"):
         kp.solve(kp.StaticProblem(Coupled(), x))
     kept = x.clone()

@@ -8,6 +8,8 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, library_of, to_numpy
 
+SAFE = (1e-280, 1e300)  # sums of squares that lost no digits
+
 
 def to_double(a: Array) -> Array:
     """A float64 version of a small array."""
@@ -29,14 +31,20 @@ def dots(a: Array, b: Array) -> Array:
 
 
 def row_norms(a: Array) -> Array:
-    """The Euclidean norm of each row, float64."""
+    """The Euclidean norm of each row, float64, also where its square is out of range."""
     squares = row_dots(a, a)
-    return array_namespace(squares).sqrt(squares)
+    xp = array_namespace(squares)
+    if a.shape[1] == 0 or bool(xp.all((squares > SAFE[0]) & (squares < SAFE[1]))):
+        return xp.sqrt(squares)
+    largest = array_namespace(a).max(abs(a), axis=1, keepdims=True)
+    largest = largest + (largest == 0)
+    rows = a / largest
+    return to_double(largest)[:, 0] * xp.sqrt(row_dots(rows, rows))
 
 
 def row_dots(a: Array, b: Array) -> Array:
-    """<a, b> of each pair of rows, float64."""
-    return to_double(array_namespace(a).sum(a * b, axis=1))
+    """<a, b> of each pair of rows, float64, with products and sums in it."""
+    return library_of(a).row_dots(a, b)
 
 
 def products(rows: Array, images: Array) -> np.ndarray:

@@ -19,6 +19,17 @@ def dots(a: jax.Array, b: jax.Array, dtype: str) -> np.ndarray:
         return np.asarray(found).astype(np.float64)
 
 
+def row_dots(a: jax.Array, b: jax.Array) -> np.ndarray:
+    """<a, b> of each pair of rows, in float64."""
+    with jax.enable_x64(True):
+        return np.asarray(_row_dots(a, b))
+
+
+@jax.jit
+def _row_dots(a: jax.Array, b: jax.Array) -> jax.Array:
+    return (a.astype("float64") * b.astype("float64")).sum(1)
+
+
 @partial(jax.jit, static_argnames=("dtype", "parts"))
 def _dots(large: jax.Array, small: jax.Array, dtype: str, parts: int) -> jax.Array:
     """The sum over what each device has of the rows."""

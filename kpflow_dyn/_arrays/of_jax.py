@@ -48,6 +48,9 @@ class Jax(Library):
     def gram(self, a: Array, b: Array) -> np.ndarray:
         return dots_jax.dots(a, b, "float64")
 
+    def row_dots(self, a: Array, b: Array) -> np.ndarray:
+        return dots_jax.row_dots(a, b)
+
     def dots(self, a: Array, b: Array) -> np.ndarray:
         return dots_jax.dots(a, b, str(a.dtype))
 

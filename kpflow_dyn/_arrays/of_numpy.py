@@ -76,6 +76,12 @@ class Library:
             total = total + self.to_double(left) @ self.to_double(right).T
         return total
 
+    def row_dots(self, a: Array, b: Array) -> Array:
+        step = max(1, CHUNK // max(1, a.shape[0]))
+        parts = ((a[:, i : i + step], b[:, i : i + step]) for i in range(0, max(1, a.shape[1]), step))
+        with np.errstate(over="ignore", under="ignore"):
+            return sum(array_namespace(a).sum(self.to_double(x) * self.to_double(y), axis=1) for x, y in parts)
+
     def dots(self, a: Array, b: Array) -> Array:
         xp = array_namespace(a)
         if a.dtype == xp.float64:

@@ -5,8 +5,10 @@ that is wrong in any entry that q meets differs from it with probability one, an
 random theta then fixes J.
 """
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, eps_of, like_numpy, to_numpy
 from kpflow_dyn._problems.checks import check_finite
 
+PACKAGE = str(Path(__file__).parent.parent)
 ROUNDING = 1e4  # of a gradient, in units of the dtype's round-off
 FLOOR = 1e3  # the same of the largest gradient: small ones may be differences of large terms
 
@@ -91,7 +94,7 @@ def compare(found: Linearisation, answer: Answer, sizes: dict[str, int]) -> None
     q, *expected = answer.probe
     given = found.pull(q)
     parameters, rows = [(to_numpy(a)[0], to_numpy(b)[0]) for a, b in zip(given, expected, strict=True)]
-    _compare_parameters(*parameters, sizes)
+    compare_gradients(*parameters, sizes)
     _compare_rows(*rows)
     moved = drawn([tuple(a.shape) for a in expected], q)
     check_transpose(q, found.push(*moved), given, moved)
@@ -109,14 +112,29 @@ def check_transpose(q: Array, pushed: Array, pulled: Sequence[Array], moved: Seq
         )
 
 
+def in_words(reason: Exception, causes: list[str]) -> str:
+    """Why there is no trace, or none that agrees; causes are what of the model a trace may not see."""
+    text = (str(reason).strip() or type(reason).__name__).rstrip(".")
+    if not isinstance(reason, Mismatch):
+        return text if _is_ours(reason) else f"its trace could not be analysed ({type(reason).__name__}: {text})"
+    seen = f"; the likely cause: {', '.join(causes)}" if causes else ""
+    return f"the trace is not the model: {text}{seen}"
+
+
+def _is_ours(reason: Exception) -> bool:
+    """Whether an error was raised in words, rather than by an operation that did not expect what it got."""
+    frames = traceback.extract_tb(reason.__traceback__)
+    return isinstance(reason, ValueError | TypeError) and frames[-1].filename.startswith(PACKAGE)
+
+
 def _compare_values(found: np.ndarray, expected: np.ndarray) -> None:
     error, size = _largest(found - expected), max(1.0, _largest(expected))
     if not error <= ROUNDING * eps_of(expected) * size:
         raise Mismatch(f"its values differ from the model's own by {error / size:.1e} of their size")
 
 
-def _compare_parameters(found: np.ndarray, expected: np.ndarray, sizes: dict[str, int]) -> None:
-    """Gradients [p], parameter by parameter."""
+def compare_gradients(found: np.ndarray, expected: np.ndarray, sizes: dict[str, int]) -> None:
+    """Raise a `Mismatch` unless gradients [p] are alike, parameter by parameter."""
     start, wrong, floor = 0, {}, FLOOR * eps_of(expected) * _largest(expected)
     for name, size in sizes.items():
         part, own = (gradient[start : start + size] for gradient in (found, expected))
@@ -138,7 +156,7 @@ def _compare_rows(found: np.ndarray, expected: np.ndarray) -> None:
     allowed = eps_of(expected) * (ROUNDING * size + FLOOR * size.max())
     if (wrong := ~(error <= allowed)).any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
-        where = f"trial {at[0]}" + (f", step {at[1]}" if len(at) > 1 else "")
+        where = ", ".join(f"{axis} {n}" for axis, n in zip(("trial", "step"), at, strict=False)) or "all of it"
         relative = float(error[at]) / max(float(size[at]), 1e-300)
         raise Mismatch(
             f"its gradient in the state is off by {relative:.1e} of that of autograd "

@@ -1,6 +1,6 @@
 """Weight sites and the Kronecker core: what each weight multiplies, and the Gram matrix that it makes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, array_namespace, to_numpy
 from kpflow_dyn._arrays.dots import gram, row_dots
 from kpflow_dyn._spaces.operators import GramOperator, Operator
+from kpflow_dyn._spaces.scaling import Size, divided, divided_gram, finite, largest
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,19 @@ class CoreOperator(GramOperator):
         values = [site.gram_eigenvalues() for site in self.sites]
         counts = [np.full(len(v), site.multiplicity) for v, site in zip(values, self.sites, strict=True)]
         return np.concatenate([np.zeros(0), *values]), np.concatenate([np.zeros(0, int), *counts])
+
+
+@divided.register
+def _(op: CoreOperator, size: Size) -> Operator:
+    if not all(op.separate):
+        return divided_gram(op, size)
+    for inputs in sorted((finite(site.inputs) for site in op.sites), key=largest, reverse=True)[:1]:
+        size.measure(inputs, array_namespace(inputs).ones_like(inputs[:1]))
+    if size.exponent == 0:
+        return op
+    factor = divided(op.factor, size)
+    size.order = 2
+    return CoreOperator(factor, [replace(site, inputs=size.divide(site.inputs)) for site in op.sites])
 
 
 def follow_from_inputs(sites: list[WeightSite], parameters: int) -> list[bool]:

@@ -12,35 +12,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, eps_of, like_numpy
-from kpflow_dyn._backend import Transforms
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._backend import Transforms, Values
+from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.layout import Layout
 from kpflow_dyn.tracing._copies import find_copies
-from kpflow_dyn.tracing._dependence import ON_DATA, Dependence, Dependences, dependences, is_copy
-from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, evaluate, run
+from kpflow_dyn.tracing._dependence import FIXED, ON_DATA, Dependences, dependences, is_copy
+from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, descendants, evaluate, run
 from kpflow_dyn.tracing._numbers import Term, by_weight, number_weights, parameters_behind, terms_of, weights_behind
 from kpflow_dyn.tracing._rows import fixed_values, split
 from kpflow_dyn.tracing._sums import sums_of_uses
 from kpflow_dyn.tracing._uses import Use, as_matrices, coefficients_of_scale, find_uses, variables_of_matrix
 
 
-class Form(Enum):
-    """What a traced graph says of the state S."""
-
-    FREE = "its output is F(S)"
-    FIXED_POINT = "its output is f(S), and F = S - f(S)"
-    NETWORK = "S are values of its nodes"
-
-
 @dataclass(frozen=True)
 class TracedConstraint:
-    """A model that was traced for a solve.
+    """A model that was traced.
 
     Attributes:
         graph: the model of one row.
@@ -48,10 +40,7 @@ class TracedConstraint:
         states: the nodes whose values are the state, or else its output.
         layout: how values make the state of a network, else None.
         transforms: those of the graph's framework.
-        known: all parameters by name.
         rows: what the model takes besides its state, with trials in front (but for a free form).
-        start: where the search for a state begins; of a network, None.
-        model: z -> f(x, z) of a fixed point, by the model itself on all trials; None where it is called on each alone.
     """
 
     graph: Graph
@@ -59,15 +48,11 @@ class TracedConstraint:
     states: list[Node]
     layout: Layout | None
     transforms: Transforms
-    known: Mapping[str, Any]
     rows: list[Array]
-    start: Array | None = None
-    model: Callable[[Array], Array] | None = None
 
-
-def every(traced: TracedConstraint) -> Constraint:
-    """The functions of a row, where all parameters learn."""
-    return Constraint(traced, traced.graph.parameters.values())
+    def at_output(self, layout: Layout) -> TracedConstraint:
+        """The same network with its output as the state."""
+        return replace(self, states=[self.graph.output], layout=layout)
 
 
 def on_rows(traced: TracedConstraint, function: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:
@@ -87,45 +72,42 @@ def direct(traced: TracedConstraint, row: Constraint) -> Callable[[Array], Array
     return on_rows(traced, lambda theta, *x: row.direct(theta, None, *x), (None,))
 
 
-def residual(traced: TracedConstraint, row: Constraint) -> Callable[[Array], Array]:
-    """state -> F at all rows, as the parameters are."""
-    return on_rows(traced, row.at, (0,))
+def states(traced: TracedConstraint, learnable: Iterable[str]) -> Array:
+    """The states of a network as its parameters are."""
+    row = Constraint(traced, learnable)
+    return direct(traced, row)(row.theta)
 
 
-def check_alike(found: Array, expected: Array) -> None:
-    """Raise where a traced model, row by row, does not give what the model gives on all of its trials."""
-    error = float(abs(found - expected).max()) / max(float(abs(expected).max()), 1e-30)
-    if not error <= 1e4 * eps_of(expected):
-        raise ValueError(
-            f"the traced model differs from the model on all trials by {error:.1e} of its size: its trials influence "
-            "each other, or it is random or changes itself"
-        )
+def named_states(traced: TracedConstraint, learnable: Sequence[str]) -> Callable[[Values], Array]:
+    """The states of a network as a function of these of its parameters, by name."""
+    function, no_values = direct(traced, Constraint(traced, learnable)), traced.rows[0].reshape(-1)[:0]
+    concat = array_namespace(no_values).concat
+    return lambda values: function(concat([no_values, *(values[name].reshape(-1) for name in learnable)], axis=0))
 
 
 def network_of(
-    graph: Graph,
-    known: Mapping[str, Any],
-    transforms: Transforms,
-    x: Array,
-    parts: Sequence[tuple[str, Node]] | None,
-    of_one_trial: Callable[[tuple[int, ...]], tuple[int, ...]],
+    graph: Graph, transforms: Transforms, x: Array, parts: Sequence[tuple[str, Node]], layout: Layout
 ) -> TracedConstraint:
-    """A network whose state are these named values; the outputs of all uses of weights when None."""
-    if parts is None:
-        dependence = dependences(graph, graph.parameters)
-        order = in_order(graph, dependence, ancestors([graph.output]))
-        sums = sums_of_uses(find_uses(order, dependence), order, dependence)
-        parts = [(_named(graph, uses), node) for node, uses in sums.items()]
+    """A network whose state are these named values, in this order."""
     names, states = [name for name, _ in parts], [node for _, node in parts]
-    if not states:
-        raise ValueError("no weight meets data in the network, or no named module was called; nothing to analyse")
-    if len(set(states)) < len(states):
-        same = [name for name, node in parts if states.count(node) > 1]
-        raise ValueError(f"the modules {same} give the very same value; name one of them")
-    states.sort(key=graph.nodes.index)
-    names = [next(name for name, node in parts if node is state) for state in states]
+    if tuple(names) != layout.names or len(set(states)) < len(states):
+        raise ValueError(f"the trace has the values {', '.join(names)}, the network {', '.join(layout.names)}")
+    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, [x])
+
+
+def network_of_uses(
+    graph: Graph, transforms: Transforms, x: Array, of_one_trial: Callable[[tuple[int, ...]], tuple[int, ...]]
+) -> TracedConstraint:
+    """A network whose state are the outputs of all uses of weights."""
+    dependence = dependences(graph, graph.parameters)
+    order = in_order(graph, dependence, ancestors([graph.output]))
+    sums = sums_of_uses(find_uses(order, dependence), order, dependence)
+    if not sums:
+        raise ValueError("no weight meets data in the network; nothing to analyse")
+    states = sorted(sums, key=graph.nodes.index)
+    names = [_named(graph, sums[node]) for node in states]
     layout = Layout(tuple(names), tuple(of_one_trial(node.shape) for node in states))
-    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, known, [x])
+    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, [x])
 
 
 def in_order(graph: Graph, dependence: Dependences, among: set[Node]) -> list[Node]:
@@ -142,13 +124,15 @@ class Constraint:
     """The functions of one row, where the parameters of these names learn and the others are constants."""
 
     def __init__(self, traced: TracedConstraint, learnable: Iterable[str]) -> None:
-        names, graph, transforms = set(learnable), traced.graph, traced.transforms
+        graph, transforms = traced.graph, traced.transforms
+        nodes = {name: node for node, name in graph.parameters.items()}
         self.form, self.states, self.layout = traced.form, traced.states, traced.layout
         self.graph, self.transforms = graph, transforms
-        self.parameters = [node for node, name in graph.parameters.items() if name in names]
+        self.parameters = [nodes[name] for name in learnable]
         self.dependence, behind = dependences(graph, self.parameters), ancestors(self.states)
-        of = {d: [n for n in graph.nodes if n in behind and self.dependence[n] is d] for d in Dependence}
-        self.computed = of[Dependence.WEIGHT]
+        fixed = [node for node in graph.nodes if node in behind and self.dependence[node] in FIXED]
+        moved = descendants(graph, self.parameters)
+        self.computed = [node for node in fixed if node in moved]  # also behind a detach, or a comparison
         self.order = in_order(graph, self.dependence, behind)
         if unmoved := [node.name for node in self.states if node not in self.order]:
             raise ValueError(f"the values {unmoved} depend on neither the input nor the state; ask for others")
@@ -156,7 +140,7 @@ class Constraint:
         self.uses, self.looked_at = find_uses(self.order, self.dependence), set(self.states)
         self.sizes = [math.prod(use.node.shape) for use in self.uses]
         self.values = [graph.values[node] for node in self.parameters]
-        self.constants = fixed_values(of[Dependence.CONSTANT], graph, transforms)
+        self.constants = fixed_values([node for node in fixed if node not in moved], graph, transforms)
 
     # The functions of a row
 
@@ -167,7 +151,7 @@ class Constraint:
             found = self._run(env | self._at(state), added, {})[self.graph.output].reshape(state.shape)
             return found if self.form is Form.FREE else state - found
         found = self._run(env, added, dict(zip(self.states, self._layout.split(state), strict=True)))
-        return state - self._layout.join([found[node] for node in self.states])
+        return state - self._joined(found)
 
     def at(self, state: Array, *x: Array) -> Array:
         """F at a state, as the parameters are."""
@@ -183,7 +167,7 @@ class Constraint:
         """The state of a network; a kick to a value is felt by all that comes later."""
         added = {} if kicks is None else dict(zip(self.states, self._layout.split(kicks), strict=True))
         found = self._run(self._start(theta, x), added, {})
-        return self._layout.join([found[node] for node in self.states])
+        return self._joined(found)
 
     def variables(self, state: Array, *x: Array) -> list[Array]:
         """The weight-site variables of all uses: V [matrix, row, d], coefficients [element], or data operands [...]."""
@@ -229,6 +213,11 @@ class Constraint:
     def _layout(self) -> Layout:
         assert self.layout is not None
         return self.layout
+
+    def _joined(self, found: Mapping[Node, Array]) -> Array:
+        """The state of a row."""
+        values = zip(self.states, self._layout.shapes, strict=True)
+        return self._layout.join([found[node].reshape(shape) for node, shape in values])
 
     @property
     def theta(self) -> Array:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from kpflow_dyn._arrays import Array, array_namespace
 
 
@@ -26,25 +28,28 @@ class Layout:
         return _axes(self.shapes[0]) if self._joined is not None else ("unit",)
 
     def join(self, values: Sequence[Array]) -> Array:
-        """The state of these values."""
-        xp, flat = array_namespace(values[0]), [v.reshape(_flat(s)) for v, s in zip(values, self.shapes, strict=True)]
-        if self._stacked:
-            return xp.stack(flat) if len(flat) > 1 else flat[0]
-        if (axis := self._joined) is None:
-            return xp.concat([v.reshape(-1) for v in flat], axis=0)
-        return xp.concat(flat, axis=axis)
+        """The state of these values, each of which may have rows in front."""
+        shapes, axis = self._parts
+        parts = [_shaped(v, s, part) for v, s, part in zip(values, self.shapes, shapes, strict=True)]
+        return array_namespace(values[0]).concat(parts, axis=axis)
 
     def split(self, state: Array) -> list[Array]:
         """The values of a state: the transpose of `join`, and its inverse."""
+        shapes, axis = self._parts
+        ends, behind, found = np.cumsum([shape[axis] for shape in shapes]).tolist(), (slice(None),) * (-1 - axis), []
+        for shape, part, end in zip(self.shapes, shapes, ends, strict=True):
+            found.append(_shaped(state[(..., slice(end - part[axis], end), *behind)], part, shape))
+        return found
+
+    @property
+    def _parts(self) -> tuple[list[tuple[int, ...]], int]:
+        """The shapes of the values as they lie in the state, side by side on this axis, counted from the last."""
+        flat = [_flat(shape) for shape in self.shapes]
         if self._stacked:
-            parts = [state[i] for i in range(len(self.names))] if len(self.names) > 1 else [state]
-        else:
-            axis, parts, start = self._joined or 0, [], 0
-            for shape in self.shapes:
-                size = _flat(shape)[axis] if self._joined is not None else math.prod(shape)
-                parts.append(state[(slice(None),) * axis + (slice(start, start + size),)])
-                start += size
-        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+            return (flat if len(flat) == 1 else [(1, *shape) for shape in flat]), -len(self.axes)
+        if (axis := self._joined) is None:
+            return [(math.prod(shape),) for shape in self.shapes], -1
+        return flat, axis - len(flat[0])
 
     @property
     def _stacked(self) -> bool:
@@ -68,3 +73,8 @@ def _axes(shape: tuple[int, ...]) -> tuple[str, ...]:
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A scalar as one unit; positions as one axis of tokens."""
     return (1,) if not shape else shape if len(shape) < 3 else (shape[0], math.prod(shape[1:]))
+
+
+def _shaped(values: Array, before: tuple[int, ...], after: tuple[int, ...]) -> Array:
+    """Values of one shape in another, with rows in front."""
+    return values.reshape((*values.shape[: values.ndim - len(before)], *after))

@@ -4,29 +4,68 @@ from dataclasses import dataclass, field
 
 from kpflow_dyn._arrays import Array
 from kpflow_dyn._implicit.constraint import TracedConstraint
+from kpflow_dyn._implicit.equations import Equations
+from kpflow_dyn._implicit.form import axes_of
 from kpflow_dyn._implicit.inverse import Inverse
+from kpflow_dyn._implicit.layout import Layout
+from kpflow_dyn._implicit.linearised import Linearised
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
 from kpflow_dyn._problems.solutions import Solution
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConstraintSolution(Solution):
-    """A solution of F(S, theta; x) = 0, with the model as it was traced."""
+    """A solution of F(S, theta; x) = 0.
 
-    traced: TracedConstraint = field(repr=False)
+    Attributes:
+        equations: F as the user's model states it.
+        traced: the same traced, else None.
+        untraced: why there is no trace.
+    """
+
+    equations: Equations = field(repr=False)
+    traced: TracedConstraint | None = field(default=None, repr=False)
+    untraced: str = field(default="", repr=False)
+
+    @property
+    def layout(self) -> Layout | None:
+        """How values make the state of a network."""
+        return self.equations.layout
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of the state's axes."""
+        return axes_of(self.equations.form, self.state, self.layout)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSolution(ConstraintSolution):
-    """The values on the way of a `StaticProblem`, [trial, ...]."""
+    """The values on the way of a `StaticProblem`, [trial, ...].
+
+    Attributes:
+        checked: where only the trace knows the state, its derivatives in all parameters, which autograd found right.
+    """
 
     problem: StaticProblem
+    checked: Linearised | None = field(default=None, repr=False)
+
+    @property
+    def of_uses(self) -> bool:
+        """Whether the state are the outputs of all uses of weights, which only a trace knows."""
+        return self.problem.state is None and self.traced is not None
+
+    @property
+    def layout(self) -> Layout | None:
+        if self.of_uses:
+            assert self.traced is not None
+            return self.traced.layout
+        return self.equations.layout
 
     @property
     def sites(self) -> tuple[str, ...]:
         """The names of the values that make the state."""
-        assert self.traced.layout is not None
-        return self.traced.layout.names
+        assert self.layout is not None
+        return self.layout.names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +75,9 @@ class SolvedSolution(ConstraintSolution):
     inverse: Inverse = field(repr=False)
 
     @property
-    def start(self) -> Array | None:
+    def start(self) -> Array:
         """Where the search began."""
-        return self.traced.start
+        return self.equations.start
 
 
 @dataclass(frozen=True, kw_only=True)

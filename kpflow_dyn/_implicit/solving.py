@@ -2,13 +2,19 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Rows, array_namespace, eps_of
-from kpflow_dyn._implicit.constraint import Constraint, Form, TracedConstraint, check_alike, direct, every, residual
+from kpflow_dyn._flows.referee import in_words
+from kpflow_dyn._implicit.constraint import TracedConstraint, states
+from kpflow_dyn._implicit.equations import Equations
+from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.inverse import StateDerivative
+from kpflow_dyn._implicit.linearised import pair_of, whole_of
+from kpflow_dyn._implicit.roads import uses_of_weights
 from kpflow_dyn._implicit.solutions import ConstraintSolution, FixedPointSolution, ImplicitSolution, NetworkSolution
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
 
@@ -17,7 +23,7 @@ STATES = {"z", "h", "s", "y", "state", "hidden"}  # what the first parameter of 
 
 
 def solve_implicit(prob: StaticProblem | FixedPointProblem | ImplicitProblem) -> ConstraintSolution:
-    """The solution of a problem that is no recurrence."""
+    """The solution of a problem that is no recurrence, by the model as its user calls it."""
     if isinstance(prob, StaticProblem):
         return _solve_network(prob)
     if isinstance(prob, FixedPointProblem):
@@ -25,21 +31,33 @@ def solve_implicit(prob: StaticProblem | FixedPointProblem | ImplicitProblem) ->
     return _solve_free(prob)
 
 
-def _solve_network(prob: StaticProblem) -> ConstraintSolution:
-    traced = prob.backend.tracing.network(prob)
-    row = every(traced)
-    state = direct(traced, row)(row.theta)
-    _check_finite(state, "the state of the network")
-    return NetworkSolution(problem=prob, state=state, traced=traced)
+def _solve_network(prob: StaticProblem) -> NetworkSolution:
+    equations = prob.backend.tracing.Network(prob)
+    _check_finite(equations.start, "the state of the network")
+    traced, untraced = _trace(equations)
+    sol = NetworkSolution(problem=prob, state=equations.start, equations=equations, traced=traced, untraced=untraced)
+    return _with_uses(sol) if prob.state is None else sol
 
 
-def _solve_fixed_point(prob: FixedPointProblem) -> ConstraintSolution:
-    traced = prob.backend.tracing.fixed_point(prob, _takes_state_first(prob.f))
-    state, iterations, off = _iterate(traced)
-    row = every(traced)
-    if traced.model is not None:
-        check_alike(state - residual(traced, row)(state), traced.model(state))
-    derivative = _derivative(traced, row, state)
+def _with_uses(sol: NetworkSolution) -> NetworkSolution:
+    """The same with the outputs of all uses of weights as the state; where no trace gives them, of its output."""
+    model, reason = sol.equations.model(lambda _name: True), sol.untraced
+    if sol.traced is not None:
+        try:
+            found = replace(sol, state=states(sol.traced, model.parameters))
+            return replace(found, checked=uses_of_weights(found, model))
+        except Exception as error:  # whatever stops the trace, autograd answers
+            reason = in_words(error, model.causes(whole_of(sol.equations, model, sol.state)))
+    reason = f"{reason.rstrip('.')}. The state is the output alone; name modules in `state` for values on the way"
+    return replace(sol, traced=None, untraced=reason)
+
+
+def _solve_fixed_point(prob: FixedPointProblem) -> FixedPointSolution:
+    equations = prob.backend.tracing.FixedPoint(prob, _takes_state_first(prob.f))
+    derivatives = _derivatives(equations)
+    state, iterations, off = _iterate(equations, derivatives)
+    equations.check(state)
+    derivative = derivatives(state)
     radius = derivative.spectral_radius()
     if not (radius < 1 and off <= 100 * eps_of(state)):
         raise ValueError(
@@ -47,46 +65,57 @@ def _solve_fixed_point(prob: FixedPointProblem) -> ConstraintSolution:
             f"and z differ by {off:.1e}. There is no state of rest; scale the recurrent weights down, or pose an "
             "ImplicitProblem"
         )
-    inverse = derivative.inverse()
+    inverse, (traced, untraced) = derivative.inverse(), _trace(equations)
     stats = {"iterations": iterations, "spectral_radius": radius, "condition": inverse.condition}
-    return FixedPointSolution(problem=prob, state=state, stats=stats, traced=traced, inverse=inverse)
+    return FixedPointSolution(
+        problem=prob, state=state, stats=stats, equations=equations, traced=traced, untraced=untraced, inverse=inverse
+    )
 
 
-def _solve_free(prob: ImplicitProblem) -> ConstraintSolution:
-    traced = prob.backend.tracing.free_form(prob)
-    row, state = every(traced), prob.state
-    equations, off = residual(traced, row), np.inf
+def _solve_free(prob: ImplicitProblem) -> ImplicitSolution:
+    equations, state, off = prob.backend.tracing.FreeForm(prob), prob.state, np.inf
+    derivatives = _derivatives(equations)
     for steps in range(NEWTON_STEPS):
-        rest, inverse = equations(state), _derivative(traced, row, state).inverse()
+        rest, inverse = equations.at(state), derivatives(state).inverse()
         if (off := _relative(rest, state)) <= 1e3 * eps_of(state):
-            stats = {"iterations": steps, "condition": inverse.condition}
-            return ImplicitSolution(problem=prob, state=state, stats=stats, traced=traced, inverse=inverse)
+            equations.check(state)
+            stats, (traced, untraced) = {"iterations": steps, "condition": inverse.condition}, _trace(equations)
+            return ImplicitSolution(
+                problem=prob,
+                state=state,
+                stats=stats,
+                equations=equations,
+                traced=traced,
+                untraced=untraced,
+                inverse=inverse,
+            )
         state = state - inverse.solve(rest[None, None])[0, 0]
         _check_finite(state, "Newton's iterate")
     raise ValueError(f"Newton's method left F = {off:.1e} of the state's size; start it nearer to a solution")
 
 
-# Functions on all rows
+def _trace(equations: Equations) -> tuple[TracedConstraint | None, str]:
+    """The trace, or why there is none."""
+    try:
+        return equations.traced(), ""
+    except Exception as error:  # whatever stops a trace, autograd answers
+        return None, in_words(error, [])
 
 
-def states_of_network(traced: TracedConstraint, learnable: list[str]) -> Callable[[dict[str, Array]], Array]:
-    """The states of a network as a function of these of its parameters, by name."""
-    row = Constraint(traced, learnable)
-    states, names = direct(traced, row), [traced.graph.parameters[node] for node in row.parameters]
-    no_values, concat = traced.rows[0].reshape(-1)[:0], array_namespace(traced.rows[0]).concat
-    return lambda values: states(concat([no_values, *(values[name].reshape(-1) for name in names)], axis=0))
-
-
-def _derivative(traced: TracedConstraint, row: Constraint, state: Array) -> StateDerivative:
-    """D_S F at a state; that of a free form has one row."""
-    push, pull = traced.transforms.linearised(residual(traced, row), state)
-    if traced.form is not Form.FREE:
-        return StateDerivative(push, pull, state)
+def _derivatives(equations: Equations) -> Callable[[Array], StateDerivative]:
+    """D_S F at any state, by autograd through the model; that of a free form has one row."""
+    known = equations.model(lambda _name: True).derivative(equations.residual, equations.start)
 
     def with_row(apply: Rows) -> Rows:
         return lambda q: apply(q[:, 0])[:, None]
 
-    return StateDerivative(with_row(push), with_row(pull), state[None])
+    def at(state: Array) -> StateDerivative:
+        found = pair_of(known.at(state)).argument
+        if equations.form is not Form.FREE:
+            return StateDerivative(found.push, found.pull, state)
+        return StateDerivative(with_row(found.push), with_row(found.pull), state[None])
+
+    return at
 
 
 # Fixed points
@@ -99,17 +128,17 @@ def _takes_state_first(f: Any) -> bool:
     return len(names) > 1 and names[0] in STATES and names[1] not in STATES
 
 
-def _iterate(traced: TracedConstraint) -> tuple[Array, int, float]:
+def _iterate(equations: Equations, derivatives: Callable[[Array], StateDerivative]) -> tuple[Array, int, float]:
     """z <- f(x, z), then Newton's method where that is slow: z, how often, and how far off it is at last."""
-    row, start = every(traced), traced.start
-    equations, state, n, off = residual(traced, row), start, 0, np.inf
+    start = state = equations.start
+    n, off = 0, np.inf
     for n in range(ITERATIONS + NEWTON_STEPS):
-        rest = equations(state)
+        rest = equations.at(state)
         off = _relative(rest, state)
         if not off > 100 * eps_of(state):  # or no number
             break
         if n >= ITERATIONS:
-            rest = _derivative(traced, row, state).inverse().solve(rest[None])[0]
+            rest = derivatives(state).inverse().solve(rest[None])[0]
         state = state - rest
     return (state, n, off) if np.isfinite(off) else (start, n, off)
 

@@ -5,8 +5,9 @@ else its matrix. Where there is no reverse mode, it is the transposed matrix of 
 """
 
 from collections.abc import Callable
+from copy import copy
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Self
 
 import equinox as eqx
 import jax
@@ -34,8 +35,18 @@ class Derivative:
         self._at = theta, at
         with explained("the model failed"):
             # What the function closes over becomes an argument: constants of a program would be whole on every device.
-            self._function = eqx.filter_closure_convert(lambda theta, s: function(_named(theta, shapes), s), theta, at)
+            self._function: Any = eqx.filter_closure_convert(
+                lambda theta, s: function(_named(theta, shapes), s), theta, at
+            )
         self._columns: jax.Array | None = None  # the matrix [states, p + argument], where there is no reverse mode
+
+    def at(self, argument: jax.Array) -> Self:
+        """That of the same function at another argument; nothing is compiled anew."""
+        other = copy(self)
+        for known in ("_first", "_reverse", "_forward"):
+            vars(other).pop(known, None)
+        other._at, other._columns = (self._at[0], argument), None
+        return other
 
     @property
     def custom(self) -> list[str]:

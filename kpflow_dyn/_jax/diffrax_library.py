@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kpflow_dyn._jax.field import Field
+from kpflow_dyn._problems.inputs import jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
 from kpflow_dyn.ode._libraries import Failed, Options, Solved
@@ -68,15 +69,27 @@ def controller_of(
     problem: ODEProblem, solver: diffrax.AbstractSolver, options: Options
 ) -> diffrax.AbstractStepSizeController:
     """What chooses the steps, with its numbers as arrays, which are no reason to compile again."""
-    dtype = problem.z0.dtype
+    dtype, jumps = problem.z0.dtype, jumps_within(problem)
     rtol, atol = jnp.asarray(options.rtol, dtype), jnp.asarray(options.atol, dtype)
     chosen = ChosenSteps(rtol, atol)
     if options.steps is None:
-        return chosen
+        return stopping(chosen, problem)
     given = diffrax.StepTo(jnp.asarray(options.steps, dtype))
-    if isinstance(solver, diffrax.AbstractImplicitSolver):
-        return GivenSteps(steps=given, rtol=rtol, atol=atol, norm=chosen.norm)
+    if len(jumps) or isinstance(solver, diffrax.AbstractImplicitSolver):
+        adaptive = GivenSteps(steps=given, rtol=rtol, atol=atol, norm=chosen.norm)
+        return stopping(adaptive, problem) if len(jumps) else adaptive
     return given
+
+
+def stopping(
+    controller: diffrax.AbstractAdaptiveStepSizeController, problem: ODEProblem
+) -> diffrax.AbstractAdaptiveStepSizeController:
+    """A controller whose steps stop where the inputs bend, and just before and after where they jump."""
+    stops, dtype = stops_of(problem), problem.z0.dtype
+    if not len(stops):
+        return controller
+    which: Any = {"jump_ts" if callable(problem.x) else "step_ts": jnp.asarray(stops, dtype)}
+    return diffrax.ClipStepSizeController(controller, **which)
 
 
 class _Record(eqx.Module):
@@ -193,7 +206,26 @@ def _accepted(problem: ODEProblem, tableau: Tableau, record: _Record) -> Accepte
     ends = np.where(np.isfinite(ends), ends, ends[np.isfinite(ends)].max())
     times = np.concatenate([np.full((len(ends), 1), problem.t[0], ends.dtype), ends], 1)
     states, stages = _of_steps(record, problem.z0, jnp.asarray(times[:, :1]), count, tableau.explicit)
-    return AcceptedSteps.between(tableau, times, states, stages)
+    begins = np.concatenate([times[:, :1], times[:, :-1]], 1)
+    return AcceptedSteps.between(tableau, _before_jumps(times, jumps_within(problem)), states, stages, begins=begins)
+
+
+def _before_jumps(times: np.ndarray, jumps: np.ndarray) -> np.ndarray:
+    """Where steps ended, of times where the next ones begin: at a jump diffrax tells the time just after it."""
+    jumps = jumps.astype(times.dtype)
+    before, after = beside(jumps, jumps, -np.inf), beside(jumps, jumps, np.inf)
+    where = np.minimum(np.searchsorted(after, times), len(jumps) - 1)
+    return np.where(np.isin(times, after), before[where], times) if len(jumps) else times
+
+
+def beside(times: np.ndarray, jumps: np.ndarray, direction: float) -> np.ndarray:
+    """Times, those that are jumps moved to the next number up (inf) or down (-inf), as diffrax does.
+
+    The one beside zero is not denormal, as XLA takes such numbers for zero.
+    """
+    smallest = np.copysign(np.finfo(times.dtype).tiny, direction)
+    moved = np.where(times == 0, smallest, np.nextafter(times, times.dtype.type(direction)))
+    return np.where(np.isin(times, jumps), moved, times)
 
 
 @eqx.filter_jit
@@ -295,6 +327,7 @@ class ChosenSteps(diffrax.PIDController):
 
     def adapt_step_size(self, *args: Any, **kwargs: Any) -> Any:
         chosen: Any = super().adapt_step_size(*args, **kwargs)
-        _, t0, t1, *_, result = chosen
-        vanished = t1 - t0 <= 4 * jnp.finfo(t0.dtype).eps * jnp.abs(t0)
+        kept, t0, t1, *_, result = chosen
+        # A step may be as short after one that ended at a stop.
+        vanished = ~kept & (t1 - t0 <= 4 * jnp.finfo(t0.dtype).eps * jnp.abs(t0))
         return (*chosen[:-1], diffrax.RESULTS.where(vanished, diffrax.RESULTS.dt_min_reached, result))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from kpflow_dyn._backend import BACKENDS
-from kpflow_dyn._jax.checks import named_parameters, with_parameters
+from kpflow_dyn._jax.checks import floating_leaves, with_parameters
 from kpflow_dyn._jax.derivative import Derivative
 from kpflow_dyn._jax.tangent import Tangent
 from kpflow_dyn._jax.trace import trace
@@ -15,10 +15,10 @@ from kpflow_dyn.tracing._steps import analyse
 
 
 class Model:
-    """A callable pytree; `parameters` are those that learn, by name."""
+    """A pytree, which a function of it calls; `parameters` are those that learn, by name."""
 
     def __init__(self, call: Any, params: Choice) -> None:
-        self.call, self._all = call, dict(sorted(named_parameters(call).items()))  # in the order of JAX
+        self.call, self._all = call, dict(sorted(floating_leaves(call).items()))  # in the order of JAX
         self.parameters = {name: self._all[name] for name in choose(self._all, params)}
 
     def derivative(self, function: Callable[[Any, jax.Array], jax.Array], at: jax.Array) -> Derivative:

@@ -81,7 +81,7 @@ class _Tracer:
         self.data: set[Node] = set()
         self.weights: set[Node] = set()
         self.constants: dict[int, tuple[Any, Node]] = {}
-        self.named: dict[str, list[Node]] = {}
+        self.named: list[tuple[str, Node]] = []
 
     # Nodes
 
@@ -156,7 +156,7 @@ class _Tracer:
         if name in equations.PRINTS:
             return []
         if name == "name":
-            self.named.setdefault(equation.params["name"], []).append(self.as_node(args[0]))
+            self.named.append((equation.params["name"], self.as_node(args[0])))
         if equations.is_copy(equation):
             return args
         if name in equations.CALLS or (name in equations.CUSTOM and self.opens(equation, args)):

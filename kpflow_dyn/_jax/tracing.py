@@ -6,12 +6,12 @@ import jax
 
 from kpflow_dyn._jax.cells import discrete_step
 from kpflow_dyn._jax.model import Model
-from kpflow_dyn._jax.networks import fixed_point, free_form, network
+from kpflow_dyn._jax.networks import FixedPoint, FreeForm, Network
 from kpflow_dyn._jax.through_solver import ThroughSolver
 from kpflow_dyn._problems.problems import DiscreteProblem
 
-__all__ = ["Model", "ThroughSolver", "as_called", "discrete_step"]
-__all__ += ["fixed_point", "free_form", "network", "on_one_trial"]
+__all__ = ["FixedPoint", "FreeForm", "Model", "Network", "ThroughSolver"]
+__all__ += ["as_called", "discrete_step", "on_one_trial"]
 
 
 def as_called(_problem: DiscreteProblem) -> None:

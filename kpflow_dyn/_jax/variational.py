@@ -14,8 +14,10 @@ from jax.flatten_util import ravel_pytree
 from kpflow_dyn._backend import BACKENDS, Transforms
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._jax.checks import with_parameters
+from kpflow_dyn._jax.diffrax_library import beside, stopping
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._jax.model import Model
+from kpflow_dyn._problems.inputs import jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn.ode._variational import MAX_STEPS, Jump, Path, Rate, State, solve_failed
 
@@ -50,7 +52,10 @@ class System(eqx.Module):
     of: FieldOf  # the field by its parameters
     path: Path
     times: jax.Array  # t_0 and the nodes [1 + time]
-    controller: diffrax.PIDController  # what chooses the steps
+    before: jax.Array  # the same, those at which the inputs jump moved to just before
+    after: jax.Array  # or just after it
+    controller: diffrax.AbstractAdaptiveStepSizeController  # what chooses the steps
+    max_steps: int = eqx.field(static=True)
 
     def __init__(
         self, problem: ODEProblem, model: Model, path: Path, times: np.ndarray, alg: InterpolatingAdjoint
@@ -59,7 +64,11 @@ class System(eqx.Module):
         self.of, self.path, self.times = FieldOf(problem, model), path, jnp.asarray(times, dtype)
         rtol, atol = (jnp.asarray(value, dtype) for value in (alg.rtol, alg.atol))
         least = float(jnp.finfo(dtype).tiny)  # a step that shrinks to nothing ends the solve
-        self.controller = diffrax.PIDController(rtol, atol, norm=_norm, dtmin=least, force_dtmin=False)
+        chosen = diffrax.PIDController(rtol, atol, norm=_norm, dtmin=least, force_dtmin=False)
+        jumps, nodes = jumps_within(problem).astype(dtype), times.astype(dtype)
+        self.before, self.after = (jnp.asarray(beside(nodes, jumps, to)) for to in (-np.inf, np.inf))
+        self.controller = stopping(chosen, problem)
+        self.max_steps = MAX_STEPS + len(stops_of(problem))
 
     @property
     def parameters(self) -> jax.Array:
@@ -89,7 +98,7 @@ class System(eqx.Module):
         """The equation, compiled."""
         found = _compiled(equation, self, block)
         if not bool(jnp.isfinite(found).all()):
-            raise solve_failed(f"it took more than {MAX_STEPS} steps, or left the finite numbers")
+            raise solve_failed(f"it took more than {self.max_steps} steps, or left the finite numbers")
         return found
 
     def sweep(self, rate: Rate, state: State, order: np.ndarray, jump: Jump | None) -> tuple[State, jax.Array]:
@@ -101,7 +110,8 @@ class System(eqx.Module):
             state = state if jump is None else jump(state, node)
             return (state, carry[1] & reached), state[0]
 
-        intervals = self.times[order[:-1]], self.times[order[1:]], jnp.asarray(order[1:] - 1)
+        starts, ends = (self.after, self.before) if order[0] < order[-1] else (self.before, self.after)
+        intervals = starts[order[:-1]], ends[order[1:]], jnp.asarray(order[1:] - 1)
         (state, fine), states = lax.scan(advance, (state, jnp.asarray(True)), intervals)
         failed = jnp.where(fine, 0.0, jnp.nan).astype(states.dtype)
         return tuple(values + failed for values in state), states + failed
@@ -117,7 +127,7 @@ class System(eqx.Module):
             state,
             stepsize_controller=self.controller,
             adjoint=diffrax.ForwardMode(),
-            max_steps=MAX_STEPS,
+            max_steps=self.max_steps,
             throw=False,
         )
         return jax.tree.map(lambda values: values[-1], solved.ys), solved.result == diffrax.RESULTS.successful

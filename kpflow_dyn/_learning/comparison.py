@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kpflow_dyn._arrays import Random, to_numpy
+from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import gram
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._numbers.estimate import alignment
@@ -27,7 +27,8 @@ class Comparison:
         ntk, K, P: the alignment of each operator with its like, tr(A^T B) / (|A|_F |B|_F); that of P is the similarity
             of Green's operators.
         angles: the principal angles [k] between the spans of the k leading modes of the two NTKs, ascending, in
-            radians: 0 for a direction that they share, pi/2 for one that only one of them has.
+            radians: 0 for a direction that they share, pi/2 for one that only one of them has. NaN for those that an
+            NTK of lower rank lacks.
         modes: the leading modes of each.
 
     Example as `compare`.
@@ -89,9 +90,19 @@ def principal_angles(a: Modes, b: Modes) -> np.ndarray:
 
     Source: Bjorck, Golub, Math. Comp. 27, 579 (1973): by their sines where these are small.
     """
-    first, second = (modes.space.to_euclidean(modes.vectors).reshape((len(modes.values), -1)) for modes in (a, b))
+    second, first = sorted(map(_span, (a, b)), key=len)
+    missing = np.full(min(len(a.values), len(b.values)) - len(second), np.nan)
+    if not len(second):
+        return missing
     products = gram(second, first)
     rest = second - combine(products, [first])
     cosines = np.clip(np.linalg.svd(to_numpy(products), compute_uv=False), 0, 1)
     sines = np.clip(np.linalg.eigvalsh(to_numpy(gram(rest, rest))), 0, 1) ** 0.5
-    return np.where(cosines**2 > 0.5, np.arcsin(sines), np.arccos(cosines))
+    return np.append(np.where(cosines**2 > 0.5, np.arcsin(sines), np.arccos(cosines)), missing)
+
+
+def _span(modes: Modes) -> Array:
+    """The modes [b, n] whose values are not zero to round-off, as the vectors of others are any."""
+    values = abs(to_numpy(modes.values))
+    count = int((values > 10 * eps_of(modes.vectors) * values.max()).sum())
+    return modes.space.to_euclidean(modes.vectors[:count]).reshape((count, -1))

@@ -18,6 +18,7 @@ from kpflow_dyn._arrays import Array, Random, array_namespace, to_numpy
 from kpflow_dyn._arrays.dots import gram, row_dots
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.rows import on_rows
+from kpflow_dyn._spaces.scaling import at_unit_size
 from kpflow_dyn.solvers._counted import Counted
 from kpflow_dyn.solvers._krylov import Krylov
 from kpflow_dyn.solvers._orthogonalise import combine, no_rows
@@ -44,6 +45,7 @@ class Decay:
         ones = xp.ones_like(errors[:1])
         weights = ones if mask is None else mask * ones
         Z = float(space.inner(weights, ones)[0])
+        op, self._size = at_unit_size(op)
         root, apply = ((weights / Z) ** 0.5).reshape((1, -1)), on_rows(op)
         self._operator = Counted(lambda rows: 2 * root * apply(root * rows))
         self.rows = root * space.to_euclidean(errors).reshape((len(errors), -1))
@@ -72,7 +74,7 @@ class Decay:
     @property
     def rates(self) -> np.ndarray:
         """The Ritz values of H [k], none below zero."""
-        return np.maximum(to_numpy(self._krylov.values), 0.0) if self._krylov.size else np.zeros(1)
+        return self._size.times(np.maximum(to_numpy(self._krylov.values), 0.0) if self._krylov.size else np.zeros(1))
 
     @property
     def energies(self) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._learning.decay import Decay
-from kpflow_dyn._learning.losses import full_mask, squared_error
+from kpflow_dyn._learning.losses import counted, full_mask, squared_error
 from kpflow_dyn._learning.objective import LOSS, Objective, field_of_model
 from kpflow_dyn._learning.sampling import mean_losses
 from kpflow_dyn._problems.solutions import Solution
@@ -121,7 +121,8 @@ def forecast(
     y = outputs(flow)
     space = flow.ntk.domain
     _check_batch(batch, space)
-    target, mask = checked_target(target, space, "target"), checked_mask(mask, space)
+    mask = checked_mask(mask, space)
+    target = checked_target(target, mask, space, "target")
     grid = np.unique(np.concatenate([np.arange(min(steps, 1000) + 1), np.geomspace(1, steps, 1000).round(), [steps]]))
     with full_precision(y):
         decay = Decay(flow.ntk, (y - target)[None], mask)
@@ -185,10 +186,13 @@ def solution_of(flow: Flow | Output) -> Solution:
     return (flow.flow if isinstance(flow, Output) else flow).solution
 
 
-def checked_target(target: Any, space: Space, what: str) -> Array:
-    """A target like the outputs."""
+def checked_target(target: Any, mask: Array | None, space: Space, what: str) -> Array:
+    """A target like the outputs, with zeros where the mask of `checked_mask` is zero."""
     found = like_numpy(to_numpy(target), space.like)
-    if tuple(found.shape) != space.shape or not bool(array_namespace(found).isfinite(found).all()):
+    fits = tuple(found.shape) == space.shape
+    if fits and mask is not None:
+        found = counted(found, mask[0])
+    if not fits or not bool(array_namespace(found).isfinite(found).all()):
         raise ValueError(
             f"the {what} has shape {tuple(found.shape)}, expected finite numbers [{', '.join(space.axes)}] = "
             f"{list(space.shape)}"

@@ -111,10 +111,11 @@ def _table(op: Operator, y: Array, targets: Any, mask: Array | None, errors: boo
     named = targets if isinstance(targets, Mapping) else {str(i): target for i, target in enumerate(targets)}
     if not named:
         raise ValueError("no targets given; expected a mapping of names to arrays like the outputs")
-    found = [checked_target(target, op.domain, f"target {name!r}") for name, target in named.items()]
+    mask = checked_mask(mask, op.domain)
+    found = [checked_target(target, mask, op.domain, f"target {name!r}") for name, target in named.items()]
     e = array_namespace(y).stack([target if errors else y - target for target in found])
     with full_precision(y):
-        decay = Decay(op, e, checked_mask(mask, op.domain))
+        decay = Decay(op, e, mask)
         decay.settle(lambda rates, energies: np.stack(_columns(rates, energies)[:3]))
     score, half, tenth, never = _columns(decay.rates, decay.energies)
     return Learnability(tuple(named), score, half, tenth, never, decay.applications)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
 from kpflow_dyn._backend import Values, backend_for
 
 
@@ -12,7 +12,8 @@ def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: b
     """L(S) = sum m (y - target)^2 / sum m, with y = S C^T + c or the states themselves: a loss for `gradient_flow`.
 
     Args:
-        target: [trial, time, out], a torch tensor or a jax array, which decides the framework.
+        target: [trial, time, out], a torch tensor or a jax array, which decides the framework. Where the mask is zero
+            it may hold anything, NaN too.
         readout: a Linear layer of torch or equinox, copied; None for a target of the states.
         mask: m >= 0, [trial, time] or as the target; all ones when None.
         learn: whether the readout's weights are parameters of the loss, `weight` and `bias`, or constants.
@@ -30,7 +31,8 @@ def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: b
     (['weight', 'bias'], torch.Size([]))
     """
     weights = full_mask(mask, tuple(target.shape))
-    constants = {"target": target, "weights": like_numpy(weights / weights.sum(), target)}
+    weights = like_numpy(weights / weights.sum(), target)
+    constants = {"target": counted(target, weights), "weights": weights}
     linear = {name: value for name in ("weight", "bias") if (value := getattr(readout, name, None)) is not None}
     make = backend_for(target, "target", "[trial, time, out]").models.with_arrays
     return make(_weighted_squares, linear, constants) if learn else make(_weighted_squares, {}, linear | constants)
@@ -53,6 +55,11 @@ def full_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
             "without its last axis"
         )
     return np.broadcast_to(values, shape)
+
+
+def counted(values: Array, mask: Array) -> Array:
+    """Values where the mask is positive, and zeros elsewhere: NaN times zero would be NaN."""
+    return array_namespace(values).where(mask > 0, values, array_namespace(values).zeros_like(values))
 
 
 def _weighted_squares(arrays: Values, state: Array) -> Array:
@@ -87,7 +94,7 @@ def mean_squared_error(output: Array, targets: Array, mask: Array) -> Array:
 
     Args:
         output: y [trial, time, out].
-        targets: y* [trial, time, out].
+        targets: y* [trial, time, out], anything where m = 0.
         mask: m [trial, time], ones and zeros.
 
     Raises:
@@ -98,4 +105,5 @@ def mean_squared_error(output: Array, targets: Array, mask: Array) -> Array:
             f"the readout gives {tuple(output.shape)} [trial, time, out], expected {tuple(targets.shape)} as the "
             "task's targets have; take a readout of as many outputs"
         )
-    return (mask[..., None] * (output - targets) ** 2).sum() / (mask.sum() * targets.shape[-1])
+    mask = mask[..., None]
+    return (mask * (output - counted(targets, mask)) ** 2).sum() / (mask.sum() * targets.shape[-1])

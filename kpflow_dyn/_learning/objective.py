@@ -6,8 +6,8 @@ from typing import Any
 
 from kpflow_dyn._arrays import Array, array_namespace, to_numpy
 from kpflow_dyn._backend import Values, backend_of
+from kpflow_dyn._implicit.roads import states_of_network
 from kpflow_dyn._implicit.solutions import NetworkSolution
-from kpflow_dyn._implicit.solving import states_of_network
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
 from kpflow_dyn._solve import solve
@@ -71,13 +71,23 @@ class Objective:
     def _states_of(self, solution: Solution) -> Callable[[Values, Any], Array]:
         """(parameters, scheme) -> the states."""
         if isinstance(solution, NetworkSolution):
-            network = states_of_network(solution.traced, self._of_model)
-            return lambda values, _scheme: network(values)
+            return self._states_of_network(solution)
         if isinstance(solution, ODESolution) and solution.steps is not None:
             run = replay(solution.problem, solution.steps.tableau)
         else:
             run = _steps_of(solution.problem)
         return lambda values, scheme: self._models.call(run, self._model, values, scheme)
+
+    def _states_of_network(self, solution: NetworkSolution) -> Callable[[Values, Any], Array]:
+        def called(function: Callable[..., Array], values: Values, *args: Array) -> Array:
+            return self._models.call(function, self._model, values, *args)
+
+        def gradient(function: Callable[[Array], Array], theta: Array) -> Array:
+            derivatives = solution.problem.backend.objectives.Derivatives(lambda theta, _scheme: function(theta))
+            return derivatives.gradient(theta, None)
+
+        states = states_of_network(solution, self._of_model, called, gradient)
+        return lambda values, _scheme: states(values)
 
     def _scheme(self, theta: Array) -> Any:
         """The steps that the solver takes of an ODE with these parameters."""

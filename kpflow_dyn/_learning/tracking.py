@@ -225,7 +225,8 @@ def _ranks(op: Operator, samples: int | None, seed: int) -> list[tuple[float, fl
 
 def _of_target(kernel: Flow | Output, settings: Settings) -> dict[str, Any]:
     space = kernel.ntk.domain
-    target, mask = checked_target(settings.targets, space, "target"), checked_mask(settings.mask, space)
+    mask = checked_mask(settings.mask, space)
+    target = checked_target(settings.targets, mask, space, "target")
     y = kernel.values if isinstance(kernel, Output) else kernel.solution.state
     weights = 0 * target + 1 if mask is None else mask[0]
     components, shares = target_components(to_numpy(weights * target))

@@ -14,9 +14,11 @@ from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import row_dots
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._flows.preconditioner import slices
+from kpflow_dyn._numbers.estimate import restored
 from kpflow_dyn._numbers.moments import count_of
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows, unit_rows
+from kpflow_dyn._spaces.scaling import at_unit_size
 from kpflow_dyn.solvers import Estimate, Moments
 from kpflow_dyn.solvers._moments import exact, of_samples
 
@@ -72,8 +74,10 @@ def contributions(flow: Learning, samples: int | None = None, seed: int | Random
     >>> round(sum(part.value for part in found.values()) / kp.trace(flow.ntk).value, 6)
     1.0
     """
-    found = _moments(flow.ntk.factor, list(flow.parts.values()), samples, Random(seed))
-    each = [found.estimate(lambda *means, i=i: means[i]) for i in range(1 + len(flow.parts))]
+    factor, size = at_unit_size(flow.ntk.factor)
+    size.order = 2  # of traces
+    found = _moments(factor, list(flow.parts.values()), samples, Random(seed))
+    each = [restored(found.estimate(lambda *means, i=i: means[i]), size) for i in range(1 + len(flow.parts))]
     return Contributions(dict(zip(flow.parts, each, strict=False)), each[-1])
 
 

@@ -8,6 +8,7 @@ from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, to_numpy
 from kpflow_dyn._arrays.dots import row_norms
 from kpflow_dyn._spaces.operators import Operator, smaller_of
 from kpflow_dyn._spaces.rows import is_symmetric, on_rows, require_square
+from kpflow_dyn._spaces.scaling import at_unit_size
 from kpflow_dyn.solvers import BlockLanczos, Eigenpairs, Estimate
 from kpflow_dyn.solvers._moments import LEAST_SAMPLES, student
 from kpflow_dyn.solvers._orthogonalise import project_out, to_like
@@ -79,6 +80,7 @@ def spectral_density(
     True
     """
     require_square(op, "a spectral density")
+    op, size = at_unit_size(op)
     rng = Random(seed)
     if not is_symmetric(op, rng):
         raise ValueError(f"spectral_density needs a symmetric operator, got {op!r}; take op @ op.T")
@@ -91,7 +93,7 @@ def spectral_density(
     rows = rng.normal((probes, space.size), space.like)
     nodes, weights = _quadrature(apply, rows, pairs, min(steps, space.size - k))
     applications = probes * nodes.shape[1] + (pairs.applications if pairs else 0)
-    leading = to_numpy(pairs.values) if pairs else np.zeros(0)
+    leading, nodes = size.times(to_numpy(pairs.values) if pairs else np.zeros(0)), size.times(nodes)
     return SpectralDensity(leading, op.domain.size - space.size, nodes, weights, applications)
 
 

@@ -16,6 +16,7 @@ mean contains its noise; products of different groups do not:
     tr T = E T_i,    tr T^T U = E tr T_i^T U_j    for i != j
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from kpflow_dyn._arrays.dots import row_dots, to_double
 from kpflow_dyn._numbers.moments import Estimator, count_of, groups_of, moments_of, of_matrices, offered, trace_of
 from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, TRIED, euclidean_matrix, is_symmetric, on_rows, require_square, unit_rows
+from kpflow_dyn._spaces.scaling import Size, at_unit_size, largest
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers import BlockLanczos, Estimate, Moments
 from kpflow_dyn.solvers._moments import exact, of_samples
@@ -49,12 +51,19 @@ class Scalars:
 def scalars(op: Operator, samples: int | None = None, seed: int | Random = 0, alg: Estimator | None = None) -> Scalars:
     """`trace`, `frobenius_norm` and `effective_rank` of an operator from a space to itself, for the price of one."""
     require_square(op, "a trace")
+    op, size = at_unit_size(op)
     rng = Random(seed)
     positive, spent = _is_positive(op, rng)
     found = moments_of(op, samples, rng, alg)
     for_rank = found if positive else moments_of(GramOperator(op), samples, rng, None)
     rank = for_rank.effective_rank
-    return Scalars(found.trace, found.norm, replace(rank, applications=rank.applications + spent))
+    rank = replace(rank, applications=rank.applications + spent)
+    return Scalars(restored(found.trace, size), restored(found.norm, size), rank)
+
+
+def restored(found: Estimate, size: Size) -> Estimate:
+    """An estimate of A over its size as that of A."""
+    return replace(found, value=size.times(found.value), stderr=size.times(found.stderr))
 
 
 def trace(
@@ -92,8 +101,9 @@ def trace(
     6.0
     """
     require_square(op, "a trace")
+    op, size = at_unit_size(op)
     rng = Random(seed)
-    return _until(lambda count: trace_of(op, count, rng, alg), samples, rtol, max_applications)
+    return restored(_until(lambda count: trace_of(op, count, rng, alg), samples, rtol, max_applications), size)
 
 
 def frobenius_norm(
@@ -118,6 +128,7 @@ def frobenius_norm(
     >>> kp.rayleigh(A, np.array([1.0, 1.0])).value
     3.5
     """
+    op, size = at_unit_size(op)
     rng = Random(seed)
 
     def estimate(count: int | None) -> Estimate:
@@ -130,7 +141,7 @@ def frobenius_norm(
         value = max(found.value, 0.0) ** 0.5
         return replace(found, value=value, stderr=found.stderr / (2 * value) if value else found.stderr**0.5)
 
-    return _until(estimate, samples, rtol, max_applications)
+    return restored(_until(estimate, samples, rtol, max_applications), size)
 
 
 def effective_rank(
@@ -153,6 +164,7 @@ def effective_rank(
     Source: docs/theory.md, "How many: effective ranks".
     Example as `frobenius_norm`.
     """
+    op, _size = at_unit_size(op)
     rng = Random(seed)
     positive, spent = _is_positive(op, rng)
     squared = op if positive else GramOperator(op)
@@ -178,6 +190,7 @@ def alignment(a: Operator, b: Operator, samples: int | None = None, seed: int | 
     """
     if not (a.domain.matches(b.domain) and a.codomain.matches(b.codomain)):
         raise ValueError(f"alignment compares operators between the same spaces, got {a!r} and {b!r}")
+    (a, _size), (b, _size) = at_unit_size(a), at_unit_size(b)
     matrices = isinstance(a, MatrixOperator) and isinstance(b, MatrixOperator)
     if groups_of(a) or groups_of(b) or (samples is None and matrices):
         found = of_matrices(a, b)
@@ -208,10 +221,14 @@ def rayleigh(op: Operator, q: Array) -> Estimate:
     require_square(op, "a Rayleigh quotient")
     if tuple(q.shape) != op.domain.shape:
         raise ValueError(f"q has shape {tuple(q.shape)}, expected one vector {op.domain.shape}")
-    size = float(op.domain.inner(q, q))
-    if size == 0:
-        raise ValueError("the Rayleigh quotient of the zero vector is not defined")
-    return Estimate(float(op.domain.inner(q, op.mv(q))) / size, 0.0, 1, "exact")
+    length = largest(q)
+    if not 0 < length < math.inf:
+        what = "the zero vector" if length == 0 else "a vector that holds NaN or inf"
+        raise ValueError(f"the Rayleigh quotient of {what} is not defined")
+    op, size = at_unit_size(op)
+    row = op.domain.to_euclidean(q / 2.0 ** round(math.log2(length))).reshape((1, -1))
+    product, square = (float(row_dots(row, other)[0]) for other in (on_rows(op)(row), row))
+    return Estimate(size.times(product / square), 0.0, 1, "exact")
 
 
 def _until(of: Callable[[int | None], Estimate], samples: int | None, rtol: float | None, most: int) -> Estimate:

@@ -8,12 +8,22 @@ With A on X (x) Y, `keep` naming the axes of X:
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from kpflow_dyn._arrays import Array, Random, array_namespace
-from kpflow_dyn._arrays.dots import dots
+from kpflow_dyn._arrays.dots import dots, to_double
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._spaces.operators import DENSE_BYTES, GramOperator, MatrixOperator, Operator, smaller_of
-from kpflow_dyn._spaces.rows import CHEAP, is_symmetric, matrix_on_values, on_rows, require_square, unit_rows
+from kpflow_dyn._spaces.rows import (
+    CHEAP,
+    euclidean_matrix,
+    is_symmetric,
+    matrix_on_values,
+    on_rows,
+    require_square,
+    unit_rows,
+)
+from kpflow_dyn._spaces.scaling import Size, at_unit_size, divided, largest
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers._moments import check_samples, student
 from kpflow_dyn.solvers._orthogonalise import orthonormalise, project_out, to_like
@@ -40,15 +50,28 @@ class PartialTrace(MatrixOperator):
     """
 
     def __init__(self, mean: Array, groups: list[Array], space: Space, symmetric: bool, applications: int) -> None:
-        if not bool(array_namespace(mean).isfinite(mean).all()):
+        most, limits = largest(mean), space.xp.finfo(space.dtype)
+        if not most <= float(limits.max) or 0 < most < float(limits.smallest_normal):
+            what = "numbers as small as zero" if most < 1 else "NaN or inf"
             raise ValueError(
-                f"a partial trace on {space} holds NaN or inf: the operator's own numbers leave the range of "
-                f"{space.dtype}; take float64, or shorter trials"
+                f"a partial trace on {space} holds {what}: {most:.2g} leaves the range of {space.dtype}; take float64, "
+                "or shorter trials"
             )
         super().__init__(_on_values(mean, space), space, space, symmetric=symmetric)
         self.stderr = _on_values(_standard_error(mean, groups), space)
         self.groups, self.applications = groups, applications
         self.method = "probes" if groups else "exact"
+
+
+@divided.register
+def divided_partial_trace(op: PartialTrace, size: Size) -> Operator:
+    """A partial trace over its size, with the groups that it comes from."""
+    mean: Any = sum(op.groups) / len(op.groups) if op.groups else to_double(euclidean_matrix(op))
+    size.measure(mean, array_namespace(mean).ones_like(mean[:1]))
+    if size.exponent == 0:
+        return op
+    groups = [size.divide(group) for group in op.groups]
+    return PartialTrace(size.divide(mean), groups, op.domain, op.symmetric, op.applications)
 
 
 def partial_trace(op: Operator, keep: Keep, samples: int | None = None, seed: int | Random = 0) -> PartialTrace:
@@ -95,9 +118,10 @@ def partial_traces(
 ) -> list[PartialTrace]:
     """Several partial traces of one operator from the same applications; arguments as for `partial_trace`."""
     require_square(op, "a partial trace")
+    op, size = at_unit_size(op)
     rng = Random(seed)
     symmetric = is_symmetric(op, rng)
-    sums = [Sums(op.domain, names_of(keep), symmetric) for keep in keeps]
+    sums = [Sums(op.domain, names_of(keep), symmetric, size) for keep in keeps]
     if samples is None and (isinstance(op, MatrixOperator) or smaller_of(op).domain.size <= CHEAP):
         return _sum_exactly(op, sums)
     columns, probes = sampling(SAMPLES if samples is None else samples)
@@ -136,9 +160,13 @@ def marginal(op: Operator, keep: Keep) -> Operator:
 
 
 class Sums:
-    """A partial trace in the making: sum over pairs and y of left[x, y] right[x', y], in plain coordinates."""
+    """A partial trace in the making: sum over pairs and y of left[x, y] right[x', y], in plain coordinates.
 
-    def __init__(self, space: Space, names: tuple[str, ...], symmetric: bool) -> None:
+    The pairs are those of an operator over its size.
+    """
+
+    def __init__(self, space: Space, names: tuple[str, ...], symmetric: bool, size: Size) -> None:
+        self._size = size
         self._full, self._kept = space, space.positions(names)
         self.space, self.symmetric = space.keep(names), symmetric
         self.known, self.groups = 0.0, [0.0] * GROUPS
@@ -162,8 +190,8 @@ class Sums:
     def partial_trace(self, probes: int, applications: int) -> PartialTrace:
         """The sum of the pairs and the mean of this number of random ones, if any."""
         count = min(GROUPS, probes)
-        groups = [self.known + total / (probes // count) for total in self.groups[:count]]
-        mean = sum(groups) / count if groups else self.known
+        groups = [self._size.times(self.known + total / (probes // count)) for total in self.groups[:count]]
+        mean = sum(groups) / count if groups else self._size.times(self.known)
         return PartialTrace(mean, groups, self.space, self.symmetric, applications)
 
     def _product(self, left: Array, right: Array) -> Array:

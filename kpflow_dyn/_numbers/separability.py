@@ -9,6 +9,7 @@ from kpflow_dyn._arrays.dots import gram, to_double
 from kpflow_dyn._numbers.reductions import Keep, as_matrices, names_of, probe_images
 from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, euclidean_matrix, on_rows, require_square
+from kpflow_dyn._spaces.scaling import at_unit_size
 from kpflow_dyn.solvers import Estimate, Moments
 from kpflow_dyn.solvers._moments import check_samples
 from kpflow_dyn.solvers._orthogonalise import concat, orthonormalise
@@ -44,6 +45,7 @@ def schmidt_rank(op: Operator, keep: Keep, samples: int | None = None, seed: int
     1.0
     """
     require_square(op, "a Schmidt rank")
+    op, _size = at_unit_size(op)
     space, kept = op.domain, op.domain.positions(names_of(keep))
     if not 0 < len(kept) < len(space.shape):
         raise ValueError(f"keep is {keep!r}, expected some but not all of the axes {space.axes}")

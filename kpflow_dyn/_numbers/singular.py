@@ -7,6 +7,7 @@ from kpflow_dyn._arrays import Array, Random
 from kpflow_dyn._numbers.spectra import check_count, room_for
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.rows import on_rows
+from kpflow_dyn._spaces.scaling import at_unit_size
 from kpflow_dyn.solvers import BlockLanczos, EigenSolver
 from kpflow_dyn.solvers._doors import triplets
 from kpflow_dyn.solvers._lanczos import Callback
@@ -59,9 +60,10 @@ def svds(
     if op.domain.size > op.codomain.size:
         found = svds(op.T, k, alg, seed, callback)
         return dataclasses.replace(found, left=found.right, right=found.left)
+    op, size = at_unit_size(op)
     with room_for(k, op.codomain):
         sides = on_rows(op), on_rows(op.T)
         found = triplets(alg, *sides, op.domain.size, k, op.domain.like, Random(seed), callback=callback)
     sides = ((op.codomain, found.left), (op.domain, found.right))
     left, right = (space.from_euclidean(rows.reshape((k, *space.shape))) for space, rows in sides)
-    return SingularModes(found.values, left, right, found.residuals, found.converged, found.applications)
+    return SingularModes(size.times(found.values), left, right, found.residuals, found.converged, found.applications)

@@ -16,6 +16,7 @@ from kpflow_dyn._flows.sites import CoreOperator
 from kpflow_dyn._numbers.reductions import PartialTrace, partial_trace
 from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator, smaller_of
 from kpflow_dyn._spaces.rows import euclidean_matrix, is_symmetric, on_rows, require_square
+from kpflow_dyn._spaces.scaling import Size, at_unit_size
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers import BlockLanczos, Eigenpairs, EigenSolver, Triplets
 from kpflow_dyn.solvers._counted import Counted
@@ -132,6 +133,7 @@ def eigs(
     alg, rng, space = BlockLanczos() if alg is None else alg, Random(seed), op.domain
     require_square(op, "eigs")
     check_which(which)
+    op, size = at_unit_size(op)
     known = None
     if deflate is not None:
         rows = _rows(deflate, space, "deflate")
@@ -144,10 +146,10 @@ def eigs(
     with room_for(k, space):
         if isinstance(op, GramOperator) and op.factor.domain.size < space.size and which != "SA":
             product = _of_product(op.factor, k, alg, rng, callback, first, known)
-            return _as_modes(dataclasses.replace(product, values=product.values**2), product.left, space)
+            return _as_modes(product, product.left, space, size, product.values**2)
         asked = {"which": None if which == "LA" else which, "start": first, "deflate": known, "callback": callback}
         found = eigenpairs(alg, on_rows(op), space.size, k, space.like, rng, **asked)
-        return _as_modes(found, found.vectors, space)
+        return _as_modes(found, found.vectors, space, size, found.values)
 
 
 def room_for(k: int, space: Space) -> AbstractContextManager[None]:
@@ -158,9 +160,9 @@ def room_for(k: int, space: Space) -> AbstractContextManager[None]:
     return nullcontext() if left is None else memory_budget(max(1, left - taken))
 
 
-def _as_modes(found: Eigenpairs | Triplets, rows: Array, space: Space) -> Modes:
+def _as_modes(found: Eigenpairs | Triplets, rows: Array, space: Space, size: Size, values: Array) -> Modes:
     vectors = space.from_euclidean(rows.reshape((-1, *space.shape)))
-    return Modes(found.values, vectors, found.residuals, found.converged, found.applications, space)
+    return Modes(size.times(values), vectors, found.residuals, found.converged, found.applications, space)
 
 
 def modes_and_drives(
@@ -171,7 +173,7 @@ def modes_and_drives(
     if factor.domain.size <= space.size:
         with room_for(k, space):
             found = _of_product(factor, k, alg, rng, callback, None, None)
-        return _as_modes(dataclasses.replace(found, values=found.values**2), found.left, space), found.right
+        return _as_modes(found, found.left, space, Size(), found.values**2), found.right
     modes = eigs(op, k, alg, rng, callback)
     u, s = space.to_euclidean(modes.vectors).reshape((k, -1)), array_namespace(modes.values).sqrt(abs(modes.values))
     modes = dataclasses.replace(modes, applications=modes.applications + (k + 1) // 2)
@@ -217,15 +219,16 @@ def eigenvalues(op: Operator) -> Array:
     array([3., 2., 1.])
     """
     require_square(op, "a spectrum")
+    op, size = at_unit_size(op)
     if not is_symmetric(op, Random(0)):
         raise ValueError(f"eigenvalues needs a symmetric operator, got {op!r}; take op @ op.T, or kp.svds")
     known = op.spectrum() if isinstance(op, CoreOperator) else None
     if known is not None:
         values = np.sort(np.repeat(*known))[::-1]
-        return _padded(values[: op.domain.size], op.domain.size)
+        return size.times(_padded(values[: op.domain.size], op.domain.size))
     space = (smaller := smaller_of(op)).domain
     matrix, _rows = matrix_of(Counted(on_rows(smaller)), no_rows(space.size, space.like))
-    return _padded(descending_eigh(matrix)[0], op.domain.size)
+    return size.times(_padded(descending_eigh(matrix)[0], op.domain.size))
 
 
 def _padded(values: Array, size: int) -> Array:
@@ -260,6 +263,7 @@ def modes(
     Source: docs/theory.md, "Modes: when, where and in which trials".
     Example as `partial_trace`.
     """
+    op, size = at_unit_size(op)
     on_axis = op.domain.axes == (axis,)
     reduced = op if isinstance(op, MatrixOperator) and on_axis else partial_trace(op, axis, samples, seed)
     k = min(5, reduced.domain.size) if k is None else k
@@ -273,6 +277,7 @@ def modes(
     vectors, total = space.from_euclidean(to_like(rows, space.like).reshape((k, *space.shape))), float(values.sum())
     groups = reduced.groups if isinstance(reduced, PartialTrace) else []
     values, stderr = _cross_validated(groups, k) if groups else (values[:k], None)
+    values, total, stderr = size.times(values), size.times(total), None if stderr is None else size.times(stderr)
     applications = getattr(reduced, "applications", 0)
     return Modes(values, vectors, residuals, residuals <= 1e-6, applications, space, total, stderr)
 

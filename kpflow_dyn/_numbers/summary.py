@@ -12,7 +12,7 @@ Sums over trials take further vectors, of each trial's own. Where J has few colu
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,13 @@ from kpflow_dyn._arrays.dots import row_dots
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._flows.sites import CoreOperator
-from kpflow_dyn._numbers.estimate import Scalars, cosine, effective_rank
+from kpflow_dyn._numbers.estimate import Scalars, cosine, effective_rank, restored
 from kpflow_dyn._numbers.moments import moments_of
 from kpflow_dyn._numbers.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn._numbers.spectra import Modes, modes, modes_and_drives
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows
+from kpflow_dyn._spaces.scaling import Size, at_unit_size
 from kpflow_dyn.solvers import BlockLanczos, Dense, EigenSolver, Estimate, Moments
 from kpflow_dyn.solvers._moments import exact, of_samples
 from kpflow_dyn.solvers._orthogonalise import project_out, to_like
@@ -143,15 +144,17 @@ class _Pass:
     def __init__(self, flow: Flow, samples: int, rng: Random, progress: Progress) -> None:
         self.flow, self.samples, self.rng, self.progress = flow, samples, rng, progress
         self.halves: Counter[str] = Counter()
-        self.kick = on_rows(flow.K.factor.T)
-        self.sums = {name: Sums(flow.ntk.domain, (axis,), True) for name, axis in KERNELS.items()}
+        self.ntk, self.size = at_unit_size(flow.ntk)
+        self.K, self.size_of_K = at_unit_size(flow.K)
+        self.kick = on_rows(self.K.factor.T)
+        self.sums = {name: Sums(flow.ntk.domain, (axis,), True, self.size) for name, axis in KERNELS.items()}
         self.probes = dict.fromkeys(self.sums, 0)
 
     def summary(self, k: int, alg: EigenSolver) -> Summary:
         """Leading pairs first, then what they leave, then the operators that need no sweep."""
         most, largest = sorted((self.flow.J.domain.size, self.flow.ntk.domain.size))
         small = most <= CHEAP and 8 * most * largest <= EXACT_BYTES
-        leading = self.watched("leading eigenpairs of ntk", self.flow.ntk, None)
+        leading = self.watched("leading eigenpairs of ntk", self.ntk, None)
         found, v = modes_and_drives(leading, most if small else min(k, most), Dense() if small else alg, self.rng)
         self.halves["leading eigenpairs of ntk"] = 2 * found.applications  # without calls that were for timing only
         known = self.add_leading(found)
@@ -161,13 +164,14 @@ class _Pass:
         else:
             ntk, trace = self.add_probes(known, v[: int((to_numpy(found.values) > 0).sum())])
         kernels = {name: kept.partial_trace(self.probes[name], self.applications) for name, kept in self.sums.items()}
-        K, core = (self.moments(name, getattr(self.flow, name)) for name in ("K", "core"))
+        core, size_of_core = at_unit_size(self.flow.core)
+        K, core = self.moments("K", self.K), self.moments("core", core)
         return Summary(
-            ntk=Scalars(trace, ntk.norm, ntk.effective_rank),
-            K=Scalars(K.trace, K.norm, K.effective_rank),
-            core=Scalars(core.trace, core.norm, core.effective_rank),
+            ntk=_scalars(ntk, self.size, trace),
+            K=_scalars(K, self.size_of_K, K.trace),
+            core=_scalars(core, size_of_core, core.trace),
             alignment=_alignment(ntk, K),
-            modes=found.first(k),
+            modes=replace(leading := found.first(k), values=self.size.times(leading.values)),
             kernels=kernels,
             applications=self.applications,
             **_of_kernels(kernels),
@@ -194,7 +198,7 @@ class _Pass:
     def add_probes(self, known: np.ndarray, q: Array) -> tuple[Moments, Estimate]:
         """tr A, |A|_F^2 and tr A K; and the trace, of which each trial's own vectors tell more."""
         apart = self.probes_apart()
-        ntk = self.watched("probes of ntk", self.flow.ntk, self.samples + (apart + 1) // 2)
+        ntk = self.watched("probes of ntk", self.ntk, self.samples + (apart + 1) // 2)
         inside = ["temporal", "spatial"] if apart else []
         self.probes = {name: apart if name in inside else self.samples for name in self.sums}
         backward, rows, eps = on_rows(ntk.factor.T), [], eps_of(q)
@@ -245,6 +249,11 @@ class _Pass:
 
         self.progress(stage, 0, total)
         return GramOperator(counted(op.factor), None, None if op.apart is None else counted(op.apart))
+
+
+def _scalars(found: Moments, size: Size, trace: Estimate) -> Scalars:
+    """Those of an operator from its moments over its size, and its trace."""
+    return Scalars(restored(trace, size), restored(found.norm, size), found.effective_rank)
 
 
 def _of_kernels(kernels: dict[str, PartialTrace]) -> dict[str, Any]:

@@ -9,23 +9,32 @@ from kpflow_dyn._arrays import Array, array_namespace, concretely, like_numpy, t
 from kpflow_dyn._backend import Backend, backend_for, backend_of
 
 
-def check_times(t: Any) -> np.ndarray:
+def check_times(t: Any, name: str = "t") -> np.ndarray:
     """The times, a grid or a span (t0, t1), as float64: one row of at least two finite, increasing numbers."""
     try:
         times = np.array(to_numpy(t), np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"t is {type(t).__name__}, expected numbers: a grid of times or a span (t0, t1)") from error
+        raise TypeError(
+            f"{name} is {type(t).__name__}, expected numbers: a grid of times or a span (t0, t1)"
+        ) from error
     if times.ndim != 1 or len(times) < 2:
-        raise ValueError(f"t has shape {times.shape}, expected a grid of times [time] or a span (t0, t1)")
+        raise ValueError(f"{name} has shape {times.shape}, expected a grid of times [time] or a span (t0, t1)")
     if not np.isfinite(times).all():
-        raise ValueError(f"t holds {times[~np.isfinite(times)][0]}; times must be finite")
+        raise ValueError(f"{name} holds {times[~np.isfinite(times)][0]}; times must be finite")
     if len(late := np.flatnonzero(np.diff(times) <= 0)):
         n = int(late[0])
+        backward = name == "t" and len(late) == len(times) - 1 and times[-1] < times[0]
         raise ValueError(
-            f"t[{n + 1}] = {times[n + 1]} does not come after t[{n}] = {times[n]}; times must increase (np.unique "
-            "sorts them and drops repeated ones)"
+            f"{name}[{n + 1}] = {times[n + 1]} does not come after {name}[{n}] = {times[n]}; times must increase "
+            f"(np.unique sorts them and drops repeated ones){_BACKWARD if backward else ''}"
         )
     return times
+
+
+_BACKWARD = (
+    ". If time is to run backward from t[0], where the state is z0, go forward in s = t[0] - t: the field is then "
+    "g(s, z) = -f(t[0] - s, z), the times are t[0] - t, the inputs x(t[0] - s)"
+)
 
 
 def check_start(z0: Any, backend: Backend) -> Array:
@@ -122,11 +131,12 @@ def _is_finite(a: Array) -> bool:
 def check_inputs(x: Any, z0: Array, t: np.ndarray, backend: Backend) -> Any:
     """The inputs: None, a callable, samples on t, or (times, samples) that cover it; samples fit the start."""
     if x is None or callable(x):
+        jumps_of(x)
         return x
     if isinstance(x, tuple | list):
         if len(x) != 2:
             raise ValueError(f"x is a {type(x).__name__} of {len(x)} parts, expected (times [n], samples)")
-        times, samples = check_times(x[0]), _check_samples(x[1], z0, backend)
+        times, samples = check_times(x[0], "x's times"), _check_samples(x[1], z0, backend)
         if times[0] > t[0] or times[-1] < t[-1]:
             raise ValueError(
                 f"the times of x reach from {times[0]} to {times[-1]}, which does not cover the horizon from {t[0]} to "
@@ -142,6 +152,18 @@ def check_inputs(x: Any, z0: Array, t: np.ndarray, backend: Backend) -> Any:
             "others come as x=(times, samples)"
         )
     return (times, samples) if isinstance(x, tuple | list) else samples
+
+
+def jumps_of(x: Any) -> np.ndarray:
+    """The times at which a callable input says that it jumps, `x.jumps`, in their order; none where it does not."""
+    given = getattr(x, "jumps", ())
+    try:
+        jumps = np.array(to_numpy(given), np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"x.jumps is {type(given).__name__}, expected the times at which x jumps [n]") from error
+    if jumps.ndim != 1 or not np.isfinite(jumps).all():
+        raise ValueError(f"x.jumps is {given}, expected the times at which x jumps [n], all finite")
+    return np.unique(jumps)
 
 
 def _check_samples(samples: Any, z0: Array, backend: Backend) -> Array:

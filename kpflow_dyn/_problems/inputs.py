@@ -1,12 +1,13 @@
-"""The inputs x(t) of an ODE at any time, and the ODE of some of its trials."""
+"""The inputs x(t) of an ODE at any time, where they are not smooth, and the ODE of some of its trials."""
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy, take_at
+from kpflow_dyn._arrays import Array, array_namespace, eps_of, like_numpy, take_at, to_numpy
+from kpflow_dyn._problems.checks import jumps_of
 from kpflow_dyn._problems.problems import ODEProblem
 
 
@@ -23,6 +24,44 @@ def sampled(problem: ODEProblem) -> tuple[np.ndarray, Array] | None:
     if problem.x is None or callable(problem.x):
         return None
     return problem.x if isinstance(problem.x, tuple) else (problem.t, problem.x)
+
+
+def stops_of(problem: ODEProblem) -> np.ndarray:
+    """The times between t0 and the end at which a step should end, as the inputs x(t) are not smooth there [n].
+
+    An error estimate does not see what happens between the stages of a step: a short pulse, for one. Samples bend at
+    their times, all but those at which x goes on in a straight line for all trials; a callable jumps at its `jumps`.
+
+    Args:
+        problem: z' = f(t, z), which has no such times, or z' = f(t, z, x(t)).
+
+    Raises:
+        TypeError, ValueError: `jumps` that are no finite times [n].
+
+    >>> import torch, kpflow_dyn as kp
+    >>> pulse = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 0.0]).reshape(1, 6, 1)
+    >>> start, times = torch.zeros(1, 8), [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    >>> kp.ode.stops_of(kp.ODEProblem(kp.models.CTRNNField(8, 1), start, times, pulse))
+    array([0.2, 0.3, 0.4])
+    """
+    found, (t0, end) = sampled(problem), problem.t[[0, -1]]
+    times = jumps_of(problem.x) if found is None else _bends(*found)
+    same = 4 * eps_of(problem.z0) * max(abs(t0), abs(end))  # as far as the dtype can tell
+    return times[(times > t0 + same) & (times < end - same)]
+
+
+def jumps_within(problem: ODEProblem) -> np.ndarray:
+    """Those of the stops at which x(t) jumps, so that a step must take it from its own side [n]."""
+    return stops_of(problem) if callable(problem.x) else np.zeros(0)
+
+
+def _bends(times: np.ndarray, samples: Array) -> np.ndarray:
+    """The inner times at which samples [trial, n, input] are not on the line through their neighbours."""
+    x = to_numpy(samples).astype(np.float64)
+    before, here, after = x[:, :-2], x[:, 1:-1], x[:, 2:]
+    along = ((times[1:-1] - times[:-2]) / (times[2:] - times[:-2]))[:, None]
+    round_off = 4 * eps_of(samples) * np.maximum(abs(before), abs(after))
+    return times[1:-1][(abs(here - before - along * (after - before)) > round_off).any((0, 2))]
 
 
 def input_function(problem: ODEProblem) -> Callable[[Array], Array] | None:
@@ -70,10 +109,25 @@ def input_row(x: Array, trial: Any) -> Array:
     return x[trial] if x.ndim == 2 else x
 
 
+@dataclass(frozen=True, eq=False)
+class _OfTrials:
+    """A callable input, of some of its trials."""
+
+    of: Callable[[Array], Array]
+    trials: np.ndarray
+
+    @property
+    def jumps(self) -> np.ndarray:
+        return jumps_of(self.of)
+
+    def __call__(self, t: Array) -> Array:
+        return input_row(self.of(t), self.trials)
+
+
 def take_trials(problem: ODEProblem, trials: np.ndarray) -> ODEProblem:
     """The problem of some of the trials."""
     if callable(problem.x):
-        x = partial(lambda of, t: input_row(of(t), trials), problem.x)
+        x = _OfTrials(problem.x, trials)
     elif isinstance(problem.x, tuple):
         x = (problem.x[0], problem.x[1][trials])
     else:

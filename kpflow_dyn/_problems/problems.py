@@ -110,6 +110,8 @@ class ODEProblem(Problem):
         x: inputs: None; samples [trial, time, input] on the grid t; a pair (times [n], samples [trial, n, input]) whose
             times cover those of t; or a callable of t that gives [trial, input], or [input] for all trials, made of the
             framework's own functions. Samples are interpolated linearly in between, and held outside of their times.
+            A callable that jumps names the times at which it does as its attribute `jumps` [n]: `x.jumps = [0.3]`.
+            Steps end there, so that x(t) is taken from their own side of each jump.
 
     Raises:
         TypeError, ValueError: a start, times or inputs of a wrong type, or that do not fit together.
@@ -151,9 +153,9 @@ class StaticProblem(Problem):
             on one trial.
         x: inputs [trial, ...], floats or integers (tokens), a torch tensor or a jax array.
         state: names of submodules whose outputs are the state, in the order of their calls, "" for the network's own;
-            the outputs of all uses of weights when None, a product and what is added to it counting as one. Values of
-            one shape lie on an axis "site", of one number of tokens side by side on the axis "unit"; others are
-            flattened.
+            the outputs of all uses of weights when None, a product and what is added to it counting as one (where the
+            network cannot be traced, its output alone). Values of one shape lie on an axis "site", of one number of
+            tokens side by side on the axis "unit"; others are flattened.
 
     Raises:
         TypeError, ValueError: inputs that are no finite array; `solve` refuses a network that does not fit.

@@ -84,6 +84,7 @@ class AcceptedSteps:
         states: Array,
         stages: Array | None = None,
         stage_times: np.ndarray | None = None,
+        begins: np.ndarray | None = None,
     ) -> Self:
         """The steps between times [step + 1] that all trials share, or [trial, step + 1] of each, and what is there.
 
@@ -92,9 +93,14 @@ class AcceptedSteps:
             states: z0 and the state at the end of each step [trial, step + 1, unit].
             stages: of an implicit method, after zeros for the step of length zero [trial, step + 1, stage, unit].
             stage_times: where they are not t + c dt [trial, step + 1, stage].
+            begins: where steps begin, if that is not where the ones before ended [trial, step + 1]: after a jump of
+                the inputs.
         """
         ends = np.broadcast_to(np.asarray(times, np.float64), states.shape[:2])
-        begins = np.concatenate([ends[:, :1], ends[:, :-1]], 1)
+        begins = np.concatenate([ends[:, :1], ends[:, :-1]], 1) if begins is None else begins.astype(np.float64)
+        if stage_times is None:  # the end exactly, as a jump may come right after it
+            c = tableau.c
+            stage_times = np.where(c == 1, ends[..., None], begins[..., None] + c * (ends - begins)[..., None])
         before = _taken(states, np.tile(np.maximum(np.arange(states.shape[1]) - 1, 0), (len(states), 1)))
         return cls(tableau, begins, ends - begins, before, states, stage_times, stages)  # type: ignore[arg-type]
 

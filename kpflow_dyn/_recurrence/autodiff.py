@@ -43,12 +43,16 @@ class AutodiffTangent:
     def kick_adjoint(self, q: Array) -> Array:
         return self._apart.pull(q)[0]
 
-    write, read = kick, kick_adjoint
+    write = kick
+
+    def read(self, values: Array) -> Array:
+        return self.kick_adjoint(values)
 
     def enter(self, values: Array) -> Array:
         return values
 
-    enter_adjoint = enter
+    def enter_adjoint(self, q: Array) -> Array:
+        return q
 
     def advance(self, dz: Array) -> Array:
         return self._apart.push(None, dz)

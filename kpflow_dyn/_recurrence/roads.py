@@ -4,22 +4,19 @@ The trace knows the weight sites and is fast. Where there is none, or one that a
 the same maps are taken from autograd itself.
 """
 
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of
-from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, compare
+from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, compare, in_words
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._recurrence.autodiff import AutodiffTangent
 from kpflow_dyn._recurrence.tangent import Tangent
 
 Step = Callable[..., Array]
-PACKAGE = str(Path(__file__).parent.parent)
 
 
 def tangent_of(
@@ -56,7 +53,7 @@ def tangent_of(
     assert reason is not None
     _check_trials(solving, step, model, rows, before, apart.value)
     whole = None if alone else _whole(model, solving, step, rows, before, apart.value)
-    return AutodiffTangent(apart, whole, model.parameters, _words(reason, model.causes(apart)))
+    return AutodiffTangent(apart, whole, model.parameters, in_words(reason, model.causes(apart)))
 
 
 def sizes_of(parameters: dict[str, Array]) -> dict[str, int]:
@@ -131,17 +128,3 @@ def _check_trials(solving: Any, step: Step, model: Any, rows: Array, before: Arr
             f"a trial by itself differs from the same among the others by {error / size:.1e}: the trials influence "
             "each other, as batch statistics do, or the step is random; call model.eval(), or rewrite the step"
         )
-
-
-def _words(reason: Exception, causes: list[str]) -> str:
-    text = (str(reason).strip() or type(reason).__name__).rstrip(".")
-    if not isinstance(reason, Mismatch):
-        return text if _is_ours(reason) else f"its trace could not be analysed ({type(reason).__name__}: {text})"
-    seen = f"; the likely cause: {', '.join(causes)}" if causes else ""
-    return f"the trace is not the model: {text}{seen}"
-
-
-def _is_ours(reason: Exception) -> bool:
-    """Whether an error was raised in words, rather than by an operation that did not expect what it got."""
-    frames = traceback.extract_tb(reason.__traceback__)
-    return isinstance(reason, ValueError | TypeError) and frames[-1].filename.startswith(PACKAGE)

@@ -53,7 +53,12 @@ class Operator:
         return self._adjoint is None
 
     def mv(self, q: Array) -> Array:
-        """The image of `q` [..., *domain.shape] -> [..., *codomain.shape]; leading axes are probes."""
+        """The image of `q` [..., *domain.shape] -> [..., *codomain.shape]; leading axes are probes.
+
+        Tokens may lie on several axes, as the positions of an image do.
+        """
+        if tuple(q.shape[-len(self.domain.shape) :]) != self.domain.shape:
+            q = self.domain.with_tokens(q)
         self.domain.check(q)
         probes = tuple(q.shape[: q.ndim - len(self.domain.shape)])
         if 0 in probes:
@@ -209,15 +214,23 @@ def check_adjoint(op: Operator, seed: int | Random = 0) -> float:
     Args:
         op: A.
         seed: an int, or a `Random` to continue.
+
+    Raises:
+        ValueError: images that hold NaN or inf.
     Source: the dot-product test of Claerbout, "Earth soundings analysis" (1992).
     Example as `DiscreteAdjoint`.
     """
     rng = Random(seed)
     x, y = op.domain.normal(1, rng), op.codomain.normal(1, rng)
-    image = op.mv(x)
-    defect = op.codomain.inner(y, image) - op.domain.inner(op.T.mv(y), x)
+    image, back = op.mv(x), op.T.mv(y)
+    size = max(float(a.xp.max(abs(b))) for a, b in ((op.codomain, image), (op.domain, back)))
+    if not math.isfinite(size):
+        raise ValueError("the operator gave NaN or inf; look for them in its inputs and weights, or take float64")
+    power = 2.0 ** round(math.log2(size)) if size else 1.0
+    image, back = image / power, back / power  # so that squares stay in range
+    defect = op.codomain.inner(y, image) - op.domain.inner(back, x)
     scale = (op.codomain.inner(image, image) * op.codomain.inner(y, y)) ** 0.5
-    return float(abs(defect[0]) / scale[0]) if float(scale[0]) else float(abs(defect[0]))
+    return float(abs(defect[0]) / scale[0]) if float(scale[0]) else power * float(abs(defect[0]))
 
 
 def on_spaces(domain: Space, codomain: Space, apply: Apply, transpose: Apply) -> Operator:

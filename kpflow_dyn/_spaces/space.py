@@ -77,6 +77,18 @@ class Space:
         if None not in (place, here) and place != here:  # None: JAX may still choose
             raise ValueError(f"{what} lies on {place}, expected {here}; move it there first")
 
+    def with_tokens(self, q: Array) -> Array:
+        """Vectors whose tokens lie on several axes, as the positions of an image do, with these on one."""
+        end = q.ndim
+        for axis, n in zip(reversed(self.axes), reversed(self.shape), strict=True):
+            start = end - 1
+            while axis == "token" and start > 0 and math.prod(q.shape[start:end]) < n:
+                start -= 1
+            if start < 0 or math.prod(q.shape[start:end]) != n:
+                return q
+            end = start
+        return q.reshape((*q.shape[:end], *self.shape))
+
     def placed(self, q: Array) -> Array:
         """Vectors or blocks of them where those of this space lie: sharded by trials if these are."""
         return placed(q, self.like, -len(self.shape)) if self.shape else q

@@ -50,7 +50,7 @@ def stacked(cell: Any, x: Tensor, z: Tensor) -> Tensor:
     return torch.cat(hidden + cells, -1)
 
 
-def as_module(cell: nn.RNNBase, x: Tensor, z: Tensor) -> Tensor:
+def as_module(cell: Any, x: Tensor, z: Tensor) -> Tensor:
     """The same step by the layer itself, called on a sequence of one; for layers that only their hooks complete."""
     return over_sequence(cell, x[:, None], z)[1]
 

@@ -7,7 +7,7 @@ With S = function(model, s) in a graph, u = 0 and g = vjp(u), which is linear in
 so the second is the exact transpose of whatever the backward pass does, and no forward mode is needed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Self
@@ -21,17 +21,14 @@ from kpflow_dyn._flows.referee import Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn._torch.trace import differentiable_attention
 
+Function = Callable[[Any, Tensor], Tensor]
+
 
 class Derivative:
     """See `kpflow_dyn._flows.referee.Derivative`; what the graph keeps of the parameters are copies."""
 
-    def __init__(
-        self,
-        function: Callable[[Any, Tensor], Tensor],
-        call: nn.Module,
-        learning: Mapping[str, nn.Parameter],
-        at: Tensor,
-    ) -> None:
+    def __init__(self, function: Function, call: nn.Module, learning: Mapping[str, nn.Parameter], at: Tensor) -> None:
+        self._function, self._call, self._learning = function, call, learning
         self._keep: AbstractContextManager[Any] = _copies_of(call)
         self._like, self._parameters = at.detach(), list(learning.values())
         try:
@@ -44,11 +41,16 @@ class Derivative:
         self._double: tuple[Tensor, list[Tensor | None]] | None = None
         self._matrix: Tensor | None = None
 
-    def _record(self, function: Callable[[Any, Tensor], Tensor], call: nn.Module) -> None:
+    def _record(self, function: Function, call: nn.Module) -> None:
         with left_alone(call, values=False), self._recording():
             argument = self._like.clone().requires_grad_()
             self.states = function(call, argument)
-            self._inputs = [get_gradient_edge(tensor) for tensor in [*self._parameters, argument]]
+            edges: Any = [get_gradient_edge(tensor) for tensor in [*self._parameters, argument]]
+            self._inputs = edges
+
+    def at(self, argument: Tensor) -> "Derivative":
+        """That of the same function at another argument."""
+        return Derivative(self._function, self._call, self._learning, argument)
 
     def __deepcopy__(self, memo: object) -> Self:
         return self  # nothing changes it, and autograd's graphs cannot be copied
@@ -112,7 +114,7 @@ class Derivative:
             raise ValueError(f"reverse mode through the model failed: {error}") from error
         return list(found)
 
-    def _whole(self, gradients: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+    def _whole(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """Gradients as a vector of the parameters, and in the argument."""
         *parameters, argument = gradients
         pairs = zip(parameters, self._parameters, strict=True)

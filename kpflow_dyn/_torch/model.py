@@ -1,6 +1,6 @@
 """A torch module and the parameters of it that learn, ready to be linearised in any step that is made of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 from torch import Tensor, nn
@@ -19,10 +19,10 @@ TRACES = KeptTraces()  # of the steps of all models in this process
 
 
 class Model:
-    """A module; `parameters` are copies of those that learn, by name."""
+    """A module; `parameters` are copies of those that learn, by name, or by what `names` calls them."""
 
-    def __init__(self, call: nn.Module, params: Choice) -> None:
-        known = dict(call.named_parameters())
+    def __init__(self, call: nn.Module, params: Choice, names: Mapping[str, str] | None = None) -> None:
+        known = {(names or {}).get(name, name): value for name, value in call.named_parameters()}
         self.call = call
         self.learning = {name: known[name] for name in choose(known, params)}
         self.parameters = {name: value.detach().clone() for name, value in self.learning.items()}

@@ -1,78 +1,201 @@
-"""Trace torch models that are no steps: networks, fixed points and free-form constraints."""
+"""Models of torch that are no steps, as their users call them and traced; see `kpflow_dyn._implicit.equations`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from kpflow_dyn._backend import BACKENDS
-from kpflow_dyn._implicit.constraint import Form, TracedConstraint, check_alike, every, network_of, on_rows
-from kpflow_dyn._implicit.layout import Layout
+from kpflow_dyn._implicit.constraint import TracedConstraint, network_of, network_of_uses
+from kpflow_dyn._implicit.equations import check_alone, check_same
+from kpflow_dyn._implicit.form import Form
+from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
 from kpflow_dyn._torch.cells import initial_state
 from kpflow_dyn._torch.checks import check_module
-from kpflow_dyn._torch.trace import Applied, trace
-from kpflow_dyn.tracing._graph import Node, Role
+from kpflow_dyn._torch.model import Model
+from kpflow_dyn._torch.trace import Applied, differentiable_attention, trace
+from kpflow_dyn._torch.watching import Places, as_they_are, of_one_trial, place_of, watched
+from kpflow_dyn.tracing._graph import Role
 
 TRANSFORMS = BACKENDS["torch"].transforms
+IN_PLACE = "the model writes to its arguments in place; work on copies (x = x + ..., not x += ...)"
 
 
-def network(problem: StaticProblem) -> TracedConstraint:
-    """A feed-forward network, traced on its first trial."""
-    net, x = problem.net, problem.x
-    _check(net, x)
-    names = None if problem.state is None else _known(net, problem.state)
-    calls: list[str] = []
-    graph = trace(Applied(_watching(names or (), calls.append), net), (Role.INPUT, x[:1]))
-    named = {"": [graph.output], **_by_name(calls, graph.further)}
-    parts = None if names is None else [(name, node) for name in names for node in named.get(name, [])]
-    traced = network_of(graph, dict(net.named_parameters()), TRANSFORMS, x, parts, _of_one_trial)
-    _check_network(traced, net, x)
-    return traced
+class Network:
+    """The outputs of named modules of a network, or its own, as its state."""
+
+    form = Form.NETWORK
+
+    def __init__(self, problem: StaticProblem) -> None:
+        self.call, self.problem = problem.net, problem
+        _check(self.call, problem.x)
+        self.names = _known(self.call, problem.state or ("",))
+        with torch.no_grad(), differentiable_attention():
+            self.places, values = self._look()
+            self.start = self.places.join(values)
+            check_alone(self._alone, self.start)
+        self.layout = self.places.layout
+
+    def model(self, params: Choice) -> Model:
+        """The network with the parameters that learn."""
+        return Model(self.call, params)
+
+    def residual(self, call: nn.Module, state: Tensor) -> Tensor:
+        """S - G(S)."""
+        given = self.places.split(state)
+        found = watched(call, self.problem.x.clone(), self.names, lambda i, value: (value, given[i]))
+        return state - self.places.join([value for _, value in found])
+
+    def kicked(self, call: nn.Module, kicks: Tensor) -> Tensor:
+        """S, where each value is kicked."""
+        parts = self.places.split(kicks)
+
+        def kick(number: int, value: Tensor) -> tuple[Tensor, Tensor]:
+            return (moved := value + parts[number]), moved
+
+        found = watched(call, self.problem.x.clone(), self.names, kick)
+        return self.places.join([value for _, value in found])
+
+    def traced(self) -> TracedConstraint:
+        """Traced on its first trial."""
+        x, names = self.problem.x, [*(name for name in self.names if name), ""]
+        calls: list[str] = []
+
+        def outputs(net: nn.Module, x: Tensor) -> list[Tensor]:
+            found = watched(net, x, names, as_they_are)
+            calls[:] = [name for name, _ in found]
+            *inner, own = (value for _, value in found)
+            return [own, *inner]
+
+        graph = trace(Applied(outputs, self.call), (Role.INPUT, x[:1]))
+        if self.problem.state is None:
+            return network_of_uses(graph, TRANSFORMS, x, of_one_trial)
+        values = zip(calls, [*graph.further, graph.output], strict=True)
+        return network_of(graph, TRANSFORMS, x, [(n, v) for n, v in values if n in self.names], self.layout)
+
+    def _look(self) -> tuple[Places, list[Tensor]]:
+        """Where the trials are in the values, and these."""
+        x = self.problem.x
+        given = x.clone()
+        try:
+            of_one, of_all = (watched(self.call, rows, self.names, as_they_are) for rows in (x[:1].clone(), given))
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise ValueError(f"the network failed on x {tuple(x.shape)}: {error}") from error
+        if not torch.equal(given, x):
+            raise ValueError(IN_PLACE)
+        if not of_all:
+            raise ValueError(f"the network calls none of the modules {list(self.names)}; nothing to analyse")
+        _check_different(of_all)
+        if len(of_one) != len(of_all):
+            raise ValueError(
+                "the network calls other modules on one trial than on all: its trials influence each other"
+            )
+        pairs = zip(of_one, of_all, strict=True)
+        places = Places([place_of(name, one, whole, len(x)) for (name, one), (_, whole) in pairs])
+        return places, [value for _, value in of_all]
+
+    def _alone(self, trial: slice) -> Tensor:
+        found = watched(self.call, self.problem.x[trial].clone(), self.names, as_they_are)
+        return self.places.join([value for _, value in found])
 
 
-def fixed_point(problem: FixedPointProblem, swapped: bool) -> TracedConstraint:
-    """A map f(x, z) -> z."""
-    f, x = problem.f, problem.x
-    z0 = initial_state([getattr(f, "hidden_size", None)], _check(f, x), problem.z0)
-    step = Applied((lambda f, x, z: f(z, x)) if swapped else (lambda f, x, z: f(x, z)), f)
-    try:
-        expected = _run(step, x, z0)
-    except (RuntimeError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"f failed on x {tuple(x.shape)} and z {tuple(z0.shape)}: {error}; it is called as f(x, z), or as f(z, x) "
-            "where its parameters are called z and x"
-        ) from error
-    if tuple(expected.shape) != tuple(z0.shape):
-        raise ValueError(f"f gave {tuple(expected.shape)} for z {tuple(z0.shape)}; it must give the next z")
-    graph = trace(step, (Role.INPUT, x[:1]), (Role.STATE, z0[:1]))
-    known = dict(f.named_parameters())
-    return TracedConstraint(
-        graph, Form.FIXED_POINT, [graph.output], None, TRANSFORMS, known, [x], z0, partial(_run, step, x)
-    )
+class FixedPoint:
+    """A map f(x, z) -> z, or f(z, x) where that is swapped."""
+
+    form, layout = Form.FIXED_POINT, None
+
+    def __init__(self, problem: FixedPointProblem, swapped: bool) -> None:
+        self.call, self.problem, self.swapped = problem.f, problem, swapped
+        like = _check(self.call, problem.x)
+        self.start = initial_state([getattr(self.call, "hidden_size", None)], like, problem.z0)
+        self._check_form()
+
+    def model(self, params: Choice) -> Model:
+        """The map with the parameters that learn."""
+        return Model(self.call, params)
+
+    def residual(self, call: nn.Module, state: Tensor) -> Tensor:
+        """z - f(x, z)."""
+        return state - self._next(call, self.problem.x, state)
+
+    @torch.no_grad()
+    def at(self, state: Tensor) -> Tensor:
+        """The same without gradients."""
+        return self.residual(self.call, state)
+
+    @torch.no_grad()
+    def check(self, state: Tensor) -> None:
+        """Of the trials at a state."""
+        x = self.problem.x
+        check_alone(lambda trial: self._next(self.call, x[trial], state[trial]), state - self.at(state))
+
+    def traced(self) -> TracedConstraint:
+        """Traced on its first trial."""
+        graph = trace(Applied(self._next, self.call), (Role.INPUT, self.problem.x[:1]), (Role.STATE, self.start[:1]))
+        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, [self.problem.x])
+
+    def _check_form(self) -> None:
+        x, z = self.problem.x.clone(), self.start.clone()
+        try:
+            with torch.no_grad():
+                found = self._next(self.call, x, z)
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"f failed on x {tuple(x.shape)} and z {tuple(z.shape)}: {error}; it is called as f(x, z), or as "
+                "f(z, x) where its parameters are called z and x"
+            ) from error
+        if found.shape != z.shape:
+            raise ValueError(f"f gave {tuple(found.shape)} for z {tuple(z.shape)}; it must give the next z")
+        if not (torch.equal(x, self.problem.x) and torch.equal(z, self.start)):
+            raise ValueError(IN_PLACE)
+
+    def _next(self, call: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+        return call(z, x) if self.swapped else call(x, z)
 
 
-def free_form(problem: ImplicitProblem) -> TracedConstraint:
+class FreeForm:
     """F(S, params, x) on the whole state."""
-    state, x = problem.state, [] if problem.x is None else [problem.x]
-    call, names, as_given = _parameters(problem.params)
-    step = Applied(lambda call, s, *x: problem.F(s, as_given(call), *x), call)
-    check_module(call, state)
-    graph = trace(step, (Role.STATE, state), *((Role.INPUT, value) for value in x))
-    graph = replace(graph, parameters={node: names[name] for node, name in graph.parameters.items()})
-    if graph.output.shape != tuple(state.shape):
-        raise ValueError(f"F gave {graph.output.shape} for the state {tuple(state.shape)}; it must have its form")
-    known = {names[name]: value for name, value in call.named_parameters()}
-    return TracedConstraint(graph, Form.FREE, [graph.output], None, TRANSFORMS, known, x, state)
 
+    form, layout = Form.FREE, None
 
-@torch.no_grad()
-def _run(step: nn.Module, *rows: Tensor) -> Tensor:
-    return step(*rows)
+    def __init__(self, problem: ImplicitProblem) -> None:
+        self.problem, self.start = problem, problem.state
+        self.call, self._names, self._as_given = _parameters(problem.params)
+        self._rows = [] if problem.x is None else [problem.x]
+        check_module(self.call, self.start)
+        if (found := self.at(self.start)).shape != self.start.shape:
+            raise ValueError(
+                f"F gave {tuple(found.shape)} for the state {tuple(self.start.shape)}; it must have its form"
+            )
+
+    def model(self, params: Choice) -> Model:
+        """The parameters that learn, as the user calls them."""
+        return Model(self.call, params, self._names)
+
+    def residual(self, call: nn.Module, state: Tensor) -> Tensor:
+        """F."""
+        return self._F(call, state, *self._rows)
+
+    @torch.no_grad()
+    def at(self, state: Tensor) -> Tensor:
+        """The same without gradients."""
+        return self.residual(self.call, state)
+
+    def check(self, state: Tensor) -> None:
+        """Whether F gives the same twice."""
+        check_same(self.at(state), self.at(state), abs(state).max())
+
+    def traced(self) -> TracedConstraint:
+        """Traced as it is."""
+        graph = trace(Applied(self._F, self.call), (Role.STATE, self.start), *((Role.INPUT, x) for x in self._rows))
+        graph = replace(graph, parameters={node: self._names[name] for node, name in graph.parameters.items()})
+        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, self._rows)
+
+    def _F(self, call: nn.Module, state: Tensor, *x: Tensor) -> Tensor:
+        return self.problem.F(state, self._as_given(call), *x)
 
 
 def _parameters(params: Any) -> tuple[nn.Module, dict[str, str], Callable[[Any], Any]]:
@@ -92,61 +215,19 @@ def _parameters(params: Any) -> tuple[nn.Module, dict[str, str], Callable[[Any],
     return listed, {str(i): name for i, name in enumerate(floating)}, by_name
 
 
-def _watching(names: Sequence[str], note: Callable[[str], None]) -> Callable[..., Any]:
-    """(net, x) -> its output, followed by those of the named submodules, one for each call; `note` hears whose."""
-
-    def run(net: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-        outputs: list[Tensor] = []
-
-        def hook(name: str) -> Callable[..., None]:
-            def of(_module: nn.Module, _args: Any, out: Any) -> None:
-                note(name)
-                outputs.append(_first(out))
-
-            return of
-
-        handles = [net.get_submodule(name).register_forward_hook(hook(name)) for name in names if name]
-        try:
-            return _first(_calling(net)(net, x)), *outputs
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    return run
+def _check_different(values: Sequence[tuple[str, Tensor]]) -> None:
+    """Raise where two modules give the very same tensor: kicks to one would be kicks to the other."""
+    tensors = [value for _, value in values]
+    same = [name for name, value in values if sum(value is other for other in tensors) > 1]
+    if same:
+        raise ValueError(f"the modules {same} give the very same value; name one of them")
 
 
-def _calling(net: nn.Module) -> Callable[..., Any]:
-    if isinstance(net, nn.MultiheadAttention):
-        if not net.batch_first:
-            return lambda net, x: net(*(x.transpose(0, 1),) * 3, need_weights=False)[0].transpose(0, 1)
-        return lambda net, x: net(x, x, x, need_weights=False)
-    if isinstance(net, nn.RNNBase) and not net.batch_first:
-        return lambda net, x: net(x.transpose(0, 1))[0].transpose(0, 1)
-    return lambda net, x: net(x)
-
-
-def _first(out: Any) -> Tensor:
-    """The first tensor of what a module gives."""
-    while isinstance(out, tuple | list):
-        out = out[0]
-    if not isinstance(out, Tensor):
-        raise ValueError(f"a module gave {type(out).__name__}, expected a tensor, or a tuple that begins with one")
-    return out
-
-
-def _by_name(calls: list[str], outputs: list[Node]) -> dict[str, list[Node]]:
-    """The outputs of the calls of each submodule, in the last run of the network."""
-    named: dict[str, list[Node]] = {}
-    for name, node in zip(calls[len(calls) - len(outputs) :], outputs, strict=True):
-        named.setdefault(name, []).append(node)
-    return named
-
-
-def _known(net: nn.Module, names: Sequence[str]) -> list[str]:
+def _known(net: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
     known = [name for name, _ in net.named_modules() if name]
     if unknown := [name for name in names if name and name not in known]:
         raise ValueError(f"unknown modules {unknown}; the network has {', '.join(known)}")
-    return list(names)
+    return tuple(dict.fromkeys(names))
 
 
 def _check(net: Any, x: Tensor) -> Tensor:
@@ -157,39 +238,3 @@ def _check(net: Any, x: Tensor) -> Tensor:
     like = x if x.is_floating_point() or not floating else x.to(floating[0].dtype)
     check_module(net, like)
     return like
-
-
-def _of_one_trial(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without the batch axis of one, which products of many tokens have lost already."""
-    return shape[1:] if shape and shape[0] == 1 else shape
-
-
-def _check_network(traced: TracedConstraint, net: nn.Module, x: Tensor) -> None:
-    """Compare the traced output, and its gradient, with the network's own on all trials at once."""
-    output = traced.graph.output
-    whole = every(replace(traced, states=[output], layout=Layout(("output",), (output.shape,))))
-    names = [traced.graph.parameters[node] for node in whole.parameters]
-    values = {name: traced.known[name].detach().clone().requires_grad_() for name in names}
-    expected, theta = _first(_calling(net)(_WithValues(net, values), x)), whole.theta.requires_grad_()
-    found = on_rows(traced, lambda theta, *x: whole.direct(theta, None, *x), (None,))(theta).reshape(expected.shape)
-    check_alike(found.detach(), expected.detach())
-    generator = torch.Generator(x.device).manual_seed(1)
-    weights = torch.randn(expected.shape, generator=generator, dtype=expected.dtype, device=x.device)
-    ours = torch.autograd.grad((found * weights).sum(), theta)[0]
-    theirs = torch.autograd.grad((expected * weights).sum(), list(values.values()), allow_unused=True)
-    pairs = zip(theirs, values.values(), strict=True)
-    flat = torch.cat([torch.zeros_like(v).reshape(-1) if g is None else g.reshape(-1) for g, v in pairs])
-    if not float((ours - flat).abs().max()) <= 1e5 * torch.finfo(flat.dtype).eps * float(flat.abs().max()):
-        raise RuntimeError(
-            "the traced network has other gradients than the network; write it without torch.no_grad and the like"
-        )
-
-
-class _WithValues:
-    """A module with other values of its parameters."""
-
-    def __init__(self, module: nn.Module, values: dict[str, Tensor]) -> None:
-        self.module, self.values = module, values
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self.module, self.values, args, kwargs)

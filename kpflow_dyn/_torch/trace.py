@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kpflow_dyn
+from kpflow_dyn._torch.decompositions import DECOMPOSITIONS, WHOLE
 from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn.tracing._graph import Graph, Node, Role
 from kpflow_dyn.tracing._rules import RULES, Rule, rule_of
@@ -159,7 +160,8 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _unwound() -> Iterator[None]:
     """Close what an error inside of torch.func leaves open in torch.export, which would break all that comes later."""
-    functorch, levels = torch._C._functorch, forward_ad._current_level
+    internals: Any = torch._C
+    functorch, levels = internals._functorch, forward_ad._current_level
     inside = functorch.peek_interpreter_stack() is not None
     try:
         yield
@@ -195,43 +197,10 @@ def _where(error: BaseException) -> str:
 def _decompositions() -> dict[Any, Any]:
     table: dict[Any, Any] = dict(default_decompositions())
     del table[aten.detach.default]  # it would become a plain alias, and its derivative live again
-    table[aten.addmm.default] = table[aten.baddbmm.default] = _sum_and_product
-    table[aten.native_layer_norm.default] = _layer_norm
-    table[aten._native_batch_norm_legit_no_training.default] = _batch_norm_in_eval
-    table[aten.convolution.default] = _convolution_and_sum
+    for op in WHOLE:
+        table.pop(op, None)
+    table |= DECOMPOSITIONS
     return {op: parts for op, parts in table.items() if op.overloadpacket not in RULES}  # these stay whole
-
-
-def _convolution_and_sum(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    if bias is None:
-        return NotImplemented
-    return aten.convolution(x, weight, None, *options) + bias.reshape([-1] + [1] * (weight.ndim - 2))
-
-
-def _sum_and_product(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """Apart, since the product is one weight site and the bias another."""
-    product = left @ right if alpha == 1 else alpha * (left @ right)
-    return product + (bias if beta == 1 else beta * bias)
-
-
-def _layer_norm(x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple:
-    """Through means, which are fixed linear maps, so that the rest of the layer is elementwise."""
-    dims = list(range(-len(shape), 0))
-    mean = x.mean(dims, keepdim=True)
-    centred = x - mean
-    scale = torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
-    out = centred * scale
-    out = out if weight is None else out * weight
-    return out if bias is None else out + bias, mean, scale
-
-
-def _batch_norm_in_eval(x, weight, bias, mean, var, momentum, eps) -> tuple:
-    def along_channels(v: Tensor) -> Tensor:
-        return v.reshape([1, -1] + [1] * (x.ndim - 2))
-
-    out = (x - along_channels(mean)) * along_channels(torch.rsqrt(var + eps))
-    out = out if weight is None else out * along_channels(weight)
-    return out if bias is None else out + along_channels(bias), x.new_empty(0), x.new_empty(0)
 
 
 def _first_names(step: nn.Module) -> dict[str, str]:

@@ -11,9 +11,10 @@ from torchdiffeq import odeint
 
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
-from kpflow_dyn._problems.inputs import input_function
+from kpflow_dyn._problems.inputs import input_function, jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._torch.model import Model
+from kpflow_dyn._torch.torchdiffeq_library import between_jumps, step_beyond
 from kpflow_dyn.ode._variational import MAX_STEPS, Jump, Path, Rate, State, solve_failed
 
 Parameters = dict[str, Tensor]
@@ -28,6 +29,7 @@ class System:
         self, problem: ODEProblem, model: Model, path: Path, times: np.ndarray, alg: InterpolatingAdjoint
     ) -> None:
         self.path, self.times, self.alg = path, times, alg
+        self.stops, self.jumps = stops_of(problem), jumps_within(problem)
         self.parameters, self._f, self._x = model.parameters, problem.f, input_function(problem)
         self.size = sum(value.numel() for value in self.parameters.values())
         everything = dict(problem.f.named_parameters()) | dict(problem.f.named_buffers())
@@ -82,14 +84,32 @@ class System:
 
     def _solve(self, rate: Rate, state: State, times: np.ndarray, **options: Any) -> State:
         """The states at these times, with a time axis in front, each at the end of a step."""
+        times = between_jumps(times, self.jumps, state[0])
         t = torch.as_tensor(times, dtype=torch.float64, device=state[0].device)
         # What torchdiffeq reads inside of a step is less accurate than its ends.
-        options = {"step_t": t[1:], "norm": _norm, "max_num_steps": MAX_STEPS, **options}
+        stops = np.union1d(times[1:], self.stops)
+        where = {"step_t": torch.as_tensor(np.setdiff1d(stops, self.jumps)), "jump_t": torch.as_tensor(self.jumps)}
+        options = {**where, "norm": _norm, "max_num_steps": MAX_STEPS + len(self.stops), **options}
+        rate = _Stopping(rate, stops, 1 if times[-1] > times[0] else -1)
         try:
             found = odeint(rate, state, t, rtol=self.alg.rtol, atol=self.alg.atol, method="dopri5", options=options)
         except AssertionError as error:
             raise solve_failed(f"between t = {times[0]:.6g} and {times[-1]:.6g}, {error}") from error
         return cast("State", found)
+
+
+class _Stopping:
+    """A rate as torchdiffeq calls it, which counts time upward also where it runs backward."""
+
+    def __init__(self, rate: Rate, stops: np.ndarray, direction: int) -> None:
+        self.rate, self.stops, self.direction = rate, set((direction * stops).tolist()), direction
+
+    def __call__(self, t: Tensor, state: State) -> State:
+        return self.rate(t, state)
+
+    def callback_step(self, t: Tensor, state: State, dt: Tensor) -> None:
+        """See `step_beyond`."""
+        step_beyond(self.stops, self.direction * t, dt)
 
 
 def _norm(parts: State) -> Tensor:

@@ -23,9 +23,9 @@ class ReachableAngles:
 
     Attributes:
         angles: principal angles between the two spans, ascending, in radians [trial, time, angle]: 0 for a direction
-            that they share.
+            that they share. NaN where the Gramian or the NTK is zero, which has no directions.
         share: which part of each mode lies in the span of the Gramian's directions, its squared projection
-            [trial, time, mode].
+            [trial, time, mode]; NaN as the angles.
 
     Example as `reachable_angles`.
     """
@@ -81,6 +81,8 @@ def reachable_angles(modes: Modes, gram: Gramian, rank: int | None = None) -> Re
     flat = leading.values.reshape((-1, units, rank))
     angles = np.stack([subspace_angles(patterns, span)[::-1] for span in flat])
     share = ((np.swapaxes(flat, 1, 2) @ patterns) ** 2).sum(1)
+    none = (gram.eigenvalues.values <= 0).all(-1).reshape((-1, 1)) | (to_numpy(modes.values) <= 0).all()
+    angles, share = (np.where(none, np.nan, found) for found in (angles, share))
     coords = {name: leading.coords[name] for name in lead if name in leading.coords}
     shape = leading.shape[:-2]
     return ReachableAngles(

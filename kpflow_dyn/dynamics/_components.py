@@ -104,7 +104,9 @@ def participation_ratio(states: Array | Solution, *, weights: Any = None) -> Est
     >>> round(float(participation_ratio(states)), 6)
     2.0
     """
-    covariance = _Samples(states, weights).covariance
+    samples = _Samples(states, weights)
+    size = np.abs(samples.centred).max()
+    covariance = samples.of(samples.centred / (size or 1.0))  # squares of small states may be zero
     square = (covariance**2).sum()
     return Estimate(float(np.trace(covariance) ** 2 / square) if square else 0.0, 0.0, 0, "exact")
 
@@ -126,8 +128,17 @@ class _Samples:
         shares = _shares(weights, array.shape[:2])[..., None]
         self.mean = (shares * array).sum((0, 1))
         self.centred = array - self.mean
-        rows = (np.sqrt(shares) * self.centred).reshape(-1, array.shape[2])
-        self.covariance = rows.T @ rows
+        self._shares = shares
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """[unit, unit]."""
+        return self.of(self.centred)
+
+    def of(self, centred: np.ndarray) -> np.ndarray:
+        """The covariance of centred states [trial, time, unit]."""
+        rows = (np.sqrt(self._shares) * centred).reshape(-1, centred.shape[2])
+        return rows.T @ rows
 
 
 def _checked(states: Array) -> np.ndarray:

@@ -141,7 +141,8 @@ def fixed_points(
 
     Raises:
         TypeError: of a problem without dynamics.
-        ValueError: starts or inputs of another width or not finite, or options that are not positive.
+        ValueError: starts or inputs of another width or not finite, a start at which the Jacobian is NaN or inf, or
+            options that are not positive.
 
     Warns:
         UserWarning: when no start came to a point; the result is empty.
@@ -163,6 +164,7 @@ def fixed_points(
     inputs = like_numpy(constant_inputs(problem, x, len(z)), z)
     with full_precision(z):
         search = _Search(problem, inputs, z)
+        search.check_starts()
         ends = minimise(search.residual, z, iterations, problem.backend.transforms.compiled)
         numbers, counts = search.distinct(ends, slow, unique)
         if not len(numbers):
@@ -193,6 +195,16 @@ class _Search:
         """`residual` in float64."""
         r, J = self.residual(numbers, like_numpy(z, self.start))
         return to_numpy(r).astype(np.float64), to_numpy(J).astype(np.float64)
+
+    def check_starts(self) -> None:
+        """Raise where F is a number at a start and its Jacobian is not."""
+        r, J = self.in_numpy(np.arange(len(self.start)), to_numpy(self.start))
+        for n in np.flatnonzero(np.isfinite(r).all(1) & ~np.isfinite(J).all((1, 2)))[:1]:
+            raise ValueError(
+                f"the Jacobian at start {n}, z = {np.array2string(to_numpy(self.start)[n], threshold=8)}, holds NaN or "
+                "inf, though the model gives numbers there; where and sqrt pass on derivatives of what they leave out, "
+                "so keep the argument of sqrt or a division away from zero, or start elsewhere"
+            )
 
     def distinct(self, z: np.ndarray, slow: float, unique: float) -> tuple[np.ndarray, np.ndarray]:
         """Which ends are points, each once, and how many starts led there; the most visited first."""
@@ -255,7 +267,7 @@ class _Search:
             candidate = to_numpy(like_numpy(z - step, self.start)).astype(np.float64)
             r_next, J_next = self.in_numpy(numbers, candidate)
             change = ((r**2).sum(1) - (r_next**2).sum(1)) / 2
-            better = (change > 0) & (np.linalg.norm(step, axis=1) <= unique)
+            better = (change > 0) & (np.linalg.norm(step, axis=1) <= unique) & np.isfinite(J_next).all((1, 2))
             if not better.any():
                 break
             dq = np.where(better, change, dq)

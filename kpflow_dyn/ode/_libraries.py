@@ -78,7 +78,8 @@ class Library(Protocol):
     chooses_steps  whether an algorithm that it accepts chooses its steps; if not, `options.steps` are always given.
                    TypeError or ValueError for one that cannot be used, saying what can.
     solve          the steps and states of a problem whose field has been checked, at `times`, which increase from t0 to
-                   the end; `rate_of(problem)` is its right-hand side. In torch all trials share their steps, as a field
+                   the end; `rate_of(problem)` is its right-hand side. Where the algorithm chooses its steps, one must
+                   end at each of `stops_of(problem)`; given ones do. In torch all trials share their steps, as a field
                    has one time for all of them; in JAX they do on a span (`problem.is_span`). `Failed` where it does
                    not reach the end, or the state does not stay finite.
 

@@ -5,9 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from kpflow_dyn._arrays import eps_of
 from kpflow_dyn._problems.checks import check_times
+from kpflow_dyn._problems.inputs import stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn.ode._libraries import Library, Options
+
+MAX_STEPS = 4096  # beside one for each time at which a step should end
 
 
 def options_of(problem: ODEProblem, given: dict[str, Any]) -> Options:
@@ -16,14 +20,17 @@ def options_of(problem: ODEProblem, given: dict[str, Any]) -> Options:
     if unknown := set(given) - set(known):
         raise TypeError(f"solve got the unknown options {sorted(unknown)}, expected some of {', '.join(known)}")
     double = str(problem.z0.dtype).endswith("float64")
-    defaults = {"rtol": 1e-6 if double else 1e-4, "atol": 1e-8 if double else 1e-6, "max_steps": 4096, "steps": None}
+    defaults: dict[str, Any] = {"rtol": 1e-6 if double else 1e-4, "atol": 1e-8 if double else 1e-6, "steps": None}
+    defaults["max_steps"] = MAX_STEPS + len(stops_of(problem))
     options = Options(**{**defaults, **given})
     for name in ("rtol", "atol"):
         value = getattr(options, name)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
             raise ValueError(f"{name} is {value!r}, expected a positive number; the default is {defaults[name]}")
     if not isinstance(options.max_steps, int) or isinstance(options.max_steps, bool) or options.max_steps < 1:
-        raise ValueError(f"max_steps is {options.max_steps!r}, expected a positive integer; the default is 4096")
+        raise ValueError(
+            f"max_steps is {options.max_steps!r}, expected a positive integer; the default is {defaults['max_steps']}"
+        )
     return options
 
 
@@ -41,15 +48,27 @@ def _step_times(problem: ODEProblem, steps: Any, adaptive: bool, max_steps: int,
             f"{method} does not choose its steps; on a span pass steps= (a length, or the times to step to), or give a "
             "grid t"
         )
+    if steps is None and adaptive:
+        return None
     if steps is None:
-        times = None if adaptive else problem.t
+        times = problem.t
     elif isinstance(steps, int | float | np.number) and not isinstance(steps, bool):
         times = _on_grid(_constant_steps(t0, end, float(steps), max_steps), problem.t)
     else:
         times = _on_grid(_given_steps(t0, end, steps), problem.t)
-    if times is not None:
-        _check_count(len(times) - 1, max_steps)
+    if steps is None or callable(problem.x):  # who gives the steps decides how finely samples are seen
+        times = _with_stops(times, problem)
+    _check_count(len(times) - 1, max_steps)
     return times
+
+
+def _with_stops(times: np.ndarray, problem: ODEProblem) -> np.ndarray:
+    """The times and the stops; where both are the same but for the round-off of the state's dtype, the stop alone."""
+    stops = stops_of(problem)
+    if not len(stops):
+        return times
+    same = 4 * eps_of(problem.z0) * np.abs(times).max()
+    return np.union1d(times[np.abs(times - _nearest(times, stops)) > same], stops)
 
 
 def _check_count(count: float, max_steps: int) -> None:
@@ -67,9 +86,15 @@ def _constant_steps(t0: float, end: float, length: float, max_steps: int) -> np.
 
 def _on_grid(times: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """The times, those of them that are times of the grid but for round-off being exactly these."""
-    right = np.clip(np.searchsorted(grid, times), 1, len(grid) - 1)
-    nearest = np.where(times - grid[right - 1] < grid[right] - times, grid[right - 1], grid[right])
+    nearest = _nearest(times, grid)
     return np.where(np.abs(times - nearest) <= _round_off(grid), nearest, times)
+
+
+def _nearest(times: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The time of an increasing grid that is nearest to each of the times."""
+    right = np.searchsorted(grid, times)
+    left, right = np.maximum(right - 1, 0), np.minimum(right, len(grid) - 1)
+    return np.where(times - grid[left] < grid[right] - times, grid[left], grid[right])
 
 
 def _round_off(grid: np.ndarray) -> float:

@@ -46,6 +46,7 @@ class Certificate(Generic[Result]):
 
     def __init__(self, operator: Counted, tol: float, rng: Random, what: str) -> None:
         self.operator, self.tol, self.rng, self.what = operator, tol, rng, what
+        self.incomplete = False  # whether copies of a repeated eigenvalue may be missing
 
     def tolerances(self, krylov: Krylov, k: int, tol: float) -> Array | float:
         """The residuals |A v - l v| / |l_1| of the leading pairs to iterate to."""
@@ -64,7 +65,13 @@ class Certificate(Generic[Result]):
         raise NotImplementedError
 
     def warn(self, found: Result) -> None:
-        """Say how many did not converge, and what to do."""
+        """Say how many did not converge or may be missing, and what to do."""
+        if self.incomplete:
+            warnings.warn(
+                f"as many {self.what} agree as there were random rows, and {found.calls} calls did not show whether "
+                "more copies are missing; give a larger block or maxiter",
+                stacklevel=5,
+            )
         done, worst, asymmetry = to_numpy(found.converged), float(found.residuals.max()), self.operator.asymmetry
         advice = "raise maxiter or tol, or work in float64"
         if asymmetry:

@@ -52,6 +52,7 @@ class Krylov:
         """Take given rows, or random ones."""
         if start is None:
             self.inject(block)
+            self.random_rows = self.pending.shape[0]
         else:
             floor = DEPENDENT * float(row_norms(start).max())
             self.pending, _c, _r = orthonormalise(start, [self.known], floor)
@@ -67,7 +68,6 @@ class Krylov:
         fresh, _c, _r = orthonormalise(self.rng.normal((rows, n), self.pending), others, DEPENDENT)
         self.pending = concat([self.pending, fresh])
         self.coupling = concat([self.coupling, self._uncoupled(fresh.shape[0])])
-        self.random_rows += fresh.shape[0]
 
     def expand(self) -> None:
         """Apply the operator to the active rows and make them part of the basis."""
@@ -127,8 +127,18 @@ class Krylov:
         if bool((relative(held, self.norm) > tol).any()):
             self.parked = 0
 
+    def settled(self, k: int, tol: float) -> bool:
+        """Whether the value after the k wanted ones is known well enough to stay behind them."""
+        if self.size <= k:
+            return not self.active
+        ahead = float(self.wanted(self.values[k - 1 : k])[0] - self.wanted(self.values[k : k + 1])[0])
+        return float(self.residuals()[k]) * self.norm <= ahead + tol * self.norm
+
     def doubtful(self, k: int, width: float) -> bool:
-        """Whether as many wanted values agree as there were random rows, so that further copies may be missing."""
+        """Whether as many wanted values agree as there were random rows at first, so that copies may be missing.
+
+        Rows that came later have not been iterated as long, and do not count.
+        """
         copies = self.random_rows
         if copies == 0 or copies > k:
             return copies == 0

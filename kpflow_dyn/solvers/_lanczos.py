@@ -30,8 +30,9 @@ class BlockLanczos:
     From start rows Q_1 the basis grows by A Q_j = H Q + R Q_{j+1} (A acts on rows); the eigenpairs of the small
     matrix H = Q A Q^T, solved in float64, give Ritz pairs. A full basis is cut to the k + max(block, k/4) leading
     Ritz vectors. Residuals cannot show that a copy of a repeated eigenvalue is missing: c random start rows find at
-    most c copies. So when c of the wanted pairs agree to twice the tolerance, further random rows are tried for six
-    steps, and the iteration goes on with them if they improve any wanted pair.
+    most c copies. So when c of the wanted pairs agree to twice the tolerance, further random rows are tried, for six
+    steps and until the value after the wanted ones is known to stay behind them. The iteration goes on with these rows
+    if they improve any wanted pair. Where `maxiter` ends this, a warning says that copies may be missing.
 
     Args:
         block: rows in a call of the operator. Small blocks need fewest applications, large ones fewest calls: about
@@ -97,7 +98,8 @@ class BlockLanczos:
             ValueError: k out of range, NaN or inf or a wrong shape from `apply`, or an operator that is not symmetric.
 
         Warns:
-            UserWarning: some pairs did not reach the tolerance; they are returned flagged. So are pairs of an operator
+            UserWarning: copies of a repeated eigenvalue may be missing, as `maxiter` ended the search for them; or
+                some pairs did not reach the tolerance; they are returned flagged. So are pairs of an operator
                 that is only nearly symmetric, to 1% of |A q|, where that keeps them from it.
         """
         check_which(which)
@@ -253,16 +255,27 @@ class _Run(Generic[Result]):
         """Whether random rows, orthogonal to all that is known, improve a wanted pair in a few steps."""
         krylov = self.krylov
         if krylov.operator.calls >= self.alg.maxiter:
+            self.certificate.incomplete = True
             return False
         known, norm = krylov.values[: self.k], krylov.norm
+
+        def improved() -> bool:
+            gain = krylov.wanted(krylov.values[: self.k]) - krylov.wanted(known)
+            return bool((gain > self.alg.tol * norm).any())
+
         krylov.park()
         krylov.inject(TEST_COLUMNS)
         for _ in range(TEST_STEPS):
             if not krylov.active:
                 break
             self.step()
-        gain = krylov.wanted(krylov.values[: self.k]) - krylov.wanted(known)
-        return bool((gain > self.alg.tol * norm).any())
+        krylov.parked = 0
+        while not improved() and krylov.active and not krylov.settled(self.k, self.alg.tol):
+            if krylov.operator.calls >= self.alg.maxiter:
+                self.certificate.incomplete = True
+                return False
+            self.step()
+        return improved()
 
 
 def check_request(k: int, start: Array | None, known: Array) -> None:

@@ -59,6 +59,9 @@ class Moments:
         method: how they were found.
         floor: relative round-off, the least relative error that is reported.
 
+    Raises:
+        ValueError: moments that are not finite, or a square that is zero where the trace is not.
+
     Example as `solvers.Hutchinson`.
     """
 
@@ -68,6 +71,18 @@ class Moments:
     applications: int
     method: str
     floor: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.means).all() and np.isfinite(self.covariance).all()):
+            raise ValueError(
+                f"the moments {np.asarray(self.means)} are not finite: the operator gave NaN or inf, or its squares "
+                "leave the range of float64; look at its inputs and weights, or divide it by a power of two"
+            )
+        if not self.count and len(self.means) == 2 and self.means[0] and not self.means[1]:
+            raise ValueError(
+                f"tr A is {self.means[0]:.3g} and |A|_F^2 is zero: squares of the operator are below what float64 "
+                "holds; multiply it by a power of two"
+            )
 
     @property
     def trace(self) -> Estimate:

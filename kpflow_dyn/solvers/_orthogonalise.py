@@ -14,6 +14,7 @@ Which = Literal["LA", "SA", "LM"]
 ORDERS: dict[str, Callable[[Array], Array]] = {"LA": lambda x: x, "SA": lambda x: -x, "LM": abs}
 """How much an eigenvalue is wanted."""
 
+MOST_PASSES = 3  # after the first
 ILL_CONDITIONED = 1e-10  # smallest eigenvalue of a Gram matrix with unit diagonal for which Cholesky is trusted
 
 
@@ -81,6 +82,8 @@ def relative(residuals: Array, norm: float) -> Array:
 def orthonormalise(w: Array, basis: list[Array], floor: float) -> tuple[Array, Array, Array]:
     """Write w = c basis + r q with rows q orthonormal to each other and to `basis`, in two passes: q, c and r.
 
+    Rows that are almost in the basis, such as those of round-off, take a third one.
+
     Rows w [b, n] whose rest is not larger than `floor` count as dependent: q [p, n] has then fewer rows. c [b, rows of
     basis] and r [b, p] are float64; r is triangular for independent rows.
 
@@ -88,11 +91,14 @@ def orthonormalise(w: Array, basis: list[Array], floor: float) -> tuple[Array, A
     """
     rest, c = project_out(w, basis)
     q, r = _orthonormal_rows(rest, basis, floor)
-    if not q.shape[0]:
-        return q, c, r
-    rest, correction = project_out(q, basis)
-    q, second = _cholesky_rows(rest, gram(rest, rest))
-    return q, c + r @ correction, r @ second
+    for _ in range(MOST_PASSES if q.shape[0] else 0):
+        rest, correction = project_out(q, basis)
+        g = gram(rest, rest)
+        q, again = _cholesky_rows(rest, g)
+        c, r = c + r @ correction, r @ again
+        if float(array_namespace(g).min(array_namespace(g).linalg.diagonal(g))) > 0.5:
+            break  # nothing was left in the basis
+    return q, c, r
 
 
 def _orthonormal_rows(w: Array, basis: list[Array], floor: float) -> tuple[Array, Array]:

@@ -26,7 +26,8 @@ class TaskData:
         dt: milliseconds between two times, or None where the source does not say.
 
     Raises:
-        TypeError, ValueError: arrays that are no finite numbers of these shapes.
+        TypeError, ValueError: arrays that are no finite numbers of these shapes; targets may hold NaN where the mask is
+            zero.
 
     >>> TaskData(np.zeros((8, 60, 2)), targets=np.ones((8, 60, 1))).mask is None
     True
@@ -170,12 +171,16 @@ def check_arrays(arrays: dict[str, np.ndarray], where: object) -> None:
                 f"{name} in {where} must be {axes}, not empty, with the trials and times of inputs; "
                 f"got {array.shape} beside inputs {shape}"
             )
-        _check_numbers(name, array, where)
+    everywhere = np.ones(shape[:2], bool)
+    for name, array in arrays.items():
+        counts = arrays["mask"] != 0 if name == "targets" and "mask" in arrays else everywhere
+        _check_numbers(name, array, counts, where)
 
 
-def _check_numbers(name: str, array: np.ndarray, where: object) -> None:
+def _check_numbers(name: str, array: np.ndarray, counts: np.ndarray, where: object) -> None:
+    """Raise unless there are real numbers, and finite ones at the trials and times that count."""
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} in {where} must hold real numbers, got dtype {array.dtype}")
-    if not (finite := np.isfinite(array)).all():
+    if not (finite := np.isfinite(array) | ~counts.reshape(counts.shape + (1,) * (array.ndim - 2))).all():
         first = tuple(int(index) for index in np.argwhere(~finite)[0])
         raise ValueError(f"{name} in {where} has a NaN or infinity, first at {first}; remove or replace such trials")

@@ -60,7 +60,8 @@ class Graph:
     """Nodes in topological order; `output` is the next state, or what a network gives.
 
     `parameters` maps a node to its parameter's name, `values` holds copies of all parameters and constants; `further`
-    are outputs beside the first; `named` those of submodules that were asked for, one for each call.
+    are outputs beside the first; `named` those of submodules that were asked for, by name, one for each call in their
+    order.
     """
 
     nodes: list[Node]
@@ -68,7 +69,7 @@ class Graph:
     parameters: dict[Node, str]
     values: dict[Node, Value]
     further: list[Node] = field(default_factory=list)
-    named: dict[str, list[Node]] = field(default_factory=dict)
+    named: list[tuple[str, Node]] = field(default_factory=list)
 
 
 def run(nodes: Iterable[Node], env: dict[Node, Value]) -> dict[Node, Value]:
@@ -105,6 +106,15 @@ def ancestors(targets: Iterable[Node], stop: Iterable[Node] = ()) -> set[Node]:
             seen.add(node)
             todo.extend([] if node in walls else node.operands)
     return seen
+
+
+def descendants(graph: Graph, sources: Iterable[Node]) -> set[Node]:
+    """The sources and everything that is computed from them."""
+    found = set(sources)
+    for node in graph.nodes:
+        if any(operand in found for operand in node.operands):
+            found.add(node)
+    return found
 
 
 def _nodes(tree: Any) -> Iterable[Node]:

@@ -1,0 +1,142 @@
+"""Two roads to a linearised constraint: its trace, which autograd through the model checks, and autograd alone."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
+from kpflow_dyn._backend import Values
+from kpflow_dyn._flows.referee import Mismatch, ask, check_transpose, compare, compare_gradients, in_words
+from kpflow_dyn._implicit.constraint import named_states
+from kpflow_dyn._implicit.linearised import Linearised, own_of, whole_of
+from kpflow_dyn._implicit.solutions import ConstraintSolution, NetworkSolution
+from kpflow_dyn._implicit.traced import Traced
+from kpflow_dyn._problems.choice import Choice
+from kpflow_dyn.tracing._rows import split
+
+
+def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
+    """A solution's derivatives in the parameters that learn, by its trace where autograd says the same."""
+    model = sol.equations.model(params)
+    if isinstance(sol, NetworkSolution) and sol.of_uses:
+        return _still(sol, model)
+    own = own_of(sol.equations, model, sol.state)
+    for derivative in own.derivatives.values():
+        _check_unchanged(derivative.value, sol.state)
+    if sol.traced is None:
+        return replace(own, untraced=sol.untraced)
+    answers = {name: ask(derivative) for name, derivative in own.derivatives.items()}
+    try:
+        found = Traced(sol.traced, model.parameters, sol.state)
+        for name, answer in answers.items():
+            compare(getattr(found, name), answer, _sizes(model))
+        _check_sites(found)
+    except Exception as error:  # whatever stops the trace, autograd answers
+        return replace(own, untraced=in_words(error, model.causes(own.derivatives["apart"])))
+    return found
+
+
+def _still(sol: NetworkSolution, model: Any) -> Linearised:
+    """The outputs of all uses of weights; those that autograd found right at the solve where the same learn."""
+    known, now = sol.checked, model.parameters
+    if (
+        known is not None
+        and list(known.parameters) == list(now)
+        and all(bool((value == now[name]).all()) for name, value in known.parameters.items())
+    ):
+        return known
+    try:
+        return uses_of_weights(sol, model)
+    except Mismatch as error:
+        raise ValueError(
+            f"the trace of the solution is not the network (any more): {error}; solve again, or name the modules whose "
+            "outputs are wanted in `state`"
+        ) from error
+
+
+def uses_of_weights(sol: NetworkSolution, model: Any) -> Traced:
+    """A network whose state only the trace knows; a `Mismatch` where its output is not that of autograd."""
+    equations, traced = sol.equations, sol.traced
+    assert traced is not None and equations.layout is not None
+    own = whole_of(equations, model, equations.start)
+    _check_unchanged(own.value, equations.start)
+    seen = Traced(traced.at_output(equations.layout), model.parameters, equations.start)
+    found = Traced(traced, model.parameters, sol.state)
+    assert seen.whole is not None and found.whole is not None
+    compare(seen.whole, ask(own), _sizes(model))
+    random = Random(4)
+    for pair in (found.apart, found.whole):
+        q, kicks = (random.normal((1, *sol.state.shape), like=sol.state) for _ in range(2))
+        theta = random.normal((1, sum(_sizes(model).values())), like=sol.state)
+        check_transpose(q, pair.push(theta, kicks), pair.pull(q), (theta, kicks))
+    _check_sites(found)
+    return found
+
+
+def states_of_network(
+    sol: NetworkSolution, learnable: list[str], called: Callable[..., Array], gradient: Callable[..., Array]
+) -> Callable[[Values], Array]:
+    """The states of a network as a function of these of its parameters by name, by a call of the network itself.
+
+    Where only the trace knows the states it is the trace.
+
+    Args:
+        called: (function, values, argument) -> function(model, argument) where the parameters have these values.
+        gradient: (function(theta) -> number, theta) -> its gradient.
+
+    Raises:
+        ValueError: where a call has other gradients than the model itself.
+    """
+    if not learnable:
+        return lambda _values: sol.state
+    model, zeros = sol.equations.model(learnable), array_namespace(sol.state).zeros_like(sol.state)
+    if sol.of_uses:
+        assert sol.traced is not None
+        return named_states(sol.traced, list(model.parameters))
+
+    def states(values: Values) -> Array:
+        return called(sol.equations.kicked, values, zeros)
+
+    q, expected, _ = ask(whole_of(sol.equations, model, sol.state)).probe
+    try:
+        found = _gradient(states, q[0], model.parameters, gradient)
+        compare_gradients(to_numpy(found), to_numpy(expected[0]), _sizes(model))
+    except Mismatch as error:
+        raise ValueError(
+            f"a call of the network with other parameters is not the network: {error}; write it without what reaches a "
+            "parameter by another way than its name"
+        ) from error
+    return states
+
+
+def _gradient(states: Callable[[Values], Array], q: Array, parameters: Values, gradient: Callable[..., Array]) -> Array:
+    """That of <q, states> in the parameters [p]."""
+    names, like = list(parameters), list(parameters.values())
+    theta = array_namespace(q).concat([value.reshape(-1) for value in like])
+    return gradient(lambda theta: (q * states(dict(zip(names, split(theta, like), strict=True)))).sum(), theta)
+
+
+def _check_sites(found: Traced) -> None:
+    """Raise a `Mismatch` unless parameters enter F through the weight sites alone: B V = -D_theta F."""
+    if not found.outputs:
+        raise Mismatch("no weight meets data in it")
+    theta = Random(5).normal((1, *found.row.theta.shape), like=found.row.theta)
+    kick = found.apart.parameters.push(theta)
+    error, size = (float(abs(q).max()) for q in (found.enter.push(found.write.push(theta)) - kick, kick))
+    if not error <= 1e4 * eps_of(kick) * max(size, 1e-300):
+        raise Mismatch(f"its weight sites give {error / max(size, 1e-300):.1e} less than all of its gradient")
+
+
+def _sizes(model: Any) -> dict[str, int]:
+    return {name: math.prod(value.shape) for name, value in model.parameters.items()}
+
+
+def _check_unchanged(found: Array, state: Array) -> None:
+    """Raise where the model does not give the solved state any more."""
+    error, size = float(abs(found - state).max()), max(1.0, float(abs(state).max()))
+    if not error <= 1e4 * eps_of(state) * size:
+        raise ValueError(
+            f"the model differs from the solved state by {error / size:.1e} of its size: its parameters changed after "
+            "solve (solve again), or it is random"
+        )

@@ -1,0 +1,88 @@
+"""The derivatives of a traced constraint, each that of a function of its rows, made when it is first applied."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace, empty_row, like_numpy, placed
+from kpflow_dyn._flows.sites import WeightSite
+from kpflow_dyn._implicit.constraint import Constraint, ConstraintSite, TracedConstraint, direct, on_rows
+from kpflow_dyn._implicit.form import Form
+from kpflow_dyn._implicit.linearised import Map, Pair
+from kpflow_dyn.tracing._uses import Use
+
+Function = Callable[[Array], Array]
+
+
+class Traced:
+    """See `Linearised`."""
+
+    untraced = ""
+
+    def __init__(self, traced: TracedConstraint, parameters: dict[str, Array], state: Array) -> None:
+        self.traced, self.row = traced, Constraint(traced, parameters)
+        self.parameters, self.state, self.outputs = parameters, state, sum(self.row.sizes)
+        self.apart, self.whole = self._apart(), None
+        if traced.form is Form.NETWORK:
+            self.whole = self._whole()
+
+    def _apart(self) -> Pair:
+        """S_0 - F, where kicks at the uses are zero."""
+        theta, state, row, zeros = self.row.theta, self.state, self.row, self.row.no_kicks()
+        of_theta = on_rows(self.traced, lambda theta, s, *x: s - row.residual(theta, s, zeros, *x), (None, 0))
+        residual = on_rows(self.traced, lambda s, *x: -row.residual(theta, s, zeros, *x), (0,))
+        parameters = self._map(lambda theta: of_theta(theta, state), theta)
+        return Pair(lambda: of_theta(theta, state), parameters, self._map(residual, state))
+
+    def _whole(self) -> Pair:
+        """The state of a network."""
+        theta, row, zeros = self.row.theta, self.row, array_namespace(self.state).zeros_like(self.state)
+        of_theta = direct(self.traced, row)
+        of_kicks = on_rows(self.traced, lambda kicks, *x: row.direct(theta, kicks, *x), (0,))
+        return Pair(lambda: of_theta(theta), self._map(of_theta, theta), self._map(of_kicks, zeros))
+
+    @property
+    def write(self) -> Map:
+        """What all uses give."""
+        outputs, state = on_rows(self.traced, self.row.outputs, (None, 0)), self.state
+        return self._map(lambda theta: outputs(theta, state), self.row.theta)
+
+    @property
+    def enter(self) -> Map:
+        """Kicks at the uses."""
+        theta, state, row = self.row.theta, self.state, self.row
+        minus = on_rows(self.traced, lambda kicks, s, *x: -row.residual(theta, s, kicks, *x), (0, 0))
+        rows = () if self.traced.form is Form.FREE else (len(state),)
+        zeros = like_numpy(np.zeros((*rows, self.outputs)), state)
+        return self._map(lambda kicks: minus(kicks, state), placed(zeros, empty_row(state, bool(rows)), -zeros.ndim))
+
+    def _map(self, function: Function, point: Array) -> Map:
+        """The derivative of a function at a point."""
+        maps = cache(lambda: self.traced.transforms.linearised(function, point))
+        return Map(lambda q: maps()[0](q), lambda q: maps()[1](q))
+
+    # Weight sites
+
+    def sites(self, measure: Array | None) -> list[WeightSite]:
+        """One for each weight, with the variables of all of its uses as rows; and one for each opaque use."""
+        found = on_rows(self.traced, self.row.variables, (0,))(self.state)
+        found = [V[None] for V in found] if self.traced.form is Form.FREE else found
+        variables = dict(zip(self.row.uses, found, strict=True))
+        return [_with_variables(site, variables, measure) for site in self.row.sites()]
+
+
+def _with_variables(site: ConstraintSite, variables: dict[Use, Array], measure: Array | None) -> WeightSite:
+    """A weight with its variables on all rows [trial, ...]."""
+    (first, *_), weight, entries = site.terms, site.weight, site.entries
+    name, found = site.name, [variables[term.use] for term in site.terms]
+    if site.kind == "opaque":
+        return WeightSite(name, site.kind, weight, found[0], entries, measure)
+    if site.kind == "scale":
+        rows = [v[:, None, term.elements] for v, term in zip(found, site.terms, strict=True)]
+    else:
+        rows = [v[:, term.matrix] for v, term in zip(found, site.terms, strict=True)]
+        name = name if found[0].shape[1] == 1 else f"{name}[{first.matrix}]"
+        weight, entries = weight.T, entries.T
+    V = array_namespace(weight).concat(rows, axis=1)
+    return WeightSite(name, site.kind, weight, V, entries, measure)
