@@ -110,8 +110,8 @@ class Solving(Protocol):
 
     roll_out            The states [trial, time, unit] of a `DiscreteProblem`, and its start [trial, unit].
     run                 The states z_n = step(model, row_n, z_{n-1}) [trial, time, ...] of rows [trial, time, ...];
-                        z is the first.  Here and in `each_step` the step is called as the framework calls models:
-                        on all trials in torch, one in JAX.
+                        z is the first, and kicks are added to what each step gives. Here and in `each_step` the step
+                        is called as the framework calls models: on all trials in torch, one in JAX.
     each_step           step(model, row_n, before_n) [trial, time, ...] for known states before each step. With a
                         `count` this many rows count, what stands at others is of no use, and it has no gradient.
     rounded             `count` or somewhat more, so that solves of similar lengths share one compiled program.
@@ -126,7 +126,9 @@ class Solving(Protocol):
     """
 
     def roll_out(self, problem: Any) -> tuple[Array, Array]: ...
-    def run(self, step: Callable[..., Array], model: Any, rows: Array, z: Array) -> Array: ...
+    def run(
+        self, step: Callable[..., Array], model: Any, rows: Array, z: Array, kicks: Array | None = None
+    ) -> Array: ...
     def each_step(self, step: Callable, model: Any, rows: Array, before: Array, count: int | None = None) -> Array: ...
     def rounded(self, count: int) -> int: ...
     def without_gradients(self) -> AbstractContextManager[Any]: ...

@@ -28,14 +28,17 @@ def roll_out(problem: DiscreteProblem) -> tuple[jax.Array, jax.Array]:
 
 
 @eqx.filter_jit
-def run(step: Step, cell: Any, x: jax.Array, z0: jax.Array) -> jax.Array:
-    """The states z_1 ... z_T [trial, time, unit] of inputs [trial, time, input] from z_0."""
+def run(step: Step, cell: Any, x: jax.Array, z0: jax.Array, kicks: jax.Array | None = None) -> jax.Array:
+    """The states z_1 ... z_T [trial, time, unit] of inputs [trial, time, input] from z_0, kicked after each step."""
 
-    def over_trials(z: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def over_trials(z: jax.Array, at: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+        x_t, kick = at
         z = jax.vmap(lambda x, z: step(cell, x, z))(x_t, z)
+        z = z if kick is None else z + kick
         return z, z
 
-    return lax.scan(over_trials, z0, x.swapaxes(0, 1))[1].swapaxes(0, 1)
+    by_times = jax.tree.map(lambda values: values.swapaxes(0, 1), (x, kicks))
+    return lax.scan(over_trials, z0, by_times)[1].swapaxes(0, 1)
 
 
 def check_step(step: Step, cell: Any, x: jax.Array, z: jax.Array) -> None:

@@ -83,14 +83,10 @@ def _whole(model: Any, solving: Any, step: Step, rows: Array, before: Array, aft
 
     The kicks are such that the states pass through those before each step, where these are not quite those after.
     """
-    units, concat = before.shape[-1], array_namespace(before).concat
-    kicks = concat([before[:, 1:] - after[:, :-1], 0 * after[:, -1:]], axis=1)
-
-    def kicked(call: Any, row: Array, z: Array) -> Array:
-        return step(call, row[..., :-units], z) + row[..., -units:]
+    kicks = array_namespace(before).concat([before[:, 1:] - after[:, :-1], 0 * after[:, -1:]], axis=1)
 
     def states(call: Any, kicks: Array) -> Array:
-        return solving.run(kicked, call, concat([rows, kicks], axis=-1), before[:, 0])
+        return solving.run(step, call, rows, before[:, 0], kicks)
 
     return model.derivative(states, kicks)
 

@@ -19,11 +19,11 @@ def roll_out(problem: DiscreteProblem) -> tuple[Tensor, Tensor]:
     return state, z0
 
 
-def run(step: Step, cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
-    """The states z_1 ... z_T [trial, time, unit] of inputs [trial, time, input] from z_0."""
+def run(step: Step, cell: nn.Module, x: Tensor, z: Tensor, kicks: Tensor | None = None) -> Tensor:
+    """The states z_1 ... z_T [trial, time, unit] of inputs [trial, time, input] from z_0, kicked after each step."""
     states = []
-    for x_t in x.unbind(1):
-        z = step(cell, x_t, z)
+    for t, x_t in enumerate(x.unbind(1)):
+        z = step(cell, x_t, z) if kicks is None else step(cell, x_t, z) + kicks[:, t]
         states.append(z)
     return torch.stack(states, 1)
 
