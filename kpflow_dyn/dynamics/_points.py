@@ -162,7 +162,7 @@ def fixed_points(
             raise ValueError(f"{name} is {value!r}, expected a positive number")
     problem, z, states = posed(model, x, starts, noise, seed)
     inputs = like_numpy(constant_inputs(problem, x, len(z)), z)
-    with full_precision(z):
+    with full_precision(z), problem.backend.models.left_alone(problem.model):
         search = _Search(problem, inputs, z)
         search.check_starts()
         ends = minimise(search.residual, z, iterations, problem.backend.transforms.compiled)
