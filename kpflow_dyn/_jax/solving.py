@@ -62,11 +62,11 @@ def default_algorithm() -> Any:
     return Tsit5()
 
 
-def variational_system(*args: Any) -> Any:
+def variational_system(*args: Any, own: bool) -> Any:
     """A `System`."""
-    from kpflow_dyn._jax.variational import System
+    from kpflow_dyn._jax.variational import OwnSystem, System
 
-    return System(*args)
+    return (OwnSystem if own else System)(*args)
 
 
 def rate_of(problem: ODEProblem) -> Callable[[jax.Array, jax.Array], jax.Array]:

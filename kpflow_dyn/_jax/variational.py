@@ -11,8 +11,9 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from kpflow_dyn._backend import BACKENDS, Transforms
+from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
+from kpflow_dyn._jax import reverse
 from kpflow_dyn._jax.checks import with_parameters
 from kpflow_dyn._jax.diffrax_library import beside, stopping
 from kpflow_dyn._jax.field import Field
@@ -47,7 +48,7 @@ class FieldOf(eqx.Module):
 class System(eqx.Module):
     """See `kpflow_dyn.ode._variational.System`; the parameters are flat [p]."""
 
-    transforms: ClassVar[Transforms] = BACKENDS["jax"].transforms
+    transforms: ClassVar[Any] = BACKENDS["jax"].transforms
 
     of: FieldOf  # the field by its parameters
     path: Path
@@ -131,6 +132,12 @@ class System(eqx.Module):
             throw=False,
         )
         return jax.tree.map(lambda values: values[-1], solved.ys), solved.result == diffrax.RESULTS.successful
+
+
+class OwnSystem(System):
+    """The same for a field without a forward mode."""
+
+    transforms: ClassVar[Any] = reverse
 
 
 @eqx.filter_jit

@@ -53,7 +53,8 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
 def flow_of_equations(sol: ODESolution, params: Choice, weights: Weights, alg: InterpolatingAdjoint) -> ODEFlow:
     """Sensitivities of the equation, by solves of their own."""
     model = _model(sol, params)
-    return _flow_at_nodes(sol, model, weights, maps := Variational(sol, model, alg), maps)
+    field = _field_tangent(sol, model)
+    return _flow_at_nodes(sol, model, weights, field, maps := _equations(sol, model, field, alg), maps)
 
 
 def flow_through_solver(sol: ODESolution, params: Choice, weights: Weights) -> ODEFlow:
@@ -67,13 +68,15 @@ def flow_through_solver(sol: ODESolution, params: Choice, weights: Weights) -> O
     model = _model(sol, params)
     maps = tracing.ThroughSolver(sol, model)
     check_states(maps.state, sol.state, 10 * sol.options["rtol"])
-    return _flow_at_nodes(sol, model, weights, maps, Variational(sol, model, TIGHT[str(sol.state.dtype)]))
-
-
-def _flow_at_nodes(sol: ODESolution, model: Any, weights: Weights, maps: Sensitivity, along: Variational) -> ODEFlow:
-    """The flow of maps between the nodes, which are no recurrence of steps."""
     field = _field_tangent(sol, model)
-    _check_equations(along, field, sol, model)
+    along = _equations(sol, model, field, TIGHT[str(sol.state.dtype)])
+    return _flow_at_nodes(sol, model, weights, field, maps, along)
+
+
+def _flow_at_nodes(
+    sol: ODESolution, model: Any, weights: Weights, field: Tangent, maps: Sensitivity, along: Propagation
+) -> ODEFlow:
+    """The flow of maps between the nodes, which are no recurrence of steps."""
     state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
     J = on_spaces(parameter_space(field), state, maps.jvp, maps.vjp)
     return ODEFlow(
@@ -87,17 +90,24 @@ def _flow_at_nodes(sol: ODESolution, model: Any, weights: Weights, maps: Sensiti
     )
 
 
-def _check_equations(along: Variational, field: Tangent, sol: ODESolution, model: Any) -> None:
-    """Raise unless the equations differentiate the field as autograd does at the nodes, where `field` is checked."""
+def _equations(sol: ODESolution, model: Any, field: Tangent, alg: InterpolatingAdjoint) -> Variational:
+    """Equations that differentiate the field as autograd does at the nodes, where `field` is checked.
+
+    By function transforms, which are fast; or else by reverse mode through the model itself.
+    """
     (q,) = drawn([(1, *sol.state.shape)], sol.state)
-    try:
-        found = along.field_at(sol.state)
-        compare(found, Answer(field.next_state, Probe(q, *field.step_vjp(q))), sizes_of(model.parameters))
-    except Exception as error:
-        raise ValueError(
-            f"variational equations do not have the derivative of f that autograd through it has: {error}. Solve with "
-            "a Runge-Kutta method, and linearize with sensealg=DiscreteAdjoint()"
-        ) from error
+    answer, reason = Answer(field.next_state, Probe(q, *field.step_vjp(q))), None
+    for own in (False, True):
+        try:
+            found = Variational(sol, model, alg, own)
+            compare(found.field_at(sol.state), answer, sizes_of(model.parameters))
+            return found
+        except Exception as error:  # function transforms refuse a field in many ways
+            reason = error
+    raise ValueError(
+        f"variational equations do not have the derivative of f that autograd through it has: {reason}. Solve with a "
+        "Runge-Kutta method, and linearize with sensealg=DiscreteAdjoint()"
+    ) from reason
 
 
 def tangent_of_accepted_steps(sol: ODESolution, params: Choice) -> Tangent:

@@ -41,11 +41,11 @@ def default_algorithm() -> str:
     return "dopri5"
 
 
-def variational_system(*args: Any) -> Any:
+def variational_system(*args: Any, own: bool) -> Any:
     """A `System`."""
-    from kpflow_dyn._torch.variational import System
+    from kpflow_dyn._torch.variational import OwnSystem, System
 
-    return System(*args)
+    return (OwnSystem if own else System)(*args)
 
 
 def rate_of(problem: ODEProblem) -> Callable[[Tensor, Tensor], Tensor]:

@@ -1,6 +1,7 @@
 """Variational and adjoint equations of an ODE in torch, solved by torchdiffeq's dopri5."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +14,8 @@ from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._problems.inputs import input_function, jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._torch import reverse
+from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn._torch.model import Model
 from kpflow_dyn._torch.torchdiffeq_library import between_jumps, step_beyond
 from kpflow_dyn.ode._variational import MAX_STEPS, Jump, Path, Rate, State, solve_failed
@@ -23,7 +26,7 @@ Parameters = dict[str, Tensor]
 class System:
     """See `kpflow_dyn.ode._variational.System`; the parameters are by name."""
 
-    transforms = BACKENDS["torch"].transforms
+    transforms: Any = BACKENDS["torch"].transforms
 
     def __init__(
         self, problem: ODEProblem, model: Model, path: Path, times: np.ndarray, alg: InterpolatingAdjoint
@@ -96,6 +99,44 @@ class System:
         except AssertionError as error:
             raise solve_failed(f"between t = {times[0]:.6g} and {times[-1]:.6g}, {error}") from error
         return cast("State", found)
+
+
+class OwnSystem(System):
+    """The same by autograd through the module itself, with the parameters and buffers as they were."""
+
+    transforms = reverse
+
+    def __init__(self, problem: ODEProblem, model: Model, *how: Any) -> None:
+        super().__init__(problem, model, *how)
+        self._kept = self.parameters | self._others
+        self.parameters = dict(model.learning)
+
+    def field(self, t: Tensor) -> Callable[[Tensor, Parameters], Tensor]:
+        x = () if self._x is None else (self._x(t),)
+        return lambda z, _values: self._f(t, z, *x)
+
+    def solved(self, equation: Callable[..., Tensor], block: Tensor) -> Tensor:
+        with self._as_they_were():
+            return super().solved(equation, block)
+
+    def each_node(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        with self._as_they_were():
+            return super().each_node(function, *values)
+
+    @contextmanager
+    def _as_they_were(self) -> Iterator[None]:
+        live = dict(self._f.named_parameters()) | dict(self._f.named_buffers())
+        now = {name: tensor.data for name, tensor in live.items()}
+        with left_alone(self._f, values=False):
+            try:
+                for name, tensor in live.items():
+                    tensor.data = self._kept[name]
+                for parameter in self.parameters.values():
+                    parameter.requires_grad_(True)
+                yield
+            finally:
+                for name, tensor in live.items():
+                    tensor.data = now[name]
 
 
 class _Stopping:

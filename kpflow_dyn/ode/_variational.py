@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy
-from kpflow_dyn._backend import Transforms
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._problems.solutions import ODESolution, check_states
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
@@ -60,7 +59,7 @@ class System(Protocol):
 
     States are tuples of arrays [probe, ...], and the time of a rate is 0-dim.
 
-    transforms   those of the framework.
+    transforms   jvp, vjp and vmap of the framework, or by reverse mode alone.
     path         z(t).
     times        t_0 and the nodes.
     parameters   those that learn, in a form that the transforms take.
@@ -73,7 +72,7 @@ class System(Protocol):
     solved       equation(self, block); RuntimeError by `solve_failed` where a solve does not reach its end.
     """
 
-    transforms: Transforms
+    transforms: Any
     path: Path
     times: Any
     parameters: Any
@@ -169,10 +168,11 @@ class FieldAtNodes:
 class Variational:
     """J, J^T, P_node and its transpose by adaptive solves, on blocks [probe, ...], all transposes plain."""
 
-    def __init__(self, sol: ODESolution, model: Any, alg: InterpolatingAdjoint) -> None:
-        self.path = path_of(sol, alg)
+    def __init__(self, sol: ODESolution, model: Any, alg: InterpolatingAdjoint, own: bool = False) -> None:
+        """With `own` derivatives by reverse mode alone, through the model itself."""
+        self.path, system = path_of(sol, alg), sol.problem.backend.solving.variational_system
         times = np.append(sol.problem.t[0], np.asarray(sol.t, np.float64))
-        self._system: System = sol.problem.backend.solving.variational_system(sol.problem, model, self.path, times, alg)
+        self._system: System = system(sol.problem, model, self.path, times, alg, own=own)
 
     def jvp(self, theta: Array) -> Array:
         """J theta [probe, trial, time, unit] of parameters [probe, p]."""
