@@ -19,6 +19,10 @@ from kpflow_dyn._problems.checks import check_finite
 PACKAGE = str(Path(__file__).parent.parent)
 ROUNDING = 1e4  # of a gradient, in units of the dtype's round-off
 FLOOR = 1e3  # the same of the largest gradient: small ones may be differences of large terms
+NOT_LINEAR = (
+    "the model's backward pass is not linear, so it is no derivative: {}. Take out what clips gradients or depends on "
+    "their values, and compute all of the model in the precision of its states"
+)
 
 
 class Probe(NamedTuple):

@@ -24,9 +24,9 @@ def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
     own = own_of(sol.equations, model, sol.state)
     for derivative in own.derivatives.values():
         _check_unchanged(derivative.value, sol.state)
+    answers = {name: ask(derivative) for name, derivative in own.derivatives.items()}
     if sol.traced is None:
         return replace(own, untraced=sol.untraced)
-    answers = {name: ask(derivative) for name, derivative in own.derivatives.items()}
     try:
         found = Traced(sol.traced, model.parameters, sol.state)
         for name, answer in answers.items():

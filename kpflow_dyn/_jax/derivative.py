@@ -16,7 +16,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Rows
 from kpflow_dyn._arrays.memory import GIB, bytes_of, in_blocks, require
-from kpflow_dyn._flows.referee import Mismatch, Probe, check_transpose, drawn
+from kpflow_dyn._flows.referee import NOT_LINEAR, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._jax.equations import custom_functions
 from kpflow_dyn._jax.failures import explained, first_line
 
@@ -141,7 +141,7 @@ class Derivative:
         try:
             self._check(forward)
         except Mismatch as error:
-            raise ValueError(f"the model's backward pass is not linear, so it is no derivative: {error}") from error
+            raise ValueError(NOT_LINEAR.format(error)) from error
         return forward
 
     def _by_matrix(self, matrix: jax.Array) -> Rows:

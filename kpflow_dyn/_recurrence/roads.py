@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of
+from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
 from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, compare, in_words
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._recurrence.autodiff import AutodiffTangent
@@ -51,7 +51,13 @@ def tangent_of(
     except Exception as error:  # whatever stops a trace, autograd answers
         reason = error
     assert reason is not None
-    _check_trials(solving, step, model, rows, before, apart.value)
+    _check_apart(solving, step, model, rows, before, apart.value)
+    if not any(to_numpy(gradient).any() for gradient in answer.probe[1:]):
+        raise ValueError(
+            "the states have no derivative, neither in their past nor in a parameter that learns: autograd through the "
+            f"model gives zeros alone ({in_words(reason, [])}); look for argmax, .detach(), no_grad or numpy in it, or "
+            "give it a straight-through gradient"
+        )
     whole = None if alone else _whole(model, solving, step, rows, before, apart.value)
     return AutodiffTangent(apart, whole, model.parameters, in_words(reason, model.causes(apart)))
 
@@ -118,13 +124,16 @@ def check_as_called(model: Any, tangent: Tangent, outputs: Callable[..., Array],
         )
 
 
-def _check_trials(solving: Any, step: Step, model: Any, rows: Array, before: Array, after: Array) -> None:
-    """Raise where the first trial by itself goes elsewhere than among the others."""
-    with solving.without_gradients():
-        alone = solving.each_step(step, model.call, rows[:1], before[:1])
-    error, size = float(abs(alone - after[:1]).max()), max(1.0, float(abs(after).max()))
-    if not error <= 1e4 * eps_of(after) * size:
-        raise ValueError(
-            f"a trial by itself differs from the same among the others by {error / size:.1e}: the trials influence "
-            "each other, as batch statistics do, or the step is random; call model.eval(), or rewrite the step"
-        )
+def _check_apart(solving: Any, step: Step, model: Any, rows: Array, before: Array, after: Array) -> None:
+    """Raise where the first or the last trial by itself, its last step first, is not what it is among the others."""
+    backward, size = np.arange(rows.shape[1])[::-1].copy(), max(1.0, float(abs(after).max()))
+    for trial in (slice(0, 1), slice(len(rows) - 1, len(rows))):
+        with solving.without_gradients():
+            alone = solving.each_step(step, model.call, rows[trial][:, backward], before[trial][:, backward])
+        error = float(abs(alone - after[trial][:, backward]).max())
+        if not error <= 1e4 * eps_of(after) * size:
+            raise ValueError(
+                f"a step of one trial by itself differs from the same among the others by {error / size:.1e}: the "
+                "trials influence each other, as batch statistics do, or the step remembers what it was called with "
+                "before, or it is random; call model.eval(), or rewrite the step"
+            )

@@ -20,6 +20,10 @@ def check_module(cell: object, x: Tensor) -> nn.Module:
             raise TypeError(f"parameter {name} is {tensor.dtype} but x is {x.dtype}; use cell.to(x.dtype) or x.to(...)")
         if tensor.device != x.device:
             raise ValueError(f"parameter {name} lies on {tensor.device} but x on {x.device}; move one with .to(device)")
+        if tensor.is_inference():
+            raise ValueError(
+                f"parameter {name} was made in torch.inference_mode(), so it has no gradients; make it outside"
+            )
         if not torch.isfinite(tensor).all():
             raise ValueError(f"parameter {name} holds NaN or inf; load a healthy checkpoint")
     for name, module in cell.named_modules():
@@ -40,5 +44,15 @@ def _check_dropout(name: str, module: nn.Module) -> None:
         raise ValueError(
             f"{name} drops out with p = {rate} in train mode, so its step is random; call cell.eval() first"
         )
-    if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        _check_statistics(name, module)
+
+
+def _check_statistics(name: str, module: nn.modules.batchnorm._BatchNorm) -> None:
+    if module.training:
         raise ValueError(f"{name} is a BatchNorm in train mode, which couples the trials; call cell.eval() first")
+    if module.running_mean is None:
+        raise ValueError(
+            f"{name} is a BatchNorm without running statistics, which couples the trials in eval mode as well; make it "
+            "with track_running_stats=True, or take a LayerNorm"
+        )

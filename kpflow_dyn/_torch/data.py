@@ -18,10 +18,11 @@ def is_own(value: Any) -> bool:
 
 
 def as_floats(values: Any, what: str, axes: str) -> Tensor:
-    """The tensor itself."""
+    """The tensor itself; of one made in inference mode, which autograd refuses, a copy."""
     if not isinstance(values, Tensor):
         raise TypeError(f"{what} is {type(values).__name__}, expected a torch tensor {axes}")
-    return values
+    with torch.inference_mode(False):
+        return values.clone() if values.is_inference() else values
 
 
 as_rows = as_floats

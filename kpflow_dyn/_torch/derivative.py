@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
 from kpflow_dyn._arrays.memory import bytes_of, require
-from kpflow_dyn._flows.referee import Mismatch, Probe, check_transpose, drawn
+from kpflow_dyn._flows.referee import NOT_LINEAR, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn._torch.trace import differentiable_attention
 
@@ -112,7 +112,7 @@ class Derivative:
             found = torch.autograd.grad(self.states, self._inputs, q, retain_graph=True, allow_unused=True, **options)
         except RuntimeError as error:
             raise ValueError(f"reverse mode through the model failed: {error}") from error
-        return list(found)
+        return [g.to_dense() if g is not None and g.is_sparse else g for g in found]
 
     def _whole(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """Gradients as a vector of the parameters, and in the argument."""
@@ -141,7 +141,7 @@ class Derivative:
         except Mismatch as error:
             if self._matrix is None:
                 raise
-            raise ValueError(f"the model's backward pass is not linear, so it is no derivative: {error}") from error
+            raise ValueError(NOT_LINEAR.format(error)) from error
 
     def _doubled(self, theta: Tensor, argument: Tensor) -> Tensor:
         assert self._double is not None

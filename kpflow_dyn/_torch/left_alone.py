@@ -1,13 +1,16 @@
 """Leave a torch module as it was: what a forward pass changes in it is taken back."""
 
+import random
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-CONTAINERS = (dict, list, set)
+CONTAINERS = (dict, list, set, deque)
 
 
 @contextmanager
@@ -24,7 +27,7 @@ def left_alone(model: Any, values: bool = True) -> Iterator[None]:
     numbers = [tensor.detach().clone() for tensor in tensors] if values else []
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     devices = sorted({tensor.device.index for tensor in tensors if tensor.is_cuda})
-    with torch.random.fork_rng(devices):
+    with _random_states_kept(), torch.random.fork_rng(devices):
         try:
             yield
         finally:
@@ -32,24 +35,41 @@ def left_alone(model: Any, values: bool = True) -> Iterator[None]:
                 _restore(module, attributes, contents)
             for parameter, gradient, requires_grad in gradients:
                 parameter.grad = gradient
-                parameter.requires_grad_(requires_grad)
+                if parameter.requires_grad != requires_grad:
+                    parameter.requires_grad_(requires_grad)
             _restore_numbers(tensors, numbers)
 
 
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Those of Python and numpy, from which a forward may draw."""
+    python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+
+
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
-    """The containers among its attributes, each with a copy."""
-    return [(value, value.copy()) for value in vars(module).values() if isinstance(value, CONTAINERS)]
+    """The containers among its attributes, and those inside of them, each with a copy."""
+    found: dict[int, Any] = {}
+    waiting = list(vars(module).values())
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (*CONTAINERS, tuple)) and id(value) not in found:
+            found[id(value)] = value
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+    return [(value, value.copy()) for value in found.values() if isinstance(value, CONTAINERS)]
 
 
 def _restore(module: nn.Module, attributes: dict[str, Any], contents: list[tuple[Any, Any]]) -> None:
     vars(module).clear()
     vars(module).update(attributes)
     for container, kept in contents:
-        if isinstance(container, list):
-            container[:] = kept
-        else:
-            container.clear()
-            container.update(kept)
+        container.clear()
+        add = container.extend if isinstance(container, list | deque) else container.update
+        add(kept)
 
 
 @torch.no_grad()
