@@ -19,6 +19,7 @@ from kpflow_dyn._problems.checks import check_finite
 PACKAGE = str(Path(__file__).parent.parent)
 ROUNDING = 1e4  # of a gradient, in units of the dtype's round-off
 FLOOR = 1e3  # the same of the largest gradient: small ones may be differences of large terms
+NOT_FINITE = "the derivative of the model holds NaN or inf; look at its weights, or for a sqrt(0)"
 NOT_LINEAR = (
     "the model's backward pass is not linear, so it is no derivative: {}. Take out what clips gradients or depends on "
     "their values, and compute all of the model in the precision of its states"
@@ -85,7 +86,7 @@ def ask(own: Derivative) -> Answer:
         check_finite(argument[0], "the derivative of the step")
     for gradient in (theta, argument):
         if not np.isfinite(to_numpy(gradient)).all():
-            raise ValueError("the derivative of the model holds NaN or inf; look at its weights, or for a sqrt(0)")
+            raise ValueError(NOT_FINITE)
     return answer
 
 
@@ -105,9 +106,14 @@ def compare(found: Linearisation, answer: Answer, sizes: dict[str, int]) -> None
 
 
 def check_transpose(q: Array, pushed: Array, pulled: Sequence[Array], moved: Sequence[Array]) -> None:
-    """Raise a `Mismatch` unless <q, pushed> is <pulled, moved>: what q pulls back, and where the moved are pushed."""
+    """Raise a `Mismatch` unless <q, pushed> is <pulled, moved>: what q pulls back, and where the moved are pushed.
+
+    A ValueError where they are not finite.
+    """
     states, *pairs = [tuple(map(to_numpy, pair)) for pair in [(q, pushed), *zip(pulled, moved, strict=True)]]
     terms = [_dot(*states), *(-_dot(*pair) for pair in pairs)]
+    if not np.isfinite(terms).all():
+        raise ValueError(NOT_FINITE)
     size = sum(map(abs, terms)) + _norm(states[0]) * _norm(pairs[-1][1])
     if not abs(sum(terms)) <= ROUNDING * eps_of(states[0]) * size:
         raise Mismatch(
