@@ -18,7 +18,7 @@ from kpflow_dyn.solvers._results import Eigenpairs, Triplets
 
 Callback = Callable[[int, np.ndarray], None]
 
-TEST_COLUMNS, TEST_STEPS = 8, 6
+TEST_ROWS = 4  # random rows that look for missed pairs
 WORKING = 4  # blocks of rows around a basis: images and what orthogonalising them takes
 CLUSTER = 2  # eigenvalues closer than this many tolerances count as one: each is off by at most one
 
@@ -30,9 +30,9 @@ class BlockLanczos:
     From start rows Q_1 the basis grows by A Q_j = H Q + R Q_{j+1} (A acts on rows); the eigenpairs of the small
     matrix H = Q A Q^T, solved in float64, give Ritz pairs. A full basis is cut to the k + max(block, k/4) leading
     Ritz vectors. Residuals cannot show that a copy of a repeated eigenvalue is missing: c random start rows find at
-    most c copies. So when c of the wanted pairs agree to twice the tolerance, further random rows are tried, for six
-    steps and until the value after the wanted ones is known to stay behind them. The iteration goes on with these rows
-    if they improve any wanted pair. Where `maxiter` ends this, a warning says that copies may be missing.
+    most c copies. So when c of the wanted pairs agree to twice the tolerance, further random rows are iterated beside
+    them, until these improve a wanted pair, and all goes on with it, or have converged to a value behind the wanted
+    ones. Where `maxiter` ends this, a warning says that copies may be missing.
 
     Args:
         block: rows in a call of the operator. Small blocks need fewest applications, large ones fewest calls: about
@@ -186,7 +186,7 @@ def _columns(alg: BlockLanczos, k: int, block: int) -> int:
 def _fitting(alg: BlockLanczos, k: int, block: int, known: Array) -> int:
     """The same, fewer where a memory budget allows no more."""
     keep, row = _kept(k, block), bytes_of(known.shape[1], known)
-    columns, around = _columns(alg, k, block), keep + WORKING * block
+    columns, around = _columns(alg, k, block), keep + WORKING * max(block, TEST_ROWS)
     require(
         (keep + block + around) * row,
         f"the vectors of k = {k} pairs with block = {block}",
@@ -194,6 +194,15 @@ def _fitting(alg: BlockLanczos, k: int, block: int, known: Array) -> int:
     )
     left = budget()
     return columns if left is None else min(columns, left // row - around)
+
+
+def _halfway(columns: int, k: int, block: int, known: Array) -> int:
+    """The rows of a basis after a restart amid a few test rows: half of those behind the wanted pairs, if they fit."""
+    left, keep = budget(), _kept(k, block)
+    most = (k + columns) // 2
+    if left is not None:
+        most = min(most, left // bytes_of(known.shape[1], known) - columns - WORKING * max(block, TEST_ROWS))
+    return max(keep, most)
 
 
 class _Run(Generic[Result]):
@@ -210,6 +219,7 @@ class _Run(Generic[Result]):
     ) -> None:
         self.alg, self.krylov, self.certificate, self.k, self.block = alg, krylov, certificate, k, block
         self.columns, self.keep, self.callback = _fitting(alg, k, block, krylov.known), _kept(k, block), callback
+        self.halfway = _halfway(self.columns, k, block, krylov.known)
 
     def certified(self) -> Result:
         """Converge, look for missed pairs, certify; once more from the true residuals while that helps."""
@@ -241,41 +251,37 @@ class _Run(Generic[Result]):
             krylov.unpark(k, 0.9 * wanted)
             if not krylov.active:
                 krylov.inject(self.block)
-            self.step()
+            self.step(self.keep)
             if self.callback is not None:
                 self.callback(krylov.operator.calls, to_numpy(krylov.residuals()[:k]))
 
-    def step(self) -> None:
-        """Expand once, after a restart where the basis is full."""
+    def step(self, keep: int) -> None:
+        """Expand once, after a restart with so many Ritz vectors where the basis is full."""
         if self.krylov.size + self.krylov.active > self.columns:
-            self.krylov.restart(self.keep)
+            self.krylov.restart(keep)
         self.krylov.expand()
 
     def misses(self) -> bool:
-        """Whether random rows, orthogonal to all that is known, improve a wanted pair in a few steps."""
-        krylov = self.krylov
-        if krylov.operator.calls >= self.alg.maxiter:
-            self.certificate.incomplete = True
-            return False
-        known, norm = krylov.values[: self.k], krylov.norm
+        """Whether random rows, orthogonal to all that is known, improve a wanted pair before they have converged.
 
-        def improved() -> bool:
-            gain = krylov.wanted(krylov.values[: self.k]) - krylov.wanted(known)
-            return bool((gain > self.alg.tol * norm).any())
-
+        The basis is cut to the wanted pairs first: a value behind them that converged long ago says nothing of the new
+        rows.
+        """
+        krylov, k, tol = self.krylov, self.k, self.alg.tol
+        krylov.restart(k)
+        known = krylov.values
         krylov.park()
-        krylov.inject(TEST_COLUMNS)
-        for _ in range(TEST_STEPS):
-            if not krylov.active:
+        krylov.inject(TEST_ROWS)
+        while krylov.active and not krylov.better(known, tol):
+            enough = krylov.enough(k, tol)
+            if krylov.converged(k + 1, enough):
                 break
-            self.step()
-        krylov.parked = 0
-        while not improved() and krylov.active and not krylov.settled(self.k, self.alg.tol):
             if krylov.operator.calls >= self.alg.maxiter:
                 self.certificate.incomplete = True
                 return False
-            self.step()
-        return improved()
+            krylov.unpark(k + 1, 0.9 * enough)
+            self.step(self.halfway)
+        return krylov.better(known, tol)
 
 
 def check_request(k: int, start: Array | None, known: Array) -> None:
