@@ -13,7 +13,7 @@ from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._arrays.dots import gram, to_double
 from kpflow_dyn.solvers import BlockLanczos, Dense, FastestBlock
 from kpflow_dyn.solvers._certify import CHECKS
-from kpflow_dyn.solvers._orthogonalise import combine, orthonormalise
+from kpflow_dyn.solvers._orthogonalise import combine, descending_eigh, orthonormalise
 
 __all__ = ["library"]
 
@@ -474,6 +474,21 @@ def test_orthonormalise_needs_its_second_pass():
     w = rng.standard_normal((4, 6)) @ basis + 1e-8 * rng.standard_normal((4, 80))
     q, _c, _r = orthonormalise(w, [basis], 1e-14)
     assert np.abs(q @ basis.T).max() < 1e-15
+
+
+def test_a_decomposition_that_does_not_converge_is_taken_in_the_other_order(monkeypatch):
+    """As happens to some matrices with many equal eigenvalues: LAPACK then decomposes the same with rows reversed."""
+    matrix, eigh = dense_symmetric(np.arange(8.0)), np.linalg.eigh
+
+    def fails_on_this_order(given):
+        if np.allclose(given, matrix):
+            raise np.linalg.LinAlgError("Eigenvalues did not converge")
+        return eigh(given)
+
+    monkeypatch.setattr(np.linalg, "eigh", fails_on_this_order)
+    values, vectors = descending_eigh(matrix)
+    np.testing.assert_allclose(values, np.arange(8)[::-1], atol=1e-12)
+    np.testing.assert_allclose(matrix @ vectors, vectors * values, atol=1e-12)
 
 
 def test_orthonormalise_drops_dependent_rows():
