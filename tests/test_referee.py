@@ -379,6 +379,14 @@ def test_what_has_no_fixed_meaning_is_refused() -> None:
             kp.linearize(kp.solve(kp.DiscreteProblem(cell, inputs(), z0)))
 
 
+@pytest.mark.parametrize("name", ["aliases in a list", "a global"])
+def test_a_gradient_flow_does_not_move_half_of_a_parameter(name: str) -> None:
+    solution = kp.solve(kp.DiscreteProblem(make(name), inputs()))
+    loss = kp.squared_error(torch.zeros(TRIALS, TIMES, UNITS, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"w.weight is off by .* by another way than its name"):
+        kp.gradient_flow(solution, loss, 1.0)
+
+
 def test_a_layer_with_a_forward_of_its_own() -> None:
     class Squashed(nn.GRU):
         def forward(self, x, h=None):

@@ -5,15 +5,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
+from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of
 from kpflow_dyn._backend import Values
-from kpflow_dyn._flows.referee import Mismatch, ask, check_transpose, compare, compare_gradients, in_words
+from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, check_transpose, compare, in_words
 from kpflow_dyn._implicit.constraint import named_states
 from kpflow_dyn._implicit.linearised import Linearised, own_of, whole_of
 from kpflow_dyn._implicit.solutions import ConstraintSolution, NetworkSolution
 from kpflow_dyn._implicit.traced import Traced
 from kpflow_dyn._problems.choice import Choice
-from kpflow_dyn.tracing._rows import split
 
 
 def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
@@ -75,46 +74,22 @@ def uses_of_weights(sol: NetworkSolution, model: Any) -> Traced:
 
 
 def states_of_network(
-    sol: NetworkSolution, learnable: list[str], called: Callable[..., Array], gradient: Callable[..., Array]
-) -> Callable[[Values], Array]:
+    sol: NetworkSolution, learnable: list[str], called: Callable[..., Array]
+) -> tuple[Callable[[Values], Array], Values, Derivative | None]:
     """The states of a network as a function of these of its parameters by name, by a call of the network itself.
 
-    Where only the trace knows the states it is the trace.
+    And these, with the derivative that it must have, by autograd; None where only the trace knows the states, and gives
+    them.
 
     Args:
         called: (function, values, argument) -> function(model, argument) where the parameters have these values.
-        gradient: (function(theta) -> number, theta) -> its gradient.
-
-    Raises:
-        ValueError: where a call has other gradients than the model itself.
     """
-    if not learnable:
-        return lambda _values: sol.state
     model, zeros = sol.equations.model(learnable), array_namespace(sol.state).zeros_like(sol.state)
     if sol.of_uses:
         assert sol.traced is not None
-        return named_states(sol.traced, list(model.parameters))
-
-    def states(values: Values) -> Array:
-        return called(sol.equations.kicked, values, zeros)
-
-    q, expected, _ = ask(whole_of(sol.equations, model, sol.state)).probe
-    try:
-        found = _gradient(states, q[0], model.parameters, gradient)
-        compare_gradients(to_numpy(found), to_numpy(expected[0]), _sizes(model))
-    except Mismatch as error:
-        raise ValueError(
-            f"a call of the network with other parameters is not the network: {error}; write it without what reaches a "
-            "parameter by another way than its name"
-        ) from error
-    return states
-
-
-def _gradient(states: Callable[[Values], Array], q: Array, parameters: Values, gradient: Callable[..., Array]) -> Array:
-    """That of <q, states> in the parameters [p]."""
-    names, like = list(parameters), list(parameters.values())
-    theta = array_namespace(q).concat([value.reshape(-1) for value in like])
-    return gradient(lambda theta: (q * states(dict(zip(names, split(theta, like), strict=True)))).sum(), theta)
+        return named_states(sol.traced, list(model.parameters)), model.parameters, None
+    own = whole_of(sol.equations, model, sol.state)
+    return lambda values: called(sol.equations.kicked, values, zeros), model.parameters, own
 
 
 def _check_sites(found: Traced) -> None:

@@ -33,7 +33,15 @@ def changed(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
 
 def copied(model: Any) -> Any:
     """A module of its own, which the user's training does not reach; what is no module stays as it is."""
-    return copy.deepcopy(model) if isinstance(model, nn.Module) else model
+    if not isinstance(model, nn.Module):
+        return model
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied: {error}. It holds a tensor with a graph, as of weights that "
+            "were computed once; compute it in forward"
+        ) from error
 
 
 def snapshot(array: Tensor) -> Tensor:
