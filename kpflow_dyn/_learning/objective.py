@@ -6,7 +6,7 @@ from typing import Any
 
 from kpflow_dyn._arrays import Array, array_namespace, to_numpy
 from kpflow_dyn._backend import Values, backend_of
-from kpflow_dyn._implicit.roads import states_of_network
+from kpflow_dyn._implicit.roads import check_call, states_of_network
 from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
@@ -76,18 +76,27 @@ class Objective:
             run = replay(solution.problem, solution.steps.tableau)
         else:
             run = _steps_of(solution.problem)
-        return lambda values, scheme: self._models.call(run, self._model, values, scheme)
+        if self._of_model:
+            self._check_call(solution, run)
+        return lambda values, scheme: self._called(run, values, scheme)
+
+    def _check_call(self, solution: Solution, run: Callable[[Any, Any], Array]) -> None:
+        """Raise where the model reaches a parameter by another way than its name, so that only its copy would move."""
+        problem, at = solution.problem, scheme(solution) if isinstance(solution, ODESolution) else None
+        model = problem.backend.tracing.Model(getattr(problem, field_of_model(solution)), self._of_model)
+        own = model.derivative(lambda call, _nothing: run(call, at), solution.state[:, 0, :0])
+        check_call(own, lambda values: self._called(run, values, at), model.parameters, self._gradient)
 
     def _states_of_network(self, solution: NetworkSolution) -> Callable[[Values, Any], Array]:
-        def called(function: Callable[..., Array], values: Values, *args: Array) -> Array:
-            return self._models.call(function, self._model, values, *args)
-
-        def gradient(function: Callable[[Array], Array], theta: Array) -> Array:
-            derivatives = solution.problem.backend.objectives.Derivatives(lambda theta, _scheme: function(theta))
-            return derivatives.gradient(theta, None)
-
-        states = states_of_network(solution, self._of_model, called, gradient)
+        states = states_of_network(solution, self._of_model, self._called, self._gradient)
         return lambda values, _scheme: states(values)
+
+    def _called(self, function: Callable[..., Array], values: Values, *args: Any) -> Array:
+        return self._models.call(function, self._model, values, *args)
+
+    def _gradient(self, function: Callable[[Array], Array], theta: Array) -> Array:
+        derivatives = self._solution.problem.backend.objectives.Derivatives(lambda theta, _scheme: function(theta))
+        return derivatives.gradient(theta, None)
 
     def _scheme(self, theta: Array) -> Any:
         """The steps that the solver takes of an ODE with these parameters."""

@@ -33,7 +33,13 @@ def changed(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
 
 def copied(model: Any) -> Any:
     """A module of its own, which the user's training does not reach; what is no module stays as it is."""
-    return copy.deepcopy(model) if isinstance(model, nn.Module) else model
+    try:
+        return copy.deepcopy(model) if isinstance(model, nn.Module) else model
+    except Exception as error:
+        raise ValueError(
+            f"the {type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and a flow of gradients "
+            "moves a copy; keep no tensors computed from its parameters, and no locks or files, in its attributes"
+        ) from error
 
 
 def snapshot(array: Tensor) -> Tensor:
