@@ -13,12 +13,13 @@ from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._arrays.dots import gram, to_double
 from kpflow_dyn.solvers import BlockLanczos, Dense, FastestBlock
 from kpflow_dyn.solvers._certify import CHECKS
-from kpflow_dyn.solvers._orthogonalise import combine, orthonormalise
+from kpflow_dyn.solvers._orthogonalise import combine, descending_eigh, orthonormalise
 
 __all__ = ["library"]
 
 N = 600
 ITERATIVE = BlockLanczos(block=16, dense=0)
+SEEDS = 40  # spectra with repeated eigenvalues
 
 
 def diagonal(values, like="numpy", dtype="float64"):
@@ -138,6 +139,74 @@ def test_copies_on_both_sides_of_zero_are_all_found():
     apply, like = diagonal(np.concatenate([2 * np.ones(20), -2 * np.ones(20), np.linspace(-1, 1, N - 40)]))
     pairs = BlockLanczos(block=1, dense=0).solve(apply, N, 40, like=like, which="LM")
     np.testing.assert_allclose(np.sort(pairs.values), np.repeat([-2.0, 2.0], 20), atol=1e-6)
+
+
+def clustered(random, n):
+    """Eigenvalues that lie dense, on one or both sides of zero, and up to four repeated ones at or near the ends."""
+    values = [
+        random.uniform(-1, 1, n),
+        np.linspace(-1, 1, n),
+        random.standard_normal(n) / 3,
+        random.uniform(0, 1, n),
+        np.arange(1, n + 1) ** -0.5 * random.choice([-1, 1], n),
+    ][random.integers(5)]
+    leading, signs = np.sort(np.abs(values))[::-1], [-1, 1] if values.min() < 0 else [1]
+    for _ in range(random.integers(1, 5)):
+        value = leading[random.integers(12)] * random.uniform(0.9, 1.1)
+        copies = random.integers(2, 13) if random.random() < 0.8 else random.integers(13, 100)
+        values[random.choice(n, copies, replace=False)] = random.choice(signs) * value
+    return values
+
+
+def assert_all_found_or_warned(seed, most=16, library="numpy", dtype="float64", tol=2e-6):
+    """With a random block and k, at a random end, of a spectrum with repeated values."""
+    random = np.random.default_rng(seed)
+    values = clustered(random, 400)
+    k, which, block = int(random.integers(3, most)), [*ENDS][random.integers(3)], int(random.choice([1, 2, 4]))
+    apply, like = diagonal(values, library, dtype)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pairs = BlockLanczos(block, dense=0).solve(apply, 400, k, like=like, which=which, seed=seed)
+    expected = np.sort(ENDS[which](values))[:k]
+    off = np.abs(ENDS[which](to_numpy(pairs.values)) - expected).max() / np.abs(values).max()
+    assert off <= tol or said, f"seed {seed}, block {block}, {which}, k = {k}: off by {off:.1e}, and no warning"
+    return bool(said)
+
+
+def test_repeated_eigenvalues_among_dense_ones_are_found_or_a_warning_says_so():
+    """A value behind the wanted ones that converged early does not show that no copy before it was missed."""
+    warned = [assert_all_found_or_warned(seed) for seed in range(SEEDS)]
+    assert sum(warned) < SEEDS / 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_repeated_eigenvalues_are_found_in_many_draws(library, dtype):
+    first, number = (1000, 300) if library != "jax" else (0, 20)
+    for seed in range(first, first + number):
+        assert_all_found_or_warned(seed, 40 if library != "jax" else 16, library, dtype, 4e-6)
+
+
+def test_repeated_singular_values_among_dense_ones():
+    random = np.random.default_rng(0)
+    s = np.sort(np.r_[np.repeat([1.0, 0.95, 0.9], [7, 3, 12]), random.uniform(0, 0.97, 378)])[::-1]
+    turn = np.linalg.qr(random.standard_normal((400, 400)))[0]
+    for k in (6, 9, 25):
+        found = BlockLanczos(2, dense=0).solve_product(
+            lambda rows: rows * s @ turn, lambda rows: rows @ turn.T * s, 400, k, like=s
+        )
+        np.testing.assert_allclose(found.values, s[:k], rtol=1e-5)
+
+
+def test_where_maxiter_ends_the_search_a_warning_says_that_copies_may_be_missing():
+    """All pairs have converged by then, and only new rows would show that there are no more of them."""
+    apply, like = diagonal(np.linspace(1, 0, N))
+    calls: list[int] = []
+    BlockLanczos(block=1, dense=0).solve(apply, N, 3, like=like, callback=lambda done, _r: calls.append(done))
+    few = BlockLanczos(block=1, dense=0, maxiter=calls[-1] + 3)
+    with pytest.warns(UserWarning, match="calls did not show whether more copies are missing; give a larger block"):
+        pairs = few.solve(apply, N, 3, like=like)
+    assert pairs.converged.all()
 
 
 @pytest.mark.parametrize("which", ENDS)
@@ -405,6 +474,21 @@ def test_orthonormalise_needs_its_second_pass():
     w = rng.standard_normal((4, 6)) @ basis + 1e-8 * rng.standard_normal((4, 80))
     q, _c, _r = orthonormalise(w, [basis], 1e-14)
     assert np.abs(q @ basis.T).max() < 1e-15
+
+
+def test_a_decomposition_that_does_not_converge_is_taken_in_the_other_order(monkeypatch):
+    """As happens to some matrices with many equal eigenvalues: LAPACK then decomposes the same with rows reversed."""
+    matrix, eigh = dense_symmetric(np.arange(8.0)), np.linalg.eigh
+
+    def fails_on_this_order(given):
+        if np.allclose(given, matrix):
+            raise np.linalg.LinAlgError("Eigenvalues did not converge")
+        return eigh(given)
+
+    monkeypatch.setattr(np.linalg, "eigh", fails_on_this_order)
+    values, vectors = descending_eigh(matrix)
+    np.testing.assert_allclose(values, np.arange(8)[::-1], atol=1e-12)
+    np.testing.assert_allclose(matrix @ vectors, vectors * values, atol=1e-12)
 
 
 def test_orthonormalise_drops_dependent_rows():

@@ -7,6 +7,8 @@ compiles every new shape and may lack float64: they are numpy arrays there.
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
+
 from kpflow_dyn._arrays import Array, Rows, array_namespace, device, full_precision
 from kpflow_dyn._arrays.dots import dots, gram, row_norms, to_double
 
@@ -62,8 +64,12 @@ def ordered_eigh(matrix: Array, which: Which) -> tuple[Array, Array]:
 
 def descending_eigh(matrix: Array) -> tuple[Array, Array]:
     """Eigenvalues, descending, and eigenvectors as columns, of the symmetric part of a small matrix."""
-    xp = array_namespace(matrix)
-    values, vectors = xp.linalg.eigh((matrix + matrix.T) / 2)
+    xp, matrix = array_namespace(matrix), (matrix + matrix.T) / 2
+    try:
+        values, vectors = xp.linalg.eigh(matrix)
+    except (np.linalg.LinAlgError, RuntimeError):  # LAPACK's syevd, rarely, where many eigenvalues are equal
+        values, vectors = xp.linalg.eigh(xp.flip(matrix))  # rows and columns in the other order
+        vectors = xp.flip(vectors, axis=0)
     return xp.flip(values, axis=0), xp.flip(vectors, axis=1)
 
 
