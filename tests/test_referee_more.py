@@ -210,3 +210,33 @@ def test_what_a_forward_writes_and_draws_is_taken_back() -> None:
     assert {name: getattr(cell, name) for name in given} == given
     assert all(a is b for a, b in zip(kept, [cell.log["inner"], cell.pair[0], cell.last], strict=True))
     assert (now == of_numpy).all() and random.getstate() == of_python
+
+
+def by_alias(m, x, z):
+    return torch.tanh(z @ m.again[0].T + m.w.bias + m.i(x))
+
+
+def by_product(m, x, z):
+    return torch.tanh(z @ m.twice.T + m.w.bias + m.i(x))
+
+
+@pytest.mark.parametrize(
+    ("forward", "says"), [(by_alias, r"w.weight is off.*another way than its name"), (by_product, "cannot be copied")]
+)
+def test_a_gradient_flow_that_would_move_some_of_the_model_is_refused(forward: Callable, says: str) -> None:
+    cell = make(forward)
+    cell.again, cell.twice = [cell.w.weight], 2 * cell.w.weight if forward is by_product else None
+    with pytest.raises(ValueError, match=says):
+        kp.gradient_flow(kp.DiscreteProblem(cell, inputs()), lambda state: (state**2).mean(), 0.1)
+
+
+def test_a_gradient_flow_of_a_field_with_an_alias_is_refused() -> None:
+    class Field(Base):
+        def forward(self, t, z):
+            return torch.tanh(z @ self.again[0].T) - z
+
+    field = Field().double()
+    field.again = [field.w.weight]
+    problem = kp.ODEProblem(field, inputs()[:, 0, :1].expand(-1, UNITS).clone(), np.linspace(0, 1, 4))
+    with pytest.raises(ValueError, match="another way than its name"):
+        kp.gradient_flow(kp.solve(problem, "rk4"), lambda state: (state**2).mean(), 0.1)

@@ -5,14 +5,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of
+from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
 from kpflow_dyn._backend import Values
-from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, check_transpose, compare, in_words
+from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, check_transpose, compare, compare_gradients, in_words
 from kpflow_dyn._implicit.constraint import named_states
 from kpflow_dyn._implicit.linearised import Linearised, own_of, whole_of
 from kpflow_dyn._implicit.solutions import ConstraintSolution, NetworkSolution
 from kpflow_dyn._implicit.traced import Traced
 from kpflow_dyn._problems.choice import Choice
+from kpflow_dyn.tracing._rows import split
 
 
 def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
@@ -29,7 +30,7 @@ def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
     try:
         found = Traced(sol.traced, model.parameters, sol.state)
         for name, answer in answers.items():
-            compare(getattr(found, name), answer, _sizes(model))
+            compare(getattr(found, name), answer, _sizes(model.parameters))
         _check_sites(found)
     except Exception as error:  # whatever stops the trace, autograd answers
         return replace(own, untraced=in_words(error, model.causes(own.derivatives["apart"])))
@@ -63,33 +64,69 @@ def uses_of_weights(sol: NetworkSolution, model: Any) -> Traced:
     seen = Traced(traced.at_output(equations.layout), model.parameters, equations.start)
     found = Traced(traced, model.parameters, sol.state)
     assert seen.whole is not None and found.whole is not None
-    compare(seen.whole, ask(own), _sizes(model))
+    compare(seen.whole, ask(own), _sizes(model.parameters))
     random = Random(4)
     for pair in (found.apart, found.whole):
         q, kicks = (random.normal((1, *sol.state.shape), like=sol.state) for _ in range(2))
-        theta = random.normal((1, sum(_sizes(model).values())), like=sol.state)
+        theta = random.normal((1, sum(_sizes(model.parameters).values())), like=sol.state)
         check_transpose(q, pair.push(theta, kicks), pair.pull(q), (theta, kicks))
     _check_sites(found)
     return found
 
 
 def states_of_network(
-    sol: NetworkSolution, learnable: list[str], called: Callable[..., Array]
-) -> tuple[Callable[[Values], Array], Values, Derivative | None]:
+    sol: NetworkSolution, learnable: list[str], called: Callable[..., Array], gradient: Callable[..., Array]
+) -> Callable[[Values], Array]:
     """The states of a network as a function of these of its parameters by name, by a call of the network itself.
 
-    And these, with the derivative that it must have, by autograd; None where only the trace knows the states, and gives
-    them.
+    Where only the trace knows the states it is the trace.
 
     Args:
         called: (function, values, argument) -> function(model, argument) where the parameters have these values.
+        gradient: (function(theta) -> number, theta) -> its gradient.
+
+    Raises:
+        ValueError: where a call has other gradients than the model itself.
     """
+    if not learnable:
+        return lambda _values: sol.state
     model, zeros = sol.equations.model(learnable), array_namespace(sol.state).zeros_like(sol.state)
     if sol.of_uses:
         assert sol.traced is not None
-        return named_states(sol.traced, list(model.parameters)), model.parameters, None
-    own = whole_of(sol.equations, model, sol.state)
-    return lambda values: called(sol.equations.kicked, values, zeros), model.parameters, own
+        return named_states(sol.traced, list(model.parameters))
+
+    def states(values: Values) -> Array:
+        return called(sol.equations.kicked, values, zeros)
+
+    check_call(whole_of(sol.equations, model, sol.state), states, model.parameters, gradient)
+    return states
+
+
+def check_call(
+    own: Derivative, states: Callable[[Values], Array], parameters: Values, gradient: Callable[..., Array]
+) -> None:
+    """Raise where the states as a function of given parameters have other gradients than the model itself.
+
+    Args:
+        own: the model's own derivative of the same states.
+        gradient: as for `states_of_network`.
+    """
+    q, expected, _ = ask(own).probe
+    try:
+        found = _gradient(states, q[0], parameters, gradient)
+        compare_gradients(to_numpy(found), to_numpy(expected[0]), _sizes(parameters))
+    except Mismatch as error:
+        raise ValueError(
+            f"a call of the model with other parameters is not the model: {error}; write it without what reaches a "
+            "parameter by another way than its name"
+        ) from error
+
+
+def _gradient(states: Callable[[Values], Array], q: Array, parameters: Values, gradient: Callable[..., Array]) -> Array:
+    """That of <q, states> in the parameters [p]."""
+    names, like = list(parameters), list(parameters.values())
+    theta = array_namespace(q).concat([value.reshape(-1) for value in like])
+    return gradient(lambda theta: (q * states(dict(zip(names, split(theta, like), strict=True)))).sum(), theta)
 
 
 def _check_sites(found: Traced) -> None:
@@ -103,8 +140,8 @@ def _check_sites(found: Traced) -> None:
         raise Mismatch(f"its weight sites give {error / max(size, 1e-300):.1e} less than all of its gradient")
 
 
-def _sizes(model: Any) -> dict[str, int]:
-    return {name: math.prod(value.shape) for name, value in model.parameters.items()}
+def _sizes(parameters: Values) -> dict[str, int]:
+    return {name: math.prod(value.shape) for name, value in parameters.items()}
 
 
 def _check_unchanged(found: Array, state: Array) -> None:

@@ -6,8 +6,7 @@ from typing import Any
 
 from kpflow_dyn._arrays import Array, array_namespace, to_numpy
 from kpflow_dyn._backend import Values, backend_of
-from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, compare_gradients
-from kpflow_dyn._implicit.roads import states_of_network
+from kpflow_dyn._implicit.roads import check_call, states_of_network
 from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
@@ -33,7 +32,7 @@ class Objective:
 
     def __init__(self, solution: Solution, loss: Callable[[Array], Array], params: Choice) -> None:
         backend, model = solution.problem.backend, getattr(solution.problem, field_of_model(solution))
-        self._backend, self._models = backend, (models := backend.models)
+        self._models = models = backend.models
         of_model, of_loss = (_variables(models.parameters_of(part)) for part in (model, loss))
         known = _apart(of_model, {LOSS + name: value for name, value in of_loss.items()})
         _check_loss(loss, solution.state)
@@ -71,42 +70,33 @@ class Objective:
 
     def _states_of(self, solution: Solution) -> Callable[[Values, Any], Array]:
         """(parameters, scheme) -> the states."""
-        if not self._of_model:
-            return lambda _values, _scheme: solution.state
         if isinstance(solution, NetworkSolution):
-            by_name, like, own = states_of_network(solution, self._of_model, self._called)
-            self._check_called(by_name, like, own)
-            return lambda values, _scheme: by_name(values)
+            return self._states_of_network(solution)
         if isinstance(solution, ODESolution) and solution.steps is not None:
-            run, now = replay(solution.problem, solution.steps.tableau), scheme(solution)
+            run = replay(solution.problem, solution.steps.tableau)
         else:
-            run, now = _steps_of(solution.problem), None
-        model = solution.problem.backend.tracing.Model(solution.problem.model, self._of_model)
-        own = model.derivative(lambda call, _nothing: run(call, now), solution.state.reshape(-1)[:0])
-        self._check_called(lambda values: self._called(run, values, now), model.parameters, own)
+            run = _steps_of(solution.problem)
+        if self._of_model:
+            self._check_call(solution, run)
         return lambda values, scheme: self._called(run, values, scheme)
+
+    def _check_call(self, solution: Solution, run: Callable[[Any, Any], Array]) -> None:
+        """Raise where the model reaches a parameter by another way than its name, so that only its copy would move."""
+        problem, at = solution.problem, scheme(solution) if isinstance(solution, ODESolution) else None
+        model = problem.backend.tracing.Model(getattr(problem, field_of_model(solution)), self._of_model)
+        own = model.derivative(lambda call, _nothing: run(call, at), solution.state[:, 0, :0])
+        check_call(own, lambda values: self._called(run, values, at), model.parameters, self._gradient)
+
+    def _states_of_network(self, solution: NetworkSolution) -> Callable[[Values, Any], Array]:
+        states = states_of_network(solution, self._of_model, self._called, self._gradient)
+        return lambda values, _scheme: states(values)
 
     def _called(self, function: Callable[..., Array], values: Values, *args: Any) -> Array:
         return self._models.call(function, self._model, values, *args)
 
-    def _check_called(self, states: Callable[[Values], Array], like: Values, own: Derivative | None) -> None:
-        """Raise where a call with other parameters is not the model, as where an alias does not follow a name."""
-        if own is None:
-            return
-        q, expected, _ = ask(own).probe
-        theta = array_namespace(q).concat([value.reshape(-1) for value in like.values()])
-
-        def seen(theta: Array, _scheme: None) -> Array:
-            return (q[0] * states(dict(zip(like, split(theta, list(like.values())), strict=True)))).sum()
-
-        found = self._backend.objectives.Derivatives(seen).gradient(self._models.snapshot(theta), None)
-        try:
-            compare_gradients(to_numpy(found), to_numpy(expected[0]), {n: math.prod(v.shape) for n, v in like.items()})
-        except Mismatch as error:
-            raise ValueError(
-                f"a call of the model with other parameters is not the model: {error}; write it without what reaches a "
-                "parameter by another way than its name"
-            ) from error
+    def _gradient(self, function: Callable[[Array], Array], theta: Array) -> Array:
+        derivatives = self._solution.problem.backend.objectives.Derivatives(lambda theta, _scheme: function(theta))
+        return derivatives.gradient(theta, None)
 
     def _scheme(self, theta: Array) -> Any:
         """The steps that the solver takes of an ODE with these parameters."""

@@ -33,14 +33,12 @@ def changed(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
 
 def copied(model: Any) -> Any:
     """A module of its own, which the user's training does not reach; what is no module stays as it is."""
-    if not isinstance(model, nn.Module):
-        return model
     try:
-        return copy.deepcopy(model)
-    except RuntimeError as error:
+        return copy.deepcopy(model) if isinstance(model, nn.Module) else model
+    except Exception as error:
         raise ValueError(
-            f"{type(model).__name__} cannot be copied: {error}. It holds a tensor with a graph, as of weights that "
-            "were computed once; compute it in forward"
+            f"the {type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and a flow of gradients "
+            "moves a copy; keep no tensors computed from its parameters, and no locks or files, in its attributes"
         ) from error
 
 

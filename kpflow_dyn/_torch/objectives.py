@@ -64,6 +64,10 @@ class Derivatives:
     def _first(self, theta: Tensor, scheme: Scheme, twice: bool) -> tuple[Tensor, Tensor, Tensor]:
         theta = theta.detach().requires_grad_()
         with differentiable_attention():
-            value = self._function(theta, scheme)
+            value = self._function(theta, scheme) + 0 * theta.sum()
             (gradient,) = torch.autograd.grad(value, theta, create_graph=twice)
-        return value.detach(), theta, gradient + 0 * theta if twice else gradient  # so that a constant one has a graph
+        return (
+            value.detach(),
+            theta,
+            gradient + 0 * theta if twice else gradient,
+        )  # zeros, so that constants have a graph
