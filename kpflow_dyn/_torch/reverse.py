@@ -41,7 +41,7 @@ def jvp(function: Callable[..., Tensor], point: tuple[Tree, ...], tangents: tupl
     with torch.enable_grad():
         u = torch.zeros_like(value, requires_grad=True)
         pulled = _gradients(value, inputs, u, create_graph=True)
-        moved = sum((g * v).sum() for g, v in zip(pulled, tree_flatten(tangents)[0], strict=True))
+        moved = torch.stack([(g * v).sum() for g, v in zip(pulled, tree_flatten(tangents)[0], strict=True)]).sum()
     return value.detach(), _gradients(moved, [u], torch.ones_like(moved))[0]
 
 
