@@ -182,7 +182,7 @@ def test_repeated_eigenvalues_among_dense_ones_are_found_or_a_warning_says_so():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_repeated_eigenvalues_are_found_in_many_draws(library, dtype):
-    first, number = (1000, 300) if library != "jax" else (0, 20)
+    first, number = (1000, 100) if library != "jax" else (0, 10)
     for seed in range(first, first + number):
         assert_all_found_or_warned(seed, 40 if library != "jax" else 16, library, dtype, 4e-6)
 

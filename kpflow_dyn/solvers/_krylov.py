@@ -128,11 +128,6 @@ class Krylov:
         if bool((relative(held, self.norm) > tol).any()):
             self.parked = 0
 
-    def better(self, known: Array, tol: float) -> bool:
-        """Whether a leading value is wanted more than the known one in its place, by more than the tolerance."""
-        gain = self.wanted(self.values[: known.shape[0]]) - self.wanted(known)
-        return bool((gain > tol * self.norm).any())
-
     def enough(self, k: int, tol: float) -> float:
         """The residual at which the value after k wanted ones, from new random rows alone, shows that none was missed.
 

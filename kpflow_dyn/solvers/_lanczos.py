@@ -272,7 +272,7 @@ class _Run(Generic[Result]):
         known = krylov.values
         krylov.park()
         krylov.inject(TEST_ROWS)
-        while krylov.active and not krylov.better(known, tol):
+        while krylov.active and not _better(krylov, known, tol):
             enough = krylov.enough(k, tol)
             if krylov.converged(k + 1, enough):
                 break
@@ -281,7 +281,13 @@ class _Run(Generic[Result]):
                 return False
             krylov.unpark(k + 1, 0.9 * enough)
             self.step(self.halfway)
-        return krylov.better(known, tol)
+        return _better(krylov, known, tol)
+
+
+def _better(krylov: Krylov, known: Array, tol: float) -> bool:
+    """Whether a leading value is wanted more than the known one in its place, by more than the tolerance."""
+    gain = krylov.wanted(krylov.values[: known.shape[0]]) - krylov.wanted(known)
+    return bool((gain > tol * krylov.norm).any())
 
 
 def check_request(k: int, start: Array | None, known: Array) -> None:
