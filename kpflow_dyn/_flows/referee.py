@@ -90,6 +90,17 @@ def ask(own: Derivative) -> Answer:
     return answer
 
 
+def check_any(answer: Answer, untraced: str) -> None:
+    """Raise where the states of a model without a trace move with nothing."""
+    _, theta, argument = answer.probe
+    if not (to_numpy(theta).any() or to_numpy(argument).any()):
+        raise ValueError(
+            "the states have no derivative, neither in what comes before them nor in a parameter that learns: autograd "
+            f"through the model gives zeros alone ({untraced}); look for argmax, .detach(), no_grad or numpy in it, or "
+            "give it a straight-through gradient"
+        )
+
+
 def compare(found: Linearisation, answer: Answer, sizes: dict[str, int]) -> None:
     """Raise a `Mismatch` unless a linearisation is that of autograd; sizes are those of the parameters by name.
 

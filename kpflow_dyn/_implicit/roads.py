@@ -7,7 +7,16 @@ from typing import Any
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
 from kpflow_dyn._backend import Values
-from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, check_transpose, compare, compare_gradients, in_words
+from kpflow_dyn._flows.referee import (
+    Derivative,
+    Mismatch,
+    ask,
+    check_any,
+    check_transpose,
+    compare,
+    compare_gradients,
+    in_words,
+)
 from kpflow_dyn._implicit.constraint import named_states
 from kpflow_dyn._implicit.linearised import Linearised, own_of, whole_of
 from kpflow_dyn._implicit.solutions import ConstraintSolution, NetworkSolution
@@ -26,6 +35,7 @@ def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
         _check_unchanged(derivative.value, sol.state)
     answers = {name: ask(derivative) for name, derivative in own.derivatives.items()}
     if sol.traced is None:
+        check_any(answers["apart"], sol.untraced)
         return replace(own, untraced=sol.untraced)
     try:
         found = Traced(sol.traced, model.parameters, sol.state)

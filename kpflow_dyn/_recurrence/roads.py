@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
-from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, compare, in_words
+from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of
+from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, check_any, compare, in_words
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._recurrence.autodiff import AutodiffTangent
 from kpflow_dyn._recurrence.tangent import Tangent
@@ -52,14 +52,10 @@ def tangent_of(
         reason = error
     assert reason is not None
     _check_apart(solving, step, model, rows, before, apart.value)
-    if not any(to_numpy(gradient).any() for gradient in answer.probe[1:]):
-        raise ValueError(
-            "the states have no derivative, neither in their past nor in a parameter that learns: autograd through the "
-            f"model gives zeros alone ({in_words(reason, [])}); look for argmax, .detach(), no_grad or numpy in it, or "
-            "give it a straight-through gradient"
-        )
+    untraced = in_words(reason, model.causes(apart))
+    check_any(answer, untraced)
     whole = None if alone else _whole(model, solving, step, rows, before, apart.value)
-    return AutodiffTangent(apart, whole, model.parameters, in_words(reason, model.causes(apart)))
+    return AutodiffTangent(apart, whole, model.parameters, untraced)
 
 
 def sizes_of(parameters: dict[str, Array]) -> dict[str, int]:
