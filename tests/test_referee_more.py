@@ -240,16 +240,3 @@ def test_a_gradient_flow_of_a_field_with_an_alias_is_refused() -> None:
     problem = kp.ODEProblem(field, inputs()[:, 0, :1].expand(-1, UNITS).clone(), np.linspace(0, 1, 4))
     with pytest.raises(ValueError, match="another way than its name"):
         kp.gradient_flow(kp.solve(problem, "rk4"), lambda state: (state**2).mean(), 0.1)
-
-
-def test_a_network_without_a_derivative_is_refused() -> None:
-    class Choosing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scores = nn.Linear(3, 4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.scores(x).argmax(1, keepdim=True).to(x.dtype)
-
-    with pytest.raises(ValueError, match=r"have no derivative.*straight-through"):
-        kp.linearize(kp.solve(kp.StaticProblem(Choosing(), torch.randn(2, 3), state="")))
