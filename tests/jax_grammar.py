@@ -277,12 +277,6 @@ def attention_by_hand(p, h, x):
     return (jax.nn.softmax((tokens @ p.q) @ (tokens @ p.k).T) @ tokens)[0]
 
 
-@operation(W=(UNITS, 3 * UNITS))
-def fused_attention(p, h, x):
-    q, k, v = jnp.split((jnp.stack([h, jnp.cos(h)]) @ p.W)[:, None], 3, -1)
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True)[1, 0]
-
-
 @operation(attention=lambda key: eqx.nn.MultiheadAttention(1, 2, key=key))
 def multihead_attention(p, h, x):
     tokens = h.reshape(2, 2)

@@ -335,7 +335,7 @@ def _through(flow: AnyFlow, blocks: Sequence[Block]) -> AnyFlow:
     return dataclasses.replace(
         flow,
         K=GramOperator(flow.K.factor @ R),
-        core=CoreOperator(flow.core.factor @ R, seen_through(blocks, flow.core.sites)),
+        core=CoreOperator(flow.core.factor @ R, seen_through(blocks, flow.core.sites), flow.core.untraced),
         ntk=GramOperator(ntk.factor @ R, None, None if ntk.apart is None else for_each_trial(ntk.apart, R)),
         R=R if flow.R is None else flow.R @ R,
     )

@@ -77,9 +77,9 @@ class WeightSite:
 class CoreOperator(GramOperator):
     """The Kronecker core: blockdiag over sites of V V^T (x) I, on the outputs of all sites [trial, time, site]."""
 
-    def __init__(self, factor: Operator, sites: list[WeightSite]) -> None:
+    def __init__(self, factor: Operator, sites: list[WeightSite], untraced: str = "") -> None:
         super().__init__(factor)
-        self.sites = sites
+        self.sites, self.untraced = sites, untraced
 
     @cached_property
     def separate(self) -> list[bool]:
@@ -88,7 +88,7 @@ class CoreOperator(GramOperator):
 
     def spectrum(self) -> tuple[np.ndarray, np.ndarray] | None:
         """All nonzero eigenvalues with their multiplicities, or None where V alone does not give them."""
-        if not self.sites or not all(self.separate):
+        if self.untraced or not all(self.separate):
             return None
         values = [site.gram_eigenvalues() for site in self.sites]
         counts = [np.full(len(v), site.multiplicity) for v, site in zip(values, self.sites, strict=True)]
@@ -97,7 +97,7 @@ class CoreOperator(GramOperator):
 
 @divided.register
 def _(op: CoreOperator, size: Size) -> Operator:
-    if not all(op.separate):
+    if op.untraced or not all(op.separate):
         return divided_gram(op, size)
     for inputs in sorted((finite(site.inputs) for site in op.sites), key=largest, reverse=True)[:1]:
         size.measure(inputs, array_namespace(inputs).ones_like(inputs[:1]))
@@ -105,7 +105,8 @@ def _(op: CoreOperator, size: Size) -> Operator:
         return op
     factor = divided(op.factor, size)
     size.order = 2
-    return CoreOperator(factor, [replace(site, inputs=size.divide(site.inputs)) for site in op.sites])
+    sites = [replace(site, inputs=size.divide(site.inputs)) for site in op.sites]
+    return CoreOperator(factor, sites, op.untraced)
 
 
 def follow_from_inputs(sites: list[WeightSite], parameters: int) -> list[bool]:

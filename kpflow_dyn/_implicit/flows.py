@@ -33,7 +33,7 @@ def flow_of_constraint(sol: ConstraintSolution, params: Choice, measure: Array |
     return ConstraintFlow(
         P=Propagator(P, -found.apart.argument.between(state, state)),
         K=GramOperator(kick),
-        core=CoreOperator(V, sites),
+        core=CoreOperator(V, sites, found.untraced),
         B=found.enter.between(outputs, state),
         J=J,
         ntk=GramOperator(J),

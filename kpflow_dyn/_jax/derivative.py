@@ -16,7 +16,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Rows
 from kpflow_dyn._arrays.memory import GIB, bytes_of, in_blocks, require
-from kpflow_dyn._flows.referee import NOT_LINEAR, Mismatch, Probe, check_transpose, drawn
+from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._jax.equations import custom_functions
 from kpflow_dyn._jax.failures import explained, first_line
 
@@ -120,7 +120,7 @@ class Derivative:
         """Raise a `Mismatch` unless it is the transpose of reverse mode."""
         q, *pulled = self.probe
         (rows,) = drawn([(1, sum(at.size for at in self._at))], q)
-        check_transpose(q, forward(rows), pulled, self._parted(rows))
+        check_transpose(q, forward(rows), pulled, self._parted(rows), OWN)
 
     def _by_columns(self, error: Exception) -> tuple[jax.Array, jax.Array]:
         """The value, and the matrix of forward mode [states, p + argument]."""

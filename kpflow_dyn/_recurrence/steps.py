@@ -77,7 +77,7 @@ def kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
     B = on_spaces(outputs, state, tangent.enter, tangent.enter_adjoint)
     kick = on_spaces(parameter_space(tangent), state, tangent.kick, tangent.kick_adjoint)
     sites = _weight_sites(tangent, state.measure)
-    return {"sites": sites, "core": CoreOperator(V, sites), "B": B, "K": GramOperator(kick)}
+    return {"sites": sites, "core": CoreOperator(V, sites, tangent.untraced), "B": B, "K": GramOperator(kick)}
 
 
 def gram_of(J: Operator, gram: Apply, apart: Operator | None = None) -> GramOperator:

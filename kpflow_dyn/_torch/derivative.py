@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
 from kpflow_dyn._arrays.memory import bytes_of, require
-from kpflow_dyn._flows.referee import NOT_LINEAR, Mismatch, Probe, check_transpose, drawn
+from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn._torch.trace import differentiable_attention
 
@@ -137,7 +137,7 @@ class Derivative:
     def _check(self) -> None:
         q, *moved = drawn([(1, *self.states.shape), (1, self._size), (1, *self._like.shape)], self._like)
         try:
-            check_transpose(q, self.push(*moved), self.pull(q), moved)
+            check_transpose(q, self.push(*moved), self.pull(q), moved, OWN)
         except Mismatch as error:
             if self._matrix is None:
                 raise
