@@ -90,6 +90,15 @@ def test_every_kind_of_trouble_leaves_the_rest_done(tmp_path: Path) -> None:
     assert sweep.run(Processes(2)) == status
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Workers that hear SIGINT, also where the tests were started as a job that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_points_that_leave_or_end_their_worker(tmp_path: Path) -> None:
     doors = kp.Sweep(leaves, {"kind": ["first", "exit 0", "KeyboardInterrupt", "Stop", "last"]}, tmp_path / "doors")
     assert str(doors.run(Processes(2))) == "5 points: 2 done, 3 failed"
