@@ -45,8 +45,16 @@ class Derivatives:
         self.gradient = jax.jit(jax.grad(function))
         self._both = jax.jit(both)
         self._product = jax.jit(lambda push, row: push(row)[1])
+        self._reverse = jax.jit(jax.grad(lambda theta, scheme, row: row @ jax.grad(function)(theta, scheme)))
 
     def both(self, theta: jax.Array, scheme: Scheme) -> tuple[float, jax.Array, Rows]:
         """Its value, its gradient, and products with its Hessian on rows [b, n]."""
         (value, gradient), push = self._both(theta, scheme)
-        return float(value), gradient, lambda rows: jnp.stack([self._product(push, row) for row in rows])
+
+        def hessian(rows: jax.Array) -> jax.Array:
+            try:
+                return jnp.stack([self._product(push, row) for row in rows])
+            except TypeError:  # a custom_vjp has no forward mode; the Hessian is its own transpose
+                return jnp.stack([self._reverse(theta, scheme, row) for row in rows])
+
+        return float(value), gradient, hessian
