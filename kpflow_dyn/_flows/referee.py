@@ -42,12 +42,15 @@ class Derivative(Protocol):
     push    changes of the parameters [probe, p] and of the argument [probe, ...], None for none -> of the states.
     pull    the transpose.
     probe   one random block [1, ...] of states and what it pulls back.
+    connected  False where autograd knows of no way from the parameters or the argument to the states.
     """
 
     @property
     def value(self) -> Array: ...
     @property
     def probe(self) -> Probe: ...
+    @property
+    def connected(self) -> bool: ...
     def push(self, theta: Array | None, argument: Array | None) -> Array: ...
     def pull(self, q: Array) -> tuple[Array, Array]: ...
 
@@ -91,13 +94,12 @@ def ask(own: Derivative) -> Answer:
     return answer
 
 
-def check_any(answer: Answer, untraced: str) -> None:
-    """Raise where the states of a model without a trace move with nothing."""
-    _, theta, argument = answer.probe
-    if not (to_numpy(theta).any() or to_numpy(argument).any()):
+def check_any(own: Derivative, untraced: str) -> None:
+    """Raise where the states of a model without a trace hang on nothing, as far as autograd can tell."""
+    if not own.connected:
         raise ValueError(
             "the states have no derivative, neither in what comes before them nor in a parameter that learns: autograd "
-            f"through the model gives zeros alone ({untraced}); look for argmax, .detach(), no_grad or numpy in it, or "
+            f"through the model knows of none ({untraced}); look for argmax, .detach(), no_grad or numpy in it, or "
             "give it a straight-through gradient"
         )
 

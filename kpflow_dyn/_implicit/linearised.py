@@ -140,10 +140,15 @@ class Own:
 
 def own_of(equations: Equations, model: Any, state: Array) -> Own:
     """The derivatives by autograd of a backend's `Model` of these equations."""
-    found = {"apart": model.derivative(lambda call, s: state - equations.residual(call, s), state)}
+    found = {"apart": apart_of(equations, model, state)}
     if equations.form is Form.NETWORK:
         found["whole"] = whole_of(equations, model, state)
     return Own(model, found, tuple(state.shape if equations.form is Form.FREE else state.shape[1:]))
+
+
+def apart_of(equations: Equations, model: Any, state: Array) -> Derivative:
+    """S_0 - F in the parameters and in the state."""
+    return model.derivative(lambda call, s: state - equations.residual(call, s), state)
 
 
 def whole_of(equations: Equations, model: Any, state: Array) -> Derivative:

@@ -18,7 +18,8 @@ from kpflow_dyn._flows.referee import (
     in_words,
 )
 from kpflow_dyn._implicit.constraint import named_states
-from kpflow_dyn._implicit.linearised import Linearised, own_of, whole_of
+from kpflow_dyn._implicit.form import Form
+from kpflow_dyn._implicit.linearised import Linearised, apart_of, own_of, whole_of
 from kpflow_dyn._implicit.solutions import ConstraintSolution, NetworkSolution
 from kpflow_dyn._implicit.traced import Traced
 from kpflow_dyn._problems.choice import Choice
@@ -30,20 +31,18 @@ def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
     model = sol.equations.model(params)
     if isinstance(sol, NetworkSolution) and sol.of_uses:
         return _still(sol, model)
-    own = own_of(sol.equations, model, sol.state)
-    for derivative in own.derivatives.values():
-        _check_unchanged(derivative.value, sol.state)
-    answers = {name: ask(derivative) for name, derivative in own.derivatives.items()}
+    own = (whole_of if sol.equations.form is Form.NETWORK else apart_of)(sol.equations, model, sol.state)
+    _check_unchanged(own.value, sol.state)
+    answer = ask(own)
     if sol.traced is None:
-        check_any(answers["apart"], sol.untraced)
-        return replace(own, untraced=sol.untraced)
+        check_any(own, sol.untraced)
+        return replace(own_of(sol.equations, model, sol.state), untraced=sol.untraced)
     try:
         found = Traced(sol.traced, model.parameters, sol.state)
-        for name, answer in answers.items():
-            compare(getattr(found, name), answer, _sizes(model.parameters))
+        compare(found.whole or found.apart, answer, _sizes(model.parameters))
         _check_sites(found)
     except Exception as error:  # whatever stops the trace, autograd answers
-        return replace(own, untraced=in_words(error, model.causes(own.derivatives["apart"])))
+        return replace(own_of(sol.equations, model, sol.state), untraced=in_words(error, model.causes(own)))
     return found
 
 

@@ -58,6 +58,8 @@ class Derivative:
         """The states."""
         return self._first[0]
 
+    connected = True  # which JAX does not tell
+
     @property
     def probe(self) -> Probe:
         """A random q and what it pulls back."""

@@ -53,7 +53,7 @@ def tangent_of(
     assert reason is not None
     _check_apart(solving, step, model, rows, before, apart.value)
     untraced = in_words(reason, model.causes(apart))
-    check_any(answer, untraced)
+    check_any(apart, untraced)
     whole = None if alone else _whole(model, solving, step, rows, before, apart.value)
     return AutodiffTangent(apart, whole, model.parameters, untraced)
 

@@ -60,6 +60,11 @@ class Derivative:
         """The states."""
         return self.states.detach()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the states have a graph."""
+        return self.states.requires_grad
+
     @cached_property
     def probe(self) -> Probe:
         """A random q and what it pulls back."""
