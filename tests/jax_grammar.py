@@ -604,7 +604,7 @@ CALLS: dict[str, Callable[[Callable, Array, Array], Array]] = {
     "residual": lambda layer, h, x: h + layer(h, x),
     "twice": lambda layer, h, x: layer(jnp.tanh(layer(h, x)), x),
     "checkpoint": lambda layer, h, x: jax.checkpoint(lambda h, x: layer(h, x))(h, x),
-    "jit": lambda layer, h, x: jax.jit(layer)(h, x),
+    "jit": lambda layer, h, x: jax.jit(lambda h, x: layer(h, x))(h, x),
     "filter_jit": lambda layer, h, x: eqx.filter_jit(layer)(h, x),
     "filter_checkpoint": lambda layer, h, x: eqx.filter_checkpoint(layer)(h, x),
     "vmap": lambda layer, h, x: jax.vmap(layer, (0, None))(jnp.stack([h, -h]), x).sum(0),
