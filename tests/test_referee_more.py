@@ -240,3 +240,16 @@ def test_a_gradient_flow_of_a_field_with_an_alias_is_refused() -> None:
     problem = kp.ODEProblem(field, inputs()[:, 0, :1].expand(-1, UNITS).clone(), np.linspace(0, 1, 4))
     with pytest.raises(ValueError, match="another way than its name"):
         kp.gradient_flow(kp.solve(problem, "rk4"), lambda state: (state**2).mean(), 0.1)
+
+
+def test_a_network_that_autograd_knows_no_way_through_is_refused() -> None:
+    class Outside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.from_numpy(self.first(x).detach().numpy())
+
+    with pytest.raises(ValueError, match=r"have no derivative.*numpy.*straight-through"):
+        kp.linearize(kp.solve(kp.StaticProblem(Outside(), torch.randn(2, 3), state="")))

@@ -12,6 +12,7 @@ DEVICE_BLOCK_BYTES = 2**30
 SPAN_BYTES = 40 * 2**20  # of kicks and states that a sweep keeps in the cache
 SHARE = 16  # a few such blocks are held at once, so each may take 1 / SHARE of the budget
 GIB = 2**30
+MATRIX_BYTES = 4 * GIB
 
 _budget: ContextVar[int | None] = ContextVar("memory_budget", default=None)
 
@@ -98,6 +99,15 @@ def require(needed: int, what: str, advice: str) -> None:
             f"{what} take {needed / GIB:.3g} GiB, {(needed - left) / GIB:.3g} GiB more than the budget of "
             f"{left / GIB:.3g} GiB; {advice}"
         )
+
+
+def require_matrix(rows: int, columns: int, like: Array, why: str, advice: str) -> None:
+    """Raise where the matrix of a model's derivative, in the place of a mode that it lacks, is beyond reach."""
+    needed = bytes_of(rows * columns, like)
+    what = f"{why}, and the {rows} x {columns} entries of its matrix"
+    require(needed, what, advice)
+    if needed > MATRIX_BYTES:
+        raise ValueError(f"{what} take {needed / GIB:.3g} GiB; {advice}")
 
 
 def require_machine(needed: int, what: str, advice: str) -> None:

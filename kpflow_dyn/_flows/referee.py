@@ -5,8 +5,9 @@ that is wrong in any entry that q meets differs from it with probability one, an
 random theta then fixes J.
 """
 
+import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -68,9 +69,14 @@ class Linearisation(Protocol):
     def pull(self, q: Array) -> tuple[Array, Array]: ...
 
 
-def drawn(shapes: Sequence[tuple[int, ...]], like: Array) -> list[Array]:
+def sizes_of(parameters: Mapping[str, Array]) -> dict[str, int]:
+    """How many numbers each parameter has."""
+    return {name: math.prod(value.shape) for name, value in parameters.items()}
+
+
+def drawn(shapes: Sequence[tuple[int, ...]], like: Array, seed: int = 1) -> list[Array]:
     """Standard normal numbers of numpy's: JAX compiles its own anew for each shape, for seconds."""
-    generator = np.random.default_rng(1)
+    generator = np.random.default_rng(seed)
     return [like_numpy(generator.standard_normal(shape), like) for shape in shapes]
 
 
@@ -94,6 +100,13 @@ def ask(own: Derivative) -> Answer:
     return answer
 
 
+def departure(found: Array, expected: Array, size: float = 1.0) -> float:
+    """How far results are from those expected, over the largest of these or a size; 0 within rounding."""
+    found, expected = to_numpy(found), to_numpy(expected)
+    error, size = _largest(found - expected), max(size, _largest(expected))
+    return 0.0 if error <= ROUNDING * eps_of(expected) * size else error / size
+
+
 def check_any(own: Derivative, untraced: str) -> None:
     """Raise where the states of a model without a trace hang on nothing, as far as autograd can tell."""
     if not own.connected:
@@ -109,13 +122,14 @@ def compare(found: Linearisation, answer: Answer, sizes: dict[str, int]) -> None
 
     It is asked for the same q, and for one random direction.
     """
-    _compare_values(*map(to_numpy, (found.value, answer.value)))
+    if error := departure(found.value, answer.value):
+        raise Mismatch(f"its values differ from the model's own by {error:.1e} of their size")
     q, *expected = answer.probe
     given = found.pull(q)
     parameters, rows = [(to_numpy(a)[0], to_numpy(b)[0]) for a, b in zip(given, expected, strict=True)]
     compare_gradients(*parameters, sizes)
     _compare_rows(*rows)
-    moved = drawn([tuple(a.shape) for a in expected], q)
+    moved = drawn([tuple(a.shape) for a in expected], q, seed=2)
     check_transpose(q, found.push(*moved), given, moved)
 
 
@@ -151,12 +165,6 @@ def _is_ours(reason: Exception) -> bool:
     """Whether an error was raised in words, rather than by an operation that did not expect what it got."""
     frames = traceback.extract_tb(reason.__traceback__)
     return isinstance(reason, ValueError | TypeError) and frames[-1].filename.startswith(PACKAGE)
-
-
-def _compare_values(found: np.ndarray, expected: np.ndarray) -> None:
-    error, size = _largest(found - expected), max(1.0, _largest(expected))
-    if not error <= ROUNDING * eps_of(expected) * size:
-        raise Mismatch(f"its values differ from the model's own by {error / size:.1e} of their size")
 
 
 def compare_gradients(found: np.ndarray, expected: np.ndarray, sizes: dict[str, int]) -> None:

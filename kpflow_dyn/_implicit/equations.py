@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from kpflow_dyn._arrays import Array, array_namespace, eps_of
+from kpflow_dyn._arrays import Array
+from kpflow_dyn._flows.referee import departure
 from kpflow_dyn._implicit.constraint import TracedConstraint
 from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.layout import Layout
@@ -41,14 +42,13 @@ class Equations(Protocol):
 def check_alone(of_trials: Callable[[slice], Array], whole: Array) -> None:
     """Raise where the first or the last trial by itself gives something else than among the others [trial, ...]."""
     for trial in (slice(0, 1), slice(len(whole) - 1, len(whole))):
-        check_same(of_trials(trial), whole[trial], array_namespace(whole).max(abs(whole)))
+        check_same(of_trials(trial), whole[trial], float(abs(whole).max()))
 
 
-def check_same(alone: Array, among: Array, size: Array) -> None:
+def check_same(alone: Array, among: Array, size: float) -> None:
     """Raise where two results for the same trials differ; size is that of the largest of all."""
-    error, scale = float(abs(alone - among).max()), max(1.0, float(size))
-    if not error <= 1e4 * eps_of(among) * scale:
+    if error := departure(alone, among, max(1.0, size)):
         raise ValueError(
-            f"the model on one trial alone differs from the same among all trials by {error / scale:.1e} of its size: "
+            f"the model on one trial alone differs from the same among all trials by {error:.1e} of its size: "
             "its trials influence each other, or it is random or changes itself; call model.eval(), or rewrite it"
         )

@@ -1,11 +1,10 @@
 """Two roads to a linearised constraint: its trace, which autograd through the model checks, and autograd alone."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, eps_of, to_numpy
 from kpflow_dyn._backend import Values
 from kpflow_dyn._flows.referee import (
     Derivative,
@@ -15,7 +14,10 @@ from kpflow_dyn._flows.referee import (
     check_transpose,
     compare,
     compare_gradients,
+    departure,
+    drawn,
     in_words,
+    sizes_of,
 )
 from kpflow_dyn._implicit.constraint import named_states
 from kpflow_dyn._implicit.form import Form
@@ -35,15 +37,20 @@ def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
     _check_unchanged(own.value, sol.state)
     answer = ask(own)
     if sol.traced is None:
-        check_any(own, sol.untraced)
-        return replace(own_of(sol.equations, model, sol.state), untraced=sol.untraced)
+        return _by_autograd(sol, model, sol.untraced)
     try:
         found = Traced(sol.traced, model.parameters, sol.state)
-        compare(found.whole or found.apart, answer, _sizes(model.parameters))
+        compare(found.whole or found.apart, answer, sizes_of(model.parameters))
         _check_sites(found)
     except Exception as error:  # whatever stops the trace, autograd answers
-        return replace(own_of(sol.equations, model, sol.state), untraced=in_words(error, model.causes(own)))
+        return _by_autograd(sol, model, in_words(error, model.causes(own)))
     return found
+
+
+def _by_autograd(sol: ConstraintSolution, model: Any, untraced: str) -> Linearised:
+    found = own_of(sol.equations, model, sol.state)
+    check_any(found.derivatives["apart"], untraced)
+    return replace(found, untraced=untraced)
 
 
 def _still(sol: NetworkSolution, model: Any) -> Linearised:
@@ -73,12 +80,11 @@ def uses_of_weights(sol: NetworkSolution, model: Any) -> Traced:
     seen = Traced(traced.at_output(equations.layout), model.parameters, equations.start)
     found = Traced(traced, model.parameters, sol.state)
     assert seen.whole is not None and found.whole is not None
-    compare(seen.whole, ask(own), _sizes(model.parameters))
-    random = Random(4)
+    compare(seen.whole, ask(own), sizes_of(model.parameters))
+    state = (1, *sol.state.shape)
+    q, *moved = drawn([state, (1, *found.row.theta.shape), state], sol.state)
     for pair in (found.apart, found.whole):
-        q, kicks = (random.normal((1, *sol.state.shape), like=sol.state) for _ in range(2))
-        theta = random.normal((1, sum(_sizes(model.parameters).values())), like=sol.state)
-        check_transpose(q, pair.push(theta, kicks), pair.pull(q), (theta, kicks))
+        check_transpose(q, pair.push(*moved), pair.pull(q), moved)
     _check_sites(found)
     return found
 
@@ -123,7 +129,7 @@ def check_call(
     q, expected, _ = ask(own).probe
     try:
         found = _gradient(states, q[0], parameters, gradient)
-        compare_gradients(to_numpy(found), to_numpy(expected[0]), _sizes(parameters))
+        compare_gradients(to_numpy(found), to_numpy(expected[0]), sizes_of(parameters))
     except Mismatch as error:
         raise ValueError(
             f"a call of the model with other parameters is not the model: {error}; write it without what reaches a "
@@ -142,22 +148,17 @@ def _check_sites(found: Traced) -> None:
     """Raise a `Mismatch` unless parameters enter F through the weight sites alone: B V = -D_theta F."""
     if not found.outputs:
         raise Mismatch("no weight meets data in it")
-    theta = Random(5).normal((1, *found.row.theta.shape), like=found.row.theta)
+    (theta,) = drawn([(1, *found.row.theta.shape)], found.row.theta)
     kick = found.apart.parameters.push(theta)
     error, size = (float(abs(q).max()) for q in (found.enter.push(found.write.push(theta)) - kick, kick))
     if not error <= 1e4 * eps_of(kick) * max(size, 1e-300):
         raise Mismatch(f"its weight sites give {error / max(size, 1e-300):.1e} less than all of its gradient")
 
 
-def _sizes(parameters: Values) -> dict[str, int]:
-    return {name: math.prod(value.shape) for name, value in parameters.items()}
-
-
 def _check_unchanged(found: Array, state: Array) -> None:
     """Raise where the model does not give the solved state any more."""
-    error, size = float(abs(found - state).max()), max(1.0, float(abs(state).max()))
-    if not error <= 1e4 * eps_of(state) * size:
+    if error := departure(found, state):
         raise ValueError(
-            f"the model differs from the solved state by {error / size:.1e} of its size: its parameters changed after "
+            f"the model differs from the solved state by {error:.1e} of its size: its parameters changed after "
             "solve (solve again), or it is random"
         )

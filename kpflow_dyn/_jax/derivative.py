@@ -15,15 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from kpflow_dyn._arrays import Rows
-from kpflow_dyn._arrays.memory import GIB, bytes_of, in_blocks, require
+from kpflow_dyn._arrays.memory import in_blocks, require_matrix
 from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._jax.equations import custom_functions
 from kpflow_dyn._jax.failures import explained, first_line
 
 Values = dict[str, jax.Array]
 Both = tuple[jax.Array, jax.Array]  # of the parameters [..., p] and of the argument
-
-MATRIX_BYTES = 4 * GIB  # of a matrix in the place of a mode that JAX does not have
 
 
 class Derivative:
@@ -121,7 +119,7 @@ class Derivative:
     def _check(self, forward: Rows) -> None:
         """Raise a `Mismatch` unless it is the transpose of reverse mode."""
         q, *pulled = self.probe
-        (rows,) = drawn([(1, sum(at.size for at in self._at))], q)
+        (rows,) = drawn([(1, sum(at.size for at in self._at))], q, seed=2)
         check_transpose(q, forward(rows), pulled, self._parted(rows), OWN)
 
     def _by_columns(self, error: Exception) -> tuple[jax.Array, jax.Array]:
@@ -151,12 +149,9 @@ class Derivative:
 
     def _unit(self, size: int, other: int, mode: str, error: Exception | None) -> jax.Array:
         """All unit vectors of one side of the matrix, if there is room for it."""
-        what = f"JAX has no {mode} mode of the model{f' ({first_line(error)})' if error else ''}, and the entries"
+        why = f"JAX has no {mode} mode of the model{f' ({first_line(error)})' if error else ''}"
         advice = "write it with operations that have one, lax.scan in the place of lax.while_loop"
-        needed = bytes_of(size * other, self._at[1])
-        require(needed, f"{what} of its matrix", advice)
-        if needed > MATRIX_BYTES:
-            raise ValueError(f"{what} of its matrix take {needed / GIB:.3g} GiB; {advice}")
+        require_matrix(size, other, self._at[1], why, advice)
         return jnp.eye(size, dtype=self._at[1].dtype)
 
 

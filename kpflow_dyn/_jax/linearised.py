@@ -133,11 +133,6 @@ class LinearisedSteps:
         changes = self._gather(self._by_site(jnp.concatenate(kicks, -1)), variables)
         return self._gradient(changes, len(q)), block_of(dz)
 
-    def _unpropagate(self, data: Data, s: jax.Array) -> jax.Array:
-        """P^{-1}: s_t - A_t s_{t-1}."""
-        previous = jnp.concatenate([jnp.zeros_like(s[:, :, :1]), s[:, :, :-1]], 2)
-        return s - self._advance(data, previous)
-
     def _advance(self, data: Data, dz: jax.Array) -> jax.Array:
         """A_t dz_t, each step on its own."""
         rows = rows_of(dz)  # [time, trial, probe, unit]
@@ -146,10 +141,6 @@ class LinearisedSteps:
     def _advance_adjoint(self, data: Data, q: jax.Array) -> jax.Array:
         """A_t^T q_t."""
         return block_of(self._each_step_transposed(data, rows_of(q))[0])
-
-    def _unpropagate_adjoint(self, data: Data, q: jax.Array) -> jax.Array:
-        back = self._advance_adjoint(data, q)
-        return q - jnp.concatenate([back[:, :, 1:], jnp.zeros_like(back[:, :, :1])], 2)
 
     def _each_step(self, data: Data, z: jax.Array, kicks: list[jax.Array]) -> jax.Array:
         (moving, _), fixed = data

@@ -70,8 +70,6 @@ class Tangent(Sweeps):
         self.enter_adjoint = block(self._enter_adjoint)
         self.advance = block(self._advance)
         self.advance_adjoint = block(self._advance_adjoint)
-        self.unpropagate = block(self._unpropagate)
-        self.unpropagate_adjoint = block(self._unpropagate_adjoint)
 
     def _propagate(self, data: Data, q: jax.Array) -> jax.Array:
         """s_t = A_t s_{t-1} + q_t."""

@@ -60,14 +60,6 @@ class AutodiffTangent:
     def advance_adjoint(self, q: Array) -> Array:
         return self._apart.pull(q)[1]
 
-    def unpropagate(self, s: Array) -> Array:
-        xp = array_namespace(s)
-        return s - self.advance(xp.concat([xp.zeros_like(s[:, :, :1]), s[:, :, :-1]], axis=2))
-
-    def unpropagate_adjoint(self, q: Array) -> Array:
-        xp, back = array_namespace(q), self.advance_adjoint(q)
-        return q - xp.concat([back[:, :, 1:], xp.zeros_like(back[:, :, :1])], axis=2)
-
     # All steps
 
     @property

@@ -7,13 +7,13 @@ import numpy as np
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._flows.flow import ODEFlow
-from kpflow_dyn._flows.referee import Answer, Probe, compare, drawn
+from kpflow_dyn._flows.referee import Answer, Probe, compare, drawn, sizes_of
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.inputs import input_width, inputs_at
 from kpflow_dyn._problems.measure import Weights
 from kpflow_dyn._problems.solutions import ODESolution, check_states
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
-from kpflow_dyn._recurrence.roads import sizes_of, tangent_of
+from kpflow_dyn._recurrence.roads import tangent_of
 from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, kicks, parameter_space
 from kpflow_dyn._recurrence.tangent import Propagation, Sensitivity, Tangent
 from kpflow_dyn._spaces.operators import Apply, Operator, on_spaces

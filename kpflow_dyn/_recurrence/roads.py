@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of
-from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, check_any, compare, in_words
+from kpflow_dyn._arrays import Array, array_namespace, eps_of
+from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, check_any, compare, departure, in_words, sizes_of
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._recurrence.autodiff import AutodiffTangent
 from kpflow_dyn._recurrence.tangent import Tangent
@@ -58,11 +58,6 @@ def tangent_of(
     return AutodiffTangent(apart, whole, model.parameters, untraced)
 
 
-def sizes_of(parameters: dict[str, Array]) -> dict[str, int]:
-    """How many numbers each has."""
-    return {name: int(np.prod(value.shape)) for name, value in parameters.items()}
-
-
 @dataclass(frozen=True)
 class _EachStep:
     """A tangent's steps, each by itself, as a derivative in the parameters and the states before."""
@@ -102,13 +97,13 @@ def check_as_called(model: Any, tangent: Tangent, outputs: Callable[..., Array],
     """
     state, name = tangent.next_state, type(model.call).__name__
     own = model.derivative(outputs, state[:, 0, :0])
-    if not float(abs(own.value - state[..., units]).max()) <= 1e4 * eps_of(state) * max(1.0, float(abs(state).max())):
+    if departure(own.value, state[..., units]):
         raise ValueError(
             f"{name} gives something else than its hidden state, which a forward of its own or a hook makes of it; "
             "pose StaticProblem(module, x, state='') for its output, or write it as a cell(x_t, z)"
         )
-    q = Random(3).normal((1, *own.value.shape), like=state)
-    expected, whole = own.pull(q)[0], array_namespace(state).zeros_like(state)[None]
+    q, expected, _ = own.probe
+    whole = array_namespace(state).zeros_like(state)[None]
     before, after = whole[..., : units.start], whole[..., units.stop :]
     found = tangent.vjp(array_namespace(q).concat([before, q, after], axis=-1))
     error = float(abs(found - expected).max() / abs(expected).max())
@@ -122,14 +117,13 @@ def check_as_called(model: Any, tangent: Tangent, outputs: Callable[..., Array],
 
 def _check_apart(solving: Any, step: Step, model: Any, rows: Array, before: Array, after: Array) -> None:
     """Raise where the first or the last trial by itself, its last step first, is not what it is among the others."""
-    backward, size = np.arange(rows.shape[1])[::-1].copy(), max(1.0, float(abs(after).max()))
+    backward, size = np.arange(rows.shape[1])[::-1].copy(), float(abs(after).max())
     for trial in (slice(0, 1), slice(len(rows) - 1, len(rows))):
         with solving.without_gradients():
             alone = solving.each_step(step, model.call, rows[trial][:, backward], before[trial][:, backward])
-        error = float(abs(alone - after[trial][:, backward]).max())
-        if not error <= 1e4 * eps_of(after) * size:
+        if error := departure(alone, after[trial][:, backward], max(1.0, size)):
             raise ValueError(
-                f"a step of one trial by itself differs from the same among the others by {error / size:.1e}: the "
+                f"a step of one trial by itself differs from the same among the others by {error:.1e}: the "
                 "trials influence each other, as batch statistics do, or the step remembers what it was called with "
                 "before, or it is random; call model.eval(), or rewrite the step"
             )

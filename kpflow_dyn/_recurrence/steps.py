@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kpflow_dyn._arrays import Array, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
 from kpflow_dyn._flows.flow import Draw, Propagator, RecurrentFlow
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._problems.choice import Choice
@@ -29,7 +29,7 @@ class Steps:
         tangent, state = self.tangent, self._space()
         J, P = jacobian(tangent, state), on_spaces(state, state, tangent.propagate, tangent.propagate_adjoint)
         return RecurrentFlow(
-            P=Propagator(P, on_spaces(state, state, tangent.unpropagate, tangent.unpropagate_adjoint)),
+            P=Propagator(P, inverse(tangent, state)),
             J=J,
             ntk=gram_of(J, tangent.gram, apart(tangent, state, tangent.jvp_apart, tangent.vjp_apart)),
             solution=self.solution,
@@ -68,6 +68,19 @@ def tangent_of_cell(sol: DiscreteSolution, params: Choice) -> tuple[Tangent, dic
 def jacobian(tangent: Tangent, state: Space) -> Operator:
     """J."""
     return on_spaces(parameter_space(tangent), state, tangent.jvp, tangent.vjp)
+
+
+def inverse(tangent: Tangent, state: Space) -> Operator:
+    """P^{-1}: s_t - A_t s_{t-1}; its transpose is q_t - A_{t+1}^T q_{t+1}."""
+    concat, zeros = array_namespace(state.like).concat, array_namespace(state.like).zeros_like
+
+    def unpropagate(s: Array) -> Array:
+        return s - tangent.advance(concat([zeros(s[:, :, :1]), s[:, :, :-1]], axis=2))
+
+    def adjoint(q: Array) -> Array:
+        return q - concat([tangent.advance_adjoint(q)[:, :, 1:], zeros(q[:, :, :1])], axis=2)
+
+    return on_spaces(state, state, unpropagate, adjoint)
 
 
 def kicks(tangent: Tangent, state: Space) -> dict[str, Any]:

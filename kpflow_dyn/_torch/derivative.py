@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
-from kpflow_dyn._arrays.memory import bytes_of, require
+from kpflow_dyn._arrays.memory import require_matrix
 from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn._torch.trace import differentiable_attention
@@ -163,9 +163,11 @@ class Derivative:
     def _rows(self) -> Tensor:
         """The matrix [state, parameter and argument], row by row."""
         states, columns = self.states.numel(), self._size + self._like.numel()
-        require(
-            bytes_of(states * columns, self._like),
-            f"the model's backward pass has no derivative, and the {states} x {columns} entries of its matrix",
+        require_matrix(
+            states,
+            columns,
+            self._like,
+            "the model's backward pass has no derivative",
             "write its autograd.Function with a backward that can be differentiated (without once_differentiable)",
         )
         unit = torch.eye(states, dtype=self._like.dtype, device=self._like.device)

@@ -134,21 +134,9 @@ class LinearisedSteps:
         kicks = {name: values.zero_() for name, values in self._kick_blocks(self.times, len(dz)).items()}
         return outer(self._each_step(inner(dz).contiguous(), kicks))
 
-    def unpropagate(self, s: Tensor) -> Tensor:
-        """P^{-1}: s_t - A_t s_{t-1}."""
-        previous = self._empty(self.times, len(s), self.units).zero_()  # [time, trial, probe, unit]
-        previous[1:] = inner(s)[:-1]
-        return s - self.advance(outer(previous))
-
     def advance_adjoint(self, q: Tensor) -> Tensor:
         """A_t^T q_t."""
         return outer(self._each_step_adjoint(q)[0])
-
-    def unpropagate_adjoint(self, q: Tensor) -> Tensor:
-        """P^{-*}: q_t - A_{t+1}^T q_{t+1}."""
-        out = q.clone()
-        out[:, :, :-1] -= self.advance_adjoint(q)[:, :, 1:]
-        return out
 
     def _each_step(self, z: Tensor, kicks: Kicks) -> Tensor:
         out = torch.empty_like(z)

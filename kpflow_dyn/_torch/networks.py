@@ -186,7 +186,7 @@ class FreeForm:
 
     def check(self, state: Tensor) -> None:
         """Whether F gives the same twice."""
-        check_same(self.at(state), self.at(state), abs(state).max())
+        check_same(self.at(state), self.at(state), float(abs(state).max()))
 
     def traced(self) -> TracedConstraint:
         """Traced as it is."""

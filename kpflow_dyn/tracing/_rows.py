@@ -69,21 +69,6 @@ class RowFunctions:
 
         return row
 
-    def tangent(self, dtheta: Array) -> RowFunction:
-        """(x, z, dz) -> the next state's tangent along (dz, dtheta), by forward mode through the whole step."""
-        output = self.step.graph.output
-        order, values = self.order(ancestors([output])), self.parameter_values()
-        directions = split(dtheta, values)
-
-        def row(x: Array, z: Array, dz: Array) -> list[Array]:
-            def step(z: Array, *weights: Array) -> Array:
-                env = self.constant | dict(zip(self.step.parameters, weights, strict=True))
-                return run(order, env | self.arguments(x, z))[output].reshape(-1)
-
-            return [self.transforms.jvp(step, (z, *values), (dz, *directions))[1]]
-
-        return row
-
     def parameter_values(self) -> list[Array]:
         """The parameters that learn."""
         return [self.fixed[node] for node in self.step.parameters]
