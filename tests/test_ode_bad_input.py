@@ -252,9 +252,6 @@ def test_fields_without_parameters() -> None:
 
     with pytest.raises(TypeError, match=r"Empty holds no arrays"):
         kp.solve(kp.ODEProblem(Empty(), jnp.ones((2, 4)), GRID))
-    mixed = jax.tree_util.Partial(lambda p, t, z: p[0] * z + p[1], (jnp.ones(4), np.ones(4)))
-    with pytest.raises(TypeError, match=r"is a numpy array, expected a jax one"):
-        kp.solve(kp.ODEProblem(mixed, jnp.ones((2, 4)), GRID))
 
 
 def test_parameters() -> None:

@@ -151,6 +151,11 @@ def apart_of(equations: Equations, model: Any, state: Array) -> Derivative:
     return model.derivative(lambda call, s: state - equations.residual(call, s), state)
 
 
+def parameters_of(equations: Equations, model: Any, state: Array) -> Derivative:
+    """F at the state in the parameters alone."""
+    return model.derivative(lambda call, _nothing: equations.residual(call, state), state.reshape(-1)[:0])
+
+
 def whole_of(equations: Equations, model: Any, state: Array) -> Derivative:
     """The state of a network in its parameters and in kicks."""
     return model.derivative(equations.kicked, array_namespace(state).zeros_like(state))

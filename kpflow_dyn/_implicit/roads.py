@@ -21,7 +21,7 @@ from kpflow_dyn._flows.referee import (
 )
 from kpflow_dyn._implicit.constraint import named_states
 from kpflow_dyn._implicit.form import Form
-from kpflow_dyn._implicit.linearised import Linearised, apart_of, own_of, whole_of
+from kpflow_dyn._implicit.linearised import Linearised, apart_of, own_of, parameters_of, whole_of
 from kpflow_dyn._implicit.solutions import ConstraintSolution, NetworkSolution
 from kpflow_dyn._implicit.traced import Traced
 from kpflow_dyn._problems.choice import Choice
@@ -48,9 +48,8 @@ def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
 
 
 def _by_autograd(sol: ConstraintSolution, model: Any, untraced: str) -> Linearised:
-    found = own_of(sol.equations, model, sol.state)
-    check_any(found.derivatives["apart"], untraced)
-    return replace(found, untraced=untraced)
+    check_any(parameters_of(sol.equations, model, sol.state), untraced)
+    return replace(own_of(sol.equations, model, sol.state), untraced=untraced)
 
 
 def _still(sol: NetworkSolution, model: Any) -> Linearised:

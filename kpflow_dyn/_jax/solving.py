@@ -7,7 +7,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from kpflow_dyn._jax import rollout
@@ -79,9 +78,6 @@ def check_field(problem: ODEProblem) -> None:
     """Raise unless f holds parameters and maps t, z [unit] (and x_t) to z' [unit]."""
     z0, f = problem.z0, problem.f
     check_parameters(f, z0)
-    for path, leaf in jax.tree_util.tree_flatten_with_path(f)[0]:
-        if isinstance(leaf, np.ndarray):
-            raise TypeError(f"{jax.tree_util.keystr(path)} of f is a numpy array, expected a jax one: jnp.asarray(...)")
     shapes = [(), z0.shape[1:]] + ([] if (width := input_width(problem)) is None else [(width,)])
     arguments = [jax.ShapeDtypeStruct(shape, z0.dtype) for shape in shapes]
     try:
