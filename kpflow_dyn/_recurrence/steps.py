@@ -74,13 +74,13 @@ def inverse(tangent: Tangent, state: Space) -> Operator:
     """P^{-1}: s_t - A_t s_{t-1}; its transpose is q_t - A_{t+1}^T q_{t+1}."""
     concat, zeros = array_namespace(state.like).concat, array_namespace(state.like).zeros_like
 
-    def unpropagate(s: Array) -> Array:
+    def forward(s: Array) -> Array:
         return s - tangent.advance(concat([zeros(s[:, :, :1]), s[:, :, :-1]], axis=2))
 
     def adjoint(q: Array) -> Array:
         return q - concat([tangent.advance_adjoint(q)[:, :, 1:], zeros(q[:, :, :1])], axis=2)
 
-    return on_spaces(state, state, unpropagate, adjoint)
+    return on_spaces(state, state, forward, adjoint)
 
 
 def kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
