@@ -127,4 +127,4 @@ def tangent_of_dynamics(sol: DiscreteSolution | ODESolution) -> Tangent:
     """
     if isinstance(sol, ODESolution):
         return tangent_of_accepted_steps(sol, lambda _name: True)
-    return tangent_of_cell(sol, lambda _name: True)[0]
+    return tangent_of_cell(sol, lambda _name: True, from_start=True)[0]

@@ -457,7 +457,7 @@ def fori_loop(p, h, x):
 
 @operation(W=SQUARE, one_way=True)
 def while_loop(p, h, x):
-    return lax.while_loop(lambda y: jnp.linalg.norm(y) > 0.5, lambda y: 0.5 * jnp.tanh(p.W @ y), h)
+    return lax.while_loop(lambda y: jnp.linalg.norm(y) > 0.5, lambda y: 0.25 * jnp.tanh(p.W @ y), h)
 
 
 @operation(W=SQUARE)

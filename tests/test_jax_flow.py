@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,3 +153,30 @@ def test_single_precision_stays_single() -> None:
 
 def test_each_trial_by_itself_has_the_blocks_of_the_ntk_within_trials(flow: kp.Flow) -> None:
     check_apart(flow.ntk)
+
+
+GAIN = [1.0]
+
+
+class Gained(eqx.Module):
+    w: jax.Array
+
+    def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        return jnp.tanh(GAIN[0] * (self.w @ second)) + jnp.sum(first)
+
+
+def test_a_global_that_was_changed_is_seen() -> None:
+    cell, x, z0 = Gained(jnp.eye(3)), jnp.ones((2, 4, 3)), jnp.ones((2, 3))
+    problems = kp.DiscreteProblem(cell, x, z0), kp.ODEProblem(cell, z0, np.linspace(0, 1, 3))
+    before = [kp.solve(problem).state for problem in problems]
+    GAIN[0] = 2.0
+    after = [kp.solve(problem) for problem in problems]
+    GAIN[0] = 1.0
+    again = [kp.solve(problem).state for problem in problems]
+    z = jnp.tanh(2 * z0) + 3
+    assert np.allclose(after[0].state[:, 0], z, atol=1e-12)
+    for one, two, three in zip(before, after, again, strict=True):
+        assert abs(one - two.state).max() > 0.01
+        assert np.array_equal(one, three)
+    with pytest.raises(ValueError, match=r"changed after solve"):
+        kp.linearize(after[0])

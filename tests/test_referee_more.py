@@ -242,6 +242,27 @@ def test_a_gradient_flow_of_a_field_with_an_alias_is_refused() -> None:
         kp.gradient_flow(kp.solve(problem, "rk4"), lambda state: (state**2).mean(), 0.1)
 
 
+def over_its_norm(m, x, z):
+    return torch.tanh(m.w(z) + m.i(x)) / (1 + z.pow(2).sum(-1, keepdim=True).sqrt())
+
+
+def read_as_complex(m, x, z):
+    """One place of a weight read as it is, as its conjugate and with the other sign."""
+    c = torch.view_as_complex(m.i.weight)
+    h = c * m.w(z) * c.conj() + x[:, :1]
+    return torch.tanh(h.real * c.conj().imag + m.i(x))
+
+
+@pytest.mark.parametrize("forward", [over_its_norm, read_as_complex])
+def test_what_a_trace_does_not_follow_is_answered_by_autograd(forward: Callable) -> None:
+    cell, x = make(forward), inputs()
+    flow = linearized(cell, x)
+    assert flow.untraced
+    assert error_of(flow, cell, x) < 1e-12
+    identity = (flow.P.inv @ flow.P).dense().reshape(TRIALS * TIMES * UNITS, -1)
+    assert torch.allclose(identity, torch.eye(len(identity), dtype=torch.float64), atol=1e-12)
+
+
 def test_a_network_that_autograd_knows_no_way_through_is_refused() -> None:
     class Outside(nn.Module):
         def __init__(self) -> None:

@@ -221,6 +221,21 @@ def test_unusual_cells_of_jax(name: str) -> None:
     assert relative((flow.P @ flow.K @ flow.P.T).dense(), J @ J.T) < 1e-10
 
 
+def test_a_norm_at_a_start_of_zeros_is_answered_where_its_derivative_is_not_asked_for() -> None:
+    problem = problem_of(lambda W, x, z: jnp.tanh(W @ z + x) / (1 + jnp.linalg.norm(z)))
+    problem = problem.remake(z0=jnp.zeros((2, 3)))
+    with pytest.warns(kp.UntracedWarning, match=r"first step in z0 holds NaN"):
+        flow = kp.linearize(kp.solve(problem))
+    J = to_numpy(jacobian_of(problem, jax.jacrev))
+    assert np.isfinite(J).all()
+    assert relative(flow.J.dense(), J) < 1e-10
+    assert relative(flow.ntk.dense(), J @ J.T) < 1e-10
+    assert relative((flow.P @ flow.K @ flow.P.T).dense(), J @ J.T) < 1e-10
+    assert relative((flow.P.inv @ flow.P).dense(), np.eye(24)) < 1e-10
+    with pytest.raises(ValueError, match=r"first at step 0 .*norm of a zero"):
+        kp.dynamics.step_jacobians(problem)
+
+
 def test_a_check_that_fails_says_so() -> None:
     with pytest.raises(RuntimeError, match=r"the input is not zero"):
         kp.solve(problem_of(checked))

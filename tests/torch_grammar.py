@@ -363,6 +363,12 @@ def complex_weight(p, h, x):
     return (h.to(torch.complex128) @ torch.complex(p.W, p.V)).abs()
 
 
+@operation(W=(UNITS, 2))
+def modulus(p, h, x):
+    c = torch.view_as_complex(p.W)
+    return ((c * h) * c.conj()).real + c.conj().imag * h.tanh()
+
+
 @operation(W=VECTOR)
 def filtered(p, h, x):
     return torch.fft.irfft(torch.fft.rfft(h) * torch.fft.rfft(p.W), n=UNITS)

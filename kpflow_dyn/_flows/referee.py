@@ -21,7 +21,8 @@ PACKAGE = str(Path(__file__).parent.parent)
 ROUNDING = 1e4  # of a gradient, in units of the dtype's round-off
 OWN = 1e-6  # between two modes of a model itself, which may have a part in float32, as fused attention has
 FLOOR = 1e3  # the same of the largest gradient: small ones may be differences of large terms
-NOT_FINITE = "the derivative of the model holds NaN or inf; look at its weights, or for a sqrt(0)"
+SINGULAR = "look at the weights, or for the sqrt or norm of a zero, to which a small number may be added"
+NOT_FINITE = f"the derivative of the model holds NaN or inf; {SINGULAR}"
 NOT_LINEAR = (
     "the model's backward pass is not linear, so it is no derivative: {}. Take out what clips gradients or depends on "
     "their values, and compute all of the model in the precision of its states"
@@ -93,7 +94,7 @@ def ask(own: Derivative) -> Answer:
     answer = Answer(own.value, own.probe)
     _, theta, argument = answer.probe
     if argument.ndim > 3:
-        check_finite(argument[0], "the derivative of the step")
+        check_finite(argument[0], "the derivative of the step", SINGULAR)
     for gradient in (theta, argument):
         if not np.isfinite(to_numpy(gradient)).all():
             raise ValueError(NOT_FINITE)

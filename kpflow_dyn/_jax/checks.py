@@ -1,5 +1,9 @@
 """Errors that name what came, what was expected and what to do, before a wrong number can arise."""
 
+import hashlib
+import re
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import equinox as eqx
@@ -53,6 +57,33 @@ def check_parameters(model: object, like: jax.Array) -> None:
             raise TypeError(f"parameter {name} is {leaf.dtype} but the data are {like.dtype}; convert one of them")
         if not bool(jnp.isfinite(leaf).all()):
             raise ValueError(f"parameter {name} holds NaN or inf; load a healthy checkpoint")
+
+
+def result_of(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function gives, in shapes.
+
+    JAX keeps compiled programs by the function and the form of its arguments. Where the same function computes
+    something else than before, as after a change of a global that it reads, they are all forgotten.
+    """
+    program, arrays, rest = eqx.filter_make_jaxpr(function)(*args)
+    leaves, form = jax.tree.flatten((function, args))
+    known = form, *((leaf.shape, leaf.dtype) if eqx.is_array(leaf) else leaf for leaf in leaves)
+    with suppress(TypeError):  # no key of JAX's either, as it cannot be hashed; or inside of a jit, which is its own
+        if _COMPUTED.setdefault(known, now := _digest(program)) != now:
+            jax.clear_caches()
+            _COMPUTED.clear()
+            _COMPUTED[known] = now
+        while len(_COMPUTED) > 256:
+            del _COMPUTED[next(iter(_COMPUTED))]
+    return eqx.combine(arrays, rest)
+
+
+_COMPUTED: dict[tuple, str] = {}  # the digest of what each function computed
+
+
+def _digest(program: Any) -> str:
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(program.jaxpr)).encode()
+    return hashlib.sha256(b"".join([text, *(np.asarray(value).tobytes() for value in program.consts)])).hexdigest()
 
 
 def with_parameters(model: object, values: dict[str, jax.Array]) -> object:

@@ -7,7 +7,7 @@ import jax
 from jax import lax
 
 from kpflow_dyn._jax.cells import Step, discrete_step
-from kpflow_dyn._jax.checks import check_parameters
+from kpflow_dyn._jax.checks import check_parameters, result_of
 from kpflow_dyn._jax.failures import cause_of
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._problems.problems import DiscreteProblem
@@ -44,7 +44,7 @@ def run(step: Step, cell: Any, x: jax.Array, z0: jax.Array, kicks: jax.Array | N
 def check_step(step: Step, cell: Any, x: jax.Array, z: jax.Array) -> None:
     """Raise unless the step of one trial gives a state like z."""
     try:
-        out = eqx.filter_eval_shape(step, cell, x, z)
+        out = result_of(step, cell, x, z)
     except Exception as error:
         raise ValueError(
             f"the cell failed on x_t {x.shape} and z {z.shape}{cause_of(error)}. A cell in JAX is called on one trial, "

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kpflow_dyn._jax import rollout
-from kpflow_dyn._jax.checks import check_parameters
+from kpflow_dyn._jax.checks import check_parameters, result_of
 from kpflow_dyn._jax.failures import cause_of
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import input_width
@@ -81,7 +81,7 @@ def check_field(problem: ODEProblem) -> None:
     shapes = [(), z0.shape[1:]] + ([] if (width := input_width(problem)) is None else [(width,)])
     arguments = [jax.ShapeDtypeStruct(shape, z0.dtype) for shape in shapes]
     try:
-        rate = eqx.filter_eval_shape(f, *arguments)
+        rate = result_of(f, *arguments)
     except Exception as error:
         given = ", ".join(f"{name} {a.shape}" for name, a in zip(("t", "z", "x_t"), arguments, strict=False))
         raise ValueError(

@@ -62,7 +62,7 @@ def check_sequence(x: Array) -> None:
     check_finite(x, "x")
 
 
-def check_finite(values: Array, what: str) -> None:
+def check_finite(values: Array, what: str, advice: str = "clean the data or look at the weights") -> None:
     """Raise for NaN or inf in data [trial, time, unit], naming the first time and a trial."""
     xp = array_namespace(values)
     with concretely(values):  # a problem may be posed inside of a jit whose model alone is traced
@@ -70,9 +70,7 @@ def check_finite(values: Array, what: str) -> None:
     if bad.any():
         time = int(np.flatnonzero(bad.any(0))[0])
         trial = int(np.flatnonzero(bad[:, time])[0])
-        raise ValueError(
-            f"{what} holds NaN or inf, first at step {time} (trial {trial}); clean the data or look at the weights"
-        )
+        raise ValueError(f"{what} holds NaN or inf, first at step {time} (trial {trial}); {advice}")
 
 
 def cell_start(sizes: Sequence[int | None], x: Array, z0: Any, as_part: Callable[[Any], Array]) -> Array:

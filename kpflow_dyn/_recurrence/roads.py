@@ -5,6 +5,7 @@ the same maps are taken from autograd itself.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ def tangent_of(
     before: Array,
     check: Callable[[Array], None] = lambda after: None,
     alone: bool = False,
+    from_start: bool = True,
 ) -> Tangent:
     """The recurrence z -> step(model, row, z) along rows [trial, time, ...] from the states before each step.
 
@@ -35,11 +37,18 @@ def tangent_of(
         solving: the same backend's part.
         check: raises where the states after each step are not what they should be.
         alone: whether each step is asked for by itself alone, without those after it.
+        from_start: whether the derivative in the states before the first step is asked for.
     """
     apart = model.derivative(lambda call, z: solving.each_step(step, call, rows, z), before)
     check_finite(apart.value, "the state")
     check(apart.value)
-    answer, sizes = ask(apart), sizes_of(model.parameters)
+    try:
+        answer, sizes = ask(apart), sizes_of(model.parameters)
+    except ValueError:
+        if not from_start:
+            with suppress(ValueError):
+                return _after_start(model, solving, step, rows, before)
+        raise
     reason: Exception | None = None
     try:
         for traced in model.tangents(step, rows, before):
@@ -56,6 +65,19 @@ def tangent_of(
     check_any(apart, untraced)
     whole = None if alone else _whole(model, solving, step, rows, before, apart.value)
     return AutodiffTangent(apart, whole, model.parameters, untraced)
+
+
+def _after_start(model: Any, solving: Any, step: Step, rows: Array, before: Array) -> Tangent:
+    """By autograd, where the first step has no derivative in z0, such as the norm of zeros: that one counts as 0."""
+
+    def states(call: Any, z: Array) -> Array:
+        return solving.each_step(step, call, rows, array_namespace(z).concat([before[:, :1], z[:, 1:]], axis=1))
+
+    apart = model.derivative(states, before)
+    ask(apart)
+    _check_apart(solving, step, model, rows, before, apart.value)
+    whole = _whole(model, solving, step, rows, before, apart.value)
+    return AutodiffTangent(apart, whole, model.parameters, "the derivative of the first step in z0 holds NaN or inf")
 
 
 @dataclass(frozen=True)

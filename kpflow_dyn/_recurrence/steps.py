@@ -50,13 +50,18 @@ class Steps:
         return Space(AXES, tuple(found.shape), found, self.measure)
 
 
-def tangent_of_cell(sol: DiscreteSolution, params: Choice) -> tuple[Tangent, dict[str, Array]]:
-    """The tangent of a discrete problem's steps along its states, and the parameters that learn."""
+def tangent_of_cell(
+    sol: DiscreteSolution, params: Choice, from_start: bool = False
+) -> tuple[Tangent, dict[str, Array]]:
+    """The tangent of a discrete problem's steps along its states, and the parameters that learn.
+
+    With the derivative of the first step in z0, or only where there is one: no operator of a flow needs it.
+    """
     problem, tracing = sol.problem, sol.problem.backend.tracing
     model, (step, _) = tracing.Model(problem.cell, params), tracing.discrete_step(problem)
-    tangent = tangent_of(
-        model, problem.backend.solving, step, problem.x, sol.before, lambda after: check_states(after, sol.state)
-    )
+    check = lambda after: check_states(after, sol.state)  # noqa: E731
+    solving = problem.backend.solving
+    tangent = tangent_of(model, solving, step, problem.x, sol.before, check, from_start=from_start)
     if (called := tracing.as_called(problem)) is not None:
         check_as_called(model, tangent, *called)
     return tangent, model.parameters

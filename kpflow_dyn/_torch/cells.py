@@ -30,7 +30,7 @@ class OnTuples:
 
     def __call__(self, cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
         """The next state."""
-        return torch.cat(cell(x, z.split(list(self.sizes), -1)), -1)
+        return torch.cat(cell(x, tuple(part.contiguous() for part in z.split(self.sizes, -1))), -1)
 
 
 def stacked(cell: Any, x: Tensor, z: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Derivative:
 
     def pull(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Reverse mode through the model, probe by probe."""
-        found = [self._reverse(probe) for probe in q]
+        found = [self._reverse(probe.clone()) for probe in q]  # complex parts need storages of their own
         return torch.stack([theta for theta, _ in found]), torch.stack([argument for _, argument in found])
 
     def push(self, theta: Tensor | None, argument: Tensor | None) -> Tensor:
@@ -152,7 +152,8 @@ class Derivative:
         assert self._double is not None
         u, gradients = self._double
         parts = theta.split([parameter.numel() for parameter in self._parameters])
-        moved = [*(v.reshape(p.shape) for v, p in zip(parts, self._parameters, strict=True)), argument]
+        own = zip([*parts, argument], [*self._parameters, self._like], strict=True)
+        moved = [v.clone().reshape(p.shape) for v, p in own]
         pairs = [(g, v) for g, v in zip(gradients, moved, strict=False) if g is not None and g.requires_grad]
         if not pairs:
             return torch.zeros_like(self.states)
@@ -177,14 +178,14 @@ class Derivative:
 
 def _copies_of(call: nn.Module) -> saved_tensors_hooks:
     """Graphs that keep copies of the model's tensors, which training it afterwards does not change."""
-    own = {_storage(tensor) for tensor in [*call.parameters(), *call.buffers()]} - {None}
+    own = {place: tensor for tensor in [*call.parameters(), *call.buffers()] if (place := _storage(tensor)) is not None}
     kept: dict[tuple, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if _storage(tensor) not in own:
             return tensor
-        place = tensor.data_ptr(), tensor.shape, tensor.stride()
-        return kept.setdefault(place, tensor.detach().clone())
+        read = tensor.dtype, tensor.is_conj(), tensor.is_neg(), tensor._version  # one place may be read in many ways
+        return kept.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), *read), tensor.detach().clone())
 
     return saved_tensors_hooks(pack, lambda tensor: tensor)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kpflow_dyn._implicit.layout import Layout
@@ -142,4 +143,5 @@ class Places:
 
     def split(self, state: Tensor) -> list[Tensor]:
         """The inverse."""
-        return [place.as_given(part) for place, part in zip(self.each, self.layout.split(state), strict=True)]
+        parts = [place.as_given(part) for place, part in zip(self.each, self.layout.split(state), strict=True)]
+        return [part.clone(memory_format=torch.contiguous_format) for part in parts]  # as a module gives them

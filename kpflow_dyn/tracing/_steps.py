@@ -42,7 +42,10 @@ def analyse(graph: Graph, learnable: Collection[str], transforms: Transforms) ->
         graph = _with_output_among_data(graph)
         dependence[graph.output] = Dependence.MOVING
     if dependence[graph.output] is not Dependence.MOVING:
-        raise ValueError("the step's result depends on neither its state nor a learnable parameter; nothing to analyse")
+        raise ValueError(
+            "its result depends on neither its state nor a learnable parameter, as far as a trace follows: complex "
+            "numbers, integers and detached values end it"
+        )
     order = [node for node in graph.nodes if dependence[node] in ON_DATA]
     uses = find_uses(order, dependence)
     learnt = [node for node in graph.nodes if dependence[node] is not Dependence.CONSTANT]
