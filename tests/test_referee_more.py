@@ -7,11 +7,13 @@ import random
 import warnings
 from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import kpflow_dyn as kp
 
@@ -47,14 +49,15 @@ def linearized(cell: nn.Module, x: Tensor) -> kp.Flow:
         return kp.linearize(kp.solve(kp.DiscreteProblem(cell, x)))
 
 
-def error_of(flow: kp.Flow, cell: nn.Module, x: Tensor) -> float:
-    """Of J, as a part of the largest entry that autograd through the module has."""
+def error_of(flow: kp.Flow, learns: nn.Module, x: Tensor, cell: nn.Module | None = None) -> float:
+    """Of J, as a part of the largest entry that autograd through the cell has; some module of it learns."""
+    cell = cell or learns
     z, states = torch.zeros(len(x), UNITS, dtype=x.dtype), []
     for x_t in x.unbind(1):
         z = cell(x_t, z)
         states.append(z)
     rows = torch.stack(states, 1).reshape(-1)
-    J = torch.stack([flat(torch.autograd.grad(row, list(cell.parameters()), retain_graph=True)) for row in rows])
+    J = torch.stack([flat(torch.autograd.grad(row, list(learns.parameters()), retain_graph=True)) for row in rows])
     return float((flow.J.dense().reshape(J.shape) - J).abs().max() / J.abs().max())
 
 
@@ -261,6 +264,139 @@ def test_what_a_trace_does_not_follow_is_answered_by_autograd(forward: Callable)
     assert error_of(flow, cell, x) < 1e-12
     identity = (flow.P.inv @ flow.P).dense().reshape(TRIALS * TIMES * UNITS, -1)
     assert torch.allclose(identity, torch.eye(len(identity), dtype=torch.float64), atol=1e-12)
+
+
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h):
+        return h.round()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+def with_a_small_part(m, x, z):
+    return torch.tanh(m.w(z) + m.i(x) + 3e-5 * Rounded.apply(3 * m.small(z)))
+
+
+def test_a_wrong_gradient_is_seen_however_small_it_is_beside_others() -> None:
+    cell = make(with_a_small_part, small=nn.Linear(UNITS, UNITS).double()).float()
+    x = inputs().float()
+    assert "small.weight" in linearized(cell, x).untraced
+    assert error_of(linearized(cell, x).only(lambda name: name.startswith("small")), cell.small, x, cell) < 1e-4
+
+
+class Kept(torch.autograd.Function):
+    """A product whose backward pass reads the weight anew."""
+
+    @staticmethod
+    def forward(ctx, h, w):
+        ctx.w = w
+        ctx.save_for_backward(h)
+        return h @ w
+
+    @staticmethod
+    def backward(ctx, g):
+        (h,) = ctx.saved_tensors
+        return g @ ctx.w.T, h.T @ g
+
+
+def branching(m, x, z):
+    return torch.tanh(m.w(z) * m.gain + m.i(x) * m.gains[0]) if float(x.sum()) < 1e9 else z
+
+
+def checkpointed(m, x, z):
+    return checkpoint(branching, m, x, z, use_reentrant=False)
+
+
+def kept(m, x, z):
+    return torch.tanh(Kept.apply(z, m.w.weight) + m.i(x) * m.gain) if float(x.sum()) < 1e9 else z
+
+
+@pytest.mark.parametrize("forward", [branching, checkpointed, kept])
+def test_what_its_user_changes_later_changes_no_flow(forward: Callable) -> None:
+    cell, x = make(forward, gain=torch.rand(UNITS).double(), gains=[torch.rand(UNITS).double()]), inputs()
+    flow = linearized(cell, x)
+    assert flow.untraced
+    before = flow.ntk.dense(), flow.K.dense()
+    with torch.no_grad():
+        for tensor in (*cell.parameters(), cell.gain, cell.gains[0], x):
+            tensor.mul_(1.5)
+    changed = [tensor.detach().clone() for tensor in (*cell.parameters(), cell.gain)]
+    assert torch.equal(flow.ntk.dense(), before[0])
+    assert torch.equal(flow.K.dense(), before[1])
+    assert all(map(torch.equal, changed, (*cell.parameters(), cell.gain)))
+
+
+def writing(m, x, z):
+    m.seen.add_(z.detach().mean(0))
+    m.record.last = m.record.last + 1
+    m.record.all.append(1)
+    m.table += 1
+    return torch.tanh(m.w(z) + m.i(x))
+
+
+def test_plain_tensors_and_records_are_left_alone() -> None:
+    record = SimpleNamespace(last=0, all=[])
+    cell = make(writing, seen=torch.zeros(UNITS).double(), record=record, table=np.zeros(2))
+    flow = linearized(cell, inputs())
+    assert not cell.seen.any() and not cell.table.any()
+    assert record == SimpleNamespace(last=0, all=[]) and cell.record is record
+    assert error_of(flow, cell, inputs()) < 1e-12
+
+
+@pytest.mark.parametrize("state", [["0"], ["0", "1"], ["1", "2"], ["0", "2"]])
+def test_what_is_written_into_a_value_afterwards_is_not_the_value(state: list[str]) -> None:
+    flows = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(INPUTS, 5), nn.ReLU(inplace), nn.Linear(5, 2)).double()
+        flows.append(kp.linearize(kp.solve(kp.StaticProblem(net, inputs()[:, 0], state=state))))
+    plain, written = flows
+    assert torch.equal(plain.solution.state, written.solution.state)
+    assert torch.allclose(plain.ntk.dense(), written.ntk.dense(), atol=1e-12)
+    assert not written.untraced
+
+
+def in_single_precision(m, x, z):
+    wide = (z.float() @ m.wide.float()).tanh() @ m.wide.float().T
+    return torch.tanh(m.w(z) + m.i(x) + 0.1 * wide.double())
+
+
+def test_a_part_of_lower_precision_may_round_otherwise_for_one_trial() -> None:
+    cell = make(in_single_precision, wide=nn.Parameter(torch.randn(UNITS, 512).double()))
+    assert error_of(linearized(cell, inputs()), cell, inputs()) < 1e-5
+
+
+class PerTrial(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.mask = torch.zeros(TRIALS, TIMES, dtype=torch.bool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, key_padding_mask=self.mask)[0]
+
+
+def reentrant(m, x, z):
+    return checkpoint(lambda x, z: torch.tanh(m.w(z) + m.i(x)), x, z, use_reentrant=True)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_errors_of_torch_are_said_in_words() -> None:
+    with pytest.raises(ValueError, match=r"holds for each trial.*give it in x"):
+        kp.solve(kp.StaticProblem(PerTrial(), torch.randn(TRIALS, TIMES, 4), state=""))
+    with pytest.raises(ValueError, match=r"use_reentrant=False"):
+        linearized(make(reentrant), inputs())
+    with pytest.raises(ValueError, match=r"parameter weight has no shape yet; call the model once"):
+        kp.solve(kp.StaticProblem(nn.LazyLinear(3), torch.randn(2, 3), state=""))
+    with pytest.raises(ValueError, match=r"\(2, 0\), which holds no number"):
+        kp.solve(kp.StaticProblem(make(lambda m, x: m.w(x)[:, :0]).float(), torch.randn(2, 3), state=""))
+    with pytest.raises(ValueError, match=r"numbers for each trial \(give them as inputs x\)"):
+        linearized(
+            make(lambda m, x, z: branching(m, x, z) * torch.arange(1, 1 + TRIALS)[:, None], gain=1, gains=[1]), inputs()
+        )
 
 
 def test_a_network_that_autograd_knows_no_way_through_is_refused() -> None:

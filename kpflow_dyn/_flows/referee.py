@@ -7,8 +7,9 @@ random theta then fixes J.
 
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -21,6 +22,7 @@ PACKAGE = str(Path(__file__).parent.parent)
 ROUNDING = 1e4  # of a gradient, in units of the dtype's round-off
 OWN = 1e-6  # between two modes of a model itself, which may have a part in float32, as fused attention has
 FLOOR = 1e3  # the same of the largest gradient: small ones may be differences of large terms
+NOISE = 1e3  # of these, in units of how far rounding moves them
 SINGULAR = "look at the weights, or for the sqrt or norm of a zero, to which a small number may be added"
 NOT_FINITE = f"the derivative of the model holds NaN or inf; {SINGULAR}"
 NOT_LINEAR = (
@@ -45,6 +47,7 @@ class Derivative(Protocol):
     pull    the transpose.
     probe   one random block [1, ...] of states and what it pulls back.
     connected  False where autograd knows of no way from the parameters or the argument to the states.
+    rounding  the round-off of the least precise numbers that it computes with.
     """
 
     @property
@@ -53,6 +56,8 @@ class Derivative(Protocol):
     def probe(self) -> Probe: ...
     @property
     def connected(self) -> bool: ...
+    @property
+    def rounding(self) -> float: ...
     def push(self, theta: Array | None, argument: Array | None) -> Array: ...
     def pull(self, q: Array) -> tuple[Array, Array]: ...
 
@@ -83,15 +88,24 @@ def drawn(shapes: Sequence[tuple[int, ...]], like: Array, seed: int = 1) -> list
 
 @dataclass(frozen=True)
 class Answer:
-    """What autograd through the model says: its value, and what it pulls back of one random q."""
+    """What autograd through the model says: its value, what it pulls back of one random q, and how it does."""
 
     value: Array
     probe: Probe
+    pull: Callable[[Array], tuple[Array, Array]]
+
+    @cached_property
+    def noise(self) -> tuple[np.ndarray, np.ndarray]:
+        """How far rounding alone moves what is pulled back, of the parameters [p] and of the argument [trial, ...]."""
+        q, *first = self.probe
+        pairs = zip(self.pull(1.1 * q), first, strict=True)
+        parameters, argument = (abs(to_numpy(again)[0] / 1.1 - to_numpy(one)[0]) for again, one in pairs)
+        return parameters, argument
 
 
 def ask(own: Derivative) -> Answer:
     """The model's own answer; a ValueError where it has no derivative."""
-    answer = Answer(own.value, own.probe)
+    answer = Answer(own.value, own.probe, own.pull)
     _, theta, argument = answer.probe
     if argument.ndim > 3:
         check_finite(argument[0], "the derivative of the step", SINGULAR)
@@ -101,11 +115,14 @@ def ask(own: Derivative) -> Answer:
     return answer
 
 
-def departure(found: Array, expected: Array, size: float = 1.0) -> float:
-    """How far results are from those expected, over the largest of these or a size; 0 within rounding."""
+def departure(found: Array, expected: Array, size: float = 1.0, rounding: float = 0.0) -> float:
+    """How far results are from those expected, over the largest of these or a size.
+
+    It is 0 within the rounding of their dtype, or of one of less precision in which they were computed.
+    """
     found, expected = to_numpy(found), to_numpy(expected)
     error, size = _largest(found - expected), max(size, _largest(expected))
-    return 0.0 if error <= ROUNDING * eps_of(expected) * size else error / size
+    return 0.0 if error <= max(ROUNDING * eps_of(expected), 10 * rounding) * size else error / size
 
 
 def check_any(own: Derivative, untraced: str) -> None:
@@ -128,8 +145,8 @@ def compare(found: Linearisation, answer: Answer, sizes: dict[str, int]) -> None
     q, *expected = answer.probe
     given = found.pull(q)
     parameters, rows = [(to_numpy(a)[0], to_numpy(b)[0]) for a, b in zip(given, expected, strict=True)]
-    compare_gradients(*parameters, sizes)
-    _compare_rows(*rows)
+    compare_gradients(*parameters, sizes, lambda: answer.noise[0])
+    _compare_rows(*rows, lambda: answer.noise[1])
     moved = drawn([tuple(a.shape) for a in expected], q, seed=2)
     check_transpose(q, found.push(*moved), given, moved)
 
@@ -168,14 +185,23 @@ def _is_ours(reason: Exception) -> bool:
     return isinstance(reason, ValueError | TypeError) and frames[-1].filename.startswith(PACKAGE)
 
 
-def compare_gradients(found: np.ndarray, expected: np.ndarray, sizes: dict[str, int]) -> None:
-    """Raise a `Mismatch` unless gradients [p] are alike, parameter by parameter."""
+def compare_gradients(
+    found: np.ndarray, expected: np.ndarray, sizes: dict[str, int], noise: Callable[[], np.ndarray] | None = None
+) -> None:
+    """Raise a `Mismatch` unless gradients [p] are alike, parameter by parameter.
+
+    Those that are small beside others may be differences of large terms, of which no more than noise is left. How much
+    that is, `noise` knows, and without it they are let pass.
+    """
     start, wrong, floor = 0, {}, FLOOR * eps_of(expected) * _largest(expected)
     for name, size in sizes.items():
-        part, own = (gradient[start : start + size] for gradient in (found, expected))
+        here = slice(start, start + size)
+        part, own = found[here], expected[here]
         error, largest, start = _largest(part - own), _largest(own), start + size
-        if not error <= ROUNDING * eps_of(expected) * largest + floor:
-            wrong[name] = error / max(largest or _largest(part), 1e-300)
+        known = ROUNDING * eps_of(expected) * largest
+        if error <= known or (error <= known + floor and (noise is None or error <= NOISE * _largest(noise()[here]))):
+            continue
+        wrong[name] = error / max(largest or _largest(part), 1e-300)
     if wrong:
         worst = max(wrong, key=lambda name: wrong[name])
         others = f" (also in {', '.join(name for name in wrong if name != worst)})" if len(wrong) > 1 else ""
@@ -184,11 +210,14 @@ def compare_gradients(found: np.ndarray, expected: np.ndarray, sizes: dict[str, 
         )
 
 
-def _compare_rows(found: np.ndarray, expected: np.ndarray) -> None:
-    """Gradients in the argument [trial, (time,) ...], row by row."""
+def _compare_rows(found: np.ndarray, expected: np.ndarray, noise: Callable[[], np.ndarray]) -> None:
+    """Gradients in the argument [trial, (time,) ...], row by row, as those of parameters."""
     last = tuple(range(min(2, expected.ndim - 1), expected.ndim))
     error, size = (abs(values).max(last) for values in (found - expected, expected))
-    allowed = eps_of(expected) * (ROUNDING * size + FLOOR * size.max())
+    allowed = eps_of(expected) * ROUNDING * size
+    if (error > allowed).any():
+        floor = FLOOR * eps_of(expected) * size.max()
+        allowed = np.maximum(allowed, np.minimum(allowed + floor, NOISE * noise().max(last).max(0)))
     if (wrong := ~(error <= allowed)).any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
         where = ", ".join(f"{axis} {n}" for axis, n in zip(("trial", "step"), at, strict=False)) or "all of it"

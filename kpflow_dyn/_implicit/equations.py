@@ -39,15 +39,20 @@ class Equations(Protocol):
     def traced(self) -> TracedConstraint: ...
 
 
-def check_alone(of_trials: Callable[[slice], Array], whole: Array) -> None:
-    """Raise where the first or the last trial by itself gives something else than among the others [trial, ...]."""
+def check_alone(of_trials: Callable[[slice], Array], whole: Array, rounding: Callable[[], float]) -> None:
+    """Raise where the first or the last trial by itself gives something else than among the others [trial, ...].
+
+    Args:
+        rounding: the round-off of the model's least precise part.
+    """
     for trial in (slice(0, 1), slice(len(whole) - 1, len(whole))):
-        check_same(of_trials(trial), whole[trial], float(abs(whole).max()))
+        check_same(of_trials(trial), whole[trial], float(abs(whole).max()), rounding)
 
 
-def check_same(alone: Array, among: Array, size: float) -> None:
+def check_same(alone: Array, among: Array, size: float, rounding: Callable[[], float] = lambda: 0.0) -> None:
     """Raise where two results for the same trials differ; size is that of the largest of all."""
-    if error := departure(alone, among, max(1.0, size)):
+    size = max(1.0, size)
+    if departure(alone, among, size) and (error := departure(alone, among, size, rounding())):
         raise ValueError(
             f"the model on one trial alone differs from the same among all trials by {error:.1e} of its size: "
             "its trials influence each other, or it is random or changes itself; call model.eval(), or rewrite it"

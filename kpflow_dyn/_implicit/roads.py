@@ -34,7 +34,7 @@ def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
     if isinstance(sol, NetworkSolution) and sol.of_uses:
         return _still(sol, model)
     own = (whole_of if sol.equations.form is Form.NETWORK else apart_of)(sol.equations, model, sol.state)
-    _check_unchanged(own.value, sol.state)
+    _check_unchanged(own, sol.state)
     answer = ask(own)
     if sol.traced is None:
         return _by_autograd(sol, model, sol.untraced)
@@ -75,7 +75,7 @@ def uses_of_weights(sol: NetworkSolution, model: Any) -> Traced:
     equations, traced = sol.equations, sol.traced
     assert traced is not None and equations.layout is not None
     own = whole_of(equations, model, equations.start)
-    _check_unchanged(own.value, equations.start)
+    _check_unchanged(own, equations.start)
     seen = Traced(traced.at_output(equations.layout), model.parameters, equations.start)
     found = Traced(traced, model.parameters, sol.state)
     assert seen.whole is not None and found.whole is not None
@@ -154,9 +154,9 @@ def _check_sites(found: Traced) -> None:
         raise Mismatch(f"its weight sites give {error / max(size, 1e-300):.1e} less than all of its gradient")
 
 
-def _check_unchanged(found: Array, state: Array) -> None:
+def _check_unchanged(own: Derivative, state: Array) -> None:
     """Raise where the model does not give the solved state any more."""
-    if error := departure(found, state):
+    if error := departure(own.value, state, rounding=own.rounding):
         raise ValueError(
             f"the model differs from the solved state by {error:.1e} of its size: its parameters changed after "
             "solve (solve again), or it is random"

@@ -53,6 +53,8 @@ def floating_leaves(model: object) -> dict[str, jax.Array]:
 def check_parameters(model: object, like: jax.Array) -> None:
     """Raise unless the model's parameters are finite and of the dtype of the data."""
     for name, leaf in named_parameters(model).items():
+        if jnp.iscomplexobj(leaf):
+            raise TypeError(f"parameter {name} is {leaf.dtype}; keep its real and imaginary parts as two real ones")
         if leaf.dtype != like.dtype:
             raise TypeError(f"parameter {name} is {leaf.dtype} but the data are {like.dtype}; convert one of them")
         if not bool(jnp.isfinite(leaf).all()):

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kpflow_dyn._arrays import Rows
+from kpflow_dyn._arrays import Rows, eps_of
 from kpflow_dyn._arrays.memory import in_blocks, require_matrix
 from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
-from kpflow_dyn._jax.equations import custom_functions
+from kpflow_dyn._jax import equations
 from kpflow_dyn._jax.failures import explained, first_line
 
 Values = dict[str, jax.Array]
@@ -49,7 +49,7 @@ class Derivative:
     @property
     def custom(self) -> list[str]:
         """The functions with derivatives of their own that the model calls."""
-        return custom_functions(self._function.jaxpr)
+        return equations.custom_functions(self._function.jaxpr)
 
     @property
     def value(self) -> jax.Array:
@@ -57,6 +57,11 @@ class Derivative:
         return self._first[0]
 
     connected = True  # which JAX does not tell
+
+    @property
+    def rounding(self) -> float:
+        """Of the least precise part."""
+        return max(equations.rounding_of(self._function.jaxpr), eps_of(self._at[1]))
 
     @property
     def probe(self) -> Probe:

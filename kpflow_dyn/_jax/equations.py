@@ -54,6 +54,16 @@ def custom_functions(jaxpr: Jaxpr) -> list[str]:
     return list(found)
 
 
+def rounding_of(jaxpr: Jaxpr) -> float:
+    """The round-off of the least precise numbers that are computed."""
+    found = [0.0]
+    for equation in opened(jaxpr).eqns:
+        dtypes = [var.aval.dtype for var in equation.outvars]
+        found += [float(jnp.finfo(dtype).eps) for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+        found += map(rounding_of, jaxprs_in_params(equation.params))
+    return max(found)
+
+
 def opened(jaxpr: Jaxpr) -> Jaxpr:
     """The jaxpr itself, whether or not it comes with its constants."""
     return getattr(jaxpr, "jaxpr", jaxpr)

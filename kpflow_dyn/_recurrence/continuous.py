@@ -96,7 +96,7 @@ def _equations(sol: ODESolution, model: Any, field: Tangent, alg: InterpolatingA
     By function transforms, which are fast; or else by reverse mode through the model itself.
     """
     (q,) = drawn([(1, *sol.state.shape)], sol.state)
-    answer, reason = Answer(field.next_state, Probe(q, *field.step_vjp(q))), None
+    answer, reason = Answer(field.next_state, Probe(q, *field.step_vjp(q)), field.step_vjp), None
     for own in (False, True):
         try:
             found = Variational(sol, model, alg, own)
@@ -127,8 +127,8 @@ def _tangent_of_steps(sol: ODESolution, steps: AcceptedSteps, model: Any, with_s
     # The stages of an implicit method are converged further than the solver's own.
     tolerance = 0.0 if steps.tableau.explicit else 10 * sol.options["rtol"]
 
-    def check(after: Array) -> None:
-        check_states(after[..., :units], steps.after, tolerance)
+    def check(after: Array, rounding: float) -> None:
+        check_states(after[..., :units], steps.after, max(tolerance, rounding))
 
     return tangent_of(model, sol.problem.backend.solving, step, rows, step.widen(steps.before), check)
 

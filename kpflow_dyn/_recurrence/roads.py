@@ -26,7 +26,7 @@ def tangent_of(
     step: Step,
     rows: Array,
     before: Array,
-    check: Callable[[Array], None] = lambda after: None,
+    check: Callable[[Array, float], None] = lambda after, rounding: None,
     alone: bool = False,
     from_start: bool = True,
 ) -> Tangent:
@@ -35,13 +35,13 @@ def tangent_of(
     Args:
         model: a backend's `Model`.
         solving: the same backend's part.
-        check: raises where the states after each step are not what they should be.
+        check: raises where the states after each step are not what they should be, to this rounding.
         alone: whether each step is asked for by itself alone, without those after it.
         from_start: whether the derivative in the states before the first step is asked for.
     """
-    apart = model.derivative(lambda call, z: solving.each_step(step, call, rows, z), before)
+    apart = model.derivative(lambda call, z: solving.each_step(step, call, _copied(rows), z), before)
     check_finite(apart.value, "the state")
-    check(apart.value)
+    check(apart.value, 10 * apart.rounding)
     try:
         answer, sizes = ask(apart), sizes_of(model.parameters)
     except ValueError:
@@ -60,7 +60,7 @@ def tangent_of(
     except Exception as error:  # whatever stops a trace, autograd answers
         reason = error
     assert reason is not None
-    _check_apart(solving, step, model, rows, before, apart.value)
+    _check_apart(solving, step, model, rows, before, apart)
     untraced = in_words(reason, model.causes(apart))
     check_any(apart, untraced)
     whole = None if alone else _whole(model, solving, step, rows, before, apart.value)
@@ -71,11 +71,12 @@ def _after_start(model: Any, solving: Any, step: Step, rows: Array, before: Arra
     """By autograd, where the first step has no derivative in z0, such as the norm of zeros: that one counts as 0."""
 
     def states(call: Any, z: Array) -> Array:
-        return solving.each_step(step, call, rows, array_namespace(z).concat([before[:, :1], z[:, 1:]], axis=1))
+        z = array_namespace(z).concat([before[:, :1], z[:, 1:]], axis=1)
+        return solving.each_step(step, call, _copied(rows), z)
 
     apart = model.derivative(states, before)
     ask(apart)
-    _check_apart(solving, step, model, rows, before, apart.value)
+    _check_apart(solving, step, model, rows, before, apart)
     whole = _whole(model, solving, step, rows, before, apart.value)
     return AutodiffTangent(apart, whole, model.parameters, "the derivative of the first step in z0 holds NaN or inf")
 
@@ -105,9 +106,14 @@ def _whole(model: Any, solving: Any, step: Step, rows: Array, before: Array, aft
     kicks = array_namespace(before).concat([before[:, 1:] - after[:, :-1], 0 * after[:, -1:]], axis=1)
 
     def states(call: Any, kicks: Array) -> Array:
-        return solving.run(step, call, rows, before[:, 0], kicks)
+        return solving.run(step, call, _copied(rows), before[:, 0], kicks)
 
     return model.derivative(states, kicks)
+
+
+def _copied(rows: Array) -> Array:
+    """Inputs of a graph that is kept, whose user may write to them later."""
+    return array_namespace(rows).asarray(rows, copy=True)
 
 
 def check_as_called(model: Any, tangent: Tangent, outputs: Callable[..., Array], units: slice) -> None:
@@ -137,15 +143,17 @@ def check_as_called(model: Any, tangent: Tangent, outputs: Callable[..., Array],
         )
 
 
-def _check_apart(solving: Any, step: Step, model: Any, rows: Array, before: Array, after: Array) -> None:
+def _check_apart(solving: Any, step: Step, model: Any, rows: Array, before: Array, apart: Derivative) -> None:
     """Raise where the first or the last trial by itself, its last step first, is not what it is among the others."""
-    backward, size = np.arange(rows.shape[1])[::-1].copy(), float(abs(after).max())
+    after, backward = apart.value, np.arange(rows.shape[1])[::-1].copy()
+    size = max(1.0, float(abs(after).max()))
     for trial in (slice(0, 1), slice(len(rows) - 1, len(rows))):
         with solving.without_gradients():
             alone = solving.each_step(step, model.call, rows[trial][:, backward], before[trial][:, backward])
-        if error := departure(alone, after[trial][:, backward], max(1.0, size)):
+        if error := departure(alone, after[trial][:, backward], size, apart.rounding):
             raise ValueError(
                 f"a step of one trial by itself differs from the same among the others by {error:.1e}: the "
-                "trials influence each other, as batch statistics do, or the step remembers what it was called with "
-                "before, or it is random; call model.eval(), or rewrite the step"
+                "trials influence each other, as batch statistics do, or the model holds numbers for each trial (give "
+                "them as inputs x), or the step remembers what it was called with before, or it is random; call "
+                "model.eval(), or rewrite the step"
             )

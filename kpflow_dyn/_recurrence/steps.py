@@ -59,7 +59,7 @@ def tangent_of_cell(
     """
     problem, tracing = sol.problem, sol.problem.backend.tracing
     model, (step, _) = tracing.Model(problem.cell, params), tracing.discrete_step(problem)
-    check = lambda after: check_states(after, sol.state)  # noqa: E731
+    check = lambda after, rounding: check_states(after, sol.state, rounding)  # noqa: E731
     solving = problem.backend.solving
     tangent = tangent_of(model, solving, step, problem.x, sol.before, check, from_start=from_start)
     if (called := tracing.as_called(problem)) is not None:

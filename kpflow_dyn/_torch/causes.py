@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 HOOKS = {
@@ -29,6 +30,18 @@ def _hooks_of(module: nn.Module) -> Iterator[str]:
 
 def _functions(states: Tensor) -> Iterator[str]:
     """The autograd.Functions of the user in a graph."""
+    for node in _nodes(states):
+        if (function := getattr(node, "_forward_cls", None)) is not None:
+            yield f"the autograd.Function {function.__name__}"
+
+
+def rounding_of(states: Tensor) -> float:
+    """The round-off of the least precise numbers in a graph."""
+    dtypes = {given.dtype for node in _nodes(states) for given in node._input_metadata} | {states.dtype}
+    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+
+
+def _nodes(states: Tensor) -> Iterator[Any]:
     stack: list[Any] = [states.grad_fn]
     seen = set()
     while stack:
@@ -36,6 +49,5 @@ def _functions(states: Tensor) -> Iterator[str]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if (function := getattr(node, "_forward_cls", None)) is not None:
-            yield f"the autograd.Function {function.__name__}"
+        yield node
         stack.extend(following for following, _ in node.next_functions)

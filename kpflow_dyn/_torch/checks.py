@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 def check_module(cell: object, x: Tensor) -> nn.Module:
@@ -11,6 +12,8 @@ def check_module(cell: object, x: Tensor) -> nn.Module:
             f"cell is {type(cell).__name__}, expected an nn.Module: a plain function does not name its parameters"
         )
     for name, tensor in cell.named_parameters():
+        if is_lazy(tensor):
+            raise ValueError(f"parameter {name} has no shape yet; call the model once before it is analysed")
         if tensor.is_complex():
             raise TypeError(
                 f"parameter {name} is complex; only real parameters are supported. Keep its real and imaginary parts "

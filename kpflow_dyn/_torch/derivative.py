@@ -7,7 +7,7 @@ With S = function(model, s) in a graph, u = 0 and g = vjp(u), which is linear in
 so the second is the exact transpose of whatever the backward pass does, and no forward mode is needed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Self
@@ -18,9 +18,11 @@ from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
 from kpflow_dyn._arrays.memory import require_matrix
 from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
-from kpflow_dyn._torch.left_alone import left_alone
+from kpflow_dyn._torch.causes import rounding_of
+from kpflow_dyn._torch.left_alone import Numbers, held_by, left_alone
 from kpflow_dyn._torch.trace import differentiable_attention
 
+REENTRANT = "torch differentiates its checkpoints by .backward() alone; call checkpoint(..., use_reentrant=False)"
 Function = Callable[[Any, Tensor], Tensor]
 
 
@@ -29,7 +31,9 @@ class Derivative:
 
     def __init__(self, function: Function, call: nn.Module, learning: Mapping[str, nn.Parameter], at: Tensor) -> None:
         self._function, self._call, self._learning = function, call, learning
-        self._keep: AbstractContextManager[Any] = _copies_of(call)
+        held = held_by(call)
+        self._keep: AbstractContextManager[Any] = _copies_of(held)
+        self._numbers = Numbers(held)  # for what a graph reads anew, as checkpoints do
         self._like, self._parameters = at.detach(), list(learning.values())
         try:
             self._record(function, call)
@@ -65,6 +69,11 @@ class Derivative:
         """Whether the states have a graph."""
         return self.states.requires_grad
 
+    @property
+    def rounding(self) -> float:
+        """Of the least precise part."""
+        return rounding_of(self.states)
+
     @cached_property
     def probe(self) -> Probe:
         """A random q and what it pulls back."""
@@ -73,7 +82,8 @@ class Derivative:
 
     def pull(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Reverse mode through the model, probe by probe."""
-        found = [self._reverse(probe.clone()) for probe in q]  # complex parts need storages of their own
+        with self._numbers.in_place():
+            found = [self._reverse(probe.clone()) for probe in q]  # complex parts need storages of their own
         return torch.stack([theta for theta, _ in found]), torch.stack([argument for _, argument in found])
 
     def push(self, theta: Tensor | None, argument: Tensor | None) -> Tensor:
@@ -82,11 +92,13 @@ class Derivative:
         theta = self._like.new_zeros(probes, self._size) if theta is None else theta
         argument = self._like.new_zeros(probes, *self._like.shape) if argument is None else argument
         if self._double is None and self._matrix is None:
-            self._prepare()
+            with self._numbers.in_place():
+                self._prepare()
         if self._matrix is not None:
             moved = torch.cat([theta, argument.reshape(probes, -1)], 1) @ self._matrix.T
             return moved.reshape(probes, *self.states.shape)
-        return torch.stack([self._doubled(*probe) for probe in zip(theta, argument, strict=True)])
+        with self._numbers.in_place():
+            return torch.stack([self._doubled(*probe) for probe in zip(theta, argument, strict=True)])
 
     @property
     def _size(self) -> int:
@@ -116,7 +128,8 @@ class Derivative:
         try:
             found = torch.autograd.grad(self.states, self._inputs, q, retain_graph=True, allow_unused=True, **options)
         except RuntimeError as error:
-            raise ValueError(f"reverse mode through the model failed: {error}") from error
+            advice = REENTRANT if "use_reentrant" in str(error) else str(error)
+            raise ValueError(f"reverse mode through the model failed: {advice}") from error
         return [g.to_dense() if g is not None and g.is_sparse else g for g in found]
 
     def _whole(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -176,9 +189,9 @@ class Derivative:
         return torch.stack([torch.cat([theta, argument.reshape(-1)]) for theta, argument in rows])
 
 
-def _copies_of(call: nn.Module) -> saved_tensors_hooks:
-    """Graphs that keep copies of the model's tensors, which training it afterwards does not change."""
-    own = {place: tensor for tensor in [*call.parameters(), *call.buffers()] if (place := _storage(tensor)) is not None}
+def _copies_of(held: Iterable[Any]) -> saved_tensors_hooks:
+    """Graphs that keep copies of a model's tensors, which training it afterwards does not change."""
+    own = {place: value for value in held if isinstance(value, Tensor) and (place := _storage(value)) is not None}
     kept: dict[tuple, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:

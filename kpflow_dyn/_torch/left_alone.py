@@ -4,11 +4,14 @@ import random
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 CONTAINERS = (dict, list, set, deque)
 
@@ -22,22 +25,26 @@ def left_alone(model: Any, values: bool = True) -> Iterator[None]:
     if not isinstance(model, nn.Module):
         yield
         return
-    modules = [(module, dict(vars(module)), _contents(module)) for module in model.modules()]
-    tensors = [*model.parameters(), *model.buffers()]
-    numbers = [tensor.detach().clone() for tensor in tensors] if values else []
+    held = held_by(model)
+    contents = [(value, value.copy()) for value in held if isinstance(value, CONTAINERS)]
+    tensors = [value for value in held if isinstance(value, torch.Tensor)]
+    numbers = Numbers(held) if values else None
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     devices = sorted({tensor.device.index for tensor in tensors if tensor.is_cuda})
     with _random_states_kept(), torch.random.fork_rng(devices):
         try:
             yield
         finally:
-            for module, attributes, contents in modules:
-                _restore(module, attributes, contents)
+            for container, kept in contents:
+                container.clear()
+                add = container.extend if isinstance(container, list | deque) else container.update
+                add(kept)
             for parameter, gradient, requires_grad in gradients:
                 parameter.grad = gradient
                 if parameter.requires_grad != requires_grad:
                     parameter.requires_grad_(requires_grad)
-            _restore_numbers(tensors, numbers)
+            if numbers is not None:
+                numbers.write_back()
 
 
 @contextmanager
@@ -51,30 +58,53 @@ def _random_states_kept() -> Iterator[None]:
         np.random.set_state(of_numpy)  # noqa: NPY002
 
 
-def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
-    """The containers among its attributes, and those inside of them, each with a copy."""
+class Numbers:
+    """The numbers of a module's tensors and arrays, which it or its user may write to later."""
+
+    def __init__(self, held: list[Any]) -> None:
+        self._tensors = [(value, value.detach().clone()) for value in held if _has_numbers(value)]
+        self._arrays = [(value, value.copy()) for value in held if isinstance(value, np.ndarray)]
+
+    def write_back(self) -> None:
+        """Only where they changed: a write is noticed by graphs that the user may hold."""
+        with torch.no_grad():
+            for tensor, kept in self._changed():
+                tensor.copy_(kept)
+        for array, kept in self._arrays:
+            array[...] = kept
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """As they were, for a while; no graph notices."""
+        changed = [(tensor, kept, tensor.detach().clone()) for tensor, kept in self._changed()]
+        try:
+            for tensor, kept, _ in changed:
+                tensor.data.copy_(kept)
+            yield
+        finally:
+            for tensor, _, now in changed:
+                tensor.data.copy_(now)
+
+    def _changed(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(tensor, kept) for tensor, kept in self._tensors if not torch.equal(tensor, kept)]
+
+
+def held_by(model: nn.Module) -> list[Any]:
+    """All that a module holds: its attributes, theirs where they are modules or plain records, and what is in them."""
     found: dict[int, Any] = {}
-    waiting = list(vars(module).values())
+    waiting: list[Any] = [model]
     while waiting:
         value = waiting.pop()
-        if isinstance(value, (*CONTAINERS, tuple)) and id(value) not in found:
-            found[id(value)] = value
+        if id(value) in found:
+            continue
+        found[id(value)] = value
+        if isinstance(value, (*CONTAINERS, tuple)):
             waiting.extend(value.values() if isinstance(value, dict) else value)
-    return [(value, value.copy()) for value in found.values() if isinstance(value, CONTAINERS)]
+        elif isinstance(value, nn.Module | SimpleNamespace) or (is_dataclass(value) and hasattr(value, "__dict__")):
+            waiting.append(vars(value))
+    return list(found.values())
 
 
-def _restore(module: nn.Module, attributes: dict[str, Any], contents: list[tuple[Any, Any]]) -> None:
-    vars(module).clear()
-    vars(module).update(attributes)
-    for container, kept in contents:
-        container.clear()
-        add = container.extend if isinstance(container, list | deque) else container.update
-        add(kept)
-
-
-@torch.no_grad()
-def _restore_numbers(tensors: list[torch.Tensor], numbers: list[torch.Tensor]) -> None:
-    """Only where they changed: a write is noticed by graphs that the user may hold."""
-    for tensor, kept in zip(tensors, numbers, strict=False):
-        if not tensor.is_meta and not torch.equal(tensor, kept):
-            tensor.copy_(kept)
+def _has_numbers(value: Any) -> bool:
+    plain = isinstance(value, torch.Tensor) and value.layout is torch.strided
+    return plain and not (value.is_meta or is_lazy(value))

@@ -13,6 +13,7 @@ from kpflow_dyn._implicit.equations import check_alone, check_same
 from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
+from kpflow_dyn._torch.causes import rounding_of
 from kpflow_dyn._torch.cells import initial_state
 from kpflow_dyn._torch.checks import check_module
 from kpflow_dyn._torch.model import Model
@@ -36,7 +37,9 @@ class Network:
         with torch.no_grad(), differentiable_attention():
             self.places, values = self._look()
             self.start = self.places.join(values)
-            check_alone(self._alone, self.start)
+            if self.start.numel() == 0:
+                raise ValueError(f"the state is {tuple(self.start.shape)}, which holds no number; nothing to analyse")
+            check_alone(self._alone, self.start, lambda: _rounding(lambda: self.kicked(self.call, 0 * self.start)))
         self.layout = self.places.layout
 
     def model(self, params: Choice) -> Model:
@@ -82,8 +85,11 @@ class Network:
         given = x.clone()
         try:
             of_one, of_all = (watched(self.call, rows, self.names, as_they_are) for rows in (x[:1].clone(), given))
-        except (RuntimeError, TypeError, IndexError) as error:
-            raise ValueError(f"the network failed on x {tuple(x.shape)}: {error}") from error
+        except Exception as error:
+            raise ValueError(
+                f"the network failed on x {tuple(x.shape)}, or on its first trial alone: {error}. It must be a "
+                "function of any number of trials; what it holds for each trial, such as a mask, is input: give it in x"
+            ) from error
         if not torch.equal(given, x):
             raise ValueError(IN_PLACE)
         if not of_all:
@@ -119,7 +125,7 @@ class FixedPoint:
 
     def residual(self, call: nn.Module, state: Tensor) -> Tensor:
         """z - f(x, z)."""
-        return state - self._next(call, self.problem.x, state)
+        return state - self._next(call, self.problem.x.clone(), state)  # a graph of it outlives what x holds now
 
     @torch.no_grad()
     def at(self, state: Tensor) -> Tensor:
@@ -130,7 +136,8 @@ class FixedPoint:
     def check(self, state: Tensor) -> None:
         """Of the trials at a state."""
         x = self.problem.x
-        check_alone(lambda trial: self._next(self.call, x[trial], state[trial]), state - self.at(state))
+        rounding = lambda: _rounding(lambda: self.residual(self.call, state))  # noqa: E731
+        check_alone(lambda trial: self._next(self.call, x[trial], state[trial]), state - self.at(state), rounding)
 
     def traced(self) -> TracedConstraint:
         """Traced on its first trial."""
@@ -177,7 +184,7 @@ class FreeForm:
 
     def residual(self, call: nn.Module, state: Tensor) -> Tensor:
         """F."""
-        return self._F(call, state, *self._rows)
+        return self._F(call, state, *(row.clone() for row in self._rows))
 
     @torch.no_grad()
     def at(self, state: Tensor) -> Tensor:
@@ -213,6 +220,11 @@ def _parameters(params: Any) -> tuple[nn.Module, dict[str, str], Callable[[Any],
         return {**params, **dict(zip(floating, values, strict=True))}
 
     return listed, {str(i): name for i, name in enumerate(floating)}, by_name
+
+
+def _rounding(states: Callable[[], Tensor]) -> float:
+    with torch.enable_grad():
+        return rounding_of(states())
 
 
 def _check_different(values: Sequence[tuple[str, Tensor]]) -> None:

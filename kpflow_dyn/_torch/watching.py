@@ -22,10 +22,17 @@ def as_they_are(_number: int, value: Tensor) -> tuple[Tensor, Tensor]:
 def watched(net: nn.Module, x: Tensor, names: Sequence[str], change: Change) -> list[tuple[str, Tensor]]:
     """The outputs of these modules by name, one for each call, in their order; "" is the network's own, the last."""
     found: list[tuple[str, Tensor]] = []
+    onwards: list[tuple[Tensor, int | None]] = []
 
     def hear(name: str, out: Any) -> Any:
-        kept, onward = change(len(found), first(out))
+        value = first(out)
+        for (_, earlier), (onward, version) in zip(found, onwards, strict=True):
+            if value is onward and _version(onward) == version:  # a module that gives what it was given
+                value = earlier
+        kept, onward = change(len(found), value)
         found.append((name, kept))
+        onward = onward.clone()  # what comes after may write into it
+        onwards.append((onward, _version(onward)))
         return _with_first(out, onward)
 
     with ExitStack() as stack:
@@ -35,6 +42,11 @@ def watched(net: nn.Module, x: Tensor, names: Sequence[str], change: Change) -> 
     if "" in names:
         hear("", out)
     return found
+
+
+def _version(value: Tensor) -> int | None:
+    """How often it was written to; None where torch does not count."""
+    return None if value.is_inference() else value._version
 
 
 @contextmanager
