@@ -394,9 +394,7 @@ def test_errors_of_torch_are_said_in_words() -> None:
     with pytest.raises(ValueError, match=r"\(2, 0\), which holds no number"):
         kp.solve(kp.StaticProblem(make(lambda m, x: m.w(x)[:, :0]).float(), torch.randn(2, 3), state=""))
     with pytest.raises(ValueError, match=r"numbers for each trial \(give them as inputs x\)"):
-        linearized(
-            make(lambda m, x, z: branching(m, x, z) * torch.arange(1, 1 + TRIALS)[:, None], gain=1, gains=[1]), inputs()
-        )
+        linearized(make(lambda m, x, z: torch.tanh(m.w(z) + m.i(x)) * torch.arange(1, 1 + TRIALS)[:, None]), inputs())
 
 
 def test_a_network_that_autograd_knows_no_way_through_is_refused() -> None:
