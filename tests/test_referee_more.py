@@ -340,6 +340,7 @@ def writing(m, x, z):
 def test_plain_tensors_and_records_are_left_alone() -> None:
     record = SimpleNamespace(last=0, all=[])
     cell = make(writing, seen=torch.zeros(UNITS).double(), record=record, table=np.zeros(2))
+    cell.fixed = np.frombuffer(b"12345678")  # which cannot be written to
     flow = linearized(cell, inputs())
     assert not cell.seen.any() and not cell.table.any()
     assert record == SimpleNamespace(last=0, all=[]) and cell.record is record

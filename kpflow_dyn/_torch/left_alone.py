@@ -63,7 +63,8 @@ class Numbers:
 
     def __init__(self, held: list[Any]) -> None:
         self._tensors = [(value, value.detach().clone()) for value in held if _has_numbers(value)]
-        self._arrays = [(value, value.copy()) for value in held if isinstance(value, np.ndarray)]
+        arrays = (value for value in held if isinstance(value, np.ndarray) and value.flags.writeable)
+        self._arrays = [(array, array.copy()) for array in arrays]
 
     def write_back(self) -> None:
         """Only where they changed: a write is noticed by graphs that the user may hold."""
