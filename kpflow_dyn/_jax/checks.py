@@ -67,7 +67,7 @@ def result_of(function: Callable[..., Any], *args: Any) -> Any:
     JAX keeps compiled programs by the function and the form of its arguments. Where the same function computes
     something else than before, as after a change of a global that it reads, they are all forgotten.
     """
-    program, arrays, rest = eqx.filter_make_jaxpr(function)(*args)
+    program, arrays, rest = eqx.filter_make_jaxpr(lambda function, *args: function(*args))(function, *args)
     leaves, form = jax.tree.flatten((function, args))
     known = form, *((leaf.shape, leaf.dtype) if eqx.is_array(leaf) else leaf for leaf in leaves)
     with suppress(TypeError):  # no key of JAX's either, as it cannot be hashed; or inside of a jit, which is its own

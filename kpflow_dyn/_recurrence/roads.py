@@ -113,7 +113,7 @@ def _whole(model: Any, solving: Any, step: Step, rows: Array, before: Array, aft
 
 def _copied(rows: Array) -> Array:
     """Inputs of a graph that is kept, whose user may write to them later."""
-    return array_namespace(rows).asarray(rows, copy=True)
+    return 1 * rows
 
 
 def check_as_called(model: Any, tangent: Tangent, outputs: Callable[..., Array], units: slice) -> None:

@@ -46,7 +46,7 @@ class Derivative:
         self._matrix: Tensor | None = None
 
     def _record(self, function: Function, call: nn.Module) -> None:
-        with left_alone(call, values=False), self._recording():
+        with left_alone(call, values=False), _recording(self._parameters, self._keep):
             argument = self._like.clone().requires_grad_()
             self.states = function(call, argument)
             edges: Any = [get_gradient_edge(tensor) for tensor in [*self._parameters, argument]]
@@ -91,34 +91,17 @@ class Derivative:
         probes = len(theta if theta is not None else argument)  # type: ignore[arg-type]
         theta = self._like.new_zeros(probes, self._size) if theta is None else theta
         argument = self._like.new_zeros(probes, *self._like.shape) if argument is None else argument
-        if self._double is None and self._matrix is None:
-            with self._numbers.in_place():
-                self._prepare()
-        if self._matrix is not None:
-            moved = torch.cat([theta, argument.reshape(probes, -1)], 1) @ self._matrix.T
-            return moved.reshape(probes, *self.states.shape)
         with self._numbers.in_place():
+            if self._double is None and self._matrix is None:
+                self._prepare()
+            if self._matrix is not None:
+                moved = torch.cat([theta, argument.reshape(probes, -1)], 1) @ self._matrix.T
+                return moved.reshape(probes, *self.states.shape)
             return torch.stack([self._doubled(*probe) for probe in zip(theta, argument, strict=True)])
 
     @property
     def _size(self) -> int:
         return sum(parameter.numel() for parameter in self._parameters)
-
-    @contextmanager
-    def _recording(self) -> Iterator[None]:
-        """Record a graph in which all parameters that learn require gradients, whatever the caller says of them."""
-        modes = torch.inference_mode(False), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False)
-        with ExitStack() as stack:
-            for mode in (*modes, differentiable_attention(), self._keep):
-                stack.enter_context(mode)
-            frozen = [parameter for parameter in self._parameters if not parameter.requires_grad]
-            try:
-                for parameter in frozen:
-                    parameter.requires_grad_(True)
-                yield
-            finally:
-                for parameter in frozen:
-                    parameter.requires_grad_(False)
 
     def _reverse(self, q: Tensor) -> tuple[Tensor, Tensor]:
         found = self._gradients(q) if self.states.requires_grad else [None] * len(self._inputs)
@@ -143,7 +126,7 @@ class Derivative:
     def _prepare(self) -> None:
         """The graph of reverse mode; or its matrix, where it has no derivative or a wrong one."""
         try:
-            with self._recording():
+            with _recording(self._parameters, self._keep):
                 u = torch.zeros_like(self.states, requires_grad=True)
                 gradients = self._gradients(u, create_graph=True) if self.states.requires_grad else []
             self._double = u, gradients
@@ -187,6 +170,23 @@ class Derivative:
         unit = torch.eye(states, dtype=self._like.dtype, device=self._like.device)
         rows = [self._reverse(row.reshape(self.states.shape)) for row in unit]
         return torch.stack([torch.cat([theta, argument.reshape(-1)]) for theta, argument in rows])
+
+
+@contextmanager
+def _recording(parameters: Sequence[Tensor], keep: AbstractContextManager[Any]) -> Iterator[None]:
+    """Record a graph in which all parameters that learn require gradients, whatever the caller says of them."""
+    modes = torch.inference_mode(False), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False)
+    with ExitStack() as stack:
+        for mode in (*modes, differentiable_attention(), keep):
+            stack.enter_context(mode)
+        frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
 
 
 def _copies_of(held: Iterable[Any]) -> saved_tensors_hooks:
