@@ -302,6 +302,14 @@ class Kept(torch.autograd.Function):
         return g @ ctx.w.T, h.T @ g
 
 
+ELSEWHERE = torch.ones(UNITS).double()
+
+
+def with_constants(m, x, z):
+    h = m.w(z) * torch.from_numpy(m.gain) * m.gains[0] + m.i(x) * ELSEWHERE
+    return torch.tanh(h) if float(x.sum()) < 1e9 else z
+
+
 def branching(m, x, z):
     return torch.tanh(m.w(z) * m.gain + m.i(x) * m.gains[0]) if float(x.sum()) < 1e9 else z
 
@@ -327,6 +335,20 @@ def test_what_its_user_changes_later_changes_no_flow(forward: Callable) -> None:
     assert torch.equal(flow.ntk.dense(), before[0])
     assert torch.equal(flow.K.dense(), before[1])
     assert all(map(torch.equal, changed, (*cell.parameters(), cell.gain)))
+
+
+def test_constants_of_a_flow_are_its_own() -> None:
+    base, gain = torch.ones(1).double(), np.array([1.0, 2, 3])
+    cell = make(with_constants, gain=gain, gains=[base.expand(UNITS)])
+    flow = linearized(cell, inputs())
+    assert flow.untraced
+    before = flow.ntk.dense()
+    gain[:] = 0
+    base.mul_(0.5)
+    ELSEWHERE.mul_(2)
+    cell.i.weight.data = torch.zeros(7, 2).double()
+    assert torch.equal(flow.ntk.dense(), before)
+    assert not gain.any() and float(base) == 0.5
 
 
 def writing(m, x, z):

@@ -98,8 +98,9 @@ class Answer:
     def noise(self) -> tuple[np.ndarray, np.ndarray]:
         """How far rounding alone moves what is pulled back, of the parameters [p] and of the argument [trial, ...]."""
         q, *first = self.probe
-        pairs = zip(self.pull(1.1 * q), first, strict=True)
-        parameters, argument = (abs(to_numpy(again)[0] / 1.1 - to_numpy(one)[0]) for again, one in pairs)
+        scaled = [[to_numpy(values)[0] / scale for values in self.pull(scale * q)] for scale in (0.7, 1.1, 1.3)]
+        pairs = zip(zip(*scaled, strict=True), first, strict=True)
+        parameters, argument = (abs(np.stack(again) - to_numpy(once)[0]).max(0) for again, once in pairs)
         return parameters, argument
 
 

@@ -35,6 +35,7 @@ class Derivative:
         self._keep: AbstractContextManager[Any] = _copies_of(held)
         self._numbers = Numbers(held)  # for what a graph reads anew, as checkpoints do
         self._like, self._parameters = at.detach(), list(learning.values())
+        self._shapes = [parameter.shape for parameter in self._parameters]
         try:
             self._record(function, call)
         except RuntimeError as error:
@@ -101,7 +102,7 @@ class Derivative:
 
     @property
     def _size(self) -> int:
-        return sum(parameter.numel() for parameter in self._parameters)
+        return sum(shape.numel() for shape in self._shapes)
 
     def _reverse(self, q: Tensor) -> tuple[Tensor, Tensor]:
         found = self._gradients(q) if self.states.requires_grad else [None] * len(self._inputs)
@@ -118,8 +119,8 @@ class Derivative:
     def _whole(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """Gradients as a vector of the parameters, and in the argument."""
         *parameters, argument = gradients
-        pairs = zip(parameters, self._parameters, strict=True)
-        flat = [torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1) for g, p in pairs]
+        pairs = zip(parameters, self._shapes, strict=True)
+        flat = [self._like.new_zeros(shape.numel()) if g is None else g.reshape(-1) for g, shape in pairs]
         whole = torch.cat([self._like.reshape(-1)[:0], *flat])
         return whole.detach(), torch.zeros_like(self._like) if argument is None else argument.detach()
 
@@ -147,9 +148,9 @@ class Derivative:
     def _doubled(self, theta: Tensor, argument: Tensor) -> Tensor:
         assert self._double is not None
         u, gradients = self._double
-        parts = theta.split([parameter.numel() for parameter in self._parameters])
-        own = zip([*parts, argument], [*self._parameters, self._like], strict=True)
-        moved = [v.clone().reshape(p.shape) for v, p in own]
+        parts = theta.split([shape.numel() for shape in self._shapes])
+        own = zip([*parts, argument], [*self._shapes, self._like.shape], strict=True)
+        moved = [v.clone().reshape(shape) for v, shape in own]
         pairs = [(g, v) for g, v in zip(gradients, moved, strict=False) if g is not None and g.requires_grad]
         if not pairs:
             return torch.zeros_like(self.states)
@@ -190,15 +191,19 @@ def _recording(parameters: Sequence[Tensor], keep: AbstractContextManager[Any]) 
 
 
 def _copies_of(held: Iterable[Any]) -> saved_tensors_hooks:
-    """Graphs that keep copies of a model's tensors, which training it afterwards does not change."""
+    """Graphs that keep copies of a model's tensors and of all constants, which writes to them later do not change."""
     own = {place: value for value in held if isinstance(value, Tensor) and (place := _storage(value)) is not None}
-    kept: dict[tuple, Tensor] = {}
+    kept: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in own:
+        if (place := _storage(tensor)) is None or (place not in own and tensor.grad_fn is not None):
             return tensor
         read = tensor.dtype, tensor.is_conj(), tensor.is_neg(), tensor._version  # one place may be read in many ways
-        return kept.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), *read), tensor.detach().clone())
+        key = tensor.data_ptr(), tensor.shape, tensor.stride(), *read
+        if key not in kept:
+            alone = tensor.detach()
+            kept[key] = alone, alone.clone()  # while it is held, nothing else lies at its place
+        return kept[key][1]
 
     return saved_tensors_hooks(pack, lambda tensor: tensor)
 

@@ -3,7 +3,7 @@
 import random
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -62,32 +62,44 @@ class Numbers:
     """The numbers of a module's tensors and arrays, which it or its user may write to later."""
 
     def __init__(self, held: list[Any]) -> None:
-        self._tensors = [(value, value.detach().clone()) for value in held if _has_numbers(value)]
+        self._tensors = [(value, _each_once(value).clone()) for value in held if _has_numbers(value)]
         arrays = (value for value in held if isinstance(value, np.ndarray) and value.flags.writeable)
         self._arrays = [(array, array.copy()) for array in arrays]
 
     def write_back(self) -> None:
         """Only where they changed: a write is noticed by graphs that the user may hold."""
-        with torch.no_grad():
-            for tensor, kept in self._changed():
-                tensor.copy_(kept)
-        for array, kept in self._arrays:
+        for tensor, kept in self._changed_tensors():
+            tensor.copy_(kept)
+        for array, kept in self._changed_arrays():
             array[...] = kept
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """As they were, for a while; no graph notices."""
-        changed = [(tensor, kept, tensor.detach().clone()) for tensor, kept in self._changed()]
-        try:
-            for tensor, kept, _ in changed:
+        with ExitStack() as stack:
+            for tensor, kept in self._changed_tensors():
+                stack.callback(tensor.data.copy_, tensor.clone())
                 tensor.data.copy_(kept)
+            for array, kept in self._changed_arrays():
+                stack.callback(array.__setitem__, ..., array.copy())
+                array[...] = kept
             yield
-        finally:
-            for tensor, _, now in changed:
-                tensor.data.copy_(now)
 
-    def _changed(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [(tensor, kept) for tensor, kept in self._tensors if not torch.equal(tensor, kept)]
+    def _changed_tensors(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for value, kept in self._tensors:
+            now = _each_once(value)
+            if (now.shape, now.dtype) == (kept.shape, kept.dtype) and not torch.equal(now, kept):
+                yield now, kept
+
+    def _changed_arrays(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for array, kept in self._arrays:
+            if array.shape == kept.shape and not np.array_equal(array, kept):
+                yield array, kept
+
+
+def _each_once(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's numbers without those that it repeats, as an expanded one does."""
+    return tensor.detach()[tuple(slice(None, 1 if step == 0 else None) for step in tensor.stride())]
 
 
 def held_by(model: nn.Module) -> list[Any]:
@@ -108,4 +120,4 @@ def held_by(model: nn.Module) -> list[Any]:
 
 def _has_numbers(value: Any) -> bool:
     plain = isinstance(value, torch.Tensor) and value.layout is torch.strided
-    return plain and not (value.is_meta or is_lazy(value))
+    return plain and not (value.is_meta or value.is_nested or is_lazy(value))
