@@ -64,8 +64,11 @@ def linearize(
             gradient descent when None.
 
     Raises:
-        TypeError, ValueError: unknown names, no parameter that learns, a step that cannot be traced, steps of a solver
-            that can be neither replayed nor (in JAX) differentiated, or a metric of other parameters.
+        TypeError, ValueError: unknown names, no parameter that learns, a model without a derivative or a fixed meaning,
+            steps of a solver that can be neither replayed nor (in JAX) differentiated, or a metric of other parameters.
+
+    Warns:
+        UntracedWarning: the model was not traced, and autograd through it makes the operators; see `flow.untraced`.
     Source: docs/theory.md, "One constraint, one kernel".
 
     >>> import torch, kpflow_dyn as kp

@@ -22,6 +22,7 @@ PACKAGE = str(Path(__file__).parent.parent)
 ROUNDING = 1e4  # of a gradient, in units of the dtype's round-off
 OWN = 1e-6  # between two modes of a model itself, which may have a part in float32, as fused attention has
 FLOOR = 1e3  # the same of the largest gradient: small ones may be differences of large terms
+LESS_PRECISE = 10  # of values, in units of the round-off of the model's least precise part
 NOISE = 1e3  # of these, in units of how far rounding moves them
 SINGULAR = "look at the weights, or for the sqrt or norm of a zero, to which a small number may be added"
 NOT_FINITE = f"the derivative of the model holds NaN or inf; {SINGULAR}"
@@ -123,7 +124,7 @@ def departure(found: Array, expected: Array, size: float = 1.0, rounding: float 
     """
     found, expected = to_numpy(found), to_numpy(expected)
     error, size = _largest(found - expected), max(size, _largest(expected))
-    return 0.0 if error <= max(ROUNDING * eps_of(expected), 10 * rounding) * size else error / size
+    return 0.0 if error <= max(ROUNDING * eps_of(expected), LESS_PRECISE * rounding) * size else error / size
 
 
 def check_any(own: Derivative, untraced: str) -> None:

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, eps_of
-from kpflow_dyn._flows.referee import Derivative, Mismatch, ask, check_any, compare, departure, in_words, sizes_of
+from kpflow_dyn._flows.referee import (
+    LESS_PRECISE,
+    Derivative,
+    Mismatch,
+    ask,
+    check_any,
+    compare,
+    departure,
+    in_words,
+    sizes_of,
+)
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._recurrence.autodiff import AutodiffTangent
 from kpflow_dyn._recurrence.tangent import Tangent
@@ -41,7 +51,7 @@ def tangent_of(
     """
     apart = model.derivative(lambda call, z: solving.each_step(step, call, _copied(rows), z), before)
     check_finite(apart.value, "the state")
-    check(apart.value, 10 * apart.rounding)
+    check(apart.value, LESS_PRECISE * apart.rounding)
     try:
         answer, sizes = ask(apart), sizes_of(model.parameters)
     except ValueError:
@@ -60,8 +70,20 @@ def tangent_of(
     except Exception as error:  # whatever stops a trace, autograd answers
         reason = error
     assert reason is not None
+    return _by_autograd(model, solving, step, rows, before, apart, in_words(reason, model.causes(apart)), alone)
+
+
+def _by_autograd(
+    model: Any,
+    solving: Any,
+    step: Step,
+    rows: Array,
+    before: Array,
+    apart: Derivative,
+    untraced: str,
+    alone: bool = False,
+) -> Tangent:
     _check_apart(solving, step, model, rows, before, apart)
-    untraced = in_words(reason, model.causes(apart))
     check_any(apart, untraced)
     whole = None if alone else _whole(model, solving, step, rows, before, apart.value)
     return AutodiffTangent(apart, whole, model.parameters, untraced)
@@ -76,9 +98,8 @@ def _after_start(model: Any, solving: Any, step: Step, rows: Array, before: Arra
 
     apart = model.derivative(states, before)
     ask(apart)
-    _check_apart(solving, step, model, rows, before, apart)
-    whole = _whole(model, solving, step, rows, before, apart.value)
-    return AutodiffTangent(apart, whole, model.parameters, "the derivative of the first step in z0 holds NaN or inf")
+    untraced = "the derivative of the first step in z0 holds NaN or inf"
+    return _by_autograd(model, solving, step, rows, before, apart, untraced)
 
 
 @dataclass(frozen=True)

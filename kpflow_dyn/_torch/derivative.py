@@ -27,7 +27,7 @@ Function = Callable[[Any, Tensor], Tensor]
 
 
 class Derivative:
-    """See `kpflow_dyn._flows.referee.Derivative`; what the graph keeps of the parameters are copies."""
+    """See `kpflow_dyn._flows.referee.Derivative`; what the graph keeps of the model's tensors are copies."""
 
     def __init__(self, function: Function, call: nn.Module, learning: Mapping[str, nn.Parameter], at: Tensor) -> None:
         self._function, self._call, self._learning = function, call, learning
