@@ -204,6 +204,8 @@ class Training(Protocol):
                     `.step()`.  The data are [trial, time, ...] inputs, targets and mask; read(width of the state)
                     says which units the readout takes; loss(output, targets, mask) is what `evaluate` gives.
                     `.model` and `.readout` are as they are by now.
+    Rule            Rule(optimizer, lr, clip, like): an optimiser of vectors of all parameters `like`, by name, as a
+                    function of its state: `.begin(theta)`, `.step(state, theta, gradient)`.
     learning_rates  The rates of an optimiser's next step by name; see `LearningRates.from_optimizer`.
     """
 
@@ -211,6 +213,8 @@ class Training(Protocol):
     def OPTIMIZERS(self) -> Mapping[str, Callable[..., Any]]: ...
     @property
     def Trainee(self) -> Callable[..., Any]: ...
+    @property
+    def Rule(self) -> Callable[..., Any]: ...
     def learning_rates(self, optimizer: Any, model: Any) -> Mapping[str, Any]: ...
 
 

@@ -1,7 +1,7 @@
 """A JAX model and its readout in training, each step giving new ones."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,9 +11,10 @@ import optax
 
 from kpflow_dyn._jax.cells import Step, as_step
 from kpflow_dyn._jax.checks import check_parameters, named_parameters
+from kpflow_dyn._jax.optimisers import OPTIMIZERS, Rule, learning_rates
 from kpflow_dyn._jax.rollout import check_step, run
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": optax.adam, "sgd": optax.sgd}
+__all__ = ["OPTIMIZERS", "Rule", "Trainee", "learning_rates"]
 
 
 class Trainee:
@@ -80,11 +81,3 @@ def _loss_and_gradient(
 def _changed(change: optax.GradientTransformation, models: Any, gradient: Any, state: Any) -> tuple[Any, Any]:
     updates, state = change.update(gradient, state, eqx.filter(models, eqx.is_inexact_array))
     return eqx.apply_updates(models, updates), state
-
-
-def learning_rates(optimizer: Any, model: Any) -> NoReturn:
-    """A TypeError: an optimiser of optax is a pair of functions, and its second moment is in a state beside it."""
-    raise TypeError(
-        f"the learning rates of {type(optimizer).__name__} are not known, as its state is not in it; take "
-        "LearningRates.from_second_moment of the state"
-    )

@@ -1,12 +1,91 @@
-"""The learning rates of torch optimisers, entry by entry."""
+"""Optimisers of torch: as functions of their state, and their learning rates entry by entry."""
 
+import copy
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
 
+from kpflow_dyn._backend import Values
+
 Rate = Callable[[dict[str, Any], dict[str, Any]], Tensor | float]
+State = dict[nn.Parameter, dict[str, Any]]
+
+OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
+    "adam": optim.Adam,
+    "adamw": optim.AdamW,
+    "rmsprop": optim.RMSprop,
+    "sgd": optim.SGD,
+}
+
+
+class Rule:
+    """An optimiser as a function of its state, on parameters [n] of its own, which are all of `like` in their order.
+
+    Args:
+        optimizer: what makes one, called as optimizer(parameters, lr=lr); or one of the user's, which is copied.
+        lr: the learning rate; None for an optimiser that has its own.
+        clip: scales the gradient down to this norm where it is larger.
+        like: the parameters by name.
+    """
+
+    def __init__(self, optimizer: Any, lr: float | None, clip: float | None, like: Values) -> None:
+        self._parameters, self._clip = [nn.Parameter(value.detach().clone()) for value in like.values()], clip
+        if isinstance(optimizer, optim.Optimizer):
+            self._optimizer = _on_copies(optimizer, like, self._parameters)
+        else:
+            self._optimizer = optimizer(self._parameters, lr=lr)
+        if isinstance(self._optimizer, optim.LBFGS):
+            raise TypeError("LBFGS evaluates the loss itself; give an optimiser that steps by one gradient")
+
+    def begin(self, theta: Tensor) -> State:
+        """Its state as it was given: empty, but for an optimiser that has stepped before."""
+        return dict(self._optimizer.state)
+
+    @torch.no_grad()
+    def step(self, state: State, theta: Tensor, gradient: Tensor) -> tuple[State, Tensor]:
+        """The state and the parameters after one more step."""
+        sizes, own = [parameter.numel() for parameter in self._parameters], self._parameters
+        for parameter, value, slope in zip(own, theta.split(sizes), gradient.split(sizes), strict=True):
+            parameter.copy_(value.view_as(parameter))
+            parameter.grad = slope.clone().view_as(parameter)
+        if self._clip is not None:
+            nn.utils.clip_grad_norm_(own, self._clip)
+        self._optimizer.state = defaultdict(dict, {parameter: _copied(kept) for parameter, kept in state.items()})
+        self._optimizer.step()
+        return dict(self._optimizer.state), torch.cat([parameter.flatten() for parameter in own])
+
+
+def _on_copies(optimizer: optim.Optimizer, like: Values, copies: list[nn.Parameter]) -> optim.Optimizer:
+    """The optimiser of these copies, in the place of the parameters that they are copies of."""
+    theirs = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    memo, free = {}, dict(zip(like, copies, strict=True))
+    for parameter in theirs:
+        name = _name_of(parameter, {name: like[name] for name in free})
+        if name is not None:
+            memo[id(parameter)] = free.pop(name)
+    if free or len(memo) < len(theirs):
+        raise ValueError(
+            f"the optimiser has {len(theirs)} parameters, of which {len(memo)} are among the {len(like)} that learn "
+            f"here{f', without {[*free]}' if free else ''}; give one of the same parameters, or choose them by params="
+        )
+    return copy.deepcopy(optimizer, memo)
+
+
+def _name_of(parameter: Tensor, like: Values) -> str | None:
+    """That of the parameter itself; else, as a loss copies a readout, that of one with the same values."""
+    same = [name for name, value in like.items() if value is parameter]
+    equal = [name for name, value in like.items() if value.shape == parameter.shape and value.equal(parameter)]
+    return next(iter([*same, *equal]), None)
+
+
+def _copied(kept: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in kept.items()}
+
+
+# Learning rates
 
 
 def learning_rates(optimizer: optim.Optimizer, model: nn.Module) -> dict[str, Tensor | float]:

@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from kpflow_dyn._problems.choice import choose
 from kpflow_dyn._torch.cells import as_step, over_sequence
 from kpflow_dyn._torch.checks import check_module
-from kpflow_dyn._torch.optimisers import learning_rates
+from kpflow_dyn._torch.optimisers import OPTIMIZERS, Rule, learning_rates
 from kpflow_dyn._torch.rollout import check_step, run
 
-__all__ = ["OPTIMIZERS", "Trainee", "learning_rates"]
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+__all__ = ["OPTIMIZERS", "Rule", "Trainee", "learning_rates"]
 
 
 class Trainee:
