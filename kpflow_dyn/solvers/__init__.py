@@ -9,6 +9,7 @@ from kpflow_dyn.solvers._dense import Dense
 from kpflow_dyn.solvers._doors import EigenSolver, FactorTraceEstimator, TraceEstimator
 from kpflow_dyn.solvers._lanczos import BlockLanczos
 from kpflow_dyn.solvers._moments import Estimate, Moments
+from kpflow_dyn.solvers._multirate import Multirate
 from kpflow_dyn.solvers._probes import Hutchinson, HutchPlusPlus, KrylovDeflation, OneSided
 from kpflow_dyn.solvers._results import Eigenpairs, Triplets
 from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock
@@ -16,4 +17,4 @@ from kpflow_dyn.solvers._xtrace import XNysTrace, XTrace
 
 __all__ = ["BlockLanczos", "Dense", "EigenSolver", "Eigenpairs", "Estimate", "ExponentialRosenbrock"]
 __all__ += ["FactorTraceEstimator", "FastestBlock", "HutchPlusPlus", "Hutchinson", "KrylovDeflation", "Moments"]
-__all__ += ["OneSided", "Random", "TraceEstimator", "Triplets", "XNysTrace", "XTrace"]
+__all__ += ["Multirate", "OneSided", "Random", "TraceEstimator", "Triplets", "XNysTrace", "XTrace"]

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array
-from kpflow_dyn._arrays.dots import row_dots
+from kpflow_dyn._arrays import Array, array_namespace, to_numpy
+from kpflow_dyn._arrays.dots import gram, row_norms
+from kpflow_dyn.solvers._landscape import TINY, Costs, Landscape, Piece, Point, inner
+from kpflow_dyn.solvers._orthogonalise import combine
 
-SPAN = 1e-3  # a direction of the history that is new by less than this part of its length is none
+NEW = 1e-3  # a difference that is new by less than this part of its length tells nothing
 FASTEST, SLOWEST, SAFETY = 2.0, 0.2, 0.9  # by how much a stretch may grow and shrink, and a factor that keeps it short
-WASTED = 0.1  # gradients of rejected stretches, at most this part of the steps
-ALLOWED = 2  # and this many more
+SMOOTH = 0.5  # a gradient known within this part of the square root of the tolerance may do for two steps
+WASTED, ALLOWED = 0.1, 2  # rejected stretches: at most this part of the steps, and this many more
 BLIND = 4  # steps at the start, one by one: bias corrections change faster than any history tells
-
-Slope = Callable[[Array], tuple[float, Array]]  # theta -> the loss and its gradient there
+UNSEEN = 0.02  # a part of the time by which stretches may be off beside their estimates
 
 
 class Rule(Protocol):
@@ -35,24 +35,24 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Multirate:
-    """Options of `gradient_flow` with an optimiser: its own steps, with one gradient for several of them.
+    """Options of `gradient_flow` with an optimiser: its own steps, several of them for one gradient.
 
-        g(theta) ~ g_k + Y S^+ (theta - theta_k),    S, Y: differences of the last places and of their gradients
+        grad L(theta) ~ g_k + Y S^+ (theta - theta_k),    S, Y: differences of the last places and of their gradients
 
-    Between two gradients the optimiser itself takes r steps with this model of the gradient, so that momentum, second
-    moments, bias corrections, weight decay and clipping are exactly its own. The gradient at the end corrects them, and
-    the distance of both is the error, which chooses r. Where the loss rises, as at the edge of stability, r is 1: these
-    steps are the optimiser's own, without error. An answer never takes many more gradients than the training itself.
+    Between two gradients the optimiser itself takes r steps by this model of the gradient, so that momentum, second
+    moments, bias corrections, weight decay and clipping are its own. The gradient at the end corrects them, and the
+    distance of the two is the error, which chooses r. Where the loss rises, as at the edge of stability, r is 1: such
+    steps are the optimiser's own, without error. All that never takes many more gradients than the training.
 
     Args:
         history: how many differences the model of the gradient has.
         longest: most steps for one gradient.
-        calm: so many steps in a row the loss must have fallen before r is more than 1; the start counts as calm.
+        calm: for so many steps the loss must have fallen before r is more than 1; at the start it counts as calm.
 
     Raises:
         ValueError: options below one.
-    Source: secant models as of Fang, Saad, Numer. Linear Algebra Appl. 16, 197 (2009); steps over many fine ones as of
-    Gear, Kevrekidis, SIAM J. Sci. Comput. 24, 1091 (2003).
+    Source: secants as of Fang, Saad, Numer. Linear Algebra Appl. 16, 197 (2009); leaps over many fine steps as of Gear,
+    Kevrekidis, SIAM J. Sci. Comput. 24, 1091 (2003).
 
     >>> Multirate(history=3).longest
     64
@@ -69,85 +69,101 @@ class Multirate:
 
 @dataclass(frozen=True, eq=False)
 class Stretch:
-    """The loss at each of some steps, from one where the gradient is known to the next."""
+    """The loss at each of some steps."""
 
     losses: np.ndarray
 
     def __call__(self, s: float) -> float:
-        """The loss s steps after the first."""
+        """L s steps after the first, linear in between."""
         return float(np.interp(s, np.arange(len(self.losses)), self.losses))
 
 
-@dataclass(frozen=True, eq=False)
-class _Known:
-    """A place, with the loss and its gradient there."""
+class OwnSteps:
+    """A run of an optimiser from one point on, stretch after stretch, with the times of `Integration` in its steps.
 
-    theta: Array
-    loss: float
-    gradient: Array
-
-
-class Descent:
-    """A run of an optimiser from one point on, stretch after stretch.
-
-    `time` counts its steps, `gradients` those that were computed, `own` the steps that were taken one by one, and
-    `off` sums the errors of the loss that the others may have made. `state` is the optimiser's.
+    Attributes:
+        own: how many steps were taken one by one, by the gradient itself.
+        state: the optimiser's.
     """
 
-    def __init__(self, slope: Slope, theta: Array, rule: Rule, steps: int, alg: Multirate, tolerance: float) -> None:
-        self._slope, self._rule, self._alg, self._tolerance = slope, rule, alg, tolerance
-        self.state, self.span = rule.begin(theta), steps
-        self.time, self.gradients, self.own, self.off = 0, 1, 0, 0.0
-        self.point = _Known(theta, *slope(theta))
-        if not math.isfinite(squared(self.point.gradient)):
+    def __init__(
+        self, landscape: Landscape, theta: Array, span: float, rule: Rule, alg: Multirate, tolerance: float
+    ) -> None:
+        self._landscape, self._rule, self._alg, self._tolerance = landscape, rule, alg, tolerance
+        self.point, self.state = landscape(theta), rule.begin(theta)
+        if not math.isfinite(self.slope):
             raise ValueError("the gradient of the loss holds NaN or inf at the start, such as that of sqrt at zero")
-        self._past, self._r, self._calm, self._rejected = [self.point], 1, alg.calm, 0
+        self.time, self.span, self.steps, self.own, self.costs = 0, span, 0, 0, Costs()
+        self.costs.gradients = 1
+        self._known, self._r, self._calm, self._rejected = [self.point], 1, alg.calm, 0
+        self._off, self._estimated, self._risen = 0.0, 0.0, 0
 
     @property
     def finished(self) -> bool:
         """Whether all steps are taken."""
         return self.time >= self.span
 
-    def advance(self) -> Stretch:
-        """Go on to the next place where the gradient is computed."""
-        while (found := self._tried(self._steps())) is None:
+    @property
+    def exhausted(self) -> bool:
+        """Never: there are as many steps as were asked for."""
+        return False
+
+    @property
+    def slope(self) -> float:
+        """-|grad L|^2."""
+        return -inner(self.point.gradient, self.point.gradient)
+
+    @property
+    def late(self) -> float:
+        """By how many steps this may be off: as estimated, and by as many as the loss rose, where estimates fail."""
+        leapt = self.own < self.time
+        return self._estimated + self._risen + UNSEEN * self.time if leapt else 0.0
+
+    @property
+    def error(self) -> float:
+        """The estimated relative error of the loss."""
+        return self._off / max(abs(self.point.loss), TINY)
+
+    def advance(self) -> Piece:
+        """Go on to the next place where the gradient is computed: the loss on the way."""
+        while (stretch := self._attempt(self._how_many())) is None:
             self._rejected += 1
-        return found
+        self.steps += 1
+        return stretch
 
-    def _steps(self) -> int:
-        """How many steps to take with the model of the gradient."""
-        free = self._rejected + 1 <= WASTED * self.time + ALLOWED
+    def _how_many(self) -> int:
+        """Steps by the model of the gradient; one where that is not to be had."""
+        may_fail = self._rejected + 1 <= WASTED * self.time + ALLOWED
         calm = self._calm >= self._alg.calm and self.time >= BLIND
-        return min(self._r, self._alg.longest, self.span - self.time) if calm and free else 1
+        return min(self._r, self._alg.longest, int(self.span - self.time)) if calm and may_fail else 1
 
-    def _tried(self, r: int) -> Stretch | None:
-        """r steps; None where their error is too large."""
-        states, thetas, _ = self._run(r, self._past)
-        end = self._known(thetas[-1])
+    def _attempt(self, r: int) -> Stretch | None:
+        """This many steps; None where their error is too large."""
+        states, thetas, _ = self._stepped(r, self._known)
+        end = self._at(thetas[-1])
         if r == 1:
-            self._r = 2 if self._surprise(end) < self._tolerance**0.5 / 2 else 1
+            self._r = 2 if self._foreseen(end) else 1
             self.own += 1
-            return self._accepted(end, states[-1], np.array([self.point.loss, end.loss]), [end])
-        states, corrected, slopes = self._run(r, [*self._past, end])
-        late = _inner(end.gradient, corrected[-1] - end.theta)
-        error = self._error(end, corrected[-1], late)
-        if error > self._tolerance or end.loss > self.point.loss:
-            self._r = max(1, int(r * max(SLOWEST, SAFETY * (self._tolerance / error) ** 0.5)))
-            self._calm = 0 if end.loss > self.point.loss else self._calm
+            return self._accept(end, states[-1], np.array([self.point.loss, end.loss]), end)
+        states, thetas, changes = self._stepped(r, [*self._known, end])
+        late = inner(end.gradient, thetas[-1] - end.theta)
+        error = self._error_of(end, thetas[-1], late)
+        rises = not end.loss <= self.point.loss
+        growth = SAFETY * (self._tolerance / max(error, 1e-6)) ** 0.5
+        if error > self._tolerance or rises:
+            self._r, self._calm = max(1, int(r * max(SLOWEST, growth))), 0 if rises else self._calm
             return None
-        self._r = max(1, int(min(FASTEST * r, r * SAFETY * (self._tolerance / max(error, 1e-6)) ** 0.5 + 0.5)))
-        self.off += abs(late)
-        losses = _losses(self.point.loss, end.loss + late, slopes)
-        return self._accepted(replace(end, theta=corrected[-1], loss=losses[-1]), states[-1], losses, [end])
+        self._r = max(1, round(r * min(FASTEST, growth)))
+        losses = _through(self.point.loss, end.loss + late, changes)
+        self._off += abs(late)
+        self._estimated += abs(late) * r / max(self.point.loss - float(losses[-1]), TINY)
+        return self._accept(replace(end, theta=thetas[-1], loss=float(losses[-1])), states[-1], losses, end)
 
-    def _run(self, r: int, known: list[_Known]) -> tuple[list[Any], list[Array], list[float]]:
-        """States and places after each of r steps, with the gradient's model about the last known place.
-
-        Third, how much each step changes the loss by this model.
-        """
-        model = SecantModel(known[-1 - self._alg.history :])
+    def _stepped(self, r: int, known: list[Point]) -> tuple[list[Any], list[Array], list[float]]:
+        """States and places after each of r steps, and how much each changes the loss, by the gradient's model."""
+        model, exact = self._model(known), known[-1] is self.point
         state, theta, states, thetas, changes = self.state, self.point.theta, [], [], []
-        gradient = model(theta) if known[-1] is not self.point else self.point.gradient
+        gradient = self.point.gradient if exact else model(theta)
         for _ in range(r):
             before = theta, gradient
             state, theta = self._rule.step(state, theta, gradient)
@@ -155,30 +171,36 @@ class Descent:
             thetas.append(theta)
             if r > 1:
                 gradient = model(theta)
-                changes.append(_inner(gradient + before[1], theta - before[0]) / 2)
+                changes.append(inner(gradient + before[1], theta - before[0]) / 2)
         return states, thetas, changes
 
-    def _known(self, theta: Array) -> _Known:
-        self.gradients += 1
-        return _Known(theta, *self._slope(theta))
+    def _at(self, theta: Array) -> Point:
+        self.costs.gradients += 1
+        return self._landscape(theta)
 
-    def _surprise(self, end: _Known) -> float:
-        """The part of a new gradient along itself that its model did not know."""
-        missed = end.gradient - SecantModel(self._past[-1 - self._alg.history :])(end.theta)
-        return abs(_inner(missed, end.gradient)) / max(squared(end.gradient), 1e-300)
+    def _model(self, known: list[Point]) -> SecantModel:
+        return SecantModel(known[-1 - self._alg.history :])
 
-    def _error(self, end: _Known, corrected: Array, late: float) -> float:
-        """How far model and correction are apart, in the loss and in the parameters, relative to what they moved."""
+    def _foreseen(self, end: Point) -> bool:
+        """Whether the model of the gradient knew a new one so well that it may do without the next."""
+        if self._calm < self._alg.calm or not math.isfinite(end.loss):
+            return False
+        missed = inner(end.gradient - self._model(self._known)(end.theta), end.gradient)
+        return abs(missed) < SMOOTH * self._tolerance**0.5 * inner(end.gradient, end.gradient)
+
+    def _error_of(self, end: Point, corrected: Array, late: float) -> float:
+        """How far the model's end is from the corrected one, in the loss and in the parameters, as parts of the way."""
         if not math.isfinite(end.loss):
             return math.inf
-        moved = squared(corrected - self.point.theta) or 1e-300
-        lost = abs(end.loss - self.point.loss) + 1e-12 * abs(self.point.loss)
-        return max(abs(late) / max(lost, 1e-300), (squared(corrected - end.theta) / moved) ** 0.5)
+        apart, moved = corrected - end.theta, corrected - self.point.theta
+        in_loss = abs(late) / max(abs(end.loss - self.point.loss), TINY)
+        return max(in_loss, (inner(apart, apart) / max(inner(moved, moved), TINY)) ** 0.5)
 
-    def _accepted(self, point: _Known, state: Any, losses: np.ndarray, known: list[_Known]) -> Stretch:
-        r = len(losses) - 1
-        self._calm = 0 if point.loss > self.point.loss else self._calm + r
-        self._past = (self._past + known)[-1 - self._alg.history :]
+    def _accept(self, point: Point, state: Any, losses: np.ndarray, known: Point) -> Stretch:
+        r, rises = len(losses) - 1, not point.loss <= self.point.loss
+        self._calm = 0 if rises else self._calm + r
+        self._risen += rises and self.own < self.time
+        self._known = [*self._known, known][-1 - self._alg.history :]
         self.point, self.state, self.time = point, state, self.time + r
         return Stretch(losses)
 
@@ -186,39 +208,26 @@ class Descent:
 class SecantModel:
     """g(theta) = g_k + Y S^+ (theta - theta_k) from known places, the last being k."""
 
-    def __init__(self, known: list[_Known]) -> None:
-        self._last, self._pairs = known[-1], []
-        for later, earlier in zip(known[:0:-1], known[-2::-1], strict=True):  # the newest first
-            self._add(later.theta - earlier.theta, later.gradient - earlier.gradient)
+    def __init__(self, known: list[Point]) -> None:
+        theta, xp = known[-1].theta, array_namespace(known[-1].theta)
+        self._last, self._moved, self._changed = known[-1], theta[None][:0], theta[None][:0]
+        if len(known) > 1:
+            thetas, gradients = xp.stack([p.theta for p in known]), xp.stack([p.gradient for p in known])
+            self._moved, self._changed = thetas[1:] - thetas[:-1], gradients[1:] - gradients[:-1]
+        lengths = to_numpy(row_norms(self._moved))
+        lengths = lengths + (lengths == 0)
+        values, vectors = np.linalg.eigh(to_numpy(gram(self._moved, self._moved)) / np.outer(lengths, lengths))
+        kept = values > NEW**2 * max(values, default=0.0)
+        unit = vectors[:, kept] / lengths[:, None]
+        self._inverse = unit / values[kept] @ unit.T
 
     def __call__(self, theta: Array) -> Array:
         """The gradient there."""
-        away, gradient = theta - self._last.theta, self._last.gradient
-        for direction, change in self._pairs:
-            gradient = gradient + _inner(direction, away) * change
-        return gradient
-
-    def _add(self, moved: Array, changed: Array) -> None:
-        """Make the difference orthonormal to those that are here, in the same combinations of changes."""
-        before = squared(moved) ** 0.5
-        for direction, change in self._pairs:
-            along = _inner(direction, moved)
-            moved, changed = moved - along * direction, changed - along * change
-        length = squared(moved) ** 0.5
-        if length > SPAN * before:
-            self._pairs.append((moved / length, changed / length))
+        along = to_numpy(gram((theta - self._last.theta)[None], self._moved)) @ self._inverse
+        return self._last.gradient + combine(along, [self._changed])[0]
 
 
-def squared(a: Array) -> float:
-    """|a|^2."""
-    return _inner(a, a)
-
-
-def _losses(first: float, last: float, changes: list[float]) -> np.ndarray:
-    """The loss after each step, changed so that it ends at the last one."""
+def _through(first: float, last: float, changes: list[float]) -> np.ndarray:
+    """The loss after each step: the changes, and a part of what they miss at the end."""
     within = first + np.concatenate([[0.0], np.cumsum(changes)])
     return within + (last - within[-1]) * np.linspace(0, 1, len(within))
-
-
-def _inner(a: Array, b: Array) -> float:
-    return float(row_dots(a[None], b[None])[0])
