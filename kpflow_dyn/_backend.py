@@ -187,8 +187,8 @@ class Objectives(Protocol):
     """A loss of the states as a function of the parameters, twice differentiable.
 
     pull_back    The states, and J* on rows [b, n], both differentiable in the parameters.
-    Derivatives  Derivatives(function(theta, scheme)): `.gradient(theta, scheme)`, the value and the gradient;
-                 `.hessian(theta, scheme)`, products with the Hessian.
+    Derivatives  Derivatives(function(theta, scheme)): `.value(theta, scheme)`; `.gradient`, the value and the
+                 gradient; `.hessian`, products with the Hessian.
     """
 
     def pull_back(self, problem: Any) -> tuple[Array, Rows]: ...
@@ -205,7 +205,8 @@ class Training(Protocol):
                     says which units the readout takes; loss(output, targets, mask) is what `evaluate` gives.
                     `.model` and `.readout` are as they are by now.
     Rule            Rule(optimizer, lr, clip, like): an optimiser of vectors of all parameters `like`, by name, as a
-                    function of its state: `.begin(theta)`, `.step(state, theta, gradient)`.
+                    function of its state: `.begin(theta)`, `.step(state, theta, gradient)`; `.rate` is the learning
+                    rate of plain descent, else None.
     learning_rates  The rates of an optimiser's next step by name; see `LearningRates.from_optimizer`.
     """
 

@@ -42,10 +42,15 @@ class Derivatives:
         def linearised(theta: jax.Array, scheme: Scheme) -> Any:
             return jax.linearize(lambda theta: jax.grad(function)(theta, scheme), theta)[1]
 
+        self._value = jax.jit(function)
         self._first = jax.jit(jax.value_and_grad(function))
         self._linearised = jax.jit(linearised)
         self._product = jax.jit(lambda push, row: push(row))
         self._reverse = jax.jit(jax.grad(lambda theta, scheme, row: row @ jax.grad(function)(theta, scheme)))
+
+    def value(self, theta: jax.Array, scheme: Scheme) -> float:
+        """Its value."""
+        return float(self._value(theta, scheme))
 
     def gradient(self, theta: jax.Array, scheme: Scheme) -> tuple[float, jax.Array]:
         """Its value and its gradient [n]."""

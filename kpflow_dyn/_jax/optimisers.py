@@ -44,6 +44,7 @@ class Rule:
             moved = optax.apply_updates(values, updates)
             return state, jnp.concatenate([moved[name].ravel() for name in like])
 
+        self.rate = lr if optimizer is optax.sgd and clip is None else None
         self.begin = lambda theta: change.init(by_name(theta))
         self.step = jax.jit(step)
 

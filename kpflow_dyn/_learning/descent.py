@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision
+from kpflow_dyn._backend import Backend
 from kpflow_dyn._learning.objective import Objective
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import Problem
@@ -18,12 +20,14 @@ from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn._solve import solve
 from kpflow_dyn.solvers._chebyshev import RungeKuttaChebyshev
 from kpflow_dyn.solvers._integration import Algorithm, Integration
-from kpflow_dyn.solvers._landscape import Piece
+from kpflow_dyn.solvers._landscape import Costs, Piece, Point
+from kpflow_dyn.solvers._multirate import DrawnSteps, Multirate, OwnSteps
 from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FLOWS = (ExponentialRosenbrock, RungeKuttaChebyshev)
 FINITE = 0.03  # part of a time by which descent at a small but finite rate may differ from the flow
 
 
@@ -31,10 +35,11 @@ FINITE = 0.03  # part of a time by which descent at a small but finite rate may 
 class GradientFlow:
     """The gradient flow d theta / d tau = -grad L(theta), at the steps that were taken; step 0 is the start.
 
-    A step of gradient descent with learning rate eta is a time eta, so tau = eta times the number of steps.
+    A step of gradient descent with learning rate eta is a time eta, so tau = eta times the number of steps. Of an
+    optimiser times are its own steps.
 
     Attributes:
-        time: tau [step].
+        time: tau [step], or steps of the optimiser.
         loss: L [step].
         gradient_norm: |grad L| [step].
         error: the estimated relative error of the loss [step], |dL/dtau| / L times the error in time so far: that of a
@@ -45,7 +50,9 @@ class GradientFlow:
         gradients: how many gradients, without those of differences.
         applications: how many products of a Hessian with a vector.
         differences: how many of these were differences of two gradients.
-        cost: of all that, in gradients.
+        cost: of all that, in gradients on all trials.
+        own: how many of the optimiser's steps were taken one by one, as training does.
+        optimizer: what trains, "" for the gradient flow.
         reached: whether the flow came to the end of the span, or below the loss where it was to stop.
         pieces: the loss between the steps.
 
@@ -65,6 +72,8 @@ class GradientFlow:
     cost: float
     reached: bool
     pieces: list[Piece] = field(repr=False)
+    own: int = 0
+    optimizer: str = ""
 
     def __call__(self, tau: Any) -> np.ndarray:
         """The loss at times [n], or at one time.
@@ -101,20 +110,36 @@ class GradientFlow:
     def interval_to(self, fraction: float) -> tuple[float, float]:
         """Between which times the loss falls to this part: `time_to` give or take `late`, and at least 3 %; or NaN.
 
-        The floor is for what gradient descent at a small but finite rate differs from its limit.
+        The floor is for what gradient descent at a small but finite rate differs from its limit. An optimiser's own
+        steps have none.
 
         Raises:
             ValueError: as `time_to`.
         """
         time = self.time_to(fraction)
-        late = max(float(np.interp(time, self.time, self.late)), FINITE * time)
+        late = float(np.interp(time, self.time, self.late))
+        late = late if self.optimizer and late == 0 else max(late, FINITE * time)
         return max(time - late, 0.0), time + late
+
+    def __str__(self) -> str:
+        rows = [self._row(fraction) for fraction in (0.5, 0.2, 0.1)]
+        kind = "the gradient flow" if not self.optimizer else f"{self.optimizer}, {self.own:.0f} of its steps one by one"
+        return "\n".join([*rows, f"by {kind}: {self.cost:.4g} gradients for {self.time[-1]:.4g} of {self._unit}"])
 
     def plot(self, dark: bool = False) -> Figure:
         """The loss and the norm of the gradient over time, a dot at each step."""
         from kpflow_dyn.figures import _learning as figures
 
         return figures.gradient_flow(self, dark=dark)
+
+    @property
+    def _unit(self) -> str:
+        return "steps" if self.optimizer else "tau"
+
+    def _row(self, fraction: float) -> str:
+        time, (low, high) = self.time_to(fraction), self.interval_to(fraction)
+        after = f"after {time:.4g} ({low:.4g} to {high:.4g})" if not math.isnan(time) else f"not within {self.time[-1]:.4g}"
+        return f"{100 * fraction:3.0f} % of the loss {after} {self._unit}"
 
     def _loss_at(self, tau: float) -> float:
         step = min(int(np.searchsorted(self.time, tau, side="right")) - 1, len(self.pieces) - 1)
@@ -127,11 +152,16 @@ def gradient_flow(
     span: float,
     *,
     params: Choice = None,
-    alg: Algorithm | None = None,
+    alg: Algorithm | Multirate | None = None,
     rtol: float = 0.1,
     stop_below: float | None = None,
+    optimizer: Any = None,
+    lr: float | None = None,
+    clip: float | None = None,
+    batch: int | None = None,
+    seed: int = 0,
 ) -> GradientFlow:
-    """Train a model by gradient descent with very small steps, in few large ones.
+    """Train a model by gradient descent with very small steps, in few large ones; or by an optimiser, in its steps.
 
         d theta / d tau = -grad L(S(theta)),        theta(0) as in the model
 
@@ -146,11 +176,20 @@ def gradient_flow(
         loss: from the states [trial, time, unit] to a number of shape (). If it has parameters, such as those of a
             readout, they learn too: an nn.Module, or in JAX a callable pytree, whose jax arrays are parameters and
             whose numpy arrays are constants.
-        span: how long to flow, in tau = learning rate times steps.
+        span: how long to flow, in tau = learning rate times steps; with an optimiser how many of its steps.
         params: which parameters learn, names or a function of the name, as in `linearize`; all when None.
         alg: the options of the integrator; `ExponentialRosenbrock()` when None.
         rtol: the error of a step, relative to what it does: in time to its length, in the parameters to the distance.
         stop_below: end as soon as the loss is below this part of what it was at the start.
+        optimizer: "adam", "adamw", "rmsprop", "sgd"; or what makes another one: in torch a class called as
+            optimizer(parameters, lr=lr), in JAX a function of optax called as optimizer(lr); or an optimiser itself, of
+            all parameters that learn, which is copied and goes on from its state. See `solvers.Multirate`.
+        lr: its learning rate; None where it has its own.
+        clip: scales the gradient down to this norm, over all parameters, where it is larger.
+        batch: how many trials a step sees, drawn anew for each without repetition; all when None. Then each step is the
+            optimiser's own, and the loss is that of all trials. A loss of your own is called as loss(states of these
+            trials, their numbers).
+        seed: for the draws of trials.
 
     Raises:
         TypeError, ValueError: for a problem that cannot be differentiated twice, a loss that is no finite number, or
@@ -170,16 +209,64 @@ def gradient_flow(
     >>> flow.parameters["weight"][-1]
     tensor([[1.0000, 0.0333]], dtype=torch.float64)
     """
-    _check(span, alg, rtol, stop_below)
+    _check(span, alg, rtol, stop_below, FLOWS if optimizer is None else (Multirate,))
     solution = problem if isinstance(problem, Solution) else solve(problem)
     with full_precision(solution.state):
         objective = Objective(solution, loss, params)
-        run = Integration(objective, objective.start, float(span), alg, rtol)
-        return _flow(run, objective, stop_below)
+        if optimizer is None:
+            _check_no_optimizer(lr=lr, clip=clip, batch=batch)
+            return _flow(Integration(objective, objective.start, float(span), alg, rtol), objective, stop_below)
+        make = optimizer_of(solution.problem.backend, optimizer, lr)
+        rule = objective.rule(make, lr, clip)
+        if batch is not None:
+            _check_batch(batch, len(solution.state))
+            draws = _batches(objective, len(solution.state), batch, seed)
+            run: Run = DrawnSteps(objective.loss, draws, batch / len(solution.state), objective.start, span, rule)
+        elif rule.rate is None:
+            run = OwnSteps(objective, objective.start, span, rule, alg or Multirate(), rtol / 2)
+        else:
+            run = Integration(objective, objective.start, rule.rate * span, None, rtol, rule.rate)
+        return _flow(run, objective, stop_below, rule.rate if isinstance(run, Integration) else 1.0, _name_of(optimizer))
 
 
-def _flow(run: Integration, objective: Objective, stop_below: float | None) -> GradientFlow:
-    """Step after step until the end, or until there were too many."""
+class Run(Protocol):
+    """What an integrator offers; see `Integration`."""
+
+    point: Point
+    time: float
+    span: float
+    steps: int
+    costs: Costs
+
+    @property
+    def finished(self) -> bool: ...
+    @property
+    def exhausted(self) -> bool: ...
+    @property
+    def slope(self) -> float: ...
+    @property
+    def error(self) -> float: ...
+    @property
+    def late(self) -> float: ...
+    @property
+    def own(self) -> int: ...
+    def advance(self) -> Piece: ...
+
+
+def optimizer_of(backend: Backend, optimizer: Any, lr: float | None) -> Any:
+    """The optimiser, or what makes it."""
+    known = backend.training.OPTIMIZERS
+    if isinstance(optimizer, str) and optimizer not in known:
+        raise ValueError(f"optimizer is {optimizer!r}, expected one of {', '.join(known)}, or what makes one")
+    if lr is not None and not (_is_number(lr) and 0 < lr < math.inf):
+        raise ValueError(f"lr is {lr!r}, expected a positive number")
+    return known[optimizer] if isinstance(optimizer, str) else optimizer
+
+
+def _flow(
+    run: Run, objective: Objective, stop_below: float | None, step: float = 1.0, optimizer: str = ""
+) -> GradientFlow:
+    """Step after step until the end, or until there were too many; a `step` of the optimiser is a time of the run."""
     lowest = -math.inf if stop_below is None else stop_below * run.point.loss
     rows, thetas, pieces = [_row(run)], [run.point.theta], []
     while not (reached := run.finished or run.point.loss < lowest) and not run.exhausted:
@@ -188,14 +275,16 @@ def _flow(run: Integration, objective: Objective, stop_below: float | None) -> G
         thetas.append(run.point.theta)
     if not reached:
         warnings.warn(
-            f"the gradient flow stopped at tau = {run.time:.4g} of {run.span:.4g} after {run.steps} steps; raise "
-            "max_linearisations or max_steps of alg, raise rtol, or ask for a shorter span",
+            f"the gradient flow stopped at {run.time / step:.4g} of {run.span / step:.4g} after {run.steps} steps of "
+            "the integrator; raise max_linearisations or max_steps of alg, raise rtol, or ask for a shorter span",
             stacklevel=3,
         )
     values = [objective.values(theta) for theta in thetas]
-    stack = array_namespace(thetas[0]).stack
+    stack, (times, *columns, late) = array_namespace(thetas[0]).stack, np.array(rows).T
     return GradientFlow(
-        *np.array(rows).T,
+        times / step,
+        *columns,
+        late / step,
         parameters={name: stack([value[name] for value in values]) for name in values[0]},
         linearisations=run.costs.linearisations,
         gradients=run.costs.gradients,
@@ -203,20 +292,42 @@ def _flow(run: Integration, objective: Objective, stop_below: float | None) -> G
         differences=run.costs.differences,
         cost=run.costs.total,
         reached=reached,
-        pieces=pieces,
+        pieces=[lambda s, piece=piece: piece(s * step) for piece in pieces],
+        own=run.own,
+        optimizer=optimizer,
     )
 
 
-def _row(run: Integration) -> tuple[float, ...]:
+def _name_of(optimizer: Any) -> str:
+    made_by = getattr(optimizer, "func", optimizer)
+    return optimizer if isinstance(optimizer, str) else getattr(made_by, "__name__", type(made_by).__name__)
+
+
+def _batches(objective: Objective, trials: int, batch: int, seed: int) -> Iterator[Callable[[Array], Any]]:
+    """The loss and the gradient of one draw of trials after the other."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield partial(objective.on, rng.choice(trials, batch, replace=False))
+
+
+def _row(run: Run) -> tuple[float, ...]:
     return run.time, run.point.loss, math.sqrt(-run.slope), run.error, run.late
 
 
-def _check(span: Any, alg: Any, rtol: Any, stop_below: Any) -> None:
-    if alg is not None and not isinstance(alg, ExponentialRosenbrock | RungeKuttaChebyshev):
-        raise TypeError(
-            f"alg is {alg!r}, expected None, kp.solvers.ExponentialRosenbrock(order=..., columns=...) or "
-            "kp.solvers.RungeKuttaChebyshev(stages=...)"
-        )
+def _check_no_optimizer(**options: Any) -> None:
+    if given := [name for name, value in options.items() if value is not None]:
+        raise ValueError(f"{', '.join(given)} is for an optimizer; say which, or leave it out")
+
+
+def _check_batch(batch: Any, trials: int) -> None:
+    if not isinstance(batch, int) or isinstance(batch, bool) or not 1 <= batch <= trials:
+        raise ValueError(f"batch is {batch!r}, expected a number of trials from 1 to {trials}")
+
+
+def _check(span: Any, alg: Any, rtol: Any, stop_below: Any, known: tuple[type, ...]) -> None:
+    if alg is not None and not isinstance(alg, known):
+        names = ", ".join(f"kp.solvers.{kind.__name__}(...)" for kind in known)
+        raise TypeError(f"alg is {alg!r}, expected None or {names}")
     if not _is_number(span) or not 0 < span < math.inf:
         raise ValueError(f"span is {span!r}, expected a positive number: learning rate times steps")
     if not _is_number(rtol) or not 0 < rtol < 1:

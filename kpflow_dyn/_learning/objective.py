@@ -56,6 +56,20 @@ class Objective:
 
         return Point(theta, *around(theta), _Hessian(self._derivatives, theta, scheme), around)
 
+    def on(self, trials: Any, theta: Array) -> tuple[float, Array]:
+        """The loss of some trials alone, by their numbers, and its gradient there."""
+        if not isinstance(self._solution, DiscreteSolution):
+            raise ValueError("mini-batches of trials are for a DiscreteProblem; leave out batch")
+        return self._derivatives.gradient(theta, trials)
+
+    def loss(self, theta: Array) -> float:
+        """The loss alone."""
+        return self._derivatives.value(theta, self._scheme(theta))
+
+    def rule(self, optimizer: Any, lr: float | None, clip: float | None) -> Any:
+        """An optimiser of these parameters as a function of its state."""
+        return self._solution.problem.backend.training.Rule(optimizer, lr, clip, self._like)
+
     def theta(self, values: Mapping[str, Array]) -> Array:
         """The parameters [n] that have these values, copied."""
         flat = [values[name].reshape(-1) for name in self._like]
@@ -69,7 +83,8 @@ class Objective:
         values = self.values(theta)
         of_loss = {name.removeprefix(LOSS): value for name, value in values.items() if name not in self._of_model}
         state = self._states({name: values[name] for name in self._of_model}, scheme)
-        return self._models.call(lambda loss, state: loss(state), self._loss_model, of_loss, state)
+        of_some = (scheme,) if scheme is not None and isinstance(self._solution, DiscreteSolution) else ()
+        return self._models.call(lambda loss, *args: loss(*args), self._loss_model, of_loss, state, *of_some)
 
     def _states_of(self, solution: Solution) -> Callable[[Values, Any], Array]:
         """(parameters, scheme) -> the states."""
@@ -127,9 +142,14 @@ class _Hessian:
 
 
 def _steps_of(problem: Any) -> Callable[[Any, Any], Array]:
-    """(cell, None) -> the states."""
+    """(cell, the numbers of some trials, or None for all) -> the states."""
     step, z0 = problem.backend.tracing.discrete_step(problem)
-    return lambda cell, _scheme: problem.backend.solving.run(step, cell, problem.x, z0)
+
+    def states(cell: Any, trials: Any) -> Array:
+        x, start = (problem.x, z0) if trials is None else (problem.x[trials], z0[trials])
+        return problem.backend.solving.run(step, cell, x, start)
+
+    return states
 
 
 def field_of_model(solution: Solution) -> str:

@@ -47,6 +47,11 @@ class Derivatives:
     def __init__(self, function: Callable[[Tensor, Scheme], Tensor]) -> None:
         self._function = function
 
+    @torch.no_grad()
+    def value(self, theta: Tensor, scheme: Scheme) -> float:
+        """Its value."""
+        return float(self._function(theta, scheme))
+
     def gradient(self, theta: Tensor, scheme: Scheme) -> tuple[float, Tensor]:
         """Its value and its gradient [n]."""
         value, _theta, gradient = self._first(theta, scheme, twice=False)

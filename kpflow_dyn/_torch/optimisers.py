@@ -40,6 +40,14 @@ class Rule:
         if isinstance(self._optimizer, optim.LBFGS):
             raise TypeError("LBFGS evaluates the loss itself; give an optimiser that steps by one gradient")
 
+    @property
+    def rate(self) -> float | None:
+        """The learning rate of plain descent; None where a step is more than that."""
+        groups = self._optimizer.param_groups
+        plain = type(self._optimizer) is optim.SGD and self._clip is None and len(groups) == 1
+        more = any(groups[0].get(name) for name in ("momentum", "weight_decay", "maximize"))
+        return float(groups[0]["lr"]) if plain and not more else None
+
     def begin(self, theta: Tensor) -> State:
         """Its state as it was given: empty, but for an optimiser that has stepped before."""
         return dict(self._optimizer.state)

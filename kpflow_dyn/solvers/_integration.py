@@ -21,6 +21,7 @@ LATE = 10.0  # the largest error over the tolerance of a step that earlier ones 
 STUBBORN = 0.5  # an error that falls less than this over a shorter step is one of a kink
 KINK = 8.0  # by how much a step is shortened before it may be accepted for the loss alone
 SHORTEST, REST = 1e-12, 1e-6  # parts of the first attempt's length, and of the first loss
+CALM = 20  # gradients since the loss last rose, before another method may follow descent that has no limit of small steps
 RECENT = 0.3  # weight of the latest step in the pace of a method
 
 
@@ -28,10 +29,11 @@ RECENT = 0.3  # weight of the latest step in the pace of a method
 class _Way:
     """A method in use: the next step, the last error over the tolerance, and the time it gains for a gradient."""
 
-    steps: ChebyshevSteps | ExponentialSteps
+    steps: ChebyshevSteps | ExponentialSteps | DescentSteps
     h: float = 0.0
     before: float = 1.0
     pace: float = 0.0
+    tried: int = 0
 
     def propose(self, tried: Tried) -> None:
         """The next step, after one that was accepted."""
@@ -51,20 +53,27 @@ class Integration:
     time; `costs` counts gradients, products with Hessians and the points where these were taken.
 
     With alg None the explicit method goes first, and the exponential one has a step now and then; the one that comes
-    further in time for a gradient goes on.
+    further in time for a gradient goes on. Where `rate` is given, plain steps of descent at it go before both; `own`
+    counts them.
     """
 
     def __init__(
-        self, landscape: Landscape, theta: Array, span: float, alg: Algorithm | None = None, rtol: float = 0.1
+        self,
+        landscape: Landscape,
+        theta: Array,
+        span: float,
+        alg: Algorithm | None = None,
+        rtol: float = 0.1,
+        rate: float | None = None,
     ) -> None:
         self.point, self.time, self.late, self.span = landscape(theta), 0.0, 0.0, span
         if not math.isfinite(self.slope):
             raise ValueError("the gradient of the loss holds NaN or inf at the start, such as that of sqrt at zero")
         self.costs, self.steps, self._rtol = Costs(), 0, rtol
         self.costs.gradients = 1
-        self._ways = [_Way(steps) for steps in _methods(landscape, alg, rtol, self.costs)]
+        self._ways = [_Way(steps) for steps in _methods(landscape, alg, rtol, self.costs, rate)]
         self._most = _most_steps(alg)
-        self._first_loss, self._spent, self._next_try = abs(self.point.loss), 0.0, PATIENCE
+        self._first_loss, self._spent, self._next_try, self._rose = abs(self.point.loss), 0.0, PATIENCE, -math.inf
 
     @property
     def finished(self) -> bool:
@@ -75,6 +84,11 @@ class Integration:
     def exhausted(self) -> bool:
         """Whether there were as many steps as there may be."""
         return self.steps >= self._most
+
+    @property
+    def own(self) -> int:
+        """Steps of plain descent."""
+        return sum(way.steps.taken for way in self._ways if isinstance(way.steps, DescentSteps))
 
     @property
     def slope(self) -> float:
@@ -89,10 +103,11 @@ class Integration:
     def advance(self) -> Piece:
         """Take a step, as long as the tolerance allows: the loss along it. A RuntimeError if none is short enough."""
         used, *others = self._ways
-        if others and self.costs.total >= self._next_try:
+        if others and self.costs.total >= max(self._next_try, self._rose + CALM):
             self._next_try *= 2
-            others[0].h = others[0].h or LONGER * used.h
-            piece = self._step(others[0], GIVE_UP)
+            other = min(others, key=lambda way: way.tried)
+            other.h, other.tried = other.h or LONGER * used.h, other.tried + 1
+            piece = self._step(other, GIVE_UP)
             self._ways.sort(key=lambda way: -way.pace)
             if piece is not None:
                 return piece
@@ -134,6 +149,8 @@ class Integration:
 
     def _accept(self, tried: Tried, last: bool) -> Piece:
         assert tried.end is not None and tried.piece is not None
+        if tried.end.loss > self.point.loss:
+            self._rose = self.costs.total
         self.point, self.time = tried.end, self.span if last else self.time + tried.h
         self.late += tried.loss_error / max(-self.slope, TINY)
         self._spent += tried.ratio * tried.h
@@ -150,13 +167,39 @@ class Integration:
         return lambda _s: loss
 
 
+class DescentSteps:
+    """Steps of plain descent at a rate: without error, where these are what is asked for."""
+
+    order, slowest, fastest = 1, 0.5, 1.0
+
+    def __init__(self, landscape: Landscape, rate: float, costs: Costs) -> None:
+        self._landscape, self._rate, self._costs, self.taken = landscape, rate, costs, 0
+
+    def time_scale(self, _point: Point) -> float:
+        """The rate."""
+        return self._rate
+
+    def attempt(self, point: Point, h: float, _first: float) -> Tried:
+        """A step, by h where less than the rate is left."""
+        h = min(h, self._rate)
+        end = self._landscape(point.theta - h * point.gradient)
+        self._costs.gradients += 1
+        self.taken += 1
+        slope = (end.loss - point.loss) / h
+        ratio = 0.0 if math.isfinite(slope) else math.inf
+        return Tried(h, ratio, end, 0.0, lambda s: point.loss + s * slope)
+
+
 def _methods(
-    landscape: Landscape, alg: Algorithm | None, rtol: float, costs: Costs
-) -> list[ChebyshevSteps | ExponentialSteps]:
+    landscape: Landscape, alg: Algorithm | None, rtol: float, costs: Costs, rate: float | None
+) -> list[ChebyshevSteps | ExponentialSteps | DescentSteps]:
     if isinstance(alg, ExponentialRosenbrock):
         return [ExponentialSteps(landscape, alg, rtol, costs)]
     explicit = ChebyshevSteps(landscape, alg or RungeKuttaChebyshev(), rtol, costs)
-    return [explicit] if alg else [explicit, ExponentialSteps(landscape, ExponentialRosenbrock(), rtol, costs)]
+    if alg:
+        return [explicit]
+    own = [] if rate is None else [DescentSteps(landscape, rate, costs)]
+    return [*own, explicit, ExponentialSteps(landscape, ExponentialRosenbrock(), rtol, costs)]
 
 
 def _most_steps(alg: Algorithm | None) -> int:

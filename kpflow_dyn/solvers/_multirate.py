@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,7 +19,12 @@ FASTEST, SLOWEST, SAFETY = 2.0, 0.2, 0.9  # by how much a stretch may grow and s
 SMOOTH = 0.5  # a gradient known within this part of the square root of the tolerance may do for two steps
 WASTED, ALLOWED = 0.1, 2  # rejected stretches: at most this part of the steps, and this many more
 BLIND = 4  # steps at the start, one by one: bias corrections change faster than any history tells
+SPARSE = 0.1  # steps on mini-batches between two looks at the loss of all trials, as a part of those so far
+DRAWS = 0.05  # a part of the time by which other draws may be off
+FORWARD = 0.35  # gradients that a loss costs
 UNSEEN = 0.02  # a part of the time by which stretches may be off beside their estimates
+
+Slope = Callable[[Array], tuple[float, Array]]  # theta -> a loss and its gradient there
 
 
 class Rule(Protocol):
@@ -203,6 +209,58 @@ class OwnSteps:
         self._known = [*self._known, known][-1 - self._alg.history :]
         self.point, self.state, self.time = point, state, self.time + r
         return Stretch(losses)
+
+
+class DrawnSteps:
+    """A run of an optimiser on mini-batches: each step is its own, and the loss of all trials is computed at some.
+
+    Args:
+        loss: of all trials.
+        draws: for each step the function theta -> loss and gradient of its trials.
+        share: the part of all trials that a batch is.
+    """
+
+    exhausted, error = False, 0.0
+
+    def __init__(
+        self, loss: Callable[[Array], float], draws: Iterator[Slope], share: float, theta: Array, span: float, rule: Rule
+    ) -> None:
+        self._loss, self._draws, self._share, self._rule = loss, draws, share, rule
+        self.point, self._state = Point(theta, loss(theta), 0 * theta, None, lambda _other: (math.nan, theta)), rule.begin(theta)
+        self.time, self.span, self.steps, self.costs, self._risen = 0, span, 0, Costs(), 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken."""
+        return self.time >= self.span
+
+    @property
+    def own(self) -> int:
+        """All."""
+        return self.time
+
+    @property
+    def slope(self) -> float:
+        """-|g|^2 of the last batch."""
+        return -inner(self.point.gradient, self.point.gradient)
+
+    @property
+    def late(self) -> float:
+        """By how many steps another seed may be off: more where the loss of all trials rises in between."""
+        return DRAWS * self.time + self._risen
+
+    def advance(self) -> Piece:
+        """Some steps, and the loss after them."""
+        before, r = self.point, max(1, min(int(SPARSE * self.time), int(self.span) - self.time))
+        theta, gradient = before.theta, before.gradient
+        for _ in range(r):
+            _of_batch, gradient = next(self._draws)(theta)
+            self._state, theta = self._rule.step(self._state, theta, gradient)
+        self.point = replace(before, theta=theta, loss=self._loss(theta), gradient=gradient)
+        self.costs.gradients += r * self._share + FORWARD
+        self.time, self.steps = self.time + r, self.steps + 1
+        self._risen += r * (self.point.loss > before.loss)
+        return Stretch(np.linspace(before.loss, self.point.loss, r + 1))
 
 
 class SecantModel:
