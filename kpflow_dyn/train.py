@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._backend import BACKENDS, backend_of
-from kpflow_dyn._learning.losses import mean_squared_error, units_read
+from kpflow_dyn._learning.losses import Loss, OutputLoss, loss_of_targets, units_read
 from kpflow_dyn._progress import bars
 from kpflow_dyn.tasks._data import TaskData, check_count
 
@@ -54,6 +54,7 @@ def fit(
     clip: float | None = None,
     stop_below: float | None = None,
     batch: int | None = None,
+    loss: Loss = "squared_error",
     record: Callable[..., Any] | None = None,
     z0: Any = None,
     seed: int = 0,
@@ -97,35 +98,34 @@ def fit(
     >>> len(training.losses), bool(training.losses[-1] < training.losses[0])
     (51, True)
     """
-    data = _arrays(task)
+    of_outputs = _loss(task, loss)
     _check_options(steps, lr, clip)
-    trainee = _trainee(model, readout, data, z0, optimizer, lr, clip)
+    trainee = _trainee(model, readout, task.inputs, of_outputs, z0, optimizer, lr, clip)
     trials, losses = _draws(len(task.inputs), batch, seed), []
     with bars(progress) as shown:
         bar = shown.add_task("training", total=steps)
         for step in range(steps + 1):
-            loss = trainee.evaluate(next(trials))
-            losses.append(loss)
-            shown.update(bar, completed=step, description=f"training, loss {loss:.3g}")
+            now = trainee.evaluate(next(trials))
+            losses.append(now)
+            shown.update(bar, completed=step, description=f"training, loss {now:.3g}")
             if record is not None:
-                record(step, trainee.model, loss, readout=trainee.readout)
-            if step == steps or not math.isfinite(loss) or (stop_below is not None and loss < stop_below):
+                record(step, trainee.model, now, readout=trainee.readout)
+            if step == steps or not math.isfinite(now) or (stop_below is not None and now < stop_below):
                 break
             trainee.step()
     return Training(trainee.model, trainee.readout, np.array(losses), _converged(losses))
 
 
-def _arrays(task: TaskData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs, targets and mask."""
+def _loss(task: TaskData, loss: Loss) -> OutputLoss:
+    """That of the task's targets where its mask is on."""
     if not isinstance(task, TaskData):
         hint = "; pass task.sample(trials, seed)" if hasattr(task, "sample") else ""
         raise TypeError(f"task is {type(task).__name__}, expected a TaskData{hint}")
     if task.targets is None:
         raise ValueError(f"the task {task.name} has no targets to be trained on")
-    mask = np.ones(task.inputs.shape[:2]) if task.mask is None else task.mask
-    if not (counted := mask.any(axis=1)).all():
-        raise ValueError(f"no target of trial {int(np.argmin(counted))} counts: its mask is False; leave it out")
-    return task.inputs, task.targets, mask
+    if task.mask is not None and not (on := task.mask.any(axis=1)).all():
+        raise ValueError(f"no target of trial {int(np.argmin(on))} counts: its mask is False; leave it out")
+    return loss_of_targets(loss, task.targets, task.mask, task.targets.ndim)
 
 
 def _check_options(steps: int, lr: float, clip: float | None) -> None:
@@ -135,7 +135,9 @@ def _check_options(steps: int, lr: float, clip: float | None) -> None:
             raise ValueError(f"{name} must be a positive number, got {value}")
 
 
-def _trainee(model: Any, readout: Any, data: Any, z0: Any, optimizer: Any, lr: float, clip: float | None) -> Any:
+def _trainee(
+    model: Any, readout: Any, inputs: np.ndarray, loss: OutputLoss, z0: Any, optimizer: Any, lr: float, clip: Any
+) -> Any:
     backend, other = (backend_of(part) or BACKENDS["jax"] for part in (model, readout))  # JAX says what is amiss
     if backend is not other:
         raise TypeError(
@@ -147,7 +149,8 @@ def _trainee(model: Any, readout: Any, data: Any, z0: Any, optimizer: Any, lr: f
         raise ValueError(f"optimizer is {optimizer!r}, expected one of {', '.join(known)}, or what makes one")
     make: Any = optimizer if callable(optimizer) else known[optimizer]
     read = partial(units_read, model, readout)
-    return backend.training.Trainee(model, readout, data, z0, make, lr, clip, read, mean_squared_error)
+    data = (inputs, loss.target, np.ones(len(inputs)) if loss.mask is None else loss.mask)
+    return backend.training.Trainee(model, readout, data, z0, make, lr, clip, read, loss.function)
 
 
 def _draws(trials: int, batch: int | None, seed: int) -> Iterator[np.ndarray | slice]:

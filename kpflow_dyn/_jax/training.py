@@ -32,7 +32,7 @@ class Trainee:
         loss: Callable[..., jax.Array],
     ) -> None:
         like = next(iter(named_parameters(model).values()))
-        self._data = [jnp.asarray(array, like.dtype) for array in data]
+        self._data = [jnp.asarray(array, None if array.dtype.kind == "i" else like.dtype) for array in data]
         check_parameters(model, like)
         check_parameters(readout, like)
         self._step, self._start = as_step(model, self._data[0], z0)
