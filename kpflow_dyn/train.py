@@ -26,6 +26,7 @@ class Training:
         losses: [step], losses[n] being the loss after n steps, on the trials of the next one; the last is the loss of
             the model as trained.
         success: False where the loss left the finite numbers.
+        accuracy: [step], of the same outputs as the losses; None where these are no logits of classes.
 
     Example as `fit`.
     """
@@ -34,6 +35,7 @@ class Training:
     readout: Any
     losses: np.ndarray
     success: bool
+    accuracy: np.ndarray | None = None
 
     def steps_to(self, fraction: float) -> int | None:
         """The number of steps after which the loss was first at most this fraction of what it was; None if never."""
@@ -62,7 +64,7 @@ def fit(
 ) -> Training:
     """Train a recurrent model and a readout of its states on the trials of a task.
 
-        z_t = cell(x_t, z_{t-1})    y = readout(z)    loss = sum m (y - y*)^2 / number of outputs where m = 1
+        z_t = cell(x_t, z_{t-1})    y = readout(z)    loss = sum m (y - y*)^2 / sum m, or another one of y and y*
 
     Args:
         model: a cell as for `DiscreteProblem`: torch's nn.RNN, nn.GRU or nn.LSTM, one of their Cells or another
@@ -78,6 +80,9 @@ def fit(
         clip: scales the gradient down to this norm, over all parameters, where it is larger.
         stop_below: stop once the loss is below this.
         batch: how many trials a step sees, drawn anew for each without repetition; all when None.
+        loss: "squared_error"; "cross_entropy" of logits y with probabilities or one-hot targets [trial, time, class],
+            or class indices, integers [trial, time, 1], negative ones left out; or a function (y, targets) -> number
+            of shape () of the framework, for a task without a mask.
         record: called as record(n, model, loss, readout=readout) with the model after n steps, for n = 0, 1, ...: a
             `Recorder`, or a function of your own.
         z0: the state before the first step, as in `DiscreteProblem`.
@@ -101,19 +106,22 @@ def fit(
     of_outputs = _loss(task, loss)
     _check_options(steps, lr, clip)
     trainee = _trainee(model, readout, task.inputs, of_outputs, z0, optimizer, lr, clip)
-    trials, losses = _draws(len(task.inputs), batch, seed), []
+    drawn, losses, hits = _draws(len(task.inputs), batch, seed), [], []
     with bars(progress) as shown:
         bar = shown.add_task("training", total=steps)
         for step in range(steps + 1):
-            now = trainee.evaluate(next(trials))
-            losses.append(now)
+            trials = next(drawn)
+            losses.append(now := trainee.evaluate(trials))
+            if of_outputs.of_classes:
+                hits.append(of_outputs.on(trials).accuracy(trainee.output))
             shown.update(bar, completed=step, description=f"training, loss {now:.3g}")
             if record is not None:
                 record(step, trainee.model, now, readout=trainee.readout)
             if step == steps or not math.isfinite(now) or (stop_below is not None and now < stop_below):
                 break
             trainee.step()
-    return Training(trainee.model, trainee.readout, np.array(losses), _converged(losses))
+    right = np.array(hits) if hits else None
+    return Training(trainee.model, trainee.readout, np.array(losses), _converged(losses), right)
 
 
 def _loss(task: TaskData, loss: Loss) -> OutputLoss:
@@ -123,9 +131,15 @@ def _loss(task: TaskData, loss: Loss) -> OutputLoss:
         raise TypeError(f"task is {type(task).__name__}, expected a TaskData{hint}")
     if task.targets is None:
         raise ValueError(f"the task {task.name} has no targets to be trained on")
-    if task.mask is not None and not (on := task.mask.any(axis=1)).all():
-        raise ValueError(f"no target of trial {int(np.argmin(on))} counts: its mask is False; leave it out")
-    return loss_of_targets(loss, task.targets, task.mask, task.targets.ndim)
+    _check_counted(task.mask)
+    found = loss_of_targets(loss, task.targets, task.mask, task.targets.ndim)
+    _check_counted(found.mask)
+    return found
+
+
+def _check_counted(mask: np.ndarray | None) -> None:
+    if mask is not None and not (on := mask.reshape((len(mask), -1)).any(axis=1)).all():
+        raise ValueError(f"no target of trial {int(np.argmin(on))} counts: masked, or of negative class; leave it out")
 
 
 def _check_options(steps: int, lr: float, clip: float | None) -> None:

@@ -6,6 +6,8 @@
 All that trains, forecasts or reports takes its loss from `output_loss`.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -46,6 +48,20 @@ class OutputLoss:
     def quadratic(self) -> bool:
         """Whether the Hessian in y is the same everywhere."""
         return self.name == "squared_error"
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether the outputs are logits of classes, so that there is an accuracy."""
+        return self.name == "cross_entropy"
+
+    def on(self, trials: Any) -> OutputLoss:
+        """That of some trials alone."""
+        target, mask = (array if array is None else array[trials] for array in (self.target, self.mask))
+        return replace(self, target=target, mask=mask)
+
+    def accuracy(self, y: Array) -> float:
+        """The accuracy of outputs that are logits of classes."""
+        return accuracy(y, self.target, self.mask)
 
 
 def output_loss(loss: Loss, target: Any, mask: Any, like: Array) -> OutputLoss:

@@ -45,10 +45,10 @@ class Trainee:
         self._optimizer = optimizer(self._learnt, lr=lr)
 
     def evaluate(self, trials: np.ndarray | slice) -> float:
-        """The loss on these trials, whose gradient is kept for `step`."""
+        """The loss on these trials, whose gradient is kept for `step`, and the outputs as `output`."""
         x, targets, mask = (array[trials] for array in self._data)
         output = self.readout(self._states(x, self._start[trials]))
-        loss = self._loss(output, targets, mask)
+        loss, self.output = self._loss(output, targets, mask), output.detach()
         self._optimizer.zero_grad()
         loss.backward()
         return loss.item()
