@@ -203,7 +203,7 @@ class Training(Protocol):
     Trainee         Trainee(model, readout, data, z0, optimizer, lr, clip, read, loss): `.evaluate(trials)`, then
                     `.step()`.  The data are [trial, time, ...] inputs, targets and mask; read(width of the state)
                     says which units the readout takes; loss(output, targets, mask) is what `evaluate` gives.
-                    `.model` and `.readout` are as they are by now.
+                    `.output` is that of the last evaluation, `.model` and `.readout` are as they are by now.
     Rule            Rule(optimizer, lr, clip, like): an optimiser of vectors of all parameters `like`, by name, as a
                     function of its state: `.begin(theta)`, `.step(state, theta, gradient)`; `.rate` is the learning
                     rate of plain descent, else None.
