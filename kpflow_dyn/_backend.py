@@ -186,11 +186,13 @@ class Dynamics(Protocol):
 class Objectives(Protocol):
     """A loss of the states as a function of the parameters, twice differentiable.
 
+    run          run(step, cell, x, z0): the states [trial, time, unit], by the fastest road with two derivatives.
     pull_back    The states, and J* on rows [b, n], both differentiable in the parameters.
     Derivatives  Derivatives(function(theta, scheme)): `.value(theta, scheme)`; `.gradient`, the value and the
                  gradient; `.hessian`, products with the Hessian.
     """
 
+    def run(self, step: Callable[..., Array], cell: Any, x: Array, z0: Array) -> Array: ...
     def pull_back(self, problem: Any) -> tuple[Array, Rows]: ...
     @property
     def Derivatives(self) -> Callable[..., Any]: ...

@@ -12,6 +12,8 @@ from kpflow_dyn._jax.cells import discrete_step
 from kpflow_dyn._jax.rollout import run
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 
+__all__ = ["Derivatives", "pull_back", "run"]
+
 Scheme = Any
 
 

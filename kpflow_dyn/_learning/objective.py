@@ -147,7 +147,7 @@ def _steps_of(problem: Any) -> Callable[[Any, Any], Array]:
 
     def states(cell: Any, trials: Any) -> Array:
         x, start = (problem.x, z0) if trials is None else (problem.x[trials], z0[trials])
-        return problem.backend.solving.run(step, cell, x, start)
+        return problem.backend.objectives.run(step, cell, x, start)
 
     return states
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from kpflow_dyn._arrays import Rows
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
-from kpflow_dyn._torch.cells import discrete_step
-from kpflow_dyn._torch.rollout import run
+from kpflow_dyn._torch import rollout
+from kpflow_dyn._torch.cells import Step, discrete_step, over_sequence
 from kpflow_dyn._torch.trace import differentiable_attention
 
 Scheme = Any
@@ -39,6 +39,12 @@ def _states(problem: DiscreteProblem | StaticProblem, model: nn.Module) -> Tenso
         return model(problem.x)
     step, z0 = discrete_step(problem)
     return run(step, model, problem.x, z0)
+
+
+def run(step: Step, cell: nn.Module, x: Tensor, z0: Tensor) -> Tensor:
+    """The states [trial, time, unit]; by torch's own loop over time where it gives them all, and has two derivatives."""
+    whole = type(cell) in (nn.RNN, nn.GRU) and cell.num_layers == 1 and x.device.type == "cpu"
+    return over_sequence(cell, x, z0)[0] if whole else rollout.run(step, cell, x, z0)
 
 
 class Derivatives:

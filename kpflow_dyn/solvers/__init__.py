@@ -18,4 +18,5 @@ from kpflow_dyn.solvers._xtrace import XNysTrace, XTrace
 
 __all__ = ["BlockLanczos", "Dense", "EigenSolver", "Eigenpairs", "Estimate", "ExponentialRosenbrock"]
 __all__ += ["FactorTraceEstimator", "FastestBlock", "HutchPlusPlus", "Hutchinson", "KrylovDeflation", "Moments"]
-__all__ += ["Multirate", "OneSided", "Random", "RungeKuttaChebyshev", "TraceEstimator", "Triplets", "XNysTrace", "XTrace"]
+__all__ += ["Multirate", "OneSided", "Random", "RungeKuttaChebyshev", "TraceEstimator", "Triplets"]
+__all__ += ["XNysTrace", "XTrace"]

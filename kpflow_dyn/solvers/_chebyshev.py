@@ -117,20 +117,20 @@ class ChebyshevSteps:
 
     def __init__(self, landscape: Landscape, alg: RungeKuttaChebyshev, rtol: float, costs: Costs) -> None:
         self._landscape, self._alg, self._rtol, self._costs = landscape, alg, rtol, costs
-        self._curvature, self._attempts = 0.0, 0
+        self.curvature, self._attempts = 0.0, 0
 
     def time_scale(self, point: Point) -> float:
         """A first step: half of 1 / curvature along the gradient."""
         length = norm(point.gradient)
         moved = -SMALL * (norm(point.theta) or 1.0) / max(length, TINY) * point.gradient
-        self._curvature = max(self._curvature, self._along(point, moved))
-        return FIRST / max(self._curvature, TINY)
+        self.curvature = max(self.curvature, self._along(point, moved))
+        return FIRST / max(self.curvature, TINY)
 
     def attempt(self, point: Point, h: float, first_loss: float) -> Tried:
         """A step of this length, or a shorter one where it would need too many stages."""
-        h = min(h, reach(self._alg.stages) / max(MARGIN * self._curvature, TINY))
-        s = stages_for(MARGIN * h * self._curvature)
-        self._curvature *= KEPT
+        h = min(h, reach(self._alg.stages) / max(MARGIN * self.curvature, TINY))
+        s = stages_for(MARGIN * h * self.curvature)
+        self.curvature *= KEPT
         theta, last, along = self._run(point, h, stages_of(s))
         end = self._landscape(theta)
         self._costs.gradients += 1
@@ -163,15 +163,15 @@ class ChebyshevSteps:
         self._attempts += 1
         if (ratio > 1 or self._attempts % PROBES == 0) and 0 < norm(error) < FAR * moved:
             stiff = self._along(point, error)
-            ratio = min(ratio, STIFF) if stiff > STIFFER * self._curvature else ratio
-            self._curvature = max(stiff, self._curvature)
+            ratio = min(ratio, STIFF) if stiff > STIFFER * self.curvature else ratio
+            self.curvature = max(stiff, self.curvature)
         return replace(found, ratio=ratio)
 
     def _see(self, change: Array, moved: Array, h: float, s: int) -> None:
         """Learn from two gradients; at a kink their difference tells no curvature, and is not believed beyond h."""
         seen = norm(change) / max(norm(moved), TINY)
         if math.isfinite(seen):
-            self._curvature = max(self._curvature, min(seen, reach(2 * s) / h))
+            self.curvature = max(self.curvature, min(seen, reach(2 * s) / h))
 
     def _along(self, point: Point, moved: Array) -> float:
         """|grad L(theta + moved) - grad L(theta)| / |moved|."""

@@ -6,6 +6,8 @@ import math
 import os
 from dataclasses import dataclass
 
+import numpy as np
+
 from kpflow_dyn._arrays import Array
 from kpflow_dyn.solvers._chebyshev import ChebyshevSteps, RungeKuttaChebyshev
 from kpflow_dyn.solvers._landscape import TINY, Costs, Landscape, Piece, Point, Tried, inner
@@ -21,7 +23,7 @@ LATE = 10.0  # the largest error over the tolerance of a step that earlier ones 
 STUBBORN = 0.5  # an error that falls less than this over a shorter step is one of a kink
 KINK = 8.0  # by how much a step is shortened before it may be accepted for the loss alone
 SHORTEST, REST = 1e-12, 1e-6  # parts of the first attempt's length, and of the first loss
-CALM = 20  # gradients since the loss last rose, before another method may follow descent that has no limit of small steps
+SHARE = 0.02  # of the steps of descent so far, which the next ones are taken together
 RECENT = 0.3  # weight of the latest step in the pace of a method
 
 
@@ -73,7 +75,7 @@ class Integration:
         self.costs.gradients = 1
         self._ways = [_Way(steps) for steps in _methods(landscape, alg, rtol, self.costs, rate)]
         self._most = _most_steps(alg)
-        self._first_loss, self._spent, self._next_try, self._rose = abs(self.point.loss), 0.0, PATIENCE, -math.inf
+        self._first_loss, self._spent, self._next_try = abs(self.point.loss), 0.0, PATIENCE
 
     @property
     def finished(self) -> bool:
@@ -102,18 +104,34 @@ class Integration:
 
     def advance(self) -> Piece:
         """Take a step, as long as the tolerance allows: the loss along it. A RuntimeError if none is short enough."""
+        overshoots = self._overshoots()
+        self._ways = sorted(self._ways, key=lambda way: -math.inf if way.steps is overshoots else -way.pace)
         used, *others = self._ways
-        if others and self.costs.total >= max(self._next_try, self._rose + CALM):
+        if others and self.costs.total >= self._next_try:
             self._next_try *= 2
             other = min(others, key=lambda way: way.tried)
-            other.h, other.tried = other.h or LONGER * used.h, other.tried + 1
-            piece = self._step(other, GIVE_UP)
-            self._ways.sort(key=lambda way: -way.pace)
-            if piece is not None:
+            if self._overshoots(look=True) is None and (piece := self._on_trial(other, used)) is not None:
                 return piece
         piece = self._step(used)
         assert piece is not None
         return piece
+
+    def _on_trial(self, way: _Way, used: _Way) -> Piece | None:
+        way.h, way.tried = way.h or LONGER * used.h, way.tried + 1
+        return self._step(way, GIVE_UP)
+
+    def _overshoots(self, look: bool = False) -> DescentSteps | None:
+        """Steps of descent that go beyond the lowest point along a direction: they have no limit of small steps.
+
+        The curvature is what the explicit method knows of it; with `look` also that along the gradient.
+        """
+        own = next((way.steps for way in self._ways if isinstance(way.steps, DescentSteps)), None)
+        if own is None:
+            return None
+        explicit = next(way.steps for way in self._ways if isinstance(way.steps, ChebyshevSteps))
+        if look:
+            explicit.time_scale(self.point)
+        return own if own.rate * explicit.curvature > 1 else None
 
     def _step(self, way: _Way, most: float = math.inf) -> Piece | None:
         """A step by this method, accepted after at most so many attempts; None where that did not do."""
@@ -149,8 +167,6 @@ class Integration:
 
     def _accept(self, tried: Tried, last: bool) -> Piece:
         assert tried.end is not None and tried.piece is not None
-        if tried.end.loss > self.point.loss:
-            self._rose = self.costs.total
         self.point, self.time = tried.end, self.span if last else self.time + tried.h
         self.late += tried.loss_error / max(-self.slope, TINY)
         self._spent += tried.ratio * tried.h
@@ -168,26 +184,38 @@ class Integration:
 
 
 class DescentSteps:
-    """Steps of plain descent at a rate: without error, where these are what is asked for."""
+    """Steps of plain descent at a rate: without error, where these are what is asked for.
 
-    order, slowest, fastest = 1, 0.5, 1.0
+    Attributes:
+        rate: of descent.
+        taken: how many.
+    """
+
+    order, slowest, fastest = 1, 0.5, math.inf
 
     def __init__(self, landscape: Landscape, rate: float, costs: Costs) -> None:
-        self._landscape, self._rate, self._costs, self.taken = landscape, rate, costs, 0
+        self._landscape, self.rate, self._costs, self.taken = landscape, rate, costs, 0
 
     def time_scale(self, _point: Point) -> float:
         """The rate."""
-        return self._rate
+        return self.rate
 
     def attempt(self, point: Point, h: float, _first: float) -> Tried:
-        """A step, by h where less than the rate is left."""
-        h = min(h, self._rate)
-        end = self._landscape(point.theta - h * point.gradient)
-        self._costs.gradients += 1
-        self.taken += 1
-        slope = (end.loss - point.loss) / h
-        ratio = 0.0 if math.isfinite(slope) else math.inf
-        return Tried(h, ratio, end, 0.0, lambda s: point.loss + s * slope)
+        """Some steps; the last one shorter where less than the rate is left."""
+        lengths = self._lengths(h)
+        losses = [point.loss]
+        for length in lengths:
+            point = self._landscape(point.theta - length * point.gradient)
+            losses.append(point.loss)
+        self._costs.gradients += len(lengths)
+        self.taken += len(lengths)
+        ends, ratio = np.cumsum([0.0, *lengths]), 0.0 if np.isfinite(losses).all() else math.inf
+        return Tried(float(ends[-1]), ratio, point, 0.0, lambda s: float(np.interp(s, ends, losses)))
+
+    def _lengths(self, left: float) -> list[float]:
+        """Of the next steps, as many as one in fifty of those before."""
+        whole = min(max(1, int(SHARE * self.taken)), int(left / self.rate * (1 + 1e-9)))
+        return [self.rate] * whole or [left]
 
 
 def _methods(

@@ -19,6 +19,7 @@ FASTEST, SLOWEST, SAFETY = 2.0, 0.2, 0.9  # by how much a stretch may grow and s
 SMOOTH = 0.5  # a gradient known within this part of the square root of the tolerance may do for two steps
 WASTED, ALLOWED = 0.1, 2  # rejected stretches: at most this part of the steps, and this many more
 BLIND = 4  # steps at the start, one by one: bias corrections change faster than any history tells
+SHARE = 0.02  # of the steps so far, which the next ones are taken together
 SPARSE = 0.1  # steps on mini-batches between two looks at the loss of all trials, as a part of those so far
 DRAWS = 0.05  # a part of the time by which other draws may be off
 FORWARD = 0.35  # gradients that a loss costs
@@ -131,11 +132,15 @@ class OwnSteps:
         return self._off / max(abs(self.point.loss), TINY)
 
     def advance(self) -> Piece:
-        """Go on to the next place where the gradient is computed: the loss on the way."""
-        while (stretch := self._attempt(self._how_many())) is None:
-            self._rejected += 1
+        """Go on for one in fifty of the steps so far, or to the next place where the gradient is computed."""
+        goal, losses = min(self.time + SHARE * self.time, self.span), [np.array([self.point.loss])]
+        while self.time < goal or len(losses) == 1:
+            if (found := self._attempt(self._how_many())) is None:
+                self._rejected += 1
+            else:
+                losses.append(found[1:])
         self.steps += 1
-        return stretch
+        return Stretch(np.concatenate(losses))
 
     def _how_many(self) -> int:
         """Steps by the model of the gradient; one where that is not to be had."""
@@ -143,8 +148,8 @@ class OwnSteps:
         calm = self._calm >= self._alg.calm and self.time >= BLIND
         return min(self._r, self._alg.longest, int(self.span - self.time)) if calm and may_fail else 1
 
-    def _attempt(self, r: int) -> Stretch | None:
-        """This many steps; None where their error is too large."""
+    def _attempt(self, r: int) -> np.ndarray | None:
+        """The losses from here on for this many steps; None where their error is too large."""
         states, thetas, _ = self._stepped(r, self._known)
         end = self._at(thetas[-1])
         if r == 1:
@@ -202,13 +207,13 @@ class OwnSteps:
         in_loss = abs(late) / max(abs(end.loss - self.point.loss), TINY)
         return max(in_loss, (inner(apart, apart) / max(inner(moved, moved), TINY)) ** 0.5)
 
-    def _accept(self, point: Point, state: Any, losses: np.ndarray, known: Point) -> Stretch:
+    def _accept(self, point: Point, state: Any, losses: np.ndarray, known: Point) -> np.ndarray:
         r, rises = len(losses) - 1, not point.loss <= self.point.loss
         self._calm = 0 if rises else self._calm + r
         self._risen += rises and self.own < self.time
         self._known = [*self._known, known][-1 - self._alg.history :]
         self.point, self.state, self.time = point, state, self.time + r
-        return Stretch(losses)
+        return losses
 
 
 class DrawnSteps:
@@ -223,10 +228,17 @@ class DrawnSteps:
     exhausted, error = False, 0.0
 
     def __init__(
-        self, loss: Callable[[Array], float], draws: Iterator[Slope], share: float, theta: Array, span: float, rule: Rule
+        self,
+        loss: Callable[[Array], float],
+        draws: Iterator[Slope],
+        share: float,
+        theta: Array,
+        span: float,
+        rule: Rule,
     ) -> None:
         self._loss, self._draws, self._share, self._rule = loss, draws, share, rule
-        self.point, self._state = Point(theta, loss(theta), 0 * theta, None, lambda _other: (math.nan, theta)), rule.begin(theta)
+        self.point = Point(theta, loss(theta), 0 * theta, None, lambda _other: (math.nan, theta))
+        self._state = rule.begin(theta)
         self.time, self.span, self.steps, self.costs, self._risen = 0, span, 0, Costs(), 0
 
     @property
