@@ -9,6 +9,7 @@ import optax
 import pytest
 import torch
 
+import kpflow_dyn as kp
 from kpflow_dyn._jax.training import Rule as JaxRule
 from kpflow_dyn._torch.training import Rule as TorchRule
 from kpflow_dyn.solvers import Multirate
@@ -205,3 +206,154 @@ def test_the_secant_model_knows_a_linear_gradient_on_the_span_of_its_history():
     model = SecantModel([Point(theta, 0.0, H @ theta, None, lambda o: None) for theta in [*thetas, thetas[-1]]])
     inside = thetas[-1] + np.array([0.3, -2.0, 0.7]) @ np.diff(thetas, axis=0)
     np.testing.assert_allclose(model(inside), H @ inside, atol=1e-10)
+
+
+# Training, as users do it
+
+
+def task():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, 12, 1, generator=generator, dtype=torch.float64)
+    return x, x.cumsum(1) / 4
+
+
+def network(kind=torch.nn.GRU, units=8):
+    torch.manual_seed(2)
+    return kind(1, units, batch_first=True).double(), torch.nn.Linear(units, 1).double()
+
+
+def trained(make, steps, clip=None, batch=None, kind=torch.nn.GRU, seed=0):
+    """The loss of all trials after each step of torch's own optimiser, and the parameters at the end."""
+    (x, y), (cell, readout) = task(), network(kind)
+    parameters, rng, losses = [*cell.parameters(), *readout.parameters()], np.random.default_rng(seed), []
+    optimizer = make(parameters)
+    for step in range(steps + 1):
+        loss = ((readout(cell(x)[0]) - y) ** 2).mean()
+        losses.append(loss.item())
+        if step == steps:
+            break
+        if batch is not None:
+            drawn = rng.choice(len(x), batch, replace=False)
+            loss = ((readout(cell(x[drawn])[0]) - y[drawn]) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+    return np.array(losses), dict(cell.named_parameters())
+
+
+def posed(kind=torch.nn.GRU):
+    (x, y), (cell, readout) = task(), network(kind)
+    return kp.DiscreteProblem(cell, x), kp.squared_error(y, readout)
+
+
+def step_below(losses, part):
+    """The step at which the loss is this part of the first, linear between steps."""
+    after = int(np.argmax(losses <= part * losses[0]))
+    return after - (part * losses[0] - losses[after]) / (losses[after - 1] - losses[after])
+
+
+OWN = {
+    "adam": (torch.optim.Adam, 3e-3, None),
+    "adam, clipped": (torch.optim.Adam, 3e-3, 0.05),
+    "adamw": (partial(torch.optim.AdamW, weight_decay=0.1), 3e-3, None),
+    "momentum": (partial(torch.optim.SGD, momentum=0.9), 0.02, None),
+    "rmsprop": (torch.optim.RMSprop, 1e-3, None),
+}
+
+
+@pytest.mark.parametrize(("make", "lr", "clip"), OWN.values(), ids=OWN)
+def test_steps_of_an_optimiser_one_by_one_are_those_of_training(make, lr, clip):
+    losses, parameters = trained(lambda those: make(those, lr=lr), 30, clip)
+    found = kp.gradient_flow(*posed(), 30, optimizer=make, lr=lr, clip=clip, alg=Multirate(longest=1))
+    np.testing.assert_allclose(found(np.arange(31)), losses, rtol=1e-9)
+    torch.testing.assert_close(found.parameters["weight_hh_l0"][-1], parameters["weight_hh_l0"].detach())
+    assert found.own == 30 and found.interval_to(0.999) == (found.time_to(0.999),) * 2
+
+
+@pytest.mark.parametrize("kind", [torch.nn.GRU, partial(torch.nn.RNN, nonlinearity="relu")])
+@pytest.mark.parametrize("name", ["adam", "adamw", "momentum"])
+def test_times_of_an_optimiser_are_those_of_training_for_fewer_gradients(name, kind):
+    make, lr, _clip = OWN[name]
+    lr = lr / 4
+    losses, _ = trained(lambda those: make(those, lr=lr), 1500, kind=kind)
+    problem, loss = posed(kind)
+    found = kp.gradient_flow(problem, loss, 1500, optimizer=make, lr=lr, stop_below=0.2)
+    for part in (0.5, 0.25):
+        low, high = found.interval_to(part)
+        true = step_below(losses, part)
+        assert low <= true <= high
+        assert abs(found.time_to(part) / true - 1) < 0.05
+    assert found.cost < 0.6 * found.time[-1]
+
+
+def test_mini_batches_are_those_of_training():
+    losses, _ = trained(lambda those: torch.optim.Adam(those, lr=3e-3), 60, batch=3, seed=5)
+    found = kp.gradient_flow(*posed(), 60, optimizer="adam", lr=3e-3, batch=3, seed=5)
+    np.testing.assert_allclose(found.loss, losses[found.time.astype(int)], rtol=1e-9)
+    assert found.own == 60 and found.cost < 60
+
+
+def test_plain_descent_is_followed_in_its_own_steps():
+    losses, _ = trained(lambda those: torch.optim.SGD(those, lr=0.01), 2000)
+    found = kp.gradient_flow(*posed(), 2000, optimizer="sgd", lr=0.01, stop_below=0.3)
+    for part in (0.7, 0.5):
+        assert abs(found.time_to(part) / step_below(losses, part) - 1) < 0.03
+    assert found.cost < 0.5 * found.time[-1]
+
+
+def test_an_optimiser_of_the_user_goes_on_and_is_left_alone():
+    (x, y), (cell, readout) = task(), network()
+    optimizer = torch.optim.Adam([*cell.parameters(), *readout.parameters()], lr=3e-3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        ((readout(cell(x)[0]) - y) ** 2).mean().backward()
+        optimizer.step()
+    losses, _ = trained(lambda those: torch.optim.Adam(those, lr=3e-3), 25)
+    loss = kp.squared_error(y, readout)
+    found = kp.gradient_flow(kp.DiscreteProblem(cell, x), loss, 20, optimizer=optimizer, alg=Multirate(longest=1))
+    np.testing.assert_allclose(found(np.arange(21)), losses[5:], rtol=1e-9)
+    assert all(state["step"] == 5 for state in optimizer.state.values())
+    only = torch.optim.Adam(cell.parameters(), lr=3e-3)
+    with pytest.raises(ValueError, match=r"without \['loss.weight', 'loss.bias'\]"):
+        kp.gradient_flow(kp.DiscreteProblem(cell, x), loss, 20, optimizer=only)
+
+
+@pytest.mark.parametrize(("mine", "theirs", "lr"), [("adam", "adam", 3e-3), ("sgd", "sgd", 0.01)])
+def test_both_frameworks_agree(mine, theirs, lr):
+    (x, y), readout = task(), network()[1]
+    torch.manual_seed(3)
+    cell = kp.models.CTRNNCell(1, 8).double()  # one bias in both frameworks
+    twin = kp.models.to_jax(cell)
+    linear = kp.models.to_jax(readout)
+    x_jax, y_jax = jnp.asarray(x.numpy()), jnp.asarray(y.numpy())
+    options = {"lr": lr, "alg": Multirate(longest=1) if mine == "adam" else None}
+    first = kp.gradient_flow(kp.DiscreteProblem(cell, x), kp.squared_error(y, readout), 40, optimizer=mine, **options)
+    second = kp.gradient_flow(
+        kp.DiscreteProblem(twin, x_jax), kp.squared_error(y_jax, linear), 40, optimizer=theirs, **options
+    )
+    np.testing.assert_allclose(first(np.arange(41)), second(np.arange(41)), rtol=1e-7)
+    drawn = [
+        kp.gradient_flow(problem, loss, 20, optimizer="adam", lr=lr, batch=3)
+        for problem, loss in (
+            (kp.DiscreteProblem(cell, x), kp.squared_error(y, readout)),
+            (kp.DiscreteProblem(twin, x_jax), kp.squared_error(y_jax, linear)),
+        )
+    ]
+    np.testing.assert_allclose(drawn[0].loss, drawn[1].loss, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lr": 0.1}, "lr is for an optimizer"),
+        ({"optimizer": "adm", "lr": 0.1}, "expected one of adam, adamw, rmsprop, sgd"),
+        ({"optimizer": "adam", "lr": -1.0}, "expected a positive number"),
+        ({"optimizer": "adam"}, "needs lr="),
+        ({"optimizer": "adam", "lr": 0.1, "batch": 9}, "a number of trials from 1 to 8"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        kp.gradient_flow(*posed(), 10, **options)

@@ -123,7 +123,9 @@ class GradientFlow:
 
     def __str__(self) -> str:
         rows = [self._row(fraction) for fraction in (0.5, 0.2, 0.1)]
-        kind = "the gradient flow" if not self.optimizer else f"{self.optimizer}, {self.own:.0f} of its steps one by one"
+        kind = (
+            "the gradient flow" if not self.optimizer else f"{self.optimizer}, {self.own:.0f} of its steps one by one"
+        )
         return "\n".join([*rows, f"by {kind}: {self.cost:.4g} gradients for {self.time[-1]:.4g} of {self._unit}"])
 
     def plot(self, dark: bool = False) -> Figure:
@@ -138,7 +140,9 @@ class GradientFlow:
 
     def _row(self, fraction: float) -> str:
         time, (low, high) = self.time_to(fraction), self.interval_to(fraction)
-        after = f"after {time:.4g} ({low:.4g} to {high:.4g})" if not math.isnan(time) else f"not within {self.time[-1]:.4g}"
+        after = (
+            f"after {time:.4g} ({low:.4g} to {high:.4g})" if not math.isnan(time) else f"not within {self.time[-1]:.4g}"
+        )
         return f"{100 * fraction:3.0f} % of the loss {after} {self._unit}"
 
     def _loss_at(self, tau: float) -> float:
@@ -226,7 +230,9 @@ def gradient_flow(
             run = OwnSteps(objective, objective.start, span, rule, alg or Multirate(), rtol / 2)
         else:
             run = Integration(objective, objective.start, rule.rate * span, None, rtol, rule.rate)
-        return _flow(run, objective, stop_below, rule.rate if isinstance(run, Integration) else 1.0, _name_of(optimizer))
+        return _flow(
+            run, objective, stop_below, rule.rate if isinstance(run, Integration) else 1.0, _name_of(optimizer)
+        )
 
 
 class Run(Protocol):
@@ -258,6 +264,8 @@ def optimizer_of(backend: Backend, optimizer: Any, lr: float | None) -> Any:
     known = backend.training.OPTIMIZERS
     if isinstance(optimizer, str) and optimizer not in known:
         raise ValueError(f"optimizer is {optimizer!r}, expected one of {', '.join(known)}, or what makes one")
+    if lr is None and isinstance(optimizer, str):
+        raise ValueError(f"the optimizer {optimizer} needs lr=, its learning rate")
     if lr is not None and not (_is_number(lr) and 0 < lr < math.inf):
         raise ValueError(f"lr is {lr!r}, expected a positive number")
     return known[optimizer] if isinstance(optimizer, str) else optimizer

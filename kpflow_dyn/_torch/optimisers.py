@@ -36,7 +36,7 @@ class Rule:
         if isinstance(optimizer, optim.Optimizer):
             self._optimizer = _on_copies(optimizer, like, self._parameters)
         else:
-            self._optimizer = optimizer(self._parameters, lr=lr)
+            self._optimizer = optimizer(self._parameters, **({} if lr is None else {"lr": lr}))
         if isinstance(self._optimizer, optim.LBFGS):
             raise TypeError("LBFGS evaluates the loss itself; give an optimiser that steps by one gradient")
 

@@ -16,8 +16,10 @@ DAMPING = 2 / 13
 MARGIN = 1.1  # by how much a step is made more stable than the curvature that is known needs
 KEPT = 0.97  # how much of a curvature seen before is still believed a step later
 STIFFER = 1.2  # by how much the error's own curvature must exceed the known one to be what limits a step
-FIRST = float(os.environ.get('FI','.5'))  # the first step, in units of 1 / curvature along the gradient
-WANDER = float(os.environ.get('WA','2'))  # how many times rtol a step may be off in the parameters, relative to how far it goes
+FIRST = float(os.environ.get("FI", ".5"))  # the first step, in units of 1 / curvature along the gradient
+WANDER = float(
+    os.environ.get("WA", "2")
+)  # how many times rtol a step may be off in the parameters, relative to how far it goes
 STIFF = 3.0  # a failed step whose cause is a stiff direction is tried again with this ratio at most
 FAR = 10.0  # an error this many times as long as the step tells nothing
 PROBES = 6  # one in so many attempts looks for the curvature along its error
@@ -141,7 +143,9 @@ class ChebyshevSteps:
         found = Tried(h, 0.0, end, abs(inner(end.gradient, error)), _curve(along, stages_of(s), h, end))
         return self._judged(point, found, error, first_loss)
 
-    def _run(self, point: Point, h: float, stages: Stages) -> tuple[Array, tuple[Array, Array], list[tuple[float, float]]]:
+    def _run(
+        self, point: Point, h: float, stages: Stages
+    ) -> tuple[Array, tuple[Array, Array], list[tuple[float, float]]]:
         """Where the step ends; the last stage before with its gradient; losses and slopes at all stages before."""
         along = [(point.loss, -inner(point.gradient, point.gradient))]
         before, now, known = point.theta, point.theta - stages.first * h * point.gradient, point.gradient

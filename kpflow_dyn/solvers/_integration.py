@@ -15,8 +15,10 @@ from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock, ExponentialSte
 
 Algorithm = ExponentialRosenbrock | RungeKuttaChebyshev
 
-SAFETY = float(os.environ.get('SA','.9'))  # a factor that keeps steps short
-PATIENCE = float(os.environ.get('PA','150'))  # gradients after which the other method is given a step; twice as many before the next time
+SAFETY = float(os.environ.get("SA", ".9"))  # a factor that keeps steps short
+PATIENCE = float(
+    os.environ.get("PA", "150")
+)  # gradients after which the other method is given a step; twice as many before the next time
 LONGER = 4.0  # the exponential step that is tried, in steps of the explicit method
 GIVE_UP = 5  # attempts after which a step of a method that is on trial is given up
 LATE = 10.0  # the largest error over the tolerance of a step that earlier ones left room for
@@ -232,7 +234,9 @@ def _methods(
 
 def _most_steps(alg: Algorithm | None) -> int:
     """How many steps there may be."""
-    return alg.max_linearisations if isinstance(alg, ExponentialRosenbrock) else (alg or RungeKuttaChebyshev()).max_steps
+    return (
+        alg.max_linearisations if isinstance(alg, ExponentialRosenbrock) else (alg or RungeKuttaChebyshev()).max_steps
+    )
 
 
 def _too_short(time: float, h: float) -> str:

@@ -10,7 +10,17 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Rows, array_namespace, eps_of
 from kpflow_dyn.solvers._counted import Counted
 from kpflow_dyn.solvers._exponential import PhiProducts, phi
-from kpflow_dyn.solvers._landscape import TINY, Costs, Landscape, NoSecondDerivative, Point, Tried, inner, norm, rounding
+from kpflow_dyn.solvers._landscape import (
+    TINY,
+    Costs,
+    Landscape,
+    NoSecondDerivative,
+    Point,
+    Tried,
+    inner,
+    norm,
+    rounding,
+)
 
 FIRST = np.array([[-1.0, 0.0, 0.0, 0.0]])  # the step of the linear equation: -h phi_1(-h H) g
 KRYLOV = 0.1  # the error that a Krylov basis may add to a step, as a part of the error of the method itself
