@@ -13,6 +13,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision
 from kpflow_dyn._backend import Backend
+from kpflow_dyn._learning.linearised import LinearisedObjective
 from kpflow_dyn._learning.objective import Objective
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import Problem
@@ -219,7 +220,7 @@ def gradient_flow(
         objective = Objective(solution, loss, params)
         if optimizer is None:
             _check_no_optimizer(lr=lr, clip=clip, batch=batch)
-            return _flow(Integration(objective, objective.start, float(span), alg, rtol), objective, stop_below)
+            return along(Integration(objective, objective.start, float(span), alg, rtol), objective, stop_below)
         make = optimizer_of(solution.problem.backend, optimizer, lr)
         rule = objective.rule(make, lr, clip)
         if batch is not None:
@@ -230,7 +231,7 @@ def gradient_flow(
             run = OwnSteps(objective, objective.start, span, rule, alg or Multirate(), rtol / 2)
         else:
             run = Integration(objective, objective.start, rule.rate * span, None, rtol, rule.rate)
-        return _flow(
+        return along(
             run, objective, stop_below, rule.rate if isinstance(run, Integration) else 1.0, _name_of(optimizer)
         )
 
@@ -271,8 +272,8 @@ def optimizer_of(backend: Backend, optimizer: Any, lr: float | None) -> Any:
     return known[optimizer] if isinstance(optimizer, str) else optimizer
 
 
-def _flow(
-    run: Run, objective: Objective, stop_below: float | None, step: float = 1.0, optimizer: str = ""
+def along(
+    run: Run, objective: Objective | LinearisedObjective, stop_below: float | None, step: float = 1.0, optimizer: str = ""
 ) -> GradientFlow:
     """Step after step until the end, or until there were too many; a `step` of the optimiser is a time of the run."""
     lowest = -math.inf if stop_below is None else stop_below * run.point.loss
