@@ -19,7 +19,8 @@ from kpflow_dyn._learning.linearised import LinearisedObjective
 from kpflow_dyn._learning.losses import Loss, OutputLoss
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.space import Space
-from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock, Integration
+from kpflow_dyn.solvers._integration import Integration
+from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock
 
 if TYPE_CHECKING:
     import xarray as xr
