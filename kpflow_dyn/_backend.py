@@ -187,8 +187,8 @@ class Objectives(Protocol):
     """A loss of the states as a function of the parameters, twice differentiable.
 
     pull_back    The states, and J* on rows [b, n], both differentiable in the parameters.
-    Derivatives  Derivatives(function(theta, scheme)): `.gradient(theta, scheme)`; `.both` with the value and the
-                 Hessian.
+    Derivatives  Derivatives(function(theta, scheme)): `.gradient(theta, scheme)`, the value and the gradient;
+                 `.hessian(theta, scheme)`, products with the Hessian.
     """
 
     def pull_back(self, problem: Any) -> tuple[Array, Rows]: ...

@@ -39,22 +39,27 @@ class Derivatives:
     """Of a function (theta [n], scheme) -> 0-dim."""
 
     def __init__(self, function: Callable[[jax.Array, Scheme], jax.Array]) -> None:
-        def both(theta: jax.Array, scheme: Scheme) -> Any:
-            return jax.linearize(lambda theta: jax.value_and_grad(function)(theta, scheme), theta)
+        def linearised(theta: jax.Array, scheme: Scheme) -> Any:
+            return jax.linearize(lambda theta: jax.grad(function)(theta, scheme), theta)[1]
 
-        self.gradient = jax.jit(jax.grad(function))
-        self._both = jax.jit(both)
-        self._product = jax.jit(lambda push, row: push(row)[1])
+        self._first = jax.jit(jax.value_and_grad(function))
+        self._linearised = jax.jit(linearised)
+        self._product = jax.jit(lambda push, row: push(row))
         self._reverse = jax.jit(jax.grad(lambda theta, scheme, row: row @ jax.grad(function)(theta, scheme)))
 
-    def both(self, theta: jax.Array, scheme: Scheme) -> tuple[float, jax.Array, Rows]:
-        """Its value, its gradient, and products with its Hessian on rows [b, n]."""
-        (value, gradient), push = self._both(theta, scheme)
+    def gradient(self, theta: jax.Array, scheme: Scheme) -> tuple[float, jax.Array]:
+        """Its value and its gradient [n]."""
+        value, gradient = self._first(theta, scheme)
+        return float(value), gradient
 
-        def hessian(rows: jax.Array) -> jax.Array:
+    def hessian(self, theta: jax.Array, scheme: Scheme) -> Rows:
+        """Products with its Hessian on rows [b, n]."""
+        push = self._linearised(theta, scheme)
+
+        def products(rows: jax.Array) -> jax.Array:
             try:
                 return jnp.stack([self._product(push, row) for row in rows])
             except TypeError:  # a custom_vjp has no forward mode; the Hessian is its own transpose
                 return jnp.stack([self._reverse(theta, scheme, row) for row in rows])
 
-        return float(value), gradient, hessian
+        return products

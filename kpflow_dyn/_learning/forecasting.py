@@ -17,7 +17,7 @@ from kpflow_dyn._learning.objective import LOSS, Objective, field_of_model
 from kpflow_dyn._learning.sampling import mean_losses
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn._spaces.space import Space
-from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock, Integration
+from kpflow_dyn.solvers._integration import Integration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -254,7 +254,7 @@ def _descent(flow: Flow | Output, target: Array, mask: Array | None, span: float
     own = {LOSS + name: getattr(loss, name) for name in ("weight", "bias") if learn and hasattr(loss, name)}
     values = {**inner.parameters, **own}
     objective = Objective(inner.solution, loss, list(values))
-    return Integration(objective, objective.theta(values), span, ExponentialRosenbrock(), RTOL)
+    return Integration(objective, objective.theta(values), span, None, RTOL)
 
 
 def _can_descend(flow: Flow | Output) -> bool:

@@ -12,7 +12,7 @@ from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
 from kpflow_dyn._solve import solve
 from kpflow_dyn.ode._replay import replay, scheme
-from kpflow_dyn.solvers._rosenbrock import Point
+from kpflow_dyn.solvers._landscape import NoSecondDerivative, Point
 from kpflow_dyn.tracing._rows import split
 
 LOSS = "loss."  # prefix of the names of the loss's own parameters
@@ -49,9 +49,12 @@ class Objective:
         try:
             scheme = self._scheme(theta)
         except SolveError:
-            return Point(theta, math.nan, theta, lambda rows: rows, lambda theta: theta)
-        loss, gradient, hessian = self._derivatives.both(theta, scheme)
-        return Point(theta, loss, gradient, hessian, lambda theta: self._derivatives.gradient(theta, scheme))
+            return Point(theta, math.nan, theta, None, lambda theta: (math.nan, theta))
+
+        def around(other: Array) -> tuple[float, Array]:
+            return self._derivatives.gradient(other, scheme)
+
+        return Point(theta, *around(theta), _Hessian(self._derivatives, theta, scheme), around)
 
     def theta(self, values: Mapping[str, Array]) -> Array:
         """The parameters [n] that have these values, copied."""
@@ -96,7 +99,7 @@ class Objective:
 
     def _gradient(self, function: Callable[[Array], Array], theta: Array) -> Array:
         derivatives = self._solution.problem.backend.objectives.Derivatives(lambda theta, _scheme: function(theta))
-        return derivatives.gradient(theta, None)
+        return derivatives.gradient(theta, None)[1]
 
     def _scheme(self, theta: Array) -> Any:
         """The steps that the solver takes of an ODE with these parameters."""
@@ -107,6 +110,20 @@ class Objective:
         field = self._models.changed(self._model, {name: values[name] for name in self._of_model})
         again: Any = solve(sol.problem.remake(f=field), sol.alg, **sol.options)
         return scheme(again)
+
+
+class _Hessian:
+    """Products with the Hessian of a loss on rows [b, n]; what they need is computed for the first of them."""
+
+    def __init__(self, derivatives: Any, *at: Any) -> None:
+        self._derivatives, self._at, self._products = derivatives, at, None
+
+    def __call__(self, rows: Array) -> Array:
+        try:
+            self._products = self._products or self._derivatives.hessian(*self._at)
+            return self._products(rows)
+        except Exception as error:  # whatever a backward pass raises that has no derivative
+            raise NoSecondDerivative(str(error)) from error
 
 
 def _steps_of(problem: Any) -> Callable[[Any, Any], Array]:

@@ -47,18 +47,19 @@ class Derivatives:
     def __init__(self, function: Callable[[Tensor, Scheme], Tensor]) -> None:
         self._function = function
 
-    def gradient(self, theta: Tensor, scheme: Scheme) -> Tensor:
-        """Its gradient [n]."""
-        return self._first(theta, scheme, twice=False)[2]
+    def gradient(self, theta: Tensor, scheme: Scheme) -> tuple[float, Tensor]:
+        """Its value and its gradient [n]."""
+        value, _theta, gradient = self._first(theta, scheme, twice=False)
+        return float(value), gradient.detach()
 
-    def both(self, theta: Tensor, scheme: Scheme) -> tuple[float, Tensor, Rows]:
-        """Its value, its gradient, and products with its Hessian on rows [b, n]."""
-        value, theta, gradient = self._first(theta, scheme, twice=True)
+    def hessian(self, theta: Tensor, scheme: Scheme) -> Rows:
+        """Products with its Hessian on rows [b, n]."""
+        _value, theta, gradient = self._first(theta, scheme, twice=True)
 
-        def hessian(rows: Tensor) -> Tensor:
+        def products(rows: Tensor) -> Tensor:
             return torch.stack([torch.autograd.grad(gradient, theta, row, retain_graph=True)[0] for row in rows])
 
-        return float(value), gradient.detach(), hessian
+        return products
 
     @torch.enable_grad()
     def _first(self, theta: Tensor, scheme: Scheme, twice: bool) -> tuple[Tensor, Tensor, Tensor]:

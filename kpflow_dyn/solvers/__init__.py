@@ -5,6 +5,7 @@
 
 from kpflow_dyn._arrays import Random
 from kpflow_dyn.solvers._block import FastestBlock
+from kpflow_dyn.solvers._chebyshev import RungeKuttaChebyshev
 from kpflow_dyn.solvers._dense import Dense
 from kpflow_dyn.solvers._doors import EigenSolver, FactorTraceEstimator, TraceEstimator
 from kpflow_dyn.solvers._lanczos import BlockLanczos
@@ -16,4 +17,4 @@ from kpflow_dyn.solvers._xtrace import XNysTrace, XTrace
 
 __all__ = ["BlockLanczos", "Dense", "EigenSolver", "Eigenpairs", "Estimate", "ExponentialRosenbrock"]
 __all__ += ["FactorTraceEstimator", "FastestBlock", "HutchPlusPlus", "Hutchinson", "KrylovDeflation", "Moments"]
-__all__ += ["OneSided", "Random", "TraceEstimator", "Triplets", "XNysTrace", "XTrace"]
+__all__ += ["OneSided", "Random", "RungeKuttaChebyshev", "TraceEstimator", "Triplets", "XNysTrace", "XTrace"]
