@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
-from kpflow_dyn.solvers import ExponentialRosenbrock
+from kpflow_dyn.solvers import ExponentialRosenbrock, RungeKuttaChebyshev
+from kpflow_dyn.solvers._chebyshev import reach, stages_for, stages_of
 from kpflow_dyn.solvers._counted import Counted
 from kpflow_dyn.solvers._exponential import PhiProducts, phi
-from kpflow_dyn.solvers._rosenbrock import Integration, Point
+from kpflow_dyn.solvers._integration import Integration
+from kpflow_dyn.solvers._landscape import Point
 
 ORDERS = [3, 4]
 
@@ -70,7 +72,11 @@ START = ROTATION.T @ np.linspace(0.6, 1.4, 6)
 def quartic(theta: np.ndarray) -> Point:
     y = ROTATION @ theta
     curved = ROTATION.T * (3 * RATES * y**2) @ ROTATION
-    return Point(theta, float(RATES @ y**4) / 4, quartic_gradient(theta), lambda rows: rows @ curved, quartic_gradient)
+    return Point(theta, float(RATES @ y**4) / 4, quartic_gradient(theta), lambda rows: rows @ curved, quartic_around)
+
+
+def quartic_around(theta: np.ndarray) -> tuple[float, np.ndarray]:
+    return float(RATES @ (ROTATION @ theta) ** 4) / 4, quartic_gradient(theta)
 
 
 def quartic_gradient(theta: np.ndarray) -> np.ndarray:
@@ -83,7 +89,10 @@ def quartic_solution(tau: float) -> np.ndarray:
 
 
 def scalar(theta: np.ndarray) -> Point:
-    return Point(theta, float(theta @ theta**3) / 4, theta**3, lambda rows: 3 * theta**2 * rows, lambda theta: theta**3)
+    def around(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        return float(theta @ theta**3) / 4, theta**3
+
+    return Point(theta, *around(theta), lambda rows: 3 * theta**2 * rows, around)
 
 
 def arrival(landscape: Callable, start: np.ndarray, span: float, order: int, rtol: float) -> Integration:
@@ -98,7 +107,7 @@ def test_the_error_of_one_step_has_the_order_of_the_method(order: int) -> None:
     errors = []
     for h in (0.1, 0.05, 0.025, 0.0125):
         run = arrival(scalar, np.ones(1), h, order, 0.9)
-        assert run.linearisations == 1
+        assert run.steps == 1
         errors.append(abs(float(run.point.theta[0]) - 1 / math.sqrt(1 + 2 * h)))
     slopes = np.diff(np.log2(errors[::-1]))
     assert abs(slopes[0] - order - 1) < 0.2 and (np.abs(slopes - order - 1) < 0.6).all()
@@ -108,7 +117,7 @@ def test_the_error_of_one_step_has_the_order_of_the_method(order: int) -> None:
 def test_a_smaller_tolerance_converges_at_the_order_of_the_method(order: int) -> None:
     runs = [arrival(quartic, START, 3.0, order, rtol) for rtol in (1e-2, 1e-3, 1e-4)]
     errors = [np.linalg.norm(run.point.theta - quartic_solution(3.0)) for run in runs]
-    steps = [run.linearisations for run in runs]
+    steps = [run.steps for run in runs]
     slope = np.log(errors[0] / errors[-1]) / np.log(steps[-1] / steps[0])
     assert order - 0.5 < slope < order + 1.5
     assert errors[-1] < 1e-4 * np.linalg.norm(START)
@@ -119,12 +128,49 @@ def test_stiffness_does_not_limit_the_steps(order: int) -> None:
     """Explicit descent is stable up to 2 / l_1, where l_1 stays above 3 max(a y^2) at the end."""
     run = arrival(quartic, START, 3.0, order, 1e-2)
     stable = 2 / (3 * float((RATES * (ROTATION @ START) ** 2).max()))
-    assert 10 * run.linearisations < 3.0 / stable
+    assert 10 * run.steps < 3.0 / stable
 
 
 def test_a_gradient_of_zero_stays() -> None:
     run = arrival(scalar, np.zeros(1), 5.0, 4, 1e-2)
     assert run.time == 5.0 and run.point.theta[0] == 0
+
+
+# Explicit steps
+
+
+def explicit(landscape: Callable, start: np.ndarray, span: float, rtol: float) -> Integration:
+    run = Integration(landscape, start, span, RungeKuttaChebyshev(), rtol)
+    while not run.finished:
+        run.advance()
+    return run
+
+
+@pytest.mark.parametrize("s", [2, 3, 7, 40])
+def test_stages_are_of_second_order_and_stable(s: int) -> None:
+    """On y' = z y a step is a polynomial in z: e^z to z^2, and at most one in size down to where it is said to be."""
+    stages = stages_of(s)
+    z = np.concatenate([[-1e-3, -2e-3], -np.linspace(0, reach(s), 500)])
+    before, now = np.ones_like(z), 1 + stages.first * z
+    for mu, nu, f, f0 in stages.rows:
+        before, now = now, (1 - mu - nu) + mu * now + nu * before + z * (f * now + f0)
+    errors = np.abs(now - np.exp(z))[:2]
+    assert np.log2(errors[1] / errors[0]) == pytest.approx(3, abs=0.05)
+    assert (np.abs(now) <= 1 + 1e-12).all()
+    assert stages_for(reach(s)) == s
+
+
+def test_a_smaller_tolerance_converges_at_second_order() -> None:
+    runs = [explicit(quartic, START, 3.0, rtol) for rtol in (1e-1, 1e-2, 1e-3)]
+    errors = [np.linalg.norm(run.point.theta - quartic_solution(3.0)) for run in runs]
+    slope = np.log(errors[0] / errors[-1]) / np.log(runs[-1].steps / runs[0].steps)
+    assert 1.5 < slope < 3.5 and errors[-1] < 1e-3 * np.linalg.norm(START)
+
+
+@pytest.mark.parametrize("bad", [{"stages": 1}, {"max_steps": 0}])
+def test_explicit_options_out_of_range(bad: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="stages >= 2"):
+        RungeKuttaChebyshev(**bad)
 
 
 @pytest.mark.parametrize("bad", [{"order": 5}, {"columns": 1}, {"max_linearisations": 0}])

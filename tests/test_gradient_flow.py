@@ -151,11 +151,18 @@ def test_times_of_descent(name: str) -> None:
     flow = kp.gradient_flow(problem, loss, 2 * steps * rate, stop_below=0.09)
     np.testing.assert_allclose([flow.time_to(part) for part in (0.5, 0.2, 0.1)], times, rtol=0.05)
     assert flow.reached
+    assert flow.cost < steps
     if name == "stiff":
+        alg = kp.solvers.ExponentialRosenbrock()
+        flow = kp.gradient_flow(problem, loss, 2 * steps * rate, stop_below=0.09, alg=alg)
         assert 10 * flow.linearisations < stable_steps(flow, flow.time_to(0.1)) < steps
 
 
-def test_the_gradient_flow_by_scipy() -> None:
+ALGORITHMS = [(kp.solvers.ExponentialRosenbrock(), 1e-3), (kp.solvers.RungeKuttaChebyshev(), 4e-4)]
+
+
+@pytest.mark.parametrize(("alg", "rtol"), ALGORITHMS, ids=["exponential", "explicit"])
+def test_the_gradient_flow_by_scipy(alg: Any, rtol: float) -> None:
     """Parameters at the steps, the loss there and in between."""
     problem, loss = integration(nn.RNNCell, units=4)
     objective = Objective(kp.solve(problem), loss, None)
@@ -163,7 +170,7 @@ def test_the_gradient_flow_by_scipy() -> None:
     def rate(_tau: float, theta: np.ndarray) -> np.ndarray:
         return -objective(torch.from_numpy(theta)).gradient.numpy()
 
-    flow = kp.gradient_flow(problem, loss, 0.8, rtol=1e-3)
+    flow = kp.gradient_flow(problem, loss, 0.8, rtol=rtol, alg=alg)
     start, middle = objective.start.numpy(), (flow.time[1:] + flow.time[:-1]) / 2
     exact = solve_ivp(rate, (0, 0.8), start, method="DOP853", rtol=1e-7, atol=1e-8, dense_output=True).sol
     ours = torch.cat([values.flatten(1) for values in flow.parameters.values()], 1).numpy()
@@ -191,13 +198,25 @@ def test_least_squares_is_solved_exactly() -> None:
     torch.manual_seed(0)
     net, x, y = nn.Linear(5, 1, bias=False).double(), torch.randn(9, 5).double(), torch.randn(9, 1).double()
     x = x * torch.logspace(0, 2, 5)
-    flow = kp.gradient_flow(kp.StaticProblem(net, x), lambda s: ((s - y) ** 2).sum() / 2, 20.0, rtol=1e-9)
+    problem, alg = kp.StaticProblem(net, x), kp.solvers.ExponentialRosenbrock()
+    flow = kp.gradient_flow(problem, lambda s: ((s - y) ** 2).sum() / 2, 20.0, rtol=1e-9, alg=alg)
     H, best = x.T @ x, torch.linalg.lstsq(x, y).solution
     values, V = torch.linalg.eigh(H)
     for tau, weight in zip(flow.time.tolist(), flow.parameters["weight"], strict=True):
         exact = best + (V * torch.exp(-tau * values)) @ V.T @ (net.weight.detach().T - best)
         torch.testing.assert_close(weight.T, exact, rtol=1e-7, atol=1e-9)
     assert flow.linearisations <= 7 and np.diff(flow.time).max() * float(values[-1]) > 1e6
+
+
+def test_exponential_steps_take_over_where_they_come_further() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Linear(5, 1, bias=False).double(), torch.randn(9, 5).double() * torch.logspace(0, 1.5, 5)
+    problem, explicit = kp.StaticProblem(net, x), kp.solvers.RungeKuttaChebyshev()
+    flow, other = (kp.gradient_flow(problem, lambda s: (s**2).sum() / 2, 1.0, alg=alg) for alg in (None, explicit))
+    assert 0 < flow.linearisations < 10 and other.linearisations == other.applications == 0
+    assert flow.cost < other.cost == other.gradients
+    assert flow.cost == flow.gradients + flow.differences
+    assert flow(0.01) == pytest.approx(other(0.01), rel=0.05)
 
 
 class Deep(nn.Module):
@@ -214,12 +233,13 @@ class Deep(nn.Module):
 def test_the_escape_from_a_saddle() -> None:
     """u = ab with a = b follows u' = 2 u (1 - u)."""
     problem = kp.StaticProblem(Deep(1e-3), torch.ones(1, 1).double(), state="")
-    flow = kp.gradient_flow(problem, lambda s: ((s - 1) ** 2).sum() / 2, 12.0)
+    fine, flow = (kp.gradient_flow(problem, lambda s: ((s - 1) ** 2).sum() / 2, 12.0, rtol=r) for r in (1e-2, 0.05))
     for part in (0.5, 0.2, 0.1):
         u = 1 - part**0.5 * (1 - 1e-6)
         exact = (np.log(u / (1 - u)) - np.log(1e-6 / (1 - 1e-6))) / 2
-        assert flow.time_to(part) == pytest.approx(exact, rel=0.005)
-    assert flow.linearisations < 40
+        assert fine.time_to(part) == pytest.approx(exact, rel=0.005)
+        assert flow.interval_to(part)[0] < exact < flow.interval_to(part)[1]
+    assert flow.cost < fine.cost < 200
 
 
 # The other framework
@@ -270,8 +290,8 @@ def test_parameters_are_copied_and_chosen() -> None:
     flow = kp.gradient_flow(problem, loss, 0.5, params=["weight_hh", "loss.linear.weight"])
     torch.testing.assert_close((problem.cell.state_dict(), loss.state_dict()), before, rtol=0, atol=0)
     assert {name: tuple(v.shape) for name, v in flow.parameters.items()} == {
-        "weight_hh": (flow.linearisations + 1, 6, 6),
-        "loss.linear.weight": (flow.linearisations + 1, 1, 6),
+        "weight_hh": (len(flow.time), 6, 6),
+        "loss.linear.weight": (len(flow.time), 1, 6),
     }
     with torch.no_grad():
         problem.cell.weight_hh.copy_(flow.parameters["weight_hh"][-1])
@@ -301,7 +321,7 @@ def test_it_stops_below_a_part_of_the_loss() -> None:
 
 def test_too_many_steps_are_returned_flagged() -> None:
     problem, loss = integration(nn.RNNCell)
-    with pytest.warns(UserWarning, match="max_linearisations = 3"):
+    with pytest.warns(UserWarning, match="after 3 steps"):
         flow = kp.gradient_flow(problem, loss, 1e3, alg=kp.solvers.ExponentialRosenbrock(max_linearisations=3))
     assert not flow.reached and len(flow.time) == 4
 
@@ -322,10 +342,20 @@ def test_it_plots_itself() -> None:
     np.testing.assert_array_equal(below.lines[0].get_ydata(), flow.gradient_norm[1:])
 
 
-def test_a_kink_is_an_error() -> None:
+def test_a_kink_is_where_the_flow_rests() -> None:
+    """|w - 2| falls at rate 1 until it is zero."""
+    torch.manual_seed(0)
     net = nn.Linear(1, 1, bias=False).double()
-    with pytest.raises(RuntimeError, match="not smooth"):
-        kp.gradient_flow(kp.StaticProblem(net, torch.ones(1, 1).double()), lambda s: (s - 2).abs().sum(), 9.0)
+    flow = kp.gradient_flow(kp.StaticProblem(net, torch.ones(1, 1).double()), lambda s: (s - 2).abs().sum(), 9.0)
+    assert flow.reached and flow.loss[-1] < 1e-9
+    for part in (0.5, 0.1):
+        assert flow.time_to(part) == pytest.approx((1 - part) * flow.loss[0], rel=1e-6)
+
+
+def test_a_loss_that_jumps_is_an_error() -> None:
+    net = nn.Linear(1, 1, bias=False).double()
+    with pytest.raises(RuntimeError, match="the loss jumps there"):
+        kp.gradient_flow(kp.StaticProblem(net, torch.ones(1, 1).double()), lambda s: (2 - s + 3 * (s > 1.5)).sum(), 9.0)
 
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -334,6 +364,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "rtol": ({"rtol": 0}, ValueError, "rtol is 0"),
     "stop_below": ({"stop_below": 2}, ValueError, "stop_below is 2"),
     "alg": ({"alg": "krylov"}, TypeError, "ExponentialRosenbrock"),
+    "stages": ({"alg": 3}, TypeError, "RungeKuttaChebyshev"),
     "params": ({"params": ["nothing"]}, ValueError, "unknown parameters"),
     "loss of states": ({"loss": lambda s: s}, ValueError, "expected one number"),
     "loss of numbers": ({"loss": lambda s: 1.0}, ValueError, "float"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -14,12 +13,10 @@ from kpflow_dyn.solvers._landscape import TINY, Costs, Landscape, Point, Tried, 
 
 DAMPING = 2 / 13
 MARGIN = 1.1  # by how much a step is made more stable than the curvature that is known needs
-KEPT = 0.97  # how much of a curvature seen before is still believed a step later
+KEPT = 0.99  # how much of a curvature seen before is still believed a step later
 STIFFER = 1.2  # by how much the error's own curvature must exceed the known one to be what limits a step
-FIRST = float(os.environ.get("FI", ".5"))  # the first step, in units of 1 / curvature along the gradient
-WANDER = float(
-    os.environ.get("WA", "2")
-)  # how many times rtol a step may be off in the parameters, relative to how far it goes
+FIRST = 0.5  # the first step, in units of 1 / curvature along the gradient
+WANDER = 2.0  # how many times rtol a step may be off in the parameters, relative to how far it goes
 STIFF = 3.0  # a failed step whose cause is a stiff direction is tried again with this ratio at most
 FAR = 10.0  # an error this many times as long as the step tells nothing
 PROBES = 6  # one in so many attempts looks for the curvature along its error

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
-
-import numpy as np
 
 from kpflow_dyn._arrays import Array
 from kpflow_dyn.solvers._chebyshev import ChebyshevSteps, RungeKuttaChebyshev
-from kpflow_dyn.solvers._landscape import TINY, Costs, Landscape, Piece, Point, Tried, inner
+from kpflow_dyn.solvers._descent import DescentSteps
+from kpflow_dyn.solvers._landscape import TINY, Costs, Landscape, Piece, Tried, inner
 from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock, ExponentialSteps
 
 Algorithm = ExponentialRosenbrock | RungeKuttaChebyshev
 
-SAFETY = float(os.environ.get("SA", ".9"))  # a factor that keeps steps short
-PATIENCE = float(
-    os.environ.get("PA", "150")
-)  # gradients after which the other method is given a step; twice as many before the next time
+SAFETY = 0.9  # a factor that keeps steps short
+PATIENCE = 150.0  # gradients after which the other method is given a step; twice as many before the next time
 LONGER = 4.0  # the exponential step that is tried, in steps of the explicit method
 GIVE_UP = 5  # attempts after which a step of a method that is on trial is given up
-LATE = 10.0  # the largest error over the tolerance of a step that earlier ones left room for
+LATE = 2.0  # the largest error over the tolerance of a step that earlier ones left room for
 STUBBORN = 0.5  # an error that falls less than this over a shorter step is one of a kink
 KINK = 8.0  # by how much a step is shortened before it may be accepted for the loss alone
 SHORTEST, REST = 1e-12, 1e-6  # parts of the first attempt's length, and of the first loss
-SHARE = 0.02  # of the steps of descent so far, which the next ones are taken together
 RECENT = 0.3  # weight of the latest step in the pace of a method
 
 
@@ -37,7 +32,7 @@ class _Way:
     h: float = 0.0
     before: float = 1.0
     pace: float = 0.0
-    tried: int = 0
+    trials: int = 0
 
     def propose(self, tried: Tried) -> None:
         """The next step, after one that was accepted."""
@@ -57,8 +52,7 @@ class Integration:
     time; `costs` counts gradients, products with Hessians and the points where these were taken.
 
     With alg None the explicit method goes first, and the exponential one has a step now and then; the one that comes
-    further in time for a gradient goes on. Where `rate` is given, plain steps of descent at it go before both; `own`
-    counts them.
+    further in time for a gradient goes on. With a `rate` plain steps of descent go before both; `own` counts them.
     """
 
     def __init__(
@@ -67,7 +61,7 @@ class Integration:
         theta: Array,
         span: float,
         alg: Algorithm | None = None,
-        rtol: float = 0.1,
+        rtol: float = 0.05,
         rate: float | None = None,
     ) -> None:
         self.point, self.time, self.late, self.span = landscape(theta), 0.0, 0.0, span
@@ -75,7 +69,8 @@ class Integration:
             raise ValueError("the gradient of the loss holds NaN or inf at the start, such as that of sqrt at zero")
         self.costs, self.steps, self._rtol = Costs(), 0, rtol
         self.costs.gradients = 1
-        self._ways = [_Way(steps) for steps in _methods(landscape, alg, rtol, self.costs, rate)]
+        own = [] if rate is None else [DescentSteps(landscape, rate, self.costs)]
+        self._ways = [_Way(steps) for steps in (*own, *_methods(landscape, alg, rtol, self.costs))]
         self._most = _most_steps(alg)
         self._first_loss, self._spent, self._next_try = abs(self.point.loss), 0.0, PATIENCE
 
@@ -111,7 +106,7 @@ class Integration:
         used, *others = self._ways
         if others and self.costs.total >= self._next_try:
             self._next_try *= 2
-            other = min(others, key=lambda way: way.tried)
+            other = min(others, key=lambda way: way.trials)
             if self._overshoots(look=True) is None and (piece := self._on_trial(other, used)) is not None:
                 return piece
         piece = self._step(used)
@@ -119,7 +114,7 @@ class Integration:
         return piece
 
     def _on_trial(self, way: _Way, used: _Way) -> Piece | None:
-        way.h, way.tried = way.h or LONGER * used.h, way.tried + 1
+        way.h, way.trials = way.h or LONGER * used.h, way.trials + 1
         return self._step(way, GIVE_UP)
 
     def _overshoots(self, look: bool = False) -> DescentSteps | None:
@@ -185,51 +180,13 @@ class Integration:
         return lambda _s: loss
 
 
-class DescentSteps:
-    """Steps of plain descent at a rate: without error, where these are what is asked for.
-
-    Attributes:
-        rate: of descent.
-        taken: how many.
-    """
-
-    order, slowest, fastest = 1, 0.5, math.inf
-
-    def __init__(self, landscape: Landscape, rate: float, costs: Costs) -> None:
-        self._landscape, self.rate, self._costs, self.taken = landscape, rate, costs, 0
-
-    def time_scale(self, _point: Point) -> float:
-        """The rate."""
-        return self.rate
-
-    def attempt(self, point: Point, h: float, _first: float) -> Tried:
-        """Some steps; the last one shorter where less than the rate is left."""
-        lengths = self._lengths(h)
-        losses = [point.loss]
-        for length in lengths:
-            point = self._landscape(point.theta - length * point.gradient)
-            losses.append(point.loss)
-        self._costs.gradients += len(lengths)
-        self.taken += len(lengths)
-        ends, ratio = np.cumsum([0.0, *lengths]), 0.0 if np.isfinite(losses).all() else math.inf
-        return Tried(float(ends[-1]), ratio, point, 0.0, lambda s: float(np.interp(s, ends, losses)))
-
-    def _lengths(self, left: float) -> list[float]:
-        """Of the next steps, as many as one in fifty of those before."""
-        whole = min(max(1, int(SHARE * self.taken)), int(left / self.rate * (1 + 1e-9)))
-        return [self.rate] * whole or [left]
-
-
 def _methods(
-    landscape: Landscape, alg: Algorithm | None, rtol: float, costs: Costs, rate: float | None
-) -> list[ChebyshevSteps | ExponentialSteps | DescentSteps]:
+    landscape: Landscape, alg: Algorithm | None, rtol: float, costs: Costs
+) -> list[ChebyshevSteps | ExponentialSteps]:
     if isinstance(alg, ExponentialRosenbrock):
         return [ExponentialSteps(landscape, alg, rtol, costs)]
     explicit = ChebyshevSteps(landscape, alg or RungeKuttaChebyshev(), rtol, costs)
-    if alg:
-        return [explicit]
-    own = [] if rate is None else [DescentSteps(landscape, rate, costs)]
-    return [*own, explicit, ExponentialSteps(landscape, ExponentialRosenbrock(), rtol, costs)]
+    return [explicit] if alg else [explicit, ExponentialSteps(landscape, ExponentialRosenbrock(), rtol, costs)]
 
 
 def _most_steps(alg: Algorithm | None) -> int:
@@ -241,6 +198,6 @@ def _most_steps(alg: Algorithm | None) -> int:
 
 def _too_short(time: float, h: float) -> str:
     return (
-        f"at time {time:.6g} no step is short enough, down to {h:.1e}: the loss jumps there, is NaN, or its gradient is "
-        "not that of the loss (as of surrogate gradients); or float32 is too coarse for this rtol"
+        f"at time {time:.6g} no step is short enough, down to {h:.1e}: the loss jumps there, is NaN, or its gradient "
+        "is not that of the loss (as of surrogate gradients); or float32 is too coarse for this rtol"
     )

@@ -23,7 +23,6 @@ SHARE = 0.02  # of the steps so far, which the next ones are taken together
 SPARSE = 0.1  # steps on mini-batches between two looks at the loss of all trials, as a part of those so far
 DRAWS = 0.05  # a part of the time by which other draws may be off
 FORWARD = 0.35  # gradients that a loss costs
-UNSEEN = 0.02  # a part of the time by which stretches may be off beside their estimates
 
 Slope = Callable[[Array], tuple[float, Array]]  # theta -> a loss and its gradient there
 
@@ -123,8 +122,7 @@ class OwnSteps:
     @property
     def late(self) -> float:
         """By how many steps this may be off: as estimated, and by as many as the loss rose, where estimates fail."""
-        leapt = self.own < self.time
-        return self._estimated + self._risen + UNSEEN * self.time if leapt else 0.0
+        return self._estimated + self._risen
 
     @property
     def error(self) -> float:

@@ -108,8 +108,8 @@ class ModelPiece:
 class ExponentialSteps:
     """Attempts of steps; those from one point share a Krylov basis.
 
-    A product with the Hessian is a difference of two gradients where that is exact enough for the tolerance, as it costs
-    a third; and where second derivatives do not exist.
+    A product with the Hessian is a difference of two gradients where that is exact enough for the tolerance, as it
+    costs less than half; and where second derivatives do not exist.
     """
 
     slowest, fastest = 0.1, 50.0  # by how much a step may shrink and grow

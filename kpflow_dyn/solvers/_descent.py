@@ -1,0 +1,44 @@
+"""Steps of plain descent, where these are what is asked for."""
+
+import math
+
+import numpy as np
+
+from kpflow_dyn.solvers._landscape import Costs, Landscape, Point, Tried
+
+SHARE = 0.02  # of the steps of descent so far, which the next ones are taken together
+
+
+class DescentSteps:
+    """Steps of descent at a rate, without error.
+
+    Attributes:
+        rate: of descent.
+        taken: how many.
+    """
+
+    order, slowest, fastest = 1, 0.5, math.inf
+
+    def __init__(self, landscape: Landscape, rate: float, costs: Costs) -> None:
+        self._landscape, self.rate, self._costs, self.taken = landscape, rate, costs, 0
+
+    def time_scale(self, _point: Point) -> float:
+        """The rate."""
+        return self.rate
+
+    def attempt(self, point: Point, h: float, _first_loss: float) -> Tried:
+        """Some steps; a shorter one where less than the rate is left."""
+        lengths = self._lengths(h)
+        losses = [point.loss]
+        for length in lengths:
+            point = self._landscape(point.theta - length * point.gradient)
+            losses.append(point.loss)
+        self._costs.gradients += len(lengths)
+        self.taken += len(lengths)
+        ends, ratio = np.cumsum([0.0, *lengths]), 0.0 if np.isfinite(losses).all() else math.inf
+        return Tried(float(ends[-1]), ratio, point, 0.0, lambda s: float(np.interp(s, ends, losses)))
+
+    def _lengths(self, left: float) -> list[float]:
+        """Of the next steps, one in fifty of those before."""
+        whole = min(max(1, int(SHARE * self.taken)), int(left / self.rate * (1 + 1e-9)))
+        return [self.rate] * whole or [left]
