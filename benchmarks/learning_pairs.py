@@ -121,7 +121,7 @@ class Pair:
 PAIRS = [
     Pair("flip-flop", "tanh", 0.9),
     Pair("flip-flop", "gru", 1.0),
-    Pair("memory", "relu", 1.0),
+    Pair("sine", "relu", 0.9),
     Pair("memory", "lstm", 1.0),
     Pair("integration", "tanh", 1.4),
     Pair("integration", "lowrank", 1.0),
@@ -132,13 +132,13 @@ PAIRS = [
     Pair("sine", "ctrnn", 1.3),
     Pair("sine", "gru", 1.0),
     Pair("system", "relu", 1.0),
-    Pair("system", "lowrank", 1.0),
+    Pair("lag", "lowrank", 1.0),
     Pair("match", "tanh", 0.9),
     Pair("context", "gru", 1.0),
     Pair("flip-flop", "ctrnn", 0.7),
     Pair("flip-flop", "lstm", 0.7),
     Pair("memory", "tanh", 1.3),
-    Pair("memory", "lowrank", 1.0),
+    Pair("sine", "lowrank", 1.0),
     Pair("integration", "gru", 1.3),
     Pair("integration", "lstm", 1.0),
     Pair("comparison", "relu", 1.0),
@@ -154,7 +154,19 @@ PAIRS = [
     Pair("match", "ctrnn", 0.7),
     Pair("context", "tanh", 0.7),
     Pair("context", "lstm", 1.4),
+    Pair("flip-flop", "lowrank", 1.0),
+    Pair("memory", "relu", 1.0),
+    Pair("memory", "lowrank", 1.0),
+    Pair("system", "lowrank", 1.0),
     Pair("context", "lowrank", 1.0),
+    # Slow directions beside fast ones: large inputs.
+    Pair("flip-flop", "tanh", 0.9, scale=5.0),
+    Pair("lag", "gru", 1.0, scale=5.0),
+    Pair("sine", "tanh", 1.2, scale=4.0),
+    # Many units.
+    Pair("flip-flop", "gru", 1.0, units=128),
+    Pair("lag", "tanh", 0.9, units=128),
+    Pair("sine", "gru", 1.0, units=128),
 ]
 
 
