@@ -23,7 +23,8 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, eps_of, full_precision, like_numpy, to_numpy
 from kpflow_dyn._arrays.dots import row_norms, to_double
 from kpflow_dyn._arrays.linear_systems import iterate
-from kpflow_dyn._flows.flow import Flow, Propagator, RecurrentFlow
+from kpflow_dyn._flows.flow import Flow, RecurrentFlow
+from kpflow_dyn._flows.propagator import Propagator
 from kpflow_dyn._numbers.contributions import Learning
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows, unit_rows
