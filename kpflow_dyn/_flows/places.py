@@ -8,10 +8,8 @@ In a recurrence kicks travel forwards in time, so that E holds the places up to 
 and R P = R P E: the kernel is still P K P*. Where there is no recurrence, E holds all places.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,8 +20,24 @@ from kpflow_dyn._problems.steps import AcceptedSteps
 from kpflow_dyn._spaces.operators import GramOperator, Operator, restriction
 from kpflow_dyn._spaces.space import Space
 
-if TYPE_CHECKING:
-    from kpflow_dyn._flows.flow import Flow
+
+class Operators(Protocol):
+    """The operators of a `Flow`."""
+
+    @property
+    def P(self) -> Operator: ...
+    @property
+    def K(self) -> GramOperator: ...
+    @property
+    def core(self) -> CoreOperator: ...
+    @property
+    def B(self) -> Operator: ...
+    @property
+    def J(self) -> Operator: ...
+    @property
+    def ntk(self) -> GramOperator: ...
+    @property
+    def sites(self) -> list[WeightSite]: ...
 
 
 def checked_places(mask: Any, space: Space) -> np.ndarray:
@@ -51,7 +65,7 @@ def places_of_steps(places: np.ndarray, t: np.ndarray, steps: AcceptedSteps) -> 
     return np.take_along_axis(places, np.minimum(np.minimum(after, until), len(t) - 1), axis=1)
 
 
-def at_places(flow: Flow, places: np.ndarray, reach: np.ndarray | None) -> dict[str, Any]:
+def at_places(flow: Operators, places: np.ndarray, reach: np.ndarray | None) -> dict[str, Any]:
     """What differs in the flow at these places, if kicks elsewhere than at `reach` are left out; None for no kicks."""
     R = _onto(flow.ntk.domain, places)
     found: dict[str, Any] = {"J": R @ flow.J, "ntk": _both_sides(R, flow.ntk)}
