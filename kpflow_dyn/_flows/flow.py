@@ -10,8 +10,8 @@ from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, full_precision, to_numpy
-from kpflow_dyn._flows.places import at_places, checked_places, places_of_steps, reaching
+from kpflow_dyn._arrays import Array, Random, full_precision
+from kpflow_dyn._flows.places import at_places, checked_places, places_of, places_of_steps, reaching
 from kpflow_dyn._flows.preconditioner import Block, block_diagonal, chosen_block, for_each_trial, seen_through, slices
 from kpflow_dyn._flows.readout import Readout, readout
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
@@ -110,10 +110,10 @@ class Flow:
     def where(self, mask: Any) -> Self:
         """The flow of the states at these trials and times alone: R ntk R, with R the mask as zeros and ones.
 
-        States elsewhere count for nothing, and neither do kicks from which none that counts can be reached, such as
-        those behind the end of a trial: with E the trials and times up to the last that counts, J becomes R J, P
-        becomes R P E, and K and core E K E and E core E. P K P* = ntk stays exact. Vectors keep their shape, with zeros
-        where nothing counts; `space.dimension` says how many entries do.
+        Left out are states elsewhere, and kicks that reach no state that counts, such as those behind the end of a
+        trial. With E the times of each trial up to the last that counts, J becomes R J, P R P E, K E K E and core
+        E core E, so that P K P* = ntk stays exact. Vectors keep their shape, with zeros where nothing counts;
+        `ntk.domain.dimension` says how many entries do.
 
         Args:
             mask: booleans [trial, time]; of other flows on all axes of the states but that of the units.
@@ -127,19 +127,13 @@ class Flow:
         >>> flow.where(mask).ntk.domain.dimension
         64
         """
-        places, known = checked_places(mask, self.ntk.domain), self.mask
-        if places.all():
-            return self
-        return self._at(places if known is None else checked_places(places & known, self.ntk.domain))
+        places = checked_places(mask, self.ntk.domain, self.mask)
+        return self if places.all() else _at(self, places)
 
     @property
     def mask(self) -> np.ndarray | None:
-        """Where states count, as `where` was given it, [trial, time]; None everywhere."""
-        space = self.ntk.domain
-        return None if space.mask is None else to_numpy(space.mask).squeeze(space.axes.index("unit"))
-
-    def _at(self, places: np.ndarray) -> Self:
-        return dataclasses.replace(self, **at_places(self, places, None))
+        """Where states count [trial, time], as `where` was told; None everywhere."""
+        return places_of(self.ntk.domain)
 
     def output(self, C: Any, learn: bool | float = False) -> Output:
         """The flow of a readout y = C s + c: its kernel C ntk C*, on axes such as (trial, time, out).
@@ -249,9 +243,6 @@ class RecurrentFlow(Flow):
         counted = Operator(self.ntk.domain, back.domain, self.ntk.domain.counted, self.ntk.domain.counted)
         return (back if self.R is None else self.R.T @ back) @ counted
 
-    def _at(self, places: np.ndarray) -> Self:
-        return dataclasses.replace(self, **at_places(self, places, reaching(places)))
-
     def _check_whole(self, advice: str) -> None:
         if self.truncation is not None:
             raise ValueError(f"this flow is truncated already; {advice}")
@@ -281,14 +272,6 @@ class ODEFlow(Flow):
                 "Runge-Kutta method"
             )
         return self.steps
-
-    def _at(self, places: np.ndarray) -> Self:
-        changed = dataclasses.replace(self, **at_places(self, places, reaching(places)))
-        solution = self.solution
-        if not isinstance(solution, ODESolution) or solution.steps is None:
-            return changed
-        of_steps = places_of_steps(places, np.asarray(solution.t, np.float64), solution.steps)
-        return _with_steps(changed, lambda steps: steps.where(of_steps))
 
     def truncate(self, rtol: float = 1e-3, seed: int | Random = 0) -> Flow:
         """Refused: the ntk of an ODE is not made of the field's sites."""
@@ -353,6 +336,16 @@ def _restricted(flow: AnyFlow, names: Sequence[str], masks: Mapping[str, np.ndar
         preconditioner=tuple(block for block, name in zip(blocks, flow.parameters, strict=False) if name in names),
     )
     return _with_steps(changed, lambda steps: _restricted(steps, names, masks))
+
+
+def _at(flow: AnyFlow, places: np.ndarray) -> AnyFlow:
+    """The flow at these places; of an ODE with the steps that lead to them."""
+    reach = None if isinstance(flow, ConstraintFlow) else reaching(places)
+    changed, solution = dataclasses.replace(flow, **at_places(flow, places, reach)), flow.solution
+    if not isinstance(flow, ODEFlow) or not isinstance(solution, ODESolution) or solution.steps is None:
+        return changed
+    of_steps = places_of_steps(places, np.asarray(solution.t, np.float64), solution.steps)
+    return _with_steps(changed, lambda steps: steps.where(of_steps))
 
 
 def _without(name: str, dropped: list[str]) -> str:

@@ -40,16 +40,23 @@ class Operators(Protocol):
     def sites(self) -> list[WeightSite]: ...
 
 
-def checked_places(mask: Any, space: Space) -> np.ndarray:
-    """A mask as booleans on all axes of the states but that of the units, such as [trial, time]."""
+def checked_places(mask: Any, space: Space, known: np.ndarray | None) -> np.ndarray:
+    """A mask, and what is known already, as booleans on all axes but that of the units, such as [trial, time]."""
     axes = [i for i, name in enumerate(space.axes) if name != "unit"]
     shape, given = tuple(space.shape[i] for i in axes), to_numpy(mask)
-    if given.dtype.kind not in "buif" or given.shape != shape or not np.isin(given, (0, 1)).all() or not given.any():
+    fits = given.dtype.kind in "buif" and given.shape == shape and np.isin(given, (0, 1)).all()
+    places = given.astype(bool) if not fits or known is None else given.astype(bool) & known
+    if not fits or not places.any():
         names = ", ".join(space.axes[i] for i in axes)
         raise ValueError(
-            f"the mask is {given.dtype}{list(given.shape)}, expected booleans, not all False, [{names}] = {list(shape)}"
+            f"the mask is {given.dtype}{list(given.shape)}, expected booleans [{names}] = {list(shape)}, True somewhere"
         )
-    return given.astype(bool)
+    return places
+
+
+def places_of(space: Space) -> np.ndarray | None:
+    """The mask of a space of states, on all axes but that of the units."""
+    return None if space.mask is None else to_numpy(space.mask).squeeze(space.axes.index("unit"))
 
 
 def reaching(places: np.ndarray) -> np.ndarray:
