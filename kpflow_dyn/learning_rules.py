@@ -75,7 +75,7 @@ def truncated_bptt(flow: Flow, k: int) -> Operator:
 
 
 def _truncated(P: Propagator, k: int) -> Operator:
-    """P_k = 1 + N + ... + N^k for P = (1 - N)^{-1}."""
+    """P_k = 1 + N + ... + N^k for P = (1 - N)^{-1}, at the places that count."""
 
     def summed(inverse: Operator) -> Callable[[Array], Array]:
         def apply(q: Array) -> Array:
@@ -86,7 +86,8 @@ def _truncated(P: Propagator, k: int) -> Operator:
 
         return apply
 
-    return Operator(P.domain, P.codomain, summed(P.inv), summed(P.inv.T))
+    forward, backward, counted = summed(P.inv), summed(P.inv.T), P.codomain.counted
+    return Operator(P.domain, P.codomain, lambda q: counted(forward(q)), lambda q: backward(counted(q)))
 
 
 def functional_gradient_descent(flow: Flow) -> GramOperator:
