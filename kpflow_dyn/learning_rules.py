@@ -23,7 +23,8 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, eps_of, full_precision, like_numpy, to_numpy
 from kpflow_dyn._arrays.dots import row_norms, to_double
 from kpflow_dyn._arrays.linear_systems import iterate
-from kpflow_dyn._flows.flow import Flow, Propagator, RecurrentFlow
+from kpflow_dyn._flows.flow import Flow, RecurrentFlow
+from kpflow_dyn._flows.propagator import Propagator
 from kpflow_dyn._numbers.contributions import Learning
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows, unit_rows
@@ -74,7 +75,7 @@ def truncated_bptt(flow: Flow, k: int) -> Operator:
 
 
 def _truncated(P: Propagator, k: int) -> Operator:
-    """P_k = 1 + N + ... + N^k for P = (1 - N)^{-1}."""
+    """P_k = 1 + N + ... + N^k for P = (1 - N)^{-1}, at the places that count."""
 
     def summed(inverse: Operator) -> Callable[[Array], Array]:
         def apply(q: Array) -> Array:
@@ -85,7 +86,8 @@ def _truncated(P: Propagator, k: int) -> Operator:
 
         return apply
 
-    return Operator(P.domain, P.codomain, summed(P.inv), summed(P.inv.T))
+    forward, backward, counted = summed(P.inv), summed(P.inv.T), P.codomain.counted
+    return Operator(P.domain, P.codomain, lambda q: counted(forward(q)), lambda q: backward(counted(q)))
 
 
 def functional_gradient_descent(flow: Flow) -> GramOperator:

@@ -11,23 +11,16 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, full_precision
+from kpflow_dyn._flows.places import at_places, checked_places, places_of, places_of_steps, reaching
 from kpflow_dyn._flows.preconditioner import Block, block_diagonal, chosen_block, for_each_trial, seen_through, slices
 from kpflow_dyn._flows.readout import Readout, readout
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._flows.truncation import Truncation, truncation
 from kpflow_dyn._problems.choice import Choice, as_masks, choose
-from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 
 Draw = Callable[[str, Array], Array]  # of a matrix by name: the one that stands in its place in the backward sweep
-
-
-class Propagator(Operator):
-    """P = (D_S F)^{-1}: s_t = A_t s_{t-1} + q_t, with s_0 = 0; `inv` is D_S F itself: q_t = s_t - A_t s_{t-1}."""
-
-    def __init__(self, forward: Operator, inverse: Operator) -> None:
-        super().__init__(forward.domain, forward.codomain, forward.mv, forward.T.mv)
-        self.inv = inverse
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -113,6 +106,34 @@ class Flow:
             masks = as_masks(self.parameters, names)
             return _restricted(self, choose(self.parameters, list(masks)), masks)
         return _restricted(self, choose(self.parameters, names), {})
+
+    def where(self, mask: Any) -> Self:
+        """The flow of the states at these trials and times alone: R ntk R, with R the mask as zeros and ones.
+
+        Left out are states elsewhere, and kicks that reach no state that counts, such as those behind the end of a
+        trial. With E the times of each trial up to the last that counts, J becomes R J, P R P E, K E K E and core
+        E core E, so that P K P* = ntk stays exact. Vectors keep their shape, with zeros where nothing counts;
+        `ntk.domain.dimension` says how many entries do.
+
+        Args:
+            mask: booleans [trial, time]; of other flows on all axes of the states but that of the units.
+
+        Raises:
+            ValueError: a mask of another shape, or that is nowhere True.
+
+        >>> import torch, kpflow_dyn as kp
+        >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
+        >>> mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]) > 0  # the first trial is shorter
+        >>> flow.where(mask).ntk.domain.dimension
+        64
+        """
+        places = checked_places(mask, self.ntk.domain, self.mask)
+        return self if places.all() else _at(self, places)
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """Where states count [trial, time], as `where` was told; None everywhere."""
+        return places_of(self.ntk.domain)
 
     def output(self, C: Any, learn: bool | float = False) -> Output:
         """The flow of a readout y = C s + c: its kernel C ntk C*, on axes such as (trial, time, out).
@@ -209,7 +230,8 @@ class RecurrentFlow(Flow):
             )
         with full_precision(self.ntk.domain.like):
             cut = truncation(self.P @ self.B, self.ntk.factor, self.core, rtol, Random(seed))
-            return dataclasses.replace(self.recurrence.truncated(cut.bases), truncation=cut)
+            found = dataclasses.replace(self.recurrence.truncated(cut.bases), truncation=cut)
+            return found if self.mask is None else found.where(self.mask)
 
     def only(self, names: Choice | Mapping[str, Any]) -> Self:
         self._check_whole("take .only of the whole, as the bound is one for all parameters")
@@ -218,7 +240,8 @@ class RecurrentFlow(Flow):
     def feedback(self, draw: Draw) -> Operator:
         """R* J*, where errors go back through other matrices; see `kpflow_dyn.learning_rules.feedback_alignment`."""
         back = self.recurrence.fed_back(draw)
-        return back if self.R is None else self.R.T @ back
+        counted = Operator(self.ntk.domain, back.domain, self.ntk.domain.counted, self.ntk.domain.counted)
+        return (back if self.R is None else self.R.T @ back) @ counted
 
     def _check_whole(self, advice: str) -> None:
         if self.truncation is not None:
@@ -313,6 +336,16 @@ def _restricted(flow: AnyFlow, names: Sequence[str], masks: Mapping[str, np.ndar
         preconditioner=tuple(block for block, name in zip(blocks, flow.parameters, strict=False) if name in names),
     )
     return _with_steps(changed, lambda steps: _restricted(steps, names, masks))
+
+
+def _at(flow: AnyFlow, places: np.ndarray) -> AnyFlow:
+    """The flow at these places; of an ODE with the steps that lead to them."""
+    reach = None if isinstance(flow, ConstraintFlow) else reaching(places)
+    changed, solution = dataclasses.replace(flow, **at_places(flow, places, reach)), flow.solution
+    if not isinstance(flow, ODEFlow) or not isinstance(solution, ODESolution) or solution.steps is None:
+        return changed
+    of_steps = places_of_steps(places, np.asarray(solution.t, np.float64), solution.steps)
+    return _with_steps(changed, lambda steps: steps.where(of_steps))
 
 
 def _without(name: str, dropped: list[str]) -> str:

@@ -31,7 +31,7 @@ def readout(ntk: GramOperator, state: Array, parts: dict[str, int], C: Any, lear
     weight, bias = _matrix(C, space), getattr(C, "bias", None)
     if not isinstance(learn, int | float) or not 0 <= learn < math.inf:
         raise ValueError(f"learn is {learn!r}, expected True, False or a learning rate")
-    out = Space((*space.axes[:-1], "out"), (*space.shape[:-1], weight.shape[0]), space.like, space.measure)
+    out = Space((*space.axes[:-1], "out"), (*space.shape[:-1], weight.shape[0]), space.like, space.measure, space.mask)
     read = on_spaces(space, out, lambda s: s @ weight.T, lambda y: y @ weight)
     J, apart = read @ ntk.factor, None if ntk.apart is None else read @ ntk.apart
     if learn:
@@ -59,14 +59,14 @@ def _matrix(C: Any, space: Space) -> Array:
 
 
 def _variables(state: Array, space: Space, bias: bool) -> Array:
-    """What the readout multiplies: [s] or [s, 1] at each trial and time."""
+    """What the readout multiplies: [s] or [s, 1] at each trial and time that counts."""
     if tuple(state.shape) != space.shape:
         raise ValueError(
             f"the flow's states {space.shape} are not those of the solution {(*state.shape,)}; take .output of the "
             "flow itself, not of flow.nodal"
         )
     xp = array_namespace(state)
-    return xp.concat([state, xp.ones_like(state[..., :1])], axis=-1) if bias else state
+    return space.counted(xp.concat([state, xp.ones_like(state[..., :1])], axis=-1) if bias else state)
 
 
 def _site(V: Array, out: Space, trials: tuple[int, ...]) -> Operator:

@@ -6,7 +6,8 @@ J = -(D_S F)^{-1} D_theta F        P = (D_S F)^{-1}        K = D_theta F D_theta
 import math
 
 from kpflow_dyn._arrays import Array, Rows
-from kpflow_dyn._flows.flow import ConstraintFlow, Propagator
+from kpflow_dyn._flows.flow import ConstraintFlow
+from kpflow_dyn._flows.propagator import Propagator
 from kpflow_dyn._flows.sites import CoreOperator
 from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.linearised import Linearised, Map

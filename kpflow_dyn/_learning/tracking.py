@@ -17,6 +17,7 @@ import numpy as np
 import kpflow_dyn
 from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._flows.flow import Flow, Output
+from kpflow_dyn._flows.places import said_of_targets
 from kpflow_dyn._folder import replaced
 from kpflow_dyn._learning.forecasting import loss_of, outputs
 from kpflow_dyn._learning.losses import Loss, OutputLoss, counted, full_mask, softmax
@@ -57,6 +58,7 @@ def track(
     targets: Array | None = None,
     mask: Array | None = None,
     loss: Loss = "squared_error",
+    all_steps: bool = False,
     pose: Callable[[Any, Array], Problem] = DiscreteProblem,
     samples: int | None = 60,
     seed: int = 0,
@@ -76,9 +78,10 @@ def track(
         targets: [trial, time, out], or of the states where there is no readout; for the cross-entropy class indices
             [trial, time] or probabilities. Their components are those of the singular value decomposition of targets
             [trial time, out], the largest first; classes count as one-hot.
-        mask: [trial, time], where targets count.
+        mask: [trial, time], where targets count; the operators are those of `flow.where(mask)`.
         loss: what the model is trained with: "squared_error", "cross_entropy" of logits y, or a function (y, targets)
             -> number of shape ().
+        all_steps: take the whole operators beside a mask.
         pose: (model, x) -> the problem, where it is no DiscreteProblem.
         samples: applications to spend on each estimate; None for exact values where these are cheap.
         seed: of all estimates, so that the same probes meet all checkpoints.
@@ -109,7 +112,7 @@ def track(
     return track_checkpoints(
         _loaded(make_model, make_readout, checkpoints),
         x,
-        Settings(samples, seed, _numpy(targets), _numpy(mask), loss),
+        Settings(samples, seed, _numpy(targets), _numpy(mask), loss, all_steps),
         pose,
         None if out is None else Path(out),
         progress,
@@ -125,6 +128,21 @@ class Settings:
     targets: np.ndarray | None
     mask: np.ndarray | None
     loss: Loss = "squared_error"
+    all_steps: bool = False
+
+    @property
+    def with_target(self) -> np.ndarray | None:
+        """The trials and times whose target counts, where some do not."""
+        if self.mask is None:
+            return None
+        places = np.asarray(self.mask > 0)
+        places = np.any(places, axis=-1) if places.ndim == 3 else places
+        return None if places.all() else places
+
+    @property
+    def places(self) -> np.ndarray | None:
+        """The trials and times that count for the operators; None for all."""
+        return None if self.all_steps else self.with_target
 
 
 def track_checkpoints(
@@ -140,7 +158,7 @@ def track_checkpoints(
 
     if not checkpoints:
         raise ValueError("no checkpoints to track")
-    linearised = partial(_linearised, x=x, pose=pose)
+    linearised = partial(_linearised, x=x, pose=pose, places=settings.places)
     shared = _shared(checkpoints, x, pose, settings)
     ends: dict[int, Flow] = {}
     found = []
@@ -158,9 +176,15 @@ def track_checkpoints(
             found.append(numbers)
             shown.advance(bar)
     steps = xr.DataArray([checkpoint.step for checkpoint in checkpoints], dims="step", name="step")
-    whole = xr.concat(found, steps, combine_attrs="drop").assign_attrs(kpflow_dyn=kpflow_dyn.__version__)
+    said = {"kpflow_dyn": kpflow_dyn.__version__, **_said_of_steps(settings)}
+    whole = xr.concat(found, steps, combine_attrs="drop").assign_attrs(said)
     noted = np.array([checkpoint.recorded_loss for checkpoint in checkpoints])
     return whole if np.isnan(noted).all() else whole.assign(recorded_loss=("step", noted))
+
+
+def _said_of_steps(settings: Settings) -> dict[str, str]:
+    mask = settings.with_target
+    return {} if mask is None else {"steps": said_of_targets(mask, not settings.all_steps)}
 
 
 # Checkpoints
@@ -210,9 +234,12 @@ def digest_of(named: Iterable[tuple[str, Any]]) -> str:
 # Numbers of one checkpoint
 
 
-def _linearised(checkpoint: Checkpoint, x: Array, pose: Callable[[Any, Array], Problem]) -> tuple[Flow, Any]:
+def _linearised(
+    checkpoint: Checkpoint, x: Array, pose: Callable[[Any, Array], Problem], places: np.ndarray | None
+) -> tuple[Flow, Any]:
     model, readout = checkpoint.load()
-    return linearize(solve(pose(model, x))), readout
+    flow = linearize(solve(pose(model, x)))
+    return flow if places is None else flow.where(places), readout
 
 
 def _numbers(flow: Flow, readout: Any, ends: Mapping[int, Flow], settings: Settings) -> xr.Dataset:
@@ -296,7 +323,8 @@ def _shared(checkpoints: list[Checkpoint], x: Array, pose: Any, settings: Settin
     kind = f"{checkpoints[0].load()} {getattr(pose, '__module__', '')}.{getattr(pose, '__qualname__', pose)}"
     kind = re.sub(r" at 0x[0-9a-f]+", "", kind)  # of functions, others in each process
     ends = [checkpoints[0].digest, checkpoints[-1].digest]
-    return [*ends, kind, of_arrays, str(settings.loss), settings.samples, settings.seed, kpflow_dyn.__version__]
+    chosen = [str(settings.loss), settings.samples, settings.seed, settings.all_steps]
+    return [*ends, kind, of_arrays, *chosen, kpflow_dyn.__version__]
 
 
 def _kept(path: Path | None, key: str) -> xr.Dataset | None:

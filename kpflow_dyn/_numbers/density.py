@@ -7,7 +7,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, to_numpy
 from kpflow_dyn._arrays.dots import row_norms
 from kpflow_dyn._spaces.operators import Operator, smaller_of
-from kpflow_dyn._spaces.rows import is_symmetric, on_rows, require_square
+from kpflow_dyn._spaces.rows import is_symmetric, on_counted, require_square
 from kpflow_dyn._spaces.scaling import at_unit_size
 from kpflow_dyn.solvers import BlockLanczos, Eigenpairs, Estimate
 from kpflow_dyn.solvers._moments import LEAST_SAMPLES, student
@@ -86,15 +86,17 @@ def spectral_density(
         raise ValueError(f"spectral_density needs a symmetric operator, got {op!r}; take op @ op.T")
     if probes < LEAST_SAMPLES or steps < 2:
         raise ValueError(f"got probes = {probes}, steps = {steps}; expected at least {LEAST_SAMPLES} and 2")
-    space, apply = (smaller := smaller_of(op)).domain, on_rows(smaller)
-    if not 0 <= k < space.size:
-        raise ValueError(f"k = {k} leading pairs of an operator of rank {space.size} at most; expected 0 <= k < that")
-    pairs = BlockLanczos().solve(apply, space.size, k, like=space.like, seed=rng) if k else None
-    rows = rng.normal((probes, space.size), space.like)
-    nodes, weights = _quadrature(apply, rows, pairs, min(steps, space.size - k))
+    space, apply = (smaller := smaller_of(op)).domain, on_counted(smaller)
+    if not 0 <= k < space.dimension:
+        raise ValueError(
+            f"k = {k} leading pairs of an operator of rank {space.dimension} at most; expected 0 <= k < that"
+        )
+    pairs = BlockLanczos().solve(apply, space.dimension, k, like=space.like, seed=rng) if k else None
+    rows = rng.normal((probes, space.dimension), space.like)
+    nodes, weights = _quadrature(apply, rows, pairs, min(steps, space.dimension - k))
     applications = probes * nodes.shape[1] + (pairs.applications if pairs else 0)
     leading, nodes = size.times(to_numpy(pairs.values) if pairs else np.zeros(0)), size.times(nodes)
-    return SpectralDensity(leading, op.domain.size - space.size, nodes, weights, applications)
+    return SpectralDensity(leading, op.domain.dimension - space.dimension, nodes, weights, applications)
 
 
 def _quadrature(apply: Rows, rows: Array, pairs: Eigenpairs | None, steps: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,10 @@ With A on X (x) Y, `keep` naming the axes of X:
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from kpflow_dyn._arrays import Array, Random, array_namespace
+from kpflow_dyn._arrays import Array, Random, array_namespace, device
 from kpflow_dyn._arrays.dots import dots, to_double
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._spaces.operators import DENSE_BYTES, GramOperator, MatrixOperator, Operator, smaller_of
@@ -144,14 +145,14 @@ def marginal(op: Operator, keep: Keep) -> Operator:
     """<A>_Y[x, x'] = (1 / |Y|) sum_{y, y'} A[(x, y), (x', y')]: feed copies along the other axes, then average.
 
     An operator on the kept axes, which is not formed. It is not the partial trace: it sees only what is common to all
-    of Y. Where there is a measure, averages are weighted by it.
+    of Y. Where there is a measure, averages are weighted by it; where a mask, only over entries that count.
 
     Source: docs/theory.md, "How many: effective ranks".
     Args, Raises and Example as `partial_trace`; of keep, () gives the mean over everything, all axes give A.
     """
     require_square(op, "a marginal")
     space, names = op.domain, names_of(keep)
-    kept = space.keep(names)
+    kept = _where_averages_count(space, names)
 
     def through(op: Operator):
         return lambda q: _average(op.mv(_copies(q, space, names)), space, names)
@@ -297,12 +298,28 @@ def _copies(q: Array, space: Space, names: tuple[str, ...]) -> Array:
     return space.xp.broadcast_to(q.reshape((q.shape[0], *lengths)), (q.shape[0], *space.shape))
 
 
+def _where_averages_count(space: Space, names: tuple[str, ...]) -> Space:
+    """The space of the kept axes, in which an entry weighs as much as those that it is the average of."""
+    kept, dropped = space.keep(names), _dropped(space, names)
+    if space.mask is None or not dropped:
+        return kept
+    shares = space.xp.mean(_weights(space)[None], axis=dropped)
+    return replace(kept, measure=space.xp.where(shares > 0, shares, space.xp.ones_like(shares)))
+
+
+def _weights(space: Space) -> Array:
+    """How much each entry weighs in an average [*shape]."""
+    ones = space.xp.ones(space.shape, dtype=space.dtype, device=device(space.like))
+    return space.counted(ones if space.measure is None else ones * space.measure)
+
+
 def _average(u: Array, space: Space, names: tuple[str, ...]) -> Array:
     """[b, *shape] -> [b, *kept], weighted by the measure."""
     xp, dropped = space.xp, _dropped(space, names)
     if not dropped:
         return u
-    if space.measure is None:
+    if space.measure is None and space.mask is None:
         return xp.mean(u, axis=dropped)
-    weights = xp.broadcast_to(space.measure, u.shape)
-    return xp.sum(weights * u, axis=dropped) / xp.sum(weights, axis=dropped)
+    weights = _weights(space)[None]
+    total = xp.sum(weights, axis=dropped)
+    return xp.sum(weights * u, axis=dropped) / xp.where(total > 0, total, xp.ones_like(total))

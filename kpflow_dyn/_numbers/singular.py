@@ -56,7 +56,7 @@ def svds(
     array([2., 1.])
     """
     alg = BlockLanczos() if alg is None else alg
-    check_count(k, min(op.domain.size, op.codomain.size))
+    check_count(k, min(op.domain.dimension, op.codomain.dimension))
     if op.domain.size > op.codomain.size:
         found = svds(op.T, k, alg, seed, callback)
         return dataclasses.replace(found, left=found.right, right=found.left)

@@ -15,7 +15,14 @@ from kpflow_dyn._arrays.memory import budget, bytes_of, memory_budget, require
 from kpflow_dyn._flows.sites import CoreOperator
 from kpflow_dyn._numbers.reductions import PartialTrace, partial_trace
 from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator, smaller_of
-from kpflow_dyn._spaces.rows import euclidean_matrix, is_symmetric, on_rows, require_square
+from kpflow_dyn._spaces.rows import (
+    between_counted,
+    euclidean_matrix,
+    is_symmetric,
+    on_counted,
+    on_rows,
+    require_square,
+)
 from kpflow_dyn._spaces.scaling import Size, at_unit_size
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers import BlockLanczos, Eigenpairs, EigenSolver, Triplets
@@ -138,7 +145,7 @@ def eigs(
     if deflate is not None:
         rows = _rows(deflate, space, "deflate")
         known, _c, _r = orthonormalise(rows, [], DEPENDENT * float(row_norms(rows).max()))
-    most = space.size if which == "SA" else smaller_of(op).domain.size
+    most = space.dimension if which == "SA" else min(smaller_of(op).domain.size, space.dimension)
     check_count(k, most - (0 if known is None else known.shape[0]))
     if not is_symmetric(op, rng):
         raise ValueError(f"eigs needs a symmetric operator, got {op!r}; take op @ op.T for its left singular vectors")
@@ -147,9 +154,11 @@ def eigs(
         if isinstance(op, GramOperator) and op.factor.domain.size < space.size and which != "SA":
             product = _of_product(op.factor, k, alg, rng, callback, first, known)
             return _as_modes(product, product.left, space, size, product.values**2)
-        asked = {"which": None if which == "LA" else which, "start": first, "deflate": known, "callback": callback}
-        found = eigenpairs(alg, on_rows(op), space.size, k, space.like, rng, **asked)
-        return _as_modes(found, found.vectors, space, size, found.values)
+        pick, back = between_counted(space)
+        asked = {"start": None if first is None else pick(first), "deflate": None if known is None else pick(known)}
+        asked |= {"which": None if which == "LA" else which, "callback": callback}
+        found = eigenpairs(alg, on_counted(op), space.dimension, k, space.like, rng, **asked)
+        return _as_modes(found, back(found.vectors), space, size, found.values)
 
 
 def room_for(k: int, space: Space) -> AbstractContextManager[None]:
@@ -225,15 +234,18 @@ def eigenvalues(op: Operator) -> Array:
     known = op.spectrum() if isinstance(op, CoreOperator) else None
     if known is not None:
         values = np.sort(np.repeat(*known))[::-1]
-        return size.times(_padded(values[: op.domain.size], op.domain.size))
+        return size.times(_of_length(values, op.domain.dimension))
     space = (smaller := smaller_of(op)).domain
-    matrix, _rows = matrix_of(Counted(on_rows(smaller)), no_rows(space.size, space.like))
-    return size.times(_padded(descending_eigh(matrix)[0], op.domain.size))
+    matrix, _rows = matrix_of(Counted(on_counted(smaller)), no_rows(space.dimension, space.like))
+    return size.times(_of_length(descending_eigh(matrix)[0], op.domain.dimension))
 
 
-def _padded(values: Array, size: int) -> Array:
-    """Values and as many zeros as are missing."""
+def _of_length(values: Array, size: int) -> Array:
+    """Descending values with as many zeros as are missing, or without those that are too many."""
     xp = array_namespace(values)
+    if values.shape[0] > size:
+        nonzero = xp.argsort(xp.abs(values), descending=True)[:size]
+        return xp.take(values, xp.sort(nonzero))
     return xp.concat([values, xp.zeros(size - values.shape[0], dtype=values.dtype, device=device(values))])
 
 
@@ -266,16 +278,22 @@ def modes(
     op, size = at_unit_size(op)
     on_axis = op.domain.axes == (axis,)
     reduced = op if isinstance(op, MatrixOperator) and on_axis else partial_trace(op, axis, samples, seed)
-    k = min(5, reduced.domain.size) if k is None else k
-    check_count(k, reduced.domain.size)
+    k = min(5, reduced.domain.dimension) if k is None else k
+    check_count(k, reduced.domain.dimension)
     if not is_symmetric(reduced, Random(seed)):
         raise ValueError(f"modes needs a symmetric operator, got {op!r}; take op @ op.T or op.T @ op")
-    matrix, space = to_double(euclidean_matrix(reduced)), reduced.domain
+    space, (pick, back) = reduced.domain, between_counted(reduced.domain)
+
+    def inside(matrix: Array) -> Array:
+        return pick(pick(matrix).T).T
+
+    matrix = inside(to_double(euclidean_matrix(reduced)))
     values, rotation = descending_eigh(matrix)
     rows = rotation[:, :k].T
     residuals = relative(row_norms(rows @ matrix - values[:k, None] * rows), float(abs(values).max()))
-    vectors, total = space.from_euclidean(to_like(rows, space.like).reshape((k, *space.shape))), float(values.sum())
-    groups = reduced.groups if isinstance(reduced, PartialTrace) else []
+    vectors = space.from_euclidean(back(to_like(rows, space.like)).reshape((k, *space.shape)))
+    groups = [*map(inside, reduced.groups)] if isinstance(reduced, PartialTrace) else []
+    total = float(values.sum())
     values, stderr = _cross_validated(groups, k) if groups else (values[:k], None)
     values, total, stderr = size.times(values), size.times(total), None if stderr is None else size.times(stderr)
     applications = getattr(reduced, "applications", 0)
@@ -302,4 +320,4 @@ def check_count(k: int, most: int) -> None:
 def _rows(vectors: Array, space: Space, what: str) -> Array:
     """Vectors [b, *shape] as rows in coordinates where the inner product is plain."""
     space.check(vectors, what)
-    return space.to_euclidean(vectors).reshape((-1, space.size))
+    return space.to_euclidean(space.counted(vectors)).reshape((-1, space.size))

@@ -152,7 +152,7 @@ class _Pass:
 
     def summary(self, k: int, alg: EigenSolver) -> Summary:
         """Leading pairs first, then what they leave, then the operators that need no sweep."""
-        most, largest = sorted((self.flow.J.domain.size, self.flow.ntk.domain.size))
+        most, largest = sorted((self.flow.J.domain.size, self.flow.ntk.domain.dimension))
         small = most <= CHEAP and 8 * most * largest <= EXACT_BYTES
         leading = self.watched("leading eigenpairs of ntk", self.ntk, None)
         found, v = modes_and_drives(leading, most if small else min(k, most), Dense() if small else alg, self.rng)
@@ -259,7 +259,7 @@ def _scalars(found: Moments, size: Size, trace: Estimate) -> Scalars:
 def _of_kernels(kernels: dict[str, PartialTrace]) -> dict[str, Any]:
     """Their effective ranks and modes."""
     ranks = {f"{name}_rank": effective_rank(kernel) for name, kernel in kernels.items()}
-    return ranks | {name: modes(kernel, KERNELS[name], k=kernel.domain.size) for name, kernel in kernels.items()}
+    return ranks | {name: modes(kernel, KERNELS[name], k=kernel.domain.dimension) for name, kernel in kernels.items()}
 
 
 def _together(a: Estimate, b: Estimate) -> Estimate:

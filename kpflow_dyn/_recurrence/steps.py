@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
-from kpflow_dyn._flows.flow import Draw, Propagator, RecurrentFlow
+from kpflow_dyn._flows.flow import Draw, RecurrentFlow
+from kpflow_dyn._flows.propagator import Propagator
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.solutions import DiscreteSolution, Solution, check_states

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -241,3 +242,9 @@ def on_spaces(domain: Space, codomain: Space, apply: Apply, transpose: Apply) ->
         return image if domain.measure is None else image / domain.measure
 
     return Operator(domain, codomain, apply, adjoint)
+
+
+def restriction(space: Space, mask: Array) -> Operator:
+    """R, which puts zeros where a mask, or one that the space has already, is False."""
+    kept = replace(space, mask=mask if space.mask is None else space.mask & mask)
+    return Operator(kept, kept, kept.counted, None)

@@ -37,6 +37,26 @@ def unit_rows(space: Space) -> Iterator[Array]:
     yield from (eye[i : i + step] for i in range(0, space.size, step))
 
 
+def between_counted(space: Space) -> tuple[Rows, Rows]:
+    """Rows of all entries [b, size] -> of those that the mask counts [b, dimension], and back, with zeros elsewhere."""
+    if space.mask is None:
+        return (lambda rows: rows), (lambda rows: rows)
+    counts = to_numpy(space.xp.broadcast_to(space.mask, space.shape)).reshape(-1)
+    numbers = np.flatnonzero(counts), np.where(counts, np.cumsum(counts) - 1, counts.sum())
+    xp, (kept, places) = space.xp, (space.xp.asarray(each, device=device(space.like)) for each in numbers)
+
+    def back(rows: Array) -> Array:
+        return xp.take(xp.concat([rows, xp.zeros_like(rows[:, :1])], axis=1), places, axis=1)
+
+    return lambda rows: xp.take(rows, kept, axis=1), back
+
+
+def on_counted(op: Operator) -> Rows:
+    """`on_rows` of an operator from a space to itself, on rows of the entries that count [b, dimension]."""
+    apply, (pick, back) = on_rows(op), between_counted(op.domain)
+    return lambda rows: pick(apply(back(rows)))
+
+
 def euclidean_matrix(op: Operator) -> Array:
     """The matrix in coordinates where the inner products are plain; symmetric when the operator is."""
     rows = op.codomain.to_euclidean(op.dense().T.reshape((op.domain.size, *op.codomain.shape)))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, device, empty_row, placed
 
@@ -17,6 +19,7 @@ class Space:
         shape: the length of each axis.
         like: any array [...] of the wanted library, dtype and device; its values are not used.
         measure: quadrature weights, positive and broadcastable to `shape`; None counts every entry as one.
+        mask: booleans, broadcastable to `shape`: vectors are zero where it is False. None leaves no entry out.
 
     Raises:
         ValueError: axes that are empty, or without distinct names.
@@ -31,6 +34,7 @@ class Space:
     shape: tuple[int, ...]
     like: Array
     measure: Array | None = None
+    mask: Array | None = None
 
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.shape) or len(set(self.axes)) != len(self.axes):
@@ -41,8 +45,13 @@ class Space:
 
     @property
     def size(self) -> int:
-        """The dimension: the product of the axis lengths."""
+        """How many entries a vector has: the product of the axis lengths."""
         return math.prod(self.shape)
+
+    @cached_property
+    def dimension(self) -> int:
+        """How many entries may differ from zero: all, or those where the mask is True."""
+        return self.size if self.mask is None else int(self.xp.sum(self.xp.broadcast_to(self.mask, self.shape)))
 
     @property
     def xp(self):
@@ -56,7 +65,9 @@ class Space:
 
     def __repr__(self) -> str:
         axes = ", ".join(f"{name}: {n}" for name, n in zip(self.axes, self.shape, strict=True))
-        return f"Space({axes}; {self.dtype}{'' if self.measure is None else ', weighted'})"
+        weighted = "" if self.measure is None else ", weighted"
+        counted = "" if self.mask is None else f", {self.dimension} of {self.size} entries count"
+        return f"Space({axes}; {self.dtype}{weighted}{counted})"
 
     def matches(self, other: Space) -> bool:
         """Whether vectors of one space are vectors of the other (axes, shape, dtype and library)."""
@@ -95,7 +106,13 @@ class Space:
 
     def normal(self, probes: int, rng: Random) -> Array:
         """A block [probe, *shape] of vectors with independent standard normal coordinates in the inner product."""
-        return self.from_euclidean(rng.normal((probes, self.size), self.like).reshape((probes, *self.shape)))
+        return self.counted(
+            self.from_euclidean(rng.normal((probes, self.size), self.like).reshape((probes, *self.shape)))
+        )
+
+    def counted(self, q: Array) -> Array:
+        """Vectors with zeros where the mask is False, whatever stood there."""
+        return q if self.mask is None else self.xp.where(self.mask, q, self.xp.zeros_like(q))
 
     def inner(self, a: Array, b: Array) -> Array:
         """<a, b> of two blocks with the same leading probe axes -> [probe...]."""
@@ -113,16 +130,20 @@ class Space:
     def keep(self, names: tuple[str, ...]) -> Space:
         """The space of the named axes alone, in their order here.
 
-        The measure is averaged over the other axes, and left out where it then counts all entries alike.
+        The measure is averaged over the other axes, and left out where it then counts all entries alike. The mask is
+        True where it is anywhere on the other axes.
         """
         kept = self.positions(names)
         axes, shape = tuple(self.axes[i] for i in kept), tuple(self.shape[i] for i in kept)
-        if (measure := self.measure) is not None:
-            measure = measure.reshape((1,) * (len(self.shape) - measure.ndim) + tuple(measure.shape))
-            if dropped := tuple(i for i in range(len(self.shape)) if i not in kept):
-                measure = self.xp.mean(measure, axis=dropped)
-                measure = measure if math.prod(measure.shape) > 1 else None
-        return Space(axes, shape, self.like, measure)
+        dropped = tuple(i for i in range(len(self.shape)) if i not in kept)
+
+        def reduced(weights: Array | None, over: Callable[..., Array]) -> Array | None:
+            if weights is None or not dropped:
+                return weights
+            found = over(weights.reshape((1,) * (len(self.shape) - weights.ndim) + tuple(weights.shape)), axis=dropped)
+            return found if math.prod(found.shape) > 1 else None
+
+        return Space(axes, shape, self.like, reduced(self.measure, self.xp.mean), reduced(self.mask, self.xp.any))
 
     def positions(self, names: tuple[str, ...]) -> tuple[int, ...]:
         """Where the named axes stand, in order; an unknown or repeated name is an error that lists the axes."""
