@@ -53,6 +53,15 @@ class Objective:
         loss, gradient, hessian = self._derivatives.both(theta, scheme)
         return Point(theta, loss, gradient, hessian, lambda theta: self._derivatives.gradient(theta, scheme))
 
+    def gradient(self, theta: Array) -> Array:
+        """grad L there [n]."""
+        return self._derivatives.gradient(theta, self._scheme(theta))
+
+    def states(self, theta: Array) -> Array:
+        """The states there, as those of the solution."""
+        values = self.values(theta)
+        return self._models.snapshot(self._states({name: values[name] for name in self._of_model}, self._scheme(theta)))
+
     def theta(self, values: Mapping[str, Array]) -> Array:
         """The parameters [n] that have these values, copied."""
         flat = [values[name].reshape(-1) for name in self._like]

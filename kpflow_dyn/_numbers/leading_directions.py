@@ -7,7 +7,7 @@ directions of whole states. Both are taken in coordinates where the inner produc
 The controls choose their directions without knowing the network:
 
     constant      the same at all times: first one for all trials alike, then those of single trials
-    cosines       cos(pi f tau), f = 0, 1, ..., in all trials alike, tau in (0, 1) being the part of the time that passed
+    cosines       cos(pi f tau), f = 0, 1, ..., in all trials alike, tau in (0, 1) the part of the time that passed
     own cosines   the same for single trials: all of f = 0, then all of f = 1, ...
     random        random directions
 
@@ -21,7 +21,7 @@ import math
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, to_numpy
+from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._flows.sites import WeightSite
 from kpflow_dyn._numbers.reductions import as_matrices
 from kpflow_dyn._spaces.space import Space
@@ -37,21 +37,15 @@ def rows_of(states: Array, space: Space, rows: tuple[str, ...]) -> np.ndarray:
 
 
 def variables(sites: list[WeightSite], space: Space, rows: tuple[str, ...]) -> np.ndarray | None:
-    """What the weights see, sqrt(m) V of all of them side by side [row, column]; None where none has the data's rows."""
+    """What the weights see: sqrt(m) V of each, side by side [row, column]; None where none has the data's rows."""
     data = space.keep(tuple(axis for axis in space.axes if axis in DATA_AXES))
     found = [each for site in sites if (each := _columns(site, data)) is not None]
     if not found:
         return None
     V = np.concatenate(found, -1)
-    block = _like(np.moveaxis(V, -1, 0), data)  # [column, *data.shape]
+    block = like_numpy(np.ascontiguousarray(np.moveaxis(V, -1, 0)), space.like)  # [column, *data.shape]
     turned = to_numpy(as_matrices(data.to_euclidean(block).reshape((len(block), -1)), data, data.positions(rows)))
     return turned.transpose(1, 0, 2).reshape(turned.shape[1], -1)
-
-
-def _like(V: np.ndarray, space: Space) -> Array:
-    from kpflow_dyn._arrays import like_numpy
-
-    return like_numpy(np.ascontiguousarray(V), space.like)
 
 
 def _columns(site: WeightSite, data: Space) -> np.ndarray | None:
@@ -73,12 +67,12 @@ def leading(V: np.ndarray, most: int | None = None) -> np.ndarray:
 
 
 def shares(U: np.ndarray, X: np.ndarray, most: int) -> np.ndarray:
-    """The share of X [row, unit] in the first 1, ..., `most` columns of U [row, k]; all of them where there are fewer."""
+    """The share of X [row, unit] in the first 1, ..., `most` columns of U [row, k], or in all where there are fewer."""
     return _cumulated(((U.T @ X) ** 2).sum(1) / (X**2).sum(), most)[1:]
 
 
 def control_shares(X: np.ndarray, measure: np.ndarray, most: int) -> dict[str, np.ndarray]:
-    """Of each control the share of X [row, unit] in the first 1, ..., `most` rows' directions; measure [trial, time]."""
+    """Of each control the share of X [row, unit] in its first 1, ..., `most` directions; measure [trial, time]."""
     return {name: found[1:] for name, found in _controls(X, measure, most).items()}
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kpflow_dyn._learning.comparison import Comparison
     from kpflow_dyn._learning.descent import GradientFlow
     from kpflow_dyn._learning.forecasting import Forecast
+    from kpflow_dyn._learning.self_reference import SelfReference
 
 
 @styled
@@ -63,6 +64,23 @@ def comparison(found: Comparison) -> Figure:
         values.plot(1 + np.arange(len(modes.values)), to_numpy(modes.values), marker=marker, markersize=5, label=name)
     values.set(xlabel="Rank of the eigenvalue", ylabel="Eigenvalue of the NTK", yscale="log", xticks=numbers)
     values.legend()
+    return figure
+
+
+@styled
+def self_reference(found: SelfReference) -> Figure:
+    """The share of each change of the states in leading directions: of core and NTK, and of controls, thin."""
+    figure, panels = new_figure(2.4 * len(found.changes), rows=len(found.changes))
+    dataset = found.to_xarray()
+    for change, axes in zip(found.changes, np.atleast_1d(panels), strict=True):
+        for number, basis in enumerate(dataset.basis.values):
+            style: dict[str, Any] = {"color": series()[number]} if number < 2 else {"linewidth": 1, "linestyle": "--"}
+            style |= {} if number < 2 else {"color": series()[number], "alpha": 0.8}
+            axes.plot(dataset.directions, dataset.share.sel(change=change, basis=basis), label=str(basis), **style)
+        axes.axvline(found.k, color=muted(), linewidth=0.8, linestyle=":")
+        axes.set(ylim=(0, 1.05), ylabel="Share", title=change)
+    axes.set(xlabel=f"Directions of {' x '.join(found.axes)}")
+    axes.legend(ncols=2)
     return figure
 
 
