@@ -99,8 +99,11 @@ class SelfReference:
         words = {
             (True, True): "most of the change lies in the core's modes, beyond all controls",
             (True, False): "more of the change lies in the core's modes than in any control, yet most of it elsewhere",
-            (False, True): "most of the change lies in the core's modes, but as much of it in a control",
-            (False, False): "most of the change lies outside of the core's modes, in which it is not beyond controls",
+            (False, True): "most of the change lies in the core's modes, but about as much in a control",
+            (
+                False,
+                False,
+            ): "most of the change lies outside of the core's modes, and no more in these than in a control",
         }
         control = f"{CONTROLS[best]} {self.at_k[change, 2 + best]:.2f}"
         return f"{self.changes[change]}: {words[beyond, most]} (core {core:.2f}, {control})"

@@ -71,12 +71,13 @@ def comparison(found: Comparison) -> Figure:
 def self_reference(found: SelfReference) -> Figure:
     """The share of each change of the states in leading directions: of core and NTK, and of controls, thin."""
     figure, panels = new_figure(2.4 * len(found.changes), rows=len(found.changes))
-    dataset = found.to_xarray()
+    dataset, colors, dashes = found.to_xarray(), series(), ("-", "--", "-.", ":")
+    styles: dict[str, Any] = {name: {"color": color} for name, color in zip(("core", "NTK"), colors, strict=False)}
+    controls = zip(dataset.basis.values[len(styles) :], dashes, strict=True)
+    styles |= {name: {"color": muted(), "linewidth": 1.1, "linestyle": dash} for name, dash in controls}
     for change, axes in zip(found.changes, np.atleast_1d(panels), strict=True):
-        for number, basis in enumerate(dataset.basis.values):
-            style: dict[str, Any] = {"color": series()[number]} if number < 2 else {"linewidth": 1, "linestyle": "--"}
-            style |= {} if number < 2 else {"color": series()[number], "alpha": 0.8}
-            axes.plot(dataset.directions, dataset.share.sel(change=change, basis=basis), label=str(basis), **style)
+        for basis, style in styles.items():
+            axes.plot(dataset.directions, dataset.share.sel(change=change, basis=basis), label=basis, **style)
         axes.axvline(found.k, color=muted(), linewidth=0.8, linestyle=":")
         axes.set(ylim=(0, 1.05), ylabel="Share", title=change)
     axes.set(xlabel=f"Directions of {' x '.join(found.axes)}")

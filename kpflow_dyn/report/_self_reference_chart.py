@@ -33,9 +33,9 @@ def self_reference_charts(dataset: xr.Dataset) -> list[Chart]:
         Chart(
             "self_reference",
             "Does learning repeat what the network does?",
-            "The share of an actual change of the states in the leading directions of the network's own activity (core, "
-            "from a forward pass), in those of the NTK, and, dashed, in directions that know nothing of the network: "
-            "constant in time, cosines, random. The bias is there where the core lies above the controls. "
+            "The share of an actual change of the states in the leading directions of the network's own activity "
+            "(core, from a forward pass), in those of the NTK, and, dashed, in directions that know nothing of the "
+            "network: constant in time, cosines, random. The bias is there where the core lies above the controls. "
             + " ".join(f"{words}." for words in found.attrs["verdict"].splitlines()),
             views(view, range(len(changes))),
             (Choice("Change", tuple(map(str, changes))),),
