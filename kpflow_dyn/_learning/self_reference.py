@@ -297,7 +297,11 @@ class _Directions:
         self.rows = math.prod(space.keep(names).shape)
         self.most = min(2 * k, self.rows)
         V = variables(flow.sites, space, names)
-        self.core = None if V is None else leading(V)
+        self.seen = None if V is None else leading(V)
+        self.core = self.seen
+        if V is not None and not all(flow.core.separate) and set(names) <= set(flow.core.domain.axes):
+            of_core = partial_trace(flow.core, names, samples, rng)  # with the metric of weights that are computed
+            self.core = _leading_of(of_core, self.most, rng, alg).T
         self.ntk = _leading_of(partial_trace(flow.ntk, names, samples, rng), self.most, rng, alg).T
         self.states = _leading_of(flow.ntk, self.most, rng, alg)
         self.measure = _measure(space, names)
@@ -321,7 +325,7 @@ class _Directions:
         """What is in no direction of the core, and in none of the NTK."""
         never = learnability(self.flow, changes, errors=True).never
         return {
-            name: [_rest(self.core, rows_of(one, self.flow.ntk.domain, self.names)), float(left)]
+            name: [_rest(self.seen, rows_of(one, self.flow.ntk.domain, self.names)), float(left)]
             for (name, one), left in zip(changes.items(), never, strict=True)
         }
 
