@@ -600,9 +600,9 @@ def test_summary_without_times(library: str, name: str, watched: bool, x64: None
         side = space.size // space.shape[i]
         matrix = np.trace(kept.reshape(*kept.shape[:2], side, side), axis1=2, axis2=3)
         rank = np.trace(matrix) ** 2 / (matrix**2).sum()
-        name = short.get(axis, axis)
-        assert found.numbers()[f"{name}_effective_rank"].value == pytest.approx(rank)
-        assert found.modes_of[name].vectors.shape == (space.shape[i], space.shape[i])
+        named_so = short.get(axis, axis)
+        assert found.numbers()[f"{named_so}_effective_rank"].value == pytest.approx(rank)
+        assert found.modes_of[named_so].vectors.shape == (space.shape[i], space.shape[i])
     with pytest.raises(AttributeError, match="no temporal modes of these states; there are those of"):
         _ = found.temporal_rank
     with pytest.raises(ValueError, match="no function of time"):

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kpflow_dyn._arrays import Array, is_array, like_numpy, to_numpy
 from kpflow_dyn._arrays.dots import row_norms
 from kpflow_dyn._backend import Values, backend_for
@@ -108,7 +110,8 @@ class Descent:
 
 def loss_of_states(loss: OutputLoss, state: Array, model: Any, readout: Any, learn: bool) -> Any:
     """A loss of outputs as one of the states; of the readout's weights as well, where they learn."""
-    linear, read = _linear(readout), units_read(model, readout, state.shape[-1])
+    linear = {name: like_numpy(np.array(to_numpy(value)), state) for name, value in _linear(readout).items()}
+    read = units_read(model, readout, state.shape[-1])
     make = backend_for(state, "the state", "").models.with_arrays
     function = partial(_on_states, loss, read)
     return make(function, linear, {}) if learn else make(function, {}, linear)

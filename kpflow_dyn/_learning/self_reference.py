@@ -49,7 +49,7 @@ class SelfReference:
         share: of |dS|^2 in the first 1, 2, ... directions of rows, which leave all units free [change, basis, k];
             rows are trials and times (or tokens), and the bases are those of `BASES`: the core, the NTK, and the
             controls constant, cosines, own cosines and random. NaN of a core without weight sites.
-        state_share: the same in directions of whole states; of the core NaN.
+        state_share: the same in directions of whole states [change, basis, k]; of the core NaN.
         size: |dS| / |S| [change].
         k: the number of directions at which `at_k` and the words are.
         rows, units: how many rows and other entries the states have.
@@ -136,7 +136,8 @@ class SelfReference:
         dataset = self.to_xarray()
         renamed = dataset.rename({name: f"self_reference_{name}" for name in (*dataset.dims, *dataset.data_vars)})
         share = renamed.self_reference_share.assign_attrs(dataset.attrs)
-        return {**renamed.data_vars, **renamed.coords, "self_reference_share": share}
+        found = {str(name): variable for name, variable in renamed.variables.items()}
+        return found | {"self_reference_share": share}
 
     def plot(self, dark: bool = False) -> Figure:
         """The shares by the number of directions."""
@@ -201,7 +202,7 @@ def self_reference(
         rows: the axes of rows, such as "time" alone; trials with times, or with tokens, when None.
         samples: probes for the NTK's modes on rows; None for exact ones where these are cheap.
         seed: of the probes.
-        alg: how eigenpairs are found; `solvers.BlockLanczos(block=4, tol=1e-3)` when None.
+        alg: how the NTK's own modes are found; `solvers.BlockLanczos(block=4, tol=1e-3)` when None.
 
     Raises:
         ValueError, TypeError: neither a target nor a change, a change that is zero, states without trials, times or
@@ -212,7 +213,7 @@ def self_reference(
     >>> import torch, kpflow_dyn as kp
     >>> cell, x = torch.nn.RNNCell(1, 16).double(), torch.sin(torch.arange(20.0).double())[None, :, None]
     >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x)))
-    >>> found = kp.self_reference(flow, torch.ones(1, 20, 1).double(), readout=torch.nn.Linear(16, 1), k=4)
+    >>> found = kp.self_reference(flow, torch.ones(1, 20, 1), readout=torch.nn.Linear(16, 1), k=4)
     >>> found.changes, found.share.shape
     (('1 step', '10 steps'), (2, 6, 8))
     """
@@ -301,8 +302,8 @@ class _Directions:
         self.core = self.seen
         if V is not None and not all(flow.core.separate) and set(names) <= set(flow.core.domain.axes):
             of_core = partial_trace(flow.core, names, samples, rng)  # with the metric of weights that are computed
-            self.core = _leading_of(of_core, self.most, rng, alg).T
-        self.ntk = _leading_of(partial_trace(flow.ntk, names, samples, rng), self.most, rng, alg).T
+            self.core = _leading_of(of_core, self.most, rng).T
+        self.ntk = _leading_of(partial_trace(flow.ntk, names, samples, rng), self.most, rng).T
         self.states = _leading_of(flow.ntk, self.most, rng, alg)
         self.measure = _measure(space, names)
 
@@ -335,7 +336,7 @@ def _rest(U: np.ndarray | None, X: np.ndarray) -> float:
     return math.nan if U is None else max(0.0, 1 - float(shares(U, X, U.shape[1])[-1]))
 
 
-def _leading_of(op: Operator, most: int, rng: Random, alg: EigenSolver) -> np.ndarray:
+def _leading_of(op: Operator, most: int, rng: Random, alg: EigenSolver | None = None) -> np.ndarray:
     """The leading eigenvectors [k, size] where the inner product is plain, float64."""
     rank = min(op.domain.size, op.factor.domain.size if isinstance(op, GramOperator) else op.domain.size)
     found = eigs(op, min(most, rank), alg, rng)

@@ -140,5 +140,6 @@ def _rank_of_rows(sites: list[WeightSite]) -> int:
 
 def _matrix_rank(rows: np.ndarray) -> int:
     """The rank of V [rows, d] to round-off of what it was computed in."""
-    rows = np.linalg.qr(rows, mode="r") if len(rows) > rows.shape[1] else rows
-    return int(np.linalg.matrix_rank(rows)) if rows.size else 0
+    if not rows.size:
+        return 0
+    return int(np.linalg.matrix_rank(np.linalg.qr(rows)[1] if len(rows) > rows.shape[1] else rows))

@@ -75,13 +75,14 @@ def self_reference(found: SelfReference) -> Figure:
     styles: dict[str, Any] = {name: {"color": color} for name, color in zip(("core", "NTK"), colors, strict=False)}
     controls = zip(dataset.basis.values[len(styles) :], dashes, strict=True)
     styles |= {name: {"color": muted(), "linewidth": 1.1, "linestyle": dash} for name, dash in controls}
-    for change, axes in zip(found.changes, np.atleast_1d(panels), strict=True):
+    panels = np.atleast_1d(panels)
+    for change, axes in zip(found.changes, panels, strict=True):
         for basis, style in styles.items():
             axes.plot(dataset.directions, dataset.share.sel(change=change, basis=basis), label=basis, **style)
         axes.axvline(found.k, color=muted(), linewidth=0.8, linestyle=":")
         axes.set(ylim=(0, 1.05), ylabel="Share", title=change)
-    axes.set(xlabel=f"Directions of {' x '.join(found.axes)}")
-    axes.legend(ncols=2)
+    panels[-1].set_xlabel(f"Directions of {' x '.join(found.axes)}")
+    panels[-1].legend(ncols=2)
     return figure
 
 
