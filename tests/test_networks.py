@@ -605,6 +605,8 @@ def test_summary_without_times(library: str, name: str, watched: bool, x64: None
         assert found.modes_of[named_so].vectors.shape == (space.shape[i], space.shape[i])
     with pytest.raises(AttributeError, match="no temporal modes of these states; there are those of"):
         _ = found.temporal_rank
+    with pytest.raises(ValueError, match=r"lacks \['time'\]; take kp.summary"):
+        kp.analyze(flow)
     with pytest.raises(ValueError, match="no function of time"):
         flow.solution(0.5)
 

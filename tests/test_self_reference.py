@@ -284,6 +284,9 @@ def test_bad_input() -> None:
         kp.self_reference(flow, target, readout=readout, rows="token")
     with pytest.raises(ValueError, match="give either"):
         kp.self_reference(flow.output(readout), target, readout=readout)
+    at_rest = kp.linearize(kp.solve(kp.FixedPointProblem(network_registry.Equilibrium().double(), x[0, :, [0, 1, 1]])))
+    with pytest.raises(TypeError, match="got FixedPointProblem; or give the change itself"):
+        kp.self_reference(at_rest, at_rest.solution.state + 1)
     rated = kp.linearize(flow.solution, metric=kp.LearningRates(0.1))
     with pytest.raises(ValueError, match="the flow has a metric"):
         kp.self_reference(rated, target, readout=readout)

@@ -14,7 +14,7 @@ from kpflow_dyn._arrays.dots import row_norms
 from kpflow_dyn._backend import Values, backend_for
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._learning.losses import OutputLoss, units_read
-from kpflow_dyn._learning.objective import LOSS, Objective
+from kpflow_dyn._learning.objective import LOSS, Objective, field_of_model
 from kpflow_dyn._learning.recorder import Recorder, Recording
 from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._solve import solve
@@ -77,6 +77,7 @@ class Descent:
                 "these steps are those of plain gradient descent, and the flow has a metric, or entries of "
                 "parameters alone; give the change itself by change="
             )
+        _check_steps(flow.solution)
         model = flow.solution.problem.model
         self.of_states = loss_of_states(loss, flow.solution.state, model, readout, learn)
         own = {LOSS + name: getattr(self.of_states, name) for name in _linear(readout) if learn}
@@ -106,6 +107,14 @@ class Descent:
         if not size > 0:
             raise ValueError("the loss has no gradient here, so that no step changes anything")
         return size
+
+
+def _check_steps(solution: Solution) -> None:
+    """Raise where there is no loss of the states to descend."""
+    try:
+        field_of_model(solution)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error}; or give the change itself by change=") from None
 
 
 def loss_of_states(loss: OutputLoss, state: Array, model: Any, readout: Any, learn: bool) -> Any:
