@@ -280,11 +280,14 @@ def test_bad_input() -> None:
         kp.self_reference(flow, change=target)
     with pytest.raises(ValueError, match="at least 1"):
         kp.self_reference(flow, target, readout=readout, steps=(0, 1))
+    with pytest.raises(ValueError, match="lr is -1"):
+        kp.self_reference(flow, target, readout=readout, lr=-1)
     with pytest.raises(ValueError, match="rows are 'token'"):
         kp.self_reference(flow, target, readout=readout, rows="token")
     with pytest.raises(ValueError, match="give either"):
         kp.self_reference(flow.output(readout), target, readout=readout)
-    at_rest = kp.linearize(kp.solve(kp.FixedPointProblem(network_registry.Equilibrium().double(), x[0, :, [0, 1, 1]])))
+    equilibrium, z0 = network_registry.Equilibrium().double(), torch.zeros(TIMES, 4, dtype=torch.float64)
+    at_rest = kp.linearize(kp.solve(kp.FixedPointProblem(equilibrium, x[0, :, [0, 1, 1]], z0)))
     with pytest.raises(TypeError, match="got FixedPointProblem; or give the change itself"):
         kp.self_reference(at_rest, at_rest.solution.state + 1)
     rated = kp.linearize(flow.solution, metric=kp.LearningRates(0.1))

@@ -220,7 +220,7 @@ def self_reference(
     states, readout, learn = _parts(flow, readout, learn)
     if change is None and target is None and not callable(loss):
         raise ValueError("nothing to compare: give a target, for which steps of gradient descent are made, or a change")
-    _check_counts(k, steps)
+    _check_counts(k, steps, lr)
     space, rng = states.ntk.domain, Random(seed)
     names = _rows(rows, space)
     with full_precision(states.solution.state):
@@ -261,10 +261,12 @@ def _parts(flow: Flow | Output, readout: Any, learn: bool) -> tuple[Flow, Any, b
     return flow.flow, flow, flow.rate > 0
 
 
-def _check_counts(k: Any, steps: Any) -> None:
+def _check_counts(k: Any, steps: Any, lr: Any) -> None:
     whole = [isinstance(count, int | np.integer) and count >= 1 for count in (k, *steps)]
     if not all(whole) or not len(steps):
         raise ValueError(f"k is {k!r} and steps are {steps!r}, expected whole numbers, at least 1")
+    if lr is not None and not (isinstance(lr, int | float) and 0 < lr < math.inf):
+        raise ValueError(f"lr is {lr!r}, expected a positive number, or None")
 
 
 def _check_changes(changes: dict[str, Array]) -> None:
