@@ -5,10 +5,10 @@
 Expected (arXiv 2605.08746): a step of gradient descent changes the states along the leading modes over trials and times
 of what the weights see, V = [hidden, input, 1]; the rank of the NTK is at most that of the core, sum of m rank(V).
 
-Found: the bound holds, and lies far above the effective rank. At gains up to 0.9 nearly all of the change lies in ten of
-these modes, and as much in ten cosines of time that know nothing of the network: activity is smooth, and so is the
-change. On the flip-flop at gains of 1.2 and more the modes hold up to five times what controls do, on MemoryPro no more.
-There most of the change lies elsewhere: the bias is exact for what weights write, and P carries it on to other times.
+Found: the bound holds, and lies far above the effective rank. At gains up to 0.9 nearly all of the change lies in ten
+of these modes, and as much in ten cosines of time that know nothing of the network: activity is smooth, and so is the
+change. At gains of 1.2 and more the modes hold up to five times what controls do on the flip-flop, and no more on
+MemoryPro. Most of the change then lies elsewhere: the bias is exact for what weights write, and P carries it on.
 
 Networks have 48 tanh units and recurrent weights N(0, g^2 / 48), other weights as torch draws them.
 """
