@@ -127,6 +127,9 @@ def test_the_bias_is_said_to_be_there_only_beyond_controls() -> None:
     assert found.verdict(0).startswith("along: most of the change lies in the core's modes, beyond all controls")
     assert found.verdict(1).startswith("noise: most of the change lies outside of the core's modes")
     assert found.verdict(2).startswith("constant: most of the change lies in the core's modes, but about as much in")
+    tiny = kp.self_reference(flow, change=1e-200 * along, k=5)
+    np.testing.assert_allclose(tiny.share[0], found.share[0])
+    assert 0 < tiny.size[0] < 1e-190
     assert found.components == found.changes and found.outside[0, 0] < 1e-9 < found.outside[1, 0]
     assert all(found.verdict(number) in str(found) for number in range(3))
 

@@ -17,6 +17,7 @@ from kpflow_dyn._learning.losses import Loss, OutputLoss, output_loss
 from kpflow_dyn._numbers.leading_directions import (
     DATA_AXES,
     NULL,
+    at_unit_size,
     control_shares,
     control_shares_of_states,
     leading,
@@ -287,7 +288,8 @@ def _rows(rows: str | Sequence[str] | None, space: Space) -> tuple[str, ...]:
 
 
 def _norm(q: Array) -> float:
-    return float(np.linalg.norm(to_numpy(q).astype(np.float64)))
+    values = to_numpy(q).astype(np.float64)
+    return float(np.abs(values).max() * np.linalg.norm(at_unit_size(values)))
 
 
 class _Directions:

@@ -36,6 +36,11 @@ def rows_of(states: Array, space: Space, rows: tuple[str, ...]) -> np.ndarray:
     return to_numpy(as_matrices(flat, space, space.positions(rows)))[0].astype(np.float64)
 
 
+def at_unit_size(X: np.ndarray) -> np.ndarray:
+    """X over its largest entry, so that squares stay in range."""
+    return X / (np.abs(X).max(initial=0) or 1.0)
+
+
 def variables(sites: list[WeightSite], space: Space, rows: tuple[str, ...]) -> np.ndarray | None:
     """What the weights see: sqrt(m) V of each, side by side [row, column]; None where none has the data's rows."""
     data = space.keep(tuple(axis for axis in space.axes if axis in DATA_AXES))
@@ -60,14 +65,15 @@ def _columns(site: WeightSite, data: Space) -> np.ndarray | None:
     return None
 
 
-def leading(V: np.ndarray, most: int | None = None) -> np.ndarray:
-    """The leading left singular vectors U [row, k] of V, all that are there where `most` is None."""
+def leading(V: np.ndarray) -> np.ndarray:
+    """The left singular vectors U [row, k] of V, the leading ones first, up to 1e-6 of the largest eigenvalue."""
     U, s, _ = np.linalg.svd(V, full_matrices=False)
-    return U[:, : int((s**2 > NULL * s[:1] ** 2).sum())][:, :most]
+    return U[:, : int((s > NULL**0.5 * s[:1]).sum())]
 
 
 def shares(U: np.ndarray, X: np.ndarray, most: int) -> np.ndarray:
     """The share of X [row, unit] in the first 1, ..., `most` columns of U [row, k], or in all where there are fewer."""
+    X = at_unit_size(X)
     return _cumulated(((U.T @ X) ** 2).sum(1) / (X**2).sum(), most)[1:]
 
 
@@ -85,7 +91,7 @@ def control_shares_of_states(X: np.ndarray, measure: np.ndarray, most: int) -> d
 
 def _controls(X: np.ndarray, measure: np.ndarray, most: int) -> dict[str, np.ndarray]:
     """Shares in the first 0, 1, ..., `most` directions."""
-    trials, times = measure.shape
+    X, (trials, times) = at_unit_size(X), measure.shape
     total, root = (X**2).sum(), np.sqrt(measure)
     passed = (measure.cumsum(1) - measure / 2) / np.maximum(measure.sum(1, keepdims=True), 1e-300)
     waves = root[..., None] * np.cos(np.pi * passed[..., None] * np.arange(min(times, most)))  # [trial, time, f]
