@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, is_array, like_numpy, to_numpy
 from kpflow_dyn._arrays.dots import row_norms
-from kpflow_dyn._backend import Values, backend_for
+from kpflow_dyn._backend import Values
 from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._learning.losses import OutputLoss, units_read
+from kpflow_dyn._learning.losses import OutputLoss, loss_of_states
 from kpflow_dyn._learning.objective import LOSS, Objective, field_of_model
 from kpflow_dyn._learning.recorder import Recorder, Recording
 from kpflow_dyn._problems.solutions import ODESolution, Solution
@@ -78,11 +78,10 @@ class Descent:
                 "parameters alone; give the change itself by change="
             )
         _check_steps(flow.solution)
-        model = flow.solution.problem.model
-        self.of_states = loss_of_states(loss, flow.solution.state, model, readout, learn)
-        own = {LOSS + name: getattr(self.of_states, name) for name in _linear(readout) if learn}
-        values = {**flow.parameters, **own}
-        self._objective = Objective(flow.solution, self.of_states, list(values))
+        own = _weights(readout, flow.solution.state)
+        of_states = loss_of_states(loss, flow.solution.problem.backend, SimpleNamespace(**own), learn)
+        values = flow.parameters | {LOSS + name: getattr(of_states, name) for name in own if learn}
+        self._objective = Objective(flow.solution, of_states, list(values))
         self._theta = self._objective.theta(values)
 
     def changes(self, steps: Sequence[int], lr: float | None) -> tuple[dict[str, Array], float]:
@@ -117,24 +116,7 @@ def _check_steps(solution: Solution) -> None:
         raise type(error)(f"{error}; or give the change itself by change=") from None
 
 
-def loss_of_states(loss: OutputLoss, state: Array, model: Any, readout: Any, learn: bool) -> Any:
-    """A loss of outputs as one of the states; of the readout's weights as well, where they learn."""
-    linear = {name: like_numpy(np.array(to_numpy(value)), state) for name, value in _linear(readout).items()}
-    read = units_read(model, readout, state.shape[-1])
-    make = backend_for(state, "the state", "").models.with_arrays
-    function = partial(_on_states, loss, read)
-    return make(function, linear, {}) if learn else make(function, {}, linear)
-
-
-def _linear(readout: Any) -> Values:
-    return {name: value for name in ("weight", "bias") if (value := getattr(readout, name, None)) is not None}
-
-
-def _on_states(loss: OutputLoss, read: slice, arrays: Values, state: Array) -> Array:
-    return loss(read_out(arrays, state[..., read]))
-
-
-def read_out(arrays: Mapping[str, Any], state: Array) -> Array:
-    """y = S C^T + c, or the states themselves."""
-    y = state @ arrays["weight"].T if "weight" in arrays else state
-    return y + arrays["bias"] if "bias" in arrays else y
+def _weights(readout: Any, like: Array) -> Values:
+    """The arrays of a readout by name, in the framework and dtype of the states."""
+    named = {name: getattr(readout, name, None) for name in ("weight", "bias")}
+    return {name: like_numpy(np.array(to_numpy(value)), like) for name, value in named.items() if value is not None}

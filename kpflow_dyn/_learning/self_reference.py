@@ -328,10 +328,10 @@ class _Directions:
 
     def outside(self, changes: dict[str, Array]) -> dict[str, list[float]]:
         """What is in no direction of the core, and in none of the NTK."""
-        never = learnability(self.flow, changes, errors=True).never
+        unreached = learnability(self.flow, changes, errors=True).unreached
         return {
             name: [_rest(self.seen, rows_of(one, self.flow.ntk.domain, self.names)), float(left)]
-            for (name, one), left in zip(changes.items(), never, strict=True)
+            for (name, one), left in zip(changes.items(), unreached, strict=True)
         }
 
 
@@ -381,11 +381,11 @@ class _Error:
         if not parts:
             return {}
         space = self.kernel.ntk.domain
-        never = learnability(self.kernel, parts, errors=True, mask=self.mask).never
+        unreached = learnability(self.kernel, parts, errors=True, mask=self.mask).unreached
         U = self._seen(names)
         return {
             name: [_rest(U, rows_of(part, space, names)), float(left)]
-            for (name, part), left in zip(parts.items(), never, strict=True)
+            for (name, part), left in zip(parts.items(), unreached, strict=True)
         }
 
     def _parts(self, components: Mapping[str, Array] | None) -> dict[str, Array]:
