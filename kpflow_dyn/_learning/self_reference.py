@@ -28,8 +28,9 @@ from kpflow_dyn._numbers.leading_directions import (
 from kpflow_dyn._numbers.reductions import partial_trace
 from kpflow_dyn._numbers.spectra import eigs
 from kpflow_dyn._spaces.operators import GramOperator, Operator
+from kpflow_dyn._spaces.rows import CHEAP
 from kpflow_dyn._spaces.space import Space
-from kpflow_dyn.solvers import BlockLanczos, EigenSolver
+from kpflow_dyn.solvers import BlockLanczos, Dense, EigenSolver
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -58,7 +59,7 @@ class SelfReference:
         components: names of parts of the error, and of the changes.
         outside: the share of each component [component, of: core, NTK] in no direction of the rows that the core has,
             and in none of whole states (of the outputs, for parts of the error) that the NTK has, up to 1e-6 of the
-            largest eigenvalue.
+            largest eigenvalue; NaN where it is not known.
         lr: of the steps that were made, else NaN.
 
     Example as `self_reference`.
@@ -328,11 +329,20 @@ class _Directions:
 
     def outside(self, changes: dict[str, Array]) -> dict[str, list[float]]:
         """What is in no direction of the core, and in none of the NTK."""
-        unreached = learnability(self.flow, changes, errors=True).unreached
+        space, unreached = self.flow.ntk.domain, _unreached(self.flow, changes, None)
         return {
-            name: [_rest(self.seen, rows_of(one, self.flow.ntk.domain, self.names)), float(left)]
-            for (name, one), left in zip(changes.items(), unreached, strict=True)
+            name: [_rest(self.seen, rows_of(one, space, self.names)), unreached[name]] for name, one in changes.items()
         }
+
+
+def _unreached(kernel: Flow | Output, parts: dict[str, Array], mask: Any) -> dict[str, float]:
+    """The share of each part in no direction of the NTK: by all of these where they are few, else by Krylov."""
+    op = kernel.ntk
+    if mask is None and (rank := min(op.domain.size, op.factor.domain.size)) <= CHEAP:
+        U = _leading_of(op, rank, Random(0), Dense()).T
+        return {name: _rest(U, rows_of(part, op.domain, op.domain.axes)) for name, part in parts.items()}
+    found = learnability(kernel, parts, errors=True, mask=mask)
+    return dict(zip(parts, found.unreached.tolist(), strict=True))
 
 
 def _rest(U: np.ndarray | None, X: np.ndarray) -> float:
@@ -380,13 +390,8 @@ class _Error:
         parts = {name: part for name, part in parts.items() if _norm(part) > 0}
         if not parts:
             return {}
-        space = self.kernel.ntk.domain
-        unreached = learnability(self.kernel, parts, errors=True, mask=self.mask).unreached
-        U = self._seen(names)
-        return {
-            name: [_rest(U, rows_of(part, space, names)), float(left)]
-            for (name, part), left in zip(parts.items(), unreached, strict=True)
-        }
+        space, U, unreached = self.kernel.ntk.domain, self._seen(names), _unreached(self.kernel, parts, self.mask)
+        return {name: [_rest(U, rows_of(part, space, names)), unreached[name]] for name, part in parts.items()}
 
     def _parts(self, components: Mapping[str, Array] | None) -> dict[str, Array]:
         """By name."""
