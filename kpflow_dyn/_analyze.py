@@ -131,7 +131,7 @@ def analyze(
 
     Raises:
         TypeError: an init that is no law.
-        ValueError: k < 1, samples < 40, or a task with other trials or times than the flow.
+        ValueError: k < 1, samples < 40, states without time, or a task with other trials or times than the flow.
 
     Warns:
         UserWarning: eigenpairs that did not converge; the dataset flags them.
@@ -194,6 +194,10 @@ def _leading(flow: Flow, name: str, k: int, rng: Random, progress: Progress) -> 
 def _check(flow: Flow, task: TaskData | None, init: Law | None) -> None:
     if init is not None and not hasattr(init, "matrix"):
         raise TypeError(f"init is {init!r}, expected the law of the weights, such as kp.models.Gaussian(g=1.5)")
+    if missing := {"trial", "time", "unit"} - set(flow.ntk.domain.axes):
+        raise ValueError(
+            f"analyze takes states [trial, time, unit], and {flow.ntk.domain} lacks {sorted(missing)}; take kp.summary"
+        )
     shape = flow.ntk.domain.shape[:2]
     if task is not None and task.inputs.shape[:2] != shape:
         raise ValueError(f"the task has [trial, time] {task.inputs.shape[:2]}, expected those of the flow, {shape}")

@@ -583,10 +583,30 @@ class Whole(nn.Module):
         return x * self.W
 
 
-def test_no_summary_without_times() -> None:
-    flow = kp.linearize(kp.solve(registry.TORCH["mlp"].torch_problem(None)))
-    with pytest.raises(ValueError, match=r"lacks \['time'\]"):
-        kp.summary(flow)
+@pytest.mark.parametrize(
+    ("library", "name", "watched"),
+    [("torch", "mlp", False), ("torch", "gpt", True), ("torch", "convolution", True), ("jax", "block", True)],
+)
+def test_summary_without_times(library: str, name: str, watched: bool, x64: None) -> None:
+    """Ranks and modes of each axis that the state has, against the dense partial traces."""
+    flow = kp.linearize(kp.solve(problem_of(library, name, watched)))
+    found, space = kp.summary(flow, k=2), flow.ntk.domain
+    dense = to_numpy(flow.ntk.dense())
+    assert found.ntk.trace.value == pytest.approx(np.trace(dense))
+    short = {"time": "temporal", "unit": "spatial"}
+    assert set(found.ranks) == {short.get(axis, axis) for axis in space.axes}
+    for i, axis in enumerate(space.axes):
+        kept = np.moveaxis(dense.reshape(space.shape * 2), (i, i + len(space.shape)), (0, 1))
+        side = space.size // space.shape[i]
+        matrix = np.trace(kept.reshape(*kept.shape[:2], side, side), axis1=2, axis2=3)
+        rank = np.trace(matrix) ** 2 / (matrix**2).sum()
+        named_so = short.get(axis, axis)
+        assert found.numbers()[f"{named_so}_effective_rank"].value == pytest.approx(rank)
+        assert found.modes_of[named_so].vectors.shape == (space.shape[i], space.shape[i])
+    with pytest.raises(AttributeError, match="no temporal modes of these states; there are those of"):
+        _ = found.temporal_rank
+    with pytest.raises(ValueError, match=r"lacks \['time'\]; take kp.summary"):
+        kp.analyze(flow)
     with pytest.raises(ValueError, match="no function of time"):
         flow.solution(0.5)
 

@@ -71,6 +71,15 @@ class Objective:
         """An optimiser of these parameters as a function of its state."""
         return self._solution.problem.backend.training.Rule(optimizer, lr, clip, self._like)
 
+    def gradient(self, theta: Array) -> Array:
+        """grad L there [n]."""
+        return self._derivatives.gradient(theta, self._scheme(theta))[1]
+
+    def states(self, theta: Array) -> Array:
+        """The states there, as those of the solution."""
+        values = self.values(theta)
+        return self._models.snapshot(self._states({name: values[name] for name in self._of_model}, self._scheme(theta)))
+
     def theta(self, values: Mapping[str, Array]) -> Array:
         """The parameters [n] that have these values, copied."""
         flat = [values[name].reshape(-1) for name in self._like]

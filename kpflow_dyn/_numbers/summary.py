@@ -29,6 +29,7 @@ from kpflow_dyn._numbers.spectra import Modes, modes, modes_and_drives
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows
 from kpflow_dyn._spaces.scaling import Size, at_unit_size
+from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers import BlockLanczos, Dense, EigenSolver, Estimate, Moments
 from kpflow_dyn.solvers._moments import exact, of_samples
 from kpflow_dyn.solvers._orthogonalise import project_out, to_like
@@ -37,7 +38,7 @@ Progress = Callable[[str, int, int | None], None]
 """Called as progress(stage, done, total) in applications of an operator; total is None where nobody knows."""
 
 KERNELS = {"temporal": "time", "spatial": "unit", "trial": "trial"}
-"""The partial traces of the NTK by name, and the axis that each keeps."""
+"""The partial traces of the NTK of a model with time by name, and the axis that each keeps."""
 
 SAMPLES, LEAST_SAMPLES = 60, 40
 EXACT_BYTES = 2**30  # of all eigenpairs, up to which they are found instead of estimates
@@ -53,11 +54,15 @@ class Summary:
     Attributes:
         ntk, K, core: trace, Frobenius norm and effective rank of each operator.
         alignment: cos(K, NTK).
-        temporal_rank, spatial_rank, trial_rank: effective ranks of its partial traces that keep time, unit, trial.
+        kernels: the partial traces of the NTK that keep one axis: by "temporal" (time), "spatial" (unit), "trial", and
+            by the name of the axis for others, such as "token".
+        ranks: their effective ranks, by the same names.
+        modes_of: all modes of each, by the same names.
         modes: the leading eigenpairs of the NTK.
-        temporal, spatial, trial: all modes of its partial traces.
-        kernels: these partial traces, by "temporal", "spatial" and "trial".
         applications: of J J* in all, one J and one J* counting as one.
+
+    `found.temporal_rank` is short for `found.ranks["temporal"]`, and `found.temporal` for `found.modes_of["temporal"]`;
+    so are those of "spatial", "trial" and "token".
 
     Example as `summary`.
     """
@@ -66,15 +71,43 @@ class Summary:
     K: Scalars
     core: Scalars
     alignment: Estimate
-    temporal_rank: Estimate
-    spatial_rank: Estimate
-    trial_rank: Estimate
-    modes: Modes
-    temporal: Modes
-    spatial: Modes
-    trial: Modes
     kernels: dict[str, PartialTrace]
+    ranks: dict[str, Estimate]
+    modes_of: dict[str, Modes]
+    modes: Modes
     applications: int
+
+    @property
+    def temporal_rank(self) -> Estimate:
+        return self._named("temporal", self.ranks)
+
+    @property
+    def spatial_rank(self) -> Estimate:
+        return self._named("spatial", self.ranks)
+
+    @property
+    def trial_rank(self) -> Estimate:
+        return self._named("trial", self.ranks)
+
+    @property
+    def token_rank(self) -> Estimate:
+        return self._named("token", self.ranks)
+
+    @property
+    def temporal(self) -> Modes:
+        return self._named("temporal", self.modes_of)
+
+    @property
+    def spatial(self) -> Modes:
+        return self._named("spatial", self.modes_of)
+
+    @property
+    def trial(self) -> Modes:
+        return self._named("trial", self.modes_of)
+
+    @property
+    def token(self) -> Modes:
+        return self._named("token", self.modes_of)
 
     def numbers(self) -> dict[str, Estimate]:
         """All scalars by name, such as "ntk_effective_rank" and "temporal_effective_rank"."""
@@ -82,13 +115,18 @@ class Summary:
         for name in ("core", "K", "ntk"):
             of = getattr(self, name)
             found |= {f"{name}_trace": of.trace, f"{name}_norm": of.norm, f"{name}_effective_rank": of.effective_rank}
-        ranks = {f"{name}_effective_rank": getattr(self, f"{name}_rank") for name in KERNELS}
+        ranks = {f"{name}_effective_rank": rank for name, rank in self.ranks.items()}
         return found | ranks | {"K_ntk_alignment": self.alignment}
 
     def __str__(self) -> str:
         rows = [f"{name:24} {found.value:12.5g} +- {found.stderr:.2g}" for name, found in self.numbers().items()]
         values = ", ".join(f"{value:.4g}" for value in to_numpy(self.modes.values)[:5])
         return "\n".join([*rows, f"{'ntk_eigenvalue':24} {values}, ...", f"{self.applications} applications"])
+
+    def _named(self, name: str, found: dict[str, Any]) -> Any:
+        if name not in found:
+            raise AttributeError(f"there are no {name} modes of these states; there are those of {', '.join(found)}")
+        return found[name]
 
 
 def summary(
@@ -113,7 +151,7 @@ def summary(
         progress: called as the work goes on.
 
     Raises:
-        ValueError: k < 1, fewer than 40 samples, or a state without the axes trial, time and unit.
+        ValueError: k < 1, or fewer than 40 samples.
 
     Warns:
         UserWarning: eigenpairs that did not converge; they are returned flagged.
@@ -125,17 +163,18 @@ def summary(
     >>> found.temporal_rank.value <= 5, found.modes.vectors.shape
     (True, torch.Size([3, 4, 5, 8]))
     """
-    if missing := set(KERNELS.values()) - set(flow.ntk.domain.axes):
-        raise ValueError(
-            f"summary needs the axes trial, time and unit; {flow.ntk.domain} lacks {sorted(missing)}. Take kp.eigs, "
-            "kp.effective_rank and kp.modes(flow.ntk, axis=...)"
-        )
     if k < 1:
         raise ValueError(f"k = {k} eigenpairs asked for, expected at least 1")
     if samples < LEAST_SAMPLES:
         raise ValueError(f"samples = {samples} is too few for error bars; give at least {LEAST_SAMPLES}")
     one = _Pass(flow, samples + -samples % GROUPS, Random(seed), progress or (lambda *_done: None))
     return one.summary(k, alg or BlockLanczos())
+
+
+def kernels_of(space: Space) -> dict[str, str]:
+    """The partial traces of an operator by name, and the axis of its space that each keeps."""
+    known = {name: axis for name, axis in KERNELS.items() if axis in space.axes}
+    return known | {axis: axis for axis in space.axes if axis not in known.values()}
 
 
 class _Pass:
@@ -147,7 +186,8 @@ class _Pass:
         self.ntk, self.size = at_unit_size(flow.ntk)
         self.K, self.size_of_K = at_unit_size(flow.K)
         self.kick = on_rows(self.K.factor.T)
-        self.sums = {name: Sums(flow.ntk.domain, (axis,), True, self.size) for name, axis in KERNELS.items()}
+        self.axes = kernels_of(flow.ntk.domain)
+        self.sums = {name: Sums(flow.ntk.domain, (axis,), True, self.size) for name, axis in self.axes.items()}
         self.probes = dict.fromkeys(self.sums, 0)
 
     def summary(self, k: int, alg: EigenSolver) -> Summary:
@@ -173,8 +213,9 @@ class _Pass:
             alignment=_alignment(ntk, K),
             modes=replace(leading := found.first(k), values=self.size.times(leading.values)),
             kernels=kernels,
+            ranks={name: effective_rank(kernel) for name, kernel in kernels.items()},
+            modes_of={name: modes(of, self.axes[name], k=of.domain.dimension) for name, of in kernels.items()},
             applications=self.applications,
-            **_of_kernels(kernels),
         )
 
     @property
@@ -199,7 +240,7 @@ class _Pass:
         """tr A, |A|_F^2 and tr A K; and the trace, of which each trial's own vectors tell more."""
         apart = self.probes_apart()
         ntk = self.watched("probes of ntk", self.ntk, self.samples + (apart + 1) // 2)
-        inside = ["temporal", "spatial"] if apart else []
+        inside = [name for name in self.sums if apart and name != "trial"]
         self.probes = {name: apart if name in inside else self.samples for name in self.sums}
         backward, rows, eps = on_rows(ntk.factor.T), [], eps_of(q)
         for first, u in probe_images(ntk.factor, q, self.samples, self.rng):
@@ -254,12 +295,6 @@ class _Pass:
 def _scalars(found: Moments, size: Size, trace: Estimate) -> Scalars:
     """Those of an operator from its moments over its size, and its trace."""
     return Scalars(restored(trace, size), restored(found.norm, size), found.effective_rank)
-
-
-def _of_kernels(kernels: dict[str, PartialTrace]) -> dict[str, Any]:
-    """Their effective ranks and modes."""
-    ranks = {f"{name}_rank": effective_rank(kernel) for name, kernel in kernels.items()}
-    return ranks | {name: modes(kernel, KERNELS[name], k=kernel.domain.dimension) for name, kernel in kernels.items()}
 
 
 def _together(a: Estimate, b: Estimate) -> Estimate:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kpflow_dyn._learning.comparison import Comparison
     from kpflow_dyn._learning.descent import GradientFlow
     from kpflow_dyn._learning.forecasting import Forecast
+    from kpflow_dyn._learning.self_reference import SelfReference
 
 
 @styled
@@ -64,6 +65,25 @@ def comparison(found: Comparison) -> Figure:
         values.plot(1 + np.arange(len(modes.values)), to_numpy(modes.values), marker=marker, markersize=5, label=name)
     values.set(xlabel="Rank of the eigenvalue", ylabel="Eigenvalue of the NTK", yscale="log", xticks=numbers)
     values.legend()
+    return figure
+
+
+@styled
+def self_reference(found: SelfReference) -> Figure:
+    """The share of each change of the states in leading directions: of core and NTK, and of controls, thin."""
+    figure, panels = new_figure(2.4 * len(found.changes), rows=len(found.changes))
+    dataset, colors, dashes = found.to_xarray(), series(), ("-", "--", "-.", ":")
+    styles: dict[str, Any] = {name: {"color": color} for name, color in zip(("core", "NTK"), colors, strict=False)}
+    controls = zip(dataset.basis.values[len(styles) :], dashes, strict=True)
+    styles |= {name: {"color": muted(), "linewidth": 1.1, "linestyle": dash} for name, dash in controls}
+    panels = np.atleast_1d(panels)
+    for change, axes in zip(found.changes, panels, strict=True):
+        for basis, style in styles.items():
+            axes.plot(dataset.directions, dataset.share.sel(change=change, basis=basis), label=basis, **style)
+        axes.axvline(found.k, color=muted(), linewidth=0.8, linestyle=":")
+        axes.set(ylim=(0, 1.05), ylabel="Share", title=change)
+    panels[-1].set_xlabel(f"Directions of {' x '.join(found.axes)}")
+    panels[-1].legend(ncols=2)
     return figure
 
 

@@ -20,6 +20,7 @@ from kpflow_dyn.report._charts import (
     views,
     with_bars,
 )
+from kpflow_dyn.report._self_reference_chart import self_reference_charts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,7 +32,7 @@ KERNELS = {"temporal": "time", "spatial": "unit", "trial": "trial"}
 def analysis_charts(dataset: xr.Dataset) -> list[Chart]:
     """All charts of an analysis, in the order of the page."""
     draw = (_ranks, _spectra, _temporal, _spatial, _trials, _ntk_modes, _kernels, _states)
-    return [chart(dataset) for chart in draw]
+    return [*(chart(dataset) for chart in draw), *self_reference_charts(dataset)]
 
 
 def _spectra(dataset: xr.Dataset) -> Chart:
