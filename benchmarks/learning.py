@@ -56,7 +56,9 @@ def kernel(pair: Pair, kind: str) -> Answer:
     y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, pair.inputs))).output(readout, learn=True)
     lr = 1e-4 if kind == "sgd" else float(kind.split()[1])
     options = _loss(pair) | _optimizer(kind)
-    found = kp.forecast(y, pair.target, lr=lr, steps=round(SPAN / lr), mask=pair.mask[..., None], check=False, **options)
+    found = kp.forecast(
+        y, pair.target, lr=lr, steps=round(SPAN / lr), mask=pair.mask[..., None], check=False, **options
+    )
     return Answer(found.steps_to(0.5) * (lr if kind == "sgd" else 1), _interval(found), found.applications)
 
 

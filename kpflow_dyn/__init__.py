@@ -30,6 +30,7 @@ _PUBLIC = {
     "_flows.adjoints": ["DiscreteAdjoint", "InterpolatingAdjoint"],
     "_flows.flow": ["Flow", "Output"],
     "_learning.forecasting": ["Forecast", "forecast"],
+    "_learning.starts": ["Starts", "forecast_starts"],
     "_learning.learnable": ["Learnability", "core_learnability", "learnability"],
     "_linearize": ["UntracedWarning", "linearize"],
     "_learning.descent": ["GradientFlow", "gradient_flow"],

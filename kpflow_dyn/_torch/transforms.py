@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import jvp, vjp
 
 from kpflow_dyn._arrays import Rows
 from kpflow_dyn._arrays.memory import in_blocks
 from kpflow_dyn._backend import RowFunction
+from kpflow_dyn._torch.cell_equations import CellEquations
 
 __all__ = ["compiled", "each_row", "index", "jvp", "linearised", "vjp", "vmap"]
 
@@ -20,6 +21,17 @@ ROWS_AT_ONCE = 8192
 with warnings.catch_warnings():  # torch's first forward derivative in a process calls its own deprecated torch.jit
     warnings.simplefilter("ignore", DeprecationWarning)
     jvp(torch.tanh, (torch.zeros(1),), (torch.zeros(1),))
+
+
+def vmap(function: Callable[..., Any], in_dims: Any = 0) -> Callable[..., Any]:
+    """`torch.func.vmap`, which then has rules for torch's own cells too."""
+    mapped = torch.func.vmap(function, in_dims)
+
+    def call(*args: Any) -> Any:
+        with CellEquations():
+            return mapped(*args)
+
+    return call
 
 
 @torch.no_grad()
