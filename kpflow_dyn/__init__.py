@@ -31,6 +31,7 @@ _PUBLIC = {
     "_flows.adjoints": ["DiscreteAdjoint", "InterpolatingAdjoint"],
     "_flows.flow": ["Flow", "Output"],
     "_learning.forecasting": ["Forecast", "forecast"],
+    "_learning.starts": ["Starts", "forecast_starts"],
     "_learning.learnable": ["Learnability", "core_learnability", "learnability"],
     "_learning.self_reference": ["SelfReference", "self_reference"],
     "_linearize": ["UntracedWarning", "linearize"],

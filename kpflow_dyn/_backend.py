@@ -82,6 +82,7 @@ class Transforms(Protocol):
     jvp         jvp(function, points, tangents) -> value, tangent.
     vjp         vjp(function, *points) -> value, pull.
     vmap        vmap(function, in_dims).
+    over_models vmap(function) of one that calls a model with other parameters.
     compiled    The same function, compiled where the framework does so.
     each_row    each_row(row function, *rows [time, trial, ...]) -> its outputs [time, trial, ...].
     index       index(element numbers, array) -> an index into arrays like this one.
@@ -95,6 +96,8 @@ class Transforms(Protocol):
     def vjp(self) -> Callable[..., Any]: ...
     @property
     def vmap(self) -> Callable[..., Callable[..., Any]]: ...
+    @property
+    def over_models(self) -> Callable[[Callable[[Array], Array]], Callable[[Array], Array]]: ...
     @property
     def compiled(self) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
     @property

@@ -63,6 +63,29 @@ def test_a_second_network_of_its_kind_is_not_traced(traces: list[object]) -> Non
     assert len(traces) == 2
 
 
+@pytest.mark.parametrize("layer", [nn.RNN, nn.GRU, nn.LSTM])
+def test_a_second_layer_of_its_kind_is_not_traced(layer: type[nn.RNNBase], traces: list[object]) -> None:
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        flow = kp.linearize(kp.solve(kp.DiscreteProblem(own := layer(3, 4, batch_first=True).double(), x)))
+        q = torch.randn_like(flow.solution.state)
+        q[..., 4:] = 0  # the c of an LSTM, which the layer does not give
+        expected = torch.autograd.grad(own(x)[0], list(own.parameters()), q[..., :4])
+        found = flow.J.T.mv(q[None])[0]
+        torch.testing.assert_close(found, torch.cat([g.reshape(-1) for g in expected]), rtol=1e-10, atol=1e-12)
+    assert len(traces) == 1
+
+
+def test_a_layer_that_shares_weights_is_told_apart(traces: list[object]) -> None:
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    own, shared = nn.RNN(4, 4, batch_first=True).double(), nn.RNN(4, 4, batch_first=True).double()
+    shared.weight_hh_l0 = shared.weight_ih_l0
+    for layer in (own, shared):
+        kp.linearize(kp.solve(kp.DiscreteProblem(layer, x)))
+    assert len(traces) == 2
+
+
 def test_an_attribute_tells_two_networks_apart(traces: list[object]) -> None:
     for scale in (1.0, 2.0, 1.0):
         assert error(Scaled(scale)) < 1e-12

@@ -13,7 +13,9 @@ from kpflow_dyn._arrays import Rows
 from kpflow_dyn._arrays.memory import in_blocks
 from kpflow_dyn._backend import RowFunction
 
-__all__ = ["compiled", "each_row", "index", "jvp", "linearised", "over_rows", "vjp", "vmap"]
+__all__ = ["compiled", "each_row", "index", "jvp", "linearised", "over_models", "over_rows", "vjp", "vmap"]
+
+over_models = vmap
 
 
 def each_row(function: RowFunction, *rows: jax.Array) -> list[jax.Array]:

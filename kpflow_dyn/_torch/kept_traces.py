@@ -5,6 +5,7 @@ something else, such as a global variable, which the key does not see. So the ca
 """
 
 import types
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
@@ -52,16 +53,17 @@ class KeptTraces:
 
 def _key(step: Applied, rows: tuple[tuple[Role, Tensor], ...]) -> Hashable | None:
     """What a step is known by; None where that cannot be said, as with a closure or an attribute that may change."""
-    try:
-        hash(step.function)
-        modules = tuple((name, type(m), _attributes(m)) for name, m in step.call.named_modules(remove_duplicate=False))
-    except (TypeError, _Unknown):
-        return None
     if getattr(step.function, "__closure__", None):
         return None
     tensors = {**dict(_all(step.call, "named_parameters")), **dict(_all(step.call, "named_buffers"))}
     first: dict[int, int] = {}
     shared = tuple(first.setdefault(id(t), place) for place, t in enumerate(tensors.values()))
+    named = step.call.named_modules(remove_duplicate=False)
+    try:
+        hash(step.function)
+        modules = tuple((name, type(module), _attributes(module, first)) for name, module in named)
+    except (TypeError, _Unknown):
+        return None
     shapes = tuple((name, *_form(tensor)) for name, tensor in tensors.items())
     rules = frozenset(RULES.items())
     return step.function, modules, shapes, shared, rules, tuple((role, *_form(row)) for role, row in rows)
@@ -79,19 +81,23 @@ class _Unknown(Exception):
     """An attribute whose value cannot be compared."""
 
 
-def _attributes(module: nn.Module) -> tuple[Any, ...]:
+def _attributes(module: nn.Module, places: dict[int, int]) -> tuple[Any, ...]:
     own = {name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")}
-    return tuple((name, _compared(value)) for name, value in sorted(own.items()))
+    return tuple((name, _compared(value, places)) for name, value in sorted(own.items()))
 
 
-def _compared(value: Any) -> Hashable:
-    """Something that is equal where the value is."""
+def _compared(value: Any, places: dict[int, int]) -> Hashable:
+    """Something that is equal where the value is; of a tensor by name, such as nn.RNN lists its weights, its place."""
+    if isinstance(value, weakref.ref):
+        return weakref.ref, _compared(value(), places)
+    if id(value) in places:
+        return Tensor, places[id(value)]
     if isinstance(value, PLAIN):
         return type(value), value
     if isinstance(value, types.FunctionType) and not value.__closure__:
         return value
     if isinstance(value, tuple | list):
-        return type(value), tuple(map(_compared, value))
+        return type(value), tuple(_compared(part, places) for part in value)
     if isinstance(value, dict | set) and not value:  # such as hooks
         return type(value)
     if isinstance(value, torch.dtype | torch.device):

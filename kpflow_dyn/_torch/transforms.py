@@ -12,14 +12,26 @@ from torch.func import jvp, vjp, vmap
 from kpflow_dyn._arrays import Rows
 from kpflow_dyn._arrays.memory import in_blocks
 from kpflow_dyn._backend import RowFunction
+from kpflow_dyn._torch.cell_equations import CellEquations
 
-__all__ = ["compiled", "each_row", "index", "jvp", "linearised", "vjp", "vmap"]
+__all__ = ["compiled", "each_row", "index", "jvp", "linearised", "over_models", "vjp", "vmap"]
 
 ROWS_AT_ONCE = 8192
 
 with warnings.catch_warnings():  # torch's first forward derivative in a process calls its own deprecated torch.jit
     warnings.simplefilter("ignore", DeprecationWarning)
     jvp(torch.tanh, (torch.zeros(1),), (torch.zeros(1),))
+
+
+def over_models(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`vmap` of a function that calls models, which then has rules for torch's own cells too."""
+    mapped = vmap(function)
+
+    def call(theta: Tensor) -> Tensor:
+        with CellEquations():
+            return mapped(theta)
+
+    return call
 
 
 @torch.no_grad()

@@ -1,0 +1,187 @@
+"""How soon each of many starts of one architecture is learnt: their frozen kernels in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
+from kpflow_dyn._learning.losses import counted, full_mask, units_read
+from kpflow_dyn._problems.problems import DiscreteProblem
+from kpflow_dyn.tracing._rows import split
+
+PARTS = (0.5, 0.1)
+
+
+@dataclass(frozen=True, eq=False)
+class Starts:
+    """How soon gradient descent would learn from each start, if its kernel stayed as it is.
+
+    Attributes:
+        half, tenth: tau = learning rate x steps at which the loss has fallen to this part [start]; inf where it does
+            not.
+        rates: Ritz values of the kernel [start, k], and
+        energies: the part of the loss along each [start, k].
+        settled: the rank correlation of `half` with that of one application fewer. Below .95 take more of them.
+        applications: of the kernel of each start to one vector.
+
+    Example as `forecast_starts`.
+    """
+
+    half: np.ndarray
+    tenth: np.ndarray
+    rates: np.ndarray
+    energies: np.ndarray
+    settled: float
+    applications: int
+
+    @property
+    def order(self) -> np.ndarray:
+        """The numbers of the starts, the soonest first."""
+        return np.argsort(self.half, kind="stable")
+
+
+def forecast_starts(
+    problem: DiscreteProblem,
+    starts: Sequence[tuple[Any, Any]],
+    target: Array,
+    *,
+    mask: Array | None = None,
+    applications: int = 6,
+) -> Starts:
+    """Which of many starts gradient descent will learn first, under the kernel of each as it is now.
+
+        e' = -(2 / Z) ntk m e,    L = <e, m e> / Z,    e = y - target,    Z = <1, m>
+
+    All starts go through the model together, so that no start is linearised by itself. A few steps of Lanczos from e
+    give Gauss quadratures of the loss over time. They order starts long before each time has settled; for the times of
+    one network take `forecast` or `gradient_flow`. An application costs about as much as 1.4 gradients of the loss.
+
+    Args:
+        problem: of any of the starts; its inputs and its state at the start are those of all.
+        starts: cells and linear readouts, such as `models.make_model` makes, of the same shapes; all weights learn.
+        target: as y, [trial, time, out].
+        mask: m >= 0, [trial, time] or as the target; all ones when None.
+        applications: of each kernel.
+
+    Raises:
+        ValueError: no starts, or ones whose parameters have other names or shapes than the first has; a mask, target or
+            number of applications that does not fit.
+    Source: as `forecast`; Golub, Meurant, "Matrices, moments and quadrature" (1994).
+
+    >>> import torch, kpflow_dyn as kp
+    >>> starts = [kp.models.make_model("gru", 2, 16, seed=seed) for seed in range(5)]
+    >>> problem = kp.DiscreteProblem(starts[0].cell, torch.randn(4, 10, 2))
+    >>> kp.forecast_starts(problem, starts, torch.ones(4, 10, 1)).half.shape
+    (5,)
+    """
+    if not (isinstance(applications, int) and applications > 1):
+        raise ValueError(f"applications is {applications!r}, expected an integer from 2 on")
+    batch = _Batch(problem, starts, target, mask)
+    with full_precision(target):
+        diagonals, beside, size = _lanczos(batch, applications)
+    rates, parts = _quadrature(diagonals, beside)
+    half, tenth = (_times(rates, parts, part) for part in PARTS)
+    from scipy.stats import spearmanr
+
+    before: Any = spearmanr(half, _times(*_quadrature(diagonals[:, :-1], beside[:, :-1]), PARTS[0]))
+    return Starts(half, tenth, rates, size[:, None] * parts, float(before.statistic), applications)
+
+
+class _Batch:
+    """f = (m / Z)^(1/2) (y - target) of all starts [start, trial, time, out], and H = 2 J J* of f on such blocks."""
+
+    def __init__(self, problem: DiscreteProblem, starts: Sequence[tuple[Any, Any]], target: Array, mask: Any) -> None:
+        backend = problem.backend
+        self._problem, self._models, self._transforms = problem, backend.models, backend.transforms
+        self._values = [[self._models.parameters_of(part) for part in start] for start in starts]
+        self._check()
+        self._readout = starts[0][1]
+        weights = full_mask(mask, tuple(target.shape))
+        self._root = like_numpy((weights / weights.sum()) ** 0.5, target)
+        self._target = counted(target, self._root)
+        self._step, self._z0 = backend.tracing.discrete_step(problem)
+        xp = array_namespace(target)
+        rows = [xp.concat([v.reshape(-1) for values in both for v in values.values()], axis=0) for both in self._values]
+        self._theta = self._models.snapshot(xp.stack(rows))  # [start, n]
+        self._every = self._transforms.compiled(self._transforms.over_models(self._errors))
+        errors, self._pull = self._transforms.vjp(self._every, self._theta)
+        self.errors = self._models.snapshot(errors)
+
+    def kernel(self, f: Array) -> Array:
+        """H f."""
+        gradient = self._pull(f)[0]
+        return 2 * self._models.snapshot(self._transforms.jvp(self._every, (self._theta,), (gradient,))[1])
+
+    def _errors(self, theta: Array) -> Array:
+        """f [trial, time, out] of one start with parameters [n]."""
+        problem, (of_cell, of_readout) = self._problem, self._values[0]
+        values = split(theta, [*of_cell.values(), *of_readout.values()])
+        cell = dict(zip(of_cell, values, strict=False))
+        readout = dict(zip(of_readout, values[len(of_cell) :], strict=True))
+
+        def states(cell: Any) -> Array:
+            return problem.backend.solving.run(self._step, cell, problem.x, self._z0)
+
+        state = self._models.call(states, problem.cell, cell)
+        read = state[..., units_read(problem.cell, self._readout, state.shape[-1])]
+        y = read @ readout["weight"].T + readout.get("bias", 0)
+        return self._root * (y - self._target)
+
+    def _check(self) -> None:
+        forms = [[{name: tuple(v.shape) for name, v in values.items()} for values in both] for both in self._values]
+        if not forms:
+            raise ValueError("no starts given; expected pairs of a cell and a linear readout")
+        for number, form in enumerate(forms):
+            if form != forms[0]:
+                raise ValueError(f"start {number} has the parameters {form}, expected those of start 0: {forms[0]}")
+
+
+def _lanczos(batch: _Batch, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The tridiagonal matrices of H from f, diagonals and what stands beside them [start, count], and |f|^2."""
+    xp = array_namespace(batch.errors)
+
+    def inner(a: Array, b: Array) -> Array:
+        return xp.sum((a * b).reshape((len(a), -1)), axis=1)[:, None, None, None]
+
+    size = inner(batch.errors, batch.errors)
+    basis, diagonals, beside = [batch.errors / _positive(size**0.5)], [], []
+    for _ in range(count):
+        moved = batch.kernel(basis[-1])
+        diagonals.append(inner(basis[-1], moved))
+        for vector in basis:
+            moved = moved - inner(vector, moved) * vector
+        beside.append(inner(moved, moved) ** 0.5)
+        basis.append(moved / _positive(beside[-1]))
+    alpha, beta = (np.concatenate([to_numpy(n)[..., 0, 0] for n in found], 1) for found in (diagonals, beside))
+    return alpha, beta, to_numpy(size)[:, 0, 0, 0]
+
+
+def _positive(norm: Array) -> Array:
+    xp = array_namespace(norm)
+    return xp.where(norm > 0, norm, xp.ones_like(norm))
+
+
+def _quadrature(diagonals: np.ndarray, beside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights [start, k] of the loss over rates."""
+    T = np.zeros((*diagonals.shape, diagonals.shape[1]))
+    place = np.arange(diagonals.shape[1])
+    T[:, place, place] = diagonals
+    T[:, place[1:], place[:-1]] = beside[:, :-1]
+    rates, vectors = np.linalg.eigh(T)  # of the lower triangles
+    return np.maximum(rates, 0), vectors[:, 0] ** 2
+
+
+def _times(rates: np.ndarray, parts: np.ndarray, part: float) -> np.ndarray:
+    """tau [start] where sum_j parts_j exp(-2 rates_j tau) is this part; inf where it stays above."""
+    still = np.where(rates < 1e-14 * rates.max(1, keepdims=True), parts, 0).sum(1)
+    low, high = np.full(len(rates), -60.0), np.full(len(rates), 60.0)  # of log tau, in units of the largest rate
+    largest = np.maximum(rates.max(1), 1e-300)
+    for _ in range(80):
+        middle = (low + high) / 2
+        left = (parts * np.exp(-2 * rates / largest[:, None] * np.exp(middle)[:, None])).sum(1)
+        low, high = np.where(left > part, middle, low), np.where(left > part, high, middle)
+    return np.where(still >= part, np.inf, np.exp(high) / largest)

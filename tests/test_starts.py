@@ -1,0 +1,74 @@
+"""Times of many starts in one batch, against the dense kernel of each by autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq
+from torch import nn
+
+import kpflow_dyn as kp
+
+TRIALS, TIMES, OUTPUTS = 2, 4, 2
+x = torch.randn(TRIALS, TIMES, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+target = torch.randn(TRIALS, TIMES, OUTPUTS, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+mask = torch.tensor([[1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 1.0, 1.0]]).double()
+LAYERS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+
+
+def layers(name: str, count: int = 3, units: int = 5) -> list[tuple[nn.Module, nn.Linear]]:
+    torch.manual_seed(0)
+    made = [(LAYERS[name](3, units, batch_first=True), nn.Linear(units, OUTPUTS)) for _ in range(count)]
+    return [(layer.double(), readout.double()) for layer, readout in made]
+
+
+def half_of(layer: Any, readout: Any, mask: torch.Tensor) -> tuple[float, float]:
+    """L, and tau at half of it, from the dense kernel of the layer as torch runs it."""
+    values = [*layer.parameters(), *readout.parameters()]
+    root = (mask / (mask.sum() * OUTPUTS)).sqrt()[..., None]
+    f = (root * (readout(layer(x)[0]) - target)).reshape(-1)
+    rows = [torch.autograd.grad(entry, values, retain_graph=True, allow_unused=True) for entry in f]
+    flat = [[v.new_zeros(v.shape) if g is None else g for g, v in zip(row, values, strict=True)] for row in rows]
+    J = torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in flat]).numpy()
+    rates, vectors = np.linalg.eigh(2 * J @ J.T)
+    energies = (vectors.T @ f.detach().numpy()) ** 2
+    left = lambda tau: float(np.exp(-2 * rates * tau) @ energies / energies.sum() - 0.5)  # noqa: E731
+    return float(energies.sum()), float(brentq(left, 0, 1e6, xtol=1e-12))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_times_are_those_of_each_dense_kernel(name: str, masked: bool) -> None:
+    starts, m = layers(name), mask if masked else torch.ones_like(mask)
+    problem = kp.DiscreteProblem(starts[1][0], x)
+    found = kp.forecast_starts(problem, starts, target, mask=m if masked else None, applications=16)
+    expected = np.array([half_of(*start, m) for start in starts])
+    np.testing.assert_allclose(found.energies.sum(1), expected[:, 0], rtol=1e-10)
+    np.testing.assert_allclose(found.half, expected[:, 1], rtol=1e-6)
+    assert list(found.order) == list(np.argsort(expected[:, 1]))
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm", "lowrank"])
+def test_jax_has_the_times_of_torch(name: str) -> None:
+    jax = pytest.importorskip("jax")
+    with jax.enable_x64(True):
+        options = {"bias": False} if name in ("gru", "lstm") else {}  # of which torch has two, and equinox one
+        starts = [kp.models.make_model(name, 3, 5, OUTPUTS, seed=seed, dtype="float64", **options) for seed in range(2)]
+        there = [(kp.models.to_jax(cell), kp.models.to_jax(readout)) for cell, readout in starts]
+        theirs = kp.DiscreteProblem(there[0][0], jax.numpy.asarray(x.numpy()))
+        ours = kp.forecast_starts(kp.DiscreteProblem(starts[0].cell, x), starts, target, applications=4)
+        found = kp.forecast_starts(theirs, there, jax.numpy.asarray(target.numpy()), applications=4)
+    np.testing.assert_allclose(found.half, ours.half, rtol=1e-8)
+
+
+def test_starts_of_two_architectures_are_refused() -> None:
+    starts = [*layers("gru", 1), *layers("gru", 1, units=6)]
+    with pytest.raises(ValueError, match="start 1 has the parameters"):
+        kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts, target)
+    with pytest.raises(ValueError, match="no starts"):
+        kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), [], target)
+    with pytest.raises(ValueError, match="applications is 1"):
+        kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts[:1], target, applications=1)
