@@ -25,12 +25,15 @@ class LinearisedObjective:
         kernel: J J*; delta are its factor's arguments, those of an optimiser's metric where it has one.
         y: the outputs.
         loss: of outputs, y -> number of shape ().
+        start: the parameters at delta = 0, where they matter, as to weight decay; zeros when None.
 
     Attributes:
-        start: delta = 0.
+        start: the parameters at delta = 0.
     """
 
-    def __init__(self, kernel: GramOperator, y: Array, loss: Callable[[Array], Array]) -> None:
+    def __init__(
+        self, kernel: GramOperator, y: Array, loss: Callable[[Array], Array], start: Array | None = None
+    ) -> None:
         space = kernel.domain
         self._push, self._pull = on_rows(kernel.factor), on_rows(kernel.factor.T)
         self._outputs = space.to_euclidean(y).reshape((-1,))
@@ -39,27 +42,28 @@ class LinearisedObjective:
             lambda rows, _scheme: loss(space.from_euclidean(rows.reshape(space.shape)))
         )
         changes = kernel.factor.domain
-        self.start = array_namespace(y).zeros(changes.size, dtype=changes.dtype, device=device(y))
+        zeros = array_namespace(y).zeros(changes.size, dtype=changes.dtype, device=device(y))
+        self.start = zeros if start is None else start
 
-    def __call__(self, delta: Array) -> Point:
+    def __call__(self, theta: Array) -> Point:
         """The loss there."""
-        y = self._moved(delta)
+        y = self._moved(theta)
 
         def hessian(rows: Array) -> Array:
             return self._pull(self._derivatives.hessian(y, None)(self._push(rows)))
 
-        return Point(delta, *self._around(delta), hessian, self._around)
+        return Point(theta, *self._around(theta), hessian, self._around)
 
-    def values(self, delta: Array) -> Values:
-        """The changes by name."""
-        return {"delta": delta}
+    def values(self, theta: Array) -> Values:
+        """All parameters in one."""
+        return {"theta": theta}
 
-    def _around(self, delta: Array) -> tuple[float, Array]:
-        loss, gradient = self._derivatives.gradient(self._moved(delta), None)
+    def _around(self, theta: Array) -> tuple[float, Array]:
+        loss, gradient = self._derivatives.gradient(self._moved(theta), None)
         return loss, self._pull(gradient[None])[0]
 
-    def _moved(self, delta: Array) -> Array:
-        return self._outputs + self._push(delta[None])[0]
+    def _moved(self, theta: Array) -> Array:
+        return self._outputs + self._push((theta - self.start)[None])[0]
 
 
 def spectrum(point: Point) -> tuple[np.ndarray, np.ndarray, int]:
