@@ -41,7 +41,7 @@ class Rule:
         def step(state: Any, theta: jax.Array, gradient: jax.Array) -> tuple[Any, jax.Array]:
             values = by_name(theta)
             updates, state = change.update(by_name(gradient), state, values)
-            moved = optax.apply_updates(values, updates)
+            moved: Any = optax.apply_updates(values, updates)
             return state, jnp.concatenate([moved[name].ravel() for name in like])
 
         self.rate = lr if optimizer is optax.sgd and clip is None else None

@@ -99,6 +99,7 @@ class Descent:
         """About the largest curvature of the loss in size, by powers of the Hessian that begin with the gradient."""
         point = self._objective(self._theta)
         row, size = point.gradient[None], 0.0
+        assert point.hessian is not None
         for _ in range(POWER_STEPS):
             row = row / max(float(row_norms(row)[0]), 1e-300)
             row = point.hessian(row)

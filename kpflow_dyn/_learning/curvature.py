@@ -43,7 +43,8 @@ def curvature(loss: OutputLoss, y: Array, space: Space) -> Curvature:
     derivatives = backend_for(y, "y", "[trial, time, out]").objectives.Derivatives(
         lambda rows, _scheme: loss(space.from_euclidean(rows.reshape(space.shape)))
     )
-    _value, gradient, hessian = derivatives.both(space.to_euclidean(y).reshape((-1,)), None)
+    place = space.to_euclidean(y).reshape((-1,))
+    (_value, gradient), hessian = derivatives.gradient(place, None), derivatives.hessian(place, None)
     out = space.shape[-1]
     ones = np.tile(np.eye(out), (1, space.size // out))  # [out, n]: one output, everywhere
     blocks = np.moveaxis(to_numpy(hessian(like_numpy(ones, y))).reshape((out, -1, out)), 0, 1)

@@ -220,7 +220,8 @@ def gradient_flow(
         objective = Objective(solution, loss, params)
         if optimizer is None:
             _check_no_optimizer(lr=lr, clip=clip, batch=batch)
-            return along(Integration(objective, objective.start, float(span), alg, rtol), objective, stop_below)
+            flow: Any = Integration(objective, objective.start, float(span), alg, rtol)  # type: ignore[arg-type]
+            return along(flow, objective, stop_below)
         make = optimizer_of(solution.problem.backend, optimizer, lr)
         rule = objective.rule(make, lr, clip)
         if batch is not None:
@@ -228,23 +229,27 @@ def gradient_flow(
             draws = _batches(objective, len(solution.state), batch, seed)
             run: Run = DrawnSteps(objective.loss, draws, batch / len(solution.state), objective.start, span, rule)
         elif rule.rate is None:
-            run = OwnSteps(objective, objective.start, span, rule, alg or Multirate(), rtol)
+            own: Any = alg or Multirate()
+            run = OwnSteps(objective, objective.start, span, rule, own, rtol)
         else:
             run = Integration(objective, objective.start, rule.rate * span, None, rtol, rule.rate)
-        return along(
-            run, objective, stop_below, rule.rate if isinstance(run, Integration) else 1.0, _name_of(optimizer)
-        )
+        step = float(rule.rate) if isinstance(run, Integration) else 1.0
+        return along(run, objective, stop_below, step, _name_of(optimizer))
 
 
 class Run(Protocol):
     """What an integrator offers; see `Integration`."""
 
-    point: Point
-    time: float
-    span: float
-    steps: int
-    costs: Costs
-
+    @property
+    def point(self) -> Point: ...
+    @property
+    def time(self) -> float: ...
+    @property
+    def span(self) -> float: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def costs(self) -> Costs: ...
     @property
     def finished(self) -> bool: ...
     @property
@@ -293,11 +298,14 @@ def along(
             stacklevel=3,
         )
     values = [objective.values(theta) for theta in thetas]
-    stack, (times, *columns, late) = array_namespace(thetas[0]).stack, np.array(rows).T
+    stack = array_namespace(thetas[0]).stack
+    times, losses, norms, errors, late = np.array(rows).T
     return GradientFlow(
-        times / step,
-        *columns,
-        late / step,
+        time=times / step,
+        loss=losses,
+        gradient_norm=norms,
+        error=errors,
+        late=late / step,
         parameters={name: stack([value[name] for value in values]) for name in values[0]},
         linearisations=run.costs.linearisations,
         gradients=run.costs.gradients,

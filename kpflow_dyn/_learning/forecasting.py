@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
+from kpflow_dyn._backend import Values, backend_for
 from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._learning.decay import Decay, Spectrum, certain, squares
-from kpflow_dyn._learning.descent import GradientFlow, along
+from kpflow_dyn._learning.descent import GradientFlow, Run, along, optimizer_of
 from kpflow_dyn._learning.linearised import LinearisedObjective, spectrum
 from kpflow_dyn._learning.losses import Loss, OutputLoss, counted, full_mask, loss_of_states, output_loss
 from kpflow_dyn._learning.objective import LOSS, Objective, field_of_model
@@ -20,6 +21,8 @@ from kpflow_dyn._learning.sampling import mean_losses
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers._integration import Integration
+from kpflow_dyn.solvers._landscape import Piece
+from kpflow_dyn.solvers._multirate import Multirate, OwnSteps
 from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock
 
 if TYPE_CHECKING:
@@ -29,22 +32,24 @@ PARTED = 0.1  # part of the loss by which forecast and gradient flow may differ
 RTOL = 5e-2  # of the gradient flow
 RTOL_FROZEN = 1e-2  # of that of the linearised model
 SETTLED, KNOWN = 1e-4, 1e-6  # parts of the first loss: far below, the curve need not be right, and is NaN if it is not
+BEGUN = 0.99  # part of the first loss below which times can be compared
 BESIDE = 8  # random vectors in the basis that mini-batches are followed in
 
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
-    """The loss of gradient descent under a frozen kernel.
+    """The loss of gradient descent, or of an optimiser, under a frozen kernel.
 
     Attributes:
-        lr: the learning rate.
+        lr: the learning rate; NaN of an optimiser that has its own.
         steps, loss: the predicted curve from step 0 on, each [point]; NaN where it is not known.
         rates: the eigenvalues of h^{1/2} ntk h^{1/2} whose modes the error has [mode], with the Hessian h of the loss
             in y as it is at step 0; a mode shrinks by 1 - lr rate a step.
         energies: the part of the loss at step 0 in each mode [mode], to second order.
-        holds_until: the step at which the loss of the gradient flow itself first differs by a tenth, because the kernel
-            changed; inf where it never does, NaN where this was not asked for or could not be found.
-        flow_steps, flow_loss: the gradient flow up to there, each [point].
+        holds_until: the step at which training itself first differs by a tenth, in the loss or in the time to it,
+            because the kernel changed; inf where it never does, NaN where this was not asked for or could not be found.
+            Training is the gradient flow, or the optimiser.
+        flow_steps, flow_loss: the training up to there, each [point].
         mean_loss: with batches, the loss on all trials at `steps` [point], in the mean over the draws; else None.
         applications: of the kernel to one vector.
         frozen: what gives the loss at any step.
@@ -81,6 +86,24 @@ class Forecast:
             raise ValueError(f"fraction must be between 0 and 1, got {fraction!r}")
         return self.frozen.steps_to(fraction)
 
+    def interval_to(self, fraction: float) -> tuple[float, float]:
+        """Between which steps training itself has its loss at this fraction; NaN where the forecast was not checked.
+
+        Up to `holds_until` the forecast is right to a tenth; what comes after is not known.
+
+        Raises:
+            ValueError: as `steps_to`.
+        """
+        steps, parted = self.steps_to(fraction), 1 + PARTED
+        if math.isnan(self.holds_until):
+            return math.nan, math.nan
+        if steps <= self.holds_until:
+            return steps / parted, steps * parted
+        reached = np.flatnonzero(self.flow_loss <= fraction * self.flow_loss[0])
+        if len(reached):
+            return float(self.flow_steps[reached[0] - 1]) / parted, float(self.flow_steps[reached[0]]) * parted
+        return float(min(self.holds_until, self.steps[-1])), math.inf
+
     def plot(self, recorded: Any = None, dark: bool = False) -> Figure:
         """The forecast, the gradient flow, and losses that were recorded, one for each step from 0 on."""
         from kpflow_dyn.figures import _learning as figures
@@ -90,12 +113,18 @@ class Forecast:
     def __str__(self) -> str:
         found = {part: self.steps_to(part) for part in (0.5, 0.2, 0.1)}
         rows = [
-            f"{100 * part:3.0f} % of the loss after {steps:.4g} steps"
-            if not math.isnan(steps)
-            else f"{100 * part:3.0f} % of the loss: not within {self.steps[-1]:.0f} steps"
+            f"{100 * part:3.0f} % of the loss "
+            + (f"after {steps:.4g} steps" if not math.isnan(steps) else f"not within {self.steps[-1]:.0f} steps")
+            + _between(*self.interval_to(part))
             for part, steps in found.items()
         ]
-        return "\n".join([*rows, f"holds for {self.holds_until:.4g} steps"])
+        return "\n".join([*rows, f"under the kernel as it is; holds for {self.holds_until:.4g} steps"])
+
+
+def _between(low: float, high: float) -> str:
+    if math.isnan(low):
+        return ""
+    return f" (training: {low:.4g} to {high:.4g})" if high < math.inf else f" (training: later than {low:.4g})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +145,11 @@ class FrozenModes:
         """The loss of the gradient flow, in the limit of small steps."""
         return float(np.exp(-2 * tau * self.lower[0]) @ self.lower[1])
 
+    def when(self, fraction: float) -> float:
+        """tau at which `along` is this fraction of the first; inf where that takes more than 1e12 steps."""
+        tiny = 1e-6 / max(float(self.lower[0].max()), 1e-300)
+        return tiny * first_below(self.lower[1], self.lower[0], tiny, fraction)
+
     def steps_to(self, fraction: float) -> float:
         """The step."""
         of = lambda rates, energies: np.array(first_below(energies, rates, self.lr, fraction))  # noqa: E731
@@ -124,7 +158,7 @@ class FrozenModes:
 
 @dataclass(frozen=True, eq=False)
 class FrozenFlow:
-    """Of any other loss: the gradient flow of the linearised model, up to the last step."""
+    """Of another loss or an optimiser: training of the linearised model, a step of which takes a time lr."""
 
     lr: float
     flow: GradientFlow
@@ -135,8 +169,13 @@ class FrozenFlow:
         return np.where(tau <= end * (1 + 1e-12), self.flow(np.minimum(tau, end)), math.nan)
 
     def along(self, tau: float) -> float:
-        """The loss of the gradient flow."""
+        """The loss of the training."""
         return float(self.flow(min(tau, self.flow.time[-1])))
+
+    def when(self, fraction: float) -> float:
+        """The time at which it is this fraction of the first; inf where it is not."""
+        time = self.flow.time_to(fraction)
+        return math.inf if math.isnan(time) else time
 
     def steps_to(self, fraction: float) -> float:
         """The step."""
@@ -147,14 +186,16 @@ def forecast(
     flow: Flow | Output,
     target: Any = None,
     *,
-    lr: float,
+    lr: float | None = None,
     steps: int,
     loss: Loss = "squared_error",
     mask: Any = None,
     batch: int | None = None,
     check: bool = True,
+    optimizer: Any = None,
+    clip: float | None = None,
 ) -> Forecast:
-    """What gradient descent does to the loss if the kernel stays as it is.
+    """What gradient descent, or an optimiser, does to the loss if the kernel stays as it is.
 
         L = <e, m e> / <1, m>,  e = y - target:    e after s steps = (1 - lr H)^s e,   H = 2 m ntk / <1, m>
 
@@ -175,12 +216,13 @@ def forecast(
         mask: m >= 0, broadcastable to the shape of y, or [trial, time]; all ones when None. None with a function.
         batch: how many trials a step sees, drawn anew for each without repetition; all when None. Then `mean_loss` is
             that of such steps, in the mean over the draws; of the squared error only.
-        check: whether to follow the gradient flow; left out with a metric, and for states on a span of an ODE.
+        check: whether to follow the training itself; left out with a metric, and for states on a span of an ODE.
+        optimizer, clip: as in `gradient_flow`, whose `lr` may be its own: then the linearised model is trained by it.
 
     Raises:
-        ValueError: a target or mask that does not fit, a batch with another loss, or a learning rate at which descent
-            under the frozen kernel is unstable: above 2 over the largest rate. Below it, descent itself may still be
-            unstable: the Hessian of the model, which the frozen kernel does not know, may be larger or grow.
+        ValueError: a target or mask that does not fit, a batch with another loss or an optimiser, or a learning rate at
+            which descent under the frozen kernel is unstable: above 2 over the largest rate. Below it, descent itself
+            may still be unstable: the Hessian of the model, which the frozen kernel does not know, may be larger.
     Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
 
     >>> import torch, kpflow_dyn as kp
@@ -190,25 +232,50 @@ def forecast(
     >>> bool(found.loss[-1] < found.loss[0])
     True
     """
-    if not (isinstance(lr, int | float) and 0 < lr < math.inf and isinstance(steps, int) and steps > 0):
-        raise ValueError(f"lr is {lr!r} and steps is {steps!r}, expected a positive number and a positive integer")
+    _check(lr, steps, optimizer)
     of_outputs, space = loss_of(flow, target, mask, loss), flow.ntk.domain
-    _check_batch(batch, space, of_outputs)
+    _check_batch(batch, space, of_outputs, optimizer)
     grid = np.unique(np.concatenate([np.arange(min(steps, 1000) + 1), np.geomspace(1, steps, 1000).round(), [steps]]))
-    road = _frozen_modes if of_outputs.quadratic else _frozen_flow
+    training = Training(optimizer, lr, clip)
+    road = _frozen_steps if optimizer is not None else _frozen_modes if of_outputs.quadratic else _frozen_flow
     with full_precision(outputs(flow)):
-        frozen, (rates, energies), applications, mean = road(flow, of_outputs, lr, grid, batch)
+        frozen, (rates, energies), applications, mean = road(flow, of_outputs, training, grid, batch)
         path, parted = np.zeros((2, 0)), math.nan
         if check and _can_descend(flow) and frozen.at(np.zeros(())) > 0:
-            path, parted = _flow_beside(flow, of_outputs, lr * steps, frozen.along)
-    known = frozen.at(grid)
-    return Forecast(lr, grid, known, rates, energies, parted / lr, path[0] / lr, path[1], mean, applications, frozen)
+            path, parted = _flow_beside(training.run(*_objective(flow, of_outputs), steps), frozen)
+    parted, path[0] = parted / training.step, path[0] / training.step
+    known, lr = frozen.at(grid), math.nan if lr is None else lr
+    return Forecast(lr, grid, known, rates, energies, parted, path[0], path[1], mean, applications, frozen)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train: by the gradient flow, or by an optimiser in its steps."""
+
+    optimizer: Any
+    lr: float | None
+    clip: float | None
+
+    @property
+    def step(self) -> float:
+        """The time of a step of training, in what a run counts."""
+        return 1.0 if self.optimizer is not None else float(self.lr or math.nan)
+
+    def run(self, objective: Objective | LinearisedObjective, values: Values, steps: float) -> Run:
+        """A run of so many steps from these parameters."""
+        theta = objective.theta(values)
+        if self.optimizer is None:
+            return Integration(objective, theta, self.step * steps, None, RTOL)
+        backend = backend_for(theta, "theta", "[n]")
+        rule = backend.training.Rule(optimizer_of(backend, self.optimizer, self.lr), self.lr, self.clip, values)
+        return OwnSteps(objective, theta, steps, rule, Multirate(), RTOL)
 
 
 def _frozen_modes(
-    flow: Flow | Output, loss: OutputLoss, lr: float, grid: np.ndarray, batch: int | None
+    flow: Flow | Output, loss: OutputLoss, training: Training, grid: np.ndarray, batch: int | None
 ) -> tuple[FrozenModes, Spectrum, int, np.ndarray | None]:
     """The curve of a quadratic loss, rates and energies, applications, and the mean over batches."""
+    lr = training.step
     measure = flow.ntk.domain.measure
     mask = loss.mask if measure is None else loss.mask / measure
     decay = squares(flow.ntk, (outputs(flow) - loss.target)[None], mask)
@@ -226,15 +293,43 @@ def _frozen_modes(
 
 
 def _frozen_flow(
-    flow: Flow | Output, loss: OutputLoss, lr: float, grid: np.ndarray, _batch: int | None
+    flow: Flow | Output, loss: OutputLoss, training: Training, grid: np.ndarray, _batch: int | None
 ) -> tuple[FrozenFlow, Spectrum, int, None]:
     """The same of any other loss."""
-    objective = LinearisedObjective(flow.ntk, outputs(flow), loss)
+    objective, lr = LinearisedObjective(flow.ntk, outputs(flow), loss), training.step
     run = Integration(objective, objective.start, lr * float(grid[-1]), ExponentialRosenbrock(), RTOL_FROZEN)
     rates, energies, applications = spectrum(run.point)
     _check_rate(lr, rates)
     found = along(run, objective, None)
     return FrozenFlow(lr, found), (rates, energies), applications + found.applications + found.gradients, None
+
+
+def _frozen_steps(
+    flow: Flow | Output, loss: OutputLoss, training: Training, grid: np.ndarray, _batch: int | None
+) -> tuple[FrozenFlow, Spectrum, int, None]:
+    """The same of an optimiser, in its steps."""
+    values = _as_moved(flow)
+    objective = LinearisedObjective(flow.ntk, outputs(flow), loss, values)
+    run = training.run(objective, values, float(grid[-1]))
+    rates, energies, applications = spectrum(run.point)
+    found = along(run, objective, None, 1.0, "an optimiser")
+    return FrozenFlow(1.0, found), (rates, energies), applications + found.gradients, None
+
+
+def _as_moved(flow: Flow | Output) -> Values:
+    """All parameters that learn, in the order in which the kernel's factor takes their changes."""
+    inner, readout = (flow.flow, flow) if isinstance(flow, Output) and flow.rate else (_states_of(flow), None)
+    if inner.R is not None or (readout is not None and readout.rate != 1):
+        raise ValueError("an optimizer has its own metric; linearize without one, and let the readout learn by True")
+    values = dict(inner.parameters)
+    if readout is not None:  # whose changes are [unit, out], and then those of its bias
+        values |= {"readout.weight": readout.weight.T}
+        values |= {} if readout.bias is None else {"readout.bias": readout.bias}
+    return values
+
+
+def _states_of(flow: Flow | Output) -> Flow:
+    return flow.flow if isinstance(flow, Output) else flow
 
 
 def _of_batches(decay: Decay, lr: float, batch: int, grid: np.ndarray) -> np.ndarray:
@@ -243,9 +338,17 @@ def _of_batches(decay: Decay, lr: float, batch: int, grid: np.ndarray) -> np.nda
     return mean_losses(vectors, decay.lower[0], start, lr, batch, int(grid[-1]))[grid.astype(int)]
 
 
-def _check_batch(batch: int | None, space: Space, loss: OutputLoss) -> None:
+def _check(lr: Any, steps: Any, optimizer: Any) -> None:
+    own = lr is None and optimizer is not None
+    if not ((own or (isinstance(lr, int | float) and 0 < lr < math.inf)) and isinstance(steps, int) and steps > 0):
+        raise ValueError(f"lr is {lr!r} and steps is {steps!r}, expected a positive number and a positive integer")
+
+
+def _check_batch(batch: int | None, space: Space, loss: OutputLoss, optimizer: Any) -> None:
     if batch is None:
         return
+    if optimizer is not None:
+        raise ValueError("the mean over batches is that of plain descent; with an optimizer take kp.gradient_flow")
     if not loss.quadratic:
         raise ValueError("the mean over batches is known for the squared error alone; leave batch out for other losses")
     if space.axes[0] != "trial" or not (isinstance(batch, int) and 1 <= batch <= space.shape[0]):
@@ -328,27 +431,32 @@ def _check_rate(lr: float, rates: np.ndarray) -> None:
 # The gradient flow beside it
 
 
-def _flow_beside(
-    flow: Flow | Output, loss: OutputLoss, span: float, frozen: Callable[[float], float]
-) -> tuple[np.ndarray, float]:
-    """Times and losses of the gradient flow [2, step] while it stays with the frozen one, and when it parts."""
-    run = _descent(flow, loss, span)
-    rows, parted = [(run.time, run.point.loss)], math.inf
+def _flow_beside(run: Run, frozen: FrozenModes | FrozenFlow) -> tuple[np.ndarray, float]:
+    """Times and losses of the training [2, step] while it stays with the frozen one, and when it parts."""
+    rows, parted, first = [(run.time, run.point.loss)], math.inf, run.point.loss
     while not run.finished and math.isinf(parted):
         if run.exhausted:
             return np.array(rows).T, math.nan
         before, piece = run.time, run.advance()
         rows.append((run.time, run.point.loss))
-        parted = _parting(lambda tau, piece=piece, before=before: piece(tau - before) / frozen(tau), before, run.time)
+
+        def apart(tau: float, piece: Piece = piece, before: float = before) -> float:
+            return _apart(frozen, tau, piece(tau - before), first)
+
+        parted = _parting(apart, before, run.time)
     return np.array(rows).T, parted
 
 
-def _parting(ratio: Callable[[float], float], before: float, after: float) -> float:
-    """Where in a step a ratio of losses leaves 1 by a tenth; inf where it does not by its end."""
-    from scipy.optimize import brentq
+def _apart(frozen: FrozenModes | FrozenFlow, tau: float, loss: float, first: float) -> float:
+    """By how much more than a tenth the frozen loss is another than this one, or has it at another time."""
+    in_loss = abs(loss / frozen.along(tau) - 1)
+    in_time = abs(frozen.when(loss / first) / tau - 1) if KNOWN < loss / first < BEGUN else 0.0
+    return max(in_loss, in_time) - PARTED
 
-    def apart(tau: float) -> float:
-        return abs(ratio(tau) - 1) - PARTED
+
+def _parting(apart: Callable[[float], float], before: float, after: float) -> float:
+    """Where in a step this becomes positive; inf where it does not by its end."""
+    from scipy.optimize import brentq
 
     if apart(after) < 0:
         return math.inf
@@ -356,15 +464,15 @@ def _parting(ratio: Callable[[float], float], before: float, after: float) -> fl
     return float(crossing)
 
 
-def _descent(flow: Flow | Output, loss: OutputLoss, span: float) -> Integration:
-    """The gradient flow from the parameters as they were linearised."""
+def _objective(flow: Flow | Output, loss: OutputLoss) -> tuple[Objective, Values]:
+    """The loss of the model itself, and the parameters as they were linearised."""
     inner = flow.flow if isinstance(flow, Output) else flow
     learn = isinstance(flow, Output) and flow.rate > 0
     of_states = loss_of_states(loss, inner.solution.problem.backend, flow, learn)
     own = {LOSS + name: getattr(of_states, name) for name in ("weight", "bias") if learn and hasattr(of_states, name)}
     values = {**inner.parameters, **own}
     objective = Objective(inner.solution, of_states, list(values))
-    return Integration(objective, objective.theta(values), span, None, RTOL)
+    return objective, values
 
 
 def _can_descend(flow: Flow | Output) -> bool:

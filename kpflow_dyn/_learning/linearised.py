@@ -14,6 +14,7 @@ from kpflow_dyn.solvers._counted import Counted
 from kpflow_dyn.solvers._krylov import Krylov
 from kpflow_dyn.solvers._landscape import Point
 from kpflow_dyn.solvers._orthogonalise import no_rows
+from kpflow_dyn.tracing._rows import split
 
 
 class LinearisedObjective:
@@ -25,14 +26,14 @@ class LinearisedObjective:
         kernel: J J*; delta are its factor's arguments, those of an optimiser's metric where it has one.
         y: the outputs.
         loss: of outputs, y -> number of shape ().
-        start: the parameters at delta = 0, where they matter, as to weight decay; zeros when None.
+        values: the parameters at delta = 0 by name, where they matter, as to weight decay.
 
     Attributes:
         start: the parameters at delta = 0.
     """
 
     def __init__(
-        self, kernel: GramOperator, y: Array, loss: Callable[[Array], Array], start: Array | None = None
+        self, kernel: GramOperator, y: Array, loss: Callable[[Array], Array], values: Values | None = None
     ) -> None:
         space = kernel.domain
         self._push, self._pull = on_rows(kernel.factor), on_rows(kernel.factor.T)
@@ -43,7 +44,8 @@ class LinearisedObjective:
         )
         changes = kernel.factor.domain
         zeros = array_namespace(y).zeros(changes.size, dtype=changes.dtype, device=device(y))
-        self.start = zeros if start is None else start
+        self._like = {"theta": zeros} if values is None else values
+        self.start = self.theta(self._like)
 
     def __call__(self, theta: Array) -> Point:
         """The loss there."""
@@ -54,9 +56,13 @@ class LinearisedObjective:
 
         return Point(theta, *self._around(theta), hessian, self._around)
 
+    def theta(self, values: Values) -> Array:
+        """All parameters [n] that have these values."""
+        return array_namespace(self._outputs).concat([value.reshape(-1) for value in values.values()], axis=0)
+
     def values(self, theta: Array) -> Values:
-        """All parameters in one."""
-        return {"theta": theta}
+        """The parameters by name."""
+        return dict(zip(self._like, split(theta, list(self._like.values())), strict=True))
 
     def _around(self, theta: Array) -> tuple[float, Array]:
         loss, gradient = self._derivatives.gradient(self._moved(theta), None)
@@ -71,6 +77,7 @@ def spectrum(point: Point) -> tuple[np.ndarray, np.ndarray, int]:
 
     A part is c^2 / (2 rate) with the gradient's coordinate c along a Ritz vector.
     """
+    assert point.hessian is not None
     operator, gradient = Counted(point.hessian), point.gradient[None]
     krylov = Krylov(operator, no_rows(gradient.shape[1], gradient), Random(0), "LM")
     krylov.begin(gradient, 1)

@@ -43,8 +43,9 @@ def _states(problem: DiscreteProblem | StaticProblem, model: nn.Module) -> Tenso
 
 def run(step: Step, cell: nn.Module, x: Tensor, z0: Tensor) -> Tensor:
     """The states [trial, time, unit]; by torch's own loop where that gives them all, and has two derivatives."""
-    whole = type(cell) in (nn.RNN, nn.GRU) and cell.num_layers == 1 and x.device.type == "cpu"
-    return over_sequence(cell, x, z0)[0] if whole else rollout.run(step, cell, x, z0)
+    if isinstance(cell, nn.RNN | nn.GRU) and cell.num_layers == 1 and x.device.type == "cpu":
+        return over_sequence(cell, x, z0)[0]
+    return rollout.run(step, cell, x, z0)
 
 
 class Derivatives:

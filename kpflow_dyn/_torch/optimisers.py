@@ -11,7 +11,7 @@ from torch import Tensor, nn, optim
 from kpflow_dyn._backend import Values
 
 Rate = Callable[[dict[str, Any], dict[str, Any]], Tensor | float]
-State = dict[nn.Parameter, dict[str, Any]]
+State = dict[Tensor, dict[str, Any]]
 
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adam": optim.Adam,

@@ -177,7 +177,7 @@ class Integration:
             raise RuntimeError(_too_short(self.time, tried.h))
         loss, self.time = self.point.loss, self.span
         self.steps += 1
-        return lambda _s: loss
+        return lambda s: loss  # noqa: ARG005
 
 
 def _methods(

@@ -61,7 +61,8 @@ class Costs:
     """What was computed so far; a gradient costs one, a product with a Hessian by automatic differentiation `EXACT`."""
 
     def __init__(self) -> None:
-        self.gradients = self.exact = self.differences = self.linearisations = 0
+        self.gradients: float = 0
+        self.exact = self.differences = self.linearisations = 0
 
     @property
     def applications(self) -> int:
