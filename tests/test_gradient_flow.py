@@ -190,6 +190,30 @@ def test_the_estimated_error_covers_the_error() -> None:
         assert 0 < flow.error[-1] < 10 * rtol
 
 
+# Every cell
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("module", [nn.GRU, nn.LSTM])
+def test_a_readout_of_the_last_h(module: type[nn.RNNBase], layers: int) -> None:
+    """Loss, readout and forecast read what the module itself gives out."""
+    torch.manual_seed(0)
+    model, x = module(2, 5, num_layers=layers, batch_first=True).double(), torch.randn(3, 6, 2).double()
+    readout, target = nn.Linear(5, 2).double(), torch.randn(3, 6, 2).double()
+    problem, weights = kp.DiscreteProblem(model, x), [*model.parameters(), *readout.parameters()]
+    loss = ((readout(model(x)[0]) - target) ** 2).mean()
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, weights)])
+    flow = kp.gradient_flow(problem, kp.squared_error(target, readout), 1e-3)
+    assert flow.loss[0] == pytest.approx(loss.item(), rel=1e-12)
+    assert flow.gradient_norm[0] == pytest.approx(float(gradient.norm()), rel=1e-12)
+    y = kp.linearize(kp.solve(problem)).output(readout, learn=True)
+    torch.testing.assert_close(y.values, readout(model(x)[0]).detach())
+    slope = 2 * (y.values - target) / target.numel()
+    torch.testing.assert_close((slope * y.ntk.mv(slope)).sum(), gradient @ gradient)
+    found = kp.forecast(y, target, lr=1e-3, steps=3)
+    assert found.loss[0] == pytest.approx(loss.item(), rel=1e-12) and np.isfinite(found.flow_loss).all()
+
+
 # Solutions that are known
 
 
@@ -350,12 +374,6 @@ def test_a_kink_is_where_the_flow_rests() -> None:
     assert flow.reached and flow.loss[-1] < 1e-9
     for part in (0.5, 0.1):
         assert flow.time_to(part) == pytest.approx((1 - part) * flow.loss[0], rel=1e-6)
-
-
-def test_a_loss_that_jumps_is_an_error() -> None:
-    net = nn.Linear(1, 1, bias=False).double()
-    with pytest.raises(RuntimeError, match="the loss jumps there"):
-        kp.gradient_flow(kp.StaticProblem(net, torch.ones(1, 1).double()), lambda s: (2 - s + 3 * (s > 1.5)).sum(), 9.0)
 
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

@@ -68,27 +68,6 @@ def _weighted_squares(arrays: Values, state: Array) -> Array:
     return (arrays["weights"] * (y - arrays["target"]) ** 2).sum()
 
 
-def units_read(model: Any, readout: Any, units: int) -> slice:
-    """All units of the state, or the h of the last layer, whichever has the width of the readout.
-
-    A state [unit] has all layers' h one after another, then all layers' c.
-
-    Raises:
-        ValueError: a readout of another width.
-    """
-    hidden = getattr(model, "hidden_size", units)
-    width = getattr(readout, "in_features", units)
-    if width == units:
-        return slice(0, units)
-    if width == hidden:
-        end = getattr(model, "num_layers", 1) * hidden
-        return slice(end - hidden, end)
-    either = (
-        f"{units} units" if hidden == units else f"{hidden} units (the last layer's h) or {units} (the whole state)"
-    )
-    raise ValueError(f"the readout takes {width} units, expected one of {either}")
-
-
 def mean_squared_error(output: Array, targets: Array, mask: Array) -> Array:
     """sum of m (y - y*)^2 over trials, times and outputs, divided by their number where m = 1.
 

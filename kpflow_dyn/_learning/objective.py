@@ -10,6 +10,7 @@ from kpflow_dyn._implicit.roads import check_call, states_of_network
 from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
+from kpflow_dyn._problems.units import hidden_of, units_read, width_of
 from kpflow_dyn._solve import solve
 from kpflow_dyn.ode._replay import replay, scheme
 from kpflow_dyn.solvers._landscape import NoSecondDerivative, Point
@@ -35,7 +36,8 @@ class Objective:
         self._models = models = backend.models
         of_model, of_loss = (_variables(models.parameters_of(part)) for part in (model, loss))
         known = _apart(of_model, {LOSS + name: value for name, value in of_loss.items()})
-        _check_loss(loss, solution.state)
+        self._read = _units_of(loss, model, solution.state)
+        _check_loss(loss, solution.state[..., self._read])
         names = choose(known, params)
         self._like = {name: known[name] for name in names}
         self.start = self.theta(self._like)
@@ -69,7 +71,7 @@ class Objective:
         values = self.values(theta)
         of_loss = {name.removeprefix(LOSS): value for name, value in values.items() if name not in self._of_model}
         state = self._states({name: values[name] for name in self._of_model}, scheme)
-        return self._models.call(lambda loss, state: loss(state), self._loss_model, of_loss, state)
+        return self._models.call(lambda loss, state: loss(state), self._loss_model, of_loss, state[..., self._read])
 
     def _states_of(self, solution: Solution) -> Callable[[Values, Any], Array]:
         """(parameters, scheme) -> the states."""
@@ -163,6 +165,12 @@ def _apart(of_model: Values, of_loss: Values) -> Values:
     if shared := [name for name, value in of_loss.items() if id(value) in ours or name in of_model]:
         raise ValueError(f"the parameters {shared} belong to the model and to the loss; they must be different ones")
     return of_model | of_loss
+
+
+def _units_of(loss: Any, model: Any, state: Array) -> slice:
+    """What of the state a loss is given: the h of the last layer where the loss has a readout of that width."""
+    units = state.shape[-1]
+    return units_read(model, loss, units) if width_of(loss, units) == hidden_of(model, units) else slice(None)
 
 
 def _check_loss(loss: Any, state: Array) -> None:

@@ -103,6 +103,9 @@ class Integration:
         """A step by this method, accepted after at most so many attempts; None where that did not do."""
         began, left = self.costs.total, self.span - self.time
         way.h = longest = min(way.h or way.steps.time_scale(self.point), left)
+        shortest = SHORTEST * max(longest, self.time)
+        if longest < shortest:
+            return self._rest(way.steps.attempt(self.point, REST * self.time, self._first_loss))
         tried, count, before = self._attempt(way), 1, math.inf
         while not self._accepts(tried, before, longest):
             if count >= most:
@@ -110,7 +113,7 @@ class Integration:
                 return None
             before = tried.ratio
             way.h = tried.h * max(way.steps.slowest, SAFETY * tried.ratio ** (-1 / way.steps.order))
-            if way.h < SHORTEST * longest:
+            if way.h < shortest:
                 return self._rest(tried)
             tried, count = self._attempt(way), count + 1
         gained = tried.h / (self.costs.total - began)
