@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from kpflow_dyn._arrays import Array, array_namespace, to_numpy
 from kpflow_dyn._backend import Values, backend_of
 from kpflow_dyn._implicit.roads import check_call, states_of_network
@@ -32,12 +34,13 @@ class Objective:
     """
 
     def __init__(self, solution: Solution, loss: Callable[[Array], Array], params: Choice) -> None:
+        solution, self._times = _on_its_nodes(solution)
         backend, model = solution.problem.backend, getattr(solution.problem, field_of_model(solution))
         self._models = models = backend.models
         of_model, of_loss = (_variables(models.parameters_of(part)) for part in (model, loss))
         known = _apart(of_model, {LOSS + name: value for name, value in of_loss.items()})
         self._read = _units_of(loss, model, solution.state)
-        _check_loss(loss, solution.state[..., self._read])
+        _check_loss(loss, self._seen(solution.state))
         names = choose(known, params)
         self._like = {name: known[name] for name in names}
         self.start = self.theta(self._like)
@@ -71,7 +74,11 @@ class Objective:
         values = self.values(theta)
         of_loss = {name.removeprefix(LOSS): value for name, value in values.items() if name not in self._of_model}
         state = self._states({name: values[name] for name in self._of_model}, scheme)
-        return self._models.call(lambda loss, state: loss(state), self._loss_model, of_loss, state[..., self._read])
+        return self._models.call(lambda loss, state: loss(state), self._loss_model, of_loss, self._seen(state))
+
+    def _seen(self, state: Array) -> Array:
+        """What of the states the loss is given."""
+        return (state[:, self._times] if state.ndim > 2 else state)[..., self._read]
 
     def _states_of(self, solution: Solution) -> Callable[[Values, Any], Array]:
         """(parameters, scheme) -> the states."""
@@ -134,6 +141,15 @@ def _steps_of(problem: Any) -> Callable[[Any, Any], Array]:
     return lambda cell, _scheme: problem.backend.solving.run(step, cell, problem.x, z0)
 
 
+def _on_its_nodes(solution: Solution) -> tuple[Solution, slice]:
+    """A solution at times that stay, and which of these the loss is given: a span's own nodes, behind its start."""
+    if not (isinstance(solution, ODESolution) and solution.problem.is_span):
+        return solution, slice(None)
+    field_of_model(solution)
+    times = np.concatenate([solution.problem.t[:1], solution.t])
+    return solve(solution.problem.remake(t=times), solution.alg, **solution.options), slice(1, None)
+
+
 def field_of_model(solution: Solution) -> str:
     """The name of the field of the problem that is the model; raise where its states cannot be differentiated twice."""
     if isinstance(solution, DiscreteSolution):
@@ -145,8 +161,6 @@ def field_of_model(solution: Solution) -> str:
             f"a gradient flow takes a DiscreteProblem, an ODEProblem or a StaticProblem, got "
             f"{type(solution.problem).__name__}"
         )
-    if solution.problem.is_span:
-        raise ValueError("a loss of states needs times that stay: give the ODEProblem a grid t instead of a span")
     if solution.steps is None or not solution.steps.tableau.explicit:
         raise ValueError(
             f"the steps of {solution.alg!r} cannot be differentiated twice; solve with an explicit Runge-Kutta method"

@@ -150,10 +150,22 @@ class ExponentialSteps:
         self._costs.linearisations += 1
 
     def _products(self, point: Point) -> Rows:
-        differences = _differences(point, self._costs)
-        if point.hessian is None or self._krylov > COARSE * eps_of(point.theta) ** 0.5:
+        """By differences where these are exact enough, or the gradient has no derivative."""
+        exact, differences, limit = point.hessian, _differences(point, self._costs), COARSE * eps_of(point.theta) ** 0.5
+        if exact is None or self._krylov >= limit:
             return differences
-        return _exact(point.hessian, differences, self._costs)
+        self._costs.gradients += 1  # once more, with a graph
+
+        def products(rows: Array) -> Array:
+            try:
+                found = exact(rows)
+            except NoSecondDerivative:
+                self._krylov = limit
+                return differences(rows)
+            self._costs.exact += rows.shape[0]
+            return found
+
+        return products
 
     def _judged(self, corrections: PhiProducts, linear: Array, tried: Tried, lost: float, allowed: float) -> Tried:
         """The step with its corrections; the loss at its end is computed if the parameters are within the tolerance."""
@@ -179,21 +191,6 @@ class ExponentialSteps:
             defects.append(point.gradient - point.gradient_at(point.theta + moved) + image)
             self._costs.gradients += 1
         return moved, array_namespace(moved).stack(defects)
-
-
-def _exact(hessian: Rows, differences: Rows, costs: Costs) -> Rows:
-    """By automatic differentiation; by differences where the gradient has no derivative."""
-
-    def products(rows: Array) -> Array:
-        try:
-            found = hessian(rows)
-        except NoSecondDerivative:
-            return differences(rows)
-        costs.exact += rows.shape[0]
-        return found
-
-    costs.gradients += 1  # once more, with a graph
-    return products
 
 
 def _differences(point: Point, costs: Costs) -> Rows:
