@@ -260,7 +260,7 @@ def test_a_gradient_without_a_derivative() -> None:
         kp.gradient_flow(kp.StaticProblem(Net(act).double(), x, state=""), kp.squared_error(y), 3.0, rtol=1e-4, alg=alg)
         for act in (Tanh.apply, torch.tanh)
     )
-    assert flow.differences == flow.applications > 0 == exact.differences
+    assert flow.differences == flow.applications > exact.differences == 1  # that compares the two
     assert flow.loss[-1] == pytest.approx(exact.loss[-1], rel=1e-5)
 
 
@@ -278,7 +278,7 @@ def test_kinks_are_crossed(name: str) -> None:
     target = x.cumsum(1) / 2
     problem = kp.DiscreteProblem(model, x) if name == "rnn" else kp.StaticProblem(model, x, state="")
     flow = kp.gradient_flow(problem, kp.squared_error(target, readout), 100.0, stop_below=0.6)
-    weights, losses, rate = [*model.parameters(), *readout.parameters()], [], flow.time_to(0.6) / 3000
+    weights, losses, rate = [*model.parameters(), *readout.parameters()], [], flow.time_to(0.6) / 800
     while not losses or losses[-1] > 0.6 * losses[0]:
         states = model(x)[0] if name == "rnn" else model(x)
         loss = ((readout(states) - target) ** 2).mean()

@@ -133,7 +133,7 @@ def tell(name: str, law: Law, run: Run) -> None:
         f"{run.before['dimension']:.2f}, temporal rank of the NTK {run.before['temporal rank']:.2f}"
     )
     for part, half in zip(forecast.names, forecast.half, strict=True):
-        print(f"    {part}: forecast tau to half {half:.3g}, trained to half in {steps_to_half(run, part):g} steps")
+        print(f"    {part}: forecast tau to half loss {half:.3g}, half learnt in {steps_to_half(run, part):g} steps")
     print(
         f"    after: error {run.after['error']:.1f} degrees; while it waits {int(points.is_fixed.sum())} fixed points "
         f"({int((points.is_fixed & points.is_stable).sum())} stable) and {int((~points.is_fixed).sum())} slow ones"
@@ -157,7 +157,7 @@ def draw(path: Path, runs: dict[str, Run], data: kp.tasks.TaskData) -> None:
     curves.set(xlabel="Step of training", ylabel="Learnt part of the target", ylim=(-0.1, 1.15))
     curves.legend(title="solid: direction, dotted: fixation", fontsize=8, title_fontsize=8, frameon=False)
     forecasts.set(
-        xscale="log", yscale="log", xlabel="Forecast at the start: tau to half", ylabel="Steps of Adam to half",
+        xscale="log", yscale="log", xlabel="Forecast at the start: tau to half loss", ylabel="Steps of Adam to half",
         title="squares: fixation, discs: direction",
     )  # fmt: skip
     best = min(runs, key=lambda name: runs[name].after["error"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kpflow_dyn._arrays import Array
 from kpflow_dyn.solvers._chebyshev import ChebyshevSteps, RungeKuttaChebyshev
+from kpflow_dyn.solvers._counted import Asymmetric
 from kpflow_dyn.solvers._landscape import TINY, Costs, Landscape, Piece, Tried, inner
 from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock, ExponentialSteps
 
@@ -40,6 +41,10 @@ class _Way:
         self.before = max(tried.ratio, 1e-3)
 
 
+class GivenUp(Exception):
+    """A step that would take too many attempts."""
+
+
 class Integration:
     """A run from one point on, step by step.
 
@@ -62,7 +67,7 @@ class Integration:
         self.costs, self.steps, self._rtol = Costs(), 0, rtol
         self.costs.gradients = 1
         self._ways = [_Way(steps) for steps in _methods(landscape, alg, rtol, self.costs)]
-        self._most = _most_steps(alg)
+        self._last_resort, self._most = self._ways[0], _most_steps(alg)
         self._first_loss, self._spent, self._next_try = abs(self.point.loss), 0.0, PATIENCE
 
     @property
@@ -87,20 +92,33 @@ class Integration:
 
     def advance(self) -> Piece:
         """Take a step, as long as the tolerance allows: the loss along it. A RuntimeError if none is short enough."""
-        used, *others = self._ways
-        if others and self.costs.total >= self._next_try:
+        if len(self._ways) > 1 and self.costs.total >= self._next_try:
             self._next_try *= 2
-            others[0].h = others[0].h or LONGER * used.h
-            piece = self._step(others[0], GIVE_UP)
-            self._ways.sort(key=lambda way: -way.pace)
+            used, other = self._ways
+            other.h = other.h or LONGER * used.h
+            piece = self._on_trial(other)
+            self._sort()
             if piece is not None:
                 return piece
-        piece = self._step(used)
-        assert piece is not None
-        return piece
+        first = self._ways[0]
+        piece = None if first is self._last_resort else self._on_trial(first)
+        return piece or self._step(self._last_resort)
 
-    def _step(self, way: _Way, most: float = math.inf) -> Piece | None:
-        """A step by this method, accepted after at most so many attempts; None where that did not do."""
+    def _on_trial(self, way: _Way) -> Piece | None:
+        """A step, or None where this method does badly: not within a few attempts, or with no symmetric Hessian."""
+        try:
+            return self._step(way, GIVE_UP)
+        except (Asymmetric, GivenUp):
+            way.pace = 0.0
+            self._sort()
+            return None
+
+    def _sort(self) -> None:
+        """The method that comes further for a gradient first."""
+        self._ways.sort(key=lambda way: -way.pace)
+
+    def _step(self, way: _Way, most: float = math.inf) -> Piece:
+        """A step by this method, accepted after at most so many attempts; a `GivenUp` where that did not do."""
         began, left = self.costs.total, self.span - self.time
         way.h = longest = min(way.h or way.steps.time_scale(self.point), left)
         shortest = SHORTEST * max(longest, self.time)
@@ -109,8 +127,7 @@ class Integration:
         tried, count, before = self._attempt(way), 1, math.inf
         while not self._accepts(tried, before, longest):
             if count >= most:
-                way.pace = 0.0
-                return None
+                raise GivenUp
             before = tried.ratio
             way.h = tried.h * max(way.steps.slowest, SAFETY * tried.ratio ** (-1 / way.steps.order))
             if way.h < shortest:
