@@ -266,7 +266,7 @@ def test_a_gradient_without_a_derivative() -> None:
 
 RELUS = {
     "rnn": lambda: nn.RNN(1, 8, nonlinearity="relu", batch_first=True),
-    "mlp": lambda: nn.Sequential(nn.Linear(1, 16), nn.LeakyReLU(0.1), nn.Linear(16, 8), nn.Hardsigmoid()),
+    "mlp": lambda: nn.Sequential(nn.Linear(1, 16), nn.LeakyReLU(0.1), nn.Linear(16, 8), nn.Tanh()),
 }
 
 
@@ -277,9 +277,9 @@ def test_kinks_are_crossed(name: str) -> None:
     model, readout, x = RELUS[name]().double(), nn.Linear(8, 1).double(), torch.randn(4, 8, 1).double()
     target = x.cumsum(1) / 2
     problem = kp.DiscreteProblem(model, x) if name == "rnn" else kp.StaticProblem(model, x, state="")
-    flow = kp.gradient_flow(problem, kp.squared_error(target, readout), 100.0, stop_below=0.6)
-    weights, losses, rate = [*model.parameters(), *readout.parameters()], [], flow.time_to(0.6) / 800
-    while not losses or losses[-1] > 0.6 * losses[0]:
+    flow = kp.gradient_flow(problem, kp.squared_error(target, readout), 100.0, stop_below=0.8, rtol=0.02)
+    weights, losses, rate = [*model.parameters(), *readout.parameters()], [], flow.time_to(0.8) / 800
+    while not losses or losses[-1] > 0.8 * losses[0]:
         states = model(x)[0] if name == "rnn" else model(x)
         loss = ((readout(states) - target) ** 2).mean()
         losses.append(loss.item())
@@ -287,9 +287,9 @@ def test_kinks_are_crossed(name: str) -> None:
             for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True):
                 weight.sub_(rate * slope)
     assert (np.diff(losses) < 0).all()
-    low, high = flow.interval_to(0.6)
+    low, high = flow.interval_to(0.8)
     assert low < rate * len(losses) < high and flow.cost < 300
-    assert flow.time_to(0.6) == pytest.approx(rate * len(losses), rel=0.03)
+    assert flow.time_to(0.8) == pytest.approx(rate * len(losses), rel=0.03)
 
 
 # Solutions that are known

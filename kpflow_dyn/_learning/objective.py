@@ -55,7 +55,7 @@ class Objective:
         try:
             scheme = self._scheme(theta)
         except SolveError:
-            return Point(theta, math.nan, theta, None, lambda theta: (math.nan, theta))
+            return Point(theta, math.nan, theta, lambda rows: rows, lambda theta: (math.nan, theta))
 
         def around(other: Array) -> tuple[float, Array]:
             return self._derivatives.gradient(other, scheme)

@@ -43,7 +43,7 @@ class RungeKuttaChebyshev:
     """
 
     stages: int = 60
-    max_steps: int = 10_000
+    max_steps: int = 2_000
 
     def __post_init__(self) -> None:
         if self.stages < 2 or self.max_steps < 1:

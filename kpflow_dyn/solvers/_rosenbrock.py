@@ -154,7 +154,7 @@ class ExponentialSteps:
     def _products(self, point: Point) -> Rows:
         """By differences where these are exact enough, or where the gradient has no derivative."""
         exact, differences, limit = point.hessian, _differences(point, self._costs), COARSE * eps_of(point.theta) ** 0.5
-        if exact is None or self._krylov >= limit:
+        if self._krylov >= limit:
             return differences
         self._costs.gradients += 1  # once more, with a graph
 
