@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._backend import BACKENDS, backend_of
-from kpflow_dyn._learning.losses import Loss, OutputLoss, loss_of_targets, units_read
+from kpflow_dyn._learning.losses import Loss, OutputLoss, loss_of_targets
+from kpflow_dyn._problems.units import units_read
 from kpflow_dyn._progress import bars
 from kpflow_dyn.tasks._data import TaskData, check_count
 

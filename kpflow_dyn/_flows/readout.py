@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, to_numpy
+from kpflow_dyn._problems.units import units_read
 from kpflow_dyn._spaces.operators import GramOperator, Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
 
@@ -25,47 +26,58 @@ class Readout:
     rate: float = 0.0
 
 
-def readout(ntk: GramOperator, state: Array, parts: dict[str, int], C: Any, learn: bool | float) -> Readout:
-    """A readout of states that move by this ntk; see `Flow.output`."""
+def readout(ntk: GramOperator, model: Any, state: Array, parts: dict[str, int], C: Any, learn: bool | float) -> Readout:
+    """A readout of states of a model that move by this ntk; see `Flow.output`."""
     space = ntk.domain
-    weight, bias = _matrix(C, space), getattr(C, "bias", None)
+    (weight, units), bias = _matrix(C, model, space), getattr(C, "bias", None)
     if not isinstance(learn, int | float) or not 0 <= learn < math.inf:
         raise ValueError(f"learn is {learn!r}, expected True, False or a learning rate")
     out = Space((*space.axes[:-1], "out"), (*space.shape[:-1], weight.shape[0]), space.like, space.measure, space.mask)
-    read = on_spaces(space, out, lambda s: s @ weight.T, lambda y: y @ weight)
+    of_state = _beside_zeros(weight, units, space)
+    read = on_spaces(space, out, lambda s: s @ of_state.T, lambda y: y @ of_state)
     J, apart = read @ ntk.factor, None if ntk.apart is None else read @ ntk.apart
     if learn:
-        V = _variables(state, space, bias is not None) * float(learn) ** 0.5
+        V = _variables(state, units, space, bias is not None) * float(learn) ** 0.5
         J = _beside(J, _site(V, out, ()))
         apart = None if apart is None else _beside(apart, _site(V, out, out.shape[:1]))
         parts = parts | {"readout.weight": weight.shape[0] * weight.shape[1]}
         parts |= {"readout.bias": weight.shape[0]} if bias is not None else {}
     bias = None if bias is None else like_numpy(np.array(to_numpy(bias)), space.like)
-    values = state @ weight.T + (0 if bias is None else bias)
+    values = state @ of_state.T + (0 if bias is None else bias)
     moved, rate = GramOperator(J, None, apart), float(learn)
     return Readout(values=values, C=read, J=J, ntk=moved, parts=parts, weight=weight, bias=bias, rate=rate)
 
 
-def _matrix(C: Any, space: Space) -> Array:
-    """A copy of C [out, unit] like the states."""
+def _matrix(C: Any, model: Any, space: Space) -> tuple[Array, slice]:
+    """A copy of C [out, unit] like the states, and which units of them it reads."""
     if space.axes[0] != "trial" or space.axes[-1] != "unit":
         raise ValueError(f"a readout takes states [trial, ..., unit], and these are {space}")
     weight = np.array(to_numpy(getattr(C, "weight", C)))
-    if weight.ndim != 2 or weight.shape[1] != space.shape[-1]:
+    if weight.ndim != 2:
         raise ValueError(f"C has shape {weight.shape}, expected [out, unit] with unit = {space.shape[-1]}, or a Linear")
     if weight.dtype.kind not in "iuf" or not np.isfinite(weight).all():
         raise ValueError("C holds other things than finite numbers")
-    return like_numpy(weight, space.like)
+    return like_numpy(weight, space.like), units_read(model, weight, space.shape[-1])
 
 
-def _variables(state: Array, space: Space, bias: bool) -> Array:
+def _beside_zeros(weight: Array, units: slice, space: Space) -> Array:
+    """C of the whole state [out, unit]."""
+    xp, (out, _width) = array_namespace(weight), weight.shape
+    before, after = (
+        xp.zeros((out, n), dtype=weight.dtype, device=device(weight))
+        for n in (units.start, space.shape[-1] - units.stop)
+    )
+    return xp.concat([before, weight, after], axis=1)
+
+
+def _variables(state: Array, units: slice, space: Space, bias: bool) -> Array:
     """What the readout multiplies: [s] or [s, 1] at each trial and time that counts."""
     if tuple(state.shape) != space.shape:
         raise ValueError(
             f"the flow's states {space.shape} are not those of the solution {(*state.shape,)}; take .output of the "
             "flow itself, not of flow.nodal"
         )
-    xp = array_namespace(state)
+    xp, state = array_namespace(state), state[..., units]
     return space.counted(xp.concat([state, xp.ones_like(state[..., :1])], axis=-1) if bias else state)
 
 

@@ -43,8 +43,8 @@ def curvature(loss: OutputLoss, y: Array, space: Space) -> Curvature:
     derivatives = backend_for(y, "y", "[trial, time, out]").objectives.Derivatives(
         lambda rows, _scheme: loss(space.from_euclidean(rows.reshape(space.shape)))
     )
-    place = space.to_euclidean(y).reshape((-1,))
-    (_value, gradient), hessian = derivatives.gradient(place, None), derivatives.hessian(place, None)
+    at = space.to_euclidean(y).reshape((-1,))
+    (_value, gradient), hessian = derivatives.gradient(at, None), derivatives.hessian(at, None)
     out = space.shape[-1]
     ones = np.tile(np.eye(out), (1, space.size // out))  # [out, n]: one output, everywhere
     blocks = np.moveaxis(to_numpy(hessian(like_numpy(ones, y))).reshape((out, -1, out)), 0, 1)

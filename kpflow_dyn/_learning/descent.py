@@ -67,7 +67,7 @@ class GradientFlow:
     late: np.ndarray
     parameters: dict[str, Array] = field(repr=False)
     linearisations: int
-    gradients: int
+    gradients: float
     applications: int
     differences: int
     cost: float
@@ -171,19 +171,20 @@ def gradient_flow(
         d theta / d tau = -grad L(S(theta)),        theta(0) as in the model
 
     Explicit descent is stable only for learning rates below 2 / l_1, with l_1 the largest eigenvalue of the Hessian, so
-    that a slow direction of eigenvalue l_k takes about l_1 / l_k steps. Here each step solves the flow of the quadratic
-    model exactly, by functions of the Hessian, and is as long as its error allows. The parameters are copied.
+    that a slow direction of eigenvalue l_k takes about l_1 / l_k steps. Here a step is as long as its error allows: one
+    of several gradients that is stable far beyond 2 / l_1, or one that solves the flow of the quadratic model exactly,
+    by functions of the Hessian; of both the one that comes further for a gradient. The parameters are copied.
 
     Args:
-        problem: a DiscreteProblem, a StaticProblem, or an ODEProblem on a grid of times; or its Solution, whose solver
-            and tolerances are then those of every later solve. An ODE is differentiated on the steps that its solver
-            took, and solved again after each step of the flow.
+        problem: a DiscreteProblem, a StaticProblem or an ODEProblem, of a span at the nodes of its solution; or its
+            Solution, whose solver and tolerances are then those of every later solve. An ODE is differentiated on the
+            steps that its solver took, and solved again after each step of the flow.
         loss: from the states [trial, time, unit] to a number of shape (). If it has parameters, such as those of a
             readout, they learn too: an nn.Module, or in JAX a callable pytree, whose jax arrays are parameters and
             whose numpy arrays are constants.
         span: how long to flow, in tau = learning rate times steps; with an optimiser how many of its steps.
         params: which parameters learn, names or a function of the name, as in `linearize`; all when None.
-        alg: the options of the integrator; `ExponentialRosenbrock()` when None.
+        alg: `RungeKuttaChebyshev(...)` or `ExponentialRosenbrock(...)`; None for the cheaper of both at any time.
         rtol: the error of a step, relative to what it does: in time to its length, in the parameters to the distance.
         stop_below: end as soon as the loss is below this part of what it was at the start.
         optimizer: "adam", "adamw", "rmsprop", "sgd"; or what makes another one: in torch a class called as
@@ -199,17 +200,17 @@ def gradient_flow(
     Raises:
         TypeError, ValueError: for a problem that cannot be differentiated twice, a loss that is no finite number, or
             options out of range.
-        RuntimeError: where no step is short enough, for a loss that is not smooth.
+        RuntimeError: where no step is short enough, for a loss that is NaN or jumps; kinks are crossed.
 
     Warns:
-        UserWarning: after alg.max_linearisations; the flow up to there is returned with `reached` False.
+        UserWarning: after as many steps as alg allows; the flow up to there is returned with `reached` False.
 
-    Source as `solvers.ExponentialRosenbrock`.
+    Source as `solvers.RungeKuttaChebyshev` and `solvers.ExponentialRosenbrock`.
 
     >>> import torch, kpflow_dyn as kp
     >>> net, x = torch.nn.Linear(2, 1, bias=False).double(), torch.tensor([[1.0, 0.0], [0.0, 30.0]]).double()
     >>> flow = kp.gradient_flow(kp.StaticProblem(net, x), lambda y: ((y - 1) ** 2).sum() / 2, span=14.0)
-    >>> flow.reached, flow.linearisations < 5  # where descent takes 6300 steps, as the curvatures are 1 and 900
+    >>> flow.reached, flow.cost < 400  # where descent takes 6300 steps, as the curvatures are 1 and 900
     (True, True)
     >>> flow.parameters["weight"][-1]
     tensor([[1.0000, 0.0333]], dtype=torch.float64)
@@ -233,7 +234,7 @@ def gradient_flow(
             run = OwnSteps(objective, objective.start, span, rule, own, rtol)
         else:
             run = Integration(objective, objective.start, rule.rate * span, None, rtol, rule.rate)
-        step = float(rule.rate) if isinstance(run, Integration) else 1.0
+        step = rule.rate if rule.rate is not None and batch is None else 1.0
         return along(run, objective, stop_below, step, _name_of(optimizer))
 
 

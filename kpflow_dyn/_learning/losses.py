@@ -340,24 +340,3 @@ def _on_states(loss: OutputLoss, arrays: Values, state: Array, trials: Any = Non
     """The loss of states, or of those of some trials alone."""
     y = state @ arrays["weight"].T if "weight" in arrays else state
     return (loss if trials is None else loss.on(trials))(y + arrays["bias"] if "bias" in arrays else y)
-
-
-def units_read(model: Any, readout: Any, units: int) -> slice:
-    """All units of the state, or the h of the last layer, whichever has the width of the readout.
-
-    A state [unit] has all layers' h one after another, then all layers' c.
-
-    Raises:
-        ValueError: a readout of another width.
-    """
-    hidden = getattr(model, "hidden_size", units)
-    width = getattr(readout, "in_features", units)
-    if width == units:
-        return slice(0, units)
-    if width == hidden:
-        end = getattr(model, "num_layers", 1) * hidden
-        return slice(end - hidden, end)
-    either = (
-        f"{units} units" if hidden == units else f"{hidden} units (the last layer's h) or {units} (the whole state)"
-    )
-    raise ValueError(f"the readout takes {width} units, expected one of {either}")

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from kpflow_dyn._arrays import Array, array_namespace
 from kpflow_dyn._backend import Values, backend_of
 from kpflow_dyn._implicit.roads import check_call, states_of_network
@@ -11,6 +13,7 @@ from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._learning.losses import check_number
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
+from kpflow_dyn._problems.units import hidden_of, units_read, width_of
 from kpflow_dyn._solve import solve
 from kpflow_dyn.ode._replay import replay, scheme
 from kpflow_dyn.solvers._landscape import NoSecondDerivative, Point
@@ -32,11 +35,13 @@ class Objective:
     """
 
     def __init__(self, solution: Solution, loss: Callable[[Array], Array], params: Choice) -> None:
+        solution, self._times = _on_its_nodes(solution)
         backend, model = solution.problem.backend, getattr(solution.problem, field_of_model(solution))
         self._models = models = backend.models
         of_model, of_loss = (_variables(models.parameters_of(part)) for part in (model, loss))
         known = _apart(of_model, {LOSS + name: value for name, value in of_loss.items()})
-        _check_loss(loss, solution.state)
+        self._read = _units_of(loss, model, solution.state)
+        _check_loss(loss, self._seen(solution.state))
         names = choose(known, params)
         self._like = {name: known[name] for name in names}
         self.start = self.theta(self._like)
@@ -50,7 +55,7 @@ class Objective:
         try:
             scheme = self._scheme(theta)
         except SolveError:
-            return Point(theta, math.nan, theta, None, lambda theta: (math.nan, theta))
+            return Point(theta, math.nan, theta, lambda rows: rows, lambda theta: (math.nan, theta))
 
         def around(other: Array) -> tuple[float, Array]:
             return self._derivatives.gradient(other, scheme)
@@ -94,7 +99,12 @@ class Objective:
         of_loss = {name.removeprefix(LOSS): value for name, value in values.items() if name not in self._of_model}
         state = self._states({name: values[name] for name in self._of_model}, scheme)
         of_some = (scheme,) if scheme is not None and isinstance(self._solution, DiscreteSolution) else ()
-        return self._models.call(lambda loss, *args: loss(*args), self._loss_model, of_loss, state, *of_some)
+        call = self._models.call
+        return call(lambda loss, *args: loss(*args), self._loss_model, of_loss, self._seen(state), *of_some)
+
+    def _seen(self, state: Array) -> Array:
+        """What of the states the loss is given."""
+        return (state[:, self._times] if state.ndim > 2 else state)[..., self._read]
 
     def _states_of(self, solution: Solution) -> Callable[[Values, Any], Array]:
         """(parameters, scheme) -> the states."""
@@ -162,6 +172,15 @@ def _steps_of(problem: Any) -> Callable[[Any, Any], Array]:
     return states
 
 
+def _on_its_nodes(solution: Solution) -> tuple[Solution, slice]:
+    """A solution at times that stay, and which of these the loss is given: a span's own nodes, behind its start."""
+    if not (isinstance(solution, ODESolution) and solution.problem.is_span):
+        return solution, slice(None)
+    field_of_model(solution)
+    times = np.concatenate([solution.problem.t[:1], solution.t])
+    return solve(solution.problem.remake(t=times), solution.alg, **solution.options), slice(1, None)
+
+
 def field_of_model(solution: Solution) -> str:
     """The name of the field of the problem that is the model; raise where its states cannot be differentiated twice."""
     if isinstance(solution, DiscreteSolution):
@@ -173,8 +192,6 @@ def field_of_model(solution: Solution) -> str:
             f"a gradient flow takes a DiscreteProblem, an ODEProblem or a StaticProblem, got "
             f"{type(solution.problem).__name__}"
         )
-    if solution.problem.is_span:
-        raise ValueError("a loss of states needs times that stay: give the ODEProblem a grid t instead of a span")
     if solution.steps is None or not solution.steps.tableau.explicit:
         raise ValueError(
             f"the steps of {solution.alg!r} cannot be differentiated twice; solve with an explicit Runge-Kutta method"
@@ -193,6 +210,12 @@ def _apart(of_model: Values, of_loss: Values) -> Values:
     if shared := [name for name, value in of_loss.items() if id(value) in ours or name in of_model]:
         raise ValueError(f"the parameters {shared} belong to the model and to the loss; they must be different ones")
     return of_model | of_loss
+
+
+def _units_of(loss: Any, model: Any, state: Array) -> slice:
+    """What of the state a loss is given: the h of the last layer where the loss has a readout of that width."""
+    units = state.shape[-1]
+    return units_read(model, loss, units) if width_of(loss, units) == hidden_of(model, units) else slice(None)
 
 
 def _check_loss(loss: Any, state: Array) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
-from kpflow_dyn._learning.losses import counted, full_mask, units_read
+from kpflow_dyn._learning.losses import counted, full_mask
 from kpflow_dyn._problems.problems import DiscreteProblem
+from kpflow_dyn._problems.units import units_read
 from kpflow_dyn.tracing._rows import split
 
 PARTS = (0.5, 0.1)

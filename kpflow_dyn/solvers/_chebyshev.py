@@ -43,7 +43,7 @@ class RungeKuttaChebyshev:
     """
 
     stages: int = 60
-    max_steps: int = 10_000
+    max_steps: int = 2_000
 
     def __post_init__(self) -> None:
         if self.stages < 2 or self.max_steps < 1:
@@ -75,7 +75,7 @@ def stages_of(s: int) -> Stages:
         mu, nu, f = 2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], 2 * b[j] * w1 / b[j - 1]
         rows.append((mu, nu, f, -a[j - 1] * f))
     times = [0.0, b[1] * w1, *(w1 * second[j] / first[j] for j in range(2, s + 1))]
-    return Stages(b[1] * w1, tuple(rows), np.array(times))
+    return Stages(float(b[1] * w1), tuple(rows), np.array(times))
 
 
 def reach(s: int) -> float:

@@ -5,6 +5,10 @@ from kpflow_dyn._arrays import Array, Rows, array_namespace
 ASYMMETRY = 1e-2  # an operator further from symmetric than this, relative to |A q|, is refused
 
 
+class Asymmetric(ValueError):
+    """An operator that is not symmetric."""
+
+
 class Counted:
     """A symmetric operator A on rows [b, n]."""
 
@@ -37,7 +41,7 @@ class Counted:
     def check_symmetry(self, defect: float, eps: float) -> None:
         """Take note of a relative difference, or raise."""
         if defect > ASYMMETRY:
-            raise ValueError(
+            raise Asymmetric(
                 f"the operator is not symmetric: <q, A p> and <p, A q> differ by {defect:.1e} of |A q|; use the "
                 "eigenpairs of A A* or A* A, or lower rtol and atol of InterpolatingAdjoint if it comes from that"
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kpflow_dyn._arrays import Array
 from kpflow_dyn.solvers._chebyshev import ChebyshevSteps, RungeKuttaChebyshev
+from kpflow_dyn.solvers._counted import Asymmetric
 from kpflow_dyn.solvers._descent import DescentSteps
 from kpflow_dyn.solvers._landscape import TINY, Costs, Landscape, Piece, Tried, inner
 from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock, ExponentialSteps
@@ -42,6 +43,10 @@ class _Way:
         self.before = max(tried.ratio, 1e-3)
 
 
+class GivenUp(Exception):
+    """A step that would take too many attempts."""
+
+
 class Integration:
     """A run from one point on, step by step.
 
@@ -69,9 +74,10 @@ class Integration:
             raise ValueError("the gradient of the loss holds NaN or inf at the start, such as that of sqrt at zero")
         self.costs, self.steps, self._rtol = Costs(), 0, rtol
         self.costs.gradients = 1
-        own = [] if rate is None else [DescentSteps(landscape, rate, self.costs)]
-        self._ways = [_Way(steps) for steps in (*own, *_methods(landscape, alg, rtol, self.costs))]
-        self._most = _most_steps(alg)
+        self._ways = [_Way(steps) for steps in _methods(landscape, alg, rtol, self.costs)]
+        self._last_resort, self._most = self._ways[0], _most_steps(alg)
+        if rate is not None:
+            self._ways.insert(0, _Way(DescentSteps(landscape, rate, self.costs)))
         self._first_loss, self._spent, self._next_try = abs(self.point.loss), 0.0, PATIENCE
 
     @property
@@ -101,21 +107,33 @@ class Integration:
 
     def advance(self) -> Piece:
         """Take a step, as long as the tolerance allows: the loss along it. A RuntimeError if none is short enough."""
-        overshoots = self._overshoots()
-        self._ways = sorted(self._ways, key=lambda way: -math.inf if way.steps is overshoots else -way.pace)
+        self._sort()
         used, *others = self._ways
         if others and self.costs.total >= self._next_try:
             self._next_try *= 2
             other = min(others, key=lambda way: way.trials)
-            if self._overshoots(look=True) is None and (piece := self._on_trial(other, used)) is not None:
+            other.h, other.trials = other.h or LONGER * used.h, other.trials + 1
+            piece = None if self._overshoots(look=True) else self._on_trial(other)
+            self._sort()
+            if piece is not None:
                 return piece
-        piece = self._step(used)
-        assert piece is not None
-        return piece
+        first = self._ways[0]
+        piece = None if first is self._last_resort else self._on_trial(first)
+        return piece or self._step(self._last_resort)
 
-    def _on_trial(self, way: _Way, used: _Way) -> Piece | None:
-        way.h, way.trials = way.h or LONGER * used.h, way.trials + 1
-        return self._step(way, GIVE_UP)
+    def _on_trial(self, way: _Way) -> Piece | None:
+        """A step, or None where this method does badly: not within a few attempts, or with no symmetric Hessian."""
+        try:
+            return self._step(way, GIVE_UP)
+        except (Asymmetric, GivenUp):
+            way.pace = 0.0
+            self._sort()
+            return None
+
+    def _sort(self) -> None:
+        """The method that comes further for a gradient first; descent that overshoots before all."""
+        overshoots = self._overshoots()
+        self._ways = sorted(self._ways, key=lambda way: -math.inf if way.steps is overshoots else -way.pace)
 
     def _overshoots(self, look: bool = False) -> DescentSteps | None:
         """Steps of descent that go beyond the lowest point along a direction: they have no limit of small steps.
@@ -130,18 +148,20 @@ class Integration:
             explicit.time_scale(self.point)
         return own if own.rate * explicit.curvature > 1 else None
 
-    def _step(self, way: _Way, most: float = math.inf) -> Piece | None:
-        """A step by this method, accepted after at most so many attempts; None where that did not do."""
+    def _step(self, way: _Way, most: float = math.inf) -> Piece:
+        """A step by this method, accepted after at most so many attempts; a `GivenUp` where that did not do."""
         began, left = self.costs.total, self.span - self.time
         way.h = longest = min(way.h or way.steps.time_scale(self.point), left)
+        shortest = SHORTEST * max(longest, self.time)
+        if longest < shortest:
+            return self._rest(way.steps.attempt(self.point, REST * self.time, self._first_loss))
         tried, count, before = self._attempt(way), 1, math.inf
         while not self._accepts(tried, before, longest):
             if count >= most:
-                way.pace = 0.0
-                return None
+                raise GivenUp
             before = tried.ratio
             way.h = tried.h * max(way.steps.slowest, SAFETY * tried.ratio ** (-1 / way.steps.order))
-            if way.h < SHORTEST * longest:
+            if way.h < shortest:
                 return self._rest(tried)
             tried, count = self._attempt(way), count + 1
         gained = tried.h / (self.costs.total - began)

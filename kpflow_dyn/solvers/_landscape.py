@@ -23,7 +23,7 @@ class Point:
     theta: Array  # the point [n]
     loss: float  # L there
     gradient: Array  # grad L there [n]
-    hessian: Rows | None  # products with its Hessian there, on rows [b, n]; a NoSecondDerivative where it has none
+    hessian: Rows  # products with its Hessian there, on rows [b, n]; a NoSecondDerivative where it has none
     around: Callable[[Array], tuple[float, Array]]  # L and grad L elsewhere, of the same discretisation of the model
 
     def gradient_at(self, theta: Array) -> Array:

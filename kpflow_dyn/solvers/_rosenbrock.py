@@ -24,6 +24,7 @@ from kpflow_dyn.solvers._landscape import (
 
 FIRST = np.array([[-1.0, 0.0, 0.0, 0.0]])  # the step of the linear equation: -h phi_1(-h H) g
 KRYLOV = 0.1  # the error that a Krylov basis may add to a step, as a part of the error of the method itself
+UNLIKE = 1e-2  # by how much a product and a difference of gradients may differ where both are right
 COARSE = 1e2  # differences of gradients serve where the tolerance of the Krylov basis is this many times their error
 UNSTABLE = 10.0  # a step ends before anything has grown by more than e to this power
 
@@ -119,6 +120,7 @@ class ExponentialSteps:
         self._method, self.order = METHODS[alg.order], alg.order - 1
         self._krylov = KRYLOV * rtol ** (alg.order / self.order)  # the step is one order better than its estimate
         self._point: Point | None = None
+        self._smooth: bool | None = None  # whether gradients have the derivative that automatic differentiation says
 
     def time_scale(self, point: Point) -> float:
         """1 / l_1, or what a few products tell of it."""
@@ -150,10 +152,22 @@ class ExponentialSteps:
         self._costs.linearisations += 1
 
     def _products(self, point: Point) -> Rows:
-        differences = _differences(point, self._costs)
-        if point.hessian is None or self._krylov > COARSE * eps_of(point.theta) ** 0.5:
+        """By differences where these are exact enough, or where the gradient has no derivative."""
+        exact, differences, limit = point.hessian, _differences(point, self._costs), COARSE * eps_of(point.theta) ** 0.5
+        if self._krylov >= limit:
             return differences
-        return _exact(point.hessian, differences, self._costs)
+        self._costs.gradients += 1  # once more, with a graph
+
+        def products(rows: Array) -> Array:
+            if self._smooth is None:
+                self._smooth = _has_derivative(exact, differences, rows[:1])
+                self._krylov = self._krylov if self._smooth else limit
+            if not self._smooth:
+                return differences(rows)
+            self._costs.exact += rows.shape[0]
+            return exact(rows)
+
+        return products
 
     def _judged(self, corrections: PhiProducts, linear: Array, tried: Tried, lost: float, allowed: float) -> Tried:
         """The step with its corrections; the loss at its end is computed if the parameters are within the tolerance."""
@@ -181,19 +195,13 @@ class ExponentialSteps:
         return moved, array_namespace(moved).stack(defects)
 
 
-def _exact(hessian: Rows, differences: Rows, costs: Costs) -> Rows:
-    """By automatic differentiation; by differences where the gradient has no derivative."""
-
-    def products(rows: Array) -> Array:
-        try:
-            found = hessian(rows)
-        except NoSecondDerivative:
-            return differences(rows)
-        costs.exact += rows.shape[0]
-        return found
-
-    costs.gradients += 1  # once more, with a graph
-    return products
+def _has_derivative(exact: Rows, differences: Rows, row: Array) -> bool:
+    """Whether both agree; a backward pass without a derivative is an error, or is taken for a constant."""
+    try:
+        found, other = exact(row)[0], differences(row)[0]
+    except NoSecondDerivative:
+        return False
+    return norm(found - other) <= UNLIKE * max(norm(other), TINY) + eps_of(row) ** 0.5
 
 
 def _differences(point: Point, costs: Costs) -> Rows:

@@ -269,7 +269,8 @@ class _Quantities:
     @property
     def loss(self) -> float:
         """The mean squared error of the readout where the mask is on."""
-        from kpflow_dyn._learning.losses import output_loss, units_read
+        from kpflow_dyn._learning.losses import output_loss
+        from kpflow_dyn._problems.units import units_read
 
         cell, readout = self.model
         if self.task.targets is None:
