@@ -123,7 +123,8 @@ def _seconds_of_gradient(pair: Pair, repeats: int = 3) -> float:
 
 # Tables
 
-COLUMNS = f"{'pair':34} {'kind':18} {'road':8} {'half':>9} {'truth':>9} {'own':>5} {'gradients':>9} {'truth':>7} {'seconds':>7}"
+COLUMNS = f"{'pair':34} {'kind':18} {'road':8} {'half':>9} {'truth':>9} {'own':>5} "
+COLUMNS += f"{'gradients':>9} {'truth':>7} {'seconds':>7} {'truth':>7}"
 
 
 def row(pair: Pair, kind: str, road: str, found: Answer, truth: Answer) -> str:

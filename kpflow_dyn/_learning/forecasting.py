@@ -301,7 +301,7 @@ def _frozen_flow(
     rates, energies, applications = spectrum(run.point)
     _check_rate(lr, rates)
     found = along(run, objective, None)
-    return FrozenFlow(lr, found), (rates, energies), applications + found.applications + found.gradients, None
+    return FrozenFlow(lr, found), (rates, energies), applications + found.applications + int(found.gradients), None
 
 
 def _frozen_steps(
@@ -313,7 +313,7 @@ def _frozen_steps(
     run = training.run(objective, values, float(grid[-1]))
     rates, energies, applications = spectrum(run.point)
     found = along(run, objective, None, 1.0, "an optimiser")
-    return FrozenFlow(1.0, found), (rates, energies), applications + found.gradients, None
+    return FrozenFlow(1.0, found), (rates, energies), applications + int(found.gradients), None
 
 
 def _as_moved(flow: Flow | Output) -> Values:

@@ -197,7 +197,7 @@ def _times(flow: Flow | Output, loss: OutputLoss, fastest: float) -> tuple[float
     found = along(run, objective, 0.1)
     beyond = math.inf if found.reached else math.nan
     half, tenth = (beyond if math.isnan(tau := found.time_to(part)) else tau for part in (0.5, 0.1))
-    return half, tenth, found.applications + found.gradients
+    return half, tenth, found.applications + int(found.gradients)
 
 
 def _known(decay: Decay) -> np.ndarray:

@@ -197,7 +197,7 @@ class Integration:
             raise RuntimeError(_too_short(self.time, tried.h))
         loss, self.time = self.point.loss, self.span
         self.steps += 1
-        return lambda s: loss  # noqa: ARG005
+        return lambda s: loss
 
 
 def _methods(

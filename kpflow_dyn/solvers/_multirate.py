@@ -235,7 +235,7 @@ class DrawnSteps:
         rule: Rule,
     ) -> None:
         self._loss, self._draws, self._share, self._rule = loss, draws, share, rule
-        self.point = Point(theta, loss(theta), 0 * theta, None, lambda _other: (math.nan, theta))
+        self.point = Point(theta, loss(theta), 0 * theta, lambda rows: rows, lambda _other: (math.nan, theta))
         self._state = rule.begin(theta)
         self.time, self.span, self.steps, self.costs, self._risen = 0, span, 0, Costs(), 0
 
