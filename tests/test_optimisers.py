@@ -357,3 +357,68 @@ def test_both_frameworks_agree(mine, theirs, lr):
 def test_options_that_do_not_fit_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         kp.gradient_flow(*posed(), 10, **options)
+
+
+# Under a frozen kernel
+
+
+def linear_network(framework):
+    """A network that is linear in its parameters, so that its kernel does not change."""
+    generator = torch.Generator().manual_seed(4)
+    x, target = (torch.randn(12, n, generator=generator, dtype=torch.float64) for n in (5, 3))
+    torch.manual_seed(5)
+    net = torch.nn.Linear(5, 3).double()
+    if framework == "torch":
+        return net, x, target
+    return kp.models.to_jax(net), jnp.asarray(x.numpy()), jnp.asarray(target.numpy())
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize(("name", "lr"), [("adam", 0.01), ("adamw", 0.01), ("rmsprop", 0.003)])
+def test_a_forecast_of_a_linear_model_is_its_training(framework, name, lr):
+    net, x, target = linear_network(framework)
+    y = kp.linearize(kp.solve(kp.StaticProblem(net, x)))
+    found = kp.forecast(y, target, optimizer=name, lr=lr, steps=200)
+    options = {"optimizer": name, "lr": lr, "alg": Multirate(longest=1)}
+    true = kp.gradient_flow(kp.StaticProblem(net, x), kp.squared_error(target), 200, **options)
+    np.testing.assert_allclose(found.loss[:5], true(found.steps[:5]), rtol=1e-9)
+    np.testing.assert_allclose(found.loss, true(found.steps), rtol=0.03)
+    assert found.holds_until == np.inf and not np.isnan(found.interval_to(0.9)[0])
+
+
+def test_a_readout_takes_its_part_in_a_forecast_by_an_optimiser():
+    (x, y), (cell, readout) = task(), network()
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(readout, learn=True)
+    make = partial(torch.optim.AdamW, weight_decay=3.0)  # which knows the weights themselves
+    found = kp.forecast(flow, y, optimizer=make, lr=1e-5, steps=5)
+    losses, _ = trained(lambda those: make(those, lr=1e-5), 5)
+    np.testing.assert_allclose(found.loss[0] - found.loss, losses[0] - losses, rtol=1e-3, atol=1e-12)
+
+
+def test_cross_entropy_by_adam():
+    (x, _y), (cell, readout) = task(), (network()[0], torch.nn.Linear(8, 3).double())
+    classes = torch.randint(0, 3, (8, 12))
+    parameters, losses = [*cell.parameters(), *readout.parameters()], []
+    problem, loss = kp.DiscreteProblem(cell, x), kp.cross_entropy(classes, readout)
+    found = kp.gradient_flow(problem, loss, 60, optimizer="adam", lr=3e-3)
+    optimizer = torch.optim.Adam(parameters, lr=3e-3)
+    for _ in range(61):
+        value = torch.nn.functional.cross_entropy(readout(cell(x)[0]).transpose(1, 2), classes)
+        losses.append(value.item())
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    np.testing.assert_allclose(losses[0] - found(np.arange(61)), losses[0] - np.array(losses), rtol=0.03)
+
+
+def test_forecasts_by_an_optimiser_say_what_does_not_fit():
+    (x, y), (cell, readout) = task(), network()
+    solution = kp.solve(kp.DiscreteProblem(cell, x))
+    flow = kp.linearize(solution).output(readout, learn=True)
+    with pytest.raises(ValueError, match="the mean over batches is that of plain descent"):
+        kp.forecast(flow, y, optimizer="adam", lr=0.1, steps=10, batch=2)
+    slower = kp.linearize(solution, metric=kp.LearningRates(0.5)).output(readout)
+    with pytest.raises(ValueError, match="has its own metric"):
+        kp.forecast(slower, y, optimizer="adam", lr=0.1, steps=10)
+    with pytest.raises(ValueError, match="lr is None"):
+        kp.forecast(flow, y, steps=10)
