@@ -270,6 +270,9 @@ RELUS = {
 }
 
 
+RELU_RTOL = {"rnn": 0.05, "mlp": 0.02}
+
+
 @pytest.mark.parametrize("name", RELUS)
 def test_kinks_are_crossed(name: str) -> None:
     """Against descent whose loss never rises."""
@@ -277,7 +280,7 @@ def test_kinks_are_crossed(name: str) -> None:
     model, readout, x = RELUS[name]().double(), nn.Linear(8, 1).double(), torch.randn(4, 8, 1).double()
     target = x.cumsum(1) / 2
     problem = kp.DiscreteProblem(model, x) if name == "rnn" else kp.StaticProblem(model, x, state="")
-    flow = kp.gradient_flow(problem, kp.squared_error(target, readout), 100.0, stop_below=0.8, rtol=0.02)
+    flow = kp.gradient_flow(problem, kp.squared_error(target, readout), 100.0, stop_below=0.8, rtol=RELU_RTOL[name])
     weights, losses, rate = [*model.parameters(), *readout.parameters()], [], flow.time_to(0.8) / 800
     while not losses or losses[-1] > 0.8 * losses[0]:
         states = model(x)[0] if name == "rnn" else model(x)
