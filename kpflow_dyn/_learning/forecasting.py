@@ -32,7 +32,7 @@ PARTED = 0.1  # part of the loss by which forecast and gradient flow may differ
 RTOL = 5e-2  # of the gradient flow
 RTOL_FROZEN = 1e-2  # of that of the linearised model
 SETTLED, KNOWN = 1e-4, 1e-6  # parts of the first loss: far below, the curve need not be right, and is NaN if it is not
-BEGUN = 0.99  # part of the first loss below which times can be compared
+NOTICED = 0.01  # difference of the losses from which on their times are compared
 BESIDE = 8  # random vectors in the basis that mini-batches are followed in
 
 
@@ -450,8 +450,8 @@ def _flow_beside(run: Run, frozen: FrozenModes | FrozenFlow) -> tuple[np.ndarray
 def _apart(frozen: FrozenModes | FrozenFlow, tau: float, loss: float, first: float) -> float:
     """By how much more than a tenth the frozen loss is another than this one, or has it at another time."""
     in_loss = abs(loss / frozen.along(tau) - 1)
-    in_time = abs(frozen.when(loss / first) / tau - 1) if KNOWN < loss / first < BEGUN else 0.0
-    return max(in_loss, in_time) - PARTED
+    comparable = in_loss > NOTICED and KNOWN < loss / first < 1
+    return max(in_loss, abs(frozen.when(loss / first) / tau - 1) if comparable else 0.0) - PARTED
 
 
 def _parting(apart: Callable[[float], float], before: float, after: float) -> float:
