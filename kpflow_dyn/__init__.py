@@ -35,7 +35,7 @@ _PUBLIC = {
     "_learning.descent": ["GradientFlow", "gradient_flow"],
     "_numbers.summary": ["Summary", "summary"],
     "_analyze": ["analyze"],
-    "_learning.losses": ["squared_error"],
+    "_learning.losses": ["accuracy", "cross_entropy", "squared_error"],
     "_learning.comparison": ["Comparison", "compare"],
     "_learning.tracking": ["track"],
     "_learning.recorder": ["Recorder", "Recording"],

@@ -203,7 +203,7 @@ class Training(Protocol):
     Trainee         Trainee(model, readout, data, z0, optimizer, lr, clip, read, loss): `.evaluate(trials)`, then
                     `.step()`.  The data are [trial, time, ...] inputs, targets and mask; read(width of the state)
                     says which units the readout takes; loss(output, targets, mask) is what `evaluate` gives.
-                    `.model` and `.readout` are as they are by now.
+                    `.output` is that of the last evaluation, `.model` and `.readout` are as they are by now.
     learning_rates  The rates of an optimiser's next step by name; see `LearningRates.from_optimizer`.
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._backend import BACKENDS, backend_of
-from kpflow_dyn._learning.losses import mean_squared_error, units_read
+from kpflow_dyn._learning.losses import Loss, OutputLoss, loss_of_targets, units_read
 from kpflow_dyn._progress import bars
 from kpflow_dyn.tasks._data import TaskData, check_count
 
@@ -26,6 +26,7 @@ class Training:
         losses: [step], losses[n] being the loss after n steps, on the trials of the next one; the last is the loss of
             the model as trained.
         success: False where the loss left the finite numbers.
+        accuracy: [step], of the same outputs as the losses; None where these are no logits of classes.
 
     Example as `fit`.
     """
@@ -34,6 +35,7 @@ class Training:
     readout: Any
     losses: np.ndarray
     success: bool
+    accuracy: np.ndarray | None = None
 
     def steps_to(self, fraction: float) -> int | None:
         """The number of steps after which the loss was first at most this fraction of what it was; None if never."""
@@ -54,6 +56,7 @@ def fit(
     clip: float | None = None,
     stop_below: float | None = None,
     batch: int | None = None,
+    loss: Loss = "squared_error",
     record: Callable[..., Any] | None = None,
     z0: Any = None,
     seed: int = 0,
@@ -61,7 +64,7 @@ def fit(
 ) -> Training:
     """Train a recurrent model and a readout of its states on the trials of a task.
 
-        z_t = cell(x_t, z_{t-1})    y = readout(z)    loss = sum m (y - y*)^2 / number of outputs where m = 1
+        z_t = cell(x_t, z_{t-1})    y = readout(z)    loss = sum m (y - y*)^2 / sum m, or another one of y and y*
 
     Args:
         model: a cell as for `DiscreteProblem`: torch's nn.RNN, nn.GRU or nn.LSTM, one of their Cells or another
@@ -77,6 +80,9 @@ def fit(
         clip: scales the gradient down to this norm, over all parameters, where it is larger.
         stop_below: stop once the loss is below this.
         batch: how many trials a step sees, drawn anew for each without repetition; all when None.
+        loss: "squared_error"; "cross_entropy" of logits y with probabilities or one-hot targets [trial, time, class],
+            or class indices, integers [trial, time, 1], negative ones left out; or a function (y, targets) -> number
+            of shape () of the framework, for a task without a mask.
         record: called as record(n, model, loss, readout=readout) with the model after n steps, for n = 0, 1, ...: a
             `Recorder`, or a function of your own.
         z0: the state before the first step, as in `DiscreteProblem`.
@@ -97,35 +103,43 @@ def fit(
     >>> len(training.losses), bool(training.losses[-1] < training.losses[0])
     (51, True)
     """
-    data = _arrays(task)
+    of_outputs = _loss(task, loss)
     _check_options(steps, lr, clip)
-    trainee = _trainee(model, readout, data, z0, optimizer, lr, clip)
-    trials, losses = _draws(len(task.inputs), batch, seed), []
+    trainee = _trainee(model, readout, task.inputs, of_outputs, z0, optimizer, lr, clip)
+    drawn, losses, hits = _draws(len(task.inputs), batch, seed), [], []
     with bars(progress) as shown:
         bar = shown.add_task("training", total=steps)
         for step in range(steps + 1):
-            loss = trainee.evaluate(next(trials))
-            losses.append(loss)
-            shown.update(bar, completed=step, description=f"training, loss {loss:.3g}")
+            trials = next(drawn)
+            losses.append(now := trainee.evaluate(trials))
+            if of_outputs.of_classes:
+                hits.append(of_outputs.on(trials).accuracy(trainee.output))
+            shown.update(bar, completed=step, description=f"training, loss {now:.3g}")
             if record is not None:
-                record(step, trainee.model, loss, readout=trainee.readout)
-            if step == steps or not math.isfinite(loss) or (stop_below is not None and loss < stop_below):
+                record(step, trainee.model, now, readout=trainee.readout)
+            if step == steps or not math.isfinite(now) or (stop_below is not None and now < stop_below):
                 break
             trainee.step()
-    return Training(trainee.model, trainee.readout, np.array(losses), _converged(losses))
+    right = np.array(hits) if hits else None
+    return Training(trainee.model, trainee.readout, np.array(losses), _converged(losses), right)
 
 
-def _arrays(task: TaskData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs, targets and mask."""
+def _loss(task: TaskData, loss: Loss) -> OutputLoss:
+    """That of the task's targets where its mask is on."""
     if not isinstance(task, TaskData):
         hint = "; pass task.sample(trials, seed)" if hasattr(task, "sample") else ""
         raise TypeError(f"task is {type(task).__name__}, expected a TaskData{hint}")
     if task.targets is None:
         raise ValueError(f"the task {task.name} has no targets to be trained on")
-    mask = np.ones(task.inputs.shape[:2]) if task.mask is None else task.mask
-    if not (counted := mask.any(axis=1)).all():
-        raise ValueError(f"no target of trial {int(np.argmin(counted))} counts: its mask is False; leave it out")
-    return task.inputs, task.targets, mask
+    _check_counted(task.mask)
+    found = loss_of_targets(loss, task.targets, task.mask, task.targets.ndim)
+    _check_counted(found.mask)
+    return found
+
+
+def _check_counted(mask: np.ndarray | None) -> None:
+    if mask is not None and not (on := mask.reshape((len(mask), -1)).any(axis=1)).all():
+        raise ValueError(f"no target of trial {int(np.argmin(on))} counts: masked, or of negative class; leave it out")
 
 
 def _check_options(steps: int, lr: float, clip: float | None) -> None:
@@ -135,7 +149,9 @@ def _check_options(steps: int, lr: float, clip: float | None) -> None:
             raise ValueError(f"{name} must be a positive number, got {value}")
 
 
-def _trainee(model: Any, readout: Any, data: Any, z0: Any, optimizer: Any, lr: float, clip: float | None) -> Any:
+def _trainee(
+    model: Any, readout: Any, inputs: np.ndarray, loss: OutputLoss, z0: Any, optimizer: Any, lr: float, clip: Any
+) -> Any:
     backend, other = (backend_of(part) or BACKENDS["jax"] for part in (model, readout))  # JAX says what is amiss
     if backend is not other:
         raise TypeError(
@@ -147,7 +163,8 @@ def _trainee(model: Any, readout: Any, data: Any, z0: Any, optimizer: Any, lr: f
         raise ValueError(f"optimizer is {optimizer!r}, expected one of {', '.join(known)}, or what makes one")
     make: Any = optimizer if callable(optimizer) else known[optimizer]
     read = partial(units_read, model, readout)
-    return backend.training.Trainee(model, readout, data, z0, make, lr, clip, read, mean_squared_error)
+    data = (inputs, loss.target, np.ones(len(inputs)) if loss.mask is None else loss.mask)
+    return backend.training.Trainee(model, readout, data, z0, make, lr, clip, read, loss.function)
 
 
 def _draws(trials: int, batch: int | None, seed: int) -> Iterator[np.ndarray | slice]:

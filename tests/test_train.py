@@ -320,5 +320,57 @@ def test_bad_input_in_jax_is_explained():
         kp.train.fit(lambda x, z: z, some_task(), readout)
 
 
+def classes() -> tuple[TaskData, np.ndarray]:
+    """A task of class indices, of which some are left out, and its targets as torch takes them."""
+    task = some_task()
+    right = np.random.default_rng(1).integers(0, OUT, (TRIALS, TIMES, 1))
+    right[0, 1] = -100
+    return dataclasses.replace(task, targets=right), np.where(task.mask, right[..., 0], -100)
+
+
+@pytest.mark.parametrize("targets", ["indices", "one_hot"])
+def test_cross_entropy_in_torch_is_that_of_a_script(targets):
+    (task, expected), (model, readout, _) = classes(), torch_models("gru_batch_first")
+    if targets == "one_hot":
+        task = dataclasses.replace(task, targets=np.eye(OUT)[expected % OUT], mask=expected >= 0)
+    (theirs, their_readout, _), y = torch_models("gru_batch_first"), torch.from_numpy(expected)
+    optimizer, losses, hits = torch.optim.Adam([*theirs.parameters(), *their_readout.parameters()], lr=0.05), [], []
+    for _ in range(4):
+        logits = their_readout(theirs(torch.from_numpy(task.inputs))[0])
+        loss = nn.functional.cross_entropy(logits.reshape(-1, OUT), y.reshape(-1))
+        losses.append(loss.item())
+        hits.append((logits.argmax(-1) == y)[y >= 0].double().mean().item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    training = kp.train.fit(model, task, readout, steps=3, lr=0.05, loss="cross_entropy")
+    np.testing.assert_allclose(training.losses, losses, rtol=1e-10)
+    np.testing.assert_allclose(training.accuracy, hits, rtol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_cross_entropy_in_jax_is_that_in_torch(batch):
+    (task, _), options = classes(), {"steps": 3, "lr": 0.05, "loss": "cross_entropy", "batch": batch}
+    ours, theirs = (kp.train.fit(cell, task, readout, **options) for cell, readout in twins("gru"))
+    np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-8)
+    np.testing.assert_allclose(ours.accuracy, theirs.accuracy, rtol=1e-12)
+
+
+def test_a_loss_of_ones_own():
+    task = dataclasses.replace(some_task(), mask=None)
+    (cell, readout), (jax_cell, jax_readout) = twins("gru")
+    expected = nn.functional.huber_loss(
+        readout(kp.solve(kp.DiscreteProblem(cell, torch.from_numpy(task.inputs))).state), torch.from_numpy(task.targets)
+    ).item()
+    ours = kp.train.fit(cell, task, readout, steps=2, loss=nn.functional.huber_loss)
+    theirs = kp.train.fit(
+        jax_cell, task, jax_readout, steps=2, loss=lambda y, target: optax.huber_loss(y, target).mean()
+    )
+    assert ours.losses[0] == pytest.approx(expected, rel=1e-12) and ours.accuracy is None
+    np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-8)
+    with pytest.raises(ValueError, match="a mask does not reach into a loss of your own"):
+        kp.train.fit(cell, some_task(), readout, loss=nn.functional.huber_loss)
+
+
 def test_the_module_is_not_shadowed():
     assert kp.train is importlib.import_module("kpflow_dyn.train")

@@ -1,6 +1,7 @@
 """A JAX model and its readout in training, each step giving new ones."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import equinox as eqx
@@ -32,7 +33,7 @@ class Trainee:
         loss: Callable[..., jax.Array],
     ) -> None:
         like = next(iter(named_parameters(model).values()))
-        self._data = [jnp.asarray(array, like.dtype) for array in data]
+        self._data = [jnp.asarray(array, None if array.dtype.kind == "i" else like.dtype) for array in data]
         check_parameters(model, like)
         check_parameters(readout, like)
         self._step, self._start = as_step(model, self._data[0], z0)
@@ -44,10 +45,10 @@ class Trainee:
         self._state = self._change.init(eqx.filter((model, readout), eqx.is_inexact_array))
 
     def evaluate(self, trials: np.ndarray | slice) -> float:
-        """The loss on these trials, whose gradient is kept for `step`."""
+        """The loss on these trials, whose gradient is kept for `step`, and the outputs as `output`."""
         rows = [array[trials] for array in (*self._data, self._start)]
         models = (self.model, self.readout)
-        loss, self._gradient = _loss_and_gradient(models, self._loss, self._step, self._read, *rows)
+        (loss, self.output), self._gradient = _loss_and_gradient(models, self._loss, self._step, self._read, *rows)
         return float(loss)
 
     def step(self) -> None:
@@ -67,11 +68,12 @@ def _loss_and_gradient(
     mask: jax.Array,
     z0: jax.Array,
 ) -> tuple[jax.Array, Any]:
-    @eqx.filter_value_and_grad
-    def of_models(models: Any) -> jax.Array:
+    @partial(eqx.filter_value_and_grad, has_aux=True)
+    def of_models(models: Any) -> tuple[jax.Array, jax.Array]:
         model, readout = models
         states = run(step, model, x, z0)[..., slice(*read)]
-        return loss(jax.vmap(jax.vmap(readout))(states), targets, mask)
+        output = jax.vmap(jax.vmap(readout))(states)
+        return loss(output, targets, mask), output
 
     return of_models(models)
 

@@ -1,11 +1,101 @@
-"""Losses of a model's states, and losses that bring parameters of their own."""
+"""Losses: of outputs y [trial, time, out] for targets, and of a model's states with a readout that learns beside it.
 
+    squared_error    L = sum m (y - y*)^2 / sum m                         over all entries
+    cross_entropy    L = sum m (log sum_j exp(y_j) - <p, y>) / sum m      over trials and times, p the target's classes
+
+All that trains, forecasts or reports takes its loss from `output_loss`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
-from kpflow_dyn._backend import Values, backend_for
+from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, to_numpy
+from kpflow_dyn._backend import Values, backend_for, backend_of
+
+SUM_TO_ONE = 1e-4  # how far probabilities may sum from one, as those of half precision do
+
+Loss = str | Callable[..., Array]
+"""The name of a loss of outputs, or a function (y, target) -> number; without a target, y -> number."""
+
+
+@dataclass(frozen=True, eq=False)
+class OutputLoss:
+    """L(y) of outputs, twice differentiable.
+
+    Attributes:
+        function: (y, target, mask) -> number of shape (), on all trials or on the same ones of all three.
+        target, mask: arrays like the outputs, or class indices, or None; the mask is zero where nothing counts.
+        name: "squared_error", "cross_entropy" or "own".
+    """
+
+    function: Callable[[Array, Any, Any], Array]
+    target: Any
+    mask: Any
+    name: str
+
+    def __call__(self, y: Array) -> Array:
+        """The loss, a number of shape ()."""
+        return self.function(y, self.target, self.mask)
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether the Hessian in y is the same everywhere."""
+        return self.name == "squared_error"
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether the outputs are logits of classes, so that there is an accuracy."""
+        return self.name == "cross_entropy"
+
+    def on(self, trials: Any) -> OutputLoss:
+        """That of some trials alone."""
+        target, mask = (array if array is None else array[trials] for array in (self.target, self.mask))
+        return replace(self, target=target, mask=mask)
+
+    def accuracy(self, y: Array) -> float:
+        """The accuracy of outputs that are logits of classes."""
+        return accuracy(y, self.target, self.mask)
+
+
+def output_loss(loss: Loss, target: Any, mask: Any, like: Array) -> OutputLoss:
+    """The loss of outputs that these three words of a user stand for.
+
+    Args:
+        loss: "squared_error", "cross_entropy", or a function (y, target) -> number; y -> number if there is no target.
+        target: as y; of the cross-entropy class indices, integers [trial, time], where negative ones are left out, or
+            probabilities as y. What is masked may be anything.
+        mask: m >= 0 [trial, time], for the squared error also as y; all ones when None.
+        like: outputs y [trial, time, out], whose library and dtype the loss gets.
+
+    Raises:
+        ValueError: an unknown loss, or targets or a mask that do not fit it or the outputs; a function of the user's
+            own that gives no finite number of y's library, or comes with a mask.
+    """
+    found = loss_of_targets(loss, target, mask, like.ndim)
+    placed = replace(found, target=_placed(found.target, like), mask=_placed(found.mask, like))
+    check_number(placed(like), like)
+    return placed
+
+
+def loss_of_targets(loss: Loss, target: Any, mask: Any, axes: int | None = None) -> OutputLoss:
+    """The same before there are outputs, of which only the number of axes may be known: its arrays are of numpy."""
+    if callable(loss):
+        return _of_function(loss, target, mask)
+    if loss not in MAKERS:
+        raise ValueError(f"loss is {loss!r}, expected one of {', '.join(MAKERS)}, or a function (y, target) -> number")
+    if target is None:
+        raise ValueError(f"the loss {loss} needs a target; only a function of your own may do without")
+    values = to_numpy(target)
+    if values.dtype.kind in "biu" and values.ndim == axes and values.shape[-1] > 1:
+        values = values.astype(float)  # one-hot
+    return OutputLoss(*MAKERS[loss](values, mask), loss)
 
 
 def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: bool = True) -> Any:
@@ -30,12 +120,61 @@ def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: b
     >>> [name for name, _ in loss.named_parameters()], loss(torch.zeros(2, 5, 8)).shape
     (['weight', 'bias'], torch.Size([]))
     """
-    weights = full_mask(mask, tuple(target.shape))
-    weights = like_numpy(weights / weights.sum(), target)
-    constants = {"target": counted(target, weights), "weights": weights}
-    linear = {name: value for name in ("weight", "bias") if (value := getattr(readout, name, None)) is not None}
-    make = backend_for(target, "target", "[trial, time, out]").models.with_arrays
-    return make(_weighted_squares, linear, constants) if learn else make(_weighted_squares, {}, linear | constants)
+    return _of_states("squared_error", target, readout, mask, learn)
+
+
+def cross_entropy(target: Array, readout: Any = None, mask: Any = None, learn: bool = True) -> Any:
+    """L(S) = sum m (log sum_j exp(y_j) - <p, y>) / sum m over trials and times: y = S C^T + c are logits of classes.
+
+    Args:
+        target: the right class at each trial and time, integers [trial, time], of which negative ones (-100) do not
+            count; or probabilities p, floats [trial, time, class]. A torch tensor or a jax array, which decides the
+            framework. Where the mask is zero it may hold anything.
+        readout: a Linear layer of torch or equinox, copied; None where the states are the logits.
+        mask: m >= 0, [trial, time]; all ones when None.
+        learn: whether the readout's weights are parameters of the loss, `weight` and `bias`, or constants.
+
+    Returns:
+        An nn.Module, or a callable pytree of JAX.
+
+    Raises:
+        ValueError: probabilities that do not sum to one, an index that is none of the classes, or a mask that does not
+            fit, or is nowhere positive.
+    Source: torch.nn.functional.cross_entropy; optax.softmax_cross_entropy.
+
+    >>> import torch, kpflow_dyn as kp
+    >>> right = torch.tensor([[2, 0, -100]])
+    >>> loss = kp.cross_entropy(right, torch.nn.Linear(8, 3))
+    >>> round(kp.cross_entropy(right)(torch.zeros(1, 3, 3)).item(), 4)  # log 3, of three equal logits
+    1.0986
+    """
+    return _of_states("cross_entropy", target, readout, mask, learn)
+
+
+def accuracy(y: Array, target: Any, mask: Any = None) -> float:
+    """The part of trials and times whose largest output is the right class's: sum m [arg max y = class] / sum m.
+
+    Args:
+        y: outputs [trial, time, class], an array of torch, jax or numpy.
+        target: class indices [trial, time] or probabilities [trial, time, class], of which the largest is right; as in
+            `cross_entropy`.
+        mask: m >= 0, [trial, time]; all ones when None.
+
+    Raises and Source as `cross_entropy`.
+
+    >>> import kpflow_dyn as kp
+    >>> kp.accuracy(np.array([[[0.2, 0.1], [0.0, 3.0]]]), np.array([[1, 1]]))
+    0.5
+    """
+    logits = to_numpy(y)
+    found = loss_of_targets("cross_entropy", target, mask, logits.ndim)
+    found(logits)  # raises where they do not fit
+    right = found.target if found.target.shape != logits.shape else found.target.argmax(-1)
+    weights = found.mask.reshape(logits.shape[:-1])
+    return float((weights * (logits.argmax(-1) == right.reshape(weights.shape))).sum() / weights.sum())
+
+
+# Targets and masks
 
 
 def full_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -62,10 +201,122 @@ def counted(values: Array, mask: Array) -> Array:
     return array_namespace(values).where(mask > 0, values, array_namespace(values).zeros_like(values))
 
 
-def _weighted_squares(arrays: Values, state: Array) -> Array:
+def check_number(value: Any, like: Array) -> None:
+    """Raise unless a loss gave a finite number of shape () in the library of `like`."""
+    shape = getattr(value, "shape", None)
+    if backend_of(value) is not backend_of(like) or shape is None or tuple(shape) != ():
+        got = type(value).__name__ if shape is None else f"shape {tuple(shape)}"
+        raise ValueError(f"the loss gave {got}, expected one number of shape (), such as ((y - target) ** 2).mean()")
+    if not math.isfinite(number := float(to_numpy(value))):
+        raise ValueError(f"the loss is {number} at the start; look at the targets and the weights")
+
+
+def _of_squares(target: np.ndarray, mask: Any) -> tuple[Callable[..., Array], np.ndarray, np.ndarray]:
+    """The function (y, target, mask), and what it takes."""
+    weights = full_mask(mask, target.shape)
+    return _mean_of_squares, counted(target.astype(float), weights), weights
+
+
+def _of_classes(target: np.ndarray, mask: Any) -> tuple[Callable[..., Array], np.ndarray, np.ndarray]:
+    """The function (y, target, mask), and what it takes."""
+    if target.dtype.kind in "iu":
+        column = target.reshape((*target.shape[: -1 if target.shape[-1] == 1 else None], 1))
+        weights = full_mask(mask, column.shape).reshape(target.shape) * (target >= 0)
+        if not weights.any():
+            raise ValueError("no target counts: all class indices are negative or masked")
+        indices = np.where(weights > 0, target, -1)
+        return partial(_mean_of_classes, last=int(indices.max())), indices, weights
+    weights = full_mask(mask, (*target.shape[:-1], 1))[..., 0]
+    found = counted(target.astype(float), weights[..., None])
+    _check_probabilities(found, weights)
+    return _mean_of_classes, found, weights
+
+
+def _check_probabilities(target: np.ndarray, weights: np.ndarray) -> None:
+    off = np.abs(target.sum(-1) - 1)[weights > 0].max()
+    if not off <= SUM_TO_ONE or target.min() < 0:
+        raise ValueError(
+            f"probabilities [..., class] must be >= 0 and sum to one at each place that counts; the smallest is "
+            f"{target.min():.3g}, and a sum is off by {off:.3g}. Class indices are integers [trial, time], not floats"
+        )
+
+
+MAKERS = {"squared_error": _of_squares, "cross_entropy": _of_classes}
+
+
+# The numbers
+
+
+def _mean_of_squares(y: Array, target: Array, mask: Array) -> Array:
+    if y.shape != target.shape:
+        raise ValueError(
+            f"the readout gives {tuple(y.shape)}, expected {tuple(target.shape)} as the targets have; take one with as "
+            "many outputs"
+        )
+    target, mask = (array_namespace(y).asarray(array, dtype=y.dtype) for array in (target, mask))
+    return (mask * (y - target) ** 2).sum() / mask.sum()
+
+
+def _mean_of_classes(y: Array, target: Array, mask: Array, last: int | None = None) -> Array:
+    target, xp = _fitting(target, y, last), array_namespace(y)
+    p = target if last is None else target[..., None] == xp.arange(y.shape[-1], device=device(y))
+    p, mask = (xp.asarray(array, dtype=y.dtype) for array in (p, mask))
+    z = y - xp.max(y, axis=-1, keepdims=True)
+    right = xp.sum(xp.where(p > 0, p * z, xp.zeros_like(z)), axis=-1)  # a logit of -inf is a class that cannot be
+    each = xp.sum(p, axis=-1) * xp.log(xp.sum(xp.exp(z), axis=-1)) - right
+    return (mask.reshape(each.shape) * each).sum() / mask.sum()
+
+
+def _fitting(target: Array, y: Array, last: int | None) -> Array:
+    """Probabilities, or class indices up to the last one without an axis of their own; raise where they do not fit."""
+    expected = tuple(y.shape) if last is None else tuple(y.shape[:-1])
+    if last is not None and tuple(target.shape) == (*expected, 1):
+        target = target[..., 0]
+    if tuple(target.shape) != expected:
+        raise ValueError(
+            f"the target has shape {tuple(target.shape)} beside outputs {tuple(y.shape)}, expected class indices, "
+            f"integers {list(y.shape[:-1])}, or probabilities, floats {list(y.shape)}"
+        )
+    if last is not None and last >= y.shape[-1]:
+        raise ValueError(f"a target is class {last}, expected 0 to {y.shape[-1] - 1}, as there are so many outputs")
+    return target
+
+
+def _of_function(loss: Callable[..., Array], target: Any, mask: Any) -> OutputLoss:
+    if mask is not None:
+        raise ValueError("a mask does not reach into a loss of your own; leave out inside of it what does not count")
+
+    def function(y: Array, target: Any, _mask: Any) -> Array:
+        return loss(y) if target is None else loss(y, target)
+
+    return OutputLoss(function, target, None, "own")
+
+
+def _placed(values: Any, like: Array) -> Any:
+    """Floats of numpy as an array like this one, integers as integers; what is none of numpy's stays as it is."""
+    if not isinstance(values, np.ndarray):
+        return values
+    if values.dtype.kind == "f" and array_namespace(like).isdtype(like.dtype, "real floating"):
+        return like_numpy(np.array(values), like)
+    return array_namespace(like).asarray(np.array(values), device=device(like))
+
+
+# Losses of states
+
+
+def _of_states(name: str, target: Array, readout: Any, mask: Any, learn: bool) -> Any:
+    make = backend_for(target, "target", "[trial, time, out]").models.with_arrays
+    found = loss_of_targets(name, target, mask)
+    constants = {"target": _placed(found.target, target), "mask": _placed(found.mask, target)}
+    linear = {name: value for name in ("weight", "bias") if (value := getattr(readout, name, None)) is not None}
+    read = partial(_on_states, found.function)
+    return make(read, linear, constants) if learn else make(read, {}, linear | constants)
+
+
+def _on_states(function: Callable[..., Array], arrays: Values, state: Array) -> Array:
     y = state @ arrays["weight"].T if "weight" in arrays else state
     y = y + arrays["bias"] if "bias" in arrays else y
-    return (arrays["weights"] * (y - arrays["target"]) ** 2).sum()
+    return function(y, arrays["target"], arrays["mask"])
 
 
 def units_read(model: Any, readout: Any, units: int) -> slice:
@@ -87,23 +338,3 @@ def units_read(model: Any, readout: Any, units: int) -> slice:
         f"{units} units" if hidden == units else f"{hidden} units (the last layer's h) or {units} (the whole state)"
     )
     raise ValueError(f"the readout takes {width} units, expected one of {either}")
-
-
-def mean_squared_error(output: Array, targets: Array, mask: Array) -> Array:
-    """sum of m (y - y*)^2 over trials, times and outputs, divided by their number where m = 1.
-
-    Args:
-        output: y [trial, time, out].
-        targets: y* [trial, time, out], anything where m = 0.
-        mask: m [trial, time], ones and zeros.
-
-    Raises:
-        ValueError: output and targets of two shapes.
-    """
-    if output.shape != targets.shape:
-        raise ValueError(
-            f"the readout gives {tuple(output.shape)} [trial, time, out], expected {tuple(targets.shape)} as the "
-            "task's targets have; take a readout of as many outputs"
-        )
-    mask = mask[..., None]
-    return (mask * (output - counted(targets, mask)) ** 2).sum() / (mask.sum() * targets.shape[-1])

@@ -37,7 +37,7 @@ class Trainee:
         known = dict(nn.ModuleList([model, readout]).named_parameters())
         self._learnt = [known[name] for name in choose(known, None)]
         like = self._learnt[0]
-        self._data = [torch.tensor(array, dtype=like.dtype, device=like.device) for array in data]
+        self._data = [_placed(array, like) for array in data]
         check_module(readout, like)
         self._step, self._start = as_step(model, self._data[0], z0)
         check_step(self._step, model, self._data[0][:, 0], self._start)
@@ -45,10 +45,10 @@ class Trainee:
         self._optimizer = optimizer(self._learnt, lr=lr)
 
     def evaluate(self, trials: np.ndarray | slice) -> float:
-        """The loss on these trials, whose gradient is kept for `step`."""
+        """The loss on these trials, whose gradient is kept for `step`, and the outputs as `output`."""
         x, targets, mask = (array[trials] for array in self._data)
         output = self.readout(self._states(x, self._start[trials]))
-        loss = self._loss(output, targets, mask)
+        loss, self.output = self._loss(output, targets, mask), output.detach()
         self._optimizer.zero_grad()
         loss.backward()
         return loss.item()
@@ -65,3 +65,8 @@ class Trainee:
         if isinstance(self.model, nn.RNNBase) and width == self.model.hidden_size:
             return over_sequence(self.model, x, z0)[0]
         return run(self._step, self.model, x, z0)[..., self._read]
+
+
+def _placed(array: np.ndarray, like: Tensor) -> Tensor:
+    """Numbers in the dtype of `like`, class indices as they are."""
+    return torch.tensor(array, dtype=None if array.dtype.kind == "i" else like.dtype, device=like.device)

@@ -269,7 +269,7 @@ class _Quantities:
     @property
     def loss(self) -> float:
         """The mean squared error of the readout where the mask is on."""
-        from kpflow_dyn._learning.losses import mean_squared_error, units_read
+        from kpflow_dyn._learning.losses import output_loss, units_read
 
         cell, readout = self.model
         if self.task.targets is None:
@@ -277,5 +277,4 @@ class _Quantities:
         state = to_numpy(self.flow.solution.state).astype(float)
         read = state[..., units_read(cell, readout, state.shape[2])]
         output = read @ to_numpy(readout.weight).T + to_numpy(readout.bias)
-        mask = np.ones(output.shape[:2]) if self.task.mask is None else self.task.mask
-        return float(mean_squared_error(output, self.task.targets, mask))
+        return float(output_loss("squared_error", self.task.targets, self.task.mask, output)(output))
