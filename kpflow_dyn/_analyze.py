@@ -11,6 +11,7 @@ import numpy as np
 import kpflow_dyn
 from kpflow_dyn._arrays import Array, Random, to_numpy
 from kpflow_dyn._flows.flow import Flow
+from kpflow_dyn._flows.places import reaching
 from kpflow_dyn._numbers.reductions import PartialTrace
 from kpflow_dyn._numbers.spectra import Modes, eigs
 from kpflow_dyn._numbers.summary import KERNELS, Progress, Summary, summary
@@ -88,6 +89,7 @@ def analyze(
     samples: int = 120,
     seed: int = 0,
     task: TaskData | None = None,
+    all_steps: bool = False,
     init: Law | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
@@ -108,6 +110,9 @@ def analyze(
         {temporal,spatial,trial}_measure        the same on one axis, where the modes are orthonormal; kernels act on
             values, so that diag(measure) kernel is symmetric
 
+    Where the mask of a task, or that of `flow.where`, leaves steps out, they have the measure 0, and modes, kernels and
+    projections are NaN there.
+
     The numbers have attributes: `stderr` (0 where exact), `method`, `long_name`, `description`; where it was counted
     `applications`; and of effective ranks `dimension`, the most they can be.
 
@@ -117,7 +122,9 @@ def analyze(
         samples: random probes behind each estimate.
         seed: the same int gives the same dataset.
         task: the task that the inputs came from, for the time axis in milliseconds (of a discrete problem; an ODE keeps
-            its own times) and coordinates `label_...` of the trials.
+            its own times), coordinates `label_...` of the trials, and its mask: steps behind the end of their trial,
+            and others without a target, are left out as by `flow.where(task.mask)`. The attribute "steps" says so.
+        all_steps: do not leave steps out that have no target.
         init: the law that the model's recurrent weights were drawn from (`kp.models.Gaussian(g=1.5)`): its description
             is written into the attribute "init" and the settings of the page; nothing is computed from it.
         progress: called as the work goes on.
@@ -138,6 +145,8 @@ def analyze(
     import xarray as xr
 
     _check(flow, task, init)
+    if task is not None and task.mask is not None and not all_steps:
+        flow = flow.where(task.mask)
     rng, report = Random(seed), progress or (lambda stage, done, total: None)
     found = summary(flow, k, samples, rng, SOLVER, report)
     state, measure = _double(flow.solution.state), _measure_of(flow.ntk.domain)
@@ -146,7 +155,7 @@ def analyze(
     dataset = xr.Dataset({name: _variable(name, numbers[name], flow) for name in WORDS}, _coordinates(flow, task))
     for name, axis in KERNELS.items():
         dataset = dataset.assign(_kernel_modes(name, axis, found.kernels[name], getattr(found, name)))
-    dataset = dataset.assign(measure=(("trial", "time"), weights)).assign(_components(state, weights))
+    dataset = dataset.assign(measure=(("trial", "time"), weights)).assign(_components(state, weights, flow.mask))
     dataset = dataset.assign(_core_spectrum(flow, k, rng, report)).assign(_spectra(flow, found, k, rng, report))
     return dataset.assign_attrs(_attributes(flow, k, samples, seed, task, init))
 
@@ -165,7 +174,8 @@ def _core_spectrum(flow: Flow, k: int, rng: Random, progress: Progress) -> dict[
 def _spectra(flow: Flow, found: Summary, k: int, rng: Random, progress: Progress) -> dict[str, Any]:
     """The leading eigenvalues of K and of the NTK, how good they are, and the modes of the NTK."""
     pairs = {"K": _leading(flow, "K", k, rng, progress), "ntk": found.modes}
-    variables: dict[str, Any] = {"ntk_mode": (("rank", "trial", "time", "unit"), to_numpy(found.modes.vectors))}
+    vectors = _blank(to_numpy(found.modes.vectors), flow.ntk.domain)
+    variables: dict[str, Any] = {"ntk_mode": (("rank", "trial", "time", "unit"), vectors)}
     for name, modes in pairs.items():
         attributes = {"applications": modes.applications, "method": f"block Lanczos, tol {SOLVER.tol:g}"}
         for what in ("eigenvalue", "residual", "converged"):
@@ -177,7 +187,7 @@ def _spectra(flow: Flow, found: Summary, k: int, rng: Random, progress: Progress
 def _leading(flow: Flow, name: str, k: int, rng: Random, progress: Progress) -> Modes:
     op, stage = getattr(flow, name), f"leading eigenvalues of {name}"
     progress(stage, 0, None)
-    most = min(k, op.domain.size, op.factor.domain.size)
+    most = min(k, op.domain.dimension, op.factor.domain.size)
     return eigs(op, most, SOLVER, rng, callback=lambda calls, _residuals: progress(stage, calls, None))
 
 
@@ -208,8 +218,6 @@ def _times_of(flow: Flow, task: TaskData | None) -> tuple[np.ndarray, dict[str, 
 
 def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | None, init: Law | None) -> dict[str, Any]:
     trials, times, units = flow.ntk.domain.shape
-    padding = 0.0 if task is None or task.mask is None else 1 - float(task.mask.mean())
-    note = {"padding": f"{padding:.0%} of the steps lie behind the end of their trial; they are analysed too"}
     problem = flow.solution.problem
     packages = problem.backend.runtime.PACKAGES
     if isinstance(problem, ODEProblem):
@@ -225,7 +233,7 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
         "parameters": flow.J.domain.size,
         "weight_sites": "; ".join(site.name for site in flow.sites),
         "dtype": str(flow.ntk.domain.dtype).removeprefix("torch."),
-        **(note if padding else {}),
+        **_said_of_steps(flow, task),
         "k": k,
         "samples": samples,
         "seed": seed,
@@ -233,6 +241,21 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
         **{f"version_{package}": version(package) for package in (*packages, "numpy", "scipy", "xarray")},
         "version_python": platform.python_version(),
     }
+
+
+def _said_of_steps(flow: Flow, task: TaskData | None) -> dict[str, str]:
+    """Which steps do not count, and whether they are left out."""
+    of_task = None if task is None or task.mask is None else task.mask.astype(bool)
+    mask = of_task if flow.mask is None else flow.mask
+    if mask is None or mask.all():
+        return {}
+    behind, before = 1 - reaching(mask).mean(), (reaching(mask) & ~mask).mean()
+    shares = [f"{behind:.0%} of the steps lie behind the last target of their trial"] if behind else []
+    shares += [f"{before:.0%} of the steps{' before it' if behind else ''} have no target"] if before else []
+    done = "analysed too" if flow.mask is None else "left out (all_steps=True, or --all-steps, keeps them)"
+    if of_task is None:
+        shares, done = [f"{1 - mask.mean():.0%} of the steps do not count"], "left out"
+    return {"steps": f"{' and '.join(shares)}; they are {done}"}
 
 
 def _equation(solution: Solution) -> dict[str, str]:
@@ -258,21 +281,22 @@ def _dimension(name: str, flow: Flow) -> int:
     state = flow.ntk.domain
     if name in ("core", "K", "ntk"):
         op = getattr(flow, name)
-        return min(op.domain.size, op.factor.domain.size)
-    return state.shape[state.axes.index(KERNELS.get(name, "unit"))]
+        return min(op.domain.dimension, op.factor.domain.size)
+    return state.keep((KERNELS.get(name, "unit"),)).dimension
 
 
 def _kernel_modes(name: str, axis: str, kernel: PartialTrace, found: Modes) -> dict[str, Any]:
     """A partial trace [axis, axis_other], its eigenvalues with standard errors, and its eigenvectors."""
     rank = f"{name}_rank"
     how = {"measure": f"orthonormal in sum {name}_measure a b"}
-    values, exact = to_numpy(found.values), found.stderr is None
+    values, exact, space = to_numpy(found.values), found.stderr is None, kernel.domain
+    matrix = _blank(_blank(_double(kernel.matrix), space).T, space).T
     return {
-        f"{name}_kernel": ((axis, f"{axis}_other"), _double(kernel.matrix), {"applications": kernel.applications}),
+        f"{name}_kernel": ((axis, f"{axis}_other"), matrix, {"applications": kernel.applications}),
         f"{name}_eigenvalue": (rank, values, {"method": "exact" if exact else "cross-validated"}),
         f"{name}_eigenvalue_stderr": (rank, 0 * values if exact else to_numpy(found.stderr)),
-        f"{name}_mode": ((rank, axis), with_sign(_double(found.vectors)), how),
-        f"{name}_measure": (axis, _measure_of(kernel.domain)),
+        f"{name}_mode": ((rank, axis), _blank(with_sign(_double(found.vectors)), space), how),
+        f"{name}_measure": (axis, _measure_of(space)),
     }
 
 
@@ -281,12 +305,24 @@ def _double(matrix: Array) -> np.ndarray:
 
 
 def _measure_of(space: Space) -> np.ndarray:
-    """How much each entry counts [*shape], ones where all count alike."""
-    return np.ones(space.shape) if space.measure is None else np.broadcast_to(_double(space.measure), space.shape)
+    """How much each entry counts [*shape], ones where all count alike, and zeros where none does."""
+    measure = 1.0 if space.measure is None else _double(space.measure)
+    return np.where(_counts(space), measure, np.zeros(space.shape))
 
 
-def _components(state: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+def _counts(space: Space) -> np.ndarray:
+    """Where entries count [*shape]."""
+    return np.broadcast_to(True if space.mask is None else to_numpy(space.mask), space.shape)
+
+
+def _blank(values: np.ndarray, space: Space) -> np.ndarray:
+    """Vectors [..., *shape] with NaN where nothing counts."""
+    return values if space.mask is None else np.where(_counts(space), values, np.nan)
+
+
+def _components(state: np.ndarray, weights: np.ndarray, mask: np.ndarray | None) -> dict[str, Any]:
     """Shares of the variance, projections [trial, time, pc] and directions [pc, unit] of the leading components."""
     found = pca(state, min(COMPONENTS, state.shape[2]), weights=weights)
     variables = {"pc_variance": ("pc", found.explained), "pc_direction": (("pc", "unit"), found.components)}
-    return variables | {"pc_projection": (("trial", "time", "pc"), found.scores)}
+    scores = found.scores if mask is None else np.where(mask[..., None], found.scores, np.nan)
+    return variables | {"pc_projection": (("trial", "time", "pc"), scores)}

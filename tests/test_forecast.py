@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import diffrax
 import equinox as eqx
 import jax
@@ -230,6 +232,102 @@ def test_the_squared_error() -> None:
     for wrong in (torch.ones(4, 3), torch.zeros(3, 4), -mask, mask * np.nan):
         with pytest.raises(ValueError, match="the mask has shape"):
             kp.squared_error(target, readout, wrong)
+
+
+class Classes:
+    """Logits of three classes, far from one another only by what is learnt: a lazy network."""
+
+    def __init__(self, framework: str, units: int = 20) -> None:
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((6, 5, 2))
+        self.right = np.digitize(x[..., 0], (-0.5, 0.5))
+        self.right[0, :2] = -100
+        if framework == "torch":
+            torch.manual_seed(0)
+            cell, readout, x = nn.RNNCell(2, units).double(), nn.Linear(units, 3).double(), torch.from_numpy(x)
+        else:
+            cell = eqx.nn.GRUCell(2, units, key=jax.random.key(0))
+            readout, x = eqx.nn.Linear(units, 3, key=jax.random.key(1)), jnp.asarray(x)
+        self.cell, self.readout, self.x, self.framework = cell, readout, x, framework
+        self.flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x)))
+
+    def descend(self, steps: int, lr: float) -> np.ndarray:
+        """Losses of real gradient descent on copies."""
+        task = kp.tasks.TaskData(np.asarray(self.x.tolist()), self.right[..., None])
+        models = (self.cell, self.readout)
+        models = tuple(map(deepcopy, models)) if self.framework == "torch" else models
+        options = {"steps": steps, "lr": lr, "optimizer": "sgd", "loss": "cross_entropy"}
+        return kp.train.fit(models[0], task, models[1], **options).losses
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_cross_entropy_in_lazy_networks(framework: str, x64: None) -> None:
+    """The readout alone moves much: 2 % over the first fifth of the decay."""
+    problem = Classes(framework, units=160)
+    y = problem.flow.output(problem.readout, learn=True)
+    found = kp.forecast(y, problem.right, lr=0.1, steps=200, loss="cross_entropy")
+    real = problem.descend(200, 0.1)
+    fifth = int(np.flatnonzero(real < real[0] - 0.2 * (real[0] - real[-1]))[0])
+    predicted = found.at(np.arange(201))
+    assert found.at(0) == pytest.approx(real[0], rel=1e-10)
+    assert abs(predicted[: fifth + 1] / real[: fifth + 1] - 1).max() < 0.02
+    assert found.holds_until > fifth and real[-1] < 0.9 * real[0]
+    with pytest.raises(ValueError, match="for the squared error alone"):
+        kp.forecast(y, problem.right, lr=LR, steps=9, loss="cross_entropy", batch=2)
+
+
+def test_other_losses_are_those_of_the_linearised_model(x64: None) -> None:
+    """Small steps of descent on L(y + J delta), J being dense."""
+    problem = Classes("torch")
+    y = problem.flow.output(problem.readout, learn=True)
+    J, right = y.ntk.factor.dense(), torch.from_numpy(problem.right)
+    huber = lambda y, target: nn.functional.smooth_l1_loss(y, target, beta=0.3)  # noqa: E731
+    for loss, target in (("cross_entropy", right), (huber, torch.ones_like(y.values))):
+        of = kp.cross_entropy(right) if loss == "cross_entropy" else (lambda y, t=target: huber(y, t))
+        found = kp.forecast(y, target, lr=0.05, steps=200, loss=loss, check=False)
+        delta, losses = torch.zeros(J.shape[1], dtype=torch.float64), []
+        for step in range(4001):  # each is a twentieth of a step
+            if step % 20 == 0:
+                losses.append(of(y.values + (J @ delta).reshape(y.values.shape)).item())
+            rows = (y.values + (J @ delta).reshape(y.values.shape)).requires_grad_()
+            delta = delta - 0.0025 * J.T @ torch.autograd.grad(of(rows), rows)[0].reshape(-1)
+        assert found.at(np.arange(201)) == pytest.approx(np.array(losses), rel=5e-3)
+        goal = losses[100] / losses[0]
+        assert found.steps_to(goal) == pytest.approx(100, rel=0.02)
+        assert np.isnan(found.steps_to(0.5 * losses[-1] / losses[0])) and np.isnan(found.at(201))
+
+
+def test_rates_of_the_cross_entropy_are_those_of_the_gauss_newton_matrix(x64: None) -> None:
+    problem = Classes("torch")
+    y, right = problem.flow.output(problem.readout, learn=True), torch.from_numpy(problem.right)
+    found = kp.forecast(y, right, lr=LR, steps=3, loss="cross_entropy", check=False)
+    loss, rows = kp.cross_entropy(right), y.values.reshape(-1)
+    H = torch.func.hessian(lambda rows: loss(rows.reshape(y.values.shape)))(rows)
+    J = y.ntk.factor.dense()
+    assert found.rates.max() == pytest.approx(torch.linalg.eigvalsh(J.T @ H @ J)[-1].item(), rel=1e-3)
+
+
+def test_no_step_is_given_that_is_not_known() -> None:
+    """Beyond what was asked for, the number is right or NaN: the slow modes were not resolved."""
+    torch.manual_seed(3)
+    x = torch.randn(16, 20, 1, dtype=torch.float64)
+    cell, readout, target = nn.GRU(1, 24, batch_first=True).double(), nn.Linear(24, 1).double(), x.cumsum(1) / 5
+    y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(readout, learn=True)
+    rates, vectors = np.linalg.eigh(2 / 320 * to_numpy(y.ntk.dense()))
+    energies = (vectors.T @ to_numpy(y.values - target).reshape(-1)) ** 2 / 320
+    for steps in (50, 20000):
+        found, known = kp.forecast(y, target, lr=LR, steps=steps, check=False), 0
+        for fraction in (0.9, 0.5, 0.3, 0.2, 0.1, 0.03):
+            step = found.steps_to(fraction)
+            if np.isfinite(step):
+                left = np.abs(1 - LR * np.maximum(rates, 0)) ** (2 * step) @ energies
+                assert left == pytest.approx(fraction * energies.sum(), rel=0.01)
+                known += 1
+        assert known >= 2
+        every = np.geomspace(1, 1e7, 40)
+        at, expected = found.at(every), np.abs(1 - LR * np.maximum(rates, 0)) ** (2 * every[:, None]) @ energies
+        assert at[~np.isnan(at)] == pytest.approx(expected[~np.isnan(at)], rel=0.02)
+        assert not np.isnan(at[every <= steps]).any()
 
 
 def test_bad_requests() -> None:

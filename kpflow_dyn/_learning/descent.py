@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision
+from kpflow_dyn._learning.linearised import LinearisedObjective
 from kpflow_dyn._learning.objective import Objective
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import Problem
@@ -153,10 +154,10 @@ def gradient_flow(
     with full_precision(solution.state):
         objective = Objective(solution, loss, params)
         run = Integration(objective, objective.start, float(span), alg, rtol)
-        return _flow(run, objective, stop_below)
+        return along(run, objective, stop_below)
 
 
-def _flow(run: Integration, objective: Objective, stop_below: float | None) -> GradientFlow:
+def along(run: Integration, objective: Objective | LinearisedObjective, stop_below: float | None) -> GradientFlow:
     """Step after step until the end, or until there were too many."""
     lowest = -math.inf if stop_below is None else stop_below * run.point.loss
     rows, thetas, pieces = [_row(run)], [run.point.theta], []

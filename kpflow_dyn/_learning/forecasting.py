@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn._flows.flow import Flow, Output
-from kpflow_dyn._learning.decay import Decay
-from kpflow_dyn._learning.losses import counted, full_mask, squared_error
+from kpflow_dyn._learning.decay import Decay, Spectrum, certain, squares
+from kpflow_dyn._learning.descent import GradientFlow, along
+from kpflow_dyn._learning.linearised import LinearisedObjective, spectrum
+from kpflow_dyn._learning.losses import Loss, OutputLoss, counted, full_mask, loss_of_states, output_loss
 from kpflow_dyn._learning.objective import LOSS, Objective, field_of_model
 from kpflow_dyn._learning.sampling import mean_losses
 from kpflow_dyn._problems.solutions import Solution
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 PARTED = 0.1  # part of the loss by which forecast and gradient flow may differ
 RTOL = 5e-2  # of the gradient flow
+RTOL_FROZEN = 1e-2  # of that of the linearised model
+SETTLED, KNOWN = 1e-4, 1e-6  # parts of the first loss: far below, the curve need not be right, and is NaN if it is not
 BESIDE = 8  # random vectors in the basis that mini-batches are followed in
 
 
@@ -33,9 +37,10 @@ class Forecast:
 
     Attributes:
         lr: the learning rate.
-        steps, loss: the predicted curve from step 0 on, each [point].
-        rates: the eigenvalues of the kernel whose modes the error has [mode]; a mode shrinks by 1 - lr rate a step.
-        energies: the part of the loss at step 0 in each mode [mode].
+        steps, loss: the predicted curve from step 0 on, each [point]; NaN where it is not known.
+        rates: the eigenvalues of h^{1/2} ntk h^{1/2} whose modes the error has [mode], with the Hessian h of the loss
+            in y as it is at step 0; a mode shrinks by 1 - lr rate a step.
+        energies: the part of the loss at step 0 in each mode [mode], to second order.
         holds_until: the step at which the loss of the gradient flow itself first differs by a tenth, because the kernel
             changed; inf where it never does, NaN where this was not asked for or could not be found.
         flow_steps, flow_loss: the gradient flow up to there, each [point].
@@ -55,14 +60,24 @@ class Forecast:
     flow_loss: np.ndarray
     mean_loss: np.ndarray | None
     applications: int
+    _frozen: FrozenModes | FrozenFlow = field(repr=False)
 
     def at(self, steps: Any) -> np.ndarray:
-        """The predicted loss after these numbers of steps."""
-        return curve(self.energies, self.rates, self.lr, np.asarray(steps, float))
+        """The predicted loss after these numbers of steps, NaN where it is not known: beyond what was asked for."""
+        return self._frozen.at(np.asarray(steps, float))
 
     def steps_to(self, fraction: float) -> float:
-        """After how many steps the loss has fallen to this fraction; inf for more than 1e12."""
-        return first_below(self.energies, self.rates, self.lr, fraction)
+        """After how many steps the loss has fallen to this fraction.
+
+        inf where it never does, or not in 1e12 steps; NaN where this is not known: it takes more steps than were asked
+        for, and what was computed for these does not tell.
+
+        Raises:
+            ValueError: a fraction outside of (0, 1).
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction must be between 0 and 1, got {fraction!r}")
+        return self._frozen.steps_to(fraction)
 
     def plot(self, recorded: Any = None, dark: bool = False) -> Figure:
         """The forecast, the gradient flow, and losses that were recorded, one for each step from 0 on."""
@@ -71,17 +86,69 @@ class Forecast:
         return figures.forecast((self, recorded), dark=dark)
 
     def __str__(self) -> str:
-        rows = [f"{100 * part:3.0f} % of the loss after {self.steps_to(part):.4g} steps" for part in (0.5, 0.2, 0.1)]
+        found = {part: self.steps_to(part) for part in (0.5, 0.2, 0.1)}
+        rows = [
+            f"{100 * part:3.0f} % of the loss after {steps:.4g} steps"
+            if not math.isnan(steps)
+            else f"{100 * part:3.0f} % of the loss: not within {self.steps[-1]:.0f} steps"
+            for part, steps in found.items()
+        ]
         return "\n".join([*rows, f"holds for {self.holds_until:.4g} steps"])
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenModes:
+    """Of a quadratic loss: sum_j energies_j (1 - lr rates_j)^(2 s), from below and from above."""
+
+    lr: float
+    lower: Spectrum
+    upper: Spectrum
+
+    def at(self, steps: np.ndarray) -> np.ndarray:
+        """The loss where it is certain."""
+        floor = KNOWN * self.lower[1].sum()
+        of = lambda rates, energies: curve(energies, rates, self.lr, steps) + floor  # noqa: E731
+        return certain(of, self.lower, self.upper) - floor
+
+    def along(self, tau: float) -> float:
+        """The loss of the gradient flow, in the limit of small steps."""
+        return float(np.exp(-2 * tau * self.lower[0]) @ self.lower[1])
+
+    def steps_to(self, fraction: float) -> float:
+        """The step."""
+        of = lambda rates, energies: np.array(first_below(energies, rates, self.lr, fraction))  # noqa: E731
+        return float(certain(of, self.lower, self.upper))
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenFlow:
+    """Of any other loss: the gradient flow of the linearised model, up to the last step."""
+
+    lr: float
+    flow: GradientFlow
+
+    def at(self, steps: np.ndarray) -> np.ndarray:
+        """The loss."""
+        tau, end = self.lr * steps, self.flow.time[-1]
+        return np.where(tau <= end * (1 + 1e-12), self.flow(np.minimum(tau, end)), math.nan)
+
+    def along(self, tau: float) -> float:
+        """The loss of the gradient flow."""
+        return float(self.flow(min(tau, self.flow.time[-1])))
+
+    def steps_to(self, fraction: float) -> float:
+        """The step."""
+        return self.flow.time_to(fraction) / self.lr
 
 
 def forecast(
     flow: Flow | Output,
-    target: Array,
+    target: Any = None,
     *,
     lr: float,
     steps: int,
-    mask: Array | None = None,
+    loss: Loss = "squared_error",
+    mask: Any = None,
     batch: int | None = None,
     check: bool = True,
 ) -> Forecast:
@@ -89,24 +156,29 @@ def forecast(
 
         L = <e, m e> / <1, m>,  e = y - target:    e after s steps = (1 - lr H)^s e,   H = 2 m ntk / <1, m>
 
-    by a Krylov basis that begins with e, which gives the loss after any number of steps. In training the kernel
-    changes: `holds_until` says for how many steps the forecast agrees with the gradient flow of the parameters, which
-    is computed up to there. Where that is short, take `kp.gradient_flow`.
+    by a Krylov basis that begins with e, which gives the loss after any number of steps. Of any other loss it is the
+    gradient flow of the linearised model, d delta / d tau = -grad L(y + J delta), whose Hessian is the generalised
+    Gauss-Newton matrix J* h J: descent in small steps. In training the kernel changes: `holds_until` says for how many
+    steps the forecast agrees with the gradient flow of the parameters, which is computed up to there. Where that is
+    short, take `kp.gradient_flow`.
 
     Args:
         flow: whose states are the outputs y; or `flow.output(C, learn=...)`, a readout of them. A metric's learning
             rates multiply `lr`.
-        target: as y, such as [trial, time, out].
+        target: as y, such as [trial, time, out]; for the cross-entropy class indices [trial, time] or probabilities, as
+            in `cross_entropy`. None for a function of y alone.
         lr: the learning rate.
         steps: how many steps of gradient descent on all trials.
-        mask: m >= 0, broadcastable to the shape of y; all ones when None.
+        loss: "squared_error", "cross_entropy", or a function (y, target) -> number of shape (), twice differentiable.
+        mask: m >= 0, broadcastable to the shape of y, or [trial, time]; all ones when None. None with a function.
         batch: how many trials a step sees, drawn anew for each without repetition; all when None. Then `mean_loss` is
-            that of such steps, in the mean over the draws.
+            that of such steps, in the mean over the draws; of the squared error only.
         check: whether to follow the gradient flow; left out with a metric, and for states on a span of an ODE.
 
     Raises:
-        ValueError: a target or mask of another shape or not finite, or a learning rate at which gradient descent is
-            unstable: above 2 over the largest rate.
+        ValueError: a target or mask that does not fit, a batch with another loss, or a learning rate at which descent
+            under the frozen kernel is unstable: above 2 over the largest rate. Below it, descent itself may still be
+            unstable: the Hessian of the model, which the frozen kernel does not know, may be larger or grow.
     Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
 
     >>> import torch, kpflow_dyn as kp
@@ -118,40 +190,64 @@ def forecast(
     """
     if not (isinstance(lr, int | float) and 0 < lr < math.inf and isinstance(steps, int) and steps > 0):
         raise ValueError(f"lr is {lr!r} and steps is {steps!r}, expected a positive number and a positive integer")
-    y = outputs(flow)
-    space = flow.ntk.domain
-    _check_batch(batch, space)
-    mask = checked_mask(mask, space)
-    target = checked_target(target, mask, space, "target")
+    of_outputs, space = loss_of(flow, target, mask, loss), flow.ntk.domain
+    _check_batch(batch, space, of_outputs)
     grid = np.unique(np.concatenate([np.arange(min(steps, 1000) + 1), np.geomspace(1, steps, 1000).round(), [steps]]))
-    with full_precision(y):
-        decay = Decay(flow.ntk, (y - target)[None], mask)
-
-        def losses(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
-            _check_rate(lr, rates)
-            return curve(energies[0], rates, lr, grid) + 1e-3 * decay.start  # far below, they need not be right
-
-        decay.settle(losses, beside=1 if batch is None else BESIDE)
-        rates, energies = decay.rates, decay.energies[0]
+    road = _frozen_modes if of_outputs.quadratic else _frozen_flow
+    with full_precision(outputs(flow)):
+        frozen, (rates, energies), applications, mean = road(flow, of_outputs, lr, grid, batch)
         path, parted = np.zeros((2, 0)), math.nan
-        if check and _can_descend(flow) and decay.start[0] > 0:
-            path, parted = _flow_beside(
-                flow, target, mask, lr * steps, lambda tau: float(np.exp(-2 * tau * rates) @ energies)
-            )
-    found = curve(energies, rates, lr, grid)
+        if check and _can_descend(flow) and frozen.at(np.zeros(())) > 0:
+            path, parted = _flow_beside(flow, of_outputs, lr * steps, frozen.along)
+    known = frozen.at(grid)
+    return Forecast(
+        lr, grid, known, rates, energies, parted / lr, path[0] / lr, path[1], mean, applications, _frozen=frozen
+    )
+
+
+def _frozen_modes(
+    flow: Flow | Output, loss: OutputLoss, lr: float, grid: np.ndarray, batch: int | None
+) -> tuple[FrozenModes, Spectrum, int, np.ndarray | None]:
+    """The curve of a quadratic loss, rates and energies, applications, and the mean over batches."""
+    measure = flow.ntk.domain.measure
+    mask = loss.mask if measure is None else loss.mask / measure
+    decay = squares(flow.ntk, (outputs(flow) - loss.target)[None], mask)
+    some = grid[:: max(1, len(grid) // 100)]
+
+    def losses(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
+        _check_rate(lr, rates)
+        return curve(energies[0], rates, lr, some) + SETTLED * decay.start
+
+    decay.settle(losses, beside=1 if batch is None else BESIDE)
+    (rates, energies), (others, bound) = decay.lower, decay.upper
     mean = None if batch is None else _of_batches(decay, lr, batch, grid)
-    return Forecast(lr, grid, found, rates, energies, parted / lr, path[0] / lr, path[1], mean, decay.applications)
+    frozen = FrozenModes(lr, (rates, energies[0]), (others, bound[0]))
+    return frozen, frozen.lower, decay.applications, mean
+
+
+def _frozen_flow(
+    flow: Flow | Output, loss: OutputLoss, lr: float, grid: np.ndarray, _batch: None
+) -> tuple[FrozenFlow, Spectrum, int, None]:
+    """The same of any other loss."""
+    objective = LinearisedObjective(flow.ntk, outputs(flow), loss)
+    run = Integration(objective, objective.start, lr * float(grid[-1]), ExponentialRosenbrock(), RTOL_FROZEN)
+    rates, energies, applications = spectrum(run.point)
+    _check_rate(lr, rates)
+    found = along(run, objective, None)
+    return FrozenFlow(lr, found), (rates, energies), applications + found.applications + found.gradients, None
 
 
 def _of_batches(decay: Decay, lr: float, batch: int, grid: np.ndarray) -> np.ndarray:
     vectors, start = decay.vectors()
     vectors = vectors.reshape((*vectors.shape[:2], -1))
-    return mean_losses(vectors, decay.rates, start, lr, batch, int(grid[-1]))[grid.astype(int)]
+    return mean_losses(vectors, decay.lower[0], start, lr, batch, int(grid[-1]))[grid.astype(int)]
 
 
-def _check_batch(batch: int | None, space: Space) -> None:
+def _check_batch(batch: int | None, space: Space, loss: OutputLoss) -> None:
     if batch is None:
         return
+    if not loss.quadratic:
+        raise ValueError("the mean over batches is known for the squared error alone; leave batch out for other losses")
     if space.axes[0] != "trial" or not (isinstance(batch, int) and 1 <= batch <= space.shape[0]):
         raise ValueError(f"batch is {batch!r}, expected a number of trials from 1 to {space.shape[0]} of {space}")
 
@@ -186,6 +282,18 @@ def solution_of(flow: Flow | Output) -> Solution:
     return (flow.flow if isinstance(flow, Output) else flow).solution
 
 
+def loss_of(flow: Flow | Output, target: Any, mask: Any, loss: Loss) -> OutputLoss:
+    """The loss of a flow's outputs; times of an ODE count by their quadrature weights, save in a user's function."""
+    y, space = outputs(flow), flow.ntk.domain
+    if loss == "squared_error" and target is not None:
+        target = checked_target(target, checked_mask(mask, space), space, "target")
+    if callable(loss) or space.measure is None:
+        return output_loss(loss, target, mask, y)
+    weights = to_numpy(space.measure * array_namespace(y).ones_like(y))
+    weights = weights if loss == "squared_error" else weights[..., :1]
+    return output_loss(loss, target, full_mask(mask, weights.shape) * weights, y)
+
+
 def checked_target(target: Any, mask: Array | None, space: Space, what: str) -> Array:
     """A target like the outputs, with zeros where the mask of `checked_mask` is zero."""
     found = like_numpy(to_numpy(target), space.like)
@@ -206,10 +314,10 @@ def checked_mask(mask: Any, space: Space) -> Array | None:
 
 
 def _check_rate(lr: float, rates: np.ndarray) -> None:
-    if lr * rates.max() > 2:
+    if lr * rates.max(initial=0.0) > 2:
         raise ValueError(
             f"gradient descent with lr = {lr:.3g} is unstable: the largest rate is {rates.max():.4g}, so lr must stay "
-            f"below {2 / rates.max():.3g}"
+            f"below {2 / rates.max():.3g}, the limit of the frozen kernel; that of the model itself may be lower"
         )
 
 
@@ -217,10 +325,10 @@ def _check_rate(lr: float, rates: np.ndarray) -> None:
 
 
 def _flow_beside(
-    flow: Flow | Output, target: Array, mask: Array | None, span: float, frozen: Callable[[float], float]
+    flow: Flow | Output, loss: OutputLoss, span: float, frozen: Callable[[float], float]
 ) -> tuple[np.ndarray, float]:
     """Times and losses of the gradient flow [2, step] while it stays with the frozen one, and when it parts."""
-    run = _descent(flow, target, mask, span)
+    run = _descent(flow, loss, span)
     rows, parted = [(run.time, run.point.loss)], math.inf
     while not run.finished and math.isinf(parted):
         if run.exhausted:
@@ -244,16 +352,14 @@ def _parting(ratio: Callable[[float], float], before: float, after: float) -> fl
     return float(crossing)
 
 
-def _descent(flow: Flow | Output, target: Array, mask: Array | None, span: float) -> Integration:
+def _descent(flow: Flow | Output, loss: OutputLoss, span: float) -> Integration:
     """The gradient flow from the parameters as they were linearised."""
-    inner, space = flow.flow if isinstance(flow, Output) else flow, flow.ntk.domain
-    weights = array_namespace(target).ones_like(target) if mask is None else mask[0]
-    weights = weights if space.measure is None else space.measure * weights
+    inner = flow.flow if isinstance(flow, Output) else flow
     learn = isinstance(flow, Output) and flow.rate > 0
-    loss = squared_error(target, flow, weights, learn)
-    own = {LOSS + name: getattr(loss, name) for name in ("weight", "bias") if learn and hasattr(loss, name)}
+    of_states = loss_of_states(loss, inner.solution.problem.backend, flow, learn)
+    own = {LOSS + name: getattr(of_states, name) for name in ("weight", "bias") if learn and hasattr(of_states, name)}
     values = {**inner.parameters, **own}
-    objective = Objective(inner.solution, loss, list(values))
+    objective = Objective(inner.solution, of_states, list(values))
     return Integration(objective, objective.theta(values), span, ExponentialRosenbrock(), RTOL)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision
 from kpflow_dyn._flows.flow import Flow, Output
-from kpflow_dyn._learning.decay import Decay
+from kpflow_dyn._learning.decay import squares
 from kpflow_dyn._learning.forecasting import checked_mask, checked_target, outputs
 from kpflow_dyn._spaces.operators import Operator
 
@@ -115,9 +115,9 @@ def _table(op: Operator, y: Array, targets: Any, mask: Array | None, errors: boo
     found = [checked_target(target, mask, op.domain, f"target {name!r}") for name, target in named.items()]
     e = array_namespace(y).stack([target if errors else y - target for target in found])
     with full_precision(y):
-        decay = Decay(op, e, mask)
+        decay = squares(op, e, mask)
         decay.settle(lambda rates, energies: np.stack(_columns(rates, energies)[:3]))
-    score, half, tenth, never = _columns(decay.rates, decay.energies)
+    score, half, tenth, never = _columns(*decay.lower)
     return Learnability(tuple(named), score, half, tenth, never, decay.applications)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, to_numpy
-from kpflow_dyn._backend import Values, backend_for, backend_of
+from kpflow_dyn._backend import Backend, Values, backend_for, backend_of
 
 SUM_TO_ONE = 1e-4  # how far probabilities may sum from one, as those of half precision do
 
@@ -120,7 +120,7 @@ def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: b
     >>> [name for name, _ in loss.named_parameters()], loss(torch.zeros(2, 5, 8)).shape
     (['weight', 'bias'], torch.Size([]))
     """
-    return _of_states("squared_error", target, readout, mask, learn)
+    return _of_targets("squared_error", target, readout, mask, learn)
 
 
 def cross_entropy(target: Array, readout: Any = None, mask: Any = None, learn: bool = True) -> Any:
@@ -148,7 +148,7 @@ def cross_entropy(target: Array, readout: Any = None, mask: Any = None, learn: b
     >>> round(kp.cross_entropy(right)(torch.zeros(1, 3, 3)).item(), 4)  # log 3, of three equal logits
     1.0986
     """
-    return _of_states("cross_entropy", target, readout, mask, learn)
+    return _of_targets("cross_entropy", target, readout, mask, learn)
 
 
 def accuracy(y: Array, target: Any, mask: Any = None) -> float:
@@ -304,19 +304,23 @@ def _placed(values: Any, like: Array) -> Any:
 # Losses of states
 
 
-def _of_states(name: str, target: Array, readout: Any, mask: Any, learn: bool) -> Any:
-    make = backend_for(target, "target", "[trial, time, out]").models.with_arrays
+def _of_targets(name: str, target: Array, readout: Any, mask: Any, learn: bool) -> Any:
+    backend = backend_for(target, "target", "[trial, time, out]")
     found = loss_of_targets(name, target, mask)
-    constants = {"target": _placed(found.target, target), "mask": _placed(found.mask, target)}
+    placed = replace(found, target=_placed(found.target, target), mask=_placed(found.mask, target))
+    return loss_of_states(placed, backend, readout, learn)
+
+
+def loss_of_states(loss: OutputLoss, backend: Backend, readout: Any, learn: bool) -> Any:
+    """L(S C^T + c), a module or pytree with the readout's weight and bias, if any, as parameters or constants."""
     linear = {name: value for name in ("weight", "bias") if (value := getattr(readout, name, None)) is not None}
-    read = partial(_on_states, found.function)
-    return make(read, linear, constants) if learn else make(read, {}, linear | constants)
+    make, read = backend.models.with_arrays, partial(_on_states, loss)
+    return make(read, linear, {}) if learn else make(read, {}, linear)
 
 
-def _on_states(function: Callable[..., Array], arrays: Values, state: Array) -> Array:
+def _on_states(loss: OutputLoss, arrays: Values, state: Array) -> Array:
     y = state @ arrays["weight"].T if "weight" in arrays else state
-    y = y + arrays["bias"] if "bias" in arrays else y
-    return function(y, arrays["target"], arrays["mask"])
+    return loss(y + arrays["bias"] if "bias" in arrays else y)
 
 
 def units_read(model: Any, readout: Any, units: int) -> slice:

@@ -71,6 +71,7 @@ def analyze(
     seed: given.Seed = 0,
     modes: given.Modes = 8,
     samples: given.Samples = 120,
+    all_steps: given.AllSteps = False,
     dtype: given.Dtype = None,
     threads: given.Threads = None,
     out: given.Out = Path("kpflow-analysis"),
@@ -80,7 +81,7 @@ def analyze(
     """Analyse a network on a task, or a problem of your own; write numbers, figures and a page."""
     with plain_errors(debug):
         source = _source(problem, checkpoint, model, task, prefix, readout, nonlinearity, trials, dtype)
-        _run(source, seed, modes, samples, threads, out, overwrite)
+        _run(source, seed, {"k": modes, "samples": samples, "all_steps": all_steps}, threads, out, overwrite)
 
 
 @app.command()
@@ -89,6 +90,7 @@ def demo(
     seed: given.Seed = 0,
     modes: given.Modes = 8,
     samples: given.Samples = 120,
+    all_steps: given.AllSteps = False,
     dtype: given.Dtype = None,
     threads: given.Threads = 1,
     out: given.Out = Path("kpflow-demo"),
@@ -98,7 +100,7 @@ def demo(
     """Analyse the network that ships with the package: a GRU that decides which of two noisy inputs is larger."""
     with plain_errors(debug), as_file(files("kpflow_dyn").joinpath("data/demo.safetensors")) as checkpoint:
         source = Network(checkpoint=checkpoint, model="gru", task=DEMO_TASK, trials=trials, dtype=dtype)
-        _run(source, seed, modes, samples, threads, out, overwrite)
+        _run(source, seed, {"k": modes, "samples": samples, "all_steps": all_steps}, threads, out, overwrite)
 
 
 for command in (track, compare, report, sweep):
@@ -136,7 +138,7 @@ def _source(problem: str | None, *network: Any) -> Network | str:
 
 
 def _run(
-    source: Network | str, seed: int, modes: int, samples: int, threads: int | None, out: Path, overwrite: bool
+    source: Network | str, seed: int, asked: dict[str, Any], threads: int | None, out: Path, overwrite: bool
 ) -> None:
     import kpflow_dyn as kp
 
@@ -148,7 +150,7 @@ def _run(
             warnings.simplefilter("always")
             progress("running and linearising", 0, None)
             flow = kp.linearize(problem if isinstance(problem, kp.Solution) else kp.solve(problem))
-            dataset = kp.analyze(flow, k=modes, samples=samples, seed=seed, task=task, progress=progress)
+            dataset = kp.analyze(flow, **asked, seed=seed, task=task, progress=progress)
             dataset.attrs = about | dataset.attrs | about | {"warnings": "\n".join(_notes(caught))}
             progress("drawing", 0, None)
             contents = _render(dataset)
@@ -225,7 +227,9 @@ def _print_table(dataset: xr.Dataset) -> None:
 
     from kpflow_dyn.report import summarize
 
-    table = Table(title=dataset.attrs["title"], caption="± standard error; numbers without it are exact")
+    steps = [f"{dataset.attrs['steps']}"] if "steps" in dataset.attrs else []
+    caption = "\n".join(["± standard error; numbers without it are exact", *steps])
+    table = Table(title=dataset.attrs["title"], caption=caption)
     for column in ("", "value", "of"):
         table.add_column(column, justify="right" if column else "left")
     for number in summarize(dataset).values():

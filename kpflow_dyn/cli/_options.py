@@ -13,6 +13,12 @@ Dtype = Annotated[str | None, typer.Option(help="float32 or float64; by default 
 Threads = Annotated[
     int | None, typer.Option(help="Threads of torch; its own choice unless given. JAX has no such setting.", min=1)
 ]
+AllSteps = Annotated[
+    bool,
+    typer.Option(
+        "--all-steps", help="Keep the steps that do not count for the task: behind the end of a trial, or no target."
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier analysis.")]
 Debug = Annotated[bool, typer.Option("--debug", envvar="KPFLOW_DYN_DEBUG", help="Show the traceback of an error.")]

@@ -228,7 +228,7 @@ def _loadings(dataset: xr.Dataset, kernel: str, order: np.ndarray, xlabel: str) 
     figure, (shares, map_) = new_figure(5.0, rows=2)
     _draw_shares(shares, dataset, kernel)
     modes = dataset[f"{kernel}_mode"].values[:SHOWN_MODES, order]
-    most = np.abs(modes).max()
+    most = np.nanmax(np.abs(modes))
     extent = (0.5, order.size + 0.5, len(modes) + 0.5, 0.5)
     image = map_.imshow(
         modes, aspect="auto", cmap=_diverging(), vmin=-most, vmax=most, extent=extent, interpolation="none"
@@ -253,7 +253,8 @@ def _draw_trajectories(axes: Axes, dataset: xr.Dataset) -> None:
     y = projections[..., 0] if flat else projections[..., 1]
     for trial, color in enumerate(_color_trials(axes, dataset)):
         axes.plot(x[trial], y[trial], color=color, linewidth=1, alpha=0.8)
-        axes.plot(x[trial, -1:], y[trial, -1:], color=color, marker="o", markersize=3.5)
+        last = np.flatnonzero(np.isfinite(y[trial]))[-1:]
+        axes.plot(x[trial, last], y[trial, last], color=color, marker="o", markersize=3.5)
     names = (_time_label(dataset), "PC 1") if flat else ("PC 1", "PC 2")
     axes.set(xlabel=names[0], ylabel=names[1])
 

@@ -146,7 +146,7 @@ def _ntk_modes(dataset: xr.Dataset) -> Chart:
     layout = {"xaxis": {"title": {"text": _time(dataset)}}, "yaxis": {"title": {"text": "Unit"}}}
 
     def view(rank: int, trial: int) -> Any:
-        z, most = vectors[rank, trial].T, float(np.abs(vectors[rank]).max())
+        z, most = vectors[rank, trial].T, float(np.nanmax(np.abs(vectors[rank])))
         time = numbers(dataset.time.values)
         return figure([heat_map(z, time, np.arange(units), DIVERGING, hover, "Change of the state", most)], **layout)
 
@@ -214,7 +214,7 @@ def _states(dataset: xr.Dataset) -> Chart:
 
 def _trajectory(dataset: xr.Dataset, trial: int, colors: np.ndarray, x: np.ndarray, y: np.ndarray) -> Any:
     ends = np.zeros(len(x))
-    ends[-1] = 7
+    ends[np.flatnonzero(np.isfinite(y))[-1:]] = 7
     name = _trial_name(dataset, trial)
     return line(
         x, y, name, int(colors[trial]), mode="lines+markers", marker={"size": ends, "opacity": 1}, line={"width": 1.2},

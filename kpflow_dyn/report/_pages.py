@@ -53,7 +53,7 @@ def _of_analysis(dataset: xr.Dataset) -> Page:
     ode = attrs.get("problem") == "ODE"
     return Page(
         title=attrs["title"],
-        lead=(_learnable(found), _what_the_ntk_is(ode)),
+        lead=(_learnable(found), _what_the_ntk_is(ode), *([f"{attrs['steps']}."] if "steps" in attrs else [])),
         warnings=tuple(attrs.get("warnings", "").splitlines()),
         charts=analysis_charts(dataset),
         tables=[_numbers(found)],
