@@ -31,6 +31,7 @@ _PUBLIC = {
     "_flows.flow": ["Flow", "Output"],
     "_learning.forecasting": ["Forecast", "forecast"],
     "_learning.learnable": ["Learnability", "core_learnability", "learnability"],
+    "_learning.obstacles": ["Obstacles", "obstacles"],
     "_linearize": ["UntracedWarning", "linearize"],
     "_learning.descent": ["GradientFlow", "gradient_flow"],
     "_numbers.summary": ["Summary", "summary"],

@@ -1,0 +1,274 @@
+"""The parts of a loss, by name, and how each is learnt under the kernel as it is.
+
+At each trial and time that counts the loss is replaced by the parabola that has its value and its slope, with its
+minimum at the least loss that there is, in the directions and proportions of its own Hessian h:
+
+    L = |f|^2 / 2        e = grad_y L = h^{1/2} f        de/dtau = -h ntk e
+
+For the squared error this is exact. Parts of f that are orthogonal have losses that add up: outputs, classes, and
+principal components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
+from kpflow_dyn._backend import backend_for
+from kpflow_dyn._flows.flow import Output
+from kpflow_dyn._learning.decay import Decay, certain
+from kpflow_dyn._learning.learnable import NULL, time_to
+from kpflow_dyn._learning.losses import OutputLoss
+from kpflow_dyn._learning.obstacles import SAMPLES, Obstacles, obstacles
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+EVERYTHING = "everything"
+MOST_OUTPUTS, MOST_COMPONENTS = 8, 4
+SMALLEST = 1e-6  # share of the loss of a part that is shown
+POINTS = 200  # of a curve
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The whole loss, and its parts.
+
+    Attributes:
+        names: `EVERYTHING`, then outputs or classes, then principal components of the error.
+        loss, share: of each part now, and over the whole [part].
+        accuracy: at the places of each class, for losses of classes; else NaN [part].
+        half, tenth: tau at which it has fallen so far on its own; inf where it never does, NaN where that was not found.
+        never: its share in directions that the kernel does not reach: rates below 1e-6 of the largest [part].
+        tau, curve: predicted losses over their first value [part, point].
+        reach: the change of the outputs along the part's error at each trial and time, in one step of gradient descent
+            over its learning rate; the sum is `rate` [part, trial, time].
+        largest_rate: of h^{1/2} ntk h^{1/2}; descent is stable below 2 over it.
+        obstacles: what stands in the way of each.
+    """
+
+    names: tuple[str, ...]
+    loss: np.ndarray
+    share: np.ndarray
+    accuracy: np.ndarray
+    half: np.ndarray
+    tenth: np.ndarray
+    never: np.ndarray
+    tau: np.ndarray
+    curve: np.ndarray
+    reach: np.ndarray
+    largest_rate: float
+    obstacles: Obstacles
+
+    def variables(self) -> dict[str, Any]:
+        """As variables of a dataset, their names beginning with "part"."""
+        columns = ("loss", "share", "accuracy", "half", "tenth", "never")
+        found: dict[str, Any] = {f"part_{name}": ("part", getattr(self, name)) for name in columns}
+        found |= {"part_curve": (("part", "tau"), self.curve), "part_reach": (("part", "trial", "time"), self.reach)}
+        way: xr.Dataset = self.obstacles.to_xarray().rename(error="part").assign_coords(part=list(self.names))
+        found |= {f"part_{name}": way[name] for name in ("rate", "own", "kept", "words", "factors", "relative")}
+        return found | {f"factor_{name}": way[name] for name in ("typical", "largest")}
+
+
+def parts_of(output: Output, loss: OutputLoss, names: Sequence[str] = (), seed: int = 0) -> Parts:
+    """What of a loss of these outputs [trial, time, out] gradient descent will learn, and when.
+
+    Args:
+        output: a readout of a flow.
+        loss: of its values.
+        names: of the outputs, or of the classes.
+        seed: of random probes.
+
+    Raises:
+        ValueError: a loss that is at its least already.
+    """
+    space = output.ntk.domain
+    parabola = _parabola(output, loss)
+    of_loss = _split(parabola.f, loss, tuple(names))
+    f = np.stack(list(of_loss.values()))
+    losses = (f**2).sum((1, 2, 3)) / 2
+    root = like_numpy(parabola.root, space.like)  # [trial time, out, out]
+    with full_precision(output.values):
+        decay = Decay(output.ntk, space.from_euclidean(like_numpy(f, space.like)), lambda rows: _by_place(root, rows))
+        decay.settle(lambda rates, energies: np.stack(_times(rates, energies)))
+    half, tenth = certain(lambda rates, energies: np.stack(_times(rates, energies)), decay.lower, decay.upper)
+    tau = _grid(half, tenth)
+    e = space.from_euclidean(_by_place(root, like_numpy(f, space.like).reshape((len(f), -1))).reshape(f.shape))
+    return Parts(
+        names=tuple(of_loss),
+        loss=losses,
+        share=losses / losses[0],
+        accuracy=np.array([_accuracy(output, loss, one) for one in f]),
+        half=half,
+        tenth=tenth,
+        never=certain(_never, decay.lower, decay.upper),
+        tau=tau,
+        curve=certain(lambda rates, energies: _curves(rates, energies, tau), decay.lower, decay.upper),
+        reach=_reach(output, e),
+        largest_rate=float(decay.lower[0].max()),
+        obstacles=obstacles(output, dict(zip(of_loss, e, strict=True)), samples=SAMPLES, seed=seed),
+    )
+
+
+# The loss as a parabola
+
+
+@dataclass(frozen=True, eq=False)
+class Parabola:
+    """f [trial, time, out], and h^{1/2} at each place [trial time, out, out], where inner products are plain."""
+
+    f: np.ndarray
+    root: np.ndarray
+
+
+def _parabola(output: Output, loss: OutputLoss) -> Parabola:
+    space = output.ntk.domain
+    w = np.ones(1) if space.measure is None else to_numpy(space.measure).astype(np.float64)
+    y = to_numpy(output.values).astype(np.float64)
+    of = {"squared_error": _of_squares, "cross_entropy": _of_classes}.get(loss.name)
+    f, root = _of_function(output, loss) if of is None else of(y, loss)
+    if not f.any():
+        raise ValueError("the loss is at its least already, so that nothing is left to be learnt")
+    return Parabola(f, root / np.broadcast_to(w, y.shape).reshape((len(root), -1, 1)) ** 0.5)
+
+
+def _of_squares(y: np.ndarray, loss: OutputLoss) -> tuple[np.ndarray, np.ndarray]:
+    """Of sum m (y - target)^2 / Z: f and h^{1/2} in y."""
+    target, m = (to_numpy(array).astype(np.float64) for array in (loss.target, loss.mask))
+    root = np.broadcast_to((2 * m / m.sum()) ** 0.5, y.shape)
+    return root * (y - target), root.reshape((-1, 1, y.shape[-1])) * np.eye(y.shape[-1])
+
+
+def _of_classes(y: np.ndarray, loss: OutputLoss) -> tuple[np.ndarray, np.ndarray]:
+    """Of sum m KL / Z, with h = (diag p - p p^T) m / Z times what makes the parabola as high as the loss."""
+    p = np.exp(y - y.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    target, m = _probabilities(loss, y.shape)
+    m = (m / m.sum())[..., None]
+    values, vectors = np.linalg.eigh(p[..., None] * np.eye(y.shape[-1]) - p[..., None] * p[..., None, :])
+    roots = np.where(values > 1e-14, values, 0) ** 0.5
+    error = np.einsum("...ij,...i->...j", vectors, p - target)
+    along = np.where(roots > 0, error / np.where(roots > 0, roots, 1), 0)
+    logs = np.log(np.maximum(p, 1e-300))
+    least = np.where(target > 0, target * np.log(np.where(target > 0, target, 1)), 0).sum(-1)
+    height = np.maximum(least - (target * logs).sum(-1), 0)  # of the loss over its least
+    energy = (along**2).sum(-1) / 2
+    scale = np.where((height > 0) & (energy > 0), (energy / np.where(height > 0, height, 1)) ** 0.5, 1)[..., None]
+    f = m**0.5 * np.einsum("...ij,...j->...i", vectors, along) / scale
+    root = np.einsum("...ij,...j,...kj->...ik", vectors, roots * scale * m**0.5, vectors)
+    return f, root.reshape((-1, *root.shape[-2:]))
+
+
+def _of_function(output: Output, loss: OutputLoss) -> tuple[np.ndarray, np.ndarray]:
+    """Of any loss: one parabola for all outputs, with its minimum at zero."""
+    y = output.values
+    derivatives = backend_for(y, "y", "[trial, time, out]").objectives.Derivatives
+    of_rows = derivatives(lambda rows, _scheme: loss(rows.reshape(tuple(y.shape))))
+    e = to_numpy(of_rows.gradient(y.reshape((-1,)), None)).astype(np.float64).reshape(tuple(y.shape))
+    value = float(to_numpy(loss(y)))
+    if not value > 0:
+        raise ValueError(f"the loss is {value:.3g}; to speak of half of it, it must be positive, and 0 at its least")
+    scale = (np.square(e).sum() / (2 * value)) ** 0.5
+    roots = scale * np.broadcast_to(np.eye(y.shape[-1]), (e.size // y.shape[-1], y.shape[-1], y.shape[-1]))
+    return e / (scale or 1.0), roots
+
+
+def _probabilities(loss: OutputLoss, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Of the classes [trial, time, out], zeros where nothing counts, and weights [trial, time]."""
+    target, m = (to_numpy(array) for array in (loss.target, loss.mask))
+    if target.shape != shape:
+        target = target.reshape(shape[:-1])[..., None] == np.arange(shape[-1])
+    return target.astype(np.float64), m.astype(np.float64).reshape(shape[:-1])
+
+
+def _by_place(root: Array, rows: Array) -> Array:
+    """Rows [b, trial time out] with this matrix applied at each place."""
+    shaped = rows.reshape((len(rows), *root.shape[:1], 1, root.shape[-1]))
+    return (shaped @ root).reshape((len(rows), -1))
+
+
+# Its parts
+
+
+def _split(f: np.ndarray, loss: OutputLoss, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """f of the whole, of the largest outputs or classes, and of the largest principal components."""
+    named = [names[i] if i < len(names) else f"{_what(loss)} {i + 1}" for i in range(f.shape[-1])]
+    own = dict(zip(named, _of_each(f, loss), strict=True))
+    found = {EVERYTHING: f} | (_largest(own, f, MOST_OUTPUTS) if f.shape[-1] > 1 else {})
+    return found | _largest(_components(f), f, MOST_COMPONENTS)
+
+
+def _what(loss: OutputLoss) -> str:
+    return "class" if loss.of_classes else "output"
+
+
+def _of_each(f: np.ndarray, loss: OutputLoss) -> list[np.ndarray]:
+    """The part of each output; of classes, the part at the places where each is the right one."""
+    if not loss.of_classes:
+        return list(np.moveaxis(f[..., None] * np.eye(f.shape[-1]), -1, 0))
+    right = _probabilities(loss, f.shape)[0].argmax(-1)
+    return [f * (right == number)[..., None] for number in range(f.shape[-1])]
+
+
+def _components(f: np.ndarray) -> dict[str, np.ndarray]:
+    """Principal components over trials and times, of patterns over the outputs; of one output of patterns over times."""
+    matrix = f.reshape((-1, f.shape[-1])) if f.shape[-1] > 1 else f[..., 0]
+    a, s, b = np.linalg.svd(matrix, full_matrices=False)
+    each = [(s[i] * np.outer(a[:, i], b[i])).reshape(f.shape) for i in range(min(len(s), MOST_COMPONENTS))]
+    return {f"error PC {i + 1}": one for i, one in enumerate(each)}
+
+
+def _largest(parts: dict[str, np.ndarray], f: np.ndarray, most: int) -> dict[str, np.ndarray]:
+    """So many parts that are not zero, in their order."""
+    shares = {name: float((one**2).sum() / (f**2).sum()) for name, one in parts.items()}
+    kept = sorted((name for name in parts if shares[name] > SMALLEST), key=lambda name: -shares[name])[:most]
+    return {name: one for name, one in parts.items() if name in kept}
+
+
+def _accuracy(output: Output, loss: OutputLoss, f: np.ndarray) -> float:
+    """At the places that this part has, if these are whole places."""
+    if not loss.of_classes:
+        return np.nan
+    p, m = _probabilities(loss, f.shape)
+    here = m * f.any(-1)
+    right = to_numpy(output.values).argmax(-1) == p.argmax(-1)
+    return float((here * right).sum() / here.sum())
+
+
+# How they decay
+
+
+def _times(rates: np.ndarray, energies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """tau to half and to a tenth of each loss."""
+    half, tenth = (np.array([time_to(one, rates, part) for one in energies]) for part in (0.5, 0.1))
+    return half, tenth
+
+
+def _never(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
+    return energies[:, rates < NULL * rates.max()].sum(1) / energies.sum(1)
+
+
+def _curves(rates: np.ndarray, energies: np.ndarray, tau: np.ndarray) -> np.ndarray:
+    """[part, point]."""
+    return energies @ np.exp(-2 * np.outer(rates, tau)) / energies.sum(1, keepdims=True)
+
+
+def _grid(half: np.ndarray, tenth: np.ndarray) -> np.ndarray:
+    """Times from long before the first half to after the last tenth that there is."""
+    known = np.concatenate([half, tenth])
+    known = known[np.isfinite(known) & (known > 0)]
+    first, last = (known.min(), known.max()) if known.size else (1.0, 1.0)
+    return np.geomspace(first / 30, 3 * min(last, 1e6 * first), POINTS)
+
+
+def _reach(output: Output, e: Array) -> np.ndarray:
+    """[part, trial, time], for any axes of places: of a unit error, <e, ntk e> place by place."""
+    space = output.ntk.domain
+    w = 1.0 if space.measure is None else to_numpy(space.measure)
+    error, moved = (to_numpy(array).astype(np.float64) for array in (e, output.ntk.mv(e)))
+    sizes = (w * error**2).reshape((len(error), -1)).sum(1)
+    return (w * error * moved).sum(-1) / sizes.reshape((-1,) + (1,) * (error.ndim - 2))
