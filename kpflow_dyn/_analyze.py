@@ -11,7 +11,7 @@ import numpy as np
 import kpflow_dyn
 from kpflow_dyn._arrays import Array, Random, to_numpy
 from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._flows.places import reaching
+from kpflow_dyn._flows.places import said_of_targets
 from kpflow_dyn._numbers.reductions import PartialTrace
 from kpflow_dyn._numbers.spectra import Modes, eigs
 from kpflow_dyn._numbers.summary import KERNELS, Progress, Summary, summary
@@ -146,7 +146,7 @@ def analyze(
 
     _check(flow, task, init)
     if task is not None and task.mask is not None and not all_steps:
-        flow = flow.where(task.mask)
+        flow = flow.where(task.mask != 0)
     rng, report = Random(seed), progress or (lambda stage, done, total: None)
     found = summary(flow, k, samples, rng, SOLVER, report)
     state, measure = _double(flow.solution.state), _measure_of(flow.ntk.domain)
@@ -245,17 +245,13 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
 
 def _said_of_steps(flow: Flow, task: TaskData | None) -> dict[str, str]:
     """Which steps do not count, and whether they are left out."""
-    of_task = None if task is None or task.mask is None else task.mask.astype(bool)
+    of_task = None if task is None or task.mask is None else task.mask != 0
     mask = of_task if flow.mask is None else flow.mask
     if mask is None or mask.all():
         return {}
-    behind, before = 1 - reaching(mask).mean(), (reaching(mask) & ~mask).mean()
-    shares = [f"{behind:.0%} of the steps lie behind the last target of their trial"] if behind else []
-    shares += [f"{before:.0%} of the steps{' before it' if behind else ''} have no target"] if before else []
-    done = "analysed too" if flow.mask is None else "left out (all_steps=True, or --all-steps, keeps them)"
     if of_task is None:
-        shares, done = [f"{1 - mask.mean():.0%} of the steps do not count"], "left out"
-    return {"steps": f"{' and '.join(shares)}; they are {done}"}
+        return {"steps": f"{1 - mask.mean():.0%} of the steps do not count; they are left out"}
+    return {"steps": said_of_targets(mask, flow.mask is not None)}
 
 
 def _equation(solution: Solution) -> dict[str, str]:

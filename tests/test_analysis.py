@@ -13,7 +13,7 @@ from kpflow_dyn._analyze import KERNELS, WORDS, analyze
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn.figures import FIGURES, trial_label
 from kpflow_dyn.models import Dale
-from kpflow_dyn.report import settings
+from kpflow_dyn.report import page_of, settings
 from kpflow_dyn.tasks import TaskData
 
 SUMS = {"temporal": "btnbsn->ts", "spatial": "btnbtm->nm", "trial": "btnctn->bc"}
@@ -178,7 +178,9 @@ def test_a_task_brings_milliseconds_and_labels(small_flow: kp.Flow) -> None:
     np.testing.assert_array_equal(dataset.time, [20.0, 40.0, 60.0, 80.0])
     assert dataset.time.attrs["units"] == "ms"
     assert trial_label(dataset) == "label_angle" and "label_class" not in dataset.coords
-    assert dataset.attrs["padding"].startswith("25%")
+    assert dataset.attrs["steps"].startswith(
+        "25% of the steps lie behind the last target of their trial; they are left"
+    )
 
 
 def test_progress_counts_to_its_total(large_flow: kp.Flow) -> None:
@@ -344,3 +346,52 @@ def test_times_versions_and_figures_of_other_flows(other: tuple[kp.Flow, xr.Data
     assert (dataset.attrs["problem"] == "ODE") == ode == ("solver" in dataset.attrs)
     for draw in FIGURES.values():
         draw(dataset).canvas.draw()
+
+
+@pytest.mark.parametrize("given", ["task", "flow"])
+def test_steps_that_do_not_count_are_left_out(small_flow: kp.Flow, given: str) -> None:
+    mask = np.array([[1, 1, 0, 1], [1, 0, 0, 0], [1, 1, 0, 1]], bool)
+    if given == "task":
+        dataset = analyze(small_flow, k=3, task=make_task(3, 4, mask.astype(float)))
+        assert dataset.attrs["steps"] == (
+            "25% of the steps lie behind the last target of their trial and 17% of the steps lie before it and have no "
+            "target; they are left out (all_steps=True, or --all-steps, keeps them)"
+        )
+    else:
+        dataset = analyze(small_flow.where(mask), k=3)
+        assert dataset.attrs["steps"] == "42% of the steps do not count; they are left out"
+    units, A = small_flow.ntk.domain.shape[2], small_flow.ntk.dense().numpy()
+    R = np.repeat(mask.reshape(-1), units)
+    inside = A * R * R[:, None]
+    assert float(dataset.ntk_trace) == pytest.approx(np.trace(inside))
+    assert float(dataset.ntk_effective_rank) == pytest.approx(rank_of(inside))
+    assert dataset.ntk_effective_rank.attrs["dimension"] == R.sum()
+    for name, counts in {"temporal": mask.any(0), "spatial": np.ones(units, bool), "trial": mask.any(1)}.items():
+        kernel = np.einsum(SUMS[name], inside.reshape(*small_flow.ntk.domain.shape * 2))
+        assert float(dataset[f"{name}_effective_rank"]) == pytest.approx(rank_of(kernel))
+        assert dataset[f"{name}_effective_rank"].attrs["dimension"] == dataset.sizes[f"{name}_rank"] == counts.sum()
+        np.testing.assert_allclose(
+            dataset[f"{name}_kernel"].values[np.ix_(counts, counts)], kernel[np.ix_(counts, counts)]
+        )
+        assert np.isnan(dataset[f"{name}_mode"].values[:, ~counts]).all()
+        assert np.isfinite(dataset[f"{name}_mode"].values[:, counts]).all()
+    np.testing.assert_array_equal(dataset.measure, mask)
+    for name in ("ntk_mode", "pc_projection"):
+        blank = np.isnan(dataset[name].transpose("trial", "time", ...).values)
+        assert blank[~mask].all() and not blank[mask].any()
+    states = small_flow.solution.state.numpy()[mask]
+    assert float(dataset.state_effective_rank) == pytest.approx(rank_of(np.cov(states.T)))
+    np.testing.assert_allclose(
+        dataset.pc_variance, np.linalg.eigvalsh(np.cov(states.T))[::-1] / np.cov(states.T).trace()
+    )
+    for draw in FIGURES.values():
+        draw(dataset)
+    page = page_of(dataset)
+    assert page.lead[-1] == f"{dataset.attrs['steps']}." and not any("NaN" in chart.to_json() for chart in page.charts)
+
+
+def test_all_steps_are_kept_if_asked_for(small_flow: kp.Flow, small: xr.Dataset) -> None:
+    mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]], bool)
+    dataset = analyze(small_flow, k=3, task=make_task(3, 4, mask), all_steps=True)
+    assert dataset.attrs["steps"] == "17% of the steps lie behind the last target of their trial; they are analysed too"
+    assert float(dataset.ntk_trace) == float(small.ntk_trace) and (dataset.measure.values == 1).all()

@@ -441,3 +441,37 @@ def test_report_of_an_analysis(tmp_path: Path) -> None:
         found = CliRunner().invoke(app, ["report", str(tmp_path), *options])
         assert found.exit_code == status
     assert "Temporal modes" in (tmp_path / "report.html").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def masked(folder: Path, task: Path) -> Path:
+    """The task with a trial that ends early and a step without a target."""
+    mask = np.ones((4, 5), bool)
+    mask[0, 3:] = mask[1, 1] = False
+    np.savez(folder / "masked.npz", inputs=np.load(task)["inputs"], mask=mask)
+    return folder / "masked.npz"
+
+
+@pytest.mark.parametrize("kept", [[], ["--all-steps"]])
+def test_steps_without_a_target_are_left_out(cell, checkpoint: Path, masked: Path, out: Path, kept: list[str]) -> None:
+    network = ("--model", "gru", "--task", masked, *kept)
+    shown = run("analyze", checkpoint, *network, "--out", out, "--dtype", "float64", "--modes", 2)
+    assert shown.exit_code == 0, shown.output
+    said = "10% of the steps lie behind the last target of their trial and 5% of the steps lie before it and have no "
+    said += f"target; they are {'analysed too' if kept else 'left out (all_steps=True, or --all-steps, keeps them)'}"
+    results = json.loads((out / "results.json").read_text())
+    assert results["settings"]["steps"] == said and f"{said}." in (out / "index.html").read_text()
+    assert said in " ".join(shown.stdout.split())
+    arrays = np.load(masked)
+    problem = kp.DiscreteProblem(copy.deepcopy(cell).double(), torch.from_numpy(arrays["inputs"]))
+    R = np.repeat(arrays["mask"].reshape(-1) | bool(kept), 6)
+    trace = np.diag(kp.linearize(kp.solve(problem)).ntk.dense().numpy()) @ R
+    assert results["numbers"]["ntk_trace"]["value"] == pytest.approx(trace)
+    shown = run("compare", checkpoint, checkpoint, *network, "--modes", 2, "--out", out.parent / "compared")
+    assert shown.exit_code == 0 and shown.stdout.splitlines()[-2] == said
+    record = kp.Recorder(out.parent / "recorded")
+    record(0, cell, loss=1.0)
+    shown = run("track", record.folder, *network)
+    assert shown.exit_code == 0 and said in shown.stdout
+    with xr.open_dataset(record.folder / "track" / "track.nc", engine="h5netcdf") as dataset:
+        assert dataset.attrs["steps"] == said

@@ -348,3 +348,26 @@ def test_bad_requests() -> None:
         kp.learnability(y, {})
     with pytest.raises(TypeError, match=r"expected a Flow or flow\.output"):
         kp.forecast(y.ntk, problem.target, lr=LR, steps=3)  # pyright: ignore
+
+
+def test_a_mask_and_a_flow_of_what_it_counts_agree() -> None:
+    torch.manual_seed(0)
+    cell, x = nn.GRUCell(2, 6).double(), torch.randn(3, 7, 2, dtype=torch.float64)
+    flow, readout = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))), nn.Linear(6, 2).double()
+    task = kp.tasks.EvidenceIntegration(fixation=2, stimulus=3, response=2).sample(3).mask
+    mask = task & (np.arange(7) < np.array([[7], [6], [2]]))
+    target = torch.randn(3, 7, 2, dtype=torch.float64).masked_fill(~torch.from_numpy(mask)[..., None], float("nan"))
+    whole, part = (one.output(readout, learn=True) for one in (flow, flow.where(mask)))
+    given = {"lr": 0.01, "steps": 40, "check": False}
+    a, b = kp.forecast(whole, target, mask=mask, **given), kp.forecast(part, target, **given)
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-9)
+    kept = np.flatnonzero(np.repeat(mask.reshape(-1), 2))
+    e = (whole.values - target).detach().numpy().reshape(-1)[kept]
+    step = np.eye(len(kept)) - 0.01 * 2 / len(kept) * whole.ntk.dense().detach().numpy()[np.ix_(kept, kept)]
+    curve = [np.mean((np.linalg.matrix_power(step, s) @ e) ** 2) for s in b.steps.astype(int)]
+    np.testing.assert_allclose(b.loss, curve, rtol=1e-6)
+    targets = {"all": target, "none": 0 * torch.nan_to_num(target)}
+    for score in (kp.learnability, kp.core_learnability):
+        one, other = score(whole, targets, mask=mask), score(part, targets)
+        for name in ("score", "half", "tenth", "never"):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-6, atol=1e-9)

@@ -212,3 +212,24 @@ def test_commands(tmp_path: Path) -> None:
     assert "alignment of NTK" in shown.output and (tmp_path / "compared" / "comparison.png").exists()
     shown = CliRunner().invoke(app, ["track", str(tmp_path), "--model", "gru", "--task", "memorypro"])
     assert shown.exit_code == 2 and "no recorded steps" in shown.output
+
+
+def test_operators_of_what_counts(run: Path, tmp_path: Path) -> None:
+    mask = np.array([[1, 1, 0, 0], [1, 0, 1, 1]], bool)
+    flows = [kp.linearize(kp.solve(kp.DiscreteProblem(c, torch.from_numpy(X)))) for c in cells(run)]
+    R = np.repeat(mask.reshape(-1), 3)[:, None]
+    kernels = [R * flow.ntk.dense().detach().numpy() * R.T for flow in flows]
+    found, whole = tracked(run, mask=mask, out=tmp_path), tracked(run, mask=mask, all_steps=True, out=tmp_path)
+    ranks = found.effective_rank.sel(operator="NTK", kind="full")
+    np.testing.assert_allclose(ranks, [effective_rank(kernel) for kernel in kernels], rtol=1e-9)
+    cosine = (kernels[0] * kernels[-1]).sum() / np.linalg.norm(kernels[0]) / np.linalg.norm(kernels[-1])
+    assert float(found.alignment_first.sel(operator="NTK")[-1]) == pytest.approx(cosine)
+    np.testing.assert_allclose(found.loss, whole.loss, rtol=1e-12)
+    np.testing.assert_allclose(whole.effective_rank, tracked(run).effective_rank, rtol=1e-12)
+    assert found.attrs["steps"].endswith("left out (all_steps=True, or --all-steps, keeps them)")
+    assert whole.attrs["steps"].endswith("analysed too") and "steps" not in tracked(run).attrs
+
+
+def cells(run: Path) -> list[nn.GRUCell]:
+    recording = kp.Recorder.read(run)
+    return [recording.load(step, make_cell()) for step in STEPS]

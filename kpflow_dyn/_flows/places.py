@@ -64,6 +64,15 @@ def reaching(places: np.ndarray) -> np.ndarray:
     return np.logical_or.accumulate(places[:, ::-1], axis=1)[:, ::-1]
 
 
+def said_of_targets(mask: np.ndarray, left_out: bool) -> str:
+    """How many steps have no target, in a mask of a task [trial, time], and whether they are left out."""
+    behind, before = 1 - reaching(mask).mean(), (reaching(mask) & ~mask).mean()
+    shares = [f"{behind:.0%} of the steps lie behind the last target of their trial"] if behind else []
+    shares += [f"{before:.0%} of the steps{' lie before it and' if behind else ''} have no target"] if before else []
+    done = "left out (all_steps=True, or --all-steps, keeps them)" if left_out else "analysed too"
+    return f"{' and '.join(shares)}; they are {done}"
+
+
 def places_of_steps(places: np.ndarray, t: np.ndarray, steps: AcceptedSteps) -> np.ndarray:
     """Which steps of a solver count [trial, step], those that lead to a time t that does."""
     tolerance = 1e-9 * (t[-1] - t[0])

@@ -309,8 +309,11 @@ def checked_target(target: Any, mask: Array | None, space: Space, what: str) -> 
 
 
 def checked_mask(mask: Any, space: Space) -> Array | None:
-    """A mask that broadcasts to a block of outputs."""
-    return None if mask is None else like_numpy(full_mask(mask, space.shape).copy(), space.like)[None]
+    """A mask that broadcasts to a block of outputs, without what their space leaves out."""
+    if mask is None and space.mask is None:
+        return None
+    weights = full_mask(mask, space.shape) * (1.0 if space.mask is None else to_numpy(space.mask))
+    return like_numpy(full_mask(weights, space.shape).copy(), space.like)[None]
 
 
 def _check_rate(lr: float, rates: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -16,6 +17,7 @@ import numpy as np
 import kpflow_dyn
 from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._flows.flow import Flow, Output
+from kpflow_dyn._flows.places import said_of_targets
 from kpflow_dyn._folder import replaced
 from kpflow_dyn._learning.forecasting import checked_mask, checked_target
 from kpflow_dyn._learning.recorder import Recorder, Recording
@@ -52,6 +54,7 @@ def track(
     make_readout: Callable[[], Any] | None = None,
     targets: Array | None = None,
     mask: Array | None = None,
+    all_steps: bool = False,
     pose: Callable[[Any, Array], Problem] = DiscreteProblem,
     samples: int | None = 60,
     seed: int = 0,
@@ -70,7 +73,8 @@ def track(
             its outputs, and its weights learn too.
         targets: [trial, time, out], or of the states where there is no readout. Their components are those of the
             singular value decomposition of targets [trial time, out], the largest first.
-        mask: [trial, time], where targets count.
+        mask: [trial, time], where targets count; the operators are those of `flow.where(mask)`.
+        all_steps: take the whole operators beside a mask.
         pose: (model, x) -> the problem, where it is no DiscreteProblem.
         samples: applications to spend on each estimate; None for exact values where these are cheap.
         seed: of all estimates, so that the same probes meet all checkpoints.
@@ -100,7 +104,7 @@ def track(
     return track_checkpoints(
         _loaded(make_model, make_readout, checkpoints),
         x,
-        Settings(samples, seed, *(None if array is None else to_numpy(array) for array in (targets, mask))),
+        Settings(samples, seed, *(None if array is None else to_numpy(array) for array in (targets, mask)), all_steps),
         pose,
         None if out is None else Path(out),
         progress,
@@ -115,6 +119,14 @@ class Settings:
     seed: int
     targets: np.ndarray | None
     mask: np.ndarray | None
+    all_steps: bool = False
+
+    @property
+    def places(self) -> np.ndarray | None:
+        """The trials and times that count for the operators; None for all."""
+        if self.mask is None or self.all_steps:
+            return None
+        return (self.mask > 0).any(-1) if self.mask.ndim == 3 else self.mask > 0
 
 
 def track_checkpoints(
@@ -130,7 +142,7 @@ def track_checkpoints(
 
     if not checkpoints:
         raise ValueError("no checkpoints to track")
-    linearised = partial(_linearised, x=x, pose=pose)
+    linearised = partial(_linearised, x=x, pose=pose, places=settings.places)
     shared = _shared(checkpoints, x, pose, settings)
     ends: dict[int, Flow] = {}
     found = []
@@ -147,7 +159,14 @@ def track_checkpoints(
             found.append(numbers)
             shown.advance(bar)
     steps = xr.DataArray([checkpoint.step for checkpoint in checkpoints], dims="step", name="step")
-    return xr.concat(found, steps, combine_attrs="drop").assign_attrs(kpflow_dyn=kpflow_dyn.__version__)
+    said = {"kpflow_dyn": kpflow_dyn.__version__, **_said_of_steps(settings)}
+    return xr.concat(found, steps, combine_attrs="drop").assign_attrs(said)
+
+
+def _said_of_steps(settings: Settings) -> dict[str, str]:
+    places = dataclasses.replace(settings, all_steps=False).places
+    known = places is not None and not places.all()
+    return {"steps": said_of_targets(places, not settings.all_steps)} if known else {}
 
 
 # Checkpoints
@@ -190,9 +209,12 @@ def digest_of(named: Iterable[tuple[str, Any]]) -> str:
 # Numbers of one checkpoint
 
 
-def _linearised(checkpoint: Checkpoint, x: Array, pose: Callable[[Any, Array], Problem]) -> tuple[Flow, Any]:
+def _linearised(
+    checkpoint: Checkpoint, x: Array, pose: Callable[[Any, Array], Problem], places: np.ndarray | None
+) -> tuple[Flow, Any]:
     model, readout = checkpoint.load()
-    return linearize(solve(pose(model, x))), readout
+    flow = linearize(solve(pose(model, x)))
+    return flow if places is None else flow.where(places), readout
 
 
 def _numbers(flow: Flow, readout: Any, ends: Mapping[int, Flow], settings: Settings) -> xr.Dataset:
@@ -262,7 +284,7 @@ def _shared(checkpoints: list[Checkpoint], x: Array, pose: Any, settings: Settin
     kind = f"{checkpoints[0].load()} {getattr(pose, '__module__', '')}.{getattr(pose, '__qualname__', pose)}"
     kind = re.sub(r" at 0x[0-9a-f]+", "", kind)  # of functions, others in each process
     ends = [checkpoints[0].digest, checkpoints[-1].digest]
-    return [*ends, kind, of_arrays, settings.samples, settings.seed, kpflow_dyn.__version__]
+    return [*ends, kind, of_arrays, settings.samples, settings.seed, settings.all_steps, kpflow_dyn.__version__]
 
 
 def _kept(path: Path | None, key: str) -> xr.Dataset | None:

@@ -29,6 +29,7 @@ def track(
     trials: given.Trials = None,
     seed: given.Seed = 0,
     samples: given.Samples = 60,
+    all_steps: given.AllSteps = False,
     threads: given.Threads = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write; by default RUN_DIR/track. What is known there is kept.")
@@ -40,11 +41,11 @@ def track(
         limit_threads(threads)
         out = run_dir / "track" if out is None else out
         source = Network(run_dir, model, task, prefix, readout, nonlinearity, trials)
-        dataset = _tracked(source, seed, samples, out)
+        dataset = _tracked(source, seed, samples, all_steps, out)
         with replaced(out / "track.nc") as path:
             dataset.to_netcdf(path, engine="h5netcdf")
         _draw_track(dataset, out)
-        typer.echo(_table(dataset))
+        typer.echo("\n".join([_table(dataset), *([dataset.attrs["steps"]] if "steps" in dataset.attrs else [])]))
         typer.echo(f"The figures: {out.absolute()}")
 
 
@@ -61,6 +62,7 @@ def compare(
     seed: given.Seed = 0,
     modes: Annotated[int, typer.Option(help="Leading modes of the NTKs to compare.", min=1)] = 8,
     samples: given.Samples = 120,
+    all_steps: given.AllSteps = False,
     dtype: given.Dtype = None,
     threads: given.Threads = None,
     out: given.Out = Path("kpflow-comparison"),
@@ -77,23 +79,31 @@ def compare(
         second = dataclasses.replace(first, checkpoint=b, model=model_b or model)
         with progress_lines() as progress:
             progress("running and linearising", 0, None)
-            flows = [_flow(source, seed) for source in (first, second)]
+            (one, note), (other, _note) = (_flow(source, seed, all_steps) for source in (first, second))
             progress("comparing", 0, None)
-            found = kp.compare(*flows, k=modes, samples=samples, seed=seed)
+            found = kp.compare(one, other, k=modes, samples=samples, seed=seed)
         with new_folder(out) as folder:
             found.plot().savefig(folder / "comparison.png")
-            (folder / "comparison.txt").write_text(f"{a} and {b} on {task}\n{found}\n")
-        typer.echo(str(found))
+            said = "\n".join([str(found), *note])
+            (folder / "comparison.txt").write_text(f"{a} and {b} on {task}\n{said}\n")
+        typer.echo(said)
         typer.echo(f"The figure: {out.absolute() / 'comparison.png'}")
 
 
-def _flow(source: Network, seed: int) -> Flow:
+def _flow(source: Network, seed: int, all_steps: bool) -> tuple[Flow, list[str]]:
+    """The flow of a network at the steps that count for its task, and what is to be said of the others."""
     import kpflow_dyn as kp
+    from kpflow_dyn._flows.places import said_of_targets
 
-    return kp.linearize(kp.solve(posed(*load(source, seed))))
+    network, data = load(source, seed)
+    flow = kp.linearize(kp.solve(posed(network, data)))
+    if data.mask is None or data.mask.all():
+        return flow, []
+    mask = data.mask != 0
+    return flow if all_steps else flow.where(mask), [said_of_targets(mask, not all_steps)]
 
 
-def _tracked(source: Network, seed: int, samples: int, out: Path) -> Any:
+def _tracked(source: Network, seed: int, samples: int, all_steps: bool, out: Path) -> Any:
     """`kp.track` of checkpoint files, each read as `analyze` reads it."""
     import kpflow_dyn as kp
     from kpflow_dyn._learning.tracking import Settings, recorded, track_checkpoints
@@ -106,7 +116,7 @@ def _tracked(source: Network, seed: int, samples: int, out: Path) -> Any:
 
     first, data = load(dataclasses.replace(source, checkpoint=run.file(run.steps[0])), seed)
     known = first.readout is not None and data.targets is not None
-    settings = Settings(samples, seed, data.targets if known else None, data.mask if known else None)
+    settings = Settings(samples, seed, data.targets if known else None, data.mask, all_steps)
     return track_checkpoints(recorded(run, at), posed(first, data).x, settings, kp.DiscreteProblem, out, True)
 
 
