@@ -234,51 +234,74 @@ def test_the_squared_error() -> None:
             kp.squared_error(target, readout, wrong)
 
 
-class Classes:
-    """Logits of three classes, far from one another only by what is learnt: a lazy network."""
+class Tanh(eqx.Module):
+    """h' = tanh(W h + U x)."""
 
-    def __init__(self, framework: str, units: int = 20) -> None:
-        rng = np.random.default_rng(0)
+    weight_ih: jax.Array
+    weight_hh: jax.Array
+
+    def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        return jnp.tanh(self.weight_hh @ h + self.weight_ih @ x)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.weight_hh.shape[0]
+
+
+class Classes:
+    """Logits of three classes, the difference of two copies of a network, many times as large: zero at first, and lazy.
+
+    Source: Chizat, Oyallon, Bach, "On lazy training in differentiable programming" (2019).
+    """
+
+    def __init__(self, framework: str, scale: float = 8.0) -> None:
+        rng, n = np.random.default_rng(0), 12
         x = rng.standard_normal((6, 5, 2))
         self.right = np.digitize(x[..., 0], (-0.5, 0.5))
         self.right[0, :2] = -100
+        W, U, R = (rng.standard_normal(shape) / n**0.5 for shape in ((n, n), (n, 2), (3, n)))
+        values = np.kron(np.eye(2), W), np.concatenate([U, U]), scale * np.concatenate([R, -R], 1)
+        self.framework, self.lr = framework, 0.05 / scale**2
         if framework == "torch":
-            torch.manual_seed(0)
-            cell, readout, x = nn.RNNCell(2, units).double(), nn.Linear(units, 3).double(), torch.from_numpy(x)
+            cell, readout = nn.RNNCell(2, 2 * n, bias=False).double(), nn.Linear(2 * n, 3, bias=False).double()
+            for parameter, value in zip((cell.weight_hh, cell.weight_ih, readout.weight), values, strict=True):
+                parameter.data = torch.from_numpy(value)
+            x = torch.from_numpy(x)
         else:
-            cell = eqx.nn.GRUCell(2, units, key=jax.random.key(0))
-            readout, x = eqx.nn.Linear(units, 3, key=jax.random.key(1)), jnp.asarray(x)
-        self.cell, self.readout, self.x, self.framework = cell, readout, x, framework
+            W, U, R, x = map(jnp.asarray, (*values, x))
+            blank = eqx.nn.Linear(2 * n, 3, use_bias=False, key=jax.random.key(0))
+            cell, readout = Tanh(U, W), eqx.tree_at(lambda linear: linear.weight, blank, R)
+        self.cell, self.readout, self.x = cell, readout, x
         self.flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x)))
 
-    def descend(self, steps: int, lr: float) -> np.ndarray:
+    def descend(self, steps: int) -> np.ndarray:
         """Losses of real gradient descent on copies."""
         task = kp.tasks.TaskData(np.asarray(self.x.tolist()), self.right[..., None])
         models = (self.cell, self.readout)
         models = tuple(map(deepcopy, models)) if self.framework == "torch" else models
-        options = {"steps": steps, "lr": lr, "optimizer": "sgd", "loss": "cross_entropy"}
+        options = {"steps": steps, "lr": self.lr, "optimizer": "sgd", "loss": "cross_entropy"}
         return kp.train.fit(models[0], task, models[1], **options).losses
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_cross_entropy_in_lazy_networks(framework: str, x64: None) -> None:
-    """The readout alone moves much: 2 % over the first fifth of the decay."""
-    problem = Classes(framework, units=160)
+    """2 % over the first fifth of the decay."""
+    problem = Classes(framework)
     y = problem.flow.output(problem.readout, learn=True)
-    found = kp.forecast(y, problem.right, lr=0.1, steps=200, loss="cross_entropy")
-    real = problem.descend(200, 0.1)
+    found = kp.forecast(y, problem.right, lr=problem.lr, steps=200, loss="cross_entropy")
+    real = problem.descend(200)
     fifth = int(np.flatnonzero(real < real[0] - 0.2 * (real[0] - real[-1]))[0])
     predicted = found.at(np.arange(201))
     assert found.at(0) == pytest.approx(real[0], rel=1e-10)
     assert abs(predicted[: fifth + 1] / real[: fifth + 1] - 1).max() < 0.02
-    assert found.holds_until > fifth and real[-1] < 0.9 * real[0]
+    assert found.holds_until > fifth > 3 and real[-1] < 0.7 * real[0]
     with pytest.raises(ValueError, match="for the squared error alone"):
         kp.forecast(y, problem.right, lr=LR, steps=9, loss="cross_entropy", batch=2)
 
 
 def test_other_losses_are_those_of_the_linearised_model(x64: None) -> None:
     """Small steps of descent on L(y + J delta), J being dense."""
-    problem = Classes("torch")
+    problem = Classes("torch", scale=1.0)
     y = problem.flow.output(problem.readout, learn=True)
     J, right = y.ntk.factor.dense(), torch.from_numpy(problem.right)
     huber = lambda y, target: nn.functional.smooth_l1_loss(y, target, beta=0.3)  # noqa: E731
@@ -298,7 +321,7 @@ def test_other_losses_are_those_of_the_linearised_model(x64: None) -> None:
 
 
 def test_rates_of_the_cross_entropy_are_those_of_the_gauss_newton_matrix(x64: None) -> None:
-    problem = Classes("torch")
+    problem = Classes("torch", scale=1.0)
     y, right = problem.flow.output(problem.readout, learn=True), torch.from_numpy(problem.right)
     found = kp.forecast(y, right, lr=LR, steps=3, loss="cross_entropy", check=False)
     loss, rows = kp.cross_entropy(right), y.values.reshape(-1)
