@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FACTORS = ("readout", "dynamics", "written")
 WEAK = 0.3  # a factor below this part of its reference stands in the way
-EXPLODES = 10.0  # and one of the dynamics above this multiple explodes
+EXPLODES = 100.0  # and one of the dynamics above this multiple explodes
 SAMPLES = 40  # of typical values, where they are not exact
 
 
@@ -71,7 +71,7 @@ class Obstacles:
         """All numbers, labelled."""
         import xarray as xr
 
-        columns = {name: ("error", getattr(self, name)) for name in ("rate", "own", "kept", "words")}
+        columns = {name: ("error", list(getattr(self, name))) for name in ("rate", "own", "kept", "words")}
         tables = {name: (("error", "factor"), getattr(self, name)) for name in ("factors", "relative")}
         ends = {name: ("factor", getattr(self, name)) for name in ("typical", "largest")}
         return xr.Dataset(columns | tables | ends, {"error": list(self.names), "factor": list(FACTORS)})

@@ -22,7 +22,7 @@ from kpflow_dyn._backend import backend_for
 from kpflow_dyn._flows.flow import Output
 from kpflow_dyn._learning.decay import Decay, certain
 from kpflow_dyn._learning.learnable import NULL, time_to
-from kpflow_dyn._learning.losses import OutputLoss
+from kpflow_dyn._learning.losses import Loss, OutputLoss, output_loss
 from kpflow_dyn._learning.obstacles import SAMPLES, Obstacles, obstacles
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ EVERYTHING = "everything"
 MOST_OUTPUTS, MOST_COMPONENTS = 8, 4
 SMALLEST = 1e-6  # share of the loss of a part that is shown
 POINTS = 200  # of a curve
+SOON = 100.0  # a part is late that has not fallen to a tenth in as many times of the fastest direction
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +65,19 @@ class Parts:
     largest_rate: float
     obstacles: Obstacles
 
+    @property
+    def words(self) -> list[str]:
+        """What stands in the way of each part that is late; "" for those that are learnt soon."""
+        soon = self.tenth * self.largest_rate < SOON
+        return ["" if early else text for early, text in zip(soon, self.obstacles.words, strict=True)]
+
     def variables(self) -> dict[str, Any]:
         """As variables of a dataset, their names beginning with "part"."""
-        columns = ("loss", "share", "accuracy", "half", "tenth", "never")
+        columns = ("loss", "share", "accuracy", "half", "tenth", "never", "words")
         found: dict[str, Any] = {f"part_{name}": ("part", getattr(self, name)) for name in columns}
         found |= {"part_curve": (("part", "tau"), self.curve), "part_reach": (("part", "trial", "time"), self.reach)}
         way: xr.Dataset = self.obstacles.to_xarray().rename(error="part").assign_coords(part=list(self.names))
-        found |= {f"part_{name}": way[name] for name in ("rate", "own", "kept", "words", "factors", "relative")}
+        found |= {f"part_{name}": way[name] for name in ("rate", "own", "kept", "factors", "relative")}
         return found | {f"factor_{name}": way[name] for name in ("typical", "largest")}
 
 
@@ -102,16 +109,39 @@ def parts_of(output: Output, loss: OutputLoss, names: Sequence[str] = (), seed: 
         names=tuple(of_loss),
         loss=losses,
         share=losses / losses[0],
-        accuracy=np.array([_accuracy(output, loss, one) for one in f]),
+        accuracy=np.array([_accuracy(output, loss, one, f[0]) for one in f]),
         half=half,
         tenth=tenth,
-        never=certain(_never, decay.lower, decay.upper),
+        never=_never(decay),
         tau=tau,
         curve=certain(lambda rates, energies: _curves(rates, energies, tau), decay.lower, decay.upper),
         reach=_reach(output, e),
         largest_rate=float(decay.lower[0].max()),
         obstacles=obstacles(output, dict(zip(of_loss, e, strict=True)), samples=SAMPLES, seed=seed),
     )
+
+
+WORDS = {
+    "loss": ("Loss", "Of the outputs on these trials, as the network is now."),
+    "accuracy": ("Accuracy", "How often the largest output is that of the right class, over all places that count."),
+}
+
+
+def learning_of(output: Output, loss: Loss, target: Any, mask: Any, names: Sequence[str], seed: int) -> xr.Dataset:
+    """The numbers of `parts_of` as a dataset, with the loss as it is now, and the accuracy where there are classes."""
+    import xarray as xr
+
+    of_outputs = output_loss(loss, target, mask, output.values)
+    now = {"loss": float(to_numpy(of_outputs(output.values)))}
+    now |= {"accuracy": of_outputs.accuracy(output.values)} if of_outputs.of_classes else {}
+    parts = parts_of(output, of_outputs, names, seed)
+    exact = {"stderr": 0.0, "method": "exact", "applications": 0}
+    named = {name: dict(zip(("long_name", "description"), WORDS[name], strict=True)) for name in now}
+    scalars = {name: ((), value, named[name] | exact) for name, value in now.items()}
+    found = xr.Dataset(scalars | parts.variables(), {"part": list(parts.names), "tau": parts.tau})
+    learning = "with its weights" if output.rate else "as it is"
+    about = {"loss": of_outputs.name, "readout": f"{output.weight.shape[0]} outputs, {learning}"}
+    return found.assign_attrs(about | {"largest_rate": parts.largest_rate})
 
 
 # The loss as a parabola
@@ -174,7 +204,7 @@ def _of_function(output: Output, loss: OutputLoss) -> tuple[np.ndarray, np.ndarr
         raise ValueError(f"the loss is {value:.3g}; to speak of half of it, it must be positive, and 0 at its least")
     scale = (np.square(e).sum() / (2 * value)) ** 0.5
     roots = scale * np.broadcast_to(np.eye(y.shape[-1]), (e.size // y.shape[-1], y.shape[-1], y.shape[-1]))
-    return e / (scale or 1.0), roots
+    return to_numpy(output.ntk.domain.counted(output.ntk.domain.placed(like_numpy(e, y)))) / (scale or 1.0), roots
 
 
 def _probabilities(loss: OutputLoss, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -229,12 +259,13 @@ def _largest(parts: dict[str, np.ndarray], f: np.ndarray, most: int) -> dict[str
     return {name: one for name, one in parts.items() if name in kept}
 
 
-def _accuracy(output: Output, loss: OutputLoss, f: np.ndarray) -> float:
-    """At the places that this part has, if these are whole places."""
-    if not loss.of_classes:
+def _accuracy(output: Output, loss: OutputLoss, part: np.ndarray, whole: np.ndarray) -> float:
+    """At the places that a part is made of; NaN for one that is a direction."""
+    here = part.any(-1)
+    if not loss.of_classes or not np.array_equal(part[here], whole[here]):
         return np.nan
-    p, m = _probabilities(loss, f.shape)
-    here = m * f.any(-1)
+    p, m = _probabilities(loss, part.shape)
+    here = m * here
     right = to_numpy(output.values).argmax(-1) == p.argmax(-1)
     return float((here * right).sum() / here.sum())
 
@@ -248,8 +279,11 @@ def _times(rates: np.ndarray, energies: np.ndarray) -> tuple[np.ndarray, np.ndar
     return half, tenth
 
 
-def _never(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
-    return energies[:, rates < NULL * rates.max()].sum(1) / energies.sum(1)
+def _never(decay: Decay) -> np.ndarray:
+    """Shares out of reach, NaN where they are not known to a hundredth."""
+    bounds = (decay.lower, decay.upper)
+    low, high = (e[:, rates < NULL * rates.max()].sum(1) / e.sum(1) for rates, e in bounds)
+    return np.where(np.abs(high - low) < 1e-2, low, np.nan)
 
 
 def _curves(rates: np.ndarray, energies: np.ndarray, tau: np.ndarray) -> np.ndarray:
@@ -271,4 +305,5 @@ def _reach(output: Output, e: Array) -> np.ndarray:
     w = 1.0 if space.measure is None else to_numpy(space.measure)
     error, moved = (to_numpy(array).astype(np.float64) for array in (e, output.ntk.mv(e)))
     sizes = (w * error**2).reshape((len(error), -1)).sum(1)
-    return (w * error * moved).sum(-1) / sizes.reshape((-1,) + (1,) * (error.ndim - 2))
+    found = (w * error * moved).sum(-1) / sizes.reshape((-1,) + (1,) * (error.ndim - 2))
+    return found if space.mask is None else np.where(to_numpy(space.mask)[..., 0], found, np.nan)

@@ -26,4 +26,11 @@ Model = Annotated[str, typer.Option(help="rnn, gru, lstm or ctrnn.")]
 OnTask = Annotated[str, typer.Option(help="The name of a task, neurogym:NAME-v0, or a path that ends in .npz.")]
 Prefix = Annotated[str | None, typer.Option(help='Before the names of the weights, such as "rnn."')]
 Readout = Annotated[str | None, typer.Option(help="The readout layer's name, where several could be it.")]
+Loss = Annotated[
+    str | None,
+    typer.Option(
+        help="What the readout is trained with: squared_error or cross_entropy. By default the latter where the task has "
+        "classes."
+    ),
+]
 Nonlinearity = Annotated[str | None, typer.Option(help="tanh or relu, for rnn and ctrnn.")]

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch.nn import Linear
+
     from kpflow_dyn._checkpoint import Checkpoint
     from kpflow_dyn._problems.problems import DiscreteProblem
     from kpflow_dyn.tasks import TaskData
@@ -34,8 +36,12 @@ def load(source: Network, seed: int) -> tuple[Checkpoint, TaskData]:
 
     if source.dtype not in (None, "float32", "float64"):
         raise ValueError(f"dtype must be float32 or float64, got {source.dtype!r}")
-    network = load_checkpoint(source.checkpoint, source.model, source.prefix, source.readout, source.nonlinearity)
+    if not source.checkpoint.is_file():
+        raise FileNotFoundError(f"no checkpoint file {source.checkpoint}")
     data = make_task(source.task, trials=source.trials, seed=seed)
+    outputs = None if data.targets is None else data.targets.shape[2]
+    named = source.prefix, source.readout, source.nonlinearity
+    network = load_checkpoint(source.checkpoint, source.model, *named, outputs)
     width, channels = network.cell.input_size, data.inputs.shape[2]
     if width != channels:
         raise ValueError(
@@ -56,6 +62,26 @@ def posed(network: Checkpoint, data: TaskData) -> DiscreteProblem:
     from kpflow_dyn._problems.problems import DiscreteProblem
 
     return DiscreteProblem(network.cell, like_numpy(data.inputs, next(network.cell.parameters())))
+
+
+def readout_of(network: Checkpoint, data: TaskData, asked: bool) -> tuple[Linear | None, str]:
+    """The readout that learns the task, and which one it is, or why there is none.
+
+    Raises:
+        ValueError: it was asked for, and does not fit the task.
+    """
+    layer, name = network.readout, network.readout_name
+    if data.targets is None:
+        return None, f"the task {data.name} has no targets, so that nothing is said of what will be learnt"
+    units, outputs = network.cell.hidden_size, data.targets.shape[2]
+    if layer is None:
+        return None, f"no readout [{outputs}, {units}] in the checkpoint, so that nothing is said of what will be learnt"
+    if layer.out_features == outputs:
+        return layer, f"the readout is {name} [{outputs}, {units}]; --readout names another"
+    problem = f"the readout {name} has {layer.out_features} outputs, and the task {data.name} has {outputs}"
+    if asked:
+        raise ValueError(f"{problem}; choose another layer with --readout")
+    return None, f"{problem}, so that nothing is said of what will be learnt"
 
 
 def limit_threads(threads: int | None) -> None:
