@@ -140,8 +140,8 @@ def analyze(
             its own times), coordinates `label_...` of the trials, and its mask: steps behind the end of their trial,
             and others without a target, are left out as by `flow.where(task.mask)`. The attribute "steps" says so.
         readout: a Linear layer of torch or equinox on the states, or a matrix [out, unit].
-        loss: of its outputs for the task's targets: "squared_error", "cross_entropy" or a function, as in `forecast`. By
-            default the cross-entropy where the task has right classes, else the squared error.
+        loss: of its outputs for the task's targets: "squared_error", "cross_entropy" or a function, as in `forecast`;
+            by default the cross-entropy where the task has right classes, else the squared error.
         mask: how much each place counts in the loss, m >= 0 [trial, time]; by default the mask of the task.
         all_steps: do not leave steps out that have no target.
         init: the law that the model's recurrent weights were drawn from (`kp.models.Gaussian(g=1.5)`): its description
@@ -162,7 +162,6 @@ def analyze(
     >>> kp.analyze(flow, k=2).ntk_eigenvalue.shape
     (2,)
     """
-    import xarray as xr
 
     _check(flow, task, init)
     if task is not None and task.mask is not None and not all_steps:

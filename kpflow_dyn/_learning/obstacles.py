@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, full_precision, like_numpy, to_numpy
-from kpflow_dyn._flows.flow import ConstraintFlow, ODEFlow, Output
+from kpflow_dyn._flows.flow import ConstraintFlow, Flow, ODEFlow, Output
 from kpflow_dyn._learning.forecasting import checked_target
 from kpflow_dyn._numbers.estimate import trace
 from kpflow_dyn._numbers.singular import svds
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 FACTORS = ("readout", "dynamics", "written")
 WEAK = 0.3  # a factor below this part of its reference stands in the way
 EXPLODES = 100.0  # and one of the dynamics above this multiple explodes
-SAMPLES = 40  # of typical values, where they are not exact
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +90,7 @@ class Obstacles:
 
 
 def obstacles(
-    output: Output, errors: Mapping[str, Array] | Array, *, samples: int = SAMPLES, seed: int = 0
+    output: Output, errors: Mapping[str, Array] | Array, *, samples: int | None = None, seed: int = 0
 ) -> Obstacles:
     """What stands in the way of each error: that nothing is written along it, that it is forgotten, or is not read.
 
@@ -110,7 +109,7 @@ def obstacles(
         output: a readout of a flow, `flow.output(C, learn=...)`.
         errors: by name, or as one block [error, ...]; each [trial, time, out], such as y - target, or the gradient of
             another loss in y; of a `StaticProblem` on the axes of its outputs.
-        samples: random probes behind typical values where these are not exact.
+        samples: random probes behind typical values, as in `trace`; by default these are exact for small models.
         seed: of the probes.
 
     Raises:
@@ -153,8 +152,8 @@ def _factors(output: Output, e: Array) -> tuple[np.ndarray, np.ndarray]:
     """The factors [error, factor] of errors of norm one, and `kept` [error]."""
     flow, space = output.flow, output.flow.ntk.domain
     read, of_readout = _unit(output.C.T.mv(e), space)
-    l, of_dynamics = _unit(flow.P.T.mv(read), flow.P.domain)
-    written = to_numpy(flow.K.domain.inner(l, flow.K.mv(l))).astype(np.float64)
+    kicks, of_dynamics = _unit(flow.P.T.mv(read), flow.P.domain)
+    written = to_numpy(flow.K.domain.inner(kicks, flow.K.mv(kicks))).astype(np.float64)
     kept = np.full(len(written), math.nan) if isinstance(flow, ConstraintFlow) else _kept(read, flow)
     return np.stack([of_readout**2, of_dynamics**2, written], 1), kept
 
@@ -169,18 +168,18 @@ def _unit(vectors: Array, space: Space) -> tuple[Array, np.ndarray]:
     return scaled / like_numpy(np.where(norms > 0, norms, 1.0).reshape(shape), space.like), most * norms
 
 
-def _kept(read: Array, flow: object) -> np.ndarray:
+def _kept(read: Array, flow: Flow) -> np.ndarray:
     """|l|^2 of vectors of norm one [b, trial, time, unit] with P of kicks that stay: sums over all later times."""
-    space = flow.ntk.domain  # type: ignore[attr-defined]
+    space = flow.ntk.domain
     axis = 1 + space.axes.index("time")
     w = np.ones(1) if space.measure is None else to_numpy(space.measure).astype(np.float64)
     weighted = w * to_numpy(read).astype(np.float64)
     sums = np.flip(np.cumsum(np.flip(weighted, axis), axis), axis)
-    l = sums - weighted / 2 if isinstance(flow, ODEFlow) else sums / w
-    return (w * l**2).reshape((len(l), -1)).sum(1)
+    kicks = sums - weighted / 2 if isinstance(flow, ODEFlow) else sums / w
+    return (w * kicks**2).reshape((len(kicks), -1)).sum(1)
 
 
-def _references(output: Output, samples: int, rng: Random) -> tuple[np.ndarray, np.ndarray]:
+def _references(output: Output, samples: int | None, rng: Random) -> tuple[np.ndarray, np.ndarray]:
     """Each factor in the mean over random directions, and the largest [factor]."""
     flow, weight = output.flow, to_numpy(output.weight).astype(np.float64)
     P, K, n = flow.P, flow.K, flow.P.domain.dimension

@@ -11,7 +11,7 @@ principal components.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from kpflow_dyn._flows.flow import Output
 from kpflow_dyn._learning.decay import Decay, certain
 from kpflow_dyn._learning.learnable import NULL, time_to
 from kpflow_dyn._learning.losses import Loss, OutputLoss, output_loss
-from kpflow_dyn._learning.obstacles import SAMPLES, Obstacles, obstacles
+from kpflow_dyn._learning.obstacles import Obstacles, obstacles
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 EVERYTHING = "everything"
 MOST_OUTPUTS, MOST_COMPONENTS = 8, 4
 SMALLEST = 1e-6  # share of the loss of a part that is shown
-POINTS = 200  # of a curve
+FIRST, LAST, GRID = 1e-3, 1e9, 600  # points of curves, in times of the fastest direction
+CONFLICT = 10.0  # times later than alone, a part has others against it
 SOON = 100.0  # a part is late that has not fallen to a tenth in as many times of the fastest direction
 
 
@@ -43,12 +44,14 @@ class Parts:
         names: `EVERYTHING`, then outputs or classes, then principal components of the error.
         loss, share: of each part now, and over the whole [part].
         accuracy: at the places of each class, for losses of classes; else NaN [part].
-        half, tenth: tau at which it has fallen so far on its own; inf where it never does, NaN where that was not found.
+        half, tenth: tau at which it first has fallen so far when all is trained; inf where it never does, NaN where
+            that was not found [part].
+        alone: tau to its half if the rest of the error were not there [part].
         never: its share in directions that the kernel does not reach: rates below 1e-6 of the largest [part].
-        tau, curve: predicted losses over their first value [part, point].
+        tau, curve: predicted losses over their first values when all is trained [part, point]; NaN where not known.
         reach: the change of the outputs along the part's error at each trial and time, in one step of gradient descent
-            over its learning rate; the sum is `rate` [part, trial, time].
-        largest_rate: of h^{1/2} ntk h^{1/2}; descent is stable below 2 over it.
+            on it over the learning rate and |e|^2; the sum is `rate` [part, trial, time].
+        largest_rate: of h^{1/2} ntk h^{1/2}.
         obstacles: what stands in the way of each.
     """
 
@@ -58,6 +61,7 @@ class Parts:
     accuracy: np.ndarray
     half: np.ndarray
     tenth: np.ndarray
+    alone: np.ndarray
     never: np.ndarray
     tau: np.ndarray
     curve: np.ndarray
@@ -68,12 +72,17 @@ class Parts:
     @property
     def words(self) -> list[str]:
         """What stands in the way of each part that is late; "" for those that are learnt soon."""
+        against = [
+            f"other parts pull against it (alone it is halved at tau = {alone:.2g})" if half > CONFLICT * alone else ""
+            for half, alone in zip(self.half, self.alone, strict=True)
+        ]
         soon = self.tenth * self.largest_rate < SOON
-        return ["" if early else text for early, text in zip(soon, self.obstacles.words, strict=True)]
+        found = zip(soon, against, self.obstacles.words, strict=True)
+        return ["" if early else "; ".join(filter(None, (other, text))) for early, other, text in found]
 
     def variables(self) -> dict[str, Any]:
         """As variables of a dataset, their names beginning with "part"."""
-        columns = ("loss", "share", "accuracy", "half", "tenth", "never", "words")
+        columns = ("loss", "share", "accuracy", "half", "tenth", "alone", "never", "words")
         found: dict[str, Any] = {f"part_{name}": ("part", getattr(self, name)) for name in columns}
         found |= {"part_curve": (("part", "tau"), self.curve), "part_reach": (("part", "trial", "time"), self.reach)}
         way: xr.Dataset = self.obstacles.to_xarray().rename(error="part").assign_coords(part=list(self.names))
@@ -95,29 +104,31 @@ def parts_of(output: Output, loss: OutputLoss, names: Sequence[str] = (), seed: 
     """
     space = output.ntk.domain
     parabola = _parabola(output, loss)
-    of_loss = _split(parabola.f, loss, tuple(names))
-    f = np.stack(list(of_loss.values()))
+    projections = _projections(parabola.f, loss, tuple(names))
+    f = np.stack([project(parabola.f) for project in projections.values()])
     losses = (f**2).sum((1, 2, 3)) / 2
     root = like_numpy(parabola.root, space.like)  # [trial time, out, out]
     with full_precision(output.values):
         decay = Decay(output.ntk, space.from_euclidean(like_numpy(f, space.like)), lambda rows: _by_place(root, rows))
-        decay.settle(lambda rates, energies: np.stack(_times(rates, energies)))
-    half, tenth = certain(lambda rates, energies: np.stack(_times(rates, energies)), decay.lower, decay.upper)
-    tau = _grid(half, tenth)
+        decay.settle(_halves)
+        together = _together(decay, projections, f.shape[1:])
+    half, tenth = (together.time_to(part) for part in (0.5, 0.1))
     e = space.from_euclidean(_by_place(root, like_numpy(f, space.like).reshape((len(f), -1))).reshape(f.shape))
+    shown = _shown(together.tau, half, tenth)
     return Parts(
-        names=tuple(of_loss),
+        names=tuple(projections),
         loss=losses,
         share=losses / losses[0],
         accuracy=np.array([_accuracy(output, loss, one, f[0]) for one in f]),
         half=half,
         tenth=tenth,
+        alone=certain(_halves, decay.lower, decay.upper)[0],
         never=_never(decay),
-        tau=tau,
-        curve=certain(lambda rates, energies: _curves(rates, energies, tau), decay.lower, decay.upper),
+        tau=together.tau[shown],
+        curve=together.curve[:, shown],
         reach=_reach(output, e),
         largest_rate=float(decay.lower[0].max()),
-        obstacles=obstacles(output, dict(zip(of_loss, e, strict=True)), samples=SAMPLES, seed=seed),
+        obstacles=obstacles(output, dict(zip(projections, e, strict=True)), seed=seed),
     )
 
 
@@ -224,11 +235,16 @@ def _by_place(root: Array, rows: Array) -> Array:
 # Its parts
 
 
-def _split(f: np.ndarray, loss: OutputLoss, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """f of the whole, of the largest outputs or classes, and of the largest principal components."""
+Projection = Callable[[np.ndarray], np.ndarray]
+"""The part of arrays [..., trial, time, out]."""
+
+
+def _projections(f: np.ndarray, loss: OutputLoss, names: tuple[str, ...]) -> dict[str, Projection]:
+    """Onto the whole, the largest outputs or classes, and the largest principal components."""
     named = [names[i] if i < len(names) else f"{_what(loss)} {i + 1}" for i in range(f.shape[-1])]
     own = dict(zip(named, _of_each(f, loss), strict=True))
-    found = {EVERYTHING: f} | (_largest(own, f, MOST_OUTPUTS) if f.shape[-1] > 1 else {})
+    found: dict[str, Projection] = {EVERYTHING: lambda all: all}
+    found |= _largest(own, f, MOST_OUTPUTS) if f.shape[-1] > 1 else {}
     return found | _largest(_components(f), f, MOST_COMPONENTS)
 
 
@@ -236,25 +252,36 @@ def _what(loss: OutputLoss) -> str:
     return "class" if loss.of_classes else "output"
 
 
-def _of_each(f: np.ndarray, loss: OutputLoss) -> list[np.ndarray]:
-    """The part of each output; of classes, the part at the places where each is the right one."""
-    if not loss.of_classes:
-        return list(np.moveaxis(f[..., None] * np.eye(f.shape[-1]), -1, 0))
-    right = _probabilities(loss, f.shape)[0].argmax(-1)
-    return [f * (right == number)[..., None] for number in range(f.shape[-1])]
+def _of_each(f: np.ndarray, loss: OutputLoss) -> list[Projection]:
+    """Onto each output; of classes, onto the places where each is the right one."""
+    if loss.of_classes:
+        right = _probabilities(loss, f.shape)[0].argmax(-1)[..., None]
+        return [_masked(right == number) for number in range(f.shape[-1])]
+    return [_masked(np.arange(f.shape[-1]) == number) for number in range(f.shape[-1])]
 
 
-def _components(f: np.ndarray) -> dict[str, np.ndarray]:
-    """Principal components over trials and times, of patterns over the outputs; of one output of patterns over times."""
-    matrix = f.reshape((-1, f.shape[-1])) if f.shape[-1] > 1 else f[..., 0]
-    a, s, b = np.linalg.svd(matrix, full_matrices=False)
-    each = [(s[i] * np.outer(a[:, i], b[i])).reshape(f.shape) for i in range(min(len(s), MOST_COMPONENTS))]
-    return {f"error PC {i + 1}": one for i, one in enumerate(each)}
+def _masked(mask: np.ndarray) -> Projection:
+    return lambda all: all * mask
 
 
-def _largest(parts: dict[str, np.ndarray], f: np.ndarray, most: int) -> dict[str, np.ndarray]:
+def _components(f: np.ndarray) -> dict[str, Projection]:
+    """Onto principal components over trials and times: patterns over the outputs; of one output patterns over times."""
+    _, _, patterns = np.linalg.svd(f.reshape((-1, f.shape[-1])) if f.shape[-1] > 1 else f[..., 0], full_matrices=False)
+    onto = _along_outputs if f.shape[-1] > 1 else _along_times
+    return {f"error PC {i + 1}": onto(pattern) for i, pattern in enumerate(patterns[:MOST_COMPONENTS])}
+
+
+def _along_outputs(pattern: np.ndarray) -> Projection:
+    return lambda all: (all @ pattern)[..., None] * pattern
+
+
+def _along_times(pattern: np.ndarray) -> Projection:
+    return lambda all: np.einsum("...bto,t,s->...bso", all, pattern, pattern)
+
+
+def _largest(parts: dict[str, Projection], f: np.ndarray, most: int) -> dict[str, Projection]:
     """So many parts that are not zero, in their order."""
-    shares = {name: float((one**2).sum() / (f**2).sum()) for name, one in parts.items()}
+    shares = {name: float((project(f) ** 2).sum() / (f**2).sum()) for name, project in parts.items()}
     kept = sorted((name for name in parts if shares[name] > SMALLEST), key=lambda name: -shares[name])[:most]
     return {name: one for name, one in parts.items() if name in kept}
 
@@ -273,10 +300,56 @@ def _accuracy(output: Output, loss: OutputLoss, part: np.ndarray, whole: np.ndar
 # How they decay
 
 
-def _times(rates: np.ndarray, energies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """tau to half and to a tenth of each loss."""
-    half, tenth = (np.array([time_to(one, rates, part) for one in energies]) for part in (0.5, 0.1))
-    return half, tenth
+def _halves(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
+    """tau to half and to a tenth of each loss, alone [2, part]."""
+    return np.array([[time_to(one, rates, part) for one in energies] for part in (0.5, 0.1)])
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """The losses of parts over their first values, when all is trained: at tau [point] and in the end."""
+
+    tau: np.ndarray
+    curve: np.ndarray
+    end: np.ndarray
+
+    def time_to(self, part: float) -> np.ndarray:
+        """tau at which each loss first is this part of its first value [part]."""
+        return np.array([self._first(curve, end, part) for curve, end in zip(self.curve, self.end, strict=True)])
+
+    def _first(self, curve: np.ndarray, end: float, part: float) -> float:
+        below = np.flatnonzero(curve <= part)
+        if not below.size:
+            return np.inf if end > part else np.nan
+        i = below[0]
+        if i == 0 or np.isnan(curve[i - 1]):
+            return np.nan
+        step = (curve[i - 1] - part) / (curve[i - 1] - curve[i])
+        return float(self.tau[i - 1] * (self.tau[i] / self.tau[i - 1]) ** step)
+
+
+def _together(decay: Decay, projections: dict[str, Projection], shape: tuple[int, ...]) -> Together:
+    """|Pi f(tau)|^2 with f(tau) = sum_j c_j exp(-rate_j tau) v_j, where the whole is certain."""
+    (rates, _), (vectors, c) = decay.lower, decay.vectors()
+    vectors = vectors.astype(np.float64).reshape((-1, *shape))
+    tau = np.geomspace(FIRST, LAST, GRID) / rates.max()
+    along = (
+        np.exp(
+            -np.outer(np.append(tau, np.finfo(float).max / 2), np.where(rates > NULL * NULL * rates.max(), rates, 0))
+        )
+        * c
+    )
+    flat = vectors.reshape((len(c), -1))
+    grams = [project(vectors).reshape(flat.shape) @ flat.T for project in projections.values()]
+    losses = np.array([((along @ gram) * along).sum(1) for gram in grams])
+    now = np.array([c @ gram @ c for gram in grams])
+    known = ~np.isnan(certain(lambda rates, energies: _curve(rates, energies[0], tau), decay.lower, decay.upper))
+    ratio = losses / now[:, None]
+    return Together(tau, np.where(known, ratio[:, :-1], np.nan), ratio[:, -1])
+
+
+def _curve(rates: np.ndarray, energies: np.ndarray, tau: np.ndarray) -> np.ndarray:
+    return energies @ np.exp(-2 * np.outer(rates, tau)) / energies.sum()
 
 
 def _never(decay: Decay) -> np.ndarray:
@@ -286,17 +359,12 @@ def _never(decay: Decay) -> np.ndarray:
     return np.where(np.abs(high - low) < 1e-2, low, np.nan)
 
 
-def _curves(rates: np.ndarray, energies: np.ndarray, tau: np.ndarray) -> np.ndarray:
-    """[part, point]."""
-    return energies @ np.exp(-2 * np.outer(rates, tau)) / energies.sum(1, keepdims=True)
-
-
-def _grid(half: np.ndarray, tenth: np.ndarray) -> np.ndarray:
-    """Times from long before the first half to after the last tenth that there is."""
+def _shown(tau: np.ndarray, half: np.ndarray, tenth: np.ndarray) -> np.ndarray:
+    """Which points are shown: from long before the first half to after the last tenth that there is."""
     known = np.concatenate([half, tenth])
     known = known[np.isfinite(known) & (known > 0)]
-    first, last = (known.min(), known.max()) if known.size else (1.0, 1.0)
-    return np.geomspace(first / 30, 3 * min(last, 1e6 * first), POINTS)
+    first, last = (known.min(), known.max()) if known.size else (tau[0], tau[-1])
+    return (tau >= first / 30) & (tau <= 3 * min(last, 1e7 * first))
 
 
 def _reach(output: Output, e: Array) -> np.ndarray:

@@ -265,15 +265,19 @@ def _print_table(dataset: xr.Dataset) -> None:
 
 
 def _print_rows(rows: Table, caption: str) -> None:
+    """A table, with what its last column says below it, as terminals are narrow."""
     from rich.console import Console
     from rich.table import Table as Drawn
 
     table = Drawn(title=rows.title, caption=caption)
-    for name in rows.header:
-        table.add_column(name, justify="left" if name in (rows.header[0], rows.header[-1]) else "right")
+    for name in rows.header[:-1]:
+        table.add_column(name, justify="left" if name == rows.header[0] else "right")
     for row in rows.rows:
-        table.add_row(*row)
+        table.add_row(*row[:-1])
     Console().print(table)
+    for row in rows.rows:
+        if row[-1] != "-":
+            typer.echo(f"{rows.header[-1]} of {row[0]}: {row[-1]}")
 
 
 def _notes(caught: list[warnings.WarningMessage]) -> list[str]:

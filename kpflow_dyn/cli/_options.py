@@ -29,8 +29,7 @@ Readout = Annotated[str | None, typer.Option(help="The readout layer's name, whe
 Loss = Annotated[
     str | None,
     typer.Option(
-        help="What the readout is trained with: squared_error or cross_entropy. By default the latter where the task has "
-        "classes."
+        help="Of the outputs: squared_error or cross_entropy; by default the latter where the task has classes."
     ),
 ]
 Nonlinearity = Annotated[str | None, typer.Option(help="tanh or relu, for rnn and ctrnn.")]

@@ -75,10 +75,16 @@ def readout_of(network: Checkpoint, data: TaskData, asked: bool) -> tuple[Linear
         return None, f"the task {data.name} has no targets, so that nothing is said of what will be learnt"
     units, outputs = network.cell.hidden_size, data.targets.shape[2]
     if layer is None:
-        return None, f"no readout [{outputs}, {units}] in the checkpoint, so that nothing is said of what will be learnt"
+        return (
+            None,
+            f"no readout [{outputs}, {units}] in the checkpoint, so that nothing is said of what will be learnt",
+        )
     if layer.out_features == outputs:
-        return layer, f"the readout is {name} [{outputs}, {units}]; --readout names another"
-    problem = f"the readout {name} has {layer.out_features} outputs, and the task {data.name} has {outputs}"
+        return (
+            layer,
+            f"the layer {name!r} [{outputs}, {units}] is taken as the readout, and learns; --readout names another",
+        )
+    problem = f"the readout {name!r} has {layer.out_features} outputs, and the task {data.name} has {outputs}"
     if asked:
         raise ValueError(f"{problem}; choose another layer with --readout")
     return None, f"{problem}, so that nothing is said of what will be learnt"

@@ -62,7 +62,7 @@ def predicted_loss(dataset: xr.Dataset) -> Figure:
         axes.plot(dataset.tau, one.part_curve, color=color, linestyle=style, label=_shortened(str(one.part.values)))
         axes.plot(one.part_half, 0.5, "o", color=color, markersize=5)
     axes.set(xscale="log", xlabel="tau = learning rate x steps", ylabel="Loss of the part / now")
-    axes.set(xlim=(float(dataset.tau[0]), float(dataset.tau[-1])), ylim=(0, 1.05))
+    axes.set(xlim=(float(dataset.tau[0]), float(dataset.tau[-1])), ylim=(0, None))
     axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return figure
 

@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn.report._charts import DIVERGING, MOST_NUMBERS, Chart, Choice, evenly, figure, heat_map, line, views
-from kpflow_dyn.report._charts import numbers as written
+from kpflow_dyn.report._charts import (
+    DIVERGING,
+    MOST_NUMBERS,
+    Chart,
+    Choice,
+    evenly,
+    figure,
+    heat_map,
+    line,
+    numbers,
+    views,
+)
 from kpflow_dyn.report._page import Table
 
 if TYPE_CHECKING:
@@ -16,13 +26,14 @@ if TYPE_CHECKING:
 
 LOSSES = {"squared_error": "squared error", "cross_entropy": "cross-entropy", "own": "loss of your own"}
 NOTE = (
-    "Times are tau = learning rate x steps of plain gradient descent, under the kernel as it is now, of each part on its "
-    "own. Training changes the kernel: trust their order more than the times, and compare kp.forecast, which says how "
-    "long they hold. Out of reach is what this kernel does not move at all. "
+    "Times are tau = learning rate x steps of plain gradient descent on all trials, under the kernel as it is, when "
+    "all parts are trained together. Training changes the kernel: trust the order more than the times; kp.forecast "
+    "says how long they hold. Out of reach is what this kernel does not move at all. K stands in the way where the "
+    "parameters write less along what a part needs than along a typical direction; P where what is written is "
+    "forgotten, beside kicks that last, or explodes; C where the readout does not read it."
 )
-WAY = (
-    "K stands in the way where the parameters write less along what a part needs than along a typical direction; P where "
-    "what is written is forgotten, beside kicks that last, or explodes; C where the readout does not read it."
+OF_CLASSES = (
+    " Of a cross-entropy these are times of the parabola with the value and slope of the loss at each trial and time."
 )
 
 
@@ -41,17 +52,13 @@ def learning_lead(dataset: xr.Dataset) -> tuple[str, ...]:
 
 
 def learning_table(dataset: xr.Dataset) -> Table:
-    """A row for the whole loss and for each part of it."""
+    """A row for the whole loss and for each part of it, and the charts."""
     of_classes = "accuracy" in dataset
     header = ("Part", "Share of the loss", *(("Accuracy",) if of_classes else ()))
     header += ("Half at tau", "Tenth at tau", "Out of reach", "What stands in the way")
     rows = [_row(dataset.isel(part=i), of_classes) for i in range(dataset.sizes["part"])]
-    return Table("What will be learnt", header, rows, NOTE + WAY)
-
-
-def learning_charts(dataset: xr.Dataset) -> list[Chart]:
-    """The charts, in the order of the page."""
-    return [_predicted(dataset), _reach(dataset)]
+    note = NOTE + (OF_CLASSES if of_classes else "")
+    return Table("What will be learnt", header, rows, note, [_predicted(dataset), _reach(dataset)])
 
 
 def as_records(dataset: xr.Dataset) -> list[dict[str, Any]]:
@@ -89,7 +96,14 @@ def _row(one: xr.Dataset, of_classes: bool) -> tuple[str, ...]:
     times = tuple(_time(float(one[f"part_{name}"])) for name in ("half", "tenth"))
     never = float(one.part_never)
     out = "?" if math.isnan(never) else f"{never:.1%}"
-    return (str(one.part.values), f"{float(one.part_share):.1%}", *shown, *times, out, str(one.part_words.values) or "-")
+    return (
+        str(one.part.values),
+        f"{float(one.part_share):.1%}",
+        *shown,
+        *times,
+        out,
+        str(one.part_words.values) or "-",
+    )
 
 
 def _time(tau: float) -> str:
@@ -100,10 +114,16 @@ def _time(tau: float) -> str:
 
 def _predicted(dataset: xr.Dataset) -> Chart:
     tau, names = dataset.tau.values, dataset.part.values
-    losses = {"relative": dataset.part_curve.values, "of_whole": dataset.part_curve.values * dataset.part_share.values[:, None]}
+    losses = {
+        "relative": dataset.part_curve.values,
+        "of_whole": dataset.part_curve.values * dataset.part_share.values[:, None],
+    }
 
     def view(kind: str) -> Any:
-        traces = [line(tau, losses[kind][i], str(names[i]), i, hovertemplate="tau %{x:.3g}: %{y:.3g}") for i in _shown(dataset)]
+        traces = [
+            line(tau, losses[kind][i], str(names[i]), i, hovertemplate="tau %{x:.3g}: %{y:.3g}")
+            for i in _shown(dataset)
+        ]
         traces += [_half(dataset, i, kind) for i in _shown(dataset)]
         label = "Loss of the part / now" if kind == "relative" else "Loss of the part / whole loss now"
         axes = {"xaxis": {"type": "log", "title": {"text": "tau = learning rate x steps"}, "exponentformat": "power"}}
@@ -112,9 +132,9 @@ def _predicted(dataset: xr.Dataset) -> Chart:
     return Chart(
         "predicted_loss",
         "What will be learnt, and when",
-        "The loss under the kernel as it is now, of the whole and of each part on its own: outputs (or classes) by name, "
-        "and principal components (PC) of the error. A dot stands where half is learnt. A curve that stays high is out of "
-        "the kernel's reach, or waits for directions in which the network hardly learns.",
+        "The loss under the kernel as it is now, of the whole and of its parts: outputs (or classes) by name, and "
+        "principal components (PC) of the error. A dot stands where half is learnt. A curve that stays high is out of "
+        "the kernel's reach, or waits for slow directions; one that rises is undone by other parts.",
         views(view, losses),
         (Choice("Loss", ("over the part's own now", "over the whole loss now")),),
     )
@@ -144,7 +164,7 @@ def _reach(dataset: xr.Dataset) -> Chart:
     order = np.argsort(dataset[sortable[0]].values, kind="stable") if sortable else np.arange(trials)
     order = order[evenly(trials, MOST_NUMBERS // (2 * parts * times))]
     by = f", sorted by {sortable[0].removeprefix('label_').replace('_', ' ')}" if sortable else ""
-    time, units = written(dataset.time.values), dataset.time.attrs.get("units")
+    time, units = numbers(dataset.time.values), dataset.time.attrs.get("units")
     when = {"title": {"text": f"Time ({units})" if units else "Time"}}
 
     def view(part: int, how: str) -> Any:
@@ -153,19 +173,23 @@ def _reach(dataset: xr.Dataset) -> Chart:
             hover = "time %{x}<br>trial %{y}: %{z:.3g}<extra></extra>"
             rows = [str(i) for i in order]
             trial = {"title": {"text": f"Trial{by}"}, "type": "category", "nticks": 12, "autorange": "reversed"}
-            return figure([heat_map(z[order], time, rows, DIVERGING, hover, "Speed along the error")], xaxis=when, yaxis=trial)
+            return figure(
+                [heat_map(z[order], time, rows, DIVERGING, hover, "Speed along the error")], xaxis=when, yaxis=trial
+            )
         over_trials = how == "times"
         x, sums = (time, np.nansum(z, 0)) if over_trials else (np.arange(trials), np.nansum(z, 1))
         style = {} if over_trials else {"mode": "markers"}
         axis = when if over_trials else {"title": {"text": "Trial"}}
-        return figure([line(x, sums, "sum", 0, **style)], xaxis=axis, yaxis={"title": {"text": "Speed along the error"}})
+        return figure(
+            [line(x, sums, "sum", 0, **style)], xaxis=axis, yaxis={"title": {"text": "Speed along the error"}}
+        )
 
     return Chart(
         "reach",
         "Where the kernel reaches",
-        "How fast one step of gradient descent on a part moves the outputs along its error, at each trial and time, per "
-        "learning rate and per squared error: the sum is <e, NTK e> / |e|². Where it is pale, nothing is learnt there; "
-        "where it has the other sign, the step makes it worse.",
+        "How fast one step of gradient descent on a part moves the outputs along its error, at each trial and time, "
+        "per learning rate and |e|²: the sum is <e, NTK e> / |e|². Where it is pale, nothing is learnt there; where it "
+        "is negative, the step makes it worse.",
         views(view, range(parts), ("map", "times", "trials")),
         (
             Choice("Part", tuple(str(name) for name in dataset.part.values)),

@@ -27,8 +27,8 @@ class TaskData:
         outputs: a name for each output of the targets, or () where they have none.
 
     Raises:
-        TypeError, ValueError: another number of names than of outputs; or arrays that are no finite numbers of these shapes; targets may hold NaN where the mask is
-            zero.
+        TypeError, ValueError: arrays that are no finite numbers of these shapes, or another number of names than of
+            outputs; targets may hold NaN where the mask is zero.
 
     >>> TaskData(np.zeros((8, 60, 2)), targets=np.ones((8, 60, 1))).mask is None
     True
