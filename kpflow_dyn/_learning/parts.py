@@ -22,7 +22,7 @@ from kpflow_dyn._backend import backend_for
 from kpflow_dyn._flows.flow import Output
 from kpflow_dyn._learning.decay import Decay, certain
 from kpflow_dyn._learning.learnable import NULL, time_to
-from kpflow_dyn._learning.losses import Loss, OutputLoss, output_loss
+from kpflow_dyn._learning.losses import Loss, OutputLoss, full_mask, output_loss
 from kpflow_dyn._learning.obstacles import Obstacles, obstacles
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def learning_of(output: Output, loss: Loss, target: Any, mask: Any, names: Seque
     """The numbers of `parts_of` as a dataset, with the loss as it is now, and the accuracy where there are classes."""
     import xarray as xr
 
-    of_outputs = output_loss(loss, target, mask, output.values)
+    of_outputs = output_loss(loss, target, mask if callable(loss) else _weighed(mask, output), output.values)
     now = {"loss": float(to_numpy(of_outputs(output.values)))}
     now |= {"accuracy": of_outputs.accuracy(output.values)} if of_outputs.of_classes else {}
     parts = parts_of(output, of_outputs, names, seed)
@@ -153,6 +153,14 @@ def learning_of(output: Output, loss: Loss, target: Any, mask: Any, names: Seque
     learning = "with its weights" if output.rate else "as it is"
     about = {"loss": of_outputs.name, "readout": f"{output.weight.shape[0]} outputs, {learning}"}
     return found.assign_attrs(about | {"largest_rate": parts.largest_rate})
+
+
+def _weighed(mask: Any, output: Output) -> Any:
+    """The mask [trial, time] with the weights of the measure, by which losses over times of an ODE are integrals."""
+    space = output.ntk.domain
+    if space.measure is None:
+        return mask
+    return full_mask(mask, (*space.shape[:-1], 1))[..., 0] * to_numpy(space.measure)[..., 0]
 
 
 # The loss as a parabola
