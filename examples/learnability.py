@@ -53,27 +53,27 @@ def network(channels: int, outputs: int, g: float, seed: int) -> tuple[nn.RNN, n
 
 
 def forecasts(cell: nn.RNN, readout: nn.Linear, data: kp.tasks.TaskData) -> tuple[list[float], int]:
-    """tau of half the error: forward, frozen, flow; and how many linearisations the flow took."""
+    """tau of half the loss: forward, frozen, flow; and how many linearisations the flow took."""
     x, target = torch.from_numpy(data.inputs), torch.from_numpy(data.targets)
     problem = kp.DiscreteProblem(cell, x)
     y = kp.linearize(kp.solve(problem)).output(readout, learn=True)
     tables = [of(y, [target], mask=data.mask) for of in (kp.core_learnability, kp.learnability)]
     with warnings.catch_warnings(action="ignore"):  # of a flow that is stopped
         flow = kp.gradient_flow(
-            problem, kp.squared_error(target, readout, data.mask), span=SPAN, stop_below=0.25, rtol=3e-2
+            problem, kp.squared_error(target, readout, data.mask), span=SPAN, stop_below=0.5, rtol=3e-2
         )
-    return [*(float(table.half[0]) for table in tables), flow.time_to(0.25)], flow.linearisations
+    return [*(float(table.half[0]) for table in tables), flow.time_to(0.5)], flow.linearisations
 
 
 def descent(cell: nn.RNN, readout: nn.Linear, data: kp.tasks.TaskData, lr: float) -> tuple[float, int]:
-    """tau of half the error, NaN where it is not reached; and the steps."""
+    """tau of half the loss, NaN where it is not reached; and the steps."""
     loss = kp.squared_error(torch.from_numpy(data.targets), None, data.mask)
     x, parameters = torch.from_numpy(data.inputs), [*cell.parameters(), *readout.parameters()]
     first = None
     for step in range(int(SPAN / lr)):
         value = loss(readout(cell(x)[0]))
         first = value.item() if first is None else first
-        if value.item() < 0.25 * first:
+        if value.item() < 0.5 * first:
             return step * lr, step
         gradients = torch.autograd.grad(value, parameters)
         with torch.no_grad():

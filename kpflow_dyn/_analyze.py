@@ -120,7 +120,7 @@ def analyze(
         loss, accuracy                          now
         part_{loss,share,accuracy}              of the whole, of outputs or classes by name, of principal components of
             the error, each on its own: its loss, its share of the whole
-        part_{half,tenth,never}, part_curve     tau = learning rate x steps to half and a tenth of it, what the kernel
+        part_{half,tenth,alone,unreached}, part_curve     tau = learning rate x steps to half and a tenth of it, what the kernel
             does not reach, and the loss over `tau`, over its first value: under the kernel as it is
         part_{rate,reach}                       how fast the outputs move along its error, and where [trial, time]
         part_{factors,kept,own,relative,words}  what stands in the way, and `factor_typical`: see `obstacles`

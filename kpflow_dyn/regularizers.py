@@ -5,12 +5,15 @@ From random vectors xi_i of the states, which a seed fixes, and g_i = J* xi_i al
     tr A = E |g_i|^2        |A|_F^2 = E (g_i . g_j)^2, i != j        tr A B = E g_i . J* B xi_i
 
 so that one further backward pass gives their gradients. With `probes=None` the xi are all unit vectors, and the sums
-are exact.
+are exact. Under a loss with Hessian h in the states, those of h^{1/2} A h^{1/2} are the same sums with J* h xi_i in the
+place of one g_i: tr h A = E (J* h xi) . (J* xi).
 """
 
 import math
+from collections.abc import Callable
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, concretely, device
+from kpflow_dyn._backend import Transforms
 from kpflow_dyn._numbers.estimate import frobenius_norm
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 from kpflow_dyn._spaces.operators import Operator
@@ -19,7 +22,9 @@ from kpflow_dyn._spaces.rows import on_rows
 Posed = DiscreteProblem | StaticProblem
 
 
-def trace(problem: Posed, probes: int | None = 16, seed: int = 0) -> Array:
+def trace(
+    problem: Posed, probes: int | None = 16, seed: int = 0, loss: Callable[[Array], Array] | None = None
+) -> Array:
     """tr A = E |J* xi|^2 of A = J J*, differentiable in the parameters of the problem's model.
 
     Args:
@@ -27,6 +32,8 @@ def trace(problem: Posed, probes: int | None = 16, seed: int = 0) -> Array:
             JAX its model may be traced: `jax.grad(lambda cell: kp.regularizers.trace(kp.DiscreteProblem(cell, x)))`.
         probes: how many random vectors; None for the exact sum over all unit vectors.
         seed: of the vectors. Change it from step to step of a training.
+        loss: of the states, such as `kp.cross_entropy(target, readout)`: then A is h^{1/2} J J* h^{1/2} with its
+            Hessian h, the kernel by which the gradient of this loss decays.
 
     Returns:
         A number of shape (), in torch with a graph.
@@ -43,10 +50,12 @@ def trace(problem: Posed, probes: int | None = 16, seed: int = 0) -> Array:
     >>> cell.weight_hh.grad.shape
     torch.Size([12, 4])
     """
-    return _Pulled(problem, probes, seed).trace()
+    return _Pulled(problem, probes, seed, loss).trace()
 
 
-def effective_rank(problem: Posed, probes: int | None = 16, seed: int = 0) -> Array:
+def effective_rank(
+    problem: Posed, probes: int | None = 16, seed: int = 0, loss: Callable[[Array], Array] | None = None
+) -> Array:
     """er(A) = (tr A)^2 / |A|_F^2, differentiable. The ratio of estimates, so biased for few probes.
 
     Args and Raises as `trace`.
@@ -58,7 +67,7 @@ def effective_rank(problem: Posed, probes: int | None = 16, seed: int = 0) -> Ar
     >>> kp.regularizers.effective_rank(problem, probes=None).item() < 24
     True
     """
-    pulled = _Pulled(problem, probes, seed)
+    pulled = _Pulled(problem, probes, seed, loss)
     return pulled.trace() ** 2 / pulled.square()
 
 
@@ -92,7 +101,9 @@ def alignment(problem: Posed, other: Operator, probes: int | None = 16, seed: in
 class _Pulled:
     """Rows xi of the states and g = J* xi, differentiable."""
 
-    def __init__(self, problem: Posed, probes: int | None, seed: int) -> None:
+    def __init__(
+        self, problem: Posed, probes: int | None, seed: int, loss: Callable[[Array], Array] | None = None
+    ) -> None:
         if not isinstance(problem, Posed):
             raise TypeError(f"got {type(problem).__name__}, expected a DiscreteProblem or a StaticProblem")
         if probes is not None and probes < 2:
@@ -103,20 +114,35 @@ class _Pulled:
         with concretely(problem.x):
             eye = xp.eye(self.size, dtype=state.dtype, device=device(problem.x))
             self.rows = eye if probes is None else Random(seed).normal((probes, self.size), eye)
-        self.images = self.back(self.rows)
+        self.images = self.curved = self.back(self.rows)
+        if loss is not None:
+            self.curved = self.back(_curved(loss, state, self.rows, problem.backend.transforms))
 
     def trace(self) -> Array:
         """tr A."""
-        return self.mean(self.images)
+        return self.mean(self.curved)
 
     def square(self) -> Array:
         """|A|_F^2."""
-        products, m = self.images @ self.images.T, len(self.rows)
+        products, m = self.curved @ self.images.T, len(self.rows)
         if self.exact:
-            return (products**2).sum()
-        of_itself = array_namespace(products).sum(self.images**2, axis=1)
-        return ((products**2).sum() - (of_itself**2).sum()) / (m * (m - 1))
+            return (products * products.T).sum()
+        of_itself = array_namespace(products).sum(self.curved * self.images, axis=1)
+        return ((products * products.T).sum() - (of_itself**2).sum()) / (m * (m - 1))
 
     def mean(self, images: Array) -> Array:
         """tr(A B), from J* B xi."""
         return (self.images * images).sum() / (1 if self.exact else len(self.rows))
+
+
+def _curved(loss: Callable[[Array], Array], state: Array, rows: Array, transforms: Transforms) -> Array:
+    """h xi of rows xi [b, n], differentiable in the state."""
+
+    def gradient(state: Array) -> Array:
+        value, pull = transforms.vjp(loss, state)
+        return pull(array_namespace(value).ones_like(value))[0]
+
+    def product(row: Array) -> Array:
+        return transforms.jvp(gradient, (state,), (row.reshape(state.shape),))[1]
+
+    return transforms.vmap(product)(rows).reshape(rows.shape)

@@ -191,13 +191,13 @@ def test_learnability_against_dense_eigenvectors() -> None:
     found = kp.learnability(y, modes | {"both": both}, errors=True)
     rates = 2 / 32 * values.flip(0)[[0, 3]].numpy()
     assert found.score == pytest.approx([1, rates[1] / rates[0], (rates[0] + 4 * rates[1]) / rates[0] / 5], rel=1e-6)
-    assert found.half[:2] == pytest.approx(np.log(2) / rates, rel=1e-6)
-    assert found.tenth[:2] == pytest.approx(np.log(10) / rates, rel=1e-6)
-    assert found.never == pytest.approx(0, abs=1e-9)
+    assert found.half[:2] == pytest.approx(np.log(2) / rates / 2, rel=1e-6)  # of the loss, which is |e|^2
+    assert found.tenth[:2] == pytest.approx(np.log(10) / rates / 2, rel=1e-6)
+    assert found.unreached == pytest.approx(0, abs=1e-9)
     assert (found.to_xarray().score.values == found.score).all() and "mode 3" in str(found)
 
 
-def test_what_the_kernel_cannot_reach_is_never_learnt() -> None:
+def test_what_the_kernel_cannot_reach_is_called_unreached() -> None:
     problem = Problem(nn.RNNCell(2, 6, bias=False), 6)
     x = problem.x.clone()
     x[0] = 0  # the states of this trial stay zero, whatever the weights are
@@ -205,9 +205,51 @@ def test_what_the_kernel_cannot_reach_is_never_learnt() -> None:
     target = torch.zeros(4, 8, 6, dtype=torch.float64)
     target[0] = 1
     for table in (kp.learnability(flow, [target]), kp.core_learnability(flow, [target], errors=True)):
-        assert table.half[0] == np.inf or table.never[0] > 0.2
+        assert table.half[0] == np.inf or table.unreached[0] > 0.2
     alone = kp.learnability(flow, [target], errors=True)
-    assert alone.never[0] == pytest.approx(1) and alone.half[0] == np.inf
+    assert alone.unreached[0] == pytest.approx(1) and alone.half[0] == np.inf
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_learnability_of_classes(framework: str, x64: None) -> None:
+    """Against the dense Gauss-Newton matrix, and the times against the forecast."""
+    problem = Classes(framework, scale=1.0)
+    y, constant = problem.flow.output(problem.readout, learn=True), np.zeros((6, 5), int)
+    found = kp.learnability(y, {"right": problem.right, "constant": constant}, loss="cross_entropy")
+    A, p = to_numpy(y.ntk.dense()), jax.nn.softmax(jnp.asarray(to_numpy(y.values)), -1)
+    for i, target in enumerate((problem.right, constant)):
+        w = np.repeat((target >= 0) / (target >= 0).sum(), 3)
+        e = w * np.asarray(p - jax.nn.one_hot(target, 3)).reshape(-1)
+        H = np.kron(np.eye(30), np.ones((3, 3))) * -np.outer(p, p) + np.diag(np.asarray(p).reshape(-1))
+        values, vectors = np.linalg.eigh(H * w)
+        kept = values > 1e-12
+        root, inverse = ((vectors * kept * np.maximum(values, 1e-12) ** s) @ vectors.T for s in (0.5, -0.5))
+        f, kernel = inverse @ e, root @ A @ root
+        rates = np.linalg.eigvalsh(kernel)
+        assert found.score[i] == pytest.approx(f @ kernel @ f / (f @ f) / rates[-1], rel=1e-3)
+        forecast = kp.forecast(y, target, lr=0.01, steps=20000, loss="cross_entropy", check=False)
+        assert found.half[i] == pytest.approx(0.01 * forecast.steps_to(0.5), rel=1e-2)
+        tenth = forecast.steps_to(0.1)
+        assert found.tenth[i] > 200 if np.isnan(tenth) else found.tenth[i] == pytest.approx(0.01 * tenth, rel=1e-2)
+        reached = np.linalg.eigh(kernel)[1][:, rates > 1e-6 * rates[-1]]
+        assert found.unreached[i] == pytest.approx(1 - ((reached.T @ f) ** 2).sum() / (f @ f), abs=1e-2)
+        part = kp.learnability(y, [e.reshape(6, 5, 3)], loss="cross_entropy", errors=True)
+        assert i == 0 or part.score[0] == pytest.approx(found.score[i], rel=1e-3)
+
+
+def test_losses_without_learnability() -> None:
+    problem = Classes("torch", scale=1.0)
+    y, target = problem.flow.output(problem.readout), torch.zeros(6, 5, 3, dtype=torch.float64)
+    squares = kp.learnability(y, [target])
+    ours = kp.learnability(y, [target], loss=nn.functional.mse_loss)
+    for name in ("score", "half", "tenth"):
+        assert getattr(ours, name) == pytest.approx(getattr(squares, name), rel=5e-3)
+    with pytest.raises(ValueError, match="couples outputs of several trials"):
+        kp.learnability(y, [target], loss=lambda y, target: (y - target).mean() ** 2)
+    with pytest.raises(ValueError, match="not convex"):
+        kp.learnability(y, [target], loss=lambda y, target: torch.cos(y - target - 1).mean())
+    with pytest.raises(ValueError, match="hangs on its target"):
+        kp.learnability(y, [target], loss=nn.functional.mse_loss, errors=True)
 
 
 def test_scores_of_the_forward_pass_are_those_of_the_variables() -> None:
@@ -392,5 +434,19 @@ def test_a_mask_and_a_flow_of_what_it_counts_agree() -> None:
     targets = {"all": target, "none": 0 * torch.nan_to_num(target)}
     for score in (kp.learnability, kp.core_learnability):
         one, other = score(whole, targets, mask=mask), score(part, targets)
-        for name in ("score", "half", "tenth", "never"):
+        for name in ("score", "half", "tenth", "unreached"):
             np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-6, atol=1e-9)
+
+
+def test_classes_of_what_counts() -> None:
+    torch.manual_seed(0)
+    cell, x = nn.GRUCell(2, 6).double(), torch.randn(3, 5, 2, dtype=torch.float64)
+    flow, readout = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))), nn.Linear(6, 3).double()
+    mask = np.arange(5) < np.array([[5], [2], [4]])
+    classes = torch.randint(3, (3, 5))
+    whole, part = (one.output(readout, learn=True) for one in (flow, flow.where(mask)))
+    given = {"lr": 0.01, "steps": 20, "check": False, "loss": "cross_entropy"}
+    a, b = kp.forecast(whole, classes, mask=mask, **given), kp.forecast(part, classes, **given)
+    truth = nn.functional.cross_entropy(whole.values.detach()[torch.from_numpy(mask)], classes[torch.from_numpy(mask)])
+    assert float(b.loss[0]) == pytest.approx(float(truth), rel=1e-9)
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-6)

@@ -83,7 +83,7 @@ def test_a_part_alone_is_learnt_as_learnability_says(output) -> None:
     found = parts(output, "squared_error", TARGET)
     error = output.values.detach().numpy() - TARGET
     alone = kp.learnability(output, {str(i): error * np.eye(OUTPUTS)[i] for i in range(OUTPUTS)}, errors=True)
-    np.testing.assert_allclose(found.never[1:4], alone.never, atol=1e-2)
+    np.testing.assert_allclose(found.unreached[1:4], alone.unreached, atol=1e-2)
     order = np.argsort(found.alone[1:4])
     assert (order == np.argsort(alone.half)).all()
 

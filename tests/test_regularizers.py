@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -101,3 +102,33 @@ def test_bad_requests() -> None:
     space = kp.Space(("unit",), (3,), problem.x)
     with pytest.raises(ValueError, match="the states have 24 entries"):
         kp.regularizers.alignment(problem, kp.MatrixOperator(torch.eye(3).double(), space, space, symmetric=True))
+
+
+@pytest.mark.parametrize("make", [torch_problem, jax_problem])
+def test_under_a_loss_they_are_those_of_the_gauss_newton_matrix(make: Callable, x64: None) -> None:
+    """Against dense J and the Hessian of torch's own cross-entropy, and by probes in the mean."""
+    problem, right = make(), torch.tensor([[0, 1, 2, 0], [-100, 2, 2, 1]])
+    flow = kp.linearize(kp.solve(problem))
+    J, state = torch.tensor(to_numpy(flow.J.dense())), torch.tensor(to_numpy(flow.solution.state))
+    loss = kp.cross_entropy(right if make is torch_problem else jnp.asarray(right.numpy()))
+    of_rows = lambda rows: nn.functional.cross_entropy(rows.reshape(8, 3), right.reshape(8))  # noqa: E731
+    values = torch.linalg.eigvalsh(J.T @ torch.func.hessian(of_rows)(state.reshape(-1)) @ J)
+    trace, rank = (of(problem, None, loss=loss) for of in (kp.regularizers.trace, kp.regularizers.effective_rank))
+    assert float(to_numpy(trace)) == pytest.approx(values.sum().item(), rel=1e-9)
+    assert float(to_numpy(rank)) == pytest.approx((values.sum() ** 2 / (values**2).sum()).item(), rel=1e-9)
+    found = [float(to_numpy(kp.regularizers.trace(problem, 16, seed, loss))) for seed in range(40)]
+    assert abs(np.mean(found) - values.sum().item()) < 4 * np.std(found) / 40**0.5
+
+
+def test_the_gradient_under_a_loss() -> None:
+    problem, loss = torch_problem(), kp.cross_entropy(torch.tensor([[0, 1, 2, 0], [1, 2, 2, 1]]))
+    cell, ends = problem.cell, []
+    direction = [torch.randn_like(p) for p in cell.parameters()]
+    slopes = torch.autograd.grad(kp.regularizers.trace(problem, 4, loss=loss), list(cell.parameters()))
+    found = sum((g * d).sum() for g, d in zip(slopes, direction, strict=True))
+    for sign in (1, -2):
+        with torch.no_grad():
+            for p, d in zip(cell.parameters(), direction, strict=True):
+                p += sign * H * d
+        ends.append(kp.regularizers.trace(problem, 4, loss=loss).item())
+    assert found.item() == pytest.approx((ends[0] - ends[1]) / (2 * H), rel=1e-6)

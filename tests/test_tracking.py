@@ -20,6 +20,8 @@ import kpflow_dyn._learning.tracking
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._learning.tracking import target_components
 from kpflow_dyn.cli._app import app
+from kpflow_dyn.figures._learning import target_over_training
+from kpflow_dyn.report._track_charts import track_charts
 
 STEPS = (0, 5, 10)
 
@@ -155,6 +157,70 @@ def test_the_loss_of_a_mask_of_fractions(run: Path) -> None:
     assert float(found.loss) == pytest.approx(loss(state).item(), rel=1e-12)
 
 
+def classes(seed: int = 3) -> np.ndarray:
+    right = np.random.default_rng(seed).integers(0, 2, (2, 4))
+    right[0, 0] = -100
+    return right
+
+
+def test_classes_over_training(run: Path) -> None:
+    """Loss and accuracy as torch's own; the components are those of one-hot targets, and probabilities learn them."""
+    right, recording = classes(), kp.Recorder.read(run)
+    found = tracked(run, targets=right, loss="cross_entropy")
+    assert (found.recorded_loss.values == recording.losses).all()
+    for step in STEPS:
+        state = kp.solve(kp.DiscreteProblem(recording.load(step, make_cell()), torch.from_numpy(X))).state
+        y = recording.load(step, make_readout(), part="readout")(state).detach()
+        expected = nn.functional.cross_entropy(y.reshape(8, 2), torch.from_numpy(right.reshape(8)))
+        assert float(found.loss.sel(step=step)) == pytest.approx(expected.item(), rel=1e-10)
+        on = right >= 0
+        assert float(found.accuracy.sel(step=step)) == (y.numpy().argmax(-1) == right)[on].mean()
+        c, _ = target_components(np.where(on[..., None], np.eye(2)[right % 2], 0.0))
+        learnt = (c * on[..., None] * torch.softmax(y, -1).numpy()).sum((1, 2, 3)) / (c**2).sum((1, 2, 3))
+        assert found.component_learnt.sel(step=step).values == pytest.approx(learnt, rel=1e-8)
+
+
+def test_a_loss_of_ones_own_over_training(run: Path, tmp_path: Path) -> None:
+    recording, huber = kp.Recorder.read(run), nn.functional.huber_loss
+    first = tracked(run, loss=huber, out=tmp_path).loss.sel(step=0)
+    state = kp.solve(kp.DiscreteProblem(recording.load(0, make_cell()), torch.from_numpy(X))).state
+    y = recording.load(0, make_readout(), part="readout")(state)
+    assert float(first) == pytest.approx(huber(y, torch.from_numpy(TARGETS)).item(), rel=1e-10)
+    other = tracked(run, loss=lambda y, target: huber(y, target, delta=0.1), out=tmp_path).loss.sel(step=0)
+    assert float(other) != float(first)  # numbers under a function are not kept
+    alone = tracked(run, loss=lambda y: (y**2).mean(), targets=None)
+    assert "component_share" not in alone and alone.loss.sizes == {"step": 3}
+
+
+def test_a_neurogym_classification_from_training_to_page(tmp_path: Path) -> None:
+    """Loss and accuracy are those of the training script's own lines."""
+    task = kp.tasks.Neurogym("PerceptualDecisionMaking-v0").sample(trials=6, seed=0)
+    torch.manual_seed(0)
+    cell, readout = nn.GRU(3, 6, batch_first=True).double(), nn.Linear(6, 3).double()
+    record, x, right = kp.Recorder(tmp_path / "run"), torch.from_numpy(task.inputs), np.argmax(task.targets, -1)
+    right = torch.from_numpy(np.where(task.mask, right, -100))
+    losses, hits = [], []
+
+    def script(step: int, model: nn.Module, loss: float, readout: nn.Module) -> None:
+        logits = readout(model(x)[0])
+        losses.append(nn.functional.cross_entropy(logits.reshape(-1, 3), right.reshape(-1)).item())
+        hits.append((logits.argmax(-1) == right)[right >= 0].double().mean().item())
+        record(step, model, loss, readout=readout)
+
+    training = kp.train.fit(cell, task, readout, steps=2, lr=0.05, loss="cross_entropy", record=script)
+    make = {"make_readout": lambda: nn.Linear(6, 3).double(), "mask": task.mask, "samples": 40, "progress": False}
+    found = kp.track(
+        lambda: nn.GRU(3, 6, batch_first=True).double(), tmp_path / "run", x, targets=task.targets,
+        loss="cross_entropy", **make,
+    )  # fmt: skip
+    for numbers in (training.losses, found.loss, found.recorded_loss):
+        np.testing.assert_allclose(numbers, losses, rtol=1e-10)
+    for numbers in (training.accuracy, found.accuracy):
+        np.testing.assert_allclose(numbers, hits, rtol=1e-10)
+    assert [chart.name for chart in track_charts(found)][2:] == ["loss", "accuracy", "target"]
+    assert len(target_over_training(found).axes) == 5
+
+
 @pytest.mark.slow
 def test_estimates_have_error_bars_that_hold(run: Path) -> None:
     exact, found = tracked(run), tracked(run, samples=40)
@@ -204,7 +270,11 @@ def test_commands(tmp_path: Path) -> None:
     found = xr.load_dataset(tmp_path / "run" / "track" / "track.nc", engine="h5netcdf")
     assert found.step.values.tolist() == [0, 1, 2]
     assert found.loss.values == pytest.approx(kp.Recorder.read(tmp_path / "run").losses, rel=1e-4)
+    assert found.recorded_loss.values == pytest.approx(found.loss.values, rel=1e-4)
     assert {path.stem for path in (tmp_path / "run" / "track").glob("*.png")} == {"ranks", "alignment", "target"}
+    call = [*call, "--samples", "40", "--loss", "hinge", "--out", str(tmp_path / "hinge")]
+    shown = CliRunner().invoke(app, call)
+    assert shown.exit_code == 2 and "expected one of squared_error, cross_entropy" in shown.output.replace("\n", " ")
     files = [str(tmp_path / "run" / f"step_0000000{n}.safetensors") for n in (0, 2)]
     call = ["compare", *files, "--model", "gru", "--task", "memorypro", "--trials", "4", "--modes", "3"]
     shown = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "compared")])

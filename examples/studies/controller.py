@@ -171,8 +171,8 @@ def really(loop: Any, found: Found, name: str) -> float:
     weights = np.ones(state.shape) * np.asarray(found.solution.weights)[:, None] * (np.arange(6) < 3)
     loss = kp.squared_error(state - error, mask=weights)
     with warnings.catch_warnings(action="ignore"):  # of a flow that is stopped
-        flow = kp.gradient_flow(found.solution, loss, span=SPAN, stop_below=0.25, rtol=3e-2)
-    return flow.time_to(0.25)
+        flow = kp.gradient_flow(found.solution, loss, span=SPAN, stop_below=0.5, rtol=3e-2)
+    return flow.time_to(0.5)
 
 
 def regulator() -> tuple[float, np.ndarray]:

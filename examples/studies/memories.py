@@ -121,8 +121,8 @@ def memory_error(run: Run, new: kp.tasks.TaskData) -> float:
 
 
 def steps_to_half(run: Run, part: str) -> float:
-    """The first step at which half of a part was learnt; infinite where it never was."""
-    return min((step for step, learnt in run.learnt.items() if learnt[part] >= 0.5), default=np.inf)
+    """The first step at which a part's own squared error was halved; infinite where it never was."""
+    return min((step for step, learnt in run.learnt.items() if (1 - learnt[part]) ** 2 <= 0.5), default=np.inf)
 
 
 def tell(name: str, law: Law, run: Run) -> None:

@@ -283,13 +283,14 @@ def solution_of(flow: Flow | Output) -> Solution:
 
 
 def loss_of(flow: Flow | Output, target: Any, mask: Any, loss: Loss) -> OutputLoss:
-    """The loss of a flow's outputs; times of an ODE count by their quadrature weights, save in a user's function."""
+    """The loss of a flow's outputs where they count, times of an ODE by their weights; a user's function sees all."""
     y, space = outputs(flow), flow.ntk.domain
     if loss == "squared_error" and target is not None:
         target = checked_target(target, checked_mask(mask, space), space, "target")
-    if callable(loss) or space.measure is None:
+    if callable(loss) or (space.measure is None and space.mask is None):
         return output_loss(loss, target, mask, y)
-    weights = to_numpy(space.measure * array_namespace(y).ones_like(y))
+    ones = array_namespace(y).ones_like(y)
+    weights = to_numpy(space.counted(ones if space.measure is None else space.measure * ones))
     weights = weights if loss == "squared_error" else weights[..., :1]
     return output_loss(loss, target, full_mask(mask, weights.shape) * weights, y)
 

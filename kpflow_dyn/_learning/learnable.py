@@ -1,7 +1,8 @@
-"""What gradient descent will learn soon, late or never: scores and times of targets under a frozen kernel."""
+"""What gradient descent will learn soon, late or not: scores and times of targets under a frozen kernel."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,14 +11,21 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision
 from kpflow_dyn._flows.flow import Flow, Output
-from kpflow_dyn._learning.decay import squares
-from kpflow_dyn._learning.forecasting import checked_mask, checked_target, outputs
+from kpflow_dyn._learning.curvature import Curvature, curvature
+from kpflow_dyn._learning.decay import Decay, certain, squares
+from kpflow_dyn._learning.descent import along
+from kpflow_dyn._learning.forecasting import RTOL_FROZEN, checked_mask, checked_target, loss_of, outputs
+from kpflow_dyn._learning.linearised import LinearisedObjective
+from kpflow_dyn._learning.losses import Loss, OutputLoss
 from kpflow_dyn._spaces.operators import Operator
+from kpflow_dyn._spaces.space import Space
+from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock, Integration
 
 if TYPE_CHECKING:
     import xarray as xr
 
-NULL = 1e-6  # a direction whose eigenvalue is smaller than this part of the largest counts as never learnt
+NULL = 1e-6  # a direction whose eigenvalue is smaller than this part of the largest counts as unreached
+COLUMNS = ("score", "half", "tenth", "unreached")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +34,13 @@ class Learnability:
 
     Attributes:
         names: of the targets.
-        score: <e, A e> / (|e|^2 l_max), between 0 and 1: the initial speed of the loss over the largest one [target].
-        half, tenth: tau at which |e| has fallen to half and to a tenth; inf where it does not; each [target].
-        never: the part of |e|^2 in directions whose eigenvalues are below 1e-6 of the largest [target].
+        score: between 0 and 1, the initial speed of the loss over the largest one [target]: of the squared error
+            <e, A e> / (|e|^2 l_max).
+        half, tenth: tau at which the loss has fallen to half and to a tenth; inf where it does not, NaN where this
+            could not be resolved; each [target].
+        unreached: the part of the loss outside of what the frozen kernel reaches, in directions whose eigenvalues are
+            below 1e-6 of the largest [target], NaN where it is not known to a tenth. Descent may still learn it, as the
+            kernel changes.
         applications: of A to one vector.
 
     Example as `learnability`.
@@ -38,40 +50,51 @@ class Learnability:
     score: np.ndarray
     half: np.ndarray
     tenth: np.ndarray
-    never: np.ndarray
+    unreached: np.ndarray
     applications: int
 
     def to_xarray(self) -> xr.Dataset:
         """The table, labelled."""
         import xarray as xr
 
-        columns = {name: ("target", getattr(self, name)) for name in ("score", "half", "tenth", "never")}
+        columns = {name: ("target", getattr(self, name)) for name in COLUMNS}
         return xr.Dataset(columns, {"target": list(self.names)}, {"applications": self.applications})
 
     def __str__(self) -> str:
         width = max(6, *map(len, self.names))
-        rows = zip(self.names, self.score, self.half, self.tenth, self.never, strict=True)
+        rows = zip(self.names, self.score, self.half, self.tenth, self.unreached, strict=True)
         table = [f"{n:{width}} {s:9.3g} {h:10.4g} {t:10.4g} {v:9.2g}" for n, s, h, t, v in rows]
-        return "\n".join([f"{'target':{width}} {'score':>9} {'half':>10} {'tenth':>10} {'never':>9}", *table])
+        return "\n".join([f"{'target':{width}} {'score':>9} {'half':>10} {'tenth':>10} {'unreached':>9}", *table])
 
 
 def learnability(
-    flow: Flow | Output, targets: Mapping[str, Array] | Array, *, mask: Array | None = None, errors: bool = False
+    flow: Flow | Output,
+    targets: Mapping[str, Any] | Any,
+    *,
+    loss: Loss = "squared_error",
+    mask: Any = None,
+    errors: bool = False,
 ) -> Learnability:
-    """Which targets gradient descent learns soon, late, or never, as the kernel is now.
+    """Which targets gradient descent learns soon, late, or not at all while the kernel is as it is now.
 
     Each target is on its own: e = y - target, L = <e, m e> / <1, m> and de/dtau = -2 A m e / <1, m>, with A the ntk of
-    the outputs y. Times are right where learning is lazy. Where the kernel changes much, they still order targets of
-    one network, but `kp.gradient_flow` is what to trust for times.
+    the outputs y. Of another loss, e = grad_y L decays by the kernel h^{1/2} A h^{1/2} with the Hessian h of L in y,
+    which gives score and unreached; the times are those of the loss itself along y + J delta. Times are right where
+    learning is lazy. Where the kernel changes much, they still order targets of one network, but `kp.gradient_flow` is
+    what to trust for times.
 
     Args:
         flow: whose states are the outputs y; or `flow.output(C, learn=...)`.
-        targets: by name, or as one block [target, ...]; each as y.
-        mask: m >= 0, broadcastable to the shape of y; all ones when None.
-        errors: whether the targets are errors e themselves, such as single components of a target.
+        targets: by name, or as one block [target, ...]; each as y, or as the loss takes them.
+        loss: "squared_error", "cross_entropy" as in `cross_entropy`, or a convex function (y, target) -> number that is
+            a sum over trials and times.
+        mask: m >= 0, broadcastable to the shape of y, or [trial, time]; all ones when None. None with a function.
+        errors: whether the targets are errors e themselves, as y, such as single components of a target; of the
+            cross-entropy they are parts of its gradient in y, and times those of its quadratic model.
 
     Raises:
-        ValueError: no targets, or ones of another shape than y's.
+        ValueError: no targets, or ones of another shape than y's; errors of a function of your own, or one that couples
+            trials or times, or is not convex.
     Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
 
     >>> import torch, kpflow_dyn as kp
@@ -82,7 +105,13 @@ def learnability(
     >>> bool(found.half[0] < found.half[1])
     True
     """
-    return _table(flow.ntk, outputs(flow), targets, mask, errors)
+    named = _named(targets)
+    if loss == "squared_error":
+        return _table(flow.ntk, outputs(flow), named, mask, errors)
+    with full_precision(outputs(flow)):
+        rows = [_row(flow, target, mask, loss, errors) for target in named.values()]
+    *columns, applications = np.array(rows).T
+    return Learnability(tuple(named), *columns, applications=int(applications.sum()))
 
 
 def core_learnability(
@@ -90,8 +119,9 @@ def core_learnability(
 ) -> Learnability:
     """`learnability` from a forward pass alone, with G = sum over weights V V^T (x) I instead of the kernel.
 
-    V are the variables that the weights multiply at each trial and time; the score is <e, G e> / (|e|^2 l_max). It
-    leaves out how the dynamics pass changes on, and how strongly: use it to rank targets, not for times.
+    V are the variables that the weights multiply at each trial and time; the score is <e, G e> / (|e|^2 l_max), of the
+    squared error. It leaves out how the dynamics pass changes on, and how strongly: use it to rank targets, not for
+    times.
 
     Args and Source as `learnability`.
 
@@ -104,30 +134,90 @@ def core_learnability(
     >>> bool(0 < found.score[0] <= 1)
     True
     """
-    return _table(_of_variables(flow), outputs(flow), targets, mask, errors)
+    return _table(_of_variables(flow), outputs(flow), _named(targets), mask, errors)
 
 
-def _table(op: Operator, y: Array, targets: Any, mask: Array | None, errors: bool) -> Learnability:
+def _named(targets: Any) -> Mapping[str, Any]:
     named = targets if isinstance(targets, Mapping) else {str(i): target for i, target in enumerate(targets)}
     if not named:
         raise ValueError("no targets given; expected a mapping of names to arrays like the outputs")
+    return named
+
+
+def _table(op: Operator, y: Array, named: Mapping[str, Any], mask: Any, errors: bool) -> Learnability:
+    """Of the squared error, all targets in one basis."""
     mask = checked_mask(mask, op.domain)
     found = [checked_target(target, mask, op.domain, f"target {name!r}") for name, target in named.items()]
     e = array_namespace(y).stack([target if errors else y - target for target in found])
     with full_precision(y):
         decay = squares(op, e, mask)
-        decay.settle(lambda rates, energies: np.stack(_columns(rates, energies)[:3]))
-    score, half, tenth, never = _columns(*decay.lower)
-    return Learnability(tuple(named), score, half, tenth, never, decay.applications)
+        decay.settle(_bounded)
+    return Learnability(tuple(named), *_known(decay), applications=decay.applications)
 
 
-def _columns(rates: np.ndarray, energies: np.ndarray) -> tuple[np.ndarray, ...]:
-    """score, half, tenth and never; what is zero already is learnt at once."""
+def _row(flow: Flow | Output, target: Any, mask: Any, loss: Loss, errors: bool) -> tuple[float, ...]:
+    """The columns of one target, and the applications."""
+    y, space = outputs(flow), flow.ntk.domain
+    of_outputs = _loss_of_errors(flow, mask, loss) if errors else loss_of(flow, target, mask, loss)
+    curved = curvature(of_outputs, y, space)
+    decay = _decay(flow, curved, _error(target, mask, space) if errors else curved.gradient)
+    decay.settle(_bounded if errors else lambda rates, energies: _bounded(rates, energies)[[0, 3]])
+    score, half, tenth, unreached = (float(column[0]) for column in _known(decay))
+    if errors:
+        return score, half, tenth, unreached, decay.applications
+    half, tenth, spent = _times(flow, of_outputs, decay.lower[0].max())
+    return score, half, tenth, unreached, decay.applications + spent
+
+
+def _loss_of_errors(flow: Flow | Output, mask: Any, loss: Loss) -> OutputLoss:
+    """The loss whose curvature errors decay by: that of the cross-entropy is the same for all targets."""
+    if callable(loss):
+        raise ValueError("the curvature of a loss of your own hangs on its target: give targets, not errors")
+    shape = flow.ntk.domain.shape
+    return loss_of(flow, np.full(shape, 1 / shape[-1]), mask, loss)
+
+
+def _error(given: Any, mask: Any, space: Space) -> Array:
+    """A part of the gradient in y as a row [1, n]."""
+    return space.to_euclidean(checked_target(given, checked_mask(mask, space), space, "error")).reshape((1, -1))
+
+
+def _decay(flow: Flow | Output, curved: Curvature, e: Array) -> Decay:
+    """Of an error e [1, n]; rows are in Euclidean coordinates."""
+    space = flow.ntk.domain
+    f = space.from_euclidean(curved.divided(e).reshape((1, *space.shape)))
+    return Decay(flow.ntk, f, curved.rooted)
+
+
+def _times(flow: Flow | Output, loss: OutputLoss, fastest: float) -> tuple[float, float, int]:
+    """tau to half and to a tenth of the loss along y + J delta, and the applications."""
+    objective = LinearisedObjective(flow.ntk, outputs(flow), loss)
+    run = Integration(objective, objective.start, 1 / (NULL * fastest), ExponentialRosenbrock(), RTOL_FROZEN)
+    found = along(run, objective, 0.1)
+    beyond = math.inf if found.reached else math.nan
+    half, tenth = (beyond if math.isnan(tau := found.time_to(part)) else tau for part in (0.5, 0.1))
+    return half, tenth, found.applications + found.gradients
+
+
+def _known(decay: Decay) -> np.ndarray:
+    """The columns [4, target], NaN where the basis does not tell."""
+    sure = ~np.isnan(certain(_bounded, decay.lower, decay.upper))
+    return np.where(sure, _columns(*decay.lower), math.nan)
+
+
+def _bounded(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
+    """The columns, what is unreached so that its relative error is a tenth of the absolute one."""
+    score, half, tenth, unreached = _columns(rates, energies)
+    return np.stack([score, half, tenth, 1 + 0.1 * unreached])
+
+
+def _columns(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
+    """score, half, tenth and unreached [4, target]; what is zero already is learnt at once."""
     total = energies.sum(1)
     score = energies @ rates / np.maximum(total * rates.max(), 1e-300)
-    half, tenth = (np.array([time_to(e, rates, part) for e in energies]) for part in (0.25, 0.01))
-    never = energies[:, rates < NULL * rates.max()].sum(1) / np.maximum(total, 1e-300)
-    return score, half, tenth, never
+    half, tenth = (np.array([time_to(e, rates, part) for e in energies]) for part in (0.5, 0.1))
+    unreached = energies[:, rates < NULL * rates.max()].sum(1) / np.maximum(total, 1e-300)
+    return np.stack([score, half, tenth, unreached])
 
 
 def time_to(energies: np.ndarray, rates: np.ndarray, part: float) -> float:

@@ -54,6 +54,12 @@ class OutputLoss:
         """Whether the outputs are logits of classes, so that there is an accuracy."""
         return self.name == "cross_entropy"
 
+    def probabilities(self, y: Array) -> Array:
+        """The target's classes as probabilities like these outputs; zeros where none counts."""
+        if self.target.ndim == y.ndim and tuple(self.target.shape) == tuple(y.shape):
+            return self.target
+        return _one_hot(self.target.reshape(tuple(y.shape[:-1])), y)
+
     def on(self, trials: Any) -> OutputLoss:
         """That of some trials alone."""
         target, mask = (array if array is None else array[trials] for array in (self.target, self.mask))
@@ -259,12 +265,24 @@ def _mean_of_squares(y: Array, target: Array, mask: Array) -> Array:
 
 def _mean_of_classes(y: Array, target: Array, mask: Array, last: int | None = None) -> Array:
     target, xp = _fitting(target, y, last), array_namespace(y)
-    p = target if last is None else target[..., None] == xp.arange(y.shape[-1], device=device(y))
-    p, mask = (xp.asarray(array, dtype=y.dtype) for array in (p, mask))
+    p = xp.asarray(target, dtype=y.dtype) if last is None else _one_hot(target, y)
+    mask = xp.asarray(mask, dtype=y.dtype)
     z = y - xp.max(y, axis=-1, keepdims=True)
     right = xp.sum(xp.where(p > 0, p * z, xp.zeros_like(z)), axis=-1)  # a logit of -inf is a class that cannot be
     each = xp.sum(p, axis=-1) * xp.log(xp.sum(xp.exp(z), axis=-1)) - right
     return (mask.reshape(each.shape) * each).sum() / mask.sum()
+
+
+def _one_hot(classes: Array, y: Array) -> Array:
+    xp = array_namespace(y)
+    return xp.asarray(classes[..., None] == xp.arange(y.shape[-1], device=device(y)), dtype=y.dtype)
+
+
+def softmax(y: Array) -> Array:
+    """The probabilities of logits."""
+    xp = array_namespace(y)
+    powers = xp.exp(y - xp.max(y, axis=-1, keepdims=True))
+    return powers / xp.sum(powers, axis=-1, keepdims=True)
 
 
 def _fitting(target: Array, y: Array, last: int | None) -> Array:

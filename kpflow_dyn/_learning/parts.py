@@ -47,7 +47,7 @@ class Parts:
         half, tenth: tau at which it first has fallen so far when all is trained; inf where it never does, NaN where
             that was not found [part].
         alone: tau to its half if the rest of the error were not there [part].
-        never: its share in directions that the kernel does not reach: rates below 1e-6 of the largest [part].
+        unreached: its share in directions that the kernel does not reach: rates below 1e-6 of the largest [part].
         tau, curve: predicted losses over their first values when all is trained [part, point]; NaN where not known.
         reach: the change of the outputs along the part's error at each trial and time, in one step of gradient descent
             on it over the learning rate and |e|^2; the sum is `rate` [part, trial, time].
@@ -62,7 +62,7 @@ class Parts:
     half: np.ndarray
     tenth: np.ndarray
     alone: np.ndarray
-    never: np.ndarray
+    unreached: np.ndarray
     tau: np.ndarray
     curve: np.ndarray
     reach: np.ndarray
@@ -82,7 +82,7 @@ class Parts:
 
     def variables(self) -> dict[str, Any]:
         """As variables of a dataset, their names beginning with "part"."""
-        columns = ("loss", "share", "accuracy", "half", "tenth", "alone", "never", "words")
+        columns = ("loss", "share", "accuracy", "half", "tenth", "alone", "unreached", "words")
         found: dict[str, Any] = {f"part_{name}": ("part", getattr(self, name)) for name in columns}
         found |= {"part_curve": (("part", "tau"), self.curve), "part_reach": (("part", "trial", "time"), self.reach)}
         way: xr.Dataset = self.obstacles.to_xarray().rename(error="part").assign_coords(part=list(self.names))
@@ -123,7 +123,7 @@ def parts_of(output: Output, loss: OutputLoss, names: Sequence[str] = (), seed: 
         half=half,
         tenth=tenth,
         alone=certain(_halves, decay.lower, decay.upper)[0],
-        never=_never(decay),
+        unreached=_unreached(decay),
         tau=together.tau[shown],
         curve=together.curve[:, shown],
         reach=_reach(output, e),
@@ -360,7 +360,7 @@ def _curve(rates: np.ndarray, energies: np.ndarray, tau: np.ndarray) -> np.ndarr
     return energies @ np.exp(-2 * np.outer(rates, tau)) / energies.sum()
 
 
-def _never(decay: Decay) -> np.ndarray:
+def _unreached(decay: Decay) -> np.ndarray:
     """Shares out of reach, NaN where they are not known to a hundredth."""
     bounds = (decay.lower, decay.upper)
     low, high = (e[:, rates < NULL * rates.max()].sum(1) / e.sum(1) for rates, e in bounds)

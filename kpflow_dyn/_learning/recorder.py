@@ -108,6 +108,10 @@ class Recording:
             raise ValueError(f"no step {step} in {self.folder}; the nearest are {', '.join(map(str, sorted(near)))}")
         return with_values(model, self._values(step, part))
 
+    def loss(self, step: int) -> float:
+        """What was recorded with a step."""
+        return float(_metadata(self.file(step))["loss"])
+
     def file(self, step: int) -> Path:
         """Where a step lies."""
         return self.folder / _file_name(step)

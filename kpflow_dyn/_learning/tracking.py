@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._flows.places import said_of_targets
 from kpflow_dyn._folder import replaced
-from kpflow_dyn._learning.forecasting import checked_mask, checked_target
+from kpflow_dyn._learning.forecasting import loss_of, outputs
+from kpflow_dyn._learning.losses import Loss, OutputLoss, counted, full_mask, softmax
 from kpflow_dyn._learning.recorder import Recorder, Recording
 from kpflow_dyn._linearize import linearize
 from kpflow_dyn._numbers.estimate import alignment, effective_rank
@@ -29,6 +30,7 @@ from kpflow_dyn._problems.problems import DiscreteProblem, Problem
 from kpflow_dyn._progress import bars
 from kpflow_dyn._solve import solve
 from kpflow_dyn._spaces.operators import GramOperator, Operator
+from kpflow_dyn._spaces.space import Space
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,11 +41,12 @@ READOUT = "readout"  # the part of a recording that is one
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A step of training: a digest of its parameters, and how to get the model and its readout."""
+    """A step of training: a digest of its parameters, how to get model and readout, the loss noted with them."""
 
     step: int
     digest: str
     load: Callable[[], tuple[Any, Any]]
+    recorded_loss: float = math.nan
 
 
 def track(
@@ -54,6 +57,7 @@ def track(
     make_readout: Callable[[], Any] | None = None,
     targets: Array | None = None,
     mask: Array | None = None,
+    loss: Loss = "squared_error",
     all_steps: bool = False,
     pose: Callable[[Any, Array], Problem] = DiscreteProblem,
     samples: int | None = 60,
@@ -71,23 +75,27 @@ def track(
         x: inputs [trial, time, input], as for `DiscreteProblem`.
         make_readout: gives a new readout, which was recorded as the part "readout". Then loss and target are those of
             its outputs, and its weights learn too.
-        targets: [trial, time, out], or of the states where there is no readout. Their components are those of the
-            singular value decomposition of targets [trial time, out], the largest first.
+        targets: [trial, time, out], or of the states where there is no readout; for the cross-entropy class indices
+            [trial, time] or probabilities. Their components are those of the singular value decomposition of targets
+            [trial time, out], the largest first; classes count as one-hot.
         mask: [trial, time], where targets count; the operators are those of `flow.where(mask)`.
+        loss: what the model is trained with: "squared_error", "cross_entropy" of logits y, or a function (y, targets)
+            -> number of shape ().
         all_steps: take the whole operators beside a mask.
         pose: (model, x) -> the problem, where it is no DiscreteProblem.
         samples: applications to spend on each estimate; None for exact values where these are cheap.
         seed: of all estimates, so that the same probes meet all checkpoints.
         out: a folder for the numbers of each checkpoint. Those that it holds already for the same parameters, inputs
-            and settings are not computed again.
+            and settings are not computed again, save under a loss that is a function.
         progress: show a bar on a terminal.
 
     Returns:
         By step: `effective_rank` [operator: K, P, NTK; kind: full, temporal, spatial, trial], those of P being of P P*;
         `alignment_first`, `alignment_last` [operator], with the first and the last checkpoint's; and with targets
-        `loss`, and [component] `component_share` of |target|^2, `component_learnt` <c, y> / <c, c>, which is 1 where
-        the outputs y have all of it, `component_alignment` cos(c, NTK c) and `component_rayleigh` <c, NTK c> / <c, c>.
-        Standard errors are beside them as `..._stderr`.
+        `loss`, `accuracy` where y are logits of classes, and [component] `component_share` of |target|^2,
+        `component_learnt` <c, y> / <c, c>, which is 1 where the outputs y have all of it (of classes their
+        probabilities, softmax y), `component_alignment` cos(c, NTK c) and `component_rayleigh` <c, NTK c> / <c, c>.
+        Standard errors are beside them as `..._stderr`. Of a recording also `recorded_loss`, as it was written down.
 
     Raises:
         ValueError: no checkpoints, parameters that are not the model's, or targets that do not fit.
@@ -104,7 +112,9 @@ def track(
     return track_checkpoints(
         _loaded(make_model, make_readout, checkpoints),
         x,
-        Settings(samples, seed, *(None if array is None else to_numpy(array) for array in (targets, mask)), all_steps),
+        Settings(
+            samples, seed, *(None if array is None else to_numpy(array) for array in (targets, mask)), loss, all_steps
+        ),
         pose,
         None if out is None else Path(out),
         progress,
@@ -119,14 +129,22 @@ class Settings:
     seed: int
     targets: np.ndarray | None
     mask: np.ndarray | None
+    loss: Loss = "squared_error"
     all_steps: bool = False
+
+    @property
+    def with_target(self) -> np.ndarray | None:
+        """The trials and times whose target counts, where some do not."""
+        if self.mask is None:
+            return None
+        places = np.asarray(self.mask > 0)
+        places = np.any(places, axis=-1) if places.ndim == 3 else places
+        return None if places.all() else places
 
     @property
     def places(self) -> np.ndarray | None:
         """The trials and times that count for the operators; None for all."""
-        if self.mask is None or self.all_steps:
-            return None
-        return (self.mask > 0).any(-1) if self.mask.ndim == 3 else self.mask > 0
+        return None if self.all_steps else self.with_target
 
 
 def track_checkpoints(
@@ -149,7 +167,8 @@ def track_checkpoints(
     with bars(progress) as shown:
         bar = shown.add_task("checkpoints", total=len(checkpoints))
         for checkpoint in checkpoints:
-            path = None if out is None else out / f"numbers_{checkpoint.step:08d}.nc"
+            kept = None if callable(settings.loss) else out  # a function may change and keep its name
+            path = None if kept is None else kept / f"numbers_{checkpoint.step:08d}.nc"
             key = json.dumps([checkpoint.digest, *shared])
             numbers = _kept(path, key)
             if numbers is None:
@@ -160,13 +179,14 @@ def track_checkpoints(
             shown.advance(bar)
     steps = xr.DataArray([checkpoint.step for checkpoint in checkpoints], dims="step", name="step")
     said = {"kpflow_dyn": kpflow_dyn.__version__, **_said_of_steps(settings)}
-    return xr.concat(found, steps, combine_attrs="drop").assign_attrs(said)
+    whole = xr.concat(found, steps, combine_attrs="drop").assign_attrs(said)
+    noted = np.array([checkpoint.recorded_loss for checkpoint in checkpoints])
+    return whole if np.isnan(noted).all() else whole.assign(recorded_loss=("step", noted))
 
 
 def _said_of_steps(settings: Settings) -> dict[str, str]:
-    places = dataclasses.replace(settings, all_steps=False).places
-    known = places is not None and not places.all()
-    return {"steps": said_of_targets(places, not settings.all_steps)} if known else {}
+    mask = settings.with_target
+    return {} if mask is None else {"steps": said_of_targets(mask, not settings.all_steps)}
 
 
 # Checkpoints
@@ -184,7 +204,10 @@ def _loaded(make_model: Callable, make_readout: Callable | None, checkpoints: An
 
 def recorded(run: Recording, load: Callable[[int], tuple[Any, Any]]) -> list[Checkpoint]:
     """All steps of a recording; `load` gives the model and the readout at one."""
-    return [Checkpoint(step, digest_of([("", run.file(step))]), partial(load, step)) for step in run.steps.tolist()]
+    return [
+        Checkpoint(step, digest_of([("", run.file(step))]), partial(load, step), run.loss(step))
+        for step in run.steps.tolist()
+    ]
 
 
 def _from_values(make_model: Callable, values: Mapping[str, Any]) -> tuple[Any, None]:
@@ -232,7 +255,7 @@ def _numbers(flow: Flow, readout: Any, ends: Mapping[int, Flow], settings: Setti
         each = [alignment(op, other, samples, seed) for op, other in pairs]
         found[f"alignment_{name}"] = ("operator", [one.value for one in each])
         found[f"alignment_{name}_stderr"] = ("operator", [one.stderr for one in each])
-    if settings.targets is not None:
+    if settings.targets is not None or callable(settings.loss):
         found |= _of_target(flow if readout is None else flow.output(readout, learn=True), settings)
     return xr.Dataset(found, {"operator": list(operators), "kind": ["full", *KEPT]})
 
@@ -246,23 +269,37 @@ def _ranks(op: Operator, samples: int | None, seed: int) -> list[tuple[float, fl
 
 
 def _of_target(kernel: Flow | Output, settings: Settings) -> dict[str, Any]:
-    space = kernel.ntk.domain
-    mask = checked_mask(settings.mask, space)
-    target = checked_target(settings.targets, mask, space, "target")
-    y = kernel.values if isinstance(kernel, Output) else kernel.solution.state
-    weights = 0 * target + 1 if mask is None else mask[0]
+    """The loss, the accuracy where there are classes, and the components of targets that are like the outputs."""
+    y, space = outputs(kernel), kernel.ntk.domain
+    loss = loss_of(kernel, settings.targets, settings.mask, settings.loss)
+    found: dict[str, Any] = {"loss": float(to_numpy(loss(y)))}
+    if loss.of_classes:
+        found["accuracy"] = loss.accuracy(y)
+    target, learnt, weights = _like_outputs(loss, y, space, settings)
+    if target is None:
+        return found
     components, shares = target_components(to_numpy(weights * target))
-    c = like_numpy(components, target)
+    c = like_numpy(components, y)
     images, inner = kernel.ntk.mv(c), space.inner
     overlap, size, length = (to_numpy(a) for a in (inner(c, images), inner(c, c), inner(images, images)))
-    loss = float(inner(weights * (y - target), y - target)) / float(inner(weights, 0 * weights + 1))
-    return {
-        "loss": loss,
+    return found | {
         "component_share": ("component", shares),
-        "component_learnt": ("component", to_numpy(inner(c, weights * y)) / size),
+        "component_learnt": ("component", to_numpy(inner(c, weights * learnt)) / size),
         "component_alignment": ("component", overlap / np.sqrt(size * length)),
         "component_rayleigh": ("component", overlap / size),
     }
+
+
+def _like_outputs(loss: OutputLoss, y: Array, space: Space, settings: Settings) -> tuple[Array | None, Array, Array]:
+    """Targets and what of the outputs is compared with them, classes as probabilities; and what counts."""
+    ones = 0 * y + 1
+    if loss.of_classes:
+        weights = like_numpy(to_numpy(loss.mask), y).reshape((*y.shape[:-1], 1)) * ones
+        return loss.probabilities(y), softmax(y), weights if space.measure is None else weights / space.measure
+    if settings.targets is None or settings.targets.shape != tuple(y.shape):
+        return None, y, ones
+    mask = like_numpy(full_mask(settings.mask, tuple(y.shape)).copy(), y)
+    return counted(like_numpy(settings.targets, y), mask), y, mask
 
 
 def target_components(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -284,7 +321,8 @@ def _shared(checkpoints: list[Checkpoint], x: Array, pose: Any, settings: Settin
     kind = f"{checkpoints[0].load()} {getattr(pose, '__module__', '')}.{getattr(pose, '__qualname__', pose)}"
     kind = re.sub(r" at 0x[0-9a-f]+", "", kind)  # of functions, others in each process
     ends = [checkpoints[0].digest, checkpoints[-1].digest]
-    return [*ends, kind, of_arrays, settings.samples, settings.seed, settings.all_steps, kpflow_dyn.__version__]
+    chosen = [str(settings.loss), settings.samples, settings.seed, settings.all_steps]
+    return [*ends, kind, of_arrays, *chosen, kpflow_dyn.__version__]
 
 
 def _kept(path: Path | None, key: str) -> xr.Dataset | None:

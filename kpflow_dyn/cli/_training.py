@@ -30,6 +30,7 @@ def track(
     seed: given.Seed = 0,
     samples: given.Samples = 60,
     all_steps: given.AllSteps = False,
+    loss: given.Loss = "squared_error",
     threads: given.Threads = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write; by default RUN_DIR/track. What is known there is kept.")
@@ -41,7 +42,7 @@ def track(
         limit_threads(threads)
         out = run_dir / "track" if out is None else out
         source = Network(run_dir, model, task, prefix, readout, nonlinearity, trials)
-        dataset = _tracked(source, seed, samples, all_steps, out)
+        dataset = _tracked(source, seed, samples, loss, all_steps, out)
         with replaced(out / "track.nc") as path:
             dataset.to_netcdf(path, engine="h5netcdf")
         _draw_track(dataset, out)
@@ -103,7 +104,7 @@ def _flow(source: Network, seed: int, all_steps: bool) -> tuple[Flow, list[str]]
     return flow if all_steps else flow.where(mask), [said_of_targets(mask, not all_steps)]
 
 
-def _tracked(source: Network, seed: int, samples: int, all_steps: bool, out: Path) -> Any:
+def _tracked(source: Network, seed: int, samples: int, loss: str, all_steps: bool, out: Path) -> Any:
     """`kp.track` of checkpoint files, each read as `analyze` reads it."""
     import kpflow_dyn as kp
     from kpflow_dyn._learning.tracking import Settings, recorded, track_checkpoints
@@ -116,7 +117,7 @@ def _tracked(source: Network, seed: int, samples: int, all_steps: bool, out: Pat
 
     first, data = load(dataclasses.replace(source, checkpoint=run.file(run.steps[0])), seed)
     known = first.readout is not None and data.targets is not None
-    settings = Settings(samples, seed, data.targets if known else None, data.mask, all_steps)
+    settings = Settings(samples, seed, data.targets if known else None, data.mask, loss, all_steps)
     return track_checkpoints(recorded(run, at), posed(first, data).x, settings, kp.DiscreteProblem, out, True)
 
 
@@ -131,11 +132,13 @@ def _draw_track(dataset: Any, out: Path) -> None:
 
 def _table(dataset: Any) -> str:
     """A line for each of some twelve checkpoints."""
-    rows = ["    step   er(K)   er(P)  er(NTK)  with first  with last" + ("       loss" if "loss" in dataset else "")]
+    more = [name for name in ("loss", "recorded_loss", "accuracy") if name in dataset]
+    titles = "".join(f" {name.replace('_', ' '):>13}" for name in more)
+    rows = [f"    step   er(K)   er(P)  er(NTK)  with first  with last{titles}"]
     for place in range(0, dataset.sizes["step"], max(1, dataset.sizes["step"] // 12)):
         one = dataset.isel(step=place)
         ranks = one.effective_rank.sel(kind="full").values
         ends = [float(one[f"alignment_{end}"].sel(operator="NTK")) for end in ("first", "last")]
         numbers = "{:8} {:7.1f} {:7.1f} {:8.1f} {:11.3f} {:10.3f}".format(int(one.step), *ranks, *ends)
-        rows.append(numbers + (f" {float(one.loss):10.4g}" if "loss" in one else ""))
+        rows.append(numbers + "".join(f" {float(one[name]):13.4g}" for name in more))
     return "\n".join(rows)

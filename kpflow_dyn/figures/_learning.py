@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,10 +142,32 @@ def alignment_over_training(dataset: xr.Dataset) -> Figure:
 
 @styled
 def target_over_training(dataset: xr.Dataset) -> Figure:
-    """The loss; what of each component of the target is learnt, and how fast the kernel moves the outputs along it."""
-    figure, (loss, *panels) = new_figure(7.2, rows=4)
-    loss.plot(dataset.step, dataset.loss, color=muted())
-    loss.set(ylabel="Loss", yscale="log")
+    """The loss, beside what was recorded, and the accuracy where there are classes; of each component of the target how
+    much is learnt, and how fast the kernel moves the outputs along it.
+    """
+    right, parts = "accuracy" in dataset, "component_share" in dataset
+    rows = 1 + right + 3 * parts
+    figure, panels = new_figure(1.8 * rows, rows=rows)
+    panels = np.atleast_1d(panels)
+    _losses(panels[0], dataset)
+    if right:
+        panels[1].plot(dataset.step, dataset.accuracy, color=muted())
+        panels[1].set(ylabel="Accuracy", ylim=(0, 1.05))
+    if parts:
+        _components(panels[1 + right :], dataset)
+    panels[-1].set_xlabel("Step of training")
+    return figure
+
+
+def _losses(axes: Axes, dataset: xr.Dataset) -> None:
+    axes.plot(dataset.step, dataset.loss, color=muted(), label="on these trials")
+    if "recorded_loss" in dataset:
+        axes.plot(dataset.step, dataset.recorded_loss, ":", color=series()[1], label="recorded")
+        axes.legend()
+    axes.set(ylabel="Loss", yscale="log" if float(dataset.loss.min()) > 0 else "linear")
+
+
+def _components(panels: Sequence[Axes], dataset: xr.Dataset) -> None:
     names = {"learnt": "Learnt part of c", "alignment": "cos(c, NTK c)", "rayleigh": "<c, NTK c> / <c, c>"}
     for (name, label), axes in zip(names.items(), panels, strict=True):
         for number in range(min(dataset.sizes["component"], len(series()))):
@@ -153,8 +176,7 @@ def target_over_training(dataset: xr.Dataset) -> Figure:
         axes.set(ylabel=label)
     panels[0].legend()
     panels[1].set_ylim(0, 1.05)
-    panels[2].set(yscale="log", xlabel="Step of training")
-    return figure
+    panels[2].set_yscale("log")
 
 
 TRACK = {"ranks": ranks_over_training, "alignment": alignment_over_training, "target": target_over_training}

@@ -63,7 +63,9 @@ def learning_table(dataset: xr.Dataset) -> Table:
 
 def as_records(dataset: xr.Dataset) -> list[dict[str, Any]]:
     """The parts as plain values, for JSON: a text where a number is not finite."""
-    names = ("loss", "share", "accuracy", "half", "tenth", "never", "rate", "words") if has_learning(dataset) else ()
+    names = (
+        ("loss", "share", "accuracy", "half", "tenth", "unreached", "rate", "words") if has_learning(dataset) else ()
+    )
     columns = {name: dataset[f"part_{name}"].values.tolist() for name in names}
     rows = [{"part": str(part)} for part in dataset.part.values] if has_learning(dataset) else []
     return [row | {name: _plain(column[i]) for name, column in columns.items()} for i, row in enumerate(rows)]
@@ -94,8 +96,8 @@ def _row(one: xr.Dataset, of_classes: bool) -> tuple[str, ...]:
     accuracy = float(one.part_accuracy)
     shown = (("" if math.isnan(accuracy) else f"{accuracy:.1%}"),) if of_classes else ()
     times = tuple(_time(float(one[f"part_{name}"])) for name in ("half", "tenth"))
-    never = float(one.part_never)
-    out = "?" if math.isnan(never) else f"{never:.1%}"
+    unreached = float(one.part_unreached)
+    out = "?" if math.isnan(unreached) else f"{unreached:.1%}"
     return (
         str(one.part.values),
         f"{float(one.part_share):.1%}",

@@ -20,8 +20,8 @@ TARGET = {
 
 def track_charts(dataset: xr.Dataset) -> list[Chart]:
     """All charts of a track, in the order of the page; those of the target where there is one."""
-    of_target = [_loss(dataset), _target(dataset)] if "loss" in dataset else []
-    return [_ranks(dataset), _alignments(dataset), *of_target]
+    drawn = {"loss": _loss, "accuracy": _accuracy, "component_share": _target}
+    return [_ranks(dataset), _alignments(dataset), *(draw(dataset) for name, draw in drawn.items() if name in dataset)]
 
 
 def _ranks(dataset: xr.Dataset) -> Chart:
@@ -48,9 +48,23 @@ def _alignments(dataset: xr.Dataset) -> Chart:
 
 
 def _loss(dataset: xr.Dataset) -> Chart:
-    trace = line(dataset.step.values, dataset.loss.values, "loss", 0, mode="lines+markers", showlegend=False)
-    axes = _axes("Loss", "log")
-    return Chart("loss", "Loss", "The loss on these trials at each checkpoint.", {(): figure([trace], **axes)})
+    names = {"loss": "on these trials", "recorded_loss": "recorded in training"}
+    traces = [
+        line(dataset.step.values, dataset[name].values, label, i, mode="lines+markers")
+        for i, (name, label) in enumerate(names.items())
+        if name in dataset
+    ]
+    axes = _axes("Loss", "log" if float(dataset.loss.min()) > 0 else None)
+    text = (
+        "The loss that the model is trained with, on these trials, at each checkpoint; and what was recorded with it."
+    )
+    return Chart("loss", "Loss", text, {(): figure(traces, **axes)})
+
+
+def _accuracy(dataset: xr.Dataset) -> Chart:
+    trace = line(dataset.step.values, dataset.accuracy.values, "accuracy", 0, mode="lines+markers", showlegend=False)
+    text = "The part of trials and times that count whose largest output is that of the right class."
+    return Chart("accuracy", "Accuracy", text, {(): figure([trace], **_axes("Accuracy", None))})
 
 
 def _target(dataset: xr.Dataset) -> Chart:
