@@ -119,9 +119,10 @@ def analyze(
 
         loss, accuracy                          now
         part_{loss,share,accuracy}              of the whole, of outputs or classes by name, of principal components of
-            the error, each on its own: its loss, its share of the whole
-        part_{half,tenth,alone,unreached}, part_curve     tau = learning rate x steps to half and a tenth of it, what the kernel
-            does not reach, and the loss over `tau`, over its first value: under the kernel as it is
+            the error: its loss, its share of the whole
+        part_{half,tenth}, part_curve           tau = learning rate x steps to half and a tenth of it, and its loss at
+            `tau` over the first one, under the kernel as it is, when all is trained
+        part_{alone,unreached}                  tau to its half if there were no other part; what is out of reach
         part_{rate,reach}                       how fast the outputs move along its error, and where [trial, time]
         part_{factors,kept,own,relative,words}  what stands in the way, and `factor_typical`: see `obstacles`
 

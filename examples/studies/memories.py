@@ -121,8 +121,8 @@ def memory_error(run: Run, new: kp.tasks.TaskData) -> float:
 
 
 def steps_to_half(run: Run, part: str) -> float:
-    """The first step at which a part's own squared error was halved; infinite where it never was."""
-    return min((step for step, learnt in run.learnt.items() if (1 - learnt[part]) ** 2 <= 0.5), default=np.inf)
+    """The first step at which half of a part was learnt; infinite where it never was."""
+    return min((step for step, learnt in run.learnt.items() if learnt[part] >= 0.5), default=np.inf)
 
 
 def tell(name: str, law: Law, run: Run) -> None:
@@ -133,7 +133,7 @@ def tell(name: str, law: Law, run: Run) -> None:
         f"{run.before['dimension']:.2f}, temporal rank of the NTK {run.before['temporal rank']:.2f}"
     )
     for part, half in zip(forecast.names, forecast.half, strict=True):
-        print(f"    {part}: forecast tau to half {half:.3g}, trained to half in {steps_to_half(run, part):g} steps")
+        print(f"    {part}: forecast tau to half loss {half:.3g}, half learnt in {steps_to_half(run, part):g} steps")
     print(
         f"    after: error {run.after['error']:.1f} degrees; while it waits {int(points.is_fixed.sum())} fixed points "
         f"({int((points.is_fixed & points.is_stable).sum())} stable) and {int((~points.is_fixed).sum())} slow ones"
@@ -157,7 +157,7 @@ def draw(path: Path, runs: dict[str, Run], data: kp.tasks.TaskData) -> None:
     curves.set(xlabel="Step of training", ylabel="Learnt part of the target", ylim=(-0.1, 1.15))
     curves.legend(title="solid: direction, dotted: fixation", fontsize=8, title_fontsize=8, frameon=False)
     forecasts.set(
-        xscale="log", yscale="log", xlabel="Forecast at the start: tau to half", ylabel="Steps of Adam to half",
+        xscale="log", yscale="log", xlabel="Forecast at the start: tau to half loss", ylabel="Steps of Adam to half",
         title="squares: fixation, discs: direction",
     )  # fmt: skip
     best = min(runs, key=lambda name: runs[name].after["error"])

@@ -67,7 +67,7 @@ def _loss_and_gradient(
     targets: jax.Array,
     mask: jax.Array,
     z0: jax.Array,
-) -> tuple[jax.Array, Any]:
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
     @partial(eqx.filter_value_and_grad, has_aux=True)
     def of_models(models: Any) -> tuple[jax.Array, jax.Array]:
         model, readout = models

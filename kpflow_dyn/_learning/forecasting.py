@@ -226,7 +226,7 @@ def _frozen_modes(
 
 
 def _frozen_flow(
-    flow: Flow | Output, loss: OutputLoss, lr: float, grid: np.ndarray, _batch: None
+    flow: Flow | Output, loss: OutputLoss, lr: float, grid: np.ndarray, _batch: int | None
 ) -> tuple[FrozenFlow, Spectrum, int, None]:
     """The same of any other loss."""
     objective = LinearisedObjective(flow.ntk, outputs(flow), loss)

@@ -36,8 +36,8 @@ class Learnability:
         names: of the targets.
         score: between 0 and 1, the initial speed of the loss over the largest one [target]: of the squared error
             <e, A e> / (|e|^2 l_max).
-        half, tenth: tau at which the loss has fallen to half and to a tenth; inf where it does not, NaN where this
-            could not be resolved; each [target].
+        half, tenth: tau at which the loss has fallen to half and to a tenth [target]; inf where it does not, or only by
+            directions that count as unreached and whose rates are not known; NaN where this could not be resolved.
         unreached: the part of the loss outside of what the frozen kernel reaches, in directions whose eigenvalues are
             below 1e-6 of the largest [target], NaN where it is not known to a tenth. Descent may still learn it, as the
             kernel changes.
@@ -200,9 +200,12 @@ def _times(flow: Flow | Output, loss: OutputLoss, fastest: float) -> tuple[float
 
 
 def _known(decay: Decay) -> np.ndarray:
-    """The columns [4, target], NaN where the basis does not tell."""
-    sure = ~np.isnan(certain(_bounded, decay.lower, decay.upper))
-    return np.where(sure, _columns(*decay.lower), math.nan)
+    """The columns [4, target], NaN where the basis does not tell; times are inf where it tells that they are late."""
+    lower = _columns(*decay.lower)
+    known = np.where(np.isnan(certain(_bounded, decay.lower, decay.upper)), math.nan, lower)
+    late = np.isnan(known) & (lower * NULL * decay.lower[0].max() > 1)
+    late[[0, 3]] = False
+    return np.where(late, math.inf, known)
 
 
 def _bounded(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:

@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kpflow_dyn._arrays import Array, array_namespace, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace
 from kpflow_dyn._backend import Values, backend_of
 from kpflow_dyn._implicit.roads import check_call, states_of_network
 from kpflow_dyn._implicit.solutions import NetworkSolution
+from kpflow_dyn._learning.losses import check_number
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
 from kpflow_dyn._solve import solve
@@ -151,10 +152,4 @@ def _apart(of_model: Values, of_loss: Values) -> Values:
 def _check_loss(loss: Any, state: Array) -> None:
     if not callable(loss):
         raise TypeError(f"loss is {type(loss).__name__}, expected a function of the states {tuple(state.shape)}")
-    value: Any = loss(state)
-    shape = getattr(value, "shape", None)
-    if backend_of(value) is not backend_of(state) or shape is None or tuple(shape) != ():
-        got = type(value).__name__ if shape is None else f"shape {tuple(shape)}"
-        raise ValueError(f"the loss gave {got}, expected one number of shape (), such as ((state - y) ** 2).mean()")
-    if not math.isfinite(number := float(to_numpy(value))):
-        raise ValueError(f"the loss is {number} at the start; look at the targets and the weights")
+    check_number(loss(state), state)

@@ -112,9 +112,7 @@ def track(
     return track_checkpoints(
         _loaded(make_model, make_readout, checkpoints),
         x,
-        Settings(
-            samples, seed, *(None if array is None else to_numpy(array) for array in (targets, mask)), loss, all_steps
-        ),
+        Settings(samples, seed, _numpy(targets), _numpy(mask), loss, all_steps),
         pose,
         None if out is None else Path(out),
         progress,
@@ -217,6 +215,10 @@ def _from_values(make_model: Callable, values: Mapping[str, Any]) -> tuple[Any, 
 def _from_run(run: Recording, make_model: Callable, make_readout: Callable | None, step: int) -> tuple[Any, Any]:
     readout = None if make_readout is None else run.load(step, make_readout(), part=READOUT)
     return run.load(step, make_model()), readout
+
+
+def _numpy(array: Any) -> np.ndarray | None:
+    return None if array is None else to_numpy(array)
 
 
 def digest_of(named: Iterable[tuple[str, Any]]) -> str:

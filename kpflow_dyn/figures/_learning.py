@@ -148,7 +148,7 @@ def target_over_training(dataset: xr.Dataset) -> Figure:
     right, parts = "accuracy" in dataset, "component_share" in dataset
     rows = 1 + right + 3 * parts
     figure, panels = new_figure(1.8 * rows, rows=rows)
-    panels = np.atleast_1d(panels)
+    panels = np.atleast_1d(panels).tolist()
     _losses(panels[0], dataset)
     if right:
         panels[1].plot(dataset.step, dataset.accuracy, color=muted())
