@@ -49,7 +49,7 @@ def parts(output: kp.Output, loss: Any, target: Any, mask: Any = None, names: tu
 
 def first_below(tau: np.ndarray, losses: np.ndarray, part: float) -> float:
     below = np.flatnonzero(losses <= part * losses[0])
-    return tau[below[0]] if below.size else np.inf
+    return float(tau[below[0]]) if below.size else np.inf
 
 
 @pytest.mark.parametrize("mask", [None, MASK])

@@ -68,7 +68,7 @@ def analyze(
     ] = None,
     prefix: given.Prefix = None,
     readout: given.Readout = None,
-    loss: given.Loss = None,
+    loss: given.LossOfTask = None,
     nonlinearity: given.Nonlinearity = None,
     trials: given.Trials = None,
     seed: given.Seed = 0,

@@ -29,7 +29,7 @@ Loss = Annotated[
 ]
 Prefix = Annotated[str | None, typer.Option(help='Before the names of the weights, such as "rnn."')]
 Readout = Annotated[str | None, typer.Option(help="The readout layer's name, where several could be it.")]
-Loss = Annotated[
+LossOfTask = Annotated[
     str | None,
     typer.Option(
         help="Of the outputs: squared_error or cross_entropy; by default the latter where the task has classes."

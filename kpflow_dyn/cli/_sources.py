@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch.nn import Linear
-
     from kpflow_dyn._checkpoint import Checkpoint
     from kpflow_dyn._problems.problems import DiscreteProblem
     from kpflow_dyn.tasks import TaskData
@@ -64,7 +62,7 @@ def posed(network: Checkpoint, data: TaskData) -> DiscreteProblem:
     return DiscreteProblem(network.cell, like_numpy(data.inputs, next(network.cell.parameters())))
 
 
-def readout_of(network: Checkpoint, data: TaskData, asked: bool) -> tuple[Linear | None, str]:
+def readout_of(network: Checkpoint, data: TaskData, asked: bool) -> tuple[Any, str]:
     """The readout that learns the task, and which one it is, or why there is none.
 
     Raises:
