@@ -46,6 +46,7 @@ class Forecast:
         flow_steps, flow_loss: the gradient flow up to there, each [point].
         mean_loss: with batches, the loss on all trials at `steps` [point], in the mean over the draws; else None.
         applications: of the kernel to one vector.
+        frozen: what gives the loss at any step.
 
     Example as `forecast`.
     """
@@ -60,11 +61,11 @@ class Forecast:
     flow_loss: np.ndarray
     mean_loss: np.ndarray | None
     applications: int
-    _frozen: FrozenModes | FrozenFlow = field(repr=False)
+    frozen: FrozenModes | FrozenFlow = field(repr=False)
 
     def at(self, steps: Any) -> np.ndarray:
         """The predicted loss after these numbers of steps, NaN where it is not known: beyond what was asked for."""
-        return self._frozen.at(np.asarray(steps, float))
+        return self.frozen.at(np.asarray(steps, float))
 
     def steps_to(self, fraction: float) -> float:
         """After how many steps the loss has fallen to this fraction.
@@ -77,7 +78,7 @@ class Forecast:
         """
         if not 0 < fraction < 1:
             raise ValueError(f"fraction must be between 0 and 1, got {fraction!r}")
-        return self._frozen.steps_to(fraction)
+        return self.frozen.steps_to(fraction)
 
     def plot(self, recorded: Any = None, dark: bool = False) -> Figure:
         """The forecast, the gradient flow, and losses that were recorded, one for each step from 0 on."""
@@ -200,9 +201,7 @@ def forecast(
         if check and _can_descend(flow) and frozen.at(np.zeros(())) > 0:
             path, parted = _flow_beside(flow, of_outputs, lr * steps, frozen.along)
     known = frozen.at(grid)
-    return Forecast(
-        lr, grid, known, rates, energies, parted / lr, path[0] / lr, path[1], mean, applications, _frozen=frozen
-    )
+    return Forecast(lr, grid, known, rates, energies, parted / lr, path[0] / lr, path[1], mean, applications, frozen)
 
 
 def _frozen_modes(
