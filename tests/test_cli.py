@@ -508,7 +508,7 @@ def test_the_only_layer_that_fits_is_the_readout(learning, cell: torch.nn.GRUCel
     checkpoint, task, layer = learning
     shown = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, "--dtype", "float64")
     assert shown.exit_code == 0, shown.output
-    assert "the layer 'probe' [2, 6] is taken as the readout, and learns" in shown.stderr
+    assert "the layer 'probe' [2, 6] is taken as the readout" in shown.stderr
     assert {path.name for path in out.iterdir()} == FILE_NAMES | LEARNING_NAMES
     assert shown.stdout.split()[:4] == ["What", "will", "be", "learnt"]
     arrays = np.load(task)
@@ -524,7 +524,7 @@ def test_the_only_layer_that_fits_is_the_readout(learning, cell: torch.nn.GRUCel
     ("options", "message"),
     [
         (["--loss", "hinge"], "loss is 'hinge', expected one of squared_error, cross_entropy"),
-        (["--readout", "wide"], "the readout 'wide' has 3 outputs, and the task read has 2"),
+        (["--readout", "wide"], "the readout 'wide' has 3 outputs, and the task 2"),
     ],
 )
 def test_readouts_and_losses_that_do_not_fit(learning, out: Path, options: list[str], message: str) -> None:
@@ -533,6 +533,16 @@ def test_readouts_and_losses_that_do_not_fit(learning, out: Path, options: list[
     torch.save(weights, checkpoint.parent / "wide.pt")
     result = run("analyze", checkpoint.parent / "wide.pt", "--model", "gru", "--task", task, "--out", out, *options)
     assert result.exit_code == 2 and message in result.stderr and not out.exists()
+
+
+def test_a_readout_of_a_part_of_the_state_is_said(task: Path, folder: Path, out: Path) -> None:
+    network = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(3, 6), "fc": torch.nn.Linear(6, 2)})
+    torch.save(network.state_dict(), folder / "lstm.pt")
+    inputs = np.load(task)["inputs"]
+    np.savez(folder / "lstm.npz", inputs=inputs, targets=inputs[..., :2])
+    shown = run("analyze", folder / "lstm.pt", "--model", "lstm", "--task", folder / "lstm.npz", "--out", out)
+    assert shown.exit_code == 0, shown.output
+    assert "the readout 'fc' reads a part of the state" in shown.stderr
 
 
 def test_a_loss_needs_a_readout(checkpoint: Path, task: Path, out: Path) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 EVERYTHING = "everything"
 MOST_OUTPUTS, MOST_COMPONENTS = 8, 4
 SMALLEST = 1e-6  # share of the loss of a part that is shown
-FIRST, LAST, GRID = 1e-3, 1e9, 600  # points of curves, in times of the fastest direction
+FIRST, LAST, GRID = 0.03, 1e9, 600  # points of curves, in times of the fastest direction
 CONFLICT = 10.0  # times later than alone, a part has others against it
 SOON = 100.0  # a part is late that has not fallen to a tenth in as many times of the fastest direction
 
@@ -145,14 +145,16 @@ def learning_of(output: Output, loss: Loss, target: Any, mask: Any, names: Seque
     of_outputs = output_loss(loss, target, mask if callable(loss) else _weighed(mask, output), output.values)
     now = {"loss": float(to_numpy(of_outputs(output.values)))}
     now |= {"accuracy": of_outputs.accuracy(output.values)} if of_outputs.of_classes else {}
-    parts = parts_of(output, of_outputs, names, seed)
     exact = {"stderr": 0.0, "method": "exact", "applications": 0}
     named = {name: dict(zip(("long_name", "description"), WORDS[name], strict=True)) for name in now}
     scalars = {name: ((), value, named[name] | exact) for name, value in now.items()}
-    found = xr.Dataset(scalars | parts.variables(), {"part": list(parts.names), "tau": parts.tau})
     learning = "with its weights" if output.rate else "as it is"
     about = {"loss": of_outputs.name, "readout": f"{output.weight.shape[0]} outputs, {learning}"}
-    return found.assign_attrs(about | {"largest_rate": parts.largest_rate})
+    if now["loss"] == 0:
+        return xr.Dataset(scalars, attrs=about)
+    parts = parts_of(output, of_outputs, names, seed)
+    coordinates = {"part": list(parts.names), "tau": parts.tau}
+    return xr.Dataset(scalars | parts.variables(), coordinates, about | {"largest_rate": parts.largest_rate})
 
 
 def _weighed(mask: Any, output: Output) -> Any:
@@ -368,11 +370,10 @@ def _unreached(decay: Decay) -> np.ndarray:
 
 
 def _shown(tau: np.ndarray, half: np.ndarray, tenth: np.ndarray) -> np.ndarray:
-    """Which points are shown: from long before the first half to after the last tenth that there is."""
+    """Which points are shown: up to some time after the last half or tenth that there is."""
     known = np.concatenate([half, tenth])
-    known = known[np.isfinite(known) & (known > 0)]
-    first, last = (known.min(), known.max()) if known.size else (tau[0], tau[-1])
-    return (tau >= first / 30) & (tau <= 3 * min(last, 1e7 * first))
+    known = known[np.isfinite(known)]
+    return tau <= 3 * (known.max() if known.size else tau[-1])
 
 
 def _reach(output: Output, e: Array) -> np.ndarray:

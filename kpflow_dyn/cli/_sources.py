@@ -63,29 +63,34 @@ def posed(network: Checkpoint, data: TaskData) -> DiscreteProblem:
 
 
 def readout_of(network: Checkpoint, data: TaskData, asked: bool) -> tuple[Any, str]:
-    """The readout that learns the task, and which one it is, or why there is none.
+    """The readout that learns the task, and which one it is, or None and why there is none.
 
     Raises:
         ValueError: it was asked for, and does not fit the task.
     """
-    layer, name = network.readout, network.readout_name
+    if problem := _why_not(network, data):
+        if asked:
+            raise ValueError(f"{problem}; choose another layer with --readout")
+        return None, f"{problem}, so that nothing is said of what will be learnt"
+    layer = network.readout
+    assert layer is not None
+    shape = f"[{layer.out_features}, {layer.in_features}]"
+    return layer, f"the layer {network.readout_name!r} {shape} is taken as the readout; --readout names another"
+
+
+def _why_not(network: Checkpoint, data: TaskData) -> str:
+    """Why there is no readout for this task; "" where there is."""
+    cell, layer = network.cell, network.readout
     if data.targets is None:
-        return None, f"the task {data.name} has no targets, so that nothing is said of what will be learnt"
-    units, outputs = network.cell.hidden_size, data.targets.shape[2]
+        return f"the task {data.name} has no targets"
+    outputs, whole = data.targets.shape[2], cell.hidden_size * getattr(cell, "num_layers", 1)
     if layer is None:
-        return (
-            None,
-            f"no readout [{outputs}, {units}] in the checkpoint, so that nothing is said of what will be learnt",
-        )
-    if layer.out_features == outputs:
-        return (
-            layer,
-            f"the layer {name!r} [{outputs}, {units}] is taken as the readout, and learns; --readout names another",
-        )
-    problem = f"the readout {name!r} has {layer.out_features} outputs, and the task {data.name} has {outputs}"
-    if asked:
-        raise ValueError(f"{problem}; choose another layer with --readout")
-    return None, f"{problem}, so that nothing is said of what will be learnt"
+        return f"the checkpoint has no single layer [{outputs}, {cell.hidden_size}]"
+    if layer.out_features != outputs:
+        return f"the readout {network.readout_name!r} has {layer.out_features} outputs, and the task {outputs}"
+    if layer.in_features != whole or "LSTM" in type(cell).__name__:
+        return f"the readout {network.readout_name!r} reads a part of the state alone"
+    return ""
 
 
 def limit_threads(threads: int | None) -> None:
