@@ -435,8 +435,9 @@ def test_demo_in_a_real_process(tmp_path: Path) -> None:
     results = json.loads((out / "results.json").read_text())
     assert results["settings"]["state"] == "6 trials x 22 times x 64 units"
     assert result.stdout.index("What will be learnt") < result.stdout.index("Effective temporal rank")
-    network = load_checkpoint(files("kpflow_dyn").joinpath("data/demo.safetensors"), "gru")
+    network = load_checkpoint(str(files("kpflow_dyn").joinpath("data/demo.safetensors")), "gru")
     data = kp.tasks.make_task("neurogym:PerceptualDecisionMaking-v0", trials=6)
+    assert network.readout is not None
     scores, choice = network.readout(network.cell(torch.from_numpy(data.inputs).float())[0]), data.labels["class"]
     each = torch.nn.functional.cross_entropy(scores.transpose(1, 2), torch.from_numpy(choice), reduction="none")
     fixation = torch.from_numpy(choice == 0)
