@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 EVERYTHING = "everything"
 MOST_OUTPUTS, MOST_COMPONENTS = 8, 4
 SMALLEST = 1e-6  # share of the loss of a part that is shown
+STILL = 1e-12  # part of the largest rate below which nothing moves
 FIRST, LAST, GRID = 0.03, 1e9, 600  # points of curves, in times of the fastest direction
 CONFLICT = 10.0  # times later than alone, a part has others against it
 SOON = 100.0  # a part is late that has not fallen to a tenth in as many times of the fastest direction
@@ -342,19 +343,14 @@ def _together(decay: Decay, projections: dict[str, Projection], shape: tuple[int
     """|Pi f(tau)|^2 with f(tau) = sum_j c_j exp(-rate_j tau) v_j, where the whole is certain."""
     (rates, _), (vectors, c) = decay.lower, decay.vectors()
     vectors = vectors.astype(np.float64).reshape((-1, *shape))
-    tau = np.geomspace(FIRST, LAST, GRID) / rates.max()
-    along = (
-        np.exp(
-            -np.outer(np.append(tau, np.finfo(float).max / 2), np.where(rates > NULL * NULL * rates.max(), rates, 0))
-        )
-        * c
-    )
+    tau, still = np.geomspace(FIRST, LAST, GRID) / rates.max(), rates < STILL * rates.max()
+    along = np.exp(-np.outer(tau, np.where(still, 0, rates))) * c
+    coordinates = np.concatenate([[c], along, [still * c]])  # now, at each tau, in the end
     flat = vectors.reshape((len(c), -1))
-    grams = [project(vectors).reshape(flat.shape) @ flat.T for project in projections.values()]
-    losses = np.array([((along @ gram) * along).sum(1) for gram in grams])
-    now = np.array([c @ gram @ c for gram in grams])
+    grams = (project(vectors).reshape(flat.shape) @ flat.T for project in projections.values())
+    losses = np.array([((coordinates @ gram) * coordinates).sum(1) for gram in grams])
+    ratio = losses[:, 1:] / losses[:, :1]
     known = ~np.isnan(certain(lambda rates, energies: _curve(rates, energies[0], tau), decay.lower, decay.upper))
-    ratio = losses / now[:, None]
     return Together(tau, np.where(known, ratio[:, :-1], np.nan), ratio[:, -1])
 
 
