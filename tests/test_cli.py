@@ -509,7 +509,7 @@ def test_the_only_layer_that_fits_is_the_readout(learning, cell: torch.nn.GRUCel
     checkpoint, task, layer = learning
     shown = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, "--dtype", "float64")
     assert shown.exit_code == 0, shown.output
-    assert "the layer 'probe' [2, 6] is taken as the readout" in shown.stderr
+    assert "the layer 'probe' [2, 6] is taken as the readout" in shown.stdout
     assert {path.name for path in out.iterdir()} == FILE_NAMES | LEARNING_NAMES
     assert shown.stdout.split()[:4] == ["What", "will", "be", "learnt"]
     arrays = np.load(task)
@@ -543,7 +543,7 @@ def test_a_readout_of_a_part_of_the_state_is_said(task: Path, folder: Path, out:
     np.savez(folder / "lstm.npz", inputs=inputs, targets=inputs[..., :2])
     shown = run("analyze", folder / "lstm.pt", "--model", "lstm", "--task", folder / "lstm.npz", "--out", out)
     assert shown.exit_code == 0, shown.output
-    assert "the readout 'fc' reads a part of the state" in shown.stderr
+    assert "the readout 'fc' reads a part of the state" in shown.stdout
 
 
 def test_a_loss_needs_a_readout(checkpoint: Path, task: Path, out: Path) -> None:

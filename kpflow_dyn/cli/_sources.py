@@ -71,7 +71,7 @@ def readout_of(network: Checkpoint, data: TaskData, asked: bool) -> tuple[Any, s
     if problem := _why_not(network, data):
         if asked:
             raise ValueError(f"{problem}; choose another layer with --readout")
-        return None, f"{problem}, so that nothing is said of what will be learnt"
+        return None, f"nothing is said, as {problem}"
     layer = network.readout
     assert layer is not None
     shape = f"[{layer.out_features}, {layer.in_features}]"
