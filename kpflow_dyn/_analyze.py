@@ -151,8 +151,8 @@ def analyze(
 
     Raises:
         TypeError: an init that is no law.
-        ValueError: k < 1, samples < 40, states without time, a task with other trials or times than the flow, or a
-            readout that does not fit the states or the targets.
+        ValueError: k < 1, samples < 40, states without time, a task with other trials or times than the flow, a readout
+            that does not fit the states or the targets, or a readout or loss without targets.
 
     Warns:
         UserWarning: eigenpairs that did not converge; the dataset flags them.
@@ -185,11 +185,13 @@ def analyze(
 def _learning(
     flow: Flow, task: TaskData | None, readout: Any, loss: Loss | None, mask: Any, seed: int, progress: Progress
 ) -> xr.Dataset:
-    """What will be learnt of the task; nothing where there is no readout or no target."""
+    """What will be learnt of the task; nothing where that was not asked for."""
     import xarray as xr
 
-    if task is None or task.targets is None or readout is None:
+    if readout is None and loss is None and mask is None:
         return xr.Dataset()
+    if task is None or task.targets is None or readout is None:
+        raise ValueError("what will be learnt needs both a readout and a task with targets; give them, or neither")
     progress("what will be learnt", 0, None)
     output = flow.output(readout, learn=True)
     loss = ("cross_entropy" if "class" in task.labels else "squared_error") if loss is None else loss

@@ -509,7 +509,7 @@ def test_the_only_layer_that_fits_is_the_readout(learning, cell: torch.nn.GRUCel
     checkpoint, task, layer = learning
     shown = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, "--dtype", "float64")
     assert shown.exit_code == 0, shown.output
-    assert "the layer 'probe' [2, 6] is taken as the readout" in shown.stderr
+    assert "the layer 'probe' [2, 6] is taken as the readout" in shown.stdout
     assert {path.name for path in out.iterdir()} == FILE_NAMES | LEARNING_NAMES
     assert shown.stdout.split()[:4] == ["What", "will", "be", "learnt"]
     arrays = np.load(task)
@@ -536,14 +536,15 @@ def test_readouts_and_losses_that_do_not_fit(learning, out: Path, options: list[
     assert result.exit_code == 2 and message in result.stderr and not out.exists()
 
 
-def test_a_readout_of_a_part_of_the_state_is_said(task: Path, folder: Path, out: Path) -> None:
+def test_a_readout_of_the_h_of_an_lstm_answers_too(task: Path, folder: Path, out: Path) -> None:
     network = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(3, 6), "fc": torch.nn.Linear(6, 2)})
     torch.save(network.state_dict(), folder / "lstm.pt")
     inputs = np.load(task)["inputs"]
     np.savez(folder / "lstm.npz", inputs=inputs, targets=inputs[..., :2])
     shown = run("analyze", folder / "lstm.pt", "--model", "lstm", "--task", folder / "lstm.npz", "--out", out)
     assert shown.exit_code == 0, shown.output
-    assert "the readout 'fc' reads a part of the state" in shown.stderr
+    assert "the layer 'fc' [2, 6] is taken as the readout" in shown.stdout
+    assert "learning" in json.loads((out / "results.json").read_text())
 
 
 def test_a_loss_needs_a_readout(checkpoint: Path, task: Path, out: Path) -> None:

@@ -223,6 +223,13 @@ def test_the_loss_is_that_of_the_task() -> None:
     assert float(plain.loss) == pytest.approx(((y - torch.from_numpy(np.eye(OUTPUTS)[CLASSES])) ** 2).mean().item())
 
 
+@pytest.mark.parametrize("given", [{"readout": network()[1]}, {"loss": "squared_error", "task": task()}])
+def test_half_of_what_is_needed_is_refused(given: dict[str, Any]) -> None:
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(network()[0], torch.from_numpy(X))))
+    with pytest.raises(ValueError, match="needs both a readout and a task with targets"):
+        kp.analyze(flow, k=2, samples=40, **given)
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("loss", "target"), [("squared_error", TARGET), ("cross_entropy", CLASSES)])
 def test_jax_gives_the_same(loss: str, target: np.ndarray) -> None:

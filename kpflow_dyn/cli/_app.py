@@ -251,7 +251,7 @@ def _print_table(dataset: xr.Dataset) -> None:
     if has_learning(dataset):
         _print_rows(learning_table(dataset), learning_lead(dataset)[0])
     if "learning" in dataset.attrs:
-        typer.echo(f"note: {dataset.attrs['learning']}", err=True)
+        typer.echo(f"On what will be learnt: {dataset.attrs['learning']}.")
     steps = [f"{dataset.attrs['steps']}"] if "steps" in dataset.attrs else []
     caption = "\n".join(["± standard error; numbers without it are exact", *steps])
     table = Table(title=dataset.attrs["title"], caption=caption)

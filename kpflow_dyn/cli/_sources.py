@@ -71,7 +71,7 @@ def readout_of(network: Checkpoint, data: TaskData, asked: bool) -> tuple[Any, s
     if problem := _why_not(network, data):
         if asked:
             raise ValueError(f"{problem}; choose another layer with --readout")
-        return None, f"{problem}, so that nothing is said of what will be learnt"
+        return None, f"nothing is said, as {problem}"
     layer = network.readout
     assert layer is not None
     shape = f"[{layer.out_features}, {layer.in_features}]"
@@ -83,13 +83,11 @@ def _why_not(network: Checkpoint, data: TaskData) -> str:
     cell, layer = network.cell, network.readout
     if data.targets is None:
         return f"the task {data.name} has no targets"
-    outputs, whole = data.targets.shape[2], cell.hidden_size * getattr(cell, "num_layers", 1)
+    outputs = data.targets.shape[2]
     if layer is None:
         return f"the checkpoint has no single layer [{outputs}, {cell.hidden_size}]"
     if layer.out_features != outputs:
         return f"the readout {network.readout_name!r} has {layer.out_features} outputs, and the task {outputs}"
-    if layer.in_features != whole or "LSTM" in type(cell).__name__:
-        return f"the readout {network.readout_name!r} reads a part of the state alone"
     return ""
 
 
