@@ -97,7 +97,8 @@ def test_it_says_where_it_stops_to_hold() -> None:
     found = kp.forecast(problem.kernel(), problem.target, lr=LR, steps=1500, mask=problem.mask)
     real = problem.descend(1500, LR)
     apart = abs(found.at(np.arange(1501)) / real - 1)
-    first = int(np.flatnonzero(apart > 0.1)[0])
+    late = np.array([abs(found.steps_to(real[step] / real[0]) / step - 1) for step in range(1, 300)])
+    first = 1 + int(np.flatnonzero((apart[1:300] > 0.1) | ((apart[1:300] > 0.01) & (late > 0.1)))[0])
     assert 0.8 < found.holds_until / first < 1.25
     assert apart[-1] > 0.3
 

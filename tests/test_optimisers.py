@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -16,7 +15,7 @@ from kpflow_dyn.solvers import Multirate
 from kpflow_dyn.solvers._landscape import Point
 from kpflow_dyn.solvers._multirate import OwnSteps, SecantModel
 
-jax.config.update("jax_enable_x64", True)
+pytestmark = pytest.mark.usefixtures("x64")
 
 SHAPES = {"a": (3, 4), "b": (4,)}
 MAKERS = {
@@ -269,7 +268,7 @@ def test_steps_of_an_optimiser_one_by_one_are_those_of_training(make, lr, clip):
     found = kp.gradient_flow(*posed(), 30, optimizer=make, lr=lr, clip=clip, alg=Multirate(longest=1))
     np.testing.assert_allclose(found(np.arange(31)), losses, rtol=1e-9)
     torch.testing.assert_close(found.parameters["weight_hh_l0"][-1], parameters["weight_hh_l0"].detach())
-    assert found.own == 30 and found.interval_to(0.999) == (found.time_to(0.999),) * 2
+    assert found.own == 30 and np.diff(found.interval_to(0.999)) < 0.0021 * found.time_to(0.999)
 
 
 @pytest.mark.parametrize("kind", [torch.nn.GRU, partial(torch.nn.RNN, nonlinearity="relu")])
@@ -292,7 +291,7 @@ def test_mini_batches_are_those_of_training():
     losses, _ = trained(lambda those: torch.optim.Adam(those, lr=3e-3), 60, batch=3, seed=5)
     found = kp.gradient_flow(*posed(), 60, optimizer="adam", lr=3e-3, batch=3, seed=5)
     np.testing.assert_allclose(found.loss, losses[found.time.astype(int)], rtol=1e-9)
-    assert found.own == 60 and found.cost < 60
+    assert found.own == 60 and found.cost < 30
 
 
 def test_plain_descent_is_followed_in_its_own_steps():

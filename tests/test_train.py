@@ -291,7 +291,7 @@ def test_progress_shows_the_loss_on_a_terminal(capsys, monkeypatch):
         ({"clip": 0.0}, ValueError, "clip must be a positive number"),
         ({"batch": 6}, ValueError, "batch is 6, but the task has 5 trials"),
         ({"batch": 0}, ValueError, "batch must be at least 1, got 0"),
-        ({"optimizer": "sdg"}, ValueError, "optimizer is 'sdg', expected one of adam, sgd"),
+        ({"optimizer": "sdg"}, ValueError, "optimizer is 'sdg', expected one of adam, adamw, rmsprop, sgd"),
         ({"readout": nn.Linear(UNITS + 1, OUT).double()}, ValueError, "the readout takes 5 units, expected one of 4"),
         ({"readout": nn.Linear(UNITS, 1).double()}, ValueError, r"the readout gives \(5, 6, 1\).*expected \(5, 6, 2\)"),
         ({"readout": nn.Linear(UNITS, OUT)}, TypeError, r"is torch\.float32"),

@@ -220,7 +220,7 @@ def _of_function(output: Output, loss: OutputLoss) -> tuple[np.ndarray, np.ndarr
     y = output.values
     derivatives = backend_for(y, "y", "[trial, time, out]").objectives.Derivatives
     of_rows = derivatives(lambda rows, _scheme: loss(rows.reshape(tuple(y.shape))))
-    e = to_numpy(of_rows.gradient(y.reshape((-1,)), None)).astype(np.float64).reshape(tuple(y.shape))
+    e = to_numpy(of_rows.gradient(y.reshape((-1,)), None)[1]).astype(np.float64).reshape(tuple(y.shape))
     value = float(to_numpy(loss(y)))
     if not value > 0:
         raise ValueError(f"the loss is {value:.3g}; to speak of half of it, it must be positive, and 0 at its least")

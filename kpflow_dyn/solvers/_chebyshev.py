@@ -27,6 +27,8 @@ SMALL = 1e-3  # a part of the parameters' norm by which the first curvature is f
 class RungeKuttaChebyshev:
     """Options of an explicit stabilised integrator of the gradient flow: gradients alone, no Hessian.
 
+        Y_j = (1 - mu - nu) Y_0 + mu Y_{j-1} + nu Y_{j-2} - h (f g_{j-1} + f_0 g_0),    g_j = grad L(Y_j)
+
     A step of s gradients is stable up to 2/3 (s^2 - 1) / l_1, with l_1 the largest curvature, where as many steps of
     descent come to 2 s / l_1 at most. It is of second order; the curvature is that of the differences of its gradients.
 

@@ -113,10 +113,9 @@ class Integration:
             self._next_try *= 2
             other = min(others, key=lambda way: way.trials)
             other.h, other.trials = other.h or LONGER * used.h, other.trials + 1
-            piece = None if self._overshoots(look=True) else self._on_trial(other)
-            self._sort()
-            if piece is not None:
+            if not self._overshoots(look=True) and (piece := self._on_trial(other)) is not None:
                 return piece
+            self._sort()
         first = self._ways[0]
         piece = None if first is self._last_resort else self._on_trial(first)
         return piece or self._step(self._last_resort)

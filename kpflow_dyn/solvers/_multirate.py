@@ -17,11 +17,11 @@ from kpflow_dyn.solvers._orthogonalise import combine
 NEW = 1e-3  # a difference that is new by less than this part of its length tells nothing
 FASTEST, SLOWEST, SAFETY = 2.0, 0.2, 0.9  # by how much a stretch may grow and shrink, and a factor that keeps it short
 SMOOTH = 0.5  # a gradient known within this part of the square root of the tolerance may do for two steps
-WASTED, ALLOWED = 0.1, 2  # rejected stretches: at most this part of the steps, and this many more
+WASTED, ALLOWED = 0.1, 0.6  # rejected stretches: at most this part of the steps, and this many more
 BLIND = 4  # steps at the start, one by one: bias corrections change faster than any history tells
 SHARE = 0.02  # of the steps so far, which the next ones are taken together
-SPARSE = 0.1  # steps on mini-batches between two looks at the loss of all trials, as a part of those so far
-DRAWS = 0.05  # a part of the time by which other draws may be off
+SPARSE, FEWEST = 0.2, 4  # steps on mini-batches between two looks at the loss of all trials: a part of those so far
+DRAWS = 0.1  # a part of the time by which other draws may be off
 FORWARD = 0.35  # gradients that a loss costs
 
 Slope = Callable[[Array], tuple[float, Array]]  # theta -> a loss and its gradient there
@@ -261,7 +261,7 @@ class DrawnSteps:
 
     def advance(self) -> Piece:
         """Some steps, and the loss after them."""
-        before, r = self.point, max(1, min(int(SPARSE * self.time), int(self.span) - self.time))
+        before, r = self.point, min(max(FEWEST, int(SPARSE * self.time)), int(self.span) - self.time)
         theta, gradient = before.theta, before.gradient
         for _ in range(r):
             _of_batch, gradient = next(self._draws)(theta)
@@ -270,7 +270,8 @@ class DrawnSteps:
         self.costs.gradients += r * self._share + FORWARD
         self.time, self.steps = self.time + r, self.steps + 1
         self._risen += r * (self.point.loss > before.loss)
-        return Stretch(np.linspace(before.loss, self.point.loss, r + 1))
+        both = before.loss, self.point.loss
+        return Stretch(np.geomspace(*both, r + 1) if min(both) > 0 else np.linspace(*both, r + 1))
 
 
 class SecantModel:
