@@ -34,6 +34,7 @@ _PUBLIC = {
     "_learning.starts": ["Starts", "forecast_starts"],
     "_learning.learnable": ["Learnability", "core_learnability", "learnability"],
     "_learning.self_reference": ["SelfReference", "self_reference"],
+    "_learning.obstacles": ["Obstacles", "obstacles"],
     "_linearize": ["UntracedWarning", "linearize"],
     "_learning.descent": ["GradientFlow", "gradient_flow"],
     "_numbers.summary": ["Summary", "summary"],

@@ -12,6 +12,8 @@ import kpflow_dyn
 from kpflow_dyn._arrays import Array, Random, to_numpy
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._flows.places import said_of_targets
+from kpflow_dyn._learning.losses import Loss
+from kpflow_dyn._learning.parts import learning_of
 from kpflow_dyn._numbers.reductions import PartialTrace
 from kpflow_dyn._numbers.spectra import Modes, eigs
 from kpflow_dyn._numbers.summary import KERNELS, Progress, Summary, summary
@@ -89,6 +91,9 @@ def analyze(
     samples: int = 120,
     seed: int = 0,
     task: TaskData | None = None,
+    readout: Any = None,
+    loss: Loss | None = None,
+    mask: Any = None,
     all_steps: bool = False,
     init: Law | None = None,
     progress: Progress | None = None,
@@ -110,6 +115,17 @@ def analyze(
         {temporal,spatial,trial}_measure        the same on one axis, where the modes are orthonormal; kernels act on
             values, so that diag(measure) kernel is symmetric
 
+    With a task that has targets, and a readout, which learns with the model, it answers first what will be learnt:
+
+        loss, accuracy                          now
+        part_{loss,share,accuracy}              of the whole, of outputs or classes by name, of principal components of
+            the error: its loss, its share of the whole
+        part_{half,tenth}, part_curve           tau = learning rate x steps to half and a tenth of it, and its loss at
+            `tau` over the first one, under the kernel as it is, when all is trained
+        part_{alone,unreached}                  tau to its half if there were no other part; what is out of reach
+        part_{rate,reach}                       how fast the outputs move along its error, and where [trial, time]
+        part_{factors,kept,own,relative,words}  what stands in the way, and `factor_typical`: see `obstacles`
+
     Where the mask of a task, or that of `flow.where`, leaves steps out, they have the measure 0, and modes, kernels and
     projections are NaN there.
 
@@ -124,6 +140,10 @@ def analyze(
         task: the task that the inputs came from, for the time axis in milliseconds (of a discrete problem; an ODE keeps
             its own times), coordinates `label_...` of the trials, and its mask: steps behind the end of their trial,
             and others without a target, are left out as by `flow.where(task.mask)`. The attribute "steps" says so.
+        readout: a Linear layer of torch or equinox on the states, or a matrix [out, unit].
+        loss: of its outputs for the task's targets: "squared_error", "cross_entropy" or a function, as in `forecast`;
+            by default the cross-entropy where the task has right classes, else the squared error.
+        mask: how much each place counts in the loss, m >= 0 [trial, time]; by default the mask of the task.
         all_steps: do not leave steps out that have no target.
         init: the law that the model's recurrent weights were drawn from (`kp.models.Gaussian(g=1.5)`): its description
             is written into the attribute "init" and the settings of the page; nothing is computed from it.
@@ -131,7 +151,8 @@ def analyze(
 
     Raises:
         TypeError: an init that is no law.
-        ValueError: k < 1, samples < 40, states without time, or a task with other trials or times than the flow.
+        ValueError: k < 1, samples < 40, states without time, a task with other trials or times than the flow, a readout
+            that does not fit the states or the targets, or a readout or loss without targets.
 
     Warns:
         UserWarning: eigenpairs that did not converge; the dataset flags them.
@@ -142,7 +163,6 @@ def analyze(
     >>> kp.analyze(flow, k=2).ntk_eigenvalue.shape
     (2,)
     """
-    import xarray as xr
 
     _check(flow, task, init)
     if task is not None and task.mask is not None and not all_steps:
@@ -152,12 +172,31 @@ def analyze(
     state, measure = _double(flow.solution.state), _measure_of(flow.ntk.domain)
     weights = measure[..., 0]
     numbers = found.numbers() | {"state_effective_rank": participation_ratio(state, weights=weights)}
-    dataset = xr.Dataset({name: _variable(name, numbers[name], flow) for name in WORDS}, _coordinates(flow, task))
+    dataset = _learning(flow, task, readout, loss, mask, seed, report)
+    dataset = dataset.assign({name: _variable(name, numbers[name], flow) for name in WORDS})
+    dataset = dataset.assign_coords(_coordinates(flow, task))
     for name, axis in KERNELS.items():
         dataset = dataset.assign(_kernel_modes(name, axis, found.kernels[name], getattr(found, name)))
     dataset = dataset.assign(measure=(("trial", "time"), weights)).assign(_components(state, weights, flow.mask))
     dataset = dataset.assign(_core_spectrum(flow, k, rng, report)).assign(_spectra(flow, found, k, rng, report))
     return dataset.assign_attrs(_attributes(flow, k, samples, seed, task, init))
+
+
+def _learning(
+    flow: Flow, task: TaskData | None, readout: Any, loss: Loss | None, mask: Any, seed: int, progress: Progress
+) -> xr.Dataset:
+    """What will be learnt of the task; nothing where that was not asked for."""
+    import xarray as xr
+
+    if readout is None and loss is None and mask is None:
+        return xr.Dataset()
+    if task is None or task.targets is None or readout is None:
+        raise ValueError("what will be learnt needs both a readout and a task with targets; give them, or neither")
+    progress("what will be learnt", 0, None)
+    output = flow.output(readout, learn=True)
+    loss = ("cross_entropy" if "class" in task.labels else "squared_error") if loss is None else loss
+    mask = task.mask if mask is None and not callable(loss) else mask
+    return learning_of(output, loss, task.targets, mask, task.outputs, seed)
 
 
 def _core_spectrum(flow: Flow, k: int, rng: Random, progress: Progress) -> dict[str, Any]:

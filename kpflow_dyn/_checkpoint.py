@@ -32,16 +32,23 @@ class Checkpoint:
         readout: the linear layer on its state, or None where the file has none.
         prefix: what stands before the recurrent weights' names in the file, such as "rnn.".
         unused: names in the file that belong to neither, such as an encoder in front of the network.
+        readout_name: the readout's name in the file, such as "fc", or None.
     """
 
     cell: Cell
     readout: nn.Linear | None
     prefix: str
     unused: tuple[str, ...]
+    readout_name: str | None
 
 
 def load_checkpoint(
-    path: str | Path, model: str, prefix: str | None = None, readout: str | None = None, nonlinearity: str | None = None
+    path: str | Path,
+    model: str,
+    prefix: str | None = None,
+    readout: str | None = None,
+    nonlinearity: str | None = None,
+    outputs: int | None = None,
 ) -> Checkpoint:
     """Read a recurrent network, and its readout if there is one, from a state dict on disk.
 
@@ -55,8 +62,9 @@ def load_checkpoint(
         prefix: what stands before the recurrent weights' names ("rnn." in rnn.weight_hh_l0, the dot may be left out).
             By default the only one that fits.
         readout: the readout layer's name. By default the one layer whose last component is in `READOUT_NAMES` and
-            whose weight is [out, hidden].
+            whose weight is [out, hidden], or else the only layer with a weight [outputs, hidden].
         nonlinearity: "tanh" (the default) or "relu", for rnn and ctrnn, whose files do not say.
+        outputs: how many outputs the readout has, where that is known from a task.
 
     Raises:
         FileNotFoundError: no such file.
@@ -67,12 +75,12 @@ def load_checkpoint(
     prefix = _find_prefix(tensors, model, prefix)
     weights = {key.removeprefix(prefix): tensors[key] for key in tensors if _is_recurrent(key, prefix, model)}
     cell = _empty_cell(weights, model, prefix, nonlinearity or "tanh")
-    name = _find_readout(tensors, cell.hidden_size, readout)
+    name = _find_readout(tensors, cell.hidden_size, readout, outputs)
     used = [prefix + key for key in weights] + [key for key in (f"{name}.weight", f"{name}.bias") if key in tensors]
     _check_numbers({key: tensors[key] for key in used})
     cell.load_state_dict(weights, assign=True)
     layer = None if name is None else _build_readout(tensors, name)
-    return Checkpoint(cell.eval(), layer, prefix, tuple(key for key in tensors if key not in used))
+    return Checkpoint(cell.eval(), layer, prefix, tuple(key for key in tensors if key not in used), name)
 
 
 _GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -225,7 +233,7 @@ def _check_names(weights: dict[str, Tensor], expected: dict[str, Tensor], prefix
     check_names(weights, expected, problem, "save all of the module's state_dict()", prefix)
 
 
-def _find_readout(tensors: dict[str, Tensor], hidden: int, asked: str | None) -> str | None:
+def _find_readout(tensors: dict[str, Tensor], hidden: int, asked: str | None, outputs: int | None) -> str | None:
     weights = [key for key, tensor in tensors.items() if tensor.ndim == 2 and tensor.shape[1] == hidden]
     layers = [key.removesuffix(".weight") for key in weights if key.endswith(".weight")]
     if asked is not None:
@@ -233,6 +241,9 @@ def _find_readout(tensors: dict[str, Tensor], hidden: int, asked: str | None) ->
             raise CheckpointError(f"no layer {asked!r} with a weight [out, {hidden}]; there are {listing(layers)}")
         return asked
     named = [layer for layer in layers if layer.rpartition(".")[2] in READOUT_NAMES]
+    fitting = [layer for layer in layers if len(tensors[f"{layer}.weight"]) == outputs]
+    if len(named) != 1 and len(both := [layer for layer in named or fitting if layer in fitting]) == 1:
+        return both[0]
     if len(named) > 1:
         raise CheckpointError(f"several layers could be the readout, {listing(named)}; choose one with readout=")
     return named[0] if named else None

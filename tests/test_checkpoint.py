@@ -100,6 +100,16 @@ def test_two_possible_readouts_need_a_choice(tmp_path):
     assert load_checkpoint(path, "gru", readout="head").readout.out_features == 1
 
 
+def test_the_width_of_a_task_decides(tmp_path):
+    path = save(gru(probe=nn.Linear(6, 2), encoder=nn.Linear(6, 4)), tmp_path)
+    assert load_checkpoint(path, "gru", outputs=2).readout_name == "probe"
+    assert load_checkpoint(path, "gru", outputs=3).readout is None
+    path = save(gru(fc=nn.Linear(6, 2), head=nn.Linear(6, 1), probe=nn.Linear(6, 1)), tmp_path)
+    assert load_checkpoint(path, "gru", outputs=1).readout_name == "head"
+    path = save(gru(one=nn.Linear(6, 2), two=nn.Linear(6, 2)), tmp_path)
+    assert load_checkpoint(path, "gru", outputs=2).readout is None
+
+
 @pytest.mark.parametrize("container", ["state_dict", "model_state_dict"])
 def test_nested_state_dicts_and_wrappers_are_found(tmp_path, container):
     weights = nn.DataParallel(Wrapped(nn.GRU(3, 6), fc=nn.Linear(6, 2))).state_dict()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ from typer.testing import CliRunner
 
 import kpflow_dyn as kp
 from kpflow_dyn import _analyze as analysis
-from kpflow_dyn.cli._app import FIGURE_NAMES, FILE_NAMES, app
+from kpflow_dyn._checkpoint import load_checkpoint
+from kpflow_dyn.cli._app import FIGURE_NAMES, FILE_NAMES, LEARNING_NAMES, app
 from kpflow_dyn.figures import FIGURES
+from kpflow_dyn.figures._learning import OF_PARTS
 
 
 def run(*arguments: object):
@@ -395,6 +398,7 @@ def test_version() -> None:
 
 
 def test_figure_names() -> None:
+    assert {f"{name}.png" for name in OF_PARTS} == LEARNING_NAMES
     assert tuple(FIGURES) == FIGURE_NAMES
 
 
@@ -426,10 +430,22 @@ def test_demo_in_a_real_process(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     out = tmp_path / "kpflow-demo"
     assert result.stdout.splitlines()[-1] == f"The page: {out / 'index.html'}"
-    assert {path.name for path in out.iterdir()} == FILE_NAMES
+    assert {path.name for path in out.iterdir()} == FILE_NAMES | LEARNING_NAMES
     assert "Effective temporal rank" in result.stdout
-    settings = json.loads((out / "results.json").read_text())["settings"]
-    assert settings["state"] == "6 trials x 22 times x 64 units"
+    results = json.loads((out / "results.json").read_text())
+    assert results["settings"]["state"] == "6 trials x 22 times x 64 units"
+    assert result.stdout.index("What will be learnt") < result.stdout.index("Effective temporal rank")
+    network = load_checkpoint(str(files("kpflow_dyn").joinpath("data/demo.safetensors")), "gru")
+    data = kp.tasks.make_task("neurogym:PerceptualDecisionMaking-v0", trials=6)
+    assert network.readout is not None
+    scores, choice = network.readout(network.cell(torch.from_numpy(data.inputs).float())[0]), data.labels["class"]
+    each = torch.nn.functional.cross_entropy(scores.transpose(1, 2), torch.from_numpy(choice), reduction="none")
+    fixation = torch.from_numpy(choice == 0)
+    trained_with = (each[fixation].mean() + each[~fixation].mean()).item() / 2  # as in examples/train_demo.py
+    assert results["numbers"]["loss"]["value"] == pytest.approx(trained_with, rel=1e-4)
+    right = (scores.argmax(-1) == torch.from_numpy(choice)).float()
+    accuracies = {part["part"]: part["accuracy"] for part in results["learning"]}
+    assert accuracies["fixation"] == pytest.approx(right[fixation].mean().item(), rel=1e-5)
 
 
 def test_report_of_an_analysis(tmp_path: Path) -> None:
@@ -475,3 +491,62 @@ def test_steps_without_a_target_are_left_out(cell, checkpoint: Path, masked: Pat
     assert shown.exit_code == 0 and said in shown.stdout
     with xr.open_dataset(record.folder / "track" / "track.nc", engine="h5netcdf") as dataset:
         assert dataset.attrs["steps"] == said
+
+
+@pytest.fixture(scope="module")
+def learning(folder: Path, task: Path, cell: torch.nn.GRUCell) -> tuple[Path, Path, torch.nn.Linear]:
+    """A checkpoint with a layer of two outputs, a task with as many targets, and the layer."""
+    torch.manual_seed(1)
+    layer = torch.nn.Linear(6, 2)
+    whole = {f"rnn.{name}": value for name, value in cell.state_dict().items()}
+    torch.save(whole | {f"probe.{name}": value for name, value in layer.state_dict().items()}, folder / "read.pt")
+    inputs = np.load(task)["inputs"]
+    np.savez(folder / "read.npz", inputs=inputs, targets=np.stack([inputs[..., 0], inputs.sum(-1)], -1))
+    return folder / "read.pt", folder / "read.npz", layer
+
+
+def test_the_only_layer_that_fits_is_the_readout(learning, cell: torch.nn.GRUCell, out: Path) -> None:
+    checkpoint, task, layer = learning
+    shown = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, "--dtype", "float64")
+    assert shown.exit_code == 0, shown.output
+    assert "the layer 'probe' [2, 6] is taken as the readout" in shown.stdout
+    assert {path.name for path in out.iterdir()} == FILE_NAMES | LEARNING_NAMES
+    assert shown.stdout.split()[:4] == ["What", "will", "be", "learnt"]
+    arrays = np.load(task)
+    states = kp.solve(kp.DiscreteProblem(copy.deepcopy(cell).double(), torch.from_numpy(arrays["inputs"]))).state
+    loss = ((copy.deepcopy(layer).double()(states) - torch.from_numpy(arrays["targets"])) ** 2).mean().item()
+    results = json.loads((out / "results.json").read_text())
+    assert results["numbers"]["loss"]["value"] == pytest.approx(loss)
+    assert [part["part"] for part in results["learning"]][:3] == ["everything", "output 1", "output 2"]
+    assert results["settings"]["loss"] == "squared_error"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--loss", "hinge"], "loss is 'hinge', expected one of squared_error, cross_entropy"),
+        (["--readout", "wide"], "the readout 'wide' has 3 outputs, and the task 2"),
+    ],
+)
+def test_readouts_and_losses_that_do_not_fit(learning, out: Path, options: list[str], message: str) -> None:
+    checkpoint, task, _ = learning
+    weights = torch.load(checkpoint) | {"wide.weight": torch.ones(3, 6)}
+    torch.save(weights, checkpoint.parent / "wide.pt")
+    result = run("analyze", checkpoint.parent / "wide.pt", "--model", "gru", "--task", task, "--out", out, *options)
+    assert result.exit_code == 2 and message in result.stderr and not out.exists()
+
+
+def test_a_readout_of_the_h_of_an_lstm_answers_too(task: Path, folder: Path, out: Path) -> None:
+    network = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(3, 6), "fc": torch.nn.Linear(6, 2)})
+    torch.save(network.state_dict(), folder / "lstm.pt")
+    inputs = np.load(task)["inputs"]
+    np.savez(folder / "lstm.npz", inputs=inputs, targets=inputs[..., :2])
+    shown = run("analyze", folder / "lstm.pt", "--model", "lstm", "--task", folder / "lstm.npz", "--out", out)
+    assert shown.exit_code == 0, shown.output
+    assert "the layer 'fc' [2, 6] is taken as the readout" in shown.stdout
+    assert "learning" in json.loads((out / "results.json").read_text())
+
+
+def test_a_loss_needs_a_readout(checkpoint: Path, task: Path, out: Path) -> None:
+    result = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, "--loss", "squared_error")
+    assert result.exit_code == 2 and "--loss is that of a readout and its targets" in result.stderr

@@ -422,3 +422,14 @@ def test_forecasts_by_an_optimiser_say_what_does_not_fit():
         kp.forecast(slower, y, optimizer="adam", lr=0.1, steps=10)
     with pytest.raises(ValueError, match="lr is None"):
         kp.forecast(flow, y, steps=10)
+
+
+def test_the_first_time_below_is_found_where_the_loss_rises_again():
+    (x, y), (cell, readout) = task(), network(partial(torch.nn.RNN, nonlinearity="tanh"))
+    losses, _ = trained(lambda those: torch.optim.Adam(those, lr=0.1), 120, kind=partial(torch.nn.RNN))
+    problem, loss = kp.DiscreteProblem(cell, x), kp.squared_error(y, readout)
+    found = kp.gradient_flow(problem, loss, 120, optimizer="adam", lr=0.1)
+    assert (np.diff(losses) > 0).sum() > 20
+    for part in np.linspace(0.15, 0.9, 20):
+        if (losses <= part * losses[0]).any():
+            assert found.time_to(part) == pytest.approx(step_below(losses, part), rel=1e-6)

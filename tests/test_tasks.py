@@ -499,3 +499,16 @@ def test_a_truncated_member_is_explained(tmp_path, arrays):
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match="cannot be read"):
         make_task(str(path))
+
+
+def test_outputs_have_names():
+    assert MemoryPro().sample(trials=2).outputs == ("fixation", "cos(angle)", "sin(angle)")
+    assert make_task("flipflop", trials=2, bits=2).outputs == ("bit 1", "bit 2")
+    assert make_task("lag", trials=2).outputs == ()
+    with pytest.raises(ValueError, match="expected 2 names, or none"):
+        TaskData(np.zeros((2, 3, 1)), targets=np.zeros((2, 3, 2)), outputs=("one",))
+
+
+def test_actions_of_neurogym_name_the_outputs():
+    assert make_task("neurogym:PerceptualDecisionMaking-v0", trials=2).outputs == ("fixation", "choice 1", "choice 2")
+    assert make_task("neurogym:MotorTiming-v0", trials=2).outputs == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLOWS = (ExponentialRosenbrock, RungeKuttaChebyshev)
+TRAINED = 0.9  # part of the steps taken one by one from which on an answer is a training
+FINEST = 500  # points within a step of an optimiser's run at which its loss is looked at
 FINITE = 0.04  # part of a time by which descent at a small but finite rate may differ from the flow
 
 
@@ -102,10 +105,9 @@ class GradientFlow:
         from scipy.optimize import root_scalar
 
         wanted = fraction * self.loss[0]
-        below = np.flatnonzero(self.loss <= wanted)
-        if not below.size:
+        ends = next(self._brackets(wanted), None)
+        if ends is None:
             return math.nan
-        ends = self.time[below[0] - 1 : below[0] + 1]
         return float(root_scalar(lambda tau: self._loss_at(tau) - wanted, bracket=ends, xtol=1e-12 * ends[1]).root)
 
     def interval_to(self, fraction: float) -> tuple[float, float]:
@@ -124,16 +126,24 @@ class GradientFlow:
 
     def __str__(self) -> str:
         rows = [self._row(fraction) for fraction in (0.5, 0.2, 0.1)]
-        kind = (
-            "the gradient flow" if not self.optimizer else f"{self.optimizer}, {self.own:.0f} of its steps one by one"
-        )
-        return "\n".join([*rows, f"by {kind}: {self.cost:.4g} gradients for {self.time[-1]:.4g} of {self._unit}"])
+        return "\n".join([*rows, self._price])
 
     def plot(self, dark: bool = False) -> Figure:
         """The loss and the norm of the gradient over time, a dot at each step."""
         from kpflow_dyn.figures import _learning as figures
 
         return figures.gradient_flow(self, dark=dark)
+
+    @property
+    def _price(self) -> str:
+        if not self.optimizer:
+            return f"by the gradient flow, for {self.cost:.4g} gradients on all trials"
+        own = self.own / self.time[-1]
+        words = (
+            "this is a training, no forecast" if own > TRAINED else f"{own:.0%} of these steps were taken one by one"
+        )
+        price = f"for {self.cost:.4g} gradients on all trials"
+        return f"by {self.time[-1]:.0f} steps of {self.optimizer}, {price}: {words}"
 
     @property
     def _unit(self) -> str:
@@ -145,6 +155,15 @@ class GradientFlow:
             f"after {time:.4g} ({low:.4g} to {high:.4g})" if not math.isnan(time) else f"not within {self.time[-1]:.4g}"
         )
         return f"{100 * fraction:3.0f} % of the loss {after} {self._unit}"
+
+    def _brackets(self, wanted: float) -> Iterator[np.ndarray]:
+        """Times between which the loss falls to this, the first ones first; an optimiser's may rise in between."""
+        for step, (before, after) in enumerate(itertools.pairwise(self.time)):
+            points = 1 + min(max(1, int(after - before)), FINEST) if self.optimizer else 2
+            times = np.linspace(before, after, points)
+            losses = np.array([self.loss[step], *map(self._loss_at, times[1:-1]), self.loss[step + 1]])
+            if (below := np.flatnonzero(losses <= wanted)).size:
+                yield times[below[0] - 1 : below[0] + 1]
 
     def _loss_at(self, tau: float) -> float:
         step = min(int(np.searchsorted(self.time, tau, side="right")) - 1, len(self.pieces) - 1)
@@ -187,7 +206,8 @@ def gradient_flow(
         alg: `RungeKuttaChebyshev(...)` or `ExponentialRosenbrock(...)`; None for the cheaper of both at any time.
         rtol: the error of a step, relative to what it does: in time to its length, in the parameters to the distance.
         stop_below: end as soon as the loss is below this part of what it was at the start.
-        optimizer: "adam", "adamw", "rmsprop", "sgd"; or what makes another one: in torch a class called as
+        optimizer: how to train in the place of the gradient flow, for at most some 1.15 times the gradients of that
+            training: "adam", "adamw", "rmsprop", "sgd"; or what makes another one: in torch a class called as
             optimizer(parameters, lr=lr), in JAX a function of optax called as optimizer(lr); or an optimiser itself, of
             all parameters that learn, which is copied and goes on from its state. See `solvers.Multirate`.
         lr: its learning rate; None where it has its own.

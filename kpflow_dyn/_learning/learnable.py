@@ -219,12 +219,12 @@ def _columns(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
     """score, half, tenth and unreached [4, target]; what is zero already is learnt at once."""
     total = energies.sum(1)
     score = energies @ rates / np.maximum(total * rates.max(), 1e-300)
-    half, tenth = (np.array([_time_to(e, rates, part) for e in energies]) for part in (0.5, 0.1))
+    half, tenth = (np.array([time_to(e, rates, part) for e in energies]) for part in (0.5, 0.1))
     unreached = energies[:, rates < NULL * rates.max()].sum(1) / np.maximum(total, 1e-300)
     return np.stack([score, half, tenth, unreached])
 
 
-def _time_to(energies: np.ndarray, rates: np.ndarray, part: float) -> float:
+def time_to(energies: np.ndarray, rates: np.ndarray, part: float) -> float:
     """tau where sum_j energies_j exp(-2 rates_j tau) is this part of what it was; inf where it stays above."""
     goal, still = part * energies.sum(), energies[rates < 1e-14 * rates.max()].sum()
     if goal == 0 or still >= goal:

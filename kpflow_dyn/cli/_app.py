@@ -15,7 +15,7 @@ import kpflow_dyn
 from kpflow_dyn._folder import check_folder, new_folder
 from kpflow_dyn.cli import _options as given
 from kpflow_dyn.cli._report import PAGE, report
-from kpflow_dyn.cli._sources import Network, limit_threads, load, posed
+from kpflow_dyn.cli._sources import Network, limit_threads, load, posed, readout_of
 from kpflow_dyn.cli._sweep import sweep
 from kpflow_dyn.cli._terminal import one_line, plain_errors, progress_lines
 from kpflow_dyn.cli._training import compare, track
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
     from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
     from kpflow_dyn._problems.solutions import Solution
+    from kpflow_dyn.report import Table
     from kpflow_dyn.tasks import TaskData
 
-    Posed = tuple[DiscreteProblem | ODEProblem | Solution, TaskData | None, dict[str, str]]
-    """A problem, or one that is solved; its task, if it has one; and what the results should say of it."""
+    Posed = tuple[DiscreteProblem | ODEProblem | Solution, TaskData | None, Any, dict[str, str]]
+    """A problem, or one that is solved; its task and readout, if it has them; and what the results should say of it."""
 
 FIGURE_NAMES = ("spectra", "effective_ranks", "temporal_modes", "spatial_modes", "trial_modes", "state_pca")
+LEARNING_NAMES = {"predicted_loss.png", "reach.png"}  # where there is a readout, and targets
 FILE_NAMES = {"results.json", "results.nc", "index.html", *(f"{name}.png" for name in FIGURE_NAMES)}
 DEMO_TASK = "neurogym:PerceptualDecisionMaking-v0"
 
@@ -66,6 +68,7 @@ def analyze(
     ] = None,
     prefix: given.Prefix = None,
     readout: given.Readout = None,
+    loss: given.LossOfTask = None,
     nonlinearity: given.Nonlinearity = None,
     trials: given.Trials = None,
     seed: given.Seed = 0,
@@ -81,7 +84,8 @@ def analyze(
     """Analyse a network on a task, or a problem of your own; write numbers, figures and a page."""
     with plain_errors(debug):
         source = _source(problem, checkpoint, model, task, prefix, readout, nonlinearity, trials, dtype)
-        _run(source, seed, {"k": modes, "samples": samples, "all_steps": all_steps}, threads, out, overwrite)
+        asked = {"k": modes, "samples": samples, "all_steps": all_steps, "loss": loss}
+        _run(source, seed, asked, threads, out, overwrite)
 
 
 @app.command()
@@ -100,7 +104,14 @@ def demo(
     """Analyse the network that ships with the package: a GRU that decides which of two noisy inputs is larger."""
     with plain_errors(debug), as_file(files("kpflow_dyn").joinpath("data/demo.safetensors")) as checkpoint:
         source = Network(checkpoint=checkpoint, model="gru", task=DEMO_TASK, trials=trials, dtype=dtype)
-        _run(source, seed, {"k": modes, "samples": samples, "all_steps": all_steps}, threads, out, overwrite)
+        asked = {"k": modes, "samples": samples, "all_steps": all_steps, "mask": _choices_as_fixation}
+        _run(source, seed, asked, threads, out, overwrite)
+
+
+def _choices_as_fixation(data: TaskData) -> Any:
+    """The weights in the loss that the demo's network was trained with: fixation and decision weigh the same."""
+    fixation = data.labels["class"] == 0
+    return fixation / fixation.sum() + ~fixation / (~fixation).sum()
 
 
 for command in (track, compare, report, sweep):
@@ -142,15 +153,18 @@ def _run(
 ) -> None:
     import kpflow_dyn as kp
 
-    check_folder(out, {*FILE_NAMES, PAGE}, overwrite)
+    check_folder(out, {*FILE_NAMES, *LEARNING_NAMES, PAGE}, overwrite)
     with progress_lines() as progress:
         progress("loading the model and its inputs", 0, None)
-        problem, task, about = _posed(source, seed, threads)
+        problem, task, readout, about = _posed(source, seed, threads)
+        if asked.get("loss") is not None and readout is None:
+            raise ValueError(f"--loss is that of a readout and its targets: {about.get('learning', 'leave it out')}")
+        asked |= {"mask": asked["mask"](task)} if "mask" in asked else {}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             progress("running and linearising", 0, None)
             flow = kp.linearize(problem if isinstance(problem, kp.Solution) else kp.solve(problem))
-            dataset = kp.analyze(flow, **asked, seed=seed, task=task, progress=progress)
+            dataset = kp.analyze(flow, **asked, seed=seed, task=task, readout=readout, progress=progress)
             dataset.attrs = about | dataset.attrs | about | {"warnings": "\n".join(_notes(caught))}
             progress("drawing", 0, None)
             contents = _render(dataset)
@@ -183,27 +197,31 @@ def _own_problem(reference: str, threads: int | None) -> Posed:
             "--threads has no effect on JAX; leave it out, and limit the process itself (on Linux: taskset -c 0-3 "
             "kpflow-dyn ...)"
         )
-    return problem, None, {"title": f"Analysis of {reference}", "code": reference}
+    return problem, None, None, {"title": f"Analysis of {reference}", "code": reference}
 
 
 def _network_on_task(source: Network, seed: int) -> Posed:
     network, data = load(source, seed)
+    readout, said = readout_of(network, data, source.readout is not None)
     attributes = {
         "title": f"{source.model.upper()} of {network.cell.hidden_size} units on {data.name}",
         "checkpoint": source.checkpoint.name,
         "model": str(network.cell),
         "task": data.name,
+        "learning": said,
     }
-    return posed(network, data), data, attributes
+    return posed(network, data), data, readout, attributes
 
 
 def _render(dataset: xr.Dataset) -> dict[str, bytes]:
     """All files but the NetCDF one, by name."""
     from kpflow_dyn.figures import FIGURES, to_png
+    from kpflow_dyn.figures._learning import OF_PARTS
     from kpflow_dyn.report import page_of
 
+    figures = FIGURES | (OF_PARTS if "part" in dataset.dims else {})
     return {
-        **{f"{name}.png": to_png(draw(dataset)) for name, draw in FIGURES.items()},
+        **{f"{name}.png": to_png(draw(dataset)) for name, draw in figures.items()},
         "index.html": page_of(dataset).to_html().encode(),
         "results.json": _to_json(dataset).encode(),
     }
@@ -211,8 +229,10 @@ def _render(dataset: xr.Dataset) -> dict[str, bytes]:
 
 def _to_json(dataset: xr.Dataset) -> str:
     from kpflow_dyn.report import settings, summarize, versions
+    from kpflow_dyn.report._learning_charts import as_records
 
     content = {
+        "learning": as_records(dataset),
         "numbers": summarize(dataset),
         "settings": settings(dataset),
         "versions": versions(dataset),
@@ -226,7 +246,12 @@ def _print_table(dataset: xr.Dataset) -> None:
     from rich.table import Table
 
     from kpflow_dyn.report import summarize
+    from kpflow_dyn.report._learning_charts import has_learning, learning_lead, learning_table
 
+    if has_learning(dataset):
+        _print_rows(learning_table(dataset), learning_lead(dataset)[0])
+    if "learning" in dataset.attrs:
+        typer.echo(f"On what will be learnt: {dataset.attrs['learning']}.")
     steps = [f"{dataset.attrs['steps']}"] if "steps" in dataset.attrs else []
     caption = "\n".join(["± standard error; numbers without it are exact", *steps])
     table = Table(title=dataset.attrs["title"], caption=caption)
@@ -237,6 +262,22 @@ def _print_table(dataset: xr.Dataset) -> None:
     Console().print(table)
     for line in dataset.attrs["warnings"].splitlines():
         typer.echo(f"note: {line}", err=True)
+
+
+def _print_rows(rows: Table, caption: str) -> None:
+    """A table, with what its last column says below it, as terminals are narrow."""
+    from rich.console import Console
+    from rich.table import Table as Drawn
+
+    table = Drawn(title=rows.title, caption=caption)
+    for name in rows.header[:-1]:
+        table.add_column(name, justify="left" if name == rows.header[0] else "right")
+    for row in rows.rows:
+        table.add_row(*row[:-1])
+    Console().print(table)
+    for row in rows.rows:
+        if row[-1] != "-":
+            typer.echo(f"{rows.header[-1]} of {row[0]}: {row[-1]}")
 
 
 def _notes(caught: list[warnings.WarningMessage]) -> list[str]:

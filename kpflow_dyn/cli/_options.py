@@ -29,4 +29,10 @@ Loss = Annotated[
 ]
 Prefix = Annotated[str | None, typer.Option(help='Before the names of the weights, such as "rnn."')]
 Readout = Annotated[str | None, typer.Option(help="The readout layer's name, where several could be it.")]
+LossOfTask = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the outputs: squared_error or cross_entropy; by default the latter where the task has classes."
+    ),
+]
 Nonlinearity = Annotated[str | None, typer.Option(help="tanh or relu, for rnn and ctrnn.")]

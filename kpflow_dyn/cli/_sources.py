@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kpflow_dyn._checkpoint import Checkpoint
@@ -34,8 +34,12 @@ def load(source: Network, seed: int) -> tuple[Checkpoint, TaskData]:
 
     if source.dtype not in (None, "float32", "float64"):
         raise ValueError(f"dtype must be float32 or float64, got {source.dtype!r}")
-    network = load_checkpoint(source.checkpoint, source.model, source.prefix, source.readout, source.nonlinearity)
+    if not source.checkpoint.is_file():
+        raise FileNotFoundError(f"no checkpoint file {source.checkpoint}")
     data = make_task(source.task, trials=source.trials, seed=seed)
+    outputs = None if data.targets is None else data.targets.shape[2]
+    named = source.prefix, source.readout, source.nonlinearity
+    network = load_checkpoint(source.checkpoint, source.model, *named, outputs)
     width, channels = network.cell.input_size, data.inputs.shape[2]
     if width != channels:
         raise ValueError(
@@ -56,6 +60,35 @@ def posed(network: Checkpoint, data: TaskData) -> DiscreteProblem:
     from kpflow_dyn._problems.problems import DiscreteProblem
 
     return DiscreteProblem(network.cell, like_numpy(data.inputs, next(network.cell.parameters())))
+
+
+def readout_of(network: Checkpoint, data: TaskData, asked: bool) -> tuple[Any, str]:
+    """The readout that learns the task, and which one it is, or None and why there is none.
+
+    Raises:
+        ValueError: it was asked for, and does not fit the task.
+    """
+    if problem := _why_not(network, data):
+        if asked:
+            raise ValueError(f"{problem}; choose another layer with --readout")
+        return None, f"nothing is said, as {problem}"
+    layer = network.readout
+    assert layer is not None
+    shape = f"[{layer.out_features}, {layer.in_features}]"
+    return layer, f"the layer {network.readout_name!r} {shape} is taken as the readout; --readout names another"
+
+
+def _why_not(network: Checkpoint, data: TaskData) -> str:
+    """Why there is no readout for this task; "" where there is."""
+    cell, layer = network.cell, network.readout
+    if data.targets is None:
+        return f"the task {data.name} has no targets"
+    outputs = data.targets.shape[2]
+    if layer is None:
+        return f"the checkpoint has no single layer [{outputs}, {cell.hidden_size}]"
+    if layer.out_features != outputs:
+        return f"the readout {network.readout_name!r} has {layer.out_features} outputs, and the task {outputs}"
+    return ""
 
 
 def limit_threads(threads: int | None) -> None:

@@ -231,7 +231,7 @@ def _loadings(dataset: xr.Dataset, kernel: str, order: np.ndarray, xlabel: str) 
     most = np.nanmax(np.abs(modes))
     extent = (0.5, order.size + 0.5, len(modes) + 0.5, 0.5)
     image = map_.imshow(
-        modes, aspect="auto", cmap=_diverging(), vmin=-most, vmax=most, extent=extent, interpolation="none"
+        modes, aspect="auto", cmap=diverging(), vmin=-most, vmax=most, extent=extent, interpolation="none"
     )
     map_.set(xlabel=xlabel, ylabel=f"{kernel.capitalize()} mode", yticks=1 + np.arange(len(modes)))
     map_.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -240,7 +240,7 @@ def _loadings(dataset: xr.Dataset, kernel: str, order: np.ndarray, xlabel: str) 
     return figure
 
 
-def _diverging() -> LinearSegmentedColormap:
+def diverging() -> LinearSegmentedColormap:
     """Blue to orange through the colour of the page, so that zero looks like nothing."""
     low, high = series()[:2]
     return LinearSegmentedColormap.from_list("loading", [low, matplotlib.rcParams["axes.facecolor"], high])

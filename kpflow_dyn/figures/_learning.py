@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kpflow_dyn._arrays import to_numpy
-from kpflow_dyn.figures import bars, muted, new_figure, series, styled
+from kpflow_dyn.figures import bars, diverging, muted, new_figure, series, styled, trial_label
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -52,6 +52,54 @@ def forecast(given: tuple[Forecast, Any]) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="Step of gradient descent", ylabel="Loss")
     axes.legend()
     return figure
+
+
+@styled
+def predicted_loss(dataset: xr.Dataset) -> Figure:
+    """The loss of each part under the kernel as it is, over its value now, with a dot where half is learnt."""
+    figure, axes = new_figure(4.2)
+    lines = [(color, style) for style in ("-", "--") for color in series()]
+    for part, (color, style) in zip(range(dataset.sizes["part"]), lines, strict=False):
+        one = dataset.isel(part=part)
+        axes.plot(dataset.tau, one.part_curve, color=color, linestyle=style, label=_shortened(str(one.part.values)))
+        axes.plot(one.part_half, 0.5, "o", color=color, markersize=5)
+    axes.set(xscale="log", xlabel="tau = learning rate x steps", ylabel="Loss of the part / now")
+    axes.set(xlim=(float(dataset.tau[0]), float(dataset.tau[-1])), ylim=(0, None))
+    axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    return figure
+
+
+@styled
+def reach(dataset: xr.Dataset) -> Figure:
+    """Where one step on the whole loss moves the outputs along the error, and the sum over trials for each part."""
+    figure, (map_, sums) = new_figure(5.4, rows=2)
+    label = trial_label(dataset)
+    order = np.argsort(np.arange(dataset.sizes["trial"]) if label is None else dataset[label].values, kind="stable")
+    z, time = dataset.part_reach.values[0, order], dataset.time.values
+    most = float(np.nanmax(np.abs(z))) or 1.0
+    half = (time[1] - time[0]) / 2 if time.size > 1 else 0.5
+    extent = (time[0] - half, time[-1] + half, len(z) + 0.5, 0.5)
+    shown = {"cmap": diverging(), "vmin": -most, "vmax": most, "aspect": "auto", "interpolation": "none"}
+    image = map_.imshow(z, extent=extent, **shown)
+    map_.set(ylabel="Trial" if label is None else f"Trial, sorted by {label.removeprefix('label_').replace('_', ' ')}")
+    map_.grid(visible=False)
+    figure.colorbar(image, ax=map_, label="Speed along the error", pad=0.02)
+    for part, color in zip(range(dataset.sizes["part"]), series(), strict=False):
+        one = dataset.isel(part=part)
+        total = np.nansum(one.part_reach, 0)
+        sums.plot(time, total / (np.abs(total).max() or 1.0), color=color, label=_shortened(str(one.part.values)))
+    units = dataset.time.attrs.get("units")
+    sums.set(xlabel=f"Time ({units})" if units else "Time", ylabel="Sum over trials / largest")
+    sums.legend(ncols=2)
+    return figure
+
+
+OF_PARTS = {"predicted_loss": predicted_loss, "reach": reach}
+"""Figures of what will be learnt, by the name of their file: of an analysis with a readout and targets."""
+
+
+def _shortened(name: str, most: int = 24) -> str:
+    return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
 @styled

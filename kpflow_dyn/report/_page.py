@@ -20,6 +20,7 @@ class Table:
         header: a name for each column.
         rows: text, a cell for each column.
         note: what to know of it.
+        charts: figures that belong to it, shown below.
 
     Example as `page_of`.
     """
@@ -28,6 +29,7 @@ class Table:
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     note: str = ""
+    charts: Sequence[Chart] = ()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kpflow_dyn.report._analysis_charts import analysis_charts
+from kpflow_dyn.report._learning_charts import has_learning, learning_lead, learning_table
 from kpflow_dyn.report._numbers import INVISIBLE, settings, summarize, versions, with_error
 from kpflow_dyn.report._page import Page, Table
 from kpflow_dyn.report._sweep_charts import quantities, spaced, sweep_charts, swept
@@ -53,10 +54,15 @@ def _of_analysis(dataset: xr.Dataset) -> Page:
     ode = attrs.get("problem") == "ODE"
     return Page(
         title=attrs["title"],
-        lead=(_learnable(found), _what_the_ntk_is(ode), *([f"{attrs['steps']}."] if "steps" in attrs else [])),
+        lead=(
+            *learning_lead(dataset),
+            _learnable(found),
+            _what_the_ntk_is(ode),
+            *([f"{attrs['steps']}."] if "steps" in attrs else []),
+        ),
         warnings=tuple(attrs.get("warnings", "").splitlines()),
         charts=analysis_charts(dataset),
-        tables=[_numbers(found)],
+        tables=[*([learning_table(dataset)] if has_learning(dataset) else []), _numbers(found)],
         settings=settings(dataset),
         versions=versions(dataset),
     )

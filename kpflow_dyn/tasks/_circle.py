@@ -31,6 +31,9 @@ class _Directions(Generated):
     def _entries(self) -> int:
         return 3 * self._times()[-1]
 
+    def _named_outputs(self) -> tuple[str, ...]:
+        return "fixation", "cos(angle)", "sin(angle)"
+
     def _times(self) -> tuple[int, int, int, int]:
         """When the direction comes and goes, when to respond, and the end."""
         raise NotImplementedError

@@ -24,10 +24,11 @@ class TaskData:
         labels: what is known of each trial, by name; the first axis is the trial.
         name: the task's name.
         dt: milliseconds between two times, or None where the source does not say.
+        outputs: a name for each output of the targets, or () where they have none.
 
     Raises:
-        TypeError, ValueError: arrays that are no finite numbers of these shapes; targets may hold NaN where the mask is
-            zero.
+        TypeError, ValueError: arrays that are no finite numbers of these shapes, or another number of names than of
+            outputs; targets may hold NaN where the mask is zero.
 
     >>> TaskData(np.zeros((8, 60, 2)), targets=np.ones((8, 60, 1))).mask is None
     True
@@ -39,10 +40,14 @@ class TaskData:
     labels: dict[str, np.ndarray] = field(default_factory=dict)
     name: str = "task"
     dt: float | None = None
+    outputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         arrays = {"inputs": self.inputs, "targets": self.targets, "mask": self.mask}
         check_arrays({name: array for name, array in arrays.items() if array is not None}, f"the task {self.name}")
+        width = 0 if self.targets is None else self.targets.shape[2]
+        if self.outputs and len(self.outputs) != width:
+            raise ValueError(f"outputs of the task {self.name} are {self.outputs}, expected {width} names, or none")
 
 
 class Task(Protocol):
@@ -102,7 +107,11 @@ class Generated:
         rng = np.random.default_rng(seed)
         inputs, targets, mask, labels = self._draw(count(trials), rng)
         noisy = inputs + self.noise * rng.standard_normal(inputs.shape)
-        return TaskData(noisy, targets, mask, labels, type(self).__name__.lower(), self.dt)
+        return TaskData(noisy, targets, mask, labels, type(self).__name__.lower(), self.dt, self._named_outputs())
+
+    def _named_outputs(self) -> tuple[str, ...]:
+        """A name for each output, where they have any."""
+        return ()
 
     def _draw(self, trials: int, rng: np.random.Generator) -> Trials:
         """Inputs without noise, targets, mask and labels."""

@@ -49,7 +49,8 @@ class Neurogym:
         targets, labels = _read_answers(_pad(answers), mask, env.action_space)
         labels |= _tabulate(notes)
         dt = float(env.unwrapped.dt)
-        return TaskData(_pad(observations).astype(float), targets, mask, labels, f"neurogym:{self.name}", dt)
+        name, of_outputs = f"neurogym:{self.name}", _outputs_of(env.action_space, targets.shape[2])
+        return TaskData(_pad(observations).astype(float), targets, mask, labels, name, dt, of_outputs)
 
 
 def environments() -> dict[str, str]:
@@ -110,6 +111,16 @@ def _read_answers(answers: np.ndarray, mask: np.ndarray, space: Any) -> tuple[np
         raise ValueError(f"right answer {answers.max()} is not one of the environment's {space.n} actions")
     one_hot = np.eye(int(space.n))[answers]  # [trial, time, class]
     return one_hot * mask[..., None], {"class": answers}
+
+
+def _outputs_of(space: Any, count: int) -> tuple[str, ...]:
+    """The names that the environment gives to its actions, numbered where several share one; () for any other."""
+    named = {}
+    for name, places in (getattr(space, "name", None) or {}).items():
+        several = np.atleast_1d(np.asarray(places, dtype=object))
+        labels = [str(name)] if len(several) == 1 else [f"{name} {i + 1}" for i in range(len(several))]
+        named |= dict(zip(several.tolist(), labels, strict=True))
+    return tuple(named[place] for place in range(count)) if set(named) == set(range(count)) else ()
 
 
 def _tabulate(notes: Sequence[Any]) -> dict[str, np.ndarray]:

@@ -54,6 +54,9 @@ class FlipFlop(Generated):
     def _entries(self) -> int:
         return self.steps * self.bits
 
+    def _named_outputs(self) -> tuple[str, ...]:
+        return tuple(f"bit {i + 1}" for i in range(self.bits))
+
 
 @dataclass(frozen=True)
 class Lag(Generated):

@@ -53,3 +53,6 @@ class Reaching(Generated):
 
     def _entries(self) -> int:
         return 3 * (self.hold + self.preparation + self.movement + self.rest)
+
+    def _named_outputs(self) -> tuple[str, ...]:
+        return "hand x", "hand y"
