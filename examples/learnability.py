@@ -4,11 +4,11 @@
     python examples/learnability.py --quick                   # three pairs, to see that it runs
 
 Tanh networks of 32 units with recurrent weights N(0, g^2 / 32) and a readout, all weights learning, on six tasks. Three
-forecasts of the time tau = learning rate x steps at which the error |y - y*| has fallen to half:
+forecasts of the time tau = learning rate x steps at which the loss has fallen to half:
 
     forward     core_learnability: what the weights multiply, from one forward pass
     frozen      learnability: the kernel at the start
-    flow        gradient_flow: the parameters' own flow, by exponential steps
+    flow        gradient_flow: the parameters' own flow, in few large steps
 
 against plain gradient descent on all trials with a small learning rate. Times that are not reached are shown as >.
 """
@@ -52,8 +52,8 @@ def network(channels: int, outputs: int, g: float, seed: int) -> tuple[nn.RNN, n
     return cell, readout
 
 
-def forecasts(cell: nn.RNN, readout: nn.Linear, data: kp.tasks.TaskData) -> tuple[list[float], int]:
-    """tau of half the loss: forward, frozen, flow; and how many linearisations the flow took."""
+def forecasts(cell: nn.RNN, readout: nn.Linear, data: kp.tasks.TaskData) -> tuple[list[float], float]:
+    """tau of half the loss: forward, frozen, flow; and the cost of the flow in gradients."""
     x, target = torch.from_numpy(data.inputs), torch.from_numpy(data.targets)
     problem = kp.DiscreteProblem(cell, x)
     y = kp.linearize(kp.solve(problem)).output(readout, learn=True)
@@ -62,7 +62,7 @@ def forecasts(cell: nn.RNN, readout: nn.Linear, data: kp.tasks.TaskData) -> tupl
         flow = kp.gradient_flow(
             problem, kp.squared_error(target, readout, data.mask), span=SPAN, stop_below=0.5, rtol=3e-2
         )
-    return [*(float(table.half[0]) for table in tables), flow.time_to(0.5)], flow.linearisations
+    return [*(float(table.half[0]) for table in tables), flow.time_to(0.5)], flow.cost
 
 
 def descent(cell: nn.RNN, readout: nn.Linear, data: kp.tasks.TaskData, lr: float) -> tuple[float, int]:
@@ -111,7 +111,7 @@ def draw(path: Path, taus: np.ndarray, tasks: list[str]) -> None:
         axes.axline((1, 1), (10, 10), color="0.6", linewidth=0.8)
         rank = rank_correlation(found, taus[:, 3])
         axes.set(xscale="log", yscale="log", title=f"{name}: Spearman {rank:.2f}", xlabel="tau of descent")
-    panels[0].set(ylabel="Forecast of tau at half the error")
+    panels[0].set(ylabel="Forecast of tau at half of the loss")
     panels[0].legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
 
@@ -128,17 +128,17 @@ def main() -> None:
 
     rows, tasks = [], []
     print(
-        f"{'task':12} {'g':>4} {'forward':>9} {'frozen':>9} {'flow':>9} {'descent':>9} {'flow steps':>11} {'steps':>7}"
+        f"{'task':12} {'g':>4} {'forward':>9} {'frozen':>9} {'flow':>9} {'descent':>9} {'flow cost':>10} {'steps':>7}"
     )
     for name, g in pairs:
         data = TASKS[name].sample(TRIALS, 0)
         model = network(data.inputs.shape[2], data.targets.shape[2], g, seed=1)
-        found, linearisations = forecasts(*model, data)
+        found, cost = forecasts(*model, data)
         tau, steps = descent(*model, data, stable_rate(*model, data))
         rows.append([*found, tau])
         tasks.append(name)
         shown = " ".join(f"{t:9.3g}" if np.isfinite(t) and t < SPAN else f"{'>' + str(int(SPAN)):>9}" for t in rows[-1])
-        print(f"{name:12} {g:4} {shown} {linearisations:11} {steps:7}", flush=True)
+        print(f"{name:12} {g:4} {shown} {cost:10.0f} {steps:7}", flush=True)
     taus = np.array(rows)
     for name, column in zip(NAMES, taus.T, strict=False):
         rank = rank_correlation(column, taus[:, 3])
