@@ -539,7 +539,8 @@ def test_readouts_and_losses_that_do_not_fit(learning, out: Path, options: list[
 def test_a_readout_of_the_h_of_an_lstm_answers_too(task: Path, folder: Path, out: Path) -> None:
     network = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(3, 6), "fc": torch.nn.Linear(6, 2)})
     torch.save(network.state_dict(), folder / "lstm.pt")
-    inputs = np.load(task)["inputs"]
+    with np.load(task) as trials:
+        inputs = trials["inputs"]
     np.savez(folder / "lstm.npz", inputs=inputs, targets=inputs[..., :2])
     shown = run("analyze", folder / "lstm.pt", "--model", "lstm", "--task", folder / "lstm.npz", "--out", out)
     assert shown.exit_code == 0, shown.output

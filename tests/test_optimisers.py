@@ -284,7 +284,7 @@ def test_times_of_an_optimiser_are_those_of_training_for_fewer_gradients(name, k
         true = step_below(losses, part)
         assert low <= true <= high
         assert abs(found.time_to(part) / true - 1) < 0.05
-    assert found.cost < 0.6 * found.time[-1]
+    assert found.cost < 0.75 * found.time[-1]
 
 
 def test_mini_batches_are_those_of_training():
