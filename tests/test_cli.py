@@ -32,6 +32,11 @@ def run(*arguments: object):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as archive:
+        return dict(archive)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("given")
@@ -92,7 +97,7 @@ def test_analyze_writes_a_complete_folder(finished) -> None:
 
 def test_results_are_those_of_the_dense_ntk(finished, cell: torch.nn.GRUCell, task: Path) -> None:
     out = finished[1]
-    x = torch.from_numpy(np.load(task)["inputs"])
+    x = torch.from_numpy(arrays_of(task)["inputs"])
     flow = kp.linearize(kp.solve(kp.DiscreteProblem(copy.deepcopy(cell).double(), x)))
     ntk = flow.ntk.dense().numpy()
     numbers = json.loads((out / "results.json").read_text())["numbers"]
@@ -464,7 +469,7 @@ def masked(folder: Path, task: Path) -> Path:
     """The task with a trial that ends early and a step without a target."""
     mask = np.ones((4, 5), bool)
     mask[0, 3:] = mask[1, 1] = False
-    np.savez(folder / "masked.npz", inputs=np.load(task)["inputs"], mask=mask)
+    np.savez(folder / "masked.npz", inputs=arrays_of(task)["inputs"], mask=mask)
     return folder / "masked.npz"
 
 
@@ -478,7 +483,7 @@ def test_steps_without_a_target_are_left_out(cell, checkpoint: Path, masked: Pat
     results = json.loads((out / "results.json").read_text())
     assert results["settings"]["steps"] == said and f"{said}." in (out / "index.html").read_text()
     assert said in " ".join(shown.stdout.split())
-    arrays = np.load(masked)
+    arrays = arrays_of(masked)
     problem = kp.DiscreteProblem(copy.deepcopy(cell).double(), torch.from_numpy(arrays["inputs"]))
     R = np.repeat(arrays["mask"].reshape(-1) | bool(kept), 6)
     trace = np.diag(kp.linearize(kp.solve(problem)).ntk.dense().numpy()) @ R
@@ -500,7 +505,7 @@ def learning(folder: Path, task: Path, cell: torch.nn.GRUCell) -> tuple[Path, Pa
     layer = torch.nn.Linear(6, 2)
     whole = {f"rnn.{name}": value for name, value in cell.state_dict().items()}
     torch.save(whole | {f"probe.{name}": value for name, value in layer.state_dict().items()}, folder / "read.pt")
-    inputs = np.load(task)["inputs"]
+    inputs = arrays_of(task)["inputs"]
     np.savez(folder / "read.npz", inputs=inputs, targets=np.stack([inputs[..., 0], inputs.sum(-1)], -1))
     return folder / "read.pt", folder / "read.npz", layer
 
@@ -512,7 +517,7 @@ def test_the_only_layer_that_fits_is_the_readout(learning, cell: torch.nn.GRUCel
     assert "the layer 'probe' [2, 6] is taken as the readout" in shown.stdout
     assert {path.name for path in out.iterdir()} == FILE_NAMES | LEARNING_NAMES
     assert shown.stdout.split()[:4] == ["What", "will", "be", "learnt"]
-    arrays = np.load(task)
+    arrays = arrays_of(task)
     states = kp.solve(kp.DiscreteProblem(copy.deepcopy(cell).double(), torch.from_numpy(arrays["inputs"]))).state
     loss = ((copy.deepcopy(layer).double()(states) - torch.from_numpy(arrays["targets"])) ** 2).mean().item()
     results = json.loads((out / "results.json").read_text())
@@ -539,8 +544,7 @@ def test_readouts_and_losses_that_do_not_fit(learning, out: Path, options: list[
 def test_a_readout_of_the_h_of_an_lstm_answers_too(task: Path, folder: Path, out: Path) -> None:
     network = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(3, 6), "fc": torch.nn.Linear(6, 2)})
     torch.save(network.state_dict(), folder / "lstm.pt")
-    with np.load(task) as trials:
-        inputs = trials["inputs"]
+    inputs = arrays_of(task)["inputs"]
     np.savez(folder / "lstm.npz", inputs=inputs, targets=inputs[..., :2])
     shown = run("analyze", folder / "lstm.pt", "--model", "lstm", "--task", folder / "lstm.npz", "--out", out)
     assert shown.exit_code == 0, shown.output
