@@ -296,3 +296,21 @@ def test_bad_input() -> None:
     rated = kp.linearize(flow.solution, metric=kp.LearningRates(0.1))
     with pytest.raises(ValueError, match="the flow has a metric"):
         kp.self_reference(rated, target, readout=readout)
+
+
+def test_what_does_not_count_is_in_no_share() -> None:
+    cell, _readout, x, _target = setting()
+    mask = torch.ones(TRIALS, TIMES, dtype=torch.bool)
+    mask[1, 6:], mask[3, 4:] = False, False
+    change = torch.randn(TRIALS, TIMES, UNITS, dtype=torch.float64)
+    found = kp.self_reference(flow_of(cell, x).where(mask), change=change, k=4)
+    states = cell(x)[0].detach()
+    before = torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1)
+    V = torch.cat([before, x, torch.ones(TRIALS, TIMES, 2)], -1) * mask[..., None]
+    core = np.linalg.svd(V.reshape(TRIALS * TIMES, -1).numpy())[0]
+    X = (change * mask[..., None]).reshape(TRIALS * TIMES, -1).numpy()
+    place = BASES.index("core")
+    assert found.share[0, place, 3] == pytest.approx(share(core[:, :4], X), rel=1e-10)
+    constant = mask.double().reshape(-1, 1).numpy()
+    assert found.share[0, BASES.index("constant"), 0] == pytest.approx(share(constant, X), rel=1e-10)
+    assert kp.rank_bound(flow_of(cell, x).where(mask)).states == int(mask.sum()) * UNITS
