@@ -19,6 +19,7 @@ from kpflow_dyn._learning.objective import Objective
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import Problem
 from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._progress import bars
 from kpflow_dyn._solve import solve
 from kpflow_dyn.solvers._chebyshev import RungeKuttaChebyshev
 from kpflow_dyn.solvers._integration import Algorithm, Integration
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLOWS = (ExponentialRosenbrock, RungeKuttaChebyshev)
+DEAREST = 1.15  # gradients for a step of an optimiser
 TRAINED = 0.9  # part of the steps taken one by one from which on an answer is a training
 FINEST = 500  # points within a step of an optimiser's run at which its loss is looked at
 FINITE = 0.04  # part of a time by which descent at a small but finite rate may differ from the flow
@@ -185,6 +187,7 @@ def gradient_flow(
     clip: float | None = None,
     batch: int | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> GradientFlow:
     """Train a model by gradient descent with very small steps, in few large ones; or by an optimiser, in its steps.
 
@@ -217,6 +220,7 @@ def gradient_flow(
             optimiser's own, and the loss is that of all trials. A loss of your own is called as loss(states of these
             trials, their numbers).
         seed: for the draws of trials.
+        progress: show on a terminal what this will cost at most, and a bar.
 
     Raises:
         TypeError, ValueError: for a problem that cannot be differentiated twice, a loss that is no finite number, or
@@ -243,7 +247,7 @@ def gradient_flow(
         if optimizer is None:
             _check_no_optimizer(lr=lr, clip=clip, batch=batch)
             flow: Any = Integration(objective, objective.start, float(span), alg, rtol)  # type: ignore[arg-type]
-            return along(flow, objective, stop_below)
+            return along(flow, objective, stop_below, progress=progress)
         make = optimizer_of(solution.problem.backend, optimizer, lr)
         rule = objective.rule(make, lr, clip)
         if batch is not None:
@@ -256,7 +260,7 @@ def gradient_flow(
         else:
             run = Integration(objective, objective.start, rule.rate * span, None, rtol, rule.rate)
         step = rule.rate if rule.rate is not None and batch is None else 1.0
-        return along(run, objective, stop_below, step, _name_of(optimizer))
+        return along(run, objective, stop_below, step, _name_of(optimizer), progress)
 
 
 class Run(Protocol):
@@ -305,14 +309,18 @@ def along(
     stop_below: float | None,
     step: float = 1.0,
     optimizer: str = "",
+    progress: bool = False,
 ) -> GradientFlow:
     """Step after step until the end, or until there were too many; a `step` of the optimiser is a time of the run."""
     lowest = -math.inf if stop_below is None else stop_below * run.point.loss
     rows, thetas, pieces = [_row(run)], [run.point.theta], []
-    while not (reached := run.finished or run.point.loss < lowest) and not run.exhausted:
-        pieces.append(run.advance())
-        rows.append(_row(run))
-        thetas.append(run.point.theta)
+    with bars(progress) as shown:
+        bar = shown.add_task(_most(optimizer, run.span / step), total=run.span)
+        while not (reached := run.finished or run.point.loss < lowest) and not run.exhausted:
+            pieces.append(run.advance())
+            rows.append(_row(run))
+            thetas.append(run.point.theta)
+            shown.update(bar, completed=run.time)
     if not reached:
         warnings.warn(
             f"the gradient flow stopped at {run.time / step:.4g} of {run.span / step:.4g} after {run.steps} steps of "
@@ -339,6 +347,13 @@ def along(
         own=run.own,
         optimizer=optimizer,
     )
+
+
+def _most(optimizer: str, steps: float) -> str:
+    """What a run will cost at most, before it starts."""
+    if not optimizer:
+        return "gradient flow"
+    return f"{optimizer}: at most {DEAREST * steps:.0f} gradients, where training takes {steps:.0f}"
 
 
 def _name_of(optimizer: Any) -> str:
