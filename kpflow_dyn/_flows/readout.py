@@ -53,11 +53,16 @@ def _matrix(C: Any, model: Any, space: Space) -> tuple[Array, slice]:
     if space.axes[0] != "trial" or space.axes[-1] != "unit":
         raise ValueError(f"a readout takes states [trial, ..., unit], and these are {space}")
     weight = np.array(to_numpy(getattr(C, "weight", C)))
+    expected = f"C has shape {weight.shape}, expected [out, unit] with unit = {space.shape[-1]}, or a Linear"
     if weight.ndim != 2:
-        raise ValueError(f"C has shape {weight.shape}, expected [out, unit] with unit = {space.shape[-1]}, or a Linear")
+        raise ValueError(expected)
     if weight.dtype.kind not in "iuf" or not np.isfinite(weight).all():
         raise ValueError("C holds other things than finite numbers")
-    return like_numpy(weight, space.like), units_read(model, weight, space.shape[-1])
+    try:
+        units = units_read(model, weight, space.shape[-1])
+    except ValueError as error:
+        raise ValueError(f"{expected}: {error}") from error
+    return like_numpy(weight, space.like), units
 
 
 def _beside_zeros(weight: Array, units: slice, space: Space) -> Array:
