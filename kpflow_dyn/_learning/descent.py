@@ -35,7 +35,6 @@ DEAREST = 1.15  # gradients for a step of an optimiser
 TRAINED = 0.9  # part of the steps taken one by one from which on an answer is a training
 FINEST = 500  # points within a step of an optimiser's run at which its loss is looked at
 FINITE = 0.04  # part of a time by which descent at a small but finite rate may differ from the flow
-ROUNDING = 1e-3  # and by which the same steps may differ on another machine
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,15 +115,15 @@ class GradientFlow:
     def interval_to(self, fraction: float) -> tuple[float, float]:
         """Between which times the loss falls to this part: `time_to` give or take `late` and 4 %, or NaN.
 
-        The 4 % are for what gradient descent at a small but finite rate differs from its limit; of an optimiser's own
-        steps, all taken one by one, it is the rounding: 0.1 %.
+        The 4 % are for what gradient descent at a small but finite rate differs from its limit. Of an optimiser's own
+        steps, all taken one by one, it is half a step, as there is no loss in between.
 
         Raises:
             ValueError: as `time_to`.
         """
         time = self.time_to(fraction)
         late = float(np.interp(time, self.time, self.late))
-        late += (FINITE if late or not self.optimizer else ROUNDING) * time
+        late += FINITE * time if late or not self.optimizer else 0.5
         return max(time - late, 0.0), time + late
 
     def __str__(self) -> str:
