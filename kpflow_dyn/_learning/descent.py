@@ -342,7 +342,7 @@ def along(
         differences=run.costs.differences,
         cost=run.costs.total,
         reached=reached,
-        pieces=[lambda s, piece=piece: piece(s * step) for piece in pieces],
+        pieces=pieces if step == 1 else [lambda s, piece=piece: piece(s * step) for piece in pieces],
         own=run.own,
         optimizer=optimizer,
     )
