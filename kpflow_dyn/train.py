@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._backend import BACKENDS, backend_of
+from kpflow_dyn._learning.descent import optimizer_of
 from kpflow_dyn._learning.losses import Loss, OutputLoss, loss_of_targets
 from kpflow_dyn._problems.units import units_read
 from kpflow_dyn._progress import bars
@@ -159,10 +160,9 @@ def _trainee(
             f"the model is {type(model).__name__} and the readout {type(readout).__name__}; both must be torch modules "
             "(nn.Linear), or both of JAX (eqx.nn.Linear)"
         )
-    known = backend.training.OPTIMIZERS
-    if not callable(optimizer) and optimizer not in known:
-        raise ValueError(f"optimizer is {optimizer!r}, expected one of {', '.join(known)}, or what makes one")
-    make: Any = optimizer if callable(optimizer) else known[optimizer]
+    if not (callable(optimizer) or isinstance(optimizer, str)):
+        raise TypeError(f"optimizer is {optimizer!r}, expected a name, or what makes one")
+    make = optimizer_of(backend, optimizer, lr)
     read = partial(units_read, model, readout)
     data = (inputs, loss.target, np.ones(len(inputs)) if loss.mask is None else loss.mask)
     return backend.training.Trainee(model, readout, data, z0, make, lr, clip, read, loss.function)

@@ -196,7 +196,7 @@ def test_no_run_takes_many_more_gradients_than_steps():
     found = OwnSteps(rough, np.zeros(20), 100, Descent(1e-3), Multirate(), 0.05)
     while not found.finished:
         found.advance()
-    assert found.costs.gradients <= 115
+    assert found.costs.gradients <= found.most == 112
 
 
 def test_the_secant_model_knows_a_linear_gradient_on_the_span_of_its_history():
@@ -351,11 +351,28 @@ def test_both_frameworks_agree(mine, theirs, lr):
         ({"optimizer": "adam", "lr": -1.0}, "expected a positive number"),
         ({"optimizer": "adam"}, "needs lr="),
         ({"optimizer": "adam", "lr": 0.1, "batch": 9}, "a number of trials from 1 to 8"),
+        ({"optimizer": "adam", "lr": 0.1, "span": 10.5}, "expected a whole number of the optimizer's steps"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
-        kp.gradient_flow(*posed(), 10, **options)
+        kp.gradient_flow(*posed(), **{"span": 10} | options)
+
+
+def test_mini_batches_that_cannot_be_drawn_are_refused():
+    problem, _loss = posed()
+    with pytest.raises(ValueError, match=r"called as loss\(states of some trials, their numbers\)"):
+        kp.gradient_flow(problem, lambda states: (states**2).mean(), 10, optimizer="adam", lr=0.1, batch=2)
+    net, x, target = linear_network("torch")
+    with pytest.raises(ValueError, match="mini-batches of trials are for a DiscreteProblem"):
+        options = {"optimizer": "adam", "lr": 0.1, "batch": 2}
+        kp.gradient_flow(kp.StaticProblem(net, x), kp.squared_error(target), 10, **options)
+
+
+@pytest.mark.parametrize("options", [{"history": 0}, {"longest": 0}, {"calm": 0}])
+def test_options_of_steps_below_one_are_refused(options):
+    with pytest.raises(ValueError, match="expected options of at least one"):
+        Multirate(**options)
 
 
 # Under a frozen kernel
@@ -392,6 +409,23 @@ def test_a_readout_takes_its_part_in_a_forecast_by_an_optimiser():
     found = kp.forecast(flow, y, optimizer=make, lr=1e-5, steps=5)
     losses, _ = trained(lambda those: make(those, lr=1e-5), 5)
     np.testing.assert_allclose(found.loss[0] - found.loss, losses[0] - losses, rtol=1e-3, atol=1e-12)
+
+
+def test_a_forecast_goes_on_from_the_users_own_optimiser():
+    (x, y), (cell, readout) = task(), network()
+    optimizer = torch.optim.Adam([*readout.parameters(), *cell.parameters()], lr=1e-6)
+    losses = []
+    for _ in range(8):
+        loss = ((readout(cell(x)[0]) - y) ** 2).mean()
+        losses.append(loss.item())
+        if len(losses) == 4:
+            flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(readout, learn=True)
+            found = kp.forecast(flow, y, optimizer=optimizer, steps=4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    np.testing.assert_allclose(found.loss[0] - found.loss, losses[3] - np.array(losses[3:]), rtol=1e-3)
+    assert np.isnan(found.lr)
 
 
 def test_cross_entropy_by_adam():

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-
-import numpy as np
 
 from kpflow_dyn._arrays import Array, is_array, like_numpy, to_numpy
 from kpflow_dyn._arrays.dots import row_norms
-from kpflow_dyn._backend import Values
-from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._learning.losses import OutputLoss, loss_of_states
-from kpflow_dyn._learning.objective import LOSS, Objective, field_of_model
+from kpflow_dyn._flows.flow import Flow, Output
+from kpflow_dyn._learning.forecasting import objective_of, states_of
+from kpflow_dyn._learning.losses import OutputLoss
+from kpflow_dyn._learning.objective import field_of_model
 from kpflow_dyn._learning.recorder import Recorder, Recording
 from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._solve import solve
@@ -65,23 +62,18 @@ class Descent:
     """Gradient descent of a loss of outputs from where a flow was linearised, on a copy of the model.
 
     Args:
-        flow: of the states; its parameters learn.
+        flow: of the states, which are the outputs; or of a readout, which may learn too.
         loss: of the outputs.
-        readout: a Linear layer; None where the states are the outputs.
-        learn: whether the readout learns, too.
     """
 
-    def __init__(self, flow: Flow, loss: OutputLoss, readout: Any, learn: bool) -> None:
-        if flow.preconditioner:
+    def __init__(self, flow: Flow | Output, loss: OutputLoss) -> None:
+        if states_of(flow).preconditioner:
             raise ValueError(
                 "these steps are those of plain gradient descent, and the flow has a metric, or entries of "
                 "parameters alone; give the change itself by change="
             )
-        _check_steps(flow.solution)
-        own = _weights(readout, flow.solution.state)
-        of_states = loss_of_states(loss, flow.solution.problem.backend, SimpleNamespace(**own), learn)
-        values = flow.parameters | {LOSS + name: getattr(of_states, name) for name in own if learn}
-        self._objective = Objective(flow.solution, of_states, list(values))
+        _check_steps(states_of(flow).solution)
+        self._objective, values = objective_of(flow, loss)
         self._theta = self._objective.theta(values)
 
     def changes(self, steps: Sequence[int], lr: float | None) -> tuple[dict[str, Array], float]:
@@ -115,9 +107,3 @@ def _check_steps(solution: Solution) -> None:
         field_of_model(solution)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error}; or give the change itself by change=") from None
-
-
-def _weights(readout: Any, like: Array) -> Values:
-    """The arrays of a readout by name, in the framework and dtype of the states."""
-    named = {name: getattr(readout, name, None) for name in ("weight", "bias")}
-    return {name: like_numpy(np.array(to_numpy(value)), like) for name, value in named.items() if value is not None}

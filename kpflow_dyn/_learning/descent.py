@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLOWS = (ExponentialRosenbrock, RungeKuttaChebyshev)
-DEAREST = 1.15  # gradients for a step of an optimiser
 TRAINED = 0.9  # part of the steps taken one by one from which on an answer is a training
 FINEST = 500  # points within a step of an optimiser's run at which its loss is looked at
 FINITE = 0.04  # part of a time by which descent at a small but finite rate may differ from the flow
@@ -209,8 +208,8 @@ def gradient_flow(
         alg: `RungeKuttaChebyshev(...)` or `ExponentialRosenbrock(...)`; None for the cheaper of both at any time.
         rtol: the error of a step, relative to what it does: in time to its length, in the parameters to the distance.
         stop_below: end as soon as the loss is below this part of what it was at the start.
-        optimizer: how to train in the place of the gradient flow, for at most some 1.15 times the gradients of that
-            training: "adam", "adamw", "rmsprop", "sgd"; or what makes another one: in torch a class called as
+        optimizer: how to train in the place of the gradient flow, for at most 1.1 times as many gradients as its steps,
+            and two: "adam", "adamw", "rmsprop", "sgd"; or what makes another one: in torch a class called as
             optimizer(parameters, lr=lr), in JAX a function of optax called as optimizer(lr); or an optimiser itself, of
             all parameters that learn, which is copied and goes on from its state. See `solvers.Multirate`.
         lr: its learning rate; None where it has its own.
@@ -219,7 +218,7 @@ def gradient_flow(
             optimiser's own, and the loss is that of all trials. A loss of your own is called as loss(states of these
             trials, their numbers).
         seed: for the draws of trials.
-        progress: show on a terminal what this will cost at most, and a bar.
+        progress: show on a terminal what this will cost at most, where that is known, and a bar.
 
     Raises:
         TypeError, ValueError: for a problem that cannot be differentiated twice, a loss that is no finite number, or
@@ -247,6 +246,7 @@ def gradient_flow(
             _check_no_optimizer(lr=lr, clip=clip, batch=batch)
             flow: Any = Integration(objective, objective.start, float(span), alg, rtol)  # type: ignore[arg-type]
             return along(flow, objective, stop_below, progress=progress)
+        span = _whole(span)
         make = optimizer_of(solution.problem.backend, optimizer, lr)
         rule = objective.rule(make, lr, clip)
         if batch is not None:
@@ -314,7 +314,7 @@ def along(
     lowest = -math.inf if stop_below is None else stop_below * run.point.loss
     rows, thetas, pieces = [_row(run)], [run.point.theta], []
     with bars(progress) as shown:
-        bar = shown.add_task(_most(optimizer, run.span / step), total=run.span)
+        bar = shown.add_task(_beforehand(run, optimizer), total=run.span)
         while not (reached := run.finished or run.point.loss < lowest) and not run.exhausted:
             pieces.append(run.advance())
             rows.append(_row(run))
@@ -348,11 +348,10 @@ def along(
     )
 
 
-def _most(optimizer: str, steps: float) -> str:
-    """What a run will cost at most, before it starts."""
-    if not optimizer:
-        return "gradient flow"
-    return f"{optimizer}: at most {DEAREST * steps:.0f} gradients, where training takes {steps:.0f}"
+def _beforehand(run: Run, optimizer: str) -> str:
+    """What a run is, and what it will cost at most."""
+    most = f", at most {run.most} gradients, where training takes {run.span}" if isinstance(run, OwnSteps) else ""
+    return f"{optimizer or 'gradient flow'}{most}"
 
 
 def _name_of(optimizer: Any) -> str:
@@ -374,6 +373,12 @@ def _row(run: Run) -> tuple[float, ...]:
 def _check_no_optimizer(**options: Any) -> None:
     if given := [name for name, value in options.items() if value is not None]:
         raise ValueError(f"{', '.join(given)} is for an optimizer; say which, or leave it out")
+
+
+def _whole(span: float) -> int:
+    if span != int(span):
+        raise ValueError(f"span is {span!r}, expected a whole number of the optimizer's steps")
+    return int(span)
 
 
 def _check_batch(batch: Any, trials: int) -> None:

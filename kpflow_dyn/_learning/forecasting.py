@@ -18,7 +18,6 @@ from kpflow_dyn._learning.linearised import LinearisedObjective, spectrum
 from kpflow_dyn._learning.losses import Loss, OutputLoss, counted, full_mask, loss_of_states, output_loss
 from kpflow_dyn._learning.objective import LOSS, Objective, field_of_model
 from kpflow_dyn._learning.sampling import mean_losses
-from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers._integration import Integration
 from kpflow_dyn.solvers._landscape import Piece
@@ -242,7 +241,7 @@ def forecast(
         frozen, (rates, energies), applications, mean = road(flow, of_outputs, training, grid, batch)
         path, parted = np.zeros((2, 0)), math.nan
         if check and _can_descend(flow) and frozen.at(np.zeros(())) > 0:
-            path, parted = _flow_beside(training.run(*_objective(flow, of_outputs), steps), frozen)
+            path, parted = _flow_beside(training.run(*objective_of(flow, of_outputs), steps), frozen)
     parted, path[0] = parted / training.step, path[0] / training.step
     known, lr = frozen.at(grid), math.nan if lr is None else lr
     return Forecast(lr, grid, known, rates, energies, parted, path[0], path[1], mean, applications, frozen)
@@ -308,28 +307,26 @@ def _frozen_steps(
     flow: Flow | Output, loss: OutputLoss, training: Training, grid: np.ndarray, _batch: int | None
 ) -> tuple[FrozenFlow, Spectrum, int, None]:
     """The same of an optimiser, in its steps."""
-    values = _as_moved(flow)
-    objective = LinearisedObjective(flow.ntk, outputs(flow), loss, values)
+    values, order = _as_moved(flow)
+    objective = LinearisedObjective(flow.ntk, outputs(flow), loss, values, order)
     run = training.run(objective, values, float(grid[-1]))
     rates, energies, applications = spectrum(run.point)
     found = along(run, objective, None, 1.0, "an optimiser")
     return FrozenFlow(1.0, found), (rates, energies), applications + int(found.gradients), None
 
 
-def _as_moved(flow: Flow | Output) -> Values:
-    """All parameters that learn, in the order in which the kernel's factor takes their changes."""
-    inner, readout = (flow.flow, flow) if isinstance(flow, Output) and flow.rate else (_states_of(flow), None)
+def _as_moved(flow: Flow | Output) -> tuple[Values, np.ndarray]:
+    """All parameters that learn, and the order of their entries in which the kernel's factor takes changes."""
+    inner, readout = states_of(flow), flow if isinstance(flow, Output) and flow.rate else None
     if inner.R is not None or (readout is not None and readout.rate != 1):
         raise ValueError("an optimizer has its own metric; linearize without one, and let the readout learn by True")
-    values = dict(inner.parameters)
+    values, order = dict(inner.parameters), np.arange(inner.J.domain.size)
     if readout is not None:  # whose changes are [unit, out], and then those of its bias
-        values |= {"readout.weight": readout.weight.T}
-        values |= {} if readout.bias is None else {"readout.bias": readout.bias}
-    return values
-
-
-def _states_of(flow: Flow | Output) -> Flow:
-    return flow.flow if isinstance(flow, Output) else flow
+        values |= {"readout.weight": readout.weight} | ({} if readout.bias is None else {"readout.bias": readout.bias})
+        size, weight = len(order), np.arange(readout.J.domain.size - len(order))
+        turned = weight[: readout.weight.shape[0] * readout.weight.shape[1]].reshape(tuple(readout.weight.shape)).T
+        order = np.concatenate([order, size + turned.reshape(-1), size + weight[turned.size :]])
+    return values, order
 
 
 def _of_batches(decay: Decay, lr: float, batch: int, grid: np.ndarray) -> np.ndarray:
@@ -380,9 +377,9 @@ def outputs(flow: Flow | Output) -> Array:
     return flow.values if isinstance(flow, Output) else flow.solution.state
 
 
-def solution_of(flow: Flow | Output) -> Solution:
-    """What was linearised."""
-    return (flow.flow if isinstance(flow, Output) else flow).solution
+def states_of(flow: Flow | Output) -> Flow:
+    """The flow of the states."""
+    return flow.flow if isinstance(flow, Output) else flow
 
 
 def loss_of(flow: Flow | Output, target: Any, mask: Any, loss: Loss) -> OutputLoss:
@@ -464,22 +461,20 @@ def _parting(apart: Callable[[float], float], before: float, after: float) -> fl
     return float(crossing)
 
 
-def _objective(flow: Flow | Output, loss: OutputLoss) -> tuple[Objective, Values]:
-    """The loss of the model itself, and the parameters as they were linearised."""
-    inner = flow.flow if isinstance(flow, Output) else flow
+def objective_of(flow: Flow | Output, loss: OutputLoss) -> tuple[Objective, Values]:
+    """The loss of the model itself, and the parameters that learn as they were linearised."""
+    inner = states_of(flow)
     learn = isinstance(flow, Output) and flow.rate > 0
     of_states = loss_of_states(loss, inner.solution.problem.backend, flow, learn)
     own = {LOSS + name: getattr(of_states, name) for name in ("weight", "bias") if learn and hasattr(of_states, name)}
     values = {**inner.parameters, **own}
-    objective = Objective(inner.solution, of_states, list(values))
-    return objective, values
+    return Objective(inner.solution, of_states, list(values)), values
 
 
 def _can_descend(flow: Flow | Output) -> bool:
     """Whether a gradient flow of the same metric exists, the plain one."""
-    inner, rate = (flow.flow, flow.rate) if isinstance(flow, Output) else (flow, 0)
     try:
-        field_of_model(inner.solution)
+        field_of_model(states_of(flow).solution)
     except (TypeError, ValueError):
         return False
-    return not inner.preconditioner and rate in (0, 1)
+    return not states_of(flow).preconditioner and (not isinstance(flow, Output) or flow.rate in (0, 1))

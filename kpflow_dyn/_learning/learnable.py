@@ -14,7 +14,7 @@ from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._learning.curvature import Curvature, curvature
 from kpflow_dyn._learning.decay import Decay, certain, squares
 from kpflow_dyn._learning.descent import along
-from kpflow_dyn._learning.forecasting import RTOL_FROZEN, checked_mask, checked_target, loss_of, outputs
+from kpflow_dyn._learning.forecasting import RTOL_FROZEN, checked_mask, checked_target, loss_of, outputs, states_of
 from kpflow_dyn._learning.linearised import LinearisedObjective
 from kpflow_dyn._learning.losses import Loss, OutputLoss
 from kpflow_dyn._spaces.operators import Operator
@@ -239,7 +239,7 @@ def time_to(energies: np.ndarray, rates: np.ndarray, part: float) -> float:
 
 def _of_variables(flow: Flow | Output) -> Operator:
     """G on the outputs [trial, time, out]."""
-    states, space = flow.flow if isinstance(flow, Output) else flow, flow.ntk.domain
+    states, space = states_of(flow), flow.ntk.domain
     if states.untraced:
         raise ValueError(
             f"a flow without weight sites has no forward-pass score; the model was not traced: {states.untraced}"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, device, eps_of, to_numpy
+from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, device, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import gram
 from kpflow_dyn._backend import Values, backend_for
 from kpflow_dyn._learning.decay import COLUMNS, TOLERANCE
@@ -27,13 +27,19 @@ class LinearisedObjective:
         y: the outputs.
         loss: of outputs, y -> number of shape ().
         values: the parameters at delta = 0 by name, where they matter, as to weight decay.
+        order: which of their entries the kernel's factor takes at each place; as they are when None.
 
     Attributes:
         start: the parameters at delta = 0.
     """
 
     def __init__(
-        self, kernel: GramOperator, y: Array, loss: Callable[[Array], Array], values: Values | None = None
+        self,
+        kernel: GramOperator,
+        y: Array,
+        loss: Callable[[Array], Array],
+        values: Values | None = None,
+        order: np.ndarray | None = None,
     ) -> None:
         space = kernel.domain
         self._push, self._pull = on_rows(kernel.factor), on_rows(kernel.factor.T)
@@ -46,6 +52,8 @@ class LinearisedObjective:
         zeros = array_namespace(y).zeros(changes.size, dtype=changes.dtype, device=device(y))
         self._like = {"theta": zeros} if values is None else values
         self.start = self.theta(self._like)
+        if order is not None:
+            self._push, self._pull = _reordered(self._push, self._pull, order, y)
 
     def __call__(self, theta: Array) -> Point:
         """The loss there."""
@@ -70,6 +78,13 @@ class LinearisedObjective:
 
     def _moved(self, theta: Array) -> Array:
         return self._outputs + self._push((theta - self.start)[None])[0]
+
+
+def _reordered(push: Rows, pull: Rows, order: np.ndarray, like: Array) -> tuple[Rows, Rows]:
+    """The same maps of changes whose entries stand in another order."""
+    index = backend_for(like, "y", "[trial, time, out]").transforms.index
+    there, back = index(order, like), index(np.argsort(order), like)
+    return lambda rows: push(rows[:, there]), lambda rows: pull(rows)[:, back]
 
 
 def spectrum(point: Point) -> tuple[np.ndarray, np.ndarray, int]:

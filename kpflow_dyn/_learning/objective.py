@@ -66,7 +66,13 @@ class Objective:
         """The loss of some trials alone, by their numbers, and its gradient there."""
         if not isinstance(self._solution, DiscreteSolution):
             raise ValueError("mini-batches of trials are for a DiscreteProblem; leave out batch")
-        return self._derivatives.gradient(theta, trials)
+        try:
+            return self._derivatives.gradient(theta, trials)
+        except TypeError as error:
+            raise ValueError(
+                "with batch the loss is called as loss(states of some trials, their numbers); take kp.squared_error, "
+                f"kp.cross_entropy, or a function of both: {error}"
+            ) from error
 
     def loss(self, theta: Array) -> float:
         """The loss alone."""

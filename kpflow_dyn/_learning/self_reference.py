@@ -12,6 +12,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._learning.changes import Descent, given_changes
+from kpflow_dyn._learning.forecasting import outputs
 from kpflow_dyn._learning.learnable import learnability
 from kpflow_dyn._learning.losses import Loss, OutputLoss, output_loss
 from kpflow_dyn._numbers.leading_directions import (
@@ -375,7 +376,7 @@ class _Error:
     def __init__(self, flow: Flow, readout: Any, learn: bool, loss: Loss, target: Any, mask: Any) -> None:
         self.flow, self.readout, self.learn = flow, readout, learn
         self.kernel = flow if readout is None else flow.output(readout, learn=learn)
-        y = self.kernel.values if isinstance(self.kernel, Output) else flow.solution.state
+        y = outputs(self.kernel)
         self.loss: OutputLoss = output_loss(loss, target, mask, y)
         self.mask = mask
         value, pull = flow.solution.problem.backend.transforms.vjp(self.loss, y)
@@ -383,7 +384,7 @@ class _Error:
 
     def descent(self) -> Descent:
         """Gradient descent of this loss."""
-        return Descent(self.flow, self.loss, self.readout, self.learn)
+        return Descent(self.kernel, self.loss)
 
     def outside(self, components: Mapping[str, Array] | None, names: tuple[str, ...]) -> dict[str, list[float]]:
         """Of the error and its parts, what is in no direction of the core or the learning readout, and of the NTK."""

@@ -105,6 +105,11 @@ class OwnSteps:
         self._off, self._estimated, self._risen = 0.0, 0.0, 0
 
     @property
+    def most(self) -> int:
+        """How many gradients this may take: one a step, those at both ends, and those of rejected stretches."""
+        return math.ceil((1 + WASTED) * self.span + ALLOWED + 1)
+
+    @property
     def finished(self) -> bool:
         """Whether all steps are taken."""
         return self.time >= self.span
