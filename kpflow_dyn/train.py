@@ -162,7 +162,7 @@ def _trainee(
         )
     if not (callable(optimizer) or isinstance(optimizer, str)):
         raise TypeError(f"optimizer is {optimizer!r}, expected a name, or what makes one")
-    make = optimizer_of(backend, optimizer, lr)
+    make = optimizer_of(backend, optimizer, lr, clip)
     read = partial(units_read, model, readout)
     data = (inputs, loss.target, np.ones(len(inputs)) if loss.mask is None else loss.mask)
     return backend.training.Trainee(model, readout, data, z0, make, lr, clip, read, loss.function)

@@ -91,6 +91,40 @@ def test_an_optimiser_of_a_copied_readout_is_known_by_its_values():
         TorchRule(torch.optim.Adam(parameters[:1]), None, None, copies)
 
 
+class Counting(torch.optim.SGD):
+    """Descent whose rate falls with a counter that the group keeps."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["count"] = group.get("count", 0) + 1
+            group["lr"] = 0.1 / group["count"]
+        return super().step(closure)
+
+
+def test_what_a_group_counts_belongs_to_the_state():
+    like = of_torch()
+    parameters = [torch.nn.Parameter(value.clone()) for value in like.values()]
+    wanted = own_training(Counting(parameters, lr=0.1), parameters, slopes())
+    rule, theta = TorchRule(Counting, 0.1, None, like), flat(like.values())
+    state = rule.begin(theta)
+    for gradient in slopes():
+        rule.step(state, theta, gradient)
+        state, theta = rule.step(state, theta, gradient)
+    torch.testing.assert_close(theta, wanted, rtol=0, atol=0)
+
+
+def test_groups_of_parameters_with_equal_values_are_not_mixed_up():
+    own, copied = torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(4))
+    groups = [{"params": [copied], "lr": 1.0}, {"params": [own], "lr": 0.1}]
+    rule = TorchRule(torch.optim.SGD(groups), None, None, {"own": own, "copied": torch.zeros(4)})
+    theta = torch.zeros(8)
+    torch.testing.assert_close(
+        rule.step(rule.begin(theta), theta, torch.ones(8))[1][[0, 4]], torch.tensor([-0.1, -1.0])
+    )
+    with pytest.raises(ValueError, match="have the same values"):
+        TorchRule(torch.optim.SGD(groups), None, None, {"a": torch.zeros(4), "b": torch.zeros(4)})
+
+
 def test_lbfgs_is_refused():
     with pytest.raises(TypeError, match="LBFGS evaluates the loss itself"):
         TorchRule(torch.optim.LBFGS, 0.1, None, of_torch())
@@ -351,6 +385,8 @@ def test_both_frameworks_agree(mine, theirs, lr):
         ({"optimizer": "adam", "lr": -1.0}, "expected a positive number"),
         ({"optimizer": "adam"}, "needs lr="),
         ({"optimizer": "adam", "lr": 0.1, "batch": 9}, "a number of trials from 1 to 8"),
+        ({"optimizer": "adam", "lr": 0.1, "clip": -1.0}, "clip is -1.0, expected a positive number"),
+        ({"optimizer": torch.optim.Adam([torch.zeros(1)]), "lr": 0.1}, "has its own learning rate; leave out lr"),
         ({"optimizer": "adam", "lr": 0.1, "span": 10.5}, "expected a whole number of the optimizer's steps"),
     ],
 )
@@ -367,6 +403,34 @@ def test_mini_batches_that_cannot_be_drawn_are_refused():
     with pytest.raises(ValueError, match="mini-batches of trials are for a DiscreteProblem"):
         options = {"optimizer": "adam", "lr": 0.1, "batch": 2}
         kp.gradient_flow(kp.StaticProblem(net, x), kp.squared_error(target), 10, **options)
+
+
+@pytest.mark.parametrize("given", [3, lambda parameters, lr=0.1: None, optax.adam(0.1)])
+def test_what_is_no_optimiser_is_refused(given):
+    with pytest.raises(TypeError, match=r"expected a name, one of torch\.optim, or what makes one"):
+        kp.gradient_flow(*posed(), 10, optimizer=given)
+
+
+@pytest.mark.parametrize(("name", "lr", "batch"), [("sgd", 1e3, None), ("adam", 1e200, None), ("sgd", 1e3, 2)])
+def test_training_that_diverges_says_so(name, lr, batch):
+    with pytest.raises(RuntimeError, match="training diverges; take a smaller lr, or clip"):
+        kp.gradient_flow(*posed(torch.nn.RNN), 300, optimizer=name, lr=lr, batch=batch)
+
+
+def test_a_loss_at_its_least_stays_there():
+    problem, _loss = posed()
+    for options in ({}, {"optimizer": "sgd", "lr": 0.1}, {"optimizer": "adam", "lr": 0.1}):
+        found = kp.gradient_flow(problem, lambda states: (0 * states**2).sum(), 10, **options)
+        assert (found.loss == 0).all() and found.time[-1] == 10
+        assert str(found).startswith("the loss goes from 0 to 0")
+
+
+def test_a_frozen_readout_does_not_learn():
+    (x, y), (cell, readout) = task(), network()
+    readout.bias.requires_grad_(False)
+    loss = kp.squared_error(y, readout)
+    found = kp.gradient_flow(kp.DiscreteProblem(cell, x), loss, 5, optimizer="adam", lr=0.1)
+    assert "loss.weight" in found.parameters and "loss.bias" not in found.parameters
 
 
 @pytest.mark.parametrize("options", [{"history": 0}, {"longest": 0}, {"calm": 0}])
@@ -455,6 +519,18 @@ def test_forecasts_by_an_optimiser_say_what_does_not_fit():
         kp.forecast(slower, y, optimizer="adam", lr=0.1, steps=10)
     with pytest.raises(ValueError, match="lr is None"):
         kp.forecast(flow, y, steps=10)
+    with pytest.raises(ValueError, match="clip is for an optimizer"):
+        kp.forecast(flow, y, lr=0.1, steps=10, clip=1.0)
+
+
+def test_a_forecast_of_some_parameters_by_an_optimiser():
+    (x, y), (cell, readout) = task(), network()
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).only("bias_hh_l0").output(readout, learn=True)
+    found = kp.forecast(flow, y, optimizer="adam", lr=1e-5, steps=4)
+    options = {"params": ["bias_hh_l0", "loss.weight", "loss.bias"], "alg": Multirate(longest=1)}
+    loss = kp.squared_error(y, readout)
+    true = kp.gradient_flow(kp.DiscreteProblem(cell, x), loss, 4, optimizer="adam", lr=1e-5, **options)
+    np.testing.assert_allclose(found.loss[0] - found.loss, true.loss[0] - true(found.steps), rtol=1e-3, atol=1e-12)
 
 
 def test_the_first_time_below_is_found_where_the_loss_rises_again():

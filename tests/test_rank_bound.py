@@ -137,3 +137,9 @@ def test_scales_and_embeddings_of_jax(x64: None) -> None:
     x = jax.random.normal(jax.random.key(0), (2, 5, 4)).at[..., 3].set(0.0)
     found = check(kp.linearize(kp.solve(kp.DiscreteProblem(Scaled(jnp.ones(4)), x, z0=jnp.zeros(4)))))
     assert found.exact and found.bound == 3
+
+
+def test_the_flow_of_a_readout_is_refused() -> None:
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.ones(2, 3, 2))))
+    with pytest.raises(TypeError, match="got Output, expected a Flow"):
+        kp.rank_bound(flow.output(torch.nn.Linear(4, 1)))

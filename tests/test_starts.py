@@ -70,5 +70,8 @@ def test_starts_of_two_architectures_are_refused() -> None:
         kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts, target)
     with pytest.raises(ValueError, match="no starts"):
         kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), [], target)
+    for wrong in (target[:, :1], target[..., 0], target.numpy()):
+        with pytest.raises(ValueError, match="expected an array like the inputs"):
+            kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts[:1], wrong)
     with pytest.raises(ValueError, match="applications is 1"):
         kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts[:1], target, applications=1)

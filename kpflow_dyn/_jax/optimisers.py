@@ -29,8 +29,9 @@ class Rule:
     """
 
     def __init__(self, optimizer: Any, lr: float | None, clip: float | None, like: Values) -> None:
-        own = isinstance(optimizer, optax.GradientTransformation)
-        found = optimizer if own else optimizer(lr)
+        found: Any = optimizer if hasattr(optimizer, "update") else optimizer(*(() if lr is None else (lr,)))
+        if not hasattr(found, "update"):
+            raise TypeError(f"optimizer gives {type(found).__name__}, expected one of optax, or what makes one")
         change = optax.with_extra_args_support(
             found if clip is None else optax.chain(optax.clip_by_global_norm(clip), found)
         )

@@ -126,6 +126,8 @@ class GradientFlow:
         return max(time - late, 0.0), time + late
 
     def __str__(self) -> str:
+        if self.loss[0] <= 0:
+            return f"the loss goes from {self.loss[0]:.6g} to {self.loss[-1]:.6g}\n{self._price}"
         rows = [self._row(fraction) for fraction in (0.5, 0.2, 0.1)]
         return "\n".join([*rows, self._price])
 
@@ -223,7 +225,8 @@ def gradient_flow(
     Raises:
         TypeError, ValueError: for a problem that cannot be differentiated twice, a loss that is no finite number, or
             options out of range.
-        RuntimeError: where no step is short enough, for a loss that is NaN or jumps; kinks are crossed.
+        RuntimeError: where no step is short enough, for a loss that is NaN or jumps; kinks are crossed. Training by an
+            optimiser that leaves the finite numbers.
 
     Warns:
         UserWarning: after as many steps as alg allows; the flow up to there is returned with `reached` False.
@@ -247,7 +250,7 @@ def gradient_flow(
             flow: Any = Integration(objective, objective.start, float(span), alg, rtol)  # type: ignore[arg-type]
             return along(flow, objective, stop_below, progress=progress)
         span = _whole(span)
-        make = optimizer_of(solution.problem.backend, optimizer, lr)
+        make = optimizer_of(solution.problem.backend, optimizer, lr, clip)
         rule = objective.rule(make, lr, clip)
         if batch is not None:
             _check_batch(batch, len(solution.state))
@@ -290,15 +293,18 @@ class Run(Protocol):
     def advance(self) -> Piece: ...
 
 
-def optimizer_of(backend: Backend, optimizer: Any, lr: float | None) -> Any:
+def optimizer_of(backend: Backend, optimizer: Any, lr: float | None, clip: float | None) -> Any:
     """The optimiser, or what makes it."""
     known = backend.training.OPTIMIZERS
     if isinstance(optimizer, str) and optimizer not in known:
         raise ValueError(f"optimizer is {optimizer!r}, expected one of {', '.join(known)}, or what makes one")
     if lr is None and isinstance(optimizer, str):
         raise ValueError(f"the optimizer {optimizer} needs lr=, its learning rate")
-    if lr is not None and not (_is_number(lr) and 0 < lr < math.inf):
-        raise ValueError(f"lr is {lr!r}, expected a positive number")
+    if not (isinstance(optimizer, str) or callable(optimizer)) and lr is not None:
+        raise ValueError(f"an optimizer itself ({type(optimizer).__name__}) has its own learning rate; leave out lr")
+    for name, value in {"lr": lr, "clip": clip}.items():
+        if value is not None and not (_is_number(value) and 0 < value < math.inf):
+            raise ValueError(f"{name} is {value!r}, expected a positive number")
     return known[optimizer] if isinstance(optimizer, str) else optimizer
 
 
@@ -382,7 +388,7 @@ def _whole(span: float) -> int:
 
 
 def _check_batch(batch: Any, trials: int) -> None:
-    if not isinstance(batch, int) or isinstance(batch, bool) or not 1 <= batch <= trials:
+    if not isinstance(batch, int | np.integer) or isinstance(batch, bool) or not 1 <= batch <= trials:
         raise ValueError(f"batch is {batch!r}, expected a number of trials from 1 to {trials}")
 
 

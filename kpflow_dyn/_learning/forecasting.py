@@ -231,7 +231,7 @@ def forecast(
     >>> bool(found.loss[-1] < found.loss[0])
     True
     """
-    _check(lr, steps, optimizer)
+    _check(lr, steps, optimizer, clip)
     of_outputs, space = loss_of(flow, target, mask, loss), flow.ntk.domain
     _check_batch(batch, space, of_outputs, optimizer)
     grid = np.unique(np.concatenate([np.arange(min(steps, 1000) + 1), np.geomspace(1, steps, 1000).round(), [steps]]))
@@ -266,7 +266,8 @@ class Training:
         if self.optimizer is None:
             return Integration(objective, theta, self.step * steps, None, RTOL)
         backend = backend_for(theta, "theta", "[n]")
-        rule = backend.training.Rule(optimizer_of(backend, self.optimizer, self.lr), self.lr, self.clip, values)
+        make = optimizer_of(backend, self.optimizer, self.lr, self.clip)
+        rule = backend.training.Rule(make, self.lr, self.clip, values)
         return OwnSteps(objective, theta, steps, rule, Multirate(), RTOL)
 
 
@@ -318,7 +319,7 @@ def _frozen_steps(
 def _as_moved(flow: Flow | Output) -> tuple[Values, np.ndarray]:
     """All parameters that learn, and the order of their entries in which the kernel's factor takes changes."""
     inner, readout = states_of(flow), flow if isinstance(flow, Output) and flow.rate else None
-    if inner.R is not None or (readout is not None and readout.rate != 1):
+    if inner.preconditioner or (readout is not None and readout.rate != 1):
         raise ValueError("an optimizer has its own metric; linearize without one, and let the readout learn by True")
     values, order = dict(inner.parameters), np.arange(inner.J.domain.size)
     if readout is not None:  # whose changes are [unit, out], and then those of its bias
@@ -335,9 +336,11 @@ def _of_batches(decay: Decay, lr: float, batch: int, grid: np.ndarray) -> np.nda
     return mean_losses(vectors, decay.lower[0], start, lr, batch, int(grid[-1]))[grid.astype(int)]
 
 
-def _check(lr: Any, steps: Any, optimizer: Any) -> None:
-    own = lr is None and optimizer is not None
-    if not ((own or (isinstance(lr, int | float) and 0 < lr < math.inf)) and isinstance(steps, int) and steps > 0):
+def _check(lr: Any, steps: Any, optimizer: Any, clip: Any) -> None:
+    if clip is not None and optimizer is None:
+        raise ValueError("clip is for an optimizer; say which, or leave it out")
+    known = (lr is None and optimizer is not None) or (isinstance(lr, int | float | np.number) and 0 < lr < math.inf)
+    if not (known and isinstance(steps, int | np.integer) and steps > 0):
         raise ValueError(f"lr is {lr!r} and steps is {steps!r}, expected a positive number and a positive integer")
 
 

@@ -265,8 +265,8 @@ def _parts(flow: Flow | Output, readout: Any, learn: bool) -> tuple[Flow, Any, b
 
 
 def _check_counts(k: Any, steps: Any, lr: Any) -> None:
-    whole = [isinstance(count, int | np.integer) and count >= 1 for count in (k, *steps)]
-    if not all(whole) or not len(steps):
+    counts = (k, *steps) if isinstance(steps, Sequence) else (k, steps, 0)
+    if len(counts) < 2 or not all(isinstance(count, int | np.integer) and count >= 1 for count in counts):
         raise ValueError(f"k is {k!r} and steps are {steps!r}, expected whole numbers, at least 1")
     if lr is not None and not (isinstance(lr, int | float) and 0 < lr < math.inf):
         raise ValueError(f"lr is {lr!r}, expected a positive number, or None")

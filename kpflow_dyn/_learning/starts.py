@@ -101,6 +101,7 @@ class _Batch:
         self._values = [[self._models.parameters_of(part) for part in start] for start in starts]
         self._check()
         self._readout = starts[0][1]
+        self._check_target(problem, target)
         weights = full_mask(mask, tuple(target.shape))
         self._root = like_numpy((weights / weights.sum()) ** 0.5, target)
         self._target = counted(target, self._root)
@@ -131,6 +132,14 @@ class _Batch:
         read = state[..., units_read(problem.cell, self._readout, state.shape[-1])]
         y = read @ readout["weight"].T + readout.get("bias", 0)
         return self._root * (y - self._target)
+
+    def _check_target(self, problem: DiscreteProblem, target: Any) -> None:
+        expected = (*problem.x.shape[:2], self._values[0][1]["weight"].shape[0])
+        if not problem.backend.data.is_own(target) or tuple(target.shape) != expected:
+            got = f"{type(target).__name__} {tuple(getattr(target, 'shape', ()))}"
+            raise ValueError(
+                f"the target is {got}, expected an array like the inputs [trial, time, out] = {[*expected]}"
+            )
 
     def _check(self) -> None:
         forms = [[{name: tuple(v.shape) for name, v in values.items()} for values in both] for both in self._values]

@@ -70,6 +70,8 @@ def rank_bound(flow: Flow, samples: int | None = None, seed: int | Random = 0) -
         samples: applications to spend on each effective rank; None for exact values where these are cheap.
         seed: an int, or a `Random` to continue.
 
+    Raises:
+        TypeError: what is no flow of states, such as `flow.output(C)`.
     Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
 
     >>> import torch, kpflow_dyn as kp
@@ -79,6 +81,8 @@ def rank_bound(flow: Flow, samples: int | None = None, seed: int | Random = 0) -
     >>> found.bound <= 20 * 30 < found.states
     True
     """
+    if not isinstance(flow, Flow):
+        raise TypeError(f"got {type(flow).__name__}, expected a Flow, whose states' kernel the core bounds")
     rng, steps = Random(seed), _with_core(flow)
     sizes = {"parameters": flow.ntk.factor.domain.size, "states": flow.ntk.domain.dimension}
     of_ntk = effective_rank(flow.ntk, samples, rng)

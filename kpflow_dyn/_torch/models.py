@@ -61,7 +61,8 @@ class OfArrays(nn.Module):
         super().__init__()
         self._function, self._names = function, [*learnt, *constants]
         for name, value in learnt.items():
-            setattr(self, name, nn.Parameter(snapshot(value)))
+            frozen = isinstance(value, nn.Parameter) and not value.requires_grad
+            setattr(self, name, nn.Parameter(snapshot(value), requires_grad=not frozen))
         for name, value in constants.items():
             setattr(self, name, snapshot(value))
 

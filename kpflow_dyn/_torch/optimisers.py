@@ -11,7 +11,7 @@ from torch import Tensor, nn, optim
 from kpflow_dyn._backend import Values
 
 Rate = Callable[[dict[str, Any], dict[str, Any]], Tensor | float]
-State = dict[Tensor, dict[str, Any]]
+State = tuple[dict[Tensor, dict[str, Any]], list[dict[str, Any]]]  # of each parameter, and of each group
 
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adam": optim.Adam,
@@ -33,24 +33,26 @@ class Rule:
 
     def __init__(self, optimizer: Any, lr: float | None, clip: float | None, like: Values) -> None:
         self._parameters, self._clip = [nn.Parameter(value.detach().clone()) for value in like.values()], clip
-        if isinstance(optimizer, optim.Optimizer):
-            self._optimizer = _on_copies(optimizer, like, self._parameters)
-        else:
-            self._optimizer = optimizer(self._parameters, **({} if lr is None else {"lr": lr}))
+        made = optimizer(self._parameters, **({} if lr is None else {"lr": lr})) if callable(optimizer) else optimizer
+        if not isinstance(made, optim.Optimizer):
+            raise TypeError(
+                f"optimizer is {type(made).__name__}, expected a name, one of torch.optim, or what makes one"
+            )
+        self._optimizer = made if callable(optimizer) else _on_copies(made, like, self._parameters)
         if isinstance(self._optimizer, optim.LBFGS):
             raise TypeError("LBFGS evaluates the loss itself; give an optimiser that steps by one gradient")
 
     @property
     def rate(self) -> float | None:
         """The learning rate of plain descent; None where a step is more than that."""
-        groups = self._optimizer.param_groups
+        groups = self._groups
         plain = type(self._optimizer) is optim.SGD and self._clip is None and len(groups) == 1
         more = any(groups[0].get(name) for name in ("momentum", "weight_decay", "maximize"))
         return float(groups[0]["lr"]) if plain and not more else None
 
     def begin(self, theta: Tensor) -> State:
         """Its state as it was given: empty, but for an optimiser that has stepped before."""
-        return dict(self._optimizer.state)
+        return self._now()
 
     @torch.no_grad()
     def step(self, state: State, theta: Tensor, gradient: Tensor) -> tuple[State, Tensor]:
@@ -61,19 +63,38 @@ class Rule:
             parameter.grad = slope.clone().view_as(parameter)
         if self._clip is not None:
             nn.utils.clip_grad_norm_(own, self._clip)
-        self._optimizer.state = defaultdict(dict, {parameter: _copied(kept) for parameter, kept in state.items()})
+        of_parameters, of_groups = state
+        self._optimizer.state = defaultdict(dict, {one: _copied(kept) for one, kept in of_parameters.items()})
+        for group, kept in zip(self._groups, of_groups, strict=True):
+            parameters = group["params"]
+            group.clear()
+            group.update(_copied(kept), params=parameters)
         self._optimizer.step()
-        return dict(self._optimizer.state), torch.cat([parameter.flatten() for parameter in own])
+        return self._now(), torch.cat([parameter.flatten() for parameter in own])
+
+    def _now(self) -> State:
+        """The state as it is, which the next step does not change."""
+        groups = [{name: value for name, value in group.items() if name != "params"} for group in self._groups]
+        return dict(self._optimizer.state), groups
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return self._optimizer.param_groups
 
 
 def _on_copies(optimizer: optim.Optimizer, like: Values, copies: list[nn.Parameter]) -> optim.Optimizer:
     """The optimiser of these copies, in the place of the parameters that they are copies of."""
     theirs = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     memo, free = {}, dict(zip(like, copies, strict=True))
-    for parameter in theirs:
-        name = _name_of(parameter, {name: like[name] for name in free})
-        if name is not None:
-            memo[id(parameter)] = free.pop(name)
+    for alike in (_is, _equals):  # those of the model first: a loss copies its readout
+        for parameter in theirs:
+            same = [name for name in free if id(parameter) not in memo and alike(like[name], parameter)]
+            if len(same) > 1 and len(optimizer.param_groups) > 1:
+                raise ValueError(
+                    f"{same} have the same values and cannot be told apart; give them one group of options"
+                )
+            if same:
+                memo[id(parameter)] = free.pop(same[0])
     if free or len(memo) < len(theirs):
         raise ValueError(
             f"the optimiser has {len(theirs)} parameters, of which {len(memo)} are among the {len(like)} that learn "
@@ -82,11 +103,12 @@ def _on_copies(optimizer: optim.Optimizer, like: Values, copies: list[nn.Paramet
     return copy.deepcopy(optimizer, memo)
 
 
-def _name_of(parameter: Tensor, like: Values) -> str | None:
-    """That of the parameter itself; else, as a loss copies a readout, that of one with the same values."""
-    same = [name for name, value in like.items() if value is parameter]
-    equal = [name for name, value in like.items() if value.shape == parameter.shape and value.equal(parameter)]
-    return next(iter([*same, *equal]), None)
+def _is(value: Tensor, parameter: Tensor) -> bool:
+    return value is parameter
+
+
+def _equals(value: Tensor, parameter: Tensor) -> bool:
+    return value.shape == parameter.shape and value.equal(parameter)
 
 
 def _copied(kept: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from kpflow_dyn.solvers._landscape import Costs, Landscape, Point, Tried
+from kpflow_dyn.solvers._landscape import Costs, Landscape, Point, Tried, check_finite
 
 SHARE = 0.02  # of the steps of descent so far, which the next ones are taken together
 
@@ -17,7 +17,7 @@ class DescentSteps:
         taken: how many.
     """
 
-    order, slowest, fastest = 1, 0.5, math.inf
+    order, slowest, fastest = 1, 1.0, math.inf
 
     def __init__(self, landscape: Landscape, rate: float, costs: Costs) -> None:
         self._landscape, self.rate, self._costs, self.taken = landscape, rate, costs, 0
@@ -33,10 +33,11 @@ class DescentSteps:
         for length in lengths:
             point = self._landscape(point.theta - length * point.gradient)
             losses.append(point.loss)
+            check_finite(point.loss, self.taken + len(losses) - 1)
         self._costs.gradients += len(lengths)
         self.taken += len(lengths)
-        ends, ratio = np.cumsum([0.0, *lengths]), 0.0 if np.isfinite(losses).all() else math.inf
-        return Tried(float(ends[-1]), ratio, point, 0.0, lambda s: float(np.interp(s, ends, losses)))
+        ends = np.cumsum([0.0, *lengths])
+        return Tried(float(ends[-1]), 0.0, point, 0.0, lambda s: float(np.interp(s, ends, losses)))
 
     def _lengths(self, left: float) -> list[float]:
         """Of the next steps, one in fifty of those before."""

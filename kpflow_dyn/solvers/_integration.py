@@ -21,6 +21,7 @@ GIVE_UP = 5  # attempts after which a step of a method that is on trial is given
 LATE = 2.0  # the largest error over the tolerance of a step that earlier ones left room for
 STUBBORN = 0.5  # an error that falls less than this over a shorter step is one of a kink
 KINK = 8.0  # by how much a step is shortened before it may be accepted for the loss alone
+ROUNDING = 1e-12  # part of the span that is no step
 SHORTEST, REST = 1e-12, 1e-6  # parts of the first attempt's length, and of the first loss
 RECENT = 0.3  # weight of the latest step in the pace of a method
 
@@ -35,8 +36,10 @@ class _Way:
     pace: float = 0.0
     trials: int = 0
 
-    def propose(self, tried: Tried) -> None:
-        """The next step, after one that was accepted."""
+    def propose(self, tried: Tried, cost: float) -> None:
+        """The next step, after one that was accepted for so many gradients."""
+        gained = tried.h / cost
+        self.pace = gained if not self.pace else self.pace + RECENT * (gained - self.pace)
         order = self.steps.order
         growth = SAFETY * max(tried.ratio, 1e-9) ** (-0.8 / order) * self.before ** (0.2 / order)
         self.h = tried.h * min(max(growth, self.steps.slowest), self.steps.fastest)
@@ -76,8 +79,8 @@ class Integration:
         self.costs.gradients = 1
         self._ways = [_Way(steps) for steps in _methods(landscape, alg, rtol, self.costs)]
         self._last_resort, self._most = self._ways[0], _most_steps(alg)
-        if rate is not None:
-            self._ways.insert(0, _Way(DescentSteps(landscape, rate, self.costs)))
+        self._own = None if rate is None else DescentSteps(landscape, rate, self.costs)
+        self._ways = ([_Way(self._own)] if self._own else []) + self._ways
         self._first_loss, self._spent, self._next_try = abs(self.point.loss), 0.0, PATIENCE
 
     @property
@@ -93,7 +96,7 @@ class Integration:
     @property
     def own(self) -> int:
         """Steps of plain descent."""
-        return sum(way.steps.taken for way in self._ways if isinstance(way.steps, DescentSteps))
+        return 0 if self._own is None else self._own.taken
 
     @property
     def slope(self) -> float:
@@ -107,6 +110,8 @@ class Integration:
 
     def advance(self) -> Piece:
         """Take a step, as long as the tolerance allows: the loss along it. A RuntimeError if none is short enough."""
+        if self.slope == 0:
+            return self._stay()
         self._sort()
         used, *others = self._ways
         if others and self.costs.total >= self._next_try:
@@ -139,13 +144,12 @@ class Integration:
 
         The curvature is what the explicit method knows of it; with `look` also that along the gradient.
         """
-        own = next((way.steps for way in self._ways if isinstance(way.steps, DescentSteps)), None)
-        if own is None:
+        explicit = self._last_resort.steps
+        if self._own is None or not isinstance(explicit, ChebyshevSteps):
             return None
-        explicit = next(way.steps for way in self._ways if isinstance(way.steps, ChebyshevSteps))
         if look:
             explicit.time_scale(self.point)
-        return own if own.rate * explicit.curvature > 1 else None
+        return self._own if self._own.rate * explicit.curvature > 1 else None
 
     def _step(self, way: _Way, most: float = math.inf) -> Piece:
         """A step by this method, accepted after at most so many attempts; a `GivenUp` where that did not do."""
@@ -154,7 +158,7 @@ class Integration:
         shortest = SHORTEST * max(longest, self.time)
         if longest < shortest:
             return self._rest(way.steps.attempt(self.point, REST * self.time, self._first_loss))
-        tried, count, before = self._attempt(way), 1, math.inf
+        tried, count, before = way.steps.attempt(self.point, way.h, self._first_loss), 1, math.inf
         while not self._accepts(tried, before, longest):
             if count >= most:
                 raise GivenUp
@@ -162,14 +166,9 @@ class Integration:
             way.h = tried.h * max(way.steps.slowest, SAFETY * tried.ratio ** (-1 / way.steps.order))
             if way.h < shortest:
                 return self._rest(tried)
-            tried, count = self._attempt(way), count + 1
-        gained = tried.h / (self.costs.total - began)
-        way.pace = gained if not way.pace else way.pace + RECENT * (gained - way.pace)
-        way.propose(tried)
+            tried, count = way.steps.attempt(self.point, way.h, self._first_loss), count + 1
+        way.propose(tried, self.costs.total - began)
         return self._accept(tried, tried.h == left)
-
-    def _attempt(self, way: _Way) -> Tried:
-        return way.steps.attempt(self.point, way.h, self._first_loss)
 
     def _accepts(self, tried: Tried, before: float, longest: float) -> bool:
         """Whether a step will do, after one with this ratio, and after a first attempt of this length."""
@@ -183,7 +182,8 @@ class Integration:
 
     def _accept(self, tried: Tried, last: bool) -> Piece:
         assert tried.end is not None and tried.piece is not None
-        self.point, self.time = tried.end, self.span if last else self.time + tried.h
+        time = self.time + tried.h
+        self.point, self.time = tried.end, self.span if last or time >= self.span * (1 - ROUNDING) else time
         self.late += tried.loss_error / max(-self.slope, TINY)
         self._spent += tried.ratio * tried.h
         self.steps += 1
@@ -194,8 +194,10 @@ class Integration:
         risen = math.inf if tried.end is None else tried.end.loss - self.point.loss
         if not risen <= REST * self._first_loss:
             raise RuntimeError(_too_short(self.time, tried.h))
-        loss, self.time = self.point.loss, self.span
-        self.steps += 1
+        return self._stay()
+
+    def _stay(self) -> Piece:
+        loss, self.time, self.steps = self.point.loss, self.span, self.steps + 1
         return lambda s: loss
 
 

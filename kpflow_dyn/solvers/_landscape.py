@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -29,6 +30,12 @@ class Point:
     def gradient_at(self, theta: Array) -> Array:
         """grad L elsewhere [n]."""
         return self.around(theta)[1]
+
+
+def check_finite(loss: float, steps: int) -> None:
+    """Raise where training has left the finite numbers after so many steps."""
+    if not math.isfinite(loss):
+        raise RuntimeError(f"the loss is {loss} after {steps} steps: training diverges; take a smaller lr, or clip")
 
 
 class NoSecondDerivative(ValueError):

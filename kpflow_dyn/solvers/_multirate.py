@@ -11,7 +11,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, to_numpy
 from kpflow_dyn._arrays.dots import gram, row_norms
-from kpflow_dyn.solvers._landscape import TINY, Costs, Landscape, Piece, Point, inner
+from kpflow_dyn.solvers._landscape import TINY, Costs, Landscape, Piece, Point, check_finite, inner
 from kpflow_dyn.solvers._orthogonalise import combine
 
 NEW = 1e-3  # a difference that is new by less than this part of its length tells nothing
@@ -156,6 +156,7 @@ class OwnSteps:
         states, thetas, _ = self._stepped(r, self._known)
         end = self._at(thetas[-1])
         if r == 1:
+            check_finite(end.loss, self.time + 1)
             self._r = 2 if self._foreseen(end) else 1
             self.own += 1
             return self._accept(end, states[-1], np.array([self.point.loss, end.loss]), end)
@@ -170,7 +171,7 @@ class OwnSteps:
         self._r = max(1, round(r * min(FASTEST, growth)))
         losses = _through(self.point.loss, end.loss + late, changes)
         self._off += abs(late)
-        self._estimated += abs(late) * r / max(self.point.loss - float(losses[-1]), TINY)
+        self._estimated += error * r
         return self._accept(replace(end, theta=thetas[-1], loss=float(losses[-1])), states[-1], losses, end)
 
     def _stepped(self, r: int, known: list[Point]) -> tuple[list[Any], list[Array], list[float]]:
@@ -269,9 +270,11 @@ class DrawnSteps:
         before, r = self.point, min(max(FEWEST, int(SPARSE * self.time)), int(self.span) - self.time)
         theta, gradient = before.theta, before.gradient
         for _ in range(r):
-            _of_batch, gradient = next(self._draws)(theta)
+            of_batch, gradient = next(self._draws)(theta)
+            check_finite(of_batch, self.time)
             self._state, theta = self._rule.step(self._state, theta, gradient)
         self.point = replace(before, theta=theta, loss=self._loss(theta), gradient=gradient)
+        check_finite(self.point.loss, self.time + r)
         self.costs.gradients += r * self._share + FORWARD
         self.time, self.steps = self.time + r, self.steps + 1
         self._risen += r * (self.point.loss > before.loss)
