@@ -19,6 +19,14 @@ def cases(names: Iterable[str], quick: Iterable[str]) -> list:
     return [name if name in set(quick) else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Each test draws the same numbers each time, whichever ran before it, also where a page's example sets no seed."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def x64() -> Iterator[None]:
     """JAX in double precision, for the tests of one module."""
