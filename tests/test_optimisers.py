@@ -13,7 +13,7 @@ from kpflow_dyn._jax.training import Rule as JaxRule
 from kpflow_dyn._torch.training import Rule as TorchRule
 from kpflow_dyn.solvers import Multirate
 from kpflow_dyn.solvers._landscape import Point
-from kpflow_dyn.solvers._multirate import OwnSteps, SecantModel
+from kpflow_dyn.solvers._multirate import OwnSteps, SecantModel, saturates
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -319,6 +319,34 @@ def test_times_of_an_optimiser_are_those_of_training_for_fewer_gradients(name, k
         assert low <= true <= high
         assert abs(found.time_to(part) / true - 1) < 0.05
     assert found.cost < 0.75 * found.time[-1]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_where_the_clip_of_descent_binds_steps_are_its_own(momentum):
+    make = partial(torch.optim.SGD, momentum=momentum)
+    lr, clip = 0.2 * (1 - momentum), 0.05
+    losses, _ = trained(lambda those: make(those, lr=lr), 120, clip)
+    found = kp.gradient_flow(*posed(), 120, optimizer=make, lr=lr, clip=clip)
+    np.testing.assert_allclose(found(np.arange(121)), losses[:121], rtol=1e-6)
+    assert found.own == 120 and "training" in str(found)
+
+
+CLIPPED = optax.clip_by_global_norm(0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "binds"),
+    [
+        (optax.chain(CLIPPED, optax.sgd(0.3, momentum=0.9)), True),
+        (optax.chain(optax.clip_by_global_norm(10.0), optax.sgd(0.3)), False),
+        (optax.sgd(0.3, momentum=0.9, nesterov=True), False),
+        (optax.chain(CLIPPED, optax.adam(1e-3)), False),
+        (optax.chain(CLIPPED, optax.rmsprop(1e-3)), False),
+    ],
+)
+def test_a_clip_within_an_optimiser_is_known(make, binds):
+    rule = JaxRule(make, None, None, {"w": jnp.ones(3)})
+    assert saturates(rule, rule.begin(jnp.ones(3)), jnp.asarray([1.0, -2.0, 0.5])) is binds
 
 
 def test_mini_batches_are_those_of_training():

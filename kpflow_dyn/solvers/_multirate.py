@@ -11,7 +11,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, to_numpy
 from kpflow_dyn._arrays.dots import gram, row_norms
-from kpflow_dyn.solvers._landscape import TINY, Costs, Landscape, Piece, Point, check_finite, inner
+from kpflow_dyn.solvers._landscape import TINY, Costs, Landscape, Piece, Point, check_finite, inner, norm
 from kpflow_dyn.solvers._orthogonalise import combine
 
 NEW = 1e-3  # a difference that is new by less than this part of its length tells nothing
@@ -21,7 +21,8 @@ WASTED, ALLOWED = 0.1, 0.6  # rejected stretches: at most this part of the steps
 BLIND = 4  # steps at the start, one by one: bias corrections change faster than any history tells
 SHARE = 0.02  # of the steps so far, which the next ones are taken together
 SPARSE, FEWEST = 0.2, 4  # steps on mini-batches between two looks at the loss of all trials: a part of those so far
-DRAWS = 0.1  # a part of the time by which other draws may be off
+DRAWS = 0.15  # a part of the time by which other draws may be off
+SMALL = 1e-4  # a part of the gradient that no clipping reaches
 FORWARD = 0.35  # gradients that a loss costs
 
 Slope = Callable[[Array], tuple[float, Array]]  # theta -> a loss and its gradient there
@@ -96,7 +97,8 @@ class OwnSteps:
         self, landscape: Landscape, theta: Array, span: float, rule: Rule, alg: Multirate, tolerance: float
     ) -> None:
         self._landscape, self._rule, self._alg, self._tolerance = landscape, rule, alg, tolerance
-        self.point, self.state = landscape(theta), rule.begin(theta)
+        self.point, self._fresh = landscape(theta), rule.begin(theta)
+        self.state = self._fresh
         if not math.isfinite(self.slope):
             raise ValueError("the gradient of the loss holds NaN or inf at the start, such as that of sqrt at zero")
         self.time, self.span, self.steps, self.own, self.costs = 0, span, 0, 0, Costs()
@@ -149,7 +151,8 @@ class OwnSteps:
         """Steps by the model of the gradient; one where that is not to be had."""
         may_fail = self._rejected + 1 <= WASTED * self.time + ALLOWED
         calm = self._calm >= self._alg.calm and self.time >= BLIND
-        return min(self._r, self._alg.longest, int(self.span - self.time)) if calm and may_fail else 1
+        r = min(self._r, self._alg.longest, int(self.span - self.time)) if calm and may_fail else 1
+        return r if r == 1 or not saturates(self._rule, self._fresh, self.point.gradient) else 1
 
     def _attempt(self, r: int) -> np.ndarray | None:
         """The losses from here on for this many steps; None where their error is too large."""
@@ -220,6 +223,22 @@ class OwnSteps:
         return losses
 
 
+def saturates(rule: Rule, fresh: Any, gradient: Array) -> bool:
+    """Whether a first step that is linear in small gradients is shorter at this one, as where its norm is clipped.
+
+    Such steps keep their length at the edge of stability, where the loss may fall on while they bounce from side to
+    side. How soon they begin to depends on the last digit of the gradient.
+    """
+
+    def moved(scale: float) -> Array:
+        return rule.step(fresh, 0 * gradient, scale * gradient)[1]
+
+    still, once, twice, full = map(moved, (0.0, SMALL, 2 * SMALL, 1.0))
+    once, twice, full = once - still, twice - still, full - still
+    linear = norm(twice - 2 * once) < 1e-3 * norm(twice)
+    return linear and SMALL * norm(full) < 0.99 * norm(once)
+
+
 class DrawnSteps:
     """A run of an optimiser on mini-batches: each step is its own, and the loss of all trials is computed at some.
 
@@ -244,6 +263,7 @@ class DrawnSteps:
         self.point = Point(theta, loss(theta), 0 * theta, lambda rows: rows, lambda _other: (math.nan, theta))
         self._state = rule.begin(theta)
         self.time, self.span, self.steps, self.costs, self._risen = 0, span, 0, Costs(), 0
+        self.costs.gradients = FORWARD
 
     @property
     def finished(self) -> bool:
