@@ -163,10 +163,18 @@ PAIRS = [
     Pair("flip-flop", "tanh", 0.9, scale=5.0),
     Pair("lag", "gru", 1.0, scale=5.0),
     Pair("sine", "tanh", 1.2, scale=4.0),
+    Pair("flip-flop", "lstm", 0.7, scale=5.0),
+    Pair("lag", "lstm", 1.3, scale=4.0),
+    Pair("sine", "ctrnn", 1.3, scale=3.0),
     # Many units.
     Pair("flip-flop", "gru", 1.0, units=128),
     Pair("lag", "tanh", 0.9, units=128),
     Pair("sine", "ctrnn", 1.3, units=128),
+    Pair("flip-flop", "tanh", 0.9, units=128),
+    Pair("lag", "gru", 1.0, units=128),
+    Pair("flip-flop", "lstm", 0.7, units=128),
+    Pair("lag", "lstm", 1.3, units=128),
+    Pair("integration", "tanh", 1.4, units=128),
 ]
 
 

@@ -221,6 +221,28 @@ def test_where_the_loss_rises_steps_are_the_optimisers_own():
     np.testing.assert_allclose(losses, exactly(curvatures, 0.0505, 50), rtol=1e-10)
 
 
+def test_the_more_often_the_loss_has_risen_the_longer_it_must_fall():
+    rule, curvatures = Descent(0.01, 0.98), np.array([1.0])  # the loss swings for hundreds of steps
+    found, losses = run(curvatures, rule, 400, Multirate(calm=3))
+    true = exactly(curvatures, 0.01, 400, 0.98)
+    rises = np.flatnonzero(np.diff(true) > 0)
+    third = int(rises[2])
+    assert found.own > 350
+    np.testing.assert_allclose(losses[third:] / true[third:], 1, atol=0.1)
+
+
+def test_a_run_that_is_to_stop_at_a_loss_stops_where_it_dips_below():
+    curvatures = np.array([1.0])
+    found, losses = run(curvatures, Descent(0.01, 0.98), 400, Multirate(longest=1))
+    assert found.lowest == losses.min() < found.point.loss
+    net, x = torch.nn.Linear(1, 1, bias=False).double(), torch.ones(1, 1).double()
+    torch.nn.init.zeros_(net.weight)
+    make = partial(torch.optim.SGD, momentum=0.997)  # it jumps from side to side, and each time elsewhere
+    options = {"optimizer": make, "lr": 1.9, "stop_below": 1e-4}
+    flow = kp.gradient_flow(kp.StaticProblem(net, x), lambda y: ((y - 1) ** 2).mean(), 3000, **options)
+    assert flow.time_to(1e-4) > 200 and flow.time[-1] <= 1.02 * np.ceil(flow.time_to(1e-4)) + 1
+
+
 def test_no_run_takes_many_more_gradients_than_steps():
     rng = np.random.default_rng(0)
 

@@ -209,7 +209,8 @@ def gradient_flow(
         params: which parameters learn, names or a function of the name, as in `linearize`; all when None.
         alg: `RungeKuttaChebyshev(...)` or `ExponentialRosenbrock(...)`; None for the cheaper of both at any time.
         rtol: the error of a step, relative to what it does: in time to its length, in the parameters to the distance.
-        stop_below: end as soon as the loss is below this part of what it was at the start.
+        stop_below: end as soon as the loss is, or was at one of an optimiser's steps, below this part of what it was at
+            the start.
         optimizer: how to train in the place of the gradient flow, for at most 1.1 times as many gradients as its steps,
             and two: "adam", "adamw", "rmsprop", "sgd"; or what makes another one: in torch a class called as
             optimizer(parameters, lr=lr), in JAX a function of optax called as optimizer(lr); or an optimiser itself, of
@@ -289,6 +290,8 @@ class Run(Protocol):
     @property
     def late(self) -> float: ...
     @property
+    def lowest(self) -> float: ...
+    @property
     def own(self) -> int: ...
     def advance(self) -> Piece: ...
 
@@ -321,7 +324,7 @@ def along(
     rows, thetas, pieces = [_row(run)], [run.point.theta], []
     with bars(progress) as shown:
         bar = shown.add_task(_beforehand(run, optimizer), total=run.span)
-        while not (reached := run.finished or run.point.loss < lowest) and not run.exhausted:
+        while not (reached := run.finished or run.lowest < lowest) and not run.exhausted:
             pieces.append(run.advance())
             rows.append(_row(run))
             thetas.append(run.point.theta)

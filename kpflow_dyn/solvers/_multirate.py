@@ -54,7 +54,8 @@ class Multirate:
     Args:
         history: how many differences the model of the gradient has.
         longest: most steps for one gradient.
-        calm: for so many steps the loss must have fallen before r is more than 1; at the start it counts as calm.
+        calm: for so many steps, and as many more for each time that it has risen, the loss must have fallen before r is
+            more than 1; at the start it counts as calm.
 
     Raises:
         ValueError: options below one.
@@ -91,6 +92,7 @@ class OwnSteps:
     Attributes:
         own: how many steps were taken one by one, by the gradient itself.
         state: the optimiser's.
+        lowest: the lowest loss so far.
     """
 
     def __init__(
@@ -98,13 +100,13 @@ class OwnSteps:
     ) -> None:
         self._landscape, self._rule, self._alg, self._tolerance = landscape, rule, alg, tolerance
         self.point, self._fresh = landscape(theta), rule.begin(theta)
-        self.state = self._fresh
+        self.state, self.lowest = self._fresh, self.point.loss
         if not math.isfinite(self.slope):
             raise ValueError("the gradient of the loss holds NaN or inf at the start, such as that of sqrt at zero")
         self.time, self.span, self.steps, self.own, self.costs = 0, span, 0, 0, Costs()
         self.costs.gradients = 1
         self._known, self._r, self._calm, self._rejected = [self.point], 1, alg.calm, 0
-        self._off, self._estimated, self._risen = 0.0, 0.0, 0
+        self._off, self._estimated, self._risen, self._rises = 0.0, 0.0, 0, 0
 
     @property
     def most(self) -> int:
@@ -150,7 +152,7 @@ class OwnSteps:
     def _how_many(self) -> int:
         """Steps by the model of the gradient; one where that is not to be had."""
         may_fail = self._rejected + 1 <= WASTED * self.time + ALLOWED
-        calm = self._calm >= self._alg.calm and self.time >= BLIND
+        calm = self._calm >= self._alg.calm * (1 + self._rises) and self.time >= BLIND
         r = min(self._r, self._alg.longest, int(self.span - self.time)) if calm and may_fail else 1
         return r if r == 1 or not saturates(self._rule, self._fresh, self.point.gradient) else 1
 
@@ -216,8 +218,10 @@ class OwnSteps:
 
     def _accept(self, point: Point, state: Any, losses: np.ndarray, known: Point) -> np.ndarray:
         r, rises = len(losses) - 1, not point.loss <= self.point.loss
+        self.lowest = min(self.lowest, *losses)
         self._calm = 0 if rises else self._calm + r
         self._risen += rises and self.own < self.time
+        self._rises += rises
         self._known = [*self._known, known][-1 - self._alg.history :]
         self.point, self.state, self.time = point, state, self.time + r
         return losses
@@ -269,6 +273,11 @@ class DrawnSteps:
     def finished(self) -> bool:
         """Whether all steps are taken."""
         return self.time >= self.span
+
+    @property
+    def lowest(self) -> float:
+        """The loss of all trials, which is known at these steps alone."""
+        return self.point.loss
 
     @property
     def own(self) -> int:
