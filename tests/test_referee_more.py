@@ -233,6 +233,20 @@ def test_a_gradient_flow_that_would_move_some_of_the_model_is_refused(forward: C
         kp.gradient_flow(kp.DiscreteProblem(cell, inputs()), lambda state: (state**2).mean(), 0.1)
 
 
+def test_a_forecast_of_a_model_with_an_alias_is_right_and_not_compared_with_training() -> None:
+    cell, x = make(by_alias), inputs()
+    cell.again = [cell.w.weight]
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x)))
+    target = torch.zeros_like(flow.solution.state)
+    with pytest.warns(UserWarning, match="not compared with training itself.*another way than its name"):
+        found = kp.forecast(flow, target, lr=0.1, steps=10)
+    size = target.numel()
+    rows = flow.ntk.mv(torch.eye(size, dtype=torch.float64).reshape(size, *target.shape)).reshape(size, size)
+    step = torch.eye(size, dtype=torch.float64) - 0.1 * 2 * rows / size
+    error = torch.linalg.matrix_power(step, 10) @ flow.solution.state.reshape(-1)
+    assert found.loss[10] == pytest.approx(float((error**2).mean()), rel=1e-6) and np.isnan(found.holds_until)
+
+
 def test_a_gradient_flow_of_a_field_with_an_alias_is_refused() -> None:
     class Field(Base):
         def forward(self, t, z):

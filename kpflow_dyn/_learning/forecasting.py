@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -215,7 +216,8 @@ def forecast(
         mask: m >= 0, broadcastable to the shape of y, or [trial, time]; all ones when None. None with a function.
         batch: how many trials a step sees, drawn anew for each without repetition; all when None. Then `mean_loss` is
             that of such steps, in the mean over the draws; of the squared error only.
-        check: whether to follow the training itself; left out with a metric, and for states on a span of an ODE.
+        check: whether to follow the training itself; left out with a metric, for states on a span of an ODE, and with a
+            warning where the model cannot be called with other parameters.
         optimizer, clip: as in `gradient_flow`, whose `lr` may be its own: then the linearised model is trained by it.
 
     Raises:
@@ -240,8 +242,9 @@ def forecast(
     with full_precision(outputs(flow)):
         frozen, (rates, energies), applications, mean = road(flow, of_outputs, training, grid, batch)
         path, parted = np.zeros((2, 0)), math.nan
-        if check and _can_descend(flow) and frozen.at(np.zeros(())) > 0:
-            path, parted = _flow_beside(training.run(*objective_of(flow, of_outputs), steps), frozen)
+        own = _own_training(flow, of_outputs) if check and frozen.at(np.zeros(())) > 0 else None
+        if own is not None:
+            path, parted = _flow_beside(training.run(*own, steps), frozen)
     parted, path[0] = parted / training.step, path[0] / training.step
     known, lr = frozen.at(grid), math.nan if lr is None else lr
     return Forecast(lr, grid, known, rates, energies, parted, path[0], path[1], mean, applications, frozen)
@@ -474,10 +477,17 @@ def objective_of(flow: Flow | Output, loss: OutputLoss) -> tuple[Objective, Valu
     return Objective(inner.solution, of_states, list(values)), values
 
 
-def _can_descend(flow: Flow | Output) -> bool:
-    """Whether a gradient flow of the same metric exists, the plain one."""
+def _own_training(flow: Flow | Output, loss: OutputLoss) -> tuple[Objective, Values] | None:
+    """What the model itself trains; None where there is no gradient flow of the same metric, the plain one."""
+    inner = states_of(flow)
+    if inner.preconditioner or (isinstance(flow, Output) and flow.rate not in (0, 1)):
+        return None
     try:
-        field_of_model(states_of(flow).solution)
+        field_of_model(inner.solution)
     except (TypeError, ValueError):
-        return False
-    return not states_of(flow).preconditioner and (not isinstance(flow, Output) or flow.rate in (0, 1))
+        return None
+    try:
+        return objective_of(flow, loss)
+    except ValueError as error:
+        warnings.warn(f"the forecast is not compared with training itself: {error}", stacklevel=3)
+        return None
