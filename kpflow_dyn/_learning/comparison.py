@@ -67,7 +67,9 @@ class Comparison:
 
     def __str__(self) -> str:
         rows = {"NTK": self.ntk, "K": self.K, "P": self.P}
-        table = [f"alignment of {n:4} {row.value:8.4f} +- {row.stderr:.2g}" for n, row in rows.items() if row]
+        table = [
+            f"alignment of {n:4} {row.value:8.4f} +- {row.stderr:.2g}" for n, row in rows.items() if row is not None
+        ]
         degrees = ", ".join(f"{angle:.1f}" for angle in np.degrees(self.angles))
         angles = f"principal angles of {len(self.angles)} leading modes, in degrees: {degrees}"
         if self.loss is None:
