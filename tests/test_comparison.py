@@ -235,6 +235,8 @@ def test_losses_that_have_no_such_kernel() -> None:
         kp.compare(a, b, mask=MASK)
     with pytest.raises(ValueError, match="the outputs differ"):
         kp.compare(a, a.flow.output(np.ones((2, 4))), target=TARGET)
+    with pytest.raises(TypeError, match="expected a Flow"):
+        kp.compare(a, a.ntk)
 
 
 def test_where_one_model_has_nothing_to_learn() -> None:

@@ -6,8 +6,10 @@ Under a loss L(y) of Hessian h and gradient e in the outputs, with f = h^{-1/2} 
 
 Of the three forms of this operator, W, ntk h and h ntk, which have the same eigenvalues, the rates, W is symmetric. So
 its alignments are between 0 and 1 and its modes are orthonormal, while ntk h and h ntk would give two different answers
-to one question. And W is zero along all that the loss does not see: outputs without a target, a shift of all logits,
-classes that are certain already. The symmetric root is the one for which equal Hessians give equal coordinates.
+to one question. And W is zero along all that the loss does not see, such as outputs without a target, or a shift of all
+logits, along which ntk h still moves the outputs. Any root h = r r^T gives the same rates; the symmetric one makes
+coordinates of two models equal where their Hessians are, which their comparison needs. It is found from h by blocks, so
+that a loss of the user's own has it too; it must be convex, as an h with negative eigenvalues has no root.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class Comparison:
         angles: the principal angles [k] between the spans of the k leading modes of the two, ascending, in radians: 0
             for a direction that they share, pi/2 for one that only one of them has. NaN for those that an operator of
             lower rank lacks.
-        modes: the leading modes of each; under a loss their values are rates.
+        modes: the leading modes of each; under a loss their values are rates, and their vectors h^{1/2} times changes
+            of the outputs.
         loss: of each model, where there is one.
         accuracy: of each model, where the loss is that of classes.
         step: the cosine of the directions in which the next small step of gradient descent moves the outputs that count
@@ -105,8 +108,9 @@ def compare(
 
         W = h^{1/2} ntk h^{1/2}        df/dtau = -W f,    f = h^{-1/2} grad L,    L = L_min + |f|^2 / 2 to second order
 
-    Its modes decay at the rates l_i. What the loss does not see, such as outputs without a target, a shift of all
-    logits, or classes that are certain already, does not count. Of a mean squared error W is a multiple of the kernel.
+    Its eigenvalues are the rates at which its modes decay. What the loss does not see does not count, such as outputs
+    without a target or a shift of all logits, and classes that are nearly certain count little. Of a plain squared
+    error W is a multiple of the kernel.
 
     Args:
         a, b: flows on the same inputs, whose states have the same axes and lengths, unit i being compared with unit i;
@@ -115,7 +119,7 @@ def compare(
         samples: how many applications of each operator to spend on an alignment; None for exact values where these are
             cheap.
         seed: an int, or a `Random` to continue.
-        alg: how the modes are found; `solvers.BlockLanczos(tol=1e-4)` when None.
+        alg: how the modes are found; `solvers.BlockLanczos()` when None.
         target: of both, as in `forecast`.
         loss: "squared_error", "cross_entropy" as in `cross_entropy`, or a convex function (y, target) -> number;
             y -> number if there is no target.
@@ -123,6 +127,7 @@ def compare(
             the flows as they are: take `flow.where(mask)` to leave places out of them.
 
     Raises:
+        TypeError: what is no flow, or readout of one.
         ValueError: states or outputs of other shapes, a k that is larger than the ranks, a target or mask that does not
             fit, or a loss that is not convex in the outputs, or has no curvature.
     Source: Bjorck, Golub, Math. Comp. 27, 579 (1973), for the angles; `alignment` for the cosines.
@@ -138,10 +143,8 @@ def compare(
     >>> len(of_classes.loss), -1 <= of_classes.step <= 1
     (2, True)
     """
-    if not a.ntk.domain.matches(b.ntk.domain):
-        what = "outputs" if isinstance(a, Output) and isinstance(b, Output) else "states"
-        raise ValueError(f"the {what} differ: {a.ntk.domain} and {b.ntk.domain}; compare models on the same inputs")
-    rng, alg = Random(seed), BlockLanczos(tol=1e-4) if alg is None else alg
+    _check_alike(a, b)
+    rng, alg = Random(seed), BlockLanczos() if alg is None else alg
     kernels, now = (a.ntk, b.ntk), {}
     if target is not None or callable(loss) or loss != "squared_error" or mask is not None:
         sides = [_under_loss(flow, loss_of(flow, target, mask, loss)) for flow in (a, b)]
@@ -149,6 +152,14 @@ def compare(
     leading = tuple(eigs(kernel, k, alg, seed=rng) for kernel in kernels)
     of = [alignment(*kernels, samples, rng), *(_of_states(a, b, name, samples, rng) for name in ("K", "P"))]
     return Comparison(*of, angles=principal_angles(*leading), modes=leading, **now)
+
+
+def _check_alike(a: Flow | Output, b: Flow | Output) -> None:
+    for flow in (a, b):
+        outputs(flow)  # raises for what is no flow
+    if not a.ntk.domain.matches(b.ntk.domain):
+        what = "outputs" if isinstance(a, Output) and isinstance(b, Output) else "states"
+        raise ValueError(f"the {what} differ: {a.ntk.domain} and {b.ntk.domain}; compare models on the same inputs")
 
 
 def _of_states(a: Flow | Output, b: Flow | Output, name: str, samples: int | None, rng: Random) -> Estimate | None:
@@ -211,9 +222,8 @@ def _counts(loss: OutputLoss, y: Array) -> Array:
 
 def _now(a: Trained, b: Trained) -> dict[str, Any]:
     """What a comparison says of the two and of their next steps."""
-    accuracies = (a.accuracy, b.accuracy)
-    known = None if math.isnan(a.accuracy) else accuracies
-    return {"loss": (a.loss, b.loss), "accuracy": known, "step": _cosine(a.moves, b.moves)}
+    accuracy = None if math.isnan(a.accuracy) else (a.accuracy, b.accuracy)
+    return {"loss": (a.loss, b.loss), "accuracy": accuracy, "step": _cosine(a.moves, b.moves)}
 
 
 def _cosine(a: Array, b: Array) -> float:

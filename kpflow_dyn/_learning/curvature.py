@@ -74,7 +74,10 @@ def _blocks(hessian: Rows, y: Array, space: Space) -> np.ndarray:
         coupled = np.abs(image - to_numpy(_applied(like_numpy(blocks.copy(), y), trial))).max()
         if coupled <= 10 * eps_of(y) ** 0.5 * np.abs(blocks).max():
             return blocks
-    raise ValueError("the loss has no second derivative in these outputs, or one with NaN; look at it where they are")
+    raise ValueError(
+        "the second derivative of the loss in these outputs is not symmetric, holds NaN, or is lost in round-off; look "
+        "at the loss where the outputs are now, or take float64"
+    )
 
 
 def _check_room(size: int, space: Space, y: Array) -> None:
