@@ -36,16 +36,17 @@ class Model:
     Without biases, which are other parameters in JAX.
     """
 
-    def __init__(self, seed: int, units: int = 4) -> None:
+    def __init__(self, seed: int, units: int = 4, x: np.ndarray = X) -> None:
         torch.manual_seed(seed)
+        self.x = x
         self.cell, self.readout = nn.GRUCell(2, units, bias=False).double(), nn.Linear(units, OUT).double()
 
     def outputs(self, values: dict[str, Tensor]) -> Tensor:
         parts = [
             {n.removeprefix(f"{part}."): v for n, v in values.items() if n.startswith(part)} for part in ("cell", "out")
         ]
-        z, states = torch.zeros(TRIALS, self.cell.hidden_size, dtype=torch.float64), []
-        for x_t in torch.from_numpy(X).unbind(1):
+        z, states = torch.zeros(len(self.x), self.cell.hidden_size, dtype=torch.float64), []
+        for x_t in torch.from_numpy(self.x).unbind(1):
             z = torch.func.functional_call(self.cell, parts[0], (x_t, z))
             states.append(z)
         return torch.func.functional_call(self.readout, parts[1], torch.stack(states, 1))
@@ -55,13 +56,13 @@ class Model:
         values = {f"cell.{n}": p.detach() for n, p in self.cell.named_parameters()}
         values |= {f"out.{n}": p.detach() for n, p in self.readout.named_parameters()}
         J = torch.cat(
-            [j.reshape(X[..., 0].size * OUT, -1) for j in torch.func.jacrev(self.outputs)(values).values()], 1
+            [j.reshape(self.x[..., 0].size * OUT, -1) for j in torch.func.jacrev(self.outputs)(values).values()], 1
         )
         return (J @ J.T).numpy(), self.outputs(values)
 
     def flow(self, framework: str) -> kp.Output:
         in_torch = framework == "torch"
-        cell, x = (self.cell, torch.from_numpy(X)) if in_torch else (to_jax(self.cell), jnp.asarray(X))
+        cell, x = (self.cell, torch.from_numpy(self.x)) if in_torch else (to_jax(self.cell), jnp.asarray(self.x))
         readout = self.readout if in_torch else to_jax(self.readout)
         return kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(readout, learn=True)
 
@@ -72,7 +73,7 @@ def flow_of(seed: int, framework: str) -> kp.Output:
 
 
 def under(loss: Callable[[Tensor], Tensor], model: Model) -> tuple[np.ndarray, np.ndarray, float]:
-    """W, the direction in which the outputs move, and the loss."""
+    """W, the direction in which the outputs move (with the other sign), and the loss."""
     ntk, y = model.dense()
     H = torch.autograd.functional.hessian(loss, y).reshape(len(ntk), -1).numpy()
     values, vectors = np.linalg.eigh(H)
@@ -197,6 +198,21 @@ def test_networks_of_different_widths() -> None:
     first, second = (under(lambda y: (y**2).mean(), model)[0] for model in (Model(0), Model(1, 6)))
     assert found.ntk.value == pytest.approx(cosine(first, second), rel=1e-9)
     assert found.K is None and found.P is None and "alignment of K" not in str(found)
+
+
+def test_more_outputs_than_parameters() -> None:
+    """Modes from the parameters' side, by Lanczos, and an alignment that is estimated."""
+    x = RNG.standard_normal((9, 20, 2))
+    right = torch.from_numpy(RNG.integers(0, OUT, (9, 20)))
+    models = [Model(seed, x=x) for seed in (0, 1)]
+    found = kp.compare(*(model.flow("torch") for model in models), k=3, target=right, loss="cross_entropy")
+    both = [under(lambda y: F.cross_entropy(y.reshape(-1, OUT), right.reshape(-1)), model)[0] for model in models]
+    assert found.ntk.value == pytest.approx(cosine(*both), rel=1e-6) and "exact" not in found.ntk.method
+    assert found.ntk.value == pytest.approx(cosine(*both), abs=5 * found.ntk.stderr + 1e-12)
+    pairs = [np.linalg.eigh(W) for W in both]
+    for modes, (values, _) in zip(found.modes, pairs, strict=True):
+        assert to_numpy(modes.values) == pytest.approx(values[:-4:-1], rel=1e-6) and bool(modes.converged.all())
+    assert found.angles == pytest.approx(np.sort(subspace_angles(*(v[:, -3:] for _, v in pairs))), abs=1e-4)
 
 
 def test_states_on_the_times_of_an_equation() -> None:

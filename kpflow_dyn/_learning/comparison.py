@@ -145,13 +145,13 @@ def compare(
     """
     _check_alike(a, b)
     rng, alg = Random(seed), BlockLanczos() if alg is None else alg
-    kernels, now = (a.ntk, b.ntk), {}
+    first, second, now = a.ntk, b.ntk, {}
     if target is not None or callable(loss) or loss != "squared_error" or mask is not None:
-        sides = [_under_loss(flow, loss_of(flow, target, mask, loss)) for flow in (a, b)]
-        kernels, now = [side.kernel for side in sides], _now(*sides)
-    leading = tuple(eigs(kernel, k, alg, seed=rng) for kernel in kernels)
-    of = [alignment(*kernels, samples, rng), *(_of_states(a, b, name, samples, rng) for name in ("K", "P"))]
-    return Comparison(*of, angles=principal_angles(*leading), modes=leading, **now)
+        one, other = (_under_loss(flow, loss_of(flow, target, mask, loss)) for flow in (a, b))
+        first, second, now = one.kernel, other.kernel, _now(one, other)
+    leading = eigs(first, k, alg, seed=rng), eigs(second, k, alg, seed=rng)
+    ntk, K, P = alignment(first, second, samples, rng), *(_of_states(a, b, name, samples, rng) for name in ("K", "P"))
+    return Comparison(ntk, K, P, principal_angles(*leading), leading, **now)
 
 
 def _check_alike(a: Flow | Output, b: Flow | Output) -> None:
