@@ -14,6 +14,7 @@ from scipy.linalg import subspace_angles
 from torch import Tensor, nn
 
 import kpflow_dyn as kp
+import kpflow_dyn._learning.curvature
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn.models import to_jax
 
@@ -259,3 +260,18 @@ def test_where_one_model_has_nothing_to_learn() -> None:
     a, b = (flow_of(seed, "torch") for seed in (0, 1))
     found = kp.compare(a, b, k=2, target=to_numpy(a.values))
     assert found.loss[0] == 0 and found.loss[1] > 0 and np.isnan(found.step)
+
+
+def test_directions_that_the_loss_does_not_see_have_no_angle() -> None:
+    """Of three logits at a place two count, and at places without a target none."""
+    a, b = (flow_of(seed, "torch") for seed in (0, 1))
+    found = kp.compare(a, b, k=30, target=CLASSES, mask=MASK, loss="cross_entropy")
+    assert np.isfinite(found.angles).sum() == 2 * COUNTS.sum() and np.isnan(found.angles[2 * COUNTS.sum() :]).all()
+
+
+def test_a_hessian_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, target = flow_of(0, "torch"), torch.from_numpy(TARGET)
+    monkeypatch.setattr(kpflow_dyn._learning.curvature, "DENSE_BYTES", 36 * 12 * 8)
+    assert kp.compare(a, a, k=2, target=target, loss=of_mean_over_times).ntk.value == pytest.approx(1)
+    with pytest.raises(ValueError, match="couples outputs of several times or trials, 36 at once"):
+        kp.compare(a, a, k=2, target=target, loss=of_all)
