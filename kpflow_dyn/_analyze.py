@@ -194,9 +194,14 @@ def _learning(
         raise ValueError("what will be learnt needs both a readout and a task with targets; give them, or neither")
     progress("what will be learnt", 0, None)
     output = flow.output(readout, learn=True)
-    loss = ("cross_entropy" if "class" in task.labels else "squared_error") if loss is None else loss
+    loss = loss_of_task(task) if loss is None else loss
     mask = task.mask if mask is None and not callable(loss) else mask
     return learning_of(output, loss, task.targets, mask, task.outputs, seed)
+
+
+def loss_of_task(task: TaskData) -> str:
+    """The loss that a task is most likely trained with: the cross-entropy where it has right classes."""
+    return "cross_entropy" if "class" in task.labels else "squared_error"
 
 
 def _core_spectrum(flow: Flow, k: int, rng: Random, progress: Progress) -> dict[str, Any]:

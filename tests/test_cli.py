@@ -552,6 +552,75 @@ def test_a_readout_of_the_h_of_an_lstm_answers_too(task: Path, folder: Path, out
     assert "learning" in json.loads((out / "results.json").read_text())
 
 
+CHOICES = """
+import numpy as np
+from kpflow_dyn.tasks import TaskData
+
+class Choices:
+    def sample(self, trials, seed):
+        inputs = np.random.default_rng(3).standard_normal((4, 5, 3))
+        mask = np.ones((4, 5), bool)
+        mask[0, 3:] = mask[1, 1] = False
+        right = inputs.argmax(-1)
+        return TaskData(inputs, np.eye(3)[right], mask, {"class": right}, "choices")
+"""
+
+
+@pytest.fixture
+def of_classes(folder: Path, cell: torch.nn.GRUCell) -> tuple[list[Path], str]:
+    """Two checkpoints of a cell with a layer of classes, and a task that knows the right ones."""
+    torch.manual_seed(2)
+    files = [folder / f"classes_{number}.pt" for number in range(2)]
+    for number, file in enumerate(files):
+        whole = {f"rnn.{name}": value + 0.3 * number for name, value in cell.state_dict().items()}
+        torch.save(whole | {"head.weight": torch.randn(3, 6), "head.bias": torch.randn(3)}, file)
+    (folder / "choices.py").write_text(CHOICES)
+    return files, f"{folder / 'choices.py'}:Choices"
+
+
+def now_by_hand(file: Path, cell: torch.nn.GRUCell) -> list[list[str]]:
+    """Loss and accuracy of a checkpoint, as they are shown."""
+    weights = {name: value.double() for name, value in torch.load(file).items()}
+    rnn = {name.removeprefix("rnn."): value for name, value in weights.items() if name.startswith("rnn.")}
+    own, scope = copy.deepcopy(cell).double(), {}
+    own.load_state_dict(rnn)
+    exec(CHOICES, scope)
+    data = scope["Choices"]().sample(None, 0)
+    states = kp.solve(kp.DiscreteProblem(own, torch.from_numpy(data.inputs))).state
+    y = (states @ weights["head.weight"].T + weights["head.bias"])[torch.from_numpy(data.mask)]
+    right = torch.from_numpy(data.targets).argmax(-1)[torch.from_numpy(data.mask)]
+    loss, hits = torch.nn.functional.cross_entropy(y, right), (y.argmax(-1) == right).double().mean()
+    return [f"{loss:.4g}", f"{hits:.4g}"]
+
+
+@pytest.mark.parametrize("kept", [[], ["--all-steps"]])
+def test_two_checkpoints_under_the_loss_of_their_task(of_classes, cell, out: Path, kept: list[str]) -> None:
+    files, task = of_classes
+    network = ("--model", "gru", "--task", task, "--out", out, "--dtype", "float64", "--modes", 2, *kept)
+    shown = run("compare", *files, *network)
+    assert shown.exit_code == 0, shown.output
+    assert "The loss is cross_entropy; the layer 'head' [3, 6] is taken as the readout" in shown.stdout
+    (loss, hits), (other_loss, other_hits) = (now_by_hand(file, cell) for file in files)
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    assert lines[:2] == [["loss", loss, "and", other_loss], ["accuracy", hits, "and", other_hits]]
+    assert shown.stdout.splitlines()[:-1] == (out / "comparison.txt").read_text().splitlines()[1:]
+    squares = run("compare", *files, *network, "--overwrite", "--loss", "squared_error", "--readout", "head")
+    assert squares.exit_code == 0 and "The loss is squared_error" in squares.stdout
+    assert "accuracy" not in squares.stdout
+
+
+def test_checkpoints_without_a_readout_are_compared_without_a_loss(of_classes, checkpoint: Path, out: Path) -> None:
+    files, task = of_classes
+    call = ("compare", files[0], checkpoint, "--model", "gru", "--task", task, "--modes", 2, "--out", out)
+    shown = run(*call)
+    assert (
+        shown.exit_code == 0 and "On the loss: nothing is said, as the checkpoint has no single layer" in shown.stdout
+    )
+    assert shown.stdout.startswith("alignment of NTK") and "under the loss" not in shown.stdout
+    result = run(*call, "--loss", "cross_entropy", "--overwrite")
+    assert result.exit_code == 2 and "--loss is that of a readout and its targets" in result.stderr
+
+
 def test_a_loss_needs_a_readout(checkpoint: Path, task: Path, out: Path) -> None:
     result = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, "--loss", "squared_error")
     assert result.exit_code == 2 and "--loss is that of a readout and its targets" in result.stderr

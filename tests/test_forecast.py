@@ -238,15 +238,16 @@ def test_learnability_of_classes(framework: str, x64: None) -> None:
         assert i == 0 or part.score[0] == pytest.approx(found.score[i], rel=1e-3)
 
 
-def test_losses_without_learnability() -> None:
+def test_learnability_of_losses_of_ones_own() -> None:
     problem = Classes("torch", scale=1.0)
     y, target = problem.flow.output(problem.readout), torch.zeros(6, 5, 3, dtype=torch.float64)
     squares = kp.learnability(y, [target])
     ours = kp.learnability(y, [target], loss=nn.functional.mse_loss)
     for name in ("score", "half", "tenth"):
         assert getattr(ours, name) == pytest.approx(getattr(squares, name), rel=5e-3)
-    with pytest.raises(ValueError, match="couples outputs of several trials"):
-        kp.learnability(y, [target], loss=lambda y, target: (y - target).mean() ** 2)
+    coupled = kp.learnability(y, [target], loss=lambda y, target: (y - target).mean() ** 2)
+    rate = 2 * float(y.ntk.dense().mean())  # the only one
+    assert coupled.score == pytest.approx(1) and coupled.half == pytest.approx(np.log(2) / 2 / rate, rel=1e-2)
     with pytest.raises(ValueError, match="not convex"):
         kp.learnability(y, [target], loss=lambda y, target: torch.cos(y - target - 1).mean())
     with pytest.raises(ValueError, match="hangs on its target"):

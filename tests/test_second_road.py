@@ -319,6 +319,7 @@ USES = {
     "summary": lambda flow, y: kp.summary(flow),
     "analyze": lambda flow, y: kp.analyze(flow),
     "compare": lambda flow, y: kp.compare(flow, flow),
+    "compare under a loss": lambda flow, y: kp.compare(flow, flow, k=2, target=y),
     "only": lambda flow, y: flow.only(next(iter(flow.parameters))).ntk.mv(y),
     "output": lambda flow, y: flow.output(torch.ones(2, 3).double() if isinstance(y, Tensor) else jnp.ones((2, 3))).ntk,
     "nodal": lambda flow, y: flow.nodal.P.inv.mv(y),

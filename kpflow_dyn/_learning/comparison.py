@@ -1,17 +1,36 @@
-"""How alike two models learn: their operators and the modes in which each can change, side by side."""
+"""How alike two models learn: their operators and the modes in which each can change, side by side.
+
+Under a loss L(y) of Hessian h and gradient e in the outputs, with f = h^{-1/2} e, errors decay as (see `decay`)
+
+    df/dtau = -W f        W = h^{1/2} ntk h^{1/2}
+
+Of the three forms of this operator, W, ntk h and h ntk, which have the same eigenvalues, the rates, W is symmetric. So
+its alignments are between 0 and 1 and its modes are orthonormal, while ntk h and h ntk would give two different answers
+to one question. And W is zero along all that the loss does not see, such as outputs without a target, or a shift of all
+logits, along which ntk h still moves the outputs. Any root h = r r^T gives the same rates; the symmetric one makes
+coordinates of two models equal where their Hessians are, which their comparison needs. It is found from h by blocks, so
+that a loss of the user's own has it too; it must be convex, as an h with negative eigenvalues has no root.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
-from kpflow_dyn._arrays.dots import gram
-from kpflow_dyn._flows.flow import Flow
+from kpflow_dyn._arrays import Array, Random, eps_of, full_precision, to_numpy
+from kpflow_dyn._arrays.dots import gram, row_dots, row_norms
+from kpflow_dyn._flows.flow import Flow, Output
+from kpflow_dyn._learning.curvature import curvature
+from kpflow_dyn._learning.forecasting import loss_of, outputs, states_of
+from kpflow_dyn._learning.losses import Loss, OutputLoss
 from kpflow_dyn._numbers.estimate import alignment
 from kpflow_dyn._numbers.spectra import Modes, eigs
+from kpflow_dyn._spaces.operators import GramOperator, Operator
+from kpflow_dyn._spaces.rows import on_rows
 from kpflow_dyn.solvers import BlockLanczos, Estimate
 from kpflow_dyn.solvers._orthogonalise import combine
 
@@ -21,30 +40,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two flows on the same states.
+    """Two flows on the same states, or of the same outputs.
 
     Attributes:
-        ntk, K, P: the alignment of each operator with its like, tr(A^T B) / (|A|_F |B|_F); that of P is the similarity
-            of Green's operators.
-        angles: the principal angles [k] between the spans of the k leading modes of the two NTKs, ascending, in
-            radians: 0 for a direction that they share, pi/2 for one that only one of them has. NaN for those that an
-            NTK of lower rank lacks.
-        modes: the leading modes of each.
+        ntk: the alignment of the two NTKs, tr(A^T B) / (|A|_F |B|_F); under a loss of h^{1/2} ntk h^{1/2}.
+        K, P: those of the states' K and P, which for P is the similarity of Green's operators; None where the states
+            have different shapes.
+        angles: the principal angles [k] between the spans of the k leading modes of the two, ascending, in radians: 0
+            for a direction that they share, pi/2 for one that only one of them has. NaN for those that an operator of
+            lower rank lacks.
+        modes: the leading modes of each; under a loss their values are rates, and their vectors h^{1/2} times changes
+            of the outputs.
+        loss: of each model, where there is one.
+        accuracy: of each model, where the loss is that of classes.
+        step: the cosine of the directions in which the next small step of gradient descent moves the outputs that count
+            of each model, ntk grad L; NaN where there is no loss, or one of them does not move.
 
     Example as `compare`.
     """
 
     ntk: Estimate
-    K: Estimate
-    P: Estimate
+    K: Estimate | None
+    P: Estimate | None
     angles: np.ndarray
     modes: tuple[Modes, Modes]
+    loss: tuple[float, float] | None = None
+    accuracy: tuple[float, float] | None = None
+    step: float = math.nan
 
     def __str__(self) -> str:
         rows = {"NTK": self.ntk, "K": self.K, "P": self.P}
-        table = [f"alignment of {name:4} {found.value:8.4f} +- {found.stderr:.2g}" for name, found in rows.items()]
+        table = [
+            f"alignment of {n:4} {row.value:8.4f} +- {row.stderr:.2g}" for n, row in rows.items() if row is not None
+        ]
         degrees = ", ".join(f"{angle:.1f}" for angle in np.degrees(self.angles))
-        return "\n".join([*table, f"principal angles of {len(self.angles)} leading modes, in degrees: {degrees}"])
+        angles = f"principal angles of {len(self.angles)} leading modes, in degrees: {degrees}"
+        if self.loss is None:
+            return "\n".join([*table, angles])
+        now = {"loss": self.loss} | ({} if self.accuracy is None else {"accuracy": self.accuracy})
+        lines = [f"{name:8} {first:10.4g} and {second:.4g}" for name, (first, second) in now.items()]
+        table[0] += "  (under the loss)"
+        return "\n".join([*lines, *table, f"cosine of the next steps {self.step:8.4f}", angles])
 
     def plot(self, dark: bool = False) -> Figure:
         """Principal angles, and the leading eigenvalues of both."""
@@ -54,35 +90,152 @@ class Comparison:
 
 
 def compare(
-    a: Flow, b: Flow, k: int = 8, samples: int | None = None, seed: int | Random = 0, alg: BlockLanczos | None = None
+    a: Flow | Output,
+    b: Flow | Output,
+    k: int = 8,
+    samples: int | None = None,
+    seed: int | Random = 0,
+    alg: BlockLanczos | None = None,
+    *,
+    target: Any = None,
+    loss: Loss = "squared_error",
+    mask: Any = None,
 ) -> Comparison:
     """How alike gradient descent moves two models, or two checkpoints of one: cos(A, B) = tr(A^T B) / (|A|_F |B|_F).
 
+    Without a loss A and B are the kernels. With a target, or a loss of your own, they are the kernels as the loss L(y)
+    trains them, each with the Hessian h of L in its own outputs y:
+
+        W = h^{1/2} ntk h^{1/2}        df/dtau = -W f,    f = h^{-1/2} grad L,    L = L_min + |f|^2 / 2 to second order
+
+    Its eigenvalues are the rates at which its modes decay. What the loss does not see does not count, such as outputs
+    without a target or a shift of all logits, and classes that are nearly certain count little. Of a plain squared
+    error W is a multiple of the kernel.
+
     Args:
-        a, b: flows on the same inputs, whose states have the same axes and lengths; unit i is compared with unit i.
+        a, b: flows on the same inputs, whose states have the same axes and lengths, unit i being compared with unit i;
+            or their readouts, `flow.output(C, learn=True)`, of as many outputs, where the states may differ.
         k: how many leading modes to compare.
         samples: how many applications of each operator to spend on an alignment; None for exact values where these are
             cheap.
         seed: an int, or a `Random` to continue.
-        alg: how the modes are found; `solvers.BlockLanczos(tol=1e-4)` when None.
+        alg: how the modes are found; `solvers.BlockLanczos()` when None.
+        target: of both, as in `forecast`.
+        loss: "squared_error", "cross_entropy" as in `cross_entropy`, or a convex function (y, target) -> number;
+            y -> number if there is no target.
+        mask: m >= 0 of the loss, [trial, time] or as y; all ones when None. None with a function. K and P are those of
+            the flows as they are: take `flow.where(mask)` to leave places out of them.
 
     Raises:
-        ValueError: states of other shapes, or a k that is larger than the ranks.
+        TypeError: what is no flow, or readout of one.
+        ValueError: states or outputs of other shapes, a k that is larger than the ranks, a target or mask that does not
+            fit, or a loss that is not convex in the outputs, or has no curvature.
     Source: Bjorck, Golub, Math. Comp. 27, 579 (1973), for the angles; `alignment` for the cosines.
 
     >>> import torch, kpflow_dyn as kp
-    >>> x = torch.randn(2, 5, 3)
+    >>> x, right = torch.randn(2, 5, 3), torch.randint(2, (2, 5))
     >>> a, b = (kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), x))) for _ in range(2))
     >>> found = kp.compare(a, b, k=3)
     >>> found.angles.shape, found.ntk.value < 1
     ((3,), True)
+    >>> readout = torch.nn.Linear(8, 2)
+    >>> of_classes = kp.compare(a.output(readout), b.output(readout), k=3, target=right, loss="cross_entropy")
+    >>> len(of_classes.loss), -1 <= of_classes.step <= 1
+    (2, True)
     """
+    _check_alike(a, b)
+    rng, alg = Random(seed), BlockLanczos() if alg is None else alg
+    first, second, now = a.ntk, b.ntk, {}
+    if target is not None or callable(loss) or loss != "squared_error" or mask is not None:
+        one, other = (_under_loss(flow, loss_of(flow, target, mask, loss)) for flow in (a, b))
+        first, second, now = one.kernel, other.kernel, _now(one, other)
+    leading = eigs(first, k, alg, seed=rng), eigs(second, k, alg, seed=rng)
+    ntk, K, P = alignment(first, second, samples, rng), *(_of_states(a, b, name, samples, rng) for name in ("K", "P"))
+    return Comparison(ntk, K, P, principal_angles(*leading), leading, **now)
+
+
+def _check_alike(a: Flow | Output, b: Flow | Output) -> None:
+    for flow in (a, b):
+        outputs(flow)  # raises for what is no flow
     if not a.ntk.domain.matches(b.ntk.domain):
-        raise ValueError(f"the states differ: {a.ntk.domain} and {b.ntk.domain}; compare models on the same inputs")
-    rng, alg = Random(seed), BlockLanczos(tol=1e-4) if alg is None else alg
-    leading = eigs(a.ntk, k, alg, seed=rng), eigs(b.ntk, k, alg, seed=rng)
-    of = [alignment(getattr(a, name), getattr(b, name), samples, rng) for name in ("ntk", "K", "P")]
-    return Comparison(*of, angles=principal_angles(*leading), modes=leading)
+        what = "outputs" if isinstance(a, Output) and isinstance(b, Output) else "states"
+        raise ValueError(f"the {what} differ: {a.ntk.domain} and {b.ntk.domain}; compare models on the same inputs")
+
+
+def _of_states(a: Flow | Output, b: Flow | Output, name: str, samples: int | None, rng: Random) -> Estimate | None:
+    """The alignment of an operator of the states; None where these differ."""
+    first, second = (states_of(flow) for flow in (a, b))
+    if not first.ntk.domain.matches(second.ntk.domain):
+        return None
+    return alignment(getattr(first, name), getattr(second, name), samples, rng)
+
+
+# Under a loss
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """One of the two models: W, its loss and accuracy, and where its outputs go, -dy/dtau as a row [1, n]."""
+
+    kernel: GramOperator
+    loss: float
+    accuracy: float
+    moves: Array
+
+
+def _under_loss(flow: Flow | Output, loss: OutputLoss) -> Trained:
+    y, space = outputs(flow), flow.ntk.domain
+    with full_precision(y):
+        curved, value = curvature(loss, y, space), float(to_numpy(loss(y)))
+        moves = on_rows(flow.ntk)(curved.gradient)
+    if not bool((curved.root != 0).any()):
+        raise ValueError(
+            f"the loss is {value:.3g} and has no curvature in the outputs, as where it is linear in them, so that it "
+            "sees none of their errors; compare without a target, or take another loss"
+        )
+    return Trained(
+        kernel=_rooted(flow.ntk, curved.rooted),
+        loss=value,
+        accuracy=loss.accuracy(y) if loss.of_classes else math.nan,
+        moves=moves * space.xp.reshape(_counts(loss, y), moves.shape),
+    )
+
+
+def _rooted(ntk: GramOperator, root: Callable[[Array], Array]) -> GramOperator:
+    """W = h^{1/2} ntk h^{1/2} from the root on rows in plain coordinates."""
+    space = ntk.domain
+
+    def apply(q: Array) -> Array:
+        rows = root(space.to_euclidean(q).reshape((len(q), -1)))
+        return space.from_euclidean(rows.reshape(q.shape))
+
+    roots = Operator(space, space, apply, None)
+    return GramOperator(roots @ ntk.factor, lambda q: apply(ntk.mv(apply(q))))
+
+
+def _counts(loss: OutputLoss, y: Array) -> Array:
+    """One where outputs count, else zero, as y."""
+    if loss.mask is None:
+        return 0 * y + 1
+    return 0 * y + (loss.mask.reshape((*y.shape[:-1], -1)) > 0)
+
+
+def _now(a: Trained, b: Trained) -> dict[str, Any]:
+    """What a comparison says of the two and of their next steps."""
+    accuracy = None if math.isnan(a.accuracy) else (a.accuracy, b.accuracy)
+    return {"loss": (a.loss, b.loss), "accuracy": accuracy, "step": _cosine(a.moves, b.moves)}
+
+
+def _cosine(a: Array, b: Array) -> float:
+    """Of two rows [1, n]; NaN where one of them is zero."""
+    sizes = [float(row_norms(rows)[0]) for rows in (a, b)]
+    if not all(sizes):
+        return math.nan
+    first, second = (rows / size for rows, size in zip((a, b), sizes, strict=True))
+    return float(np.clip(float(row_dots(first, second)[0]), -1, 1))
+
+
+# The modes of both
 
 
 def principal_angles(a: Modes, b: Modes) -> np.ndarray:

@@ -87,15 +87,14 @@ def learnability(
     Args:
         flow: whose states are the outputs y; or `flow.output(C, learn=...)`.
         targets: by name, or as one block [target, ...]; each as y, or as the loss takes them.
-        loss: "squared_error", "cross_entropy" as in `cross_entropy`, or a convex function (y, target) -> number that is
-            a sum over trials and times.
+        loss: "squared_error", "cross_entropy" as in `cross_entropy`, or a convex function (y, target) -> number.
         mask: m >= 0, broadcastable to the shape of y, or [trial, time]; all ones when None. None with a function.
         errors: whether the targets are errors e themselves, as y, such as single components of a target; of the
             cross-entropy they are parts of its gradient in y, and times those of its quadratic model.
 
     Raises:
-        ValueError: no targets, or ones of another shape than y's; errors of a function of your own, or one that couples
-            trials or times, or is not convex.
+        ValueError: no targets, or ones of another shape than y's; errors of a function of your own, or one that is not
+            convex, or couples more outputs than a matrix can hold.
     Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
 
     >>> import torch, kpflow_dyn as kp

@@ -10,11 +10,12 @@ import typer
 
 from kpflow_dyn._folder import check_folder, new_folder, replaced
 from kpflow_dyn.cli import _options as given
-from kpflow_dyn.cli._sources import Network, limit_threads, load, posed
+from kpflow_dyn.cli._sources import Network, limit_threads, load, posed, readout_of
 from kpflow_dyn.cli._terminal import plain_errors, progress_lines
 
 if TYPE_CHECKING:
-    from kpflow_dyn._flows.flow import Flow
+    from kpflow_dyn._flows.flow import Flow, Output
+    from kpflow_dyn.tasks import TaskData
 
 COMPARISON_FILES = {"comparison.png", "comparison.txt"}
 
@@ -64,13 +65,17 @@ def compare(
     modes: Annotated[int, typer.Option(help="Leading modes of the NTKs to compare.", min=1)] = 8,
     samples: given.Samples = 120,
     all_steps: given.AllSteps = False,
+    loss: given.LossOfTask = None,
     dtype: given.Dtype = None,
     threads: given.Threads = None,
     out: given.Out = Path("kpflow-comparison"),
     overwrite: given.Overwrite = False,
     debug: given.Debug = False,
 ) -> None:
-    """Compare how two networks can learn on the same trials: alignments of their operators, angles of their modes."""
+    """Compare how two networks can learn on the same trials: alignments of their operators, angles of their modes.
+
+    Where both have a readout and the task has targets, it is how the loss trains them, beside loss and accuracy now.
+    """
     import kpflow_dyn as kp
 
     with plain_errors(debug):
@@ -80,28 +85,58 @@ def compare(
         second = dataclasses.replace(first, checkpoint=b, model=model_b or model)
         with progress_lines() as progress:
             progress("running and linearising", 0, None)
-            (one, note), (other, _note) = (_flow(source, seed, all_steps) for source in (first, second))
+            one, other = (_linearised(source, seed, all_steps) for source in (first, second))
+            flows, asked, note = _under_loss(one, other, loss)
             progress("comparing", 0, None)
-            found = kp.compare(one, other, k=modes, samples=samples, seed=seed)
+            found = kp.compare(*flows, k=modes, samples=samples, seed=seed, **asked)
         with new_folder(out) as folder:
             found.plot().savefig(folder / "comparison.png")
-            said = "\n".join([str(found), *note])
+            said = "\n".join([str(found), note, *one.on_steps])
             (folder / "comparison.txt").write_text(f"{a} and {b} on {task}\n{said}\n")
         typer.echo(said)
         typer.echo(f"The figure: {out.absolute() / 'comparison.png'}")
 
 
-def _flow(source: Network, seed: int, all_steps: bool) -> tuple[Flow, list[str]]:
-    """The flow of a network at the steps that count for its task, and what is to be said of the others."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Linearised:
+    """A network on a task: its flow at the steps that count, its readout, or None, and what is to be said of both."""
+
+    flow: Flow
+    data: TaskData
+    readout: Any
+    on_readout: str
+    on_steps: list[str]
+
+
+def _linearised(source: Network, seed: int, all_steps: bool) -> Linearised:
     import kpflow_dyn as kp
     from kpflow_dyn._flows.places import said_of_targets
 
     network, data = load(source, seed)
+    found = data, *readout_of(network, data, source.readout is not None)
     flow = kp.linearize(kp.solve(posed(network, data)))
     if data.mask is None or data.mask.all():
-        return flow, []
+        return Linearised(flow, *found, [])
     mask = data.mask != 0
-    return flow if all_steps else flow.where(mask), [said_of_targets(mask, not all_steps)]
+    return Linearised(flow if all_steps else flow.where(mask), *found, [said_of_targets(mask, not all_steps)])
+
+
+def _under_loss(a: Linearised, b: Linearised, loss: str | None) -> tuple[list[Flow | Output], dict[str, Any], str]:
+    """What is compared, under which loss, and what is to be said of it: outputs where both networks have a readout."""
+    from kpflow_dyn._analyze import loss_of_task
+
+    without = [network.on_readout for network in (a, b) if network.readout is None]
+    if without and loss is not None:
+        raise ValueError(f"--loss is that of a readout and its targets: {without[0]}")
+    if without:
+        return [a.flow, b.flow], {}, f"On the loss: {without[0]}."
+    loss = loss_of_task(a.data) if loss is None else loss
+    outputs: list[Flow | Output] = [network.flow.output(network.readout, learn=True) for network in (a, b)]
+    return (
+        outputs,
+        {"target": a.data.targets, "mask": a.data.mask, "loss": loss},
+        f"The loss is {loss}; {a.on_readout}.",
+    )
 
 
 def _tracked(source: Network, seed: int, samples: int, loss: str, all_steps: bool, out: Path) -> Any:

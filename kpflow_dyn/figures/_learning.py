@@ -104,14 +104,17 @@ def _shortened(name: str, most: int = 24) -> str:
 
 @styled
 def comparison(found: Comparison) -> Figure:
-    """Principal angles between the leading modes of two NTKs, and the eigenvalues of both."""
+    """Principal angles between the leading modes of two NTKs, and the eigenvalues of both, under a loss the rates."""
     figure, (angles, values) = new_figure(5.0, rows=2)
     numbers = 1 + np.arange(len(found.angles))
     bars(angles, np.degrees(found.angles), "Principal angle", "Degrees")
     angles.set(ylim=(0, 90), yticks=range(0, 91, 30))
-    for modes, name, marker in zip(found.modes, ("first", "second"), ("o", "s"), strict=True):
+    names, kind = ["first", "second"], "Eigenvalue of the NTK"
+    if found.loss is not None:
+        names, kind = [f"{n}, loss {now:.3g}" for n, now in zip(names, found.loss, strict=True)], "Rate under the loss"
+    for modes, name, marker in zip(found.modes, names, ("o", "s"), strict=True):
         values.plot(1 + np.arange(len(modes.values)), to_numpy(modes.values), marker=marker, markersize=5, label=name)
-    values.set(xlabel="Rank of the eigenvalue", ylabel="Eigenvalue of the NTK", yscale="log", xticks=numbers)
+    values.set(xlabel="Rank of the eigenvalue", ylabel=kind, yscale="log", xticks=numbers)
     values.legend()
     return figure
 
