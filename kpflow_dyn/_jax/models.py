@@ -29,6 +29,11 @@ def copied(model: Any) -> Any:
     return model
 
 
+def learns(value: Any) -> bool:
+    """Whether a part of a layer learns: arrays of JAX do, those of numpy are constants."""
+    return isinstance(value, jax.Array)
+
+
 def snapshot(array: jax.Array) -> jax.Array:
     """The same."""
     return array

@@ -323,10 +323,11 @@ def _as_moved(flow: Flow | Output) -> tuple[Values, np.ndarray]:
         raise ValueError("an optimizer has its own metric; linearize without one, and let the readout learn by True")
     values, order = dict(inner.parameters), np.arange(inner.J.domain.size)
     if readout is not None:  # whose changes are [unit, out], and then those of its bias
-        values |= {"readout.weight": readout.weight} | ({} if readout.bias is None else {"readout.bias": readout.bias})
-        size, weight = len(order), np.arange(readout.J.domain.size - len(order))
-        turned = weight[: readout.weight.shape[0] * readout.weight.shape[1]].reshape(tuple(readout.weight.shape)).T
-        order = np.concatenate([order, size + turned.reshape(-1), size + weight[turned.size :]])
+        values |= {f"readout.{name}": getattr(readout, name) for name in readout.learnt}
+        places = np.arange(len(order), readout.J.domain.size)
+        size = readout.parts.get("readout.weight", 0)
+        turned = places[:size].reshape((len(readout.weight), -1)).T
+        order = np.concatenate([order, turned.reshape(-1), places[size:]])
     return values, order
 
 
@@ -407,7 +408,7 @@ def checked_target(target: Any, mask: Array | None, space: Space, what: str) -> 
     if not fits or not bool(array_namespace(found).isfinite(found).all()):
         raise ValueError(
             f"the {what} has shape {tuple(found.shape)}, expected finite numbers [{', '.join(space.axes)}] = "
-            f"{list(space.shape)}"
+            f"{list(space.shape)}; class indices are for the loss cross_entropy"
         )
     return found
 
@@ -467,9 +468,9 @@ def _parting(apart: Callable[[float], float], before: float, after: float) -> fl
 def objective_of(flow: Flow | Output, loss: OutputLoss) -> tuple[Objective, Values]:
     """The loss of the model itself, and the parameters that learn as they were linearised."""
     inner = states_of(flow)
-    learn = isinstance(flow, Output) and flow.rate > 0
-    of_states = loss_of_states(loss, inner.solution.problem.backend, flow, learn)
-    own = {LOSS + name: getattr(of_states, name) for name in ("weight", "bias") if learn and hasattr(of_states, name)}
+    learnt = flow.learnt if isinstance(flow, Output) else ()
+    of_states = loss_of_states(loss, inner.solution.problem.backend, flow, learnt)
+    own = {LOSS + name: getattr(of_states, name) for name in learnt}
     values = {**inner.parameters, **own}
     return Objective(inner.solution, of_states, list(values)), values
 

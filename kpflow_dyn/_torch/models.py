@@ -42,6 +42,11 @@ def copied(model: Any) -> Any:
         ) from error
 
 
+def learns(value: Any) -> bool:
+    """Whether a part of a layer learns: all but parameters that require no gradient."""
+    return not isinstance(value, nn.Parameter) or value.requires_grad
+
+
 def snapshot(array: Tensor) -> Tensor:
     """Its numbers alone."""
     return array.detach().clone()
@@ -61,8 +66,7 @@ class OfArrays(nn.Module):
         super().__init__()
         self._function, self._names = function, [*learnt, *constants]
         for name, value in learnt.items():
-            frozen = isinstance(value, nn.Parameter) and not value.requires_grad
-            setattr(self, name, nn.Parameter(snapshot(value), requires_grad=not frozen))
+            setattr(self, name, nn.Parameter(snapshot(value), requires_grad=learns(value)))
         for name, value in constants.items():
             setattr(self, name, snapshot(value))
 
