@@ -105,11 +105,11 @@ def loss_of_targets(loss: Loss, target: Any, mask: Any, axes: int | None = None)
     return OutputLoss(*MAKERS[loss](values, mask), loss)
 
 
-def default_loss(target: Any, y: Array) -> str:
-    """The loss of targets alone: cross-entropy where integers without an axis of outputs are classes of several."""
-    values, several = to_numpy(target), y.shape[-1] > 1
-    no_axis = values.ndim == y.ndim - 1 or (values.ndim == y.ndim and values.shape[-1] == 1 and several)
-    return "cross_entropy" if values.dtype.kind in "biu" and no_axis else "squared_error"
+def default_loss(target: Any, shape: Sequence[int]) -> str:
+    """The loss of targets beside outputs of this shape: that of classes where they are integers for all outputs."""
+    values = to_numpy(target)
+    for_all = tuple(values.shape) in (tuple(shape[:-1]), (*shape[:-1], 1)) and shape[-1] > 1
+    return "cross_entropy" if values.dtype.kind in "biu" and for_all else "squared_error"
 
 
 def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: bool = True) -> Any:

@@ -1,12 +1,12 @@
 """A loss of a problem's states as a function of the parameters that learn, with its gradient and its Hessian."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn._arrays import Array, array_namespace, to_numpy
 from kpflow_dyn._backend import Values, backend_of
 from kpflow_dyn._implicit.roads import check_call, states_of_network
 from kpflow_dyn._implicit.solutions import NetworkSolution
@@ -67,12 +67,18 @@ class Objective:
         if not isinstance(self._solution, DiscreteSolution):
             raise ValueError("mini-batches of trials are for a DiscreteProblem; leave out batch")
         try:
-            return self._derivatives.gradient(theta, trials)
+            loss, gradient = self._derivatives.gradient(theta, trials)
         except TypeError as error:
             raise ValueError(
                 "with batch the loss is called as loss(states of some trials, their numbers); take kp.squared_error, "
                 f"kp.cross_entropy, or a function of both: {error}"
             ) from error
+        if math.isnan(loss) and math.isfinite(self.loss(theta)):
+            raise ValueError(
+                f"the loss of the trials {to_numpy(trials).tolist()} is nan, and that of all trials is not: no target "
+                "of these counts, as all are masked or of negative class; leave such trials out, or take a larger batch"
+            )
+        return loss, gradient
 
     def loss(self, theta: Array) -> float:
         """The loss alone."""
@@ -80,7 +86,13 @@ class Objective:
 
     def rule(self, optimizer: Any, lr: float | None, clip: float | None) -> Any:
         """An optimiser of these parameters as a function of its state."""
-        return self._solution.problem.backend.training.Rule(optimizer, lr, clip, self._like)
+        backend = self._solution.problem.backend
+        return backend.training.Rule(optimizer, lr, clip, self._like, self.unreached())
+
+    def unreached(self) -> Sequence[str]:
+        """The parameters that an optimiser leaves alone, as the loss does not hang on them."""
+        at = scheme(self._solution) if isinstance(self._solution, ODESolution) else None
+        return self._solution.problem.backend.objectives.unreached(lambda values: self._of(values, at), self._like)
 
     def gradient(self, theta: Array) -> Array:
         """grad L there [n]."""
@@ -101,7 +113,9 @@ class Objective:
         return dict(zip(self._like, split(theta, list(self._like.values())), strict=True))
 
     def _value(self, theta: Array, scheme: Any) -> Array:
-        values = self.values(theta)
+        return self._of(self.values(theta), scheme)
+
+    def _of(self, values: Values, scheme: Any) -> Array:
         of_loss = {name.removeprefix(LOSS): value for name, value in values.items() if name not in self._of_model}
         state = self._states({name: values[name] for name in self._of_model}, scheme)
         of_some = (scheme,) if scheme is not None and isinstance(self._solution, DiscreteSolution) else ()

@@ -30,7 +30,7 @@ def track(
     seed: given.Seed = 0,
     samples: given.Samples = 60,
     all_steps: given.AllSteps = False,
-    loss: given.Loss = "squared_error",
+    loss: given.LossOfTask = None,
     threads: given.Threads = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write; by default RUN_DIR/track. What is known there is kept.")
@@ -104,7 +104,7 @@ def _flow(source: Network, seed: int, all_steps: bool) -> tuple[Flow, list[str]]
     return flow if all_steps else flow.where(mask), [said_of_targets(mask, not all_steps)]
 
 
-def _tracked(source: Network, seed: int, samples: int, loss: str, all_steps: bool, out: Path) -> Any:
+def _tracked(source: Network, seed: int, samples: int, loss: str | None, all_steps: bool, out: Path) -> Any:
     """`kp.track` of checkpoint files, each read as `analyze` reads it."""
     import kpflow_dyn as kp
     from kpflow_dyn._learning.tracking import Settings, recorded, track_checkpoints

@@ -285,5 +285,5 @@ class _Quantities:
         state = to_numpy(self.flow.solution.state).astype(float)
         read = state[..., units_read(cell, readout, state.shape[2])]
         output = read @ to_numpy(readout.weight).T + to_numpy(readout.bias)
-        loss = default_loss(self.task.targets, output)
+        loss = default_loss(self.task.targets, output.shape)
         return float(output_loss(loss, self.task.targets, self.task.mask, output)(output))
