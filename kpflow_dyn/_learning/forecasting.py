@@ -16,7 +16,7 @@ from kpflow_dyn._learning.decay import Decay, Spectrum, certain, squares
 from kpflow_dyn._learning.descent import GradientFlow, Run, along, optimizer_of
 from kpflow_dyn._learning.linearised import LinearisedObjective, spectrum
 from kpflow_dyn._learning.losses import Loss, OutputLoss, counted, full_mask, loss_of_states, output_loss
-from kpflow_dyn._learning.objective import LOSS, Objective, field_of_model
+from kpflow_dyn._learning.objective import LOSS, Objective, check_logits, field_of_model
 from kpflow_dyn._learning.options import at_fractions, is_count, is_number, plain
 from kpflow_dyn._learning.sampling import mean_losses
 from kpflow_dyn._spaces.space import Space
@@ -402,6 +402,8 @@ def states_of(flow: Flow | Output) -> Flow:
 def loss_of(flow: Flow | Output, target: Any, mask: Any, loss: Loss) -> OutputLoss:
     """The loss of a flow's outputs where they count, times of an ODE by their weights; a user's function sees all."""
     y, space = outputs(flow), flow.ntk.domain
+    if loss == "cross_entropy" and isinstance(flow, Flow):
+        check_logits(flow.solution)
     if loss == "squared_error" and target is not None:
         target = checked_target(target, checked_mask(mask, space), space, "target")
     if callable(loss) or (space.measure is None and space.mask is None):

@@ -341,6 +341,11 @@ class Readings:
 
     by_axes: dict[int, OutputLoss]
 
+    @property
+    def of_classes(self) -> bool:
+        """As of each."""
+        return next(iter(self.by_axes.values())).of_classes
+
     def __call__(self, y: Array) -> Array:
         """The loss; where no reading has as many axes, the first one says what is wrong."""
         return self.by_axes.get(y.ndim, next(iter(self.by_axes.values())))(y)
@@ -374,10 +379,24 @@ def loss_of_states(loss: OutputLoss | Readings, backend: Backend, readout: Any, 
     """L(S C^T + c), a module or pytree with the readout's weight and bias, if any, as parameters or constants."""
     linear = {name: value for name in LAYER if (value := getattr(readout, name, None)) is not None}
     parts = [{name: value for name, value in linear.items() if (name in learnt) == wanted} for wanted in (True, False)]
-    return backend.models.with_arrays(partial(_on_states, loss), *parts)
+    return backend.models.with_arrays(OfStates(loss, not linear), *parts)
 
 
-def _on_states(loss: OutputLoss, arrays: Values, state: Array, trials: Any = None) -> Array:
-    """The loss of states, or of those of some trials alone."""
-    y = state @ arrays["weight"].T if "weight" in arrays else state
-    return (loss if trials is None else loss.on(trials))(y + arrays["bias"] if "bias" in arrays else y)
+@dataclass(frozen=True, eq=False)
+class OfStates:
+    """The loss of states as a function of the readout's arrays by name; without a readout the states are outputs."""
+
+    loss: OutputLoss | Readings
+    direct: bool
+
+    def __call__(self, arrays: Values, state: Array, trials: Any = None) -> Array:
+        """The loss, or that of some trials alone."""
+        y = state @ arrays["weight"].T if "weight" in arrays else state
+        loss = self.loss if trials is None else self.loss.on(trials)
+        return loss(y + arrays["bias"] if "bias" in arrays else y)
+
+
+def has_states_for_logits(loss: Any) -> bool:
+    """Whether this loss, of `loss_of_states` or of the user's own, is a cross-entropy of the states themselves."""
+    of_states = getattr(loss, "function", None)
+    return isinstance(of_states, OfStates) and of_states.direct and of_states.loss.of_classes

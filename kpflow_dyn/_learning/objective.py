@@ -10,7 +10,7 @@ from kpflow_dyn._arrays import Array, array_namespace, to_numpy
 from kpflow_dyn._backend import Values, backend_of
 from kpflow_dyn._implicit.roads import check_call, states_of_network
 from kpflow_dyn._implicit.solutions import NetworkSolution
-from kpflow_dyn._learning.losses import check_number
+from kpflow_dyn._learning.losses import OfStates, check_number, has_states_for_logits
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
 from kpflow_dyn._problems.units import hidden_of, units_read, width_of
@@ -41,6 +41,8 @@ class Objective:
         of_model, of_loss = (_variables(models.parameters_of(part)) for part in (model, loss))
         known = _apart(of_model, {LOSS + name: value for name, value in of_loss.items()})
         self._read = _units_of(loss, model, solution.state)
+        if has_states_for_logits(loss):
+            check_logits(solution)
         _check_loss(loss, self._seen(solution.state))
         names = choose(known, params)
         self._like = {name: known[name] for name in names}
@@ -234,8 +236,25 @@ def _apart(of_model: Values, of_loss: Values) -> Values:
 
 def _units_of(loss: Any, model: Any, state: Array) -> slice:
     """What of the state a loss is given: the h of the last layer where the loss has a readout of that width."""
-    units = state.shape[-1]
-    return units_read(model, loss, units) if width_of(loss, units) == hidden_of(model, units) else slice(None)
+    units, ours = state.shape[-1], isinstance(getattr(loss, "function", None), OfStates)
+    reads = ours or width_of(loss, units) == hidden_of(model, units)
+    return units_read(model, loss, units) if reads else slice(None)
+
+
+def check_logits(solution: Solution) -> None:
+    """Raise where states that are to be logits of classes are several values side by side."""
+    units = solution.state.shape[-1]
+    if isinstance(solution, NetworkSolution) and len(solution.sites) > 1:
+        several = ", ".join(solution.sites)
+        way = 'pose kp.StaticProblem(..., state="") for the outputs alone, or give a readout'
+    elif isinstance(solution, DiscreteSolution) and hidden_of(solution.problem.cell, units) != units:
+        several, way = "h of each layer, and c where there is one", "give a readout, which may read the last h alone"
+    else:
+        return
+    raise ValueError(
+        f"the states are several values side by side ({several}), and all {units} units would be taken for logits of "
+        f"classes; {way}"
+    )
 
 
 def _check_loss(loss: Any, state: Array) -> None:

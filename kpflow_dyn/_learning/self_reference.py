@@ -410,10 +410,9 @@ class _Error:
         """The directions of what all weights see, those of a readout that learns included."""
         space = self.flow.ntk.domain
         found = [V for V in (variables(self.flow.sites, space, names),) if V is not None]
-        if found and self.learn:
-            state = self.flow.solution.state
-            found += [
-                rows_of(state, space, names),
-                rows_of(array_namespace(state).ones_like(state), space, names)[:, :1],
-            ]
+        state = self.flow.solution.state
+        ones = array_namespace(state).ones_like(state)
+        own = {"weight": rows_of(state, space, names), "bias": rows_of(ones, space, names)[:, :1]}
+        if found and isinstance(self.kernel, Output):
+            found += [own[name] for name in self.kernel.learnt]
         return leading(np.concatenate(found, 1)) if found else None

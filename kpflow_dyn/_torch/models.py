@@ -64,14 +64,14 @@ class OfArrays(nn.Module):
 
     def __init__(self, function: Callable[..., Tensor], learnt: Values, constants: Values) -> None:
         super().__init__()
-        self._function, self._names = function, [*learnt, *constants]
+        self.function, self._names = function, [*learnt, *constants]
         for name, value in learnt.items():
             setattr(self, name, nn.Parameter(snapshot(value), requires_grad=learns(value)))
         for name, value in constants.items():
             setattr(self, name, snapshot(value))
 
     def forward(self, *args: Any) -> Tensor:
-        return self._function({name: getattr(self, name) for name in self._names}, *args)
+        return self.function({name: getattr(self, name) for name in self._names}, *args)
 
 
 def with_arrays(function: Callable[..., Tensor], learnt: Values, constants: Values) -> OfArrays:
