@@ -353,7 +353,7 @@ def _of_batches(decay: Decay, lr: float, batch: int, grid: np.ndarray) -> np.nda
 def _check(lr: Any, steps: Any, optimizer: Any, clip: Any) -> None:
     if clip is not None and optimizer is None:
         raise ValueError("clip is for an optimizer; say which, or leave it out")
-    known = (lr is None and optimizer is not None) or (is_number(lr) and 0 < lr < math.inf)
+    known = optimizer is not None if lr is None else is_number(lr) and 0 < lr < math.inf
     if not (known and is_count(steps)):
         raise ValueError(f"lr is {lr!r} and steps is {steps!r}, expected a positive number and a positive integer")
 

@@ -14,7 +14,7 @@ def is_number(value: Any) -> bool:
 
 def is_count(value: Any, most: float = math.inf) -> bool:
     """Whether this is a whole number from 1 to `most`, of Python or of numpy."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 1 <= value <= most
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(1 <= value <= most)
 
 
 def plain(value: Any) -> Any:

@@ -224,8 +224,8 @@ def self_reference(
     states, readout, learn = _parts(flow, readout, learn)
     if change is None and target is None and not callable(loss):
         raise ValueError("nothing to compare: give a target, for which steps of gradient descent are made, or a change")
-    steps, lr = np.atleast_1d(np.asarray(steps)).tolist(), plain(lr)
-    _check_counts(k, steps, lr)
+    counts, lr = np.atleast_1d(np.asarray(steps)).tolist(), plain(lr)
+    _check_counts(k, counts, lr)
     space, rng = states.ntk.domain, Random(seed)
     names = _rows(rows, space)
     with full_precision(states.solution.state):
@@ -234,7 +234,7 @@ def self_reference(
             changes, rate = given_changes(states, change), math.nan
         else:
             assert error is not None
-            changes, rate = error.descent().changes(steps, lr)
+            changes, rate = error.descent().changes(counts, lr)
         _check_changes(changes)
         found = _Directions(states, names, k, samples, rng, alg or SOLVER)
         outside = found.outside(changes) | ({} if error is None else error.outside(components, names))
