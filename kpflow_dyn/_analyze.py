@@ -12,7 +12,7 @@ import kpflow_dyn
 from kpflow_dyn._arrays import Array, Random, to_numpy
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._flows.places import said_of_targets
-from kpflow_dyn._learning.losses import Loss
+from kpflow_dyn._learning.losses import Loss, default_loss
 from kpflow_dyn._learning.parts import learning_of
 from kpflow_dyn._numbers.reductions import PartialTrace
 from kpflow_dyn._numbers.spectra import Modes, eigs
@@ -142,7 +142,8 @@ def analyze(
             and others without a target, are left out as by `flow.where(task.mask)`. The attribute "steps" says so.
         readout: a Linear layer of torch or equinox on the states, or a matrix [out, unit].
         loss: of its outputs for the task's targets: "squared_error", "cross_entropy" or a function, as in `forecast`;
-            by default the cross-entropy where the task has right classes, else the squared error.
+            by default the cross-entropy where the task has right classes (a label "class", or targets that are class
+            indices), else the squared error.
         mask: how much each place counts in the loss, m >= 0 [trial, time]; by default the mask of the task.
         all_steps: do not leave steps out that have no target.
         init: the law that the model's recurrent weights were drawn from (`kp.models.Gaussian(g=1.5)`): its description
@@ -194,14 +195,14 @@ def _learning(
         raise ValueError("what will be learnt needs both a readout and a task with targets; give them, or neither")
     progress("what will be learnt", 0, None)
     output = flow.output(readout, learn=True)
-    loss = loss_of_task(task) if loss is None else loss
+    loss = loss_of_task(task, output.values.shape) if loss is None else loss
     mask = task.mask if mask is None and not callable(loss) else mask
     return learning_of(output, loss, task.targets, mask, task.outputs, seed)
 
 
-def loss_of_task(task: TaskData) -> str:
-    """The loss that a task is most likely trained with: the cross-entropy where it has right classes."""
-    return "cross_entropy" if "class" in task.labels else "squared_error"
+def loss_of_task(task: TaskData, shape: tuple[int, ...]) -> str:
+    """The loss of outputs of this shape that a task is most likely trained with: the cross-entropy of right classes."""
+    return "cross_entropy" if "class" in task.labels else default_loss(task.targets, shape)
 
 
 def _core_spectrum(flow: Flow, k: int, rng: Random, progress: Progress) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Models(Protocol):
     changed        The model with these values of some parameters: a torch module itself, or a new pytree.
     left_alone     A context that leaves a model as it was found: buffers, hooks, mode, gradients, random state.
     copied         A model of its own, which the user's training does not reach.
+    learns         Whether a part of a layer learns, or is frozen.
     snapshot       The numbers of an array, without a graph.
     call           function(model, *args) where the parameters have these values.
     with_arrays    A model of a function(arrays, *args) whose parameters are `learnt`; `arrays` has both by name.
@@ -70,6 +71,7 @@ class Models(Protocol):
     def copied(self, model: Any) -> Any: ...
     def snapshot(self, array: Array) -> Array: ...
     def call(self, function: Callable[..., Array], model: Any, values: Values, *args: Any) -> Array: ...
+    def learns(self, value: Any) -> bool: ...
     def with_arrays(self, function: Callable[..., Array], learnt: Values, constants: Values) -> Any: ...
     def learnt_start(self, cell: Any, x: Array, z0: Any) -> Any: ...
     def on_numpy(self, policy: Any) -> Callable[[np.ndarray], np.ndarray]: ...
@@ -193,10 +195,13 @@ class Objectives(Protocol):
     pull_back    The states, and J* on rows [b, n], both differentiable in the parameters.
     Derivatives  Derivatives(function(theta, scheme)): `.value(theta, scheme)`; `.gradient`, the value and the
                  gradient; `.hessian`, products with the Hessian.
+    unreached    unreached(loss(values), values): the names of the parameters that the framework's optimisers are given
+                 no gradient of, as the loss does not hang on them.
     """
 
     def run(self, step: Callable[..., Array], cell: Any, x: Array, z0: Array) -> Array: ...
     def pull_back(self, problem: Any) -> tuple[Array, Rows]: ...
+    def unreached(self, loss: Callable[[Values], Array], values: Values) -> Sequence[str]: ...
     @property
     def Derivatives(self) -> Callable[..., Any]: ...
 
@@ -209,9 +214,9 @@ class Training(Protocol):
                     `.step()`.  The data are [trial, time, ...] inputs, targets and mask; read(width of the state)
                     says which units the readout takes; loss(output, targets, mask) is what `evaluate` gives.
                     `.output` is that of the last evaluation, `.model` and `.readout` are as they are by now.
-    Rule            Rule(optimizer, lr, clip, like): an optimiser of vectors of all parameters `like`, by name, as a
-                    function of its state: `.begin(theta)`, `.step(state, theta, gradient)`; `.rate` is the learning
-                    rate of plain descent, else None.
+    Rule            Rule(optimizer, lr, clip, like, unreached): an optimiser of vectors of all parameters `like`, by
+                    name, as a function of its state: `.begin(theta)`, `.step(state, theta, gradient)`; `.rate` is the
+                    learning rate of plain descent, else None. Those `unreached` have no gradient.
     learning_rates  The rates of an optimiser's next step by name; see `LearningRates.from_optimizer`.
     """
 

@@ -48,7 +48,7 @@ def load_checkpoint(
     prefix: str | None = None,
     readout: str | None = None,
     nonlinearity: str | None = None,
-    outputs: int | None = None,
+    outputs: int | Callable[[int], bool] | None = None,
 ) -> Checkpoint:
     """Read a recurrent network, and its readout if there is one, from a state dict on disk.
 
@@ -64,7 +64,7 @@ def load_checkpoint(
         readout: the readout layer's name. By default the one layer whose last component is in `READOUT_NAMES` and
             whose weight is [out, hidden], or else the only layer with a weight [outputs, hidden].
         nonlinearity: "tanh" (the default) or "relu", for rnn and ctrnn, whose files do not say.
-        outputs: how many outputs the readout has, where that is known from a task.
+        outputs: how many outputs the readout has, where that is known from a task; or whether so many fit it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -233,7 +233,7 @@ def _check_names(weights: dict[str, Tensor], expected: dict[str, Tensor], prefix
     check_names(weights, expected, problem, "save all of the module's state_dict()", prefix)
 
 
-def _find_readout(tensors: dict[str, Tensor], hidden: int, asked: str | None, outputs: int | None) -> str | None:
+def _find_readout(tensors: dict[str, Tensor], hidden: int, asked: str | None, outputs: Any) -> str | None:
     weights = [key for key, tensor in tensors.items() if tensor.ndim == 2 and tensor.shape[1] == hidden]
     layers = [key.removesuffix(".weight") for key in weights if key.endswith(".weight")]
     if asked is not None:
@@ -241,7 +241,8 @@ def _find_readout(tensors: dict[str, Tensor], hidden: int, asked: str | None, ou
             raise CheckpointError(f"no layer {asked!r} with a weight [out, {hidden}]; there are {listing(layers)}")
         return asked
     named = [layer for layer in layers if layer.rpartition(".")[2] in READOUT_NAMES]
-    fitting = [layer for layer in layers if len(tensors[f"{layer}.weight"]) == outputs]
+    fits = outputs if callable(outputs) else lambda width: width == outputs
+    fitting = [layer for layer in layers if fits(len(tensors[f"{layer}.weight"]))]
     if len(named) != 1 and len(both := [layer for layer in named or fitting if layer in fitting]) == 1:
         return both[0]
     if len(named) > 1:

@@ -11,7 +11,8 @@ import numpy as np
 
 from kpflow_dyn._backend import BACKENDS, backend_of
 from kpflow_dyn._learning.descent import optimizer_of
-from kpflow_dyn._learning.losses import Loss, OutputLoss, loss_of_targets
+from kpflow_dyn._learning.losses import Loss, OutputLoss, default_loss, loss_of_targets
+from kpflow_dyn._learning.options import check_seed, is_number, plain
 from kpflow_dyn._problems.units import units_read
 from kpflow_dyn._progress import bars
 from kpflow_dyn.tasks._data import TaskData, check_count
@@ -58,7 +59,7 @@ def fit(
     clip: float | None = None,
     stop_below: float | None = None,
     batch: int | None = None,
-    loss: Loss = "squared_error",
+    loss: Loss | None = None,
     record: Callable[..., Any] | None = None,
     z0: Any = None,
     seed: int = 0,
@@ -83,8 +84,9 @@ def fit(
         stop_below: stop once the loss is below this.
         batch: how many trials a step sees, drawn anew for each without repetition; all when None.
         loss: "squared_error"; "cross_entropy" of logits y with probabilities or one-hot targets [trial, time, class],
-            or class indices, integers [trial, time, 1], negative ones left out; or a function (y, targets) -> number
-            of shape () of the framework, for a task without a mask.
+            or class indices, integers [trial, time], negative ones left out; or a function (y, targets) -> number
+            of shape () of the framework, for a task without a mask. By default the cross-entropy where targets are
+            class indices, else the squared error.
         record: called as record(n, model, loss, readout=readout) with the model after n steps, for n = 0, 1, ...: a
             `Recorder`, or a function of your own.
         z0: the state before the first step, as in `DiscreteProblem`.
@@ -105,8 +107,9 @@ def fit(
     >>> len(training.losses), bool(training.losses[-1] < training.losses[0])
     (51, True)
     """
-    of_outputs = _loss(task, loss)
-    _check_options(steps, lr, clip)
+    of_outputs = _loss(task, loss, readout)
+    lr, clip = plain(lr), plain(clip)
+    _check_options(steps, lr, clip, seed)
     trainee = _trainee(model, readout, task.inputs, of_outputs, z0, optimizer, lr, clip)
     drawn, losses, hits = _draws(len(task.inputs), batch, seed), [], []
     with bars(progress) as shown:
@@ -126,7 +129,7 @@ def fit(
     return Training(trainee.model, trainee.readout, np.array(losses), _converged(losses), right)
 
 
-def _loss(task: TaskData, loss: Loss) -> OutputLoss:
+def _loss(task: TaskData, loss: Loss | None, readout: Any) -> OutputLoss:
     """That of the task's targets where its mask is on."""
     if not isinstance(task, TaskData):
         hint = "; pass task.sample(trials, seed)" if hasattr(task, "sample") else ""
@@ -134,7 +137,9 @@ def _loss(task: TaskData, loss: Loss) -> OutputLoss:
     if task.targets is None:
         raise ValueError(f"the task {task.name} has no targets to be trained on")
     _check_counted(task.mask)
-    found = loss_of_targets(loss, task.targets, task.mask, task.targets.ndim)
+    outputs = len(getattr(readout, "weight", (0,)))
+    chosen = loss or default_loss(task.targets, (*task.inputs.shape[:2], outputs))
+    found = loss_of_targets(chosen, task.targets, task.mask, axes=3)
     _check_counted(found.mask)
     return found
 
@@ -144,10 +149,11 @@ def _check_counted(mask: np.ndarray | None) -> None:
         raise ValueError(f"no target of trial {int(np.argmin(on))} counts: masked, or of negative class; leave it out")
 
 
-def _check_options(steps: int, lr: float, clip: float | None) -> None:
+def _check_options(steps: int, lr: float, clip: float | None, seed: int) -> None:
     check_count("steps", steps, 1)
+    check_seed(seed)
     for name, value in {"lr": lr, "clip": clip}.items():
-        if value is not None and not 0 < value < math.inf:
+        if value is not None and not (is_number(value) and 0 < value < math.inf):
             raise ValueError(f"{name} must be a positive number, got {value}")
 
 

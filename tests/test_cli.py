@@ -624,3 +624,31 @@ def test_checkpoints_without_a_readout_are_compared_without_a_loss(of_classes, c
 def test_a_loss_needs_a_readout(checkpoint: Path, task: Path, out: Path) -> None:
     result = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, "--loss", "squared_error")
     assert result.exit_code == 2 and "--loss is that of a readout and its targets" in result.stderr
+
+
+@pytest.mark.parametrize("axis", [False, True])
+def test_class_indices_in_a_file(cell: torch.nn.GRUCell, task: Path, folder: Path, out: Path, axis: bool) -> None:
+    """Integers [trial, time] are classes, whose loss is the cross-entropy unless something else is said."""
+    torch.manual_seed(2)
+    layer = torch.nn.Linear(6, 3)
+    whole = {f"rnn.{name}": value for name, value in cell.state_dict().items()}
+    torch.save(whole | {f"probe.{name}": value for name, value in layer.state_dict().items()}, folder / "classes.pt")
+    inputs = arrays_of(task)["inputs"]
+    right = np.random.default_rng(1).integers(0, 3, inputs.shape[:2])
+    right[0, 0] = -100
+    np.savez(folder / "classes.npz", inputs=inputs, targets=right[..., None] if axis else right)
+    asked = ("--model", "gru", "--task", folder / "classes.npz")
+    shown = run("analyze", folder / "classes.pt", *asked, "--out", out, "--dtype", "float64", "--modes", 2)
+    assert shown.exit_code == 0, shown.output
+    states = kp.solve(kp.DiscreteProblem(copy.deepcopy(cell).double(), torch.from_numpy(inputs))).state
+    logits = copy.deepcopy(layer).double()(states).reshape(-1, 3)
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(right.reshape(-1))).item()
+    results = json.loads((out / "results.json").read_text())
+    assert results["settings"]["loss"] == "cross_entropy"
+    assert results["numbers"]["loss"]["value"] == pytest.approx(loss)
+    record = kp.Recorder(out.parent / "recorded")
+    record(0, cell, loss=1.0, readout=layer)
+    shown = run("track", record.folder, *asked)
+    assert shown.exit_code == 0, shown.output
+    with xr.open_dataset(record.folder / "track" / "track.nc", engine="h5netcdf") as dataset:
+        assert float(dataset.loss[0]) == pytest.approx(loss, rel=1e-5) and "accuracy" in dataset

@@ -211,6 +211,27 @@ def test_what_the_kernel_cannot_reach_is_called_unreached() -> None:
     assert alone.unreached[0] == pytest.approx(1) and alone.half[0] == np.inf
 
 
+def test_what_is_unreached_is_known_to_a_hundredth() -> None:
+    """Against the dense kernel by autograd through the user's own model."""
+    torch.manual_seed(4)
+    x, cell, readout = (
+        torch.randn(6, 12, 2).double(),
+        nn.RNN(2, 24, batch_first=True).double(),
+        nn.Linear(24, 2).double(),
+    )
+    target = torch.randn(6, 12, 2).double()
+    entries = readout(cell(x)[0]).reshape(-1)
+    learnt = [*cell.parameters(), *readout.parameters()]
+    rows = [torch.autograd.grad(entry, learnt, retain_graph=True) for entry in entries]
+    J = torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows]).numpy()
+    rates, modes = np.linalg.eigh(J @ J.T)
+    parts = (modes.T @ (entries.detach() - target.reshape(-1)).numpy()) ** 2
+    y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(readout, learn=True)
+    found = kp.learnability(y, {"noise": target})
+    assert found.unreached[0] == pytest.approx(parts[rates < 1e-6 * rates.max()].sum() / parts.sum(), abs=1e-2)
+    assert str(found).endswith(f"{found.unreached[0]:.2f}")
+
+
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_learnability_of_classes(framework: str, x64: None) -> None:
     """Against the dense Gauss-Newton matrix, and the times against the forecast."""
@@ -452,3 +473,66 @@ def test_classes_of_what_counts() -> None:
     truth = nn.functional.cross_entropy(whole.values.detach()[torch.from_numpy(mask)], classes[torch.from_numpy(mask)])
     assert float(b.loss[0]) == pytest.approx(float(truth), rel=1e-9)
     np.testing.assert_allclose(a.loss, b.loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [("weight",), ("bias",), ("weight", "bias")])
+@pytest.mark.parametrize("optimizer", [None, "adam"])
+def test_what_a_readout_keeps_frozen_does_not_learn(frozen: tuple[str, ...], optimizer: str | None) -> None:
+    """The kernel is J J* of what torch gives a gradient, and the training beside it that of the gradient flow."""
+    problem = Problem(nn.GRUCell(2, 6), 6)
+    for name in frozen:
+        getattr(problem.readout, name).requires_grad_(False)
+    y = problem.kernel()
+    learnt = [v for v in (*problem.cell.parameters(), *problem.readout.parameters()) if v.requires_grad]
+    z, states = torch.zeros(4, 6).double(), []
+    for x_t in problem.x.unbind(1):
+        z = problem.cell(x_t, z)
+        states.append(z)
+    entries = problem.readout(torch.stack(states, 1)).reshape(-1)
+    rows = [torch.autograd.grad(entry, learnt, retain_graph=True) for entry in entries]
+    J = torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows])
+    torch.testing.assert_close(y.ntk.dense().reshape(32, 32), J @ J.T)
+    loss = kp.squared_error(problem.target, problem.readout)
+    options = {"optimizer": optimizer, "lr": 0.01 if optimizer else None}
+    span = 4 if optimizer else 0.04
+    trained = kp.gradient_flow(kp.DiscreteProblem(problem.cell, problem.x), loss, span, **options)
+    found = kp.forecast(y, problem.target, lr=0.01, steps=4, optimizer=optimizer)
+    assert found.flow_loss[-1] == pytest.approx(trained(trained.time[-1]).item(), rel=1e-3)
+    assert found.loss[4] == pytest.approx(trained.loss[-1], rel=0.05)
+    assert not any(f"readout.{name}" in y.parts for name in frozen)
+
+
+def test_a_frozen_readout_in_jax(x64: None) -> None:
+    """Arrays of numpy are constants, in the kernel as in the gradient flow."""
+    x = jax.random.normal(jax.random.key(0), (3, 5, 2))
+    cell, readout = eqx.nn.GRUCell(2, 4, key=jax.random.key(1)), eqx.nn.Linear(4, 1, key=jax.random.key(2))
+    fixed = eqx.tree_at(lambda layer: layer.weight, readout, np.asarray(readout.weight))
+    problem = kp.DiscreteProblem(cell, x)
+    y = kp.linearize(kp.solve(problem)).output(fixed, learn=True)
+    trained = kp.gradient_flow(problem, kp.squared_error(jnp.ones((3, 5, 1)), fixed), 0.1)
+    assert y.learnt == ("bias",) and [name for name in trained.parameters if "loss" in name] == ["loss.bias"]
+
+
+@pytest.mark.parametrize("optimizer", [None, "adam"])
+def test_losses_without_parts_are_printed(optimizer: str | None) -> None:
+    """A loss that is negative, or zero, has no half."""
+    y = Problem(nn.GRUCell(2, 6), 6).kernel()
+    given = {"lr": 0.01, "steps": 3, "optimizer": optimizer}
+    below = kp.forecast(y, 0 * y.values.detach(), loss=lambda y, t: ((y - t) ** 2).mean() - 5.0, **given)
+    assert str(below).startswith("the loss goes from -4.") and "in 3 steps" in str(below)
+    with pytest.raises(ValueError, match="it has fractions where it is positive"):
+        below.steps_to(0.5)
+    none = kp.forecast(y, y.values.detach(), **given)
+    assert str(none).startswith("the loss goes from 0 to 0 in 3 steps")
+
+
+def test_steps_to_many_fractions() -> None:
+    problem = Problem(nn.GRUCell(2, 6), 6)
+    found = kp.forecast(problem.kernel(), problem.target, lr=np.float32(LR), steps=np.int64(300), batch=np.int64(2))
+    parts = np.array([[0.9, 0.5], [0.3, 1e-3]])
+    each = [[found.steps_to(part) for part in row] for row in parts]
+    np.testing.assert_array_equal(found.steps_to(parts), each)
+    low, high = found.interval_to([0.9, 0.5])
+    np.testing.assert_array_equal(np.stack([low, high], 1), [found.interval_to(part) for part in (0.9, 0.5)])
+    with pytest.raises(ValueError, match="expected a number between 0 and 1"):
+        found.steps_to([0.5, 2])

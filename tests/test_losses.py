@@ -174,3 +174,44 @@ def test_class_indices_beyond_a_readout_are_explained() -> None:
     loss = kp.cross_entropy(torch.from_numpy(CLASSES), nn.Linear(6, 3).double())
     with pytest.raises(ValueError, match="a target is class 4, expected 0 to 2"):
         loss(torch.zeros(3, 4, 6).double())
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("kind", ["int64", "uint8", "bool"])
+def test_one_hot_integers_are_probabilities(framework: str, kind: str) -> None:
+    """Also where they could be class indices of states with one axis more: the outputs decide."""
+    make = torch.from_numpy if framework == "torch" else jnp.asarray
+    one_hot = np.eye(5)[CLASSES].astype(kind)
+    expected = of_torch(torch.from_numpy(Y), CLASSES, MASK).item()
+    assert float(kp.cross_entropy(make(one_hot), mask=MASK)(make(Y))) == pytest.approx(expected, rel=1e-12)
+    some = F.cross_entropy(torch.from_numpy(Y[:2].reshape(-1, 5)), torch.from_numpy(CLASSES[:2].reshape(-1)))
+    assert float(kp.cross_entropy(make(one_hot))(make(Y[:2]), np.array([0, 1]))) == pytest.approx(some.item())
+    once = np.eye(4)[[1, 0, 3]].astype(kind)  # one 1 in each row: classes 0 and 1 of [trial, time], or one-hot
+    y = Y[..., :2]
+    as_classes = F.cross_entropy(torch.from_numpy(y.reshape(-1, 2)), torch.from_numpy(once.astype(int).reshape(-1)))
+    as_one_hot = F.cross_entropy(torch.from_numpy(y[..., 0]), torch.tensor([1, 0, 3]))
+    loss = kp.cross_entropy(make(once))
+    assert float(loss(make(y))) == pytest.approx(as_classes.item())
+    assert float(loss(make(y[..., 0]))) == pytest.approx(as_one_hot.item())
+    with pytest.raises(ValueError, match=r"expected class indices, integers \[3, 4\], or probabilities \[3, 4, 5\]"):
+        kp.cross_entropy(make(2 * one_hot.astype(int)))(make(Y))
+
+
+def test_states_of_several_values_are_no_logits() -> None:
+    """A network's hidden units beside its outputs, and the h and c of an LSTM."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 4)).double(), torch.randn(7, 2).double()
+    right = torch.randint(0, 4, (7,))
+    loss = kp.cross_entropy(right)
+    with pytest.raises(ValueError, match=r'all 10 units would be taken for logits of classes; pose .*state=""'):
+        kp.gradient_flow(kp.StaticProblem(net, x), loss, 1.0)
+    with pytest.raises(ValueError, match="all 10 units would be taken for logits"):
+        flow = kp.linearize(kp.solve(kp.StaticProblem(net, x)))
+        kp.forecast(flow, right, lr=0.1, steps=5, loss="cross_entropy")
+    found = kp.gradient_flow(kp.StaticProblem(net, x, state=""), loss, 1.0)
+    assert found.loss[0] == pytest.approx(F.cross_entropy(net(x), right).item())
+    with pytest.raises(ValueError, match="h of each layer, and c"):
+        lstm = kp.DiscreteProblem(nn.LSTM(2, 3, batch_first=True).double(), x[:, None])
+        kp.gradient_flow(lstm, kp.cross_entropy(right[:, None]), 1.0)
+    with pytest.raises(ValueError, match="the readout takes 4 units, expected one of 10 units"):
+        kp.gradient_flow(kp.StaticProblem(net, x), kp.cross_entropy(right, nn.Linear(4, 4).double()), 1.0)

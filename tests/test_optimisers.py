@@ -592,3 +592,119 @@ def test_the_first_time_below_is_found_where_the_loss_rises_again():
     for part in np.linspace(0.15, 0.9, 20):
         if (losses <= part * losses[0]).any():
             assert found.time_to(part) == pytest.approx(step_below(losses, part), rel=1e-6)
+
+
+def linear_in_jax():
+    """The task, and an equinox cell with a readout, as `posed`."""
+    import equinox as eqx
+    import jax
+
+    x, y = (jnp.asarray(a.numpy()) for a in task())
+    keys = jax.random.split(jax.random.key(0))
+    return kp.DiscreteProblem(eqx.nn.GRUCell(1, 8, key=keys[0]), x), kp.squared_error(
+        y, eqx.nn.Linear(8, 1, key=keys[1])
+    )
+
+
+@pytest.mark.parametrize(
+    ("framework", "optimizer", "words"),
+    [
+        ("torch", torch.optim.LBFGS, "evaluates the loss itself"),
+        ("torch", torch.optim.SparseAdam, "SparseAdam does not step by plain gradients alone"),
+        ("torch", optax.adam, r"optimizer\(parameters, lr=lr\) fails"),
+        ("jax", optax.lbfgs, "does not step by plain gradients alone"),
+        ("jax", optax.polyak_sgd, "does not step by plain gradients alone"),
+        ("jax", torch.optim.Adam, r"optimizer\(lr\) fails"),
+    ],
+)
+def test_optimisers_that_want_more_than_a_gradient_are_refused(framework, optimizer, words):
+    problem, loss = posed() if framework == "torch" else linear_in_jax()
+    with pytest.raises(TypeError, match=words):
+        kp.gradient_flow(problem, loss, 5, optimizer=optimizer, lr=0.1)
+
+
+def test_gradients_of_several_steps_together():
+    """An object of optax that is no pair of functions steps once for every two gradients."""
+    every, like = optax.MultiSteps(optax.adam(0.1), every_k_schedule=2), of_torch()
+    values = {name: jnp.asarray(value.numpy()) for name, value in like.items()}
+    rule, theta = JaxRule(every, None, None, values), jnp.concatenate([value.ravel() for value in values.values()])
+    state, own = rule.begin(theta), every.init(values)
+    for slope in slopes(4):
+        gradient = jnp.asarray(slope.numpy())
+        state, theta = rule.step(state, theta, gradient)
+        named = dict(zip(SHAPES, (gradient[:12].reshape(3, 4), gradient[12:]), strict=True))
+        updates, own = every.update(named, own, values)
+        values = optax.apply_updates(values, updates)
+    np.testing.assert_allclose(theta, jnp.concatenate([value.ravel() for value in values.values()]), rtol=1e-12)
+
+
+class Beside(torch.nn.Module):
+    """A GRU beside a layer that nothing hangs on."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.cell, self.unused = torch.nn.GRUCell(1, 8), torch.nn.Linear(2, 2)
+
+    def forward(self, x, z):
+        return self.cell(x, z)
+
+
+def test_decay_leaves_what_the_loss_does_not_reach_alone():
+    (x, y), model, readout = task(), Beside().double(), network()[1]
+    make = partial(torch.optim.AdamW, weight_decay=5.0, lr=0.01)
+    problem, loss = kp.DiscreteProblem(model, x, z0=torch.zeros(8).double()), kp.squared_error(y, readout)
+    found = kp.gradient_flow(problem, loss, 6, optimizer=make, alg=Multirate(longest=1))
+    output = kp.linearize(kp.solve(problem)).output(readout, learn=True)
+    frozen = kp.forecast(output, y, steps=6, optimizer=make, check=False).frozen.flow
+    optimizer = make([*model.parameters(), *readout.parameters()])
+    for _ in range(6):
+        z, states = torch.zeros(8, 8).double(), []
+        for t in range(x.shape[1]):
+            z = model(x[:, t], z)
+            states.append(z)
+        optimizer.zero_grad()
+        ((readout(torch.stack(states, 1)) - y) ** 2).mean().backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found.parameters[name][-1], parameter.detach())
+    for run in (found, frozen):
+        assert (run.parameters["unused.weight"][-1] == run.parameters["unused.weight"][0]).all()
+
+
+@pytest.mark.parametrize("loss", ["masked", "classes", "own"])
+def test_a_draw_without_a_target_says_so(loss):
+    (x, y), (cell, readout) = task(), network()
+    mask = torch.ones(8, 12).double()
+    mask[2:] = 0
+    right = torch.where(mask > 0, 0, -100)
+    losses = {
+        "masked": kp.squared_error(y, readout, mask),
+        "classes": kp.cross_entropy(right, torch.nn.Linear(8, 2).double()),
+        "own": lambda s, n=slice(None): (mask[n][..., None] * s**2).sum() / mask[n].sum(),
+    }
+    with pytest.raises(ValueError, match=r"the loss of the trials \[.*\] is nan, .*no target of these counts"):
+        kp.gradient_flow(kp.DiscreteProblem(cell, x), losses[loss], 40, optimizer="adam", lr=1e-3, batch=2)
+
+
+def test_fractions_may_be_an_array():
+    problem, loss = posed()
+    for found in (kp.gradient_flow(problem, loss, 5.0), kp.gradient_flow(problem, loss, 40, optimizer="adam", lr=0.01)):
+        parts = [0.9, 0.8, 1e-9]
+        np.testing.assert_array_equal(found.time_to(parts), [found.time_to(part) for part in parts])
+        low, high = found.interval_to(np.array([parts]))
+        np.testing.assert_array_equal(np.stack([low[0], high[0]], 1), [found.interval_to(part) for part in parts])
+        for wrong in (1.5, [0.5, 1.0], "a", None):
+            with pytest.raises(ValueError, match="expected a number between 0 and 1, or an array"):
+                found.time_to(wrong)
+
+
+def test_numbers_of_numpy_are_numbers_here_too():
+    problem, loss = posed()
+    plain = {"span": 6, "lr": 0.125, "clip": 0.5, "batch": 2, "seed": 3}
+    kinds = {"span": np.int64, "lr": np.float32, "clip": np.float32, "batch": np.int32, "seed": np.uint8}
+    ours = {name: kinds[name](value) for name, value in plain.items()}
+    runs = [kp.gradient_flow(problem, loss, optimizer="adam", **options) for options in (plain, ours)]
+    np.testing.assert_array_equal(runs[0].loss, runs[1].loss)
+    with pytest.raises(TypeError, match="seed is 'a', expected a whole number"):
+        kp.gradient_flow(problem, loss, 5, optimizer="adam", lr=0.1, batch=2, seed="a")

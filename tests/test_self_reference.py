@@ -314,3 +314,10 @@ def test_what_does_not_count_is_in_no_share() -> None:
     constant = mask.double().reshape(-1, 1).numpy()
     assert found.share[0, BASES.index("constant"), 0] == pytest.approx(share(constant, X), rel=1e-10)
     assert kp.rank_bound(flow_of(cell, x).where(mask)).states == int(mask.sum()) * UNITS
+
+
+@pytest.mark.parametrize("steps", [3, np.int64(3), [3], np.array([3])])
+def test_one_number_of_steps(steps: Any) -> None:
+    cell, readout, x, target = setting()
+    found = kp.self_reference(flow_of(cell, x), target, readout=readout, steps=steps, lr=np.float32(0.0625), k=4)
+    assert found.changes == ("3 steps",) and found.lr == 0.0625

@@ -27,7 +27,7 @@ def layers(name: str, count: int = 3, units: int = 5) -> list[tuple[nn.Module, n
 
 def half_of(layer: Any, readout: Any, mask: torch.Tensor) -> tuple[float, float]:
     """L, and tau at half of it, from the dense kernel of the layer as torch runs it."""
-    values = [*layer.parameters(), *readout.parameters()]
+    values = [value for value in (*layer.parameters(), *readout.parameters()) if value.requires_grad]
     root = (mask / (mask.sum() * OUTPUTS)).sqrt()[..., None]
     f = (root * (readout(layer(x)[0]) - target)).reshape(-1)
     rows = [torch.autograd.grad(entry, values, retain_graph=True, allow_unused=True) for entry in f]
@@ -75,3 +75,30 @@ def test_starts_of_two_architectures_are_refused() -> None:
             kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts[:1], wrong)
     with pytest.raises(ValueError, match="applications is 1"):
         kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts[:1], target, applications=1)
+
+
+def test_frozen_parameters_of_starts_do_not_learn() -> None:
+    """The dense kernel is that of the parameters that torch gives a gradient."""
+    starts = layers("gru")
+    for layer, readout in starts:
+        layer.weight_hh_l0.requires_grad_(False)
+        readout.bias.requires_grad_(False)
+    found = kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts, target, applications=16)
+    np.testing.assert_allclose(found.half, [half_of(*start, torch.ones_like(mask))[1] for start in starts], rtol=1e-6)
+    starts[1][0].weight_hh_l0.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"start 1 has the parameters .* frozen"):
+        kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts, target)
+
+
+def test_numbers_that_are_not_finite_are_explained() -> None:
+    starts = layers("gru")
+    hidden = torch.where(mask[..., None] > 0, target, torch.nan)
+    kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts, hidden, mask=mask)
+    with pytest.raises(ValueError, match="the target holds NaN or inf where it counts"):
+        kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts, hidden)
+    with torch.no_grad():
+        starts[2][1].bias.fill_(torch.inf)
+    with pytest.raises(ValueError, match="the outputs of start 2 hold NaN or inf"):
+        kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts, target)
+    with pytest.raises(TypeError, match="a start is GRU, expected a pair"):
+        kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), [starts[0][0]], target)

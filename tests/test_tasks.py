@@ -512,3 +512,20 @@ def test_outputs_have_names():
 def test_actions_of_neurogym_name_the_outputs():
     assert make_task("neurogym:PerceptualDecisionMaking-v0", trials=2).outputs == ("fixation", "choice 1", "choice 2")
     assert make_task("neurogym:MotorTiming-v0", trials=2).outputs == ()
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint8", "bool"])
+def test_targets_may_be_class_indices(tmp_path, arrays, kind):
+    right = (np.arange(20).reshape(5, 4) % 3).astype(kind)
+    for targets in (right, right[..., None]):
+        data = make_task(str(save(tmp_path, arrays | {"targets": targets})))
+        np.testing.assert_array_equal(data.targets, targets)
+        most = int(right[arrays["mask"]].max()) + 1
+        assert data.targets.dtype.kind == "i" and data.classes == most
+        assert data.fits(most) and data.fits(5) and data.fits(1) == (targets.ndim == 3)
+    named = TaskData(arrays["inputs"], right.astype(int) - 1, outputs=("left", "right"))
+    assert named.classes == int(right.max()) and not named.fits(0)
+    with pytest.raises(ValueError, match=r"expected at least 3 of classes names, or none"):
+        TaskData(arrays["inputs"], np.arange(20).reshape(5, 4) % 3, outputs=("left", "right"))
+    with pytest.raises(ValueError, match=r"or class indices, integers \[trial, time\]"):
+        TaskData(arrays["inputs"], right.astype(float))

@@ -374,3 +374,50 @@ def test_a_loss_of_ones_own():
 
 def test_the_module_is_not_shadowed():
     assert kp.train is importlib.import_module("kpflow_dyn.train")
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("axis", [False, True])
+def test_class_indices_train_by_the_cross_entropy(framework, axis):
+    """A task of integers [trial, time], or [trial, time, 1], without a word on the loss."""
+    task, index = some_task(), ["torch", "jax"].index(framework)
+    right = np.random.default_rng(5).integers(0, OUT, (TRIALS, TIMES))
+    right[0, 1] = -100
+    model, readout = twins("gru")[0]
+    x, z, logits = torch.from_numpy(task.inputs), torch.zeros(TRIALS, UNITS).double(), []
+    for t in range(TIMES):
+        z = model(x[:, t], z)
+        logits.append(readout(z))
+    counts = torch.from_numpy(task.mask & (right >= 0))
+    expected = nn.functional.cross_entropy(torch.stack(logits, 1)[counts], torch.from_numpy(right)[counts]).item()
+    classes = dataclasses.replace(task, targets=right[..., None] if axis else right)
+    model, readout = twins("gru")[index]
+    training = kp.train.fit(model, classes, readout, steps=2, lr=0.01)
+    assert training.losses[0] == pytest.approx(expected, rel=1e-12) and training.accuracy is not None
+
+
+@pytest.mark.parametrize(
+    ("framework", "optimizer"),
+    [
+        ("torch", torch.optim.LBFGS),
+        ("torch", torch.optim.SparseAdam),
+        ("torch", optax.adam),
+        ("jax", optax.lbfgs),
+        ("jax", optax.polyak_sgd),
+        ("jax", torch.optim.Adam),
+    ],
+)
+def test_optimisers_that_want_more_than_a_gradient_are_refused(framework, optimizer):
+    model, readout = twins("gru")[["torch", "jax"].index(framework)]
+    with pytest.raises(TypeError, match=r"take another optimiser|steps by one gradient|fails .*expected a name"):
+        kp.train.fit(model, some_task(), readout, steps=2, optimizer=optimizer, lr=0.1)
+
+
+def test_numbers_of_numpy_are_numbers():
+    losses = []
+    for lr, steps, batch in ((0.125, 3, 2), (np.float32(0.125), np.int64(3), np.int32(2))):
+        (model, readout), _ = twins("gru")
+        losses.append(kp.train.fit(model, some_task(), readout, steps=steps, lr=lr, batch=batch).losses)
+    np.testing.assert_array_equal(*losses)
+    with pytest.raises(TypeError, match="seed is 'a', expected a whole number"):
+        kp.train.fit(model, some_task(), readout, seed="a")

@@ -142,7 +142,8 @@ class Flow:
             C: [out, unit], or a Linear layer of torch or equinox, whose bias moves nothing. Where the state is wider,
                 of an LSTM or of several layers, it may read the h of the last layer.
             learn: whether the readout's own weights learn, which adds s s' (x) I, and (x) I once more for the bias of
-                a layer that has one; a number is their learning rate beside the flow's metric.
+                a layer that has one; a number is their learning rate beside the flow's metric. What a layer keeps
+                frozen does not learn: a torch parameter without requires_grad, a numpy array in a layer of JAX.
 
         Raises:
             ValueError: a C of another width or not finite, states that are not [trial, ..., unit], or a readout that is
@@ -154,7 +155,7 @@ class Flow:
         >>> y.ntk.domain.shape, list(kp.contributions(y))[-2:]
         ((2, 5, 2), ['readout.weight', 'readout.bias'])
         """
-        found = readout(self.ntk, self.solution.problem.model, self.solution.state, self.parts, C, learn)
+        found = readout(self.ntk, self.solution.problem, self.solution.state, self.parts, C, learn)
         return Output(flow=self, **vars(found))
 
     @property

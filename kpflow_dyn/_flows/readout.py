@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, to_numpy
+from kpflow_dyn._backend import Backend
+from kpflow_dyn._problems.problems import Problem
 from kpflow_dyn._problems.units import units_read
 from kpflow_dyn._spaces.operators import GramOperator, Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
+
+LAYER = ("weight", "bias")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -25,27 +29,42 @@ class Readout:
     bias: Array | None = field(repr=False)
     rate: float = 0.0
 
+    @property
+    def learnt(self) -> tuple[str, ...]:
+        """Which of weight and bias learn."""
+        return tuple(name for name in LAYER if f"readout.{name}" in self.parts)
 
-def readout(ntk: GramOperator, model: Any, state: Array, parts: dict[str, int], C: Any, learn: bool | float) -> Readout:
-    """A readout of states of a model that move by this ntk; see `Flow.output`."""
+
+def readout(
+    ntk: GramOperator, problem: Problem, state: Array, parts: dict[str, int], C: Any, learn: bool | float
+) -> Readout:
+    """A readout of states of a problem that move by this ntk; see `Flow.output`."""
     space = ntk.domain
-    (weight, units), bias = _matrix(C, model, space), getattr(C, "bias", None)
-    if not isinstance(learn, int | float) or not 0 <= learn < math.inf:
+    (weight, units), bias = _matrix(C, problem.model, space), getattr(C, "bias", None)
+    if not isinstance(learn, int | float | np.number | np.bool_) or not 0 <= learn < math.inf:
         raise ValueError(f"learn is {learn!r}, expected True, False or a learning rate")
     out = Space((*space.axes[:-1], "out"), (*space.shape[:-1], weight.shape[0]), space.like, space.measure, space.mask)
     of_state = _beside_zeros(weight, units, space)
     read = on_spaces(space, out, lambda s: s @ of_state.T, lambda y: y @ of_state)
     J, apart = read @ ntk.factor, None if ntk.apart is None else read @ ntk.apart
-    if learn:
-        V = _variables(state, units, space, bias is not None) * float(learn) ** 0.5
+    if learnt := _learnt(C, problem.backend) if learn else ():
+        V = _variables(state, units, space, learnt) * float(learn) ** 0.5
         J = _beside(J, _site(V, out, ()))
         apart = None if apart is None else _beside(apart, _site(V, out, out.shape[:1]))
-        parts = parts | {"readout.weight": weight.shape[0] * weight.shape[1]}
-        parts |= {"readout.bias": weight.shape[0]} if bias is not None else {}
+        sizes = {"weight": weight.shape[0] * weight.shape[1], "bias": weight.shape[0]}
+        parts = parts | {f"readout.{name}": sizes[name] for name in learnt}
     bias = None if bias is None else like_numpy(np.array(to_numpy(bias)), space.like)
     values = state @ of_state.T + (0 if bias is None else bias)
-    moved, rate = GramOperator(J, None, apart), float(learn)
+    moved, rate = GramOperator(J, None, apart), float(learn) if learnt else 0.0
     return Readout(values=values, C=read, J=J, ntk=moved, parts=parts, weight=weight, bias=bias, rate=rate)
+
+
+def _learnt(C: Any, backend: Backend) -> tuple[str, ...]:
+    """Which of its weight and bias learn: a matrix, and of a layer what is not frozen."""
+    if isinstance(C, Readout):
+        return C.learnt
+    layer = {name: value for name in LAYER if (value := getattr(C, name, None)) is not None}
+    return tuple(name for name, value in layer.items() if backend.models.learns(value)) if layer else ("weight",)
 
 
 def _matrix(C: Any, model: Any, space: Space) -> tuple[Array, slice]:
@@ -75,15 +94,16 @@ def _beside_zeros(weight: Array, units: slice, space: Space) -> Array:
     return xp.concat([before, weight, after], axis=1)
 
 
-def _variables(state: Array, units: slice, space: Space, bias: bool) -> Array:
-    """What the readout multiplies: [s] or [s, 1] at each trial and time that counts."""
+def _variables(state: Array, units: slice, space: Space, learnt: tuple[str, ...]) -> Array:
+    """What the readout's parameters multiply: [s], [s, 1] or [1] at each trial and time that counts."""
     if tuple(state.shape) != space.shape:
         raise ValueError(
             f"the flow's states {space.shape} are not those of the solution {(*state.shape,)}; take .output of the "
             "flow itself, not of flow.nodal"
         )
-    xp, state = array_namespace(state), state[..., units]
-    return space.counted(xp.concat([state, xp.ones_like(state[..., :1])], axis=-1) if bias else state)
+    xp = array_namespace(state)
+    of = {"weight": state[..., units], "bias": xp.ones_like(state[..., :1])}
+    return space.counted(xp.concat([of[name] for name in learnt], axis=-1))
 
 
 def _site(V: Array, out: Space, trials: tuple[int, ...]) -> Operator:

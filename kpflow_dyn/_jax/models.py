@@ -29,6 +29,11 @@ def copied(model: Any) -> Any:
     return model
 
 
+def learns(value: Any) -> bool:
+    """Whether a part of a layer learns: arrays of JAX do, those of numpy are constants."""
+    return isinstance(value, jax.Array)
+
+
 def snapshot(array: jax.Array) -> jax.Array:
     """The same."""
     return array
@@ -44,16 +49,16 @@ class OfArrays:
     """A function of arrays by name, and of more arguments: a pytree of these arrays, which are its attributes."""
 
     def __init__(self, function: Callable[..., jax.Array], arrays: dict[str, Any]) -> None:
-        self._function, self._names = function, tuple(arrays)
+        self.function, self._names = function, tuple(arrays)
         vars(self).update(arrays)
 
     def __call__(self, *args: Any) -> jax.Array:
         """The function's value."""
-        return self._function({name: getattr(self, name) for name in self._names}, *args)
+        return self.function({name: getattr(self, name) for name in self._names}, *args)
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], Any]:
         """The arrays with their names, and the rest."""
-        return [(GetAttrKey(name), getattr(self, name)) for name in self._names], (self._function, self._names)
+        return [(GetAttrKey(name), getattr(self, name)) for name in self._names], (self.function, self._names)
 
     @classmethod
     def tree_unflatten(cls, rest: tuple[Callable[..., jax.Array], tuple[str, ...]], arrays: Iterable[Any]) -> OfArrays:

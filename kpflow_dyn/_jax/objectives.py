@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from kpflow_dyn._arrays import Rows
+from kpflow_dyn._backend import Values
 from kpflow_dyn._jax.cells import discrete_step
 from kpflow_dyn._jax.rollout import run
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 
-__all__ = ["Derivatives", "pull_back", "run"]
+__all__ = ["Derivatives", "pull_back", "run", "unreached"]
 
 Scheme = Any
 
@@ -35,6 +36,11 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[jax.Array, Rows
         return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(back(row.reshape(state.shape)))])
 
     return state, jax.vmap(of_row)
+
+
+def unreached(_loss: Callable[[Values], jax.Array], _values: Values) -> list[str]:
+    """None: optax is given zeros, and decays such parameters too."""
+    return []
 
 
 class Derivatives:

@@ -1,6 +1,7 @@
 """Optimisers of optax as functions of their state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import jax
@@ -26,12 +27,13 @@ class Rule:
         lr: the learning rate; None for an optimiser that has its own.
         clip: scales the gradient down to this norm where it is larger.
         like: the parameters by name.
+        unreached: those that the loss does not hang on; optax decays them like all others.
     """
 
-    def __init__(self, optimizer: Any, lr: float | None, clip: float | None, like: Values) -> None:
-        found: Any = optimizer if hasattr(optimizer, "update") else optimizer(*(() if lr is None else (lr,)))
-        if not hasattr(found, "update"):
-            raise TypeError(f"optimizer gives {type(found).__name__}, expected one of optax, or what makes one")
+    def __init__(
+        self, optimizer: Any, lr: float | None, clip: float | None, like: Values, unreached: Collection[str] = ()
+    ) -> None:
+        found = made(optimizer, lr)
         change = optax.with_extra_args_support(
             found if clip is None else optax.chain(optax.clip_by_global_norm(clip), found)
         )
@@ -47,7 +49,41 @@ class Rule:
 
         self.rate = lr if optimizer is optax.sgd and clip is None else None
         self.begin = lambda theta: change.init(by_name(theta))
-        self.step = jax.jit(step)
+        self._step = jax.jit(step)
+
+    def step(self, state: Any, theta: jax.Array, gradient: jax.Array) -> tuple[Any, jax.Array]:
+        """The state and the parameters after one more step."""
+        with by_one_gradient():
+            return self._step(state, theta, gradient)
+
+
+def made(optimizer: Any, lr: float | None) -> Any:
+    """The transformation of gradients that this makes, or is.
+
+    Raises:
+        TypeError: where that is none.
+    """
+    expected = "expected a name, a transformation of optax, or what makes one"
+    try:
+        found = optimizer if hasattr(optimizer, "update") else optimizer(*(() if lr is None else (lr,)))
+    except TypeError as error:
+        raise TypeError(f"optimizer({'' if lr is None else 'lr'}) fails ({error}); {expected}") from error
+    if isinstance(found, optax.MultiSteps):
+        return found.gradient_transformation()
+    if not (hasattr(found, "init") and hasattr(found, "update")):
+        raise TypeError(f"optimizer is {type(found).__name__}, {expected}")
+    return found
+
+
+@contextmanager
+def by_one_gradient() -> Iterator[None]:
+    """Say so where the update of an optimiser wants more than the gradient, such as the loss as a function."""
+    try:
+        yield
+    except TypeError as error:
+        raise TypeError(
+            f"the optimizer does not step by plain gradients alone ({error}); take another optimiser"
+        ) from error
 
 
 def learning_rates(optimizer: Any, model: Any) -> NoReturn:

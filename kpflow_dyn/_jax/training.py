@@ -12,7 +12,7 @@ import optax
 
 from kpflow_dyn._jax.cells import Step, as_step
 from kpflow_dyn._jax.checks import check_parameters, named_parameters
-from kpflow_dyn._jax.optimisers import OPTIMIZERS, Rule, learning_rates
+from kpflow_dyn._jax.optimisers import OPTIMIZERS, Rule, by_one_gradient, learning_rates, made
 from kpflow_dyn._jax.rollout import check_step, run
 
 __all__ = ["OPTIMIZERS", "Rule", "Trainee", "learning_rates"]
@@ -41,7 +41,8 @@ class Trainee:
         check_step(self._step, model, self._data[0][0, 0], self._start[0])
         units = read(self._start.shape[-1])
         self._loss, self._read = loss, (units.start, units.stop)
-        self._change = optax.chain(optax.identity() if clip is None else optax.clip_by_global_norm(clip), optimizer(lr))
+        clipped = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
+        self._change = optax.chain(clipped, made(optimizer, lr))
         self.model, self.readout = model, readout
         self._state = self._change.init(eqx.filter((model, readout), eqx.is_inexact_array))
 
@@ -55,7 +56,8 @@ class Trainee:
     def step(self) -> None:
         """Change the parameters by the optimiser's step."""
         models = (self.model, self.readout)
-        (self.model, self.readout), self._state = _changed(self._change, models, self._gradient, self._state)
+        with by_one_gradient():
+            (self.model, self.readout), self._state = _changed(self._change, models, self._gradient, self._state)
 
 
 @eqx.filter_jit

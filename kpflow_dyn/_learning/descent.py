@@ -16,6 +16,7 @@ from kpflow_dyn._arrays import Array, array_namespace, full_precision
 from kpflow_dyn._backend import Backend
 from kpflow_dyn._learning.linearised import LinearisedObjective
 from kpflow_dyn._learning.objective import Objective
+from kpflow_dyn._learning.options import at_fractions, check_seed, is_count, is_number, plain
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import Problem
 from kpflow_dyn._problems.solutions import Solution
@@ -95,14 +96,20 @@ class GradientFlow:
         found = [self._loss_at(float(t)) for t in times.reshape(-1)]
         return np.array(found).reshape(times.shape)
 
-    def time_to(self, fraction: float) -> float:
+    def time_to(self, fraction: Any) -> Any:
         """The first time at which the loss is this part of what it was at the start; NaN where it never is.
+
+        Args:
+            fraction: a number, or an array of them; then the times are an array like it.
 
         Raises:
             ValueError: a fraction outside of (0, 1), or a loss that is not positive at the start.
         """
-        if not 0 < fraction < 1 or self.loss[0] <= 0:
-            raise ValueError(f"expected 0 < fraction < 1 and a positive loss, got {fraction!r} of {self.loss[0]:.6g}")
+        return at_fractions(self._time_to, fraction)
+
+    def _time_to(self, fraction: float) -> float:
+        if self.loss[0] <= 0:
+            raise ValueError(f"the loss is {self.loss[0]:.6g} at the start; it has fractions where it is positive")
         from scipy.optimize import root_scalar
 
         wanted = fraction * self.loss[0]
@@ -111,16 +118,18 @@ class GradientFlow:
             return math.nan
         return float(root_scalar(lambda tau: self._loss_at(tau) - wanted, bracket=ends, xtol=1e-12 * ends[1]).root)
 
-    def interval_to(self, fraction: float) -> tuple[float, float]:
+    def interval_to(self, fraction: Any) -> tuple[Any, Any]:
         """Between which times the loss falls to this part: `time_to` give or take `late` and 4 %, or NaN.
 
         The 4 % are for what gradient descent at a small but finite rate differs from its limit. Of an optimiser's own
         steps, all taken one by one, it is half a step, as there is no loss in between.
 
-        Raises:
-            ValueError: as `time_to`.
+        Args and Raises as `time_to`.
         """
-        time = self.time_to(fraction)
+        return at_fractions(self._interval_to, fraction)
+
+    def _interval_to(self, fraction: float) -> tuple[float, float]:
+        time = self._time_to(fraction)
         late = float(np.interp(time, self.time, self.late))
         late += FINITE * time if late or not self.optimizer else 0.5
         return max(time - late, 0.0), time + late
@@ -219,7 +228,7 @@ def gradient_flow(
         clip: scales the gradient down to this norm, over all parameters, where it is larger.
         batch: how many trials a step sees, drawn anew for each without repetition; all when None. Then each step is the
             optimiser's own, and the loss is that of all trials. A loss of your own is called as loss(states of these
-            trials, their numbers).
+            trials, their numbers). A draw of trials of which no target counts is an error: its mean is 0 / 0.
         seed: for the draws of trials.
         progress: show on a terminal what this will cost at most, where that is known, and a bar.
 
@@ -243,6 +252,8 @@ def gradient_flow(
     tensor([[1.0000, 0.0333]], dtype=torch.float64)
     """
     _check(span, alg, rtol, stop_below, FLOWS if optimizer is None else (Multirate,))
+    check_seed(seed)
+    lr, clip = plain(lr), plain(clip)
     solution = problem if isinstance(problem, Solution) else solve(problem)
     with full_precision(solution.state):
         objective = Objective(solution, loss, params)
@@ -306,7 +317,7 @@ def optimizer_of(backend: Backend, optimizer: Any, lr: float | None, clip: float
     if not (isinstance(optimizer, str) or callable(optimizer)) and lr is not None:
         raise ValueError(f"an optimizer itself ({type(optimizer).__name__}) has its own learning rate; leave out lr")
     for name, value in {"lr": lr, "clip": clip}.items():
-        if value is not None and not (_is_number(value) and 0 < value < math.inf):
+        if value is not None and not (is_number(value) and 0 < value < math.inf):
             raise ValueError(f"{name} is {value!r}, expected a positive number")
     return known[optimizer] if isinstance(optimizer, str) else optimizer
 
@@ -391,7 +402,7 @@ def _whole(span: float) -> int:
 
 
 def _check_batch(batch: Any, trials: int) -> None:
-    if not isinstance(batch, int | np.integer) or isinstance(batch, bool) or not 1 <= batch <= trials:
+    if not is_count(batch, trials):
         raise ValueError(f"batch is {batch!r}, expected a number of trials from 1 to {trials}")
 
 
@@ -399,13 +410,9 @@ def _check(span: Any, alg: Any, rtol: Any, stop_below: Any, known: tuple[type, .
     if alg is not None and not isinstance(alg, known):
         names = ", ".join(f"kp.solvers.{kind.__name__}(...)" for kind in known)
         raise TypeError(f"alg is {alg!r}, expected None or {names}")
-    if not _is_number(span) or not 0 < span < math.inf:
+    if not is_number(span) or not 0 < span < math.inf:
         raise ValueError(f"span is {span!r}, expected a positive number: learning rate times steps")
-    if not _is_number(rtol) or not 0 < rtol < 1:
+    if not is_number(rtol) or not 0 < rtol < 1:
         raise ValueError(f"rtol is {rtol!r}, expected a number between 0 and 1")
-    if stop_below is not None and not (_is_number(stop_below) and 0 < stop_below < 1):
+    if stop_below is not None and not (is_number(stop_below) and 0 < stop_below < 1):
         raise ValueError(f"stop_below is {stop_below!r}, expected a part of the loss at the start, between 0 and 1")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from kpflow_dyn._learning.decay import Decay, Spectrum, certain, squares
 from kpflow_dyn._learning.descent import GradientFlow, Run, along, optimizer_of
 from kpflow_dyn._learning.linearised import LinearisedObjective, spectrum
 from kpflow_dyn._learning.losses import Loss, OutputLoss, counted, full_mask, loss_of_states, output_loss
-from kpflow_dyn._learning.objective import LOSS, Objective, field_of_model
+from kpflow_dyn._learning.objective import LOSS, Objective, check_logits, field_of_model
+from kpflow_dyn._learning.options import at_fractions, is_count, is_number, plain
 from kpflow_dyn._learning.sampling import mean_losses
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers._integration import Integration
@@ -73,28 +74,31 @@ class Forecast:
         """The predicted loss after these numbers of steps, NaN where it is not known: beyond what was asked for."""
         return self.frozen.at(np.asarray(steps, float))
 
-    def steps_to(self, fraction: float) -> float:
+    def steps_to(self, fraction: Any) -> Any:
         """After how many steps the loss has fallen to this fraction.
 
         inf where it never does, or not in 1e12 steps; NaN where this is not known: it takes more steps than were asked
         for, and what was computed for these does not tell.
 
-        Raises:
-            ValueError: a fraction outside of (0, 1).
-        """
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction must be between 0 and 1, got {fraction!r}")
-        return self.frozen.steps_to(fraction)
+        Args:
+            fraction: a number, or an array of them; then the steps are an array like it.
 
-    def interval_to(self, fraction: float) -> tuple[float, float]:
+        Raises:
+            ValueError: a fraction outside of (0, 1), or a loss that is not positive at the start.
+        """
+        return at_fractions(self.frozen.steps_to, fraction)
+
+    def interval_to(self, fraction: Any) -> tuple[Any, Any]:
         """Between which steps training itself has its loss at this fraction; NaN where the forecast was not checked.
 
         Up to `holds_until` the forecast is right to a tenth; what comes after is not known.
 
-        Raises:
-            ValueError: as `steps_to`.
+        Args and Raises as `steps_to`.
         """
-        steps, parted = self.steps_to(fraction), 1 + PARTED
+        return at_fractions(self._interval_to, fraction)
+
+    def _interval_to(self, fraction: float) -> tuple[float, float]:
+        steps, parted = self.frozen.steps_to(fraction), 1 + PARTED
         if math.isnan(self.holds_until):
             return math.nan, math.nan
         if steps <= self.holds_until:
@@ -111,6 +115,11 @@ class Forecast:
         return figures.forecast((self, recorded), dark=dark)
 
     def __str__(self) -> str:
+        frozen = f"under the kernel as it is; holds for {self.holds_until:.4g} steps"
+        if not self.loss[0] > 0:
+            return (
+                f"the loss goes from {self.loss[0]:.6g} to {self.loss[-1]:.6g} in {self.steps[-1]:.0f} steps\n{frozen}"
+            )
         found = {part: self.steps_to(part) for part in (0.5, 0.2, 0.1)}
         rows = [
             f"{100 * part:3.0f} % of the loss "
@@ -118,7 +127,7 @@ class Forecast:
             + _between(*self.interval_to(part))
             for part, steps in found.items()
         ]
-        return "\n".join([*rows, f"under the kernel as it is; holds for {self.holds_until:.4g} steps"])
+        return "\n".join([*rows, frozen])
 
 
 def _between(low: float, high: float) -> str:
@@ -233,17 +242,19 @@ def forecast(
     >>> bool(found.loss[-1] < found.loss[0])
     True
     """
+    lr, clip = plain(lr), plain(clip)
     _check(lr, steps, optimizer, clip)
     of_outputs, space = loss_of(flow, target, mask, loss), flow.ntk.domain
     _check_batch(batch, space, of_outputs, optimizer)
     grid = np.unique(np.concatenate([np.arange(min(steps, 1000) + 1), np.geomspace(1, steps, 1000).round(), [steps]]))
-    training = Training(optimizer, lr, clip)
     road = _frozen_steps if optimizer is not None else _frozen_modes if of_outputs.quadratic else _frozen_flow
     with full_precision(outputs(flow)):
+        own = _own_training(flow, of_outputs) if check or optimizer is not None else None
+        unreached = own[0].unreached() if own is not None and optimizer is not None else ()
+        training = Training(optimizer, lr, clip, unreached)
         frozen, (rates, energies), applications, mean = road(flow, of_outputs, training, grid, batch)
         path, parted = np.zeros((2, 0)), math.nan
-        own = _own_training(flow, of_outputs) if check and frozen.at(np.zeros(())) > 0 else None
-        if own is not None:
+        if check and own is not None and frozen.at(np.zeros(())) > 0:
             path, parted = _flow_beside(training.run(*own, steps), frozen)
     parted, path[0] = parted / training.step, path[0] / training.step
     known, lr = frozen.at(grid), math.nan if lr is None else lr
@@ -257,6 +268,7 @@ class Training:
     optimizer: Any
     lr: float | None
     clip: float | None
+    unreached: Sequence[str] = ()  # parameters that the loss does not hang on
 
     @property
     def step(self) -> float:
@@ -270,7 +282,7 @@ class Training:
             return Integration(objective, theta, self.step * steps, None, RTOL)
         backend = backend_for(theta, "theta", "[n]")
         make = optimizer_of(backend, self.optimizer, self.lr, self.clip)
-        rule = backend.training.Rule(make, self.lr, self.clip, values)
+        rule = backend.training.Rule(make, self.lr, self.clip, values, self.unreached)
         return OwnSteps(objective, theta, steps, rule, Multirate(), RTOL)
 
 
@@ -326,10 +338,11 @@ def _as_moved(flow: Flow | Output) -> tuple[Values, np.ndarray]:
         raise ValueError("an optimizer has its own metric; linearize without one, and let the readout learn by True")
     values, order = dict(inner.parameters), np.arange(inner.J.domain.size)
     if readout is not None:  # whose changes are [unit, out], and then those of its bias
-        values |= {"readout.weight": readout.weight} | ({} if readout.bias is None else {"readout.bias": readout.bias})
-        size, weight = len(order), np.arange(readout.J.domain.size - len(order))
-        turned = weight[: readout.weight.shape[0] * readout.weight.shape[1]].reshape(tuple(readout.weight.shape)).T
-        order = np.concatenate([order, size + turned.reshape(-1), size + weight[turned.size :]])
+        values |= {f"readout.{name}": getattr(readout, name) for name in readout.learnt}
+        places = np.arange(len(order), readout.J.domain.size)
+        size = readout.parts.get("readout.weight", 0)
+        turned = places[:size].reshape((len(readout.weight), -1)).T
+        order = np.concatenate([order, turned.reshape(-1), places[size:]])
     return values, order
 
 
@@ -342,8 +355,8 @@ def _of_batches(decay: Decay, lr: float, batch: int, grid: np.ndarray) -> np.nda
 def _check(lr: Any, steps: Any, optimizer: Any, clip: Any) -> None:
     if clip is not None and optimizer is None:
         raise ValueError("clip is for an optimizer; say which, or leave it out")
-    known = (lr is None and optimizer is not None) or (isinstance(lr, int | float | np.number) and 0 < lr < math.inf)
-    if not (known and isinstance(steps, int | np.integer) and steps > 0):
+    known = optimizer is not None if lr is None else is_number(lr) and 0 < lr < math.inf
+    if not (known and is_count(steps)):
         raise ValueError(f"lr is {lr!r} and steps is {steps!r}, expected a positive number and a positive integer")
 
 
@@ -354,7 +367,7 @@ def _check_batch(batch: int | None, space: Space, loss: OutputLoss, optimizer: A
         raise ValueError("the mean over batches is that of plain descent; with an optimizer take kp.gradient_flow")
     if not loss.quadratic:
         raise ValueError("the mean over batches is known for the squared error alone; leave batch out for other losses")
-    if space.axes[0] != "trial" or not (isinstance(batch, int) and 1 <= batch <= space.shape[0]):
+    if space.axes[0] != "trial" or not is_count(batch, space.shape[0]):
         raise ValueError(f"batch is {batch!r}, expected a number of trials from 1 to {space.shape[0]} of {space}")
 
 
@@ -391,6 +404,8 @@ def states_of(flow: Flow | Output) -> Flow:
 def loss_of(flow: Flow | Output, target: Any, mask: Any, loss: Loss) -> OutputLoss:
     """The loss of a flow's outputs where they count, times of an ODE by their weights; a user's function sees all."""
     y, space = outputs(flow), flow.ntk.domain
+    if loss == "cross_entropy" and isinstance(flow, Flow):
+        check_logits(flow.solution)
     if loss == "squared_error" and target is not None:
         target = checked_target(target, checked_mask(mask, space), space, "target")
     if callable(loss) or (space.measure is None and space.mask is None):
@@ -410,7 +425,7 @@ def checked_target(target: Any, mask: Array | None, space: Space, what: str) -> 
     if not fits or not bool(array_namespace(found).isfinite(found).all()):
         raise ValueError(
             f"the {what} has shape {tuple(found.shape)}, expected finite numbers [{', '.join(space.axes)}] = "
-            f"{list(space.shape)}"
+            f"{list(space.shape)}; class indices are for the loss cross_entropy"
         )
     return found
 
@@ -470,9 +485,9 @@ def _parting(apart: Callable[[float], float], before: float, after: float) -> fl
 def objective_of(flow: Flow | Output, loss: OutputLoss) -> tuple[Objective, Values]:
     """The loss of the model itself, and the parameters that learn as they were linearised."""
     inner = states_of(flow)
-    learn = isinstance(flow, Output) and flow.rate > 0
-    of_states = loss_of_states(loss, inner.solution.problem.backend, flow, learn)
-    own = {LOSS + name: getattr(of_states, name) for name in ("weight", "bias") if learn and hasattr(of_states, name)}
+    learnt = flow.learnt if isinstance(flow, Output) else ()
+    of_states = loss_of_states(loss, inner.solution.problem.backend, flow, learnt)
+    own = {LOSS + name: getattr(of_states, name) for name in learnt}
     values = {**inner.parameters, **own}
     return Objective(inner.solution, of_states, list(values)), values
 

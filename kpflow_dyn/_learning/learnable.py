@@ -40,8 +40,8 @@ class Learnability:
         half, tenth: tau at which the loss has fallen to half and to a tenth [target]; inf where it does not, or only by
             directions that count as unreached and whose rates are not known; NaN where this could not be resolved.
         unreached: the part of the loss outside of what the frozen kernel reaches, in directions whose eigenvalues are
-            below 1e-6 of the largest [target], NaN where it is not known to a tenth. Descent may still learn it, as the
-            kernel changes.
+            below 1e-6 of the largest [target], NaN where it is not known to about a hundredth. Descent may still learn
+            it, as the kernel changes.
         applications: of A to one vector.
 
     Example as `learnability`.
@@ -64,7 +64,7 @@ class Learnability:
     def __str__(self) -> str:
         width = max(6, *map(len, self.names))
         rows = zip(self.names, self.score, self.half, self.tenth, self.unreached, strict=True)
-        table = [f"{n:{width}} {s:9.3g} {h:10.4g} {t:10.4g} {v:9.2g}" for n, s, h, t, v in rows]
+        table = [f"{n:{width}} {s:9.3g} {h:10.4g} {t:10.4g} {v:9.2f}" for n, s, h, t, v in rows]
         return "\n".join([f"{'target':{width}} {'score':>9} {'half':>10} {'tenth':>10} {'unreached':>9}", *table])
 
 
@@ -209,9 +209,9 @@ def _known(decay: Decay) -> np.ndarray:
 
 
 def _bounded(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
-    """The columns, what is unreached so that its relative error is a tenth of the absolute one."""
+    """The columns, what is unreached as 1 + unreached, whose relative error is about the absolute one."""
     score, half, tenth, unreached = _columns(rates, energies)
-    return np.stack([score, half, tenth, 1 + 0.1 * unreached])
+    return np.stack([score, half, tenth, 1 + unreached])
 
 
 def _columns(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:

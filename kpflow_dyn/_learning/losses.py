@@ -9,7 +9,7 @@ All that trains, forecasts or reports takes its loss from `output_loss`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, Values, backend_for, backend_of
+from kpflow_dyn._flows.readout import LAYER
 
 SUM_TO_ONE = 1e-4  # how far probabilities may sum from one, as those of half precision do
 
@@ -76,7 +77,7 @@ def output_loss(loss: Loss, target: Any, mask: Any, like: Array) -> OutputLoss:
     Args:
         loss: "squared_error", "cross_entropy", or a function (y, target) -> number; y -> number if there is no target.
         target: as y; of the cross-entropy class indices, integers [trial, time], where negative ones are left out, or
-            probabilities as y. What is masked may be anything.
+            probabilities as y, which may be one-hot integers. What is masked may be anything.
         mask: m >= 0 [trial, time], for the squared error also as y; all ones when None.
         like: outputs y [trial, time, out], whose library and dtype the loss gets.
 
@@ -99,9 +100,16 @@ def loss_of_targets(loss: Loss, target: Any, mask: Any, axes: int | None = None)
     if target is None:
         raise ValueError(f"the loss {loss} needs a target; only a function of your own may do without")
     values = to_numpy(target)
-    if values.dtype.kind in "biu" and values.ndim == axes and values.shape[-1] > 1:
-        values = values.astype(float)  # one-hot
+    if values.dtype.kind in "biu":
+        values = values.astype(float if values.ndim == axes and values.shape[-1] > 1 else int)  # one-hot, or indices
     return OutputLoss(*MAKERS[loss](values, mask), loss)
+
+
+def default_loss(target: Any, shape: Sequence[int]) -> str:
+    """The loss of targets beside outputs of this shape: that of classes where they are integers for all outputs."""
+    values = to_numpy(target)
+    for_all = tuple(values.shape) in (tuple(shape[:-1]), (*shape[:-1], 1)) and shape[-1] > 1
+    return "cross_entropy" if values.dtype.kind in "biu" and for_all else "squared_error"
 
 
 def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: bool = True) -> Any:
@@ -134,8 +142,8 @@ def cross_entropy(target: Array, readout: Any = None, mask: Any = None, learn: b
 
     Args:
         target: the right class at each trial and time, integers [trial, time], of which negative ones (-100) do not
-            count; or probabilities p, floats [trial, time, class]. A torch tensor or a jax array, which decides the
-            framework. Where the mask is zero it may hold anything.
+            count; or probabilities p [trial, time, class], which may be one-hot integers. A torch tensor or a jax
+            array, which decides the framework. Where the mask is zero it may hold anything.
         readout: a Linear layer of torch or equinox, copied; None where the states are the logits.
         mask: m >= 0, [trial, time]; all ones when None.
         learn: whether the readout's weights are parameters of the loss, `weight` and `bias`, or constants.
@@ -257,7 +265,7 @@ def _mean_of_squares(y: Array, target: Array, mask: Array) -> Array:
     if y.shape != target.shape:
         raise ValueError(
             f"the readout gives {tuple(y.shape)}, expected {tuple(target.shape)} as the targets have; take one with as "
-            "many outputs"
+            "many outputs, or for class indices the loss cross_entropy"
         )
     target, mask = (array_namespace(y).asarray(array, dtype=y.dtype) for array in (target, mask))
     return (mask * (y - target) ** 2).sum() / mask.sum()
@@ -293,7 +301,7 @@ def _fitting(target: Array, y: Array, last: int | None) -> Array:
     if tuple(target.shape) != expected:
         raise ValueError(
             f"the target has shape {tuple(target.shape)} beside outputs {tuple(y.shape)}, expected class indices, "
-            f"integers {list(y.shape[:-1])}, or probabilities, floats {list(y.shape)}"
+            f"integers {list(y.shape[:-1])}, or probabilities {list(y.shape)}, which sum to one"
         )
     if last is not None and last >= y.shape[-1]:
         raise ValueError(f"a target is class {last}, expected 0 to {y.shape[-1] - 1}, as there are so many outputs")
@@ -324,19 +332,71 @@ def _placed(values: Any, like: Array) -> Any:
 
 def _of_targets(name: str, target: Array, readout: Any, mask: Any, learn: bool) -> Any:
     backend = backend_for(target, "target", "[trial, time, out]")
-    found = loss_of_targets(name, target, mask)
-    placed = replace(found, target=_placed(found.target, target), mask=_placed(found.mask, target))
-    return loss_of_states(placed, backend, readout, learn)
+    return loss_of_states(_readings(name, target, mask), backend, readout, LAYER if learn else ())
 
 
-def loss_of_states(loss: OutputLoss, backend: Backend, readout: Any, learn: bool) -> Any:
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """The losses of integers, which are class indices or one-hot, by the number of axes of the outputs."""
+
+    by_axes: dict[int, OutputLoss]
+
+    @property
+    def of_classes(self) -> bool:
+        """As of each."""
+        return next(iter(self.by_axes.values())).of_classes
+
+    def __call__(self, y: Array) -> Array:
+        """The loss; where no reading has as many axes, the first one says what is wrong."""
+        return self.by_axes.get(y.ndim, next(iter(self.by_axes.values())))(y)
+
+    def on(self, trials: Any) -> Readings:
+        """Those of some trials alone."""
+        return Readings({axes: loss.on(trials) for axes, loss in self.by_axes.items()})
+
+
+def _readings(name: str, target: Array, mask: Any) -> OutputLoss | Readings:
+    """The loss for targets beside outputs that are not known yet."""
+
+    def of(axes: int) -> OutputLoss:
+        found = loss_of_targets(name, target, mask, axes)
+        return replace(found, target=_placed(found.target, target), mask=_placed(found.mask, target))
+
+    values, found, errors = to_numpy(target), {}, []
+    if values.dtype.kind not in "biu":
+        return of(values.ndim)
+    for axes in (values.ndim + 1, values.ndim):
+        try:
+            found[axes] = of(axes)
+        except ValueError as error:
+            errors.append(error)
+    if not found:
+        raise errors[values.ndim > 2]
+    return Readings(found)
+
+
+def loss_of_states(loss: OutputLoss | Readings, backend: Backend, readout: Any, learnt: Sequence[str]) -> Any:
     """L(S C^T + c), a module or pytree with the readout's weight and bias, if any, as parameters or constants."""
-    linear = {name: value for name in ("weight", "bias") if (value := getattr(readout, name, None)) is not None}
-    make, read = backend.models.with_arrays, partial(_on_states, loss)
-    return make(read, linear, {}) if learn else make(read, {}, linear)
+    linear = {name: value for name in LAYER if (value := getattr(readout, name, None)) is not None}
+    parts = [{name: value for name, value in linear.items() if (name in learnt) == wanted} for wanted in (True, False)]
+    return backend.models.with_arrays(OfStates(loss, not linear), *parts)
 
 
-def _on_states(loss: OutputLoss, arrays: Values, state: Array, trials: Any = None) -> Array:
-    """The loss of states, or of those of some trials alone."""
-    y = state @ arrays["weight"].T if "weight" in arrays else state
-    return (loss if trials is None else loss.on(trials))(y + arrays["bias"] if "bias" in arrays else y)
+@dataclass(frozen=True, eq=False)
+class OfStates:
+    """The loss of states as a function of the readout's arrays by name; without a readout the states are outputs."""
+
+    loss: OutputLoss | Readings
+    direct: bool
+
+    def __call__(self, arrays: Values, state: Array, trials: Any = None) -> Array:
+        """The loss, or that of some trials alone."""
+        y = state @ arrays["weight"].T if "weight" in arrays else state
+        loss = self.loss if trials is None else self.loss.on(trials)
+        return loss(y + arrays["bias"] if "bias" in arrays else y)
+
+
+def has_states_for_logits(loss: Any) -> bool:
+    """Whether this loss, of `loss_of_states` or of the user's own, is a cross-entropy of the states themselves."""
+    of_states = getattr(loss, "function", None)
+    return isinstance(of_states, OfStates) and of_states.direct and of_states.loss.of_classes

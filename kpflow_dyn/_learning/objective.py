@@ -1,16 +1,16 @@
 """A loss of a problem's states as a function of the parameters that learn, with its gradient and its Hessian."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn._arrays import Array, array_namespace, to_numpy
 from kpflow_dyn._backend import Values, backend_of
 from kpflow_dyn._implicit.roads import check_call, states_of_network
 from kpflow_dyn._implicit.solutions import NetworkSolution
-from kpflow_dyn._learning.losses import check_number
+from kpflow_dyn._learning.losses import OfStates, check_number, has_states_for_logits
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
 from kpflow_dyn._problems.units import hidden_of, units_read, width_of
@@ -41,6 +41,8 @@ class Objective:
         of_model, of_loss = (_variables(models.parameters_of(part)) for part in (model, loss))
         known = _apart(of_model, {LOSS + name: value for name, value in of_loss.items()})
         self._read = _units_of(loss, model, solution.state)
+        if has_states_for_logits(loss):
+            check_logits(solution)
         _check_loss(loss, self._seen(solution.state))
         names = choose(known, params)
         self._like = {name: known[name] for name in names}
@@ -67,12 +69,18 @@ class Objective:
         if not isinstance(self._solution, DiscreteSolution):
             raise ValueError("mini-batches of trials are for a DiscreteProblem; leave out batch")
         try:
-            return self._derivatives.gradient(theta, trials)
+            loss, gradient = self._derivatives.gradient(theta, trials)
         except TypeError as error:
             raise ValueError(
                 "with batch the loss is called as loss(states of some trials, their numbers); take kp.squared_error, "
                 f"kp.cross_entropy, or a function of both: {error}"
             ) from error
+        if math.isnan(loss) and math.isfinite(self.loss(theta)):
+            raise ValueError(
+                f"the loss of the trials {to_numpy(trials).tolist()} is nan, and that of all trials is not: no target "
+                "of these counts, as all are masked or of negative class; leave such trials out, or take a larger batch"
+            )
+        return loss, gradient
 
     def loss(self, theta: Array) -> float:
         """The loss alone."""
@@ -80,7 +88,13 @@ class Objective:
 
     def rule(self, optimizer: Any, lr: float | None, clip: float | None) -> Any:
         """An optimiser of these parameters as a function of its state."""
-        return self._solution.problem.backend.training.Rule(optimizer, lr, clip, self._like)
+        backend = self._solution.problem.backend
+        return backend.training.Rule(optimizer, lr, clip, self._like, self.unreached())
+
+    def unreached(self) -> Sequence[str]:
+        """The parameters that an optimiser leaves alone, as the loss does not hang on them."""
+        at = scheme(self._solution) if isinstance(self._solution, ODESolution) else None
+        return self._solution.problem.backend.objectives.unreached(lambda values: self._of(values, at), self._like)
 
     def gradient(self, theta: Array) -> Array:
         """grad L there [n]."""
@@ -101,7 +115,9 @@ class Objective:
         return dict(zip(self._like, split(theta, list(self._like.values())), strict=True))
 
     def _value(self, theta: Array, scheme: Any) -> Array:
-        values = self.values(theta)
+        return self._of(self.values(theta), scheme)
+
+    def _of(self, values: Values, scheme: Any) -> Array:
         of_loss = {name.removeprefix(LOSS): value for name, value in values.items() if name not in self._of_model}
         state = self._states({name: values[name] for name in self._of_model}, scheme)
         of_some = (scheme,) if scheme is not None and isinstance(self._solution, DiscreteSolution) else ()
@@ -220,8 +236,25 @@ def _apart(of_model: Values, of_loss: Values) -> Values:
 
 def _units_of(loss: Any, model: Any, state: Array) -> slice:
     """What of the state a loss is given: the h of the last layer where the loss has a readout of that width."""
-    units = state.shape[-1]
-    return units_read(model, loss, units) if width_of(loss, units) == hidden_of(model, units) else slice(None)
+    units, ours = state.shape[-1], isinstance(getattr(loss, "function", None), OfStates)
+    reads = ours or width_of(loss, units) == hidden_of(model, units)
+    return units_read(model, loss, units) if reads else slice(None)
+
+
+def check_logits(solution: Solution) -> None:
+    """Raise where states that are to be logits of classes are several values side by side."""
+    units = solution.state.shape[-1]
+    if isinstance(solution, NetworkSolution) and len(solution.sites) > 1:
+        several = ", ".join(solution.sites)
+        way = 'pose kp.StaticProblem(..., state="") for the outputs alone, or give a readout'
+    elif isinstance(solution, DiscreteSolution) and hidden_of(solution.problem.cell, units) != units:
+        several, way = "h of each layer, and c where there is one", "give a readout, which may read the last h alone"
+    else:
+        return
+    raise ValueError(
+        f"the states are several values side by side ({several}), and all {units} units would be taken for logits of "
+        f"classes; {way}"
+    )
 
 
 def _check_loss(loss: Any, state: Array) -> None:

@@ -15,6 +15,7 @@ from kpflow_dyn._learning.changes import Descent, given_changes
 from kpflow_dyn._learning.forecasting import outputs
 from kpflow_dyn._learning.learnable import learnability
 from kpflow_dyn._learning.losses import Loss, OutputLoss, output_loss
+from kpflow_dyn._learning.options import is_count, is_number, plain
 from kpflow_dyn._numbers.leading_directions import (
     DATA_AXES,
     NULL,
@@ -166,7 +167,7 @@ def self_reference(
     readout: Any = None,
     learn: bool = True,
     mask: Any = None,
-    steps: Sequence[int] = (1, 10),
+    steps: int | Sequence[int] = (1, 10),
     lr: float | None = None,
     components: Mapping[str, Array] | None = None,
     k: int = 10,
@@ -198,7 +199,7 @@ def self_reference(
         readout: a Linear layer that gives the outputs; the states are the outputs when None.
         learn: whether the readout's own weights learn.
         mask: m >= 0 [trial, time], where targets count.
-        steps: after how many steps of gradient descent the change is taken.
+        steps: after how many steps of gradient descent the change is taken, one number or several.
         lr: their learning rate; half of the inverse of the loss's largest curvature when None.
         components: parts of the error by name, each as the outputs; each output on its own when None.
         k: how many directions; the curves go up to 2 k.
@@ -223,7 +224,8 @@ def self_reference(
     states, readout, learn = _parts(flow, readout, learn)
     if change is None and target is None and not callable(loss):
         raise ValueError("nothing to compare: give a target, for which steps of gradient descent are made, or a change")
-    _check_counts(k, steps, lr)
+    counts, lr = np.atleast_1d(np.asarray(steps)).tolist(), plain(lr)
+    _check_counts(k, counts, lr)
     space, rng = states.ntk.domain, Random(seed)
     names = _rows(rows, space)
     with full_precision(states.solution.state):
@@ -232,7 +234,7 @@ def self_reference(
             changes, rate = given_changes(states, change), math.nan
         else:
             assert error is not None
-            changes, rate = error.descent().changes(steps, lr)
+            changes, rate = error.descent().changes(counts, lr)
         _check_changes(changes)
         found = _Directions(states, names, k, samples, rng, alg or SOLVER)
         outside = found.outside(changes) | ({} if error is None else error.outside(components, names))
@@ -264,11 +266,10 @@ def _parts(flow: Flow | Output, readout: Any, learn: bool) -> tuple[Flow, Any, b
     return flow.flow, flow, flow.rate > 0
 
 
-def _check_counts(k: Any, steps: Any, lr: Any) -> None:
-    counts = (k, *steps) if isinstance(steps, Sequence) else (k, steps, 0)
-    if len(counts) < 2 or not all(isinstance(count, int | np.integer) and count >= 1 for count in counts):
+def _check_counts(k: Any, steps: list[Any], lr: Any) -> None:
+    if not steps or not all(map(is_count, (k, *steps))):
         raise ValueError(f"k is {k!r} and steps are {steps!r}, expected whole numbers, at least 1")
-    if lr is not None and not (isinstance(lr, int | float) and 0 < lr < math.inf):
+    if lr is not None and not (is_number(lr) and 0 < lr < math.inf):
         raise ValueError(f"lr is {lr!r}, expected a positive number, or None")
 
 
@@ -409,10 +410,9 @@ class _Error:
         """The directions of what all weights see, those of a readout that learns included."""
         space = self.flow.ntk.domain
         found = [V for V in (variables(self.flow.sites, space, names),) if V is not None]
-        if found and self.learn:
-            state = self.flow.solution.state
-            found += [
-                rows_of(state, space, names),
-                rows_of(array_namespace(state).ones_like(state), space, names)[:, :1],
-            ]
+        state = self.flow.solution.state
+        ones = array_namespace(state).ones_like(state)
+        own = {"weight": rows_of(state, space, names), "bias": rows_of(ones, space, names)[:, :1]}
+        if found and isinstance(self.kernel, Output):
+            found += [own[name] for name in self.kernel.learnt]
         return leading(np.concatenate(found, 1)) if found else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn._learning.losses import counted, full_mask
+from kpflow_dyn._learning.options import is_count
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.units import units_read
 from kpflow_dyn.tracing._rows import split
@@ -63,14 +65,15 @@ def forecast_starts(
 
     Args:
         problem: of any of the starts; its inputs and its state at the start are those of all.
-        starts: cells and linear readouts, such as `models.make_model` makes, of the same shapes; all weights learn.
+        starts: cells and linear readouts, such as `models.make_model` makes, of the same shapes; all weights learn but
+            those that are frozen, which must be the same ones in all starts.
         target: as y, [trial, time, out].
         mask: m >= 0, [trial, time] or as the target; all ones when None.
         applications: of each kernel.
 
     Raises:
         ValueError: no starts, or ones whose parameters have other names or shapes than the first has; a mask, target or
-            number of applications that does not fit.
+            number of applications that does not fit; states, or a target where it counts, that are not finite.
     Source: as `forecast`; Golub, Meurant, "Matrices, moments and quadrature" (1994).
 
     >>> import torch, kpflow_dyn as kp
@@ -79,9 +82,9 @@ def forecast_starts(
     >>> kp.forecast_starts(problem, starts, torch.ones(4, 10, 1)).half.shape
     (5,)
     """
-    if not (isinstance(applications, int) and applications > 1):
+    if not is_count(applications) or applications < 2:
         raise ValueError(f"applications is {applications!r}, expected an integer from 2 on")
-    batch = _Batch(problem, starts, target, mask)
+    batch = _Batch(problem, list(starts), target, mask)
     with full_precision(target):
         diagonals, beside, size = _lanczos(batch, applications)
     rates, parts = _quadrature(diagonals, beside)
@@ -98,24 +101,29 @@ class _Batch:
     def __init__(self, problem: DiscreteProblem, starts: Sequence[tuple[Any, Any]], target: Array, mask: Any) -> None:
         backend = problem.backend
         self._problem, self._models, self._transforms = problem, backend.models, backend.transforms
-        self._values = [[self._models.parameters_of(part) for part in start] for start in starts]
+        self._values = [[self._models.parameters_of(part) for part in _pair(start)] for start in starts]
         self._check()
         self._readout = starts[0][1]
         self._check_target(problem, target)
         weights = full_mask(mask, tuple(target.shape))
         self._root = like_numpy((weights / weights.sum()) ** 0.5, target)
         self._target = counted(target, self._root)
+        if not np.isfinite(to_numpy(self._target)).all():
+            raise ValueError("the target holds NaN or inf where it counts; leave such places out by mask=")
         self._step, self._z0 = backend.tracing.discrete_step(problem)
         xp = array_namespace(target)
         rows = [xp.concat([v.reshape(-1) for values in both for v in values.values()], axis=0) for both in self._values]
         self._theta = self._models.snapshot(xp.stack(rows))  # [start, n]
+        self._learning = like_numpy(self._learnt(), self._theta)  # [n]
         self._every = self._transforms.compiled(self._transforms.over_models(self._errors))
         errors, self._pull = self._transforms.vjp(self._every, self._theta)
         self.errors = self._models.snapshot(errors)
+        if not (finite := np.isfinite(to_numpy(self.errors)).reshape((len(starts), -1)).all(1)).all():
+            raise ValueError(f"the outputs of start {int(np.argmin(finite))} hold NaN or inf; look at its weights")
 
     def kernel(self, f: Array) -> Array:
         """H f."""
-        gradient = self._pull(f)[0]
+        gradient = self._learning * self._pull(f)[0]
         return 2 * self._models.snapshot(self._transforms.jvp(self._every, (self._theta,), (gradient,))[1])
 
     def _errors(self, theta: Array) -> Array:
@@ -133,6 +141,11 @@ class _Batch:
         y = read @ readout["weight"].T + readout.get("bias", 0)
         return self._root * (y - self._target)
 
+    def _learnt(self) -> np.ndarray:
+        """1 for each entry of the parameters that learns, 0 for those that are frozen [n]."""
+        learns, values = self._models.learns, [v for part in self._values[0] for v in part.values()]
+        return np.concatenate([np.full(math.prod(v.shape), float(learns(v))) for v in values])
+
     def _check_target(self, problem: DiscreteProblem, target: Any) -> None:
         expected = (*problem.x.shape[:2], self._values[0][1]["weight"].shape[0])
         if not problem.backend.data.is_own(target) or tuple(target.shape) != expected:
@@ -142,12 +155,21 @@ class _Batch:
             )
 
     def _check(self) -> None:
-        forms = [[{name: tuple(v.shape) for name, v in values.items()} for values in both] for both in self._values]
+        forms = [[{name: self._form(v) for name, v in values.items()} for values in both] for both in self._values]
         if not forms:
             raise ValueError("no starts given; expected pairs of a cell and a linear readout")
         for number, form in enumerate(forms):
             if form != forms[0]:
                 raise ValueError(f"start {number} has the parameters {form}, expected those of start 0: {forms[0]}")
+
+    def _form(self, value: Array) -> str:
+        return f"{[*value.shape]}{'' if self._models.learns(value) else ' frozen'}"
+
+
+def _pair(start: Any) -> tuple[Any, Any]:
+    if not (isinstance(start, Sequence) and len(start) == 2):
+        raise TypeError(f"a start is {type(start).__name__}, expected a pair of a cell and a linear readout")
+    return start[0], start[1]
 
 
 def _lanczos(batch: _Batch, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

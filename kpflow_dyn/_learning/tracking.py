@@ -20,7 +20,7 @@ from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._flows.places import said_of_targets
 from kpflow_dyn._folder import replaced
 from kpflow_dyn._learning.forecasting import loss_of, outputs
-from kpflow_dyn._learning.losses import Loss, OutputLoss, counted, full_mask, softmax
+from kpflow_dyn._learning.losses import Loss, OutputLoss, counted, default_loss, full_mask, softmax
 from kpflow_dyn._learning.recorder import Recorder, Recording
 from kpflow_dyn._linearize import linearize
 from kpflow_dyn._numbers.estimate import alignment, effective_rank
@@ -57,7 +57,7 @@ def track(
     make_readout: Callable[[], Any] | None = None,
     targets: Array | None = None,
     mask: Array | None = None,
-    loss: Loss = "squared_error",
+    loss: Loss | None = None,
     all_steps: bool = False,
     pose: Callable[[Any, Array], Problem] = DiscreteProblem,
     samples: int | None = 60,
@@ -80,7 +80,7 @@ def track(
             [trial time, out], the largest first; classes count as one-hot.
         mask: [trial, time], where targets count; the operators are those of `flow.where(mask)`.
         loss: what the model is trained with: "squared_error", "cross_entropy" of logits y, or a function (y, targets)
-            -> number of shape ().
+            -> number of shape (); by default the cross-entropy where targets are class indices, else the squared error.
         all_steps: take the whole operators beside a mask.
         pose: (model, x) -> the problem, where it is no DiscreteProblem.
         samples: applications to spend on each estimate; None for exact values where these are cheap.
@@ -127,7 +127,7 @@ class Settings:
     seed: int
     targets: np.ndarray | None
     mask: np.ndarray | None
-    loss: Loss = "squared_error"
+    loss: Loss | None = None
     all_steps: bool = False
 
     @property
@@ -273,7 +273,8 @@ def _ranks(op: Operator, samples: int | None, seed: int) -> list[tuple[float, fl
 def _of_target(kernel: Flow | Output, settings: Settings) -> dict[str, Any]:
     """The loss, the accuracy where there are classes, and the components of targets that are like the outputs."""
     y, space = outputs(kernel), kernel.ntk.domain
-    loss = loss_of(kernel, settings.targets, settings.mask, settings.loss)
+    chosen = settings.loss or default_loss(settings.targets, y.shape)
+    loss = loss_of(kernel, settings.targets, settings.mask, chosen)
     found: dict[str, Any] = {"loss": float(to_numpy(loss(y)))}
     if loss.of_classes:
         found["accuracy"] = loss.accuracy(y)

@@ -42,6 +42,11 @@ def copied(model: Any) -> Any:
         ) from error
 
 
+def learns(value: Any) -> bool:
+    """Whether a part of a layer learns: all but parameters that require no gradient."""
+    return not isinstance(value, nn.Parameter) or value.requires_grad
+
+
 def snapshot(array: Tensor) -> Tensor:
     """Its numbers alone."""
     return array.detach().clone()
@@ -59,15 +64,14 @@ class OfArrays(nn.Module):
 
     def __init__(self, function: Callable[..., Tensor], learnt: Values, constants: Values) -> None:
         super().__init__()
-        self._function, self._names = function, [*learnt, *constants]
+        self.function, self._names = function, [*learnt, *constants]
         for name, value in learnt.items():
-            frozen = isinstance(value, nn.Parameter) and not value.requires_grad
-            setattr(self, name, nn.Parameter(snapshot(value), requires_grad=not frozen))
+            setattr(self, name, nn.Parameter(snapshot(value), requires_grad=learns(value)))
         for name, value in constants.items():
             setattr(self, name, snapshot(value))
 
     def forward(self, *args: Any) -> Tensor:
-        return self._function({name: getattr(self, name) for name in self._names}, *args)
+        return self.function({name: getattr(self, name) for name in self._names}, *args)
 
 
 def with_arrays(function: Callable[..., Tensor], learnt: Values, constants: Values) -> OfArrays:

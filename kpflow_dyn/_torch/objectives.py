@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kpflow_dyn._arrays import Rows
+from kpflow_dyn._backend import Values
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 from kpflow_dyn._torch import rollout
 from kpflow_dyn._torch.cells import Step, discrete_step, over_sequence
@@ -46,6 +47,18 @@ def run(step: Step, cell: nn.Module, x: Tensor, z0: Tensor) -> Tensor:
     if isinstance(cell, nn.RNN | nn.GRU) and cell.num_layers == 1 and x.device.type == "cpu":
         return over_sequence(cell, x, z0)[0]
     return rollout.run(step, cell, x, z0)
+
+
+@torch.enable_grad()
+def unreached(loss: Callable[[Values], Tensor], values: Values) -> list[str]:
+    """The parameters by name that a loss does not hang on."""
+    leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
+    with differentiable_attention():
+        found = loss(leaves)
+    if not found.requires_grad:
+        return list(leaves)
+    gradients = torch.autograd.grad(found, list(leaves.values()), allow_unused=True)
+    return [name for name, gradient in zip(leaves, gradients, strict=True) if gradient is None]
 
 
 class Derivatives:

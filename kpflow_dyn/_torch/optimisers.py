@@ -1,8 +1,9 @@
 """Optimisers of torch: as functions of their state, and their learning rates entry by entry."""
 
 import copy
+import inspect
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -29,18 +30,16 @@ class Rule:
         lr: the learning rate; None for an optimiser that has its own.
         clip: scales the gradient down to this norm where it is larger.
         like: the parameters by name.
+        unreached: those that the loss does not hang on; they have no gradient, and torch leaves them alone.
     """
 
-    def __init__(self, optimizer: Any, lr: float | None, clip: float | None, like: Values) -> None:
+    def __init__(
+        self, optimizer: Any, lr: float | None, clip: float | None, like: Values, unreached: Collection[str] = ()
+    ) -> None:
         self._parameters, self._clip = [nn.Parameter(value.detach().clone()) for value in like.values()], clip
-        made = optimizer(self._parameters, **({} if lr is None else {"lr": lr})) if callable(optimizer) else optimizer
-        if not isinstance(made, optim.Optimizer):
-            raise TypeError(
-                f"optimizer is {type(made).__name__}, expected a name, one of torch.optim, or what makes one"
-            )
-        self._optimizer = made if callable(optimizer) else _on_copies(made, like, self._parameters)
-        if isinstance(self._optimizer, optim.LBFGS):
-            raise TypeError("LBFGS evaluates the loss itself; give an optimiser that steps by one gradient")
+        self._reached = [name not in unreached for name in like]
+        own = made(optimizer, self._parameters, lr)
+        self._optimizer = own if callable(optimizer) else _on_copies(own, like, self._parameters)
 
     @property
     def rate(self) -> float | None:
@@ -58,9 +57,10 @@ class Rule:
     def step(self, state: State, theta: Tensor, gradient: Tensor) -> tuple[State, Tensor]:
         """The state and the parameters after one more step."""
         sizes, own = [parameter.numel() for parameter in self._parameters], self._parameters
-        for parameter, value, slope in zip(own, theta.split(sizes), gradient.split(sizes), strict=True):
+        split = zip(own, self._reached, theta.split(sizes), gradient.split(sizes), strict=True)
+        for parameter, reached, value, slope in split:
             parameter.copy_(value.view_as(parameter))
-            parameter.grad = slope.clone().view_as(parameter)
+            parameter.grad = slope.clone().view_as(parameter) if reached else None
         if self._clip is not None:
             nn.utils.clip_grad_norm_(own, self._clip)
         of_parameters, of_groups = state
@@ -69,7 +69,7 @@ class Rule:
             parameters = group["params"]
             group.clear()
             group.update(_copied(kept), params=parameters)
-        self._optimizer.step()
+        stepped(self._optimizer)
         return self._now(), torch.cat([parameter.flatten() for parameter in own])
 
     def _now(self) -> State:
@@ -80,6 +80,41 @@ class Rule:
     @property
     def _groups(self) -> list[dict[str, Any]]:
         return self._optimizer.param_groups
+
+
+def made(optimizer: Any, parameters: list[nn.Parameter], lr: float | None) -> optim.Optimizer:
+    """The optimiser that this makes of the parameters, or is.
+
+    Raises:
+        TypeError: where that is none, or one whose step is more than a function of the gradient.
+    """
+    expected = "expected a name, one of torch.optim, or what makes one"
+    try:
+        found = optimizer(parameters, **({} if lr is None else {"lr": lr})) if callable(optimizer) else optimizer
+    except TypeError as error:
+        called = "optimizer(parameters)" if lr is None else "optimizer(parameters, lr=lr)"
+        raise TypeError(f"{called} fails ({error}); {expected}") from error
+    if not isinstance(found, optim.Optimizer):
+        raise TypeError(f"optimizer is {type(found).__name__}, {expected}")
+    closure = inspect.signature(found.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"{type(found).__name__} evaluates the loss itself; give an optimiser that steps by one gradient"
+        )
+    return found
+
+
+def stepped(optimizer: optim.Optimizer) -> None:
+    """Take its step by the gradients that its parameters have.
+
+    Raises:
+        TypeError: where it wants more than that.
+    """
+    try:
+        optimizer.step()
+    except (TypeError, RuntimeError) as error:
+        name = type(optimizer).__name__
+        raise TypeError(f"{name} does not step by plain gradients alone ({error}); take another optimiser") from error
 
 
 def _on_copies(optimizer: optim.Optimizer, like: Values, copies: list[nn.Parameter]) -> optim.Optimizer:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kpflow_dyn._problems.choice import choose
 from kpflow_dyn._torch.cells import as_step, over_sequence
 from kpflow_dyn._torch.checks import check_module
-from kpflow_dyn._torch.optimisers import OPTIMIZERS, Rule, learning_rates
+from kpflow_dyn._torch.optimisers import OPTIMIZERS, Rule, learning_rates, made, stepped
 from kpflow_dyn._torch.rollout import check_step, run
 
 __all__ = ["OPTIMIZERS", "Rule", "Trainee", "learning_rates"]
@@ -40,7 +40,7 @@ class Trainee:
         self._step, self._start = as_step(model, self._data[0], z0)
         check_step(self._step, model, self._data[0][:, 0], self._start)
         self._read = read(self._start.shape[-1])
-        self._optimizer = optimizer(self._learnt, lr=lr)
+        self._optimizer = made(optimizer, self._learnt, lr)
 
     def evaluate(self, trials: np.ndarray | slice) -> float:
         """The loss on these trials, whose gradient is kept for `step`, and the outputs as `output`."""
@@ -55,7 +55,7 @@ class Trainee:
         """Change the parameters by the optimiser's step."""
         if self._clip is not None:
             nn.utils.clip_grad_norm_(self._learnt, self._clip)
-        self._optimizer.step()
+        stepped(self._optimizer)
 
     def _states(self, x: Tensor, z0: Tensor) -> Tensor:
         """What the readout reads [trial, time, unit]; by torch's own loop over time where there is one."""

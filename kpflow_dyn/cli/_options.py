@@ -24,9 +24,6 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the result
 Debug = Annotated[bool, typer.Option("--debug", envvar="KPFLOW_DYN_DEBUG", help="Show the traceback of an error.")]
 Model = Annotated[str, typer.Option(help="rnn, gru, lstm or ctrnn.")]
 OnTask = Annotated[str, typer.Option(help="The name of a task, neurogym:NAME-v0, or a path that ends in .npz.")]
-Loss = Annotated[
-    str, typer.Option(help="What it was trained with: squared_error, or cross_entropy where the outputs are logits.")
-]
 Prefix = Annotated[str | None, typer.Option(help='Before the names of the weights, such as "rnn."')]
 Readout = Annotated[str | None, typer.Option(help="The readout layer's name, where several could be it.")]
 LossOfTask = Annotated[

@@ -37,9 +37,8 @@ def load(source: Network, seed: int) -> tuple[Checkpoint, TaskData]:
     if not source.checkpoint.is_file():
         raise FileNotFoundError(f"no checkpoint file {source.checkpoint}")
     data = make_task(source.task, trials=source.trials, seed=seed)
-    outputs = None if data.targets is None else data.targets.shape[2]
     named = source.prefix, source.readout, source.nonlinearity
-    network = load_checkpoint(source.checkpoint, source.model, *named, outputs)
+    network = load_checkpoint(source.checkpoint, source.model, *named, data.fits)
     width, channels = network.cell.input_size, data.inputs.shape[2]
     if width != channels:
         raise ValueError(
@@ -83,11 +82,11 @@ def _why_not(network: Checkpoint, data: TaskData) -> str:
     cell, layer = network.cell, network.readout
     if data.targets is None:
         return f"the task {data.name} has no targets"
-    outputs = data.targets.shape[2]
     if layer is None:
-        return f"the checkpoint has no single layer [{outputs}, {cell.hidden_size}]"
-    if layer.out_features != outputs:
-        return f"the readout {network.readout_name!r} has {layer.out_features} outputs, and the task {outputs}"
+        return f"the checkpoint has no single layer [{data.expected_outputs}, {cell.hidden_size}]"
+    if not data.fits(layer.out_features):
+        had = f"has {layer.out_features} outputs, and the task {data.expected_outputs}"
+        return f"the readout {network.readout_name!r} {had}"
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +32,7 @@ def track(
     seed: given.Seed = 0,
     samples: given.Samples = 60,
     all_steps: given.AllSteps = False,
-    loss: given.Loss = "squared_error",
+    loss: given.LossOfTask = None,
     threads: given.Threads = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write; by default RUN_DIR/track. What is known there is kept.")
@@ -121,7 +122,7 @@ def _linearised(source: Network, seed: int, all_steps: bool) -> Linearised:
     return Linearised(flow if all_steps else flow.where(mask), *found, [said_of_targets(mask, not all_steps)])
 
 
-def _under_loss(a: Linearised, b: Linearised, loss: str | None) -> tuple[list[Flow | Output], dict[str, Any], str]:
+def _under_loss(a: Linearised, b: Linearised, loss: str | None) -> tuple[Sequence[Flow | Output], dict[str, Any], str]:
     """What is compared, under which loss, and what is to be said of it: outputs where both networks have a readout."""
     from kpflow_dyn._analyze import loss_of_task
 
@@ -130,16 +131,13 @@ def _under_loss(a: Linearised, b: Linearised, loss: str | None) -> tuple[list[Fl
         raise ValueError(f"--loss is that of a readout and its targets: {without[0]}")
     if without:
         return [a.flow, b.flow], {}, f"On the loss: {without[0]}."
-    loss = loss_of_task(a.data) if loss is None else loss
-    outputs: list[Flow | Output] = [network.flow.output(network.readout, learn=True) for network in (a, b)]
-    return (
-        outputs,
-        {"target": a.data.targets, "mask": a.data.mask, "loss": loss},
-        f"The loss is {loss}; {a.on_readout}.",
-    )
+    outputs = [network.flow.output(network.readout, learn=True) for network in (a, b)]
+    loss = loss_of_task(a.data, outputs[0].values.shape) if loss is None else loss
+    asked = {"target": a.data.targets, "mask": a.data.mask, "loss": loss}
+    return outputs, asked, f"The loss is {loss}; {a.on_readout}."
 
 
-def _tracked(source: Network, seed: int, samples: int, loss: str, all_steps: bool, out: Path) -> Any:
+def _tracked(source: Network, seed: int, samples: int, loss: str | None, all_steps: bool, out: Path) -> Any:
     """`kp.track` of checkpoint files, each read as `analyze` reads it."""
     import kpflow_dyn as kp
     from kpflow_dyn._learning.tracking import Settings, recorded, track_checkpoints

@@ -207,11 +207,18 @@ def _made(model: dict[str, Any], init: dict[str, Any], task: dict[str, Any]) -> 
     from kpflow_dyn.tasks import make_task
 
     data = make_task(task.pop("name"), **task)
-    widths = {"inputs": data.inputs.shape[2], "outputs": 1 if data.targets is None else data.targets.shape[2]}
+    widths = {"inputs": data.inputs.shape[2], "outputs": _width(data.targets, data.classes)}
     law = make_init(init.pop("law"), **init) if init else None
     options: dict[str, Any] = {"dtype": "float64"} | model
     _allow_double(options)
     return *make_model(options.pop("name"), **widths, init=law, **options), data
+
+
+def _width(targets: np.ndarray | None, classes: int) -> int:
+    """How many outputs a readout needs."""
+    if targets is None:
+        return 1
+    return classes if targets.ndim == 2 else targets.shape[2]
 
 
 def _allow_double(options: Mapping[str, Any]) -> None:
@@ -268,8 +275,8 @@ class _Quantities:
 
     @property
     def loss(self) -> float:
-        """The mean squared error of the readout where the mask is on."""
-        from kpflow_dyn._learning.losses import output_loss
+        """The mean squared error of the readout where the mask is on, or the cross-entropy of classes."""
+        from kpflow_dyn._learning.losses import default_loss, output_loss
         from kpflow_dyn._problems.units import units_read
 
         cell, readout = self.model
@@ -278,4 +285,5 @@ class _Quantities:
         state = to_numpy(self.flow.solution.state).astype(float)
         read = state[..., units_read(cell, readout, state.shape[2])]
         output = read @ to_numpy(readout.weight).T + to_numpy(readout.bias)
-        return float(output_loss("squared_error", self.task.targets, self.task.mask, output)(output))
+        loss = default_loss(self.task.targets, output.shape)
+        return float(output_loss(loss, self.task.targets, self.task.mask, output)(output))

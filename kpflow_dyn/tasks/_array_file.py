@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kpflow_dyn.tasks._data import TaskData, check_arrays, count
+from kpflow_dyn.tasks._data import TaskData, check_arrays, count, is_indices
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,13 @@ class ArrayFile:
         taken = len(inputs) if trials is None else count(trials)
         if taken > len(inputs):
             raise ValueError(f"asked for {taken} trials, but {self.path} has {len(inputs)}")
-        targets = arrays["targets"][:taken].astype(float) if "targets" in arrays else None
+        targets = _numbers_or_classes(arrays["targets"][:taken]) if "targets" in arrays else None
         mask = arrays["mask"][:taken].astype(bool) if "mask" in arrays else None
         return TaskData(inputs[:taken], targets, mask, name=Path(self.path).stem)
+
+
+def _numbers_or_classes(targets: np.ndarray) -> np.ndarray:
+    return targets.astype(int if is_indices(targets) else float)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ import numpy as np
 from kpflow_dyn._arrays.memory import require_machine
 
 DEFAULT_TRIALS = 32
+AXES = {"inputs": "[trial, time, channel]", "targets": "[trial, time, channel]", "mask": "[trial, time]"}
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,13 @@ class TaskData:
 
     Attributes:
         inputs: [trial, time, channel].
-        targets: [trial, time, out], or None for inputs alone.
+        targets: [trial, time, out]; or the right class at each place, integers [trial, time] or [trial, time, 1], of
+            which negative ones (-100) do not count; or None for inputs alone.
         mask: [trial, time], True where the trial is on and its target counts; None where that is everywhere.
         labels: what is known of each trial, by name; the first axis is the trial.
         name: the task's name.
         dt: milliseconds between two times, or None where the source does not say.
-        outputs: a name for each output of the targets, or () where they have none.
+        outputs: a name for each output of the targets, or for each class; () where they have none.
 
     Raises:
         TypeError, ValueError: arrays that are no finite numbers of these shapes, or another number of names than of
@@ -45,9 +47,28 @@ class TaskData:
     def __post_init__(self) -> None:
         arrays = {"inputs": self.inputs, "targets": self.targets, "mask": self.mask}
         check_arrays({name: array for name, array in arrays.items() if array is not None}, f"the task {self.name}")
-        width = 0 if self.targets is None else self.targets.shape[2]
-        if self.outputs and len(self.outputs) != width:
-            raise ValueError(f"outputs of the task {self.name} are {self.outputs}, expected {width} names, or none")
+        if self.outputs and not self.fits(len(self.outputs)):
+            raise ValueError(
+                f"outputs of the task {self.name} are {self.outputs}, expected {self.expected_outputs} names, or none"
+            )
+
+    @property
+    def classes(self) -> int:
+        """How many classes the targets tell apart, at least; 0 where these are no class indices."""
+        if self.targets is None or not is_indices(self.targets):
+            return 0
+        return 1 + int(self.targets[... if self.mask is None else self.mask != 0].max(initial=-1))
+
+    def fits(self, outputs: int) -> bool:
+        """Whether a readout with this number of outputs has one for each of the targets, or for each class."""
+        numbers = () if self.targets is None else self.targets.shape[2:]
+        return numbers == (outputs,) or 0 < self.classes <= outputs
+
+    @property
+    def expected_outputs(self) -> str:
+        """How many outputs a readout must have, in words."""
+        numbers = [] if self.targets is None else [str(width) for width in self.targets.shape[2:]]
+        return ", or ".join([*numbers, *([f"at least {self.classes} of classes"] if self.classes else [])]) or "none"
 
 
 class Task(Protocol):
@@ -166,16 +187,22 @@ def check_options(name: str, options: Iterable[str], known: Sequence[str]) -> No
         raise ValueError(f"{name} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
 
 
+def is_indices(targets: np.ndarray) -> bool:
+    """Whether these may be class indices: integers [trial, time] or [trial, time, 1]."""
+    return targets.dtype.kind in "biu" and (targets.ndim == 2 or targets.shape[2:] == (1,))
+
+
 def check_arrays(arrays: dict[str, np.ndarray], where: object) -> None:
-    """Raise unless inputs [trial, time, channel], targets [trial, time, out] and mask [trial, time] fit each other."""
+    """Raise unless inputs [trial, time, channel], targets and mask [trial, time] fit each other; see `TaskData`."""
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise TypeError(f"{name} in {where} is {type(array).__name__}, expected a numpy array")
     shape = arrays["inputs"].shape
     for name, array in arrays.items():
-        rank = 2 if name == "mask" else 3
-        if array.ndim != rank or array.shape[:2] != shape[:2] or 0 in array.shape:
-            axes = "[trial, time]" if name == "mask" else "[trial, time, channel]"
+        axes = AXES[name]
+        classes = name == "targets" and array.ndim == 2 and is_indices(array)
+        if not (array.ndim == axes.count(",") + 1 or classes) or array.shape[:2] != shape[:2] or 0 in array.shape:
+            axes += ", or class indices, integers [trial, time]" * (name == "targets")
             raise ValueError(
                 f"{name} in {where} must be {axes}, not empty, with the trials and times of inputs; "
                 f"got {array.shape} beside inputs {shape}"
