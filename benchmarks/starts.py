@@ -14,7 +14,7 @@ The tables have the Spearman correlation of forecast and time for each number of
 forecast takes by itself), and of two cheaper orders: "|grad|" is the first application, L / |grad L|^2, and "|grad|_1"
 is L / sum |grad L|, which is how fast a sign, as in Adam's first step, lowers the loss. Costs are of the forecast
 divided by those of the training, in CPU seconds of one thread; "gradients" are those of a start in training, in the
-mean.
+mean, and "one rate" is what they would be if all had the smallest of the rates.
 """
 
 from __future__ import annotations
@@ -165,6 +165,7 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
 
 def orders(training: Training) -> tuple[dict[str, tuple[Tensor, float]], int]:
     """Forecasts of time to half [start] by name, with the seconds of each; and the applications that were enough."""
+    training.forecast()  # imports and compiles
     found, seconds = timed(training.forecast)
     table = {"default": (torch.from_numpy(found.half), seconds)}
     for number in APPLICATIONS:
@@ -186,7 +187,8 @@ def compare(task: str, cell: str) -> None:
         known = steps.isfinite()
         ranks = {name: rank(half[known], (scale * steps)[known]) for name, (half, _) in forecasts.items()}
         costs = f"{forecasts['default'][1] / seconds:8.1%} {forecasts[str(APPLICATIONS[-1])][1] / seconds:8.1%}"
-        trained = f"{int(known.sum()):4} {gradients / STARTS:9.0f} {seconds:8.2f}"
+        same = (scale * steps)[known].mean() / scale.min()
+        trained = f"{int(known.sum()):4} {gradients / STARTS:9.0f} {same:8.0f} {seconds:8.2f}"
         row = f"{task:12} {cell:5} {kind:8} {trained} {applications:8} {costs}"
         print(row, *(f"{ranks[name]:8.2f}" for name in forecasts), flush=True)
 
@@ -202,7 +204,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     names = ["default", *map(str, APPLICATIONS), "|grad|", "|grad|_1"]
-    print(f"{'task':12} {'cell':5} {'training':8} {'half':>4} gradients  seconds    taken     cost  cost, 6", end=" ")
+    print(
+        f"{'task':12} {'cell':5} {'training':8} {'half':>4} gradients one rate  seconds    taken     cost  cost, 6",
+        end=" ",
+    )
     print(*(f"{name:>8}" for name in names))
     for task in options.tasks:
         for cell in MODULES:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -89,21 +88,24 @@ def forecast_starts(
     if applications is not None and not (isinstance(applications, int) and applications > 1):
         raise ValueError(f"applications is {applications!r}, expected an integer from 2 on, or None")
     batch = _Batch(problem, starts, target, mask)
+
+    def enough(found: Starts) -> bool:
+        settled = applications is None and found.applications >= FEWEST and found.settled >= SETTLED
+        return settled or found.applications == (applications or MOST)
+
     with full_precision(target):
-        return _until_settled(batch, applications)
+        return next(found for found in _forecasts(batch) if enough(found))
 
 
-def _until_settled(batch: _Batch, count: int | None) -> Starts:
-    """With as many applications as given, or until the order of `half` has settled."""
-    halves, settled = [], math.nan
-    for diagonal, norms in islice(_lanczos(batch), count or MOST):
+def _forecasts(batch: _Batch) -> Iterator[Starts]:
+    """With 1, 2, ... applications."""
+    before = None
+    for diagonal, norms in _lanczos(batch):
         rates, parts = _quadrature(diagonal, norms)
-        halves.append(_times(rates, parts, PARTS[0]))
-        settled = _rank_correlation(*halves[-2:]) if len(halves) > 1 else math.nan
-        if count is None and len(halves) >= FEWEST and settled >= SETTLED:
-            break
-    tenth, energies = _times(rates, parts, PARTS[1]), norms[:, :1] ** 2 * parts
-    return Starts(halves[-1], tenth, rates, energies, settled, len(halves))
+        half, tenth = (_times(rates, parts, part) for part in PARTS)
+        settled = math.nan if before is None else _rank_correlation(half, before)
+        yield Starts(half, tenth, rates, norms[:, :1] ** 2 * parts, settled, len(rates[0]))
+        before = half
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -117,7 +119,7 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class _Batch:
-    """f = (m / Z)^(1/2) (y - target) of all starts [start, trial, time, out], and H = 2 J J* of f on such blocks."""
+    """f = (m / Z)^(1/2) (y - target) of all starts [start, trial, time, out], and its derivative J in their parameters."""
 
     def __init__(self, problem: DiscreteProblem, starts: Sequence[tuple[Any, Any]], target: Array, mask: Any) -> None:
         backend = problem.backend
@@ -178,7 +180,7 @@ class _Batch:
 
 
 def _lanczos(batch: _Batch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """After each application of H, from f: <v, H v> of its vectors v and the norms that made these 1 [start, k].
+    """After each application of H = 2 J J*, from f: <v, H v> of its vectors v and the norms that made these 1 [start, k].
 
     As <v, H v> = 2 |J* v|^2, J itself waits until the next vector is asked for.
     """
