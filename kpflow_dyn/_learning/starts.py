@@ -119,7 +119,7 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class _Batch:
-    """f = (m / Z)^(1/2) (y - target) of all starts [start, trial, time, out], and its derivative J in their parameters."""
+    """f = (m / Z)^(1/2) (y - target) of all starts [start, trial, time, out], and its J in their parameters."""
 
     def __init__(self, problem: DiscreteProblem, starts: Sequence[tuple[Any, Any]], target: Array, mask: Any) -> None:
         backend = problem.backend
@@ -180,7 +180,7 @@ class _Batch:
 
 
 def _lanczos(batch: _Batch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """After each application of H = 2 J J*, from f: <v, H v> of its vectors v and the norms that made these 1 [start, k].
+    """After each application of H = 2 J J*, from f: <v, H v> of its vectors v, and their norms before [start, k].
 
     As <v, H v> = 2 |J* v|^2, J itself waits until the next vector is asked for.
     """
