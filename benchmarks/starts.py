@@ -1,7 +1,7 @@
 """The order in which a hundred starts are learnt: `kp.forecast_starts` beside training all of them, and what both cost.
 
-    python benchmarks/starts.py             # all tasks, minutes
-    python benchmarks/starts.py lag memory  # some
+    python benchmarks/starts.py                   # all tasks, several minutes of CPU time
+    python benchmarks/starts.py lag --cells tanh  # some
 
 The starts have 24 units: tanh RNNs with gains g from 0.5 to 1.5, and GRUs with torch's own start, whose recurrent
 weights are multiplied by 2 g. All are trained together, by one batched matrix product for each step in time. Each has
