@@ -51,6 +51,63 @@ def test_times_are_those_of_each_dense_kernel(name: str, masked: bool) -> None:
     assert list(found.order) == list(np.argsort(expected[:, 1]))
 
 
+def krylov_of(layer: Any, readout: Any, count: int) -> np.ndarray:
+    """Ritz values of the dense kernel in the space of e, H e, ..., H^(count - 1) e."""
+    values = dict(nn.ModuleList([layer, readout]).named_parameters())
+
+    def errors(values: dict[str, torch.Tensor]) -> torch.Tensor:
+        of_layer, of_readout = (
+            {name[2:]: v for name, v in values.items() if name[0] == number} for number in ("0", "1")
+        )
+        states = torch.func.functional_call(layer, of_layer, x)[0]
+        return (torch.func.functional_call(readout, of_readout, states) - target).reshape(-1)
+
+    found = torch.autograd.functional.jacobian(
+        lambda *v: errors(dict(zip(values, v, strict=True))), (*values.values(),)
+    )
+    J = torch.cat([part.reshape(target.numel(), -1) for part in found], 1).detach().numpy()
+    H, e = 2 * J @ J.T / target.numel(), errors(values).detach().numpy()
+    Q = np.linalg.qr(np.stack([np.linalg.matrix_power(H, power) @ e for power in range(count)], 1))[0]
+    return np.linalg.eigvalsh(Q.T @ H @ Q)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_few_applications_are_those_of_the_krylov_space(count: int) -> None:
+    starts = layers("gru")
+    found = kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts, target, applications=count)
+    assert found.applications == count and found.rates.shape == (3, count)
+    for rates, start in zip(found.rates, starts, strict=True):
+        np.testing.assert_allclose(rates, krylov_of(*start, count), rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_as_many_applications_as_the_order_needs(name: str) -> None:
+    starts = layers(name, 12)
+    problem = kp.DiscreteProblem(starts[0][0], x)
+    found = kp.forecast_starts(problem, starts, target)
+    same = kp.forecast_starts(problem, starts, target, applications=found.applications)
+    np.testing.assert_array_equal(found.half, same.half)
+    fewer = [kp.forecast_starts(problem, starts, target, applications=k).settled for k in range(3, found.applications)]
+    assert all(settled < 0.95 for settled in fewer)
+    assert 3 <= found.applications <= 6 and (found.settled >= 0.95 or found.applications == 6)
+
+
+def test_the_last_application_needs_no_jvp(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts, calls = layers("rnn"), []
+    problem = kp.DiscreteProblem(starts[0][0], x)
+    transforms = problem.backend.transforms
+    jvp = transforms.jvp
+    monkeypatch.setattr(transforms, "jvp", lambda *given: calls.append(given) or jvp(*given))
+    kp.forecast_starts(problem, starts, target, applications=4)
+    assert len(calls) == 3
+
+
+def test_one_start_has_no_order_that_settles() -> None:
+    starts = layers("rnn", 1)
+    found = kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts, target)
+    assert np.isnan(found.settled) and found.applications == 6
+
+
 @pytest.mark.parametrize("name", ["rnn", "lstm", "lowrank"])
 def test_jax_has_the_times_of_torch(name: str) -> None:
     jax = pytest.importorskip("jax")

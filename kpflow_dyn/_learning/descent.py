@@ -270,7 +270,7 @@ def gradient_flow(
             run: Run = DrawnSteps(objective.loss, draws, batch / len(solution.state), objective.start, span, rule)
         elif rule.rate is None:
             own: Any = alg or Multirate()
-            run = OwnSteps(objective, objective.start, span, rule, own, rtol)
+            run = OwnSteps(objective, objective.start, span, rule, own, rtol, stop_below)
         else:
             run = Integration(objective, objective.start, rule.rate * span, None, rtol, rule.rate)
         step = rule.rate if rule.rate is not None and batch is None else 1.0
@@ -300,8 +300,6 @@ class Run(Protocol):
     def error(self) -> float: ...
     @property
     def late(self) -> float: ...
-    @property
-    def lowest(self) -> float: ...
     @property
     def own(self) -> int: ...
     def advance(self) -> Piece: ...
@@ -335,7 +333,7 @@ def along(
     rows, thetas, pieces = [_row(run)], [run.point.theta], []
     with bars(progress) as shown:
         bar = shown.add_task(_beforehand(run, optimizer), total=run.span)
-        while not (reached := run.finished or run.lowest < lowest) and not run.exhausted:
+        while not (reached := run.finished or run.point.loss < lowest) and not run.exhausted:
             pieces.append(run.advance())
             rows.append(_row(run))
             thetas.append(run.point.theta)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from kpflow_dyn._problems.units import units_read
 from kpflow_dyn.tracing._rows import split
 
 PARTS = (0.5, 0.1)
+SETTLED = 0.95  # from here on one application more leaves the order about as it is
+FEWEST, MOST = 3, 6  # applications, where their number is not given
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +30,8 @@ class Starts:
             not.
         rates: Ritz values of the kernel [start, k], and
         energies: the part of the loss along each [start, k].
-        settled: the rank correlation of `half` with that of one application fewer. Below .95 take more of them.
+        settled: the rank correlation of `half` with that of one application fewer. Below .95 take more of them; NaN for
+            one start alone.
         applications: of the kernel of each start to one vector.
 
     Example as `forecast_starts`.
@@ -53,7 +56,7 @@ def forecast_starts(
     target: Array,
     *,
     mask: Array | None = None,
-    applications: int = 6,
+    applications: int | None = None,
 ) -> Starts:
     """Which of many starts gradient descent will learn first, under the kernel of each as it is now.
 
@@ -61,7 +64,9 @@ def forecast_starts(
 
     All starts go through the model together, so that no start is linearised by itself. A few steps of Lanczos from e
     give Gauss quadratures of the loss over time. They order starts long before each time has settled; for the times of
-    one network take `forecast` or `gradient_flow`. An application costs about as much as 1.4 gradients of the loss.
+    one network take `forecast` or `gradient_flow`. The order is that of gradient descent at one small rate for all
+    starts; Adam has another one. Each application is a vjp and, but for the last, a jvp: two to three gradients of the
+    loss in seconds.
 
     Args:
         problem: of any of the starts; its inputs and its state at the start are those of all.
@@ -69,7 +74,7 @@ def forecast_starts(
             those that are frozen, which must be the same ones in all starts.
         target: as y, [trial, time, out].
         mask: m >= 0, [trial, time] or as the target; all ones when None.
-        applications: of each kernel.
+        applications: of each kernel; None takes 3 to 6, as many as the order needs to settle.
 
     Raises:
         ValueError: no starts, or ones whose parameters have other names or shapes than the first has; a mask, target or
@@ -82,21 +87,41 @@ def forecast_starts(
     >>> kp.forecast_starts(problem, starts, torch.ones(4, 10, 1)).half.shape
     (5,)
     """
-    if not is_count(applications) or applications < 2:
-        raise ValueError(f"applications is {applications!r}, expected an integer from 2 on")
+    if applications is not None and not (is_count(applications) and applications > 1):
+        raise ValueError(f"applications is {applications!r}, expected an integer from 2 on, or None")
     batch = _Batch(problem, list(starts), target, mask)
+
+    def enough(found: Starts) -> bool:
+        settled = applications is None and found.applications >= FEWEST and found.settled >= SETTLED
+        return settled or found.applications == (applications or MOST)
+
     with full_precision(target):
-        diagonals, beside, size = _lanczos(batch, applications)
-    rates, parts = _quadrature(diagonals, beside)
-    half, tenth = (_times(rates, parts, part) for part in PARTS)
+        return next(found for found in _forecasts(batch) if enough(found))
+
+
+def _forecasts(batch: _Batch) -> Iterator[Starts]:
+    """With 1, 2, ... applications."""
+    before = None
+    for diagonal, norms in _lanczos(batch):
+        rates, parts = _quadrature(diagonal, norms)
+        half, tenth = (_times(rates, parts, part) for part in PARTS)
+        settled = math.nan if before is None else _rank_correlation(half, before)
+        yield Starts(half, tenth, rates, norms[:, :1] ** 2 * parts, settled, len(rates[0]))
+        before = half
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's; NaN where all numbers of one are equal."""
     from scipy.stats import spearmanr
 
-    before: Any = spearmanr(half, _times(*_quadrature(diagonals[:, :-1], beside[:, :-1]), PARTS[0]))
-    return Starts(half, tenth, rates, size[:, None] * parts, float(before.statistic), applications)
+    if min(len(np.unique(a)), len(np.unique(b))) < 2:
+        return math.nan
+    found: Any = spearmanr(a, b)
+    return float(found.statistic)
 
 
 class _Batch:
-    """f = (m / Z)^(1/2) (y - target) of all starts [start, trial, time, out], and H = 2 J J* of f on such blocks."""
+    """f = (m / Z)^(1/2) (y - target) of all starts [start, trial, time, out], and its J in their parameters."""
 
     def __init__(self, problem: DiscreteProblem, starts: Sequence[tuple[Any, Any]], target: Array, mask: Any) -> None:
         backend = problem.backend
@@ -121,10 +146,13 @@ class _Batch:
         if not (finite := np.isfinite(to_numpy(self.errors)).reshape((len(starts), -1)).all(1)).all():
             raise ValueError(f"the outputs of start {int(np.argmin(finite))} hold NaN or inf; look at its weights")
 
-    def kernel(self, f: Array) -> Array:
-        """H f."""
-        gradient = self._learning * self._pull(f)[0]
-        return 2 * self._models.snapshot(self._transforms.jvp(self._every, (self._theta,), (gradient,))[1])
+    def pull(self, f: Array) -> Array:
+        """J* f [start, n]."""
+        return self._learning * self._models.snapshot(self._pull(f)[0])
+
+    def push(self, theta: Array) -> Array:
+        """J theta."""
+        return self._models.snapshot(self._transforms.jvp(self._every, (self._theta,), (theta,))[1])
 
     def _errors(self, theta: Array) -> Array:
         """f [trial, time, out] of one start with parameters [n]."""
@@ -172,24 +200,31 @@ def _pair(start: Any) -> tuple[Any, Any]:
     return start[0], start[1]
 
 
-def _lanczos(batch: _Batch, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The tridiagonal matrices of H from f, diagonals and what stands beside them [start, count], and |f|^2."""
-    xp = array_namespace(batch.errors)
+def _lanczos(batch: _Batch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """After each application of H = 2 J J*, from f: <v, H v> of its vectors v, and their norms before [start, k].
 
-    def inner(a: Array, b: Array) -> Array:
-        return xp.sum((a * b).reshape((len(a), -1)), axis=1)[:, None, None, None]
-
-    size = inner(batch.errors, batch.errors)
-    basis, diagonals, beside = [batch.errors / _positive(size**0.5)], [], []
-    for _ in range(count):
-        moved = batch.kernel(basis[-1])
-        diagonals.append(inner(basis[-1], moved))
+    As <v, H v> = 2 |J* v|^2, J itself waits until the next vector is asked for.
+    """
+    moved = batch.errors
+    basis, diagonal, norms = [], [], []
+    while True:
+        norms.append(_dot(moved, moved) ** 0.5)
+        basis.append(moved / _each(_positive(norms[-1])))
+        gradient = batch.pull(basis[-1])
+        diagonal.append(2 * _dot(gradient, gradient))
+        yield np.stack([to_numpy(n) for n in diagonal], 1), np.stack([to_numpy(n) for n in norms], 1)
+        moved = 2 * batch.push(gradient)
         for vector in basis:
-            moved = moved - inner(vector, moved) * vector
-        beside.append(inner(moved, moved) ** 0.5)
-        basis.append(moved / _positive(beside[-1]))
-    alpha, beta = (np.concatenate([to_numpy(n)[..., 0, 0] for n in found], 1) for found in (diagonals, beside))
-    return alpha, beta, to_numpy(size)[:, 0, 0, 0]
+            moved = moved - _each(_dot(vector, moved)) * vector
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return array_namespace(a).sum((a * b).reshape((len(a), -1)), axis=1)
+
+
+def _each(numbers: Array) -> Array:
+    """One number for each start, beside [start, trial, time, out]."""
+    return numbers[:, None, None, None]
 
 
 def _positive(norm: Array) -> Array:
@@ -197,12 +232,12 @@ def _positive(norm: Array) -> Array:
     return xp.where(norm > 0, norm, xp.ones_like(norm))
 
 
-def _quadrature(diagonals: np.ndarray, beside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _quadrature(diagonal: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights [start, k] of the loss over rates."""
-    T = np.zeros((*diagonals.shape, diagonals.shape[1]))
-    place = np.arange(diagonals.shape[1])
-    T[:, place, place] = diagonals
-    T[:, place[1:], place[:-1]] = beside[:, :-1]
+    T = np.zeros((*diagonal.shape, diagonal.shape[1]))
+    place = np.arange(diagonal.shape[1])
+    T[:, place, place] = diagonal
+    T[:, place[1:], place[:-1]] = norms[:, 1:]
     rates, vectors = np.linalg.eigh(T)  # of the lower triangles
     return np.maximum(rates, 0), vectors[:, 0] ** 2
 

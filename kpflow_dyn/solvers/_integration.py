@@ -94,11 +94,6 @@ class Integration:
         return self.steps >= self._most
 
     @property
-    def lowest(self) -> float:
-        """The loss, which falls along the flow."""
-        return self.point.loss
-
-    @property
     def own(self) -> int:
         """Steps of plain descent."""
         return 0 if self._own is None else self._own.taken

@@ -21,7 +21,7 @@ WASTED, ALLOWED = 0.1, 0.6  # rejected stretches: at most this part of the steps
 BLIND = 4  # steps at the start, one by one: bias corrections change faster than any history tells
 SHARE = 0.02  # of the steps so far, which the next ones are taken together
 SPARSE, FEWEST = 0.2, 4  # steps on mini-batches between two looks at the loss of all trials: a part of those so far
-DRAWS = 0.15  # a part of the time by which other draws may be off
+DRAWS = 0.25  # a part of the time by which other draws may be off
 SMALL = 1e-4  # a part of the gradient that no clipping reaches
 FORWARD = 0.35  # gradients that a loss costs
 
@@ -89,18 +89,28 @@ class Stretch:
 class OwnSteps:
     """A run of an optimiser from one point on, stretch after stretch, with the times of `Integration` in its steps.
 
+    Args:
+        goal: the part of the first loss at which it is finished, once any of its steps was there; None for no such.
+
     Attributes:
         own: how many steps were taken one by one, by the gradient itself.
         state: the optimiser's.
-        lowest: the lowest loss so far.
     """
 
     def __init__(
-        self, landscape: Landscape, theta: Array, span: float, rule: Rule, alg: Multirate, tolerance: float
+        self,
+        landscape: Landscape,
+        theta: Array,
+        span: float,
+        rule: Rule,
+        alg: Multirate,
+        tolerance: float,
+        goal: float | None = None,
     ) -> None:
         self._landscape, self._rule, self._alg, self._tolerance = landscape, rule, alg, tolerance
         self.point, self._fresh = landscape(theta), rule.begin(theta)
-        self.state, self.lowest = self._fresh, self.point.loss
+        self.state, self._lowest = self._fresh, self.point.loss
+        self._goal = -math.inf if goal is None else goal * self.point.loss
         if not math.isfinite(self.slope):
             raise ValueError("the gradient of the loss holds NaN or inf at the start, such as that of sqrt at zero")
         self.time, self.span, self.steps, self.own, self.costs = 0, span, 0, 0, Costs()
@@ -115,8 +125,8 @@ class OwnSteps:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are taken."""
-        return self.time >= self.span
+        """Whether all steps are taken, or the goal was reached."""
+        return self.time >= self.span or self._lowest < self._goal
 
     @property
     def exhausted(self) -> bool:
@@ -218,7 +228,7 @@ class OwnSteps:
 
     def _accept(self, point: Point, state: Any, losses: np.ndarray, known: Point) -> np.ndarray:
         r, rises = len(losses) - 1, not point.loss <= self.point.loss
-        self.lowest = min(self.lowest, *losses)
+        self._lowest = min(self._lowest, *losses)
         self._calm = 0 if rises else self._calm + r
         self._risen += rises and self.own < self.time
         self._rises += rises
@@ -273,11 +283,6 @@ class DrawnSteps:
     def finished(self) -> bool:
         """Whether all steps are taken."""
         return self.time >= self.span
-
-    @property
-    def lowest(self) -> float:
-        """The loss of all trials, which is known at these steps alone."""
-        return self.point.loss
 
     @property
     def own(self) -> int:
