@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 
 import kpflow_dyn as kp
 from kpflow_dyn._learning.losses import output_loss
-from kpflow_dyn._learning.parts import EVERYTHING, Parts, parts_of
+from kpflow_dyn._learning.parts import Parts, parts_of
+from kpflow_dyn._learning.projections import EVERYTHING
 from kpflow_dyn.models import to_jax
 from kpflow_dyn.report import page_of
 from kpflow_dyn.tasks import TaskData
