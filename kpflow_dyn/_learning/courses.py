@@ -28,6 +28,7 @@ from kpflow_dyn.solvers._integration import Integration
 FIRST, LAST, GRID = 0.03, 1e9, 600  # points of curves, in times of the fastest direction
 STILL = 1e-12  # part of the largest rate below which nothing moves
 TENTH, SMALL = 0.1, 0.01  # what is followed of each part, and the share of one that is not waited for
+STRIDE = 0.5  # of the time so far, for a step between whose ends the losses of parts are interpolated
 LEFT = 0.05  # part of the loss at which a training by an optimiser is ended
 LOOKS = 60  # at the outputs of such a training: each is a forward pass
 
@@ -96,7 +97,7 @@ def of_linearised(output: Output, loss: OutputLoss, parts: dict[str, Projection]
     """Of any loss: the gradient flow of the whole one along y + J delta, as `forecast` takes it."""
     objective = LinearisedObjective(output.ntk, output.values, loss)
     span = 1 / (NULL * fastest)
-    run = Integration(objective, objective.start, span, None, RTOL_FROZEN)
+    run = Integration(objective, objective.start, span, None, RTOL_FROZEN, stride=STRIDE)
     followed = Followed(output, loss, parts)
     found = along(run, objective, TENTH * max(SMALL, followed.smallest))
     tau = np.geomspace(FIRST / fastest, found.time[-1], GRID)
