@@ -24,6 +24,7 @@ from kpflow_dyn._learning.objective import LOSS, Objective
 from kpflow_dyn._learning.parabolas import parabola
 from kpflow_dyn._learning.projections import Projection, energies
 from kpflow_dyn.solvers._integration import Integration
+from kpflow_dyn.solvers._landscape import Piece
 
 FIRST, LAST, GRID = 0.03, 1e9, 600  # points of curves, in times of the fastest direction
 STILL = 1e-12  # part of the largest rate below which nothing moves
@@ -97,7 +98,7 @@ def of_linearised(output: Output, loss: OutputLoss, parts: dict[str, Projection]
     """Of any loss: the gradient flow of the whole one along y + J delta, as `forecast` takes it."""
     objective = LinearisedObjective(output.ntk, output.values, loss)
     span = 1 / (NULL * fastest)
-    run = Integration(objective, objective.start, span, None, RTOL_FROZEN, stride=STRIDE)
+    run = Strides(objective, objective.start, span, None, RTOL_FROZEN)
     followed = Followed(output, loss, parts)
     found = along(run, objective, TENTH * max(SMALL, followed.smallest))
     tau = np.geomspace(FIRST / fastest, found.time[-1], GRID)
@@ -128,6 +129,16 @@ def of_training(
     taken = np.unique(np.geomspace(1, found.time[-1], GRID).round())
     curve, last = Followed(output, loss, parts).curves(found, at, outputs, np.append(0, taken))
     return found, Course(np.append(0, taken), curve, last + np.nan)
+
+
+class Strides(Integration):
+    """A gradient flow of which no step is longer than a part of the time so far."""
+
+    def advance(self) -> Piece:
+        """Take a step; the span ends behind it for a moment."""
+        whole, self.span = self.span, min((1 + STRIDE) * self.time or self.span, self.span)
+        piece, self.span = super().advance(), whole
+        return piece
 
 
 class Followed:

@@ -59,8 +59,6 @@ class Integration:
     there a short step is accepted if the loss falls, with the error that it has. `late` is the sum of the errors in
     time; `costs` counts gradients, products with Hessians and the points where these were taken.
 
-    No step is longer than `stride` times the time so far, for those who look at the points on the way.
-
     With alg None the explicit method goes first, and the exponential one has a step now and then; the one that comes
     further in time for a gradient goes on. With a `rate` plain steps of descent go before both; `own` counts them.
     """
@@ -73,12 +71,11 @@ class Integration:
         alg: Algorithm | None = None,
         rtol: float = 0.05,
         rate: float | None = None,
-        stride: float = math.inf,
     ) -> None:
         self.point, self.time, self.late, self.span = landscape(theta), 0.0, 0.0, span
         if not math.isfinite(self.slope):
             raise ValueError("the gradient of the loss holds NaN or inf at the start, such as that of sqrt at zero")
-        self.costs, self.steps, self._rtol, self._stride = Costs(), 0, rtol, stride
+        self.costs, self.steps, self._rtol = Costs(), 0, rtol
         self.costs.gradients = 1
         self._ways = [_Way(steps) for steps in _methods(landscape, alg, rtol, self.costs)]
         self._last_resort, self._most = self._ways[0], _most_steps(alg)
@@ -157,8 +154,7 @@ class Integration:
     def _step(self, way: _Way, most: float = math.inf) -> Piece:
         """A step by this method, accepted after at most so many attempts; a `GivenUp` where that did not do."""
         began, left = self.costs.total, self.span - self.time
-        allowed = min(left, self._stride * self.time if self.time else left)
-        way.h = longest = min(way.h or way.steps.time_scale(self.point), allowed)
+        way.h = longest = min(way.h or way.steps.time_scale(self.point), left)
         shortest = SHORTEST * max(longest, self.time)
         if longest < shortest:
             return self._rest(way.steps.attempt(self.point, REST * self.time, self._first_loss))
