@@ -551,6 +551,8 @@ def test_the_times_of_an_optimizer(learning, cell: torch.nn.GRUCell, out: Path) 
     [
         (["--loss", "hinge"], "loss is 'hinge', expected one of squared_error, cross_entropy"),
         (["--readout", "wide"], "the readout 'wide' has 3 outputs, and the task 2"),
+        (["--optimizer", "adam"], "the optimizer adam needs lr=, its learning rate"),
+        (["--lr", 0.1], "lr is for an optimizer; say which, or leave it out"),
     ],
 )
 def test_readouts_and_losses_that_do_not_fit(learning, out: Path, options: list[str], message: str) -> None:

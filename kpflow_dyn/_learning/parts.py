@@ -141,6 +141,7 @@ def parts_of(
     if not now.f.any():
         raise ValueError("the loss is at its least already, so that nothing is left to be learnt")
     parts = projections(now.f, loss, names)
+    trained = None if training is None else of_training(output, loss, parts, **training)
     f = np.stack([project(now.f) for project in parts.values()])
     losses, root = energies(parts, now.f), like_numpy(now.root, space.like)  # [part], [trial time, out, out]
     with full_precision(output.values):
@@ -162,7 +163,7 @@ def parts_of(
         reach=_reach(output, e),
         largest_rate=fastest,
         obstacles=obstacles(output, dict(zip(parts, e, strict=True)), seed=seed),
-        training=None if training is None else of_training(output, loss, parts, **training),
+        training=trained,
     )
 
 
