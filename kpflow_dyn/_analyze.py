@@ -16,9 +16,10 @@ from kpflow_dyn._learning.losses import Loss, default_loss
 from kpflow_dyn._learning.parts import learning_of
 from kpflow_dyn._numbers.reductions import PartialTrace
 from kpflow_dyn._numbers.spectra import Modes, eigs
-from kpflow_dyn._numbers.summary import KERNELS, Progress, Summary, summary
+from kpflow_dyn._numbers.summary import KERNELS, Summary, summary
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.solutions import ODESolution, Solution
+from kpflow_dyn._progress import Progress
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.dynamics._components import participation_ratio, pca, with_sign
 from kpflow_dyn.solvers import BlockLanczos, Estimate
@@ -96,6 +97,10 @@ def analyze(
     mask: Any = None,
     all_steps: bool = False,
     init: Law | None = None,
+    optimizer: Any = None,
+    lr: float | None = None,
+    clip: float | None = None,
+    steps: int = 1000,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Where, when and in which trials gradient descent can move the state, with error bars.
@@ -121,10 +126,21 @@ def analyze(
         part_{loss,share,accuracy}              of the whole, of outputs or classes by name, of principal components of
             the error: its loss, its share of the whole
         part_{half,tenth}, part_curve           tau = learning rate x steps to half and a tenth of it, and its loss at
-            `tau` over the first one, under the kernel as it is, when all is trained
+            `tau` over the first one, under the kernel as it is, when all is trained: as `forecast` has it
         part_{alone,unreached}                  tau to its half if there were no other part; what is out of reach
         part_{rate,reach}                       how fast the outputs move along its error, and where [trial, time]
         part_{factors,kept,own,relative,words}  what stands in the way, and `factor_typical`: see `obstacles`
+
+    The loss of a part is that of an output, or of a cross-entropy that at the places where its class is right. Along a
+    principal component it is the loss at each place times the share of its error along the component, in the metric of
+    the loss, h^{-1}. So the losses of all outputs, of all classes, and of all components add up, at any time.
+
+    With an optimizer also when training by it has come so far, in its own steps, as `gradient_flow` has it:
+
+        optimizer_{steps,earliest,latest}       to a half, a fifth and a tenth of the whole loss [fraction], and between
+            which steps that is; NaN where it takes more steps than were made
+        optimizer_{half,tenth}, optimizer_curve from when on each part is there to stay, and its loss over the first one
+            at each `step`: in between some 60 of them by interpolation
 
     Where the mask of a task, or that of `flow.where`, leaves steps out, they have the measure 0, and modes, kernels and
     projections are NaN there.
@@ -148,12 +164,17 @@ def analyze(
         all_steps: do not leave steps out that have no target.
         init: the law that the model's recurrent weights were drawn from (`kp.models.Gaussian(g=1.5)`): its description
             is written into the attribute "init" and the settings of the page; nothing is computed from it.
+        optimizer, lr, clip: how you train, as in `gradient_flow`: such as "adam", 1e-3. Each step sees all trials.
+        steps: how many steps of it to take at most; it ends at a twentieth of the loss. The price is at most 1.1 times
+            as many gradients, which `progress` says beforehand, and some 60 forward passes; the attribute
+            "optimizer_road" says what it was, and whether this is a forecast or a training.
         progress: called as the work goes on.
 
     Raises:
         TypeError: an init that is no law.
         ValueError: k < 1, samples < 40, states without time, a task with other trials or times than the flow, a readout
-            that does not fit the states or the targets, or a readout or loss without targets.
+            that does not fit the states or the targets, or a readout, loss or optimizer without targets; a metric
+            beside an optimizer.
 
     Warns:
         UserWarning: eigenpairs that did not converge; the dataset flags them.
@@ -169,11 +190,12 @@ def analyze(
     if task is not None and task.mask is not None and not all_steps:
         flow = flow.where(task.mask != 0)
     rng, report = Random(seed), progress or (lambda stage, done, total: None)
+    training = _training(optimizer, lr=lr, clip=clip, steps=steps, progress=report)
+    dataset = _learning(flow, task, readout, loss, mask, seed, training, report)
     found = summary(flow, k, samples, rng, SOLVER, report)
     state, measure = _double(flow.solution.state), _measure_of(flow.ntk.domain)
     weights = measure[..., 0]
     numbers = found.numbers() | {"state_effective_rank": participation_ratio(state, weights=weights)}
-    dataset = _learning(flow, task, readout, loss, mask, seed, report)
     dataset = dataset.assign({name: _variable(name, numbers[name], flow) for name in WORDS})
     dataset = dataset.assign_coords(_coordinates(flow, task))
     for name, axis in KERNELS.items():
@@ -183,13 +205,29 @@ def analyze(
     return dataset.assign_attrs(_attributes(flow, k, samples, seed, task, init))
 
 
+def _training(optimizer: Any, **options: Any) -> dict[str, Any] | None:
+    """The options of a training by an optimizer, or None where there is none."""
+    if optimizer is not None:
+        return {"optimizer": optimizer} | options
+    if given := [name for name in ("lr", "clip") if options[name] is not None]:
+        raise ValueError(f"{', '.join(given)} is for an optimizer; say which, or leave it out")
+    return None
+
+
 def _learning(
-    flow: Flow, task: TaskData | None, readout: Any, loss: Loss | None, mask: Any, seed: int, progress: Progress
+    flow: Flow,
+    task: TaskData | None,
+    readout: Any,
+    loss: Loss | None,
+    mask: Any,
+    seed: int,
+    training: dict[str, Any] | None,
+    progress: Progress,
 ) -> xr.Dataset:
     """What will be learnt of the task; nothing where that was not asked for."""
     import xarray as xr
 
-    if readout is None and loss is None and mask is None:
+    if readout is None and loss is None and mask is None and training is None:
         return xr.Dataset()
     if task is None or task.targets is None or readout is None:
         raise ValueError("what will be learnt needs both a readout and a task with targets; give them, or neither")
@@ -197,7 +235,7 @@ def _learning(
     output = flow.output(readout, learn=True)
     loss = loss_of_task(task, output.values.shape) if loss is None else loss
     mask = task.mask if mask is None and not callable(loss) else mask
-    return learning_of(output, loss, task.targets, mask, task.outputs, seed)
+    return learning_of(output, loss, task.targets, mask, task.outputs, seed, training)
 
 
 def loss_of_task(task: TaskData, shape: tuple[int, ...]) -> str:

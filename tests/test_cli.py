@@ -526,11 +526,33 @@ def test_the_only_layer_that_fits_is_the_readout(learning, cell: torch.nn.GRUCel
     assert results["settings"]["loss"] == "squared_error"
 
 
+def test_the_times_of_an_optimizer(learning, cell: torch.nn.GRUCell, out: Path) -> None:
+    checkpoint, task, layer = learning
+    options = ("--optimizer", "adam", "--lr", 0.03, "--clip", 2, "--steps", 300, "--dtype", "float64", "--modes", 2)
+    shown = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, *options)
+    assert shown.exit_code == 0, shown.output
+    arrays = {name: torch.from_numpy(values) for name, values in arrays_of(task).items()}
+    problem = kp.DiscreteProblem(copy.deepcopy(cell).double(), arrays["inputs"])
+    loss = kp.squared_error(arrays["targets"], copy.deepcopy(layer).double())
+    how = {"optimizer": "adam", "lr": 0.03, "clip": 2.0}
+    flow = kp.gradient_flow(problem, loss, 300, **how, stop_below=0.05)
+    found = json.loads((out / "results.json").read_text())["optimizer"]
+    assert found["steps"][0] == pytest.approx(flow.time_to(0.5)) and found["fraction"] == [0.5, 0.2, 0.1]
+    assert found["road"] == flow.road and found["optimizer"] == "adam (lr 0.03, clip 2)"
+    said = " ".join(shown.stdout.split())
+    low, high = flow.interval_to(0.5)
+    assert f"Training by adam (lr 0.03, clip 2) brings it to 50% after {flow.time_to(0.5):.3g} steps" in said
+    assert f"({low:.3g} to {high:.3g})" in said and f"Found {flow.road}." in said
+    assert "adam (lr 0.03, clip 2)" in (out / "index.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--loss", "hinge"], "loss is 'hinge', expected one of squared_error, cross_entropy"),
         (["--readout", "wide"], "the readout 'wide' has 3 outputs, and the task 2"),
+        (["--optimizer", "adam"], "the optimizer adam needs lr=, its learning rate"),
+        (["--lr", 0.1], "lr is for an optimizer; say which, or leave it out"),
     ],
 )
 def test_readouts_and_losses_that_do_not_fit(learning, out: Path, options: list[str], message: str) -> None:

@@ -20,7 +20,7 @@ from kpflow_dyn._learning.options import at_fractions, check_seed, is_count, is_
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import Problem
 from kpflow_dyn._problems.solutions import Solution
-from kpflow_dyn._progress import bars
+from kpflow_dyn._progress import Progress, stages
 from kpflow_dyn._solve import solve
 from kpflow_dyn.solvers._chebyshev import RungeKuttaChebyshev
 from kpflow_dyn.solvers._integration import Algorithm, Integration
@@ -136,9 +136,9 @@ class GradientFlow:
 
     def __str__(self) -> str:
         if self.loss[0] <= 0:
-            return f"the loss goes from {self.loss[0]:.6g} to {self.loss[-1]:.6g}\n{self._price}"
+            return f"the loss goes from {self.loss[0]:.6g} to {self.loss[-1]:.6g}\n{self.road}"
         rows = [self._row(fraction) for fraction in (0.5, 0.2, 0.1)]
-        return "\n".join([*rows, self._price])
+        return "\n".join([*rows, self.road])
 
     def plot(self, dark: bool = False) -> Figure:
         """The loss and the norm of the gradient over time, a dot at each step."""
@@ -147,7 +147,8 @@ class GradientFlow:
         return figures.gradient_flow(self, dark=dark)
 
     @property
-    def _price(self) -> str:
+    def road(self) -> str:
+        """How this was got, and for how many gradients."""
         if not self.optimizer:
             return f"by the gradient flow, for {self.cost:.4g} gradients on all trials"
         own = self.own / self.time[-1]
@@ -196,7 +197,7 @@ def gradient_flow(
     clip: float | None = None,
     batch: int | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | Progress = False,
 ) -> GradientFlow:
     """Train a model by gradient descent with very small steps, in few large ones; or by an optimiser, in its steps.
 
@@ -230,7 +231,8 @@ def gradient_flow(
             optimiser's own, and the loss is that of all trials. A loss of your own is called as loss(states of these
             trials, their numbers). A draw of trials of which no target counts is an error: its mean is 0 / 0.
         seed: for the draws of trials.
-        progress: show on a terminal what this will cost at most, where that is known, and a bar.
+        progress: show on a terminal what this will cost at most, where that is known, and a bar; or what is called with
+            these words, the time so far and the span.
 
     Raises:
         TypeError, ValueError: for a problem that cannot be differentiated twice, a loss that is no finite number, or
@@ -326,18 +328,18 @@ def along(
     stop_below: float | None,
     step: float = 1.0,
     optimizer: str = "",
-    progress: bool = False,
+    progress: bool | Progress = False,
 ) -> GradientFlow:
     """Step after step until the end, or until there were too many; a `step` of the optimiser is a time of the run."""
     lowest = -math.inf if stop_below is None else stop_below * run.point.loss
     rows, thetas, pieces = [_row(run)], [run.point.theta], []
-    with bars(progress) as shown:
-        bar = shown.add_task(_beforehand(run, optimizer), total=run.span)
+    with stages(progress) as show:
+        show(what := _beforehand(run, optimizer), 0, run.span)
         while not (reached := run.finished or run.point.loss < lowest) and not run.exhausted:
             pieces.append(run.advance())
             rows.append(_row(run))
             thetas.append(run.point.theta)
-            shown.update(bar, completed=run.time)
+            show(what, run.time, run.span)
     if not reached:
         warnings.warn(
             f"the gradient flow stopped at {run.time / step:.4g} of {run.span / step:.4g} after {run.steps} steps of "

@@ -24,7 +24,6 @@ from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers._integration import Integration
 from kpflow_dyn.solvers._landscape import Piece
 from kpflow_dyn.solvers._multirate import Multirate, OwnSteps
-from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -312,7 +311,7 @@ def _frozen_flow(
 ) -> tuple[FrozenFlow, Spectrum, int, None]:
     """The same of any other loss."""
     objective, lr = LinearisedObjective(flow.ntk, outputs(flow), loss), training.step
-    run = Integration(objective, objective.start, lr * float(grid[-1]), ExponentialRosenbrock(), RTOL_FROZEN)
+    run = Integration(objective, objective.start, lr * float(grid[-1]), None, RTOL_FROZEN)
     rates, energies, applications = spectrum(run.point)
     _check_rate(lr, rates)
     found = along(run, objective, None)
@@ -484,12 +483,17 @@ def _parting(apart: Callable[[float], float], before: float, after: float) -> fl
 
 def objective_of(flow: Flow | Output, loss: OutputLoss) -> tuple[Objective, Values]:
     """The loss of the model itself, and the parameters that learn as they were linearised."""
+    of_states, values = trained_loss(flow, loss)
+    return Objective(states_of(flow).solution, of_states, list(values)), values
+
+
+def trained_loss(flow: Flow | Output, loss: OutputLoss) -> tuple[Any, Values]:
+    """The loss of the states, and the parameters that learn as they were linearised."""
     inner = states_of(flow)
     learnt = flow.learnt if isinstance(flow, Output) else ()
     of_states = loss_of_states(loss, inner.solution.problem.backend, flow, learnt)
     own = {LOSS + name: getattr(of_states, name) for name in learnt}
-    values = {**inner.parameters, **own}
-    return Objective(inner.solution, of_states, list(values)), values
+    return of_states, {**inner.parameters, **own}
 
 
 def _own_training(flow: Flow | Output, loss: OutputLoss) -> tuple[Objective, Values] | None:

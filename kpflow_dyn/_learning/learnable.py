@@ -20,7 +20,6 @@ from kpflow_dyn._learning.losses import Loss, OutputLoss
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers._integration import Integration
-from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -192,7 +191,7 @@ def _decay(flow: Flow | Output, curved: Curvature, e: Array) -> Decay:
 def _times(flow: Flow | Output, loss: OutputLoss, fastest: float) -> tuple[float, float, int]:
     """tau to half and to a tenth of the loss along y + J delta, and the applications."""
     objective = LinearisedObjective(flow.ntk, outputs(flow), loss)
-    run = Integration(objective, objective.start, 1 / (NULL * fastest), ExponentialRosenbrock(), RTOL_FROZEN)
+    run = Integration(objective, objective.start, 1 / (NULL * fastest), None, RTOL_FROZEN)
     found = along(run, objective, 0.1)
     beyond = math.inf if found.reached else math.nan
     half, tenth = (beyond if math.isnan(tau := found.time_to(part)) else tau for part in (0.5, 0.1))

@@ -41,7 +41,7 @@ class LinearisedObjective:
         values: Values | None = None,
         order: np.ndarray | None = None,
     ) -> None:
-        space = kernel.domain
+        self._space = space = kernel.domain
         self._push, self._pull = on_rows(kernel.factor), on_rows(kernel.factor.T)
         self._outputs = space.to_euclidean(y).reshape((-1,))
         backend = backend_for(y, "y", "[trial, time, out]")
@@ -67,6 +67,10 @@ class LinearisedObjective:
     def theta(self, values: Values) -> Array:
         """All parameters [n] that have these values."""
         return array_namespace(self._outputs).concat([value.reshape(-1) for value in values.values()], axis=0)
+
+    def outputs(self, theta: Array) -> Array:
+        """y + J delta, in its own shape."""
+        return self._space.from_euclidean(self._moved(theta).reshape(self._space.shape))
 
     def values(self, theta: Array) -> Values:
         """The parameters by name."""

@@ -105,6 +105,10 @@ class Objective:
         values = self.values(theta)
         return self._models.snapshot(self._states({name: values[name] for name in self._of_model}, self._scheme(theta)))
 
+    def seen(self, theta: Array) -> Array:
+        """What of the states there the loss is given."""
+        return self._seen(self.states(theta))
+
     def theta(self, values: Mapping[str, Array]) -> Array:
         """The parameters [n] that have these values, copied."""
         flat = [values[name].reshape(-1) for name in self._like]

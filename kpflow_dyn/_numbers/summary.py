@@ -11,7 +11,6 @@ Sums over trials take further vectors, of each trial's own. Where J has few colu
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +25,7 @@ from kpflow_dyn._numbers.estimate import Scalars, cosine, effective_rank, restor
 from kpflow_dyn._numbers.moments import moments_of
 from kpflow_dyn._numbers.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn._numbers.spectra import Modes, modes, modes_and_drives
+from kpflow_dyn._progress import Progress
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows
 from kpflow_dyn._spaces.scaling import Size, at_unit_size
@@ -33,9 +33,6 @@ from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers import BlockLanczos, Dense, EigenSolver, Estimate, Moments
 from kpflow_dyn.solvers._moments import exact, of_samples
 from kpflow_dyn.solvers._orthogonalise import project_out, to_like
-
-Progress = Callable[[str, int, int | None], None]
-"""Called as progress(stage, done, total) in applications of an operator; total is None where nobody knows."""
 
 KERNELS = {"temporal": "time", "spatial": "unit", "trial": "trial"}
 """The partial traces of the NTK of a model with time by name, and the axis that each keeps."""

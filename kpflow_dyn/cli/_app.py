@@ -13,11 +13,12 @@ import typer
 
 import kpflow_dyn
 from kpflow_dyn._folder import check_folder, new_folder
+from kpflow_dyn._progress import stages
 from kpflow_dyn.cli import _options as given
 from kpflow_dyn.cli._report import PAGE, report
 from kpflow_dyn.cli._sources import Network, limit_threads, load, posed, readout_of
 from kpflow_dyn.cli._sweep import sweep
-from kpflow_dyn.cli._terminal import one_line, plain_errors, progress_lines
+from kpflow_dyn.cli._terminal import one_line, plain_errors
 from kpflow_dyn.cli._training import compare, track
 
 # Torch, xarray and matplotlib take seconds to import: commands do so when they need them.
@@ -75,6 +76,10 @@ def analyze(
     modes: given.Modes = 8,
     samples: given.Samples = 120,
     all_steps: given.AllSteps = False,
+    optimizer: given.Optimizer = None,
+    lr: given.Rate = None,
+    clip: given.Clip = None,
+    steps: given.Steps = 1000,
     dtype: given.Dtype = None,
     threads: given.Threads = None,
     out: given.Out = Path("kpflow-analysis"),
@@ -85,6 +90,7 @@ def analyze(
     with plain_errors(debug):
         source = _source(problem, checkpoint, model, task, prefix, readout, nonlinearity, trials, dtype)
         asked = {"k": modes, "samples": samples, "all_steps": all_steps, "loss": loss}
+        asked |= {"optimizer": optimizer, "lr": lr, "clip": clip, "steps": steps}
         _run(source, seed, asked, threads, out, overwrite)
 
 
@@ -95,6 +101,8 @@ def demo(
     modes: given.Modes = 8,
     samples: given.Samples = 120,
     all_steps: given.AllSteps = False,
+    optimizer: given.Optimizer = None,
+    lr: given.Rate = None,
     dtype: given.Dtype = None,
     threads: given.Threads = 1,
     out: given.Out = Path("kpflow-demo"),
@@ -105,6 +113,7 @@ def demo(
     with plain_errors(debug), as_file(files("kpflow_dyn").joinpath("data/demo.safetensors")) as checkpoint:
         source = Network(checkpoint=checkpoint, model="gru", task=DEMO_TASK, trials=trials, dtype=dtype)
         asked = {"k": modes, "samples": samples, "all_steps": all_steps, "mask": _choices_as_fixation}
+        asked |= {"optimizer": optimizer, "lr": lr}
         _run(source, seed, asked, threads, out, overwrite)
 
 
@@ -154,11 +163,13 @@ def _run(
     import kpflow_dyn as kp
 
     check_folder(out, {*FILE_NAMES, *LEARNING_NAMES, PAGE}, overwrite)
-    with progress_lines() as progress:
+    with stages() as progress:
         progress("loading the model and its inputs", 0, None)
         problem, task, readout, about = _posed(source, seed, threads)
-        if asked.get("loss") is not None and readout is None:
-            raise ValueError(f"--loss is that of a readout and its targets: {about.get('learning', 'leave it out')}")
+        for name in ("loss", "optimizer"):
+            if asked.get(name) is not None and readout is None:
+                why = about.get("learning", "leave it out")
+                raise ValueError(f"--{name} is that of a readout and its targets: {why}")
         asked |= {"mask": asked["mask"](task)} if "mask" in asked else {}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -229,10 +240,11 @@ def _render(dataset: xr.Dataset) -> dict[str, bytes]:
 
 def _to_json(dataset: xr.Dataset) -> str:
     from kpflow_dyn.report import settings, summarize, versions
-    from kpflow_dyn.report._learning_charts import as_records
+    from kpflow_dyn.report._learning_charts import as_records, steps_as_records
 
     content = {
         "learning": as_records(dataset),
+        "optimizer": steps_as_records(dataset),
         "numbers": summarize(dataset),
         "settings": settings(dataset),
         "versions": versions(dataset),
@@ -249,7 +261,7 @@ def _print_table(dataset: xr.Dataset) -> None:
     from kpflow_dyn.report._learning_charts import has_learning, learning_lead, learning_table
 
     if has_learning(dataset):
-        _print_rows(learning_table(dataset), learning_lead(dataset)[0])
+        _print_rows(learning_table(dataset), "\n".join(learning_lead(dataset)))
     if "learning" in dataset.attrs:
         typer.echo(f"On what will be learnt: {dataset.attrs['learning']}.")
     steps = [f"{dataset.attrs['steps']}"] if "steps" in dataset.attrs else []
@@ -269,7 +281,7 @@ def _print_rows(rows: Table, caption: str) -> None:
     from rich.console import Console
     from rich.table import Table as Drawn
 
-    table = Drawn(title=rows.title, caption=caption)
+    table = Drawn(title=rows.title, caption=caption, caption_justify="left")
     for name in rows.header[:-1]:
         table.add_column(name, justify="left" if name == rows.header[0] else "right")
     for row in rows.rows:

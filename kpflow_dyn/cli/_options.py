@@ -32,4 +32,14 @@ LossOfTask = Annotated[
         help="Of the outputs: squared_error or cross_entropy; by default the latter where the task has classes."
     ),
 ]
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        help="Also say when training by it comes to a half of the loss: adam, adamw, rmsprop or sgd, with --lr. This "
+        "costs at most 1.1 times --steps gradients on all trials."
+    ),
+]
+Rate = Annotated[float | None, typer.Option(help="The learning rate of --optimizer.")]
+Clip = Annotated[float | None, typer.Option(help="The norm down to which it scales the gradient.")]
+Steps = Annotated[int, typer.Option(help="Steps of --optimizer at most; it ends at a twentieth of the loss.", min=1)]
 Nonlinearity = Annotated[str | None, typer.Option(help="tanh or relu, for rnn and ctrnn.")]

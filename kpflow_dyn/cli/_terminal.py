@@ -7,30 +7,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 import typer
-
-if TYPE_CHECKING:
-    from kpflow_dyn._numbers.summary import Progress
-
-
-@contextmanager
-def progress_lines() -> Iterator[Progress]:
-    """A line for each stage on stderr, with a bar where the amount of work is known."""
-    from kpflow_dyn._progress import bars
-
-    with bars() as shown:
-        stages: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int | None) -> None:
-            if stage not in stages:
-                for earlier in stages.values():
-                    shown.update(earlier, total=1, completed=1)
-                stages[stage] = shown.add_task(stage, total=total)
-            shown.update(stages[stage], completed=done, total=total)
-
-        yield show
 
 
 @contextmanager

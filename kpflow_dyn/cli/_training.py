@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kpflow_dyn._folder import check_folder, new_folder, replaced
+from kpflow_dyn._progress import stages
 from kpflow_dyn.cli import _options as given
 from kpflow_dyn.cli._sources import Network, limit_threads, load, posed, readout_of
-from kpflow_dyn.cli._terminal import plain_errors, progress_lines
+from kpflow_dyn.cli._terminal import plain_errors
 
 if TYPE_CHECKING:
     from kpflow_dyn._flows.flow import Flow, Output
@@ -84,7 +85,7 @@ def compare(
         check_folder(out, COMPARISON_FILES, overwrite)
         first = Network(a, model, task, prefix, readout, nonlinearity, trials, dtype)
         second = dataclasses.replace(first, checkpoint=b, model=model_b or model)
-        with progress_lines() as progress:
+        with stages() as progress:
             progress("running and linearising", 0, None)
             one, other = (_linearised(source, seed, all_steps) for source in (first, second))
             flows, asked, note = _under_loss(one, other, loss)

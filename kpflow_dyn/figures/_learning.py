@@ -54,19 +54,35 @@ def forecast(given: tuple[Forecast, Any]) -> Figure:
     return figure
 
 
+HIGHEST = 2.0  # of losses over their first values, as some optimisers overshoot by far
+
+
 @styled
 def predicted_loss(dataset: xr.Dataset) -> Figure:
-    """The loss of each part under the kernel as it is, over its value now, with a dot where half is learnt."""
-    figure, axes = new_figure(4.2)
+    """The loss of each part over its value now, with a dot where half is learnt: under the kernel as it is, and in
+    training by an optimiser where that was asked for.
+    """
+    of_optimizer = "optimizer_curve" in dataset
+    figure, panels = new_figure(4.2 + 2.4 * of_optimizer, rows=1 + of_optimizer)
+    first, *others = np.atleast_1d(panels)
+    _courses(first, dataset, "part", dataset.tau)
+    first.set(xscale="log", xlabel="tau = learning rate x steps, kernel as it is")
+    for axes in others:
+        _courses(axes, dataset, "optimizer", dataset.step)
+        axes.set(xlabel=f"Step of {dataset.attrs['optimizer']}")
+    figure.legend(*first.get_legend_handles_labels(), ncols=2, loc="outside lower center")
+    return figure
+
+
+def _courses(axes: Axes, dataset: xr.Dataset, road: str, time: xr.DataArray) -> None:
     lines = [(color, style) for style in ("-", "--") for color in series()]
     for part, (color, style) in zip(range(dataset.sizes["part"]), lines, strict=False):
         one = dataset.isel(part=part)
-        axes.plot(dataset.tau, one.part_curve, color=color, linestyle=style, label=_shortened(str(one.part.values)))
-        axes.plot(one.part_half, 0.5, "o", color=color, markersize=5)
-    axes.set(xscale="log", xlabel="tau = learning rate x steps", ylabel="Loss of the part / now")
-    axes.set(xlim=(float(dataset.tau[0]), float(dataset.tau[-1])), ylim=(0, None))
-    axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    return figure
+        label = _shortened(str(one.part.values))
+        axes.plot(time, one[f"{road}_curve"], color=color, linestyle=style, label=label)
+        axes.plot(one[f"{road}_half"], 0.5, "o", color=color, markersize=5)
+    axes.set(ylabel="Loss of the part / now", xlim=(float(time[0]), float(time[-1])))
+    axes.set(ylim=(0, min(axes.get_ylim()[1], HIGHEST)))
 
 
 @styled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from kpflow_dyn.report._charts import (
     heat_map,
     line,
     numbers,
+    plain,
     views,
 )
 from kpflow_dyn.report._page import Table
@@ -26,14 +28,23 @@ if TYPE_CHECKING:
 
 LOSSES = {"squared_error": "squared error", "cross_entropy": "cross-entropy", "own": "loss of your own"}
 NOTE = (
-    "Times are tau = learning rate x steps of plain gradient descent on all trials, under the kernel as it is, when "
-    "all parts are trained together. Training changes the kernel: trust the order more than the times; kp.forecast "
-    "says how long they hold. Out of reach is what this kernel does not move at all. K stands in the way where the "
-    "parameters write less along what a part needs than along a typical direction; P where what is written is "
-    "forgotten, beside kicks that last, or explodes; C where the readout does not read it."
+    "Times tau = learning rate x steps are those of plain gradient descent on all trials, under the kernel as it is, "
+    "when all parts are trained together. Training changes the kernel: trust the order more than the times; "
+    "kp.forecast says how long they hold. Out of reach is what this kernel does not move at all. K stands in the way "
+    "where the parameters write less along what a part needs than along a typical direction; P where what is written "
+    "is forgotten, beside kicks that last, or explodes; C where the readout does not read it."
 )
 OF_CLASSES = (
-    " Of a cross-entropy these are times of the parabola with the value and slope of the loss at each trial and time."
+    " The loss of a class is that at the places where it is right; that of an error PC is the loss at each place times "
+    "the share of its error along the component."
+)
+OF_OPTIMIZER = (
+    " Steps of {} are those of the training itself, on all trials at each step, and those of a part are the ones from "
+    "which on it stays there."
+)
+OTHERS = (
+    "Adam and other optimisers take other times. For theirs, give --optimizer adam --lr 1e-3 (in Python "
+    'optimizer="adam", lr=1e-3), with the learning rate that you train with.'
 )
 
 
@@ -48,16 +59,23 @@ def learning_lead(dataset: xr.Dataset) -> tuple[str, ...]:
         return ()
     now = f"The loss is {float(dataset.loss):.3g} ({LOSSES[dataset.attrs['loss']]})"
     now += f", the accuracy {float(dataset.accuracy):.1%}" if "accuracy" in dataset else ""
-    return (f"{now}. {_order(dataset)}",)
+    if not _has_optimizer(dataset):
+        return (f"{now}. {_order(dataset)}", OTHERS)
+    return (f"{now}. {_by_optimizer(dataset)}", _order(dataset))
 
 
 def learning_table(dataset: xr.Dataset) -> Table:
     """A row for the whole loss and for each part of it, and the charts."""
     of_classes = "accuracy" in dataset
     header = ("Part", "Share of the loss", *(("Accuracy",) if of_classes else ()))
-    header += ("Half at tau", "Tenth at tau", "Out of reach", "What stands in the way")
+    if _has_optimizer(dataset):
+        header += (f"Half, steps of {_name(dataset)}", f"Tenth, steps of {_name(dataset)}", "Half at tau")
+    else:
+        header += ("Half at tau", "Tenth at tau")
+    header += ("Out of reach", "What stands in the way")
     rows = [_row(dataset.isel(part=i), of_classes) for i in range(dataset.sizes["part"])]
     note = NOTE + (OF_CLASSES if of_classes else "")
+    note += OF_OPTIMIZER.format(dataset.attrs["optimizer"]) if _has_optimizer(dataset) else ""
     return Table("What will be learnt", header, rows, note, [_predicted(dataset), _reach(dataset)])
 
 
@@ -71,19 +89,58 @@ def as_records(dataset: xr.Dataset) -> list[dict[str, Any]]:
     return [row | {name: _plain(column[i]) for name, column in columns.items()} for i, row in enumerate(rows)]
 
 
+def steps_as_records(dataset: xr.Dataset) -> dict[str, Any]:
+    """When the whole loss is at some fractions by the optimiser, for JSON; nothing where there is none."""
+    if not _has_optimizer(dataset):
+        return {}
+    names = ("steps", "earliest", "latest")
+    columns = {name: [_plain(value) for value in dataset[f"optimizer_{name}"].values.tolist()] for name in names}
+    said = {"optimizer": dataset.attrs["optimizer"], "road": dataset.attrs["optimizer_road"]}
+    return said | {"fraction": dataset.fraction.values.tolist()} | columns
+
+
+def _has_optimizer(dataset: xr.Dataset) -> bool:
+    return "optimizer_steps" in dataset
+
+
+def _name(dataset: xr.Dataset) -> str:
+    """Of the optimiser."""
+    return dataset.attrs["optimizer"].partition(" ")[0]
+
+
 def _plain(value: Any) -> Any:
     return value if isinstance(value, str) or math.isfinite(value) else str(value)
 
 
+def _by_optimizer(dataset: xr.Dataset) -> str:
+    """When training by the optimiser comes to fractions of the whole loss and to halves of parts, and by which road."""
+    known = np.isfinite(dataset.optimizer_steps.values)
+    words = [_steps_to(dataset.isel(fraction=i)) for i in np.flatnonzero(known)]
+    late = [f"{float(fraction):.0%}" for fraction in dataset.fraction.values[~known]]
+    words += [f"{' and '.join(late)} not within {int(dataset.step[-1])} steps"] if late else []
+    ranked = _ranked(dataset, dataset.optimizer_half.values)
+    parts = f"; the halves of its parts: {ranked}" if ranked else ""
+    optimizer, road = dataset.attrs["optimizer"], dataset.attrs["optimizer_road"]
+    return f"Training by {optimizer} brings it to {', '.join(words)}{parts}. Found {road}."
+
+
+def _steps_to(one: xr.Dataset) -> str:
+    steps, low, high = (float(one[f"optimizer_{name}"]) for name in ("steps", "earliest", "latest"))
+    return f"{float(one.fraction):.0%} after {steps:.3g} steps ({low:.3g} to {high:.3g})"
+
+
 def _order(dataset: xr.Dataset) -> str:
-    whole = f"Gradient descent under the kernel as it is would halve it {_at(float(dataset.part_half[0]))}"
-    named = [i for i in range(1, dataset.sizes["part"]) if not str(dataset.part.values[i]).startswith("error PC")]
-    half = dataset.part_half.values
+    whole = f"Gradient descent under the kernel as it is would halve the loss {_at(float(dataset.part_half[0]))}"
+    ranked = _ranked(dataset, dataset.part_half.values)
+    return f"{whole}; by parts, in the order of their halves: {ranked}." if ranked else f"{whole}."
+
+
+def _ranked(dataset: xr.Dataset, half: np.ndarray) -> str:
+    """Outputs or classes in the order of their halves; "" where there are no two."""
+    named = [i for i in range(1, len(half)) if not str(dataset.part.values[i]).startswith("error PC")]
     known = sorted((i for i in named if not math.isnan(half[i])), key=lambda i: half[i])
-    if len(known) < 2:
-        return f"{whole}."
-    each = [f"{dataset.part.values[i]} ({'never' if math.isinf(half[i]) else f'{half[i]:.3g}'})" for i in known]
-    return f"{whole}; by parts, in the order of their halves: {', '.join(each)}."
+    each = [f"{dataset.part.values[i]} ({_time(half[i])})" for i in known]
+    return ", ".join(each) if len(each) > 1 else ""
 
 
 def _at(tau: float) -> str:
@@ -96,6 +153,8 @@ def _row(one: xr.Dataset, of_classes: bool) -> tuple[str, ...]:
     accuracy = float(one.part_accuracy)
     shown = (("" if math.isnan(accuracy) else f"{accuracy:.1%}"),) if of_classes else ()
     times = tuple(_time(float(one[f"part_{name}"])) for name in ("half", "tenth"))
+    if _has_optimizer(one):
+        times = tuple(_step(float(one[f"optimizer_{name}"]), one) for name in ("half", "tenth")) + times[:1]
     unreached = float(one.part_unreached)
     out = "?" if math.isnan(unreached) else f"{unreached:.1%}"
     return (
@@ -108,48 +167,71 @@ def _row(one: xr.Dataset, of_classes: bool) -> tuple[str, ...]:
     )
 
 
+def _step(steps: float, one: xr.Dataset) -> str:
+    return f"> {int(one.step[-1])}" if math.isnan(steps) else f"{steps:.3g}"
+
+
 def _time(tau: float) -> str:
     if math.isnan(tau):
         return "?"
     return "never" if math.isinf(tau) else f"{tau:.3g}"
 
 
-def _predicted(dataset: xr.Dataset) -> Chart:
-    tau, names = dataset.tau.values, dataset.part.values
-    losses = {
-        "relative": dataset.part_curve.values,
-        "of_whole": dataset.part_curve.values * dataset.part_share.values[:, None],
-    }
+@dataclass(frozen=True)
+class Road:
+    """One way to train, as the chart of predicted losses shows it."""
 
-    def view(kind: str) -> Any:
+    name: str
+    variable: str  # of the curves; those of the halves end in "half"
+    time: str  # the coordinate
+    label: str
+
+
+HIGHEST = 2.0  # of what is shown at first, as some optimisers overshoot by far
+KERNEL = Road("gradient descent, kernel as it is", "part", "tau", "tau = learning rate x steps")
+
+
+def _predicted(dataset: xr.Dataset) -> Chart:
+    roads, training = [KERNEL], ""
+    if _has_optimizer(dataset):
+        roads.insert(0, Road(dataset.attrs["optimizer"], "optimizer", "step", f"Step of {_name(dataset)}"))
+        training = f", or in training by {roads[0].name}"
+
+    def view(road: Road, of_whole: bool) -> Any:
+        heights = dataset.part_share.values if of_whole else np.ones(dataset.sizes["part"])
+        time, curves = dataset[road.time].values, dataset[f"{road.variable}_curve"].values * heights[:, None]
         traces = [
-            line(tau, losses[kind][i], str(names[i]), i, hovertemplate="tau %{x:.3g}: %{y:.3g}")
+            line(time, curves[i], str(dataset.part.values[i]), i, hovertemplate=f"{road.time} %{{x:.3g}}: %{{y:.3g}}")
             for i in _shown(dataset)
         ]
-        traces += [_half(dataset, i, kind) for i in _shown(dataset)]
-        label = "Loss of the part / now" if kind == "relative" else "Loss of the part / whole loss now"
-        axes = {"xaxis": {"type": "log", "title": {"text": "tau = learning rate x steps"}, "exponentformat": "power"}}
-        return figure(traces, **axes, yaxis={"title": {"text": label}, "rangemode": "tozero"})
+        traces += [_half(dataset, i, road, 0.5 * heights[i]) for i in _shown(dataset)]
+        label = "Loss of the part / whole loss now" if of_whole else "Loss of the part / now"
+        scale = {"type": "log", "exponentformat": "power"} if road is KERNEL else {}
+        axes = {"xaxis": {"title": {"text": plain(road.label)}} | scale}
+        highest = min(HIGHEST, 1.05 * float(np.nanmax(curves)))
+        return figure(traces, **axes, yaxis={"title": {"text": label}, "range": [0, highest]})
 
+    choices = (Choice("Trained by", tuple(road.name for road in roads)),) if len(roads) > 1 else ()
+    choices += (Choice("Loss", ("over the part's own now", "over the whole loss now")),)
+    drawn = views(view, roads, (False, True))
     return Chart(
         "predicted_loss",
         "What will be learnt, and when",
-        "The loss under the kernel as it is now, of the whole and of its parts: outputs (or classes) by name, and "
-        "principal components (PC) of the error. A dot stands where half is learnt. A curve that stays high is out of "
-        "the kernel's reach, or waits for slow directions; one that rises is undone by other parts.",
-        views(view, losses),
-        (Choice("Loss", ("over the part's own now", "over the whole loss now")),),
+        f"The loss under the kernel as it is now{training}, of the whole and of its parts: outputs (or classes) by "
+        "name, and principal components (PC) of the error. A dot stands where half is learnt. A curve that stays high "
+        "is out of the kernel's reach, or waits for slow directions; one that rises is undone by other parts.",
+        drawn if len(roads) > 1 else {key[1:]: one for key, one in drawn.items()},
+        choices,
     )
 
 
-def _half(dataset: xr.Dataset, part: int, kind: str) -> Any:
-    half = float(dataset.part_half[part])
-    inside = math.isfinite(half) and dataset.tau.values[0] <= half <= dataset.tau.values[-1]
-    height = 0.5 * (1 if kind == "relative" else float(dataset.part_share[part]))
+def _half(dataset: xr.Dataset, part: int, road: Road, height: float) -> Any:
+    half, time = float(dataset[f"{road.variable}_half"][part]), dataset[road.time].values
+    inside = math.isfinite(half) and time[0] <= half <= time[-1]
     name = f"half of {dataset.part.values[part]}"
-    marker = {"size": 9}
     x, y = ([half], [height]) if inside else ([], [])
-    return line(x, y, name, part, mode="markers", marker=marker, showlegend=False, hovertemplate="half at tau %{x:.3g}")
+    hover = f"half at {road.time} %{{x:.3g}}"
+    return line(x, y, name, part, mode="markers", marker={"size": 9}, showlegend=False, hovertemplate=hover)
 
 
 def _shown(dataset: xr.Dataset) -> list[int]:
