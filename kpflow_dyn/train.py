@@ -42,8 +42,8 @@ class Training:
 
     def steps_to(self, fraction: float) -> int | None:
         """The number of steps after which the loss was first at most this fraction of what it was; None if never."""
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+        if not (is_number(fraction) and 0 < fraction < 1):
+            raise ValueError(f"fraction must be one number between 0 and 1, got {fraction}")
         reached = np.flatnonzero(self.losses <= fraction * self.losses[0])
         return int(reached[0]) if len(reached) else None
 

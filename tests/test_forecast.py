@@ -534,5 +534,5 @@ def test_steps_to_many_fractions() -> None:
     np.testing.assert_array_equal(found.steps_to(parts), each)
     low, high = found.interval_to([0.9, 0.5])
     np.testing.assert_array_equal(np.stack([low, high], 1), [found.interval_to(part) for part in (0.9, 0.5)])
-    with pytest.raises(ValueError, match="expected a number between 0 and 1"):
+    with pytest.raises(ValueError, match="expected 0 < fraction < 1"):
         found.steps_to([0.5, 2])

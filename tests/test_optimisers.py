@@ -692,7 +692,7 @@ def test_fractions_may_be_an_array():
         low, high = found.interval_to(np.array([parts]))
         np.testing.assert_array_equal(np.stack([low[0], high[0]], 1), [found.interval_to(part) for part in parts])
         for wrong in (1.5, [0.5, 1.0], "a", None):
-            with pytest.raises(ValueError, match="expected a number between 0 and 1, or an array"):
+            with pytest.raises(ValueError, match="expected 0 < fraction < 1"):
                 found.time_to(wrong)
 
 

@@ -421,3 +421,5 @@ def test_numbers_of_numpy_are_numbers():
     np.testing.assert_array_equal(*losses)
     with pytest.raises(TypeError, match="seed is 'a', expected a whole number"):
         kp.train.fit(model, some_task(), readout, seed="a")
+    with pytest.raises(ValueError, match="one number between 0 and 1"):
+        kp.train.fit(model, some_task(), readout, steps=1).steps_to([0.5, 0.1])

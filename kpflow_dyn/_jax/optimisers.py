@@ -65,7 +65,8 @@ def made(optimizer: Any, lr: float | None) -> Any:
     """
     expected = "expected a name, a transformation of optax, or what makes one"
     try:
-        found = optimizer if hasattr(optimizer, "update") else optimizer(*(() if lr is None else (lr,)))
+        made_already = hasattr(optimizer, "update") or not callable(optimizer)
+        found = optimizer if made_already else optimizer(*(() if lr is None else (lr,)))
     except TypeError as error:
         raise TypeError(f"optimizer({'' if lr is None else 'lr'}) fails ({error}); {expected}") from error
     if isinstance(found, optax.MultiSteps):

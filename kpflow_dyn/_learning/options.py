@@ -36,7 +36,7 @@ def at_fractions(of: Callable[[float], Any], fraction: Any) -> Any:
     """
     values = np.asarray(fraction)
     if values.dtype.kind not in "iuf" or not ((values > 0) & (values < 1)).all():
-        raise ValueError(f"fraction is {fraction!r}, expected a number between 0 and 1, or an array of them")
+        raise ValueError(f"fraction is {fraction!r}, expected 0 < fraction < 1: a number, or an array of them")
     if not values.ndim:
         return of(float(values))
     found = np.array([of(float(one)) for one in values.reshape(-1)])  # [fraction], or of pairs [fraction, 2]
