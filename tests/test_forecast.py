@@ -536,3 +536,48 @@ def test_steps_to_many_fractions() -> None:
     np.testing.assert_array_equal(np.stack([low, high], 1), [found.interval_to(part) for part in (0.9, 0.5)])
     with pytest.raises(ValueError, match="expected 0 < fraction < 1"):
         found.steps_to([0.5, 2])
+
+
+@pytest.mark.parametrize(("lr", "optimizer"), [(0.1, "sgd"), (0.1, None), (0.02, "sgd")])
+def test_an_interval_holds_the_training_on_a_plateau(lr: float, optimizer: str | None) -> None:
+    """Where the loss hardly falls, its times part long before it does."""
+    torch.manual_seed(0)
+    x, target = torch.randn(5, 7, 2).double(), 0.1 * torch.randn(5, 7, 1).double()
+    cell, readout = nn.RNN(2, 12, batch_first=True).double(), nn.Linear(12, 1).double()
+    y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(readout, learn=True)
+    found = kp.forecast(y, target, lr=lr, steps=round(10 / lr), optimizer=optimizer)
+    descent, losses = torch.optim.SGD([*cell.parameters(), *readout.parameters()], lr=lr), []
+    for _ in range(round(10 / lr)):
+        descent.zero_grad()
+        (loss := ((readout(cell(x)[0]) - target) ** 2).mean()).backward()
+        losses.append(loss.item())
+        descent.step()
+    for part in (0.9, 0.7, 0.6, 0.5, 0.45):
+        low, high = found.interval_to(part)
+        below = int(np.argmax(np.array(losses) <= part * losses[0]))
+        assert low <= below and below - 1 <= high
+
+
+def no_curvature(y: Tensor, target: Tensor) -> Tensor:
+    return (y - target).abs().mean()
+
+
+def detached(y: Tensor, target: Tensor) -> Tensor:
+    return ((y.detach() - target) ** 2).mean()
+
+
+def whole(y: Tensor, target: Tensor) -> Tensor:
+    return ((y - target) ** 2).mean().round().long()
+
+
+def test_losses_without_rates_or_gradients_are_refused_in_words() -> None:
+    problem = Problem(nn.GRUCell(2, 6), 6)
+    y = problem.kernel()
+    says = {no_curvature: "no curvature.*have no rates", detached: "no curvature", whole: "expected a real floating"}
+    for loss, words in says.items():
+        with pytest.raises(ValueError, match=words):
+            kp.learnability(y, {"target": problem.target}, loss=loss)
+    found = kp.forecast(y, problem.target, lr=1e-3, steps=20, loss=no_curvature)
+    assert found.loss[-1] < found.loss[0]
+    with pytest.warns(UserWarning, match="hangs on none of the parameters"):
+        kp.forecast(y, problem.target, lr=1e-3, steps=20, loss=detached)

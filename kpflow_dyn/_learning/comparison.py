@@ -188,11 +188,6 @@ def _under_loss(flow: Flow | Output, loss: OutputLoss) -> Trained:
     with full_precision(y):
         curved, value = curvature(loss, y, space), float(to_numpy(loss(y)))
         moves = on_rows(flow.ntk)(curved.gradient)
-    if not bool((curved.root != 0).any()):
-        raise ValueError(
-            f"the loss is {value:.3g} and has no curvature in the outputs, as where it is linear in them, so that it "
-            "sees none of their errors; compare without a target, or take another loss"
-        )
     return Trained(
         kernel=_rooted(flow.ntk, curved.rooted),
         loss=value,

@@ -44,13 +44,19 @@ def curvature(loss: OutputLoss, y: Array, space: Space) -> Curvature:
     """Of a loss of these outputs.
 
     Raises:
-        ValueError: a loss that is not convex in the outputs, or couples more of them than fit in a matrix.
+        ValueError: a loss that is not convex in the outputs, has no curvature there, or couples more of them than fit
+            in a matrix.
     """
     derivatives = backend_for(y, "y", "[trial, time, out]").objectives.Derivatives(
         lambda rows, _scheme: loss(space.from_euclidean(rows.reshape(space.shape)))
     )
     at = space.to_euclidean(y).reshape((-1,))
-    (_value, gradient), blocks = derivatives.gradient(at, None), _blocks(derivatives.hessian(at, None), y, space)
+    (value, gradient), blocks = derivatives.gradient(at, None), _blocks(derivatives.hessian(at, None), y, space)
+    if not blocks.any():
+        raise ValueError(
+            f"the loss is {value:.3g} and has no curvature in these outputs, as where it is linear in them (a mean "
+            "absolute error), or does not hang on them: its errors have no rates; take `forecast` or `gradient_flow`"
+        )
     values, vectors = np.linalg.eigh(blocks.astype(float))
     if loss.name == "own" and values.min() < -(eps_of(y) ** 0.5) * values.max():
         raise ValueError(

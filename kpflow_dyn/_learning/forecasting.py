@@ -33,6 +33,8 @@ RTOL = 5e-2  # of the gradient flow
 RTOL_FROZEN = 1e-2  # of that of the linearised model
 SETTLED, KNOWN = 1e-4, 1e-6  # parts of the first loss: far below, the curve need not be right, and is NaN if it is not
 NOTICED = 0.01  # difference of the losses from which on their times are compared
+HALF_A_STEP = 0.5  # by which descent at a finite rate may differ from its limit
+WITHIN = 8  # points of its curve for each of its steps
 BESIDE = 8  # random vectors in the basis that mini-batches are followed in
 
 
@@ -46,9 +48,9 @@ class Forecast:
         rates: the eigenvalues of h^{1/2} ntk h^{1/2} whose modes the error has [mode], with the Hessian h of the loss
             in y as it is at step 0; a mode shrinks by 1 - lr rate a step.
         energies: the part of the loss at step 0 in each mode [mode], to second order.
-        holds_until: the step at which training itself first differs by a tenth, in the loss or in the time to it,
-            because the kernel changed; inf where it never does, NaN where this was not asked for or could not be found.
-            Training is the gradient flow, or the optimiser.
+        holds_until: the step at which training itself first differs by a tenth, in the loss or in the time to it (where
+            the losses differ by a hundredth or more), because the kernel changed; inf where it never does, NaN where
+            this was not asked for or could not be found. Training is the gradient flow, or the optimiser.
         flow_steps, flow_loss: the training up to there, each [point].
         mean_loss: with batches, the loss on all trials at `steps` [point], in the mean over the draws; else None.
         applications: of the kernel to one vector.
@@ -90,7 +92,8 @@ class Forecast:
     def interval_to(self, fraction: Any) -> tuple[Any, Any]:
         """Between which steps training itself has its loss at this fraction; NaN where the forecast was not checked.
 
-        Up to `holds_until` the forecast is right to a tenth; what comes after is not known.
+        What the training beside has shown, give or take a tenth, up to `holds_until`; from there on it comes later.
+        Beyond the steps that were asked for, the forecast give or take a tenth, where it never parted.
 
         Args and Raises as `steps_to`.
         """
@@ -100,12 +103,13 @@ class Forecast:
         steps, parted = self.frozen.steps_to(fraction), 1 + PARTED
         if math.isnan(self.holds_until):
             return math.nan, math.nan
-        if steps <= self.holds_until:
-            return steps / parted, steps * parted
         reached = np.flatnonzero(self.flow_loss <= fraction * self.flow_loss[0])
         if len(reached):
-            return float(self.flow_steps[reached[0] - 1]) / parted, float(self.flow_steps[reached[0]]) * parted
-        return float(min(self.holds_until, self.steps[-1])), math.inf
+            low, high = (float(step) for step in self.flow_steps[reached[0] - 1 : reached[0] + 1])
+            return max(low / parted - HALF_A_STEP, 0.0), high * parted + HALF_A_STEP
+        if math.isinf(self.holds_until) and steps > self.steps[-1]:
+            return steps / parted, steps * parted
+        return float(self.flow_steps[-1]), math.inf
 
     def plot(self, recorded: Any = None, dark: bool = False) -> Figure:
         """The forecast, the gradient flow, and losses that were recorded, one for each step from 0 on."""
@@ -221,6 +225,7 @@ def forecast(
         lr: the learning rate.
         steps: how many steps of gradient descent on all trials.
         loss: "squared_error", "cross_entropy", or a function (y, target) -> number of shape (), twice differentiable.
+            In the first two, times of an ODE count by their quadrature weights.
         mask: m >= 0, broadcastable to the shape of y, or [trial, time]; all ones when None. None with a function.
         batch: how many trials a step sees, drawn anew for each without repetition; all when None. Then `mean_loss` is
             that of such steps, in the mean over the draws; of the squared error only.
@@ -249,7 +254,7 @@ def forecast(
     road = _frozen_steps if optimizer is not None else _frozen_modes if of_outputs.quadratic else _frozen_flow
     with full_precision(outputs(flow)):
         own = _own_training(flow, of_outputs) if check or optimizer is not None else None
-        unreached = own[0].unreached() if own is not None and optimizer is not None else ()
+        unreached = own[0].unreached if own is not None and optimizer is not None else ()
         training = Training(optimizer, lr, clip, unreached)
         frozen, (rates, energies), applications, mean = road(flow, of_outputs, training, grid, batch)
         path, parted = np.zeros((2, 0)), math.nan
@@ -455,7 +460,8 @@ def _flow_beside(run: Run, frozen: FrozenModes | FrozenFlow) -> tuple[np.ndarray
         if run.exhausted:
             return np.array(rows).T, math.nan
         before, piece = run.time, run.advance()
-        rows.append((run.time, run.point.loss))
+        within = np.linspace(before, run.time, WITHIN + 1)[1:-1]
+        rows += [*((tau, piece(tau - before)) for tau in within), (run.time, run.point.loss)]
 
         def apart(tau: float, piece: Piece = piece, before: float = before) -> float:
             return _apart(frozen, tau, piece(tau - before), first)

@@ -221,6 +221,8 @@ def check_number(value: Any, like: Array) -> None:
     if backend_of(value) is not backend_of(like) or shape is None or tuple(shape) != ():
         got = type(value).__name__ if shape is None else f"shape {tuple(shape)}"
         raise ValueError(f"the loss gave {got}, expected one number of shape (), such as ((y - target) ** 2).mean()")
+    if not array_namespace(like).isdtype(value.dtype, "real floating"):
+        raise ValueError(f"the loss gave a number of dtype {value.dtype}, expected a real floating one")
     if not math.isfinite(number := float(to_numpy(value))):
         raise ValueError(f"the loss is {number} at the start; look at the targets and the weights")
 

@@ -32,6 +32,7 @@ class Objective:
 
     Attributes:
         start: theta of the model and of the loss as they are.
+        unreached: the parameters that an optimiser leaves alone, as the loss does not hang on them.
     """
 
     def __init__(self, solution: Solution, loss: Callable[[Array], Array], params: Choice) -> None:
@@ -50,7 +51,12 @@ class Objective:
         self._model, self._loss_model = models.copied(model), models.copied(loss)
         self._solution, self._of_model = solution, [name for name in names if name in of_model]
         self._states = self._states_of(solution)
-        self._derivatives = backend.objectives.Derivatives(self._value)
+        self._derivatives = backend.objectives.Derivatives(lambda theta, scheme: self._of(self.values(theta), scheme))
+        self.unreached = self._unreached()
+        if len(self.unreached) == len(names):
+            raise ValueError(
+                "the loss hangs on none of the parameters that learn; look for a detach(), or numpy, in it"
+            )
 
     def __call__(self, theta: Array) -> Point:
         """The loss there; NaN where an ODE has no solution."""
@@ -76,10 +82,7 @@ class Objective:
                 f"kp.cross_entropy, or a function of both: {error}"
             ) from error
         if math.isnan(loss) and math.isfinite(self.loss(theta)):
-            raise ValueError(
-                f"the loss of the trials {to_numpy(trials).tolist()} is nan, and that of all trials is not: no target "
-                "of these counts, as all are masked or of negative class; leave such trials out, or take a larger batch"
-            )
+            raise ValueError(_nothing_counts(trials))
         return loss, gradient
 
     def loss(self, theta: Array) -> float:
@@ -89,10 +92,9 @@ class Objective:
     def rule(self, optimizer: Any, lr: float | None, clip: float | None) -> Any:
         """An optimiser of these parameters as a function of its state."""
         backend = self._solution.problem.backend
-        return backend.training.Rule(optimizer, lr, clip, self._like, self.unreached())
+        return backend.training.Rule(optimizer, lr, clip, self._like, self.unreached)
 
-    def unreached(self) -> Sequence[str]:
-        """The parameters that an optimiser leaves alone, as the loss does not hang on them."""
+    def _unreached(self) -> Sequence[str]:
         at = scheme(self._solution) if isinstance(self._solution, ODESolution) else None
         return self._solution.problem.backend.objectives.unreached(lambda values: self._of(values, at), self._like)
 
@@ -117,9 +119,6 @@ class Objective:
     def values(self, theta: Array) -> Values:
         """The parameters by name."""
         return dict(zip(self._like, split(theta, list(self._like.values())), strict=True))
-
-    def _value(self, theta: Array, scheme: Any) -> Array:
-        return self._of(self.values(theta), scheme)
 
     def _of(self, values: Values, scheme: Any) -> Array:
         of_loss = {name.removeprefix(LOSS): value for name, value in values.items() if name not in self._of_model}
@@ -171,6 +170,13 @@ class Objective:
         field = self._models.changed(self._model, {name: values[name] for name in self._of_model})
         again: Any = solve(sol.problem.remake(f=field), sol.alg, **sol.options)
         return scheme(again)
+
+
+def _nothing_counts(trials: Array) -> str:
+    return (
+        f"the loss of the trials {to_numpy(trials).tolist()} is nan, and that of all trials is not: no target of these "
+        "counts, as all are masked or of negative class; leave such trials out, or take a larger batch"
+    )
 
 
 class _Hessian:
