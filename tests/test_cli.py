@@ -522,7 +522,7 @@ def test_the_only_layer_that_fits_is_the_readout(learning, cell: torch.nn.GRUCel
     loss = ((copy.deepcopy(layer).double()(states) - torch.from_numpy(arrays["targets"])) ** 2).mean().item()
     results = json.loads((out / "results.json").read_text())
     assert results["numbers"]["loss"]["value"] == pytest.approx(loss)
-    assert [part["part"] for part in results["learning"]][:3] == ["everything", "output 1", "output 2"]
+    assert [part["part"] for part in results["learning"]][:3] == ["everything", "output 0", "output 1"]
     assert results["settings"]["loss"] == "squared_error"
 
 

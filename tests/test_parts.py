@@ -350,8 +350,10 @@ def test_steps_of_adam_are_those_of_torch(by_adam) -> None:
         assert float(found.optimizer_steps) == pytest.approx(steps, rel=0.05)
     known = by_adam.step.values.astype(int)
     np.testing.assert_allclose(by_adam.optimizer_curve[:4], ratio[known].T, atol=0.02)
-    from_half_on = [1 + np.flatnonzero(line[: known[-1] + 1] > 0.5)[-1] for line in ratio.T[1:]]
-    np.testing.assert_allclose(by_adam.optimizer_half[1:4], from_half_on, rtol=0.05)
+    below_half = [np.flatnonzero(line <= 0.5)[0] for line in ratio.T[1:]]
+    np.testing.assert_allclose(by_adam.optimizer_half[1:4], below_half, rtol=0.05)
+    whole = by_adam.part_share[1:4].values @ by_adam.optimizer_curve[1:4].values
+    np.testing.assert_allclose(whole, by_adam.optimizer_curve[0], rtol=1e-6)  # the classes add up to it at any step
 
 
 def test_they_are_those_of_gradient_flow(by_adam) -> None:

@@ -159,3 +159,11 @@ def test_numbers_that_are_not_finite_are_explained() -> None:
         kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts, target)
     with pytest.raises(TypeError, match="a start is GRU, expected a pair"):
         kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), [starts[0][0]], target)
+
+
+def test_starts_are_printed_in_their_order() -> None:
+    starts = [kp.models.make_model("gru", 2, 6, seed=seed) for seed in range(12)]
+    found = kp.forecast_starts(kp.DiscreteProblem(starts[0].cell, torch.randn(3, 5, 2)), starts, torch.ones(3, 5, 1))
+    lines = str(found).splitlines()
+    assert [int(line.split()[1]) for line in lines[:10]] == found.order[:10].tolist()
+    assert lines[10] == "and 2 later ones" and len(lines) == 12

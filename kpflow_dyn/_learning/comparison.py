@@ -73,7 +73,7 @@ class Comparison:
         table = [
             f"alignment of {n:4} {row.value:8.4f} +- {row.stderr:.2g}" for n, row in rows.items() if row is not None
         ]
-        degrees = ", ".join(f"{angle:.1f}" for angle in np.degrees(self.angles))
+        degrees = ", ".join("none" if math.isnan(angle) else f"{angle:.1f}" for angle in np.degrees(self.angles))
         angles = f"principal angles of {len(self.angles)} leading modes, in degrees: {degrees}"
         if self.loss is None:
             return "\n".join([*table, angles])

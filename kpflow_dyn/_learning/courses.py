@@ -24,7 +24,7 @@ from kpflow_dyn._learning.objective import LOSS, Objective
 from kpflow_dyn._learning.parabolas import parabola
 from kpflow_dyn._learning.projections import Projection, energies
 from kpflow_dyn.solvers._integration import Integration
-from kpflow_dyn.solvers._landscape import Piece
+from kpflow_dyn.solvers._landscape import TINY, Piece
 
 FIRST, LAST, GRID = 0.03, 1e9, 600  # points of curves, in times of the fastest direction
 STILL = 1e-12  # part of the largest rate below which nothing moves
@@ -51,11 +51,6 @@ class Course:
     def time_to(self, part: float) -> np.ndarray:
         """When each loss first is this part of its first value [part]; inf where it never is, NaN where not known."""
         return np.array([self._first(curve, end, part) for curve, end in zip(self.curve, self.end, strict=True)])
-
-    def stays_from(self, part: float) -> np.ndarray:
-        """From when on each loss is no more than this part, up to the end [part]; NaN where it is not at the end."""
-        above = [np.append(np.flatnonzero(curve > part), 0).max() for curve in self.curve]
-        return np.array([self._crossing(curve, i, part) for curve, i in zip(self.curve, above, strict=True)])
 
     @property
     def shown(self) -> Course:
@@ -158,17 +153,21 @@ class Followed:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Losses over the first ones at times [part, point], from the outputs at some steps; and at the last of these.
 
-        That of the whole is known in between; those of parts are interpolated over the logarithm of time.
+        That of the whole is known in between. The shares that parts have of it are interpolated over the logarithm of
+        time, so that parts that add up to the whole do so at any time.
         """
-        from scipy.interpolate import PchipInterpolator
+        from scipy.interpolate import CubicSpline
 
         of_steps = [{name: values[step] for name, values in found.parameters.items()} for step in at]
-        ratios = np.array([self._energies(outputs(theta)) / self._first for theta in of_steps])
-        ratios[:, 0] = found.loss[at] / found.loss[0]
+        energies = np.array([self._energies(outputs(theta)) for theta in of_steps])  # [step, part]
+        least = found.loss[0] - energies[0, :1]
+        shares = energies / np.maximum(energies[:, :1] + least, TINY)
+        shares[:, 0] = 1
         place = lambda t: np.log(t + found.time[at[1]])  # noqa: E731
-        curve = PchipInterpolator(place(found.time[at]), ratios)(place(time)).T
-        curve[0] = found(time) / found.loss[0]
-        return curve, ratios[-1]
+        curves = CubicSpline(place(found.time[at]), shares / shares[0])  # linear in what it interpolates
+        return curves(place(time)).T * found(time) / found.loss[0], shares[-1] / shares[0] * found.loss[
+            -1
+        ] / found.loss[0]
 
     def _energies(self, y: Array) -> np.ndarray:
         return energies(self._parts, parabola(y, self._loss, self._space).f)

@@ -42,7 +42,8 @@ class Parts:
         accuracy: at the places of each class, for losses of classes; else NaN [part].
         course: how they fall under the kernel as it is.
         alone: tau to its half if the rest of the error were not there, of the parabola [part].
-        slowed: how much later this is beside the rest, of the parabola [part].
+        slowed: how much later this is beside the rest, of the parabola [part]; NaN of classes, each of which is learnt
+            at once alone, by giving the same answer everywhere.
         unreached: its share in directions that the kernel does not reach: rates below 1e-6 of the largest [part].
         reach: the change of the outputs along the part's error at each trial and time, in one step of gradient descent
             on it over the learning rate and |e|^2; the sum is `rate` [part, trial, time].
@@ -104,7 +105,7 @@ def _against(slowed: float) -> str:
 def _of_optimizer(flow: GradientFlow, course: Course) -> dict[str, Any]:
     """A training as variables: when the whole loss and its parts have fallen, and the losses at its steps."""
     intervals = np.array([flow.interval_to(fraction) for fraction in FRACTIONS])
-    half, tenth = ([flow.time_to(part), *course.stays_from(part)[1:]] for part in (0.5, 0.1))
+    half, tenth = ([flow.time_to(part), *course.time_to(part)[1:]] for part in (0.5, 0.1))
     return {
         "fraction": list(FRACTIONS),
         "step": course.time,
@@ -158,7 +159,7 @@ def parts_of(
         accuracy=np.array([_accuracy(output, loss, one, f[0]) for one in f]),
         course=course,
         alone=alone,
-        slowed=of_parabola.time_to(0.5) / alone,
+        slowed=alone + np.nan if loss.of_classes else of_parabola.time_to(0.5) / alone,
         unreached=_unreached(decay),
         reach=_reach(output, e),
         largest_rate=fastest,

@@ -18,8 +18,8 @@ Projection = Callable[[np.ndarray], np.ndarray]
 
 
 def projections(f: np.ndarray, loss: OutputLoss, names: Sequence[str]) -> dict[str, Projection]:
-    """Onto the whole, the largest outputs or classes, and the largest principal components."""
-    named = [names[i] if i < len(names) else f"{_what(loss)} {i + 1}" for i in range(f.shape[-1])]
+    """Onto the whole, the largest outputs or classes, numbered as their indices, and principal components."""
+    named = [names[i] if i < len(names) else f"{_what(loss)} {i}" for i in range(f.shape[-1])]
     own = dict(zip(named, _of_each(f, loss), strict=True))
     found: dict[str, Projection] = {EVERYTHING: lambda all: all}
     found |= _largest(own, f, MOST_OUTPUTS) if f.shape[-1] > 1 else {}

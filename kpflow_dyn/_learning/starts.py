@@ -18,6 +18,7 @@ from kpflow_dyn.tracing._rows import split
 
 PARTS = (0.5, 0.1)
 SETTLED = 0.95  # from here on one application more leaves the order about as it is
+SHOWN = 10  # starts that are printed
 FEWEST, MOST = 3, 6  # applications, where their number is not given
 
 
@@ -49,6 +50,12 @@ class Starts:
         """The numbers of the starts, the soonest first."""
         return np.argsort(self.half, kind="stable")
 
+    def __str__(self) -> str:
+        first = [f"start {i:<4} half of the loss at tau = {self.half[i]:.4g}" for i in self.order[:SHOWN]]
+        more = [f"and {len(self.half) - SHOWN} later ones"] * (len(self.half) > SHOWN)
+        settled = f"order like that of one application fewer: {self.settled:.2f} ({self.applications} applications)"
+        return "\n".join([*first, *more, settled])
+
 
 def forecast_starts(
     problem: DiscreteProblem,
@@ -58,7 +65,7 @@ def forecast_starts(
     mask: Array | None = None,
     applications: int | None = None,
 ) -> Starts:
-    """Which of many starts gradient descent will learn first, under the kernel of each as it is now.
+    """Which of many starts gradient descent on a squared error learns first, under the kernel of each as it is now.
 
         e' = -(2 / Z) ntk m e,    L = <e, m e> / Z,    e = y - target,    Z = <1, m>
 
@@ -179,7 +186,8 @@ class _Batch:
         if not problem.backend.data.is_own(target) or tuple(target.shape) != expected:
             got = f"{type(target).__name__} {tuple(getattr(target, 'shape', ()))}"
             raise ValueError(
-                f"the target is {got}, expected an array like the inputs [trial, time, out] = {[*expected]}"
+                f"the target is {got}, expected an array like the inputs [trial, time, out] = {[*expected]}; the loss "
+                "is the squared error, so of classes give one-hot targets"
             )
 
     def _check(self) -> None:
