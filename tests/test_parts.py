@@ -350,8 +350,8 @@ def test_steps_of_adam_are_those_of_torch(by_adam) -> None:
         assert float(found.optimizer_steps) == pytest.approx(steps, rel=0.05)
     known = by_adam.step.values.astype(int)
     np.testing.assert_allclose(by_adam.optimizer_curve[:4], ratio[known].T, atol=0.02)
-    below_half = [np.flatnonzero(line <= 0.5)[0] for line in ratio.T[1:]]
-    np.testing.assert_allclose(by_adam.optimizer_half[1:4], below_half, rtol=0.05)
+    from_half_on = [1 + np.flatnonzero(line[: known[-1] + 1] > 0.5)[-1] for line in ratio.T]
+    np.testing.assert_allclose(by_adam.optimizer_half[:4], from_half_on, rtol=0.05)
     whole = by_adam.part_share[1:4].values @ by_adam.optimizer_curve[1:4].values
     np.testing.assert_allclose(whole, by_adam.optimizer_curve[0], rtol=1e-6)  # the classes add up to it at any step
 
@@ -367,7 +367,7 @@ def test_they_are_those_of_gradient_flow(by_adam) -> None:
     np.testing.assert_allclose(by_adam.optimizer_earliest, bounds[:, 0], rtol=1e-6)
     np.testing.assert_allclose(by_adam.optimizer_latest, bounds[:, 1], rtol=1e-6)
     assert by_adam.attrs["optimizer_road"] == flow.road and by_adam.attrs["optimizer"] == "adam (lr 0.01)"
-    assert float(by_adam.optimizer_half[0]) == pytest.approx(flow.time_to(0.5))
+    assert float(by_adam.optimizer_half[0]) == pytest.approx(flow.time_to(0.5), rel=1e-3)  # it does not rise again
 
 
 def test_a_training_says_that_it_is_one() -> None:
@@ -385,7 +385,7 @@ def test_what_takes_more_steps_is_said_so(by_adam) -> None:
     assert np.isfinite(found.optimizer_steps[0]) and np.isnan(found.optimizer_steps[1:]).all()
     page = page_of(found)
     assert "20% and 10% not within 60 steps" in page.lead[0] and "adam (lr 0.01, clip 1)" in page.lead[0]
-    assert page.tables[0].rows[0][page.tables[0].header.index("Tenth, steps of adam")] == "> 60"
+    assert page.tables[0].rows[0][page.tables[0].header.index("Tenth for good, steps of adam")] == "> 60"
     assert f"50% after {float(found.optimizer_steps[0]):.3g} steps" in page.lead[0]
     assert found.attrs["optimizer_road"] in page.lead[0] and "under the kernel as it is" in page.lead[1]
     (chart, _) = page_of(by_adam).tables[0].charts

@@ -52,6 +52,11 @@ class Course:
         """When each loss first is this part of its first value [part]; inf where it never is, NaN where not known."""
         return np.array([self._first(curve, end, part) for curve, end in zip(self.curve, self.end, strict=True)])
 
+    def stays_from(self, part: float) -> np.ndarray:
+        """From when on each loss is no more than this part, up to the end [part]; NaN where it is not at the end."""
+        above = [np.append(np.flatnonzero(curve > part), 0).max() for curve in self.curve]
+        return np.array([self._crossing(curve, i, part) for curve, i in zip(self.curve, above, strict=True)])
+
     @property
     def shown(self) -> Course:
         """Up to some time after the last half or tenth that there is."""

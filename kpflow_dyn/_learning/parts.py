@@ -105,15 +105,14 @@ def _against(slowed: float) -> str:
 def _of_optimizer(flow: GradientFlow, course: Course) -> dict[str, Any]:
     """A training as variables: when the whole loss and its parts have fallen, and the losses at its steps."""
     intervals = np.array([flow.interval_to(fraction) for fraction in FRACTIONS])
-    half, tenth = ([flow.time_to(part), *course.time_to(part)[1:]] for part in (0.5, 0.1))
     return {
         "fraction": list(FRACTIONS),
         "step": course.time,
         "optimizer_steps": ("fraction", [flow.time_to(fraction) for fraction in FRACTIONS]),
         "optimizer_earliest": ("fraction", intervals[:, 0]),
         "optimizer_latest": ("fraction", intervals[:, 1]),
-        "optimizer_half": ("part", half),
-        "optimizer_tenth": ("part", tenth),
+        "optimizer_half": ("part", course.stays_from(0.5)),
+        "optimizer_tenth": ("part", course.stays_from(0.1)),
         "optimizer_curve": (("part", "step"), course.curve),
     }
 

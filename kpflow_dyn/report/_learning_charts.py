@@ -40,8 +40,8 @@ OF_CLASSES = (
     "loss; a cross-entropy may fall by more than what is within reach of them."
 )
 OF_OPTIMIZER = (
-    " Steps of {}, begun anew, are those of the training itself, on all trials at each step, at which a loss first is "
-    "so low."
+    " Steps of {}, begun anew, are those of the training itself, on all trials at each step, from which on a loss "
+    "stays so low: at first many rise again."
 )
 OTHERS = (
     "Adam and other optimisers take other times. For theirs, give --optimizer adam --lr 1e-3 (in Python "
@@ -70,7 +70,11 @@ def learning_table(dataset: xr.Dataset) -> Table:
     of_classes = "accuracy" in dataset
     header = ("Part", "Share of the loss", *(("Accuracy",) if of_classes else ()))
     if _has_optimizer(dataset):
-        header += (f"Half, steps of {_name(dataset)}", f"Tenth, steps of {_name(dataset)}", "Half at tau")
+        header += (
+            f"Half for good, steps of {_name(dataset)}",
+            f"Tenth for good, steps of {_name(dataset)}",
+            "Half at tau",
+        )
     else:
         header += ("Half at tau", "Tenth at tau")
     header += ("Out of reach", "What stands in the way")
@@ -120,7 +124,7 @@ def _by_optimizer(dataset: xr.Dataset) -> str:
     late = [f"{float(fraction):.0%}" for fraction in dataset.fraction.values[~known]]
     words += [f"{' and '.join(late)} not within {int(dataset.step[-1])} steps"] if late else []
     ranked = _ranked(dataset, dataset.optimizer_half.values)
-    parts = f"; the halves of its parts: {ranked}" if ranked else ""
+    parts = f"; the steps from which its parts stay below their halves: {ranked}" if ranked else ""
     optimizer, road = dataset.attrs["optimizer"], dataset.attrs["optimizer_road"]
     return f"Training by {optimizer} brings it to {', '.join(words)}{parts}. Found {road}."
 
