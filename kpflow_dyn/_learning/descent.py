@@ -155,7 +155,7 @@ class GradientFlow:
         words = f"{'all' if own == 1 else f'{own:.0%}'} of these steps were taken one by one"
         words += ": this is a training, no forecast" if own > TRAINED else ""
         price = f"for {self.cost:.4g} gradients on all trials"
-        return f"by {self.time[-1]:.0f} steps of {self.optimizer}, {price}: {words}"
+        return f"by {self.time[-1]:.0f} steps of {self.optimizer}, {price}; {words}"
 
     @property
     def _unit(self) -> str:
