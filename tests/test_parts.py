@@ -10,11 +10,13 @@ import pytest
 import torch
 import xarray as xr
 from scipy.integrate import solve_ivp
+from scipy.interpolate import CubicSpline
 from scipy.special import log_softmax, softmax
 from test_forecast import Classes
 from torch.nn.functional import cross_entropy
 
 import kpflow_dyn as kp
+from kpflow_dyn._learning.courses import _between
 from kpflow_dyn._learning.losses import output_loss
 from kpflow_dyn._learning.parts import Parts, parts_of
 from kpflow_dyn._learning.projections import EVERYTHING
@@ -439,3 +441,17 @@ def test_an_ode_trains_by_an_optimizer(t: Any) -> None:
     given = TaskData(np.zeros((2, times, 1)), targets=np.ones((2, times, 2)))
     found = kp.analyze(flow, k=2, samples=40, task=given, readout=readout, optimizer="sgd", lr=0.1)
     assert float(found.optimizer_steps[0]) * 0.1 == pytest.approx(float(found.part_half[0]), rel=0.3)
+
+
+def test_shares_between_looks_add_up_and_stay_positive() -> None:
+    """Also where a part jumps, so that a spline would swing below zero."""
+    one = np.array([0.3, 0.31, 0.02, 0.9, 0.01, 0.3, 0.33, 0.35, 0.36])
+    shares, places = np.stack([one, 1 - one], 1), np.log(np.arange(1.0, 10))
+    at = np.log(np.linspace(1, 9, 200))
+    assert CubicSpline(places, one)(at).min() < 0
+    found = _between(at, places, shares)
+    assert found.min() >= 0
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-12)
+    np.testing.assert_allclose(_between(places, places, shares), shares, atol=1e-12)
+    smooth = np.exp(-places)[:, None]
+    np.testing.assert_allclose(_between(at, places, smooth), np.exp(-at)[:, None], rtol=5e-3)

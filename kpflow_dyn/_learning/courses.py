@@ -161,21 +161,30 @@ class Followed:
         That of the whole is known in between. The shares that parts have of it are interpolated over the logarithm of
         time, so that parts that add up to the whole do so at any time.
         """
-        from scipy.interpolate import CubicSpline
-
         of_steps = [{name: values[step] for name, values in found.parameters.items()} for step in at]
         energies = np.array([self._energies(outputs(theta)) for theta in of_steps])  # [step, part]
         least = found.loss[0] - energies[0, :1]
         shares = energies / np.maximum(energies[:, :1] + least, TINY)
         shares[:, 0] = 1
-        place = lambda t: np.log(t + found.time[at[1]])  # noqa: E731
-        curves = CubicSpline(place(found.time[at]), shares / shares[0])  # linear in what it interpolates
-        return curves(place(time)).T * found(time) / found.loss[0], shares[-1] / shares[0] * found.loss[
-            -1
-        ] / found.loss[0]
+        relative, places = shares / shares[0], np.log(found.time[at] + found.time[at[1]])
+        between = _between(np.log(time + found.time[at[1]]), places, relative)
+        return between.T * found(time) / found.loss[0], relative[-1] * found.loss[-1] / found.loss[0]
 
     def _energies(self, y: Array) -> np.ndarray:
         return energies(self._parts, parabola(y, self._loss, self._space).f)
+
+
+def _between(at: np.ndarray, places: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Shares [point, part] from those at some places, in ways that are linear in them: splines, and straight lines
+    where a spline swings out of the range of its neighbours by more than this is wide.
+    """
+    from scipy.interpolate import CubicSpline, make_interp_spline
+
+    smooth, straight = CubicSpline(places, shares)(at), make_interp_spline(places, shares, k=1)(at)
+    i = np.clip(np.searchsorted(places, at, side="right") - 1, 0, len(places) - 2)
+    width = np.abs(shares[i + 1] - shares[i])
+    swings = (np.abs(smooth - straight) > width) | (smooth < 0)
+    return np.where(swings.any(1, keepdims=True), straight, smooth)
 
 
 def _curve(rates: np.ndarray, energies: np.ndarray, tau: np.ndarray) -> np.ndarray:

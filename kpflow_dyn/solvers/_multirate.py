@@ -110,6 +110,7 @@ class OwnSteps:
         self._landscape, self._rule, self._alg, self._tolerance = landscape, rule, alg, tolerance
         self.point, self._fresh = landscape(theta), rule.begin(theta)
         self.state, self._lowest = self._fresh, self.point.loss
+        self._linear = is_linear(rule, self._fresh, self.point.gradient)
         self._goal = -math.inf if goal is None else goal * self.point.loss
         if not math.isfinite(self.slope):
             raise ValueError("the gradient of the loss holds NaN or inf at the start, such as that of sqrt at zero")
@@ -164,7 +165,7 @@ class OwnSteps:
         may_fail = self._rejected + 1 <= WASTED * self.time + ALLOWED
         calm = self._calm >= self._alg.calm * (1 + self._rises) and self.time >= BLIND
         r = min(self._r, self._alg.longest, int(self.span - self.time)) if calm and may_fail else 1
-        return r if r == 1 or not saturates(self._rule, self._fresh, self.point.gradient) else 1
+        return 1 if r > 1 and self._linear and saturates(self._rule, self._fresh, self.point.gradient) else r
 
     def _attempt(self, r: int) -> np.ndarray | None:
         """The losses from here on for this many steps; None where their error is too large."""
@@ -237,20 +238,26 @@ class OwnSteps:
         return losses
 
 
+def is_linear(rule: Rule, fresh: Any, gradient: Array) -> bool:
+    """Whether a first step is linear in gradients that no clip reaches: that of descent is, that of Adam is not."""
+    once, twice = (_first_step(rule, fresh, scale * gradient) for scale in (SMALL, 2 * SMALL))
+    return norm(twice - 2 * once) < 1e-3 * norm(twice)
+
+
 def saturates(rule: Rule, fresh: Any, gradient: Array) -> bool:
     """Whether a first step that is linear in small gradients is shorter at this one, as where its norm is clipped.
 
     Such steps keep their length at the edge of stability, where the loss may fall on while they bounce from side to
     side. How soon they begin to depends on the last digit of the gradient.
     """
+    small, whole = (_first_step(rule, fresh, scale * gradient) for scale in (SMALL, 1.0))
+    return SMALL * norm(whole) < 0.99 * norm(small)
 
-    def moved(scale: float) -> Array:
-        return rule.step(fresh, 0 * gradient, scale * gradient)[1]
 
-    still, once, twice, full = map(moved, (0.0, SMALL, 2 * SMALL, 1.0))
-    once, twice, full = once - still, twice - still, full - still
-    linear = norm(twice - 2 * once) < 1e-3 * norm(twice)
-    return linear and SMALL * norm(full) < 0.99 * norm(once)
+def _first_step(rule: Rule, fresh: Any, gradient: Array) -> Array:
+    """By how much it differs from one without a gradient, at theta = 0, where no digits are lost."""
+    start = 0 * gradient
+    return rule.step(fresh, start, gradient)[1] - rule.step(fresh, start, start)[1]
 
 
 class DrawnSteps:
