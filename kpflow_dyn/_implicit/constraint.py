@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._arrays.complex_numbers import flat
 from kpflow_dyn._backend import Transforms, Values
 from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.layout import Layout
@@ -82,7 +83,7 @@ def named_states(traced: TracedConstraint, learnable: Sequence[str]) -> Callable
     """The states of a network as a function of these of its parameters, by name."""
     function, no_values = direct(traced, Constraint(traced, learnable)), traced.rows[0].reshape(-1)[:0]
     concat = array_namespace(no_values).concat
-    return lambda values: function(concat([no_values, *(values[name].reshape(-1) for name in learnable)], axis=0))
+    return lambda values: function(concat([no_values, *(flat(values[name]) for name in learnable)], axis=0))
 
 
 def network_of(

@@ -3,9 +3,8 @@
 J = -(D_S F)^{-1} D_theta F        P = (D_S F)^{-1}        K = D_theta F D_theta F*        ntk = J J* = P K P*
 """
 
-import math
-
 from kpflow_dyn._arrays import Array, Rows
+from kpflow_dyn._arrays.complex_numbers import count
 from kpflow_dyn._flows.flow import ConstraintFlow
 from kpflow_dyn._flows.propagator import Propagator
 from kpflow_dyn._flows.sites import CoreOperator
@@ -23,7 +22,7 @@ def flow_of_constraint(sol: ConstraintSolution, params: Choice, measure: Array |
     found, one = linearised(sol, params), sol.equations.form is Form.FREE
     weights = None if measure is None else measure.reshape((-1, *(1 for _ in sol.state.shape[1:])))
     state = Space(sol.axes, tuple(sol.state.shape), sol.state, weights)
-    parameters = Space(("parameter",), (sum(math.prod(v.shape) for v in found.parameters.values()),), sol.state)
+    parameters = Space(("parameter",), (sum(map(count, found.parameters.values())),), sol.state)
     rows, trials = ((), ()) if one else (("trial",), state.shape[:1])
     of_rows = None if weights is None or one else weights.reshape((-1, 1))
     outputs = Space((*rows, "site"), (*trials, found.outputs), sol.state, of_rows)

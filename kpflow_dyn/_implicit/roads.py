@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from kpflow_dyn._arrays import Array, array_namespace, eps_of, to_numpy
+from kpflow_dyn._arrays.complex_numbers import flat
 from kpflow_dyn._backend import Values
 from kpflow_dyn._flows.referee import (
     Derivative,
@@ -139,7 +140,7 @@ def check_call(
 def _gradient(states: Callable[[Values], Array], q: Array, parameters: Values, gradient: Callable[..., Array]) -> Array:
     """That of <q, states> in the parameters [p]."""
     names, like = list(parameters), list(parameters.values())
-    theta = array_namespace(q).concat([value.reshape(-1) for value in like])
+    theta = array_namespace(q).concat([flat(value) for value in like])
     return gradient(lambda theta: (q * states(dict(zip(names, split(theta, like), strict=True)))).sum(), theta)
 
 

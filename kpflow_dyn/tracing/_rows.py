@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn._arrays.complex_numbers import as_flat, count
 from kpflow_dyn._backend import RowFunction, Transforms
 from kpflow_dyn.tracing._dependence import FIXED, Dependence
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, evaluate, run
@@ -173,5 +174,5 @@ def _parts(value: Array | Sequence[Array]) -> Sequence[Array]:
 
 def split(theta: Array, values: list[Array]) -> list[Array]:
     """A vector of all parameters, as one array of each parameter's shape."""
-    ends = np.cumsum([math.prod(value.shape) for value in values]).tolist()
-    return [theta[end - math.prod(v.shape) : end].reshape(v.shape) for end, v in zip(ends, values, strict=True)]
+    ends = np.cumsum([count(value) for value in values]).tolist()
+    return [as_flat(theta[end - count(v) : end], v) for end, v in zip(ends, values, strict=True)]
