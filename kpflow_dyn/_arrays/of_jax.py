@@ -6,8 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
-from jax import lax
+from jax import Array, lax
 from jax import numpy as jnp
 
 from kpflow_dyn._arrays import dots_jax, sharding

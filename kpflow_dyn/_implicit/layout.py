@@ -70,6 +70,17 @@ def _axes(shape: tuple[int, ...]) -> tuple[str, ...]:
     return ("unit",) if len(shape) < 2 else ("token", "unit") if len(shape) == 2 else ("unit", "token")
 
 
+def unit_axis(shape: tuple[int, ...]) -> int:
+    """The axis of units of a value, counted from the last."""
+    return -len(shape) if len(shape) > 2 else -1
+
+
+def shape_of_halves(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a complex value whose real and imaginary parts lie side by side on the axis of units."""
+    axis = unit_axis(shape) % max(1, len(shape))
+    return tuple(2 * n if i == axis else n for i, n in enumerate(shape or (1,)))
+
+
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A scalar as one unit; positions as one axis of tokens."""
     return (1,) if not shape else shape if len(shape) < 3 else (shape[0], math.prod(shape[1:]))

@@ -5,7 +5,6 @@ They are mapped over rows by the framework's `each_row`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
