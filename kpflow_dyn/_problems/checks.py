@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, concretely, like_numpy, to_numpy
-from kpflow_dyn._arrays.complex_numbers import in_halves
+from kpflow_dyn._arrays.complex_numbers import in_halves, is_complex
 from kpflow_dyn._backend import Backend, backend_for, backend_of
 
 
@@ -57,6 +57,11 @@ def check_sequence(x: Array) -> None:
     if x.ndim != 3:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, expected [trial, time, input]; add the missing axis with x[None]"
+        )
+    if is_complex(x):
+        raise TypeError(
+            f"x is {x.dtype}; give its real and imaginary parts side by side on the last axis, and put them together in "
+            "the cell"
         )
     if 0 in x.shape:
         raise ValueError(f"x has shape {tuple(x.shape)} [trial, time, input]: an analysis needs at least one of each")

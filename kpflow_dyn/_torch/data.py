@@ -31,11 +31,6 @@ as_rows = as_floats
 def check_inputs(x: Tensor) -> None:
     """Raise unless they are finite floats [trial, time, input]."""
     check_sequence(x)
-    if x.is_complex():
-        raise TypeError(
-            f"x is {x.dtype}; give its parts side by side, torch.cat([x.real, x.imag], -1), and put them together in "
-            "the cell (torch.complex)"
-        )
     if not x.is_floating_point():
         raise TypeError(f"x is {x.dtype}, expected float32 or float64; use x.float() or x.double()")
 
