@@ -60,8 +60,8 @@ def check_sequence(x: Array) -> None:
         )
     if is_complex(x):
         raise TypeError(
-            f"x is {x.dtype}; give its real and imaginary parts side by side on the last axis, and put them together in "
-            "the cell"
+            f"x is {x.dtype}; give its real and imaginary parts side by side on the last axis, and put them together "
+            "in the cell"
         )
     if 0 in x.shape:
         raise ValueError(f"x has shape {tuple(x.shape)} [trial, time, input]: an analysis needs at least one of each")
