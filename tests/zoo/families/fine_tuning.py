@@ -35,7 +35,6 @@ PROBLEMS = {
     "DoRA": tuned(peft.LoraConfig(r=2, use_dora=True, **LAYERS)),
     "IA3": tuned(peft.IA3Config(target_modules=["c_attn", "c_fc"], feedforward_modules=["c_fc"], fan_in_fan_out=True)),
     "VeRA": tuned(peft.VeraConfig(r=4, **LAYERS)),
-    "LoHa": tuned(peft.LoHaConfig(r=2, target_modules=["c_attn"])),
     "prompt tuning": tuned(peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)),
 }
 MEMBERS = [Member(f"peft: {name}", "peft", problem) for name, problem in PROBLEMS.items()]

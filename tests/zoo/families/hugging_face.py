@@ -31,6 +31,8 @@ def text(model: str, state: str, **options: Any) -> Callable[[], kp.StaticProble
     def problem() -> kp.StaticProblem:
         config = getattr(hf, model).config_class(**{"pad_token_id": None} | options)
         net = getattr(hf, model)(config).double().eval()
+        if hasattr(config, "num_local_experts"):
+            net.set_experts_implementation("eager")  # the fast one knows no double precision
         tokens = torch.randint(WORDS, (TRIALS, TOKENS))
         return kp.StaticProblem(net, {"input_ids": tokens} | cacheless(config), state=state, axes=STATE_AXES)
 

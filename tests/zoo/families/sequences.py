@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from LRU_pytorch import LRU
 from mambapy.mamba import Mamba, MambaConfig
-from minGRU_pytorch import minGRU, minLSTM
-from minGRU_pytorch.minGRULM import minGRULM
+from minGRU_pytorch.minGRU import minGRU
+from minGRU_pytorch.minLM import minLM
+from minGRU_pytorch.minLSTM import minLSTM
 from ncps.torch import LTC, CfC, CfCCell, LTCCell
 from ncps.wirings import AutoNCP, FullyConnected
 from s5 import S5, S5Block
@@ -53,7 +54,7 @@ def doubled(make: Callable[[], nn.Module]) -> nn.Module:
 
 def words() -> kp.StaticProblem:
     """minGRU as a language model."""
-    net = minGRULM(num_tokens=17, dim=UNITS, depth=2).double().eval()
+    net = minLM(num_tokens=17, dim=UNITS, depth=2).double().eval()
     return kp.StaticProblem(net, torch.randint(17, (TRIALS, TIMES)), state="", axes=SEQUENCE)
 
 
