@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="how the names of members begin, such as timm")
     parser.add_argument("--json", type=Path, default=Path("zoo.json"), help="where the numbers go")
     arguments = parser.parse_args()
-    start, found = time.perf_counter(), []
+    start, found, missing = time.perf_counter(), [], {}
     for name in FAMILIES:
         try:
             for row in rows(name, arguments.names):
@@ -56,11 +56,12 @@ def main() -> None:
                 print(line(row), flush=True)
                 arguments.json.write_text(json.dumps(found, indent=1))
         except ImportError as error:
+            missing[name] = str(error)
             print(f"{name}: left out, {error}", flush=True)
     seconds = time.perf_counter() - start
-    print(summary(found, seconds))
+    print(f"{summary(found)}, in {seconds:.0f} s")
     if not arguments.names:
-        PAGE.write_text(page(found, seconds))
+        PAGE.write_text(page(found, seconds, missing))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 import kpflow_dyn as kp
 
+from .torch_oracle import called, picked
+
 ITERATIONS = 100  # of a fixed point, whose maps contract by a half or more
 
 
@@ -53,16 +55,12 @@ class Oracle:
 @singledispatch
 def states_of(problem: kp.StaticProblem, net: Any, _solution: Any) -> jax.Array:
     """What the network gives for each trial."""
-    x, state = problem.x, problem.state
-    of_trials = lambda call, x: call(x) if "trial" not in axes else jax.vmap(call)(x)  # noqa: E731
+
+    def of_trial(x: Any) -> jax.Array:
+        return picked(called(net, x), problem.state)
+
     axes = getattr(problem, "axes", None) or ("trial",)
-    if isinstance(x, Mapping):
-        given = of_trials(lambda x: net(**x), x)
-    else:
-        given = of_trials(lambda x: net(*x), x if isinstance(x, tuple) else (x,))
-    for key in "".join(state).split(".") if state and state != ("",) else ():
-        given = given[int(key)] if key.isdigit() else given[key] if isinstance(given, Mapping) else getattr(given, key)
-    return given if "trial" in axes else given[None]
+    return jax.vmap(of_trial)(problem.x) if "trial" in axes else of_trial(problem.x)[None]
 
 
 @states_of.register

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-
 FAMILIES = (
     "torch_itself", "hugging_face", "fine_tuning", "attention", "vision", "sequences", "spikes", "graphs",
     "differential_equations", "equinox_layers", "flax_layers", "haiku_layers", "jax_equations", "brax_networks",
@@ -60,5 +59,3 @@ def members() -> tuple[dict[str, tuple[str, Member]], dict[str, str]]:
         except ImportError as error:
             missing[name] = str(error)
     return found, missing
-
-

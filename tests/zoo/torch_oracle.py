@@ -85,23 +85,25 @@ class States(nn.Module):
 @singledispatch
 def states_of(problem: kp.StaticProblem, net: Any, _solution: Any) -> Tensor:
     """What the network gives, trials first."""
-    x = problem.x
-    if isinstance(x, Mapping):
-        given = net(**x)
-    else:
-        given = net(*x) if isinstance(x, tuple) else net(x)
-    value = picked(given, problem.state)
+    value = picked(called(net, problem.x), problem.state)
     axes = getattr(problem, "axes", None) or ("trial",)
     return value.movedim(axes.index("trial"), 0) if "trial" in axes else value[None]
 
 
-def picked(given: Any, state: Any) -> Tensor:
+def called(net: Any, x: Any) -> Any:
+    """The network on its argument, on several, or on named ones."""
+    if isinstance(x, Mapping):
+        return net(**x)
+    return net(*x) if isinstance(x, tuple) else net(x)
+
+
+def picked(given: Any, state: Any) -> Any:
     """The part of what a network gives that its user named."""
-    for key in "".join(state).split(".") if state and state != ("",) else ():
+    for key in filter(None, "".join(state).split(".")):
         if key.isdigit():
             given = given[int(key)]
-        else:
-            given = given[key] if isinstance(given, Mapping) else getattr(given, key)
+            continue
+        given = given[key] if isinstance(given, Mapping) else getattr(given, key)
     return given
 
 

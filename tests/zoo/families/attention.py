@@ -48,12 +48,26 @@ MEMBERS = [
     Member("x-transformers: ALiBi", "x-transformers", words(Decoder, alibi_pos_bias=True)),
     Member("x-transformers: rotary", "x-transformers", words(Decoder, rotary_pos_emb=True)),
     Member("x-transformers: T5's bias", "x-transformers", words(Encoder, rel_pos_bias=True)),
-    Member("x-transformers: RMSNorm, SwiGLU", "x-transformers", words(Decoder, use_rmsnorm=True, ff_swish=True, ff_glu=True)),
+    Member(
+        "x-transformers: RMSNorm, SwiGLU",
+        "x-transformers",
+        words(Decoder, use_rmsnorm=True, ff_swish=True, ff_glu=True),
+    ),
     Member("x-transformers: gated residuals", "x-transformers", words(Encoder, gate_residual=True)),
     Member("x-transformers: normed queries", "x-transformers", words(Encoder, attn_qk_norm=True)),
     Member("x-transformers: continuous", "x-transformers", signals),
-    Member("vit-pytorch: ViT", "vit-pytorch", on((3, 16, 16), lambda: ViT(**IMAGE, heads=2, mlp_dim=24, num_classes=3))),
-    Member("vit-pytorch: SimpleViT", "vit-pytorch", on((3, 16, 16), lambda: SimpleViT(**IMAGE, heads=2, mlp_dim=24, num_classes=3))),
-    Member("mlp-mixer-pytorch: MLP-Mixer", "mlp-mixer-pytorch", on((3, 16, 16), lambda: MLPMixer(channels=3, **IMAGE, num_classes=3))),
+    Member(
+        "vit-pytorch: ViT", "vit-pytorch", on((3, 16, 16), lambda: ViT(**IMAGE, heads=2, mlp_dim=24, num_classes=3))
+    ),
+    Member(
+        "vit-pytorch: SimpleViT",
+        "vit-pytorch",
+        on((3, 16, 16), lambda: SimpleViT(**IMAGE, heads=2, mlp_dim=24, num_classes=3)),
+    ),
+    Member(
+        "mlp-mixer-pytorch: MLP-Mixer",
+        "mlp-mixer-pytorch",
+        on((3, 16, 16), lambda: MLPMixer(channels=3, **IMAGE, num_classes=3)),
+    ),
     Member("siren-pytorch: SIREN", "siren-pytorch", on((2,), lambda: SirenNet(2, 16, 1, num_layers=3))),
-]  # fmt: skip
+]

@@ -170,7 +170,10 @@ class Solved(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.f, self.deq = Equilibrium(), torchdeq.get_deq(f_solver="fixed_point_iter", f_max_iter=60, f_tol=1e-12, grad=5)
+        self.f, self.deq = (
+            Equilibrium(),
+            torchdeq.get_deq(f_solver="fixed_point_iter", f_max_iter=60, f_tol=1e-12, grad=5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.deq(lambda z: self.f(x, z), torch.zeros(len(x), UNITS).to(x))[0][-1]
@@ -180,7 +183,12 @@ MEMBERS = [
     Member("torchdiffeq: neural ODE", "torchdiffeq", along(Field), options=RK4),
     Member("torchdiffeq: solved inside of a network", "torchdiffeq", inside(Flowing)),
     Member("torchdyn: neural ODE", "torchdyn", along(lambda: of_torchdyn(mlp())), options=RK4),
-    Member("torchdyn: with its depth", "torchdyn", along(lambda: of_torchdyn(nn.Sequential(DepthCat(1), mlp(UNITS + 1)))), options=RK4),
+    Member(
+        "torchdyn: with its depth",
+        "torchdyn",
+        along(lambda: of_torchdyn(nn.Sequential(DepthCat(1), mlp(UNITS + 1)))),
+        options=RK4,
+    ),
     Member("torchdyn: Hamiltonian", "torchdyn", along(lambda: of_torchdyn(HNN(mlp(UNITS, 1)))), options=RK4),
     Member("torchdyn: gradient flow", "torchdyn", along(lambda: of_torchdyn(GNF(mlp(UNITS, 1)))), options=RK4),
     Member("torchdyn: normalising flow", "torchdyn", along(lambda: of_torchdyn(CNF(mlp())), UNITS + 1), options=RK4),
@@ -188,5 +196,9 @@ MEMBERS = [
     Member("torchcde: neural CDE", "torchcde", controlled),
     Member("torchsde: drift and diffusion", "torchsde", sampled, Given),
     Member("torchdeq: equilibrium", "torchdeq", lambda: kp.FixedPointProblem(Equilibrium().double(), normal(INPUTS))),
-    Member("torchdeq: solved inside of a network", "torchdeq", lambda: kp.StaticProblem(Solved().double(), normal(INPUTS), state="")),
-]  # fmt: skip
+    Member(
+        "torchdeq: solved inside of a network",
+        "torchdeq",
+        lambda: kp.StaticProblem(Solved().double(), normal(INPUTS), state=""),
+    ),
+]

@@ -14,22 +14,21 @@ import kpflow_dyn as kp
 from ..member import Member
 
 TRIALS, TIMES, INPUTS, UNITS = 2, 5, 3, 6
-KEY, DATA = jax.random.split(jax.random.key(0))
 
 
 def normal(*shape: int) -> jax.Array:
-    return jax.random.normal(DATA, (TRIALS, *shape))
+    return jax.random.normal(jax.random.key(1), (TRIALS, *shape))
 
 
 def on(shape: tuple[int, ...], make: Callable[..., Any], **options: Any) -> Callable[[], kp.StaticProblem]:
     """A layer, made of a key, on inputs of this shape for each trial."""
     options = {"state": ""} | options
-    return lambda: kp.StaticProblem(make(KEY), normal(*shape), **options)
+    return lambda: kp.StaticProblem(make(jax.random.key(0)), normal(*shape), **options)
 
 
 def steps(make: Callable[..., Any]) -> Callable[[], kp.DiscreteProblem]:
     """A cell."""
-    return lambda: kp.DiscreteProblem(make(INPUTS, UNITS, key=KEY), normal(TIMES, INPUTS))
+    return lambda: kp.DiscreteProblem(make(INPUTS, UNITS, key=jax.random.key(0)), normal(TIMES, INPUTS))
 
 
 def mlp(key: jax.Array) -> eqx.Module:
@@ -38,7 +37,7 @@ def mlp(key: jax.Array) -> eqx.Module:
 
 def attention() -> kp.StaticProblem:
     """A query, a key and a value."""
-    net = eqx.nn.MultiheadAttention(2, UNITS, key=KEY)
+    net = eqx.nn.MultiheadAttention(2, UNITS, key=jax.random.key(0))
     return kp.StaticProblem(net, (normal(4, UNITS), normal(TIMES, UNITS), normal(TIMES, UNITS)), state="")
 
 
@@ -115,8 +114,8 @@ class Words(eqx.Module):
 
 
 def words() -> kp.StaticProblem:
-    tokens = jax.random.randint(DATA, (TRIALS, TIMES), 0, 11)
-    return kp.StaticProblem(Words(KEY), tokens, state="", axes=("trial", "time", "unit"))
+    tokens = jax.random.randint(jax.random.key(1), (TRIALS, TIMES), 0, 11)
+    return kp.StaticProblem(Words(jax.random.key(0)), tokens, state="", axes=("trial", "time", "unit"))
 
 
 PROBLEMS = {

@@ -16,13 +16,12 @@ import kpflow_dyn as kp
 from ..member import Member
 
 TRIALS, TIMES, INPUTS, UNITS = 2, 5, 3, 6
-KEY, DATA = jax.random.split(jax.random.key(0))
 SEQUENCE = ("trial", "time", "unit")
 DOUBLE = {"param_dtype": jnp.float64}
 
 
 def normal(*shape: int) -> jax.Array:
-    return jax.random.normal(DATA, (TRIALS, *shape))
+    return jax.random.normal(jax.random.key(1), (TRIALS, *shape))
 
 
 def linen(shape: tuple[int, ...], module: nn.Module, **options: Any) -> Callable[[], kp.StaticProblem]:
@@ -30,7 +29,7 @@ def linen(shape: tuple[int, ...], module: nn.Module, **options: Any) -> Callable
 
     def problem() -> kp.StaticProblem:
         x = normal(*shape)
-        variables = module.init(KEY, x[0])
+        variables = module.init(jax.random.key(0), x[0])
         return kp.StaticProblem(Partial(module.apply, variables), x, **{"state": ""} | options)
 
     return problem
@@ -41,8 +40,8 @@ def cell_of_linen(cell: nn.RNNCellBase) -> Callable[[], kp.DiscreteProblem]:
 
     def problem() -> kp.DiscreteProblem:
         x = normal(TIMES, INPUTS)
-        carry = jax.tree.map(lambda a: jnp.zeros((TRIALS, UNITS)), cell.initialize_carry(KEY, (INPUTS,)))
-        variables = cell.init(KEY, jax.tree.map(lambda a: a[0], carry), x[0, 0])
+        carry = jax.tree.map(lambda a: jnp.zeros((TRIALS, UNITS)), cell.initialize_carry(jax.random.key(0), (INPUTS,)))
+        variables = cell.init(jax.random.key(0), jax.tree.map(lambda a: a[0], carry), x[0, 0])
         return kp.DiscreteProblem(Partial(Swapped(cell), variables), x, carry)
 
     return problem
@@ -94,7 +93,10 @@ class Perceptron(nnx.Module):
     """Two layers and a norm."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        self.first, self.norm = nnx.Linear(INPUTS, UNITS, rngs=rngs, **DOUBLE), nnx.LayerNorm(UNITS, rngs=rngs, **DOUBLE)
+        self.first, self.norm = (
+            nnx.Linear(INPUTS, UNITS, rngs=rngs, **DOUBLE),
+            nnx.LayerNorm(UNITS, rngs=rngs, **DOUBLE),
+        )
         self.last = nnx.Linear(UNITS, 2, rngs=rngs, **DOUBLE)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -132,7 +134,11 @@ MEMBERS = [
     Member("flax: linen MLP", "flax", linen((INPUTS,), layers)),
     Member("flax: linen convolutions, BatchNorm", "flax", linen((6, 6, 2), convolutions)),
     Member("flax: linen attention", "flax", linen((TIMES, UNITS), nn.SelfAttention(2, **DOUBLE), axes=SEQUENCE)),
-    Member("flax: linen RNN of an LSTMCell", "flax", linen((TIMES, INPUTS), nn.RNN(nn.OptimizedLSTMCell(UNITS, **DOUBLE)), axes=SEQUENCE)),
+    Member(
+        "flax: linen RNN of an LSTMCell",
+        "flax",
+        linen((TIMES, INPUTS), nn.RNN(nn.OptimizedLSTMCell(UNITS, **DOUBLE)), axes=SEQUENCE),
+    ),
     Member("flax: linen GRUCell", "flax", cell_of_linen(nn.GRUCell(UNITS, **DOUBLE)), Swapped),
     Member("flax: linen LSTMCell", "flax", cell_of_linen(nn.LSTMCell(UNITS, **DOUBLE)), Swapped),
     Member("flax: nnx MLP", "flax", of_nnx((INPUTS,), Perceptron)),
@@ -140,4 +146,4 @@ MEMBERS = [
     Member("flax: nnx attention", "flax", of_nnx((TIMES, UNITS), Attending, axes=SEQUENCE)),
     Member("flax: nnx GRUCell", "flax", cell_of_nnx(nnx.GRUCell), NnxStep),
     Member("flax: nnx LSTMCell", "flax", cell_of_nnx(nnx.LSTMCell, 2), NnxStep),
-]  # fmt: skip
+]

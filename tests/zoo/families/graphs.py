@@ -71,13 +71,23 @@ MEMBERS = [
     Member("torch_geometric: GAT", "torch_geometric", graph(two(pyg.GATConv))),
     Member("torch_geometric: GATv2", "torch_geometric", graph(two(pyg.GATv2Conv))),
     Member("torch_geometric: GraphSAGE", "torch_geometric", graph(two(pyg.SAGEConv))),
-    Member("torch_geometric: GIN", "torch_geometric", graph(lambda: pyg.GINConv(perceptron(FEATURES, 2), train_eps=True))),
+    Member(
+        "torch_geometric: GIN", "torch_geometric", graph(lambda: pyg.GINConv(perceptron(FEATURES, 2), train_eps=True))
+    ),
     Member("torch_geometric: Chebyshev", "torch_geometric", graph(lambda: pyg.ChebConv(FEATURES, 4, K=3))),
     Member("torch_geometric: gated graph", "torch_geometric", graph(lambda: pyg.GatedGraphConv(6, 2))),
     Member("torch_geometric: transformer", "torch_geometric", graph(two(pyg.TransformerConv))),
     Member("e3nn: linear", "e3nn", irreps(lambda: e3nn.o3.Linear("3x0e + 2x1o", "2x0e + 2x1o"), "3x0e + 2x1o")),
     Member("e3nn: gate", "e3nn", irreps(gated, "3x0e + 2x1o")),
-    Member("e3nn: tensor product", "e3nn", irreps(lambda: e3nn.o3.FullyConnectedTensorProduct("2x0e + 1x1o", "1x0e + 1x1o", "2x0e + 1x1o"), "2x0e + 1x1o", "1x0e + 1x1o")),
+    Member(
+        "e3nn: tensor product",
+        "e3nn",
+        irreps(
+            lambda: e3nn.o3.FullyConnectedTensorProduct("2x0e + 1x1o", "1x0e + 1x1o", "2x0e + 1x1o"),
+            "2x0e + 1x1o",
+            "1x0e + 1x1o",
+        ),
+    ),
     Member("e3nn: radial network", "e3nn", irreps(lambda: FullyConnectedNet([4, 8, 3], torch.tanh), "4x0e")),
     Member("neuraloperator: FNO", "neuraloperator", fno),
-]  # fmt: skip
+]

@@ -15,19 +15,22 @@ import kpflow_dyn as kp
 from ..member import Member
 
 TRIALS, TIMES, INPUTS, UNITS = 2, 5, 3, 6
-KEY, DATA = jax.random.split(jax.random.key(0))
 
 
 def normal(*shape: int) -> jax.Array:
-    return jax.random.normal(DATA, (TRIALS, *shape))
+    return jax.random.normal(jax.random.key(1), (TRIALS, *shape))
 
 
-def on(shape: tuple[int, ...], call: Callable[[jax.Array], jax.Array], **options: Any) -> Callable[[], kp.StaticProblem]:
+def on(
+    shape: tuple[int, ...], call: Callable[[jax.Array], jax.Array], **options: Any
+) -> Callable[[], kp.StaticProblem]:
     """A function of haiku's modules, transformed."""
 
     def problem() -> kp.StaticProblem:
         function, x = hk.without_apply_rng(hk.transform(call)), normal(*shape)
-        return kp.StaticProblem(Partial(function.apply, function.init(KEY, x[0])), x, **{"state": ""} | options)
+        return kp.StaticProblem(
+            Partial(function.apply, function.init(jax.random.key(0), x[0])), x, **{"state": ""} | options
+        )
 
     return problem
 
@@ -42,7 +45,7 @@ def steps(make: Callable[[], hk.RNNCore], parts: int = 1) -> Callable[[], kp.Dis
     def problem() -> kp.DiscreteProblem:
         function, x, zeros = hk.without_apply_rng(hk.transform(step)), normal(TIMES, INPUTS), jnp.zeros((TRIALS, UNITS))
         start = (zeros,) * parts if parts > 1 else zeros
-        weights = function.init(KEY, x[0, 0], jax.tree.map(lambda a: a[0], start))
+        weights = function.init(jax.random.key(0), x[0, 0], jax.tree.map(lambda a: a[0], start))
         return kp.DiscreteProblem(Partial(function.apply, weights), x, start)
 
     return problem

@@ -139,7 +139,9 @@ PROBLEMS = {
     "BEiT": image("BeitModel", **SMALL | PATCHES),
     "DINOv2": image("Dinov2Model", **SMALL | PATCHES),
     "CLIP's vision": image("CLIPVisionModel", **SMALL | PATCHES),
-    "Swin": image("SwinModel", image_size=IMAGE, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4),
+    "Swin": image(
+        "SwinModel", image_size=IMAGE, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
+    ),
     "ConvNeXt": image("ConvNextModel", patch_size=2, hidden_sizes=[4, 6], depths=[1, 1], num_stages=2),
     "ResNet": image("ResNetModel", embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1]),
     "wav2vec 2.0": audio,

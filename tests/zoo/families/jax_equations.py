@@ -18,11 +18,10 @@ from ..member import Member
 
 TRIALS, INPUTS, UNITS = 2, 2, 4
 GRID = np.linspace(0, 1, 6)
-KEY, DATA = jax.random.split(jax.random.key(0))
 
 
 def normal(*shape: int) -> jax.Array:
-    return jax.random.normal(DATA, (TRIALS, *shape))
+    return jax.random.normal(jax.random.key(1), (TRIALS, *shape))
 
 
 class Field(eqx.Module):
@@ -50,7 +49,7 @@ class Equilibrium(eqx.Module):
     U: eqx.nn.Linear
 
     def __init__(self) -> None:
-        keys = jax.random.split(KEY)
+        keys = jax.random.split(jax.random.key(0))
         self.W, self.U = eqx.nn.Linear(UNITS, UNITS, key=keys[0]), eqx.nn.Linear(INPUTS, UNITS, key=keys[1])
 
     def __call__(self, x: jax.Array, z: jax.Array) -> jax.Array:
@@ -79,7 +78,7 @@ class Integrated(eqx.Module):
 
 
 def mlp(outputs: int = UNITS, **options: Any) -> eqx.nn.MLP:
-    return eqx.nn.MLP(UNITS, outputs, 8, 1, jnp.tanh, key=KEY, **options)
+    return eqx.nn.MLP(UNITS, outputs, 8, 1, jnp.tanh, key=jax.random.key(0), **options)
 
 
 def along(f: Any, x: Any = None) -> Callable[[], kp.ODEProblem]:
@@ -93,11 +92,37 @@ def slope(t: jax.Array) -> jax.Array:
 
 STEPS = {"steps": GRID}
 MEMBERS = [
-    Member("diffrax: neural ODE, Tsit5", "diffrax", along(lambda: Field(mlp())), Field, STEPS | {"alg": diffrax.Tsit5()}),
+    Member(
+        "diffrax: neural ODE, Tsit5", "diffrax", along(lambda: Field(mlp())), Field, STEPS | {"alg": diffrax.Tsit5()}
+    ),
     Member("diffrax: neural ODE, Heun", "diffrax", along(lambda: Field(mlp())), Field, STEPS | {"alg": diffrax.Heun()}),
-    Member("diffrax: neural ODE, Kvaerno3", "diffrax", along(lambda: Field(mlp())), Field, STEPS | {"alg": diffrax.Kvaerno3()}),
-    Member("diffrax: neural CDE", "diffrax", along(lambda: ControlledField(mlp(UNITS * INPUTS, final_activation=jnp.tanh)), slope), ControlledField, STEPS | {"alg": diffrax.Tsit5()}),
-    Member("diffrax: solved inside of a network", "diffrax", lambda: kp.StaticProblem(Integrated(Field(mlp())), normal(UNITS), state="", axes=("trial", "time", "unit"))),
-    Member("optimistix: equilibrium", "optimistix", lambda: kp.FixedPointProblem(Equilibrium(), normal(INPUTS), jnp.zeros((TRIALS, UNITS)))),
-    Member("optimistix: solved inside of a network", "optimistix", lambda: kp.StaticProblem(Solved(Equilibrium()), normal(INPUTS), state="")),
-]  # fmt: skip
+    Member(
+        "diffrax: neural ODE, Kvaerno3",
+        "diffrax",
+        along(lambda: Field(mlp())),
+        Field,
+        STEPS | {"alg": diffrax.Kvaerno3()},
+    ),
+    Member(
+        "diffrax: neural CDE",
+        "diffrax",
+        along(lambda: ControlledField(mlp(UNITS * INPUTS, final_activation=jnp.tanh)), slope),
+        ControlledField,
+        STEPS | {"alg": diffrax.Tsit5()},
+    ),
+    Member(
+        "diffrax: solved inside of a network",
+        "diffrax",
+        lambda: kp.StaticProblem(Integrated(Field(mlp())), normal(UNITS), state="", axes=("trial", "time", "unit")),
+    ),
+    Member(
+        "optimistix: equilibrium",
+        "optimistix",
+        lambda: kp.FixedPointProblem(Equilibrium(), normal(INPUTS), jnp.zeros((TRIALS, UNITS))),
+    ),
+    Member(
+        "optimistix: solved inside of a network",
+        "optimistix",
+        lambda: kp.StaticProblem(Solved(Equilibrium()), normal(INPUTS), state=""),
+    ),
+]

@@ -101,8 +101,12 @@ MEMBERS = [
     Member("xlstm: mLSTM", "xlstm", over(lambda: xlstm(mlstm_block=MLSTM))),
     Member("xlstm: sLSTM", "xlstm", over(lambda: xlstm(slstm_block=SLSTM))),
     Member("mambapy: Mamba", "mambapy", over(lambda: Mamba(MambaConfig(d_model=UNITS, n_layers=2, d_state=4)))),
-    Member("mambapy: Mamba, step by step", "mambapy", over(lambda: Mamba(MambaConfig(d_model=UNITS, n_layers=2, d_state=4, pscan=False)))),
+    Member(
+        "mambapy: Mamba, step by step",
+        "mambapy",
+        over(lambda: Mamba(MambaConfig(d_model=UNITS, n_layers=2, d_state=4, pscan=False))),
+    ),
     Member("s5-pytorch: S5", "s5-pytorch", over(lambda: S5(UNITS, 4))),
     Member("s5-pytorch: block", "s5-pytorch", over(lambda: S5Block(UNITS, 4, bidir=False))),
     Member("lru-pytorch: LRU", "lru-pytorch", over(lambda: LRU(INPUTS, 4, UNITS), INPUTS)),
-]  # fmt: skip
+]

@@ -53,7 +53,9 @@ class RecurrentLeaky(nn.Module):
         return self.neurons(self.layer(x), *z)
 
 
-def steps(make: Callable[[], nn.Module], parts: int = 1, dtype: Any = torch.float64) -> Callable[[], kp.DiscreteProblem]:
+def steps(
+    make: Callable[[], nn.Module], parts: int = 1, dtype: Any = torch.float64
+) -> Callable[[], kp.DiscreteProblem]:
     """A cell whose state has so many parts."""
 
     def problem() -> kp.DiscreteProblem:

@@ -139,7 +139,7 @@ PROBLEMS = {
         (INPUTS, 12), lambda: nn.Sequential(nn.Conv1d(INPUTS, 6, 3, dilation=2), nn.GELU(), nn.ConvTranspose1d(6, 4, 3))
     ),
     "GLU": on((INPUTS,), lambda: nn.Sequential(nn.Linear(INPUTS, 4), nn.Softplus(), nn.Linear(4, 4), nn.GLU())),
-    "compiled": on((INPUTS,), lambda: torch.compile(mlp(), backend="aot_eager")),  # type: ignore[arg-type]
+    "compiled": on((INPUTS,), lambda: torch.compile(mlp(), backend="aot_eager")),
 }
 MEMBERS = [Member(f"torch: {name}", "torch", problem) for name, problem in PROBLEMS.items()] + [
     Member("lightning: regressor", "lightning", on((INPUTS,), Regressor)),

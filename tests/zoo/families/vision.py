@@ -48,7 +48,9 @@ def convnext() -> nn.Module:
 
 def swin() -> nn.Module:
     block = SwinTransformerBlockV2
-    return SwinTransformer([4, 4], 12, [1, 1], [1, 2], [4, 4], num_classes=4, block=block, downsample_layer=PatchMergingV2)
+    return SwinTransformer(
+        [4, 4], 12, [1, 1], [1, 2], [4, 4], num_classes=4, block=block, downsample_layer=PatchMergingV2
+    )
 
 
 MEMBERS = [
