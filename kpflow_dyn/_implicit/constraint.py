@@ -20,7 +20,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy
 from kpflow_dyn._backend import Transforms, Values
 from kpflow_dyn._implicit.form import Form
-from kpflow_dyn._implicit.layout import Layout
+from kpflow_dyn._implicit.layout import Layout, ShapeLayout
 from kpflow_dyn.tracing._copies import find_copies
 from kpflow_dyn.tracing._dependence import FIXED, ON_DATA, Dependences, dependences, is_copy
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, descendants, evaluate, run
@@ -86,17 +86,20 @@ def named_states(traced: TracedConstraint, learnable: Sequence[str]) -> Callable
 
 
 def network_of(
-    graph: Graph, transforms: Transforms, x: Array, parts: Sequence[tuple[str, Node]], layout: Layout
+    graph: Graph, transforms: Transforms, rows: Sequence[Array], parts: Sequence[tuple[str, Node]], layout: Layout
 ) -> TracedConstraint:
     """A network whose state are these named values, in this order."""
     names, states = [name for name, _ in parts], [node for _, node in parts]
     if tuple(names) != layout.names or len(set(states)) < len(states):
         raise ValueError(f"the trace has the values {', '.join(names)}, the network {', '.join(layout.names)}")
-    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, [x])
+    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, list(rows))
 
 
 def network_of_uses(
-    graph: Graph, transforms: Transforms, x: Array, of_one_trial: Callable[[tuple[int, ...]], tuple[int, ...]]
+    graph: Graph,
+    transforms: Transforms,
+    rows: Sequence[Array],
+    of_one_trial: Callable[[tuple[int, ...]], tuple[int, ...]],
 ) -> TracedConstraint:
     """A network whose state are the outputs of all uses of weights."""
     dependence = dependences(graph, graph.parameters)
@@ -106,8 +109,8 @@ def network_of_uses(
         raise ValueError("no weight meets data in the network; nothing to analyse")
     states = sorted(sums, key=graph.nodes.index)
     names = [_named(graph, sums[node]) for node in states]
-    layout = Layout(tuple(names), tuple(of_one_trial(node.shape) for node in states))
-    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, [x])
+    layout = ShapeLayout(tuple(names), tuple(of_one_trial(node.shape) for node in states))
+    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, list(rows))
 
 
 def in_order(graph: Graph, dependence: Dependences, among: set[Node]) -> list[Node]:

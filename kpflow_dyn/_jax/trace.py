@@ -35,8 +35,9 @@ def trace_rows(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, 
     tracer = _Tracer()
     names = {tracer.parameter(name, parameters[name]): name for name in sorted(parameters)}
     given = [tracer.row(role.name.lower(), role, row) for role, row in rows]
-    (output,) = tracer.inline(jaxpr, [*names, *given])
-    return Graph(tracer.nodes, tracer.as_node(output), names, tracer.values, named=tracer.named)
+    outputs = list(map(tracer.as_node, tracer.inline(jaxpr, [*names, *given])))
+    output, *further = outputs or [node for _, node in tracer.named]
+    return Graph(tracer.nodes, output, names, tracer.values, further=further, named=tracer.named)
 
 
 def _jaxpr(step: Step, parameters: dict[str, jax.Array], rows: list[jax.Array], states: list[jax.Array]) -> Jaxpr:
