@@ -108,11 +108,14 @@ def _with_variables(site: ConstraintSite, variables: dict[Use, Array], measure: 
     name, found = site.name, [variables[term.use] for term in site.terms]
     if site.kind == "opaque":
         return WeightSite(name, site.kind, weight, found[0], entries, measure)
+    xp = array_namespace(weight)
+    if site.kind == "lookup":
+        return WeightSite(name, site.kind, weight, xp.concat(found, axis=1)[:, None], entries, measure)
     if site.kind == "scale":
         rows = [v[:, None, term.elements] for v, term in zip(found, site.terms, strict=True)]
     else:
         rows = [v[:, term.matrix] for v, term in zip(found, site.terms, strict=True)]
         name = name if found[0].shape[1] == 1 else f"{name}[{first.matrix}]"
         weight, entries = weight.T, entries.T
-    V = array_namespace(weight).concat(rows, axis=1)
+    V = xp.concat(rows, axis=1)
     return WeightSite(name, site.kind, weight, V, entries, measure)
