@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -78,14 +78,22 @@ class Traced:
         """The derivative of a function of the parameters, which it takes as a list."""
         maps = cache(lambda: self.traced.transforms.linearised(function, self.row.values))
         entries = self.size + math.prod(value.shape)
-
-        def pull(q: Array) -> Array:
-            return array_namespace(q).concat([part.reshape((len(q), -1)) for part in maps()[1](q)], axis=1)
-
-        def push(theta: Array) -> Array:
-            return maps()[0](split(theta, self.row.values))
-
+        push, pull = lambda theta: maps()[0](self._listed(theta)), lambda q: self._joined(maps()[1](q))
         return Map(*(self._in_blocks(each, entries) for each in (push, pull, lambda q: maps()[0](maps()[1](q)))))
+
+    @cached_property
+    def _listed(self) -> Function:
+        """A block [probe, p] as one of each parameter."""
+        return self.traced.transforms.compiled(lambda theta: split(theta, self.row.values))
+
+    @cached_property
+    def _joined(self) -> Function:
+        """The inverse."""
+
+        def joined(parts: list[Array]) -> Array:
+            return array_namespace(parts[0]).concat([part.reshape((len(part), -1)) for part in parts], axis=1)
+
+        return self.traced.transforms.compiled(joined)
 
     def _in_blocks(self, function: Function, entries: int) -> Function:
         """On as many probes at once as fit, each with these entries and the values of all trials on the way."""
@@ -108,11 +116,14 @@ def _with_variables(site: ConstraintSite, variables: dict[Use, Array], measure: 
     name, found = site.name, [variables[term.use] for term in site.terms]
     if site.kind == "opaque":
         return WeightSite(name, site.kind, weight, found[0], entries, measure)
+    xp = array_namespace(weight)
+    if site.kind == "lookup":
+        return WeightSite(name, site.kind, weight, xp.concat(found, axis=1)[:, None], entries, measure)
     if site.kind == "scale":
         rows = [v[:, None, term.elements] for v, term in zip(found, site.terms, strict=True)]
     else:
         rows = [v[:, term.matrix] for v, term in zip(found, site.terms, strict=True)]
         name = name if found[0].shape[1] == 1 else f"{name}[{first.matrix}]"
         weight, entries = weight.T, entries.T
-    V = array_namespace(weight).concat(rows, axis=1)
+    V = xp.concat(rows, axis=1)
     return WeightSite(name, site.kind, weight, V, entries, measure)

@@ -181,7 +181,7 @@ class _Tracer:
 
     def operation(self, equation: Equation, args: list[Atom]) -> list[Any]:
         """One node, and one more for each result where several are used."""
-        name, role = equation.primitive.name, _role(equation, args, self.data)
+        name, role = equation.primitive.name, _role(equation)
         used = [i for i, var in enumerate(equation.outvars) if not isinstance(var, DropVar)]
         outs = [equation.outvars[i].aval for i in used]
         if not used:
@@ -229,15 +229,14 @@ class _Tracer:
         return [*carry, *(self.add(Role.MOVE, "stack", [y.aval], equations.stack, *column) for y, column in columns)]
 
 
-def _role(equation: Equation, args: list[Atom], data: set[Node]) -> Role:
-    name, nodes = equation.primitive.name, [arg for arg in args if isinstance(arg, Node)]
+def _role(equation: Equation) -> Role:
+    name = equation.primitive.name
     if rule := rule_of(equation.primitive):
         return rule.role
     if name == "stop_gradient":
         return Role.STOP
     if name in equations.MOVES:
-        chosen_by_data = any(node in data and not node.floating for node in nodes)
-        return Role.OTHER if chosen_by_data else Role.MOVE
+        return Role.MOVE
     if name in equations.ADDS:
         return Role.ADD
     if name == "fft":
