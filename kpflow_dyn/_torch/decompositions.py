@@ -71,6 +71,13 @@ def _embedding(weight: Tensor, tokens: Tensor, padding: int = -1, *options: Any)
     return torch.where((tokens == padding)[..., None], rows.detach(), rows)
 
 
+def _windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
+    """The windows [..., size] of an axis, by an index: torch has no rule to map the backward pass of unfold."""
+    starts = torch.arange(0, x.shape[dim] - size + 1, step, device=x.device)
+    places = starts[:, None] + torch.arange(size, device=x.device)
+    return x.movedim(dim, -1)[..., places].movedim(-2, dim % x.ndim)
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.addmm.default: _sum_and_product,
     aten.baddbmm.default: _sum_and_product,
@@ -80,5 +87,7 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.native_group_norm.default: _group_norm,
     aten._native_batch_norm_legit.no_stats: _norm_of_batch,
     aten.embedding.default: _embedding,
+    aten.unfold.default: _windows,
+    aten._neg_view.default: torch.neg,  # which torch.func cannot map
 }
 WHOLE = [aten.hardsigmoid.default]  # its own backward pass rounds, which its parts would not do
