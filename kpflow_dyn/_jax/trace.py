@@ -37,8 +37,9 @@ def trace_rows(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, 
     tracer = _Tracer()
     names = {tracer.parameter(name, parameters[name]): name for name in sorted(parameters)}
     given = [tracer.row(role.name.lower(), role, row) for role, row in rows]
-    (output,) = tracer.inline(jaxpr, [*names, *given])
-    graph = Graph(tracer.nodes, tracer.as_node(output), names, tracer.values, named=tracer.named)
+    outputs = list(map(tracer.as_node, tracer.inline(jaxpr, [*names, *given])))
+    output, *further = outputs or [node for _, node in tracer.named]
+    graph = Graph(tracer.nodes, output, names, tracer.values, further=further, named=tracer.named)
     return real_graph(graph, tracer.forms)
 
 

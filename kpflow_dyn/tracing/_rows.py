@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn._arrays import Array, array_namespace, split_into
 from kpflow_dyn._arrays.complex_numbers import as_flat, count
 from kpflow_dyn._backend import RowFunction, Transforms
 from kpflow_dyn.tracing._dependence import FIXED, Dependence
@@ -172,6 +172,6 @@ def _parts(value: Array | Sequence[Array]) -> Sequence[Array]:
 
 
 def split(theta: Array, values: list[Array]) -> list[Array]:
-    """A vector of all parameters, as one array of each parameter's shape."""
-    ends = np.cumsum([count(value) for value in values]).tolist()
-    return [as_flat(theta[end - count(v) : end], v) for end, v in zip(ends, values, strict=True)]
+    """A vector of all parameters, which may have probes in front, as one array of each parameter's shape."""
+    parts = split_into(theta, [count(value) for value in values])
+    return [as_flat(part, value) for part, value in zip(parts, values, strict=True)]
