@@ -97,6 +97,13 @@ def _embedding_bag(
     return share.T @ rows, bag, number, offsets
 
 
+def _windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
+    """The windows [..., size] of an axis, by an index: torch has no rule to map the backward pass of unfold."""
+    starts = torch.arange(0, x.shape[dim] - size + 1, step, device=x.device)
+    places = starts[:, None] + torch.arange(size, device=x.device)
+    return x.movedim(dim, -1)[..., places].movedim(-2, dim % x.ndim)
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.addmm.default: _sum_and_product,
     aten.baddbmm.default: _sum_and_product,
@@ -108,5 +115,7 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.embedding.default: _embedding,
     aten._embedding_bag.default: _embedding_bag,
     aten._embedding_bag_forward_only.default: _embedding_bag,
+    aten.unfold.default: _windows,
+    aten._neg_view.default: torch.neg,  # which torch.func cannot map
 }
 WHOLE = [aten.hardsigmoid.default]  # its own backward pass rounds, which its parts would not do

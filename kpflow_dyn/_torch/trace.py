@@ -280,7 +280,7 @@ def _role(fx: FxNode) -> Role:
         return Role.CONVOLUTION
     if packet in REDUCES and (fx.meta["val"].is_floating_point() or fx.meta["val"].is_complex()):
         return Role.REDUCE
-    return Role.POINTWISE if torch.Tag.pointwise in fx.target.tags or packet is aten._neg_view else Role.OTHER
+    return Role.POINTWISE if torch.Tag.pointwise in fx.target.tags else Role.OTHER
 
 
 def _signature(fx: FxNode) -> tuple[tuple[tuple[int, ...], ...], bool]:
