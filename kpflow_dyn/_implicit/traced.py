@@ -16,6 +16,7 @@ from kpflow_dyn._implicit.linearised import Map, Pair
 from kpflow_dyn.tracing._rows import split
 from kpflow_dyn.tracing._uses import Use
 
+TABLE_COPIES = 3  # of each table for each probe, where lookups are mapped over probes
 Function = Callable[[Any], Any]
 
 
@@ -77,9 +78,14 @@ class Traced:
     def _of_parameters(self, function: Function, value: Array) -> Map:
         """The derivative of a function of the parameters, which it takes as a list."""
         maps = cache(lambda: self.traced.transforms.linearised(function, self.row.values))
-        entries = self.size + math.prod(value.shape)
+        entries = self.size + TABLE_COPIES * self._tables + math.prod(value.shape)
         push, pull = lambda theta: maps()[0](self._listed(theta)), lambda q: self._joined(maps()[1](q))
         return Map(*(self._in_blocks(each, entries) for each in (push, pull, lambda q: maps()[0](maps()[1](q)))))
+
+    @cached_property
+    def _tables(self) -> int:
+        """The entries of all tables that are looked up."""
+        return sum(math.prod(weight.shape) for weight in {u.weight for u in self.row.uses if u.kind == "lookup"})
 
     @cached_property
     def _listed(self) -> Function:

@@ -64,9 +64,11 @@ def _norm_of_batch(
 
 
 def _embedding(weight: Tensor, tokens: Tensor, padding: int = -1, *options: Any) -> Tensor:
-    """Rows of a table, whose blocks torch maps without a copy of the table; that of no token has no gradient."""
-    rows = weight.index_select(0, tokens.reshape(-1)).reshape(*tokens.shape, -1)
-    return rows if padding < 0 else torch.where((tokens == padding)[..., None], rows.detach(), rows)
+    """The row that stands for no token has no gradient."""
+    if padding < 0:
+        return NotImplemented
+    rows = aten.embedding(weight, tokens)
+    return torch.where((tokens == padding)[..., None], rows.detach(), rows)
 
 
 def _embedding_bag(
@@ -93,8 +95,7 @@ def _embedding_bag(
         share = share / number.clamp(min=1)
     if by_token is not None:
         share = share * by_token[:, None]
-    rows = weight.index_select(0, tokens)
-    return share.T @ rows, bag, number, offsets
+    return share.T @ aten.embedding(weight, tokens), bag, number, offsets
 
 
 def _windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
