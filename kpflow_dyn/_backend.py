@@ -89,7 +89,7 @@ class Transforms(Protocol):
     each_row    each_row(row function, *rows [time, trial, ...]) -> its outputs [time, trial, ...].
     index       index(element numbers, array) -> an index into arrays like this one.
     linearised  linearised(compiled function, point) -> the derivative there and its transpose, on blocks [probe,
-                ...].
+                ...]. The point is an array or a list of arrays.
     """
 
     @property
@@ -107,7 +107,7 @@ class Transforms(Protocol):
     @property
     def index(self) -> Callable[[np.ndarray, Array], Any]: ...
     @property
-    def linearised(self) -> Callable[[Callable[[Array], Array], Array], tuple[Rows, Rows]]: ...
+    def linearised(self) -> Callable[[Callable[[Any], Array], Any], tuple[Callable[[Any], Any], ...]]: ...
 
 
 class Solving(Protocol):

@@ -15,7 +15,7 @@ import jax.numpy as jnp  # noqa: E402
 from kpflow_dyn._jax import transforms  # noqa: E402
 from kpflow_dyn._jax.trace import trace  # noqa: E402
 from kpflow_dyn.tracing._graph import Role, ancestors, run  # noqa: E402
-from kpflow_dyn.tracing._sites import MatrixSite, OpaqueSite, ScaleSite  # noqa: E402
+from kpflow_dyn.tracing._sites import LookupSite, MatrixSite, OpaqueSite, ScaleSite  # noqa: E402
 from kpflow_dyn.tracing._steps import analyse  # noqa: E402
 
 INPUTS, UNITS, ROWS = 3, 4, 3
@@ -407,8 +407,8 @@ def test_gates_that_see_the_same_share_a_site():
     [
         ("low_rank", "m, n", MatrixSite),
         ("weight_norm", "V, g", MatrixSite),
-        ("embedding", "table", OpaqueSite),
-        ("taken_embedding", "table", OpaqueSite),
+        ("embedding", "table", LookupSite),
+        ("taken_embedding", "table", LookupSite),
         ("convolution", "conv.weight", MatrixSite),
         ("attention", "sharpness", ScaleSite),
         ("pointwise_custom", "theta", ScaleSite),

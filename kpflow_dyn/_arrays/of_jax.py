@@ -1,6 +1,6 @@
 """What JAX does otherwise than numpy: its arrays do not change, may be sharded, and may be traced."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -35,6 +35,9 @@ class Jax(Library):
 
     def joined(self, head: Array, rest: Iterator[Array], count: int) -> Array:
         return jnp.concatenate([head, *rest], axis=0)
+
+    def split_into(self, values: Array, sizes: Sequence[int], axis: int) -> list[Array]:
+        return jnp.split(values, np.cumsum(sizes)[:-1].tolist(), axis)
 
     def take_at(self, values: Array, index: np.ndarray) -> Array:  # a map over trials is seen to need nothing of others
         return _take_at(values, index)

@@ -1,6 +1,6 @@
 """What the package asks of an array library beyond the array API standard, as numpy does it; the others differ."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -53,6 +53,10 @@ class Library:
             out[at : at + rows.shape[0]] = rows
             at += rows.shape[0]
         return out
+
+    def split_into(self, values: Array, sizes: Sequence[int], axis: int) -> list[Array]:
+        ends: Any = np.cumsum(sizes)[:-1].tolist()
+        return np.split(values, ends, axis)
 
     def take_at(self, values: Array, index: np.ndarray) -> Array:
         return values[:, np.arange(len(index))[:, None], index]

@@ -29,15 +29,16 @@ def flow_of_constraint(sol: ConstraintSolution, params: Choice, measure: Array |
     outputs = Space((*rows, "site"), (*trials, found.outputs), sol.state, of_rows)
 
     kick = found.apart.parameters.between(parameters, state)
-    P, J = _propagator_and_jacobian(sol, found, kick)
+    K = found.apart.parameters.gram(kick)
+    P, J, ntk = _propagator_jacobian_and_kernel(sol, found, kick, K)
     V, sites = found.write.between(parameters, outputs), found.sites(weights)
     return ConstraintFlow(
         P=Propagator(P, -found.apart.argument.between(state, state)),
-        K=GramOperator(kick),
+        K=K,
         core=CoreOperator(V, sites, found.untraced),
         B=found.enter.between(outputs, state),
         J=J,
-        ntk=GramOperator(J),
+        ntk=ntk,
         sites=sites,
         solution=sol,
         parameters=found.parameters,
@@ -45,14 +46,17 @@ def flow_of_constraint(sol: ConstraintSolution, params: Choice, measure: Array |
     )
 
 
-def _propagator_and_jacobian(sol: ConstraintSolution, found: Linearised, kick: Operator) -> tuple[Operator, Operator]:
-    """P and J: of a network the derivatives of its values, else by a linear solve."""
+def _propagator_jacobian_and_kernel(
+    sol: ConstraintSolution, found: Linearised, kick: Operator, K: GramOperator
+) -> tuple[Operator, Operator, GramOperator]:
+    """P, J and J J*: of a network the derivatives of its values, else by a linear solve."""
     state = kick.codomain
     if found.whole is not None:
-        return found.whole.argument.between(state, state), found.whole.parameters.between(kick.domain, state)
+        J = found.whole.parameters.between(kick.domain, state)
+        return found.whole.argument.between(state, state), J, found.whole.parameters.gram(J)
     assert isinstance(sol, SolvedSolution)
     P = _solved(sol).between(state, state)
-    return P, P @ kick
+    return P, P @ kick, GramOperator(P @ kick, lambda q: P.mv(K.mv(P.T.mv(q))))
 
 
 def _solved(sol: SolvedSolution) -> Map:

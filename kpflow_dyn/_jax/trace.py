@@ -173,7 +173,7 @@ class _Tracer:
 
     def operation(self, equation: Equation, args: list[Atom]) -> list[Any]:
         """The results of an operation that stays whole."""
-        name, role = equation.primitive.name, _role(equation, args, self.data)
+        name, role = equation.primitive.name, _role(equation)
         used = [i for i, var in enumerate(equation.outvars) if not isinstance(var, DropVar)]
         outs = [equation.outvars[i].aval for i in used]
         if self.any_in(self.data | self.weights, args) and any(map(_is_complex, outs)):
@@ -243,15 +243,14 @@ def _is_complex(value: Any) -> bool:
     return jnp.issubdtype(value.dtype, jnp.complexfloating)
 
 
-def _role(equation: Equation, args: list[Atom], data: set[Node]) -> Role:
-    name, nodes = equation.primitive.name, [arg for arg in args if isinstance(arg, Node)]
+def _role(equation: Equation) -> Role:
+    name = equation.primitive.name
     if rule := rule_of(equation.primitive):
         return rule.role
     if name == "stop_gradient":
         return Role.STOP
     if name in equations.MOVES:
-        chosen_by_data = any(node in data and not node.floating for node in nodes)
-        return Role.OTHER if chosen_by_data else Role.MOVE
+        return Role.MOVE
     if name in equations.ADDS:
         return Role.ADD
     if name == "conv_general_dilated" and equations.is_plain_convolution(equation):

@@ -64,11 +64,9 @@ def _norm_of_batch(
 
 
 def _embedding(weight: Tensor, tokens: Tensor, padding: int = -1, *options: Any) -> Tensor:
-    """The row that stands for no token has no gradient."""
-    if padding < 0:
-        return NotImplemented
-    rows = aten.embedding(weight, tokens)
-    return torch.where((tokens == padding)[..., None], rows.detach(), rows)
+    """Rows of a table, whose blocks torch maps without a copy of the table; that of no token has no gradient."""
+    rows = weight.index_select(0, tokens.reshape(-1)).reshape(*tokens.shape, -1)
+    return rows if padding < 0 else torch.where((tokens == padding)[..., None], rows.detach(), rows)
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {

@@ -58,7 +58,7 @@ class Term:
 
     use: Use  # the use
     matrix: int  # which matrix of a batch
-    # the numbers of its weights: [d, m] of a matrix, [element] of a scale, all of an opaque operation
+    # the numbers of its weights: [d, m] of a matrix, [element] of a scale, all of any other
     entries: np.ndarray
     elements: np.ndarray | None = None  # of a scale: the elements of its result that take a weight
     taken: np.ndarray | None = None  # which of the weight's elements they take
@@ -85,7 +85,8 @@ def by_weight(terms: Sequence[Term]) -> list[list[Term]]:
     same: dict[object, list[Term]] = defaultdict(list)
     for term in terms:
         digest = hashlib.blake2b(np.ascontiguousarray(term.entries).data).digest()
-        same[term if term.use.kind == "opaque" else (term.entries.shape, digest)].append(term)
+        kind = term.use.kind
+        same[term if kind == "opaque" else (kind, term.entries.shape, digest)].append(term)
     return list(same.values())
 
 
