@@ -71,6 +71,103 @@ def _embedding(weight: Tensor, tokens: Tensor, padding: int = -1, *options: Any)
     return torch.where((tokens == padding)[..., None], rows.detach(), rows)
 
 
+def _copy(into: Tensor, source: Tensor, *options: Any) -> Tensor:
+    return source.to(into.dtype).expand(into.shape)
+
+
+def _slice_scatter(
+    x: Tensor, source: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Tensor:
+    """What is written, and what stays, out of both side by side."""
+    places = list(range(x.shape[dim]))
+    taken = list(places)
+    for n, place in enumerate(places[slice(start, end, step)]):
+        taken[place] = len(places) + n
+    return torch.cat([x, source], dim).index_select(dim, torch.tensor(taken, device=x.device))
+
+
+def _select_scatter(x: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
+    index %= x.shape[dim]
+    return _slice_scatter(x, source.unsqueeze(dim), dim, index, index + 1)
+
+
+def _write_at(x: Tensor, indices: list[Tensor | None], value: Tensor, accumulate: bool = False) -> Tensor:
+    """One value where a mask says so; the recorder knows no other masks."""
+    if not any(i is not None and i.dtype == torch.bool for i in indices):
+        return NotImplemented
+    masks = [i for i in indices if i is not None]
+    mask = masks[0].reshape(masks[0].shape + (1,) * (x.ndim - masks[0].ndim - indices.index(masks[0])))
+    return torch.where(mask, x + value if accumulate else value, x)
+
+
+def _places(x: Tensor, size: list[int], stride: list[int], start: int | None) -> Tensor:
+    """The elements of x, counted as they lie, that a view of its storage takes."""
+    places = torch.full((), start or 0, device=x.device)
+    for length, step in zip(size, stride, strict=True):
+        places = places.unsqueeze(-1) + step * torch.arange(length, device=x.device)
+    return places
+
+
+def _as_strided(x: Tensor, size: list[int], stride: list[int], start: int | None = None) -> Tensor:
+    if not x.is_contiguous():
+        return NotImplemented
+    return x.reshape(-1)[_places(x, size, stride, start)]
+
+
+def _as_strided_scatter(
+    x: Tensor, source: Tensor, size: list[int], stride: list[int], start: int | None = None
+) -> Tensor:
+    if not x.is_contiguous():
+        return NotImplemented
+    places = _places(x, size, stride, start).reshape(-1)
+    return x.reshape(-1).index_put((places,), source.reshape(-1)).reshape(x.shape)
+
+
+def _full_like(x: Tensor, value: float, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+    """It hangs on nothing."""
+    return torch.full(x.shape, value, dtype=dtype or x.dtype, device=x.device)
+
+
+def _solve(A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False) -> tuple[Tensor, ...]:
+    """Through the inverse, which is a weight where A is one; what autograd keeps of A is that of torch."""
+    vector = B.ndim == 1 or (B.ndim == A.ndim - 1 and B.shape == A.shape[:-1])
+    inverse, columns = torch.linalg.inv_ex(A)[0], B.unsqueeze(-1) if vector else B
+    found = inverse @ columns if left else columns @ inverse
+    factors = torch.linalg.lu_factor_ex(A.mT if A.is_contiguous() else A)
+    return found.squeeze(-1) if vector else found, *factors
+
+
+def _distances(a: Tensor, b: Tensor, p: float, *options: Any) -> Tensor:
+    """cdist."""
+    return torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
+
+
+def _embedding_bag(
+    weight: Tensor,
+    tokens: Tensor,
+    offsets: Tensor,
+    by_frequency: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    factors: Tensor | None = None,
+    with_end: bool = False,
+    padding: int = -1,
+) -> tuple[Tensor, ...]:
+    """Sums, means and maxima of rows; a last bag takes those that count for nothing."""
+    if by_frequency:
+        return NotImplemented
+    offsets = offsets[:-1] if with_end else offsets
+    places = torch.arange(len(tokens), device=offsets.device, dtype=offsets.dtype)
+    bags = torch.searchsorted(offsets, places, right=True) - 1
+    bags = torch.where(tokens == padding, len(offsets), bags)
+    rows = aten.embedding(weight, tokens)
+    rows = rows if factors is None else rows * factors[:, None]
+    found = torch.zeros(len(offsets) + 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    how = ("sum", "mean", "amax")[mode]
+    found = found.scatter_reduce(0, bags[:, None].expand(rows.shape), rows, how, include_self=False)[:-1]
+    return found, bags, bags, bags
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.addmm.default: _sum_and_product,
     aten.baddbmm.default: _sum_and_product,
@@ -80,5 +177,17 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.native_group_norm.default: _group_norm,
     aten._native_batch_norm_legit.no_stats: _norm_of_batch,
     aten.embedding.default: _embedding,
+    aten.copy.default: _copy,
+    aten.slice_scatter.default: _slice_scatter,
+    aten.select_scatter.default: _select_scatter,
+    aten.index_put.default: _write_at,
+    aten.as_strided.default: _as_strided,
+    aten.as_strided_scatter.default: _as_strided_scatter,
+    aten.full_like.default: _full_like,
+    aten.zeros_like.default: lambda x, **options: _full_like(x, 0, **options),
+    aten.ones_like.default: lambda x, **options: _full_like(x, 1, **options),
+    aten._linalg_solve_ex.default: _solve,
+    aten._embedding_bag.default: _embedding_bag,
+    aten._cdist_forward.default: _distances,
 }
 WHOLE = [aten.hardsigmoid.default]  # its own backward pass rounds, which its parts would not do
