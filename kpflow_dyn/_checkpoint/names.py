@@ -1,5 +1,6 @@
 """The tensors of a file by their names, and those of other libraries under the names of torch."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ from kpflow_dyn._checkpoint.objects import Skipped
 from kpflow_dyn._problems.parameters import CheckpointError
 
 VISITS = 2_000_000
+_OF_OPTIMISERS = re.compile(r"opt(im(i[sz]ers?)?)?(_states?)?(_dicts?)?")
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -51,7 +53,7 @@ def named(tree: Any, as_torch: bool = True) -> Names:
             words[name] = leaf
         elif isinstance(leaf, Skipped):
             skipped[leaf.name] = True
-        elif isinstance(leaf, Tensor) and not any(part.lower().startswith("opt") for part in path[:-1]):
+        elif isinstance(leaf, Tensor) and not any(map(_OF_OPTIMISERS.fullmatch, path[:-1])):
             value = leaf.detach().float() if as_torch and leaf.dtype in HALVES else leaf.detach()
             kernel = as_torch and path[-1] == "kernel" and value.ndim == 2
             name = f"{key}.weight".removeprefix(".") if kernel else name

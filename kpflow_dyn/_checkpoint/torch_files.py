@@ -50,7 +50,7 @@ def read_pickled(file: mmap.mmap) -> tuple[str, Any]:
     sizes = {}
     _find_storages(tree, sizes, set())
     storages = {key: _read_storage(file, sizes.get(key)) for key in keys}
-    return "torch.save before 1.6", plain(tree, lambda key: storages[key])
+    return "torch.save before torch 1.6", plain(tree, lambda key: storages[key])
 
 
 def _no_storage(key: Any) -> bytes:
