@@ -4,9 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn._arrays import Array, array_namespace, split_into
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,8 @@ class Layout:
     def split(self, state: Array) -> list[Array]:
         """The values of a state: the transpose of `join`, and its inverse."""
         shapes, axis = self._parts
-        ends, behind, found = np.cumsum([shape[axis] for shape in shapes]).tolist(), (slice(None),) * (-1 - axis), []
-        for shape, part, end in zip(self.shapes, shapes, ends, strict=True):
-            found.append(_shaped(state[(..., slice(end - part[axis], end), *behind)], part, shape))
-        return found
+        parts = split_into(state, [shape[axis] for shape in shapes], axis)
+        return [_shaped(*each) for each in zip(parts, shapes, self.shapes, strict=True)]
 
     @property
     def _parts(self) -> tuple[list[tuple[int, ...]], int]:
@@ -68,6 +64,17 @@ class Layout:
 
 def _axes(shape: tuple[int, ...]) -> tuple[str, ...]:
     return ("unit",) if len(shape) < 2 else ("token", "unit") if len(shape) == 2 else ("unit", "token")
+
+
+def unit_axis(shape: tuple[int, ...]) -> int:
+    """The axis of units of a value, counted from the last."""
+    return -len(shape) if len(shape) > 2 else -1
+
+
+def shape_of_halves(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a complex value whose real and imaginary parts lie side by side on the axis of units."""
+    axis = unit_axis(shape) % max(1, len(shape))
+    return tuple(2 * n if i == axis else n for i, n in enumerate(shape or (1,)))
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:

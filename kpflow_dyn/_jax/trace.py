@@ -12,9 +12,11 @@ from jax.errors import JAXIndexError, JAXTypeError
 from jax.extend.core import DropVar, Literal, jaxprs_in_params
 
 from kpflow_dyn._jax import equations
+from kpflow_dyn._jax.complex_parts import form_of, kind_of
 from kpflow_dyn._jax.custom import is_floating
 from kpflow_dyn._jax.equations import Equation, Jaxpr, body, opened
 from kpflow_dyn.tracing._graph import Graph, Node, Role
+from kpflow_dyn.tracing._pairs import Form, real_graph
 from kpflow_dyn.tracing._rules import rule_of
 
 Atom = Node | np.generic  # what stands for a value: a node, or the number of a literal
@@ -29,14 +31,15 @@ def trace(step: Step, parameters: dict[str, jax.Array], x: jax.Array, z: jax.Arr
 def trace_rows(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, jax.Array]) -> Graph:
     """The functional graph of `step(parameters, *rows)`, whose result is like the row in the role of the state, if any.
 
-    A ValueError where JAX cannot trace it, or it has side effects or complex numbers.
+    A ValueError where JAX cannot trace it, or it has side effects.
     """
     jaxpr = _jaxpr(step, parameters, [row for _, row in rows], [row for role, row in rows if role is Role.STATE])
     tracer = _Tracer()
     names = {tracer.parameter(name, parameters[name]): name for name in sorted(parameters)}
     given = [tracer.row(role.name.lower(), role, row) for role, row in rows]
     (output,) = tracer.inline(jaxpr, [*names, *given])
-    return Graph(tracer.nodes, tracer.as_node(output), names, tracer.values, named=tracer.named)
+    graph = Graph(tracer.nodes, tracer.as_node(output), names, tracer.values, named=tracer.named)
+    return real_graph(graph, tracer.forms)
 
 
 def _jaxpr(step: Step, parameters: dict[str, jax.Array], rows: list[jax.Array], states: list[jax.Array]) -> Jaxpr:
@@ -82,6 +85,7 @@ class _Tracer:
         self.weights: set[Node] = set()
         self.constants: dict[int, tuple[Any, Node]] = {}
         self.named: list[tuple[str, Node]] = []
+        self.forms: dict[Node, Form] = {}  # what is complex
 
     # Nodes
 
@@ -94,6 +98,7 @@ class _Tracer:
         node = Node(name, role, (value.shape,), is_floating(value))
         self.nodes.append(node)
         self.data.add(node)
+        self.forms[node] = form_of([value])
         return node
 
     def fixed(self, name: str, value: Any) -> Node:
@@ -101,6 +106,7 @@ class _Tracer:
         node = Node(name, Role.FIXED, (value.shape,), is_floating(value))
         self.nodes.append(node)
         self.values[node] = value
+        self.forms[node] = form_of([value])
         return node
 
     def as_node(self, value: Any) -> Node:
@@ -116,6 +122,7 @@ class _Tracer:
         floating = any(map(is_floating, outs))
         node = Node(f"{name}_{len(self.nodes)}", role, tuple(out.shape for out in outs), floating, apply, args)
         self.nodes.append(node)
+        self.forms[node] = form_of(outs)
         if self.any_in(self.data, node.operands):
             self.data.add(node)
         elif floating and role is not Role.STOP and self.any_in(self.weights, node.operands):
@@ -176,8 +183,6 @@ class _Tracer:
         name, role = equation.primitive.name, _role(equation, args, self.data)
         used = [i for i, var in enumerate(equation.outvars) if not isinstance(var, DropVar)]
         outs = [equation.outvars[i].aval for i in used]
-        if self.any_in(self.data | self.weights, args) and any(map(_is_complex, outs)):
-            raise ValueError(f"the step computes with complex numbers ({name}); write them as pairs of real ones")
         if not used:
             return [None] * len(equation.outvars)
         rule = rule_of(equation.primitive)
@@ -186,6 +191,7 @@ class _Tracer:
         else:
             apply = partial(equations.move if role is Role.MOVE else equations.bind, equation, used)
         parts = [self.add(role, name, outs, apply, *args)]
+        self.forms[parts[0]] = form_of(outs, kind_of(equation))
         if len(used) > 1:
             parts = [self.add(Role.MOVE, "getitem", [o], operator.getitem, parts[0], i) for i, o in enumerate(outs)]
         results = dict(zip(used, parts, strict=True))
@@ -222,10 +228,6 @@ class _Tracer:
         return [*carry, *(self.add(Role.MOVE, "stack", [y.aval], equations.stack, *column) for y, column in columns)]
 
 
-def _is_complex(value: Any) -> bool:
-    return jnp.issubdtype(value.dtype, jnp.complexfloating)
-
-
 def _role(equation: Equation, args: list[Atom], data: set[Node]) -> Role:
     name, nodes = equation.primitive.name, [arg for arg in args if isinstance(arg, Node)]
     if rule := rule_of(equation.primitive):
@@ -237,6 +239,8 @@ def _role(equation: Equation, args: list[Atom], data: set[Node]) -> Role:
         return Role.OTHER if chosen_by_data else Role.MOVE
     if name in equations.ADDS:
         return Role.ADD
+    if name == "fft":
+        return Role.REDUCE
     if name == "conv_general_dilated" and equations.is_plain_convolution(equation):
         return Role.CONVOLUTION
     return Role.POINTWISE if equations.is_pointwise(equation) else Role.OTHER

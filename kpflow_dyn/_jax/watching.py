@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal, jaxprs_in_params
 
+from kpflow_dyn._arrays.complex_numbers import in_halves, is_complex, of_halves
+from kpflow_dyn._implicit.layout import unit_axis
 from kpflow_dyn._jax.equations import CALLS, Equation, Jaxpr, body, opened, scan_sizes
 
 Change = Callable[[int, jax.Array], tuple[jax.Array, jax.Array]]  # (number, value) -> what is kept, what goes on
@@ -34,8 +36,13 @@ def watched(net: Any, x: jax.Array, names: Sequence[str], change: Change) -> lis
     else:
         out = _first(net(x))
     if "" in names:
-        hear("", out)
+        hear("", halves_of_value(out))
     return found
+
+
+def halves_of_value(value: jax.Array) -> jax.Array:
+    """A complex value with its real and imaginary parts side by side on the axis of units."""
+    return in_halves(value.reshape(value.shape or (1,)), unit_axis(value.shape)) if is_complex(value) else value
 
 
 class _Named(eqx.Module):
@@ -47,7 +54,10 @@ class _Named(eqx.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         out = self.module(*args, **kwargs)
         leaves, tree = jax.tree.flatten(out)
-        return jax.tree.unflatten(tree, [checkpoint_name(leaves[0], self.name), *leaves[1:]])
+        named = checkpoint_name(halves_of_value(leaves[0]), self.name)
+        if is_complex(leaves[0]):
+            named = of_halves(named, unit_axis(leaves[0].shape)).reshape(leaves[0].shape)
+        return jax.tree.unflatten(tree, [named, *leaves[1:]])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)

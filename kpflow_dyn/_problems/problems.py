@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._arrays.complex_numbers import is_complex, of_halves
 from kpflow_dyn._backend import Backend, backend_for
 from kpflow_dyn._problems.checks import check_inputs, check_rows, check_start, check_times
 
@@ -130,8 +131,15 @@ class ODEProblem(Problem):
 
     def __post_init__(self) -> None:
         backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_times(self.t)
-        z0 = check_start(self.z0, backend)
-        self._set(backend=backend, t=t, z0=z0, x=check_inputs(self.x, z0, t, backend))
+        z0, f = check_start(self.z0, backend), self.f
+        if is_complex(self.z0):
+            f = backend.models.on_halves(f)
+        self._set(backend=backend, f=f, t=t, z0=z0, x=check_inputs(self.x, z0, t, backend))
+
+    def remake(self, **changes: Any) -> Self:
+        if "f" in changes and "z0" not in changes and self.backend.models.is_on_halves(self.f):
+            changes["z0"] = of_halves(self.z0)
+        return super().remake(**changes)
 
     @property
     def is_span(self) -> bool:
@@ -240,6 +248,6 @@ class ImplicitProblem(Problem):
 
     def __post_init__(self) -> None:
         state = check_rows(self.state, "the state", STATE_AXES)
-        if state.ndim > 3 or "float" not in str(state.dtype):
+        if state.ndim > 3 or not ("float" in str(state.dtype) or is_complex(state)):
             raise ValueError(f"the state is {state.dtype}{list(state.shape)}, expected floats [trial, time, unit]")
         self._set(backend=backend_for(state, "the state", STATE_AXES), state=state)

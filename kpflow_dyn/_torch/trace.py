@@ -20,9 +20,11 @@ from torch.export.graph_signature import InputKind
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kpflow_dyn
+from kpflow_dyn._torch.complex_parts import LINEAR, form_of, values_of
 from kpflow_dyn._torch.decompositions import DECOMPOSITIONS, WHOLE
 from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn.tracing._graph import Graph, Node, Role
+from kpflow_dyn.tracing._pairs import Form, real_graph
 from kpflow_dyn.tracing._rules import RULES, Rule, rule_of
 
 aten = torch.ops.aten
@@ -35,7 +37,7 @@ MOVES = {
     *(aten.lift_fresh_copy, aten.slice_scatter, aten.select_scatter, aten.index, aten.gather),
 }
 PRODUCTS = {aten.mm, aten.bmm}
-REDUCES = {aten.sum, aten.mean}
+REDUCES = {aten.sum, aten.mean, *LINEAR}
 
 
 class Applied(nn.Module):
@@ -59,12 +61,14 @@ class Outline:
     parameters: dict[Node, str]
     stored: dict[Node, str]  # the name in the step of each parameter and buffer
     constants: dict[Node, Tensor]  # the values of tensors that the trace found elsewhere
+    forms: dict[Node, Form]  # what is complex
 
     def graph(self, step: Applied) -> Graph:
         """The graph with the values that the step has now."""
         now = dict(step.named_parameters()) | dict(step.named_buffers())
         values = self.constants | {node: now[name].detach().clone() for node, name in self.stored.items()}
-        return Graph(self.nodes, self.outputs[0], self.parameters, values, further=self.outputs[1:])
+        graph = Graph(self.nodes, self.outputs[0], self.parameters, values, further=self.outputs[1:])
+        return real_graph(graph, self.forms)
 
 
 def trace(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
@@ -81,7 +85,7 @@ def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
     signature = program.graph_signature
     _check_pure(program)
     nodes: dict[FxNode, Node] = {}
-    found = Outline([], [], {}, {}, {})
+    found = Outline([], [], {}, {}, {}, {})
     inputs = (role for role, _ in rows)
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     names = _first_names(step)
@@ -113,6 +117,7 @@ def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
             found.outputs.extend(nodes[value] for value in fx.args[0])
     assert found.outputs, "torch.export gave a graph without an output"
     found.nodes.extend(dict.fromkeys(nodes.values()))
+    found.forms.update((node, form_of(fx)) for fx, node in nodes.items())
     return found
 
 
@@ -273,14 +278,13 @@ def _role(fx: FxNode) -> Role:
         return Role.PRODUCT
     if packet is aten.convolution and not fx.args[6] and fx.args[8] == 1:  # neither transposed nor in groups
         return Role.CONVOLUTION
-    if packet in REDUCES and fx.meta["val"].is_floating_point():
+    if packet in REDUCES and (fx.meta["val"].is_floating_point() or fx.meta["val"].is_complex()):
         return Role.REDUCE
-    return Role.POINTWISE if torch.Tag.pointwise in fx.target.tags else Role.OTHER
+    return Role.POINTWISE if torch.Tag.pointwise in fx.target.tags or packet is aten._neg_view else Role.OTHER
 
 
 def _signature(fx: FxNode) -> tuple[tuple[tuple[int, ...], ...], bool]:
-    values = fx.meta["val"] if isinstance(fx.meta["val"], tuple | list) else [fx.meta["val"]]
-    tensors = [v for v in values if isinstance(v, Tensor)]
+    tensors = values_of(fx)
     return tuple(tuple(v.shape) for v in tensors), any(v.is_floating_point() for v in tensors)
 
 

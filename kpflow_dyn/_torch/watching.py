@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kpflow_dyn._implicit.layout import Layout
+from kpflow_dyn._arrays.complex_numbers import in_halves, of_halves
+from kpflow_dyn._implicit.layout import Layout, shape_of_halves, unit_axis
 
 Change = Callable[[int, Tensor], tuple[Tensor, Tensor]]  # (number, value) -> what is kept, what goes on
 
@@ -98,21 +99,28 @@ class Place:
     name: str
     of_one: tuple[int, ...]  # its shape in a call on one trial
     axis: int
+    is_complex: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a trial."""
-        return of_one_trial(self.of_one)
+        """Of a trial, with the real and imaginary parts of complex values side by side on the axis of units."""
+        shape = of_one_trial(self.of_one)
+        return shape_of_halves(shape) if self.is_complex else shape
 
     def by_trial(self, value: Tensor) -> Tensor:
         """[trial, ...]."""
         before, rows, after = self._parts
         apart = value.reshape(*before, value.shape[self.axis] // rows, rows, *after).movedim(self.axis, 0)
-        return apart.reshape(len(apart), *self.shape)
+        trials, shape = len(apart), of_one_trial(self.of_one)
+        if self.is_complex:
+            apart = in_halves(apart.reshape(trials, *(shape or (1,))), unit_axis(shape))
+        return apart.reshape(trials, *self.shape)
 
     def as_given(self, values: Tensor) -> Tensor:
         """The inverse."""
         before, rows, after = self._parts
+        if self.is_complex:
+            values = of_halves(values, unit_axis(self.shape))
         whole = values.reshape(len(values), *before, rows, *after).movedim(0, self.axis)
         return whole.reshape(*before, len(values) * rows, *after)
 
@@ -131,7 +139,7 @@ def place_of(name: str, of_one: Tensor, of_all: Tensor, trials: int) -> Place:
     one, whole = tuple(of_one.shape), tuple(of_all.shape)
     for axis in range(len(one)):
         if whole == (*one[:axis], trials * one[axis], *one[axis + 1 :]):
-            return Place(name, one, axis)
+            return Place(name, one, axis, of_one.is_complex())
     raise ValueError(
         f"{f'the module {name}' if name else 'the network'} gives {list(one)} for one trial and {list(whole)} for "
         f"{trials}, which has no axis of trials: its trials influence each other, or it is no function of one trial"
