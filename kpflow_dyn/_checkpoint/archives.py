@@ -51,7 +51,7 @@ class Archive:
 
 def _check_member(member: zipfile.ZipInfo) -> None:
     path = PurePosixPath(member.filename.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0:1]:
+    if path.is_absolute() or ".." in path.parts or any(":" in part for part in path.parts[:1]):
         raise CheckpointError(f"the archive has a member at {member.filename!r}, outside of it; no checkpoint has")
     if stat.S_ISLNK(member.external_attr >> 16):
         raise CheckpointError(f"the member {member.filename!r} of the archive is a link; no checkpoint has any")

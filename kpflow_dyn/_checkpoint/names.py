@@ -11,7 +11,7 @@ from torch import Tensor
 from kpflow_dyn._checkpoint.objects import Skipped
 from kpflow_dyn._problems.parameters import CheckpointError
 
-VISITS = 2_000_000
+CONTAINERS = 200_000
 _OF_OPTIMISERS = re.compile(r"opt(im(i[sz]ers?)?)?(_states?)?(_dicts?)?")
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -63,21 +63,24 @@ def named(tree: Any, as_torch: bool = True) -> Names:
 
 def _leaves(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Everything that is no container, with its path. The variables of flax's nnx are mappings with a `value`."""
-    todo, visits = [((), tree)], 0
+    todo, containers = [((), tree)], 0
     while todo:
         path, node = todo.pop()
-        visits += 1
-        if visits > VISITS:
-            raise CheckpointError(f"more than {VISITS:,} entries in the file; no checkpoint has so many")
-        if isinstance(node, Mapping):
-            if isinstance(value := node.get("value", node.get("raw_value")), Tensor) and path:
-                yield path, value
-                continue
-            todo += [((*path, str(key)), value) for key, value in reversed(node.items())]
-        elif isinstance(node, list):
-            todo += [((*path, str(place)), value) for place, value in reversed([*enumerate(node)])]
-        else:
+        if not isinstance(node, Mapping | list):
             yield path, node
+            continue
+        containers += 1
+        if containers > CONTAINERS:
+            raise CheckpointError(f"more than {CONTAINERS:,} containers in the file; no checkpoint has so many")
+        if path and isinstance(node, Mapping) and len(node) == 1 and set(node) <= {"value", "raw_value"}:
+            todo.append((path, *node.values()))
+            continue
+        items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        todo += [((*path, str(key)), value) for key, value in items if not _is_number(value)][::-1]
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 @dataclass(frozen=True)
