@@ -17,7 +17,14 @@ CONTRACT = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importl
 
 BACKENDS = ("_arrays", "_backend", "_torch", "_jax")
 OF_A_FRAMEWORK = {  # modules that define models of one framework, or read its files
-    *("_checkpoint.arrays", "_checkpoint.cells", "_checkpoint.loading", "_checkpoint.modules", "_checkpoint.names"),
+    *(
+        "_checkpoint.arrays",
+        "_checkpoint.cells",
+        "_checkpoint.keras",
+        "_checkpoint.loading",
+        "_checkpoint.modules",
+        "_checkpoint.names",
+    ),
     *("_checkpoint.networks", "_checkpoint.nonlinearity", "_checkpoint.objects", "_checkpoint.trees"),
     *("models._convert", "models._torch_models", "models.jax"),
 }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kpflow_dyn._checkpoint.keras import translated_cell
 from kpflow_dyn._checkpoint.objects import Skipped
 from kpflow_dyn._problems.parameters import CheckpointError
 
@@ -145,24 +146,34 @@ TRANSLATIONS = [
 
 
 def translated(names: Names) -> Names:
-    """The names with those of flax's cells as torch's; what is named as in torch stays."""
-    tensors, origins, keys = dict(names.tensors), dict(names.origins), dict(names.keys)
+    """The names with those of cells of flax and Keras as torch's; what is named as in torch stays."""
     for translation in TRANSLATIONS:
-        for prefix in [name.removesuffix(translation.anchor) for name in tensors if _ends(name, translation.anchor)]:
-            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            if not all(part in own for part in _needed(translation)) or not translation.fits(own):
-                continue
-            made = {target: _stacked(own, parts) for target, parts in translation.parts.items() if parts[0] in own}
-            for part in (part for parts in translation.parts.values() for part in parts):
-                tensors.pop(prefix + part, None)
-            tensors |= {prefix + target: value for target, value in made.items()}
-            keys |= {prefix + target: prefix.rstrip(".") for target in made}
-            origins[prefix] = translation.origin
-    return replace(names, tensors=tensors, keys=keys, origins=origins)
+        for prefix in _before(names, translation.anchor):
+            own = {name.removeprefix(prefix): each for name, each in names.tensors.items() if name.startswith(prefix)}
+            if all(part in own for part in _needed(translation)) and translation.fits(own):
+                parts = [part for some in translation.parts.values() for part in some]
+                made = {to: _stacked(own, some) for to, some in translation.parts.items() if some[0] in own}
+                names = _exchanged(names, prefix, parts, made, translation.origin)
+    for prefix in _before(names, "recurrent_kernel"):
+        parts = ["weight", "recurrent_kernel", "bias"]
+        own = {part: names.tensors[prefix + part] for part in parts if prefix + part in names.tensors}
+        origin, made = translated_cell(own, f"{prefix}recurrent_kernel")
+        names = _exchanged(names, prefix, parts, made, origin)
+    return names
 
 
-def _ends(name: str, anchor: str) -> bool:
-    return name == anchor or name.endswith(f".{anchor}")
+def _before(names: Names, anchor: str) -> list[str]:
+    """What stands before the anchor in names that end with it."""
+    return [name.removesuffix(anchor) for name in names.tensors if name == anchor or name.endswith(f".{anchor}")]
+
+
+def _exchanged(names: Names, prefix: str, parts: list[str], made: dict[str, Tensor], origin: str) -> Names:
+    """The names with some tensors under a prefix in the place of others."""
+    old = {prefix + part for part in parts}
+    tensors = {name: tensor for name, tensor in names.tensors.items() if name not in old}
+    keys = names.keys | {prefix + name: prefix.rstrip(".") for name in made}
+    tensors |= {prefix + name: tensor for name, tensor in made.items()}
+    return replace(names, tensors=tensors, keys=keys, origins=names.origins | {prefix: origin})
 
 
 def _needed(translation: Translation) -> list[str]:

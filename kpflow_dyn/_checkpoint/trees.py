@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._checkpoint.arrays import as_tensor, dense, dtype_named
+from kpflow_dyn._checkpoint.keras import with_names
 from kpflow_dyn._problems.parameters import CheckpointError
 
 ARRAY, COMPLEX, SCALAR = 1, 2, 3
@@ -59,7 +60,7 @@ def read_hdf5(path: Any, size: int) -> dict[str, Any]:
 
     try:
         with h5py.File(path, "r") as file:
-            return _group(file, {"left": 100 * size + 2**26}, 0)
+            return with_names(_group(file, {"left": 100 * size + 2**26}, 0))
     except OSError as error:
         raise CheckpointError(f"no HDF5 file, or a damaged one ({error})") from error
 
