@@ -207,7 +207,8 @@ def _described(
 ) -> dict[str, str]:
     network = loading.network
     origin = loading.names.origins.get(network.whole, "")
-    sizes = f"{cell.input_size} inputs, {cell.hidden_size} units, {getattr(cell, 'num_layers', 1)} layer(s)"
+    sizes = f"{cell.input_size} inputs, {cell.hidden_size} units, {_counted(getattr(cell, 'num_layers', 1), 'layer')}"
+    sizes += {"gru": ", gates r, z, n", "lstm": ", gates i, f, g, o"}.get(network.model, "")
     said = {
         "key": network.key,
         "prefix": network.prefix,
@@ -215,7 +216,7 @@ def _described(
         "nonlinearity": on_phi,
         "readout": "none found" if layer is None else f"the layer {readout!r}",
         "start": "zeros" if start is None else "init_state of the file, which does not learn here",
-        "left out": f"{len(unused)} tensors: {', '.join(unused[:6])}{', ...' if len(unused) > 6 else ''}"
+        "left out": f"{_counted(len(unused), 'tensor')}: {', '.join(unused[:6])}{', ...' if len(unused) > 6 else ''}"
         if unused
         else "",
     }
@@ -226,6 +227,10 @@ def _described(
     if loading.names.skipped:
         said["not made"] = "Python objects: " + listing(loading.names.skipped)
     return {subject: words for subject, words in said.items() if words or subject in ("key", "prefix")}
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
 def _on_leak(loading: _Loading, cell: Any) -> str:

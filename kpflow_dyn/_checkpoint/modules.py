@@ -58,8 +58,24 @@ def problem_of(module: Any, x: np.ndarray, start: Any = None) -> DiscreteProblem
     like = next(iter(parameters_of(module).values()))
     inputs = like_numpy(x, like)
     if x.ndim == 3 and is_cell(module):
-        return DiscreteProblem(module, inputs, start)
+        return DiscreteProblem(module, inputs, _zeros(module) if start is None else start)
     return StaticProblem(module, inputs)
+
+
+def _zeros(module: Any) -> Any:
+    """The start of a cell that does not say its size, where one part of it does; else None."""
+    parts = module.modules() if isinstance(module, nn.Module) else _parts(module)
+    sizes = {size for part in parts if isinstance(size := getattr(part, "hidden_size", None), int)}
+    if hasattr(module, "hidden_size") or len(sizes) != 1:
+        return None
+    return like_numpy(np.zeros(sizes.pop()), next(iter(parameters_of(module).values())))
+
+
+def _parts(module: Any) -> list[Any]:
+    """The modules in a pytree that say their hidden size."""
+    import jax
+
+    return jax.tree.leaves(module, is_leaf=lambda node: hasattr(node, "hidden_size"))
 
 
 def cast(module: Any, dtype: str) -> Any:
