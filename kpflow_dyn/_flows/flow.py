@@ -49,7 +49,8 @@ class Flow:
         ntk: the global empirical neural tangent kernel, state -> state.
         sites: the weight sites, in the order of the core's outputs.
         solution: what was linearised.
-        parameters: the parameters that learn, by name, as they were when linearised.
+        parameters: the parameters that learn, by name, as they were when linearised. A complex one counts as the pairs
+            (Re, Im) in J's domain, with the real inner product.
         preconditioner: the blocks of R, where an optimiser has a metric; else ().
         R: what changes of the parameters pass before J, of a metric or of a choice of them; None for all, unscaled.
         untraced: why the model could not be traced, so that all maps are those of autograd through the model, and each

@@ -21,7 +21,7 @@ from kpflow_dyn._arrays import Array, array_namespace, like_numpy, split_into
 from kpflow_dyn._arrays.complex_numbers import in_pairs
 from kpflow_dyn._backend import Transforms, Values
 from kpflow_dyn._implicit.form import Form
-from kpflow_dyn._implicit.layout import Layout
+from kpflow_dyn._implicit.layout import Layout, ShapeLayout
 from kpflow_dyn.tracing._copies import find_copies
 from kpflow_dyn.tracing._dependence import FIXED, ON_DATA, Dependences, dependences, is_copy
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, descendants, evaluate, run
@@ -29,7 +29,14 @@ from kpflow_dyn.tracing._lifetimes import last_needed, most_entries
 from kpflow_dyn.tracing._numbers import Term, by_weight, number_weights, parameters_behind, terms_of, weights_behind
 from kpflow_dyn.tracing._rows import fixed_values
 from kpflow_dyn.tracing._sums import sums_of_uses
-from kpflow_dyn.tracing._uses import Use, as_matrices, coefficients_of_scale, find_uses, variables_of_matrix
+from kpflow_dyn.tracing._uses import (
+    Use,
+    as_matrices,
+    coefficients_of_scale,
+    elements_of_lookup,
+    find_uses,
+    variables_of_matrix,
+)
 
 
 @dataclass(frozen=True)
@@ -87,17 +94,20 @@ def named_states(traced: TracedConstraint, learnable: Sequence[str]) -> Callable
 
 
 def network_of(
-    graph: Graph, transforms: Transforms, x: Array, parts: Sequence[tuple[str, Node]], layout: Layout
+    graph: Graph, transforms: Transforms, rows: Sequence[Array], parts: Sequence[tuple[str, Node]], layout: Layout
 ) -> TracedConstraint:
     """A network whose state are these named values, in this order."""
     names, states = [name for name, _ in parts], [node for _, node in parts]
     if tuple(names) != layout.names or len(set(states)) < len(states):
         raise ValueError(f"the trace has the values {', '.join(names)}, the network {', '.join(layout.names)}")
-    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, [x])
+    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, list(rows))
 
 
 def network_of_uses(
-    graph: Graph, transforms: Transforms, x: Array, of_one_trial: Callable[[tuple[int, ...]], tuple[int, ...]]
+    graph: Graph,
+    transforms: Transforms,
+    rows: Sequence[Array],
+    of_one_trial: Callable[[tuple[int, ...]], tuple[int, ...]],
 ) -> TracedConstraint:
     """A network whose state are the outputs of all uses of weights."""
     dependence = dependences(graph, graph.parameters)
@@ -107,8 +117,8 @@ def network_of_uses(
         raise ValueError("no weight meets data in the network; nothing to analyse")
     states = sorted(sums, key=graph.nodes.index)
     names = [_named(graph, sums[node]) for node in states]
-    layout = Layout(tuple(names), tuple(of_one_trial(node.shape) for node in states))
-    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, [x])
+    layout = ShapeLayout(tuple(names), tuple(of_one_trial(node.shape) for node in states))
+    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, list(rows))
 
 
 def in_order(graph: Graph, dependence: Dependences, among: set[Node]) -> list[Node]:
@@ -176,13 +186,17 @@ class Constraint:
         return self._joined(found)
 
     def variables(self, state: Array, *x: Array) -> list[Array]:
-        """The weight-site variables of all uses: V [matrix, row, d], coefficients [element], or data operands [...]."""
+        """The weight-site variables of all uses: V [matrix, row, d], coefficients [element], which elements of a
+        table [element], or data operands [...].
+        """
         env = self._data(state, x)
         return [self._variables(use, env, state) for use in self.uses]
 
     def _variables(self, use: Use, env: dict[Node, Array], state: Array) -> Array:
         if use.kind == "matrix":
             return variables_of_matrix(use, env)
+        if use.kind == "lookup":
+            return elements_of_lookup(use, env)
         if use.kind == "opaque":
             data = [env[o].reshape(-1) for o in use.others if o.floating] or [state.reshape(-1)[:0]]
             return array_namespace(state).concat(data, axis=0)

@@ -15,7 +15,7 @@ KINDS = {
     "real": Kind.REAL,
     "imag": Kind.IMAGINARY,
     "conj": Kind.CONJUGATE,
-    **dict.fromkeys(("reduce_sum", "cumsum", "neg", "sub"), Kind.APART),
+    **dict.fromkeys(("reduce_sum", "cumsum", "neg"), Kind.APART),
 }
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from kpflow_dyn._arrays import Rows
 from kpflow_dyn._backend import Values
 from kpflow_dyn._jax.cells import discrete_step
+from kpflow_dyn._jax.networks import states_of
 from kpflow_dyn._jax.rollout import run
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 
@@ -26,7 +27,7 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[jax.Array, Rows
     def states(arrays: Any) -> jax.Array:
         whole = eqx.combine(arrays, rest)
         if isinstance(problem, StaticProblem):
-            return jax.vmap(whole)(problem.x)
+            return states_of(problem, whole)
         step, z0 = discrete_step(problem)
         return run(step, whole, problem.x, z0)
 

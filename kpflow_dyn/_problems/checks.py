@@ -60,8 +60,8 @@ def check_sequence(x: Array) -> None:
         )
     if is_complex(x):
         raise TypeError(
-            f"x is {x.dtype}; give its real and imaginary parts side by side on the last axis, and put them together in "
-            "the cell"
+            f"x is {x.dtype}; give its real and imaginary parts side by side on the last axis, and put them together "
+            "in the cell"
         )
     if 0 in x.shape:
         raise ValueError(f"x has shape {tuple(x.shape)} [trial, time, input]: an analysis needs at least one of each")
@@ -116,9 +116,9 @@ def check_width(cell: Any, x: Array) -> None:
         raise ValueError(f"x has {x.shape[-1]} input channels, but the cell takes {width}; x is [trial, time, input]")
 
 
-def check_rows(x: Any, what: str, axes: str) -> Array:
+def check_rows(x: Any, what: str, axes: str, backend: Backend | None = None) -> Array:
     """Data of torch or JAX, finite floats or integers; numpy arrays become those of JAX."""
-    x = backend_for(x, what, axes).data.as_rows(x, what, axes)
+    x = (backend or backend_for(x, what, axes)).data.as_rows(x, what, axes)
     if x.ndim < 1 or 0 in x.shape:
         raise ValueError(f"{what} has shape {tuple(x.shape)}, expected {axes} with at least one of each")
     if not _is_finite(x):

@@ -16,7 +16,7 @@ KINDS = {
     aten.real: Kind.REAL,
     aten.imag: Kind.IMAGINARY,
     **dict.fromkeys((aten.conj, aten._conj, aten.conj_physical, aten._conj_physical), Kind.CONJUGATE),
-    **dict.fromkeys((aten.sum, aten.mean, aten.cumsum, aten.neg, aten.sub), Kind.APART),
+    **dict.fromkeys((aten.sum, aten.mean, aten.cumsum, aten.neg), Kind.APART),
 }
 LINEAR = (aten._fft_r2c, aten._fft_c2r, aten._fft_c2c)  # linear in their operand, as real numbers
 

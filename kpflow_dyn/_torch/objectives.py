@@ -11,6 +11,7 @@ from kpflow_dyn._backend import Values
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 from kpflow_dyn._torch import rollout
 from kpflow_dyn._torch.cells import Step, discrete_step, over_sequence
+from kpflow_dyn._torch.networks import states_of
 from kpflow_dyn._torch.trace import differentiable_attention
 
 Scheme = Any
@@ -37,7 +38,7 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[Tensor, Rows]:
 
 def _states(problem: DiscreteProblem | StaticProblem, model: nn.Module) -> Tensor:
     if isinstance(problem, StaticProblem):
-        return model(problem.x)
+        return states_of(problem)
     step, z0 = discrete_step(problem)
     return run(step, model, problem.x, z0)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from kpflow_dyn._arrays.complex_numbers import as_flat, count, flat
+from kpflow_dyn._arrays.complex_numbers import as_flat, count, flat, in_pairs
 from kpflow_dyn._backend import Values
 
 Rate = Callable[[dict[str, Any], dict[str, Any]], Tensor | float]
@@ -177,7 +177,8 @@ def learning_rates(optimizer: optim.Optimizer, model: nn.Module) -> dict[str, Te
                     "take a step first"
                 )
             if parameter in names:
-                found[names[parameter]] = rate(group, state)
+                own = {name: in_pairs(v) if isinstance(v, Tensor) else v for name, v in state.items()}
+                found[names[parameter]] = rate(group, own)
     return found
 
 

@@ -34,7 +34,7 @@ MOVES = {
     *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze),
     *(aten.expand, aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.cat, aten.stack, aten.unbind),
     *(aten.clone, aten.alias, aten.flip, aten.roll, aten.index_select, aten.repeat, aten.diagonal, aten.copy),
-    *(aten.lift_fresh_copy, aten.slice_scatter, aten.select_scatter, aten.index, aten.gather),
+    *(aten.lift_fresh_copy, aten.slice_scatter, aten.select_scatter, aten.index, aten.gather, aten.embedding),
 }
 PRODUCTS = {aten.mm, aten.bmm}
 REDUCES = {aten.sum, aten.mean, *LINEAR}
@@ -280,7 +280,7 @@ def _role(fx: FxNode) -> Role:
         return Role.CONVOLUTION
     if packet in REDUCES and (fx.meta["val"].is_floating_point() or fx.meta["val"].is_complex()):
         return Role.REDUCE
-    return Role.POINTWISE if torch.Tag.pointwise in fx.target.tags or packet is aten._neg_view else Role.OTHER
+    return Role.POINTWISE if torch.Tag.pointwise in fx.target.tags else Role.OTHER
 
 
 def _signature(fx: FxNode) -> tuple[tuple[tuple[int, ...], ...], bool]:

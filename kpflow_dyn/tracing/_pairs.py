@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,9 @@ class Several:
     pairs: Sequence[bool]
 
 
+Stand = Node | Pair | Several  # what stands for a node
+
+
 def real_graph(graph: Graph, forms: Mapping[Node, Form]) -> Graph:
     """The graph with pairs in the place of complex values.
 
@@ -65,7 +69,7 @@ def real_graph(graph: Graph, forms: Mapping[Node, Form]) -> Graph:
     """
     if not any(any(form.complexes) for form in forms.values()):
         return graph
-    found = _Pairs(graph, forms)
+    found = _Rewriting(graph, forms)
     for node in graph.nodes:
         found.known[node] = found.converted(node)
     parameters = {found.sources[node]: name for node, name in graph.parameters.items()}
@@ -74,20 +78,15 @@ def real_graph(graph: Graph, forms: Mapping[Node, Form]) -> Graph:
     return Graph(found.nodes, found.whole(graph.output), parameters, found.values, further, named)
 
 
-class _Pairs:
-    """The nodes so far, and what stands for each node of the graph."""
+class _Nodes:
+    """The nodes so far."""
 
-    def __init__(self, graph: Graph, forms: Mapping[Node, Form]) -> None:
-        self.graph, self.forms = graph, forms
+    def __init__(self, like: Array) -> None:
+        self.like = like  # a real array of the graph's dtype
         self.nodes: list[Node] = []
-        self.data: set[Node] = set()
         self.values: dict[Node, Value] = {}
-        self.known: dict[Node, Node | Pair | Several] = {}
-        self.sources: dict[Node, Node] = {}  # a parameter -> the node that stands for it
-        self.negated: dict[Node, Node] = {}
-        self.packed: dict[Node, Node] = {}
-
-    # Nodes
+        self.data: set[Node] = set()  # those that depend on data
+        self.negatives: dict[Node, Node] = {}
 
     def put(self, node: Node) -> Node:
         self.nodes.append(node)
@@ -104,54 +103,77 @@ class _Pairs:
         return node
 
     def zeros(self, shape: Sequence[int]) -> Node:
-        like = next(iter(self.graph.values.values()))
-        return self.constant("zeros", like_numpy(np.zeros(shape), like.real if is_complex(like) else like))
+        return self.constant("zeros", like_numpy(np.zeros(shape), self.like))
 
     def negative(self, node: Node) -> Node:
-        if node not in self.negated:
-            self.negated[node] = self.add(Role.POINTWISE, "negative", node.shape, operator.neg, node)
-        return self.negated[node]
+        if node not in self.negatives:
+            self.negatives[node] = self.add(Role.POINTWISE, "negative", node.shape, operator.neg, node)
+        return self.negatives[node]
+
+    def summed(self, nodes: Sequence[Node]) -> Node:
+        first, *rest = nodes
+        for other in rest:
+            first = self.add(Role.ADD, "sum", first.shape, operator.add, first, other)
+        return first
 
     def unpacked(self, node: Node) -> Pair:
         """The parts of pairs on the last axis."""
         return Pair(*(self.add(Role.MOVE, "part", node.shape[:-1], partial(_part, i), node) for i in range(2)))
 
-    def whole(self, node: Node) -> Node:
-        """What stands for a node, as one node."""
-        found = self.known[node]
-        assert not isinstance(found, Several), f"{node.name} has several results"
-        if isinstance(found, Node):
-            return found
-        if found.real not in self.packed:
-            parts = found.real, self.imaginary(found)
-            self.packed[found.real] = self.add(Role.MOVE, "pairs", (*found.real.shape, 2), _stacked, *parts)
-        return self.packed[found.real]
-
     def imaginary(self, pair: Pair) -> Node:
         return self.zeros(pair.real.shape) if pair.imaginary is None else pair.imaginary
 
+
+class _Rewriting(_Nodes):
+    """The nodes so far, and what stands for each node of the graph."""
+
+    def __init__(self, graph: Graph, forms: Mapping[Node, Form]) -> None:
+        first = next(iter(graph.values.values()))
+        super().__init__(first.real if is_complex(first) else first)
+        self.graph, self.forms = graph, forms
+        self.known: dict[Node, Stand] = {}
+        self.sources: dict[Node, Node] = {}  # a parameter -> the node that stands for it
+        self.wholes: dict[Node, Node] = {}
+
+    def whole(self, node: Node) -> Node:
+        """What stands for a node as one node, in pairs on a last axis where it is complex."""
+        found = self.single(node)
+        if isinstance(found, Node):
+            return found
+        if node not in self.wholes:
+            parts = found.real, self.imaginary(found)
+            self.wholes[node] = self.add(Role.MOVE, "pairs", (*found.real.shape, 2), _stacked, *parts)
+        return self.wholes[node]
+
+    def single(self, node: Node) -> Node | Pair:
+        found = self.known[node]
+        assert not isinstance(found, Several), f"{node.name} has several results"
+        return found
+
+    def parts(self, node: Node) -> tuple[Node, Node | None]:
+        """The real part, and the imaginary one where there is one."""
+        found = self.single(node)
+        return (found.real, found.imaginary) if isinstance(found, Pair) else (found, None)
+
+    def second(self, node: Node) -> Node:
+        """The imaginary part of an operand; an index stays itself."""
+        real, imaginary = self.parts(node)
+        if imaginary is not None:
+            return imaginary
+        return self.zeros(real.shape) if real.floating else real
+
     # What stands for a node
 
-    def complexes(self, node: Node) -> Sequence[bool]:
-        return self.forms[node].complexes
-
-    def converted(self, node: Node) -> Node | Pair | Several:
-        pairs, kind = self.complexes(node), self.forms[node].kind
-        operands = [self.known[o] for o in node.operands]
+    def converted(self, node: Node) -> Stand:
+        form, operands = self.forms[node], [self.known[o] for o in node.operands]
         if node.apply is None:
-            return self.given(node) if any(pairs) else self.kept(node)
+            return self.given(node) if any(form.complexes) else self.kept(node)
         if any(isinstance(o, Several) for o in operands):
             return self.taken(node)
-        if not any(pairs) and all(isinstance(o, Node) for o in operands):
+        if not any(form.complexes) and all(isinstance(o, Node) for o in operands):
             return self.kept(node)
-        if kind is not None and (found := self.of_kind(kind, node)) is not None:
-            return found
-        every = all(isinstance(self.known[a], Pair) for a in node.args[:2] if isinstance(a, Node))
-        if node.role in (Role.MOVE, Role.STOP) or (node.role is Role.ADD and every and len(node.operands) == 2):
-            return self.apart(node)
-        if node.role in (Role.PRODUCT, Role.CONVOLUTION):
-            return self.bilinear(node)
-        return self.elementwise(node) if node.role in (Role.POINTWISE, Role.ADD) else self.in_pairs(node)
+        found = _of_kind(self, form.kind, node)
+        return self.of_role(node) if found is None else found
 
     def kept(self, node: Node) -> Node:
         """A node without complex numbers."""
@@ -160,19 +182,19 @@ class _Pairs:
             self.sources[node] = node
         if any(self.known[o] is not o for o in node.operands):
             args, kwargs = substitute((node.args, dict(node.kwargs)), self.known)
-            return self.put(replace(node, args=args, kwargs=kwargs))
+            node = replace(node, args=args, kwargs=kwargs)
         return self.put(node)
 
     def given(self, node: Node) -> Pair:
         """A constant, or a parameter or input in pairs."""
-        if node.role is Role.FIXED and node not in self.graph.parameters:
-            value = self.graph.values[node]
-            real, imaginary = self.constant(node.name, value.real), value.imag
-            return Pair(real, self.constant(node.name, imaginary) if bool((imaginary != 0).any()) else None)
+        value = self.graph.values.get(node)
+        if value is not None and node not in self.graph.parameters:
+            real, zero = self.constant(node.name, value.real), not bool((value.imag != 0).any())
+            return Pair(real, None if zero else self.constant(node.name, value.imag))
         found = self.put(Node(node.name, node.role, ((*node.shape, 2),), True))
         self.sources[node] = found
-        if node in self.graph.values:
-            self.values[found] = in_pairs(self.graph.values[node])
+        if value is not None:
+            self.values[found] = in_pairs(value)
         return self.unpacked(found)
 
     def taken(self, node: Node) -> Node | Pair:
@@ -185,57 +207,24 @@ class _Pairs:
         found = self.put(Node(node.name, node.role, (shape,), True, node.apply, (several.node, number)))
         return self.unpacked(found) if pair else found
 
-    def of_kind(self, kind: Kind, node: Node) -> Node | Pair | None:
-        """None where it is left to the role."""
-        operands = [self.known.get(a, a) if isinstance(a, Node) else a for a in node.args]
-        first = operands[0]
-        if kind is Kind.WIDEN and isinstance(first, Node):
-            return Pair(first, None)
-        if kind is Kind.JOIN and all(isinstance(o, Node) and o.shape == node.shape for o in operands):
-            return Pair(*operands)
-        if kind is Kind.UNPACK and isinstance(first, Node):
-            return self.unpacked(first)
-        if not isinstance(first, Pair):
-            return None
-        if kind is Kind.PACK:
-            return self.whole(node.args[0])
-        if kind is Kind.REAL:
-            return first.real
-        if kind is Kind.IMAGINARY:
-            return self.imaginary(first)
-        if kind is Kind.CONJUGATE:
-            return Pair(first.real, first.imaginary and self.negative(first.imaginary))
-        return self.apart(node) if all(isinstance(self.known[o], Pair) for o in node.operands) else None
+    def of_role(self, node: Node) -> Stand:
+        pairs = len(node.operands) == 2 and all(isinstance(self.known[o], Pair) for o in node.operands)
+        if node.role in (Role.MOVE, Role.STOP) or (node.role is Role.ADD and pairs):
+            return self.apart(node)
+        if node.role in (Role.PRODUCT, Role.CONVOLUTION):
+            return self.bilinear(node)
+        return self.elementwise(node) if node.role in (Role.POINTWISE, Role.ADD) else self.other(node)
 
     def apart(self, node: Node) -> Pair:
         """The same of the real and of the imaginary parts."""
-        real = self.put(self.of_parts(node, {o: self.first(o) for o in node.operands}, "real"))
-        known = {o: pair.imaginary for o in node.operands if isinstance(pair := self.known[o], Pair)}
-        there = [part for part in known.values() if part is not None]
+        operands = dict.fromkeys(node.operands)
+        real = self.put(_of_parts(node, {o: self.parts(o)[0] for o in operands}, "real"))
+        there = [part for o in node.operands if (part := self.parts(o)[1]) is not None]
         if not there:
             return Pair(real, None)
-        if node.role is Role.ADD and len(there) == 1 < len(node.operands) and there[0].shape == node.shape:
+        if node.role is Role.ADD and len(there) == 1 and there[0].shape == node.shape:
             return Pair(real, there[0])
-        seconds = {o: self.second(o) for o in node.operands}
-        return Pair(real, self.put(self.of_parts(node, seconds, "imag")))
-
-    def of_parts(self, node: Node, parts: Mapping[Node, Node], which: str) -> Node:
-        args, kwargs = substitute((node.args, dict(node.kwargs)), parts)
-        args, kwargs = _numbers_apart(args, which), _numbers_apart(kwargs, which)
-        return Node(f"{node.name}_{which}", node.role, node.shapes, True, node.apply, args, kwargs)
-
-    def first(self, node: Node) -> Node:
-        found = self.known[node]
-        assert not isinstance(found, Several)
-        return found.real if isinstance(found, Pair) else found
-
-    def second(self, node: Node) -> Node:
-        """The imaginary part of an operand; an index is itself."""
-        found = self.known[node]
-        assert not isinstance(found, Several)
-        if isinstance(found, Pair):
-            return self.imaginary(found)
-        return self.zeros(found.shape) if found.floating else found
+        return Pair(real, self.put(_of_parts(node, {o: self.second(o) for o in operands}, "imag")))
 
     def bilinear(self, node: Node) -> Pair:
         """(a + i b) (c + i d) = a c + (-b) d + i (a d + b c), where data take the sign."""
@@ -246,72 +235,84 @@ class _Pairs:
                 return []
             return [self.add(node.role, node.name, node.shape, node.apply, left, right, *node.args[2:])]
 
-        both = [] if b is None or d is None else self.turned(b, d)
-        real = product(a, c) + (product(*both) if both else [])
-        imaginary = product(a, d) + product(b, c)
+        real, imaginary = product(a, c), product(a, d) + product(b, c)
+        if b is not None and d is not None:
+            real += product(self.negative(b), d) if b in self.data else product(b, self.negative(d))
         return Pair(self.summed(real), self.summed(imaginary) if imaginary else None)
-
-    def turned(self, left: Node, right: Node) -> list[Node]:
-        """Two factors, of which the one that depends on data has the other sign."""
-        return [left, self.negative(right)] if left not in self.data else [self.negative(left), right]
-
-    def parts(self, node: Node) -> tuple[Node, Node | None]:
-        found = self.known[node]
-        assert not isinstance(found, Several)
-        return (found.real, found.imaginary) if isinstance(found, Pair) else (found, None)
-
-    def summed(self, nodes: Sequence[Node]) -> Node:
-        first, *rest = nodes
-        for other in rest:
-            first = self.add(Role.ADD, "sum", first.shape, operator.add, first, other)
-        return first
 
     def elementwise(self, node: Node) -> Node | Pair:
         """One operation for each part of the result."""
-        flat, of_values = self.flat(node, packed=False)
-        if not any(self.complexes(node)):
-            return self.add(Role.POINTWISE, node.name, node.shape, of_values, *flat)
-        parts = (lambda *values: of_values(*values).real), (lambda *values: of_values(*values).imag)
-        return Pair(*(self.add(Role.POINTWISE, node.name, node.shape, part, *flat) for part in parts))
+        flat, restore = [], {}
+        for o in dict.fromkeys(node.operands):
+            parts = [part for part in self.parts(o) if part is not None]
+            flat += parts
+            restore[o] = len(parts), _complex if isinstance(self.known[o], Pair) else _same
+        value = partial(_value, node, restore)
+        if not any(self.forms[node].complexes):
+            return self.add(Role.POINTWISE, node.name, node.shape, value, *flat)
+        of_parts = (lambda *values: value(*values).real), (lambda *values: value(*values).imag)
+        return Pair(*(self.add(Role.POINTWISE, node.name, node.shape, part, *flat) for part in of_parts))
 
-    def in_pairs(self, node: Node) -> Node | Pair | Several:
+    def other(self, node: Node) -> Stand:
         """One operation on pairs on a last axis."""
-        pairs = self.complexes(node)
-        flat, of_values = self.flat(node, packed=True)
+        pairs, operands = self.forms[node].complexes, dict.fromkeys(node.operands)
+        restore = {o: (1, of_pairs if isinstance(self.known[o], Pair) else _same) for o in operands}
+        value = partial(_value, node, restore)
         shapes = tuple((*shape, 2) if pair else shape for shape, pair in zip(node.shapes, pairs, strict=True))
-        floating = node.floating or any(pairs)
-        apply = lambda *values: _in_pairs(of_values(*values))  # noqa: E731
-        found = self.put(Node(f"{node.name}_pairs", node.role, shapes, floating, apply, tuple(flat)))
+        floating, args = node.floating or any(pairs), tuple(map(self.whole, operands))
+        found = Node(f"{node.name}_pairs", node.role, shapes, floating, lambda *v: _in_pairs(value(*v)), args)
+        self.put(found)
         if len(shapes) > 1:
             return Several(found, pairs)
         return self.unpacked(found) if pairs[0] else found
 
-    def flat(self, node: Node, packed: bool) -> tuple[list[Node], Callable[..., Value]]:
-        """The operands in parts, or packed, and the node's value as a function of theirs."""
-        flat, counts = [], {}
-        for o in dict.fromkeys(node.operands):
-            found = self.known[o]
-            assert not isinstance(found, Several)
-            own = [found] if isinstance(found, Node) else [self.whole(o)] if packed else [found.real, found.imaginary]
-            own = [part for part in own if part is not None]
-            flat += own
-            counts[o] = (0 if isinstance(found, Node) else 1 if packed else -1, len(own))
-        return flat, partial(_restored, node, counts)
+
+def _of_kind(rewriting: _Rewriting, kind: Kind | None, node: Node) -> Node | Pair | None:
+    """What stands for a node by its kind; None where it is left to its role."""
+    stands = [rewriting.single(o) for o in node.operands]
+    first = stands[0] if stands else None
+    if isinstance(first, Pair):
+        return _of_pair(rewriting, kind, node, first)
+    alike = len(stands) == len(node.args) and all(isinstance(o, Node) and o.shape == node.shape for o in stands)
+    if kind is Kind.JOIN and alike:
+        return Pair(*stands)  # type: ignore[arg-type]
+    if kind is Kind.UNPACK and first is not None:
+        return rewriting.unpacked(first)
+    return Pair(first, None) if kind is Kind.WIDEN and first is not None else None
 
 
-def _restored(node: Node, counts: Mapping[Node, tuple[int, int]], *values: Value) -> Value:
-    """The value of a node from the parts of its operands: real (0), packed (1) or apart (-1)."""
-    rest, env = iter(values), {}
-    for operand, (form, count) in counts.items():
-        own = [next(rest) for _ in range(count)]
-        if form == 0:
-            env[operand] = own[0]
-        elif form == 1:
-            env[operand] = of_pairs(own[0])
-        else:
-            second = own[1] if count == 2 else array_namespace(own[0]).zeros_like(own[0])
-            env[operand] = complex_of(own[0], second)
-    return evaluate(node, env)
+def _of_pair(rewriting: _Rewriting, kind: Kind | None, node: Node, pair: Pair) -> Node | Pair | None:
+    """The same of a complex operand."""
+    if kind is Kind.PACK:
+        return rewriting.whole(node.operands[0])
+    if kind is Kind.REAL:
+        return pair.real
+    if kind is Kind.IMAGINARY:
+        return rewriting.imaginary(pair)
+    if kind is Kind.CONJUGATE:
+        return Pair(pair.real, pair.imaginary and rewriting.negative(pair.imaginary))
+    every = all(isinstance(rewriting.single(o), Pair) for o in node.operands)
+    return rewriting.apart(node) if kind is Kind.APART and every else None
+
+
+def _of_parts(node: Node, parts: Mapping[Node, Node], which: str) -> Node:
+    """The same operation on parts of its operands, "real" or "imag"."""
+    args, kwargs = _numbers_apart(substitute((node.args, dict(node.kwargs)), parts), which)
+    return Node(f"{node.name}_{which}", node.role, node.shapes, True, node.apply, args, kwargs)
+
+
+def _value(node: Node, restore: Mapping[Node, tuple[int, Callable[..., Value]]], *values: Value) -> Value:
+    """The value of a node, where each operand is restored from so many of these values."""
+    rest = iter(values)
+    return evaluate(node, {o: of_values(*islice(rest, count)) for o, (count, of_values) in restore.items()})
+
+
+def _same(value: Value) -> Value:
+    return value
+
+
+def _complex(real: Array, imaginary: Array | None = None) -> Array:
+    return complex_of(real, array_namespace(real).zeros_like(real) if imaginary is None else imaginary)
 
 
 def _in_pairs(value: Any) -> Any:
