@@ -64,9 +64,38 @@ def _norm_of_batch(
 
 
 def _embedding(weight: Tensor, tokens: Tensor, padding: int = -1, *options: Any) -> Tensor:
-    """Rows of a table, whose blocks torch maps without a copy of the table; that of no token has no gradient."""
-    rows = weight.index_select(0, tokens.reshape(-1)).reshape(*tokens.shape, -1)
-    return rows if padding < 0 else torch.where((tokens == padding)[..., None], rows.detach(), rows)
+    """The row that stands for no token has no gradient."""
+    if padding < 0:
+        return NotImplemented
+    rows = aten.embedding(weight, tokens)
+    return torch.where((tokens == padding)[..., None], rows.detach(), rows)
+
+
+def _embedding_bag(
+    weight: Tensor,
+    tokens: Tensor,
+    offsets: Tensor,
+    scale_by_frequency: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    by_token: Tensor | None = None,
+    include_last: bool = False,
+    padding: int = -1,
+) -> Any:
+    """Sums or means of rows of a table, each bag from its offset to the next; not the largest of each."""
+    if mode > 1 or scale_by_frequency:
+        return NotImplemented
+    starts = offsets[:-1] if include_last else offsets
+    places = torch.arange(len(tokens), device=tokens.device)[:, None]
+    bag = (places >= starts).sum(1) - 1  # of each token
+    counts = (bag[:, None] == torch.arange(len(starts), device=tokens.device)) & (tokens != padding)[:, None]
+    share = counts.to(weight.dtype)  # [token, bag]
+    number = counts.sum(0)
+    if mode == 1:
+        share = share / number.clamp(min=1)
+    if by_token is not None:
+        share = share * by_token[:, None]
+    return share.T @ aten.embedding(weight, tokens), bag, number, offsets
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
@@ -78,5 +107,7 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.native_group_norm.default: _group_norm,
     aten._native_batch_norm_legit.no_stats: _norm_of_batch,
     aten.embedding.default: _embedding,
+    aten._embedding_bag.default: _embedding_bag,
+    aten._embedding_bag_forward_only.default: _embedding_bag,
 }
 WHOLE = [aten.hardsigmoid.default]  # its own backward pass rounds, which its parts would not do

@@ -3,7 +3,6 @@
 Parameters come first, one after another, then the weights that are computed from them.
 """
 
-import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,12 +81,17 @@ def terms_of(uses: Sequence[Use], weights: WeightNumbers, copies: Copies) -> tup
 
 def by_weight(terms: Sequence[Term]) -> list[list[Term]]:
     """The terms of one and the same weight together; opaque ones stay alone."""
-    same: dict[object, list[Term]] = defaultdict(list)
+    found: list[list[Term]] = []
+    alike: dict[tuple, list[list[Term]]] = defaultdict(list)  # groups that may have the same numbers
     for term in terms:
-        digest = hashlib.blake2b(np.ascontiguousarray(term.entries).data).digest()
-        kind = term.use.kind
-        same[term if kind == "opaque" else (kind, term.entries.shape, digest)].append(term)
-    return list(same.values())
+        groups = alike[term.use.kind, term.entries.shape, *term.entries.flat[:1].tolist()]
+        same = (group for group in groups if np.array_equal(group[0].entries, term.entries))
+        group = None if term.use.kind == "opaque" else next(same, None)
+        if group is None:
+            found.append(group := [])
+            groups.append(group)
+        group.append(term)
+    return found
 
 
 def weights_behind(graph: Graph, uses: Iterable[Use], dependence: Dependences) -> list[Node]:

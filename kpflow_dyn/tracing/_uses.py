@@ -82,13 +82,16 @@ def as_outputs(node: Node, weight: Node, values: Any) -> Any:
 
 
 def variables_of_matrix(use: Use, env: Mapping[Node, Array]) -> Array:
-    """V [matrix, row, d]; patches are what a convolution gives for the unit kernels."""
+    """V [matrix, row, d]; patches are what a convolution gives for the unit kernels, channel by channel."""
     operand = env[use.operand]
     if use.node.role is not Role.CONVOLUTION:
         return as_outputs(use.node, use.weight, operand)
-    _, *kernel = use.weight.shape
-    unit = like_numpy(np.eye(math.prod(kernel)), operand).reshape((-1, *kernel))
-    return as_outputs(use.node, use.weight, evaluate(use.node, {use.weight: unit, use.operand: operand}))
+    batch, channels, *positions = operand.shape
+    kernel = use.weight.shape[2:]
+    unit = like_numpy(np.eye(math.prod(kernel)), operand).reshape((-1, 1, *kernel))
+    single = operand.reshape((batch * channels, 1, *positions))
+    patches = evaluate(use.node, {use.weight: unit, use.operand: single})  # [batch * channel, place in patch, ...]
+    return as_outputs(use.node, use.weight, patches.reshape((batch, -1, *patches.shape[2:])))
 
 
 def elements_of_lookup(use: Use, env: Mapping[Node, Array]) -> Array:
