@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS  # what torch.library.custom_op made, with its function of Python
@@ -241,6 +242,8 @@ class _Asked(TorchFunctionMode):
         has_rule = isinstance(func, OpOverload | OpOverloadPacket) and rule_of(func)
         if has_rule and not any(map(is_wrapped, tensors_in(args))):
             return self.recorder.whole(func, args, kwargs or {})
+        if func is Tensor.fill_diagonal_:
+            return _fill_diagonal(*args, **(kwargs or {}))
         if func is Tensor.__getitem__:
             return _looked_up(*args)
         if func not in DETACHES:
@@ -282,6 +285,13 @@ def _numbers(mask: Tensor) -> tuple[Tensor, ...]:
 
 def tensors_in(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _fill_diagonal(values: Tensor, fill_value: float, wrap: bool = False) -> Tensor:
+    """By a mask: torch writes to a view of the storage, which has no form without writes."""
+    mask = np.zeros(values.shape, bool)
+    np.fill_diagonal(mask, True, wrap)
+    return values.masked_fill_(torch.from_numpy(mask).to(values.device), fill_value)
 
 
 def is_wrapped(tensor: Tensor) -> bool:

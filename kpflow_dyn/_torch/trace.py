@@ -171,7 +171,7 @@ def _recorded(
 def _where(error: BaseException) -> str:
     """The last line of the model's own code on the way to an error."""
     inside = tuple(str(Path(str(module.__file__)).parent) for module in (torch, kpflow_dyn))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(inside)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*inside, "<"))]
     return f" (in {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
 
 
