@@ -355,8 +355,8 @@ def test_a_file_elsewhere_finds_the_modules_beside_it(code: Path, out: Path, for
         ("mine:fails", "mine:fails raised RuntimeError: no data here; --debug shows where"),
         ("mine:needs", "mine:needs raised TypeError: needs() missing 1 required positional argument: 'x'"),
         ("mine:ends", "mine:ends raised SystemExit; keep what a script does under"),
-        ("mine:nothing", "mine:nothing returned None, expected a kp.DiscreteProblem, a kp.ODEProblem or a kp.Solution"),
-        ("mine:Field", "mine:Field returned a Field, expected a kp.DiscreteProblem"),
+        ("mine:nothing", "mine:nothing returned None, expected a problem (kp.DiscreteProblem"),
+        ("mine:Field", "mine:Field returned a Field, expected a problem (kp.DiscreteProblem"),
     ],
 )
 def test_code_that_gives_no_problem(here: Path, out: Path, reference: str, message: str) -> None:

@@ -82,9 +82,9 @@ def sizes_of(parameters: Mapping[str, Array]) -> dict[str, int]:
 
 
 def drawn(shapes: Sequence[tuple[int, ...]], like: Array, seed: int = 1) -> list[Array]:
-    """Standard normal numbers of numpy's: JAX compiles its own anew for each shape, for seconds."""
+    """Random numbers of mean 0 and size 1 of numpy's: JAX compiles its own anew for each shape, for seconds."""
     generator = np.random.default_rng(seed)
-    return [like_numpy(generator.standard_normal(shape), like) for shape in shapes]
+    return [like_numpy(3**0.5 * (2 * generator.random(shape) - 1), like) for shape in shapes]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,14 @@ from kpflow_dyn.tracing._lifetimes import last_needed, most_entries
 from kpflow_dyn.tracing._numbers import Term, by_weight, number_weights, parameters_behind, terms_of, weights_behind
 from kpflow_dyn.tracing._rows import fixed_values
 from kpflow_dyn.tracing._sums import sums_of_uses
-from kpflow_dyn.tracing._uses import Use, as_matrices, coefficients_of_scale, find_uses, variables_of_matrix
+from kpflow_dyn.tracing._uses import (
+    Use,
+    as_matrices,
+    coefficients_of_scale,
+    elements_of_lookup,
+    find_uses,
+    variables_of_matrix,
+)
 
 
 @dataclass(frozen=True)
@@ -179,13 +186,17 @@ class Constraint:
         return self._joined(found)
 
     def variables(self, state: Array, *x: Array) -> list[Array]:
-        """The weight-site variables of all uses: V [matrix, row, d], coefficients [element], or data operands [...]."""
+        """The weight-site variables of all uses: V [matrix, row, d], coefficients [element], which elements of a
+        table [element], or data operands [...].
+        """
         env = self._data(state, x)
         return [self._variables(use, env, state) for use in self.uses]
 
     def _variables(self, use: Use, env: dict[Node, Array], state: Array) -> Array:
         if use.kind == "matrix":
             return variables_of_matrix(use, env)
+        if use.kind == "lookup":
+            return elements_of_lookup(use, env)
         if use.kind == "opaque":
             data = [env[o].reshape(-1) for o in use.others if o.floating] or [state.reshape(-1)[:0]]
             return array_namespace(state).concat(data, axis=0)

@@ -16,7 +16,7 @@ from kpflow_dyn._spaces.space import Space
 
 @dataclass(frozen=True)
 class Map:
-    """A linear map and its transpose on blocks [probe, ...]; `squared` is push(pull(q)), where that has a way of its own."""
+    """A linear map and its transpose on blocks [probe, ...]; `squared` is push(pull(q)), where it has its own way."""
 
     push: Rows
     pull: Rows

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from kpflow_dyn._implicit.linearised import Map, Pair
 from kpflow_dyn.tracing._rows import split
 from kpflow_dyn.tracing._uses import Use
 
+TABLE_COPIES = 3  # of each table for each probe, where lookups are mapped over probes
 Function = Callable[[Any], Any]
 
 
@@ -77,15 +78,28 @@ class Traced:
     def _of_parameters(self, function: Function, value: Array) -> Map:
         """The derivative of a function of the parameters, which it takes as a list."""
         maps = cache(lambda: self.traced.transforms.linearised(function, self.row.values))
-        entries = self.size + math.prod(value.shape)
-
-        def pull(q: Array) -> Array:
-            return array_namespace(q).concat([part.reshape((len(q), -1)) for part in maps()[1](q)], axis=1)
-
-        def push(theta: Array) -> Array:
-            return maps()[0](split(theta, self.row.values))
-
+        entries = self.size + TABLE_COPIES * self._tables + math.prod(value.shape)
+        push, pull = lambda theta: maps()[0](self._listed(theta)), lambda q: self._joined(maps()[1](q))
         return Map(*(self._in_blocks(each, entries) for each in (push, pull, lambda q: maps()[0](maps()[1](q)))))
+
+    @cached_property
+    def _tables(self) -> int:
+        """The entries of all tables that are looked up."""
+        return sum(math.prod(weight.shape) for weight in {u.weight for u in self.row.uses if u.kind == "lookup"})
+
+    @cached_property
+    def _listed(self) -> Function:
+        """A block [probe, p] as one of each parameter."""
+        return self.traced.transforms.compiled(lambda theta: split(theta, self.row.values))
+
+    @cached_property
+    def _joined(self) -> Function:
+        """The inverse."""
+
+        def joined(parts: list[Array]) -> Array:
+            return array_namespace(parts[0]).concat([part.reshape((len(part), -1)) for part in parts], axis=1)
+
+        return self.traced.transforms.compiled(joined)
 
     def _in_blocks(self, function: Function, entries: int) -> Function:
         """On as many probes at once as fit, each with these entries and the values of all trials on the way."""
@@ -108,11 +122,14 @@ def _with_variables(site: ConstraintSite, variables: dict[Use, Array], measure: 
     name, found = site.name, [variables[term.use] for term in site.terms]
     if site.kind == "opaque":
         return WeightSite(name, site.kind, weight, found[0], entries, measure)
+    xp = array_namespace(weight)
+    if site.kind == "lookup":
+        return WeightSite(name, site.kind, weight, xp.concat(found, axis=1)[:, None], entries, measure)
     if site.kind == "scale":
         rows = [v[:, None, term.elements] for v, term in zip(found, site.terms, strict=True)]
     else:
         rows = [v[:, term.matrix] for v, term in zip(found, site.terms, strict=True)]
         name = name if found[0].shape[1] == 1 else f"{name}[{first.matrix}]"
         weight, entries = weight.T, entries.T
-    V = array_namespace(weight).concat(rows, axis=1)
+    V = xp.concat(rows, axis=1)
     return WeightSite(name, site.kind, weight, V, entries, measure)

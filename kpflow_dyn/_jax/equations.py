@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import jaxpr_as_fun, jaxprs_in_params
 
-from kpflow_dyn._jax.custom import is_floating, same_derivative, with_forward_mode
+from kpflow_dyn._jax.custom import Function, is_floating, same_derivative, with_forward_mode
 from kpflow_dyn.tracing._graph import Role
 from kpflow_dyn.tracing._rules import rule_of
 
@@ -140,6 +140,17 @@ def _choose(equation: Equation, used: Sequence[int], out: Any) -> Any:
     if not equation.primitive.multiple_results:
         return out
     return [out[i] for i in used] if len(used) > 1 else out[used[0]]
+
+
+def side_by_side(apply: Function, which: Sequence[int], *args: Any) -> jax.Array:
+    """These of the results of an operation as one vector."""
+    out = apply(*args)
+    return jnp.concatenate([out[i].reshape(-1) for i in which])
+
+
+def part(where: slice, shape: Sequence[int], values: jax.Array) -> jax.Array:
+    """Some elements of a vector as an array of their own."""
+    return values[where].reshape(shape)
 
 
 def _listed(out: Any) -> list[Any]:

@@ -180,8 +180,8 @@ class _Tracer:
         return self.meet(args) and not equations.is_pointwise(equation) and equations.derives_itself(equation)
 
     def operation(self, equation: Equation, args: list[Atom]) -> list[Any]:
-        """One node, and one more for each result where several are used."""
-        name, role = equation.primitive.name, _role(equation, args, self.data)
+        """The results of an operation that stays whole."""
+        name, role = equation.primitive.name, _role(equation)
         used = [i for i, var in enumerate(equation.outvars) if not isinstance(var, DropVar)]
         outs = [equation.outvars[i].aval for i in used]
         if not used:
@@ -191,12 +191,29 @@ class _Tracer:
             apply = partial(rule.function, **equation.params)
         else:
             apply = partial(equations.move if role is Role.MOVE else equations.bind, equation, used)
-        parts = [self.add(role, name, outs, apply, *args)]
-        self.forms[parts[0]] = form_of(outs, kind_of(equation))
-        if len(used) > 1:
-            parts = [self.add(Role.MOVE, "getitem", [o], operator.getitem, parts[0], i) for i, o in enumerate(outs)]
+        if len(used) == 1:
+            parts = [self.add(role, name, outs, apply, *args)]
+            self.forms[parts[0]] = form_of(outs, kind_of(equation))
+        elif role is Role.MOVE:
+            every = self.add(role, name, outs, apply, *args)
+            parts = [self.add(Role.MOVE, "getitem", [out], operator.getitem, every, i) for i, out in enumerate(outs)]
+        else:
+            parts = self.side_by_side(role, name, outs, apply, args)
         results = dict(zip(used, parts, strict=True))
         return [results.get(i) for i in range(len(equation.outvars))]
+
+    def side_by_side(self, role: Role, name: str, outs: list[Any], apply: Any, args: list[Atom]) -> list[Node]:
+        """Several results as parts of one vector for each dtype: a weight enters one value, whatever the operation."""
+        found: dict[int, Node] = {}
+        for dtype in dict.fromkeys(out.dtype for out in outs):
+            alike = [i for i, out in enumerate(outs) if out.dtype == dtype]
+            ends = np.cumsum([outs[i].size for i in alike]).tolist()
+            vector = jax.ShapeDtypeStruct((ends[-1],), dtype)
+            every = self.add(role, name, [vector], partial(equations.side_by_side, apply, alike), *args)
+            for i, end in zip(alike, ends, strict=True):
+                cut = partial(equations.part, slice(end - outs[i].size, end), outs[i].shape)
+                found[i] = self.add(Role.MOVE, "part", [outs[i]], cut, every)
+        return [found[i] for i in range(len(outs))]
 
     def product(self, equation: Equation, args: list[Atom]) -> Node:
         """A contraction as a product of matrices, its operands and its result moved into place."""
@@ -229,15 +246,14 @@ class _Tracer:
         return [*carry, *(self.add(Role.MOVE, "stack", [y.aval], equations.stack, *column) for y, column in columns)]
 
 
-def _role(equation: Equation, args: list[Atom], data: set[Node]) -> Role:
-    name, nodes = equation.primitive.name, [arg for arg in args if isinstance(arg, Node)]
+def _role(equation: Equation) -> Role:
+    name = equation.primitive.name
     if rule := rule_of(equation.primitive):
         return rule.role
     if name == "stop_gradient":
         return Role.STOP
     if name in equations.MOVES:
-        chosen_by_data = any(node in data and not node.floating for node in nodes)
-        return Role.OTHER if chosen_by_data else Role.MOVE
+        return Role.MOVE
     if name in equations.ADDS:
         return Role.ADD
     if name == "fft":

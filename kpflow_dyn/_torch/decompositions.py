@@ -71,6 +71,33 @@ def _embedding(weight: Tensor, tokens: Tensor, padding: int = -1, *options: Any)
     return torch.where((tokens == padding)[..., None], rows.detach(), rows)
 
 
+def _embedding_bag(
+    weight: Tensor,
+    tokens: Tensor,
+    offsets: Tensor,
+    scale_by_frequency: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    by_token: Tensor | None = None,
+    include_last: bool = False,
+    padding: int = -1,
+) -> Any:
+    """Sums or means of rows of a table, each bag from its offset to the next; not the largest of each."""
+    if mode > 1 or scale_by_frequency:
+        return NotImplemented
+    starts = offsets[:-1] if include_last else offsets
+    places = torch.arange(len(tokens), device=tokens.device)[:, None]
+    bag = (places >= starts).sum(1) - 1  # of each token
+    counts = (bag[:, None] == torch.arange(len(starts), device=tokens.device)) & (tokens != padding)[:, None]
+    share = counts.to(weight.dtype)  # [token, bag]
+    number = counts.sum(0)
+    if mode == 1:
+        share = share / number.clamp(min=1)
+    if by_token is not None:
+        share = share * by_token[:, None]
+    return share.T @ aten.embedding(weight, tokens), bag, number, offsets
+
+
 def _windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
     """The windows [..., size] of an axis, by an index: torch has no rule to map the backward pass of unfold."""
     starts = torch.arange(0, x.shape[dim] - size + 1, step, device=x.device)
@@ -87,6 +114,8 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.native_group_norm.default: _group_norm,
     aten._native_batch_norm_legit.no_stats: _norm_of_batch,
     aten.embedding.default: _embedding,
+    aten._embedding_bag.default: _embedding_bag,
+    aten._embedding_bag_forward_only.default: _embedding_bag,
     aten.unfold.default: _windows,
     aten._neg_view.default: torch.neg,  # which torch.func cannot map
 }

@@ -34,7 +34,7 @@ MOVES = {
     *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze),
     *(aten.expand, aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.cat, aten.stack, aten.unbind),
     *(aten.clone, aten.alias, aten.flip, aten.roll, aten.index_select, aten.repeat, aten.diagonal, aten.copy),
-    *(aten.lift_fresh_copy, aten.slice_scatter, aten.select_scatter, aten.index, aten.gather),
+    *(aten.lift_fresh_copy, aten.slice_scatter, aten.select_scatter, aten.index, aten.gather, aten.embedding),
 }
 PRODUCTS = {aten.mm, aten.bmm}
 REDUCES = {aten.sum, aten.mean, *LINEAR}

@@ -25,12 +25,12 @@ from kpflow_dyn.cli._training import compare, track
 if TYPE_CHECKING:
     import xarray as xr
 
-    from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+    from kpflow_dyn._problems.problems import Problem
     from kpflow_dyn._problems.solutions import Solution
     from kpflow_dyn.report import Table
     from kpflow_dyn.tasks import TaskData
 
-    Posed = tuple[DiscreteProblem | ODEProblem | Solution, TaskData | None, Any, dict[str, str]]
+    Posed = tuple[Problem | Solution, TaskData | None, Any, dict[str, str]]
     """A problem, or one that is solved; its task and readout, if it has them; and what the results should say of it."""
 
 FIGURE_NAMES = ("spectra", "effective_ranks", "temporal_modes", "spatial_modes", "trial_modes", "state_pca")
@@ -63,8 +63,8 @@ def analyze(
         str | None,
         typer.Option(
             help="In the place of CHECKPOINT, --model and --task: module:function or file.py:function of your own. "
-            "This RUNS that code. The function takes no arguments and returns a kp.DiscreteProblem, a kp.ODEProblem "
-            "or a kp.Solution, in torch or JAX."
+            "This RUNS that code. The function takes no arguments and returns a kp.DiscreteProblem, a kp.ODEProblem, "
+            "a kp.StaticProblem(..., axes=...) or a kp.Solution, in torch or JAX."
         ),
     ] = None,
     prefix: given.Prefix = None,
