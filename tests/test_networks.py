@@ -437,8 +437,6 @@ def test_bad_networks() -> None:
         kp.solve(kp.StaticProblem(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), x))
     with pytest.raises(ValueError, match="unknown modules"):
         kp.solve(kp.StaticProblem(nn.Sequential(nn.Linear(3, 3)), x, state="7"))
-    with pytest.raises(TypeError, match="complex"):
-        kp.solve(kp.StaticProblem(nn.Linear(3, 3, dtype=torch.complex64), x))
     with pytest.raises(TypeError, match=r"nn\.Module"):
         kp.solve(kp.StaticProblem(torch.tanh, x))
     with pytest.raises(ValueError, match="NaN"):

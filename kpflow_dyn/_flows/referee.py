@@ -5,7 +5,6 @@ that is wrong in any entry that q meets differs from it with probability one, an
 random theta then fixes J.
 """
 
-import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from kpflow_dyn._arrays import Array, eps_of, like_numpy, to_numpy
+from kpflow_dyn._arrays.complex_numbers import count
 from kpflow_dyn._problems.checks import check_finite
 
 PACKAGE = str(Path(__file__).parent.parent)
@@ -78,13 +78,13 @@ class Linearisation(Protocol):
 
 def sizes_of(parameters: Mapping[str, Array]) -> dict[str, int]:
     """How many numbers each parameter has."""
-    return {name: math.prod(value.shape) for name, value in parameters.items()}
+    return {name: count(value) for name, value in parameters.items()}
 
 
 def drawn(shapes: Sequence[tuple[int, ...]], like: Array, seed: int = 1) -> list[Array]:
-    """Standard normal numbers of numpy's: JAX compiles its own anew for each shape, for seconds."""
+    """Random numbers of mean 0 and size 1 of numpy's: JAX compiles its own anew for each shape, for seconds."""
     generator = np.random.default_rng(seed)
-    return [like_numpy(generator.standard_normal(shape), like) for shape in shapes]
+    return [like_numpy(3**0.5 * (2 * generator.random(shape) - 1), like) for shape in shapes]
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy, split_into
+from kpflow_dyn._arrays.complex_numbers import in_pairs
 from kpflow_dyn._backend import Transforms, Values
 from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.layout import Layout, ShapeLayout
 from kpflow_dyn.tracing._copies import find_copies
 from kpflow_dyn.tracing._dependence import FIXED, ON_DATA, Dependences, dependences, is_copy
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, descendants, evaluate, run
+from kpflow_dyn.tracing._lifetimes import last_needed, most_entries
 from kpflow_dyn.tracing._numbers import Term, by_weight, number_weights, parameters_behind, terms_of, weights_behind
-from kpflow_dyn.tracing._rows import fixed_values, split
+from kpflow_dyn.tracing._rows import fixed_values
 from kpflow_dyn.tracing._sums import sums_of_uses
-from kpflow_dyn.tracing._uses import Use, as_matrices, coefficients_of_scale, find_uses, variables_of_matrix
+from kpflow_dyn.tracing._uses import (
+    Use,
+    as_matrices,
+    coefficients_of_scale,
+    elements_of_lookup,
+    find_uses,
+    variables_of_matrix,
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ def on_rows(traced: TracedConstraint, function: Callable[..., Any], axes: tuple[
     return lambda *args: compiled(*args, *traced.rows)
 
 
-def direct(traced: TracedConstraint, row: Constraint) -> Callable[[Array], Array]:
+def direct(traced: TracedConstraint, row: Constraint) -> Callable[[list[Array]], Array]:
     """theta -> the states of a network."""
     return on_rows(traced, lambda theta, *x: row.direct(theta, None, *x), (None,))
 
@@ -75,14 +84,13 @@ def direct(traced: TracedConstraint, row: Constraint) -> Callable[[Array], Array
 def states(traced: TracedConstraint, learnable: Iterable[str]) -> Array:
     """The states of a network as its parameters are."""
     row = Constraint(traced, learnable)
-    return direct(traced, row)(row.theta)
+    return direct(traced, row)(row.values)
 
 
 def named_states(traced: TracedConstraint, learnable: Sequence[str]) -> Callable[[Values], Array]:
     """The states of a network as a function of these of its parameters, by name."""
-    function, no_values = direct(traced, Constraint(traced, learnable)), traced.rows[0].reshape(-1)[:0]
-    concat = array_namespace(no_values).concat
-    return lambda values: function(concat([no_values, *(values[name].reshape(-1) for name in learnable)], axis=0))
+    function = direct(traced, Constraint(traced, learnable))
+    return lambda values: function([in_pairs(values[name]) for name in learnable])
 
 
 def network_of(
@@ -124,7 +132,10 @@ def _named(graph: Graph, uses: list[Use]) -> str:
 
 
 class Constraint:
-    """The functions of one row, where the parameters of these names learn and the others are constants."""
+    """The functions of one row, where the parameters of these names learn and the others are constants.
+
+    theta is a list of the parameters, one array each: a vector of them all would be filled anew for each.
+    """
 
     def __init__(self, traced: TracedConstraint, learnable: Iterable[str]) -> None:
         graph, transforms = traced.graph, traced.transforms
@@ -137,6 +148,8 @@ class Constraint:
         moved = descendants(graph, self.parameters)
         self.computed = [node for node in fixed if node in moved]  # also behind a detach, or a comparison
         self.order = in_order(graph, self.dependence, behind)
+        self.needed = last_needed(self.order)
+        self.work = most_entries(self.order, self.needed)
         if unmoved := [node.name for node in self.states if node not in self.order]:
             raise ValueError(f"the values {unmoved} depend on neither the input nor the state; ask for others")
         self.inputs = [node for node in graph.nodes if node.role is Role.INPUT]
@@ -147,7 +160,7 @@ class Constraint:
 
     # The functions of a row
 
-    def residual(self, theta: Array, state: Array, kicks: Array, *x: Array) -> Array:
+    def residual(self, theta: list[Array], state: Array, kicks: Array, *x: Array) -> Array:
         """F, in the form of the state; kicks [site] are added to the outputs of the uses."""
         added, env = self._added(kicks), self._start(theta, x)
         if self.form is not Form.NETWORK:
@@ -158,28 +171,32 @@ class Constraint:
 
     def at(self, state: Array, *x: Array) -> Array:
         """F at a state, as the parameters are."""
-        return self.residual(self.theta, state, self.no_kicks(), *x)
+        return self.residual(self.values, state, self.no_kicks(), *x)
 
-    def outputs(self, theta: Array, state: Array, *x: Array) -> Array:
+    def outputs(self, theta: list[Array], state: Array, *x: Array) -> Array:
         """What all uses give [site], from weights of these parameters and data at the linearisation."""
         data, weights = self._data(state, x), self._weights(theta)
         found = [evaluate(use.node, data | {use.weight: weights[use.weight]}).reshape(-1) for use in self.uses]
-        return array_namespace(theta).concat(found, axis=0)
+        return array_namespace(state).concat(found, axis=0)
 
-    def direct(self, theta: Array, kicks: Array | None, *x: Array) -> Array:
+    def direct(self, theta: list[Array], kicks: Array | None, *x: Array) -> Array:
         """The state of a network; a kick to a value is felt by all that comes later."""
         added = {} if kicks is None else dict(zip(self.states, self._layout.split(kicks), strict=True))
         found = self._run(self._start(theta, x), added, {})
         return self._joined(found)
 
     def variables(self, state: Array, *x: Array) -> list[Array]:
-        """The weight-site variables of all uses: V [matrix, row, d], coefficients [element], or data operands [...]."""
+        """The weight-site variables of all uses: V [matrix, row, d], coefficients [element], which elements of a
+        table [element], or data operands [...].
+        """
         env = self._data(state, x)
         return [self._variables(use, env, state) for use in self.uses]
 
     def _variables(self, use: Use, env: dict[Node, Array], state: Array) -> Array:
         if use.kind == "matrix":
             return variables_of_matrix(use, env)
+        if use.kind == "lookup":
+            return elements_of_lookup(use, env)
         if use.kind == "opaque":
             data = [env[o].reshape(-1) for o in use.others if o.floating] or [state.reshape(-1)[:0]]
             return array_namespace(state).concat(data, axis=0)
@@ -195,7 +212,7 @@ class Constraint:
         copying = [*weights_behind(graph, self.uses, dependence), *(use.node for use in self.uses)]
         copies = find_copies(graph, [n for n in copying if is_copy(n, dependence)], dependence, self.transforms)
         numbers = number_weights(graph, self.parameters, self.uses, dependence, copies)
-        values, sites = self._weights(self.theta), []
+        values, sites = self._weights(self.values), []
         for terms in by_weight(terms_of(self.uses, numbers, copies)):
             first = terms[0]
             name = ", ".join(parameters_behind(graph, self.parameters, first.use.weight))
@@ -222,26 +239,20 @@ class Constraint:
         values = zip(self.states, self._layout.shapes, strict=True)
         return self._layout.join([found[node].reshape(shape) for node, shape in values])
 
-    @property
-    def theta(self) -> Array:
-        """The parameters that learn [p]."""
-        return array_namespace(self.values[0]).concat([value.reshape(-1) for value in self.values], axis=0)
-
     def no_kicks(self) -> Array:
         """Zeros [site]."""
         return like_numpy(np.zeros(sum(self.sizes)), self.values[0])
 
-    def _weights(self, theta: Array) -> dict[Node, Array]:
-        given = dict(zip(self.parameters, split(theta, self.values), strict=True))
-        return run(self.computed, self.constants | given)
+    def _weights(self, theta: list[Array]) -> dict[Node, Array]:
+        return run(self.computed, self.constants | dict(zip(self.parameters, theta, strict=True)))
 
-    def _start(self, theta: Array, x: Sequence[Array]) -> dict[Node, Array]:
+    def _start(self, theta: list[Array], x: Sequence[Array]) -> dict[Node, Array]:
         given = {node: value.reshape(node.shape) for node, value in zip(self.inputs, x, strict=True)}
         return self._weights(theta) | given
 
     def _data(self, state: Array, x: Sequence[Array]) -> dict[Node, Array]:
         """All values at the linearisation."""
-        env = self._start(self.theta, x)
+        env = self._start(self.values, x)
         return run(self.order, env if self.form is Form.NETWORK else env | self._at(state))
 
     def _run(self, env: dict[Node, Array], added: dict[Node, Array], given: dict[Node, Array]) -> dict[Node, Array]:
@@ -255,12 +266,13 @@ class Constraint:
                 found[node] = env[node]
             if node in given:
                 env[node] = given[node].reshape(node.shape)
+            for done in self.needed.get(node, ()):
+                env.pop(done, None)
         return found
 
     def _added(self, kicks: Array) -> dict[Node, Array]:
         added: dict[Node, Array] = {}
-        for use, size, end in zip(self.uses, self.sizes, np.cumsum(self.sizes).tolist(), strict=True):
-            kick = kicks[end - size : end]
+        for use, kick in zip(self.uses, split_into(kicks, self.sizes), strict=True):
             added[use.node] = added[use.node] + kick if use.node in added else kick
         return added
 

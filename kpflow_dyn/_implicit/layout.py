@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn._arrays import Array, array_namespace, split_into
 
 
 class Layout(Protocol):
@@ -77,10 +75,8 @@ class ShapeLayout:
     def split(self, state: Array) -> list[Array]:
         """See `Layout`."""
         shapes, axis = self._parts
-        ends, behind, found = np.cumsum([shape[axis] for shape in shapes]).tolist(), (slice(None),) * (-1 - axis), []
-        for shape, part, end in zip(self.shapes, shapes, ends, strict=True):
-            found.append(_shaped(state[(..., slice(end - part[axis], end), *behind)], part, shape))
-        return found
+        parts = split_into(state, [shape[axis] for shape in shapes], axis)
+        return [_shaped(*each) for each in zip(parts, shapes, self.shapes, strict=True)]
 
     @property
     def _parts(self) -> tuple[list[tuple[int, ...]], int]:
@@ -187,6 +183,14 @@ def _ordered(value: Array, order: Sequence[int]) -> Array:
 
 def _axes(shape: tuple[int, ...]) -> tuple[str, ...]:
     return ("unit",) if len(shape) < 2 else ("token", "unit") if len(shape) == 2 else ("unit", "token")
+
+
+def unit_axis(shape: tuple[int, ...], axes: Sequence[str] | None = None) -> int:
+    """The axis of units of a value, counted from the last; axes are those that its user names, without trials."""
+    if axes is None:
+        return -len(shape) if len(shape) > 2 else -1
+    names = axes_of_value(axes, len(shape))
+    return names.index("unit") - len(names)
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -24,12 +24,14 @@ class Value:
         module: the submodule that gives it; "" is the network.
         path: where it stands in what that gives.
         modules: the names of all submodules.
+        axes: those of a value of one trial, where its user names them.
     """
 
     name: str
     module: str
     path: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    axes: tuple[str, ...] | None = None
 
     def of(self, out: Any) -> Array:
         """The value in what its module gives."""
@@ -47,18 +49,18 @@ class Value:
         return tuple(steps)
 
 
-def values_named(names: Sequence[str], modules: Sequence[str]) -> tuple[Value, ...]:
+def values_named(names: Sequence[str], modules: Sequence[str], axes: Sequence[str] | None = None) -> tuple[Value, ...]:
     """The values of these names: of a submodule, of a part "module:part" of what it gives, or of the result."""
-    known = tuple(modules)
+    known, own = tuple(modules), None if axes is None else tuple(name for name in axes if name != "trial")
 
     def value(name: str) -> Value:
         module, colon, path = name.partition(":")
         if module and colon and module not in known:
             raise Unknown(_unknown(name, known))
         if colon:
-            return Value(name, module, tuple(path.split(".")), known)
+            return Value(name, module, tuple(path.split(".")), known, own)
         is_module = name in ("", *known)
-        return Value(name, name, (), known) if is_module else Value(name, "", tuple(name.split(".")), known)
+        return Value(name, *((name, ()) if is_module else ("", tuple(name.split(".")))), known, own)
 
     return tuple(map(value, dict.fromkeys(names)))
 

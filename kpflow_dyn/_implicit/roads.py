@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from kpflow_dyn._arrays import Array, array_namespace, to_numpy
+from kpflow_dyn._arrays.complex_numbers import flat
 from kpflow_dyn._backend import Values
 from kpflow_dyn._flows.referee import (
     LESS_PRECISE,
@@ -83,7 +84,7 @@ def uses_of_weights(sol: NetworkSolution, model: Any) -> Traced:
     assert seen.whole is not None and found.whole is not None
     compare(seen.whole, ask(own), sizes_of(model.parameters))
     state = (1, *sol.state.shape)
-    q, *moved = drawn([state, (1, *found.row.theta.shape), state], sol.state)
+    q, *moved = drawn([state, (1, found.size), state], sol.state)
     for pair in (found.apart, found.whole):
         check_transpose(q, pair.push(*moved), pair.pull(q), moved, LESS_PRECISE * own.rounding)
     _check_sites(found, own.rounding)
@@ -141,7 +142,7 @@ def check_call(
 def _gradient(states: Callable[[Values], Array], q: Array, parameters: Values, gradient: Callable[..., Array]) -> Array:
     """That of <q, states> in the parameters [p]."""
     names, like = list(parameters), list(parameters.values())
-    theta = array_namespace(q).concat([value.reshape(-1) for value in like])
+    theta = array_namespace(q).concat([flat(value) for value in like])
     return gradient(lambda theta: (q * states(dict(zip(names, split(theta, like), strict=True)))).sum(), theta)
 
 
@@ -149,7 +150,7 @@ def _check_sites(found: Traced, rounding: float) -> None:
     """Raise a `Mismatch` unless parameters enter F through the weight sites alone: B V = -D_theta F."""
     if not found.outputs:
         raise Mismatch("no weight meets data in it")
-    (theta,) = drawn([(1, *found.row.theta.shape)], found.row.theta)
+    (theta,) = drawn([(1, found.size)], found.state)
     kick = found.apart.parameters.push(theta)
     error, size = (float(abs(q).max()) for q in (found.enter.push(found.write.push(theta)) - kick, kick))
     if not error <= tolerance_of(kick, rounding) * max(size, 1e-300):

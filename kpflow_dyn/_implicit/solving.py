@@ -74,7 +74,8 @@ def _solve_fixed_point(prob: FixedPointProblem) -> FixedPointSolution:
 
 
 def _solve_free(prob: ImplicitProblem) -> ImplicitSolution:
-    equations, state, off = prob.backend.tracing.FreeForm(prob), prob.state, np.inf
+    equations, off = prob.backend.tracing.FreeForm(prob), np.inf
+    state = equations.start
     derivatives = _derivatives(equations)
     for steps in range(NEWTON_STEPS):
         rest, inverse = equations.at(state), derivatives(state).inverse()

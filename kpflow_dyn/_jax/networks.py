@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from kpflow_dyn._arrays.complex_numbers import in_halves, in_pairs, is_complex, of_halves
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._implicit.constraint import TracedConstraint, network_of, network_of_uses
 from kpflow_dyn._implicit.form import Form
@@ -38,7 +39,7 @@ class Network:
         self.call, self.problem, self.given = problem.net, problem, problem.arguments
         _check(self.call, self.given.like)
         self.rows = tuple(map(jnp.asarray, self.given.rows.values()))
-        self.values = values_named(problem.state or ("",), parts_of(self.call))
+        self.values = values_named(problem.state or ("",), parts_of(self.call), problem.axes)
         self.layout = self._look()
         self.start = _values(self._of_trials, self.call, self.rows)
 
@@ -77,10 +78,11 @@ class Network:
 
         graph = trace_rows(call, named_parameters(net), *((Role.INPUT, row[0]) for row in self.rows))
         if self.problem.state is None:
-            return network_of_uses(graph, TRANSFORMS, self.rows, lambda shape: shape)
+            return network_of_uses(graph, TRANSFORMS, [*map(in_pairs, self.rows)], lambda shape: shape)
         named = [*graph.named, *zip(own, [graph.output, *graph.further], strict=False)]
         inside = [value.name for value in self.values]
-        return network_of(graph, TRANSFORMS, self.rows, [(n, node) for n, node in named if n in inside], self.layout)
+        parts = [(name, node) for name, node in named if name in inside]
+        return network_of(graph, TRANSFORMS, [*map(in_pairs, self.rows)], parts, self.layout)
 
     def _look(self) -> Layout:
         """How the values of a trial make the state."""
@@ -144,7 +146,9 @@ class FixedPoint:
     def __init__(self, problem: FixedPointProblem, swapped: bool) -> None:
         self.call, self.problem, self.swapped = problem.f, problem, swapped
         _, like = _check(self.call, problem.x)
-        self.start = initial_state([getattr(self.call, "hidden_size", None)], like, problem.z0)
+        self.complex = problem.z0 is not None and is_complex(problem.z0)
+        units = None if self.complex else getattr(self.call, "hidden_size", None)
+        self.start = initial_state([units], like, problem.z0)
         x, z = problem.x[0], self.start[0]
         called = "it is called as f(x, z), or as f(z, x) where its parameters are called z and x"
         with explained(f"f failed on x {x.shape} and z {z.shape} ({called})"):
@@ -175,10 +179,11 @@ class FixedPoint:
             return self._next(with_parameters(f, values), x, z)
 
         graph = trace_rows(call, named_parameters(f), (Role.INPUT, x[0]), (Role.STATE, self.start[0]))
-        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, [x])
+        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, [in_pairs(x)])
 
     def _next(self, call: Any, x: jax.Array, z: jax.Array) -> jax.Array:
-        return call(z, x) if self.swapped else call(x, z)
+        z = of_halves(z) if self.complex else z
+        return in_halves(call(z, x) if self.swapped else call(x, z))
 
     def _of_trials(self, call: Any, x: jax.Array, z: jax.Array) -> jax.Array:
         return z - jax.vmap(lambda x, z: self._next(call, x, z))(x, z)
@@ -190,14 +195,14 @@ class FreeForm:
     form, layout = Form.FREE, None
 
     def __init__(self, problem: ImplicitProblem) -> None:
-        self.problem, self.start = problem, problem.state
+        self.problem, self.start = problem, in_halves(problem.state)
         is_learnt = eqx.is_inexact_array_like
         self.call = jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_learnt(leaf) else leaf, problem.params)
         if not floating_leaves(self.call):
             raise TypeError("params holds no floating-point arrays: nothing can learn")
         self._rows = [] if problem.x is None else [jnp.asarray(problem.x)]
         with explained("F failed"):
-            found = jax.eval_shape(lambda s: problem.F(s, self.call, *self._rows), self.start)
+            found = jax.eval_shape(lambda s: self._F(self.call, s, *self._rows), self.start)
         if getattr(found, "shape", None) != self.start.shape:
             raise ValueError(f"F gave {found} for the state {self.start.shape}; it must have its form")
 
@@ -224,10 +229,11 @@ class FreeForm:
 
         rows = (Role.STATE, self.start), *((Role.INPUT, x) for x in self._rows)
         graph = trace_rows(call, floating_leaves(self.call), *rows)
-        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, self._rows)
+        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, [*map(in_pairs, self._rows)])
 
     def _F(self, call: Any, state: jax.Array, *x: jax.Array) -> jax.Array:
-        return self.problem.F(state, call, *x)
+        state = of_halves(state) if is_complex(self.problem.state) else state
+        return in_halves(self.problem.F(state, call, *x))
 
 
 def _shapes(function: Callable[[Rows], list[jax.Array]], rows: Rows) -> list[tuple[int, ...]] | None:
@@ -247,6 +253,7 @@ def _values(function: Callable[..., jax.Array], *args: Any) -> jax.Array:
 def _check(model: Any, x: jax.Array) -> tuple[Values, jax.Array]:
     """The model's parameters; and x, or where it holds integers one like it in their dtype."""
     known = named_parameters(model)
-    like = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(next(iter(known.values())).dtype)
+    first = next(iter(known.values()))
+    like = in_halves(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(first.real.dtype)
     check_parameters(model, like)
     return known, like

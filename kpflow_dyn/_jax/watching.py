@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal, jaxprs_in_params
 
+from kpflow_dyn._arrays.complex_numbers import in_halves, is_complex, of_halves
+from kpflow_dyn._implicit.layout import unit_axis
 from kpflow_dyn._implicit.results import Value, replaced, taken
 from kpflow_dyn._jax.equations import CALLS, Equation, Jaxpr, body, opened, scan_sizes
 from kpflow_dyn._problems.arguments import Arguments
@@ -51,8 +53,17 @@ def results(net: Any, given: Arguments, rows: Sequence[jax.Array], values: Seque
     """Those of these values that the network itself gives; those of its parts carry their names."""
     args, kwargs = given.filled(rows)
     out = with_names(net, values)(*args, **kwargs)
-    own = [value.of(out) for value in values if not value.module]
+    own = [_halves(value.of(out), value) for value in values if not value.module]
     return own if len(own) == 1 else [value + 0 for value in own]  # none of which is on the way to another
+
+
+def _halves(found: jax.Array, value: Value) -> jax.Array:
+    """A complex value with its real and imaginary parts side by side on the axis of units."""
+    return (
+        in_halves(found.reshape(found.shape or (1,)), unit_axis(found.shape, value.axes))
+        if is_complex(found)
+        else found
+    )
 
 
 class _Named(eqx.Module):
@@ -65,7 +76,11 @@ class _Named(eqx.Module):
         out = self.module(*args, **kwargs)
         for value in self.values:
             place = value.place(out)
-            out = replaced(out, place, checkpoint_name(taken(out, place), value.name))
+            found = taken(out, place)
+            named = checkpoint_name(_halves(found, value), value.name)
+            if is_complex(found):
+                named = of_halves(named, unit_axis(found.shape, value.axes)).reshape(found.shape)
+            out = replaced(out, place, named)
         return out
 
     def __getattr__(self, name: str) -> Any:

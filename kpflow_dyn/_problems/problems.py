@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._arrays.complex_numbers import is_complex, of_halves
 from kpflow_dyn._backend import Backend, backend_for
 from kpflow_dyn._problems.arguments import ROWS, Arguments, arguments_of
 from kpflow_dyn._problems.checks import check_inputs, check_rows, check_start, check_times
@@ -59,7 +60,8 @@ class DiscreteProblem(Problem):
         x: inputs [trial, time, input], whatever the layer's `batch_first` says: a torch tensor or a jax array.
         z0: the state before the first step: [trial, unit]; [unit] for all trials; or torch's own h_0
             [layer, trial, unit] or (h_0, c_0). Zeros when None. The unit axis holds all layers' h one after another,
-            then all layers' c.
+            then all layers' c. Of a complex state z0 is complex: then the axis holds the real parts of all units, and
+            after them the imaginary parts.
 
     Raises:
         TypeError, ValueError: inputs that are no finite floats [trial, time, input] of torch or JAX.
@@ -110,7 +112,9 @@ class ODEProblem(Problem):
             t a 0-dim tensor, giving z' [trial, unit]; its trials must not influence each other. In JAX a pytree that is
             callable (an equinox module, `jax.tree_util.Partial(function, parameters)`), called on one trial as
             f(t, z [unit]) or f(t, z, x_t [input]), giving z' [unit].
-        z0: the state at the first time [trial, unit], a torch tensor or a jax array, which decides the framework.
+        z0: the state at the first time [trial, unit], a torch tensor or a jax array, which decides the framework. Where
+            it is complex, the solution's state is [trial, time, 2 unit], all real parts first, and `problem.z0` and
+            `problem.f` are those of this real form.
         t: an increasing grid of times at which the state is wanted; or two numbers (t0, t1), a span, on which the
             solver chooses the times (Gauss points of its steps). Their unit is that of the equation.
         x: inputs: None; samples [trial, time, input] on the grid t; a pair (times [n], samples [trial, n, input]) whose
@@ -136,8 +140,15 @@ class ODEProblem(Problem):
 
     def __post_init__(self) -> None:
         backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_times(self.t)
-        z0 = check_start(self.z0, backend)
-        self._set(backend=backend, t=t, z0=z0, x=check_inputs(self.x, z0, t, backend))
+        z0, f = check_start(self.z0, backend), self.f
+        if is_complex(self.z0):
+            f = backend.models.on_halves(f)
+        self._set(backend=backend, f=f, t=t, z0=z0, x=check_inputs(self.x, z0, t, backend))
+
+    def remake(self, **changes: Any) -> Self:
+        if "f" in changes and "z0" not in changes and self.backend.models.is_on_halves(self.f):
+            changes["z0"] = of_halves(self.z0)
+        return super().remake(**changes)
 
     @property
     def data(self) -> Array:
@@ -171,7 +182,8 @@ class StaticProblem(Problem):
             "logits", "hidden_states.3" (":logits", where a submodule has that name as well).
             When None it is the outputs of all uses of weights, a product and what is added to it counting as one
             (where the network cannot be traced, its output alone). Values of one shape lie on an axis "site", of one
-            number of tokens side by side on the axis "unit"; others are flattened.
+            number of tokens side by side on the axis "unit"; others are flattened. A complex value has its real parts,
+            then its imaginary ones, on its axis of units.
         axes: the names of the axes of these values as the network gives them, such as ("trial", "time", "unit") or
             ("time", "trial", "unit"); then `state` is the output where it is None. The state is
             [trial, time, ..., unit] in this order, with all values side by side on the units, and all that needs times
@@ -236,7 +248,8 @@ class FixedPointProblem(Problem):
             a callable pytree, called on one trial. Where its parameters are called z and x, in this order, it is called
             as f(z, x).
         x: inputs [trial, ...].
-        z0: where the search starts, [trial, unit] or [unit]; zeros of `f.hidden_size` when None.
+        z0: where the search starts, [trial, unit] or [unit]; zeros of `f.hidden_size` when None. Where it is complex,
+            the state is [trial, 2 unit], all real parts first.
 
     Raises:
         TypeError, ValueError: inputs that are no finite array; `solve` refuses an f that does not contract.
@@ -264,7 +277,7 @@ class ImplicitProblem(Problem):
         F: F(state, params), or F(state, params, x) where x is given: as many equations as the state has entries, in its
             form, made of the framework's own functions.
         state: S, a solution of F = 0, or where Newton's method starts from: [unit], [trial, unit] or
-            [trial, time, unit].
+            [trial, time, unit]. Of a complex one the solution's state has all real parts first on the units.
         params: in torch an nn.Module or tensors by name; in JAX a pytree of arrays.
         x: the third argument of F: an array of any shape, or None.
 
@@ -294,6 +307,6 @@ class ImplicitProblem(Problem):
 
     def __post_init__(self) -> None:
         state = check_rows(self.state, "the state", STATE_AXES)
-        if state.ndim > 3 or "float" not in str(state.dtype):
+        if state.ndim > 3 or not ("float" in str(state.dtype) or is_complex(state)):
             raise ValueError(f"the state is {state.dtype}{list(state.shape)}, expected floats [trial, time, unit]")
         self._set(backend=backend_for(state, "the state", STATE_AXES), state=state)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kpflow_dyn._arrays.complex_numbers import in_halves, in_pairs, of_halves
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._implicit.constraint import TracedConstraint, network_of, network_of_uses
 from kpflow_dyn._implicit.equations import check_alone, check_same
@@ -68,16 +69,23 @@ class Network:
         """Traced on its first trial."""
         calls: list[str] = []
 
+        def as_states(number: int, value: Tensor) -> tuple[Tensor, Tensor]:
+            """What comes after a complex value depends on it as it is in the state."""
+            if not value.is_complex():
+                return value, value
+            place = self.places.each[number]
+            return (kept := place.by_trial(value)), place.as_given(kept)
+
         def outputs(net: nn.Module, *rows: Tensor) -> list[Tensor]:
-            found = self._watched(net, rows)
+            found = self._watched(net, rows, as_states)
             calls[:] = [name for name, _ in found]
             return [value for _, value in found]
 
         graph = trace(Applied(outputs, self.call), *((Role.INPUT, row[:1]) for row in self.rows))
         if self.problem.state is None:
-            return network_of_uses(graph, TRANSFORMS, self.rows, of_one_trial)
+            return network_of_uses(graph, TRANSFORMS, [*map(in_pairs, self.rows)], of_one_trial)
         values = zip(calls, [graph.output, *graph.further], strict=True)
-        return network_of(graph, TRANSFORMS, self.rows, list(values), self.layout)
+        return network_of(graph, TRANSFORMS, [*map(in_pairs, self.rows)], list(values), self.layout)
 
     def _watched(self, call: nn.Module, rows: Sequence[Tensor], change: Change = as_they_are) -> Heard:
         """The values of a call on these rows."""
@@ -143,7 +151,9 @@ class FixedPoint:
     def __init__(self, problem: FixedPointProblem, swapped: bool) -> None:
         self.call, self.problem, self.swapped = problem.f, problem, swapped
         like = _check(self.call, problem.x)
-        self.start = initial_state([getattr(self.call, "hidden_size", None)], like, problem.z0)
+        self.complex = isinstance(problem.z0, Tensor) and problem.z0.is_complex()
+        units = None if self.complex else getattr(self.call, "hidden_size", None)
+        self.start = initial_state([units], like, problem.z0)
         self._check_form()
 
     def model(self, params: Choice) -> Model:
@@ -169,7 +179,7 @@ class FixedPoint:
     def traced(self) -> TracedConstraint:
         """Traced on its first trial."""
         graph = trace(Applied(self._next, self.call), (Role.INPUT, self.problem.x[:1]), (Role.STATE, self.start[:1]))
-        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, [self.problem.x])
+        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, [in_pairs(self.problem.x)])
 
     def _check_form(self) -> None:
         x, z = self.problem.x.clone(), self.start.clone()
@@ -187,7 +197,8 @@ class FixedPoint:
             raise ValueError(IN_PLACE)
 
     def _next(self, call: nn.Module, x: Tensor, z: Tensor) -> Tensor:
-        return call(z, x) if self.swapped else call(x, z)
+        z = of_halves(z) if self.complex else z
+        return in_halves(call(z, x) if self.swapped else call(x, z))
 
 
 class FreeForm:
@@ -196,7 +207,7 @@ class FreeForm:
     form, layout = Form.FREE, None
 
     def __init__(self, problem: ImplicitProblem) -> None:
-        self.problem, self.start = problem, problem.state
+        self.problem, self.start = problem, in_halves(problem.state)
         self.call, self._names, self._as_given = _parameters(problem.params)
         self._rows = [] if problem.x is None else [problem.x]
         check_module(self.call, self.start)
@@ -226,10 +237,11 @@ class FreeForm:
         """Traced as it is."""
         graph = trace(Applied(self._F, self.call), (Role.STATE, self.start), *((Role.INPUT, x) for x in self._rows))
         graph = replace(graph, parameters={node: self._names[name] for node, name in graph.parameters.items()})
-        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, self._rows)
+        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, [*map(in_pairs, self._rows)])
 
     def _F(self, call: nn.Module, state: Tensor, *x: Tensor) -> Tensor:
-        return self.problem.F(state, self._as_given(call), *x)
+        state = of_halves(state) if self.problem.state.is_complex() else state
+        return in_halves(self.problem.F(state, self._as_given(call), *x))
 
 
 def _parameters(params: Any) -> tuple[nn.Module, dict[str, str], Callable[[Any], Any]]:
@@ -238,7 +250,7 @@ def _parameters(params: Any) -> tuple[nn.Module, dict[str, str], Callable[[Any],
         return params, {name: name for name, _ in params.named_parameters()}, lambda module: module
     if not isinstance(params, Mapping) or not all(isinstance(value, Tensor) for value in params.values()):
         raise TypeError(f"params is {type(params).__name__}, expected an nn.Module or tensors by name")
-    floating = {name: value for name, value in params.items() if value.is_floating_point()}
+    floating = {name: value for name, value in params.items() if value.is_floating_point() or value.is_complex()}
     if not floating:
         raise TypeError("params holds no floating-point tensors: nothing can learn")
     listed = nn.ParameterList(nn.Parameter(value.detach()) for value in floating.values())  # names may be any
@@ -264,9 +276,10 @@ def _check_different(values: Sequence[tuple[str, Tensor]]) -> None:
 
 def _check(net: Any, x: Tensor) -> Tensor:
     """As for a cell; x, or where it holds integers one like it in the dtype of the parameters."""
-    floating = [p for p in net.parameters() if p.is_floating_point()] if isinstance(net, nn.Module) else []
-    if isinstance(net, nn.Module) and not floating and not any(p.is_complex() for p in net.parameters()):
+    inexact = (torch.is_floating_point, torch.is_complex)
+    floating = [p for p in net.parameters() if any(is_so(p) for is_so in inexact)] if isinstance(net, nn.Module) else []
+    if isinstance(net, nn.Module) and not floating:
         raise ValueError("the model has no floating-point parameters: nothing can learn")
-    like = x if x.is_floating_point() or not floating else x.to(floating[0].dtype)
+    like = in_halves(x if any(is_so(x) for is_so in inexact) or not floating else x.to(floating[0].dtype.to_real()))
     check_module(net, like)
     return like

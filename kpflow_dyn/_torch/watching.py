@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kpflow_dyn._implicit.layout import Layout, axes_of_value, layout_of
+from kpflow_dyn._arrays.complex_numbers import of_halves
+from kpflow_dyn._implicit.layout import Layout, axes_of_value, layout_of, unit_axis
 from kpflow_dyn._implicit.results import Value, replaced, taken
 
 QKV = {"query", "key", "value"}
@@ -120,18 +121,29 @@ class Place:
     of_one: tuple[int, ...]  # its shape in a call on one trial
     axis: int
     shape: tuple[int, ...]  # of a trial
+    halved: int | None = None  # the axis of a trial where a complex value has its real parts, then its imaginary ones
 
     def by_trial(self, value: Tensor) -> Tensor:
         """[trial, ...]."""
         before, rows, after = self._parts
         apart = value.reshape(*before, value.shape[self.axis] // rows, rows, *after).movedim(self.axis, 0)
-        return apart.reshape(len(apart), *self.shape)
+        if self.halved is None:
+            return apart.reshape(len(apart), *self.shape)
+        halves = [part.reshape(len(apart), *self._half) for part in (apart.real, apart.imag)]
+        return torch.cat(halves, self.halved)
 
     def as_given(self, values: Tensor) -> Tensor:
         """The inverse."""
         before, rows, after = self._parts
+        values = values if self.halved is None else of_halves(values, self.halved)
         whole = values.reshape(len(values), *before, rows, *after).movedim(0, self.axis)
         return whole.reshape(*before, len(values) * rows, *after)
+
+    @property
+    def _half(self) -> tuple[int, ...]:
+        """The shape of the real parts of a trial."""
+        halved = -1 if self.halved is None else self.halved
+        return tuple(n // 2 if i - len(self.shape) == halved else n for i, n in enumerate(self.shape))
 
     @property
     def _parts(self) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
@@ -143,12 +155,21 @@ def of_one_trial(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:] if shape and shape[0] == 1 else shape
 
 
+def _place(name: str, of_one: Tensor, axis: int, shape: tuple[int, ...], names: Sequence[str] | None = None) -> Place:
+    """The place of a value whose trials have this shape, and axes of these names if they are given."""
+    if not of_one.is_complex():
+        return Place(name, tuple(of_one.shape), axis, shape)
+    shape, halved = shape or (1,), unit_axis(shape, names)
+    doubled = tuple(2 * n if i - len(shape) == halved else n for i, n in enumerate(shape))
+    return Place(name, tuple(of_one.shape), axis, doubled, halved)
+
+
 def place_of(name: str, of_one: Tensor, of_all: Tensor, trials: int) -> Place:
     """The axis that is longer in a call on all trials."""
     one, whole = tuple(of_one.shape), tuple(of_all.shape)
     for axis in range(len(one)):
         if whole == (*one[:axis], trials * one[axis], *one[axis + 1 :]):
-            return Place(name, one, axis, of_one_trial(one))
+            return _place(name, of_one, axis, of_one_trial(one))
     raise ValueError(
         f"{_giver(name)} gives {list(one)} for one trial and {list(whole)} for "
         f"{trials}, which has no axis of trials: its trials influence each other, or it is no function of one trial"
@@ -159,14 +180,15 @@ def place_named(name: str, of_one: Tensor, of_all: Tensor, trials: int, axes: Se
     """The axis that is called "trial"; where none is, the value is that of the only one."""
     one, whole = tuple(of_one.shape), tuple(of_all.shape)
     if "trial" not in axes:
-        return Place(name, one, 0, one)
+        return _place(name, of_one, 0, one, axes)
     axis = axes_of_value(axes, len(one)).index("trial")
     if one[axis : axis + 1] != (1,) or whole != (*one[:axis], trials, *one[axis + 1 :]):
         raise ValueError(
             f"{_giver(name)} gives {list(one)} for one trial and {list(whole)} for {trials}, which does not fit the "
             f"axes {tuple(axes)}: name them as they come, the trials among them"
         )
-    return Place(name, one, axis, (*one[:axis], *one[axis + 1 :]))
+    own = [name for name in axes if name != "trial"]
+    return _place(name, of_one, axis, (*one[:axis], *one[axis + 1 :]), own)
 
 
 def _giver(name: str) -> str:
