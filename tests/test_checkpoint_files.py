@@ -413,11 +413,13 @@ def dense(net, x):
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh()), (3, 1, 5, 5), 1),
         (Sequence(), (3, 4, 3), 4),
         (nn.Sequential(nn.Linear(3, 4), nn.Tanh()), (2, 5, 3), 5),
+        (nn.Sequential(nn.Embedding(7, 3), nn.Tanh(), nn.Linear(3, 2)), (2, 5), 5),
     ],
 )
 def test_any_module_is_analysed_as_what_it_gives(net, shape, times):
     torch.manual_seed(0)
-    net, x = net.double(), torch.randn(shape).double()
+    tokens = isinstance(next(iter(net.children())), nn.Embedding)
+    net, x = net.double(), torch.randint(7, shape) if tokens else torch.randn(shape).double()
     flow = kp.linearize(kp.solve(problem_of(net, x.numpy())))
     assert flow.ntk.domain.axes == ("trial", "time", "unit") and flow.ntk.domain.shape[1] == times
     np.testing.assert_allclose(flow.ntk.dense().reshape(dense(net, x).shape), dense(net, x), rtol=1e-9, atol=1e-12)
