@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,33 @@ def fill(path: Path, module: Any, key: str | None) -> dict[str, Any]:
     }
 
 
-def problem_of(module: Any, x: np.ndarray, start: Any = None) -> DiscreteProblem | StaticProblem:
-    """The module on inputs: a recurrent layer or a cell step by step, another module once on all of them."""
-    like = next(iter(parameters_of(module).values()))
-    inputs = like_numpy(x, like)
-    if x.ndim == 3 and is_cell(module):
-        return DiscreteProblem(module, inputs, _zeros(module) if start is None else start)
-    return StaticProblem(module, inputs)
+SEQUENCE = ("trial", "time", "unit")
+
+
+def problem_of(
+    module: Any, x: np.ndarray, state: Sequence[str] | None = None, axes: Sequence[str] | None = None
+) -> DiscreteProblem | StaticProblem:
+    """The module on inputs: a recurrent layer or a cell step by step, another module once on all of them.
+
+    Inputs [trial, time, input] and tokens [trial, time] are taken as sequences, where `axes` does not say; others, such
+    as images, give one value at one time.
+    """
+    inputs = like_numpy(x, next(iter(parameters_of(module).values())))
+    if x.ndim == 3 and state is None and axes is None and is_cell(module):
+        return DiscreteProblem(module, inputs, _zeros(module))
+    is_sequence = x.ndim == 3 or (x.ndim == 2 and x.dtype.kind in "iu")
+    if not is_sequence and state is None and axes is None:
+        module = _at_one_time(module)
+    return StaticProblem(module, inputs, state, SEQUENCE if axes is None else axes)
+
+
+def _at_one_time(module: Any) -> Any:
+    """The module whose output [trial, ...] is [trial, 1, unit]."""
+    if isinstance(module, nn.Module):
+        return nn.Sequential(module, nn.Flatten(), nn.Unflatten(1, (1, -1)))
+    import jax
+
+    return jax.tree_util.Partial(lambda own, x: own(x).reshape(1, -1), module)
 
 
 def _zeros(module: Any) -> Any:

@@ -99,7 +99,7 @@ def read_orbax(folder: Path) -> Any:
         import orbax.checkpoint as orbax
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{folder} is a checkpoint of orbax, which reads it; pip install 'kpflow-dyn[orbax]'"
+            f"{folder} is a checkpoint of orbax, which reads it; pip install orbax-checkpoint"
         ) from error
     handler = orbax.PyTreeCheckpointer()
     try:

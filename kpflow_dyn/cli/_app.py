@@ -86,6 +86,8 @@ def analyze(
     ] = None,
     module: given.Module = None,
     x: given.Inputs = None,
+    state: given.State = None,
+    axes: given.Axes = None,
     key: given.Key = None,
     prefix: given.Prefix = None,
     readout: given.Readout = None,
@@ -110,7 +112,7 @@ def analyze(
     """Analyse a network on a task, or a problem of your own; write numbers, figures and a page."""
     with plain_errors(debug):
         named = {"key": key, "prefix": prefix, "readout": readout, "nonlinearity": nonlinearity, "alpha": alpha}
-        inputs = {"task": task, "x": x, "trials": trials, "dtype": dtype}
+        inputs = {"task": task, "x": x, "trials": trials, "dtype": dtype, "state": state, "axes": axes}
         source = _source(problem, {"CHECKPOINT": checkpoint, "model": model, "module": module} | named | inputs)
         asked = {"k": modes, "samples": samples, "all_steps": all_steps, "loss": loss}
         asked |= {"optimizer": optimizer, "lr": lr, "clip": clip, "steps": steps}

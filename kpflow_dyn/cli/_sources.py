@@ -35,6 +35,8 @@ class Network:
     alpha: float | None = None
     module: str | None = None
     x: Path | None = None
+    state: str | None = None
+    axes: str | None = None
 
 
 def load(source: Network, seed: int, loss: str | None = None) -> tuple[Checkpoint, TaskData]:
@@ -77,7 +79,8 @@ def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem
     module = module_from(str(source.module))
     network = load_checkpoint(source.checkpoint, module, key=source.key)
     cell = network.cell if source.dtype is None else cast(network.cell, source.dtype)
-    problem = problem_of(cell, array if data is None else data.inputs)
+    names = [None if given is None else given.split(",") for given in (source.state, source.axes)]
+    problem = problem_of(cell, array if data is None else data.inputs, *names)
     return network, problem, data if isinstance(problem, DiscreteProblem) else None
 
 
@@ -97,6 +100,8 @@ def _check(source: Network) -> None:
         raise ValueError(f"dtype must be float32 or float64, got {source.dtype!r}")
     if not source.checkpoint.exists():
         raise FileNotFoundError(f"no checkpoint file {source.checkpoint}")
+    if source.module is None and (source.state, source.axes) != (None, None):
+        raise ValueError("--state and --axes are those of a module of your own; give it with --module")
     if source.task is not None and source.x is not None:
         raise ValueError("--task and --x are both inputs; leave one out")
 
