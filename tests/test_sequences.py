@@ -16,6 +16,7 @@ from torch.func import functional_call, jacrev
 
 import kpflow_dyn as kp
 from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn._implicit.constraint import Constraint
 
 AXES = ("trial", "time", "unit")
 TRIALS, TIMES, INPUTS, UNITS = 2, 5, 3, 4
@@ -239,6 +240,17 @@ def test_linear_recurrences_however_they_are_computed(kind: type[Diagonal]) -> N
     cell.load_state_dict(net.state_dict())
     stepped = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x, torch.zeros(TRIALS, UNITS).double())))
     close(linearized(net, x, axes=AXES).ntk.dense(), stepped.ntk.dense(), 1e-10)
+
+
+def test_where_sites_cannot_be_found_autograd_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_args: Any) -> list[Any]:
+        raise RuntimeError("no variables")
+
+    monkeypatch.setattr(Constraint, "variables", fails)
+    net, x = nn.Linear(INPUTS, 2).double(), inputs()
+    with pytest.warns(kp.UntracedWarning, match="no variables"):
+        flow = kp.linearize(kp.solve(kp.StaticProblem(net, x, axes=AXES)))
+    close(flow.J.dense(), jacobian(net, lambda call: call(x)))
 
 
 # One call, without trials
