@@ -23,6 +23,9 @@ class Torch(Library):
     def to_numpy(self, a: Tensor) -> np.ndarray:
         return a.detach().cpu().numpy()
 
+    def complex_of(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        return torch.complex(real, imaginary)
+
     @contextmanager
     def products_in(self, precision: str) -> Iterator[None]:
         before = torch.get_float32_matmul_precision()
