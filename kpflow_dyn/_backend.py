@@ -61,6 +61,9 @@ class Models(Protocol):
     call           function(model, *args) where the parameters have these values.
     with_arrays    A model of a function(arrays, *args) whose parameters are `learnt`; `arrays` has both by name.
     learnt_start   A cell with the start z0 among its parameters; see `DiscreteProblem.learn_start`.
+    on_halves      A field f(t, z, ...) of complex states as one of real states, all real parts first; its
+                   parameters are those of f.
+    is_on_halves   Whether it is one that was made so.
     on_numpy       A policy on one observation, from numpy to numpy.
     describe       The model in words, for a report.
     """
@@ -74,6 +77,8 @@ class Models(Protocol):
     def learns(self, value: Any) -> bool: ...
     def with_arrays(self, function: Callable[..., Array], learnt: Values, constants: Values) -> Any: ...
     def learnt_start(self, cell: Any, x: Array, z0: Any) -> Any: ...
+    def on_halves(self, f: Any) -> Any: ...
+    def is_on_halves(self, f: Any) -> bool: ...
     def on_numpy(self, policy: Any) -> Callable[[np.ndarray], np.ndarray]: ...
     def describe(self, model: Any) -> str: ...
 
@@ -89,7 +94,7 @@ class Transforms(Protocol):
     each_row    each_row(row function, *rows [time, trial, ...]) -> its outputs [time, trial, ...].
     index       index(element numbers, array) -> an index into arrays like this one.
     linearised  linearised(compiled function, point) -> the derivative there and its transpose, on blocks [probe,
-                ...].
+                ...]. The point is an array or a list of arrays.
     """
 
     @property
@@ -107,7 +112,7 @@ class Transforms(Protocol):
     @property
     def index(self) -> Callable[[np.ndarray, Array], Any]: ...
     @property
-    def linearised(self) -> Callable[[Callable[[Array], Array], Array], tuple[Rows, Rows]]: ...
+    def linearised(self) -> Callable[[Callable[[Any], Array], Any], tuple[Callable[[Any], Any], ...]]: ...
 
 
 class Solving(Protocol):

@@ -188,7 +188,6 @@ CELLS = {
 UNTRACED = {
     "while_loop": "Reverse-mode differentiation does not work",
     **dict.fromkeys(("solver", "root", "error_if", "callback"), "side effects"),
-    "complex": "complex numbers",
 }
 
 

@@ -7,7 +7,7 @@ before.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -40,6 +40,7 @@ __all__ = [
     "like_numpy",
     "placed",
     "products_in",
+    "split_into",
     "take_at",
     "to_numpy",
 ]
@@ -148,6 +149,11 @@ def joined(parts: Iterable[Array], count: int) -> Array:
     rest = iter(parts)
     head = next(rest)
     return head if head.shape[0] == count else library_of(head).joined(head, rest, count)
+
+
+def split_into(values: Array, sizes: Sequence[int], axis: int = -1) -> list[Array]:
+    """Parts of these sizes, one after the other on an axis; the transpose joins them at once, which slices do not."""
+    return library_of(values).split_into(values, sizes, axis)
 
 
 def take_at(values: Array, index: np.ndarray) -> Array:

@@ -1,12 +1,12 @@
 """What JAX does otherwise than numpy: its arrays do not change, may be sharded, and may be traced."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax import numpy as jnp
 
 from kpflow_dyn._arrays import dots_jax, sharding
@@ -21,6 +21,7 @@ class Jax(Library):
     on_device: Any = staticmethod(sharding.on_accelerator)
     empty_row: Any = staticmethod(sharding.empty_row)
     placed: Any = staticmethod(sharding.placed)
+    complex_of: Any = staticmethod(lax.complex)
 
     def concretely(self) -> AbstractContextManager[Any]:
         return jax.ensure_compile_time_eval()
@@ -35,6 +36,9 @@ class Jax(Library):
 
     def joined(self, head: Array, rest: Iterator[Array], count: int) -> Array:
         return jnp.concatenate([head, *rest], axis=0)
+
+    def split_into(self, values: Array, sizes: Sequence[int], axis: int) -> list[Array]:
+        return jnp.split(values, np.cumsum(sizes)[:-1].tolist(), axis)
 
     def take_at(self, values: Array, index: np.ndarray) -> Array:  # a map over trials is seen to need nothing of others
         return _take_at(values, index)

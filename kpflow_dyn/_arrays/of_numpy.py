@@ -1,6 +1,6 @@
 """What the package asks of an array library beyond the array API standard, as numpy does it; the others differ."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -36,6 +36,9 @@ class Library:
     def to_numpy(self, a: Array) -> np.ndarray:
         return np.asarray(a)
 
+    def complex_of(self, real: Array, imaginary: Array) -> Array:
+        return real + 1j * imaginary
+
     def concretely(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
@@ -53,6 +56,10 @@ class Library:
             out[at : at + rows.shape[0]] = rows
             at += rows.shape[0]
         return out
+
+    def split_into(self, values: Array, sizes: Sequence[int], axis: int) -> list[Array]:
+        ends: Any = np.cumsum(sizes)[:-1].tolist()
+        return np.split(values, ends, axis)
 
     def take_at(self, values: Array, index: np.ndarray) -> Array:
         return values[:, np.arange(len(index))[:, None], index]

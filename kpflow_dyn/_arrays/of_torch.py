@@ -1,6 +1,6 @@
 """What torch does otherwise than numpy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -23,6 +23,9 @@ class Torch(Library):
     def to_numpy(self, a: Tensor) -> np.ndarray:
         return a.detach().cpu().numpy()
 
+    def complex_of(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        return torch.complex(real, imaginary)
+
     @contextmanager
     def products_in(self, precision: str) -> Iterator[None]:
         before = torch.get_float32_matmul_precision()
@@ -31,6 +34,9 @@ class Torch(Library):
             yield
         finally:
             torch.set_float32_matmul_precision(before)
+
+    def split_into(self, values: Tensor, sizes: Sequence[int], axis: int) -> list[Tensor]:
+        return list(values.split(list(sizes), axis))
 
     def take_at(self, values: Tensor, index: np.ndarray) -> Tensor:
         return values[:, *_places(index, values)]

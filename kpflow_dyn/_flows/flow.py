@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, TypeVar
@@ -11,6 +10,7 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, full_precision
+from kpflow_dyn._arrays.complex_numbers import as_flat, count, is_complex
 from kpflow_dyn._flows.places import at_places, checked_places, places_of, places_of_steps, reaching
 from kpflow_dyn._flows.preconditioner import Block, block_diagonal, chosen_block, for_each_trial, seen_through, slices
 from kpflow_dyn._flows.readout import Readout, readout
@@ -49,7 +49,8 @@ class Flow:
         ntk: the global empirical neural tangent kernel, state -> state.
         sites: the weight sites, in the order of the core's outputs.
         solution: what was linearised.
-        parameters: the parameters that learn, by name, as they were when linearised.
+        parameters: the parameters that learn, by name, as they were when linearised. A complex one counts as the pairs
+            (Re, Im) in J's domain, with the real inner product.
         preconditioner: the blocks of R, where an optimiser has a metric; else ().
         R: what changes of the parameters pass before J, of a metric or of a choice of them; None for all, unscaled.
         untraced: why the model could not be traced, so that all maps are those of autograd through the model, and each
@@ -103,7 +104,7 @@ class Flow:
         ((24,), 'bias_ih[0:16] + bias_hh[0:16]')
         """
         if isinstance(names, Mapping):
-            masks = as_masks(self.parameters, names)
+            masks = {name: self._of_pairs(name, mask) for name, mask in as_masks(self.parameters, names).items()}
             return _restricted(self, choose(self.parameters, list(masks)), masks)
         return _restricted(self, choose(self.parameters, names), {})
 
@@ -129,6 +130,10 @@ class Flow:
         """
         places = checked_places(mask, self.ntk.domain, self.mask)
         return self if places.all() else _at(self, places)
+
+    def _of_pairs(self, name: str, mask: np.ndarray) -> np.ndarray:
+        """Both parts of a complex number learn, or none."""
+        return np.repeat(mask, 2) if is_complex(self.parameters[name]) else mask
 
     @property
     def mask(self) -> np.ndarray | None:
@@ -161,15 +166,19 @@ class Flow:
     @property
     def parts(self) -> dict[str, int]:
         """How many coordinates of `ntk.factor`'s domain each parameter has, in their order."""
-        sizes = [block.size for block in self.preconditioner] or map(_size, self.parameters.values())
+        sizes = [block.size for block in self.preconditioner] or map(count, self.parameters.values())
         return dict(zip(self.parameters, sizes, strict=True))
 
     def as_parameters(self, theta: Array) -> dict[str, Array]:
-        """A vector of the parameter space [..., p] as one array [..., *shape] for each parameter."""
+        """A vector of the parameter space [..., p] as one array [..., *shape] for each parameter.
+
+        A complex parameter has two coordinates for each entry, and is complex again here, Re + i Im: of a gradient this
+        is what torch's backward() gives, and the conjugate of what jax.grad gives.
+        """
         self.J.domain.check(theta, "theta")
-        places, probes = slices([*map(_size, self.parameters.values())]), theta.shape[:-1]
+        places = slices([*map(count, self.parameters.values())])
         each = zip(self.parameters.items(), places, strict=True)
-        return {name: theta[..., place].reshape((*probes, *value.shape)) for (name, value), place in each}
+        return {name: as_flat(theta[..., place], value) for (name, value), place in each}
 
     def __repr__(self) -> str:
         how = "by autograd alone" if self.untraced else f"{len(self.sites)} sites"
@@ -327,7 +336,7 @@ def _restricted(flow: AnyFlow, names: Sequence[str], masks: Mapping[str, np.ndar
     def chosen(sizes: dict[str, int]) -> list[Block]:
         return [chosen_block(size, name in names, masks.get(name), flow.P.domain.like) for name, size in sizes.items()]
 
-    of_parameters = chosen({name: _size(value) for name, value in flow.parameters.items()})
+    of_parameters = chosen({name: count(value) for name, value in flow.parameters.items()})
     dropped = [name for name in flow.parameters if name not in names]
     blocks = flow.preconditioner or (of_parameters if masks else ())
     changed = dataclasses.replace(
@@ -374,7 +383,3 @@ def _through(flow: AnyFlow, blocks: Sequence[Block]) -> AnyFlow:
         ntk=GramOperator(ntk.factor @ R, None, None if ntk.apart is None else for_each_trial(ntk.apart, R)),
         R=R if flow.R is None else flow.R @ R,
     )
-
-
-def _size(value: Array) -> int:
-    return math.prod(value.shape)

@@ -115,8 +115,9 @@ def _seen_site(site: WeightSite, scale: np.ndarray, numbers: np.ndarray, size: i
     rows = scale if site.kind == "matrix" else scale[None]
     alike = np.isfinite(rows[0]) & (rows == rows[0]).all(0)  # [d]: one number for all weights of a column
     entries = np.where(alike, numbers[site.entries], size + site.entries)
-    if site.kind == "opaque":
-        return dataclasses.replace(site, entries=entries)
+    if site.kind in ("opaque", "lookup"):
+        kind = site.kind if (scale == 1).all() else "opaque"  # the elements of a table count alike
+        return dataclasses.replace(site, kind=kind, entries=entries)
     (kept,) = (rows != 0).any(0).nonzero()
     xp, factor = array_namespace(site.inputs), np.where(alike, rows[0], 1.0)[kept]
     index = xp.asarray(kept, device=device(site.inputs))

@@ -17,10 +17,12 @@ class WeightSite:
 
     Attributes:
         name: the parameters that act here, such as "weight_hh + weight_ih + bias_hh".
-        kind: "matrix" (q = W v), "scale" (q_i = c_i w_i) or "opaque" (any other operation, by its derivative).
+        kind: "matrix" (q = W v), "scale" (q_i = c_i w_i), "lookup" (q_i is the element of a table that data choose, as
+            in an embedding) or "opaque" (any other operation, by its derivative).
         weight: W [m, d] for a matrix (biases are columns of it), else the weights as they are.
         inputs: the weight-site variables v at every row: [trial, time, d], or [trial, time, inner row, d] where a step
-            uses W more than once; for a scale the coefficients c [trial, time, m].
+            uses W more than once; for a scale the coefficients c [trial, time, m]; for a lookup which element of
+            `weight` each output is [trial, time, m], counted from 1, or 0 for none.
         entries: the number of each of the weights among all weights, in the shape of `weight`.
         measure: how much each row counts, broadcastable to [trial, time, 1]; None counts each as one.
 
@@ -47,12 +49,14 @@ class WeightSite:
 
         For a matrix these are the d eigenvalues of V^T W V, with V [rows, d] all rows that the weight ever sees and W
         the measure; the core has each of them m times. For a scale there is one for each weight: the sum of the squares
-        of its coefficients.
+        of its coefficients. For a lookup there is one for each weight that is looked up: how often.
 
         An opaque site, whose Gram matrix is not that of its operands, is a ValueError.
         """
         if self.kind == "opaque":
             raise ValueError(f"the site {self.name} is opaque: its spectrum does not follow from its operands alone")
+        if self.kind == "lookup":
+            return self._counts()
         if self.kind == "matrix":
             return np.maximum(np.linalg.eigvalsh(self.gram()), 0)[::-1]
         _, place = np.unique(self.entries, return_inverse=True)
@@ -63,6 +67,14 @@ class WeightSite:
         """V^T W V of a matrix, in float64: the products of each two of the d variables, summed over the rows."""
         columns = self._columns()
         return to_numpy(gram(columns, columns))
+
+    def _counts(self) -> np.ndarray:
+        """How often each element is looked up, of those that are, descending."""
+        found = to_numpy(self.inputs)
+        rows = np.ones(1) if self.measure is None else to_numpy(self.measure).astype(np.float64)
+        rows = np.broadcast_to(rows.reshape((1,) * (3 - rows.ndim) + rows.shape), found.shape)
+        counts = np.bincount(found.reshape(-1), rows.reshape(-1), minlength=1)[1:]
+        return np.sort(counts[counts > 0])[::-1]
 
     def _columns(self) -> Array:
         """The inputs at every row, times the root of the measure [d, row]."""
@@ -99,10 +111,13 @@ class CoreOperator(GramOperator):
 def _(op: CoreOperator, size: Size) -> Operator:
     if op.untraced or not all(op.separate):
         return divided_gram(op, size)
-    for inputs in sorted((finite(site.inputs) for site in op.sites), key=largest, reverse=True)[:1]:
+    numbers = [finite(site.inputs) for site in op.sites if site.kind != "lookup"]
+    for inputs in sorted(numbers, key=largest, reverse=True)[:1]:
         size.measure(inputs, array_namespace(inputs).ones_like(inputs[:1]))
     if size.exponent == 0:
         return op
+    if len(numbers) < len(op.sites):
+        return divided_gram(op, size)
     factor = divided(op.factor, size)
     size.order = 2
     sites = [replace(site, inputs=size.divide(site.inputs)) for site in op.sites]

@@ -17,17 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy, split_into
+from kpflow_dyn._arrays.complex_numbers import in_pairs
 from kpflow_dyn._backend import Transforms, Values
 from kpflow_dyn._implicit.form import Form
-from kpflow_dyn._implicit.layout import Layout
+from kpflow_dyn._implicit.layout import Layout, ShapeLayout
 from kpflow_dyn.tracing._copies import find_copies
 from kpflow_dyn.tracing._dependence import FIXED, ON_DATA, Dependences, dependences, is_copy
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, descendants, evaluate, run
+from kpflow_dyn.tracing._lifetimes import last_needed, most_entries
 from kpflow_dyn.tracing._numbers import Term, by_weight, number_weights, parameters_behind, terms_of, weights_behind
-from kpflow_dyn.tracing._rows import fixed_values, split
+from kpflow_dyn.tracing._rows import fixed_values
 from kpflow_dyn.tracing._sums import sums_of_uses
-from kpflow_dyn.tracing._uses import Use, as_matrices, coefficients_of_scale, find_uses, variables_of_matrix
+from kpflow_dyn.tracing._uses import (
+    Use,
+    as_matrices,
+    coefficients_of_scale,
+    elements_of_lookup,
+    find_uses,
+    variables_of_matrix,
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ def on_rows(traced: TracedConstraint, function: Callable[..., Any], axes: tuple[
     return lambda *args: compiled(*args, *traced.rows)
 
 
-def direct(traced: TracedConstraint, row: Constraint) -> Callable[[Array], Array]:
+def direct(traced: TracedConstraint, row: Constraint) -> Callable[[list[Array]], Array]:
     """theta -> the states of a network."""
     return on_rows(traced, lambda theta, *x: row.direct(theta, None, *x), (None,))
 
@@ -75,28 +84,30 @@ def direct(traced: TracedConstraint, row: Constraint) -> Callable[[Array], Array
 def states(traced: TracedConstraint, learnable: Iterable[str]) -> Array:
     """The states of a network as its parameters are."""
     row = Constraint(traced, learnable)
-    return direct(traced, row)(row.theta)
+    return direct(traced, row)(row.values)
 
 
 def named_states(traced: TracedConstraint, learnable: Sequence[str]) -> Callable[[Values], Array]:
     """The states of a network as a function of these of its parameters, by name."""
-    function, no_values = direct(traced, Constraint(traced, learnable)), traced.rows[0].reshape(-1)[:0]
-    concat = array_namespace(no_values).concat
-    return lambda values: function(concat([no_values, *(values[name].reshape(-1) for name in learnable)], axis=0))
+    function = direct(traced, Constraint(traced, learnable))
+    return lambda values: function([in_pairs(values[name]) for name in learnable])
 
 
 def network_of(
-    graph: Graph, transforms: Transforms, x: Array, parts: Sequence[tuple[str, Node]], layout: Layout
+    graph: Graph, transforms: Transforms, rows: Sequence[Array], parts: Sequence[tuple[str, Node]], layout: Layout
 ) -> TracedConstraint:
     """A network whose state are these named values, in this order."""
     names, states = [name for name, _ in parts], [node for _, node in parts]
     if tuple(names) != layout.names or len(set(states)) < len(states):
         raise ValueError(f"the trace has the values {', '.join(names)}, the network {', '.join(layout.names)}")
-    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, [x])
+    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, list(rows))
 
 
 def network_of_uses(
-    graph: Graph, transforms: Transforms, x: Array, of_one_trial: Callable[[tuple[int, ...]], tuple[int, ...]]
+    graph: Graph,
+    transforms: Transforms,
+    rows: Sequence[Array],
+    of_one_trial: Callable[[tuple[int, ...]], tuple[int, ...]],
 ) -> TracedConstraint:
     """A network whose state are the outputs of all uses of weights."""
     dependence = dependences(graph, graph.parameters)
@@ -106,8 +117,8 @@ def network_of_uses(
         raise ValueError("no weight meets data in the network; nothing to analyse")
     states = sorted(sums, key=graph.nodes.index)
     names = [_named(graph, sums[node]) for node in states]
-    layout = Layout(tuple(names), tuple(of_one_trial(node.shape) for node in states))
-    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, [x])
+    layout = ShapeLayout(tuple(names), tuple(of_one_trial(node.shape) for node in states))
+    return TracedConstraint(graph, Form.NETWORK, states, layout, transforms, list(rows))
 
 
 def in_order(graph: Graph, dependence: Dependences, among: set[Node]) -> list[Node]:
@@ -121,7 +132,10 @@ def _named(graph: Graph, uses: list[Use]) -> str:
 
 
 class Constraint:
-    """The functions of one row, where the parameters of these names learn and the others are constants."""
+    """The functions of one row, where the parameters of these names learn and the others are constants.
+
+    theta is a list of the parameters, one array each: a vector of them all would be filled anew for each.
+    """
 
     def __init__(self, traced: TracedConstraint, learnable: Iterable[str]) -> None:
         graph, transforms = traced.graph, traced.transforms
@@ -134,6 +148,8 @@ class Constraint:
         moved = descendants(graph, self.parameters)
         self.computed = [node for node in fixed if node in moved]  # also behind a detach, or a comparison
         self.order = in_order(graph, self.dependence, behind)
+        self.needed = last_needed(self.order)
+        self.work = most_entries(self.order, self.needed)
         if unmoved := [node.name for node in self.states if node not in self.order]:
             raise ValueError(f"the values {unmoved} depend on neither the input nor the state; ask for others")
         self.inputs = [node for node in graph.nodes if node.role is Role.INPUT]
@@ -144,7 +160,7 @@ class Constraint:
 
     # The functions of a row
 
-    def residual(self, theta: Array, state: Array, kicks: Array, *x: Array) -> Array:
+    def residual(self, theta: list[Array], state: Array, kicks: Array, *x: Array) -> Array:
         """F, in the form of the state; kicks [site] are added to the outputs of the uses."""
         added, env = self._added(kicks), self._start(theta, x)
         if self.form is not Form.NETWORK:
@@ -155,28 +171,47 @@ class Constraint:
 
     def at(self, state: Array, *x: Array) -> Array:
         """F at a state, as the parameters are."""
-        return self.residual(self.theta, state, self.no_kicks(), *x)
+        return self.residual(self.values, state, self.no_kicks(), *x)
 
-    def outputs(self, theta: Array, state: Array, *x: Array) -> Array:
+    def outputs(self, theta: list[Array], state: Array, *x: Array) -> Array:
         """What all uses give [site], from weights of these parameters and data at the linearisation."""
         data, weights = self._data(state, x), self._weights(theta)
         found = [evaluate(use.node, data | {use.weight: weights[use.weight]}).reshape(-1) for use in self.uses]
-        return array_namespace(theta).concat(found, axis=0)
+        return array_namespace(state).concat(found, axis=0)
 
-    def direct(self, theta: Array, kicks: Array | None, *x: Array) -> Array:
+    def direct(self, theta: list[Array], kicks: Array | None, *x: Array) -> Array:
         """The state of a network; a kick to a value is felt by all that comes later."""
         added = {} if kicks is None else dict(zip(self.states, self._layout.split(kicks), strict=True))
         found = self._run(self._start(theta, x), added, {})
         return self._joined(found)
 
-    def variables(self, state: Array, *x: Array) -> list[Array]:
-        """The weight-site variables of all uses: V [matrix, row, d], coefficients [element], or data operands [...]."""
-        env = self._data(state, x)
-        return [self._variables(use, env, state) for use in self.uses]
+    def variables(self, sites: Sequence[ConstraintSite], state: Array, *x: Array) -> list[Array]:
+        """The weight-site variables of these sites.
+
+        V [row, d] of all uses of a matrix, coefficients [use, element], which elements of a table [1, element], or data
+        operands [...].
+        """
+        env, xp = self._data(state, x), array_namespace(state)
+        found = {use: self._variables(use, env, state) for use in self.uses}
+        rows = [[self._of_term(term, found[term.use]) for term in site.terms] for site in sites]
+        axes = [-1 if site.kind == "lookup" else 0 for site in sites]
+        return [xp.concat(parts, axis=axis) for parts, axis in zip(rows, axes, strict=True)]
+
+    def _of_term(self, term: Term, variables: Array) -> Array:
+        """A term's part of the variables of its use."""
+        kind, chosen = term.use.kind, term.elements
+        if kind == "matrix":
+            return variables[term.matrix]
+        if kind == "opaque":
+            return variables
+        everything = chosen is None or len(chosen) == len(variables)
+        return variables[None] if everything else variables[None, self.transforms.index(chosen, variables)]
 
     def _variables(self, use: Use, env: dict[Node, Array], state: Array) -> Array:
         if use.kind == "matrix":
             return variables_of_matrix(use, env)
+        if use.kind == "lookup":
+            return elements_of_lookup(use, env)
         if use.kind == "opaque":
             data = [env[o].reshape(-1) for o in use.others if o.floating] or [state.reshape(-1)[:0]]
             return array_namespace(state).concat(data, axis=0)
@@ -192,12 +227,20 @@ class Constraint:
         copying = [*weights_behind(graph, self.uses, dependence), *(use.node for use in self.uses)]
         copies = find_copies(graph, [n for n in copying if is_copy(n, dependence)], dependence, self.transforms)
         numbers = number_weights(graph, self.parameters, self.uses, dependence, copies)
-        values, sites = self._weights(self.theta), []
-        for terms in by_weight(terms_of(self.uses, numbers, copies)):
-            first = terms[0]
-            name = ", ".join(parameters_behind(graph, self.parameters, first.use.weight))
-            sites.append(ConstraintSite(name, first.use.kind, first.entries, self._taken(first, values), terms))
-        return sites
+        groups = by_weight(terms_of(self.uses, numbers, copies))
+
+        def taken(theta: list[Array]) -> list[Array]:
+            values = self._weights(theta)
+            return [self._taken(terms[0], values) for terms in groups]
+
+        weights = self.transforms.compiled(taken)(self.values)
+        return [self._site(terms, weight) for terms, weight in zip(groups, weights, strict=True)]
+
+    def _site(self, terms: list[Term], weight: Array) -> ConstraintSite:
+        first = terms[0]
+        name = ", ".join(parameters_behind(self.graph, self.parameters, first.use.weight))
+        name = f"{name}[{first.matrix}]" if _is_batch(first.use) else name
+        return ConstraintSite(name, first.use.kind, first.entries, weight, terms)
 
     def _taken(self, term: Term, values: Mapping[Node, Array]) -> Array:
         """The weights of a term, by the values of all."""
@@ -219,26 +262,20 @@ class Constraint:
         values = zip(self.states, self._layout.shapes, strict=True)
         return self._layout.join([found[node].reshape(shape) for node, shape in values])
 
-    @property
-    def theta(self) -> Array:
-        """The parameters that learn [p]."""
-        return array_namespace(self.values[0]).concat([value.reshape(-1) for value in self.values], axis=0)
-
     def no_kicks(self) -> Array:
         """Zeros [site]."""
         return like_numpy(np.zeros(sum(self.sizes)), self.values[0])
 
-    def _weights(self, theta: Array) -> dict[Node, Array]:
-        given = dict(zip(self.parameters, split(theta, self.values), strict=True))
-        return run(self.computed, self.constants | given)
+    def _weights(self, theta: list[Array]) -> dict[Node, Array]:
+        return run(self.computed, self.constants | dict(zip(self.parameters, theta, strict=True)))
 
-    def _start(self, theta: Array, x: Sequence[Array]) -> dict[Node, Array]:
+    def _start(self, theta: list[Array], x: Sequence[Array]) -> dict[Node, Array]:
         given = {node: value.reshape(node.shape) for node, value in zip(self.inputs, x, strict=True)}
         return self._weights(theta) | given
 
     def _data(self, state: Array, x: Sequence[Array]) -> dict[Node, Array]:
         """All values at the linearisation."""
-        env = self._start(self.theta, x)
+        env = self._start(self.values, x)
         return run(self.order, env if self.form is Form.NETWORK else env | self._at(state))
 
     def _run(self, env: dict[Node, Array], added: dict[Node, Array], given: dict[Node, Array]) -> dict[Node, Array]:
@@ -252,12 +289,13 @@ class Constraint:
                 found[node] = env[node]
             if node in given:
                 env[node] = given[node].reshape(node.shape)
+            for done in self.needed.get(node, ()):
+                env.pop(done, None)
         return found
 
     def _added(self, kicks: Array) -> dict[Node, Array]:
         added: dict[Node, Array] = {}
-        for use, size, end in zip(self.uses, self.sizes, np.cumsum(self.sizes).tolist(), strict=True):
-            kick = kicks[end - size : end]
+        for use, kick in zip(self.uses, split_into(kicks, self.sizes), strict=True):
             added[use.node] = added[use.node] + kick if use.node in added else kick
         return added
 
@@ -266,12 +304,17 @@ class Constraint:
         return {node: state.reshape(node.shape)}
 
 
+def _is_batch(use: Use) -> bool:
+    """Whether the weight is more than one matrix."""
+    return use.node.role is Role.PRODUCT and math.prod(use.weight.shape[:-2]) > 1
+
+
 @dataclass(frozen=True)
 class ConstraintSite:
     """A weight, and all that it meets.
 
     Attributes:
-        name: the parameters that it is computed from.
+        name: the parameters that it is computed from; of several matrices also which one.
         kind: as of a `Use`.
         entries, weight: the numbers and values of its elements: of a matrix [d, m], else [element].
         terms: the uses that it has.

@@ -10,20 +10,28 @@ from kpflow_dyn._flows.referee import Derivative
 from kpflow_dyn._flows.sites import WeightSite
 from kpflow_dyn._implicit.equations import Equations
 from kpflow_dyn._implicit.form import Form
-from kpflow_dyn._spaces.operators import Operator, on_spaces
+from kpflow_dyn._spaces.operators import GramOperator, Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
 
 
 @dataclass(frozen=True)
 class Map:
-    """A linear map and its transpose on blocks [probe, ...]."""
+    """A linear map and its transpose on blocks [probe, ...]; `squared` is push(pull(q)), where it has its own way."""
 
     push: Rows
     pull: Rows
+    squared: Rows | None = None
 
     def between(self, domain: Space, codomain: Space) -> Operator:
         """As an operator."""
         return on_spaces(domain, codomain, self.push, self.pull)
+
+    def gram(self, factor: Operator) -> GramOperator:
+        """L L* of this map as an operator L on a space without a measure."""
+        squared, measure = self.squared, factor.codomain.measure
+        if squared is None or factor.domain.measure is not None:
+            return GramOperator(factor)
+        return GramOperator(factor, lambda q: squared(q if measure is None else measure * q))
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from kpflow_dyn._arrays import Array, array_namespace, eps_of, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, to_numpy
+from kpflow_dyn._arrays.complex_numbers import flat
 from kpflow_dyn._backend import Values
 from kpflow_dyn._flows.referee import (
+    LESS_PRECISE,
     Derivative,
     Mismatch,
     ask,
@@ -18,6 +20,7 @@ from kpflow_dyn._flows.referee import (
     drawn,
     in_words,
     sizes_of,
+    tolerance_of,
 )
 from kpflow_dyn._implicit.constraint import named_states
 from kpflow_dyn._implicit.form import Form
@@ -40,8 +43,9 @@ def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
         return _by_autograd(sol, model, sol.untraced)
     try:
         found = Traced(sol.traced, model.parameters, sol.state)
-        compare(found.whole or found.apart, answer, sizes_of(model.parameters))
-        _check_sites(found)
+        derivative = found.at_once("whole" if found.whole else "apart", answer.probe.q)
+        compare(derivative, answer, sizes_of(model.parameters))
+        _check_sites(found, answer.rounding)
     except Exception as error:  # whatever stops the trace, autograd answers
         return _by_autograd(sol, model, in_words(error, model.causes(own)))
     return found
@@ -78,13 +82,13 @@ def uses_of_weights(sol: NetworkSolution, model: Any) -> Traced:
     _check_unchanged(own, equations.start)
     seen = Traced(traced.at_output(equations.layout), model.parameters, equations.start)
     found = Traced(traced, model.parameters, sol.state)
-    assert seen.whole is not None and found.whole is not None
-    compare(seen.whole, ask(own), sizes_of(model.parameters))
+    answer = ask(own)
+    compare(seen.at_once("whole", answer.probe.q), answer, sizes_of(model.parameters))
     state = (1, *sol.state.shape)
-    q, *moved = drawn([state, (1, *found.row.theta.shape), state], sol.state)
-    for pair in (found.apart, found.whole):
-        check_transpose(q, pair.push(*moved), pair.pull(q), moved)
-    _check_sites(found)
+    q, *moved = drawn([state, (1, found.size), state], sol.state)
+    for derivative in (found.at_once("apart", q), found.at_once("whole", q)):
+        check_transpose(q, derivative.push(*moved), derivative.pull(q), moved, LESS_PRECISE * own.rounding)
+    _check_sites(found, own.rounding)
     return found
 
 
@@ -139,18 +143,18 @@ def check_call(
 def _gradient(states: Callable[[Values], Array], q: Array, parameters: Values, gradient: Callable[..., Array]) -> Array:
     """That of <q, states> in the parameters [p]."""
     names, like = list(parameters), list(parameters.values())
-    theta = array_namespace(q).concat([value.reshape(-1) for value in like])
+    theta = array_namespace(q).concat([flat(value) for value in like])
     return gradient(lambda theta: (q * states(dict(zip(names, split(theta, like), strict=True)))).sum(), theta)
 
 
-def _check_sites(found: Traced) -> None:
+def _check_sites(found: Traced, rounding: float) -> None:
     """Raise a `Mismatch` unless parameters enter F through the weight sites alone: B V = -D_theta F."""
     if not found.outputs:
         raise Mismatch("no weight meets data in it")
-    (theta,) = drawn([(1, *found.row.theta.shape)], found.row.theta)
-    kick = found.apart.parameters.push(theta)
-    error, size = (float(abs(q).max()) for q in (found.enter.push(found.write.push(theta)) - kick, kick))
-    if not error <= 1e4 * eps_of(kick) * max(size, 1e-300):
+    (theta,) = drawn([(1, found.size)], found.state)
+    kick, entered = found.through_sites(theta)
+    error, size = (float(abs(q).max()) for q in (entered - kick, kick))
+    if not error <= tolerance_of(kick, rounding) * max(size, 1e-300):
         raise Mismatch(f"its weight sites give {error / max(size, 1e-300):.1e} less than all of its gradient")
 
 

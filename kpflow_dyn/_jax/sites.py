@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from kpflow_dyn._jax.transforms import over_rows
 from kpflow_dyn.tracing._rows import RowFunctions
-from kpflow_dyn.tracing._sites import MatrixSite, ScaleSite, Site
+from kpflow_dyn.tracing._sites import LookupSite, MatrixSite, ScaleSite, Site
 
 Map = Callable[[jax.Array, list[jax.Array]], jax.Array]
 
@@ -62,11 +62,23 @@ def _maps(site: Site, rows: RowFunctions) -> tuple[Map, Map]:
             lambda change, data: data[0][:, :, None] * change,
             lambda kicks, data: jnp.einsum("tbe,tbpe->pe", data[0], kicks),
         )
+    if isinstance(site, LookupSite):
+        return _lookup_kick, partial(_lookup_gather, len(site.entries))
     push, pull = rows.opaque(site)
-    return (
-        lambda change, data: over_rows(lambda *row: jax.vmap(lambda w: push(w, *row))(change))(*data),
-        lambda kicks, data: over_rows(lambda k, *row: jax.vmap(lambda q: pull(q, *row))(k))(kicks, *data).sum((0, 1)),
-    )
+    return (lambda change, data: push(change, *data)), (lambda kicks, data: pull(kicks, *data))
+
+
+def _lookup_kick(change: jax.Array, data: list[jax.Array]) -> jax.Array:
+    """The elements [probe, e] that data [time, trial, ...] choose, counted from 1; 0 is none of them."""
+    (numbers,) = data
+    return jnp.moveaxis(jnp.where(numbers > 0, change[:, numbers - 1], 0), 0, 2)
+
+
+def _lookup_gather(size: int, kicks: jax.Array, data: list[jax.Array]) -> jax.Array:
+    (numbers,) = data
+    places = jnp.where(numbers > 0, numbers - 1, size)  # beyond the last one: dropped
+    change = jnp.zeros((kicks.shape[2], size), kicks.dtype)
+    return change.at[:, places].add(jnp.moveaxis(kicks, 2, 0), mode="drop")
 
 
 def _matrix_kick(change: jax.Array, data: list[jax.Array]) -> jax.Array:

@@ -12,9 +12,11 @@ from jax.errors import JAXIndexError, JAXTypeError
 from jax.extend.core import DropVar, Literal, jaxprs_in_params
 
 from kpflow_dyn._jax import equations
+from kpflow_dyn._jax.complex_parts import form_of, kind_of
 from kpflow_dyn._jax.custom import is_floating
 from kpflow_dyn._jax.equations import Equation, Jaxpr, body, opened
 from kpflow_dyn.tracing._graph import Graph, Node, Role
+from kpflow_dyn.tracing._pairs import Form, real_graph
 from kpflow_dyn.tracing._rules import rule_of
 
 Atom = Node | np.generic  # what stands for a value: a node, or the number of a literal
@@ -29,14 +31,16 @@ def trace(step: Step, parameters: dict[str, jax.Array], x: jax.Array, z: jax.Arr
 def trace_rows(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, jax.Array]) -> Graph:
     """The functional graph of `step(parameters, *rows)`, whose result is like the row in the role of the state, if any.
 
-    A ValueError where JAX cannot trace it, or it has side effects or complex numbers.
+    A ValueError where JAX cannot trace it, or it has side effects.
     """
     jaxpr = _jaxpr(step, parameters, [row for _, row in rows], [row for role, row in rows if role is Role.STATE])
     tracer = _Tracer()
     names = {tracer.parameter(name, parameters[name]): name for name in sorted(parameters)}
     given = [tracer.row(role.name.lower(), role, row) for role, row in rows]
-    (output,) = tracer.inline(jaxpr, [*names, *given])
-    return Graph(tracer.nodes, tracer.as_node(output), names, tracer.values, named=tracer.named)
+    outputs = list(map(tracer.as_node, tracer.inline(jaxpr, [*names, *given])))
+    output, *further = outputs or [node for _, node in tracer.named]
+    graph = Graph(tracer.nodes, output, names, tracer.values, further=further, named=tracer.named)
+    return real_graph(graph, tracer.forms)
 
 
 def _jaxpr(step: Step, parameters: dict[str, jax.Array], rows: list[jax.Array], states: list[jax.Array]) -> Jaxpr:
@@ -82,6 +86,7 @@ class _Tracer:
         self.weights: set[Node] = set()
         self.constants: dict[int, tuple[Any, Node]] = {}
         self.named: list[tuple[str, Node]] = []
+        self.forms: dict[Node, Form] = {}  # what is complex
 
     # Nodes
 
@@ -94,6 +99,7 @@ class _Tracer:
         node = Node(name, role, (value.shape,), is_floating(value))
         self.nodes.append(node)
         self.data.add(node)
+        self.forms[node] = form_of([value])
         return node
 
     def fixed(self, name: str, value: Any) -> Node:
@@ -101,6 +107,7 @@ class _Tracer:
         node = Node(name, Role.FIXED, (value.shape,), is_floating(value))
         self.nodes.append(node)
         self.values[node] = value
+        self.forms[node] = form_of([value])
         return node
 
     def as_node(self, value: Any) -> Node:
@@ -116,6 +123,7 @@ class _Tracer:
         floating = any(map(is_floating, outs))
         node = Node(f"{name}_{len(self.nodes)}", role, tuple(out.shape for out in outs), floating, apply, args)
         self.nodes.append(node)
+        self.forms[node] = form_of(outs)
         if self.any_in(self.data, node.operands):
             self.data.add(node)
         elif floating and role is not Role.STOP and self.any_in(self.weights, node.operands):
@@ -172,12 +180,10 @@ class _Tracer:
         return self.meet(args) and not equations.is_pointwise(equation) and equations.derives_itself(equation)
 
     def operation(self, equation: Equation, args: list[Atom]) -> list[Any]:
-        """One node, and one more for each result where several are used."""
-        name, role = equation.primitive.name, _role(equation, args, self.data)
+        """The results of an operation that stays whole."""
+        name, role = equation.primitive.name, _role(equation)
         used = [i for i, var in enumerate(equation.outvars) if not isinstance(var, DropVar)]
         outs = [equation.outvars[i].aval for i in used]
-        if self.any_in(self.data | self.weights, args) and any(map(_is_complex, outs)):
-            raise ValueError(f"the step computes with complex numbers ({name}); write them as pairs of real ones")
         if not used:
             return [None] * len(equation.outvars)
         rule = rule_of(equation.primitive)
@@ -185,11 +191,29 @@ class _Tracer:
             apply = partial(rule.function, **equation.params)
         else:
             apply = partial(equations.move if role is Role.MOVE else equations.bind, equation, used)
-        parts = [self.add(role, name, outs, apply, *args)]
-        if len(used) > 1:
-            parts = [self.add(Role.MOVE, "getitem", [o], operator.getitem, parts[0], i) for i, o in enumerate(outs)]
+        if len(used) == 1:
+            parts = [self.add(role, name, outs, apply, *args)]
+            self.forms[parts[0]] = form_of(outs, kind_of(equation))
+        elif role is Role.MOVE:
+            every = self.add(role, name, outs, apply, *args)
+            parts = [self.add(Role.MOVE, "getitem", [out], operator.getitem, every, i) for i, out in enumerate(outs)]
+        else:
+            parts = self.side_by_side(role, name, outs, apply, args)
         results = dict(zip(used, parts, strict=True))
         return [results.get(i) for i in range(len(equation.outvars))]
+
+    def side_by_side(self, role: Role, name: str, outs: list[Any], apply: Any, args: list[Atom]) -> list[Node]:
+        """Several results as parts of one vector for each dtype: a weight enters one value, whatever the operation."""
+        found: dict[int, Node] = {}
+        for dtype in dict.fromkeys(out.dtype for out in outs):
+            alike = [i for i, out in enumerate(outs) if out.dtype == dtype]
+            ends = np.cumsum([outs[i].size for i in alike]).tolist()
+            vector = jax.ShapeDtypeStruct((ends[-1],), dtype)
+            every = self.add(role, name, [vector], partial(equations.side_by_side, apply, alike), *args)
+            for i, end in zip(alike, ends, strict=True):
+                cut = partial(equations.part, slice(end - outs[i].size, end), outs[i].shape)
+                found[i] = self.add(Role.MOVE, "part", [outs[i]], cut, every)
+        return [found[i] for i in range(len(outs))]
 
     def product(self, equation: Equation, args: list[Atom]) -> Node:
         """A contraction as a product of matrices, its operands and its result moved into place."""
@@ -222,21 +246,18 @@ class _Tracer:
         return [*carry, *(self.add(Role.MOVE, "stack", [y.aval], equations.stack, *column) for y, column in columns)]
 
 
-def _is_complex(value: Any) -> bool:
-    return jnp.issubdtype(value.dtype, jnp.complexfloating)
-
-
-def _role(equation: Equation, args: list[Atom], data: set[Node]) -> Role:
-    name, nodes = equation.primitive.name, [arg for arg in args if isinstance(arg, Node)]
+def _role(equation: Equation) -> Role:
+    name = equation.primitive.name
     if rule := rule_of(equation.primitive):
         return rule.role
     if name == "stop_gradient":
         return Role.STOP
     if name in equations.MOVES:
-        chosen_by_data = any(node in data and not node.floating for node in nodes)
-        return Role.OTHER if chosen_by_data else Role.MOVE
+        return Role.MOVE
     if name in equations.ADDS:
         return Role.ADD
+    if name == "fft":
+        return Role.REDUCE
     if name == "conv_general_dilated" and equations.is_plain_convolution(equation):
         return Role.CONVOLUTION
     return Role.POINTWISE if equations.is_pointwise(equation) else Role.OTHER

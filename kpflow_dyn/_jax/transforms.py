@@ -9,13 +9,12 @@ import numpy as np
 from jax import jit as compiled
 from jax import jvp, vjp, vmap
 
-from kpflow_dyn._arrays import Rows
-from kpflow_dyn._arrays.memory import in_blocks
 from kpflow_dyn._backend import RowFunction
 
 __all__ = ["compiled", "each_row", "index", "jvp", "linearised", "over_models", "over_rows", "vjp", "vmap"]
 
 over_models = vmap
+Tree = Any  # an array, or a list of arrays
 
 
 def each_row(function: RowFunction, *rows: jax.Array) -> list[jax.Array]:
@@ -33,14 +32,13 @@ def index(numbers: np.ndarray, like: jax.Array) -> np.ndarray:
     return numbers
 
 
-def linearised(function: Callable[[jax.Array], jax.Array], point: jax.Array) -> tuple[Rows, Rows]:
+def linearised(function: Callable[[Tree], jax.Array], point: Tree) -> tuple[Callable, Callable]:
     """The derivative of a compiled function at a point, and its transpose, on blocks of probes."""
-    value, push = jax.linearize(function, point)
+    _value, push = jax.linearize(function, point)
 
-    def pull(push: Callable, q: jax.Array) -> jax.Array:
+    def pull(push: Callable, q: jax.Array) -> Tree:
         return jax.linear_transpose(push, point)(q)[0]
 
     forward = jax.jit(lambda push, block: jax.vmap(push)(block))
     backward = jax.jit(lambda push, block: jax.vmap(lambda q: pull(push, q))(block))
-    forward, backward = (in_blocks(partial(of_block, push), value.size, value) for of_block in (forward, backward))
-    return forward, backward
+    return partial(forward, push), partial(backward, push)

@@ -57,7 +57,7 @@ def variables(sites: list[WeightSite], space: Space, rows: tuple[str, ...]) -> n
 
 def _columns(site: WeightSite, data: Space) -> np.ndarray | None:
     """sqrt(m) V [*data.shape, column] of a site; a one for a bias that lies on other rows, None for other data."""
-    if site.kind == "opaque":
+    if site.kind in ("opaque", "lookup"):
         return None
     inputs = to_numpy(site.inputs).astype(np.float64)
     if inputs.shape[: len(data.shape)] == data.shape:

@@ -136,6 +136,9 @@ def _rank_of_rows(sites: list[WeightSite]) -> int:
     first = sites[0]
     if first.kind == "opaque":
         return np.unique(first.entries).size
+    if first.kind == "lookup":
+        looked_up = np.unique(np.concatenate([np.unique(to_numpy(site.inputs)) for site in sites]))
+        return np.unique(first.entries.ravel()[looked_up[looked_up > 0] - 1]).size
     rows = np.concatenate([to_numpy(site.inputs).reshape(-1, site.inputs.shape[-1]) for site in sites])
     if first.kind == "scale":
         return np.unique(first.entries[rows.any(0)]).size

@@ -146,26 +146,38 @@ def _embedding_bag(
     weight: Tensor,
     tokens: Tensor,
     offsets: Tensor,
-    by_frequency: bool = False,
+    scale_by_frequency: bool = False,
     mode: int = 0,
     sparse: bool = False,
-    factors: Tensor | None = None,
-    with_end: bool = False,
+    by_token: Tensor | None = None,
+    include_last: bool = False,
     padding: int = -1,
-) -> tuple[Tensor, ...]:
-    """Sums, means and maxima of rows; a last bag takes those that count for nothing."""
-    if by_frequency:
+) -> Any:
+    """Sums, means or maxima of rows of a table, each bag from its offset to the next."""
+    if scale_by_frequency:
         return NotImplemented
-    offsets = offsets[:-1] if with_end else offsets
-    places = torch.arange(len(tokens), device=offsets.device, dtype=offsets.dtype)
-    bags = torch.searchsorted(offsets, places, right=True) - 1
-    bags = torch.where(tokens == padding, len(offsets), bags)
-    rows = aten.embedding(weight, tokens)
-    rows = rows if factors is None else rows * factors[:, None]
-    found = torch.zeros(len(offsets) + 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
-    how = ("sum", "mean", "amax")[mode]
-    found = found.scatter_reduce(0, bags[:, None].expand(rows.shape), rows, how, include_self=False)[:-1]
-    return found, bags, bags, bags
+    starts = offsets[:-1] if include_last else offsets
+    places = torch.arange(len(tokens), device=tokens.device)[:, None]
+    bag = (places >= starts).sum(1) - 1  # of each token
+    counts = (bag[:, None] == torch.arange(len(starts), device=tokens.device)) & (tokens != padding)[:, None]
+    number, rows = counts.sum(0), aten.embedding(weight, tokens)
+    if mode == 2:  # a last bag takes what counts for nothing
+        places = torch.where(tokens == padding, len(starts), bag)[:, None].expand(rows.shape)
+        none = weight.new_zeros(len(starts) + 1, weight.shape[1])
+        return none.scatter_reduce(0, places, rows, "amax", include_self=False)[:-1], bag, number, offsets
+    share = counts.to(weight.dtype)  # [token, bag]
+    if mode == 1:
+        share = share / number.clamp(min=1)
+    if by_token is not None:
+        share = share * by_token[:, None]
+    return share.T @ rows, bag, number, offsets
+
+
+def _windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
+    """The windows [..., size] of an axis, by an index: torch has no rule to map the backward pass of unfold."""
+    starts = torch.arange(0, x.shape[dim] - size + 1, step, device=x.device)
+    places = starts[:, None] + torch.arange(size, device=x.device)
+    return x.movedim(dim, -1)[..., places].movedim(-2, dim % x.ndim)
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
@@ -177,6 +189,10 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.native_group_norm.default: _group_norm,
     aten._native_batch_norm_legit.no_stats: _norm_of_batch,
     aten.embedding.default: _embedding,
+    aten._embedding_bag.default: _embedding_bag,
+    aten._embedding_bag_forward_only.default: _embedding_bag,
+    aten.unfold.default: _windows,
+    aten._neg_view.default: torch.neg,  # which torch.func cannot map
     aten.copy.default: _copy,
     aten.slice_scatter.default: _slice_scatter,
     aten.select_scatter.default: _select_scatter,
@@ -187,7 +203,6 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.zeros_like.default: lambda x, **options: _full_like(x, 0, **options),
     aten.ones_like.default: lambda x, **options: _full_like(x, 1, **options),
     aten._linalg_solve_ex.default: _solve,
-    aten._embedding_bag.default: _embedding_bag,
     aten._cdist_forward.default: _distances,
 }
 WHOLE = [aten.hardsigmoid.default]  # its own backward pass rounds, which its parts would not do

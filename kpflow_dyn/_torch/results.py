@@ -17,14 +17,20 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from kpflow_dyn._torch.recording import FxNode, tensors_in
 from kpflow_dyn.tracing._graph import Node, Role
+from kpflow_dyn.tracing._pairs import Form
 
 
 @dataclass(frozen=True)
 class Results:
-    """All nodes that an operation becomes, and those of the results that are used, by their numbers."""
+    """All nodes that an operation becomes, what of them is complex, and those of the results, by their numbers."""
 
-    nodes: list[Node]
+    forms: dict[Node, Form]
     by_number: dict[int, Node]
+
+    @property
+    def nodes(self) -> list[Node]:
+        """In their order."""
+        return list(self.forms)
 
 
 def several_results(fx: FxNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Results:
@@ -38,8 +44,9 @@ def several_results(fx: FxNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
     alone = [n for n in used if n not in floating or len(floating) == 1]
     found = {n: node(f"{fx.name}_{n}", tuple(values[n].shape), n in floating, partial(_result, op, n)) for n in alone}
+    forms = {node: Form([values[n].is_complex()]) for n, node in found.items()}
     if len(floating) < 2:
-        return Results(list(found.values()), found)
+        return Results(forms, found)
     ends = np.cumsum([0, *(values[n].numel() for n in floating)]).tolist()
     whole = node(fx.name, (ends[-1],), True, partial(_side_by_side, op, floating))
     parts = {
@@ -47,7 +54,7 @@ def several_results(fx: FxNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         for n, (start, end) in zip(floating, pairwise(ends), strict=True)
         for shape in [tuple(values[n].shape)]
     }
-    return Results([*found.values(), whole, *parts.values()], found | parts)
+    return Results(forms | dict.fromkeys([whole, *parts.values()], Form([False])), found | parts)
 
 
 def in_both_modes(op: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,10 +12,9 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from kpflow_dyn.tracing._rows import RowFunctions
-from kpflow_dyn.tracing._sites import MatrixSite, OpaqueSite, ScaleSite, Site
+from kpflow_dyn.tracing._sites import LookupSite, MatrixSite, OpaqueSite, ScaleSite, Site
 
 Cut = tuple[slice, slice]  # of times and of trials
 
@@ -55,6 +54,8 @@ def site_data(site: Site, start: int, rows: RowFunctions, x: Tensor, z: Tensor) 
     """The site with its variables, evaluated on the rows x, z [time, trial, ...]."""
     if isinstance(site, MatrixSite):
         return MatrixData(site, start, rows, x, z)
+    if isinstance(site, LookupSite):
+        return LookupData(site, start, rows, x, z)
     return ScaleData(site, start, rows, x, z) if isinstance(site, ScaleSite) else OpaqueData(site, start, rows, x, z)
 
 
@@ -143,7 +144,7 @@ class _Listed:
 
     entries: Tensor
 
-    def __init__(self, site: ScaleSite | OpaqueSite, start: int, rows: RowFunctions) -> None:
+    def __init__(self, site: ScaleSite | LookupSite | OpaqueSite, start: int, rows: RowFunctions) -> None:
         self.name, self.like = site.name, rows.like
         self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks - start)
 
@@ -188,6 +189,31 @@ class ScaleData(_Listed):
         change.add_((values * self.variables[cut][:, :, None]).sum((0, 1)))  # [time, trial, probe, e] -> [probe, e]
 
 
+class LookupData(_Listed):
+    """q[e] = w[entries[n[e] - 1]], or no weight where n is 0: n [time, trial, e], changes [probe, 1 + weight]."""
+
+    kind = "lookup"
+
+    def __init__(self, site: LookupSite, start: int, rows: RowFunctions, x: Tensor, z: Tensor) -> None:
+        super().__init__(site, start, rows)
+        (self.variables,) = rows.variables(site, x, z)
+
+    def no_change(self, probes: int) -> Tensor:
+        return self.like.new_zeros(probes, 1 + len(self.entries))
+
+    def take(self, weights: Tensor) -> Tensor:
+        return torch.nn.functional.pad(super().take(weights), (1, 0))
+
+    def put(self, change: Tensor, weights: Tensor) -> None:
+        super().put(change[:, 1:], weights)
+
+    def image(self, change: Tensor, cut: Cut) -> Tensor:
+        return change[:, self.variables[cut]].movedim(0, 2)
+
+    def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
+        change.index_add_(1, self.variables[cut].reshape(-1), values.movedim(2, 0).flatten(1))
+
+
 class OpaqueData(_Listed):
     """q = D_w f(v, w) dw, by the operation's own derivatives at the stored operands; changes [probe, w]."""
 
@@ -195,11 +221,8 @@ class OpaqueData(_Listed):
 
     def __init__(self, site: OpaqueSite, start: int, rows: RowFunctions, x: Tensor, z: Tensor) -> None:
         super().__init__(site, start, rows)
-        push, pull = rows.opaque(site)
+        self.push, self.pull = rows.opaque(site)
         self.data = rows.variables(site, x, z)
-        fixed = (None,) * len(self.data)
-        self.push = vmap(vmap(vmap(push, (0, *fixed)), (None, *(0 for _ in fixed))), (None, *(0 for _ in fixed)))
-        self.pull = vmap(vmap(vmap(pull, (0, *fixed))))
 
     @property
     def variables(self) -> Tensor:
@@ -210,7 +233,7 @@ class OpaqueData(_Listed):
         return self.push(change, *(d[cut] for d in self.data))
 
     def collect(self, values: Tensor, cut: Cut, change: Tensor) -> None:
-        change.add_(self.pull(values, *(d[cut] for d in self.data)).sum((0, 1)))
+        change.add_(self.pull(values, *(d[cut] for d in self.data)))
 
 
 def _as_slice(kicks: np.ndarray) -> slice | None:

@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kpflow_dyn
+from kpflow_dyn._torch.complex_parts import LINEAR, form_of
 from kpflow_dyn._torch.decompositions import DECOMPOSITIONS, WHOLE
 from kpflow_dyn._torch.functional import functional
 from kpflow_dyn._torch.left_alone import left_alone
@@ -27,6 +28,7 @@ from kpflow_dyn._torch.results import Results, in_both_modes, several_results
 from kpflow_dyn._torch.surrogates import with_functions
 from kpflow_dyn._torch.whole import called
 from kpflow_dyn.tracing._graph import Graph, Node, Role
+from kpflow_dyn.tracing._pairs import Form, real_graph
 from kpflow_dyn.tracing._rules import RULES, rule_of
 
 aten = torch.ops.aten
@@ -36,11 +38,11 @@ MOVES = {
     *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze),
     *(aten.expand, aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.cat, aten.stack, aten.unbind),
     *(aten.clone, aten.alias, aten.flip, aten.roll, aten.index_select, aten.repeat, aten.diagonal, aten.copy),
-    *(aten.lift_fresh_copy, aten.index, aten.gather),
+    *(aten.lift_fresh_copy, aten.index, aten.gather, aten.embedding),
 }
 PUTS = {aten.index_put.default, aten.scatter.src, aten.diagonal_scatter.default}
 PRODUCTS = {aten.mm, aten.bmm}
-REDUCES = {aten.sum, aten.mean}
+REDUCES = {aten.sum, aten.mean, *LINEAR}
 
 
 class Applied(nn.Module):
@@ -64,6 +66,7 @@ class Outline:
     parameters: dict[Node, str]
     stored: dict[Node, str]  # the name in the step of each parameter and buffer
     constants: dict[Node, Tensor]  # the values of tensors that the trace found elsewhere
+    forms: dict[Node, Form]  # what is complex
     fixing: dict[str, Tensor]  # buffers that the nodes themselves hang on, such as the edges of a graph
 
     def fits(self, step: Applied) -> bool:
@@ -75,7 +78,8 @@ class Outline:
         """The graph with the values that the step has now."""
         now = dict(step.named_parameters()) | dict(step.named_buffers())
         values = self.constants | {node: now[name].detach().clone() for node, name in self.stored.items()}
-        return Graph(self.nodes, self.outputs[0], self.parameters, values, further=self.outputs[1:])
+        graph = Graph(self.nodes, self.outputs[0], self.parameters, values, further=self.outputs[1:])
+        return real_graph(graph, self.forms)
 
 
 def trace(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
@@ -90,7 +94,7 @@ def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
     """The same without values."""
     held, learnt = _held(step), dict(step.named_parameters())
     module, given, fixing = _recorded(step, [row for _, row in rows], held, list(learnt))
-    found = Outline([], [], {}, {}, {}, {name: held[name].detach().clone() for name in fixing})
+    found = Outline([], [], {}, {}, {}, {}, {name: held[name].detach().clone() for name in fixing})
     nodes: dict[FxNode, Any] = {}
     here = iter(given)
     fx: FxNode
@@ -113,6 +117,7 @@ def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
         elif _has_several_results(fx):
             nodes[fx] = several_results(fx, *_with_nodes((fx.args, dict(fx.kwargs)), nodes))
             found.nodes.extend(nodes[fx].nodes)
+            found.forms.update(nodes[fx].forms)
             continue
         elif fx.target is operator.getitem and isinstance(nodes[fx.args[0]], Results):
             nodes[fx] = nodes[fx.args[0]].by_number[fx.args[1]]
@@ -120,6 +125,7 @@ def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
         else:
             nodes[fx] = _call(fx, nodes)
         found.nodes.append(nodes[fx])
+        found.forms[nodes[fx]] = form_of(fx)
     return found
 
 
@@ -223,7 +229,7 @@ def _role(fx: FxNode) -> Role:
         return Role.PRODUCT
     if packet is aten.convolution and not fx.args[6] and fx.args[8] == 1:  # neither transposed nor in groups
         return Role.CONVOLUTION
-    if packet in REDUCES and fx.meta["val"].is_floating_point():
+    if packet in REDUCES and (fx.meta["val"].is_floating_point() or fx.meta["val"].is_complex()):
         return Role.REDUCE
     return Role.POINTWISE if torch.Tag.pointwise in fx.target.tags else Role.OTHER
 

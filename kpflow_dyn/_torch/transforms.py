@@ -2,21 +2,22 @@
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
+from torch.utils._pytree import tree_leaves, tree_map
 
-from kpflow_dyn._arrays import Rows
-from kpflow_dyn._arrays.memory import in_blocks
 from kpflow_dyn._backend import RowFunction
 from kpflow_dyn._torch.cell_equations import CellEquations
 
 __all__ = ["compiled", "each_row", "index", "jvp", "linearised", "over_models", "vjp", "vmap"]
 
 ROWS_AT_ONCE = 8192
+Tree = Any  # a tensor, or a list of tensors
 
 with warnings.catch_warnings():  # torch's first forward derivative in a process calls its own deprecated torch.jit
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -48,16 +49,26 @@ def index(numbers: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(numbers)).to(like.device)
 
 
-@torch.no_grad()
-def linearised(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Rows, Rows]:
+def linearised(function: Callable[[Tree], Tensor], point: Tree) -> tuple[Callable[[Tree], Any], Callable[[Any], Tree]]:
     """The derivative of a function at a point, and its transpose, on blocks of probes.
 
     The values on the way are kept for the transpose, and computed anew by each forward application.
     """
-    value, pull = vjp(function, point)[:2]
-    maps = vmap(lambda tangent: jvp(function, (point,), (tangent,))[1]), vmap(lambda q: pull(q)[0])
-    forward, backward = (in_blocks(torch.no_grad()(of_block), value.numel(), value) for of_block in maps)
-    return forward, backward
+    graph = cache(torch.no_grad()(lambda: vjp(function, point)[1]))
+    return _on_block(lambda tangent: jvp(function, (point,), (tangent,))[1]), _on_block(lambda q: graph()(q)[0])
+
+
+def _on_block(function: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
+    """Over probes; a single one by itself, as operations on blocks are several on others."""
+    over = vmap(function)
+
+    @torch.no_grad()
+    def on_block(block: Tree) -> Tree:
+        if len(tree_leaves(block)[0]) > 1:
+            return over(block)
+        return tree_map(lambda part: part[None], function(tree_map(lambda part: part[0], block)))
+
+    return on_block
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

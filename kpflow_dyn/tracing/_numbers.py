@@ -3,7 +3,6 @@
 Parameters come first, one after another, then the weights that are computed from them.
 """
 
-import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,7 +57,7 @@ class Term:
 
     use: Use  # the use
     matrix: int  # which matrix of a batch
-    # the numbers of its weights: [d, m] of a matrix, [element] of a scale, all of an opaque operation
+    # the numbers of its weights: [d, m] of a matrix, [element] of a scale, all of any other
     entries: np.ndarray
     elements: np.ndarray | None = None  # of a scale: the elements of its result that take a weight
     taken: np.ndarray | None = None  # which of the weight's elements they take
@@ -82,11 +81,17 @@ def terms_of(uses: Sequence[Use], weights: WeightNumbers, copies: Copies) -> tup
 
 def by_weight(terms: Sequence[Term]) -> list[list[Term]]:
     """The terms of one and the same weight together; opaque ones stay alone."""
-    same: dict[object, list[Term]] = defaultdict(list)
+    found: list[list[Term]] = []
+    alike: dict[tuple, list[list[Term]]] = defaultdict(list)  # groups that may have the same numbers
     for term in terms:
-        digest = hashlib.blake2b(np.ascontiguousarray(term.entries).data).digest()
-        same[term if term.use.kind == "opaque" else (term.entries.shape, digest)].append(term)
-    return list(same.values())
+        groups = alike[term.use.kind, term.entries.shape, *term.entries.flat[:1].tolist()]
+        same = (group for group in groups if np.array_equal(group[0].entries, term.entries))
+        group = None if term.use.kind == "opaque" else next(same, None)
+        if group is None:
+            found.append(group := [])
+            groups.append(group)
+        group.append(term)
+    return found
 
 
 def weights_behind(graph: Graph, uses: Iterable[Use], dependence: Dependences) -> list[Node]:

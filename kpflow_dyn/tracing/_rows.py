@@ -5,21 +5,22 @@ They are mapped over rows by the framework's `each_row`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn._arrays import Array, array_namespace, split_into
+from kpflow_dyn._arrays.complex_numbers import as_flat, count
 from kpflow_dyn._backend import RowFunction, Transforms
 from kpflow_dyn.tracing._dependence import FIXED, Dependence
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, evaluate, run
 from kpflow_dyn.tracing._numbers import Term
-from kpflow_dyn.tracing._sites import MatrixSite, OpaqueSite, Site
+from kpflow_dyn.tracing._sites import LookupSite, MatrixSite, OpaqueSite, Site
 from kpflow_dyn.tracing._steps import AnalysedStep
-from kpflow_dyn.tracing._uses import Use, coefficients_of_scale, variables_of_matrix
+from kpflow_dyn.tracing._uses import Use, coefficients_of_scale, elements_of_lookup, variables_of_matrix
 
 
 class RowFunctions:
@@ -94,17 +95,20 @@ class RowFunctions:
     def variables(self, site: Site, x: Array, z: Array) -> list[Array]:
         """A site's variables on rows x, z [time, trial, ...].
 
-        Of a matrix V [time, trial, inner row, d]; of a scale its coefficients [time, trial, e]; of an opaque operation
-        its data operands.
+        Of a matrix V [time, trial, inner row, d]; of a scale its coefficients [time, trial, e]; of a lookup which
+        elements it takes [time, trial, e], counted from 1; of an opaque operation its data operands.
         """
         if isinstance(site, MatrixSite):
             return [self._stacked(site.blocks, x, z)]
         if isinstance(site, OpaqueSite):
             return self.transforms.each_row(self.values(site.use.others), x, z)
+        if isinstance(site, LookupSite):
+            return self.transforms.each_row(self._with_data(site.use, elements_of_lookup), x, z)
         if site.use.node.role is not Role.POINTWISE:
             xp = array_namespace(x)
             return [xp.broadcast_to(xp.ones_like(z[..., :1]), (*x.shape[:2], len(site.kicks)))]
-        return self.transforms.each_row(self._coefficients(site.use), x, z)
+        jvp = self.transforms.jvp
+        return self.transforms.each_row(self._with_data(site.use, partial(coefficients_of_scale, jvp=jvp)), x, z)
 
     def _stacked(self, blocks: Sequence[Sequence[Term | None]], x: Array, z: Array) -> Array:
         """V [time, trial, inner row, d] of terms side by side, block after block."""
@@ -130,29 +134,37 @@ class RowFunctions:
 
         return row
 
-    def _coefficients(self, use: Use) -> RowFunction:
-        """(x, z) -> [d node / d weight] of a pointwise operation, element by element."""
+    def _with_data(self, use: Use, function: Callable[[Use, dict[Node, Array]], Array]) -> RowFunction:
+        """(x, z) -> [function(use, values of all that the use takes)]."""
         values, weight = self.values(use.others), self.fixed[use.weight]
 
         def row(x: Array, z: Array) -> list[Array]:
             env = dict(zip(use.others, values(x, z), strict=True))
-            return [coefficients_of_scale(use, env | {use.weight: weight}, self.transforms.jvp)]
+            return [function(use, env | {use.weight: weight})]
 
         return row
 
     def opaque(self, site: OpaqueSite) -> tuple[Callable[..., Array], Callable[..., Array]]:
-        """(push, pull): an operation's derivative in its weight, (w, *data) -> q and (q, *data) -> w."""
-        use, weight = site.use, self.fixed[site.use.weight]
+        """An operation's derivative in its weight on rows of its data [time, trial, ...], and the transpose.
 
-        def as_function(data: tuple[Array, ...]) -> Callable[[Array], Array]:
+        They are (w [probe, w], *data) -> q [time, trial, probe, e] and (q, *data) -> w. All rows share the weight: a
+        gradient for each row would be as large as the weight.
+        """
+        use, weight = site.use, self.fixed[site.use.weight].reshape(-1)
+        jvp, vjp, vmap = self.transforms.jvp, self.transforms.vjp, self.transforms.vmap
+
+        def on_row(w: Array, *data: Array) -> Array:
             env = dict(zip(use.others, data, strict=True))
-            return lambda w: evaluate(use.node, env | {use.weight: w.reshape(use.weight.shape)}).reshape(-1)
+            return evaluate(use.node, env | {use.weight: w.reshape(use.weight.shape)}).reshape(-1)
 
-        def push(w: Array, *data: Array) -> Array:
-            return self.transforms.jvp(as_function(data), (weight.reshape(-1),), (w,))[1]
+        times, trials = ((None, *(axis for _ in use.others)) for axis in (0, 1))
+        on_rows = vmap(vmap(on_row, times), trials, 1)
 
-        def pull(q: Array, *data: Array) -> Array:
-            return self.transforms.vjp(as_function(data), weight.reshape(-1))[1](q)[0]
+        def push(change: Array, *data: Array) -> Array:
+            return vmap(lambda w: jvp(lambda v: on_rows(v, *data), (weight,), (w,))[1], 0, 2)(change)
+
+        def pull(values: Array, *data: Array) -> Array:
+            return vmap(vjp(lambda v: on_rows(v, *data), weight)[1], 2)(values)[0]
 
         return push, pull
 
@@ -172,6 +184,6 @@ def _parts(value: Array | Sequence[Array]) -> Sequence[Array]:
 
 
 def split(theta: Array, values: list[Array]) -> list[Array]:
-    """A vector of all parameters, as one array of each parameter's shape."""
-    ends = np.cumsum([math.prod(value.shape) for value in values]).tolist()
-    return [theta[end - math.prod(v.shape) : end].reshape(v.shape) for end, v in zip(ends, values, strict=True)]
+    """A vector of all parameters, which may have probes in front, as one array of each parameter's shape."""
+    parts = split_into(theta, [count(value) for value in values])
+    return [as_flat(part, value) for part, value in zip(parts, values, strict=True)]

@@ -55,7 +55,21 @@ class OpaqueSite:
     kind = "opaque"
 
 
-Site = MatrixSite | ScaleSite | OpaqueSite
+@dataclass(frozen=True, eq=False)
+class LookupSite:
+    """q[e] = w[entries[n[e]]]: data choose which elements n of a table are taken, as by an embedding."""
+
+    use: Use
+    entries: np.ndarray
+    kicks: np.ndarray
+    name: str
+    kind = "lookup"
+
+
+Site = MatrixSite | ScaleSite | OpaqueSite | LookupSite
+
+
+WHOLE = {"opaque": OpaqueSite, "lookup": LookupSite}  # all of their weights at all of their kicks
 
 
 def sites_of_step(terms: Sequence[Term], weights: WeightNumbers, kicks: Kicks, name: Name) -> tuple[Site, ...]:
@@ -154,8 +168,8 @@ def _remaining_sites(met: _Met, taken: Taken) -> list[Site]:
     sites: list[Site] = []
     for number, term in enumerate(met.others):
         name, kicks = met.name(term.use.weight), met.kicks[term]
-        if term.use.kind == "opaque":
-            sites.append(OpaqueSite(term.use, term.entries, kicks, name))
+        if term.use.kind in WHOLE:
+            sites.append(WHOLE[term.use.kind](term.use, term.entries, kicks, name))
             continue
         left = np.array([(number, kick) not in taken for kick in kicks.tolist()], bool)
         if left.any():

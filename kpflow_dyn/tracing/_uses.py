@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy
 from kpflow_dyn.tracing._dependence import Dependence, Dependences, is_copy
 from kpflow_dyn.tracing._graph import Node, Role, evaluate
 
@@ -19,7 +19,7 @@ class Use:
     node: Node  # the operation
     weight: Node  # what it takes that depends on parameters alone
     # "matrix" (a product with it, or a convolution, which is its product with patches), "scale" (each result depends on
-    # one element of it) or "opaque" (any other operation)
+    # one element of it), "lookup" (each result is an element of it that data choose) or "opaque" (any other operation)
     kind: str
 
     @property
@@ -51,7 +51,10 @@ def _kind(node: Node, weight: Node, dependence: Dependences) -> str:
         )
     if node.role is Role.PRODUCT or is_convolution_with(node, weight):
         return "matrix"
-    return "scale" if node.role in (Role.ADD, Role.POINTWISE) or is_copy(node, dependence) else "opaque"
+    if node.role in (Role.ADD, Role.POINTWISE) or is_copy(node, dependence):
+        return "scale"
+    alone = {o for o in node.operands if o.floating} == {weight}
+    return "lookup" if node.role is Role.MOVE and alone else "opaque"
 
 
 def is_convolution_with(node: Node, kernel: Node) -> bool:
@@ -79,13 +82,24 @@ def as_outputs(node: Node, weight: Node, values: Any) -> Any:
 
 
 def variables_of_matrix(use: Use, env: Mapping[Node, Array]) -> Array:
-    """V [matrix, row, d]; patches are what a convolution gives for the unit kernels."""
+    """V [matrix, row, d]; patches are what a convolution gives for the unit kernels, channel by channel."""
     operand = env[use.operand]
     if use.node.role is not Role.CONVOLUTION:
         return as_outputs(use.node, use.weight, operand)
-    _, *kernel = use.weight.shape
-    unit = like_numpy(np.eye(math.prod(kernel)), operand).reshape((-1, *kernel))
-    return as_outputs(use.node, use.weight, evaluate(use.node, {use.weight: unit, use.operand: operand}))
+    batch, channels, *positions = operand.shape
+    kernel = use.weight.shape[2:]
+    unit = like_numpy(np.eye(math.prod(kernel)), operand).reshape((-1, 1, *kernel))
+    single = operand.reshape((batch * channels, 1, *positions))
+    patches = evaluate(use.node, {use.weight: unit, use.operand: single})  # [batch * channel, place in patch, ...]
+    return as_outputs(use.node, use.weight, patches.reshape((batch, -1, *patches.shape[2:])))
+
+
+def elements_of_lookup(use: Use, env: Mapping[Node, Array]) -> Array:
+    """Which element of the weight each result [element] is, counted from 1; 0 for those that are filled up."""
+    weight = env[use.weight]
+    xp, size = array_namespace(weight), math.prod(use.weight.shape)
+    numbers = xp.arange(1, size + 1, dtype=xp.int32, device=device(weight)).reshape(use.weight.shape)
+    return evaluate(use.node, {**env, use.weight: numbers}).reshape(-1)
 
 
 def coefficients_of_scale(use: Use, env: Mapping[Node, Array], jvp: Callable[..., Any]) -> Array:

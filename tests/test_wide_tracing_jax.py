@@ -1,0 +1,102 @@
+"""Models of JAX that other people write are traced, and right: against reverse mode through the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.tree_util import Partial
+from jax_registry import states_of
+from synthetic import assert_close
+
+import kpflow_dyn as kp
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+TRIALS, TIMES, INPUTS, UNITS = 2, 3, 3, 4
+Parameters = dict[str, jax.Array]
+Step = Callable[[Parameters, jax.Array, jax.Array], jax.Array]
+
+
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(0.5 * np.random.default_rng(len(shape)).standard_normal(shape))
+
+
+def weights() -> Parameters:
+    return {"W": normal(UNITS, UNITS), "U": normal(UNITS, INPUTS)}
+
+
+def check_cell(cell: Callable, z0: jax.Array | None = None) -> kp.Flow:
+    """That the cell is traced, and that J* is what reverse mode through it says."""
+    problem = kp.DiscreteProblem(cell, normal(TRIALS, TIMES, INPUTS), normal(TRIALS, UNITS) if z0 is None else z0)
+    flow = kp.linearize(kp.solve(problem))
+    assert flow.untraced == ""
+    q = normal(*flow.J.codomain.shape)
+    pull = jax.vjp(states_of(problem), flow.parameters)[1]
+    found, expected = flow.as_parameters(flow.J.T.mv(q)), pull(q)[0]
+    for name, gradient in expected.items():
+        assert_close(found[name], gradient)
+    return flow
+
+
+@jax.custom_jvp
+def product_and_sum(w: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return w @ z, (w * z).sum()
+
+
+@product_and_sum.defjvp
+def _tangent(primals: tuple, tangents: tuple) -> tuple:
+    """Twice the derivative of the sum in w."""
+    (w, z), (dw, dz) = primals, tangents
+    return product_and_sum(w, z), (dw @ z + w @ dz, 2 * (dw * z).sum() + (w * dz).sum())
+
+
+@jax.custom_vjp
+def surrogate(w: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return (w @ z > 0).astype(z.dtype), w @ z
+
+
+def _pulled(saved: tuple, cotangents: tuple) -> tuple:
+    w, z = saved
+    c = cotangents[0] / (1 + jnp.square(w @ z)) + cotangents[1]
+    return jnp.outer(c, z), w.T @ c
+
+
+surrogate.defvjp(lambda w, z: (surrogate(w, z), (w, z)), _pulled)
+
+
+def branches(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
+    tanh, other = (lambda z: (jnp.tanh(p["W"] @ z), z)), (lambda z: (z, p["U"] @ x))
+    a, b = lax.cond(x[0] > 0, tanh, other, z)
+    return a * b + 0.5 * a
+
+
+def forward_rule(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
+    a, b = product_and_sum(p["W"], z)
+    return jnp.tanh(a * b + p["U"] @ x)
+
+
+def reverse_rule(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
+    spikes, v = surrogate(p["W"], z)
+    return spikes + jnp.tanh(v) + p["U"] @ x
+
+
+def factors_of_weight_and_state(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
+    """Floats and integers: the factors and the order of their rows."""
+    factors, _, order = lax.linalg.lu(p["W"] * z + 3 * jnp.eye(UNITS)[::-1])
+    return jnp.tanh(factors @ z[order] / 3 + p["U"] @ x)
+
+
+def largest(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
+    """The largest of the sums of weight and state, and which they are."""
+    values, which = lax.top_k(p["W"][0] + z, 2)
+    return jnp.tanh((p["W"] @ z).at[which].add(values) + p["U"] @ x)
+
+
+@pytest.mark.parametrize("step", [branches, forward_rule, reverse_rule, factors_of_weight_and_state, largest])
+def test_operations_with_several_results(step: Step):
+    check_cell(Partial(step, weights()))
