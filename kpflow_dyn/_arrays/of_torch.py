@@ -21,7 +21,8 @@ class Torch(Library):
         return a.device.type != "cpu"
 
     def to_numpy(self, a: Tensor) -> np.ndarray:
-        return a.detach().cpu().numpy()
+        a = a.detach().cpu()
+        return (a.float() if a.dtype is torch.bfloat16 else a).numpy()  # numpy has no bfloat16
 
     @contextmanager
     def products_in(self, precision: str) -> Iterator[None]:
