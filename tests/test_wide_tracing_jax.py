@@ -103,6 +103,28 @@ def test_operations_with_several_results(step: Step):
     check_cell(Partial(step, weights()))
 
 
+@jax.custom_vjp
+def sine(u: jax.Array) -> jax.Array:
+    return jax.pure_callback(np.sin, u, u, vmap_method="sequential")
+
+
+sine.defvjp(lambda u: (sine(u), u), lambda u, g: (g * jnp.cos(u),))
+
+
+def of_numpy(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
+    return sine(p["W"] @ z) + p["U"] @ x
+
+
+def checked(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
+    z = eqx.error_if(z, jnp.isnan(z), "the state is not a number")
+    return jnp.tanh(p["W"] @ z + p["U"] @ x)
+
+
+@pytest.mark.parametrize("step", [of_numpy, checked])
+def test_what_runs_outside_of_jax_with_a_derivative_of_its_own(step: Step):
+    check_cell(Partial(step, weights()))
+
+
 def in_dtype(model: Callable, dtype: str) -> Callable:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, model)
 
@@ -132,4 +154,28 @@ def test_a_cell_in_half_precision():
     flow, q = kp.linearize(solution), normal(TRIALS, TIMES, UNITS).astype("float32")
     assert (solution.state.dtype, flow.ntk.mv(q).dtype, flow.untraced) == ("bfloat16", "float32", "")
     expected = jax.vjp(states_of(flow.solution.problem), flow.parameters)[1](q)[0]
-    assert_close(flow.as_parameters(flow.J.T.mv(q))["['W']"], expected["['W']"], "float32")
+    assert_close(flow.as_parameters(flow.J.T.mv(q))["[0]['W']"], expected["[0]['W']"], "float32")
+
+
+def channels_last(p: Parameters, x: jax.Array) -> jax.Array:
+    """A convolution as flax and haiku have it: [batch, ..., in] with a kernel [..., in, out]."""
+    layout = ("NWC", "WIO", "NWC")
+    h = lax.conv_general_dilated(x[None], p["kernel"], (2,), "SAME", dimension_numbers=layout)
+    return jnp.tanh(h[0] + p["bias"])
+
+
+def test_a_convolution_with_channels_last_is_a_weight_site():
+    """Its spectrum is that of its patches, so that the one of its core follows from them."""
+    parameters = {"kernel": normal(3, INPUTS, 2), "bias": normal(2)}
+    x = normal(TRIALS, 5, INPUTS)
+    flow = kp.linearize(kp.solve(kp.StaticProblem(Partial(channels_last, parameters), x, state="")))
+    assert flow.untraced == ""
+    assert [site.kind for site in flow.sites] == ["matrix", "scale"]
+    q = normal(*flow.J.codomain.shape)
+    expected = jax.vjp(lambda p: jax.vmap(lambda x: channels_last(p, x))(x), parameters)[1](q)[0]
+    found = flow.as_parameters(flow.J.T.mv(q))
+    assert_close(found["[0]['kernel']"], expected["kernel"])
+    assert_close(found["[0]['bias']"], expected["bias"])
+    patches = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
+    rows = jnp.concatenate([patches[:, 2 * i : 2 * i + 3].reshape(TRIALS, -1) for i in range(3)])
+    assert_close(flow.sites[0].gram_eigenvalues(), np.linalg.eigvalsh(rows.T @ rows)[::-1])
