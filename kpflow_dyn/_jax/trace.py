@@ -20,7 +20,7 @@ from kpflow_dyn.tracing._pairs import Form, real_graph
 from kpflow_dyn.tracing._rules import rule_of
 
 Atom = Node | np.generic  # what stands for a value: a node, or the number of a literal
-Step = Callable[..., jax.Array]
+Step = Callable[..., Any]
 
 
 def trace(step: Step, parameters: dict[str, jax.Array], x: jax.Array, z: jax.Array) -> Graph:
