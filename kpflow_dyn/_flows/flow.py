@@ -165,8 +165,7 @@ class Flow:
     def as_parameters(self, theta: Array) -> dict[str, Array]:
         """A vector of the parameter space [..., p] as one array [..., *shape] for each parameter.
 
-        A complex parameter has two coordinates for each entry, and is complex again here, Re + i Im: of a gradient this
-        is what torch's backward() gives, and the conjugate of what jax.grad gives.
+        A complex one has two coordinates for each entry, and is Re + i Im here: as torch's gradients, not as jax.grad's.
         """
         self.J.domain.check(theta, "theta")
         parts = split_into(theta, [*map(count, self.parameters.values())])
