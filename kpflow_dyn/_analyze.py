@@ -13,7 +13,7 @@ from kpflow_dyn._arrays import Array, Random, to_numpy
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._flows.places import said_of_targets
 from kpflow_dyn._implicit.solutions import NetworkSolution
-from kpflow_dyn._learning.losses import Loss, default_loss
+from kpflow_dyn._learning.losses import Loss, loss_of_task
 from kpflow_dyn._learning.parts import learning_of
 from kpflow_dyn._numbers.reductions import PartialTrace
 from kpflow_dyn._numbers.spectra import Modes, eigs
@@ -238,11 +238,6 @@ def _learning(
     loss = loss_of_task(task, output.values.shape) if loss is None else loss
     mask = task.mask if mask is None and not callable(loss) else mask
     return learning_of(output, loss, task.targets, mask, task.outputs, seed, training)
-
-
-def loss_of_task(task: TaskData, shape: tuple[int, ...]) -> str:
-    """The loss of outputs of this shape that a task is most likely trained with: the cross-entropy of right classes."""
-    return "cross_entropy" if "class" in task.labels else default_loss(task.targets, shape)
 
 
 def _core_spectrum(flow: Flow, k: int, rng: Random, progress: Progress) -> dict[str, Any]:

@@ -25,6 +25,19 @@ def problem_from(reference: str) -> Any:
     return found
 
 
+def module_from(reference: str) -> Any:
+    """The module that the user's function makes: a torch module, or a pytree of JAX."""
+    from kpflow_dyn._backend import backend_of
+
+    function = object_at(reference, "--module", "function")
+    if not callable(function):
+        raise ValueError(f"{reference} is {_a(function)}, expected a function without arguments that makes the module")
+    found = run(function, f"{reference} raised")
+    if backend_of(found) is None:
+        raise ValueError(f"{reference} made {_a(found)}, expected a torch module or a pytree with arrays of JAX")
+    return found
+
+
 def _a(value: Any) -> str:
     name = type(value).__name__
     return "None" if value is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
 
@@ -23,11 +22,14 @@ class Oracle:
 
     def __init__(self, problem: Any, solution: Any) -> None:
         learnt, fixed = eqx.partition(problem.model, lambda a: isinstance(a, jax.Array) and eqx.is_inexact_array(a))
-        self.leaves, self.tree = jax.tree.flatten(learnt)
+        paths, self.tree = jax.tree_util.tree_flatten_with_path(learnt)
+        first = 1 if isinstance(problem.model, jax.tree_util.Partial) else 0  # its arguments name themselves
+        self.names = [jax.tree_util.keystr(path[first:]).removeprefix(".") for path, _ in paths]
+        self.leaves = [leaf for _, leaf in paths]
 
         def states(leaves: list[jax.Array]) -> jax.Array:
             value = states_of(problem, eqx.combine(jax.tree.unflatten(self.tree, leaves), fixed), solution)
-            return jnp.concat([value.real, value.imag], -1) if jnp.iscomplexobj(value) else value
+            return jnp.concat([value.real, value.imag], axis=-1) if jnp.iscomplexobj(value) else value
 
         self._value = jax.jit(states)
         self._vjp = jax.jit(lambda leaves, q: jax.vjp(states, leaves)[1](q)[0])
@@ -37,13 +39,13 @@ class Oracle:
     def value(self) -> jax.Array:
         return self._value(self.leaves)
 
-    def vjp(self, q: jax.Array) -> list[jax.Array]:
-        """J* q, leaf by leaf, with torch's sign of the imaginary part."""
-        return [g.conj() for g in self._vjp(self.leaves, q)]
+    def vjp(self, q: jax.Array) -> dict[str, jax.Array]:
+        """J* q, by name, with torch's sign of the imaginary part."""
+        return dict(zip(self.names, [g.conj() for g in self._vjp(self.leaves, q)], strict=True))
 
-    def jvp(self, theta: Mapping[str, jax.Array] | list[jax.Array]) -> jax.Array:
+    def jvp(self, theta: dict[str, jax.Array]) -> jax.Array:
         """J theta."""
-        return self._jvp(self.leaves, list(theta.values()) if isinstance(theta, Mapping) else theta)
+        return self._jvp(self.leaves, [theta[name] for name in self.names])
 
     def product(self, q: jax.Array) -> jax.Array:
         """J J* q."""
@@ -70,7 +72,7 @@ def _(problem: kp.DiscreteProblem, cell: Any, solution: Any) -> jax.Array:
     def of_trial(x: jax.Array, start: Any) -> jax.Array:
         def step(z: Any, x_t: jax.Array) -> tuple[Any, jax.Array]:
             z = cell(x_t, z)
-            return z, jnp.concat(z, -1) if isinstance(z, tuple | list) else z
+            return z, jnp.concat(list(z), axis=-1) if isinstance(z, tuple | list) else z
 
         return jax.lax.scan(step, start, x)[1]
 

@@ -113,15 +113,10 @@ def errors_of(flow: kp.Flow, oracle: Any, q: Any) -> dict[str, float]:
     return {
         "state": departure(flow.solution.state, value),
         "J": departure(flow.J.mv(theta), oracle.jvp(flow.as_parameters(theta))),
-        "J*": departure(flat(found.values()), flat(listed(gradient, found))),
+        "J*": departure(flat(found.values()), flat(gradient[name] for name in found)),
         "ntk": departure(flow.ntk.mv(q), kernel),
         "P K P*": departure(propagated, kernel),
     }
-
-
-def listed(gradient: Any, names: Any) -> list[Any]:
-    """Gradients in the order of these names."""
-    return [gradient[name] for name in names] if isinstance(gradient, dict) else gradient
 
 
 def flat(arrays: Any) -> np.ndarray:
