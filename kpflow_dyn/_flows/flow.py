@@ -165,7 +165,7 @@ class Flow:
         return dict(zip(self.parameters, sizes, strict=True))
 
     def as_parameters(self, theta: Array) -> dict[str, Array]:
-        """A vector [..., p] as an array [..., *shape] for each parameter; of complex ones Re + i Im, as torch's slopes."""
+        """A vector [..., p] as an array [..., *shape] for each parameter; of complex ones Re + i Im, as in torch."""
         self.J.domain.check(theta, "theta")
         return by_name(theta, self.parameters)
 
