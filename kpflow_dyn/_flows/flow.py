@@ -9,8 +9,8 @@ from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, full_precision, split_into
-from kpflow_dyn._arrays.complex_numbers import as_flat, count
+from kpflow_dyn._arrays import Array, Random, full_precision
+from kpflow_dyn._arrays.complex_numbers import by_name, count
 from kpflow_dyn._flows.places import at_places, checked_places, places_of, places_of_steps, reaching
 from kpflow_dyn._flows.preconditioner import Block, block_diagonal, chosen_block, for_each_trial, seen_through
 from kpflow_dyn._flows.readout import Readout, readout
@@ -49,8 +49,7 @@ class Flow:
         ntk: the global empirical neural tangent kernel, state -> state.
         sites: the weight sites, in the order of the core's outputs.
         solution: what was linearised.
-        parameters: the parameters that learn, by name, as they were when linearised. A complex one counts as the pairs
-            (Re, Im) in J's domain, with the real inner product.
+        parameters: those that learn, by name, as they were when linearised; a complex number counts as (Re, Im) in J.
         preconditioner: the blocks of R, where an optimiser has a metric; else ().
         R: what changes of the parameters pass before J, of a metric or of a choice of them; None for all, unscaled.
         untraced: why the model could not be traced, so that all maps are those of autograd through the model, and each
@@ -163,13 +162,9 @@ class Flow:
         return dict(zip(self.parameters, sizes, strict=True))
 
     def as_parameters(self, theta: Array) -> dict[str, Array]:
-        """A vector of the parameter space [..., p] as one array [..., *shape] for each parameter.
-
-        A complex one has two coordinates for each entry, and is Re + i Im here: as torch's gradients, not as jax.grad's.
-        """
+        """A vector [..., p] as an array [..., *shape] for each parameter; of complex ones Re + i Im, as in torch."""
         self.J.domain.check(theta, "theta")
-        parts = split_into(theta, [*map(count, self.parameters.values())])
-        return {name: as_flat(part, value) for part, (name, value) in zip(parts, self.parameters.items(), strict=True)}
+        return by_name(theta, self.parameters)
 
     def __repr__(self) -> str:
         how = "by autograd alone" if self.untraced else f"{len(self.sites)} sites"
