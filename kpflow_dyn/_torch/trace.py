@@ -223,8 +223,8 @@ def _role(fx: FxNode) -> Role:
     if packet in MOVES or (packet is aten._to_copy and fx.meta["val"].dtype == fx.args[0].meta["val"].dtype):
         return Role.MOVE
     if (
-        packet in PUTS
-        and fx.target in (aten.scatter.src, aten.diagonal_scatter.default)
+        (packet in PUTS
+        and fx.target in (aten.scatter.src, aten.diagonal_scatter.default))
         or (packet is aten.index_put and True not in fx.args[3:])
     ):
         return Role.MOVE
