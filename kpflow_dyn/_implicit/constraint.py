@@ -185,12 +185,27 @@ class Constraint:
         found = self._run(self._start(theta, x), added, {})
         return self._joined(found)
 
-    def variables(self, state: Array, *x: Array) -> list[Array]:
-        """The weight-site variables of all uses: V [matrix, row, d], coefficients [element], which elements of a
-        table [element], or data operands [...].
+    def variables(self, sites: Sequence[ConstraintSite], state: Array, *x: Array) -> list[Array]:
+        """The weight-site variables of these sites.
+
+        V [row, d] of all uses of a matrix, coefficients [use, element], which elements of a table [1, element], or data
+        operands [...].
         """
-        env = self._data(state, x)
-        return [self._variables(use, env, state) for use in self.uses]
+        env, xp = self._data(state, x), array_namespace(state)
+        found = {use: self._variables(use, env, state) for use in self.uses}
+        rows = [[self._of_term(term, found[term.use]) for term in site.terms] for site in sites]
+        axes = [-1 if site.kind == "lookup" else 0 for site in sites]
+        return [xp.concat(parts, axis=axis) for parts, axis in zip(rows, axes, strict=True)]
+
+    def _of_term(self, term: Term, variables: Array) -> Array:
+        """A term's part of the variables of its use."""
+        kind, chosen = term.use.kind, term.elements
+        if kind == "matrix":
+            return variables[term.matrix]
+        if kind == "opaque":
+            return variables
+        everything = chosen is None or len(chosen) == len(variables)
+        return variables[None] if everything else variables[None, self.transforms.index(chosen, variables)]
 
     def _variables(self, use: Use, env: dict[Node, Array], state: Array) -> Array:
         if use.kind == "matrix":
@@ -212,12 +227,20 @@ class Constraint:
         copying = [*weights_behind(graph, self.uses, dependence), *(use.node for use in self.uses)]
         copies = find_copies(graph, [n for n in copying if is_copy(n, dependence)], dependence, self.transforms)
         numbers = number_weights(graph, self.parameters, self.uses, dependence, copies)
-        values, sites = self._weights(self.values), []
-        for terms in by_weight(terms_of(self.uses, numbers, copies)):
-            first = terms[0]
-            name = ", ".join(parameters_behind(graph, self.parameters, first.use.weight))
-            sites.append(ConstraintSite(name, first.use.kind, first.entries, self._taken(first, values), terms))
-        return sites
+        groups = by_weight(terms_of(self.uses, numbers, copies))
+
+        def taken(theta: list[Array]) -> list[Array]:
+            values = self._weights(theta)
+            return [self._taken(terms[0], values) for terms in groups]
+
+        weights = self.transforms.compiled(taken)(self.values)
+        return [self._site(terms, weight) for terms, weight in zip(groups, weights, strict=True)]
+
+    def _site(self, terms: list[Term], weight: Array) -> ConstraintSite:
+        first = terms[0]
+        name = ", ".join(parameters_behind(self.graph, self.parameters, first.use.weight))
+        name = f"{name}[{first.matrix}]" if _is_batch(first.use) else name
+        return ConstraintSite(name, first.use.kind, first.entries, weight, terms)
 
     def _taken(self, term: Term, values: Mapping[Node, Array]) -> Array:
         """The weights of a term, by the values of all."""
@@ -281,12 +304,17 @@ class Constraint:
         return {node: state.reshape(node.shape)}
 
 
+def _is_batch(use: Use) -> bool:
+    """Whether the weight is more than one matrix."""
+    return use.node.role is Role.PRODUCT and math.prod(use.weight.shape[:-2]) > 1
+
+
 @dataclass(frozen=True)
 class ConstraintSite:
     """A weight, and all that it meets.
 
     Attributes:
-        name: the parameters that it is computed from.
+        name: the parameters that it is computed from; of several matrices also which one.
         kind: as of a `Use`.
         entries, weight: the numbers and values of its elements: of a matrix [d, m], else [element].
         terms: the uses that it has.

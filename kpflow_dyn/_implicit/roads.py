@@ -22,6 +22,7 @@ from kpflow_dyn._flows.referee import (
     sizes_of,
     tolerance_of,
 )
+from kpflow_dyn._flows.sites import WeightSite
 from kpflow_dyn._implicit.constraint import named_states
 from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.linearised import Linearised, apart_of, own_of, parameters_of, whole_of
@@ -31,23 +32,31 @@ from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn.tracing._rows import split
 
 
-def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
-    """A solution's derivatives in the parameters that learn, by its trace where autograd says the same."""
+def linearised(sol: ConstraintSolution, params: Choice, measure: Array | None) -> tuple[Linearised, list[WeightSite]]:
+    """A solution's derivatives in the parameters that learn, by its trace where autograd says the same; and its sites.
+
+    Args:
+        measure: how much each trial counts.
+    """
     model = sol.equations.model(params)
     if isinstance(sol, NetworkSolution) and sol.of_uses:
-        return _still(sol, model)
+        found = _still(sol, model)
+        return found, found.sites(measure)
     own = (whole_of if sol.equations.form is Form.NETWORK else apart_of)(sol.equations, model, sol.state)
     _check_unchanged(own, sol.state)
     answer = ask(own)
     if sol.traced is None:
-        return _by_autograd(sol, model, sol.untraced)
+        found = _by_autograd(sol, model, sol.untraced)
+        return found, found.sites(measure)
     try:
         found = Traced(sol.traced, model.parameters, sol.state)
-        compare(found.whole or found.apart, answer, sizes_of(model.parameters))
+        derivative = found.at_once("whole" if found.whole else "apart", answer.probe.q)
+        compare(derivative, answer, sizes_of(model.parameters))
         _check_sites(found, answer.rounding)
+        return found, found.sites(measure)
     except Exception as error:  # whatever stops the trace, autograd answers
-        return _by_autograd(sol, model, in_words(error, model.causes(own)))
-    return found
+        found = _by_autograd(sol, model, in_words(error, model.causes(own)))
+        return found, found.sites(measure)
 
 
 def _by_autograd(sol: ConstraintSolution, model: Any, untraced: str) -> Linearised:
@@ -81,12 +90,12 @@ def uses_of_weights(sol: NetworkSolution, model: Any) -> Traced:
     _check_unchanged(own, equations.start)
     seen = Traced(traced.at_output(equations.layout), model.parameters, equations.start)
     found = Traced(traced, model.parameters, sol.state)
-    assert seen.whole is not None and found.whole is not None
-    compare(seen.whole, ask(own), sizes_of(model.parameters))
+    answer = ask(own)
+    compare(seen.at_once("whole", answer.probe.q), answer, sizes_of(model.parameters))
     state = (1, *sol.state.shape)
     q, *moved = drawn([state, (1, found.size), state], sol.state)
-    for pair in (found.apart, found.whole):
-        check_transpose(q, pair.push(*moved), pair.pull(q), moved, LESS_PRECISE * own.rounding)
+    for derivative in (found.at_once("apart", q), found.at_once("whole", q)):
+        check_transpose(q, derivative.push(*moved), derivative.pull(q), moved, LESS_PRECISE * own.rounding)
     _check_sites(found, own.rounding)
     return found
 
@@ -151,8 +160,8 @@ def _check_sites(found: Traced, rounding: float) -> None:
     if not found.outputs:
         raise Mismatch("no weight meets data in it")
     (theta,) = drawn([(1, found.size)], found.state)
-    kick = found.apart.parameters.push(theta)
-    error, size = (float(abs(q).max()) for q in (found.enter.push(found.write.push(theta)) - kick, kick))
+    kick, entered = found.through_sites(theta)
+    error, size = (float(abs(q).max()) for q in (entered - kick, kick))
     if not error <= tolerance_of(kick, rounding) * max(size, 1e-300):
         raise Mismatch(f"its weight sites give {error / max(size, 1e-300):.1e} less than all of its gradient")
 

@@ -1,5 +1,7 @@
 """The derivatives of a traced constraint, each that of a function of its rows, made when it is first applied."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from functools import cache, cached_property
@@ -14,7 +16,6 @@ from kpflow_dyn._implicit.constraint import Constraint, ConstraintSite, TracedCo
 from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.linearised import Map, Pair
 from kpflow_dyn.tracing._rows import split
-from kpflow_dyn.tracing._uses import Use
 
 TABLE_COPIES = 3  # of each table for each probe, where lookups are mapped over probes
 Function = Callable[[Any], Any]
@@ -106,30 +107,73 @@ class Traced:
         trials = 1 if self.traced.form is Form.FREE else len(self.state)
         return in_blocks(function, entries + self.row.work * trials, self.state)
 
+    # What a referee asks for once: maps of any number of probes are several programs each
+
+    def at_once(self, pair: str, q: Array) -> AtOnce:
+        """The derivative of `apart` or of `whole` at one q of the states [1, ...]."""
+        row, state = self.row, self.state
+        if pair == "whole":
+            values = on_rows(self.traced, lambda theta, kicks, *x: row.direct(theta, kicks, *x), (None, 0))
+            return AtOnce(self, values, array_namespace(state).zeros_like(state), q)
+        zeros = row.no_kicks()
+        residual = on_rows(self.traced, lambda theta, s, *x: row.residual(theta, s, zeros, *x), (None, 0))
+        return AtOnce(self, lambda theta, s: state - residual(theta, s), state, q)
+
+    def through_sites(self, theta: Array) -> tuple[Array, Array]:
+        """What one change of the parameters [1, p] kicks F by: all of it, and what enters through the weight sites."""
+        row, jvp = self.row, self.traced.transforms.jvp
+        outputs = on_rows(self.traced, row.outputs, (None, 0))
+        residual = on_rows(self.traced, lambda theta, kicks, s, *x: row.residual(theta, s, kicks, *x), (None, 0, 0))
+
+        def both(values: list[Array], change: list[Array], still: Array, s: Array) -> tuple[Array, Array]:
+            kick = jvp(lambda theta: residual(theta, still, s), (values,), (change,))[1]
+            written = jvp(lambda theta: outputs(theta, s), (values,), (change,))[1]
+            return kick, jvp(lambda kicks: residual(values, kicks, s), (still,), (written,))[1]
+
+        change = split(theta[0], row.values)
+        return self.traced.transforms.compiled(both)(row.values, change, self._no_kicks, self.state)
+
     # Weight sites
 
     def sites(self, measure: Array | None) -> list[WeightSite]:
         """One for each weight, with the variables of all of its uses as rows; and one for each opaque use."""
-        found = on_rows(self.traced, self.row.variables, (0,))(self.state)
+        sites = self.row.sites()
+        found = on_rows(self.traced, lambda s, *x: self.row.variables(sites, s, *x), (0,))(self.state)
         found = [V[None] for V in found] if self.traced.form is Form.FREE else found
-        variables = dict(zip(self.row.uses, found, strict=True))
-        return [_with_variables(site, variables, measure) for site in self.row.sites()]
+        return [_with_variables(site, V, measure) for site, V in zip(sites, found, strict=True)]
 
 
-def _with_variables(site: ConstraintSite, variables: dict[Use, Array], measure: Array | None) -> WeightSite:
+def _with_variables(site: ConstraintSite, variables: Array, measure: Array | None) -> WeightSite:
     """A weight with its variables on all rows [trial, ...]."""
-    (first, *_), weight, entries = site.terms, site.weight, site.entries
-    name, found = site.name, [variables[term.use] for term in site.terms]
-    if site.kind == "opaque":
-        return WeightSite(name, site.kind, weight, found[0], entries, measure)
-    xp = array_namespace(weight)
-    if site.kind == "lookup":
-        return WeightSite(name, site.kind, weight, xp.concat(found, axis=1)[:, None], entries, measure)
-    if site.kind == "scale":
-        rows = [v[:, None, term.elements] for v, term in zip(found, site.terms, strict=True)]
-    else:
-        rows = [v[:, term.matrix] for v, term in zip(found, site.terms, strict=True)]
-        name = name if found[0].shape[1] == 1 else f"{name}[{first.matrix}]"
-        weight, entries = weight.T, entries.T
-    V = xp.concat(rows, axis=1)
-    return WeightSite(name, site.kind, weight, V, entries, measure)
+    turned = site.kind == "matrix"
+    weight, entries = (site.weight.T, site.entries.T) if turned else (site.weight, site.entries)
+    return WeightSite(site.name, site.kind, weight, variables, entries, measure)
+
+
+class AtOnce:
+    """See `kpflow_dyn._flows.referee.Linearisation`: the derivative of a function(theta, argument) at one q."""
+
+    def __init__(self, traced: Traced, function: Callable[..., Array], argument: Array, q: Array) -> None:
+        self._function, self._point = function, (traced.row.values, argument)
+        self._transforms = traced.traced.transforms
+
+        def reverse(q: Array, *point: Any) -> tuple[Array, Any]:
+            value, pull = self._transforms.vjp(function, *point)
+            return value, pull(q)
+
+        self.value, self._pulled = self._transforms.compiled(reverse)(q[0], *self._point)
+
+    def pull(self, _q: Array) -> tuple[Array, Array]:
+        """Of that q."""
+        theta, argument = self._pulled
+        vector = array_namespace(argument).concat([part.reshape(-1) for part in theta], axis=0)
+        return vector[None], argument[None]
+
+    def push(self, theta: Array, argument: Array) -> Array:
+        """Forward mode, for one change [1, ...]."""
+
+        def forward(moved: Any, *point: Any) -> Array:
+            return self._transforms.jvp(self._function, point, moved)[1]
+
+        moved = split(theta[0], self._point[0]), argument[0]
+        return self._transforms.compiled(forward)(moved, *self._point)[None]

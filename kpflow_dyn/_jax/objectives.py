@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kpflow_dyn._arrays import Rows
+from kpflow_dyn._arrays.complex_numbers import flat
 from kpflow_dyn._backend import Values
 from kpflow_dyn._jax.cells import discrete_step
 from kpflow_dyn._jax.networks import states_of
@@ -34,7 +35,10 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[jax.Array, Rows
     state, back = jax.vjp(states, arrays)
 
     def of_row(row: jax.Array) -> jax.Array:
-        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(back(row.reshape(state.shape)))])
+        slopes = jax.tree.map(
+            jnp.conj, back(row.reshape(state.shape))
+        )  # of a complex parameter JAX gives the conjugate
+        return jnp.concatenate([flat(slope) for slope in jax.tree.leaves(slopes)])
 
     return state, jax.vmap(of_row)
 

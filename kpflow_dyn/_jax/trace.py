@@ -70,6 +70,8 @@ def _side_effects(jaxpr: Jaxpr) -> Iterator[str]:
     """The names of the operations that do more than compute or print."""
     for equation in jaxpr.eqns:
         name, inner = equation.primitive.name, list(jaxprs_in_params(equation.params))
+        if name in equations.CUSTOM and not equation.effects:
+            continue  # a check of values, or a function of numpy: its derivative is known, so it is one of numbers
         if name in equations.CALLBACKS or (equation.effects and not inner and name not in equations.PRINTS):
             yield name
         for called in inner:
@@ -173,6 +175,8 @@ class _Tracer:
             return self.unroll(equation, args)
         if name == "dot_general":
             return [self.product(equation, args)]
+        if name == "conv_general_dilated" and equations.is_one_convolution(equation):
+            return [self.convolution(equation, args)]
         return self.operation(equation, args)
 
     def opens(self, equation: Equation, args: list[Atom]) -> bool:
@@ -224,6 +228,13 @@ class _Tracer:
         node = self.add(role, "product", forms[2:], apply, *operands)
         return self.arrange(node, range(len(node.shape)), equation.outvars[0].aval)
 
+    def convolution(self, equation: Equation, args: list[Atom]) -> Node:
+        """A convolution with its operands as [batch, in, ...] and [out, in, ...], its result moved into place."""
+        apply, orders, forms, back = equations.as_convolution(equation)
+        operands = [self.arrange(*o) for o in zip(map(self.as_node, args), orders, forms[:2], strict=True)]
+        node = self.add(Role.CONVOLUTION, "convolution", forms[2:], apply, *operands)
+        return self.arrange(node, back, equation.outvars[0].aval)
+
     def arrange(self, node: Node, order: Sequence[int], out: Any) -> Node:
         """The node's elements with the axes in this order, in an array of the form of `out`."""
         if tuple(order) == tuple(range(len(order))) and out.shape == node.shape:
@@ -258,6 +269,4 @@ def _role(equation: Equation) -> Role:
         return Role.ADD
     if name == "fft":
         return Role.REDUCE
-    if name == "conv_general_dilated" and equations.is_plain_convolution(equation):
-        return Role.CONVOLUTION
     return Role.POINTWISE if equations.is_pointwise(equation) else Role.OTHER

@@ -18,7 +18,7 @@ def values_given(recording: Recording, rows: Sequence[Tensor], held: Mapping[str
     def value(given: int | str | Tensor) -> Tensor:
         return rows[given] if isinstance(given, int) else held[given] if isinstance(given, str) else given
 
-    return [value(given).detach() for given in recording.given]
+    return [value(given) for given in recording.given]
 
 
 def functional(
@@ -28,7 +28,7 @@ def functional(
     parts: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> GraphModule:
     """The recorded function without writes in place, its operations taken apart by these decompositions."""
-    values = values_given(recording, rows, held)
+    values = [value.detach() for value in values_given(recording, rows, held)]
     with torch.no_grad():
         module = make_fx(functionalize(recording.module), decomposition_table=dict(parts or {}))(*values)
     module.graph.eliminate_dead_code()

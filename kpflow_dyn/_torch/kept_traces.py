@@ -1,4 +1,4 @@
-"""Traces that are known already: recording and taking apart take most of the time of a small analysis, and sweeps repeat it.
+"""Traces that are known already: making them takes most of the time of a small analysis, and sweeps repeat it.
 
 The key of a trace is the step's modules, their attributes, and the shapes of its tensors. A step may also depend on
 something else, such as a global variable, which the key does not see. So the caller must check a known trace.

@@ -11,12 +11,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch._library.custom_ops import OPDEFS  # what torch.library.custom_op made, with its function of Python
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Graph, GraphModule
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, enable_reentrant_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from kpflow_dyn._torch.whole import numbered
+from kpflow_dyn.tracing._rules import rule_of
 
 aten = torch.ops.aten
 FxNode = Any  # torch.fx.Node, whose fields are unions that a type checker cannot narrow
@@ -69,7 +75,7 @@ def record(
     """
     recorder = Recorder(len(rows), held, frozenset(learnt), stops)
     with torch.inference_mode(False), torch.enable_grad(), beside(recorder):
-        given = [row.detach().clone().requires_grad_(row.is_floating_point()).view_as(row) for row in rows]
+        given = [row.detach().clone().requires_grad_(_has_derivatives(row)).view_as(row) for row in rows]
         for name in learnt:
             recorder.node_of(held[name])
         with recorder.listening(given):
@@ -122,12 +128,28 @@ class Recorder(TorchDispatchMode):
         written = list(_written(func, args, kwargs))
         for tensor in written:
             self._check_ours(tensor)
+        if (own := OPDEFS.get(func._schema.name)) is not None:
+            with enable_reentrant_dispatch(), self:
+                return own._init_fn(*args, **kwargs)
         operands = tensors_in((args, kwargs))
         out = func(*args, **kwargs)
         if not operands or packet in LIKE:
             return self._found(out)
         if results := tensors_in(out):
             self._write_down(func, args, kwargs, results, isinstance(out, Tensor), written)
+        return out
+
+    def whole(self, op: Any, args: Any, kwargs: Any) -> Any:
+        """An operation that has a rule, as one node."""
+        self.paused = True
+        try:
+            out = op(*args, **kwargs)
+        finally:
+            self.paused = False
+        number, values = numbered(op, args, kwargs)
+        behind = self._behind_all(values)
+        node = self.graph.call_function(torch.ops.kpflow_dyn.whole.default, (number, [*map(self.node_of, values)]))
+        self._know(out, node, behind)
         return out
 
     def node_of(self, tensor: Tensor) -> FxNode:
@@ -169,7 +191,7 @@ class Recorder(TorchDispatchMode):
             if id(tensor) in self._nodes:  # it was written to
                 continue
             one = node if single else self.graph.call_function(operator.getitem, (node, n))
-            if self._stops and not torch.is_grad_enabled() and tensor.is_floating_point():
+            if self._stops and not torch.is_grad_enabled() and _has_derivatives(tensor):
                 one = self.graph.call_function(aten.detach.default, (one,))
             self._know(tensor, one, behind)
 
@@ -217,6 +239,11 @@ class _Asked(TorchFunctionMode):
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        has_rule = isinstance(func, OpOverload | OpOverloadPacket) and rule_of(func)
+        if has_rule and not any(map(is_wrapped, tensors_in(args))):
+            return self.recorder.whole(func, args, kwargs or {})
+        if func is Tensor.fill_diagonal_:
+            return _fill_diagonal(*args, **(kwargs or {}))
         if func is Tensor.__getitem__:
             return _looked_up(*args)
         if func not in DETACHES:
@@ -252,12 +279,28 @@ def _looked_up(values: Tensor, key: Any) -> Tensor:
     return _looked_up(found, (*((slice(None),) * place), *rest)) if rest else found
 
 
+def _has_derivatives(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def _numbers(mask: Tensor) -> tuple[Tensor, ...]:
     return mask.nonzero(as_tuple=True)
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _fill_diagonal(values: Tensor, fill_value: float, wrap: bool = False) -> Tensor:
+    """By a mask: torch writes to a view of the storage, which has no form without writes."""
+    mask = np.zeros(values.shape, bool)
+    np.fill_diagonal(mask, True, wrap)
+    return values.masked_fill_(torch.from_numpy(mask).to(values.device), fill_value)
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether it is inside of a transform of torch.func."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # type: ignore[attr-defined]
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:

@@ -5,20 +5,20 @@ With B(u, g) the backward pass of f, which is linear in the gradient g, f(u) is 
     f(u0) + B(u0, .)^T (u - u0)        u0 = u without a derivative
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vjp
-from torch.fx import GraphModule
 
-from kpflow_dyn._torch.functional import functional
-from kpflow_dyn._torch.recording import Recorder, record, tensors_in
+from kpflow_dyn._torch.functional import functional, values_given
+from kpflow_dyn._torch.recording import Recorder, is_wrapped, record, tensors_in
 
 aten = torch.ops.aten
 Function = torch.autograd.Function
+Backward = Callable[..., Sequence[Tensor]]
 APPLY: Any = vars(Function)["apply"]  # a classmethod, in some releases one that is written in C
 
 
@@ -30,7 +30,7 @@ def with_functions(recorder: Recorder) -> Iterator[None]:
         out = APPLY.__get__(None, function)(*args, **kwargs)
         given = tensors_in(args)
         results = [value for value in tensors_in(out) if value.requires_grad]
-        if not kwargs and not any(map(_is_wrapped, given)) and results and not recorder.paused:
+        if not kwargs and not any(map(is_wrapped, given)) and results and not recorder.paused:
             _follow(recorder, function, args, results)
         return out
 
@@ -53,9 +53,7 @@ def _follow(recorder: Recorder, function: Any, args: Any, results: list[Tensor])
         recorder.paused = False
     add = recorder.graph.call_function
     fixed = [add(aten.detach.default, (node,)) for node in nodes]
-    changes = [
-        add(aten.sub.Tensor, pair) for pair, here in zip(zip(nodes, fixed, strict=True), moving, strict=True) if here
-    ]
+    changes = [add(aten.sub.Tensor, (nodes[n], fixed[n])) for n, here in enumerate(moving) if here]
     moved = add(transposed, (*fixed, *changes))
     for n, value in enumerate(results):
         still = add(aten.detach.default, (recorder.node_of(value),))
@@ -66,7 +64,7 @@ def _item(values: tuple[Tensor, ...], n: int) -> Tensor:
     return values[n]
 
 
-def _backward(function: Any, args: Any, given: list[Tensor], moving: list[bool], results: list[Tensor]) -> GraphModule:
+def _backward(function: Any, args: Any, given: list[Tensor], moving: list[bool], results: list[Tensor]) -> Backward:
     """(the tensors among the arguments, gradients of the results) -> gradients of those that move."""
 
     def backward(*rows: Tensor) -> list[Tensor]:
@@ -80,7 +78,8 @@ def _backward(function: Any, args: Any, given: list[Tensor], moving: list[bool],
 
     rows = [*given, *(torch.ones_like(value) for value in results)]
     recording = record(backward, [row.detach() for row in rows], {}, stops=False)
-    return functional(recording, rows, {})
+    module = functional(recording, rows, {})
+    return lambda *rows: module(*values_given(recording, rows, {}))
 
 
 class Transposed:
@@ -88,7 +87,7 @@ class Transposed:
 
     __name__ = "transposed"  # torch.fx asks for it
 
-    def __init__(self, backward: GraphModule, moving: list[bool], results: list[Tensor]) -> None:
+    def __init__(self, backward: Backward, moving: list[bool], results: list[Tensor]) -> None:
         self.backward, self.given = backward, len(moving)
         self.like = [(tuple(value.shape), value.dtype) for value in results]
 
@@ -97,8 +96,3 @@ class Transposed:
         own, changes = tensors[: self.given], tensors[self.given :]
         none = [tensors[0].new_zeros(shape, dtype=dtype) for shape, dtype in self.like]
         return vjp(lambda *gradients: tuple(self.backward(*own, *gradients)), *none)[1](tuple(changes))
-
-
-def _is_wrapped(tensor: Tensor) -> bool:
-    """Whether it is inside of a transform of torch.func."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # type: ignore[attr-defined]

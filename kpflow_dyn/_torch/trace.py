@@ -26,9 +26,10 @@ from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn._torch.recording import record, tensors_in
 from kpflow_dyn._torch.results import Results, in_both_modes, several_results
 from kpflow_dyn._torch.surrogates import with_functions
+from kpflow_dyn._torch.whole import called
 from kpflow_dyn.tracing._graph import Graph, Node, Role
 from kpflow_dyn.tracing._pairs import Form, real_graph
-from kpflow_dyn.tracing._rules import RULES, Rule, rule_of
+from kpflow_dyn.tracing._rules import RULES, rule_of
 
 aten = torch.ops.aten
 FxNode = Any  # torch.fx.Node, whose fields are unions that a type checker cannot narrow
@@ -39,7 +40,7 @@ MOVES = {
     *(aten.clone, aten.alias, aten.flip, aten.roll, aten.index_select, aten.repeat, aten.diagonal, aten.copy),
     *(aten.lift_fresh_copy, aten.index, aten.gather, aten.embedding),
 }
-PUTS = {aten.index_put, aten.scatter, aten.diagonal_scatter}  # unless they add
+PUTS = {aten.index_put.default, aten.scatter.src, aten.diagonal_scatter.default}
 PRODUCTS = {aten.mm, aten.bmm}
 REDUCES = {aten.sum, aten.mean, *LINEAR}
 
@@ -163,7 +164,8 @@ def _recorded(
 ) -> tuple[GraphModule, list[Any], frozenset[str]]:
     """The step as a graph of functions, what its placeholders stand for, and the names of buffers that shape it."""
     try:
-        with _quiet(), differentiable_attention(), left_alone(step, values=False):
+        eager = torch.compiler.set_stance("force_eager")  # what torch.compile made is not heard
+        with _quiet(), differentiable_attention(), left_alone(step, values=False), eager:
             recording = record(step, rows, held, learnt, beside=with_functions)
         with _quiet():
             module = functional(recording, rows, held, _decompositions())
@@ -176,7 +178,7 @@ def _recorded(
 def _where(error: BaseException) -> str:
     """The last line of the model's own code on the way to an error."""
     inside = tuple(str(Path(str(module.__file__)).parent) for module in (torch, kpflow_dyn))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(inside)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*inside, "<"))]
     return f" (in {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
 
 
@@ -195,18 +197,16 @@ def _fixed(fx: FxNode) -> Node:
 
 
 def _call(fx: FxNode, nodes: dict[FxNode, Node]) -> Node:
-    args, kwargs = _with_nodes((fx.args, dict(fx.kwargs)), nodes)
-    rule = _rule(fx)
+    op, (args, kwargs) = fx.target, _with_nodes((fx.args, dict(fx.kwargs)), nodes)
+    if op is torch.ops.kpflow_dyn.whole.default:
+        op, args, kwargs = called(*args)
+    rule = None if op is operator.getitem else rule_of(op)
     if rule is not None:
-        return Node(fx.name, rule.role, *_signature(fx), rule.function or fx.target, args, kwargs)
-    role, apply = _role(fx), fx.target
+        return Node(fx.name, rule.role, *_signature(fx), rule.function or op, args, kwargs)
+    role, apply = _role(fx), op
     if role is Role.MOVE and apply is aten._to_copy.default:
         apply = _same
     return Node(fx.name, role, *_signature(fx), in_both_modes(apply) if role is Role.OTHER else apply, args, kwargs)
-
-
-def _rule(fx: FxNode) -> Rule | None:
-    return None if fx.target is operator.getitem else rule_of(fx.target)
 
 
 def _same(value: Tensor, **_: Any) -> Tensor:
@@ -222,11 +222,7 @@ def _role(fx: FxNode) -> Role:
         return Role.STOP
     if packet in MOVES or (packet is aten._to_copy and fx.meta["val"].dtype == fx.args[0].meta["val"].dtype):
         return Role.MOVE
-    if (
-        (packet in PUTS
-        and fx.target in (aten.scatter.src, aten.diagonal_scatter.default))
-        or (packet is aten.index_put and True not in fx.args[3:])
-    ):
+    if fx.target in PUTS and True not in fx.args[3:]:  # which is to add
         return Role.MOVE
     if packet is aten.add and fx.kwargs.get("alpha", 1) == 1:
         return Role.ADD
@@ -241,7 +237,7 @@ def _role(fx: FxNode) -> Role:
 
 def _has_several_results(fx: FxNode) -> bool:
     """Whether it is an operation with several results that does more than copy."""
-    return isinstance(fx.meta["val"], tuple | list) and _role(fx) is not Role.MOVE and _rule(fx) is None
+    return isinstance(fx.meta["val"], tuple | list) and _role(fx) is not Role.MOVE
 
 
 def _signature(fx: FxNode) -> tuple[tuple[tuple[int, ...], ...], bool]:
