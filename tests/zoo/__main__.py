@@ -1,6 +1,6 @@
 """The zoo, member by member:  python -m tests.zoo [NAME ...] [--family FAMILY ...]
 
-Prints each row as it comes, and keeps it in zoo.json, in the place of an earlier row of that member; docs/zoo.md is made
+Prints each row as it comes, and keeps it in zoo.json in the place of an earlier row of that member. docs/zoo.md is made
 of all rows there. A member that takes too long, or takes the process down, costs only its own row.
 """
 
