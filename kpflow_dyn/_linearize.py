@@ -1,5 +1,6 @@
 """Linearise a solution: from a solved problem to the operators of its flow."""
 
+import dataclasses
 import warnings
 
 from kpflow_dyn._arrays import full_precision
@@ -19,6 +20,7 @@ from kpflow_dyn._recurrence.continuous import (
 )
 from kpflow_dyn._recurrence.steps import Steps, tangent_of_cell
 from kpflow_dyn._recurrence.tangent import Tangent
+from kpflow_dyn._solve import solve
 
 _SECOND_ROAD = (
     "the flow is taken from autograd through the model, as the model could not be traced: {}. J, P, K and ntk are "
@@ -50,7 +52,8 @@ def linearize(
 ) -> Flow:
     """The operators of a solution, J = dS/dtheta and ntk = J J* = P K P*; see `Flow`.
 
-    The parameters are copied: training the model afterwards changes nothing in an existing flow.
+    The parameters are copied: training the model afterwards changes nothing in an existing flow. A model in half
+    precision (float16, bfloat16) is solved again with its parameters and inputs in float32, the dtype of the operators.
 
     Args:
         sol: a solution of `solve`.
@@ -85,12 +88,22 @@ def linearize(
         raise TypeError(f"measure is {measure!r}, expected kp.Measure(time=..., trial=...)")
     if not isinstance(metric, Metric | None):
         raise TypeError(f"metric is {metric!r}, expected kp.LearningRates(...), KroneckerMetric or Reparametrization")
+    sol = _in_single(sol)
     problem = sol.problem
     with full_precision(sol.state), problem.backend.models.left_alone(problem.model):
         flow = _flow(sol, sensealg, params, (measure or Measure()).weights(sol))
         if flow.untraced:
             warnings.warn(UntracedWarning(_SECOND_ROAD.format(flow.untraced)), stacklevel=2)
         return flow if metric is None else preconditioned(flow, metric.preconditioner(flow.parameters))
+
+
+def _in_single(sol: Solution) -> Solution:
+    """The same in float32 where the states have half precision, in which derivatives cannot be compared."""
+    problem = sol.problem
+    if sol.state.dtype.itemsize > 2 or isinstance(sol, ODESolution):
+        return sol
+    values = {field.name: getattr(problem, field.name) for field in dataclasses.fields(problem) if field.init}
+    return solve(problem.remake(**{name: problem.backend.models.in_single(value) for name, value in values.items()}))
 
 
 def _flow(

@@ -9,10 +9,10 @@ from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, full_precision
-from kpflow_dyn._arrays.complex_numbers import as_flat, count, is_complex
+from kpflow_dyn._arrays import Array, Random, full_precision, split_into
+from kpflow_dyn._arrays.complex_numbers import as_flat, count
 from kpflow_dyn._flows.places import at_places, checked_places, places_of, places_of_steps, reaching
-from kpflow_dyn._flows.preconditioner import Block, block_diagonal, chosen_block, for_each_trial, seen_through, slices
+from kpflow_dyn._flows.preconditioner import Block, block_diagonal, chosen_block, for_each_trial, seen_through
 from kpflow_dyn._flows.readout import Readout, readout
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._flows.truncation import Truncation, truncation
@@ -74,10 +74,7 @@ class Flow:
 
     @property
     def nodal(self) -> Flow:
-        """The flow of the steps themselves, each counted as one, where P K P* = ntk to round-off.
-
-        It is the flow itself, but for an ODE; see `ODEFlow`.
-        """
+        """The flow of the steps themselves, where P K P* = ntk to round-off: itself, but for an ODE; see `ODEFlow`."""
         return self
 
     def truncate(self, rtol: float = 1e-3, seed: int | Random = 0) -> Flow:
@@ -104,7 +101,7 @@ class Flow:
         ((24,), 'bias_ih[0:16] + bias_hh[0:16]')
         """
         if isinstance(names, Mapping):
-            masks = {name: self._of_pairs(name, mask) for name, mask in as_masks(self.parameters, names).items()}
+            masks = as_masks(self.parameters, names)
             return _restricted(self, choose(self.parameters, list(masks)), masks)
         return _restricted(self, choose(self.parameters, names), {})
 
@@ -130,10 +127,6 @@ class Flow:
         """
         places = checked_places(mask, self.ntk.domain, self.mask)
         return self if places.all() else _at(self, places)
-
-    def _of_pairs(self, name: str, mask: np.ndarray) -> np.ndarray:
-        """Both parts of a complex number learn, or none."""
-        return np.repeat(mask, 2) if is_complex(self.parameters[name]) else mask
 
     @property
     def mask(self) -> np.ndarray | None:
@@ -176,9 +169,8 @@ class Flow:
         is what torch's backward() gives, and the conjugate of what jax.grad gives.
         """
         self.J.domain.check(theta, "theta")
-        places = slices([*map(count, self.parameters.values())])
-        each = zip(self.parameters.items(), places, strict=True)
-        return {name: as_flat(theta[..., place], value) for (name, value), place in each}
+        parts = split_into(theta, [*map(count, self.parameters.values())])
+        return {name: as_flat(part, value) for part, (name, value) in zip(parts, self.parameters.items(), strict=True)}
 
     def __repr__(self) -> str:
         how = "by autograd alone" if self.untraced else f"{len(self.sites)} sites"

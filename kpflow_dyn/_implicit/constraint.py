@@ -197,7 +197,7 @@ class Constraint:
         return like_numpy(np.zeros(sum(self.sizes)), self.values[0])
 
     def weights(self, theta: list[Array]) -> dict[Node, Array]:
-        """The values of all that is computed from parameters alone."""
+        """All that is computed from the parameters alone."""
         return run(self.computed, self.constants | dict(zip(self.parameters, theta, strict=True)))
 
     def _start(self, theta: list[Array], x: Sequence[Array]) -> dict[Node, Array]:

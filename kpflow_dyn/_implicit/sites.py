@@ -1,4 +1,4 @@
-"""The weight sites of a traced constraint: each weight with all uses of it, and the variables that it meets."""
+"""The weight sites of a traced constraint: each weight, all that it meets, and its variables."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -49,19 +49,6 @@ def sites_of(row: Constraint) -> list[ConstraintSite]:
     return [_site(row, terms, weight) for terms, weight in zip(groups, weights, strict=True)]
 
 
-def variables_of(row: Constraint, sites: Sequence[ConstraintSite], state: Array, *x: Array) -> list[Array]:
-    """The weight-site variables of these sites.
-
-    V [row, d] of all uses of a matrix, coefficients [use, element], which elements of a table [1, element], or data
-    operands [...].
-    """
-    env, xp = row.data(state, x), array_namespace(state)
-    found = {use: _variables(row, use, env, state) for use in row.uses}
-    rows = [[_of_term(row, term, found[term.use]) for term in site.terms] for site in sites]
-    axes = [-1 if site.kind == "lookup" else 0 for site in sites]
-    return [xp.concat(parts, axis=axis) for parts, axis in zip(rows, axes, strict=True)]
-
-
 def _site(row: Constraint, terms: list[Term], weight: Array) -> ConstraintSite:
     first = terms[0]
     name = ", ".join(parameters_behind(row.graph, row.parameters, first.use.weight))
@@ -81,6 +68,19 @@ def _taken(row: Constraint, term: Term, values: Mapping[Node, Array]) -> Array:
         return as_matrices(use.node, use.weight, value)[term.matrix]
     flat = value.reshape((-1,))
     return flat if term.taken is None else flat[row.transforms.index(term.taken, flat)]
+
+
+def variables_of(row: Constraint, sites: Sequence[ConstraintSite], state: Array, *x: Array) -> list[Array]:
+    """The weight-site variables of these sites in a row.
+
+    V [row, d] of all uses of a matrix, coefficients [use, element], which elements of a table [1, element], or data
+    operands [...].
+    """
+    env, xp = row.data(state, x), array_namespace(state)
+    found = {use: _variables(row, use, env, state) for use in row.uses}
+    rows = [[_of_term(row, term, found[term.use]) for term in site.terms] for site in sites]
+    axes = [-1 if site.kind == "lookup" else 0 for site in sites]
+    return [xp.concat(parts, axis=axis) for parts, axis in zip(rows, axes, strict=True)]
 
 
 def _of_term(row: Constraint, term: Term, variables: Array) -> Array:
