@@ -19,6 +19,7 @@ from kpflow_dyn._jax.complex_parts import on_halves as on_halves
 
 parameters_of, changed, learnt_start = floating_leaves, with_parameters, LearntStart
 Values = dict[str, jax.Array]
+HALF = ("bfloat16", "float16")
 
 
 def left_alone(_model: Any) -> AbstractContextManager[None]:
@@ -29,6 +30,11 @@ def left_alone(_model: Any) -> AbstractContextManager[None]:
 def copied(model: Any) -> Any:
     """The model: its arrays do not change."""
     return model
+
+
+def in_single(part: Any) -> Any:
+    """A pytree whose arrays of half precision are float32."""
+    return jax.tree.map(lambda leaf: leaf.astype("float32") if str(getattr(leaf, "dtype", "")) in HALF else leaf, part)
 
 
 def learns(value: Any) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from kpflow_dyn._arrays.complex_numbers import in_halves, of_halves
 from kpflow_dyn._torch.cells import LearntStart
@@ -16,6 +17,7 @@ from kpflow_dyn._torch.trace import Applied
 
 learnt_start = LearntStart
 Values = dict[str, Tensor]
+HALF = (torch.bfloat16, torch.float16)
 
 
 def parameters_of(model: Any) -> Values:
@@ -41,6 +43,13 @@ def copied(model: Any) -> Any:
             f"the {type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and a flow of gradients "
             "moves a copy; keep no tensors computed from its parameters, and no locks or files, in its attributes"
         ) from error
+
+
+def in_single(part: Any) -> Any:
+    """A module or tensors, copies in float32 where they are in half precision."""
+    if isinstance(part, nn.Module):
+        return copied(part).float()
+    return tree_map(lambda leaf: leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in HALF else leaf, part)
 
 
 def learns(value: Any) -> bool:
