@@ -39,6 +39,7 @@ _PUBLIC = {
     "_learning.descent": ["GradientFlow", "gradient_flow"],
     "_numbers.summary": ["Summary", "summary"],
     "_analyze": ["analyze"],
+    "_checkpoint": ["Checkpoint", "load_checkpoint"],
     "_learning.losses": ["accuracy", "cross_entropy", "squared_error"],
     "_learning.comparison": ["Comparison", "compare"],
     "_learning.tracking": ["track"],

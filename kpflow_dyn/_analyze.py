@@ -12,12 +12,13 @@ import kpflow_dyn
 from kpflow_dyn._arrays import Array, Random, to_numpy
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._flows.places import said_of_targets
-from kpflow_dyn._learning.losses import Loss, default_loss
+from kpflow_dyn._implicit.solutions import NetworkSolution
+from kpflow_dyn._learning.losses import Loss, loss_of_task
 from kpflow_dyn._learning.parts import learning_of
 from kpflow_dyn._numbers.reductions import PartialTrace
 from kpflow_dyn._numbers.spectra import Modes, eigs
 from kpflow_dyn._numbers.summary import KERNELS, Summary, summary
-from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.problems import ImplicitProblem, ODEProblem
 from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._progress import Progress
 from kpflow_dyn._spaces.space import Space
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 SOLVER = BlockLanczos(block=4, tol=1e-3, maxiter=200)
 COMPONENTS = 10
+AXES = ("trial", "time", "unit")
 
 WORDS = {
     "temporal_effective_rank": (
@@ -238,11 +240,6 @@ def _learning(
     return learning_of(output, loss, task.targets, mask, task.outputs, seed, training)
 
 
-def loss_of_task(task: TaskData, shape: tuple[int, ...]) -> str:
-    """The loss of outputs of this shape that a task is most likely trained with: the cross-entropy of right classes."""
-    return "cross_entropy" if "class" in task.labels else default_loss(task.targets, shape)
-
-
 def _core_spectrum(flow: Flow, k: int, rng: Random, progress: Progress) -> dict[str, Any]:
     """The core's eigenvalues and their multiplicities: all, or the leading ones where V does not give them."""
     spectrum = flow.core.spectrum()
@@ -277,9 +274,13 @@ def _leading(flow: Flow, name: str, k: int, rng: Random, progress: Progress) -> 
 def _check(flow: Flow, task: TaskData | None, init: Law | None) -> None:
     if init is not None and not hasattr(init, "matrix"):
         raise TypeError(f"init is {init!r}, expected the law of the weights, such as kp.models.Gaussian(g=1.5)")
-    if missing := {"trial", "time", "unit"} - set(flow.ntk.domain.axes):
+    axes = flow.ntk.domain.axes
+    if axes != AXES:
+        lacks = sorted({*AXES} - {*axes})
+        how = f"lacks {lacks}" if lacks else f"has the axes {axes}"
         raise ValueError(
-            f"analyze takes states [trial, time, unit], and {flow.ntk.domain} lacks {sorted(missing)}; take kp.summary"
+            f"analyze takes states [trial, time, unit], and {flow.ntk.domain} {how}; take kp.summary, or name the axes "
+            'of a sequence model in StaticProblem(..., axes=("trial", "time", "unit"))'
         )
     shape = flow.ntk.domain.shape[:2]
     if task is not None and task.inputs.shape[:2] != shape:
@@ -307,10 +308,9 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
     trials, times, units = flow.ntk.domain.shape
     problem = flow.solution.problem
     packages = problem.backend.runtime.PACKAGES
-    if isinstance(problem, ODEProblem):
-        model = problem.f
-    else:
-        model, packages = getattr(problem, "cell", problem), packages[:-1]  # without the solver of ODEs
+    model = problem if isinstance(problem, ImplicitProblem) else problem.model
+    if not isinstance(problem, ODEProblem):
+        packages = packages[:-1]  # without the solver of ODEs
     return {
         "title": f"Analysis of {getattr(getattr(model, 'func', model), '__name__', type(model).__name__)}",
         "model": problem.backend.models.describe(model),
@@ -344,7 +344,7 @@ def _said_of_steps(flow: Flow, task: TaskData | None) -> dict[str, str]:
 def _equation(solution: Solution) -> dict[str, str]:
     """What kind of problem it is, and how an ODE was solved."""
     if not isinstance(solution, ODESolution):
-        return {"problem": "discrete time"}
+        return {"problem": "a network over sequences" if isinstance(solution, NetworkSolution) else "discrete time"}
     method = solution.alg if isinstance(solution.alg, str) else type(solution.alg).__name__
     options = solution.options
     how = "given steps" if options["steps"] is not None else f"rtol {options['rtol']:g}, atol {options['atol']:g}"

@@ -119,7 +119,7 @@ def _flow(
     if isinstance(sol, DiscreteSolution):
         return _steps(sol, params, weights)
     assert isinstance(sol, ConstraintSolution)
-    return flow_of_constraint(sol, params, weights.trial)
+    return flow_of_constraint(sol, params, weights)
 
 
 def _steps(sol: DiscreteSolution, params: Choice, weights: Weights) -> Flow:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, full_precision, like_numpy
+from kpflow_dyn._arrays import full_precision, like_numpy
 from kpflow_dyn._implicit.solving import solve_implicit
 from kpflow_dyn._problems.problems import (
     DiscreteProblem,
@@ -66,17 +66,10 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
             f"a {type(prob).__name__} is solved in one way; alg must be None, got {alg!r}, without options, got "
             f"{sorted(common)}"
         )
-    with full_precision(_data(prob)), prob.backend.models.left_alone(prob.model):
+    with full_precision(prob.data), prob.backend.models.left_alone(prob.model):
         if isinstance(prob, ODEProblem):
             return solve_ode(prob, alg, options_of(prob, common))
         return _solve_discrete(prob) if isinstance(prob, DiscreteProblem) else solve_implicit(prob)
-
-
-def _data(prob: Problem) -> Array:
-    """What the problem is posed with."""
-    if isinstance(prob, ImplicitProblem):
-        return prob.state
-    return prob.z0 if isinstance(prob, ODEProblem) else prob.x  # type: ignore[attr-defined]
 
 
 def _solve_discrete(prob: DiscreteProblem) -> DiscreteSolution:

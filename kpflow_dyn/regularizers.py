@@ -93,7 +93,7 @@ def alignment(problem: Posed, other: Operator, probes: int | None = 16, seed: in
     pulled = _Pulled(problem, probes, seed)
     if pulled.size != other.domain.size:
         raise ValueError(f"the operator acts on {other.domain}, and the states have {pulled.size} entries")
-    with concretely(problem.x):
+    with concretely(problem.data):
         images, size = on_rows(other)(pulled.rows), frobenius_norm(other).value
     return pulled.mean(pulled.back(images)) / (pulled.square() ** 0.5 * size)
 
@@ -111,8 +111,8 @@ class _Pulled:
         state, self.back = problem.backend.objectives.pull_back(problem)
         self.size, self.exact = math.prod(state.shape), probes is None
         xp = array_namespace(state)
-        with concretely(problem.x):
-            eye = xp.eye(self.size, dtype=state.dtype, device=device(problem.x))
+        with concretely(problem.data):
+            eye = xp.eye(self.size, dtype=state.dtype, device=device(problem.data))
             self.rows = eye if probes is None else Random(seed).normal((probes, self.size), eye)
         self.images = self.curved = self.back(self.rows)
         if loss is not None:

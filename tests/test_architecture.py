@@ -17,7 +17,16 @@ CONTRACT = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importl
 
 BACKENDS = ("_arrays", "_backend", "_torch", "_jax")
 OF_A_FRAMEWORK = {  # modules that define models of one framework, or read its files
-    *("_checkpoint", "models._convert", "models._torch_models", "models.jax"),
+    *(
+        "_checkpoint.arrays",
+        "_checkpoint.cells",
+        "_checkpoint.keras",
+        "_checkpoint.loading",
+        "_checkpoint.modules",
+        "_checkpoint.names",
+    ),
+    *("_checkpoint.networks", "_checkpoint.nonlinearity", "_checkpoint.objects", "_checkpoint.trees"),
+    *("models._convert", "models._torch_models", "models.jax"),
 }
 FRAMEWORKS = re.compile(r"\b(is_torch_array|is_jax_array|is_torch_module)\b|sys\.modules(\[|\.get\()\"(torch|jax)")
 LINES = 150

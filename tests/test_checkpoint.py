@@ -1,5 +1,4 @@
 import os
-import pickle
 from importlib.resources import files
 
 import numpy as np
@@ -171,7 +170,7 @@ def test_relu_is_the_callers_word(tmp_path):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("transformer", {}, "one of rnn, gru, lstm, ctrnn, got 'transformer'"),
+        ("transformer", {}, "one of rnn, gru, lstm, ctrnn, lowrank, got 'transformer'"),
         ("rnn", {"nonlinearity": "sin"}, "tanh or relu, got 'sin'"),
         ("gru", {"nonlinearity": "relu"}, "for rnn and ctrnn only; leave it out for gru"),
     ],
@@ -263,14 +262,16 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path):
     assert not (tmp_path / "proof").exists()
 
 
-def test_a_whole_saved_module_gets_advice(tmp_path):
-    path = save(nn.GRU(3, 6), tmp_path)
-    with pytest.raises(CheckpointError, match=r"torch\.nn\.modules\.rnn\.GRU\).*save the weights alone"):
-        load_checkpoint(path, "gru")
+def test_the_weights_of_a_whole_saved_module_are_read(tmp_path):
+    network = nn.RNN(3, 6, nonlinearity="relu", batch_first=True)
+    loaded = load_checkpoint(save(Wrapped(network, fc=nn.Linear(6, 2)), tmp_path))
+    x = torch.randn(5, 3)
+    assert torch.equal(state(loaded.cell, x), state(network, x))
+    assert loaded.readout_name == "fc" and loaded.found["nonlinearity"] == "relu, as the file says"
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("content", [b"", b"hello world", b"PK\x03\x04 not a zip", pickle.dumps({"a": 1})])
+@pytest.mark.parametrize("content", [b"", b"hello world", b"PK\x03\x04 not a zip", b"\x80\x04}\x94."[:-1]])
 def test_files_that_are_no_checkpoints_are_explained(tmp_path, suffix, content):
     path = tmp_path / f"net{suffix}"
     path.write_bytes(content)

@@ -150,7 +150,7 @@ def test_checkpoint_of_another_architecture(checkpoint: Path, task: Path, out: P
 
 def test_unknown_model(checkpoint: Path, task: Path, out: Path) -> None:
     result = run("analyze", checkpoint, "--model", "gruu", "--task", task, "--out", out)
-    assert_refused(result, out, "model must be one of rnn, gru, lstm, ctrnn, got 'gruu'")
+    assert_refused(result, out, "model must be one of rnn, gru, lstm, ctrnn, lowrank, got 'gruu'")
 
 
 def test_nan_weights(cell, tmp_path: Path, task: Path, out: Path) -> None:
@@ -355,8 +355,8 @@ def test_a_file_elsewhere_finds_the_modules_beside_it(code: Path, out: Path, for
         ("mine:fails", "mine:fails raised RuntimeError: no data here; --debug shows where"),
         ("mine:needs", "mine:needs raised TypeError: needs() missing 1 required positional argument: 'x'"),
         ("mine:ends", "mine:ends raised SystemExit; keep what a script does under"),
-        ("mine:nothing", "mine:nothing returned None, expected a kp.DiscreteProblem, a kp.ODEProblem or a kp.Solution"),
-        ("mine:Field", "mine:Field returned a Field, expected a kp.DiscreteProblem"),
+        ("mine:nothing", "mine:nothing returned None, expected a problem (kp.DiscreteProblem"),
+        ("mine:Field", "mine:Field returned a Field, expected a problem (kp.DiscreteProblem"),
     ],
 )
 def test_code_that_gives_no_problem(here: Path, out: Path, reference: str, message: str) -> None:
@@ -371,8 +371,9 @@ def test_debug_shows_where_code_failed(here: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "no CHECKPOINT and no --model and no --task; give CHECKPOINT, --model and --task, or --problem"),
-        (("net.pt", "--task", "memorypro"), "no --model; give CHECKPOINT"),
+        ((), "no CHECKPOINT and no --task; give CHECKPOINT and --task (or --x), or --problem file.py:function alone"),
+        (("net.pt", "--model", "gru"), "no --task; give CHECKPOINT"),
+        (("--task", "memorypro"), "no CHECKPOINT; give CHECKPOINT"),
         (("--problem", "mine:ode", "net.pt", "--task", "x"), "CHECKPOINT, --task cannot be given with --problem"),
         (("--problem", "mine:ode", "--dtype", "float32", "--trials", 3), "--trials, --dtype cannot be given with"),
     ],

@@ -520,7 +520,6 @@ def test_single_precision_and_small_integers():
         (lambda p, x, z: z + np.sin(z), "without numpy"),
         (lambda p, x, z: jax.pure_callback(np.sin, z, z), "side effects .pure_callback"),
         (lambda p, x, z: jax.jit(lambda z: jax.experimental.io_callback(np.sin, z, z))(z), "side effects .io_callback"),
-        (lambda p, x, z: jnp.real(jnp.fft.ifft(jnp.fft.fft(z) * p["w"])), "complex numbers .*pairs of real ones"),
     ],
 )
 def test_what_cannot_be_traced_says_why(step, message):

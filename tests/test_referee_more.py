@@ -181,6 +181,85 @@ def test_parts_of_lower_precision_are_answered_in_it() -> None:
     assert error_of(linearized(cell, x), cell, x) < 1e-6
 
 
+def normed(x: Tensor) -> Tensor:
+    """As the root mean square norm of many language models, which computes in float32 whatever it is given."""
+    low = x.float()
+    return (low * torch.rsqrt(low.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def test_parts_of_lower_precision_are_traced() -> None:
+    def norms_inside(m, x, z):
+        return torch.tanh(m.w(normed(m.i(x) + m.w(z))))
+
+    cell, x = make(norms_inside), inputs()
+    flow = linearized(cell, x)
+    assert flow.untraced == "" and flow.sites
+    assert error_of(flow, cell, x) < 1e-5
+
+
+@pytest.mark.parametrize("state", ["", None])
+def test_networks_with_parts_of_lower_precision_are_traced(state: str | None) -> None:
+    class Net(Base):
+        def forward(self, x):
+            return self.w(normed(self.i(x)))
+
+    torch.manual_seed(0)
+    net, x = Net().double(), inputs()[:, 0]
+    flow = kp.linearize(kp.solve(kp.StaticProblem(net, x, state)))
+    assert flow.untraced == "" and flow.sites
+    rows = net(x).reshape(-1)
+    J = torch.stack([flat(torch.autograd.grad(row, list(net.parameters()), retain_graph=True)) for row in rows])
+    found = flow.J.dense().reshape(TRIALS, -1, UNITS, J.shape[-1])[:, -1].reshape(J.shape)  # the output comes last
+    assert (found - J).abs().max() < 1e-5 * J.abs().max()
+
+
+def test_a_part_of_lower_precision_hides_no_other_error() -> None:
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 1.001 * gradient
+
+    def norms_inside(m, x, z):
+        return Wrong.apply(torch.tanh(m.w(normed(m.i(x) + m.w(z)))))
+
+    cell, x = make(norms_inside), inputs()
+    flow = linearized(cell, x)
+    assert "the trace is not the model" in flow.untraced
+    assert error_of(flow, cell, x) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # by torch.compile
+@pytest.mark.parametrize("inside", [False, True], ids=["compiled", "compiled inside"])
+def test_compiled_modules_run_as_they_were_written(inside: bool) -> None:
+    def plain(m, x, z):
+        return torch.tanh(m.w(z) + m.i(x))
+
+    cell, x = make(plain), inputs()
+    if inside:
+        cell.w = torch.compile(cell.w, backend="aot_eager")  # whose backward pass can be run once only
+    compiled = cell if inside else torch.compile(cell, backend="aot_eager")
+    compiled(x[:, 0], torch.zeros(TRIALS, UNITS, dtype=x.dtype)).sum().backward()
+    flow = linearized(compiled, x)
+    assert flow.untraced == "" and flow.sites
+    assert error_of(flow, cell, x) < 1e-12
+
+
+def test_a_module_may_hold_tuples_that_refuse_their_length() -> None:
+    class Pair(tuple):
+        def __len__(self) -> int:
+            raise NotImplementedError
+
+    def plain(m, x, z):
+        return torch.tanh(m.w(z) + m.i(x))
+
+    cell, x = make(plain, pair=Pair((1, 2))), inputs()
+    assert error_of(linearized(cell, x), cell, x) < 1e-12
+
+
 def test_inside_of_inference_mode() -> None:
     def plain(m, x, z):
         return torch.tanh(m.w(z) + m.i(x))
@@ -280,18 +359,11 @@ def test_what_a_trace_does_not_follow_is_answered_by_autograd(forward: Callable)
     assert torch.allclose(identity, torch.eye(len(identity), dtype=torch.float64), atol=1e-12)
 
 
-class Rounded(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, h):
-        return h.round()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g
-
-
 def with_a_small_part(m, x, z):
-    return torch.tanh(m.w(z) + m.i(x) + 3e-5 * Rounded.apply(3 * m.small(z)))
+    small = 3 * m.small(z)
+    if small.requires_grad:
+        small.register_hook(lambda g: 2 * g)  # which a trace does not see
+    return torch.tanh(m.w(z) + m.i(x) + 3e-5 * small)
 
 
 def test_a_wrong_gradient_is_seen_however_small_it_is_beside_others() -> None:

@@ -282,8 +282,8 @@ def test_values_on_the_way_by_name_where_hooks_change_them() -> None:
 
 
 def test_training_afterwards_changes_nothing() -> None:
-    net, x = network("custom")
-    flow = untraced(kp.StaticProblem(net, x, ""), because="the autograd.Function Doubled")
+    net, x = network("branch")
+    flow = untraced(kp.StaticProblem(net, x, ""), because="could not be traced")
     J = flow.J.dense()
     with torch.no_grad():
         net.w.add_(1.0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax import numpy as jnp
 
 from kpflow_dyn._arrays import dots_jax, sharding
@@ -21,6 +21,7 @@ class Jax(Library):
     on_device: Any = staticmethod(sharding.on_accelerator)
     empty_row: Any = staticmethod(sharding.empty_row)
     placed: Any = staticmethod(sharding.placed)
+    complex_of: Any = staticmethod(lax.complex)
 
     def concretely(self) -> AbstractContextManager[Any]:
         return jax.ensure_compile_time_eval()

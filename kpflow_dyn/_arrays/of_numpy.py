@@ -36,6 +36,9 @@ class Library:
     def to_numpy(self, a: Array) -> np.ndarray:
         return np.asarray(a)
 
+    def complex_of(self, real: Array, imaginary: Array) -> Array:
+        return real + 1j * imaginary
+
     def concretely(self) -> AbstractContextManager[Any]:
         return nullcontext()
 

@@ -24,6 +24,9 @@ class Torch(Library):
         a = a.detach().cpu()
         return (a.float() if a.dtype is torch.bfloat16 else a).numpy()  # numpy has no bfloat16
 
+    def complex_of(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        return torch.complex(real, imaginary)
+
     @contextmanager
     def products_in(self, precision: str) -> Iterator[None]:
         before = torch.get_float32_matmul_precision()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, full_precision
+from kpflow_dyn._arrays import Array, Random, full_precision, split_into
+from kpflow_dyn._arrays.complex_numbers import as_flat, count
 from kpflow_dyn._flows.places import at_places, checked_places, places_of, places_of_steps, reaching
-from kpflow_dyn._flows.preconditioner import Block, block_diagonal, chosen_block, for_each_trial, seen_through, slices
+from kpflow_dyn._flows.preconditioner import Block, block_diagonal, chosen_block, for_each_trial, seen_through
 from kpflow_dyn._flows.readout import Readout, readout
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._flows.truncation import Truncation, truncation
@@ -49,7 +49,8 @@ class Flow:
         ntk: the global empirical neural tangent kernel, state -> state.
         sites: the weight sites, in the order of the core's outputs.
         solution: what was linearised.
-        parameters: the parameters that learn, by name, as they were when linearised.
+        parameters: the parameters that learn, by name, as they were when linearised. A complex one counts as the pairs
+            (Re, Im) in J's domain, with the real inner product.
         preconditioner: the blocks of R, where an optimiser has a metric; else ().
         R: what changes of the parameters pass before J, of a metric or of a choice of them; None for all, unscaled.
         untraced: why the model could not be traced, so that all maps are those of autograd through the model, and each
@@ -73,10 +74,7 @@ class Flow:
 
     @property
     def nodal(self) -> Flow:
-        """The flow of the steps themselves, each counted as one, where P K P* = ntk to round-off.
-
-        It is the flow itself, but for an ODE; see `ODEFlow`.
-        """
+        """The flow of the steps themselves, where P K P* = ntk to round-off: itself, but for an ODE; see `ODEFlow`."""
         return self
 
     def truncate(self, rtol: float = 1e-3, seed: int | Random = 0) -> Flow:
@@ -161,15 +159,18 @@ class Flow:
     @property
     def parts(self) -> dict[str, int]:
         """How many coordinates of `ntk.factor`'s domain each parameter has, in their order."""
-        sizes = [block.size for block in self.preconditioner] or map(_size, self.parameters.values())
+        sizes = [block.size for block in self.preconditioner] or map(count, self.parameters.values())
         return dict(zip(self.parameters, sizes, strict=True))
 
     def as_parameters(self, theta: Array) -> dict[str, Array]:
-        """A vector of the parameter space [..., p] as one array [..., *shape] for each parameter."""
+        """A vector of the parameter space [..., p] as one array [..., *shape] for each parameter.
+
+        A complex parameter has two coordinates for each entry, and is complex again here, Re + i Im: of a gradient this
+        is what torch's backward() gives, and the conjugate of what jax.grad gives.
+        """
         self.J.domain.check(theta, "theta")
-        places, probes = slices([*map(_size, self.parameters.values())]), theta.shape[:-1]
-        each = zip(self.parameters.items(), places, strict=True)
-        return {name: theta[..., place].reshape((*probes, *value.shape)) for (name, value), place in each}
+        parts = split_into(theta, [*map(count, self.parameters.values())])
+        return {name: as_flat(part, value) for part, (name, value) in zip(parts, self.parameters.items(), strict=True)}
 
     def __repr__(self) -> str:
         how = "by autograd alone" if self.untraced else f"{len(self.sites)} sites"
@@ -327,7 +328,7 @@ def _restricted(flow: AnyFlow, names: Sequence[str], masks: Mapping[str, np.ndar
     def chosen(sizes: dict[str, int]) -> list[Block]:
         return [chosen_block(size, name in names, masks.get(name), flow.P.domain.like) for name, size in sizes.items()]
 
-    of_parameters = chosen({name: _size(value) for name, value in flow.parameters.items()})
+    of_parameters = chosen({name: count(value) for name, value in flow.parameters.items()})
     dropped = [name for name in flow.parameters if name not in names]
     blocks = flow.preconditioner or (of_parameters if masks else ())
     changed = dataclasses.replace(
@@ -374,7 +375,3 @@ def _through(flow: AnyFlow, blocks: Sequence[Block]) -> AnyFlow:
         ntk=GramOperator(ntk.factor @ R, None, None if ntk.apart is None else for_each_trial(ntk.apart, R)),
         R=R if flow.R is None else flow.R @ R,
     )
-
-
-def _size(value: Array) -> int:
-    return math.prod(value.shape)

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from kpflow_dyn._arrays import Array, like_numpy, to_numpy
+from kpflow_dyn._arrays.complex_numbers import count, in_pairs, is_complex
 from kpflow_dyn._backend import backend_for, backend_of
 from kpflow_dyn._flows.preconditioner import Block, elementwise, identity
 
@@ -38,8 +39,8 @@ class LearningRates:
     Rates of one number per parameter scale the columns of V in the core, whose spectrum they keep known.
 
     Args:
-        rates: one positive number for all; or by name a number or an array of the parameter's shape. Names of
-            parameters that do not learn are passed over.
+        rates: one positive number for all; or by name a number or an array of the parameter's shape (of a complex one
+            also [..., 2], for real and imaginary parts). Names of parameters that do not learn are passed over.
 
     Raises:
         ValueError: a rate that is not positive and finite; and in `linearize` a parameter that learns without a rate,
@@ -173,19 +174,22 @@ def _blocks(given: Mapping[str, Any], parameters: Parameters, what: str, block: 
     if unknown := [name for name in given if name not in parameters]:
         raise ValueError(f"{what} of unknown parameters {unknown}; those that learn are {[*parameters]}")
     return [
-        block(name, *given[name], value) if name in given else identity(math.prod(value.shape))
+        block(name, *given[name], value) if name in given else identity(count(value))
         for name, value in parameters.items()
     ]
 
 
 def _scaling(name: str, rate: Any, value: Array) -> Block:
-    rate = np.asarray(to_numpy(rate), np.float64)
-    if rate.ndim and rate.shape != tuple(value.shape):
+    rate, pairs = np.asarray(to_numpy(rate), np.float64), in_pairs(value)
+    if rate.shape == tuple(value.shape) and is_complex(value):  # one for both parts of a number
+        rate = rate[..., None]
+    elif rate.ndim and rate.shape != tuple(pairs.shape):
         raise ValueError(f"the learning rate of {name} has shape {rate.shape}, expected a number or {(*value.shape,)}")
-    return elementwise(np.sqrt(np.broadcast_to(rate, tuple(value.shape))), value)
+    return elementwise(np.sqrt(np.broadcast_to(rate, tuple(pairs.shape))), pairs)
 
 
 def _kronecker(name: str, left: Array, right: Array, value: Array) -> Block:
+    _check_real(name, value, "Kronecker factors")
     left, right = _inverse_cholesky(left, name), _inverse_cholesky(right, name)
     rows, columns = value.shape[0] if value.ndim else 1, math.prod(value.shape[1:])
     if (len(left), len(right)) != (rows, columns):
@@ -198,6 +202,11 @@ def _kronecker(name: str, left: Array, right: Array, value: Array) -> Block:
 
     nowhere = np.full(rows * columns, np.nan)
     return Block(rows * columns, between(left.T, right), between(left, right.T), nowhere)
+
+
+def _check_real(name: str, value: Array, what: str) -> None:
+    if is_complex(value):
+        raise ValueError(f"{name} is {value.dtype}, which takes no {what}; keep its parts as two real parameters")
 
 
 def _inverse_cholesky(factor: Array, what: str) -> np.ndarray:
@@ -218,6 +227,7 @@ def _inverse_cholesky(factor: Array, what: str) -> np.ndarray:
 
 
 def _derivative(name: str, g: Callable[[Array], Array], phi: Array, value: Array) -> Block:
+    _check_real(name, value, "map")
     of, found = backend_for(value, "the parameter", "").transforms, g(phi)
     if tuple(found.shape) != tuple(value.shape) or not np.allclose(to_numpy(found), to_numpy(value), rtol=1e-4):
         raise ValueError(f"g(phi) is not the parameter {name} {(*value.shape,)}; give the phi that it comes from now")

@@ -5,17 +5,17 @@ that is wrong in any entry that q meets differs from it with probability one, an
 random theta then fixes J.
 """
 
-import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, eps_of, like_numpy, to_numpy
+from kpflow_dyn._arrays.complex_numbers import count
 from kpflow_dyn._problems.checks import check_finite
 
 PACKAGE = str(Path(__file__).parent.parent)
@@ -78,7 +78,7 @@ class Linearisation(Protocol):
 
 def sizes_of(parameters: Mapping[str, Array]) -> dict[str, int]:
     """How many numbers each parameter has."""
-    return {name: math.prod(value.shape) for name, value in parameters.items()}
+    return {name: count(value) for name, value in parameters.items()}
 
 
 def drawn(shapes: Sequence[tuple[int, ...]], like: Array, seed: int = 1) -> list[Array]:
@@ -89,11 +89,12 @@ def drawn(shapes: Sequence[tuple[int, ...]], like: Array, seed: int = 1) -> list
 
 @dataclass(frozen=True)
 class Answer:
-    """What autograd through the model says: its value, what it pulls back of one random q, and how it does."""
+    """What autograd through the model says: its value, what it pulls back of one random q, how, and how precisely."""
 
     value: Array
     probe: Probe
     pull: Callable[[Array], tuple[Array, Array]]
+    rounding: float = 0.0
 
     @cached_property
     def noise(self) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +108,7 @@ class Answer:
 
 def ask(own: Derivative) -> Answer:
     """The model's own answer; a ValueError where it has no derivative."""
-    answer = Answer(own.value, own.probe, own.pull)
+    answer = Answer(own.value, own.probe, own.pull, own.rounding)
     _, theta, argument = answer.probe
     if argument.ndim > 3:
         check_finite(argument[0], "the derivative of the step", SINGULAR)
@@ -124,7 +125,12 @@ def departure(found: Array, expected: Array, size: float = 1.0, rounding: float 
     """
     found, expected = to_numpy(found), to_numpy(expected)
     error, size = _largest(found - expected), max(size, _largest(expected))
-    return 0.0 if error <= max(ROUNDING * eps_of(expected), LESS_PRECISE * rounding) * size else error / size
+    return 0.0 if error <= tolerance_of(expected, rounding) * size else error / size
+
+
+def tolerance_of(values: Any, rounding: float = 0.0) -> float:
+    """How far two computations of values may differ: by the rounding of their dtype, or of one of less precision."""
+    return max(ROUNDING * eps_of(values), LESS_PRECISE * rounding)
 
 
 def check_any(own: Derivative, untraced: str) -> None:
@@ -142,15 +148,16 @@ def compare(found: Linearisation, answer: Answer, sizes: dict[str, int]) -> None
 
     It is asked for the same q, and for one random direction.
     """
-    if error := departure(found.value, answer.value):
+    rounding = answer.rounding
+    if error := departure(found.value, answer.value, rounding=rounding):
         raise Mismatch(f"its values differ from the model's own by {error:.1e} of their size")
     q, *expected = answer.probe
     given = found.pull(q)
     parameters, rows = [(to_numpy(a)[0], to_numpy(b)[0]) for a, b in zip(given, expected, strict=True)]
-    compare_gradients(*parameters, sizes, lambda: answer.noise[0])
-    _compare_rows(*rows, lambda: answer.noise[1])
+    compare_gradients(*parameters, sizes, lambda: answer.noise[0], rounding)
+    _compare_rows(*rows, lambda: answer.noise[1], rounding)
     moved = drawn([tuple(a.shape) for a in expected], q, seed=2)
-    check_transpose(q, found.push(*moved), given, moved)
+    check_transpose(q, found.push(*moved), given, moved, LESS_PRECISE * rounding)
 
 
 def check_transpose(
@@ -188,19 +195,24 @@ def _is_ours(reason: Exception) -> bool:
 
 
 def compare_gradients(
-    found: np.ndarray, expected: np.ndarray, sizes: dict[str, int], noise: Callable[[], np.ndarray] | None = None
+    found: np.ndarray,
+    expected: np.ndarray,
+    sizes: dict[str, int],
+    noise: Callable[[], np.ndarray] | None = None,
+    rounding: float = 0.0,
 ) -> None:
     """Raise a `Mismatch` unless gradients [p] are alike, parameter by parameter.
 
     Those that are small beside others may be differences of large terms, of which no more than noise is left. How much
-    that is, `noise` knows, and without it they are let pass.
+    that is, `noise` knows, and without it they are let pass. `rounding` is that of the model's least precise part.
     """
-    start, wrong, floor = 0, {}, FLOOR * eps_of(expected) * _largest(expected)
+    start, wrong, tolerance = 0, {}, tolerance_of(expected, rounding)
+    floor = max(FLOOR * eps_of(expected), LESS_PRECISE * rounding) * _largest(expected)
     for name, size in sizes.items():
         here = slice(start, start + size)
         part, own = found[here], expected[here]
         error, largest, start = _largest(part - own), _largest(own), start + size
-        known = ROUNDING * eps_of(expected) * largest
+        known = tolerance * largest
         if error <= known or (error <= known + floor and (noise is None or error <= NOISE * _largest(noise()[here]))):
             continue
         wrong[name] = error / max(largest or _largest(part), 1e-300)
@@ -212,13 +224,15 @@ def compare_gradients(
         )
 
 
-def _compare_rows(found: np.ndarray, expected: np.ndarray, noise: Callable[[], np.ndarray]) -> None:
+def _compare_rows(
+    found: np.ndarray, expected: np.ndarray, noise: Callable[[], np.ndarray], rounding: float = 0.0
+) -> None:
     """Gradients in the argument [trial, (time,) ...], row by row, as those of parameters."""
     last = tuple(range(min(2, expected.ndim - 1), expected.ndim))
     error, size = (abs(values).max(last) for values in (found - expected, expected))
-    allowed = eps_of(expected) * ROUNDING * size
+    allowed = tolerance_of(expected, rounding) * size
     if (error > allowed).any():
-        floor = FLOOR * eps_of(expected) * size.max()
+        floor = max(FLOOR * eps_of(expected), LESS_PRECISE * rounding) * size.max()
         allowed = np.maximum(allowed, np.minimum(allowed + floor, NOISE * noise().max(last).max(0)))
     if (wrong := ~(error <= allowed)).any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])

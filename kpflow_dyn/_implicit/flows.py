@@ -3,9 +3,8 @@
 J = -(D_S F)^{-1} D_theta F        P = (D_S F)^{-1}        K = D_theta F D_theta F*        ntk = J J* = P K P*
 """
 
-import math
-
-from kpflow_dyn._arrays import Array, Rows
+from kpflow_dyn._arrays import Rows
+from kpflow_dyn._arrays.complex_numbers import count
 from kpflow_dyn._flows.flow import ConstraintFlow
 from kpflow_dyn._flows.propagator import Propagator
 from kpflow_dyn._flows.sites import CoreOperator
@@ -14,24 +13,25 @@ from kpflow_dyn._implicit.linearised import Linearised, Map
 from kpflow_dyn._implicit.roads import linearised
 from kpflow_dyn._implicit.solutions import ConstraintSolution, SolvedSolution
 from kpflow_dyn._problems.choice import Choice
+from kpflow_dyn._problems.measure import Weights
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.space import Space
 
 
-def flow_of_constraint(sol: ConstraintSolution, params: Choice, measure: Array | None) -> ConstraintFlow:
+def flow_of_constraint(sol: ConstraintSolution, params: Choice, weights: Weights) -> ConstraintFlow:
     """The operators of a solution of `solve_implicit`."""
-    found, one = linearised(sol, params), sol.equations.form is Form.FREE
-    weights = None if measure is None else measure.reshape((-1, *(1 for _ in sol.state.shape[1:])))
-    state = Space(sol.axes, tuple(sol.state.shape), sol.state, weights)
-    parameters = Space(("parameter",), (sum(math.prod(v.shape) for v in found.parameters.values()),), sol.state)
+    trial, measure = weights.trial, weights.on(sol.axes)
+    (found, sites), one = linearised(sol, params, trial), sol.equations.form is Form.FREE
+    state = Space(sol.axes, tuple(sol.state.shape), sol.state, measure)
+    parameters = Space(("parameter",), (sum(map(count, found.parameters.values())),), sol.state)
     rows, trials = ((), ()) if one else (("trial",), state.shape[:1])
-    of_rows = None if weights is None or one else weights.reshape((-1, 1))
+    of_rows = None if trial is None or one else trial.reshape((-1, 1))
     outputs = Space((*rows, "site"), (*trials, found.outputs), sol.state, of_rows)
 
     kick = found.apart.parameters.between(parameters, state)
     K = found.apart.parameters.gram(kick)
     P, J, ntk = _propagator_jacobian_and_kernel(sol, found, kick, K)
-    V, sites = found.write.between(parameters, outputs), found.sites(weights)
+    V = found.write.between(parameters, outputs)
     return ConstraintFlow(
         P=Propagator(P, -found.apart.argument.between(state, state)),
         K=K,

@@ -3,12 +3,53 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from kpflow_dyn._arrays import Array, array_namespace, split_into
 
 
+class Layout(Protocol):
+    """How the values of a trial make its state.
+
+    names   those of the values, one for each call.
+    shapes  theirs, without trials.
+    axes    the names of the state's axes, without trials.
+    join    the state of these values, each of which may have rows in front.
+    split   the values of a state: the transpose of `join`, and its inverse.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]: ...
+    @property
+    def axes(self) -> tuple[str, ...]: ...
+    def join(self, values: Sequence[Array]) -> Array: ...
+    def split(self, state: Array) -> list[Array]: ...
+
+
+def layout_of(names: Sequence[str], shapes: Sequence[tuple[int, ...]], axes: Sequence[str] | None) -> Layout:
+    """The layout of values whose axes are named, or told by their shapes.
+
+    Raises:
+        ValueError: names that do not fit the shapes.
+    """
+    if axes is None:
+        return ShapeLayout(tuple(names), tuple(shapes))
+    of_value = axes_of_value(axes, len(shapes[0]))
+    found = NamedLayout(tuple(names), tuple(shapes), (*(name for name in axes if name not in of_value), *of_value))
+    found.check()
+    return found
+
+
+def axes_of_value(axes: Sequence[str], dims: int) -> tuple[str, ...]:
+    """The names of the axes of a value: all, or where it has one fewer all but that of the calls of its module."""
+    calls = "time" if "time" in axes else axes[0]
+    return tuple(name for name in axes if name != calls or len(axes) != dims + 1)
+
+
 @dataclass(frozen=True)
-class Layout:
+class ShapeLayout:
     """Values of the shapes [unit], [token, unit] or, channels first as convolutions have them, [unit, ...positions].
 
     Equal shapes are stacked on a "site" axis; values with as many tokens are put side by side on the unit axis; others
@@ -26,13 +67,13 @@ class Layout:
         return _axes(self.shapes[0]) if self._joined is not None else ("unit",)
 
     def join(self, values: Sequence[Array]) -> Array:
-        """The state of these values, each of which may have rows in front."""
+        """See `Layout`."""
         shapes, axis = self._parts
         parts = [_shaped(v, s, part) for v, s, part in zip(values, self.shapes, shapes, strict=True)]
         return array_namespace(values[0]).concat(parts, axis=axis)
 
     def split(self, state: Array) -> list[Array]:
-        """The values of a state: the transpose of `join`, and its inverse."""
+        """See `Layout`."""
         shapes, axis = self._parts
         parts = split_into(state, [shape[axis] for shape in shapes], axis)
         return [_shaped(*each) for each in zip(parts, shapes, self.shapes, strict=True)]
@@ -62,8 +103,94 @@ class Layout:
         return axis if len(others) == 1 else None
 
 
+@dataclass(frozen=True)
+class NamedLayout:
+    """Values with axes that their user names, side by side on the units: [time, ..., unit].
+
+    With one name more than a value has axes, the first is that of the calls of each module (see `axes_of_value`).
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    given: tuple[str, ...]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of the state's axes, without trials."""
+        return tuple(sorted(self.given, key=lambda name: (name != "time", name == "unit")))
+
+    def join(self, values: Sequence[Array]) -> Array:
+        """See `Layout`."""
+        whole = [_stacked(values, calls, self.shapes) if self._of_calls else values[calls[0]] for calls in self._groups]
+        xp, order = array_namespace(values[0]), [self.given.index(name) for name in self.axes]
+        return xp.concat([_ordered(value, order) for value in whole], axis=-1)
+
+    def split(self, state: Array) -> list[Array]:
+        """See `Layout`."""
+        back, found, end = [self.axes.index(name) for name in self.given], {}, 0
+        for calls in self._groups:
+            start, end = end, end + self._whole(calls)[self.given.index("unit")]
+            whole = _ordered(state[..., start:end], back)
+            behind = (slice(None),) * len(self.shapes[calls[0]])
+            parts = [whole[(..., i, *behind)] for i in range(len(calls))] if self._of_calls else [whole]
+            found.update(zip(calls, parts, strict=True))
+        return [found[i] for i in range(len(self.names))]
+
+    def check(self) -> None:
+        """Raise where the axes do not fit the values."""
+        sizes = [dict(zip(self.given, self._whole(calls), strict=False)) for calls in self._groups]
+        fits = all(len(self._whole(calls)) == len(self.given) for calls in self._groups)
+        if not fits or len({tuple(n for name, n in size.items() if name != "unit") for size in sizes}) > 1:
+            several = ", ".join(f"{name or 'the output'} {list(shape)}" for name, shape in self._described.items())
+            raise ValueError(
+                f"axes names {list(self.given)} besides the trials, which does not fit the values of a trial, "
+                f"{several}; all must have these axes, of the same lengths but for the units"
+            )
+
+    @property
+    def _of_calls(self) -> bool:
+        """Whether the first axis is that of calls."""
+        return len(self.given) == len(self.shapes[0]) + 1
+
+    @property
+    def _groups(self) -> list[list[int]]:
+        """The numbers of the values that lie side by side; with an axis of calls those of one name are together."""
+        if not self._of_calls:
+            return [[i] for i in range(len(self.names))]
+        return [[i for i, other in enumerate(self.names) if other == name] for name in dict.fromkeys(self.names)]
+
+    def _whole(self, calls: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a value, with its calls in front."""
+        shapes = {self.shapes[i] for i in calls}
+        front = (len(calls),) if self._of_calls else ()
+        return (*front, *shapes.pop()) if len(shapes) == 1 else ()
+
+    @property
+    def _described(self) -> dict[str, tuple[int, ...]]:
+        return {self.names[calls[0]]: self._whole(calls) or self.shapes[calls[0]] for calls in self._groups}
+
+
+def _stacked(values: Sequence[Array], calls: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> Array:
+    """The values of all calls of a module, [..., call, *shape]."""
+    return array_namespace(values[0]).stack([values[i] for i in calls], axis=-1 - len(shapes[calls[0]]))
+
+
+def _ordered(value: Array, order: Sequence[int]) -> Array:
+    """A value [..., *axes] with its last axes in this order."""
+    rows = value.ndim - len(order)
+    return array_namespace(value).permute_dims(value, (*range(rows), *(rows + i for i in order)))
+
+
 def _axes(shape: tuple[int, ...]) -> tuple[str, ...]:
     return ("unit",) if len(shape) < 2 else ("token", "unit") if len(shape) == 2 else ("unit", "token")
+
+
+def unit_axis(shape: tuple[int, ...], axes: Sequence[str] | None = None) -> int:
+    """The axis of units of a value, counted from the last; axes are those that its user names, without trials."""
+    if axes is None:
+        return -len(shape) if len(shape) > 2 else -1
+    names = axes_of_value(axes, len(shape))
+    return names.index("unit") - len(names)
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:

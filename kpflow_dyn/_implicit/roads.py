@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from kpflow_dyn._arrays import Array, array_namespace, eps_of, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, to_numpy
+from kpflow_dyn._arrays.complex_numbers import flat
 from kpflow_dyn._backend import Values
 from kpflow_dyn._flows.referee import (
+    LESS_PRECISE,
     Derivative,
     Mismatch,
     ask,
@@ -18,7 +20,9 @@ from kpflow_dyn._flows.referee import (
     drawn,
     in_words,
     sizes_of,
+    tolerance_of,
 )
+from kpflow_dyn._flows.sites import WeightSite
 from kpflow_dyn._implicit.constraint import named_states
 from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.linearised import Linearised, apart_of, own_of, parameters_of, whole_of
@@ -28,24 +32,31 @@ from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn.tracing._rows import split
 
 
-def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
-    """A solution's derivatives in the parameters that learn, by its trace where autograd says the same."""
+def linearised(sol: ConstraintSolution, params: Choice, measure: Array | None) -> tuple[Linearised, list[WeightSite]]:
+    """A solution's derivatives in the parameters that learn, by its trace where autograd says the same; and its sites.
+
+    Args:
+        measure: how much each trial counts.
+    """
     model = sol.equations.model(params)
     if isinstance(sol, NetworkSolution) and sol.of_uses:
-        return _still(sol, model)
+        found = _still(sol, model)
+        return found, found.sites(measure)
     own = (whole_of if sol.equations.form is Form.NETWORK else apart_of)(sol.equations, model, sol.state)
     _check_unchanged(own, sol.state)
     answer = ask(own)
     if sol.traced is None:
-        return _by_autograd(sol, model, sol.untraced)
+        found = _by_autograd(sol, model, sol.untraced)
+        return found, found.sites(measure)
     try:
         found = Traced(sol.traced, model.parameters, sol.state)
         derivative = found.at_once("whole" if found.whole else "apart", answer.probe.q)
         compare(derivative, answer, sizes_of(model.parameters))
-        _check_sites(found)
+        _check_sites(found, answer.rounding)
+        return found, found.sites(measure)
     except Exception as error:  # whatever stops the trace, autograd answers
-        return _by_autograd(sol, model, in_words(error, model.causes(own)))
-    return found
+        found = _by_autograd(sol, model, in_words(error, model.causes(own)))
+        return found, found.sites(measure)
 
 
 def _by_autograd(sol: ConstraintSolution, model: Any, untraced: str) -> Linearised:
@@ -84,8 +95,8 @@ def uses_of_weights(sol: NetworkSolution, model: Any) -> Traced:
     state = (1, *sol.state.shape)
     q, *moved = drawn([state, (1, found.size), state], sol.state)
     for derivative in (found.at_once("apart", q), found.at_once("whole", q)):
-        check_transpose(q, derivative.push(*moved), derivative.pull(q), moved)
-    _check_sites(found)
+        check_transpose(q, derivative.push(*moved), derivative.pull(q), moved, LESS_PRECISE * own.rounding)
+    _check_sites(found, own.rounding)
     return found
 
 
@@ -140,18 +151,18 @@ def check_call(
 def _gradient(states: Callable[[Values], Array], q: Array, parameters: Values, gradient: Callable[..., Array]) -> Array:
     """That of <q, states> in the parameters [p]."""
     names, like = list(parameters), list(parameters.values())
-    theta = array_namespace(q).concat([value.reshape(-1) for value in like])
+    theta = array_namespace(q).concat([flat(value) for value in like])
     return gradient(lambda theta: (q * states(dict(zip(names, split(theta, like), strict=True)))).sum(), theta)
 
 
-def _check_sites(found: Traced) -> None:
+def _check_sites(found: Traced, rounding: float) -> None:
     """Raise a `Mismatch` unless parameters enter F through the weight sites alone: B V = -D_theta F."""
     if not found.outputs:
         raise Mismatch("no weight meets data in it")
     (theta,) = drawn([(1, found.size)], found.state)
     kick, entered = found.through_sites(theta)
     error, size = (float(abs(q).max()) for q in (entered - kick, kick))
-    if not error <= 1e4 * eps_of(kick) * max(size, 1e-300):
+    if not error <= tolerance_of(kick, rounding) * max(size, 1e-300):
         raise Mismatch(f"its weight sites give {error / max(size, 1e-300):.1e} less than all of its gradient")
 
 

@@ -1,17 +1,17 @@
 """Solve networks, fixed points and free-form constraints F(S, theta; x) = 0."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Rows, array_namespace, eps_of
+from kpflow_dyn._arrays import Array, Rows, array_namespace, eps_of, like_numpy
 from kpflow_dyn._flows.referee import in_words
 from kpflow_dyn._implicit.constraint import TracedConstraint, states
 from kpflow_dyn._implicit.equations import Equations
-from kpflow_dyn._implicit.form import Form
+from kpflow_dyn._implicit.form import Form, axes_of
 from kpflow_dyn._implicit.inverse import StateDerivative
 from kpflow_dyn._implicit.linearised import pair_of, whole_of
 from kpflow_dyn._implicit.roads import uses_of_weights
@@ -36,6 +36,7 @@ def _solve_network(prob: StaticProblem) -> NetworkSolution:
     _check_finite(equations.start, "the state of the network")
     traced, untraced = _trace(equations)
     sol = NetworkSolution(problem=prob, state=equations.start, equations=equations, traced=traced, untraced=untraced)
+    sol = replace(sol, t=_times(sol.axes, sol.state))
     return _with_uses(sol) if prob.state is None else sol
 
 
@@ -73,7 +74,8 @@ def _solve_fixed_point(prob: FixedPointProblem) -> FixedPointSolution:
 
 
 def _solve_free(prob: ImplicitProblem) -> ImplicitSolution:
-    equations, state, off = prob.backend.tracing.FreeForm(prob), prob.state, np.inf
+    equations, off = prob.backend.tracing.FreeForm(prob), np.inf
+    state = equations.start
     derivatives = _derivatives(equations)
     for steps in range(NEWTON_STEPS):
         rest, inverse = equations.at(state), derivatives(state).inverse()
@@ -83,6 +85,7 @@ def _solve_free(prob: ImplicitProblem) -> ImplicitSolution:
             return ImplicitSolution(
                 problem=prob,
                 state=state,
+                t=_times(axes_of(Form.FREE, state, None), state),
                 stats=stats,
                 equations=equations,
                 traced=traced,
@@ -92,6 +95,11 @@ def _solve_free(prob: ImplicitProblem) -> ImplicitSolution:
         state = state - inverse.solve(rest[None, None])[0, 0]
         _check_finite(state, "Newton's iterate")
     raise ValueError(f"Newton's method left F = {off:.1e} of the state's size; start it nearer to a solution")
+
+
+def _times(axes: Sequence[str], state: Array) -> Array | None:
+    """The numbers of the times 1, 2, ... [time] of a state; None where it has none."""
+    return like_numpy(np.arange(1, state.shape[axes.index("time")] + 1), state) if "time" in axes else None
 
 
 def _trace(equations: Equations) -> tuple[TracedConstraint | None, str]:

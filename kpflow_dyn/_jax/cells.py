@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kpflow_dyn._arrays.complex_numbers import in_halves, is_complex, of_halves
 from kpflow_dyn._arrays.sharding import like_trials
 from kpflow_dyn._jax.checks import as_jax
 from kpflow_dyn._problems.checks import cell_start, check_width
@@ -26,11 +27,15 @@ def as_step(cell: Any, x: jax.Array, z0: Any) -> tuple[Step, jax.Array]:
     check_width(cell, x)
     if isinstance(cell, eqx.nn.LSTMCell) and z0 is None:
         sizes = [cell.hidden_size] * 2
+        complexes = [False, False]
     elif isinstance(z0, tuple | list):
-        sizes = [_part(part).shape[-1] for part in z0]
+        parts = [_part(part) for part in z0]
+        sizes, complexes = [in_halves(part).shape[-1] for part in parts], [is_complex(part) for part in parts]
+    elif z0 is not None and is_complex(z0):
+        return _on_halves, initial_state([None], x, z0)
     else:
         return _plain, initial_state([getattr(cell, "hidden_size", None)], x, z0)
-    return _on_tuples(np.cumsum(sizes)[:-1].tolist()), initial_state(sizes, x, z0)
+    return _on_tuples(np.cumsum(sizes)[:-1].tolist(), complexes), initial_state(sizes, x, z0)
 
 
 def initial_state(sizes: Sequence[int | None], x: jax.Array, z0: Any) -> jax.Array:
@@ -46,11 +51,18 @@ def _plain(cell: Any, x: jax.Array, z: jax.Array) -> jax.Array:
     return cell(x, z)
 
 
-def _on_tuples(ends: list[int]) -> Step:
-    """A cell whose state is a tuple, such as (h, c), laid side by side."""
+def _on_halves(cell: Any, x: jax.Array, z: jax.Array) -> jax.Array:
+    """A cell with a complex state, whose real parts come before the imaginary ones."""
+    return in_halves(cell(x, of_halves(z)))
+
+
+def _on_tuples(ends: list[int], complexes: list[bool]) -> Step:
+    """A cell whose state is a tuple, such as (h, c), laid side by side; complex parts are twice as wide."""
 
     def step(cell: Any, x: jax.Array, z: jax.Array) -> jax.Array:
-        return jnp.concatenate(cell(x, tuple(jnp.split(z, ends))))
+        parts = zip(jnp.split(z, ends), complexes, strict=True)
+        given = tuple(of_halves(part) if halves else part for part, halves in parts)
+        return jnp.concatenate([in_halves(part) for part in cell(x, given)])
 
     return step
 

@@ -13,18 +13,19 @@ import numpy as np
 
 from kpflow_dyn._arrays import is_torch_module
 from kpflow_dyn._arrays.sharding import by_trials
+from kpflow_dyn._jax.complex_parts import OnHalves
 
 
 def as_jax(values: object, what: str, axes: str) -> jax.Array:
     """A jax array of jax or numpy floats, of the same dtype; a TypeError where JAX would round them to float32."""
     if not isinstance(values, jax.Array | np.ndarray):
         raise TypeError(f"{what} is {type(values).__name__}, expected a jax array {axes}")
-    if not jnp.issubdtype(values.dtype, jnp.floating):
+    if not jnp.issubdtype(values.dtype, jnp.inexact):
         raise TypeError(f"{what} is {values.dtype}, expected float32 or float64; use {what}.astype(float)")
-    if values.dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+    if values.dtype in (np.float64, np.complex128) and not jax.config.read("jax_enable_x64"):
         raise TypeError(
-            f"{what} is float64, but JAX would round it to float32; call jax.config.update('jax_enable_x64', True) "
-            f"first, or pass {what}.astype('float32')"
+            f"{what} is {values.dtype}, but JAX would round it to float32; call jax.config.update('jax_enable_x64', "
+            f"True) first, or pass {what}.astype('{'complex64' if np.iscomplexobj(values) else 'float32'}')"
         )
     return by_trials(jnp.asarray(values))
 
@@ -53,9 +54,7 @@ def floating_leaves(model: object) -> dict[str, jax.Array]:
 def check_parameters(model: object, like: jax.Array) -> None:
     """Raise unless the model's parameters are finite and of the dtype of the data."""
     for name, leaf in named_parameters(model).items():
-        if jnp.iscomplexobj(leaf):
-            raise TypeError(f"parameter {name} is {leaf.dtype}; keep its real and imaginary parts as two real ones")
-        if leaf.dtype != like.dtype:
+        if jnp.finfo(leaf.dtype).dtype != jnp.finfo(like.dtype).dtype:
             raise TypeError(f"parameter {name} is {leaf.dtype} but the data are {like.dtype}; convert one of them")
         if not bool(jnp.isfinite(leaf).all()):
             raise ValueError(f"parameter {name} holds NaN or inf; load a healthy checkpoint")
@@ -97,5 +96,6 @@ def with_parameters(model: object, values: dict[str, jax.Array]) -> object:
 def _named_leaves(model: object) -> list[tuple[str, Any]]:
     """All leaves by their path; those of a Partial by their argument: "[0].weight", "['weight']"."""
     paths = jax.tree_util.tree_flatten_with_path(model)[0]
-    skipped = 1 if isinstance(model, jax.tree_util.Partial) else 0
+    inner = model.field if isinstance(model, OnHalves) else model
+    skipped = (inner is not model) + isinstance(inner, jax.tree_util.Partial)
     return [(jax.tree_util.keystr(path[skipped:]).removeprefix("."), leaf) for path, leaf in paths]

@@ -12,8 +12,8 @@ Function = Callable[..., Sequence[Any]]
 
 
 def is_floating(value: Any) -> bool:
-    """Whether an array, or what stands for one, has real numbers."""
-    return jnp.issubdtype(value.dtype, jnp.floating)
+    """Whether an array, or what stands for one, has real or complex numbers."""
+    return jnp.issubdtype(value.dtype, jnp.inexact)
 
 
 def with_forward_mode(function: Function) -> Function:

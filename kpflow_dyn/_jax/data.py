@@ -23,7 +23,7 @@ def is_own(value: Any) -> bool:
 
 def as_rows(values: Any, what: str, axes: str) -> jax.Array:
     """Floats and integers."""
-    if jnp.issubdtype(values.dtype, np.floating):
+    if jnp.issubdtype(values.dtype, np.inexact):
         return as_floats(values, what, axes)
     return by_trials(jnp.asarray(values))
 

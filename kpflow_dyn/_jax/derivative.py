@@ -12,13 +12,14 @@ from typing import Any, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kpflow_dyn._arrays import Rows, eps_of
+from kpflow_dyn._arrays.complex_numbers import flat
 from kpflow_dyn._arrays.memory import in_blocks, require_matrix
 from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._jax import equations
 from kpflow_dyn._jax.failures import explained, first_line
+from kpflow_dyn.tracing._rows import split
 
 Values = dict[str, jax.Array]
 Both = tuple[jax.Array, jax.Array]  # of the parameters [..., p] and of the argument
@@ -28,13 +29,13 @@ class Derivative:
     """See `kpflow_dyn._flows.referee.Derivative`; programs are compiled when they are first asked for."""
 
     def __init__(self, function: Callable[[Values, jax.Array], jax.Array], parameters: Values, at: jax.Array) -> None:
-        shapes = {name: value.shape for name, value in parameters.items()}
-        theta = jnp.concatenate([at.reshape(-1)[:0], *(value.reshape(-1) for value in parameters.values())])
+        forms = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in parameters.items()}
+        theta = jnp.concatenate([at.reshape(-1)[:0], *map(flat, parameters.values())])
         self._at = theta, at
         with explained("the model failed"):
             # What the function closes over becomes an argument: constants of a program would be whole on every device.
             self._function: Any = eqx.filter_closure_convert(
-                lambda theta, s: function(_named(theta, shapes), s), theta, at
+                lambda theta, s: function(_named(theta, forms), s), theta, at
             )
         self._columns: jax.Array | None = None  # the matrix [states, p + argument], where there is no reverse mode
 
@@ -160,10 +161,9 @@ class Derivative:
         return jnp.eye(size, dtype=self._at[1].dtype)
 
 
-def _named(theta: jax.Array, shapes: dict[str, tuple[int, ...]]) -> Values:
+def _named(theta: jax.Array, forms: dict[str, jax.ShapeDtypeStruct]) -> Values:
     """Parameters [p] by name."""
-    parts = jnp.split(theta, np.cumsum([int(np.prod(shape)) for shape in shapes.values()])[:-1])
-    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    return dict(zip(forms, split(theta, list(forms.values())), strict=True))
 
 
 @eqx.filter_jit

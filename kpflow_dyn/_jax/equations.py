@@ -33,6 +33,7 @@ POINTWISE = {
     *("exp", "exp2", "expm1", "log", "log1p", "logistic", "tanh", "sinh", "cosh", "asinh", "acosh", "atanh"),
     *("sin", "cos", "tan", "asin", "acos", "atan", "erf", "erfc", "erf_inv", "lgamma", "digamma", "reduce_precision"),
     *("igamma", "igammac", "polygamma", "zeta", "bessel_i0e", "bessel_i1e", "regularized_incomplete_beta"),
+    *("complex", "real", "imag", "conj"),
     *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "is_finite"),
 }
 
@@ -59,7 +60,7 @@ def rounding_of(jaxpr: Jaxpr) -> float:
     found = [0.0]
     for equation in opened(jaxpr).eqns:
         dtypes = [var.aval.dtype for var in equation.outvars]
-        found += [float(jnp.finfo(dtype).eps) for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+        found += [float(jnp.finfo(dtype).eps) for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
         found += map(rounding_of, jaxprs_in_params(equation.params))
     return max(found)
 
@@ -211,7 +212,12 @@ def stack(*rows: jax.Array) -> jax.Array:
 
 def multiply(dtype: Any, left: jax.Array, right: jax.Array) -> jax.Array:
     """left * right, broadcast."""
-    return (left * right).astype(dtype)
+    return (left * right).astype(dtype)  # of complex numbers it is elementwise, and so never one of parts
+
+
+def real_dtype(dtype: Any) -> Any:
+    """That of the parts of complex numbers; another one, or None, as it is."""
+    return jnp.finfo(dtype).dtype if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating) else dtype
 
 
 def product(params: Mapping[str, Any], mirrored: bool, left: jax.Array, right: jax.Array) -> jax.Array:
@@ -221,7 +227,9 @@ def product(params: Mapping[str, Any], mirrored: bool, left: jax.Array, right: j
     """
     batch = tuple(range(left.ndim - 2))
     last, first = (left.ndim - 1,), (right.ndim - 2,)
-    kept = {name: params[name] for name in ("precision", "preferred_element_type")}
+    kept = {"precision": params["precision"], "preferred_element_type": params["preferred_element_type"]}
+    if not jnp.issubdtype(left.dtype, jnp.complexfloating):
+        kept["preferred_element_type"] = real_dtype(kept["preferred_element_type"])
     if mirrored:
         return lax.dot_general(right, left, ((first, last), (batch, batch)), **kept).swapaxes(-1, -2)
     return lax.dot_general(left, right, ((last, first), (batch, batch)), **kept)

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from kpflow_dyn._arrays import Rows
+from kpflow_dyn._arrays.complex_numbers import flat
 from kpflow_dyn._backend import Values
 from kpflow_dyn._jax.cells import discrete_step
+from kpflow_dyn._jax.networks import states_of
 from kpflow_dyn._jax.rollout import run
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 
@@ -26,14 +28,17 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[jax.Array, Rows
     def states(arrays: Any) -> jax.Array:
         whole = eqx.combine(arrays, rest)
         if isinstance(problem, StaticProblem):
-            return jax.vmap(whole)(problem.x)
+            return states_of(problem, whole)
         step, z0 = discrete_step(problem)
         return run(step, whole, problem.x, z0)
 
     state, back = jax.vjp(states, arrays)
 
     def of_row(row: jax.Array) -> jax.Array:
-        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(back(row.reshape(state.shape)))])
+        slopes = jax.tree.map(
+            jnp.conj, back(row.reshape(state.shape))
+        )  # of a complex parameter JAX gives the conjugate
+        return jnp.concatenate([flat(slope) for slope in jax.tree.leaves(slopes)])
 
     return state, jax.vmap(of_row)
 

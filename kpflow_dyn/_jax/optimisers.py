@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kpflow_dyn._arrays.complex_numbers import flat
 from kpflow_dyn._backend import Values
 from kpflow_dyn.tracing._rows import split
 
@@ -45,7 +46,7 @@ class Rule:
             values = by_name(theta)
             updates, state = change.update(by_name(gradient), state, values)
             moved: Any = optax.apply_updates(values, updates)
-            return state, jnp.concatenate([moved[name].ravel() for name in like])
+            return state, jnp.concatenate([flat(moved[name]) for name in like])
 
         self.rate = lr if optimizer is optax.sgd and clip is None else None
         self.begin = lambda theta: change.init(by_name(theta))

@@ -52,4 +52,6 @@ def check_step(step: Step, cell: Any, x: jax.Array, z: jax.Array) -> None:
         ) from error
     if getattr(out, "shape", None) != z.shape or out.dtype != z.dtype:
         got = f"{out.shape} of {out.dtype}" if hasattr(out, "shape") else type(out).__name__
-        raise ValueError(f"the cell returned {got}, expected the next state {z.shape} of {z.dtype}")
+        is_complex = "complex" in str(getattr(out, "dtype", ""))
+        advice = "; a cell with a complex state needs a complex z0" if is_complex else ""
+        raise ValueError(f"the cell returned {got}, expected the next state {z.shape} of {z.dtype}{advice}")

@@ -12,9 +12,11 @@ from jax.errors import JAXIndexError, JAXTypeError
 from jax.extend.core import DropVar, Literal, jaxprs_in_params
 
 from kpflow_dyn._jax import equations
+from kpflow_dyn._jax.complex_parts import form_of, kind_of
 from kpflow_dyn._jax.custom import is_floating
 from kpflow_dyn._jax.equations import Equation, Jaxpr, body, opened
 from kpflow_dyn.tracing._graph import Graph, Node, Role
+from kpflow_dyn.tracing._pairs import Form, real_graph
 from kpflow_dyn.tracing._rules import rule_of
 
 Atom = Node | np.generic  # what stands for a value: a node, or the number of a literal
@@ -29,14 +31,16 @@ def trace(step: Step, parameters: dict[str, jax.Array], x: jax.Array, z: jax.Arr
 def trace_rows(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, jax.Array]) -> Graph:
     """The functional graph of `step(parameters, *rows)`, whose result is like the row in the role of the state, if any.
 
-    A ValueError where JAX cannot trace it, or it has side effects or complex numbers.
+    A ValueError where JAX cannot trace it, or it has side effects.
     """
     jaxpr = _jaxpr(step, parameters, [row for _, row in rows], [row for role, row in rows if role is Role.STATE])
     tracer = _Tracer()
     names = {tracer.parameter(name, parameters[name]): name for name in sorted(parameters)}
     given = [tracer.row(role.name.lower(), role, row) for role, row in rows]
-    (output,) = tracer.inline(jaxpr, [*names, *given])
-    return Graph(tracer.nodes, tracer.as_node(output), names, tracer.values, named=tracer.named)
+    outputs = list(map(tracer.as_node, tracer.inline(jaxpr, [*names, *given])))
+    output, *further = outputs or [node for _, node in tracer.named]
+    graph = Graph(tracer.nodes, output, names, tracer.values, further=further, named=tracer.named)
+    return real_graph(graph, tracer.forms)
 
 
 def _jaxpr(step: Step, parameters: dict[str, jax.Array], rows: list[jax.Array], states: list[jax.Array]) -> Jaxpr:
@@ -74,7 +78,7 @@ def _side_effects(jaxpr: Jaxpr) -> Iterator[str]:
             yield from _side_effects(called)
 
 
-class _Tracer:
+class _Nodes:
     """The nodes so far; which of them hang on data, and which are weights: they hang on parameters alone."""
 
     def __init__(self) -> None:
@@ -84,8 +88,7 @@ class _Tracer:
         self.weights: set[Node] = set()
         self.constants: dict[int, tuple[Any, Node]] = {}
         self.named: list[tuple[str, Node]] = []
-
-    # Nodes
+        self.forms: dict[Node, Form] = {}  # what is complex
 
     def parameter(self, name: str, value: jax.Array) -> Node:
         node = self.fixed(name, value)
@@ -96,6 +99,7 @@ class _Tracer:
         node = Node(name, role, (value.shape,), is_floating(value))
         self.nodes.append(node)
         self.data.add(node)
+        self.forms[node] = form_of([value])
         return node
 
     def fixed(self, name: str, value: Any) -> Node:
@@ -103,6 +107,7 @@ class _Tracer:
         node = Node(name, Role.FIXED, (value.shape,), is_floating(value))
         self.nodes.append(node)
         self.values[node] = value
+        self.forms[node] = form_of([value])
         return node
 
     def as_node(self, value: Any) -> Node:
@@ -118,6 +123,7 @@ class _Tracer:
         floating = any(map(is_floating, outs))
         node = Node(f"{name}_{len(self.nodes)}", role, tuple(out.shape for out in outs), floating, apply, args)
         self.nodes.append(node)
+        self.forms[node] = form_of(outs)
         if self.any_in(self.data, node.operands):
             self.data.add(node)
         elif floating and role is not Role.STOP and self.any_in(self.weights, node.operands):
@@ -131,7 +137,15 @@ class _Tracer:
         """Whether there are both weights and data."""
         return self.any_in(self.weights, atoms) and self.any_in(self.data, atoms)
 
-    # Equations
+    def arrange(self, node: Node, order: Sequence[int], out: Any) -> Node:
+        """The node's elements with the axes in this order, in an array of the form of `out`."""
+        if tuple(order) == tuple(range(len(order))) and out.shape == node.shape:
+            return node
+        return self.add(Role.MOVE, "arrange", [out], partial(equations.arrange, tuple(order), out.shape), node)
+
+
+class _Tracer(_Nodes):
+    """Adds the equations of jaxprs."""
 
     def inline(self, closed: Jaxpr, args: Sequence[Atom]) -> list[Atom]:
         """Add a jaxpr's equations one by one; its results."""
@@ -180,8 +194,6 @@ class _Tracer:
         name, role = equation.primitive.name, _role(equation)
         used = [i for i, var in enumerate(equation.outvars) if not isinstance(var, DropVar)]
         outs = [equation.outvars[i].aval for i in used]
-        if self.any_in(self.data | self.weights, args) and any(map(_is_complex, outs)):
-            raise ValueError(f"the step computes with complex numbers ({name}); write them as pairs of real ones")
         if not used:
             return [None] * len(equation.outvars)
         rule = rule_of(equation.primitive)
@@ -191,6 +203,7 @@ class _Tracer:
             apply = partial(equations.move if role is Role.MOVE else equations.bind, equation, used)
         if len(used) == 1:
             parts = [self.add(role, name, outs, apply, *args)]
+            self.forms[parts[0]] = form_of(outs, kind_of(equation))
         elif role is Role.MOVE:
             every = self.add(role, name, outs, apply, *args)
             parts = [self.add(Role.MOVE, "getitem", [out], operator.getitem, every, i) for i, out in enumerate(outs)]
@@ -228,12 +241,6 @@ class _Tracer:
         node = self.add(Role.CONVOLUTION, "convolution", forms[2:], apply, *operands)
         return self.arrange(node, back, equation.outvars[0].aval)
 
-    def arrange(self, node: Node, order: Sequence[int], out: Any) -> Node:
-        """The node's elements with the axes in this order, in an array of the form of `out`."""
-        if tuple(order) == tuple(range(len(order))) and out.shape == node.shape:
-            return node
-        return self.add(Role.MOVE, "arrange", [out], partial(equations.arrange, tuple(order), out.shape), node)
-
     def unroll(self, equation: Equation, args: list[Atom]) -> list[Any]:
         """A scan as its steps, one after another."""
         inner, order = body(equation), slice(None, None, -1 if equation.params["reverse"] else 1)
@@ -250,10 +257,6 @@ class _Tracer:
         return [*carry, *(self.add(Role.MOVE, "stack", [y.aval], equations.stack, *column) for y, column in columns)]
 
 
-def _is_complex(value: Any) -> bool:
-    return jnp.issubdtype(value.dtype, jnp.complexfloating)
-
-
 def _role(equation: Equation) -> Role:
     name = equation.primitive.name
     if rule := rule_of(equation.primitive):
@@ -264,4 +267,6 @@ def _role(equation: Equation) -> Role:
         return Role.MOVE
     if name in equations.ADDS:
         return Role.ADD
+    if name == "fft":
+        return Role.REDUCE
     return Role.POINTWISE if equations.is_pointwise(equation) else Role.OTHER

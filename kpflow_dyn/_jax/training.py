@@ -33,7 +33,7 @@ class Trainee:
         read: Callable[[int], slice],
         loss: Callable[..., jax.Array],
     ) -> None:
-        like = next(iter(named_parameters(model).values()))
+        like = next(iter(named_parameters(model).values())).real
         self._data = [jnp.asarray(array, None if array.dtype.kind == "i" else like.dtype) for array in data]
         check_parameters(model, like)
         check_parameters(readout, like)
@@ -78,7 +78,8 @@ def _loss_and_gradient(
         output = jax.vmap(jax.vmap(readout))(states)
         return loss(output, targets, mask), output
 
-    return of_models(models)
+    found, gradient = of_models(models)
+    return found, jax.tree.map(jnp.conj, gradient)  # of a complex parameter JAX gives the conjugate of the slope
 
 
 @eqx.filter_jit

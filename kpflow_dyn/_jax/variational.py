@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.flatten_util import ravel_pytree
 
+from kpflow_dyn._arrays.complex_numbers import flat
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._jax import reverse
@@ -21,6 +21,7 @@ from kpflow_dyn._jax.model import Model
 from kpflow_dyn._problems.inputs import jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn.ode._variational import MAX_STEPS, Jump, Path, Rate, State, solve_failed
+from kpflow_dyn.tracing._rows import split
 
 
 class FieldOf(eqx.Module):
@@ -37,11 +38,11 @@ class FieldOf(eqx.Module):
     @property
     def theta(self) -> jax.Array:
         """The parameters as they are [p]."""
-        return ravel_pytree(self.values)[0]
+        return jnp.concatenate([flat(value) for value in self.values])
 
     def __call__(self, theta: jax.Array) -> Field:
         """The field at theta."""
-        values = dict(zip(self.names, ravel_pytree(self.values)[1](theta), strict=True))
+        values = dict(zip(self.names, split(theta, self.values), strict=True))
         return eqx.tree_at(lambda field: field.f, self.field, with_parameters(self.field.f, values))
 
 

@@ -13,73 +13,109 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal, jaxprs_in_params
 
+from kpflow_dyn._arrays.complex_numbers import in_halves, is_complex, of_halves
+from kpflow_dyn._implicit.layout import unit_axis
+from kpflow_dyn._implicit.results import Value, replaced, taken
 from kpflow_dyn._jax.equations import CALLS, Equation, Jaxpr, body, opened, scan_sizes
+from kpflow_dyn._problems.arguments import Arguments
 
 Change = Callable[[int, jax.Array], tuple[jax.Array, jax.Array]]  # (number, value) -> what is kept, what goes on
 
 
-def watched(net: Any, x: jax.Array, names: Sequence[str], change: Change) -> list[tuple[str, jax.Array]]:
-    """The outputs of these parts by name, one for each call, in their order; "" is the network's own, the last."""
+def watched(
+    net: Any, given: Arguments, rows: Sequence[jax.Array], values: Sequence[Value], change: Change
+) -> list[tuple[str, jax.Array]]:
+    """These values of a call by name, one for each call of their part, in their order; the network's own come last.
+
+    Args:
+        rows: those of one trial.
+    """
     found: list[tuple[str, jax.Array]] = []
+    inner, own = ([value.name for value in values if bool(value.module) is within] for within in (True, False))
 
     def hear(name: str, value: jax.Array) -> jax.Array:
-        if name not in names:
+        if name not in inner:
             return value
         kept, onward = change(len(found), value)
         found.append((name, kept))
         return onward
 
-    if inner := [name for name in names if name]:
-        (out,) = _evaluated(jax.make_jaxpr(lambda x: _first(with_names(net, inner)(x)))(x), [x], hear)
-    else:
-        out = _first(net(x))
-    if "" in names:
-        hear("", out)
+    def outputs(*rows: jax.Array) -> list[jax.Array]:
+        return results(net, given, rows, values)
+
+    outs = _evaluated(jax.make_jaxpr(outputs)(*rows), rows, hear) if inner else outputs(*rows)
+    for name, out in zip(own, outs, strict=True):
+        found.append((name, change(len(found), out)[0]))
     return found
 
 
+def results(net: Any, given: Arguments, rows: Sequence[jax.Array], values: Sequence[Value]) -> list[jax.Array]:
+    """Those of these values that the network itself gives; those of its parts carry their names."""
+    args, kwargs = given.filled(rows)
+    out = with_names(net, values)(*args, **kwargs)
+    own = [_halves(value.of(out), value) for value in values if not value.module]
+    return own if len(own) == 1 else [value + 0 for value in own]  # none of which is on the way to another
+
+
+def _halves(found: jax.Array, value: Value) -> jax.Array:
+    """A complex value with its real and imaginary parts side by side on the axis of units."""
+    return (
+        in_halves(found.reshape(found.shape or (1,)), unit_axis(found.shape, value.axes))
+        if is_complex(found)
+        else found
+    )
+
+
 class _Named(eqx.Module):
-    """A part whose outputs carry its name."""
+    """A part whose outputs carry the names of these values."""
 
     module: Any
-    name: str = eqx.field(static=True)
+    values: tuple[Value, ...] = eqx.field(static=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         out = self.module(*args, **kwargs)
-        leaves, tree = jax.tree.flatten(out)
-        return jax.tree.unflatten(tree, [checkpoint_name(leaves[0], self.name), *leaves[1:]])
+        for value in self.values:
+            place = value.place(out)
+            found = taken(out, place)
+            named = checkpoint_name(_halves(found, value), value.name)
+            if is_complex(found):
+                named = of_halves(named, unit_axis(found.shape, value.axes)).reshape(found.shape)
+            out = replaced(out, place, named)
+        return out
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
 
 
-def with_names(net: Any, names: Sequence[str]) -> Any:
-    """The network in which the outputs of these parts carry their names."""
-    found = set()
+def with_names(net: Any, values: Sequence[Value]) -> Any:
+    """The network in which these values of its parts carry their names."""
+    parts = {value.module for value in values if value.module}
 
     def wrap(path: tuple, part: Any) -> Any:
-        if (name := path_of(path)) not in names:
-            return part
-        found.add(name)
-        return _Named(part, name)
+        these = tuple(value for value in values if value.module and value.module == path_of(path))
+        return _Named(part, these) if these else part
 
-    net = jax.tree_util.tree_map_with_path(
-        wrap, net, is_leaf=lambda path, _part: path_of(path) in names, is_leaf_takes_path=True
+    return jax.tree_util.tree_map_with_path(
+        wrap, net, is_leaf=lambda path, _part: path_of(path) in parts, is_leaf_takes_path=True
     )
-    if unknown := [name for name in names if name not in found]:
-        raise ValueError(
-            f"unknown modules {unknown}; name parts of the network as in its parameters, such as layers[0]"
-        )
-    return net
+
+
+def parts_of(net: Any) -> list[str]:
+    """The names of the parts of a network that can be called."""
+    found: list[str] = []
+
+    def look(path: tuple, part: Any) -> bool:
+        if path and callable(part):
+            found.append(path_of(path))
+        return False
+
+    jax.tree_util.tree_map_with_path(lambda _path, part: part, net, is_leaf=look, is_leaf_takes_path=True)
+    return found
 
 
 def path_of(path: tuple) -> str:
     """The name of a part, or of a parameter."""
     return jax.tree_util.keystr(path).removeprefix(".")
-
-
-def _first(out: Any) -> jax.Array:
-    return jax.tree.leaves(out)[0]
 
 
 def _evaluated(closed: Jaxpr, args: Sequence[Any], hear: Callable[[str, Any], Any]) -> list[Any]:

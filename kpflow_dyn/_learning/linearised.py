@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, device, eps_of, to_numpy
+from kpflow_dyn._arrays.complex_numbers import flat
 from kpflow_dyn._arrays.dots import gram
 from kpflow_dyn._backend import Values, backend_for
 from kpflow_dyn._learning.decay import COLUMNS, TOLERANCE
@@ -66,7 +67,7 @@ class LinearisedObjective:
 
     def theta(self, values: Values) -> Array:
         """All parameters [n] that have these values."""
-        return array_namespace(self._outputs).concat([value.reshape(-1) for value in values.values()], axis=0)
+        return array_namespace(self._outputs).concat([*map(flat, values.values())], axis=0)
 
     def outputs(self, theta: Array) -> Array:
         """y + J delta, in its own shape."""

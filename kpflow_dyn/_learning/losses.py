@@ -112,6 +112,11 @@ def default_loss(target: Any, shape: Sequence[int]) -> str:
     return "cross_entropy" if values.dtype.kind in "biu" and for_all else "squared_error"
 
 
+def loss_of_task(task: Any, shape: Sequence[int]) -> str:
+    """The loss of outputs of this shape that a task is most likely trained with: the cross-entropy of right classes."""
+    return "cross_entropy" if "class" in task.labels else default_loss(task.targets, shape)
+
+
 def squared_error(target: Array, readout: Any = None, mask: Any = None, learn: bool = True) -> Any:
     """L(S) = sum m (y - target)^2 / sum m, with y = S C^T + c or the states themselves: a loss for `gradient_flow`.
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, to_numpy
+from kpflow_dyn._arrays.complex_numbers import flat
 from kpflow_dyn._backend import Values, backend_of
 from kpflow_dyn._implicit.roads import check_call, states_of_network
 from kpflow_dyn._implicit.solutions import NetworkSolution
@@ -113,8 +114,8 @@ class Objective:
 
     def theta(self, values: Mapping[str, Array]) -> Array:
         """The parameters [n] that have these values, copied."""
-        flat = [values[name].reshape(-1) for name in self._like]
-        return self._models.snapshot(array_namespace(flat[0]).concat(flat, axis=0))
+        parts = [flat(values[name]) for name in self._like]
+        return self._models.snapshot(array_namespace(parts[0]).concat(parts, axis=0))
 
     def values(self, theta: Array) -> Values:
         """The parameters by name."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
+from kpflow_dyn._arrays.complex_numbers import count, flat
 from kpflow_dyn._learning.losses import counted, full_mask
 from kpflow_dyn._learning.options import is_count
 from kpflow_dyn._problems.problems import DiscreteProblem
@@ -144,7 +145,7 @@ class _Batch:
             raise ValueError("the target holds NaN or inf where it counts; leave such places out by mask=")
         self._step, self._z0 = backend.tracing.discrete_step(problem)
         xp = array_namespace(target)
-        rows = [xp.concat([v.reshape(-1) for values in both for v in values.values()], axis=0) for both in self._values]
+        rows = [xp.concat([flat(v) for values in both for v in values.values()], axis=0) for both in self._values]
         self._theta = self._models.snapshot(xp.stack(rows))  # [start, n]
         self._learning = like_numpy(self._learnt(), self._theta)  # [n]
         self._every = self._transforms.compiled(self._transforms.over_models(self._errors))
@@ -179,7 +180,7 @@ class _Batch:
     def _learnt(self) -> np.ndarray:
         """1 for each entry of the parameters that learns, 0 for those that are frozen [n]."""
         learns, values = self._models.learns, [v for part in self._values[0] for v in part.values()]
-        return np.concatenate([np.full(math.prod(v.shape), float(learns(v))) for v in values])
+        return np.concatenate([np.full(count(v), float(learns(v))) for v in values])
 
     def _check_target(self, problem: DiscreteProblem, target: Any) -> None:
         expected = (*problem.x.shape[:2], self._values[0][1]["weight"].shape[0])

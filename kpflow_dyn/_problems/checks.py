@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, concretely, like_numpy, to_numpy
+from kpflow_dyn._arrays.complex_numbers import in_halves, is_complex
 from kpflow_dyn._backend import Backend, backend_for, backend_of
 
 
@@ -39,7 +40,7 @@ _BACKWARD = (
 
 def check_start(z0: Any, backend: Backend) -> Array:
     """The start [trial, unit] as an array of the backend, of finite float32 or float64."""
-    z0 = backend.data.as_floats(z0, "z0", "[trial, unit]")
+    z0 = in_halves(backend.data.as_floats(z0, "z0", "[trial, unit]"))
     if z0.ndim != 2:
         raise ValueError(f"z0 has shape {tuple(z0.shape)}, expected [trial, unit]; one trial is z0[None]")
     if 0 in z0.shape:
@@ -56,6 +57,11 @@ def check_sequence(x: Array) -> None:
     if x.ndim != 3:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, expected [trial, time, input]; add the missing axis with x[None]"
+        )
+    if is_complex(x):
+        raise TypeError(
+            f"x is {x.dtype}; give its real and imaginary parts side by side on the last axis, and put them together "
+            "in the cell"
         )
     if 0 in x.shape:
         raise ValueError(f"x has shape {tuple(x.shape)} [trial, time, input]: an analysis needs at least one of each")
@@ -85,7 +91,7 @@ def cell_start(sizes: Sequence[int | None], x: Array, z0: Any, as_part: Callable
     xp = array_namespace(x)
     with concretely(x):
         given = [np.zeros(units or 0)] if z0 is None else z0 if isinstance(z0, tuple | list) else [z0]
-        parts = [like_numpy(given[0], x)] if z0 is None else [as_part(part) for part in given]
+        parts = [like_numpy(given[0], x)] if z0 is None else [in_halves(as_part(part)) for part in given]
         if len({tuple(part.shape[:-1]) for part in parts}) > 1:
             shapes = [tuple(part.shape) for part in parts]
             raise ValueError(f"the parts of z0 have shapes {shapes}; they must have the same trials")
@@ -110,13 +116,11 @@ def check_width(cell: Any, x: Array) -> None:
         raise ValueError(f"x has {x.shape[-1]} input channels, but the cell takes {width}; x is [trial, time, input]")
 
 
-def check_rows(x: Any, what: str, axes: str) -> Array:
+def check_rows(x: Any, what: str, axes: str, backend: Backend | None = None) -> Array:
     """Data of torch or JAX, finite floats or integers; numpy arrays become those of JAX."""
-    x = backend_for(x, what, axes).data.as_rows(x, what, axes)
+    x = (backend or backend_for(x, what, axes)).data.as_rows(x, what, axes)
     if x.ndim < 1 or 0 in x.shape:
         raise ValueError(f"{what} has shape {tuple(x.shape)}, expected {axes} with at least one of each")
-    if "complex" in str(x.dtype):
-        raise TypeError(f"{what} is {x.dtype}; write complex numbers as pairs of real ones")
     if not _is_finite(x):
         raise ValueError(f"{what} holds NaN or inf; clean the data")
     return x

@@ -1,5 +1,7 @@
 """How much each trial and each time counts in the inner product of the state space."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,16 @@ class Weights:
         if self.time is None or self.trial is None:
             return self.time if self.trial is None else self.trial
         return self.time * self.trial
+
+    def on(self, axes: Sequence[str]) -> Array | None:
+        """The same on states with these axes, of which trials are the first."""
+        places = {0: self.trial, **({axes.index("time"): self.time} if "time" in axes else {})}
+        found = [
+            weights.reshape([-1 if axis == place else 1 for axis in range(len(axes))])
+            for place, weights in places.items()
+            if weights is not None
+        ]
+        return math.prod(found[1:], start=found[0]) if found else None
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,11 @@ class Measure:
     def weights(self, solution: Solution) -> Weights:
         """Those of the times and of the trials, like the solution's states."""
         state, time, trial = solution.state, solution.weights, None
+        if self.time is not None and solution.t is None:
+            raise ValueError(
+                f"the measure has weights of times, and the solution of a {type(solution.problem).__name__} has none; "
+                'name the axes of its state, as in StaticProblem(..., axes=("trial", "time", "unit"))'
+            )
         if self.time is not None:
             time = _checked(self.time, state.shape[1], "time")
         if not isinstance(self.trial, str):

@@ -10,10 +10,12 @@ from typing import Any, Self
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._arrays.complex_numbers import is_complex, of_halves
 from kpflow_dyn._backend import Backend, backend_for
+from kpflow_dyn._problems.arguments import ROWS, Arguments, arguments_of
 from kpflow_dyn._problems.checks import check_inputs, check_rows, check_start, check_times
 
-X_AXES, ROWS, STATE_AXES = "[trial, time, input]", "[trial, ...]", "[trial, time, unit]"
+X_AXES, STATE_AXES = "[trial, time, input]", "[trial, time, unit]"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class Problem:
         """What holds the parameters: the cell, field, network, map or, of a free form, the parameters themselves."""
         first, *_ = dataclasses.fields(self)[1:]
         return getattr(self, first.name)
+
+    @property
+    def data(self) -> Array:
+        """An array that it is posed with, in its dtype and on its device."""
+        return self.x  # type: ignore[attr-defined]
 
     def remake(self, **changes: Any) -> Self:
         """A copy with some fields replaced: `problem.remake(x=...)`."""
@@ -53,7 +60,8 @@ class DiscreteProblem(Problem):
         x: inputs [trial, time, input], whatever the layer's `batch_first` says: a torch tensor or a jax array.
         z0: the state before the first step: [trial, unit]; [unit] for all trials; or torch's own h_0
             [layer, trial, unit] or (h_0, c_0). Zeros when None. The unit axis holds all layers' h one after another,
-            then all layers' c.
+            then all layers' c. Of a complex state z0 is complex: then the axis holds the real parts of all units, and
+            after them the imaginary parts.
 
     Raises:
         TypeError, ValueError: inputs that are no finite floats [trial, time, input] of torch or JAX.
@@ -104,7 +112,9 @@ class ODEProblem(Problem):
             t a 0-dim tensor, giving z' [trial, unit]; its trials must not influence each other. In JAX a pytree that is
             callable (an equinox module, `jax.tree_util.Partial(function, parameters)`), called on one trial as
             f(t, z [unit]) or f(t, z, x_t [input]), giving z' [unit].
-        z0: the state at the first time [trial, unit], a torch tensor or a jax array, which decides the framework.
+        z0: the state at the first time [trial, unit], a torch tensor or a jax array, which decides the framework. Where
+            it is complex, the solution's state is [trial, time, 2 unit], all real parts first, and `problem.z0` and
+            `problem.f` are those of this real form.
         t: an increasing grid of times at which the state is wanted; or two numbers (t0, t1), a span, on which the
             solver chooses the times (Gauss points of its steps). Their unit is that of the equation.
         x: inputs: None; samples [trial, time, input] on the grid t; a pair (times [n], samples [trial, n, input]) whose
@@ -130,8 +140,19 @@ class ODEProblem(Problem):
 
     def __post_init__(self) -> None:
         backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_times(self.t)
-        z0 = check_start(self.z0, backend)
-        self._set(backend=backend, t=t, z0=z0, x=check_inputs(self.x, z0, t, backend))
+        z0, f = check_start(self.z0, backend), self.f
+        if is_complex(self.z0):
+            f = backend.models.on_halves(f)
+        self._set(backend=backend, f=f, t=t, z0=z0, x=check_inputs(self.x, z0, t, backend))
+
+    def remake(self, **changes: Any) -> Self:
+        if "f" in changes and "z0" not in changes and self.backend.models.is_on_halves(self.f):
+            changes["z0"] = of_halves(self.z0)
+        return super().remake(**changes)
+
+    @property
+    def data(self) -> Array:
+        return self.z0
 
     @property
     def is_span(self) -> bool:
@@ -141,24 +162,41 @@ class ODEProblem(Problem):
 
 @dataclass(frozen=True)
 class StaticProblem(Problem):
-    """A network without recurrence, y = net(x), with values on the way as its state.
+    """A network without steps of its own, y = net(x), with values on the way as its state.
 
     F(S, theta; x) = S - G(S, theta; x), where G computes each value of S from those before it; P = (1 - dG/dS)^{-1} is
     forward substitution through the network.
 
     Args:
         net: in torch an nn.Module called on all trials at once, whose trials must not influence each other: an MLP, a
-            convolutional or residual network, attention, a transformer, an nn.RNN, nn.GRU or nn.LSTM that is no step
-            map (bidirectional, projected), nn.MultiheadAttention (as self-attention). In JAX a callable pytree, called
-            on one trial.
-        x: inputs [trial, ...], floats or integers (tokens), a torch tensor or a jax array.
-        state: names of submodules whose outputs are the state, in the order of their calls, "" for the network's own;
-            the outputs of all uses of weights when None, a product and what is added to it counting as one (where the
-            network cannot be traced, its output alone). Values of one shape lie on an axis "site", of one number of
-            tokens side by side on the axis "unit"; others are flattened.
+            convolutional or residual network, attention, a transformer, a sequence model, an nn.RNN, nn.GRU or nn.LSTM
+            that is no step map (bidirectional, projected), nn.MultiheadAttention (as self-attention); trials come first
+            in what these take and give, whatever `batch_first` says. In JAX a callable pytree, called on one trial.
+        x: inputs [trial, ...], floats, integers (tokens) or booleans, a torch tensor or a jax array; or a tuple of
+            arguments of `net`, or a dict of arguments by their name. The trials are the rows of the first array among
+            these, and of all arrays with as many rows; other arrays are shared by all trials. Other values, such as
+            None or `use_cache=False`, are passed as they are.
+        state: the names of the values that are the state. A submodule stands for its output, in the order of the calls,
+            "" for the network itself. A tuple or list counts by its first array; "encoder.0:1" is another part of what
+            a module gives. Where the network gives a mapping, a dataclass or a tuple, the names of its parts:
+            "logits", "hidden_states.3" (":logits", where a submodule has that name as well).
+            When None it is the outputs of all uses of weights, a product and what is added to it counting as one
+            (where the network cannot be traced, its output alone). Values of one shape lie on an axis "site", of one
+            number of tokens side by side on the axis "unit"; others are flattened. A complex value has its real parts,
+            then its imaginary ones, on its axis of units.
+        axes: the names of the axes of these values as the network gives them, such as ("trial", "time", "unit") or
+            ("time", "trial", "unit"); then `state` is the output where it is None. The state is
+            [trial, time, ..., unit] in this order, with all values side by side on the units, and all that needs times
+            has them. Where a value has one axis fewer, "time" (or else the first name) counts the calls of its module,
+            as of a cell that is called in a loop. Without "trial" the network is called once, on x as it is given,
+            which is one trial: ("node", "unit") of a graph. (In JAX, where a network is called on one trial, "trial" is
+            the axis that it is mapped over.)
+        shared: the arguments that all trials share, by their place or their name, where lengths do not tell: the
+            positions of as many tokens as there are trials; () for none.
 
     Raises:
-        TypeError, ValueError: inputs that are no finite array; `solve` refuses a network that does not fit.
+        TypeError, ValueError: inputs without an array, or that are not finite; axes without a "unit"; `solve` refuses a
+            network that does not fit.
     Source: docs/theory.md, "P: how kicks travel".
 
     >>> import torch, kpflow_dyn as kp
@@ -169,12 +207,36 @@ class StaticProblem(Problem):
     """
 
     net: Any
-    x: Array
+    x: Any
     state: str | Sequence[str] | None = None
+    axes: Sequence[str] | None = None
+    shared: Sequence[str | int] | None = None
+    arguments: Arguments = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        state = (self.state,) if isinstance(self.state, str) else self.state
-        self._set(backend=backend_for(self.x, "x", ROWS), x=check_rows(self.x, "x", ROWS), state=state)
+        axes = _checked_axes(self.axes)
+        alone = axes is not None and "trial" not in axes
+        backend, x, arguments = arguments_of(self.x, self.shared, alone)
+        whole = "" if self.state is None and axes is not None else self.state
+        state = (whole,) if isinstance(whole, str) else whole
+        self._set(backend=backend, x=x, arguments=arguments, state=state, axes=axes)
+
+    @property
+    def data(self) -> Array:
+        return self.arguments.like
+
+
+def _checked_axes(axes: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names of the axes of a network's values."""
+    if axes is None:
+        return None
+    names = tuple(axes)
+    if isinstance(axes, str) or len(set(names)) != len(names) or "unit" not in names:
+        raise ValueError(
+            f'axes is {axes!r}, expected distinct names of the axes of the state as the network gives it, "unit" among '
+            'them, such as ("trial", "time", "unit")'
+        )
+    return names
 
 
 @dataclass(frozen=True)
@@ -186,7 +248,8 @@ class FixedPointProblem(Problem):
             a callable pytree, called on one trial. Where its parameters are called z and x, in this order, it is called
             as f(z, x).
         x: inputs [trial, ...].
-        z0: where the search starts, [trial, unit] or [unit]; zeros of `f.hidden_size` when None.
+        z0: where the search starts, [trial, unit] or [unit]; zeros of `f.hidden_size` when None. Where it is complex,
+            the state is [trial, 2 unit], all real parts first.
 
     Raises:
         TypeError, ValueError: inputs that are no finite array; `solve` refuses an f that does not contract.
@@ -214,7 +277,7 @@ class ImplicitProblem(Problem):
         F: F(state, params), or F(state, params, x) where x is given: as many equations as the state has entries, in its
             form, made of the framework's own functions.
         state: S, a solution of F = 0, or where Newton's method starts from: [unit], [trial, unit] or
-            [trial, time, unit].
+            [trial, time, unit]. Of a complex one the solution's state has all real parts first on the units.
         params: in torch an nn.Module or tensors by name; in JAX a pytree of arrays.
         x: the third argument of F: an array of any shape, or None.
 
@@ -238,8 +301,12 @@ class ImplicitProblem(Problem):
     def model(self) -> Any:
         return self.params
 
+    @property
+    def data(self) -> Array:
+        return self.state
+
     def __post_init__(self) -> None:
         state = check_rows(self.state, "the state", STATE_AXES)
-        if state.ndim > 3 or "float" not in str(state.dtype):
+        if state.ndim > 3 or not ("float" in str(state.dtype) or is_complex(state)):
             raise ValueError(f"the state is {state.dtype}{list(state.shape)}, expected floats [trial, time, unit]")
         self._set(backend=backend_for(state, "the state", STATE_AXES), state=state)

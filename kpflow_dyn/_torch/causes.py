@@ -38,7 +38,7 @@ def _functions(states: Tensor) -> Iterator[str]:
 def rounding_of(states: Tensor) -> float:
     """The round-off of the least precise numbers in a graph."""
     dtypes = {given.dtype for node in _nodes(states) for given in node._input_metadata} | {states.dtype}
-    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point or dtype.is_complex)
 
 
 def _nodes(states: Tensor) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kpflow_dyn._arrays.complex_numbers import in_halves, of_halves
 from kpflow_dyn._problems.checks import cell_start, check_width
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._torch.checks import check_module
@@ -27,10 +28,18 @@ class OnTuples:
     """The step of a cell whose state is a tuple, such as (h, c), laid side by side on the unit axis."""
 
     sizes: tuple[int, ...]  # of the parts
+    complex: tuple[bool, ...]  # which of them are complex, and so twice as wide as they are for the cell
 
     def __call__(self, cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
         """The next state."""
-        return torch.cat(cell(x, tuple(part.contiguous() for part in z.split(self.sizes, -1))), -1)
+        parts = zip(z.split(self.sizes, -1), self.complex, strict=True)
+        given = tuple(of_halves(part) if is_complex else part.contiguous() for part, is_complex in parts)
+        return torch.cat([in_halves(part) for part in cell(x, given)], -1)
+
+
+def on_halves(cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+    """The step of a cell with a complex state, whose real parts come before the imaginary ones."""
+    return in_halves(cell(x, of_halves(z)))
 
 
 def stacked(cell: Any, x: Tensor, z: Tensor) -> Tensor:
@@ -102,10 +111,13 @@ def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
         step, sizes = _stacked(module)
     elif isinstance(module, nn.LSTMCell):
         sizes = [module.hidden_size] * 2
-        step = OnTuples(tuple(sizes))
+        step = OnTuples(tuple(sizes), (False, False))
     elif isinstance(z0, tuple | list):
-        sizes = [_flat_part(part).shape[-1] for part in z0]
-        step = OnTuples(tuple(sizes))
+        parts = [_flat_part(part) for part in z0]
+        sizes = [in_halves(part).shape[-1] for part in parts]
+        step = OnTuples(tuple(sizes), tuple(part.is_complex() for part in parts))
+    elif isinstance(z0, Tensor) and z0.is_complex():
+        step, sizes = on_halves, [None]
     else:
         step, sizes = plain, [getattr(module, "hidden_size", None)]
     start = initial_state(sizes, x, z0)

@@ -14,12 +14,7 @@ def check_module(cell: object, x: Tensor) -> nn.Module:
     for name, tensor in cell.named_parameters():
         if is_lazy(tensor):
             raise ValueError(f"parameter {name} has no shape yet; call the model once before it is analysed")
-        if tensor.is_complex():
-            raise TypeError(
-                f"parameter {name} is complex; only real parameters are supported. Keep its real and imaginary parts "
-                "as two of them, and put them together in forward (torch.complex(real, imaginary))"
-            )
-        if tensor.dtype != x.dtype:
+        if tensor.dtype.to_real() != x.dtype.to_real():
             raise TypeError(f"parameter {name} is {tensor.dtype} but x is {x.dtype}; use cell.to(x.dtype) or x.to(...)")
         if tensor.device != x.device:
             raise ValueError(f"parameter {name} lies on {tensor.device} but x on {x.device}; move one with .to(device)")

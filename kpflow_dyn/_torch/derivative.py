@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
+from kpflow_dyn._arrays.complex_numbers import as_flat, count, flat
 from kpflow_dyn._arrays.memory import require_matrix
 from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._torch.causes import rounding_of
@@ -35,7 +36,8 @@ class Derivative:
         self._keep: AbstractContextManager[Any] = _copies_of(held)
         self._numbers = Numbers(held)  # for what a graph reads anew, as checkpoints do
         self._like, self._parameters = at.detach(), list(learning.values())
-        self._shapes = [parameter.shape for parameter in self._parameters]
+        self._forms = [parameter.detach().to("meta") for parameter in self._parameters]
+        self._sizes = [count(form) for form in self._forms]
         try:
             self._record(function, call)
         except RuntimeError as error:
@@ -102,7 +104,7 @@ class Derivative:
 
     @property
     def _size(self) -> int:
-        return sum(shape.numel() for shape in self._shapes)
+        return sum(self._sizes)
 
     def _reverse(self, q: Tensor) -> tuple[Tensor, Tensor]:
         found = self._gradients(q) if self.states.requires_grad else [None] * len(self._inputs)
@@ -119,9 +121,9 @@ class Derivative:
     def _whole(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """Gradients as a vector of the parameters, and in the argument."""
         *parameters, argument = gradients
-        pairs = zip(parameters, self._shapes, strict=True)
-        flat = [self._like.new_zeros(shape.numel()) if g is None else g.reshape(-1) for g, shape in pairs]
-        whole = torch.cat([self._like.reshape(-1)[:0], *flat])
+        pairs = zip(parameters, self._sizes, strict=True)
+        parts = [self._like.new_zeros(size) if g is None else flat(g) for g, size in pairs]
+        whole = torch.cat([self._like.reshape(-1)[:0], *parts])
         return whole.detach(), torch.zeros_like(self._like) if argument is None else argument.detach()
 
     def _prepare(self) -> None:
@@ -148,9 +150,8 @@ class Derivative:
     def _doubled(self, theta: Tensor, argument: Tensor) -> Tensor:
         assert self._double is not None
         u, gradients = self._double
-        parts = theta.split([shape.numel() for shape in self._shapes])
-        own = zip([*parts, argument], [*self._shapes, self._like.shape], strict=True)
-        moved = [v.clone().reshape(shape) for v, shape in own]
+        own = zip(theta.split(self._sizes), self._forms, strict=True)
+        moved = [*(as_flat(v.clone(), form) for v, form in own), argument.clone()]
         pairs = [(g, v) for g, v in zip(gradients, moved, strict=False) if g is not None and g.requires_grad]
         if not pairs:
             return torch.zeros_like(self.states)

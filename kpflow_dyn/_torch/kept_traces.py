@@ -1,4 +1,4 @@
-"""Traces that are known already: torch.export takes most of the time of a small analysis, and sweeps repeat it.
+"""Traces that are known already: making them takes most of the time of a small analysis, and sweeps repeat it.
 
 The key of a trace is the step's modules, their attributes, and the shapes of its tensors. A step may also depend on
 something else, such as a global variable, which the key does not see. So the caller must check a known trace.
@@ -31,7 +31,7 @@ class KeptTraces:
     def known(self, step: Applied, *rows: tuple[Role, Tensor]) -> Graph | None:
         """The graph of a step like one that was traced before, with this one's values; None where there was none."""
         key = _key(step, rows)
-        if key is None or key not in self._outlines:
+        if key is None or key not in self._outlines or not self._outlines[key].fits(step):
             return None
         self._outlines.move_to_end(key)
         return self._outlines[key].graph(step)

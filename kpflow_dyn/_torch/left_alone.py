@@ -1,9 +1,10 @@
 """Leave a torch module as it was: what a forward pass changes in it is taken back."""
 
 import random
+import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ def left_alone(model: Any, values: bool = True) -> Iterator[None]:
     numbers = Numbers(held) if values else None
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     devices = sorted({tensor.device.index for tensor in tensors if tensor.is_cuda})
-    with _random_states_kept(), torch.random.fork_rng(devices):
+    with _random_states_kept(), torch.random.fork_rng(devices), uncompiled():
         try:
             yield
         finally:
@@ -45,6 +46,11 @@ def left_alone(model: Any, values: bool = True) -> Iterator[None]:
                     parameter.requires_grad_(requires_grad)
             if numbers is not None:
                 numbers.write_back()
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Compiled parts run as they were written: what torch.compile makes of them is differentiated once only."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager
@@ -112,7 +118,7 @@ def held_by(model: nn.Module) -> list[Any]:
             continue
         found[id(value)] = value
         if isinstance(value, (*CONTAINERS, tuple)):
-            waiting.extend(value.values() if isinstance(value, dict) else value)
+            waiting += [part for part in (value.values() if isinstance(value, dict) else value)]  # without its __len__
         elif isinstance(value, nn.Module | SimpleNamespace) or (is_dataclass(value) and hasattr(value, "__dict__")):
             waiting.append(vars(value))
     return list(found.values())

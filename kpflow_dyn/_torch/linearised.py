@@ -48,7 +48,7 @@ class LinearisedSteps:
         kicks = z.new_zeros(self.times, self.trials, self.kick_size)  # [time, trial, kick]
         for index, value in zip(step.kicks.replaced.values(), hubs, strict=True):
             here = rows.index(index >= 0)
-            kicks[..., rows.index(index)[here]] = value.reshape(*kicks.shape[:2], -1)[..., here]
+            kicks[..., rows.index(index)[here]] = value.reshape(*kicks.shape[:2], -1)[..., here].to(kicks.dtype)
         self.rows, self.products = rows, glue.products
         self.blocks = kick_blocks(step, glue)
         self.updates, self.widths = plan_updates(glue, rows, self.blocks, x, z, kicks)

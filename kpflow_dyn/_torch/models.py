@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
+from kpflow_dyn._arrays.complex_numbers import in_halves, of_halves
 from kpflow_dyn._torch.cells import LearntStart
 from kpflow_dyn._torch.left_alone import left_alone as left_alone
 from kpflow_dyn._torch.trace import Applied
@@ -89,6 +90,29 @@ class OfArrays(nn.Module):
 def with_arrays(function: Callable[..., Tensor], learnt: Values, constants: Values) -> OfArrays:
     """A module of a function(arrays, ...), whose parameters are copies of `learnt`."""
     return OfArrays(function, learnt, constants)
+
+
+class OnHalves(nn.Module):
+    """A field of complex states as one of real states; its parameters are those of the field, by the same names."""
+
+    def __init__(self, f: nn.Module) -> None:
+        super().__init__()
+        vars(self)["field"] = f  # no module of this one
+        self._parameters, self._buffers, self._modules = f._parameters, f._buffers, f._modules
+        self.training = f.training
+
+    def forward(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
+        return in_halves(self.field(t, of_halves(z), *x))
+
+
+def on_halves(f: Any) -> Any:
+    """The field on real states; what is no module is refused later."""
+    return f if is_on_halves(f) or not isinstance(f, nn.Module) else OnHalves(f)
+
+
+def is_on_halves(f: Any) -> bool:
+    """Whether this is a field on real states."""
+    return isinstance(f, OnHalves)
 
 
 def on_numpy(policy: nn.Module) -> Callable[[np.ndarray], np.ndarray]:

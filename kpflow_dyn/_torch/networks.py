@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kpflow_dyn._arrays.complex_numbers import in_halves, in_pairs, of_halves
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._implicit.constraint import TracedConstraint, network_of, network_of_uses
 from kpflow_dyn._implicit.equations import check_alone, check_same
 from kpflow_dyn._implicit.form import Form
+from kpflow_dyn._implicit.results import Unknown, values_named
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
 from kpflow_dyn._torch.causes import rounding_of
@@ -18,22 +20,24 @@ from kpflow_dyn._torch.cells import initial_state
 from kpflow_dyn._torch.checks import check_module
 from kpflow_dyn._torch.model import Model
 from kpflow_dyn._torch.trace import Applied, differentiable_attention, trace
-from kpflow_dyn._torch.watching import Places, as_they_are, of_one_trial, place_of, watched
+from kpflow_dyn._torch.watching import Change, Heard, Places, as_they_are, of_one_trial, place_named, place_of, watched
 from kpflow_dyn.tracing._graph import Role
 
+OUTPUT = values_named([""], [])
 TRANSFORMS = BACKENDS["torch"].transforms
 IN_PLACE = "the model writes to its arguments in place; work on copies (x = x + ..., not x += ...)"
 
 
 class Network:
-    """The outputs of named modules of a network, or its own, as its state."""
+    """Values of a network, of named modules or its own, as its state."""
 
     form = Form.NETWORK
 
     def __init__(self, problem: StaticProblem) -> None:
-        self.call, self.problem = problem.net, problem
-        _check(self.call, problem.x)
-        self.names = _known(self.call, problem.state or ("",))
+        self.call, self.problem, self.given = problem.net, problem, problem.arguments
+        self.rows = list(self.given.rows.values())
+        _check(self.call, self.given.like)
+        self.values = values_named(problem.state or ("",), [name for name, _ in self.call.named_modules() if name])
         with torch.no_grad(), differentiable_attention():
             self.places, values = self._look()
             self.start = self.places.join(values)
@@ -49,7 +53,7 @@ class Network:
     def residual(self, call: nn.Module, state: Tensor) -> Tensor:
         """S - G(S)."""
         given = self.places.split(state)
-        found = watched(call, self.problem.x.clone(), self.names, lambda i, value: (value, given[i]))
+        found = self._watched(call, self.rows, lambda i, value: (value, given[i]))
         return state - self.places.join([value for _, value in found])
 
     def kicked(self, call: nn.Module, kicks: Tensor) -> Tensor:
@@ -59,53 +63,84 @@ class Network:
         def kick(number: int, value: Tensor) -> tuple[Tensor, Tensor]:
             return (moved := value + parts[number]), moved
 
-        found = watched(call, self.problem.x.clone(), self.names, kick)
-        return self.places.join([value for _, value in found])
+        return self.places.join([value for _, value in self._watched(call, self.rows, kick)])
 
     def traced(self) -> TracedConstraint:
         """Traced on its first trial."""
-        x, names = self.problem.x, [*(name for name in self.names if name), ""]
         calls: list[str] = []
 
-        def outputs(net: nn.Module, x: Tensor) -> list[Tensor]:
-            found = watched(net, x, names, as_they_are)
-            calls[:] = [name for name, _ in found]
-            *inner, own = (value for _, value in found)
-            return [own, *inner]
+        def as_states(number: int, value: Tensor) -> tuple[Tensor, Tensor]:
+            """What comes after a complex value depends on it as it is in the state."""
+            if not value.is_complex():
+                return value, value
+            place = self.places.each[number]
+            return (kept := place.by_trial(value)), place.as_given(kept)
 
-        graph = trace(Applied(outputs, self.call), (Role.INPUT, x[:1]))
+        def outputs(net: nn.Module, *rows: Tensor) -> list[Tensor]:
+            found = self._watched(net, rows, as_states)
+            calls[:] = [name for name, _ in found]
+            return [value for _, value in found]
+
+        graph = trace(Applied(outputs, self.call), *((Role.INPUT, row[:1]) for row in self.rows))
         if self.problem.state is None:
-            return network_of_uses(graph, TRANSFORMS, x, of_one_trial)
-        values = zip(calls, [*graph.further, graph.output], strict=True)
-        return network_of(graph, TRANSFORMS, x, [(n, v) for n, v in values if n in self.names], self.layout)
+            return network_of_uses(graph, TRANSFORMS, [*map(in_pairs, self.rows)], of_one_trial)
+        values = zip(calls, [graph.output, *graph.further], strict=True)
+        return network_of(graph, TRANSFORMS, [*map(in_pairs, self.rows)], list(values), self.layout)
+
+    def _watched(self, call: nn.Module, rows: Sequence[Tensor], change: Change = as_they_are) -> Heard:
+        """The values of a call on these rows."""
+        return watched(call, self.given.filled(self._copied(rows)), self.values, change)
+
+    def _copied(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """Copies of the rows and of what all share: a graph of them outlives what these hold now."""
+        given = [row[0] if self.given.alone else row for row in rows]
+        return [array.clone() for array in (*given, *self.given.shared.values())]
 
     def _look(self) -> tuple[Places, list[Tensor]]:
         """Where the trials are in the values, and these."""
-        x = self.problem.x
-        given = x.clone()
+        copies = self._copied(self.rows)
         try:
-            of_one, of_all = (watched(self.call, rows, self.names, as_they_are) for rows in (x[:1].clone(), given))
+            of_one = self._watched(self.call, [row[:1] for row in self.rows])
+            of_all = watched(self.call, self.given.filled(copies), self.values, as_they_are)
+        except Unknown:
+            raise
         except Exception as error:
             raise ValueError(
-                f"the network failed on x {tuple(x.shape)}, or on its first trial alone: {error}. It must be a "
-                "function of any number of trials; what it holds for each trial, such as a mask, is input: give it in x"
+                f"the network failed on {self.given}, or on its first trial alone: {error}. It must be a function of "
+                "any number of trials; what it holds for each trial, such as a mask, is input: give it in x"
             ) from error
-        if not torch.equal(given, x):
+        if not all(map(torch.equal, copies, self._copied(self.rows))):
             raise ValueError(IN_PLACE)
         if not of_all:
-            raise ValueError(f"the network calls none of the modules {list(self.names)}; nothing to analyse")
+            names = [value.name for value in self.values]
+            raise ValueError(f"the network calls none of the modules {names}; nothing to analyse")
         _check_different(of_all)
         if len(of_one) != len(of_all):
             raise ValueError(
                 "the network calls other modules on one trial than on all: its trials influence each other"
             )
-        pairs = zip(of_one, of_all, strict=True)
-        places = Places([place_of(name, one, whole, len(x)) for (name, one), (_, whole) in pairs])
-        return places, [value for _, value in of_all]
+        pairs = [(name, one, whole) for (name, one), (_, whole) in zip(of_one, of_all, strict=True)]
+        axes, trials = self.problem.axes, self.given.trials
+        if axes is None:
+            places = [place_of(*pair, trials) for pair in pairs]
+        else:
+            places = [place_named(*pair, trials, axes) for pair in pairs]
+        return Places(places, axes), [value for _, value in of_all]
 
     def _alone(self, trial: slice) -> Tensor:
-        found = watched(self.call, self.problem.x[trial].clone(), self.names, as_they_are)
+        found = self._watched(self.call, [row[trial] for row in self.rows])
         return self.places.join([value for _, value in found])
+
+
+def states_of(problem: StaticProblem) -> Tensor:
+    """The state with a graph to the parameters, by one call where it is the output as it comes."""
+    if problem.axes is None and problem.state in (None, ("",)):
+        (out,) = watched(
+            problem.net, problem.arguments.filled(list(problem.arguments.rows.values())), OUTPUT, as_they_are
+        )
+        return out[1]
+    network = Network(problem)
+    return network.kicked(problem.net, torch.zeros_like(network.start))
 
 
 class FixedPoint:
@@ -116,7 +151,9 @@ class FixedPoint:
     def __init__(self, problem: FixedPointProblem, swapped: bool) -> None:
         self.call, self.problem, self.swapped = problem.f, problem, swapped
         like = _check(self.call, problem.x)
-        self.start = initial_state([getattr(self.call, "hidden_size", None)], like, problem.z0)
+        self.complex = isinstance(problem.z0, Tensor) and problem.z0.is_complex()
+        units = None if self.complex else getattr(self.call, "hidden_size", None)
+        self.start = initial_state([units], like, problem.z0)
         self._check_form()
 
     def model(self, params: Choice) -> Model:
@@ -142,7 +179,7 @@ class FixedPoint:
     def traced(self) -> TracedConstraint:
         """Traced on its first trial."""
         graph = trace(Applied(self._next, self.call), (Role.INPUT, self.problem.x[:1]), (Role.STATE, self.start[:1]))
-        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, [self.problem.x])
+        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, [in_pairs(self.problem.x)])
 
     def _check_form(self) -> None:
         x, z = self.problem.x.clone(), self.start.clone()
@@ -160,7 +197,8 @@ class FixedPoint:
             raise ValueError(IN_PLACE)
 
     def _next(self, call: nn.Module, x: Tensor, z: Tensor) -> Tensor:
-        return call(z, x) if self.swapped else call(x, z)
+        z = of_halves(z) if self.complex else z
+        return in_halves(call(z, x) if self.swapped else call(x, z))
 
 
 class FreeForm:
@@ -169,7 +207,7 @@ class FreeForm:
     form, layout = Form.FREE, None
 
     def __init__(self, problem: ImplicitProblem) -> None:
-        self.problem, self.start = problem, problem.state
+        self.problem, self.start = problem, in_halves(problem.state)
         self.call, self._names, self._as_given = _parameters(problem.params)
         self._rows = [] if problem.x is None else [problem.x]
         check_module(self.call, self.start)
@@ -199,10 +237,11 @@ class FreeForm:
         """Traced as it is."""
         graph = trace(Applied(self._F, self.call), (Role.STATE, self.start), *((Role.INPUT, x) for x in self._rows))
         graph = replace(graph, parameters={node: self._names[name] for node, name in graph.parameters.items()})
-        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, self._rows)
+        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, [*map(in_pairs, self._rows)])
 
     def _F(self, call: nn.Module, state: Tensor, *x: Tensor) -> Tensor:
-        return self.problem.F(state, self._as_given(call), *x)
+        state = of_halves(state) if self.problem.state.is_complex() else state
+        return in_halves(self.problem.F(state, self._as_given(call), *x))
 
 
 def _parameters(params: Any) -> tuple[nn.Module, dict[str, str], Callable[[Any], Any]]:
@@ -211,7 +250,7 @@ def _parameters(params: Any) -> tuple[nn.Module, dict[str, str], Callable[[Any],
         return params, {name: name for name, _ in params.named_parameters()}, lambda module: module
     if not isinstance(params, Mapping) or not all(isinstance(value, Tensor) for value in params.values()):
         raise TypeError(f"params is {type(params).__name__}, expected an nn.Module or tensors by name")
-    floating = {name: value for name, value in params.items() if value.is_floating_point()}
+    floating = {name: value for name, value in params.items() if value.is_floating_point() or value.is_complex()}
     if not floating:
         raise TypeError("params holds no floating-point tensors: nothing can learn")
     listed = nn.ParameterList(nn.Parameter(value.detach()) for value in floating.values())  # names may be any
@@ -235,18 +274,12 @@ def _check_different(values: Sequence[tuple[str, Tensor]]) -> None:
         raise ValueError(f"the modules {same} give the very same value; name one of them")
 
 
-def _known(net: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
-    known = [name for name, _ in net.named_modules() if name]
-    if unknown := [name for name in names if name and name not in known]:
-        raise ValueError(f"unknown modules {unknown}; the network has {', '.join(known)}")
-    return tuple(dict.fromkeys(names))
-
-
 def _check(net: Any, x: Tensor) -> Tensor:
     """As for a cell; x, or where it holds integers one like it in the dtype of the parameters."""
-    floating = [p for p in net.parameters() if p.is_floating_point()] if isinstance(net, nn.Module) else []
-    if isinstance(net, nn.Module) and not floating and not any(p.is_complex() for p in net.parameters()):
+    inexact = (torch.is_floating_point, torch.is_complex)
+    floating = [p for p in net.parameters() if any(is_so(p) for is_so in inexact)] if isinstance(net, nn.Module) else []
+    if isinstance(net, nn.Module) and not floating:
         raise ValueError("the model has no floating-point parameters: nothing can learn")
-    like = x if x.is_floating_point() or not floating else x.to(floating[0].dtype)
+    like = in_halves(x if any(is_so(x) for is_so in inexact) or not floating else x.to(floating[0].dtype.to_real()))
     check_module(net, like)
     return like

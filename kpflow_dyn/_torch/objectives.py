@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from kpflow_dyn._arrays import Rows
+from kpflow_dyn._arrays.complex_numbers import in_halves, in_pairs
 from kpflow_dyn._backend import Values
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 from kpflow_dyn._torch import rollout
 from kpflow_dyn._torch.cells import Step, discrete_step, over_sequence
+from kpflow_dyn._torch.networks import states_of
 from kpflow_dyn._torch.trace import differentiable_attention
 
 Scheme = Any
@@ -30,14 +32,14 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[Tensor, Rows]:
         found = torch.autograd.grad(
             state, learning, outputs, is_grads_batched=True, create_graph=True, materialize_grads=True
         )
-        return torch.cat([gradient.reshape((len(rows), -1)) for gradient in found], 1)
+        return torch.cat([in_pairs(gradient).reshape((len(rows), -1)) for gradient in found], 1)
 
     return state, back
 
 
 def _states(problem: DiscreteProblem | StaticProblem, model: nn.Module) -> Tensor:
     if isinstance(problem, StaticProblem):
-        return model(problem.x)
+        return in_halves(states_of(problem))
     step, z0 = discrete_step(problem)
     return run(step, model, problem.x, z0)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
+from kpflow_dyn._arrays.complex_numbers import as_flat, count, flat, in_pairs
 from kpflow_dyn._backend import Values
 
 Rate = Callable[[dict[str, Any], dict[str, Any]], Tensor | float]
@@ -56,11 +57,11 @@ class Rule:
     @torch.no_grad()
     def step(self, state: State, theta: Tensor, gradient: Tensor) -> tuple[State, Tensor]:
         """The state and the parameters after one more step."""
-        sizes, own = [parameter.numel() for parameter in self._parameters], self._parameters
+        own, sizes = self._parameters, [*map(count, self._parameters)]
         split = zip(own, self._reached, theta.split(sizes), gradient.split(sizes), strict=True)
         for parameter, reached, value, slope in split:
-            parameter.copy_(value.view_as(parameter))
-            parameter.grad = slope.clone().view_as(parameter) if reached else None
+            parameter.copy_(as_flat(value, parameter))
+            parameter.grad = as_flat(slope.clone(), parameter) if reached else None
         if self._clip is not None:
             nn.utils.clip_grad_norm_(own, self._clip)
         of_parameters, of_groups = state
@@ -70,7 +71,7 @@ class Rule:
             group.clear()
             group.update(_copied(kept), params=parameters)
         stepped(self._optimizer)
-        return self._now(), torch.cat([parameter.flatten() for parameter in own])
+        return self._now(), torch.cat([*map(flat, own)])
 
     def _now(self) -> State:
         """The state as it is, which the next step does not change."""
@@ -176,7 +177,8 @@ def learning_rates(optimizer: optim.Optimizer, model: nn.Module) -> dict[str, Te
                     "take a step first"
                 )
             if parameter in names:
-                found[names[parameter]] = rate(group, state)
+                own = {name: in_pairs(v) if isinstance(v, Tensor) else v for name, v in state.items()}
+                found[names[parameter]] = rate(group, own)
     return found
 
 

@@ -30,6 +30,7 @@ from kpflow_dyn.tracing._steps import AnalysedStep
 
 LARGEST_MATRIX = 2**24  # elements; of a linear map that is no matrix by itself
 BLOCKS_BYTES = 2**28
+FEW_COLOURS = 16
 
 
 @dataclass(frozen=True)
@@ -195,9 +196,16 @@ def _coefficients(function: Callable, colouring: Colouring, x: Tensor, z: Tensor
     """Every segment's coefficients [time, trial, all], from one tangent for each colour."""
     found = x.new_empty(*x.shape[:2], len(colouring.sinks))
     colours, sinks = (torch.from_numpy(numbers).to(x.device) for numbers in (colouring.colours, colouring.sinks))
-    for colour in range(colouring.count):
-        direction = (colours == colour).to(z.dtype)
-        image = tangents(function, x, z, kicks, direction[: z.shape[-1]], direction[z.shape[-1] :])
-        here = torch.from_numpy((colouring.hues == colour).nonzero()[0]).to(x.device)
-        found[..., here] = image[..., sinks[here]]
+    for start in range(0, colouring.count, together := _together(colouring.count)):
+        here = torch.arange(start, min(start + together, colouring.count), device=x.device)
+        directions = (colours == here[:, None]).to(z.dtype)  # [colour, source]
+        image = tangents(function, x, z, kicks, directions[:, : z.shape[-1]], directions[:, z.shape[-1] :])
+        for n, colour in enumerate(here.tolist()):
+            of_colour = torch.from_numpy((colouring.hues == colour).nonzero()[0]).to(x.device)
+            found[..., of_colour] = image[:, :, n, sinks[of_colour]]
     return found
+
+
+def _together(colours: int) -> int:
+    """How many tangents are found at once: the few of common cells one by one, which takes the least memory."""
+    return 1 if colours <= FEW_COLOURS else FEW_COLOURS

@@ -47,10 +47,10 @@ def check_step(step: Step, cell: nn.Module, x: Tensor, z0: Tensor) -> None:
             ". Return the next state alone, without an output beside it; a state of several parts, such as (h, c), "
             "needs a z0 of as many parts"
         )
-        raise ValueError(
-            f"the cell returned {got}, expected the next state {tuple(z0.shape)} of {z0.dtype}"
-            f"{advice if isinstance(z, tuple | list) else ''}"
-        )
+        advice = advice if isinstance(z, tuple | list) else ""
+        if isinstance(z, Tensor) and z.is_complex():
+            advice = "; a cell with a complex state needs a complex z0"
+        raise ValueError(f"the cell returned {got}, expected the next state {tuple(z0.shape)} of {z0.dtype}{advice}")
     if (x._version, z0._version) != versions:
         raise ValueError("the cell writes to its arguments in place; work on copies (z = z + ..., not z += ...)")
     again = step(cell, x, z0)

@@ -61,9 +61,15 @@ def jacobians(sinks: Callable, x: Tensor, z: Tensor, a: Tensor) -> list[tuple[Te
 
 
 def tangents(sinks: Callable, x: Tensor, z: Tensor, a: Tensor, dz: Tensor, da: Tensor) -> Tensor:
-    """The sinks' tangents in one direction (dz [unit], da [kick]) for all rows, side by side [time, trial, sink]."""
+    """The sinks' tangents in some directions (dz [direction, unit], da [direction, kick]) for all rows.
+
+    Side by side: [time, trial, direction, sink].
+    """
 
     def row(x: Tensor, z: Tensor, a: Tensor) -> list[Tensor]:
-        return [torch.cat(jvp(lambda z, a: sinks(x, z, a), (z, a), (dz, da))[1])]
+        def along(dz: Tensor, da: Tensor) -> Tensor:
+            return torch.cat(jvp(lambda z, a: sinks(x, z, a), (z, a), (dz, da))[1])
+
+        return [along(dz[0], da[0])[None] if len(dz) == 1 else vmap(along)(dz, da)]
 
     return each_row(row, x, z, a)[0]

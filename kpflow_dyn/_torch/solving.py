@@ -82,7 +82,7 @@ def _check_parameters(f: Any, z0: Tensor) -> None:
     if not parameters:
         raise ValueError("f has no parameters, so there is nothing to learn; make its constants nn.Parameter")
     for name, tensor in parameters.items():
-        if tensor.dtype != z0.dtype and not tensor.is_complex():
+        if tensor.dtype.to_real() != z0.dtype:
             raise TypeError(
                 f"parameter {name} is {tensor.dtype} but z0 is {z0.dtype}; use f.to(z0.dtype) or z0.to(...)"
             )

@@ -1,4 +1,4 @@
-"""Trace a torch step `module(x, z) -> z` to a `Graph` of one row, through torch.export."""
+"""Trace a torch step `module(x, z) -> z` to a `Graph` of one row."""
 
 import contextlib
 import io
@@ -14,16 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.export import ExportedProgram, default_decompositions
-from torch.export.graph_signature import InputKind
+from torch.export import default_decompositions
+from torch.fx import GraphModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kpflow_dyn
+from kpflow_dyn._torch.complex_parts import LINEAR, form_of
 from kpflow_dyn._torch.decompositions import DECOMPOSITIONS, WHOLE
+from kpflow_dyn._torch.functional import functional
 from kpflow_dyn._torch.left_alone import left_alone
+from kpflow_dyn._torch.recording import record, tensors_in
+from kpflow_dyn._torch.results import Results, in_both_modes, several_results
+from kpflow_dyn._torch.surrogates import with_functions
+from kpflow_dyn._torch.whole import called
 from kpflow_dyn.tracing._graph import Graph, Node, Role
-from kpflow_dyn.tracing._rules import RULES, Rule, rule_of
+from kpflow_dyn.tracing._pairs import Form, real_graph
+from kpflow_dyn.tracing._rules import RULES, rule_of
 
 aten = torch.ops.aten
 FxNode = Any  # torch.fx.Node, whose fields are unions that a type checker cannot narrow
@@ -32,10 +38,11 @@ MOVES = {
     *(aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze),
     *(aten.expand, aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.cat, aten.stack, aten.unbind),
     *(aten.clone, aten.alias, aten.flip, aten.roll, aten.index_select, aten.repeat, aten.diagonal, aten.copy),
-    *(aten.lift_fresh_copy, aten.slice_scatter, aten.select_scatter, aten.index, aten.gather, aten.embedding),
+    *(aten.lift_fresh_copy, aten.index, aten.gather, aten.embedding),
 }
+PUTS = {aten.index_put.default, aten.scatter.src, aten.diagonal_scatter.default}
 PRODUCTS = {aten.mm, aten.bmm}
-REDUCES = {aten.sum, aten.mean}
+REDUCES = {aten.sum, aten.mean, *LINEAR}
 
 
 class Applied(nn.Module):
@@ -52,19 +59,27 @@ class Applied(nn.Module):
 
 @dataclass(frozen=True)
 class Outline:
-    """What torch.export made of a step, without the values of its parameters and buffers; see `Graph`."""
+    """What was made of a step, without the values of its parameters and buffers; see `Graph`."""
 
     nodes: list[Node]
     outputs: list[Node]
     parameters: dict[Node, str]
     stored: dict[Node, str]  # the name in the step of each parameter and buffer
     constants: dict[Node, Tensor]  # the values of tensors that the trace found elsewhere
+    forms: dict[Node, Form]  # what is complex
+    fixing: dict[str, Tensor]  # buffers that the nodes themselves hang on, such as the edges of a graph
+
+    def fits(self, step: Applied) -> bool:
+        """Whether the step has these buffers still."""
+        now = dict(step.named_buffers())
+        return all(torch.equal(now[name], value) for name, value in self.fixing.items())
 
     def graph(self, step: Applied) -> Graph:
         """The graph with the values that the step has now."""
         now = dict(step.named_parameters()) | dict(step.named_buffers())
         values = self.constants | {node: now[name].detach().clone() for node, name in self.stored.items()}
-        return Graph(self.nodes, self.outputs[0], self.parameters, values, further=self.outputs[1:])
+        graph = Graph(self.nodes, self.outputs[0], self.parameters, values, further=self.outputs[1:])
+        return real_graph(graph, self.forms)
 
 
 def trace(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
@@ -77,59 +92,46 @@ def trace(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
 
 def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
     """The same without values."""
-    program = _export(step, tuple(row for _, row in rows))
-    signature = program.graph_signature
-    _check_pure(program)
-    nodes: dict[FxNode, Node] = {}
-    found = Outline([], [], {}, {}, {})
-    inputs = (role for role, _ in rows)
-    specs = {spec.arg.name: spec for spec in signature.input_specs}
-    names = _first_names(step)
-    learnt = dict(step.named_parameters())
-    places = {_place(parameter): name for name, parameter in learnt.items()}
-    own = {*learnt, *dict(step.named_buffers())}
-    by_name: dict[str, Node] = {}
+    held, learnt = _held(step), dict(step.named_parameters())
+    module, given, fixing = _recorded(step, [row for _, row in rows], held, list(learnt))
+    found = Outline([], [], {}, {}, {}, {}, {name: held[name].detach().clone() for name in fixing})
+    nodes: dict[FxNode, Any] = {}
+    here = iter(given)
     fx: FxNode
-    for fx in program.graph.nodes:
-        if fx.op == "placeholder" and specs[fx.name].kind is InputKind.USER_INPUT:
-            nodes[fx] = Node(fx.name, next(inputs), *_signature(fx))
-        elif fx.op == "placeholder":
-            name = _name_of(program, str(specs[fx.name].target), names, places)
-            if name not in by_name:
-                by_name[name] = _fixed(fx)
-                if name in own:
-                    found.stored[by_name[name]] = name
-                else:
-                    found.constants[by_name[name]] = _constant(program, name)
-            nodes[fx] = by_name[name]
-            if name in learnt:
-                found.parameters[nodes[fx]] = name.removeprefix("call.")
+    for fx in module.graph.nodes:
+        if fx.op == "placeholder":
+            what = next(here)
+            nodes[fx] = Node(fx.name, rows[what][0], *_signature(fx)) if isinstance(what, int) else _fixed(fx)
+            if isinstance(what, str):
+                found.stored[nodes[fx]] = what
+            elif isinstance(what, Tensor):
+                found.constants[nodes[fx]] = what
+            if isinstance(what, str) and what in learnt:
+                found.parameters[nodes[fx]] = what.removeprefix("call.")
         elif fx.op == "get_attr":
             nodes[fx] = _fixed(fx)
-            found.constants[nodes[fx]] = getattr(program.graph_module, fx.target).detach().clone()
-        elif fx.op == "call_function" and "val" in fx.meta:  # without a value: an assertion of torch.export
-            nodes[fx] = _call(fx, nodes)
+            found.constants[nodes[fx]] = getattr(module, fx.target).detach().clone()
         elif fx.op == "output":
             found.outputs.extend(nodes[value] for value in fx.args[0])
-    assert found.outputs, "torch.export gave a graph without an output"
-    found.nodes.extend(dict.fromkeys(nodes.values()))
+            break
+        elif _has_several_results(fx):
+            nodes[fx] = several_results(fx, *_with_nodes((fx.args, dict(fx.kwargs)), nodes))
+            found.nodes.extend(nodes[fx].nodes)
+            found.forms.update(nodes[fx].forms)
+            continue
+        elif fx.target is operator.getitem and isinstance(nodes[fx.args[0]], Results):
+            nodes[fx] = nodes[fx.args[0]].by_number[fx.args[1]]
+            continue
+        else:
+            nodes[fx] = _call(fx, nodes)
+        found.nodes.append(nodes[fx])
+        found.forms[nodes[fx]] = form_of(fx)
     return found
 
 
-def _check_pure(program: ExportedProgram) -> None:
-    """Raise where a model does more than compute, which a graph of its values does not follow."""
-    signature = program.graph_signature
-    written = {**signature.buffers_to_mutate, **getattr(signature, "parameters_to_mutate", {})}
-    if written:
-        names = ", ".join(name.removeprefix("call.") for name in written.values())
-        raise ValueError(f"the model writes to its own {names}, which a trace does not follow")
-    if signature.user_inputs_to_mutate:
-        raise ValueError("the model writes to its arguments in place; work on copies (x = x + ..., not x += ...)")
-    if any(spec.kind is InputKind.TOKEN for spec in signature.input_specs):
-        raise ValueError(
-            "the step has an operation with a side effect, such as the check inside torch.linalg.inv; call the variant "
-            "without it (torch.linalg.inv_ex), or write the step with other operations"
-        )
+def _held(step: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a step by name; those of a script module may be new objects with each look."""
+    return dict(step.named_parameters()) | dict(step.named_buffers())
 
 
 @contextmanager
@@ -157,43 +159,26 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-@contextmanager
-def _unwound() -> Iterator[None]:
-    """Close what an error inside of torch.func leaves open in torch.export, which would break all that comes later."""
-    internals: Any = torch._C
-    functorch, levels = internals._functorch, forward_ad._current_level
-    inside = functorch.peek_interpreter_stack() is not None
+def _recorded(
+    step: Applied, rows: list[Tensor], held: dict[str, Tensor], learnt: list[str]
+) -> tuple[GraphModule, list[Any], frozenset[str]]:
+    """The step as a graph of functions, what its placeholders stand for, and the names of buffers that shape it."""
     try:
-        yield
-    finally:
-        while not inside and functorch.peek_interpreter_stack() is not None:
-            functorch.pop_dynamic_layer_stack()
-        while forward_ad._current_level > levels:
-            forward_ad.exit_dual_level()
-        if levels < 0:
-            with contextlib.suppress(RuntimeError):  # there is none
-                internals._exit_dual_level(level=0)  # torch.export records the exit of torch.func.jvp in place of it
-
-
-def _export(step: nn.Module, rows: tuple[Tensor, ...]) -> ExportedProgram:
-    if any(isinstance(module, torch.jit.ScriptModule) for module in step.modules()):
-        raise ValueError("a module of torch.jit.script cannot be traced; pass the Python module that it was made of")
-    try:
-        # No fake tensor may stay in the model.
-        with _quiet(), _unwound(), torch.no_grad(), differentiable_attention(), left_alone(step, values=False):
-            return torch.export.export(step, rows, strict=False).run_decompositions(_decompositions())
+        eager = torch.compiler.set_stance("force_eager")  # what torch.compile made is not heard
+        with _quiet(), differentiable_attention(), left_alone(step, values=False), eager:
+            recording = record(step, rows, held, learnt, beside=with_functions)
+        with _quiet():
+            module = functional(recording, rows, held, _decompositions())
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(
-            f"torch.export could not trace the model: {reason}{_where(error)}. It must be a function of its arguments "
-            "without branches or loops on their values; use torch.where instead"
-        ) from error
+        raise ValueError(f"the model could not be traced{_where(error)}: {reason}") from error
+    return module, recording.given, recording.fixing
 
 
 def _where(error: BaseException) -> str:
     """The last line of the model's own code on the way to an error."""
     inside = tuple(str(Path(str(module.__file__)).parent) for module in (torch, kpflow_dyn))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(inside)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*inside, "<"))]
     return f" (in {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
 
 
@@ -206,52 +191,22 @@ def _decompositions() -> dict[Any, Any]:
     return {op: parts for op, parts in table.items() if op.overloadpacket not in RULES}  # these stay whole
 
 
-def _first_names(step: nn.Module) -> dict[str, str]:
-    """Each name of a parameter -> its first name: a parameter shared by two modules has two."""
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(p), name) for name, p in step.named_parameters(remove_duplicate=False)}
-
-
-def _name_of(program: ExportedProgram, target: str, names: dict[str, str], places: dict[Any, str]) -> str:
-    """The first name of a tensor; that of a parameter also where the model reaches it by another way, such as a list.
-
-    Whether gradients take that way as well, autograd through the model says afterwards.
-    """
-    found = program.constants.get(target)
-    return names.get(target, target) if not isinstance(found, Tensor) else places.get(_place(found), target)
-
-
-def _place(tensor: Tensor) -> Any:
-    """Where its numbers are."""
-    if tensor.layout is not torch.strided:
-        return id(tensor)
-    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
-
-
-def _constant(program: ExportedProgram, name: str) -> Tensor:
-    value = program.state_dict.get(name, program.constants.get(name))
-    assert isinstance(value, Tensor), f"{name} is {type(value).__name__}, expected a tensor"
-    return value.detach().clone()
-
-
 def _fixed(fx: FxNode) -> Node:
     value = fx.meta["val"]
     return Node(fx.name, Role.FIXED, (tuple(value.shape),), value.is_floating_point())
 
 
 def _call(fx: FxNode, nodes: dict[FxNode, Node]) -> Node:
-    args, kwargs = _with_nodes((fx.args, dict(fx.kwargs)), nodes)
-    rule = _rule(fx)
+    op, (args, kwargs) = fx.target, _with_nodes((fx.args, dict(fx.kwargs)), nodes)
+    if op is torch.ops.kpflow_dyn.whole.default:
+        op, args, kwargs = called(*args)
+    rule = None if op is operator.getitem else rule_of(op)
     if rule is not None:
-        return Node(fx.name, rule.role, *_signature(fx), rule.function or fx.target, args, kwargs)
-    cast = fx.target is aten._to_copy.default
-    return Node(
-        fx.name, _role(fx), *_signature(fx), _same if _role(fx) is Role.MOVE and cast else fx.target, args, kwargs
-    )
-
-
-def _rule(fx: FxNode) -> Rule | None:
-    return None if fx.target is operator.getitem else rule_of(fx.target)
+        return Node(fx.name, rule.role, *_signature(fx), rule.function or op, args, kwargs)
+    role, apply = _role(fx), op
+    if role is Role.MOVE and apply is aten._to_copy.default:
+        apply = _same
+    return Node(fx.name, role, *_signature(fx), in_both_modes(apply) if role is Role.OTHER else apply, args, kwargs)
 
 
 def _same(value: Tensor, **_: Any) -> Tensor:
@@ -267,20 +222,26 @@ def _role(fx: FxNode) -> Role:
         return Role.STOP
     if packet in MOVES or (packet is aten._to_copy and fx.meta["val"].dtype == fx.args[0].meta["val"].dtype):
         return Role.MOVE
+    if fx.target in PUTS and True not in fx.args[3:]:  # which is to add
+        return Role.MOVE
     if packet is aten.add and fx.kwargs.get("alpha", 1) == 1:
         return Role.ADD
     if packet in PRODUCTS:
         return Role.PRODUCT
     if packet is aten.convolution and not fx.args[6] and fx.args[8] == 1:  # neither transposed nor in groups
         return Role.CONVOLUTION
-    if packet in REDUCES and fx.meta["val"].is_floating_point():
+    if packet in REDUCES and (fx.meta["val"].is_floating_point() or fx.meta["val"].is_complex()):
         return Role.REDUCE
     return Role.POINTWISE if torch.Tag.pointwise in fx.target.tags else Role.OTHER
 
 
+def _has_several_results(fx: FxNode) -> bool:
+    """Whether it is an operation with several results that does more than copy."""
+    return isinstance(fx.meta["val"], tuple | list) and _role(fx) is not Role.MOVE
+
+
 def _signature(fx: FxNode) -> tuple[tuple[tuple[int, ...], ...], bool]:
-    values = fx.meta["val"] if isinstance(fx.meta["val"], tuple | list) else [fx.meta["val"]]
-    tensors = [v for v in values if isinstance(v, Tensor)]
+    tensors = tensors_in(fx.meta["val"])
     return tuple(tuple(v.shape) for v in tensors), any(v.is_floating_point() for v in tensors)
 
 

@@ -34,7 +34,7 @@ class Trainee:
         self.model, self.readout, self._clip, self._loss = model, readout, clip, loss
         known = dict(nn.ModuleList([model, readout]).named_parameters())
         self._learnt = [known[name] for name in choose(known, None)]
-        like = self._learnt[0]
+        like = self._learnt[0].detach().real
         self._data = [_placed(array, like) for array in data]
         check_module(readout, like)
         self._step, self._start = as_step(model, self._data[0], z0)

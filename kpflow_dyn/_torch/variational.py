@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torchdiffeq import odeint
 
+from kpflow_dyn._arrays.complex_numbers import as_flat, count, in_pairs
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._problems.inputs import input_function, jumps_within, stops_of
@@ -34,7 +35,7 @@ class System:
         self.path, self.times, self.alg = path, times, alg
         self.stops, self.jumps = stops_of(problem), jumps_within(problem)
         self.parameters, self._f, self._x = model.parameters, problem.f, input_function(problem)
-        self.size = sum(value.numel() for value in self.parameters.values())
+        self.size = sum(map(count, self.parameters.values()))
         everything = dict(problem.f.named_parameters()) | dict(problem.f.named_buffers())
         self._others = {name: v.detach().clone() for name, v in everything.items() if name not in model.parameters}
 
@@ -45,15 +46,12 @@ class System:
 
     def split(self, theta: Tensor) -> Parameters:
         """Parameters [probe, p] by name."""
-        parts = theta.split([value.numel() for value in self.parameters.values()], 1)
-        return {
-            name: part.reshape(len(theta), *value.shape)
-            for (name, value), part in zip(self.parameters.items(), parts, strict=True)
-        }
+        parts = theta.split([*map(count, self.parameters.values())], 1)
+        return {name: as_flat(part, value) for (name, value), part in zip(self.parameters.items(), parts, strict=True)}
 
     def join(self, changes: Parameters) -> Tensor:
         """[probe, p]."""
-        return torch.cat([changes[name].flatten(1) for name in self.parameters], 1)
+        return torch.cat([in_pairs(changes[name]).flatten(1) for name in self.parameters], 1)
 
     @torch.no_grad()
     def solved(self, equation: Callable[..., Tensor], block: Tensor) -> Tensor:

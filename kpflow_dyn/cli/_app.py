@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import warnings
 from importlib.resources import as_file, files
@@ -16,7 +15,16 @@ from kpflow_dyn._folder import check_folder, new_folder
 from kpflow_dyn._progress import stages
 from kpflow_dyn.cli import _options as given
 from kpflow_dyn.cli._report import PAGE, report
-from kpflow_dyn.cli._sources import Network, limit_threads, load, posed, readout_of
+from kpflow_dyn.cli._sources import (
+    Network,
+    attributes_of,
+    found_in,
+    limit_threads,
+    load,
+    load_module,
+    posed,
+    readout_of,
+)
 from kpflow_dyn.cli._sweep import sweep
 from kpflow_dyn.cli._terminal import one_line, plain_errors
 from kpflow_dyn.cli._training import compare, track
@@ -25,17 +33,21 @@ from kpflow_dyn.cli._training import compare, track
 if TYPE_CHECKING:
     import xarray as xr
 
-    from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+    from kpflow_dyn._problems.problems import Problem
     from kpflow_dyn._problems.solutions import Solution
     from kpflow_dyn.report import Table
     from kpflow_dyn.tasks import TaskData
 
-    Posed = tuple[DiscreteProblem | ODEProblem | Solution, TaskData | None, Any, dict[str, str]]
+    Posed = tuple[Problem | Solution, TaskData | None, Any, dict[str, str]]
     """A problem, or one that is solved; its task and readout, if it has them; and what the results should say of it."""
 
 FIGURE_NAMES = ("spectra", "effective_ranks", "temporal_modes", "spatial_modes", "trial_modes", "state_pca")
 LEARNING_NAMES = {"predicted_loss.png", "reach.png"}  # where there is a readout, and targets
 FILE_NAMES = {"results.json", "results.nc", "index.html", *(f"{name}.png" for name in FIGURE_NAMES)}
+NO_THREADS = (
+    "--threads has no effect on JAX; leave it out, and limit the process itself (on Linux: taskset -c 0-3 kpflow-dyn "
+    "...)"
+)
 DEMO_TASK = "neurogym:PerceptualDecisionMaking-v0"
 
 app = typer.Typer(
@@ -50,9 +62,14 @@ app = typer.Typer(
 @app.command()
 def analyze(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="A state dict: .pt, .pth or .safetensors.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="What training left: a file of torch.save, Lightning, safetensors, numpy, flax, equinox, PsychRNN or "
+            "stable-baselines3, or a folder of orbax. No code in it is run.",
+            show_default=False,
+        ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="rnn, gru, lstm or ctrnn.")] = None,
+    model: given.Model = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -62,15 +79,21 @@ def analyze(
     problem: Annotated[
         str | None,
         typer.Option(
-            help="In the place of CHECKPOINT, --model and --task: module:function or file.py:function of your own. "
-            "This RUNS that code. The function takes no arguments and returns a kp.DiscreteProblem, a kp.ODEProblem "
-            "or a kp.Solution, in torch or JAX."
+            help="In the place of CHECKPOINT and --task: module:function or file.py:function of your own. "
+            "This RUNS that code. The function takes no arguments and returns a kp.DiscreteProblem, a kp.ODEProblem, "
+            "a kp.StaticProblem(..., axes=...) or a kp.Solution, in torch or JAX."
         ),
     ] = None,
+    module: given.Module = None,
+    x: given.Inputs = None,
+    state: given.State = None,
+    axes: given.Axes = None,
+    key: given.Key = None,
     prefix: given.Prefix = None,
     readout: given.Readout = None,
     loss: given.LossOfTask = None,
     nonlinearity: given.Nonlinearity = None,
+    alpha: given.Alpha = None,
     trials: given.Trials = None,
     seed: given.Seed = 0,
     modes: given.Modes = 8,
@@ -88,7 +111,9 @@ def analyze(
 ) -> None:
     """Analyse a network on a task, or a problem of your own; write numbers, figures and a page."""
     with plain_errors(debug):
-        source = _source(problem, checkpoint, model, task, prefix, readout, nonlinearity, trials, dtype)
+        named = {"key": key, "prefix": prefix, "readout": readout, "nonlinearity": nonlinearity, "alpha": alpha}
+        inputs = {"task": task, "x": x, "trials": trials, "dtype": dtype, "state": state, "axes": axes}
+        source = _source(problem, {"CHECKPOINT": checkpoint, "model": model, "module": module} | named | inputs)
         asked = {"k": modes, "samples": samples, "all_steps": all_steps, "loss": loss}
         asked |= {"optimizer": optimizer, "lr": lr, "clip": clip, "steps": steps}
         _run(source, seed, asked, threads, out, overwrite)
@@ -111,7 +136,7 @@ def demo(
 ) -> None:
     """Analyse the network that ships with the package: a GRU that decides which of two noisy inputs is larger."""
     with plain_errors(debug), as_file(files("kpflow_dyn").joinpath("data/demo.safetensors")) as checkpoint:
-        source = Network(checkpoint=checkpoint, model="gru", task=DEMO_TASK, trials=trials, dtype=dtype)
+        source = Network(checkpoint, model="gru", task=DEMO_TASK, trials=trials, dtype=dtype)
         asked = {"k": modes, "samples": samples, "all_steps": all_steps, "mask": _choices_as_fixation}
         asked |= {"optimizer": optimizer, "lr": lr}
         _run(source, seed, asked, threads, out, overwrite)
@@ -141,20 +166,22 @@ def _main(
 ) -> None: ...
 
 
-def _source(problem: str | None, *network: Any) -> Network | str:
-    """What to analyse: either a checkpoint with its model and task, or the name of a function of the user's own."""
-    options = ["CHECKPOINT", *(f"--{field.name}" for field in dataclasses.fields(Network)[1:])]
-    chosen = [name for name, value in zip(options, network, strict=True) if value is not None]
-    missing = [name for name in ("CHECKPOINT", "--model", "--task") if name not in chosen]
-    if problem is None and missing:
+def _source(problem: str | None, network: dict[str, Any]) -> Network | str:
+    """What to analyse: either a checkpoint with its inputs, or the name of a function of the user's own."""
+    named = {"CHECKPOINT": "CHECKPOINT"} | {name: f"--{name}" for name in network if name != "CHECKPOINT"}
+    chosen = [named[name] for name, value in network.items() if value is not None]
+    if problem is not None:
+        if chosen:
+            raise ValueError(
+                f"{', '.join(chosen)} cannot be given with --problem, whose function decides that; leave one out"
+            )
+        return problem
+    missing = ["CHECKPOINT"] * ("CHECKPOINT" not in chosen) + ["--task"] * (not {"--task", "--x"} & {*chosen})
+    if missing:
         raise ValueError(
-            f"no {' and no '.join(missing)}; give CHECKPOINT, --model and --task, or --problem file.py:function alone"
+            f"no {' and no '.join(missing)}; give CHECKPOINT and --task (or --x), or --problem file.py:function alone"
         )
-    if problem is not None and chosen:
-        raise ValueError(
-            f"{', '.join(chosen)} cannot be given with --problem, whose function decides that; leave one out"
-        )
-    return Network(*network) if problem is None else problem
+    return Network(network.pop("CHECKPOINT"), **network)
 
 
 def _run(
@@ -192,6 +219,8 @@ def _posed(source: Network | str, seed: int, threads: int | None) -> Posed:
     limit_threads(threads)
     if isinstance(source, str):
         return _own_problem(source, threads)
+    if source.module is not None:
+        return _module_on_inputs(source, seed, threads)
     with warnings.catch_warnings(action="ignore"):  # of other packages; none is about the numbers
         return _network_on_task(source, seed)
 
@@ -204,10 +233,7 @@ def _own_problem(reference: str, threads: int | None) -> Posed:
     problem = problem_from(reference)
     posed = problem.problem if isinstance(problem, kp.Solution) else problem
     if threads is not None and not posed.backend.runtime.limit_threads(threads):
-        raise ValueError(
-            "--threads has no effect on JAX; leave it out, and limit the process itself (on Linux: taskset -c 0-3 "
-            "kpflow-dyn ...)"
-        )
+        raise ValueError(NO_THREADS)
     return problem, None, None, {"title": f"Analysis of {reference}", "code": reference}
 
 
@@ -215,13 +241,27 @@ def _network_on_task(source: Network, seed: int) -> Posed:
     network, data = load(source, seed)
     readout, said = readout_of(network, data, source.readout is not None)
     attributes = {
-        "title": f"{source.model.upper()} of {network.cell.hidden_size} units on {data.name}",
+        "title": f"{network.model.upper()} of {network.cell.hidden_size} units on {data.name}",
         "checkpoint": source.checkpoint.name,
         "model": str(network.cell),
         "task": data.name,
         "learning": said,
     }
-    return posed(network, data), data, readout, attributes
+    return posed(network, data), data, readout, attributes | attributes_of(network)
+
+
+def _module_on_inputs(source: Network, seed: int, threads: int | None) -> Posed:
+    """The user's own module with the weights of the file."""
+    network, problem, data = load_module(source, seed)
+    if threads is not None and not problem.backend.runtime.limit_threads(threads):
+        raise ValueError(NO_THREADS)
+    attributes = {
+        "title": f"Analysis of {source.module}",
+        "checkpoint": source.checkpoint.name,
+        "code": str(source.module),
+        "learning": "nothing is said, as a module of your own comes without a readout",
+    }
+    return problem, data, None, attributes | attributes_of(network)
 
 
 def _render(dataset: xr.Dataset) -> dict[str, bytes]:
@@ -243,6 +283,7 @@ def _to_json(dataset: xr.Dataset) -> str:
     from kpflow_dyn.report._learning_charts import as_records, steps_as_records
 
     content = {
+        "found": found_in(dataset.attrs),
         "learning": as_records(dataset),
         "optimizer": steps_as_records(dataset),
         "numbers": summarize(dataset),
@@ -264,6 +305,8 @@ def _print_table(dataset: xr.Dataset) -> None:
         _print_rows(learning_table(dataset), "\n".join(learning_lead(dataset)))
     if "learning" in dataset.attrs:
         typer.echo(f"On what will be learnt: {dataset.attrs['learning']}.")
+    for subject, words in found_in(dataset.attrs).items():
+        typer.echo(f"In {dataset.attrs['checkpoint']}: {subject} {words}")
     steps = [f"{dataset.attrs['steps']}"] if "steps" in dataset.attrs else []
     caption = "\n".join(["± standard error; numbers without it are exact", *steps])
     table = Table(title=dataset.attrs["title"], caption=caption)

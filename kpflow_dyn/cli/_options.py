@@ -22,9 +22,12 @@ AllSteps = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier analysis.")]
 Debug = Annotated[bool, typer.Option("--debug", envvar="KPFLOW_DYN_DEBUG", help="Show the traceback of an error.")]
-Model = Annotated[str, typer.Option(help="rnn, gru, lstm or ctrnn.")]
+Model = Annotated[
+    str | None, typer.Option(help="rnn, gru, lstm, ctrnn or lowrank; by default the one that is in the file.")
+]
 OnTask = Annotated[str, typer.Option(help="The name of a task, neurogym:NAME-v0, or a path that ends in .npz.")]
-Prefix = Annotated[str | None, typer.Option(help='Before the names of the weights, such as "rnn."')]
+Key = Annotated[str | None, typer.Option(help='What holds the network in the file, where several do: "model", "ema".')]
+Prefix = Annotated[str | None, typer.Option(help='Before the names of the weights, such as "rnn." or "lstm_actor."')]
 Readout = Annotated[str | None, typer.Option(help="The readout layer's name, where several could be it.")]
 LossOfTask = Annotated[
     str | None,
@@ -42,4 +45,36 @@ Optimizer = Annotated[
 Rate = Annotated[float | None, typer.Option(help="The learning rate of --optimizer.")]
 Clip = Annotated[float | None, typer.Option(help="The norm down to which it scales the gradient.")]
 Steps = Annotated[int, typer.Option(help="Steps of --optimizer at most; it ends at a twentieth of the loss.", min=1)]
-Nonlinearity = Annotated[str | None, typer.Option(help="tanh or relu, for rnn and ctrnn.")]
+Nonlinearity = Annotated[
+    str | None,
+    typer.Option(
+        help="tanh or relu, for rnn and ctrnn, whose files do not say; by default the one with which the network does "
+        "the task, or else tanh. The output says which was taken, and why."
+    ),
+]
+Alpha = Annotated[
+    float | None, typer.Option(help="dt / tau of a leaky network whose file does not say; 0.1 for PsychRNN.")
+]
+Module = Annotated[
+    str | None,
+    typer.Option(
+        help="module:function or file.py:function of your own, which makes the torch module or JAX pytree that was "
+        "saved; it is filled with the weights. This RUNS that code."
+    ),
+]
+State = Annotated[
+    str | None,
+    typer.Option(help="With --module: the parts whose outputs are the state, such as rnn or encoder.0,encoder.1."),
+]
+Axes = Annotated[
+    str | None,
+    typer.Option(help="With --module: the axes of what it gives, such as trial,time,unit, the default for sequences."),
+]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        "--x",
+        help="In the place of --task: inputs [trial, time, channel], or of a module [trial, ...], in a .npy file, or "
+        "as x in a .npz file.",
+    ),
+]

@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from kpflow_dyn._checkpoint import Checkpoint
-    from kpflow_dyn._problems.problems import DiscreteProblem
+    from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
     from kpflow_dyn.tasks import TaskData
+
+
+FOUND = "found_"
+"""Before the names of attributes that say what was found in a file."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A checkpoint on a task."""
+    """A checkpoint and its inputs: on a task, or the array in a file."""
 
     checkpoint: Path
-    model: str
-    task: str
+    model: str | None = None
+    task: str | None = None
     prefix: str | None = None
     readout: str | None = None
     nonlinearity: str | None = None
     trials: int | None = None
     dtype: str | None = None
+    key: str | None = None
+    alpha: float | None = None
+    module: str | None = None
+    x: Path | None = None
+    state: str | None = None
+    axes: str | None = None
 
 
-def load(source: Network, seed: int) -> tuple[Checkpoint, TaskData]:
+def load(source: Network, seed: int, loss: str | None = None) -> tuple[Checkpoint, TaskData]:
     """The network and its task, fitting each other, in the dtype asked for."""
     from kpflow_dyn._arrays.memory import require_machine
     from kpflow_dyn._checkpoint import load_checkpoint
-    from kpflow_dyn.tasks import make_task
 
-    if source.dtype not in (None, "float32", "float64"):
-        raise ValueError(f"dtype must be float32 or float64, got {source.dtype!r}")
-    if not source.checkpoint.is_file():
-        raise FileNotFoundError(f"no checkpoint file {source.checkpoint}")
-    data = make_task(source.task, trials=source.trials, seed=seed)
+    _check(source)
+    data = _inputs(source, seed)
     named = source.prefix, source.readout, source.nonlinearity
-    network = load_checkpoint(source.checkpoint, source.model, *named, data.fits)
+    asked = {"key": source.key, "alpha": source.alpha, "task": data, "loss": loss}
+    network = load_checkpoint(source.checkpoint, source.model, *named, **asked)
     width, channels = network.cell.input_size, data.inputs.shape[2]
     if width != channels:
         raise ValueError(
@@ -53,12 +63,78 @@ def load(source: Network, seed: int) -> tuple[Checkpoint, TaskData]:
     return network, data
 
 
+def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem | StaticProblem, TaskData | None]:
+    """The user's own module, filled; the problem on its inputs; and the task, where it is one step by step."""
+    from kpflow_dyn._checkpoint import load_checkpoint
+    from kpflow_dyn._checkpoint.modules import cast, problem_of
+    from kpflow_dyn._problems.problems import DiscreteProblem
+    from kpflow_dyn.cli._user_code import module_from
+
+    _check(source)
+    for name in ("model", "prefix", "readout", "nonlinearity", "alpha"):
+        if getattr(source, name) is not None:
+            raise ValueError(f"--{name} is for networks that are found in a file; leave it out with --module")
+    data = None if source.task is None else _inputs(source, seed)
+    array = _read_inputs(source.x, source.trials) if data is None else data.inputs
+    module = module_from(str(source.module))
+    network = load_checkpoint(source.checkpoint, module, key=source.key)
+    cell = network.cell if source.dtype is None else cast(network.cell, source.dtype)
+    names = [None if given is None else given.split(",") for given in (source.state, source.axes)]
+    problem = problem_of(cell, array, *names)
+    return network, problem, data if isinstance(problem, DiscreteProblem) else None
+
+
+def attributes_of(network: Checkpoint) -> dict[str, str]:
+    """What was found in the file and what was assumed, as attributes of the results."""
+    return {f"{FOUND}{subject.replace(' ', '_')}": words for subject, words in network.found.items() if words}
+
+
+def found_in(attributes: Mapping[Any, Any]) -> dict[str, str]:
+    """What `attributes_of` wrote, by subject."""
+    names = [str(name) for name in attributes if str(name).startswith(FOUND)]
+    return {name.removeprefix(FOUND).replace("_", " "): str(attributes[name]) for name in names}
+
+
+def _check(source: Network) -> None:
+    if source.dtype not in (None, "float32", "float64"):
+        raise ValueError(f"dtype must be float32 or float64, got {source.dtype!r}")
+    if not source.checkpoint.exists():
+        raise FileNotFoundError(f"no checkpoint file {source.checkpoint}")
+    if source.module is None and (source.state, source.axes) != (None, None):
+        raise ValueError("--state and --axes are those of a module of your own; give it with --module")
+    if source.task is not None and source.x is not None:
+        raise ValueError("--task and --x are both inputs; leave one out")
+
+
+def _inputs(source: Network, seed: int) -> TaskData:
+    """The trials of the task, or of a file of inputs alone."""
+    from kpflow_dyn.tasks import TaskData, make_task
+
+    if source.task is not None:
+        return make_task(source.task, trials=source.trials, seed=seed)
+    return TaskData(_read_inputs(source.x, source.trials).astype(float), name=Path(str(source.x)).stem)
+
+
+def _read_inputs(path: Path | None, trials: int | None) -> np.ndarray:
+    """The array of a .npy file, or `x` or `inputs` of a .npz file, or its only one."""
+    from kpflow_dyn._checkpoint.files import read
+
+    assert path is not None  # the command line asked for it, or for a task
+    arrays = {name: value for name, value in read(path).tree.items() if value is not None}
+    names = [name for name in ("x", "inputs") if name in arrays] or list(arrays)
+    if len(names) != 1 or arrays[names[0]].ndim < 2:
+        raise ValueError(f"{path} has the arrays {', '.join(arrays) or 'none'}, expected one named x [trial, ...]")
+    return arrays[names[0]].numpy()[:trials]
+
+
 def posed(network: Checkpoint, data: TaskData) -> DiscreteProblem:
     """The network on the inputs of the task, in its own dtype."""
     from kpflow_dyn._arrays import like_numpy
     from kpflow_dyn._problems.problems import DiscreteProblem
 
-    return DiscreteProblem(network.cell, like_numpy(data.inputs, next(network.cell.parameters())))
+    like = next(network.cell.parameters())
+    start = None if network.start is None else network.start.to(like.dtype)
+    return DiscreteProblem(network.cell, like_numpy(data.inputs, like), start)
 
 
 def readout_of(network: Checkpoint, data: TaskData, asked: bool) -> tuple[Any, str]:
@@ -84,8 +160,11 @@ def _why_not(network: Checkpoint, data: TaskData) -> str:
         return f"the task {data.name} has no targets"
     if layer is None:
         return f"the checkpoint has no single layer [{data.expected_outputs}, {cell.hidden_size}]"
-    if not data.fits(layer.out_features):
-        had = f"has {layer.out_features} outputs, and the task {data.expected_outputs}"
+    outputs: Any = getattr(layer, "out_features", None)
+    if outputs is None:
+        return f"the readout {network.readout_name!r} is a function of the state that is not linear"
+    if not data.fits(outputs):
+        had = f"has {outputs} outputs, and the task {data.expected_outputs}"
         return f"the readout {network.readout_name!r} {had}"
     return ""
 

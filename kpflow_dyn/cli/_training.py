@@ -24,8 +24,8 @@ COMPARISON_FILES = {"comparison.png", "comparison.txt"}
 
 def track(
     run_dir: Annotated[Path, typer.Argument(help="The folder of a Recorder, of checkpoints along a training.")],
-    model: given.Model,
     task: given.OnTask,
+    model: given.Model = None,
     prefix: given.Prefix = None,
     readout: given.Readout = None,
     nonlinearity: given.Nonlinearity = None,
@@ -54,11 +54,12 @@ def track(
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="A state dict: .pt, .pth or .safetensors.")],
+    a: Annotated[Path, typer.Argument(help="A checkpoint, as `analyze` takes it.")],
     b: Annotated[Path, typer.Argument(help="Another one.")],
-    model: given.Model,
     task: given.OnTask,
+    model: given.Model = None,
     model_b: Annotated[str | None, typer.Option(help="Where B is another kind of network.")] = None,
+    key: given.Key = None,
     prefix: given.Prefix = None,
     readout: given.Readout = None,
     nonlinearity: given.Nonlinearity = None,
@@ -83,7 +84,7 @@ def compare(
     with plain_errors(debug):
         limit_threads(threads)
         check_folder(out, COMPARISON_FILES, overwrite)
-        first = Network(a, model, task, prefix, readout, nonlinearity, trials, dtype)
+        first = Network(a, model, task, prefix, readout, nonlinearity, trials, dtype, key)
         second = dataclasses.replace(first, checkpoint=b, model=model_b or model)
         with stages() as progress:
             progress("running and linearising", 0, None)
@@ -93,7 +94,7 @@ def compare(
             found = kp.compare(*flows, k=modes, samples=samples, seed=seed, **asked)
         with new_folder(out) as folder:
             found.plot().savefig(folder / "comparison.png")
-            said = "\n".join([str(found), note, *one.on_steps])
+            said = "\n".join([str(found), note, *one.on_steps, *one.on_file, *other.on_file])
             (folder / "comparison.txt").write_text(f"{a} and {b} on {task}\n{said}\n")
         typer.echo(said)
         typer.echo(f"The figure: {out.absolute() / 'comparison.png'}")
@@ -108,6 +109,7 @@ class Linearised:
     readout: Any
     on_readout: str
     on_steps: list[str]
+    on_file: list[str]
 
 
 def _linearised(source: Network, seed: int, all_steps: bool) -> Linearised:
@@ -117,15 +119,17 @@ def _linearised(source: Network, seed: int, all_steps: bool) -> Linearised:
     network, data = load(source, seed)
     found = data, *readout_of(network, data, source.readout is not None)
     flow = kp.linearize(kp.solve(posed(network, data)))
+    on_file = [f"In {source.checkpoint.name}: {subject} {words}" for subject, words in network.found.items() if words]
     if data.mask is None or data.mask.all():
-        return Linearised(flow, *found, [])
+        return Linearised(flow, *found, [], on_file)
     mask = data.mask != 0
-    return Linearised(flow if all_steps else flow.where(mask), *found, [said_of_targets(mask, not all_steps)])
+    on_steps = [said_of_targets(mask, not all_steps)]
+    return Linearised(flow if all_steps else flow.where(mask), *found, on_steps, on_file)
 
 
 def _under_loss(a: Linearised, b: Linearised, loss: str | None) -> tuple[Sequence[Flow | Output], dict[str, Any], str]:
     """What is compared, under which loss, and what is to be said of it: outputs where both networks have a readout."""
-    from kpflow_dyn._analyze import loss_of_task
+    from kpflow_dyn._learning.losses import loss_of_task
 
     without = [network.on_readout for network in (a, b) if network.readout is None]
     if without and loss is not None:
@@ -144,6 +148,9 @@ def _tracked(source: Network, seed: int, samples: int, loss: str | None, all_ste
     from kpflow_dyn._learning.tracking import Settings, recorded, track_checkpoints
 
     run = kp.Recorder.read(source.checkpoint)
+    last, _ = load(dataclasses.replace(source, checkpoint=run.file(run.steps[-1])), seed, loss)
+    # The task tells the nonlinearity of a network that has learnt it, and one network has one.
+    source = dataclasses.replace(source, nonlinearity=getattr(last.cell, "nonlinearity", None))
 
     def at(step: int) -> tuple[Any, Any]:
         network, _ = load(dataclasses.replace(source, checkpoint=run.file(step)), seed)

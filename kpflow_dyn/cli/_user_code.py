@@ -6,21 +6,35 @@ from kpflow_dyn.tasks._by_path import object_at, run
 
 
 def problem_from(reference: str) -> Any:
-    """What the user's function returns: a DiscreteProblem, an ODEProblem or a Solution.
+    """What the user's function returns: a problem or a Solution.
 
     The code runs as it would in `python file.py`, or after `import module` in the current folder.
     """
-    from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+    from kpflow_dyn._problems.problems import Problem
     from kpflow_dyn._problems.solutions import Solution
 
     function = object_at(reference, "--problem", "function")
     if not callable(function):
         raise ValueError(f"{reference} is {_a(function)}, expected a function without arguments that returns a problem")
     found = run(function, f"{reference} raised")
-    if not isinstance(found, DiscreteProblem | ODEProblem | Solution):
+    if not isinstance(found, Problem | Solution):
         raise ValueError(
-            f"{reference} returned {_a(found)}, expected a kp.DiscreteProblem, a kp.ODEProblem or a kp.Solution"
+            f"{reference} returned {_a(found)}, expected a problem (kp.DiscreteProblem, kp.ODEProblem, "
+            "kp.StaticProblem(..., axes=...)) or a kp.Solution"
         )
+    return found
+
+
+def module_from(reference: str) -> Any:
+    """The module that the user's function makes: a torch module, or a pytree of JAX."""
+    from kpflow_dyn._backend import backend_of
+
+    function = object_at(reference, "--module", "function")
+    if not callable(function):
+        raise ValueError(f"{reference} is {_a(function)}, expected a function without arguments that makes the module")
+    found = run(function, f"{reference} raised")
+    if backend_of(found) is None:
+        raise ValueError(f"{reference} made {_a(found)}, expected a torch module or a pytree with arrays of JAX")
     return found
 
 

@@ -1,5 +1,6 @@
 """What a traced model is made of, found by small passes from frozen data to frozen data.
 
+    real_graph    pairs of real values in the place of complex ones, so that the others know of none
     dependences   what each value depends on: constants, weights, data, or what moves (the state, learning)
     find_uses     each operation on data with a weight among its operands: a matrix, a scale or an opaque one
     find_copies   which elements of its operands each view, split or concatenation copies

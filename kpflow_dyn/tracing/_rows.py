@@ -5,7 +5,6 @@ They are mapped over rows by the framework's `each_row`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, split_into
+from kpflow_dyn._arrays.complex_numbers import as_flat, count
 from kpflow_dyn._backend import RowFunction, Transforms
 from kpflow_dyn.tracing._dependence import FIXED, Dependence
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, evaluate, run
@@ -185,5 +185,5 @@ def _parts(value: Array | Sequence[Array]) -> Sequence[Array]:
 
 def split(theta: Array, values: list[Array]) -> list[Array]:
     """A vector of all parameters, which may have probes in front, as one array of each parameter's shape."""
-    parts = split_into(theta, [math.prod(value.shape) for value in values])
-    return [part.reshape((*theta.shape[:-1], *value.shape)) for part, value in zip(parts, values, strict=True)]
+    parts = split_into(theta, [count(value) for value in values])
+    return [as_flat(part, value) for part, value in zip(parts, values, strict=True)]

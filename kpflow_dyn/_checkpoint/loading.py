@@ -1,0 +1,294 @@
+"""Recurrent networks, or modules of your own, out of checkpoint files."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from kpflow_dyn._checkpoint.cells import Cell, cell_of, constrain, is_dale
+from kpflow_dyn._checkpoint.files import read
+from kpflow_dyn._checkpoint.modules import fill
+from kpflow_dyn._checkpoint.names import Names, named, translated
+from kpflow_dyn._checkpoint.networks import MODELS, Found, build_readout, check_numbers, choose, find_readout
+from kpflow_dyn._checkpoint.nonlinearity import CHOICES, from_task, loss_on
+from kpflow_dyn._problems.parameters import CheckpointError, listing
+from kpflow_dyn.tasks import TaskData
+
+DEFAULT_LEAK = 0.1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file held.
+
+    Attributes:
+        model: "rnn", "gru", "lstm", "ctrnn" or "lowrank"; of a module that was given, the name of its class.
+        cell: the network, in eval mode: nn.RNN, nn.GRU or nn.LSTM (batch_first), their Cells, `models.CTRNNCell` or
+            `models.LowRankRNNCell`; or the module that was given to be filled.
+        readout: the linear layer on its state, or None where the file has none; of PsychRNN the nonlinearity and the
+            layer on it.
+        prefix: what stands before the recurrent weights' names in the file, such as "rnn.".
+        unused: names in the file that belong to neither, such as an encoder in front of the network.
+        readout_name: the readout's name in the file, such as "fc", or None.
+        start: the state at the start [unit] that the file has, or None.
+        found: what was found in the file and what was assumed, by subject, in words.
+    Example as `load_checkpoint`.
+    """
+
+    model: str
+    cell: Any
+    readout: nn.Module | None
+    prefix: str
+    unused: tuple[str, ...]
+    readout_name: str | None
+    start: Tensor | None = None
+    found: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_checkpoint(
+    path: str | Path,
+    model: Any = None,
+    prefix: str | None = None,
+    readout: str | None = None,
+    nonlinearity: str | None = None,
+    outputs: int | Callable[[int], bool] | None = None,
+    *,
+    key: str | None = None,
+    alpha: float | None = None,
+    task: TaskData | None = None,
+    loss: str | None = None,
+) -> Checkpoint:
+    """Read a recurrent network, and its readout if there is one, from a file; or fill a module of your own.
+
+    The file may be one of torch.save (a state dict or a whole module, alone or nested), safetensors, numpy's npz,
+    Lightning, stable-baselines3, flax (msgpack, orbax), PsychRNN, or a pickle of dictionaries of arrays. No object that
+    it names is made and no function is called: of classes that are no tensors only their names are read. The file's
+    sizes and dtype become the network's.
+
+    Args:
+        path: the file, or the folder of orbax.
+        model: "rnn", "gru", "lstm", "ctrnn" (a saved `CTRNNCell`, or a network of PsychRNN), "lowrank", or None for the
+            only network that there is; or a torch module or a pytree of JAX, whose weights all become the file's. A
+            file of equinox (.eqx) has no names, so that it needs the module.
+        prefix: what stands before the recurrent weights' names ("rnn." in rnn.weight_hh_l0, the dot may be left out).
+            By default the only one that fits.
+        readout: the readout layer's name. By default the one layer whose last component is a usual name ("fc", "out",
+            ...) and whose weight is [out, hidden], or else the only layer with a weight [outputs, hidden].
+        nonlinearity: "tanh" or "relu", for rnn and ctrnn, whose files do not say. By default what the file says after
+            all; or else the one with the clearly lower loss on the task; or else tanh (PsychRNN: relu).
+        outputs: how many outputs the readout has, where that is known; or whether so many fit it.
+        key: the mapping in the file that holds the network, such as "model" or "ema", where several do.
+        alpha: the leak dt / tau of a leaky network whose file does not have it; 0.1 by default for PsychRNN.
+        task: on which the network was trained, such as a sample of `kp.tasks`.
+        loss: that of the task, as in `kp.analyze`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that cannot be used, or that is made to do harm; the message says why.
+        ModuleNotFoundError: a file of flax without msgpack, or of orbax without orbax.
+
+    >>> import tempfile, torch, kpflow_dyn as kp
+    >>> path = f"{tempfile.mkdtemp()}/net.pt"
+    >>> net = torch.nn.ModuleDict({"rnn": torch.nn.GRU(3, 8), "fc": torch.nn.Linear(8, 2)})
+    >>> torch.save({"model": net.state_dict(), "epoch": 7}, path)
+    >>> loaded = kp.load_checkpoint(path)
+    >>> loaded.cell, loaded.readout_name, loaded.found["key"]
+    (GRU(3, 8, batch_first=True), 'fc', 'model')
+    """
+    if model is not None and not isinstance(model, str):
+        return Checkpoint(**fill(Path(path), model, key))
+    _check_options(model, nonlinearity, alpha)
+    content = read(Path(path))
+    names = named(content.tree)
+    names = translated(names if key is None else _under(names, key))
+    _check_any(names, content.tree)
+    network = choose(names, model, prefix)
+    check_numbers({network.whole + short: value for short, value in network.weights(names).items()})
+    if network.model not in ("rnn", "ctrnn", "lowrank") and nonlinearity is not None:
+        raise ValueError(f"nonlinearity is a choice for rnn and ctrnn only; leave it out for {network.model}")
+    network = _Loading(names, network, readout, task.fits if task else outputs, alpha)
+    phi, on_phi = network.nonlinearity(nonlinearity, task, loss)
+    return network.checkpoint(phi, {"file": content.kind}, on_phi)
+
+
+@dataclass(frozen=True)
+class _Loading:
+    """A network among the names of a file, that can be made with either nonlinearity."""
+
+    names: Names
+    network: Found
+    asked: str | None
+    outputs: Any
+    alpha: float | None
+
+    def cell(self, phi: str) -> Cell:
+        found = self.network
+        return cell_of(found.weights(self.names), found.model, found.prefix, phi, self.alpha)
+
+    @property
+    def of_psychrnn(self) -> bool:
+        return self.network.anchor == "W_rec"
+
+    @property
+    def hidden(self) -> int:
+        return self.cell("tanh").hidden_size
+
+    @property
+    def readout_name(self) -> str | None:
+        """In the file."""
+        if self.of_psychrnn:
+            name = f"{self.network.whole}W_out"
+            return name if name in self.names.tensors else None
+        return find_readout(self.names, self.network, self.hidden, self.asked, self.outputs)
+
+    def readout(self, name: str | None, phi: str) -> nn.Module | None:
+        if name is None:
+            return None
+        return (
+            _readout_of_psychrnn(self.names, self.network, phi) if self.of_psychrnn else build_readout(self.names, name)
+        )
+
+    @property
+    def start(self) -> Tensor | None:
+        """The state before the first step, of a file of PsychRNN."""
+        start = self.names.tensors.get(f"{self.network.whole}init_state")
+        return start.reshape(-1) if self.of_psychrnn and start is not None and start.numel() == self.hidden else None
+
+    def nonlinearity(self, asked: str | None, task: TaskData | None, loss: str | None) -> tuple[str, str]:
+        """The nonlinearity, and how it was found, in words; "" where the network has a fixed one."""
+        usual = "relu" if self.of_psychrnn else "tanh"
+        if self.network.model not in ("rnn", "ctrnn", "lowrank"):
+            return usual, ""
+        if asked is not None:
+            return asked, f"{asked}, as asked for"
+        if (said := self.names.words.get(f"{self.network.whole}nonlinearity")) in CHOICES:
+            return said, f"{said}, as the file says"
+        name = self.readout_name
+        if task is not None and task.targets is not None and name is not None:
+            layer = self.readout(name, "tanh")
+            width = self.names.tensors[f"{name}.weight" if not self.of_psychrnn else name].shape[0]
+            if layer is not None and task.fits(width) and self.cell("tanh").input_size == task.inputs.shape[2]:
+                return from_task(lambda phi: self.loss(task, name, phi, loss), usual, task.name)
+        default = "PsychRNN's own" if self.of_psychrnn else "torch's own"
+        return usual, f"{usual}, assumed ({default} default), as the file does not say; --nonlinearity sets it"
+
+    def loss(self, task: TaskData, name: str, phi: str, loss: str | None) -> float:
+        layer = self.readout(name, phi)
+        assert layer is not None
+        return loss_on(task, self.cell(phi), layer, self.start, loss)
+
+    def checkpoint(self, phi: str, found: dict[str, str], on_phi: str) -> Checkpoint:
+        """The network with this nonlinearity."""
+        network, name, start = self.network, self.readout_name, self.start
+        cell, layer = self.cell(phi), self.readout(name, phi)
+        used = [network.whole + short for short in network.weights(self.names)]
+        used += [each for each in (name, f"{name}.weight", f"{name}.bias") if each in self.names.tensors]
+        used += [f"{network.whole}init_state"] if start is not None else []
+        check_numbers({each: self.names.tensors[each] for each in used})
+        if self.of_psychrnn:
+            own = ("b_out", "output_connectivity", "Dale_out", "Dale_rec", "dale_ratio")
+            used += [network.whole + short for short in own]
+        head = f"{network.key}." if network.key else ""
+        unused = tuple(each.removeprefix(head) for each in self.names.tensors if each not in used)
+        short = name if name is None else name.removeprefix(head)
+        found |= _described(self, cell, layer, short, on_phi, start, unused)
+        return Checkpoint(network.model, cell, layer, network.prefix, unused, short, start, found)
+
+
+def _described(
+    loading: _Loading,
+    cell: Cell,
+    layer: nn.Module | None,
+    readout: str | None,
+    on_phi: str,
+    start: Tensor | None,
+    unused: tuple[str, ...],
+) -> dict[str, str]:
+    network = loading.network
+    origin = loading.names.origins.get(network.whole, "")
+    sizes = f"{cell.input_size} inputs, {cell.hidden_size} units, {_counted(getattr(cell, 'num_layers', 1), 'layer')}"
+    sizes += {"gru": ", gates r, z, n", "lstm": ", gates i, f, g, o"}.get(network.model, "")
+    said = {
+        "key": network.key,
+        "prefix": network.prefix,
+        "cell": f"{network.model}: {sizes}" + (f"; from {origin}" if origin else ""),
+        "nonlinearity": on_phi,
+        "readout": "none found" if layer is None else f"the layer {readout!r}",
+        "start": "zeros" if start is None else "init_state of the file, which does not learn here",
+        "left out": f"{_counted(len(unused), 'tensor')}: {', '.join(unused[:6])}{', ...' if len(unused) > 6 else ''}"
+        if unused
+        else "",
+    }
+    if network.model in ("ctrnn", "lowrank"):
+        said["leak"] = _on_leak(loading, cell)
+    if loading.of_psychrnn:
+        said["cell"] += "; from PsychRNN" + (", Dale's law kept" if is_dale(network.weights(loading.names)) else "")
+    if loading.names.skipped:
+        said["not made"] = "Python objects: " + listing(loading.names.skipped)
+    return {subject: words for subject, words in said.items() if words or subject in ("key", "prefix")}
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def _on_leak(loading: _Loading, cell: Any) -> str:
+    if cell.alpha is None:
+        return "learnt, one for each unit, as in the file"
+    value = f"alpha = dt / tau = {float(cell.alpha):.6g}"
+    if loading.alpha is not None:
+        return f"{value}, as asked for"
+    return (
+        f"{value}, assumed, as the file does not say; --alpha sets it"
+        if loading.of_psychrnn
+        else f"{value}, in the file"
+    )
+
+
+def _readout_of_psychrnn(names: Names, network: Found, phi: str) -> nn.Module:
+    """W_out phi(h) + b_out, with what is fixed of W_out."""
+    own = {name: names.tensors.get(network.whole + name) for name in ("W_out", "b_out", "output_connectivity")}
+    weights = network.weights(names)
+    dale, signs, weight = is_dale(weights), names.tensors.get(f"{network.whole}Dale_out"), own["W_out"]
+    assert weight is not None
+    out, hidden = weight.shape
+    layer = nn.Linear(hidden, out, bias=own["b_out"] is not None, device="meta")
+    values = {"weight": weight, "bias": own["b_out"]}
+    layer.load_state_dict({name: value.clone() for name, value in values.items() if value is not None}, assign=True)
+    kept = signs.diagonal() if dale and signs is not None else None
+    constrain(layer, "weight", own["output_connectivity"], kept, dale, weight.dtype)
+    return nn.Sequential({"tanh": nn.Tanh, "relu": nn.ReLU}[phi](), layer)
+
+
+def _under(names: Names, key: str) -> Names:
+    kept = names.under(key)
+    if not kept.tensors:
+        tops = dict.fromkeys(name.split(".")[0] for name in names.tensors)
+        raise CheckpointError(
+            f"nothing under the key {key!r}; the file has {', '.join(map(repr, tops)) or 'no tensors'}"
+        )
+    return kept
+
+
+def _check_any(names: Names, tree: Any) -> None:
+    if not names.tensors:
+        objects = (
+            f" but with Python objects ({', '.join(names.skipped)}), which are never made" if names.skipped else ""
+        )
+        raise CheckpointError(
+            f"expected a state dict, names with tensors, got a {type(tree).__name__} without any{objects}; "
+            "save one with torch.save(model.state_dict(), path)"
+        )
+
+
+def _check_options(model: str | None, nonlinearity: str | None, alpha: float | None) -> None:
+    if model is not None and model not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
+    if nonlinearity not in (None, *CHOICES):
+        raise ValueError(f"nonlinearity must be tanh or relu, got {nonlinearity!r}")
+    if nonlinearity is not None and model in ("gru", "lstm"):
+        raise ValueError(f"nonlinearity is a choice for rnn and ctrnn only; leave it out for {model}")
+    if alpha is not None and not 0 < alpha <= 1:
+        raise ValueError(f"alpha must be in (0, 1], the step over the time constant, got {alpha}")

@@ -1,0 +1,321 @@
+"""Record what a torch function does to real tensors, operation by operation.
+
+Operations are heard below autograd and function transforms, so that a derivative that a model takes inside is made of
+operations like all others. What hangs on buffers and constants alone, such as edges that a mask selects, is computed on
+the way.
+"""
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._library.custom_ops import OPDEFS  # what torch.library.custom_op made, with its function of Python
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx import Graph, GraphModule
+from torch.overrides import TorchFunctionMode, enable_reentrant_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from kpflow_dyn._torch.whole import numbered
+from kpflow_dyn.tracing._rules import rule_of
+
+aten = torch.ops.aten
+FxNode = Any  # torch.fx.Node, whose fields are unions that a type checker cannot narrow
+
+# these take no more than the shape of an operand
+LIKE = {aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.new_empty, aten.new_empty_strided}
+LIKE |= {aten.new_zeros, aten.new_ones, aten.new_full, aten.lift_fresh}
+WRITES_AT = {aten.index_put, aten.index_put_, aten._unsafe_index_put}
+INDEXED = WRITES_AT | {aten.index, aten._unsafe_index}
+OF_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+ARGUMENTS = "its arguments in place; work on copies (x = x + ..., not x += ...)"
+BRANCHES = (
+    "a number, a branch, a loop or a shape hangs on values that are not fixed by buffers and constants; write it "
+    "without branches or loops on values, as by torch.where"
+)
+DETACHES = {Tensor.detach, torch.detach, Tensor.data.__get__}  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a function did.
+
+    module: the same operations as a function of the tensors that were `given`.
+    given: for each the row or the name it has, or its value where it was found on the way.
+    fixing: the names of tensors whose values made something of what was recorded.
+    """
+
+    module: GraphModule
+    given: list[int | str | Tensor]
+    fixing: frozenset[str]
+
+
+def record(
+    function: Callable[..., Any],
+    rows: Sequence[Tensor],
+    held: Mapping[str, Tensor],
+    learnt: Sequence[str] = (),
+    beside: Callable[["Recorder"], AbstractContextManager[None]] = nullcontext,
+    stops: bool = True,
+) -> Recording:
+    """Record function(*rows) -> a tensor or a sequence of them.
+
+    Args:
+        function: a function of real tensors.
+        rows: what it is recorded at.
+        held: the tensors of its model by name.
+        learnt: the names of parameters among them.
+        beside: what else shall be watched meanwhile.
+        stops: whether what is computed without gradients is without a derivative.
+    """
+    recorder = Recorder(len(rows), held, frozenset(learnt), stops)
+    with torch.inference_mode(False), torch.enable_grad(), beside(recorder):
+        given = [row.detach().clone().requires_grad_(_has_derivatives(row)).view_as(row) for row in rows]
+        for name in learnt:
+            recorder.node_of(held[name])
+        with recorder.listening(given):
+            found = function(*given)
+            return recorder.finish([found] if isinstance(found, Tensor) else found)
+
+
+class Recorder(TorchDispatchMode):
+    """Hears all operations and writes them down as nodes of a graph."""
+
+    def __init__(self, rows: int, held: Mapping[str, Tensor], learnt: frozenset[str], stops: bool) -> None:
+        super().__init__()
+        self.graph, self.paused, self.detaching = Graph(), False, False
+        self._learnt, self._stops = learnt, stops
+        self._given: dict[FxNode, int | str | Tensor] = {self.graph.placeholder(f"row_{n}"): n for n in range(rows)}
+        self._top = next(iter(self._given))
+        self._nodes: dict[int, FxNode] = {}  # of tensors by their ids, which stay theirs while they live
+        self._alive: list[Tensor] = []
+        self._places = {_place(value): name for name, value in held.items()}
+        self._behind: dict[Any, frozenset[int | str]] = {}  # the rows and names that a storage was computed from
+        self._not_ours: dict[Any, str] = {}  # storages that may not be written to
+        self._fixing: set[str] = set()
+
+    @contextmanager
+    def listening(self, rows: Sequence[Tensor]) -> Iterator[None]:
+        """Record, from these rows on."""
+        nodes = [node for node, what in self._given.items() if isinstance(what, int)]
+        for n, (node, row) in enumerate(zip(nodes, rows, strict=True)):
+            self._know(row, node, frozenset([n]))
+            self._not_ours[_storage(row)] = ARGUMENTS
+        with _Asked(self), _without_checks(), self:
+            yield
+
+    def finish(self, outputs: Sequence[Tensor]) -> Recording:
+        """What was recorded up to these."""
+        self.graph.output(tuple(self.node_of(value) for value in outputs))
+        given = [self._given[node] for node in self.graph.nodes if node.op == "placeholder"]
+        return Recording(GraphModule(torch.nn.Module(), self.graph), given, frozenset(self._fixing))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do it, and write it down."""
+        kwargs, packet = kwargs or {}, func.overloadpacket
+        if self.paused:
+            return func(*args, **kwargs)
+        if packet in INDEXED:
+            args = self._with_numbers_for_masks(packet, args)
+        elif OF_VALUES & set(func.tags):
+            self._fix(tensors_in((args, kwargs)))
+            return self._found(func(*args, **kwargs))
+        written = list(_written(func, args, kwargs))
+        for tensor in written:
+            self._check_ours(tensor)
+        if (own := OPDEFS.get(func._schema.name)) is not None:
+            with enable_reentrant_dispatch(), self:
+                return own._init_fn(*args, **kwargs)
+        operands = tensors_in((args, kwargs))
+        out = func(*args, **kwargs)
+        if not operands or packet in LIKE:
+            return self._found(out)
+        if results := tensors_in(out):
+            self._write_down(func, args, kwargs, results, isinstance(out, Tensor), written)
+        return out
+
+    def whole(self, op: Any, args: Any, kwargs: Any) -> Any:
+        """An operation that has a rule, as one node."""
+        self.paused = True
+        try:
+            out = op(*args, **kwargs)
+        finally:
+            self.paused = False
+        number, values = numbered(op, args, kwargs)
+        behind = self._behind_all(values)
+        node = self.graph.call_function(torch.ops.kpflow_dyn.whole.default, (number, [*map(self.node_of, values)]))
+        self._know(out, node, behind)
+        return out
+
+    def node_of(self, tensor: Tensor) -> FxNode:
+        """The node of a tensor; one that was not met before is of the model, or a constant."""
+        if id(tensor) not in self._nodes:
+            name = self._places.get(_place(tensor))
+            message = f"its own {name or 'tensors'}, which a trace does not follow"
+            self._not_ours[_storage(tensor)] = message.replace("call.", "")
+            with self.graph.inserting_before(self._top):
+                node = self.graph.placeholder(f"held_{len(self._given)}")
+            self._given[node] = tensor.detach().clone() if name is None else name
+            self._know(tensor, node, frozenset(() if name is None else (name,)))
+        return self._nodes[id(tensor)]
+
+    def stand_for(self, tensor: Tensor, node: FxNode) -> None:
+        """Let another node stand for a tensor from now on."""
+        self._nodes[id(tensor)] = node
+
+    def _know(self, tensor: Tensor, node: FxNode, behind: frozenset[int | str]) -> None:
+        self._nodes[id(tensor)] = node
+        self._alive.append(tensor)
+        place = _storage(tensor)
+        self._behind[place] = self._behind.get(place, frozenset()) | behind
+
+    def _behind_all(self, tensors: Iterable[Tensor]) -> frozenset[int | str]:
+        for tensor in tensors:
+            self.node_of(tensor)
+        return frozenset().union(*(self._behind[_storage(tensor)] for tensor in tensors))
+
+    def _write_down(self, func: Any, args: Any, kwargs: Any, results: list[Tensor], single: bool, written: Any) -> None:
+        behind = self._behind_all(tensors_in((args, kwargs)))
+        if func is aten.detach.default and not self.detaching:
+            func = aten.alias.default  # autograd's own, of what it keeps
+        leaves = tree_map(lambda leaf: self.node_of(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+        node = self.graph.call_function(func, *leaves)
+        for tensor in written:
+            self._behind[_storage(tensor)] |= behind
+        for n, tensor in enumerate(results):
+            if id(tensor) in self._nodes:  # it was written to
+                continue
+            one = node if single else self.graph.call_function(operator.getitem, (node, n))
+            if self._stops and not torch.is_grad_enabled() and _has_derivatives(tensor):
+                one = self.graph.call_function(aten.detach.default, (one,))
+            self._know(tensor, one, behind)
+
+    def _found(self, out: Any) -> Any:
+        """Results that hang on nothing are constants, of which the model may make what it likes."""
+        for tensor in tensors_in(out):
+            if id(tensor) not in self._nodes:
+                node = self.node_of(tensor)
+                del self._not_ours[_storage(tensor)]
+                self._nodes[id(tensor)] = self.graph.call_function(aten.clone.default, (node,))
+        return out
+
+    def _fix(self, tensors: list[Tensor]) -> None:
+        """Raise unless values hang on buffers and constants alone."""
+        behind = self._behind_all(tensors)
+        if any(isinstance(part, int) or part in self._learnt for part in behind):
+            raise ValueError(BRANCHES)
+        self._fixing |= {str(part) for part in behind}
+
+    def _with_numbers_for_masks(self, packet: Any, args: Any) -> Any:
+        """Fixed masks among indices as the numbers of what they take."""
+        masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
+        if not masks:
+            return args
+        try:
+            self._fix(masks)
+        except ValueError:
+            if packet in WRITES_AT and args[2].numel() == 1:  # one value where data say so
+                return args
+            raise
+        numbers = [[i] if i is None or i.dtype != torch.bool else self._found(list(_numbers(i))) for i in args[1]]
+        return args[0], [part for parts in numbers for part in parts], *args[2:]
+
+    def _check_ours(self, tensor: Tensor) -> None:
+        self.node_of(tensor)
+        if (whose := self._not_ours.get(_storage(tensor))) is not None:
+            raise ValueError(f"the model writes to {whose}")
+
+
+class _Asked(TorchFunctionMode):
+    """What only the call itself tells: where the model detaches, as autograd does to what it keeps, and looks up."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        has_rule = isinstance(func, OpOverload | OpOverloadPacket) and rule_of(func)
+        if has_rule and not any(map(is_wrapped, tensors_in(args))):
+            return self.recorder.whole(func, args, kwargs or {})
+        if func is Tensor.fill_diagonal_:
+            return _fill_diagonal(*args, **(kwargs or {}))
+        if func is Tensor.__getitem__:
+            return _looked_up(*args)
+        if func not in DETACHES:
+            return func(*args, **(kwargs or {}))
+        self.recorder.detaching = True
+        try:
+            return args[0].detach()
+        finally:
+            self.recorder.detaching = False
+
+
+@contextmanager
+def _without_checks() -> Iterator[None]:
+    """Checks of values are no part of a graph."""
+    check = torch._assert
+    torch._assert = lambda *_: None
+    try:
+        yield
+    finally:
+        torch._assert = check
+
+
+def _looked_up(values: Tensor, key: Any) -> Tensor:
+    """values[key], where a number in a tensor stays one: torch would take it for a number of Python."""
+    keys = key if isinstance(key, tuple) else (key,)
+    place = next((n for n, k in enumerate(keys) if not isinstance(k, slice)), len(keys))
+    number = keys[place] if place < len(keys) else None
+    if not isinstance(number, Tensor) or number.ndim or number.dtype not in (torch.int32, torch.int64):
+        return values[key]
+    before = keys[:place]
+    found = values[(*before, number.reshape(1))].select(place, 0)
+    rest = keys[place + 1 :]
+    return _looked_up(found, (*((slice(None),) * place), *rest)) if rest else found
+
+
+def _has_derivatives(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _numbers(mask: Tensor) -> tuple[Tensor, ...]:
+    return mask.nonzero(as_tuple=True)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _fill_diagonal(values: Tensor, fill_value: float, wrap: bool = False) -> Tensor:
+    """By a mask: torch writes to a view of the storage, which has no form without writes."""
+    mask = np.zeros(values.shape, bool)
+    np.fill_diagonal(mask, True, wrap)
+    return values.masked_fill_(torch.from_numpy(mask).to(values.device), fill_value)
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether it is inside of a transform of torch.func."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # type: ignore[attr-defined]
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """What an operation writes to."""
+    for n, argument in enumerate(func._schema.arguments if func._schema.is_mutable else ()):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from tensors_in(args[n] if n < len(args) else kwargs.get(argument.name))
+
+
+def _place(tensor: Tensor) -> Any:
+    """Where its numbers are, and how they are read."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def _storage(tensor: Tensor) -> Any:
+    return id(tensor) if tensor.layout is not torch.strided else tensor.untyped_storage()._cdata

@@ -1,0 +1,1 @@
+"""Networks of other packages, unchanged and with random weights, each compared with autograd through itself."""

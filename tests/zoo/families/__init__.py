@@ -1,0 +1,1 @@
+"""The members, a module for each kind of package."""
