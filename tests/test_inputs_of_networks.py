@@ -174,6 +174,27 @@ def test_arrays_that_all_trials_share(net: Transformer, given: dict[str, Any]) -
     close(flow.J.dense(), jacobian(net, lambda call: call(**square).logits))
 
 
+class Masked(nn.Module):
+    """Attention with a mask that is added to its scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.attention(x, x, x, attn_mask=mask)[0]
+
+
+def test_masks_may_be_infinite() -> None:
+    torch.manual_seed(4)
+    net, x = Masked().double(), torch.randn(2, TOKENS, WIDTH).double()
+    causal = nn.Transformer.generate_square_subsequent_mask(TOKENS, dtype=torch.float64)
+    flow = linearized(net, (x, causal), state="")
+    close(flow.J.dense(), jacobian(net, lambda call: call(x, causal)))
+    with pytest.raises(ValueError, match="x holds NaN or inf"):
+        kp.StaticProblem(net, x / 0)
+
+
 def test_remade_with_other_arguments(net: Transformer, given: dict[str, Any]) -> None:
     problem = kp.StaticProblem(net, given, state="logits")
     other = problem.remake(x=given | {"input_ids": given["input_ids"].flip(0)})
@@ -198,6 +219,8 @@ def test_names_that_are_not_there(net: Transformer, given: dict[str, Any]) -> No
 def test_arguments_that_do_not_fit(net: Transformer, given: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="x is dict, expected a torch tensor or a jax array"):
         kp.StaticProblem(net, {"use_cache": False})
+    with pytest.raises(TypeError, match=r"x is list, expected .*or a tuple or dict of arguments"):
+        kp.StaticProblem(net, [given["input_ids"], given["attention_mask"]])
     with pytest.raises(ValueError, match=r"different numbers of trials, .*'attention_mask'\]\": 2"):
         kp.StaticProblem(net, given | {"attention_mask": given["attention_mask"][:2]}, shared=())
     with pytest.raises(ValueError, match=r"shared names \['place'\], expected some of the arguments \['input_ids'"):

@@ -10,7 +10,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, is_array
 from kpflow_dyn._backend import Backend, backend_for
-from kpflow_dyn._problems.checks import check_rows
+from kpflow_dyn._problems.checks import check_argument, check_rows
 
 ROWS = "[trial, ...]"
 
@@ -74,11 +74,13 @@ def arguments_of(x: Any, shared: Sequence[str | int] | None, alone: bool) -> tup
     x = dict(x) if isinstance(x, Mapping) else x
     found: dict[str, Array] = {}
     mapped(lambda name, leaf: found.update({name: leaf}) if _holds_rows(leaf) else None, x)
-    if not found:
+    if not found or isinstance(x, list):
         expected = "a torch tensor or a jax array [trial, ...], or a tuple or dict of arguments that holds some"
         raise TypeError(f"x is {type(x).__name__}, expected {expected}")
     backend = backend_for(min(found.values(), key=lambda array: isinstance(array, np.ndarray)), "x", ROWS)
-    kept = {name: check_rows(array, name, ROWS, backend) if array.ndim else array for name, array in found.items()}
+    kept = {name: check_argument(array, name, ROWS, backend) if array.ndim else array for name, array in found.items()}
+    if "x" in kept:  # it is the only one, and no mask
+        check_rows(kept["x"], "x", ROWS)
     common = _shared(x, kept, shared, alone)
     rows = {name: array[None] if alone else array for name, array in kept.items() if name not in common}
     if not rows:

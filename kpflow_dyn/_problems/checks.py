@@ -116,13 +116,21 @@ def check_width(cell: Any, x: Array) -> None:
         raise ValueError(f"x has {x.shape[-1]} input channels, but the cell takes {width}; x is [trial, time, input]")
 
 
-def check_rows(x: Any, what: str, axes: str, backend: Backend | None = None) -> Array:
+def check_rows(x: Any, what: str, axes: str) -> Array:
     """Data of torch or JAX, finite floats or integers; numpy arrays become those of JAX."""
-    x = (backend or backend_for(x, what, axes)).data.as_rows(x, what, axes)
-    if x.ndim < 1 or 0 in x.shape:
-        raise ValueError(f"{what} has shape {tuple(x.shape)}, expected {axes} with at least one of each")
+    x = check_argument(x, what, axes, backend_for(x, what, axes))
     if not _is_finite(x):
         raise ValueError(f"{what} holds NaN or inf; clean the data")
+    return x
+
+
+def check_argument(x: Any, what: str, axes: str, backend: Backend) -> Array:
+    """The same where infinite entries have a meaning, as in masks that are added to scores."""
+    x = backend.data.as_rows(x, what, axes)
+    if x.ndim < 1 or 0 in x.shape:
+        raise ValueError(f"{what} has shape {tuple(x.shape)}, expected {axes} with at least one of each")
+    if not bool((x == x).all()):
+        raise ValueError(f"{what} holds NaN; clean the data")
     return x
 
 
