@@ -101,6 +101,8 @@ class OnHalves(nn.Module):
         self._parameters, self._buffers, self._modules = f._parameters, f._buffers, f._modules
         self.training = f.training
 
+    field: Any
+
     def forward(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
         return in_halves(self.field(t, of_halves(z), *x))
 
