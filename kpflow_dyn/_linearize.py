@@ -55,7 +55,8 @@ def linearize(
 ) -> Flow:
     """The operators of a solution, J = dS/dtheta and ntk = J J* = P K P*; see `Flow`.
 
-    The parameters are copied: training the model afterwards changes nothing in an existing flow.
+    The parameters are copied: training the model afterwards changes nothing in an existing flow. A model in half
+    precision (float16, bfloat16) is solved again with its parameters and inputs in float32, the dtype of the operators.
 
     Args:
         sol: a solution of `solve`.

@@ -16,6 +16,7 @@ from torch.func import functional_call, jacrev
 
 import kpflow_dyn as kp
 from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn._implicit.constraint import Constraint
 
 AXES = ("trial", "time", "unit")
 TRIALS, TIMES, INPUTS, UNITS = 2, 5, 3, 4
@@ -182,6 +183,74 @@ def test_learning_of_sequences(rolled: kp.Flow, stepped: kp.Flow) -> None:
     options: dict[str, Any] = {"mask": mask, "lr": 0.1, "steps": 20}
     curves = [kp.forecast(flow.output(readout, learn=True), target, **options) for flow in (rolled, stepped)]
     np.testing.assert_allclose(curves[0].loss, curves[1].loss, rtol=1e-7)
+
+
+# Diagonal linear recurrences
+
+
+class Diagonal(nn.Module):
+    """h_t = a h_{t-1} + W x_t, as a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate, self.into = nn.Parameter(torch.randn(UNITS)), nn.Linear(INPUTS, UNITS)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return torch.sigmoid(self.rate) * z + self.into(x)
+
+
+class ByLoop(Diagonal):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        h, states = x.new_zeros(len(x), UNITS), []
+        for u in self.into(x).unbind(1):
+            states.append(h := torch.sigmoid(self.rate) * h + u)
+        return torch.stack(states, 1)
+
+
+class BySum(Diagonal):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        powers = torch.sigmoid(self.rate) ** torch.arange(x.shape[1])[:, None]
+        return torch.cumsum(self.into(x) / powers, 1) * powers
+
+
+class ByScan(Diagonal):
+    """In log2 T rounds, each over all times."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        h = self.into(x)
+        a, back = torch.sigmoid(self.rate).expand(h.shape), 1
+        while back < x.shape[1]:
+            h = torch.cat([h[:, :back], h[:, back:] + a[:, back:] * h[:, :-back]], 1)
+            a = torch.cat([a[:, :back], a[:, back:] * a[:, :-back]], 1)
+            back *= 2
+        return h
+
+
+class ByConvolution(Diagonal):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        kernel = torch.sigmoid(self.rate)[:, None] ** torch.arange(x.shape[1])
+        padded = nn.functional.pad(self.into(x).transpose(1, 2), (x.shape[1] - 1, 0))
+        return nn.functional.conv1d(padded, kernel.flip(1)[:, None], groups=UNITS).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", [ByLoop, BySum, ByScan, ByConvolution])
+def test_linear_recurrences_however_they_are_computed(kind: type[Diagonal]) -> None:
+    torch.manual_seed(6)
+    net, cell, x = kind().double(), Diagonal().double(), inputs()
+    cell.load_state_dict(net.state_dict())
+    stepped = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x, torch.zeros(TRIALS, UNITS).double())))
+    close(linearized(net, x, axes=AXES).ntk.dense(), stepped.ntk.dense(), 1e-10)
+
+
+def test_where_sites_cannot_be_found_autograd_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_args: Any) -> list[Any]:
+        raise RuntimeError("no variables")
+
+    monkeypatch.setattr(Constraint, "variables", fails)
+    net, x = nn.Linear(INPUTS, 2).double(), inputs()
+    with pytest.warns(kp.UntracedWarning, match="no variables"):
+        flow = kp.linearize(kp.solve(kp.StaticProblem(net, x, axes=AXES)))
+    close(flow.J.dense(), jacobian(net, lambda call: call(x)))
 
 
 # One call, without trials

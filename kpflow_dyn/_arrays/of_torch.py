@@ -22,7 +22,7 @@ class Torch(Library):
 
     def to_numpy(self, a: Tensor) -> np.ndarray:
         a = a.detach().cpu()
-        return (a.float() if a.dtype is torch.bfloat16 else a).numpy()  # which numpy does not have
+        return (a.float() if a.dtype is torch.bfloat16 else a).numpy()  # numpy has no bfloat16
 
     def complex_of(self, real: Tensor, imaginary: Tensor) -> Tensor:
         return torch.complex(real, imaginary)

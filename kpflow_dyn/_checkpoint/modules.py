@@ -3,11 +3,12 @@
 import inspect
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from kpflow_dyn._arrays import like_numpy
@@ -53,13 +54,44 @@ def fill(path: Path, module: Any, key: str | None) -> dict[str, Any]:
     }
 
 
-def problem_of(module: Any, x: np.ndarray, start: Any = None) -> DiscreteProblem | StaticProblem:
-    """The module on inputs: a recurrent layer or a cell step by step, another module once on all of them."""
-    like = next(iter(parameters_of(module).values()))
-    inputs = like_numpy(x, like)
-    if x.ndim == 3 and is_cell(module):
-        return DiscreteProblem(module, inputs, _zeros(module) if start is None else start)
-    return StaticProblem(module, inputs)
+SEQUENCE = ("trial", "time", "unit")
+
+
+def problem_of(
+    module: Any, x: np.ndarray, state: Sequence[str] | None = None, axes: Sequence[str] | None = None
+) -> DiscreteProblem | StaticProblem:
+    """The module on inputs: a recurrent layer or a cell step by step, another module once on all of them.
+
+    Inputs [trial, time, input] and tokens [trial, time] are taken as sequences, where `axes` does not say; others, such
+    as images, give one value at one time.
+    """
+    inputs = _inputs(x, module)
+    if x.ndim == 3 and state is None and axes is None and is_cell(module):
+        return DiscreteProblem(module, inputs, _zeros(module))
+    is_sequence = x.ndim == 3 or (x.ndim == 2 and x.dtype.kind in "iu")
+    if not is_sequence and state is None and axes is None:
+        module = _at_one_time(module)
+    return StaticProblem(module, inputs, state, SEQUENCE if axes is None else axes)
+
+
+def _inputs(x: np.ndarray, module: Any) -> Any:
+    """Numbers in the dtype of the module; tokens stay integers."""
+    if x.dtype.kind in "fc":
+        return like_numpy(x, next(iter(parameters_of(module).values())))
+    if isinstance(module, nn.Module):
+        return torch.from_numpy(x.astype("int64"))
+    import jax
+
+    return jax.numpy.asarray(x)
+
+
+def _at_one_time(module: Any) -> Any:
+    """The module whose output [trial, ...] is [trial, 1, unit]."""
+    if isinstance(module, nn.Module):
+        return nn.Sequential(module, nn.Flatten(), nn.Unflatten(1, (1, -1)))
+    import jax
+
+    return jax.tree_util.Partial(lambda own, x: own(x).reshape(1, -1), module)
 
 
 def _zeros(module: Any) -> Any:

@@ -20,8 +20,8 @@ from kpflow_dyn._spaces.space import Space
 
 def flow_of_constraint(sol: ConstraintSolution, params: Choice, weights: Weights) -> ConstraintFlow:
     """The operators of a solution of `solve_implicit`."""
-    found, one = linearised(sol, params), sol.equations.form is Form.FREE
     trial, measure = weights.trial, weights.on(sol.axes)
+    (found, sites), one = linearised(sol, params, trial), sol.equations.form is Form.FREE
     state = Space(sol.axes, tuple(sol.state.shape), sol.state, measure)
     parameters = Space(("parameter",), (sum(map(count, found.parameters.values())),), sol.state)
     rows, trials = ((), ()) if one else (("trial",), state.shape[:1])
@@ -31,7 +31,7 @@ def flow_of_constraint(sol: ConstraintSolution, params: Choice, weights: Weights
     kick = found.apart.parameters.between(parameters, state)
     K = found.apart.parameters.gram(kick)
     P, J, ntk = _propagator_jacobian_and_kernel(sol, found, kick, K)
-    V, sites = found.write.between(parameters, outputs), found.sites(trial)
+    V = found.write.between(parameters, outputs)
     return ConstraintFlow(
         P=Propagator(P, -found.apart.argument.between(state, state)),
         K=K,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kpflow_dyn._arrays import Array, Rows, array_namespace
+from kpflow_dyn._arrays.memory import in_blocks
 from kpflow_dyn._flows.referee import Derivative
 from kpflow_dyn._flows.sites import WeightSite
 from kpflow_dyn._implicit.equations import Equations
@@ -58,9 +59,14 @@ class Pair:
 
 def pair_of(own: Derivative) -> Pair:
     """Autograd's derivative by its two arguments."""
+
+    def squared(q: Array) -> Array:
+        parameters = own.probe.theta.shape[1]
+        return in_blocks(lambda block: own.push(own.pull(block)[0], None), parameters, q)(q)
+
     return Pair(
         lambda: own.value,
-        Map(lambda theta: own.push(theta, None), lambda q: own.pull(q)[0]),
+        Map(lambda theta: own.push(theta, None), lambda q: own.pull(q)[0], squared),
         Map(lambda argument: own.push(None, argument), lambda q: own.pull(q)[1]),
     )
 

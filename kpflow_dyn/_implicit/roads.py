@@ -22,6 +22,7 @@ from kpflow_dyn._flows.referee import (
     sizes_of,
     tolerance_of,
 )
+from kpflow_dyn._flows.sites import WeightSite
 from kpflow_dyn._implicit.constraint import named_states
 from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.linearised import Linearised, apart_of, own_of, parameters_of, whole_of
@@ -31,24 +32,31 @@ from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn.tracing._rows import split
 
 
-def linearised(sol: ConstraintSolution, params: Choice) -> Linearised:
-    """A solution's derivatives in the parameters that learn, by its trace where autograd says the same."""
+def linearised(sol: ConstraintSolution, params: Choice, measure: Array | None) -> tuple[Linearised, list[WeightSite]]:
+    """A solution's derivatives in the parameters that learn, by its trace where autograd says the same; and its sites.
+
+    Args:
+        measure: how much each trial counts.
+    """
     model = sol.equations.model(params)
     if isinstance(sol, NetworkSolution) and sol.of_uses:
-        return _still(sol, model)
+        found = _still(sol, model)
+        return found, found.sites(measure)
     own = (whole_of if sol.equations.form is Form.NETWORK else apart_of)(sol.equations, model, sol.state)
     _check_unchanged(own, sol.state)
     answer = ask(own)
     if sol.traced is None:
-        return _by_autograd(sol, model, sol.untraced)
+        found = _by_autograd(sol, model, sol.untraced)
+        return found, found.sites(measure)
     try:
         found = Traced(sol.traced, model.parameters, sol.state)
         derivative = found.at_once("whole" if found.whole else "apart", answer.probe.q)
         compare(derivative, answer, sizes_of(model.parameters))
         _check_sites(found, answer.rounding)
+        return found, found.sites(measure)
     except Exception as error:  # whatever stops the trace, autograd answers
-        return _by_autograd(sol, model, in_words(error, model.causes(own)))
-    return found
+        found = _by_autograd(sol, model, in_words(error, model.causes(own)))
+        return found, found.sites(measure)
 
 
 def _by_autograd(sol: ConstraintSolution, model: Any, untraced: str) -> Linearised:

@@ -19,7 +19,6 @@ from kpflow_dyn._jax.complex_parts import on_halves as on_halves
 
 parameters_of, changed, learnt_start = floating_leaves, with_parameters, LearntStart
 Values = dict[str, jax.Array]
-HALF = ("bfloat16", "float16")
 
 
 def left_alone(_model: Any) -> AbstractContextManager[None]:
@@ -32,9 +31,13 @@ def copied(model: Any) -> Any:
     return model
 
 
-def in_single(part: Any) -> Any:
-    """A pytree whose arrays of half precision are float32."""
-    return jax.tree.map(lambda leaf: leaf.astype("float32") if str(getattr(leaf, "dtype", "")) in HALF else leaf, part)
+def in_single(value: Any) -> Any:
+    """Any pytree with its arrays of half precision in float32."""
+    return jax.tree.map(lambda leaf: leaf.astype("float32") if _is_half(leaf) else leaf, value)
+
+
+def _is_half(leaf: Any) -> bool:
+    return eqx.is_inexact_array(leaf) and leaf.dtype.itemsize == 2
 
 
 def learns(value: Any) -> bool:

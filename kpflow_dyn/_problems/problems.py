@@ -170,8 +170,8 @@ class StaticProblem(Problem):
     Args:
         net: in torch an nn.Module called on all trials at once, whose trials must not influence each other: an MLP, a
             convolutional or residual network, attention, a transformer, a sequence model, an nn.RNN, nn.GRU or nn.LSTM
-            that is no step map (bidirectional, projected), nn.MultiheadAttention (as self-attention). In JAX a callable
-            pytree, called on one trial.
+            that is no step map (bidirectional, projected), nn.MultiheadAttention (as self-attention); trials come first
+            in what these take and give, whatever `batch_first` says. In JAX a callable pytree, called on one trial.
         x: inputs [trial, ...], floats, integers (tokens) or booleans, a torch tensor or a jax array; or a tuple of
             arguments of `net`, or a dict of arguments by their name. The trials are the rows of the first array among
             these, and of all arrays with as many rows; other arrays are shared by all trials. Other values, such as

@@ -17,7 +17,6 @@ from kpflow_dyn._torch.trace import Applied
 
 learnt_start = LearntStart
 Values = dict[str, Tensor]
-HALF = (torch.bfloat16, torch.float16)
 
 
 def parameters_of(model: Any) -> Values:
@@ -45,11 +44,15 @@ def copied(model: Any) -> Any:
         ) from error
 
 
-def in_single(part: Any) -> Any:
-    """A module or tensors, copies in float32 where they are in half precision."""
-    if isinstance(part, nn.Module):
-        return copied(part).float()
-    return tree_map(lambda leaf: leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in HALF else leaf, part)
+def in_single(value: Any) -> Any:
+    """A copy of a module, a tensor, or a container of these, with float32 in the place of half precision."""
+    if isinstance(value, nn.Module):
+        return copied(value)._apply(_in_single)
+    return tree_map(lambda leaf: _in_single(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _in_single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 2 else tensor
 
 
 def learns(value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from kpflow_dyn._backend import RowFunction
@@ -18,6 +18,17 @@ __all__ = ["compiled", "each_row", "index", "jvp", "linearised", "over_models", 
 
 ROWS_AT_ONCE = 8192
 Tree = Any  # a tensor, or a list of tensors
+
+
+def jvp(function: Callable[..., Any], points: tuple[Tree, ...], tangents: tuple[Tree, ...]) -> Any:
+    """torch's own, at copies of points whose entries share memory, as those of an expanded tensor do."""
+    return torch.func.jvp(function, tree_map(_apart, points), tangents)
+
+
+def _apart(point: Tensor) -> Tensor:
+    shared = any(step == 0 and length > 1 for step, length in zip(point.stride(), point.shape, strict=True))
+    return point.contiguous() if shared else point
+
 
 with warnings.catch_warnings():  # torch's first forward derivative in a process calls its own deprecated torch.jit
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -62,7 +62,19 @@ Module = Annotated[
         "saved; it is filled with the weights. This RUNS that code."
     ),
 ]
+State = Annotated[
+    str | None,
+    typer.Option(help="With --module: the parts whose outputs are the state, such as rnn or encoder.0,encoder.1."),
+]
+Axes = Annotated[
+    str | None,
+    typer.Option(help="With --module: the axes of what it gives, such as trial,time,unit, the default for sequences."),
+]
 Inputs = Annotated[
     Path | None,
-    typer.Option("--x", help="In the place of --task: inputs [trial, time, channel], a .npy file or x in a .npz file."),
+    typer.Option(
+        "--x",
+        help="In the place of --task: inputs by trial, time and channel (of a module by trial and whatever it takes), "
+        "in a .npy file, or as x in a .npz file.",
+    ),
 ]
