@@ -572,3 +572,19 @@ def test_one_value_per_row_of_a_mask() -> None:
         return torch.tanh(y)
 
     check_cell(lambda: Of(step))
+
+
+NOT_FOLLOWED: dict[str, tuple[Callable[..., Tensor], dict[str, Any], str]] = {
+    "branch": (lambda m, x: x @ m.w if m.b.sum() > 0 else x @ m.v, {}, "torch.where"),
+    "shape": (lambda m, x: (x @ m.w)[:, : int((m.w > 0).sum()) % N], {}, "torch.where"),
+    "sparse": (lambda m, x: torch.sparse.mm(m.edges, (x @ m.w).T).T, {"edges": EYE.to_sparse()}, "sparse"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_FOLLOWED)
+def test_what_is_not_followed_is_said(name: str) -> None:
+    function, parts, says = NOT_FOLLOWED[name]
+    torch.manual_seed(0)
+    net, x = Of(function, **parts).double(), torch.randn(3, N)
+    with pytest.warns(kp.UntracedWarning, match=f"could not be traced.*{says}"):
+        assert kp.linearize(kp.solve(kp.StaticProblem(net, x, ""))).sites == []

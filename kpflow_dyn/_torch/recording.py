@@ -155,6 +155,10 @@ class Recorder(TorchDispatchMode):
     def node_of(self, tensor: Tensor) -> FxNode:
         """The node of a tensor; one that was not met before is of the model, or a constant."""
         if id(tensor) not in self._nodes:
+            if tensor.layout is not torch.strided:
+                raise ValueError(
+                    "the model holds a sparse tensor, which a trace does not follow; index_add does the same"
+                )
             name = self._places.get(_place(tensor))
             message = f"its own {name or 'tensors'}, which a trace does not follow"
             self._not_ours[_storage(tensor)] = message.replace("call.", "")
