@@ -73,10 +73,7 @@ class Flow:
 
     @property
     def nodal(self) -> Flow:
-        """The flow of the steps themselves, each counted as one, where P K P* = ntk to round-off.
-
-        It is the flow itself, but for an ODE; see `ODEFlow`.
-        """
+        """The flow of the steps themselves, where P K P* = ntk to round-off: itself, but for an ODE; see `ODEFlow`."""
         return self
 
     def truncate(self, rtol: float = 1e-3, seed: int | Random = 0) -> Flow:
