@@ -1,6 +1,6 @@
 """One calling convention for every torch cell: step(cell, x [trial, input], z [trial, unit]) -> z."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -158,7 +158,7 @@ def _stacked(module: nn.RNNBase) -> tuple[Step, list[int]]:
     return stacked if _is_plain(module) else as_module, [module.hidden_size] * parts
 
 
-def initial_state(sizes: list[int | None], x: Tensor, z0: Any) -> Tensor:
+def initial_state(sizes: Sequence[int | None], x: Tensor, z0: Any) -> Tensor:
     """z0 [trial, unit] with the parts of a state of these sizes side by side, on the device of x; zeros when None."""
     start = cell_start(sizes, x, z0, _flat_part)
     if start.device != x.device:

@@ -9,7 +9,7 @@ from kpflow_dyn.tracing._pairs import Form, Kind
 
 aten = torch.ops.aten
 
-KINDS = {
+KINDS: dict[Any, Kind] = {
     aten.complex: Kind.JOIN,
     aten.view_as_complex: Kind.UNPACK,
     aten.view_as_real: Kind.PACK,
@@ -22,7 +22,7 @@ LINEAR = (aten._fft_r2c, aten._fft_c2r, aten._fft_c2c)  # linear in their operan
 
 
 def form_of(fx: Any) -> Form:
-    """That of an operation in a graph of torch.export."""
+    """That of an operation in a graph of torch.fx."""
     packet: Any = getattr(fx.target, "overloadpacket", None)
     kind = Kind.WIDEN if packet is aten._to_copy and _is_widened(fx) else KINDS.get(packet)
     return Form([value.is_complex() for value in values_of(fx)], kind)

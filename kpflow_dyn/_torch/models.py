@@ -97,14 +97,14 @@ class OnHalves(nn.Module):
 
     def __init__(self, f: nn.Module) -> None:
         super().__init__()
-        vars(self)["field"] = f  # no module of this one
+        vars(self)["call"] = f  # no module of this one
         self._parameters, self._buffers, self._modules = f._parameters, f._buffers, f._modules
         self.training = f.training
 
     field: Any
 
     def forward(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
-        return in_halves(self.field(t, of_halves(z), *x))
+        return in_halves(vars(self)["call"](t, of_halves(z), *x))
 
 
 def on_halves(f: Any) -> Any:

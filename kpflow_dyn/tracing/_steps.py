@@ -43,8 +43,8 @@ def analyse(graph: Graph, learnable: Collection[str], transforms: Transforms) ->
         dependence[graph.output] = Dependence.MOVING
     if dependence[graph.output] is not Dependence.MOVING:
         raise ValueError(
-            "its result depends on neither its state nor a learnable parameter, as far as a trace follows: complex "
-            "numbers, integers and detached values end it"
+            "its result depends on neither its state nor a learnable parameter, as far as a trace follows: "
+            "integers and detached values end it"
         )
     order = [node for node in graph.nodes if dependence[node] in ON_DATA]
     uses = find_uses(order, dependence)
