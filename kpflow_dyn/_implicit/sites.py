@@ -90,8 +90,9 @@ def _of_term(row: Constraint, term: Term, variables: Array) -> Array:
         return variables[term.matrix]
     if kind == "opaque":
         return variables
-    everything = chosen is None or len(chosen) == len(variables)
-    return variables[None] if everything else variables[None, row.transforms.index(chosen, variables)]
+    if chosen is None or len(chosen) == len(variables):  # all of them
+        return variables[None]
+    return variables[None, row.transforms.index(chosen, variables)]
 
 
 def _variables(row: Constraint, use: Use, env: dict[Node, Array], state: Array) -> Array:
