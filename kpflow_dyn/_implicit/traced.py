@@ -164,7 +164,7 @@ class AtOnce:
 
         self.value, self._pulled = self._transforms.compiled(reverse)(q[0], *self._point)
 
-    def pull(self, _q: Array) -> tuple[Array, Array]:
+    def pull(self, q: Array) -> tuple[Array, Array]:
         """Of that q."""
         theta, argument = self._pulled
         vector = array_namespace(argument).concat([part.reshape(-1) for part in theta], axis=0)

@@ -110,12 +110,12 @@ def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
     if isinstance(module, nn.RNNBase):
         step, sizes = _stacked(module)
     elif isinstance(module, nn.LSTMCell):
-        sizes: list[int | None] = [module.hidden_size] * 2
+        sizes = [module.hidden_size] * 2
         step = OnTuples((module.hidden_size,) * 2, (False, False))
     elif isinstance(z0, tuple | list):
         parts = [_flat_part(part) for part in z0]
         widths = [in_halves(part).shape[-1] for part in parts]
-        sizes, step = list(widths), OnTuples(tuple(widths), tuple(part.is_complex() for part in parts))
+        sizes, step = widths, OnTuples(tuple(widths), tuple(part.is_complex() for part in parts))
     elif isinstance(z0, Tensor) and z0.is_complex():
         step, sizes = on_halves, [None]
     else:
