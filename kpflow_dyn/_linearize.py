@@ -1,8 +1,9 @@
 """Linearise a solution: from a solved problem to the operators of its flow."""
 
+import dataclasses
 import warnings
 
-from kpflow_dyn._arrays import full_precision
+from kpflow_dyn._arrays import eps_of, full_precision, to_numpy
 from kpflow_dyn._flows.adjoints import DiscreteAdjoint, InterpolatingAdjoint
 from kpflow_dyn._flows.flow import Flow, preconditioned
 from kpflow_dyn._flows.metric import Metric
@@ -19,6 +20,10 @@ from kpflow_dyn._recurrence.continuous import (
 )
 from kpflow_dyn._recurrence.steps import Steps, tangent_of_cell
 from kpflow_dyn._recurrence.tangent import Tangent
+from kpflow_dyn._solve import solve
+
+LEAST_PRECISE = 1e-5  # the round-off of what is linearised as it is
+ROUNDINGS = 30  # of states in half precision, on their way through a model
 
 _SECOND_ROAD = (
     "the flow is taken from autograd through the model, as the model could not be traced: {}. J, P, K and ntk are "
@@ -50,7 +55,8 @@ def linearize(
 ) -> Flow:
     """The operators of a solution, J = dS/dtheta and ntk = J J* = P K P*; see `Flow`.
 
-    The parameters are copied: training the model afterwards changes nothing in an existing flow.
+    The parameters are copied: training the model afterwards changes nothing in an existing flow. A model in half
+    precision (float16, bfloat16) is solved again with its parameters and inputs in float32, the dtype of the operators.
 
     Args:
         sol: a solution of `solve`.
@@ -85,12 +91,29 @@ def linearize(
         raise TypeError(f"measure is {measure!r}, expected kp.Measure(time=..., trial=...)")
     if not isinstance(metric, Metric | None):
         raise TypeError(f"metric is {metric!r}, expected kp.LearningRates(...), KroneckerMetric or Reparametrization")
+    sol = _in_single(sol)
     problem = sol.problem
     with full_precision(sol.state), problem.backend.models.left_alone(problem.model):
         flow = _flow(sol, sensealg, params, (measure or Measure()).weights(sol))
         if flow.untraced:
             warnings.warn(UntracedWarning(_SECOND_ROAD.format(flow.untraced)), stacklevel=2)
         return flow if metric is None else preconditioned(flow, metric.preconditioner(flow.parameters))
+
+
+def _in_single(sol: Solution) -> Solution:
+    """That of the same model in float32, where it is in half precision: differences of its states are mere rounding."""
+    if isinstance(sol, ODESolution) or eps_of(sol.state) < LEAST_PRECISE:
+        return sol
+    problem, models = sol.problem, sol.problem.backend.models
+    given = {field.name: getattr(problem, field.name) for field in dataclasses.fields(problem) if field.init}
+    found = solve(problem.remake(**{name: models.in_single(part) for name, part in given.items()}))
+    error = abs(to_numpy(found.state) - to_numpy(sol.state)).max() / max(1.0, abs(to_numpy(found.state)).max())
+    if not error <= ROUNDINGS * eps_of(sol.state):
+        raise ValueError(
+            f"in {sol.state.dtype} the states are {error:.1e} of their size away from those of the same model in "
+            "float32, whose linearisation would not be that of the model; solve in float32"
+        )
+    return found
 
 
 def _flow(

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
 import kpflow_dyn as kp
 from kpflow_dyn._checkpoint import CheckpointError, load_checkpoint
+from kpflow_dyn._checkpoint.modules import problem_of
 from kpflow_dyn._checkpoint.nonlinearity import states
 from kpflow_dyn.cli import app
 from kpflow_dyn.tasks import TaskData
@@ -294,6 +296,7 @@ def test_a_file_of_equinox_needs_a_module():
 
 MINE = """
 import torch
+import xarray as xr
 from torch import nn
 
 
@@ -395,3 +398,58 @@ def test_what_was_assumed_is_on_terminal_page_and_in_json(here):
     assert "relu, taken from the task" in Path("out/index.html").read_text()
     assert run("relu.pt", "--x", "own.npz", "--nonlinearity", "relu").exit_code == 0
     assert json.loads(Path("out/results.json").read_text())["found"]["nonlinearity"] == "relu, as asked for"
+
+
+def dense(net, x):
+    """J J* of a torch module's outputs on x, flattened, by autograd alone."""
+    values = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    found = torch.func.jacrev(lambda values: torch.func.functional_call(net, values, (x,)).flatten())(values)
+    J = torch.cat([block.flatten(1) for block in found.values()], 1)
+    return (J @ J.T).numpy()
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "times"),
+    [
+        (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), (5, 3), 1),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh()), (3, 1, 5, 5), 1),
+        (Sequence(), (3, 4, 3), 4),
+        (nn.Sequential(nn.Linear(3, 4), nn.Tanh()), (2, 5, 3), 5),
+        (nn.Sequential(nn.Embedding(7, 3), nn.Tanh(), nn.Linear(3, 2)), (2, 5), 5),
+    ],
+)
+def test_any_module_is_analysed_as_what_it_gives(net, shape, times):
+    torch.manual_seed(0)
+    tokens = isinstance(next(iter(net.children())), nn.Embedding)
+    net, x = net.double(), torch.randint(7, shape) if tokens else torch.randn(shape).double()
+    flow = kp.linearize(kp.solve(problem_of(net, x.numpy())))
+    assert flow.ntk.domain.axes == ("trial", "time", "unit") and flow.ntk.domain.shape[1] == times
+    np.testing.assert_allclose(flow.ntk.dense().reshape(dense(net, x).shape), dense(net, x), rtol=1e-9, atol=1e-12)
+    assert not flow.untraced
+
+
+def test_layers_and_cells_are_analysed_step_by_step():
+    x = np.zeros((2, 4, 3))
+    for module in (nn.GRU(3, 5), nn.LSTMCell(3, 5), kp.models.LowRankRNNCell(3, 5)):
+        assert isinstance(problem_of(module.double(), x), kp.DiscreteProblem)
+    assert isinstance(problem_of(Sequence().double(), x), kp.StaticProblem)
+    assert isinstance(problem_of(nn.GRU(3, 5).double(), x, axes=("trial", "time", "unit")), kp.StaticProblem)
+
+
+def test_a_training_is_followed_with_the_nonlinearity_that_it_ends_with(tmp_path):
+    net, task = trained("relu")
+    np.savez(tmp_path / "own.npz", inputs=task.inputs, targets=task.targets)
+    record = kp.Recorder(tmp_path / "run")
+    torch.manual_seed(1)
+    record(0, nn.RNN(2, 8, batch_first=True).double(), loss=1.0, readout=nn.Linear(8, 2).double())
+    record(1, net["rnn"], loss=0.1, readout=net["fc"])
+    call = ["track", str(record.folder), "--task", str(tmp_path / "own.npz"), "--samples", "40"]
+    shown = CliRunner().invoke(app, call)
+    assert shown.exit_code == 0, shown.output
+    with xr.open_dataset(record.folder / "track" / "track.nc", engine="h5netcdf") as dataset:
+        losses = dataset.loss.values
+    first = load_checkpoint(kp.Recorder.read(record.folder).file(0), nonlinearity="relu")
+    with torch.no_grad():
+        y = first.readout(states(first.cell, torch.from_numpy(task.inputs), None))
+    assert losses[0] == pytest.approx(float(((y - torch.from_numpy(task.targets)) ** 2).mean()), rel=1e-6)
+    assert losses[1] < 0.01

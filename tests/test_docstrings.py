@@ -46,6 +46,7 @@ THEORY = (ROOT / "docs" / "theory.md").read_text()
 TOOLS = {"equation", "source"}  # of what computes no number: it writes, reads, runs, names or converts
 EXCEPT: dict[str, set[str]] = {
     "kpflow_dyn.SolveError": {"arguments", *TOOLS},  # it is raised, not called
+    "kpflow_dyn.load_checkpoint": TOOLS,
     "kpflow_dyn.memory_budget": TOOLS,
     "kpflow_dyn.models.Law": TOOLS,  # laws derive from it
     "kpflow_dyn.models.make_init": TOOLS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,3 +101,81 @@ def largest(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
 @pytest.mark.parametrize("step", [branches, forward_rule, reverse_rule, factors_of_weight_and_state, largest])
 def test_operations_with_several_results(step: Step):
     check_cell(Partial(step, weights()))
+
+
+@jax.custom_vjp
+def sine(u: jax.Array) -> jax.Array:
+    return jax.pure_callback(np.sin, u, u, vmap_method="sequential")
+
+
+sine.defvjp(lambda u: (sine(u), u), lambda u, g: (g * jnp.cos(u),))
+
+
+def of_numpy(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
+    return sine(p["W"] @ z) + p["U"] @ x
+
+
+def checked(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
+    z = eqx.error_if(z, jnp.isnan(z), "the state is not a number")
+    return jnp.tanh(p["W"] @ z + p["U"] @ x)
+
+
+@pytest.mark.parametrize("step", [of_numpy, checked])
+def test_what_runs_outside_of_jax_with_a_derivative_of_its_own(step: Step):
+    check_cell(Partial(step, weights()))
+
+
+def in_dtype(model: Callable, dtype: str) -> Callable:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, model)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_has_states_in_it_and_operators_in_single(dtype: str):
+    """The derivatives are those of the same model with its numbers in float32."""
+    network = in_dtype(eqx.nn.MLP(INPUTS, 2, 5, 1, jnp.tanh, key=jax.random.key(0)), dtype)
+    x = normal(TRIALS, INPUTS).astype(dtype)
+    solution = kp.solve(kp.StaticProblem(network, x, state=""))
+    flow = kp.linearize(solution)
+    assert solution.state.dtype == dtype
+    assert flow.untraced == ""
+    q = normal(TRIALS, 2).astype("float32")
+    single, fixed = eqx.partition(in_dtype(network, "float32"), eqx.is_array)
+    expected = jax.vjp(lambda p: jax.vmap(eqx.combine(p, fixed))(x.astype("float32")), single)[1](q)[0]
+    found = flow.as_parameters(flow.J.T.mv(q))
+    assert_close(found["layers[0].weight"], expected.layers[0].weight, "float32")
+    assert_close(found["layers[1].bias"], expected.layers[1].bias, "float32")
+
+
+def test_a_cell_in_half_precision():
+    cell = in_dtype(Partial(branches, weights()), "bfloat16")
+    x, z0 = normal(TRIALS, TIMES, INPUTS), normal(TRIALS, UNITS)
+    problem = kp.DiscreteProblem(cell, x.astype("bfloat16"), z0.astype("bfloat16"))
+    solution = kp.solve(problem)
+    flow, q = kp.linearize(solution), normal(TRIALS, TIMES, UNITS).astype("float32")
+    assert (solution.state.dtype, flow.ntk.mv(q).dtype, flow.untraced) == ("bfloat16", "float32", "")
+    expected = jax.vjp(states_of(flow.solution.problem), flow.parameters)[1](q)[0]
+    assert_close(flow.as_parameters(flow.J.T.mv(q))["[0]['W']"], expected["[0]['W']"], "float32")
+
+
+def channels_last(p: Parameters, x: jax.Array) -> jax.Array:
+    """A convolution as flax and haiku have it: [batch, ..., in] with a kernel [..., in, out]."""
+    layout = ("NWC", "WIO", "NWC")
+    h = lax.conv_general_dilated(x[None], p["kernel"], (2,), "SAME", dimension_numbers=layout)
+    return jnp.tanh(h[0] + p["bias"])
+
+
+def test_a_convolution_with_channels_last_is_a_weight_site():
+    """Its spectrum is that of its patches, so that the one of its core follows from them."""
+    parameters = {"kernel": normal(3, INPUTS, 2), "bias": normal(2)}
+    x = normal(TRIALS, 5, INPUTS)
+    flow = kp.linearize(kp.solve(kp.StaticProblem(Partial(channels_last, parameters), x, state="")))
+    assert flow.untraced == ""
+    assert [site.kind for site in flow.sites] == ["matrix", "scale"]
+    q = normal(*flow.J.codomain.shape)
+    expected = jax.vjp(lambda p: jax.vmap(lambda x: channels_last(p, x))(x), parameters)[1](q)[0]
+    found = flow.as_parameters(flow.J.T.mv(q))
+    assert_close(found["[0]['kernel']"], expected["kernel"])
+    assert_close(found["[0]['bias']"], expected["bias"])
+    patches = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
+    rows = jnp.concatenate([patches[:, 2 * i : 2 * i + 3].reshape(TRIALS, -1) for i in range(3)])
+    assert_close(flow.sites[0].gram_eigenvalues(), np.linalg.eigvalsh(rows.T @ rows)[::-1])

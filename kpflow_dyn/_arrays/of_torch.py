@@ -21,7 +21,8 @@ class Torch(Library):
         return a.device.type != "cpu"
 
     def to_numpy(self, a: Tensor) -> np.ndarray:
-        return a.detach().cpu().numpy()
+        a = a.detach().cpu()
+        return (a.float() if a.dtype is torch.bfloat16 else a).numpy()  # numpy has no bfloat16
 
     def complex_of(self, real: Tensor, imaginary: Tensor) -> Tensor:
         return torch.complex(real, imaginary)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kpflow_dyn._checkpoint.archives import Archive
 from kpflow_dyn._checkpoint.pickles import Readable
+from kpflow_dyn._problems.archives import Archive
 from kpflow_dyn._problems.parameters import CheckpointError
 
 HEADER = 10_000
@@ -86,7 +86,7 @@ def read_npy(file: Readable, left: int) -> np.ndarray:
     header = start + file.read(length - (0 if long else 2))
     parse = np.lib.format.read_array_header_2_0 if long else np.lib.format.read_array_header_1_0
     try:
-        shape, fortran, dtype = parse(_behind_magic(header), max_header_size=HEADER)
+        shape, fortran, dtype = parse(_behind_magic(header))
     except Exception as error:  # a header is parsed as Python's literals, by whose parser's errors it may fail
         raise CheckpointError(f"the header of an array of numpy is damaged ({type(error).__name__})") from None
     size = math.prod(shape) * dtype.itemsize

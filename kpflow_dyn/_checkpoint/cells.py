@@ -126,8 +126,8 @@ def constrain(
         for part, expected in ((mask, shape), (signs, shape[1:])):
             if part is not None and part.shape != expected:
                 raise CheckpointError(f"what is fixed of {name} must be {list(expected)}, got {list(part.shape)}")
-        kept = [None if part is None else part.to(dtype) for part in (mask, signs)]
-        parametrize.register_parametrization(module, name, Constrained(*kept, positive), unsafe=True)
+        first, second = (None if part is None else part.to(dtype) for part in (mask, signs))
+        parametrize.register_parametrization(module, name, Constrained(first, second, positive), unsafe=True)
 
 
 class Constrained(nn.Module):

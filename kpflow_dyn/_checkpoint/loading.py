@@ -34,6 +34,7 @@ class Checkpoint:
         readout_name: the readout's name in the file, such as "fc", or None.
         start: the state at the start [unit] that the file has, or None.
         found: what was found in the file and what was assumed, by subject, in words.
+    Example as `load_checkpoint`.
     """
 
     model: str

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from kpflow_dyn._arrays import like_numpy
@@ -64,13 +65,24 @@ def problem_of(
     Inputs [trial, time, input] and tokens [trial, time] are taken as sequences, where `axes` does not say; others, such
     as images, give one value at one time.
     """
-    inputs = like_numpy(x, next(iter(parameters_of(module).values())))
+    inputs = _inputs(x, module)
     if x.ndim == 3 and state is None and axes is None and is_cell(module):
         return DiscreteProblem(module, inputs, _zeros(module))
     is_sequence = x.ndim == 3 or (x.ndim == 2 and x.dtype.kind in "iu")
     if not is_sequence and state is None and axes is None:
         module = _at_one_time(module)
     return StaticProblem(module, inputs, state, SEQUENCE if axes is None else axes)
+
+
+def _inputs(x: np.ndarray, module: Any) -> Any:
+    """Numbers in the dtype of the module; tokens stay integers."""
+    if x.dtype.kind in "fc":
+        return like_numpy(x, next(iter(parameters_of(module).values())))
+    if isinstance(module, nn.Module):
+        return torch.from_numpy(x.astype("int64"))
+    import jax
+
+    return jax.numpy.asarray(x)
 
 
 def _at_one_time(module: Any) -> Any:

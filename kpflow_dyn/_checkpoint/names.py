@@ -64,7 +64,8 @@ def named(tree: Any, as_torch: bool = True) -> Names:
 
 def _leaves(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Everything that is no container, with its path. The variables of flax's nnx are mappings with a `value`."""
-    todo, containers = [((), tree)], 0
+    todo: list[tuple[tuple[str, ...], Any]] = [((), tree)]
+    containers = 0
     while todo:
         path, node = todo.pop()
         if not isinstance(node, Mapping | list):

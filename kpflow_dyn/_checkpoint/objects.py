@@ -99,7 +99,7 @@ class _Reader:
 
     def read_storage(self, reference: Foreign) -> tuple[torch.Tensor, torch.dtype]:
         """The bytes of a storage, and the dtype that its class says."""
-        kind, name, key, *_ = reference.arguments[0] if reference.arguments else ()
+        kind, name, key, *_ = next(iter(reference.given))
         dtype = STORAGES.get(name.name.rpartition(".")[2].removesuffix("Storage"))
         if kind != "storage" or dtype is None or not isinstance(key, str):
             raise CheckpointError(f"a tensor in a storage {name.name!r}; expected one of numbers, such as FloatStorage")
@@ -108,20 +108,20 @@ class _Reader:
         return self.storages[key], dtype
 
     def tensor(self, node: Foreign) -> Any:
-        reference, offset, shape, strides, *_ = node.arguments or ()
+        reference, offset, shape, strides, *_ = node.given
         return strided(*self.read_storage(reference), offset, shape, strides)
 
     def untyped_tensor(self, node: Foreign) -> Any:
-        reference, offset, shape, strides, _, _, dtype, *_ = node.arguments or ()
+        reference, offset, shape, strides, _, _, dtype, *_ = node.given
         whole = dtype_named(dtype.name.removeprefix("torch."))
         return strided(self.read_storage(reference)[0], whole, offset, shape, strides)
 
     def first_argument(self, node: Foreign) -> Any:
-        return self.value((node.arguments or (None,))[0])
+        return self.value(next(iter(node.given), None))
 
     def typed_tensor(self, node: Foreign) -> Any:
         """A tensor of a subclass: (the function that makes a plain one, the class, its arguments, the state)."""
-        function, _, arguments, *_ = node.arguments or ()
+        function, _, arguments, *_ = node.given
         return self.value(Foreign(function.name, arguments))
 
     def array(self, node: Foreign) -> Any:
@@ -129,15 +129,15 @@ class _Reader:
         return _as_tensor(_bytes(data), dtype, shape, fortran)
 
     def array_of_buffer(self, node: Foreign) -> Any:
-        data, dtype, shape, order = node.arguments or ()
+        data, dtype, shape, order = node.given
         return _as_tensor(_bytes(data), dtype, shape, order == "F")
 
     def number(self, node: Foreign) -> Any:
-        dtype, data = node.arguments or ()
+        dtype, data = node.given
         return _as_tensor(_bytes(data), dtype, (), False)
 
     def array_of_jax(self, node: Foreign) -> Any:
-        function, arguments, state, *_ = node.arguments or ()
+        function, arguments, state, *_ = node.given
         return self.value(Foreign(function.name, arguments, state))
 
 
@@ -151,12 +151,12 @@ def _as_tensor(data: bytes, dtype: Foreign, shape: Any, fortran: Any) -> Any:
 
 
 def _holds_numbers(dtype: Foreign) -> bool:
-    code = (dtype.arguments or ("",))[0]
+    code = next(iter(dtype.given), "")
     return dtype.name == "numpy.dtype" and isinstance(code, str) and code[:1] in ("b", "i", "u", "f", "c")
 
 
 def _dtype(dtype: Foreign) -> np.dtype:
-    code = str((dtype.arguments or ("",))[0])
+    code = str(next(iter(dtype.given), ""))
     order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "="
     return np.dtype(code).newbyteorder(order if order in ("<", ">") else "=")
 
@@ -164,7 +164,7 @@ def _dtype(dtype: Foreign) -> np.dtype:
 def _bytes(data: Any) -> bytes:
     """Bytes, which old protocols write as a text of latin-1."""
     if isinstance(data, Foreign):  # _codecs.encode(text, "latin1")
-        data = (data.arguments or ("",))[0]
+        data = next(iter(data.given), "")
     return data.encode("latin1") if isinstance(data, str) else bytes(memoryview(data))
 
 

@@ -8,7 +8,7 @@ imported, so that no file can run code.
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from kpflow_dyn._problems.parameters import CheckpointError
 
@@ -42,12 +42,17 @@ class Foreign:
     items: dict[Any, Any] = field(default_factory=dict)
     elements: list[Any] = field(default_factory=list)
 
+    @property
+    def given(self) -> Any:
+        """The arguments of the call, a tuple."""
+        return self.arguments or ()
+
 
 def read_pickle(file: Readable) -> Any:
     """What the pickle that begins here stands for, with a `Foreign` in the place of whatever is no plain value."""
     machine = _Machine()
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(Any, file))):
             if count > OPCODES:
                 raise CheckpointError(f"more than {OPCODES:,} instructions in a pickle; no checkpoint has so many")
             machine.step(opcode.name, argument)

@@ -4,9 +4,9 @@ import io
 import mmap
 from typing import Any
 
-from kpflow_dyn._checkpoint.archives import Archive
 from kpflow_dyn._checkpoint.objects import STORAGES, plain
 from kpflow_dyn._checkpoint.pickles import Foreign, Readable, read_pickle
+from kpflow_dyn._problems.archives import Archive
 from kpflow_dyn._problems.parameters import CheckpointError
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -74,7 +74,7 @@ def _find_storages(tree: Any, sizes: dict[str, int], seen: set[int]) -> None:
 
 
 def _add_storage(reference: Foreign, sizes: dict[str, int]) -> None:
-    _, kind, key, *_ = (reference.arguments or ((),))[0]
+    _, kind, key, *_ = next(iter(reference.given))
     dtype = STORAGES.get(kind.name.rpartition(".")[2].removesuffix("Storage"))
     if dtype is None or not isinstance(key, str):
         raise CheckpointError(f"a storage {kind.name!r}; expected one of numbers, such as FloatStorage")

@@ -96,7 +96,7 @@ def read_orbax(folder: Path) -> Any:
     """The tree of a checkpoint of orbax, an item of it, or the last step that a CheckpointManager saved."""
     item = _orbax_item(folder)
     try:
-        import orbax.checkpoint as orbax
+        import orbax.checkpoint as orbax  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{folder} is a checkpoint of orbax, which reads it; pip install orbax-checkpoint"

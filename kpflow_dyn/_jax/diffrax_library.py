@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kpflow_dyn._jax.complex_parts import real_leaves
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
@@ -153,14 +154,16 @@ def integrate(
 ) -> Any:
     """The diffrax solution of each trial, with a trial axis in front, or that of all as one system."""
 
-    def rate(t: Any, z: jax.Array, args: tuple[Field, jax.Array]) -> jax.Array:
-        field, trial = args
+    leaves, restored = real_leaves(field)  # diffrax warns of complex numbers, as parameters too
+
+    def rate(t: Any, z: jax.Array, args: tuple[list[Any], jax.Array]) -> jax.Array:
+        field, trial = restored(args[0]), args[1]
         return field(t, z, trial) if z.ndim == 1 else jax.vmap(field, (None, 0, 0))(t, z, trial)
 
     def solve(z: jax.Array, trial: jax.Array) -> Any:
         settings = {"saveat": saveat, "stepsize_controller": controller, "max_steps": max_steps, **options}
         return diffrax.diffeqsolve(
-            diffrax.ODETerm(rate), solver, *ends, None, z, (field, trial), throw=False, **settings
+            diffrax.ODETerm(rate), solver, *ends, None, z, (leaves, trial), throw=False, **settings
         )
 
     trials = jnp.arange(len(z0))

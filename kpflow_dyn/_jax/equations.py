@@ -89,14 +89,23 @@ def is_pointwise(equation: Equation) -> bool:
     return name in POINTWISE | ADDS or (name == "broadcast_in_dim" and not equation.invars[0].aval.shape)
 
 
-def is_plain_convolution(equation: Equation) -> bool:
-    """Whether it takes [batch, in, ...] and [out, in, ...] to [batch, out, ...], without groups."""
-    params = equation.params
-    orders = params["dimension_numbers"]
-    straight = all(
-        tuple(spec) == tuple(range(len(spec))) for spec in (orders.lhs_spec, orders.rhs_spec, orders.out_spec)
-    )
-    return straight and params["feature_group_count"] == params["batch_group_count"] == 1
+def is_one_convolution(equation: Equation) -> bool:
+    """Whether one kernel runs over all of its operand, without groups."""
+    return equation.params["feature_group_count"] == equation.params["batch_group_count"] == 1
+
+
+def as_convolution(equation: Equation) -> tuple[Any, list[Sequence[int]], list[Any], list[int]]:
+    """A convolution that takes [batch, in, ...] and [out, in, ...] to [batch, out, ...], whatever its own order is.
+
+    Its function, the order of the axes of each operand, the forms of operands and result, and how the axes of the
+    result are ordered for the equation's own.
+    """
+    orders, avals = equation.params["dimension_numbers"], [var.aval for var in [*equation.invars, *equation.outvars]]
+    straight = tuple(range(len(avals[0].shape)))
+    params = equation.params | {"dimension_numbers": lax.ConvDimensionNumbers(straight, straight, straight)}
+    forms = [jax.ShapeDtypeStruct(_sizes(aval, order), aval.dtype) for aval, order in zip(avals, orders, strict=True)]
+    back = [orders.out_spec.index(axis) for axis in straight]
+    return partial(equation.primitive.bind, **params), [orders.lhs_spec, orders.rhs_spec], forms, back
 
 
 def derives_itself(equation: Equation) -> bool:

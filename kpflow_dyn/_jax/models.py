@@ -31,6 +31,15 @@ def copied(model: Any) -> Any:
     return model
 
 
+def in_single(value: Any) -> Any:
+    """Any pytree with its arrays of half precision in float32."""
+    return jax.tree.map(lambda leaf: leaf.astype("float32") if _is_half(leaf) else leaf, value)
+
+
+def _is_half(leaf: Any) -> bool:
+    return eqx.is_inexact_array(leaf) and leaf.dtype.itemsize == 2
+
+
 def learns(value: Any) -> bool:
     """Whether a part of a layer learns: arrays of JAX do, those of numpy are constants."""
     return isinstance(value, jax.Array)

@@ -70,13 +70,15 @@ def _side_effects(jaxpr: Jaxpr) -> Iterator[str]:
     """The names of the operations that do more than compute or print."""
     for equation in jaxpr.eqns:
         name, inner = equation.primitive.name, list(jaxprs_in_params(equation.params))
+        if name in equations.CUSTOM and not equation.effects:
+            continue  # a check of values, or a function of numpy: its derivative is known, so it is one of numbers
         if name in equations.CALLBACKS or (equation.effects and not inner and name not in equations.PRINTS):
             yield name
         for called in inner:
             yield from _side_effects(called)
 
 
-class _Tracer:
+class _Nodes:
     """The nodes so far; which of them hang on data, and which are weights: they hang on parameters alone."""
 
     def __init__(self) -> None:
@@ -87,8 +89,6 @@ class _Tracer:
         self.constants: dict[int, tuple[Any, Node]] = {}
         self.named: list[tuple[str, Node]] = []
         self.forms: dict[Node, Form] = {}  # what is complex
-
-    # Nodes
 
     def parameter(self, name: str, value: jax.Array) -> Node:
         node = self.fixed(name, value)
@@ -137,7 +137,15 @@ class _Tracer:
         """Whether there are both weights and data."""
         return self.any_in(self.weights, atoms) and self.any_in(self.data, atoms)
 
-    # Equations
+    def arrange(self, node: Node, order: Sequence[int], out: Any) -> Node:
+        """The node's elements with the axes in this order, in an array of the form of `out`."""
+        if tuple(order) == tuple(range(len(order))) and out.shape == node.shape:
+            return node
+        return self.add(Role.MOVE, "arrange", [out], partial(equations.arrange, tuple(order), out.shape), node)
+
+
+class _Tracer(_Nodes):
+    """Adds the equations of jaxprs."""
 
     def inline(self, closed: Jaxpr, args: Sequence[Atom]) -> list[Atom]:
         """Add a jaxpr's equations one by one; its results."""
@@ -173,6 +181,8 @@ class _Tracer:
             return self.unroll(equation, args)
         if name == "dot_general":
             return [self.product(equation, args)]
+        if name == "conv_general_dilated" and equations.is_one_convolution(equation):
+            return [self.convolution(equation, args)]
         return self.operation(equation, args)
 
     def opens(self, equation: Equation, args: list[Atom]) -> bool:
@@ -224,11 +234,12 @@ class _Tracer:
         node = self.add(role, "product", forms[2:], apply, *operands)
         return self.arrange(node, range(len(node.shape)), equation.outvars[0].aval)
 
-    def arrange(self, node: Node, order: Sequence[int], out: Any) -> Node:
-        """The node's elements with the axes in this order, in an array of the form of `out`."""
-        if tuple(order) == tuple(range(len(order))) and out.shape == node.shape:
-            return node
-        return self.add(Role.MOVE, "arrange", [out], partial(equations.arrange, tuple(order), out.shape), node)
+    def convolution(self, equation: Equation, args: list[Atom]) -> Node:
+        """A convolution with its operands as [batch, in, ...] and [out, in, ...], its result moved into place."""
+        apply, orders, forms, back = equations.as_convolution(equation)
+        operands = [self.arrange(*o) for o in zip(map(self.as_node, args), orders, forms[:2], strict=True)]
+        node = self.add(Role.CONVOLUTION, "convolution", forms[2:], apply, *operands)
+        return self.arrange(node, back, equation.outvars[0].aval)
 
     def unroll(self, equation: Equation, args: list[Atom]) -> list[Any]:
         """A scan as its steps, one after another."""
@@ -258,6 +269,4 @@ def _role(equation: Equation) -> Role:
         return Role.ADD
     if name == "fft":
         return Role.REDUCE
-    if name == "conv_general_dilated" and equations.is_plain_convolution(equation):
-        return Role.CONVOLUTION
     return Role.POINTWISE if equations.is_pointwise(equation) else Role.OTHER

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from kpflow_dyn._arrays.complex_numbers import in_halves, of_halves
 from kpflow_dyn._torch.cells import LearntStart
@@ -41,6 +42,17 @@ def copied(model: Any) -> Any:
             f"the {type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and a flow of gradients "
             "moves a copy; keep no tensors computed from its parameters, and no locks or files, in its attributes"
         ) from error
+
+
+def in_single(value: Any) -> Any:
+    """A copy of a module, a tensor, or a container of these, with float32 in the place of half precision."""
+    if isinstance(value, nn.Module):
+        return copied(value)._apply(_in_single)
+    return tree_map(lambda leaf: _in_single(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _in_single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 2 else tensor
 
 
 def learns(value: Any) -> bool:

@@ -75,7 +75,7 @@ def record(
     """
     recorder = Recorder(len(rows), held, frozenset(learnt), stops)
     with torch.inference_mode(False), torch.enable_grad(), beside(recorder):
-        given = [row.detach().clone().requires_grad_(row.is_floating_point()).view_as(row) for row in rows]
+        given = [row.detach().clone().requires_grad_(_has_derivatives(row)).view_as(row) for row in rows]
         for name in learnt:
             recorder.node_of(held[name])
         with recorder.listening(given):
@@ -191,7 +191,7 @@ class Recorder(TorchDispatchMode):
             if id(tensor) in self._nodes:  # it was written to
                 continue
             one = node if single else self.graph.call_function(operator.getitem, (node, n))
-            if self._stops and not torch.is_grad_enabled() and tensor.is_floating_point():
+            if self._stops and not torch.is_grad_enabled() and _has_derivatives(tensor):
                 one = self.graph.call_function(aten.detach.default, (one,))
             self._know(tensor, one, behind)
 
@@ -277,6 +277,10 @@ def _looked_up(values: Tensor, key: Any) -> Tensor:
     found = values[(*before, number.reshape(1))].select(place, 0)
     rest = keys[place + 1 :]
     return _looked_up(found, (*((slice(None),) * place), *rest)) if rest else found
+
+
+def _has_derivatives(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _numbers(mask: Tensor) -> tuple[Tensor, ...]:

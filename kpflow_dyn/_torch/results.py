@@ -86,7 +86,7 @@ def _by_reverse_mode(op: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
     args, kwargs = tree_unflatten(fixed, form)
     out, leaf_form = tree_flatten(op(*args, **kwargs))
-    results, backward = vjp(function, *given)
+    results, backward = vjp(function, *given)[:2]
     changes = tuple(leaves[n] - fixed[n] for n in moving)
     moved = iter(vjp(backward, tuple(map(torch.zeros_like, results)))[1](changes)[0])
     return tree_unflatten([v + next(moved) if v.is_floating_point() else v for v in out], leaf_form)

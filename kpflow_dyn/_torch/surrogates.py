@@ -19,7 +19,7 @@ from kpflow_dyn._torch.recording import Recorder, is_wrapped, record, tensors_in
 aten = torch.ops.aten
 Function = torch.autograd.Function
 Backward = Callable[..., Sequence[Tensor]]
-APPLY: Any = Function.__dict__["apply"].__func__
+APPLY: Any = vars(Function)["apply"]  # a classmethod, in some releases one that is written in C
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def with_functions(recorder: Recorder) -> Iterator[None]:
     """Record autograd.Functions with the derivatives of their own."""
 
     def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
-        out = APPLY(function, *args, **kwargs)
+        out = APPLY.__get__(None, function)(*args, **kwargs)
         given = tensors_in(args)
         results = [value for value in tensors_in(out) if value.requires_grad]
         if not kwargs and not any(map(is_wrapped, given)) and results and not recorder.paused:
@@ -38,7 +38,7 @@ def with_functions(recorder: Recorder) -> Iterator[None]:
     try:
         yield
     finally:
-        Function.apply = classmethod(APPLY)  # type: ignore[assignment]
+        Function.apply = APPLY
 
 
 def _follow(recorder: Recorder, function: Any, args: Any, results: list[Tensor]) -> None:
@@ -70,7 +70,7 @@ def _backward(function: Any, args: Any, given: list[Tensor], moving: list[bool],
     def backward(*rows: Tensor) -> list[Tensor]:
         own, gradients = rows[: len(given)], rows[len(given) :]
         values = iter(own)
-        out = APPLY(function, *(next(values) if isinstance(arg, Tensor) else arg for arg in args))
+        out = APPLY.__get__(None, function)(*(next(values) if isinstance(arg, Tensor) else arg for arg in args))
         outputs = [value for value in tensors_in(out) if value.requires_grad]
         inputs = [value for value, here in zip(own, moving, strict=True) if here]
         found = torch.autograd.grad(outputs, inputs, gradients, create_graph=True, allow_unused=True)

@@ -164,7 +164,8 @@ def _recorded(
 ) -> tuple[GraphModule, list[Any], frozenset[str]]:
     """The step as a graph of functions, what its placeholders stand for, and the names of buffers that shape it."""
     try:
-        with _quiet(), differentiable_attention(), left_alone(step, values=False):
+        eager = torch.compiler.set_stance("force_eager")  # what torch.compile made is not heard
+        with _quiet(), differentiable_attention(), left_alone(step, values=False), eager:
             recording = record(step, rows, held, learnt, beside=with_functions)
         with _quiet():
             module = functional(recording, rows, held, _decompositions())

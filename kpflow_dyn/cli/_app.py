@@ -64,8 +64,8 @@ def analyze(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="What training left: a file of torch.save, Lightning, safetensors, numpy, flax, equinox, PsychRNN or "
-            "stable-baselines3, or a folder of orbax. No code in it is run.",
+            help="What training left: a file of torch.save, Lightning, safetensors, numpy, flax, equinox, Keras, "
+            "PsychRNN or stable-baselines3, or a folder of orbax. No code in it is run.",
             show_default=False,
         ),
     ] = None,
@@ -301,12 +301,12 @@ def _print_table(dataset: xr.Dataset) -> None:
     from kpflow_dyn.report import summarize
     from kpflow_dyn.report._learning_charts import has_learning, learning_lead, learning_table
 
-    for subject, words in found_in(dataset.attrs).items():
-        typer.echo(f"In {dataset.attrs['checkpoint']}: {subject} {words}")
     if has_learning(dataset):
         _print_rows(learning_table(dataset), "\n".join(learning_lead(dataset)))
     if "learning" in dataset.attrs:
         typer.echo(f"On what will be learnt: {dataset.attrs['learning']}.")
+    for subject, words in found_in(dataset.attrs).items():
+        typer.echo(f"In {dataset.attrs['checkpoint']}: {subject} {words}")
     steps = [f"{dataset.attrs['steps']}"] if "steps" in dataset.attrs else []
     caption = "\n".join(["± standard error; numbers without it are exact", *steps])
     table = Table(title=dataset.attrs["title"], caption=caption)

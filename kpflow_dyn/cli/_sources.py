@@ -74,13 +74,13 @@ def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem
     for name in ("model", "prefix", "readout", "nonlinearity", "alpha"):
         if getattr(source, name) is not None:
             raise ValueError(f"--{name} is for networks that are found in a file; leave it out with --module")
-    array = None if source.task is not None or source.x is None else _read_inputs(source.x, source.trials)
-    data = _inputs(source, seed) if array is None else None
+    data = None if source.task is None else _inputs(source, seed)
+    array = _read_inputs(source.x, source.trials) if data is None else data.inputs
     module = module_from(str(source.module))
     network = load_checkpoint(source.checkpoint, module, key=source.key)
     cell = network.cell if source.dtype is None else cast(network.cell, source.dtype)
     names = [None if given is None else given.split(",") for given in (source.state, source.axes)]
-    problem = problem_of(cell, array if data is None else data.inputs, *names)
+    problem = problem_of(cell, array, *names)
     return network, problem, data if isinstance(problem, DiscreteProblem) else None
 
 
@@ -112,14 +112,14 @@ def _inputs(source: Network, seed: int) -> TaskData:
 
     if source.task is not None:
         return make_task(source.task, trials=source.trials, seed=seed)
-    assert source.x is not None  # the command line asked for one of them
-    return TaskData(_read_inputs(source.x, source.trials).astype(float), name=source.x.stem)
+    return TaskData(_read_inputs(source.x, source.trials).astype(float), name=Path(str(source.x)).stem)
 
 
-def _read_inputs(path: Path, trials: int | None) -> np.ndarray:
+def _read_inputs(path: Path | None, trials: int | None) -> np.ndarray:
     """The array of a .npy file, or `x` or `inputs` of a .npz file, or its only one."""
     from kpflow_dyn._checkpoint.files import read
 
+    assert path is not None  # the command line asked for it, or for a task
     arrays = {name: value for name, value in read(path).tree.items() if value is not None}
     names = [name for name in ("x", "inputs") if name in arrays] or list(arrays)
     if len(names) != 1 or arrays[names[0]].ndim < 2:
@@ -160,10 +160,11 @@ def _why_not(network: Checkpoint, data: TaskData) -> str:
         return f"the task {data.name} has no targets"
     if layer is None:
         return f"the checkpoint has no single layer [{data.expected_outputs}, {cell.hidden_size}]"
-    if not hasattr(layer, "out_features"):
-        return f"the readout {network.readout_name!r} reads {layer}, which is not linear in the state"
-    if not data.fits(layer.out_features):
-        had = f"has {layer.out_features} outputs, and the task {data.expected_outputs}"
+    outputs: Any = getattr(layer, "out_features", None)
+    if outputs is None:
+        return f"the readout {network.readout_name!r} is a function of the state that is not linear"
+    if not data.fits(outputs):
+        had = f"has {outputs} outputs, and the task {data.expected_outputs}"
         return f"the readout {network.readout_name!r} {had}"
     return ""
 

@@ -34,6 +34,11 @@ def prepare() -> None:
     jax.config.update("jax_enable_x64", True)
 
 
+def names_of(family_name: str) -> list[str]:
+    """The members of a family, by name."""
+    return [member.name for member in family(family_name)]
+
+
 def row_of(family_name: str, name: str) -> dict[str, Any]:
     """The row of a member by its name."""
     return measure(next(member for member in family(family_name) if member.name == name))

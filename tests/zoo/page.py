@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ The packages live in an environment of their own, and nothing is downloaded when
 ```sh
 python3 -m venv .zoo && . .zoo/bin/activate
 pip install -c zoo-constraints.txt -e '.[zoo]'
-python -m tests.zoo              # all of it: prints each row, and writes this page
-python -m tests.zoo timm peft:   # those whose name begins so
-pytest -m zoo tests/zoo          # the same as tests
+python -m tests.zoo                           # all of it: prints each row, and writes this page
+python -m tests.zoo --family vision           # one file of tests/zoo/families; its rows replace those of before
+python -m tests.zoo "transformers: GPT"       # those whose name begins so
+pytest -m zoo tests/zoo                       # the same as tests
 ```
 
 What the columns say:
@@ -61,8 +63,9 @@ def error(row: Row) -> float:
     return max(row["errors"].values())
 
 
-def summary(rows: list[Row]) -> str:
+def summary(rows: Iterable[Row]) -> str:
     """How many there are of each outcome."""
+    rows = list(rows)
     right = [row for row in rows if row["outcome"] == "right"]
     first = [row for row in right if row["road"] == "first"]
     others = [row["outcome"] for row in rows if row["outcome"] != "right"]
@@ -70,11 +73,15 @@ def summary(rows: list[Row]) -> str:
     return ", ".join([f"{len(rows)} networks, {len(right)} right", f"{len(first)} of them on the first road", *counts])
 
 
-def page(rows: list[Row], seconds: float, missing: dict[str, str]) -> str:
+def page(rows: Iterable[Row]) -> str:
     """The page of the documentation."""
-    parts = [HEAD.format(summary=summary(rows)), f"{_made(seconds)}\n"]
-    for (package, version), members in groupby(rows, key=lambda row: (row["package"], row.get("version", ""))):
-        parts.append(f"## {package} {version}\n\n{_table(list(members))}")
+    rows = sorted(rows, key=lambda row: row["package"].lower())
+    made = f"Made by kpflow_dyn {kp.__version__} on Python {platform.python_version()}, on one thread of a CPU."
+    parts = [HEAD.format(summary=summary(rows)), made]
+    for _, group in groupby(rows, key=lambda row: row["package"]):
+        members = list(group)
+        version = next((row["version"] for row in members if "version" in row), "")
+        parts.append(f"## {members[0]['package']} {version}\n\n{_table(members)}")
     sections = {
         "On the second road": [row for row in rows if row.get("road") == "second"],
         "Not linearised": [row for row in rows if "errors" not in row],
@@ -83,17 +90,7 @@ def page(rows: list[Row], seconds: float, missing: dict[str, str]) -> str:
         if members:
             lines = [f"- **{row['name']}**: {_plain(row['sentence'])}" for row in members]
             parts.append("\n".join([f"## {title}\n", *lines]))
-    if missing:
-        parts.append("\n".join(["## Not installed\n", *(f"- {name}: {why}" for name, why in missing.items())]))
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
-
-
-def _made(seconds: float) -> str:
-    """Where and with what."""
-    return (
-        f"This page was made by kpflow_dyn {kp.__version__} on Python {platform.python_version()}, on one thread of a "
-        f"CPU, in {seconds / 60:.0f} minutes."
-    )
 
 
 def _table(rows: list[Row]) -> str:

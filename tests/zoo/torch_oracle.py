@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import singledispatch
 from typing import Any
 
@@ -33,13 +34,14 @@ class Oracle:
             return self._pulled(self.states(), q)
 
     def jvp(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """J theta, by reverse mode through reverse mode, or where that does not exist row by row."""
-        try:
-            return self._twice(theta)
-        except (NotImplementedError, RuntimeError):
-            rows = torch.eye(self.value.numel()).to(self.value).reshape(-1, *self.value.shape)
-            pulled = (self.vjp(row) for row in rows)
-            return torch.stack([sum((g * theta[name]).sum() for name, g in row.items()) for row in pulled])
+        """J theta, by reverse mode through reverse mode, or where that fails row by row."""
+        with suppress(NotImplementedError, RuntimeError):
+            pushed = self._twice(theta)
+            if pushed.isfinite().all():  # that of logcumsumexp is not
+                return pushed
+        rows = torch.eye(self.value.numel()).to(self.value).reshape(-1, *self.value.shape)
+        pulled = [sum((g * theta[name]).sum() for name, g in self.vjp(row).items()) for row in rows]
+        return torch.stack(pulled)
 
     def _twice(self, theta: Mapping[str, Tensor]) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):

@@ -97,11 +97,11 @@ MEMBERS = [
     ),
     Member("diffrax: neural ODE, Heun", "diffrax", along(lambda: Field(mlp())), Field, STEPS | {"alg": diffrax.Heun()}),
     Member(
-        "diffrax: neural ODE, Kvaerno3",
+        "diffrax: neural ODE, Bosh3",
         "diffrax",
         along(lambda: Field(mlp())),
         Field,
-        STEPS | {"alg": diffrax.Kvaerno3()},
+        STEPS | {"alg": diffrax.Bosh3()},
     ),
     Member(
         "diffrax: neural CDE",

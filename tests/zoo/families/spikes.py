@@ -67,11 +67,11 @@ def steps(
 
 
 def over(make: Callable[[], nn.Module], state: str = "0") -> Callable[[], kp.StaticProblem]:
-    """A layer of norse on a whole sequence, time first."""
+    """A layer of norse on whole sequences, time first, all of them as one trial."""
 
     def problem() -> kp.StaticProblem:
         x = 5 * torch.randn(TIMES, TRIALS, INPUTS, dtype=torch.float64)
-        return kp.StaticProblem(make().double(), x, state=state, axes=("time", "trial", "unit"))
+        return kp.StaticProblem(make().double(), x, state=state, axes=("time", "batch", "unit"))
 
     return problem
 
