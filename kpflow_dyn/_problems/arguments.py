@@ -78,9 +78,9 @@ def arguments_of(x: Any, shared: Sequence[str | int] | None, alone: bool) -> tup
         expected = "a torch tensor or a jax array [trial, ...], or a tuple or dict of arguments that holds some"
         raise TypeError(f"x is {type(x).__name__}, expected {expected}")
     backend = backend_for(min(found.values(), key=lambda array: isinstance(array, np.ndarray)), "x", ROWS)
+    if "x" in found:  # it is the only one, and no mask
+        check_rows(found["x"], "x", ROWS)
     kept = {name: check_argument(array, name, ROWS, backend) if array.ndim else array for name, array in found.items()}
-    if "x" in kept:  # it is the only one, and no mask
-        check_rows(kept["x"], "x", ROWS)
     common = _shared(x, kept, shared, alone)
     rows = {name: array[None] if alone else array for name, array in kept.items() if name not in common}
     if not rows:
