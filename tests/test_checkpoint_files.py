@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
@@ -295,6 +296,7 @@ def test_a_file_of_equinox_needs_a_module():
 
 MINE = """
 import torch
+import xarray as xr
 from torch import nn
 
 
@@ -432,3 +434,22 @@ def test_layers_and_cells_are_analysed_step_by_step():
         assert isinstance(problem_of(module.double(), x), kp.DiscreteProblem)
     assert isinstance(problem_of(Sequence().double(), x), kp.StaticProblem)
     assert isinstance(problem_of(nn.GRU(3, 5).double(), x, axes=("trial", "time", "unit")), kp.StaticProblem)
+
+
+def test_a_training_is_followed_with_the_nonlinearity_that_it_ends_with(tmp_path):
+    net, task = trained("relu")
+    np.savez(tmp_path / "own.npz", inputs=task.inputs, targets=task.targets)
+    record = kp.Recorder(tmp_path / "run")
+    torch.manual_seed(1)
+    record(0, nn.RNN(2, 8, batch_first=True).double(), loss=1.0, readout=nn.Linear(8, 2).double())
+    record(1, net["rnn"], loss=0.1, readout=net["fc"])
+    call = ["track", str(record.folder), "--task", str(tmp_path / "own.npz"), "--samples", "40"]
+    shown = CliRunner().invoke(app, call)
+    assert shown.exit_code == 0, shown.output
+    with xr.open_dataset(record.folder / "track" / "track.nc", engine="h5netcdf") as dataset:
+        losses = dataset.loss.values
+    first = load_checkpoint(kp.Recorder.read(record.folder).file(0), nonlinearity="relu")
+    with torch.no_grad():
+        y = first.readout(states(first.cell, torch.from_numpy(task.inputs), None))
+    assert losses[0] == pytest.approx(float(((y - torch.from_numpy(task.targets)) ** 2).mean()), rel=1e-6)
+    assert losses[1] < 0.01

@@ -274,6 +274,18 @@ def discrete():
     torch.manual_seed(0)
     return kp.DiscreteProblem(torch.nn.GRUCell(3, 4), torch.ones(2, 3, 3))
 
+def network():
+    torch.manual_seed(0)
+    x, steps = torch.randn(2, 5, 3).double(), torch.arange(5).double()
+    return kp.StaticProblem(Sum().double(), {"x": x, "steps": steps}, axes=("time", "trial", "unit"))
+
+class Sum(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(3, 4)
+
+    def forward(self, x, steps):
+        return torch.tanh(super().forward(x) + steps[:, None]).cumsum(1).transpose(0, 1)
+
 def fails():
     raise RuntimeError("no data\\nhere")
 
@@ -317,7 +329,7 @@ def here(code: Path, forgetful: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     return code
 
 
-@pytest.mark.parametrize("reference", ["mine:ode", "mine.py:solved", "mine:discrete"])
+@pytest.mark.parametrize("reference", ["mine:ode", "mine.py:solved", "mine:discrete", "mine:network"])
 def test_analyze_a_problem_of_ones_own(here: Path, out: Path, reference: str) -> None:
     result = run("analyze", "--problem", reference, "--out", out, "--modes", 2, "--threads", torch.get_num_threads())
     assert result.exit_code == 0, result.output

@@ -324,3 +324,14 @@ def test_links_of_hdf5_to_other_files_are_not_followed(tmp_path):
         file["soft"] = h5py.SoftLink("/")
         file.create_dataset("huge", shape=(2**40,), dtype="f4", chunks=(1024,))
     refused(tmp_path / "net.h5", "which the file does not hold")
+
+
+def test_files_of_trials_do_no_harm_either(tmp_path, proof):
+    from kpflow_dyn.tasks import make_task
+
+    archive_of(tmp_path / "bomb.npz", {"inputs.npy": zeros(2**27)})
+    archive_of(tmp_path / "claim.npz", {"inputs.npy": npy_claiming((2**40,))})
+    np.savez(tmp_path / "objects.npz", inputs=np.array(Intruder(proof), object))
+    for name, words in {"bomb": "a zip bomb", "claim": "cannot be read", "objects": "cannot be read"}.items():
+        with pytest.raises(ValueError, match=words):
+            make_task(str(tmp_path / f"{name}.npz"))

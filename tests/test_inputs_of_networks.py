@@ -356,7 +356,7 @@ def test_what_trials_share_in_jax(jax_net: JaxTransformer, jax_given: dict[str, 
     places = jnp.arange(TOKENS)[::-1]
     solution = kp.solve(kp.StaticProblem(jax_net, jax_given | {"positions": places}, state="logits"))
     ids, mask = jax_given["input_ids"], jax_given["attention_mask"]
-    each = jax.vmap(lambda *row: jax_net(*row, places, False)["logits"])(ids, mask)
+    each = jax.vmap(lambda ids, mask: jax_net(ids, mask, places, False)["logits"])(ids, mask)
     close(solution.state, each, 1e-12)
 
 

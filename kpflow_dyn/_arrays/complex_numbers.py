@@ -4,6 +4,9 @@ The real inner product of pairs, Re a conj(b), is that of the package; a gradien
 """
 
 import math
+from collections.abc import Mapping
+
+import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, library_of
 
@@ -56,3 +59,10 @@ def as_flat(numbers: Array, like: Array) -> Array:
     if is_complex(like):
         return of_pairs(numbers.reshape((*lead, *like.shape, 2)))
     return numbers.reshape((*lead, *like.shape))
+
+
+def by_name(numbers: Array, like: Mapping[str, Array]) -> dict[str, Array]:
+    """Real numbers [..., n] one after another in the forms of `like`, by name."""
+    ends = np.cumsum([count(value) for value in like.values()]).tolist()
+    each = zip(like.items(), ends, strict=True)
+    return {name: as_flat(numbers[..., end - count(value) : end], value) for (name, value), end in each}

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kpflow_dyn._checkpoint.archives import Archive
 from kpflow_dyn._checkpoint.pickles import Readable
+from kpflow_dyn._problems.archives import Archive
 from kpflow_dyn._problems.parameters import CheckpointError
 
 HEADER = 10_000

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kpflow_dyn._checkpoint.archives import Archive, is_zip, unknown_archive
 from kpflow_dyn._checkpoint.arrays import as_tensor, read_npy, read_npz
 from kpflow_dyn._checkpoint.torch_files import is_sb3, read_pickled, read_sb3_zip, read_torch_zip
 from kpflow_dyn._checkpoint.trees import is_orbax, read_hdf5, read_msgpack, read_orbax
+from kpflow_dyn._problems.archives import Archive, is_zip, unknown_archive
 from kpflow_dyn._problems.parameters import CheckpointError, opened
 
 PICKLE = 0x80

@@ -4,9 +4,9 @@ import io
 import mmap
 from typing import Any
 
-from kpflow_dyn._checkpoint.archives import Archive
 from kpflow_dyn._checkpoint.objects import STORAGES, plain
 from kpflow_dyn._checkpoint.pickles import Foreign, Readable, read_pickle
+from kpflow_dyn._problems.archives import Archive
 from kpflow_dyn._problems.parameters import CheckpointError
 
 MAGIC = 0x1950A86A20F9469CFC6C

@@ -10,9 +10,9 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, full_precision
-from kpflow_dyn._arrays.complex_numbers import as_flat, count, is_complex
+from kpflow_dyn._arrays.complex_numbers import by_name, count
 from kpflow_dyn._flows.places import at_places, checked_places, places_of, places_of_steps, reaching
-from kpflow_dyn._flows.preconditioner import Block, block_diagonal, chosen_block, for_each_trial, seen_through, slices
+from kpflow_dyn._flows.preconditioner import Block, block_diagonal, chosen_block, for_each_trial, seen_through
 from kpflow_dyn._flows.readout import Readout, readout
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._flows.truncation import Truncation, truncation
@@ -49,8 +49,7 @@ class Flow:
         ntk: the global empirical neural tangent kernel, state -> state.
         sites: the weight sites, in the order of the core's outputs.
         solution: what was linearised.
-        parameters: the parameters that learn, by name, as they were when linearised. A complex one counts as the pairs
-            (Re, Im) in J's domain, with the real inner product.
+        parameters: those that learn, by name, as they were when linearised; a complex number counts as (Re, Im) in J.
         preconditioner: the blocks of R, where an optimiser has a metric; else ().
         R: what changes of the parameters pass before J, of a metric or of a choice of them; None for all, unscaled.
         untraced: why the model could not be traced, so that all maps are those of autograd through the model, and each
@@ -74,10 +73,7 @@ class Flow:
 
     @property
     def nodal(self) -> Flow:
-        """The flow of the steps themselves, each counted as one, where P K P* = ntk to round-off.
-
-        It is the flow itself, but for an ODE; see `ODEFlow`.
-        """
+        """The flow of the steps themselves, where P K P* = ntk to round-off: itself, but for an ODE; see `ODEFlow`."""
         return self
 
     def truncate(self, rtol: float = 1e-3, seed: int | Random = 0) -> Flow:
@@ -104,7 +100,7 @@ class Flow:
         ((24,), 'bias_ih[0:16] + bias_hh[0:16]')
         """
         if isinstance(names, Mapping):
-            masks = {name: self._of_pairs(name, mask) for name, mask in as_masks(self.parameters, names).items()}
+            masks = as_masks(self.parameters, names)
             return _restricted(self, choose(self.parameters, list(masks)), masks)
         return _restricted(self, choose(self.parameters, names), {})
 
@@ -130,10 +126,6 @@ class Flow:
         """
         places = checked_places(mask, self.ntk.domain, self.mask)
         return self if places.all() else _at(self, places)
-
-    def _of_pairs(self, name: str, mask: np.ndarray) -> np.ndarray:
-        """Both parts of a complex number learn, or none."""
-        return np.repeat(mask, 2) if is_complex(self.parameters[name]) else mask
 
     @property
     def mask(self) -> np.ndarray | None:
@@ -170,15 +162,9 @@ class Flow:
         return dict(zip(self.parameters, sizes, strict=True))
 
     def as_parameters(self, theta: Array) -> dict[str, Array]:
-        """A vector of the parameter space [..., p] as one array [..., *shape] for each parameter.
-
-        A complex parameter has two coordinates for each entry, and is complex again here, Re + i Im: of a gradient this
-        is what torch's backward() gives, and the conjugate of what jax.grad gives.
-        """
+        """A vector [..., p] as an array [..., *shape] for each parameter; of complex ones Re + i Im, as in torch."""
         self.J.domain.check(theta, "theta")
-        places = slices([*map(count, self.parameters.values())])
-        each = zip(self.parameters.items(), places, strict=True)
-        return {name: as_flat(theta[..., place], value) for (name, value), place in each}
+        return by_name(theta, self.parameters)
 
     def __repr__(self) -> str:
         how = "by autograd alone" if self.untraced else f"{len(self.sites)} sites"

@@ -22,20 +22,15 @@ from kpflow_dyn._arrays.complex_numbers import in_pairs
 from kpflow_dyn._backend import Transforms, Values
 from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.layout import Layout, ShapeLayout
-from kpflow_dyn.tracing._copies import find_copies
-from kpflow_dyn.tracing._dependence import FIXED, ON_DATA, Dependences, dependences, is_copy
+from kpflow_dyn.tracing._dependence import FIXED, ON_DATA, Dependences, dependences
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, descendants, evaluate, run
 from kpflow_dyn.tracing._lifetimes import last_needed, most_entries
-from kpflow_dyn.tracing._numbers import Term, by_weight, number_weights, parameters_behind, terms_of, weights_behind
+from kpflow_dyn.tracing._numbers import parameters_behind
 from kpflow_dyn.tracing._rows import fixed_values
 from kpflow_dyn.tracing._sums import sums_of_uses
 from kpflow_dyn.tracing._uses import (
     Use,
-    as_matrices,
-    coefficients_of_scale,
-    elements_of_lookup,
     find_uses,
-    variables_of_matrix,
 )
 
 
@@ -175,7 +170,7 @@ class Constraint:
 
     def outputs(self, theta: list[Array], state: Array, *x: Array) -> Array:
         """What all uses give [site], from weights of these parameters and data at the linearisation."""
-        data, weights = self._data(state, x), self._weights(theta)
+        data, weights = self.data(state, x), self.weights(theta)
         found = [evaluate(use.node, data | {use.weight: weights[use.weight]}).reshape(-1) for use in self.uses]
         return array_namespace(state).concat(found, axis=0)
 
@@ -184,71 +179,6 @@ class Constraint:
         added = {} if kicks is None else dict(zip(self.states, self._layout.split(kicks), strict=True))
         found = self._run(self._start(theta, x), added, {})
         return self._joined(found)
-
-    def variables(self, sites: Sequence[ConstraintSite], state: Array, *x: Array) -> list[Array]:
-        """The weight-site variables of these sites.
-
-        V [row, d] of all uses of a matrix, coefficients [use, element], which elements of a table [1, element], or data
-        operands [...].
-        """
-        env, xp = self._data(state, x), array_namespace(state)
-        found = {use: self._variables(use, env, state) for use in self.uses}
-        rows = [[self._of_term(term, found[term.use]) for term in site.terms] for site in sites]
-        axes = [-1 if site.kind == "lookup" else 0 for site in sites]
-        return [xp.concat(parts, axis=axis) for parts, axis in zip(rows, axes, strict=True)]
-
-    def _of_term(self, term: Term, variables: Array) -> Array:
-        """A term's part of the variables of its use."""
-        kind, chosen = term.use.kind, term.elements
-        if kind == "matrix":
-            return variables[term.matrix]
-        if kind == "opaque":
-            return variables
-        everything = chosen is None or len(chosen) == len(variables)
-        return variables[None] if everything else variables[None, self.transforms.index(chosen, variables)]
-
-    def _variables(self, use: Use, env: dict[Node, Array], state: Array) -> Array:
-        if use.kind == "matrix":
-            return variables_of_matrix(use, env)
-        if use.kind == "lookup":
-            return elements_of_lookup(use, env)
-        if use.kind == "opaque":
-            data = [env[o].reshape(-1) for o in use.others if o.floating] or [state.reshape(-1)[:0]]
-            return array_namespace(state).concat(data, axis=0)
-        if use.node.role is not Role.POINTWISE:
-            return like_numpy(np.ones(math.prod(use.node.shape)), state)
-        return coefficients_of_scale(use, env, self.transforms.jvp)
-
-    # Weight sites
-
-    def sites(self) -> list[ConstraintSite]:
-        """One for each weight, with all terms that use it; and one for each opaque use."""
-        graph, dependence = self.graph, self.dependence
-        copying = [*weights_behind(graph, self.uses, dependence), *(use.node for use in self.uses)]
-        copies = find_copies(graph, [n for n in copying if is_copy(n, dependence)], dependence, self.transforms)
-        numbers = number_weights(graph, self.parameters, self.uses, dependence, copies)
-        groups = by_weight(terms_of(self.uses, numbers, copies))
-
-        def taken(theta: list[Array]) -> list[Array]:
-            values = self._weights(theta)
-            return [self._taken(terms[0], values) for terms in groups]
-
-        weights = self.transforms.compiled(taken)(self.values)
-        return [self._site(terms, weight) for terms, weight in zip(groups, weights, strict=True)]
-
-    def _site(self, terms: list[Term], weight: Array) -> ConstraintSite:
-        first = terms[0]
-        name = ", ".join(parameters_behind(self.graph, self.parameters, first.use.weight))
-        name = f"{name}[{first.matrix}]" if _is_batch(first.use) else name
-        return ConstraintSite(name, first.use.kind, first.entries, weight, terms)
-
-    def _taken(self, term: Term, values: Mapping[Node, Array]) -> Array:
-        """The weights of a term, by the values of all."""
-        use, value = term.use, values[term.use.weight]
-        if use.kind == "matrix":
-            return as_matrices(use.node, use.weight, value)[term.matrix]
-        flat = value.reshape((-1,))
-        return flat if term.taken is None else flat[self.transforms.index(term.taken, flat)]
 
     # Parts of these
 
@@ -266,14 +196,15 @@ class Constraint:
         """Zeros [site]."""
         return like_numpy(np.zeros(sum(self.sizes)), self.values[0])
 
-    def _weights(self, theta: list[Array]) -> dict[Node, Array]:
+    def weights(self, theta: list[Array]) -> dict[Node, Array]:
+        """All that is computed from the parameters alone."""
         return run(self.computed, self.constants | dict(zip(self.parameters, theta, strict=True)))
 
     def _start(self, theta: list[Array], x: Sequence[Array]) -> dict[Node, Array]:
         given = {node: value.reshape(node.shape) for node, value in zip(self.inputs, x, strict=True)}
-        return self._weights(theta) | given
+        return self.weights(theta) | given
 
-    def _data(self, state: Array, x: Sequence[Array]) -> dict[Node, Array]:
+    def data(self, state: Array, x: Sequence[Array]) -> dict[Node, Array]:
         """All values at the linearisation."""
         env = self._start(self.values, x)
         return run(self.order, env if self.form is Form.NETWORK else env | self._at(state))
@@ -302,26 +233,3 @@ class Constraint:
     def _at(self, state: Array) -> dict[Node, Array]:
         node = next(node for node in self.graph.nodes if node.role is Role.STATE)
         return {node: state.reshape(node.shape)}
-
-
-def _is_batch(use: Use) -> bool:
-    """Whether the weight is more than one matrix."""
-    return use.node.role is Role.PRODUCT and math.prod(use.weight.shape[:-2]) > 1
-
-
-@dataclass(frozen=True)
-class ConstraintSite:
-    """A weight, and all that it meets.
-
-    Attributes:
-        name: the parameters that it is computed from; of several matrices also which one.
-        kind: as of a `Use`.
-        entries, weight: the numbers and values of its elements: of a matrix [d, m], else [element].
-        terms: the uses that it has.
-    """
-
-    name: str
-    kind: str
-    entries: np.ndarray
-    weight: Array
-    terms: list[Term]

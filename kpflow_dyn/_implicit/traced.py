@@ -12,9 +12,10 @@ import numpy as np
 from kpflow_dyn._arrays import Array, array_namespace, empty_row, like_numpy, placed
 from kpflow_dyn._arrays.memory import in_blocks
 from kpflow_dyn._flows.sites import WeightSite
-from kpflow_dyn._implicit.constraint import Constraint, ConstraintSite, TracedConstraint, direct, on_rows
+from kpflow_dyn._implicit.constraint import Constraint, TracedConstraint, direct, on_rows
 from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.linearised import Map, Pair
+from kpflow_dyn._implicit.sites import ConstraintSite, sites_of, variables_of
 from kpflow_dyn.tracing._rows import split
 
 TABLE_COPIES = 3  # of each table for each probe, where lookups are mapped over probes
@@ -137,8 +138,8 @@ class Traced:
 
     def sites(self, measure: Array | None) -> list[WeightSite]:
         """One for each weight, with the variables of all of its uses as rows; and one for each opaque use."""
-        sites = self.row.sites()
-        found = on_rows(self.traced, lambda s, *x: self.row.variables(sites, s, *x), (0,))(self.state)
+        sites = sites_of(self.row)
+        found = on_rows(self.traced, lambda s, *x: variables_of(self.row, sites, s, *x), (0,))(self.state)
         found = [V[None] for V in found] if self.traced.form is Form.FREE else found
         return [_with_variables(site, V, measure) for site, V in zip(sites, found, strict=True)]
 

@@ -20,7 +20,7 @@ from kpflow_dyn.tracing._pairs import Form, real_graph
 from kpflow_dyn.tracing._rules import rule_of
 
 Atom = Node | np.generic  # what stands for a value: a node, or the number of a literal
-Step = Callable[..., jax.Array]
+Step = Callable[..., Any]
 
 
 def trace(step: Step, parameters: dict[str, jax.Array], x: jax.Array, z: jax.Array) -> Graph:
@@ -78,7 +78,7 @@ def _side_effects(jaxpr: Jaxpr) -> Iterator[str]:
             yield from _side_effects(called)
 
 
-class _Tracer:
+class _Nodes:
     """The nodes so far; which of them hang on data, and which are weights: they hang on parameters alone."""
 
     def __init__(self) -> None:
@@ -89,8 +89,6 @@ class _Tracer:
         self.constants: dict[int, tuple[Any, Node]] = {}
         self.named: list[tuple[str, Node]] = []
         self.forms: dict[Node, Form] = {}  # what is complex
-
-    # Nodes
 
     def parameter(self, name: str, value: jax.Array) -> Node:
         node = self.fixed(name, value)
@@ -139,7 +137,15 @@ class _Tracer:
         """Whether there are both weights and data."""
         return self.any_in(self.weights, atoms) and self.any_in(self.data, atoms)
 
-    # Equations
+    def arrange(self, node: Node, order: Sequence[int], out: Any) -> Node:
+        """The node's elements with the axes in this order, in an array of the form of `out`."""
+        if tuple(order) == tuple(range(len(order))) and out.shape == node.shape:
+            return node
+        return self.add(Role.MOVE, "arrange", [out], partial(equations.arrange, tuple(order), out.shape), node)
+
+
+class _Tracer(_Nodes):
+    """Adds the equations of jaxprs."""
 
     def inline(self, closed: Jaxpr, args: Sequence[Atom]) -> list[Atom]:
         """Add a jaxpr's equations one by one; its results."""
@@ -234,12 +240,6 @@ class _Tracer:
         operands = [self.arrange(*o) for o in zip(map(self.as_node, args), orders, forms[:2], strict=True)]
         node = self.add(Role.CONVOLUTION, "convolution", forms[2:], apply, *operands)
         return self.arrange(node, back, equation.outvars[0].aval)
-
-    def arrange(self, node: Node, order: Sequence[int], out: Any) -> Node:
-        """The node's elements with the axes in this order, in an array of the form of `out`."""
-        if tuple(order) == tuple(range(len(order))) and out.shape == node.shape:
-            return node
-        return self.add(Role.MOVE, "arrange", [out], partial(equations.arrange, tuple(order), out.shape), node)
 
     def unroll(self, equation: Equation, args: list[Atom]) -> list[Any]:
         """A scan as its steps, one after another."""

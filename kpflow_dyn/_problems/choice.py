@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn._arrays.complex_numbers import is_complex
 
 Choice = str | Sequence[str] | Callable[..., bool] | None  # a function takes the name, or (name, parameter)
 
@@ -31,7 +32,7 @@ def choose(known: Mapping[str, Any], params: Choice) -> list[str]:
 
 
 def as_masks(known: Mapping[str, Any], masks: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Booleans that say which entries of parameters learn, checked against these."""
+    """Booleans that say which entries of parameters learn, checked against these; of complex ones, of both parts."""
     found = {name: to_numpy(mask) for name, mask in masks.items()}
     for name, mask in found.items():
         shape = tuple(known[name].shape) if name in known else mask.shape
@@ -39,4 +40,5 @@ def as_masks(known: Mapping[str, Any], masks: Mapping[str, Any]) -> dict[str, np
             raise ValueError(f"the mask of {name} is {mask.dtype}{list(mask.shape)}, expected bool{list(shape)}")
     if not any(mask.any() for mask in found.values()):
         raise ValueError("no entry learns: the masks are empty or all False")
-    return found
+    complexes = [name for name in found if name in known and is_complex(known[name])]
+    return found | {name: np.repeat(found[name], 2) for name in complexes}

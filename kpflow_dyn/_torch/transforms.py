@@ -20,7 +20,7 @@ ROWS_AT_ONCE = 8192
 Tree = Any  # a tensor, or a list of tensors
 
 
-def jvp(function: Callable[..., Any], points: tuple[Tree, ...], tangents: tuple[Tree, ...]) -> tuple[Any, Any]:
+def jvp(function: Callable[..., Any], points: tuple[Tree, ...], tangents: tuple[Tree, ...]) -> Any:
     """torch's own, at copies of points whose entries share memory, as those of an expanded tensor do."""
     return torch.func.jvp(function, tree_map(_apart, points), tangents)
 

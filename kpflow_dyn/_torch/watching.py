@@ -200,7 +200,7 @@ class Places:
     """Those of all values that make the state of a network."""
 
     each: list[Place]
-    axes: tuple[str, ...] | None
+    axes: Sequence[str] | None
 
     @cached_property
     def layout(self) -> Layout:

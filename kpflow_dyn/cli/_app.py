@@ -64,8 +64,8 @@ def analyze(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="What training left: a file of torch.save, Lightning, safetensors, numpy, flax, equinox, PsychRNN or "
-            "stable-baselines3, or a folder of orbax. No code in it is run.",
+            help="What training left: a file of torch.save, Lightning, safetensors, numpy, flax, equinox, Keras, "
+            "PsychRNN or stable-baselines3, or a folder of orbax. No code in it is run.",
             show_default=False,
         ),
     ] = None,

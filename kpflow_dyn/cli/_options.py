@@ -74,7 +74,7 @@ Inputs = Annotated[
     Path | None,
     typer.Option(
         "--x",
-        help="In the place of --task: inputs [trial, time, channel], or of a module [trial, ...], in a .npy file, or "
-        "as x in a .npz file.",
+        help="In the place of --task: inputs by trial, time and channel (of a module by trial and whatever it takes), "
+        "in a .npy file, or as x in a .npz file.",
     ),
 ]

@@ -94,7 +94,7 @@ def compare(
             found = kp.compare(*flows, k=modes, samples=samples, seed=seed, **asked)
         with new_folder(out) as folder:
             found.plot().savefig(folder / "comparison.png")
-            said = "\n".join([str(found), note, *one.on_steps, *one.on_file, *other.on_file])
+            said = "\n".join([str(found), note, *one.on_file, *other.on_file, *one.on_steps])
             (folder / "comparison.txt").write_text(f"{a} and {b} on {task}\n{said}\n")
         typer.echo(said)
         typer.echo(f"The figure: {out.absolute() / 'comparison.png'}")

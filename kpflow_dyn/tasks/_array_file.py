@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kpflow_dyn._problems.archives import Archive
 from kpflow_dyn.tasks._data import TaskData, check_arrays, count, is_indices
 
 
@@ -50,9 +51,11 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not an .npz file; write one with numpy.savez(path, inputs=..., targets=...)")
     try:
+        with path.open("rb") as file:
+            Archive(file)  # refuses what would unpack to far more than it is
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ("inputs", "targets", "mask") if name in archive}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read ({error}); it must hold plain arrays of numbers") from error
     if "inputs" not in arrays:
         raise ValueError(f"{path} has no array named 'inputs'; write it with numpy.savez(path, inputs=...)")
