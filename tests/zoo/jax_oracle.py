@@ -59,7 +59,7 @@ def states_of(problem: kp.StaticProblem, net: Any, _solution: Any) -> jax.Array:
     """What the network gives for each trial."""
 
     def of_trial(x: Any) -> jax.Array:
-        return picked(called(net, x), problem.state)
+        return picked(called(net, x), *problem.state)
 
     axes = getattr(problem, "axes", None) or ("trial",)
     return jax.vmap(of_trial)(problem.x) if "trial" in axes else of_trial(problem.x)[None]
