@@ -39,6 +39,11 @@ class Oracle:
     def value(self) -> jax.Array:
         return self._value(self.leaves)
 
+    @property
+    def rounding(self) -> float:
+        """That of the states."""
+        return float(jnp.finfo(self.value.dtype).eps)
+
     def vjp(self, q: jax.Array) -> dict[str, jax.Array]:
         """J* q, by name, with torch's sign of the imaginary part."""
         return dict(zip(self.names, [g.conj() for g in self._vjp(self.leaves, q)], strict=True))

@@ -13,6 +13,7 @@ from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kpflow_dyn as kp
+from kpflow_dyn._torch.causes import rounding_of
 
 ITERATIONS = 100  # of a fixed point, whose maps contract by a half or more
 
@@ -27,6 +28,11 @@ class Oracle:
     @property
     def value(self) -> Tensor:
         return self.states().detach()
+
+    @property
+    def rounding(self) -> float:
+        """That of the least precise numbers in the network."""
+        return rounding_of(self.states())
 
     def vjp(self, q: Tensor) -> dict[str, Tensor]:
         """J* q, by name."""
