@@ -406,3 +406,35 @@ def test_errors_in_jax(jax_net: JaxTransformer, jax_given: dict[str, Any]) -> No
         kp.solve(kp.StaticProblem(jax_net, jax_given, state="head2"))
     with pytest.raises(ValueError, match=r"^the network gave dict with several arrays"):
         kp.solve(kp.StaticProblem(jax_net, jax_given, state=""))
+
+
+class OnGraph(nn.Module):
+    """Messages along the edges but loops, which are found by their values, and one from each node to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.message, self.own = nn.Linear(WIDTH, 2), nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        start, end = edges[:, edges[0] != edges[1]]
+        return torch.tanh(self.own(x).index_add(0, end, self.message(x)[start]))
+
+
+def test_edges_of_one_graph_are_fixed() -> None:
+    torch.manual_seed(0)
+    net, x = OnGraph().double(), torch.randn(4, WIDTH, dtype=torch.float64)
+    edges = torch.tensor([[0, 1, 2, 2, 3], [1, 1, 0, 3, 3]])
+    for given in ((x, edges), {"x": x, "edges": edges}):
+        flow = linearized(net, given, axes=("node", "unit"))
+        assert [site.kind for site in flow.sites].count("matrix") == 2
+        expected = jacobian(net, lambda call: call(x, edges))
+        close(flow.J.dense(), expected)
+        close((flow.P @ flow.K @ flow.P.T).dense(), expected @ expected.T)
+
+
+def test_one_sequence_of_tokens_is_what_the_network_reads() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(WORDS, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 2)).double()
+    tokens = torch.randint(WORDS, (TOKENS,))
+    flow = linearized(net, tokens, axes=("time", "unit"))
+    close(flow.J.dense(), jacobian(net, lambda call: call(tokens)))

@@ -94,11 +94,16 @@ def _holds_rows(leaf: Any) -> bool:
     return is_array(leaf) and not isinstance(leaf, np.generic)
 
 
+def _has_derivatives(array: Array) -> bool:
+    return any(kind in str(array.dtype) for kind in ("float", "complex"))
+
+
 def _shared(x: Any, arrays: dict[str, Array], shared: Sequence[str | int] | None, alone: bool) -> list[str]:
     """The names of the arrays that all trials share."""
     single = [name for name, array in arrays.items() if array.ndim == 0]
-    if shared is None and alone:
-        return single
+    if shared is None and alone:  # what has no derivative is fixed, and edges may be chosen by their values
+        fixed = [name for name, array in arrays.items() if name in single or not _has_derivatives(array)]
+        return fixed if len(fixed) < len(arrays) else single
     if shared is None:
         trials = next((len(array) for array in arrays.values() if array.ndim), 0)
         return [name for name, array in arrays.items() if name in single or len(array) != trials]

@@ -189,7 +189,8 @@ class StaticProblem(Problem):
             [trial, time, ..., unit] in this order, with all values side by side on the units, and all that needs times
             has them. Where a value has one axis fewer, "time" (or else the first name) counts the calls of its module,
             as of a cell that is called in a loop. Without "trial" the network is called once, on x as it is given,
-            which is one trial: ("node", "unit") of a graph. (In JAX, where a network is called on one trial, "trial" is
+            which is one trial: ("node", "unit") of a graph; integers beside floats, such as edges, are then fixed, and
+            the network may branch on them. (In JAX, where a network is called on one trial, "trial" is
             the axis that it is mapped over.)
         shared: the arguments that all trials share, by their place or their name, where lengths do not tell: the
             positions of as many tokens as there are trials; () for none.

@@ -1,7 +1,7 @@
 """The zoo, member by member:  python -m tests.zoo [NAME ...] [--family FAMILY ...]
 
-Prints each row as it comes, and keeps it in zoo.json in the place of an earlier row of that member. docs/zoo.md is made
-of all rows there. A member that takes too long, or takes the process down, costs only its own row.
+Prints each row as it comes, and keeps it in benchmarks/zoo.json in the place of an earlier row of that member; all rows
+there make docs/zoo.md. A member that takes too long, or takes the process down, costs only its own row.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from .measure import names_of, prepare, row_of
 from .member import FAMILIES
 from .page import PAGE, line, page, summary
 
+ROWS = Path(__file__).parents[2] / "benchmarks" / "zoo.json"
 LIMIT = 180.0  # seconds for one member
 Row = dict[str, Any]
 
@@ -56,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="how the names of members begin, such as timm")
     parser.add_argument("--family", nargs="*", default=FAMILIES, choices=FAMILIES, help="which families; all if none")
-    parser.add_argument("--json", type=Path, default=Path("zoo.json"), help="where the rows are kept")
+    parser.add_argument("--json", type=Path, default=ROWS, help="where the rows are kept")
     arguments = parser.parse_args()
     file: Path = arguments.json
     found = json.loads(file.read_text()) if file.exists() else {}

@@ -39,6 +39,11 @@ class Oracle:
     def value(self) -> jax.Array:
         return self._value(self.leaves)
 
+    @property
+    def rounding(self) -> float:
+        """That of the states."""
+        return float(jnp.finfo(self.value.dtype).eps)
+
     def vjp(self, q: jax.Array) -> dict[str, jax.Array]:
         """J* q, by name, with torch's sign of the imaginary part."""
         return dict(zip(self.names, [g.conj() for g in self._vjp(self.leaves, q)], strict=True))
@@ -59,7 +64,7 @@ def states_of(problem: kp.StaticProblem, net: Any, _solution: Any) -> jax.Array:
     """What the network gives for each trial."""
 
     def of_trial(x: Any) -> jax.Array:
-        return picked(called(net, x), problem.state)
+        return picked(called(net, x), *problem.state)
 
     axes = getattr(problem, "axes", None) or ("trial",)
     return jax.vmap(of_trial)(problem.x) if "trial" in axes else of_trial(problem.x)[None]

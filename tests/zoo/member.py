@@ -24,7 +24,6 @@ class Member:
         problem: makes the network, with random weights, and poses it.
         adapter: the class or function that the network needs to be posed; None where it is taken as it is.
         options: of `kp.solve`.
-        tolerance: how far results may be from autograd's, relative to the largest.
         refused: where the package is right to refuse it, a part of the sentence that says why.
     """
 
@@ -33,7 +32,6 @@ class Member:
     problem: Callable[[], Any]
     adapter: Any = None
     options: dict[str, Any] = field(default_factory=dict)
-    tolerance: float = 1e-9
     refused: str = ""
 
     @property

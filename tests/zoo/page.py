@@ -33,8 +33,8 @@ What the columns say:
 
 - **error**: the largest of five relative errors: of the states, of J and J* on a random vector, and of the kernel J J*
   and of P K P* on another. The reference is autograd through the network: reverse mode, and reverse mode through it
-  (torch), or `jax.vjp` and `jax.jvp`. It is relative to the largest entry, in float64; networks that compute parts of
-  themselves in float32, whatever they are given, are right to its rounding.
+  (torch), or `jax.vjp` and `jax.jvp`. It is relative to the largest entry. *Right* is below 1e-9; or below 1e-5 where a
+  network computes in float32, all of it or parts that no conversion to float64 reaches, which the column says.
 - **road**: *first*, where the network was traced, so that it has weight sites, or *second*, where all operators are
   autograd's own; `flow.untraced` then says why, and so does the list under the table.
 - **sites**: how many weight sites the first road found.
@@ -104,7 +104,8 @@ def _cells(row: Row) -> list[str]:
     name = row["name"].split(": ", 1)[-1]
     if "errors" not in row:
         return [name, row["outcome"], *[""] * 6]
-    number = f"{error(row):.0e}" if row["outcome"] == "right" else f"**wrong: {error(row):.0e}**"
+    number = f"{error(row):.0e}" + ", float32" * row["single"]
+    number = number if row["outcome"] == "right" else f"**wrong: {number}**"
     numbers = f"{row['seconds']:.1f} s", f"{row['ratio']:.2f}", f"{row['MiB']:.0f}"
     return [name, number, row["road"], str(row["sites"] or ""), str(row["adapter"]), *numbers]
 

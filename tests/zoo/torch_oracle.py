@@ -13,6 +13,7 @@ from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kpflow_dyn as kp
+from kpflow_dyn._torch.causes import rounding_of
 
 ITERATIONS = 100  # of a fixed point, whose maps contract by a half or more
 
@@ -27,6 +28,11 @@ class Oracle:
     @property
     def value(self) -> Tensor:
         return self.states().detach()
+
+    @property
+    def rounding(self) -> float:
+        """That of the least precise numbers in the network."""
+        return rounding_of(self.states())
 
     def vjp(self, q: Tensor) -> dict[str, Tensor]:
         """J* q, by name."""
@@ -87,9 +93,20 @@ class States(nn.Module):
 @singledispatch
 def states_of(problem: kp.StaticProblem, net: Any, _solution: Any) -> Tensor:
     """What the network gives, trials first."""
-    value = picked(called(net, problem.x), problem.state)
+    value = value_of(net, problem.x, problem.state)
     axes = getattr(problem, "axes", None) or ("trial",)
     return value.movedim(axes.index("trial"), 0) if "trial" in axes else value[None]
+
+
+def value_of(net: nn.Module, x: Any, state: Any) -> Tensor:
+    """What the user named: the output of a module, or a part of what the network gives."""
+    (name,), heard = state, []
+    modules = dict(net.named_modules())
+    if not name or name not in modules:
+        return picked(called(net, x), name)
+    with modules[name].register_forward_hook(lambda _module, _given, out: heard.append(out)):
+        called(net, x)
+    return heard[0]
 
 
 def called(net: Any, x: Any) -> Any:
@@ -99,9 +116,9 @@ def called(net: Any, x: Any) -> Any:
     return net(*x) if isinstance(x, tuple) else net(x)
 
 
-def picked(given: Any, state: Any) -> Any:
+def picked(given: Any, state: str) -> Any:
     """The part of what a network gives that its user named."""
-    for key in filter(None, "".join(state).split(".")):
+    for key in filter(None, state.split(".")):
         if key.isdigit():
             given = given[int(key)]
             continue

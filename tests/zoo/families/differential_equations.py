@@ -141,6 +141,9 @@ class Given(torchsde.BaseBrownian):
         first, last = (round(5 * float(t)) for t in (ta, tb))
         return self.path[:, last] - self.path[:, first]
 
+    def __repr__(self) -> str:
+        return "Given()"
+
     dtype = property(lambda self: self.path.dtype)
     device = property(lambda self: self.path.device)
     shape = property(lambda self: self.path[:, 0].shape)

@@ -29,7 +29,7 @@ def linen(shape: tuple[int, ...], module: nn.Module, **options: Any) -> Callable
 
     def problem() -> kp.StaticProblem:
         x = normal(*shape)
-        variables = module.init(jax.random.key(0), x[0])
+        variables = jax.tree.map(lambda a: a.astype(x.dtype), module.init(jax.random.key(0), x[0]))
         return kp.StaticProblem(Partial(module.apply, variables), x, **{"state": ""} | options)
 
     return problem

@@ -110,9 +110,9 @@ PROBLEMS = {
     "MPT": language("MptForCausalLM", vocab_size=WORDS, d_model=16, n_layers=2, n_heads=2, expansion_ratio=2),
     "CTRL": language("CTRLLMHeadModel", vocab_size=WORDS, n_positions=8, n_embd=16, n_layer=2, n_head=2, dff=24),
     "XLNet": language("XLNetLMHeadModel", vocab_size=WORDS, d_model=16, n_layer=2, n_head=2, d_inner=24),
-    "Mamba": language("MambaForCausalLM", vocab_size=WORDS, hidden_size=16, num_hidden_layers=2, state_size=4),
-    "Mamba 2": language(
-        "Mamba2ForCausalLM", vocab_size=WORDS, hidden_size=16, num_hidden_layers=2, state_size=4, head_dim=8,
+    "Mamba": text("MambaForCausalLM", "lm_head", vocab_size=WORDS, hidden_size=16, num_hidden_layers=2, state_size=4),
+    "Mamba 2": text(
+        "Mamba2ForCausalLM", "lm_head", vocab_size=WORDS, hidden_size=16, num_hidden_layers=2, state_size=4, head_dim=8,
         num_heads=4, n_groups=1, chunk_size=4,
     ),
     "RWKV": language("RwkvForCausalLM", vocab_size=WORDS, hidden_size=16, num_hidden_layers=2, context_length=8),
