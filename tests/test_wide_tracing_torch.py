@@ -242,7 +242,8 @@ def solved(m, x):
 
 def factored(m, x):
     factors, pivots = torch.linalg.lu_factor(m.w + 9 * EYE)
-    return torch.linalg.lu_solve(factors, pivots, x.T).T @ torch.matrix_exp(m.v - m.v.T)
+    x = torch.linalg.lu_solve(factors, pivots, x.T).T @ torch.matrix_exp(m.v - m.v.T)
+    return torch.linalg.lstsq(m.v + 9 * EYE, x.T).solution.T
 
 
 def implicit_step(m, x, z):
@@ -495,6 +496,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "group_norm": (lambda: nn.Sequential(nn.Conv1d(4, 4, 1), nn.GroupNorm(2, 4)), torch.randn(2, 4, 3)),
     "script": (lambda: torch.jit.script(nn.Sequential(nn.Linear(4, 3), nn.Tanh())), torch.randn(3, 4)),
     "compiled": (lambda: torch.compile(nn.Sequential(nn.Linear(4, 3), nn.Tanh()), backend="eager"), torch.randn(3, 4)),
+    "one_hot": (lambda: Of(lambda m, x: F.one_hot(x, N).to(m.w) @ m.w), torch.tensor([[1, 2, 2], [0, 3, 5]])),
     "loop": (lambda: Of(out_of_a_loop), torch.randn(2, 3, 2)),
 }
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._library.custom_ops import OPDEFS  # what torch.library.custom_op made, with its function of Python
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Graph, GraphModule
+from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode, enable_reentrant_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -122,7 +123,7 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if packet in INDEXED:
             args = self._with_numbers_for_masks(packet, args)
-        elif OF_VALUES & set(func.tags):
+        elif OF_VALUES & set(func.tags) and packet is not aten.linalg_lstsq:  # whose residuals alone may be missing
             self._fix(tensors_in((args, kwargs)))
             return self._found(func(*args, **kwargs))
         written = list(_written(func, args, kwargs))
@@ -246,6 +247,8 @@ class _Asked(TorchFunctionMode):
         has_rule = isinstance(func, OpOverload | OpOverloadPacket) and rule_of(func)
         if has_rule and not any(map(is_wrapped, tensors_in(args))):
             return self.recorder.whole(func, args, kwargs or {})
+        if func is one_hot:
+            return _one_hot(*args, **(kwargs or {}))
         if func is Tensor.fill_diagonal_:
             return _fill_diagonal(*args, **(kwargs or {}))
         if func is Tensor.__getitem__:
@@ -293,6 +296,13 @@ def _numbers(mask: Tensor) -> tuple[Tensor, ...]:
 
 def tensors_in(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """Without torch's look at the values."""
+    if num_classes < 1:
+        return one_hot(tensor, num_classes)
+    return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
 
 
 def _fill_diagonal(values: Tensor, fill_value: float, wrap: bool = False) -> Tensor:
