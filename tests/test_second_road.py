@@ -187,7 +187,7 @@ CELLS = {
 }
 UNTRACED = {
     "while_loop": "Reverse-mode differentiation does not work",
-    **dict.fromkeys(("solver", "root", "error_if", "callback"), "side effects"),
+    **dict.fromkeys(("solver", "root"), "could not be analysed"),
 }
 
 
@@ -301,7 +301,7 @@ def torch_solution() -> kp.Solution:
 
 
 def jax_solution() -> kp.Solution:
-    return kp.solve(problem_of(CELLS["callback"]))
+    return kp.solve(problem_of(CELLS["root"]))
 
 
 USES = {
