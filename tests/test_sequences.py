@@ -16,7 +16,7 @@ from torch.func import functional_call, jacrev
 
 import kpflow_dyn as kp
 from kpflow_dyn._arrays import to_numpy
-from kpflow_dyn._implicit.constraint import Constraint
+from kpflow_dyn._implicit.traced import Traced
 
 AXES = ("trial", "time", "unit")
 TRIALS, TIMES, INPUTS, UNITS = 2, 5, 3, 4
@@ -246,7 +246,7 @@ def test_where_sites_cannot_be_found_autograd_answers(monkeypatch: pytest.Monkey
     def fails(*_args: Any) -> list[Any]:
         raise RuntimeError("no variables")
 
-    monkeypatch.setattr(Constraint, "variables", fails)
+    monkeypatch.setattr(Traced, "sites", fails)
     net, x = nn.Linear(INPUTS, 2).double(), inputs()
     with pytest.warns(kp.UntracedWarning, match="no variables"):
         flow = kp.linearize(kp.solve(kp.StaticProblem(net, x, axes=AXES)))
