@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import kpflow_dyn as kp
+from kpflow_dyn._flows.referee import Mismatch, compare_gradients
 
 TRIALS, TIMES, UNITS, INPUTS = 4, 5, 3, 2
 
@@ -214,22 +215,12 @@ def test_networks_with_parts_of_lower_precision_are_traced(state: str | None) ->
 
 
 def test_a_part_of_lower_precision_hides_no_other_error() -> None:
-    class Wrong(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return 1.001 * gradient
-
-    def norms_inside(m, x, z):
-        return Wrong.apply(torch.tanh(m.w(normed(m.i(x) + m.w(z)))))
-
-    cell, x = make(norms_inside), inputs()
-    flow = linearized(cell, x)
-    assert "the trace is not the model" in flow.untraced
-    assert error_of(flow, cell, x) < 1e-5
+    gradient, single = np.linspace(1, 2, 6), 2.0**-23
+    compare_gradients((1 + single) * gradient, gradient, {"w": 6}, rounding=single)
+    with pytest.raises(Mismatch, match=r"in w is off by 1.0e-03"):
+        compare_gradients(1.001 * gradient, gradient, {"w": 6}, rounding=single)
+    with pytest.raises(Mismatch, match=r"in w is off by 1.2e-07"):
+        compare_gradients((1 + single) * gradient, gradient, {"w": 6})
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # by torch.compile

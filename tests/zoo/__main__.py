@@ -35,8 +35,8 @@ def rows(family: str, wanted: Sequence[str]) -> Iterator[Row]:
             yield pool.submit(row_of, family, name).result(LIMIT)
         except (TimeoutError, BrokenProcessPool) as error:
             late = isinstance(error, TimeoutError)
-            outcome = f"took more than {LIMIT:.0f} s" if late else "took its process down"
-            yield {"name": name, "package": name.split(":")[0], "outcome": "failed", "sentence": outcome}
+            sentence = f"took more than {LIMIT:.0f} s" if late else "took its process down"
+            yield {"name": name, "package": name.split(":")[0], "outcome": "failed", "sentence": sentence}
             _end(pool)
             pool = None
     if pool:

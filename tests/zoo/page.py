@@ -104,7 +104,7 @@ def _cells(row: Row) -> list[str]:
     name = row["name"].split(": ", 1)[-1]
     if "errors" not in row:
         return [name, row["outcome"], *[""] * 6]
-    number = f"{error(row):.0e}" + ", float32" * row["single"]
+    number = f"{error(row):.0e}" + ", float32" * row.get("single", False)
     number = number if row["outcome"] == "right" else f"**wrong: {number}**"
     numbers = f"{row['seconds']:.1f} s", f"{row['ratio']:.2f}", f"{row['MiB']:.0f}"
     return [name, number, row["road"], str(row["sites"] or ""), str(row["adapter"]), *numbers]

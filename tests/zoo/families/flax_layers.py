@@ -24,12 +24,17 @@ def normal(*shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(1), (TRIALS, *shape))
 
 
+def double(tree: Any) -> Any:
+    """The same in double precision, which the statistics of a batch norm are not."""
+    return jax.tree.map(lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+
 def linen(shape: tuple[int, ...], module: nn.Module, **options: Any) -> Callable[[], kp.StaticProblem]:
     """A module of linen: its apply, with its variables in double precision."""
 
     def problem() -> kp.StaticProblem:
         x = normal(*shape)
-        variables = jax.tree.map(lambda a: a.astype(x.dtype), module.init(jax.random.key(0), x[0]))
+        variables = double(module.init(jax.random.key(0), x[0]))
         return kp.StaticProblem(Partial(module.apply, variables), x, **{"state": ""} | options)
 
     return problem
@@ -65,7 +70,7 @@ class Swapped:
 
 def of_nnx(shape: tuple[int, ...], make: Callable[[nnx.Rngs], Any], **options: Any) -> Callable[[], kp.StaticProblem]:
     """A module of nnx as it is."""
-    return lambda: kp.StaticProblem(make(nnx.Rngs(0)), normal(*shape), **{"state": ""} | options)
+    return lambda: kp.StaticProblem(double(make(nnx.Rngs(0))), normal(*shape), **{"state": ""} | options)
 
 
 class NnxStep(nnx.Module):
