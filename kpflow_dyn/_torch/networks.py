@@ -276,10 +276,13 @@ def _check_different(values: Sequence[tuple[str, Tensor]]) -> None:
 
 def _check(net: Any, x: Tensor) -> Tensor:
     """As for a cell; x, or where it holds integers one like it in the dtype of the parameters."""
-    inexact = (torch.is_floating_point, torch.is_complex)
-    floating = [p for p in net.parameters() if any(is_so(p) for is_so in inexact)] if isinstance(net, nn.Module) else []
+    floating = [p for p in net.parameters() if _is_inexact(p)] if isinstance(net, nn.Module) else []
     if isinstance(net, nn.Module) and not floating:
         raise ValueError("the model has no floating-point parameters: nothing can learn")
-    like = in_halves(x if any(is_so(x) for is_so in inexact) or not floating else x.to(floating[0].dtype.to_real()))
+    like = in_halves(x if _is_inexact(x) or not floating else x.to(floating[0].dtype.to_real()))
     check_module(net, like)
     return like
+
+
+def _is_inexact(tensor: Tensor) -> bool:
+    return tensor.dtype.is_floating_point or tensor.dtype.is_complex
