@@ -180,6 +180,16 @@ def _windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
     return x.movedim(dim, -1)[..., places].movedim(-2, dim % x.ndim)
 
 
+def _trilinear(
+    a: Tensor, b: Tensor, c: Tensor, wide_a: list[int], wide_b: list[int], wide_c: list[int], summed: list[int], *_: Any
+) -> Tensor:
+    """Products of three, summed over some axes; each operand lacks the axes on which it is wide."""
+    axes = range(a.ndim + len(wide_a))
+    operands = ((a, wide_a), (b, wide_b), (c, wide_c))
+    parts = [part for x, wide in operands for part in (x, [n for n in axes if n not in wide])]
+    return torch.einsum(*parts, [n for n in axes if n not in summed])
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.addmm.default: _sum_and_product,
     aten.baddbmm.default: _sum_and_product,
@@ -204,5 +214,6 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.ones_like.default: lambda x, **options: _full_like(x, 1, **options),
     aten._linalg_solve_ex.default: _solve,
     aten._cdist_forward.default: _distances,
+    aten._trilinear.default: _trilinear,
 }
 WHOLE = [aten.hardsigmoid.default]  # its own backward pass rounds, which its parts would not do

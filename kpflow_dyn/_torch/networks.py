@@ -34,7 +34,9 @@ class Network:
     form = Form.NETWORK
 
     def __init__(self, problem: StaticProblem) -> None:
-        self.call, self.problem, self.given = problem.net, problem, problem.arguments
+        self.call, self.problem, given = problem.net, problem, problem.arguments
+        own = [{name: array.clone() for name, array in arrays.items()} for arrays in (given.rows, given.shared)]
+        self.given = replace(given, rows=own[0], shared=own[1])  # whose user may fill a batch anew
         self.rows = list(self.given.rows.values())
         _check(self.call, self.given.like)
         self.values = values_named(problem.state or ("",), [name for name, _ in self.call.named_modules() if name])
@@ -150,6 +152,7 @@ class FixedPoint:
 
     def __init__(self, problem: FixedPointProblem, swapped: bool) -> None:
         self.call, self.problem, self.swapped = problem.f, problem, swapped
+        self.x = problem.x.clone()  # whose user may fill a batch anew
         like = _check(self.call, problem.x)
         self.complex = isinstance(problem.z0, Tensor) and problem.z0.is_complex()
         units = None if self.complex else getattr(self.call, "hidden_size", None)
@@ -162,7 +165,7 @@ class FixedPoint:
 
     def residual(self, call: nn.Module, state: Tensor) -> Tensor:
         """z - f(x, z)."""
-        return state - self._next(call, self.problem.x.clone(), state)  # a graph of it outlives what x holds now
+        return state - self._next(call, self.x.clone(), state)  # a graph of it outlives what x holds now
 
     @torch.no_grad()
     def at(self, state: Tensor) -> Tensor:
@@ -172,17 +175,17 @@ class FixedPoint:
     @torch.no_grad()
     def check(self, state: Tensor) -> None:
         """Of the trials at a state."""
-        x = self.problem.x
+        x = self.x
         rounding = lambda: _rounding(lambda: self.residual(self.call, state))  # noqa: E731
         check_alone(lambda trial: self._next(self.call, x[trial], state[trial]), state - self.at(state), rounding)
 
     def traced(self) -> TracedConstraint:
         """Traced on its first trial."""
-        graph = trace(Applied(self._next, self.call), (Role.INPUT, self.problem.x[:1]), (Role.STATE, self.start[:1]))
-        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, [in_pairs(self.problem.x)])
+        graph = trace(Applied(self._next, self.call), (Role.INPUT, self.x[:1]), (Role.STATE, self.start[:1]))
+        return TracedConstraint(graph, self.form, [graph.output], None, TRANSFORMS, [in_pairs(self.x)])
 
     def _check_form(self) -> None:
-        x, z = self.problem.x.clone(), self.start.clone()
+        x, z = self.x.clone(), self.start.clone()
         try:
             with torch.no_grad():
                 found = self._next(self.call, x, z)
@@ -193,7 +196,7 @@ class FixedPoint:
             ) from error
         if found.shape != z.shape:
             raise ValueError(f"f gave {tuple(found.shape)} for z {tuple(z.shape)}; it must give the next z")
-        if not (torch.equal(x, self.problem.x) and torch.equal(z, self.start)):
+        if not (torch.equal(x, self.x) and torch.equal(z, self.start)):
             raise ValueError(IN_PLACE)
 
     def _next(self, call: nn.Module, x: Tensor, z: Tensor) -> Tensor:
@@ -209,7 +212,7 @@ class FreeForm:
     def __init__(self, problem: ImplicitProblem) -> None:
         self.problem, self.start = problem, in_halves(problem.state)
         self.call, self._names, self._as_given = _parameters(problem.params)
-        self._rows = [] if problem.x is None else [problem.x]
+        self._rows = [] if problem.x is None else [problem.x.clone()]  # whose user may fill it anew
         check_module(self.call, self.start)
         if (found := self.at(self.start)).shape != self.start.shape:
             raise ValueError(

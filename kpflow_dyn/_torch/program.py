@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import vjp, vmap
+
+from kpflow_dyn._torch.transforms import jvp
 
 Run = Callable[[int], object]
 

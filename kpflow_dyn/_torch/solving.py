@@ -20,7 +20,7 @@ def each_step(
     step: Callable[..., Tensor], model: nn.Module, rows: Tensor, before: Tensor, count: int | None = None
 ) -> Tensor:
     """step(model, row, z) of rows [trial, time, ...] and the states before each of these steps."""
-    found = [step(model, row, z) for row, z in zip(rows.unbind(1), before.unbind(1), strict=True)]
+    found = [step(model, row, z.contiguous()) for row, z in zip(rows.unbind(1), before.unbind(1), strict=True)]
     return torch.stack(found, 1)
 
 

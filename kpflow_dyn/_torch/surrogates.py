@@ -7,6 +7,7 @@ With B(u, g) the backward pass of f, which is linear in the gradient g, f(u) is 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -26,11 +27,14 @@ APPLY: Any = vars(Function)["apply"]  # a classmethod, in some releases one that
 def with_functions(recorder: Recorder) -> Iterator[None]:
     """Record autograd.Functions with the derivatives of their own."""
 
+    thread = get_ident()
+
     def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
         out = APPLY.__get__(None, function)(*args, **kwargs)
         given = tensors_in(args)
         results = [value for value in tensors_in(out) if value.requires_grad]
-        if not kwargs and not any(map(is_wrapped, given)) and results and not recorder.paused:
+        ours = get_ident() == thread and not recorder.paused and not kwargs
+        if ours and results and not any(map(is_wrapped, given)):
             _follow(recorder, function, args, results)
         return out
 

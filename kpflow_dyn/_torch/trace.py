@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ MOVES = {
 }
 PUTS = {aten.index_put.default, aten.scatter.src, aten.diagonal_scatter.default}
 PRODUCTS = {aten.mm, aten.bmm}
+ONE_AT_A_TIME = RLock()  # of all threads: torch is patched while it is recorded
 REDUCES = {aten.sum, aten.mean, *LINEAR}
 
 
@@ -93,7 +95,8 @@ def trace(step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
 def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
     """The same without values."""
     held, learnt = _held(step), dict(step.named_parameters())
-    module, given, fixing = _recorded(step, [row for _, row in rows], held, list(learnt))
+    with ONE_AT_A_TIME:
+        module, given, fixing = _recorded(step, [row for _, row in rows], held, list(learnt))
     found = Outline([], [], {}, {}, {}, {}, {name: held[name].detach().clone() for name in fixing})
     nodes: dict[FxNode, Any] = {}
     here = iter(given)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from functools import cache
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,18 @@ from kpflow_dyn._torch.cell_equations import CellEquations
 
 __all__ = ["compiled", "each_row", "index", "jvp", "linearised", "over_models", "vjp", "vmap"]
 
+FORWARD = RLock()
 ROWS_AT_ONCE = 8192
 Tree = Any  # a tensor, or a list of tensors
 
 
 def jvp(function: Callable[..., Any], points: tuple[Tree, ...], tangents: tuple[Tree, ...]) -> Any:
-    """torch's own, at copies of points whose entries share memory, as those of an expanded tensor do."""
-    return torch.func.jvp(function, tree_map(_apart, points), tangents)
+    """torch's own, at copies of points whose entries share memory, as those of an expanded tensor do.
+
+    Of one thread at a time: torch counts the levels of forward mode for the whole process.
+    """
+    with FORWARD:
+        return torch.func.jvp(function, tree_map(_apart, points), tangents)
 
 
 def _apart(point: Tensor) -> Tensor:
