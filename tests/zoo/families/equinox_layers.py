@@ -55,7 +55,7 @@ def norms(key: jax.Array) -> eqx.Module:
     """A perceptron with norms."""
     keys = jax.random.split(key)
     return eqx.nn.Sequential([
-        eqx.nn.Linear(INPUTS, UNITS, key=keys[0]), eqx.nn.LayerNorm(UNITS), eqx.nn.PReLU(), eqx.nn.RMSNorm(UNITS),
+        eqx.nn.Linear(INPUTS, UNITS, key=keys[0]), eqx.nn.LayerNorm(UNITS), eqx.nn.Lambda(jax.nn.silu), eqx.nn.RMSNorm(UNITS),
         eqx.nn.Linear(UNITS, 2, key=keys[1]),
     ])  # fmt: skip
 
@@ -127,7 +127,7 @@ PROBLEMS = {
     "attention with rotary positions": words,
     "Conv2d, GroupNorm": on((2, 6, 6), convolutions),
     "Conv1d, ConvTranspose1d": on((INPUTS, 12), lines),
-    "LayerNorm, RMSNorm, PReLU": on((INPUTS,), norms),
+    "LayerNorm, RMSNorm": on((INPUTS,), norms),
     "WeightNorm": on((INPUTS,), normalised),
 }
 MEMBERS = [Member(f"equinox: {name}", "equinox", problem) for name, problem in PROBLEMS.items()]

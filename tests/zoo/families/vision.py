@@ -48,6 +48,12 @@ def mixer() -> nn.Module:
     return net
 
 
+def vit() -> nn.Module:
+    net = VisionTransformer(32, 16, 2, 2, 24, 48, num_classes=4)
+    net.heads.head.reset_parameters()  # which begins at zero
+    return net
+
+
 def convnext() -> nn.Module:
     return ConvNeXt([CNBlockConfig(8, 12, 1), CNBlockConfig(12, None, 1)], num_classes=4)
 
@@ -79,6 +85,6 @@ MEMBERS = [
     of_torchvision("squeezenet1_1"),
     Member("torchvision: ConvNeXt", "torchvision", images(convnext)),
     Member("torchvision: DenseNet", "torchvision", images(lambda: DenseNet(4, (2, 2), 8, num_classes=4))),
-    Member("torchvision: ViT", "torchvision", images(lambda: VisionTransformer(32, 16, 2, 2, 24, 48, num_classes=4))),
+    Member("torchvision: ViT", "torchvision", images(vit)),
     Member("torchvision: Swin V2", "torchvision", images(swin)),
 ]
