@@ -314,6 +314,48 @@ def test_a_file_of_instructions_alone(tmp_path, monkeypatch):
     refused(tmp_path / "net.pkl", "more than 1,000 instructions")
 
 
+@pytest.mark.parametrize(
+    ("method", "size"), [(zipfile.ZIP_DEFLATED, 128), (zipfile.ZIP_BZIP2, 1), (zipfile.ZIP_LZMA, 1)]
+)
+def test_a_member_that_holds_more_than_it_says(tmp_path, method, size):
+    """Its size in the directory is a lie; unpacked at once it would fill the memory."""
+    path = tmp_path / "lie.pt"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a/data.pkl", bytes(size * 2**20))
+    data = path.read_bytes()
+    path.write_bytes(data.replace(struct.pack("<I", size * 2**20), struct.pack("<I", 100)))
+    refused(path)
+
+
+def calls_with_one_list():
+    """3,000 calls with the same list of 100,000 elements, never copied."""
+    head = b"\x80\x04](" + b"N" * 100_000 + b"e\x94("
+    return head + b"ctorch\nadd\nh\x00R" * 3_000 + b"l."
+
+
+def sets():
+    return b"\x80\x04(" + b"\x8f" * 450_000 + b"l."
+
+
+def keys_within_keys():
+    """Each key is a million letters, and all those around a tensor would make its name."""
+    key = b"X" + struct.pack("<I", 10**6) + b"k" * 10**6 + b"\x94"
+    return b"\x80\x04}" + key + b"}h\x00" * 300 + b"K\x01" + b"s" * 301 + b"."
+
+
+def objects_of_one_state():
+    """Objects that share a state of 100,000 attributes, which would be copied for each."""
+    items = b"".join(b"X\x05\x00\x00\x00%05dK\x01" % n for n in range(100_000))
+    return b"\x80\x04}(" + items + b"u\x94(" + b"cm\nC\n)\x81h\x00b" * 2_000 + b"l."
+
+
+@pytest.mark.parametrize("content", [calls_with_one_list, sets, keys_within_keys, objects_of_one_state])
+def test_small_pickles_that_would_grow(tmp_path, content):
+    path = tmp_path / "small.pkl"
+    path.write_bytes(content())
+    refused(path)
+
+
 def test_links_of_hdf5_to_other_files_are_not_followed(tmp_path):
     import h5py
 

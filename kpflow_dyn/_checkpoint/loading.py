@@ -217,9 +217,7 @@ def _described(
         "nonlinearity": on_phi,
         "readout": "none found" if layer is None else f"the layer {readout!r}",
         "start": "zeros" if start is None else "init_state of the file, which does not learn here",
-        "left out": f"{_counted(len(unused), 'tensor')}: {', '.join(unused[:6])}{', ...' if len(unused) > 6 else ''}"
-        if unused
-        else "",
+        "left out": _on_left_out(unused),
     }
     if network.model in ("ctrnn", "lowrank"):
         said["leak"] = _on_leak(loading, cell)
@@ -228,6 +226,17 @@ def _described(
     if loading.names.skipped:
         said["not made"] = "Python objects: " + listing(loading.names.skipped)
     return {subject: words for subject, words in said.items() if words or subject in ("key", "prefix")}
+
+
+def _on_left_out(unused: tuple[str, ...]) -> str:
+    """Nothing, or what a network between others, a norm or a learnt start would change."""
+    if not unused:
+        return ""
+    names = ", ".join(unused[:6]) + (", ..." if len(unused) > 6 else "")
+    return (
+        f"{_counted(len(unused), 'tensor')}: {names}; the network that is analysed does not have them, and gives "
+        "something else than yours if that needs them (--module takes yours as it is)"
+    )
 
 
 def _counted(number: int, noun: str) -> str:

@@ -13,6 +13,7 @@ from kpflow_dyn._checkpoint.objects import Skipped
 from kpflow_dyn._problems.parameters import CheckpointError
 
 CONTAINERS = 200_000
+LONGEST = 2_000  # name, of all keys around it together
 _OF_OPTIMISERS = re.compile(r"opt(im(i[sz]ers?)?)?(_states?)?(_dicts?)?")
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -68,6 +69,8 @@ def _leaves(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     containers = 0
     while todo:
         path, node = todo.pop()
+        if sum(map(len, path)) > LONGEST:
+            raise CheckpointError(f"names of more than {LONGEST:,} letters in the file; no checkpoint has any")
         if not isinstance(node, Mapping | list):
             yield path, node
             continue

@@ -11,6 +11,7 @@ from kpflow_dyn._checkpoint.arrays import as_storage, as_tensor, dtype_named, of
 from kpflow_dyn._checkpoint.pickles import Foreign
 from kpflow_dyn._problems.parameters import CheckpointError
 
+ENTRIES = 1_000_000
 STORAGES = {
     "Float": torch.float32,
     "Double": torch.float64,
@@ -59,6 +60,7 @@ class _Reader:
         self.storage = storage
         self.known: dict[int, tuple[Any, Any]] = {}  # by id, with the object itself, which keeps its id
         self.storages: dict[str, torch.Tensor] = {}
+        self.entries = 0  # of objects, which may share a state that is copied for each
 
     def value(self, node: Any) -> Any:
         if not isinstance(node, Foreign | dict | list | tuple):
@@ -86,6 +88,9 @@ class _Reader:
     def held(self, node: Foreign) -> Any:
         """What an object of an unknown class holds: its items or its attributes."""
         items = {**self.attributes(node.state), **self.value(node.items)}
+        self.entries += len(items)
+        if self.entries > ENTRIES:
+            raise CheckpointError(f"objects with more than {ENTRIES:,} attributes in all; no checkpoint has so many")
         return items or [self.value(value) for value in node.elements] or Skipped(node.name)
 
     def attributes(self, state: Any) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any, Protocol, cast
 from kpflow_dyn._problems.parameters import CheckpointError
 
 OPCODES = 5_000_000
-"""More instructions than any checkpoint has; a file of them alone would fill the memory."""
+MADE = 400_000
+"""More instructions, and more containers and objects, than any checkpoint has; they alone would fill the memory."""
 
 
 class Readable(Protocol):
@@ -70,8 +71,12 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.made = 0
 
     def step(self, name: str, argument: Any) -> None:
+        self.made += name in _MAKES
+        if self.made > MADE:
+            raise CheckpointError(f"more than {MADE:,} containers and objects in a pickle; no checkpoint has so many")
         if name in _STEPS:
             _STEPS[name](self, argument)
         elif name in _VALUES:
@@ -127,7 +132,7 @@ class _Machine:
 
     def instance_above(self, _: Any) -> None:
         kind, *arguments = self.above_mark()
-        self.push(_called(kind, arguments))
+        self.push(_called(kind, tuple(arguments)))
 
 
 def _items(values: list[Any]) -> dict[Any, Any]:
@@ -142,7 +147,7 @@ def _is_key(value: Any) -> bool:
 
 def _called(function: Any, arguments: Any) -> Foreign:
     name = function.name if isinstance(function, Foreign) else type(function).__name__
-    return Foreign(name, tuple(arguments) if isinstance(arguments, list | tuple) else ())
+    return Foreign(name, arguments if isinstance(arguments, tuple) else ())  # never copied: there may be many of one
 
 
 def _named(module: Any, name: Any) -> Foreign:
@@ -155,6 +160,10 @@ def _dotted(name: str) -> str:
     return name.replace(" ", ".", 1)
 
 
+_MAKES = {
+    *("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "LIST", "DICT", "FROZENSET", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("GLOBAL", "STACK_GLOBAL", "PERSID", "BINPERSID", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ"),
+}
 _VALUES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),

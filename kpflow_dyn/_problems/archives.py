@@ -3,6 +3,7 @@
 import stat
 import zipfile
 import zlib
+from functools import partial
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -12,6 +13,9 @@ SMALL = 64 * 2**20
 RATIO = 100
 """Members may hold so many times the size of the file together, or `SMALL` bytes: zeros shrink to a thousandth."""
 MEMBERS = 100_000
+PIECE = 2**20
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Of these alone can a piece be read: others are unpacked whole, however large they are."""
 
 
 class Archive:
@@ -36,9 +40,10 @@ class Archive:
         self.names = [member.filename for member in members if not member.is_dir()]
 
     def read(self, name: str) -> bytes:
-        """The bytes of a member; its size is within the limit."""
+        """The bytes of a member; its size is within the limit. Read at once, one could hold far more than it says."""
         try:
-            return self._zip.read(name)
+            with self._zip.open(name) as member:
+                return b"".join(iter(partial(member.read, PIECE), b""))
         except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, OSError) as error:
             raise CheckpointError(f"the member {name!r} is damaged ({error})") from error
         except KeyError:
@@ -57,6 +62,8 @@ def _check_member(member: zipfile.ZipInfo) -> None:
         raise CheckpointError(f"the member {member.filename!r} of the archive is a link; no checkpoint has any")
     if member.flag_bits & 1:
         raise CheckpointError(f"the member {member.filename!r} of the archive is encrypted; save it without a password")
+    if member.compress_type not in PACKED:
+        raise CheckpointError(f"the member {member.filename!r} is packed as no checkpoint is; save without compression")
     if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
         raise CheckpointError(f"the member {member.filename!r} of the archive says two sizes; the file is damaged")
 

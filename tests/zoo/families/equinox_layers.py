@@ -55,8 +55,8 @@ def norms(key: jax.Array) -> eqx.Module:
     """A perceptron with norms."""
     keys = jax.random.split(key)
     return eqx.nn.Sequential([
-        eqx.nn.Linear(INPUTS, UNITS, key=keys[0]), eqx.nn.LayerNorm(UNITS), eqx.nn.Lambda(jax.nn.silu), eqx.nn.RMSNorm(UNITS),
-        eqx.nn.Linear(UNITS, 2, key=keys[1]),
+        eqx.nn.Linear(INPUTS, UNITS, key=keys[0]), eqx.nn.LayerNorm(UNITS), eqx.nn.Lambda(jax.nn.silu),
+        eqx.nn.RMSNorm(UNITS), eqx.nn.Linear(UNITS, 2, key=keys[1]),
     ])  # fmt: skip
 
 
