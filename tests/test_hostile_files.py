@@ -356,6 +356,24 @@ def test_small_pickles_that_would_grow(tmp_path, content):
     refused(path)
 
 
+def test_groups_of_hdf5_that_hold_themselves(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "round.h5", "w") as file:
+        file["a"] = file["/"]
+        file["b"] = file["/"]
+    refused(tmp_path / "round.h5", "member of itself")
+
+
+@pytest.mark.parametrize(
+    "said", [b"\x80\x04)R.", b"\x80\x04N)\x81.", b"\x80\x04ctorch._utils\n_rebuild_tensor_v2\n)R."]
+)
+def test_calls_without_arguments_are_damage(tmp_path, said):
+    path = tmp_path / "few.pkl"
+    path.write_bytes(said)
+    refused(path)
+
+
 def test_links_of_hdf5_to_other_files_are_not_followed(tmp_path):
     import h5py
 

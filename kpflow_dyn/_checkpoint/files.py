@@ -15,6 +15,16 @@ from kpflow_dyn._checkpoint.trees import is_orbax, read_hdf5, read_msgpack, read
 from kpflow_dyn._problems.archives import Archive, is_zip, unknown_archive
 from kpflow_dyn._problems.parameters import CheckpointError, opened
 
+DAMAGED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    StopIteration,
+    RecursionError,
+    MemoryError,
+)
 PICKLE = 0x80
 NEWEST_PICKLE = 5
 MSGPACK = {*range(0x80, 0x90), 0xDE, 0xDF}
@@ -51,6 +61,8 @@ def read(path: Path) -> Content:
         return _read_file(path)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a checkpoint that can be read: {error}") from error
+    except DAMAGED as error:
+        raise CheckpointError(f"{path} is damaged, or no checkpoint: {type(error).__name__} {error}") from error
 
 
 def _read_file(path: Path) -> Content:

@@ -13,6 +13,7 @@ from kpflow_dyn._problems.parameters import CheckpointError
 ARRAY, COMPLEX, SCALAR = 1, 2, 3
 """What flax's extension types of msgpack are."""
 LONGEST = 1_000_000
+GROUPS = 20_000
 
 
 def read_msgpack(data: bytes) -> Any:
@@ -60,7 +61,7 @@ def read_hdf5(path: Any, size: int) -> dict[str, Any]:
 
     try:
         with h5py.File(path, "r") as file:
-            return with_names(_group(file, {"left": 100 * size + 2**26}, 0))
+            return with_names(_group(file, {"left": 100 * size + 2**26, "groups": GROUPS}, 0))
     except OSError as error:
         raise CheckpointError(f"no HDF5 file, or a damaged one ({error})") from error
 
@@ -69,6 +70,9 @@ def _group(group: Any, budget: dict[str, int], depth: int) -> dict[str, Any]:
     import h5py
 
     found = {}
+    budget["groups"] -= 1
+    if budget["groups"] < 0:
+        raise CheckpointError(f"more than {GROUPS:,} groups, or one that is a member of itself; no checkpoint is so")
     for name in group if depth < 30 else ():
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             continue
