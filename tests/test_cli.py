@@ -661,7 +661,7 @@ def test_a_loss_needs_a_readout(checkpoint: Path, task: Path, out: Path) -> None
     assert result.exit_code == 2 and "--loss is that of a readout and its targets" in result.stderr
 
 
-@pytest.mark.parametrize("axis", [False, True])
+@pytest.mark.parametrize("axis", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_class_indices_in_a_file(cell: torch.nn.GRUCell, task: Path, folder: Path, out: Path, axis: bool) -> None:
     """Integers [trial, time] are classes, whose loss is the cross-entropy unless something else is said."""
     torch.manual_seed(2)

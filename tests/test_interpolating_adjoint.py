@@ -385,7 +385,8 @@ def _single(case: Case) -> Any:
     return f.float() if case.framework == "torch" else jax.tree.map(lambda value: value.astype("float32"), f)
 
 
-@pytest.mark.parametrize("dense_up_to", [pytest.param(0, marks=pytest.mark.slow), 256])
+@pytest.mark.slow
+@pytest.mark.parametrize("dense_up_to", [0, 256])
 def test_spectra_converge_or_say_why_not(dense_up_to: int) -> None:
     solution = kp.solve(Case("jax", False).problem(), rtol=1e-9, atol=1e-11)
     solver, expected = BlockLanczos(block=4, dense=dense_up_to), kp.eigs(kp.linearize(solution).ntk, 5).values
@@ -452,10 +453,10 @@ def _solved(solver: Any, times: np.ndarray) -> Callable[[JaxField], jax.Array]:
 STEPS = np.unique(np.concatenate([GRID, np.linspace(0, END, 21)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver",
-    [pytest.param(s, marks=pytest.mark.slow) for s in (diffrax.ReversibleHeun(), diffrax.LeapfrogMidpoint())]
-    + [HeunEuler()],
+    [diffrax.ReversibleHeun(), diffrax.LeapfrogMidpoint(), HeunEuler()],
     ids=str,
 )
 def test_steps_that_cannot_be_replayed_are_differentiated(solver: Any) -> None:

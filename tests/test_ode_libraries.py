@@ -107,7 +107,7 @@ def far(a: Any, b: Any) -> float:
     return float(np.abs(to_numpy(a) - to_numpy(b)).max())
 
 
-@pytest.mark.parametrize("t", [GRID, SPAN], ids=["grid", "span"])
+@pytest.mark.parametrize("t", [GRID, pytest.param(SPAN, marks=pytest.mark.slow)], ids=["grid", "span"])
 def test_a_library_of_ones_own_solves_and_linearizes(library: MyLibrary, t: Any) -> None:
     posed = problem(library.framework, t, samples(library.framework))
     solution, exact = kp.solve(posed, MyRK4(), steps=1 / 32), kp.solve(posed, rtol=1e-10, atol=1e-12)

@@ -264,7 +264,9 @@ def test_half_of_what_is_needed_is_refused(given: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("loss", "target"), [("squared_error", TARGET), ("cross_entropy", CLASSES)])
+@pytest.mark.parametrize(
+    ("loss", "target"), [pytest.param("squared_error", TARGET, marks=pytest.mark.slow), ("cross_entropy", CLASSES)]
+)
 def test_jax_gives_the_same(loss: str, target: np.ndarray) -> None:
     cell, readout = torch.nn.RNNCell(2, 8, bias=False).double(), network()[1]
     problems = kp.DiscreteProblem(cell, torch.from_numpy(X)), kp.DiscreteProblem(to_jax(cell), jnp.asarray(X))
