@@ -341,7 +341,7 @@ TABLE = {"table": torch.randn(11, N, generator=torch.Generator().manual_seed(0))
 
 class Spike(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, u: Tensor, slope: float) -> Tensor:
+    def forward(ctx: Any, u: Tensor, slope: Tensor) -> Tensor:
         ctx.save_for_backward(u)
         ctx.slope = slope
         return (u > 0).to(u)
@@ -391,8 +391,11 @@ soft.register_autograd(
 )
 
 
+SLOPE = torch.tensor(3.0, dtype=torch.float64)  # which a Function takes, but only its backward pass reads
+
+
 def spiking(m, x, z):
-    spikes = Spike.apply(z - 0.1, 3.0)
+    spikes = Spike.apply(z - 0.1, SLOPE)
     return 0.9 * z * (1 - spikes.detach()) + x @ m.u.T + spikes @ Rounded.apply(m.w).T
 
 

@@ -39,6 +39,7 @@ BRANCHES = (
     "a number, a branch, a loop or a shape hangs on values that are not fixed by buffers and constants; write it "
     "without branches or loops on values, as by torch.where"
 )
+SPARSE = "the model holds a sparse tensor, which a trace does not follow; index_add does the same"
 DETACHES = {Tensor.detach, torch.detach, Tensor.data.__get__}  # type: ignore[attr-defined]
 
 
@@ -92,7 +93,6 @@ class Recorder(TorchDispatchMode):
         self.graph, self.paused, self.detaching = Graph(), False, False
         self._learnt, self._stops = learnt, stops
         self._given: dict[FxNode, int | str | Tensor] = {self.graph.placeholder(f"row_{n}"): n for n in range(rows)}
-        self._top = next(iter(self._given))
         self._nodes: dict[int, FxNode] = {}  # of tensors by their ids, which stay theirs while they live
         self._alive: list[Tensor] = []
         self._places = {_place(value): name for name, value in held.items()}
@@ -128,7 +128,9 @@ class Recorder(TorchDispatchMode):
             return self._found(func(*args, **kwargs))
         written = list(_written(func, args, kwargs))
         for tensor in written:
-            self._check_ours(tensor)
+            self.node_of(tensor)
+            if (whose := self._not_ours.get(_storage(tensor))) is not None:
+                raise ValueError(f"the model writes to {whose}")
         if (own := OPDEFS.get(func._schema.name)) is not None:
             with enable_reentrant_dispatch(), self:
                 return own._init_fn(*args, **kwargs)
@@ -140,32 +142,36 @@ class Recorder(TorchDispatchMode):
             self._write_down(func, args, kwargs, results, isinstance(out, Tensor), written)
         return out
 
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Record nothing meanwhile."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
+
     def whole(self, op: Any, args: Any, kwargs: Any) -> Any:
         """An operation that has a rule, as one node."""
-        self.paused = True
-        try:
+        with self.unheard():
             out = op(*args, **kwargs)
-        finally:
-            self.paused = False
         number, values = numbered(op, args, kwargs)
-        behind = self._behind_all(values)
         node = self.graph.call_function(torch.ops.kpflow_dyn.whole.default, (number, [*map(self.node_of, values)]))
-        self._know(out, node, behind)
+        self._know(out, node, self._behind_all(values))
         return out
 
     def node_of(self, tensor: Tensor) -> FxNode:
         """The node of a tensor; one that was not met before is of the model, or a constant."""
         if id(tensor) not in self._nodes:
             if tensor.layout is not torch.strided:
-                raise ValueError(
-                    "the model holds a sparse tensor, which a trace does not follow; index_add does the same"
-                )
+                raise ValueError(SPARSE)
             name = self._places.get(_place(tensor))
-            message = f"its own {name or 'tensors'}, which a trace does not follow"
-            self._not_ours[_storage(tensor)] = message.replace("call.", "")
-            with self.graph.inserting_before(self._top):
+            whose = (name or "tensors").removeprefix("call.")
+            self._not_ours[_storage(tensor)] = f"its own {whose}, which a trace does not follow"
+            with self.graph.inserting_before(next(iter(self._given))):
                 node = self.graph.placeholder(f"held_{len(self._given)}")
-            self._given[node] = tensor.detach().clone() if name is None else name
+            with self.unheard():
+                self._given[node] = tensor.detach().clone() if name is None else name
             self._know(tensor, node, frozenset(() if name is None else (name,)))
         return self._nodes[id(tensor)]
 
@@ -201,7 +207,7 @@ class Recorder(TorchDispatchMode):
             self._know(tensor, one, behind)
 
     def _found(self, out: Any) -> Any:
-        """Results that hang on nothing are constants, of which the model may make what it likes."""
+        """Results that hang on nothing are constants, which the model may change."""
         for tensor in tensors_in(out):
             if id(tensor) not in self._nodes:
                 node = self.node_of(tensor)
@@ -229,11 +235,6 @@ class Recorder(TorchDispatchMode):
             raise
         numbers = [[i] if i is None or i.dtype != torch.bool else self._found(list(_numbers(i))) for i in args[1]]
         return args[0], [part for parts in numbers for part in parts], *args[2:]
-
-    def _check_ours(self, tensor: Tensor) -> None:
-        self.node_of(tensor)
-        if (whose := self._not_ours.get(_storage(tensor))) is not None:
-            raise ValueError(f"the model writes to {whose}")
 
 
 class _Asked(TorchFunctionMode):

@@ -50,11 +50,8 @@ def _follow(recorder: Recorder, function: Any, args: Any, results: list[Tensor])
     given = tensors_in(args)
     moving = [value.requires_grad for value in given]
     nodes = [recorder.node_of(value) for value in given]
-    recorder.paused = True
-    try:
+    with recorder.unheard():
         transposed = Transposed(_backward(function, args, given, moving, results), moving, results)
-    finally:
-        recorder.paused = False
     add = recorder.graph.call_function
     fixed = [add(aten.detach.default, (node,)) for node in nodes]
     changes = [add(aten.sub.Tensor, (nodes[n], fixed[n])) for n, here in enumerate(moving) if here]
