@@ -151,7 +151,7 @@ def differentiable_attention() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch.export logs and prints of its own internals; what stops it comes as an exception."""
+    """Without what torch logs and prints of its own internals; what stops it comes as an exception."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
