@@ -11,6 +11,8 @@ from kpflow_dyn._checkpoint import CheckpointError, load_checkpoint
 from kpflow_dyn.models import CTRNNCell
 from kpflow_dyn.tasks import make_task
 
+pytestmark = pytest.mark.filterwarnings("ignore:the file holds weights that are not analysed")
+
 NETWORKS = {
     "rnn": ("rnn", lambda: nn.RNN(3, 6, batch_first=True)),
     "rnn, 3 layers": ("rnn", lambda: nn.RNN(3, 6, num_layers=3, batch_first=True)),
@@ -82,6 +84,13 @@ def test_the_readout_comes_back(tmp_path, name, bias):
     assert torch.equal(loaded.readout(state), layer(state))
     assert loaded.prefix == "rnn."
     assert loaded.unused == ("encoder.weight", "encoder.bias")
+
+
+@pytest.mark.parametrize("other", ["encoder.weight", "norm.bias", "h0"])
+def test_weights_that_are_not_analysed_are_warned_of(tmp_path, other):
+    weights = {**gru(fc=nn.Linear(6, 2)), "steps": torch.tensor(5), other: torch.randn(4, 3)}
+    with pytest.warns(UserWarning, match=rf"not analysed: '{other}'\. .*--module"):
+        load_checkpoint(save(weights, tmp_path))
 
 
 def test_a_layer_of_another_name_is_no_readout_unless_named(tmp_path):

@@ -1,5 +1,6 @@
 """Recurrent networks, or modules of your own, out of checkpoint files."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,7 +192,9 @@ class _Loading:
             own = ("b_out", "output_connectivity", "Dale_out", "Dale_rec", "dale_ratio")
             used += [network.whole + short for short in own]
         head = f"{network.key}." if network.key else ""
-        unused = tuple(each.removeprefix(head) for each in self.names.tensors if each not in used)
+        others = [each for each in self.names.tensors if each not in used]
+        _warn_of({each: self.names.tensors[each] for each in others if each.startswith(head)})
+        unused = tuple(each.removeprefix(head) for each in others)
         short = name if name is None else name.removeprefix(head)
         found |= _described(self, cell, layer, short, on_phi, start, unused)
         return Checkpoint(network.model, cell, layer, network.prefix, unused, short, start, found)
@@ -217,7 +220,9 @@ def _described(
         "nonlinearity": on_phi,
         "readout": "none found" if layer is None else f"the layer {readout!r}",
         "start": "zeros" if start is None else "init_state of the file, which does not learn here",
-        "left out": _on_left_out(unused),
+        "left out": f"{_counted(len(unused), 'tensor')}: {', '.join(unused[:6])}{', ...' if len(unused) > 6 else ''}"
+        if unused
+        else "",
     }
     if network.model in ("ctrnn", "lowrank"):
         said["leak"] = _on_leak(loading, cell)
@@ -228,15 +233,15 @@ def _described(
     return {subject: words for subject, words in said.items() if words or subject in ("key", "prefix")}
 
 
-def _on_left_out(unused: tuple[str, ...]) -> str:
-    """Nothing, or what a network between others, a norm or a learnt start would change."""
-    if not unused:
-        return ""
-    names = ", ".join(unused[:6]) + (", ..." if len(unused) > 6 else "")
-    return (
-        f"{_counted(len(unused), 'tensor')}: {names}; the network that is analysed does not have them, and gives "
-        "something else than yours if that needs them (--module takes yours as it is)"
-    )
+def _warn_of(others: dict[str, Tensor]) -> None:
+    """Warn of weights beside those that are taken."""
+    if weights := [name for name, tensor in others.items() if tensor.is_floating_point() and tensor.numel() > 1]:
+        warnings.warn(
+            f"the file holds weights that are not analysed: {listing(weights)}. If they stand between the inputs, this "
+            "network and its outputs (an encoder, a norm, a head of several layers, a learnt start), your network is "
+            "another one; fill your own module (--module)",
+            stacklevel=4,
+        )
 
 
 def _counted(number: int, noun: str) -> str:

@@ -203,7 +203,8 @@ def _run(
             progress("running and linearising", 0, None)
             flow = kp.linearize(problem if isinstance(problem, kp.Solution) else kp.solve(problem))
             dataset = kp.analyze(flow, **asked, seed=seed, task=task, readout=readout, progress=progress)
-            dataset.attrs = about | dataset.attrs | about | {"warnings": "\n".join(_notes(caught))}
+            notes = [*about.get("warnings", "").splitlines(), *_notes(caught)]
+            dataset.attrs = about | dataset.attrs | about | {"warnings": "\n".join(notes)}
             progress("drawing", 0, None)
             contents = _render(dataset)
     with new_folder(out) as folder:
@@ -221,8 +222,10 @@ def _posed(source: Network | str, seed: int, threads: int | None) -> Posed:
         return _own_problem(source, threads)
     if source.module is not None:
         return _module_on_inputs(source, seed, threads)
-    with warnings.catch_warnings(action="ignore"):  # of other packages; none is about the numbers
-        return _network_on_task(source, seed)
+    with warnings.catch_warnings(record=True) as caught:  # of other packages none is about the numbers
+        warnings.simplefilter("always")
+        problem, task, readout, about = _network_on_task(source, seed)
+    return problem, task, readout, about | {"warnings": "\n".join(_notes(caught))}
 
 
 def _own_problem(reference: str, threads: int | None) -> Posed:
