@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -11,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from network_oracle import close, jacobian, linearized
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev
 
 import kpflow_dyn as kp
 from kpflow_dyn._arrays import to_numpy
@@ -20,25 +19,6 @@ from kpflow_dyn._implicit.traced import Traced
 
 AXES = ("trial", "time", "unit")
 TRIALS, TIMES, INPUTS, UNITS = 2, 5, 3, 4
-
-
-def close(a: Any, b: Any, tolerance: float = 1e-9) -> None:
-    a, b = to_numpy(a), to_numpy(b)
-    assert a.shape == b.shape
-    assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-300)
-
-
-def linearized(*args: Any, **options: Any) -> kp.Flow:
-    flow = kp.linearize(kp.solve(kp.StaticProblem(*args, **options)))
-    assert not flow.untraced
-    return flow
-
-
-def jacobian(net: nn.Module, output: Callable[[Callable[..., Any]], Tensor]) -> Tensor:
-    """That of an output of the user's own call, in all parameters [output, p]."""
-    values = {name: value.detach() for name, value in net.named_parameters()}
-    found = jacrev(lambda values: output(lambda *args: functional_call(net, values, args)))(values)
-    return torch.cat([found[name].reshape(-1, value.numel()) for name, value in values.items()], 1)
 
 
 def inputs(seed: int = 0) -> Tensor:

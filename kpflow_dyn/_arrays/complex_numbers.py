@@ -4,11 +4,9 @@ The real inner product of pairs, Re a conj(b), is that of the package; a gradien
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
-from kpflow_dyn._arrays import Array, array_namespace, library_of
+from kpflow_dyn._arrays import Array, array_namespace, library_of, split_into
 
 
 def is_complex(a: Array) -> bool:
@@ -61,8 +59,18 @@ def as_flat(numbers: Array, like: Array) -> Array:
     return numbers.reshape((*lead, *like.shape))
 
 
+def vector_of(values: Iterable[Array]) -> Array:
+    """[n]: the real numbers of some arrays, one array after the other."""
+    parts = [*map(flat, values)]
+    return array_namespace(parts[0]).concat(parts, axis=0)
+
+
+def split(numbers: Array, like: Sequence[Array]) -> list[Array]:
+    """The inverse: real numbers [..., n] in the forms of `like`, [..., *shape]."""
+    parts = split_into(numbers, [*map(count, like)])
+    return [as_flat(part, value) for part, value in zip(parts, like, strict=True)]
+
+
 def by_name(numbers: Array, like: Mapping[str, Array]) -> dict[str, Array]:
-    """Real numbers [..., n] one after another in the forms of `like`, by name."""
-    ends = np.cumsum([count(value) for value in like.values()]).tolist()
-    each = zip(like.items(), ends, strict=True)
-    return {name: as_flat(numbers[..., end - count(value) : end], value) for (name, value), end in each}
+    """The same by name."""
+    return dict(zip(like, split(numbers, [*like.values()]), strict=True))

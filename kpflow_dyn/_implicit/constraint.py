@@ -28,10 +28,7 @@ from kpflow_dyn.tracing._lifetimes import last_needed, most_entries
 from kpflow_dyn.tracing._numbers import parameters_behind
 from kpflow_dyn.tracing._rows import fixed_values
 from kpflow_dyn.tracing._sums import sums_of_uses
-from kpflow_dyn.tracing._uses import (
-    Use,
-    find_uses,
-)
+from kpflow_dyn.tracing._uses import Use, find_uses
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from kpflow_dyn._arrays import Array, array_namespace, to_numpy
-from kpflow_dyn._arrays.complex_numbers import flat
+from kpflow_dyn._arrays.complex_numbers import by_name, vector_of
 from kpflow_dyn._backend import Values
 from kpflow_dyn._flows.referee import (
     LESS_PRECISE,
@@ -29,7 +29,6 @@ from kpflow_dyn._implicit.linearised import Linearised, apart_of, own_of, parame
 from kpflow_dyn._implicit.solutions import ConstraintSolution, NetworkSolution
 from kpflow_dyn._implicit.traced import Traced
 from kpflow_dyn._problems.choice import Choice
-from kpflow_dyn.tracing._rows import split
 
 
 def linearised(sol: ConstraintSolution, params: Choice, measure: Array | None) -> tuple[Linearised, list[WeightSite]]:
@@ -150,9 +149,8 @@ def check_call(
 
 def _gradient(states: Callable[[Values], Array], q: Array, parameters: Values, gradient: Callable[..., Array]) -> Array:
     """That of <q, states> in the parameters [p]."""
-    names, like = list(parameters), list(parameters.values())
-    theta = array_namespace(q).concat([flat(value) for value in like])
-    return gradient(lambda theta: (q * states(dict(zip(names, split(theta, like), strict=True)))).sum(), theta)
+    theta = vector_of(parameters.values())
+    return gradient(lambda theta: (q * states(by_name(theta, parameters))).sum(), theta)
 
 
 def _check_sites(found: Traced, rounding: float) -> None:

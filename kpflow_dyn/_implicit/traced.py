@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, empty_row, like_numpy, placed
+from kpflow_dyn._arrays.complex_numbers import split
 from kpflow_dyn._arrays.memory import in_blocks
 from kpflow_dyn._flows.sites import WeightSite
 from kpflow_dyn._implicit.constraint import Constraint, TracedConstraint, direct, on_rows
 from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.linearised import Map, Pair
 from kpflow_dyn._implicit.sites import ConstraintSite, sites_of, variables_of
-from kpflow_dyn.tracing._rows import split
 
 TABLE_COPIES = 3  # of each table for each probe, where lookups are mapped over probes
 Function = Callable[[Any], Any]

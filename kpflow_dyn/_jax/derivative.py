@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from kpflow_dyn._arrays import Rows, eps_of
-from kpflow_dyn._arrays.complex_numbers import flat
+from kpflow_dyn._arrays.complex_numbers import by_name, flat
 from kpflow_dyn._arrays.memory import in_blocks, require_matrix
 from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._jax import equations
 from kpflow_dyn._jax.failures import explained, first_line
-from kpflow_dyn.tracing._rows import split
 
 Values = dict[str, jax.Array]
 Both = tuple[jax.Array, jax.Array]  # of the parameters [..., p] and of the argument
@@ -163,7 +162,7 @@ class Derivative:
 
 def _named(theta: jax.Array, forms: dict[str, jax.ShapeDtypeStruct]) -> Values:
     """Parameters [p] by name."""
-    return dict(zip(forms, split(theta, list(forms.values())), strict=True))
+    return by_name(theta, forms)  # type: ignore[arg-type]
 
 
 @eqx.filter_jit

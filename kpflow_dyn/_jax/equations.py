@@ -212,7 +212,7 @@ def stack(*rows: jax.Array) -> jax.Array:
 
 def multiply(dtype: Any, left: jax.Array, right: jax.Array) -> jax.Array:
     """left * right, broadcast."""
-    return (left * right).astype(dtype)  # of complex numbers it is elementwise, and so never one of parts
+    return (left * right).astype(dtype)
 
 
 def real_dtype(dtype: Any) -> Any:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kpflow_dyn._arrays import Rows
-from kpflow_dyn._arrays.complex_numbers import flat
+from kpflow_dyn._arrays.complex_numbers import vector_of
 from kpflow_dyn._backend import Values
 from kpflow_dyn._jax.cells import discrete_step
 from kpflow_dyn._jax.networks import states_of
@@ -35,10 +35,8 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[jax.Array, Rows
     state, back = jax.vjp(states, arrays)
 
     def of_row(row: jax.Array) -> jax.Array:
-        slopes = jax.tree.map(
-            jnp.conj, back(row.reshape(state.shape))
-        )  # of a complex parameter JAX gives the conjugate
-        return jnp.concatenate([flat(slope) for slope in jax.tree.leaves(slopes)])
+        slopes = jax.tree.leaves(back(row.reshape(state.shape)))
+        return vector_of(map(jnp.conj, slopes))  # as JAX gives the conjugate of a complex parameter's
 
     return state, jax.vmap(of_row)
 

@@ -5,12 +5,10 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from kpflow_dyn._arrays.complex_numbers import flat
+from kpflow_dyn._arrays.complex_numbers import by_name, vector_of
 from kpflow_dyn._backend import Values
-from kpflow_dyn.tracing._rows import split
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": optax.adam,
@@ -39,17 +37,14 @@ class Rule:
             found if clip is None else optax.chain(optax.clip_by_global_norm(clip), found)
         )
 
-        def by_name(theta: jax.Array) -> Values:
-            return dict(zip(like, split(theta, list(like.values())), strict=True))
-
         def step(state: Any, theta: jax.Array, gradient: jax.Array) -> tuple[Any, jax.Array]:
-            values = by_name(theta)
-            updates, state = change.update(by_name(gradient), state, values)
+            values = by_name(theta, like)
+            updates, state = change.update(by_name(gradient, like), state, values)
             moved: Any = optax.apply_updates(values, updates)
-            return state, jnp.concatenate([flat(moved[name]) for name in like])
+            return state, vector_of(moved[name] for name in like)
 
         self.rate = lr if optimizer is optax.sgd and clip is None else None
-        self.begin = lambda theta: change.init(by_name(theta))
+        self.begin = lambda theta: change.init(by_name(theta, like))
         self._step = jax.jit(step)
 
     def step(self, state: Any, theta: jax.Array, gradient: jax.Array) -> tuple[Any, jax.Array]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kpflow_dyn._arrays.complex_numbers import flat
+from kpflow_dyn._arrays.complex_numbers import split, vector_of
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._jax import reverse
@@ -21,7 +21,6 @@ from kpflow_dyn._jax.model import Model
 from kpflow_dyn._problems.inputs import jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn.ode._variational import MAX_STEPS, Jump, Path, Rate, State, solve_failed
-from kpflow_dyn.tracing._rows import split
 
 
 class FieldOf(eqx.Module):
@@ -38,7 +37,7 @@ class FieldOf(eqx.Module):
     @property
     def theta(self) -> jax.Array:
         """The parameters as they are [p]."""
-        return jnp.concatenate([flat(value) for value in self.values])
+        return vector_of(self.values)
 
     def __call__(self, theta: jax.Array) -> Field:
         """The field at theta."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, device, eps_of, to_numpy
-from kpflow_dyn._arrays.complex_numbers import flat
+from kpflow_dyn._arrays.complex_numbers import by_name, vector_of
 from kpflow_dyn._arrays.dots import gram
 from kpflow_dyn._backend import Values, backend_for
 from kpflow_dyn._learning.decay import COLUMNS, TOLERANCE
@@ -15,7 +15,6 @@ from kpflow_dyn.solvers._counted import Counted
 from kpflow_dyn.solvers._krylov import Krylov
 from kpflow_dyn.solvers._landscape import Point
 from kpflow_dyn.solvers._orthogonalise import no_rows
-from kpflow_dyn.tracing._rows import split
 
 
 class LinearisedObjective:
@@ -67,7 +66,7 @@ class LinearisedObjective:
 
     def theta(self, values: Values) -> Array:
         """All parameters [n] that have these values."""
-        return array_namespace(self._outputs).concat([*map(flat, values.values())], axis=0)
+        return vector_of(values.values())
 
     def outputs(self, theta: Array) -> Array:
         """y + J delta, in its own shape."""
@@ -75,7 +74,7 @@ class LinearisedObjective:
 
     def values(self, theta: Array) -> Values:
         """The parameters by name."""
-        return dict(zip(self._like, split(theta, list(self._like.values())), strict=True))
+        return by_name(theta, self._like)
 
     def _around(self, theta: Array) -> tuple[float, Array]:
         loss, gradient = self._derivatives.gradient(self._moved(theta), None)

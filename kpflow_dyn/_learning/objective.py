@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, to_numpy
-from kpflow_dyn._arrays.complex_numbers import flat
+from kpflow_dyn._arrays import Array, to_numpy
+from kpflow_dyn._arrays.complex_numbers import by_name, vector_of
 from kpflow_dyn._backend import Values, backend_of
 from kpflow_dyn._implicit.roads import check_call, states_of_network
 from kpflow_dyn._implicit.solutions import NetworkSolution
@@ -18,7 +18,6 @@ from kpflow_dyn._problems.units import hidden_of, units_read, width_of
 from kpflow_dyn._solve import solve
 from kpflow_dyn.ode._replay import replay, scheme
 from kpflow_dyn.solvers._landscape import NoSecondDerivative, Point
-from kpflow_dyn.tracing._rows import split
 
 LOSS = "loss."  # prefix of the names of the loss's own parameters
 
@@ -114,12 +113,11 @@ class Objective:
 
     def theta(self, values: Mapping[str, Array]) -> Array:
         """The parameters [n] that have these values, copied."""
-        parts = [flat(values[name]) for name in self._like]
-        return self._models.snapshot(array_namespace(parts[0]).concat(parts, axis=0))
+        return self._models.snapshot(vector_of(values[name] for name in self._like))
 
     def values(self, theta: Array) -> Values:
         """The parameters by name."""
-        return dict(zip(self._like, split(theta, list(self._like.values())), strict=True))
+        return by_name(theta, self._like)
 
     def _of(self, values: Values, scheme: Any) -> Array:
         of_loss = {name.removeprefix(LOSS): value for name, value in values.items() if name not in self._of_model}

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
-from kpflow_dyn._arrays.complex_numbers import count, flat
+from kpflow_dyn._arrays.complex_numbers import count, split, vector_of
 from kpflow_dyn._learning.losses import counted, full_mask
 from kpflow_dyn._learning.options import is_count
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.units import units_read
-from kpflow_dyn.tracing._rows import split
 
 PARTS = (0.5, 0.1)
 SETTLED = 0.95  # from here on one application more leaves the order about as it is
@@ -145,7 +144,7 @@ class _Batch:
             raise ValueError("the target holds NaN or inf where it counts; leave such places out by mask=")
         self._step, self._z0 = backend.tracing.discrete_step(problem)
         xp = array_namespace(target)
-        rows = [xp.concat([flat(v) for values in both for v in values.values()], axis=0) for both in self._values]
+        rows = [vector_of(v for values in both for v in values.values()) for both in self._values]
         self._theta = self._models.snapshot(xp.stack(rows))  # [start, n]
         self._learning = like_numpy(self._learnt(), self._theta)  # [n]
         self._every = self._transforms.compiled(self._transforms.over_models(self._errors))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy
-from kpflow_dyn._arrays.complex_numbers import flat
+from kpflow_dyn._arrays.complex_numbers import vector_of
 from kpflow_dyn._flows.flow import Draw
 from kpflow_dyn._flows.referee import Derivative
 
@@ -27,7 +27,7 @@ class AutodiffTangent:
     ) -> None:
         self._apart, self._whole, self.untraced = apart, whole, untraced
         self.next_state = apart.value
-        self.weights = array_namespace(self.next_state).concat([flat(v) for v in parameters.values()])
+        self.weights = vector_of(parameters.values())
         self.parameter_size, self.site_kicks = len(self.weights), np.arange(self.next_state.shape[-1])
 
     # Each step by itself

@@ -5,6 +5,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 
+def is_inexact(tensor: Tensor) -> bool:
+    """Whether it has real or complex numbers; also of one that has no shape yet."""
+    return tensor.dtype.is_floating_point or tensor.dtype.is_complex
+
+
 def check_module(cell: object, x: Tensor) -> nn.Module:
     """Raise unless the cell is an nn.Module in a state that can be analysed, on the dtype and device of x."""
     if not isinstance(cell, nn.Module):

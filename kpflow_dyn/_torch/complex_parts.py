@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from kpflow_dyn._torch.recording import tensors_in
 from kpflow_dyn.tracing._pairs import Form, Kind
 
 aten = torch.ops.aten
@@ -25,13 +25,7 @@ def form_of(fx: Any) -> Form:
     """That of an operation in a graph of torch.fx."""
     packet: Any = getattr(fx.target, "overloadpacket", None)
     kind = Kind.WIDEN if packet is aten._to_copy and _is_widened(fx) else KINDS.get(packet)
-    return Form([value.is_complex() for value in values_of(fx)], kind)
-
-
-def values_of(fx: Any) -> list[Tensor]:
-    """The tensors that an operation gives."""
-    values = fx.meta["val"] if isinstance(fx.meta["val"], tuple | list) else [fx.meta["val"]]
-    return [value for value in values if isinstance(value, Tensor)]
+    return Form([value.is_complex() for value in tensors_in(fx.meta["val"])], kind)
 
 
 def _is_widened(fx: Any) -> bool:

@@ -101,8 +101,6 @@ class OnHalves(nn.Module):
         self._parameters, self._buffers, self._modules = f._parameters, f._buffers, f._modules
         self.training = f.training
 
-    field: Any
-
     def forward(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
         return in_halves(vars(self)["call"](t, of_halves(z), *x))
 

@@ -17,7 +17,7 @@ from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
 from kpflow_dyn._torch.causes import rounding_of
 from kpflow_dyn._torch.cells import initial_state
-from kpflow_dyn._torch.checks import check_module
+from kpflow_dyn._torch.checks import check_module, is_inexact
 from kpflow_dyn._torch.model import Model
 from kpflow_dyn._torch.trace import Applied, differentiable_attention, trace
 from kpflow_dyn._torch.watching import Change, Heard, Places, as_they_are, of_one_trial, place_named, place_of, watched
@@ -253,7 +253,7 @@ def _parameters(params: Any) -> tuple[nn.Module, dict[str, str], Callable[[Any],
         return params, {name: name for name, _ in params.named_parameters()}, lambda module: module
     if not isinstance(params, Mapping) or not all(isinstance(value, Tensor) for value in params.values()):
         raise TypeError(f"params is {type(params).__name__}, expected an nn.Module or tensors by name")
-    floating = {name: value for name, value in params.items() if value.is_floating_point() or value.is_complex()}
+    floating = {name: value for name, value in params.items() if is_inexact(value)}
     if not floating:
         raise TypeError("params holds no floating-point tensors: nothing can learn")
     listed = nn.ParameterList(nn.Parameter(value.detach()) for value in floating.values())  # names may be any
@@ -279,13 +279,9 @@ def _check_different(values: Sequence[tuple[str, Tensor]]) -> None:
 
 def _check(net: Any, x: Tensor) -> Tensor:
     """As for a cell; x, or where it holds integers one like it in the dtype of the parameters."""
-    floating = [p for p in net.parameters() if _is_inexact(p)] if isinstance(net, nn.Module) else []
+    floating = [p for p in net.parameters() if is_inexact(p)] if isinstance(net, nn.Module) else []
     if isinstance(net, nn.Module) and not floating:
         raise ValueError("the model has no floating-point parameters: nothing can learn")
-    like = in_halves(x if _is_inexact(x) or not floating else x.to(floating[0].dtype.to_real()))
+    like = in_halves(x if is_inexact(x) or not floating else x.to(floating[0].dtype.to_real()))
     check_module(net, like)
     return like
-
-
-def _is_inexact(tensor: Tensor) -> bool:
-    return tensor.dtype.is_floating_point or tensor.dtype.is_complex

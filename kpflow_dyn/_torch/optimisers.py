@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from kpflow_dyn._arrays.complex_numbers import as_flat, count, flat, in_pairs
+from kpflow_dyn._arrays.complex_numbers import as_flat, count, in_pairs, vector_of
 from kpflow_dyn._backend import Values
 
 Rate = Callable[[dict[str, Any], dict[str, Any]], Tensor | float]
@@ -71,7 +71,7 @@ class Rule:
             group.clear()
             group.update(_copied(kept), params=parameters)
         stepped(self._optimizer)
-        return self._now(), torch.cat([*map(flat, own)])
+        return self._now(), vector_of(own)
 
     def _now(self) -> State:
         """The state as it is, which the next step does not change."""

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode, enable_reentrant_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from kpflow_dyn._torch.checks import is_inexact
 from kpflow_dyn._torch.whole import numbered
 from kpflow_dyn.tracing._rules import rule_of
 
@@ -77,7 +78,7 @@ def record(
     """
     recorder = Recorder(len(rows), held, frozenset(learnt), stops)
     with torch.inference_mode(False), torch.enable_grad(), beside(recorder):
-        given = [row.detach().clone().requires_grad_(_has_derivatives(row)).view_as(row) for row in rows]
+        given = [row.detach().clone().requires_grad_(is_inexact(row)).view_as(row) for row in rows]
         for name in learnt:
             recorder.node_of(held[name])
         with recorder.listening(given):
@@ -202,7 +203,7 @@ class Recorder(TorchDispatchMode):
             if id(tensor) in self._nodes:  # it was written to
                 continue
             one = node if single else self.graph.call_function(operator.getitem, (node, n))
-            if self._stops and not torch.is_grad_enabled() and _has_derivatives(tensor):
+            if self._stops and not torch.is_grad_enabled() and is_inexact(tensor):
                 one = self.graph.call_function(aten.detach.default, (one,))
             self._know(tensor, one, behind)
 
@@ -285,10 +286,6 @@ def _looked_up(values: Tensor, key: Any) -> Tensor:
     found = values[(*before, number.reshape(1))].select(place, 0)
     rest = keys[place + 1 :]
     return _looked_up(found, (*((slice(None),) * place), *rest)) if rest else found
-
-
-def _has_derivatives(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _numbers(mask: Tensor) -> tuple[Tensor, ...]:

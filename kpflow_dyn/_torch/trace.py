@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kpflow_dyn
+from kpflow_dyn._torch.checks import is_inexact
 from kpflow_dyn._torch.complex_parts import LINEAR, form_of
 from kpflow_dyn._torch.decompositions import DECOMPOSITIONS, WHOLE
 from kpflow_dyn._torch.functional import functional
@@ -233,7 +234,7 @@ def _role(fx: FxNode) -> Role:
         return Role.PRODUCT
     if packet is aten.convolution and not fx.args[6] and fx.args[8] == 1:  # neither transposed nor in groups
         return Role.CONVOLUTION
-    if packet in REDUCES and (fx.meta["val"].is_floating_point() or fx.meta["val"].is_complex()):
+    if packet in REDUCES and is_inexact(fx.meta["val"]):
         return Role.REDUCE
     return Role.POINTWISE if torch.Tag.pointwise in fx.target.tags else Role.OTHER
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, split_into
-from kpflow_dyn._arrays.complex_numbers import as_flat, count
+from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn._arrays.complex_numbers import split
 from kpflow_dyn._backend import RowFunction, Transforms
 from kpflow_dyn.tracing._dependence import FIXED, Dependence
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, evaluate, run
@@ -181,9 +181,3 @@ def fixed_values(nodes: list[Node], graph: Graph, transforms: Transforms) -> dic
 
 def _parts(value: Array | Sequence[Array]) -> Sequence[Array]:
     return value if isinstance(value, tuple | list) else [value]
-
-
-def split(theta: Array, values: list[Array]) -> list[Array]:
-    """A vector of all parameters, which may have probes in front, as one array of each parameter's shape."""
-    parts = split_into(theta, [count(value) for value in values])
-    return [as_flat(part, value) for part, value in zip(parts, values, strict=True)]
