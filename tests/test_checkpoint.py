@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kpflow_dyn._checkpoint import CheckpointError, load_checkpoint
+from kpflow_dyn._checkpoint.names import named, translated
 from kpflow_dyn.models import CTRNNCell
 from kpflow_dyn.tasks import make_task
 
@@ -91,6 +92,43 @@ def test_weights_that_are_not_analysed_are_warned_of(tmp_path, other):
     weights = {**gru(fc=nn.Linear(6, 2)), "steps": torch.tensor(5), other: torch.randn(4, 3)}
     with pytest.warns(UserWarning, match=rf"not analysed: '{other}'\. .*--module"):
         load_checkpoint(save(weights, tmp_path))
+
+
+class Encoded(nn.Module):
+    """A network behind an encoder, which is not analysed."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.rnn, self.fc = nn.Linear(4, 3), nn.GRU(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.fc(self.rnn(self.encoder(x))[0])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("kind", ["module", "module in a dict", "script"])
+def test_weights_of_whole_modules_that_are_not_analysed_are_warned_of(tmp_path, kind):
+    net, path = Encoded(), tmp_path / "net.pt"
+    if kind == "script":
+        torch.jit.script(net).save(path)
+    else:
+        torch.save(net if kind == "module" else {"net": net, "epoch": 3}, path)
+    with pytest.warns(UserWarning, match=r"not analysed: '\S*encoder.weight', '\S*encoder.bias'\."):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -0.5, 1.5, [0.1, 0.2]])
+def test_a_leak_that_is_none_is_refused(tmp_path, alpha):
+    path = save(change(CTRNNCell(3, 6).state_dict(), "alpha", torch.tensor(alpha)), tmp_path)
+    with pytest.raises(CheckpointError, match=r"alpha must be one number in \(0, 1\], dt / tau, got"):
+        load_checkpoint(path)
+
+
+def test_names_of_thousands_of_cells_are_read_at_once():
+    """In time that grows with their number: a second here, and minutes if each made a copy of all names."""
+    cell = {"h": {"kernel": torch.ones(4, 4)}, "i": {"kernel": torch.ones(3, 4), "bias": torch.ones(4)}}
+    names = translated(named({f"cell{place}": cell for place in range(3000)}))
+    assert len(names.origins) == 3000
 
 
 def test_a_layer_of_another_name_is_no_readout_unless_named(tmp_path):
@@ -181,7 +219,7 @@ def test_relu_is_the_callers_word(tmp_path):
     [
         ("transformer", {}, "one of rnn, gru, lstm, ctrnn, lowrank, got 'transformer'"),
         ("rnn", {"nonlinearity": "sin"}, "tanh or relu, got 'sin'"),
-        ("gru", {"nonlinearity": "relu"}, "for rnn and ctrnn only; leave it out for gru"),
+        ("gru", {"nonlinearity": "relu"}, "rnn, ctrnn, lowrank only; leave it out for gru"),
     ],
 )
 def test_bad_options_are_explained(tmp_path, model, options, message):

@@ -251,14 +251,47 @@ def test_a_module_that_is_not_the_saved_one_is_explained(tmp_path):
         load_checkpoint(path, Sequence())
     del weights["fc.bias"]
     torch.save(weights, path)
-    with pytest.raises(CheckpointError, match=r"does not fit the Sequence: missing 'fc.bias', left over nothing"):
+    with pytest.raises(CheckpointError, match=r"does not fill the Sequence: missing 'fc.bias', left over nothing"):
         load_checkpoint(path, Sequence())
     torch.save(nn.GRU(3, 5).state_dict() | {"x": torch.ones(1)}, path)
     with pytest.raises(CheckpointError, match=r"missing 'weight_ih_l0_reverse'.* left over 'x'"):
         load_checkpoint(path, nn.GRU(3, 5, bidirectional=True))
     torch.save(nn.GRU(3, 5).state_dict(), path)
-    with pytest.raises(CheckpointError, match=r"weight_ih_l0 must be \[18, 3\] for the GRU, got \[15, 3\]"):
+    with pytest.raises(CheckpointError, match=r"weight_ih_l0 must be float \[18, 3\], got float \[15, 3\]"):
         load_checkpoint(path, nn.GRU(3, 6))
+
+
+@pytest.mark.parametrize(
+    ("weights", "module", "message"),
+    [
+        (
+            {"weight": torch.ones(2, 3, dtype=torch.int64)},
+            nn.Linear(3, 2, bias=False),
+            r"float \[2, 3\], got int \[2, 3\]",
+        ),
+        ({"weight": torch.ones(2, 3)}, nn.Tanh(), "does not fill the Tanh: a Tanh has no weights"),
+    ],
+)
+def test_what_cannot_fill_a_module_is_explained(tmp_path, weights, module, message):
+    torch.save(weights, tmp_path / "net.pt")
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "net.pt", module)
+
+
+def test_choices_for_found_networks_are_refused_with_a_module(tmp_path):
+    torch.save(nn.GRU(3, 4).state_dict(), tmp_path / "net.pt")
+    with pytest.raises(ValueError, match="'prefix', 'alpha' cannot be given with a module"):
+        load_checkpoint(tmp_path / "net.pt", nn.GRU(3, 4), prefix="rnn.", alpha=0.1)
+
+
+@pytest.mark.parametrize("kept", ["bfloat16", "float32"])
+def test_half_precision_fills_a_pytree(tmp_path, kept):
+    jnp = pytest.importorskip("jax.numpy")
+    values = torch.randn(2, 3).bfloat16()
+    torch.save({"weight": values}, tmp_path / "net.pt")
+    filled = load_checkpoint(tmp_path / "net.pt", {"weight": jnp.zeros((2, 3), kept)}).cell["weight"]
+    assert filled.dtype == kept
+    np.testing.assert_array_equal(np.asarray(filled, "float32"), values.float().numpy())
 
 
 def test_of_two_sets_of_weights_one_is_chosen(tmp_path):
@@ -285,7 +318,7 @@ def test_a_file_of_equinox_fills_its_module(name):
     for time in range(5):
         state = jax.vmap(filled)(arrays["x"][:, time], state)
         np.testing.assert_allclose(state, arrays["states"][:, time], atol=1e-6)
-    with pytest.raises(CheckpointError, match=r"is float32\[12, 2\] in the file and|must be \[15, 2\]"):
+    with pytest.raises(CheckpointError, match=r"is float32\[12, 2\] in the file and|must be float \[15, 2\]"):
         load_checkpoint(FOLDER / name, equinox.nn.GRUCell(2, 5, key=jax.random.key(0)))
 
 
@@ -343,6 +376,8 @@ def here(tmp_path, monkeypatch):
     torch.manual_seed(0)
     torch.save({"model": {f"inner.{name}": value for name, value in nn.GRUCell(3, 4).state_dict().items()}}, "cell.pt")
     torch.save(nn.GRU(3, 4).state_dict(), "gru.pt")
+    torch.save(torch.ones(3), "tensor.pt")
+    Path("list.json").write_text('{\n "x": [1]\n}')
     return tmp_path
 
 
@@ -368,7 +403,8 @@ def test_the_command_line_fills_modules(here, arguments):
     found = json.loads(Path("out/results.json").read_text())["found"]
     assert found["file"] in ("torch.save", "equinox") and ("filled with" in found["cell"] or "gru" in found["cell"])
     page = Path("out/index.html").read_text()
-    assert f"In {Path(arguments[0]).name}: cell {found['cell']}" in shown.stdout and found["cell"] in page
+    assert f"Found in {Path(arguments[0]).name}:" in shown.stdout and f"  cell: {found['cell']}" in shown.stdout
+    assert found["cell"] in page
 
 
 @pytest.mark.parametrize(
@@ -381,6 +417,13 @@ def test_the_command_line_fills_modules(here, arguments):
         ),
         (("gru.pt", "--x", "x.npy", "--task", "memorypro"), "--task and --x are both inputs"),
         (("gru.pt", "--x", "two.npz"), "takes 3 inputs, but the task two gives 2"),
+        (("gru.pt", "--x", "x.npy", "--trials", "0"), "trials must be at least 1, got 0"),
+        (
+            ("gru.pt", "--x", "x.npy", "--alpha", "0.5"),
+            "alpha is a choice for ctrnn, lowrank only; leave it out for gru",
+        ),
+        (("gru.pt", "--x", "list.json"), "list.json"),
+        (("gru.pt", "--x", "tensor.pt"), "expected one named x [trial, ...]"),
         (("gru.pt",), "no --task; give CHECKPOINT and --task (or --x)"),
     ],
 )
@@ -396,7 +439,7 @@ def test_what_was_assumed_is_on_terminal_page_and_in_json(here):
     shown = run("relu.pt", "--task", "own.npz")
     assert shown.exit_code == 0, shown.output
     said = json.loads(Path("out/results.json").read_text())["found"]["nonlinearity"]
-    assert said.startswith("relu, taken from the task") and f"In relu.pt: nonlinearity {said}" in shown.stdout
+    assert said.startswith("relu, taken from the task") and f"  nonlinearity: {said}" in shown.stdout
     assert "relu, taken from the task" in Path("out/index.html").read_text()
     assert run("relu.pt", "--x", "own.npz", "--nonlinearity", "relu").exit_code == 0
     assert json.loads(Path("out/results.json").read_text())["found"]["nonlinearity"] == "relu, as asked for"

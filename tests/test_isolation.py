@@ -108,3 +108,29 @@ def test_a_cell_may_view_its_trials_as_one_row() -> None:
     found = flow.as_parameters(flow.J.T.mv(q))
     for name, parameter in cell.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_an_array_of_numpy_in_a_module_of_jax_may_change_afterwards() -> None:
+    equinox = pytest.importorskip("equinox")
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    class Masked(equinox.Module):
+        w: Any
+        mask: Any
+
+        def __call__(self, x: Any) -> Any:
+            def step(given: Any) -> Any:
+                return given[0] + 1, jnp.tanh(self.w @ given[1])
+
+            return jax.lax.while_loop(lambda given: given[0] < 2, step, (0, self.mask * jnp.tanh(self.w @ x)))[1]
+
+    net = Masked(jnp.asarray(np.random.default_rng(0).standard_normal((3, 3))), np.array([1, 0, 2]))
+    with pytest.warns(kp.UntracedWarning):
+        flow = kp.linearize(kp.solve(kp.StaticProblem(net, jnp.ones((2, 3)) / 3, state="")))
+    q = jnp.ones(flow.ntk.domain.shape)
+    before = flow.ntk.mv(q)
+    net.mask[...] = 5
+    for after in (flow.ntk.mv(q), flow.P.mv(flow.K.mv(flow.P.T.mv(q)))):
+        np.testing.assert_allclose(after, before, rtol=1e-9)

@@ -26,7 +26,7 @@ def cell_of(weights: dict[str, Tensor], model: str, prefix: str, nonlinearity: s
     if "W_rec" in weights:
         return _of_psychrnn(weights, nonlinearity, 0.1 if alpha is None else alpha)
     if model in ("ctrnn", "lowrank"):
-        return _filled(_leaky(weights, model, nonlinearity), _with_leak(weights, alpha), prefix)
+        return _filled(_leaky(weights, model, nonlinearity), _with_leak(weights, alpha, prefix), prefix)
     if "bias" in weights:
         return _one_bias(weights, model, prefix, nonlinearity)
     return _filled(_of_torch(weights, model, nonlinearity), weights, prefix)
@@ -86,7 +86,10 @@ def _leaky(weights: Mapping[str, Tensor], model: str, nonlinearity: str) -> Call
     return lambda: CTRNNCell(inputs, len(weights["W"]), alpha=0.5, **options)
 
 
-def _with_leak(weights: dict[str, Tensor], alpha: float | None) -> dict[str, Tensor]:
+def _with_leak(weights: dict[str, Tensor], alpha: float | None, prefix: str) -> dict[str, Tensor]:
+    own = weights.get("alpha")
+    if own is not None and not (own.numel() == 1 and 0 < own.item() <= 1):
+        raise CheckpointError(f"{prefix}alpha must be one number in (0, 1], dt / tau, got {own.flatten()[:6].tolist()}")
     if alpha is None:
         return weights
     if "alpha" in weights or "alpha_logit" in weights:

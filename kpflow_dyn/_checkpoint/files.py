@@ -5,6 +5,8 @@ No reader makes an object that a file names, follows a link, or takes memory for
 
 import io
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ DAMAGED = (
     AttributeError,
     ArithmeticError,
     StopIteration,
-    RecursionError,
+    RuntimeError,
     MemoryError,
 )
 PICKLE = 0x80
@@ -57,10 +59,17 @@ def read(path: Path) -> Content:
         raise FileNotFoundError(f"no checkpoint file {path}")
     if path.suffix == ".safetensors":
         return Content("safetensors", _read_safetensors(path))
-    try:
+    with in_words(path, "is not a checkpoint that can be read"):
         return _read_file(path)
+
+
+@contextmanager
+def in_words(path: Path, problem: str) -> Iterator[None]:
+    """Name the file in errors about what it holds: a damaged one gives errors of Python and torch where it is used."""
+    try:
+        yield
     except CheckpointError as error:
-        raise CheckpointError(f"{path} is not a checkpoint that can be read: {error}") from error
+        raise CheckpointError(f"{path} {problem}: {error}") from error
     except DAMAGED as error:
         raise CheckpointError(f"{path} is damaged, or no checkpoint: {type(error).__name__} {error}") from error
 
@@ -119,7 +128,9 @@ def _leaves_at(file: Any) -> int | None:
     head = file.read(65536)
     file.seek(0)
     place = head.find(b"\x93NUMPY")
-    return place if place == 0 or (head[:1] in (b"{", b"[") and head[place - 1 : place] == b"\n") else None
+    return (
+        place if place == 0 or (place > 0 and head[:1] in (b"{", b"[") and head[place - 1 : place] == b"\n") else None
+    )
 
 
 def _read_leaves(file: Any, size: int) -> dict[str, Any]:

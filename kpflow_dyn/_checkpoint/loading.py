@@ -3,21 +3,32 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from kpflow_dyn._checkpoint.cells import Cell, cell_of, constrain, is_dale
-from kpflow_dyn._checkpoint.files import read
+from kpflow_dyn._checkpoint.files import in_words, read
 from kpflow_dyn._checkpoint.modules import fill
 from kpflow_dyn._checkpoint.names import Names, named, translated
-from kpflow_dyn._checkpoint.networks import MODELS, Found, build_readout, check_numbers, choose, find_readout
+from kpflow_dyn._checkpoint.networks import (
+    LEAKY,
+    MODELS,
+    UNNAMED_PHI,
+    Found,
+    around,
+    build_readout,
+    check_numbers,
+    choose,
+    find_readout,
+    linear_of,
+)
 from kpflow_dyn._checkpoint.nonlinearity import CHOICES, from_task, loss_on
+from kpflow_dyn._checkpoint.objects import Skipped
 from kpflow_dyn._problems.parameters import CheckpointError, listing
 from kpflow_dyn.tasks import TaskData
-
-DEFAULT_LEAK = 0.1
 
 
 @dataclass(frozen=True)
@@ -64,9 +75,9 @@ def load_checkpoint(
     """Read a recurrent network, and its readout if there is one, from a file; or fill a module of your own.
 
     The file may be one of torch.save (a state dict or a whole module, alone or nested), safetensors, numpy's npz,
-    Lightning, stable-baselines3, flax (msgpack, orbax), PsychRNN, or a pickle of dictionaries of arrays. No object that
-    it names is made and no function is called: of classes that are no tensors only their names are read. The file's
-    sizes and dtype become the network's.
+    Lightning, stable-baselines3, flax (msgpack, orbax), Keras, PsychRNN, or a pickle of dictionaries of arrays. No
+    object that it names is made and no function is called: of classes that are no tensors only their names are read.
+    The file's sizes and dtype become the network's.
 
     Args:
         path: the file, or the folder of orbax.
@@ -99,19 +110,21 @@ def load_checkpoint(
     (GRU(3, 8, batch_first=True), 'fc', 'model')
     """
     if model is not None and not isinstance(model, str):
+        _check_alone({"prefix": prefix, "readout": readout, "nonlinearity": nonlinearity, "alpha": alpha})
         return Checkpoint(**fill(Path(path), model, key))
     _check_options(model, nonlinearity, alpha)
     content = read(Path(path))
-    names = named(content.tree)
-    names = translated(names if key is None else _under(names, key))
-    _check_any(names, content.tree)
-    network = choose(names, model, prefix)
-    check_numbers({network.whole + short: value for short, value in network.weights(names).items()})
-    if network.model not in ("rnn", "ctrnn", "lowrank") and nonlinearity is not None:
-        raise ValueError(f"nonlinearity is a choice for rnn and ctrnn only; leave it out for {network.model}")
-    network = _Loading(names, network, readout, task.fits if task else outputs, alpha)
-    phi, on_phi = network.nonlinearity(nonlinearity, task, loss)
-    return network.checkpoint(phi, {"file": content.kind}, on_phi)
+    with in_words(Path(path), "cannot be used"):
+        names = named(content.tree)
+        names = translated(names if key is None else _under(names, key))
+        _check_any(names, content.tree)
+        network = choose(names, model, prefix)
+        check_numbers({network.whole + short: value for short, value in network.weights(names).items()})
+        loading = _Loading(names, network, readout, task.fits if task else outputs, alpha)
+        loading.build("tanh")  # what fails here is the file
+    _check_choices(network.model, nonlinearity, alpha)
+    phi, on_phi = loading.nonlinearity(nonlinearity, task, loss)
+    return loading.checkpoint(phi, {"file": content.kind}, on_phi)
 
 
 @dataclass(frozen=True)
@@ -132,11 +145,11 @@ class _Loading:
     def of_psychrnn(self) -> bool:
         return self.network.anchor == "W_rec"
 
-    @property
+    @cached_property
     def hidden(self) -> int:
         return self.cell("tanh").hidden_size
 
-    @property
+    @cached_property
     def readout_name(self) -> str | None:
         """In the file."""
         if self.of_psychrnn:
@@ -151,7 +164,7 @@ class _Loading:
             _readout_of_psychrnn(self.names, self.network, phi) if self.of_psychrnn else build_readout(self.names, name)
         )
 
-    @property
+    @cached_property
     def start(self) -> Tensor | None:
         """The state before the first step, of a file of PsychRNN."""
         start = self.names.tensors.get(f"{self.network.whole}init_state")
@@ -160,7 +173,7 @@ class _Loading:
     def nonlinearity(self, asked: str | None, task: TaskData | None, loss: str | None) -> tuple[str, str]:
         """The nonlinearity, and how it was found, in words; "" where the network has a fixed one."""
         usual = "relu" if self.of_psychrnn else "tanh"
-        if self.network.model not in ("rnn", "ctrnn", "lowrank"):
+        if self.network.model not in UNNAMED_PHI:
             return usual, ""
         if asked is not None:
             return asked, f"{asked}, as asked for"
@@ -180,10 +193,14 @@ class _Loading:
         assert layer is not None
         return loss_on(task, self.cell(phi), layer, self.start, loss)
 
+    def build(self, phi: str) -> tuple[Cell, nn.Module | None]:
+        """The network and its readout, with this nonlinearity."""
+        return self.cell(phi), self.readout(self.readout_name, phi)
+
     def checkpoint(self, phi: str, found: dict[str, str], on_phi: str) -> Checkpoint:
         """The network with this nonlinearity."""
         network, name, start = self.network, self.readout_name, self.start
-        cell, layer = self.cell(phi), self.readout(name, phi)
+        cell, layer = self.build(phi)
         used = [network.whole + short for short in network.weights(self.names)]
         used += [each for each in (name, f"{name}.weight", f"{name}.bias") if each in self.names.tensors]
         used += [f"{network.whole}init_state"] if start is not None else []
@@ -191,7 +208,7 @@ class _Loading:
         if self.of_psychrnn:
             own = ("b_out", "output_connectivity", "Dale_out", "Dale_rec", "dale_ratio")
             used += [network.whole + short for short in own]
-        head = f"{network.key}." if network.key else ""
+        head = next(head for head in around(network.key) if (name or network.whole).startswith(head))
         others = [each for each in self.names.tensors if each not in used]
         _warn_of({each: self.names.tensors[each] for each in others if each.startswith(head)})
         unused = tuple(each.removeprefix(head) for each in others)
@@ -224,7 +241,7 @@ def _described(
         if unused
         else "",
     }
-    if network.model in ("ctrnn", "lowrank"):
+    if network.model in LEAKY:
         said["leak"] = _on_leak(loading, cell)
     if loading.of_psychrnn:
         said["cell"] += "; from PsychRNN" + (", Dale's law kept" if is_dale(network.weights(loading.names)) else "")
@@ -238,8 +255,8 @@ def _warn_of(others: dict[str, Tensor]) -> None:
     if weights := [name for name, tensor in others.items() if tensor.is_floating_point() and tensor.numel() > 1]:
         warnings.warn(
             f"the file holds weights that are not analysed: {listing(weights)}. If they stand between the inputs, this "
-            "network and its outputs (an encoder, a norm, a head of several layers, a learnt start), your network is "
-            "another one; fill your own module (--module)",
+            "network and its outputs (an encoder, a norm, a head of several layers, a learnt start), this is not your "
+            "whole network; fill your own module: load_checkpoint(path, module), or --module on the command line",
             stacklevel=4,
         )
 
@@ -267,10 +284,8 @@ def _readout_of_psychrnn(names: Names, network: Found, phi: str) -> nn.Module:
     weights = network.weights(names)
     dale, signs, weight = is_dale(weights), names.tensors.get(f"{network.whole}Dale_out"), own["W_out"]
     assert weight is not None
-    out, hidden = weight.shape
-    layer = nn.Linear(hidden, out, bias=own["b_out"] is not None, device="meta")
     values = {"weight": weight, "bias": own["b_out"]}
-    layer.load_state_dict({name: value.clone() for name, value in values.items() if value is not None}, assign=True)
+    layer = linear_of({name: value for name, value in values.items() if value is not None}, network.whole)
     kept = signs.diagonal() if dale and signs is not None else None
     constrain(layer, "weight", own["output_connectivity"], kept, dale, weight.dtype)
     return nn.Sequential({"tanh": nn.Tanh, "relu": nn.ReLU}[phi](), layer)
@@ -291,8 +306,9 @@ def _check_any(names: Names, tree: Any) -> None:
         objects = (
             f" but with Python objects ({', '.join(names.skipped)}), which are never made" if names.skipped else ""
         )
+        got = "one Python object" if isinstance(tree, Skipped) else f"a {type(tree).__name__}"
         raise CheckpointError(
-            f"expected a state dict, names with tensors, got a {type(tree).__name__} without any{objects}; "
+            f"expected a state dict, names with tensors, got {got} without any{objects}; "
             "save one with torch.save(model.state_dict(), path)"
         )
 
@@ -302,7 +318,20 @@ def _check_options(model: str | None, nonlinearity: str | None, alpha: float | N
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
     if nonlinearity not in (None, *CHOICES):
         raise ValueError(f"nonlinearity must be tanh or relu, got {nonlinearity!r}")
-    if nonlinearity is not None and model in ("gru", "lstm"):
-        raise ValueError(f"nonlinearity is a choice for rnn and ctrnn only; leave it out for {model}")
+    if model is not None:
+        _check_choices(model, nonlinearity, alpha)
     if alpha is not None and not 0 < alpha <= 1:
         raise ValueError(f"alpha must be in (0, 1], the step over the time constant, got {alpha}")
+
+
+def _check_alone(options: Mapping[str, Any]) -> None:
+    """Raise for what is a choice for networks that are found, beside a module that is filled."""
+    if given := [name for name, value in options.items() if value is not None]:
+        raise ValueError(f"{listing(given)} cannot be given with a module to be filled, which says so itself")
+
+
+def _check_choices(model: str, nonlinearity: str | None, alpha: float | None) -> None:
+    """Raise for a choice that this kind of network does not have."""
+    for name, value, models in (("nonlinearity", nonlinearity, UNNAMED_PHI), ("alpha", alpha, LEAKY)):
+        if value is not None and model not in models:
+            raise ValueError(f"{name} is a choice for {', '.join(models)} only; leave it out for {model}")

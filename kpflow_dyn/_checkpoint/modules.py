@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from kpflow_dyn._arrays import like_numpy
-from kpflow_dyn._checkpoint.files import Content, read
+from kpflow_dyn._checkpoint.files import Content, in_words, read
 from kpflow_dyn._checkpoint.names import Names, named
-from kpflow_dyn._problems.parameters import CheckpointError, listing, parameters_of
+from kpflow_dyn._problems.parameters import CheckpointError, dtype_name, listing, parameters_of, with_values
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 from kpflow_dyn.models import CTRNNCell, LowRankRNNCell
 
@@ -22,19 +22,19 @@ from kpflow_dyn.models import CTRNNCell, LowRankRNNCell
 def fill(path: Path, module: Any, key: str | None) -> dict[str, Any]:
     """The fields of a `Checkpoint`: the module with the weights of the file, and where these were."""
     content = read(path)
-    names = named(content.tree, as_torch=False)
-    names = names if key is None else names.under(key)
     kind = type(module).__name__
-    if isinstance(module, nn.Module):
-        expected = {_plain(name): value for name, value in _tensors(module).items()}
-        head, values, unused = _matching(names, expected, kind)
-        _fill_torch(module, values)
-    elif content.kind == "equinox":
-        module, head, values, unused = _fill_leaves(module, content), "", names.tensors, ()
-    else:
-        expected = {_dotted(name): value for name, value in parameters_of(module).items()}
-        head, values, unused = _matching(names, expected, kind)
-        module = _fill_pytree(module, values)
+    with in_words(path, f"does not fill the {kind}"):
+        names = named(content.tree, as_torch=False)
+        names = names if key is None else names.under(key)
+        if isinstance(module, nn.Module):
+            head, values, unused = _matching(names, {_plain(name): one for name, one in _tensors(module).items()}, kind)
+            _fill_torch(module, values)
+        elif content.kind == "equinox":
+            module, head, values, unused = _fill_leaves(module, content), "", names.tensors, ()
+        else:
+            expected = {_dotted(name): value for name, value in parameters_of(module).items()}
+            head, values, unused = _matching(names, expected, kind)
+            module = _fill_pytree(module, values)
     found = {
         "file": content.kind,
         "key": key or "",
@@ -156,6 +156,8 @@ def _matching(names: Names, expected: Mapping[str, Any], kind: str) -> tuple[str
     Raises:
         CheckpointError: no such prefix, or several; names are missing or left over; a shape differs.
     """
+    if not expected:
+        raise CheckpointError(f"a {kind} has no weights")
     tensors = {_plain(name): tensor for name, tensor in names.tensors.items()}
     keys = {_plain(name): key for name, key in names.keys.items()}
     heads = Counter(head for name in tensors for head, tail in _splits(name) if tail in expected)
@@ -173,15 +175,19 @@ def _matching(names: Names, expected: Mapping[str, Any], kind: str) -> tuple[str
     if missing or extra:
         under = f" under {head!r}" if head else ""
         raise CheckpointError(
-            f"the file does not fit the {kind}: missing {listing(missing)}, left over{under} {listing(extra)}; make "
-            "the module that was saved, with the same options"
+            f"missing {listing(missing)}, left over{under} {listing(extra)}; make the module that was saved, with the "
+            "same options"
         )
     for name, value in expected.items():
-        if tuple(tensors[head + name].shape) != tuple(value.shape):
-            raise CheckpointError(
-                f"{head}{name} must be {list(value.shape)} for the {kind}, got {list(tensors[head + name].shape)}"
-            )
+        wanted, got = (_kind(one) + str(list(one.shape)) for one in (value, tensors[head + name]))
+        if wanted != got:
+            raise CheckpointError(f"{head}{name} must be {wanted}, got {got}")
     return head, {name: tensors[head + name] for name in expected}, tuple(unused)
+
+
+def _kind(array: Any) -> str:
+    """ "float ", "int " and the like, of any precision."""
+    return dtype_name(array).removeprefix("b").removeprefix("u").rstrip("0123456789") + " "
 
 
 def _splits(name: str) -> list[tuple[str, str]]:
@@ -198,9 +204,15 @@ def _fill_torch(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def _fill_pytree(module: Any, values: Mapping[str, Tensor]) -> Any:
-    from kpflow_dyn._problems.parameters import with_values
+    known = parameters_of(module)
+    return with_values(module, {name: _in_numpy(values[_dotted(name)], one) for name, one in known.items()})
 
-    return with_values(module, {name: values[_dotted(name)].numpy() for name in parameters_of(module)})
+
+def _in_numpy(value: Tensor, like: Any) -> np.ndarray:
+    """The array; bfloat16, which numpy itself does not have, in float32 or in the dtype of one that is like it."""
+    if value.dtype != torch.bfloat16:
+        return value.numpy()
+    return value.float().numpy().astype(like.dtype if dtype_name(like) == "bfloat16" else "float32")
 
 
 def _fill_leaves(module: Any, content: Content) -> Any:

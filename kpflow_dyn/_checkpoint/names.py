@@ -51,13 +51,13 @@ def named(tree: Any, as_torch: bool = True) -> Names:
     found, keys, words, skipped = {}, {}, {}, {}
     for path, leaf in _leaves(tree):
         name, key = ".".join(path), ".".join(path[:-1])
-        if isinstance(leaf, str | bool):
+        if isinstance(leaf, str):
             words[name] = leaf
         elif isinstance(leaf, Skipped):
             skipped[leaf.name] = True
         elif isinstance(leaf, Tensor) and not any(map(_OF_OPTIMISERS.fullmatch, path[:-1])):
             value = leaf.detach().float() if as_torch and leaf.dtype in HALVES else leaf.detach()
-            kernel = as_torch and path[-1] == "kernel" and value.ndim == 2
+            kernel = as_torch and path[-1:] == ("kernel",) and value.ndim == 2
             name = f"{key}.weight".removeprefix(".") if kernel else name
             found[name], keys[name] = value.T if kernel else value, key
     return Names(found, keys, words, tuple(skipped))
@@ -85,7 +85,7 @@ def _leaves(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return isinstance(value, int | float | None)
 
 
 @dataclass(frozen=True)
@@ -151,18 +151,19 @@ TRANSLATIONS = [
 
 def translated(names: Names) -> Names:
     """The names with those of cells of flax and Keras as torch's; what is named as in torch stays."""
+    names = replace(names, tensors=dict(names.tensors), keys=dict(names.keys), origins={})
     for translation in TRANSLATIONS:
+        parts = [part for some in translation.parts.values() for part in some]
         for prefix in _before(names, translation.anchor):
-            own = {name.removeprefix(prefix): each for name, each in names.tensors.items() if name.startswith(prefix)}
+            own = {part: names.tensors[prefix + part] for part in parts if prefix + part in names.tensors}
             if all(part in own for part in _needed(translation)) and translation.fits(own):
-                parts = [part for some in translation.parts.values() for part in some]
                 made = {to: _stacked(own, some) for to, some in translation.parts.items() if some[0] in own}
-                names = _exchanged(names, prefix, parts, made, translation.origin)
+                _exchange(names, prefix, parts, made, translation.origin)
     for prefix in _before(names, "recurrent_kernel"):
         parts = ["weight", "recurrent_kernel", "bias"]
         own = {part: names.tensors[prefix + part] for part in parts if prefix + part in names.tensors}
         origin, made = translated_cell(own, f"{prefix}recurrent_kernel")
-        names = _exchanged(names, prefix, parts, made, origin)
+        _exchange(names, prefix, parts, made, origin)
     return names
 
 
@@ -171,13 +172,13 @@ def _before(names: Names, anchor: str) -> list[str]:
     return [name.removesuffix(anchor) for name in names.tensors if name == anchor or name.endswith(f".{anchor}")]
 
 
-def _exchanged(names: Names, prefix: str, parts: list[str], made: dict[str, Tensor], origin: str) -> Names:
-    """The names with some tensors under a prefix in the place of others."""
-    old = {prefix + part for part in parts}
-    tensors = {name: tensor for name, tensor in names.tensors.items() if name not in old}
-    keys = names.keys | {prefix + name: prefix.rstrip(".") for name in made}
-    tensors |= {prefix + name: tensor for name, tensor in made.items()}
-    return replace(names, tensors=tensors, keys=keys, origins=names.origins | {prefix: origin})
+def _exchange(names: Names, prefix: str, parts: list[str], made: dict[str, Tensor], origin: str) -> None:
+    """Put tensors under a prefix in the place of others, in the names themselves: a copy for each cell is slow."""
+    for part in parts:
+        names.tensors.pop(prefix + part, None)
+    for name, tensor in made.items():
+        names.tensors[prefix + name], names.keys[prefix + name] = tensor, prefix.rstrip(".")
+    names.origins[prefix] = origin
 
 
 def _needed(translation: Translation) -> list[str]:

@@ -14,7 +14,9 @@ from kpflow_dyn._problems.parameters import CheckpointError, check_names, listin
 
 READOUT_NAMES = ("readout", "out", "output", "fc", "linear", "decoder", "head", "h2o", "dense")
 """Last components of a name under which a readout is found without being named."""
-MODELS = (*GATES, "ctrnn", "lowrank")
+LEAKY = ("ctrnn", "lowrank")
+MODELS = (*GATES, *LEAKY)
+UNNAMED_PHI = ("rnn", *LEAKY)
 
 _ANCHORS = ("weight_hh_l0", "weight_hh", "W", "W_rec", "m")
 _TORCH_NAME = re.compile(r"(weight|bias)_(ih|hh|hr)(_l\d+(_reverse)?)?|bias|bias_n")
@@ -130,7 +132,7 @@ def find_readout(names: Names, network: Found, hidden: int, asked: str | None, o
     layers = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
     if asked is not None:
         return _asked_readout(layers, network, hidden, asked)
-    for head in _around(network.key):
+    for head in around(network.key):
         found = _only_readout(names, [layer for layer in layers if layer.startswith(head)], outputs)
         if found is not None:
             return found
@@ -138,13 +140,13 @@ def find_readout(names: Names, network: Found, hidden: int, asked: str | None, o
 
 
 def _asked_readout(layers: list[str], network: Found, hidden: int, asked: str) -> str:
-    near = [f"{head}{asked}" for head in _around(network.key) if f"{head}{asked}" in layers]
+    near = [f"{head}{asked}" for head in around(network.key) if f"{head}{asked}" in layers]
     if not near:
         raise CheckpointError(f"no layer {asked!r} with a weight [out, {hidden}]; there are {listing(layers)}")
     return near[0]
 
 
-def _around(key: str) -> list[str]:
+def around(key: str) -> list[str]:
     """The mapping of this key and those around it, as the starts of names."""
     parts = key.split(".") if key else []
     return [".".join(parts[:count]) + "." if count else "" for count in range(len(parts), -1, -1)]
@@ -166,9 +168,16 @@ def build_readout(names: Names, name: str) -> nn.Linear:
     weights = {
         part: names.tensors[f"{name}.{part}"] for part in ("weight", "bias") if f"{name}.{part}" in names.tensors
     }
+    return linear_of(weights, f"{name}.")
+
+
+def linear_of(weights: dict[str, Tensor], prefix: str) -> nn.Linear:
+    """The linear layer of these weights, whose names in the file begin with the prefix."""
+    if weights["weight"].ndim != 2:
+        raise CheckpointError(f"{prefix}weight must be [out, hidden], got {list(weights['weight'].shape)}")
     out, hidden = weights["weight"].shape
     layer = nn.Linear(hidden, out, bias="bias" in weights, device="meta")
-    check_names(weights, layer.state_dict(), "the readout is no linear layer", "name another one", f"{name}.")
+    check_names(weights, layer.state_dict(), "the readout is no linear layer", "name another one", prefix)
     layer.load_state_dict({part: value.clone() for part, value in weights.items()}, assign=True)
     return layer
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kpflow_dyn._learning.losses import cross_entropy, loss_of_task, squared_error
+from kpflow_dyn._learning.losses import loss_of_task, output_loss
 from kpflow_dyn.tasks import TaskData
 
 TRIALS = 64
@@ -22,14 +22,11 @@ def loss_on(task: TaskData, cell: nn.Module, readout: nn.Module, start: Tensor |
     x = torch.from_numpy(task.inputs[:TRIALS]).to(like.dtype)
     with torch.no_grad():
         y = readout(states(cell, x, start))
-    targets = torch.from_numpy(task.targets[:TRIALS])  # type: ignore[index]  # the task has targets
-    targets = targets.to(like.dtype) if targets.is_floating_point() else targets
-    mask = None if task.mask is None else torch.from_numpy(task.mask[:TRIALS]).to(like.dtype)
+    targets = task.targets[:TRIALS]  # type: ignore[index]  # the task has targets
+    mask = None if task.mask is None else task.mask[:TRIALS]
     if not y.isfinite().all() or (mask is not None and not mask.any()):
         return math.inf
-    name = loss_of_task(task, y.shape) if loss is None else loss
-    of_outputs = {"squared_error": squared_error, "cross_entropy": cross_entropy}[name]
-    return float(of_outputs(targets, mask=mask)(y))
+    return float(output_loss(loss or loss_of_task(task, y.shape), targets, mask, y)(y))
 
 
 def states(cell: nn.Module, x: Tensor, start: Tensor | None) -> Tensor:

@@ -27,8 +27,8 @@ def left_alone(_model: Any) -> AbstractContextManager[None]:
 
 
 def copied(model: Any) -> Any:
-    """The model: its arrays do not change."""
-    return model
+    """The model, with its arrays of numpy copied; those of JAX do not change."""
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, model)
 
 
 def in_single(value: Any) -> Any:

@@ -17,6 +17,7 @@ from kpflow_dyn._jax.cells import initial_state
 from kpflow_dyn._jax.checks import check_parameters, floating_leaves, named_parameters, with_parameters
 from kpflow_dyn._jax.failures import cause_of, explained
 from kpflow_dyn._jax.model import Model
+from kpflow_dyn._jax.models import copied
 from kpflow_dyn._jax.trace import trace_rows
 from kpflow_dyn._jax.watching import Change, parts_of, results, watched
 from kpflow_dyn._problems.choice import Choice
@@ -36,7 +37,7 @@ class Network:
     form = Form.NETWORK
 
     def __init__(self, problem: StaticProblem) -> None:
-        self.call, self.problem, self.given = problem.net, problem, problem.arguments
+        self.call, self.problem, self.given = copied(problem.net), problem, problem.arguments
         _check(self.call, self.given.like)
         self.rows = tuple(map(jnp.asarray, self.given.rows.values()))
         self.values = values_named(problem.state or ("",), parts_of(self.call), problem.axes)

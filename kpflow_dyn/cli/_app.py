@@ -17,6 +17,7 @@ from kpflow_dyn.cli import _options as given
 from kpflow_dyn.cli._report import PAGE, report
 from kpflow_dyn.cli._sources import (
     Network,
+    as_found,
     attributes_of,
     found_in,
     limit_threads,
@@ -26,7 +27,7 @@ from kpflow_dyn.cli._sources import (
     readout_of,
 )
 from kpflow_dyn.cli._sweep import sweep
-from kpflow_dyn.cli._terminal import one_line, plain_errors
+from kpflow_dyn.cli._terminal import notes, plain_errors, print_notes
 from kpflow_dyn.cli._training import compare, track
 
 # Torch, xarray and matplotlib take seconds to import: commands do so when they need them.
@@ -192,7 +193,7 @@ def _run(
     check_folder(out, {*FILE_NAMES, *LEARNING_NAMES, PAGE}, overwrite)
     with stages() as progress:
         progress("loading the model and its inputs", 0, None)
-        problem, task, readout, about = _posed(source, seed, threads)
+        problem, task, readout, about = _posed(source, seed, threads, asked.get("loss"))
         for name in ("loss", "optimizer"):
             if asked.get(name) is not None and readout is None:
                 why = about.get("learning", "leave it out")
@@ -203,8 +204,8 @@ def _run(
             progress("running and linearising", 0, None)
             flow = kp.linearize(problem if isinstance(problem, kp.Solution) else kp.solve(problem))
             dataset = kp.analyze(flow, **asked, seed=seed, task=task, readout=readout, progress=progress)
-            notes = [*about.get("warnings", "").splitlines(), *_notes(caught)]
-            dataset.attrs = about | dataset.attrs | about | {"warnings": "\n".join(notes)}
+            warned = [*about.get("warnings", "").splitlines(), *notes(caught)]
+            dataset.attrs = about | dataset.attrs | about | {"warnings": "\n".join(warned)}
             progress("drawing", 0, None)
             contents = _render(dataset)
     with new_folder(out) as folder:
@@ -215,7 +216,7 @@ def _run(
     typer.echo(f"The page: {out.absolute() / 'index.html'}")
 
 
-def _posed(source: Network | str, seed: int, threads: int | None) -> Posed:
+def _posed(source: Network | str, seed: int, threads: int | None, loss: str | None) -> Posed:
     """What a source names. Warnings of the user's own code are shown as they come."""
     limit_threads(threads)
     if isinstance(source, str):
@@ -224,8 +225,8 @@ def _posed(source: Network | str, seed: int, threads: int | None) -> Posed:
         return _module_on_inputs(source, seed, threads)
     with warnings.catch_warnings(record=True) as caught:  # of other packages none is about the numbers
         warnings.simplefilter("always")
-        problem, task, readout, about = _network_on_task(source, seed)
-    return problem, task, readout, about | {"warnings": "\n".join(_notes(caught))}
+        problem, task, readout, about = _network_on_task(source, seed, loss)
+    return problem, task, readout, about | {"warnings": "\n".join(notes(caught))}
 
 
 def _own_problem(reference: str, threads: int | None) -> Posed:
@@ -235,13 +236,17 @@ def _own_problem(reference: str, threads: int | None) -> Posed:
 
     problem = problem_from(reference)
     posed = problem.problem if isinstance(problem, kp.Solution) else problem
-    if threads is not None and not posed.backend.runtime.limit_threads(threads):
-        raise ValueError(NO_THREADS)
+    _limit_threads(posed, threads)
     return problem, None, None, {"title": f"Analysis of {reference}", "code": reference}
 
 
-def _network_on_task(source: Network, seed: int) -> Posed:
-    network, data = load(source, seed)
+def _limit_threads(problem: Problem, threads: int | None) -> None:
+    if threads is not None and not problem.backend.runtime.limit_threads(threads):
+        raise ValueError(NO_THREADS)
+
+
+def _network_on_task(source: Network, seed: int, loss: str | None) -> Posed:
+    network, data = load(source, seed, loss)
     readout, said = readout_of(network, data, source.readout is not None)
     attributes = {
         "title": f"{network.model.upper()} of {network.cell.hidden_size} units on {data.name}",
@@ -256,8 +261,7 @@ def _network_on_task(source: Network, seed: int) -> Posed:
 def _module_on_inputs(source: Network, seed: int, threads: int | None) -> Posed:
     """The user's own module with the weights of the file."""
     network, problem, data = load_module(source, seed)
-    if threads is not None and not problem.backend.runtime.limit_threads(threads):
-        raise ValueError(NO_THREADS)
+    _limit_threads(problem, threads)
     attributes = {
         "title": f"Analysis of {source.module}",
         "checkpoint": source.checkpoint.name,
@@ -308,8 +312,8 @@ def _print_table(dataset: xr.Dataset) -> None:
         _print_rows(learning_table(dataset), "\n".join(learning_lead(dataset)))
     if "learning" in dataset.attrs:
         typer.echo(f"On what will be learnt: {dataset.attrs['learning']}.")
-    for subject, words in found_in(dataset.attrs).items():
-        typer.echo(f"In {dataset.attrs['checkpoint']}: {subject} {words}")
+    if found := found_in(dataset.attrs):
+        typer.echo("\n".join(as_found(dataset.attrs["checkpoint"], found)))
     steps = [f"{dataset.attrs['steps']}"] if "steps" in dataset.attrs else []
     caption = "\n".join(["± standard error; numbers without it are exact", *steps])
     table = Table(title=dataset.attrs["title"], caption=caption)
@@ -318,8 +322,7 @@ def _print_table(dataset: xr.Dataset) -> None:
     for number in summarize(dataset).values():
         table.add_row(number["long_name"], number["text"], str(number.get("dimension", "")))
     Console().print(table)
-    for line in dataset.attrs["warnings"].splitlines():
-        typer.echo(f"note: {line}", err=True)
+    print_notes(dataset.attrs["warnings"].splitlines())
 
 
 def _print_rows(rows: Table, caption: str) -> None:
@@ -336,9 +339,3 @@ def _print_rows(rows: Table, caption: str) -> None:
     for row in rows.rows:
         if row[-1] != "-":
             typer.echo(f"{rows.header[-1]} of {row[0]}: {row[-1]}")
-
-
-def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
-    """What this package warned of, each once; other packages' deprecations are none of the user's business."""
-    ours = [str(w.message) for w in caught if w.category is UserWarning and "kpflow_dyn" in Path(w.filename).parts]
-    return [one_line(text) for text in dict.fromkeys(ours)]

@@ -95,6 +95,11 @@ def found_in(attributes: Mapping[Any, Any]) -> dict[str, str]:
     return {name.removeprefix(FOUND).replace("_", " "): str(attributes[name]) for name in names}
 
 
+def as_found(file: str, found: Mapping[str, str]) -> list[str]:
+    """What was found in a file, as lines."""
+    return [f"Found in {file}:", *(f"  {subject}: {words}" for subject, words in found.items() if words)]
+
+
 def _check(source: Network) -> None:
     if source.dtype not in (None, "float32", "float64"):
         raise ValueError(f"dtype must be float32 or float64, got {source.dtype!r}")
@@ -102,6 +107,8 @@ def _check(source: Network) -> None:
         raise FileNotFoundError(f"no checkpoint file {source.checkpoint}")
     if source.module is None and (source.state, source.axes) != (None, None):
         raise ValueError("--state and --axes are those of a module of your own; give it with --module")
+    if source.trials is not None and source.trials < 1:
+        raise ValueError(f"trials must be at least 1, got {source.trials}")
     if source.task is not None and source.x is not None:
         raise ValueError("--task and --x are both inputs; leave one out")
 
@@ -118,9 +125,10 @@ def _inputs(source: Network, seed: int) -> TaskData:
 def _read_inputs(path: Path | None, trials: int | None) -> np.ndarray:
     """The array of a .npy file, or `x` or `inputs` of a .npz file, or its only one."""
     from kpflow_dyn._checkpoint.files import read
+    from kpflow_dyn._checkpoint.names import named
 
     assert path is not None  # the command line asked for it, or for a task
-    arrays = {name: value for name, value in read(path).tree.items() if value is not None}
+    arrays = named(read(path).tree, as_torch=False).tensors
     names = [name for name in ("x", "inputs") if name in arrays] or list(arrays)
     if len(names) != 1 or arrays[names[0]].ndim < 2:
         raise ValueError(f"{path} has the arrays {', '.join(arrays) or 'none'}, expected one named x [trial, ...]")

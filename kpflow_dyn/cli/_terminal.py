@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -51,3 +53,23 @@ def _fail(message: str, status: int) -> NoReturn:
 def one_line(text: str) -> str:
     """Without line breaks."""
     return " ".join(text.split())
+
+
+@contextmanager
+def noted() -> Iterator[None]:
+    """Say what this package warns of behind all that is printed, each once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    print_notes(notes(caught))
+
+
+def print_notes(lines: list[str]) -> None:
+    for line in lines:
+        typer.echo(f"note: {line}", err=True)
+
+
+def notes(caught: list[warnings.WarningMessage]) -> list[str]:
+    """What this package warned of, each once; other packages' deprecations are none of the user's business."""
+    ours = [str(w.message) for w in caught if w.category is UserWarning and "kpflow_dyn" in Path(w.filename).parts]
+    return [one_line(text) for text in dict.fromkeys(ours)]

@@ -12,8 +12,8 @@ import typer
 from kpflow_dyn._folder import check_folder, new_folder, replaced
 from kpflow_dyn._progress import stages
 from kpflow_dyn.cli import _options as given
-from kpflow_dyn.cli._sources import Network, limit_threads, load, posed, readout_of
-from kpflow_dyn.cli._terminal import plain_errors
+from kpflow_dyn.cli._sources import Network, as_found, limit_threads, load, posed, readout_of
+from kpflow_dyn.cli._terminal import noted, plain_errors
 
 if TYPE_CHECKING:
     from kpflow_dyn._flows.flow import Flow, Output
@@ -26,9 +26,11 @@ def track(
     run_dir: Annotated[Path, typer.Argument(help="The folder of a Recorder, of checkpoints along a training.")],
     task: given.OnTask,
     model: given.Model = None,
+    key: given.Key = None,
     prefix: given.Prefix = None,
     readout: given.Readout = None,
     nonlinearity: given.Nonlinearity = None,
+    alpha: given.Alpha = None,
     trials: given.Trials = None,
     seed: given.Seed = 0,
     samples: given.Samples = 60,
@@ -41,10 +43,10 @@ def track(
     debug: given.Debug = False,
 ) -> None:
     """Follow the operators of a network over its training; write track.nc and figures."""
-    with plain_errors(debug):
+    with plain_errors(debug), noted():
         limit_threads(threads)
         out = run_dir / "track" if out is None else out
-        source = Network(run_dir, model, task, prefix, readout, nonlinearity, trials)
+        source = Network(run_dir, model, task, prefix, readout, nonlinearity, trials, key=key, alpha=alpha)
         dataset = _tracked(source, seed, samples, loss, all_steps, out)
         with replaced(out / "track.nc") as path:
             dataset.to_netcdf(path, engine="h5netcdf")
@@ -63,6 +65,7 @@ def compare(
     prefix: given.Prefix = None,
     readout: given.Readout = None,
     nonlinearity: given.Nonlinearity = None,
+    alpha: given.Alpha = None,
     trials: given.Trials = None,
     seed: given.Seed = 0,
     modes: Annotated[int, typer.Option(help="Leading modes of the NTKs to compare.", min=1)] = 8,
@@ -81,10 +84,10 @@ def compare(
     """
     import kpflow_dyn as kp
 
-    with plain_errors(debug):
+    with plain_errors(debug), noted():
         limit_threads(threads)
         check_folder(out, COMPARISON_FILES, overwrite)
-        first = Network(a, model, task, prefix, readout, nonlinearity, trials, dtype, key)
+        first = Network(a, model, task, prefix, readout, nonlinearity, trials, dtype, key, alpha)
         second = dataclasses.replace(first, checkpoint=b, model=model_b or model)
         with stages() as progress:
             progress("running and linearising", 0, None)
@@ -119,7 +122,7 @@ def _linearised(source: Network, seed: int, all_steps: bool) -> Linearised:
     network, data = load(source, seed)
     found = data, *readout_of(network, data, source.readout is not None)
     flow = kp.linearize(kp.solve(posed(network, data)))
-    on_file = [f"In {source.checkpoint.name}: {subject} {words}" for subject, words in network.found.items() if words]
+    on_file = as_found(source.checkpoint.name, network.found)
     if data.mask is None or data.mask.all():
         return Linearised(flow, *found, [], on_file)
     mask = data.mask != 0
