@@ -110,7 +110,7 @@ def test_a_cell_may_view_its_trials_as_one_row() -> None:
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-10, atol=1e-12)
 
 
-def test_an_array_of_numpy_in_a_module_of_jax_may_change_afterwards() -> None:
+def test_an_array_of_numpy_in_a_module_of_jax_may_change_afterwards(x64: None) -> None:
     equinox = pytest.importorskip("equinox")
     import jax
     import jax.numpy as jnp
@@ -121,10 +121,12 @@ def test_an_array_of_numpy_in_a_module_of_jax_may_change_afterwards() -> None:
         mask: Any
 
         def __call__(self, x: Any) -> Any:
-            def step(given: Any) -> Any:
-                return given[0] + 1, jnp.tanh(self.w @ given[1])
+            start = self.mask * jnp.tanh(self.w @ x)
 
-            return jax.lax.while_loop(lambda given: given[0] < 2, step, (0, self.mask * jnp.tanh(self.w @ x)))[1]
+            def step(given: Any) -> Any:
+                return given[0] + 1, jnp.tanh(self.w @ given[1] + start)
+
+            return jax.lax.while_loop(lambda given: given[0] < 2, step, (0, start))[1]
 
     net = Masked(jnp.asarray(np.random.default_rng(0).standard_normal((3, 3))), np.array([1, 0, 2]))
     with pytest.warns(kp.UntracedWarning):
