@@ -40,7 +40,7 @@ class RolledOut(nn.Module):
         self.cell = cell
 
     def forward(self, x: Tensor) -> Tensor:
-        z, states = x.new_zeros(len(x), UNITS), []
+        z, states = x.new_zeros(len(x), self.cell.hidden_size), []
         for x_t in x.unbind(1):
             z = self.cell(x_t, z)
             states.append(z)
