@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from kpflow_dyn._arrays import like_numpy
+from kpflow_dyn._checkpoint.cells import Cell
 from kpflow_dyn._checkpoint.files import Content, in_words, read
 from kpflow_dyn._checkpoint.names import Names, named
 from kpflow_dyn._problems.parameters import CheckpointError, dtype_name, listing, parameters_of, with_values
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
-from kpflow_dyn.models import CTRNNCell, LowRankRNNCell
 
 
 def fill(path: Path, module: Any, key: str | None) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def cast(module: Any, dtype: str) -> Any:
 
 def is_cell(module: Any) -> bool:
     """Whether a module is a recurrent layer, or is called on an input and a state."""
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase | CTRNNCell | LowRankRNNCell):
+    if isinstance(module, Cell):
         return True
     call = module.forward if isinstance(module, nn.Module) else module.__call__
     needed = [one for one in inspect.signature(call).parameters.values() if one.default is one.empty]

@@ -13,10 +13,7 @@ def problem_from(reference: str) -> Any:
     from kpflow_dyn._problems.problems import Problem
     from kpflow_dyn._problems.solutions import Solution
 
-    function = object_at(reference, "--problem", "function")
-    if not callable(function):
-        raise ValueError(f"{reference} is {_a(function)}, expected a function without arguments that returns a problem")
-    found = run(function, f"{reference} raised")
+    found = _made(reference, "--problem", "returns a problem")
     if not isinstance(found, Problem | Solution):
         raise ValueError(
             f"{reference} returned {_a(found)}, expected a problem (kp.DiscreteProblem, kp.ODEProblem, "
@@ -29,13 +26,18 @@ def module_from(reference: str) -> Any:
     """The module that the user's function makes: a torch module, or a pytree of JAX."""
     from kpflow_dyn._backend import backend_of
 
-    function = object_at(reference, "--module", "function")
-    if not callable(function):
-        raise ValueError(f"{reference} is {_a(function)}, expected a function without arguments that makes the module")
-    found = run(function, f"{reference} raised")
+    found = _made(reference, "--module", "makes the module")
     if backend_of(found) is None:
         raise ValueError(f"{reference} made {_a(found)}, expected a torch module or a pytree with arrays of JAX")
     return found
+
+
+def _made(reference: str, option: str, purpose: str) -> Any:
+    """What the function of this name returns."""
+    function = object_at(reference, option, "function")
+    if not callable(function):
+        raise ValueError(f"{reference} is {_a(function)}, expected a function without arguments that {purpose}")
+    return run(function, f"{reference} raised")
 
 
 def _a(value: Any) -> str:
