@@ -77,11 +77,11 @@ def record(
         stops: whether what is computed without gradients is without a derivative.
     """
     recorder = Recorder(len(rows), held, frozenset(learnt), stops)
-    with torch.inference_mode(False), torch.enable_grad(), beside(recorder):
+    with torch.inference_mode(False), torch.enable_grad():
         given = [row.detach().clone().requires_grad_(is_inexact(row)).view_as(row) for row in rows]
         for name in learnt:
             recorder.node_of(held[name])
-        with recorder.listening(given):
+        with beside(recorder), recorder.listening(given):
             found = function(*given)
             return recorder.finish([found] if isinstance(found, Tensor) else found)
 

@@ -1,8 +1,10 @@
-"""The user's own autograd.Functions in a recording: what they give, with the derivative that their backward says.
+"""The user's own autograd.Functions and gradient hooks in a recording, with the derivatives that these say.
 
 With B(u, g) the backward pass of f, which is linear in the gradient g, f(u) is recorded as
 
     f(u0) + B(u0, .)^T (u - u0)        u0 = u without a derivative
+
+A hook is the backward pass of f(u) = u.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vjp
+from torch.overrides import TorchFunctionMode
 
 from kpflow_dyn._torch.functional import functional, values_given
-from kpflow_dyn._torch.recording import Recorder, is_wrapped, record, tensors_in
+from kpflow_dyn._torch.recording import FxNode, Recorder, is_wrapped, record, tensors_in
 
 aten = torch.ops.aten
 Function = torch.autograd.Function
@@ -24,8 +27,8 @@ APPLY: Any = vars(Function)["apply"]  # a classmethod, in some releases one that
 
 
 @contextmanager
-def with_functions(recorder: Recorder) -> Iterator[None]:
-    """Record autograd.Functions with the derivatives of their own."""
+def with_functions(parameters: Sequence[Tensor], recorder: Recorder) -> Iterator[None]:
+    """Record autograd.Functions, and hooks of parameters and of what is computed, with the derivatives of their own."""
 
     thread = get_ident()
 
@@ -33,25 +36,62 @@ def with_functions(recorder: Recorder) -> Iterator[None]:
         out = APPLY.__get__(None, function)(*args, **kwargs)
         given = tensors_in(args)
         results = [value for value in tensors_in(out) if value.requires_grad]
-        ours = get_ident() == thread and not recorder.paused and not kwargs
-        if ours and results and not any(map(is_wrapped, given)):
-            _follow(recorder, function, args, results)
+        if results and not kwargs and get_ident() == thread and _is_heard(recorder, given):
+            moving = [value.requires_grad for value in given]
+            _follow(recorder, _backward_of(function, args, moving), given, moving, results)
         return out
 
+    hooks = _Hooks(recorder)
+    for parameter in parameters:
+        for hook in (parameter._backward_hooks or {}).values():
+            hooks.add(parameter, hook)
     Function.apply = classmethod(apply)  # type: ignore[assignment]
     try:
-        yield
+        with hooks:
+            yield
     finally:
         Function.apply = APPLY
 
 
-def _follow(recorder: Recorder, function: Any, args: Any, results: list[Tensor]) -> None:
-    """Let the results have the derivative of the backward pass."""
-    given = tensors_in(args)
-    moving = [value.requires_grad for value in given]
+def _is_heard(recorder: Recorder, given: Sequence[Tensor]) -> bool:
+    return not recorder.paused and not any(map(is_wrapped, given))
+
+
+class _Hooks(TorchFunctionMode):
+    """Lets tensors have the derivatives of their gradient hooks."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self._known: dict[int, tuple[FxNode, list[Any]]] = {}  # what a tensor was before, and its hooks in their order
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.register_hook and _is_heard(self.recorder, args[:1]):
+            self.add(*args)
+        return func(*args, **(kwargs or {}))
+
+    def add(self, tensor: Tensor, hook: Any) -> None:
+        """Let a tensor have the derivative of one more hook from now on."""
+        node, hooks = self._known.setdefault(id(tensor), (self.recorder.node_of(tensor), []))
+        hooks.append(hook)
+        self.recorder.stand_for(tensor, node)
+
+        def backward(_own: Tensor, gradient: Tensor) -> list[Tensor]:
+            for hook in hooks:
+                found = hook(gradient)
+                gradient = gradient if found is None else found
+            return [gradient]
+
+        _follow(self.recorder, backward, [tensor], [True], [tensor])
+
+
+def _follow(
+    recorder: Recorder, backward: Backward, given: list[Tensor], moving: list[bool], results: list[Tensor]
+) -> None:
+    """Let the results have the derivative of a backward pass in those of the given that move."""
     nodes = [recorder.node_of(value) for value in given]
     with recorder.unheard():
-        transposed = Transposed(_backward(function, args, given, moving, results), moving, results)
+        transposed = Transposed(_recorded(backward, given, results), moving, results)
     add = recorder.graph.call_function
     fixed = [add(aten.detach.default, (node,)) for node in nodes]
     changes = [add(aten.sub.Tensor, (nodes[n], fixed[n])) for n, here in enumerate(moving) if here]
@@ -65,11 +105,11 @@ def _item(values: tuple[Tensor, ...], n: int) -> Tensor:
     return values[n]
 
 
-def _backward(function: Any, args: Any, given: list[Tensor], moving: list[bool], results: list[Tensor]) -> Backward:
+def _backward_of(function: Any, args: Any, moving: list[bool]) -> Backward:
     """(the tensors among the arguments, gradients of the results) -> gradients of those that move."""
 
     def backward(*rows: Tensor) -> list[Tensor]:
-        own, gradients = rows[: len(given)], rows[len(given) :]
+        own, gradients = rows[: len(moving)], rows[len(moving) :]
         values = iter(own)
         out = APPLY.__get__(None, function)(*(next(values) if isinstance(arg, Tensor) else arg for arg in args))
         outputs = [value for value in tensors_in(out) if value.requires_grad]
@@ -77,6 +117,11 @@ def _backward(function: Any, args: Any, given: list[Tensor], moving: list[bool],
         found = torch.autograd.grad(outputs, inputs, gradients, create_graph=True, allow_unused=True)
         return [torch.zeros_like(v) if g is None else g for g, v in zip(found, inputs, strict=True)]
 
+    return backward
+
+
+def _recorded(backward: Backward, given: list[Tensor], results: list[Tensor]) -> Backward:
+    """The same, as a graph."""
     rows = [*given, *(torch.ones_like(value) for value in results)]
     recording = record(backward, [row.detach() for row in rows], {}, stops=False)
     module = functional(recording, rows, {})
