@@ -169,7 +169,8 @@ class Constraint:
         """What all uses give [site], from weights of these parameters and data at the linearisation."""
         data, weights = self.data(state, x), self.weights(theta)
         found = [evaluate(use.node, data | {use.weight: weights[use.weight]}).reshape(-1) for use in self.uses]
-        return array_namespace(state).concat(found, axis=0)
+        xp = array_namespace(state)
+        return xp.astype(xp.concat(found, axis=0), state.dtype, copy=False)
 
     def direct(self, theta: list[Array], kicks: Array | None, *x: Array) -> Array:
         """The state of a network; a kick to a value is felt by all that comes later."""
