@@ -172,6 +172,9 @@ class Recorder(TorchDispatchMode):
             if tensor.layout is not torch.strided:
                 raise ValueError(SPARSE)
             name = self._places.get(place_of(tensor))
+            if name is None and self._storages.holds(tensor):
+                self.stand_for(tensor, self._storages.view(tensor, tensor))
+                return self._storages.node(tensor)
             whose = (name or "tensors").removeprefix("call.")
             self._not_ours[storage_of(tensor)] = f"its own {whose}, which a trace does not follow"
             with self.graph.inserting_before(next(iter(self._given))):

@@ -54,6 +54,10 @@ class Storages:
     def __contains__(self, tensor: Tensor) -> bool:
         return id(tensor) in self._nodes
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether it lies where a known tensor lies: as another class of tensor does, which torch makes unheard."""
+        return storage_of(tensor) in self._each
+
     def know(self, tensor: Tensor, node: FxNode) -> None:
         """Let a node stand for a tensor from now on."""
         storage = self._each.setdefault(storage_of(tensor), Storage())
