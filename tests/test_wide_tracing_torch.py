@@ -409,6 +409,18 @@ def of_torch_library(m, x):
     return a * b
 
 
+# Gradient hooks
+
+
+def hooked_on_the_way(m, x, z):
+    h, w = before(m, x, z), m.v * 1
+    for part, scale in ((h, 0.5), (w, 3.0)):
+        if part.requires_grad:
+            part.register_hook(lambda g, scale=scale: scale * g.flip(-1))
+            part.register_hook(lambda g: g * torch.arange(N))
+    return torch.tanh(h) @ w
+
+
 # Attention over parts of a state
 
 
@@ -475,6 +487,7 @@ CELLS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
     "implicit_step": (implicit_step, {}),
     "downhill": (downhill, {}),
     "spiking": (spiking, {}),
+    "hooked_on_the_way": (hooked_on_the_way, {}),
 }
 FIELDS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
     "velocity_in_parts": (velocity_in_parts, {}),
@@ -513,6 +526,7 @@ def _in_double_precision() -> Any:
 
 QUICK_NETWORKS = {"weight_in_parts", "normed", "convolved_on_a_graph", "by_numbers_of_buffers", "several_results"}
 QUICK_NETWORKS |= {"without_a_forward_mode", "solved", "two_results", "of_torch_library"}
+QUICK_CELLS = {"by_slices", "by_mask", "by_fixed_mask", "spiking", "downhill", "hooked_on_the_way"}
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -528,7 +542,7 @@ def test_layers(name: str) -> None:
     check_network(*LAYERS[name])
 
 
-@pytest.mark.parametrize("name", cases(CELLS, {"by_slices", "by_mask", "by_fixed_mask", "spiking", "downhill"}))
+@pytest.mark.parametrize("name", cases(CELLS, QUICK_CELLS))
 def test_cells(name: str) -> None:
     function, parts = CELLS[name]
     check_cell(lambda: Of(function, **parts))
@@ -561,6 +575,21 @@ def test_a_trace_that_hangs_on_a_buffer_is_not_taken_for_another() -> None:
 
     for mask in ([1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 1], [1, 0, 0, 0, 0, 0]):
         check_cell(lambda mask=mask: Marked(torch.tensor(mask).bool()))
+
+
+def test_gradient_hooks_of_parameters() -> None:
+    """A mask on one weight, as norse takes away what neurons learn to tell themselves, and nothing on another."""
+    off_diagonal = 1 - torch.eye(N)
+
+    def make() -> nn.Module:
+        cell = Of(lambda m, x, z: torch.tanh(before(m, x, z) + z @ m.v))
+        cell.w.register_hook(lambda g: g.clone().fill_diagonal_(0.0))
+        cell.v.register_hook(lambda g: None)
+        cell.v.register_hook(lambda g: 2 * g * off_diagonal)
+        cell.v.register_hook(lambda g: g.flip(0))
+        return cell
+
+    check_cell(make)
 
 
 def test_what_is_detached_inside_of_a_derivative_stays_so() -> None:

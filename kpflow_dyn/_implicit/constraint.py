@@ -169,7 +169,8 @@ class Constraint:
         """What all uses give [site], from weights of these parameters and data at the linearisation."""
         data, weights = self.data(state, x), self.weights(theta)
         found = [evaluate(use.node, data | {use.weight: weights[use.weight]}).reshape(-1) for use in self.uses]
-        return array_namespace(state).concat(found, axis=0)
+        xp = array_namespace(state)
+        return xp.astype(xp.concat(found, axis=0), state.dtype, copy=False)
 
     def direct(self, theta: list[Array], kicks: Array | None, *x: Array) -> Array:
         """The state of a network; a kick to a value is felt by all that comes later."""
@@ -212,11 +213,11 @@ class Constraint:
         for node in self.order:
             run([node], env)
             if node in added:
-                env[node] = env[node] + added[node].reshape(node.shape)
+                env[node] = env[node] + _alike(added[node], env[node])
             if node in self.looked_at:
                 found[node] = env[node]
             if node in given:
-                env[node] = given[node].reshape(node.shape)
+                env[node] = _alike(given[node], env[node])
             for done in self.needed.get(node, ()):
                 env.pop(done, None)
         return found
@@ -230,3 +231,8 @@ class Constraint:
     def _at(self, state: Array) -> dict[Node, Array]:
         node = next(node for node in self.graph.nodes if node.role is Role.STATE)
         return {node: state.reshape(node.shape)}
+
+
+def _alike(value: Array, other: Array) -> Array:
+    """In the shape and the precision of another: a part of a model may compute with less."""
+    return array_namespace(other).astype(value, other.dtype, copy=False).reshape(other.shape)

@@ -3,8 +3,8 @@
 J = -(D_S F)^{-1} D_theta F        P = (D_S F)^{-1}        K = D_theta F D_theta F*        ntk = J J* = P K P*
 """
 
-from kpflow_dyn._arrays import Rows
-from kpflow_dyn._arrays.complex_numbers import count
+from kpflow_dyn._arrays import Array, Rows, array_namespace
+from kpflow_dyn._arrays.complex_numbers import count, is_complex
 from kpflow_dyn._flows.flow import ConstraintFlow
 from kpflow_dyn._flows.propagator import Propagator
 from kpflow_dyn._flows.sites import CoreOperator
@@ -23,7 +23,7 @@ def flow_of_constraint(sol: ConstraintSolution, params: Choice, weights: Weights
     trial, measure = weights.trial, weights.on(sol.axes)
     (found, sites), one = linearised(sol, params, trial), sol.equations.form is Form.FREE
     state = Space(sol.axes, tuple(sol.state.shape), sol.state, measure)
-    parameters = Space(("parameter",), (sum(map(count, found.parameters.values())),), sol.state)
+    parameters = Space(("parameter",), (sum(map(count, found.parameters.values())),), _like_parameters(sol, found))
     rows, trials = ((), ()) if one else (("trial",), state.shape[:1])
     of_rows = None if trial is None or one else trial.reshape((-1, 1))
     outputs = Space((*rows, "site"), (*trials, found.outputs), sol.state, of_rows)
@@ -44,6 +44,13 @@ def flow_of_constraint(sol: ConstraintSolution, params: Choice, weights: Weights
         parameters=found.parameters,
         untraced=found.untraced,
     )
+
+
+def _like_parameters(sol: ConstraintSolution, found: Linearised) -> Array:
+    """In the dtype of the parameters, which may not be that of the state."""
+    xp = array_namespace(sol.state)
+    dtype = xp.result_type(*(value.real if is_complex(value) else value for value in found.parameters.values()))
+    return xp.astype(sol.state, dtype, copy=False)
 
 
 def _propagator_jacobian_and_kernel(

@@ -108,12 +108,6 @@ def _places(x: Tensor, size: list[int], stride: list[int], start: int | None) ->
     return places
 
 
-def _as_strided(x: Tensor, size: list[int], stride: list[int], start: int | None = None) -> Tensor:
-    if not x.is_contiguous():
-        return NotImplemented
-    return x.reshape(-1)[_places(x, size, stride, start)]
-
-
 def _as_strided_scatter(
     x: Tensor, source: Tensor, size: list[int], stride: list[int], start: int | None = None
 ) -> Tensor:
@@ -207,7 +201,6 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.slice_scatter.default: _slice_scatter,
     aten.select_scatter.default: _select_scatter,
     aten.index_put.default: _write_at,
-    aten.as_strided.default: _as_strided,
     aten.as_strided_scatter.default: _as_strided_scatter,
     aten.full_like.default: _full_like,
     aten.zeros_like.default: lambda x, **options: _full_like(x, 0, **options),

@@ -64,6 +64,8 @@ def _key(step: Applied, rows: tuple[tuple[Role, Tensor], ...]) -> Hashable | Non
         modules = tuple((name, type(module), _attributes(module, first)) for name, module in named)
     except (TypeError, _Unknown):
         return None
+    if any(tensor._backward_hooks for tensor in tensors.values()):
+        return None
     shapes = tuple((name, *_form(tensor)) for name, tensor in tensors.items())
     rules = frozenset(RULES.items())
     return step.function, modules, shapes, shared, rules, tuple((role, *_form(row)) for role, row in rows)

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS  # what torch.library.custom_op made, with its function of Python
@@ -23,15 +22,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from kpflow_dyn._torch.checks import is_inexact
+from kpflow_dyn._torch.storages import FxNode, Storages, place_of, storage_of
 from kpflow_dyn._torch.whole import numbered
 from kpflow_dyn.tracing._rules import rule_of
 
 aten = torch.ops.aten
-FxNode = Any  # torch.fx.Node, whose fields are unions that a type checker cannot narrow
 
 # these take no more than the shape of an operand
 LIKE = {aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.new_empty, aten.new_empty_strided}
 LIKE |= {aten.new_zeros, aten.new_ones, aten.new_full, aten.lift_fresh}
+VIEWS = {aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default}
 WRITES_AT = {aten.index_put, aten.index_put_, aten._unsafe_index_put}
 INDEXED = WRITES_AT | {aten.index, aten._unsafe_index}
 OF_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -77,11 +77,11 @@ def record(
         stops: whether what is computed without gradients is without a derivative.
     """
     recorder = Recorder(len(rows), held, frozenset(learnt), stops)
-    with torch.inference_mode(False), torch.enable_grad(), beside(recorder):
+    with torch.inference_mode(False), torch.enable_grad():
         given = [row.detach().clone().requires_grad_(is_inexact(row)).view_as(row) for row in rows]
         for name in learnt:
-            recorder.node_of(held[name])
-        with recorder.listening(given):
+            recorder.node_of(held[name].requires_grad_(is_inexact(held[name])))  # also of what is frozen now
+        with beside(recorder), recorder.listening(given):
             found = function(*given)
             return recorder.finish([found] if isinstance(found, Tensor) else found)
 
@@ -94,12 +94,12 @@ class Recorder(TorchDispatchMode):
         self.graph, self.paused, self.detaching = Graph(), False, False
         self._learnt, self._stops = learnt, stops
         self._given: dict[FxNode, int | str | Tensor] = {self.graph.placeholder(f"row_{n}"): n for n in range(rows)}
-        self._nodes: dict[int, FxNode] = {}  # of tensors by their ids, which stay theirs while they live
-        self._alive: list[Tensor] = []
-        self._places = {_place(value): name for name, value in held.items()}
+        self._storages = Storages(self.graph, self._constant)
+        self._places = {place_of(value): name for name, value in held.items()}
         self._behind: dict[Any, frozenset[int | str]] = {}  # the rows and names that a storage was computed from
         self._not_ours: dict[Any, str] = {}  # storages that may not be written to
         self._fixing: set[str] = set()
+        self._expected: dict[int, tuple[Sequence[Tensor], Callable[[list[Tensor]], None]]] = {}
 
     @contextmanager
     def listening(self, rows: Sequence[Tensor]) -> Iterator[None]:
@@ -107,7 +107,7 @@ class Recorder(TorchDispatchMode):
         nodes = [node for node, what in self._given.items() if isinstance(what, int)]
         for n, (node, row) in enumerate(zip(nodes, rows, strict=True)):
             self._know(row, node, frozenset([n]))
-            self._not_ours[_storage(row)] = ARGUMENTS
+            self._not_ours[storage_of(row)] = ARGUMENTS
         with _Asked(self), _without_checks(), self:
             yield
 
@@ -130,7 +130,7 @@ class Recorder(TorchDispatchMode):
         written = list(_written(func, args, kwargs))
         for tensor in written:
             self.node_of(tensor)
-            if (whose := self._not_ours.get(_storage(tensor))) is not None:
+            if (whose := self._not_ours.get(storage_of(tensor))) is not None:
                 raise ValueError(f"the model writes to {whose}")
         if (own := OPDEFS.get(func._schema.name)) is not None:
             with enable_reentrant_dispatch(), self:
@@ -163,57 +163,92 @@ class Recorder(TorchDispatchMode):
 
     def node_of(self, tensor: Tensor) -> FxNode:
         """The node of a tensor; one that was not met before is of the model, or a constant."""
-        if id(tensor) not in self._nodes:
+        if id(tensor) in self._expected and tensor.requires_grad:
+            tensors, follow = self._expected[id(tensor)]
+            for result in tensors:
+                del self._expected[id(result)]
+            follow([result for result in tensors if result.requires_grad])
+        if tensor not in self._storages:
             if tensor.layout is not torch.strided:
                 raise ValueError(SPARSE)
-            name = self._places.get(_place(tensor))
+            name = self._places.get(place_of(tensor))
+            if name is None and self._storages.holds(tensor):
+                self.stand_for(tensor, self._storages.view(tensor, tensor))
+                return self._storages.node(tensor)
             whose = (name or "tensors").removeprefix("call.")
-            self._not_ours[_storage(tensor)] = f"its own {whose}, which a trace does not follow"
+            self._not_ours[storage_of(tensor)] = f"its own {whose}, which a trace does not follow"
             with self.graph.inserting_before(next(iter(self._given))):
                 node = self.graph.placeholder(f"held_{len(self._given)}")
             with self.unheard():
                 self._given[node] = tensor.detach().clone() if name is None else name
             self._know(tensor, node, frozenset(() if name is None else (name,)))
-        return self._nodes[id(tensor)]
+        return self._storages.node(tensor)
+
+    def expect(self, tensors: Sequence[Tensor], follow: Callable[[list[Tensor]], None]) -> None:
+        """Call `follow` on those of these that turn out to require gradients, when one of them is first used."""
+        for tensor in tensors:
+            self._expected[id(tensor)] = tensors, follow
 
     def stand_for(self, tensor: Tensor, node: FxNode) -> None:
         """Let another node stand for a tensor from now on."""
-        self._nodes[id(tensor)] = node
+        self._storages.know(tensor, node)
 
     def _know(self, tensor: Tensor, node: FxNode, behind: frozenset[int | str]) -> None:
-        self._nodes[id(tensor)] = node
-        self._alive.append(tensor)
-        place = _storage(tensor)
+        self._storages.know(tensor, node)
+        place = storage_of(tensor)
         self._behind[place] = self._behind.get(place, frozenset()) | behind
 
     def _behind_all(self, tensors: Iterable[Tensor]) -> frozenset[int | str]:
         for tensor in tensors:
             self.node_of(tensor)
-        return frozenset().union(*(self._behind[_storage(tensor)] for tensor in tensors))
+        return frozenset().union(*(self._behind[storage_of(tensor)] for tensor in tensors))
+
+    def _constant(self, value: Tensor) -> FxNode:
+        return self.node_of(value)
 
     def _write_down(self, func: Any, args: Any, kwargs: Any, results: list[Tensor], single: bool, written: Any) -> None:
         behind = self._behind_all(tensors_in((args, kwargs)))
         if func is aten.detach.default and not self.detaching:
             func = aten.alias.default  # autograd's own, of what it keeps
-        leaves = tree_map(lambda leaf: self.node_of(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-        node = self.graph.call_function(func, *leaves)
+        copies = {id(tensor): self._called(aten.clone.default, self.node_of(tensor)) for tensor in written}
+        leaves = tree_map(lambda leaf: self._operand(leaf, copies), (args, kwargs))
+        node = self._by_shape(func, args, *leaves, results)
         for tensor in written:
-            self._behind[_storage(tensor)] |= behind
+            self._storages.write(tensor, copies[id(tensor)], self._has_derivative(args, kwargs))
+            self._behind[storage_of(tensor)] |= behind
         for n, tensor in enumerate(results):
-            if id(tensor) in self._nodes:  # it was written to
-                continue
-            one = node if single else self.graph.call_function(operator.getitem, (node, n))
-            if self._stops and not torch.is_grad_enabled() and is_inexact(tensor):
-                one = self.graph.call_function(aten.detach.default, (one,))
-            self._know(tensor, one, behind)
+            if id(tensor) not in copies:
+                one = node if single else self._called(operator.getitem, node, n)
+                stopped = self._stops and not torch.is_grad_enabled() and is_inexact(tensor)
+                self._know(tensor, self._called(aten.detach.default, one) if stopped else one, behind)
+
+    def _by_shape(self, func: Any, given: Any, args: Any, kwargs: Any, results: list[Tensor]) -> FxNode:
+        """A call as a node, in which it does not matter how numbers lie in memory."""
+        if func is aten.as_strided.default:
+            return self._storages.view(given[0], *results)
+        if func in VIEWS:
+            return self._called(aten.reshape.default, args[0], list(results[0].shape))
+        return self.graph.call_function(func, args, kwargs)
+
+    def _has_derivative(self, *operands: Any) -> bool:
+        """Whether a result has one; what cannot stop always has."""
+        return not self._stops or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in(operands)))
+
+    def _called(self, func: Any, *args: Any) -> FxNode:
+        return self.graph.call_function(func, args)
+
+    def _operand(self, leaf: Any, copies: Mapping[int, FxNode]) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return copies[id(leaf)] if id(leaf) in copies else self.node_of(leaf)
 
     def _found(self, out: Any) -> Any:
         """Results that hang on nothing are constants, which the model may change."""
         for tensor in tensors_in(out):
-            if id(tensor) not in self._nodes:
+            if tensor not in self._storages:
                 node = self.node_of(tensor)
-                del self._not_ours[_storage(tensor)]
-                self._nodes[id(tensor)] = self.graph.call_function(aten.clone.default, (node,))
+                del self._not_ours[storage_of(tensor)]
+                self.stand_for(tensor, self._called(aten.clone.default, node))
         return out
 
     def _fix(self, tensors: list[Tensor]) -> None:
@@ -251,8 +286,6 @@ class _Asked(TorchFunctionMode):
             return self.recorder.whole(func, args, kwargs or {})
         if func is one_hot:
             return _one_hot(*args, **(kwargs or {}))
-        if func is Tensor.fill_diagonal_:
-            return _fill_diagonal(*args, **(kwargs or {}))
         if func is Tensor.__getitem__:
             return _looked_up(*args)
         if func not in DETACHES:
@@ -303,13 +336,6 @@ def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
 
 
-def _fill_diagonal(values: Tensor, fill_value: float, wrap: bool = False) -> Tensor:
-    """By a mask: torch writes to a view of the storage, which has no form without writes."""
-    mask = np.zeros(values.shape, bool)
-    np.fill_diagonal(mask, True, wrap)
-    return values.masked_fill_(torch.from_numpy(mask).to(values.device), fill_value)
-
-
 def is_wrapped(tensor: Tensor) -> bool:
     """Whether it is inside of a transform of torch.func."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # type: ignore[attr-defined]
@@ -320,14 +346,3 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
     for n, argument in enumerate(func._schema.arguments if func._schema.is_mutable else ()):
         if argument.alias_info is not None and argument.alias_info.is_write:
             yield from tensors_in(args[n] if n < len(args) else kwargs.get(argument.name))
-
-
-def _place(tensor: Tensor) -> Any:
-    """Where its numbers are, and how they are read."""
-    if tensor.layout is not torch.strided:
-        return id(tensor)
-    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
-
-
-def _storage(tensor: Tensor) -> Any:
-    return id(tensor) if tensor.layout is not torch.strided else tensor.untyped_storage()._cdata

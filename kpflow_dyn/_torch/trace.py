@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -169,8 +170,9 @@ def _recorded(
     """The step as a graph of functions, what its placeholders stand for, and the names of buffers that shape it."""
     try:
         eager = torch.compiler.set_stance("force_eager")  # what torch.compile made is not heard
+        beside = partial(with_functions, [held[name] for name in learnt])
         with _quiet(), differentiable_attention(), left_alone(step, values=False), eager:
-            recording = record(step, rows, held, learnt, beside=with_functions)
+            recording = record(step, rows, held, learnt, beside=beside)
         with _quiet():
             module = functional(recording, rows, held, _decompositions())
     except Exception as error:
