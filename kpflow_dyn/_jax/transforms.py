@@ -11,7 +11,7 @@ from jax import jvp, vjp, vmap
 
 from kpflow_dyn._backend import RowFunction
 
-__all__ = ["compiled", "each_row", "index", "jvp", "linearised", "over_models", "over_rows", "vjp", "vmap"]
+__all__ = ["compiled", "each_row", "index", "jvp", "linearised", "once", "over_models", "over_rows", "vjp", "vmap"]
 
 over_models = vmap
 Tree = Any  # an array, or a list of arrays
@@ -25,6 +25,16 @@ def each_row(function: RowFunction, *rows: jax.Array) -> list[jax.Array]:
 def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     """Over [time, trial, ...], trials outermost: where axes are joined, as by convolutions, these stay sharded."""
     return jax.vmap(jax.vmap(function), 1, 1)
+
+
+def once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, compiled for one call."""
+    return jax.jit(function, compiler_options=sooner())
+
+
+def sooner() -> dict[str, int]:
+    """The options with which XLA compiles a large program on a CPU several times sooner, to a slower one."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 
 def index(numbers: np.ndarray, like: jax.Array) -> np.ndarray:
