@@ -20,6 +20,7 @@ from jax.extend.core import Literal
 
 from kpflow_dyn._jax.custom import sample
 from kpflow_dyn._jax.equations import Equation, Jaxpr, bind
+from kpflow_dyn._jax.transforms import once
 
 Variables = Sequence[Any]
 
@@ -34,7 +35,7 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """The equations that combine two elements of length 1, `before` and `here`, to `after`."""
+    """The equations that combine two elements of length 1, `before` and `here`, to `after`; each has several parts."""
 
     equations: Sequence[Equation]
     before: Variables
@@ -57,8 +58,17 @@ class Step:
         def both(constants: list[Any], a: list[Any], b: list[Any], c: list[Any]) -> tuple[list[Any], list[Any]]:
             return self(constants, self(constants, a, b), c), self(constants, a, self(constants, b, c))
 
-        pairs = zip(*jax.jit(both)(constants, *elements), strict=True)
+        pairs = zip(*once(both)(constants, *elements), strict=True)
         return all(jnp.allclose(left, right, 1e-4, 1e-4, equal_nan=True) for left, right in pairs)
+
+    def behind(self, parts: Sequence[int]) -> Sequence[int]:
+        """These parts and those before that they depend on, after any number of steps."""
+        needed = {self.after[part] for part in parts}
+        for equation in reversed(self.equations):
+            if needed.intersection(equation.outvars):
+                needed.update(_reads([equation]))
+        found = [part for part, var in enumerate(self.before) if part in parts or var in needed]
+        return found if len(found) == len(parts) else self.behind(found)
 
 
 _Placed = tuple[Equation, _Place]
@@ -71,8 +81,8 @@ class AssociativeScan:
     Attributes:
         equations: what it is written out to.
         step: how it combines two elements.
-        elements: what it combines, each along one of the axes.
-        results: one for each element; outvars are those that are used.
+        elements: what it combines, each part along one of the axes.
+        results: one for each part; outvars are those that are used.
     """
 
     equations: Sequence[Equation]
@@ -90,25 +100,29 @@ class AssociativeScan:
     def __call__(self, *args: Any) -> Any:
         """Its results: a list, or the only one."""
         if jax.default_backend() == "cpu":
-            results = dict(zip(self.results, self._in_order(*args), strict=True))
-            found = [results[var] for var in self.outvars]
+            found = self._in_order(*args)
         else:
             found = evaluated(self.equations, self.invars, args, self.outvars)
         return found if len(found) > 1 else found[0]
 
     def _in_order(self, *args: Any) -> list[Any]:
-        """One element after another."""
-        count = len(self.step.constants)
+        """One element after another; of these before only the parts that matter for the results."""
+        count, used = len(self.step.constants), [self.results.index(var) for var in self.outvars]
         constants, elements = args[:count], zip(args[count:], self.axes, strict=True)
         rows = [jnp.expand_dims(jnp.moveaxis(element, axis, 0), 1 + axis) for element, axis in elements]
+        parts = self.step.behind(used)
 
-        def step(before: list[Any], here: list[Any]) -> tuple[list[Any], list[Any]]:
-            after = self.step(constants, before, here)
-            return after, after
+        def step(before: dict[int, Any], here: list[Any]) -> tuple[dict[int, Any], list[Any]]:
+            after = self.step(constants, [before.get(part, other) for part, other in enumerate(here)], here)
+            return {part: after[part] for part in parts}, [after[part] for part in used]
 
-        _, later = lax.scan(step, [row[0] for row in rows], [row[1:] for row in rows])
-        every = [jnp.concatenate([row[:1], after]) for row, after in zip(rows, later, strict=True)]
-        return [jnp.moveaxis(row.squeeze(1 + axis), 0, axis) for row, axis in zip(every, self.axes, strict=True)]
+        _, later = lax.scan(step, {part: rows[part][0] for part in parts}, [row[1:] for row in rows])
+        return [self._joined(part, rows[part][:1], after) for part, after in zip(used, later, strict=True)]
+
+    def _joined(self, part: int, first: jax.Array, later: jax.Array) -> jax.Array:
+        """A result from its rows [time, ...]."""
+        axis = self.axes[part]
+        return jnp.moveaxis(jnp.concatenate([first, later]).squeeze(1 + axis), 0, axis)
 
 
 def grouped(jaxpr: Jaxpr) -> Iterator[Equation | AssociativeScan]:
