@@ -93,6 +93,7 @@ class Transforms(Protocol):
     vmap        vmap(function, in_dims).
     over_models vmap(function) of one that calls a model with other parameters.
     compiled    The same function, compiled where the framework does so.
+    once        The same for one call: compiled sooner, to a program that may be slower.
     each_row    each_row(row function, *rows [time, trial, ...]) -> its outputs [time, trial, ...].
     index       index(element numbers, array) -> an index into arrays like this one.
     linearised  linearised(compiled function, point) -> the derivative there and its transpose, on blocks [probe,
@@ -109,6 +110,8 @@ class Transforms(Protocol):
     def over_models(self) -> Callable[[Callable[[Array], Array]], Callable[[Array], Array]]: ...
     @property
     def compiled(self) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
+    @property
+    def once(self) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
     @property
     def each_row(self) -> Callable[..., list[Array]]: ...
     @property

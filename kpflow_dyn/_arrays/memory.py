@@ -1,5 +1,6 @@
 """How much memory operators and solvers use: the sizes of their blocks of vectors, and a budget for all of it."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,11 +67,21 @@ def rows_at_once(entries: int, like: Array) -> int:
 
 
 def in_blocks(function: Rows, entries: int, like: Array) -> Rows:
-    """The function on as many rows at a time as make a block of vectors with this number of entries."""
+    """The function on as many rows at a time as make a block of vectors with this number of entries.
+
+    All blocks have one length, as a program is compiled for each: the last takes a few rows of the one before.
+    """
 
     def apply(rows: Array) -> Array:
-        step = rows_at_once(entries, like)
-        return joined((function(rows[i : i + step]) for i in range(0, max(len(rows), 1), step)), len(rows))
+        blocks = max(1, math.ceil(len(rows) / rows_at_once(entries, like)))
+        length = math.ceil(len(rows) / blocks)
+
+        def block(number: int) -> Array:
+            start = min(number * length, len(rows) - length)
+            found, known = function(rows[start : start + length]), number * length - start
+            return found[known:] if known else found
+
+        return joined(map(block, range(blocks)), len(rows))
 
     return apply
 

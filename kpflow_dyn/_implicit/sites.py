@@ -45,7 +45,7 @@ def sites_of(row: Constraint) -> list[ConstraintSite]:
         values = row.weights(theta)
         return [_taken(row, terms[0], values) for terms in groups]
 
-    weights = row.transforms.compiled(taken)(row.values)
+    weights = row.transforms.once(taken)(row.values)
     return [_site(row, terms, weight) for terms, weight in zip(groups, weights, strict=True)]
 
 

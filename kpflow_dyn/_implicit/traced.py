@@ -132,14 +132,15 @@ class Traced:
             return kick, jvp(lambda kicks: residual(values, kicks, s), (still,), (written,))[1]
 
         change = split(theta[0], row.values)
-        return self.traced.transforms.compiled(both)(row.values, change, self._no_kicks, self.state)
+        return self.traced.transforms.once(both)(row.values, change, self._no_kicks, self.state)
 
     # Weight sites
 
     def sites(self, measure: Array | None) -> list[WeightSite]:
         """One for each weight, with the variables of all of its uses as rows; and one for each opaque use."""
         sites = sites_of(self.row)
-        found = on_rows(self.traced, lambda s, *x: variables_of(self.row, sites, s, *x), (0,))(self.state)
+        variables = on_rows(self.traced, lambda s, *x: variables_of(self.row, sites, s, *x), (0,))
+        found = self.traced.transforms.once(variables)(self.state)
         found = [V[None] for V in found] if self.traced.form is Form.FREE else found
         return [_with_variables(site, V, measure) for site, V in zip(sites, found, strict=True)]
 
@@ -162,7 +163,7 @@ class AtOnce:
             value, pull = self._transforms.vjp(function, *point)
             return value, pull(q)
 
-        self.value, self._pulled = self._transforms.compiled(reverse)(q[0], *self._point)
+        self.value, self._pulled = self._transforms.once(reverse)(q[0], *self._point)
 
     def pull(self, q: Array) -> tuple[Array, Array]:
         """Of that q."""
@@ -177,4 +178,4 @@ class AtOnce:
             return self._transforms.jvp(self._function, point, moved)[1]
 
         moved = split(theta[0], self._point[0]), argument[0]
-        return self._transforms.compiled(forward)(moved, *self._point)[None]
+        return self._transforms.once(forward)(moved, *self._point)[None]

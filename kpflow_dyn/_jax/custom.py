@@ -34,7 +34,7 @@ def with_forward_mode(function: Function) -> Function:
 def same_derivative(first: Function, second: Function, variables: Sequence[Any]) -> bool:
     """Whether two functions of the variables of a jaxpr have one derivative, tried at a random point."""
     generator = np.random.default_rng(0)
-    args = [_sample(variable, generator) for variable in variables]
+    args = [sample(variable, generator) for variable in variables]
     try:
         gradients = [_gradient(function, args) for function in (first, second)]
     except Exception:  # one of them has none: a loop without a known length, say
@@ -42,7 +42,8 @@ def same_derivative(first: Function, second: Function, variables: Sequence[Any])
     return all(jnp.allclose(a, b, 1e-4, 1e-4) for a, b in zip(*gradients, strict=True))
 
 
-def _sample(variable: Any, generator: np.random.Generator) -> np.ndarray:
+def sample(variable: Any, generator: np.random.Generator) -> np.ndarray:
+    """A random value of a variable of a jaxpr; that of a literal."""
     dtype = variable.aval.dtype
     value = variable.val if isinstance(variable, Literal) else generator.standard_normal(variable.aval.shape)
     return np.asarray(value).astype(dtype)

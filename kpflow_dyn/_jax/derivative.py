@@ -19,6 +19,7 @@ from kpflow_dyn._arrays.memory import in_blocks, require_matrix
 from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._jax import equations
 from kpflow_dyn._jax.failures import explained, first_line
+from kpflow_dyn._jax.transforms import sooner
 
 Values = dict[str, jax.Array]
 Both = tuple[jax.Array, jax.Array]  # of the parameters [..., p] and of the argument
@@ -89,7 +90,7 @@ class Derivative:
         """The value and the probe, from one program."""
         (q,) = drawn([(1, *self._function.out_struct.shape)], self._at[1])
         try:
-            value, found = _pulled(self._function, self._at, q)
+            value, found = eqx.filter_jit(_pull, compiler_options=sooner())(self._function, self._at, q)
         except Exception as error:  # JAX says that there is no reverse mode in many ways
             value, self._columns = self._by_columns(error)
             found = q.reshape(1, -1) @ self._columns
@@ -101,7 +102,8 @@ class Derivative:
         value, columns = self.value, self._columns
         if columns is not None:
             return lambda q: q.reshape(len(q), -1) @ columns
-        return in_blocks(lambda q: _pulled(self._function, self._at, q)[1], value.size, value)
+        pull = eqx.filter_jit(_pull)
+        return in_blocks(lambda q: pull(self._function, self._at, q)[1], value.size, value)
 
     @cached_property
     def _forward(self) -> Rows:
@@ -170,8 +172,7 @@ def _valued(function: Any, at: Both) -> jax.Array:
     return function(*at)
 
 
-@eqx.filter_jit
-def _pulled(function: Any, at: Both, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _pull(function: Any, at: Both, q: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The value, and rows [probe, p + argument]."""
     value, pull = jax.vjp(function, *at)
     return value, jax.vmap(lambda q: jnp.concatenate([part.reshape(-1) for part in pull(q)]))(q)

@@ -19,6 +19,7 @@ from kpflow_dyn._jax.failures import cause_of, explained
 from kpflow_dyn._jax.model import Model
 from kpflow_dyn._jax.models import copied
 from kpflow_dyn._jax.trace import trace_rows
+from kpflow_dyn._jax.transforms import sooner
 from kpflow_dyn._jax.watching import Change, parts_of, results, watched
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
@@ -42,7 +43,7 @@ class Network:
         self.rows = tuple(map(jnp.asarray, self.given.rows.values()))
         self.values = values_named(problem.state or ("",), parts_of(self.call), problem.axes)
         self.layout = self._look()
-        self.start = _values(self._of_trials, self.call, self.rows)
+        self.start = eqx.filter_jit(self._of_trials, compiler_options=sooner())(self.call, self.rows)
 
     def model(self, params: Choice) -> Model:
         """The network with the parameters that learn."""

@@ -12,6 +12,7 @@ from jax.errors import JAXIndexError, JAXTypeError
 from jax.extend.core import DropVar, Literal, jaxprs_in_params
 
 from kpflow_dyn._jax import equations
+from kpflow_dyn._jax.associative import AssociativeScan, grouped
 from kpflow_dyn._jax.complex_parts import form_of, kind_of
 from kpflow_dyn._jax.custom import is_floating
 from kpflow_dyn._jax.equations import Equation, Jaxpr, body, opened
@@ -156,7 +157,7 @@ class _Tracer(_Nodes):
         def read(var: Any) -> Atom:
             return self.literal(var) if isinstance(var, Literal) else env[var]
 
-        for equation in jaxpr.eqns:
+        for equation in grouped(jaxpr):
             results = self.equation(equation, [read(var) for var in equation.invars])
             env.update(zip(equation.outvars, results, strict=True))
         return [read(var) for var in jaxpr.outvars]
@@ -166,8 +167,10 @@ class _Tracer(_Nodes):
         value: Any = np.asarray(literal.val, literal.aval.dtype)
         return self.as_node(literal.val) if value.ndim else value[()]
 
-    def equation(self, equation: Equation, args: list[Atom]) -> Sequence[Any]:
+    def equation(self, equation: Equation | AssociativeScan, args: list[Atom]) -> Sequence[Any]:
         """The results of one equation; None for one that is not used."""
+        if isinstance(equation, AssociativeScan):
+            return self.results(Role.OTHER, "associative_scan", [var.aval for var in equation.outvars], equation, args)
         name = equation.primitive.name
         if name in equations.PRINTS:
             return []
@@ -208,12 +211,14 @@ class _Tracer(_Nodes):
             every = self.add(role, name, outs, apply, *args)
             parts = [self.add(Role.MOVE, "getitem", [out], operator.getitem, every, i) for i, out in enumerate(outs)]
         else:
-            parts = self.side_by_side(role, name, outs, apply, args)
+            parts = self.results(role, name, outs, apply, args)
         results = dict(zip(used, parts, strict=True))
         return [results.get(i) for i in range(len(equation.outvars))]
 
-    def side_by_side(self, role: Role, name: str, outs: list[Any], apply: Any, args: list[Atom]) -> list[Node]:
+    def results(self, role: Role, name: str, outs: list[Any], apply: Any, args: list[Atom]) -> list[Node]:
         """Several results as parts of one vector for each dtype: a weight enters one value, whatever the operation."""
+        if len(outs) == 1:
+            return [self.add(role, name, outs, apply, *args)]
         found: dict[int, Node] = {}
         for dtype in dict.fromkeys(out.dtype for out in outs):
             alike = [i for i, out in enumerate(outs) if out.dtype == dtype]

@@ -1,7 +1,7 @@
 """Function transforms of JAX, and the map over rows; see `kpflow_dyn._backend.Transforms`."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -11,7 +11,13 @@ from jax import jvp, vjp, vmap
 
 from kpflow_dyn._backend import RowFunction
 
-__all__ = ["compiled", "each_row", "index", "jvp", "linearised", "over_models", "over_rows", "vjp", "vmap"]
+__all__ = ["compiled", "each_row", "index", "jvp", "linearised", "once", "over_models", "over_rows", "vjp", "vmap"]
+
+SOONER = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 over_models = vmap
 Tree = Any  # an array, or a list of arrays
@@ -25,6 +31,26 @@ def each_row(function: RowFunction, *rows: jax.Array) -> list[jax.Array]:
 def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     """Over [time, trial, ...], trials outermost: where axes are joined, as by convolutions, these stay sharded."""
     return jax.vmap(jax.vmap(function), 1, 1)
+
+
+def once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, compiled for one call."""
+    return jax.jit(function, compiler_options=sooner())
+
+
+@cache
+def sooner() -> dict[str, Any]:
+    """The options with which XLA compiles a large program on a CPU ten times sooner, to a slower one."""
+    return {name: value for name, value in SOONER.items() if jax.default_backend() == "cpu" and _is_known(name, value)}
+
+
+def _is_known(option: str, value: Any) -> bool:
+    """Whether this version of XLA has it."""
+    try:
+        jax.jit(lambda x: x, compiler_options={option: value})(0.0)
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def index(numbers: np.ndarray, like: jax.Array) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from kpflow_dyn._backend import RowFunction
 from kpflow_dyn._torch.cell_equations import CellEquations
 
-__all__ = ["compiled", "each_row", "index", "jvp", "linearised", "over_models", "vjp", "vmap"]
+__all__ = ["compiled", "each_row", "index", "jvp", "linearised", "once", "over_models", "vjp", "vmap"]
 
 FORWARD = RLock()
 ROWS_AT_ONCE = 8192
@@ -91,3 +91,6 @@ def _on_block(function: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function itself: torch runs it eagerly."""
     return function
+
+
+once = compiled

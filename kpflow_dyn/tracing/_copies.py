@@ -31,7 +31,7 @@ def find_copies(graph: Graph, nodes: Iterable[Node], dependence: Dependences, tr
         return [evaluate(node, _numbered(node, values, transforms, like)) for node in nodes]
 
     small = sum(math.prod(shape) for node in nodes for shape in node.shapes) <= COMPILED_ELEMENTS
-    found = (transforms.compiled(moved) if small else moved)()
+    found = (transforms.once(moved) if small else moved)()
     parts = (value if isinstance(value, tuple | list) else [value] for value in found)
     return {node: tuple(map(to_numpy, value)) for node, value in zip(nodes, parts, strict=True)}
 

@@ -176,7 +176,7 @@ def fixed_values(nodes: list[Node], graph: Graph, transforms: Transforms) -> dic
         env = run(nodes, dict(graph.values))
         return [env[node] for node in nodes]
 
-    return dict(zip(nodes, transforms.compiled(compute)(), strict=True))
+    return dict(zip(nodes, transforms.once(compute)(), strict=True))
 
 
 def _parts(value: Array | Sequence[Array]) -> Sequence[Array]:
