@@ -70,7 +70,9 @@ def in_blocks(function: Rows, entries: int, like: Array) -> Rows:
 
     def apply(rows: Array) -> Array:
         step = rows_at_once(entries, like)
-        return joined((function(rows[i : i + step]) for i in range(0, max(len(rows), 1), step)), len(rows))
+        if len(rows) <= step:
+            return function(rows)
+        return joined((function(rows[i : i + step]) for i in range(0, len(rows), step)), len(rows))
 
     return apply
 

@@ -68,10 +68,10 @@ def index(numbers: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(numbers)).to(like.device)
 
 
-def linearised(function: Callable[[Tree], Tensor], point: Tree) -> tuple[Callable[[Tree], Any], Callable[[Any], Tree]]:
-    """The derivative of a function at a point, and its transpose, on blocks of probes.
+def linearised(function: Callable[[Tree], Tensor], point: Tree) -> tuple[Callable[[Any], Any], ...]:
+    """The derivative of a function at a point, its transpose, and it after its transpose, on blocks of probes.
 
-    Both replay graphs of autograd: what is pushed forward is pulled back through the backward pass. Where torch cannot
+    They replay graphs of autograd: what is pushed forward is pulled back through the backward pass. Where torch cannot
     differentiate that, or does so wrongly, forward mode computes the function anew each time.
     """
     recorded = cache(lambda: Recorded(function, point))
@@ -87,7 +87,11 @@ def linearised(function: Callable[[Tree], Tensor], point: Tree) -> tuple[Callabl
         graph = recorded()
         return lambda q: graph.pull(q)[0]
 
-    return _on_block(push), _on_block(pull)
+    def both() -> Callable[[Tensor], Tensor]:
+        forward, backward = push(), pull()
+        return lambda q: forward(backward(q))
+
+    return _on_block(push), _on_block(pull), _on_block(both)
 
 
 def _checked(recorded: Recorded, point: Tree) -> Callable[[Tree], Tensor]:
