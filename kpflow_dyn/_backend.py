@@ -96,8 +96,8 @@ class Transforms(Protocol):
     once        The same for one call: compiled sooner, to a program that may be slower.
     each_row    each_row(row function, *rows [time, trial, ...]) -> its outputs [time, trial, ...].
     index       index(element numbers, array) -> an index into arrays like this one.
-    linearised  linearised(compiled function, point) -> the derivative there and its transpose, on blocks [probe,
-                ...]. The point is an array or a list of arrays.
+    linearised  linearised(compiled function, point) -> the derivative there, its transpose, and it after its
+                transpose, on blocks [probe, ...]. The point is an array or a list of arrays.
     """
 
     @property

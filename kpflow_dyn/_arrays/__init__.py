@@ -40,6 +40,7 @@ __all__ = [
     "like_numpy",
     "placed",
     "products_in",
+    "reshaped",
     "split_into",
     "take_at",
     "to_numpy",
@@ -144,6 +145,11 @@ def full_precision(like: Array) -> AbstractContextManager[Any]:
 def products_in(precision: str | None, like: Array) -> AbstractContextManager[Any]:
     """Products of float32 from as many digits as "tf32" or "bf16" have, where the device can; None changes nothing."""
     return nullcontext() if precision is None else library_of(like).products_in(precision)
+
+
+def reshaped(a: Array, shape: tuple[int, ...]) -> Array:
+    """The array in another shape, or itself where it has that."""
+    return a if tuple(a.shape) == shape else library_of(a).reshaped(a, shape)
 
 
 def joined(parts: Iterable[Array], count: int) -> Array:

@@ -74,6 +74,8 @@ def in_blocks(function: Rows, entries: int, like: Array) -> Rows:
 
     def apply(rows: Array) -> Array:
         blocks = max(1, math.ceil(len(rows) / rows_at_once(entries, like)))
+        if blocks == 1:
+            return function(rows)
         length = math.ceil(len(rows) / blocks)
 
         def block(number: int) -> Array:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,12 +28,15 @@ class Jax(Library):
         return jax.ensure_compile_time_eval()
 
     def full_precision(self) -> AbstractContextManager[Any]:
-        if jax.config.values["jax_default_matmul_precision"] is None:
+        if jax.config.jax_default_matmul_precision is None:
             return jax.default_matmul_precision("highest")
         return nullcontext()
 
     def products_in(self, precision: str) -> AbstractContextManager[Any]:
         return jax.default_matmul_precision(PRECISIONS[precision][1])
+
+    def reshaped(self, a: Array, shape: tuple[int, ...]) -> Array:
+        return _reshaped(a, shape)
 
     def joined(self, head: Array, rest: Iterator[Array], count: int) -> Array:
         return jnp.concatenate([head, *rest], axis=0)
@@ -65,6 +69,11 @@ class Jax(Library):
 
 
 JAX = Jax()
+
+
+@partial(jax.jit, static_argnums=1)
+def _reshaped(a: jax.Array, shape: tuple[int, ...]) -> jax.Array:  # an operation by itself takes four times as long
+    return a.reshape(shape)
 
 
 @jax.jit

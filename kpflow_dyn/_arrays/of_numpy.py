@@ -48,6 +48,9 @@ class Library:
     def products_in(self, precision: str) -> AbstractContextManager[Any]:
         return nullcontext()
 
+    def reshaped(self, a: Array, shape: tuple[int, ...]) -> Array:
+        return a.reshape(shape)
+
     def joined(self, head: Array, rest: Iterator[Array], count: int) -> Array:
         out = array_namespace(head).empty((count, *head.shape[1:]), dtype=head.dtype, device=self.device(head))
         at = head.shape[0]

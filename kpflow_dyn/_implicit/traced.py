@@ -82,7 +82,7 @@ class Traced:
         maps = cache(lambda: self.traced.transforms.linearised(function, self.row.values))
         entries = self.size + TABLE_COPIES * self._tables + math.prod(value.shape)
         push, pull = lambda theta: maps()[0](self._listed(theta)), lambda q: self._joined(maps()[1](q))
-        return Map(*(self._in_blocks(each, entries) for each in (push, pull, lambda q: maps()[0](maps()[1](q)))))
+        return Map(*(self._in_blocks(each, entries) for each in (push, pull, lambda q: maps()[2](q))))
 
     @cached_property
     def _tables(self) -> int:

@@ -58,13 +58,20 @@ def index(numbers: np.ndarray, like: jax.Array) -> np.ndarray:
     return numbers
 
 
-def linearised(function: Callable[[Tree], jax.Array], point: Tree) -> tuple[Callable, Callable]:
-    """The derivative of a compiled function at a point, and its transpose, on blocks of probes."""
-    _value, push = jax.linearize(function, point)
+def linearised(function: Callable[[Tree], jax.Array], point: Tree) -> tuple[Callable[[Any], Any], ...]:
+    """The derivative of a compiled function at a point, its transpose, and it after its transpose, on blocks of probes.
 
-    def pull(push: Callable, q: jax.Array) -> Tree:
-        return jax.linear_transpose(push, point)(q)[0]
+    Each is one program of plain arrays: with a small network all else that a call does takes longer than the numbers.
+    """
+    kept, form = jax.tree.flatten(jax.linearize(function, point)[1])
 
-    forward = jax.jit(lambda push, block: jax.vmap(push)(block))
-    backward = jax.jit(lambda push, block: jax.vmap(lambda q: pull(push, q))(block))
-    return partial(forward, push), partial(backward, push)
+    def push(kept: list[jax.Array], tangent: Tree) -> jax.Array:
+        return jax.tree.unflatten(form, kept)(tangent)
+
+    def pull(kept: list[jax.Array], q: jax.Array) -> Tree:
+        return jax.linear_transpose(partial(push, kept), point)(q)[0]
+
+    def both(kept: list[jax.Array], q: jax.Array) -> jax.Array:
+        return push(kept, pull(kept, q))
+
+    return tuple(partial(jax.jit(jax.vmap(each, (None, 0))), kept) for each in (push, pull, both))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, device, full_precision, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, Random, device, full_precision, like_numpy, reshaped, to_numpy
 from kpflow_dyn._arrays.memory import bytes_of, rows_at_once
 from kpflow_dyn._spaces.space import Space
 
@@ -65,8 +65,8 @@ class Operator:
         if 0 in probes:
             return self.codomain.xp.zeros((*probes, *self.codomain.shape), dtype=q.dtype, device=device(q))
         with full_precision(q):
-            block = self._apply(self.domain.placed(q).reshape((math.prod(probes), *self.domain.shape)))
-        return self.codomain.placed(block.reshape((*probes, *self.codomain.shape)))
+            block = self._apply(reshaped(self.domain.placed(q), (math.prod(probes), *self.domain.shape)))
+        return self.codomain.placed(reshaped(block, (*probes, *self.codomain.shape)))
 
     @property
     def T(self) -> Operator:

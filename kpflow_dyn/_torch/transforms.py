@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from kpflow_dyn._backend import RowFunction
+from kpflow_dyn._flows.referee import OWN, check_transpose, drawn
 from kpflow_dyn._torch.cell_equations import CellEquations
+from kpflow_dyn._torch.reverse import Recorded
 
 __all__ = ["compiled", "each_row", "index", "jvp", "linearised", "once", "over_models", "vjp", "vmap"]
 
@@ -66,23 +68,50 @@ def index(numbers: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(numbers)).to(like.device)
 
 
-def linearised(function: Callable[[Tree], Tensor], point: Tree) -> tuple[Callable[[Tree], Any], Callable[[Any], Tree]]:
-    """The derivative of a function at a point, and its transpose, on blocks of probes.
+def linearised(function: Callable[[Tree], Tensor], point: Tree) -> tuple[Callable[[Any], Any], ...]:
+    """The derivative of a function at a point, its transpose, and it after its transpose, on blocks of probes.
 
-    The values on the way are kept for the transpose, and computed anew by each forward application.
+    They replay graphs of autograd: what is pushed forward is pulled back through the backward pass. Where torch cannot
+    differentiate that, or does so wrongly, forward mode computes the function anew each time.
     """
-    graph = cache(torch.no_grad()(lambda: vjp(function, point)[1]))
-    return _on_block(lambda tangent: jvp(function, (point,), (tangent,))[1]), _on_block(lambda q: graph()(q)[0])
+    recorded = cache(lambda: Recorded(function, point))
+
+    @cache
+    def push() -> Callable[[Tree], Tensor]:
+        try:
+            return _checked(recorded(), point)
+        except (RuntimeError, ValueError):
+            return lambda tangent: jvp(function, (point,), (tangent,))[1]
+
+    def pull() -> Callable[[Tensor], Tree]:
+        graph = recorded()
+        return lambda q: graph.pull(q)[0]
+
+    def both() -> Callable[[Tensor], Tensor]:
+        forward, backward = push(), pull()
+        return lambda q: forward(backward(q))
+
+    return _on_block(push), _on_block(pull), _on_block(both)
 
 
-def _on_block(function: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
-    """Over probes; a single one by itself, as operations on blocks are several on others."""
-    over = vmap(function)
+def _checked(recorded: Recorded, point: Tree) -> Callable[[Tree], Tensor]:
+    """The transpose of reverse mode; an error unless <q, push(v)> is <pull(q), v> for random ones."""
+    push, (leaves, form) = recorded.transposed(), tree_flatten(point)
+    moved = [part for leaf in leaves for part in drawn([tuple(leaf.shape)], leaf)]
+    pushed = push(tree_unflatten(moved, form))
+    (q,) = drawn([tuple(pushed.shape)], pushed, seed=2)
+    check_transpose(q, pushed, tree_leaves(recorded.pull(q)), moved, OWN)
+    return push
+
+
+def _on_block(prepared: Callable[[], Callable[[Tree], Tree]]) -> Callable[[Tree], Tree]:
+    """A function over probes; a single one by itself, as operations on blocks are several on others."""
 
     @torch.no_grad()
     def on_block(block: Tree) -> Tree:
+        function = prepared()
         if len(tree_leaves(block)[0]) > 1:
-            return over(block)
+            return vmap(function)(block)
         return tree_map(lambda part: part[None], function(tree_map(lambda part: part[0], block)))
 
     return on_block
