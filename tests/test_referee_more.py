@@ -364,6 +364,19 @@ def test_a_wrong_gradient_is_seen_however_small_it_is_beside_others() -> None:
     assert error_of(linearized(cell, x).only(lambda name: name.startswith("small")), cell.small, x, cell) < 1e-4
 
 
+@pytest.mark.parametrize("size", [30, 1000])
+def test_rounding_is_no_mismatch_where_all_gradients_are_what_it_leaves(size: float) -> None:
+    """A norm of two units is +-1, whatever they are, but for its eps: terms of its derivative cancel."""
+
+    def forward(m, x, z):
+        return torch.tanh(m.norm(size * (m.w(z) + m.i(x))))
+
+    cell, x = make(forward, norm=nn.GroupNorm(2, UNITS).double()), inputs()
+    flow = linearized(cell, x)
+    assert not flow.untraced
+    assert error_of(flow, cell, x) < 1e-4
+
+
 class Kept(torch.autograd.Function):
     """A product whose backward pass reads the weight anew."""
 
