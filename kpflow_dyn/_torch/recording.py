@@ -6,9 +6,11 @@ the way.
 """
 
 import operator
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from torch.overrides import TorchFunctionMode, enable_reentrant_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+import kpflow_dyn
 from kpflow_dyn._torch.checks import is_inexact
 from kpflow_dyn._torch.storages import FxNode, Storages, place_of, storage_of
 from kpflow_dyn._torch.whole import numbered
@@ -36,9 +39,9 @@ WRITES_AT = {aten.index_put, aten.index_put_, aten._unsafe_index_put}
 INDEXED = WRITES_AT | {aten.index, aten._unsafe_index}
 OF_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 ARGUMENTS = "its arguments in place; work on copies (x = x + ..., not x += ...)"
-BRANCHES = (
-    "a number, a branch, a loop or a shape hangs on values that are not fixed by buffers and constants; write it "
-    "without branches or loops on values, as by torch.where"
+DECIDED = (
+    "a number, a branch, a loop or a shape that hangs on values{}, and is not the same for all; write it without "
+    "branches or loops on values, as by torch.where"
 )
 SPARSE = "the model holds a sparse tensor, which a trace does not follow; index_add does the same"
 DETACHES = {Tensor.detach, torch.detach, Tensor.data.__get__}  # type: ignore[attr-defined]
@@ -51,11 +54,13 @@ class Recording:
     module: the same operations as a function of the tensors that were `given`.
     given: for each the row or the name it has, or its value where it was found on the way.
     fixing: the names of tensors whose values made something of what was recorded.
+    decided: where values of the rows, or of parameters that learn, did so first; empty where none did.
     """
 
     module: GraphModule
     given: list[int | str | Tensor]
     fixing: frozenset[str]
+    decided: str
 
 
 def record(
@@ -83,7 +88,8 @@ def record(
             recorder.node_of(held[name].requires_grad_(is_inexact(held[name])))  # also of what is frozen now
         with beside(recorder), recorder.listening(given):
             found = function(*given)
-            return recorder.finish([found] if isinstance(found, Tensor) else found)
+            outputs = [recorder.node_of(value) for value in ([found] if isinstance(found, Tensor) else found)]
+        return recorder.finish(outputs)
 
 
 class Recorder(TorchDispatchMode):
@@ -98,7 +104,7 @@ class Recorder(TorchDispatchMode):
         self._places = {place_of(value): name for name, value in held.items()}
         self._behind: dict[Any, frozenset[int | str]] = {}  # the rows and names that a storage was computed from
         self._not_ours: dict[Any, str] = {}  # storages that may not be written to
-        self._fixing: set[str] = set()
+        self._fixing, self.decided = set[str](), ""
         self._expected: dict[int, tuple[Sequence[Tensor], Callable[[list[Tensor]], None]]] = {}
 
     @contextmanager
@@ -111,11 +117,11 @@ class Recorder(TorchDispatchMode):
         with _Asked(self), _without_checks(), self:
             yield
 
-    def finish(self, outputs: Sequence[Tensor]) -> Recording:
+    def finish(self, outputs: Sequence[FxNode]) -> Recording:
         """What was recorded up to these."""
-        self.graph.output(tuple(self.node_of(value) for value in outputs))
+        self.graph.output(tuple(outputs))
         given = [self._given[node] for node in self.graph.nodes if node.op == "placeholder"]
-        return Recording(GraphModule(torch.nn.Module(), self.graph), given, frozenset(self._fixing))
+        return Recording(GraphModule(torch.nn.Module(), self.graph), given, frozenset(self._fixing), self.decided)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do it, and write it down."""
@@ -132,9 +138,11 @@ class Recorder(TorchDispatchMode):
             self.node_of(tensor)
             if (whose := self._not_ours.get(storage_of(tensor))) is not None:
                 raise ValueError(f"the model writes to {whose}")
-        if (own := OPDEFS.get(func._schema.name)) is not None:
+        if packet is aten._pack_padded_sequence:
+            self._fix([args[1]])
+        if (own := _in_python(func)) is not None:
             with enable_reentrant_dispatch(), self:
-                return own._init_fn(*args, **kwargs)
+                return own(*args, **kwargs)
         operands = tensors_in((args, kwargs))
         out = func(*args, **kwargs)
         if not operands or packet in LIKE:
@@ -247,28 +255,27 @@ class Recorder(TorchDispatchMode):
         for tensor in tensors_in(out):
             if tensor not in self._storages:
                 node = self.node_of(tensor)
-                del self._not_ours[storage_of(tensor)]
+                self._not_ours.pop(storage_of(tensor), None)
                 self.stand_for(tensor, self._called(aten.clone.default, node))
         return out
 
+    def _hangs_on_rows(self, tensors: list[Tensor]) -> bool:
+        """Whether values hang on more than buffers and constants."""
+        return any(isinstance(part, int) or part in self._learnt for part in self._behind_all(tensors))
+
     def _fix(self, tensors: list[Tensor]) -> None:
-        """Raise unless values hang on buffers and constants alone."""
-        behind = self._behind_all(tensors)
-        if any(isinstance(part, int) or part in self._learnt for part in behind):
-            raise ValueError(BRANCHES)
-        self._fixing |= {str(part) for part in behind}
+        """Note that these values make something of what is recorded."""
+        if self._hangs_on_rows(tensors):
+            self.decided = self.decided or DECIDED.format(own_line(traceback.extract_stack()))
+        self._fixing |= {part for part in self._behind_all(tensors) if isinstance(part, str)} - self._learnt
 
     def _with_numbers_for_masks(self, packet: Any, args: Any) -> Any:
-        """Fixed masks among indices as the numbers of what they take."""
+        """Masks among indices as the numbers of what they take."""
         masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
-        if not masks:
+        one_value = packet in WRITES_AT and args[2].numel() == 1  # where data say so
+        if not masks or (one_value and self._hangs_on_rows(masks)):
             return args
-        try:
-            self._fix(masks)
-        except ValueError:
-            if packet in WRITES_AT and args[2].numel() == 1:  # one value where data say so
-                return args
-            raise
+        self._fix(masks)
         numbers = [[i] if i is None or i.dtype != torch.bool else self._found(list(_numbers(i))) for i in args[1]]
         return args[0], [part for parts in numbers for part in parts], *args[2:]
 
@@ -321,8 +328,30 @@ def _looked_up(values: Tensor, key: Any) -> Tensor:
     return _looked_up(found, (*((slice(None),) * place), *rest)) if rest else found
 
 
+def own_line(frames: Iterable[traceback.FrameSummary]) -> str:
+    """The last line of the model's own code among these."""
+    inside = tuple(str(Path(str(module.__file__)).parent) for module in (torch, kpflow_dyn))
+    own = [frame for frame in frames if not frame.filename.startswith((*inside, "<"))]
+    return f" (in {own[-1].filename}, line {own[-1].lineno}: {own[-1].line})" if own else ""
+
+
 def _numbers(mask: Tensor) -> tuple[Tensor, ...]:
     return mask.nonzero(as_tuple=True)
+
+
+def _in_python(func: Any) -> Callable[..., Any] | None:
+    """An operation as a function of others, where it is written in Python, or torch has no rule to map it."""
+    if func is aten._pack_padded_sequence.default:
+        return _packed
+    own = OPDEFS.get(func._schema.name)
+    return None if own is None else own._init_fn
+
+
+def _packed(values: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """Sequences of these lengths, the longest first, by times: what there is at each, and how many."""
+    values = values.transpose(0, 1) if batch_first else values  # [time, trial, ...]
+    numbers = [int((lengths > t).sum()) for t in range(int(lengths.max()))]
+    return torch.cat([values[t, :n] for t, n in enumerate(numbers)]), torch.tensor(numbers)
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
