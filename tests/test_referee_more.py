@@ -396,13 +396,18 @@ class Kept(torch.autograd.Function):
 ELSEWHERE = torch.ones(UNITS).double()
 
 
+def signs(x):
+    """Numbers of Python, which each row decides otherwise: a trace does not follow them."""
+    return torch.tensor([[1.0 if float(row.sum()) > 0 else -1.0] for row in x]).double()
+
+
 def with_constants(m, x, z):
     h = m.w(z) * torch.from_numpy(m.gain) * m.gains[0] + m.i(x) * ELSEWHERE
-    return torch.tanh(h) if float(x.sum()) < 1e9 else z
+    return torch.tanh(h) * signs(x)
 
 
 def branching(m, x, z):
-    return torch.tanh(m.w(z) * m.gain + m.i(x) * m.gains[0]) if float(x.sum()) < 1e9 else z
+    return torch.tanh(m.w(z) * m.gain + m.i(x) * m.gains[0]) * signs(x)
 
 
 def checkpointed(m, x, z):
@@ -410,7 +415,7 @@ def checkpointed(m, x, z):
 
 
 def kept(m, x, z):
-    return torch.tanh(Kept.apply(z, m.w.weight) + m.i(x) * m.gain) if float(x.sum()) < 1e9 else z
+    return torch.tanh(Kept.apply(z, m.w.weight) + m.i(x) * m.gain) * signs(x)
 
 
 @pytest.mark.parametrize("forward", [branching, checkpointed, kept])

@@ -181,13 +181,20 @@ def check_transpose(
         )
 
 
-def in_words(reason: Exception, causes: list[str]) -> str:
-    """Why there is no trace, or none that agrees; causes are what of the model a trace may not see."""
+def in_words(reason: Exception, causes: list[str], decided: str = "") -> str:
+    """Why there is no trace, or none that agrees.
+
+    Args:
+        causes: what of the model a trace may not see.
+        decided: what the values of one row decided, and where, which may not be so for all.
+    """
     text = (str(reason).strip() or type(reason).__name__).rstrip(".")
     if not isinstance(reason, Mismatch):
-        return text if _is_ours(reason) else f"its trace could not be analysed ({type(reason).__name__}: {text})"
-    seen = f"; the likely cause: {', '.join(causes)}" if causes else ""
-    return f"the trace is not the model: {text}{seen}"
+        text = text if _is_ours(reason) else f"its trace could not be analysed ({type(reason).__name__}: {text})"
+    else:
+        seen = f"; the likely cause: {', '.join(causes)}" if causes else ""
+        text = f"the trace is not the model: {text}{seen}"
+    return f"{decided} ({text})" if decided else text
 
 
 def _is_ours(reason: Exception) -> bool:

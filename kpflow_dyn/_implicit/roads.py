@@ -54,8 +54,7 @@ def linearised(sol: ConstraintSolution, params: Choice, measure: Array | None) -
         _check_sites(found, answer.rounding)
         return found, found.sites(measure)
     except Exception as error:  # whatever stops the trace, autograd answers
-        decided = [sol.traced.graph.decided] if sol.traced.graph.decided else []
-        found = _by_autograd(sol, model, in_words(error, decided + model.causes(own)))
+        found = _by_autograd(sol, model, in_words(error, model.causes(own), sol.traced.graph.decided))
         return found, found.sites(measure)
 
 

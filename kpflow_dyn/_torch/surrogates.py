@@ -123,7 +123,7 @@ class _Surrogates:
     def _recorded(self, backward: Backward, given: list[Tensor]) -> Backward:
         """The same, as a graph."""
         recording = record(backward, given, {}, stops=False)
-        self.recorder.decided = self.recorder.decided or recording.decided
+        self.recorder.origins.decided = self.recorder.origins.decided or recording.decided
         module = functional(recording, given, {})
         return lambda *rows: module(*values_given(recording, rows, {}))
 

@@ -24,7 +24,8 @@ from kpflow_dyn._torch.complex_parts import LINEAR, form_of
 from kpflow_dyn._torch.decompositions import DECOMPOSITIONS, WHOLE
 from kpflow_dyn._torch.functional import functional
 from kpflow_dyn._torch.left_alone import left_alone
-from kpflow_dyn._torch.recording import Recording, own_line, record, tensors_in
+from kpflow_dyn._torch.origins import own_line
+from kpflow_dyn._torch.recording import Recording, record, tensors_in
 from kpflow_dyn._torch.results import Results, in_both_modes, several_results
 from kpflow_dyn._torch.surrogates import with_functions
 from kpflow_dyn._torch.whole import called
