@@ -296,7 +296,7 @@ def patches(m, x):
 @idiom(images, convolution=lambda: nn.Conv2d(3, 2, 1))
 def unpooled(m, x):
     values, places = F.max_pool2d(torch.tanh(m.convolution(x)), 2, return_indices=True)
-    return F.max_unpool2d(values, places, 2)
+    return F.max_unpool2d(values, places, [2, 2])
 
 
 @idiom(images, kernel=lambda: nn.ParameterList([0.1 * torch.randn(3, 2, 4, 4, dtype=torch.complex128)]))

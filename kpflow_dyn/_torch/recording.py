@@ -204,7 +204,7 @@ class Recorder(TorchDispatchMode):
             func = aten.alias.default  # autograd's own, of what it keeps
         copies = {id(tensor): self._called(aten.clone.default, self.node_of(tensor)) for tensor in written}
         leaves = tree_map_only(Tensor, lambda leaf: copies.get(id(leaf)) or self.node_of(leaf), (args, kwargs))
-        node = self._by_shape(func, args, *leaves, results)
+        node = self._by_shape(func, args, leaves, results)
         for tensor in written:
             self._storages.write(tensor, copies[id(tensor)], self._has_derivative(args, kwargs))
             self.origins.add(tensor, origin)
@@ -214,13 +214,13 @@ class Recorder(TorchDispatchMode):
                 stopped = self._stops and not torch.is_grad_enabled() and is_inexact(tensor)
                 self._know(tensor, self._called(aten.detach.default, one) if stopped else one, origin)
 
-    def _by_shape(self, func: Any, given: Any, args: Any, kwargs: Any, results: list[Tensor]) -> FxNode:
+    def _by_shape(self, func: Any, given: Any, leaves: Any, results: list[Tensor]) -> FxNode:
         """A call as a node, in which it does not matter how numbers lie in memory."""
         if func is aten.as_strided.default:
             return self._storages.view(given[0], *results)
         if func in VIEWS:
-            return self._called(aten.reshape.default, args[0], list(results[0].shape))
-        return self.graph.call_function(func, args, kwargs)
+            return self._called(aten.reshape.default, leaves[0][0], list(results[0].shape))
+        return self.graph.call_function(func, *leaves)
 
     def _has_derivative(self, *operands: Any) -> bool:
         """Whether a result has one; what cannot stop always has."""
