@@ -159,7 +159,8 @@ class Tracing(Protocol):
 
     Model          Model(call, params): `.parameters` that learn by name; `.tangents(step, rows, before)` of its traces,
                    one after the other; `.derivative(function, at)`, a `kpflow_dyn._flows.referee.Derivative` of
-                   function(model, argument) by autograd; `.causes(derivative)`, what a trace may not see, in words.
+                   function(model, argument) by autograd; `.causes(derivative)`, what a trace may not see, in words;
+                   `.decided`, what values of the traced row decided.
     as_called      Of a `DiscreteProblem` whose layer runs over all times at once: (layer, argument of no size) -> its
                    outputs [trial, time, unit], and the slice of the state's units where these are; else None.
     discrete_step  The step(cell, x, z) -> z of a `DiscreteProblem`, on all trials in torch, on one in JAX; and its

@@ -155,7 +155,8 @@ def test_trials_that_influence_each_other() -> None:
 
 
 def test_branches_on_values_cannot_be_traced() -> None:
-    solution = solve(Cell(lambda W, x, z: torch.tanh(z @ W) if z.sum() > 0 else z * W[0]))
+    cell = Cell(lambda W, x, z: torch.stack([torch.tanh(row @ W) if row.sum() > 0 else row * W[0] for row in z]))
+    solution = solve(cell, z0=torch.tensor([[1.0] * 4, [-1.0] * 4]))
     with pytest.warns(kp.UntracedWarning, match=r"could not be traced.*test_bad_input.py.*torch.where"):
         kp.linearize(solution)
 

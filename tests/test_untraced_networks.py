@@ -165,7 +165,7 @@ def on_edges(w: Tensor, x: Tensor, edges: Tensor) -> Tensor:
 
 
 def branching(w: Tensor, x: Tensor) -> Tensor:
-    return x @ w if w.sum() > 0 else -x @ w**3
+    return torch.stack([row @ w if row.sum() > 0 else -row @ w**3 for row in x])
 
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {

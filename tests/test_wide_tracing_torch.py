@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -609,8 +610,9 @@ def test_one_value_per_row_of_a_mask() -> None:
 
 
 NOT_FOLLOWED: dict[str, tuple[Callable[..., Tensor], dict[str, Any], str]] = {
-    "branch": (lambda m, x: x @ m.w if m.b.sum() > 0 else x @ m.v, {}, "torch.where"),
-    "shape": (lambda m, x: (x @ m.w)[:, : int((m.w > 0).sum()) % N], {}, "torch.where"),
+    "branch": (lambda m, x: torch.stack([r @ m.w if r[0] > 0 else r @ m.v for r in x]), {}, "torch.where"),
+    "number": (lambda m, x: torch.stack([r @ m.w * float(r.max()) for r in x]), {}, "torch.where"),
+    "indices": (lambda m, x: torch.stack([(r @ m.w)[r > 0].sum()[None] for r in x]), {}, "torch.where"),
     "sparse": (lambda m, x: torch.sparse.mm(m.edges, (x @ m.w).T).T, {"edges": EYE.to_sparse()}, "sparse"),
 }
 
@@ -622,3 +624,22 @@ def test_what_is_not_followed_is_said(name: str) -> None:
     net, x = Of(function, **parts).double(), torch.randn(3, N)
     with pytest.warns(kp.UntracedWarning, match=f"could not be traced.*{says}"):
         assert kp.linearize(kp.solve(kp.StaticProblem(net, x, ""))).sites == []
+
+
+def checked(m, x):
+    """Which asks values, as checks do, branches on weights, and iterates until it has converged."""
+    assert torch.isfinite(x).all()
+    if x.isnan().any() or m.w.abs().max() > 1e6:
+        raise ValueError("not healthy")
+    h = torch.zeros_like(x)
+    with torch.no_grad():
+        while (change := (torch.tanh(0.1 * h @ m.w + x @ m.v) - h)).abs().max() > 1e-14:
+            h = h + change
+    h = torch.tanh(0.1 * h @ m.w + x @ m.v)[:, : int((m.w > -1e6).sum()) // N]
+    return torch.distributions.Normal(h @ m.w, F.softplus(m.b)).log_prob(x) + (h if m.b.sum() > -99 else x)
+
+
+def test_what_all_trials_decide_alike() -> None:
+    check_network(lambda: Of(checked), torch.randn(3, N))
+    values_on_the_way = kp.solve(kp.StaticProblem(Of(checked), torch.randn(3, N), None))  # which only the trace knows
+    assert re.search("could not be traced.*torch.where.*name modules", values_on_the_way.untraced)

@@ -24,6 +24,8 @@ OWN = 1e-6  # between two modes of a model itself, which may have a part in floa
 FLOOR = 1e3  # the same of the largest gradient: small ones may be differences of large terms
 LESS_PRECISE = 10  # of values, in units of the round-off of the model's least precise part
 NOISE = 1e3  # of these, in units of how far rounding moves them
+CANCELLED = 30  # of any gradient, in these units, where rounding is what is left of terms that cancel
+AT_MOST = 1e-2  # of a gradient may be such rounding
 SINGULAR = "look at the weights, or for the sqrt or norm of a zero, to which a small number may be added"
 NOT_FINITE = f"the derivative of the model holds NaN or inf; {SINGULAR}"
 NOT_LINEAR = (
@@ -179,13 +181,20 @@ def check_transpose(
         )
 
 
-def in_words(reason: Exception, causes: list[str]) -> str:
-    """Why there is no trace, or none that agrees; causes are what of the model a trace may not see."""
+def in_words(reason: Exception, causes: list[str], decided: str = "") -> str:
+    """Why there is no trace, or none that agrees.
+
+    Args:
+        causes: what of the model a trace may not see.
+        decided: what the values of one row decided, and where, which may not be so for all.
+    """
     text = (str(reason).strip() or type(reason).__name__).rstrip(".")
     if not isinstance(reason, Mismatch):
-        return text if _is_ours(reason) else f"its trace could not be analysed ({type(reason).__name__}: {text})"
-    seen = f"; the likely cause: {', '.join(causes)}" if causes else ""
-    return f"the trace is not the model: {text}{seen}"
+        text = text if _is_ours(reason) else f"its trace could not be analysed ({type(reason).__name__}: {text})"
+    else:
+        seen = f"; the likely cause: {', '.join(causes)}" if causes else ""
+        text = f"the trace is not the model: {text}{seen}"
+    return f"{decided} ({text})" if decided else text
 
 
 def _is_ours(reason: Exception) -> bool:
@@ -204,7 +213,8 @@ def compare_gradients(
     """Raise a `Mismatch` unless gradients [p] are alike, parameter by parameter.
 
     Those that are small beside others may be differences of large terms, of which no more than noise is left. How much
-    that is, `noise` knows, and without it they are let pass. `rounding` is that of the model's least precise part.
+    that is, `noise` knows, and without it they are let pass. All may be such differences, as behind a norm of two
+    units, which is +-1. `rounding` is that of the model's least precise part.
     """
     start, wrong, tolerance = 0, {}, tolerance_of(expected, rounding)
     floor = max(FLOOR * eps_of(expected), LESS_PRECISE * rounding) * _largest(expected)
@@ -213,7 +223,9 @@ def compare_gradients(
         part, own = found[here], expected[here]
         error, largest, start = _largest(part - own), _largest(own), start + size
         known = tolerance * largest
-        if error <= known or (error <= known + floor and (noise is None or error <= NOISE * _largest(noise()[here]))):
+        if error <= known or (noise is None and error <= known + floor):
+            continue
+        if noise is not None and error <= _rounded(known + floor, largest, _largest(noise()[here])):
             continue
         wrong[name] = error / max(largest or _largest(part), 1e-300)
     if wrong:
@@ -233,7 +245,7 @@ def _compare_rows(
     allowed = tolerance_of(expected, rounding) * size
     if (error > allowed).any():
         floor = max(FLOOR * eps_of(expected), LESS_PRECISE * rounding) * size.max()
-        allowed = np.maximum(allowed, np.minimum(allowed + floor, NOISE * noise().max(last).max(0)))
+        allowed = np.maximum(allowed, _rounded(allowed + floor, size, noise().max(last).max(0)))
     if (wrong := ~(error <= allowed)).any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
         where = ", ".join(f"{axis} {n}" for axis, n in zip(("trial", "step"), at, strict=False)) or "all of it"
@@ -242,6 +254,11 @@ def _compare_rows(
             f"its gradient in the state is off by {relative:.1e} of that of autograd "
             f"through the model ({where}, and in {wrong.mean():.0%} of all)"
         )
+
+
+def _rounded(known: Any, size: Any, noise: Any) -> Any:
+    """How far gradients may be off that rounding moves by a noise, small ones beside others or any by itself."""
+    return np.maximum(np.minimum(known, NOISE * noise), np.minimum(AT_MOST * size, CANCELLED * noise))
 
 
 def _largest(values: np.ndarray) -> float:

@@ -101,7 +101,9 @@ def network_of_uses(
     rows: Sequence[Array],
     of_one_trial: Callable[[tuple[int, ...]], tuple[int, ...]],
 ) -> TracedConstraint:
-    """A network whose state are the outputs of all uses of weights."""
+    """A network whose state are the outputs of all uses of weights, which only the trace knows."""
+    if graph.decided:
+        raise ValueError(graph.decided)
     dependence = dependences(graph, graph.parameters)
     order = in_order(graph, dependence, ancestors([graph.output]))
     sums = sums_of_uses(find_uses(order, dependence), order, dependence)

@@ -54,7 +54,7 @@ def linearised(sol: ConstraintSolution, params: Choice, measure: Array | None) -
         _check_sites(found, answer.rounding)
         return found, found.sites(measure)
     except Exception as error:  # whatever stops the trace, autograd answers
-        found = _by_autograd(sol, model, in_words(error, model.causes(own)))
+        found = _by_autograd(sol, model, in_words(error, model.causes(own), sol.traced.graph.decided))
         return found, found.sites(measure)
 
 

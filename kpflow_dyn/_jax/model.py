@@ -17,6 +17,8 @@ from kpflow_dyn.tracing._steps import analyse
 class Model:
     """A pytree, which a function of it calls; `parameters` are those that learn, by name."""
 
+    decided = ""  # JAX lets no values decide what is traced
+
     def __init__(self, call: Any, params: Choice) -> None:
         self.call, self._all = call, dict(sorted(floating_leaves(call).items()))  # in the order of JAX
         self.parameters = {name: self._all[name] for name in choose(self._all, params)}

@@ -70,7 +70,8 @@ def tangent_of(
     except Exception as error:  # whatever stops a trace, autograd answers
         reason = error
     assert reason is not None
-    return _by_autograd(model, solving, step, rows, before, apart, in_words(reason, model.causes(apart)), alone)
+    untraced = in_words(reason, model.causes(apart), model.decided)
+    return _by_autograd(model, solving, step, rows, before, apart, untraced, alone)
 
 
 def _by_autograd(

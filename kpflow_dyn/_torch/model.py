@@ -19,11 +19,14 @@ TRACES = KeptTraces()  # of the steps of all models in this process
 
 
 class Model:
-    """A module; `parameters` are copies of those that learn, by name, or by what `names` calls them."""
+    """A module; `parameters` are copies of those that learn, by name, or by what `names` calls them.
+
+    `decided` is what the last trace of it hangs on; see `kpflow_dyn.tracing._graph.Graph`.
+    """
 
     def __init__(self, call: nn.Module, params: Choice, names: Mapping[str, str] | None = None) -> None:
         known = {(names or {}).get(name, name): value for name, value in call.named_parameters()}
-        self.call = call
+        self.call, self.decided = call, ""
         self.learning = {name: known[name] for name in choose(known, params)}
         self.parameters = {name: value.detach().clone() for name, value in self.learning.items()}
 
@@ -49,4 +52,5 @@ class Model:
         yield self._tangent(TRACES.new(module, *one), rows, before)
 
     def _tangent(self, graph: Graph, rows: Tensor, before: Tensor) -> Tangent:
+        self.decided = graph.decided
         return Tangent(analyse(graph, set(self.parameters), BACKENDS["torch"].transforms), rows, before)

@@ -6,7 +6,7 @@ the way.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +19,11 @@ from torch.fx import Graph, GraphModule
 from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode, enable_reentrant_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kpflow_dyn._torch.checks import is_inexact
-from kpflow_dyn._torch.storages import FxNode, Storages, place_of, storage_of
+from kpflow_dyn._torch.origins import Origin, Origins
+from kpflow_dyn._torch.storages import FxNode, Storages, place_of
 from kpflow_dyn._torch.whole import numbered
 from kpflow_dyn.tracing._rules import rule_of
 
@@ -34,12 +35,9 @@ LIKE |= {aten.new_zeros, aten.new_ones, aten.new_full, aten.lift_fresh}
 VIEWS = {aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default}
 WRITES_AT = {aten.index_put, aten.index_put_, aten._unsafe_index_put}
 INDEXED = WRITES_AT | {aten.index, aten._unsafe_index}
+NOT_OF_VALUES = {aten.linalg_lstsq, aten._pack_padded_sequence, aten.masked_select}  # or of those of one operand alone
 OF_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 ARGUMENTS = "its arguments in place; work on copies (x = x + ..., not x += ...)"
-BRANCHES = (
-    "a number, a branch, a loop or a shape hangs on values that are not fixed by buffers and constants; write it "
-    "without branches or loops on values, as by torch.where"
-)
 SPARSE = "the model holds a sparse tensor, which a trace does not follow; index_add does the same"
 DETACHES = {Tensor.detach, torch.detach, Tensor.data.__get__}  # type: ignore[attr-defined]
 
@@ -51,11 +49,13 @@ class Recording:
     module: the same operations as a function of the tensors that were `given`.
     given: for each the row or the name it has, or its value where it was found on the way.
     fixing: the names of tensors whose values made something of what was recorded.
+    decided: where values of the rows, or of parameters that learn, did so first; empty where none did.
     """
 
     module: GraphModule
     given: list[int | str | Tensor]
     fixing: frozenset[str]
+    decided: str
 
 
 def record(
@@ -83,7 +83,8 @@ def record(
             recorder.node_of(held[name].requires_grad_(is_inexact(held[name])))  # also of what is frozen now
         with beside(recorder), recorder.listening(given):
             found = function(*given)
-            return recorder.finish([found] if isinstance(found, Tensor) else found)
+            outputs = [recorder.node_of(value) for value in ([found] if isinstance(found, Tensor) else found)]
+        return recorder.finish(outputs)
 
 
 class Recorder(TorchDispatchMode):
@@ -92,13 +93,10 @@ class Recorder(TorchDispatchMode):
     def __init__(self, rows: int, held: Mapping[str, Tensor], learnt: frozenset[str], stops: bool) -> None:
         super().__init__()
         self.graph, self.paused, self.detaching = Graph(), False, False
-        self._learnt, self._stops = learnt, stops
+        self.origins, self._stops = Origins(learnt), stops
         self._given: dict[FxNode, int | str | Tensor] = {self.graph.placeholder(f"row_{n}"): n for n in range(rows)}
-        self._storages = Storages(self.graph, self._constant)
+        self._storages = Storages(self.graph, self.node_of)
         self._places = {place_of(value): name for name, value in held.items()}
-        self._behind: dict[Any, frozenset[int | str]] = {}  # the rows and names that a storage was computed from
-        self._not_ours: dict[Any, str] = {}  # storages that may not be written to
-        self._fixing: set[str] = set()
         self._expected: dict[int, tuple[Sequence[Tensor], Callable[[list[Tensor]], None]]] = {}
 
     @contextmanager
@@ -107,15 +105,16 @@ class Recorder(TorchDispatchMode):
         nodes = [node for node, what in self._given.items() if isinstance(what, int)]
         for n, (node, row) in enumerate(zip(nodes, rows, strict=True)):
             self._know(row, node, frozenset([n]))
-            self._not_ours[storage_of(row)] = ARGUMENTS
+            self.origins.protect(row, ARGUMENTS)
         with _Asked(self), _without_checks(), self:
             yield
 
-    def finish(self, outputs: Sequence[Tensor]) -> Recording:
+    def finish(self, outputs: Sequence[FxNode]) -> Recording:
         """What was recorded up to these."""
-        self.graph.output(tuple(self.node_of(value) for value in outputs))
+        self.graph.output(tuple(outputs))
         given = [self._given[node] for node in self.graph.nodes if node.op == "placeholder"]
-        return Recording(GraphModule(torch.nn.Module(), self.graph), given, frozenset(self._fixing))
+        module = GraphModule(torch.nn.Module(), self.graph)
+        return Recording(module, given, self.origins.fixing, self.origins.decided)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do it, and write it down."""
@@ -123,22 +122,18 @@ class Recorder(TorchDispatchMode):
         if self.paused:
             return func(*args, **kwargs)
         if packet in INDEXED:
-            args = self._with_numbers_for_masks(packet, args)
-        elif OF_VALUES & set(func.tags) and packet is not aten.linalg_lstsq:  # whose residuals alone may be missing
-            self._fix(tensors_in((args, kwargs)))
-            return self._found(func(*args, **kwargs))
-        written = list(_written(func, args, kwargs))
-        for tensor in written:
-            self.node_of(tensor)
-            if (whose := self._not_ours.get(storage_of(tensor))) is not None:
-                raise ValueError(f"the model writes to {whose}")
-        if (own := OPDEFS.get(func._schema.name)) is not None:
+            args = _with_numbers_for_masks(self, packet, args)
+        elif OF_VALUES & set(func.tags) and packet not in NOT_OF_VALUES:
+            self.origins.fix(self.met(tensors_in((args, kwargs))))
+            return self.found(func(*args, **kwargs))
+        for tensor in (written := self.met(list(_written(func, args, kwargs)))):
+            self.origins.check_ours(tensor)
+        if (own := _in_python(func)) is not None:
             with enable_reentrant_dispatch(), self:
-                return own._init_fn(*args, **kwargs)
-        operands = tensors_in((args, kwargs))
+                return own(*args, **kwargs)
         out = func(*args, **kwargs)
-        if not operands or packet in LIKE:
-            return self._found(out)
+        if packet in LIKE or not tensors_in((args, kwargs)):
+            return self.found(out)
         if results := tensors_in(out):
             self._write_down(func, args, kwargs, results, isinstance(out, Tensor), written)
         return out
@@ -158,7 +153,7 @@ class Recorder(TorchDispatchMode):
             out = op(*args, **kwargs)
         number, values = numbered(op, args, kwargs)
         node = self.graph.call_function(torch.ops.kpflow_dyn.whole.default, (number, [*map(self.node_of, values)]))
-        self._know(out, node, self._behind_all(values))
+        self._know(out, node, self.origins.of(self.met(values)))
         return out
 
     def node_of(self, tensor: Tensor) -> FxNode:
@@ -176,7 +171,7 @@ class Recorder(TorchDispatchMode):
                 self.stand_for(tensor, self._storages.view(tensor, tensor))
                 return self._storages.node(tensor)
             whose = (name or "tensors").removeprefix("call.")
-            self._not_ours[storage_of(tensor)] = f"its own {whose}, which a trace does not follow"
+            self.origins.protect(tensor, f"its own {whose}, which a trace does not follow")
             with self.graph.inserting_before(next(iter(self._given))):
                 node = self.graph.placeholder(f"held_{len(self._given)}")
             with self.unheard():
@@ -193,42 +188,39 @@ class Recorder(TorchDispatchMode):
         """Let another node stand for a tensor from now on."""
         self._storages.know(tensor, node)
 
-    def _know(self, tensor: Tensor, node: FxNode, behind: frozenset[int | str]) -> None:
+    def _know(self, tensor: Tensor, node: FxNode, origin: Origin) -> None:
         self._storages.know(tensor, node)
-        place = storage_of(tensor)
-        self._behind[place] = self._behind.get(place, frozenset()) | behind
+        self.origins.add(tensor, origin)
 
-    def _behind_all(self, tensors: Iterable[Tensor]) -> frozenset[int | str]:
+    def met(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The same, all of which have nodes."""
         for tensor in tensors:
             self.node_of(tensor)
-        return frozenset().union(*(self._behind[storage_of(tensor)] for tensor in tensors))
-
-    def _constant(self, value: Tensor) -> FxNode:
-        return self.node_of(value)
+        return tensors
 
     def _write_down(self, func: Any, args: Any, kwargs: Any, results: list[Tensor], single: bool, written: Any) -> None:
-        behind = self._behind_all(tensors_in((args, kwargs)))
+        origin = self.origins.of(self.met(tensors_in((args, kwargs))))
         if func is aten.detach.default and not self.detaching:
             func = aten.alias.default  # autograd's own, of what it keeps
         copies = {id(tensor): self._called(aten.clone.default, self.node_of(tensor)) for tensor in written}
-        leaves = tree_map(lambda leaf: self._operand(leaf, copies), (args, kwargs))
-        node = self._by_shape(func, args, *leaves, results)
+        leaves = tree_map_only(Tensor, lambda leaf: copies.get(id(leaf)) or self.node_of(leaf), (args, kwargs))
+        node = self._by_shape(func, args, leaves, results)
         for tensor in written:
             self._storages.write(tensor, copies[id(tensor)], self._has_derivative(args, kwargs))
-            self._behind[storage_of(tensor)] |= behind
+            self.origins.add(tensor, origin)
         for n, tensor in enumerate(results):
             if id(tensor) not in copies:
                 one = node if single else self._called(operator.getitem, node, n)
                 stopped = self._stops and not torch.is_grad_enabled() and is_inexact(tensor)
-                self._know(tensor, self._called(aten.detach.default, one) if stopped else one, behind)
+                self._know(tensor, self._called(aten.detach.default, one) if stopped else one, origin)
 
-    def _by_shape(self, func: Any, given: Any, args: Any, kwargs: Any, results: list[Tensor]) -> FxNode:
+    def _by_shape(self, func: Any, given: Any, leaves: Any, results: list[Tensor]) -> FxNode:
         """A call as a node, in which it does not matter how numbers lie in memory."""
         if func is aten.as_strided.default:
             return self._storages.view(given[0], *results)
         if func in VIEWS:
-            return self._called(aten.reshape.default, args[0], list(results[0].shape))
-        return self.graph.call_function(func, args, kwargs)
+            return self._called(aten.reshape.default, leaves[0][0], list(results[0].shape))
+        return self.graph.call_function(func, *leaves)
 
     def _has_derivative(self, *operands: Any) -> bool:
         """Whether a result has one; what cannot stop always has."""
@@ -237,40 +229,25 @@ class Recorder(TorchDispatchMode):
     def _called(self, func: Any, *args: Any) -> FxNode:
         return self.graph.call_function(func, args)
 
-    def _operand(self, leaf: Any, copies: Mapping[int, FxNode]) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return copies[id(leaf)] if id(leaf) in copies else self.node_of(leaf)
-
-    def _found(self, out: Any) -> Any:
+    def found(self, out: Any) -> Any:
         """Results that hang on nothing are constants, which the model may change."""
         for tensor in tensors_in(out):
             if tensor not in self._storages:
                 node = self.node_of(tensor)
-                del self._not_ours[storage_of(tensor)]
+                self.origins.release(tensor)
                 self.stand_for(tensor, self._called(aten.clone.default, node))
         return out
 
-    def _fix(self, tensors: list[Tensor]) -> None:
-        """Raise unless values hang on buffers and constants alone."""
-        behind = self._behind_all(tensors)
-        if any(isinstance(part, int) or part in self._learnt for part in behind):
-            raise ValueError(BRANCHES)
-        self._fixing |= {str(part) for part in behind}
 
-    def _with_numbers_for_masks(self, packet: Any, args: Any) -> Any:
-        """Fixed masks among indices as the numbers of what they take."""
-        masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
-        if not masks:
-            return args
-        try:
-            self._fix(masks)
-        except ValueError:
-            if packet in WRITES_AT and args[2].numel() == 1:  # one value where data say so
-                return args
-            raise
-        numbers = [[i] if i is None or i.dtype != torch.bool else self._found(list(_numbers(i))) for i in args[1]]
-        return args[0], [part for parts in numbers for part in parts], *args[2:]
+def _with_numbers_for_masks(recorder: Recorder, packet: Any, args: Any) -> Any:
+    """Masks among indices as the numbers of what they take."""
+    masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
+    one_value = packet in WRITES_AT and args[2].numel() == 1  # where data say so
+    if not masks or (one_value and recorder.origins.hang_on_rows(recorder.met(masks))):
+        return args
+    recorder.origins.fix(recorder.met(masks))
+    numbers = [[i] if i is None or i.dtype != torch.bool else recorder.found(list(_numbers(i))) for i in args[1]]
+    return args[0], [part for parts in numbers for part in parts], *args[2:]
 
 
 class _Asked(TorchFunctionMode):
@@ -323,6 +300,33 @@ def _looked_up(values: Tensor, key: Any) -> Tensor:
 
 def _numbers(mask: Tensor) -> tuple[Tensor, ...]:
     return mask.nonzero(as_tuple=True)
+
+
+def _in_python(func: Any) -> Callable[..., Any] | None:
+    """An operation as a function of others, where it is written in Python, or some of its operands are indices."""
+    if func in BY_INDICES:
+        return BY_INDICES[func]
+    own = OPDEFS.get(func._schema.name)
+    return None if own is None else own._init_fn
+
+
+def _packed(values: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """Sequences of these lengths, the longest first, by times: what there is at each, and how many."""
+    values = values.transpose(0, 1) if batch_first else values  # [time, trial, ...]
+    numbers = [int((lengths > t).sum()) for t in range(int(lengths.max()))]  # which fixes the lengths
+    return torch.cat([values[t, :n] for t, n in enumerate(numbers)]), torch.tensor(numbers)
+
+
+def _chosen(values: Tensor, mask: Tensor) -> Tensor:
+    """masked_select."""
+    values, mask = torch.broadcast_tensors(values, mask)
+    return values[mask]
+
+
+BY_INDICES: dict[Any, Callable[..., Any]] = {
+    aten._pack_padded_sequence.default: _packed,
+    aten.masked_select.default: _chosen,
+}
 
 
 def tensors_in(tree: Any) -> list[Tensor]:

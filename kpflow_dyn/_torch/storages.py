@@ -55,8 +55,8 @@ class Storages:
         return id(tensor) in self._nodes
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether it lies where a known tensor lies: as another class of tensor does, which torch makes unheard."""
-        return storage_of(tensor) in self._each
+        """Whether it lies where a known tensor lies: as one of another class does, which torch makes unheard."""
+        return storage_of(tensor) in self._each and self._order(tensor) is not None
 
     def know(self, tensor: Tensor, node: FxNode) -> None:
         """Let a node stand for a tensor from now on."""
@@ -132,15 +132,19 @@ class Storages:
 
     def _places(self, tensor: Tensor) -> FxNode:
         """Which numbers of its storage a tensor is."""
+        if (order := self._order(tensor)) is None:
+            raise ValueError(ELSEWHERE)
+        return self._constant(torch.from_numpy(order).to(tensor.device))
+
+    def _order(self, tensor: Tensor) -> np.ndarray | None:
+        """The same; None where it is others, or numbers of another type."""
         first = self._each[storage_of(tensor)].first
         if tensor.dtype.to_real() is not first.dtype.to_real():
-            raise ValueError(ELSEWHERE)
+            return None
         wanted, known = places_of(tensor), places_of(first)
         order = np.full(max(wanted.max(initial=0), known.max(initial=0)) + 1, -1)
         order[known] = np.arange(len(known))
-        if (order[wanted] < 0).any():
-            raise ValueError(ELSEWHERE)
-        return self._constant(torch.from_numpy(order[wanted]).to(tensor.device))
+        return None if (order[wanted] < 0).any() else order[wanted]
 
 
 def places_of(tensor: Tensor) -> np.ndarray:

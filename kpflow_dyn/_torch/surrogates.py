@@ -118,7 +118,14 @@ class _Surrogates:
         """Record the backward passes."""
         with self.recorder.unheard():
             for transposed, backward, given in self._to_record:
-                transposed.backward = _recorded(backward, [*given, *transposed.gradients()])
+                transposed.backward = self._recorded(backward, [*given, *transposed.gradients()])
+
+    def _recorded(self, backward: Backward, given: list[Tensor]) -> Backward:
+        """The same, as a graph."""
+        recording = record(backward, given, {}, stops=False)
+        self.recorder.origins.decided = self.recorder.origins.decided or recording.decided
+        module = functional(recording, given, {})
+        return lambda *rows: module(*values_given(recording, rows, {}))
 
     def _call(self, backward: Backward, given: list[Tensor], moving: list[bool]) -> Callable[[list[Tensor]], None]:
         """What lets results have the derivative of a backward pass in those of the given that move."""
@@ -184,13 +191,6 @@ def _backward_of(function: Any, args: Any, moving: list[bool]) -> Backward:
         return [torch.zeros_like(v) if g is None else g for g, v in zip(found, inputs, strict=True)]
 
     return backward
-
-
-def _recorded(backward: Backward, given: list[Tensor]) -> Backward:
-    """The same, as a graph."""
-    recording = record(backward, given, {}, stops=False)
-    module = functional(recording, given, {})
-    return lambda *rows: module(*values_given(recording, rows, {}))
 
 
 class Transposed:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from threading import RLock
 from typing import Any
 
@@ -20,13 +19,13 @@ from torch.export import default_decompositions
 from torch.fx import GraphModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import kpflow_dyn
 from kpflow_dyn._torch.checks import is_inexact
 from kpflow_dyn._torch.complex_parts import LINEAR, form_of
 from kpflow_dyn._torch.decompositions import DECOMPOSITIONS, WHOLE
 from kpflow_dyn._torch.functional import functional
 from kpflow_dyn._torch.left_alone import left_alone
-from kpflow_dyn._torch.recording import record, tensors_in
+from kpflow_dyn._torch.origins import own_line
+from kpflow_dyn._torch.recording import Recording, record, tensors_in
 from kpflow_dyn._torch.results import Results, in_both_modes, several_results
 from kpflow_dyn._torch.surrogates import with_functions
 from kpflow_dyn._torch.whole import called
@@ -72,6 +71,7 @@ class Outline:
     constants: dict[Node, Tensor]  # the values of tensors that the trace found elsewhere
     forms: dict[Node, Form]  # what is complex
     fixing: dict[str, Tensor]  # buffers that the nodes themselves hang on, such as the edges of a graph
+    decided: str  # see `Graph`
 
     def fits(self, step: Applied) -> bool:
         """Whether the step has these buffers still."""
@@ -82,7 +82,8 @@ class Outline:
         """The graph with the values that the step has now."""
         now = dict(step.named_parameters()) | dict(step.named_buffers())
         values = self.constants | {node: now[name].detach().clone() for node, name in self.stored.items()}
-        graph = Graph(self.nodes, self.outputs[0], self.parameters, values, further=self.outputs[1:])
+        first, *further = self.outputs
+        graph = Graph(self.nodes, first, self.parameters, values, further=further, decided=self.decided)
         return real_graph(graph, self.forms)
 
 
@@ -98,10 +99,11 @@ def outline(step: Applied, *rows: tuple[Role, Tensor]) -> Outline:
     """The same without values."""
     held, learnt = _held(step), dict(step.named_parameters())
     with ONE_AT_A_TIME:
-        module, given, fixing = _recorded(step, [row for _, row in rows], held, list(learnt))
-    found = Outline([], [], {}, {}, {}, {}, {name: held[name].detach().clone() for name in fixing})
+        module, recording = _recorded(step, [row for _, row in rows], held, list(learnt))
+    fixing = {name: held[name].detach().clone() for name in recording.fixing}
+    found = Outline([], [], {}, {}, {}, {}, fixing, recording.decided)
     nodes: dict[FxNode, Any] = {}
-    here = iter(given)
+    here = iter(recording.given)
     fx: FxNode
     for fx in module.graph.nodes:
         if fx.op == "placeholder":
@@ -166,8 +168,8 @@ def _quiet() -> Iterator[None]:
 
 def _recorded(
     step: Applied, rows: list[Tensor], held: dict[str, Tensor], learnt: list[str]
-) -> tuple[GraphModule, list[Any], frozenset[str]]:
-    """The step as a graph of functions, what its placeholders stand for, and the names of buffers that shape it."""
+) -> tuple[GraphModule, Recording]:
+    """The step as a graph of functions, and what was recorded of it."""
     try:
         eager = torch.compiler.set_stance("force_eager")  # what torch.compile made is not heard
         beside = partial(with_functions, [held[name] for name in learnt])
@@ -177,15 +179,9 @@ def _recorded(
             module = functional(recording, rows, held, _decompositions())
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"the model could not be traced{_where(error)}: {reason}") from error
-    return module, recording.given, recording.fixing
-
-
-def _where(error: BaseException) -> str:
-    """The last line of the model's own code on the way to an error."""
-    inside = tuple(str(Path(str(module.__file__)).parent) for module in (torch, kpflow_dyn))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*inside, "<"))]
-    return f" (in {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
+        where = own_line(traceback.extract_tb(error.__traceback__))
+        raise ValueError(f"the model could not be traced{where}: {reason}") from error
+    return module, recording
 
 
 def _decompositions() -> dict[Any, Any]:

@@ -61,7 +61,8 @@ class Graph:
 
     `parameters` maps a node to its parameter's name, `values` holds copies of all parameters and constants; `further`
     are outputs beside the first; `named` those of submodules that were asked for, by name, one for each call in their
-    order.
+    order. `decided` says what the values of the row that was traced decide, as a branch does: the graph is that of rows
+    that decide alike.
     """
 
     nodes: list[Node]
@@ -70,6 +71,7 @@ class Graph:
     values: dict[Node, Value]
     further: list[Node] = field(default_factory=list)
     named: list[tuple[str, Node]] = field(default_factory=list)
+    decided: str = ""
 
 
 def run(nodes: Iterable[Node], env: dict[Node, Value]) -> dict[Node, Value]:

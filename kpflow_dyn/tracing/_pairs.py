@@ -75,7 +75,7 @@ def real_graph(graph: Graph, forms: Mapping[Node, Form]) -> Graph:
     parameters = {found.sources[node]: name for node, name in graph.parameters.items()}
     further = [found.whole(node) for node in graph.further]
     named = [(name, found.whole(node)) for name, node in graph.named]
-    return Graph(found.nodes, found.whole(graph.output), parameters, found.values, further, named)
+    return Graph(found.nodes, found.whole(graph.output), parameters, found.values, further, named, graph.decided)
 
 
 class _Nodes:
