@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import jaxpr_as_fun, jaxprs_in_params
+from jax.extend.core import Literal, jaxpr_as_fun, jaxprs_in_params
 
 from kpflow_dyn._jax.custom import Function, is_floating, same_derivative, with_forward_mode
 from kpflow_dyn.tracing._graph import Role
@@ -19,6 +19,7 @@ Jaxpr = Any  # open or closed: one class from jax 0.11 on, two before
 
 CALLS = {"jit", "pjit", "call", "core_call", "closed_call", "remat", "remat2", "checkpoint"}
 CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
+WHOLE = {"cond", "while"}
 PRINTS = {"debug_callback", "debug_print"}
 CALLBACKS = {"io_callback", "pure_callback"}
 COPIES = {"copy", "copy_p", "device_put", "name", "optimization_barrier", "sharding_constraint"}
@@ -114,6 +115,21 @@ def derives_itself(equation: Equation) -> bool:
     return same_derivative(
         lambda *args: _listed(bind(equation, every, *args)), jaxpr_as_fun(body(equation)), equation.invars
     )
+
+
+def meets_openly(jaxpr: Jaxpr, weights: Sequence[bool]) -> bool:
+    """Whether any of the inputs that are weights meets others outside of branches and loops, which stay whole."""
+    jaxpr = opened(jaxpr)
+    known = {var for var, weight in zip(jaxpr.invars, weights, strict=True) if weight}
+    for equation in jaxpr.eqns:
+        name, given = equation.primitive.name, [isinstance(v, Literal) or v in known for v in equation.invars]
+        if all(given):
+            known.update(equation.outvars)
+        elif known.isdisjoint(v for v in equation.invars if not isinstance(v, Literal)) or name in WHOLE:
+            continue
+        elif name not in CALLS | CUSTOM | {"scan"} or meets_openly(body(equation), given):
+            return True
+    return False
 
 
 def scan_sizes(equation: Equation) -> tuple[int, int]:

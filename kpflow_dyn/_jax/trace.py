@@ -180,7 +180,7 @@ class _Tracer(_Nodes):
             return args
         if name in equations.CALLS or (name in equations.CUSTOM and self.opens(equation, args)):
             return self.inline(body(equation), args)
-        if name == "scan" and self.meet(args) and equation.params["length"]:
+        if name == "scan" and equation.params["length"] and self.unrolls(equation, args):
             return self.unroll(equation, args)
         if name == "dot_general":
             return [self.product(equation, args)]
@@ -191,6 +191,10 @@ class _Tracer(_Nodes):
     def opens(self, equation: Equation, args: list[Atom]) -> bool:
         """Whether to look into an operation with a custom derivative, for the weights inside."""
         return self.meet(args) and not equations.is_pointwise(equation) and equations.derives_itself(equation)
+
+    def unrolls(self, equation: Equation, args: list[Atom]) -> bool:
+        """Whether to take a scan apart, step by step, for the weights inside."""
+        return self.meet(args) and equations.meets_openly(body(equation), [arg in self.weights for arg in args])
 
     def operation(self, equation: Equation, args: list[Atom]) -> list[Any]:
         """The results of an operation that stays whole."""
