@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Literal
 
 Function = Callable[..., Sequence[Any]]
@@ -17,17 +18,26 @@ def is_floating(value: Any) -> bool:
 
 
 def with_forward_mode(function: Function) -> Function:
-    """A function with a custom reverse mode, whose transpose is its forward mode; JAX itself does not offer one."""
+    """A function with a custom reverse mode, whose transpose is its forward mode; JAX itself does not offer one.
+
+    Only what moves is asked for: some functions have no derivative in the rest, such as a loop in where it stops.
+    """
 
     def tangent(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple:
-        of_floats, floats = _of_floats(function, primals)
-        out, pull = jax.vjp(of_floats, *floats)
-        moving = tuple(t for t, p in zip(tangents, primals, strict=True) if is_floating(p))
-        (push,) = jax.linear_transpose(pull, out)(moving)
-        return out, push
+        moving = [i for i, t in enumerate(tangents) if not isinstance(t, SymbolicZero) and is_floating(primals[i])]
+
+        def of_moving(*values: Any) -> tuple[list[Any], Sequence[Any]]:
+            every = dict(enumerate(primals)) | dict(zip(moving, values, strict=True))
+            out = function(*every.values())
+            return [value for value in out if is_floating(value)], out
+
+        floats, pull, out = jax.vjp(of_moving, *(primals[i] for i in moving), has_aux=True)
+        (push,) = jax.linear_transpose(pull, floats)(tuple(tangents[i] for i in moving))
+        found = iter(push)
+        return out, [next(found) if is_floating(value) else np.zeros(value.shape, jax.dtypes.float0) for value in out]
 
     both = jax.custom_jvp(function)
-    both.defjvp(tangent)
+    both.defjvp(tangent, symbolic_zeros=True)
     return both
 
 
