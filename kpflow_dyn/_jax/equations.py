@@ -17,7 +17,7 @@ from kpflow_dyn.tracing._rules import rule_of
 Equation = Any  # jax.extend.core.JaxprEqn, whose variables' types a type checker does not know
 Jaxpr = Any  # open or closed: one class from jax 0.11 on, two before
 
-CALLS = {"jit", "pjit", "call", "core_call", "closed_call", "remat", "remat2", "checkpoint"}
+CALLS = {"jit", "pjit", "call", "custom_vmap_call", "core_call", "closed_call", "remat", "remat2", "checkpoint"}
 CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
 WHOLE = {"cond", "while"}
 PRINTS = {"debug_callback", "debug_print"}
@@ -41,7 +41,7 @@ POINTWISE = {
 
 def body(equation: Equation) -> Jaxpr:
     """The jaxpr that an equation calls."""
-    return equation.params["jaxpr" if "jaxpr" in equation.params else "call_jaxpr"]
+    return next(equation.params[name] for name in ("jaxpr", "call_jaxpr", "call") if name in equation.params)
 
 
 def custom_functions(jaxpr: Jaxpr) -> list[str]:
@@ -115,6 +115,13 @@ def derives_itself(equation: Equation) -> bool:
     return same_derivative(
         lambda *args: _listed(bind(equation, every, *args)), jaxpr_as_fun(body(equation)), equation.invars
     )
+
+
+def of_solvers(equation: Equation) -> list[int]:
+    """Which arguments of a custom linear solve only its solvers take: JAX derives it by its matrix alone."""
+    matrix, *others = equation.params["const_lengths"]
+    avals = [var.aval for var in equation.invars]
+    return [i for i in range(matrix, matrix + sum(others)) if is_floating(avals[i])]
 
 
 def meets_openly(jaxpr: Jaxpr, weights: Sequence[bool]) -> bool:
