@@ -154,8 +154,48 @@ def bind(equation: Equation, used: Sequence[int], *args: Any) -> Any:
     primitive = equation.primitive
     function = partial(primitive.bind, **primitive.get_bind_params(equation.params))
     if primitive.name == "custom_vjp_call":
-        function = with_forward_mode(function)
+        function = with_forward_mode(function, partial(plainly, body(equation)))
     return _choose(equation, used, function(*args))
+
+
+def plainly(jaxpr: Jaxpr, *args: Any) -> list[Any]:
+    """The results of a jaxpr without reverse modes of their own, within loops and branches too."""
+    inner = opened(jaxpr)
+    env = dict(zip([*inner.constvars, *inner.invars], [*getattr(jaxpr, "consts", ()), *args], strict=True))
+
+    def read(var: Any) -> Any:
+        return var.val if isinstance(var, Literal) else env[var]
+
+    for equation in inner.eqns:
+        env.update(zip(equation.outvars, _plain(equation, *map(read, equation.invars)), strict=True))
+    return list(map(read, inner.outvars))
+
+
+def _plain(equation: Equation, *args: Any) -> Sequence[Any]:
+    name, params = equation.primitive.name, equation.params
+    if not equation.outvars:
+        return []
+    if name in CALLS or name == "custom_vjp_call":
+        return plainly(body(equation), *args)
+    if name == "while":
+        tests, steps = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+        go_on = partial(plainly, params["cond_jaxpr"], *args[:tests])
+        step = partial(plainly, params["body_jaxpr"], *args[tests:steps])
+        return lax.while_loop(lambda carry: go_on(*carry)[0], lambda carry: step(*carry), list(args[steps:]))
+    if name == "cond":
+        return lax.switch(args[0], [partial(plainly, branch) for branch in params["branches"]], *args[1:])
+    if name == "scan":
+        fixed, carries = scan_sizes(equation)
+        step = partial(plainly, body(equation), *args[:fixed])
+
+        def one(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
+            out = step(*carry, *row)
+            return out[:carries], out[carries:]
+
+        start, rows = list(args[fixed : fixed + carries]), list(args[fixed + carries :])
+        carry, columns = lax.scan(one, start, rows, params["length"], params["reverse"])
+        return [*carry, *columns]
+    return _listed(bind(equation, range(len(equation.outvars)), *args))
 
 
 def move(equation: Equation, used: Sequence[int], *args: Any) -> Any:
