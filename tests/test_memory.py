@@ -84,3 +84,15 @@ def test_budgets_nest_and_end() -> None:
     assert memory.budget() is None
     with pytest.raises(ValueError, match="positive"), kp.memory_budget(0):
         pass
+
+
+def test_blocks_are_of_one_length() -> None:
+    rows, lengths = np.arange(10.0)[:, None], []
+
+    def twice(block: np.ndarray) -> np.ndarray:
+        lengths.append(len(block))
+        return 2 * block
+
+    entries = memory.BLOCK_BYTES // (4 * rows.itemsize)  # four rows at once
+    assert (memory.in_blocks(twice, entries, rows)(rows) == 2 * rows).all()
+    assert lengths == [4, 4, 4]

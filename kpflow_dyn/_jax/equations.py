@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import jaxpr_as_fun, jaxprs_in_params
+from jax.extend.core import Literal, jaxpr_as_fun, jaxprs_in_params
 
 from kpflow_dyn._jax.custom import Function, is_floating, same_derivative, with_forward_mode
 from kpflow_dyn.tracing._graph import Role
@@ -17,8 +17,9 @@ from kpflow_dyn.tracing._rules import rule_of
 Equation = Any  # jax.extend.core.JaxprEqn, whose variables' types a type checker does not know
 Jaxpr = Any  # open or closed: one class from jax 0.11 on, two before
 
-CALLS = {"jit", "pjit", "call", "core_call", "closed_call", "remat", "remat2", "checkpoint"}
+CALLS = {"jit", "pjit", "call", "custom_vmap_call", "core_call", "closed_call", "remat", "remat2", "checkpoint"}
 CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
+WHOLE = {"cond", "while"}
 PRINTS = {"debug_callback", "debug_print"}
 CALLBACKS = {"io_callback", "pure_callback"}
 COPIES = {"copy", "copy_p", "device_put", "name", "optimization_barrier", "sharding_constraint"}
@@ -40,7 +41,7 @@ POINTWISE = {
 
 def body(equation: Equation) -> Jaxpr:
     """The jaxpr that an equation calls."""
-    return equation.params["jaxpr" if "jaxpr" in equation.params else "call_jaxpr"]
+    return next(equation.params[name] for name in ("jaxpr", "call_jaxpr", "call") if name in equation.params)
 
 
 def custom_functions(jaxpr: Jaxpr) -> list[str]:
@@ -116,6 +117,28 @@ def derives_itself(equation: Equation) -> bool:
     )
 
 
+def of_solvers(equation: Equation) -> list[int]:
+    """Which arguments of a custom linear solve only its solvers take: JAX derives it by its matrix alone."""
+    matrix, *others = equation.params["const_lengths"]
+    avals = [var.aval for var in equation.invars]
+    return [i for i in range(matrix, matrix + sum(others)) if is_floating(avals[i])]
+
+
+def meets_openly(jaxpr: Jaxpr, weights: Sequence[bool]) -> bool:
+    """Whether any of the inputs that are weights meets others outside of branches and loops, which stay whole."""
+    jaxpr = opened(jaxpr)
+    known = {var for var, weight in zip(jaxpr.invars, weights, strict=True) if weight}
+    for equation in jaxpr.eqns:
+        name, given = equation.primitive.name, [isinstance(v, Literal) or v in known for v in equation.invars]
+        if all(given):
+            known.update(equation.outvars)
+        elif known.isdisjoint(v for v in equation.invars if not isinstance(v, Literal)) or name in WHOLE:
+            continue
+        elif name not in CALLS | CUSTOM | {"scan"} or meets_openly(body(equation), given):
+            return True
+    return False
+
+
 def scan_sizes(equation: Equation) -> tuple[int, int]:
     """How many constants and carries a scan has; unlike these, what it sweeps over has an axis of its own outside."""
     inner = opened(body(equation))
@@ -131,8 +154,48 @@ def bind(equation: Equation, used: Sequence[int], *args: Any) -> Any:
     primitive = equation.primitive
     function = partial(primitive.bind, **primitive.get_bind_params(equation.params))
     if primitive.name == "custom_vjp_call":
-        function = with_forward_mode(function)
+        function = with_forward_mode(function, partial(plainly, body(equation)))
     return _choose(equation, used, function(*args))
+
+
+def plainly(jaxpr: Jaxpr, *args: Any) -> list[Any]:
+    """The results of a jaxpr without reverse modes of their own, within loops and branches too."""
+    inner = opened(jaxpr)
+    env = dict(zip([*inner.constvars, *inner.invars], [*getattr(jaxpr, "consts", ()), *args], strict=True))
+
+    def read(var: Any) -> Any:
+        return var.val if isinstance(var, Literal) else env[var]
+
+    for equation in inner.eqns:
+        env.update(zip(equation.outvars, _plain(equation, *map(read, equation.invars)), strict=True))
+    return list(map(read, inner.outvars))
+
+
+def _plain(equation: Equation, *args: Any) -> Sequence[Any]:
+    name, params = equation.primitive.name, equation.params
+    if not equation.outvars:
+        return []
+    if name in CALLS or name == "custom_vjp_call":
+        return plainly(body(equation), *args)
+    if name == "while":
+        tests, steps = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+        go_on = partial(plainly, params["cond_jaxpr"], *args[:tests])
+        step = partial(plainly, params["body_jaxpr"], *args[tests:steps])
+        return lax.while_loop(lambda carry: go_on(*carry)[0], lambda carry: step(*carry), list(args[steps:]))
+    if name == "cond":
+        return lax.switch(args[0], [partial(plainly, branch) for branch in params["branches"]], *args[1:])
+    if name == "scan":
+        fixed, carries = scan_sizes(equation)
+        step = partial(plainly, body(equation), *args[:fixed])
+
+        def one(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
+            out = step(*carry, *row)
+            return out[:carries], out[carries:]
+
+        start, rows = list(args[fixed : fixed + carries]), list(args[fixed + carries :])
+        carry, columns = lax.scan(one, start, rows, params["length"], params["reverse"])
+        return [*carry, *columns]
+    return _listed(bind(equation, range(len(equation.outvars)), *args))
 
 
 def move(equation: Equation, used: Sequence[int], *args: Any) -> Any:

@@ -2,12 +2,14 @@
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.errors import JAXIndexError, JAXTypeError
 from jax.extend.core import DropVar, Literal, jaxprs_in_params
 
@@ -59,11 +61,24 @@ def _jaxpr(step: Step, parameters: dict[str, jax.Array], rows: list[jax.Array], 
                 f"a step must return the next state, {z.dtype}{list(z.shape)} as z; this one returns {out}; "
                 "concatenate the parts of the state to one vector, and keep its dtype"
             )
+    if "new_ref" in _side_effects(jaxpr.jaxpr):
+        jaxpr = _without_references(jaxpr)
     if acts := sorted(set(_side_effects(jaxpr.jaxpr))):
         raise ValueError(
             f"a step must be a pure function, but this one has side effects ({', '.join(acts)}); write it with "
             "operations of JAX alone, and make all that it remembers part of z"
         )
+    return jaxpr
+
+
+def _without_references(jaxpr: Jaxpr) -> Jaxpr:
+    """The same as a pure function, where all references that it writes to are its own."""
+    with suppress(Exception):  # a private name, the only one that JAX has for it; and it may meet what it cannot do
+        from jax._src.state.discharge import discharge_state
+
+        found = discharge_state(jaxpr)
+        if len(found.jaxpr.outvars) == len(jaxpr.jaxpr.outvars):
+            return found
     return jaxpr
 
 
@@ -180,8 +195,10 @@ class _Tracer(_Nodes):
             return args
         if name in equations.CALLS or (name in equations.CUSTOM and self.opens(equation, args)):
             return self.inline(body(equation), args)
-        if name == "scan" and self.meet(args) and equation.params["length"]:
+        if name == "scan" and equation.params["length"] and self.unrolls(equation, args):
             return self.unroll(equation, args)
+        if name == "custom_linear_solve":
+            return self.operation(equation, self.without_derivative(equation, args, equations.of_solvers(equation)))
         if name == "dot_general":
             return [self.product(equation, args)]
         if name == "conv_general_dilated" and equations.is_one_convolution(equation):
@@ -191,6 +208,10 @@ class _Tracer(_Nodes):
     def opens(self, equation: Equation, args: list[Atom]) -> bool:
         """Whether to look into an operation with a custom derivative, for the weights inside."""
         return self.meet(args) and not equations.is_pointwise(equation) and equations.derives_itself(equation)
+
+    def unrolls(self, equation: Equation, args: list[Atom]) -> bool:
+        """Whether to take a scan apart, step by step, for the weights inside."""
+        return self.meet(args) and equations.meets_openly(body(equation), [arg in self.weights for arg in args])
 
     def operation(self, equation: Equation, args: list[Atom]) -> list[Any]:
         """The results of an operation that stays whole."""
@@ -229,6 +250,14 @@ class _Tracer(_Nodes):
                 cut = partial(equations.part, slice(end - outs[i].size, end), outs[i].shape)
                 found[i] = self.add(Role.MOVE, "part", [outs[i]], cut, every)
         return [found[i] for i in range(len(outs))]
+
+    def without_derivative(self, equation: Equation, args: list[Atom], those: Sequence[int]) -> list[Atom]:
+        """The arguments of an equation, where it has no derivative in those of these numbers."""
+        found = list(args)
+        for i in those:
+            node, aval = self.as_node(args[i]), equation.invars[i].aval
+            found[i] = self.add(Role.STOP, "stop_gradient", [aval], lax.stop_gradient, node)
+        return found
 
     def product(self, equation: Equation, args: list[Atom]) -> Node:
         """A contraction as a product of matrices, its operands and its result moved into place."""
