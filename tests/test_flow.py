@@ -11,7 +11,7 @@ from synthetic import check_apart
 
 import kpflow_dyn as kp
 from kpflow_dyn._recurrence.steps import tangent_of_cell
-from kpflow_dyn._torch.program import MatrixUpdate, ScaledUpdate
+from kpflow_dyn._torch.program import DenseUpdate, EntriesUpdate, MatrixUpdate, ScaledUpdate
 from kpflow_dyn._torch.tangent import Tangent
 from kpflow_dyn.models import CTRNNCell
 
@@ -210,12 +210,13 @@ def test_many_probes_in_one_call_are_single_probes() -> None:
             torch.testing.assert_close(flow.ntk.mv(q[i, j]), together[i, j], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["segments", "dense", "traced"])
+@pytest.mark.parametrize("form", ["segments", "entries", "dense", "traced"])
 @pytest.mark.parametrize("name", ["gru_cell", "attending", "normalised", "pair_state", "lstm"])
 def test_every_form_of_the_glue_gives_the_same(name: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Elementwise segments, dense blocks and the traced function itself, where the pattern allows the first."""
+    """Segments, entries, dense blocks and the traced function itself, where the pattern allows the first."""
     if form != "segments":
         monkeypatch.setattr("kpflow_dyn._torch.pattern.MAX_SEGMENTS", 0)
+        monkeypatch.setattr("kpflow_dyn._torch.plan.SPARSE", 0 if form == "entries" else 10**9)
     if form == "traced":
         monkeypatch.setattr("kpflow_dyn._torch.plan.BLOCKS_BYTES", 0)
     flow = kp.linearize(kp.solve(MODELS[name].problem(True)))
@@ -235,6 +236,34 @@ def test_elementwise_cells_keep_no_dense_blocks(name: str) -> None:
         u.coefficients.numel() for u in tangent.updates if isinstance(u, ScaledUpdate) and u.coefficients is not None
     )
     assert numbers <= 20 * tangent.times * tangent.trials * tangent.units
+
+
+class Synapses(torch.nn.Module):
+    """A weight for each pair of units inside of the nonlinearity, as in liquid time-constant networks."""
+
+    hidden_size = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold, self.gain = (torch.nn.Parameter(torch.randn(16, 16)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            z = 0.5 * z + x + torch.tanh(self.gain * (z[:, :, None] - self.threshold)).mean(1)
+        return z
+
+
+def test_a_step_that_is_mostly_zero_keeps_its_entries_alone() -> None:
+    torch.manual_seed(0)
+    problem = kp.DiscreteProblem(Synapses().double(), torch.randn(2, 3, 16, dtype=torch.float64))
+    tangent, _ = tangent_of_cell(kp.solve(problem), None)
+    kept = [u for u in tangent.updates if isinstance(u, EntriesUpdate)]
+    assert kept and not any(isinstance(u, DenseUpdate) for u in tangent.updates)
+    assert sum(u.entries[0, 0].numel() for u in kept) < 10 * 16 * 16  # of 544 x 1000
+    flow = kp.linearize(kp.solve(problem))
+    jacobian = dense_jacobian(flow)
+    assert relative(flow.J.dense(), jacobian) < 1e-12
+    assert relative((flow.P @ flow.K @ flow.P.T).dense(), jacobian @ jacobian.T) < 1e-12
 
 
 @pytest.mark.parametrize("times", [1, 2, 37])

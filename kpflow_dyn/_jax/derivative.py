@@ -4,6 +4,7 @@ Reverse mode decides; forward mode is `jax.linearize` where the function has it,
 else its matrix. Where there is no reverse mode, it is the transposed matrix of forward mode.
 """
 
+import math
 from collections.abc import Callable
 from copy import copy
 from functools import cached_property, partial
@@ -37,6 +38,7 @@ class Derivative:
             self._function: Any = eqx.filter_closure_convert(
                 lambda theta, s: function(_named(theta, forms), s), theta, at
             )
+        self._programs = _programs(self._function)
         self._columns: jax.Array | None = None  # the matrix [states, p + argument], where there is no reverse mode
 
     def at(self, argument: jax.Array) -> Self:
@@ -75,22 +77,17 @@ class Derivative:
 
     def push(self, theta: jax.Array | None, argument: jax.Array | None) -> jax.Array:
         """Its transpose."""
-        probes = len(theta if theta is not None else argument)  # type: ignore[arg-type]
-        still = [jnp.zeros((probes, *at.shape), at.dtype) for at in self._at]
-        moved = [zeros if v is None else v for v, zeros in zip((theta, argument), still, strict=True)]
-        return self._forward(jnp.concatenate([v.reshape(probes, -1) for v in moved], 1))
+        return self._forward(_side_by_side(theta, argument, self._at))
 
     def _parted(self, rows: jax.Array) -> Both:
-        """Rows [probe, p + argument] as those of the parameters and of the argument."""
-        theta, at = self._at
-        return rows[:, : theta.size], rows[:, theta.size :].reshape(len(rows), *at.shape)
+        return _parted(rows, self._at[1].shape)
 
     @cached_property
     def _first(self) -> tuple[jax.Array, Probe]:
         """The value and the probe, from one program."""
         (q,) = drawn([(1, *self._function.out_struct.shape)], self._at[1])
         try:
-            value, found = eqx.filter_jit(_pull, compiler_options=sooner())(self._function, self._at, q)
+            value, found = self._run(_pulled_once, q)
         except Exception as error:  # JAX says that there is no reverse mode in many ways
             value, self._columns = self._by_columns(error)
             found = q.reshape(1, -1) @ self._columns
@@ -102,8 +99,7 @@ class Derivative:
         value, columns = self.value, self._columns
         if columns is not None:
             return lambda q: q.reshape(len(q), -1) @ columns
-        pull = eqx.filter_jit(_pull)
-        return in_blocks(lambda q: pull(self._function, self._at, q)[1], value.size, value)
+        return in_blocks(lambda q: self._run(_pulled, q)[1], value.size, value)
 
     @cached_property
     def _forward(self) -> Rows:
@@ -112,7 +108,7 @@ class Derivative:
         if self._columns is not None:
             return self._by_matrix(self._columns)
         for way in (_linearized, _transposed, _doubled):
-            forward = in_blocks(partial(self._along, way), value.size, value)
+            forward = in_blocks(partial(self._run, way), value.size, value)
             try:
                 self._check(forward)
             except Exception:  # JAX says that there is no such mode in many ways
@@ -120,8 +116,8 @@ class Derivative:
             return forward
         return self._by_rows()
 
-    def _along(self, way: Callable[..., jax.Array], rows: jax.Array) -> jax.Array:
-        return way(self._function, self._at, self._parted(rows))
+    def _run(self, what: Callable[..., Any], *given: jax.Array) -> Any:
+        return self._programs[what](self._at, *given)
 
     def _check(self, forward: Rows) -> None:
         """Raise a `Mismatch` unless it is the transpose of reverse mode."""
@@ -133,12 +129,12 @@ class Derivative:
         """The value, and the matrix of forward mode [states, p + argument]."""
         unit = self._unit(sum(at.size for at in self._at), self._function.out_struct.size, "reverse", error)
         try:
-            found = self._along(_linearized, unit)
+            found = self._run(_linearized, unit)
         except Exception:
             raise ValueError(
                 f"JAX does not differentiate the model: {first_line(error)}; give what has no derivative a custom_vjp"
             ) from error
-        return _valued(self._function, self._at), found.reshape(len(unit), -1).T
+        return self._run(_valued), found.reshape(len(unit), -1).T
 
     def _by_rows(self) -> Rows:
         """Forward mode by the matrix of reverse mode."""
@@ -167,30 +163,63 @@ def _named(theta: jax.Array, forms: dict[str, jax.ShapeDtypeStruct]) -> Values:
     return by_name(theta, forms)  # type: ignore[arg-type]
 
 
-@eqx.filter_jit
+def _programs(function: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What is compiled of a function, with its arrays as plain arguments: equinox flattens it anew with each call."""
+    arrays, fixed = eqx.partition(function, eqx.is_array)
+    leaves, form = jax.tree.flatten(arrays)
+
+    def program(what: Callable[..., Any], options: dict[str, Any] | None = None) -> Callable[..., Any]:
+        def on_leaves(leaves: list[jax.Array], *given: Any) -> Any:
+            return what(eqx.combine(jax.tree.unflatten(form, leaves), fixed), *given)
+
+        return partial(jax.jit(on_leaves, compiler_options=options), leaves)
+
+    every = {what: program(what) for what in (_valued, _pulled, _linearized, _transposed, _doubled)}
+    return every | {_pulled_once: program(_pulled_once, sooner())}
+
+
+@partial(jax.jit, static_argnums=1)
+def _parted(rows: jax.Array, shape: tuple[int, ...]) -> Both:
+    """Rows [probe, p + argument] as those of the parameters and of the argument, which has this shape."""
+    theta = rows.shape[1] - math.prod(shape)
+    return rows[:, :theta], rows[:, theta:].reshape(len(rows), *shape)
+
+
+@jax.jit
+def _side_by_side(theta: jax.Array | None, argument: jax.Array | None, at: Both) -> jax.Array:
+    """The inverse; None is none."""
+    probes = len(theta if theta is not None else argument)  # type: ignore[arg-type]
+    moved = [
+        jnp.zeros((probes, *a.shape), a.dtype) if v is None else v for v, a in zip((theta, argument), at, strict=True)
+    ]
+    return jnp.concatenate([v.reshape(probes, -1) for v in moved], 1)
+
+
 def _valued(function: Any, at: Both) -> jax.Array:
     return function(*at)
 
 
-def _pull(function: Any, at: Both, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _pulled(function: Any, at: Both, q: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The value, and rows [probe, p + argument]."""
     value, pull = jax.vjp(function, *at)
     return value, jax.vmap(lambda q: jnp.concatenate([part.reshape(-1) for part in pull(q)]))(q)
 
 
-@eqx.filter_jit
-def _linearized(function: Any, at: Both, moved: Both) -> jax.Array:
-    return jax.vmap(jax.linearize(function, *at)[1])(*moved)
+def _pulled_once(function: Any, at: Both, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same, by a program that is compiled sooner."""
+    return _pulled(function, at, q)
 
 
-@eqx.filter_jit
-def _transposed(function: Any, at: Both, moved: Both) -> jax.Array:
+def _linearized(function: Any, at: Both, rows: jax.Array) -> jax.Array:
+    return jax.vmap(jax.linearize(function, *at)[1])(*_parted(rows, at[1].shape))
+
+
+def _transposed(function: Any, at: Both, rows: jax.Array) -> jax.Array:
     value, pull = jax.vjp(function, *at)
-    return jax.vmap(lambda *moved: jax.linear_transpose(pull, value)(moved)[0])(*moved)
+    return jax.vmap(lambda *moved: jax.linear_transpose(pull, value)(moved)[0])(*_parted(rows, at[1].shape))
 
 
-@eqx.filter_jit
-def _doubled(function: Any, at: Both, moved: Both) -> jax.Array:
+def _doubled(function: Any, at: Both, rows: jax.Array) -> jax.Array:
     value, pull = jax.vjp(function, *at)
     back = jax.vjp(pull, jnp.zeros_like(value))[1]
-    return jax.vmap(lambda *moved: back(moved)[0])(*moved)
+    return jax.vmap(lambda *moved: back(moved)[0])(*_parted(rows, at[1].shape))

@@ -73,9 +73,19 @@ def plan(stages: list[Stage], state_size: int, source_size: int) -> tuple[list[l
                     sinks.append(base + rows)
                     sources.append(columns)
                     offset += len(rows)
+    return found, _coloured(sinks, sources, source_size)
+
+
+def colour_entries(stages: list[Stage], source_size: int) -> Colouring:
+    """How to read all entries of all stages off a few tangents, in their order."""
+    sinks = [base + stage.rows for base, stage in zip(_bases(stages), stages, strict=True)]
+    return _coloured(sinks, [stage.columns for stage in stages], source_size)
+
+
+def _coloured(sinks: list[np.ndarray], sources: list[np.ndarray], source_size: int) -> Colouring:
     sink, source = (np.concatenate(parts) if parts else np.zeros(0, int) for parts in (sinks, sources))
     colours = _colour(sink, source, source_size)
-    return found, Colouring(int(colours.max(initial=-1)) + 1, colours, sink, colours[source])
+    return Colouring(int(colours.max(initial=-1)) + 1, colours, sink, colours[source])
 
 
 def _bases(stages: list[Stage]) -> list[int]:

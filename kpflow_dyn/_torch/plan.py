@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from kpflow_dyn._torch.glue import Glue, StepProduct
-from kpflow_dyn._torch.pattern import Colouring, Segment
+from kpflow_dyn._torch.pattern import Colouring, Segment, Stage, colour_entries
 from kpflow_dyn._torch.program import (
     DenseUpdate,
+    EntriesUpdate,
     FunctionUpdate,
     LinearUpdate,
     MatrixUpdate,
@@ -31,6 +32,7 @@ from kpflow_dyn.tracing._steps import AnalysedStep
 LARGEST_MATRIX = 2**24  # elements; of a linear map that is no matrix by itself
 BLOCKS_BYTES = 2**28
 FEW_COLOURS = 16
+SPARSE = 16  # where no more than one entry in so many is there, others are left out
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,30 @@ def _updates_onto(
         coefficients = _coefficients(function, glue.colouring, x, z, kicks)
         return lambda k, sink: [_scaled(run, sink, coefficients, blocks) for run in _gates(stages[k], blocks)]
     sources = (Range("z", 0, z.shape[-1]), Range(blocks[0].name, 0, kicks.shape[-1]))
-    sinks = sum(len(stage.ids) for stage in glue.stages)
+    sinks, entries = (sum(map(len, parts)) for parts in zip(*((s.ids, s.rows) for s in glue.stages), strict=True))
+    if entries * SPARSE <= sinks * (z.shape[-1] + kicks.shape[-1]):
+        return _entries_onto(function, glue.stages, sources, x, z, kicks)
     if sinks * (z.shape[-1] + kicks.shape[-1]) * z.shape[0] * z.shape[1] * z.element_size() <= BLOCKS_BYTES:
         dense = jacobians(function, x, z, kicks)
         return lambda k, sink: [DenseUpdate(sink, s, block) for s, block in zip(sources, dense[k], strict=True)]
     return lambda k, sink: [FunctionUpdate(sink, *sources, lambda *row: function(*row)[k], (x, z, kicks))]
+
+
+def _entries_onto(
+    function: Callable, stages: list[Stage], sources: tuple[Range, Range], x: Tensor, z: Tensor, kicks: Tensor
+) -> Callable[[int, Range], list[Update]]:
+    """(stage, sink) -> its updates, entry by entry."""
+    units = z.shape[-1]
+    colouring = colour_entries(stages, units + kicks.shape[-1])
+    found = _coefficients(function, colouring, x, z, kicks).split([len(stage.rows) for stage in stages], -1)
+
+    def update(k: int, sink: Range, source: Range, first: int) -> EntriesUpdate:
+        rows, columns = stages[k].rows, stages[k].columns - first
+        here = np.flatnonzero((columns >= 0) & (columns < source.length))
+        places = [torch.from_numpy(numbers).to(x.device) for numbers in (rows[here], columns[here], here)]
+        return EntriesUpdate(sink, source, *places[:2], found[k][..., places[2]])
+
+    return lambda k, sink: [update(k, sink, *source) for source in zip(sources, (0, units), strict=True)]
 
 
 def _gates(segments: list[Segment], blocks: list[KickBlock]) -> Iterator[list[Segment]]:

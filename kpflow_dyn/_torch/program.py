@@ -171,6 +171,27 @@ class DenseUpdate(Update):
 
 
 @dataclass
+class EntriesUpdate(Update):
+    """sink[rows[k]] += c[k] source[columns[k]], the few entries c [time, trial, k] of a block that is mostly zero."""
+
+    rows: Tensor
+    columns: Tensor
+    entries: Tensor
+
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
+        target, source = self.ends(blocks, transposed)
+        to, of = (self.columns, self.rows) if transposed else (self.rows, self.columns)
+        entries = self.entries.unsqueeze(-2)  # [time, trial, 1, k]
+        steps = [entries] if span is None else entries[span].unbind(0)
+
+        def add(i: int) -> None:
+            values = steps[i] * source[i][..., of]  # [trial, probe, k]
+            target[i].scatter_add_(-1, to.expand(values.shape), values)
+
+        return add
+
+
+@dataclass
 class FunctionUpdate(Update):
     """sink += derivative of a traced function (x, z, a) -> sink in z and in the kicks, found at each application."""
 

@@ -16,6 +16,7 @@ from kpflow_dyn._backend import RowFunction
 from kpflow_dyn._flows.referee import OWN, check_transpose, drawn
 from kpflow_dyn._torch.cell_equations import CellEquations
 from kpflow_dyn._torch.reverse import Recorded
+from kpflow_dyn._torch.twice import TwiceDifferentiable
 
 __all__ = ["compiled", "each_row", "index", "jvp", "linearised", "once", "over_models", "vjp", "vmap"]
 
@@ -74,7 +75,11 @@ def linearised(function: Callable[[Tree], Tensor], point: Tree) -> tuple[Callabl
     They replay graphs of autograd: what is pushed forward is pulled back through the backward pass. Where torch cannot
     differentiate that, or does so wrongly, forward mode computes the function anew each time.
     """
-    recorded = cache(lambda: Recorded(function, point))
+
+    @cache
+    def recorded() -> Recorded:
+        with TwiceDifferentiable():
+            return Recorded(function, point)
 
     @cache
     def push() -> Callable[[Tree], Tensor]:
