@@ -414,3 +414,21 @@ def test_one_sequence_of_tokens_is_what_the_network_reads() -> None:
     tokens = torch.randint(WORDS, (TOKENS,))
     flow = linearized(net, tokens, axes=("time", "unit"))
     close(flow.J.dense(), jacobian(net, lambda call: call(tokens)))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"), [(lambda y: y.argmax(-1), "int64"), (lambda y: y > 0, "bool"), (Tensor.to_sparse, "sparse_coo")]
+)
+def test_values_without_derivatives_are_no_states(change: Callable[[Tensor], Tensor], kind: str) -> None:
+    class Net(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return change(super().forward(x))
+
+    with pytest.raises(ValueError, match=f"the network gives {kind} values, expected dense ones of floating point"):
+        kp.solve(kp.StaticProblem(Net(2, 3), torch.randn(4, 2), state=""))
+
+
+def test_in_jax_integers_are_no_states() -> None:
+    net = jax.tree_util.Partial(lambda w, x: jnp.argmax(w @ x), jnp.ones((3, 2)))
+    with pytest.raises(ValueError, match="the state would be the output int32, expected floats"):
+        kp.solve(kp.StaticProblem(net, jnp.ones((4, 2)), state=""))

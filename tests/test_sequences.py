@@ -94,6 +94,77 @@ def test_wrong_names_of_axes() -> None:
             kp.StaticProblem(net, inputs(), axes=axes)
 
 
+@pytest.mark.parametrize("state", [None, "cell"])
+def test_an_axis_too_many_is_no_axis_of_calls(gru: nn.GRU, state: str | None) -> None:
+    net = gru if state is None else Loop(1).double()
+    with pytest.raises(ValueError, match=r"names \['time', 'head', 'unit'\] besides the trials, which does not fit"):
+        kp.solve(kp.StaticProblem(net, inputs(), state=state, axes=("trial", "time", "head", "unit")))
+
+
+class Turning(nn.GRU):
+    """A layer with times in front that takes trials in front."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x.transpose(0, 1))[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize("trials", [1, TRIALS])
+def test_a_layer_with_a_forward_of_its_own_is_called_as_it_is(trials: int) -> None:
+    torch.manual_seed(0)
+    net, x = Turning(INPUTS, UNITS).double(), inputs()[:trials]
+    flow = linearized(net, x, axes=AXES)
+    close(flow.solution.state, net(x).detach())
+    close(flow.J.dense(), jacobian(net, lambda call: call(x).flatten()))
+
+
+class Folded(nn.Module):
+    """A layer on the times of all trials at once, in front of a recurrence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.rnn = nn.Linear(INPUTS, UNITS), nn.RNN(UNITS, UNITS, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.into(x.flatten(0, 1))).unflatten(0, x.shape[:2])
+        return self.rnn(h)[0]
+
+
+def test_times_of_all_trials_at_once_are_times() -> None:
+    torch.manual_seed(0)
+    net, x = Folded().double(), inputs()
+    flow = linearized(net, x, state=["into", "rnn"], axes=AXES)
+    assert tuple(flow.ntk.domain.shape) == (TRIALS, TIMES, 2 * UNITS)
+    with torch.no_grad():
+        close(flow.solution.state, torch.cat([net.into(x), net(x)], -1))
+    expected = jacobian(net, lambda call: call(x).flatten())
+    close(flow.J.dense().reshape(TRIALS, TIMES, 2 * UNITS, -1)[:, :, UNITS:].flatten(0, 2), expected)
+
+
+class Memory(nn.Module):
+    """A cell of two states, of which h is a function of c."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(INPUTS, UNITS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, found = None, []
+        for x_t in x.unbind(1):
+            state = self.cell(x_t, state)
+            found.append(state[0])
+        return torch.stack(found, 1)
+
+
+def test_two_parts_of_a_cell_are_its_state() -> None:
+    torch.manual_seed(0)
+    net = Memory().double()
+    stepped = kp.linearize(kp.solve(kp.DiscreteProblem(net.cell, inputs())))
+    both = linearized(net, inputs(), state=["cell:0", "cell:1"], axes=AXES)
+    for name in ("J", "P", "K", "ntk"):
+        close(getattr(both, name).dense(), getattr(stepped, name).dense(), 1e-12)
+    assert linearized(net, inputs(), state="cell:1", axes=AXES).sites
+
+
 class Causal(nn.Module):
     """Convolutions along time, channels first, behind a causal attention."""
 

@@ -55,5 +55,6 @@ def check_same(alone: Array, among: Array, size: float, rounding: Callable[[], f
     if departure(alone, among, size) and (error := departure(alone, among, size, rounding())):
         raise ValueError(
             f"the model on one trial alone differs from the same among all trials by {error:.1e} of its size: "
-            "its trials influence each other, or it is random or changes itself; call model.eval(), or rewrite it"
+            "its trials influence each other, or it is random or changes itself; call model.eval(), put the trials in "
+            "front (batch_first=True), or rewrite it"
         )

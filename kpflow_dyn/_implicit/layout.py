@@ -43,7 +43,10 @@ def layout_of(names: Sequence[str], shapes: Sequence[tuple[int, ...]], axes: Seq
 
 
 def axes_of_value(axes: Sequence[str], dims: int) -> tuple[str, ...]:
-    """The names of the axes of a value: all, or where it has one fewer all but that of the calls of its module."""
+    """The names of the axes of a value: all, or where it has one fewer all but that of the calls of its module.
+
+    The calls are in their order: of a loop that runs backwards the last time is the first.
+    """
     calls = "time" if "time" in axes else axes[0]
     return tuple(name for name in axes if name != calls or len(axes) != dims + 1)
 
@@ -139,7 +142,7 @@ class NamedLayout:
     def check(self) -> None:
         """Raise where the axes do not fit the values."""
         sizes = [dict(zip(self.given, self._whole(calls), strict=False)) for calls in self._groups]
-        fits = all(len(self._whole(calls)) == len(self.given) for calls in self._groups)
+        fits = all(len(self._whole(calls)) == len(self.given) and self._may_be_calls(calls) for calls in self._groups)
         if not fits or len({tuple(n for name, n in size.items() if name != "unit") for size in sizes}) > 1:
             several = ", ".join(f"{name or 'the output'} {list(shape)}" for name, shape in self._described.items())
             raise ValueError(
@@ -151,6 +154,11 @@ class NamedLayout:
     def _of_calls(self) -> bool:
         """Whether the first axis is that of calls."""
         return len(self.given) == len(self.shapes[0]) + 1
+
+    def _may_be_calls(self, calls: Sequence[int]) -> bool:
+        """Whether these can lie along an axis of calls: the network is called once, and a step [unit] once or more."""
+        first = calls[0]
+        return not self._of_calls or (self.names[first] != "" and (len(calls) > 1 or len(self.shapes[first]) < 2))
 
     @property
     def _groups(self) -> list[list[int]]:

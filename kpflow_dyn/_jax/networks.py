@@ -15,6 +15,7 @@ from kpflow_dyn._implicit.layout import Layout, layout_of
 from kpflow_dyn._implicit.results import Unknown, values_named
 from kpflow_dyn._jax.cells import initial_state
 from kpflow_dyn._jax.checks import check_parameters, floating_leaves, named_parameters, with_parameters
+from kpflow_dyn._jax.custom import is_floating
 from kpflow_dyn._jax.failures import cause_of, explained
 from kpflow_dyn._jax.model import Model
 from kpflow_dyn._jax.models import copied
@@ -96,14 +97,17 @@ class Network:
             return [value for _, value in found]
 
         try:
-            shapes = [value.shape for value in jax.eval_shape(values, self._rows_of_one)]
+            found = jax.eval_shape(values, self._rows_of_one)
         except Unknown:
             raise
         except Exception as error:
             raise ValueError(f"the network failed on one trial of {self.given}{cause_of(error)}") from error
+        given, shapes = list(zip(names, found, strict=True)), [value.shape for value in found]
         if not names:
             asked = [value.name for value in self.values]
             raise ValueError(f"the network calls none of the modules {asked}; nothing to analyse")
+        if wrong := [f"{name or 'the output'} {one.dtype}" for name, one in given if not is_floating(one)]:
+            raise ValueError(f"the state would be {', '.join(wrong)}, expected floats: integers have no derivative")
         axes = self.problem.axes
         layout = layout_of(names, shapes, axes and [name for name in axes if name != "trial"])
         if self.problem.shared is None:

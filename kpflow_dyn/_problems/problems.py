@@ -171,7 +171,8 @@ class StaticProblem(Problem):
         net: in torch an nn.Module called on all trials at once, whose trials must not influence each other: an MLP, a
             convolutional or residual network, attention, a transformer, a sequence model, an nn.RNN, nn.GRU or nn.LSTM
             that is no step map (bidirectional, projected), nn.MultiheadAttention (as self-attention); trials come first
-            in what these take and give, whatever `batch_first` says. In JAX a callable pytree, called on one trial.
+            in what these take and give, whatever `batch_first` says (a subclass with a forward of its own is called as
+            it is). In JAX a callable pytree, called on one trial.
         x: inputs [trial, ...], floats, integers (tokens) or booleans, a torch tensor or a jax array; or a tuple of
             arguments of `net`, or a dict of arguments by their name. The trials are the rows of the first array among
             these, and of all arrays with as many rows; other arrays are shared by all trials. Other values, such as
@@ -188,7 +189,8 @@ class StaticProblem(Problem):
             ("time", "trial", "unit"); then `state` is the output where it is None. The state is
             [trial, time, ..., unit] in this order, with all values side by side on the units, and all that needs times
             has them. Where a value has one axis fewer, "time" (or else the first name) counts the calls of its module,
-            as of a cell that is called in a loop. Without "trial" the network is called once, on x as it is given,
+            as of a cell that is called in a loop, in their order: of a loop that runs backwards the first state is
+            that of the last input. Without "trial" the network is called once, on x as it is given,
             which is one trial: ("node", "unit") of a graph; integers beside floats, such as edges, are then fixed, and
             the network may branch on them. (In JAX, where a network is called on one trial, "trial" is
             the axis that it is mapped over.)

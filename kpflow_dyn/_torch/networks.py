@@ -20,7 +20,17 @@ from kpflow_dyn._torch.cells import initial_state
 from kpflow_dyn._torch.checks import check_module, is_inexact
 from kpflow_dyn._torch.model import Model
 from kpflow_dyn._torch.trace import Applied, differentiable_attention, trace
-from kpflow_dyn._torch.watching import Change, Heard, Places, as_they_are, of_one_trial, place_named, place_of, watched
+from kpflow_dyn._torch.watching import (
+    Change,
+    Heard,
+    Places,
+    as_they_are,
+    named_giver,
+    of_one_trial,
+    place_named,
+    place_of,
+    watched,
+)
 from kpflow_dyn.tracing._graph import Role
 
 OUTPUT = values_named([""], [])
@@ -116,6 +126,7 @@ class Network:
         if not of_all:
             names = [value.name for value in self.values]
             raise ValueError(f"the network calls none of the modules {names}; nothing to analyse")
+        _check_numbers(of_all)
         _check_different(of_all)
         if len(of_one) != len(of_all):
             raise ValueError(
@@ -267,6 +278,17 @@ def _parameters(params: Any) -> tuple[nn.Module, dict[str, str], Callable[[Any],
 def _rounding(states: Callable[[], Tensor]) -> float:
     with torch.enable_grad():
         return rounding_of(states())
+
+
+def _check_numbers(values: Sequence[tuple[str, Tensor]]) -> None:
+    """Raise where a value cannot be a state."""
+    for name, value in values:
+        if not is_inexact(value) or value.layout is not torch.strided:
+            kind = value.dtype if value.layout is torch.strided else value.layout
+            raise ValueError(
+                f"{named_giver(name)} gives {str(kind).removeprefix('torch.')} values, expected dense ones of floating "
+                "point, which alone have derivatives; name a module in front of it in state"
+            )
 
 
 def _check_different(values: Sequence[tuple[str, Tensor]]) -> None:

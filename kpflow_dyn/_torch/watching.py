@@ -40,6 +40,9 @@ def watched(net: nn.Module, given: Given, values: Sequence[Value], change: Chang
             for (_, earlier), (onward, version) in zip(found, onwards, strict=True):
                 if value is onward and _version(onward) == version:  # a module that gives what it was given
                     value = earlier
+                    break
+            else:
+                value = value if value is out else value.clone()  # so that it is not on the way to another part
             kept, onward = change(len(found), value)
             found.append((asked.name, kept))
             onward = onward.clone()  # what comes after may write into it
@@ -80,10 +83,13 @@ def _heard(module: nn.Module, hear: Callable[[Any], Any]) -> Iterator[None]:
 
 
 def calling(net: nn.Module) -> Callable[..., Any]:
-    """How a network is called, (call, *args, **kwargs); attention attends to itself, and trials come first."""
-    if isinstance(net, nn.MultiheadAttention):
+    """How a network is called, (call, *args, **kwargs): torch's attention attends to itself, and trials come first.
+
+    A class with a forward of its own is called as it is.
+    """
+    if isinstance(net, nn.MultiheadAttention) and type(net).forward is nn.MultiheadAttention.forward:
         return partial(_attending, net.batch_first)
-    if isinstance(net, nn.RNNBase):
+    if isinstance(net, nn.RNNBase) and type(net).forward in (nn.RNN.forward, nn.GRU.forward, nn.LSTM.forward):
         return partial(_rolling, net.batch_first)
     return lambda call, *args, **kwargs: call(*args, **kwargs)
 
@@ -171,7 +177,7 @@ def place_of(name: str, of_one: Tensor, of_all: Tensor, trials: int) -> Place:
         if whole == (*one[:axis], trials * one[axis], *one[axis + 1 :]):
             return _place(name, of_one, axis, of_one_trial(one))
     raise ValueError(
-        f"{_giver(name)} gives {list(one)} for one trial and {list(whole)} for "
+        f"{named_giver(name)} gives {list(one)} for one trial and {list(whole)} for "
         f"{trials}, which has no axis of trials: its trials influence each other, or it is no function of one trial"
     )
 
@@ -182,16 +188,20 @@ def place_named(name: str, of_one: Tensor, of_all: Tensor, trials: int, axes: Se
     if "trial" not in axes:
         return _place(name, of_one, 0, one, axes)
     axis = axes_of_value(axes, len(one)).index("trial")
+    own = [name for name in axes if name != "trial"]
+    longer = (*one[:axis], trials * one[axis], *one[axis + 1 :])
+    if len(own) == len(one) and own[axis] == "time" and one[axis] > 1 and whole == longer:
+        return _place(name, of_one, axis, one, own)  # the times of one trial after those of the other
     if one[axis : axis + 1] != (1,) or whole != (*one[:axis], trials, *one[axis + 1 :]):
         raise ValueError(
-            f"{_giver(name)} gives {list(one)} for one trial and {list(whole)} for {trials}, which does not fit the "
-            f"axes {tuple(axes)}: name them as they come, the trials among them"
+            f"{named_giver(name)} gives {list(one)} for one trial and {list(whole)} for {trials}, which does not fit "
+            f"the axes {tuple(axes)}: name them as they come, the trials among them; x itself has its trials first"
         )
-    own = [name for name in axes if name != "trial"]
     return _place(name, of_one, axis, (*one[:axis], *one[axis + 1 :]), own)
 
 
-def _giver(name: str) -> str:
+def named_giver(name: str) -> str:
+    """Who gives a value of this name."""
     return f"the module {name}" if name else "the network"
 
 
