@@ -1,4 +1,5 @@
 import os
+import pickle
 from importlib.resources import files
 
 import numpy as np
@@ -117,6 +118,26 @@ def test_weights_of_whole_modules_that_are_not_analysed_are_warned_of(tmp_path, 
         load_checkpoint(path)
 
 
+class Own(nn.GRU):
+    """A layer with a forward of its own."""
+
+    def forward(self, x, h=None):
+        return super().forward(3 * x, h)
+
+
+def test_a_layer_of_a_class_of_its_own_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match=r"is a \S*\.Own, whose code is not run: it is taken as a torch GRU"):
+        load_checkpoint(save(nn.ModuleDict({"rnn": Own(3, 6)}), tmp_path))
+
+
+def test_pickled_state_dicts_are_read(tmp_path):
+    network = nn.GRU(3, 6, batch_first=True)
+    weights = network.state_dict()
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps({**weights, "shared": weights["weight_hh_l0"][:2]}))
+    loaded, x = load_checkpoint(tmp_path / "net.pkl"), torch.randn(5, 3)
+    assert torch.equal(state(loaded.cell, x), state(network, x)) and loaded.unused == ("shared",)
+
+
 @pytest.mark.parametrize("alpha", [0.0, -0.5, 1.5, [0.1, 0.2]])
 def test_a_leak_that_is_none_is_refused(tmp_path, alpha):
     path = save(change(CTRNNCell(3, 6).state_dict(), "alpha", torch.tensor(alpha)), tmp_path)
@@ -197,7 +218,9 @@ def test_another_architecture_is_recognised(tmp_path, model, build, asked):
     if asked == model:
         assert load_checkpoint(path, asked).prefix == "rnn."
         return
-    with pytest.raises(CheckpointError, match=rf"not a checkpoint of a {asked} but of a {model}: rnn\..*model {model}"):
+    with pytest.raises(
+        CheckpointError, match=rf"not a checkpoint of model {asked}, its model is {model}: rnn\..*model {model}"
+    ):
         load_checkpoint(path, asked)
 
 
@@ -244,9 +267,9 @@ def change(weights, name, value):
         ("rnn.bias_ih_l0", torch.zeros(17), r"rnn\.bias_ih_l0 must be \[18\], got \[17\]"),
         ("rnn.weight_ih_l0", torch.zeros(12, 3), r"rnn\.weight_ih_l0 must be \[18, 3\], got \[12, 3\]"),
         ("rnn.weight_ih_l0", torch.tensor(1.0), "needs a matrix weight_ih_l0"),
-        ("rnn.weight_hh_l0", torch.zeros(18), "not a checkpoint of a gru"),
-        ("rnn.weight_hh_l0_reverse", torch.zeros(18, 6), "bidirectional networks are not supported"),
-        ("rnn.weight_hr_l0", torch.zeros(4, 6), "proj_size are not supported"),
+        ("rnn.weight_hh_l0", torch.zeros(18), "not a checkpoint of model gru"),
+        ("rnn.weight_hh_l0_reverse", torch.zeros(18, 6), "bidirectional networks are no recurrence .*--module"),
+        ("rnn.weight_hr_l0", torch.zeros(4, 6), "an LSTM with proj_size .*--module"),
         ("rnn.bias_ih_l0", torch.zeros(18, dtype=torch.float64), "share one floating dtype"),
         ("rnn.bias_ih_l0", torch.zeros(18, dtype=torch.int64), "share one floating dtype"),
         ("fc.bias", torch.zeros(3), r"fc\.bias must be \[2\], got \[3\]"),
@@ -329,8 +352,8 @@ def test_files_that_are_no_checkpoints_are_explained(tmp_path, suffix, content):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "got a list without any; save one with"),
-        ({"epoch": 3}, "got a dict without any"),
+        ([1, 2], "got one list without any; save one with"),
+        ({"epoch": 3}, "got one dict without any"),
         ({"fc.weight": torch.zeros(2, 6)}, "no recurrent weights: .* got 'fc.weight'"),
         ({f"layer{i}": torch.zeros(1) for i in range(30)}, "'layer11' and 18 more"),
     ],

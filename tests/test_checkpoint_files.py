@@ -284,6 +284,40 @@ def test_choices_for_found_networks_are_refused_with_a_module(tmp_path):
         load_checkpoint(tmp_path / "net.pt", nn.GRU(3, 4), prefix="rnn.", alpha=0.1)
 
 
+class Tied(nn.Module):
+    """Two layers of one weight, with batch statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        self.other.weight = self.one.weight
+        self.norm = nn.BatchNorm1d(3)
+
+
+def test_a_weight_of_two_names_may_be_saved_under_one(tmp_path):
+    saved, path = Tied(), tmp_path / "net.pt"
+    torch.save(dict(saved.named_parameters()) | {f"norm.running_{n}": torch.ones(3) for n in ("mean", "var")}, path)
+    filled = load_checkpoint(path, Tied()).cell
+    assert filled.other.weight is filled.one.weight and torch.equal(filled.one.weight, saved.one.weight)
+    torch.save(saved.state_dict() | {"other.weight": torch.zeros(3, 3)}, path)
+    with pytest.raises(CheckpointError, match="differs from another name of the same weight"):
+        load_checkpoint(path, Tied())
+
+
+def test_a_filled_module_has_one_dtype(tmp_path):
+    weights = nn.Linear(3, 2).state_dict()
+    torch.save(weights | {"bias": weights["bias"].double()}, tmp_path / "net.pt")
+    filled = load_checkpoint(tmp_path / "net.pt", nn.Linear(3, 2)).cell
+    assert {parameter.dtype for parameter in filled.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("module", [nn.LazyLinear(2), nn.Linear(3, 2, device="meta")])
+def test_modules_without_values_cannot_be_filled(tmp_path, module):
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "net.pt")
+    with pytest.raises(ValueError, match="'weight', 'bias' of the module have no values yet"):
+        load_checkpoint(tmp_path / "net.pt", module)
+
+
 @pytest.mark.parametrize("kept", ["bfloat16", "float32"])
 def test_half_precision_fills_a_pytree(tmp_path, kept):
     jnp = pytest.importorskip("jax.numpy")

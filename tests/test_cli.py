@@ -145,7 +145,7 @@ def test_missing_checkpoint(tmp_path: Path, task: Path, out: Path) -> None:
 
 def test_checkpoint_of_another_architecture(checkpoint: Path, task: Path, out: Path) -> None:
     result = run("analyze", checkpoint, "--model", "lstm", "--task", task, "--out", out)
-    assert_refused(result, out, "not a checkpoint of a lstm but of a gru")
+    assert_refused(result, out, "not a checkpoint of model lstm, its model is gru")
 
 
 def test_unknown_model(checkpoint: Path, task: Path, out: Path) -> None:

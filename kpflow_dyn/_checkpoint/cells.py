@@ -20,9 +20,11 @@ def cell_of(weights: dict[str, Tensor], model: str, prefix: str, nonlinearity: s
     """The cell of this model whose weights these are, by their names below the prefix."""
     for key in weights:
         if key.endswith("_reverse"):
-            raise CheckpointError(f"bidirectional networks are not supported ({key}): their state is not a recurrence")
+            raise CheckpointError(
+                f"bidirectional networks are no recurrence ({key}); give the module to be filled (--module)"
+            )
         if key.startswith("weight_hr"):
-            raise CheckpointError(f"LSTMs with proj_size are not supported ({key})")
+            raise CheckpointError(f"an LSTM with proj_size ({key}); give the module to be filled (--module)")
     if "W_rec" in weights:
         return _of_psychrnn(weights, nonlinearity, 0.1 if alpha is None else alpha)
     if model in ("ctrnn", "lowrank"):

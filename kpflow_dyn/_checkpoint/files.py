@@ -55,6 +55,8 @@ def read(path: Path) -> Content:
     """
     if path.is_dir() and (is_orbax(path) or any(child.name.isdigit() for child in path.iterdir())):
         return Content("orbax", read_orbax(path))
+    if path.is_dir():
+        raise FileNotFoundError(f"no checkpoint file {path}: it is a folder, and none of orbax; give a file in it")
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file {path}")
     if path.suffix == ".safetensors":

@@ -26,7 +26,7 @@ from kpflow_dyn._checkpoint.networks import (
     linear_of,
 )
 from kpflow_dyn._checkpoint.nonlinearity import CHOICES, from_task, loss_on
-from kpflow_dyn._checkpoint.objects import Skipped
+from kpflow_dyn._checkpoint.objects import CLASS, Skipped
 from kpflow_dyn._problems.parameters import CheckpointError, listing
 from kpflow_dyn.tasks import TaskData
 
@@ -122,6 +122,7 @@ def load_checkpoint(
         check_numbers({network.whole + short: value for short, value in network.weights(names).items()})
         loading = _Loading(names, network, readout, task.fits if task else outputs, alpha)
         loading.build("tanh")  # what fails here is the file
+        check_numbers({each: names.tensors[each] for each in loading.used})
     _check_choices(network.model, nonlinearity, alpha)
     phi, on_phi = loading.nonlinearity(nonlinearity, task, loss)
     return loading.checkpoint(phi, {"file": content.kind}, on_phi)
@@ -193,6 +194,14 @@ class _Loading:
         assert layer is not None
         return loss_on(task, self.cell(phi), layer, self.start, loss)
 
+    @property
+    def used(self) -> list[str]:
+        """The names of the tensors that are numbers of the network and of its readout."""
+        name, network = self.readout_name, self.network
+        found = [network.whole + short for short in network.weights(self.names)]
+        found += [each for each in (name, f"{name}.weight", f"{name}.bias") if each in self.names.tensors]
+        return found + ([f"{network.whole}init_state"] if self.start is not None else [])
+
     def build(self, phi: str) -> tuple[Cell, nn.Module | None]:
         """The network and its readout, with this nonlinearity."""
         return self.cell(phi), self.readout(self.readout_name, phi)
@@ -201,16 +210,20 @@ class _Loading:
         """The network with this nonlinearity."""
         network, name, start = self.network, self.readout_name, self.start
         cell, layer = self.build(phi)
-        used = [network.whole + short for short in network.weights(self.names)]
-        used += [each for each in (name, f"{name}.weight", f"{name}.bias") if each in self.names.tensors]
-        used += [f"{network.whole}init_state"] if start is not None else []
-        check_numbers({each: self.names.tensors[each] for each in used})
+        used = self.used
         if self.of_psychrnn:
             own = ("b_out", "output_connectivity", "Dale_out", "Dale_rec", "dale_ratio")
-            used += [network.whole + short for short in own]
+            used = [*used, *(network.whole + short for short in own)]
         head = next(head for head in around(network.key) if (name or network.whole).startswith(head))
         others = [each for each in self.names.tensors if each not in used]
         _warn_of({each: self.names.tensors[each] for each in others if each.startswith(head)})
+        if own_class := self.names.words.get(f"{network.whole}{CLASS}"):
+            warnings.warn(
+                f"the network in the file is a {own_class}, whose code is not run: it is taken as a torch "
+                f"{type(cell).__name__} of the same weights. If it computes anything else, fill your own module: load_checkpoint(path, "
+                "module), or --module on the command line",
+                stacklevel=3,
+            )
         unused = tuple(each.removeprefix(head) for each in others)
         short = name if name is None else name.removeprefix(head)
         found |= _described(self, cell, layer, short, on_phi, start, unused)
@@ -306,7 +319,7 @@ def _check_any(names: Names, tree: Any) -> None:
         objects = (
             f" but with Python objects ({', '.join(names.skipped)}), which are never made" if names.skipped else ""
         )
-        got = "one Python object" if isinstance(tree, Skipped) else f"a {type(tree).__name__}"
+        got = "one Python object" if isinstance(tree, Skipped) else f"one {type(tree).__name__}"
         raise CheckpointError(
             f"expected a state dict, names with tensors, got {got} without any{objects}; "
             "save one with torch.save(model.state_dict(), path)"

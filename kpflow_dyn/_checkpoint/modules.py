@@ -4,12 +4,14 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kpflow_dyn._arrays import like_numpy
 from kpflow_dyn._checkpoint.cells import Cell
@@ -22,17 +24,16 @@ from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 def fill(path: Path, module: Any, key: str | None) -> dict[str, Any]:
     """The fields of a `Checkpoint`: the module with the weights of the file, and where these were."""
     content = read(path)
-    kind = type(module).__name__
+    kind, expected = type(module).__name__, _expected(module)
     with in_words(path, f"does not fill the {kind}"):
         names = named(content.tree, as_torch=False)
         names = names if key is None else names.under(key)
         if isinstance(module, nn.Module):
-            head, values, unused = _matching(names, {_plain(name): one for name, one in _tensors(module).items()}, kind)
+            head, values, unused = _matching(names, expected, kind)
             _fill_torch(module, values)
         elif content.kind == "equinox":
             module, head, values, unused = _fill_leaves(module, content), "", names.tensors, ()
         else:
-            expected = {_dotted(name): value for name, value in parameters_of(module).items()}
             head, values, unused = _matching(names, expected, kind)
             module = _fill_pytree(module, values)
     found = {
@@ -54,7 +55,18 @@ def fill(path: Path, module: Any, key: str | None) -> dict[str, Any]:
     }
 
 
+def _expected(module: Any) -> dict[str, Any]:
+    """The arrays of a module by their names in a file."""
+    if not isinstance(module, nn.Module):
+        return {_dotted(name): value for name, value in parameters_of(module).items()}
+    found = {_plain(name): value for name, value in _tensors(module).items()}
+    if without := [name for name, value in found.items() if is_lazy(value) or value.is_meta]:
+        raise ValueError(f"{listing(without)} of the module have no values yet; make it on the cpu, and call it once")
+    return found
+
+
 SEQUENCE = ("trial", "time", "unit")
+COUNTER = "num_batches_tracked"  # which old files lack, and eval mode does not need
 
 
 def problem_of(
@@ -166,8 +178,11 @@ def _matching(names: Names, expected: Mapping[str, Any], kind: str) -> tuple[str
         raise CheckpointError(
             f"several sets of weights fit the {kind}, under {listing(whole)}; choose one with key= (--key)"
         )
-    head = whole[0] if whole else max(heads, key=heads.__getitem__, default="")
-    missing = [name for name in expected if head + name not in tensors]
+    if not heads:
+        raise CheckpointError(f"it has other names, {listing(tensors)}, than the {kind}, {listing(expected)}")
+    head = whole[0] if whole else max(heads, key=heads.__getitem__)
+    tensors |= _of_shared(expected, head, tensors)
+    missing = [name for name in expected if head + name not in tensors and not name.endswith(COUNTER)]
     own = {_plain(keys[head + name]) for name in expected if head + name in keys}
     taken = {head + name for name in expected}
     unused = [name for name in tensors if name not in taken]
@@ -178,11 +193,23 @@ def _matching(names: Names, expected: Mapping[str, Any], kind: str) -> tuple[str
             f"missing {listing(missing)}, left over{under} {listing(extra)}; make the module that was saved, with the "
             "same options"
         )
+    expected = {name: value for name, value in expected.items() if head + name in tensors}
     for name, value in expected.items():
         wanted, got = (_kind(one) + str(list(one.shape)) for one in (value, tensors[head + name]))
         if wanted != got:
             raise CheckpointError(f"{head}{name} must be {wanted}, got {got}")
     return head, {name: tensors[head + name] for name in expected}, tuple(unused)
+
+
+def _of_shared(expected: Mapping[str, Any], head: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under names that the file leaves out, of arrays that the module has under another name as well."""
+    known = {id(value): tensors[head + name] for name, value in expected.items() if head + name in tensors}
+    for name, value in expected.items():
+        own = tensors.get(head + name)
+        if own is not None and not torch.equal(own, known[id(value)]):
+            raise CheckpointError(f"{head}{name} differs from another name of the same weight of the module")
+    left_out = [name for name, value in expected.items() if head + name not in tensors and id(value) in known]
+    return {head + name: known[id(expected[name])] for name in left_out}
 
 
 def _kind(array: Any) -> str:
@@ -197,9 +224,12 @@ def _splits(name: str) -> list[tuple[str, str]]:
 
 
 def _fill_torch(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Give a module these values, in their dtype; weights that it shares stay shared."""
+    """Give a module these values, in the dtype that holds all of them; weights that it shares stay shared."""
+    floats = [value.dtype for value in values.values() if value.is_floating_point()]
+    dtype = reduce(torch.promote_types, floats) if floats else None
     for name, target in _tensors(module).items():
-        target.data = values[_plain(name)].detach().clone()
+        if (value := values.get(_plain(name))) is not None:
+            target.data = value.detach().clone().to(dtype if value.is_floating_point() else value.dtype)
     module.eval()
 
 

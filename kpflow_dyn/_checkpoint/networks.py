@@ -120,10 +120,13 @@ def _several(found: list[Found], model: str | None) -> str:
 def _other_architecture(names: Names, network: Found, model: str | None) -> str:
     name = network.whole + network.anchor
     here = f"{name} has shape {list(names.tensors[name].shape)}"
-    asked = "a recurrent network" if model is None else f"a {model}"
+    asked = "a recurrent network" if model is None else f"model {model}"
     if network.model == "unknown":
-        return f"not a checkpoint of {asked}: {here}, and rows / columns is 1 for an rnn, 3 for a gru, 4 for an lstm"
-    return f"not a checkpoint of {asked} but of a {network.model}: {here}; ask for model {network.model}"
+        return (
+            f"not a checkpoint of {asked}: {here}, and rows / columns is 1 for an rnn, 3 for a gru, 4 for an lstm; "
+            "where it is another (an LSTM with projections), give a module of your own to be filled (--module)"
+        )
+    return f"not a checkpoint of {asked}, its model is {network.model}: {here}; ask for model {network.model}"
 
 
 def find_readout(names: Names, network: Found, hidden: int, asked: str | None, outputs: Any) -> str | None:
@@ -159,7 +162,9 @@ def _only_readout(names: Names, layers: list[str], outputs: Any) -> str | None:
     if len(named) != 1 and len(both := [layer for layer in named or fitting if layer in fitting]) == 1:
         return both[0]
     if len(named) > 1:
-        raise CheckpointError(f"several layers could be the readout, {listing(named)}; choose one with readout=")
+        raise CheckpointError(
+            f"several layers could be the readout, {listing(named)}; choose one with readout= (--readout)"
+        )
     return named[0] if named else None
 
 

@@ -11,6 +11,8 @@ from kpflow_dyn._checkpoint.arrays import as_storage, as_tensor, dtype_named, of
 from kpflow_dyn._checkpoint.pickles import Foreign
 from kpflow_dyn._problems.parameters import CheckpointError
 
+CLASS = "class of the module"
+"""The name under which a module that is none of torch's has its class, beside its weights."""
 ENTRIES = 1_000_000
 STORAGES = {
     "Float": torch.float32,
@@ -40,15 +42,19 @@ class Skipped:
     name: str
 
 
-def plain(tree: Any, storage: Callable[[Any], bytes | memoryview]) -> Any:
+Pickled = Callable[[bytes], tuple[Foreign, bytes]]
+
+
+def plain(tree: Any, storage: Callable[[Any], bytes | memoryview], pickled: Pickled | None = None) -> Any:
     """The tree of `read_pickle` with tensors, dictionaries and lists in the place of what stands for them.
 
     Args:
         tree: it.
         storage: the bytes of a tensor's storage, by its key in the file.
+        pickled: what a storage is that was pickled by itself: what stands for it, and its bytes.
     """
     try:
-        return _Reader(storage).value(tree)
+        return _Reader(storage, pickled).value(tree)
     except RecursionError:
         raise CheckpointError("containers within containers, too deep for a checkpoint") from None
 
@@ -56,8 +62,8 @@ def plain(tree: Any, storage: Callable[[Any], bytes | memoryview]) -> Any:
 class _Reader:
     """Each object is read once, however many others hold it; one that holds itself is left out there."""
 
-    def __init__(self, storage: Callable[[Any], bytes | memoryview]) -> None:
-        self.storage = storage
+    def __init__(self, storage: Callable[[Any], bytes | memoryview], pickled: Pickled | None) -> None:
+        self.storage, self.pickled = storage, pickled
         self.known: dict[int, tuple[Any, Any]] = {}  # by id, with the object itself, which keeps its id
         self.storages: dict[str, torch.Tensor] = {}
         self.entries = 0  # of objects, which may share a state that is copied for each
@@ -88,6 +94,8 @@ class _Reader:
     def held(self, node: Foreign) -> Any:
         """What an object of an unknown class holds: its items or its attributes."""
         items = {**self.attributes(node.state), **self.value(node.items)}
+        if "_modules" in _first(node.state) and not node.name.startswith("torch."):
+            items[CLASS] = node.name
         self.entries += len(items)
         if self.entries > ENTRIES:
             raise CheckpointError(f"objects with more than {ENTRIES:,} attributes in all; no checkpoint has so many")
@@ -95,22 +103,25 @@ class _Reader:
 
     def attributes(self, state: Any) -> dict[str, Any]:
         """Those that an object is given; of an nn.Module its parameters, buffers and submodules by their names."""
-        first = state[0] if isinstance(state, tuple) and len(state) == 2 and isinstance(state[0], dict) else state
-        found = self.value(first)
-        found = found if isinstance(found, dict) else {}
+        found = self.value(_first(state))
         parts = [found.get(name) for name in ("_parameters", "_buffers", "_modules")]
         own = {name: value for name, value in found.items() if not name.startswith("_") or "_modules" not in found}
         return own | {name: value for part in parts if isinstance(part, dict) for name, value in part.items()}
 
     def read_storage(self, reference: Foreign) -> tuple[torch.Tensor, torch.dtype]:
         """The bytes of a storage, and the dtype that its class says."""
+        own, storage = None, self.storage
+        if self.pickled is not None and reference.name == "torch.storage._load_from_bytes":
+            own = f"pickled {id(reference)}"  # tensors that share it share this
+            reference, data = self.pickled(_bytes(next(iter(reference.given))))
+            storage = lambda _key: data  # noqa: E731
         kind, name, key, *_ = next(iter(reference.given))
         dtype = STORAGES.get(name.name.rpartition(".")[2].removesuffix("Storage"))
         if kind != "storage" or dtype is None or not isinstance(key, str):
             raise CheckpointError(f"a tensor in a storage {name.name!r}; expected one of numbers, such as FloatStorage")
-        if key not in self.storages:
-            self.storages[key] = as_storage(self.storage(key))
-        return self.storages[key], dtype
+        if (place := own or key) not in self.storages:
+            self.storages[place] = as_storage(storage(key))
+        return self.storages[place], dtype
 
     def tensor(self, node: Foreign) -> Any:
         reference, offset, shape, strides, *_ = node.given
@@ -144,6 +155,12 @@ class _Reader:
     def array_of_jax(self, node: Foreign) -> Any:
         function, arguments, state, *_ = node.given
         return self.value(Foreign(function.name, arguments, state))
+
+
+def _first(state: Any) -> dict[str, Any]:
+    """The dictionary of attributes in the state of an object, which may have a second one of slots."""
+    first = state[0] if isinstance(state, tuple) and len(state) == 2 else state
+    return first if isinstance(first, dict) else {}
 
 
 def _is_known(node: Foreign) -> bool:

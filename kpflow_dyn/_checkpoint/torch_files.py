@@ -43,14 +43,32 @@ def read_pickled(file: mmap.mmap) -> tuple[str, Any]:
     """The tree in a pickle, and what kind of file it is: torch.save of old, or a pickle of Python."""
     first = read_pickle(file)
     if first != MAGIC:
-        return "pickle", plain(first, _no_storage)
-    version, _, tree, keys = (read_pickle(file) for _ in range(4))
-    if version != 1001 or not isinstance(keys, list):
-        raise CheckpointError(f"version {version!r} of the format of torch.save is unknown; save the weights again")
+        return "pickle", plain(first, _no_storage, _pickled_storage)
+    tree, keys = _behind_magic(file)
     sizes = {}
     _find_storages(tree, sizes, set())
     storages = {key: _read_storage(file, sizes.get(key)) for key in keys}
     return "torch.save before torch 1.6", plain(tree, lambda key: storages[key])
+
+
+def _behind_magic(file: Readable) -> tuple[Any, list[Any]]:
+    """What is in a file of torch.save of old behind its first number: the tree, and the keys of its storages."""
+    version, _, tree, keys = (read_pickle(file) for _ in range(4))
+    if version != 1001 or not isinstance(keys, list):
+        raise CheckpointError(f"version {version!r} of the format of torch.save is unknown; save the weights again")
+    return tree, keys
+
+
+def _pickled_storage(data: bytes) -> tuple[Foreign, bytes]:
+    """A storage as `pickle.dump` of a tensor writes it, which is such a file: what stands for it, and its bytes."""
+    file, sizes = io.BytesIO(data), dict[str, int]()
+    if read_pickle(file) != MAGIC:
+        raise CheckpointError("a storage that torch has not pickled; it is damaged")
+    reference, keys = _behind_magic(file)
+    if not isinstance(reference, Foreign) or reference.name != "persistent" or len(keys) != 1:
+        raise CheckpointError("a pickled storage that is none; it is damaged")
+    _add_storage(reference, sizes)
+    return reference, _read_storage(file, sizes.get(keys[0]))
 
 
 def _no_storage(key: Any) -> bytes:

@@ -79,7 +79,7 @@ def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem
     module = module_from(str(source.module))
     network = load_checkpoint(source.checkpoint, module, key=source.key)
     cell = network.cell if source.dtype is None else cast(network.cell, source.dtype)
-    names = [None if given is None else given.split(",") for given in (source.state, source.axes)]
+    names = [None if given is None else given.replace(" ", "").split(",") for given in (source.state, source.axes)]
     problem = problem_of(cell, array, *names)
     return network, problem, data if isinstance(problem, DiscreteProblem) else None
 
@@ -128,6 +128,8 @@ def _read_inputs(path: Path | None, trials: int | None) -> np.ndarray:
     from kpflow_dyn._checkpoint.names import named
 
     assert path is not None  # the command line asked for it, or for a task
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of inputs {path}")
     arrays = named(read(path).tree, as_torch=False).tensors
     names = [name for name in ("x", "inputs") if name in arrays] or list(arrays)
     if len(names) != 1 or arrays[names[0]].ndim < 2:
