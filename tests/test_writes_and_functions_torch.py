@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_wide_tracing_torch import N, Of, _in_double_precision, check_cell, check_network  # noqa: F401
 from torch import Tensor, nn
 
@@ -94,6 +95,51 @@ WRITES: dict[str, Callable[..., Tensor]] = {f.__name__: f for f in (
 @pytest.mark.parametrize("name", WRITES)
 def test_writes(name: str) -> None:
     check_network(lambda: Of(WRITES[name]), torch.randn(3, N))
+
+
+# Masks of data
+
+
+def each_by_its_sign(m, x):
+    y = x @ m.w
+    positive = y > 0
+    y[positive] = torch.log(y[positive])
+    y[~positive] = -torch.exp(y[~positive]) * m.b.mean()
+    return y @ m.v
+
+
+def some_trials(m, x):
+    y, chosen = x @ m.w, x[:, 0] > 0
+    y[chosen] = torch.tanh(y[chosen] @ m.v) + m.b
+    y[~chosen] += 1
+    return y
+
+
+def experts(m, x):
+    """Each token by the expert that it chooses."""
+    share, number = (x @ m.u).softmax(-1).max(-1)
+    out = torch.zeros_like(x)
+    for n, W in enumerate((m.w, m.v)):
+        here = number == n
+        out[here] += F.layer_norm(F.linear(x[here], W, m.b), (N,)) * share[here][:, None]
+    return out
+
+
+@pytest.mark.parametrize("function", [each_by_its_sign, some_trials, experts])
+def test_what_masks_of_data_choose(function: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    check_network(lambda: Of(function), torch.randn(4, 5, N) if function is experts else torch.randn(4, N))
+
+
+def rescued(m, x, z):
+    h = x @ m.u.T + z @ m.w.T
+    large = h.abs() > 0.5
+    h[large] = torch.tanh(h[large])
+    return h
+
+
+def test_masks_of_the_state_of_a_cell() -> None:
+    check_cell(lambda: Of(rescued))
 
 
 class Spike(torch.autograd.Function):

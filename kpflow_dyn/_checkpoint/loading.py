@@ -220,8 +220,8 @@ class _Loading:
         if own_class := self.names.words.get(f"{network.whole}{CLASS}"):
             warnings.warn(
                 f"the network in the file is a {own_class}, whose code is not run: it is taken as a torch "
-                f"{type(cell).__name__} of the same weights. If it computes anything else, fill your own module: load_checkpoint(path, "
-                "module), or --module on the command line",
+                f"{type(cell).__name__} of the same weights. If it computes anything else, fill your own module: "
+                "load_checkpoint(path, module), or --module on the command line",
                 stacklevel=3,
             )
         unused = tuple(each.removeprefix(head) for each in others)

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kpflow_dyn._torch.checks import is_inexact
+from kpflow_dyn._torch.masks import BY_MASKS
 from kpflow_dyn._torch.origins import Origin, Origins
 from kpflow_dyn._torch.storages import FxNode, Storages, place_of
 from kpflow_dyn._torch.whole import numbered
@@ -263,6 +264,8 @@ class _Asked(TorchFunctionMode):
             return self.recorder.whole(func, args, kwargs or {})
         if func is one_hot:
             return _one_hot(*args, **(kwargs or {}))
+        if func in BY_MASKS and self._is_mask_of_rows(args[1]):
+            return BY_MASKS[func](*args)
         if func is Tensor.__getitem__:
             return _looked_up(*args)
         if func not in DETACHES:
@@ -272,6 +275,14 @@ class _Asked(TorchFunctionMode):
             return args[0].detach()
         finally:
             self.recorder.detaching = False
+
+    def _is_mask_of_rows(self, mask: Any) -> bool:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or self.recorder.paused or is_wrapped(mask):
+            return False
+        origins, masks = self.recorder.origins, self.recorder.met([mask])
+        if found := origins.hang_on_rows(masks):
+            origins.fix(masks)  # for those that look at more than a row
+        return found
 
 
 @contextmanager
