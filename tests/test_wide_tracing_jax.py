@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -179,3 +180,107 @@ def test_a_convolution_with_channels_last_is_a_weight_site():
     patches = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
     rows = jnp.concatenate([patches[:, 2 * i : 2 * i + 3].reshape(TRIALS, -1) for i in range(3)])
     assert_close(flow.sites[0].gram_eigenvalues(), np.linalg.eigvalsh(rows.T @ rows)[::-1])
+
+
+def reference(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
+    """Writes in place, into an array of its own."""
+    kept = jax.new_ref(z)
+    kept[0] = jnp.tanh(p["W"][0] @ z)
+
+    def write(k: jax.Array, carry: None) -> None:
+        kept[k] = jnp.tanh(p["W"][k] @ kept[...])
+        return carry
+
+    lax.fori_loop(1, UNITS, write, None)
+    return kept[...] + p["U"] @ x
+
+
+@jax.custom_batching.custom_vmap
+def batched(W: jax.Array, z: jax.Array) -> jax.Array:
+    return jnp.tanh(W @ z)
+
+
+@batched.def_vmap
+def _rows(_count: int, mapped: list[bool], W: jax.Array, z: jax.Array) -> tuple[jax.Array, bool]:
+    return jnp.tanh(jnp.einsum("bij,bj->bi" if mapped[0] else "ij,bj->bi", W, z)), True
+
+
+def own_batching(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
+    return batched(p["W"], z) + p["U"] @ x
+
+
+def own_solver(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
+    """A linear solve whose matrix and solvers close over a weight."""
+    M = p["W"] + 3 * jnp.eye(UNITS)
+    solved = lax.custom_linear_solve(
+        lambda v: M @ v, z, lambda _, b: jnp.linalg.solve(M, b), lambda _, b: jnp.linalg.solve(M.T, b)
+    )
+    return solved + p["U"] @ x
+
+
+@jax.custom_vjp
+def looped(W: jax.Array, z: jax.Array) -> jax.Array:
+    """z -> tanh(W z) by loops, of which JAX transposes none."""
+    return lax.while_loop(lambda c: c[0] < 1, lambda c: (c[0] + 1, jnp.tanh(W @ c[1])), (0, z))[1]
+
+
+def _looped_back(saved: tuple, q: jax.Array) -> tuple:
+    W, z = saved
+
+    def back(carry: tuple) -> tuple:
+        n, q, dW = carry
+        q = q * (1 - jnp.tanh(W @ z) ** 2)
+        return n - 1, q @ W, dW + jnp.outer(q, z)
+
+    _, dz, dW = lax.while_loop(lambda c: c[0] > 0, back, (1, q, jnp.zeros_like(W)))
+    return dW, dz
+
+
+looped.defvjp(lambda W, z: (looped(W, z), (W, z)), _looped_back)
+
+
+@jax.custom_vjp
+def scaled(W: jax.Array, z: jax.Array, scale: jax.Array) -> jax.Array:
+    return scale * (W @ z)
+
+
+def _scaled(W: Any, z: Any, scale: Any) -> tuple:
+    assert not scale.perturbed, "no derivative in the scale"
+    return scaled(W.value, z.value, scale.value), (W.value, z.value, scale.value)
+
+
+def _scaled_back(saved: tuple, q: jax.Array) -> tuple:
+    W, z, scale = saved
+    return scale * jnp.outer(q, z), scale * (W.T @ q), jnp.zeros_like(scale)
+
+
+scaled.defvjp(_scaled, _scaled_back, symbolic_zeros=True)
+
+
+def loop_with_a_reverse_mode(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
+    return looped(p["W"], z) + p["U"] @ x
+
+
+def no_derivative_in_an_argument(p: Parameters, x: jax.Array, z: jax.Array) -> jax.Array:
+    return jnp.tanh(scaled(p["W"], z, jnp.array(0.5))) + p["U"] @ x
+
+
+@pytest.mark.parametrize(
+    "step", [reference, own_batching, own_solver, loop_with_a_reverse_mode, no_derivative_in_an_argument]
+)
+def test_operations_that_jax_derives_or_maps_in_a_way_of_their_own(step: Step):
+    check_cell(Partial(step, weights()))
+
+
+def of_rows(p: Parameters, _x: jax.Array, z: jax.Array) -> jax.Array:
+    """What JAX maps over rows of its first operand alone."""
+    return lax.ragged_dot(z.reshape(2, 2), p["W"].reshape(4, 2, 2)[:2], jnp.array([1, 1])).ravel()
+
+
+def test_what_cannot_be_mapped_over_trials_is_refused_in_words():
+    cell = Partial(of_rows, weights())
+    with pytest.raises(ValueError, match=r"cell failed.*cannot map it over trials"):
+        kp.solve(kp.DiscreteProblem(cell, normal(TRIALS, TIMES, INPUTS), normal(TRIALS, UNITS)))
+    net = Partial(lambda p, z: of_rows(p, z, z), weights())
+    with pytest.raises(ValueError, match=r"network failed.*cannot map it over trials"):
+        kp.solve(kp.StaticProblem(net, normal(TRIALS, UNITS), state=""))

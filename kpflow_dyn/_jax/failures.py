@@ -15,6 +15,7 @@ ADVICE = {
     "unbound axis name": "statistics over a batch couple the trials; call eqx.nn.inference_mode(model) first, or take "
     "another norm",
     "not functionalized": "leave the checks of checkify out, or write them with eqx.error_if",
+    "NYI": "JAX cannot map it over trials; write it with other operations, such as einsum",
     "do not support JVP": "give the function around the callback a jax.custom_vjp",
 }
 LIBRARIES = tuple({*site.getsitepackages(), sysconfig.get_path("stdlib"), str(Path(__file__).parents[1])})

@@ -44,7 +44,8 @@ class Network:
         self.rows = tuple(map(jnp.asarray, self.given.rows.values()))
         self.values = values_named(problem.state or ("",), parts_of(self.call), problem.axes)
         self.layout = self._look()
-        self.start = eqx.filter_jit(self._of_trials, compiler_options=sooner())(self.call, self.rows)
+        with explained("the network failed"):
+            self.start = eqx.filter_jit(self._of_trials, compiler_options=sooner())(self.call, self.rows)
 
     def model(self, params: Choice) -> Model:
         """The network with the parameters that learn."""

@@ -21,7 +21,7 @@ def roll_out(problem: DiscreteProblem) -> tuple[jax.Array, jax.Array]:
     check_step(step, problem.cell, x[0, 0], z0[0])
     try:
         state = run(step, problem.cell, x, z0)
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         raise ValueError(f"the cell failed{cause_of(error)}") from error
     check_finite(state, "the state")
     return state, z0
