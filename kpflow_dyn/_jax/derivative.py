@@ -19,7 +19,7 @@ from kpflow_dyn._arrays.memory import in_blocks, require_matrix
 from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._jax import equations
 from kpflow_dyn._jax.failures import explained, first_line
-from kpflow_dyn._jax.transforms import sooner
+from kpflow_dyn._jax.transforms import once_of_models
 
 Values = dict[str, jax.Array]
 Both = tuple[jax.Array, jax.Array]  # of the parameters [..., p] and of the argument
@@ -90,7 +90,7 @@ class Derivative:
         """The value and the probe, from one program."""
         (q,) = drawn([(1, *self._function.out_struct.shape)], self._at[1])
         try:
-            value, found = eqx.filter_jit(_pull, compiler_options=sooner())(self._function, self._at, q)
+            value, found = once_of_models(_pull)(self._function, self._at, q)
         except Exception as error:  # JAX says that there is no reverse mode in many ways
             value, self._columns = self._by_columns(error)
             found = q.reshape(1, -1) @ self._columns
