@@ -28,7 +28,7 @@ class Jax(Library):
         return jax.ensure_compile_time_eval()
 
     def full_precision(self) -> AbstractContextManager[Any]:
-        if jax.config.jax_default_matmul_precision is None:
+        if jax.config.jax_default_matmul_precision is None:  # type: ignore[attr-defined]
             return jax.default_matmul_precision("highest")
         return nullcontext()
 

@@ -61,7 +61,7 @@ def _with_transpose(forward: Function, pull: Function, moved: list[Any], like: l
     def back(_identity: Any, both: tuple) -> tuple:
         return list(pull(both[1])), _zeros(both[1])
 
-    zero = 0 * sum(value.sum() for value in moved)  # JAX wants all that it solves for to hang on what moves
+    zero = jnp.zeros(()) * sum(value.sum() for value in moved)  # JAX wants all that it solves for to hang on what moves
     start = tuple([value + zero.astype(value.dtype) for value in values] for values in (moved, _zeros(like)))
     return lax.custom_linear_solve(lambda both: both, start, push, back)[1]
 

@@ -20,7 +20,7 @@ from kpflow_dyn._jax.failures import cause_of, explained
 from kpflow_dyn._jax.model import Model
 from kpflow_dyn._jax.models import copied
 from kpflow_dyn._jax.trace import trace_rows
-from kpflow_dyn._jax.transforms import sooner
+from kpflow_dyn._jax.transforms import once_of_models
 from kpflow_dyn._jax.watching import Change, parts_of, results, watched
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
@@ -45,7 +45,7 @@ class Network:
         self.values = values_named(problem.state or ("",), parts_of(self.call), problem.axes)
         self.layout = self._look()
         with explained("the network failed"):
-            self.start = eqx.filter_jit(self._of_trials, compiler_options=sooner())(self.call, self.rows)
+            self.start = once_of_models(self._of_trials)(self.call, self.rows)
 
     def model(self, params: Choice) -> Model:
         """The network with the parameters that learn."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from jax import jit as compiled
@@ -11,7 +12,19 @@ from jax import jvp, vjp, vmap
 
 from kpflow_dyn._backend import RowFunction
 
-__all__ = ["compiled", "each_row", "index", "jvp", "linearised", "once", "over_models", "over_rows", "vjp", "vmap"]
+__all__ = [
+    "compiled",
+    "each_row",
+    "index",
+    "jvp",
+    "linearised",
+    "once",
+    "once_of_models",
+    "over_models",
+    "over_rows",
+    "vjp",
+    "vmap",
+]
 
 SOONER = {
     "xla_backend_optimization_level": 0,
@@ -36,6 +49,11 @@ def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
 def once(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, compiled for one call."""
     return jax.jit(function, compiler_options=sooner())
+
+
+def once_of_models(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a function of models, in which not all is an array."""
+    return eqx.filter_jit(function, compiler_options=sooner())  # type: ignore[call-overload]
 
 
 @cache
