@@ -50,12 +50,14 @@ class Convolution(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """What a gradient pulls back, itself differentiable where a graph of it is made."""
+        x, weight = ctx.saved_tensors
         function = PulledBack.apply if torch.is_grad_enabled() else _pulled_back
-        return *function(gradients[0], *ctx.saved_tensors, ctx.options, ctx.needs_input_grad[:2]), None
+        return *function(gradients[0], x, weight, ctx.options, ctx.needs_input_grad[:2]), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, weight: Tensor, options: Options) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
         """Trials [trial, 1, channel, ...] as one batch; kernels of each trial as torch takes them."""
+        x, weight, options = args
         if in_dims[1] is not None:
             plain = torch.vmap(Convolution.forward, (*in_dims[:2], None), randomness=info.randomness)
             return plain(x, weight, options), 0
