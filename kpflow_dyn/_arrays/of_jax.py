@@ -28,7 +28,8 @@ class Jax(Library):
         return jax.ensure_compile_time_eval()
 
     def full_precision(self) -> AbstractContextManager[Any]:
-        if jax.config.jax_default_matmul_precision is None:  # type: ignore[attr-defined]
+        settings: Any = jax.config  # whose names a type checker does not know
+        if settings.jax_default_matmul_precision is None:
             return jax.default_matmul_precision("highest")
         return nullcontext()
 

@@ -171,8 +171,8 @@ def _entries_onto(
     def update(k: int, sink: Range, source: Range, first: int) -> EntriesUpdate:
         rows, columns = stages[k].rows, stages[k].columns - first
         here = np.flatnonzero((columns >= 0) & (columns < source.length))
-        to, of, entries = (torch.from_numpy(numbers).to(x.device) for numbers in (rows[here], columns[here], here))
-        return EntriesUpdate(sink, source, to, of, found[k][..., entries])
+        to, of, taken = (torch.from_numpy(numbers).to(x.device) for numbers in (rows[here], columns[here], here))
+        return EntriesUpdate(sink, source, to, of, found[k][..., taken])
 
     return lambda k, sink: [update(k, sink, *source) for source in zip(sources, (0, units), strict=True)]
 

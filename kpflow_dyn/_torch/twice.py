@@ -58,11 +58,10 @@ class Convolution(Function):
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
         """Trials [trial, 1, channel, ...] as one batch; kernels of each trial as torch takes them."""
         x, weight, options = args
-        trials, kernels, _ = in_dims
-        if kernels is not None:
-            plain = torch.vmap(Convolution.forward, (trials, kernels, None), randomness=info.randomness)
+        if in_dims[1] is not None:
+            plain = torch.vmap(Convolution.forward, (*in_dims[:2], None), randomness=info.randomness)
             return plain(x, weight, options), 0
-        x = x.movedim(trials, 0)
+        x = x.movedim(in_dims[0], 0)
         return Convolution.apply(x.flatten(0, 1), weight, options).unflatten(0, x.shape[:2]), 0
 
 
