@@ -107,7 +107,7 @@ def test_some_parameters_and_rates() -> None:
 
 
 def test_without_sites_parameters_and_states_bound_alone() -> None:
-    class Sorted(nn.Module):
+    class Branching(nn.Module):
         hidden_size = 3
 
         def __init__(self) -> None:
@@ -115,10 +115,11 @@ def test_without_sites_parameters_and_states_bound_alone() -> None:
             self.W = nn.Linear(3, 3)
 
         def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-            return torch.tanh(self.W(z)) if bool((z.sum() > 100).item()) else torch.sin(self.W(z + x))
+            rows = zip(self.W(z + x), z.sum(1), strict=True)
+            return torch.stack([torch.tanh(v) if total > 0 else torch.sin(v) for v, total in rows])  # not for all alike
 
     torch.manual_seed(0)
-    problem = kp.DiscreteProblem(Sorted().double(), torch.randn(2, 4, 3, dtype=torch.float64))
+    problem = kp.DiscreteProblem(Branching().double(), torch.randn(2, 4, 3, dtype=torch.float64))
     with pytest.warns(kp.UntracedWarning):
         flow = kp.linearize(kp.solve(problem))
     found = kp.rank_bound(flow)

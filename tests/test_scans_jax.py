@@ -117,6 +117,21 @@ def of_branches(p: Parameters, x: jax.Array) -> jax.Array:
     return lax.scan(step, x, jnp.arange(64))[0]
 
 
+def test_a_reverse_mode_within_the_network_is_traced() -> None:
+    def net(p: Parameters, x: jax.Array) -> jax.Array:
+        def energy(u: jax.Array) -> jax.Array:
+            return (lax.associative_scan(affine, (jax.nn.sigmoid(u), u))[1] ** 2).sum()
+
+        return jax.grad(energy)(jnp.tanh(x @ p["W"].T + p["a"]))
+
+    p, x = parameters(), normal(TRIALS, TIMES, UNITS, seed=2)
+    flow = kp.linearize(kp.solve(kp.StaticProblem(Partial(net, p), x, state="")))
+    assert not flow.untraced
+    found = jax.jacrev(lambda p: jax.vmap(lambda row: net(p, row))(x).reshape(-1))(p)
+    J = np.concatenate([np.asarray(found[name]).reshape(found[name].shape[0], -1) for name in found], 1)
+    assert_close(flow.ntk.dense(), J @ J.T)
+
+
 def test_a_scan_whose_weights_are_in_branches_alone_stays_whole() -> None:
     flow = kp.linearize(kp.solve(kp.StaticProblem(Partial(of_branches, parameters()), normal(TRIALS, UNITS), state="")))
     assert flow.untraced == ""

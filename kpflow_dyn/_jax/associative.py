@@ -186,6 +186,8 @@ def _found(run: list[_Placed], jaxpr: Jaxpr) -> AssociativeScan | None:
     axes = [_axis(*pair) for pair in zip(elements, step.here, strict=True)]
     outside = _reads([e for e in jaxpr.eqns if not inside.intersection(e.outvars)])
     used = {*outside, *(var for var in jaxpr.outvars if not isinstance(var, Literal))}
+    if inside.intersection(used).difference(results):  # a reverse mode through the scan takes what is on the way
+        return None
     return AssociativeScan(equations, step, elements, axes, results, [var for var in results if var in used])
 
 
