@@ -422,6 +422,17 @@ def hooked_on_the_way(m, x, z):
     return torch.tanh(h) @ w
 
 
+def hooked_around_writes(m, x, z):
+    h = before(m, x, z) * 1
+    if h.requires_grad:
+        h.register_hook(lambda g: 2 * g)
+    h.mul_(m.v[0])
+    if h.requires_grad:
+        h.register_hook(lambda g: 3 * g.flip(-1))
+        h.register_hook(lambda g: g * torch.arange(N))
+    return torch.tanh(h) + torch.sin(h)
+
+
 # Attention over parts of a state
 
 
@@ -489,6 +500,7 @@ CELLS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
     "downhill": (downhill, {}),
     "spiking": (spiking, {}),
     "hooked_on_the_way": (hooked_on_the_way, {}),
+    "hooked_around_writes": (hooked_around_writes, {}),
 }
 FIELDS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
     "velocity_in_parts": (velocity_in_parts, {}),
@@ -527,7 +539,15 @@ def _in_double_precision() -> Any:
 
 QUICK_NETWORKS = {"weight_in_parts", "normed", "convolved_on_a_graph", "by_numbers_of_buffers", "several_results"}
 QUICK_NETWORKS |= {"without_a_forward_mode", "solved", "two_results", "of_torch_library"}
-QUICK_CELLS = {"by_slices", "by_mask", "by_fixed_mask", "spiking", "downhill", "hooked_on_the_way"}
+QUICK_CELLS = {
+    "by_slices",
+    "by_mask",
+    "by_fixed_mask",
+    "spiking",
+    "downhill",
+    "hooked_on_the_way",
+    "hooked_around_writes",
+}
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

@@ -264,7 +264,7 @@ class _Asked(TorchFunctionMode):
             return self.recorder.whole(func, args, kwargs or {})
         if func is one_hot:
             return _one_hot(*args, **(kwargs or {}))
-        if func in BY_MASKS and self._is_mask_of_rows(args[1]):
+        if func in BY_MASKS and len(args) > 1 and not kwargs and self._is_mask_of_rows(args[1]):
             return BY_MASKS[func](*args)
         if func is Tensor.__getitem__:
             return _looked_up(*args)

@@ -9,6 +9,7 @@ A hook is the backward pass of f(u) = u.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from threading import get_ident
 from typing import Any
@@ -151,7 +152,7 @@ class _Hooks(TorchFunctionMode):
 
     def __init__(self, surrogates: _Surrogates) -> None:
         super().__init__()
-        self.surrogates, self._known = surrogates, dict[int, tuple[Tensor, FxNode, list[Any]]]()
+        self.surrogates, self._known = surrogates, dict[int, _Hooked]()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.register_hook and self.surrogates.is_heard(args[:1]):
@@ -159,11 +160,13 @@ class _Hooks(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def add(self, tensor: Tensor, hook: Any) -> None:
-        """Let a tensor have the derivative of one more hook, after those that it has."""
-        recorder = self.surrogates.recorder
-        _, node, hooks = self._known.setdefault(id(tensor), (tensor, recorder.node_of(tensor), []))
+        """Let a tensor have the derivative of one more hook, after those that it has since it was last written to."""
+        recorder, known = self.surrogates.recorder, self._known.get(id(tensor))
+        if known is None or known.after is not recorder.node_of(tensor):
+            known = self._known[id(tensor)] = _Hooked(tensor, recorder.node_of(tensor), [])
+        hooks = known.hooks
         hooks.append(hook)
-        recorder.stand_for(tensor, node)
+        recorder.stand_for(tensor, known.before)
 
         def backward(_own: Tensor, gradient: Tensor) -> list[Tensor]:
             for hook in hooks:
@@ -172,6 +175,17 @@ class _Hooks(TorchFunctionMode):
             return [gradient]
 
         self.surrogates.follow(backward, tensor)
+        known.after = recorder.node_of(tensor)
+
+
+@dataclass
+class _Hooked:
+    """A tensor with hooks, and its nodes before and after them."""
+
+    tensor: Tensor
+    before: FxNode
+    hooks: list[Any]
+    after: FxNode = None
 
 
 def _item(values: tuple[Tensor, ...], n: int) -> Tensor:
