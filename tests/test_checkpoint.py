@@ -138,6 +138,23 @@ def test_pickled_state_dicts_are_read(tmp_path):
     assert torch.equal(state(loaded.cell, x), state(network, x)) and loaded.unused == ("shared",)
 
 
+@pytest.mark.parametrize("save", [torch.save, lambda weights, path: path.write_bytes(pickle.dumps(weights))])
+def test_negative_conjugate_and_repeated_numbers_are_read(tmp_path, save):
+    """Torch saves the first two as what they are the negative or the conjugate of, and a mark."""
+    values = torch.randn(4, 4, dtype=torch.complex64)
+    for name, weight in {"negative": values.conj().imag, "conjugate": values.conj()}.items():
+        save({"weight": weight, "bias": torch.ones(1, dtype=weight.dtype).expand(4)}, tmp_path / name)
+        filled = load_checkpoint(tmp_path / name, nn.Linear(4, 4, dtype=weight.dtype)).cell
+        assert torch.equal(filled.weight, weight) and torch.equal(filled.bias, torch.ones(4, dtype=weight.dtype))
+
+
+def test_numbers_of_one_byte_are_read(tmp_path):
+    network = nn.RNN(3, 4, batch_first=True)
+    short = {name: value.to(torch.float8_e4m3fn) for name, value in network.state_dict().items()}
+    loaded = load_checkpoint(save(short, tmp_path)).cell
+    assert all(torch.equal(value, short[name].float()) for name, value in loaded.state_dict().items())
+
+
 @pytest.mark.parametrize("alpha", [0.0, -0.5, 1.5, [0.1, 0.2]])
 def test_a_leak_that_is_none_is_refused(tmp_path, alpha):
     path = save(change(CTRNNCell(3, 6).state_dict(), "alpha", torch.tensor(alpha)), tmp_path)

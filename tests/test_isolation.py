@@ -64,6 +64,24 @@ def test_flows_of_several_threads_are_as_of_one() -> None:
     assert not wrong
 
 
+def test_several_threads_ask_for_parts_of_one_network() -> None:
+    """Nothing that one hears is another's."""
+    net, x = nn.Sequential(network(), nn.Tanh(), nn.Linear(3, 2).double()), torch.randn(3, 2).double()
+    states, found = [["0", "2"], ["2"], ["0.0"], ["0", "0.1"]], [list[Tensor]() for _ in range(4)]
+
+    def make(number: int) -> Tensor:
+        return kp.linearize(kp.solve(kp.StaticProblem(net, x, state=states[number]))).ntk.dense()
+
+    expected = [make(number) for number in range(4)]
+    threads = [Thread(target=lambda n=n: found[n].extend(make(n) for _ in range(5))) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(len(each) == 5 for each in found)
+    assert all(torch.allclose(one, first) for each, first in zip(found, expected, strict=True) for one in each)
+
+
 def test_several_threads_trace_at_once() -> None:
     untraced: list[str] = []
 

@@ -97,6 +97,16 @@ def test_an_application_computes_no_value_anew() -> None:
     assert calls["aten::convolution"] == 3  # w * v_x and x * v_w of the second, x * v_w of the first
 
 
+@pytest.mark.parametrize("state", ["", "0"])
+def test_made_in_inference_mode(state: str) -> None:
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), torch.randn(5, 3).double()
+    expected = kp.linearize(kp.solve(kp.StaticProblem(net, x, state=state)))
+    with torch.inference_mode():
+        flow = kp.linearize(kp.solve(kp.StaticProblem(net, x, state=state)))
+        inside = flow.ntk.dense()
+    assert close(inside, expected.ntk.dense()) and close((flow.P @ flow.K @ flow.P.T).dense(), expected.ntk.dense())
+
+
 def test_under_inference_mode_and_after_the_parameters_changed() -> None:
     net, x = problem("convolutions")
     J = jacobian(net, x)

@@ -206,7 +206,7 @@ def _of_shared(expected: Mapping[str, Any], head: str, tensors: Mapping[str, Ten
     known = {id(value): tensors[head + name] for name, value in expected.items() if head + name in tensors}
     for name, value in expected.items():
         own = tensors.get(head + name)
-        if own is not None and not torch.equal(own, known[id(value)]):
+        if own is not None and own is not known[id(value)] and not torch.equal(own, known[id(value)]):
             raise CheckpointError(f"{head}{name} differs from another name of the same weight of the module")
     left_out = [name for name, value in expected.items() if head + name not in tensors and id(value) in known]
     return {head + name: known[id(expected[name])] for name in left_out}

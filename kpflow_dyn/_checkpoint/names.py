@@ -15,7 +15,6 @@ from kpflow_dyn._problems.parameters import CheckpointError
 CONTAINERS = 200_000
 LONGEST = 2_000  # name, of all keys around it together
 _OF_OPTIMISERS = re.compile(r"opt(im(i[sz]ers?)?)?(_states?)?(_dicts?)?")
-HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,8 @@ def named(tree: Any, as_torch: bool = True) -> Names:
         elif isinstance(leaf, Skipped):
             skipped[leaf.name] = True
         elif isinstance(leaf, Tensor) and not any(map(_OF_OPTIMISERS.fullmatch, path[:-1])):
-            value = leaf.detach().float() if as_torch and leaf.dtype in HALVES else leaf.detach()
+            short = leaf.is_floating_point() and leaf.dtype.itemsize < torch.float32.itemsize
+            value = leaf.detach().float() if as_torch and short else leaf.detach()
             kernel = as_torch and path[-1:] == ("kernel",) and value.ndim == 2
             name = f"{key}.weight".removeprefix(".") if kernel else name
             found[name], keys[name] = value.T if kernel else value, key

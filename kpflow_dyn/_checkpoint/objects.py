@@ -1,6 +1,6 @@
 """Pickled objects as trees of plain values: tensors and arrays come back, of other objects what they hold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,13 +124,13 @@ class _Reader:
         return self.storages[place], dtype
 
     def tensor(self, node: Foreign) -> Any:
-        reference, offset, shape, strides, *_ = node.given
-        return strided(*self.read_storage(reference), offset, shape, strides)
+        reference, offset, shape, strides, *rest = node.given
+        return _with_bits(strided(*self.read_storage(reference), offset, shape, strides), rest[2:])
 
     def untyped_tensor(self, node: Foreign) -> Any:
-        reference, offset, shape, strides, _, _, dtype, *_ = node.given
+        reference, offset, shape, strides, _, _, dtype, *rest = node.given
         whole = dtype_named(dtype.name.removeprefix("torch."))
-        return strided(self.read_storage(reference)[0], whole, offset, shape, strides)
+        return _with_bits(strided(self.read_storage(reference)[0], whole, offset, shape, strides), rest)
 
     def first_argument(self, node: Foreign) -> Any:
         return self.value(next(iter(node.given), None))
@@ -161,6 +161,13 @@ def _first(state: Any) -> dict[str, Any]:
     """The dictionary of attributes in the state of an object, which may have a second one of slots."""
     first = state[0] if isinstance(state, tuple) and len(state) == 2 else state
     return first if isinstance(first, dict) else {}
+
+
+def _with_bits(tensor: torch.Tensor, given: Sequence[Any]) -> torch.Tensor:
+    """The values of a tensor that may be saved as the negative or the conjugate of what is in its storage."""
+    bits = given[0] if given and isinstance(given[0], dict) else {}
+    tensor = tensor.conj().resolve_conj() if bits.get("conj") else tensor
+    return -tensor if bits.get("neg") else tensor
 
 
 def _is_known(node: Foreign) -> bool:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import is_dataclass
+from threading import RLock
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+ONE_AT_A_TIME = RLock()
+"""Of what a thread does to all of torch, or to a module: a trace, forward mode, and what is taken back."""
 CONTAINERS = (dict, list, set, deque)
 
 
@@ -21,8 +24,20 @@ CONTAINERS = (dict, list, set, deque)
 def left_alone(model: Any, values: bool = True) -> Iterator[None]:
     """Restore attributes, hooks, mode, gradients, the random state and, where asked, the values of all tensors.
 
-    What is no module is left to itself.
+    What is no module is left to itself. Other threads wait, as what they change in it would be taken back, or kept.
+    Tensors that are made meanwhile have gradients, also in `torch.inference_mode`.
     """
+    with ONE_AT_A_TIME, outside_of_inference(), _restored(model, values):
+        yield
+
+
+def outside_of_inference() -> AbstractContextManager[Any]:
+    """Tensors that are made meanwhile can have gradients."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
+@contextmanager
+def _restored(model: Any, values: bool) -> Iterator[None]:
     if not isinstance(model, nn.Module):
         yield
         return

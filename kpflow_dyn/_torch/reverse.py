@@ -65,7 +65,7 @@ class Recorded:
         with torch.inference_mode(False), torch.enable_grad():
             u = torch.zeros_like(self._value, requires_grad=True)
             pulled = _gradients(self._value, self._inputs, u, create_graph=True)
-        edges = [get_gradient_edge(g) if g.requires_grad else None for g in pulled]
+            edges = [get_gradient_edge(g) if g.requires_grad else None for g in pulled]
 
         def push(*tangents: Tree) -> Tensor:
             pairs = [(g, v) for g, v in zip(edges, tree_flatten(tangents)[0], strict=True) if g is not None]

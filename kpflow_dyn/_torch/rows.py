@@ -8,7 +8,8 @@ from torch.func import jacfwd, vmap
 
 from kpflow_dyn._backend import RowFunction
 from kpflow_dyn._torch.glue import StepProduct
-from kpflow_dyn._torch.transforms import FORWARD, each_row, jvp
+from kpflow_dyn._torch.left_alone import ONE_AT_A_TIME
+from kpflow_dyn._torch.transforms import each_row, jvp
 from kpflow_dyn.tracing._graph import ancestors, evaluate, run
 from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._uses import as_matrices
@@ -56,7 +57,7 @@ def linear_map(rows: RowFunctions, product: StepProduct) -> Callable[[Tensor], T
 
 def jacobians(sinks: Callable, x: Tensor, z: Tensor, a: Tensor) -> list[tuple[Tensor, Tensor]]:
     """For each sink its derivatives in z and in a, [time, trial, sink, source]."""
-    with FORWARD:
+    with ONE_AT_A_TIME:
         found = each_row(lambda *row: [d for pair in jacfwd(sinks, argnums=(1, 2))(*row) for d in pair], x, z, a)
     return list(zip(found[::2], found[1::2], strict=True))
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from threading import RLock
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from kpflow_dyn._torch.checks import is_inexact
 from kpflow_dyn._torch.complex_parts import LINEAR, form_of
 from kpflow_dyn._torch.decompositions import DECOMPOSITIONS, WHOLE
 from kpflow_dyn._torch.functional import functional
-from kpflow_dyn._torch.left_alone import left_alone
+from kpflow_dyn._torch.left_alone import ONE_AT_A_TIME, left_alone
 from kpflow_dyn._torch.origins import own_line
 from kpflow_dyn._torch.recording import Recording, record, tensors_in
 from kpflow_dyn._torch.results import Results, in_both_modes, several_results
@@ -44,7 +43,6 @@ MOVES = {
 }
 PUTS = {aten.index_put.default, aten.scatter.src, aten.diagonal_scatter.default}
 PRODUCTS = {aten.mm, aten.bmm}
-ONE_AT_A_TIME = RLock()  # of all threads: torch is patched while it is recorded
 REDUCES = {aten.sum, aten.mean, *LINEAR}
 
 

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable
 from functools import cache
-from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,12 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from kpflow_dyn._backend import RowFunction
 from kpflow_dyn._flows.referee import OWN, check_transpose, drawn
 from kpflow_dyn._torch.cell_equations import CellEquations
+from kpflow_dyn._torch.left_alone import ONE_AT_A_TIME
 from kpflow_dyn._torch.reverse import Recorded
 from kpflow_dyn._torch.twice import TwiceDifferentiable
 
 __all__ = ["compiled", "each_row", "index", "jvp", "linearised", "once", "over_models", "vjp", "vmap"]
 
-FORWARD = RLock()
 ROWS_AT_ONCE = 8192
 Tree = Any  # a tensor, or a list of tensors
 
@@ -30,7 +29,7 @@ def jvp(function: Callable[..., Any], points: tuple[Tree, ...], tangents: tuple[
 
     Of one thread at a time: torch counts the levels of forward mode for the whole process.
     """
-    with FORWARD:
+    with ONE_AT_A_TIME:
         return torch.func.jvp(function, tree_map(_apart, points), tangents)
 
 
