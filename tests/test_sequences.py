@@ -165,6 +165,29 @@ def test_two_parts_of_a_cell_are_its_state() -> None:
     assert linearized(net, inputs(), state="cell:1", axes=AXES).sites
 
 
+class ReadOut(nn.Module):
+    """A cell in a loop, and what is read out of all its states at once."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.loop, self.out = Loop(axis), nn.Linear(UNITS, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.loop(x))
+
+
+@pytest.mark.parametrize("axes", [AXES, ("time", "trial", "unit")])
+@pytest.mark.parametrize("times", [1, TIMES])
+def test_calls_and_values_with_times_lie_side_by_side(axes: tuple[str, ...], times: int) -> None:
+    torch.manual_seed(1)
+    net, x = ReadOut(axes.index("time")).double(), inputs()[:, :times]
+    flow = linearized(net, x, state=["loop.cell", ""], axes=axes)
+    states = linearized(net, x, state="loop.cell", axes=axes).J.dense().reshape(TRIALS, times, UNITS, -1)
+    outputs = linearized(net, x, axes=axes).J.dense().reshape(TRIALS, times, 2, -1)
+    assert tuple(flow.ntk.domain.shape) == (TRIALS, times, UNITS + 2)
+    close(flow.J.dense(), torch.cat([states, outputs], 2).flatten(0, 2))
+
+
 class Causal(nn.Module):
     """Convolutions along time, channels first, behind a causal attention."""
 

@@ -36,8 +36,7 @@ def layout_of(names: Sequence[str], shapes: Sequence[tuple[int, ...]], axes: Seq
     """
     if axes is None:
         return ShapeLayout(tuple(names), tuple(shapes))
-    of_value = axes_of_value(axes, len(shapes[0]))
-    found = NamedLayout(tuple(names), tuple(shapes), (*(name for name in axes if name not in of_value), *of_value))
+    found = NamedLayout(tuple(names), tuple(shapes), tuple(axes))
     found.check()
     return found
 
@@ -110,7 +109,7 @@ class ShapeLayout:
 class NamedLayout:
     """Values with axes that their user names, side by side on the units: [time, ..., unit].
 
-    With one name more than a value has axes, the first is that of the calls of each module (see `axes_of_value`).
+    Where a value has one axis fewer, its calls are the times (see `axes_of_value`).
     """
 
     names: tuple[str, ...]
@@ -124,25 +123,30 @@ class NamedLayout:
 
     def join(self, values: Sequence[Array]) -> Array:
         """See `Layout`."""
-        whole = [_stacked(values, calls, self.shapes) if self._of_calls else values[calls[0]] for calls in self._groups]
-        xp, order = array_namespace(values[0]), [self.given.index(name) for name in self.axes]
-        return xp.concat([_ordered(value, order) for value in whole], axis=-1)
+        return array_namespace(values[0]).concat([self._lying(calls, values) for calls in self._groups], axis=-1)
 
     def split(self, state: Array) -> list[Array]:
         """See `Layout`."""
-        back, found, end = [self.axes.index(name) for name in self.given], {}, 0
+        found, end = {}, 0
         for calls in self._groups:
-            start, end = end, end + self._whole(calls)[self.given.index("unit")]
-            whole = _ordered(state[..., start:end], back)
+            names = self._given(calls)
+            start, end = end, end + self._whole(calls)[names.index("unit")]
+            whole = _ordered(state[..., start:end], [self.axes.index(name) for name in names])
             behind = (slice(None),) * len(self.shapes[calls[0]])
-            parts = [whole[(..., i, *behind)] for i in range(len(calls))] if self._of_calls else [whole]
+            parts = [whole[(..., i, *behind)] for i in range(len(calls))] if self._are_times(calls) else [whole]
             found.update(zip(calls, parts, strict=True))
         return [found[i] for i in range(len(self.names))]
 
+    def _lying(self, calls: Sequence[int], values: Sequence[Array]) -> Array:
+        """A value, or those of all calls along the times, [..., *axes]."""
+        whole = _stacked(values, calls, self.shapes) if self._are_times(calls) else values[calls[0]]
+        names = self._given(calls)
+        return _ordered(whole, [names.index(name) for name in self.axes])
+
     def check(self) -> None:
         """Raise where the axes do not fit the values."""
-        sizes = [dict(zip(self.given, self._whole(calls), strict=False)) for calls in self._groups]
-        fits = all(len(self._whole(calls)) == len(self.given) and self._may_be_calls(calls) for calls in self._groups)
+        sizes = [dict(zip(self._given(calls), self._whole(calls), strict=False)) for calls in self._groups]
+        fits = all(len(self._whole(calls)) == len(self.given) and self._may_be_times(calls) for calls in self._groups)
         if not fits or len({tuple(n for name, n in size.items() if name != "unit") for size in sizes}) > 1:
             several = ", ".join(f"{name or 'the output'} {list(shape)}" for name, shape in self._described.items())
             raise ValueError(
@@ -150,27 +154,33 @@ class NamedLayout:
                 f"{several}; all must have these axes, of the same lengths but for the units"
             )
 
-    @property
-    def _of_calls(self) -> bool:
-        """Whether the first axis is that of calls."""
-        return len(self.given) == len(self.shapes[0]) + 1
+    def _given(self, calls: Sequence[int]) -> tuple[str, ...]:
+        """The names of the axes of a value, with its calls in front where these are the times."""
+        own = axes_of_value(self.given, len(self.shapes[calls[0]]))
+        return (*(name for name in self.given if name not in own), *own)
 
-    def _may_be_calls(self, calls: Sequence[int]) -> bool:
-        """Whether these can lie along an axis of calls: the network is called once, and a step [unit] once or more."""
+    def _are_times(self, calls: Sequence[int]) -> bool:
+        return len(self.given) == len(self.shapes[calls[0]]) + 1
+
+    def _may_be_times(self, calls: Sequence[int]) -> bool:
+        """Whether these can lie along the times: the network is called once, and a step [unit] once or more."""
         first = calls[0]
-        return not self._of_calls or (self.names[first] != "" and (len(calls) > 1 or len(self.shapes[first]) < 2))
+        return not self._are_times(calls) or (
+            self.names[first] != "" and (len(calls) > 1 or len(self.shapes[first]) < 2)
+        )
 
     @property
     def _groups(self) -> list[list[int]]:
-        """The numbers of the values that lie side by side; with an axis of calls those of one name are together."""
-        if not self._of_calls:
-            return [[i] for i in range(len(self.names))]
-        return [[i for i, other in enumerate(self.names) if other == name] for name in dict.fromkeys(self.names)]
+        """The numbers of the values that lie side by side; those of one name whose calls are times are together."""
+        found: dict[object, list[int]] = {}
+        for i, name in enumerate(self.names):
+            found.setdefault(name if self._are_times([i]) else i, []).append(i)
+        return list(found.values())
 
     def _whole(self, calls: Sequence[int]) -> tuple[int, ...]:
         """The shape of a value, with its calls in front."""
         shapes = {self.shapes[i] for i in calls}
-        front = (len(calls),) if self._of_calls else ()
+        front = (len(calls),) if self._are_times(calls) else ()
         return (*front, *shapes.pop()) if len(shapes) == 1 else ()
 
     @property
