@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
@@ -250,10 +251,15 @@ class ODEFlow(Flow):
     """The flow of an ODE's solution, whose operators act on functions of time.
 
     Attributes:
-        steps: the flow of the steps that the solver took; None where they cannot be replayed.
+        of_steps: makes `steps`.
     """
 
-    steps: RecurrentFlow | None = None
+    of_steps: Callable[[], RecurrentFlow] | None = field(default=None, repr=False)
+
+    @cached_property
+    def steps(self) -> RecurrentFlow | None:
+        """The flow of the steps that the solver took, made when it is first asked for; None without replayed steps."""
+        return None if self.of_steps is None else self.of_steps()
 
     @property
     def nodal(self) -> RecurrentFlow:
@@ -354,8 +360,9 @@ def _without(name: str, dropped: list[str]) -> str:
 
 def _with_steps(flow: AnyFlow, change: Callable[[RecurrentFlow], RecurrentFlow]) -> AnyFlow:
     """The flow of an ODE with its steps changed as well."""
-    if isinstance(flow, ODEFlow) and flow.steps is not None:
-        return dataclasses.replace(flow, steps=change(flow.steps))
+    if isinstance(flow, ODEFlow) and flow.of_steps is not None:
+        whole = flow.of_steps
+        return dataclasses.replace(flow, of_steps=lambda: change(whole()))
     return flow
 
 

@@ -7,20 +7,24 @@ else its matrix. Where there is no reverse mode, it is the transposed matrix of 
 import math
 from collections.abc import Callable
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Self
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from kpflow_dyn._arrays import Rows, eps_of
-from kpflow_dyn._arrays.complex_numbers import by_name, flat
+from kpflow_dyn._arrays.complex_numbers import by_name, flat, vector_of
 from kpflow_dyn._arrays.memory import in_blocks, require_matrix
 from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._jax import equations
 from kpflow_dyn._jax.failures import explained, first_line
+from kpflow_dyn._jax.programs import KeptPrograms, form_of
 from kpflow_dyn._jax.transforms import sooner
+
+PROGRAMS = KeptPrograms()
 
 Values = dict[str, jax.Array]
 Both = tuple[jax.Array, jax.Array]  # of the parameters [..., p] and of the argument
@@ -31,14 +35,14 @@ class Derivative:
 
     def __init__(self, function: Callable[[Values, jax.Array], jax.Array], parameters: Values, at: jax.Array) -> None:
         forms = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in parameters.items()}
-        theta = jnp.concatenate([at.reshape(-1)[:0], *map(flat, parameters.values())])
+        theta = vector_of([at.reshape(-1)[:0], *map(flat, parameters.values())])
         self._at = theta, at
         with explained("the model failed"):
             # What the function closes over becomes an argument: constants of a program would be whole on every device.
-            self._function: Any = eqx.filter_closure_convert(
-                lambda theta, s: function(_named(theta, forms), s), theta, at
-            )
-        self._programs = _programs(self._function)
+            of_numbers = jax.make_jaxpr(lambda theta, s: function(_named(theta, forms), s), return_shape=True)
+            closed, self._states = of_numbers(theta, at)
+        self._jaxpr, self._constants = closed.jaxpr, list(map(jnp.asarray, closed.consts))
+        self._programs = _programs(closed)
         self._columns: jax.Array | None = None  # the matrix [states, p + argument], where there is no reverse mode
 
     def at(self, argument: jax.Array) -> Self:
@@ -52,7 +56,7 @@ class Derivative:
     @property
     def custom(self) -> list[str]:
         """The functions with derivatives of their own that the model calls."""
-        return equations.custom_functions(self._function.jaxpr)
+        return equations.custom_functions(self._jaxpr)
 
     @property
     def value(self) -> jax.Array:
@@ -64,7 +68,7 @@ class Derivative:
     @property
     def rounding(self) -> float:
         """Of the least precise part."""
-        return max(equations.rounding_of(self._function.jaxpr), eps_of(self._at[1]))
+        return max(equations.rounding_of(self._jaxpr), eps_of(self._at[1]))
 
     @property
     def probe(self) -> Probe:
@@ -85,7 +89,7 @@ class Derivative:
     @cached_property
     def _first(self) -> tuple[jax.Array, Probe]:
         """The value and the probe, from one program."""
-        (q,) = drawn([(1, *self._function.out_struct.shape)], self._at[1])
+        (q,) = drawn([(1, *self._states.shape)], self._at[1])
         try:
             value, found = self._run(_pulled_once, q)
         except Exception as error:  # JAX says that there is no reverse mode in many ways
@@ -117,7 +121,7 @@ class Derivative:
         return self._by_rows()
 
     def _run(self, what: Callable[..., Any], *given: jax.Array) -> Any:
-        return self._programs[what](self._at, *given)
+        return self._programs[what](self._constants, self._at, *given)
 
     def _check(self, forward: Rows) -> None:
         """Raise a `Mismatch` unless it is the transpose of reverse mode."""
@@ -127,7 +131,7 @@ class Derivative:
 
     def _by_columns(self, error: Exception) -> tuple[jax.Array, jax.Array]:
         """The value, and the matrix of forward mode [states, p + argument]."""
-        unit = self._unit(sum(at.size for at in self._at), self._function.out_struct.size, "reverse", error)
+        unit = self._unit(sum(at.size for at in self._at), self._states.size, "reverse", error)
         try:
             found = self._run(_linearized, unit)
         except Exception:
@@ -163,19 +167,32 @@ def _named(theta: jax.Array, forms: dict[str, jax.ShapeDtypeStruct]) -> Values:
     return by_name(theta, forms)  # type: ignore[arg-type]
 
 
-def _programs(function: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What is compiled of a function, with its arrays as plain arguments: equinox flattens it anew with each call."""
-    arrays, fixed = eqx.partition(function, eqx.is_array)
-    leaves, form = jax.tree.flatten(arrays)
+@dataclass(frozen=True)
+class _Programs:
+    """What is compiled of all functions of one form, of their constants and of the point first."""
 
-    def program(what: Callable[..., Any], options: dict[str, Any] | None = None) -> Callable[..., Any]:
-        def on_leaves(leaves: list[jax.Array], *given: Any) -> Any:
-            return what(eqx.combine(jax.tree.unflatten(form, leaves), fixed), *given)
+    every: dict[Callable[..., Any], Callable[..., Any]]
 
-        return partial(jax.jit(on_leaves, compiler_options=options), leaves)
+    def fits(self, values: list[Any]) -> bool:
+        """Always."""
+        return True
 
-    every = {what: program(what) for what in (_valued, _pulled, _linearized, _transposed, _doubled)}
-    return every | {_pulled_once: program(_pulled_once, sooner())}
+
+def _programs(closed: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
+    key = (form_of(closed),)
+    if (found := PROGRAMS.find(key, [])) is None:
+        jaxpr = closed.jaxpr
+
+        def program(what: Callable[..., Any], options: dict[str, Any] | None = None) -> Callable[..., Any]:
+            def of_constants(constants: list[jax.Array], *given: Any) -> Any:
+                return what(lambda *at: jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))(*at)[0], *given)
+
+            return jax.jit(of_constants, compiler_options=options)
+
+        every = {what: program(what) for what in (_valued, _pulled, _linearized, _transposed, _doubled)}
+        found = _Programs(every | {_pulled_once: program(_pulled_once, sooner())})
+        PROGRAMS.keep(key, found)
+    return found.every
 
 
 @partial(jax.jit, static_argnums=1)

@@ -7,85 +7,88 @@ With z_t = Phi(z_{t-1}, x_t; theta), kicks a entering inside the step and weight
 Arrays are [time, trial, probe, ...] inside.
 """
 
-from collections.abc import Callable
 from copy import copy
-from typing import Self
+from math import prod
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kpflow_dyn._backend import BACKENDS
-from kpflow_dyn._jax.sites import SiteData
-from kpflow_dyn._jax.step import StepTangent
-from kpflow_dyn.tracing._rows import RowFunctions
+from kpflow_dyn._jax.sites import SiteMaps
+from kpflow_dyn._jax.step import Fixed, StepTangent, rows_at
+from kpflow_dyn.tracing._graph import Node, run
+from kpflow_dyn.tracing._rows import fixed_nodes
 from kpflow_dyn.tracing._steps import AnalysedStep
 
-Data = tuple  # what a sweep needs to know of the rows: the step's residuals and each site's variables
 Changes = list[jax.Array]  # of the weights, site by site
 
 
+class Data(NamedTuple):
+    """All numbers of linearised steps."""
+
+    moving: list[jax.Array]  # residuals of the step at each row [time, trial, ...]
+    variables: list[list[jax.Array]]  # of which each site's variables are made [time, trial, ...]
+    everywhere: list[jax.Array]  # residuals that do not depend on the row
+    fixed: Fixed  # the values of nodes that depend on no row
+    bases: list[jax.Array | None]  # to which the variables of each site are cut
+
+
 class LinearisedSteps:
-    """The steps from states z_prev [trial, time, unit] under inputs x [trial, time, input]."""
+    """What steps of one form are linearised by; it holds no numbers, so that other states and weights share it.
 
-    untraced = ""
+    Args:
+        step: as analysed, without values.
+        given: like the values that its graph had, of these nodes.
+        x: like the inputs [trial, time, input].
+        z: like the states before each step [trial, time, unit].
+    """
 
-    def __init__(self, step: AnalysedStep, x: jax.Array, z_prev: jax.Array) -> None:
-        rows = RowFunctions(step, BACKENDS["jax"].transforms)
-        self.trials, self.times, self.units = z_prev.shape
-        self.like = z_prev.reshape(-1)[:0]
-        self.rows, self.one = rows, (x[0, 0], z_prev[0, 0])
-        self.step = StepTangent(rows, step.sites, *self.one)
-        self.sites = [("a", SiteData(site, rows)) for site in step.sites]
-        self.weights, self._push, _pull = rows.weights()
-        self.parameter_size = sum(value.size for value in rows.parameter_values())
+    def __init__(self, step: AnalysedStep, given: dict[Node, Any], x: Any, z: Any) -> None:
+        self.analysed, self._given, self.dtype = step, list(given), z.dtype
+        self.trials, self.times, self.units = z.shape
+        row = (jax.ShapeDtypeStruct(like.shape[2:], like.dtype) for like in (x, z))
+        self.step = StepTangent(step, jax.eval_shape(self._fixed, list(given.values())), *row)
+        self.parameter_size = sum(prod(node.shape) for node in step.parameters)
         self.site_kicks = np.concatenate([site.kicks.ravel() for site in step.sites])
-        used = np.concatenate([site.entries.ravel() for _, site in self.sites])
+        used = np.concatenate([site.entries.ravel() for site in step.sites])
         self.plain = not step.computed and len(np.unique(used)) == len(used)
-        self.next_state, self.data = self._evaluate(rows, x, z_prev)
-        (_, variables), _ = self.data
-        for (_, site), data in zip(self.sites, variables, strict=True):
-            site.data = data
 
-    def _evaluate(self, rows: RowFunctions, x: jax.Array, z: jax.Array) -> tuple[jax.Array, Data]:
-        """The next states, and what sweeps need to know of the rows."""
+    def at(self, data: Data) -> Self:
+        """The same with maps of the sites and weights at these values, inside of a program."""
+        found, rows = copy(self), rows_at(self.analysed, data.fixed)
+        found.sites = [SiteMaps(site, rows, Q) for site, Q in zip(self.analysed.sites, data.bases, strict=True)]
+        _, found._push, _ = rows.weights()
+        return found
 
-        @jax.jit
-        def evaluated(*states: jax.Array) -> tuple[jax.Array, Data]:
-            x, z = (a.swapaxes(0, 1) for a in states)  # [time, trial, ...]
-            next_state, (moving, fixed) = self.step.along(x, z)
-            variables = [rows.variables(site, x, z) for site in rows.step.sites]
-            return next_state.swapaxes(0, 1), ((moving, variables), fixed)
+    sites: list[SiteMaps]
+    _push: Any
 
-        return evaluated(x, z)
+    def _evaluate(self, given: Fixed, x: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array, Data]:
+        """The next states [trial, time, unit], all weights, and what sweeps need to know."""
+        fixed, (x, z) = self._fixed(given), (a.swapaxes(0, 1) for a in (x, z))  # [time, trial, ...]
+        rows, sites = rows_at(self.analysed, fixed), self.analysed.sites
+        next_state, moving = self.step.along(fixed, x, z)
+        variables = [rows.variables(site, x, z) for site in sites]
+        data = Data(moving, variables, self.step.everywhere(fixed), fixed, [None for _ in sites])
+        return next_state.swapaxes(0, 1), rows.weights()[0], data
 
-    def truncated(self, bases: list[jax.Array | None]) -> Self:
-        """The same with each site's variables cut to V Q Q^T, for orthonormal columns Q [d, r]; None for all of V."""
-        cut = copy(self)
-        cut.sites = [
-            (name, site if basis is None else site.truncated(basis))
-            for (name, site), basis in zip(self.sites, bases, strict=True)
-        ]
-        (moving, _), fixed = self.data
-        cut.data = (moving, [site.data for _, site in cut.sites]), fixed
-        return cut
+    def _fixed(self, given: Fixed) -> Fixed:
+        """The values of all nodes that depend on no row, from those of the graph."""
+        nodes = fixed_nodes(self.analysed)
+        env = run(nodes, dict(zip(self._given, given, strict=True)))
+        return [env[node] for node in nodes]
 
-    def fed_back(self, draw: Callable[[str, jax.Array], jax.Array]) -> Self:
-        """The same gates, but what moves is multiplied by draw(name, W) in the place of each matrix W.
-
-        The weights are what the step's tangent knows of all rows alike.
-        """
-        step, turned = StepTangent(self.rows.with_matrices(draw), self.rows.step.sites, *self.one), copy(self)
-        known, _ = self.data
-        turned.data = known, step.fixed_at(*self.one)
-        return turned
+    def _everywhere(self, given: Fixed) -> list[jax.Array]:
+        """The residuals that do not depend on the row."""
+        return self.step.everywhere(self._fixed(given))
 
     # Weight changes
 
     def _changes(self, theta: jax.Array) -> Changes:
         """Parameter changes [probe, p] -> weight changes."""
         weights = jax.vmap(self._push)(theta)  # [probe, weight]
-        return [site.take(weights) for _, site in self.sites]
+        return [site.take(weights) for site in self.sites]
 
     def _gradient(self, changes: Changes, probes: int) -> jax.Array:
         """The transpose: gradients of the weights -> of the parameters [probe, p]."""
@@ -96,22 +99,27 @@ class LinearisedSteps:
         return [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
 
     def _theta(self, probes: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((probes, self.parameter_size), self.like.dtype)
+        return jax.ShapeDtypeStruct((probes, self.parameter_size), self.dtype)
 
-    def _kick(self, changes: Changes, variables: list[list[jax.Array]]) -> list[jax.Array]:
-        return [site.kick(c, v) for (_, site), c, v in zip(self.sites, changes, variables, strict=True)]
+    def _kicks_of(self, changes: Changes, variables: list[list[jax.Array]]) -> list[jax.Array]:
+        return [site.kick(c, v) for site, c, v in zip(self.sites, changes, variables, strict=True)]
 
     def _gather(self, kicks: list[jax.Array], variables: list[list[jax.Array]]) -> Changes:
-        return [site.gather(k, v) for (_, site), k, v in zip(self.sites, kicks, variables, strict=True)]
+        return [site.gather(k, v) for site, k, v in zip(self.sites, kicks, variables, strict=True)]
+
+    def _kick(self, data: Data, theta: jax.Array) -> jax.Array:
+        """B V dW^T: what one step makes of changes of the parameters."""
+        return self._enter(data, self._write(data, theta))
+
+    def _kick_adjoint(self, data: Data, q: jax.Array) -> jax.Array:
+        return self._read(data, self._enter_adjoint(data, q))
 
     def _write(self, data: Data, theta: jax.Array) -> jax.Array:
         """V dW^T of every site, side by side [probe, trial, time, site]."""
-        (_, variables), _ = data
-        return block_of(jnp.concatenate(self._kick(self._changes(theta), variables), -1))
+        return block_of(jnp.concatenate(self._kicks_of(self._changes(theta), data.variables), -1))
 
     def _read(self, data: Data, values: jax.Array) -> jax.Array:
-        (_, variables), _ = data
-        return self._gradient(self._gather(self._by_site(rows_of(values)), variables), len(values))
+        return self._gradient(self._gather(self._by_site(rows_of(values)), data.variables), len(values))
 
     def _enter(self, data: Data, values: jax.Array) -> jax.Array:
         """B: site values -> state, each step on its own."""
@@ -123,14 +131,12 @@ class LinearisedSteps:
 
     def _step_jvp(self, data: Data, theta: jax.Array, dz: jax.Array) -> jax.Array:
         """Each step by itself, of the parameters and the state before it."""
-        (_, variables), _ = data
-        values = jnp.concatenate(self._kick(self._changes(theta), variables), -1)
+        values = jnp.concatenate(self._kicks_of(self._changes(theta), data.variables), -1)
         return block_of(self._each_step(data, rows_of(dz), self._as_kicks(values)))
 
     def _step_vjp(self, data: Data, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-        (_, variables), _ = data
         dz, kicks = self._each_step_transposed(data, rows_of(q))
-        changes = self._gather(self._by_site(jnp.concatenate(kicks, -1)), variables)
+        changes = self._gather(self._by_site(jnp.concatenate(kicks, -1)), data.variables)
         return self._gradient(changes, len(q)), block_of(dz)
 
     def _advance(self, data: Data, dz: jax.Array) -> jax.Array:
@@ -143,24 +149,22 @@ class LinearisedSteps:
         return block_of(self._each_step_transposed(data, rows_of(q))[0])
 
     def _each_step(self, data: Data, z: jax.Array, kicks: list[jax.Array]) -> jax.Array:
-        (moving, _), fixed = data
-        step = jax.vmap(lambda moving, z, kicks: self.step((moving, fixed), z, kicks))
-        return step(moving, z, kicks)
+        step = jax.vmap(lambda moving, z, kicks: self.step((moving, data.everywhere), z, kicks))
+        return step(data.moving, z, kicks)
 
     def _each_step_transposed(self, data: Data, q: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        (moving, _), fixed = data
-        return jax.vmap(lambda moving, q: self.step.transpose((moving, fixed), q))(moving, q)
+        return jax.vmap(lambda moving, q: self.step.transpose((moving, data.everywhere), q))(data.moving, q)
 
     def _by_site(self, values: jax.Array) -> list[jax.Array]:
         """Site values, side by side -> each site's."""
-        return jnp.split(values, np.cumsum([site.kicks.size for _, site in self.sites])[:-1], axis=-1)
+        return jnp.split(values, np.cumsum([site.size for site in self.sites])[:-1], axis=-1)
 
     def _as_kicks(self, values: jax.Array) -> list[jax.Array]:
         """Site values, side by side -> the kicks of a step."""
         return jnp.split(values, np.cumsum(self.step.kick_sizes)[:-1], axis=-1)
 
     def _still(self, probes: int) -> jax.Array:
-        return jnp.zeros((self.trials, probes, self.units), self.like.dtype)
+        return jnp.zeros((self.trials, probes, self.units), self.dtype)
 
     def _no_kicks(self, s: jax.Array) -> list[jax.Array]:
         return [jnp.zeros((*s.shape[:-1], size), s.dtype) for size in self.step.kick_sizes]

@@ -6,11 +6,12 @@ A block of changes of a site's weights has a layout of its own, which `take` mak
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._sites import LookupSite, MatrixSite, ScaleSite, Site
@@ -18,32 +19,48 @@ from kpflow_dyn.tracing._sites import LookupSite, MatrixSite, ScaleSite, Site
 Map = Callable[[jax.Array, list[jax.Array]], jax.Array]
 
 
-class SiteData:
-    """A weight site; `entries` number its weights, `kicks` its outputs."""
+class SiteMaps:
+    """The maps of a weight site on rows of its data, which may be cut to V Q, for orthonormal columns Q = `basis`."""
 
     kick: Map  # (change, data of some rows) -> outputs [time, trial, probe, kick]
     gather: Map  # the transpose, (kicks, data) -> change
-    data: list[jax.Array]  # at all rows [time, trial, ...], of which the site's variables are made
 
-    def __init__(self, site: Site, rows: RowFunctions) -> None:
-        self.name, self.kind = site.name, site.kind
-        self.entries, self.kicks = site.entries, site.kicks
+    def __init__(self, site: Site, rows: RowFunctions, basis: jax.Array | None) -> None:
+        self._kind, self._entries, self._basis = site.kind, site.entries, basis
+        self.size = site.kicks.size
         self.kick, self.gather = _maps(site, rows)
-        self.basis: jax.Array | None = None
-
-    def truncated(self, basis: jax.Array) -> SiteData:
-        """A matrix with V Q Q^T in the place of V, for orthonormal columns Q [d, r]; kept are the coordinates V Q."""
-        cut = copy(self)
-        cut.basis, cut.data = basis, [self.data[0] @ basis]
-        return cut
 
     def take(self, weights: jax.Array) -> jax.Array:
         """All weights' changes [probe, weight] -> those of this site: [d, probe, m] of a matrix, else [probe, e]."""
-        taken = weights[:, self.entries]
-        if self.kind != "matrix":
+        taken = weights[:, self._entries]
+        if self._kind != "matrix":
             return taken
         own = taken.swapaxes(0, 1)  # [d, probe, m]
-        return own if self.basis is None else jnp.tensordot(self.basis.T, own, 1)
+        return own if self._basis is None else jnp.tensordot(self._basis.T, own, 1)
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """A weight site and its data at all rows; `entries` number its weights, `kicks` its outputs."""
+
+    site: Site
+    data: list[jax.Array]  # [time, trial, ...], of which the site's variables are made
+    basis: jax.Array | None  # of a matrix that is cut to V Q Q^T: Q [d, r], and its data are the coordinates V Q
+
+    @property
+    def name(self) -> str:
+        """The names of its parameters."""
+        return self.site.name
+
+    @property
+    def kind(self) -> str:
+        """What kind of site it is."""
+        return self.site.kind
+
+    @property
+    def entries(self) -> np.ndarray:
+        """The numbers of its weights."""
+        return self.site.entries
 
     @property
     def variables(self) -> jax.Array:

@@ -19,7 +19,7 @@ from kpflow_dyn._problems.problems import ODEProblem
 roll_out, run = rollout.roll_out, rollout.run
 without_gradients = nullcontext
 
-ROOM = 32  # steps are filled up to a multiple of this: each further length is compiled anew
+ROOM = 8  # steps are filled up to a multiple of this or of a fourth to an eighth of their number
 
 
 def each_step(
@@ -44,7 +44,7 @@ def _each_step(step: Any, model: Any, rows: jax.Array, before: jax.Array, count:
 
 def rounded(count: int) -> int:
     """A number of steps for which one program is compiled."""
-    return count + -count % ROOM
+    return count + -count % max(ROOM, 2 ** (count.bit_length() - 3))
 
 
 def ode_library() -> Any:

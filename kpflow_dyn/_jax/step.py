@@ -11,50 +11,56 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
 
+from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._jax.transforms import each_row
 from kpflow_dyn.tracing._graph import Node, ancestors, run
-from kpflow_dyn.tracing._rows import RowFunctions
-from kpflow_dyn.tracing._sites import Site
+from kpflow_dyn.tracing._rows import RowFunctions, fixed_nodes
+from kpflow_dyn.tracing._steps import AnalysedStep
 
-Residuals = tuple[list[jax.Array], list[jax.Array]]
+Residuals = tuple[list[jax.Array], list[jax.Array]]  # those of the rows, and those that all have in common
+Fixed = list[Any]  # the values of the nodes that depend on no row
 
 
 class StepTangent:
     """(dz, kicks) -> the next state's tangent, along all rows.
 
     What it needs to know of a row are the residuals of `jax.linearize`. Those that depend on the row are kept for each,
-    [time, trial, ...]; the others, the weights above all, only once. `x` and `z` are those of any one row.
+    [time, trial, ...]; the others, the weights above all, only once. `x` and `z` are like those of any one row, and
+    `fixed` like the values of the nodes that depend on no row.
     """
 
-    def __init__(self, rows: RowFunctions, sites: Sequence[Site], x: jax.Array, z: jax.Array) -> None:
-        order = rows.order(ancestors([rows.step.graph.output]))
-        self._entries = _entries(rows, order, sites)
+    def __init__(self, step: AnalysedStep, fixed: Fixed, x: Any, z: Any) -> None:
+        order = [node for node in step.graph.nodes if node in ancestors([step.graph.output])]
+        self._entries = _entries(step, order)
         self.kick_sizes = [entry.length for entry in self._entries]
-        step = _kicked(rows, order, self._entries)
         zeros = [jnp.zeros(size, z.dtype) for size in self.kick_sizes]
 
-        def linearise(x: jax.Array, z: jax.Array) -> list[jax.Array]:
-            out, tangent = jax.linearize(lambda z, kicks: step(x, z, kicks), z, zeros)
+        def linearise(fixed: Fixed, x: jax.Array, z: jax.Array) -> list[jax.Array]:
+            kicked = _kicked(rows_at(step, fixed), order, self._entries)
+            out, tangent = jax.linearize(lambda z, kicks: kicked(x, z, kicks), z, zeros)
             leaves, self._tree = jax.tree.flatten(tangent)
             return [out, *leaves]
 
         self._tree: Any = None
-        program = jax.make_jaxpr(linearise)(x, z)
-        self._evaluate, self._moving = jaxpr_as_fun(program), _depend_on_inputs(program)[1:]
+        program = jax.make_jaxpr(linearise)(fixed, x, z)
+        of_row = [False] * len(jax.tree.leaves(fixed)) + [True, True]
+        self._evaluate, self._moving = jaxpr_as_fun(program), _depend_on(program, of_row)[1:]
+        self._row = x, z
 
-    def along(self, x: jax.Array, z: jax.Array) -> tuple[jax.Array, Residuals]:
-        """The next states of rows x, z [time, trial, ...], and the residuals."""
+    def along(self, fixed: Fixed, x: jax.Array, z: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """The next states of rows x, z [time, trial, ...], and those residuals that depend on the row."""
 
         def row(x: jax.Array, z: jax.Array) -> list[jax.Array]:
-            out, *leaves = self._evaluate(x, z)
+            out, *leaves = self._evaluate(*jax.tree.leaves(fixed), x, z)
             return [out, *_choose(leaves, self._moving)]
 
         next_state, *moving = each_row(row, x, z)
-        return next_state, (moving, self.fixed_at(x[0, 0], z[0, 0]))
+        return next_state, moving
 
-    def fixed_at(self, x: jax.Array, z: jax.Array) -> list[jax.Array]:
-        """The residuals that do not depend on the row, from any one."""
-        return _choose(self._evaluate(x, z)[1:], [not moves for moves in self._moving])
+    def everywhere(self, fixed: Fixed) -> list[jax.Array]:
+        """The residuals that do not depend on the row."""
+        row = (jnp.zeros(like.shape, like.dtype) for like in self._row)
+        return _choose(self._evaluate(*jax.tree.leaves(fixed), *row)[1:], [not moves for moves in self._moving])
 
     def __call__(self, residuals: Residuals, dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
         """The tangents at one time, from dz [trial, probe, unit] and kicks [trial, probe, kick] of `kick_sizes`."""
@@ -104,16 +110,22 @@ class _Entry:
     element: int
 
 
-def _entries(rows: RowFunctions, order: list[Node], sites: Sequence[Site]) -> list[_Entry]:
+def rows_at(step: AnalysedStep, fixed: Fixed) -> RowFunctions:
+    """The functions of one row, by the values of the nodes that depend on none."""
+    known = dict(zip(fixed_nodes(step), fixed, strict=True))
+    return RowFunctions(step, BACKENDS["jax"].transforms, known)
+
+
+def _entries(step: AnalysedStep, order: list[Node]) -> list[_Entry]:
     """All kicks of all sites, in order. Those that nothing depends on enter nowhere."""
-    where = {**rows.step.kicks.replaced, **rows.step.kicks.added}
-    nodes, elements = np.full((2, rows.step.kicks.size), -1)
+    where = {**step.kicks.replaced, **step.kicks.added}
+    nodes, elements = np.full((2, step.kicks.size), -1)
     for n, node in enumerate(order):
         numbers = where.get(node, np.zeros(0, int))
         (here,) = np.nonzero(numbers >= 0)
         nodes[numbers[here]], elements[numbers[here]] = n, here
     found = []
-    for s, site in enumerate(sites):
+    for s, site in enumerate(step.sites):
         n, e = nodes[site.kicks.ravel()], elements[site.kicks.ravel()]
         breaks = np.flatnonzero((np.diff(n) != 0) | (np.diff(e) != 1)) + 1
         for start, stop in pairwise([0, *breaks.tolist(), len(n)]):
@@ -141,13 +153,13 @@ def _kicked(
     return step
 
 
-def _choose(values: list, which: list[bool]) -> list:
+def _choose(values: Sequence, which: Sequence[bool]) -> list:
     return [value for value, chosen in zip(values, which, strict=True) if chosen]
 
 
-def _depend_on_inputs(program: ClosedJaxpr) -> list[bool]:
-    """Which outputs depend on an input."""
-    depend = set(program.jaxpr.invars)
+def _depend_on(program: ClosedJaxpr, those: Sequence[bool]) -> list[bool]:
+    """Which outputs depend on those inputs."""
+    depend = set(_choose(program.jaxpr.invars, those))
     for equation in program.jaxpr.eqns:
         if any(isinstance(v, Var) and v in depend for v in equation.invars):
             depend.update(equation.outvars)

@@ -31,11 +31,10 @@ class Sweeps(LinearisedSteps):
         self, data: Data, changes: Changes, states: jax.Array, probes: Probes, kick: Callable | None = None
     ) -> jax.Array:
         """s_t = A_t s_{t-1} + B_t V_t dW^T, where the products with V are formed for a span of times at once."""
-        (_, variables), _ = data
-        kick = kick or self._kick
+        kick = kick or self._kicks_of
 
         def span(carry: tuple, times: jax.Array) -> tuple:
-            kicks = kick(changes, _during(times, variables))
+            kicks = kick(changes, _during(times, data.variables))
 
             def step(carry: tuple, time: jax.Array) -> tuple[tuple, None]:
                 s, states = carry
@@ -50,7 +49,6 @@ class Sweeps(LinearisedSteps):
         self, data: Data, q: jax.Array, probes: Probes, gather: Callable | None = None, still: Changes | None = None
     ) -> Changes:
         """The transpose, backward in time; the kicks of a span gather at once."""
-        (_, variables), _ = data
         gather, still = gather or self._gather, still or self._no_changes(probes.count)
 
         def span(carry: tuple, times: jax.Array) -> tuple:
@@ -62,9 +60,9 @@ class Sweeps(LinearisedSteps):
                 return (later, self.step.kicks_with(found, time - times[0], kicks)), None
 
             # [time, trial, probe, kick]
-            kicks = [jnp.zeros((len(times), *later.shape[:2], site.kicks.size), q.dtype) for _, site in self.sites]
+            kicks = [jnp.zeros((len(times), *later.shape[:2], site.size), q.dtype) for site in self.sites]
             (later, kicks), _ = lax.scan(step, (later, kicks), times, reverse=True)
-            return later, jax.tree.map(jnp.add, changes, gather(kicks, _during(times, variables)))
+            return later, jax.tree.map(jnp.add, changes, gather(kicks, _during(times, data.variables)))
 
         return self._by_spans(span, (self._still(probes.count), still), reverse=True)[1]
 
@@ -90,7 +88,7 @@ class Sweeps(LinearisedSteps):
         return spans(last(carry)) if reverse else last(spans(carry))
 
     def _no_states(self, probes: int) -> jax.Array:
-        return jnp.zeros((probes, self.trials, self.times, self.units), self.like.dtype)
+        return jnp.zeros((probes, self.trials, self.times, self.units), self.dtype)
 
     # Changes of each trial's own, [trial, ...] in front of those that all trials share
 
@@ -101,7 +99,7 @@ class Sweeps(LinearisedSteps):
         return jax.vmap(self._gather_one, (1, 1), 0)(kicks, variables)
 
     def _kick_one(self, changes: Changes, variables: list[list[jax.Array]]) -> list[jax.Array]:
-        return [kick[:, 0] for kick in self._kick(changes, _alone(variables))]
+        return [kick[:, 0] for kick in self._kicks_of(changes, _alone(variables))]
 
     def _gather_one(self, kicks: list[jax.Array], variables: list[list[jax.Array]]) -> Changes:
         return self._gather(_alone(kicks), _alone(variables))
@@ -133,8 +131,7 @@ class Probes:
 
 def residuals_at(data: Data, time: jax.Array) -> Residuals:
     """What the step needs to know at one time."""
-    (moving, _), fixed = data
-    return [lax.dynamic_index_in_dim(rows, time, keepdims=False) for rows in moving], fixed
+    return [lax.dynamic_index_in_dim(rows, time, keepdims=False) for rows in data.moving], data.everywhere
 
 
 def _alone(rows: Any) -> Any:

@@ -8,8 +8,9 @@ run forward, and transposed backward, where dW gathers as the sweep goes.
 """
 
 from collections.abc import Callable
+from copy import copy
 from functools import partial
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,58 +19,60 @@ from jax import lax
 from kpflow_dyn._arrays.memory import on_device
 from kpflow_dyn._arrays.sharding import shards
 from kpflow_dyn._jax.linearised import Data
+from kpflow_dyn._jax.sites import SiteData
+from kpflow_dyn._jax.step import Fixed
 from kpflow_dyn._jax.sweeps import Probes, Sweeps, residuals_at
+from kpflow_dyn.tracing._graph import Node
 from kpflow_dyn.tracing._steps import AnalysedStep
 
-Map = Callable[[Data, jax.Array], jax.Array]
+Map = Callable[..., Any]
 
 SPAN_ROWS = 640  # whose products with the variables are formed at once
 ROWS_TOGETHER = 160  # rows trial x probe of a step that keep a CPU's products in its second-level cache
 DEVICE_ROWS_TOGETHER = 2**14  # the same on a device that likes large products
 
+WHOLE = ("propagate", "propagate_adjoint", "factorise", "jvp", "vjp", "jvp_apart", "vjp_apart", "gram")
+WHOLE += ("step_jvp", "step_vjp")
+PARTS = ("kick", "kick_adjoint", "write", "read", "enter", "enter_adjoint", "advance", "advance_adjoint")
 
-class Tangent(Sweeps):
-    """The linear recurrence of the steps, as compiled operators on blocks [probe, ...]."""
 
-    def __init__(self, step: AnalysedStep, x: jax.Array, z_prev: jax.Array) -> None:
-        super().__init__(step, x, z_prev)
-        here = self.trials // shards(z_prev, 0)  # trials on one device
-        self.span = -(-self.times // -(-self.times * here // SPAN_ROWS))
-        rows_together = DEVICE_ROWS_TOGETHER if on_device(self.like) else ROWS_TOGETHER
-        self.probes_together = max(1, rows_together // here)
-        self._make_maps()
+class Cut(NamedTuple):
+    """How sweeps are cut: times whose products with the variables are formed at once, and probes that ride together."""
 
-    def truncated(self, bases: list[jax.Array | None]) -> Self:
-        cut = super().truncated(bases)
-        cut._make_maps()
-        return cut
+    span: int
+    probes: int
 
-    def fed_back(self, draw: Callable[[str, jax.Array], jax.Array]) -> Self:
-        turned = super().fed_back(draw)
-        turned._make_maps()
-        return turned
+    @classmethod
+    def of(cls, z: jax.Array) -> Self:
+        """That of states [trial, time, unit]."""
+        trials, times, _ = z.shape
+        here = trials // shards(z, 0)  # trials on one device
+        together = DEVICE_ROWS_TOGETHER if on_device(z) else ROWS_TOGETHER
+        return cls(-(-times // -(-times * here // SPAN_ROWS)), max(1, together // here))
 
-    def _make_maps(self) -> None:
-        """The compiled operators on blocks [probe, ...]."""
-        self.propagate = partial(jax.jit(self._propagate), self.data)
-        self.propagate_adjoint = partial(jax.jit(self._propagate_adjoint), self.data)
-        self.factorise = partial(jax.jit(self._factorise, static_argnums=2), self.data)
-        self.jvp = partial(jax.jit(self._jvp), self.data)
-        self.vjp = partial(jax.jit(self._vjp), self.data)
-        self.jvp_apart = partial(jax.jit(self._jvp_apart), self.data)
-        self.vjp_apart = partial(jax.jit(self._vjp_apart), self.data)
-        self.gram = partial(jax.jit(self._gram), self.data)
-        self.step_jvp = partial(jax.jit(self._step_jvp), self.data)
-        self.step_vjp = partial(jax.jit(self._step_vjp), self.data)
-        block = partial(_on_blocks, data=self.data, together=self.probes_together)
-        self.kick = block(lambda data, theta: self._enter(data, self._write(data, theta)))
-        self.kick_adjoint = block(lambda data, q: self._read(data, self._enter_adjoint(data, q)))
-        self.write = block(self._write)
-        self.read = block(self._read)
-        self.enter = block(self._enter)
-        self.enter_adjoint = block(self._enter_adjoint)
-        self.advance = block(self._advance)
-        self.advance_adjoint = block(self._advance_adjoint)
+
+class Programs(Sweeps):
+    """The compiled operators of a linear recurrence, as functions of its data and of blocks [probe, ...]."""
+
+    def __init__(self, step: AnalysedStep, given: dict[Node, Any], x: Any, z: Any, cut: Cut) -> None:
+        super().__init__(step, given, x, z)
+        self.span, self.probes_together = cut
+        self.evaluate, self.everywhere = jax.jit(self._evaluate), jax.jit(self._everywhere)
+        self._drawn = [step.graph.parameters.get(node, "") if len(node.shape) > 1 else "" for node in given]
+        for name in WHOLE:
+            setattr(self, name, self._compiled(name))
+        for name in PARTS:
+            setattr(self, name, partial(_on_blocks, self._compiled(name), self.probes_together))
+
+    def drawn(self, given: Fixed, draw: Callable[[str, jax.Array], jax.Array]) -> Fixed:
+        """The values of the graph with draw(name, W) in the place of each parameter W of two axes or more."""
+        return [draw(name, value) if name else value for name, value in zip(self._drawn, given, strict=True)]
+
+    def _compiled(self, name: str) -> Callable[..., Any]:
+        def applied(data: Data, block: jax.Array, *more: Any) -> Any:
+            return getattr(self.at(data), f"_{name}")(data, block, *more)
+
+        return jax.jit(applied, static_argnums=2 if name == "factorise" else None)
 
     def _propagate(self, data: Data, q: jax.Array) -> jax.Array:
         """s_t = A_t s_{t-1} + q_t."""
@@ -166,12 +169,56 @@ class Tangent(Sweeps):
         return self._by_probes(sweep, jnp.zeros_like(q))
 
 
-def _on_blocks(function: Map, data: Data, together: int) -> Callable[[jax.Array], jax.Array]:
-    """The function on blocks of any length, `together` at once; compiled for each length up to that."""
-    compiled = jax.jit(function)
+class Tangent:
+    """The linear recurrence of some steps on blocks [probe, ...]: its programs at its numbers."""
 
-    def apply(block: jax.Array) -> jax.Array:
-        found = [compiled(data, block[i : i + together]) for i in range(0, len(block), together)]
-        return found[0] if len(found) == 1 else jnp.concatenate(found)
+    untraced = ""
+    propagate: Map
+    propagate_adjoint: Map
+    factorise: Map
+    jvp: Map
+    vjp: Map
+    gram: Map
+    step_jvp: Map
+    step_vjp: Map
+    advance: Map
+    advance_adjoint: Map
 
-    return apply
+    def __init__(self, programs: Programs, given: Fixed, x: jax.Array, z: jax.Array) -> None:
+        self._programs, self._given = programs, given
+        self.site_kicks, self.parameter_size = programs.site_kicks, programs.parameter_size
+        self.next_state, self.weights, data = programs.evaluate(given, x, z)
+        self._take(data)
+
+    def _take(self, data: Data) -> None:
+        self._data, programs = data, self._programs
+        for name in (*WHOLE, *PARTS):
+            setattr(self, name, partial(getattr(programs, name), data))
+
+    @property
+    def sites(self) -> list[tuple[str, SiteData]]:
+        """Its weight sites."""
+        found = zip(self._programs.analysed.sites, self._data.variables, self._data.bases, strict=True)
+        return [("a", SiteData(*site)) for site in found]
+
+    def truncated(self, bases: list[jax.Array | None]) -> Self:
+        """The same with each site's variables cut to V Q Q^T, for orthonormal columns Q [d, r]; None for all of V."""
+        cut, whole = copy(self), self._data.variables
+        variables = [v if Q is None else [v[0] @ Q] for v, Q in zip(whole, bases, strict=True)]
+        cut._take(self._data._replace(variables=variables, bases=bases))
+        return cut
+
+    def fed_back(self, draw: Callable[[str, jax.Array], jax.Array]) -> Self:
+        """The same gates, but what moves is multiplied by draw(name, W) in the place of each matrix W.
+
+        The weights are what the step's tangent knows of all rows alike.
+        """
+        turned, given = copy(self), self._programs.drawn(self._given, draw)
+        turned._take(self._data._replace(everywhere=self._programs.everywhere(given)))
+        return turned
+
+
+def _on_blocks(program: Map, together: int, data: Data, block: jax.Array) -> jax.Array:
+    """A program on blocks of any length, `together` at once; compiled for each length up to that."""
+    found = [program(data, block[i : i + together]) for i in range(0, len(block), together)]
+    return found[0] if len(found) == 1 else jnp.concatenate(found)

@@ -36,11 +36,21 @@ def trace_rows(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, 
 
     A ValueError where JAX cannot trace it, or it has side effects.
     """
-    jaxpr = _jaxpr(step, parameters, [row for _, row in rows], [row for role, row in rows if role is Role.STATE])
+    return graph_of(jaxpr_of(step, parameters, *rows), parameters, *rows)
+
+
+def jaxpr_of(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, Any]) -> Jaxpr:
+    """The jaxpr of the same, for rows like these."""
+    return _jaxpr(step, parameters, [row for _, row in rows], [row for role, row in rows if role is Role.STATE])
+
+
+def graph_of(jaxpr: Jaxpr, parameters: dict[str, jax.Array], *rows: tuple[Role, Any]) -> Graph:
+    """The graph of that jaxpr; the first of its values are the constants of the jaxpr, then come the parameters."""
     tracer = _Tracer()
+    constants = [tracer.fixed(f"constant_{n}", value) for n, value in enumerate(jaxpr.consts)]
     names = {tracer.parameter(name, parameters[name]): name for name in sorted(parameters)}
     given = [tracer.row(role.name.lower(), role, row) for role, row in rows]
-    outputs = list(map(tracer.as_node, tracer.inline(jaxpr, [*names, *given])))
+    outputs = list(map(tracer.as_node, tracer.inline(jaxpr, [*names, *given], constants)))
     output, *further = outputs or [node for _, node in tracer.named]
     graph = Graph(tracer.nodes, output, names, tracer.values, further=further, named=tracer.named)
     return real_graph(graph, tracer.forms)
@@ -163,10 +173,10 @@ class _Nodes:
 class _Tracer(_Nodes):
     """Adds the equations of jaxprs."""
 
-    def inline(self, closed: Jaxpr, args: Sequence[Atom]) -> list[Atom]:
-        """Add a jaxpr's equations one by one; its results."""
+    def inline(self, closed: Jaxpr, args: Sequence[Atom], constants: Sequence[Node] | None = None) -> list[Atom]:
+        """Add a jaxpr's equations one by one; its results. `constants` are nodes of its own, where there are any."""
         jaxpr = opened(closed)
-        constants = map(self.as_node, getattr(closed, "consts", ()))
+        constants = list(map(self.as_node, getattr(closed, "consts", ()))) if constants is None else constants
         env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *args], strict=True))
 
         def read(var: Any) -> Atom:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, eps_of, take_at
+from kpflow_dyn._arrays import Array, empty_row, eps_of, like_numpy, placed, take_at, to_numpy
 
 Field = Callable[[Any, Array, Any], Array]
 
@@ -110,6 +110,30 @@ class AcceptedSteps:
         before, after = _taken(self.before, places), _taken(self.after, places)
         k = None if self.stages is None else _taken(self.stages, places)
         return AcceptedSteps(self.tableau, t, dt, before, after, stage_times, k)
+
+    def padded(self, rounded: Callable[[int], int], z0: Array) -> AcceptedSteps:
+        """The same with steps of length zero at the end, up to a number that solves of similar length share."""
+        count = self.dt.shape[1]
+        more = rounded(count) - count
+        if not more:
+            return self
+
+        def filled(values: Any, last: Any) -> Any:
+            return np.concatenate([values, np.repeat(last, more, 1)], 1)
+
+        def states(values: Any, last: Any) -> Array:  # by numpy: a framework may compile this for each number of steps
+            return placed(like_numpy(filled(to_numpy(values), last), z0), empty_row(z0, of_trials=True), -values.ndim)
+
+        end, last = (self.t + self.dt)[:, -1:], to_numpy(self.after)[:, -1:]
+        return AcceptedSteps(
+            self.tableau,
+            filled(self.t, end),
+            filled(self.dt, 0 * end),
+            states(self.before, last),
+            states(self.after, last),
+            filled(self.stage_times, end[..., None] + 0 * self.stage_times[:, -1:]),
+            None if self.stages is None else states(self.stages, to_numpy(self.stages)[:, -1:]),
+        )
 
     def locate(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The step [trial, time] that each time lies in, and how far along it is: theta [trial, time] in [0, 1].

@@ -6,7 +6,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
-from kpflow_dyn._flows.flow import ODEFlow
+from kpflow_dyn._flows.flow import ODEFlow, RecurrentFlow
 from kpflow_dyn._flows.referee import Answer, Probe, compare, drawn, sizes_of
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.inputs import input_width, inputs_at
@@ -27,8 +27,10 @@ TIGHT = {"float64": InterpolatingAdjoint(1e-10, 1e-12), "float32": Interpolating
 def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> ODEFlow:
     """Sensitivities of the accepted steps, read at the nodes."""
     assert sol.steps is not None
-    model, nodes = _model(sol, params), Nodes(sol.steps, np.asarray(sol.t), sol.state)
-    tangent = _tangent_of_steps(sol, sol.steps, model, nodes.with_stages)
+    model, taken = _model(sol, params), sol.steps
+    steps = _filled_up(sol, taken)
+    nodes = Nodes(steps, np.asarray(sol.t), sol.state)
+    tangent = _tangent_of_steps(sol, steps, model, nodes.with_stages)
     state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
 
     def at_nodes(jvp: Apply, vjp: Apply) -> tuple[Apply, Apply]:
@@ -36,18 +38,29 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
 
     J = on_spaces(parameter_space(tangent), state, *at_nodes(tangent.jvp, tangent.vjp))
     each = apart(tangent, state, *at_nodes(tangent.jvp_apart, tangent.vjp_apart))
+
+    def of_steps() -> RecurrentFlow:  # without those that fill them up
+        own = tangent if steps is taken else _tangent_of_steps(sol, taken, model, nodes.with_stages)
+        return Steps(own, sol, model.parameters, None).flow()
+
     field = _field_tangent(sol, model)
-    along = tangent if nodes.identical else _nodes_tangent(sol, sol.steps.tableau, model)
+    along = tangent if nodes.identical else _nodes_tangent(sol, steps.tableau, model)
     return ODEFlow(
         P=_propagator(along, state, weights.time),
         J=J,
         ntk=gram_of(J, lambda q: nodes.read(tangent.gram(nodes.spread(q))), each),
         solution=sol,
         parameters=model.parameters,
-        steps=Steps(tangent, sol, model.parameters, None).flow(),
+        of_steps=of_steps,
         untraced=tangent.untraced or field.untraced,
         **kicks(field, state),
     )
+
+
+def _filled_up(sol: ODESolution, steps: AcceptedSteps) -> AcceptedSteps:
+    """The steps, up to a number that another solve shares if both choose their own: programs are compiled for it."""
+    chosen = sol.options["steps"] is None
+    return steps.padded(sol.problem.backend.solving.rounded, sol.problem.z0) if chosen else steps
 
 
 def flow_of_equations(sol: ODESolution, params: Choice, weights: Weights, alg: InterpolatingAdjoint) -> ODEFlow:

@@ -8,7 +8,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._backend import Transforms
-from kpflow_dyn.tracing._dependence import Dependence, Dependences
+from kpflow_dyn.tracing._dependence import Dependence, Dependences, is_copy
 from kpflow_dyn.tracing._graph import Graph, Node, ancestors, evaluate, run
 from kpflow_dyn.tracing._uses import Use
 
@@ -22,8 +22,7 @@ def find_copies(graph: Graph, nodes: Iterable[Node], dependence: Dependences, tr
     The elements are numbered from 1, one operand after another; 0 stands for a filled-up one.
     """
     nodes = list(nodes)
-    indices = {o for node in nodes for o in node.operands if not o.floating and dependence[o] is Dependence.CONSTANT}
-    behind = ancestors(indices)
+    behind = _behind_indices(nodes, dependence)
     values = run((node for node in graph.nodes if node in behind), dict(graph.values))
     like = next(iter(graph.values.values()), None)
 
@@ -34,6 +33,18 @@ def find_copies(graph: Graph, nodes: Iterable[Node], dependence: Dependences, tr
     found = (transforms.once(moved) if small else moved)()
     parts = (value if isinstance(value, tuple | list) else [value] for value in found)
     return {node: tuple(map(to_numpy, value)) for node, value in zip(nodes, parts, strict=True)}
+
+
+def deciding(graph: Graph, dependence: Dependences) -> list[Node]:
+    """The nodes whose values say which elements are copied, as indices do: another value is another analysis."""
+    behind = _behind_indices((node for node in graph.nodes if is_copy(node, dependence)), dependence)
+    return [node for node in graph.values if node in behind]
+
+
+def _behind_indices(nodes: Iterable[Node], dependence: Dependences) -> set[Node]:
+    return ancestors(
+        {o for node in nodes for o in node.operands if not o.floating and dependence[o] is Dependence.CONSTANT}
+    )
 
 
 def _numbered(node: Node, values: Mapping[Node, Any], transforms: Transforms, like: Any) -> dict[Node, Any]:

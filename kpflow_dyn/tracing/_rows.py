@@ -26,11 +26,11 @@ from kpflow_dyn.tracing._uses import Use, coefficients_of_scale, elements_of_loo
 class RowFunctions:
     """The functions of one row of a step."""
 
-    def __init__(self, step: AnalysedStep, transforms: Transforms) -> None:
+    def __init__(self, step: AnalysedStep, transforms: Transforms, fixed: dict[Node, Array] | None = None) -> None:
+        """`fixed` are the values of all that depends on no row, where they are known."""
         self.step, self.transforms = step, transforms
         graph, dependence = step.graph, step.dependence
-        fixed = [node for node in graph.nodes if dependence[node] in FIXED]
-        self.fixed = fixed_values(fixed, graph, transforms)
+        self.fixed = fixed_values(fixed_nodes(step), graph, transforms) if fixed is None else fixed
         self.constant = {node: value for node, value in self.fixed.items() if dependence[node] is Dependence.CONSTANT}
         self._input = next(node for node in graph.nodes if node.role is Role.INPUT)
         self._state = next(node for node in graph.nodes if node.role is Role.STATE)
@@ -167,6 +167,11 @@ class RowFunctions:
             return vmap(vjp(lambda v: on_rows(v, *data), weight)[1], 2)(values)[0]
 
         return push, pull
+
+
+def fixed_nodes(step: AnalysedStep) -> list[Node]:
+    """What depends on parameters and constants alone."""
+    return [node for node in step.graph.nodes if step.dependence[node] in FIXED]
 
 
 def fixed_values(nodes: list[Node], graph: Graph, transforms: Transforms) -> dict[Node, Array]:

@@ -1,0 +1,168 @@
+"""Compiled programs by what they compute, so that other weights, states and flows meet them compiled.
+
+A program is known by its form: the equations of the jaxpr that it is made of, with shapes and dtypes. Its arguments are
+all numbers, those too that the user's function closes over; so nothing that is kept here holds any.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from functools import partial
+from threading import Lock
+from types import FunctionType
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.extend.core import Literal
+
+from kpflow_dyn._jax.custom import is_floating
+from kpflow_dyn._jax.equations import CUSTOM, Equation, Jaxpr, bind, opened
+
+MOST = 64
+ORDERS = 2  # so many derivatives of a function with a derivative of its own are part of the form
+SMALL = 2**12  # bytes of a constant within a program that are part of its form
+OF_JAX = ("jax", "jaxlib", "numpy", "ml_dtypes", "enum", "builtins")
+
+
+class Kept(Protocol):
+    """Programs of one form, and whether they are those of a function with such values."""
+
+    def fits(self, values: list[Any]) -> bool: ...
+
+
+class KeptPrograms:
+    """The programs of the last forms that were used; threads may share it."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self.most = most
+        self._kept: OrderedDict[Hashable, Kept] = OrderedDict()
+        self._lock = Lock()
+
+    def find(self, key: tuple[Hashable, ...], values: list[Any]) -> Any:
+        """What is kept under a key whose first part is a form, if it fits these values; None where there is none."""
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+        return found if found is not None and found.fits(values) else None
+
+    def keep(self, key: tuple[Hashable, ...], found: Any) -> None:
+        """Keep it, if its form is known."""
+        if key[0] is None:
+            return
+        with self._lock:
+            self._kept[key] = found
+            self._kept.move_to_end(key)
+            while len(self._kept) > self.most:
+                self._kept.popitem(last=False)
+
+    def forget(self) -> None:
+        """Have everything compiled anew."""
+        with self._lock:
+            self._kept.clear()
+
+
+def form_of(closed: Jaxpr) -> Hashable:
+    """What a jaxpr computes of its inputs and constants; None where that cannot be told, as with a callback."""
+    try:
+        return _form(opened(closed), ORDERS)
+    except _Unknown:
+        return None
+
+
+class _Unknown(Exception):
+    pass
+
+
+def _form(jaxpr: Jaxpr, orders: int) -> Hashable:
+    numbers: dict[Any, int] = {}
+
+    def new(var: Any) -> Hashable:
+        numbers[var] = len(numbers)
+        return var.aval
+
+    def known(atom: Any) -> Hashable:
+        return (atom.aval, _value(atom.val, orders)) if isinstance(atom, Literal) else numbers[atom]
+
+    inputs = tuple(map(new, (*jaxpr.constvars, *jaxpr.invars)))
+    equations = tuple(
+        (e.primitive, tuple(map(known, e.invars)), _params(e, orders), tuple(map(new, e.outvars))) for e in jaxpr.eqns
+    )
+    return inputs, equations, tuple(map(known, jaxpr.outvars))
+
+
+def _params(equation: Equation, orders: int) -> Hashable:
+    if equation.primitive.name in CUSTOM:
+        return _value(equation.params["call_jaxpr"], orders), orders and _derivative(equation, orders - 1)
+    return tuple((name, _value(value, orders)) for name, value in sorted(equation.params.items()))
+
+
+def _derivative(equation: Equation, orders: int) -> Hashable:
+    """The form of the derivative that a function has of its own."""
+    floats = [i for i, var in enumerate(equation.invars) if is_floating(var.aval)]
+    like = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in equation.invars]
+    function = partial(bind, equation, range(len(equation.outvars)))
+
+    def of_floats(values: list[Any], *moved: Any) -> list[Any]:
+        every = dict(enumerate(values)) | dict(zip(floats, moved, strict=True))
+        out = function(*every.values())
+        return [value for value in (out if isinstance(out, list) else [out]) if is_floating(value)]
+
+    def derived(values: list[Any]) -> Any:
+        points = [values[i] for i in floats]
+        if equation.primitive.name == "custom_jvp_call":
+            return jax.jvp(partial(of_floats, values), points, points)
+        out, pull = jax.vjp(partial(of_floats, values), *points)
+        return out, pull(out)
+
+    try:
+        return _value(jax.make_jaxpr(derived)(like), orders)
+    except _Unknown:
+        raise
+    except Exception as error:  # a rule may refuse in many ways
+        raise _Unknown from error
+
+
+def _value(value: Any, orders: int) -> Hashable:
+    """A parameter of an equation, such that equal ones mean the same."""
+    if hasattr(value, "eqns"):
+        constants = getattr(value, "consts", ())
+        return _form(opened(value), orders), tuple(_value(constant, orders) for constant in constants)
+    if isinstance(value, tuple | list):
+        return type(value), tuple(_value(part, orders) for part in value)
+    if isinstance(value, dict):
+        return tuple((_value(key, orders), _value(part, orders)) for key, part in value.items())
+    if isinstance(value, np.ndarray | np.generic | jax.Array | float | complex):
+        return _bytes(value)
+    if callable(value) and not isinstance(value, type):
+        return _function(value)
+    if type(value).__module__.partition(".")[0] not in OF_JAX:
+        raise _Unknown
+    try:
+        hash(value)
+    except TypeError as error:
+        raise _Unknown from error
+    return type(value), value
+
+
+def _bytes(value: Any) -> Hashable:
+    if isinstance(value, Tracer) or getattr(value, "nbytes", 0) > SMALL:
+        raise _Unknown
+    try:
+        return type(value), bytes_of(value)
+    except TypeError as error:  # the key of a random number
+        raise _Unknown from error
+
+
+def bytes_of(value: Any) -> Hashable:
+    """What tells an array from others."""
+    array = np.asarray(value)
+    return array.dtype, array.shape, array.tobytes()
+
+
+def _function(value: Any) -> Hashable:
+    """One of JAX's own that closes over nothing; any other may compute whatever it will."""
+    if isinstance(value, FunctionType) and value.__module__.startswith("jax.") and not value.__closure__:
+        return value
+    raise _Unknown
