@@ -1,6 +1,7 @@
 """One calling convention for every JAX cell: step(cell, x [input], z [unit]) -> z on one trial."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -35,7 +36,7 @@ def as_step(cell: Any, x: jax.Array, z0: Any) -> tuple[Step, jax.Array]:
         return _on_halves, initial_state([None], x, z0)
     else:
         return _plain, initial_state([getattr(cell, "hidden_size", None)], x, z0)
-    return _on_tuples(np.cumsum(sizes)[:-1].tolist(), complexes), initial_state(sizes, x, z0)
+    return _OnTuples(tuple(np.cumsum(sizes)[:-1].tolist()), tuple(complexes)), initial_state(sizes, x, z0)
 
 
 def initial_state(sizes: Sequence[int | None], x: jax.Array, z0: Any) -> jax.Array:
@@ -56,15 +57,20 @@ def _on_halves(cell: Any, x: jax.Array, z: jax.Array) -> jax.Array:
     return in_halves(cell(x, of_halves(z)))
 
 
-def _on_tuples(ends: list[int], complexes: list[bool]) -> Step:
-    """A cell whose state is a tuple, such as (h, c), laid side by side; complex parts are twice as wide."""
+@dataclass(frozen=True)
+class _OnTuples:
+    """A cell whose state is a tuple, such as (h, c), laid side by side; complex parts are twice as wide.
 
-    def step(cell: Any, x: jax.Array, z: jax.Array) -> jax.Array:
-        parts = zip(jnp.split(z, ends), complexes, strict=True)
+    Equal ones are the same function to JAX, which compiles it once.
+    """
+
+    ends: tuple[int, ...]
+    complexes: tuple[bool, ...]
+
+    def __call__(self, cell: Any, x: jax.Array, z: jax.Array) -> jax.Array:
+        parts = zip(jnp.split(z, self.ends), self.complexes, strict=True)
         given = tuple(of_halves(part) if halves else part for part, halves in parts)
         return jnp.concatenate([in_halves(part) for part in cell(x, given)])
-
-    return step
 
 
 class LearntStart(eqx.Module):

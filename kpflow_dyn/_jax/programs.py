@@ -6,6 +6,7 @@ all numbers, those too that the user's function closes over; so nothing that is 
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from contextlib import ContextDecorator
 from functools import partial
 from threading import Lock
 from types import FunctionType
@@ -135,7 +136,7 @@ def _value(value: Any, orders: int) -> Hashable:
         return tuple((_value(key, orders), _value(part, orders)) for key, part in value.items())
     if isinstance(value, np.ndarray | np.generic | jax.Array | float | complex):
         return _bytes(value)
-    if callable(value) and not isinstance(value, type):
+    if callable(value) and not isinstance(value, type | ContextDecorator):  # a mesh is one
         return _function(value)
     if type(value).__module__.partition(".")[0] not in OF_JAX:
         raise _Unknown
