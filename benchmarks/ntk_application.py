@@ -94,6 +94,12 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def rate(rounds: int = 5) -> float:
+    """Flops a second of a large product in float32."""
+    square = torch.randn(2048, 2048)
+    return 2 * 2048**3 / statistics.median(seconds(lambda: square @ square) for _ in range(rounds))
+
+
 def measure(name: str, probes: int, rounds: int) -> None:
     make, gates = MODELS[name]
     torch.manual_seed(0)

@@ -6,10 +6,12 @@
 - collect: ten thousand points as one dataset.
 - efficiency: analyses of networks of 64 units by one worker process and by two, which were warm; t_1 / (2 t_2).
 - repeated: effective ranks of the NTKs of GRUs of that size, one after another, in CPU time: linearised in torch, with
-  a trace made anew or the one that is kept; by one compiled function of the weights in JAX, and by the same along a
-  leading axis of networks.
+  a trace made anew or the one that is kept.
+- model axis: the same by one compiled function of the weights in JAX, for one network after another and along a leading
+  axis of networks, over the number of units, with the time that compiling took.
 
-Run it on a machine that does nothing else; CPU times bear company better than the others.
+Some of these alone: python benchmarks/sweep.py repeated "model axis". Run it on a machine that does nothing else; CPU
+times bear company better than the others.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 
 os.environ |= {"NPROC": "1", "OMP_NUM_THREADS": "1"}
 
+import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +33,7 @@ import kpflow_dyn as kp
 from kpflow_dyn.sweep import Processes
 
 UNITS, TRIALS, PROBES, MODELS = 64, 2, 40, 8
+SIZES = [8, 16, 32, 64, 128, 256]
 
 
 def nothing(i: int, j: int) -> dict[str, int]:
@@ -80,25 +84,7 @@ def efficiency(folder: Path) -> None:
     print(f"parallel efficiency: {took[1] / (2 * took[2]):.2f}")
 
 
-def repeated() -> None:
-    import equinox as eqx
-    import jax
-    import jax.numpy as jnp
-
-    jax.config.update("jax_enable_x64", True)
-    x = jnp.asarray(kp.tasks.make_task("memorypro", trials=TRIALS).inputs)
-
-    def rank(cell: eqx.nn.GRUCell) -> jax.Array:
-        return kp.regularizers.effective_rank(kp.DiscreteProblem(cell, x), PROBES)
-
-    cells = [eqx.nn.GRUCell(3, UNITS, key=jax.random.key(seed)) for seed in range(MODELS)]
-    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cells)
-    one, many = jax.jit(rank), jax.jit(jax.vmap(rank))
-    many(together).block_until_ready()
-    one(cells[0]).block_until_ready()
-    alone = cpu_seconds(lambda: [one(cell).block_until_ready() for cell in cells]) / MODELS
-    print(f"compiled: {1e3 * alone:.1f} ms of CPU time for each network")
-    print(f"along an axis of {MODELS}: {1e3 * cpu_seconds(lambda: many(together).block_until_ready()) / MODELS:.1f} ms")
+def repeated(_folder: Path) -> None:
     for anew in (True, False):
         took = cpu_seconds(lambda anew=anew: [linearize_torch(seed, anew) for seed in range(MODELS)]) / MODELS
         print(f"linearised in torch, {'traced anew' if anew else 'with the trace kept'}: {1e3 * took:.1f} ms")
@@ -117,20 +103,58 @@ def linearize_torch(seed: int, anew: bool) -> float:
     return kp.effective_rank(flow.ntk, PROBES).value
 
 
+def model_axis(_folder: Path) -> None:
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)
+    x = jnp.asarray(kp.tasks.make_task("memorypro", trials=TRIALS).inputs)
+
+    def rank(cell: eqx.nn.GRUCell) -> jax.Array:
+        return kp.regularizers.effective_rank(kp.DiscreteProblem(cell, x), PROBES)
+
+    def timed(run: Callable[[], Any]) -> tuple[float, float]:
+        """CPU seconds of the first call, which compiles, and the least of the others."""
+        first, *others = [cpu_seconds(run) for _ in range(4)]
+        return first, min(others)
+
+    print(f"effective rank of {MODELS} GRUs in JAX, milliseconds of CPU time for each, and seconds to compile")
+    for units in SIZES:
+        cells = [eqx.nn.GRUCell(3, units, key=jax.random.key(seed)) for seed in range(MODELS)]
+        together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cells)
+        one, many = jax.jit(rank), jax.jit(jax.vmap(rank))
+        alone = timed(lambda one=one, cells=cells: [one(cell).block_until_ready() for cell in cells])
+        batched = timed(lambda many=many, together=together: many(together).block_until_ready())
+        each, axis = 1e3 * alone[1] / MODELS, 1e3 * batched[1] / MODELS
+        print(
+            f"{units:4} units: one by one {each:7.1f} ms ({alone[0] - alone[1]:4.1f} s)  along an axis {axis:7.1f} ms "
+            f"({batched[0] - batched[1]:4.1f} s)  one by one / axis {each / axis:5.2f}",
+            flush=True,
+        )
+
+
 def cpu_seconds(run: Callable[[], Any]) -> float:
-    """Of the second call."""
-    run()
     start = time.process_time()
     run()
     return time.process_time() - start
 
 
+PARTS = {
+    "overhead": overhead,
+    "collect": collected,
+    "efficiency": efficiency,
+    "repeated": repeated,
+    "model axis": model_axis,
+}
+
+
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        overhead(Path(folder))
-        collected(Path(folder))
-        efficiency(Path(folder))
-    repeated()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), choices=PARTS)
+    for part in parser.parse_args().parts:
+        with tempfile.TemporaryDirectory() as folder:
+            PARTS[part](Path(folder))
 
 
 if __name__ == "__main__":

@@ -112,8 +112,11 @@ class _Pulled:
         self.size, self.exact = math.prod(state.shape), probes is None
         xp = array_namespace(state)
         with concretely(problem.data):
-            eye = xp.eye(self.size, dtype=state.dtype, device=device(problem.data))
-            self.rows = eye if probes is None else Random(seed).normal((probes, self.size), eye)
+            like = {"dtype": state.dtype, "device": device(problem.data)}
+            if probes is None:
+                self.rows = xp.eye(self.size, **like)
+            else:
+                self.rows = Random(seed).normal((probes, self.size), xp.zeros(self.size, **like))
         self.images = self.curved = self.back(self.rows)
         if loss is not None:
             self.curved = self.back(_curved(loss, state, self.rows, problem.backend.transforms))

@@ -93,6 +93,17 @@ def test_probes_average_to_the_exact_ones() -> None:
     assert abs(found.mean().item() - exact) < 4 * found.std().item() / 10
 
 
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_probes_need_no_matrix_of_the_states(library: str) -> None:
+    """Of these states it would take 1.6 TB."""
+    if library == "torch":
+        problem = kp.DiscreteProblem(nn.RNNCell(1, 16), torch.zeros(20_000, 2, 1))
+    else:
+        cell = eqx.nn.GRUCell(1, 16, key=jax.random.key(0))
+        problem = kp.DiscreteProblem(cell, jnp.zeros((20_000, 2, 1)))
+    assert kp.regularizers.trace(problem, probes=2) > 0
+
+
 def test_bad_requests() -> None:
     problem = torch_problem()
     with pytest.raises(ValueError, match="at least 2"):
