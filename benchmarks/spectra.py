@@ -33,7 +33,6 @@ from kpflow_dyn.solvers import BlockLanczos
 
 PAIRS, TOL = 20, 1e-6
 STEPS = {"RNN": 77, "GRU": 123}  # products that scipy takes
-BLOCK = 2
 
 
 def of_torch(name: str) -> tuple[RolledOut, torch.Tensor]:
@@ -52,7 +51,7 @@ def flow_in(framework: str, name: str) -> kp.Flow:
 
 
 def ours(framework: str, name: str, what: str) -> Callable[[], str]:
-    flow, alg = flow_in(framework, name), BlockLanczos(block=BLOCK, tol=TOL)
+    flow, alg = flow_in(framework, name), BlockLanczos(tol=TOL)
 
     def run() -> str:
         found = kp.eigs(flow.ntk, PAIRS, alg=alg) if what == "eigs" else kp.summary(flow, PAIRS, alg=alg)

@@ -107,6 +107,35 @@ def test_applications_stay_near_those_of_an_unrestarted_run(k, block, most):
     assert pairs.applications <= most and to_numpy(pairs.converged).all()
 
 
+def test_long_vectors_take_few_more_applications_than_scipy_without_a_certificate():
+    """Two random rows take turns: they need what one needs, and a few more; the certificate takes k at most."""
+    n, k = 40_000, 20
+    root = np.arange(1, n + 1) ** -0.5
+    scipys: list[int] = []
+    operator = LinearOperator((n, n), matvec=lambda v: scipys.append(1) or root**2 * v, dtype=np.float64)
+    eigsh(operator, k, which="LA", tol=1e-6, v0=np.random.default_rng(0).standard_normal(n))
+    steps: list[int] = []
+    found = BlockLanczos().solve_product(
+        lambda rows: rows * root, lambda rows: rows * root, n, k, like=root, squared=True,
+        callback=lambda calls, _r: steps.append(calls),
+    )  # fmt: skip
+    assert to_numpy(found.converged).all()
+    np.testing.assert_allclose(found.values**2, root[:k] ** 2, rtol=0, atol=1e-6)
+    assert found.applications <= 1.15 * len(scipys), (found.applications, len(scipys))
+    assert found.applications - steps[-1] <= k, (found.applications, steps[-1])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_two_long_rows_in_turns_find_both_copies(seed):
+    """Also of the last wanted eigenvalue, whose second copy stands behind others for longest."""
+    n, k, random = 40_000, 12, np.random.default_rng(seed)
+    values = np.arange(1, n + 1.0) ** -1.0
+    twice = k - 1 - random.integers(3)
+    values[-1] = values[twice]
+    found = BlockLanczos().solve(lambda rows: rows * values, n, k, like=values, seed=seed)
+    np.testing.assert_allclose(found.values, np.sort(values)[::-1][:k], rtol=0, atol=1e-6)
+
+
 def test_agrees_with_scipy_on_an_indefinite_operator():
     values = np.linspace(-2, 1, N)
     matrix = dense_symmetric(values)

@@ -7,13 +7,11 @@ else its matrix. Where there is no reverse mode, it is the transposed matrix of 
 import math
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from kpflow_dyn._arrays import Rows, eps_of
 from kpflow_dyn._arrays.complex_numbers import by_name, flat, vector_of
@@ -21,10 +19,8 @@ from kpflow_dyn._arrays.memory import in_blocks, require_matrix
 from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._jax import equations
 from kpflow_dyn._jax.failures import explained, first_line
-from kpflow_dyn._jax.programs import KeptPrograms, form_of
+from kpflow_dyn._jax.programs import compiled_of, constants_of
 from kpflow_dyn._jax.transforms import sooner
-
-PROGRAMS = KeptPrograms()
 
 Values = dict[str, jax.Array]
 Both = tuple[jax.Array, jax.Array]  # of the parameters [..., p] and of the argument
@@ -41,8 +37,7 @@ class Derivative:
             # What the function closes over becomes an argument: constants of a program would be whole on every device.
             of_numbers = jax.make_jaxpr(lambda theta, s: function(_named(theta, forms), s), return_shape=True)
             closed, self._states = of_numbers(theta, at)
-        self._jaxpr, self._constants = closed.jaxpr, list(map(jnp.asarray, closed.consts))
-        self._programs = _programs(closed)
+        self._closed, self._constants = closed, constants_of(closed)
         self._columns: jax.Array | None = None  # the matrix [states, p + argument], where there is no reverse mode
 
     def at(self, argument: jax.Array) -> Self:
@@ -56,7 +51,7 @@ class Derivative:
     @property
     def custom(self) -> list[str]:
         """The functions with derivatives of their own that the model calls."""
-        return equations.custom_functions(self._jaxpr)
+        return equations.custom_functions(self._closed)
 
     @property
     def value(self) -> jax.Array:
@@ -68,7 +63,7 @@ class Derivative:
     @property
     def rounding(self) -> float:
         """Of the least precise part."""
-        return max(equations.rounding_of(self._jaxpr), eps_of(self._at[1]))
+        return max(equations.rounding_of(self._closed), eps_of(self._at[1]))
 
     @property
     def probe(self) -> Probe:
@@ -121,7 +116,8 @@ class Derivative:
         return self._by_rows()
 
     def _run(self, what: Callable[..., Any], *given: jax.Array) -> Any:
-        return self._programs[what](self._constants, self._at, *given)
+        options = sooner() if what is _pulled_once else {}
+        return compiled_of(self._closed, what, **options)(self._constants, self._at, *given)
 
     def _check(self, forward: Rows) -> None:
         """Raise a `Mismatch` unless it is the transpose of reverse mode."""
@@ -167,34 +163,6 @@ def _named(theta: jax.Array, forms: dict[str, jax.ShapeDtypeStruct]) -> Values:
     return by_name(theta, forms)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class _Programs:
-    """What is compiled of all functions of one form, of their constants and of the point first."""
-
-    every: dict[Callable[..., Any], Callable[..., Any]]
-
-    def fits(self, values: list[Any]) -> bool:
-        """Always."""
-        return True
-
-
-def _programs(closed: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
-    key = (form_of(closed),)
-    if (found := PROGRAMS.find(key, [])) is None:
-        jaxpr = closed.jaxpr
-
-        def program(what: Callable[..., Any], options: dict[str, Any] | None = None) -> Callable[..., Any]:
-            def of_constants(constants: list[jax.Array], *given: Any) -> Any:
-                return what(lambda *at: jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))(*at)[0], *given)
-
-            return jax.jit(of_constants, compiler_options=options)
-
-        every = {what: program(what) for what in (_valued, _pulled, _linearized, _transposed, _doubled)}
-        found = _Programs(every | {_pulled_once: program(_pulled_once, sooner())})
-        PROGRAMS.keep(key, found)
-    return found.every
-
-
 @partial(jax.jit, static_argnums=1)
 def _parted(rows: jax.Array, shape: tuple[int, ...]) -> Both:
     """Rows [probe, p + argument] as those of the parameters and of the argument, which has this shape."""
@@ -212,13 +180,17 @@ def _side_by_side(theta: jax.Array | None, argument: jax.Array | None, at: Both)
     return jnp.concatenate([v.reshape(probes, -1) for v in moved], 1)
 
 
+def _first_of(function: Any) -> Callable[..., jax.Array]:
+    return lambda *at: function(*at)[0]
+
+
 def _valued(function: Any, at: Both) -> jax.Array:
-    return function(*at)
+    return function(*at)[0]
 
 
 def _pulled(function: Any, at: Both, q: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The value, and rows [probe, p + argument]."""
-    value, pull = jax.vjp(function, *at)
+    value, pull = jax.vjp(_first_of(function), *at)
     return value, jax.vmap(lambda q: jnp.concatenate([part.reshape(-1) for part in pull(q)]))(q)
 
 
@@ -228,15 +200,15 @@ def _pulled_once(function: Any, at: Both, q: jax.Array) -> tuple[jax.Array, jax.
 
 
 def _linearized(function: Any, at: Both, rows: jax.Array) -> jax.Array:
-    return jax.vmap(jax.linearize(function, *at)[1])(*_parted(rows, at[1].shape))
+    return jax.vmap(jax.linearize(_first_of(function), *at)[1])(*_parted(rows, at[1].shape))
 
 
 def _transposed(function: Any, at: Both, rows: jax.Array) -> jax.Array:
-    value, pull = jax.vjp(function, *at)
+    value, pull = jax.vjp(_first_of(function), *at)
     return jax.vmap(lambda *moved: jax.linear_transpose(pull, value)(moved)[0])(*_parted(rows, at[1].shape))
 
 
 def _doubled(function: Any, at: Both, rows: jax.Array) -> jax.Array:
-    value, pull = jax.vjp(function, *at)
+    value, pull = jax.vjp(_first_of(function), *at)
     back = jax.vjp(pull, jnp.zeros_like(value))[1]
     return jax.vmap(lambda *moved: back(moved)[0])(*_parted(rows, at[1].shape))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._jax.checks import floating_leaves, with_parameters
 from kpflow_dyn._jax.derivative import Derivative
-from kpflow_dyn._jax.programs import KeptPrograms, bytes_of, form_of
+from kpflow_dyn._jax.programs import PROGRAMS, bytes_of, form_of
 from kpflow_dyn._jax.step import Fixed
 from kpflow_dyn._jax.tangent import Cut, Programs, Tangent
 from kpflow_dyn._jax.trace import graph_of, jaxpr_of
@@ -19,8 +19,6 @@ from kpflow_dyn.tracing._copies import deciding
 from kpflow_dyn.tracing._graph import Role
 from kpflow_dyn.tracing._rules import RULES
 from kpflow_dyn.tracing._steps import analyse
-
-PROGRAMS = KeptPrograms()
 
 
 class Model:

@@ -5,7 +5,7 @@ all numbers, those too that the user's function closes over; so nothing that is 
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ContextDecorator
 from functools import partial
 from threading import Lock
@@ -13,14 +13,15 @@ from types import FunctionType
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from kpflow_dyn._jax.custom import is_floating
 from kpflow_dyn._jax.equations import CUSTOM, Equation, Jaxpr, bind, opened
 
-MOST = 64
+MOST = 256
 ORDERS = 2  # so many derivatives of a function with a derivative of its own are part of the form
 SMALL = 2**12  # bytes of a constant within a program that are part of its form
 OF_JAX = ("jax", "jaxlib", "numpy", "ml_dtypes", "enum", "builtins")
@@ -62,6 +63,64 @@ class KeptPrograms:
         """Have everything compiled anew."""
         with self._lock:
             self._kept.clear()
+
+
+PROGRAMS = KeptPrograms()
+CONFIG: Any = jax.config  # whose fields a type checker does not know
+
+
+class Shared:
+    """A function that is compiled once for all functions that compute the same; what it closes over is an argument."""
+
+    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any] | None = None) -> None:
+        self._function, self._options = function, dict(options or {})
+        self._known: dict[Hashable, Callable[[list[Any]], Any]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        """Its value, of arrays."""
+        leaves, form = jax.tree.flatten(args)
+        if any(isinstance(leaf, Tracer) for leaf in leaves):
+            return self._function(*args)  # part of another program
+        key = form, *map(jax.typeof, leaves), CONFIG.jax_default_matmul_precision
+        if key not in self._known:
+            self._known[key] = self._compiled(args)
+        return self._known[key](leaves)
+
+    def _compiled(self, args: tuple) -> Callable[[list[Any]], Any]:
+        closed, out = jax.make_jaxpr(self._function, return_shape=True)(*args)
+        program, form = compiled_of(closed, evaluated, **self._options), jax.tree.structure(out)
+        constants = constants_of(closed)
+        return lambda leaves: jax.tree.unflatten(form, program(constants, *leaves))
+
+
+def compiled_of(closed: Jaxpr, what: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """The program (constants, *args) -> what(function, *args) of the function that a jaxpr is; it gives a list."""
+    key = form_of(closed), what, tuple(options.items())
+    if (found := PROGRAMS.find(key, [])) is None:
+        PROGRAMS.keep(key, found := _Program(closed.jaxpr, what, options))
+    return found.run
+
+
+def constants_of(closed: Jaxpr) -> list[jax.Array]:
+    """What the function of a jaxpr closes over."""
+    return list(map(jnp.asarray, closed.consts))
+
+
+def evaluated(function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args)."""
+    return function(*args)
+
+
+class _Program:
+    def __init__(self, jaxpr: Jaxpr, what: Callable[..., Any], options: dict[str, Any]) -> None:
+        def run(constants: list[Any], *args: Any) -> Any:
+            return what(jaxpr_as_fun(ClosedJaxpr(jaxpr, constants)), *args)
+
+        self.run = jax.jit(run, compiler_options=options or None)
+
+    def fits(self, _values: list[Any]) -> bool:
+        """Always: it holds no values."""
+        return True
 
 
 def form_of(closed: Jaxpr) -> Hashable:

@@ -7,10 +7,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jax import jit as compiled
 from jax import jvp, vjp, vmap
 
 from kpflow_dyn._backend import RowFunction
+from kpflow_dyn._jax.programs import Shared, compiled_of, constants_of
 
 __all__ = [
     "compiled",
@@ -32,7 +32,7 @@ SOONER = {
     "xla_cpu_parallel_codegen_split_count": 1,
 }
 
-over_models = vmap
+over_models, compiled = vmap, Shared
 Tree = Any  # an array, or a list of arrays
 
 
@@ -48,12 +48,17 @@ def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, compiled for one call."""
-    return jax.jit(function, compiler_options=sooner())
+    return Shared(function, sooner())
 
 
 def once_of_models(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same for a function of models, in which not all is an array."""
-    return eqx.filter_jit(function, compiler_options=sooner())  # type: ignore[call-overload]
+
+    def of_models(*models: Any) -> Any:
+        arrays, rest = eqx.partition(models, eqx.is_array)
+        return once(lambda arrays: function(*eqx.combine(arrays, rest)))(arrays)
+
+    return of_models
 
 
 @cache
@@ -81,15 +86,30 @@ def linearised(function: Callable[[Tree], jax.Array], point: Tree) -> tuple[Call
 
     Each is one program of plain arrays: with a small network all else that a call does takes longer than the numbers.
     """
-    kept, form = jax.tree.flatten(jax.linearize(function, point)[1])
 
-    def push(kept: list[jax.Array], tangent: Tree) -> jax.Array:
-        return jax.tree.unflatten(form, kept)(tangent)
+    def residuals(point: Tree) -> list[jax.Array]:
+        nonlocal form
+        kept, form = jax.tree.flatten(jax.linearize(function, point)[1])
+        return kept
 
-    def pull(kept: list[jax.Array], q: jax.Array) -> Tree:
-        return jax.linear_transpose(partial(push, kept), point)(q)[0]
+    form: Any = None
+    kept, (flat, tree) = compiled(residuals)(point), jax.tree.flatten(point)
+    closed = jax.make_jaxpr(lambda kept, tangent: jax.tree.unflatten(form, kept)(tangent))(kept, point)
+    given = constants_of(closed), kept, flat
+    push, pull, both = (partial(compiled_of(closed, what), *given) for what in (_push, _pull, _push_pulled))
+    return lambda tangent: push(jax.tree.leaves(tangent)), lambda q: jax.tree.unflatten(tree, pull(q)), both
 
-    def both(kept: list[jax.Array], q: jax.Array) -> jax.Array:
-        return push(kept, pull(kept, q))
 
-    return tuple(partial(jax.jit(jax.vmap(each, (None, 0))), kept) for each in (push, pull, both))
+def _push(function: Any, kept: list[jax.Array], _point: list[jax.Array], tangents: list[jax.Array]) -> jax.Array:
+    """Blocks of tangents through the linear function(*kept, *tangents) -> [value]."""
+    return jax.vmap(lambda tangents: function(*kept, *tangents)[0])(tangents)
+
+
+def _pull(function: Any, kept: list[jax.Array], point: list[jax.Array], q: jax.Array) -> list[jax.Array]:
+    """Its transpose."""
+    pull = jax.linear_transpose(lambda tangents: function(*kept, *tangents)[0], point)
+    return jax.vmap(lambda q: pull(q)[0])(q)
+
+
+def _push_pulled(function: Any, kept: list[jax.Array], point: list[jax.Array], q: jax.Array) -> jax.Array:
+    return _push(function, kept, point, _pull(function, kept, point, q))

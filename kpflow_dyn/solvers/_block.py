@@ -14,14 +14,16 @@ HELD = 8  # blocks of rows that an iteration holds at least
 FASTER = 1.25  # how much faster than a smaller block a larger one must promise to be
 
 
-def block_for(n: int, like: Array) -> int:
-    """The block for vectors of length n, the same in every process.
+def block_for(n: int, like: Array) -> tuple[int, int]:
+    """With how many rows to begin for vectors of length n, and how many ride in a call; the same in every process.
 
     A block of b rows needs about 25 + 2.6 k + 10 b applications for k pairs to 1e-6, as was measured on the kernels of
-    recurrent networks. So blocks are as small as those whose calls take no longer for their rows, 2 to 16.
+    recurrent networks. So blocks are as small as those whose calls take no longer for their rows, 2 to 16; and where a
+    single row fills a call, the two take turns.
     """
     wanted = ON_DEVICE if on_device(like) else min(ON_DEVICE, FILLED // n)
-    return max(b for b in (2, 4, 8, 16) if b == 2 or (b <= wanted and within_budget(bytes_of(HELD * b * n, like))))
+    block = max(b for b in (2, 4, 8, 16) if b == 2 or (b <= wanted and within_budget(bytes_of(HELD * b * n, like))))
+    return block, 1 if wanted < 2 else block
 
 
 @dataclass(frozen=True, eq=False)

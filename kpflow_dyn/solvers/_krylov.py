@@ -122,33 +122,25 @@ class Krylov:
         """Let all pending rows wait."""
         self.parked = self.pending.shape[0]
 
+    def aim(self, k: int, tol: Array | float, rows: int) -> None:
+        """Turn the pending rows so that the last ones carry most of the open residuals of wanted pairs, and let all but
+        so many wait.
+
+        One row after another, each the best that is pending, does what a block does with fewer applications.
+        """
+        self.parked = max(0, self.pending.shape[0] - rows)
+        left = self.coupling @ self.rotation[:, :k]  # [pending, k]
+        is_open = relative(row_norms(left.T), self.norm) > tol
+        if self.parked and bool(is_open.any()):
+            left = left * is_open
+            turn = ordered_eigh(left @ left.T, "SA")[1].T
+            self.pending, self.coupling = combine(turn, [self.pending]), turn @ self.coupling
+
     def unpark(self, k: int, tol: float) -> None:
         """Take the parked rows up again when the wanted residuals cannot fall below `tol` without them."""
         held = row_norms((self.coupling[: self.parked] @ self.rotation[:, :k]).T)
         if bool((relative(held, self.norm) > tol).any()):
             self.parked = 0
-
-    def enough(self, k: int, tol: float) -> float:
-        """The residual at which the value after k wanted ones, from new random rows alone, shows that none was missed.
-
-        Let the value stand d behind the k-th. A wanted vector that was missed has a part of about n^-1/2 in a random
-        row, which iterating can only raise, and adds at least d times its part to the residual.
-        """
-        if self.size <= k or not self.norm:
-            return tol
-        last, following = (float(value) for value in self.wanted(self.values[k - 1 : k + 1]))
-        return max(tol, SMALL_PART * (last - following) / self.norm / self.pending.shape[1] ** 0.5)
-
-    def doubtful(self, k: int, width: float) -> bool:
-        """Whether as many wanted values agree as there were random rows at first, so that copies may be missing.
-
-        Rows that came later have not been iterated as long, and do not count.
-        """
-        copies = self.random_rows
-        if copies == 0 or copies > k:
-            return copies == 0
-        values = np.sort(to_numpy(self.values[:k]))
-        return bool((values[copies - 1 :] - values[: k - copies + 1] <= width * self.norm).any())
 
     def _append(self, rows: Array) -> None:
         """Join blocks of similar sizes, so that there are few blocks and few shapes."""
@@ -169,6 +161,30 @@ class Krylov:
         defects = concat([(to_active - to_active.T).reshape(-1), (to_basis - coupling).reshape(-1)])
         if self.scale:
             self.operator.check_symmetry(float(abs(defects).max()) / self.scale, self.eps)
+
+
+def enough(krylov: Krylov, k: int, tol: float) -> float:
+    """The residual at which the value after k wanted ones, from new random rows alone, shows that none was missed.
+
+    Let the value stand d behind the k-th. A wanted vector that was missed has a part of about n^-1/2 in a random
+    row, which iterating can only raise, and adds at least d times its part to the residual.
+    """
+    if krylov.size <= k or not krylov.norm:
+        return tol
+    last, following = (float(value) for value in krylov.wanted(krylov.values[k - 1 : k + 1]))
+    return max(tol, SMALL_PART * (last - following) / krylov.norm / krylov.pending.shape[1] ** 0.5)
+
+
+def doubtful(krylov: Krylov, k: int, width: float) -> bool:
+    """Whether as many wanted values agree as there were random rows at first, so that copies may be missing.
+
+    Rows that came later have not been iterated as long, and do not count.
+    """
+    copies = krylov.random_rows
+    if copies == 0 or copies > k:
+        return copies == 0
+    values = np.sort(to_numpy(krylov.values[:k]))
+    return bool((values[copies - 1 :] - values[: k - copies + 1] <= width * krylov.norm).any())
 
 
 def _blocks(a: Array, b: Array, c: Array, d: Array) -> Array:

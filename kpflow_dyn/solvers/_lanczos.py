@@ -12,7 +12,7 @@ from kpflow_dyn._arrays.memory import budget, bytes_of, require
 from kpflow_dyn.solvers._block import FastestBlock, block_for
 from kpflow_dyn.solvers._certify import Certificate, InPlace, OfProduct, Result
 from kpflow_dyn.solvers._counted import Counted, Product
-from kpflow_dyn.solvers._krylov import Krylov
+from kpflow_dyn.solvers._krylov import Krylov, doubtful, enough
 from kpflow_dyn.solvers._orthogonalise import Which, check_which, no_rows, orthogonal_part, rows_or_none
 from kpflow_dyn.solvers._results import Eigenpairs, Triplets
 
@@ -37,7 +37,9 @@ class BlockLanczos:
     Args:
         block: rows in a call of the operator. Small blocks need fewest applications, large ones fewest calls: about
             25 + 2.6 k + 10 block applications to 1e-6. None takes 2 to 16, by the length of the vectors and whether
-            they lie on an accelerator. A `FastestBlock()` times a few calls first, which are not counted.
+            they lie on an accelerator; of 2 long ones it applies the operator to one at a time, along which most of the
+            residuals lies, as 1 needs fewest, and 2 find both copies of an eigenvalue. A `FastestBlock()` times a few
+            calls first, which are not counted.
         tol: residual |A v - l v| / |l_1| to reach. float32 cannot go below about 3e-7.
         maxiter: most calls of the operator before the pairs are certified as they are.
         columns: most rows of the basis; None keeps max(4 k, 32) + 6 block; more than these save little.
@@ -152,9 +154,10 @@ def _solved(
 ) -> Result:
     """Pairs or triplets, orthogonal to known rows [d, n]; by way of the matrix where the basis would fill the space."""
     check_request(k, start, known)
-    (d, n), operator, block = known.shape, certificate.operator, alg.block
+    (d, n), operator, block, together = known.shape, certificate.operator, alg.block, None
     if start is not None or block is None:
-        block = block_for(n, known) if start is None else start.shape[0]
+        block, together = block_for(n, known)
+        block = block if start is None else start.shape[0]
     least = block if isinstance(block, int) else 1
     if n <= alg.dense or _columns(alg, k, least) + least >= n - d:
         found = certificate.of_matrix(known, k)
@@ -164,7 +167,7 @@ def _solved(
                 block = block(operator.uncounted, n, k, known)
         krylov = Krylov(operator, known, rng, which, alg.products)
         krylov.begin(start, block)
-        found = _Run(alg, krylov, certificate, k, block, callback).certified()
+        found = _Run(alg, krylov, certificate, k, block, together or block, callback).certified()
     certificate.warn(found)
     return found
 
@@ -215,9 +218,11 @@ class _Run(Generic[Result]):
         certificate: Certificate[Result],
         k: int,
         block: int,
+        together: int,
         callback: Callback | None,
     ) -> None:
-        self.alg, self.krylov, self.certificate, self.k, self.block = alg, krylov, certificate, k, block
+        self.alg, self.krylov, self.certificate, self.k = alg, krylov, certificate, k
+        self.block, self.together = block, together
         self.columns, self.keep, self.callback = _fitting(alg, k, block, krylov.known), _kept(k, block), callback
         self.halfway = _halfway(self.columns, k, block, krylov.known)
 
@@ -228,7 +233,7 @@ class _Run(Generic[Result]):
         while True:
             self.converge(tol)
             missed = True
-            while missed and krylov.doubtful(k, CLUSTER * self.alg.tol):
+            while missed and doubtful(krylov, k, CLUSTER * self.alg.tol):
                 missed = self.misses()
                 self.converge(tol)
             krylov.restart(self.keep)  # the basis has served: its vectors make room for results
@@ -248,7 +253,8 @@ class _Run(Generic[Result]):
         while (krylov.operator.calls < self.alg.maxiter or krylov.size < k) and not krylov.converged(
             k, wanted := self.certificate.tolerances(krylov, k, tol)
         ):
-            krylov.unpark(k, 0.9 * wanted)
+            if krylov.size:
+                krylov.aim(k, wanted, self.together)
             if not krylov.active:
                 krylov.inject(self.block)
             self.step(self.keep)
@@ -273,13 +279,13 @@ class _Run(Generic[Result]):
         krylov.park()
         krylov.inject(TEST_ROWS)
         while krylov.active and not _better(krylov, known, tol):
-            enough = krylov.enough(k, tol)
-            if krylov.converged(k + 1, enough):
+            needed = enough(krylov, k, tol)
+            if krylov.converged(k + 1, needed):
                 break
             if krylov.operator.calls >= self.alg.maxiter:
                 self.certificate.incomplete = True
                 return False
-            krylov.unpark(k + 1, 0.9 * enough)
+            krylov.unpark(k + 1, 0.9 * needed)
             self.step(self.halfway)
         return _better(krylov, known, tol)
 

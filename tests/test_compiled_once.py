@@ -1,0 +1,222 @@
+"""JAX compiles a program once for all models that compute the same, whatever their numbers."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax_registry import dense_jacobian
+
+import kpflow_dyn as kp
+from kpflow_dyn._jax.programs import PROGRAMS, form_of
+from kpflow_dyn.models import ClosedLoop, Pendulum
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+UNITS = 4
+X = np.random.default_rng(0).standard_normal((2, 5, 3))
+
+
+class Compilations:
+    """How often XLA compiled, since it was last asked."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self)
+
+    def __call__(self, event: str, _seconds: float, **_rest: Any) -> None:
+        self.count += event.endswith("backend_compile_duration")
+
+    def since(self) -> int:
+        found, self.count = self.count, 0
+        return found
+
+
+@pytest.fixture(scope="module")
+def compilations() -> Iterator[Compilations]:
+    found = Compilations()
+    yield found
+    jax.monitoring.unregister_event_duration_listener(found)
+
+
+class Cell(eqx.Module):
+    """A cell with an activation of its own, and perhaps with numbers that it closes over."""
+
+    linear: eqx.nn.Linear
+    activation: Callable[[jax.Array], jax.Array] = eqx.field(static=True)
+
+    def __call__(self, x: jax.Array, z: jax.Array) -> jax.Array:
+        return self.activation(self.linear(jnp.concatenate([x, z])))
+
+
+def cell(activation: Callable[[jax.Array], jax.Array], seed: int = 0) -> kp.DiscreteProblem:
+    linear = eqx.nn.Linear(3 + UNITS, UNITS, key=jax.random.key(seed))
+    return kp.DiscreteProblem(Cell(linear, activation), jnp.asarray(X), jnp.zeros((2, UNITS)))
+
+
+def ode(seed: int) -> kp.ODEProblem:
+    policy = eqx.nn.MLP(2, 1, 4, 1, activation=jnp.tanh, key=jax.random.key(seed))
+    start = jax.random.normal(jax.random.key(1), (2, 2))
+    return kp.ODEProblem(ClosedLoop(Pendulum(), policy), jnp.asarray(start), np.linspace(0, 1, 6))
+
+
+PROBLEMS: dict[str, Callable[[int], Any]] = {
+    "gru": lambda seed: kp.DiscreteProblem(eqx.nn.GRUCell(3, UNITS, key=jax.random.key(seed)), jnp.asarray(X)),
+    "lstm": lambda seed: kp.DiscreteProblem(eqx.nn.LSTMCell(3, UNITS, key=jax.random.key(seed)), jnp.asarray(X)),
+    "relu": lambda seed: cell(jax.nn.relu, seed),
+    "tsit5": ode,
+    "kvaerno5": ode,
+    "network": lambda seed: kp.StaticProblem(eqx.nn.MLP(3, 2, 4, 2, key=jax.random.key(seed)), jnp.asarray(X[:, 0])),
+}
+ALGORITHMS = {"tsit5": diffrax.Tsit5, "kvaerno5": diffrax.Kvaerno5}
+
+
+def applied(solution: Any) -> tuple[kp.Flow, jax.Array]:
+    flow = kp.linearize(solution)
+    return flow, flow.ntk.mv(jnp.ones((1, *flow.ntk.domain.shape)))
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_other_weights_compile_nothing(name: str, compilations: Compilations) -> None:
+    solved = [kp.solve(PROBLEMS[name](seed), *(alg() for alg in [ALGORITHMS.get(name)] if alg)) for seed in (0, 1, 2)]
+    first, *others = solved
+    applied(first)
+    compilations.since()
+    for solution in others:
+        flow, found = applied(solution)
+        assert compilations.since() == 0
+        J = dense_jacobian(flow) if name != "network" else flow.J.dense()
+        if name == "kvaerno5":  # whose reference differentiates its root finder
+            J = flow.J.dense()
+        measure = flow.ntk.domain.measure
+        weights = jnp.ones(J.shape[0]) if measure is None else jnp.broadcast_to(measure, flow.ntk.domain.shape).ravel()
+        assert jnp.abs(found.ravel() - J @ (J.T @ weights)).max() < 1e-9 * jnp.abs(found).max()
+        compilations.since()
+
+
+def test_captured_numbers_are_arguments(compilations: Compilations) -> None:
+    """Programs of functions that close over other arrays are the same, and their results those of these arrays."""
+    slopes = [np.linspace(0.5, 1.5, UNITS) + shift for shift in (0.0, 1.0)]
+    solved = [kp.solve(cell(lambda z, slope=slope: jnp.tanh(slope * z))) for slope in slopes]
+    applied(solved[0])
+    compilations.since()
+    flow, found = applied(solved[1])
+    assert compilations.since() == 0
+    J = dense_jacobian(flow)
+    assert jnp.abs(found.ravel() - (J @ J.T).sum(1)).max() < 1e-12
+
+
+@pytest.mark.parametrize("order", [[3, 2, 1, 0], [1, 0, 3, 2]])
+def test_captured_indices_say_which_elements_are_copied(order: list[int]) -> None:
+    flow, _ = applied(kp.solve(cell(lambda z: jnp.tanh(z[np.array(order)]))))
+    assert not flow.untraced
+    J = dense_jacobian(flow)
+    assert jnp.abs(flow.J.dense() - J).max() < 1e-12
+
+
+def surrogate(slope: float) -> Callable[[jax.Array], jax.Array]:
+    """The same function each time, with a derivative of another slope."""
+
+    @jax.custom_jvp
+    def spike(z: jax.Array) -> jax.Array:
+        return jnp.tanh(z)
+
+    spike.defjvp(lambda primals, tangents: (spike(primals[0]), slope * tangents[0]))
+    return spike
+
+
+def test_other_functions_of_equal_shapes_are_others() -> None:
+    functions = [jnp.tanh, jax.nn.sigmoid, jax.nn.relu, jax.nn.silu, surrogate(0.5), surrogate(2.0)]
+    forms = [form_of(jax.make_jaxpr(function)(jnp.ones(3))) for function in functions]
+    again = [form_of(jax.make_jaxpr(function)(jnp.ones(3))) for function in functions]
+    assert None not in forms
+    assert forms == again
+    assert len(set(forms)) == len(forms)
+    for function in functions:
+        flow, _ = applied(kp.solve(cell(function)))
+        assert jnp.abs(flow.J.dense() - dense_jacobian(flow)).max() < 1e-12
+
+
+def test_what_cannot_be_told_apart_has_no_form() -> None:
+    def called(z: jax.Array) -> jax.Array:
+        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(z.shape, z.dtype), z)
+
+    assert form_of(jax.make_jaxpr(called)(jnp.ones(3))) is None
+
+
+def test_numbers_close_to_each_other_are_told_apart() -> None:
+    forms = [form_of(jax.make_jaxpr(lambda z, a=a: z + a)(jnp.ones(3))) for a in (0.0, -0.0, 1.0)]
+    assert len(set(forms)) == 3
+
+
+def test_weights_and_states_are_let_go() -> None:
+    problem = PROBLEMS["gru"](5)
+    flow, _ = applied(kp.solve(problem))
+    alive = [weakref.ref(value) for value in (problem.cell.weight_hh, problem.x, flow.solution.state)]
+    del problem, flow
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * len(alive)
+
+
+def test_the_last_forms_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PROGRAMS, "most", 3)
+    for activation in (jnp.tanh, jnp.sin, jnp.cos):
+        applied(kp.solve(cell(activation)))
+    assert len(PROGRAMS._kept) == 3
+
+
+def test_threads_share_programs() -> None:
+    solved = [kp.solve(PROBLEMS["gru"](seed)) for seed in range(4)]
+    alone = [np.asarray(applied(solution)[1]) for solution in solved]
+    PROGRAMS.forget()
+    with ThreadPoolExecutor(4) as threads:
+        together = [np.asarray(found) for _, found in threads.map(applied, solved)]
+    np.testing.assert_allclose(together, alone, atol=1e-13)
+
+
+def test_steps_that_fill_up_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    solution = kp.solve(ode(3), diffrax.Tsit5())
+    found = kp.linearize(solution)
+    monkeypatch.setattr("kpflow_dyn._jax.solving.rounded", lambda count: count)
+    exact = kp.linearize(solution)
+    assert jnp.abs(found.J.dense() - exact.J.dense()).max() < 1e-13
+    assert jnp.abs(found.ntk.dense() - exact.ntk.dense()).max() < 1e-13
+    assert found.nodal.ntk.domain.shape == exact.nodal.ntk.domain.shape
+    assert jnp.abs(found.nodal.ntk.dense() - exact.nodal.ntk.dense()).max() < 1e-13
+
+
+SCRIPT = """
+import collections, jax
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+import equinox as eqx, jax.numpy as jnp, kpflow_dyn as kp
+events = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: events.update([event.rsplit("/", 1)[-1]]))
+cell = eqx.nn.GRUCell(3, 4, key=jax.random.key(0))
+flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, jnp.ones((2, 5, 3)))))
+flow.ntk.mv(jnp.ones((1, 2, 5, 4))).block_until_ready()
+print(events["cache_hits"], events["cache_misses"])
+"""
+
+
+def test_another_process_finds_them_in_the_cache_of_jax(tmp_path: Path) -> None:
+    """Where the user has switched JAX's persistent cache on: programs are the same in every process."""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
+    counts = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
+    (_, misses), (hits, missed) = (map(int, found.stdout.split()) for found in counts)
+    assert misses > 0 and hits > 0
+    assert missed == 0
