@@ -141,11 +141,38 @@ def test_rtol_goes_on_until_the_bar_is_below_it_and_the_bar_still_covers(name, s
     assert min(run.applications for run in runs) > 16
 
 
+@pytest.mark.parametrize("rtol", [0.03, 0.015])
+def test_the_trace_of_many_trials_stops_after_a_few_vectors_and_its_bar_covers(rtol):
+    """The variances of ten trials add up: four vectors tell the error, and no more are drawn than the bar needs."""
+    op = with_trials_apart(space(shape=(10, 5, 12)), parameters(size=590))
+    truth = truths(op)["trace"]
+    runs = [kp.trace(op, rtol=rtol, seed=seed) for seed in range(2 * RUNS)]
+    assert all(run.stderr <= rtol * run.value for run in runs)
+    assert 0.90 <= np.mean([abs(run.value - truth) <= 1.96 * run.stderr for run in runs]) <= 0.99
+    assert min(run.applications for run in runs) >= 4 and np.mean([run.applications for run in runs]) < 30
+    assert kp.trace(op, rtol=rtol).applications < kp.trace(op, rtol=rtol / 4).applications
+
+
+def test_nothing_is_applied_twice_on_the_way_to_a_smaller_bar():
+    halves, root = [], np.arange(1, 1001) ** -0.5
+    line = kp.Space(("state",), (1000,), np.zeros(1))
+
+    def counted(q):
+        halves.append(len(q))
+        return q * root
+
+    op = kp.GramOperator(kp.Operator(line, line, counted, counted))
+    found = kp.effective_rank(op, rtol=0.02)
+    assert 16 < found.applications < 120 and sum(halves) == 2 * found.applications
+    whole = kp.effective_rank(op, samples=found.applications)
+    assert found.stderr <= 0.02 * found.value and whole.stderr == pytest.approx(found.stderr, rel=0.5)
+
+
 def test_rtol_stops_at_the_most_applications_and_says_so():
     op = diagonal(np.ones(2 * CHEAP))
-    with pytest.warns(UserWarning, match=r"after 120 applications the standard error is .* above rtol = 1e-06"):
+    with pytest.warns(UserWarning, match=r"after 140 applications the standard error is .* above rtol = 1e-06"):
         found = kp.effective_rank(op, samples=40, rtol=1e-6, max_applications=140)
-    assert found.applications == 120 and found.stderr > 1e-6 * found.value
+    assert found.applications == 140 and found.stderr > 1e-6 * found.value
     with pytest.raises(ValueError, match="rtol is 0, expected a positive number"):
         kp.trace(op, rtol=0)
     assert kp.trace(diagonal(np.ones(5)), rtol=0.01).stderr == 0

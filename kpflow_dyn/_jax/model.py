@@ -56,11 +56,12 @@ def programs_of(
     before: jax.Array,
 ) -> tuple[Programs, Fixed]:
     """The programs of step(parameters, row, z) along rows [trial, time, ...], and the values of its graph."""
+    parameters = {name: jnp.asarray(value) for name, value in parameters.items()}
     like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (rows, before)]
     x, z = (jax.ShapeDtypeStruct(a.shape[2:], a.dtype) for a in like)
     jaxpr, cut = jaxpr_of(step, parameters, (Role.INPUT, x), (Role.STATE, z)), Cut.of(before)
     key = (form_of(jaxpr), learnt, rows.shape, before.shape, cut, frozenset(RULES.items()))
-    own = [*map(jnp.asarray, jaxpr.consts), *(value for _, value in sorted(parameters.items()))]
+    own = [*jaxpr.consts, *(value for _, value in sorted(parameters.items()))]
     if (found := PROGRAMS.find(key, own)) is not None:
         return found.programs, [*own, *found.rest]
     graph = graph_of(jaxpr, parameters, (Role.INPUT, x), (Role.STATE, z))

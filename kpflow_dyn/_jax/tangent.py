@@ -22,6 +22,7 @@ from kpflow_dyn._jax.linearised import Data
 from kpflow_dyn._jax.sites import SiteData
 from kpflow_dyn._jax.step import Fixed
 from kpflow_dyn._jax.sweeps import Probes, Sweeps, residuals_at
+from kpflow_dyn._jax.transforms import sooner
 from kpflow_dyn.tracing._graph import Node
 from kpflow_dyn.tracing._steps import AnalysedStep
 
@@ -32,7 +33,7 @@ ROWS_TOGETHER = 160  # rows trial x probe of a step that keep a CPU's products i
 DEVICE_ROWS_TOGETHER = 2**14  # the same on a device that likes large products
 
 WHOLE = ("propagate", "propagate_adjoint", "factorise", "jvp", "vjp", "jvp_apart", "vjp_apart", "gram")
-WHOLE += ("step_jvp", "step_vjp")
+ONCE = ("step_jvp", "step_vjp")  # which a linearisation is compared by
 PARTS = ("kick", "kick_adjoint", "write", "read", "enter", "enter_adjoint", "advance", "advance_adjoint")
 
 
@@ -57,10 +58,13 @@ class Programs(Sweeps):
     def __init__(self, step: AnalysedStep, given: dict[Node, Any], x: Any, z: Any, cut: Cut) -> None:
         super().__init__(step, given, x, z)
         self.span, self.probes_together = cut
-        self.evaluate, self.everywhere = jax.jit(self._evaluate), jax.jit(self._everywhere)
+        self.evaluate = jax.jit(self._evaluate, compiler_options=sooner())
+        self.everywhere = jax.jit(self._everywhere, compiler_options=sooner())
         self._drawn = [step.graph.parameters.get(node, "") if len(node.shape) > 1 else "" for node in given]
         for name in WHOLE:
             setattr(self, name, self._compiled(name))
+        for name in ONCE:
+            setattr(self, name, self._compiled(name, sooner()))
         for name in PARTS:
             setattr(self, name, partial(_on_blocks, self._compiled(name), self.probes_together))
 
@@ -68,11 +72,11 @@ class Programs(Sweeps):
         """The values of the graph with draw(name, W) in the place of each parameter W of two axes or more."""
         return [draw(name, value) if name else value for name, value in zip(self._drawn, given, strict=True)]
 
-    def _compiled(self, name: str) -> Callable[..., Any]:
+    def _compiled(self, name: str, options: dict[str, Any] | None = None) -> Callable[..., Any]:
         def applied(data: Data, block: jax.Array, *more: Any) -> Any:
             return getattr(self.at(data), f"_{name}")(data, block, *more)
 
-        return jax.jit(applied, static_argnums=2 if name == "factorise" else None)
+        return jax.jit(applied, static_argnums=2 if name == "factorise" else None, compiler_options=options)
 
     def _propagate(self, data: Data, q: jax.Array) -> jax.Array:
         """s_t = A_t s_{t-1} + q_t."""
@@ -192,7 +196,7 @@ class Tangent:
 
     def _take(self, data: Data) -> None:
         self._data, programs = data, self._programs
-        for name in (*WHOLE, *PARTS):
+        for name in (*WHOLE, *ONCE, *PARTS):
             setattr(self, name, partial(getattr(programs, name), data))
 
     @property

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.errors import JAXIndexError, JAXTypeError
-from jax.extend.core import DropVar, Literal, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, DropVar, Literal, jaxprs_in_params
 
 from kpflow_dyn._jax import equations
 from kpflow_dyn._jax.associative import AssociativeScan, grouped
@@ -40,8 +40,9 @@ def trace_rows(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, 
 
 
 def jaxpr_of(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, Any]) -> Jaxpr:
-    """The jaxpr of the same, for rows like these."""
-    return _jaxpr(step, parameters, [row for _, row in rows], [row for role, row in rows if role is Role.STATE])
+    """The jaxpr of the same, for rows like these; its constants are arrays of JAX."""
+    found = _jaxpr(step, parameters, [row for _, row in rows], [row for role, row in rows if role is Role.STATE])
+    return ClosedJaxpr(found.jaxpr, list(map(jnp.asarray, found.consts)))
 
 
 def graph_of(jaxpr: Jaxpr, parameters: dict[str, jax.Array], *rows: tuple[Role, Any]) -> Graph:

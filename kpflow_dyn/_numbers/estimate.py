@@ -25,7 +25,18 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import row_dots, to_double
-from kpflow_dyn._numbers.moments import Estimator, count_of, groups_of, moments_of, of_matrices, offered, trace_of
+from kpflow_dyn._numbers.growing import Growing
+from kpflow_dyn._numbers.moments import (
+    SAMPLES,
+    Estimator,
+    count_of,
+    exactly,
+    groups_of,
+    moments_of,
+    of_matrices,
+    offered,
+    trace_of,
+)
 from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, TRIED, euclidean_matrix, is_symmetric, on_rows, require_square, unit_rows
 from kpflow_dyn._spaces.scaling import Size, at_unit_size, largest
@@ -81,8 +92,9 @@ def trace(
         samples: how many applications to spend on an estimate; None gives the exact value where it is cheap. An
             estimated partial trace needs none: it brings its own error.
         seed: an int, or a `Random` to continue.
-        rtol: begin again with twice the samples until the standard error is at most rtol times the value; None takes
-            the first estimate.
+        rtol: take more samples until the standard error is at most rtol times the value, beginning with a few unless
+            `samples` says how many. Of A = J J* they go on from those before; of others, and with an `alg`, they begin
+            again. None takes the first estimate.
         max_applications: the most to spend on that.
         alg: a method of `kpflow_dyn.solvers`, used even where the exact value is cheap; the best one for A when None.
 
@@ -103,7 +115,12 @@ def trace(
     require_square(op, "a trace")
     op, size = at_unit_size(op)
     rng = Random(seed)
-    return restored(_until(lambda count: trace_of(op, count, rng, alg), samples, rtol, max_applications), size)
+    course = _Course(op, rng, alg, rtol, True)
+
+    def estimate(count: int | None) -> Estimate:
+        return course(count).trace if alg is None else trace_of(op, count, rng, alg)
+
+    return restored(course.until(estimate, samples, rtol, max_applications), size)
 
 
 def frobenius_norm(
@@ -129,19 +146,20 @@ def frobenius_norm(
     3.5
     """
     op, size = at_unit_size(op)
-    rng = Random(seed)
+    rng, beside = Random(seed), _gives_norm(op, samples, alg)
+    squared = op if beside else GramOperator(op)  # |A|_F^2 = tr A A*
+    course = _Course(squared, rng, alg, rtol, not beside)
 
     def estimate(count: int | None) -> Estimate:
-        if _gives_norm(op, count, alg):
-            return moments_of(op, count, rng, alg).norm
-        squared = GramOperator(op)  # |A|_F^2 = tr A A*
+        if beside:
+            return course(count).norm
         if alg is None or offered(alg, "moments", squared):
-            return moments_of(squared, count, rng, alg, True).estimate(lambda trace, _square: max(trace, 0.0) ** 0.5)
+            return course(count).estimate(lambda trace, *_: max(trace, 0.0) ** 0.5)
         found = trace_of(squared, count, rng, alg)  # without its samples
         value = max(found.value, 0.0) ** 0.5
         return replace(found, value=value, stderr=found.stderr / (2 * value) if value else found.stderr**0.5)
 
-    return restored(_until(estimate, samples, rtol, max_applications), size)
+    return restored(course.until(estimate, samples, rtol, max_applications), size)
 
 
 def effective_rank(
@@ -168,8 +186,9 @@ def effective_rank(
     rng = Random(seed)
     positive, spent = _is_positive(op, rng)
     squared = op if positive else GramOperator(op)
+    course = _Course(squared, rng, alg, rtol)
     most = max_applications - spent
-    found = _until(lambda count: moments_of(squared, count, rng, alg).effective_rank, samples, rtol, most)
+    found = course.until(lambda count: course(count).effective_rank, samples, rtol, most)
     return replace(found, applications=found.applications + spent)
 
 
@@ -231,26 +250,55 @@ def rayleigh(op: Operator, q: Array) -> Estimate:
     return Estimate(size.times(product / square), 0.0, 1, "exact")
 
 
-def _until(of: Callable[[int | None], Estimate], samples: int | None, rtol: float | None, most: int) -> Estimate:
-    """The estimate from this number of samples, or from more where it has to be better."""
-    if rtol is not None and not rtol > 0:
-        raise ValueError(f"rtol is {rtol!r}, expected a positive number such as 0.01, or None")
-    found, count, spent = of(samples), count_of(samples), 0
-    while rtol is not None and found.stderr > rtol * abs(found.value):
-        spent, left = spent + found.applications, most - spent - found.applications
-        if left <= count:
-            warnings.warn(
-                f"after {spent} applications the standard error is {found.stderr:.1e}, above rtol = {rtol:g} of "
-                f"{found.value:.3g}; raise max_applications or rtol",
-                stacklevel=3,
-            )
-            return replace(found, applications=spent)
-        count = min(2 * count, left)
-        found, before = of(count), found
-        if found == before:
-            warnings.warn("the partial trace was estimated before: give kp.partial_trace more samples", stacklevel=3)
-            break
-    return replace(found, applications=spent + found.applications)
+class _Course:
+    """Moments from a number of samples, and from more of them: of A = J J* what was applied before is used again.
+
+    None samples give the exact ones where that is cheap; elsewhere the usual number, or a few where more may follow.
+    """
+
+    def __init__(
+        self, op: Operator, rng: Random, alg: Estimator | None, rtol: float | None, only_trace: bool = False
+    ) -> None:
+        self.op, self.rng, self.alg, self.only_trace = op, rng, alg, only_trace
+        self.growing = Growing(op, rng, only_trace) if alg is None and isinstance(op, GramOperator) else None
+        self.usual = SAMPLES if self.growing is None or rtol is None else self.growing.first
+
+    def __call__(self, samples: int | None) -> Moments:
+        if self.growing is None:
+            return moments_of(self.op, samples, self.rng, self.alg, self.only_trace)
+        known = exactly(self.op) if samples is None else None
+        return known or self.growing(self.usual if samples is None else samples)
+
+    def until(
+        self, of: Callable[[int | None], Estimate], samples: int | None, rtol: float | None, most: int
+    ) -> Estimate:
+        """An estimate from this number of samples, or from more where it has to be better.
+
+        The bar says how many more, but at most twice as many: few looks at it, and few samples more than it takes.
+        """
+        if rtol is not None and not rtol > 0:
+            raise ValueError(f"rtol is {rtol!r}, expected a positive number such as 0.01, or None")
+        count, spent = self.usual if samples is None else count_of(samples), 0
+        found = of(samples)
+        while rtol is not None and found.stderr > rtol * abs(found.value):
+            done = spent + found.applications
+            spent = 0 if self.growing else done
+            if (left := most - spent) <= count:
+                warnings.warn(
+                    f"after {done} applications the standard error is {found.stderr:.1e}, above rtol = {rtol:g} of "
+                    f"{found.value:.3g}; raise max_applications or rtol",
+                    stacklevel=3,
+                )
+                return replace(found, applications=done)
+            excess = found.stderr / max(rtol * abs(found.value), TINY)
+            count = min(max(math.ceil(1.1 * count * min(excess, 2) ** 2), count + count // 4), 2 * count, left)
+            found, before = of(count), found
+            if found == before:
+                warnings.warn(
+                    "the partial trace was estimated before: give kp.partial_trace more samples", stacklevel=3
+                )
+                break
+        return replace(found, applications=spent + found.applications)
 
 
 def cosine(product: float, first: float, second: float) -> float:

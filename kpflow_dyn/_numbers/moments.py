@@ -5,21 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, eps_of, to_numpy
-from kpflow_dyn._arrays.dots import row_dots, to_double
+from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
+from kpflow_dyn._arrays.dots import to_double
 from kpflow_dyn._flows.sites import CoreOperator
-from kpflow_dyn._numbers.reductions import PartialTrace, probe_images
+from kpflow_dyn._numbers.growing import Growing
+from kpflow_dyn._numbers.reductions import PartialTrace
 from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator, smaller_of
-from kpflow_dyn._spaces.rows import CHEAP, euclidean_matrix, on_rows
+from kpflow_dyn._spaces.rows import CHEAP, euclidean_matrix, on_rows, sides_of
 from kpflow_dyn.solvers import Dense, Estimate, FactorTraceEstimator, Moments, TraceEstimator, XTrace
 from kpflow_dyn.solvers._doors import called
-from kpflow_dyn.solvers._moments import check_samples, exact, of_pairs, of_samples
-from kpflow_dyn.solvers._orthogonalise import no_rows
-from kpflow_dyn.solvers._probes import images_of_normal, moments_of_images
-from kpflow_dyn.solvers._xtrace import nystrom_moments
+from kpflow_dyn.solvers._moments import check_samples, exact, of_pairs
 
 SAMPLES = 120
-FLAT = 8  # a sketch has nothing to take out where the effective rank is this many times the samples
 
 Estimator = TraceEstimator | FactorTraceEstimator
 
@@ -32,11 +29,11 @@ def moments_of(
         return _of_matrix(op)
     if alg is not None:
         return _asked(alg, "moments", Moments, op, samples, rng)
-    known = _exact(op) if samples is None else None
+    known = exactly(op) if samples is None else None
     if known is not None:
         return known
     if isinstance(op, GramOperator):
-        return _by_sketch(op, count_of(samples), rng, only_trace)
+        return Growing(op, rng, only_trace)(count_of(samples))
     return _asked(XTrace(), "moments", Moments, op, samples, rng)
 
 
@@ -54,7 +51,7 @@ def offered(alg: Estimator, what: str, op: Operator) -> tuple[Callable[..., Any]
             f"alg is {alg!r}, expected an object with trace(...) or trace_product(...), such as kp.solvers.XTrace()"
         )
     if isinstance(op, GramOperator) and (method := getattr(alg, f"{what}_product", None)):
-        return method, _sides(op)
+        return method, sides_of(op)
     if isinstance(alg, TraceEstimator) and (method := getattr(alg, what, None)):
         return method, (on_rows(op), op.domain.size)
     return None
@@ -74,34 +71,7 @@ def _asked(alg: Estimator, what: str, result: Any, op: Operator, samples: int | 
     return called(method, result, *operator, count_of(samples), like=op.domain.like, seed=rng)
 
 
-def _by_sketch(op: GramOperator, samples: int, rng: Random, only_trace: bool) -> Moments:
-    """XNysTrace, or one side alone where only the trace is wanted and the sketch finds too little to take out."""
-    (forward, backward), (n, _p) = _sides(op)
-    images = images_of_normal(backward, samples, n, rng, op.domain.like)
-    rank = moments_of_images(images).effective_rank.value if only_trace else 0
-    if op.apart is not None and rank > samples:
-        return _of_trials_apart(op.apart, samples, rng)
-    if rank > FLAT * samples:
-        more = images_of_normal(backward, samples, n, rng, op.domain.like)
-        return moments_of_images(array_namespace(images).concat([images, more], axis=0))
-    return nystrom_moments((forward, backward), n, images)
-
-
-def _of_trials_apart(factor: Operator, samples: int, rng: Random) -> Moments:
-    """tr A = E sum_b |J_b x_b|^2 with a random vector x_b of each trial's own."""
-    like, method = factor.domain.like, "one-sided probes, each trial apart"
-    nothing = no_rows(factor.domain.shape[-1], like)
-    squares = [to_numpy(row_dots(u, u)) for _first, u in probe_images(factor, nothing, samples, rng)]
-    return of_samples(np.concatenate(squares)[None], samples, method, eps_of(like))
-
-
-def _sides(op: GramOperator) -> tuple[tuple[Rows, Rows], tuple[int, int]]:
-    """The factor from the smaller side to the larger, its adjoint, and both sizes: A or its mirror J*J alike."""
-    factor = op.factor if op.factor.domain.size <= op.domain.size else op.factor.T
-    return (on_rows(factor), on_rows(factor.T)), (factor.codomain.size, factor.domain.size)
-
-
-def _exact(op: Operator) -> Moments | None:
+def exactly(op: Operator) -> Moments | None:
     if isinstance(op, MatrixOperator):
         return _of_matrix(op)
     spectrum = op.spectrum() if isinstance(op, CoreOperator) else None

@@ -7,7 +7,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, Rows, device, eps_of, joined, to_numpy
 from kpflow_dyn._arrays.dots import gram, row_norms
 from kpflow_dyn._arrays.memory import rows_at_once
-from kpflow_dyn._spaces.operators import Operator
+from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.space import Space
 
 TRIED = 4  # vectors that show whether an operator is symmetric
@@ -28,6 +28,12 @@ def on_rows(op: Operator) -> Rows:
         return joined((apply(rows[i : i + step]) for i in range(0, rows.shape[0], step)), rows.shape[0])
 
     return in_parts
+
+
+def sides_of(op: GramOperator) -> tuple[tuple[Rows, Rows], tuple[int, int]]:
+    """The factor from the smaller side to the larger, its adjoint, and both sizes: A or its mirror J*J alike."""
+    factor = op.factor if op.factor.domain.size <= op.domain.size else op.factor.T
+    return (on_rows(factor), on_rows(factor.T)), (factor.codomain.size, factor.domain.size)
 
 
 def unit_rows(space: Space) -> Iterator[Array]:

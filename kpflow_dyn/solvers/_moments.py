@@ -137,6 +137,19 @@ def of_samples(samples: np.ndarray, applications: int, method: str, eps: float) 
     return Moments(samples.mean(1), *_spread(samples), applications, method, 10 * eps)
 
 
+def of_strata(samples: np.ndarray, applications: int, method: str, eps: float) -> Moments:
+    """The mean over samples [stratum, sample] of the sum over independent strata.
+
+    The variances of many strata add up, so that a few samples tell the error. Its degrees of freedom are those of
+    Welch and Satterthwaite.
+    """
+    variances = samples.var(1, ddof=1) / samples.shape[1]
+    total, squares = variances.sum(), (variances**2).sum()
+    freedom = (samples.shape[1] - 1) * (total**2 / squares if squares else 1.0)
+    means, covariance = samples.sum(0).mean(keepdims=True), np.full((1, 1), total)
+    return Moments(means, covariance, 1 + int(freedom), applications, method, 10 * eps)
+
+
 def of_pairs(pairs: np.ndarray, applications: int, method: str, eps: float) -> Moments:
     """Means of symmetric [moment, group, group] over pairs of different groups, of which there are four or more.
 

@@ -100,33 +100,64 @@ class XNysTrace(OfFactor):
         check_samples(samples)
         forward, backward = factor if shape[1] <= shape[0] else factor[::-1]
         images = images_of_normal(backward, samples, max(shape), Random(seed), like)
-        return nystrom_moments((forward, backward), max(shape), images)
+        sketch = NystromSketch((forward, backward), max(shape))
+        sketch.add(images)
+        return sketch.moments()
 
 
-def nystrom_moments(factor: tuple[Rows, Rows], n: int, images: Array) -> Moments:
-    """The moments of L L* from L, L* and the images L* x of independent standard normal probes [b, n] -> [b, p]."""
-    q, r = _basis(images)
-    inside = to_numpy(_inside(factor, n, q))
-    squared = inside @ inside
-    known, count = np.array([np.trace(inside), np.trace(squared)]), len(images)
-    if len(q) < count:
-        return exact(known, count, "exact: the whole range")
+class NystromSketch:
+    """The moments of L L* by `XNysTrace`, from more and more images L* x of independent standard normal probes.
 
-    def without(out: _LeftOut) -> np.ndarray:
-        trace = known[0] - out.trace(inside) + out.square(np.eye(count))
-        square = known[1] - 2 * out.trace(squared) + out.trace_square(inside)
-        return np.stack([trace, square + 2 * out.along(inside @ r) - out.square(inside)])
+    Args:
+        factor: L and L*.
+        n: the length of the vectors that L gives.
+    """
 
-    return _mean(without, r, r, count, "XNysTrace", eps_of(images))
+    def __init__(self, factor: tuple[Rows, Rows], n: int) -> None:
+        self.factor, self.n, self.count = factor, n, 0
+        self.basis: list[Array] = []
+        self.lifted: list[Array] | None = []  # L of the basis; None where that is too long to be held
+        self.r = self.inside = np.zeros((0, 0))  # the images as columns in coordinates of the basis Q; Q L* L Q^T
 
+    def add(self, images: Array) -> None:
+        """Take further images [b, p]."""
+        floor = 10 * eps_of(images) * float(row_norms(images).max())
+        fresh, c, own = orthonormalise(images, self.basis, floor)
+        columns = np.hstack([to_numpy(c), to_numpy(own)]).T
+        self.r = np.hstack([np.pad(self.r, ((0, len(fresh)), (0, 0))), columns])
+        self.count += len(images)
+        if len(fresh):
+            cross, among = self._products(fresh)
+            self.inside = np.block([[self.inside, cross.T], [cross, among]])
+            self.basis.append(fresh)
 
-def _inside(factor: tuple[Rows, Rows], n: int, q: Array) -> Array:
-    """Q L* L Q^T; without all of L Q^T [b, n] at once where that is too long, or over the memory budget."""
-    forward, backward = factor
-    if within_budget(needed := bytes_of(2 * q.shape[0] * n, q)) and needed <= LIFTED_BYTES:
-        lifted = forward(q)
-        return gram(lifted, lifted)
-    return gram(in_blocks(lambda rows: backward(forward(rows)), n, q)(q), q)
+    def moments(self) -> Moments:
+        """tr and |.|_F^2."""
+        inside, squared, r, count = self.inside, self.inside @ self.inside, self.r, self.count
+        known = np.array([np.trace(inside), np.trace(squared)])
+        if len(inside) < count:
+            return exact(known, count, "exact: the whole range")
+
+        def without(out: _LeftOut) -> np.ndarray:
+            trace = known[0] - out.trace(inside) + out.square(np.eye(count))
+            square = known[1] - 2 * out.trace(squared) + out.trace_square(inside)
+            return np.stack([trace, square + 2 * out.along(inside @ r) - out.square(inside)])
+
+        return _mean(without, r, r, count, "XNysTrace", eps_of(self.basis[0]))
+
+    def _products(self, fresh: Array) -> tuple[np.ndarray, np.ndarray]:
+        """F L* L Q^T and F L* L F^T of new rows F of the basis, by L of all of it where that may be held."""
+        needed = bytes_of(2 * (len(self.inside) + len(fresh)) * self.n, fresh)
+        if self.lifted is not None and within_budget(needed) and needed <= LIFTED_BYTES:
+            image, others = self.factor[0](fresh), self.lifted
+            own, self.lifted = image, [*self.lifted, image]
+        else:
+            forward, backward = self.factor
+            image = in_blocks(lambda rows: backward(forward(rows)), self.n, fresh)(fresh)
+            own, others, self.lifted = fresh, self.basis, None
+        cross = [np.zeros((len(fresh), 0)), *(to_numpy(gram(image, other)) for other in others)]
+        among = to_numpy(gram(image, own))
+        return np.hstack(cross), (among + among.T) / 2
 
 
 def _basis(images: Array) -> tuple[Array, np.ndarray]:
