@@ -16,7 +16,6 @@ from scaling import BASE, FACTORS, FRAMEWORKS, LAST, WORKS, Row, Size, key
 from kpflow_dyn.figures import muted, series, styled
 
 Rows = dict[str, Row]
-Cost = Callable[[str, Size, str], float | None]
 NAMES = {"torch": "torch", "jax": "JAX"}
 INTRO = """\
 # How cost grows
@@ -86,7 +85,7 @@ def floor(framework: str, work: str, rows: Rows) -> Callable[[Size], float | Non
 
     def of(size: Size) -> float | None:
         row = rows.get(key(framework, size))
-        return row and size.flops(work, row["applications"].get(work, 1)) / rate_of(rows)
+        return size.flops(work, row["applications"].get(work, 1)) / rate_of(rows) if row else None
 
     return of
 
