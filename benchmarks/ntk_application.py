@@ -8,8 +8,8 @@ a ratio is the median over rounds of (floor / time), where the floor is the fewe
 is what the process grew beyond what it held before, the result included.
 
 - kpflow_dyn: the fused operator `flow.ntk`, all probes in one block.
-- torch.func: vjp and jvp of the rolled-out cell, one probe after another (a vmap over probes is slower still).
-- curvlinops: its Gauss-Newton operator J* J for a summed square loss, one J and one J*, one probe after another.
+- torch.func: vjp, kept, and jvp of the rolled-out cell, one probe after another.
+- curvlinops: its Gauss-Newton operator J* J for a summed square loss, one J and one J*, on all probes together.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 
 import kpflow_dyn as kp
+
+if TYPE_CHECKING:
+    from curvlinops import GGNLinearOperator
 
 TRIALS, TIMES, UNITS, INPUTS = 40, 90, 256, 3
 MODELS = {"RNN": (nn.RNNCell, 1), "GRU": (nn.GRUCell, 3)}
@@ -47,30 +52,32 @@ class RolledOut(nn.Module):
         return torch.stack(states, 1)
 
 
-def with_torch_func(model: RolledOut, x: Tensor) -> Callable[[Tensor], Tensor]:
+def with_torch_func(model: RolledOut, x: Tensor, together: bool = False) -> Callable[[Tensor], Tensor]:
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
     def states(p: dict[str, Tensor]) -> Tensor:
         return functional_call(model, p, (x,))
 
+    pull = vjp(states, parameters)[1]
+
     def one(q: Tensor) -> Tensor:
-        (gradient,) = vjp(states, parameters)[1](q)
-        return jvp(states, (parameters,), (gradient,))[1]
+        return jvp(states, (parameters,), pull(q))[1]
 
-    return lambda q: torch.stack([one(probe) for probe in q])
+    return torch.vmap(one) if together else lambda q: torch.stack([one(probe) for probe in q])
 
 
-def with_curvlinops(model: RolledOut, x: Tensor) -> Callable[[Tensor], Tensor] | None:
-    try:
-        from curvlinops import GGNLinearOperator
-    except ImportError:
-        return None
-    data = [(x, torch.zeros(TRIALS, TIMES, UNITS))]
-    operator = GGNLinearOperator(
-        model, nn.MSELoss(reduction="sum"), list(model.parameters()), data, check_deterministic=False
-    )
-    changes = torch.randn(operator.shape[1])
-    return lambda q: torch.stack([operator @ changes for _ in q])
+def gauss_newton(model: RolledOut, x: Tensor) -> GGNLinearOperator:
+    """curvlinops' J* J, for a summed square loss."""
+    from curvlinops import GGNLinearOperator
+
+    loss, data = nn.MSELoss(reduction="sum"), [(x, torch.zeros(TRIALS, TIMES, UNITS))]
+    return GGNLinearOperator(model, loss, list(model.parameters()), data, check_deterministic=False)
+
+
+def with_curvlinops(model: RolledOut, x: Tensor) -> Callable[[Tensor], Tensor]:
+    operator = gauss_newton(model, x)
+    changes = torch.randn(operator.shape[1], 1)
+    return lambda q: operator @ changes.expand(-1, len(q))
 
 
 def growth(run: Callable[[], object]) -> float:
@@ -94,12 +101,6 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def rate(rounds: int = 5) -> float:
-    """Flops a second of a large product in float32."""
-    square = torch.randn(2048, 2048)
-    return 2 * 2048**3 / statistics.median(seconds(lambda: square @ square) for _ in range(rounds))
-
-
 def measure(name: str, probes: int, rounds: int) -> None:
     make, gates = MODELS[name]
     torch.manual_seed(0)
@@ -109,13 +110,12 @@ def measure(name: str, probes: int, rounds: int) -> None:
     ways = {
         "kpflow_dyn": flow.ntk.mv,
         "torch.func": with_torch_func(model, x),
-        "curvlinops": with_curvlinops(model, x),
     }
+    with suppress(ImportError):
+        ways["curvlinops"] = with_curvlinops(model, x)
     square = torch.randn(2048, 2048)
     flops = 2 * probes * TRIALS * TIMES * gates * UNITS * (4 * UNITS + 2 * (INPUTS + 2))
     for way, apply in ways.items():
-        if apply is None:
-            continue
         memory = growth(lambda apply=apply: apply(q))
         ratios, times, rates = [], [], []
         for _ in range(rounds if way == "kpflow_dyn" else max(2, rounds // 3)):

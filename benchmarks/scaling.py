@@ -4,8 +4,8 @@
     python benchmarks/scaling.py --again    (all of them)
 
 Says first what it will cost. Each point is a fresh process on one thread, and is written to benchmarks/scaling.json as
-it ends, so that after a kill the same command goes on. The rows there make docs/scaling.md and its figures; the page
-says what is measured, and what follows on paper for machines that are far larger.
+it ends, so that after a kill the same command goes on. Seconds are CPU time. The rows there make docs/scaling.md and
+its figures; the page says what is measured, and what follows on paper for machines that are far larger.
 """
 
 from __future__ import annotations
@@ -91,7 +91,6 @@ def cell_in(framework: str, size: Size) -> tuple[Any, Any, Any]:
     if framework == "torch":
         import torch
 
-        torch.set_num_threads(1)
         torch.manual_seed(0)
         return torch.nn.GRUCell(size.inputs, size.units), *map(torch.randn, shapes)
     import equinox as eqx
@@ -107,26 +106,40 @@ def done(result: Any) -> Any:
     return wait() if wait else result
 
 
-def measured(run: Callable[[], Any]) -> tuple[float, float, float, Any]:
-    """Seconds of the first call and of a later one, MiB by which the process grew in a later one, and the result."""
-    from ntk_application import growth, seconds
+def cpu_seconds(run: Callable[[], Any]) -> float:
+    """Which a busy machine changes less than time on the clock; on one thread they are the same."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
 
-    kept: list[Any] = [None]
+
+def measured(run: Callable[[], Any]) -> tuple[float, float, float, Any]:
+    """Seconds of the first call and of later ones, MiB by which the process grew in one of these, and the result."""
+    from ntk_application import growth
+
+    kept: list[Any] = []
 
     def call() -> None:
-        kept[0] = None
-        kept[0] = done(run())
+        kept[:] = [done(run())]
 
-    first, memory, later = seconds(call), growth(call), []
+    first, later = cpu_seconds(call), []
+    kept.clear()  # else the second result would take its place, unseen
+    memory = growth(call)
     while not later or (sum(later) < 1 and len(later) < 9):
-        later.append(seconds(call))
+        later.append(cpu_seconds(call))
     return first, statistics.median(later), memory, kept[0]
+
+
+def rate(rounds: int = 5) -> float:
+    """Flops a second of a large product in float32."""
+    import torch
+
+    square = torch.randn(2048, 2048)
+    return 2 * 2048**3 / statistics.median(cpu_seconds(lambda: square @ square) for _ in range(rounds))
 
 
 def row_of(framework: str, size: Size) -> Row:
     """All works of one point, with the rate of a large product in float32."""
-    from ntk_application import rate
-
     import kpflow_dyn as kp
 
     cell, x, q = cell_in(framework, size)
@@ -181,8 +194,8 @@ def keep(rows: dict[str, Row], file: Path) -> None:
 def run(wanted: Iterable[str], file: Path, again: bool) -> dict[str, Row]:
     """All rows in the file, after those that it lacks were measured."""
     known = points()
-    rows: dict[str, Row] = json.loads(file.read_text()) if file.exists() and not again else {}
-    missing = [name for name in wanted if name not in rows]
+    rows: dict[str, Row] = json.loads(file.read_text()) if file.exists() else {}
+    missing = [name for name in wanted if again or name not in rows]
     costs = {name: expected(*known[name]) for name in missing}
     print(
         f"{len(missing)} points to measure, about {math.ceil(sum(costs.values()) / 60)} minutes; {len(rows)} are known"

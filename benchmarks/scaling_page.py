@@ -16,7 +16,6 @@ from scaling import BASE, FACTORS, FRAMEWORKS, LAST, WORKS, Row, Size, key
 from kpflow_dyn.figures import muted, series, styled
 
 Rows = dict[str, Row]
-Cost = Callable[[str, Size, str], float | None]
 NAMES = {"torch": "torch", "jax": "JAX"}
 INTRO = """\
 # How cost grows
@@ -30,7 +29,7 @@ python benchmarks/scaling.py --again    # measures all of it
 
 Around one point, {base}, one size at a time goes over a factor of 32; the parameters do by the number of inputs, while
 the state stays as it is. All is in float32, on one thread of a CPU that does {rate:.0f} Gflop/s in a large matrix
-product, and each point has a process of its own.
+product, and each point has a process of its own. Seconds are CPU time.
 
 - **linearize, first**: `kp.linearize` of a solution, the first time in a process, with whatever is traced or compiled.
 - **linearize**: the same once more.
@@ -86,7 +85,7 @@ def floor(framework: str, work: str, rows: Rows) -> Callable[[Size], float | Non
 
     def of(size: Size) -> float | None:
         row = rows.get(key(framework, size))
-        return row and size.flops(work, row["applications"].get(work, 1)) / rate_of(rows)
+        return size.flops(work, row["applications"].get(work, 1)) / rate_of(rows) if row else None
 
     return of
 
@@ -173,13 +172,17 @@ def grid(rows: Rows, cost: Any, reference: Any, works: list[str], label: str) ->
                 )
             panel.loglog(*along(axis, reference(FRAMEWORKS[0], work, rows)), "--", color=muted(), label=label)
             values = [getattr(size, axis) for size in FACTORS[axis]]
-            panel.set_xticks(values[::2], [f"{value:,}" for value in values[::2]])
+            panel.set_xticks(values[::2], [_short(value) for value in values[::2]])
             panel.minorticks_off()
         line[0].set_ylabel(f"{work}\n{'seconds' if cost is seconds else 'MiB'}")
     for panel, axis in zip(axes[-1], FACTORS, strict=True):
         panel.set_xlabel(axis)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
+
+
+def _short(value: int) -> str:
+    return str(value) if value < 10_000 else f"{value / 1000:.0f}k"
 
 
 def write(rows: Rows, page: Path) -> None:

@@ -90,7 +90,7 @@ def test_constraints_admit_the_supported_releases(name, admitted, refused):
 
 def test_all_is_every_feature():
     (requirement,) = [Requirement(text) for text in EXTRAS["all"]]
-    assert requirement.extras == set(EXTRAS) - {"all", "docs", "test", "lint", "zoo"}
+    assert requirement.extras == set(EXTRAS) - {"all", "bench", "docs", "test", "lint", "zoo"}
 
 
 def test_the_demo_network_is_small():
