@@ -28,7 +28,8 @@ class Library:
         return False
 
     def empty_row(self, like: Array, of_trials: bool) -> Array:
-        return like.reshape(-1)[:0]
+        nothing = like[like.ndim * (slice(0, 0),)].reshape(-1)[:0]
+        return array_namespace(like).zeros_like(nothing)  # which keeps no memory of `like`
 
     def placed(self, values: Array, row: Array, axis: int) -> Array:
         return values

@@ -1,4 +1,7 @@
-"""Torch's own cells as their equations: `torch.func.vmap` has no rule, or a slow one, for torch's cell functions."""
+"""Torch's own cells as their equations.
+
+`torch.func.vmap` has no rule, or a slow one, for torch's cell functions, and torch's decompositions write in place.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any

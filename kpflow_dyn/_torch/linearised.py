@@ -20,9 +20,8 @@ from torch.func import vmap
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._torch.glue import find_glue
 from kpflow_dyn._torch.plan import KickBlock, kick_blocks, plan_updates, products_of
-from kpflow_dyn._torch.program import AllTimes, LinearUpdate, MatrixUpdate, Range, Run, ScatteredUpdate, bind, reached
+from kpflow_dyn._torch.program import LinearUpdate, MatrixUpdate, Range, ScatteredUpdate, reached
 from kpflow_dyn._torch.sites import SiteData, site_data
-from kpflow_dyn._torch.transforms import each_row
 from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._steps import AnalysedStep
 
@@ -42,16 +41,11 @@ class LinearisedSteps:
         rows, glue = RowFunctions(step, BACKENDS["torch"].transforms), find_glue(step)
         x, z = x.transpose(0, 1).contiguous(), z_prev.transpose(0, 1).contiguous()  # [time, trial, ...]
         self.times, self.trials, self.units = z.shape
-        self.kick_size, self.like = step.kicks.size, z[:0]
-        *hubs, next_state = each_row(rows.values([*step.kicks.replaced, step.graph.output]), x, z)
-        self.next_state = next_state.reshape(z.shape).transpose(0, 1)  # [trial, time, unit]
-        kicks = z.new_zeros(self.times, self.trials, self.kick_size)  # [time, trial, kick]
-        for index, value in zip(step.kicks.replaced.values(), hubs, strict=True):
-            here = rows.index(index >= 0)
-            kicks[..., rows.index(index)[here]] = value.reshape(*kicks.shape[:2], -1)[..., here].to(kicks.dtype)
+        self.kick_size, self.like = step.kicks.size, z.new_empty(0)
         self.rows, self.products = rows, glue.products
         self.blocks = kick_blocks(step, glue)
-        self.updates, self.widths = plan_updates(glue, rows, self.blocks, x, z, kicks)
+        self.updates, self.widths, after = plan_updates(glue, rows, self.blocks, x, z)
+        self.next_state = after.transpose(0, 1)  # [trial, time, unit]
         self.kick_updates = reached(self.updates, {block.name for block in self.blocks})
         self.weights, *derivatives = rows.weights()
         self.push, self.pull = (vmap(derivative) for derivative in derivatives)
@@ -116,42 +110,6 @@ class LinearisedSteps:
         for (_, site), part, change in zip(self.sites, parts, changes, strict=True):
             site.collect(part, (ALL, ALL), change)
         return self.parameters(changes, len(values))
-
-    def enter(self, values: Tensor) -> Tensor:
-        """B: site values -> state, each step on its own."""
-        kicks = self._empty(self.times, len(values), self.kick_size).zero_()  # [time, trial, probe, kick]
-        kicks.index_add_(-1, self.site_kicks, inner(values))
-        blocks = {block.name: kicks[..., block.start : block.stop].contiguous() for block in self.blocks}
-        return outer(self._each_step(self._empty(self.times, len(values), self.units).zero_(), blocks))
-
-    def enter_adjoint(self, q: Tensor) -> Tensor:
-        """B*: state -> site values."""
-        _, kicks = self._each_step_adjoint(q)
-        return outer(torch.cat(list(kicks.values()), -1)[..., self.site_kicks])
-
-    def advance(self, dz: Tensor) -> Tensor:
-        """A_t dz_t, each step on its own."""
-        kicks = {name: values.zero_() for name, values in self._kick_blocks(self.times, len(dz)).items()}
-        return outer(self._each_step(inner(dz).contiguous(), kicks))
-
-    def advance_adjoint(self, q: Tensor) -> Tensor:
-        """A_t^T q_t."""
-        return outer(self._each_step_adjoint(q)[0])
-
-    def _each_step(self, z: Tensor, kicks: Kicks) -> Tensor:
-        out = torch.empty_like(z)
-        self._bind_all(z, kicks, out, {"out"})(0)
-        return out
-
-    def _each_step_adjoint(self, q: Tensor) -> tuple[Tensor, Kicks]:
-        z, kicks = self._empty(self.times, len(q), self.units), self._kick_blocks(self.times, len(q))
-        self._bind_all(z, kicks, inner(q).contiguous(), {"z", *kicks}, transposed=True)(0)
-        return z, kicks
-
-    def _bind_all(self, z: Tensor, kicks: Kicks, out: Tensor, fresh: set[str], transposed: bool = False) -> Run:
-        work = {name: self._empty(self.times, z.shape[2], width) for name, width in self.widths.items()}
-        blocks = {name: AllTimes(v) for name, v in {"z": z, "out": out, **kicks, **work}.items()}
-        return bind(self.updates, blocks, fresh | set(work), None, transposed=transposed)
 
     def _kick(self, changes: list[Changes], span: slice, kicks: Kicks) -> None:
         for name, others in self.unkicked.items():

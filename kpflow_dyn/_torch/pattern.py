@@ -1,4 +1,4 @@
-"""The sparsity of the glue: which elements hang on which, as segments, and how few tangents find all coefficients."""
+"""The sparsity of the glue: which elements hang on which, as segments, and how few derivatives find all of it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,15 +41,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Colouring:
-    """How to read all coefficients off a few tangents.
+    """How to read all coefficients off a few derivatives: of sinks, each pulled back to the sources, or of sources.
 
-    The tangent of colour c is one at the sources with colours[source] == c; coefficient k is then element sinks[k]
-    (stages one after another) of the image of colour hues[k].
+    That of colour c is of all sinks (or sources) with colours == c together; coefficient k is then number places[k] of
+    the sources (or sinks, stages one after another) of the colour hues[k].
     """
 
+    of_sinks: bool
     count: int
     colours: np.ndarray
-    sinks: np.ndarray
+    places: np.ndarray
     hues: np.ndarray
 
 
@@ -73,19 +74,23 @@ def plan(stages: list[Stage], state_size: int, source_size: int) -> tuple[list[l
                     sinks.append(base + rows)
                     sources.append(columns)
                     offset += len(rows)
-    return found, _coloured(sinks, sources, source_size)
+    return found, _coloured(stages, sinks, sources, source_size)
 
 
 def colour_entries(stages: list[Stage], source_size: int) -> Colouring:
-    """How to read all entries of all stages off a few tangents, in their order."""
+    """How to read all entries of all stages off a few derivatives, in their order."""
     sinks = [base + stage.rows for base, stage in zip(_bases(stages), stages, strict=True)]
-    return _coloured(sinks, [stage.columns for stage in stages], source_size)
+    return _coloured(stages, sinks, [stage.columns for stage in stages], source_size)
 
 
-def _coloured(sinks: list[np.ndarray], sources: list[np.ndarray], source_size: int) -> Colouring:
+def _coloured(stages: list[Stage], sinks: list[np.ndarray], sources: list[np.ndarray], source_size: int) -> Colouring:
+    """By sinks where that takes no more colours: a sink of a GRU hangs on five sources, each of these on one."""
     sink, source = (np.concatenate(parts) if parts else np.zeros(0, int) for parts in (sinks, sources))
-    colours = _colour(sink, source, source_size)
-    return Colouring(int(colours.max(initial=-1)) + 1, colours, sink, colours[source])
+    of_sinks = _colour(source, sink, sum(len(stage.ids) for stage in stages))
+    of_sources = _colour(sink, source, source_size)
+    if of_sinks.max(initial=-1) <= of_sources.max(initial=-1):
+        return Colouring(True, int(of_sinks.max(initial=-1)) + 1, of_sinks, source, of_sinks[sink])
+    return Colouring(False, int(of_sources.max(initial=-1)) + 1, of_sources, sink, of_sources[source])
 
 
 def _bases(stages: list[Stage]) -> list[int]:

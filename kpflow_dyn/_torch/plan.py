@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kpflow_dyn._backend import RowFunction
 from kpflow_dyn._torch.glue import Glue, StepProduct
 from kpflow_dyn._torch.pattern import Colouring, Segment, Stage, colour_entries
 from kpflow_dyn._torch.program import (
@@ -25,13 +26,13 @@ from kpflow_dyn._torch.program import (
     ScatteredUpdate,
     Update,
 )
-from kpflow_dyn._torch.rows import jacobians, linear_map, matrix, sinks_of, tangents
+from kpflow_dyn._torch.rows import COLOURS_TOGETHER, coefficients, jacobians, linear_map, matrix, point_of, sinks_of
+from kpflow_dyn._torch.transforms import each_row
 from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._steps import AnalysedStep
 
 LARGEST_MATRIX = 2**24  # elements; of a linear map that is no matrix by itself
 BLOCKS_BYTES = 2**28
-FEW_COLOURS = 16
 SPARSE = 16  # where no more than one entry in so many is there, others are left out
 
 
@@ -59,11 +60,11 @@ def kick_blocks(step: AnalysedStep, glue: Glue) -> list[KickBlock]:
 
 
 def plan_updates(
-    glue: Glue, rows: RowFunctions, blocks: list[KickBlock], x: Tensor, z: Tensor, kicks: Tensor
-) -> tuple[list[Update], dict[str, int]]:
-    """The updates of the step's tangent at x, z, kicks [time, trial, ...], and the widths of its work blocks."""
-    stages = [_cut(segments, blocks) for segments in glue.segments]
-    onto = _updates_onto(glue, stages, rows, blocks, x, z, kicks)
+    glue: Glue, rows: RowFunctions, blocks: list[KickBlock], x: Tensor, z: Tensor
+) -> tuple[list[Update], dict[str, int], Tensor]:
+    """The updates of the step's tangent at x, z [time, trial, ...]; the widths of its work blocks; the next state."""
+    stages = [list(_gates(_cut(segments, blocks), blocks)) for segments in glue.segments]
+    onto, after = _updates_onto(glue, stages, rows, blocks, x, z)
     updates: list[Update] = []
     widths: dict[str, int] = {}
     for k, product in enumerate(glue.products):
@@ -74,7 +75,7 @@ def plan_updates(
             updates += onto(k, source)
         updates += products_of(product, source, blocks, rows)
     updates += onto(len(glue.products), Range("out", 0, rows.step.state_size))
-    return updates, widths
+    return updates, widths, after
 
 
 def products_of(product: StepProduct, source: Range, blocks: list[KickBlock], rows: RowFunctions) -> Iterator[Update]:
@@ -127,54 +128,74 @@ def _source(s: Segment, length: int, blocks: list[KickBlock]) -> Range:
     return Range(block.name, s.source - block.start, length)
 
 
-def _whole(segments: list[Segment], size: int, blocks: list[KickBlock]) -> Range | None:
+def _whole(runs: list[list[Segment]], size: int, blocks: list[KickBlock]) -> Range | None:
     """Where a sink is simply a range of z or of one block of kicks: that range."""
-    if len(segments) == 1:
-        (s,) = segments
+    if [len(run) for run in runs] == [1]:
+        ((s,),) = runs
         if s.coefficient is None and s.length == size and s.source_step == 1:
             return _source(s, size, blocks)
     return None
 
 
 def _updates_onto(
-    glue: Glue,
-    stages: list[list[Segment]],
-    rows: RowFunctions,
-    blocks: list[KickBlock],
-    x: Tensor,
-    z: Tensor,
-    kicks: Tensor,
-) -> Callable[[int, Range], list[Update]]:
-    """(stage, sink) -> its updates, in the cheapest form that the glue has."""
-    function = sinks_of(rows, glue.products)
+    glue: Glue, stages: list[list[list[Segment]]], rows: RowFunctions, blocks: list[KickBlock], x: Tensor, z: Tensor
+) -> tuple[Callable[[int, Range], list[Update]], Tensor]:
+    """(stage, sink) -> its updates, in the cheapest form that the glue has; and the next state [time, trial, unit]."""
+    function, units, kicks = sinks_of(rows, glue.products), z.shape[-1], rows.step.kicks.size
     if glue.colouring is not None:
-        coefficients = _coefficients(function, glue.colouring, x, z, kicks)
-        return lambda k, sink: [_scaled(run, sink, coefficients, blocks) for run in _gates(stages[k], blocks)]
-    sources = (Range("z", 0, z.shape[-1]), Range(blocks[0].name, 0, kicks.shape[-1]))
+        runs = [[run for run in stage if run[0].coefficient is not None] for stage in stages]
+        wanted = [np.concatenate([_numbers(s) for s in run]) for stage in runs for run in stage]
+        after, *found = _with_coefficients(function, glue.colouring, wanted, rows, x, z)
+        scales = dict(zip((id(run) for stage in runs for run in stage), found, strict=True))
+        return lambda k, sink: [_scaled(run, sink, scales.get(id(run)), blocks) for run in stages[k]], after
+    sources = (Range("z", 0, units), Range(blocks[0].name, 0, kicks))
     sinks, entries = (sum(map(len, parts)) for parts in zip(*((s.ids, s.rows) for s in glue.stages), strict=True))
-    if entries * SPARSE <= sinks * (z.shape[-1] + kicks.shape[-1]):
-        return _entries_onto(function, glue.stages, sources, x, z, kicks)
-    if sinks * (z.shape[-1] + kicks.shape[-1]) * z.shape[0] * z.shape[1] * z.element_size() <= BLOCKS_BYTES:
-        dense = jacobians(function, x, z, kicks)
-        return lambda k, sink: [DenseUpdate(sink, s, block) for s, block in zip(sources, dense[k], strict=True)]
-    return lambda k, sink: [FunctionUpdate(sink, *sources, lambda *row: function(*row)[k], (x, z, kicks))]
+    if entries * SPARSE <= sinks * (units + kicks):
+        colouring = colour_entries(glue.stages, units + kicks)
+        starts = np.cumsum([0, *(len(stage.rows) for stage in glue.stages)])
+        wanted = [np.arange(*ends) for ends in pairwise(starts)]
+        after, *found = _with_coefficients(function, colouring, wanted, rows, x, z)
+        return _entries_onto(found, glue.stages, sources), after
+    after, a = each_row(point_of(rows), x, z, width=units + kicks)
+    if sinks * (units + kicks) * z.shape[0] * z.shape[1] * z.element_size() <= BLOCKS_BYTES:
+        dense = jacobians(function, x, z, a)
+        return lambda k, sink: [DenseUpdate(sink, s, block) for s, block in zip(sources, dense[k], strict=True)], after
+    return lambda k, sink: [FunctionUpdate(sink, *sources, lambda *row: function(*row)[k], (x, z, a))], after
+
+
+def _with_coefficients(
+    sinks: RowFunction, colouring: Colouring, wanted: list[np.ndarray], rows: RowFunctions, x: Tensor, z: Tensor
+) -> list[Tensor]:
+    """The next state, and each set of coefficients [time, trial, number], of one evaluation of each row's step."""
+    point, derivatives = point_of(rows), coefficients(sinks, colouring, wanted, rows)
+
+    def row(x: Tensor, z: Tensor) -> list[Tensor]:
+        after, a = point(x, z)
+        return [after, *derivatives(x, z, a)]
+
+    width = (z.shape[-1] + rows.step.kicks.size) * max(1, min(colouring.count, COLOURS_TOGETHER))
+    return each_row(row, x, z, width=width)
 
 
 def _entries_onto(
-    function: Callable, stages: list[Stage], sources: tuple[Range, Range], x: Tensor, z: Tensor, kicks: Tensor
+    found: list[Tensor], stages: list[Stage], sources: tuple[Range, Range]
 ) -> Callable[[int, Range], list[Update]]:
     """(stage, sink) -> its updates, entry by entry."""
-    units = z.shape[-1]
-    colouring = colour_entries(stages, units + kicks.shape[-1])
-    found = _coefficients(function, colouring, x, z, kicks).split([len(stage.rows) for stage in stages], -1)
+    units = sources[0].length
 
     def update(k: int, sink: Range, source: Range, first: int) -> EntriesUpdate:
         rows, columns = stages[k].rows, stages[k].columns - first
         here = np.flatnonzero((columns >= 0) & (columns < source.length))
-        to, of, taken = (torch.from_numpy(numbers).to(x.device) for numbers in (rows[here], columns[here], here))
+        to, of, taken = (torch.from_numpy(numbers).to(found[k].device) for numbers in (rows[here], columns[here], here))
         return EntriesUpdate(sink, source, to, of, found[k][..., taken])
 
     return lambda k, sink: [update(k, sink, *source) for source in zip(sources, (0, units), strict=True)]
+
+
+def _numbers(s: Segment) -> np.ndarray:
+    """Those of its coefficients."""
+    assert s.coefficient is not None
+    return np.arange(s.coefficient, s.coefficient + s.length)
 
 
 def _gates(segments: list[Segment], blocks: list[KickBlock]) -> Iterator[list[Segment]]:
@@ -201,32 +222,11 @@ def _continues(s: Segment, after: Segment) -> bool:
     )
 
 
-def _scaled(run: list[Segment], sink: Range, coefficients: Tensor, blocks: list[KickBlock]) -> ScaledUpdate:
-    """The update of one run of gates, with their coefficients side by side."""
+def _scaled(run: list[Segment], sink: Range, coefficients: Tensor | None, blocks: list[KickBlock]) -> ScaledUpdate:
+    """The update of one run of gates, with their coefficients [time, trial, gate * i] side by side."""
     s, gates = run[0], len(run)
-    starts = [gate.coefficient for gate in run if gate.coefficient is not None]
-    parts = [coefficients[:, :, None, start : start + s.length] for start in starts]
     return ScaledUpdate(
         Range(sink.block, sink.start + s.sink, s.length if s.sink_step else 1),
         _source(s, gates * s.length if s.source_step else 1, blocks),
-        *(gates, s.sink_step, s.source_step, torch.cat(parts, -1).contiguous() if parts else None),
+        *(gates, s.sink_step, s.source_step, None if coefficients is None else coefficients.unsqueeze(2)),
     )
-
-
-def _coefficients(function: Callable, colouring: Colouring, x: Tensor, z: Tensor, kicks: Tensor) -> Tensor:
-    """Every segment's coefficients [time, trial, all], from one tangent for each colour."""
-    found = x.new_empty(*x.shape[:2], len(colouring.sinks))
-    colours, sinks = (torch.from_numpy(numbers).to(x.device) for numbers in (colouring.colours, colouring.sinks))
-    for start in range(0, colouring.count, together := _together(colouring.count)):
-        here = torch.arange(start, min(start + together, colouring.count), device=x.device)
-        directions = (colours == here[:, None]).to(z.dtype)  # [colour, source]
-        image = tangents(function, x, z, kicks, directions[:, : z.shape[-1]], directions[:, z.shape[-1] :])
-        for n, colour in enumerate(here.tolist()):
-            of_colour = torch.from_numpy((colouring.hues == colour).nonzero()[0]).to(x.device)
-            found[..., of_colour] = image[:, :, n, sinks[of_colour]]
-    return found
-
-
-def _together(colours: int) -> int:
-    """How many tangents are found at once: the few of common cells one by one, which takes the least memory."""
-    return 1 if colours <= FEW_COLOURS else FEW_COLOURS

@@ -19,6 +19,17 @@ from torch.func import vjp, vmap
 from kpflow_dyn._torch.transforms import jvp
 
 Run = Callable[[int], object]
+Cut = Callable[[Tensor], Sequence[Tensor]]  # data [time, ...] -> those of each field of a span
+
+
+def each_time(span: slice) -> Cut:
+    """One field for each time of a span."""
+    return lambda values: values[span].unbind(0)
+
+
+def all_times(span: slice) -> Cut:
+    """One single field for all times of a span."""
+    return lambda values: [values[span]]
 
 
 @dataclass
@@ -102,8 +113,8 @@ class Update:
         sink, source = (blocks[r.block].fields(r.start, r.length) for r in (self.sink, self.source))
         return (source, sink) if transposed else (sink, source)
 
-    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
-        """The update of step c of a span (None: of all times at once), as a function of c."""
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, cut: Cut, transposed: bool) -> Run:
+        """The update of a field, as a function of the field's number; `cut` takes its data for each of them."""
         raise NotImplementedError
 
 
@@ -123,31 +134,26 @@ class ScaledUpdate(Update):
     def overwrites(self, transposed: bool) -> bool:
         return self.sink_step == self.source_step == 1 and (self.gates == 1 or transposed)
 
-    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, cut: Cut, transposed: bool) -> Run:
         target, source = self.ends(blocks, transposed)
         if (self.source_step if transposed else self.sink_step) == 0:
-            return self.bind_sum(target, source, span)
+            return self.bind_sum(target, source, cut)
         if self.gates > 1:
-            return self.bind_gates(target, source, fresh, span, transposed)
-        return _elementwise(target, source, self.scales(span), fresh)
+            return self.bind_gates(target, source, fresh, cut, transposed)
+        return _elementwise(target, source, self.scales(cut), fresh)
 
-    def __post_init__(self) -> None:
-        self.steps = None if self.coefficients is None else self.coefficients.unbind(0)
+    def scales(self, cut: Cut) -> Sequence[Tensor] | None:
+        return None if self.coefficients is None else cut(self.coefficients)
 
-    def scales(self, span: slice | None) -> Sequence[Tensor] | None:
-        if self.coefficients is None or self.steps is None:
-            return None
-        return [self.coefficients] if span is None else self.steps[span]
-
-    def bind_sum(self, target: Sequence[Tensor], source: Sequence[Tensor], span: slice | None) -> Run:
-        c = self.scales(span)
+    def bind_sum(self, target: Sequence[Tensor], source: Sequence[Tensor], cut: Cut) -> Run:
+        c = self.scales(cut)
         if c is None:
             return lambda i: target[i].add_(source[i].sum(-1, keepdim=True))
         return lambda i: target[i].add_((source[i] * c[i]).sum(-1, keepdim=True))
 
-    def bind_gates(self, target, source, fresh: bool, span: slice | None, transposed: bool) -> Run:
+    def bind_gates(self, target, source, fresh: bool, cut: Cut, transposed: bool) -> Run:
         shape = (self.gates, self.sink.length)
-        c = [scale.unflatten(-1, shape) for scale in self.scales(span) or ()]  # [trial, 1, gate, i]
+        c = [scale.unflatten(-1, shape) for scale in self.scales(cut) or ()]  # [trial, 1, gate, i]
         if transposed:
             # [trial, probe, gate, i] and [trial, probe, 1, i]
             wide, spread = [t.unflatten(-1, shape) for t in target], [s.unsqueeze(-2) for s in source]
@@ -163,10 +169,9 @@ class DenseUpdate(Update):
 
     block: Tensor
 
-    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, cut: Cut, transposed: bool) -> Run:
         target, source = self.ends(blocks, transposed)
-        block = self.block.transpose(-1, -2) if transposed else self.block
-        steps = [block] if span is None else block[span].unbind(0)  # [trial, i, j]
+        steps = cut(self.block.transpose(-1, -2) if transposed else self.block)  # [trial, i, j]
         return lambda i: target[i].add_(torch.einsum("...ij,...pj->...pi", steps[i], source[i]))
 
 
@@ -178,11 +183,10 @@ class EntriesUpdate(Update):
     columns: Tensor
     entries: Tensor
 
-    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, cut: Cut, transposed: bool) -> Run:
         target, source = self.ends(blocks, transposed)
         to, of = (self.columns, self.rows) if transposed else (self.rows, self.columns)
-        entries = self.entries.unsqueeze(-2)  # [time, trial, 1, k]
-        steps = [entries] if span is None else entries[span].unbind(0)
+        steps = cut(self.entries.unsqueeze(-2))  # [trial, 1, k]
 
         def add(i: int) -> None:
             values = steps[i] * source[i][..., of]  # [trial, probe, k]
@@ -205,12 +209,13 @@ class FunctionUpdate(Update):
     def reads(self, transposed: bool) -> list[Range]:
         return [self.sink] if transposed else [self.source, self.kicks]
 
-    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, cut: Cut, transposed: bool) -> Run:
         sink, z = self.ends(blocks, transposed=False)
         a = blocks[self.kicks.block].fields(self.kicks.start, self.kicks.length)
-        row = vmap(vmap(self.function)) if span is None else vmap(self.function)
-        probes = z[0].ndim - 2
-        points = [self.points] if span is None else list(zip(*(p[span].unbind(0) for p in self.points), strict=True))
+        row, probes = self.function, z[0].ndim - 2
+        for _ in range(probes):  # over trials, or times and trials
+            row = vmap(row)
+        points = list(zip(*map(cut, self.points), strict=True))
 
         def at(i: int) -> tuple[Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]:
             x, z0, a0 = points[i]
@@ -231,7 +236,7 @@ class FunctionUpdate(Update):
 
 @dataclass
 class MatrixUpdate(Update):
-    """sink += source W for W [d, m]."""
+    """sink += source W for W [d, m], and its transpose `turned` [m, d]; products like columns in one piece best."""
 
     matrix: Tensor
     turned: Tensor
@@ -239,9 +244,9 @@ class MatrixUpdate(Update):
     def overwrites(self, transposed: bool) -> bool:
         return True
 
-    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, cut: Cut, transposed: bool) -> Run:
         to, frm = (self.source, self.sink) if transposed else (self.sink, self.source)
-        matrix = self.turned if transposed else self.matrix
+        matrix = self.matrix.T if transposed else self.turned.T
         target, source = blocks[to.block].rows(to.start, to.length), blocks[frm.block].rows(frm.start, frm.length)
         beta = 0 if fresh else 1
         return lambda i: target[i].addmm_(source[i], matrix, beta=beta)
@@ -254,7 +259,7 @@ class ScatteredUpdate(Update):
     matrix: Tensor
     kicks: Tensor
 
-    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, cut: Cut, transposed: bool) -> Run:
         sink, source = self.ends(blocks, transposed=False)
         inner, flat = (self.kicks.shape[0], -1), self.kicks.reshape(-1)
 
@@ -276,7 +281,7 @@ class LinearUpdate(Update):
     kicks: Tensor
     function: Callable[[Tensor], Tensor]
 
-    def bind(self, blocks: Mapping[str, Views], fresh: bool, span: slice | None, transposed: bool) -> Run:
+    def bind(self, blocks: Mapping[str, Views], fresh: bool, cut: Cut, transposed: bool) -> Run:
         sink, source = self.ends(blocks, transposed=False)
         like = source[0].new_zeros(source[0].shape[-1])
         forward, pull = vmap(self.function), vmap(vjp(self.function, like)[1])
@@ -296,11 +301,11 @@ def bind(
     updates: Sequence[Update],
     blocks: Mapping[str, Views],
     fresh: Collection[str],
-    span: slice | None,
+    cut: Cut,
     *,
     transposed: bool = False,
 ) -> Run:
-    """The program of one step, as a function of the step's number in the span (None: all times at once).
+    """The program of one field, a step or all times of a span, as a function of the field's number.
 
     The `fresh` targets begin at zero, whatever they hold; the others begin with what they hold.
     """
@@ -309,7 +314,7 @@ def bind(
     covered = [r for update, first in zip(ordered, firsts, strict=True) if first for r in update.targets(transposed)]
     gaps = [gap for name in fresh for gap in _gaps(name, blocks[name].width, covered)]
     runs = [_zero(blocks[gap.block].fields(gap.start, gap.length)) for gap in gaps]
-    runs += [u.bind(blocks, first, span, transposed) for u, first in zip(ordered, firsts, strict=True)]
+    runs += [u.bind(blocks, first, cut, transposed) for u, first in zip(ordered, firsts, strict=True)]
     return _in_turn(runs)
 
 

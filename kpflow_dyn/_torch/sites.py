@@ -6,6 +6,7 @@ weights in a layout of its own, which `take` makes of all weights' changes [prob
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._sites import LookupSite, MatrixSite, OpaqueSite, ScaleSite, Site
 
 Cut = tuple[slice, slice]  # of times and of trials
+FEW_ROWS = 16  # inner rows, as the stages of an ODE's step, whose products are taken one by one
 
 
 class SiteData(Protocol):
@@ -74,7 +76,7 @@ class MatrixData:
         self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks - start)
         (found,) = rows.variables(site, x, z)
         self._keep(found)
-        self.columns = _as_slice(site.kicks - start)
+        self.columns = _as_slices(site.kicks - start)
 
     def _keep(self, coordinates: Tensor) -> None:
         self.width = coordinates.shape[-1]
@@ -112,25 +114,29 @@ class MatrixData:
             _add_at(out, self.kicks.reshape(-1), self.image(change, cut), fresh)
             return
         beta = 0 if fresh else 1
-        for target, dw in self.matrices(out, change):
-            target.addmm_(self.rows_of(cut), dw, beta=beta)
+        for rows, target, dw in self.products(out, cut, change):
+            target.addmm_(rows, dw, beta=beta)
 
     def gather(self, kicks: Tensor, cut: Cut, change: Tensor) -> None:
         if self.columns is None:
             self.collect(kicks[..., self.kicks.reshape(-1)], cut, change)
             return
-        for source, dw in self.matrices(kicks, change):
-            dw.addmm_(self.rows_of(cut).T, source)
+        for rows, source, dw in self.products(kicks, cut, change):
+            dw.addmm_(rows.T, source)
 
-    def matrices(self, kicks: Tensor, change: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Kicks [time * trial, m] and change [d, m] of each probe, or of all at once where all kicks are ours."""
+    def products(self, kicks: Tensor, cut: Cut, change: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """V [time * trial, d] of each inner row, with the kicks [time * trial, m] and change [d, m] of each probe.
+
+        Of all probes at once where all kicks are ours.
+        """
         flat = kicks.view(-1, *kicks.shape[2:])  # [time * trial, probe, kick]
-        if self.columns == slice(0, kicks.shape[-1]):
-            return [(flat.flatten(1), change.flatten(1))]  # [time * trial, probe * m], [d, probe * m]
-        return list(zip(flat[..., self.columns].unbind(1), change.unbind(1), strict=True))
-
-    def rows_of(self, cut: Cut) -> Tensor:
-        return self.padded[cut].reshape(-1, self.padded.shape[-1])  # [time * trial * r, d]
+        for inner, columns in enumerate(self.columns or ()):
+            rows = self.padded[cut][:, :, inner].reshape(-1, self.padded.shape[-1])  # [time * trial, d]
+            if columns == slice(0, kicks.shape[-1]):
+                yield rows, flat.flatten(1), change.flatten(1)  # [time * trial, probe * m], [d, probe * m]
+                continue
+            for values, dw in zip(flat[..., columns].unbind(1), change.unbind(1), strict=True):
+                yield rows, values, dw
 
     @property
     def variables(self) -> Tensor:
@@ -236,12 +242,12 @@ class OpaqueData(_Listed):
         change.add_(self.pull(values, *(d[cut] for d in self.data)))
 
 
-def _as_slice(kicks: np.ndarray) -> slice | None:
-    """The kicks [r, m] as a range, where there is one inner row and they are one."""
-    first = int(kicks.flat[0])
-    if kicks.shape[0] == 1 and (kicks[0] == np.arange(first, first + kicks.shape[1])).all():
-        return slice(first, first + kicks.shape[1])
-    return None
+def _as_slices(kicks: np.ndarray) -> list[slice] | None:
+    """The kicks [r, m] of each inner row as a range, where there are few rows and each is one."""
+    first = kicks[:, :1]
+    if len(kicks) > FEW_ROWS or (kicks != first + np.arange(kicks.shape[1])).any():
+        return None
+    return [slice(start, start + kicks.shape[1]) for start in first[:, 0].tolist()]
 
 
 def _add_at(out: Tensor, kicks: Tensor, image: Tensor, fresh: bool) -> None:

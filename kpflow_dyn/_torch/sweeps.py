@@ -5,18 +5,17 @@ Products with V are formed for a span at once, in a block that stays in the cach
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from kpflow_dyn._arrays.memory import bytes_of, on_device, span_bytes
-from kpflow_dyn._torch.linearised import Changes, Kicks, LinearisedSteps, inner, outer
-from kpflow_dyn._torch.program import Run, Steps, bind
+from kpflow_dyn._torch.linearised import ALL, Changes, Kicks, LinearisedSteps, inner, outer
+from kpflow_dyn._torch.program import Run, Steps, bind, each_time
 
 FROM_STATES, FROM_CHANGES, ADJOINT = "from kicks to the states", "from changes of the weights", "adjoint"
-KICK, KICK_ADJOINT = "from changes of the weights, each step on its own", "its adjoint"
 ROWS_TOGETHER = 160  # rows trial x probe of a step that keep a CPU's products in its second-level cache
 
 
@@ -30,9 +29,10 @@ class Sweeps(LinearisedSteps):
         """How many probes ride in one sweep; a large device takes any number."""
         return 2**30 if on_device(self.like) else max(1, ROWS_TOGETHER // self.trials)
 
-    def _by_groups(self, given: Tensor, out: Tensor, sweep: Callable[[Tensor, Tensor], None]) -> Tensor:
-        for part, target in zip(given.split(self.probes_together), out.split(self.probes_together), strict=True):
-            sweep(part, target)
+    def _by_groups(self, sweep: Callable[..., None], out: Tensor, *given: Tensor) -> Tensor:
+        """What sweep(out, *given) writes for each group of probes."""
+        for parts in zip(*(block.split(self.probes_together) for block in (out, *given)), strict=True):
+            sweep(*parts)
         return out
 
     def _no_states(self, probes: int) -> Tensor:
@@ -44,7 +44,6 @@ class Sweeps(LinearisedSteps):
         """out: s_t = A_t s_{t-1} + B_t V_t dW^T + q_t for q, or for weight changes."""
         last = torch.zeros(())
         with self._work(len(out)) as work:
-            work.still.zero_()
             for span, kicks, states in work.spans():
                 states[0] = last
                 if q is not None:
@@ -57,16 +56,18 @@ class Sweeps(LinearisedSteps):
                 out[:, :, span] = outer(states[1:])  # [probe, trial, time, unit]
                 last = states[-1]
 
-    def _gradient(self, q: Tensor, trials: list[slice], program: str = ADJOINT) -> list[Changes]:
-        """sum_t (B_t^T l_t)^T V_t for every site, l the costates of q; summed over each of these cuts of the trials."""
-        found = [(cut, [site.no_change(len(q)) for _, site in self.sites]) for cut in trials]
-        for span, kicks, _ in self._costates(q, program):
+    def _gradient(
+        self, spans: Iterable[tuple[slice, Kicks, Tensor]], probes: int, trials: list[slice]
+    ) -> list[Changes]:
+        """sum_t a_t^T V_t of every site, for the kicks a of all spans; summed over each of these cuts of the trials."""
+        found = [(cut, [site.no_change(probes) for _, site in self.sites]) for cut in trials]
+        for span, kicks, _ in spans:
             for cut, changes in found:
                 for (name, site), change in zip(self.sites, changes, strict=True):
                     site.gather(kicks[name][:, cut], (span, cut), change)
         return found
 
-    def _costates(self, q: Tensor, program: str = ADJOINT) -> Iterator[tuple[slice, Kicks, Tensor]]:
+    def _costates(self, q: Tensor) -> Iterator[tuple[slice, Kicks, Tensor]]:
         """From the last span to the first: B_t^T l_t by blocks, and l_t [time, trial, probe, unit]."""
         last = inner(q)[-1]  # [trial, probe, unit]
         with self._work(len(q)) as work:
@@ -75,11 +76,18 @@ class Sweeps(LinearisedSteps):
                 costates[0] = inner(q)[before]
                 costates[1:-1] = inner(q[:, :, span])[:-1]
                 costates[-1] = last
-                step = work.step(span, program)
+                step = work.step(span, ADJOINT)
                 for i in reversed(range(span.stop - span.start)):
                     step(i)
                 yield span, kicks, costates[1:]
                 last = costates[0].clone()
+
+    def _gradients(self, q: Tensor, spans: Callable[[Tensor], Iterator[tuple[slice, Kicks, Tensor]]]) -> Tensor:
+        def sweep(out: Tensor, part: Tensor) -> None:
+            ((_, changes),) = self._gradient(spans(part), len(part), [ALL])
+            out.copy_(self.parameters(changes, len(part)))
+
+        return self._by_groups(sweep, self.like.new_empty(len(q), self.parameter_size), q)
 
     @contextmanager
     def _work(self, probes: int) -> Iterator[_Work]:
@@ -104,7 +112,6 @@ class _Work:
         self.kicks = tangent._kick_blocks(self.length, probes)
         self.states = tangent._empty(self.length + 1, probes, tangent.units)  # [time + 1, trial, probe, unit]
         self.operands = {name: tangent._empty(1, probes, size) for name, size in tangent.widths.items()}
-        self.still = tangent._empty(1, probes, tangent.units).zero_()
         self.bound: dict[tuple[int, str], Run] = {}
 
     def spans(self, backward: bool = False) -> Iterator[tuple[slice, Kicks, Tensor]]:
@@ -122,14 +129,12 @@ class _Work:
         """The program of one step in a span, bound to the blocks."""
         if (span.start, program) not in self.bound:
             kicks, states = self.blocks(span)
-            fresh = {"out"} if program in (FROM_CHANGES, KICK) else set(kicks)
+            fresh = {"out"} if program is FROM_CHANGES else set(kicks)
             times = span.stop - span.start
             work = {name: block.expand(times, -1, -1, -1) for name, block in self.operands.items()}
-            alone = program in (KICK, KICK_ADJOINT)
-            before = self.still.expand(times, -1, -1, -1) if alone else states[:-1]
-            arrays = {"z": before, "out": states[1:], **kicks, **work}
-            blocks = {name: Steps(values) for name, values in arrays.items()}
-            updates = self.tangent.kick_updates if alone else self.tangent.updates
-            transposed = program in (ADJOINT, KICK_ADJOINT)
-            self.bound[span.start, program] = bind(updates, blocks, fresh | set(work), span, transposed=transposed)
+            arrays = {"z": states[:-1], "out": states[1:], **kicks, **work}
+            blocks, fresh = {name: Steps(values) for name, values in arrays.items()}, fresh | set(work)
+            self.bound[span.start, program] = bind(
+                self.tangent.updates, blocks, fresh, each_time(span), transposed=program is ADJOINT
+            )
         return self.bound[span.start, program]

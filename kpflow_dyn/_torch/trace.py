@@ -18,6 +18,7 @@ from torch.export import default_decompositions
 from torch.fx import GraphModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kpflow_dyn._torch.cell_equations import CellEquations
 from kpflow_dyn._torch.checks import is_inexact
 from kpflow_dyn._torch.complex_parts import LINEAR, form_of
 from kpflow_dyn._torch.decompositions import DECOMPOSITIONS, WHOLE
@@ -171,7 +172,7 @@ def _recorded(
     try:
         eager = torch.compiler.set_stance("force_eager")  # what torch.compile made is not heard
         beside = partial(with_functions, [held[name] for name in learnt])
-        with _quiet(), differentiable_attention(), left_alone(step, values=False), eager:
+        with _quiet(), differentiable_attention(), left_alone(step, values=False), eager, CellEquations():
             recording = record(step, rows, held, learnt, beside=beside)
         with _quiet():
             module = functional(recording, rows, held, _decompositions())

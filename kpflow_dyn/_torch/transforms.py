@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from kpflow_dyn._arrays.memory import bytes_of
 from kpflow_dyn._backend import RowFunction
 from kpflow_dyn._flows.referee import OWN, check_transpose, drawn
 from kpflow_dyn._torch.cell_equations import CellEquations
@@ -20,7 +21,7 @@ from kpflow_dyn._torch.twice import TwiceDifferentiable
 
 __all__ = ["compiled", "each_row", "index", "jvp", "linearised", "once", "over_models", "vjp", "vmap"]
 
-ROWS_AT_ONCE = 8192
+ROWS_BYTES = 2**21  # of the widest value of the rows that are mapped at once
 Tree = Any  # a tensor, or a list of tensors
 
 
@@ -55,12 +56,22 @@ def over_models(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
 
 
 @torch.no_grad()
-def each_row(function: RowFunction, *rows: Tensor) -> list[Tensor]:
-    """A row function on [time, trial, ...] data -> its outputs as [time, trial, ...], some thousand rows at a time."""
+def each_row(function: RowFunction, *rows: Tensor, width: int = 1) -> list[Tensor]:
+    """A row function on [time, trial, ...] data -> its outputs as [time, trial, ...].
+
+    As many rows at a time as keep rows of that width in the cache.
+    """
     lead = rows[0].shape[:2]
     flat = [r.reshape(-1, *r.shape[2:]) for r in rows]  # [time * trial, ...]
-    parts = [vmap(function)(*chunk) for chunk in zip(*(r.split(ROWS_AT_ONCE) for r in flat), strict=True)]
-    return [torch.cat(outputs).reshape(*lead, *outputs[0].shape[1:]) for outputs in zip(*parts, strict=True)]
+    width = max(width, *(r[:1].numel() for r in flat))
+    count, length = len(flat[0]), max(1, ROWS_BYTES // bytes_of(width, flat[0]))
+    whole: list[Tensor] = []
+    for start in range(0, count, length):
+        parts = vmap(function)(*(r[start : start + length] for r in flat))
+        whole = whole or [part.new_empty(count, *part.shape[1:]) for part in parts]
+        for output, part in zip(whole, parts, strict=True):
+            output[start : start + length] = part
+    return [output.reshape(*lead, *output.shape[1:]) for output in whole]
 
 
 def index(numbers: np.ndarray, like: Tensor) -> Tensor:

@@ -1,0 +1,95 @@
+"""What linearising steps in torch costs: how many derivatives, how large their arrays are, and what stays in memory."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import kpflow_dyn as kp
+from kpflow_dyn._torch import transforms
+from kpflow_dyn._torch.glue import find_glue
+
+TRIALS, TIMES, UNITS = 4, 60, 16
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by name and the numbers that they give, and keeps the size of the largest array."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.total, self.largest = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+        self.calls[func.overloadpacket.__name__] += 1
+        self.total, self.largest = self.total + sum(sizes), max([self.largest, *sizes])
+        return found
+
+
+def solved(cell: type[nn.Module], times: int = TIMES) -> kp.Solution:
+    torch.manual_seed(0)
+    x = torch.randn(TRIALS, times, 3, dtype=torch.float64)
+    return kp.solve(kp.DiscreteProblem(cell(3, UNITS).double(), x))
+
+
+@pytest.mark.parametrize("cell, few", [(nn.RNNCell, 1), (nn.GRUCell, 1), (nn.LSTMCell, 2)])
+def test_a_cell_takes_few_derivatives(cell: type[nn.Module], few: int) -> None:
+    """Of the sources of a GRU's next state, one by one, there would be five."""
+    colouring = find_glue(kp.linearize(solved(cell)).recurrence.tangent.rows.step).colouring
+    assert colouring is not None and colouring.of_sinks and colouring.count == few
+
+
+def test_linearize_holds_no_arrays_of_all_gates_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is computed on the way is of some rows at a time; what is stored is no larger than two gates."""
+    sol = solved(nn.GRUCell)
+    kp.linearize(sol)  # so that the trace is known
+    monkeypatch.setattr(transforms, "ROWS_BYTES", 8 * 20 * 5 * UNITS)  # of twenty rows
+    with Operations() as seen:
+        kp.linearize(sol)
+    state = TRIALS * TIMES * UNITS
+    assert seen.largest < 3 * state
+    assert seen.total < 900 * state  # 1649 with a tangent for each colour, views among them
+
+
+def test_each_step_on_its_own_is_one_product_for_all_times() -> None:
+    flows = [kp.linearize(solved(nn.GRUCell, times)) for times in (10, 60)]
+    counts = []
+    for flow in flows:
+        tangent = flow.recurrence.tangent
+        with Operations() as seen:
+            tangent.step_vjp(torch.ones(1, *flow.ntk.domain.shape, dtype=torch.float64))
+        counts.append(seen.calls["addmm_"])
+    assert counts[0] == counts[1]
+
+
+def test_spaces_keep_no_states() -> None:
+    flow = kp.linearize(solved(nn.RNNCell))
+    for space in (flow.ntk.domain, flow.J.domain, flow.B.domain):
+        assert space.like.untyped_storage().nbytes() == 0
+
+
+class Field(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(UNITS, UNITS), nn.Linear(UNITS, UNITS)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(z)))
+
+
+def test_stages_of_an_ode_step_multiply_without_copies() -> None:
+    """A weight is used once in each stage: a product for each, in place, without index, einsum or scatter."""
+    torch.manual_seed(0)
+    z0, t = torch.randn(TRIALS, UNITS, dtype=torch.float64), torch.linspace(0, 1, TIMES, dtype=torch.float64)
+    flow = kp.linearize(kp.solve(kp.ODEProblem(Field().double(), z0, t), "heun2")).nodal
+    q = torch.randn(1, *flow.ntk.domain.shape, dtype=torch.float64)
+    with Operations() as seen:
+        flow.ntk.mv(q)
+    assert not {"bmm", "index", "index_put", "index_add_", "scatter_add_"} & set(seen.calls)
+    torch.testing.assert_close(flow.ntk.mv(q), (flow.J @ flow.J.T).mv(q), rtol=1e-10, atol=1e-12)
