@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kpflow_dyn.models._laws import Law
     from kpflow_dyn.tasks import TaskData
 
-SOLVER = BlockLanczos(block=4, tol=1e-3, maxiter=200)
+SOLVER = BlockLanczos(tol=1e-3, maxiter=800)
 COMPONENTS = 10
 AXES = ("trial", "time", "unit")
 
@@ -91,7 +91,7 @@ def analyze(
     flow: Flow,
     *,
     k: int = 8,
-    samples: int = 120,
+    samples: int = 60,
     seed: int = 0,
     task: TaskData | None = None,
     readout: Any = None,

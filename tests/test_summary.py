@@ -107,6 +107,19 @@ def test_nothing_is_applied_twice(flow: kp.Flow) -> None:
     assert found.applications == (sum(rows.values()) + 1) // 2
 
 
+def test_K_takes_as_few_samples_as_show_its_scalars_to_one_percent() -> None:
+    """K needs no sweep, but its sketch would cost as much as the probes of the NTK."""
+    flow = make_flow(torch.nn.GRUCell(2, 32), trials=6, times=30)
+    found = kp.summary(flow, k=2, samples=200, alg=BlockLanczos(tol=1e-3))
+    of_K = (found.K.trace, found.K.norm, found.K.effective_rank)
+    assert found.K.trace.applications < 200 <= found.ntk.norm.applications
+    assert all(0 < each.stderr <= 0.01 * each.value for each in of_K)
+    spectrum = np.linalg.svd(flow.K.factor.dense(), compute_uv=False) ** 2
+    expected = spectrum.sum(), np.linalg.norm(spectrum), spectrum.sum() ** 2 / (spectrum**2).sum()
+    for each, value in zip(of_K, expected, strict=True):
+        assert each.value == pytest.approx(value, abs=4 * each.stderr)
+
+
 def test_leading_modes_are_those_of_eigs(flow: kp.Flow) -> None:
     found = kp.summary(flow, k=5)
     expected = np.linalg.eigvalsh(flow.ntk.dense())[::-1][:5]

@@ -22,6 +22,7 @@ from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._flows.sites import CoreOperator
 from kpflow_dyn._numbers.estimate import Scalars, cosine, effective_rank, restored
+from kpflow_dyn._numbers.growing import Growing
 from kpflow_dyn._numbers.moments import moments_of
 from kpflow_dyn._numbers.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn._numbers.spectra import Modes, modes, modes_and_drives
@@ -38,6 +39,7 @@ KERNELS = {"temporal": "time", "spatial": "unit", "trial": "trial"}
 """The partial traces of the NTK of a model with time by name, and the axis that each keeps."""
 
 SAMPLES, LEAST_SAMPLES = 60, 40
+RTOL = 0.01  # of the scalars of operators without a sweep
 EXACT_BYTES = 2**30  # of all eigenpairs, up to which they are found instead of estimates
 TINY = 1e-150
 MANY_TRIALS = 10
@@ -142,7 +144,7 @@ def summary(
     Args:
         flow: what `linearize` gives.
         k: how many eigenpairs of the NTK to find; they are taken out of what is estimated.
-        samples: random vectors behind each estimate.
+        samples: random vectors behind each estimate of the NTK, and most of them behind K and the core.
         seed: an int, or a `Random` to continue.
         alg: how the eigenpairs are found; `solvers.BlockLanczos()` when None.
         progress: called as the work goes on.
@@ -266,9 +268,25 @@ class _Pass:
     def moments(self, name: str, op: GramOperator) -> Moments:
         """tr and |.|_F^2 of an operator that needs no sweep, exact where that is cheap."""
         known = isinstance(op, CoreOperator) and op.spectrum() is not None
-        samples = None if known or min(op.domain.size, op.factor.domain.size) <= CHEAP else self.samples
-        stage = f"trace, norm and effective rank of {name}"
-        return moments_of(op if known else self.watched(stage, op, samples), samples, self.rng, None)
+        cheap = known or min(op.domain.size, op.factor.domain.size) <= CHEAP
+        watched = (
+            op
+            if known
+            else self.watched(f"trace, norm and effective rank of {name}", op, None if cheap else self.samples)
+        )
+        return moments_of(watched, None, self.rng) if cheap else self.to_one_percent(watched)
+
+    def to_one_percent(self, op: GramOperator) -> Moments:
+        """tr and |.|_F^2 from as few samples as show all their scalars to 1%, or from all."""
+        growing = Growing(op, self.rng, only_trace=False)
+        count = min(growing.first, self.samples)
+        found = growing(count)
+        while count < self.samples and any(
+            each.stderr > RTOL * abs(each.value) for each in (found.trace, found.norm, found.effective_rank)
+        ):
+            count = min(2 * count, self.samples)
+            found = growing(count)
+        return found
 
     def watched(self, stage: str, op: GramOperator, total: int | None) -> GramOperator:
         """The same operator, which counts and reports what is applied in this stage, a factor being one half."""
