@@ -30,8 +30,8 @@ def left_alone(_model: Any) -> Iterator[None]:
     except (ConcretizationTypeError, TracerArrayConversionError) as error:
         raise TypeError(
             "this looks at numbers, to check them and to compare with autograd, and jax.jit, jax.vmap or jax.grad "
-            "around it hides them; call it outside, and transform what comes of it, as in jax.jit(flow.ntk.mv), or take "
-            "kp.regularizers for derivatives of a kernel"
+            "around it hides them; call it outside, and transform what comes of it, as in jax.jit(flow.ntk.mv), or "
+            "take kp.regularizers for derivatives of a kernel"
         ) from error
 
 
