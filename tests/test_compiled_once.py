@@ -192,6 +192,23 @@ def test_steps_that_fill_up_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert jnp.abs(found.nodal.ntk.dense() - exact.nodal.ntk.dense()).max() < 1e-13
 
 
+def test_transformations_around_operators_work() -> None:
+    flow, found = applied(kp.solve(PROBLEMS["gru"](0)))
+    q = jnp.ones((1, *flow.ntk.domain.shape))
+    assert jnp.abs(jax.jit(flow.ntk.mv)(q) - found).max() < 1e-12
+    assert jnp.abs(jax.vmap(flow.ntk.mv)(jnp.stack([q, 2 * q])) - jnp.stack([found, 2 * found])).max() < 1e-12
+    assert jnp.abs(jax.grad(lambda q: (q * flow.ntk.mv(q)).sum() / 2)(q) - found).max() < 1e-12
+
+
+@pytest.mark.parametrize("transformed", [eqx.filter_jit, eqx.filter_grad])
+def test_transformations_around_linearize_are_refused(transformed: Callable[..., Any]) -> None:
+    def found(cell: Any) -> jax.Array:
+        return kp.linearize(kp.solve(kp.DiscreteProblem(cell, jnp.asarray(X)))).solution.state.sum()
+
+    with pytest.raises(TypeError, match="call it outside"):
+        transformed(found)(eqx.nn.GRUCell(3, UNITS, key=jax.random.key(0)))
+
+
 SCRIPT = """
 import collections, jax
 jax.config.update("jax_enable_x64", True)

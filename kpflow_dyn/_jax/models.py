@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
+from jax.errors import ConcretizationTypeError, TracerArrayConversionError
 from jax.tree_util import GetAttrKey
 
 from kpflow_dyn._jax.cells import LearntStart
@@ -21,9 +22,17 @@ parameters_of, changed, learnt_start = floating_leaves, with_parameters, LearntS
 Values = dict[str, jax.Array]
 
 
-def left_alone(_model: Any) -> AbstractContextManager[None]:
-    """Nothing to do: pytrees do not change."""
-    return nullcontext()
+@contextmanager
+def left_alone(_model: Any) -> Iterator[None]:
+    """Pytrees do not change; but a TypeError in words where a transformation of JAX hides the numbers."""
+    try:
+        yield
+    except (ConcretizationTypeError, TracerArrayConversionError) as error:
+        raise TypeError(
+            "this looks at numbers, to check them and to compare with autograd, and jax.jit, jax.vmap or jax.grad "
+            "around it hides them; call it outside, and transform what comes of it, as in jax.jit(flow.ntk.mv), or "
+            "take kp.regularizers for derivatives of a kernel"
+        ) from error
 
 
 def copied(model: Any) -> Any:

@@ -12,6 +12,7 @@ from kpflow_dyn._arrays.complex_numbers import vector_of
 from kpflow_dyn._backend import Values
 from kpflow_dyn._jax.cells import discrete_step
 from kpflow_dyn._jax.networks import states_of
+from kpflow_dyn._jax.programs import Shared
 from kpflow_dyn._jax.rollout import run
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 
@@ -53,11 +54,11 @@ class Derivatives:
         def linearised(theta: jax.Array, scheme: Scheme) -> Any:
             return jax.linearize(lambda theta: jax.grad(function)(theta, scheme), theta)[1]
 
-        self._value = jax.jit(function)
-        self._first = jax.jit(jax.value_and_grad(function))
-        self._linearised = jax.jit(linearised)
-        self._product = jax.jit(lambda push, row: push(row))
-        self._reverse = jax.jit(jax.grad(lambda theta, scheme, row: row @ jax.grad(function)(theta, scheme)))
+        self._value = Shared(function)
+        self._first = Shared(jax.value_and_grad(function))
+        self._linearised = Shared(linearised)
+        self._product = Shared(lambda push, row: push(row))
+        self._reverse = Shared(jax.grad(lambda theta, scheme, row: row @ jax.grad(function)(theta, scheme)))
 
     def value(self, theta: jax.Array, scheme: Scheme) -> float:
         """Its value."""

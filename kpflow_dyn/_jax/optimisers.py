@@ -9,6 +9,7 @@ import optax
 
 from kpflow_dyn._arrays.complex_numbers import by_name, vector_of
 from kpflow_dyn._backend import Values
+from kpflow_dyn._jax.programs import Shared
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": optax.adam,
@@ -45,7 +46,7 @@ class Rule:
 
         self.rate = lr if optimizer is optax.sgd and clip is None else None
         self.begin = lambda theta: change.init(by_name(theta, like))
-        self._step = jax.jit(step)
+        self._step = Shared(step)
 
     def step(self, state: Any, theta: jax.Array, gradient: jax.Array) -> tuple[Any, jax.Array]:
         """The state and the parameters after one more step."""

@@ -18,6 +18,7 @@ from kpflow_dyn._jax.checks import with_parameters
 from kpflow_dyn._jax.diffrax_library import beside, stopping
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._jax.model import Model
+from kpflow_dyn._jax.programs import Shared
 from kpflow_dyn._problems.inputs import jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn.ode._variational import MAX_STEPS, Jump, Path, Rate, State, solve_failed
@@ -93,7 +94,7 @@ class System(eqx.Module):
 
     def each_node(self, function: Callable[..., jax.Array], *values: jax.Array) -> jax.Array:
         """All nodes at once, compiled."""
-        return eqx.filter_jit(jax.vmap(function))(self.times[1:], *values)
+        return Shared(jax.vmap(function))(self.times[1:], *values)
 
     def solved(self, equation: Callable[..., jax.Array], block: jax.Array) -> jax.Array:
         """The equation, compiled."""

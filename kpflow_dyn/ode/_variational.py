@@ -89,7 +89,7 @@ class System(Protocol):
 def path_of(sol: ODESolution, alg: InterpolatingAdjoint) -> Path:
     """The dense output of a solution; of another solve, to the tolerances of `alg`, where its own is no polynomial."""
     steps = sol.steps if sol.steps is not None and polynomial(sol.steps.tableau) is not None else _solve_again(sol, alg)
-    weights = polynomial(steps.tableau)
+    steps, weights = steps.padded(sol.problem.backend.solving.rounded, sol.problem.z0), polynomial(steps.tableau)
     assert weights is not None
     hk = increments(sol.problem, steps)
     xp, back = array_namespace(hk), like_numpy(weights, hk) @ hk  # [trial, step, power, unit]
