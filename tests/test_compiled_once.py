@@ -144,6 +144,93 @@ def test_other_functions_of_equal_shapes_are_others() -> None:
         assert jnp.abs(flow.J.dense() - dense_jacobian(flow)).max() < 1e-12
 
 
+def product(rule: Callable[..., jax.Array]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """a * b with the derivative rule(a, b, da, db)."""
+
+    @jax.custom_jvp
+    def times(a: jax.Array, b: jax.Array) -> jax.Array:
+        return a * b
+
+    times.defjvp(lambda primals, tangents: (times(*primals), rule(*primals, *tangents)))
+    return times
+
+
+def circle(back: Callable[..., jax.Array]) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """(sin, cos) with the backward pass back(results, cotangents)."""
+
+    @jax.custom_vjp
+    def both(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.sin(z), jnp.cos(z)
+
+    both.defvjp(lambda z: (both(z),) * 2, lambda results, q: (back(results, q),))
+    return both
+
+
+@pytest.mark.parametrize(
+    ("made", "rules"),
+    [
+        (product, [lambda a, _b, _da, db: a * db, lambda _a, b, da, _db: da * b]),
+        (circle, [lambda o, q: q[0] * o[1], lambda o, q: o[0] * q[1]]),
+    ],
+)
+def test_derivatives_that_meet_where_a_direction_is_the_point(made: Callable, rules: list[Callable]) -> None:
+    for rule in rules:
+        function = made(rule)
+        flow, _ = applied(kp.solve(cell(lambda z, f=function: f(z, jnp.sin(z)) if made is product else f(z)[0])))
+        assert jnp.abs(flow.J.dense() - dense_jacobian(flow)).max() < 1e-12
+
+
+class Chain(eqx.Module):
+    """p[names[0]] sin(p[names[1]] z) + p["a"] x."""
+
+    p: dict[str, jax.Array]
+    names: tuple[str, str] = eqx.field(static=True)
+
+    def __call__(self, x: jax.Array, z: jax.Array) -> jax.Array:
+        first, second = self.names
+        return jnp.tanh(self.p[first] @ jnp.sin(self.p[second] @ z) + self.p["a"] @ x)
+
+
+def test_parameters_are_known_by_name() -> None:
+    rng = np.random.default_rng(2)
+    weights = [jnp.asarray(rng.standard_normal((3, 3))) for _ in range(4)]
+
+    def fed_back(*names: str) -> jax.Array:
+        chain = Chain(dict(zip(("a", *names), weights, strict=False)), names)
+        problem = kp.DiscreteProblem(chain, jnp.asarray(X), jnp.zeros((2, 3)))
+        flow = kp.linearize(kp.solve(problem), params=["p['a']"])
+        return kp.learning_rules.feedback_alignment(flow, matrices={"p['o']": weights[3]}).dense()
+
+    fed_back("n", "o")
+    found = fed_back("o", "p")
+    PROGRAMS.forget()
+    assert jnp.abs(found - fed_back("o", "p")).max() < 1e-12
+
+
+def test_a_random_key_is_a_constant() -> None:
+    for seed in (0, 1):
+        key = jax.random.key(seed)
+        flow, _ = applied(kp.solve(cell(lambda z, key=key: jnp.tanh(z[jax.random.permutation(key, UNITS)]))))
+        assert not flow.untraced
+        assert jnp.abs(flow.J.dense() - dense_jacobian(flow)).max() < 1e-12
+
+
+class Ending(eqx.Module):
+    """z' = rate z / sqrt(1 - t), which has no value at t = 1."""
+
+    rate: jax.Array
+
+    def __call__(self, t: jax.Array, z: jax.Array) -> jax.Array:
+        return self.rate * z / jnp.sqrt(1 - t)
+
+
+def test_no_field_is_asked_beyond_what_its_solver_asked() -> None:
+    problem = kp.ODEProblem(Ending(jnp.ones(1)), jnp.ones((1, 1)), (0.0, 1.0))
+    flow = kp.linearize(kp.solve(problem, diffrax.Midpoint(), rtol=1e-2, atol=1e-3))
+    assert flow.solution.steps.padded(lambda count: count + 2, problem.z0).dt.shape[1] > flow.solution.stats["steps"]
+    assert bool(jnp.isfinite(flow.J.dense()).all())
+
+
 def test_what_cannot_be_told_apart_has_no_form() -> None:
     def called(z: jax.Array) -> jax.Array:
         return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(z.shape, z.dtype), z)

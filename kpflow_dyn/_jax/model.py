@@ -60,7 +60,7 @@ def programs_of(
     like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (rows, before)]
     x, z = (jax.ShapeDtypeStruct(a.shape[2:], a.dtype) for a in like)
     jaxpr, cut = jaxpr_of(step, parameters, (Role.INPUT, x), (Role.STATE, z)), Cut.of(before)
-    key = (form_of(jaxpr), learnt, rows.shape, before.shape, cut, frozenset(RULES.items()))
+    key = (form_of(jaxpr), *sorted(parameters), learnt, rows.shape, before.shape, cut, frozenset(RULES.items()))
     own = [*jaxpr.consts, *(value for _, value in sorted(parameters.items()))]
     if (found := PROGRAMS.find(key, own)) is not None:
         return found.programs, [*own, *found.rest]

@@ -1,13 +1,15 @@
 """Compiled programs by what they compute, so that other weights, states and flows meet them compiled.
 
 A program is known by its form: the equations of the jaxpr that it is made of, with shapes and dtypes. Its arguments are
-all numbers, those too that the user's function closes over; so nothing that is kept here holds any.
+all numbers, those too that the user's function closes over; so nothing that is kept here holds any, but for those that
+a function's own derivative closes over.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ContextDecorator
 from functools import partial
+from hashlib import sha256
 from threading import Lock
 from types import FunctionType
 from typing import Any, Protocol
@@ -159,9 +161,13 @@ def _params(equation: Equation, orders: int) -> Hashable:
 
 
 def _derivative(equation: Equation, orders: int) -> Hashable:
-    """The form of the derivative that a function has of its own."""
+    """The form of the derivative that a function has of its own, at points and along directions that are others."""
+    if equation.params["symbolic_zeros"]:  # which may be another for each set of what moves
+        raise _Unknown
     floats = [i for i, var in enumerate(equation.invars) if is_floating(var.aval)]
     like = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in equation.invars]
+    results = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.outvars if is_floating(v.aval)]
+    forward = equation.primitive.name == "custom_jvp_call"
     function = partial(bind, equation, range(len(equation.outvars)))
 
     def of_floats(values: list[Any], *moved: Any) -> list[Any]:
@@ -169,15 +175,15 @@ def _derivative(equation: Equation, orders: int) -> Hashable:
         out = function(*every.values())
         return [value for value in (out if isinstance(out, list) else [out]) if is_floating(value)]
 
-    def derived(values: list[Any]) -> Any:
+    def derived(values: list[Any], directions: list[Any]) -> Any:
         points = [values[i] for i in floats]
-        if equation.primitive.name == "custom_jvp_call":
-            return jax.jvp(partial(of_floats, values), points, points)
+        if forward:
+            return jax.jvp(partial(of_floats, values), points, directions)
         out, pull = jax.vjp(partial(of_floats, values), *points)
-        return out, pull(out)
+        return out, pull(directions)
 
     try:
-        return _value(jax.make_jaxpr(derived)(like), orders)
+        return _value(jax.make_jaxpr(derived)(like, [like[i] for i in floats] if forward else results), orders)
     except _Unknown:
         raise
     except Exception as error:  # a rule may refuse in many ways
@@ -209,16 +215,15 @@ def _value(value: Any, orders: int) -> Hashable:
 def _bytes(value: Any) -> Hashable:
     if isinstance(value, Tracer) or getattr(value, "nbytes", 0) > SMALL:
         raise _Unknown
-    try:
-        return type(value), bytes_of(value)
-    except TypeError as error:  # the key of a random number
-        raise _Unknown from error
+    return type(value), bytes_of(value)
 
 
 def bytes_of(value: Any) -> Hashable:
-    """What tells an array from others."""
-    array = np.asarray(value)
-    return array.dtype, array.shape, array.tobytes()
+    """What tells an array from others, in few bytes."""
+    is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    array = np.asarray(jax.random.key_data(value) if is_key else value)
+    every = array.tobytes()
+    return is_key and value.dtype, array.dtype, array.shape, every if len(every) <= SMALL else sha256(every).digest()
 
 
 def _function(value: Any) -> Hashable:

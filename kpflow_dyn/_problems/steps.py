@@ -112,27 +112,30 @@ class AcceptedSteps:
         return AcceptedSteps(self.tableau, t, dt, before, after, stage_times, k)
 
     def padded(self, rounded: Callable[[int], int], z0: Array) -> AcceptedSteps:
-        """The same with steps of length zero at the end, up to a number that solves of similar length share."""
+        """The same with steps of length zero at t0, up to a number that solves of similar length share.
+
+        There the field had to have values; at the end it may have none.
+        """
         count = self.dt.shape[1]
         more = rounded(count) - count
         if not more:
             return self
 
-        def filled(values: Any, last: Any) -> Any:
-            return np.concatenate([values, np.repeat(last, more, 1)], 1)
+        def filled(values: Any, first: Any) -> Any:
+            return np.concatenate([np.repeat(first, more, 1), values], 1)
 
-        def states(values: Any, last: Any) -> Array:  # by numpy: a framework may compile this for each number of steps
-            return placed(like_numpy(filled(to_numpy(values), last), z0), empty_row(z0, of_trials=True), -values.ndim)
+        def states(values: Any, first: Any) -> Array:  # by numpy: a framework may compile this for each number of steps
+            return placed(like_numpy(filled(to_numpy(values), first), z0), empty_row(z0, of_trials=True), -values.ndim)
 
-        end, last = (self.t + self.dt)[:, -1:], to_numpy(self.after)[:, -1:]
+        t0, first = self.t[:, :1], to_numpy(self.before)[:, :1]
         return AcceptedSteps(
             self.tableau,
-            filled(self.t, end),
-            filled(self.dt, 0 * end),
-            states(self.before, last),
-            states(self.after, last),
-            filled(self.stage_times, end[..., None] + 0 * self.stage_times[:, -1:]),
-            None if self.stages is None else states(self.stages, to_numpy(self.stages)[:, -1:]),
+            filled(self.t, t0),
+            filled(self.dt, 0 * t0),
+            states(self.before, first),
+            states(self.after, first),
+            filled(self.stage_times, t0[..., None] + 0 * self.stage_times[:, :1]),
+            None if self.stages is None else states(self.stages, 0 * to_numpy(self.stages)[:, :1]),
         )
 
     def locate(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
