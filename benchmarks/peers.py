@@ -34,7 +34,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from ntk_application import MODELS, TIMES, TRIALS, UNITS, gauss_newton, growth, with_curvlinops, with_torch_func
+from ntk_application import TIMES, TRIALS, UNITS, gauss_newton, growth, with_curvlinops, with_torch_func
 from scipy.sparse.linalg import LinearOperator, eigsh
 from spectra import PAIRS, TOL, flow_in, matfree, of_torch, ours, scipy
 
@@ -254,7 +254,7 @@ def printed(work: str, name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--models", nargs="*", default=["RNN", "GRU"], choices=["RNN", "GRU"])
     parser.add_argument("--works", nargs="*", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
