@@ -11,7 +11,6 @@ so that the errors of the trials average out; and the sum over trials is an imag
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
-from kpflow_dyn._arrays.dots import row_dots
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import on_rows, sides_of
@@ -82,5 +81,6 @@ class Growing:
             if self.shared:
                 self.images.append(array_namespace(z).sum(z, axis=1))
             rows = turn(z, (1, 0, 2)).reshape((trials * number, p))  # trials outermost: they may be sharded
-            squares = to_numpy(row_dots(rows, rows)).reshape(trials, number)
+            # sums in the dtype: bars are no smaller than its round-off
+            squares = to_numpy(array_namespace(z).sum(rows * rows, axis=1)).astype(np.float64).reshape(trials, number)
             self.squares = np.hstack([self.squares, squares]) if held else squares

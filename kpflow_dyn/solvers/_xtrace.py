@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, Rows, eps_of, to_numpy
-from kpflow_dyn._arrays.dots import gram, products, row_dots, row_norms
+from kpflow_dyn._arrays.dots import dots, gram, products, row_dots, row_norms
 from kpflow_dyn._arrays.memory import bytes_of, in_blocks, within_budget
 from kpflow_dyn.solvers._doors import OfFactor, OfOperator
 from kpflow_dyn.solvers._moments import Moments, check_samples, exact, of_exchangeable, of_samples
@@ -155,8 +155,8 @@ class NystromSketch:
             forward, backward = self.factor
             image = in_blocks(lambda rows: backward(forward(rows)), self.n, fresh)(fresh)
             own, others, self.lifted = fresh, self.basis, None
-        cross = [np.zeros((len(fresh), 0)), *(to_numpy(gram(image, other)) for other in others)]
-        among = to_numpy(gram(image, own))
+        cross = [np.zeros((len(fresh), 0)), *(to_numpy(dots(image, other)) for other in others)]
+        among = to_numpy(dots(image, own))
         return np.hstack(cross), (among + among.T) / 2
 
 
