@@ -289,8 +289,10 @@ def test_transformations_around_operators_work() -> None:
 
 @pytest.mark.parametrize("transformed", [eqx.filter_jit, eqx.filter_grad])
 def test_transformations_around_linearize_are_refused(transformed: Callable[..., Any]) -> None:
+    x = jnp.asarray(X)
+
     def found(cell: Any) -> jax.Array:
-        return kp.linearize(kp.solve(kp.DiscreteProblem(cell, jnp.asarray(X)))).solution.state.sum()
+        return kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).solution.state.sum()
 
     with pytest.raises(TypeError, match="call it outside"):
         transformed(found)(eqx.nn.GRUCell(3, UNITS, key=jax.random.key(0)))
