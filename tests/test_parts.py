@@ -281,8 +281,10 @@ def test_jax_gives_the_same(loss: str, target: np.ndarray) -> None:
         theirs, these = (np.array(one[name][1]) for one in variables)
         np.testing.assert_allclose(these, theirs, rtol=1e-3)
         assert np.isfinite(these[0])
-    for name in ("loss", "half", "alone", "reach"):
+    for name in ("loss", "alone", "reach"):
         np.testing.assert_allclose(getattr(found, name), getattr(ours, name), rtol=1e-6, atol=1e-10)
+    # times on a flow that is followed to 1%, whose step lengths in its stiff part hang on round-off
+    np.testing.assert_allclose(found.half, ours.half, rtol=1e-3)
 
 
 class Field(torch.nn.Module):

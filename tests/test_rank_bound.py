@@ -83,7 +83,7 @@ def test_a_constant_input_leaves_few_directions() -> None:
     found = check(flow)
     assert found.exact and found.core == 12 * 4 == rank(flow.J) == found.bound
     assert found.states == 5 * 4 * 12 and found.parameters == 12 * 13
-    assert found.by_weight == {"weight_hh + weight_ih": 48}
+    assert found.by_weight == {"weight_ih + weight_hh": 48}
 
 
 def test_weights_used_in_two_ways_are_counted_once() -> None:
