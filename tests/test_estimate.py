@@ -153,6 +153,21 @@ def test_the_trace_of_many_trials_stops_after_a_few_vectors_and_its_bar_covers(r
     assert kp.trace(op, rtol=rtol).applications < kp.trace(op, rtol=rtol / 4).applications
 
 
+@pytest.mark.parametrize("trials", [1, 3])
+def test_the_trace_of_few_trials_begins_with_more_vectors_so_that_its_bar_covers(trials):
+    op = with_trials_apart(space(shape=(trials, 50, 12)), parameters(size=590))
+    truth = truths(op)["trace"]
+    runs = [kp.trace(op, rtol=0.1, seed=seed) for seed in range(2 * RUNS)]
+    assert 0.90 <= np.mean([abs(run.value - truth) <= 1.96 * run.stderr for run in runs]) <= 0.99
+    assert min(run.applications for run in runs) >= 8
+
+
+def test_one_number_is_exact_by_xtrace():
+    op = kp.MatrixOperator(np.array([[3.0]]), *[kp.Space(("unit",), (1,), np.zeros(1))] * 2)
+    found = kp.trace(op, samples=8, alg=kp.solvers.XTrace())
+    assert found.value == pytest.approx(3) and found.stderr < 1e-12
+
+
 def test_nothing_is_applied_twice_on_the_way_to_a_smaller_bar():
     halves, root = [], np.arange(1, 1001) ** -0.5
     line = kp.Space(("state",), (1000,), np.zeros(1))

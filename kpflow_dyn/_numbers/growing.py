@@ -21,7 +21,8 @@ from kpflow_dyn.solvers._probes import images_of_normal, moments_of_images
 from kpflow_dyn.solvers._xtrace import NystromSketch
 
 FLAT = 8  # a sketch has nothing to take out where the effective rank is this many times the samples
-FEW, SOME = 4, 16  # samples that tell an error: of trials each by itself, and of a sketch
+FEW, SOME = 4, 16  # samples that tell an error: of several trials each by itself, and of a sketch
+SEVERAL = 4
 
 
 class Growing:
@@ -44,7 +45,8 @@ class Growing:
         """The fewest samples that tell an error."""
         if not self.only_trace:
             return SOME
-        return LEAST_SAMPLES if self.apart is None else FEW
+        several = self.apart is not None and self.apart.domain.shape[0] >= SEVERAL
+        return FEW if several else LEAST_SAMPLES
 
     def __call__(self, samples: int) -> Moments:
         """From this many applications in all, no fewer than before."""

@@ -44,7 +44,7 @@ class XTrace(OfOperator):
     def moments(self, apply: Rows, n: int, samples: int, *, like: Array, seed: int | Random = 0) -> Moments:
         """As `Hutchinson.moments`; half of the applications are to random probes."""
         check_samples(samples)
-        count = min(samples // 2, n)
+        count = min(samples // 2, max(n, 2))  # two tell how far they differ
         x = Random(seed).normal((count, n), like)
         images = apply(x)
         q, r = _basis(images)
