@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kpflow_dyn.tasks import TaskData
 
 SOLVER = BlockLanczos(tol=1e-3, maxiter=800)
+OF_ALIKE = BlockLanczos(block=4, tol=1e-3, maxiter=200)  # where units are alike: of K, two or three values often agree
 COMPONENTS = 10
 AXES = ("trial", "time", "unit")
 
@@ -268,7 +269,7 @@ def _leading(flow: Flow, name: str, k: int, rng: Random, progress: Progress) -> 
     op, stage = getattr(flow, name), f"leading eigenvalues of {name}"
     progress(stage, 0, None)
     most = min(k, op.domain.dimension, op.factor.domain.size)
-    return eigs(op, most, SOLVER, rng, callback=lambda calls, _residuals: progress(stage, calls, None))
+    return eigs(op, most, OF_ALIKE, rng, callback=lambda calls, _residuals: progress(stage, calls, None))
 
 
 def _check(flow: Flow, task: TaskData | None, init: Law | None) -> None:
