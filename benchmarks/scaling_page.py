@@ -47,7 +47,7 @@ of their applications (the number is another at each point, as the spectrum chan
 
 Exponents p, cost ~ size^p, fitted over the largest factor of 8; the last row of each work is that of the flop count.
 Where the time has a smaller one, something beside the products still counts: calls, compilation, or products that are
-too small for the machine.
+too small for the machine. The rate is the median of torch's over all points; JAX's own may be above it.
 
 {times}
 
@@ -56,7 +56,8 @@ too small for the machine.
 ![Peak memory over each size](images/scaling_memory.png)
 
 How far the process grew, results included. Dashed: the vectors of states that come back, 4 bytes for each number; of
-`linearize` one. The exponents as above; the last row of each work is that of these vectors.
+`linearize` one. The exponents as above; the last row of each work is that of these vectors. Where a
+process takes up memory that it had let go before, its growth reads too small, as at some points of `ntk.mv` in JAX.
 
 {memory}
 
