@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import diffrax
 import equinox as eqx
@@ -21,6 +22,7 @@ import pytest
 from jax_registry import dense_jacobian
 
 import kpflow_dyn as kp
+from kpflow_dyn._jax.model import Model
 from kpflow_dyn._jax.programs import PROGRAMS, form_of
 from kpflow_dyn.models import ClosedLoop, Pendulum
 
@@ -236,6 +238,24 @@ def test_what_cannot_be_told_apart_has_no_form() -> None:
         return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(z.shape, z.dtype), z)
 
     assert form_of(jax.make_jaxpr(called)(jnp.ones(3))) is None
+
+
+def test_a_model_without_a_form_is_compiled_once_for_each_flow(compilations: Compilations) -> None:
+    """One with a callback, that autograd alone answers."""
+
+    @jax.custom_vjp
+    def sine(z: jax.Array) -> jax.Array:
+        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(z.shape, z.dtype), z, vmap_method="expand_dims")
+
+    sine.defvjp(lambda z: (sine(z), z), lambda z, q: (q * jnp.cos(z),))
+    no_traces = mock.patch.object(Model, "tangents", side_effect=ValueError("traces are switched off"))
+    with no_traces, pytest.warns(kp.UntracedWarning):
+        flow, found = applied(kp.solve(cell(sine)))
+    q = jnp.ones((1, *flow.ntk.domain.shape))
+    compilations.since()
+    again = flow.ntk.mv(q)
+    assert compilations.since() == 0
+    np.testing.assert_allclose(again, found, rtol=1e-12)
 
 
 def test_numbers_close_to_each_other_are_told_apart() -> None:

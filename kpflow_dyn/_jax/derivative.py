@@ -38,6 +38,7 @@ class Derivative:
             of_numbers = jax.make_jaxpr(lambda theta, s: function(_named(theta, forms), s), return_shape=True)
             closed, self._states = of_numbers(theta, at)
         self._closed, self._constants = closed, constants_of(closed)
+        self._programs: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._columns: jax.Array | None = None  # the matrix [states, p + argument], where there is no reverse mode
 
     def at(self, argument: jax.Array) -> Self:
@@ -116,8 +117,10 @@ class Derivative:
         return self._by_rows()
 
     def _run(self, what: Callable[..., Any], *given: jax.Array) -> Any:
-        options = sooner() if what is _pulled_once else {}
-        return compiled_of(self._closed, what, **options)(self._constants, self._at, *given)
+        if what not in self._programs:  # by the form it is found again, which takes longer than to apply it
+            options = sooner() if what is _pulled_once else {}
+            self._programs[what] = compiled_of(self._closed, what, **options)
+        return self._programs[what](self._constants, self._at, *given)
 
     def _check(self, forward: Rows) -> None:
         """Raise a `Mismatch` unless it is the transpose of reverse mode."""
