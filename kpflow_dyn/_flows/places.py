@@ -90,7 +90,7 @@ def at_places(flow: Operators, places: np.ndarray, reach: np.ndarray | None) -> 
     core, E, outputs = flow.core, _onto(flow.P.domain, reach), _onto(flow.core.domain, reach)
     return found | {
         "P": _propagator(flow.P, R, E),
-        "K": GramOperator(E @ flow.K.factor),
+        "K": GramOperator(E @ flow.K.factor, direct_sum=lambda: flow.K.direct_sum),
         "B": E @ flow.B @ outputs,
         "core": CoreOperator(outputs @ core.factor, _sites_at(core.sites, reach), core.untraced),
         "sites": _sites_at(flow.sites, reach),

@@ -63,6 +63,11 @@ class SiteData:
         return self.site.entries
 
     @property
+    def kicks(self) -> np.ndarray:
+        """Its outputs."""
+        return self.site.kicks
+
+    @property
     def variables(self) -> jax.Array:
         """The weight-site variables [time, trial, ...]."""
         lead = self.data[0].shape[:2]

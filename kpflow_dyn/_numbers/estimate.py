@@ -25,7 +25,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import row_dots, to_double
-from kpflow_dyn._numbers.growing import Growing
+from kpflow_dyn._numbers.growing import growing
 from kpflow_dyn._numbers.moments import (
     SAMPLES,
     Estimator,
@@ -260,7 +260,7 @@ class _Course:
         self, op: Operator, rng: Random, alg: Estimator | None, rtol: float | None, only_trace: bool = False
     ) -> None:
         self.op, self.rng, self.alg, self.only_trace = op, rng, alg, only_trace
-        self.growing = Growing(op, rng, only_trace) if alg is None and isinstance(op, GramOperator) else None
+        self.growing = growing(op, rng, only_trace) if alg is None and isinstance(op, GramOperator) else None
         self.usual = SAMPLES if self.growing is None or rtol is None else self.growing.first
 
     def __call__(self, samples: int | None) -> Moments:

@@ -8,13 +8,17 @@ trial b has its own x_b where that is known,
 so that the errors of the trials average out; and the sum over trials is an image that a sketch can use.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
 from kpflow_dyn._arrays.memory import rows_at_once
+from kpflow_dyn._numbers.by_parts import bases_of
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import on_rows, sides_of
 from kpflow_dyn.solvers import Moments
+from kpflow_dyn.solvers._direct_sum import MomentsOfParts
 from kpflow_dyn.solvers._moments import LEAST_SAMPLES, of_strata
 from kpflow_dyn.solvers._orthogonalise import concat
 from kpflow_dyn.solvers._probes import images_of_normal, moments_of_images
@@ -23,6 +27,12 @@ from kpflow_dyn.solvers._xtrace import NystromSketch
 FLAT = 8  # a sketch has nothing to take out where the effective rank is this many times the samples
 FEW, SOME = 4, 16  # samples that tell an error: of several trials each by itself, and of a sketch
 SEVERAL = 4
+
+
+def growing(op: GramOperator, rng: Random, only_trace: bool) -> Growing | MomentsOfParts:
+    """What gives the moments of A from more and more applications: part by part, where it is a direct sum."""
+    bases = bases_of(op, rng)
+    return Growing(op, rng, only_trace) if bases is None else MomentsOfParts(bases)
 
 
 class Growing:

@@ -8,7 +8,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import to_double
 from kpflow_dyn._flows.sites import CoreOperator
-from kpflow_dyn._numbers.growing import Growing
+from kpflow_dyn._numbers.growing import growing
 from kpflow_dyn._numbers.reductions import PartialTrace
 from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator, smaller_of
 from kpflow_dyn._spaces.rows import CHEAP, euclidean_matrix, on_rows, sides_of
@@ -33,7 +33,7 @@ def moments_of(
     if known is not None:
         return known
     if isinstance(op, GramOperator):
-        return Growing(op, rng, only_trace)(count_of(samples))
+        return growing(op, rng, only_trace)(count_of(samples))
     return _asked(XTrace(), "moments", Moments, op, samples, rng)
 
 

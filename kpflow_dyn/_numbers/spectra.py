@@ -13,6 +13,7 @@ from kpflow_dyn._arrays import Array, Random, array_namespace, device, to_numpy
 from kpflow_dyn._arrays.dots import row_norms, to_double
 from kpflow_dyn._arrays.memory import budget, bytes_of, memory_budget, require
 from kpflow_dyn._flows.sites import CoreOperator
+from kpflow_dyn._numbers.by_parts import pairs_by_parts
 from kpflow_dyn._numbers.reductions import PartialTrace, partial_trace
 from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator, smaller_of
 from kpflow_dyn._spaces.rows import (
@@ -151,6 +152,10 @@ def eigs(
         raise ValueError(f"eigs needs a symmetric operator, got {op!r}; take op @ op.T for its left singular vectors")
     first = None if start is None else _rows(start, space, "start")
     with room_for(k, space):
+        plain = which == "LA" and first is None and known is None
+        apart = pairs_by_parts(op, k, alg, rng, callback) if plain else None
+        if apart is not None:
+            return _as_modes(apart, apart.vectors, space, size, apart.values)
         if isinstance(op, GramOperator) and op.factor.domain.size < space.size and which != "SA":
             product = _of_product(op.factor, k, alg, rng, callback, first, known)
             return _as_modes(product, product.left, space, size, product.values**2)

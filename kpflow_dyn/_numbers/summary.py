@@ -22,7 +22,7 @@ from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._flows.sites import CoreOperator
 from kpflow_dyn._numbers.estimate import Scalars, cosine, effective_rank, restored
-from kpflow_dyn._numbers.growing import Growing
+from kpflow_dyn._numbers.growing import growing
 from kpflow_dyn._numbers.moments import moments_of
 from kpflow_dyn._numbers.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn._numbers.spectra import Modes, modes, modes_and_drives
@@ -278,14 +278,14 @@ class _Pass:
 
     def to_one_percent(self, op: GramOperator) -> Moments:
         """tr and |.|_F^2 from as few samples as show all their scalars to 1%, or from all."""
-        growing = Growing(op, self.rng, only_trace=False)
-        count = min(growing.first, self.samples)
-        found = growing(count)
+        course = growing(op, self.rng, only_trace=False)
+        count = min(course.first, self.samples)
+        found = course(count)
         while count < self.samples and any(
             each.stderr > RTOL * abs(each.value) for each in (found.trace, found.norm, found.effective_rank)
         ):
             count = min(2 * count, self.samples)
-            found = growing(count)
+            found = course(count)
         return found
 
     def watched(self, stage: str, op: GramOperator, total: int | None) -> GramOperator:

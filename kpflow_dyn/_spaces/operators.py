@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, device, full_precision, like_numpy, reshaped, to_numpy
 from kpflow_dyn._arrays.memory import bytes_of, rows_at_once
+from kpflow_dyn._spaces.parts import DirectSum
 from kpflow_dyn._spaces.space import Space
 
 if TYPE_CHECKING:
@@ -152,6 +154,7 @@ class GramOperator(Operator):
         apply: a fused action of L L*; the composition when None.
         apart: where L L* acts on trials, each trial's own L_b: [trial, ...] -> codomain, if it is known. Then
             `apart @ apart.T` is the part of L L* inside the trials, all that sums over trials need.
+        direct_sum: finds whether L L* couples units; asked when that is first wanted.
 
     Source as `Operator`.
 
@@ -162,10 +165,21 @@ class GramOperator(Operator):
            [1., 2.]])
     """
 
-    def __init__(self, factor: Operator, apply: Apply | None = None, apart: Operator | None = None) -> None:
+    def __init__(
+        self,
+        factor: Operator,
+        apply: Apply | None = None,
+        apart: Operator | None = None,
+        direct_sum: Callable[[], DirectSum | None] = lambda: None,
+    ) -> None:
         space = factor.codomain
         super().__init__(space, space, apply or (lambda q: factor.mv(factor.T.mv(q))), None)
-        self.factor, self.apart = factor, apart
+        self.factor, self.apart, self._direct_sum = factor, apart, direct_sum
+
+    @cached_property
+    def direct_sum(self) -> DirectSum | None:
+        """The parts that L L* is a direct sum of; None where it is not known to be one."""
+        return self._direct_sum()
 
 
 class MatrixOperator(Operator):

@@ -107,7 +107,7 @@ def divided_gram(op: GramOperator, size: Size) -> Operator:
     factor = divided(op.factor, size)
     size.order = 2
     apart = None if op.apart is None else divided(op.apart, size)
-    return GramOperator(factor, size.over_squared(op.mv, op.factor.T.mv), apart)
+    return GramOperator(factor, size.over_squared(op.mv, op.factor.T.mv), apart, lambda: op.direct_sum)
 
 
 @divided.register
