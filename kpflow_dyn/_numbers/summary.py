@@ -304,7 +304,8 @@ class _Pass:
             return applied
 
         self.progress(stage, 0, total)
-        return GramOperator(counted(op.factor), None, None if op.apart is None else counted(op.apart))
+        apart = None if op.apart is None else counted(op.apart)
+        return GramOperator(counted(op.factor), None, apart, lambda: op.direct_sum)
 
 
 def _scalars(found: Moments, size: Size, trace: Estimate) -> Scalars:
