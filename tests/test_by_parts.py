@@ -7,6 +7,7 @@ import torch
 import kpflow_dyn as kp
 from kpflow_dyn._arrays import Random, to_numpy
 from kpflow_dyn._spaces.parts import Parts
+from kpflow_dyn._spaces.rows import euclidean_matrix
 from kpflow_dyn.solvers import BlockLanczos
 from kpflow_dyn.solvers._counted import Counted
 from kpflow_dyn.solvers._direct_sum import Bases, MomentsOfParts, leading_of
@@ -111,9 +112,23 @@ def test_where_only_some_steps_count():
 
 
 def test_of_an_ode():
-    field = kp.models.CTRNN(INPUTS, 6) if hasattr(kp.models, "CTRNN") else torch.nn.RNNCell(INPUTS, 6)
-    flow = torch_flow(field)
-    assert flow.K.direct_sum.count == 6
+    torch.manual_seed(0)
+    problem = kp.ODEProblem(kp.models.CTRNNField(6).double(), torch.randn(TRIALS, 6).double(), np.linspace(0, 1, 5))
+    K = kp.linearize(kp.solve(problem)).K
+    assert K.direct_sum.count == 6
+    found = kp.eigs(K, 5, LANCZOS)
+    assert np.allclose(found.values, np.linalg.eigvalsh(to_numpy(euclidean_matrix(K)))[::-1][:5])
+
+
+def test_units_that_never_fire():
+    """Weights that reach no kick belong to any part."""
+    cell = torch.nn.RNNCell(INPUTS, 6, nonlinearity="relu")
+    with torch.no_grad():
+        cell.bias_ih[2] = -100.0
+    K = torch_flow(cell).K
+    assert K.direct_sum.of_domain is not None
+    found = kp.eigs(K, 4, LANCZOS)
+    assert np.allclose(found.values, np.linalg.eigvalsh(dense(K))[::-1][:4])
 
 
 def matrices(parts, size, spectrum, rng):

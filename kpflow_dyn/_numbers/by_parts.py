@@ -23,13 +23,14 @@ def bases_of(op: Operator, rng: Random) -> Bases | None:
     """Bases of all parts of A = L L*, or of L* L where that is smaller; None where A is no direct sum."""
     if not isinstance(op, GramOperator):
         return None
-    space, p = op.domain, op.factor.domain.size
-    by_places, left = space.mask is None or space.mask.shape[-1] == 1, budget()
-    needed = bytes_of(ROWS * min(space.size, p), space.like)
-    if not by_places or needed > (LARGE if left is None else min(LARGE, left)) or op.direct_sum is None:
+    space, left = op.domain, budget()
+    if not (space.mask is None or space.mask.shape[-1] == 1) or (apart := op.direct_sum) is None:
         return None
-    parts = op.direct_sum.of_domain if p < space.size else op.direct_sum.of_rows(space.size)
-    return None if parts is None else Bases(_operator(op, parts), parts, rng, space.like)
+    of_domain = op.factor.domain.size < space.size and apart.of_domain
+    parts = of_domain or apart.of_rows(space.size)
+    if bytes_of(ROWS * parts.order.size, space.like) > (LARGE if left is None else min(LARGE, left)):
+        return None
+    return Bases(_operator(op, parts), parts, rng, space.like)
 
 
 def pairs_by_parts(op: Operator, k: int, alg: EigenSolver, rng: Random, callback: Callback | None) -> Eigenpairs | None:

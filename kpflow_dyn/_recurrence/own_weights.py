@@ -69,8 +69,10 @@ def _owners(sites: list[Any], entered: np.ndarray, weights: int) -> np.ndarray |
 
 
 def _of_one_size(owners: np.ndarray, count: int) -> Parts | None:
-    """The weights by parts, where each has as many; those of none could be of any."""
-    sizes = np.bincount(owners[owners >= 0], minlength=count)
-    if (sizes != sizes[0]).any() or (owners < 0).any():
+    """The weights by parts of one size, for which those of none fill up what lacks; None where they cannot be."""
+    lacks = len(owners) // count - np.bincount(owners[owners >= 0], minlength=count)
+    if len(owners) % count or (lacks < 0).any():
         return None
+    owners = owners.copy()
+    owners[owners < 0] = np.repeat(np.arange(count), lacks)
     return Parts(count, np.argsort(owners, kind="stable"))
