@@ -119,6 +119,9 @@ def test_factors_and_references_are_those_of_dense_matrices() -> None:
     )
     largest = [np.linalg.norm(C, 2) ** 2, np.linalg.norm(P, 2) ** 2, np.linalg.norm(K, 2)]
     np.testing.assert_allclose(found.largest, largest, rtol=1e-6)
+    cheap = kp.obstacles(output, given["e"], largest=False)
+    assert np.isnan(cheap.largest).all() and "largest" not in str(cheap) and "largest" in str(found)
+    np.testing.assert_array_equal(cheap.factors, found.factors)
 
 
 def test_masked_trials_and_metrics_keep_the_identity() -> None:

@@ -44,7 +44,7 @@ class Obstacles:
         kept: what `dynamics` would be if kicks stayed as they are, A_t = 1 (of an ODE A = 0); NaN where the model has
             no steps [error].
         typical: each factor in the mean over random directions, tr(C C*) / out, tr(P P*) / n, tr(K) / n [factor].
-        largest: the largest that each can be [factor].
+        largest: the largest that each can be [factor]; NaN where that was not asked for.
 
     Example as `obstacles`.
     """
@@ -87,13 +87,18 @@ class Obstacles:
                 self.names, self.rate, self.own, self.factors, self.kept, self.words, strict=True
             )
         ]
-        ends = (("typical", self.typical), ("largest", self.largest))
+        ends = [("typical", self.typical)] + [("largest", self.largest)] * (not np.isnan(self.largest).any())
         beside = [_row(name, width, (math.nan, math.nan, *f[:2], math.nan, f[2])) for name, f in ends]
         return "\n".join([head, *rows, *beside]).replace("nan", "  ·")
 
 
 def obstacles(
-    output: Output, errors: Mapping[str, Array] | Array, *, samples: int | None = None, seed: int = 0
+    output: Output,
+    errors: Mapping[str, Array] | Array,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    largest: bool = True,
 ) -> Obstacles:
     """What stands in the way of each error: that nothing is written along it, that it is forgotten, or is not read.
 
@@ -115,6 +120,7 @@ def obstacles(
         samples: random probes behind typical values, as in `trace`; by default these are exact for small models,
             and elsewhere right to 1%.
         seed: of the probes.
+        largest: whether to find the largest values too, which may cost more than all else.
 
     Raises:
         TypeError: something else than a readout of a flow.
@@ -138,9 +144,9 @@ def obstacles(
         pulled = to_numpy(output.J.T.mv(e)).astype(np.float64) ** 2
         states = sum(output.flow.parts.values())
         factors, kept = _factors(output, e)
-        typical, largest = _references(output, samples, Random(seed))
+        typical, most = _references(output, samples, Random(seed), largest)
     rate, own = pulled.sum(1), pulled[:, states:].sum(1)
-    return Obstacles(tuple(named), rate, own, factors, kept, typical, largest)
+    return Obstacles(tuple(named), rate, own, factors, kept, typical, most)
 
 
 def _unit_errors(named: Mapping[str, Array], space: Space) -> Array:
@@ -183,13 +189,15 @@ def _kept(read: Array, flow: Flow) -> np.ndarray:
     return (w * kicks**2).reshape((len(kicks), -1)).sum(1)
 
 
-def _references(output: Output, samples: int | None, rng: Random) -> tuple[np.ndarray, np.ndarray]:
-    """Each factor in the mean over random directions, and the largest [factor]."""
+def _references(output: Output, samples: int | None, rng: Random, largest: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Each factor in the mean over random directions, and the largest, if that is wanted [factor]."""
     flow, weight = output.flow, to_numpy(output.weight).astype(np.float64)
     P, K, n = flow.P, flow.K, flow.P.domain.dimension
     rtol = RTOL if samples is None else None
     traces = [trace(op, samples, rng, rtol).value for op in (GramOperator(P), K)]
     typical = np.array([(weight**2).sum() / len(weight), *(found / n for found in traces)])
+    if not largest:
+        return typical, np.full(len(FACTORS), math.nan)
     gains = float(svds(P, 1, SOLVER, rng).values[0]) ** 2, float(eigs(K, 1, SOLVER, rng).values[0])
     return typical, np.array([np.linalg.norm(weight, 2) ** 2, *gains])
 

@@ -91,7 +91,7 @@ class Parts:
         found |= {"part_reach": (("part", "trial", "time"), self.reach)}
         way: xr.Dataset = self.obstacles.to_xarray().rename(error="part").assign_coords(part=list(self.names))
         found |= {f"part_{name}": way[name] for name in ("rate", "own", "kept", "factors", "relative")}
-        found |= {f"factor_{name}": way[name] for name in ("typical", "largest")}
+        found |= {"factor_typical": way["typical"]}
         return found | ({} if self.training is None else _of_optimizer(*self.training))
 
 
@@ -162,7 +162,7 @@ def parts_of(
         unreached=_unreached(decay),
         reach=_reach(output, e),
         largest_rate=fastest,
-        obstacles=obstacles(output, dict(zip(parts, e, strict=True)), seed=seed),
+        obstacles=obstacles(output, dict(zip(parts, e, strict=True)), seed=seed, largest=False),
         training=trained,
     )
 
