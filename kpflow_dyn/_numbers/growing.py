@@ -12,6 +12,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
 from kpflow_dyn._arrays.memory import rows_at_once
+from kpflow_dyn._numbers.trials_apart import TrialsApart
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import on_rows, sides_of
 from kpflow_dyn.solvers import Moments
@@ -21,19 +22,21 @@ from kpflow_dyn.solvers._probes import images_of_normal, moments_of_images
 from kpflow_dyn.solvers._xtrace import NystromSketch
 
 FLAT = 8  # a sketch has nothing to take out where the effective rank is this many times the samples
-FEW, SOME = 4, 16  # samples that tell an error: of several trials each by itself, and of a sketch
+FEW, SOME, MANY = 4, 16, 100  # samples that tell an error: of several trials each by itself, and of a sketch
 SEVERAL = 4
 
 
 class Growing:
     """The moments of A, or those that give tr A best where nothing else is wanted.
 
-    By XNysTrace, or one side alone where only the trace is wanted and the sketch finds too little to take out.
+    Trial by trial where there are several, else by XNysTrace; the trace alone by one side, where the sketch finds too
+    little to take out.
     """
 
     def __init__(self, op: GramOperator, rng: Random, only_trace: bool) -> None:
         (forward, self.backward), (self.n, _p) = sides_of(op)
         self.rng, self.only_trace, self.like = rng, only_trace, op.domain.like
+        self.by_trials = None if only_trace or not TrialsApart.serves(op, MANY) else TrialsApart(op, rng)
         self.apart = op.apart if only_trace else None
         self.shared = self.apart is not None and op.domain.size == self.n  # images are sums over trials
         self.sketch = NystromSketch((forward, self.backward), self.n)
@@ -50,6 +53,8 @@ class Growing:
 
     def __call__(self, samples: int) -> Moments:
         """From this many applications in all, no fewer than before."""
+        if self.by_trials is not None:
+            return self.by_trials(samples)
         images = self._images(samples)
         if self.only_trace:
             trace, square = moments_of_images(images).means
