@@ -129,9 +129,20 @@ def spectra(n: int) -> dict[str, np.ndarray]:
 
 def with_trials_apart(state: kp.Space, theta: kp.Space, seed: int = 0) -> kp.GramOperator:
     """J J* on [trial, ...] with each trial's own J_b, which are alike."""
+    blocks = 0.3 * matrix(state, theta, seed).reshape((state.shape[0], -1, theta.size))
+    return _of_blocks(state, theta, blocks + 3 * blocks[:1])
+
+
+def spread_over_trials(state: kp.Space, values: np.ndarray, seed: int = 0) -> kp.GramOperator:
+    """J J* on [trial, ...] with this spectrum; eigenvectors are anywhere, and each trial's own J_b is known."""
+    theta = kp.Space(("parameter",), (len(values),), state.like)
+    left, right = (np.linalg.qr(to_numpy(matrix(rows, theta, seed + i)))[0] for i, rows in enumerate((state, theta)))
+    J = state.xp.asarray((left * np.sqrt(values)) @ right.T, dtype=state.dtype)
+    return _of_blocks(state, theta, J.reshape((state.shape[0], -1, theta.size)))
+
+
+def _of_blocks(state: kp.Space, theta: kp.Space, blocks: Array) -> kp.GramOperator:
     xp, trials = state.xp, state.shape[0]
-    blocks = 0.3 * matrix(state, theta, seed).reshape((trials, -1, theta.size))
-    blocks = blocks + 3 * blocks[:1]
     J = kp.MatrixOperator(blocks.reshape((state.size, theta.size)), theta, state)
     own = kp.Space(("trial", "parameter"), (trials, theta.size), state.like)
 

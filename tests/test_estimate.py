@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from conftest import cases
@@ -16,12 +18,14 @@ from synthetic import (
     parameters,
     space,
     spectra,
+    spread_over_trials,
     with_trials_apart,
 )
 
 import kpflow_dyn as kp
 from kpflow_dyn._arrays import Random, to_numpy
 from kpflow_dyn._numbers.estimate import scalars
+from kpflow_dyn._numbers.trials_apart import TrialsApart
 from kpflow_dyn._spaces.rows import CHEAP, euclidean_matrix
 
 __all__ = ["eager_library", "library"]
@@ -117,7 +121,55 @@ def test_the_trace_of_a_flat_kernel_comes_from_each_trial_by_itself():
     shared = [kp.trace(kp.GramOperator(op.factor), samples=20, seed=seed).value - truth for seed in range(RUNS)]
     assert errors.std() < 0.6 * np.std(shared)
     assert runs[0].method == "one-sided probes, each trial apart" and runs[0].applications == 20
-    assert kp.effective_rank(op, samples=20).method == "XNysTrace"
+    assert kp.effective_rank(kp.GramOperator(op.factor), samples=20).method == "XNysTrace"
+
+
+@pytest.mark.parametrize("spectrum", spectra(240))
+@pytest.mark.parametrize("trials", [4, 60])
+def test_scalars_of_several_trials_cover_and_take_fewer_applications(trials, spectrum):
+    """Leading directions, and each trial apart for the rest, beside the sketch of as many applications."""
+    values = spectra(240)[spectrum]
+    op = spread_over_trials(space(shape=(trials, 240 // trials, 2)), values)
+    truth = values.sum() ** 2 / (values**2).sum()
+    runs = [scalars(op, 16, seed) for seed in range(RUNS)]
+    assert {run.norm.applications for run in runs} == {16}
+    for name, value in (("trace", values.sum()), ("norm", (values**2).sum() ** 0.5), ("effective_rank", truth)):
+        found = [getattr(run, name) for run in runs]
+        errors, bars = np.array([[each.value - value, each.stderr] for each in found]).T
+        assert np.mean(np.abs(errors) <= 1.96 * bars) >= 0.89, name
+        assert abs(errors.mean()) < 4 * errors.std() / RUNS**0.5, name
+        assert bars.mean() < 1.5 * errors.std(), name
+    if spectrum in ("power", "exponential"):
+        sketch = [scalars(kp.GramOperator(op.factor), 16, seed).effective_rank.value - truth for seed in range(RUNS)]
+        assert errors.std() < np.std(sketch) / (3 if trials > 4 else 1.3)
+
+
+def test_the_effective_rank_of_many_trials_stops_early_and_its_bar_covers():
+    values = np.arange(1, 601) ** -0.5
+    op = spread_over_trials(space(shape=(60, 10, 2)), values)
+    truth = values.sum() ** 2 / (values**2).sum()
+    runs = [kp.effective_rank(op, rtol=0.02, seed=seed, samples=16) for seed in range(RUNS)]
+    assert all(run.stderr <= 0.02 * run.value for run in runs)
+    assert np.mean([abs(run.value - truth) <= 1.96 * run.stderr for run in runs]) >= 0.89
+    spent = [run.applications for run in runs]
+    assert (
+        np.mean(spent) < 25 and kp.effective_rank(kp.GramOperator(op.factor), rtol=0.02, samples=16).applications > 60
+    )
+    within = kp.effective_rank(op, samples=100)
+    assert abs(within.value - truth) < 4 * within.stderr < 0.04 * truth
+
+
+def test_trials_are_added_up_to_groups_where_there_are_many_or_little_memory():
+    op = spread_over_trials(space(shape=(60, 10, 2)), np.arange(1, 601) ** -0.5)
+    seen = []
+    for size in (None, 4 * 50 * 600 * 8):
+        with contextlib.nullcontext() if size is None else kp.memory_budget(size):
+            found = TrialsApart(op, Random(0))
+            for samples in (16, 80):
+                seen.append((found(samples).effective_rank, found.images[0].shape[:2]))
+    assert [shape for _, shape in seen] == [(30, 8), (15, 20), (4, 8), (2, 20)]
+    values = [rank.value for rank, _ in seen]
+    assert np.ptp(values) < 4 * max(rank.stderr for rank, _ in seen)
 
 
 def test_the_error_falls_with_the_samples():
@@ -188,6 +240,12 @@ def test_rtol_stops_at_the_most_applications_and_says_so():
     with pytest.warns(UserWarning, match=r"after 140 applications the standard error is .* above rtol = 1e-06"):
         found = kp.effective_rank(op, samples=40, rtol=1e-6, max_applications=140)
     assert found.applications == 140 and found.stderr > 1e-6 * found.value
+    rows, root = [], np.arange(1, 2 * CHEAP + 1) ** -0.15
+    line = kp.Space(("state",), (2 * CHEAP,), np.zeros(1))
+    plain = kp.Operator(line, line, lambda q: rows.append(len(q)) or root**2 * q, None)  # its sign is found out first
+    with pytest.warns(UserWarning, match=r"after 450 applications the standard error"):
+        found = kp.effective_rank(plain, rtol=1e-6, max_applications=450)
+    assert found.applications == 450 >= sum(rows)
     with pytest.raises(ValueError, match="rtol is 0, expected a positive number"):
         kp.trace(op, rtol=0)
     assert kp.trace(diagonal(np.ones(5)), rtol=0.01).stderr == 0

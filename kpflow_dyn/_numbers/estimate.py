@@ -42,7 +42,7 @@ from kpflow_dyn._spaces.rows import CHEAP, TRIED, euclidean_matrix, is_symmetric
 from kpflow_dyn._spaces.scaling import Size, at_unit_size, largest
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers import BlockLanczos, Estimate, Moments
-from kpflow_dyn.solvers._moments import exact, of_samples
+from kpflow_dyn.solvers._moments import LEAST_SAMPLES, exact, of_samples
 from kpflow_dyn.solvers._orthogonalise import orthonormalise, project_out
 
 MOST = 10_000  # applications, unless given
@@ -95,7 +95,7 @@ def trace(
         rtol: take more samples until the standard error is at most rtol times the value, beginning with a few unless
             `samples` says how many. Of A = J J* they go on from those before; of others, and with an `alg`, they begin
             again. None takes the first estimate.
-        max_applications: the most to spend on that.
+        max_applications: the most to spend on that, and of `effective_rank` on the test of the sign that comes first.
         alg: a method of `kpflow_dyn.solvers`, used even where the exact value is cheap; the best one for A when None.
 
     Raises:
@@ -187,9 +187,7 @@ def effective_rank(
     positive, spent = _is_positive(op, rng)
     squared = op if positive else GramOperator(op)
     course = _Course(squared, rng, alg, rtol)
-    most = max_applications - spent
-    found = course.until(lambda count: course(count).effective_rank, samples, rtol, most)
-    return replace(found, applications=found.applications + spent)
+    return course.until(lambda count: course(count).effective_rank, samples, rtol, max_applications, spent)
 
 
 def alignment(a: Operator, b: Operator, samples: int | None = None, seed: int | Random = 0) -> Estimate:
@@ -270,19 +268,22 @@ class _Course:
         return known or self.growing(self.usual if samples is None else samples)
 
     def until(
-        self, of: Callable[[int | None], Estimate], samples: int | None, rtol: float | None, most: int
+        self, of: Callable[[int | None], Estimate], samples: int | None, rtol: float | None, most: int, before: int = 0
     ) -> Estimate:
         """An estimate from this number of samples, or from more where it has to be better.
 
-        The bar says how many more, but at most twice as many: few looks at it, and few samples more than it takes.
+        `most` bounds all applications, those before among them. The bar says how many more, but at most twice as many:
+        few looks at it, and few samples more than it takes.
         """
         if rtol is not None and not rtol > 0:
             raise ValueError(f"rtol is {rtol!r}, expected a positive number such as 0.01, or None")
-        count, spent = self.usual if samples is None else count_of(samples), 0
+        count, spent = self.usual if samples is None else count_of(samples), before
+        if rtol is not None and before + count > most and samples is None:
+            samples = count = max(LEAST_SAMPLES, most - before)
         found = of(samples)
         while rtol is not None and found.stderr > rtol * abs(found.value):
             done = spent + found.applications
-            spent = 0 if self.growing else done
+            spent = before if self.growing else done
             if (left := most - spent) <= count:
                 warnings.warn(
                     f"after {done} applications the standard error is {found.stderr:.1e}, above rtol = {rtol:g} of "
@@ -292,8 +293,8 @@ class _Course:
                 return replace(found, applications=done)
             excess = found.stderr / max(rtol * abs(found.value), TINY)
             count = min(max(math.ceil(1.1 * count * min(excess, 2) ** 2), count + count // 4), 2 * count, left)
-            found, before = of(count), found
-            if found == before:
+            found, last = of(count), found
+            if found == last:
                 warnings.warn(
                     "the partial trace was estimated before: give kp.partial_trace more samples", stacklevel=3
                 )

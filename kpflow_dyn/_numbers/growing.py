@@ -15,6 +15,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._numbers.by_parts import bases_of
+from kpflow_dyn._numbers.trials_apart import TrialsApart
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import on_rows, sides_of
 from kpflow_dyn.solvers import Moments
@@ -26,13 +27,17 @@ from kpflow_dyn.solvers._xtrace import NystromSketch
 
 FLAT = 8  # a sketch has nothing to take out where the effective rank is this many times the samples
 FEW, SOME = 4, 16  # samples that tell an error: of several trials each by itself, and of a sketch
+MANY = 100  # samples that trials by themselves have room for, or are not taken
 SEVERAL = 4
 
 
-def growing(op: GramOperator, rng: Random, only_trace: bool) -> Growing | MomentsOfParts:
-    """What gives the moments of A from more and more applications: part by part, where it is a direct sum."""
+def growing(op: GramOperator, rng: Random, only_trace: bool) -> MomentsOfParts | TrialsApart | Growing:
+    """What gives the moments of A from more and more applications: by parts, by trials, or as a whole."""
     bases = bases_of(op, rng)
-    return Growing(op, rng, only_trace) if bases is None else MomentsOfParts(bases)
+    if bases is not None:
+        return MomentsOfParts(bases)
+    by_trials = not only_trace and TrialsApart.serves(op, MANY)
+    return TrialsApart(op, rng) if by_trials else Growing(op, rng, only_trace)
 
 
 class Growing:

@@ -1,10 +1,12 @@
 """The results of trace estimators: unbiased means of a few moments, such as tr A and |A|_F^2, and their covariance.
 
-There are three kinds of samples, each with its own unbiased estimate of the covariance of their mean.
+There are four kinds of samples, each with its own unbiased estimate of the covariance of their mean.
 
 - Independent samples h_i: cov(mean h) = S / n, with S the sample covariance.
 - Samples h_ij of all pairs of n independent groups: E[h_ij h_kl] - (E h)^2 over pairs. The mean of h_ij h_kl over
   disjoint pairs estimates (E h)^2.
+- Sums over independent strata, each with a few samples of its own; the sum over pairs h_gi,kj of all strata g and k has
+  the noise 4 var(mean h_gi over all others) of first order, and that of each single pair of second order.
 - Exchangeable samples (XTrace): probe i tests a basis that all other probes built, so that E[h_i | others] is the
   truth. Let h_ij be h_i with a basis built without probe j as well. Then
 
@@ -144,10 +146,9 @@ def of_strata(samples: np.ndarray, applications: int, method: str, eps: float) -
     Welch and Satterthwaite.
     """
     variances = samples.var(1, ddof=1) / samples.shape[1]
-    total, squares = variances.sum(), (variances**2).sum()
-    freedom = (samples.shape[1] - 1) * (total**2 / squares if squares else 1.0)
-    means, covariance = samples.sum(0).mean(keepdims=True), np.full((1, 1), total)
-    return Moments(means, covariance, 1 + int(freedom), applications, method, 10 * eps)
+    means, covariance = samples.sum(0).mean(keepdims=True), np.full((1, 1), variances.sum())
+    count = 1 + int(_freedom(variances, samples.shape[1]))
+    return Moments(means, covariance, count, applications, method, 10 * eps)
 
 
 def of_pairs(pairs: np.ndarray, applications: int, method: str, eps: float) -> Moments:
@@ -165,12 +166,36 @@ def of_pairs(pairs: np.ndarray, applications: int, method: str, eps: float) -> M
     return Moments(means, covariance, n, applications, method, 10 * eps)
 
 
+def of_pairs_of_strata(samples: np.ndarray, pairs: np.ndarray, applications: int, method: str, eps: float) -> Moments:
+    """Two sums over strata: of the means of samples [g, i], and of those of symmetric pairs [g, i, k, j].
+
+    Pairs are of independent g, i and k, j; those of a sample with itself are not used.
+    """
+    groups, n = samples.shape
+    own = np.eye(groups)[:, None, :, None] > 0
+    weights = np.where(own, ~np.eye(n, dtype=bool)[None, :, None] / (n - 1), 1 / n)
+    sums = np.stack([samples, (pairs * weights).sum((2, 3))])
+    centred = (sums - sums.mean(2, keepdims=True)) * np.array([1, 2])[:, None, None]
+    variances = np.einsum("agi,bgi->gab", centred, centred) / (n * (n - 1))
+    single = pairs - pairs.mean(1, keepdims=True) - pairs.mean(3, keepdims=True) + pairs.mean((1, 3), keepdims=True)
+    noise = np.diag([0, 2 * ((single * ~own) ** 2).sum() / (n * (n - 1)) ** 2])  # the variances hold it twice
+    covariance = _positive(variances.sum(0) - 2 * noise) + noise
+    freedom = min(_freedom(variances[:, i, i], n) for i in range(2))
+    return Moments(sums.sum(1).mean(1), covariance, 1 + int(freedom), applications, method, 10 * eps)
+
+
 def of_exchangeable(samples: np.ndarray, without: np.ndarray, applications: int, method: str, eps: float) -> Moments:
     """Means of exchangeable samples [moment, i]; without [moment, i, j] is sample i from a basis without probe j."""
     covariance, count = _spread(samples)
     met = (samples[:, :, None] - without) * ~np.eye(count, dtype=bool)
     shared = np.einsum("aij,bji->ab", met, met) / (count * (count - 1))
     return Moments(samples.mean(1), covariance + _positive(shared), count, applications, method, 10 * eps)
+
+
+def _freedom(variances: np.ndarray, samples: int) -> float:
+    """The degrees of freedom of a sum of variances of strata, each from this number of samples."""
+    squares = (variances**2).sum()
+    return (samples - 1) * (variances.sum() ** 2 / squares if squares else 1.0)
 
 
 def _spread(samples: np.ndarray) -> tuple[np.ndarray, int]:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, eps_of, joined, to_numpy
+from kpflow_dyn._arrays import Array, Random, Rows, eps_of, joined, to_numpy
 from kpflow_dyn._arrays.dots import gram, products, row_dots, row_norms
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn.solvers._doors import OfFactor, OfOperator
 from kpflow_dyn.solvers._moments import Moments, check_samples, of_pairs, of_samples
-from kpflow_dyn.solvers._orthogonalise import orthonormalise, project_out
+from kpflow_dyn.solvers._orthogonalise import concat, orthonormalise, project_out
 
 
 @dataclass(frozen=True)
@@ -138,29 +138,36 @@ class KrylovDeflation(OfFactor):
         """As `XNysTrace.moments`; half of the applications are for the Krylov space."""
         check_samples(samples)
         (forward, backward), (_n, p), rng = factor, shape, Random(seed)
-        q, w = self._space(lambda rows: backward(forward(rows)), min(samples // 2, p), p, like, rng)
-        inside = gram(q, w)
+        space = KrylovSpace(lambda rows: backward(forward(rows)), rng.normal((self.block, p), like))
+        space.grow(min(samples // 2, p))
+        q = space.rows
         y, _c = project_out(rng.normal((samples - len(q), p), like), [q])
         image = forward(y)
         rest, _c = project_out(backward(image), [q])
-        known = np.array([[_trace(inside)], [2 * float(row_dots(w, w).sum()) - float((inside * inside).sum())]])
         found = np.stack([to_numpy(row_dots(image, image)), to_numpy(row_dots(rest, rest))])
-        return of_samples(known + found, samples, "Krylov deflation and probes", eps_of(like))
-
-    def _space(self, apply: Rows, rank: int, p: int, like: Array, rng: Random) -> tuple[Array, Array]:
-        """An orthonormal basis of the space, of `rank` rows unless it ends before, and its image."""
-        active, _c, _r = orthonormalise(rng.normal((min(self.block, rank), p), like), [], 0.0)
-        basis, images = [active], [apply(active)]
-        floor = 4 * eps_of(like) * float(row_norms(images[0]).max())
-        while left := rank - sum(len(q) for q in basis):
-            active, _c, _r = orthonormalise(images[-1], basis, floor)
-            if not len(active):
-                break
-            basis.append(active[:left])
-            images.append(apply(basis[-1]))
-        concat = array_namespace(like).concat
-        return concat(basis, axis=0), concat(images, axis=0)
+        return of_samples(space.moments()[:, None] + found, samples, "Krylov deflation and probes", eps_of(like))
 
 
-def _trace(matrix: Array) -> float:
-    return float(array_namespace(matrix).linalg.trace(matrix))
+class KrylovSpace:
+    """An orthonormal basis Q of the block Krylov space of a symmetric G from start rows, and G Q, to any rank."""
+
+    def __init__(self, apply: Rows, start: Array) -> None:
+        self.apply, self.rows, self.images = apply, start[:0], start[:0]
+        self.next = orthonormalise(start, [], 0.0)[0]
+
+    def grow(self, rank: int) -> None:
+        """Apply G to further rows, until there are `rank` of them or the space has ended."""
+        basis, images = [self.rows], [self.images]
+        while (left := rank - sum(len(rows) for rows in basis)) > 0 and len(self.next):
+            fresh, waiting = self.next[:left], self.next[left:]
+            basis.append(fresh)
+            images.append(self.apply(fresh))
+            floor = 4 * eps_of(fresh) * max(float(row_norms(image).max()) for image in images if len(image))
+            self.next = concat([waiting, orthonormalise(images[-1], [*basis, waiting], floor)[0]])
+        self.rows, self.images = concat(basis), concat(images)
+
+    def moments(self) -> np.ndarray:
+        """tr G and |G|_F^2, but for those of (1 - Q Q^T) G (1 - Q Q^T)."""
+        inside = to_numpy(gram(self.rows, self.images))
+        square = 2 * float(row_dots(self.images, self.images).sum()) - (inside**2).sum()
+        return np.array([np.trace(inside), square])
