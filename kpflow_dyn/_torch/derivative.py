@@ -72,7 +72,7 @@ class Derivative:
         """Whether the states have a graph."""
         return self.states.requires_grad
 
-    @property
+    @cached_property
     def rounding(self) -> float:
         """Of the least precise part."""
         return rounding_of(self.states)
