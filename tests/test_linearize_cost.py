@@ -1,5 +1,6 @@
 """What linearising steps in torch costs: how many derivatives, how large their arrays are, and what stays in memory."""
 
+import gc
 from collections import Counter
 from typing import Any
 
@@ -66,6 +67,16 @@ def test_each_step_on_its_own_is_one_product_for_all_times() -> None:
             tangent.step_vjp(torch.ones(1, *flow.ntk.domain.shape, dtype=torch.float64))
         counts.append(seen.calls["addmm_"])
     assert counts[0] == counts[1]
+
+
+def test_no_graph_of_autograd_outlives_linearize() -> None:
+    def in_graphs() -> int:
+        gc.collect()
+        return sum(issubclass(type(value), Tensor) and value.grad_fn is not None for value in gc.get_objects())
+
+    sol, before = solved(nn.GRUCell), in_graphs()
+    kp.linearize(sol)
+    assert in_graphs() == before
 
 
 def test_spaces_keep_no_states() -> None:

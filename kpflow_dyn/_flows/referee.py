@@ -85,8 +85,14 @@ def sizes_of(parameters: Mapping[str, Array]) -> dict[str, int]:
 
 def drawn(shapes: Sequence[tuple[int, ...]], like: Array, seed: int = 1) -> list[Array]:
     """Random numbers of mean 0 and size 1 of numpy's: JAX compiles its own anew for each shape, for seconds."""
-    generator = np.random.default_rng(seed)
-    return [like_numpy(3**0.5 * (2 * generator.random(shape) - 1), like) for shape in shapes]
+    generator, dtype = np.random.default_rng(seed), np.float64 if eps_of(like) < eps_of(np.float32(0)) else np.float32
+    found = []
+    for shape in shapes:
+        values = generator.random(shape, dtype)
+        values -= 0.5  # in place, as they may be as large as all states
+        values *= 12**0.5
+        found.append(like_numpy(values, like))
+    return found
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Derivative:
         """Whether the states have a graph."""
         return self.states.requires_grad
 
-    @property
+    @cached_property
     def rounding(self) -> float:
         """Of the least precise part."""
         return rounding_of(self.states)
@@ -198,7 +198,7 @@ def _copies_of(held: Iterable[Any]) -> saved_tensors_hooks:
 
     def pack(tensor: Tensor) -> Tensor:
         if (place := _storage(tensor)) is None or (place not in own and tensor.grad_fn is not None):
-            return tensor
+            return tensor.detach()  # a node of the graph that held its own result would never be freed
         read = tensor.dtype, tensor.is_conj(), tensor.is_neg(), tensor._version  # one place may be read in many ways
         key = tensor.data_ptr(), tensor.shape, tensor.stride(), *read
         if key not in kept:

@@ -1,5 +1,7 @@
 """Traces that are known already: making them takes most of the time of a small analysis, and sweeps repeat it.
 
+With a trace its analysis is kept, which hangs on the values of indices alone.
+
 The key of a trace is the step's modules, their attributes, and the shapes of its tensors. A step may also depend on
 something else, such as a global variable, which the key does not see. So the caller must check a known trace.
 """
@@ -8,17 +10,64 @@ import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kpflow_dyn._backend import BACKENDS
+from kpflow_dyn._torch.glue import Glue, find_glue
 from kpflow_dyn._torch.trace import Applied, Outline, outline
-from kpflow_dyn.tracing._graph import Graph, Role
+from kpflow_dyn.tracing._copies import deciding
+from kpflow_dyn.tracing._graph import Graph, Node, Role
 from kpflow_dyn.tracing._rules import RULES
+from kpflow_dyn.tracing._steps import AnalysedStep, analyse
 
 MOST = 64
 PLAIN = (int, float, complex, str, bytes, bool, type(None), type, types.BuiltinFunctionType)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """An analysed step without its values, but for those that say which elements are copied."""
+
+    step: AnalysedStep
+    glue: Glue
+    decided: dict[Node, Tensor]
+
+    @classmethod
+    def of(cls, graph: Graph, learnable: frozenset[str]) -> "Analysis":
+        """That of a graph."""
+        step = analyse(graph, learnable, BACKENDS["torch"].transforms)
+        decided = {node: graph.values[node] for node in deciding(step.graph, step.dependence)}
+        return cls(replace(step, graph=replace(step.graph, values={})), find_glue(step), decided)
+
+    def fits(self, graph: Graph) -> bool:
+        """Whether it is that of the same graph with these values too."""
+        return all(torch.equal(graph.values[node], value) for node, value in self.decided.items())
+
+    def at(self, graph: Graph) -> AnalysedStep:
+        """The step with these values."""
+        return replace(self.step, graph=replace(self.step.graph, values=graph.values))
+
+
+@dataclass(frozen=True)
+class KeptTrace:
+    """A trace, and what was analysed of it by what learns."""
+
+    outline: Outline
+    analyses: dict[frozenset[str], Analysis] = field(default_factory=dict)
+
+    def analysed(self, step: Applied, learnable: frozenset[str]) -> tuple[AnalysedStep, Glue]:
+        """The step with the values that it has now."""
+        graph = self.outline.graph(step)
+        found = self.analyses.get(learnable)
+        if found is None or not found.fits(graph):
+            found = Analysis.of(graph, learnable)
+            if graph.nodes is self.outline.nodes:  # those of complex values are made anew each time
+                self.analyses[learnable] = found
+        return found.at(graph), found.glue
 
 
 class KeptTraces:
@@ -26,29 +75,29 @@ class KeptTraces:
 
     def __init__(self, most: int = MOST) -> None:
         self.most = most
-        self._outlines: OrderedDict[Hashable, Outline] = OrderedDict()
+        self._traces: OrderedDict[Hashable, KeptTrace] = OrderedDict()
 
-    def known(self, step: Applied, *rows: tuple[Role, Tensor]) -> Graph | None:
-        """The graph of a step like one that was traced before, with this one's values; None where there was none."""
+    def known(self, step: Applied, *rows: tuple[Role, Tensor]) -> KeptTrace | None:
+        """That of a step like one that was traced before; None where there was none."""
         key = _key(step, rows)
-        if key is None or key not in self._outlines or not self._outlines[key].fits(step):
+        if key is None or key not in self._traces or not self._traces[key].outline.fits(step):
             return None
-        self._outlines.move_to_end(key)
-        return self._outlines[key].graph(step)
+        self._traces.move_to_end(key)
+        return self._traces[key]
 
-    def new(self, step: Applied, *rows: tuple[Role, Tensor]) -> Graph:
-        """`trace`, remembered."""
-        found, key = outline(step, *rows), _key(step, rows)
+    def new(self, step: Applied, *rows: tuple[Role, Tensor]) -> KeptTrace:
+        """A new one, remembered."""
+        found, key = KeptTrace(outline(step, *rows)), _key(step, rows)
         if key is not None:
-            self._outlines[key] = found
-            self._outlines.move_to_end(key)
-            while len(self._outlines) > self.most:
-                self._outlines.popitem(last=False)
-        return found.graph(step)
+            self._traces[key] = found
+            self._traces.move_to_end(key)
+            while len(self._traces) > self.most:
+                self._traces.popitem(last=False)
+        return found
 
     def forget(self) -> None:
         """Have everything traced anew."""
-        self._outlines.clear()
+        self._traces.clear()
 
 
 def _key(step: Applied, rows: tuple[tuple[Role, Tensor], ...]) -> Hashable | None:

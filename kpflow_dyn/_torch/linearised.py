@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from kpflow_dyn._backend import BACKENDS
-from kpflow_dyn._torch.glue import find_glue
+from kpflow_dyn._torch.glue import Glue
 from kpflow_dyn._torch.plan import KickBlock, kick_blocks, plan_updates, products_of
 from kpflow_dyn._torch.program import LinearUpdate, MatrixUpdate, Range, ScatteredUpdate, reached
 from kpflow_dyn._torch.sites import SiteData, site_data
@@ -37,8 +37,8 @@ class LinearisedSteps:
 
     untraced = ""
 
-    def __init__(self, step: AnalysedStep, x: Tensor, z_prev: Tensor) -> None:
-        rows, glue = RowFunctions(step, BACKENDS["torch"].transforms), find_glue(step)
+    def __init__(self, step: AnalysedStep, glue: Glue, x: Tensor, z_prev: Tensor) -> None:
+        rows = RowFunctions(step, BACKENDS["torch"].transforms)
         x, z = x.transpose(0, 1).contiguous(), z_prev.transpose(0, 1).contiguous()  # [time, trial, ...]
         self.times, self.trials, self.units = z.shape
         self.kick_size, self.like = step.kicks.size, z.new_empty(0)

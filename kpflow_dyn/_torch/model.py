@@ -5,15 +5,13 @@ from contextlib import suppress
 
 from torch import Tensor, nn
 
-from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._torch.causes import likely_causes
 from kpflow_dyn._torch.derivative import Derivative
-from kpflow_dyn._torch.kept_traces import KeptTraces
+from kpflow_dyn._torch.kept_traces import KeptTrace, KeptTraces
 from kpflow_dyn._torch.tangent import Tangent
 from kpflow_dyn._torch.trace import Applied
-from kpflow_dyn.tracing._graph import Graph, Role
-from kpflow_dyn.tracing._steps import analyse
+from kpflow_dyn.tracing._graph import Role
 
 TRACES = KeptTraces()  # of the steps of all models in this process
 
@@ -48,9 +46,9 @@ class Model:
         known = TRACES.known(module, *one)
         if known is not None:
             with suppress(Exception):
-                yield self._tangent(known, rows, before)
-        yield self._tangent(TRACES.new(module, *one), rows, before)
+                yield self._tangent(known, module, rows, before)
+        yield self._tangent(TRACES.new(module, *one), module, rows, before)
 
-    def _tangent(self, graph: Graph, rows: Tensor, before: Tensor) -> Tangent:
-        self.decided = graph.decided
-        return Tangent(analyse(graph, set(self.parameters), BACKENDS["torch"].transforms), rows, before)
+    def _tangent(self, trace: KeptTrace, module: Applied, rows: Tensor, before: Tensor) -> Tangent:
+        self.decided = trace.outline.decided
+        return Tangent(*trace.analysed(module, frozenset(self.parameters)), rows, before)

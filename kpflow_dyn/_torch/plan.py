@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kpflow_dyn._backend import RowFunction
 from kpflow_dyn._torch.glue import Glue, StepProduct
 from kpflow_dyn._torch.pattern import Colouring, Segment, Stage, colour_entries
 from kpflow_dyn._torch.program import (
@@ -141,11 +140,11 @@ def _updates_onto(
     glue: Glue, stages: list[list[list[Segment]]], rows: RowFunctions, blocks: list[KickBlock], x: Tensor, z: Tensor
 ) -> tuple[Callable[[int, Range], list[Update]], Tensor]:
     """(stage, sink) -> its updates, in the cheapest form that the glue has; and the next state [time, trial, unit]."""
-    function, units, kicks = sinks_of(rows, glue.products), z.shape[-1], rows.step.kicks.size
+    units, kicks = z.shape[-1], rows.step.kicks.size
     if glue.colouring is not None:
         runs = [[run for run in stage if run[0].coefficient is not None] for stage in stages]
         wanted = [np.concatenate([_numbers(s) for s in run]) for stage in runs for run in stage]
-        after, *found = _with_coefficients(function, glue.colouring, wanted, rows, x, z)
+        after, *found = _with_coefficients(glue.products, glue.colouring, wanted, rows, x, z)
         scales = dict(zip((id(run) for stage in runs for run in stage), found, strict=True))
         return lambda k, sink: [_scaled(run, sink, scales.get(id(run)), blocks) for run in stages[k]], after
     sources = (Range("z", 0, units), Range(blocks[0].name, 0, kicks))
@@ -154,8 +153,9 @@ def _updates_onto(
         colouring = colour_entries(glue.stages, units + kicks)
         starts = np.cumsum([0, *(len(stage.rows) for stage in glue.stages)])
         wanted = [np.arange(*ends) for ends in pairwise(starts)]
-        after, *found = _with_coefficients(function, colouring, wanted, rows, x, z)
+        after, *found = _with_coefficients(glue.products, colouring, wanted, rows, x, z)
         return _entries_onto(found, glue.stages, sources), after
+    function = sinks_of(rows, glue.products)
     after, a = each_row(point_of(rows), x, z, width=units + kicks)
     if sinks * (units + kicks) * z.shape[0] * z.shape[1] * z.element_size() <= BLOCKS_BYTES:
         dense = jacobians(function, x, z, a)
@@ -164,15 +164,15 @@ def _updates_onto(
 
 
 def _with_coefficients(
-    sinks: RowFunction, colouring: Colouring, wanted: list[np.ndarray], rows: RowFunctions, x: Tensor, z: Tensor
+    products: list[StepProduct],
+    colouring: Colouring,
+    wanted: list[np.ndarray],
+    rows: RowFunctions,
+    x: Tensor,
+    z: Tensor,
 ) -> list[Tensor]:
     """The next state, and each set of coefficients [time, trial, number], of one evaluation of each row's step."""
-    point, derivatives = point_of(rows), coefficients(sinks, colouring, wanted, rows)
-
-    def row(x: Tensor, z: Tensor) -> list[Tensor]:
-        after, a = point(x, z)
-        return [after, *derivatives(x, z, a)]
-
+    row = coefficients(sinks_of(rows, products, kicked=True), colouring, wanted, rows)
     width = (z.shape[-1] + rows.step.kicks.size) * max(1, min(colouring.count, COLOURS_TOGETHER))
     return each_row(row, x, z, width=width)
 

@@ -62,22 +62,30 @@ def _pieces(numbers: np.ndarray) -> Iterator[tuple[int, int]]:
     yield from ((int(numbers[a]), b - a) for a, b in pairwise(starts) if b > a)
 
 
-def sinks_of(rows: RowFunctions, products: Sequence[StepProduct]) -> RowFunction:
-    """(x, z, a) -> the sinks: each product's operand and the next state, with the kicks a in their places."""
+def sinks_of(rows: RowFunctions, products: Sequence[StepProduct], kicked: bool = False) -> RowFunction:
+    """(x, z, a) -> the sinks: each product's operand and the next state, with the kicks a in their places.
+
+    Where it is `kicked`, a is not what stands there but added to what does, which then has no other derivative.
+    """
     step = rows.step
     sinks = [product.operand for product in products] + [step.graph.output]
-    order = rows.order(ancestors(sinks, stop=step.kicks.replaced))
+    order = rows.order(ancestors(sinks, stop=() if kicked else step.kicks.replaced))
     takes = [taking(product.positions.ravel(), rows) for product in products] + [lambda flat: flat]
     replaced = {node: taking(kicks.ravel(), rows) for node, kicks in step.kicks.replaced.items()}
     added = {node: taking(kicks.ravel(), rows) for node, kicks in step.kicks.added.items()}
+    kicking = {node for node, kicks in step.kicks.replaced.items() if (kicks >= 0).any()}
 
     def row(x: Tensor, z: Tensor, a: Tensor) -> list[Tensor]:
         env = rows.fixed | rows.arguments(x, z)
         for node in order:
-            if node in replaced:
+            if node in replaced and not kicked:
                 env[node] = replaced[node](a).reshape(node.shape)
                 continue
             run([node], env)
+            if node in replaced:
+                env[node] = env[node].detach()
+            if node in kicking:
+                env[node] = env[node] + replaced[node](a).reshape(node.shape)
             if node in added:
                 env[node] = env[node] + added[node](a).reshape(node.shape)
         flat = [env[node].reshape(-1) for node in sinks]  # [element]
@@ -111,29 +119,32 @@ def jacobians(sinks: Callable, x: Tensor, z: Tensor, a: Tensor) -> list[tuple[Te
 def coefficients(
     sinks: RowFunction, colouring: Colouring, wanted: Sequence[np.ndarray], rows: RowFunctions
 ) -> RowFunction:
-    """(x, z, a) -> the coefficients of these numbers, one tensor for each set of them.
+    """(x, z) -> the next state, and the coefficients of these numbers, one tensor for each set of them.
 
-    They come from as many derivatives as there are colours, of one evaluation of the sinks.
+    They come from as many derivatives as there are colours, of one evaluation of the sinks, which are to be kicked.
     """
-    places = int(colouring.places.max(initial=-1)) + 1
+    places, kicks = int(colouring.places.max(initial=-1)) + 1, rows.step.kicks.size
     colours = np.arange(colouring.count)[:, None] == colouring.colours  # [colour, sink or source]
     directions = rows.index(colours).to(rows.like.dtype)
     takes = [taking(places * colouring.hues[numbers] + colouring.places[numbers], rows) for numbers in wanted]
 
-    def row(x: Tensor, z: Tensor, a: Tensor) -> list[Tensor]:
-        along = _along(lambda z, a: torch.cat(sinks(x, z, a)), z, a, colouring.of_sinks)
+    def row(x: Tensor, z: Tensor) -> list[Tensor]:
+        value, along = _along(lambda z, a: torch.cat(sinks(x, z, a)), z, z.new_zeros(kicks), colouring.of_sinks)
         if colouring.count > COLOURS_TOGETHER:
             images = vmap(along, chunk_size=COLOURS_TOGETHER)(directions)[:, :places].reshape(-1)
         else:
             images = torch.cat([z[:0], *(along(direction)[:places] for direction in directions)])
-        return [take(images) for take in takes]
+        return [value[-rows.step.state_size :], *(take(images) for take in takes)]
 
     return row
 
 
-def _along(function: Callable[..., Tensor], z: Tensor, a: Tensor, of_sinks: bool) -> Callable[[Tensor], Tensor]:
-    """Its derivative at (z, a): of a direction of its results, pulled back to both, or of one of both."""
+def _along(
+    function: Callable[..., Tensor], z: Tensor, a: Tensor, of_sinks: bool
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Its value at (z, a); and its derivative of a direction of its results, pulled back to both, or of one of both."""
     if of_sinks:
-        pull = vjp(function, z, a)[1]
-        return lambda direction: torch.cat(pull(direction))
-    return lambda direction: jvp(function, (z, a), direction.split([len(z), len(a)]))[1]
+        value, pull, *_ = vjp(function, z, a)
+        return value, lambda direction: torch.cat(pull(direction))
+    split = [len(z), len(a)]
+    return function(z, a), lambda direction: jvp(function, (z, a), direction.split(split))[1]
