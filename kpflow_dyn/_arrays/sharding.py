@@ -7,6 +7,8 @@ host or drawn at random are placed here. Meshes have automatic axes: the compile
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -29,9 +31,17 @@ def shared_place(a: jax.Array) -> Any:
     return None if isinstance(a, Tracer) or not a.committed else a.device
 
 
+def like_numpy(values: np.ndarray, like: jax.Array) -> jax.Array:
+    """Numpy numbers in the dtype of `like`, where what all trials share lies; nothing is compiled for it."""
+    if isinstance(like, Tracer):
+        return jnp.asarray(values, like.dtype)
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(np.asarray(values, like.dtype), shared_place(like))
+
+
 def empty_row(like: jax.Array, of_trials: bool) -> jax.Array:
     """An array [0] that lies as flat rows [trial, ...] lie, of trials as in `like`, or as what they share."""
-    row = like.reshape(-1)[:0]
+    row = like_numpy(np.zeros(0), like)
     return _put(row, _on(like, _spec(like)[:1] if of_trials else ())) if _is_sharded(like) else row
 
 

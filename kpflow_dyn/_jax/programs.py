@@ -105,7 +105,8 @@ def compiled_of(closed: Jaxpr, what: Callable[..., Any], **options: Any) -> Call
 
 def constants_of(closed: Jaxpr) -> list[jax.Array]:
     """What the function of a jaxpr closes over."""
-    return list(map(jnp.asarray, closed.consts))
+    with jax.ensure_compile_time_eval():  # from numpy by a copy: `asarray` compiles one for each shape
+        return [jax.device_put(np.asarray(c)) if isinstance(c, np.ndarray) else c for c in closed.consts]
 
 
 def evaluated(function: Callable[..., Any], *args: Any) -> Any:

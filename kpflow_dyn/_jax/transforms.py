@@ -64,13 +64,15 @@ def once_of_models(function: Callable[..., Any]) -> Callable[..., Any]:
 @cache
 def sooner() -> dict[str, Any]:
     """The options with which XLA compiles a large program on a CPU ten times sooner, to a slower one."""
-    return {name: value for name, value in SOONER.items() if jax.default_backend() == "cpu" and _is_known(name, value)}
+    if jax.default_backend() != "cpu":
+        return {}
+    return SOONER if _are_known(SOONER) else {k: value for k, value in SOONER.items() if _are_known({k: value})}
 
 
-def _is_known(option: str, value: Any) -> bool:
-    """Whether this version of XLA has it."""
+def _are_known(options: dict[str, Any]) -> bool:
+    """Whether this version of XLA has them."""
     try:
-        jax.jit(lambda x: x, compiler_options={option: value})(0.0)
+        jax.jit(lambda x: x, compiler_options=options)(0.0)
     except jax.errors.JaxRuntimeError:
         return False
     return True

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, concretely, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, concretely, finite_rows, like_numpy, to_numpy
 from kpflow_dyn._arrays.complex_numbers import in_halves, is_complex
 from kpflow_dyn._backend import Backend, backend_for, backend_of
 
@@ -70,9 +70,8 @@ def check_sequence(x: Array) -> None:
 
 def check_finite(values: Array, what: str, advice: str = "clean the data or look at the weights") -> None:
     """Raise for NaN or inf in data [trial, time, unit], naming the first time and a trial."""
-    xp = array_namespace(values)
     with concretely(values):  # a problem may be posed inside of a jit whose model alone is traced
-        bad = ~to_numpy(xp.all(xp.isfinite(values), axis=-1))
+        bad = ~finite_rows(values)
     if bad.any():
         time = int(np.flatnonzero(bad.any(0))[0])
         trial = int(np.flatnonzero(bad[:, time])[0])

@@ -6,7 +6,16 @@ from functools import partial
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, add_at, array_namespace, like_numpy, take_at
+from kpflow_dyn._arrays import (
+    Array,
+    add_at,
+    array_namespace,
+    like_numpy,
+    reshaped,
+    side_by_side,
+    take_at,
+    widened,
+)
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps, Field, Tableau, call_field, stages, step
@@ -56,19 +65,14 @@ class RungeKuttaStep:
         parts = [like_numpy(np.concatenate([dt[..., None], times], -1), before)]
         x = inputs_at(problem, times.reshape(len(dt), -1))
         if x is not None:
-            x = x.reshape((*times.shape, -1))
-            parts.append(x.reshape((*dt.shape, -1)))
+            parts.append(x := reshaped(x, (*times.shape, x.shape[-1])))
         if not self.tableau.explicit:
             parts.append(converged(problem, self.tableau, dt, times, x, before, guess))
-        return array_namespace(before).concat(parts, axis=-1)
+        return parts[0] if len(parts) == 1 else side_by_side(parts, axes=2)
 
     def widen(self, before: Array) -> Array:
         """States before the step [..., unit] as z, filled up with zeros where the stages would be."""
-        if not self.with_stages:
-            return before
-        xp = array_namespace(before)
-        shape = (*before.shape[:-1], self.units * len(self.tableau.b))
-        return xp.concat([before, xp.zeros(shape, dtype=before.dtype, device=before.device)], axis=-1)
+        return widened(before, self.units * len(self.tableau.b)) if self.with_stages else before
 
 
 def field_step(inputs: int | None) -> Callable[[Callable[..., Array], Array, Array], Array]:
