@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -101,6 +102,95 @@ def test_other_weights_compile_nothing(name: str, compilations: Compilations) ->
     assert compilations.since() == 0
     PROGRAMS.forget()
     assert jnp.abs(found - applied(other)[1]).max() < 1e-12 * jnp.abs(found).max()
+
+
+class ComplexCell(eqx.Module):
+    """c / (1 + |c|) of c = W c + U x, real parts first."""
+
+    W: jax.Array
+    U: jax.Array
+
+    def __call__(self, x: jax.Array, z: jax.Array) -> jax.Array:
+        c = self.W @ (z[:2] + 1j * z[2:]) + self.U @ x
+        c = c / (1 + jnp.abs(c))
+        return jnp.concatenate([c.real, c.imag])
+
+
+def complex_cell(seed: int) -> kp.DiscreteProblem:
+    rng = np.random.default_rng(seed)
+    W, U = (jnp.asarray(rng.standard_normal((2, n)) + 1j * rng.standard_normal((2, n))) for n in (2, 3))
+    return kp.DiscreteProblem(ComplexCell(W, U), jnp.asarray(X), jnp.zeros((2, 4)))
+
+
+@jax.custom_vjp
+def called_back(z: jax.Array) -> jax.Array:
+    return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(z.shape, z.dtype), z, vmap_method="expand_dims")
+
+
+called_back.defvjp(lambda z: (called_back(z), z), lambda z, q: (q * jnp.cos(z),))
+
+Y = np.random.default_rng(3).standard_normal((2, 5, 2))
+
+
+def flow_of(name: str, seed: int, *algorithm: Any, **options: Any) -> kp.Flow:
+    return kp.linearize(kp.solve(PROBLEMS[name](seed), *algorithm), **options)
+
+
+def output(seed: int) -> kp.Flow:
+    return flow_of("gru", seed).output(eqx.nn.Linear(UNITS, 2, key=jax.random.key(seed)))
+
+
+def propagated(seed: int) -> Any:
+    flow = flow_of("tsit5", seed, diffrax.Tsit5())
+    return flow.P.T.mv(flow.P.mv(jnp.ones(flow.P.domain.shape)))
+
+
+def tracked(seed: int) -> Any:
+    cells = [PROBLEMS["gru"](seed + n).cell for n in (10, 20)]
+    named = [{name: getattr(cell, name) for name in ("weight_ih", "weight_hh", "bias", "bias_n")} for cell in cells]
+    return kp.track(lambda: cells[0], dict(enumerate(named)), jnp.asarray(X), progress=False, samples=10)
+
+
+def swept(seed: int) -> Any:
+    def run(seed: int) -> dict[str, float]:
+        return {"sum": float(applied(kp.solve(PROBLEMS["gru"](seed)))[1].sum())}
+
+    with tempfile.TemporaryDirectory() as folder:
+        return kp.Sweep(run, over={"seed": [seed]}, out=folder).run()
+
+
+def loss(states: jax.Array) -> jax.Array:
+    return (states**2).mean()
+
+
+ANALYSES: dict[str, Callable[[int], Any]] = {
+    "interpolating adjoint": lambda seed: flow_of("tsit5", seed, diffrax.Tsit5(), sensealg=kp.InterpolatingAdjoint()),
+    "through the solver": lambda seed: applied(kp.solve(ode(seed), diffrax.ReversibleHeun())),
+    "propagator": propagated,
+    "complex numbers": lambda seed: applied(kp.solve(complex_cell(seed))),
+    "callback": lambda seed: applied(kp.solve(cell(called_back, seed))),
+    "eigs": lambda seed: kp.eigs(flow_of("gru", seed).ntk, 3),
+    "summary": lambda seed: kp.summary(flow_of("gru", seed), k=3),
+    "analyze": lambda seed: kp.analyze(flow_of("gru", seed), k=3),
+    "forecast": lambda seed: kp.forecast(output(seed), jnp.asarray(Y), lr=1e-2, steps=3),
+    "learnability": lambda seed: kp.learnability(output(seed), {"y": jnp.asarray(Y)}),
+    "gradient flow": lambda seed: kp.gradient_flow(PROBLEMS["gru"](seed), loss, 0.5),
+    "gradient flow of an ODE": lambda seed: kp.gradient_flow(kp.solve(ode(seed), diffrax.Tsit5()), loss, 0.5),
+    "compare": lambda seed: kp.compare(flow_of("gru", seed), flow_of("gru", seed + 5)),
+    "track": tracked,
+    "sweep": swept,
+    "fixed points": lambda seed: kp.dynamics.fixed_points(PROBLEMS["gru"](seed), starts=16),
+    "fixed points of a field": lambda seed: kp.dynamics.fixed_points(ode(seed), starts=16),
+    "lyapunov": lambda seed: kp.dynamics.lyapunov_spectrum(kp.solve(PROBLEMS["gru"](seed)), 2),
+}
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_analyses_of_other_weights_compile_nothing(name: str, compilations: Compilations) -> None:
+    ANALYSES[name](0)
+    compilations.since()
+    ANALYSES[name](1)
+    assert compilations.since() == 0
 
 
 def test_captured_numbers_are_arguments(compilations: Compilations) -> None:
@@ -235,17 +325,19 @@ def test_no_field_is_asked_beyond_what_its_solver_asked() -> None:
 
 def test_what_cannot_be_told_apart_has_no_form() -> None:
     def called(z: jax.Array) -> jax.Array:
-        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(z.shape, z.dtype), z)
+        return jax.pure_callback(lambda a: np.sin(a) + z.size, jax.ShapeDtypeStruct(z.shape, z.dtype), z)
 
     assert form_of(jax.make_jaxpr(called)(jnp.ones(3))) is None
 
 
 def test_a_model_without_a_form_is_compiled_once_for_each_flow(compilations: Compilations) -> None:
-    """One with a callback, that autograd alone answers."""
+    """One that calls a function back which closes over something, and that autograd alone answers."""
 
     @jax.custom_vjp
     def sine(z: jax.Array) -> jax.Array:
-        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(z.shape, z.dtype), z, vmap_method="expand_dims")
+        return jax.pure_callback(
+            lambda a: np.sin(a, dtype=z.dtype), jax.ShapeDtypeStruct(z.shape, z.dtype), z, vmap_method="expand_dims"
+        )
 
     sine.defvjp(lambda z: (sine(z), z), lambda z, q: (q * jnp.cos(z),))
     no_traces = mock.patch.object(Model, "tangents", side_effect=ValueError("traces are switched off"))

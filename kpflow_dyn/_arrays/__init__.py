@@ -34,6 +34,7 @@ __all__ = [
     "finite_rows",
     "full_precision",
     "is_array",
+    "is_finite",
     "is_jax_array",
     "is_torch_array",
     "is_torch_module",
@@ -46,6 +47,7 @@ __all__ = [
     "side_by_side",
     "split_into",
     "take_at",
+    "taken",
     "to_numpy",
     "widened",
 ]
@@ -133,6 +135,11 @@ def like_numpy(values: np.ndarray, like: Array) -> Array:
     return library_of(like).like_numpy(values, like)
 
 
+def is_finite(a: Array) -> bool:
+    """Whether all numbers are finite."""
+    return library_of(a).is_finite(a)
+
+
 def finite_rows(a: Array) -> np.ndarray:
     """Where all numbers on the last axis are finite."""
     return library_of(a).finite_rows(a)
@@ -191,6 +198,11 @@ def split_into(values: Array, sizes: Sequence[int], axis: int = -1) -> list[Arra
 def take_at(values: Array, index: np.ndarray) -> Array:
     """The values [probe, trial, n, width] at the places index [trial, m]: [probe, trial, m, width]."""
     return library_of(values).take_at(values, index)
+
+
+def taken(values: Array, places: np.ndarray) -> Array:
+    """Values [trial, step, ...] at places [trial, n]."""
+    return library_of(values).taken(values, places)
 
 
 def add_at(values: Array, index: np.ndarray, size: int) -> Array:

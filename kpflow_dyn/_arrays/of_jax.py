@@ -29,9 +29,15 @@ class Jax(Library):
     def concretely(self) -> AbstractContextManager[Any]:
         return jax.ensure_compile_time_eval()
 
+    def is_finite(self, a: Array) -> bool:
+        return bool(super().is_finite(np.asarray(a)) if self._on_host(a) else _is_finite(a))
+
     def finite_rows(self, a: Array) -> np.ndarray:
-        on_host = not isinstance(a, Tracer) and not self.on_device(a)
-        return super().finite_rows(np.asarray(a)) if on_host else np.asarray(_finite_rows(a))
+        return super().finite_rows(np.asarray(a)) if self._on_host(a) else np.asarray(_finite_rows(a))
+
+    def _on_host(self, a: Array) -> bool:
+        """Whether it is numpy's as it is, for which nothing is compiled."""
+        return not isinstance(a, Tracer) and not self.on_device(a)
 
     def widened(self, a: Array, width: int) -> Array:
         return _widened(a, width)
@@ -63,6 +69,12 @@ class Jax(Library):
     def take_at(self, values: Array, index: np.ndarray) -> Array:  # a map over trials is seen to need nothing of others
         return _take_at(values, index)
 
+    def taken(self, values: Array, places: np.ndarray) -> Array:
+        if not self._on_host(values):
+            return _taken(values, places)
+        found = np.asarray(values)[np.arange(len(places))[:, None], places]
+        return sharding.placed(sharding.like_numpy(found, values), sharding.empty_row(values, True), -found.ndim)
+
     def add_at(self, zeros: Array, values: Array, index: np.ndarray) -> Array:
         return jax.vmap(lambda own, places, new: own.at[:, places].add(new), (1, 0, 1), 1)(zeros, index, values)
 
@@ -93,6 +105,11 @@ def _reshaped(a: jax.Array, shape: tuple[int, ...]) -> jax.Array:  # an operatio
 
 
 @jax.jit
+def _is_finite(a: jax.Array) -> jax.Array:
+    return jnp.isfinite(a).all()
+
+
+@jax.jit
 def _finite_rows(a: jax.Array) -> jax.Array:
     return jnp.isfinite(a).all(-1)
 
@@ -110,6 +127,11 @@ def _side_by_side(parts: Sequence[jax.Array], axes: int) -> jax.Array:
 @jax.jit
 def _after(first: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.concatenate([first[:, None], values[:, :-1]], 1)
+
+
+@jax.jit
+def _taken(values: jax.Array, places: np.ndarray) -> jax.Array:
+    return jax.vmap(lambda own, places: own[places])(values, places)
 
 
 @jax.jit

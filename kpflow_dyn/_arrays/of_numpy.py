@@ -34,6 +34,10 @@ class Library:
     def like_numpy(self, values: np.ndarray, like: Array) -> Array:
         return array_namespace(like).asarray(values, dtype=like.dtype, device=self.device(like))
 
+    def is_finite(self, a: Array) -> bool:
+        xp = array_namespace(a)
+        return bool(xp.all(xp.isfinite(a)))
+
     def finite_rows(self, a: Array) -> np.ndarray:
         xp = array_namespace(a)
         return self.to_numpy(xp.all(xp.isfinite(a), axis=-1))
@@ -85,6 +89,10 @@ class Library:
 
     def take_at(self, values: Array, index: np.ndarray) -> Array:
         return values[:, np.arange(len(index))[:, None], index]
+
+    def taken(self, values: Array, places: np.ndarray) -> Array:
+        flat = self.take_at(values.reshape((1, *values.shape[:2], -1)), places)[0]  # [trial, n, width]
+        return flat.reshape((*places.shape, *values.shape[2:]))
 
     def add_at(self, zeros: Array, values: Array, index: np.ndarray) -> Array:
         places: Any = (slice(None), np.arange(len(index))[:, None], index)

@@ -227,8 +227,17 @@ def bytes_of(value: Any) -> Hashable:
     return is_key and value.dtype, array.dtype, array.shape, every if len(every) <= SMALL else sha256(every).digest()
 
 
+def _closed(function: Any) -> Hashable:
+    """A function that closes over nothing, so that keeping it keeps no numbers."""
+    if isinstance(function, FunctionType) and not function.__closure__ and not function.__defaults__:
+        return function
+    raise _Unknown
+
+
 def _function(value: Any) -> Hashable:
-    """One of JAX's own that closes over nothing; any other may compute whatever it will."""
-    if isinstance(value, FunctionType) and value.__module__.startswith("jax.") and not value.__closure__:
-        return value
+    """One of JAX's own that closes over nothing, or one that is called back; any other may compute whatever it will."""
+    if (called := getattr(value, "callback_func", None)) is not None:
+        return type(value), value.in_tree, called if isinstance(called, np.ufunc) else _closed(called)
+    if isinstance(value, FunctionType) and value.__module__.startswith("jax."):
+        return _closed(value)
     raise _Unknown

@@ -29,7 +29,7 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
     assert sol.steps is not None
     model, taken = _model(sol, params), sol.steps
     steps = _filled_up(sol, taken)
-    nodes = Nodes(steps, np.asarray(sol.t), sol.state)
+    nodes = Nodes(steps, np.asarray(sol.t), sol.state, sol.problem.backend.transforms.compiled)
     tangent = _tangent_of_steps(sol, steps, model, nodes.with_stages)
     state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
 

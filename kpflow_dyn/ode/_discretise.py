@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -94,27 +95,29 @@ class Nodes:
         index, weights: the step of each node [trial, time], and its w after a one [trial, time, 1 (+ stage)].
     """
 
-    def __init__(self, steps: AcceptedSteps, times: np.ndarray, like: Array) -> None:
+    def __init__(
+        self, steps: AcceptedSteps, times: np.ndarray, like: Array, compiled: Callable[..., Any] = lambda f: f
+    ) -> None:
         self.index, theta = steps.locate(times)
         self.steps = steps.t.shape[1]
         ends = np.arange(self.steps)
         self.with_stages = bool((theta < 1).any())
         self.identical = not self.with_stages and self.index.shape[1] == self.steps and bool((self.index == ends).all())
         weights = steps.tableau.interpolation(theta) if self.with_stages else np.zeros((*theta.shape, 0))
+        self._read_off, self._spread_on = compiled(read_off), compiled(partial(_spread_on, self.steps))
         self.weights = like_numpy(np.concatenate([np.ones((*theta.shape, 1)), weights], -1), like)
 
     def read(self, values: Array) -> Array:
         """Values of the steps [probe, trial, step, (1 + stage) unit] -> of the nodes [probe, trial, time, unit]."""
         if self.identical:
             return values
-        return read_off(values, self.index, self.weights)
+        return self._read_off(values, self.index, self.weights)
 
     def spread(self, q: Array) -> Array:
         """The transpose of `read`."""
         if self.identical:
             return q
-        parts = self.weights[..., None] * q[..., None, :]
-        return add_at(parts.reshape((*q.shape[:3], -1)), self.index, self.steps)
+        return self._spread_on(q, self.index, self.weights)
 
 
 def read_off(values: Array, index: Array, weights: Array) -> Array:
@@ -122,3 +125,8 @@ def read_off(values: Array, index: Array, weights: Array) -> Array:
     here = take_at(values, index)
     parts = here.reshape((*here.shape[:3], weights.shape[-1], -1))
     return (weights[..., None] * parts).sum(-2)
+
+
+def _spread_on(steps: int, q: Array, index: Array, weights: Array) -> Array:
+    parts = weights[..., None] * q[..., None, :]
+    return add_at(parts.reshape((*q.shape[:3], -1)), index, steps)
