@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from kpflow_dyn._arrays import Rows, eps_of
 from kpflow_dyn._arrays.complex_numbers import by_name, count, vector_of
 from kpflow_dyn._arrays.memory import in_blocks, require_matrix
+from kpflow_dyn._arrays.sooner_jax import sooner
 from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._jax import equations
 from kpflow_dyn._jax.failures import explained, first_line
 from kpflow_dyn._jax.programs import compiled_of, constants_of
-from kpflow_dyn._jax.transforms import sooner
 
 Values = dict[str, jax.Array]
 Both = tuple[jax.Array, jax.Array]  # of the parameters [..., p] and of the argument

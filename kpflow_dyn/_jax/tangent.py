@@ -18,11 +18,11 @@ from jax import lax
 
 from kpflow_dyn._arrays.memory import on_device
 from kpflow_dyn._arrays.sharding import shards
+from kpflow_dyn._arrays.sooner_jax import sooner
 from kpflow_dyn._jax.linearised import Data
 from kpflow_dyn._jax.sites import inputs_of
 from kpflow_dyn._jax.step import Fixed
 from kpflow_dyn._jax.sweeps import Probes, Sweeps, residuals_at
-from kpflow_dyn._jax.transforms import sooner
 from kpflow_dyn.tracing._graph import Node
 from kpflow_dyn.tracing._sites import Site
 from kpflow_dyn.tracing._steps import AnalysedStep

@@ -89,7 +89,7 @@ def cell_start(sizes: Sequence[int | None], x: Array, z0: Any, as_part: Callable
         raise ValueError("the cell has no hidden_size attribute, so its state size is unknown; pass z0 [trial, unit]")
     xp = array_namespace(x)
     with concretely(x):
-        given = [np.zeros(units or 0)] if z0 is None else z0 if isinstance(z0, tuple | list) else [z0]
+        given = [np.zeros((len(x), units or 0))] if z0 is None else z0 if isinstance(z0, tuple | list) else [z0]
         parts = [like_numpy(given[0], x)] if z0 is None else [in_halves(as_part(part)) for part in given]
         if len({tuple(part.shape[:-1]) for part in parts}) > 1:
             shapes = [tuple(part.shape) for part in parts]
