@@ -25,13 +25,16 @@ __all__ = [
     "Random",
     "Rows",
     "add_at",
+    "after",
     "array_namespace",
     "concretely",
     "device",
     "empty_row",
     "eps_of",
+    "finite_rows",
     "full_precision",
     "is_array",
+    "is_finite",
     "is_jax_array",
     "is_torch_array",
     "is_torch_module",
@@ -41,9 +44,12 @@ __all__ = [
     "placed",
     "products_in",
     "reshaped",
+    "side_by_side",
     "split_into",
     "take_at",
+    "taken",
     "to_numpy",
+    "widened",
 ]
 
 
@@ -126,7 +132,32 @@ def to_numpy(a: Array) -> np.ndarray:
 
 def like_numpy(values: np.ndarray, like: Array) -> Array:
     """Numpy numbers as an array of the library, dtype and device of `like`."""
-    return array_namespace(like).asarray(values, dtype=like.dtype, device=device(like))
+    return library_of(like).like_numpy(values, like)
+
+
+def is_finite(a: Array) -> bool:
+    """Whether all numbers are finite."""
+    return library_of(a).is_finite(a)
+
+
+def finite_rows(a: Array) -> np.ndarray:
+    """Where all numbers on the last axis are finite."""
+    return library_of(a).finite_rows(a)
+
+
+def widened(a: Array, width: int) -> Array:
+    """The array with this many zeros more at the end of its last axis."""
+    return library_of(a).widened(a, width)
+
+
+def side_by_side(parts: Sequence[Array], axes: int) -> Array:
+    """Arrays that have this number of first axes in common, with all that follows side by side on one more."""
+    return library_of(parts[0]).side_by_side(parts, axes)
+
+
+def after(first: Array, values: Array) -> Array:
+    """What stands before each of the values [trial, time, unit]: first [trial, unit], then these but for the last."""
+    return library_of(values).after(first, values)
 
 
 def concretely(like: Array) -> AbstractContextManager[Any]:
@@ -167,6 +198,11 @@ def split_into(values: Array, sizes: Sequence[int], axis: int = -1) -> list[Arra
 def take_at(values: Array, index: np.ndarray) -> Array:
     """The values [probe, trial, n, width] at the places index [trial, m]: [probe, trial, m, width]."""
     return library_of(values).take_at(values, index)
+
+
+def taken(values: Array, places: np.ndarray) -> Array:
+    """Values [trial, step, ...] at places [trial, n]."""
+    return library_of(values).taken(values, places)
 
 
 def add_at(values: Array, index: np.ndarray, size: int) -> Array:

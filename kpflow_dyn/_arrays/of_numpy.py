@@ -31,6 +31,28 @@ class Library:
         nothing = like[like.ndim * (slice(0, 0),)].reshape(-1)[:0]
         return array_namespace(like).zeros_like(nothing)  # which keeps no memory of `like`
 
+    def like_numpy(self, values: np.ndarray, like: Array) -> Array:
+        return array_namespace(like).asarray(values, dtype=like.dtype, device=self.device(like))
+
+    def is_finite(self, a: Array) -> bool:
+        xp = array_namespace(a)
+        return bool(xp.all(xp.isfinite(a)))
+
+    def finite_rows(self, a: Array) -> np.ndarray:
+        xp = array_namespace(a)
+        return self.to_numpy(xp.all(xp.isfinite(a), axis=-1))
+
+    def widened(self, a: Array, width: int) -> Array:
+        zeros = array_namespace(a).zeros((*a.shape[:-1], width), dtype=a.dtype, device=self.device(a))
+        return array_namespace(a).concat([a, zeros], axis=-1)
+
+    def side_by_side(self, parts: Sequence[Array], axes: int) -> Array:
+        flat = [part.reshape((*part.shape[:axes], -1)) for part in parts]
+        return array_namespace(flat[0]).concat(flat, axis=-1)
+
+    def after(self, first: Array, values: Array) -> Array:
+        return array_namespace(values).concat([first[:, None], values[:, :-1]], axis=1)
+
     def placed(self, values: Array, row: Array, axis: int) -> Array:
         return values
 
@@ -67,6 +89,10 @@ class Library:
 
     def take_at(self, values: Array, index: np.ndarray) -> Array:
         return values[:, np.arange(len(index))[:, None], index]
+
+    def taken(self, values: Array, places: np.ndarray) -> Array:
+        flat = self.take_at(values.reshape((1, *values.shape[:2], -1)), places)[0]  # [trial, n, width]
+        return flat.reshape((*places.shape, *values.shape[2:]))
 
     def add_at(self, zeros: Array, values: Array, index: np.ndarray) -> Array:
         places: Any = (slice(None), np.arange(len(index))[:, None], index)

@@ -4,12 +4,21 @@ Each device holds some trials, and a copy of everything they share. Compiled cod
 host or drawn at random are placed here. Meshes have automatic axes: the compiler finds the collectives.
 """
 
+from collections.abc import Callable
+from functools import cache
+from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from kpflow_dyn._arrays.sooner_jax import sooner
+
+FEW = 2**18  # random numbers, which take longer to compile than to draw
 
 
 def by_trials(values: jax.Array) -> jax.Array:
@@ -29,9 +38,17 @@ def shared_place(a: jax.Array) -> Any:
     return None if isinstance(a, Tracer) or not a.committed else a.device
 
 
+def like_numpy(values: np.ndarray, like: jax.Array) -> jax.Array:
+    """Numpy numbers in the dtype of `like`, where what all trials share lies; nothing is compiled for it."""
+    if isinstance(like, Tracer):
+        return jnp.asarray(values, like.dtype)
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(np.asarray(values, like.dtype), shared_place(like))
+
+
 def empty_row(like: jax.Array, of_trials: bool) -> jax.Array:
     """An array [0] that lies as flat rows [trial, ...] lie, of trials as in `like`, or as what they share."""
-    row = like.reshape(-1)[:0]
+    row = like_numpy(np.zeros(0), like)
     return _put(row, _on(like, _spec(like)[:1] if of_trials else ())) if _is_sharded(like) else row
 
 
@@ -44,12 +61,20 @@ def placed(values: jax.Array, row: jax.Array, axis: int) -> jax.Array:
 
 def normal(seed: int, shape: tuple[int, ...], like: jax.Array) -> jax.Array:
     """Standard normal rows, which lie as those of `like` do if they are as long, or it has none; else shared."""
+    if prod(shape) <= FEW and not isinstance(like, Tracer) and not _is_sharded(like):
+        with jax.ensure_compile_time_eval():
+            return _compiled_sooner()(jax.random.key(seed), shape, like.dtype)
     key = jax.random.key(seed)
     if not _is_sharded(like):
         return jax.random.normal(key, shape, like.dtype)
     rows = like.shape[-1] in (0, shape[-1])
     place = _on(like, (None,) * (len(shape) - 1) + _spec(like)[-1:] if rows else ())
     return jax.jit(jax.random.normal, static_argnums=(1, 2), out_shardings=place)(key, shape, like.dtype)
+
+
+@cache
+def _compiled_sooner() -> Callable[..., jax.Array]:
+    return jax.jit(jax.random.normal, static_argnums=(1, 2), compiler_options=sooner())
 
 
 def on_accelerator(a: jax.Array) -> bool:

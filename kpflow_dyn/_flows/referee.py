@@ -119,7 +119,7 @@ def ask(own: Derivative) -> Answer:
     answer = Answer(own.value, own.probe, own.pull, own.rounding)
     _, theta, argument = answer.probe
     if argument.ndim > 3:
-        check_finite(argument[0], "the derivative of the step", SINGULAR)
+        check_finite(to_numpy(argument)[0], "the derivative of the step", SINGULAR)
     for gradient in (theta, argument):
         if not np.isfinite(to_numpy(gradient)).all():
             raise ValueError(NOT_FINITE)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Rows, array_namespace, eps_of, like_numpy
+from kpflow_dyn._arrays import Array, Rows, eps_of, is_finite, like_numpy
 from kpflow_dyn._flows.referee import in_words
 from kpflow_dyn._implicit.constraint import TracedConstraint, states
 from kpflow_dyn._implicit.equations import Equations
@@ -152,7 +152,7 @@ def _iterate(equations: Equations, derivatives: Callable[[Array], StateDerivativ
 
 
 def _check_finite(state: Array, what: str) -> None:
-    if not bool(array_namespace(state).isfinite(state).all()):
+    if not is_finite(state):
         raise ValueError(f"{what} holds NaN or inf; look at the inputs and the weights")
 
 

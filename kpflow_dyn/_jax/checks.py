@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kpflow_dyn._arrays import is_torch_module
+from kpflow_dyn._arrays import is_finite, is_torch_module
 from kpflow_dyn._arrays.sharding import by_trials
 from kpflow_dyn._jax.complex_parts import OnHalves
 
@@ -56,7 +56,7 @@ def check_parameters(model: object, like: jax.Array) -> None:
     for name, leaf in named_parameters(model).items():
         if jnp.finfo(leaf.dtype).dtype != jnp.finfo(like.dtype).dtype:
             raise TypeError(f"parameter {name} is {leaf.dtype} but the data are {like.dtype}; convert one of them")
-        if not bool(jnp.isfinite(leaf).all()):
+        if not is_finite(leaf):
             raise ValueError(f"parameter {name} holds NaN or inf; load a healthy checkpoint")
 
 

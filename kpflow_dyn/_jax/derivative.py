@@ -14,16 +14,17 @@ import jax
 import jax.numpy as jnp
 
 from kpflow_dyn._arrays import Rows, eps_of
-from kpflow_dyn._arrays.complex_numbers import by_name, flat, vector_of
+from kpflow_dyn._arrays.complex_numbers import by_name, count, vector_of
 from kpflow_dyn._arrays.memory import in_blocks, require_matrix
+from kpflow_dyn._arrays.sooner_jax import sooner
 from kpflow_dyn._flows.referee import NOT_LINEAR, OWN, Mismatch, Probe, check_transpose, drawn
 from kpflow_dyn._jax import equations
 from kpflow_dyn._jax.failures import explained, first_line
 from kpflow_dyn._jax.programs import compiled_of, constants_of
-from kpflow_dyn._jax.transforms import sooner
 
 Values = dict[str, jax.Array]
 Both = tuple[jax.Array, jax.Array]  # of the parameters [..., p] and of the argument
+Point = tuple[list[jax.Array], jax.Array]  # the parameters and the argument
 
 
 class Derivative:
@@ -31,12 +32,12 @@ class Derivative:
 
     def __init__(self, function: Callable[[Values, jax.Array], jax.Array], parameters: Values, at: jax.Array) -> None:
         forms = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in parameters.items()}
-        theta = vector_of([at.reshape(-1)[:0], *map(flat, parameters.values())])
-        self._at = theta, at
+        self._at: Point = [*parameters.values()], at
+        self._size = sum(map(count, parameters.values()))
         with explained("the model failed"):
             # What the function closes over becomes an argument: constants of a program would be whole on every device.
             of_numbers = jax.make_jaxpr(lambda theta, s: function(_named(theta, forms), s), return_shape=True)
-            closed, self._states = of_numbers(theta, at)
+            closed, self._states = of_numbers(*jax.eval_shape(_vectors, self._at))
         self._closed, self._constants = closed, constants_of(closed)
         self._programs: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._columns: jax.Array | None = None  # the matrix [states, p + argument], where there is no reverse mode
@@ -77,7 +78,7 @@ class Derivative:
 
     def push(self, theta: jax.Array | None, argument: jax.Array | None) -> jax.Array:
         """Its transpose."""
-        return self._forward(_side_by_side(theta, argument, self._at))
+        return self._forward(_side_by_side(theta, argument, self._size, self._at[1].shape))
 
     def _parted(self, rows: jax.Array) -> Both:
         return _parted(rows, self._at[1].shape)
@@ -87,11 +88,11 @@ class Derivative:
         """The value and the probe, from one program."""
         (q,) = drawn([(1, *self._states.shape)], self._at[1])
         try:
-            value, found = self._run(_pulled_once, q)
+            value, *found = self._run(_pulled_once, q)
         except Exception as error:  # JAX says that there is no reverse mode in many ways
             value, self._columns = self._by_columns(error)
-            found = q.reshape(1, -1) @ self._columns
-        return value, Probe(q, *self._parted(found))
+            found = self._parted(q.reshape(1, -1) @ self._columns)
+        return value, Probe(q, *found)
 
     @cached_property
     def _reverse(self) -> Rows:
@@ -125,12 +126,12 @@ class Derivative:
     def _check(self, forward: Rows) -> None:
         """Raise a `Mismatch` unless it is the transpose of reverse mode."""
         q, *pulled = self.probe
-        (rows,) = drawn([(1, sum(at.size for at in self._at))], q, seed=2)
+        (rows,) = drawn([(1, self._size + self._at[1].size)], q, seed=2)
         check_transpose(q, forward(rows), pulled, self._parted(rows), OWN)
 
     def _by_columns(self, error: Exception) -> tuple[jax.Array, jax.Array]:
         """The value, and the matrix of forward mode [states, p + argument]."""
-        unit = self._unit(sum(at.size for at in self._at), self._states.size, "reverse", error)
+        unit = self._unit(self._size + self._at[1].size, self._states.size, "reverse", error)
         try:
             found = self._run(_linearized, unit)
         except Exception:
@@ -141,7 +142,7 @@ class Derivative:
 
     def _by_rows(self) -> Rows:
         """Forward mode by the matrix of reverse mode."""
-        states, columns = self.value.size, sum(at.size for at in self._at)
+        states, columns = self.value.size, self._size + self._at[1].size
         unit = self._unit(states, columns, "forward", None).reshape(states, *self.value.shape)
         forward = self._by_matrix(self._reverse(unit))
         try:
@@ -173,45 +174,53 @@ def _parted(rows: jax.Array, shape: tuple[int, ...]) -> Both:
     return rows[:, :theta], rows[:, theta:].reshape(len(rows), *shape)
 
 
-@jax.jit
-def _side_by_side(theta: jax.Array | None, argument: jax.Array | None, at: Both) -> jax.Array:
-    """The inverse; None is none."""
-    probes = len(theta if theta is not None else argument)  # type: ignore[arg-type]
+@partial(jax.jit, static_argnums=(2, 3))
+def _side_by_side(theta: jax.Array | None, argument: jax.Array | None, size: int, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse, of this number of parameters and an argument of this shape; None is none."""
+    given: Any = theta if argument is None else argument
     moved = [
-        jnp.zeros((probes, *a.shape), a.dtype) if v is None else v for v, a in zip((theta, argument), at, strict=True)
+        jnp.zeros((len(given), size), given.dtype) if theta is None else theta,
+        jnp.zeros((len(given), math.prod(shape)), given.dtype) if argument is None else argument,
     ]
-    return jnp.concatenate([v.reshape(probes, -1) for v in moved], 1)
+    return jnp.concatenate([v.reshape(len(given), -1) for v in moved], 1)
+
+
+def _vectors(at: Point) -> Both:
+    """The parameters as one vector [p], and the argument."""
+    parameters, argument = at
+    return vector_of([argument.reshape(-1)[:0], *parameters]), argument
 
 
 def _first_of(function: Any) -> Callable[..., jax.Array]:
     return lambda *at: function(*at)[0]
 
 
-def _valued(function: Any, at: Both) -> jax.Array:
-    return function(*at)[0]
+def _valued(function: Any, at: Point) -> jax.Array:
+    return function(*_vectors(at))[0]
 
 
-def _pulled(function: Any, at: Both, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _pulled(function: Any, at: Point, q: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The value, and rows [probe, p + argument]."""
-    value, pull = jax.vjp(_first_of(function), *at)
+    value, pull = jax.vjp(_first_of(function), *_vectors(at))
     return value, jax.vmap(lambda q: jnp.concatenate([part.reshape(-1) for part in pull(q)]))(q)
 
 
-def _pulled_once(function: Any, at: Both, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The same, by a program that is compiled sooner."""
-    return _pulled(function, at, q)
+def _pulled_once(function: Any, at: Point, q: jax.Array) -> tuple[jax.Array, ...]:
+    """The same in two parts, by a program that is compiled sooner."""
+    value, rows = _pulled(function, at, q)
+    return value, *_parted(rows, at[1].shape)
 
 
-def _linearized(function: Any, at: Both, rows: jax.Array) -> jax.Array:
-    return jax.vmap(jax.linearize(_first_of(function), *at)[1])(*_parted(rows, at[1].shape))
+def _linearized(function: Any, at: Point, rows: jax.Array) -> jax.Array:
+    return jax.vmap(jax.linearize(_first_of(function), *_vectors(at))[1])(*_parted(rows, at[1].shape))
 
 
-def _transposed(function: Any, at: Both, rows: jax.Array) -> jax.Array:
-    value, pull = jax.vjp(_first_of(function), *at)
+def _transposed(function: Any, at: Point, rows: jax.Array) -> jax.Array:
+    value, pull = jax.vjp(_first_of(function), *_vectors(at))
     return jax.vmap(lambda *moved: jax.linear_transpose(pull, value)(moved)[0])(*_parted(rows, at[1].shape))
 
 
-def _doubled(function: Any, at: Both, rows: jax.Array) -> jax.Array:
-    value, pull = jax.vjp(_first_of(function), *at)
+def _doubled(function: Any, at: Point, rows: jax.Array) -> jax.Array:
+    value, pull = jax.vjp(_first_of(function), *_vectors(at))
     back = jax.vjp(pull, jnp.zeros_like(value))[1]
     return jax.vmap(lambda *moved: back(moved)[0])(*_parted(rows, at[1].shape))

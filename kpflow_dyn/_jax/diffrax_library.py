@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kpflow_dyn._arrays.sharding import empty_row, like_numpy, placed
 from kpflow_dyn._jax.complex_parts import real_leaves
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import jumps_within, stops_of
@@ -208,7 +209,9 @@ def _accepted(problem: ODEProblem, tableau: Tableau, record: _Record) -> Accepte
     ends = np.asarray(record.t)[:, :count]
     ends = np.where(np.isfinite(ends), ends, ends[np.isfinite(ends)].max())
     times = np.concatenate([np.full((len(ends), 1), problem.t[0], ends.dtype), ends], 1)
-    states, stages = _of_steps(record, problem.z0, jnp.asarray(times[:, :1]), count, tableau.explicit)
+    row = empty_row(problem.z0, of_trials=True)
+    found = _of_steps(record, np.asarray(problem.z0), times, count, tableau.explicit)
+    states, stages = (None if a is None else placed(like_numpy(a, problem.z0), row, -a.ndim) for a in found)
     begins = np.concatenate([times[:, :1], times[:, :-1]], 1)
     return AcceptedSteps.between(tableau, _before_jumps(times, jumps_within(problem)), states, stages, begins=begins)
 
@@ -231,21 +234,23 @@ def beside(times: np.ndarray, jumps: np.ndarray, direction: float) -> np.ndarray
     return np.where(np.isin(times, jumps), moved, times)
 
 
-@eqx.filter_jit
 def _of_steps(
-    record: _Record, z0: jax.Array, t0: jax.Array, count: int, is_explicit: bool
-) -> tuple[jax.Array, jax.Array | None]:
-    """z0 and the state after each step [trial, 1 + count, unit], and the stages of an implicit method, zeros first."""
-    ends, after = record.t[:, :count], record.after[:, :count]
-    taken, last = jnp.isfinite(ends), jax.vmap(lambda own, n: own[n - 1])(after, record.accepted)
-    states = jnp.concatenate([z0[:, None], jnp.where(taken[..., None], after, last[:, None])], 1)
+    record: _Record, z0: np.ndarray, times: np.ndarray, count: int, is_explicit: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """z0 and the state after each step [trial, 1 + count, unit], and the stages of an implicit method, zeros first.
+
+    By numpy, as JAX compiles it for each number of steps.
+    """
+    accepted, after = np.asarray(record.accepted), np.asarray(record.after)[:, :count]
+    taken, last = np.arange(count) < accepted[:, None], after[np.arange(len(after)), accepted - 1]
+    states = np.concatenate([z0[:, None], np.where(taken[..., None], after, last[:, None])], 1)
     if is_explicit:
         return states, None
     # Of one stage where diffrax does not keep it.
-    hk = jnp.diff(states, axis=1)[:, :, None] if record.hk is None else record.hk[:, :count]
-    h = jnp.where(taken, jnp.diff(ends, axis=1, prepend=t0), 1)
-    k = jnp.where(taken[..., None, None], hk / h[..., None, None], 0)
-    return states, jnp.concatenate([jnp.zeros_like(k[:, :1]), k], 1)
+    hk = np.diff(states, axis=1)[:, :, None] if record.hk is None else np.asarray(record.hk)[:, :count]
+    h = np.where(taken, np.diff(times, axis=1), 1)
+    k = np.where(taken[..., None, None], hk / h[..., None, None], 0)
+    return states, np.concatenate([np.zeros_like(k[:, :1]), k], 1)
 
 
 def check_solver(solver: Any) -> diffrax.AbstractSolver:

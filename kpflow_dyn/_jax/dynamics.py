@@ -39,5 +39,8 @@ def _with_jacobians(apply: Apply, model: Any, x: jax.Array, z: jax.Array) -> tup
 
 
 def _field(problem: ODEProblem) -> Apply:
-    t = jnp.asarray(problem.t[0], problem.z0.dtype)
-    return lambda f, x, z: f(t, z, x) if x.shape[0] else f(t, z)
+    return jax.tree_util.Partial(_rate, jnp.asarray(problem.t[0], problem.z0.dtype))  # equal ones are compiled once
+
+
+def _rate(t: jax.Array, f: Any, x: jax.Array, z: jax.Array) -> jax.Array:
+    return f(t, z, x) if x.shape[0] else f(t, z)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kpflow_dyn._arrays.complex_numbers import in_pairs, is_complex
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._jax.checks import floating_leaves, with_parameters
 from kpflow_dyn._jax.derivative import Derivative
@@ -63,7 +64,7 @@ def programs_of(
     key = (form_of(jaxpr), *sorted(parameters), learnt, rows.shape, before.shape, cut, frozenset(RULES.items()))
     own = [*jaxpr.consts, *(value for _, value in sorted(parameters.items()))]
     if (found := PROGRAMS.find(key, own)) is not None:
-        return found.programs, [*own, *found.rest]
+        return found.programs, [*map(in_pairs, own), *found.rest]
     graph = graph_of(jaxpr, parameters, (Role.INPUT, x), (Role.STATE, z))
     analysed = analyse(graph, learnt, BACKENDS["jax"].transforms)
     given = list(graph.values.values())
@@ -71,7 +72,7 @@ def programs_of(
     programs = Programs(
         plain, dict(zip(graph.values, jax.eval_shape(lambda: given), strict=True)), like[0], like[1], cut
     )
-    if all(a is b for a, b in zip(own, given, strict=False)):  # with complex numbers, the graph's are made of them
+    if not any(map(is_complex, jaxpr.consts)):  # whose imaginary parts the graph leaves out where they are zero
         decide = set(deciding(graph, analysed.dependence))
         decided = {n: bytes_of(own[n]) for n, node in enumerate(graph.values) if n < len(own) and node in decide}
         PROGRAMS.keep(key, _Structure(programs, given[len(own) :], decided))

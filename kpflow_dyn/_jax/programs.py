@@ -105,7 +105,8 @@ def compiled_of(closed: Jaxpr, what: Callable[..., Any], **options: Any) -> Call
 
 def constants_of(closed: Jaxpr) -> list[jax.Array]:
     """What the function of a jaxpr closes over."""
-    return list(map(jnp.asarray, closed.consts))
+    with jax.ensure_compile_time_eval():  # from numpy by a copy: `asarray` compiles one for each shape
+        return [jax.device_put(np.asarray(c)) if isinstance(c, np.ndarray) else c for c in closed.consts]
 
 
 def evaluated(function: Callable[..., Any], *args: Any) -> Any:
@@ -226,8 +227,17 @@ def bytes_of(value: Any) -> Hashable:
     return is_key and value.dtype, array.dtype, array.shape, every if len(every) <= SMALL else sha256(every).digest()
 
 
+def _closed(function: Any) -> Hashable:
+    """A function that closes over nothing, so that keeping it keeps no numbers."""
+    if isinstance(function, FunctionType) and not function.__closure__ and not function.__defaults__:
+        return function
+    raise _Unknown
+
+
 def _function(value: Any) -> Hashable:
-    """One of JAX's own that closes over nothing; any other may compute whatever it will."""
-    if isinstance(value, FunctionType) and value.__module__.startswith("jax.") and not value.__closure__:
-        return value
+    """One of JAX's own that closes over nothing, or one that is called back; any other may compute whatever it will."""
+    if (called := getattr(value, "callback_func", None)) is not None:
+        return type(value), value.in_tree, called if isinstance(called, np.ufunc) else _closed(called)
+    if isinstance(value, FunctionType) and value.__module__.startswith("jax."):
+        return _closed(value)
     raise _Unknown

@@ -6,12 +6,10 @@ A block of changes of a site's weights has a layout of its own, which `take` mak
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._sites import LookupSite, MatrixSite, ScaleSite, Site
@@ -39,41 +37,20 @@ class SiteMaps:
         return own if self._basis is None else jnp.tensordot(self._basis.T, own, 1)
 
 
-@dataclass(frozen=True)
-class SiteData:
-    """A weight site and its data at all rows; `entries` number its weights, `kicks` its outputs."""
+@partial(jax.jit, static_argnums=2)
+def inputs_of(data: list[list[jax.Array]], bases: list[jax.Array | None], kinds: tuple[str, ...]) -> list[jax.Array]:
+    """What each site's weights multiply [trial, time, ...], of its data [time, trial, ...].
 
-    site: Site
-    data: list[jax.Array]  # [time, trial, ...], of which the site's variables are made
-    basis: jax.Array | None  # of a matrix that is cut to V Q Q^T: Q [d, r], and its data are the coordinates V Q
+    The data of a matrix that is cut to V Q Q^T are V Q, where its basis is Q [d, r].
+    """
+    return [_inputs(*site) for site in zip(data, bases, kinds, strict=True)]
 
-    @property
-    def name(self) -> str:
-        """The names of its parameters."""
-        return self.site.name
 
-    @property
-    def kind(self) -> str:
-        """What kind of site it is."""
-        return self.site.kind
-
-    @property
-    def entries(self) -> np.ndarray:
-        """The numbers of its weights."""
-        return self.site.entries
-
-    @property
-    def kicks(self) -> np.ndarray:
-        """Its outputs."""
-        return self.site.kicks
-
-    @property
-    def variables(self) -> jax.Array:
-        """The weight-site variables [time, trial, ...]."""
-        lead = self.data[0].shape[:2]
-        if self.basis is not None:
-            return self.data[0] @ self.basis.T
-        return self.data[0] if len(self.data) == 1 else jnp.concatenate([d.reshape(*lead, -1) for d in self.data], -1)
+def _inputs(data: list[jax.Array], basis: jax.Array | None, kind: str) -> jax.Array:
+    lead = data[0].shape[:2]
+    whole = data[0] if len(data) == 1 else jnp.concatenate([d.reshape(*lead, -1) for d in data], -1)
+    by_trial = (whole if basis is None else whole @ basis.T).swapaxes(0, 1)
+    return by_trial[:, :, 0] if kind == "matrix" and by_trial.shape[2] == 1 else by_trial
 
 
 def _maps(site: Site, rows: RowFunctions) -> tuple[Map, Map]:

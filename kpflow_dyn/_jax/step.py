@@ -30,12 +30,13 @@ class StepTangent:
     """
 
     def __init__(self, step: AnalysedStep, fixed: Fixed, x: Any, z: Any) -> None:
-        order = [node for node in step.graph.nodes if node in ancestors([step.graph.output])]
+        needed = ancestors([step.graph.output])
+        order = [node for node in step.graph.nodes if node in needed]
         self._entries = _entries(step, order)
         self.kick_sizes = [entry.length for entry in self._entries]
-        zeros = [jnp.zeros(size, z.dtype) for size in self.kick_sizes]
 
         def linearise(fixed: Fixed, x: jax.Array, z: jax.Array) -> list[jax.Array]:
+            zeros = [jnp.zeros(size, z.dtype) for size in self.kick_sizes]
             kicked = _kicked(rows_at(step, fixed), order, self._entries)
             out, tangent = jax.linearize(lambda z, kicks: kicked(x, z, kicks), z, zeros)
             leaves, self._tree = jax.tree.flatten(tangent)

@@ -18,12 +18,13 @@ from jax import lax
 
 from kpflow_dyn._arrays.memory import on_device
 from kpflow_dyn._arrays.sharding import shards
+from kpflow_dyn._arrays.sooner_jax import sooner
 from kpflow_dyn._jax.linearised import Data
-from kpflow_dyn._jax.sites import SiteData
+from kpflow_dyn._jax.sites import inputs_of
 from kpflow_dyn._jax.step import Fixed
 from kpflow_dyn._jax.sweeps import Probes, Sweeps, residuals_at
-from kpflow_dyn._jax.transforms import sooner
 from kpflow_dyn.tracing._graph import Node
+from kpflow_dyn.tracing._sites import Site
 from kpflow_dyn.tracing._steps import AnalysedStep
 
 Map = Callable[..., Any]
@@ -200,10 +201,15 @@ class Tangent:
             setattr(self, name, partial(getattr(programs, name), data))
 
     @property
-    def sites(self) -> list[tuple[str, SiteData]]:
+    def sites(self) -> list[tuple[str, Site]]:
         """Its weight sites."""
-        found = zip(self._programs.analysed.sites, self._data.variables, self._data.bases, strict=True)
-        return [("a", SiteData(*site)) for site in found]
+        return [("a", site) for site in self._programs.analysed.sites]
+
+    @property
+    def inputs(self) -> list[jax.Array]:
+        """What the weights of each site multiply [trial, time, ...]."""
+        kinds = tuple(site.kind for _, site in self.sites)
+        return inputs_of(self._data.variables, self._data.bases, kinds)
 
     def truncated(self, bases: list[jax.Array | None]) -> Self:
         """The same with each site's variables cut to V Q Q^T, for orthonormal columns Q [d, r]; None for all of V."""

@@ -60,7 +60,8 @@ class _Solve(eqx.Module):
         self.field, self.z0, self.solver = FieldOf(problem, model), problem.z0, sol.alg
         self.times = jnp.asarray([problem.t[0], *sol.t, problem.t[-1]], problem.z0.dtype)
         self.controller = controller_of(problem, self.solver, options)
-        self.max_steps = sol.stats["steps"] + sol.stats["rejected"]
+        taken = sol.stats["steps"] + sol.stats["rejected"]
+        self.max_steps = 2 ** max(6, taken.bit_length())  # more room costs little, and solves share the program
         self.alone = not problem.is_span or options.steps is not None
 
     def __call__(self, theta: jax.Array, adjoint: diffrax.AbstractAdjoint) -> jax.Array:

@@ -18,6 +18,7 @@ from kpflow_dyn._jax.associative import AssociativeScan, grouped
 from kpflow_dyn._jax.complex_parts import form_of, kind_of
 from kpflow_dyn._jax.custom import is_floating
 from kpflow_dyn._jax.equations import Equation, Jaxpr, body, opened
+from kpflow_dyn._jax.programs import constants_of
 from kpflow_dyn.tracing._graph import Graph, Node, Role
 from kpflow_dyn.tracing._pairs import Form, real_graph
 from kpflow_dyn.tracing._rules import rule_of
@@ -42,7 +43,7 @@ def trace_rows(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, 
 def jaxpr_of(step: Step, parameters: dict[str, jax.Array], *rows: tuple[Role, Any]) -> Jaxpr:
     """The jaxpr of the same, for rows like these; its constants are arrays of JAX."""
     found = _jaxpr(step, parameters, [row for _, row in rows], [row for role, row in rows if role is Role.STATE])
-    return ClosedJaxpr(found.jaxpr, list(map(jnp.asarray, found.consts)))
+    return ClosedJaxpr(found.jaxpr, constants_of(found))
 
 
 def graph_of(jaxpr: Jaxpr, parameters: dict[str, jax.Array], *rows: tuple[Role, Any]) -> Graph:

@@ -1,7 +1,7 @@
 """Function transforms of JAX, and the map over rows; see `kpflow_dyn._backend.Transforms`."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax import jvp, vjp, vmap
 
+from kpflow_dyn._arrays.sooner_jax import sooner
 from kpflow_dyn._backend import RowFunction
 from kpflow_dyn._jax.programs import Shared, compiled_of, constants_of
 
@@ -25,12 +26,6 @@ __all__ = [
     "vjp",
     "vmap",
 ]
-
-SOONER = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
 
 over_models, compiled = vmap, Shared
 Tree = Any  # an array, or a list of arrays
@@ -59,21 +54,6 @@ def once_of_models(function: Callable[..., Any]) -> Callable[..., Any]:
         return once(lambda arrays: function(*eqx.combine(arrays, rest)))(arrays)
 
     return of_models
-
-
-@cache
-def sooner() -> dict[str, Any]:
-    """The options with which XLA compiles a large program on a CPU ten times sooner, to a slower one."""
-    return {name: value for name, value in SOONER.items() if jax.default_backend() == "cpu" and _is_known(name, value)}
-
-
-def _is_known(option: str, value: Any) -> bool:
-    """Whether this version of XLA has it."""
-    try:
-        jax.jit(lambda x: x, compiler_options={option: value})(0.0)
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
 
 
 def index(numbers: np.ndarray, like: jax.Array) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, full_precision
+from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend
 from kpflow_dyn._learning.linearised import LinearisedObjective
 from kpflow_dyn._learning.objective import Objective
@@ -346,7 +346,6 @@ def along(
             stacklevel=3,
         )
     values = [objective.values(theta) for theta in thetas]
-    stack = array_namespace(thetas[0]).stack
     times, losses, norms, errors, late = np.array(rows).T
     return GradientFlow(
         time=times / step,
@@ -354,7 +353,7 @@ def along(
         gradient_norm=norms,
         error=errors,
         late=late / step,
-        parameters={name: stack([value[name] for value in values]) for name in values[0]},
+        parameters={name: _stacked([value[name] for value in values]) for name in values[0]},
         linearisations=run.costs.linearisations,
         gradients=run.costs.gradients,
         applications=run.costs.applications,
@@ -365,6 +364,11 @@ def along(
         own=run.own,
         optimizer=optimizer,
     )
+
+
+def _stacked(values: list[Array]) -> Array:
+    """In numpy, as JAX compiles it for each number of them."""
+    return like_numpy(np.stack([to_numpy(value) for value in values]), values[0])
 
 
 def _beforehand(run: Run, optimizer: str) -> str:

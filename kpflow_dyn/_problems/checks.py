@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, concretely, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, concretely, finite_rows, is_finite, like_numpy, to_numpy
 from kpflow_dyn._arrays.complex_numbers import in_halves, is_complex
 from kpflow_dyn._backend import Backend, backend_for, backend_of
 
@@ -47,7 +47,7 @@ def check_start(z0: Any, backend: Backend) -> Array:
         raise ValueError(f"z0 has shape {tuple(z0.shape)} [trial, unit]: a solve needs at least one of each")
     if str(z0.dtype).removeprefix("torch.") not in ("float32", "float64"):
         raise TypeError(f"z0 is {z0.dtype}, expected float32 or float64")
-    if not _is_finite(z0):
+    if not is_finite(z0):
         raise ValueError("z0 holds NaN or inf; clean the data")
     return z0
 
@@ -70,9 +70,8 @@ def check_sequence(x: Array) -> None:
 
 def check_finite(values: Array, what: str, advice: str = "clean the data or look at the weights") -> None:
     """Raise for NaN or inf in data [trial, time, unit], naming the first time and a trial."""
-    xp = array_namespace(values)
     with concretely(values):  # a problem may be posed inside of a jit whose model alone is traced
-        bad = ~to_numpy(xp.all(xp.isfinite(values), axis=-1))
+        bad = ~finite_rows(values)
     if bad.any():
         time = int(np.flatnonzero(bad.any(0))[0])
         trial = int(np.flatnonzero(bad[:, time])[0])
@@ -90,7 +89,7 @@ def cell_start(sizes: Sequence[int | None], x: Array, z0: Any, as_part: Callable
         raise ValueError("the cell has no hidden_size attribute, so its state size is unknown; pass z0 [trial, unit]")
     xp = array_namespace(x)
     with concretely(x):
-        given = [np.zeros(units or 0)] if z0 is None else z0 if isinstance(z0, tuple | list) else [z0]
+        given = [np.zeros((len(x), units or 0))] if z0 is None else z0 if isinstance(z0, tuple | list) else [z0]
         parts = [like_numpy(given[0], x)] if z0 is None else [in_halves(as_part(part)) for part in given]
         if len({tuple(part.shape[:-1]) for part in parts}) > 1:
             shapes = [tuple(part.shape) for part in parts]
@@ -104,7 +103,7 @@ def cell_start(sizes: Sequence[int | None], x: Array, z0: Any, as_part: Callable
             )
         if start.dtype != x.dtype:
             raise TypeError(f"z0 is {start.dtype}, x is {x.dtype}; they must agree")
-        if not _is_finite(start):
+        if not is_finite(start):
             raise ValueError("z0 holds NaN or inf")
     return start
 
@@ -119,7 +118,7 @@ def check_width(cell: Any, x: Array) -> None:
 def check_rows(x: Any, what: str, axes: str) -> Array:
     """Data of torch or JAX, finite floats or integers; numpy arrays become those of JAX."""
     x = check_argument(x, what, axes, backend_for(x, what, axes))
-    if not _is_finite(x):
+    if not is_finite(x):
         raise ValueError(f"{what} holds NaN or inf; clean the data")
     return x
 
@@ -132,10 +131,6 @@ def check_argument(x: Any, what: str, axes: str, backend: Backend) -> Array:
     if not bool((x == x).all()):
         raise ValueError(f"{what} holds NaN; clean the data")
     return x
-
-
-def _is_finite(a: Array) -> bool:
-    return bool(array_namespace(a).isfinite(a).all())
 
 
 def check_inputs(x: Any, z0: Array, t: np.ndarray, backend: Backend) -> Any:

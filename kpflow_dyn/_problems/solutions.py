@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy, take_at, to_numpy
+from kpflow_dyn._arrays import Array, after, array_namespace, eps_of, like_numpy, take_at, to_numpy
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, Problem
 from kpflow_dyn._problems.steps import AcceptedSteps
 
@@ -58,7 +58,7 @@ class DiscreteSolution(Solution):
     @property
     def before(self) -> Array:
         """The state before each step [trial, time, unit]."""
-        return array_namespace(self.state).concat([self.start[:, None], self.state[:, :-1]], axis=1)
+        return after(self.start, self.state)
 
     def __call__(self, t: Any) -> Array:
         times, last = times_within(t, 0, self.state.shape[1]), self.state.shape[1]
@@ -107,10 +107,8 @@ def times_within(t: Any, low: float, high: float) -> np.ndarray:
 
 def check_states(traced: Array, state: Array, tolerance: float = 0.0) -> None:
     """Raise when the traced step does not give the solved states, to round-off or to a tolerance above it."""
-    xp = array_namespace(state)
-    limits = xp.finfo(state.dtype)
-    tolerance = max(tolerance, 1e3 * float(limits.eps))
-    error = to_numpy(xp.max(abs(traced - state), axis=(0, 2))) / max(float(abs(state).max()), float(limits.tiny))
+    tolerance, (traced, state) = max(tolerance, 1e3 * eps_of(state)), map(to_numpy, (traced, state))
+    error = abs(traced - state).max((0, 2)) / max(abs(state).max(), np.finfo(state.dtype).tiny)
     if not error.max() <= tolerance:
         raise ValueError(
             f"the traced step differs from the solved states by {error.max():.1e} of their size (step "

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, empty_row, eps_of, like_numpy, placed, take_at, to_numpy
+from kpflow_dyn._arrays import Array, empty_row, eps_of, like_numpy, placed, taken, to_numpy
 
 Field = Callable[[Any, Array, Any], Array]
 
@@ -101,14 +101,14 @@ class AcceptedSteps:
         if stage_times is None:  # the end exactly, as a jump may come right after it
             c = tableau.c
             stage_times = np.where(c == 1, ends[..., None], begins[..., None] + c * (ends - begins)[..., None])
-        before = _taken(states, np.tile(np.maximum(np.arange(states.shape[1]) - 1, 0), (len(states), 1)))
+        before = taken(states, np.tile(np.maximum(np.arange(states.shape[1]) - 1, 0), (len(states), 1)))
         return cls(tableau, begins, ends - begins, before, states, stage_times, stages)  # type: ignore[arg-type]
 
     def take(self, places: np.ndarray) -> AcceptedSteps:
         """The steps at these places [trial, n], as a collection that may have them in any order, or more than once."""
         t, dt, stage_times = (a[np.arange(len(places))[:, None], places] for a in (self.t, self.dt, self.stage_times))
-        before, after = _taken(self.before, places), _taken(self.after, places)
-        k = None if self.stages is None else _taken(self.stages, places)
+        before, after = taken(self.before, places), taken(self.after, places)
+        k = None if self.stages is None else taken(self.stages, places)
         return AcceptedSteps(self.tableau, t, dt, before, after, stage_times, k)
 
     def padded(self, rounded: Callable[[int], int], z0: Array) -> AcceptedSteps:
@@ -164,12 +164,6 @@ class AcceptedSteps:
         exact = ends_here | ends_earlier | (dt[step] == 0)
         along = (times - t[step]) / np.where(exact, 1.0, dt[step])
         return step, np.where(exact, 1.0, np.clip(along, 0.0, 1.0))
-
-
-def _taken(values: Array, places: np.ndarray) -> Array:
-    """Values [trial, step, ...] at places [trial, n]."""
-    flat = take_at(values.reshape((1, *values.shape[:2], -1)), places)[0]  # [trial, n, width]
-    return flat.reshape((*places.shape, *values.shape[2:]))
 
 
 def call_field(field: Callable[..., Array], t: Array, y: Array, x: Array | None) -> Array:

@@ -20,7 +20,7 @@ class AutodiffTangent:
         untraced: why there is no trace.
     """
 
-    sites = ()
+    sites = inputs = ()
 
     def __init__(
         self, apart: Derivative, whole: Derivative | None, parameters: dict[str, Array], untraced: str

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._arrays import Array, after, array_namespace, like_numpy, to_numpy
 from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._flows.flow import ODEFlow, RecurrentFlow
 from kpflow_dyn._flows.referee import Answer, Probe, compare, drawn, sizes_of
@@ -29,7 +29,7 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
     assert sol.steps is not None
     model, taken = _model(sol, params), sol.steps
     steps = _filled_up(sol, taken)
-    nodes = Nodes(steps, np.asarray(sol.t), sol.state)
+    nodes = Nodes(steps, np.asarray(sol.t), sol.state, sol.problem.backend.transforms.compiled)
     tangent = _tangent_of_steps(sol, steps, model, nodes.with_stages)
     state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
 
@@ -44,7 +44,8 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
         return Steps(own, sol, model.parameters, None).flow()
 
     field = _field_tangent(sol, model)
-    along = tangent if nodes.identical else _nodes_tangent(sol, steps.tableau, model)
+    when_applied = sol.problem.backend.tracing.when_applied
+    along = tangent if nodes.identical else when_applied(lambda: _nodes_tangent(sol, steps.tableau, model))
     return ODEFlow(
         P=_propagator(along, state, weights.time),
         J=J,
@@ -141,7 +142,7 @@ def _tangent_of_steps(sol: ODESolution, steps: AcceptedSteps, model: Any, with_s
     tolerance = 0.0 if steps.tableau.explicit else 10 * sol.options["rtol"]
 
     def check(after: Array, rounding: float) -> None:
-        check_states(after[..., :units], steps.after, max(tolerance, rounding))
+        check_states(to_numpy(after)[..., :units], steps.after, max(tolerance, rounding))
 
     return tangent_of(model, sol.problem.backend.solving, step, rows, step.widen(steps.before), check)
 
@@ -154,7 +155,7 @@ def _nodes_tangent(sol: ODESolution, tableau: Tableau, model: Any) -> Tangent:
     start = times - dt
     stage_times = start[:, None] + tableau.c * dt[:, None]
     every = np.ones((len(sol.state), 1, 1))
-    before = sol.state[:, [0, *range(len(times) - 1)]]
+    before = after(sol.state[:, 0], sol.state)
     rows = step.rows(sol.problem, every[..., 0] * dt, every * stage_times, before)
     return tangent_of(model, sol.problem.backend.solving, step, rows, before)
 

@@ -120,11 +120,9 @@ def parameter_space(tangent: Tangent) -> Space:
 
 def _weight_sites(tangent: Tangent, measure: Array | None) -> list[WeightSite]:
     sites, weights = [], to_numpy(tangent.weights)
-    for _, site in tangent.sites:
-        entries, inputs = to_numpy(site.entries), site.variables.swapaxes(0, 1)
+    for (_, site), inputs in zip(tangent.sites, tangent.inputs, strict=True):
+        entries = to_numpy(site.entries)
+        entries = entries.T if site.kind == "matrix" else entries
         weight = like_numpy(weights[entries], tangent.weights)
-        if site.kind == "matrix":
-            inputs = inputs[:, :, 0] if inputs.shape[2] == 1 else inputs
-            entries, weight = entries.T, weight.T
         sites.append(WeightSite(site.name, site.kind, weight, inputs, entries, measure))
     return sites

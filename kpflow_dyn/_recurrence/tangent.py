@@ -27,6 +27,7 @@ class Tangent(Propagation, Sensitivity, Protocol):
     """The linear recurrence of a step."""
 
     sites: Any
+    inputs: Any  # what the weights of each site multiply [trial, time, ...]
     site_kicks: Any
     weights: Array
     parameter_size: int

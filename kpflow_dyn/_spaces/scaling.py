@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn._arrays import Array, array_namespace, is_finite
 from kpflow_dyn._spaces.operators import Apply, GramOperator, MatrixOperator, Operator
 
 ORDINARY = 16  # operators between 2^-16 and 2^16 are left as they are
@@ -128,8 +128,7 @@ def largest(values: Array | float) -> float:
 
 def finite(image: Array) -> Array:
     """An image; a ValueError where it holds NaN or inf."""
-    xp = array_namespace(image)
-    if not bool(xp.all(xp.isfinite(image))):
+    if not is_finite(image):
         raise ValueError(
             "the operator gave NaN or inf; look for them in its inputs and weights. If its numbers leave the range of "
             f"{image.dtype}, take float64, a shorter horizon, or a flow that grows less"

@@ -59,6 +59,12 @@ class LinearisedSteps:
         used = torch.cat([site.entries.reshape(-1) for _, site in self.sites])
         self.plain = not step.computed and len(used.unique()) == len(used)
 
+    @property
+    def inputs(self) -> list[Tensor]:
+        """What the weights of each site multiply [trial, time, ...]."""
+        found = [(site.kind, site.variables.swapaxes(0, 1)) for _, site in self.sites]
+        return [V[:, :, 0] if kind == "matrix" and V.shape[2] == 1 else V for kind, V in found]
+
     def truncated(self, bases: list[Tensor | None]) -> Self:
         """The same with each site's variables cut to V Q Q^T, for orthonormal columns Q [d, r]; None for all of V."""
         cut = copy(self)

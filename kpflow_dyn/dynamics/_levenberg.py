@@ -46,7 +46,9 @@ def minimise(residual: Residual, z: Array, iterations: int, compiled: Compile) -
             break
         if len(left) > SMALLEST and 2 * done.sum() >= len(left):
             found[left] = to_numpy(rows.z)
-            left, rows = left[~done], _taken(rows, ~done)
+            count = SMALLEST * 2 ** max(0, int(len(left) - done.sum() - 1) // SMALLEST).bit_length()
+            which = np.sort(np.argsort(done, kind="stable")[:count])  # with some that are done: searches share it
+            left, rows = left[which], _taken(rows, which)
         candidate = propose(rows)
         rows = choose(rows, candidate, *residual(left, candidate))
     found[left] = to_numpy(rows.z)
@@ -80,7 +82,7 @@ def _chosen(rows: Rows, z: Array, r: Array, J: Array) -> Rows:
 def _taken(rows: Rows, which: np.ndarray) -> Rows:
     """Those rows alone."""
     xp = array_namespace(rows.z)
-    index = xp.asarray(np.flatnonzero(which), device=device(rows.z))
+    index = xp.asarray(which, device=device(rows.z))
     return Rows(*(xp.take(a, index, axis=0) for a in rows))
 
 

@@ -183,6 +183,7 @@ class _Search:
     def __init__(self, problem: DiscreteProblem | ODEProblem, x: Array, z: Array) -> None:
         self.x, self.start, self.continuous = x, z, isinstance(problem, ODEProblem)
         self.dynamics = problem.backend.dynamics.Dynamics(problem, x, z)
+        self.rounded = problem.backend.solving.rounded
         self.eps = float(np.finfo(to_numpy(z[:0]).dtype).eps)
 
     def residual(self, numbers: np.ndarray, z: Array) -> tuple[Array, Array]:
@@ -192,9 +193,11 @@ class _Search:
         return (F, J) if self.continuous else (F - z, J - like_numpy(np.eye(z.shape[1]), z))
 
     def in_numpy(self, numbers: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`residual` in float64."""
-        r, J = self.residual(numbers, like_numpy(z, self.start))
-        return to_numpy(r).astype(np.float64), to_numpy(J).astype(np.float64)
+        """`residual` in float64; rows are repeated up to a number for which a framework may have compiled it."""
+        count = len(numbers)
+        filled = np.minimum(np.arange(self.rounded(count)), count - 1)
+        r, J = self.residual(numbers[filled], like_numpy(z[filled], self.start))
+        return to_numpy(r)[:count].astype(np.float64), to_numpy(J)[:count].astype(np.float64)
 
     def check_starts(self) -> None:
         """Raise where F is a number at a start and its Jacobian is not."""

@@ -3,10 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, add_at, array_namespace, like_numpy, take_at
+from kpflow_dyn._arrays import (
+    Array,
+    add_at,
+    array_namespace,
+    like_numpy,
+    reshaped,
+    side_by_side,
+    take_at,
+    widened,
+)
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps, Field, Tableau, call_field, stages, step
@@ -56,19 +66,14 @@ class RungeKuttaStep:
         parts = [like_numpy(np.concatenate([dt[..., None], times], -1), before)]
         x = inputs_at(problem, times.reshape(len(dt), -1))
         if x is not None:
-            x = x.reshape((*times.shape, -1))
-            parts.append(x.reshape((*dt.shape, -1)))
+            parts.append(x := reshaped(x, (*times.shape, x.shape[-1])))
         if not self.tableau.explicit:
             parts.append(converged(problem, self.tableau, dt, times, x, before, guess))
-        return array_namespace(before).concat(parts, axis=-1)
+        return parts[0] if len(parts) == 1 else side_by_side(parts, axes=2)
 
     def widen(self, before: Array) -> Array:
         """States before the step [..., unit] as z, filled up with zeros where the stages would be."""
-        if not self.with_stages:
-            return before
-        xp = array_namespace(before)
-        shape = (*before.shape[:-1], self.units * len(self.tableau.b))
-        return xp.concat([before, xp.zeros(shape, dtype=before.dtype, device=before.device)], axis=-1)
+        return widened(before, self.units * len(self.tableau.b)) if self.with_stages else before
 
 
 def field_step(inputs: int | None) -> Callable[[Callable[..., Array], Array, Array], Array]:
@@ -90,27 +95,29 @@ class Nodes:
         index, weights: the step of each node [trial, time], and its w after a one [trial, time, 1 (+ stage)].
     """
 
-    def __init__(self, steps: AcceptedSteps, times: np.ndarray, like: Array) -> None:
+    def __init__(
+        self, steps: AcceptedSteps, times: np.ndarray, like: Array, compiled: Callable[..., Any] = lambda f: f
+    ) -> None:
         self.index, theta = steps.locate(times)
         self.steps = steps.t.shape[1]
         ends = np.arange(self.steps)
         self.with_stages = bool((theta < 1).any())
         self.identical = not self.with_stages and self.index.shape[1] == self.steps and bool((self.index == ends).all())
         weights = steps.tableau.interpolation(theta) if self.with_stages else np.zeros((*theta.shape, 0))
+        self._read_off, self._spread_on = compiled(read_off), compiled(partial(_spread_on, self.steps))
         self.weights = like_numpy(np.concatenate([np.ones((*theta.shape, 1)), weights], -1), like)
 
     def read(self, values: Array) -> Array:
         """Values of the steps [probe, trial, step, (1 + stage) unit] -> of the nodes [probe, trial, time, unit]."""
         if self.identical:
             return values
-        return read_off(values, self.index, self.weights)
+        return self._read_off(values, self.index, self.weights)
 
     def spread(self, q: Array) -> Array:
         """The transpose of `read`."""
         if self.identical:
             return q
-        parts = self.weights[..., None] * q[..., None, :]
-        return add_at(parts.reshape((*q.shape[:3], -1)), self.index, self.steps)
+        return self._spread_on(q, self.index, self.weights)
 
 
 def read_off(values: Array, index: Array, weights: Array) -> Array:
@@ -118,3 +125,8 @@ def read_off(values: Array, index: Array, weights: Array) -> Array:
     here = take_at(values, index)
     parts = here.reshape((*here.shape[:3], weights.shape[-1], -1))
     return (weights[..., None] * parts).sum(-2)
+
+
+def _spread_on(steps: int, q: Array, index: Array, weights: Array) -> Array:
+    parts = weights[..., None] * q[..., None, :]
+    return add_at(parts.reshape((*q.shape[:3], -1)), index, steps)

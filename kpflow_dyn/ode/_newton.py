@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy, side_by_side
 from kpflow_dyn._backend import Transforms
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import Field, Tableau, call_field
@@ -67,22 +67,21 @@ def converged(
     dt [trial, step], times [trial, step, stage], inputs x of these, and the states before [trial, step, unit] are those
     of the steps; `guess` are stage derivatives to begin with [trial, step, stage, unit], if any are known.
     """
-    transforms, on_one = problem.backend.transforms, problem.backend.tracing.on_one_trial
-    field = partial(call_field, on_one(problem.f))
-    newton: Any = transforms.compiled(transforms.vmap(transforms.vmap(partial(_newton, transforms, field))))
-    implicit, h, times = implicit_stages(tableau), like_numpy(dt, before), like_numpy(times, before)
-    stages, inverses, still = [], [], 0 * before
-    for i in range(len(tableau.b)):
-        start = before + h[..., None] * _earlier(tableau, i, stages, before)
-        row = start, times[..., i], *(() if x is None else (x[:, :, i],))
-        known = guess if i in implicit else None
-        k = newton(still, 0 * h, *row)[0] if known is None else known[:, :, i]  # f at the start of the stage
-        for _ in range(ITERATIONS if i in implicit else 0):
-            k, _ = newton(k, tableau.a[i, i] * h, *row)
-        stages.append(k)
-        inverses += [newton(k, tableau.a[i, i] * h, *row)[1]] if i in implicit else []
-    parts = [part.reshape((*dt.shape, -1)) for part in (*stages, *inverses)]
-    return array_namespace(before).concat(parts, axis=-1)
+    transforms = problem.backend.transforms
+    field = partial(call_field, problem.backend.tracing.on_one_trial(problem.f))
+    rows = [before, *(like_numpy(values, before) for values in (dt, times)), *([] if x is None else [x])]
+    newton, of_rows = partial(_newton, transforms, field), (None, *(0,) * (1 + len(rows)))
+    newton = transforms.compiled(transforms.vmap(transforms.vmap(newton, of_rows), of_rows))
+    k = like_numpy(np.zeros((*times.shape, before.shape[2])), before) if guess is None else guess
+    inverses: list[Array] = []
+    for i, implicit in enumerate(np.diag(tableau.a) != 0):
+        begin, go_on = (_numbers(tableau, i, known, before) for known in (False, True))
+        if guess is None or not implicit:
+            k, _ = newton(begin, k, *rows)
+        for _ in range(ITERATIONS if implicit else 0):
+            k, _ = newton(go_on, k, *rows)
+        inverses += [newton(go_on, k, *rows)[1]] if implicit else []
+    return side_by_side([k, *inverses], axes=2)
 
 
 def _earlier(tableau: Tableau, i: int, stages: Sequence[Array], like: Array) -> Array:
@@ -90,15 +89,38 @@ def _earlier(tableau: Tableau, i: int, stages: Sequence[Array], like: Array) -> 
     return sum((tableau.a[i, j] * stages[j] for j in range(i) if tableau.a[i, j]), 0 * like)
 
 
+def _numbers(tableau: Tableau, i: int, known: bool, like: Array) -> list[Array]:
+    """What an iteration for stage i is told: which it is, the weights of those before it, and a_ii.
+
+    Where it is not known yet it is taken for zero with a_ii = 0, so that the iteration gives f at its start.
+    """
+    which, earlier = np.eye(len(tableau.b))[i], np.tril(tableau.a, -1)[i]
+    return [like_numpy(np.asarray(a), like) for a in (which, which * known, earlier, tableau.a[i, i] * known)]
+
+
 def _newton(
-    transforms: Transforms, field: Field, k: Array, step: Array, start: Array, t: Array, x: Array | None = None
+    transforms: Transforms,
+    field: Field,
+    numbers: list[Array],
+    stages: Array,
+    before: Array,
+    h: Array,
+    times: Array,
+    x: Array | None = None,
 ) -> tuple[Array, Array]:
-    """One iteration for k = f(start + step k), and the transposed inverse of I - step Df where it began."""
+    """One iteration for a stage k = f(start + step k), in its place among the stages [stage, unit].
+
+    And the transposed inverse of I - step Df where it began.
+    """
+    which, known, earlier, own = numbers
+    start, step, t = before + h * (earlier @ stages), own * h, which @ times
+    here = None if x is None else which @ x
 
     def residual(k: Array) -> Array:
-        return k - field(t, start + step * k, x)
+        return k - field(t, start + step * k, here)
 
+    k = known @ stages
     xp, directions = array_namespace(k), like_numpy(np.eye(len(k)), k)
     slopes = transforms.vmap(lambda direction: transforms.jvp(residual, (k,), (direction,))[1])(directions)
     inverse = xp.linalg.inv(slopes)  # of the transpose, as the rows are directions
-    return k - residual(k) @ inverse, inverse
+    return xp.where(which[:, None] > 0, k - residual(k) @ inverse, stages), inverse

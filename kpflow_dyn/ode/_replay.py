@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, take_at, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, take_at, taken, to_numpy
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import ODEProblem
@@ -48,7 +48,7 @@ def read_states(problem: ODEProblem, steps: AcceptedSteps, times: np.ndarray) ->
 
 def _read(problem: ODEProblem, steps: AcceptedSteps, times: np.ndarray) -> Array:
     index, theta = steps.locate(times)
-    after, inside = take_at(steps.after[None], index)[0], (theta < 1).any(0)
+    after, inside = taken(steps.after, index), (theta < 1).any(0)
     if not inside.any():
         return after
     # A time at the end of a step has weights of zero, so that any step will do for it.

@@ -1,6 +1,6 @@
 """The user's operator, counted and checked."""
 
-from kpflow_dyn._arrays import Array, Rows, array_namespace
+from kpflow_dyn._arrays import Array, Rows, is_finite
 
 ASYMMETRY = 1e-2  # an operator further from symmetric than this, relative to |A q|, is refused
 
@@ -31,8 +31,7 @@ class Counted:
                 f"the operator gave {tuple(image.shape)} of {image.dtype} for rows {tuple(rows.shape)} of "
                 f"{rows.dtype}; it must keep the shape and the dtype"
             )
-        xp = array_namespace(image)
-        if not bool(xp.all(xp.isfinite(image))):
+        if not is_finite(image):
             raise ValueError(
                 f"the operator gave NaN or inf in call {self.calls}; look for them in its inputs and weights"
             )
