@@ -114,9 +114,18 @@ class Answer:
         return parameters, argument
 
 
+def answer_of(own: Derivative) -> Answer:
+    """The model's own answer."""
+    return Answer(own.value, own.probe, own.pull, own.rounding)
+
+
 def ask(own: Derivative) -> Answer:
-    """The model's own answer; a ValueError where it has no derivative."""
-    answer = Answer(own.value, own.probe, own.pull, own.rounding)
+    """The same; a ValueError where it has no derivative."""
+    return with_derivative(answer_of(own))
+
+
+def with_derivative(answer: Answer) -> Answer:
+    """The answer itself; a ValueError where the model has no derivative."""
     _, theta, argument = answer.probe
     if argument.ndim > 3:
         check_finite(argument[0], "the derivative of the step", SINGULAR)
@@ -247,7 +256,7 @@ def _compare_rows(
 ) -> None:
     """Gradients in the argument [trial, (time,) ...], row by row, as those of parameters."""
     last = tuple(range(min(2, expected.ndim - 1), expected.ndim))
-    error, size = (abs(values).max(last) for values in (found - expected, expected))
+    error, size = (np.maximum(values.max(last), -values.min(last)) for values in (found - expected, expected))
     allowed = tolerance_of(expected, rounding) * size
     if (error > allowed).any():
         floor = max(FLOOR * eps_of(expected), LESS_PRECISE * rounding) * size.max()
@@ -268,11 +277,11 @@ def _rounded(known: Any, size: Any, noise: Any) -> Any:
 
 
 def _largest(values: np.ndarray) -> float:
-    return float(abs(values).max()) if values.size else 0.0
+    return max(float(values.max()), -float(values.min())) if values.size else 0.0
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a * b).sum())
+    return float(np.dot(a.reshape(-1), b.reshape(-1)))
 
 
 def _norm(a: np.ndarray) -> float:
