@@ -157,10 +157,10 @@ def _check_sites(found: Traced, rounding: float) -> None:
     """Raise a `Mismatch` unless parameters enter F through the weight sites alone: B V = -D_theta F."""
     if not found.outputs:
         raise Mismatch("no weight meets data in it")
-    (theta,) = drawn([(1, found.size)], found.state)
-    kick, entered = found.through_sites(theta)
-    error, size = (float(abs(q).max()) for q in (entered - kick, kick))
-    if not error <= tolerance_of(kick, rounding) * max(size, 1e-300):
+    (q,) = drawn([(1, *found.state.shape)], found.state)
+    whole, by_sites = found.through_sites(q)
+    error, size = (float(abs(theta).max()) for theta in (by_sites - whole, whole))
+    if not error <= tolerance_of(whole, rounding) * max(size, 1e-300):
         raise Mismatch(f"its weight sites give {error / max(size, 1e-300):.1e} less than all of its gradient")
 
 
