@@ -110,7 +110,8 @@ def check_states(traced: Array, state: Array, tolerance: float = 0.0) -> None:
     xp = array_namespace(state)
     limits = xp.finfo(state.dtype)
     tolerance = max(tolerance, 1e3 * float(limits.eps))
-    error = to_numpy(xp.max(abs(traced - state), axis=(0, 2))) / max(float(abs(state).max()), float(limits.tiny))
+    apart, size = traced - state, max(float(state.max()), -float(state.min()), float(limits.tiny))
+    error = to_numpy(xp.maximum(xp.max(apart, axis=(0, 2)), -xp.min(apart, axis=(0, 2)))) / size
     if not error.max() <= tolerance:
         raise ValueError(
             f"the traced step differs from the solved states by {error.max():.1e} of their size (step "

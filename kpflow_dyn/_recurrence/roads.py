@@ -4,7 +4,7 @@ The trace knows the weight sites and is fast. Where there is none, or one that a
 the same maps are taken from autograd itself.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,25 +127,30 @@ class _OwnSteps:
 
     def answer(self) -> Answer:
         """What the referee asks for."""
-        if self.solving.times_at_once(self.before) >= self.before.shape[1]:
+        if self._at_once >= self.before.shape[1]:
             return answer_of(self.whole)
         (q,) = drawn([(1, *self.before.shape)], self.before)
-        value, theta, argument, rounding = zip(*self._pulled(q), strict=True)
-        concat = array_namespace(q).concat
-        return Answer(concat(value, axis=1), Probe(q, sum(theta), concat(argument, axis=2)), self._pull, max(rounding))
+        value, rounding, theta, argument = self._by_spans(q)
+        return Answer(value, Probe(q, theta, argument), lambda q: self._by_spans(q)[2:], rounding)
 
-    def _pull(self, q: Array) -> tuple[Array, Array]:
-        _, theta, argument, _ = zip(*self._pulled(q), strict=True)
-        return sum(theta), array_namespace(q).concat(argument, axis=2)
+    @cached_property
+    def _at_once(self) -> int:
+        return self.solving.times_at_once(self.before)
 
-    def _pulled(self, q: Array) -> Iterator[tuple[Array, Array, Array, float]]:
-        """Of each span the states, what it pulls back, and the rounding."""
-        times, length = self.before.shape[1], self.solving.times_at_once(self.before)
-        return (self._pulled_in(slice(start, start + length), q) for start in range(0, times, length))
+    def _by_spans(self, q: Array) -> tuple[Array, float, Array, Array]:
+        """The states, the rounding, and what q pulls back; written in place, which a framework with spans can."""
+        xp = array_namespace(q)
+        value, argument, theta, rounding = xp.empty_like(self.before), xp.empty_like(q), 0, 0.0
+        for start in range(0, self.before.shape[1], self._at_once):
+            span = slice(start, start + self._at_once)
+            value[:, span], found, (more, argument[:, :, span]) = self._of(span, q)
+            theta, rounding = theta + more, max(rounding, found)
+        return value, rounding, theta, argument
 
-    def _pulled_in(self, span: slice, q: Array) -> tuple[Array, Array, Array, float]:
+    def _of(self, span: slice, q: Array) -> tuple[Array, float, tuple[Array, Array]]:
+        """The same of some times; their graph is gone before that of the next."""
         own = self._derivative(span)
-        return own.value, *own.pull(q[:, :, span]), own.rounding
+        return own.value, own.rounding, own.pull(q[:, :, span])
 
     def _derivative(self, span: slice) -> Derivative:
         rows = self.rows[:, span]
