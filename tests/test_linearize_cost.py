@@ -135,3 +135,13 @@ def test_stages_of_an_ode_step_multiply_without_copies() -> None:
         flow.ntk.mv(q)
     assert not {"bmm", "index", "index_put", "index_add_", "scatter_add_"} & set(seen.calls)
     torch.testing.assert_close(flow.ntk.mv(q), (flow.J @ flow.J.T).mv(q), rtol=1e-10, atol=1e-12)
+
+
+def test_linearize_of_a_network_takes_few_passes() -> None:
+    """In products, of which a forward and a backward pass take eight: three for each layer, but of the first input."""
+    layers = [nn.Linear(UNITS, UNITS), nn.Tanh(), nn.Linear(UNITS, UNITS), nn.Tanh(), nn.Linear(UNITS, 3)]
+    net, x = nn.Sequential(*layers).double(), torch.randn(9, UNITS, dtype=torch.float64)
+    sol = kp.solve(kp.StaticProblem(net, x, state=""))
+    with Operations() as seen:
+        kp.linearize(sol)
+    assert sum(seen.calls[name] for name in ("mm", "addmm", "bmm")) <= 6 * 8
