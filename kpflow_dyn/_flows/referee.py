@@ -141,7 +141,7 @@ def departure(found: Array, expected: Array, size: float = 1.0, rounding: float 
     It is 0 within the rounding of their dtype, or of one of less precision in which they were computed.
     """
     found, expected = to_numpy(found), to_numpy(expected)
-    error, size = _largest(found - expected), max(size, _largest(expected))
+    error, size = largest_of(found - expected), max(size, largest_of(expected))
     return 0.0 if error <= tolerance_of(expected, rounding) * size else error / size
 
 
@@ -232,17 +232,17 @@ def compare_gradients(
     units, which is +-1. `rounding` is that of the model's least precise part.
     """
     start, wrong, tolerance = 0, {}, tolerance_of(expected, rounding)
-    floor = max(FLOOR * eps_of(expected), LESS_PRECISE * rounding) * _largest(expected)
+    floor = max(FLOOR * eps_of(expected), LESS_PRECISE * rounding) * largest_of(expected)
     for name, size in sizes.items():
         here = slice(start, start + size)
         part, own = found[here], expected[here]
-        error, largest, start = _largest(part - own), _largest(own), start + size
+        error, largest, start = largest_of(part - own), largest_of(own), start + size
         known = tolerance * largest
         if error <= known or (noise is None and error <= known + floor):
             continue
-        if noise is not None and error <= _rounded(known + floor, largest, _largest(noise()[here])):
+        if noise is not None and error <= _rounded(known + floor, largest, largest_of(noise()[here])):
             continue
-        wrong[name] = error / max(largest or _largest(part), 1e-300)
+        wrong[name] = error / max(largest or largest_of(part), 1e-300)
     if wrong:
         worst = max(wrong, key=lambda name: wrong[name])
         others = f" (also in {', '.join(name for name in wrong if name != worst)})" if len(wrong) > 1 else ""
@@ -276,7 +276,8 @@ def _rounded(known: Any, size: Any, noise: Any) -> Any:
     return np.maximum(np.minimum(known, NOISE * noise), np.minimum(AT_MOST * size, CANCELLED * noise))
 
 
-def _largest(values: np.ndarray) -> float:
+def largest_of(values: np.ndarray) -> float:
+    """The largest absolute value, without a copy of all."""
     return max(float(values.max()), -float(values.min())) if values.size else 0.0
 
 

@@ -19,6 +19,7 @@ from kpflow_dyn._flows.referee import (
     departure,
     drawn,
     in_words,
+    largest_of,
     sizes_of,
     tolerance_of,
 )
@@ -158,9 +159,9 @@ def _check_sites(found: Traced, rounding: float) -> None:
     if not found.outputs:
         raise Mismatch("no weight meets data in it")
     (q,) = drawn([(1, *found.state.shape)], found.state)
-    whole, by_sites = found.through_sites(q)
-    error, size = (float(abs(theta).max()) for theta in (by_sites - whole, whole))
-    if not error <= tolerance_of(whole, rounding) * max(size, 1e-300):
+    whole, by_sites = ([*map(to_numpy, part)] for part in found.through_sites(q))
+    error, size = max(largest_of(a - b) for a, b in zip(whole, by_sites, strict=True)), max(map(largest_of, whole))
+    if not error <= tolerance_of(whole[0], rounding) * max(size, 1e-300):
         raise Mismatch(f"its weight sites give {error / max(size, 1e-300):.1e} less than all of its gradient")
 
 

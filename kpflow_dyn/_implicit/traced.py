@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, empty_row, like_numpy, placed
-from kpflow_dyn._arrays.complex_numbers import split, vector_of
+from kpflow_dyn._arrays.complex_numbers import split
 from kpflow_dyn._arrays.memory import in_blocks
 from kpflow_dyn._flows.sites import WeightSite
 from kpflow_dyn._implicit.constraint import Constraint, TracedConstraint, direct, on_rows
@@ -120,8 +120,8 @@ class Traced:
         residual = on_rows(self.traced, lambda theta, s, *x: row.residual(theta, s, zeros, *x), (None, 0))
         return AtOnce(self, lambda theta, s: state - residual(theta, s), state, q)
 
-    def through_sites(self, q: Array) -> tuple[Array, Array]:
-        """What q of F [1, ...] pulls back to the parameters: all of it, and what arrives by the weight sites."""
+    def through_sites(self, q: Array) -> tuple[list[Array], list[Array]]:
+        """What q of F [1, ...] pulls back to each parameter: all of it, and what arrives by the weight sites."""
         row, vjp = self.row, self.traced.transforms.vjp
         outputs = on_rows(self.traced, row.outputs, (None, 0))
         residual = on_rows(self.traced, lambda theta, kicks, s, *x: row.residual(theta, s, kicks, *x), (None, 0, 0))
@@ -131,9 +131,7 @@ class Traced:
             (by_sites,) = vjp(lambda theta: outputs(theta, s), values)[1](kicks)
             return whole, by_sites
 
-        found = self.traced.transforms.once(both)(q[0], self.row.values, self._no_kicks, self.state)
-        whole, by_sites = (vector_of(part) for part in found)
-        return whole, by_sites
+        return self.traced.transforms.once(both)(q[0], self.row.values, self._no_kicks, self.state)
 
     # Weight sites
 
