@@ -1,6 +1,7 @@
-"""What `kp.linearize` costs in torch: time over one application of the NTK to one probe, and peak memory in states.
+"""What `kp.linearize` costs: time over one application of the NTK to one probe, and peak memory in states.
 
     python benchmarks/linearize.py                       (or some, as in: GRU:64x300x1024 MLP:40x90x256)
+    python benchmarks/linearize.py --jax                 the same in JAX
 
 One thread, float32, CPU time. Of each model the second linearisation is timed, as the first one also traces it. Memory
 is what the process grew meanwhile at most, and how much of it was still there afterwards, over the size of the state.
@@ -11,11 +12,15 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ["NPROC"] = "1"  # the size of XLA's thread pool, which its flags do not bound
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +28,7 @@ import kpflow_dyn as kp
 
 CELLS = {"RNN": nn.RNNCell, "GRU": nn.GRUCell, "LSTM": nn.LSTMCell}
 SETTINGS = ["RNN:40x90x256", "GRU:40x90x256", "LSTM:40x90x256", "MLP:40x90x256", "GRU:64x300x512"]
+SETTINGS_IN_JAX = ["RNN:40x90x256", "GRU:40x90x256", "MLP:40x90x256"]
 
 
 class Field(nn.Module):
@@ -42,10 +48,33 @@ def solved(name: str, trials: int, times: int, units: int) -> kp.Solution:
     return kp.solve(kp.DiscreteProblem(CELLS[name](3, units), torch.randn(trials, times, 3)))
 
 
+def solved_in_jax(name: str, trials: int, times: int, units: int) -> kp.Solution:
+    import diffrax
+    import equinox as eqx
+    import jax
+
+    from kpflow_dyn.models import jax as models
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    if name == "MLP":
+        t = 0.05 * np.arange(times + 1)
+        problem = kp.ODEProblem(
+            models.MLPField(units, units, key=keys[0]), jax.random.normal(keys[1], (trials, units)), t
+        )
+        return kp.solve(problem, diffrax.Heun(), steps=t)
+    make = {"RNN": models.RNNCell, "GRU": eqx.nn.GRUCell}[name]
+    return kp.solve(kp.DiscreteProblem(make(3, units, key=keys[0]), jax.random.normal(keys[1], (trials, times, 3))))
+
+
 def seconds(run: Callable[[], object]) -> float:
     start = time.process_time()
     run()
     return time.process_time() - start
+
+
+def done(q: Any) -> Any:
+    """Computed: JAX may be at it still."""
+    return q.block_until_ready() if hasattr(q, "block_until_ready") else q
 
 
 def resident(field: str) -> int:
@@ -68,15 +97,15 @@ def trim() -> None:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def measure(setting: str) -> None:
+def measure(setting: str, in_jax: bool) -> None:
     name, sizes = setting.split(":")
-    sol = solved(name, *map(int, sizes.split("x")))
+    sol = (solved_in_jax if in_jax else solved)(name, *map(int, sizes.split("x")))
     kp.linearize(sol)
     flow, peak, kept = growth(lambda: kp.linearize(sol))
-    ntk, size = flow.nodal.ntk if name == "MLP" else flow.ntk, sol.state.numel() * 4
-    q = torch.randn(1, *ntk.domain.shape)
-    ntk.mv(q)
-    ratios = [seconds(lambda: kp.linearize(sol)) / seconds(lambda: ntk.mv(q)) for _ in range(3)]
+    ntk, size = flow.nodal.ntk if name == "MLP" else flow.ntk, sol.state.nbytes
+    q = ntk.domain.xp.asarray(np.random.default_rng(0).standard_normal((1, *ntk.domain.shape), np.float32))
+    done(ntk.mv(q))
+    ratios = [seconds(lambda: kp.linearize(sol)) / seconds(lambda: done(ntk.mv(q))) for _ in range(3)]
     print(
         f"{setting:16}  linearize takes {sorted(ratios)[1]:4.1f} applications; {kept / size:5.1f} states are kept, and "
         f"{(peak - kept) / size:5.1f} more at the peak",
@@ -86,10 +115,12 @@ def measure(setting: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", default=SETTINGS)
+    parser.add_argument("settings", nargs="*")
+    parser.add_argument("--jax", action="store_true")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    for setting in parser.parse_args().settings:
-        measure(setting)
+    for setting in given.settings or (SETTINGS_IN_JAX if given.jax else SETTINGS):
+        measure(setting, given.jax)
 
 
 if __name__ == "__main__":

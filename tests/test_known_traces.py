@@ -121,3 +121,33 @@ def test_an_attribute_that_may_change_unseen_is_traced_anew(traces: list[object]
         cell.options = {"factor": factor}
         assert error(cell) < 1e-12
     assert len(traces) == 2
+
+
+class Permuted(nn.Module):
+    """A cell that reads its state in an order that a buffer says."""
+
+    hidden_size = 4
+
+    def __init__(self, order: list[int]) -> None:
+        super().__init__()
+        self.W = nn.Parameter(0.5 * torch.randn(4, 4, dtype=torch.float64))
+        self.register_buffer("order", torch.tensor(order))
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return torch.tanh(z[:, self.order] @ self.W.T + x)
+
+
+def test_an_analysis_is_kept_with_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the parameters that learn, and the indices, that it is of."""
+    made: list[object] = []
+    analyse = kept_traces.analyse
+    TRACES.forget()
+    monkeypatch.setattr(kept_traces, "analyse", lambda *given: made.append(given) or analyse(*given))
+    for orders, expected in ([[3, 2, 1, 0]], 1), ([[3, 2, 1, 0], [1, 0, 3, 2], [1, 0, 3, 2]], 2):
+        for order in orders:
+            assert error(Permuted(order)) < 1e-12
+        assert len(made) == expected
+    solution = kp.solve(kp.DiscreteProblem(nn.RNNCell(3, 4), torch.randn(2, 5, 3)))
+    for choice in (None, "bias_hh", None, "bias_hh"):
+        kp.linearize(solution, params=choice)
+    assert len(made) == 4

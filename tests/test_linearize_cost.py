@@ -1,6 +1,7 @@
 """What linearising steps in torch costs: how many derivatives, how large their arrays are, and what stays in memory."""
 
 import gc
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import kpflow_dyn as kp
-from kpflow_dyn._torch import transforms
+from kpflow_dyn._torch import solving, transforms
 from kpflow_dyn._torch.glue import find_glue
 
 TRIALS, TIMES, UNITS = 4, 60, 16
@@ -69,6 +70,36 @@ def test_each_step_on_its_own_is_one_product_for_all_times() -> None:
     assert counts[0] == counts[1]
 
 
+class Branching(nn.GRUCell):
+    """A cell that goes another way where an input is large."""
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, z.detach() if float(x.max()) > 50 else z)
+
+
+@pytest.mark.parametrize("odd", [None, 0, TIMES - 1])
+def test_the_referee_takes_some_steps_at_a_time(monkeypatch: pytest.MonkeyPatch, odd: int | None) -> None:
+    """An eighth of all, so that graphs of autograd are small; it sees each of them still."""
+    together: list[int] = []
+
+    def each_step(step: Any, model: Any, rows: Tensor, before: Tensor) -> Tensor:
+        together.append(rows.shape[1])
+        return own(step, model, rows, before)
+
+    own = solving.each_step
+    x = torch.randn(TRIALS, TIMES, 3, dtype=torch.float64)
+    if odd is not None:
+        x[:, odd, 0] = 100
+    sol = kp.solve(kp.DiscreteProblem(Branching(3, UNITS).double(), x))
+    monkeypatch.setattr(solving, "PART_BYTES", 1)
+    monkeypatch.setattr(solving, "each_step", each_step)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kp.UntracedWarning)
+        flow = kp.linearize(sol)
+    assert together[:8] == [8] * 7 + [4]
+    assert bool(flow.untraced) == (odd is not None)
+
+
 def test_no_graph_of_autograd_outlives_linearize() -> None:
     def in_graphs() -> int:
         gc.collect()
@@ -104,3 +135,13 @@ def test_stages_of_an_ode_step_multiply_without_copies() -> None:
         flow.ntk.mv(q)
     assert not {"bmm", "index", "index_put", "index_add_", "scatter_add_"} & set(seen.calls)
     torch.testing.assert_close(flow.ntk.mv(q), (flow.J @ flow.J.T).mv(q), rtol=1e-10, atol=1e-12)
+
+
+def test_linearize_of_a_network_takes_few_passes() -> None:
+    """In products, of which a forward and a backward pass take eight: three for each layer, but of the first input."""
+    layers = [nn.Linear(UNITS, UNITS), nn.Tanh(), nn.Linear(UNITS, UNITS), nn.Tanh(), nn.Linear(UNITS, 3)]
+    net, x = nn.Sequential(*layers).double(), torch.randn(9, UNITS, dtype=torch.float64)
+    sol = kp.solve(kp.StaticProblem(net, x, state=""))
+    with Operations() as seen:
+        kp.linearize(sol)
+    assert sum(seen.calls[name] for name in ("mm", "addmm", "bmm")) <= 6 * 8

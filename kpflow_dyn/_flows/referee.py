@@ -114,9 +114,18 @@ class Answer:
         return parameters, argument
 
 
+def answer_of(own: Derivative) -> Answer:
+    """The model's own answer."""
+    return Answer(own.value, own.probe, own.pull, own.rounding)
+
+
 def ask(own: Derivative) -> Answer:
-    """The model's own answer; a ValueError where it has no derivative."""
-    answer = Answer(own.value, own.probe, own.pull, own.rounding)
+    """The same; a ValueError where it has no derivative."""
+    return with_derivative(answer_of(own))
+
+
+def with_derivative(answer: Answer) -> Answer:
+    """The answer itself; a ValueError where the model has no derivative."""
     _, theta, argument = answer.probe
     if argument.ndim > 3:
         check_finite(to_numpy(argument)[0], "the derivative of the step", SINGULAR)
@@ -132,7 +141,7 @@ def departure(found: Array, expected: Array, size: float = 1.0, rounding: float 
     It is 0 within the rounding of their dtype, or of one of less precision in which they were computed.
     """
     found, expected = to_numpy(found), to_numpy(expected)
-    error, size = _largest(found - expected), max(size, _largest(expected))
+    error, size = largest_of(found - expected), max(size, largest_of(expected))
     return 0.0 if error <= tolerance_of(expected, rounding) * size else error / size
 
 
@@ -223,17 +232,17 @@ def compare_gradients(
     units, which is +-1. `rounding` is that of the model's least precise part.
     """
     start, wrong, tolerance = 0, {}, tolerance_of(expected, rounding)
-    floor = max(FLOOR * eps_of(expected), LESS_PRECISE * rounding) * _largest(expected)
+    floor = max(FLOOR * eps_of(expected), LESS_PRECISE * rounding) * largest_of(expected)
     for name, size in sizes.items():
         here = slice(start, start + size)
         part, own = found[here], expected[here]
-        error, largest, start = _largest(part - own), _largest(own), start + size
+        error, largest, start = largest_of(part - own), largest_of(own), start + size
         known = tolerance * largest
         if error <= known or (noise is None and error <= known + floor):
             continue
-        if noise is not None and error <= _rounded(known + floor, largest, _largest(noise()[here])):
+        if noise is not None and error <= _rounded(known + floor, largest, largest_of(noise()[here])):
             continue
-        wrong[name] = error / max(largest or _largest(part), 1e-300)
+        wrong[name] = error / max(largest or largest_of(part), 1e-300)
     if wrong:
         worst = max(wrong, key=lambda name: wrong[name])
         others = f" (also in {', '.join(name for name in wrong if name != worst)})" if len(wrong) > 1 else ""
@@ -247,7 +256,7 @@ def _compare_rows(
 ) -> None:
     """Gradients in the argument [trial, (time,) ...], row by row, as those of parameters."""
     last = tuple(range(min(2, expected.ndim - 1), expected.ndim))
-    error, size = (abs(values).max(last) for values in (found - expected, expected))
+    error, size = (np.maximum(values.max(last), -values.min(last)) for values in (found - expected, expected))
     allowed = tolerance_of(expected, rounding) * size
     if (error > allowed).any():
         floor = max(FLOOR * eps_of(expected), LESS_PRECISE * rounding) * size.max()
@@ -267,12 +276,13 @@ def _rounded(known: Any, size: Any, noise: Any) -> Any:
     return np.maximum(np.minimum(known, NOISE * noise), np.minimum(AT_MOST * size, CANCELLED * noise))
 
 
-def _largest(values: np.ndarray) -> float:
-    return float(abs(values).max()) if values.size else 0.0
+def largest_of(values: np.ndarray) -> float:
+    """The largest absolute value, without a copy of all."""
+    return max(float(values.max()), -float(values.min())) if values.size else 0.0
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a * b).sum())
+    return float(np.dot(a.reshape(-1), b.reshape(-1)))
 
 
 def _norm(a: np.ndarray) -> float:

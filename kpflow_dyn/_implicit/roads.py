@@ -19,6 +19,7 @@ from kpflow_dyn._flows.referee import (
     departure,
     drawn,
     in_words,
+    largest_of,
     sizes_of,
     tolerance_of,
 )
@@ -157,10 +158,10 @@ def _check_sites(found: Traced, rounding: float) -> None:
     """Raise a `Mismatch` unless parameters enter F through the weight sites alone: B V = -D_theta F."""
     if not found.outputs:
         raise Mismatch("no weight meets data in it")
-    (theta,) = drawn([(1, found.size)], found.state)
-    kick, entered = found.through_sites(theta)
-    error, size = (float(abs(q).max()) for q in (entered - kick, kick))
-    if not error <= tolerance_of(kick, rounding) * max(size, 1e-300):
+    (q,) = drawn([(1, *found.state.shape)], found.state)
+    whole, by_sites = ([*map(to_numpy, part)] for part in found.through_sites(q))
+    error, size = max(largest_of(a - b) for a, b in zip(whole, by_sites, strict=True)), max(map(largest_of, whole))
+    if not error <= tolerance_of(whole[0], rounding) * max(size, 1e-300):
         raise Mismatch(f"its weight sites give {error / max(size, 1e-300):.1e} less than all of its gradient")
 
 

@@ -120,19 +120,18 @@ class Traced:
         residual = on_rows(self.traced, lambda theta, s, *x: row.residual(theta, s, zeros, *x), (None, 0))
         return AtOnce(self, lambda theta, s: state - residual(theta, s), state, q)
 
-    def through_sites(self, theta: Array) -> tuple[Array, Array]:
-        """What one change of the parameters [1, p] kicks F by: all of it, and what enters through the weight sites."""
-        row, jvp = self.row, self.traced.transforms.jvp
+    def through_sites(self, q: Array) -> tuple[list[Array], list[Array]]:
+        """What q of F [1, ...] pulls back to each parameter: all of it, and what arrives by the weight sites."""
+        row, vjp = self.row, self.traced.transforms.vjp
         outputs = on_rows(self.traced, row.outputs, (None, 0))
         residual = on_rows(self.traced, lambda theta, kicks, s, *x: row.residual(theta, s, kicks, *x), (None, 0, 0))
 
-        def both(values: list[Array], change: list[Array], still: Array, s: Array) -> tuple[Array, Array]:
-            kick = jvp(lambda theta: residual(theta, still, s), (values,), (change,))[1]
-            written = jvp(lambda theta: outputs(theta, s), (values,), (change,))[1]
-            return kick, jvp(lambda kicks: residual(values, kicks, s), (still,), (written,))[1]
+        def both(q: Array, values: list[Array], still: Array, s: Array) -> tuple[Any, Any]:
+            whole, kicks = vjp(lambda theta, kicks: residual(theta, kicks, s), values, still)[1](q)
+            (by_sites,) = vjp(lambda theta: outputs(theta, s), values)[1](kicks)
+            return whole, by_sites
 
-        change = split(theta[0], row.values)
-        return self.traced.transforms.once(both)(row.values, change, self._no_kicks, self.state)
+        return self.traced.transforms.once(both)(q[0], self.row.values, self._no_kicks, self.state)
 
     # Weight sites
 

@@ -31,6 +31,11 @@ def each_step(
     return _each_step(step, model, rows.swapaxes(0, 1), before.swapaxes(0, 1), jnp.asarray(count))
 
 
+def times_at_once(before: jax.Array) -> int:
+    """All: one program."""
+    return before.shape[1]
+
+
 @eqx.filter_jit
 def _each_step(step: Any, model: Any, rows: jax.Array, before: jax.Array, count: jax.Array) -> jax.Array:
     of_trials = jax.vmap(lambda row, z: step(model, row, z))

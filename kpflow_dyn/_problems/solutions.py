@@ -108,7 +108,8 @@ def times_within(t: Any, low: float, high: float) -> np.ndarray:
 def check_states(traced: Array, state: Array, tolerance: float = 0.0) -> None:
     """Raise when the traced step does not give the solved states, to round-off or to a tolerance above it."""
     tolerance, (traced, state) = max(tolerance, 1e3 * eps_of(state)), map(to_numpy, (traced, state))
-    error = abs(traced - state).max((0, 2)) / max(abs(state).max(), np.finfo(state.dtype).tiny)
+    apart, size = traced - state, max(state.max(), -state.min(), np.finfo(state.dtype).tiny)
+    error = np.maximum(apart.max((0, 2)), -apart.min((0, 2))) / size
     if not error.max() <= tolerance:
         raise ValueError(
             f"the traced step differs from the solved states by {error.max():.1e} of their size (step "

@@ -7,6 +7,7 @@ the same maps are taken from autograd itself.
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,19 @@ import numpy as np
 from kpflow_dyn._arrays import Array, array_namespace, eps_of
 from kpflow_dyn._flows.referee import (
     LESS_PRECISE,
+    Answer,
     Derivative,
     Mismatch,
+    Probe,
+    answer_of,
     ask,
     check_any,
     compare,
     departure,
+    drawn,
     in_words,
     sizes_of,
+    with_derivative,
 )
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._recurrence.autodiff import AutodiffTangent
@@ -49,11 +55,12 @@ def tangent_of(
         alone: whether each step is asked for by itself alone, without those after it.
         from_start: whether the derivative in the states before the first step is asked for.
     """
-    apart = model.derivative(lambda call, z: solving.each_step(step, call, _copied(rows), z), before)
-    check_finite(apart.value, "the state")
-    check(apart.value, LESS_PRECISE * apart.rounding)
+    own = _OwnSteps(model, solving, step, rows, before)
+    answer, sizes = own.answer(), sizes_of(model.parameters)
+    check_finite(answer.value, "the state")
+    check(answer.value, LESS_PRECISE * answer.rounding)
     try:
-        answer, sizes = ask(apart), sizes_of(model.parameters)
+        with_derivative(answer)
     except ValueError:
         if not from_start:
             with suppress(ValueError):
@@ -70,8 +77,8 @@ def tangent_of(
     except Exception as error:  # whatever stops a trace, autograd answers
         reason = error
     assert reason is not None
-    untraced = in_words(reason, model.causes(apart), model.decided)
-    return _by_autograd(model, solving, step, rows, before, apart, untraced, alone)
+    untraced = in_words(reason, model.causes(own.whole), model.decided)
+    return _by_autograd(model, solving, step, rows, before, own.whole, untraced, alone)
 
 
 def _by_autograd(
@@ -101,6 +108,54 @@ def _after_start(model: Any, solving: Any, step: Step, rows: Array, before: Arra
     ask(apart)
     untraced = "the derivative of the first step in z0 holds NaN or inf"
     return _by_autograd(model, solving, step, rows, before, apart, untraced)
+
+
+@dataclass(frozen=True)
+class _OwnSteps:
+    """The model's own steps, each by itself, as autograd differentiates them: some at once, as its graphs hold much."""
+
+    model: Any
+    solving: Any
+    step: Step
+    rows: Array
+    before: Array
+
+    @cached_property
+    def whole(self) -> Derivative:
+        """That of all of them."""
+        return self._derivative(slice(None))
+
+    def answer(self) -> Answer:
+        """What the referee asks for."""
+        if self._at_once >= self.before.shape[1]:
+            return answer_of(self.whole)
+        (q,) = drawn([(1, *self.before.shape)], self.before)
+        value, rounding, theta, argument = self._by_spans(q)
+        return Answer(value, Probe(q, theta, argument), lambda q: self._by_spans(q)[2:], rounding)
+
+    @cached_property
+    def _at_once(self) -> int:
+        return self.solving.times_at_once(self.before)
+
+    def _by_spans(self, q: Array) -> tuple[Array, float, Array, Array]:
+        """The states, the rounding, and what q pulls back; written in place, which a framework with spans can."""
+        xp = array_namespace(q)
+        value, argument, theta, rounding = xp.empty_like(self.before), xp.empty_like(q), 0, 0.0
+        for start in range(0, self.before.shape[1], self._at_once):
+            span = slice(start, start + self._at_once)
+            value[:, span], found, (more, argument[:, :, span]) = self._of(span, q)
+            theta, rounding = theta + more, max(rounding, found)
+        return value, rounding, theta, argument
+
+    def _of(self, span: slice, q: Array) -> tuple[Array, float, tuple[Array, Array]]:
+        """The same of some times; their graph is gone before that of the next."""
+        own = self._derivative(span)
+        return own.value, own.rounding, own.pull(q[:, :, span])
+
+    def _derivative(self, span: slice) -> Derivative:
+        rows = self.rows[:, span]
+        each_step = self.solving.each_step
+        return self.model.derivative(lambda call, z: each_step(self.step, call, _copied(rows), z), self.before[:, span])
 
 
 @dataclass(frozen=True)

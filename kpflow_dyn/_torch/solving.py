@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from kpflow_dyn._arrays import like_numpy
+from kpflow_dyn._arrays.memory import bytes_of
 from kpflow_dyn._problems.inputs import input_function
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._torch import rollout
 from kpflow_dyn._torch.checks import check_module
+
+PARTS, PART_BYTES = 8, 2**20  # of the states whose derivatives are taken at once
 
 roll_out, run = rollout.roll_out, rollout.run
 without_gradients = torch.no_grad
@@ -22,6 +25,12 @@ def each_step(
     """step(model, row, z) of rows [trial, time, ...] and the states before each of these steps."""
     found = [step(model, row, z.contiguous()) for row, z in zip(rows.unbind(1), before.unbind(1), strict=True)]
     return torch.stack(found, 1)
+
+
+def times_at_once(before: Tensor) -> int:
+    """An eighth of them, or what has some size: autograd keeps several values of each, which only then are freed."""
+    times, size = before.shape[1], bytes_of(before[:, :1].numel(), before)
+    return max(1, -(-times // PARTS), PART_BYTES // max(1, size))
 
 
 def rounded(count: int) -> int:

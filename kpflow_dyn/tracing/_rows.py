@@ -121,7 +121,7 @@ class RowFunctions:
             inner = next(part.shape[2] for part in parts if part is not None)
             ones = xp.broadcast_to(xp.ones_like(z[..., None, :1]), (*z.shape[:2], inner, 1))
             rows.append(xp.concat([ones if part is None else part for part in parts], axis=-1))
-        return xp.concat(rows, axis=2)
+        return rows[0] if len(rows) == 1 else xp.concat(rows, axis=2)
 
     def _matrices(self, uses: Sequence[Use]) -> RowFunction:
         """(x, z) -> V [matrix, inner row, d] of these uses."""
