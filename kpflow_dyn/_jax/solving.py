@@ -33,7 +33,7 @@ def each_step(
 
 
 @eqx.filter_jit
-def _each_step(step: Any, model: Any, rows: jax.Array, before: jax.Array, count: jax.Array) -> jax.Array:
+def _each_step(step: Any, model: Any, rows: jax.Array, before: jax.Array, count: Any) -> jax.Array:
     of_trials = jax.vmap(lambda row, z: step(model, row, z))
     rows, before = rows.swapaxes(0, 1), before.swapaxes(0, 1)  # [time, trial, ...]
     one = jax.eval_shape(of_trials, rows[0], before[0])
