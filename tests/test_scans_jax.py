@@ -13,8 +13,8 @@ from jax.tree_util import Partial
 from synthetic import assert_close
 
 import kpflow_dyn as kp
+from kpflow_dyn._arrays.sooner_jax import _are_known
 from kpflow_dyn._jax.associative import AssociativeScan, grouped
-from kpflow_dyn._jax.transforms import _is_known
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -145,4 +145,4 @@ def test_a_scan_whose_weights_are_in_branches_alone_stays_whole() -> None:
 
 
 def test_options_that_xla_does_not_have_are_left_out() -> None:
-    assert not _is_known("xla_of_another_version", 1)
+    assert not _are_known({"xla_of_another_version": 1})

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kpflow_dyn._arrays import finite_rows
 from kpflow_dyn._arrays.sharding import empty_row, like_numpy, placed
 from kpflow_dyn._jax.complex_parts import real_leaves
 from kpflow_dyn._jax.field import Field
@@ -59,7 +60,8 @@ class Diffrax:
         record = _integrate(problem, alg, times, options, alone)
         if reasons := _reasons(problem, alg, options, record):
             raise Failed(reasons, apart=alone)
-        stats = {"steps": int(record.accepted.max()), "rejected": int(record.rejected.max())}
+        stats = {"steps": np.asarray(record.accepted).max(), "rejected": np.asarray(record.rejected).max()}
+        stats = {name: int(count) for name, count in stats.items()}
         edges = np.append(problem.t[0], np.asarray(record.t, np.float64)[0, : stats["steps"]])
         return Solved(tableau and _accepted(problem, tableau, record), record.state, stats, edges)
 
@@ -183,7 +185,7 @@ def _reasons(
     problem: ODEProblem, solver: diffrax.AbstractSolver, options: Options, record: _Record
 ) -> dict[int, tuple[str, float]]:
     """Why and when each trial failed."""
-    finite, ends = np.asarray(jnp.isfinite(record.after).all(-1)), np.asarray(record.t)
+    finite, ends = finite_rows(record.after), np.asarray(record.t)
     taken, end = np.isfinite(ends), problem.t[-1].astype(ends.dtype)
     last = np.where(taken, ends, problem.t[0]).max(1)
     reasons = {}
@@ -205,7 +207,7 @@ def _why_stopped(solver: diffrax.AbstractSolver, options: Options, exhausted: bo
 
 def _accepted(problem: ODEProblem, tableau: Tableau, record: _Record) -> AcceptedSteps:
     """The steps that diffrax took, after one of length zero at t0 and padded at the end."""
-    count = int(record.accepted.max())
+    count = int(np.asarray(record.accepted).max())
     ends = np.asarray(record.t)[:, :count]
     ends = np.where(np.isfinite(ends), ends, ends[np.isfinite(ends)].max())
     times = np.concatenate([np.full((len(ends), 1), problem.t[0], ends.dtype), ends], 1)

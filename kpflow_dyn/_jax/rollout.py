@@ -18,7 +18,7 @@ def roll_out(problem: DiscreteProblem) -> tuple[jax.Array, jax.Array]:
     x = problem.x
     check_parameters(problem.cell, x)
     step, z0 = discrete_step(problem)
-    check_step(step, problem.cell, x[0, 0], z0[0])
+    check_step(step, problem.cell, *(jax.ShapeDtypeStruct(a.shape[n:], a.dtype) for a, n in ((x, 2), (z0, 1))))
     try:
         state = run(step, problem.cell, x, z0)
     except (ValueError, NotImplementedError) as error:
@@ -41,8 +41,8 @@ def run(step: Step, cell: Any, x: jax.Array, z0: jax.Array, kicks: jax.Array | N
     return lax.scan(over_trials, z0, by_times)[1].swapaxes(0, 1)
 
 
-def check_step(step: Step, cell: Any, x: jax.Array, z: jax.Array) -> None:
-    """Raise unless the step of one trial gives a state like z."""
+def check_step(step: Step, cell: Any, x: Any, z: Any) -> None:
+    """Raise unless the step of one trial gives a state like z; the numbers of x and z are not used."""
     try:
         out = result_of(step, cell, x, z)
     except Exception as error:

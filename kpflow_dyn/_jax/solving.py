@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from kpflow_dyn._jax import rollout
@@ -28,7 +29,7 @@ def each_step(
     """step(model, row, z) of the rows [trial, time, ...] and the states before them; of the first ones, then zeros."""
     if count is None:
         return jax.vmap(jax.vmap(lambda row, z: step(model, row, z)))(rows, before)
-    return _each_step(step, model, rows.swapaxes(0, 1), before.swapaxes(0, 1), jnp.asarray(count))
+    return _each_step(step, model, rows, before, np.asarray(count))
 
 
 def times_at_once(before: jax.Array) -> int:
@@ -37,8 +38,9 @@ def times_at_once(before: jax.Array) -> int:
 
 
 @eqx.filter_jit
-def _each_step(step: Any, model: Any, rows: jax.Array, before: jax.Array, count: jax.Array) -> jax.Array:
+def _each_step(step: Any, model: Any, rows: jax.Array, before: jax.Array, count: Any) -> jax.Array:
     of_trials = jax.vmap(lambda row, z: step(model, row, z))
+    rows, before = rows.swapaxes(0, 1), before.swapaxes(0, 1)  # [time, trial, ...]
     one = jax.eval_shape(of_trials, rows[0], before[0])
 
     def body(n: jax.Array, found: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, take_at, taken, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, side_by_side, take_at, taken, to_numpy
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import ODEProblem
@@ -31,7 +31,7 @@ def check_replay(problem: ODEProblem, steps: AcceptedSteps) -> None:
     """Raise unless each step of an explicit method gives once more the state that the solver found."""
     if steps.stages is None:
         for places in _all_places(steps):
-            _increments(problem, steps, places)
+            _compared(problem, steps.take(_filled(problem, places)), places.shape[1])
 
 
 def _all_places(steps: AcceptedSteps) -> Iterator[np.ndarray]:
@@ -74,17 +74,27 @@ def _in_parts(values: np.ndarray, steps: AcceptedSteps) -> Iterator[np.ndarray]:
 
 def _increments(problem: ODEProblem, steps: AcceptedSteps, places: np.ndarray) -> Array:
     """h k of the steps at places [trial, n], which are checked; the last one is repeated where there is room."""
-    count = places.shape[1]
-    filled = np.minimum(np.arange(problem.backend.solving.rounded(count)), count - 1)
-    taken = steps.take(places[:, filled])
+    taken = steps.take(_filled(problem, places))
     if taken.stages is not None:
         return like_numpy(taken.dt[..., None, None], taken.stages) * taken.stages
-    step = _step(problem, steps.tableau, with_stages=True)
+    found = _compared(problem, taken, places.shape[1])[..., 2:]
+    return found.reshape((*taken.dt.shape, -1, problem.z0.shape[1]))
+
+
+def _filled(problem: ODEProblem, places: np.ndarray) -> np.ndarray:
+    """Places [trial, n], the last one repeated."""
+    count = places.shape[1]
+    return places[:, np.minimum(np.arange(problem.backend.solving.rounded(count)), count - 1)]
+
+
+def _compared(problem: ODEProblem, taken: AcceptedSteps, count: int) -> Array:
+    """`_Compared` of these steps, of which this number count and are checked."""
+    step = _step(problem, taken.tableau, with_stages=True)
     rows = step.rows(problem, taken.dt, taken.stage_times, taken.before)
-    states = array_namespace(rows).concat([taken.before, taken.after], axis=-1)
+    states = side_by_side([taken.before, taken.after], axes=2)
     found = problem.backend.solving.each_step(_Compared(step), problem.f, rows, states, count)
-    check_same(to_numpy(found[..., :2]), taken.t)
-    return found[..., 2:].reshape((*taken.dt.shape, -1, step.units))
+    check_same(to_numpy(found)[..., :2], taken.t)
+    return found
 
 
 def _step(problem: ODEProblem, tableau: Tableau, with_stages: bool) -> RungeKuttaStep:
