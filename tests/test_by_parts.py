@@ -43,6 +43,20 @@ class Ring(torch.nn.Module):
         return torch.tanh(self.a * h + self.a.roll(1) * h.roll(1, -1) + self.b(x))
 
 
+class Dale(torch.nn.Module):
+    """Its units excite or inhibit, each with a time constant of its own."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.hidden_size = units
+        self.w, self.a = torch.nn.Parameter(torch.randn(units, units)), torch.nn.Parameter(torch.rand(units))
+        self.register_buffer("sign", torch.tensor([1.0, -1.0]).repeat(units)[:units].double())
+        self.b = torch.nn.Linear(INPUTS, units)
+
+    def forward(self, x, h):
+        return (1 - self.a) * h + self.a * torch.tanh(h @ (self.w.abs() * self.sign).T + self.b(x))
+
+
 CELLS = {
     "rnn": (lambda: torch_flow(torch.nn.RNNCell(INPUTS, 6)), 6),
     "gru": (lambda: torch_flow(torch.nn.GRUCell(INPUTS, 6)), 6),
@@ -50,6 +64,7 @@ CELLS = {
     "some parameters": (lambda: torch_flow(torch.nn.GRUCell(INPUTS, 6), params=["weight_hh"]), 6),
     "two layers": (lambda: torch_flow(torch.nn.GRU(INPUTS, 6, 2, batch_first=True)), None),
     "shared weights": (lambda: torch_flow(Ring(6)), None),
+    "computed weights": (lambda: torch_flow(Dale(6)), 6),
     "jax gru": (lambda: jax_flow(eqx.nn.GRUCell(INPUTS, 6, key=jax.random.key(0))), 6),
     "jax lstm": (lambda: jax_flow(eqx.nn.LSTMCell(INPUTS, 6, key=jax.random.key(0))), 6),
 }
@@ -143,7 +158,34 @@ def matrices(parts, size, spectrum, rng):
 
 
 def bases(matrix, parts, seed):
-    return Bases(Counted(lambda rows: rows @ matrix), parts, Random(seed), np.zeros(1))
+    return Bases(Counted(lambda rows: rows @ matrix), parts, Random(seed), np.zeros(1), room=1000)
+
+
+def test_more_pairs_than_the_rank():
+    """Two of the units fire: behind their values zeros follow, not copies of them."""
+    cell = torch.nn.RNNCell(INPUTS, 24, nonlinearity="relu")
+    with torch.no_grad():
+        cell.bias_ih[2:] = -100.0
+        cell.weight_hh.zero_()
+        cell.weight_ih[:2].abs_()
+    for dtype, tol in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        problem = kp.DiscreteProblem(cell.to(dtype), torch.ones(TRIALS, 1, INPUTS, dtype=dtype))
+        K = kp.linearize(kp.solve(problem)).K
+        found = kp.eigs(K, 5, BlockLanczos(tol=tol, dense=1))
+        values = to_numpy(found.values)
+        assert np.allclose(values, np.linalg.eigvalsh(dense(K))[::-1][:5], atol=1e-5 * values[0])
+        rows = to_numpy(found.vectors).reshape(5, -1)
+        assert np.allclose(rows @ rows.T, np.eye(5), atol=1e-5)
+
+
+def test_a_value_that_a_slow_part_hides():
+    """Parts of rank one are done at once, while the largest value is that of another, beside a bulk of its own."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        bulk = np.concatenate([[1.5], np.linspace(0, 0.6, 199)])
+        matrix, parts = matrices(6, 200, lambda i, b=bulk: b if i == 2 else np.eye(200)[0], rng)
+        found = leading_of(bases(matrix, parts, seed), 1, 1e-8, 1000)
+        assert found.values[0] == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3, 5])
@@ -154,7 +196,7 @@ def test_copies_within_a_part(copies):
         return np.where(np.arange(30) < copies, 1.1, decay) if i == 3 else decay * (1 + 0.01 * i)
 
     matrix, parts = matrices(8, 30, spectrum, np.random.default_rng(0))
-    found = leading_of(bases(matrix, parts, 0), 6, 1e-7)
+    found = leading_of(bases(matrix, parts, 0), 6, 1e-7, 1000)
     assert np.allclose(found.values, np.linalg.eigvalsh(matrix)[::-1][:6], atol=1e-6)
 
 
@@ -164,7 +206,7 @@ def test_moments_cover_the_truth():
     truth = np.array([np.trace(matrix), np.linalg.norm(matrix), np.trace(matrix) ** 2 / np.sum(matrix**2)])
     inside, relative = [], []
     for seed in range(200):
-        found = MomentsOfParts(bases(matrix, parts, seed))(16)
+        found = MomentsOfParts(bases(matrix, parts, seed), only_trace=False)(16)
         each = (found.trace, found.norm, found.effective_rank)
         inside.append([abs(e.value - t) < 1.96 * e.stderr for e, t in zip(each, truth, strict=True)])
         relative.append([(e.value - t) / t for e, t in zip(each, truth, strict=True)])
@@ -172,10 +214,20 @@ def test_moments_cover_the_truth():
     assert (abs(np.mean(relative, 0)) < 4 * np.std(relative, 0) / 200**0.5 + 1e-4).all()
 
 
+def test_bars_fall_as_fast_as_the_rest():
+    """To ten times less takes few applications more, not a hundred times as many."""
+    K = torch_flow(torch.nn.RNN(INPUTS, 64, batch_first=True)).K
+    coarse, fine = (kp.effective_rank(K, rtol=rtol) for rtol in (1e-2, 1e-6))
+    assert fine.applications <= 8 * coarse.applications
+    assert fine.value == pytest.approx(np.trace(dense(K)) ** 2 / np.sum(dense(K) ** 2), rel=4e-6)
+    trace = kp.trace(K, rtol=1e-6)
+    assert trace.value == pytest.approx(np.trace(dense(K)), rel=4e-6)
+
+
 def test_moments_of_what_the_bases_hold_are_exact():
     matrix, parts = matrices(
         5, 40, lambda i: np.where(np.arange(40) < 6, 1.0 + i + np.arange(40), 0.0), np.random.default_rng(2)
     )
-    found = MomentsOfParts(bases(matrix, parts, 0))(24)
+    found = MomentsOfParts(bases(matrix, parts, 0), only_trace=False)(24)
     assert found.trace.value == pytest.approx(np.trace(matrix), rel=1e-10)
     assert found.norm.value == pytest.approx(np.linalg.norm(matrix), rel=1e-10)

@@ -19,6 +19,7 @@ from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._flows.truncation import Truncation, truncation
 from kpflow_dyn._problems.choice import Choice, as_masks, choose
 from kpflow_dyn._problems.solutions import ODESolution, Solution
+from kpflow_dyn._spaces.direct_sums import unit_by_unit
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 
 Draw = Callable[[str, Array], Array]  # of a matrix by name: the one that stands in its place in the backward sweep
@@ -369,9 +370,10 @@ def _with_steps(flow: AnyFlow, change: Callable[[RecurrentFlow], RecurrentFlow])
 def _through(flow: AnyFlow, blocks: Sequence[Block]) -> AnyFlow:
     """The flow with R behind the factors of its operators."""
     R, ntk = block_diagonal(blocks, flow.ntk.factor.domain), flow.ntk
+    kick = flow.K.factor @ R
     return dataclasses.replace(
         flow,
-        K=GramOperator(flow.K.factor @ R),
+        K=GramOperator(kick, direct_sum=lambda: unit_by_unit(kick)),
         core=CoreOperator(flow.core.factor @ R, seen_through(blocks, flow.core.sites), flow.core.untraced),
         ntk=GramOperator(ntk.factor @ R, None, None if ntk.apart is None else for_each_trial(ntk.apart, R)),
         R=R if flow.R is None else flow.R @ R,

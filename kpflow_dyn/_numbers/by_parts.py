@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, device, to_numpy
+from kpflow_dyn._arrays import Array, Random
 from kpflow_dyn._arrays.dots import row_dots, row_norms
 from kpflow_dyn._arrays.memory import budget, bytes_of
 from kpflow_dyn._spaces.operators import GramOperator, Operator
@@ -12,11 +12,12 @@ from kpflow_dyn.solvers import BlockLanczos, Eigenpairs, EigenSolver
 from kpflow_dyn.solvers._counted import Counted, Product
 from kpflow_dyn.solvers._direct_sum import Bases, Leading, leading_of
 from kpflow_dyn.solvers._lanczos import Callback
-from kpflow_dyn.solvers._orthogonalise import relative, to_like
+from kpflow_dyn.solvers._orthogonalise import concat, relative, to_like
 
-LARGE = 2**30  # bytes of a basis of so many rows, above which the parts are not taken apart
-ROWS = 24
+LARGE = 2**30  # bytes of a basis and its work at most
+LEAST_ROWS = 32  # that there is room for, or the parts are not taken apart
 TIGHTER = (0.5, 0.1, 0.02)  # of the tolerance, by the recurrence, until the true residuals are within it
+RESOLVED = 100  # times the round-off of the largest value: smaller ones are left to other roads
 
 
 def bases_of(op: Operator, rng: Random) -> Bases | None:
@@ -28,9 +29,8 @@ def bases_of(op: Operator, rng: Random) -> Bases | None:
         return None
     of_domain = op.factor.domain.size < space.size and apart.of_domain
     parts = of_domain or apart.of_rows(space.size)
-    if bytes_of(ROWS * parts.order.size, space.like) > (LARGE if left is None else min(LARGE, left)):
-        return None
-    return Bases(_operator(op, parts), parts, rng, space.like)
+    room = (LARGE if left is None else min(LARGE, left)) // bytes_of(parts.order.size, space.like)
+    return Bases(_operator(op, parts), parts, rng, space.like, room) if room >= LEAST_ROWS else None
 
 
 def pairs_by_parts(op: Operator, k: int, alg: EigenSolver, rng: Random, callback: Callback | None) -> Eigenpairs | None:
@@ -41,11 +41,11 @@ def pairs_by_parts(op: Operator, k: int, alg: EigenSolver, rng: Random, callback
     if bases is None or op.direct_sum is None:
         return None
     for tighter in TIGHTER:
-        leading = leading_of(bases, k, tighter * alg.tol)
-        found = None if leading is None else _certified(op, op.direct_sum, bases, leading, alg.tol)
-        if found is not None and callback is not None:
-            callback(found.calls, to_numpy(found.residuals))
-        if found is None or bool(found.converged.all()):
+        leading = leading_of(bases, k, tighter * alg.tol, alg.maxiter, callback)
+        if leading is None or leading.values[-1] <= RESOLVED * bases.eps * leading.values[0]:
+            return None
+        found = _certified(op, op.direct_sum, bases, leading, alg.tol)
+        if bool(found.converged.all()):
             return found
     return None
 
@@ -56,28 +56,27 @@ def _operator(op: GramOperator, parts: Parts) -> Counted:
     return Product(on_rows(op.factor), on_rows(op.factor.T))
 
 
-def _certified(op: GramOperator, apart: DirectSum, bases: Bases, leading: Leading, tol: float) -> Eigenpairs | None:
+def _certified(op: GramOperator, apart: DirectSum, bases: Bases, leading: Leading, tol: float) -> Eigenpairs:
     """Pairs of A with true residuals; those of different parts share their applications."""
     operator = bases.operator
     sheets = bases.sheets(leading)
     if isinstance(operator, Product):
         sheets = operator.forward(sheets)
     images = on_rows(op)(sheets)
-    operator.halves += 2 * len(sheets)
-    u, image = (_of_pairs(rows, leading, apart.count) for rows in (sheets, images))
-    sizes = row_norms(u)
-    if not bool((sizes > 0).all()):
-        return None
-    u, image = (rows / to_like(sizes, rows)[:, None] for rows in (u, image))
-    values = row_dots(u, image)
-    residuals = relative(row_norms(image - to_like(values, image)[:, None] * u), float(values.max()))
-    converged = residuals <= tol
-    return Eigenpairs(values, u, residuals, converged, operator.applications, operator.calls)
+    operator.halves += 2 * sheets.shape[0]
+    found = []
+    for part, sheet in zip(leading.part.tolist(), leading.sheet.tolist(), strict=True):
+        u, image = (_of_part(block[sheet : sheet + 1], part, apart.count) for block in (sheets, images))
+        size = to_like(1 / row_norms(u), u)[:, None]
+        u, image = u * size, image * size
+        value = row_dots(u, image)
+        found.append((u, value, row_norms(image - to_like(value, u)[:, None] * u)))
+    vectors, values, left = (concat(list(each)) for each in zip(*found, strict=True))
+    residuals = relative(left, float(values.max()))
+    return Eigenpairs(values, vectors, residuals, residuals <= tol, operator.applications, operator.calls)
 
 
-def _of_pairs(rows: Array, leading: Leading, count: int) -> Array:
-    """Sheets [sheet, n] -> the part of each pair alone [k, n], with zeros elsewhere."""
-    xp = array_namespace(rows)
-    own = to_like(np.arange(count) == leading.part[:, None], rows)
-    taken = xp.take(rows, xp.asarray(leading.sheet, device=device(rows)), axis=0)
-    return (taken.reshape((len(own), -1, count)) * own[:, None]).reshape(taken.shape)
+def _of_part(row: Array, part: int, count: int) -> Array:
+    """A row [1, n] with zeros at all other parts."""
+    own = to_like(np.arange(count) == part, row)
+    return (row.reshape((-1, count)) * own).reshape(row.shape)

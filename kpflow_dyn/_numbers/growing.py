@@ -35,7 +35,7 @@ def growing(op: GramOperator, rng: Random, only_trace: bool) -> MomentsOfParts |
     """What gives the moments of A from more and more applications: by parts, by trials, or as a whole."""
     bases = bases_of(op, rng)
     if bases is not None:
-        return MomentsOfParts(bases)
+        return MomentsOfParts(bases, only_trace)
     by_trials = not only_trace and TrialsApart.serves(op, MANY)
     return TrialsApart(op, rng) if by_trials else Growing(op, rng, only_trace)
 

@@ -9,9 +9,9 @@ from kpflow_dyn._flows.propagator import Propagator
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.solutions import DiscreteSolution, Solution, check_states
-from kpflow_dyn._recurrence.own_weights import unit_by_unit
 from kpflow_dyn._recurrence.roads import check_as_called, tangent_of
 from kpflow_dyn._recurrence.tangent import Tangent
+from kpflow_dyn._spaces.direct_sums import unit_by_unit
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
 
@@ -97,7 +97,7 @@ def kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
     B = on_spaces(outputs, state, tangent.enter, tangent.enter_adjoint)
     kick = on_spaces(parameter_space(tangent), state, tangent.kick, tangent.kick_adjoint)
     sites = _weight_sites(tangent, state.measure)
-    K = GramOperator(kick, direct_sum=lambda: unit_by_unit(tangent, B))
+    K = GramOperator(kick, direct_sum=lambda: unit_by_unit(kick))
     return {"sites": sites, "core": CoreOperator(V, sites, tangent.untraced), "B": B, "K": K}
 
 

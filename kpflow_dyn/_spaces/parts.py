@@ -15,6 +15,11 @@ class Parts:
     count: int
     order: np.ndarray
 
+    @property
+    def size(self) -> int:
+        """The coordinates of a part."""
+        return self.order.size // self.count
+
     @cached_property
     def back(self) -> np.ndarray:
         """Where each coordinate is in that order."""
@@ -24,12 +29,12 @@ class Parts:
         """Rows [b, n] -> [part, b, coordinate]."""
         xp = array_namespace(rows)
         found = xp.take(rows, xp.asarray(self.order, device=device(rows)), axis=1)
-        return xp.permute_dims(found.reshape((rows.shape[0], self.count, -1)), (1, 0, 2))
+        return xp.permute_dims(found.reshape((rows.shape[0], self.count, self.size)), (1, 0, 2))
 
     def join(self, blocks: Array) -> Array:
         """The inverse of `split`."""
         xp = array_namespace(blocks)
-        rows = xp.permute_dims(blocks, (1, 0, 2)).reshape((blocks.shape[1], -1))
+        rows = xp.permute_dims(blocks, (1, 0, 2)).reshape((blocks.shape[1], self.order.size))
         return xp.take(rows, xp.asarray(self.back, device=device(rows)), axis=1)
 
 

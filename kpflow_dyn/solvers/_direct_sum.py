@@ -7,31 +7,48 @@ vector of every part, so that c iterations, each of which needs a dozen applicat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, full_precision, to_numpy
 from kpflow_dyn._arrays.dots import row_dots
+from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._spaces.parts import Parts
-from kpflow_dyn.solvers._counted import Counted
+from kpflow_dyn.solvers._counted import Counted, Product
+from kpflow_dyn.solvers._krylov import SMALL_PART
 from kpflow_dyn.solvers._moments import LEAST_SAMPLES, Moments, of_samples
-from kpflow_dyn.solvers._orthogonalise import to_like
+from kpflow_dyn.solvers._orthogonalise import no_rows, to_like
 
 BLOCK = 2  # rows of each part: two find both copies of a value
-COLUMNS = 96  # rows of a basis at most
+COLUMNS = 96  # rows of a basis at most, for pairs
+WORKING = 6 * BLOCK  # rows around a basis
 CLUSTER = 2  # values closer than this many tolerances count as one
 PASSES = 3  # of orthogonalisation
+
+Report = Callable[["Bases"], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Leading:
-    """Leading Ritz pairs of the whole: the part and column of each, and its value and predicted residual."""
+    """Leading Ritz pairs of the whole.
+
+    Attributes:
+        part, column: of each pair.
+        values, residuals: of each, |A v - l v| over the largest value, by the recurrence.
+        hidden: the residual, over what it may be, of the values behind: an open part may hide a larger one.
+    """
 
     part: np.ndarray
     column: np.ndarray
     values: np.ndarray
     residuals: np.ndarray
+    hidden: float
+
+    def within(self, k: int, tol: float) -> bool:
+        """Whether there are k pairs, good to a tolerance, and none that hides."""
+        return len(self.values) == k and bool((self.residuals <= tol).all()) and self.hidden <= tol
 
     @property
     def sheet(self) -> np.ndarray:
@@ -45,11 +62,12 @@ class Bases:
     A part whose space is used up goes on with rows of zeros.
     """
 
-    def __init__(self, operator: Counted, parts: Parts, rng: Random, like: Array) -> None:
+    def __init__(self, operator: Counted, parts: Parts, rng: Random, like: Array, room: int) -> None:
         self.operator, self.parts, self.rng, self.like = operator, parts, rng, like
+        self.most = room - WORKING  # rows of the basis
         self.basis: list[Array] = []
         self.projected = np.zeros((parts.count, 0, 0))
-        self.pending, self.coupling = None, np.zeros((parts.count, 0, 0))
+        self.pending, self.coupling = parts.split(no_rows(parts.order.size, like)), np.zeros((parts.count, 0, 0))
         self.scale, self.eps = 0.0, eps_of(like)
         self.inject()
 
@@ -58,17 +76,20 @@ class Bases:
         """Rows of each part's basis."""
         return self.projected.shape[1]
 
+    @property
+    def open(self) -> bool:
+        """Whether some part has more to find."""
+        return bool((_squares(self.pending) > 0.5).any())
+
     def inject(self) -> None:
         """Further random rows of each part beside the pending ones."""
-        xp, others = array_namespace(self.like), [*self.basis, *([] if self.pending is None else [self.pending])]
         rows = self.parts.split(self.rng.normal((BLOCK, self.parts.order.size), self.like))
-        fresh, _c, _r = _orthonormal(rows, others, 1e-3)
-        self.pending = fresh if self.pending is None else xp.concat([self.pending, fresh], axis=1)
+        fresh, _c, _r = _orthonormal(rows, [*self.basis, self.pending], 1e-3)
+        self.pending = array_namespace(fresh).concat([self.pending, fresh], axis=1)
         self.coupling = np.pad(self.coupling, ((0, 0), (0, BLOCK), (0, 0)))
 
     def expand(self) -> None:
         """Apply the operator to the pending rows, and make them part of the bases."""
-        assert self.pending is not None
         active, before = self.pending, self.size
         image = self.parts.split(self.operator(self.parts.join(active)))
         squares = to_numpy(array_namespace(image).sum(image * image, axis=2))
@@ -87,10 +108,14 @@ class Bases:
         left = np.linalg.norm(self.coupling @ self.vectors, axis=1)
         real = np.concatenate([_squares(rows) for rows in self.basis], 1) > 0.5  # rows that are not zeros
         there = (self.vectors**2 * real[:, :, None]).sum(1) > 0.5
-        order = np.argsort(-np.where(there, values, -np.inf), axis=None)[: min(k, int(there.sum()))]
-        part, column = np.unravel_index(order, values.shape)
+        ranked = np.argsort(-np.where(there, values, -np.inf), axis=None)[: int(there.sum())]
+        part, column = np.unravel_index(ranked, values.shape)
         norm = max(float(np.abs(values).max()), 1e-300)
-        return Leading(part, column, values[part, column], left[part, column] / norm)
+        values, left = values[part, column] / norm, left[part, column] / norm
+        following = k + np.unique(part[k:], return_index=True)[1]  # of each part the first that is not wanted
+        behind = np.maximum(values[:k].min(initial=np.inf) - values[following], 0.0)
+        hidden = left[following] - SMALL_PART * behind / self.parts.size**0.5
+        return Leading(part[:k], column[:k], norm * values[:k], left[:k], float(hidden.max(initial=0.0)))
 
     def sheets(self, found: Leading) -> Array:
         """The Ritz vectors as rows [sheet, n], each of which holds one pair of several parts."""
@@ -103,16 +128,14 @@ class Bases:
             at += q.shape[1]
         return self.parts.join(total)
 
-    def settle(self, k: int, tol: float) -> Leading | None:
+    def settle(self, k: int, tol: float, most: int, report: Report) -> Leading | None:
         """Expand until the k largest pairs are within the tolerance by the recurrence; None where that takes long."""
-        while not self.size or not self._settled(found := self.leading(k), k, tol):
-            if self.size >= COLUMNS:
+        while not self.size or not (found := self.leading(k)).within(k, tol):
+            if self.size >= min(COLUMNS, self.most) or self.operator.calls >= most:
                 return None
             self.expand()
+            report(self)
         return found
-
-    def _settled(self, found: Leading, k: int, tol: float) -> bool:
-        return len(found.values) == k and bool((found.residuals <= tol).all())
 
     def rest(self, rows: Array) -> Array:
         """(1 - Q Q^T) of rows [b, n]."""
@@ -122,45 +145,75 @@ class Bases:
         return self.parts.join(blocks)
 
 
-def leading_of(bases: Bases, k: int, tol: float) -> Leading | None:
+def leading_of(
+    bases: Bases, k: int, tol: float, most: int, callback: Callable[[int, np.ndarray], None] | None = None
+) -> Leading | None:
     """The k largest pairs, with none missing as far as random rows tell; None where that takes long.
 
     Where as many of a part's agree as it had random rows, there may be more copies of the value: further rows are
     iterated for as long, until they change nothing.
     """
-    found, steps = bases.settle(k, tol), len(bases.basis)
+
+    def report(bases: Bases) -> None:
+        if callback is not None:
+            callback(bases.operator.calls, bases.leading(k).residuals)
+
+    found, steps = bases.settle(k, tol, most, report), len(bases.basis)
     while found is not None and _agree(found, CLUSTER * tol * found.values[0]):
         before = found.values
         bases.inject()
         for _ in range(steps):
+            if bases.size >= min(COLUMNS, bases.most):
+                return None
             bases.expand()
-        found = bases.settle(k, tol)
+        found = bases.settle(k, tol, most, report)
         if found is not None and (found.values - before <= tol * found.values[0]).all():
             return found
     return found
 
 
 class MomentsOfParts:
-    """tr A and |A|_F^2: what the bases hold of them, and probes of the rest."""
+    """tr A and |A|_F^2, or tr A alone: what the bases hold of them, and probes of the rest."""
 
     first = 2 * LEAST_SAMPLES  # the fewest samples that tell an error
 
-    def __init__(self, bases: Bases) -> None:
-        self.bases, self.samples = bases, np.zeros((2, 0))
+    def __init__(self, bases: Bases, only_trace: bool) -> None:
+        self.bases, self.only_trace = bases, only_trace
+        self.grown, self.samples = 0, np.zeros((2, 0))
 
     def __call__(self, samples: int) -> Moments:
-        """From this many applications in all; half of the first ones go to the bases."""
+        """From this many applications in all. Half of them go to the bases, which leave less and less to probes."""
         bases, operator = self.bases, self.bases.operator
-        while not self.samples.size and bases.size < min(samples - LEAST_SAMPLES, samples // 2, COLUMNS):
-            bases.expand()
-        more = max(samples - operator.applications, LEAST_SAMPLES if not self.samples.size else 0)
-        for _ in range(more):
-            x = bases.rest(bases.rng.normal((1, bases.parts.order.size), bases.like))
-            y = bases.rest(operator(x))
-            self.samples = np.hstack([self.samples, np.stack([to_numpy(row_dots(x, y)), to_numpy(row_dots(y, y))])])
+        if samples >= 2 * self.grown and bases.size < bases.most:
+            self._grow(samples)
+        halves = 1 if self.only_trace and isinstance(operator, Product) else 2
+        count = max((2 * samples - operator.halves) // halves, LEAST_SAMPLES - self.samples.shape[1])
+        step = rows_at_once(2 * bases.parts.order.size, bases.like)
+        drawn = [self._probes(min(step, count - i)) for i in range(0, count, step)]
+        self.samples = np.concatenate([self.samples, *drawn], 1)
         known = np.array([np.trace(bases.projected, axis1=1, axis2=2).sum(), (bases.projected**2).sum()])
         known[1] += 2 * (bases.coupling**2).sum()
-        return of_samples(known[:, None] + self.samples, operator.applications, "unit by unit", eps_of(bases.like))
+        found = (known[:, None] + self.samples)[: 1 if self.only_trace else 2]
+        return of_samples(found, operator.applications, "unit by unit", eps_of(bases.like))
+
+    def _grow(self, samples: int) -> None:
+        """Bases of half of the applications; probes of what smaller ones left are of no more use."""
+        bases, spent = self.bases, self.bases.operator.applications
+        target = min(samples // 2, samples - LEAST_SAMPLES - (spent - bases.size), bases.most)
+        while bases.open and bases.size + bases.pending.shape[1] <= target:
+            bases.expand()
+            self.samples = np.zeros((2, 0))
+        self.grown = samples
+
+    def _probes(self, count: int) -> np.ndarray:
+        """<x, A x> and |A x|^2 [2, probe] of random x in what the bases leave, less what they hold of the image."""
+        bases, operator = self.bases, self.bases.operator
+        x = bases.rest(bases.rng.normal((count, bases.parts.order.size), bases.like))
+        if self.only_trace and isinstance(operator, Product):
+            image = operator.forward(x)
+            return np.stack([to_numpy(row_dots(image, image))] * 2)
+        y = bases.rest(operator(x))
+        return np.stack([to_numpy(row_dots(x, y)), to_numpy(row_dots(y, y))])
 
 
 def _agree(found: Leading, width: float) -> bool:
