@@ -73,14 +73,14 @@ def converged(
     newton, of_rows = partial(_newton, transforms, field), (None, *(0,) * (1 + len(rows)))
     newton = transforms.compiled(transforms.vmap(transforms.vmap(newton, of_rows), of_rows))
     k = like_numpy(np.zeros((*times.shape, before.shape[2])), before) if guess is None else guess
-    inverses: list[Array] = []
-    for i, implicit in enumerate(np.diag(tableau.a) != 0):
+    inverses, implicit = [], implicit_stages(tableau)
+    for i in range(len(tableau.b)):
         begin, go_on = (_numbers(tableau, i, known, before) for known in (False, True))
-        if guess is None or not implicit:
+        if guess is None or i not in implicit:
             k, _ = newton(begin, k, *rows)
-        for _ in range(ITERATIONS if implicit else 0):
+        for _ in range(ITERATIONS if i in implicit else 0):
             k, _ = newton(go_on, k, *rows)
-        inverses += [newton(go_on, k, *rows)[1]] if implicit else []
+        inverses += [newton(go_on, k, *rows)[1]] if i in implicit else []
     return side_by_side([k, *inverses], axes=2)
 
 
