@@ -146,7 +146,7 @@ def report(name: str) -> None:
     step = seconds(lambda: torch.autograd.grad(net(x), list(net.parameters()), q), 5)
     solution = kp.solve(kp.StaticProblem(net, x, state=""))
     kp.linearize(solution)
-    linearize, flow = seconds(lambda: kp.linearize(solution)), kp.linearize(solution)
+    linearize, flow = seconds(lambda: kp.linearize(solution), 3), kp.linearize(solution)
     one = q.reshape(flow.ntk.domain.shape)
     eight = torch.randn(8, *one.shape)
     found, known = flow.ntk.mv(one), by_torch().reshape(one.shape)

@@ -69,7 +69,7 @@ class LinearisedSteps:
         fixed, (x, z) = self._fixed(given), (a.swapaxes(0, 1) for a in (x, z))  # [time, trial, ...]
         rows, sites = rows_at(self.analysed, fixed), self.analysed.sites
         next_state, moving = self.step.along(fixed, x, z)
-        variables = [rows.variables(site, x, z) for site in sites]
+        variables = rows.variables(sites, x, z)
         data = Data(moving, variables, self.step.everywhere(fixed), fixed, [None for _ in sites])
         return next_state.swapaxes(0, 1), rows.weights()[0], data
 

@@ -21,7 +21,7 @@ from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._torch.glue import Glue
 from kpflow_dyn._torch.plan import KickBlock, kick_blocks, plan_updates, products_of
 from kpflow_dyn._torch.program import LinearUpdate, MatrixUpdate, Range, ScatteredUpdate, reached
-from kpflow_dyn._torch.sites import SiteData, site_data
+from kpflow_dyn._torch.sites import SiteData, sites_data
 from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._steps import AnalysedStep
 
@@ -51,9 +51,8 @@ class LinearisedSteps:
         self.push, self.pull = (vmap(derivative) for derivative in derivatives)
         self.parameter_size = sum(value.numel() for value in rows.parameter_values())
         homes = [next(b for b in self.blocks if site.kicks.min() in range(b.start, b.stop)) for site in step.sites]
-        self.sites = [
-            (home.name, site_data(site, home.start, rows, x, z)) for home, site in zip(homes, step.sites, strict=True)
-        ]
+        data = sites_data(step.sites, [home.start for home in homes], rows, x, z)
+        self.sites = [(home.name, site) for home, site in zip(homes, data, strict=True)]
         self.site_kicks = rows.index(np.concatenate([site.kicks.ravel() for site in step.sites]))
         self.fresh, self.unkicked = _first_kicks(self.sites, self.blocks)
         used = torch.cat([site.entries.reshape(-1) for _, site in self.sites])

@@ -6,7 +6,7 @@ weights in a layout of its own, which `take` makes of all weights' changes [prob
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from kpflow_dyn.tracing._rows import RowFunctions
 from kpflow_dyn.tracing._sites import LookupSite, MatrixSite, OpaqueSite, ScaleSite, Site
 
 Cut = tuple[slice, slice]  # of times and of trials
+FILLED = 8
 FEW_ROWS = 16  # inner rows, as the stages of an ODE's step, whose products are taken one by one
 
 
@@ -52,40 +53,43 @@ class SiteData(Protocol):
     def gather(self, kicks: Tensor, cut: Cut, change: Tensor) -> None: ...
 
 
-def site_data(site: Site, start: int, rows: RowFunctions, x: Tensor, z: Tensor) -> SiteData:
-    """The site with its variables, evaluated on the rows x, z [time, trial, ...]."""
+def sites_data(
+    sites: Sequence[Site], starts: Sequence[int], rows: RowFunctions, x: Tensor, z: Tensor
+) -> list[SiteData]:
+    """The sites with their variables, evaluated on the rows x, z [time, trial, ...]."""
+    variables = rows.variables(sites, x, z, FILLED)
+    return [_data_of(site)(site, start, rows, V) for site, start, V in zip(sites, starts, variables, strict=True)]
+
+
+def _data_of(site: Site) -> Callable[..., SiteData]:
     if isinstance(site, MatrixSite):
-        return MatrixData(site, start, rows, x, z)
+        return MatrixData
     if isinstance(site, LookupSite):
-        return LookupData(site, start, rows, x, z)
-    return ScaleData(site, start, rows, x, z) if isinstance(site, ScaleSite) else OpaqueData(site, start, rows, x, z)
+        return LookupData
+    return ScaleData if isinstance(site, ScaleSite) else OpaqueData
 
 
 class MatrixData:
     """q = W v: V [time, trial, r, d], entries [d, m], kicks [r, m], changes [d', probe, m].
 
-    d' is d filled up with zeros to a multiple of 8, which the products like. With a basis Q [d, r], V is V Q Q^T, and
-    its coordinates V Q stand in its place.
+    d' is d filled up with zeros to a multiple of `FILLED`, which the products like. With a basis Q [d, r], V is
+    V Q Q^T, and its coordinates V Q stand in its place.
     """
 
     kind = "matrix"
     basis: Tensor | None = None
 
-    def __init__(self, site: MatrixSite, start: int, rows: RowFunctions, x: Tensor, z: Tensor) -> None:
+    def __init__(self, site: MatrixSite, start: int, rows: RowFunctions, variables: list[Tensor]) -> None:
         self.name = site.name
         self.entries, self.kicks = rows.index(site.entries), rows.index(site.kicks - start)
-        (found,) = rows.variables(site, x, z)
-        self._keep(found)
+        self.width, (self.padded,) = len(site.entries), variables
         self.columns = _as_slices(site.kicks - start)
-
-    def _keep(self, coordinates: Tensor) -> None:
-        self.width = coordinates.shape[-1]
-        self.padded = torch.nn.functional.pad(coordinates, (0, -self.width % 8))
 
     def truncated(self, basis: Tensor) -> MatrixData:
         cut = copy(self)
         cut.basis = basis
-        cut._keep(self.variables @ basis)
+        cut.width = basis.shape[1]
+        cut.padded = torch.nn.functional.pad(self.variables @ basis, (0, -cut.width % FILLED))
         return cut
 
     def no_change(self, probes: int) -> Tensor:
@@ -184,9 +188,9 @@ class ScaleData(_Listed):
 
     kind = "scale"
 
-    def __init__(self, site: ScaleSite, start: int, rows: RowFunctions, x: Tensor, z: Tensor) -> None:
+    def __init__(self, site: ScaleSite, start: int, rows: RowFunctions, variables: list[Tensor]) -> None:
         super().__init__(site, start, rows)
-        (self.variables,) = rows.variables(site, x, z)
+        (self.variables,) = variables
 
     def image(self, change: Tensor, cut: Cut) -> Tensor:
         return self.variables[cut][:, :, None] * change  # [time, trial, 1, e] * [probe, e]
@@ -200,9 +204,9 @@ class LookupData(_Listed):
 
     kind = "lookup"
 
-    def __init__(self, site: LookupSite, start: int, rows: RowFunctions, x: Tensor, z: Tensor) -> None:
+    def __init__(self, site: LookupSite, start: int, rows: RowFunctions, variables: list[Tensor]) -> None:
         super().__init__(site, start, rows)
-        (self.variables,) = rows.variables(site, x, z)
+        (self.variables,) = variables
 
     def no_change(self, probes: int) -> Tensor:
         return self.like.new_zeros(probes, 1 + len(self.entries))
@@ -225,10 +229,10 @@ class OpaqueData(_Listed):
 
     kind = "opaque"
 
-    def __init__(self, site: OpaqueSite, start: int, rows: RowFunctions, x: Tensor, z: Tensor) -> None:
+    def __init__(self, site: OpaqueSite, start: int, rows: RowFunctions, variables: list[Tensor]) -> None:
         super().__init__(site, start, rows)
         self.push, self.pull = rows.opaque(site)
-        self.data = rows.variables(site, x, z)
+        self.data = variables
 
     @property
     def variables(self) -> Tensor:

@@ -18,7 +18,7 @@ from kpflow_dyn._backend import RowFunction, Transforms
 from kpflow_dyn.tracing._dependence import FIXED, Dependence
 from kpflow_dyn.tracing._graph import Graph, Node, Role, ancestors, evaluate, run
 from kpflow_dyn.tracing._numbers import Term
-from kpflow_dyn.tracing._sites import LookupSite, MatrixSite, OpaqueSite, Site
+from kpflow_dyn.tracing._sites import LookupSite, MatrixSite, OpaqueSite, ScaleSite, Site
 from kpflow_dyn.tracing._steps import AnalysedStep
 from kpflow_dyn.tracing._uses import Use, coefficients_of_scale, elements_of_lookup, variables_of_matrix
 
@@ -92,14 +92,27 @@ class RowFunctions:
 
     # Weight sites
 
-    def variables(self, site: Site, x: Array, z: Array) -> list[Array]:
-        """A site's variables on rows x, z [time, trial, ...].
+    def variables(self, sites: Sequence[Site], x: Array, z: Array, multiple: int = 1) -> list[list[Array]]:
+        """Each site's variables on rows x, z [time, trial, ...].
 
-        Of a matrix V [time, trial, inner row, d]; of a scale its coefficients [time, trial, e]; of a lookup which
-        elements it takes [time, trial, e], counted from 1; of an opaque operation its data operands.
+        Of a matrix V [time, trial, inner row, d], d filled up with zeros to a multiple of this; of a scale its
+        coefficients [time, trial, e]; of a lookup which elements it takes [time, trial, e], counted from 1; of an
+        opaque operation its data operands.
         """
-        if isinstance(site, MatrixSite):
-            return [self._stacked(site.blocks, x, z)]
+        blocks = [block for site in sites if isinstance(site, MatrixSite) for block in site.blocks]
+        uses = list(dict.fromkeys(term.use for block in blocks for term in block if term is not None))
+        found = self.transforms.each_row(self._matrices(uses), x, z) if uses else []
+        matrices = dict(zip(uses, found, strict=True))
+
+        def of(site: Site) -> list[Array]:
+            if isinstance(site, MatrixSite):
+                return [_stacked(site.blocks, matrices, multiple)]
+            return self._listed(site, x, z)
+
+        return [*map(of, sites)]
+
+    def _listed(self, site: ScaleSite | LookupSite | OpaqueSite, x: Array, z: Array) -> list[Array]:
+        """The variables of a site that is no matrix."""
         if isinstance(site, OpaqueSite):
             return self.transforms.each_row(self.values(site.use.others), x, z)
         if isinstance(site, LookupSite):
@@ -109,19 +122,6 @@ class RowFunctions:
             return [xp.broadcast_to(xp.ones_like(z[..., :1]), (*x.shape[:2], len(site.kicks)))]
         jvp = self.transforms.jvp
         return self.transforms.each_row(self._with_data(site.use, partial(coefficients_of_scale, jvp=jvp)), x, z)
-
-    def _stacked(self, blocks: Sequence[Sequence[Term | None]], x: Array, z: Array) -> Array:
-        """V [time, trial, inner row, d] of terms side by side, block after block."""
-        uses = list(dict.fromkeys(term.use for block in blocks for term in block if term is not None))
-        found = self.transforms.each_row(self._matrices(uses), x, z) if uses else []
-        values, xp = dict(zip(uses, found, strict=True)), array_namespace(x)
-        rows = []
-        for block in blocks:
-            parts = [None if term is None else values[term.use][:, :, term.matrix] for term in block]
-            inner = next(part.shape[2] for part in parts if part is not None)
-            ones = xp.broadcast_to(xp.ones_like(z[..., None, :1]), (*z.shape[:2], inner, 1))
-            rows.append(xp.concat([ones if part is None else part for part in parts], axis=-1))
-        return rows[0] if len(rows) == 1 else xp.concat(rows, axis=2)
 
     def _matrices(self, uses: Sequence[Use]) -> RowFunction:
         """(x, z) -> V [matrix, inner row, d] of these uses."""
@@ -182,6 +182,20 @@ def fixed_values(nodes: list[Node], graph: Graph, transforms: Transforms) -> dic
         return [env[node] for node in nodes]
 
     return dict(zip(nodes, transforms.once(compute)(), strict=True))
+
+
+def _stacked(blocks: Sequence[Sequence[Term | None]], matrices: dict[Use, Array], multiple: int) -> Array:
+    """V [time, trial, inner row, d] of terms side by side, block after block; a term that is None is a one."""
+    rows = []
+    for block in blocks:
+        parts = [None if term is None else matrices[term.use][:, :, term.matrix] for term in block]
+        like = next(part for part in parts if part is not None)
+        xp = array_namespace(like)
+        ones = xp.ones_like(like[..., :1])
+        parts = [ones if part is None else part for part in parts]
+        parts += -sum(part.shape[-1] for part in parts) % multiple * [0 * ones]
+        rows.append(xp.concat(parts, axis=-1))
+    return rows[0] if len(rows) == 1 else array_namespace(rows[0]).concat(rows, axis=2)
 
 
 def _parts(value: Array | Sequence[Array]) -> Sequence[Array]:
