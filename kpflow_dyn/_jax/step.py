@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal, Var, jaxpr_as_fun
 
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._jax.sites import kicks_shape
@@ -47,6 +47,8 @@ class StepTangent:
         of_row = [False] * len(jax.tree.leaves(fixed)) + [True, True]
         self._evaluate, self._moving = jaxpr_as_fun(program), _depend_on(program, of_row)[1:]
         self._row = x, z
+        leaves = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in program.out_avals[1:]]
+        self._summed = _summed(jax.make_jaxpr(self._applied)(leaves, z, zeros).jaxpr)[: len(leaves)]
 
     def along(self, fixed: Fixed, x: jax.Array, z: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """The next states of rows x, z [time, trial, ...], and those residuals that depend on the row."""
@@ -65,19 +67,35 @@ class StepTangent:
 
     def __call__(self, residuals: Residuals, dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
         """The tangents at one time, from dz [trial, probe, unit] and kicks [trial, probe, kick] of `kick_sizes`."""
-        moving, fixed = residuals
-
-        def row(moving: list[jax.Array], dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
-            here, everywhere = iter(moving), iter(fixed)
-            leaves = [next(here) if m else next(everywhere) for m in self._moving]
-            return jax.tree.unflatten(self._tree, leaves)(dz, kicks)
-
-        return jax.vmap(jax.vmap(row, (None, 0, 0)))(moving, dz, kicks)  # over trials, then over probes
+        return self._along(self._lying(residuals, 1), dz, kicks)
 
     def transpose(self, residuals: Residuals, q: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """The same transposed: q [trial, probe, unit] -> what it is of dz and of the kicks."""
         kicks = [jax.ShapeDtypeStruct((*q.shape[:2], size), q.dtype) for size in self.kick_sizes]
-        return jax.linear_transpose(lambda dz, kicks: self(residuals, dz, kicks), q, kicks)(q)
+        lying = self._lying(residuals, 0)
+        return jax.linear_transpose(lambda dz, kicks: self._along(lying, dz, kicks), q, kicks)(q)
+
+    def _along(self, residuals: Residuals, dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
+        moving, fixed = residuals
+
+        def row(moving: list[jax.Array], dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
+            here, everywhere = iter(moving), iter(fixed)
+            return self._applied([next(here) if m else next(everywhere) for m in self._moving], dz, kicks)
+
+        return jax.vmap(jax.vmap(row, (None, 0, 0)))(moving, dz, kicks)  # over trials, then over probes
+
+    def _applied(self, leaves: list[jax.Array], dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
+        return jax.tree.unflatten(self._tree, leaves)(dz, kicks)
+
+    def _lying(self, residuals: Residuals, axis: int) -> Residuals:
+        """Matrices of which products sum over this axis as transposes of others, so that few rows times these are fast.
+
+        The others are made once, before a loop over times; the barrier keeps XLA from undoing both.
+        """
+        moving, fixed = residuals
+        axes = _choose(self._summed, [not moves for moves in self._moving])
+        turned = [lax.optimization_barrier(W.T).T if over == axis else W for W, over in zip(fixed, axes, strict=True)]
+        return moving, turned
 
     def kicks_at(self, time: jax.Array, kicks: list[jax.Array]) -> list[jax.Array]:
         """Each site's kicks [time, trial, inner, probe, m] -> those of one time, as the step takes them.
@@ -193,3 +211,15 @@ def _depend_on(program: ClosedJaxpr, those: Sequence[bool]) -> list[bool]:
         if any(isinstance(v, Var) and v in depend for v in equation.invars):
             depend.update(equation.outvars)
     return [isinstance(v, Var) and v in depend for v in program.jaxpr.outvars]
+
+
+def _summed(program: Any) -> list[int | None]:
+    """Over which axis of each matrix that goes in a product sums; None if there is no such product."""
+    found = {}
+    for equation in program.eqns:
+        if equation.primitive.name == "dot_general":
+            sums, _ = equation.params["dimension_numbers"]
+            for var, axes in zip(equation.invars, sums, strict=True):
+                if axes and not isinstance(var, Literal) and len(var.aval.shape) == 2:
+                    found[var] = axes[0]
+    return [found.get(var) for var in program.invars]
