@@ -7,6 +7,7 @@ ratio is the median over rounds of (floor / time), where the floor is the fewest
 (four products for each use of a weight) at the rate of a large matrix product in the same round.
 
 - kpflow_dyn: the fused operator `flow.ntk`, for the field `flow.nodal.ntk`, all probes in one block.
+- products: nothing but the products of such an application, of the same shapes, step by step where steps follow.
 - jvp o vjp: jit(jvp(vjp)) of the rolled-out model, probes one after another.
 - linearize: jax.linearize of the rolled-out model and its linear_transpose, compiled together.
 """
@@ -33,6 +34,9 @@ from kpflow_dyn.models.jax import MLPField
 
 TRIALS, TIMES, UNITS, INPUTS = 40, 90, 256, 3
 STEP = 0.05
+TOGETHER = 4  # probes that ride in one sweep
+ROWS = TIMES * TRIALS
+USES = {"RNN": 1, "GRU": 3, "MLP": 4}  # of UNITS x UNITS weights
 States = Callable[[eqx.Module], jax.Array]
 
 
@@ -94,6 +98,28 @@ def make(name: str) -> tuple[eqx.Module, kp.Flow, States, int]:
     return cell, *recurrent(cell, weights=1)
 
 
+def bare_products(name: str, q: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """The products alone: of J* and J each one with the weights at every step, and one with V for all times."""
+    probes, uses = min(len(q), TOGETHER), USES[name]
+    groups = 1 if name == "MLP" else uses  # whose products with the state are one
+    W, V = (jax.random.normal(jax.random.key(i), (n, UNITS)) / n**0.5 for i, n in enumerate((groups * UNITS, ROWS)))
+    start = jax.random.normal(jax.random.key(2), (TIMES, TRIALS * probes, groups * UNITS))
+    still = jnp.zeros((TRIALS * probes, UNITS)), start[0]
+
+    @jax.jit
+    def apply(W: jax.Array, V: jax.Array, kicks: jax.Array) -> tuple:
+        def sweep(_: int, carry: tuple) -> tuple:
+            kicks, states, last = carry
+            states = lax.scan(lambda _, a: (a @ W, None), states, kicks)[0]
+            change = V.T @ kicks.reshape(ROWS, -1)
+            kicks = (V @ change).reshape(kicks.shape)
+            return kicks, states, lax.scan(lambda _, a: (a[:, :UNITS] @ W.T, None), last, kicks)[0]
+
+        return lax.fori_loop(0, len(q) // probes * uses // groups, sweep, (kicks, *still))
+
+    return lambda _: apply(W, V, start)[0]
+
+
 def by_autodiff(states: States, model: eqx.Module) -> dict[str, Callable[[jax.Array], jax.Array]]:
     parameters, static = eqx.partition(model, eqx.is_inexact_array)
 
@@ -123,12 +149,15 @@ def measure(name: str, probes: int, rounds: int) -> None:
     q = jax.random.normal(jax.random.key(2), (probes, *flow.ntk.domain.shape))
     ways = {"kpflow_dyn": flow.ntk.mv, **by_autodiff(states, model)}
     expected = ways["jvp o vjp"](q)
+    bare = bare_products(name, q)
     square = jax.random.normal(jax.random.key(3), (2048, 2048))
     product = jax.jit(lambda a: a @ a)
     product(square).block_until_ready()
     for way, apply in ways.items():
         off = float(abs(apply(q) - expected).max() / abs(expected).max())
         assert off < 1e-3, f"{way} is off by {off:.1e}"
+    ways["products"] = bare
+    bare(q).block_until_ready()
     ratios: dict[str, list[float]] = {way: [] for way in ways}
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):

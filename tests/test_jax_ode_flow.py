@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 
 import diffrax
 import equinox as eqx
@@ -18,7 +20,9 @@ from synthetic import check_apart
 import kpflow_dyn as kp
 from kpflow_dyn import models
 from kpflow_dyn._jax.checks import with_parameters
+from kpflow_dyn._jax.step import _rectangles
 from kpflow_dyn._problems.inputs import inputs_at
+from kpflow_dyn.models.jax import MLPField
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -191,3 +195,21 @@ def test_inputs_are_those_of_the_field(x64: None) -> None:
 
 def test_each_trial_by_itself_has_the_blocks_of_the_ntk_within_trials(flow: kp.Flow) -> None:
     check_apart(flow.ntk)
+
+
+def test_kicks_of_stages_that_share_weights_are_never_turned() -> None:
+    """The products of a span write and read them as they lie; what is transposed are rows of one time."""
+    times, trials, probes, units, hidden = 12, 4, 3, 5, 7
+    t, z0 = np.linspace(0, 1, times), jax.random.normal(jax.random.key(1), (trials, units))
+    field = MLPField(units, hidden, key=jax.random.key(0))
+    flow = kp.linearize(kp.solve(kp.ODEProblem(field, z0, t), diffrax.Heun(), steps=t)).nodal
+    program = jax.jit(flow.ntk.mv).lower(jnp.ones((probes, *flow.ntk.domain.shape))).as_text()
+    turned = re.findall(r"stablehlo.transpose.*-> tensor<([\dx]*)x", program)
+    assert max(prod(map(int, shape.split("x"))) for shape in turned) == trials * probes * hidden
+
+
+@pytest.mark.parametrize(
+    ("ends", "parts"), [((0, 8), [(0, 2, 0, 4)]), ((2, 9), [(0, 1, 2, 2), (1, 1, 0, 4), (2, 1, 0, 1)])]
+)
+def test_kicks_side_by_side_are_whole_rows_or_parts_of_rows(ends: tuple[int, int], parts: list[tuple]) -> None:
+    assert list(_rectangles(*ends, 4)) == parts

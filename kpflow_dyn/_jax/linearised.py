@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kpflow_dyn._jax.sites import SiteMaps
+from kpflow_dyn._jax.sites import SiteMaps, side_by_side
 from kpflow_dyn._jax.step import Fixed, StepTangent, rows_at
 from kpflow_dyn.tracing._graph import Node, run
 from kpflow_dyn.tracing._rows import fixed_nodes
@@ -116,7 +116,7 @@ class LinearisedSteps:
 
     def _write(self, data: Data, theta: jax.Array) -> jax.Array:
         """V dW^T of every site, side by side [probe, trial, time, site]."""
-        return block_of(jnp.concatenate(self._kicks_of(self._changes(theta), data.variables), -1))
+        return block_of(self._values(data, theta))
 
     def _read(self, data: Data, values: jax.Array) -> jax.Array:
         return self._gradient(self._gather(self._by_site(rows_of(values)), data.variables), len(values))
@@ -131,8 +131,7 @@ class LinearisedSteps:
 
     def _step_jvp(self, data: Data, theta: jax.Array, dz: jax.Array) -> jax.Array:
         """Each step by itself, of the parameters and the state before it."""
-        values = jnp.concatenate(self._kicks_of(self._changes(theta), data.variables), -1)
-        return block_of(self._each_step(data, rows_of(dz), self._as_kicks(values)))
+        return block_of(self._each_step(data, rows_of(dz), self._as_kicks(self._values(data, theta))))
 
     def _step_vjp(self, data: Data, q: jax.Array) -> tuple[jax.Array, jax.Array]:
         dz, kicks = self._each_step_transposed(data, rows_of(q))
@@ -155,12 +154,18 @@ class LinearisedSteps:
     def _each_step_transposed(self, data: Data, q: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         return jax.vmap(lambda moving, q: self.step.transpose((moving, data.everywhere), q))(data.moving, q)
 
+    def _values(self, data: Data, theta: jax.Array) -> jax.Array:
+        """V dW^T of every site, side by side [time, trial, probe, site]."""
+        kicks = self._kicks_of(self._changes(theta), data.variables)
+        return jnp.concatenate([side_by_side(block) for block in kicks], -1)
+
     def _by_site(self, values: jax.Array) -> list[jax.Array]:
-        """Site values, side by side -> each site's."""
-        return jnp.split(values, np.cumsum([site.size for site in self.sites])[:-1], axis=-1)
+        """Site values, side by side -> the kicks of each site."""
+        parts = jnp.split(values, np.cumsum([prod(site.shape) for site in self.sites])[:-1], axis=-1)
+        return [site.as_kicks(part) for site, part in zip(self.sites, parts, strict=True)]
 
     def _as_kicks(self, values: jax.Array) -> list[jax.Array]:
-        """Site values, side by side -> the kicks of a step."""
+        """Site values, side by side -> what enters a step."""
         return jnp.split(values, np.cumsum(self.step.kick_sizes)[:-1], axis=-1)
 
     def _still(self, probes: int) -> jax.Array:

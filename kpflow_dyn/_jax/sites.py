@@ -1,18 +1,21 @@
 """Weight sites on data in JAX: how weight changes kick the step, and how kicks gather to gradients of the weights.
 
-A block of changes of a site's weights has a layout of its own, which `take` makes of changes of all weights.
+A block of changes of a site's weights has a layout of its own, which `take` makes of changes of all weights. Kicks are
+blocks [time, trial, inner, probe, m], as the products V dW^T have them, [inner, d] x [d, m] at each row; sites of other
+kinds have one inner row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kpflow_dyn.tracing._rows import RowFunctions
-from kpflow_dyn.tracing._sites import LookupSite, MatrixSite, ScaleSite, Site
+from kpflow_dyn.tracing._sites import LookupSite, MatrixSite, OpaqueSite, ScaleSite, Site
 
 Map = Callable[[jax.Array, list[jax.Array]], jax.Array]
 
@@ -20,13 +23,22 @@ Map = Callable[[jax.Array, list[jax.Array]], jax.Array]
 class SiteMaps:
     """The maps of a weight site on rows of its data, which may be cut to V Q, for orthonormal columns Q = `basis`."""
 
-    kick: Map  # (change, data of some rows) -> outputs [time, trial, probe, kick]
+    kick: Map  # (change, data of some rows) -> outputs [time, trial, inner, probe, m]
     gather: Map  # the transpose, (kicks, data) -> change
 
     def __init__(self, site: Site, rows: RowFunctions, basis: jax.Array | None) -> None:
         self._kind, self._entries, self._basis = site.kind, site.entries, basis
-        self.size = site.kicks.size
+        self.shape = kicks_shape(site)
         self.kick, self.gather = _maps(site, rows)
+
+    def no_kicks(self, times: int, trials: int, probes: int, dtype: Any) -> jax.Array:
+        """Of so many rows."""
+        inner, m = self.shape
+        return jnp.zeros((times, trials, inner, probes, m), dtype)
+
+    def as_kicks(self, values: jax.Array) -> jax.Array:
+        """Outputs side by side [time, trial, probe, kick] -> kicks."""
+        return values.reshape(*values.shape[:3], *self.shape).swapaxes(2, 3)
 
     def take(self, weights: jax.Array) -> jax.Array:
         """All weights' changes [probe, weight] -> those of this site: [d, probe, m] of a matrix, else [probe, e]."""
@@ -53,9 +65,26 @@ def _inputs(data: list[jax.Array], basis: jax.Array | None, kind: str) -> jax.Ar
     return by_trial[:, :, 0] if kind == "matrix" and by_trial.shape[2] == 1 else by_trial
 
 
+def kicks_shape(site: Site) -> tuple[int, int]:
+    """How many inner rows a site has, and outputs of each."""
+    inner, m = site.kicks.shape if isinstance(site, MatrixSite) else (1, site.kicks.size)
+    return inner, m
+
+
+def side_by_side(kicks: jax.Array) -> jax.Array:
+    """Kicks -> outputs side by side [time, trial, probe, kick]."""
+    times, trials, _, probes, _ = kicks.shape
+    return kicks.swapaxes(2, 3).reshape(times, trials, probes, -1)
+
+
 def _maps(site: Site, rows: RowFunctions) -> tuple[Map, Map]:
     if isinstance(site, MatrixSite):
         return _matrix_kick, _matrix_gather
+    kick, gather = _other_maps(site, rows)
+    return (lambda change, data: kick(change, data)[:, :, None]), (lambda kicks, data: gather(kicks[:, :, 0], data))
+
+
+def _other_maps(site: ScaleSite | LookupSite | OpaqueSite, rows: RowFunctions) -> tuple[Map, Map]:
     if isinstance(site, ScaleSite):
         return (
             lambda change, data: data[0][:, :, None] * change,
@@ -81,17 +110,10 @@ def _lookup_gather(size: int, kicks: jax.Array, data: list[jax.Array]) -> jax.Ar
 
 
 def _matrix_kick(change: jax.Array, data: list[jax.Array]) -> jax.Array:
-    """V [time, trial, inner, d] times dW^T [d, probe, m], where the outputs are inner x m."""
-    (V,) = data
-    if V.shape[2] == 1:
-        return jnp.tensordot(V[:, :, 0], change, 1)  # [time, trial, d] x [d, probe, m]
-    # [time, trial, r, probe, m] -> [time, trial, probe, r * m]
-    return jnp.tensordot(V, change, 1).swapaxes(2, 3).reshape(*V.shape[:2], change.shape[1], -1)
+    """V [time, trial, inner, d] times dW^T [d, probe, m]."""
+    return jnp.tensordot(data[0], change, 1)
 
 
 def _matrix_gather(kicks: jax.Array, data: list[jax.Array]) -> jax.Array:
-    (V,) = data
-    if V.shape[2] == 1:
-        return jnp.tensordot(V[:, :, 0], kicks, ((0, 1), (0, 1)))
-    kicks = kicks.reshape(*kicks.shape[:3], V.shape[2], -1).swapaxes(2, 3)  # [time, trial, r, probe, m]
-    return jnp.tensordot(V, kicks, ((0, 1, 2), (0, 1, 2)))
+    rows = (0, 1, 2)
+    return jnp.tensordot(data[0], kicks, (rows, rows))

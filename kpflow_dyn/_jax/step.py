@@ -1,6 +1,6 @@
 """The tangent of one JAX step: linearised once for one row, its residuals evaluated on all rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal, Var, jaxpr_as_fun
 
 from kpflow_dyn._backend import BACKENDS
+from kpflow_dyn._jax.sites import kicks_shape
 from kpflow_dyn._jax.transforms import each_row
 from kpflow_dyn.tracing._graph import Node, ancestors, run
 from kpflow_dyn.tracing._rows import RowFunctions, fixed_nodes
@@ -47,6 +48,8 @@ class StepTangent:
         of_row = [False] * len(jax.tree.leaves(fixed)) + [True, True]
         self._evaluate, self._moving = jaxpr_as_fun(program), _depend_on(program, of_row)[1:]
         self._row = x, z
+        leaves = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in program.out_avals[1:]]
+        self._summed = _summed(jax.make_jaxpr(self._applied)(leaves, z, zeros).jaxpr)[: len(leaves)]
 
     def along(self, fixed: Fixed, x: jax.Array, z: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """The next states of rows x, z [time, trial, ...], and those residuals that depend on the row."""
@@ -65,29 +68,49 @@ class StepTangent:
 
     def __call__(self, residuals: Residuals, dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
         """The tangents at one time, from dz [trial, probe, unit] and kicks [trial, probe, kick] of `kick_sizes`."""
-        moving, fixed = residuals
-
-        def row(moving: list[jax.Array], dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
-            here, everywhere = iter(moving), iter(fixed)
-            leaves = [next(here) if m else next(everywhere) for m in self._moving]
-            return jax.tree.unflatten(self._tree, leaves)(dz, kicks)
-
-        return jax.vmap(jax.vmap(row, (None, 0, 0)))(moving, dz, kicks)  # over trials, then over probes
+        return self._along(self._lying(residuals, 1), dz, kicks)
 
     def transpose(self, residuals: Residuals, q: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """The same transposed: q [trial, probe, unit] -> what it is of dz and of the kicks."""
         kicks = [jax.ShapeDtypeStruct((*q.shape[:2], size), q.dtype) for size in self.kick_sizes]
-        return jax.linear_transpose(lambda dz, kicks: self(residuals, dz, kicks), q, kicks)(q)
+        lying = self._lying(residuals, 0)
+        return jax.linear_transpose(lambda dz, kicks: self._along(lying, dz, kicks), q, kicks)(q)
+
+    def _along(self, residuals: Residuals, dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
+        moving, fixed = residuals
+
+        def row(moving: list[jax.Array], dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
+            here, everywhere = iter(moving), iter(fixed)
+            return self._applied([next(here) if m else next(everywhere) for m in self._moving], dz, kicks)
+
+        return jax.vmap(jax.vmap(row, (None, 0, 0)))(moving, dz, kicks)  # over trials, then over probes
+
+    def _applied(self, leaves: list[jax.Array], dz: jax.Array, kicks: list[jax.Array]) -> jax.Array:
+        return jax.tree.unflatten(self._tree, leaves)(dz, kicks)
+
+    def _lying(self, residuals: Residuals, axis: int) -> Residuals:
+        """Matrices of which products sum over this axis as transposes of others, so that few rows times these are fast.
+
+        The others are made once, before a loop over times; the barrier keeps XLA from undoing both.
+        """
+        moving, fixed = residuals
+        axes = _choose(self._summed, [not moves for moves in self._moving])
+        turned = [lax.optimization_barrier(W.T).T if over == axis else W for W, over in zip(fixed, axes, strict=True)]
+        return moving, turned
 
     def kicks_at(self, time: jax.Array, kicks: list[jax.Array]) -> list[jax.Array]:
-        """Each site's kicks [time, trial, probe, kick] -> those of one time, as the step takes them.
+        """Each site's kicks [time, trial, inner, probe, m] -> those of one time, as the step takes them.
 
         Each is cut out by itself: XLA on a CPU does not vectorise what takes several parts of one dynamic slice.
         """
 
         def cut(entry: _Entry) -> jax.Array:
-            _, *rows, _ = kicks[entry.site].shape
-            return lax.dynamic_slice(kicks[entry.site], (time, 0, 0, entry.start), (1, *rows, entry.length))[0]
+            block = kicks[entry.site]
+            _, trials, _, probes, _ = block.shape
+            found = lax.dynamic_slice(
+                block, (time, 0, entry.row, 0, entry.start), (1, trials, entry.rows, probes, entry.m)
+            )
+            return found[0].swapaxes(1, 2).reshape(trials, probes, -1)
 
         return [cut(entry) for entry in self._entries]
 
@@ -95,20 +118,31 @@ class StepTangent:
         """The transpose: each site's kicks, with those of the step in their place."""
         kicks = list(kicks)
         for values, entry in zip(here, self._entries, strict=True):
-            start = (time, 0, 0, entry.start)
-            kicks[entry.site] = lax.dynamic_update_slice(kicks[entry.site], values[None], start)
+            block = values.reshape(*values.shape[:2], entry.rows, entry.m).swapaxes(1, 2)[None]
+            start = (time, 0, entry.row, 0, entry.start)
+            kicks[entry.site] = lax.dynamic_update_slice(kicks[entry.site], block, start)
         return kicks
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A run of a site's kicks that enter side by side: the first, how many, at which node (if any), from where on."""
+    """Kicks of a site that enter side by side, at which node (if any) and from where on.
+
+    They are a part of one inner row, m kicks from `start` on, or some whole rows.
+    """
 
     site: int
+    row: int
+    rows: int
     start: int
-    length: int
+    m: int
     node: Node | None
     element: int
+
+    @property
+    def length(self) -> int:
+        """How many they are."""
+        return self.rows * self.m
 
 
 def rows_at(step: AnalysedStep, fixed: Fixed) -> RowFunctions:
@@ -129,10 +163,23 @@ def _entries(step: AnalysedStep, order: list[Node]) -> list[_Entry]:
     for s, site in enumerate(step.sites):
         n, e = nodes[site.kicks.ravel()], elements[site.kicks.ravel()]
         breaks = np.flatnonzero((np.diff(n) != 0) | (np.diff(e) != 1)) + 1
-        for start, stop in pairwise([0, *breaks.tolist(), len(n)]):
-            node = order[n[start]] if n[start] >= 0 else None
-            found.append(_Entry(s, start, stop - start, node, int(e[start])))
+        _, width = kicks_shape(site)
+        for ends in pairwise([0, *breaks.tolist(), len(n)]):
+            for row, rows, start, m in _rectangles(*ends, width):
+                first = row * width + start
+                node = order[n[first]] if n[first] >= 0 else None
+                found.append(_Entry(s, row, rows, start, m, node, int(e[first])))
     return found
+
+
+def _rectangles(start: int, stop: int, width: int) -> Iterator[tuple[int, int, int, int]]:
+    """A run of kicks as whole rows of this width, or as parts of rows: (row, rows, start, m)."""
+    if start % width == stop % width == 0:
+        yield start // width, (stop - start) // width, 0, width
+        return
+    ends = [start, *range((start // width + 1) * width, stop, width), stop]
+    for a, b in pairwise(ends):
+        yield a // width, 1, a % width, b - a
 
 
 def _kicked(
@@ -165,3 +212,15 @@ def _depend_on(program: ClosedJaxpr, those: Sequence[bool]) -> list[bool]:
         if any(isinstance(v, Var) and v in depend for v in equation.invars):
             depend.update(equation.outvars)
     return [isinstance(v, Var) and v in depend for v in program.jaxpr.outvars]
+
+
+def _summed(program: Any) -> list[int | None]:
+    """Over which axis of each matrix that goes in a product sums; None if there is no such product."""
+    found = {}
+    for equation in program.eqns:
+        if equation.primitive.name == "dot_general":
+            sums, _ = equation.params["dimension_numbers"]
+            for var, axes in zip(equation.invars, sums, strict=True):
+                if axes and not isinstance(var, Literal) and len(var.aval.shape) == 2:
+                    found[var] = axes[0]
+    return [found.get(var) for var in program.invars]

@@ -59,8 +59,7 @@ class Sweeps(LinearisedSteps):
                 later, found = self.step.transpose(residuals_at(data, time), later + probes.read(q, time))
                 return (later, self.step.kicks_with(found, time - times[0], kicks)), None
 
-            # [time, trial, probe, kick]
-            kicks = [jnp.zeros((len(times), *later.shape[:2], site.size), q.dtype) for site in self.sites]
+            kicks = [site.no_kicks(len(times), self.trials, probes.count, q.dtype) for site in self.sites]
             (later, kicks), _ = lax.scan(step, (later, kicks), times, reverse=True)
             return later, jax.tree.map(jnp.add, changes, gather(kicks, _during(times, data.variables)))
 
