@@ -159,6 +159,19 @@ def test_the_effective_rank_of_many_trials_stops_early_and_its_bar_covers():
     assert abs(within.value - truth) < 4 * within.stderr < 0.04 * truth
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_library_finds_the_scalars_of_several_trials(library, dtype):
+    values = np.arange(1, 101) ** -0.5
+    op = spread_over_trials(space(library, dtype, (10, 10, 2)), values)
+    found = scalars(op, 24)
+    for each, value in (
+        (found.trace, values.sum()),
+        (found.norm, (values**2).sum() ** 0.5),
+        (found.effective_rank, values.sum() ** 2 / (values**2).sum()),
+    ):
+        assert "each trial apart" in each.method and abs(each.value - value) < 4 * each.stderr < 0.1 * value
+
+
 def test_trials_are_added_up_to_groups_where_there_are_many_or_little_memory():
     op = spread_over_trials(space(shape=(60, 10, 2)), np.arange(1, 601) ** -0.5)
     seen = []

@@ -136,6 +136,23 @@ def test_two_long_rows_in_turns_find_both_copies(seed):
     np.testing.assert_allclose(found.values, np.sort(values)[::-1][:k], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_that_two_values_agree_costs_at_most_as_many_applications_as_there_are_pairs(dtype):
+    """A few steps from one row show that there is no third, as the basis knows many pairs behind the wanted ones."""
+    n, k = 40_000, 20
+    values = (np.arange(1, n + 1.0) ** -0.5).astype(dtype)
+    values[5] = values[4]
+    steps: list[int] = []
+    found = BlockLanczos(2).solve(
+        lambda rows: rows * values, n, k, like=values, callback=lambda calls, _r: steps.append(calls)
+    )
+    np.testing.assert_allclose(found.values, values[:k], rtol=0, atol=2e-6)
+    assert found.calls - steps[-1] <= k + 2, (found.calls, steps[-1])
+    values[-1] = values[4]
+    found = BlockLanczos(2).solve(lambda rows: rows * values, n, k, like=values)
+    np.testing.assert_allclose(found.values, np.sort(values)[::-1][:k], rtol=0, atol=2e-6)
+
+
 def test_agrees_with_scipy_on_an_indefinite_operator():
     values = np.linspace(-2, 1, N)
     matrix = dense_symmetric(values)

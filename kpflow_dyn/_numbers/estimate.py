@@ -2,9 +2,10 @@
 
 Each is exact (standard error 0) where that is cheap: from the core's spectrum, from a matrix, or from at most
 512 applications (CHEAP). Otherwise a method of `kpflow_dyn.solvers` estimates it, in coordinates where inner products
-are plain: XNysTrace for A = J J*, XTrace for any other A. Where the effective rank of J J* is larger than the sketch of
-XNysTrace, the trace is better found from J alone, with separate random vectors for each trial, or from J* alone; the
-sketch shows which case it is.
+are plain: XNysTrace for A = J J*, XTrace for any other A. Where J J* acts on several trials, its norm and effective
+rank come from leading directions, and the rest of them from separate random vectors for each trial (`trials_apart`).
+Where its effective rank is larger than the sketch of XNysTrace, the trace is better found from J* alone, of each trial
+where these are known; the sketch shows which case it is.
 
 For any A and B, with an orthonormal basis Q of their leading ranges and y = x - Q Q^T x,
 

@@ -121,7 +121,8 @@ def eigs(
         seed: an int, or a `Random` to continue.
         callback: called after each step with the number of calls so far and at most k leading residuals.
         which: "LA" for the algebraically largest, "SA" for the smallest, "LM" for the largest in magnitude.
-        start: vectors [b, *shape] to begin with, such as those of an earlier checkpoint; random when None.
+        start: vectors [b, *shape] to begin with, such as those of an earlier checkpoint; random when None, which takes
+            fewer applications unless the residuals of the vectors are close to the tolerance.
         deflate: vectors [d, *shape], such as pairs found before, to stay orthogonal to: the pairs are those of
             (1 - U U*) A (1 - U U*), with U an orthonormal basis of them.
 

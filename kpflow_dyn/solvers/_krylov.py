@@ -1,7 +1,5 @@
 """A block Krylov basis of a symmetric operator: it grows by applications, is cut by restarts, and gives Ritz pairs."""
 
-import numpy as np
-
 from kpflow_dyn._arrays import Array, Random, array_namespace, device, eps_of, products_in, to_numpy
 from kpflow_dyn._arrays.dots import gram, row_norms, to_double
 from kpflow_dyn.solvers._counted import Counted
@@ -17,7 +15,6 @@ from kpflow_dyn.solvers._orthogonalise import (
 )
 
 DEPENDENT = 1e-6  # start rows with a smaller part of their own are dropped
-SMALL_PART = 0.1  # of a vector's usual part in a random row; one vector in 80,000 has less in all of four rows
 
 
 class Krylov:
@@ -118,10 +115,6 @@ class Krylov:
         """Whether the k leading pairs are within the tolerance, by the recurrence."""
         return self.size >= k and bool((self.residuals()[:k] <= tol).all())
 
-    def park(self) -> None:
-        """Let all pending rows wait."""
-        self.parked = self.pending.shape[0]
-
     def aim(self, k: int, tol: Array | float, rows: int) -> None:
         """Turn the pending rows so that the last ones carry most of the open residuals of wanted pairs, and let all but
         so many wait.
@@ -135,12 +128,6 @@ class Krylov:
             left = left * is_open
             turn = ordered_eigh(left @ left.T, "SA")[1].T
             self.pending, self.coupling = combine(turn, [self.pending]), turn @ self.coupling
-
-    def unpark(self, k: int, tol: float) -> None:
-        """Take the parked rows up again when the wanted residuals cannot fall below `tol` without them."""
-        held = row_norms((self.coupling[: self.parked] @ self.rotation[:, :k]).T)
-        if bool((relative(held, self.norm) > tol).any()):
-            self.parked = 0
 
     def _append(self, rows: Array) -> None:
         """Join blocks of similar sizes, so that there are few blocks and few shapes."""
@@ -161,30 +148,6 @@ class Krylov:
         defects = concat([(to_active - to_active.T).reshape(-1), (to_basis - coupling).reshape(-1)])
         if self.scale:
             self.operator.check_symmetry(float(abs(defects).max()) / self.scale, self.eps)
-
-
-def enough(krylov: Krylov, k: int, tol: float) -> float:
-    """The residual at which the value after k wanted ones, from new random rows alone, shows that none was missed.
-
-    Let the value stand d behind the k-th. A wanted vector that was missed has a part of about n^-1/2 in a random
-    row, which iterating can only raise, and adds at least d times its part to the residual.
-    """
-    if krylov.size <= k or not krylov.norm:
-        return tol
-    last, following = (float(value) for value in krylov.wanted(krylov.values[k - 1 : k + 1]))
-    return max(tol, SMALL_PART * (last - following) / krylov.norm / krylov.pending.shape[1] ** 0.5)
-
-
-def doubtful(krylov: Krylov, k: int, width: float) -> bool:
-    """Whether as many wanted values agree as there were random rows at first, so that copies may be missing.
-
-    Rows that came later have not been iterated as long, and do not count.
-    """
-    copies = krylov.random_rows
-    if copies == 0 or copies > k:
-        return copies == 0
-    values = np.sort(to_numpy(krylov.values[:k]))
-    return bool((values[copies - 1 :] - values[: k - copies + 1] <= width * krylov.norm).any())
 
 
 def _blocks(a: Array, b: Array, c: Array, d: Array) -> Array:

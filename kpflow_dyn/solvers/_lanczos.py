@@ -11,8 +11,9 @@ from kpflow_dyn._arrays import PRECISIONS, Array, Random, Rows, products_in, to_
 from kpflow_dyn._arrays.memory import budget, bytes_of, require
 from kpflow_dyn.solvers._block import FastestBlock, block_for
 from kpflow_dyn.solvers._certify import Certificate, InPlace, OfProduct, Result
+from kpflow_dyn.solvers._copies import certain, is_one_missing, suspects
 from kpflow_dyn.solvers._counted import Counted, Product
-from kpflow_dyn.solvers._krylov import Krylov, doubtful, enough
+from kpflow_dyn.solvers._krylov import Krylov
 from kpflow_dyn.solvers._orthogonalise import Which, check_which, no_rows, orthogonal_part, rows_or_none
 from kpflow_dyn.solvers._results import Eigenpairs, Triplets
 
@@ -30,9 +31,10 @@ class BlockLanczos:
     From start rows Q_1 the basis grows by A Q_j = H Q + R Q_{j+1} (A acts on rows); the eigenpairs of the small
     matrix H = Q A Q^T, solved in float64, give Ritz pairs. A full basis is cut to the k + max(block, k/4) leading
     Ritz vectors. Residuals cannot show that a copy of a repeated eigenvalue is missing: c random start rows find at
-    most c copies. So when c of the wanted pairs agree to twice the tolerance, further random rows are iterated beside
-    them, until these improve a wanted pair, and all goes on with it, or have converged to a value behind the wanted
-    ones. Where `maxiter` ends this, a warning says that copies may be missing.
+    most c copies. So when c of the wanted pairs agree to twice the tolerance, a few steps from a random row show
+    whether there are more, the fewer the more pairs are known behind these. If so, random rows are iterated beside the
+    others until they improve a wanted pair, and all goes on with it. Where `maxiter` ends this, a warning says that
+    copies may be missing.
 
     Args:
         block: rows in a call of the operator. Small blocks need fewest applications, large ones fewest calls: about
@@ -232,9 +234,8 @@ class _Run(Generic[Result]):
         before, tol = math.inf, self.alg.tol
         while True:
             self.converge(tol)
-            missed = True
-            while missed and doubtful(krylov, k, CLUSTER * self.alg.tol):
-                missed = self.misses()
+            while self.misses():
+                self.search()
                 self.converge(tol)
             krylov.restart(self.keep)  # the basis has served: its vectors make room for results
             found, again = certificate.claimed(krylov, k), None
@@ -268,26 +269,29 @@ class _Run(Generic[Result]):
         self.krylov.expand()
 
     def misses(self) -> bool:
-        """Whether random rows, orthogonal to all that is known, improve a wanted pair before they have converged.
+        """Whether a random row shows that a copy of an eigenvalue is missing.
 
-        The basis is cut to the wanted pairs first: a value behind them that converged long ago says nothing of the new
-        rows.
+        The basis is cut to the pairs that are certain.
         """
+        krylov, k, tol = self.krylov, self.k, self.alg.tol
+        least = krylov.wanted(float(krylov.values[k - 1])) + tol * krylov.norm
+        found = suspects(krylov, k, least, CLUSTER * tol * krylov.norm)
+        if not found.size:
+            return False
+        krylov.restart(certain(krylov, k, float(krylov.wanted(found).min())))
+        missed = is_one_missing(krylov, found, least, self.alg.maxiter)
+        self.certificate.incomplete |= missed is None
+        return bool(missed)
+
+    def search(self) -> None:
+        """Random rows, until they improve a wanted pair."""
         krylov, k, tol = self.krylov, self.k, self.alg.tol
         krylov.restart(k)
         known = krylov.values
-        krylov.park()
+        krylov.parked = 0
         krylov.inject(TEST_ROWS)
-        while krylov.active and not _better(krylov, known, tol):
-            needed = enough(krylov, k, tol)
-            if krylov.converged(k + 1, needed):
-                break
-            if krylov.operator.calls >= self.alg.maxiter:
-                self.certificate.incomplete = True
-                return False
-            krylov.unpark(k + 1, 0.9 * needed)
+        while krylov.active and not _better(krylov, known, tol) and krylov.operator.calls < self.alg.maxiter:
             self.step(self.halfway)
-        return _better(krylov, known, tol)
 
 
 def _better(krylov: Krylov, known: Array, tol: float) -> bool:
