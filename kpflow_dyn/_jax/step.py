@@ -49,7 +49,8 @@ class StepTangent:
         self._evaluate, self._moving = jaxpr_as_fun(program), _depend_on(program, of_row)[1:]
         self._row = x, z
         leaves = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in program.out_avals[1:]]
-        self._summed = _summed(jax.make_jaxpr(self._applied)(leaves, z, zeros).jaxpr)[: len(leaves)]
+        kicks = [jax.ShapeDtypeStruct((size,), z.dtype) for size in self.kick_sizes]
+        self._summed = _summed(jax.make_jaxpr(self._applied)(leaves, z, kicks).jaxpr)[: len(leaves)]
 
     def along(self, fixed: Fixed, x: jax.Array, z: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """The next states of rows x, z [time, trial, ...], and those residuals that depend on the row."""

@@ -17,7 +17,6 @@ from kpflow_dyn._arrays.dots import row_dots
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._spaces.parts import Parts
 from kpflow_dyn.solvers._counted import Counted, Product
-from kpflow_dyn.solvers._krylov import SMALL_PART
 from kpflow_dyn.solvers._moments import LEAST_SAMPLES, Moments, of_samples
 from kpflow_dyn.solvers._orthogonalise import no_rows, to_like
 
@@ -26,6 +25,7 @@ COLUMNS = 96  # rows of a basis at most, for pairs
 WORKING = 6 * BLOCK  # rows around a basis
 CLUSTER = 2  # values closer than this many tolerances count as one
 PASSES = 3  # of orthogonalisation
+SMALL_PART = 0.1  # of a vector's usual part in a random row; one in 100 has less in both rows of a part
 
 Report = Callable[["Bases"], None]
 
