@@ -92,7 +92,7 @@ def analyze(
     flow: Flow,
     *,
     k: int = 8,
-    samples: int = 60,
+    samples: int = 40,
     seed: int = 0,
     task: TaskData | None = None,
     readout: Any = None,

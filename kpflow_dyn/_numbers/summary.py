@@ -38,7 +38,7 @@ from kpflow_dyn.solvers._orthogonalise import project_out, to_like
 KERNELS = {"temporal": "time", "spatial": "unit", "trial": "trial"}
 """The partial traces of the NTK of a model with time by name, and the axis that each keeps."""
 
-SAMPLES, LEAST_SAMPLES = 60, 40
+SAMPLES = LEAST_SAMPLES = 40
 RTOL = 0.01  # of the scalars of operators without a sweep
 EXACT_BYTES = 2**30  # of all eigenpairs, up to which they are found instead of estimates
 TINY = 1e-150
