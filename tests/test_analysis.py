@@ -44,7 +44,7 @@ def small(small_flow: kp.Flow) -> xr.Dataset:
 
 @pytest.fixture(scope="module")
 def large(large_flow: kp.Flow) -> xr.Dataset:
-    return analyze(large_flow, k=3, seed=5)
+    return analyze(large_flow, k=3, seed=5, samples=60)
 
 
 def rank_of(matrix: np.ndarray) -> float:

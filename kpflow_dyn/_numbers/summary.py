@@ -267,14 +267,15 @@ class _Pass:
 
     def moments(self, name: str, op: GramOperator) -> Moments:
         """tr and |.|_F^2 of an operator that needs no sweep, exact where that is cheap."""
-        known = isinstance(op, CoreOperator) and op.spectrum() is not None
-        cheap = known or min(op.domain.size, op.factor.domain.size) <= CHEAP
-        watched = (
-            op
-            if known
-            else self.watched(f"trace, norm and effective rank of {name}", op, None if cheap else self.samples)
-        )
-        return moments_of(watched, None, self.rng) if cheap else self.to_one_percent(watched)
+        if isinstance(op, CoreOperator) and op.spectrum() is not None:
+            return moments_of(op, None, self.rng)
+        cheap = min(op.domain.size, op.factor.domain.size) <= CHEAP
+        stage = f"trace, norm and effective rank of {name}"
+        watched = self.watched(stage, op, None if cheap else self.samples)
+        found = moments_of(watched, None, self.rng) if cheap else self.to_one_percent(watched)
+        done = self.halves[stage] // 2  # fewer than at most
+        self.progress(stage, done, None if cheap else done)
+        return found
 
     def to_one_percent(self, op: GramOperator) -> Moments:
         """tr and |.|_F^2 from as few samples as show all their scalars to 1%, or from all."""
