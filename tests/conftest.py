@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
+
+MANY_MAPS = 20_000  # of the 65,530 that there may be
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many test processes as cores
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the tests compile far more than they compute
@@ -25,6 +28,22 @@ def seeded() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Forget what was compiled before a process has more pieces of memory than Linux allows, of which XLA takes many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MANY_MAPS:
+        import equinox
+        import jax
+
+        from kpflow_dyn._jax.programs import PROGRAMS
+
+        PROGRAMS.forget()
+        jax.clear_caches()
+        equinox.clear_caches()
 
 
 @pytest.fixture(scope="module")
