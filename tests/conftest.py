@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-MANY_MAPS = 20_000  # of the 65,530 that there may be
+MANY_MAPS = 20_000  # pieces of memory, of 65,530 that there may be; XLA takes several for a program
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many test processes as cores
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the tests compile far more than they compute
@@ -32,7 +32,7 @@ def seeded() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs() -> Iterator[None]:
-    """Forget what was compiled before a process has more pieces of memory than Linux allows, of which XLA takes many."""
+    """Forget what was compiled before a process has more pieces of memory than Linux allows."""
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > MANY_MAPS:
