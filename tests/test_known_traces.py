@@ -151,3 +151,19 @@ def test_an_analysis_is_kept_with_its_trace(monkeypatch: pytest.MonkeyPatch) -> 
     for choice in (None, "bias_hh", None, "bias_hh"):
         kp.linearize(solution, params=choice)
     assert len(made) == 4
+
+
+def test_analyses_that_are_kept_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the last choices of what learns; none of many weights."""
+    TRACES.forget()
+    solution = kp.solve(kp.DiscreteProblem(nn.GRUCell(3, 4), torch.randn(2, 5, 3)))
+    names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+    for choice in [*names, *([a, b] for a in names for b in names if a < b)]:
+        kp.linearize(solution, params=choice)
+    (kept,) = TRACES._traces.values()
+    assert len(kept.analyses) == kept_traces.CHOICES
+    monkeypatch.setattr(kept_traces, "LARGE", 10)
+    TRACES.forget()
+    kp.linearize(solution)
+    (kept,) = TRACES._traces.values()
+    assert not kept.analyses

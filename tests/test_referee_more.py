@@ -527,3 +527,47 @@ def test_a_network_that_autograd_knows_no_way_through_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"have no derivative.*numpy.*straight-through"):
         kp.linearize(kp.solve(kp.StaticProblem(Outside(), torch.randn(2, 3), state="")))
+
+
+class Remembers(Base):
+    """Its gradient, but not its value, hangs on the state two steps before."""
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        h, self.last = getattr(self, "last", z), z
+        h = z if h.shape != z.shape else h
+        return torch.tanh(self.w(z) + self.i(x) + 0.3 * (h - h.detach()))
+
+
+@pytest.mark.filterwarnings("ignore::kpflow_dyn._linearize.UntracedWarning")
+def test_a_gradient_two_steps_back_is_seen_where_few_steps_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kpflow_dyn._torch.solving.PART_BYTES", 1)
+    cell, x = Remembers().double(), torch.randn(2, 9, INPUTS).double()
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x)))
+    z, states = torch.zeros(2, UNITS).double(), []
+    cell.__dict__.pop("last", None)
+    for t in range(9):
+        states.append(z := cell(x[:, t], z))
+    q = torch.randn(2, 9, UNITS).double()
+    parameters = list(cell.parameters())
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(torch.stack(states, 1), parameters, q)])
+    assert flow.untraced
+    torch.testing.assert_close(flow.J.T.mv(q), gradient)
+
+
+class Hypot(nn.Module):
+    """Detached, and without a number for a derivative where x is 0; in a parameter that is not the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.g, self.b = nn.Linear(4, 4), nn.ParameterList([torch.zeros(4)]), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(x)) / (1 + torch.hypot(self.g[0], x)).detach())
+
+
+@pytest.mark.filterwarnings("ignore::kpflow_dyn._linearize.UntracedWarning")
+def test_what_is_no_number_at_a_site_is_seen_at_any_parameter() -> None:
+    x = torch.randn(3, 4)
+    x[0, 0] = 0
+    flow = kp.linearize(kp.solve(kp.StaticProblem(Hypot(), x, state="")))
+    assert flow.core.dense().isfinite().all()

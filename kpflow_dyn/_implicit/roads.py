@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from kpflow_dyn._arrays import Array, array_namespace, to_numpy
 from kpflow_dyn._arrays.complex_numbers import by_name, vector_of
 from kpflow_dyn._backend import Values
@@ -160,7 +162,8 @@ def _check_sites(found: Traced, rounding: float) -> None:
         raise Mismatch("no weight meets data in it")
     (q,) = drawn([(1, *found.state.shape)], found.state)
     whole, by_sites = ([*map(to_numpy, part)] for part in found.through_sites(q))
-    error, size = max(largest_of(a - b) for a, b in zip(whole, by_sites, strict=True)), max(map(largest_of, whole))
+    errors = [largest_of(a - b) for a, b in zip(whole, by_sites, strict=True)]
+    error, size = np.max(errors), max(map(largest_of, whole))  # NaN where one of the errors is
     if not error <= tolerance_of(whole[0], rounding) * max(size, 1e-300):
         raise Mismatch(f"its weight sites give {error / max(size, 1e-300):.1e} less than all of its gradient")
 

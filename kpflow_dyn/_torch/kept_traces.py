@@ -25,6 +25,8 @@ from kpflow_dyn.tracing._rules import RULES
 from kpflow_dyn.tracing._steps import AnalysedStep, analyse
 
 MOST = 64
+CHOICES = 4  # of what learns, for which the analysis of a trace is kept
+LARGE = 2**22  # weights, of which an analysis holds several numbers each: that of more is made anew
 PLAIN = (int, float, complex, str, bytes, bool, type(None), type, types.BuiltinFunctionType)
 
 
@@ -65,8 +67,13 @@ class KeptTrace:
         found = self.analyses.get(learnable)
         if found is None or not found.fits(graph):
             found = Analysis.of(graph, learnable)
-            if graph.nodes is self.outline.nodes:  # those of complex values are made anew each time
+            weights = sum(site.entries.size for site in found.step.sites)
+            if (
+                graph.nodes is self.outline.nodes and weights <= LARGE
+            ):  # those of complex values are made anew each time
                 self.analyses[learnable] = found
+                for choice in list(self.analyses)[:-CHOICES]:
+                    self.analyses.pop(choice, None)
         return found.at(graph), found.glue
 
 

@@ -28,9 +28,12 @@ def each_step(
 
 
 def times_at_once(before: Tensor) -> int:
-    """An eighth of them, or what has some size: autograd keeps several values of each, which only then are freed."""
+    """An eighth of them, or what has some size: autograd keeps several values of each, which only then are freed.
+
+    Two at least, so that a step is seen that reaches back further than to the state before it.
+    """
     times, size = before.shape[1], bytes_of(before[:, :1].numel(), before)
-    return max(1, -(-times // PARTS), PART_BYTES // max(1, size))
+    return max(2, -(-times // PARTS), PART_BYTES // max(1, size))
 
 
 def rounded(count: int) -> int:
