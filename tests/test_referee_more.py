@@ -541,13 +541,13 @@ class Remembers(Base):
 @pytest.mark.filterwarnings("ignore::kpflow_dyn._linearize.UntracedWarning")
 def test_a_gradient_two_steps_back_is_seen_where_few_steps_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kpflow_dyn._torch.solving.PART_BYTES", 1)
-    cell, x = Remembers().double(), torch.randn(2, 9, INPUTS).double()
+    cell, x = Remembers().double(), torch.randn(2, 6, INPUTS).double()
     flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x)))
     z, states = torch.zeros(2, UNITS).double(), []
     cell.__dict__.pop("last", None)
-    for t in range(9):
+    for t in range(6):
         states.append(z := cell(x[:, t], z))
-    q = torch.randn(2, 9, UNITS).double()
+    q = torch.randn(2, 6, UNITS).double()
     parameters = list(cell.parameters())
     gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(torch.stack(states, 1), parameters, q)])
     assert flow.untraced
