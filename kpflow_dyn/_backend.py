@@ -169,8 +169,6 @@ class Tracing(Protocol):
                    start [trial, unit].
     on_one_trial   A model's function of arrays [trial, ...] as the framework calls it, as one of arrays of a single
                    trial.
-    when_applied   The maps that a function makes of a solution: in torch at once, as a module may change; in JAX when
-                   they are first applied.
     Network        The `kpflow_dyn._implicit.equations.Equations` of a `StaticProblem`.
     FixedPoint     Those of a `FixedPointProblem`; `swapped` where its model is called as f(z, x).
     FreeForm       Those of an `ImplicitProblem`.
@@ -183,7 +181,6 @@ class Tracing(Protocol):
     def as_called(self, problem: Any) -> tuple[Callable[..., Array], slice] | None: ...
     def discrete_step(self, problem: Any) -> tuple[Callable[..., Array], Array]: ...
     def on_one_trial(self, function: Callable[..., Array]) -> Callable[..., Array]: ...
-    def when_applied(self, make: Callable[[], Any]) -> Any: ...
     @property
     def Network(self) -> Callable[[Any], Any]: ...
     @property

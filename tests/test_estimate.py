@@ -6,6 +6,7 @@ import contextlib
 
 import numpy as np
 import pytest
+import scipy.linalg
 from conftest import cases
 from synthetic import (
     LIBRARIES,
@@ -466,3 +467,16 @@ def test_what_is_not_defined_is_refused():
         kp.rayleigh(gram, np.zeros((1, *state.shape)))
     with pytest.raises(ValueError, match="a Rayleigh quotient needs"):
         kp.rayleigh(J, np.zeros(theta.shape))
+
+
+def test_one_trial_that_counts_alone_is_left_to_a_sketch() -> None:
+    """Errors of trials do not average out where there is one."""
+    rng = np.random.default_rng(0)
+    states, like = space(shape=(9, 10, 2)), np.zeros(1)
+    of_trials, weights = (kp.Space(("trial", "parameter")[-len(n) :], n, like) for n in ((9, 30), (30,)))
+    own = rng.normal(size=(9, 20, 30)) * np.where(np.arange(9) == 4, 1.0, 1e-4)[:, None, None] * 0.7 ** np.arange(30)
+    apart = kp.MatrixOperator(scipy.linalg.block_diag(*own), of_trials, states)
+    op = kp.GramOperator(kp.MatrixOperator(own.reshape(180, 30), weights, states), apart=apart)
+    truth = np.linalg.norm(own.reshape(180, 30) @ own.reshape(180, 30).T)
+    runs = [kp.frobenius_norm(op, samples=16, seed=seed) for seed in range(100)]
+    assert np.mean([abs(run.value - truth) <= 1.96 * run.stderr for run in runs]) > 0.88

@@ -543,3 +543,15 @@ def test_orthonormalise_drops_dependent_rows():
     q, _c, r = orthonormalise(w, [], 1e-12)
     assert q.shape == (3, 40)
     np.testing.assert_allclose(r @ q, w, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", [12549, 11638, 10271])
+def test_values_that_almost_agree_are_not_missed(seed: int) -> None:
+    """From one row, values some 50 tolerances apart, though Ritz vectors may hold a little of a missing one."""
+    rng, n = np.random.default_rng(seed), 400
+    copies, k = int(rng.integers(2, 11)), int(rng.integers(1, 13))
+    apart, before = [1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 0][rng.integers(6)], int(rng.integers(0, 4))
+    rest = 0.9 ** np.arange(1, n - before - copies + 1)
+    values = rng.permutation(np.concatenate([1 + rng.random(before), 1 + apart * np.arange(copies), rest]))
+    found = BlockLanczos(block=1, dense=0).solve(lambda rows: rows * values, n, k, like=values[None], seed=seed)
+    np.testing.assert_allclose(found.values, np.sort(values)[::-1][:k], atol=5e-6)

@@ -36,8 +36,11 @@ def growing(op: GramOperator, rng: Random, only_trace: bool) -> MomentsOfParts |
     bases = bases_of(op, rng)
     if bases is not None:
         return MomentsOfParts(bases, only_trace)
-    by_trials = not only_trace and TrialsApart.serves(op, MANY)
-    return TrialsApart(op, rng) if by_trials else Growing(op, rng, only_trace)
+    if not only_trace and TrialsApart.serves(op, MANY):
+        by_trials = TrialsApart(op, rng)
+        if by_trials.spread_out():
+            return by_trials
+    return Growing(op, rng, only_trace)
 
 
 class Growing:

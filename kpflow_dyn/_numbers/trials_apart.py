@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, to_numpy
-from kpflow_dyn._arrays.dots import dots
+from kpflow_dyn._arrays.dots import dots, row_dots
 from kpflow_dyn._arrays.memory import budget, bytes_of, rows_at_once
 from kpflow_dyn._spaces.operators import GramOperator
 from kpflow_dyn._spaces.rows import on_rows
@@ -27,6 +27,7 @@ ROWS = 400  # images that are held: the products of many more would take longer 
 ROWS_BYTES = 2**30
 BLOCK = 2  # rows of the Krylov space, which is better the deeper it goes
 SEVERAL = 4  # groups, below which a sketch does as well
+FEW = 2  # trials that make up most of the trace: then errors do not average out
 METHOD = "leading directions, and each trial apart"
 
 
@@ -51,6 +52,12 @@ class TrialsApart:
         if op.apart is None or op.apart.domain.shape[0] < SEVERAL:
             return False
         return _room(op.factor.domain.size, op.domain.like) >= SEVERAL * samples
+
+    def spread_out(self) -> bool:
+        """Whether more than a few trials share tr A, by two vectors of each: else errors do not average out."""
+        shape, rows = self._draw(2), self.images[0].reshape((-1, self.p))
+        shares = to_numpy(row_dots(rows, rows)).reshape(shape).mean(1)
+        return shares.sum() ** 2 > FEW * (shares**2).sum()
 
     def __call__(self, samples: int) -> Moments:
         """From this many applications in all, no fewer than before."""

@@ -44,8 +44,7 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
         return Steps(own, sol, model.parameters, None).flow()
 
     field = _field_tangent(sol, model)
-    when_applied = sol.problem.backend.tracing.when_applied
-    along = tangent if nodes.identical else when_applied(lambda: _nodes_tangent(sol, steps.tableau, model))
+    along = tangent if nodes.identical else _nodes_tangent(sol, steps.tableau, model)
     return ODEFlow(
         P=_propagator(along, state, weights.time),
         J=J,

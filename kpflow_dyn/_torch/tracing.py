@@ -1,7 +1,6 @@
 """Models of torch, traced; see `kpflow_dyn._backend.Tracing`."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
@@ -10,7 +9,7 @@ from kpflow_dyn._torch.model import Model
 from kpflow_dyn._torch.networks import FixedPoint, FreeForm, Network
 
 __all__ = ["FixedPoint", "FreeForm", "Model", "Network", "ThroughSolver"]
-__all__ += ["as_called", "discrete_step", "on_one_trial", "when_applied"]
+__all__ += ["as_called", "discrete_step", "on_one_trial"]
 
 ThroughSolver = None  # torchdiffeq's own derivative is that of its continuous adjoint, or of steps that are replayed
 
@@ -22,8 +21,3 @@ def on_one_trial(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return function(*(a if a is None or a.ndim == 0 else a[None] for a in arguments))[0]
 
     return on_one
-
-
-def when_applied(make: Callable[[], Any]) -> Any:
-    """What it makes, at once, as a module may be trained before that is applied."""
-    return make()

@@ -17,19 +17,19 @@ from kpflow_dyn.solvers._krylov import Krylov
 from kpflow_dyn.solvers._orthogonalise import orthonormalise
 
 SMALL_PART = 1e-4  # of a vector's usual part in a random row; one in 12,500 has less
-OWN_PART = 0.1  # of u that a Ritz vector may hold
+SHIFT = 0.01  # of the tolerance, by which a Ritz vector that holds a part of u may move its eigenvalue in B
 DEPENDENT = 1e-6
 
 
 def suspects(krylov: Krylov, k: int, least: float, width: float) -> np.ndarray:
     """Eigenvalues, wanted more than `least`, of which copies may be missing.
 
-    These are those that as many values share, to this width, as there were random rows. Where a start was given it may
-    be any, and `least` stands for them, as it is the hardest to tell from others. Rows that came later have not been
-    iterated as long, and do not count.
+    These are those that as many values share, to this width, as there were random rows. Where a start was given, or one
+    random row, which finds values very close together late, it may be any, and `least` stands for them, as it is the
+    hardest to tell from others. Rows that came later have not been iterated as long, and do not count.
     """
     values, copies = to_numpy(krylov.values[:k]), krylov.random_rows
-    if copies == 0:
+    if copies < 2:
         return np.array({"LA": [least], "SA": [-least], "LM": [least, -least]}[krylov.which])
     ordered = np.sort(values)
     first, last = ordered[: max(0, k - copies + 1)], ordered[copies - 1 :]
@@ -37,10 +37,13 @@ def suspects(krylov: Krylov, k: int, least: float, width: float) -> np.ndarray:
     return shared[krylov.wanted(shared) > least]
 
 
-def certain(krylov: Krylov, k: int, least: float) -> int:
-    """How many leading Ritz vectors, k at least, can have no part in an eigenvector with a value wanted this much."""
+def certain(krylov: Krylov, k: int, least: float, width: float) -> int:
+    """How many leading Ritz vectors, k at least, have no part that counts in an eigenvector u wanted this much.
+
+    One of the value t that leaves a rest r holds a part of r / (l - t) of u at most, and so moves l by r^2 / (l - t).
+    """
     values, left = to_numpy(krylov.wanted(krylov.values)), to_numpy(krylov.residuals()) * krylov.norm
-    unsure = np.flatnonzero(left[k:] > OWN_PART * (least - values[k:]))
+    unsure = np.flatnonzero(left[k:] ** 2 > SHIFT * width * (least - values[k:]))
     return k + int(unsure[0]) if unsure.size else len(values)
 
 

@@ -278,7 +278,7 @@ class _Run(Generic[Result]):
         found = suspects(krylov, k, least, CLUSTER * tol * krylov.norm)
         if not found.size:
             return False
-        krylov.restart(certain(krylov, k, float(krylov.wanted(found).min())))
+        krylov.restart(certain(krylov, k, float(krylov.wanted(found).min()), tol * krylov.norm))
         missed = is_one_missing(krylov, found, least, self.alg.maxiter)
         self.certificate.incomplete |= missed is None
         return bool(missed)
