@@ -213,3 +213,23 @@ def test_kicks_of_stages_that_share_weights_are_never_turned() -> None:
 )
 def test_kicks_side_by_side_are_whole_rows_or_parts_of_rows(ends: tuple[int, int], parts: list[tuple]) -> None:
     assert list(_rectangles(*ends, 4)) == parts
+
+
+def test_what_changes_after_linearize_changes_no_operator() -> None:
+    """Such as a numpy array that the field reads: P belongs to K and to the NTK."""
+    scale = np.array([1.0])
+
+    class Scaled(eqx.Module):
+        W: jax.Array
+
+        def __call__(self, t: jax.Array, z: jax.Array) -> jax.Array:
+            return jnp.tanh(self.W @ z) * scale[0] - z
+
+    model = Scaled(jax.random.normal(jax.random.key(0), (4, 4)))
+    problem = kp.ODEProblem(model, jax.random.normal(jax.random.key(1), (2, 4)), np.linspace(0, 1, 5))
+    solution = kp.solve(problem)
+    q = jax.random.normal(jax.random.key(2), (2, 5, 4))
+    before = kp.linearize(solution).P.mv(q)
+    flow = kp.linearize(solution)
+    scale[0] = 0.3
+    np.testing.assert_allclose(flow.P.mv(q), before, rtol=1e-6, atol=1e-9)
