@@ -6,7 +6,7 @@ from kpflow_dyn._arrays import Array, Random
 from kpflow_dyn._arrays.dots import row_dots, row_norms
 from kpflow_dyn._arrays.memory import budget, bytes_of
 from kpflow_dyn._spaces.operators import GramOperator, Operator
-from kpflow_dyn._spaces.parts import DirectSum, Parts
+from kpflow_dyn._spaces.parts import DirectSum
 from kpflow_dyn._spaces.rows import on_rows
 from kpflow_dyn.solvers import BlockLanczos, Eigenpairs, EigenSolver
 from kpflow_dyn.solvers._counted import Counted, Product
@@ -27,10 +27,12 @@ def bases_of(op: Operator, rng: Random) -> Bases | None:
     space, left = op.domain, budget()
     if not (space.mask is None or space.mask.shape[-1] == 1) or (apart := op.direct_sum) is None:
         return None
-    of_domain = op.factor.domain.size < space.size and apart.of_domain
-    parts = of_domain or apart.of_rows(space.size)
+    if op.factor.domain.size < space.size and apart.of_domain is not None:
+        parts, operator = apart.of_domain, Product(on_rows(op.factor), on_rows(op.factor.T))
+    else:
+        parts, operator = apart.of_rows(space.size), Counted(on_rows(op))
     room = (LARGE if left is None else min(LARGE, left)) // bytes_of(parts.order.size, space.like)
-    return Bases(_operator(op, parts), parts, rng, space.like, room) if room >= LEAST_ROWS else None
+    return Bases(operator, parts, rng, space.like, room) if room >= LEAST_ROWS else None
 
 
 def pairs_by_parts(op: Operator, k: int, alg: EigenSolver, rng: Random, callback: Callback | None) -> Eigenpairs | None:
@@ -48,12 +50,6 @@ def pairs_by_parts(op: Operator, k: int, alg: EigenSolver, rng: Random, callback
         if bool(found.converged.all()):
             return found
     return None
-
-
-def _operator(op: GramOperator, parts: Parts) -> Counted:
-    if parts.order.size == op.domain.size:
-        return Counted(on_rows(op))
-    return Product(on_rows(op.factor), on_rows(op.factor.T))
 
 
 def _certified(op: GramOperator, apart: DirectSum, bases: Bases, leading: Leading, tol: float) -> Eigenpairs:

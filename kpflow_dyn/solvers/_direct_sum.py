@@ -7,16 +7,16 @@ vector of every part, so that c iterations, each of which needs a dozen applicat
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, eps_of, full_precision, to_numpy
-from kpflow_dyn._arrays.dots import row_dots
+from kpflow_dyn._arrays.dots import products, row_dots
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._spaces.parts import Parts
 from kpflow_dyn.solvers._counted import Counted, Product
+from kpflow_dyn.solvers._lanczos import Callback
 from kpflow_dyn.solvers._moments import LEAST_SAMPLES, Moments, of_samples
 from kpflow_dyn.solvers._orthogonalise import no_rows, to_like
 
@@ -26,8 +26,6 @@ WORKING = 6 * BLOCK  # rows around a basis
 CLUSTER = 2  # values closer than this many tolerances count as one
 PASSES = 3  # of orthogonalisation
 SMALL_PART = 0.1  # of a vector's usual part in a random row; one in 100 has less in both rows of a part
-
-Report = Callable[["Bases"], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +73,11 @@ class Bases:
     def size(self) -> int:
         """Rows of each part's basis."""
         return self.projected.shape[1]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has as many rows as pairs are looked for in."""
+        return self.size >= min(COLUMNS, self.most)
 
     @property
     def open(self) -> bool:
@@ -128,13 +131,16 @@ class Bases:
             at += q.shape[1]
         return self.parts.join(total)
 
-    def settle(self, k: int, tol: float, most: int, report: Report) -> Leading | None:
+    def settle(self, k: int, tol: float, calls: int, callback: Callback | None) -> Leading | None:
         """Expand until the k largest pairs are within the tolerance by the recurrence; None where that takes long."""
-        while not self.size or not (found := self.leading(k)).within(k, tol):
-            if self.size >= min(COLUMNS, self.most) or self.operator.calls >= most:
+        found = self.leading(k) if self.size else None
+        while found is None or not found.within(k, tol):
+            if self.is_full or self.operator.calls >= calls:
                 return None
             self.expand()
-            report(self)
+            found = self.leading(k)
+            if callback is not None:
+                callback(self.operator.calls, found.residuals)
         return found
 
     def rest(self, rows: Array) -> Array:
@@ -145,28 +151,22 @@ class Bases:
         return self.parts.join(blocks)
 
 
-def leading_of(
-    bases: Bases, k: int, tol: float, most: int, callback: Callable[[int, np.ndarray], None] | None = None
-) -> Leading | None:
+def leading_of(bases: Bases, k: int, tol: float, calls: int, callback: Callback | None = None) -> Leading | None:
     """The k largest pairs, with none missing as far as random rows tell; None where that takes long.
 
     Where as many of a part's agree as it had random rows, there may be more copies of the value: further rows are
     iterated for as long, until they change nothing.
     """
 
-    def report(bases: Bases) -> None:
-        if callback is not None:
-            callback(bases.operator.calls, bases.leading(k).residuals)
-
-    found, steps = bases.settle(k, tol, most, report), len(bases.basis)
+    found, steps = bases.settle(k, tol, calls, callback), len(bases.basis)
     while found is not None and _agree(found, CLUSTER * tol * found.values[0]):
         before = found.values
         bases.inject()
         for _ in range(steps):
-            if bases.size >= min(COLUMNS, bases.most):
+            if bases.is_full:
                 return None
             bases.expand()
-        found = bases.settle(k, tol, most, report)
+        found = bases.settle(k, tol, calls, callback)
         if found is not None and (found.values - before <= tol * found.values[0]).all():
             return found
     return found
@@ -178,22 +178,24 @@ class MomentsOfParts:
     first = 2 * LEAST_SAMPLES  # the fewest samples that tell an error
 
     def __init__(self, bases: Bases, only_trace: bool) -> None:
-        self.bases, self.only_trace = bases, only_trace
-        self.grown, self.samples = 0, np.zeros((2, 0))
+        self.bases, self.moments = bases, 1 if only_trace else 2
+        self.by_images = only_trace and isinstance(bases.operator, Product)  # <x, L* L x> = |L x|^2, half as dear
+        self.grown, self.samples = 0, np.zeros((self.moments, 0))
 
     def __call__(self, samples: int) -> Moments:
         """From this many applications in all. Half of them go to the bases, which leave less and less to probes."""
         bases, operator = self.bases, self.bases.operator
         if samples >= 2 * self.grown and bases.size < bases.most:
             self._grow(samples)
-        halves = 1 if self.only_trace and isinstance(operator, Product) else 2
-        count = max((2 * samples - operator.halves) // halves, LEAST_SAMPLES - self.samples.shape[1])
+        count = max(
+            (2 * samples - operator.halves) // (1 if self.by_images else 2), LEAST_SAMPLES - self.samples.shape[1]
+        )
         step = rows_at_once(2 * bases.parts.order.size, bases.like)
         drawn = [self._probes(min(step, count - i)) for i in range(0, count, step)]
         self.samples = np.concatenate([self.samples, *drawn], 1)
         known = np.array([np.trace(bases.projected, axis1=1, axis2=2).sum(), (bases.projected**2).sum()])
         known[1] += 2 * (bases.coupling**2).sum()
-        found = (known[:, None] + self.samples)[: 1 if self.only_trace else 2]
+        found = known[: self.moments, None] + self.samples
         return of_samples(found, operator.applications, "unit by unit", eps_of(bases.like))
 
     def _grow(self, samples: int) -> None:
@@ -202,18 +204,17 @@ class MomentsOfParts:
         target = min(samples // 2, samples - LEAST_SAMPLES - (spent - bases.size), bases.most)
         while bases.open and bases.size + bases.pending.shape[1] <= target:
             bases.expand()
-            self.samples = np.zeros((2, 0))
+            self.samples = self.samples[:, :0]
         self.grown = samples
 
     def _probes(self, count: int) -> np.ndarray:
-        """<x, A x> and |A x|^2 [2, probe] of random x in what the bases leave, less what they hold of the image."""
+        """<x, A x> and |A x|^2 [moment, probe] of random x in what the bases leave, less what they hold of A x."""
         bases, operator = self.bases, self.bases.operator
         x = bases.rest(bases.rng.normal((count, bases.parts.order.size), bases.like))
-        if self.only_trace and isinstance(operator, Product):
+        if self.by_images and isinstance(operator, Product):
             image = operator.forward(x)
-            return np.stack([to_numpy(row_dots(image, image))] * 2)
-        y = bases.rest(operator(x))
-        return np.stack([to_numpy(row_dots(x, y)), to_numpy(row_dots(y, y))])
+            return to_numpy(row_dots(image, image))[None]
+        return products(x, bases.rest(operator(x)))[: self.moments]
 
 
 def _agree(found: Leading, width: float) -> bool:
@@ -227,7 +228,7 @@ def _orthonormal(w: Array, basis: list[Array], floor: float) -> tuple[Array, np.
 
     Rows of q whose part of w is not larger than the floor are zeros.
     """
-    xp, eps = array_namespace(w), eps_of(w)
+    eps = eps_of(w)
     c = np.zeros((*w.shape[:2], sum(q.shape[1] for q in basis)))
     r = np.broadcast_to(np.eye(w.shape[1]), (w.shape[0], w.shape[1], w.shape[1]))
     for _ in range(PASSES):
@@ -243,7 +244,7 @@ def _orthonormal(w: Array, basis: list[Array], floor: float) -> tuple[Array, np.
         w = _products(to_like(turn.transpose(0, 2, 1) / root[:, :, None], w), w)
         r = r @ (turn * root[:, None])
     kept = (np.linalg.norm(r, axis=1) > floor) & (_squares(w) > 0.5)
-    return w * xp.asarray(to_like(kept[:, :, None].astype(float), w)), c, r * kept[:, None]
+    return w * to_like(kept[:, :, None].astype(float), w), c, r * kept[:, None]
 
 
 def _squares(w: Array) -> np.ndarray:
