@@ -24,6 +24,8 @@ _PUBLIC = {
     "_numbers.singular": ["SingularModes", "svds"],
     "_flows.sites": ["WeightSite"],
     "_problems.problems": ["DiscreteProblem", "FixedPointProblem", "ImplicitProblem", "ODEProblem", "StaticProblem"],
+    "_problems.stochastic": ["SDEProblem"],
+    "_problems.delayed": ["DDEProblem"],
     "_problems.solutions": ["Solution", "SolveError"],
     "_solve": ["solve"],
     "_problems.measure": ["Measure"],

@@ -53,7 +53,21 @@ def floating_leaves(model: object) -> dict[str, jax.Array]:
 
 def check_parameters(model: object, like: jax.Array) -> None:
     """Raise unless the model's parameters are finite and of the dtype of the data."""
-    for name, leaf in named_parameters(model).items():
+    _check_leaves(named_parameters(model), like)
+
+
+def check_values(model: object, like: jax.Array) -> None:
+    """The same of a pytree that need not be callable itself."""
+    if not (found := floating_leaves(model)):
+        raise TypeError(
+            "the model holds no arrays: parameters that a function closes over cannot be told from constants. Pass "
+            "equinox modules, or jax.tree_util.Partial(function, parameters)"
+        )
+    _check_leaves(found, like)
+
+
+def _check_leaves(found: dict[str, jax.Array], like: jax.Array) -> None:
+    for name, leaf in found.items():
         if jnp.finfo(leaf.dtype).dtype != jnp.finfo(like.dtype).dtype:
             raise TypeError(f"parameter {name} is {leaf.dtype} but the data are {like.dtype}; convert one of them")
         if not is_finite(leaf):
