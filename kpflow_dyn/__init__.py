@@ -26,6 +26,7 @@ _PUBLIC = {
     "_problems.problems": ["DiscreteProblem", "FixedPointProblem", "ImplicitProblem", "ODEProblem", "StaticProblem"],
     "_problems.stochastic": ["SDEProblem"],
     "_problems.delayed": ["DDEProblem"],
+    "_problems.controlled": ["CDEProblem"],
     "_problems.solutions": ["Solution", "SolveError"],
     "_solve": ["solve"],
     "_problems.measure": ["Measure"],

@@ -14,6 +14,7 @@ import numpy as np
 from kpflow_dyn._arrays import is_finite, is_torch_module
 from kpflow_dyn._arrays.sharding import by_trials
 from kpflow_dyn._jax.complex_parts import OnHalves
+from kpflow_dyn._jax.differential import Controlled
 
 
 def as_jax(values: object, what: str, axes: str) -> jax.Array:
@@ -110,6 +111,7 @@ def with_parameters(model: object, values: dict[str, jax.Array]) -> object:
 def _named_leaves(model: object) -> list[tuple[str, Any]]:
     """All leaves by their path; those of a Partial by their argument: "[0].weight", "['weight']"."""
     paths = jax.tree_util.tree_flatten_with_path(model)[0]
-    inner = model.field if isinstance(model, OnHalves) else model
+    inner = model.field if isinstance(model, OnHalves | Controlled) else model
     skipped = (inner is not model) + isinstance(inner, jax.tree_util.Partial)
-    return [(jax.tree_util.keystr(path[skipped:]).removeprefix("."), leaf) for path, leaf in paths]
+    names = [jax.tree_util.keystr(path[skipped:]).removeprefix(".") for path, _ in paths]
+    return [(name.replace("[<flat index 0>]", ""), leaf) for name, (_, leaf) in zip(names, paths, strict=True)]

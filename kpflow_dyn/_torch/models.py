@@ -115,6 +115,25 @@ def is_on_halves(f: Any) -> bool:
     return isinstance(f, OnHalves)
 
 
+class Controlled(nn.Module):
+    """A field of a CDE as that of an ODE whose input is X'; its parameters are those of the field, by the same names."""
+
+    def __init__(self, f: nn.Module) -> None:
+        super().__init__()
+        vars(self)["call"] = f  # no module of this one
+        self._parameters, self._buffers, self._modules = f._parameters, f._buffers, f._modules
+        self.training = f.training
+
+    def forward(self, t: Tensor, z: Tensor, rate: Tensor) -> Tensor:
+        matrix = vars(self)["call"](t, z)
+        return (matrix.reshape((*z.shape, rate.shape[-1])) @ rate[..., None])[..., 0]
+
+
+def controlled(f: Any) -> Any:
+    """The field with X' as its input; what is no module is refused later."""
+    return f if isinstance(f, Controlled) or not isinstance(f, nn.Module) else Controlled(f)
+
+
 class DriftAndDiffusion(nn.Module):
     """Two functions of (t, z) as `f` and `g`: modules, methods of one module, or one of them a plain function."""
 

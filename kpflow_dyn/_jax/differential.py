@@ -1,9 +1,24 @@
-"""The drift and the diffusion of an SDE as one pytree, in which what they share is there once."""
+"""Pytrees of differential equations: drift and diffusion of an SDE in one, the field of a CDE as that of an ODE."""
 
 from typing import Any
 
 import equinox as eqx
 import jax
+
+
+class Controlled(eqx.Module):
+    """A field of a CDE as that of an ODE whose input is X'."""
+
+    field: Any
+
+    def __call__(self, t: jax.Array, z: jax.Array, rate: jax.Array) -> jax.Array:
+        """f(t, z) X'."""
+        return self.field(t, z).reshape(*z.shape, rate.shape[-1]) @ rate
+
+
+def controlled(f: Any) -> Any:
+    """The field with X' as its input."""
+    return f if isinstance(f, Controlled) else Controlled(f)
 
 
 class DriftAndDiffusion(eqx.Module):
