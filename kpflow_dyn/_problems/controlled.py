@@ -9,7 +9,7 @@ from scipy.interpolate import CubicSpline
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
 from kpflow_dyn._arrays.complex_numbers import is_complex
 from kpflow_dyn._backend import Backend, backend_for
-from kpflow_dyn._problems.checks import check_inputs, check_start, check_times
+from kpflow_dyn._problems.checks import check_inputs
 from kpflow_dyn._problems.problems import ODEProblem
 
 INTERPOLATIONS = ("linear", "hermite", "natural")
@@ -59,14 +59,14 @@ class CDEProblem(ODEProblem):
     interpolation: str = "linear"
 
     def __post_init__(self) -> None:
-        backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_times(self.t)
+        backend = backend_for(self.z0, "z0", "[trial, unit]", self.f)
         if is_complex(self.z0):
             raise TypeError("z0 is complex; give a CDE its real and imaginary parts side by side on the units")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is {self.interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
-        rate = _rate_of(self.path, self.interpolation, check_start(self.z0, backend), t, backend)
-        self._set(x=rate, f=backend.models.controlled(self.f))
+        self._set(x=None, f=backend.models.controlled(self.f))
         super().__post_init__()
+        self._set(x=_rate_of(self.path, self.interpolation, self.z0, self.t, backend))
 
     def remake(self, **changes: Any) -> "CDEProblem":
         if "x" in changes:  # of some of the trials
@@ -118,8 +118,6 @@ class Derivative:
 
 def _rate_of(path: Any, interpolation: str, z0: Array, t: np.ndarray, backend: Backend) -> Any:
     """X'(t) as the input of an ODE."""
-    if isinstance(path, Polynomials | Derivative):
-        return path
     if hasattr(path, "derivative"):
         return _of_object(path, backend)
     if path is None or callable(path):
