@@ -2,8 +2,8 @@
 
     A = mean_p J_p J_p*,     J_p = dS_p / dtheta of all trials on their p-th paths
 
-A is G G* with G (theta_1, ..., theta_n) = n^{-1/2} sum_p J_p theta_p. Each path is an independent sample of J_p J_p*, so
-that functions of the mean have standard errors over paths, as those of estimates from independent groups of probes.
+A is G G* with G (theta_1, ..., theta_n) = n^{-1/2} sum_p J_p theta_p. Each path is an independent sample of J_p J_p*,
+so that functions of the mean have standard errors over paths, as those of estimates from independent groups of probes.
 """
 
 import numpy as np
@@ -125,7 +125,9 @@ class MeanNTK(GramOperator):
 
     def _check(self, what: str) -> None:
         if self.paths < LEAST_PATHS:
-            raise ValueError(f"{what} over paths needs at least {LEAST_PATHS} of them, got {self.paths}; give more paths=")
+            raise ValueError(
+                f"{what} over paths needs at least {LEAST_PATHS} of them, got {self.paths}; give more paths="
+            )
 
 
 def mean_ntk(flow: Flow) -> MeanNTK:
@@ -153,9 +155,7 @@ def mean_ntk(flow: Flow) -> MeanNTK:
     """
     problem, apart = flow.solution.problem, flow.ntk.apart
     if not isinstance(problem, SDEProblem) or apart is None:
-        raise TypeError(
-            f"mean_ntk takes the flow of an SDEProblem with paths=, got one of a {type(problem).__name__}"
-        )
+        raise TypeError(f"mean_ntk takes the flow of an SDEProblem with paths=, got one of a {type(problem).__name__}")
     paths, whole = problem.paths, flow.ntk.domain
     space = _of_one_path(whole, paths)
     parameters = Space(("path", "parameter"), (paths, apart.domain.shape[1]), whole.like)
@@ -182,7 +182,7 @@ def _of_one_path(whole: Space, paths: int) -> Space:
         return found[:, 0]
 
     shape = (whole.shape[0] // paths, *whole.shape[1:])
-    like = whole.like[:: paths] if whole.like.ndim == 3 else whole.like
+    like = whole.like[::paths] if whole.like.ndim == 3 else whole.like
     return Space(whole.axes, shape, like, first(whole.measure), first(whole.mask))
 
 

@@ -28,9 +28,9 @@ class CDEProblem(ODEProblem):
             called on one trial.
         z0, t: as those of an `ODEProblem`.
         path: X: samples [trial, time, channel] on the grid t; or a pair (times [n], samples [trial, n, channel]) whose
-            times cover those of t; or an interpolation of torchcde or diffrax, or any other object with a method
-            `derivative(t)` that gives X'(t) [trial, channel], or [channel] for all trials; of diffrax one of all trials,
-            made by jax.vmap, too. Time is a channel only if you make it one.
+            times cover those of t; or an interpolation of torchcde or diffrax (of all trials, as jax.vmap makes it), or
+            any other object with a method `derivative(t)` that gives X'(t) [trial, channel], or [channel] for all
+            trials. Time is a channel only if you make it one.
         interpolation: of samples: "linear"; "hermite", cubic with backward differences as slopes, as diffrax's
             backward_hermite_coefficients; "natural", the natural cubic spline.
 
