@@ -76,11 +76,13 @@ def _solution(problem: ODEProblem, solver: _Solver) -> ODESolution:
 
 
 def _edges(solved: Solved) -> np.ndarray:
-    """Between which times all trials stepped."""
+    """Between which times all trials stepped; where each has steps of its own, one that took the most."""
     if solved.steps is None:
         assert solved.edges is not None
         return solved.edges
-    return (solved.steps.t + solved.steps.dt)[0]
+    taken = solved.steps.dt > 0
+    trial = taken.sum(1).argmax()
+    return np.append(solved.steps.t[trial, 0], (solved.steps.t + solved.steps.dt)[trial, taken[trial]])
 
 
 @dataclass(frozen=True)
