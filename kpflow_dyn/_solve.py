@@ -6,15 +6,12 @@ import numpy as np
 
 from kpflow_dyn._arrays import full_precision, like_numpy
 from kpflow_dyn._implicit.solving import solve_implicit
-from kpflow_dyn._problems.problems import (
-    DiscreteProblem,
-    FixedPointProblem,
-    ImplicitProblem,
-    ODEProblem,
-    Problem,
-    StaticProblem,
-)
+from kpflow_dyn._problems.delayed import DDEProblem
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, Problem
 from kpflow_dyn._problems.solutions import DiscreteSolution, Solution
+from kpflow_dyn._problems.stochastic import SDEProblem
+from kpflow_dyn._stepping.delayed import solve_dde
+from kpflow_dyn._stepping.stochastic import solve_sde
 from kpflow_dyn.ode._options import options_of
 from kpflow_dyn.ode._solve import solve_ode
 
@@ -57,11 +54,11 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
     >>> kp.solve(problem).stats
     {'steps': 5}
     """
-    if not isinstance(prob, DiscreteProblem | ODEProblem | StaticProblem | FixedPointProblem | ImplicitProblem):
+    if not isinstance(prob, Problem):
         raise TypeError(
             f"solve takes a problem such as DiscreteProblem(cell, x) or ODEProblem(f, z0, t), got {type(prob).__name__}"
         )
-    if not isinstance(prob, ODEProblem) and (alg is not None or common):
+    if not isinstance(prob, ODEProblem | SDEProblem | DDEProblem) and (alg is not None or common):
         raise TypeError(
             f"a {type(prob).__name__} is solved in one way; alg must be None, got {alg!r}, without options, got "
             f"{sorted(common)}"
@@ -69,6 +66,10 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
     with full_precision(prob.data), prob.backend.models.left_alone(prob.model):
         if isinstance(prob, ODEProblem):
             return solve_ode(prob, alg, options_of(prob, common))
+        if isinstance(prob, SDEProblem):
+            return solve_sde(prob, alg, common)
+        if isinstance(prob, DDEProblem):
+            return solve_dde(prob, alg, common)
         return _solve_discrete(prob) if isinstance(prob, DiscreteProblem) else solve_implicit(prob)
 
 

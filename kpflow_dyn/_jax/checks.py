@@ -14,6 +14,7 @@ import numpy as np
 from kpflow_dyn._arrays import is_finite, is_torch_module
 from kpflow_dyn._arrays.sharding import by_trials
 from kpflow_dyn._jax.complex_parts import OnHalves
+from kpflow_dyn._jax.differential import Controlled
 
 
 def as_jax(values: object, what: str, axes: str) -> jax.Array:
@@ -53,7 +54,21 @@ def floating_leaves(model: object) -> dict[str, jax.Array]:
 
 def check_parameters(model: object, like: jax.Array) -> None:
     """Raise unless the model's parameters are finite and of the dtype of the data."""
-    for name, leaf in named_parameters(model).items():
+    _check_leaves(named_parameters(model), like)
+
+
+def check_values(model: object, like: jax.Array) -> None:
+    """The same of a pytree that need not be callable itself."""
+    if not (found := floating_leaves(model)):
+        raise TypeError(
+            "the model holds no arrays: parameters that a function closes over cannot be told from constants. Pass "
+            "equinox modules, or jax.tree_util.Partial(function, parameters)"
+        )
+    _check_leaves(found, like)
+
+
+def _check_leaves(found: dict[str, jax.Array], like: jax.Array) -> None:
+    for name, leaf in found.items():
         if jnp.finfo(leaf.dtype).dtype != jnp.finfo(like.dtype).dtype:
             raise TypeError(f"parameter {name} is {leaf.dtype} but the data are {like.dtype}; convert one of them")
         if not is_finite(leaf):
@@ -96,6 +111,7 @@ def with_parameters(model: object, values: dict[str, jax.Array]) -> object:
 def _named_leaves(model: object) -> list[tuple[str, Any]]:
     """All leaves by their path; those of a Partial by their argument: "[0].weight", "['weight']"."""
     paths = jax.tree_util.tree_flatten_with_path(model)[0]
-    inner = model.field if isinstance(model, OnHalves) else model
+    inner = model.field if isinstance(model, OnHalves | Controlled) else model
     skipped = (inner is not model) + isinstance(inner, jax.tree_util.Partial)
-    return [(jax.tree_util.keystr(path[skipped:]).removeprefix("."), leaf) for path, leaf in paths]
+    names = [jax.tree_util.keystr(path[skipped:]).removeprefix(".") for path, _ in paths]
+    return [(name.replace("[<flat index 0>]", ""), leaf) for name, (_, leaf) in zip(names, paths, strict=True)]

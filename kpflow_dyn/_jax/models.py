@@ -17,6 +17,8 @@ from kpflow_dyn._jax.cells import LearntStart
 from kpflow_dyn._jax.checks import floating_leaves, with_parameters
 from kpflow_dyn._jax.complex_parts import is_on_halves as is_on_halves
 from kpflow_dyn._jax.complex_parts import on_halves as on_halves
+from kpflow_dyn._jax.differential import controlled as controlled
+from kpflow_dyn._jax.differential import drift_and_diffusion as drift_and_diffusion
 
 parameters_of, changed, learnt_start = floating_leaves, with_parameters, LearntStart
 Values = dict[str, jax.Array]
