@@ -18,6 +18,7 @@ _PUBLIC = {
     "_numbers.estimate": ["Estimate", "alignment", "effective_rank", "frobenius_norm", "rayleigh", "trace"],
     "_numbers.separability": ["schmidt_rank"],
     "_numbers.rank_bound": ["RankBound", "rank_bound"],
+    "_numbers.over_paths": ["MeanNTK", "mean_ntk"],
     "_numbers.empirical": ["empirical_ntk"],
     "_numbers.density": ["SpectralDensity", "spectral_density"],
     "_numbers.spectra": ["Modes", "eigenvalues", "eigs", "modes"],

@@ -12,6 +12,7 @@ from kpflow_dyn._implicit.solutions import ConstraintSolution
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.measure import Measure, Weights
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
+from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._recurrence.continuous import (
     flow_of_equations,
     flow_through_solver,
@@ -22,7 +23,6 @@ from kpflow_dyn._recurrence.stepped import flow_of_steps
 from kpflow_dyn._recurrence.steps import Steps, tangent_of_cell
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn._solve import solve
-from kpflow_dyn._stepping.grid import SteppedSolution
 
 LEAST_PRECISE = 1e-5  # the round-off of what is linearised as it is
 ROUNDINGS = 30  # of states in half precision, on their way through a model

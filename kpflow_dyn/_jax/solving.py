@@ -104,9 +104,7 @@ def check_field(problem: ODEProblem) -> None:
         )
 
 
-def check_called(
-    what: str, model: Any, name: str, t: float, arguments: tuple[Any, ...], form: str
-) -> tuple[int, ...]:
+def check_called(what: str, model: Any, name: str, t: float, arguments: tuple[Any, ...], form: str) -> tuple[int, ...]:
     """The shape of the result."""
     like = arguments[0]
     check_values(model, like)

@@ -9,7 +9,7 @@ from scipy.interpolate import CubicSpline
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
 from kpflow_dyn._arrays.complex_numbers import is_complex
 from kpflow_dyn._backend import Backend, backend_for
-from kpflow_dyn._problems.checks import check_inputs, check_start, check_times
+from kpflow_dyn._problems.checks import check_inputs
 from kpflow_dyn._problems.problems import ODEProblem
 
 INTERPOLATIONS = ("linear", "hermite", "natural")
@@ -28,9 +28,9 @@ class CDEProblem(ODEProblem):
             called on one trial.
         z0, t: as those of an `ODEProblem`.
         path: X: samples [trial, time, channel] on the grid t; or a pair (times [n], samples [trial, n, channel]) whose
-            times cover those of t; or an interpolation of torchcde or diffrax, or any other object with a method
-            `derivative(t)` that gives X'(t) [trial, channel], or [channel] for all trials; of diffrax one of all trials,
-            made by jax.vmap, too. Time is a channel only if you make it one.
+            times cover those of t; or an interpolation of torchcde or diffrax (of all trials, as jax.vmap makes it), or
+            any other object with a method `derivative(t)` that gives X'(t) [trial, channel], or [channel] for all
+            trials. Time is a channel only if you make it one.
         interpolation: of samples: "linear"; "hermite", cubic with backward differences as slopes, as diffrax's
             backward_hermite_coefficients; "natural", the natural cubic spline.
 
@@ -59,14 +59,14 @@ class CDEProblem(ODEProblem):
     interpolation: str = "linear"
 
     def __post_init__(self) -> None:
-        backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_times(self.t)
+        backend = backend_for(self.z0, "z0", "[trial, unit]", self.f)
         if is_complex(self.z0):
             raise TypeError("z0 is complex; give a CDE its real and imaginary parts side by side on the units")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is {self.interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
-        rate = _rate_of(self.path, self.interpolation, check_start(self.z0, backend), t, backend)
-        self._set(x=rate, f=backend.models.controlled(self.f))
+        self._set(x=None, f=backend.models.controlled(self.f))
         super().__post_init__()
+        self._set(x=_rate_of(self.path, self.interpolation, self.z0, self.t, backend))
 
     def remake(self, **changes: Any) -> "CDEProblem":
         if "x" in changes:  # of some of the trials
@@ -118,8 +118,6 @@ class Derivative:
 
 def _rate_of(path: Any, interpolation: str, z0: Array, t: np.ndarray, backend: Backend) -> Any:
     """X'(t) as the input of an ODE."""
-    if isinstance(path, Polynomials | Derivative):
-        return path
     if hasattr(path, "derivative"):
         return _of_object(path, backend)
     if path is None or callable(path):

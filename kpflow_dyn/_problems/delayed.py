@@ -65,7 +65,9 @@ class DDEProblem(Problem):
             raise ValueError("x jumps, and delayed states would have kinks that the steps do not know; give samples")
         learnt = backend.models.parameters_of(self.history) if callable(self.history) else {}
         if learnt:
-            raise ValueError(f"the history has the parameters {list(learnt)}, and a history is data that does not learn")
+            raise ValueError(
+                f"the history has the parameters {list(learnt)}, and a history is data that does not learn"
+            )
         self._set(backend=backend, t=t, delays=delays, x=x, z0=z0)
 
     @property
@@ -97,8 +99,10 @@ def _checked(delays: Any) -> tuple[float, ...]:
     """The delays as numbers."""
     given = delays if isinstance(delays, tuple | list) or (is_array(delays) and np.ndim(delays)) else [delays]
     if any(callable(delay) for delay in given):
-        raise TypeError("a delay is a function, and delays that hang on the state or on time are not supported; give "
-                        "constant numbers")
+        raise TypeError(
+            "a delay is a function, and delays that hang on the state or on time are not supported; give "
+            "constant numbers"
+        )
     if any(getattr(delay, "requires_grad", False) for delay in given):
         raise TypeError("a delay requires a gradient, and delays that learn are not supported; give constant numbers")
     try:
@@ -106,5 +110,7 @@ def _checked(delays: Any) -> tuple[float, ...]:
     except (TypeError, ValueError) as error:
         raise TypeError(f"delays is {delays!r}, expected positive numbers tau_1, tau_2, ...") from error
     if not found or not all(0 < delay < float("inf") for delay in found):
-        raise ValueError(f"delays is {delays!r}, expected one or more positive, finite numbers; what is not delayed is z")
+        raise ValueError(
+            f"delays is {delays!r}, expected one or more positive, finite numbers; what is not delayed is z"
+        )
     return found

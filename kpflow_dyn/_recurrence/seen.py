@@ -161,5 +161,4 @@ class AtGrid(Seen):
         if measure is None or measure.shape[-2] == 1:
             return measure
         assert self.places is not None
-        leads_to = np.searchsorted(self.places, np.arange(self.steps.next_state.shape[1]))
-        return measure[..., leads_to, :]
+        return measure[..., np.searchsorted(self.places, np.arange(self.steps.next_state.shape[1])), :]

@@ -11,6 +11,7 @@ from kpflow_dyn._flows.flow import Flow, ODEFlow, RecurrentFlow
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.measure import Weights
 from kpflow_dyn._problems.solutions import check_states
+from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._recurrence.continuous import propagator
 from kpflow_dyn._recurrence.roads import tangent_of
@@ -19,7 +20,6 @@ from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, jacobian, 
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn._stepping.delayed import at_nodes
-from kpflow_dyn._stepping.grid import SteppedSolution
 
 
 def flow_of_steps(sol: SteppedSolution, params: Choice, weights: Weights) -> Flow:

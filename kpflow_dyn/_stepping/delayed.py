@@ -6,6 +6,7 @@ it: steps end there, and no polynomial goes across.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from kpflow_dyn._arrays import Array, array_namespace, like_numpy, side_by_side
 from kpflow_dyn._arrays.memory import bytes_of, require
 from kpflow_dyn._problems.delayed import DDEProblem
 from kpflow_dyn._problems.inputs import input_width, inputs_at
-from kpflow_dyn._stepping.grid import MOST_STEPS, ROUND_OFF, SteppedSolution, given_steps, merged, run_steps, step_times
+from kpflow_dyn._problems.stepped import SteppedSolution
+from kpflow_dyn._stepping.grid import MOST_STEPS, ROUND_OFF, given_steps, inputs_at_start, merged, run_steps, step_times
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,7 @@ class Method:
 METHODS = {
     "euler": Method(((),), (1.0,), (0.0,), 1, 2),
     "heun": Method(((), (1.0,)), (0.5, 0.5), (0.0, 1.0), 2, 2),
-    "rk4": Method(
-        ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), (0.0, 0.5, 0.5, 1.0), 4, 4
-    ),
+    "rk4": Method(((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), (0.0, 0.5, 0.5, 1.0), 4, 4),
 }
 
 
@@ -154,14 +154,16 @@ def mesh_of(problem: DDEProblem, method: Method, steps: Any) -> Mesh:
     given, shortest = step_times(problem, steps), min(problem.delays)
     span = given[-1] - given[0]
     if span * method.behind / shortest > MOST_STEPS:
-        raise ValueError(f"the delay {shortest} is so short that more than {MOST_STEPS} steps fit into {span}; leave it out")
+        raise ValueError(
+            f"the delay {shortest} is so short that more than {MOST_STEPS} steps fit into {span}; leave it out"
+        )
     jumps = _jumps(given[0], given[-1], problem.delays, method.order)
     ends = merged(given, jumps)
     edges = np.unique([0, *(int(np.argmin(abs(ends - time))) for time in jumps), len(ends) - 1])
     fine = [ends[:1]]
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         several = -(-(method.points - 1) // (high - low))
-        for left, right in zip(ends[low:high], ends[low + 1 : high + 1], strict=True):
+        for left, right in pairwise(ends[low : high + 1]):
             count = max(several, int(np.ceil((right - left) * method.behind / shortest - 1e-9)))
             fine.append(np.append(left + (right - left) * np.arange(1, count) / count, right))
     found = np.concatenate(fine)
@@ -190,7 +192,8 @@ def _rows(problem: DDEProblem, method: Method, mesh: Mesh) -> tuple[DelayedStep,
     same = ROUND_OFF * abs(mesh.ends).max()
     past = wanted < mesh.ends[0] - same
     found = {
-        place: mesh.polynomial(wanted[place], max(place[0] - 1, 0)) for place in map(tuple, np.argwhere(~past).tolist())
+        place: mesh.polynomial(float(wanted[place]), max(place[0] - 1, 0))
+        for place in map(tuple, np.argwhere(~past).tolist())
     }
     length = 1 + max((place[0] - 1 - start for place, (start, _) in found.items()), default=0)
     trials, (steps, stages), units, delays = len(problem.z0), times.shape, problem.z0.shape[1], len(problem.delays)
@@ -205,9 +208,9 @@ def _rows(problem: DDEProblem, method: Method, mesh: Mesh) -> tuple[DelayedStep,
     looked_up = np.concatenate([every, history], -1).reshape(trials, steps, -1)
     numbers = np.broadcast_to(np.concatenate([h[:, None], times], -1), (trials, steps, 1 + stages))
     parts = [like_numpy(np.concatenate([numbers, looked_up], -1), problem.z0)]
-    width = input_width(problem)  # type: ignore[arg-type]
+    width = input_width(problem)
     if width is not None:
-        x: Any = inputs_at(problem, np.broadcast_to(times.reshape(-1), (trials, steps * stages)))  # type: ignore
+        x: Any = inputs_at(problem, np.broadcast_to(times.reshape(-1), (trials, steps * stages)))
         parts.append(x.reshape((trials, steps, -1)))
     step = DelayedStep(method, units, delays, length, width)
     return step, parts[0] if width is None else side_by_side(parts, axes=2)
@@ -215,10 +218,10 @@ def _rows(problem: DDEProblem, method: Method, mesh: Mesh) -> tuple[DelayedStep,
 
 def _check_field(problem: DDEProblem) -> None:
     """Raise unless f maps the state and delayed ones to z'."""
-    width, t0 = input_width(problem), problem.t[0]  # type: ignore[arg-type]
+    t0 = problem.t[0]
     delayed = tuple(problem.z0 for _ in problem.delays)
-    x = () if width is None else (inputs_at(problem, np.full((len(problem.z0), 1), t0))[:, 0],)  # type: ignore
-    form = "f(t, z, (z(t - tau_1), ...)" + ("" if width is None else ", x_t") + ")"
+    x = inputs_at_start(problem)
+    form = "f(t, z, (z(t - tau_1), ...)" + (", x_t" if x else "") + ")"
     found = problem.backend.solving.check_called("f", problem.f, "", t0, (problem.z0, delayed, *x), form)
     if found != (units := (problem.z0.shape[1],)):
         raise ValueError(f"f gives {list(found)} for each trial, expected z' {list(units)}, like the history [unit]")
@@ -231,7 +234,9 @@ def at_nodes(sol: SteppedSolution) -> tuple[Field, Array]:
     parts = [like_numpy(np.broadcast_to(t[:, None], (trials, count, 1)).copy(), sol.state)]
     for delay in problem.delays:
         past = t - delay < sol.ends[0] - ROUND_OFF * abs(sol.ends).max()
-        states = like_numpy(sol.between(np.where(past, sol.ends[0], t - delay)), sol.state) @ sol.steps_state[..., :units]
+        states = (
+            like_numpy(sol.between(np.where(past, sol.ends[0], t - delay)), sol.state) @ sol.steps_state[..., :units]
+        )
         known = np.zeros((trials, count, units))
         known[:, past] = problem.before((t - delay)[past])
         parts.append(like_numpy(~past[:, None] * 1.0, sol.state) * states + like_numpy(known, sol.state))

@@ -1,58 +1,22 @@
 """The times between which to step, and the states that steps along them give."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, after, like_numpy
+from kpflow_dyn._arrays import Array
 from kpflow_dyn._problems.checks import check_finite, check_times
 from kpflow_dyn._problems.delayed import DDEProblem
+from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.measure import trapezoid
-from kpflow_dyn._problems.solutions import Solution, times_within
+from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.stochastic import SDEProblem
 
 MOST_STEPS = 10**6
 ROUND_OFF = 1e-12  # of the longest time: times closer than that are one
 SAME = {"dt": "steps=", "dt0": "steps=", "step_size": "steps=", "bm": "brownian= of the SDEProblem"}
 ADAPTIVE = ("rtol", "atol", "adaptive", "stepsize_controller", "dt_min", "options", "max_steps")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SteppedSolution(Solution):
-    """The states of an `SDEProblem` or a `DDEProblem` at its times, t_0 among them, and the steps that lead there.
-
-    Attributes:
-        start: what the first step begins with [trial, width].
-        step: (model, row, z) -> z, on all trials in torch and on one in JAX.
-        model: what the step calls.
-        rows: the data of each step [trial, step, ...]; the first one is of length zero, at t_0.
-        steps_state: what each step gives [trial, step, width]; the first units are the state.
-        ends: the times at which the steps end [step].
-        places: the numbers of the steps that end at the times of the state [time].
-        between: times [n] -> the weights [n, step] of the states of the steps there.
-    """
-
-    start: Array
-    step: Callable[..., Array]
-    model: Any
-    rows: Array
-    steps_state: Array
-    ends: np.ndarray
-    places: np.ndarray
-    between: Callable[[np.ndarray], np.ndarray]
-
-    @property
-    def before(self) -> Array:
-        """What each step begins with [trial, step, width]."""
-        return after(self.start, self.steps_state)
-
-    def __call__(self, t: Any) -> Array:
-        times = times_within(t, self.ends[0], self.ends[-1])
-        weights = like_numpy(self.between(np.atleast_1d(times)), self.state)
-        state = weights @ self.steps_state[..., : self.state.shape[2]]
-        return state if times.ndim else state[:, 0]
 
 
 def given_steps(problem: SDEProblem | DDEProblem, options: Mapping[str, Any]) -> Any:
@@ -80,12 +44,20 @@ def step_times(problem: SDEProblem | DDEProblem, steps: Any) -> np.ndarray:
         return t
     if isinstance(steps, int | float | np.number) and not isinstance(steps, bool):
         if not 0 < steps < np.inf or span / steps > MOST_STEPS:
-            raise ValueError(f"steps = {steps}, expected a positive length, of which {MOST_STEPS} at most fit into {span}")
+            raise ValueError(
+                f"steps = {steps}, expected a positive length, of which {MOST_STEPS} at most fit into {span}"
+            )
         return merged(t, t[0] + float(steps) * np.arange(int(np.ceil(span / steps))))
     times = check_times(steps, "steps")
     if times[0] < t[0] - ROUND_OFF * abs(t).max() or times[-1] > t[-1] + ROUND_OFF * abs(t).max():
         raise ValueError(f"steps reach from {times[0]} to {times[-1]}, outside of t from {t[0]} to {t[-1]}")
     return merged(t, times)
+
+
+def inputs_at_start(problem: SDEProblem | DDEProblem) -> tuple[Array, ...]:
+    """x(t_0) [trial, input], where there are inputs."""
+    x = inputs_at(problem, np.full((len(problem.z0), 1), problem.t[0]))
+    return () if x is None else (x[:, 0],)
 
 
 def merged(first: np.ndarray, others: np.ndarray) -> np.ndarray:

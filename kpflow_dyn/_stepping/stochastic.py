@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, array_namespace, like_numpy, reshaped, side_by_side, to_numpy
-from kpflow_dyn._backend import Backend
+from kpflow_dyn._arrays import Array, Random, array_namespace, like_numpy, side_by_side, to_numpy
 from kpflow_dyn._problems.inputs import input_width, inputs_at
+from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.steps import call_field
 from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._stepping.brownian import increments
-from kpflow_dyn._stepping.grid import SteppedSolution, given_steps, linear_between, run_steps, step_times
+from kpflow_dyn._stepping.grid import given_steps, inputs_at_start, linear_between, run_steps, step_times
 
 CONVERGES_TO = {"euler": ("ito",), "milstein": ("ito", "stratonovich")}
 CONVERGES_TO |= {"heun": ("stratonovich",), "euler_heun": ("stratonovich",)}
@@ -80,7 +80,9 @@ def solve_sde(problem: SDEProblem, alg: Any, options: dict[str, Any]) -> Stepped
         step = _step(problem, method)
         trials = problem.trials
         dW = increments(problem, ends, step.noise)
-        found = run_steps(problem, method, step, _rows(problem, ends, dW), problem.z0[trials], ends, linear_between(ends))
+        found = run_steps(
+            problem, method, step, _rows(problem, ends, dW), problem.z0[trials], ends, linear_between(ends)
+        )
         if method == "milstein" and step.diagonal:
             _check_diagonal(problem, step, found)
         return found
@@ -105,9 +107,8 @@ def _method(problem: SDEProblem, alg: Any) -> str:
 
 def _step(problem: SDEProblem, method: str) -> StochasticStep:
     """The step, by what the drift and the diffusion give at the start."""
-    width, backend = input_width(problem), problem.backend  # type: ignore[arg-type]
-    x = () if width is None else (inputs_at(problem, np.full((len(problem.z0), 1), problem.t[0]))[:, 0],)  # type: ignore
-    units, given = problem.z0.shape[1], (problem.z0, *x)
+    width, backend = input_width(problem), problem.backend
+    units, given = problem.z0.shape[1], (problem.z0, *inputs_at_start(problem))
     form = "f(t, z) and g(t, z)" if width is None else "f(t, z, x_t) and g(t, z, x_t)"
     check = backend.solving.check_called
     drift = check("the drift f", problem.pair, "f", problem.t[0], given, form)
@@ -136,13 +137,13 @@ def _rows(problem: SDEProblem, ends: np.ndarray, dW: Array) -> Array:
     parts = [like_numpy(np.broadcast_to(times, (len(trials), *times.shape)).copy(), problem.z0), dW]
     if problem.x is not None:
         for at in (begins, ends):
-            x: Any = inputs_at(problem, np.broadcast_to(at, (len(problem.z0), len(at))))  # type: ignore[arg-type]
+            x: Any = inputs_at(problem, np.broadcast_to(at, (len(problem.z0), len(at))))
             parts.append(x[trials])
     return side_by_side(parts, axes=2)
 
 
 def _check_diagonal(problem: SDEProblem, step: StochasticStep, found: SteppedSolution) -> None:
-    """Raise where dg_i / dz_j is not zero for other units j: then the noise is not diagonal, and the step not of order 1."""
+    """Raise where dg_i / dz_j is not zero for other units j: then the step is not of order one."""
     rows, states = found.rows[:, -1:], found.steps_state[:, -1:]
     check = _Diagonal(step)
     q = Random(0).normal(tuple(states.shape), problem.z0)

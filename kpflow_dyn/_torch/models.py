@@ -116,7 +116,7 @@ def is_on_halves(f: Any) -> bool:
 
 
 class Controlled(nn.Module):
-    """A field of a CDE as that of an ODE whose input is X'; its parameters are those of the field, by the same names."""
+    """A field of a CDE as that of an ODE whose input is X'; its parameters have the names of the field's own."""
 
     def __init__(self, f: nn.Module) -> None:
         super().__init__()

@@ -86,9 +86,7 @@ def check_field(problem: ODEProblem) -> None:
         raise ValueError("f gave two results for the same arguments; make it deterministic (f.eval(), fixed noise)")
 
 
-def check_called(
-    what: str, model: Any, name: str, t: float, arguments: tuple[Any, ...], form: str
-) -> tuple[int, ...]:
+def check_called(what: str, model: Any, name: str, t: float, arguments: tuple[Any, ...], form: str) -> tuple[int, ...]:
     """The shape [...] of the results [trial, ...]."""
     like = arguments[0]
     _check_parameters(model, like)
