@@ -24,6 +24,7 @@ _PUBLIC = {
     "_numbers.singular": ["SingularModes", "svds"],
     "_flows.sites": ["WeightSite"],
     "_problems.problems": ["DiscreteProblem", "FixedPointProblem", "ImplicitProblem", "ODEProblem", "StaticProblem"],
+    "_problems.second_order": ["SecondOrderProblem"],
     "_problems.solutions": ["Solution", "SolveError"],
     "_solve": ["solve"],
     "_problems.measure": ["Measure"],

@@ -348,7 +348,7 @@ def _at(flow: AnyFlow, places: np.ndarray) -> AnyFlow:
     changed, solution = dataclasses.replace(flow, **at_places(flow, places, reach)), flow.solution
     if not isinstance(flow, ODEFlow) or not isinstance(solution, ODESolution) or solution.steps is None:
         return changed
-    of_steps = places_of_steps(places, np.asarray(solution.t, np.float64), solution.steps)
+    of_steps = places_of_steps(places, solution.nodes, solution.steps)
     return _with_steps(changed, lambda steps: steps.where(of_steps))
 
 

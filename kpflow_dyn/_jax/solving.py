@@ -12,7 +12,7 @@ from jax import lax
 
 from kpflow_dyn._jax import rollout
 from kpflow_dyn._jax.checks import check_parameters, result_of
-from kpflow_dyn._jax.failures import cause_of
+from kpflow_dyn._jax.failures import cause_of, of_all_trials
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import ODEProblem
@@ -54,7 +54,7 @@ def rounded(count: int) -> int:
     return count + -count % max(ROOM, 2 ** (count.bit_length() - 3))
 
 
-def ode_library() -> Any:
+def ode_library(_alg: Any) -> Any:
     """Diffrax."""
     from kpflow_dyn._jax.diffrax_library import DIFFRAX
 
@@ -85,19 +85,25 @@ def check_field(problem: ODEProblem) -> None:
     """Raise unless f holds parameters and maps t, z [unit] (and x_t) to z' [unit]."""
     z0, f = problem.z0, problem.f
     check_parameters(f, z0)
-    shapes = [(), z0.shape[1:]] + ([] if (width := input_width(problem)) is None else [(width,)])
-    arguments = [jax.ShapeDtypeStruct(shape, z0.dtype) for shape in shapes]
+    shapes = [z0.shape[1:]] + ([] if (width := input_width(problem)) is None else [(width,)])
+    t, *arguments = [jax.ShapeDtypeStruct(shape, z0.dtype) for shape in [(), *shapes]]
+    every = [jax.ShapeDtypeStruct((len(z0), *shape), z0.dtype) for shape in shapes]
+
+    def advice() -> str:
+        return of_all_trials(lambda *rows: f(jnp.zeros((), z0.dtype), *rows), *every)
+
     try:
-        rate = result_of(f, *arguments)
+        rate = result_of(f, t, *arguments)
     except Exception as error:
-        given = ", ".join(f"{name} {a.shape}" for name, a in zip(("t", "z", "x_t"), arguments, strict=False))
+        given = ", ".join(f"{name} {a.shape}" for name, a in zip(("t", "z", "x_t"), [t, *arguments], strict=False))
         raise ValueError(
-            f"f failed on {given}{cause_of(error)}. A field in JAX is called on one trial, as f(t, z [unit]), or "
-            "f(t, z, x_t [input]) where the problem has inputs x"
+            f"f failed on {given}{cause_of(error)}. A field in JAX is called on one trial, as "
+            f"{problem.called('unit', 'input')}{advice()}"
         ) from error
     if not eqx.is_array(rate) and not isinstance(rate, jax.ShapeDtypeStruct):
         raise ValueError(f"f returned {type(rate).__name__}, expected z' {z0.shape[1:]} of {z0.dtype}")
     if rate.shape != z0.shape[1:] or rate.dtype != z0.dtype:
         raise ValueError(
-            f"f returned {rate.shape} of {rate.dtype}, expected z' {z0.shape[1:]} of {z0.dtype}, like z0[0]"
+            f"f returned {rate.shape} of {rate.dtype}, expected z' {z0.shape[1:]} of {z0.dtype}, like z0[0], as it is "
+            f"called on one trial{advice()}"
         )

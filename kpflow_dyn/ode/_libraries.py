@@ -79,9 +79,11 @@ class Library(Protocol):
                    TypeError or ValueError for one that cannot be used, saying what can.
     solve          the steps and states of a problem whose field has been checked, at `times`, which increase from t0 to
                    the end; `rate_of(problem)` is its right-hand side. Where the algorithm chooses its steps, one must
-                   end at each of `stops_of(problem)`; given ones do. In torch all trials share their steps, as a field
-                   has one time for all of them; in JAX they do on a span (`problem.is_span`). `Failed` where it does
-                   not reach the end, or the state does not stay finite.
+                   end at each of `stops_of(problem)`; given ones do. Trials may have steps of their own, padded at the
+                   end with steps of length zero; in torch a field is then called on one trial after the other. In JAX
+                   all share their steps on a span (`problem.is_span`). `Failed` where it does not reach the end, or the
+                   state does not stay finite.
+    posed          of a library that has it: the problem as its users write fields, before these are checked.
 
     Example:
         Two steps of Heun's method in each interval, with the cubic dense output:
@@ -168,7 +170,7 @@ def remove_library(name: str) -> None:
 def library_of(alg: Any, backend: Backend) -> Library:
     """The library that accepts an algorithm; the backend's own one where none was added that does."""
     own = [library for library in _added.values() if library.framework == backend.name and library.accepts(alg)]
-    return own[-1] if own else backend.solving.ode_library()
+    return own[-1] if own else backend.solving.ode_library(alg)
 
 
 def rate_of(problem: ODEProblem) -> Callable[[Array, Array], Array]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import eps_of
+from kpflow_dyn._arrays import eps_of, to_numpy
 from kpflow_dyn._problems.checks import check_times
 from kpflow_dyn._problems.inputs import stops_of
 from kpflow_dyn._problems.problems import ODEProblem
@@ -37,7 +37,20 @@ def options_of(problem: ODEProblem, given: dict[str, Any]) -> Options:
 def with_steps(problem: ODEProblem, library: Library, alg: Any, options: Options) -> Options:
     """The options as a library takes them: the steps as times."""
     name, adaptive = alg if isinstance(alg, str) else type(alg).__name__, library.chooses_steps(alg)
-    return dataclasses.replace(options, steps=_step_times(problem, options.steps, adaptive, options.max_steps, name))
+    steps = _forward(options.steps) if problem.form.backward else options.steps
+    return dataclasses.replace(options, steps=_step_times(problem, steps, adaptive, options.max_steps, name))
+
+
+def _forward(steps: Any) -> Any:
+    """Steps as they are where time runs backward, as those of -t; a length may have either sign."""
+    if steps is None or isinstance(steps, bool):
+        return steps
+    if isinstance(steps, int | float | np.number):
+        return abs(steps)
+    try:
+        return -np.asarray(to_numpy(steps), np.float64)
+    except (TypeError, ValueError):
+        return steps
 
 
 def _step_times(problem: ODEProblem, steps: Any, adaptive: bool, max_steps: int, method: str) -> np.ndarray | None:
