@@ -140,6 +140,8 @@ class Solving(Protocol):
     variational_system  A `kpflow_dyn.ode._variational.System`: an ODE along its path, the times being t_0 and the
                         nodes.
     ode_library         The `kpflow_dyn.ode.Library` of the package that takes an algorithm, or says what it takes.
+    understood          Options of a solve with those of the framework's libraries in the package's terms; a TypeError
+                        names what stands for others.
     default_algorithm   The algorithm of that library that None stands for.
     """
 
@@ -155,6 +157,7 @@ class Solving(Protocol):
     def rate_of(self, problem: Any) -> Callable[[Array, Array], Array]: ...
     def variational_system(self, *args: Any, own: bool) -> Any: ...
     def ode_library(self, alg: Any) -> Any: ...
+    def understood(self, given: dict[str, Any]) -> dict[str, Any]: ...
     def default_algorithm(self) -> Any: ...
 
 

@@ -73,11 +73,11 @@ def _advice(error: BaseException) -> str:
     return f"; {found[0]}" if found else ""
 
 
-def of_all_trials(call: Callable[..., Any], *rows: Any) -> str:
-    """What to do about a model of one trial that takes rows of all trials at once, the first being the state."""
+def of_all_trials(call: Callable[..., Any], *rows: Any, trials: int = 2) -> str:
+    """What to do about a model that fails on rows of one trial, in shapes, where it takes those of all at once."""
     try:
-        out = jax.eval_shape(call, *rows)
-        fits = [leaf.shape for leaf in jax.tree.leaves(out)] == [rows[0].shape]
+        out = jax.eval_shape(call, *(jax.ShapeDtypeStruct((trials, *row.shape), row.dtype) for row in rows))
+        fits = all(leaf.shape[:1] == (trials,) for leaf in jax.tree.leaves(out))
     except Exception:  # of the user's model
         return ""
     return ". It takes all trials at once: write it for one, without the axis of trials" if fits else ""

@@ -61,6 +61,15 @@ def ode_library(_alg: Any) -> Any:
     return DIFFRAX
 
 
+def understood(given: dict[str, Any]) -> dict[str, Any]:
+    """The controllers of diffrax in the terms of the package."""
+    if "stepsize_controller" not in given:
+        return given
+    from kpflow_dyn._jax.diffrax_library import understood_controller
+
+    return understood_controller(given)
+
+
 def default_algorithm() -> Any:
     """A solver of diffrax."""
     from diffrax import Tsit5
@@ -85,12 +94,11 @@ def check_field(problem: ODEProblem) -> None:
     """Raise unless f holds parameters and maps t, z [unit] (and x_t) to z' [unit]."""
     z0, f = problem.z0, problem.f
     check_parameters(f, z0)
-    shapes = [z0.shape[1:]] + ([] if (width := input_width(problem)) is None else [(width,)])
-    t, *arguments = [jax.ShapeDtypeStruct(shape, z0.dtype) for shape in [(), *shapes]]
-    every = [jax.ShapeDtypeStruct((len(z0), *shape), z0.dtype) for shape in shapes]
+    shapes = [(), z0.shape[1:]] + ([] if (width := input_width(problem)) is None else [(width,)])
+    t, *arguments = [jax.ShapeDtypeStruct(shape, z0.dtype) for shape in shapes]
 
     def advice() -> str:
-        return of_all_trials(lambda *rows: f(jnp.zeros((), z0.dtype), *rows), *every)
+        return of_all_trials(lambda *rows: f(jnp.zeros((), z0.dtype), *rows), *arguments, trials=len(z0))
 
     try:
         rate = result_of(f, t, *arguments)

@@ -16,6 +16,7 @@ from kpflow_dyn._backend import Backend, backend_for, backend_of_state
 from kpflow_dyn._problems.arguments import ROWS, Arguments, arguments_of
 from kpflow_dyn._problems.checks import check_directed_times, check_inputs, check_rows, check_start
 from kpflow_dyn._problems.forms import Form, arguments_for, called_as
+from kpflow_dyn._problems.translations import advice_on
 
 X_AXES, STATE_AXES = "[trial, time, input]", "[trial, time, unit]"
 
@@ -25,6 +26,17 @@ class Problem:
     """A model and its data, whose framework is chosen when the problem is posed."""
 
     backend: Backend = field(init=False, repr=False, compare=False)
+
+    def __new__(cls, *_args: Any, **given: Any) -> Self:
+        """Raise for names that it does not know, by what these are called here."""
+        cls._check_names(given, cls.__name__)
+        return super().__new__(cls)
+
+    @classmethod
+    def _check_names(cls, given: dict[str, Any], who: str) -> None:
+        names = [field.name for field in dataclasses.fields(cls) if field.init]
+        if unknown := set(given) - set(names):
+            raise TypeError(f"{who} got {sorted(unknown)}, expected some of {', '.join(names)}{advice_on(unknown)}")
 
     @property
     def model(self) -> Any:
@@ -39,9 +51,7 @@ class Problem:
 
     def remake(self, **changes: Any) -> Self:
         """A copy with some fields replaced: `problem.remake(x=...)`."""
-        names = [field.name for field in dataclasses.fields(self) if field.init]
-        if unknown := set(changes) - set(names):
-            raise TypeError(f"remake got {sorted(unknown)}, expected some of {', '.join(names)}")
+        self._check_names(changes, "remake")
         return dataclasses.replace(self, **changes)
 
     def _set(self, **values: Any) -> None:

@@ -11,6 +11,7 @@ from kpflow_dyn._arrays import like_numpy
 from kpflow_dyn._arrays.memory import bytes_of
 from kpflow_dyn._problems.inputs import input_function
 from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.translations import advice_on
 from kpflow_dyn._torch import rollout
 from kpflow_dyn._torch.checks import check_module
 
@@ -48,6 +49,18 @@ def ode_library(alg: Any) -> Any:
     from kpflow_dyn._torch.torchode_library import TORCHODE
 
     return TORCHODE if TORCHODE.accepts(alg) else TORCHDIFFEQ
+
+
+def understood(given: dict[str, Any]) -> dict[str, Any]:
+    """The `options` of torchdiffeq among those of the package."""
+    rest = {name: value for name, value in given.items() if name != "options"}
+    inner = dict(given.get("options") or {})
+    for theirs, ours in {"step_size": "steps", "max_num_steps": "max_steps"}.items():
+        if theirs in inner:
+            rest[ours] = inner.pop(theirs)
+    if inner:
+        raise TypeError(f"options has {sorted(inner)}, which solve does not take{advice_on(inner)}")
+    return rest
 
 
 def default_algorithm() -> str:

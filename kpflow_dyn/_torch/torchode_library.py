@@ -1,5 +1,6 @@
 """Torchode as a library that solves ODEs: each trial with steps of its own, all of them in one batch."""
 
+import importlib
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -21,6 +22,11 @@ EXPECTED = (
 )
 
 
+def _torchode(part: str = "") -> Any:
+    """The package, or a module of it."""
+    return importlib.import_module(f"torchode.{part}".rstrip("."))
+
+
 class Torchode:
     """The explicit step methods of torchode, alone or with a controller in an AutoDiffAdjoint, and subclasses."""
 
@@ -33,7 +39,7 @@ class Torchode:
 
     def chooses_steps(self, alg: Any) -> bool:
         """Whether there is a controller that does; raises for what is no solver."""
-        import torchode
+        torchode = _torchode()
 
         method, controller = _parts(alg)
         has_error = not isinstance(method, torchode.Euler)
@@ -49,7 +55,7 @@ class Torchode:
     def solve(self, problem: ODEProblem, alg: Any, times: np.ndarray, options: Options) -> Solved:
         """See `kpflow_dyn.ode.Library`."""
         method, controller = _parts(alg)
-        most = min(options.max_steps, getattr(alg, "max_steps", None) or np.inf)
+        most = min(options.max_steps, getattr(alg, "max_steps", None) or options.max_steps)
         run = _Run(problem, method, controller or _controller(options), most)
         ends = np.concatenate([problem.t[:1], stops_of(problem), problem.t[-1:]])
         ends, jumps = (ends if options.steps is None else options.steps), jumps_within(problem)
@@ -65,8 +71,7 @@ TORCHODE = Torchode()
 
 def _parts(alg: Any) -> tuple[nn.Module, nn.Module | None]:
     """The step method of a solver and its controller; none of a method alone."""
-    import torchode
-    from torchode.single_step_methods.runge_kutta import ExplicitRungeKutta
+    torchode, runge_kutta = _torchode(), _torchode("single_step_methods.runge_kutta")
 
     if isinstance(alg, torchode.BacksolveAdjoint | torchode.JointBacksolveAdjoint):
         raise TypeError(
@@ -74,14 +79,14 @@ def _parts(alg: Any) -> tuple[nn.Module, nn.Module | None]:
             "sensealg=kp.InterpolatingAdjoint() for the derivative of the equation"
         )
     found = (alg.step_method, alg.step_size_controller) if isinstance(alg, torchode.AutoDiffAdjoint) else (alg, None)
-    if not isinstance(found[0], ExplicitRungeKutta | torchode.Euler):
+    if not isinstance(found[0], runge_kutta.ExplicitRungeKutta | torchode.Euler):
         raise TypeError(f"alg is {alg.__name__ if isinstance(alg, type) else type(alg).__name__}, {EXPECTED}")
     return found
 
 
 def _controller(options: Options) -> nn.Module:
     """Torchode's own choice, with these tolerances."""
-    import torchode
+    torchode = _torchode()
 
     return torchode.PIDController(options.atol, options.rtol, pcoeff=0.2, icoeff=0.5, dcoeff=0.0)
 
@@ -116,7 +121,7 @@ class _Run:
 
     def go(self, start: float, end: float, given: bool) -> None:
         """Solve between two times, in one step where the steps are given."""
-        import torchode
+        torchode = _torchode()
 
         problem, z = self.problem, self.state
 
@@ -187,7 +192,7 @@ class _Recording(nn.Module):
 
 def tableau_of(method: Any) -> Tableau:
     """The tableau of a step method, with its own dense output."""
-    import torchode
+    torchode = _torchode()
 
     if isinstance(method, torchode.Euler):
         one = np.ones(1)
@@ -204,12 +209,11 @@ class _Interpolation:
     b: np.ndarray
 
     def __call__(self, theta: np.ndarray) -> np.ndarray:
-        from torchode.single_step_methods.runge_kutta import ERKInterpolationData
-
         theta, count = np.asarray(theta, np.float64), len(self.b)
         zero, one, k = torch.zeros(1).double(), torch.ones(1).double(), torch.eye(count).double()[:, None]
         start, end = torch.from_numpy(-self.b)[None], torch.zeros(1, count).double()
-        built = self.method.build_interpolation(ERKInterpolationData(self.method.tableau, zero, one, start, end, k))
+        given = _torchode("single_step_methods.runge_kutta").ERKInterpolationData
+        built = self.method.build_interpolation(given(self.method.tableau, zero, one, start, end, k))
         at = torch.from_numpy(theta.ravel())
         w = built.evaluate(at, torch.zeros(len(at), dtype=torch.long)).numpy().reshape(*theta.shape, count)
         return np.where(theta[..., None] == 1, 0.0, w)

@@ -1,7 +1,7 @@
 """What a library that solves ODEs is, and which one an algorithm belongs to."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,6 +20,7 @@ class Options:
         rtol, atol: the tolerances.
         max_steps: how many steps may be tried.
         steps: the times between which the solver must step, from t0 to the end; None where it chooses itself.
+        controller: what else chooses the steps, of a library that has such; None for its own choice.
 
     Example as `Library`.
     """
@@ -28,6 +29,12 @@ class Options:
     atol: float
     max_steps: int
     steps: Any = None
+    controller: Any = None
+
+    def given(self) -> dict[str, Any]:
+        """By name, as `kp.solve` takes them."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return found if self.controller is not None else {k: v for k, v in found.items() if k != "controller"}
 
 
 @dataclass(frozen=True, eq=False)

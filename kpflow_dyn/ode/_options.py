@@ -9,6 +9,7 @@ from kpflow_dyn._arrays import eps_of, to_numpy
 from kpflow_dyn._problems.checks import check_times
 from kpflow_dyn._problems.inputs import stops_of
 from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.translations import advice_on
 from kpflow_dyn.ode._libraries import Library, Options
 
 MAX_STEPS = 4096  # beside one for each time at which a step should end
@@ -16,9 +17,12 @@ MAX_STEPS = 4096  # beside one for each time at which a step should end
 
 def options_of(problem: ODEProblem, given: dict[str, Any]) -> Options:
     """The options, checked, with defaults for the dtype of the problem."""
-    known = [field.name for field in dataclasses.fields(Options)]
+    known, given = [field.name for field in dataclasses.fields(Options)], problem.backend.solving.understood(given)
     if unknown := set(given) - set(known):
-        raise TypeError(f"solve got the unknown options {sorted(unknown)}, expected some of {', '.join(known)}")
+        listed = ", ".join(name for name in known if name != "controller")
+        raise TypeError(
+            f"solve got the unknown options {sorted(unknown)}, expected some of {listed}{advice_on(unknown)}"
+        )
     double = str(problem.z0.dtype).endswith("float64")
     defaults: dict[str, Any] = {"rtol": 1e-6 if double else 1e-4, "atol": 1e-8 if double else 1e-6, "steps": None}
     defaults["max_steps"] = MAX_STEPS + len(stops_of(problem))

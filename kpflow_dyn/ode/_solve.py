@@ -1,6 +1,5 @@
 """Solve an ODE by the library of an algorithm: what is the same for all libraries."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> ODESolution:
     solving = problem.backend.solving
     alg = solving.default_algorithm() if alg is None else alg
     library = library_of(alg, problem.backend)
-    problem = library.posed(problem) if hasattr(library, "posed") else problem
+    problem = getattr(library, "posed", lambda posed: posed)(problem)
     solver = _Solver(library, alg, options, with_steps(problem, library, alg, options))
     with solving.without_gradients():
         _check_called_input(problem)
@@ -71,7 +70,7 @@ def _solution(problem: ODEProblem, solver: _Solver) -> ODESolution:
         start=problem.backend.models.snapshot(problem.z0),
         weights=weights,
         steps=steps,
-        options=dataclasses.asdict(solver.given),
+        options=solver.given.given(),
         dense_output=DenseOutput(problem, solver, steps, nodes, state),
     )
 
