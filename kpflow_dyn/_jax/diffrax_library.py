@@ -75,7 +75,10 @@ def controller_of(
     """What chooses the steps, with its numbers as arrays, which are no reason to compile again."""
     dtype, jumps = problem.z0.dtype, jumps_within(problem)
     rtol, atol = jnp.asarray(options.rtol, dtype), jnp.asarray(options.atol, dtype)
-    chosen = ChosenSteps(rtol, atol)
+    how: dict[str, Any] = {
+        field.name: getattr(options.controller, field.name) for field in _FIELDS if options.controller
+    }
+    chosen: Any = ChosenSteps(**how | {"rtol": rtol, "atol": atol})
     if options.steps is None:
         return stopping(chosen, problem)
     given = diffrax.StepTo(jnp.asarray(options.steps, dtype))
@@ -94,6 +97,32 @@ def stopping(
         return controller
     which: Any = {"jump_ts" if callable(problem.x) else "step_ts": jnp.asarray(stops, dtype)}
     return diffrax.ClipStepSizeController(controller, **which)
+
+
+_FIELDS = dataclasses.fields(diffrax.PIDController)
+
+
+def understood_controller(given: dict[str, Any]) -> dict[str, Any]:
+    """Options with a stepsize_controller of diffrax, and its dt0, in the terms of the package."""
+    rest = {name: value for name, value in given.items() if name not in ("stepsize_controller", "dt0")}
+    controller, dt0 = given["stepsize_controller"], given.get("dt0")
+    if isinstance(controller, diffrax.ConstantStepSize) and dt0 is not None:
+        return rest | {"steps": float(dt0)}
+    if isinstance(controller, diffrax.StepTo):
+        return rest | {"steps": np.asarray(controller.ts)}
+    if isinstance(controller, diffrax.PIDController) and dt0 is None:
+        tolerances = {name: float(getattr(controller, name)) for name in ("rtol", "atol")}
+        return rest | tolerances | {"controller": controller}
+    ways = {
+        diffrax.ConstantStepSize: "needs dt0=; or give steps=dt0",
+        diffrax.PIDController: "chooses the first step itself; leave dt0 out",
+        diffrax.ClipStepSizeController: (
+            "has jump_ts or step_ts, which here are the jumps of a callable input, x.jumps = times, and the samples of "
+            "x, at which steps end by themselves; give its inner controller, and the times so"
+        ),
+    }
+    way = next((way for kind, way in ways.items() if isinstance(controller, kind)), "is not known; give rtol=, atol=")
+    raise TypeError(f"stepsize_controller, a {type(controller).__name__}, {way}, or steps= for steps of your own")
 
 
 class _Record(eqx.Module):
