@@ -122,6 +122,20 @@ def test_what_a_solve_is_given_elsewhere(name: str, here: str) -> None:
             kp.solve(problem, **{name: 1})
 
 
+def test_methods_by_other_names() -> None:
+    for alg, torch_name, jax_name in [
+        ("RK45", '"dopri5"', r"Dopri5\(\)"),
+        ("LSODA", "scipy_solver", r"Kvaerno5\(\)"),
+        ("tsit5", "torchode.Tsit5", r"Tsit5\(\)"),
+    ]:
+        with pytest.raises(ValueError, match=f"is here .*{torch_name}"):
+            kp.solve(IN_TORCH, alg)
+        with pytest.raises(TypeError, match=f"is here .*{jax_name}"):
+            kp.solve(posed(field(1.0, 3.0)), alg)
+    with pytest.raises(TypeError, match="dopri5 is here"):
+        kp.solve(IN_TORCH, diffrax.Dopri5())
+
+
 def test_dt0_alone_says_what_to_do() -> None:
     with pytest.raises(TypeError, match="dt0= is here `steps=`"):
         kp.solve(posed(field(1.0, 3.0)), dt0=0.1)
@@ -132,6 +146,8 @@ def test_what_a_problem_is_given_elsewhere() -> None:
         kp.ODEProblem(TorchField(), torch.tensor(Z0), tspan=(0.0, 1.0), p=2.0)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"y0= is here its start `z0`"):
         kp.ODEProblem(f=TorchField(), y0=torch.tensor(Z0), t=GRID)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="constants of f are args="):
+        kp.ODEProblem(TorchField(), torch.tensor(Z0), (0.0, 1.0), {"k": 2.0})  # the place of SciML's p
     with pytest.raises(TypeError, match=r"remake got .*u0= is here its start `z0`"):
         IN_TORCH.remake(u0=torch.tensor(Z0))
 

@@ -26,6 +26,7 @@ from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
+from kpflow_dyn._problems.translations import method_here
 from kpflow_dyn.ode._libraries import Failed, Options, Solved
 
 _CHUNK = 256
@@ -78,7 +79,8 @@ def controller_of(
     how: dict[str, Any] = {
         field.name: getattr(options.controller, field.name) for field in _FIELDS if options.controller
     }
-    chosen: Any = ChosenSteps(**how | {"rtol": rtol, "atol": atol})
+    how |= {"rtol": rtol, "atol": atol}
+    chosen = ChosenSteps(**how)
     if options.steps is None:
         return stopping(chosen, problem)
     given = diffrax.StepTo(jnp.asarray(options.steps, dtype))
@@ -291,12 +293,13 @@ def check_solver(solver: Any) -> diffrax.AbstractSolver:
     if not isinstance(solver, diffrax.AbstractSolver):
         raise TypeError(
             f"alg is {solver!r}; z0 is a jax array, so diffrax solves, expected one of its solvers, diffrax.Tsit5()"
+            f"{method_here(solver, 'jax')}"
         )
     structure = typing.get_origin(solver.term_structure) or solver.term_structure
     if not (inspect.isclass(structure) and issubclass(diffrax.ODETerm, structure)):
         raise TypeError(
-            f"{type(solver).__name__} solves fields that are split into several terms, and f is one; take "
-            "diffrax.Tsit5(), or diffrax.Kvaerno5() for a stiff problem"
+            f"{type(solver).__name__} solves fields that are split into several terms, and here f is their sum; take "
+            "diffrax.Tsit5(), diffrax.Kvaerno5() for a stiff problem, diffrax.LeapfrogMidpoint() for a symplectic one"
         )
     return solver
 

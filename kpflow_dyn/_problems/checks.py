@@ -1,6 +1,6 @@
 """What goes into a problem, checked: rows of data, and an ODE's times, start and inputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,15 @@ def check_directed_times(t: Any) -> tuple[np.ndarray, bool]:
     return check_times(-times if backward else times), backward
 
 
-def check_start(z0: Any, backend: Backend, order: int = 1) -> tuple[Layout, Array]:
+def check_start(z0: Any, backend: Backend) -> Array:
+    """The start of a problem whose state is one array, [trial, unit]; of a complex one all real parts first."""
+    layout, start = laid_out_start(z0, backend)
+    if layout.structure.num_nodes > 1 or len(layout.shapes[0]) != 1:
+        raise ValueError(f"z0 is {layout}, expected one array [trial, unit]")
+    return start
+
+
+def laid_out_start(z0: Any, backend: Backend, order: int = 1) -> tuple[Layout, Array]:
     """The start [trial, unit] as an array of the backend, of finite float32 or float64, and how its parts lie there."""
     if is_array(z0) and z0.ndim < 2:
         raise ValueError(f"z0 has shape {tuple(z0.shape)}, expected [trial, unit]; one trial is z0[None]")
@@ -187,6 +195,11 @@ def check_inputs(x: Any, z0: Array, t: np.ndarray, backend: Backend) -> Any:
     if x is None or callable(x):
         jumps_of(x)
         return x
+    if isinstance(x, int | float | Mapping):
+        raise TypeError(
+            f"x is {type(x).__name__}, expected inputs: samples [trial, time, input], (times, samples) or a function of "
+            "t; constants of f are args="
+        )
     if isinstance(x, tuple | list):
         if len(x) != 2:
             raise ValueError(f"x is a {type(x).__name__} of {len(x)} parts, expected (times [n], samples)")

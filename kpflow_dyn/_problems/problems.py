@@ -14,7 +14,7 @@ from kpflow_dyn._arrays import Array, array_namespace, is_array, like_numpy
 from kpflow_dyn._arrays.complex_numbers import is_complex
 from kpflow_dyn._backend import Backend, backend_for, backend_of_state
 from kpflow_dyn._problems.arguments import ROWS, Arguments, arguments_of
-from kpflow_dyn._problems.checks import check_directed_times, check_inputs, check_rows, check_start
+from kpflow_dyn._problems.checks import check_directed_times, check_inputs, check_rows, laid_out_start
 from kpflow_dyn._problems.forms import Form, arguments_for, called_as
 from kpflow_dyn._problems.translations import advice_on
 
@@ -170,7 +170,7 @@ class ODEProblem(Problem):
         if self.order not in (1, 2):
             raise ValueError(f"order is {self.order!r}, expected 1, of z' = f(t, z), or 2, of z'' = f(t, z, z')")
         backend, (t, backward) = backend_of_state(self.z0, self.f), check_directed_times(self.t)
-        layout, z0 = check_start(self.z0, backend, self.order)
+        layout, z0 = laid_out_start(self.z0, backend, self.order)
         form, f = Form(layout, self.order, backward), backend.models.field_of(self.f)
         arguments = arguments_for(f, self.args, self.order, self.x is not None)
         f = f if form.is_plain and not arguments else backend.models.in_form(f, form, arguments)

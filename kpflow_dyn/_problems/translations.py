@@ -118,6 +118,39 @@ TERMS = (
 )
 
 
+METHODS = {  # what others call a method, in small letters: its name here in torch, and in JAX
+    "rk45": ('"dopri5"', "diffrax.Dopri5()"),
+    "dp5": ('"dopri5"', "diffrax.Dopri5()"),
+    "dopri5": ('"dopri5"', "diffrax.Dopri5()"),
+    "rk23": ('"bosh3"', "diffrax.Bosh3()"),
+    "bosh3": ('"bosh3"', "diffrax.Bosh3()"),
+    "bs3": ('"bosh3"', "diffrax.Bosh3()"),
+    "dop853": ('"dopri8"', "diffrax.Dopri8()"),
+    "dopri8": ('"dopri8"', "diffrax.Dopri8()"),
+    "tsit5": ('torchode.Tsit5(), or "dopri5"', "diffrax.Tsit5()"),
+    "euler": ('"euler"', "diffrax.Euler()"),
+    "midpoint": ('"midpoint"', "diffrax.Midpoint()"),
+    "heun": ('"heun2"', "diffrax.Heun()"),
+    "heun2": ('"heun2"', "diffrax.Heun()"),
+    "ralston": ('"heun2"', "diffrax.Ralston()"),
+    "rk4": ('"rk4"', "diffrax.Tsit5() with steps="),
+    **dict.fromkeys(
+        ("radau", "bdf", "lsoda", "rodas5", "rosenbrock23", "kvaerno5", "trbdf2"),
+        (
+            'the problem in JAX, as torchdiffeq has no implicit method with derivatives, or "scipy_solver"',
+            "diffrax.Kvaerno5()",
+        ),
+    ),
+}
+
+
+def method_here(alg: object, framework: str) -> str:
+    """What an algorithm of another library is called here, "" where that is not known."""
+    name = (alg if isinstance(alg, str) else alg.__name__ if isinstance(alg, type) else type(alg).__name__).lower()
+    found = METHODS.get(name.removesuffix("()"))
+    return f"; {name} is here {found[framework == 'jax']}" if found else ""
+
+
 def advice_on(names: Iterable[str]) -> str:
     """What unknown arguments are called here, one clause for each that is known elsewhere."""
     known = {keyword: term.here for term in TERMS for keyword in term.keywords}

@@ -105,13 +105,18 @@ def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
     elif isinstance(module, nn.LSTMCell):
         sizes = [module.hidden_size] * 2
         step = LaidOut(layout_of((z := x.new_zeros(1, module.hidden_size), z), flattened, _part)[0])
-    elif z0 is not None and not is_plain_start(z0):
+    elif z0 is not None and not (is_plain_start(z0) or _is_layered(module, z0)):
         layout, z0 = start_of(z0, len(x), flattened, _part)
         step, sizes = LaidOut(layout), [sum(layout.sizes)]
     else:
         step, sizes = plain, [getattr(module, "hidden_size", None)]
     start = initial_state(sizes, x, z0)
     return _with_derivatives_inside(step, module, x[:, 0], start), start
+
+
+def _is_layered(cell: nn.Module, z0: Any) -> bool:
+    """Whether a start is torch's own h_0 [layer, trial, unit], of a cell whose state is flat."""
+    return isinstance(z0, Tensor) and not z0.is_complex() and isinstance(getattr(cell, "hidden_size", None), int)
 
 
 def _with_derivatives_inside(step: Step, cell: nn.Module, x: Tensor, z: Tensor) -> Step:
