@@ -28,6 +28,7 @@ _PUBLIC = {
     "_problems.stochastic": ["SDEProblem"],
     "_problems.delayed": ["DDEProblem"],
     "_problems.controlled": ["CDEProblem"],
+    "_problems.second_order": ["SecondOrderProblem"],
     "_problems.solutions": ["Solution", "SolveError"],
     "_solve": ["solve"],
     "_problems.measure": ["Measure"],

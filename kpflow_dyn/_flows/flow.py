@@ -355,7 +355,7 @@ def _at(flow: AnyFlow, places: np.ndarray) -> AnyFlow:
         return _with_steps(changed, lambda steps: steps.where(places[:, solution.leads_to]))
     if not isinstance(solution, ODESolution) or solution.steps is None:
         return changed
-    of_steps = places_of_steps(places, np.asarray(solution.t, np.float64), solution.steps)
+    of_steps = places_of_steps(places, solution.nodes, solution.steps)
     return _with_steps(changed, lambda steps: steps.where(of_steps))
 
 

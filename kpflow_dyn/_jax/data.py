@@ -13,7 +13,7 @@ from kpflow_dyn._jax.checks import as_jax
 from kpflow_dyn._problems.checks import check_sequence
 from kpflow_dyn._problems.inputs import input_row
 
-as_floats, check_inputs = as_jax, check_sequence
+as_floats, check_inputs, flattened = as_jax, check_sequence, jax.tree.flatten
 
 
 def is_own(value: Any) -> bool:

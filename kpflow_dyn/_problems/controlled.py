@@ -55,6 +55,8 @@ class CDEProblem(ODEProblem):
     z0: Array
     t: Any
     x: Any = field(init=False, repr=False, default=None)
+    args: Any = field(init=False, repr=False, default=None)
+    order: int = field(init=False, repr=False, default=1)
     path: Any = None
     interpolation: str = "linear"
 
@@ -66,12 +68,19 @@ class CDEProblem(ODEProblem):
             raise ValueError(f"interpolation is {self.interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
         self._set(x=None, f=backend.models.controlled(self.f))
         super().__post_init__()
+        if not self.form.is_plain:
+            raise ValueError(
+                "a CDE has a start z0 [trial, unit] and increasing times; turn the path round, or flatten z0"
+            )
         self._set(x=_rate_of(self.path, self.interpolation, self.z0, self.t, backend))
 
     def remake(self, **changes: Any) -> "CDEProblem":
         if "x" in changes:  # of some of the trials
             changes["path"] = _Known(changes.pop("x"))
         return super().remake(**changes)
+
+    def _given(self, changes: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in super()._given(changes).items() if name != "x"}
 
 
 @dataclass(frozen=True, eq=False)

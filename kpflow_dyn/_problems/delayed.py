@@ -8,7 +8,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, is_array, like_numpy, to_numpy
 from kpflow_dyn._arrays.complex_numbers import is_complex
 from kpflow_dyn._backend import backend_for, backend_of
-from kpflow_dyn._problems.checks import check_inputs, check_start, check_times, jumps_of
+from kpflow_dyn._problems.checks import check_inputs, check_plain_start, check_times, jumps_of
 from kpflow_dyn._problems.problems import Problem
 
 
@@ -59,7 +59,7 @@ class DDEProblem(Problem):
         backend = backend_for(start, "the history", "[trial, unit]", self.f)
         if is_complex(start):
             raise TypeError("the history is complex; give its real and imaginary parts side by side on the units")
-        z0 = backend.models.snapshot(check_start(start, backend))
+        z0 = backend.models.snapshot(check_plain_start(start, backend))
         x = check_inputs(self.x, z0, t, backend)
         if callable(x) and len(jumps_of(x)):
             raise ValueError("x jumps, and delayed states would have kinks that the steps do not know; give samples")

@@ -11,6 +11,7 @@ from torch import Tensor
 from kpflow_dyn._arrays import like_numpy
 from kpflow_dyn._problems.checks import check_sequence
 from kpflow_dyn._problems.inputs import input_row
+from kpflow_dyn._torch.trees import flattened as flattened
 
 
 def is_own(value: Any) -> bool:

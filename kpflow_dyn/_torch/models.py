@@ -1,16 +1,16 @@
 """The parameters of modules by name, and modules made of functions; see `kpflow_dyn._backend.Models`."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from kpflow_dyn._arrays.complex_numbers import in_halves, of_halves
+from kpflow_dyn._problems.forms import Form
 from kpflow_dyn._torch.cells import LearntStart
 from kpflow_dyn._torch.left_alone import left_alone as left_alone
 from kpflow_dyn._torch.trace import Applied
@@ -92,27 +92,49 @@ def with_arrays(function: Callable[..., Tensor], learnt: Values, constants: Valu
     return OfArrays(function, learnt, constants)
 
 
-class OnHalves(nn.Module):
-    """A field of complex states as one of real states; its parameters are those of the field, by the same names."""
+class InForm(nn.Module):
+    """A field as its user wrote it, in the form of the package; its parameters have the same names."""
 
-    def __init__(self, f: nn.Module) -> None:
+    form: Form
+    args: tuple
+    call: Callable[..., Any]
+
+    def __init__(self, f: nn.Module, form: Form, args: tuple) -> None:
         super().__init__()
-        vars(self)["call"] = f  # no module of this one
+        vars(self).update(call=f, form=form, args=args)  # no modules of this one
         self._parameters, self._buffers, self._modules = f._parameters, f._buffers, f._modules
-        self.training = f.training
+        self.training, self.takes_times = f.training, form.own_times
 
     def forward(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
-        return in_halves(vars(self)["call"](t, of_halves(z), *x))
+        return self.form.rate(self.call, self.args, t, z, *x)
 
 
-def on_halves(f: Any) -> Any:
-    """The field on real states; what is no module is refused later."""
-    return f if is_on_halves(f) or not isinstance(f, nn.Module) else OnHalves(f)
+def in_form(f: Any, form: Form, args: tuple) -> Any:
+    """The field in the form of the package; what is no module is refused later."""
+    if not isinstance(f, nn.Module):
+        return f
+    own = {id(parameter) for parameter in f.parameters()}
+    for tensor in _tensors_in(args):
+        if tensor.requires_grad and id(tensor) not in own:
+            raise ValueError(
+                f"args hold a tensor {list(tensor.shape)} that requires a gradient, but args are constants; to let it "
+                "learn make it a parameter of f, or .detach() it"
+            )
+    return InForm(f, form, args)
 
 
-def is_on_halves(f: Any) -> bool:
-    """Whether this is a field on real states."""
-    return isinstance(f, OnHalves)
+def _tensors_in(args: Any) -> Iterator[Tensor]:
+    """The tensors of a pytree, and those of its modules."""
+    for leaf in tree_leaves(args):
+        if isinstance(leaf, nn.Module):
+            yield from leaf.parameters()
+        elif isinstance(leaf, Tensor):
+            yield leaf
+
+
+def field_of(f: Any) -> Any:
+    """The field as its user wrote it."""
+    return f.call if isinstance(f, InForm) else f
 
 
 class Controlled(nn.Module):
