@@ -92,8 +92,9 @@ def test_diffrax_on_samples_and_on_its_own_paths() -> None:
 
     reference = jax.vmap(solved)(paths, jnp.array(Z0))
     posed = {"f": jax_field(), "z0": jnp.array(Z0)}
-    for given in (problem("hermite", path=(TIMES, x), **posed), problem(path=paths, **posed)):
-        assert relative(kp.solve(given, **TIGHT).state, reference) < 1e-6
+    assert relative(kp.solve(problem("hermite", path=(TIMES, x), **posed), **TIGHT).state, reference) < 1e-6
+    rates = [kp.ode.rate_of(problem("hermite", path=path, **posed))(0.3, posed["z0"]) for path in ((TIMES, x), paths)]
+    assert relative(rates[1], rates[0]) < 1e-12
 
 
 def test_jacobian_of_the_steps_and_torch_as_jax() -> None:

@@ -174,8 +174,8 @@ def test_kicks_pass_on_through_delays() -> None:
     assert errors[1] / errors[0] < 0.3 and errors[2] / errors[1] < 0.3 and errors[2] < 2e-4
 
 
-@pytest.mark.parametrize("method", ["heun", "rk4"])
-def test_torch_and_jax_agree(method: str) -> None:
+def test_torch_and_jax_agree() -> None:
+    method = "rk4"
     theirs = kp.linearize(kp.solve(problem(f=jax_field(), history=jnp.array(Z0), x=jnp.array(X)), method, steps=0.25))
     ours = kp.linearize(kp.solve(problem(x=torch.tensor(X)), method, steps=0.25))
     assert relative(theirs.solution.state, ours.solution.state) < 1e-12 and not theirs.untraced

@@ -167,8 +167,16 @@ def test_diffrax_on_one_brownian_tree(solver: diffrax.AbstractSolver, sde_type: 
     given = problem.remake(z0=problem.z0[:1], t=np.linspace(0, 1, 5), brownian=tree, sde_type=sde_type)
     found = kp.solve(given, solver, steps=0.125)
     assert relative(found.state[0], reference.ys) < 1e-12
-    several = kp.SDEProblem(problem.f, problem.g, problem.z0, given.t, brownian=[tree, tree], sde_type=sde_type)
-    assert relative(kp.solve(several, solver, steps=0.125).state[0], reference.ys) < 1e-12
+
+
+def test_a_tree_for_each_trial() -> None:
+    keys = jax.random.split(jax.random.key(0), 2)
+    make = lambda key: diffrax.VirtualBrownianTree(0.0, 1.0, 1e-3, (3,), key)  # noqa: E731
+    mapped, listed = (
+        kp.solve(jax_problem("euler", brownian=trees), steps=0.25).state
+        for trees in (jax.vmap(make)(keys), [make(key) for key in keys])
+    )
+    assert relative(mapped, listed) < 1e-12
 
 
 def test_terms_of_diffrax_are_taken_apart() -> None:

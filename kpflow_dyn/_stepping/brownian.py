@@ -75,5 +75,5 @@ def _called(problem: SDEProblem, source: Any, ends: np.ndarray, noise: int) -> n
 
 def _is_mapped(source: Any) -> bool:
     """Whether it is a tree of diffrax for each trial, made by jax.vmap over their keys."""
-    key = getattr(source, "key", None)
+    key: Any = getattr(source, "key", None)
     return hasattr(key, "ndim") and hasattr(source, "evaluate") and key.ndim > (not str(key.dtype).startswith("key"))

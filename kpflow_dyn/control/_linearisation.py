@@ -139,9 +139,7 @@ def linearize_ltv(
     if not isinstance(sol, ODESolution):
         kind = type(sol.problem).__name__
         if isinstance(sol, SteppedSolution):
-            raise ValueError(
-                f"the steps of a {kind} hang on noise or on earlier states as well; flow.P passes kicks on"
-            )
+            raise ValueError(f"steps of a {kind} hang on noise or on earlier states as well; flow.P passes kicks on")
         raise ValueError(f"a {kind} has no trajectory; linearize_lti takes a model at rest")
     return _along_equation(sol, inputs, loop, C, t)
 
