@@ -88,6 +88,10 @@ class SDEProblem(Problem):
         """Drift and diffusion together, as `.f` and `.g`."""
         return self.pair
 
+    def with_model(self, model: Any) -> "SDEProblem":
+        """The same problem of another drift and diffusion together."""
+        return self.remake(f=model, g=None)
+
     @property
     def data(self) -> Array:
         return self.z0

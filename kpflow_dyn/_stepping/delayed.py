@@ -146,7 +146,7 @@ def solve_dde(problem: DDEProblem, alg: Any, options: dict[str, Any]) -> Stepped
         _check_field(problem)
         step, rows = _rows(problem, method, mesh)
         start = array_namespace(problem.z0).concat([problem.z0] * step.length, axis=-1)
-        return run_steps(problem, name, step, rows, start, mesh.ends, mesh.weights)
+        return run_steps(problem, name, step, rows, start, mesh.ends, options, mesh.weights)
 
 
 def mesh_of(problem: DDEProblem, method: Method, steps: Any) -> Mesh:

@@ -81,7 +81,7 @@ def solve_sde(problem: SDEProblem, alg: Any, options: dict[str, Any]) -> Stepped
         step = _step(problem, method)
         rows = _rows(problem, ends, increments(problem, ends, step.noise))
         start = problem.backend.models.snapshot(problem.z0)[problem.trials]
-        found = run_steps(problem, method, step, rows, start, ends, linear_between(ends))
+        found = run_steps(problem, method, step, rows, start, ends, options, linear_between(ends))
         if method == "milstein" and step.diagonal:
             _check_diagonal(problem, step, found)
         return found
