@@ -51,6 +51,14 @@ def check_directed_times(t: Any) -> tuple[np.ndarray, bool]:
     return check_times(-times if backward else times), backward
 
 
+def check_forward_times(t: Any) -> np.ndarray:
+    """The times of an equation that has no way back."""
+    times, backward = check_directed_times(t)
+    if backward:
+        raise ValueError("the times t decrease, and an equation with noise or delays goes forward in time alone")
+    return times
+
+
 def check_start(z0: Any, backend: Backend) -> Array:
     """The start of a problem whose state is one array, [trial, unit]; of a complex one all real parts first."""
     layout, start = laid_out_start(z0, backend)

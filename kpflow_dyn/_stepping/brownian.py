@@ -13,10 +13,14 @@ def increments(problem: SDEProblem, ends: np.ndarray, noise: int) -> Array:
     """dW [trial, step, noise] of the steps that end at these times, the first of which has length zero."""
     source, trials = problem.brownian, len(problem.trials)
     if isinstance(source, int | np.integer) and not isinstance(source, bool):
+        if source < 0:
+            raise ValueError(f"brownian is {source}, expected a seed that is no negative number")
         normal = np.random.default_rng(int(source)).standard_normal((trials, len(ends) - 1, noise))
         found = np.sqrt(np.diff(ends))[:, None] * normal
     elif isinstance(source, tuple) and len(source) == 2:
         found = _of_path(problem, *source, ends, noise)
+    elif is_array(source) and "key" in str(source.dtype):
+        raise TypeError("brownian is a key of jax.random; give an int, or diffrax's VirtualBrownianTree with this key")
     elif is_array(source):
         found = _samples(problem, to_numpy(source), len(ends) - 1, noise, "increments dW", "step")
     else:
