@@ -11,7 +11,8 @@ from kpflow_dyn._problems.stochastic import SDEProblem
 
 def increments(problem: SDEProblem, ends: np.ndarray, noise: int) -> Array:
     """dW [trial, step, noise] of the steps that end at these times, the first of which has length zero."""
-    source, trials = problem.brownian, len(problem.trials)
+    source: Any = problem.brownian
+    trials = len(problem.trials)
     if isinstance(source, int | np.integer) and not isinstance(source, bool):
         if source < 0:
             raise ValueError(f"brownian is {source}, expected a seed that is no negative number")
