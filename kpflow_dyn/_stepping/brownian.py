@@ -20,9 +20,11 @@ def increments(problem: SDEProblem, ends: np.ndarray, noise: int) -> Array:
         found = np.sqrt(np.diff(ends))[:, None] * normal
     elif isinstance(source, tuple) and len(source) == 2:
         found = _of_path(problem, *source, ends, noise)
-    elif is_array(source) and "key" in str(source.dtype):
-        raise TypeError("brownian is a key of jax.random; give an int, or diffrax's VirtualBrownianTree with this key")
     elif is_array(source):
+        if str(source.dtype).startswith("key"):
+            raise TypeError(
+                "brownian is a key of jax.random; give an int, or diffrax's VirtualBrownianTree of that key"
+            )
         found = _samples(problem, to_numpy(source), len(ends) - 1, noise, "increments dW", "step")
     else:
         found = _called(problem, source, ends, noise)
