@@ -21,7 +21,7 @@ def increments(problem: SDEProblem, ends: np.ndarray, noise: int) -> Array:
     elif isinstance(source, tuple) and len(source) == 2:
         found = _of_path(problem, *source, ends, noise)
     elif is_array(source):
-        if str(source.dtype).startswith("key"):
+        if str(getattr(source, "dtype", "")).startswith("key"):
             raise TypeError(
                 "brownian is a key of jax.random; give an int, or diffrax's VirtualBrownianTree of that key"
             )
