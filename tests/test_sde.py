@@ -141,6 +141,25 @@ def test_strong_order_on_the_path_of_an_exact_solution(method: str, sde_type: st
     assert abs(np.polyfit(np.log(lengths), np.log(errors), 1)[0] - order) < 0.12
 
 
+def test_milstein_is_of_order_one_with_a_single_noise_for_all_units() -> None:
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3).double()
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return torch.sin(2 * self.layer(z))[..., None]
+
+    trials, finest = 200, 512
+    steps = np.random.default_rng(1).normal(size=(trials, finest, 1)) / finest**0.5
+    path = np.concatenate([np.zeros((trials, 1, 1)), steps.cumsum(1)], 1)
+    start, fine = torch.tensor(Z0[:1]).repeat(trials, 1), np.linspace(0, 1, finest + 1)
+    problem = kp.SDEProblem(Drift(), Single(), start, (0.0, 1.0), brownian=(fine, path))
+    ends = [kp.solve(problem, "milstein", steps=h).state[:, -1] for h in (1 / finest, 1 / 32, 1 / 8)]
+    errors = [float((end - ends[0]).detach().abs().mean()) for end in ends[1:]]
+    assert abs(np.log(errors[1] / errors[0]) / np.log(4) - 1) < 0.2
+
+
 @pytest.mark.parametrize("method", ["euler", "milstein", "heun", "euler_heun"])
 def test_torchsde_on_one_brownian_interval(method: str) -> None:
     sde, z0 = Whole(METHODS[method]), torch.tensor(Z0)
@@ -439,6 +458,8 @@ def test_inputs_that_jump_and_too_few_paths_are_refused() -> None:
         torch_problem("euler", x=jumping)
     with pytest.raises(ValueError, match="at least 4"):
         kp.mean_ntk(kp.linearize(kp.solve(torch_problem("euler", paths=2)))).moments()
+    with pytest.raises(TypeError, match="flow of the states"):
+        kp.mean_ntk(kp.linearize(kp.solve(torch_problem("euler"))).output(nn.Linear(3, 1).double()))  # type: ignore
     with pytest.raises(TypeError, match="SDEProblem"):
         kp.mean_ntk(kp.linearize(kp.solve(kp.DiscreteProblem(nn.RNNCell(2, 3), torch.zeros(2, 3, 2)))))
 
