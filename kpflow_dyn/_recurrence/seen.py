@@ -10,7 +10,6 @@ from kpflow_dyn._arrays import Array, add_at, array_namespace, take_at, widened
 from kpflow_dyn._flows.flow import Draw
 from kpflow_dyn._recurrence.tangent import Tangent
 
-
 SAME = ("sites", "inputs", "site_kicks", "weights", "parameter_size", "untraced", "write", "read")  # as of all steps
 
 
