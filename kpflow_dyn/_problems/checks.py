@@ -188,8 +188,8 @@ def check_inputs(x: Any, z0: Array, t: np.ndarray, backend: Backend) -> Any:
         return x
     if isinstance(x, int | float | Mapping):
         raise TypeError(
-            f"x is {type(x).__name__}, expected inputs: samples [trial, time, input], (times, samples) or a function of "
-            "t; constants of f are args="
+            f"x is {type(x).__name__}, expected inputs: samples [trial, time, input], (times, samples) or a function "
+            "of t; constants of f are args="
         )
     if isinstance(x, tuple | list):
         if len(x) != 2:
