@@ -58,10 +58,10 @@ def posed(framework: str, t: Any = GRID, x: Any = X) -> kp.ODEProblem:
             {name: torch.tensor(part) for name, part in Z0.items()},
             torch.tensor(0.5 + 0.2j, dtype=torch.complex128),
         )
-        return kp.ODEProblem(Field(), z0, t, torch.tensor(x) if isinstance(x, np.ndarray) else x, {"k": k})
+        return kp.ODEProblem(Field(), z0, t, torch.tensor(x) if isinstance(x, np.ndarray) else x, args={"k": k})
     z0, k = {name: jnp.asarray(part) for name, part in Z0.items()}, jnp.asarray(0.5 + 0.2j)
     x = jnp.asarray(x) if isinstance(x, np.ndarray) else x
-    return kp.ODEProblem(JaxField(jnp.asarray(W)), z0, t, x, {"k": k})
+    return kp.ODEProblem(JaxField(jnp.asarray(W)), z0, t, x, args={"k": k})
 
 
 def far(a: Any, b: Any) -> float:

@@ -37,3 +37,9 @@ def inputs_at(function: Callable[[jax.Array], jax.Array], times: np.ndarray, lik
 def _inputs_at(function: Callable[[jax.Array], jax.Array], times: jax.Array) -> jax.Array:
     at = jax.vmap(jax.vmap(lambda t, trial: input_row(function(t), trial), (0, None)))
     return at(times, jnp.arange(len(times)))
+
+
+def increments(function: Callable[..., jax.Array], times: np.ndarray, like: jax.Array) -> jax.Array:
+    """What it gives between times that follow each other, [n, ...]."""
+    t = jnp.asarray(times, like.dtype)
+    return jax.vmap(function)(t[:-1], t[1:])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from kpflow_dyn._jax import rollout
-from kpflow_dyn._jax.checks import check_parameters, result_of
+from kpflow_dyn._jax.checks import check_parameters, check_values, result_of
 from kpflow_dyn._jax.failures import cause_of, of_all_trials
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import input_width
@@ -115,3 +116,29 @@ def check_field(problem: ODEProblem) -> None:
             f"f returned {rate.shape} of {rate.dtype}, expected z' {z0.shape[1:]} of {z0.dtype}, like z0[0], as it is "
             f"called on one trial{advice()}"
         )
+
+
+def check_called(what: str, model: Any, name: str, t: float, arguments: tuple[Any, ...], form: str) -> tuple[int, ...]:
+    """The shape of the result."""
+    like = arguments[0]
+    check_values(model, like)
+    given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), arguments)
+    called = _Named(name)
+    try:
+        found = result_of(called, model, jax.ShapeDtypeStruct((), like.dtype), *given)
+    except Exception as error:
+        raise ValueError(f"{what} failed{cause_of(error)}. It is called as {form}, in JAX on one trial") from error
+    if not hasattr(found, "shape") or found.dtype != like.dtype:
+        got = f"{found.shape} of {found.dtype}" if hasattr(found, "shape") else type(found).__name__
+        raise ValueError(f"{what} returned {got}, expected an array of {like.dtype}")
+    return tuple(found.shape)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """model.name(...), or model(...)."""
+
+    name: str
+
+    def __call__(self, model: Any, *args: Any) -> Any:
+        return (getattr(model, self.name) if self.name else model)(*args)

@@ -161,8 +161,8 @@ class ODEProblem(Problem):
     z0: Array
     t: Any
     x: Any = None
-    args: Any = None
-    order: int = 1
+    args: Any = field(default=None, kw_only=True)
+    order: int = field(default=1, kw_only=True)
     form: Form = field(init=False, repr=False, compare=False)
     arguments: tuple = field(init=False, repr=False, compare=False)
 
@@ -181,8 +181,12 @@ class ODEProblem(Problem):
         z0: Any = changes.get("z0")
         if is_array(z0) and "f" not in changes and not self.form.is_plain and not is_complex(z0) and z0.ndim == 2:
             changes["z0"] = self.unflatten(z0)
+        return super().remake(**self._given(changes) | changes)
+
+    def _given(self, _changes: dict[str, Any]) -> dict[str, Any]:
+        """The fields as they were given."""
         given = {"f": self.backend.models.field_of(self.f), "z0": self.unflatten(self.z0)}
-        return super().remake(**given | {"t": self.form.time(self.t), "x": self.form.inputs(self.x)} | changes)
+        return given | {"t": self.form.time(self.t), "x": self.form.inputs(self.x)}
 
     def called(self, state: str, inputs: str) -> str:
         """How f is called, where these are the axes of the state and of the inputs."""

@@ -46,7 +46,7 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
     field = _field_tangent(sol, model)
     along = tangent if nodes.identical else _nodes_tangent(sol, steps.tableau, model)
     return ODEFlow(
-        P=_propagator(along, state, weights.time),
+        P=propagator(along, state, weights.time),
         J=J,
         ntk=gram_of(J, lambda q: nodes.read(tangent.gram(nodes.spread(q))), each),
         solution=sol,
@@ -93,7 +93,7 @@ def _flow_at_nodes(
     state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
     J = on_spaces(parameter_space(field), state, maps.jvp, maps.vjp)
     return ODEFlow(
-        P=_propagator(along, state, weights.time),
+        P=propagator(along, state, weights.time),
         J=J,
         ntk=gram_of(J, maps.gram),
         solution=sol,
@@ -170,7 +170,7 @@ def _field_tangent(sol: ODESolution, model: Any) -> Tangent:
     return tangent_of(model, sol.problem.backend.solving, step, rows, sol.state, alone=True)
 
 
-def _propagator(tangent: Propagation, state: Space, time: Array) -> Operator:
+def propagator(tangent: Propagation, state: Space, time: Array) -> Operator:
     """P = (P_node - I/2) W in L^2: the integral up to t, where the node t itself counts by half."""
 
     def apply(q: Array) -> Array:

@@ -1,6 +1,7 @@
 """Arrays of torch, taken in and checked; see `kpflow_dyn._backend.Data`."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,3 +43,8 @@ def inputs_at(function: Callable[[Tensor], Tensor], times: np.ndarray, like: Ten
     if (times == times[:1]).all():
         return torch.stack([function(t).expand(len(times), -1) for t in rows[0]], 1)
     return torch.stack([torch.stack([input_row(function(t), i) for t in row]) for i, row in enumerate(rows)])
+
+
+def increments(function: Callable[..., Tensor], times: np.ndarray, like: Tensor) -> Tensor:
+    """What it gives between times that follow each other, [n, ...]."""
+    return torch.stack([torch.as_tensor(function(a, b)).to(like) for a, b in pairwise(times.tolist())])

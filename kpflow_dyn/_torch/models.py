@@ -137,6 +137,52 @@ def field_of(f: Any) -> Any:
     return f.call if isinstance(f, InForm) else f
 
 
+class Controlled(nn.Module):
+    """A field of a CDE as that of an ODE whose input is X'; its parameters have the names of the field's own."""
+
+    def __init__(self, f: nn.Module) -> None:
+        super().__init__()
+        vars(self)["call"] = f  # no module of this one
+        self._parameters, self._buffers, self._modules = f._parameters, f._buffers, f._modules
+        self.training = f.training
+
+    def forward(self, t: Tensor, z: Tensor, rate: Tensor) -> Tensor:
+        matrix = vars(self)["call"](t, z)
+        return (matrix.reshape((*z.shape, rate.shape[-1])) @ rate[..., None])[..., 0]
+
+
+def controlled(f: Any) -> Any:
+    """The field with X' as its input; what is no module is refused later."""
+    return f if isinstance(f, Controlled) or not isinstance(f, nn.Module) else Controlled(f)
+
+
+class DriftAndDiffusion(nn.Module):
+    """Two functions of (t, z) as `f` and `g`: modules, methods of one module, or one of them a plain function."""
+
+    def __init__(self, f: Any, g: Any) -> None:
+        super().__init__()
+        for name, part in (("f", f), ("g", g)):
+            owner = getattr(part, "__self__", None)
+            if isinstance(owner, nn.Module):
+                self.model = owner  # whose parameters those of the method are
+            setattr(self, name, part)
+
+
+def drift_and_diffusion(f: Any, g: Any) -> tuple[nn.Module, None]:
+    """A module with `f` and `g`; shared parameters have one name."""
+    if g is not None:
+        owners = {id(getattr(part, "__self__", None)) for part in (f, g) if hasattr(part, "__self__")}
+        if len(owners) > 1 or not (callable(f) and callable(g)):
+            raise TypeError("the drift f and the diffusion g must be modules, or methods of one module")
+        return DriftAndDiffusion(f, g), None
+    if not (isinstance(f, nn.Module) and callable(getattr(f, "f", None)) and callable(getattr(f, "g", None))):
+        raise TypeError(
+            f"without a diffusion g, f must be a module with methods f and g, as torchsde has them; got "
+            f"{type(f).__name__}. An equation without noise is an ODEProblem"
+        )
+    return f, None
+
+
 def on_numpy(policy: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
     """A policy on one observation, from numpy to numpy."""
     like = next(policy.parameters(), torch.zeros(()))

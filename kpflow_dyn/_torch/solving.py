@@ -4,8 +4,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from kpflow_dyn._arrays import like_numpy
 from kpflow_dyn._arrays.memory import bytes_of
@@ -98,6 +100,33 @@ def check_field(problem: ODEProblem) -> None:
         raise ValueError("f writes to its arguments in place; work on copies (z = z + ..., not z += ...)")
     if not torch.allclose(rate, _try(problem, arguments), rtol=0, atol=0, equal_nan=True):
         raise ValueError("f gave two results for the same arguments; make it deterministic (f.eval(), fixed noise)")
+
+
+def check_called(what: str, model: Any, name: str, t: float, arguments: tuple[Any, ...], form: str) -> tuple[int, ...]:
+    """The shape [...] of the results [trial, ...]."""
+    like = arguments[0]
+    _check_parameters(model, like)
+    function = getattr(model, name) if name else model
+    with torch.inference_mode(False):  # where versions are counted
+        given = tree_map(lambda argument: argument.detach().clone(), (like_numpy(np.asarray(t), like), *arguments))
+    versions = [argument._version for argument in tree_leaves(given)]
+    try:
+        found, again = function(*given), function(*given)
+        with torch.enable_grad():
+            hidden = not isinstance(function, nn.Module) and not hasattr(function, "__self__")
+            hidden = hidden and getattr(function(*given), "requires_grad", False)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{what} failed: {error}. It is called as {form}, on all trials at once") from error
+    if hidden:
+        raise TypeError(f"{what} is a plain function of parameters that it does not name; make it an nn.Module")
+    if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(like) or found.dtype != like.dtype:
+        got = f"{tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"{what} returned {got}, expected [trial, unit] of {len(like)} trials and {like.dtype}")
+    if [argument._version for argument in tree_leaves(given)] != versions:
+        raise ValueError(f"{what} writes to its arguments in place; work on copies (z = z + ..., not z += ...)")
+    if not torch.allclose(found, again, rtol=0, atol=0, equal_nan=True):
+        raise ValueError(f"{what} gave two results for the same arguments; its noise comes from the problem alone")
+    return tuple(found.shape[1:])
 
 
 def _check_parameters(f: Any, z0: Tensor) -> None:
