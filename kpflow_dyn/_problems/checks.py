@@ -20,7 +20,7 @@ from kpflow_dyn._backend import Backend, backend_for, backend_of
 from kpflow_dyn._problems.layouts import Layout, layout_of
 
 
-def check_times(t: Any, name: str = "t") -> np.ndarray:
+def check_times(t: Any, name: str = "t", advice: str = "") -> np.ndarray:
     """The times, a grid or a span (t0, t1), as float64: one row of at least two finite, increasing numbers."""
     try:
         times = np.array(to_numpy(t), np.float64)
@@ -36,7 +36,7 @@ def check_times(t: Any, name: str = "t") -> np.ndarray:
         n = int(late[0])
         raise ValueError(
             f"{name}[{n + 1}] = {times[n + 1]} does not come after {name}[{n}] = {times[n]}; times must increase "
-            "(np.unique sorts them and drops repeated ones); those of t may also all decrease, for time backward"
+            f"(np.unique sorts them and drops repeated ones){advice}"
         )
     return times
 
@@ -48,15 +48,7 @@ def check_directed_times(t: Any) -> tuple[np.ndarray, bool]:
     except (TypeError, ValueError):
         return check_times(t), False
     backward = times.ndim == 1 and len(times) > 1 and bool((np.diff(times) < 0).all())
-    return check_times(-times if backward else times), backward
-
-
-def check_start(z0: Any, backend: Backend) -> Array:
-    """The start of a problem whose state is one array, [trial, unit]; of a complex one all real parts first."""
-    layout, start = laid_out_start(z0, backend)
-    if layout.structure.num_nodes > 1 or len(layout.shapes[0]) != 1:
-        raise ValueError(f"z0 is {layout}, expected one array [trial, unit]")
-    return start
+    return check_times(-times if backward else times, advice="; or all decrease, for time backward"), backward
 
 
 def laid_out_start(z0: Any, backend: Backend, order: int = 1) -> tuple[Layout, Array]:
@@ -77,7 +69,7 @@ def laid_out_start(z0: Any, backend: Backend, order: int = 1) -> tuple[Layout, A
 
 def check_plain_start(z0: Any, backend: Backend) -> Array:
     """A real start [trial, unit] of an equation whose states have no other form."""
-    layout, start = check_start(z0, backend)
+    layout, start = laid_out_start(z0, backend)
     if not layout.is_plain:
         got = f"has shape {tuple(z0.shape)}" if is_array(z0) else f"is {type(z0).__name__}"
         raise ValueError(f"z0 {got}, expected real numbers [trial, unit]; put its parts side by side on the units")
