@@ -15,6 +15,7 @@ from kpflow_dyn.control._frequency import FrequencyResponse, frequency_response
 from kpflow_dyn.control._gramians import Gramian, gram
 from kpflow_dyn.control._hankel_modes import Hankel, hankel, hsvd
 from kpflow_dyn.control._linearisation import linearize_lti, linearize_ltv
+from kpflow_dyn.control._margins import DiskMargins, StabilityMargins, disk_margins, stability_margins
 from kpflow_dyn.control._matrix_free import gram_operator
 from kpflow_dyn.control._ranks import ctrb, obsv
 from kpflow_dyn.control._reduction import balred, minreal
@@ -29,11 +30,14 @@ from kpflow_dyn.control._regulators import (
     tvlqr,
 )
 from kpflow_dyn.control._systems import LTI, LTV
+from kpflow_dyn.control._training_cost import TrainingCost, training_cost
 
 __all__ = ["LTI", "LTV", "Costates", "Estimator", "FrequencyResponse", "Gramian", "Hankel", "QuadraticCost"]
 __all__ += ["ReachableAngles", "Regulator", "TimeVaryingRegulator", "adjoint", "balred", "ctrb", "dlqe", "dlqr"]
 __all__ += ["frequency_response", "gram", "gram_operator", "hankel", "hsvd", "linearize_lti", "linearize_ltv", "lqe"]
 __all__ += ["lqr", "minreal", "obsv", "reachable_angles", "tvlqr"]
+
+__all__ += ["DiskMargins", "StabilityMargins", "TrainingCost", "disk_margins", "stability_margins", "training_cost"]
 
 
 def __dir__() -> list[str]:
