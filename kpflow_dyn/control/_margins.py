@@ -14,6 +14,7 @@ from scipy.linalg import eig
 from scipy.optimize import brentq, minimize_scalar
 
 from kpflow_dyn.control._frequency import response_at, some_frequencies
+from kpflow_dyn.control._modes import DEFECTIVE
 from kpflow_dyn.control._systems import LTI, as_system
 
 NEAR = 1e-4  # part of a frequency within which a crossing that was found as an eigenvalue is looked for
@@ -92,6 +93,8 @@ def stability_margins(L: Any) -> StabilityMargins:
     phases = np.mod(np.angle(_values(system, crossovers), deg=True), 360) - PHASE_OF_ALL
     best_gain, best_phase = (int(np.argmin(a)) if len(a) else None for a in (abs(np.log(gains)), abs(phases)))
     nearest, distance = _smallest(lambda omega: abs(1 + _values(system, omega)), _grid(system))
+    if system.dt is None and abs(far := 1 + float(system.D[0, 0])) < distance:
+        nearest, distance = np.inf, abs(far)
     return StabilityMargins(
         np.inf if best_gain is None else float(gains[best_gain]),
         np.inf if best_phase is None else float(phases[best_phase]),
@@ -240,13 +243,13 @@ def _values(system: LTI, omega: np.ndarray) -> np.ndarray:
 
 def _ends(system: LTI) -> np.ndarray:
     """The frequencies at which a response is real anyway: zero, and half of the sampling rate; none that is a pole."""
-    ends = [0.0] if system.dt is None else [0.0, np.pi / system.dt]
-    return np.array([omega for omega in ends if not _is_pole(system, omega)])
+    ends = np.array([0.0] if system.dt is None else [0.0, np.pi / system.dt])
+    return ends[~_are_poles(system, ends)]
 
 
-def _is_pole(system: LTI, omega: float) -> bool:
-    s = 1j * omega if system.dt is None else np.exp(1j * omega * system.dt)
-    return bool(np.abs(system.poles - s).min() <= 1e-9 * max(1.0, float(np.abs(system.poles).max())))
+def _are_poles(system: LTI, omega: np.ndarray, within: float = 1e-9) -> np.ndarray:
+    s, poles = 1j * omega if system.dt is None else np.exp(1j * omega * system.dt), system.poles
+    return np.abs(s[:, None] - poles).min(1) <= within * max(1.0, float(np.abs(poles).max()))
 
 
 def _grid(system: LTI) -> np.ndarray:
@@ -258,7 +261,7 @@ def _grid(system: LTI) -> np.ndarray:
     limit = np.inf if system.dt is None else np.pi / system.dt
     both = np.concatenate([some_frequencies(system, 30), some_frequencies(closed, 30), near.ravel(), _ends(system)])
     both = np.unique(both[(both >= 0) & (both <= limit)])
-    return np.array([omega for omega in both if not _is_pole(system, omega) and not _is_pole(closed, omega)])
+    return both[~(_are_poles(system, both) | _are_poles(closed, both))]
 
 
 def _rates(system: LTI) -> np.ndarray:
@@ -285,8 +288,8 @@ def _crossings(
     ends: np.ndarray,
 ) -> np.ndarray:
     """The frequencies where sign(L) is zero, of the pencil's eigenvalues on the boundary of stability."""
-    tested = sign(_values(system, _grid(system)))
-    if np.abs(tested).max() <= REAL * np.abs(_values(system, _grid(system))).max():
+    tested = _values(system, _grid(system))
+    if np.abs(sign(tested)).max() <= REAL * np.abs(tested).max():
         return np.zeros(0)  # everywhere: L is real, or of size one, at all frequencies
     found: Any = eig(*pencil(system), right=False)
     found = found[np.isfinite(found) & (np.abs(found) < 1e12)]
@@ -306,7 +309,7 @@ def _crossings(
 def _polished(system: LTI, sign: Callable[[np.ndarray], np.ndarray], omega: float) -> float | None:
     """The zero next to a candidate; None where there is none."""
     low, high = omega * (1 - NEAR), omega * (1 + NEAR)
-    if any(_is_pole(system, at) for at in (low, omega, high)):
+    if _are_poles(system, np.array([low, omega, high]), DEFECTIVE).any():
         return None
     of = lambda at: float(sign(_values(system, np.array([at])))[0])  # noqa: E731
     if of(low) * of(high) < 0:
