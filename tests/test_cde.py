@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import diffrax
 import equinox as eqx
 import jax
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import kpflow_dyn as kp
+from kpflow_dyn._learning.changes import given_changes
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -92,8 +95,9 @@ def test_diffrax_on_samples_and_on_its_own_paths() -> None:
 
     reference = jax.vmap(solved)(paths, jnp.array(Z0))
     posed = {"f": jax_field(), "z0": jnp.array(Z0)}
-    for given in (problem("hermite", path=(TIMES, x), **posed), problem(path=paths, **posed)):
-        assert relative(kp.solve(given, **TIGHT).state, reference) < 1e-6
+    assert relative(kp.solve(problem("hermite", path=(TIMES, x), **posed), **TIGHT).state, reference) < 1e-6
+    rates = [kp.ode.rate_of(problem("hermite", path=path, **posed))(0.3, posed["z0"]) for path in ((TIMES, x), paths)]
+    assert relative(rates[1], rates[0]) < 1e-12
 
 
 def test_jacobian_of_the_steps_and_torch_as_jax() -> None:
@@ -188,6 +192,14 @@ def test_learning_along_each_kind(kind: str) -> None:
     assert kp.eigs(flow.ntk, 2).converged.all()
     attributes = kp.analyze(flow, k=1).attrs
     assert attributes["problem"] == kind
+    assert attributes["solver"]
+    other = copy.deepcopy(flow.solution.problem.model)
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-5)
+    moved = given_changes(flow, other)["change"]
+    theta = torch.zeros(flow.J.domain.size, dtype=torch.float64)
+    theta[: next(other.parameters()).numel()] = 1e-5
+    assert relative(moved, flow.J.mv(theta)) < 1e-3
     loss = kp.squared_error(target, readout)
     span, first = 1e-4, loss(flow.solution.state).item()
     found = kp.gradient_flow(flow.solution, loss, span, rtol=1e-4)

@@ -174,8 +174,8 @@ def test_kicks_pass_on_through_delays() -> None:
     assert errors[1] / errors[0] < 0.3 and errors[2] / errors[1] < 0.3 and errors[2] < 2e-4
 
 
-@pytest.mark.parametrize("method", ["heun", "rk4"])
-def test_torch_and_jax_agree(method: str) -> None:
+def test_torch_and_jax_agree() -> None:
+    method = "rk4"
     theirs = kp.linearize(kp.solve(problem(f=jax_field(), history=jnp.array(Z0), x=jnp.array(X)), method, steps=0.25))
     ours = kp.linearize(kp.solve(problem(x=torch.tensor(X)), method, steps=0.25))
     assert relative(theirs.solution.state, ours.solution.state) < 1e-12 and not theirs.untraced
@@ -206,7 +206,7 @@ class FromHistory(nn.Module):
         ({}, "rk4", {"rtol": 1e-3}, "adaptive steps"),
         ({"t": (0.0, 1.0)}, "rk4", {}, "on a span"),
         ({"f": nn.Linear(3, 3).double()}, None, {}, "f failed"),
-        ({"t": [1.0, 0.5, 0.0]}, None, {}, "times must increase"),
+        ({"t": [1.0, 0.5, 0.0]}, None, {}, "forward in time"),
     ],
 )
 def test_refused_in_words(change: dict, alg: str | None, options: dict, said: str) -> None:

@@ -155,9 +155,12 @@ def mean_ntk(flow: Flow) -> MeanNTK:
     >>> rank.stderr > 0, modes.stderr.shape
     (True, torch.Size([2]))
     """
-    problem, apart = flow.solution.problem, flow.ntk.apart
+    problem, apart = flow.solution.problem if isinstance(flow, Flow) else None, flow.ntk.apart
     if not isinstance(problem, SDEProblem) or apart is None:
-        raise TypeError(f"mean_ntk takes the flow of an SDEProblem with paths=, got one of a {type(problem).__name__}")
+        raise TypeError(
+            "mean_ntk takes the flow of the states of an SDEProblem with paths=, got "
+            f"{type(flow).__name__ if problem is None else f'one of {type(problem).__name__}'}"
+        )
     paths, whole = problem.paths, flow.ntk.domain
     space = _of_one_path(whole, paths)
     parameters = Space(("path", "parameter"), (paths, apart.domain.shape[1]), whole.like)

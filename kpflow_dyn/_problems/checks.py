@@ -51,6 +51,14 @@ def check_directed_times(t: Any) -> tuple[np.ndarray, bool]:
     return check_times(-times if backward else times, advice="; or all decrease, for time backward"), backward
 
 
+def check_forward_times(t: Any) -> np.ndarray:
+    """The times of an equation that has no way back."""
+    times, backward = check_directed_times(t)
+    if backward:
+        raise ValueError("the times t decrease, and an equation with noise or delays goes forward in time alone")
+    return times
+
+
 def laid_out_start(z0: Any, backend: Backend, order: int = 1) -> tuple[Layout, Array]:
     """The start [trial, unit] as an array of the backend, of finite float32 or float64, and how its parts lie there."""
     if is_array(z0) and z0.ndim < 2:
