@@ -15,6 +15,7 @@ from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, Transforms
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.steps import call_field
+from kpflow_dyn.models._discrete import is_discrete
 from kpflow_dyn.models._equations import join
 
 Function = Callable[..., Array]
@@ -59,8 +60,8 @@ class Loop:
 
 
 def is_closed_loop(model: Any) -> bool:
-    """Whether a model is what `kpflow_dyn.models.ClosedLoop` returns."""
-    return hasattr(model, "plant") and hasattr(model, "policy")
+    """Whether a model is what `kpflow_dyn.models.ClosedLoop` returns for a plant in continuous time."""
+    return hasattr(model, "plant") and hasattr(model, "policy") and not is_discrete(model.plant)
 
 
 def loop_of_field(f: Any, backend: Backend, inputs: str | None, loop: str, has_x: bool) -> Loop:
@@ -78,7 +79,8 @@ def loop_of_plant(plant: Any, backend: Backend, inputs: str | None, loop: str, h
     """A plant(z, u) on one trial, whose control is x."""
     _check(inputs, loop, False, has_x)
     names = tuple(getattr(plant, "state_names", ()))
-    return Loop(backend, lambda t, z, u: plant(z, u), None, None, inputs or "x", False, names)
+    call = backend.tracing.on_one_trial(plant.step) if is_discrete(plant) else plant
+    return Loop(backend, lambda t, z, u: call(z, u), None, None, inputs or "x", False, names)
 
 
 def _loop(call: Function, model: Any, backend: Backend, inputs: str | None, loop: str, has_x: bool) -> Loop:
