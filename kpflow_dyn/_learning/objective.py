@@ -208,8 +208,8 @@ def _on_its_nodes(solution: Solution) -> tuple[Solution, slice]:
     if not (isinstance(solution, ODESolution) and solution.problem.is_span):
         return solution, slice(None)
     field_of_model(solution)
-    times = np.concatenate([solution.problem.t[:1], solution.t])
-    return solve(solution.problem.remake(t=times), solution.alg, **solution.options), slice(1, None)
+    times = np.concatenate([solution.problem.t[:1], solution.nodes])
+    return solve(solution.problem.with_parts(t=times), solution.alg, **solution.options), slice(1, None)
 
 
 def field_of_model(solution: Solution) -> str:

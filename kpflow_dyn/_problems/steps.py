@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, empty_row, eps_of, like_numpy, placed, taken, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, empty_row, eps_of, like_numpy, placed, taken, to_numpy
 
 Field = Callable[[Any, Array, Any], Array]
 
@@ -166,9 +166,28 @@ class AcceptedSteps:
         return step, np.where(exact, 1.0, np.clip(along, 0.0, 1.0))
 
 
+def own_times(row: Array, count: int) -> list[Array]:
+    """The first entries of a row; of rows [trial, ...], which torch has, one [trial] for each where trials differ."""
+    first = row if row.ndim == 1 else row[0]
+    if row.ndim == 1 or len(row) == 1 or not bool((row[:, :count] != first[:count]).any()):
+        return [first[i] for i in range(count)]
+    return [row[:, i] for i in range(count)]
+
+
 def call_field(field: Callable[..., Array], t: Array, y: Array, x: Array | None) -> Array:
-    """f(t, y) or f(t, y, x)."""
-    return field(t, y) if x is None else field(t, y, x)
+    """f(t, y) or f(t, y, x); where t [trial] has a time for each trial, of one trial after the other.
+
+    A field whose `takes_times` is true takes such times itself.
+    """
+    if getattr(t, "ndim", 0) == 0 or getattr(field, "takes_times", False):
+        return field(t, y) if x is None else field(t, y, x)
+    return array_namespace(y).concat([call_field(field, *trial) for trial in _trials(t, y, x)], axis=0)
+
+
+def _trials(t: Array, y: Array, x: Array | None) -> Iterator[tuple[Array, Array, Array | None]]:
+    """Each trial by itself, its time 0-dim."""
+    for n in range(len(y)):
+        yield t[n], y[n : n + 1], None if x is None else x[n : n + 1]
 
 
 def stages(field: Field, tableau: Tableau, t: Sequence[Any], h: Any, y: Array, inputs: Sequence[Any]) -> list[Array]:

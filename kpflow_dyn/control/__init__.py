@@ -17,13 +17,23 @@ from kpflow_dyn.control._hankel_modes import Hankel, hankel, hsvd
 from kpflow_dyn.control._linearisation import linearize_lti, linearize_ltv
 from kpflow_dyn.control._matrix_free import gram_operator
 from kpflow_dyn.control._ranks import ctrb, obsv
-from kpflow_dyn.control._regulators import Regulator, TimeVaryingRegulator, dlqr, lqr, tvlqr
+from kpflow_dyn.control._reduction import balred, minreal
+from kpflow_dyn.control._regulators import (
+    Estimator,
+    Regulator,
+    TimeVaryingRegulator,
+    dlqe,
+    dlqr,
+    lqe,
+    lqr,
+    tvlqr,
+)
 from kpflow_dyn.control._systems import LTI, LTV
 
-__all__ = ["LTI", "LTV", "Costates", "FrequencyResponse", "Gramian", "Hankel", "QuadraticCost", "ReachableAngles"]
-__all__ += ["Regulator", "TimeVaryingRegulator", "adjoint", "ctrb", "dlqr", "frequency_response", "gram"]
-__all__ += ["gram_operator", "hankel", "hsvd", "linearize_lti", "linearize_ltv", "lqr", "obsv", "reachable_angles"]
-__all__ += ["tvlqr"]
+__all__ = ["LTI", "LTV", "Costates", "Estimator", "FrequencyResponse", "Gramian", "Hankel", "QuadraticCost"]
+__all__ += ["ReachableAngles", "Regulator", "TimeVaryingRegulator", "adjoint", "balred", "ctrb", "dlqe", "dlqr"]
+__all__ += ["frequency_response", "gram", "gram_operator", "hankel", "hsvd", "linearize_lti", "linearize_ltv", "lqe"]
+__all__ += ["lqr", "minreal", "obsv", "reachable_angles", "tvlqr"]
 
 
 def __dir__() -> list[str]:

@@ -154,6 +154,7 @@ def along_steps_inputs(sol: DiscreteSolution, inputs: str | None) -> np.ndarray:
 
 
 def _along_equation(sol: ODESolution, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
+    check_forward(sol)
     edges, times = mesh_edges(sol, t)
     _check_size(sol, 4 * len(edges) / sol.state.shape[1])
     whole = loop_of_field(sol.problem.f, sol.problem.backend, inputs, loop, sol.problem.x is not None)
@@ -163,6 +164,15 @@ def _along_equation(sol: ODESolution, inputs: str | None, loop: str, C: np.ndarr
     mesh = Mesh(edges, np.searchsorted(edges, times), *inside)
     D = np.zeros((len(C), B.shape[-1]))
     return ltv_of(times, A[:, len(nodes) :], B[:, len(nodes) :], C, D, whole.names, mesh)
+
+
+def check_forward(sol: ODESolution) -> None:
+    """Raise where time runs backward."""
+    if sol.problem.form.backward:
+        raise ValueError(
+            "time runs backward along this solution, and control asks what inputs do later on; solve forward from the "
+            "state at the earliest time, problem.remake(z0=problem.unflatten(solution.state[:, -1]), t=t[::-1])"
+        )
 
 
 def states_at(sol: ODESolution, times: np.ndarray) -> tuple[np.ndarray, Array, Array | None]:

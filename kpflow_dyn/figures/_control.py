@@ -56,7 +56,7 @@ def gramian(found: Gramian) -> Figure:
     """Eigenvalues over time, those of all trials in one colour by their rank; or against their rank."""
     figure, axes = new_figure(3.6)
     values = found.eigenvalues.clip(min=0)
-    label = "Reachability" if found.kind == "c" else "Observability"
+    label = "Reachability" if found.kind[0] == "c" else "Observability"
     axes.set(yscale="log", ylabel=f"{label} eigenvalue")
     if "time" not in values.dims:
         axes.plot(1 + np.arange(values.size), values, "o-", markersize=5)
