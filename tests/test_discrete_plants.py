@@ -119,9 +119,18 @@ def test_analysis_goes_on_top() -> None:
     sol = kp.solve(
         kp.DiscreteProblem(ClosedLoop(Slider(), nn.Linear(3, 1)).double(), torch.tensor(GOALS), torch.tensor(start()))
     )
-    assert kp.control.linearize_ltv(sol).B.sizes["input"] == 1  # the reference
+    closed, opened = kp.control.linearize_ltv(sol), kp.control.linearize_ltv(sol, loop="open")
+    weight = sol.problem.cell.policy.weight.detach().numpy()
+    np.testing.assert_allclose(closed.B, np.broadcast_to([[0.01], [0.1]], closed.B.shape))
+    np.testing.assert_allclose(closed.A, opened.A + opened.B.values @ weight[:, :2], atol=1e-12)
+    np.testing.assert_allclose(opened.A[..., 1, 0], -0.9 * sol.before[..., 0].detach() ** 2, atol=1e-12)
+    costs = kp.control.adjoint(sol, lambda z, u: (z**2).sum() + (u**2).sum())
+    assert costs.costate.shape == (TRIALS, STEPS, 2)
     rest = torch.zeros(2, dtype=torch.float64)
-    found = kp.control.linearize_lti(Slider(), rest, rest[:1], dt=Slider.dt)
+    found = kp.control.linearize_lti(Slider(), rest, rest[:1])
+    assert found.dt == Slider.dt
+    loop = ClosedLoop(Slider(), nn.Linear(3, 1, bias=False)).double()
+    assert kp.control.linearize_lti(loop, rest, rest[:1]).dt == Slider.dt
     np.testing.assert_allclose(found.A, [[1, 0.1], [0, 1]])
     np.testing.assert_allclose(found.B, [[0.01], [0.1]])
 

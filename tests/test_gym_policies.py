@@ -302,10 +302,10 @@ def test_normalised_observations_and_references() -> None:
         torch.testing.assert_close(policy(z)[:, 0], 10 * torch.tanh((expected[:, 1] - expected[:, 0]) / 2))
 
 
-class WithFeatures(SB3PPO):
-    def __init__(self) -> None:
+class WithLayers(SB3PPO):
+    def __init__(self, name: str) -> None:
         super().__init__(CART)
-        self.features_extractor = nn.Linear(4, 4)
+        setattr(self, name, nn.Linear(4, 4))
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,8 @@ class WithFeatures(SB3PPO):
         (nn.Linear(4, 2), {"head": "mean"}, ValueError, "the actions of CartPole-v1 are discrete"),
         (SB3SAC(), {}, ValueError, "the head is 'tanh' .stable-baselines3 SAC.*CartPole-v1 are discrete"),
         (CleanPPO(), {"env": PENDULUM}, ValueError, "the actions of Pendulum-v1 are continuous"),
-        (WithFeatures(), {}, ValueError, "features of its own"),
+        (WithLayers("features_extractor"), {}, ValueError, "layers of its own .*features_extractor.weight"),
+        (WithLayers("lstm_actor"), {}, ValueError, "layers of its own .*lstm_actor.weight"),
         (lambda z: z, {}, TypeError, "net is function, expected a torch module"),
         (nn.Linear(4, 2), {"normalize": 3.0}, ValueError, "expected .mean, variance."),
         (

@@ -71,11 +71,11 @@ def _prefix(kind: Kind, tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _of_kind(kind: Kind, prefix: str, tensors: Mapping[str, Tensor], net: Any) -> tuple[Any, str, str]:
-    own = [name for name in tensors if re.match(rf"{re.escape(prefix)}(pi_)?features_extractor\.", name)]
+    own = [name for name in tensors if re.match(rf"{re.escape(prefix)}((pi_)?features_extractor|lstm_actor)\.", name)]
     if own:
         raise ValueError(
-            f"the policy has features of its own ({listing(own)}), such as those of a CNN, before the layers that act; "
-            "plants have states: train on the observations themselves, or give a module of features and policy"
+            f"the policy has layers of its own ({listing(own)}), of a CNN or an LSTM, before those that act; give a torch "
+            "module of all of them that takes the plant's observations, and one with a memory to ClosedLoop itself"
         )
     phi, on_phi = kind.phi, ""
     if isinstance(net, nn.Module):
