@@ -74,8 +74,8 @@ def _of_kind(kind: Kind, prefix: str, tensors: Mapping[str, Tensor], net: Any) -
     own = [name for name in tensors if re.match(rf"{re.escape(prefix)}((pi_)?features_extractor|lstm_actor)\.", name)]
     if own:
         raise ValueError(
-            f"the policy has layers of its own ({listing(own)}), of a CNN or an LSTM, before those that act; give a torch "
-            "module of all of them that takes the plant's observations, and one with a memory to ClosedLoop itself"
+            f"the policy has layers of its own ({listing(own)}), of a CNN or an LSTM, before those that act; "
+            "give a torch module of all of them, that takes observations, and one with a memory to ClosedLoop itself"
         )
     phi, on_phi = kind.phi, ""
     if isinstance(net, nn.Module):

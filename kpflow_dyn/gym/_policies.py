@@ -95,7 +95,8 @@ def policy(net: Any, env: str | Environment = "CartPole-v1", head: str | None = 
     Raises:
         TypeError: no network of torch or JAX.
         ValueError: an environment without what is needed, an unknown head, or one of the other kind of actions; a
-            network with other layers before those that act, such as a CNN's; when called, one of another number of actions.
+            network with other layers before those that act, such as a CNN's; when called, one of another number of
+            actions.
         FileNotFoundError: no such file.
     Source: Raffin et al., "Stable-Baselines3", JMLR 22 (2021); Huang et al., "CleanRL", JMLR 23 (2022).
 

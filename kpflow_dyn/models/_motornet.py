@@ -24,7 +24,7 @@ class MotorNetPlant(nn.Module):
             length and velocity over its optimal length and highest velocity.
 
     Attributes:
-        dt: [s].
+        dt: the length of a step, in seconds.
         state_size, control_size, state_names: of z and u.
 
     Raises:
