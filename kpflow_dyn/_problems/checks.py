@@ -110,7 +110,7 @@ def _check_pair(layout: Layout) -> None:
 
 
 def check_sequence(x: Array) -> None:
-    """Raise unless x is finite and [trial, time, input] with no empty axis."""
+    """Raise unless x is finite and [trial, time, input] with a trial and a time; width 0 is no input."""
     if x.ndim != 3:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, expected [trial, time, input]; add the missing axis with x[None]"
@@ -120,8 +120,8 @@ def check_sequence(x: Array) -> None:
             f"x is {x.dtype}; give its real and imaginary parts side by side on the last axis, and put them together "
             "in the cell"
         )
-    if 0 in x.shape:
-        raise ValueError(f"x has shape {tuple(x.shape)} [trial, time, input]: an analysis needs at least one of each")
+    if 0 in x.shape[:2]:
+        raise ValueError(f"x has shape {tuple(x.shape)} [trial, time, input]: an analysis needs a trial and a time")
     check_finite(x, "x")
 
 
