@@ -74,12 +74,12 @@ def test_a_field_of_one_time_is_called_trial_by_trial() -> None:
 
 def test_torchdiffeq_agrees() -> None:
     field = OfOneTime()
-    ours = kp.linearize(kp.solve(posed(field), to.Tsit5(), rtol=1e-10, atol=1e-12))
-    theirs = kp.linearize(kp.solve(posed(field), "dopri5", rtol=1e-10, atol=1e-12))
-    assert torch.allclose(ours.solution.state, theirs.solution.state, atol=1e-8)
-    assert torch.allclose(ours.J.dense(), theirs.J.dense(), atol=1e-6)
-    equations = kp.linearize(ours.solution, sensealg=kp.InterpolatingAdjoint(1e-9, 1e-11))
-    assert torch.allclose(equations.J.dense(), theirs.J.dense(), atol=1e-5)
+    ours = kp.linearize(kp.solve(posed(field), to.Tsit5(), rtol=1e-8, atol=1e-10))
+    theirs = kp.linearize(kp.solve(posed(field), "dopri5", rtol=1e-8, atol=1e-10))
+    assert torch.allclose(ours.solution.state, theirs.solution.state, atol=1e-6)
+    assert torch.allclose(ours.J.dense(), theirs.J.dense(), atol=1e-4)
+    equations = kp.linearize(ours.solution, sensealg=kp.InterpolatingAdjoint(1e-7, 1e-9))
+    assert torch.allclose(equations.J.dense(), theirs.J.dense(), atol=1e-3)
 
 
 def test_inputs_that_jump_spans_and_time_backward() -> None:
