@@ -137,8 +137,18 @@ def _flow(
 
 
 def _steps(sol: DiscreteSolution, params: Choice, weights: Weights) -> Flow:
+    _check_plant(sol)
     tangent, parameters = tangent_of_cell(sol, params)
     return Steps(tangent, sol, parameters, weights.both).flow()
+
+
+def _check_plant(sol: DiscreteSolution) -> None:
+    """Let the plant of a closed loop, where it can, look at its derivative at all states, before a number is given."""
+    loop = sol.problem.cell
+    if (check := getattr(getattr(loop, "plant", None), "check_derivative", None)) is not None:
+        trials, times = sol.before.shape[:2]
+        x, before = (rows.reshape((trials * times, rows.shape[-1])) for rows in (sol.problem.x, sol.before))
+        check(before[:, : loop.plant.state_size], loop.controls(x, before))
 
 
 def _flow_of_ode(

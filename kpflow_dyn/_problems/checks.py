@@ -51,6 +51,14 @@ def check_directed_times(t: Any) -> tuple[np.ndarray, bool]:
     return check_times(-times if backward else times, advice="; or all decrease, for time backward"), backward
 
 
+def check_forward_times(t: Any) -> np.ndarray:
+    """The times of an equation that has no way back."""
+    times, backward = check_directed_times(t)
+    if backward:
+        raise ValueError("the times t decrease, and an equation with noise or delays goes forward in time alone")
+    return times
+
+
 def laid_out_start(z0: Any, backend: Backend, order: int = 1) -> tuple[Layout, Array]:
     """The start [trial, unit] as an array of the backend, of finite float32 or float64, and how its parts lie there."""
     if is_array(z0) and z0.ndim < 2:
@@ -102,7 +110,7 @@ def _check_pair(layout: Layout) -> None:
 
 
 def check_sequence(x: Array) -> None:
-    """Raise unless x is finite and [trial, time, input] with no empty axis."""
+    """Raise unless x is finite and [trial, time, input] with a trial and a time; width 0 is no input."""
     if x.ndim != 3:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, expected [trial, time, input]; add the missing axis with x[None]"
@@ -112,8 +120,8 @@ def check_sequence(x: Array) -> None:
             f"x is {x.dtype}; give its real and imaginary parts side by side on the last axis, and put them together "
             "in the cell"
         )
-    if 0 in x.shape:
-        raise ValueError(f"x has shape {tuple(x.shape)} [trial, time, input]: an analysis needs at least one of each")
+    if 0 in x.shape[:2]:
+        raise ValueError(f"x has shape {tuple(x.shape)} [trial, time, input]: an analysis needs a trial and a time")
     check_finite(x, "x")
 
 
