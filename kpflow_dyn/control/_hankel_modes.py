@@ -11,7 +11,7 @@ from scipy.linalg import expm
 
 from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn.control._gramians import System, as_ltv, gram, root
-from kpflow_dyn.control._linearisation import mesh_edges
+from kpflow_dyn.control._linearisation import check_forward, mesh_edges
 from kpflow_dyn.control._magnus import magnus, transposed
 from kpflow_dyn.control._systems import LTV, as_system, coordinates
 
@@ -87,6 +87,7 @@ def hankel(system: System, split: float, *, t: Any = None, **options: Any) -> Ha
 
 
 def _times_with(split: float, sol: ODESolution, t: Any) -> np.ndarray:
+    check_forward(sol)
     times = np.asarray(sol.problem.t if t is None else t, np.float64)
     if not times[0] < split < times[-1]:
         ends = f"from {times[0]:.6g} to {times[-1]:.6g}"

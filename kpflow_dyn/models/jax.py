@@ -310,7 +310,7 @@ class ClosedLoop(eqx.Module):
     policy: Callable[[Array], Array]
 
     def __init__(self, plant: Any, policy: Any) -> None:
-        self.plant, self.policy = _hashable(plant), policy
+        self.plant, self.policy = hashable(plant), policy
 
     def __call__(self, t: Any, z: Array, x_t: Array | None = None) -> Array:
         """z' [state]."""
@@ -337,14 +337,16 @@ class _ByIdentity:
 
     def __init__(self, plant: Any) -> None:
         self.plant = plant
-        if hasattr(plant, "control_size"):
-            self.control_size = plant.control_size
 
     def __call__(self, z: Array, u: Array) -> Array:
         return self.plant(z, u)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["plant"], name)
 
-def _hashable(plant: Any) -> Any:
+
+def hashable(plant: Any) -> Any:
+    """The plant, as something that can be a static part of a pytree."""
     try:
         hash(plant)
     except TypeError:
