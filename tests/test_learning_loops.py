@@ -228,6 +228,8 @@ def test_costs_of_states_alone_need_no_control() -> None:
         control.training_cost(posed, None)
     with pytest.raises(ValueError, match="give it a grid of times"):
         control.training_cost(posed.remake(t=(0.0, 1.0)), END)
+    with pytest.raises(ValueError, match="times decrease"):
+        control.training_cost(posed.remake(t=TIMES[::-1].copy()), END)
     with pytest.raises(TypeError, match="got StaticProblem"):
         control.training_cost(kp.StaticProblem(nn.Linear(2, 2).double(), torch.randn(3, 2).double()), END)
 

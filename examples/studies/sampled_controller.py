@@ -34,7 +34,7 @@ EVERY, SUBSTEPS, SAMPLES, MEMORY = 0.05, 2, 60, 16
 RANGE = torch.tensor([0.5, 0.5, 0.2, 0.3, 0.3, 0.5]).double()  # of the starts
 Q, R = np.diag([1.0, 1.0, 0.3, 0.2, 0.2, 0.02]), 0.1 * np.eye(2)
 TRIALS, PROBES = 4, 200  # random changes of the parameters
-STEPS, QUICK_STEPS = (0, 100, 800), (0, 1, 2)
+STEPS, QUICK_STEPS = (0, 60, 600), (0, 1, 2)
 COST = control.QuadraticCost(
     EVERY * block_diag(Q, np.zeros((MEMORY, MEMORY)), R), target=np.r_[np.zeros(6 + MEMORY), HOVER, HOVER]
 )
