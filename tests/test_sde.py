@@ -141,6 +141,25 @@ def test_strong_order_on_the_path_of_an_exact_solution(method: str, sde_type: st
     assert abs(np.polyfit(np.log(lengths), np.log(errors), 1)[0] - order) < 0.12
 
 
+def test_milstein_is_of_order_one_with_a_single_noise_for_all_units() -> None:
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3).double()
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return torch.sin(2 * self.layer(z))[..., None]
+
+    trials, finest = 200, 512
+    steps = np.random.default_rng(1).normal(size=(trials, finest, 1)) / finest**0.5
+    path = np.concatenate([np.zeros((trials, 1, 1)), steps.cumsum(1)], 1)
+    start, fine = torch.tensor(Z0[:1]).repeat(trials, 1), np.linspace(0, 1, finest + 1)
+    problem = kp.SDEProblem(Drift(), Single(), start, (0.0, 1.0), brownian=(fine, path))
+    ends = [kp.solve(problem, "milstein", steps=h).state[:, -1] for h in (1 / finest, 1 / 32, 1 / 8)]
+    errors = [float((end - ends[0]).detach().abs().mean()) for end in ends[1:]]
+    assert abs(np.log(errors[1] / errors[0]) / np.log(4) - 1) < 0.2
+
+
 @pytest.mark.parametrize("method", ["euler", "milstein", "heun", "euler_heun"])
 def test_torchsde_on_one_brownian_interval(method: str) -> None:
     sde, z0 = Whole(METHODS[method]), torch.tensor(Z0)
@@ -167,8 +186,16 @@ def test_diffrax_on_one_brownian_tree(solver: diffrax.AbstractSolver, sde_type: 
     given = problem.remake(z0=problem.z0[:1], t=np.linspace(0, 1, 5), brownian=tree, sde_type=sde_type)
     found = kp.solve(given, solver, steps=0.125)
     assert relative(found.state[0], reference.ys) < 1e-12
-    several = kp.SDEProblem(problem.f, problem.g, problem.z0, given.t, brownian=[tree, tree], sde_type=sde_type)
-    assert relative(kp.solve(several, solver, steps=0.125).state[0], reference.ys) < 1e-12
+
+
+def test_a_tree_for_each_trial() -> None:
+    keys = jax.random.split(jax.random.key(0), 2)
+    make = lambda key: diffrax.VirtualBrownianTree(0.0, 1.0, 1e-3, (3,), key)  # noqa: E731
+    mapped, listed = (
+        kp.solve(jax_problem("euler", brownian=trees), steps=0.25).state
+        for trees in (jax.vmap(make)(keys), [make(key) for key in keys])
+    )
+    assert relative(mapped, listed) < 1e-12
 
 
 def test_terms_of_diffrax_are_taken_apart() -> None:
@@ -408,6 +435,9 @@ class Coupled(nn.Module):
         ({"brownian": np.zeros((2, 5, 3))}, "euler", {}, r"\[trial, step, noise\] = \[2, 3, 3\]"),
         ({"brownian": ([0.0, 0.5, 1.0], np.zeros((2, 3, 3)))}, "euler", {}, "no sample at t = 0.3"),
         ({"brownian": "seed"}, "euler", {}, "expected a seed"),
+        ({"brownian": -1}, "euler", {}, "no negative number"),
+        ({"brownian": jax.random.key(0)}, "euler", {}, "a key of jax.random"),
+        ({"t": GRID[::-1]}, "euler", {}, "forward in time"),
         ({"g": nn.Linear(3, 3).double()}, "euler", {}, "the diffusion g failed"),
         ({"paths": 0}, "euler", {}, "1 or more"),
         ({"g": lambda t, z: Coupled()(t, z)}, "euler", {}, "plain function of parameters"),
@@ -428,6 +458,8 @@ def test_inputs_that_jump_and_too_few_paths_are_refused() -> None:
         torch_problem("euler", x=jumping)
     with pytest.raises(ValueError, match="at least 4"):
         kp.mean_ntk(kp.linearize(kp.solve(torch_problem("euler", paths=2)))).moments()
+    with pytest.raises(TypeError, match="flow of the states"):
+        kp.mean_ntk(kp.linearize(kp.solve(torch_problem("euler"))).output(nn.Linear(3, 1).double()))  # type: ignore
     with pytest.raises(TypeError, match="SDEProblem"):
         kp.mean_ntk(kp.linearize(kp.solve(kp.DiscreteProblem(nn.RNNCell(2, 3), torch.zeros(2, 3, 2)))))
 

@@ -103,6 +103,17 @@ def test_inputs_that_jump_spans_and_time_backward() -> None:
     assert flow.loss[-1] < flow.loss[0]
 
 
+def test_a_closed_loop_is_seen_as_one() -> None:
+    loop = kp.models.ClosedLoop(kp.models.Pendulum(), nn.Linear(2, 1).double())
+    problem = kp.ODEProblem(loop, torch.randn(3, 2).double(), GRID)
+    found = []
+    for alg in (to.Tsit5(), "dopri5"):
+        solution = kp.solve(problem, alg, rtol=1e-9, atol=1e-11)
+        found.append(kp.control.linearize_ltv(solution, inputs="control"))
+    assert np.allclose(found[0].A.values, found[1].A.values, atol=1e-7)
+    assert np.allclose(kp.control.gram(found[0], "c").W, kp.control.gram(found[1], "c").W, atol=1e-7)
+
+
 def test_what_is_refused() -> None:
     class Mixed(Field):
         def forward(self, t: Tensor, y: Tensor, x: Any = None) -> Tensor:

@@ -22,6 +22,13 @@ def controlled(f: Any) -> Any:
 
 
 class DriftAndDiffusion(eqx.Module):
+    """`f` and `g`, which share nothing."""
+
+    f: Any
+    g: Any
+
+
+class Sharing(eqx.Module):
     """`f` and `g`, where g has None in the place of arrays that f has, whose numbers are in `shared`."""
 
     f: Any
@@ -36,13 +43,6 @@ class DriftAndDiffusion(eqx.Module):
         for own, other in self.shared:
             leaves[own] = of_drift[other]
         return jax.tree.unflatten(form, leaves)
-
-
-class PlainPair(eqx.Module):
-    """The same of two that share nothing."""
-
-    f: Any
-    g: Any
 
 
 class _WithArgs(eqx.Module):
@@ -76,11 +76,11 @@ def _pair(f: Any, g: Any) -> Any:
     known = {id(leaf): number for number, leaf in enumerate(of_drift) if eqx.is_inexact_array(leaf)}
     shared = tuple((number, known[id(leaf)]) for number, leaf in enumerate(own) if id(leaf) in known)
     if not shared:
-        return PlainPair(f, g)
+        return DriftAndDiffusion(f, g)
     leaves, form = _flat(g)
     for number, _ in shared:
         leaves[number] = None
-    return DriftAndDiffusion(f, jax.tree.unflatten(form, leaves), shared)
+    return Sharing(f, jax.tree.unflatten(form, leaves), shared)
 
 
 def _flat(tree: Any) -> tuple[list[Any], Any]:

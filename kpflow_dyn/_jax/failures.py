@@ -30,8 +30,8 @@ KINDS = (  # of errors of JAX where Python needs the numbers of what is traced, 
     ),
     (
         jax.errors.ConcretizationTypeError,
-        "float(), int(), bool() or .item() asks for the number of a value; leave it an array, and use jnp.where, "
-        "jax.lax and jax.numpy",
+        "float(), int(), .item() or a function of math asks for the number of a value; leave it an array, use "
+        "jnp.where, jax.lax and jax.numpy",
     ),
 )
 ADVICE = {

@@ -13,7 +13,10 @@ from kpflow_dyn._learning.forecasting import objective_of, states_of
 from kpflow_dyn._learning.losses import OutputLoss
 from kpflow_dyn._learning.objective import field_of_model
 from kpflow_dyn._learning.recorder import Recorder, Recording
+from kpflow_dyn._problems.problems import Problem
 from kpflow_dyn._problems.solutions import ODESolution, Solution
+from kpflow_dyn._problems.stepped import SteppedSolution
+from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._solve import solve
 
 POWER_STEPS = 20
@@ -53,9 +56,16 @@ def _change(flow: Flow, what: Any) -> Array:
 def _solved(before: Solution, model: Any) -> Solution:
     """The solution of the same problem for another model."""
     problem = before.problem
-    field = next(name for name, value in vars(problem).items() if value is problem.model)
-    changed = problem.remake(**{field: model})
-    return solve(changed, before.alg, **before.options) if isinstance(before, ODESolution) else solve(changed)
+    if isinstance(problem, SDEProblem):
+        changed: Problem = problem.with_model(model)
+    else:
+        field = next(name for name, value in vars(problem).items() if value is problem.model)
+        changed = problem.remake(**{field: model})
+    return (
+        solve(changed, before.alg, **before.options)
+        if isinstance(before, ODESolution | SteppedSolution)
+        else solve(changed)
+    )
 
 
 class Descent:

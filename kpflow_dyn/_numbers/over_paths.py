@@ -131,7 +131,9 @@ class MeanNTK(GramOperator):
 
 
 def mean_ntk(flow: Flow) -> MeanNTK:
-    """The mean over Brownian paths of the NTK, mean_p J_p J_p*, on states [trial, time, unit] of the trials themselves.
+    """The mean over Brownian paths of the NTK, on states [trial, time, unit] of the trials themselves.
+
+        A = mean_p J_p J_p*,    J_p = dS_p / dtheta of all trials, each on its p-th path
 
     Trials are coupled where the same numbered paths are: of independent paths, that part is the kernel of the mean J.
 
@@ -141,7 +143,7 @@ def mean_ntk(flow: Flow) -> MeanNTK:
     Raises:
         TypeError: a flow of another problem.
         ValueError: a flow whose `where` leaves out different places of the paths of a trial.
-    Source: docs/guides/noise_and_delays.md, "The mean over paths".
+    Source: docs/theory.md, "One constraint, one kernel".
 
     >>> import torch, kpflow_dyn as kp
     >>> f, g = kp.models.MLPField(3, 8), kp.models.MLPField(3, 8)
@@ -153,9 +155,12 @@ def mean_ntk(flow: Flow) -> MeanNTK:
     >>> rank.stderr > 0, modes.stderr.shape
     (True, torch.Size([2]))
     """
-    problem, apart = flow.solution.problem, flow.ntk.apart
+    problem, apart = flow.solution.problem if isinstance(flow, Flow) else None, flow.ntk.apart
     if not isinstance(problem, SDEProblem) or apart is None:
-        raise TypeError(f"mean_ntk takes the flow of an SDEProblem with paths=, got one of a {type(problem).__name__}")
+        raise TypeError(
+            "mean_ntk takes the flow of the states of an SDEProblem with paths=, got "
+            f"{type(flow).__name__ if problem is None else f'one of {type(problem).__name__}'}"
+        )
     paths, whole = problem.paths, flow.ntk.domain
     space = _of_one_path(whole, paths)
     parameters = Space(("path", "parameter"), (paths, apart.domain.shape[1]), whole.like)

@@ -20,7 +20,7 @@ from kpflow_dyn._backend import Backend, backend_for, backend_of
 from kpflow_dyn._problems.layouts import Layout, layout_of
 
 
-def check_times(t: Any, name: str = "t") -> np.ndarray:
+def check_times(t: Any, name: str = "t", advice: str = "") -> np.ndarray:
     """The times, a grid or a span (t0, t1), as float64: one row of at least two finite, increasing numbers."""
     try:
         times = np.array(to_numpy(t), np.float64)
@@ -36,7 +36,7 @@ def check_times(t: Any, name: str = "t") -> np.ndarray:
         n = int(late[0])
         raise ValueError(
             f"{name}[{n + 1}] = {times[n + 1]} does not come after {name}[{n}] = {times[n]}; times must increase "
-            "(np.unique sorts them and drops repeated ones); those of t may also all decrease, for time backward"
+            f"(np.unique sorts them and drops repeated ones){advice}"
         )
     return times
 
@@ -48,15 +48,15 @@ def check_directed_times(t: Any) -> tuple[np.ndarray, bool]:
     except (TypeError, ValueError):
         return check_times(t), False
     backward = times.ndim == 1 and len(times) > 1 and bool((np.diff(times) < 0).all())
-    return check_times(-times if backward else times), backward
+    return check_times(-times if backward else times, advice="; or all decrease, for time backward"), backward
 
 
-def check_start(z0: Any, backend: Backend) -> Array:
-    """The start of a problem whose state is one array, [trial, unit]; of a complex one all real parts first."""
-    layout, start = laid_out_start(z0, backend)
-    if layout.structure.num_nodes > 1 or len(layout.shapes[0]) != 1:
-        raise ValueError(f"z0 is {layout}, expected one array [trial, unit]")
-    return start
+def check_forward_times(t: Any) -> np.ndarray:
+    """The times of an equation that has no way back."""
+    times, backward = check_directed_times(t)
+    if backward:
+        raise ValueError("the times t decrease, and an equation with noise or delays goes forward in time alone")
+    return times
 
 
 def laid_out_start(z0: Any, backend: Backend, order: int = 1) -> tuple[Layout, Array]:
@@ -77,7 +77,7 @@ def laid_out_start(z0: Any, backend: Backend, order: int = 1) -> tuple[Layout, A
 
 def check_plain_start(z0: Any, backend: Backend) -> Array:
     """A real start [trial, unit] of an equation whose states have no other form."""
-    layout, start = check_start(z0, backend)
+    layout, start = laid_out_start(z0, backend)
     if not layout.is_plain:
         got = f"has shape {tuple(z0.shape)}" if is_array(z0) else f"is {type(z0).__name__}"
         raise ValueError(f"z0 {got}, expected real numbers [trial, unit]; put its parts side by side on the units")
@@ -197,8 +197,8 @@ def check_inputs(x: Any, z0: Array, t: np.ndarray, backend: Backend) -> Any:
         return x
     if isinstance(x, int | float | Mapping):
         raise TypeError(
-            f"x is {type(x).__name__}, expected inputs: samples [trial, time, input], (times, samples) or a function of "
-            "t; constants of f are args="
+            f"x is {type(x).__name__}, expected inputs: samples [trial, time, input], (times, samples) or a function "
+            "of t; constants of f are args="
         )
     if isinstance(x, tuple | list):
         if len(x) != 2:

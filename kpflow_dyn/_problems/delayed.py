@@ -8,7 +8,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, is_array, like_numpy, to_numpy
 from kpflow_dyn._arrays.complex_numbers import is_complex
 from kpflow_dyn._backend import backend_for, backend_of
-from kpflow_dyn._problems.checks import check_inputs, check_plain_start, check_times, jumps_of
+from kpflow_dyn._problems.checks import check_forward_times, check_inputs, check_plain_start, jumps_of
 from kpflow_dyn._problems.problems import Problem
 
 
@@ -52,7 +52,7 @@ class DDEProblem(Problem):
     z0: Array = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        t, delays = check_times(self.t), _checked(self.delays)
+        t, delays = check_forward_times(self.t), _checked(self.delays)
         start: Any = self.history
         if callable(self.history):
             start = self.history(like_numpy(np.asarray(t[0]), _first_parameter(self.f)))

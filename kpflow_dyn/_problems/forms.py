@@ -37,7 +37,12 @@ class Form:
     @property
     def is_plain(self) -> bool:
         """Whether a field without arguments is called as it is."""
-        return self.layout.is_plain and self.order == 1 and not (self.backward or self.own_times)
+        return self.has_plain_states and not (self.backward or self.own_times)
+
+    @property
+    def has_plain_states(self) -> bool:
+        """Whether a field gets and gives [..., unit] as it is."""
+        return self.layout.is_plain and self.order == 1
 
     def rate(self, f: Callable[..., Any], args: tuple, t: Array, z: Array, *x: Array) -> Array:
         """dz/ds [..., unit], by f(t, y, ...) of y as the user has it."""

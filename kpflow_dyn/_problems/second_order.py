@@ -8,8 +8,8 @@ from kpflow_dyn._problems.problems import ODEProblem
 def SecondOrderProblem(f: Any, z0: Any, v0: Any, t: Any, x: Any = None, args: Any = None) -> ODEProblem:
     """A model of second order in time, z'' = f(t, z, z') or f(t, z, z', x(t)), from z(t_0) = z0 and z'(t_0) = v0.
 
-    It is `ODEProblem(f, (z0, v0), t, x, args=args, order=2)`: its state [trial, time, 2 unit] has the positions first, then
-    the velocities, and `problem.unflatten(solution.state)` is the pair of them. `problem.remake(z0=(position,
+    It is `ODEProblem(f, (z0, v0), t, x, args=args, order=2)`: its state [trial, time, 2 unit] has the positions first,
+    then the velocities, and `problem.unflatten(solution.state)` is the pair of them. `problem.remake(z0=(position,
     velocity))` starts elsewhere.
 
     Args:

@@ -22,6 +22,7 @@ class SteppedSolution(Solution):
         steps_state: what each step gives [trial, step, width]; the first units are the state.
         ends: the times at which the steps end [step].
         places: the numbers of the steps that end at the times of the state [time].
+        options: what the solve was given.
         between: times [n] -> the weights [n, step] of the states of the steps there.
     """
 
@@ -32,6 +33,7 @@ class SteppedSolution(Solution):
     steps_state: Array
     ends: np.ndarray
     places: np.ndarray
+    options: dict[str, Any]
     between: Callable[[np.ndarray], np.ndarray]
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, empty_row, eps_of, like_numpy, placed, taken, to_numpy
+from kpflow_dyn._backend import backend_of
 
 Field = Callable[[Any, Array, Any], Array]
 
@@ -175,19 +176,24 @@ def own_times(row: Array, count: int) -> list[Array]:
 
 
 def call_field(field: Callable[..., Array], t: Array, y: Array, x: Array | None) -> Array:
-    """f(t, y) or f(t, y, x); where t [trial] has a time for each trial, of one trial after the other.
+    """f(t, y) or f(t, y, x), where t may have a time for each trial, t [trial]; see `_of_trials`.
 
     A field whose `takes_times` is true takes such times itself.
     """
     if getattr(t, "ndim", 0) == 0 or getattr(field, "takes_times", False):
         return field(t, y) if x is None else field(t, y, x)
-    return array_namespace(y).concat([call_field(field, *trial) for trial in _trials(t, y, x)], axis=0)
+    return _of_trials(field, t, y, *([] if x is None else [x]))
 
 
-def _trials(t: Array, y: Array, x: Array | None) -> Iterator[tuple[Array, Array, Array | None]]:
-    """Each trial by itself, its time 0-dim."""
-    for n in range(len(y)):
-        yield t[n], y[n : n + 1], None if x is None else x[n : n + 1]
+def _of_trials(field: Callable[..., Array], t: Array, *rows: Array) -> Array:
+    """A field of one time, of trials [trial, ...] that each have their own: mapped over these, or one by one."""
+    backend = backend_of(t)
+    assert backend is not None
+    try:
+        return backend.transforms.vmap(lambda t, *row: field(t, *(part[None] for part in row))[0])(t, *rows)
+    except Exception:  # of a field that cannot be mapped, as it branches on values
+        each = [field(time, *(row[n : n + 1] for row in rows)) for n, time in enumerate(t)]
+        return array_namespace(t).concat(each, axis=0)
 
 
 def stages(field: Field, tableau: Tableau, t: Sequence[Any], h: Any, y: Array, inputs: Sequence[Any]) -> list[Array]:

@@ -8,7 +8,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array
 from kpflow_dyn._arrays.complex_numbers import is_complex
 from kpflow_dyn._backend import backend_for
-from kpflow_dyn._problems.checks import check_inputs, check_plain_start, check_times, jumps_of
+from kpflow_dyn._problems.checks import check_forward_times, check_inputs, check_plain_start, jumps_of
 from kpflow_dyn._problems.problems import Problem
 
 SDE_TYPES = ("ito", "stratonovich")
@@ -67,7 +67,7 @@ class SDEProblem(Problem):
     def __post_init__(self) -> None:
         if self.z0 is None or self.t is None:
             raise TypeError("an SDEProblem needs z0 [trial, unit] and times t: SDEProblem(f, g, z0, t)")
-        backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_times(self.t)
+        backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_forward_times(self.t)
         if is_complex(self.z0):
             raise TypeError("z0 is complex; give an SDE its real and imaginary parts side by side on the units")
         z0 = check_plain_start(self.z0, backend)
@@ -87,6 +87,10 @@ class SDEProblem(Problem):
     def model(self) -> Any:
         """Drift and diffusion together, as `.f` and `.g`."""
         return self.pair
+
+    def with_model(self, model: Any) -> "SDEProblem":
+        """The same problem of another drift and diffusion together."""
+        return self.remake(f=model, g=None)
 
     @property
     def data(self) -> Array:

@@ -66,6 +66,43 @@ class Seen:
         return self.steps.vjp_apart(self.spread(q))
 
 
+class LookedUp(Seen):
+    """A state that carries its past along, a line of states, with kicks between steps, as P on functions of time has.
+
+    A kick lifts the state from its time on, and at this time by half, which is what is looked up there later.
+    """
+
+    def propagate(self, q: Array) -> Array:
+        return self.see(self.steps.propagate(self.spread(q) - self._half_behind(q)))
+
+    def propagate_adjoint(self, q: Array) -> Array:
+        line = self.steps.propagate_adjoint(self.spread(q))
+        return self.see(line) - self._half_behind_adjoint(line)
+
+    @property
+    def _next(self) -> np.ndarray:
+        """The steps after those that are seen, which may end with the last."""
+        count = self.steps.next_state.shape[1]
+        after = 1 + (np.arange(count) if self.places is None else self.places)
+        return after[after < count]
+
+    def _half_behind(self, q: Array) -> Array:
+        """Half of the kicks, one step later where the state before the newest is."""
+        xp, width = array_namespace(q), self.steps.next_state.shape[2]
+        if width == self.units:
+            return 0 * self.spread(q)
+        behind = xp.concat([xp.zeros_like(q), q / 2], axis=-1)[:, :, : len(self._next)]
+        more = width - 2 * self.units
+        return self._into(widened(behind, more) if more else behind, self._next)
+
+    def _half_behind_adjoint(self, line: Array) -> Array:
+        if line.shape[-1] == self.units:
+            return 0 * self.see(line)
+        found, xp = self._at(line, self._next)[..., self.units : 2 * self.units] / 2, array_namespace(line)
+        last = self.next_state.shape[1] - len(self._next)
+        return xp.concat([found, xp.zeros_like(found[:, :, :1])], axis=2) if last else found
+
+
 class OfLine(Seen):
     """All steps of a state that carries its past along, a line of states; seen is the newest, which alone is kicked."""
 

@@ -15,7 +15,7 @@ from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._recurrence.continuous import propagator
 from kpflow_dyn._recurrence.roads import tangent_of
-from kpflow_dyn._recurrence.seen import AtGrid, OfLine, Seen
+from kpflow_dyn._recurrence.seen import AtGrid, LookedUp, OfLine
 from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, jacobian, kicks
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn._spaces.space import Space
@@ -69,7 +69,7 @@ def _with_delays(sol: SteppedSolution, model: Any, tangent: Tangent, weights: We
     field, rows = at_nodes(sol)
     solving = sol.problem.backend.solving
     of_field = tangent_of(model, solving, field, rows, sol.state, alone=True)
-    seen = Seen(tangent, None if len(sol.places) == len(sol.ends) else sol.places, units)
+    seen = LookedUp(tangent, None if len(sol.places) == len(sol.ends) else sol.places, units)
     J = jacobian(seen, state)  # type: ignore[arg-type]
     return ODEFlow(
         P=propagator(seen, state, weights.time),

@@ -11,13 +11,20 @@ from kpflow_dyn._problems.stochastic import SDEProblem
 
 def increments(problem: SDEProblem, ends: np.ndarray, noise: int) -> Array:
     """dW [trial, step, noise] of the steps that end at these times, the first of which has length zero."""
-    source, trials = problem.brownian, len(problem.trials)
+    source: Any = problem.brownian
+    trials = len(problem.trials)
     if isinstance(source, int | np.integer) and not isinstance(source, bool):
+        if source < 0:
+            raise ValueError(f"brownian is {source}, expected a seed that is no negative number")
         normal = np.random.default_rng(int(source)).standard_normal((trials, len(ends) - 1, noise))
         found = np.sqrt(np.diff(ends))[:, None] * normal
     elif isinstance(source, tuple) and len(source) == 2:
         found = _of_path(problem, *source, ends, noise)
     elif is_array(source):
+        if str(getattr(source, "dtype", "")).startswith("key"):
+            raise TypeError(
+                "brownian is a key of jax.random; give an int, or diffrax's VirtualBrownianTree of that key"
+            )
         found = _samples(problem, to_numpy(source), len(ends) - 1, noise, "increments dW", "step")
     else:
         found = _called(problem, source, ends, noise)
@@ -52,23 +59,28 @@ def _samples(problem: SDEProblem, values: np.ndarray, count: int, noise: int, wh
 
 
 def _called(problem: SDEProblem, source: Any, ends: np.ndarray, noise: int) -> np.ndarray:
-    """The increments that an object gives for pairs of times."""
-    trials = len(problem.trials)
+    """The increments that an object, or one for each trial, gives for pairs of times."""
+    trials, data, like = len(problem.trials), problem.backend.data, problem.z0
     each = source if isinstance(source, list) else [source]
-    calls = [getattr(one, "evaluate", one) for one in each]
-    if not all(map(callable, calls)):
+    if not all(callable(getattr(one, "evaluate", one)) for one in each):
         raise TypeError(
             f"brownian is {type(source).__name__}, expected a seed, increments [trial, step, noise], a pair (times, "
             "path), a callable bm(ta, tb) such as torchsde's BrownianInterval, or diffrax's VirtualBrownianTree"
         )
-    found = [to_numpy(problem.backend.data.increments(call, ends, problem.z0)) for call in calls]  # [step, ...]
-    if isinstance(source, list):
-        if len(found) != trials:
-            raise ValueError(f"brownian holds {len(found)} paths, expected one for each of {trials} trials")
-        values = np.stack(found, 0)
+    if _is_mapped(source):
+        of_each = problem.backend.transforms.vmap(lambda path: data.increments(path.evaluate, ends, like))
+        values = to_numpy(of_each(source))
     else:
-        values = found[0][None] if trials == 1 and found[0].ndim == 2 else np.moveaxis(found[0], 0, 1)
+        found = [to_numpy(data.increments(getattr(one, "evaluate", one), ends, like)) for one in each]  # [step, ...]
+        alone = isinstance(source, list) or (trials == 1 and found[0].ndim == 2)
+        values = np.stack(found) if alone else np.moveaxis(found[0], 0, 1)
     if values.shape != (trials, len(ends) - 1, noise):
-        size = list(found[0].shape[1:])
-        raise ValueError(f"brownian gives increments {size}, expected [trial, noise] = {[trials, noise]}")
+        got = [n for n in values.shape if n != len(ends) - 1]
+        raise ValueError(f"brownian gives increments {got}, expected [trial, noise] = {[trials, noise]}")
     return values.astype(np.float64)
+
+
+def _is_mapped(source: Any) -> bool:
+    """Whether it is a tree of diffrax for each trial, made by jax.vmap over their keys."""
+    key: Any = getattr(source, "key", None)
+    return hasattr(key, "ndim") and hasattr(source, "evaluate") and key.ndim > (not str(key.dtype).startswith("key"))

@@ -146,7 +146,7 @@ def solve_dde(problem: DDEProblem, alg: Any, options: dict[str, Any]) -> Stepped
         _check_field(problem)
         step, rows = _rows(problem, method, mesh)
         start = array_namespace(problem.z0).concat([problem.z0] * step.length, axis=-1)
-        return run_steps(problem, name, step, rows, start, mesh.ends, mesh.weights)
+        return run_steps(problem, name, step, rows, start, mesh.ends, options, mesh.weights)
 
 
 def mesh_of(problem: DDEProblem, method: Method, steps: Any) -> Mesh:
@@ -188,32 +188,40 @@ def _rows(problem: DDEProblem, method: Method, mesh: Mesh) -> tuple[DelayedStep,
     begins = np.concatenate([mesh.ends[:1], mesh.ends[:-1]])
     h = mesh.ends - begins
     times = begins[:, None] + np.asarray(method.c) * h[:, None]  # [step, stage]
-    wanted = times[:, :, None] - np.asarray(problem.delays)  # [step, stage, delay]
-    same = ROUND_OFF * abs(mesh.ends).max()
-    past = wanted < mesh.ends[0] - same
-    found = {
-        place: mesh.polynomial(float(wanted[place]), max(place[0] - 1, 0))
-        for place in map(tuple, np.argwhere(~past).tolist())
-    }
-    length = 1 + max((place[0] - 1 - start for place, (start, _) in found.items()), default=0)
-    trials, (steps, stages), units, delays = len(problem.z0), times.shape, problem.z0.shape[1], len(problem.delays)
-    size = trials * steps * length * units
-    require(bytes_of(size, problem.z0), f"{length} states behind each of {steps} steps", "take longer steps=")
-    weights, history = np.zeros((*wanted.shape, length)), np.zeros((trials, *wanted.shape, units))
-    for (n, *place), (start, values) in found.items():
-        newest = n - 1 - start  # how far behind the step the first of them is
-        weights[(n, *place)][newest - np.arange(len(values))] = values
-    history[:, past] = problem.before(wanted[past])
-    every = np.broadcast_to(weights, (trials, *weights.shape))
-    looked_up = np.concatenate([every, history], -1).reshape(trials, steps, -1)
-    numbers = np.broadcast_to(np.concatenate([h[:, None], times], -1), (trials, steps, 1 + stages))
-    parts = [like_numpy(np.concatenate([numbers, looked_up], -1), problem.z0)]
-    width = input_width(problem)
+    weights, history = _looked_up(problem, mesh, times[:, :, None] - np.asarray(problem.delays))
+    trials, steps, length, width = len(problem.z0), len(h), weights.shape[-1], input_width(problem)
+    step = DelayedStep(method, problem.z0.shape[1], len(problem.delays), length, width)
+    require(
+        bytes_of(trials * steps * length * step.units, problem.z0),
+        f"{length} states behind each of {steps} steps",
+        "take longer steps=",
+    )
+    numbers = np.concatenate([h[:, None], times], -1)
+    behind = np.concatenate([np.broadcast_to(weights, (trials, *weights.shape)), history], -1)
+    each = [np.broadcast_to(numbers, (trials, *numbers.shape)), behind.reshape(trials, steps, -1)]
+    parts = [like_numpy(np.concatenate(each, -1), problem.z0)]
     if width is not None:
-        x: Any = inputs_at(problem, np.broadcast_to(times.reshape(-1), (trials, steps * stages)))
+        x: Any = inputs_at(problem, np.broadcast_to(times.reshape(-1), (trials, times.size)))
         parts.append(x.reshape((trials, steps, -1)))
-    step = DelayedStep(method, units, delays, length, width)
     return step, parts[0] if width is None else side_by_side(parts, axes=2)
+
+
+def _looked_up(problem: DDEProblem, mesh: Mesh, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of the states behind each step [..., length], and what history adds [trial, ..., unit].
+
+    Both for the times that are wanted [step, stage, delay]. The first of the states is the one that a step begins with.
+    """
+    past = wanted < mesh.ends[0] - ROUND_OFF * abs(mesh.ends).max()
+    found = {}
+    for n, *place in np.argwhere(~past).tolist():
+        start, values = mesh.polynomial(float(wanted[(n, *place)]), n - 1)
+        found[(n, *place)] = n - 1 - start - np.arange(len(values)), values
+    weights = np.zeros((*wanted.shape, 1 + max((int(behind[0]) for behind, _ in found.values()), default=0)))
+    for place, (behind, values) in found.items():
+        weights[place][behind] = values
+    history = np.zeros((len(problem.z0), *wanted.shape, problem.z0.shape[1]))
+    history[:, past] = problem.before(wanted[past])
+    return weights, history
 
 
 def _check_field(problem: DDEProblem) -> None:

@@ -75,6 +75,7 @@ def run_steps(
     rows: Array,
     start: Array,
     ends: np.ndarray,
+    options: dict[str, Any],
     between: Callable[[np.ndarray], np.ndarray],
 ) -> SteppedSolution:
     """The solution by these steps, the first of which has length zero."""
@@ -98,6 +99,7 @@ def run_steps(
         steps_state=found,
         ends=ends,
         places=places,
+        options=options,
         between=between,
     )
 

@@ -84,7 +84,7 @@ def frequency_response(system: Any, omega: Any = None) -> FrequencyResponse:
     array([1.    , 0.7071])
     """
     system = as_system(system)
-    frequencies = _some(system) if omega is None else np.asarray(omega, np.float64)
+    frequencies = some_frequencies(system) if omega is None else np.asarray(omega, np.float64)
     frequencies = frequencies[None] if frequencies.ndim == 0 else frequencies
     if frequencies.ndim != 1 or not frequencies.size or not (np.isfinite(frequencies) & (frequencies >= 0)).all():
         raise ValueError(f"omega has shape {frequencies.shape}, expected finite frequencies [omega] >= 0")
@@ -103,7 +103,7 @@ def response_at(system: LTI, frequencies: np.ndarray) -> np.ndarray:
     return system.C @ inverse + system.D
 
 
-def _some(system: LTI, each_decade: int = 100) -> np.ndarray:
+def some_frequencies(system: LTI, each_decade: int = 100) -> np.ndarray:
     """Frequencies from below the slowest pole to above the fastest, or to half of the sampling rate."""
     rates = np.abs(system.poles if system.dt is None else np.log(system.poles[system.poles != 0]) / system.dt)
     rates = rates[rates > 1e-8 * max(rates, default=0.0)]

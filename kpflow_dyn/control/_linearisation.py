@@ -12,6 +12,7 @@ from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
+from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.steps import AcceptedSteps
 from kpflow_dyn._spaces.operators import DENSE_BYTES
 from kpflow_dyn.control._loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_plant
@@ -148,7 +149,10 @@ def linearize_ltv(
             raise ValueError("a discrete problem has the times of its steps; leave t=None")
         return _along_steps(sol, inputs, loop, C)
     if not isinstance(sol, ODESolution):
-        raise ValueError(f"a {type(sol.problem).__name__} has no trajectory; linearize_lti takes a model at rest")
+        kind = type(sol.problem).__name__
+        if isinstance(sol, SteppedSolution):
+            raise ValueError(f"steps of a {kind} hang on noise or on earlier states as well; flow.P passes kicks on")
+        raise ValueError(f"a {kind} has no trajectory; linearize_lti takes a model at rest")
     return _along_equation(sol, inputs, loop, C, t)
 
 

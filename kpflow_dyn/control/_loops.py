@@ -66,7 +66,9 @@ def is_closed_loop(model: Any) -> bool:
 
 def loop_of_field(f: Any, backend: Backend, inputs: str | None, loop: str, has_x: bool) -> Loop:
     """A field f(t, z) or f(t, z, x)."""
-    return _loop(lambda t, z, x: call_field(f, t, z, x), f, backend, inputs, loop, has_x)
+    form = getattr(f, "form", None)  # of a field in another form, such as one that torchode calls
+    model = f if form is None or not form.has_plain_states else backend.models.field_of(f)
+    return _loop(lambda t, z, x: call_field(f, t, z, x), model, backend, inputs, loop, has_x)
 
 
 def loop_of_cell(problem: DiscreteProblem, inputs: str | None, loop: str) -> Loop:

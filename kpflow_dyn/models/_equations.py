@@ -45,6 +45,15 @@ def closed_loop(plant: Callable[[Array, Array], Array], policy: Function, z: Arr
     return plant(z, checked_control(plant, policy(join(z, x_t)), z))
 
 
+def beside_control(
+    plant: Callable[[Array, Array], Array], policy: Function, units: int, s: Array, x_t: Array | None
+) -> Array:
+    """[plant(z, u), u] of states [z, integral of u], z being the first units."""
+    z = s[..., :units]
+    u = checked_control(plant, policy(join(z, x_t)), z)
+    return array_namespace(s, u).concat([plant(z, u), u], axis=-1)
+
+
 def checked_control(plant: Any, u: Any, z: Array) -> Array:
     """The control, if it is as wide as the plant wants it."""
     size, got = getattr(plant, "control_size", None), tuple(u.shape) if hasattr(u, "shape") else type(u).__name__

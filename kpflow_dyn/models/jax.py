@@ -317,6 +317,21 @@ class ClosedLoop(eqx.Module):
         return equations.closed_loop(self.plant, self.policy, z, x_t)
 
 
+class BesideControl(eqx.Module):
+    """A closed loop beside whose state stands the integral of its control: s = [z, int u dt]; its parameters."""
+
+    plant: Callable[[Array, Array], Array] = eqx.field(static=True)
+    policy: Callable[[Array], Array]
+    units: int = eqx.field(static=True)
+
+    def __init__(self, loop: ClosedLoop, units: int) -> None:
+        self.plant, self.policy, self.units = loop.plant, loop.policy, units
+
+    def __call__(self, t: Any, s: Array, x_t: Array | None = None) -> Array:
+        """s' [state + control]."""
+        return equations.beside_control(self.plant, self.policy, self.units, s, x_t)
+
+
 class _ByIdentity:
     """A plant that cannot be hashed, because it holds arrays, as something that can."""
 

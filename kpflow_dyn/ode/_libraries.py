@@ -87,7 +87,7 @@ class Library(Protocol):
     solve          the steps and states of a problem whose field has been checked, at `times`, which increase from t0 to
                    the end; `rate_of(problem)` is its right-hand side. Where the algorithm chooses its steps, one must
                    end at each of `stops_of(problem)`; given ones do. Trials may have steps of their own, padded at the
-                   end with steps of length zero; in torch a field is then called on one trial after the other. In JAX
+                   end with steps of length zero; in torch a field is then mapped over the trials. In JAX
                    all share their steps on a span (`problem.is_span`). `Failed` where it does not reach the end, or the
                    state does not stay finite.
     posed          of a library that has it: the problem as its users write fields, before these are checked.
