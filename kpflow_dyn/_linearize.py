@@ -18,7 +18,7 @@ from kpflow_dyn._recurrence.continuous import (
     flow_through_steps,
     tangent_of_accepted_steps,
 )
-from kpflow_dyn._recurrence.steps import Steps, tangent_of_cell
+from kpflow_dyn._recurrence.steps import Steps, started, tangent_of_cell
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn._solve import solve
 
@@ -133,8 +133,8 @@ def _flow(
 
 
 def _steps(sol: DiscreteSolution, params: Choice, weights: Weights) -> Flow:
-    tangent, parameters = tangent_of_cell(sol, params)
-    return Steps(tangent, sol, parameters, weights.both).flow()
+    tangent, model = tangent_of_cell(sol, params, from_start=sol.problem.encoder is not None)
+    return Steps(started(tangent, sol, model), sol, model.parameters, weights.both).flow()
 
 
 def _flow_of_ode(

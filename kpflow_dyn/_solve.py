@@ -15,6 +15,7 @@ from kpflow_dyn._problems.problems import (
     StaticProblem,
 )
 from kpflow_dyn._problems.solutions import DiscreteSolution, Solution
+from kpflow_dyn._problems.starts import without_gradient
 from kpflow_dyn.ode._options import options_of
 from kpflow_dyn.ode._solve import solve_ode
 
@@ -50,6 +51,9 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
         TypeError, ValueError: a model, input or initial state that do not fit, a step that is random or changes its
             arguments, and a state that does not stay finite; each says what to do.
         SolveError: some trials of an ODE failed; it names them, and holds the solution of the others.
+
+    Warns:
+        StartWarning: a z0 of torch that carries a gradient, and does not learn.
     Source: torchdiffeq (Chen et al., arXiv:1806.07366); diffrax (Kidger, arXiv:2202.02435).
 
     >>> import torch, kpflow_dyn as kp
@@ -66,13 +70,18 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
             f"a {type(prob).__name__} is solved in one way; alg must be None, got {alg!r}, without options, got "
             f"{sorted(common)}"
         )
+    if isinstance(prob, DiscreteProblem | ODEProblem):
+        prob = without_gradient(prob)
     with full_precision(prob.data), prob.backend.models.left_alone(prob.model):
         if isinstance(prob, ODEProblem):
+            prob = prob.remake() if prob.encoder is not None else prob  # by the encoder as it is now
+            prob.backend.solving.check_encoder(prob)
             return solve_ode(prob, alg, options_of(prob, common))
         return _solve_discrete(prob) if isinstance(prob, DiscreteProblem) else solve_implicit(prob)
 
 
 def _solve_discrete(prob: DiscreteProblem) -> DiscreteSolution:
+    prob.backend.solving.check_encoder(prob)
     state, start = prob.backend.solving.roll_out(prob)
     times = like_numpy(np.arange(1, state.shape[1] + 1), state)
     return DiscreteSolution(problem=prob, state=state, t=times, stats={"steps": state.shape[1]}, start=start)

@@ -14,6 +14,7 @@ import numpy as np
 from kpflow_dyn._arrays import is_finite, is_torch_module
 from kpflow_dyn._arrays.sharding import by_trials
 from kpflow_dyn._jax.complex_parts import OnHalves
+from kpflow_dyn._jax.starts import Started
 
 
 def as_jax(values: object, what: str, axes: str) -> jax.Array:
@@ -95,7 +96,14 @@ def with_parameters(model: object, values: dict[str, jax.Array]) -> object:
 
 def _named_leaves(model: object) -> list[tuple[str, Any]]:
     """All leaves by their path; those of a Partial by their argument: "[0].weight", "['weight']"."""
+    if isinstance(model, Started):
+        return [(_within(name, inner), leaf) for name, part in model.parts for inner, leaf in _named_leaves(part)]
     paths = jax.tree_util.tree_flatten_with_path(model)[0]
     inner = model.field if isinstance(model, OnHalves) else model
     skipped = (inner is not model) + isinstance(inner, jax.tree_util.Partial)
     return [(jax.tree_util.keystr(path[skipped:]).removeprefix("."), leaf) for path, leaf in paths]
+
+
+def _within(name: str, inner: str) -> str:
+    """The path of what lies under a name."""
+    return f"{name}.{inner}" if inner and not inner.startswith("[") else name + inner

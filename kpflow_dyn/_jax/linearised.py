@@ -50,8 +50,9 @@ class LinearisedSteps:
         row = (jax.ShapeDtypeStruct(like.shape[2:], like.dtype) for like in (x, z))
         self.step = StepTangent(step, jax.eval_shape(self._fixed, list(given.values())), *row)
         self.parameter_size = sum(prod(node.shape) for node in step.parameters)
-        self.site_kicks = np.concatenate([site.kicks.ravel() for site in step.sites])
-        used = np.concatenate([site.entries.ravel() for site in step.sites])
+        none = np.zeros(0, int)
+        self.site_kicks = np.concatenate([none, *(site.kicks.ravel() for site in step.sites)])
+        used = np.concatenate([none, *(site.entries.ravel() for site in step.sites)])
         self.plain = not step.computed and len(np.unique(used)) == len(used)
 
     def at(self, data: Data) -> Self:

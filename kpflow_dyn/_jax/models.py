@@ -13,12 +13,15 @@ import numpy as np
 from jax.errors import ConcretizationTypeError, TracerArrayConversionError
 from jax.tree_util import GetAttrKey
 
-from kpflow_dyn._jax.cells import LearntStart
 from kpflow_dyn._jax.checks import floating_leaves, with_parameters
 from kpflow_dyn._jax.complex_parts import is_on_halves as is_on_halves
 from kpflow_dyn._jax.complex_parts import on_halves as on_halves
+from kpflow_dyn._jax.starts import Started, carries_gradient, encoded, parameter, parts_of, without_gradient
 
-parameters_of, changed, learnt_start = floating_leaves, with_parameters, LearntStart
+__all__ = ["carries_gradient", "encoded", "is_on_halves", "on_halves", "parameter", "parts_of", "started"]
+__all__ += ["without_gradient"]
+
+parameters_of, changed, started = floating_leaves, with_parameters, Started
 Values = dict[str, jax.Array]
 
 

@@ -15,7 +15,7 @@ from kpflow_dyn._jax.checks import check_parameters, result_of
 from kpflow_dyn._jax.failures import cause_of
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import input_width
-from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 
 roll_out, run = rollout.roll_out, rollout.run
 without_gradients = nullcontext
@@ -81,10 +81,16 @@ def rate_of(problem: ODEProblem) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return lambda t, z: of_trials(t, z, jnp.arange(len(z)))
 
 
+def check_encoder(problem: DiscreteProblem | ODEProblem) -> None:
+    """Raise unless its parameters fit: it is called on one trial, and JAX's functions draw no random numbers."""
+    if problem.encodes:
+        check_parameters(problem.model, problem.data)
+
+
 def check_field(problem: ODEProblem) -> None:
     """Raise unless f holds parameters and maps t, z [unit] (and x_t) to z' [unit]."""
     z0, f = problem.z0, problem.f
-    check_parameters(f, z0)
+    check_parameters(problem.model, z0)
     shapes = [(), z0.shape[1:]] + ([] if (width := input_width(problem)) is None else [(width,)])
     arguments = [jax.ShapeDtypeStruct(shape, z0.dtype) for shape in shapes]
     try:

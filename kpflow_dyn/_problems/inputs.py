@@ -132,4 +132,5 @@ def take_trials(problem: ODEProblem, trials: np.ndarray) -> ODEProblem:
         x = (problem.x[0], problem.x[1][trials])
     else:
         x = None if problem.x is None else problem.x[trials]
-    return problem.remake(z0=problem.z0[trials], x=x)
+    given = problem.z0 if problem.encoded is None else problem.encoded
+    return problem.remake(z0=given[trials], x=x)

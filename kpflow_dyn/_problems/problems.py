@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-import numpy as np
-
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy
+from kpflow_dyn._arrays import Array, is_array
 from kpflow_dyn._arrays.complex_numbers import is_complex, of_halves
 from kpflow_dyn._backend import Backend, backend_for
 from kpflow_dyn._problems.arguments import ROWS, Arguments, arguments_of
 from kpflow_dyn._problems.checks import check_inputs, check_rows, check_start, check_times
+from kpflow_dyn._problems.starts import check_encoded, encoded_start
 
 X_AXES, STATE_AXES = "[trial, time, input]", "[trial, time, unit]"
 
@@ -27,8 +26,16 @@ class Problem:
     @property
     def model(self) -> Any:
         """What holds the parameters: the cell, field, network, map or, of a free form, the parameters themselves."""
-        first, *_ = dataclasses.fields(self)[1:]
-        return getattr(self, first.name)
+        return getattr(self, self._first)
+
+    def with_model(self, model: Any) -> Self:
+        """The same problem of another model."""
+        return self.remake(**{self._first: model})
+
+    @property
+    def _first(self) -> str:
+        """The name of the field that is the model."""
+        return next(field.name for field in dataclasses.fields(self) if field.init)
 
     @property
     def data(self) -> Array:
@@ -48,8 +55,67 @@ class Problem:
             object.__setattr__(self, name, value)
 
 
+class StartedProblem(Problem):
+    """A problem whose states follow from z_0, which may learn: as a parameter, or by an encoder of data."""
+
+    encoder: Any  # a model data -> z_0; or z_0 itself [unit], as a parameter; None where the start is given
+
+    @property
+    def encodes(self) -> bool:
+        """Whether z_0 is computed from data."""
+        return not (self.encoder is None or is_array(self.encoder))
+
+    @property
+    def model(self) -> Any:
+        """The cell or field; where the start learns, this together with what gives it."""
+        part = super().model
+        return part if self.encoder is None else self.backend.models.started(self._first, part, self.encoder)
+
+    def with_model(self, model: Any) -> Self:
+        of_states, encoder = self.backend.models.parts_of(model)
+        return self.remake(**{self._first: of_states} | ({} if encoder is None else {"encoder": encoder}))
+
+    def learn_start(self) -> Self:
+        """The same problem with z_0, shared by all trials, as a parameter `z0` that learns beside those of the model.
+
+        The latter have the name of their field in front, such as `cell.weight_hh` or `f.weight`. The parameter is a
+        copy of the problem's z0. (A start that is computed learns by `encoder`; a readout by
+        `flow.output(C, learn=True)`.)
+
+        Raises:
+            ValueError: a start that differs between trials, or that is an encoder's.
+
+        >>> import torch, kpflow_dyn as kp
+        >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3)).learn_start()
+        >>> list(kp.linearize(kp.solve(problem)).parameters)
+        ['z0', 'cell.weight_ih', 'cell.weight_hh', 'cell.bias_ih', 'cell.bias_hh']
+        """
+        if self.encoder is not None:
+            raise ValueError("the start learns already, by the encoder; leave out learn_start(), or encoder=")
+        start = self._start()
+        if not bool((start == start[:1]).all()):
+            raise ValueError(
+                "the start z0 differs between trials; one that learns is shared by all, z0 [unit]. Where it is computed "
+                "from data of each trial, give these as z0, and the model that computes it as encoder="
+            )
+        return self.remake(encoder=self.backend.models.parameter(start[0]))
+
+    def _start(self) -> Array:
+        """z_0 [trial, unit]."""
+        raise NotImplementedError
+
+    def remake(self, **changes: Any) -> Self:
+        if is_array(self.encoder) and "z0" in changes and "encoder" not in changes:
+            return self.remake(encoder=None, **changes).learn_start()
+        return super().remake(**(self._given(changes) | changes))
+
+    def _given(self, _changes: dict[str, Any]) -> dict[str, Any]:
+        """The fields as they were given, where these are not those that are kept."""
+        return {}
+
+
 @dataclass(frozen=True)
-class DiscreteProblem(Problem):
+class DiscreteProblem(StartedProblem):
     """A recurrent model z_t = cell(x_t, z_{t-1}), whose state is S = (z_1, ..., z_T) [trial, time, unit].
 
     Args:
@@ -61,10 +127,14 @@ class DiscreteProblem(Problem):
         z0: the state before the first step: [trial, unit]; [unit] for all trials; or torch's own h_0
             [layer, trial, unit] or (h_0, c_0). Zeros when None. The unit axis holds all layers' h one after another,
             then all layers' c. Of a complex state z0 is complex: then the axis holds the real parts of all units, and
-            after them the imaginary parts.
+            after them the imaginary parts. With an encoder its data [trial, ...].
+        encoder: a model that gives the start, z_0 = encoder(z0), in one of the forms above, and learns beside the cell:
+            in torch an nn.Module called on all trials at once, which must not influence each other; in JAX a callable
+            pytree, called on one trial. The parameters are then `cell....` and `encoder....`.
 
     Raises:
-        TypeError, ValueError: inputs that are no finite floats [trial, time, input] of torch or JAX.
+        TypeError, ValueError: inputs that are no finite floats [trial, time, input] of torch or JAX; data of an encoder
+            that are no finite array.
     Source: docs/theory.md, "One constraint, one kernel".
 
     >>> import torch, kpflow_dyn as kp
@@ -76,35 +146,22 @@ class DiscreteProblem(Problem):
     cell: Any
     x: Array
     z0: Any = None
+    encoder: Any = None
 
     def __post_init__(self) -> None:
         backend = backend_for(self.x, "x", X_AXES)
         x = backend.data.as_floats(self.x, "x", X_AXES)
         backend.data.check_inputs(x)
         self._set(backend=backend, x=x)
+        if self.encodes:
+            self._set(z0=check_encoded(self.z0, len(x)))
 
-    def learn_start(self) -> DiscreteProblem:
-        """The same problem with z_0, shared by all trials, as a parameter `z0` that learns beside those of `cell`.
-
-        Its cell adds z0 to the state where a channel that is put in front of x is one, which it is at the first step.
-        (An encoder that learns is a part of the cell; a readout that does, `flow.output(C, learn=True)`.)
-
-        Raises:
-            ValueError: a start that differs between trials.
-
-        >>> import torch, kpflow_dyn as kp
-        >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3)).learn_start()
-        >>> list(kp.linearize(kp.solve(problem)).parameters)
-        ['z0', 'cell.weight_ih', 'cell.weight_hh', 'cell.bias_ih', 'cell.bias_hh']
-        """
-        first = np.zeros((*self.x.shape[:2], 1))
-        first[:, 0] = 1
-        x = array_namespace(self.x).concat([like_numpy(first, self.x), self.x], axis=-1)
-        return DiscreteProblem(self.backend.models.learnt_start(self.cell, self.x, self.z0), x)
+    def _start(self) -> Array:
+        return self.backend.tracing.discrete_step(self)[1]
 
 
 @dataclass(frozen=True)
-class ODEProblem(Problem):
+class ODEProblem(StartedProblem):
     """A model in continuous time, z' = f(t, z) or z' = f(t, z, x(t)) from z(t_0) = z0, for each trial.
 
     Args:
@@ -114,7 +171,8 @@ class ODEProblem(Problem):
             f(t, z [unit]) or f(t, z, x_t [input]), giving z' [unit].
         z0: the state at the first time [trial, unit], a torch tensor or a jax array, which decides the framework. Where
             it is complex, the solution's state is [trial, time, 2 unit], all real parts first, and `problem.z0` and
-            `problem.f` are those of this real form.
+            `problem.f` are those of this real form. With an encoder its data [trial, ...]; then `problem.encoded` are
+            these, and `problem.z0` is the start that comes of them.
         t: an increasing grid of times at which the state is wanted; or two numbers (t0, t1), a span, on which the
             solver chooses the times (Gauss points of its steps). Their unit is that of the equation.
         x: inputs: None; samples [trial, time, input] on the grid t; a pair (times [n], samples [trial, n, input]) whose
@@ -122,9 +180,12 @@ class ODEProblem(Problem):
             framework's own functions. Samples are interpolated linearly in between, and held outside of their times.
             A callable that jumps names the times at which it does as its attribute `jumps` [n]: `x.jumps = [0.3]`.
             Steps end there, so that x(t) is taken from their own side of each jump.
+        encoder: a model that gives the start, z(t_0) = encoder(z0) [trial, unit], and learns beside f: in torch an
+            nn.Module called on all trials at once, which must not influence each other; in JAX a callable pytree,
+            called on one trial. The parameters are then `f....` and `encoder....`.
 
     Raises:
-        TypeError, ValueError: a start, times or inputs of a wrong type, or that do not fit together.
+        TypeError, ValueError: a start, data of an encoder, times or inputs of a wrong type, or that do not fit together.
     Source: docs/theory.md, "Continuous time and measures".
 
     >>> import torch, kpflow_dyn as kp
@@ -137,18 +198,27 @@ class ODEProblem(Problem):
     z0: Array
     t: Any
     x: Any = None
+    encoder: Any = None
+    encoded: Any = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_times(self.t)
-        z0, f = check_start(self.z0, backend), self.f
-        if is_complex(self.z0):
+        given = self.z0
+        if self.encoder is not None:
+            self._set(encoded=check_encoded(given))
+            given = encoded_start(backend, self.encoder, self.encoded)
+        z0, f = check_start(given, backend), self.f
+        if is_complex(given):
             f = backend.models.on_halves(f)
         self._set(backend=backend, f=f, t=t, z0=z0, x=check_inputs(self.x, z0, t, backend))
 
-    def remake(self, **changes: Any) -> Self:
-        if "f" in changes and "z0" not in changes and self.backend.models.is_on_halves(self.f):
-            changes["z0"] = of_halves(self.z0)
-        return super().remake(**changes)
+    def _start(self) -> Array:
+        return self.z0
+
+    def _given(self, changes: dict[str, Any]) -> dict[str, Any]:
+        if self.encoder is not None:
+            return {"z0": self.z0 if changes.get("encoder", self) is None else self.encoded}
+        return {"z0": of_halves(self.z0)} if "f" in changes and self.backend.models.is_on_halves(self.f) else {}
 
     @property
     def data(self) -> Array:

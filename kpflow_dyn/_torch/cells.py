@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kpflow_dyn._arrays import is_array
 from kpflow_dyn._arrays.complex_numbers import in_halves, of_halves
 from kpflow_dyn._problems.checks import cell_start, check_width
 from kpflow_dyn._problems.problems import DiscreteProblem
+from kpflow_dyn._problems.starts import encode, encoded_start
 from kpflow_dyn._torch.checks import check_module
 from kpflow_dyn._torch.left_alone import left_alone
 
@@ -79,7 +81,8 @@ def as_called(problem: DiscreteProblem) -> tuple[Callable[..., Tensor], slice] |
     if not isinstance(layer, nn.RNNBase) or _is_plain(layer):
         return None
     z0, last = discrete_step(problem)[1], layer.num_layers * layer.hidden_size
-    return lambda layer, _: over_sequence(layer, x, z0)[0], slice(last - layer.hidden_size, last)
+    cell = (lambda model: model) if problem.encoder is None else (lambda model: model.of_states)
+    return lambda model, _: over_sequence(cell(model), x, z0)[0], slice(last - layer.hidden_size, last)
 
 
 def _cell_function(cell: nn.RNNBase) -> Callable[..., Tensor]:
@@ -100,7 +103,9 @@ def over_sequence(module: nn.RNNBase, x: Tensor, z0: Tensor) -> tuple[Tensor, Te
 
 def discrete_step(problem: DiscreteProblem) -> tuple[Step, Tensor]:
     """The step (cell, x, z) -> z on all trials, and the initial state."""
-    return as_step(problem.cell, problem.x, problem.z0)
+    given = encode(problem.backend, problem.encoder, problem.z0) if problem.encodes else problem.z0
+    step, z0 = as_step(problem.cell, problem.x, given)
+    return step, encoded_start(problem.backend, problem.encoder, z0) if is_array(problem.encoder) else z0
 
 
 def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
@@ -113,7 +118,7 @@ def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
         sizes = [module.hidden_size] * 2
         step = OnTuples((module.hidden_size,) * 2, (False, False))
     elif isinstance(z0, tuple | list):
-        parts = [_flat_part(part) for part in z0]
+        parts = [flat_part(part) for part in z0]
         widths = [in_halves(part).shape[-1] for part in parts]
         sizes, step = widths, OnTuples(tuple(widths), tuple(part.is_complex() for part in parts))
     elif isinstance(z0, Tensor) and z0.is_complex():
@@ -160,28 +165,14 @@ def _stacked(module: nn.RNNBase) -> tuple[Step, list[int]]:
 
 def initial_state(sizes: Sequence[int | None], x: Tensor, z0: Any) -> Tensor:
     """z0 [trial, unit] with the parts of a state of these sizes side by side, on the device of x; zeros when None."""
-    start = cell_start(sizes, x, z0, _flat_part)
+    start = cell_start(sizes, x, z0, flat_part)
     if start.device != x.device:
         raise TypeError(f"z0 lies on {start.device}, x on {x.device}; they must agree")
     return start.detach().clone()
 
 
-def _flat_part(part: Any) -> Tensor:
+def flat_part(part: Any) -> Tensor:
     """[unit] or [trial, unit] as it is; torch's [layer, trial, unit] with the layers side by side."""
     if not isinstance(part, Tensor):
         raise TypeError(f"z0 is {type(part).__name__}, expected a tensor [trial, unit] or a tuple of tensors")
     return torch.cat(part.unbind(0), -1) if part.ndim == 3 else part
-
-
-class LearntStart(nn.Module):
-    """cell(x_t, z), where the first channel of x_t says how much of the parameter z0 is added to z."""
-
-    def __init__(self, cell: Any, x: Tensor, z0: Any) -> None:
-        super().__init__()
-        self.step, start = as_step(cell, x, z0)
-        if not (start == start[0]).all():
-            raise ValueError("the start z0 differs between trials; one that learns is shared by all, z0 [unit]")
-        self.cell, self.z0, self.hidden_size = cell, nn.Parameter(start[0].clone()), start.shape[-1]
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.step(self.cell, x[:, 1:], z + x[:, :1] * self.z0)

@@ -11,11 +11,13 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from kpflow_dyn._arrays.complex_numbers import in_halves, of_halves
-from kpflow_dyn._torch.cells import LearntStart
 from kpflow_dyn._torch.left_alone import left_alone as left_alone
+from kpflow_dyn._torch.starts import Started, carries_gradient, encoded, parameter, parts_of, without_gradient
 from kpflow_dyn._torch.trace import Applied
 
-learnt_start = LearntStart
+__all__ = ["carries_gradient", "encoded", "left_alone", "parameter", "parts_of", "started", "without_gradient"]
+
+started = Started
 Values = dict[str, Tensor]
 
 

@@ -34,9 +34,9 @@ class System:
     ) -> None:
         self.path, self.times, self.alg = path, times, alg
         self.stops, self.jumps = stops_of(problem), jumps_within(problem)
-        self.parameters, self._f, self._x = model.parameters, problem.f, input_function(problem)
+        self.parameters, self._f, self._x = model.parameters, model.call, input_function(problem)
         self.size = sum(map(count, self.parameters.values()))
-        everything = dict(problem.f.named_parameters()) | dict(problem.f.named_buffers())
+        everything = dict(model.call.named_parameters()) | dict(model.call.named_buffers())
         self._others = {name: v.detach().clone() for name, v in everything.items() if name not in model.parameters}
 
     def field(self, t: Tensor) -> Callable[[Tensor, Parameters], Tensor]:
