@@ -25,6 +25,7 @@ _PUBLIC = {
     "_flows.sites": ["WeightSite"],
     "_problems.problems": ["DiscreteProblem", "FixedPointProblem", "ImplicitProblem", "ODEProblem", "StaticProblem"],
     "_problems.solutions": ["Solution", "SolveError"],
+    "_problems.starts": ["StartWarning"],
     "_solve": ["solve"],
     "_problems.measure": ["Measure"],
     "_flows.metric": ["KroneckerMetric", "LearningRates", "Reparametrization"],

@@ -145,7 +145,7 @@ class Solving(Protocol):
     times_at_once       Of how many times of these states `each_step` is differentiated at once.
     rounded             `count` or somewhat more, so that solves of similar lengths share one compiled program.
     without_gradients   Compute numbers alone.
-    check_encoder       Raise where the encoder of a problem's start, if there is one, is random, or its trials influence
+    check_encoder       Raise where the encoder of a problem's start, if it has one, is random, or its trials influence
                         each other.
     check_field         Raise unless the f of an `ODEProblem` is a model with parameters that maps states to their
                         rates.

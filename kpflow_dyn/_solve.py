@@ -70,17 +70,17 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
             f"a {type(prob).__name__} is solved in one way; alg must be None, got {alg!r}, without options, got "
             f"{sorted(common)}"
         )
-    if isinstance(prob, DiscreteProblem | ODEProblem):
-        prob = without_gradient(prob)
     with full_precision(prob.data), prob.backend.models.left_alone(prob.model):
         if isinstance(prob, ODEProblem):
-            prob = prob.remake() if prob.encoder is not None else prob  # by the encoder as it is now
-            prob.backend.solving.check_encoder(prob)
-            return solve_ode(prob, alg, options_of(prob, common))
+            now = without_gradient(prob, stacklevel=3)
+            now = now if prob.encoder is None else now.remake()  # z0 by the encoder as it is now
+            prob.backend.solving.check_encoder(now)
+            return solve_ode(now, alg, options_of(now, common))
         return _solve_discrete(prob) if isinstance(prob, DiscreteProblem) else solve_implicit(prob)
 
 
 def _solve_discrete(prob: DiscreteProblem) -> DiscreteSolution:
+    prob = without_gradient(prob, stacklevel=4)
     prob.backend.solving.check_encoder(prob)
     state, start = prob.backend.solving.roll_out(prob)
     times = like_numpy(np.arange(1, state.shape[1] + 1), state)

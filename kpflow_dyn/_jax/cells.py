@@ -8,13 +8,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from kpflow_dyn._arrays.complex_numbers import in_halves, is_complex, of_halves
 from kpflow_dyn._arrays.sharding import like_trials
 from kpflow_dyn._jax.checks import as_jax
 from kpflow_dyn._problems.checks import cell_start, check_width
 from kpflow_dyn._problems.problems import DiscreteProblem
-from kpflow_dyn._problems.starts import encode, start_map
+from kpflow_dyn._problems.starts import encode, start_map, start_named
 
 Step = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
@@ -24,13 +25,14 @@ def discrete_step(problem: DiscreteProblem) -> tuple[Step, jax.Array]:
     start, given = start_map(problem), problem.z0
     if problem.encodes:  # whose weights may be traced, so that the form alone is looked at
         given = jax.tree.map(_form_of, encode(problem.backend, problem.encoder, problem.z0))
-    step, z0 = as_step(problem.cell, problem.x, given)
+    with start_named(problem):
+        step, z0 = as_step(problem.cell, problem.x, given)
     return step, z0 if start is None else like_trials(start(problem.model), problem.x)
 
 
 def _form_of(part: Any) -> Any:
     """The part itself, or zeros in its place where it is traced."""
-    return np.zeros(part.shape, part.dtype) if isinstance(part, jax.core.Tracer) else part
+    return np.zeros(part.shape, part.dtype) if isinstance(part, Tracer) else part
 
 
 def as_step(cell: Any, x: jax.Array, z0: Any) -> tuple[Step, jax.Array]:

@@ -97,6 +97,7 @@ def check_field(problem: ODEProblem) -> None:
         rate = result_of(f, *arguments)
     except Exception as error:
         given = ", ".join(f"{name} {a.shape}" for name, a in zip(("t", "z", "x_t"), arguments, strict=False))
+        given += ", where z is the start that the encoder gives" * problem.encodes
         raise ValueError(
             f"f failed on {given}{cause_of(error)}. A field in JAX is called on one trial, as f(t, z [unit]), or "
             "f(t, z, x_t [input]) where the problem has inputs x"

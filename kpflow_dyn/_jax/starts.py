@@ -57,8 +57,8 @@ def encoded(encoder: Any, data: jax.Array) -> Any:
         return jax.vmap(encoder)(data)
     except Exception as error:
         raise ValueError(
-            f"the encoder failed on data {data.shape[1:]} of {data.dtype}{cause_of(error)}. An encoder in JAX is called "
-            "on the data of one trial, without the axis of trials, and gives z_0 [unit]"
+            f"the encoder failed on data {data.shape[1:]} of {data.dtype}{cause_of(error)}. An encoder in JAX is "
+            "called on the data of one trial, without the axis of trials, and gives z_0 [unit]"
         ) from error
 
 

@@ -77,8 +77,9 @@ class _Solve(eqx.Module):
         """The parameters and the start, as they are."""
         return self.field.theta, self.z0
 
-    def __call__(self, theta: jax.Array, z0: jax.Array, adjoint: diffrax.AbstractAdjoint) -> jax.Array:
+    def __call__(self, at: tuple[jax.Array, jax.Array], adjoint: diffrax.AbstractAdjoint) -> jax.Array:
         """The state [trial, time, unit]."""
+        theta, z0 = at
         how = self.solver, self.controller, self.max_steps, self.alone, diffrax.SaveAt(ts=self.times[1:-1])
         ends = self.times[0], self.times[-1]
         states = integrate(self.field(theta), z0, ends, *how, adjoint=adjoint).ys
@@ -87,18 +88,18 @@ class _Solve(eqx.Module):
 
 @eqx.filter_jit
 def _states(solve: _Solve) -> jax.Array:
-    return solve(*solve.at, diffrax.ForwardMode())
+    return solve(solve.at, diffrax.ForwardMode())
 
 
 @eqx.filter_jit
 def _jvp(solve: _Solve, *changes: jax.Array) -> jax.Array:
     def push(change: tuple[jax.Array, ...]) -> jax.Array:
-        return jax.jvp(lambda *at: solve(*at, diffrax.ForwardMode()), solve.at, change)[1]
+        return jax.jvp(lambda at: solve(at, diffrax.ForwardMode()), (solve.at,), (change,))[1]
 
     return lax.map(push, changes)
 
 
 @eqx.filter_jit
 def _vjp(solve: _Solve, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-    pull = jax.vjp(lambda *at: solve(*at, diffrax.RecursiveCheckpointAdjoint()), *solve.at)[1]
-    return lax.map(pull, q)
+    pull = jax.vjp(lambda at: solve(at, diffrax.RecursiveCheckpointAdjoint()), solve.at)[1]
+    return lax.map(lambda probe: pull(probe)[0], q)

@@ -133,8 +133,8 @@ class _Batch:
     def __init__(self, problem: DiscreteProblem, starts: Sequence[tuple[Any, Any]], target: Array, mask: Any) -> None:
         if problem.encoder is not None:
             raise ValueError(
-                "the kernels of many starts are those of cells and readouts, and the start z0 of this problem learns as "
-                "well; pose it with a fixed z0"
+                "the kernels of many starts are those of cells and readouts, and the start z0 of this problem learns "
+                "as well; pose it with a fixed z0"
             )
         backend = problem.backend
         self._problem, self._models, self._transforms = problem, backend.models, backend.transforms

@@ -95,8 +95,8 @@ class StartedProblem(Problem):
         start = self._start()
         if not bool((start == start[:1]).all()):
             raise ValueError(
-                "the start z0 differs between trials; one that learns is shared by all, z0 [unit]. Where it is computed "
-                "from data of each trial, give these as z0, and the model that computes it as encoder="
+                "the start z0 differs between trials; one that learns is shared by all, z0 [unit]. Where it is "
+                "computed from data of each trial, give these as z0, and the model that computes it as encoder="
             )
         return self.remake(encoder=self.backend.models.parameter(start[0]))
 
@@ -185,7 +185,7 @@ class ODEProblem(StartedProblem):
             called on one trial. The parameters are then `f....` and `encoder....`.
 
     Raises:
-        TypeError, ValueError: a start, data of an encoder, times or inputs of a wrong type, or that do not fit together.
+        TypeError, ValueError: a start, data, times or inputs of a wrong type, or that do not fit together.
     Source: docs/theory.md, "Continuous time and measures".
 
     >>> import torch, kpflow_dyn as kp

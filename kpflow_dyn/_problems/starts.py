@@ -1,7 +1,8 @@
 """Starts z_0 that learn: as a parameter that all trials share, or computed from data by an encoder."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,9 @@ from kpflow_dyn._backend import Backend
 from kpflow_dyn._problems.checks import check_rows
 
 _DROPPED = (
-    "{} carries a gradient, and what computed it does not learn: {}. Pass the data as z0 and the model that computes the "
-    "start as encoder=, or, where the start is a parameter by itself, call .learn_start() on the problem; z0.detach() "
-    "says that it is to stay as it is"
+    "{} carries a gradient, and what computed it does not learn. Pass its data as z0, and the model that computes the "
+    "start from them as encoder=; or call .learn_start() on the problem, where the start is a parameter by itself. "
+    "z0.detach() says that it is to stay as it is"
 )
 
 
@@ -60,6 +61,17 @@ def encode(backend: Backend, encoder: Any, data: Array) -> Any:
         return backend.models.encoded(encoder, data)
 
 
+@contextmanager
+def start_named(problem: Any) -> Iterator[None]:
+    """Errors about z0 say that it is what the encoder gives."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if problem.encodes and str(error).startswith(("z0 ", "the parts of z0 ")):
+            raise type(error)(f"the encoder does not fit: what it gives as {error}") from error
+        raise
+
+
 def start_map(problem: Any) -> Callable[..., Array] | None:
     """(the problem's model, the numbers of some trials) -> z_0 [trial, unit]; None where it does not learn."""
     if problem.encoder is None:
@@ -96,13 +108,12 @@ def _flat(start: Any) -> Array:
     return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts, axis=-1)
 
 
-def without_gradient(problem: Any, stacklevel: int = 3) -> Any:
+def without_gradient(problem: Any, stacklevel: int) -> Any:
     """The problem itself; where its start carries a gradient, one whose does not, and a `StartWarning`."""
     models, data = problem.backend.models, getattr(problem, "encoded", None)
     given = problem.z0 if data is None else data
     if is_array(problem.encoder) or not models.carries_gradient(given):
         return problem
     what = "z0, the data of the encoder," if problem.encodes else "z0"
-    learns = "the parameters that learn are those of the problem's model"
-    warnings.warn(StartWarning(_DROPPED.format(what, learns)), stacklevel=stacklevel)
+    warnings.warn(StartWarning(_DROPPED.format(what)), stacklevel=stacklevel)
     return problem.remake(z0=models.without_gradient(given))

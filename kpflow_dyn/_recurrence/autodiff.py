@@ -81,7 +81,9 @@ class AutodiffTangent:
         return self._steps.pull(q)[0]
 
     def jvp_from(self, theta: Array, start: Array) -> Array:
-        first = first_of_times(self.advance(first_of_times(start[:, :, None], self.next_state))[:, :, :1], self.next_state)
+        first = first_of_times(
+            self.advance(first_of_times(start[:, :, None], self.next_state))[:, :, :1], self.next_state
+        )
         return self._steps.push(theta, first)
 
     def vjp_from(self, q: Array) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
 from kpflow_dyn._recurrence.roads import tangent_of
 from kpflow_dyn._recurrence.starts import StartedMaps, start_of
 from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, kicks, parameter_space, started
-from kpflow_dyn._recurrence.tangent import Propagation, Sensitivity, Tangent
+from kpflow_dyn._recurrence.tangent import FromStart, Propagation, StepsTangent, Tangent
 from kpflow_dyn._spaces.operators import Apply, Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.ode._discretise import Nodes, RungeKuttaStep, field_step
@@ -90,16 +90,16 @@ def flow_through_solver(sol: ODESolution, params: Choice, weights: Weights) -> O
 
 
 def _flow_at_nodes(
-    sol: ODESolution, model: Any, weights: Weights, field: Tangent, maps: Sensitivity, along: Propagation
+    sol: ODESolution, model: Any, weights: Weights, field: Tangent, maps: FromStart, along: Propagation
 ) -> ODEFlow:
     """The flow of maps between the nodes, which are no recurrence of steps."""
     state, start = Space(AXES, tuple(sol.state.shape), sol.state, weights.both), start_of(sol, model)
-    maps = maps if start is None else StartedMaps(maps, start)
-    J = on_spaces(parameter_space(field), state, maps.jvp, maps.vjp)
+    whole = maps if start is None else StartedMaps(maps, start)
+    J = on_spaces(parameter_space(field), state, whole.jvp, whole.vjp)
     return ODEFlow(
         P=_propagator(along, state, weights.time),
         J=J,
-        ntk=gram_of(J, maps.gram),
+        ntk=gram_of(J, whole.gram),
         solution=sol,
         parameters=model.parameters,
         untraced=field.untraced,
@@ -137,7 +137,7 @@ def _model(sol: ODESolution, params: Choice) -> Any:
     return sol.problem.backend.tracing.Model(sol.problem.model, params)
 
 
-def _tangent_of_steps(sol: ODESolution, steps: AcceptedSteps, model: Any, with_stages: bool) -> Tangent:
+def _tangent_of_steps(sol: ODESolution, steps: AcceptedSteps, model: Any, with_stages: bool) -> StepsTangent:
     units = sol.state.shape[2]
     step = RungeKuttaStep(steps.tableau, units, input_width(sol.problem), with_stages)
     rows = step.rows(sol.problem, steps.dt, steps.stage_times, steps.before, steps.stages)

@@ -21,7 +21,7 @@ from kpflow_dyn._flows.referee import Derivative, ask, departure
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution
 from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._recurrence.autodiff import first_of_times, pulled_apart, pushed_apart
-from kpflow_dyn._recurrence.tangent import Sensitivity, Tangent
+from kpflow_dyn._recurrence.tangent import FromStart, StepsTangent
 
 ENCODER = ("encoder.", "encoder[")  # how the names of its parameters begin
 
@@ -58,8 +58,8 @@ def start_of(sol: DiscreteSolution | ODESolution, model: Any) -> Start | None:
     ask(derivative)
     if error := departure(derivative.value, sol.start):
         raise ValueError(
-            f"the start that the encoder gives differs from that of the solution by {error:.1e}: its parameters changed "
-            "after solve; solve again"
+            f"the start that the encoder gives differs from that of the solution by {error:.1e}: its parameters "
+            "changed after solve; solve again"
         )
     cut_off = [name for name in model.parameters if name.startswith(ENCODER)]
     if cut_off and not derivative.connected:
@@ -83,7 +83,7 @@ def _moving(parameters: Mapping[str, Array], gradient: np.ndarray) -> dict[str, 
 class StartedMaps:
     """J, its transpose and J J^T of maps that also know of z_0, which moves with the parameters."""
 
-    def __init__(self, maps: Sensitivity, start: Start) -> None:
+    def __init__(self, maps: FromStart, start: Start) -> None:
         self._maps, self._start = maps, start
 
     def jvp(self, theta: Array) -> Array:
@@ -104,7 +104,7 @@ class StartedTangent:
         steps: the tangent of the steps, whose states may be followed by more units, as of stages, which start at zero.
     """
 
-    def __init__(self, steps: Tangent, start: Start) -> None:
+    def __init__(self, steps: StepsTangent, start: Start) -> None:
         self._steps, self._start, self.untraced = steps, start, steps.untraced
         self.next_state, self.weights, self.parameter_size = steps.next_state, steps.weights, steps.parameter_size
         self._units, self._kicks = start.derivative.value.shape[-1], len(steps.site_kicks)

@@ -12,7 +12,7 @@ from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Soluti
 from kpflow_dyn._problems.starts import OfStates
 from kpflow_dyn._recurrence.roads import check_as_called, tangent_of
 from kpflow_dyn._recurrence.starts import StartedTangent, start_of
-from kpflow_dyn._recurrence.tangent import Tangent
+from kpflow_dyn._recurrence.tangent import StepsTangent, Tangent
 from kpflow_dyn._spaces.direct_sums import unit_by_unit
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
@@ -54,9 +54,7 @@ class Steps:
         return Space(AXES, tuple(found.shape), found, self.measure)
 
 
-def tangent_of_cell(
-    sol: DiscreteSolution, params: Choice, from_start: bool = False
-) -> tuple[Tangent, Any]:
+def tangent_of_cell(sol: DiscreteSolution, params: Choice, from_start: bool = False) -> tuple[StepsTangent, Any]:
     """The tangent of a discrete problem's steps along its states, and the model, with the parameters that learn.
 
     With the derivative of the first step in z0, or only where there is one: no operator of a flow needs it.
@@ -72,7 +70,7 @@ def tangent_of_cell(
     return tangent, model
 
 
-def started(tangent: Tangent, sol: DiscreteSolution | ODESolution, model: Any) -> Tangent:
+def started(tangent: StepsTangent, sol: DiscreteSolution | ODESolution, model: Any) -> Tangent:
     """The tangent of the steps; where parameters of the model move the start, with these."""
     start = start_of(sol, model)
     return tangent if start is None else StartedTangent(tangent, start)

@@ -12,7 +12,7 @@ from kpflow_dyn._arrays import is_array
 from kpflow_dyn._arrays.complex_numbers import in_halves, of_halves
 from kpflow_dyn._problems.checks import cell_start, check_width
 from kpflow_dyn._problems.problems import DiscreteProblem
-from kpflow_dyn._problems.starts import encode, encoded_start
+from kpflow_dyn._problems.starts import encode, encoded_start, start_named
 from kpflow_dyn._torch.checks import check_module
 from kpflow_dyn._torch.left_alone import left_alone
 
@@ -104,7 +104,8 @@ def over_sequence(module: nn.RNNBase, x: Tensor, z0: Tensor) -> tuple[Tensor, Te
 def discrete_step(problem: DiscreteProblem) -> tuple[Step, Tensor]:
     """The step (cell, x, z) -> z on all trials, and the initial state."""
     given = encode(problem.backend, problem.encoder, problem.z0) if problem.encodes else problem.z0
-    step, z0 = as_step(problem.cell, problem.x, given)
+    with start_named(problem):
+        step, z0 = as_step(problem.cell, problem.x, given)
     return step, encoded_start(problem.backend, problem.encoder, z0) if is_array(problem.encoder) else z0
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from kpflow_dyn._arrays import like_numpy
 from kpflow_dyn._arrays.memory import bytes_of
-from kpflow_dyn._problems.inputs import input_function
 from kpflow_dyn._flows.referee import departure
+from kpflow_dyn._problems.inputs import input_function
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._torch import rollout
@@ -80,8 +80,8 @@ def check_encoder(problem: DiscreteProblem | ODEProblem) -> None:
         whole = start(model)
         if not torch.equal(whole, start(model)):
             raise ValueError(
-                "the encoder gave two starts for the same data; make it deterministic (encoder.eval()), and give noise, "
-                "as of a variational encoder, as a part of its data"
+                "the encoder gave two starts for the same data; make it deterministic (encoder.eval()), and give "
+                "noise, as of a variational encoder, as a part of its data"
             )
         for trial in {0, len(whole) - 1}:
             if error := departure(start(model, [trial]), whole[[trial]]):
@@ -100,13 +100,13 @@ def check_field(problem: ODEProblem) -> None:
     with torch.inference_mode(False):  # where versions are counted
         arguments = tuple(argument.clone() for argument in ((t, z0) if x is None else (t, z0, x(t))))
     versions = [argument._version for argument in arguments]
-    rate = _try(f, arguments)
+    rate = _try(f, arguments, problem.encodes)
     if not isinstance(rate, Tensor) or rate.shape != z0.shape or rate.dtype != z0.dtype:
         got = f"{tuple(rate.shape)} of {rate.dtype}" if isinstance(rate, Tensor) else type(rate).__name__
         raise ValueError(f"f returned {got}, expected z' {tuple(z0.shape)} of {z0.dtype}, like z0 [trial, unit]")
     if [argument._version for argument in arguments] != versions:
         raise ValueError("f writes to its arguments in place; work on copies (z = z + ..., not z += ...)")
-    if not torch.allclose(rate, _try(f, arguments), rtol=0, atol=0, equal_nan=True):
+    if not torch.allclose(rate, _try(f, arguments, problem.encodes), rtol=0, atol=0, equal_nan=True):
         raise ValueError("f gave two results for the same arguments; make it deterministic (f.eval(), fixed noise)")
 
 
@@ -127,7 +127,7 @@ def _check_parameters(f: Any, model: Any, z0: Tensor) -> None:
     check_module(f, z0)
 
 
-def _try(f: nn.Module, arguments: tuple[Tensor, ...]) -> Any:
+def _try(f: nn.Module, arguments: tuple[Tensor, ...], encodes: bool) -> Any:
     try:
         return f(*arguments)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -137,6 +137,7 @@ def _try(f: nn.Module, arguments: tuple[Tensor, ...]) -> Any:
                 "with @torch.enable_grad(), or take the derivative by torch.func.grad"
             ) from error
         given = ", ".join(f"{name} {tuple(a.shape)}" for name, a in zip(("t", "z", "x_t"), arguments, strict=False))
+        given += ", where z is the start that the encoder gives" * encodes
         raise ValueError(
             f"f failed on {given}: {error}. A field is called as f(t, z [trial, unit]), or f(t, z, x_t [trial, input]) "
             "where the problem has inputs x"

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -55,8 +54,8 @@ def encoded(encoder: nn.Module, data: Tensor) -> Any:
     """What the encoder gives: z_0 [trial, unit], or a tuple of parts; each layer's of a part are side by side."""
     if isinstance(encoder, nn.RNNBase):
         raise ValueError(
-            f"the encoder is an {type(encoder).__name__}, which returns (output, h_n); write a module that calls it and "
-            "returns z_0 [trial, unit], such as h_n[-1]"
+            f"the encoder is nn.{type(encoder).__name__}, which returns (output, h_n); write a module that calls it "
+            "and returns z_0 [trial, unit], such as h_n[-1]"
         )
     try:
         found = encoder(data)
@@ -67,7 +66,7 @@ def encoded(encoder: nn.Module, data: Tensor) -> Any:
         ) from error
     if isinstance(found, tuple | list):
         return tuple(flat_part(part) for part in found)
-    return found
+    return flat_part(found) if isinstance(found, Tensor) else found
 
 
 def carries_gradient(start: Any) -> bool:
