@@ -104,10 +104,10 @@ class Sweeps(LinearisedSteps):
     # Changes of each trial's own, [trial, ...] in front of those that all trials share
 
     def _kick_apart(self, changes: Changes, variables: list[list[jax.Array]]) -> list[jax.Array]:
-        return jax.vmap(self._kick_one, (0, 1), 1)(changes, variables)
+        return jax.vmap(self._kick_one, (0, 1), 1, axis_size=self.trials)(changes, variables)
 
     def _gather_apart(self, kicks: list[jax.Array], variables: list[list[jax.Array]]) -> Changes:
-        return jax.vmap(self._gather_one, (1, 1), 0)(kicks, variables)
+        return jax.vmap(self._gather_one, (1, 1), 0, axis_size=self.trials)(kicks, variables)
 
     def _kick_one(self, changes: Changes, variables: list[list[jax.Array]]) -> list[jax.Array]:
         return [kick[:, 0] for kick in self._kicks_of(changes, _alone(variables))]

@@ -169,7 +169,8 @@ class Programs(Sweeps):
         def sweep(gradients: jax.Array, probes: Probes) -> jax.Array:
             still = [jnp.zeros((self.trials, *change.shape), q.dtype) for change in self._no_changes(probes.count)]
             changes = self._backward(data, q, probes, self._gather_apart, still)[1]
-            found = jax.vmap(lambda changes: self._gradient(changes, probes.count), out_axes=1)(changes)
+            of_one = lambda changes: self._gradient(changes, probes.count)  # noqa: E731
+            found = jax.vmap(of_one, out_axes=1, axis_size=self.trials)(changes)
             return probes.put(gradients, found)
 
         return self._by_probes(sweep, jnp.zeros((len(q), self.trials, self.parameter_size), q.dtype))
