@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import GetAttrKey
 
 from kpflow_dyn._jax.failures import cause_of
@@ -46,7 +47,7 @@ def parts_of(model: Any) -> tuple[Any, Any]:
 
 def parameter(value: jax.Array) -> jax.Array:
     """The same."""
-    return value
+    return jnp.asarray(value)
 
 
 def encoded(encoder: Any, data: jax.Array) -> Any:

@@ -104,6 +104,12 @@ class StartedProblem(Problem):
         """z_0 [trial, unit]."""
         raise NotImplementedError
 
+    def _take_parameter(self) -> None:
+        """z_0 itself as a parameter of the framework, where one was given in the place of an encoder."""
+        if is_array(self.encoder):
+            given = self.backend.data.as_floats(self.encoder, "encoder", "[unit], z_0 as a parameter, or a model")
+            self._set(encoder=self.backend.models.parameter(given))
+
     def remake(self, **changes: Any) -> Self:
         if is_array(self.encoder) and "z0" in changes and "encoder" not in changes:
             return self.remake(encoder=None, **changes).learn_start()
@@ -153,6 +159,7 @@ class DiscreteProblem(StartedProblem):
         x = backend.data.as_floats(self.x, "x", X_AXES)
         backend.data.check_inputs(x)
         self._set(backend=backend, x=x)
+        self._take_parameter()
         if self.encodes:
             self._set(z0=check_encoded(self.z0, len(x)))
 
@@ -205,7 +212,8 @@ class ODEProblem(StartedProblem):
         backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_times(self.t)
         given = self.z0
         if self.encoder is not None:
-            self._set(encoded=check_encoded(given))
+            self._set(backend=backend, encoded=check_encoded(given))
+            self._take_parameter()
             given = encoded_start(backend, self.encoder, self.encoded)
         z0, f = check_start(given, backend), self.f
         if is_complex(given):

@@ -41,6 +41,11 @@ def check_encoded(data: Any, trials: int | None = None) -> Array:
 def encoded_start(backend: Backend, encoder: Any, data: Array) -> Array:
     """The numbers of z_0 [trial, unit] that an encoder gives, or a parameter."""
     if is_array(encoder):
+        if encoder.ndim != 1:
+            raise ValueError(
+                f"encoder is an array of shape {tuple(encoder.shape)}, expected z_0 [unit], a parameter that all "
+                "trials share; or a model that is called on z0, the data"
+            )
         return backend.models.snapshot(_of_all(encoder, len(data)))
     start = encode(backend, encoder, data)
     if not is_array(start):
@@ -80,7 +85,7 @@ def start_map(problem: Any) -> Callable[..., Array] | None:
 
     def start(model: Any, chosen: Any = None) -> Array:
         if is_array(problem.encoder):
-            return _of_all(model.start, trials if chosen is None else len(chosen))
+            return _of_all(in_halves(model.start), trials if chosen is None else len(chosen))
         return _flat(problem.backend.models.encoded(model.start, data if chosen is None else data[chosen]))
 
     return start

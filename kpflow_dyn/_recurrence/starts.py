@@ -158,10 +158,11 @@ class StartedTangent:
         return theta + self._start.vjp(self._narrowed(dz[:, :, 0])), dz
 
     def kick(self, theta: Array) -> Array:
-        return self._steps.step_jvp(theta, self._at_first(self._start.jvp(theta)))
+        return self._steps.kick(theta) + self._steps.advance(self._at_first(self._start.jvp(theta)))
 
     def kick_adjoint(self, q: Array) -> Array:
-        return self.step_vjp(q)[0]
+        start = self._narrowed(self._steps.advance_adjoint(q)[:, :, 0])
+        return self._steps.kick_adjoint(q) + self._start.vjp(start)
 
     def write(self, theta: Array) -> Array:
         start = first_of_times(self._start.jvp(theta)[:, :, None], self.next_state)
