@@ -19,11 +19,11 @@ _DROPPED = (
 
 
 class StartWarning(UserWarning):
-    """A start z0 that carries a gradient, which would be dropped: what computed it does not learn.
+    """A start z0 that carries a gradient, of which J = dS/dtheta knows nothing: what computed it does not learn.
 
     In JAX, whose arrays do not say where they come from, there is no such warning.
 
-    Source: docs/guides/neural_ode.md, "A start that learns".
+    Source: docs/theory.md, "P: how kicks travel".
 
     >>> import warnings, kpflow_dyn as kp
     >>> warnings.simplefilter("error", kp.StartWarning)  # for whoever wants no such kernel
