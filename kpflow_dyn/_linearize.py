@@ -12,12 +12,14 @@ from kpflow_dyn._implicit.solutions import ConstraintSolution
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.measure import Measure, Weights
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
+from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._recurrence.continuous import (
     flow_of_equations,
     flow_through_solver,
     flow_through_steps,
     tangent_of_accepted_steps,
 )
+from kpflow_dyn._recurrence.stepped import flow_of_steps
 from kpflow_dyn._recurrence.steps import Steps, started, tangent_of_cell
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn._solve import solve
@@ -102,7 +104,7 @@ def linearize(
 
 def _in_single(sol: Solution) -> Solution:
     """That of the same model in float32, where it is in half precision: differences of its states are mere rounding."""
-    if isinstance(sol, ODESolution) or eps_of(sol.state) < LEAST_PRECISE:
+    if isinstance(sol, ODESolution | SteppedSolution) or eps_of(sol.state) < LEAST_PRECISE:
         return sol
     problem, models = sol.problem, sol.problem.backend.models
     given = {field.name: getattr(problem, field.name) for field in dataclasses.fields(problem) if field.init}
@@ -126,6 +128,8 @@ def _flow(
             f"InterpolatingAdjoint solves variational ODEs, and a {type(sol.problem).__name__} has none; take "
             "DiscreteAdjoint()"
         )
+    if isinstance(sol, SteppedSolution):
+        return flow_of_steps(sol, params, weights)
     if isinstance(sol, DiscreteSolution):
         return _steps(sol, params, weights)
     assert isinstance(sol, ConstraintSolution)
@@ -133,8 +137,18 @@ def _flow(
 
 
 def _steps(sol: DiscreteSolution, params: Choice, weights: Weights) -> Flow:
+    _check_plant(sol)
     tangent, model = tangent_of_cell(sol, params, from_start=sol.problem.encoder is not None)
     return Steps(started(tangent, sol, model), sol, model.parameters, weights.both).flow()
+
+
+def _check_plant(sol: DiscreteSolution) -> None:
+    """Let the plant of a closed loop, where it can, look at its derivative at all states, before a number is given."""
+    loop = sol.problem.cell
+    if (check := getattr(getattr(loop, "plant", None), "check_derivative", None)) is not None:
+        trials, times = sol.before.shape[:2]
+        x, before = (rows.reshape((trials * times, rows.shape[-1])) for rows in (sol.problem.x, sol.before))
+        check(before[:, : loop.plant.state_size], loop.controls(x, before))
 
 
 def _flow_of_ode(

@@ -57,6 +57,17 @@ class Driven(nn.Module):
         return torch.einsum("bui,bi->bu", torch.tanh(self.a(z)).reshape(-1, 2, 2), slope)
 
 
+class Slopes(nn.Module):
+    """The same as a CDE has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(2, 4)
+
+    def forward(self, _t: Tensor, z: Tensor) -> Tensor:
+        return torch.tanh(self.a(z)).reshape(-1, 2, 2)
+
+
 def drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
@@ -311,6 +322,53 @@ def test_a_neural_cde_starts_by_its_first_sample() -> None:
     assert_close(flow.J.dense(), dense(states, values_of(f), values_of(encoder)))
 
 
+def test_a_cde_problem_with_an_encoder() -> None:
+    f, encoder, path = Slopes().double(), nn.Linear(2, 2).double(), drawn(3, 4, 2)
+    flow = kp.linearize(kp.solve(kp.CDEProblem(f, path[:, 0], TIMES, path, encoder=encoder), "rk4", steps=TIMES))
+
+    def states(of_field: dict, of_encoder: dict) -> Tensor:
+        found = [functional_call(encoder, of_encoder, (path[:, 0],))]
+        for n, ends in enumerate(pairwise(TIMES)):
+            slope = (path[:, n + 1] - path[:, n]) / (ends[1] - ends[0])
+            rate = lambda t, z: torch.einsum("bui,bi->bu", functional_call(f, of_field, (t, z)), slope)  # noqa: B023, E731
+            found.append(three_eighths(rate, found[-1], np.array(ends))[:, -1])
+        return torch.stack(found, 1)
+
+    assert_exact(flow.nodal, dense(states, values_of(f), values_of(encoder)))
+    assert list(flow.parameters) == ["f.a.weight", "f.a.bias", "encoder.weight", "encoder.bias"]
+
+
+def test_a_start_of_several_parts_backward_in_time() -> None:
+    class Springs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, _t: Tensor, state: tuple[Tensor, Tensor], damping: float) -> tuple[Tensor, Tensor]:
+            return state[1], self.layer(state[0]) - damping * state[1]
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, data: Tensor) -> tuple[Tensor, Tensor]:
+            return self.layer(data).split(2, -1)
+
+    f, encoder, data, times = Springs().double(), Encoder().double(), drawn(2, 3), TIMES[::-1].copy()
+    flow = kp.linearize(kp.solve(kp.ODEProblem(f, data, times, args=0.3, encoder=encoder), "rk4"))
+
+    def states(of_field: dict, of_encoder: dict) -> Tensor:
+        def rate(t: Tensor, z: Tensor) -> Tensor:
+            return torch.cat(functional_call(f, of_field, (t, z.split(2, -1), 0.3)), -1)
+
+        start = torch.cat(functional_call(encoder, of_encoder, (data,)), -1)
+        return three_eighths(rate, start, times)
+
+    assert_close(flow.solution.state, states(values_of(f), values_of(encoder)))
+    assert_close(flow.J.dense(), dense(states, values_of(f), values_of(encoder)))
+
+
 def test_weights_that_field_and_encoder_share() -> None:
     class Tied(nn.Module):
         def __init__(self, layer: nn.Linear) -> None:
@@ -493,10 +551,10 @@ class Shifted(nn.Module):
     ("encoder", "error"),
     [
         (lambda: nn.GRU(3, 2), "h_n"),
-        (lambda: Shifted("tuple"), "h_n"),
+        (lambda: Shifted("tuple"), "the start that the encoder gives"),
         (lambda: Shifted("coupled"), "influence each other"),
         (lambda: Shifted("random"), "as a part of its data"),
-        (lambda: Shifted("one"), "expected z_0"),
+        (lambda: Shifted("one"), r"does not fit.*h_n\[-1\]"),
         (lambda: Shifted("nan"), "z0 holds NaN"),
         (lambda: Shifted("cut"), "z_0 has no derivative"),
         (lambda: nn.Linear(4, 2), r"failed on z0 \(2, 3\)"),
@@ -664,7 +722,7 @@ def test_encoders_that_do_not_fit_in_jax(both: Any) -> None:
     with pytest.raises(ValueError, match="data of one trial"):
         problem.remake(encoder=eqx.nn.Linear(3, 2, key=jax.random.key(0)))
     with pytest.raises(ValueError, match="h_n"):
-        problem.remake(encoder=jax.tree_util.Partial(lambda w, d: (w * d, d), jnp.ones(())))
+        problem.remake(encoder=jax.tree_util.Partial(lambda w, d: (w * d).sum(), jnp.ones(())))
     with pytest.raises(ValueError, match="the encoder gives"):
         kp.solve(problem.remake(encoder=eqx.nn.Linear(2, 5, key=jax.random.key(0)), z0=jnp.ones((3, 2))))
     named = problem.remake(encoder=jax.tree_util.Partial(lambda w, d: w @ d.reshape(-1), jnp.ones((2, 4))))

@@ -81,19 +81,25 @@ def places_of_steps(places: np.ndarray, t: np.ndarray, steps: AcceptedSteps) -> 
     return np.take_along_axis(places, np.minimum(np.minimum(after, until), len(t) - 1), axis=1)
 
 
-def at_places(flow: Operators, places: np.ndarray, reach: np.ndarray | None) -> dict[str, Any]:
-    """What differs in the flow at these places, if kicks elsewhere than at `reach` are left out; None for no kicks."""
+def at_places(
+    flow: Operators, places: np.ndarray, reach: np.ndarray | None, leads_to: np.ndarray | None = None
+) -> dict[str, Any]:
+    """What differs in the flow at these places, if kicks elsewhere than at `reach` are left out; None for no kicks.
+
+    Where there are several steps from time to time, which have their own sites, `leads_to` is the time of each [step].
+    """
     R = _onto(flow.ntk.domain, places)
     found: dict[str, Any] = {"J": R @ flow.J, "ntk": _both_sides(R, flow.ntk)}
     if reach is None or reach.all():
         return found | {"P": _propagator(flow.P, R, None)}
-    core, E, outputs = flow.core, _onto(flow.P.domain, reach), _onto(flow.core.domain, reach)
+    of_sites = reach if leads_to is None else reach[:, leads_to]
+    core, E, outputs = flow.core, _onto(flow.P.domain, reach), _onto(flow.core.domain, of_sites)
     return found | {
         "P": _propagator(flow.P, R, E),
         "K": GramOperator(E @ flow.K.factor, direct_sum=lambda: flow.K.direct_sum),
         "B": E @ flow.B @ outputs,
-        "core": CoreOperator(outputs @ core.factor, _sites_at(core.sites, reach), core.untraced),
-        "sites": _sites_at(flow.sites, reach),
+        "core": CoreOperator(outputs @ core.factor, _sites_at(core.sites, of_sites), core.untraced),
+        "sites": _sites_at(flow.sites, of_sites),
     }
 
 

@@ -14,6 +14,7 @@ from kpflow_dyn._learning.losses import OutputLoss
 from kpflow_dyn._learning.objective import check_twice
 from kpflow_dyn._learning.recorder import Recorder, Recording
 from kpflow_dyn._problems.solutions import ODESolution, Solution
+from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._solve import solve
 
 POWER_STEPS = 20
@@ -53,7 +54,11 @@ def _change(flow: Flow, what: Any) -> Array:
 def _solved(before: Solution, model: Any) -> Solution:
     """The solution of the same problem for another model."""
     changed = before.problem.with_model(model)
-    return solve(changed, before.alg, **before.options) if isinstance(before, ODESolution) else solve(changed)
+    return (
+        solve(changed, before.alg, **before.options)
+        if isinstance(before, ODESolution | SteppedSolution)
+        else solve(changed)
+    )
 
 
 class Descent:

@@ -15,6 +15,7 @@ from kpflow_dyn._learning.losses import OfStates, check_number, has_states_for_l
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
 from kpflow_dyn._problems.starts import start_map
+from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.units import hidden_of, units_read, width_of
 from kpflow_dyn._solve import solve
 from kpflow_dyn.ode._replay import replay, scheme
@@ -138,6 +139,8 @@ class Objective:
             return self._states_of_network(solution)
         if isinstance(solution, ODESolution) and solution.steps is not None:
             run = replay(solution.problem, solution.steps.tableau)
+        elif isinstance(solution, SteppedSolution):
+            run = _given_steps_of(solution)
         else:
             run = _steps_of(solution.problem)
         if self._of_model:
@@ -207,18 +210,25 @@ def _steps_of(problem: Any) -> Callable[[Any, Any], Array]:
     return states
 
 
+def _given_steps_of(solution: SteppedSolution) -> Callable[[Any, Any], Array]:
+    """(model, nothing) -> the states, by the steps that were taken."""
+    step, rows, start, places = solution.step, solution.rows, solution.start, solution.places
+    run, units = solution.problem.backend.solving.run, solution.state.shape[2]
+    return lambda model, _nothing: run(step, model, rows, start)[:, places, :units]
+
+
 def _on_its_nodes(solution: Solution) -> tuple[Solution, slice]:
     """A solution at times that stay, and which of these the loss is given: a span's own nodes, behind its start."""
     if not (isinstance(solution, ODESolution) and solution.problem.is_span):
         return solution, slice(None)
     check_twice(solution)
-    times = np.concatenate([solution.problem.t[:1], solution.t])
-    return solve(solution.problem.remake(t=times), solution.alg, **solution.options), slice(1, None)
+    times = np.concatenate([solution.problem.t[:1], solution.nodes])
+    return solve(solution.problem.with_parts(t=times), solution.alg, **solution.options), slice(1, None)
 
 
 def check_twice(solution: Solution) -> None:
     """Raise where its states cannot be differentiated twice in the parameters."""
-    if isinstance(solution, DiscreteSolution | NetworkSolution):
+    if isinstance(solution, DiscreteSolution | NetworkSolution | SteppedSolution):
         return
     if not isinstance(solution, ODESolution):
         raise TypeError(

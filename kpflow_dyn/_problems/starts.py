@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from kpflow_dyn._arrays import Array, array_namespace, is_array
-from kpflow_dyn._arrays.complex_numbers import in_halves
 from kpflow_dyn._backend import Backend
-from kpflow_dyn._problems.checks import check_rows
+from kpflow_dyn._problems.checks import check_rows, laid_out_start
+from kpflow_dyn._problems.layouts import Layout
 
 _DROPPED = (
     "{} carries a gradient, and what computed it does not learn. Pass its data as z0, and the model that computes the "
     "start from them as encoder=; or call .learn_start() on the problem, where the start is a parameter by itself. "
-    "z0.detach() says that it is to stay as it is"
+    "z0.detach() says that it is to stay as it is. (Starts of an ODEProblem, CDEProblem or DiscreteProblem can learn)"
 )
 
 
@@ -38,32 +38,39 @@ def check_encoded(data: Any, trials: int | None = None) -> Array:
     return data
 
 
-def encoded_start(backend: Backend, encoder: Any, data: Array) -> Array:
-    """The numbers of z_0 [trial, unit] that an encoder gives, or a parameter."""
-    if is_array(encoder):
-        if encoder.ndim != 1:
-            raise ValueError(
-                f"encoder is an array of shape {tuple(encoder.shape)}, expected z_0 [unit], a parameter that all "
-                "trials share; or a model that is called on z0, the data"
-            )
-        return backend.models.snapshot(_of_all(encoder, len(data)))
-    start = encode(backend, encoder, data)
-    if not is_array(start):
+def laid_out_encoded(backend: Backend, encoder: Any, data: Array, order: int) -> tuple[Layout, Array]:
+    """How the start of an ODE that an encoder gives lies on the units, and its numbers z_0 [trial, unit]."""
+    given = encode(backend, encoder, data)
+    try:
+        layout, start = laid_out_start(given, backend, order)
+    except (TypeError, ValueError) as error:
+        raise _unfit(error) from error
+    if len(start) != len(data):
+        raise _unfit(f"z0 is of {len(start)} trials, expected {len(data)}")
+    return layout, start
+
+
+def rows_of_parameter(backend: Backend, parameter: Array, like: Array) -> Array:
+    """z_0 [trial, unit] of a parameter [unit] that all trials share, for starts like these."""
+    if tuple(parameter.shape) != tuple(like.shape[1:]):
         raise ValueError(
-            f"the encoder returned a {type(start).__name__}, expected z_0 [trial, unit] (in JAX of one trial, [unit]); "
-            "of what a recurrent layer gives, (output, h_n), return h_n[-1]"
+            f"encoder is an array of shape {tuple(parameter.shape)}, expected z_0 {list(like.shape[1:])} [unit], a "
+            "parameter that all trials share; or a model that is called on z0, the data"
         )
-    if start.ndim != 2 or len(start) != len(data):
-        raise ValueError(
-            f"the encoder returned shape {tuple(start.shape)}, expected z_0 [trial, unit] of {len(data)} trials"
-        )
-    return start
+    return backend.models.snapshot(_of_all(parameter, len(like)))
 
 
 def encode(backend: Backend, encoder: Any, data: Array) -> Any:
     """What the encoder gives of all trials, as numbers alone: z_0 [trial, unit], or a tuple of such."""
     with backend.models.left_alone(encoder), backend.solving.without_gradients():
         return backend.models.encoded(encoder, data)
+
+
+def _unfit(error: Any) -> ValueError:
+    return ValueError(
+        f"the encoder does not fit: of what it gives, {error}. It gives z_0 [trial, unit], in JAX of one trial; of a "
+        "recurrent layer, which returns (output, h_n), h_n[-1]"
+    )
 
 
 @contextmanager
@@ -73,7 +80,7 @@ def start_named(problem: Any) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         if problem.encodes and str(error).startswith(("z0 ", "the parts of z0 ")):
-            raise type(error)(f"the encoder does not fit: what it gives as {error}") from error
+            raise _unfit(error) from error
         raise
 
 
@@ -85,8 +92,9 @@ def start_map(problem: Any) -> Callable[..., Array] | None:
 
     def start(model: Any, chosen: Any = None) -> Array:
         if is_array(problem.encoder):
-            return _of_all(in_halves(model.start), trials if chosen is None else len(chosen))
-        return _flat(problem.backend.models.encoded(model.start, data if chosen is None else data[chosen]))
+            return _of_all(model.start, trials if chosen is None else len(chosen))
+        given = problem.backend.models.encoded(model.start, data if chosen is None else data[chosen])
+        return problem.backend.tracing.flat_start(problem, given)
 
     return start
 
@@ -107,18 +115,15 @@ def _of_all(start: Array, trials: int) -> Array:
     return array_namespace(start).broadcast_to(start, (trials, *start.shape))
 
 
-def _flat(start: Any) -> Array:
-    """The parts of a start side by side, of complex ones all real parts first."""
-    parts = [in_halves(part) for part in (start if isinstance(start, tuple | list) else [start])]
-    return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts, axis=-1)
-
-
 def without_gradient(problem: Any, stacklevel: int) -> Any:
     """The problem itself; where its start carries a gradient, one whose does not, and a `StartWarning`."""
-    models, data = problem.backend.models, getattr(problem, "encoded", None)
-    given = problem.z0 if data is None else data
-    if is_array(problem.encoder) or not models.carries_gradient(given):
+    models, encoder = problem.backend.models, getattr(problem, "encoder", None)
+    encoded = getattr(problem, "encoded", None)
+    given = problem.z0 if encoded is None else encoded
+    if is_array(encoder) or not models.carries_gradient(given):
         return problem
-    what = "z0, the data of the encoder," if problem.encodes else "z0"
+    what = "z0" if encoder is None else "z0, the data of the encoder,"
     warnings.warn(StartWarning(_DROPPED.format(what)), stacklevel=stacklevel)
+    if encoder is None:
+        given = problem.unflatten(given) if hasattr(problem, "unflatten") else given
     return problem.remake(z0=models.without_gradient(given))

@@ -99,15 +99,18 @@ def inverse(tangent: Tangent, state: Space) -> Operator:
 
 def kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
     """The sites, V, B, core and K: the parts of a flow that say where parameters enter a step."""
+    steps, measure = getattr(tangent, "steps", tangent).next_state.shape[1], state.measure
+    if steps != state.shape[1]:  # more than are seen
+        measure = tangent.measure_of_steps(measure)  # type: ignore[attr-defined]
     write, read, enter, enter_adjoint = tangent.write, tangent.read, tangent.enter, tangent.enter_adjoint
     if (width := len(tangent.site_kicks)) == 0:  # only the start learns: then the states stand for the outputs of none
         write, read, width = tangent.kick, tangent.kick_adjoint, state.shape[2]
         enter = enter_adjoint = lambda values: values
-    outputs = Space(("trial", "time", "site"), (*state.shape[:2], width), state.like, state.measure)
+    outputs = Space(("trial", "time", "site"), (state.shape[0], steps, width), state.like, measure)
     V = on_spaces(parameter_space(tangent), outputs, write, read)
     B = on_spaces(outputs, state, enter, enter_adjoint)
     kick = on_spaces(parameter_space(tangent), state, tangent.kick, tangent.kick_adjoint)
-    sites = _weight_sites(tangent, state.measure)
+    sites = _weight_sites(tangent, measure)
     K = GramOperator(kick, direct_sum=lambda: unit_by_unit(kick))
     return {"sites": sites, "core": CoreOperator(V, sites, tangent.untraced), "B": B, "K": K}
 

@@ -5,8 +5,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from kpflow_dyn._torch.cells import flat_part
-
 
 class Started(nn.Module):
     """A cell or field under its name, beside an encoder of the start or the parameter z0; called as the former."""
@@ -51,7 +49,7 @@ def parameter(value: Tensor) -> nn.Parameter:
 
 
 def encoded(encoder: nn.Module, data: Tensor) -> Any:
-    """What the encoder gives: z_0 [trial, unit], or a tuple of parts; each layer's of a part are side by side."""
+    """What the encoder gives: z_0 [trial, unit], or a pytree of parts."""
     if isinstance(encoder, nn.RNNBase):
         raise ValueError(
             f"the encoder is nn.{type(encoder).__name__}, which returns (output, h_n); write a module that calls it "
@@ -64,9 +62,7 @@ def encoded(encoder: nn.Module, data: Tensor) -> Any:
             f"the encoder failed on z0 {tuple(data.shape)} of {data.dtype}: {error}. It is called on the data of all "
             "trials [trial, ...], and gives z_0 [trial, unit]"
         ) from error
-    if isinstance(found, tuple | list):
-        return tuple(flat_part(part) for part in found)
-    return flat_part(found) if isinstance(found, Tensor) else found
+    return found
 
 
 def carries_gradient(start: Any) -> bool:

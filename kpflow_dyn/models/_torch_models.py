@@ -291,7 +291,7 @@ class ClosedLoop(nn.Module):
 
     def __init__(self, plant: Any, policy: nn.Module) -> None:
         super().__init__()
-        self.plant = _with_buffers(plant) if isinstance(plant, nn.Module) else plant
+        self.plant = with_buffers(plant) if isinstance(plant, nn.Module) else plant
         self.policy = policy
 
     def forward(self, t: Tensor, z: Tensor, x_t: Tensor | None = None) -> Tensor:
@@ -303,11 +303,23 @@ class ClosedLoop(nn.Module):
         return "" if isinstance(self.plant, nn.Module) else f"plant={self.plant}"
 
 
+class BesideControl(nn.Module):
+    """A closed loop beside whose state stands the integral of its control: s = [z, int u dt]; its parameters."""
+
+    def __init__(self, loop: ClosedLoop, units: int) -> None:
+        super().__init__()
+        self.plant, self.policy, self.units = loop.plant, loop.policy, units
+
+    def forward(self, t: Tensor, s: Tensor, x_t: Tensor | None = None) -> Tensor:
+        """s' [trial, state + control]."""
+        return equations.beside_control(self.plant, self.policy, self.units, s, x_t)
+
+
 def _input_weight(units: int, inputs: int) -> nn.Parameter | None:
     return nn.Parameter(torch.randn(units, inputs) / math.sqrt(inputs)) if inputs else None
 
 
-def _with_buffers(plant: nn.Module) -> nn.Module:
+def with_buffers(plant: nn.Module) -> nn.Module:
     """A copy whose parameters are buffers: moved, cast and saved with the module, but never learnt."""
     plant = copy.deepcopy(plant)
     for module in plant.modules():

@@ -19,7 +19,7 @@ from kpflow_dyn._arrays import (
 )
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._problems.steps import AcceptedSteps, Field, Tableau, call_field, stages, step
+from kpflow_dyn._problems.steps import AcceptedSteps, Field, Tableau, call_field, own_times, stages, step
 from kpflow_dyn.ode._newton import converged, corrected_stages
 
 
@@ -28,7 +28,7 @@ class RungeKuttaStep:
     """The step map of one row: z = [y, ...] -> [y_1, h k_1, ..., h k_s], or y_1 alone.
 
     A row is [h, t_1, ..., t_s, x_1, ..., x_s], then for an implicit method what `converged` gives. In torch, where a
-    field takes all trials at once, they share h and the times.
+    field takes all trials at once, these may share h and the times; see `own_times`.
     """
 
     tableau: Tableau
@@ -39,11 +39,11 @@ class RungeKuttaStep:
     def __call__(self, field: Callable[..., Array], row: Array, z: Array) -> Array:
         """The step of `field` on this row."""
         count, width = len(self.tableau.b), self.inputs or 0
-        first = row if row.ndim == 1 else row[0]  # all trials of torch have the times of the first
-        h, times, y = first[0], [first[1 + i] for i in range(count)], z[..., : self.units]
+        (h, *times), y = own_times(row, 1 + count), z[..., : self.units]
+        h = h[:, None] if h.ndim else h
         starts = [1 + count + i * width for i in range(count)]
         inputs = [None if self.inputs is None else row[..., start : start + width] for start in starts]
-        of_each = row if row.ndim > 1 and row.shape[0] > 1 else first
+        of_each = row if row.ndim > 1 and row.shape[0] > 1 else row[0] if row.ndim > 1 else row
         k = self._stages(partial(call_field, field), times, h, y, inputs, of_each[..., 1 + count * (1 + width) :])
         after = step(self.tableau, h, y, k)
         return array_namespace(z).concat([after, *(h * k_i for k_i in k)], axis=-1) if self.with_stages else after
@@ -80,8 +80,8 @@ def field_step(inputs: int | None) -> Callable[[Callable[..., Array], Array, Arr
     """The field itself as a step map on rows [t, x]."""
 
     def step(field: Callable[..., Array], row: Array, z: Array) -> Array:
-        first = row if row.ndim == 1 else row[0]  # all trials of torch have the times of the first
-        return call_field(field, first[0], z, None if inputs is None else row[..., 1:])
+        (t,) = own_times(row, 1)
+        return call_field(field, t, z, None if inputs is None else row[..., 1:])
 
     return step
 
