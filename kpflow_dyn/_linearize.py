@@ -20,7 +20,7 @@ from kpflow_dyn._recurrence.continuous import (
     tangent_of_accepted_steps,
 )
 from kpflow_dyn._recurrence.stepped import flow_of_steps
-from kpflow_dyn._recurrence.steps import Steps, tangent_of_cell
+from kpflow_dyn._recurrence.steps import Steps, started, tangent_of_cell
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn._solve import solve
 
@@ -138,8 +138,8 @@ def _flow(
 
 def _steps(sol: DiscreteSolution, params: Choice, weights: Weights) -> Flow:
     _check_plant(sol)
-    tangent, parameters = tangent_of_cell(sol, params)
-    return Steps(tangent, sol, parameters, weights.both).flow()
+    tangent, model = tangent_of_cell(sol, params, from_start=sol.problem.encoder is not None)
+    return Steps(started(tangent, sol, model), sol, model.parameters, weights.both).flow()
 
 
 def _check_plant(sol: DiscreteSolution) -> None:

@@ -146,4 +146,5 @@ def take_trials(problem: ODEProblem, trials: np.ndarray) -> ODEProblem:
         x = (problem.x[0], problem.x[1][trials])
     else:
         x = None if problem.x is None else problem.x[trials]
-    return problem.with_parts(z0=problem.z0[trials], x=x)
+    encoded = None if problem.encoded is None else problem.encoded[trials]
+    return problem.with_parts(z0=problem.z0[trials], x=x, encoded=encoded)

@@ -15,6 +15,7 @@ from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.solutions import ODESolution
+from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
 from kpflow_dyn.ode._discretise import Nodes, RungeKuttaStep, read_off
 
@@ -147,12 +148,14 @@ def scheme(solution: ODESolution) -> Scheme:
 
 
 def replay(problem: ODEProblem, tableau: Tableau) -> Callable[[Any, Scheme], Array]:
-    """(field, scheme) -> the states, by the steps of the scheme, differentiable in the parameters of the field."""
+    """(model, scheme) -> the states, by the steps of the scheme, differentiable in the parameters of the model."""
+    start = start_map(problem)
 
-    def states(field: Any, scheme: Scheme) -> Array:
+    def states(model: Any, scheme: Scheme) -> Array:
         rows, index, weights = scheme
         step = _step(problem, tableau, with_stages=weights.shape[-1] > 1)
-        after = problem.backend.solving.run(step, field, rows, step.widen(problem.z0))
+        z0 = problem.z0 if start is None else start(model)
+        after = problem.backend.solving.run(step, model, rows, step.widen(z0))
         return read_off(after[None], index, weights)[0]
 
     return states
