@@ -18,6 +18,7 @@ from kpflow_dyn._learning.parts import learning_of
 from kpflow_dyn._numbers.reductions import PartialTrace
 from kpflow_dyn._numbers.spectra import Modes, eigs
 from kpflow_dyn._numbers.summary import KERNELS, Summary, summary
+from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.problems import ImplicitProblem, ODEProblem
 from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._progress import Progress
@@ -344,12 +345,13 @@ def _said_of_steps(flow: Flow, task: TaskData | None) -> dict[str, str]:
 
 def _equation(solution: Solution) -> dict[str, str]:
     """What kind of problem it is, and how an ODE was solved."""
-    if not isinstance(solution, ODESolution):
+    if not isinstance(solution, ODESolution | HybridSolution):
         return {"problem": "a network over sequences" if isinstance(solution, NetworkSolution) else "discrete time"}
     method = solution.alg if isinstance(solution.alg, str) else type(solution.alg).__name__
     options = solution.options
     how = "given steps" if options["steps"] is not None else f"rtol {options['rtol']:g}, atol {options['atol']:g}"
-    return {"problem": "ODE", "solver": f"{method}, {how}"}
+    kind = "hybrid: an ODE with jumps" if isinstance(solution, HybridSolution) else "ODE"
+    return {"problem": kind, "solver": f"{method}, {how}"}
 
 
 def _variable(name: str, estimate: Estimate, flow: Flow) -> Any:

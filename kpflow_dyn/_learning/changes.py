@@ -13,6 +13,7 @@ from kpflow_dyn._learning.forecasting import objective_of, states_of
 from kpflow_dyn._learning.losses import OutputLoss
 from kpflow_dyn._learning.objective import field_of_model
 from kpflow_dyn._learning.recorder import Recorder, Recording
+from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._solve import solve
 
@@ -55,7 +56,11 @@ def _solved(before: Solution, model: Any) -> Solution:
     problem = before.problem
     field = next(name for name, value in vars(problem).items() if value is problem.model)
     changed = problem.remake(**{field: model})
-    return solve(changed, before.alg, **before.options) if isinstance(before, ODESolution) else solve(changed)
+    return (
+        solve(changed, before.alg, **before.options)
+        if isinstance(before, ODESolution | HybridSolution)
+        else solve(changed)
+    )
 
 
 class Descent:

@@ -141,6 +141,9 @@ class ODEProblem(Problem):
     def __post_init__(self) -> None:
         backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_times(self.t)
         z0, f = check_start(self.z0, backend), self.f
+        if is_complex(self.z0) and hasattr(f, "max_events"):
+            raise ValueError("a hybrid model has real states; give the real and imaginary parts side by side")
+        z0 = f.start(z0) if hasattr(f, "sampling") and z0.shape[-1] == f.sampling.state else z0
         if is_complex(self.z0):
             f = backend.models.on_halves(f)
         self._set(backend=backend, f=f, t=t, z0=z0, x=check_inputs(self.x, z0, t, backend))

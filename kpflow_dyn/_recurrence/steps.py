@@ -92,11 +92,14 @@ def inverse(tangent: Tangent, state: Space) -> Operator:
 
 def kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
     """The sites, V, B, core and K: the parts of a flow that say where parameters enter a step."""
-    outputs = Space(("trial", "time", "site"), (*state.shape[:2], len(tangent.site_kicks)), state.like, state.measure)
+    steps = getattr(tangent, "steps", None)  # where there are several of them between two times of the state
+    measure = state.measure if steps is None else None
+    shape = (*(steps or state.shape[:2]), len(tangent.site_kicks))
+    outputs = Space(("trial", "time", "site"), shape, state.like, measure)
     V = on_spaces(parameter_space(tangent), outputs, tangent.write, tangent.read)
     B = on_spaces(outputs, state, tangent.enter, tangent.enter_adjoint)
     kick = on_spaces(parameter_space(tangent), state, tangent.kick, tangent.kick_adjoint)
-    sites = _weight_sites(tangent, state.measure)
+    sites = _weight_sites(tangent, measure)
     K = GramOperator(kick, direct_sum=lambda: unit_by_unit(kick))
     return {"sites": sites, "core": CoreOperator(V, sites, tangent.untraced), "B": B, "K": K}
 

@@ -291,7 +291,7 @@ class ClosedLoop(nn.Module):
 
     def __init__(self, plant: Any, policy: nn.Module) -> None:
         super().__init__()
-        self.plant = _with_buffers(plant) if isinstance(plant, nn.Module) else plant
+        self.plant = with_buffers(plant) if isinstance(plant, nn.Module) else plant
         self.policy = policy
 
     def forward(self, t: Tensor, z: Tensor, x_t: Tensor | None = None) -> Tensor:
@@ -307,7 +307,7 @@ def _input_weight(units: int, inputs: int) -> nn.Parameter | None:
     return nn.Parameter(torch.randn(units, inputs) / math.sqrt(inputs)) if inputs else None
 
 
-def _with_buffers(plant: nn.Module) -> nn.Module:
+def with_buffers(plant: nn.Module) -> nn.Module:
     """A copy whose parameters are buffers: moved, cast and saved with the module, but never learnt."""
     plant = copy.deepcopy(plant)
     for module in plant.modules():

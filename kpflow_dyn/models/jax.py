@@ -310,7 +310,7 @@ class ClosedLoop(eqx.Module):
     policy: Callable[[Array], Array]
 
     def __init__(self, plant: Any, policy: Any) -> None:
-        self.plant, self.policy = _hashable(plant), policy
+        self.plant, self.policy = hashable(plant), policy
 
     def __call__(self, t: Any, z: Array, x_t: Array | None = None) -> Array:
         """z' [state]."""
@@ -329,7 +329,7 @@ class _ByIdentity:
         return self.plant(z, u)
 
 
-def _hashable(plant: Any) -> Any:
+def hashable(plant: Any) -> Any:
     try:
         hash(plant)
     except TypeError:

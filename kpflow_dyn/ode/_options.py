@@ -53,9 +53,9 @@ def _step_times(problem: ODEProblem, steps: Any, adaptive: bool, max_steps: int,
     if steps is None:
         times = problem.t
     elif isinstance(steps, int | float | np.number) and not isinstance(steps, bool):
-        times = _on_grid(_constant_steps(t0, end, float(steps), max_steps), problem.t)
+        times = snapped(_constant_steps(t0, end, float(steps), max_steps), problem.t)
     else:
-        times = _on_grid(_given_steps(t0, end, steps), problem.t)
+        times = snapped(_given_steps(t0, end, steps), problem.t)
     if steps is None or callable(problem.x):  # who gives the steps decides how finely samples are seen
         times = _with_stops(times, problem)
     _check_count(len(times) - 1, max_steps)
@@ -84,7 +84,7 @@ def _constant_steps(t0: float, end: float, length: float, max_steps: int) -> np.
     return np.append(t0 + length * np.arange(int(count)), end)
 
 
-def _on_grid(times: np.ndarray, grid: np.ndarray) -> np.ndarray:
+def snapped(times: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """The times, those of them that are times of the grid but for round-off being exactly these."""
     nearest = _nearest(times, grid)
     return np.where(np.abs(times - nearest) <= _round_off(grid), nearest, times)

@@ -1,0 +1,442 @@
+"""Solve a hybrid model: from jump to jump, by the library of an algorithm in between."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace, eps_of, like_numpy, to_numpy
+from kpflow_dyn._problems.checks import check_finite
+from kpflow_dyn._problems.hybrid import HybridSolution, HybridSteps, is_moving
+from kpflow_dyn._problems.inputs import input_width, inputs_at, jumps_within, sampled, stops_of, take_trials, time_rows
+from kpflow_dyn._problems.measure import trapezoid
+from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.steps import Tableau
+from kpflow_dyn.ode._discretise import RungeKuttaStep
+from kpflow_dyn.ode._libraries import Failed, Library, Options
+from kpflow_dyn.ode._options import snapped
+from kpflow_dyn.ode._surfaces import AT_ONCE, Surfaces
+
+Steps = dict[str, np.ndarray]  # of a library, [step, trial, ...] each
+SHORTEST = 16  # step of a library, in units of the round-off of the time
+
+
+@dataclass(frozen=True)
+class Method:
+    """An algorithm of a library, and its options; `stops` are the times between which it must step, if it must."""
+
+    library: Library
+    alg: Any
+    options: Options
+    stops: np.ndarray | None
+
+
+@dataclass
+class Taken:
+    """The steps of some trials so far, which have them in common [trial, ...] each."""
+
+    values: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in _PARTS})
+    nodes: list[int] = field(default_factory=list)
+
+    def add(self, **values: Any) -> None:
+        """One step more."""
+        for name in _PARTS:
+            self.values[name].append(np.asarray(values[name]))
+
+    def jumped(self, event: int, after: np.ndarray, located: bool) -> None:
+        """The last step ends in a jump."""
+        for name, value in (("event", event), ("after", after), ("located", located)):
+            self.values[name][-1] = np.asarray(value)
+
+    @property
+    def count(self) -> int:
+        """How many steps there are."""
+        return len(self.values["t"])
+
+
+_PARTS = ("t", "end", "before", "reached", "after", "stage_times", "event", "located", "stays")
+
+
+def solve_hybrid(problem: ODEProblem, method: Method) -> tuple[HybridSteps, dict[str, int]]:
+    """The steps of all trials, and counts of what was done; `Failed` names the trials that did not reach the end."""
+    alone, runs, failures = is_moving(problem.f), [], {}
+    for trials in groups_of(problem):
+        run = _Run(take_trials(problem, trials) if alone else problem, method)
+        try:
+            run.run()
+        except Failed as failure:
+            if not alone:
+                raise
+            failures[int(trials[0])] = failure.trials[0]
+        runs.append(run)
+    if failures:
+        raise Failed(failures, apart=True)
+    stats = {"steps": max(run.taken.count for run in runs) - 1, "events": max(run.happened for run in runs)}
+    return _side_by_side(problem, runs), stats
+
+
+class _Run:
+    """One solve, of trials that have their times in common."""
+
+    def __init__(self, problem: ODEProblem, method: Method) -> None:
+        self.problem, self.method, self.model = problem, method, problem.f
+        self.t0, self.end = float(problem.t[0]), float(problem.t[-1])
+        self.now, self.y = self.t0, to_numpy(problem.z0)
+        self.taken, self.happened = Taken(), 0
+        self.tableau: Tableau | None = None
+        self.jumps = jumps_within(problem)
+        self.given = _given_events(problem)
+        known = sampled(problem)
+        self.x = problem.x if known is None else known
+        self.surfaces = Surfaces(self.model.events, self, eps_of(problem.z0))
+
+    def run(self) -> None:
+        """To the last time."""
+        self._wait()
+        self._mark(self.t0)
+        self.surfaces.start()
+        stops = () if self.method.stops is None else self.method.stops
+        for time in np.unique([*self.problem.t, *stops_of(self.problem), *stops, *self.given])[1:].tolist():
+            self._flow_to(time)
+            self._mark(time)
+
+    def _still(self) -> dict[str, Any]:
+        """A step of length zero here."""
+        here = {"t": self.now, "end": self.now, "before": self.y, "reached": self.y, "after": self.y}
+        return {**here, "event": -1, "located": False, "stays": False}
+
+    def _mark(self, time: float) -> None:
+        """The jumps that are given for this time, and whether it is one of the grid."""
+        for event in self.given.get(time, ()):
+            self._jump(event, located=False)
+        if time in self.problem.t:
+            self.taken.nodes.append(self.taken.count - 1)
+
+    def _flow_to(self, time: float) -> None:
+        while self.now < time:
+            steps = self._steps(time)
+            if self.surfaces.none:
+                self._take(steps, len(steps["t"]))
+                continue
+            found = self.surfaces.first_crossing(steps)
+            self._take(steps, len(steps["t"]) if found is None else found.step)
+            if found is not None:
+                self._take_to(steps, found.step, found.length)
+                self._jump(found.event, located=True)
+                self.surfaces.check_goes_on(found.event)
+                if self.now >= time:  # a step of its own ends at the grid
+                    self._wait()
+
+    def _jump(self, event: int, located: bool) -> None:
+        """One event, and those that its jump makes happen at the same time."""
+        pending, before = [(event, located)], self.happened
+        while pending:
+            number, where = pending.pop(0)
+            if self.taken.values["event"][-1] >= 0:
+                self._wait(stays=True)
+            old, self.y = self.y, self.after_jump(number, self.now, self.y)
+            self.taken.jumped(number, self.y, where)
+            self.happened += 1
+            if not self.surfaces.none and self.happened > self.model.max_events:
+                raise Failed({0: (f"has more than max_events = {self.model.max_events} events", self.now)}, apart=True)
+            if self.happened - before > AT_ONCE + len(self.model.events):
+                raise Failed({0: ("has events that cause each other without end", self.now)}, apart=True)
+            pending += [(other, False) for other in self.surfaces.crossed(number, where, old)]
+
+    def _wait(self, stays: bool = False) -> None:
+        self.taken.add(**{**self._still(), "stays": stays}, stage_times=self._stage_times(0.0))
+
+    def _take(self, steps: Steps, count: int) -> None:
+        """The first steps of the library, as they are."""
+        for n in range(count):
+            values = {name: array[n] for name, array in steps.items()}
+            self.taken.add(**values, reached=values["after"], event=-1, located=False, stays=False)
+        if count:
+            self.now, self.y = float(np.max(steps["end"][count - 1])), steps["after"][count - 1]
+
+    def _take_to(self, steps: Steps, place: int, length: float) -> None:
+        """A part of one step."""
+        begin = float(steps["t"][place, 0])
+        self.now = begin + length
+        self.y = self.step_to(steps, place, np.array([self.now - begin]))[:, 0]
+        times = begin + self._tableau.c * (self.now - begin)
+        self.taken.add(**{**self._still(), "t": begin, "before": steps["before"][place]}, stage_times=times[None])
+
+    def _steps(self, time: float) -> Steps:
+        """Those of the library from now to this time [step, trial, ...], or one where that is too near."""
+        round_off = SHORTEST * eps_of(self.problem.z0) * max(abs(self.now), abs(time))
+        if time - self.now <= round_off and self.tableau is not None:
+            return self._one_step(time)
+        problem, (begin, end) = copy.copy(self.problem), self._within(self.now, time)
+        problem._set(t=np.array([begin, end]), z0=like_numpy(self.y, self.problem.z0), x=self.x)
+        stops = None if self.method.stops is None else problem.t
+        options = dataclasses.replace(self.method.options, steps=stops)
+        found = self.method.library.solve(problem, self.method.alg, problem.t, options).steps
+        if found is None:
+            raise ValueError(
+                f"{self.method.alg!r} has steps that depend on those before them, so they cannot be cut at a jump; "
+                "solve a hybrid model by a Runge-Kutta method, such as 'dopri5' or diffrax.Tsit5()"
+            )
+        self.tableau = found.tableau
+        ends = found.t + found.dt
+        ends[:, -1] = time
+        values = {"t": found.t, "end": ends, "before": found.before, "after": found.after}
+        values["stage_times"] = found.stage_times
+        return {name: np.moveaxis(_numpy(array), 1, 0)[1:] for name, array in values.items()}
+
+    def _one_step(self, time: float) -> Steps:
+        every = np.ones((1, len(self.y)))
+        steps = {"t": self.now * every, "end": time * every, "before": self.y[None]}
+        after = self.step_to(steps, 0, np.array([time - self.now]))[:, 0]
+        return {**steps, "after": after[None], "stage_times": self._stage_times(time - self.now)[None]}
+
+    def _within(self, begin: float, end: float) -> tuple[float, float]:
+        """Two times, moved inwards by round-off where x jumps there."""
+        dtype = np.float32 if eps_of(self.problem.z0) > 1e-10 else np.float64
+        if begin in self.jumps:
+            begin = float(np.nextafter(dtype(begin), dtype(np.inf)))
+        if end in self.jumps:
+            end = float(np.nextafter(dtype(end), dtype(-np.inf)))
+        return begin, end
+
+    def _stage_times(self, length: float) -> np.ndarray:
+        c = np.zeros(0) if self.tableau is None else self.tableau.c  # filled up at the end, where it is not known yet
+        return np.tile(self.now + c * length, (len(self.y), 1))
+
+    @property
+    def _tableau(self) -> Tableau:
+        assert self.tableau is not None, "a library has solved something before"
+        return self.tableau
+
+    # What surfaces and jumps are asked for
+
+    def dense(self, steps: Steps, parts: np.ndarray) -> np.ndarray:
+        """The states in each step at parts of its length [n], by the dense output: [step, n, unit], of one trial."""
+        begin, length = steps["t"][:, 0], (steps["end"] - steps["t"])[:, 0]
+        found = taken_anew(self.problem, self._tableau, begin[None], length[None], steps["before"][:, 0][None], True)
+        return read_between(self._tableau, found[0][:, None], parts)
+
+    def step_to(self, steps: Steps, place: int, lengths: np.ndarray) -> np.ndarray:
+        """The states at these lengths [n] from the beginning of a step, each by a step of its own [trial, n, unit]."""
+        begin, before = steps["t"][place], steps["before"][place]
+        return taken_anew(self.problem, self._tableau, begin[:, None], lengths[None], before[:, None])
+
+    def after_jump(self, event: int, time: float, y: np.ndarray) -> np.ndarray:
+        """The state behind a jump [trial, unit]."""
+        after = self.called(_Reset(self._inputs, event), np.array([time]), y[:, None])[:, 0]
+        check_finite(after, f"the state behind the reset of event {event}")
+        return after
+
+    def conditions(self, times: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """The conditions of all events that have one, at times [n] of states [1, n, unit]: [n, event]."""
+        return self.called(_Conditions(self._inputs, self.surfaces.numbers), times, states)[0]
+
+    def called(self, step: Callable[..., Array], times: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """A step map on rows [t, x] and states [trial, n, unit], padded so that JAX compiles it seldom."""
+        solving, count = self.problem.backend.solving, len(times)
+        room = np.minimum(np.arange(solving.rounded(count)), count - 1)
+        every = np.broadcast_to(times[room], (len(states), len(room)))
+        rows = time_rows(self.problem, every)
+        found = solving.each_step(step, self.model, rows, like_numpy(states[:, room], self.problem.z0), count)
+        return to_numpy(found)[:, :count]
+
+    @property
+    def _inputs(self) -> bool:
+        return self.problem.x is not None
+
+
+def _numpy(values: Any) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) else to_numpy(values)
+
+
+def _given_events(problem: ODEProblem) -> dict[float, list[int]]:
+    """The events of each given time."""
+    found: dict[float, list[int]] = {}
+    for number, event in enumerate(problem.f.events):
+        times = () if event.condition is not None else event.times(float(problem.t[0]), float(problem.t[-1]))
+        for time in snapped(np.asarray(times, np.float64), problem.t).tolist():
+            same = [other for other in found if abs(other - time) <= 1e-12 * max(abs(time), abs(other))]
+            found.setdefault(same[0] if same else time, []).append(number)
+    return found
+
+
+@dataclass(frozen=True)
+class _Reset:
+    """A reset as a step map on rows [t, x]."""
+
+    inputs: bool
+    event: int
+
+    def __call__(self, model: Any, row: Array, z: Array) -> Array:
+        first = row if row.ndim == 1 else row[0]
+        reset = model.events[self.event].reset
+        return reset(first[0], z, row[..., 1:]) if self.inputs else reset(first[0], z)
+
+
+@dataclass(frozen=True)
+class _Conditions:
+    """The conditions as a step map on rows [t, x]."""
+
+    inputs: bool
+    numbers: tuple[int, ...]
+
+    def __call__(self, model: Any, row: Array, z: Array) -> Array:
+        first = row if row.ndim == 1 else row[0]
+        given = (first[0], z, row[..., 1:]) if self.inputs else (first[0], z)
+        return array_namespace(z).stack([model.events[n].condition(*given) for n in self.numbers], axis=-1)
+
+
+def taken_anew(
+    problem: ODEProblem,
+    tableau: Tableau,
+    begin: np.ndarray,
+    lengths: np.ndarray,
+    before: np.ndarray,
+    with_stages: bool = False,
+) -> np.ndarray:
+    """The states after single steps of these lengths [trial, n] from times [trial, n] and states [trial, n, unit].
+
+    With h k of their stages next to them, if these are wanted [trial, n, unit (1 + stage)].
+    """
+    solving, count = problem.backend.solving, lengths.shape[1]
+    room = np.minimum(np.arange(solving.rounded(count)), count - 1)
+    trials, units = before.shape[0], before.shape[2]
+    begin, lengths = (np.broadcast_to(a, (trials, count))[:, room] for a in (begin, lengths))
+    before = like_numpy(np.broadcast_to(before, (trials, count, units))[:, room], problem.z0)
+    step = RungeKuttaStep(tableau, units, input_width(problem), with_stages)
+    rows = step.rows(problem, lengths, begin[..., None] + tableau.c * lengths[..., None], before)
+    return to_numpy(solving.each_step(step, problem.f, rows, step.widen(before), count))[:, :count]
+
+
+def read_between(tableau: Tableau, found: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """The dense output at parts [n] of steps, of the states behind these and h k of their stages [..., n, width]."""
+    weights = tableau.interpolation(parts)  # [n, stage]
+    stages = len(tableau.b)
+    ends, hk = np.split(found, [found.shape[-1] // (1 + stages)], axis=-1)
+    return ends + (weights[..., None] * hk.reshape((*hk.shape[:-1], stages, -1))).sum(-2)
+
+
+def _side_by_side(problem: ODEProblem, runs: list[_Run]) -> HybridSteps:
+    """The steps of all trials, with steps of length zero at t0 before those of trials that have fewer."""
+    most = max(run.taken.count for run in runs)
+    found = [_filled_up(run, most - run.taken.count) for run in runs]
+    joined = {name: np.concatenate([parts[name] for parts in found]) for name in found[0]}
+    states = {name: like_numpy(joined.pop(name), problem.z0) for name in STATES}
+    return HybridSteps(tableau=runs[0]._tableau, **states, **joined)
+
+
+STATES = ("before", "reached", "after")
+
+
+def _filled_up(run: _Run, more: int) -> dict[str, np.ndarray]:
+    """The steps of one solve [trial, step, ...], behind this number more at t0."""
+    trials, z0, stages = len(run.y), to_numpy(run.problem.z0), len(run._tableau.c)
+    still = {"t": run.t0, "end": run.t0, "event": -1, "located": False, "stays": False, "stage_times": run.t0}
+    first, widths = (
+        {**still, **dict.fromkeys(STATES, z0)},
+        {"stage_times": (stages,), **dict.fromkeys(STATES, z0.shape[1:])},
+    )
+    found = {}
+    for name, values in run.taken.values.items():
+        shape = (trials, *widths.get(name, ()))
+        values = [first[name]] * more + [first[name] if value.shape[-1:] == (0,) else value for value in values]
+        found[name] = np.stack([np.broadcast_to(np.asarray(value), shape) for value in values], 1)
+    return {**found, "nodes": np.tile(np.array(run.taken.nodes) + more, (trials, 1))}
+
+
+# The solution
+
+
+@dataclass(frozen=True)
+class Between:
+    """z(t) [trial, n, unit] at times [n], by the dense output of each step; at a jump the state behind it."""
+
+    problem: ODEProblem
+    steps: HybridSteps
+
+    def __call__(self, times: np.ndarray) -> Array:
+        groups = groups_of(self.problem)
+        with self.problem.backend.solving.without_gradients():
+            parts = [self._of(trials, times) for trials in groups]
+        return like_numpy(np.concatenate(parts), self.problem.z0)
+
+    def _of(self, trials: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """Of trials that have their times in common."""
+        steps, first = self.steps, trials[0]
+        begin, end = steps.t[first], steps.end[first]
+        found = to_numpy(steps.after)[trials][:, np.maximum(np.searchsorted(end, times, side="right") - 1, 0)]
+        inside = ~np.isin(times, end)
+        if inside.any():
+            places = np.searchsorted(end, times[inside])
+            which, back = np.unique(places, return_inverse=True)
+            problem = self.problem if len(trials) == len(steps.t) else take_trials(self.problem, trials)
+            length, before = (end - begin)[which], to_numpy(steps.before)[trials][:, which]
+            anew = taken_anew(problem, steps.tableau, begin[None, which], length[None], before, True)[:, back]
+            parts = (times[inside] - begin[places]) / (end - begin)[places]
+            found[:, inside] = read_between(steps.tableau, anew, parts)
+        return found
+
+
+def groups_of(problem: ODEProblem) -> list[np.ndarray]:
+    """Trials that have the times of their steps in common: each is one alone where a condition says when events are."""
+    every = np.arange(len(problem.z0))
+    return [every[n : n + 1] for n in every] if is_moving(problem.f) else [every]
+
+
+def hybrid_solution(problem: ODEProblem, method: Method, given: dict[str, Any]) -> HybridSolution:
+    """Solve; `Failed` where trials do not reach the end."""
+    steps, stats = solve_hybrid(problem, method)
+    rows = np.arange(len(problem.z0))[:, None]
+    state = like_numpy(to_numpy(steps.after)[rows, steps.nodes], problem.z0)
+    return HybridSolution(
+        problem=problem,
+        state=state,
+        t=problem.t,
+        alg=method.alg,
+        stats=stats,
+        start=problem.backend.models.snapshot(problem.z0),
+        weights=trapezoid(problem.t),
+        steps=steps,
+        options=given,
+        dense_output=Between(problem, steps),
+    )
+
+
+def check_events(problem: ODEProblem) -> None:
+    """Raise unless conditions give a number and resets a state, and the problem is one that jumps are known for."""
+    if problem.is_span:
+        raise ValueError(
+            f"a hybrid model is solved on a grid of times, and t = {tuple(problem.t)} is a span; give the times at "
+            "which the state is wanted, three at least"
+        )
+    z, t = problem.z0[0], like_numpy(np.asarray(problem.t[0]), problem.z0)
+    x = inputs_at(problem, np.full((len(problem.z0), 1), problem.t[0]))
+    given = (t, z) if x is None else (t, z, x[0, 0])
+    named = "(t, z)" if x is None else "(t, z, x_t), as the problem has inputs"
+    for number, event in enumerate(problem.f.events):
+        for name, function, shape in (("condition", event.condition, ()), ("reset", event.reset, tuple(z.shape))):
+            if function is not None:
+                _check_called(f"the {name} of event {number}", function, given, named, shape, problem)
+
+
+def _check_called(
+    what: str, function: Any, given: tuple[Any, ...], named: str, shape: Any, problem: ODEProblem
+) -> None:
+    one = problem.backend.tracing.on_one_trial(function)
+    try:
+        found = one(*given)
+    except Exception as error:
+        raise ValueError(
+            f"{what} failed: {error}. It is called as {named}; in torch with z [trial, unit], in JAX with z [unit]"
+        ) from error
+    if tuple(getattr(found, "shape", (None,))) != shape or found.dtype != problem.z0.dtype:
+        got = f"{tuple(found.shape)} of {found.dtype}" if hasattr(found, "shape") else type(found).__name__
+        raise ValueError(
+            f"{what} gave {got} for one trial, expected {shape} of {problem.z0.dtype}: a condition is a number for "
+            "each trial, a reset the whole state"
+        )
