@@ -240,7 +240,7 @@ class _Run:
         """A step map on rows [t, x] and states [trial, n, unit], padded so that JAX compiles it seldom."""
         solving, count = self.problem.backend.solving, len(times)
         room = np.minimum(np.arange(solving.rounded(count)), count - 1)
-        every = np.broadcast_to(times[room], (len(states), len(room)))
+        every = np.tile(times[room], (len(states), 1))
         rows = time_rows(self.problem, every)
         found = solving.each_step(step, self.model, rows, like_numpy(states[:, room], self.problem.z0), count)
         return to_numpy(found)[:, :count]
@@ -411,7 +411,7 @@ def check_events(problem: ODEProblem) -> None:
     """Raise unless conditions give a number and resets a state, and the problem is one that jumps are known for."""
     if problem.is_span:
         raise ValueError(
-            f"a hybrid model is solved on a grid of times, and t = {tuple(problem.t)} is a span; give the times at "
+            f"a hybrid model is solved on a grid of times, and t = {tuple(problem.t.tolist())} is a span; give the times at "
             "which the state is wanted, three at least"
         )
     z, t = problem.z0[0], like_numpy(np.asarray(problem.t[0]), problem.z0)

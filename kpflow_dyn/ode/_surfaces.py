@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 
 from kpflow_dyn.ode._libraries import Failed
 
@@ -133,8 +133,8 @@ class Surfaces:
     def _inside(self, steps: Steps, place: int, looks: np.ndarray) -> Crossing | None:
         """The first event in one step."""
         length = float((steps["end"] - steps["t"])[place, 0])
-        lengths = self._lengths(length, looks)
         value = self._values(steps, place)
+        lengths = self._lengths(length, looks, value)
         g = value(lengths)  # [length, event]
         self.largest = np.maximum(self.largest, np.abs(g).max(0))
         small, sides, found = self.round_off * self.largest, self.sides.copy(), []
@@ -183,16 +183,24 @@ class Surfaces:
                 f"begins on the surface of event {self.numbers[n]} and leaves it in the direction of the event"
             )
 
-    def _lengths(self, length: float, looks: np.ndarray) -> np.ndarray:
-        """At which a step is looked at: evenly, more finely around a dip, and near its beginning on a surface."""
+    def _lengths(self, length: float, looks: np.ndarray, value: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """At which a step is looked at: evenly, at the bottom of dips, and near its beginning on a surface."""
         even = length * np.arange(1, LOOKS + 1) / LOOKS
         parts = [even]
         if (self.sides == 0).any():
             parts.append(even[0] * 0.5 ** np.arange(1, HALVINGS + 1))
-        dips = np.unique(np.argmin(self.sides * looks, axis=0))
-        for dip in dips[(dips > 0) & (dips < LOOKS)]:
-            parts.append(length * np.linspace((dip - 1) / LOOKS, (dip + 1) / LOOKS, 33)[1:-1])
+        for n, dip in enumerate(np.argmin(self.sides * looks, axis=0)):
+            if 0 < dip < LOOKS and self.sides[n] * looks[dip, n] > 0:
+                parts.append(self._bottom(value, n, length * (dip - 1) / LOOKS, length * (dip + 1) / LOOKS))
         return np.unique(np.concatenate(parts))
+
+    def _bottom(self, value: Callable[[np.ndarray], np.ndarray], n: int, low: float, high: float) -> np.ndarray:
+        """Where a condition is nearest to zero between two lengths."""
+        close = {"xatol": 1e-9 * (high - low), "maxiter": 60}
+        found: Any = minimize_scalar(
+            lambda h: self.sides[n] * value(np.array([h]))[0, n], bounds=(low, high), method="bounded", options=close
+        )
+        return np.array([found.x])
 
     def _values(self, steps: Steps, place: int) -> Callable[[np.ndarray], np.ndarray]:
         """Lengths [n] -> the conditions at the ends of steps of these lengths [n, event]."""
@@ -224,7 +232,7 @@ class Surfaces:
         g = value(np.array([root - min(apart, root), root + apart]))[:, n]
         slope = abs(g[1] - g[0]) / (min(apart, root) + apart)
         if not slope * length > GRAZING * self.largest[n]:
-            raise self._failed(f"touches the surface of event {self.numbers[n]} without crossing it", root)
+            raise self._failed(f"meets the surface of event {self.numbers[n]} with hardly any speed", root)
 
     def _failed(self, reason: str, later: float = 0.0) -> Failed:
         return Failed({0: (reason, self.trial.now + later)}, apart=True)
