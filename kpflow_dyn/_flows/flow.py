@@ -18,6 +18,7 @@ from kpflow_dyn._flows.readout import Readout, readout
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._flows.truncation import Truncation, truncation
 from kpflow_dyn._problems.choice import Choice, as_masks, choose
+from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._spaces.direct_sums import unit_by_unit
 from kpflow_dyn._spaces.operators import GramOperator, Operator
@@ -345,7 +346,9 @@ def _restricted(flow: AnyFlow, names: Sequence[str], masks: Mapping[str, np.ndar
 def _at(flow: AnyFlow, places: np.ndarray) -> AnyFlow:
     """The flow at these places; of an ODE with the steps that lead to them."""
     reach = None if isinstance(flow, ConstraintFlow) else reaching(places)
-    changed, solution = dataclasses.replace(flow, **at_places(flow, places, reach)), flow.solution
+    solution = flow.solution
+    sites = solution.steps.leading_to(reach) if isinstance(solution, HybridSolution) and reach is not None else None
+    changed = dataclasses.replace(flow, **at_places(flow, places, reach, sites))
     if not isinstance(flow, ODEFlow) or not isinstance(solution, ODESolution) or solution.steps is None:
         return changed
     of_steps = places_of_steps(places, np.asarray(solution.t, np.float64), solution.steps)

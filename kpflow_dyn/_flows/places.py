@@ -81,19 +81,25 @@ def places_of_steps(places: np.ndarray, t: np.ndarray, steps: AcceptedSteps) -> 
     return np.take_along_axis(places, np.minimum(np.minimum(after, until), len(t) - 1), axis=1)
 
 
-def at_places(flow: Operators, places: np.ndarray, reach: np.ndarray | None) -> dict[str, Any]:
-    """What differs in the flow at these places, if kicks elsewhere than at `reach` are left out; None for no kicks."""
+def at_places(
+    flow: Operators, places: np.ndarray, reach: np.ndarray | None, sites: np.ndarray | None = None
+) -> dict[str, Any]:
+    """What differs in the flow at these places, if kicks elsewhere than at `reach` are left out; None for no kicks.
+
+    `sites` are the places of the sites' kicks, where these are others [trial, step].
+    """
     R = _onto(flow.ntk.domain, places)
     found: dict[str, Any] = {"J": R @ flow.J, "ntk": _both_sides(R, flow.ntk)}
     if reach is None or reach.all():
         return found | {"P": _propagator(flow.P, R, None)}
-    core, E, outputs = flow.core, _onto(flow.P.domain, reach), _onto(flow.core.domain, reach)
+    sites = reach if sites is None else sites
+    core, E, outputs = flow.core, _onto(flow.P.domain, reach), _onto(flow.core.domain, sites)
     return found | {
         "P": _propagator(flow.P, R, E),
         "K": GramOperator(E @ flow.K.factor, direct_sum=lambda: flow.K.direct_sum),
         "B": E @ flow.B @ outputs,
-        "core": CoreOperator(outputs @ core.factor, _sites_at(core.sites, reach), core.untraced),
-        "sites": _sites_at(flow.sites, reach),
+        "core": CoreOperator(outputs @ core.factor, _sites_at(core.sites, sites), core.untraced),
+        "sites": _sites_at(flow.sites, sites),
     }
 
 
@@ -119,9 +125,10 @@ def _both_sides(R: Operator, op: GramOperator) -> GramOperator:
 
 def _sites_at(sites: list[WeightSite], reach: np.ndarray) -> list[WeightSite]:
     """The sites with zeros in the place of the variables elsewhere, which then add nothing to the core."""
-    return [dataclasses.replace(site, inputs=_zeroed(site.inputs, reach)) for site in sites]
+    return [dataclasses.replace(site, inputs=zeroed(site.inputs, reach)) for site in sites]
 
 
-def _zeroed(inputs: Array, reach: np.ndarray) -> Array:
+def zeroed(inputs: Array, reach: np.ndarray) -> Array:
+    """Inputs [trial, time, ...], zeros where these places are not [trial, time]."""
     xp, weights = array_namespace(inputs), reach.astype(float).reshape(reach.shape + (1,) * (inputs.ndim - reach.ndim))
     return xp.where(like_numpy(weights, inputs) > 0, inputs, xp.zeros_like(inputs))

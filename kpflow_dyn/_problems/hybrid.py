@@ -69,6 +69,12 @@ class HybridSteps:
     stays: np.ndarray
     nodes: np.ndarray
 
+    def leading_to(self, places: np.ndarray) -> np.ndarray:
+        """Which steps lead to the times of the grid up to the last of these [trial, time]: [trial, step]."""
+        counts = places.shape[1] - np.argmax(places[:, ::-1], axis=1) - 1
+        last = np.where(places.any(1), self.nodes[np.arange(len(places)), counts], -1)
+        return np.arange(self.t.shape[1]) <= last[:, None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class HybridSolution(Solution):

@@ -9,8 +9,6 @@ import numpy as np
 from kpflow_dyn._arrays import (
     Array,
     add_at,
-    array_namespace,
-    device,
     like_numpy,
     side_by_side,
     take_at,
@@ -19,6 +17,7 @@ from kpflow_dyn._arrays import (
     widened,
 )
 from kpflow_dyn._flows.flow import Draw, RecurrentFlow
+from kpflow_dyn._flows.places import zeroed
 from kpflow_dyn._flows.referee import drawn
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.hybrid import HybridSolution, HybridSteps
@@ -120,7 +119,7 @@ class BetweenNodes:
         self.sites, self._acts, self.inputs = cut.sites, None, cut.inputs
         if len(self.sites):
             self._acts, acts = self._where_sites_act()
-            self.inputs = [_masked(inputs, act) for inputs, act in zip(cut.inputs, acts, strict=True)]
+            self.inputs = [zeroed(inputs, act) for inputs, act in zip(cut.inputs, acts, strict=True)]
 
     def _where_sites_act(self) -> tuple[Array, list[np.ndarray]]:
         """Whether each site's outputs reach the state: of all outputs [trial, step, kick], and site by site."""
@@ -129,8 +128,8 @@ class BetweenNodes:
         reaches, parts, start = to_numpy(self.cut.enter_adjoint(q))[0] != 0, [], 0
         for _, site in self.sites:
             width = int(np.prod(site.kicks.shape))
-            parts.append(reaches[..., start : start + width].any(-1, keepdims=True))
-            reaches[..., start : start + width] = parts[-1]
+            parts.append(reaches[..., start : start + width].any(-1))
+            reaches[..., start : start + width] = parts[-1][..., None]
             start += width
         return like_numpy(reaches.astype(np.float64), like), parts
 
@@ -222,10 +221,3 @@ class BetweenNodes:
 
     def fed_back(self, draw: Draw) -> BetweenNodes:
         return BetweenNodes(self.whole.fed_back(draw), self.cut.fed_back(draw), self.nodes, self.next_state)
-
-
-def _masked(inputs: Array, act: np.ndarray) -> Array:
-    """Inputs of a site [trial, step, ...], zeros where it does not act [trial, step, 1]."""
-    where = np.broadcast_to(act.reshape((*act.shape[:2], *(1,) * (inputs.ndim - 2))), inputs.shape)
-    xp = array_namespace(inputs)
-    return xp.where(xp.asarray(where.copy(), device=device(inputs)), inputs, 0 * inputs)

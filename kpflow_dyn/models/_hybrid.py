@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from kpflow_dyn._backend import backend_of
+from kpflow_dyn._problems.checks import refuse_foreign_event
 from kpflow_dyn.models._events import Event
 
 MAX_EVENTS = 1000  # in a trial
@@ -60,6 +61,8 @@ def Hybrid(flow: Any, *events: Event, max_events: int = MAX_EVENTS) -> Any:
     parts = [flow, *(part for event in events if isinstance(event, Event) for part in (event.condition, event.reset))]
     if isinstance(flow, type) or not callable(flow):
         raise TypeError(f"flow is {flow!r}, expected a field flow(t, z) -> z', such as kp.models.MLPField(2, 8)")
+    for event in events:
+        refuse_foreign_event(event)
     if not events or not all(isinstance(event, Event) for event in events):
         raise TypeError(
             f"events are {events!r}, expected kp.models.Event(condition, reset) or Event(reset=..., every=dt)"

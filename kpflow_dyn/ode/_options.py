@@ -17,6 +17,11 @@ MAX_STEPS = 4096  # beside one for each time at which a step should end
 def options_of(problem: ODEProblem, given: dict[str, Any]) -> Options:
     """The options, checked, with defaults for the dtype of the problem."""
     known = [field.name for field in dataclasses.fields(Options)]
+    if given.keys() & {"event", "event_fn", "events"}:
+        raise TypeError(
+            "events are part of the model: pose kp.ODEProblem(kp.models.Hybrid(f, kp.models.Event(condition, reset)), "
+            "z0, t), and read solution.events; a reset that changes nothing is lambda t, z: z"
+        )
     if unknown := set(given) - set(known):
         raise TypeError(f"solve got the unknown options {sorted(unknown)}, expected some of {', '.join(known)}")
     double = str(problem.z0.dtype).endswith("float64")

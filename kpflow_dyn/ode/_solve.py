@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
+from kpflow_dyn._problems.checks import refuse_foreign_event
 from kpflow_dyn._problems.hybrid import HybridSolution, is_hybrid
 from kpflow_dyn._problems.inputs import take_trials
 from kpflow_dyn._problems.measure import gauss_points, trapezoid
@@ -22,6 +23,7 @@ from kpflow_dyn.ode._replay import check_replay, check_same, read_states
 def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> ODESolution | HybridSolution:
     """The solution of an ODE; see `kpflow_dyn.solve`."""
     solving = problem.backend.solving
+    refuse_foreign_event(alg)
     alg = solving.default_algorithm() if alg is None else alg
     library = library_of(alg, problem.backend)
     solver = _Solver(library, alg, options, with_steps(problem, library, alg, options))
