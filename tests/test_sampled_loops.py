@@ -47,8 +47,9 @@ def policies(kind: str):
     return {"policy": cell, "readout": nn.Linear(UNITS, 1).double()}
 
 
-def by_hand(parts, z0, x, times, delay, limits, f=kp.models.Pendulum(), parameters=None):
+def by_hand(parts, z0, x, times, delay, limits):
     """Whole steps of rk4 (the 3/8 rule) of length 0.05 or less, and a policy at every 0.1; differentiable."""
+    f = kp.models.Pendulum()
     policy, readout, memory = parts["policy"], parts.get("readout"), parts.get("memory", 0)
     hidden = torch.zeros(len(z0), UNITS, dtype=torch.float64) if readout is not None or memory else None
     carry = (hidden, hidden) if isinstance(policy, nn.LSTMCell) else hidden

@@ -14,7 +14,8 @@ from kpflow_dyn._problems.measure import gauss_points, trapezoid
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.solutions import ODESolution, Solution, SolveError
 from kpflow_dyn._problems.steps import AcceptedSteps
-from kpflow_dyn.ode._hybrid import Method, check_events, hybrid_solution
+from kpflow_dyn.ode._hybrid import Method
+from kpflow_dyn.ode._hybrid_solution import check_events, hybrid_solution
 from kpflow_dyn.ode._libraries import Failed, Library, Options, Solved, library_of
 from kpflow_dyn.ode._options import with_steps
 from kpflow_dyn.ode._replay import check_replay, check_same, read_states
