@@ -26,7 +26,7 @@ OF_A_FRAMEWORK = {  # modules that define models of one framework, or read its f
         "_checkpoint.names",
     ),
     *("_checkpoint.networks", "_checkpoint.nonlinearity", "_checkpoint.objects", "_checkpoint.trees"),
-    *("models._convert", "models._torch_models", "models.jax"),
+    *("models._convert", "models._jax_hybrid", "models._torch_hybrid", "models._torch_models", "models.jax"),
 }
 FRAMEWORKS = re.compile(r"\b(is_torch_array|is_jax_array|is_torch_module)\b|sys\.modules(\[|\.get\()\"(torch|jax)")
 LINES = 150

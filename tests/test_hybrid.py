@@ -470,3 +470,104 @@ def test_of_several_trials_the_others_are_solved() -> None:
         kp.solve(kp.ODEProblem(ball(), rows([1.0, 0.0], [0.0, -1.0]), GRID))
     assert found.value.trials == [1]
     assert found.value.solution.state.shape == (1, 5, 2)
+
+
+# What else is asked of a solution
+
+
+def linearised():
+    return kp.linearize(kp.solve(kp.ODEProblem(ball(), START, GRID)))
+
+
+def test_a_flow_at_some_places_is_exact() -> None:
+    mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]]) > 0
+    whole = linearised()
+    flow, q = whole.where(mask), torch.randn(2, 5, 2, dtype=torch.float64)
+    kept = torch.from_numpy(mask)[..., None] * q
+    torch.testing.assert_close(flow.ntk.mv(q), torch.from_numpy(mask)[..., None] * whole.ntk.mv(kept))
+    torch.testing.assert_close(flow.ntk.mv(q), flow.P.mv(flow.K.mv(flow.P.T.mv(q))))
+    torch.testing.assert_close(flow.K.mv(q), flow.B.mv(flow.core.mv(flow.B.T.mv(q))))
+
+
+def test_the_core_has_rows_only_where_a_reset_happens() -> None:
+    flow = linearised()
+    events = flow.solution.events
+    (site,) = flow.sites
+    assert int((site.inputs != 0).sum()) == sum(map(len, events)) == 5
+    assert kp.effective_rank(flow.core).value <= 5
+
+
+def test_matrices_from_time_to_time() -> None:
+    flow = linearised()
+    A, kick = kp.dynamics.step_jacobians(flow.solution), torch.zeros(2, 5, 2, dtype=torch.float64)
+    kick[:, 1] = torch.tensor([0.3, -0.7])
+    moved = torch.einsum("buv,bvw,bw->bu", A[:, 3], A[:, 2], kick[:, 1])
+    torch.testing.assert_close(flow.P.mv(kick)[:, 3], moved)
+
+
+def test_an_analysis_and_a_forecast_of_it() -> None:
+    flow = linearised()
+    found = kp.analyze(flow)
+    assert found.attrs["problem"].startswith("hybrid") and found.sizes["time"] == 5
+    forecast = kp.forecast(flow, flow.solution.state - flow.J.mv(torch.ones(1).double()), steps=3, lr=1e-4, check=False)
+    assert forecast.loss[-1] < forecast.loss[0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda sol: kp.gradient_flow(sol, lambda z: (z**2).mean(), 0.1), "a gradient flow moves the parameters far"),
+        (lambda sol: kp.linearize(sol, sensealg=kp.InterpolatingAdjoint()), "sensitivities jump at events"),
+        (lambda sol: kp.control.linearize_ltv(sol), "there is no linear system z' = A z [+] B u along a hybrid model"),
+        (lambda sol: kp.control.adjoint(sol, lambda z: z[0]), "along a hybrid model"),
+        (lambda sol: kp.control.gram(sol, "c"), "along a hybrid model"),
+        (lambda sol: kp.control.linearize_lti(sol.problem.f, sol.state[0, 0]), "of a hybrid model"),
+        (lambda sol: kp.dynamics.fixed_points(sol, starts=3), "fixed points are not searched of a hybrid model"),
+        (lambda sol: kp.dynamics.lyapunov_spectrum(sol), "Lyapunov exponents are not computed of a hybrid model"),
+    ],
+)
+def test_what_knows_of_no_jumps_says_so(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(kp.solve(kp.ODEProblem(ball(), START, GRID)))
+
+
+def test_events_of_other_libraries_are_named() -> None:
+    event = diffrax.Event(lambda *_args, **_rest: 0.0)
+    calls = [
+        lambda: Hybrid(fall, event),
+        lambda: kp.ODEProblem(ball(), START, GRID, event),
+        lambda: kp.solve(kp.ODEProblem(ball(), START, GRID), event),
+        lambda: kp.solve(kp.ODEProblem(ball(), START, GRID), event=event),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"kp.models.Event\(condition, reset"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Event(lambda t, z: z[:, 0]), "reset is None"),
+        (lambda: Event(reset=Bounce()), "just one of condition"),
+        (lambda: Event(lambda t, z: z, Bounce(), direction=2), "direction is 2"),
+        (lambda: Event(reset=Bounce(), every=-1.0), "every = -1.0"),
+        (
+            lambda: Hybrid(fall, Event(lambda t, z: z[:, 0], lambda t, z: z)),
+            "no part of the hybrid model has parameters",
+        ),
+        (lambda: Hybrid(fall), "events are"),
+        (lambda: kp.solve(kp.ODEProblem(ball(), START, (0.0, 1.0))), "is a span; give the times"),
+        (
+            lambda: kp.solve(kp.ODEProblem(ball(), START, GRID), "adaptive_heun"),
+            "solve a hybrid model by a Runge-Kutta",
+        ),
+        (lambda: kp.ODEProblem(ball(), START * 1j, GRID), "a hybrid model has real states"),
+        (
+            lambda: kp.solve(kp.ODEProblem(Hybrid(fall, Event(lambda t, z: z[:, :1], Bounce())), START, GRID)),
+            "the condition of event 0 gave",
+        ),
+    ],
+)
+def test_models_that_do_not_fit_are_refused(call, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, eps_of, like_numpy, to_numpy
-from kpflow_dyn._problems.checks import check_finite
+from kpflow_dyn._arrays import eps_of, like_numpy, to_numpy
 from kpflow_dyn._problems.hybrid import HybridSteps, is_moving
-from kpflow_dyn._problems.inputs import input_width, jumps_within, sampled, stops_of, take_trials, time_rows
+from kpflow_dyn._problems.inputs import jumps_within, sampled, stops_of, take_trials
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._problems.steps import Tableau
-from kpflow_dyn.ode._discretise import RungeKuttaStep
+from kpflow_dyn.ode._hybrid_calls import Calls, Steps
 from kpflow_dyn.ode._libraries import Failed, Library, Options
 from kpflow_dyn.ode._options import snapped
 from kpflow_dyn.ode._surfaces import AT_ONCE, Surfaces
 
-Steps = dict[str, np.ndarray]  # of a library, [step, trial, ...] each
 SHORTEST = 16  # step of a library, in units of the round-off of the time
 
 
@@ -93,18 +89,18 @@ class _Run:
         self.t0, self.end = float(problem.t[0]), float(problem.t[-1])
         self.now, self.y = self.t0, to_numpy(problem.z0)
         self.taken, self.happened = Taken(), 0
-        self.tableau: Tableau | None = None
+        self.calls = Calls(problem)
         self.jumps = jumps_within(problem)
         self.given = _given_events(problem)
         known = sampled(problem)
         self.x = problem.x if known is None else known
-        self.surfaces = Surfaces(self.model.events, self, eps_of(problem.z0))
+        self.surfaces = Surfaces(self.model.events, self.calls, eps_of(problem.z0))
 
     def run(self) -> None:
         """To the last time."""
         self._wait()
         self._mark(self.t0)
-        self.surfaces.start()
+        self.surfaces.start(self.now, self.y)
         stops = () if self.method.stops is None else self.method.stops
         for time in np.unique([*self.problem.t, *stops_of(self.problem), *stops, *self.given])[1:].tolist():
             self._flow_to(time)
@@ -133,7 +129,7 @@ class _Run:
             if found is not None:
                 self._take_to(steps, found.step, found.length)
                 self._jump(found.event, located=True)
-                self.surfaces.check_goes_on(found.event)
+                self.surfaces.check_goes_on(found.event, self.now)
                 if self.now >= time:  # a step of its own ends at the grid
                     self._wait()
 
@@ -144,17 +140,17 @@ class _Run:
             number, where = pending.pop(0)
             if self.taken.values["event"][-1] >= 0:
                 self._wait(stays=True)
-            old, self.y = self.y, self.after_jump(number, self.now, self.y)
+            old, self.y = self.y, self.calls.after_jump(number, self.now, self.y)
             self.taken.jumped(number, self.y, where)
             self.happened += 1
             if not self.surfaces.none and self.happened > self.model.max_events:
                 raise Failed({0: (f"has more than max_events = {self.model.max_events} events", self.now)}, apart=True)
             if self.happened - before > AT_ONCE + len(self.model.events):
                 raise Failed({0: ("has events that cause each other without end", self.now)}, apart=True)
-            pending += [(other, False) for other in self.surfaces.crossed(number, where, old)]
+            pending += [(other, False) for other in self.surfaces.crossed(number, where, self.now, old, self.y)]
 
     def _wait(self, stays: bool = False) -> None:
-        self.taken.add(**{**self._still(), "stays": stays}, stage_times=self._stage_times(0.0))
+        self.taken.add(**{**self._still(), "stays": stays}, stage_times=self.calls.stage_times(self.now, 0.0))
 
     def _take(self, steps: Steps, count: int) -> None:
         """The first steps of the library, as they are."""
@@ -168,14 +164,14 @@ class _Run:
         """A part of one step."""
         begin = float(steps["t"][place, 0])
         self.now = begin + length
-        self.y = self.step_to(steps, place, np.array([self.now - begin]))[:, 0]
-        times = begin + self._tableau.c * (self.now - begin)
+        self.y = self.calls.step_to(steps, place, np.array([self.now - begin]))[:, 0]
+        times = begin + self.calls.method.c * (self.now - begin)
         self.taken.add(**{**self._still(), "t": begin, "before": steps["before"][place]}, stage_times=times[None])
 
     def _steps(self, time: float) -> Steps:
         """Those of the library from now to this time [step, trial, ...], or one where that is too near."""
         round_off = SHORTEST * eps_of(self.problem.z0) * max(abs(self.now), abs(time))
-        if time - self.now <= round_off and self.tableau is not None:
+        if time - self.now <= round_off and self.calls.tableau is not None:
             return self._one_step(time)
         problem, (begin, end) = copy.copy(self.problem), self._within(self.now, time)
         problem._set(t=np.array([begin, end]), z0=like_numpy(self.y, self.problem.z0), x=self.x)
@@ -187,7 +183,7 @@ class _Run:
                 f"{self.method.alg!r} has steps that depend on those before them, so they cannot be cut at a jump; "
                 "solve a hybrid model by a Runge-Kutta method, such as 'dopri5' or diffrax.Tsit5()"
             )
-        self.tableau = found.tableau
+        self.calls.tableau = found.tableau
         ends = found.t + found.dt
         ends[:, -1] = time
         values = {"t": found.t, "end": ends, "before": found.before, "after": found.after}
@@ -197,8 +193,8 @@ class _Run:
     def _one_step(self, time: float) -> Steps:
         every = np.ones((1, len(self.y)))
         steps = {"t": self.now * every, "end": time * every, "before": self.y[None]}
-        after = self.step_to(steps, 0, np.array([time - self.now]))[:, 0]
-        return {**steps, "after": after[None], "stage_times": self._stage_times(time - self.now)[None]}
+        after = self.calls.step_to(steps, 0, np.array([time - self.now]))[:, 0]
+        return {**steps, "after": after[None], "stage_times": self.calls.stage_times(self.now, time - self.now)[None]}
 
     def _within(self, begin: float, end: float) -> tuple[float, float]:
         """Two times, moved inwards by round-off where x jumps there."""
@@ -208,51 +204,6 @@ class _Run:
         if end in self.jumps:
             end = float(np.nextafter(dtype(end), dtype(-np.inf)))
         return begin, end
-
-    def _stage_times(self, length: float) -> np.ndarray:
-        c = np.zeros(0) if self.tableau is None else self.tableau.c  # filled up at the end, where it is not known yet
-        return np.tile(self.now + c * length, (len(self.y), 1))
-
-    @property
-    def _tableau(self) -> Tableau:
-        assert self.tableau is not None, "a library has solved something before"
-        return self.tableau
-
-    # What surfaces and jumps are asked for
-
-    def dense(self, steps: Steps, parts: np.ndarray) -> np.ndarray:
-        """The states in each step at parts of its length [n], by the dense output: [step, n, unit], of one trial."""
-        begin, length = steps["t"][:, 0], (steps["end"] - steps["t"])[:, 0]
-        found = taken_anew(self.problem, self._tableau, begin[None], length[None], steps["before"][:, 0][None], True)
-        return read_between(self._tableau, found[0][:, None], parts)
-
-    def step_to(self, steps: Steps, place: int, lengths: np.ndarray) -> np.ndarray:
-        """The states at these lengths [n] from the beginning of a step, each by a step of its own [trial, n, unit]."""
-        begin, before = steps["t"][place], steps["before"][place]
-        return taken_anew(self.problem, self._tableau, begin[:, None], lengths[None], before[:, None])
-
-    def after_jump(self, event: int, time: float, y: np.ndarray) -> np.ndarray:
-        """The state behind a jump [trial, unit]."""
-        after = self.called(_Reset(self._inputs, event), np.array([time]), y[:, None])[:, 0]
-        check_finite(after, f"the state behind the reset of event {event}")
-        return after
-
-    def conditions(self, times: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """The conditions of all events that have one, at times [n] of states [1, n, unit]: [n, event]."""
-        return self.called(_Conditions(self._inputs, self.surfaces.numbers), times, states)[0]
-
-    def called(self, step: Callable[..., Array], times: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """A step map on rows [t, x] and states [trial, n, unit], padded so that JAX compiles it seldom."""
-        solving, count = self.problem.backend.solving, len(times)
-        room = np.minimum(np.arange(solving.rounded(count)), count - 1)
-        every = np.tile(times[room], (len(states), 1))
-        rows = time_rows(self.problem, every)
-        found = solving.each_step(step, self.model, rows, like_numpy(states[:, room], self.problem.z0), count)
-        return to_numpy(found)[:, :count]
-
-    @property
-    def _inputs(self) -> bool:
-        return self.problem.x is not None
 
 
 def _numpy(values: Any) -> np.ndarray:
@@ -270,69 +221,13 @@ def _given_events(problem: ODEProblem) -> dict[float, list[int]]:
     return found
 
 
-@dataclass(frozen=True)
-class _Reset:
-    """A reset as a step map on rows [t, x]."""
-
-    inputs: bool
-    event: int
-
-    def __call__(self, model: Any, row: Array, z: Array) -> Array:
-        first = row if row.ndim == 1 else row[0]
-        reset = model.events[self.event].reset
-        return reset(first[0], z, row[..., 1:]) if self.inputs else reset(first[0], z)
-
-
-@dataclass(frozen=True)
-class _Conditions:
-    """The conditions as a step map on rows [t, x]."""
-
-    inputs: bool
-    numbers: tuple[int, ...]
-
-    def __call__(self, model: Any, row: Array, z: Array) -> Array:
-        first = row if row.ndim == 1 else row[0]
-        given = (first[0], z, row[..., 1:]) if self.inputs else (first[0], z)
-        return array_namespace(z).stack([model.events[n].condition(*given) for n in self.numbers], axis=-1)
-
-
-def taken_anew(
-    problem: ODEProblem,
-    tableau: Tableau,
-    begin: np.ndarray,
-    lengths: np.ndarray,
-    before: np.ndarray,
-    with_stages: bool = False,
-) -> np.ndarray:
-    """The states after single steps of these lengths [trial, n] from times [trial, n] and states [trial, n, unit].
-
-    With h k of their stages next to them, if these are wanted [trial, n, unit (1 + stage)].
-    """
-    solving, count = problem.backend.solving, lengths.shape[1]
-    room = np.minimum(np.arange(solving.rounded(count)), count - 1)
-    trials, units = before.shape[0], before.shape[2]
-    begin, lengths = (np.broadcast_to(a, (trials, count))[:, room] for a in (begin, lengths))
-    before = like_numpy(np.broadcast_to(before, (trials, count, units))[:, room], problem.z0)
-    step = RungeKuttaStep(tableau, units, input_width(problem), with_stages)
-    rows = step.rows(problem, lengths, begin[..., None] + tableau.c * lengths[..., None], before)
-    return to_numpy(solving.each_step(step, problem.f, rows, step.widen(before), count))[:, :count]
-
-
-def read_between(tableau: Tableau, found: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """The dense output at parts [n] of steps, of the states behind these and h k of their stages [..., n, width]."""
-    weights = tableau.interpolation(parts)  # [n, stage]
-    stages = len(tableau.b)
-    ends, hk = np.split(found, [found.shape[-1] // (1 + stages)], axis=-1)
-    return ends + (weights[..., None] * hk.reshape((*hk.shape[:-1], stages, -1))).sum(-2)
-
-
 def _side_by_side(problem: ODEProblem, runs: list[_Run]) -> HybridSteps:
     """The steps of all trials, with steps of length zero at t0 before those of trials that have fewer."""
     most = max(run.taken.count for run in runs)
     found = [_filled_up(run, most - run.taken.count) for run in runs]
     joined = {name: np.concatenate([parts[name] for parts in found]) for name in found[0]}
     states = {name: like_numpy(joined.pop(name), problem.z0) for name in STATES}
-    return HybridSteps(tableau=runs[0]._tableau, **states, **joined)
+    return HybridSteps(tableau=runs[0].calls.method, **states, **joined)
 
 
 STATES = ("before", "reached", "after")
@@ -340,7 +235,7 @@ STATES = ("before", "reached", "after")
 
 def _filled_up(run: _Run, more: int) -> dict[str, np.ndarray]:
     """The steps of one solve [trial, step, ...], behind this number more at t0."""
-    trials, z0, stages = len(run.y), to_numpy(run.problem.z0), len(run._tableau.c)
+    trials, z0, stages = len(run.y), to_numpy(run.problem.z0), len(run.calls.method.c)
     still = {"t": run.t0, "end": run.t0, "event": -1, "located": False, "stays": False, "stage_times": run.t0}
     first, widths = (
         {**still, **dict.fromkeys(STATES, z0)},

@@ -12,7 +12,8 @@ from kpflow_dyn._problems.hybrid import HybridSolution, HybridSteps
 from kpflow_dyn._problems.inputs import inputs_at, take_trials
 from kpflow_dyn._problems.measure import trapezoid
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn.ode._hybrid import Method, groups_of, read_between, solve_hybrid, taken_anew
+from kpflow_dyn.ode._hybrid import Method, groups_of, solve_hybrid
+from kpflow_dyn.ode._hybrid_calls import read_between, taken_anew
 
 
 @dataclass(frozen=True)

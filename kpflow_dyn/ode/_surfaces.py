@@ -23,18 +23,16 @@ GRAZING = 1e-6  # slope of a condition over a step, in units of its largest valu
 AT_ONCE = 64  # events at one time
 
 Steps = dict[str, np.ndarray]
+Values = Callable[[np.ndarray], np.ndarray]  # lengths [n] -> the conditions there [n, event]
 
 
 class Trial(Protocol):
-    """What is asked of a solve.
+    """What is asked of a model on one trial.
 
     dense       the states in a step at parts of its length [n]: [n, unit].
     step_to     the states [1, n, unit] at lengths [n] from the beginning of a step.
     conditions  of all events that have one, at times [n] of states [1, n, unit]: [n, event].
     """
-
-    now: float
-    y: np.ndarray
 
     def dense(self, steps: Steps, parts: np.ndarray) -> np.ndarray: ...
     def step_to(self, steps: Steps, place: int, lengths: np.ndarray) -> np.ndarray: ...
@@ -57,7 +55,7 @@ class Surfaces:
         self.numbers = tuple(n for n, event in enumerate(events) if event.condition is not None)
         self.directions = np.array([events[n].direction for n in self.numbers])
         self.trial, self.round_off = trial, ROUND_OFF * round_off
-        self.sides = self.largest = np.zeros(len(self.numbers))
+        self.sides, self.largest = np.zeros(len(self.numbers)), np.zeros(len(self.numbers))
         self.last = np.full(len(self.numbers), -np.inf)
         self.started_on = np.zeros(len(self.numbers), bool)
 
@@ -66,11 +64,11 @@ class Surfaces:
         """Whether no event has a condition."""
         return not self.numbers
 
-    def start(self) -> None:
+    def start(self, now: float, y: np.ndarray) -> None:
         """The sides where the trial begins."""
         if not self.none:
-            c = self._here(self.trial.y)
-            self.started_on = abs(c) <= self.round_off * np.abs(self.trial.y).max()
+            c = self._at(now, y)
+            self.started_on = abs(c) <= self.round_off * np.abs(y).max()
             self.sides = np.where(self.started_on, 0, np.sign(c))
 
     def first_crossing(self, steps: Steps) -> Crossing | None:
@@ -87,11 +85,11 @@ class Surfaces:
                 return found
         return None
 
-    def crossed(self, number: int, located: bool, before: np.ndarray) -> list[int]:
+    def crossed(self, number: int, located: bool, now: float, before: np.ndarray, after: np.ndarray) -> list[int]:
         """The events that the jump of one makes happen, as it takes the state across their surfaces."""
         if self.none:
             return []
-        c, old = self._here(self.trial.y), self._here(before)
+        c, old = self._at(now, after), self._at(now, before)
         on = abs(c) <= self.round_off * np.maximum(self.largest, abs(old))
         happens = []
         for n, other in enumerate(self.numbers):
@@ -100,22 +98,22 @@ class Surfaces:
             elif not on[n]:
                 through = self.sides[n] * np.sign(c[n]) < 0
                 if through and located and abs(old[n]) <= self.round_off * self.largest[n]:
-                    raise self._failed(f"has the events {number} and {other} at one time, of which one moves the other")
+                    raise _failed(f"has the events {number} and {other} at one time, of which one moves the other", now)
                 happens += [other] if through and self._fires(n) else []
                 self.sides[n] = np.sign(c[n])
         return happens
 
-    def check_goes_on(self, number: int) -> None:
+    def check_goes_on(self, number: int, now: float) -> None:
         """Raise where an event follows itself as fast as times can be told apart."""
         n = self.numbers.index(number)
-        if self.trial.now - self.last[n] <= self.round_off / ROUND_OFF * 64 * max(abs(self.trial.now), 1e-300):
-            raise self._failed(f"has event {number} again and again, faster than times can be told apart")
-        self.last[n] = self.trial.now
+        if now - self.last[n] <= AT_ONCE * self.round_off / ROUND_OFF * abs(now):
+            raise _failed(f"has event {number} again and again, faster than times can be told apart", now)
+        self.last[n] = now
 
-    def _here(self, y: np.ndarray) -> np.ndarray:
-        """The conditions now."""
-        c = self.trial.conditions(np.array([self.trial.now]), y[:, None])
-        _check_finite(c, np.array([[self.trial.now]]))
+    def _at(self, now: float, y: np.ndarray) -> np.ndarray:
+        """The conditions at a time."""
+        c = self.trial.conditions(np.array([now]), y[:, None])
+        _check_finite(c, np.array([now]))
         return c[0]
 
     def _fires(self, n: int) -> bool:
@@ -132,39 +130,39 @@ class Surfaces:
 
     def _inside(self, steps: Steps, place: int, looks: np.ndarray) -> Crossing | None:
         """The first event in one step."""
-        length = float((steps["end"] - steps["t"])[place, 0])
-        value = self._values(steps, place)
-        lengths = self._lengths(length, looks, value)
+        begin, length = float(steps["t"][place, 0]), float((steps["end"] - steps["t"])[place, 0])
+        value = _values(self.trial, steps, place)
+        lengths = _lengths(self.sides, length, looks, value)
         g = value(lengths)  # [length, event]
         self.largest = np.maximum(self.largest, np.abs(g).max(0))
         small, sides, found = self.round_off * self.largest, self.sides.copy(), []
         for n in range(len(self.numbers)):
-            for at, side, fires in self._changes(n, g[:, n], small[n], sides):
+            for at, side, fires in self._changes(n, g[:, n], small[n], sides, begin):
                 if fires:
                     low = 0.0 if at == 0 else float(lengths[at - 1])
-                    found.append((self._root(lambda h, n=n: value(h)[:, n], side, low, float(lengths[at])), n))
+                    found.append((_root(lambda h, n=n: value(h)[:, n], side, low, float(lengths[at])), n))
                     break
         if not found:
             self.sides = np.array([self._side_after(n, g[:, n], small[n]) for n in range(len(self.numbers))])
             return None
         root, n = min(found)
-        self._check_slope(value, n, root, length)
+        self._check_slope(value, n, root, length, begin)
         before = lengths < root
         self.sides = np.array(
             [self._side_after(m, g[before, m], small[m]) if m != n else sides[n] for m in range(len(self.numbers))]
         )
         return Crossing(self.numbers[n], place, root)
 
-    def _changes(self, n: int, g: np.ndarray, small: float, sides: np.ndarray) -> Any:
+    def _changes(self, n: int, g: np.ndarray, small: float, sides: np.ndarray, begin: float) -> Any:
         """Where values g [length] change their side: (place, the side before, whether that is the event)."""
         first = 0
         if sides[n] == 0:
             left = np.flatnonzero(abs(g) > small)
             if not len(left):
-                raise self._failed(f"stays on the surface of event {self.numbers[n]}, where its condition is zero")
+                raise _failed(f"stays on the surface of event {self.numbers[n]}, where its condition is zero", begin)
             first, sides[n] = left[0] + 1, np.sign(g[left[0]])
             if self.started_on[n]:
-                self._check_start(n, sides[n])
+                self._check_start(n, sides[n], begin)
         for at in range(first, len(g)):
             if g[at] * sides[n] <= 0:
                 fires = self.directions[n] != sides[n]
@@ -176,66 +174,71 @@ class Surfaces:
         away = g[abs(g) > small]
         return np.sign(away[-1]) if len(away) else self.sides[n]
 
-    def _check_start(self, n: int, side: float) -> None:
+    def _check_start(self, n: int, side: float, begin: float) -> None:
         self.started_on[n] = False
         if self.directions[n] in (0, side):
-            raise self._failed(
-                f"begins on the surface of event {self.numbers[n]} and leaves it in the direction of the event"
+            raise _failed(
+                f"begins on the surface of event {self.numbers[n]} and leaves it in the direction of the event", begin
             )
 
-    def _lengths(self, length: float, looks: np.ndarray, value: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """At which a step is looked at: evenly, at the bottom of dips, and near its beginning on a surface."""
-        even = length * np.arange(1, LOOKS + 1) / LOOKS
-        parts = [even]
-        if (self.sides == 0).any():
-            parts.append(even[0] * 0.5 ** np.arange(1, HALVINGS + 1))
-        for n, dip in enumerate(np.argmin(self.sides * looks, axis=0)):
-            if 0 < dip < LOOKS and self.sides[n] * looks[dip, n] > 0:
-                parts.append(self._bottom(value, n, length * (dip - 1) / LOOKS, length * (dip + 1) / LOOKS))
-        return np.unique(np.concatenate(parts))
-
-    def _bottom(self, value: Callable[[np.ndarray], np.ndarray], n: int, low: float, high: float) -> np.ndarray:
-        """Where a condition is nearest to zero between two lengths."""
-        close = {"xatol": 1e-9 * (high - low), "maxiter": 60}
-        found: Any = minimize_scalar(
-            lambda h: self.sides[n] * value(np.array([h]))[0, n], bounds=(low, high), method="bounded", options=close
-        )
-        return np.array([found.x])
-
-    def _values(self, steps: Steps, place: int) -> Callable[[np.ndarray], np.ndarray]:
-        """Lengths [n] -> the conditions at the ends of steps of these lengths [n, event]."""
-        begin = float(steps["t"][place, 0])
-
-        def values(lengths: np.ndarray) -> np.ndarray:
-            states = self.trial.step_to(steps, place, lengths)
-            c = self.trial.conditions(begin + lengths, states)
-            _check_finite(c, begin + lengths[:, None])
-            return c
-
-        return values
-
-    def _root(self, value: Callable[[np.ndarray], np.ndarray], side: float, low: float, high: float) -> float:
-        """The length between two at which the values leave a side."""
-
-        def g(h: float) -> float:
-            return side * float(value(np.array([h]))[0])
-
-        if g(low) <= 0:
-            return low
-        if g(high) == 0:
-            return high
-        root: Any = brentq(g, low, high, xtol=1e-300, rtol=4 * np.finfo(float).eps, maxiter=200)
-        return root
-
-    def _check_slope(self, value: Callable[[np.ndarray], np.ndarray], n: int, root: float, length: float) -> None:
+    def _check_slope(self, value: Values, n: int, root: float, length: float, begin: float) -> None:
         apart = 1e-3 * length
         g = value(np.array([root - min(apart, root), root + apart]))[:, n]
         slope = abs(g[1] - g[0]) / (min(apart, root) + apart)
         if not slope * length > GRAZING * self.largest[n]:
-            raise self._failed(f"meets the surface of event {self.numbers[n]} with hardly any speed", root)
+            raise _failed(f"meets the surface of event {self.numbers[n]} with hardly any speed", begin + root)
 
-    def _failed(self, reason: str, later: float = 0.0) -> Failed:
-        return Failed({0: (reason, self.trial.now + later)}, apart=True)
+
+def _lengths(sides: np.ndarray, length: float, looks: np.ndarray, value: Values) -> np.ndarray:
+    """At which a step is looked at: evenly, at the bottom of dips, and near its beginning on a surface."""
+    even = length * np.arange(1, LOOKS + 1) / LOOKS
+    parts = [even]
+    if (sides == 0).any():
+        parts.append(even[0] * 0.5 ** np.arange(1, HALVINGS + 1))
+    for n, dip in enumerate(np.argmin(sides * looks, axis=0)):
+        if 0 < dip < LOOKS and sides[n] * looks[dip, n] > 0:
+            parts.append(_bottom(value, sides[n], n, length * (dip - 1) / LOOKS, length * (dip + 1) / LOOKS))
+    return np.unique(np.concatenate(parts))
+
+
+def _bottom(value: Values, side: float, n: int, low: float, high: float) -> np.ndarray:
+    """Where a condition is nearest to zero between two lengths."""
+    close = {"xatol": 1e-9 * (high - low), "maxiter": 60}
+    found: Any = minimize_scalar(
+        lambda h: side * value(np.array([h]))[0, n], bounds=(low, high), method="bounded", options=close
+    )
+    return np.array([found.x])
+
+
+def _values(trial: Trial, steps: Steps, place: int) -> Values:
+    """Lengths [n] -> the conditions at the ends of steps of these lengths [n, event]."""
+    begin = float(steps["t"][place, 0])
+
+    def values(lengths: np.ndarray) -> np.ndarray:
+        states = trial.step_to(steps, place, lengths)
+        c = trial.conditions(begin + lengths, states)
+        _check_finite(c, begin + lengths[:, None])
+        return c
+
+    return values
+
+
+def _root(value: Values, side: float, low: float, high: float) -> float:
+    """The length between two at which the values leave a side."""
+
+    def g(h: float) -> float:
+        return side * float(value(np.array([h]))[0])
+
+    if g(low) <= 0:
+        return low
+    if g(high) == 0:
+        return high
+    root: Any = brentq(g, low, high, xtol=1e-300, rtol=4 * np.finfo(float).eps, maxiter=200)
+    return root
+
+
+def _failed(reason: str, time: float) -> Failed:
+    return Failed({0: (reason, time)}, apart=True)
 
 
 def _check_finite(c: np.ndarray, times: np.ndarray) -> None:
