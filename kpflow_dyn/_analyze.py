@@ -21,6 +21,8 @@ from kpflow_dyn._numbers.summary import KERNELS, Summary, summary
 from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.problems import ImplicitProblem, ODEProblem
 from kpflow_dyn._problems.solutions import ODESolution, Solution
+from kpflow_dyn._problems.stepped import SteppedSolution
+from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._progress import Progress
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.dynamics._components import participation_ratio, pca, with_sign
@@ -299,7 +301,7 @@ def _coordinates(flow: Flow, task: TaskData | None) -> dict[str, Any]:
 def _times_of(flow: Flow, task: TaskData | None) -> tuple[np.ndarray, dict[str, str]]:
     """The times and what is known of their unit: nothing for an ODE, whose times are those of its own equation."""
     times = _double(flow.solution.t)
-    if isinstance(flow.solution.problem, ODEProblem):
+    if isinstance(flow.solution, ODESolution | SteppedSolution):
         return times, {}
     if task is None or task.dt is None:
         return times, {"units": "step"}
@@ -314,7 +316,7 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
     if not isinstance(problem, ODEProblem):
         packages = packages[:-1]  # without the solver of ODEs
     return {
-        "title": f"Analysis of {getattr(getattr(model, 'func', model), '__name__', type(model).__name__)}",
+        "title": f"Analysis of {_name_of(model)}",
         "model": problem.backend.models.describe(model),
         **({} if init is None else {"init": init.describe() if hasattr(init, "describe") else repr(init)}),
         **_equation(flow.solution),
@@ -332,6 +334,13 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
     }
 
 
+def _name_of(model: Any) -> str:
+    """The name of a model's class or function; of one that wraps another, as the field of a CDE, that of the other."""
+    inner = vars(model).get("call", getattr(model, "field", model)) if hasattr(model, "__dict__") else model
+    parts = [getattr(model, name) for name in ("f", "g")] if type(model).__name__ == "DriftAndDiffusion" else [inner]
+    return " and ".join(getattr(getattr(part, "func", part), "__name__", type(part).__name__) for part in parts)
+
+
 def _said_of_steps(flow: Flow, task: TaskData | None) -> dict[str, str]:
     """Which steps do not count, and whether they are left out."""
     of_task = None if task is None or task.mask is None else task.mask != 0
@@ -345,12 +354,17 @@ def _said_of_steps(flow: Flow, task: TaskData | None) -> dict[str, str]:
 
 def _equation(solution: Solution) -> dict[str, str]:
     """What kind of problem it is, and how an ODE was solved."""
+    if isinstance(solution, SteppedSolution):
+        kind = type(solution.problem).__name__.removesuffix("Problem")
+        sense = f" ({solution.problem.sde_type})" if isinstance(solution.problem, SDEProblem) else ""
+        return {"problem": kind + sense, "solver": f"{solution.alg}, {solution.stats['steps']} steps"}
     if not isinstance(solution, ODESolution | HybridSolution):
         return {"problem": "a network over sequences" if isinstance(solution, NetworkSolution) else "discrete time"}
     method = solution.alg if isinstance(solution.alg, str) else type(solution.alg).__name__
     options = solution.options
     how = "given steps" if options["steps"] is not None else f"rtol {options['rtol']:g}, atol {options['atol']:g}"
-    kind = "hybrid: an ODE with jumps" if isinstance(solution, HybridSolution) else "ODE"
+    kind = type(solution.problem).__name__.removesuffix("Problem")
+    kind = f"hybrid: an {kind} with jumps" if isinstance(solution, HybridSolution) else kind
     return {"problem": kind, "solver": f"{method}, {how}"}
 
 

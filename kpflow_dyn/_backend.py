@@ -17,13 +17,13 @@ first used:
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Rows, is_jax_array, is_torch_array, is_torch_module
+from kpflow_dyn._arrays import Array, Rows, is_array, is_jax_array, is_torch_array, is_torch_module
 
 Values = dict[str, Array]
 RowFunction = Callable[..., list[Array]]
@@ -37,15 +37,19 @@ class Data(Protocol):
                   for others names `what` they are and the `axes` expected.
     as_rows       The same for floats and integers.
     check_inputs  Raise unless x is [trial, time, input], of floats, finite, with no empty axis.
+    flattened     The leaves of a pytree, and its structure, which has flatten_up_to and unflatten.
     inputs_at     x(t) [trial, n, input] of a callable at times [trial, n], in the dtype and on the device of
                   `like`.
+    increments    What function(ta, tb) gives between times [n + 1] that follow each other, [n, ...].
     """
 
     def is_own(self, value: Any) -> bool: ...
     def as_floats(self, values: Any, what: str, axes: str) -> Array: ...
     def as_rows(self, values: Any, what: str, axes: str) -> Array: ...
     def check_inputs(self, x: Array) -> None: ...
+    def flattened(self, tree: Any) -> tuple[list[Any], Any]: ...
     def inputs_at(self, function: Callable[[Array], Array], times: np.ndarray, like: Array) -> Array: ...
+    def increments(self, function: Callable[..., Array], times: np.ndarray, like: Array) -> Array: ...
 
 
 class Models(Protocol):
@@ -62,9 +66,13 @@ class Models(Protocol):
     call           function(model, *args) where the parameters have these values.
     with_arrays    A model of a function(arrays, *args) whose parameters are `learnt`; `arrays` has both by name.
     learnt_start   A cell with the start z0 among its parameters; see `DiscreteProblem.learn_start`.
-    on_halves      A field f(t, z, ...) of complex states as one of real states, all real parts first; its
-                   parameters are those of f.
-    is_on_halves   Whether it is one that was made so.
+    in_form        in_form(f, form, args): a field as its user wrote it as one f(t, z, ...) of real states
+                   [..., unit], by a `kpflow_dyn._problems.forms.Form`; its parameters are those of f, args have none.
+    field_of       The field as its user wrote it, of one that was made so; and of a term of diffrax.
+    controlled     The field f(t, z) [unit, channel] of a CDE as f(t, z, X') of an ODE; its parameters are those of f.
+    drift_and_diffusion
+                   Of f and g, or of one that has both, a model with `.f` and `.g`; what they share are the same
+                   parameters. And the noise, where it comes with them.
     on_numpy       A policy on one observation, from numpy to numpy.
     describe       The model in words, for a report.
     """
@@ -79,8 +87,10 @@ class Models(Protocol):
     def learns(self, value: Any) -> bool: ...
     def with_arrays(self, function: Callable[..., Array], learnt: Values, constants: Values) -> Any: ...
     def learnt_start(self, cell: Any, x: Array, z0: Any) -> Any: ...
-    def on_halves(self, f: Any) -> Any: ...
-    def is_on_halves(self, f: Any) -> bool: ...
+    def in_form(self, f: Any, form: Any, args: tuple) -> Any: ...
+    def field_of(self, f: Any) -> Any: ...
+    def controlled(self, f: Any) -> Any: ...
+    def drift_and_diffusion(self, f: Any, g: Any) -> tuple[Any, Any]: ...
     def on_numpy(self, policy: Any) -> Callable[[np.ndarray], np.ndarray]: ...
     def describe(self, model: Any) -> str: ...
 
@@ -134,10 +144,15 @@ class Solving(Protocol):
     without_gradients   Compute numbers alone.
     check_field         Raise unless the f of an `ODEProblem` is a model with parameters that maps states to their
                         rates.
+    check_called        The shape for each trial of what model.name(t, ...) gives, or the model itself where the name
+                        is ""; raise where it fails, has no parameters, is not deterministic or writes to its arguments.
+                        The error says `what` it is, and the `form` in which it is called.
     rate_of             The right-hand side (t, z [trial, unit]) -> z' of an `ODEProblem`, its inputs included.
     variational_system  A `kpflow_dyn.ode._variational.System`: an ODE along its path, the times being t_0 and the
                         nodes.
-    ode_library         The `kpflow_dyn.ode.Library` that comes with the package.
+    ode_library         The `kpflow_dyn.ode.Library` of the package that takes an algorithm, or says what it takes.
+    understood          Options of a solve with those of the framework's libraries in the package's terms; a TypeError
+                        names what stands for others.
     default_algorithm   The algorithm of that library that None stands for.
     """
 
@@ -150,9 +165,13 @@ class Solving(Protocol):
     def rounded(self, count: int) -> int: ...
     def without_gradients(self) -> AbstractContextManager[Any]: ...
     def check_field(self, problem: Any) -> None: ...
+    def check_called(
+        self, what: str, model: Any, name: str, t: float, arguments: tuple[Any, ...], form: str
+    ) -> tuple[int, ...]: ...
     def rate_of(self, problem: Any) -> Callable[[Array, Array], Array]: ...
     def variational_system(self, *args: Any, own: bool) -> Any: ...
-    def ode_library(self) -> Any: ...
+    def ode_library(self, alg: Any) -> Any: ...
+    def understood(self, given: dict[str, Any]) -> dict[str, Any]: ...
     def default_algorithm(self) -> Any: ...
 
 
@@ -335,6 +354,24 @@ def backend_for(data: Any, what: str, axes: str, model: Any = None) -> Backend:
     if not isinstance(data, np.ndarray):
         raise TypeError(f"{what} is {type(data).__name__}, expected a torch tensor or a jax array {axes}")
     return BACKENDS["jax"]
+
+
+def backend_of_state(z0: Any, model: Any) -> Backend:
+    """The backend of a problem whose start is a pytree of arrays, and of its model."""
+    leaf = next((leaf for leaf in _inside(z0) if is_array(leaf)), z0)
+    found = None
+    if not isinstance(leaf, tuple | list | Mapping | str | float | int | None) and not is_array(leaf):
+        found = backend_of(z0, model)  # a pytree of another kind, which its framework knows
+    return found or backend_for(leaf, "z0", "[trial, unit], or a pytree of arrays [trial, ...]", model)
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """What tuples, lists and dicts hold."""
+    if isinstance(value, tuple | list | Mapping):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _inside(part)
+    else:
+        yield value
 
 
 def _holds_jax_arrays(value: Any) -> bool:

@@ -13,6 +13,7 @@ from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.measure import Measure, Weights
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
+from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._recurrence.continuous import (
     flow_of_equations,
     flow_through_solver,
@@ -20,6 +21,7 @@ from kpflow_dyn._recurrence.continuous import (
     tangent_of_accepted_steps,
 )
 from kpflow_dyn._recurrence.hybrid import flow_of_hybrid, tangent_between_nodes
+from kpflow_dyn._recurrence.stepped import flow_of_steps
 from kpflow_dyn._recurrence.steps import Steps, tangent_of_cell
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn._solve import solve
@@ -104,7 +106,7 @@ def linearize(
 
 def _in_single(sol: Solution) -> Solution:
     """That of the same model in float32, where it is in half precision: differences of its states are mere rounding."""
-    if isinstance(sol, ODESolution | HybridSolution) or eps_of(sol.state) < LEAST_PRECISE:
+    if isinstance(sol, ODESolution | HybridSolution | SteppedSolution) or eps_of(sol.state) < LEAST_PRECISE:
         return sol
     problem, models = sol.problem, sol.problem.backend.models
     given = {field.name: getattr(problem, field.name) for field in dataclasses.fields(problem) if field.init}
@@ -129,6 +131,8 @@ def _flow(
         )
     if isinstance(sol, HybridSolution):
         return flow_of_hybrid(sol, params, weights)
+    if isinstance(sol, SteppedSolution):
+        return flow_of_steps(sol, params, weights)
     if isinstance(sol, DiscreteSolution):
         return _steps(sol, params, weights)
     assert isinstance(sol, ConstraintSolution)
@@ -142,8 +146,18 @@ def _kind(sol: Solution) -> str:
 
 
 def _steps(sol: DiscreteSolution, params: Choice, weights: Weights) -> Flow:
+    _check_plant(sol)
     tangent, parameters = tangent_of_cell(sol, params)
     return Steps(tangent, sol, parameters, weights.both).flow()
+
+
+def _check_plant(sol: DiscreteSolution) -> None:
+    """Let the plant of a closed loop, where it can, look at its derivative at all states, before a number is given."""
+    loop = sol.problem.cell
+    if (check := getattr(getattr(loop, "plant", None), "check_derivative", None)) is not None:
+        trials, times = sol.before.shape[:2]
+        x, before = (rows.reshape((trials * times, rows.shape[-1])) for rows in (sol.problem.x, sol.before))
+        check(before[:, : loop.plant.state_size], loop.controls(x, before))
 
 
 def _flow_of_ode(

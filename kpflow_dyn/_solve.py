@@ -6,6 +6,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import full_precision, like_numpy
 from kpflow_dyn._implicit.solving import solve_implicit
+from kpflow_dyn._problems.delayed import DDEProblem
 from kpflow_dyn._problems.problems import (
     DiscreteProblem,
     FixedPointProblem,
@@ -15,6 +16,9 @@ from kpflow_dyn._problems.problems import (
     StaticProblem,
 )
 from kpflow_dyn._problems.solutions import DiscreteSolution, Solution
+from kpflow_dyn._problems.stochastic import SDEProblem
+from kpflow_dyn._stepping.delayed import solve_dde
+from kpflow_dyn._stepping.stochastic import solve_sde
 from kpflow_dyn.ode._options import options_of
 from kpflow_dyn.ode._solve import solve_ode
 
@@ -28,23 +32,31 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
     Args:
         prob: the problem.
         alg: how an ODE is solved, which chooses the library. In torch the name of a method of torchdiffeq, "dopri5"
-            when None; in JAX a solver of diffrax, own subclasses of AbstractERK included, diffrax.Tsit5() when None; in
-            both an algorithm of a library that was added by `kpflow_dyn.ode.add_library`. Other problems need none.
+            when None, or a step method of torchode or an AutoDiffAdjoint of one; in JAX a solver of diffrax, own
+            subclasses of AbstractERK included, diffrax.Tsit5() when None; in both an algorithm of a library that was
+            added by `kpflow_dyn.ode.add_library`. For an SDE "euler" (that is Euler-Maruyama, which converges to the
+            solution of Ito), "milstein" (diagonal noise; either), "heun" or "euler_heun" (Stratonovich), or diffrax's
+            solver of that name; when None "euler" or "heun", as `sde_type` says. For a DDE "euler", "heun" or "rk4",
+            which is the one when None. Other problems need none.
         **common: for an ODE, `rtol` and `atol`, the tolerances (1e-6 and 1e-8 for a float64 state, 1e-4 and 1e-6 for
             float32); `max_steps`, how many steps may be tried (4096, and one more for each of `ode.stops_of(prob)`);
             `steps`, None for the method's own choice (one step for each interval of the grid where it makes none), a
             number for steps of this length (the last one shorter if need be), or increasing times from t0 to the end
-            for steps between exactly these.
+            for steps between exactly these, in the order of t. Also diffrax's `stepsize_controller`, with `dt0` for a
+            constant step, and torchdiffeq's `options` of step_size and max_num_steps. For an SDE or a DDE `steps`
+            alone, as above; steps also end at all times of the grid, and of a DDE where the solution has kinks, and are
+            no longer than its shortest delay.
 
     Steps also end where the inputs x(t) are not smooth, `ode.stops_of(prob)`: where samples bend, unless `steps` are
     given, and always at the `jumps` that a callable names.
 
-    On a grid t the library gives the state; in JAX each trial has steps of its own, in torch all share them. On a span
-    all trials share the steps, and the state is read from the dense output at three Gauss points inside each. With
-    torchdiffeq's adaptive_heun and fehlberg2 (unless the steps are given), its Adams and scipy methods, and diffrax's
-    methods with memory, a step depends on those before it, and `solution.steps` is None. The dense output of
-    torchdiffeq's bosh3, dopri8 and second-order methods is far less accurate than their steps: on a span, or with a
-    grid inside the steps, take "dopri5".
+    On a grid t the library gives the state; in JAX and with torchode each trial has steps of its own, with torchdiffeq
+    all share them. On a span all trials share the steps (of torchode those of the trial that took the most give the
+    nodes), and the state is read from the dense output at three Gauss points inside each. With torchdiffeq's
+    adaptive_heun and fehlberg2 (unless the steps are given), its Adams and scipy methods, and diffrax's methods with
+    memory, a step depends on those before it, and `solution.steps` is None. The dense output of torchdiffeq's bosh3,
+    dopri8 and second-order methods is far less accurate than their steps: on a span, or with a grid inside the steps,
+    take "dopri5".
 
     Raises:
         TypeError, ValueError: a model, input or initial state that do not fit, a step that is random or changes its
@@ -57,11 +69,14 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
     >>> kp.solve(problem).stats
     {'steps': 5}
     """
-    if not isinstance(prob, DiscreteProblem | ODEProblem | StaticProblem | FixedPointProblem | ImplicitProblem):
+    if not isinstance(
+        prob,
+        DiscreteProblem | ODEProblem | SDEProblem | DDEProblem | StaticProblem | FixedPointProblem | ImplicitProblem,
+    ):
         raise TypeError(
             f"solve takes a problem such as DiscreteProblem(cell, x) or ODEProblem(f, z0, t), got {type(prob).__name__}"
         )
-    if not isinstance(prob, ODEProblem) and (alg is not None or common):
+    if not isinstance(prob, ODEProblem | SDEProblem | DDEProblem) and (alg is not None or common):
         raise TypeError(
             f"a {type(prob).__name__} is solved in one way; alg must be None, got {alg!r}, without options, got "
             f"{sorted(common)}"
@@ -69,6 +84,10 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
     with full_precision(prob.data), prob.backend.models.left_alone(prob.model):
         if isinstance(prob, ODEProblem):
             return solve_ode(prob, alg, options_of(prob, common))
+        if isinstance(prob, SDEProblem):
+            return solve_sde(prob, alg, common)
+        if isinstance(prob, DDEProblem):
+            return solve_dde(prob, alg, common)
         return _solve_discrete(prob) if isinstance(prob, DiscreteProblem) else solve_implicit(prob)
 
 

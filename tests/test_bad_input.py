@@ -35,8 +35,10 @@ def test_shapes_of_the_input() -> None:
         solve(cell, torch.randn(5, 3))
     with pytest.raises(ValueError, match=r"2 input channels, but the cell takes 3"):
         solve(cell, torch.randn(2, 5, 2))
-    for shape in ((0, 5, 3), (2, 0, 3), (2, 5, 0)):
-        with pytest.raises(ValueError, match=r"at least one of each"):
+    with pytest.raises(ValueError, match=r"0 input channels, but the cell takes 3"):
+        solve(cell, torch.randn(2, 5, 0))
+    for shape in ((0, 5, 3), (2, 0, 3)):
+        with pytest.raises(ValueError, match=r"needs a trial and a time"):
             solve(cell, torch.randn(shape))
     with pytest.raises(TypeError, match=r"torch tensor"):
         solve(cell, [[1.0]])

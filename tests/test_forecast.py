@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
 import diffrax
 import equinox as eqx
@@ -67,6 +68,18 @@ def test_the_curve_is_that_of_powers_of_the_dense_kernel() -> None:
     half = found.steps_to(0.8)
     assert found.at(half) == pytest.approx(0.8 * found.at(0), rel=1e-9)
     assert np.isnan(found.holds_until)
+
+
+def test_what_is_printed_of_times_beyond_the_steps_does_not_contradict_itself() -> None:
+    class Known:  # of half of the loss alone
+        def steps_to(self, fraction: float) -> float:
+            return 216.9 if fraction == 0.5 else np.nan
+
+    problem = Problem(nn.RNNCell(2, 6), 6)
+    found = kp.forecast(problem.kernel(), problem.target, lr=LR, steps=100, mask=problem.mask, check=False)
+    half, fifth, _, how = str(replace(found, frozen=Known())).splitlines()
+    assert half == " 50 % of the loss after 216.9 steps" and fifth == " 20 % of the loss after more than 216.9 steps"
+    assert how == "under the kernel as it is; not compared with training"
 
 
 def test_the_first_step_is_that_of_gradient_descent() -> None:

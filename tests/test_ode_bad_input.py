@@ -56,10 +56,6 @@ def test_times(problem, ones) -> None:
     for t, message in [
         ([0.0, 1.0, 0.5], r"t\[2\] = 0.5 does not come after t\[1\] = 1.0; times must increase"),
         ([0.0, 0.0, 0.5], r"t\[1\] = 0.0 does not come after"),
-        (
-            (1.0, 0.0),
-            r"times must increase .*\. If time is to run backward from t\[0\].* g\(s, z\) = -f\(t\[0\] - s, z\)",
-        ),
         ([0.0, np.nan, 1.0], r"t holds nan; times must be finite"),
         ((0.0, np.inf), r"t holds inf"),
         ([[0.0, 1.0]], r"t has shape \(1, 2\), expected a grid of times \[time\] or a span \(t0, t1\)"),
@@ -68,7 +64,7 @@ def test_times(problem, ones) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             problem(t=t)
-    with pytest.raises(ValueError, match=r"np.unique sorts them and drops repeated ones\)$"):
+    with pytest.raises(ValueError, match=r"np.unique sorts them .*; or all decrease, for time backward"):
         problem(t=[0.0, 1.0, 0.5])
     with pytest.raises(TypeError, match=r"t is str, expected numbers"):
         problem(t="now")

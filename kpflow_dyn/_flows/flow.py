@@ -18,8 +18,8 @@ from kpflow_dyn._flows.readout import Readout, readout
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._flows.truncation import Truncation, truncation
 from kpflow_dyn._problems.choice import Choice, as_masks, choose
-from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.solutions import ODESolution, Solution
+from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._spaces.direct_sums import unit_by_unit
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 
@@ -345,13 +345,17 @@ def _restricted(flow: AnyFlow, names: Sequence[str], masks: Mapping[str, np.ndar
 
 def _at(flow: AnyFlow, places: np.ndarray) -> AnyFlow:
     """The flow at these places; of an ODE with the steps that lead to them."""
-    reach = None if isinstance(flow, ConstraintFlow) else reaching(places)
-    solution = flow.solution
-    sites = solution.steps.leading_to(reach) if isinstance(solution, HybridSolution) and reach is not None else None
-    changed = dataclasses.replace(flow, **at_places(flow, places, reach, sites))
-    if not isinstance(flow, ODEFlow) or not isinstance(solution, ODESolution) or solution.steps is None:
+    reach, solution = None if isinstance(flow, ConstraintFlow) else reaching(places), flow.solution
+    several = flow.core.domain.shape[1] != flow.P.domain.shape[1]
+    of_sites = solution.leading_to(reach) if several and reach is not None else None  # type: ignore[attr-defined]
+    changed = dataclasses.replace(flow, **at_places(flow, places, reach, of_sites))
+    if not isinstance(flow, ODEFlow):
         return changed
-    of_steps = places_of_steps(places, np.asarray(solution.t, np.float64), solution.steps)
+    if isinstance(solution, SteppedSolution):
+        return _with_steps(changed, lambda steps: steps.where(places[:, solution.leads_to]))
+    if not isinstance(solution, ODESolution) or solution.steps is None:
+        return changed
+    of_steps = places_of_steps(places, solution.nodes, solution.steps)
     return _with_steps(changed, lambda steps: steps.where(of_steps))
 
 

@@ -82,24 +82,24 @@ def places_of_steps(places: np.ndarray, t: np.ndarray, steps: AcceptedSteps) -> 
 
 
 def at_places(
-    flow: Operators, places: np.ndarray, reach: np.ndarray | None, sites: np.ndarray | None = None
+    flow: Operators, places: np.ndarray, reach: np.ndarray | None, of_sites: np.ndarray | None = None
 ) -> dict[str, Any]:
     """What differs in the flow at these places, if kicks elsewhere than at `reach` are left out; None for no kicks.
 
-    `sites` are the places of the sites' kicks, where these are others [trial, step].
+    Where there are several steps from time to time, which have sites, `of_sites` says which count [trial, step].
     """
     R = _onto(flow.ntk.domain, places)
     found: dict[str, Any] = {"J": R @ flow.J, "ntk": _both_sides(R, flow.ntk)}
     if reach is None or reach.all():
         return found | {"P": _propagator(flow.P, R, None)}
-    sites = reach if sites is None else sites
-    core, E, outputs = flow.core, _onto(flow.P.domain, reach), _onto(flow.core.domain, sites)
+    of_sites = reach if of_sites is None else of_sites
+    core, E, outputs = flow.core, _onto(flow.P.domain, reach), _onto(flow.core.domain, of_sites)
     return found | {
         "P": _propagator(flow.P, R, E),
         "K": GramOperator(E @ flow.K.factor, direct_sum=lambda: flow.K.direct_sum),
         "B": E @ flow.B @ outputs,
-        "core": CoreOperator(outputs @ core.factor, _sites_at(core.sites, sites), core.untraced),
-        "sites": _sites_at(flow.sites, sites),
+        "core": CoreOperator(outputs @ core.factor, _sites_at(core.sites, of_sites), core.untraced),
+        "sites": _sites_at(flow.sites, of_sites),
     }
 
 

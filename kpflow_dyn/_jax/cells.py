@@ -6,13 +6,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from kpflow_dyn._arrays.complex_numbers import in_halves, is_complex, of_halves
 from kpflow_dyn._arrays.sharding import like_trials
 from kpflow_dyn._jax.checks import as_jax
 from kpflow_dyn._problems.checks import cell_start, check_width
+from kpflow_dyn._problems.layouts import Layout, is_plain_start, start_of
 from kpflow_dyn._problems.problems import DiscreteProblem
 
 Step = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -27,16 +26,11 @@ def as_step(cell: Any, x: jax.Array, z0: Any) -> tuple[Step, jax.Array]:
     """The step of cells like this one, and the initial state [trial, unit]; raises where cell, x and z0 do not fit."""
     check_width(cell, x)
     if isinstance(cell, eqx.nn.LSTMCell) and z0 is None:
-        sizes = [cell.hidden_size] * 2
-        complexes = [False, False]
-    elif isinstance(z0, tuple | list):
-        parts = [_part(part) for part in z0]
-        sizes, complexes = [in_halves(part).shape[-1] for part in parts], [is_complex(part) for part in parts]
-    elif z0 is not None and is_complex(z0):
-        return _on_halves, initial_state([None], x, z0)
-    else:
+        z0 = (np.zeros((len(x), cell.hidden_size), x.dtype),) * 2
+    if z0 is None or is_plain_start(z0):
         return _plain, initial_state([getattr(cell, "hidden_size", None)], x, z0)
-    return _OnTuples(tuple(np.cumsum(sizes)[:-1].tolist()), tuple(complexes)), initial_state(sizes, x, z0)
+    layout, z0 = start_of(z0, len(x), jax.tree.flatten, _part)
+    return _LaidOut(layout), initial_state([sum(layout.sizes)], x, z0)
 
 
 def initial_state(sizes: Sequence[int | None], x: jax.Array, z0: Any) -> jax.Array:
@@ -52,25 +46,17 @@ def _plain(cell: Any, x: jax.Array, z: jax.Array) -> jax.Array:
     return cell(x, z)
 
 
-def _on_halves(cell: Any, x: jax.Array, z: jax.Array) -> jax.Array:
-    """A cell with a complex state, whose real parts come before the imaginary ones."""
-    return in_halves(cell(x, of_halves(z)))
-
-
 @dataclass(frozen=True)
-class _OnTuples:
-    """A cell whose state is a tuple, such as (h, c), laid side by side; complex parts are twice as wide.
+class _LaidOut:
+    """A cell whose state is a pytree, such as (h, c), or complex, laid side by side.
 
     Equal ones are the same function to JAX, which compiles it once.
     """
 
-    ends: tuple[int, ...]
-    complexes: tuple[bool, ...]
+    layout: Layout
 
     def __call__(self, cell: Any, x: jax.Array, z: jax.Array) -> jax.Array:
-        parts = zip(jnp.split(z, self.ends), self.complexes, strict=True)
-        given = tuple(of_halves(part) if halves else part for part, halves in parts)
-        return jnp.concatenate([in_halves(part) for part in cell(x, given)])
+        return self.layout.join(cell(x, self.layout.split(z)), "what the cell returns")
 
 
 class LearntStart(eqx.Module):

@@ -13,7 +13,8 @@ import numpy as np
 
 from kpflow_dyn._arrays import is_finite, is_torch_module
 from kpflow_dyn._arrays.sharding import by_trials
-from kpflow_dyn._jax.complex_parts import OnHalves
+from kpflow_dyn._jax.differential import Controlled
+from kpflow_dyn._jax.forms import InForm
 
 
 def as_jax(values: object, what: str, axes: str) -> jax.Array:
@@ -38,22 +39,37 @@ def named_parameters(model: object) -> dict[str, jax.Array]:
         raise TypeError(f"the model is {type(model).__name__}, expected a callable such as an equinox module")
     found = floating_leaves(model)
     if not found:
+        inner = model.field if isinstance(model, InForm) else model
         raise TypeError(
-            f"{getattr(model, '__name__', type(model).__name__)} holds no arrays: parameters that a function closes "
-            "over cannot be told from constants. Pass an equinox module, or jax.tree_util.Partial(function, "
-            "parameters) with function(parameters, ...)"
+            f"{getattr(inner, '__name__', type(inner).__name__)} holds no arrays: parameters that a function closes "
+            "over cannot be told from constants, and args are constants. Pass an equinox module, or "
+            "jax.tree_util.Partial(function, parameters) with function(parameters, ...)"
         )
     return found
 
 
 def floating_leaves(model: object) -> dict[str, jax.Array]:
     """The floating arrays of any pytree, by their path in it."""
-    return {name: leaf for name, leaf in _named_leaves(model) if eqx.is_inexact_array(leaf)}
+    return {name: leaf for name, leaf in _named_leaves(model) if name is not None and eqx.is_inexact_array(leaf)}
 
 
 def check_parameters(model: object, like: jax.Array) -> None:
     """Raise unless the model's parameters are finite and of the dtype of the data."""
-    for name, leaf in named_parameters(model).items():
+    _check_leaves(named_parameters(model), like)
+
+
+def check_values(model: object, like: jax.Array) -> None:
+    """The same of a pytree that need not be callable itself."""
+    if not (found := floating_leaves(model)):
+        raise TypeError(
+            "the model holds no arrays: parameters that a function closes over cannot be told from constants. Pass "
+            "equinox modules, or jax.tree_util.Partial(function, parameters)"
+        )
+    _check_leaves(found, like)
+
+
+def _check_leaves(found: dict[str, jax.Array], like: jax.Array) -> None:
+    for name, leaf in found.items():
         if jnp.finfo(leaf.dtype).dtype != jnp.finfo(like.dtype).dtype:
             raise TypeError(f"parameter {name} is {leaf.dtype} but the data are {like.dtype}; convert one of them")
         if not is_finite(leaf):
@@ -89,13 +105,16 @@ def _digest(program: Any) -> str:
 
 def with_parameters(model: object, values: dict[str, jax.Array]) -> object:
     """The same model with other values of its parameters."""
-    leaves = [values.get(name, leaf) for name, leaf in _named_leaves(model)]
+    leaves = [leaf if name is None else values.get(name, leaf) for name, leaf in _named_leaves(model)]
     return jax.tree.unflatten(jax.tree.structure(model), leaves)
 
 
-def _named_leaves(model: object) -> list[tuple[str, Any]]:
-    """All leaves by their path; those of a Partial by their argument: "[0].weight", "['weight']"."""
+def _named_leaves(model: object) -> list[tuple[str | None, Any]]:
+    """All leaves by their path; those of a Partial by their argument: "[0].weight", "['weight']"; args have no name."""
+    if isinstance(model, InForm):
+        return [*_named_leaves(model.field), *((None, leaf) for leaf in jax.tree.leaves(model.args))]
     paths = jax.tree_util.tree_flatten_with_path(model)[0]
-    inner = model.field if isinstance(model, OnHalves) else model
+    inner = model.field if isinstance(model, Controlled) else model
     skipped = (inner is not model) + isinstance(inner, jax.tree_util.Partial)
-    return [(jax.tree_util.keystr(path[skipped:]).removeprefix("."), leaf) for path, leaf in paths]
+    names = [jax.tree_util.keystr(path[skipped:]).removeprefix(".") for path, _ in paths]
+    return [(name.replace("[<flat index 0>]", ""), leaf) for name, (_, leaf) in zip(names, paths, strict=True)]

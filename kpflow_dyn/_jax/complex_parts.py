@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from kpflow_dyn._arrays.complex_numbers import in_halves, in_pairs, of_halves, of_pairs
+from kpflow_dyn._arrays.complex_numbers import in_pairs, of_pairs
 from kpflow_dyn.tracing._pairs import Form, Kind
 
 KINDS = {
@@ -44,23 +44,3 @@ def real_leaves(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
 
     real = [in_pairs(leaf) if paired else leaf for leaf, paired in zip(leaves, complexes, strict=True)]
     return real, restored
-
-
-class OnHalves(eqx.Module):
-    """A field of complex states as one of real states, all real parts first."""
-
-    field: Any
-
-    def __call__(self, t: jax.Array, z: jax.Array, *x: jax.Array) -> jax.Array:
-        """The field's value."""
-        return in_halves(self.field(t, of_halves(z), *x))
-
-
-def on_halves(f: Any) -> Any:
-    """The field on real states."""
-    return f if is_on_halves(f) else OnHalves(f)
-
-
-def is_on_halves(f: Any) -> bool:
-    """Whether this is a field on real states."""
-    return isinstance(f, OnHalves)

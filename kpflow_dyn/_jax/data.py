@@ -13,7 +13,7 @@ from kpflow_dyn._jax.checks import as_jax
 from kpflow_dyn._problems.checks import check_sequence
 from kpflow_dyn._problems.inputs import input_row
 
-as_floats, check_inputs = as_jax, check_sequence
+as_floats, check_inputs, flattened = as_jax, check_sequence, jax.tree.flatten
 
 
 def is_own(value: Any) -> bool:
@@ -37,3 +37,9 @@ def inputs_at(function: Callable[[jax.Array], jax.Array], times: np.ndarray, lik
 def _inputs_at(function: Callable[[jax.Array], jax.Array], times: jax.Array) -> jax.Array:
     at = jax.vmap(jax.vmap(lambda t, trial: input_row(function(t), trial), (0, None)))
     return at(times, jnp.arange(len(times)))
+
+
+def increments(function: Callable[..., jax.Array], times: np.ndarray, like: jax.Array) -> jax.Array:
+    """What it gives between times that follow each other, [n, ...]."""
+    t = jnp.asarray(times, like.dtype)
+    return jax.vmap(function)(t[:-1], t[1:])

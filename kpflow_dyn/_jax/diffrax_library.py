@@ -26,6 +26,7 @@ from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
+from kpflow_dyn._problems.translations import method_here
 from kpflow_dyn.ode._libraries import Failed, Options, Solved
 
 _CHUNK = 256
@@ -75,7 +76,11 @@ def controller_of(
     """What chooses the steps, with its numbers as arrays, which are no reason to compile again."""
     dtype, jumps = problem.z0.dtype, jumps_within(problem)
     rtol, atol = jnp.asarray(options.rtol, dtype), jnp.asarray(options.atol, dtype)
-    chosen = ChosenSteps(rtol, atol)
+    how: dict[str, Any] = {
+        field.name: getattr(options.controller, field.name) for field in _FIELDS if options.controller
+    }
+    how |= {"rtol": rtol, "atol": atol}
+    chosen = ChosenSteps(**how)
     if options.steps is None:
         return stopping(chosen, problem)
     given = diffrax.StepTo(jnp.asarray(options.steps, dtype))
@@ -94,6 +99,32 @@ def stopping(
         return controller
     which: Any = {"jump_ts" if callable(problem.x) else "step_ts": jnp.asarray(stops, dtype)}
     return diffrax.ClipStepSizeController(controller, **which)
+
+
+_FIELDS = dataclasses.fields(diffrax.PIDController)
+
+
+def understood_controller(given: dict[str, Any]) -> dict[str, Any]:
+    """Options with a stepsize_controller of diffrax, and its dt0, in the terms of the package."""
+    rest = {name: value for name, value in given.items() if name not in ("stepsize_controller", "dt0")}
+    controller, dt0 = given["stepsize_controller"], given.get("dt0")
+    if isinstance(controller, diffrax.ConstantStepSize) and dt0 is not None:
+        return rest | {"steps": float(dt0)}
+    if isinstance(controller, diffrax.StepTo):
+        return rest | {"steps": np.asarray(controller.ts)}
+    if isinstance(controller, diffrax.PIDController) and dt0 is None:
+        tolerances = {name: float(getattr(controller, name)) for name in ("rtol", "atol")}
+        return rest | tolerances | {"controller": controller}
+    ways = {
+        diffrax.ConstantStepSize: "needs dt0=; or give steps=dt0",
+        diffrax.PIDController: "chooses the first step itself; leave dt0 out",
+        diffrax.ClipStepSizeController: (
+            "has jump_ts or step_ts, which here are the jumps of a callable input, x.jumps = times, and the samples of "
+            "x, at which steps end by themselves; give its inner controller, and the times so"
+        ),
+    }
+    way = next((way for kind, way in ways.items() if isinstance(controller, kind)), "is not known; give rtol=, atol=")
+    raise TypeError(f"stepsize_controller, a {type(controller).__name__}, {way}, or steps= for steps of your own")
 
 
 class _Record(eqx.Module):
@@ -262,12 +293,13 @@ def check_solver(solver: Any) -> diffrax.AbstractSolver:
     if not isinstance(solver, diffrax.AbstractSolver):
         raise TypeError(
             f"alg is {solver!r}; z0 is a jax array, so diffrax solves, expected one of its solvers, diffrax.Tsit5()"
+            f"{method_here(solver, 'jax')}"
         )
     structure = typing.get_origin(solver.term_structure) or solver.term_structure
     if not (inspect.isclass(structure) and issubclass(diffrax.ODETerm, structure)):
         raise TypeError(
-            f"{type(solver).__name__} solves fields that are split into several terms, and f is one; take "
-            "diffrax.Tsit5(), or diffrax.Kvaerno5() for a stiff problem"
+            f"{type(solver).__name__} solves fields that are split into several terms, and here f is their sum; take "
+            "diffrax.Tsit5(), diffrax.Kvaerno5() for a stiff problem, diffrax.LeapfrogMidpoint() for a symplectic one"
         )
     return solver
 

@@ -3,13 +3,37 @@
 import site
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 
-PYTHON = "a Python branch or loop on its values, or numpy; use jnp.where, jax.lax and jax.numpy in their place"
+KINDS = (  # of errors of JAX where Python needs the numbers of what is traced, the narrower ones first
+    (
+        jax.errors.TracerBoolConversionError,
+        "a Python branch or loop (if, while, and, or, not, min, max) hangs on a value; use jnp.where(condition, a, b), "
+        "jax.lax.cond or jax.lax.while_loop in its place",
+    ),
+    (
+        jax.errors.NonConcreteBooleanIndexError,
+        "the shape of values[mask] hangs on a value; use jnp.where(mask, values, 0) in its place",
+    ),
+    (
+        jax.errors.TracerIntegerConversionError,
+        "range() or the index of a list is a value; use jax.lax.fori_loop, or jnp.stack(list)[index], in its place",
+    ),
+    (
+        jax.errors.TracerArrayConversionError,
+        "numpy, or another library, is given a value; use that of jax.numpy of the same name, jnp.sin for np.sin",
+    ),
+    (
+        jax.errors.ConcretizationTypeError,
+        "float(), int(), .item() or a function of math asks for the number of a value; leave it an array, use "
+        "jnp.where, jax.lax and jax.numpy",
+    ),
+)
 ADVICE = {
     "Dropout requires a key": "it is random; call eqx.nn.inference_mode(model) first, or give it a fixed key",
     "unbound axis name": "statistics over a batch couple the trials; call eqx.nn.inference_mode(model) first, or take "
@@ -42,10 +66,21 @@ def first_line(error: BaseException) -> str:
 
 def _advice(error: BaseException) -> str:
     """The way out, where it is known."""
-    if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
-        return f"; it has {PYTHON}"
+    for kind, way in KINDS:
+        if isinstance(error, kind):
+            return f"; {way}"
     found = [way for words, way in ADVICE.items() if words in str(error)]
     return f"; {found[0]}" if found else ""
+
+
+def of_all_trials(call: Callable[..., Any], *rows: Any, trials: int = 2) -> str:
+    """What to do about a model that fails on rows of one trial, in shapes, where it takes those of all at once."""
+    try:
+        out = jax.eval_shape(call, *(jax.ShapeDtypeStruct((trials, *row.shape), row.dtype) for row in rows))
+        fits = all(leaf.shape[:1] == (trials,) for leaf in jax.tree.leaves(out))
+    except Exception:  # of the user's model
+        return ""
+    return ". It takes all trials at once: write it for one, without the axis of trials" if fits else ""
 
 
 def _line_of(error: BaseException) -> str:

@@ -15,8 +15,10 @@ from jax.tree_util import GetAttrKey
 
 from kpflow_dyn._jax.cells import LearntStart
 from kpflow_dyn._jax.checks import floating_leaves, with_parameters
-from kpflow_dyn._jax.complex_parts import is_on_halves as is_on_halves
-from kpflow_dyn._jax.complex_parts import on_halves as on_halves
+from kpflow_dyn._jax.differential import controlled as controlled
+from kpflow_dyn._jax.differential import drift_and_diffusion as drift_and_diffusion
+from kpflow_dyn._jax.forms import field_of as field_of
+from kpflow_dyn._jax.forms import in_form as in_form
 
 parameters_of, changed, learnt_start = floating_leaves, with_parameters, LearntStart
 Values = dict[str, jax.Array]

@@ -1,6 +1,7 @@
 """Models of JAX that are no steps, as their users call them and traced; see `kpflow_dyn._implicit.equations`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -16,7 +17,7 @@ from kpflow_dyn._implicit.results import Unknown, values_named
 from kpflow_dyn._jax.cells import initial_state
 from kpflow_dyn._jax.checks import check_parameters, floating_leaves, named_parameters, with_parameters
 from kpflow_dyn._jax.custom import is_floating
-from kpflow_dyn._jax.failures import cause_of, explained
+from kpflow_dyn._jax.failures import cause_of, explained, of_all_trials
 from kpflow_dyn._jax.model import Model
 from kpflow_dyn._jax.models import copied
 from kpflow_dyn._jax.trace import trace_rows
@@ -102,7 +103,8 @@ class Network:
         except Unknown:
             raise
         except Exception as error:
-            raise ValueError(f"the network failed on one trial of {self.given}{cause_of(error)}") from error
+            advice = of_all_trials(lambda *rows: values(rows), *self._rows_of_one, trials=self.given.trials)
+            raise ValueError(f"the network failed on one trial of {self.given}{cause_of(error)}{advice}") from error
         given, shapes = list(zip(names, found, strict=True)), [value.shape for value in found]
         if not names:
             asked = [value.name for value in self.values]
@@ -158,8 +160,12 @@ class FixedPoint:
         self.start = initial_state([units], like, problem.z0)
         x, z = problem.x[0], self.start[0]
         called = "it is called as f(x, z), or as f(z, x) where its parameters are called z and x"
-        with explained(f"f failed on x {x.shape} and z {z.shape} ({called})"):
-            found = jax.eval_shape(lambda x, z: self._next(self.call, x, z), x, z)
+        step = partial(self._next, self.call)
+        try:
+            found = jax.eval_shape(step, x, z)
+        except Exception as error:
+            advice = of_all_trials(step, x, z, trials=len(problem.x))
+            raise ValueError(f"f failed on x {x.shape} and z {z.shape} ({called}){cause_of(error)}{advice}") from error
         if (found.shape, found.dtype) != (z.shape, z.dtype):
             raise ValueError(f"f gave {found} for z {z.dtype}{list(z.shape)}; it must give the next z")
 

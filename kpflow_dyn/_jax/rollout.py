@@ -1,5 +1,6 @@
 """Run a JAX cell over time, watching for what would make its analysis wrong."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -8,7 +9,7 @@ from jax import lax
 
 from kpflow_dyn._jax.cells import Step, discrete_step
 from kpflow_dyn._jax.checks import check_parameters, result_of
-from kpflow_dyn._jax.failures import cause_of
+from kpflow_dyn._jax.failures import cause_of, of_all_trials
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._problems.problems import DiscreteProblem
 
@@ -48,7 +49,7 @@ def check_step(step: Step, cell: Any, x: Any, z: Any) -> None:
     except Exception as error:
         raise ValueError(
             f"the cell failed on x_t {x.shape} and z {z.shape}{cause_of(error)}. A cell in JAX is called on one trial, "
-            "as cell(x_t, z) with x_t [input] and z [unit]"
+            f"as cell(x_t, z) with x_t [input] and z [unit]{of_all_trials(partial(step, cell), x, z)}"
         ) from error
     if getattr(out, "shape", None) != z.shape or out.dtype != z.dtype:
         got = f"{out.shape} of {out.dtype}" if hasattr(out, "shape") else type(out).__name__

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -11,8 +12,8 @@ import numpy as np
 from jax import lax
 
 from kpflow_dyn._jax import rollout
-from kpflow_dyn._jax.checks import check_parameters, result_of
-from kpflow_dyn._jax.failures import cause_of
+from kpflow_dyn._jax.checks import check_parameters, check_values, result_of
+from kpflow_dyn._jax.failures import cause_of, of_all_trials
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import ODEProblem
@@ -54,11 +55,20 @@ def rounded(count: int) -> int:
     return count + -count % max(ROOM, 2 ** (count.bit_length() - 3))
 
 
-def ode_library() -> Any:
+def ode_library(_alg: Any) -> Any:
     """Diffrax."""
     from kpflow_dyn._jax.diffrax_library import DIFFRAX
 
     return DIFFRAX
+
+
+def understood(given: dict[str, Any]) -> dict[str, Any]:
+    """The controllers of diffrax in the terms of the package."""
+    if "stepsize_controller" not in given:
+        return given
+    from kpflow_dyn._jax.diffrax_library import understood_controller
+
+    return understood_controller(given)
 
 
 def default_algorithm() -> Any:
@@ -86,18 +96,49 @@ def check_field(problem: ODEProblem) -> None:
     z0, f = problem.z0, problem.f
     check_parameters(f, z0)
     shapes = [(), z0.shape[1:]] + ([] if (width := input_width(problem)) is None else [(width,)])
-    arguments = [jax.ShapeDtypeStruct(shape, z0.dtype) for shape in shapes]
+    t, *arguments = [jax.ShapeDtypeStruct(shape, z0.dtype) for shape in shapes]
+
+    def advice() -> str:
+        return of_all_trials(lambda *rows: f(jnp.zeros((), z0.dtype), *rows), *arguments, trials=len(z0))
+
     try:
-        rate = result_of(f, *arguments)
+        rate = result_of(f, t, *arguments)
     except Exception as error:
-        given = ", ".join(f"{name} {a.shape}" for name, a in zip(("t", "z", "x_t"), arguments, strict=False))
+        given = ", ".join(f"{name} {a.shape}" for name, a in zip(("t", "z", "x_t"), [t, *arguments], strict=False))
         raise ValueError(
-            f"f failed on {given}{cause_of(error)}. A field in JAX is called on one trial, as f(t, z [unit]), or "
-            "f(t, z, x_t [input]) where the problem has inputs x"
+            f"f failed on {given}{cause_of(error)}. A field in JAX is called on one trial, as "
+            f"{problem.called('unit', 'input')}{advice()}"
         ) from error
     if not eqx.is_array(rate) and not isinstance(rate, jax.ShapeDtypeStruct):
         raise ValueError(f"f returned {type(rate).__name__}, expected z' {z0.shape[1:]} of {z0.dtype}")
     if rate.shape != z0.shape[1:] or rate.dtype != z0.dtype:
         raise ValueError(
-            f"f returned {rate.shape} of {rate.dtype}, expected z' {z0.shape[1:]} of {z0.dtype}, like z0[0]"
+            f"f returned {rate.shape} of {rate.dtype}, expected z' {z0.shape[1:]} of {z0.dtype}, like z0[0], as it is "
+            f"called on one trial{advice()}"
         )
+
+
+def check_called(what: str, model: Any, name: str, t: float, arguments: tuple[Any, ...], form: str) -> tuple[int, ...]:
+    """The shape of the result."""
+    like = arguments[0]
+    check_values(model, like)
+    given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), arguments)
+    called = _Named(name)
+    try:
+        found = result_of(called, model, jax.ShapeDtypeStruct((), like.dtype), *given)
+    except Exception as error:
+        raise ValueError(f"{what} failed{cause_of(error)}. It is called as {form}, in JAX on one trial") from error
+    if not hasattr(found, "shape") or found.dtype != like.dtype:
+        got = f"{found.shape} of {found.dtype}" if hasattr(found, "shape") else type(found).__name__
+        raise ValueError(f"{what} returned {got}, expected an array of {like.dtype}")
+    return tuple(found.shape)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """model.name(...), or model(...)."""
+
+    name: str
+
+    def __call__(self, model: Any, *args: Any) -> Any:
+        return (getattr(model, self.name) if self.name else model)(*args)

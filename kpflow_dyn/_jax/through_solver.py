@@ -58,7 +58,7 @@ class _Solve(eqx.Module):
             )
         options = with_steps(problem, DIFFRAX, sol.alg, Options(**sol.options))
         self.field, self.z0, self.solver = FieldOf(problem, model), problem.z0, sol.alg
-        self.times = jnp.asarray([problem.t[0], *sol.t, problem.t[-1]], problem.z0.dtype)
+        self.times = jnp.asarray([problem.t[0], *sol.nodes, problem.t[-1]], problem.z0.dtype)
         self.controller = controller_of(problem, self.solver, options)
         taken = sol.stats["steps"] + sol.stats["rejected"]
         self.max_steps = 2 ** max(6, taken.bit_length())  # more room costs little, and solves share the program

@@ -14,7 +14,10 @@ from kpflow_dyn._learning.losses import OutputLoss
 from kpflow_dyn._learning.objective import field_of_model
 from kpflow_dyn._learning.recorder import Recorder, Recording
 from kpflow_dyn._problems.hybrid import HybridSolution
+from kpflow_dyn._problems.problems import Problem
 from kpflow_dyn._problems.solutions import ODESolution, Solution
+from kpflow_dyn._problems.stepped import SteppedSolution
+from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._solve import solve
 
 POWER_STEPS = 20
@@ -54,11 +57,14 @@ def _change(flow: Flow, what: Any) -> Array:
 def _solved(before: Solution, model: Any) -> Solution:
     """The solution of the same problem for another model."""
     problem = before.problem
-    field = next(name for name, value in vars(problem).items() if value is problem.model)
-    changed = problem.remake(**{field: model})
+    if isinstance(problem, SDEProblem):
+        changed: Problem = problem.with_model(model)
+    else:
+        field = next(name for name, value in vars(problem).items() if value is problem.model)
+        changed = problem.remake(**{field: model})
     return (
         solve(changed, before.alg, **before.options)
-        if isinstance(before, ODESolution | HybridSolution)
+        if isinstance(before, ODESolution | HybridSolution | SteppedSolution)
         else solve(changed)
     )
 

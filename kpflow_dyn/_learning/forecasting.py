@@ -118,19 +118,27 @@ class Forecast:
         return figures.forecast((self, recorded), dark=dark)
 
     def __str__(self) -> str:
-        frozen = f"under the kernel as it is; holds for {self.holds_until:.4g} steps"
+        unchecked = math.isnan(self.holds_until)
+        holds = "not compared with training" if unchecked else f"holds for {self.holds_until:.4g} steps"
+        frozen = f"under the kernel as it is; {holds}"
         if not self.loss[0] > 0:
             return (
                 f"the loss goes from {self.loss[0]:.6g} to {self.loss[-1]:.6g} in {self.steps[-1]:.0f} steps\n{frozen}"
             )
         found = {part: self.steps_to(part) for part in (0.5, 0.2, 0.1)}
+        known = max([self.steps[-1], *(steps for steps in found.values() if math.isfinite(steps))])
         rows = [
-            f"{100 * part:3.0f} % of the loss "
-            + (f"after {steps:.4g} steps" if not math.isnan(steps) else f"not within {self.steps[-1]:.0f} steps")
-            + _between(*self.interval_to(part))
+            f"{100 * part:3.0f} % of the loss {_after(steps, known)}{_between(*self.interval_to(part))}"
             for part, steps in found.items()
         ]
         return "\n".join([*rows, frozen])
+
+
+def _after(steps: float, known: float) -> str:
+    """In words; where it is not known, it is after all that is `known`."""
+    if math.isinf(steps):
+        return "never"
+    return f"after more than {known:.4g} steps" if math.isnan(steps) else f"after {steps:.4g} steps"
 
 
 def _between(low: float, high: float) -> str:

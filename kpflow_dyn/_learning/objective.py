@@ -15,6 +15,8 @@ from kpflow_dyn._learning.losses import OfStates, check_number, has_states_for_l
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._problems.hybrid import HybridSolution, is_moving
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
+from kpflow_dyn._problems.stepped import SteppedSolution
+from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._problems.units import hidden_of, units_read, width_of
 from kpflow_dyn._solve import solve
 from kpflow_dyn.ode._replay import replay, scheme
@@ -138,6 +140,8 @@ class Objective:
             return self._states_of_network(solution)
         if isinstance(solution, SOLVED) and solution.steps is not None:
             run = replay(solution)
+        elif isinstance(solution, SteppedSolution):
+            run = _given_steps_of(solution)
         else:
             run = _steps_of(solution.problem)
         if self._of_model:
@@ -205,13 +209,20 @@ def _steps_of(problem: Any) -> Callable[[Any, Any], Array]:
     return states
 
 
+def _given_steps_of(solution: SteppedSolution) -> Callable[[Any, Any], Array]:
+    """(model, nothing) -> the states, by the steps that were taken."""
+    step, rows, start, places = solution.step, solution.rows, solution.start, solution.places
+    run, units = solution.problem.backend.solving.run, solution.state.shape[2]
+    return lambda model, _nothing: run(step, model, rows, start)[:, places, :units]
+
+
 def _on_its_nodes(solution: Solution) -> tuple[Solution, slice]:
     """A solution at times that stay, and which of these the loss is given: a span's own nodes, behind its start."""
     if not (isinstance(solution, ODESolution) and solution.problem.is_span):
         return solution, slice(None)
     field_of_model(solution)
-    times = np.concatenate([solution.problem.t[:1], solution.t])
-    return solve(solution.problem.remake(t=times), solution.alg, **solution.options), slice(1, None)
+    times = np.concatenate([solution.problem.t[:1], solution.nodes])
+    return solve(solution.problem.with_parts(t=times), solution.alg, **solution.options), slice(1, None)
 
 
 def field_of_model(solution: Solution) -> str:
@@ -220,6 +231,8 @@ def field_of_model(solution: Solution) -> str:
         return "cell"
     if isinstance(solution, NetworkSolution):
         return "net"
+    if isinstance(solution, SteppedSolution):
+        return "pair" if isinstance(solution.problem, SDEProblem) else "f"
     if not isinstance(solution, SOLVED):
         raise TypeError(
             f"a gradient flow takes a DiscreteProblem, an ODEProblem or a StaticProblem, got "

@@ -1,16 +1,26 @@
 """What goes into a problem, checked: rows of data, and an ODE's times, start and inputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, concretely, finite_rows, is_finite, like_numpy, to_numpy
+from kpflow_dyn._arrays import (
+    Array,
+    array_namespace,
+    concretely,
+    finite_rows,
+    is_array,
+    is_finite,
+    like_numpy,
+    to_numpy,
+)
 from kpflow_dyn._arrays.complex_numbers import in_halves, is_complex
 from kpflow_dyn._backend import Backend, backend_for, backend_of
+from kpflow_dyn._problems.layouts import Layout, layout_of
 
 
-def check_times(t: Any, name: str = "t") -> np.ndarray:
+def check_times(t: Any, name: str = "t", advice: str = "") -> np.ndarray:
     """The times, a grid or a span (t0, t1), as float64: one row of at least two finite, increasing numbers."""
     try:
         times = np.array(to_numpy(t), np.float64)
@@ -24,36 +34,83 @@ def check_times(t: Any, name: str = "t") -> np.ndarray:
         raise ValueError(f"{name} holds {times[~np.isfinite(times)][0]}; times must be finite")
     if len(late := np.flatnonzero(np.diff(times) <= 0)):
         n = int(late[0])
-        backward = name == "t" and len(late) == len(times) - 1 and times[-1] < times[0]
         raise ValueError(
             f"{name}[{n + 1}] = {times[n + 1]} does not come after {name}[{n}] = {times[n]}; times must increase "
-            f"(np.unique sorts them and drops repeated ones){_BACKWARD if backward else ''}"
+            f"(np.unique sorts them and drops repeated ones){advice}"
         )
     return times
 
 
-_BACKWARD = (
-    ". If time is to run backward from t[0], where the state is z0, go forward in s = t[0] - t: the field is then "
-    "g(s, z) = -f(t[0] - s, z), the times are t[0] - t, the inputs x(t[0] - s)"
-)
+def check_directed_times(t: Any) -> tuple[np.ndarray, bool]:
+    """The times of an ODE as `check_times` has them, and whether they run backward: then they are those of -t."""
+    try:
+        times = np.array(to_numpy(t), np.float64)
+    except (TypeError, ValueError):
+        return check_times(t), False
+    backward = times.ndim == 1 and len(times) > 1 and bool((np.diff(times) < 0).all())
+    return check_times(-times if backward else times, advice="; or all decrease, for time backward"), backward
 
 
-def check_start(z0: Any, backend: Backend) -> Array:
-    """The start [trial, unit] as an array of the backend, of finite float32 or float64."""
-    z0 = in_halves(backend.data.as_floats(z0, "z0", "[trial, unit]"))
-    if z0.ndim != 2:
+def check_forward_times(t: Any) -> np.ndarray:
+    """The times of an equation that has no way back."""
+    times, backward = check_directed_times(t)
+    if backward:
+        raise ValueError("the times t decrease, and an equation with noise or delays goes forward in time alone")
+    return times
+
+
+def laid_out_start(z0: Any, backend: Backend, order: int = 1) -> tuple[Layout, Array]:
+    """The start [trial, unit] as an array of the backend, of finite float32 or float64, and how its parts lie there."""
+    if is_array(z0) and z0.ndim < 2:
         raise ValueError(f"z0 has shape {tuple(z0.shape)}, expected [trial, unit]; one trial is z0[None]")
+    layout, z0 = _laid_out(z0, backend)
+    if order == 2:
+        _check_pair(layout)
     if 0 in z0.shape:
         raise ValueError(f"z0 has shape {tuple(z0.shape)} [trial, unit]: a solve needs at least one of each")
     if str(z0.dtype).removeprefix("torch.") not in ("float32", "float64"):
         raise TypeError(f"z0 is {z0.dtype}, expected float32 or float64")
     if not is_finite(z0):
         raise ValueError("z0 holds NaN or inf; clean the data")
-    return z0
+    return layout, z0
+
+
+def check_plain_start(z0: Any, backend: Backend) -> Array:
+    """A real start [trial, unit] of an equation whose states have no other form."""
+    layout, start = laid_out_start(z0, backend)
+    if not layout.is_plain:
+        got = f"has shape {tuple(z0.shape)}" if is_array(z0) else f"is {type(z0).__name__}"
+        raise ValueError(f"z0 {got}, expected real numbers [trial, unit]; put its parts side by side on the units")
+    return start
+
+
+def _laid_out(z0: Any, backend: Backend) -> tuple[Layout, Array]:
+    found: list[Array] = []
+
+    def as_part(leaf: Any) -> Array:
+        found.append(part := backend.data.as_floats(leaf, "z0", "[trial, ...], or a pytree of such"))
+        return part
+
+    laid_out = layout_of(z0, backend.data.flattened, as_part)
+    if len({str(part.dtype).replace("complex128", "float64").replace("complex64", "float32") for part in found}) > 1:
+        raise TypeError(f"the parts of z0 are {', '.join(str(part.dtype) for part in found)}; they must agree")
+    return laid_out
+
+
+def _check_pair(layout: Layout) -> None:
+    """Raise unless a state is a pair of two states of one form."""
+    half, rest = divmod(len(layout.shapes), 2)
+    alike = all(parts[:half] == parts[half:] for parts in (layout.shapes, layout.complexes))
+    pair = layout.structure.unflatten(range(len(layout.shapes)))
+    if rest or not alike or not isinstance(pair, tuple) or len(pair) != 2:
+        raise ValueError(
+            f"z0 is {layout}; of an equation of second order it is the pair (z, z') of position and velocity, both of "
+            "one form"
+        )
 
 
 def check_sequence(x: Array) -> None:
-    """Raise unless x is finite and [trial, time, input] with no empty axis."""
+    """Raise unless x is finite and [trial, time, input] with a trial and a time; width 0 is no input."""
     if x.ndim != 3:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, expected [trial, time, input]; add the missing axis with x[None]"
@@ -63,8 +120,8 @@ def check_sequence(x: Array) -> None:
             f"x is {x.dtype}; give its real and imaginary parts side by side on the last axis, and put them together "
             "in the cell"
         )
-    if 0 in x.shape:
-        raise ValueError(f"x has shape {tuple(x.shape)} [trial, time, input]: an analysis needs at least one of each")
+    if 0 in x.shape[:2]:
+        raise ValueError(f"x has shape {tuple(x.shape)} [trial, time, input]: an analysis needs a trial and a time")
     check_finite(x, "x")
 
 
@@ -139,6 +196,11 @@ def check_inputs(x: Any, z0: Array, t: np.ndarray, backend: Backend) -> Any:
     if x is None or callable(x):
         jumps_of(x)
         return x
+    if isinstance(x, int | float | Mapping):
+        raise TypeError(
+            f"x is {type(x).__name__}, expected inputs: samples [trial, time, input], (times, samples) or a function "
+            "of t; constants of f are args="
+        )
     if isinstance(x, tuple | list):
         if len(x) != 2:
             raise ValueError(f"x is a {type(x).__name__} of {len(x)} parts, expected (times [n], samples)")

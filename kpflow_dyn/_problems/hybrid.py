@@ -105,6 +105,10 @@ class HybridSolution(Solution):
             for b, at in enumerate(places)
         ]
 
+    def leading_to(self, places: np.ndarray) -> np.ndarray:
+        """Which steps lead to these times of the grid, up to the last one of each trial [trial, step]."""
+        return self.steps.leading_to(places)
+
     def __call__(self, t: Any) -> Array:
         times = times_within(t, self.problem.t[0], self.problem.t[-1])
         state = self.dense_output(np.atleast_1d(times))

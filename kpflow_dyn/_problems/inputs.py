@@ -2,13 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, eps_of, like_numpy, side_by_side, take_at, to_numpy
+from kpflow_dyn._backend import Backend
 from kpflow_dyn._problems.checks import jumps_of
 from kpflow_dyn._problems.problems import ODEProblem
+
+
+class Driven(Protocol):
+    """A problem with inputs x(t): an ODE, an SDE or a DDE."""
+
+    @property
+    def backend(self) -> Backend: ...
+    @property
+    def z0(self) -> Array: ...
+    @property
+    def t(self) -> Any: ...
+    @property
+    def x(self) -> Any: ...
 
 
 def input_at(times: Array, samples: Array, t: Array, trial: Any = slice(None)) -> Array:
@@ -19,7 +33,7 @@ def input_at(times: Array, samples: Array, t: Array, trial: Any = slice(None)) -
     return samples[trial, left] + along * (samples[trial, left + 1] - samples[trial, left])
 
 
-def sampled(problem: ODEProblem) -> tuple[np.ndarray, Array] | None:
+def sampled(problem: Driven) -> tuple[np.ndarray, Array] | None:
     """The inputs' samples as (times [n], samples [trial, n, input]); None for callables and where there are none."""
     if problem.x is None or callable(problem.x):
         return None
@@ -81,7 +95,7 @@ def _for_each(x: Array, trials: int) -> Array:
     return array_namespace(x).broadcast_to(x, (trials, x.shape[-1]))
 
 
-def inputs_at(problem: ODEProblem, times: np.ndarray) -> Array | None:
+def inputs_at(problem: Driven, times: np.ndarray) -> Array | None:
     """The inputs x [trial, n, input] at times [trial, n] of each trial, None for a problem without any."""
     if problem.x is None:
         return None
@@ -115,7 +129,7 @@ def input_slopes(problem: ODEProblem, times: np.ndarray) -> Array:
     return like_numpy((inside / (known[left + 1] - known[left]))[..., None], samples) * (after - before)
 
 
-def input_width(problem: ODEProblem) -> int | None:
+def input_width(problem: Driven) -> int | None:
     """How many input channels there are, None for a problem without any."""
     if callable(x := problem.x):
         first: Any = x(like_numpy(np.asarray(problem.t[0]), problem.z0))
@@ -152,4 +166,4 @@ def take_trials(problem: ODEProblem, trials: np.ndarray) -> ODEProblem:
         x = (problem.x[0], problem.x[1][trials])
     else:
         x = None if problem.x is None else problem.x[trials]
-    return problem.remake(z0=problem.z0[trials], x=x)
+    return problem.with_parts(z0=problem.z0[trials], x=x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,11 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy
-from kpflow_dyn._arrays.complex_numbers import is_complex, of_halves
-from kpflow_dyn._backend import Backend, backend_for
+from kpflow_dyn._arrays import Array, array_namespace, is_array, like_numpy
+from kpflow_dyn._arrays.complex_numbers import is_complex
+from kpflow_dyn._backend import Backend, backend_for, backend_of_state
 from kpflow_dyn._problems.arguments import ROWS, Arguments, arguments_of
-from kpflow_dyn._problems.checks import check_inputs, check_rows, check_start, check_times
+from kpflow_dyn._problems.checks import check_directed_times, check_inputs, check_rows, laid_out_start
+from kpflow_dyn._problems.forms import Form, arguments_for, called_as
+from kpflow_dyn._problems.translations import advice_on
 
 X_AXES, STATE_AXES = "[trial, time, input]", "[trial, time, unit]"
 
@@ -23,6 +26,17 @@ class Problem:
     """A model and its data, whose framework is chosen when the problem is posed."""
 
     backend: Backend = field(init=False, repr=False, compare=False)
+
+    def __new__(cls, *_args: Any, **given: Any) -> Self:
+        """Raise for names that it does not know, by what these are called here."""
+        cls._check_names(given, cls.__name__)
+        return super().__new__(cls)
+
+    @classmethod
+    def _check_names(cls, given: dict[str, Any], who: str) -> None:
+        names = [field.name for field in dataclasses.fields(cls) if field.init]
+        if unknown := set(given) - set(names):
+            raise TypeError(f"{who} got {sorted(unknown)}, expected some of {', '.join(names)}{advice_on(unknown)}")
 
     @property
     def model(self) -> Any:
@@ -37,9 +51,7 @@ class Problem:
 
     def remake(self, **changes: Any) -> Self:
         """A copy with some fields replaced: `problem.remake(x=...)`."""
-        names = [field.name for field in dataclasses.fields(self) if field.init]
-        if unknown := set(changes) - set(names):
-            raise TypeError(f"remake got {sorted(unknown)}, expected some of {', '.join(names)}")
+        self._check_names(changes, "remake")
         return dataclasses.replace(self, **changes)
 
     def _set(self, **values: Any) -> None:
@@ -111,20 +123,32 @@ class ODEProblem(Problem):
         f: in torch an nn.Module called on all trials at once, f(t, z [trial, unit]) or f(t, z, x_t [trial, input]) with
             t a 0-dim tensor, giving z' [trial, unit]; its trials must not influence each other. In JAX a pytree that is
             callable (an equinox module, `jax.tree_util.Partial(function, parameters)`), called on one trial as
-            f(t, z [unit]) or f(t, z, x_t [input]), giving z' [unit].
-        z0: the state at the first time [trial, unit], a torch tensor or a jax array, which decides the framework. Where
-            it is complex, the solution's state is [trial, time, 2 unit], all real parts first, and `problem.z0` and
-            `problem.f` are those of this real form.
-        t: an increasing grid of times at which the state is wanted; or two numbers (t0, t1), a span, on which the
-            solver chooses the times (Gauss points of its steps). Their unit is that of the equation.
+            f(t, z [unit]) or f(t, z, x_t [input]), giving z' [unit]. An ODETerm of diffrax stands for its field, a
+            MultiTerm of several for their sum.
+        z0: the state at the first time [trial, unit], a torch tensor or a jax array, which decides the framework. Or an
+            array [trial, ...] of any shape, or a tuple, dict or other pytree of such arrays: then f gets and gives this
+            form, and the solution's state [trial, time, unit] has all leaves flattened side by side, in the order of
+            the framework's pytrees; see `unflatten`. Of a complex leaf the real parts of all its units come first.
+        t: a grid of times at which the state is wanted; or two numbers (t0, t1), a span, on which the solver chooses
+            the times (Gauss points of its steps). Their unit is that of the equation. Where they decrease, time runs
+            backward from z0 at the first one.
         x: inputs: None; samples [trial, time, input] on the grid t; a pair (times [n], samples [trial, n, input]) whose
             times cover those of t; or a callable of t that gives [trial, input], or [input] for all trials, made of the
             framework's own functions. Samples are interpolated linearly in between, and held outside of their times.
             A callable that jumps names the times at which it does as its attribute `jumps` [n]: `x.jumps = [0.3]`.
             Steps end there, so that x(t) is taken from their own side of each jump.
+        args: constants of all trials, given to f as its last argument, f(t, z, args) or f(t, z, x_t, args): a number,
+            an array, any pytree. A field that must have `args` gets None where there are none, as in diffrax; a tuple
+            is given part by part to a field that takes so many more, as in scipy. Arrays in args do not learn, unless
+            they are parameters of f.
+        order: 2 for z'' = f(t, z, z'), whose state is the pair (z, z'); see `SecondOrderProblem`.
+
+    `problem.z0`, `problem.f`, `problem.t` and `problem.x` are those of the real state [trial, unit] with increasing
+    times, of -t where time runs backward; a solution's t and state are as their user has them, in his order, and
+    `remake` takes what the problem takes.
 
     Raises:
-        TypeError, ValueError: a start, times or inputs of a wrong type, or that do not fit together.
+        TypeError, ValueError: a start, times, inputs or args of a wrong type, or that do not fit together.
     Source: docs/theory.md, "Continuous time and measures".
 
     >>> import torch, kpflow_dyn as kp
@@ -137,21 +161,61 @@ class ODEProblem(Problem):
     z0: Array
     t: Any
     x: Any = None
+    args: Any = field(default=None, kw_only=True)
+    order: int = field(default=1, kw_only=True)
+    form: Form = field(init=False, repr=False, compare=False)
+    arguments: tuple = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_times(self.t)
-        z0, f = check_start(self.z0, backend), self.f
-        if is_complex(self.z0) and hasattr(f, "max_events"):
-            raise ValueError("a hybrid model has real states; give the real and imaginary parts side by side")
-        z0 = f.start(z0) if hasattr(f, "sampling") and z0.shape[-1] == f.sampling.state else z0
-        if is_complex(self.z0):
-            f = backend.models.on_halves(f)
-        self._set(backend=backend, f=f, t=t, z0=z0, x=check_inputs(self.x, z0, t, backend))
+        if self.order not in (1, 2):
+            raise ValueError(f"order is {self.order!r}, expected 1, of z' = f(t, z), or 2, of z'' = f(t, z, z')")
+        backend, (t, backward) = backend_of_state(self.z0, self.f), check_directed_times(self.t)
+        layout, z0 = laid_out_start(self.z0, backend, self.order)
+        form, f = Form(layout, self.order, backward), backend.models.field_of(self.f)
+        if hasattr(f, "max_events"):
+            _check_form_of_hybrid(form, self.args)
+            z0 = f.start(z0) if hasattr(f, "sampling") and z0.shape[-1] == f.sampling.state else z0
+        arguments = arguments_for(f, self.args, self.order, self.x is not None)
+        f = f if form.is_plain and not arguments else backend.models.in_form(f, form, arguments)
+        x = check_inputs(form.inputs(self.x), z0, t, backend)
+        self._set(backend=backend, f=f, t=t, z0=z0, x=x, form=form, arguments=arguments)
 
     def remake(self, **changes: Any) -> Self:
-        if "f" in changes and "z0" not in changes and self.backend.models.is_on_halves(self.f):
-            changes["z0"] = of_halves(self.z0)
-        return super().remake(**changes)
+        z0: Any = changes.get("z0")
+        if is_array(z0) and "f" not in changes and not self.form.is_plain and not is_complex(z0) and z0.ndim == 2:
+            changes["z0"] = self.unflatten(z0)
+        return super().remake(**self._given(changes) | changes)
+
+    def _given(self, _changes: dict[str, Any]) -> dict[str, Any]:
+        """The fields as they were given."""
+        given = {"f": self.backend.models.field_of(self.f), "z0": self.unflatten(self.z0)}
+        return given | {"t": self.form.time(self.t), "x": self.form.inputs(self.x)}
+
+    def called(self, state: str, inputs: str) -> str:
+        """How f is called, where these are the axes of the state and of the inputs."""
+        if self.form.is_plain and self.args is None:
+            return f"f(t, z [{state}]), or f(t, z, x_t [{inputs}]) where the problem has inputs x"
+        parts = f", with z of the form of z0: {self.form.layout}" if not self.form.layout.is_plain else f", z [{state}]"
+        return called_as(self.order, self.x is not None, self.args is not None) + parts
+
+    def with_parts(self, **parts: Any) -> Self:
+        """A copy with other parts, which are as the problem keeps them."""
+        changed = copy.copy(self)
+        changed._set(**parts)
+        return changed
+
+    def unflatten(self, state: Array) -> Any:
+        """A state [..., unit] in the form of z0: its pytree, of arrays [..., *shape].
+
+        Raises:
+            ValueError: a state with another number of units.
+
+        >>> import torch, kpflow_dyn as kp
+        >>> problem = kp.ODEProblem(kp.models.MLPField(6, 8), torch.randn(4, 2, 3), [0.0, 0.5, 1.0])
+        >>> problem.z0.shape, problem.unflatten(torch.zeros(4, 3, 6)).shape
+        (torch.Size([4, 6]), torch.Size([4, 3, 2, 3]))
+        """
+        return self.form.layout.split(state)
 
     @property
     def data(self) -> Array:
@@ -161,6 +225,15 @@ class ODEProblem(Problem):
     def is_span(self) -> bool:
         """Whether t is a span (t0, t1) rather than a grid."""
         return len(self.t) == 2
+
+
+def _check_form_of_hybrid(form: Form, args: Any) -> None:
+    """Raise unless a hybrid model has a plain state, forward in time, and no arguments."""
+    if not form.is_plain or args is not None:
+        raise ValueError(
+            "a hybrid model has a real state [trial, unit], times that increase, and no args: put parts side by side, "
+            "of complex numbers the real and imaginary ones, and make arguments attributes of the model"
+        )
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,16 @@ class ODESolution(Solution):
     options: dict[str, Any] = field(default_factory=dict)
     dense_output: Callable[[np.ndarray], Array] = field(repr=False)
 
+    @property
+    def nodes(self) -> np.ndarray:
+        """The times as the solver counts them, which increase: -t where time runs backward."""
+        return self.problem.form.time(np.asarray(self.t, np.float64))
+
     def __call__(self, t: Any) -> Array:
-        times = times_within(t, self.problem.t[0], self.problem.t[-1])
-        state = self.dense_output(np.atleast_1d(times))
+        time = self.problem.form.time
+        low, high = sorted(time(self.problem.t[[0, -1]]))
+        times = times_within(t, low, high)
+        state = self.dense_output(np.atleast_1d(time(times)))
         return state if times.ndim else state[:, 0]
 
 

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, empty_row, eps_of, like_numpy, placed, taken, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, empty_row, eps_of, like_numpy, placed, taken, to_numpy
+from kpflow_dyn._backend import backend_of
 
 Field = Callable[[Any, Array, Any], Array]
 
@@ -166,9 +167,33 @@ class AcceptedSteps:
         return step, np.where(exact, 1.0, np.clip(along, 0.0, 1.0))
 
 
+def own_times(row: Array, count: int) -> list[Array]:
+    """The first entries of a row; of rows [trial, ...], which torch has, one [trial] for each where trials differ."""
+    first = row if row.ndim == 1 else row[0]
+    if row.ndim == 1 or len(row) == 1 or not bool((row[:, :count] != first[:count]).any()):
+        return [first[i] for i in range(count)]
+    return [row[:, i] for i in range(count)]
+
+
 def call_field(field: Callable[..., Array], t: Array, y: Array, x: Array | None) -> Array:
-    """f(t, y) or f(t, y, x)."""
-    return field(t, y) if x is None else field(t, y, x)
+    """f(t, y) or f(t, y, x), where t may have a time for each trial, t [trial]; see `_of_trials`.
+
+    A field whose `takes_times` is true takes such times itself.
+    """
+    if getattr(t, "ndim", 0) == 0 or getattr(field, "takes_times", False):
+        return field(t, y) if x is None else field(t, y, x)
+    return _of_trials(field, t, y, *([] if x is None else [x]))
+
+
+def _of_trials(field: Callable[..., Array], t: Array, *rows: Array) -> Array:
+    """A field of one time, of trials [trial, ...] that each have their own: mapped over these, or one by one."""
+    backend = backend_of(t)
+    assert backend is not None
+    try:
+        return backend.transforms.vmap(lambda t, *row: field(t, *(part[None] for part in row))[0])(t, *rows)
+    except Exception:  # of a field that cannot be mapped, as it branches on values
+        each = [field(time, *(row[n : n + 1] for row in rows)) for n, time in enumerate(t)]
+        return array_namespace(t).concat(each, axis=0)
 
 
 def stages(field: Field, tableau: Tableau, t: Sequence[Any], h: Any, y: Array, inputs: Sequence[Any]) -> list[Array]:

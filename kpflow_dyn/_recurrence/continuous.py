@@ -29,7 +29,7 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
     assert sol.steps is not None
     model, taken = _model(sol, params), sol.steps
     steps = _filled_up(sol, taken)
-    nodes = Nodes(steps, np.asarray(sol.t), sol.state, sol.problem.backend.transforms.compiled)
+    nodes = Nodes(steps, sol.nodes, sol.state, sol.problem.backend.transforms.compiled)
     tangent = _tangent_of_steps(sol, steps, model, nodes.with_stages)
     state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
 
@@ -46,7 +46,7 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
     field = _field_tangent(sol, model)
     along = tangent if nodes.identical else _nodes_tangent(sol, steps.tableau, model)
     return ODEFlow(
-        P=_propagator(along, state, weights.time),
+        P=propagator(along, state, weights.time),
         J=J,
         ntk=gram_of(J, lambda q: nodes.read(tangent.gram(nodes.spread(q))), each),
         solution=sol,
@@ -93,7 +93,7 @@ def _flow_at_nodes(
     state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
     J = on_spaces(parameter_space(field), state, maps.jvp, maps.vjp)
     return ODEFlow(
-        P=_propagator(along, state, weights.time),
+        P=propagator(along, state, weights.time),
         J=J,
         ntk=gram_of(J, maps.gram),
         solution=sol,
@@ -148,7 +148,7 @@ def _tangent_of_steps(sol: ODESolution, steps: AcceptedSteps, model: Any, with_s
 
 def _nodes_tangent(sol: ODESolution, tableau: Tableau, model: Any) -> Tangent:
     """The recurrence from node to node, by one step of the method along the solution."""
-    times = np.asarray(sol.t, np.float64)
+    times = sol.nodes
     step = RungeKuttaStep(tableau, sol.state.shape[2], input_width(sol.problem), False)
     dt = np.diff(times, prepend=times[:1])
     start = times - dt
@@ -162,7 +162,7 @@ def _nodes_tangent(sol: ODESolution, tableau: Tableau, model: Any) -> Tangent:
 def _field_tangent(sol: ODESolution, model: Any) -> Tangent:
     """The field at the nodes, as a step whose recurrence is not used."""
     trials, times = sol.state.shape[:2]
-    every = np.broadcast_to(np.asarray(sol.t, np.float64), (trials, times))
+    every = np.broadcast_to(sol.nodes, (trials, times))
     rows, x = like_numpy(every[..., None].copy(), sol.state), inputs_at(sol.problem, every)
     if x is not None:
         rows = array_namespace(rows).concat([rows, x], axis=-1)
@@ -170,7 +170,7 @@ def _field_tangent(sol: ODESolution, model: Any) -> Tangent:
     return tangent_of(model, sol.problem.backend.solving, step, rows, sol.state, alone=True)
 
 
-def _propagator(tangent: Propagation, state: Space, time: Array) -> Operator:
+def propagator(tangent: Propagation, state: Space, time: Array) -> Operator:
     """P = (P_node - I/2) W in L^2: the integral up to t, where the node t itself counts by half."""
 
     def apply(q: Array) -> Array:

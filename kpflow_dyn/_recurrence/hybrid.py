@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from kpflow_dyn._arrays import (
     Array,
-    add_at,
     like_numpy,
     side_by_side,
-    take_at,
     taken,
     to_numpy,
-    widened,
 )
-from kpflow_dyn._flows.flow import Draw, RecurrentFlow
+from kpflow_dyn._flows.flow import RecurrentFlow
 from kpflow_dyn._flows.places import zeroed
 from kpflow_dyn._flows.referee import drawn
 from kpflow_dyn._problems.choice import Choice
@@ -24,6 +22,7 @@ from kpflow_dyn._problems.hybrid import HybridSolution, HybridSteps
 from kpflow_dyn._problems.measure import Weights
 from kpflow_dyn._problems.solutions import check_states
 from kpflow_dyn._recurrence.roads import tangent_of
+from kpflow_dyn._recurrence.seen import AtGrid
 from kpflow_dyn._recurrence.steps import Steps
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn.ode._jumps import JumpingStep, rows_of
@@ -35,15 +34,18 @@ def flow_of_hybrid(sol: HybridSolution, params: Choice, weights: Weights) -> Rec
     return Steps(tangent, sol, parameters, weights.both).flow()
 
 
-def tangent_between_nodes(sol: HybridSolution, params: Choice) -> tuple[BetweenNodes, dict[str, Array]]:
+def tangent_between_nodes(sol: HybridSolution, params: Choice) -> tuple[Any, dict[str, Array]]:
     """The tangent of that recurrence, and the parameters that learn."""
     model = sol.problem.backend.tracing.Model(sol.problem.f, params)
     step, rows = rows_of(sol.problem, sol.steps)
     if step.moving:
         rows = _with_rates(sol, model, step, rows)
+
+    def within() -> Tangent:
+        return _tangent(sol, model, *_cut_at_nodes(sol.steps, step, rows))
+
     whole = _tangent(sol, model, step, rows)
-    cut, rows = _cut_at_nodes(sol.steps, step, rows)
-    return BetweenNodes(whole, _tangent(sol, model, cut, rows), sol.steps.nodes, sol.state), model.parameters
+    return BetweenNodes(whole, sol.steps.nodes, within, sol.state.shape[2]), model.parameters
 
 
 def _with_rates(sol: HybridSolution, model: Any, step: JumpingStep, rows: Array) -> Array:
@@ -98,126 +100,33 @@ def _tangent(sol: HybridSolution, model: Any, step: JumpingStep, rows: Array) ->
     return tangent_of(model, sol.problem.backend.solving, step, rows, _before(steps, step), check)
 
 
-class BetweenNodes:
+class BetweenNodes(AtGrid):
     """The recurrence from node to node, of that of the steps; see `kpflow_dyn._recurrence.tangent.Tangent`.
 
     Weight sites are those of the steps. Where one cannot change the state, as in a reset that does not happen, its
     inputs count as zeros.
 
-    Args:
-        whole: the tangent of the steps.
-        cut: that of the same steps, where each that begins at a node forgets the states before it.
-        nodes: the step that ends at each node [trial, time].
-        state: the states there [trial, time, unit].
+    Args: as `AtGrid`.
     """
 
-    def __init__(self, whole: Tangent, cut: Tangent, nodes: np.ndarray, state: Array) -> None:
-        self.whole, self.cut, self.nodes, self.next_state = whole, cut, nodes, state
-        self.site_kicks, self.weights, self.parameter_size = cut.site_kicks, cut.weights, cut.parameter_size
-        self.untraced = whole.untraced or cut.untraced
-        self.steps = (nodes.shape[0], whole.next_state.shape[1])  # trials and steps, each of which has weight sites
-        self.sites, self._acts, self.inputs = cut.sites, None, cut.inputs
-        if len(self.sites):
-            self._acts, acts = self._where_sites_act()
-            self.inputs = [zeroed(inputs, act) for inputs, act in zip(cut.inputs, acts, strict=True)]
+    def __init__(self, steps: Any, places: np.ndarray, within: Callable[[], Tangent], units: int | None = None) -> None:
+        super().__init__(steps, places, within, units)
+        if len(steps.sites):
+            acts, parts = self._where_sites_act()
+            self.inputs = [zeroed(inputs, act) for inputs, act in zip(steps.inputs, parts, strict=True)]
+            self.write, self.read = lambda theta: acts * steps.write(theta), lambda values: steps.read(acts * values)
 
     def _where_sites_act(self) -> tuple[Array, list[np.ndarray]]:
         """Whether each site's outputs reach the state: of all outputs [trial, step, kick], and site by site."""
-        like = self.cut.next_state
+        like = self.steps.next_state
         (q,) = drawn([(1, *like.shape)], like)
-        reaches, parts, start = to_numpy(self.cut.enter_adjoint(q))[0] != 0, [], 0
-        for _, site in self.sites:
+        reaches, parts, start = to_numpy(self.steps.enter_adjoint(q))[0] != 0, [], 0
+        for _, site in self.steps.sites:
             width = int(np.prod(site.kicks.shape))
             parts.append(reaches[..., start : start + width].any(-1))
             reaches[..., start : start + width] = parts[-1][..., None]
             start += width
         return like_numpy(reaches.astype(np.float64), like), parts
 
-    def _at(self, values: Array) -> Array:
-        """Of steps [probe, trial, step, width] those at the nodes [probe, trial, time, unit]."""
-        return take_at(values, self.nodes)[..., : self.next_state.shape[-1]]
-
-    def _on(self, q: Array) -> Array:
-        """The transpose."""
-        more = self.whole.next_state.shape[-1] - q.shape[-1]
-        return add_at(widened(q, more) if more else q, self.nodes, self.steps[1])
-
-    # Each interval by itself
-
-    def kick(self, theta: Array) -> Array:
-        return self._at(self.cut.jvp(theta))
-
-    def kick_adjoint(self, q: Array) -> Array:
-        return self.cut.vjp(self._on(q))
-
-    def advance(self, dz: Array) -> Array:
-        """From the state at the node before."""
-        return self._at(self.cut.propagate(self.whole.advance(self._before(dz))))
-
-    def advance_adjoint(self, q: Array) -> Array:
-        units = self.next_state.shape[-1]
-        back = self.whole.advance_adjoint(self.cut.propagate_adjoint(self._on(q)))
-        return take_at(back, self._firsts)[..., :units]
-
-    def _before(self, dz: Array) -> Array:
-        more = self.whole.next_state.shape[-1] - dz.shape[-1]
-        return add_at(widened(dz, more) if more else dz, self._firsts, self.steps[1])
-
-    @property
-    def _firsts(self) -> np.ndarray:
-        """The first step of each interval; that of the first node is the first of all."""
-        return np.concatenate([0 * self.nodes[:, :1], self.nodes[:, :-1] + 1], 1)
-
-    def step_jvp(self, theta: Array, dz: Array) -> Array:
-        return self.kick(theta) + self.advance(dz)
-
-    def step_vjp(self, q: Array) -> tuple[Array, Array]:
-        return self.kick_adjoint(q), self.advance_adjoint(q)
-
-    def write(self, theta: Array) -> Array:
-        values = self.cut.write(theta)
-        return values if self._acts is None else self._acts * values
-
-    def read(self, values: Array) -> Array:
-        return self.cut.read(values if self._acts is None else self._acts * values)
-
-    def enter(self, values: Array) -> Array:
-        return self._at(self.cut.propagate(self.cut.enter(values)))
-
-    def enter_adjoint(self, q: Array) -> Array:
-        return self.cut.enter_adjoint(self.cut.propagate_adjoint(self._on(q)))
-
-    # All of them
-
-    def propagate(self, q: Array) -> Array:
-        return self._at(self.whole.propagate(self._on(q)))
-
-    def propagate_adjoint(self, q: Array) -> Array:
-        return self._at(self.whole.propagate_adjoint(self._on(q)))
-
-    def jvp(self, theta: Array) -> Array:
-        return self._at(self.whole.jvp(theta))
-
-    def vjp(self, q: Array) -> Array:
-        return self.whole.vjp(self._on(q))
-
-    def gram(self, q: Array) -> Array:
-        return self._at(self.whole.gram(self._on(q)))
-
-    def jvp_apart(self, theta: Array) -> Array:
-        return self._at(self.whole.jvp_apart(theta))
-
-    def vjp_apart(self, q: Array) -> Array:
-        return self.whole.vjp_apart(self._on(q))
-
     def factorise(self, start: Array, interval: int) -> Array:
-        raise ValueError(
-            "Lyapunov exponents of a hybrid model are not computed; multiply the matrices of "
-            "kp.dynamics.step_jacobians(solution), which have its jumps in them"
-        )
-
-    def truncated(self, bases: list[Array | None]) -> BetweenNodes:
-        return BetweenNodes(self.whole.truncated(bases), self.cut.truncated(bases), self.nodes, self.next_state)
-
-    def fed_back(self, draw: Draw) -> BetweenNodes:
-        return BetweenNodes(self.whole.fed_back(draw), self.cut.fed_back(draw), self.nodes, self.next_state)
+        raise ValueError("exponents of a hybrid model are not known")

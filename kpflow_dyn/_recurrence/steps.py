@@ -92,10 +92,10 @@ def inverse(tangent: Tangent, state: Space) -> Operator:
 
 def kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
     """The sites, V, B, core and K: the parts of a flow that say where parameters enter a step."""
-    steps = getattr(tangent, "steps", None)  # where there are several of them between two times of the state
-    measure = state.measure if steps is None else None
-    shape = (*(steps or state.shape[:2]), len(tangent.site_kicks))
-    outputs = Space(("trial", "time", "site"), shape, state.like, measure)
+    steps, measure = getattr(tangent, "steps", tangent).next_state.shape[1], state.measure
+    if steps != state.shape[1]:  # more than are seen
+        measure = tangent.measure_of_steps(measure)  # type: ignore[attr-defined]
+    outputs = Space(("trial", "time", "site"), (state.shape[0], steps, len(tangent.site_kicks)), state.like, measure)
     V = on_spaces(parameter_space(tangent), outputs, tangent.write, tangent.read)
     B = on_spaces(outputs, state, tangent.enter, tangent.enter_adjoint)
     kick = on_spaces(parameter_space(tangent), state, tangent.kick, tangent.kick_adjoint)

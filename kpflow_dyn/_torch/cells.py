@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kpflow_dyn._arrays.complex_numbers import in_halves, of_halves
 from kpflow_dyn._problems.checks import cell_start, check_width
+from kpflow_dyn._problems.layouts import Layout, is_plain_start, layout_of, start_of
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._torch.checks import check_module
 from kpflow_dyn._torch.left_alone import left_alone
+from kpflow_dyn._torch.trees import flattened
 
 HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
 Step = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -24,22 +25,14 @@ def plain(cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class OnTuples:
-    """The step of a cell whose state is a tuple, such as (h, c), laid side by side on the unit axis."""
+class LaidOut:
+    """The step of a cell whose state is a pytree, such as (h, c), or complex, laid side by side on the unit axis."""
 
-    sizes: tuple[int, ...]  # of the parts
-    complex: tuple[bool, ...]  # which of them are complex, and so twice as wide as they are for the cell
+    layout: Layout
 
     def __call__(self, cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
         """The next state."""
-        parts = zip(z.split(self.sizes, -1), self.complex, strict=True)
-        given = tuple(of_halves(part) if is_complex else part.contiguous() for part, is_complex in parts)
-        return torch.cat([in_halves(part) for part in cell(x, given)], -1)
-
-
-def on_halves(cell: nn.Module, x: Tensor, z: Tensor) -> Tensor:
-    """The step of a cell with a complex state, whose real parts come before the imaginary ones."""
-    return in_halves(cell(x, of_halves(z)))
+        return self.layout.join(cell(x, self.layout.split(z)), "what the cell returns")
 
 
 def stacked(cell: Any, x: Tensor, z: Tensor) -> Tensor:
@@ -111,17 +104,19 @@ def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
         step, sizes = _stacked(module)
     elif isinstance(module, nn.LSTMCell):
         sizes = [module.hidden_size] * 2
-        step = OnTuples((module.hidden_size,) * 2, (False, False))
-    elif isinstance(z0, tuple | list):
-        parts = [_flat_part(part) for part in z0]
-        widths = [in_halves(part).shape[-1] for part in parts]
-        sizes, step = widths, OnTuples(tuple(widths), tuple(part.is_complex() for part in parts))
-    elif isinstance(z0, Tensor) and z0.is_complex():
-        step, sizes = on_halves, [None]
+        step = LaidOut(layout_of((z := x.new_zeros(1, module.hidden_size), z), flattened, _part)[0])
+    elif z0 is not None and not (is_plain_start(z0) or _is_layered(module, z0)):
+        layout, z0 = start_of(z0, len(x), flattened, _part)
+        step, sizes = LaidOut(layout), [sum(layout.sizes)]
     else:
         step, sizes = plain, [getattr(module, "hidden_size", None)]
     start = initial_state(sizes, x, z0)
     return _with_derivatives_inside(step, module, x[:, 0], start), start
+
+
+def _is_layered(cell: nn.Module, z0: Any) -> bool:
+    """Whether a start is torch's own h_0 [layer, trial, unit], of a cell whose state is flat."""
+    return isinstance(z0, Tensor) and not z0.is_complex() and isinstance(getattr(cell, "hidden_size", None), int)
 
 
 def _with_derivatives_inside(step: Step, cell: nn.Module, x: Tensor, z: Tensor) -> Step:
@@ -168,9 +163,14 @@ def initial_state(sizes: Sequence[int | None], x: Tensor, z0: Any) -> Tensor:
 
 def _flat_part(part: Any) -> Tensor:
     """[unit] or [trial, unit] as it is; torch's [layer, trial, unit] with the layers side by side."""
-    if not isinstance(part, Tensor):
-        raise TypeError(f"z0 is {type(part).__name__}, expected a tensor [trial, unit] or a tuple of tensors")
+    part = _part(part)
     return torch.cat(part.unbind(0), -1) if part.ndim == 3 else part
+
+
+def _part(part: Any) -> Tensor:
+    if not isinstance(part, Tensor):
+        raise TypeError(f"z0 is {type(part).__name__}, expected a tensor [trial, unit] or a pytree of tensors")
+    return part
 
 
 class LearntStart(nn.Module):

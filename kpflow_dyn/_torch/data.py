@@ -1,6 +1,7 @@
 """Arrays of torch, taken in and checked; see `kpflow_dyn._backend.Data`."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from kpflow_dyn._arrays import like_numpy
 from kpflow_dyn._problems.checks import check_sequence
 from kpflow_dyn._problems.inputs import input_row
+from kpflow_dyn._torch.trees import flattened as flattened
 
 
 def is_own(value: Any) -> bool:
@@ -41,3 +43,8 @@ def inputs_at(function: Callable[[Tensor], Tensor], times: np.ndarray, like: Ten
     if (times == times[:1]).all():
         return torch.stack([function(t).expand(len(times), -1) for t in rows[0]], 1)
     return torch.stack([torch.stack([input_row(function(t), i) for t in row]) for i, row in enumerate(rows)])
+
+
+def increments(function: Callable[..., Tensor], times: np.ndarray, like: Tensor) -> Tensor:
+    """What it gives between times that follow each other, [n, ...]."""
+    return torch.stack([torch.as_tensor(function(a, b)).to(like) for a, b in pairwise(times.tolist())])

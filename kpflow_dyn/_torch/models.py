@@ -1,16 +1,16 @@
 """The parameters of modules by name, and modules made of functions; see `kpflow_dyn._backend.Models`."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from kpflow_dyn._arrays.complex_numbers import in_halves, of_halves
+from kpflow_dyn._problems.forms import Form
 from kpflow_dyn._torch.cells import LearntStart
 from kpflow_dyn._torch.left_alone import left_alone as left_alone
 from kpflow_dyn._torch.trace import Applied
@@ -92,8 +92,53 @@ def with_arrays(function: Callable[..., Tensor], learnt: Values, constants: Valu
     return OfArrays(function, learnt, constants)
 
 
-class OnHalves(nn.Module):
-    """A field of complex states as one of real states; its parameters are those of the field, by the same names."""
+class InForm(nn.Module):
+    """A field as its user wrote it, in the form of the package; its parameters have the same names."""
+
+    form: Form
+    args: tuple
+    call: Callable[..., Any]
+
+    def __init__(self, f: nn.Module, form: Form, args: tuple) -> None:
+        super().__init__()
+        vars(self).update(call=f, form=form, args=args)  # no modules of this one
+        self._parameters, self._buffers, self._modules = f._parameters, f._buffers, f._modules
+        self.training, self.takes_times = f.training, form.own_times
+
+    def forward(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
+        return self.form.rate(self.call, self.args, t, z, *x)
+
+
+def in_form(f: Any, form: Form, args: tuple) -> Any:
+    """The field in the form of the package; what is no module is refused later."""
+    if not isinstance(f, nn.Module):
+        return f
+    own = {id(parameter) for parameter in f.parameters()}
+    for tensor in _tensors_in(args):
+        if tensor.requires_grad and id(tensor) not in own:
+            raise ValueError(
+                f"args hold a tensor {list(tensor.shape)} that requires a gradient, but args are constants; to let it "
+                "learn make it a parameter of f, or .detach() it"
+            )
+    return InForm(f, form, args)
+
+
+def _tensors_in(args: Any) -> Iterator[Tensor]:
+    """The tensors of a pytree, and those of its modules."""
+    for leaf in tree_leaves(args):
+        if isinstance(leaf, nn.Module):
+            yield from leaf.parameters()
+        elif isinstance(leaf, Tensor):
+            yield leaf
+
+
+def field_of(f: Any) -> Any:
+    """The field as its user wrote it."""
+    return f.call if isinstance(f, InForm) else f
+
+
+class Controlled(nn.Module):
+    """A field of a CDE as that of an ODE whose input is X'; its parameters have the names of the field's own."""
 
     def __init__(self, f: nn.Module) -> None:
         super().__init__()
@@ -101,18 +146,41 @@ class OnHalves(nn.Module):
         self._parameters, self._buffers, self._modules = f._parameters, f._buffers, f._modules
         self.training = f.training
 
-    def forward(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
-        return in_halves(vars(self)["call"](t, of_halves(z), *x))
+    def forward(self, t: Tensor, z: Tensor, rate: Tensor) -> Tensor:
+        matrix = vars(self)["call"](t, z)
+        return (matrix.reshape((*z.shape, rate.shape[-1])) @ rate[..., None])[..., 0]
 
 
-def on_halves(f: Any) -> Any:
-    """The field on real states; what is no module is refused later."""
-    return f if is_on_halves(f) or not isinstance(f, nn.Module) else OnHalves(f)
+def controlled(f: Any) -> Any:
+    """The field with X' as its input; what is no module is refused later."""
+    return f if isinstance(f, Controlled) or not isinstance(f, nn.Module) else Controlled(f)
 
 
-def is_on_halves(f: Any) -> bool:
-    """Whether this is a field on real states."""
-    return isinstance(f, OnHalves)
+class DriftAndDiffusion(nn.Module):
+    """Two functions of (t, z) as `f` and `g`: modules, methods of one module, or one of them a plain function."""
+
+    def __init__(self, f: Any, g: Any) -> None:
+        super().__init__()
+        for name, part in (("f", f), ("g", g)):
+            owner = getattr(part, "__self__", None)
+            if isinstance(owner, nn.Module):
+                self.model = owner  # whose parameters those of the method are
+            setattr(self, name, part)
+
+
+def drift_and_diffusion(f: Any, g: Any) -> tuple[nn.Module, None]:
+    """A module with `f` and `g`; shared parameters have one name."""
+    if g is not None:
+        owners = {id(getattr(part, "__self__", None)) for part in (f, g) if hasattr(part, "__self__")}
+        if len(owners) > 1 or not (callable(f) and callable(g)):
+            raise TypeError("the drift f and the diffusion g must be modules, or methods of one module")
+        return DriftAndDiffusion(f, g), None
+    if not (isinstance(f, nn.Module) and callable(getattr(f, "f", None)) and callable(getattr(f, "g", None))):
+        raise TypeError(
+            f"without a diffusion g, f must be a module with methods f and g, as torchsde has them; got "
+            f"{type(f).__name__}. An equation without noise is an ODEProblem"
+        )
+    return f, None
 
 
 def on_numpy(policy: nn.Module) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,15 +1,19 @@
 """Forward passes in torch; see `kpflow_dyn._backend.Solving`."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from kpflow_dyn._arrays import like_numpy
 from kpflow_dyn._arrays.memory import bytes_of
 from kpflow_dyn._problems.inputs import input_function
 from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.translations import advice_on
 from kpflow_dyn._torch import rollout
 from kpflow_dyn._torch.checks import check_module
 
@@ -41,11 +45,24 @@ def rounded(count: int) -> int:
     return count
 
 
-def ode_library() -> Any:
-    """Torchdiffeq."""
+def ode_library(alg: Any) -> Any:
+    """Torchode of its own algorithms, or torchdiffeq."""
     from kpflow_dyn._torch.torchdiffeq_library import TORCHDIFFEQ
+    from kpflow_dyn._torch.torchode_library import TORCHODE
 
-    return TORCHDIFFEQ
+    return TORCHODE if TORCHODE.accepts(alg) else TORCHDIFFEQ
+
+
+def understood(given: dict[str, Any]) -> dict[str, Any]:
+    """The `options` of torchdiffeq among those of the package."""
+    rest = {name: value for name, value in given.items() if name != "options"}
+    inner = dict(given.get("options") or {})
+    for theirs, ours in {"step_size": "steps", "max_num_steps": "max_steps"}.items():
+        if theirs in inner:
+            rest[ours] = inner.pop(theirs)
+    if inner:
+        raise TypeError(f"options has {sorted(inner)}, which solve does not take{advice_on(inner)}")
+    return rest
 
 
 def default_algorithm() -> str:
@@ -74,14 +91,42 @@ def check_field(problem: ODEProblem) -> None:
     with torch.inference_mode(False):  # where versions are counted
         arguments = tuple(argument.clone() for argument in ((t, z0) if x is None else (t, z0, x(t))))
     versions = [argument._version for argument in arguments]
-    rate = _try(f, arguments)
+    rate = _try(problem, arguments)
     if not isinstance(rate, Tensor) or rate.shape != z0.shape or rate.dtype != z0.dtype:
         got = f"{tuple(rate.shape)} of {rate.dtype}" if isinstance(rate, Tensor) else type(rate).__name__
-        raise ValueError(f"f returned {got}, expected z' {tuple(z0.shape)} of {z0.dtype}, like z0 [trial, unit]")
+        expected = f"z' {tuple(z0.shape)} of {z0.dtype}, like z0 [trial, unit]"
+        raise ValueError(f"f returned {got}, expected {expected}{_of_one_trial(f, arguments)}")
     if [argument._version for argument in arguments] != versions:
         raise ValueError("f writes to its arguments in place; work on copies (z = z + ..., not z += ...)")
-    if not torch.allclose(rate, _try(f, arguments), rtol=0, atol=0, equal_nan=True):
+    if not torch.allclose(rate, _try(problem, arguments), rtol=0, atol=0, equal_nan=True):
         raise ValueError("f gave two results for the same arguments; make it deterministic (f.eval(), fixed noise)")
+
+
+def check_called(what: str, model: Any, name: str, t: float, arguments: tuple[Any, ...], form: str) -> tuple[int, ...]:
+    """The shape [...] of the results [trial, ...]."""
+    like = arguments[0]
+    _check_parameters(model, like)
+    function = getattr(model, name) if name else model
+    with torch.inference_mode(False):  # where versions are counted
+        given = tree_map(lambda argument: argument.detach().clone(), (like_numpy(np.asarray(t), like), *arguments))
+    versions = [argument._version for argument in tree_leaves(given)]
+    try:
+        found, again = function(*given), function(*given)
+        with torch.enable_grad():
+            hidden = not isinstance(function, nn.Module) and not hasattr(function, "__self__")
+            hidden = hidden and getattr(function(*given), "requires_grad", False)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{what} failed: {error}. It is called as {form}, on all trials at once") from error
+    if hidden:
+        raise TypeError(f"{what} is a plain function of parameters that it does not name; make it an nn.Module")
+    if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(like) or found.dtype != like.dtype:
+        got = f"{tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"{what} returned {got}, expected [trial, unit] of {len(like)} trials and {like.dtype}")
+    if [argument._version for argument in tree_leaves(given)] != versions:
+        raise ValueError(f"{what} writes to its arguments in place; work on copies (z = z + ..., not z += ...)")
+    if not torch.allclose(found, again, rtol=0, atol=0, equal_nan=True):
+        raise ValueError(f"{what} gave two results for the same arguments; its noise comes from the problem alone")
+    return tuple(found.shape[1:])
 
 
 def _check_parameters(f: Any, z0: Tensor) -> None:
@@ -101,7 +146,8 @@ def _check_parameters(f: Any, z0: Tensor) -> None:
     check_module(f, z0)
 
 
-def _try(f: nn.Module, arguments: tuple[Tensor, ...]) -> Any:
+def _try(problem: ODEProblem, arguments: tuple[Tensor, ...]) -> Any:
+    f = problem.f
     try:
         return f(*arguments)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -112,6 +158,15 @@ def _try(f: nn.Module, arguments: tuple[Tensor, ...]) -> Any:
             ) from error
         given = ", ".join(f"{name} {tuple(a.shape)}" for name, a in zip(("t", "z", "x_t"), arguments, strict=False))
         raise ValueError(
-            f"f failed on {given}: {error}. A field is called as f(t, z [trial, unit]), or f(t, z, x_t [trial, input]) "
-            "where the problem has inputs x"
+            f"f failed on {given}: {error}. A field is called as {problem.called('trial, unit', 'trial, input')}"
+            f"{_of_one_trial(f, arguments)}"
         ) from error
+
+
+def _of_one_trial(f: nn.Module, arguments: tuple[Tensor, ...]) -> str:
+    """What to do about a field that takes one trial."""
+    t, *rows = arguments
+    with suppress(Exception):  # of the user's field
+        if f(t, *(row[0] for row in rows)).shape == rows[0][0].shape:
+            return ". It takes one trial: write it for all at once, with the axis of trials first, z @ W.T for W @ z"
+    return ""

@@ -18,6 +18,7 @@ from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
 from kpflow_dyn._problems.inputs import jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau, hermite, quartic
+from kpflow_dyn._problems.translations import method_here
 from kpflow_dyn.ode._libraries import Failed, Options, Solved, rate_of
 
 
@@ -91,6 +92,7 @@ def method_named(name: Any) -> Method:
     if not isinstance(name, str) or name not in SOLVERS:
         raise (ValueError if isinstance(name, str) else TypeError)(
             f"alg is {name!r}; z0 is a torch tensor, so torchdiffeq solves, expected one of {', '.join(SOLVERS)}"
+            f"{method_here(name, 'torch')}"
         )
     return _known(name)
 

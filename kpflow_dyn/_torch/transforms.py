@@ -62,7 +62,7 @@ def each_row(function: RowFunction, *rows: Tensor, width: int = 1) -> list[Tenso
     As many rows at a time as keep rows of that width in the cache.
     """
     lead = rows[0].shape[:2]
-    flat = [r.reshape(-1, *r.shape[2:]) for r in rows]  # [time * trial, ...]
+    flat = [r.flatten(0, 1) for r in rows]  # [time * trial, ...]
     width = max(width, *(r[:1].numel() for r in flat))
     count, length = len(flat[0]), max(1, ROWS_BYTES // bytes_of(width, flat[0]))
     whole: list[Tensor] = []

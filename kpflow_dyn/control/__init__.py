@@ -3,27 +3,45 @@
     solution --linearize_ltv--> LTV: A(t), B(t), C    --gram, hankel, tvlqr--> what inputs reach and outputs tell
     equilibrium --linearize_lti--> LTI: A, B, C, D    --gram, hsvd, lqr, frequency_response--> ...
     solution, cost --adjoint--> costates and the gradient in the input
+    solution, cost --analyze--> all of these beside what the policy can still learn, over time and over training
 
 The models are those of the rest of the package, in torch or JAX: `kp.models.ClosedLoop(plant, policy)`, other fields of
 an `ODEProblem`, cells of a `DiscreteProblem`. Linearisations and all that follows are numpy arrays in float64. How much
 each weight of a controller contributes to what learning can change is told by `kp.contributions(flow)`.
 """
 
+from kpflow_dyn.control._analysis import LoopAnalysis, analyze
 from kpflow_dyn.control._angles import ReachableAngles, reachable_angles
 from kpflow_dyn.control._costates import Costates, QuadraticCost, adjoint
 from kpflow_dyn.control._frequency import FrequencyResponse, frequency_response
 from kpflow_dyn.control._gramians import Gramian, gram
 from kpflow_dyn.control._hankel_modes import Hankel, hankel, hsvd
 from kpflow_dyn.control._linearisation import linearize_lti, linearize_ltv
+from kpflow_dyn.control._margins import DiskMargins, StabilityMargins, disk_margins, stability_margins
 from kpflow_dyn.control._matrix_free import gram_operator
 from kpflow_dyn.control._ranks import ctrb, obsv
-from kpflow_dyn.control._regulators import Regulator, TimeVaryingRegulator, dlqr, lqr, tvlqr
+from kpflow_dyn.control._reduction import balred, minreal
+from kpflow_dyn.control._regulators import (
+    Estimator,
+    Regulator,
+    TimeVaryingRegulator,
+    dlqe,
+    dlqr,
+    lqe,
+    lqr,
+    tvlqr,
+)
 from kpflow_dyn.control._systems import LTI, LTV
+from kpflow_dyn.control._training_cost import TrainingCost, training_cost
 
-__all__ = ["LTI", "LTV", "Costates", "FrequencyResponse", "Gramian", "Hankel", "QuadraticCost", "ReachableAngles"]
-__all__ += ["Regulator", "TimeVaryingRegulator", "adjoint", "ctrb", "dlqr", "frequency_response", "gram"]
-__all__ += ["gram_operator", "hankel", "hsvd", "linearize_lti", "linearize_ltv", "lqr", "obsv", "reachable_angles"]
-__all__ += ["tvlqr"]
+__all__ = ["LTI", "LTV", "Costates", "Estimator", "FrequencyResponse", "Gramian", "Hankel", "QuadraticCost"]
+__all__ += ["ReachableAngles", "Regulator", "TimeVaryingRegulator", "adjoint", "balred", "ctrb", "dlqe", "dlqr"]
+__all__ += ["frequency_response", "gram", "gram_operator", "hankel", "hsvd", "linearize_lti", "linearize_ltv", "lqe"]
+__all__ += ["lqr", "minreal", "obsv", "reachable_angles", "tvlqr"]
+
+__all__ += ["DiskMargins", "StabilityMargins", "TrainingCost", "disk_margins", "stability_margins", "training_cost"]
+
+__all__ += ["LoopAnalysis", "analyze"]
 
 
 def __dir__() -> list[str]:

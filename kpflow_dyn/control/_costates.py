@@ -29,12 +29,13 @@ Cost = Callable[..., Array]
 
 @dataclass(frozen=True, eq=False)
 class QuadraticCost:
-    """L(z, u) = (z - target)^T Q (z - target) + u^T R u, without halves.
+    """L(z, u) = (z - target)^T Q (z - target) + (u - u_target)^T R (u - u_target), without halves.
 
     Args:
         Q: [unit, unit], symmetric and positive semi-definite.
         R: [input, input], symmetric and positive definite; no cost of the input when None.
         target: [unit]; the origin when None.
+        u_target: [input], such as the input that holds the state at its target; zero when None.
 
     Raises:
         ValueError: matrices of other shapes, not symmetric or indefinite; when called, of another width than z or u.
@@ -49,6 +50,7 @@ class QuadraticCost:
     Q: Any
     R: Any = None
     target: Any = None
+    u_target: Any = None
 
     def __post_init__(self) -> None:
         n = len(as_matrix(self.Q, "Q", (None, None)))
@@ -56,21 +58,28 @@ class QuadraticCost:
         if self.R is not None:
             m = len(as_matrix(self.R, "R", (None, None)))
             object.__setattr__(self, "R", check_weight(self.R, "R", m, definite=True))
-        target = np.zeros(n) if self.target is None else np.asarray(self.target, np.float64)
-        if target.shape != (n,):
-            raise ValueError(f"target has shape {target.shape}, expected [unit] = ({n},)")
-        object.__setattr__(self, "target", target)
+            object.__setattr__(self, "u_target", _target(self.u_target, "u_target", "input", m))
+        elif self.u_target is not None:
+            raise ValueError("u_target is for a cost of the input, and R is None")
+        object.__setattr__(self, "target", _target(self.target, "target", "unit", n))
 
     def __call__(self, z: Array, u: Array | None = None) -> Array:
         """The cost [...] of states z [..., unit] under inputs u [..., input]."""
         cost = _form(self.Q, z, "Q", self.target)
-        return cost if self.R is None or u is None else cost + _form(self.R, u, "R")
+        return cost if self.R is None or u is None else cost + _form(self.R, u, "R", self.u_target)
 
 
-def _form(Q: np.ndarray, z: Array, what: str, target: np.ndarray | None = None) -> Array:
+def _target(values: Any, what: str, axis: str, n: int) -> np.ndarray:
+    target = np.zeros(n) if values is None else np.asarray(values, np.float64)
+    if target.shape != (n,):
+        raise ValueError(f"{what} has shape {target.shape}, expected [{axis}] = ({n},)")
+    return target
+
+
+def _form(Q: np.ndarray, z: Array, what: str, target: np.ndarray) -> Array:
     if z.shape[-1] != len(Q):
         raise ValueError(f"{what} has shape {Q.shape}, expected [{z.shape[-1]}, {z.shape[-1]}]")
-    off = z if target is None else z - like_numpy(target, z)
+    off = z - like_numpy(target, z)
     return array_namespace(z).sum((off @ like_numpy(Q, z)) * off, axis=-1)
 
 
@@ -83,6 +92,8 @@ class Costates:
         gradient: B^T l + grad_u L, the change of the cost by an input that is added at a time (in continuous time, for
             unit time) [trial, time, input].
         cost: J of each trial [trial].
+        cost_to_go: what of J comes from each time on, int_t^T L dt + M [trial, time]; in discrete time from this step
+            on.
 
     Example as `adjoint`.
     """
@@ -90,6 +101,7 @@ class Costates:
     costate: xr.DataArray
     gradient: xr.DataArray
     cost: xr.DataArray
+    cost_to_go: xr.DataArray
 
     def plot(self, dark: bool = False) -> Figure:
         """The costates of the first trial, and the size of the gradient in the input of all."""
@@ -149,7 +161,8 @@ def _along_steps(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None
     slopes[:, -1] += end
     costates = to_numpy(linearize(sol).P.T.mv(like_numpy(slopes, sol.state))).astype(float)
     gradient = np.einsum("btnm,btn->btm", along_steps_inputs(sol, inputs), costates)
-    return _labelled(to_numpy(sol.t).astype(float), (), costates, gradient, values.sum(1) + last)
+    to_go = np.cumsum(values[:, ::-1], 1)[:, ::-1] + last[:, None]
+    return _labelled(to_numpy(sol.t).astype(float), (), costates, gradient, to_go[:, 0], to_go)
 
 
 def _along_equation(
@@ -165,7 +178,9 @@ def _along_equation(
     driven = slopes[:, :inside].reshape((*mesh.A.shape[:3], -1))
     costates = _backward(mesh.A, driven, end, np.diff(mesh.edges))[:, mesh.at]
     gradient = direct[:, inside:] + np.einsum("btnm,btn->btm", ltv.B.values, costates)
-    return _labelled(ltv.time, ltv.names, costates, gradient, values[:, :inside] @ weights + last)
+    parts = (values[:, :inside] * weights).reshape((len(values), -1, 3)).sum(-1)  # of each interval
+    to_go = np.cumsum(np.concatenate([parts, last[:, None]], 1)[:, ::-1], 1)[:, ::-1]
+    return _labelled(ltv.time, ltv.names, costates, gradient, to_go[:, 0], to_go[:, mesh.at])
 
 
 def _backward(A: np.ndarray, slopes: np.ndarray, end: np.ndarray, h: np.ndarray) -> np.ndarray:
@@ -223,11 +238,17 @@ def _with_gradients(of: Transforms, of_row: Cost, rows: list[Array], data: list[
 
 
 def _labelled(
-    time: np.ndarray, names: tuple[str, ...], costates: np.ndarray, gradient: np.ndarray, cost: np.ndarray
+    time: np.ndarray,
+    names: tuple[str, ...],
+    costates: np.ndarray,
+    gradient: np.ndarray,
+    cost: np.ndarray,
+    to_go: np.ndarray,
 ) -> Costates:
     coords = {"time": time}
     return Costates(
         xr.DataArray(costates, coords | coordinates(names, "unit"), ("trial", "time", "unit")),
         xr.DataArray(gradient, coords, ("trial", "time", "input")),
         xr.DataArray(cost, dims="trial"),
+        xr.DataArray(to_go, coords, ("trial", "time")),
     )

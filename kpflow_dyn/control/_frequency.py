@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from kpflow_dyn.control._systems import LTI
+from kpflow_dyn.control._systems import LTI, as_system
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,6 +43,18 @@ class FrequencyResponse:
         values = np.linalg.svd(np.moveaxis(self.response.values, -1, 0), compute_uv=False)
         return xr.DataArray(values, {"omega": self.response.omega}, ("omega", "mode"))
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The magnitude, the phase and omega, as python-control unpacks them: [omega] of one input and output."""
+        one = self.response.shape[:2] == (1, 1)
+        for values in (self.magnitude.values, self.phase.values):
+            yield values[0, 0] if one else values
+        yield self.omega
+
+    @property
+    def omega(self) -> np.ndarray:
+        """The frequencies [omega]."""
+        return self.response.omega.values
+
     def plot(self, dark: bool = False) -> Figure:
         """Bode's plot: magnitude and phase of each pair of input and output."""
         from kpflow_dyn.figures import _control as figures
@@ -49,12 +62,14 @@ class FrequencyResponse:
         return figures.bode(self, dark=dark)
 
 
-def frequency_response(system: LTI, omega: Any) -> FrequencyResponse:
+def frequency_response(system: Any, omega: Any = None) -> FrequencyResponse:
     """G(s) = C (s - A)^{-1} B + D at s = i omega, or at z = exp(i omega dt) in place of s in discrete time.
 
     Args:
-        system: an `LTI`.
-        omega: frequencies [omega], >= 0, in radians per unit of time.
+        system: an `LTI`, or what `LTI` takes.
+        omega: frequencies [omega], >= 0, in radians per unit of time; some, from a tenth of the slowest pole to ten
+            times the fastest one, when None. (python-control takes two frequencies for the ends of a range; here they
+            are two.)
 
     Raises:
         TypeError, ValueError: another system, other frequencies, or a pole at one of them.
@@ -64,17 +79,36 @@ def frequency_response(system: LTI, omega: Any) -> FrequencyResponse:
     >>> low_pass = control.LTI([[-1.0]], [[1.0]])
     >>> control.frequency_response(low_pass, [0.0, 1.0]).magnitude.values.round(4)
     array([[[1.    , 0.7071]]])
+    >>> magnitude, phase, omega = control.frequency_response(low_pass, [0.0, 1.0])
+    >>> magnitude.round(4)
+    array([1.    , 0.7071])
     """
-    if not isinstance(system, LTI):
-        raise TypeError(f"system is {type(system).__name__}, expected an LTI, as linearize_lti gives it")
-    frequencies = np.asarray(omega, np.float64)
+    system = as_system(system)
+    frequencies = some_frequencies(system) if omega is None else np.asarray(omega, np.float64)
+    frequencies = frequencies[None] if frequencies.ndim == 0 else frequencies
     if frequencies.ndim != 1 or not frequencies.size or not (np.isfinite(frequencies) & (frequencies >= 0)).all():
         raise ValueError(f"omega has shape {frequencies.shape}, expected finite frequencies [omega] >= 0")
+    response = np.moveaxis(response_at(system, frequencies), 0, -1)
+    return FrequencyResponse(xr.DataArray(response, {"omega": frequencies}, ("output", "input", "omega")))
+
+
+def response_at(system: LTI, frequencies: np.ndarray) -> np.ndarray:
+    """G [omega, output, input]; raise at a pole."""
     s = 1j * frequencies if system.dt is None else np.exp(1j * frequencies * system.dt)
     poles = system.poles
     near = np.abs(s[:, None] - poles).min(1) <= 1e-12 * max(1.0, float(np.abs(poles).max()))
     if near.any():
         raise ValueError(f"the system has a pole at omega = {frequencies[near][0]:.6g}, where its response is infinite")
     inverse = np.linalg.solve(s[:, None, None] * np.eye(len(system.A)) - system.A, system.B.astype(complex)[None])
-    response = np.moveaxis(system.C @ inverse + system.D, 0, -1)
-    return FrequencyResponse(xr.DataArray(response, {"omega": frequencies}, ("output", "input", "omega")))
+    return system.C @ inverse + system.D
+
+
+def some_frequencies(system: LTI, each_decade: int = 100) -> np.ndarray:
+    """Frequencies from below the slowest pole to above the fastest, or to half of the sampling rate."""
+    rates = np.abs(system.poles if system.dt is None else np.log(system.poles[system.poles != 0]) / system.dt)
+    rates = rates[rates > 1e-8 * max(rates, default=0.0)]
+    low, high = (rates.min() / 10, rates.max() * 10) if len(rates) else (0.1, 10.0)
+    if system.dt is not None:
+        high = np.pi / system.dt
+        low = min(low, high / 100)
+    return np.geomspace(low, high, max(2, round(each_decade * np.log10(high / low))))

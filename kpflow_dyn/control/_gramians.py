@@ -11,26 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
 
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn.control._linearisation import linearize_ltv
 from kpflow_dyn.control._magnus import spread, transposed
-from kpflow_dyn.control._systems import LTI, LTV, Mesh, coordinates
+from kpflow_dyn.control._modes import modes, told
+from kpflow_dyn.control._systems import LTI, LTV, Mesh, as_system, coordinates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-System = Solution | LTV | LTI
-KINDS = {"c": "reachability", "o": "observability"}
+System = Any  # a Solution, an LTV, or what LTI takes
+KINDS = {"c": "reachability", "o": "observability", "cf": "the factor of c", "of": "that of o"}
 
 
 @dataclass(frozen=True, eq=False)
-class Gramian:
+class Gramian(NDArrayOperatorsMixin):
     """A Gramian W, or its factor L with W = L L^T.
 
+    In numpy it counts as the array that python-control returns, of W or, where a factor was asked for by "cf" or "of",
+    of R: `np.linalg.eigvals(found)`, `found @ z`, `found[0]`.
+
     Attributes:
-        kind: "c" for reachability (controllability), "o" for observability.
+        kind: "c" for reachability (controllability), "o" for observability; with an "f" for their Cholesky factors.
         factor: L [trial, time, unit, rank], where a rank was asked for, else None.
         cut: [trial, time], which part of the trace was left out in the making of the factor, added up over its steps.
         matrix: W where it was found whole, else None.
@@ -51,6 +56,37 @@ class Gramian:
         assert self.factor is not None
         other = self.factor.rename({"unit": "other_unit"})
         return xr.dot(self.factor, other, dim="rank")
+
+    @property
+    def R(self) -> xr.DataArray:
+        """The upper triangular factor with W = R^T R and no negative diagonal [..., rank, unit]."""
+        W = self.W
+        upper = np.linalg.qr(transposed(root(W.values)), mode="r")
+        signs = np.where(np.diagonal(upper, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
+        lead = W.dims[:-2]
+        coords = {name: W.coords[name] for name in (*lead, "unit") if name in W.coords}
+        return xr.DataArray(upper * signs[..., None], coords, (*lead, "rank", "unit"))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """W, or R."""
+        return np.array((self.R if self.kind.endswith("f") else self.W).values, dtype)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        arrays = [np.asarray(a) if isinstance(a, Gramian) else a for a in inputs]
+        return getattr(ufunc, method)(*arrays, **options)
+
+    def __getitem__(self, index: Any) -> Any:
+        return np.asarray(self)[index]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the array."""
+        return np.asarray(self).shape
+
+    @property
+    def T(self) -> np.ndarray:
+        """The transpose of the array."""
+        return np.asarray(self).T
 
     @property
     def eigenvalues(self) -> xr.DataArray:
@@ -90,9 +126,10 @@ def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, *
     They are diagonal blocks of (P B)(P B)* and (C P)*(C P); in discrete time, sums.
 
     Args:
-        system: a solution, an `LTV` or an `LTI`.
-        kind: "c" or "o", as in python-control. In discrete time Wc counts the input of the step that ends at a time,
-            and Wo the output at it.
+        system: a solution, an `LTV`, an `LTI` or what `LTI` takes.
+        kind: "c" or "o", as in python-control; "cf" or "of" where `Gramian.R` is wanted as the array, upper triangular
+            with W = R^T R, as there. In discrete time Wc counts the input of the step that ends at a time, and Wo the
+            output at it.
         t: of an LTI the horizon as `LTI.along` takes it: increasing times, or a number of steps; None for the infinite
             horizon of a stable system. Of a solution the times, as `linearize_ltv` takes them.
         rank: how many columns of a factor W = L L^T to keep instead of W: the leading singular directions after each
@@ -100,8 +137,8 @@ def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, *
         **options: of `linearize_ltv`, where a solution is given: `loop`, `inputs`, `C`.
 
     Raises:
-        ValueError: an unknown kind, an infinite horizon of a system that is not stable, a horizon over which an
-            unstable one overflows, or a rank that is not between 1 and the number of units.
+        ValueError: an unknown kind, an infinite horizon of a system that is not stable (with its modes), a horizon
+            over which an unstable one overflows, or a rank that is not between 1 and the number of units.
     Source: Moore, IEEE Trans. Automatic Control 26, 17 (1981); Van Loan, IEEE Trans. Automatic Control 23, 395 (1978).
 
     >>> from kpflow_dyn import control
@@ -110,13 +147,20 @@ def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, *
     (0.5, array([0.    , 0.3161, 0.5   ]))
     """
     check_kind(kind)
+    if rank is not None and kind.endswith("f"):
+        raise ValueError(f"kind {kind!r} is a whole factor; leave rank=None, or take kind {kind[0]!r}")
+    if not isinstance(system, Solution | LTV):
+        system = as_system(system)
     if isinstance(system, LTI) and t is None and not options:
         return _infinite(system, kind, rank)
-    ltv = as_ltv(system, t, options)
+    return _over(as_ltv(system, t, options), kind, rank)
+
+
+def _over(ltv: LTV, kind: str, rank: int | None) -> Gramian:
     _check_rank(rank, ltv.A.sizes["unit"])
     with np.errstate(over="ignore", invalid="ignore"):
-        found, cut = _reached(ltv if kind == "c" else dual(ltv), rank)
-    backward = slice(None, None, 1 if kind == "c" else -1)
+        found, cut = _reached(ltv if kind[0] == "c" else dual(ltv), rank)
+    backward = slice(None, None, 1 if kind[0] == "c" else -1)
     found, cut = found[:, backward], None if cut is None else cut[:, backward]
     _check_finite(found, ltv.time, kind)
     coords = {"time": ltv.time, **coordinates(ltv.names, "unit")}
@@ -128,17 +172,17 @@ def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, *
 
 
 def check_kind(kind: str) -> None:
-    """Raise unless a Gramian is called "c" or "o"."""
+    """Raise unless a Gramian is called by one of KINDS."""
     if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}, expected 'c' (reachability) or 'o' (observability)")
+        raise ValueError(f"kind is {kind!r}, expected 'c' (reachability), 'o' (observability), or 'cf' or 'of'")
 
 
 def as_ltv(system: System, t: Any, options: dict[str, Any]) -> LTV:
     """The linear system along trials of whatever has one, with the options that this takes."""
     if isinstance(system, Solution):
         return linearize_ltv(system, t=t, **options)
-    if not isinstance(system, LTI | LTV):
-        raise TypeError(f"system is {type(system).__name__}, expected a Solution, an LTV or an LTI")
+    if not isinstance(system, LTV):
+        system = as_system(system)
     if options:
         kind = type(system).__name__
         raise ValueError(f"{sorted(options)} are options of linearize_ltv, which a {kind} has behind it")
@@ -152,15 +196,16 @@ def as_ltv(system: System, t: Any, options: dict[str, Any]) -> LTV:
 
 
 def _infinite(system: LTI, kind: str, rank: int | None) -> Gramian:
-    if not system.is_stable:
+    lingering = [mode for mode in modes(system.A) if mode.lingers(system.dt)]
+    if lingering:
         unstable = "a real part >= 0" if system.dt is None else "a size >= 1"
         raise ValueError(
-            f"the system is not stable (the poles {np.array2string(system.poles, precision=3)} include one with "
-            f"{unstable}), so it has no Gramian over infinite time; give a horizon t=, or close a loop (lqr)"
+            f"the system is not stable (the mode at {told(lingering, system.names)} has {unstable}), so it has no "
+            "Gramian over infinite time; give a horizon t=, or close a loop (lqr)"
         )
     if rank is not None:
         raise ValueError("over infinite time the Gramian is found whole; leave rank=None, or give a horizon t=")
-    A, Q = (system.A, system.B @ system.B.T) if kind == "c" else (system.A.T, system.C.T @ system.C)
+    A, Q = (system.A, system.B @ system.B.T) if kind[0] == "c" else (system.A.T, system.C.T @ system.C)
     W = solve_continuous_lyapunov(A, -Q) if system.dt is None else solve_discrete_lyapunov(A, Q)
     coords = coordinates(system.names, "unit", "other_unit")
     return Gramian(kind, matrix=xr.DataArray((W + W.T) / 2, coords, ("unit", "other_unit")))

@@ -9,11 +9,11 @@ import numpy as np
 import xarray as xr
 from scipy.linalg import expm
 
-from kpflow_dyn._problems.solutions import ODESolution
+from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn.control._gramians import System, as_ltv, gram, root
-from kpflow_dyn.control._linearisation import mesh_edges
+from kpflow_dyn.control._linearisation import check_forward, mesh_edges
 from kpflow_dyn.control._magnus import magnus, transposed
-from kpflow_dyn.control._systems import LTI, LTV, coordinates
+from kpflow_dyn.control._systems import LTV, as_system, coordinates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ def hankel(system: System, split: float, *, t: Any = None, **options: Any) -> Ha
     eigenvalues of Wc Wo. Past inputs are those up to the split, future outputs those from it on.
 
     Args:
-        system: a solution, an `LTV` or an `LTI`.
+        system: a solution, an `LTV`, an `LTI` or what `LTI` takes.
         split: the time between past and future, inside of the trial. One of the times of an LTV, and the number of a
             step of a discrete problem; any time of an ODE's solution.
         t: of an LTI its horizon, as `LTI.along` takes it. Of an ODE's solution the times.
@@ -87,6 +87,7 @@ def hankel(system: System, split: float, *, t: Any = None, **options: Any) -> Ha
 
 
 def _times_with(split: float, sol: ODESolution, t: Any) -> np.ndarray:
+    check_forward(sol)
     times = np.asarray(sol.problem.t if t is None else t, np.float64)
     if not times[0] < split < times[-1]:
         ends = f"from {times[0]:.6g} to {times[-1]:.6g}"
@@ -158,13 +159,13 @@ def _labelled(
     )
 
 
-def hsvd(system: LTI) -> np.ndarray:
+def hsvd(system: Any) -> np.ndarray:
     """The Hankel singular values of a stable LTI over infinite time, descending.
 
         s_i = sqrt(the eigenvalues of Wc Wo)
 
     Args:
-        system: a stable `LTI`.
+        system: a stable `LTI`, or what `LTI` takes.
 
     Raises:
         TypeError, ValueError: something else, or one that is not stable.
@@ -174,7 +175,8 @@ def hsvd(system: LTI) -> np.ndarray:
     >>> control.hsvd(control.LTI([[-1.0]], [[1.0]]))
     array([0.5])
     """
-    if not isinstance(system, LTI):
+    if isinstance(system, Solution | LTV):
         raise TypeError(f"hsvd takes an LTI, got {type(system).__name__}; hankel(system, split) takes trajectories")
+    system = as_system(system)
     R, O = (root(gram(system, kind).W.values) for kind in ("c", "o"))  # noqa: E741
     return np.linalg.svd(O.T @ R, compute_uv=False)

@@ -13,10 +13,12 @@ from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
+from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.steps import AcceptedSteps
 from kpflow_dyn._spaces.operators import DENSE_BYTES
 from kpflow_dyn.control._loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_plant
 from kpflow_dyn.control._systems import LTI, LTV, Mesh, ltv_of, output_matrix
+from kpflow_dyn.models._discrete import is_discrete
 
 JUMPS = (
     "linearise the field that flows between the jumps, or kp.linearize the solution: flow.P is the transition between "
@@ -44,7 +46,8 @@ def linearize_lti(
         z: the state at rest [unit], a torch tensor or a jax array.
         u: what else the model takes there [input]: a plant's control, a field's or cell's input, a loop's reference.
         C: the outputs [output, unit], or a Linear layer; all states when None.
-        dt: the length of a step where the model gives the next state; None where it gives z'.
+        dt: the length of a step where the model gives the next state; None where it gives z', or where a plant in
+            discrete time has its own.
         loop, inputs: as in `linearize_ltv`, x being u.
         t: the time at which a field is called.
         tol: by how much z' (or the step) may differ from 0 (or z), relative to 1 + the largest entry of z.
@@ -62,13 +65,23 @@ def linearize_lti(
            [9.81, 0.  ]])
     """
     refuse_hybrid(model, "there is no linear system z' = A z + B u of", JUMPS)
-    z = _vector(z, "z", "[unit]")
+    z, dt = _vector(z, "z", "[unit]"), _step_length(model, dt)
     x = None if u is None else _vector(u, "u", "[input]")
     whole = _loop_at(model, backend_for(z, "z", "[unit]"), dt, inputs, loop, x is not None)
     _check_rest(_value(whole, z, x, t), z, dt, tol)
     row = None if x is None else x[None, None]
     A, B = derivatives(whole, np.array([t]), z[None, None], row)
     return LTI(A[0, 0], B[0, 0], output_matrix(C, len(z)), dt=dt, names=whole.names)
+
+
+def _step_length(model: Any, dt: float | None) -> float | None:
+    """dt, or that of a plant in discrete time."""
+    plant = getattr(model, "plant", model)
+    if dt is not None or not is_discrete(plant):
+        return dt
+    if getattr(plant, "dt", None) is None:
+        raise ValueError(f"the plant {plant} moves in steps; give their length, dt=")
+    return float(plant.dt)
 
 
 def _vector(values: Any, what: str, axes: str) -> Array:
@@ -145,7 +158,10 @@ def linearize_ltv(
             raise ValueError("a discrete problem has the times of its steps; leave t=None")
         return _along_steps(sol, inputs, loop, C)
     if not isinstance(sol, ODESolution):
-        raise ValueError(f"a {type(sol.problem).__name__} has no trajectory; linearize_lti takes a model at rest")
+        kind = type(sol.problem).__name__
+        if isinstance(sol, SteppedSolution):
+            raise ValueError(f"steps of a {kind} hang on noise or on earlier states as well; flow.P passes kicks on")
+        raise ValueError(f"a {kind} has no trajectory; linearize_lti takes a model at rest")
     return _along_equation(sol, inputs, loop, C, t)
 
 
@@ -163,6 +179,7 @@ def along_steps_inputs(sol: DiscreteSolution, inputs: str | None) -> np.ndarray:
 
 
 def _along_equation(sol: ODESolution, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
+    check_forward(sol)
     edges, times = mesh_edges(sol, t)
     _check_size(sol, 4 * len(edges) / sol.state.shape[1])
     whole = loop_of_field(sol.problem.f, sol.problem.backend, inputs, loop, sol.problem.x is not None)
@@ -172,6 +189,15 @@ def _along_equation(sol: ODESolution, inputs: str | None, loop: str, C: np.ndarr
     mesh = Mesh(edges, np.searchsorted(edges, times), *inside)
     D = np.zeros((len(C), B.shape[-1]))
     return ltv_of(times, A[:, len(nodes) :], B[:, len(nodes) :], C, D, whole.names, mesh)
+
+
+def check_forward(sol: ODESolution) -> None:
+    """Raise where time runs backward."""
+    if sol.problem.form.backward:
+        raise ValueError(
+            "time runs backward along this solution, and control asks what inputs do later on; solve forward from the "
+            "state at the earliest time, problem.remake(z0=problem.unflatten(solution.state[:, -1]), t=t[::-1])"
+        )
 
 
 def states_at(sol: ODESolution, times: np.ndarray) -> tuple[np.ndarray, Array, Array | None]:

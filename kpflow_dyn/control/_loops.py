@@ -15,6 +15,7 @@ from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, Transforms
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.steps import call_field
+from kpflow_dyn.models._discrete import control_of, is_discrete
 from kpflow_dyn.models._equations import join
 
 Function = Callable[..., Array]
@@ -46,7 +47,7 @@ class Loop:
     def control(self, z: Array, seen: Array, x: Array | None) -> Array:
         """u of the policy."""
         assert self.policy is not None
-        return self.policy(join(seen if self.is_open else z, x))
+        return self.policy(seen if self.is_open else z, x)
 
     def _added(self, name: str, value: Array, v: Array) -> Array:
         return value + v if name == self.inputs else value
@@ -59,37 +60,54 @@ class Loop:
 
 
 def is_closed_loop(model: Any) -> bool:
-    """Whether a model is what `kpflow_dyn.models.ClosedLoop` returns."""
-    return hasattr(model, "plant") and hasattr(model, "policy")
+    """Whether a model is what `kpflow_dyn.models.ClosedLoop` returns for a plant in continuous time."""
+    return hasattr(model, "plant") and hasattr(model, "policy") and not is_discrete(model.plant)
 
 
 def loop_of_field(f: Any, backend: Backend, inputs: str | None, loop: str, has_x: bool) -> Loop:
     """A field f(t, z) or f(t, z, x)."""
-    return _loop(lambda t, z, x: call_field(f, t, z, x), f, backend, inputs, loop, has_x)
+    form = getattr(f, "form", None)  # of a field in another form, such as one that torchode calls
+    model = f if form is None or not form.has_plain_states else backend.models.field_of(f)
+    return _loop(lambda t, z, x: call_field(f, t, z, x), model, backend, inputs, loop, has_x)
 
 
 def loop_of_cell(problem: DiscreteProblem, inputs: str | None, loop: str) -> Loop:
     """The step of a discrete problem."""
     step, _ = problem.backend.tracing.discrete_step(problem)
-    return _loop(lambda t, z, x: step(problem.cell, x, z), None, problem.backend, inputs, loop, True)
+    model = problem.cell if _steers_a_plant(problem) else None
+    return _loop(lambda t, z, x: step(problem.cell, x, z), model, problem.backend, inputs, loop, True)
+
+
+def _steers_a_plant(problem: DiscreteProblem) -> bool:
+    """Whether the state of a cell is that of a plant in discrete time alone, with no memory of its policy."""
+    cell = problem.cell
+    if not (hasattr(cell, "plant") and hasattr(cell, "policy") and is_discrete(cell.plant)):
+        return False
+    return cell.readout is None and np.shape(problem.z0)[-1:] == (cell.plant.state_size,)
 
 
 def loop_of_plant(plant: Any, backend: Backend, inputs: str | None, loop: str, has_x: bool) -> Loop:
     """A plant(z, u) on one trial, whose control is x."""
     _check(inputs, loop, False, has_x)
     names = tuple(getattr(plant, "state_names", ()))
-    return Loop(backend, lambda t, z, u: plant(z, u), None, None, inputs or "x", False, names)
+    call = backend.tracing.on_one_trial(plant.step) if is_discrete(plant) else plant
+    return Loop(backend, lambda t, z, u: call(z, u), None, None, inputs or "x", False, names)
 
 
 def _loop(call: Function, model: Any, backend: Backend, inputs: str | None, loop: str, has_x: bool) -> Loop:
-    whole, closed = backend.tracing.on_one_trial(call), is_closed_loop(model)
+    one_trial, closed = backend.tracing.on_one_trial, hasattr(model, "plant") and hasattr(model, "policy")
     _check(inputs, loop, closed, has_x)
     chosen = inputs or ("control" if closed else "x")
     if not closed:
-        return Loop(backend, whole, None, None, chosen, False, ())
-    policy = backend.tracing.on_one_trial(model.policy)
+        return Loop(backend, one_trial(call), None, None, chosen, False, ())
+    plant, policy = model.plant, one_trial(lambda z, x: model.policy(join(z, x)))
+    if is_discrete(plant):
+        plant, policy = (
+            one_trial(plant.step),
+            one_trial(lambda z, x: control_of(model.plant, model.policy, None, z, x)[1]),
+        )
     names = tuple(getattr(model.plant, "state_names", ()))
-    return Loop(backend, whole, model.plant, policy, chosen, loop == "open", names)
+    return Loop(backend, one_trial(call), plant, policy, chosen, loop == "open", names)
 
 
 def _check(inputs: str | None, loop: str, closed: bool, has_x: bool) -> None:

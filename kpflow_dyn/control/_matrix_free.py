@@ -42,6 +42,8 @@ def gram_operator(flow: Flow, kind: str, step: int, *, inputs: str | None = None
     torch.Size([2, 2, 8])
     """
     check_kind(kind)
+    if kind.endswith("f"):
+        raise ValueError(f"kind is {kind!r}, expected 'c' or 'o': an operator has no factor here")
     if not isinstance(flow, Flow):
         raise TypeError(f"gram_operator takes the Flow that kp.linearize returns, got {type(flow).__name__}")
     solution, times = flow.solution, flow.P.domain.shape[1]

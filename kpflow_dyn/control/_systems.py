@@ -18,6 +18,7 @@ import xarray as xr
 
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._problems.checks import check_times
+from kpflow_dyn.control._forms import Parts, is_system, parts_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,41 +31,61 @@ DIMS = {"A": ("unit", "from_unit"), "B": ("unit", "input"), "C": ("output", "uni
 class LTI:
     """A linear time-invariant system, with z' = A z + B u or z_{t+1} = A z_t + B u_t, and y = C z + D u.
 
+    `LTI(system)` takes what others have: a state space or transfer function of python-control or scipy.signal, or a
+    tuple (A, B, C, D), (A, B, C, D, dt). All functions of this module that take an LTI take these as well.
+
     Args:
-        A: [unit, unit].
-        B: [unit, input].
-        C: [output, unit]; the identity when None.
-        D: [output, input]; zeros when None.
-        dt: None in continuous time, else the length of a step, as python-control has it.
+        A: [unit, unit]; a number of a system with one state. Or a whole system, as above.
+        B: [unit, input], or [unit] of one input.
+        C: [output, unit], or [unit] of one output; the identity when None.
+        D: [output, input]; zeros when None or 0.
+        dt: None or 0 in continuous time, else the length of a step; True for steps of unknown length, which count as
+            one. As python-control has it.
         names: of the entries of z; their numbers when ().
 
     Raises:
-        ValueError: matrices that are not finite or do not fit together, a dt that is not positive.
+        TypeError: no system.
+        ValueError: matrices that are not finite or do not fit together, a dt that is not positive, names of another
+            number, a transfer function with more zeros than poles.
     Source: Astrom, Murray, "Feedback Systems" (2008), chapter 5.
 
     >>> from kpflow_dyn import control
     >>> system = control.LTI([[0.0, 1.0], [0.0, -0.5]], [[0.0], [1.0]])
     >>> system.poles.real.tolist(), system.is_stable
     ([0.0, -0.5], False)
+    >>> from scipy import signal
+    >>> control.LTI(signal.TransferFunction([1.0], [1.0, 2.0])).A
+    array([[-2.]])
     """
 
-    A: np.ndarray
-    B: np.ndarray
+    A: Any
+    B: Any = None
     C: Any = None
     D: Any = None
     dt: float | None = None
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        A, B = square(self.A, "A"), as_matrix(self.B, "B", (None, None))
-        as_matrix(B, "B", (len(A), B.shape[1]))
-        C = output_matrix(self.C, len(A))
+        given = self._whole() if self.B is None else Parts(self.A, self.B, self.C, self.D, self.dt, self.names)
+        A = square(given.A, "A")
+        B, C = input_matrix(given.B, len(A)), output_matrix(given.C, len(A))
         shape = (len(C), B.shape[1])
-        D = np.zeros(shape) if self.D is None else as_matrix(self.D, "D", shape)
-        if self.dt is not None and not 0 < self.dt < np.inf:
-            raise ValueError(f"dt is {self.dt!r}, expected None for continuous time or the length of a step")
-        for name, value in {"A": A, "B": B, "C": C, "D": D}.items():
+        no_feedthrough = given.D is None or (np.ndim(given.D) == 0 and not given.D)
+        D = np.zeros(shape) if no_feedthrough else as_matrix(given.D, "D", shape)
+        dt = given.dt or None
+        if dt is not None and not 0 < dt < np.inf:
+            raise ValueError(f"dt is {dt!r}, expected None or 0 for continuous time, or the length of a step")
+        if len(given.names) not in (0, len(A)):
+            raise ValueError(f"names are {given.names}, expected one for each of the {len(A)} states, or ()")
+        for name, value in Parts(A, B, C, D, dt, tuple(given.names))._asdict().items():
             object.__setattr__(self, name, value)
+
+    def _whole(self) -> Parts:
+        """What a system given in the place of A is made of; dt and names may be added to it."""
+        if self.C is not None or self.D is not None:
+            raise ValueError("B is missing, expected LTI(A, B, C, D), or LTI(system) alone")
+        parts = parts_of(self.A)
+        return parts._replace(dt=self.dt or parts.dt, names=self.names or parts.names)
 
     @property
     def poles(self) -> np.ndarray:
@@ -107,7 +128,8 @@ class LTI:
             raise ModuleNotFoundError(
                 "to_control needs python-control, which is not installed; pip install 'kpflow-dyn[control]'"
             ) from error
-        return control.ss(self.A, self.B, self.C, self.D, *(() if self.dt is None else (self.dt,)))
+        names = {"states": list(self.names)} if self.names else {}
+        return control.ss(self.A, self.B, self.C, self.D, *(() if self.dt is None else (self.dt,)), **names)
 
     def to_xarray(self) -> xr.Dataset:
         """A dataset of A [unit, from_unit], B [unit, input], C [output, unit], D [output, input]."""
@@ -121,6 +143,44 @@ class LTI:
         from kpflow_dyn.figures import _control as figures
 
         return figures.poles(self, dark=dark)
+
+
+def as_system(system: Any) -> LTI:
+    """An LTI of a system of any known form."""
+    return system if isinstance(system, LTI) else LTI(*parts_of(system))
+
+
+def bound(
+    function: str,
+    matrices: tuple[str, ...],
+    others: tuple[str, ...],
+    args: tuple[Any, ...],
+    named: dict[str, Any],
+    discrete: bool = False,
+) -> tuple[Any, ...]:
+    """The system and the other arguments of function(system, ...) or function(A, B, ...), the last one optional.
+
+    Raise where they are too few, too many, or the system is none of discrete time where one is needed.
+    """
+    whole = "system" in named or (bool(args) and is_system(args[0]))
+    names = ("system", *others) if whole else (*matrices, *others)
+    found = {**dict(zip(names, args, strict=False)), **named}
+    unfit = len(args) > len(names) or set(named) - set(names[len(args) :]) or set(names[:-1]) - set(found)
+    if unfit:
+        forms = " or ".join(f"{function}({', '.join((*first, *others[:-1]))}[, {others[-1]}])"
+                            for first in (("system",), matrices))  # fmt: skip
+        got = ", ".join([type(a).__name__ for a in args] + [f"{name}=" for name in named])
+        raise TypeError(f"{function} got ({got}), expected {forms}")
+    rest = tuple(found.get(name) for name in others)
+    if not whole:
+        A, B, C = found["A"], found.get("G", found.get("B")), found.get("C")
+        return LTI(A, B, C, dt=1.0 if discrete else None), *rest
+    system = as_system(found["system"])
+    if discrete and system.dt is None:
+        raise ValueError(
+            f"{function} takes a system in discrete time, got one with dt = None; give its dt, or {function[1:]}"
+        )
+    return system, *rest
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,8 +263,9 @@ def coordinates(names: tuple[str, ...], *axes: str) -> dict[str, Any]:
 
 
 def as_matrix(values: Any, what: str, shape: tuple[int | None, int | None]) -> np.ndarray:
-    """A finite float64 matrix of this shape, None standing for any length; raise for another."""
+    """A finite float64 matrix of this shape, None standing for any length; raise for another. A number is 1 x 1."""
     matrix = np.array(to_numpy(values), np.float64)
+    matrix = matrix.reshape(1, 1) if matrix.ndim == 0 else matrix
     fits = matrix.ndim == 2 and all(n in (None, m) for n, m in zip(shape, matrix.shape, strict=True)) and matrix.size
     if not fits:
         expected = ", ".join("any" if n is None else str(n) for n in shape)
@@ -220,6 +281,15 @@ def square(values: Any, what: str) -> np.ndarray:
     return as_matrix(matrix, what, (len(matrix), len(matrix)))
 
 
+def input_matrix(B: Any, units: int, what: str = "B") -> np.ndarray:
+    """B [unit, input], or of one input [unit]."""
+    given = to_numpy(B)
+    return as_matrix(given[:, None] if np.ndim(given) == 1 else given, what, (units, None))
+
+
 def output_matrix(C: Any, units: int) -> np.ndarray:
-    """C [output, unit], given as such or as a Linear layer; the identity when None."""
-    return np.eye(units) if C is None else as_matrix(getattr(C, "weight", C), "C", (None, units))
+    """C [output, unit], or of one output [unit], or a Linear layer; the identity when None."""
+    if C is None:
+        return np.eye(units)
+    given = to_numpy(getattr(C, "weight", C))
+    return as_matrix(given[None] if np.ndim(given) == 1 else given, "C", (None, units))

@@ -53,9 +53,10 @@ def solved(given: Solution | DiscreteProblem | ODEProblem) -> DiscreteSolution |
     sol = solve(given) if isinstance(given, DiscreteProblem | ODEProblem) else given
     if not isinstance(sol, DiscreteSolution | ODESolution | HybridSolution):
         kind = type(sol.problem if isinstance(sol, Solution) else sol).__name__
-        raise TypeError(
-            f"a {kind} has no steps in time; expected a DiscreteProblem, an ODEProblem, or a Solution of these"
-        )
+        why = "has no steps in time"
+        if kind in ("SDEProblem", "DDEProblem"):
+            why = "has steps that hang on noise or on earlier states as well, and flow.P passes on what changes a state"
+        raise TypeError(f"a {kind} {why}; expected a DiscreteProblem, an ODEProblem, or a Solution of these")
     if isinstance(sol, ODESolution) and sol.steps is None:
         raise ValueError(f"the steps of {sol.alg!r} cannot be replayed; solve with a Runge-Kutta method such as dopri5")
     return sol

@@ -56,7 +56,7 @@ def gramian(found: Gramian) -> Figure:
     """Eigenvalues over time, those of all trials in one colour by their rank; or against their rank."""
     figure, axes = new_figure(3.6)
     values = found.eigenvalues.clip(min=0)
-    label = "Reachability" if found.kind == "c" else "Observability"
+    label = "Reachability" if found.kind[0] == "c" else "Observability"
     axes.set(yscale="log", ylabel=f"{label} eigenvalue")
     if "time" not in values.dims:
         axes.plot(1 + np.arange(values.size), values, "o-", markersize=5)
@@ -168,3 +168,81 @@ def _units(axes: Axes, values: xr.DataArray, axis: str) -> None:
         shown = values.isel({axis: number})
         axes.plot(values.time, shown, color=series()[number], label=str(names[number]).replace("_", " "))
     axes.legend()
+
+
+@styled
+def loop(data: xr.Dataset) -> Figure:
+    """What a loop can learn, reach and tell over time, its cost, sensitivity and margins; a colour for each step."""
+    figure = Figure(figsize=(9.0, 8.4), layout="constrained")
+    panels = figure.subplots(3, 2)
+    steps = data.step.values.tolist() if "step" in data.dims else [None]
+    runs = [(data if step is None else data.sel(step=step), step) for step in steps]
+    _cost_to_go(panels[0, 0], runs)
+    _sensitivity(panels[0, 1], data)
+    _directions(panels[1, 0], runs[-1][0])
+    _shares(panels[1, 1], runs)
+    _margins(panels[2, 0], runs)
+    _excess(panels[2, 1], runs[-1][0])
+    return figure
+
+
+def _cost_to_go(axes: Axes, runs: list) -> None:
+    for (run, step), color in zip(runs, series() * len(runs), strict=False):
+        mean = run.cost_to_go.mean("trial")
+        axes.plot(run.time, mean.where(mean > 0), color=color, label=None if step is None else f"step {step}")
+    axes.set(yscale="log", xlabel="Time", ylabel="Cost to go, mean of trials")
+    if len(runs) > 1:
+        axes.legend()
+
+
+def _sensitivity(axes: Axes, data: xr.Dataset) -> None:
+    """Of each parameter over time, or over steps of training."""
+    over = "step" if "step" in data.dims else "time"
+    found = data.gradient_norm if over == "step" else data.sensitivity
+    for name, color in zip(data.parameter.values.tolist(), series() * data.sizes["parameter"], strict=False):
+        label = name.removeprefix("policy.")
+        axes.plot(data[over], found.sel(parameter=name), ".-" if over == "step" else "-", color=color, label=label)
+    axes.set(ylabel="|gradient of the cost|" if over == "step" else "|gradient of the cost| per time", yscale="log")
+    axes.set(xlabel="Step of training" if over == "step" else "Time")
+    axes.legend(fontsize=7)
+
+
+def _directions(axes: Axes, run: xr.Dataset) -> None:
+    for name, color in zip(("learnable", "reachable", "observable"), series(), strict=False):
+        values = run[name].mean("trial")
+        for mode in range(min(SHOWN, values.sizes["mode"])):
+            line = values.isel(mode=mode)
+            label = name if mode == 0 else None
+            axes.plot(run.time, line.where(line > 0), color=color, alpha=1 / (1 + mode), label=label)
+    axes.set(yscale="log", xlabel="Time", ylabel="Eigenvalues, mean of trials")
+    axes.legend()
+
+
+def _shares(axes: Axes, runs: list) -> None:
+    for (run, step), color in zip(runs, series() * len(runs), strict=False):
+        for name, style in (("reachable", "-"), ("observable", ":")):
+            label = name if step is None else f"step {step}, {name}"
+            axes.plot(run.time, 100 * run[f"learnable_{name}"].mean("trial"), style, color=color, label=label)
+    axes.set(xlabel="Time", ylabel="Learnable in leading directions (%)", ylim=(0, 105))
+    axes.legend(fontsize=7)
+
+
+def _margins(axes: Axes, runs: list) -> None:
+    for (run, _), color in zip(runs, series() * len(runs), strict=False):
+        along = run.disk_margin_along.mean("trial").dropna("time")
+        axes.plot(along.time, along, "o-", color=color, markersize=4)
+        axes.axhline(float(run.disk_margin), color=color, linestyle="--", linewidth=1)
+    axes.set(xlabel="Time (dashed: at rest)", ylabel="Disk margin", ylim=(0, None))
+
+
+def _excess(axes: Axes, run: xr.Dataset) -> None:
+    """Of the last step: which modes carry what the policy costs more than the regulator."""
+    if not run.excess.notnull().all():
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "No regulator to compare with,\nor an unstable loop", ha="center", va="center")
+        return
+    poles = run.excess_pole.values
+    labels = [f"{p.real:.2g}" + (f"{p.imag:+.2g}i" if abs(p.imag) > 1e-9 * abs(p) else "") for p in poles]
+    axes.bar(range(len(poles)), run.excess.values, color=series()[0])
+    axes.set_xticks(range(len(poles)), labels, fontsize=7)
+    axes.set(xlabel="Pole of the closed loop", ylabel="Cost beyond the regulator's")

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from kpflow_dyn.models._hybrid import Hybrid
     from kpflow_dyn.models._initializing import initialize
     from kpflow_dyn.models._laws import Dale, Gaussian, Law, Orthogonal, Planted, SpectralRadius, TorchDefault
+    from kpflow_dyn.models._mjx import MJXPlant
+    from kpflow_dyn.models._motornet import MotorNetPlant, MotorNetPolicy
     from kpflow_dyn.models._named import Model, make_init, make_model
     from kpflow_dyn.models._planting import plant_fixed_points
     from kpflow_dyn.models._plants import CartPole, DoubleIntegrator, Pendulum, PlanarQuadrotor, Plant, VanDerPol
     from kpflow_dyn.models._torch_models import CTRNNCell, CTRNNField, HodgkinHuxleyField, LowRankRNNCell, MLPField
 
 __all__ = ["CTRNNCell", "CTRNNField", "CartPole", "ClosedLoop", "Dale", "DoubleIntegrator", "Event", "Gaussian"]
-__all__ += ["HodgkinHuxleyField", "Hybrid", "Law", "LowRankRNNCell", "MLPField", "Model", "Orthogonal", "Pendulum"]
+__all__ += ["HodgkinHuxleyField", "Hybrid", "Law", "LowRankRNNCell", "MJXPlant", "MLPField", "Model", "MotorNetPlant"]
+__all__ += ["MotorNetPolicy", "Orthogonal", "Pendulum"]
 __all__ += ["PlanarQuadrotor", "Plant", "Planted", "SpectralRadius", "SquidAxon", "TorchDefault", "VanDerPol"]
 __all__ += ["initialize", "make_init", "make_model", "plant_fixed_points", "to_jax", "to_torch"]
 
@@ -35,6 +38,7 @@ _HOME = {
     **dict.fromkeys(["Dale", "Gaussian", "Law", "Orthogonal", "Planted", "SpectralRadius", "TorchDefault"], "_laws"),
     **dict.fromkeys(["Model", "make_init", "make_model"], "_named"),
     **dict.fromkeys(["to_jax", "to_torch"], "_convert"),
+    **{"MJXPlant": "_mjx", "MotorNetPlant": "_motornet", "MotorNetPolicy": "_motornet"},
     **{"ClosedLoop": "_closed_loop", "SquidAxon": "_hodgkin_huxley", "Event": "_events", "Hybrid": "_hybrid"},
     **{"initialize": "_initializing", "plant_fixed_points": "_planting"},
 }

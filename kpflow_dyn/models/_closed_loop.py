@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._backend import backend_of
+from kpflow_dyn.models._discrete import discrete_loop, is_discrete
 from kpflow_dyn.models._hybrid import hybrids_of
 from kpflow_dyn.models._sampling import Sampling
 
@@ -35,28 +36,36 @@ def ClosedLoop(
     what `loop.start(z0, memory, control)` makes. Noise of the measurements, references and the like are inputs x, with
     samples at the sampling times. A sample at t0 or at the last time is taken, too.
 
+    Of a plant in discrete time, which has a step(z, u) -> z and a `state_size`, such as `MJXPlant`, it is the cell of a
+    `DiscreteProblem`, z_t = [plant.step(z_{t-1}, u), memory]. The state is [plant, memory of the policy], as wide as z0
+    is, and the policy is u = policy([z, x_t]), policy(memory, [z, x_t]) -> (memory, u), or a cell with its readout. It
+    sees plant.observe(z, x_t) in the place of [z, x_t] where the plant has that. Without any x_t, x of the problem has
+    the width 0.
+
     Args:
-        plant: any callable (z, u) -> z', such as those of `kpflow_dyn.models`.
+        plant: any callable (z, u) -> z', such as those of `kpflow_dyn.models`, or what has a step(z, u) -> z.
         policy: a torch nn.Module on [trial, state + reference] -> [trial, control], or a callable JAX pytree with array
-            leaves such as an equinox module, for one trial, without the trial axis. Sampled, it may have a memory: a
-            cell such as nn.GRUCell or eqx.nn.LSTMCell, called as cell(observation, memory), with its `readout`; or,
-            with `memory` given, policy(memory, observation) -> (memory, control).
+            leaves such as an equinox module, for one trial, without the trial axis. Sampled, or in discrete time, it
+            may have a memory: a cell such as nn.GRUCell or eqx.nn.LSTMCell, called as cell(observation, memory), with
+            its `readout`; or policy(memory, observation) -> (memory, control), with `memory` given where it is sampled.
         every: the time between samples, in the unit of t.
-        readout: of a cell: its h -> the control.
-        memory: how many numbers the memory of a policy has that is no cell of torch or equinox.
+        readout: of a cell: its h -> the control. (c of an LSTM stands behind h in the memory.)
+        memory: how many numbers the memory of a sampled policy has that is no cell of torch or equinox.
         delay: how long after its sample a control acts, in the unit of t: 1.5 * every for one sample and a half.
         saturation: (low, high) to clip the policy's control, or a function of it such as torch.tanh.
         rate_limit: by how much the control may change per unit of t, from sample to sample.
-        state_size, control_size: the widths of z and u, where the plant does not say them.
+        state_size, control_size: the widths of z and u, where a sampled plant does not say them.
 
     Returns:
         A torch nn.Module or an equinox module, called as f(t, z) or f(t, z, x_t) on z [trial, state] and the reference
-        x_t [trial, reference]. Its parameters are the policy's, and their names begin with "policy." (and "readout.").
+        x_t [trial, reference], or in discrete time as cell(x_t, z). Its parameters are the policy's, and their names
+        begin with "policy." (and "readout.").
 
     Raises:
-        TypeError: plant is not callable, or policy is neither kind of module.
-        ValueError: options of sampling without `every` or that do not fit; when called, if the policy's output is not
-            as wide as the plant's `control_size`.
+        TypeError: plant is not callable and has no step, or has one and no `state_size`; policy is neither kind of
+            module.
+        ValueError: options of sampling without `every`, or that do not fit; when called, if the policy's output is not
+            as wide as the plant's `control_size`, or its memory not as z has it.
     Source: Astrom, Murray, Feedback Systems (2008), on state feedback; Astrom, Wittenmark, Computer-Controlled Systems
         (1997), on sampled plants.
 
@@ -69,24 +78,41 @@ def ClosedLoop(
     >>> loop = ClosedLoop(CartPole(), torch.nn.GRUCell(4, 8), readout=torch.nn.Linear(8, 1), every=0.1, delay=0.15)
     >>> kp.solve(kp.ODEProblem(loop, torch.ones(3, 4), [0.0, 0.5, 1.0])).state.shape, loop.sampling.size
     (torch.Size([3, 3, 15]), 15)
+
+    In discrete time, with a plant of one's own:
+
+    >>> class Slider:
+    ...     dt, state_size, control_size, state_names = 0.1, 2, 1, ("position", "velocity")
+    ...     def step(self, z, u):
+    ...         velocity = z[..., 1:] + self.dt * (u - z[..., :1] ** 3)
+    ...         return torch.cat([z[..., :1] + self.dt * velocity, velocity], -1)
+    >>> loop = ClosedLoop(Slider(), torch.nn.GRUCell(2, 4), readout=torch.nn.Linear(4, 1))
+    >>> problem = kp.DiscreteProblem(loop, torch.zeros(3, 10, 0), torch.ones(3, 2 + 4))
+    >>> kp.solve(problem).state.shape
+    torch.Size([3, 10, 6])
     """
-    if isinstance(plant, type) or not callable(plant):
+    if isinstance(plant, type) or not (callable(plant) or is_discrete(plant)):
         got = f"the class {plant.__name__}" if isinstance(plant, type) else type(plant).__name__
-        raise TypeError(f"plant is {got}, expected a callable plant(z, u) such as CartPole()")
+        raise TypeError(f"plant is {got}, expected a callable plant(z, u) such as CartPole(), or one with a step")
     backend = backend_of(policy)
     if backend is None or not callable(policy):
         raise TypeError(
             f"policy is {type(policy).__name__}, expected an instance of a torch nn.Module, or a callable JAX pytree "
             "with array leaves such as an equinox module; make a function a method of such a module"
         )
-    sizes = _size(state_size, plant, "state_size", every), _size(control_size, plant, "control_size", every)
-    given = {"readout": readout, "memory": memory, "saturation": saturation, "rate_limit": rate_limit}
+    given = {"every": every, "memory": memory, "saturation": saturation, "rate_limit": rate_limit}
     named = [name for name, value in given.items() if value is not None] + ["delay"] * (delay != 0)
+    if is_discrete(plant):
+        if named:
+            raise ValueError(f"{', '.join(named)} are of plants in continuous time, and {plant} has steps of its own")
+        return discrete_loop(plant, policy, readout, backend.name)
+    named += ["readout"] * (readout is not None)
     if every is None:
         if named:
             raise ValueError(f"{', '.join(named)} are of sampled loops; give every=, the time between samples")
         return models_of(backend.name).ClosedLoop(plant, policy)
     _check_positive("every", every)
+    sizes = _size(state_size, plant, "state_size"), _size(control_size, plant, "control_size")
     if not (np.isfinite(delay) and delay >= 0):
         raise ValueError(f"delay is {delay!r}, expected a time >= 0 in the unit of t, such as 1.5 * every")
     if rate_limit is not None:
@@ -95,13 +121,13 @@ def ClosedLoop(
     bounds = saturation if callable(saturation) or saturation is None else tuple(map(float, saturation))
     if bounds is not None and not callable(bounds) and not (len(bounds) == 2 and bounds[0] < bounds[1]):
         raise ValueError(f"saturation is {saturation!r}, expected (low, high), or a function of the control")
-    sampling = Sampling(float(every), *sizes, width, parts, float(delay), bounds, rate_limit)  # type: ignore[arg-type]
+    sampling = Sampling(float(every), *sizes, width, parts, float(delay), bounds, rate_limit)
     return hybrids_of(backend.name).SampledLoop(plant, policy, readout, sampling)
 
 
-def _size(given: int | None, plant: Any, name: str, every: float | None) -> int | None:
+def _size(given: int | None, plant: Any, name: str) -> int:
     size = getattr(plant, name, None) if given is None else given
-    if every is not None and (not isinstance(size, int) or size < 1):
+    if not isinstance(size, int) or size < 1:
         raise ValueError(f"the plant does not say its {name}, got {size!r}; give ClosedLoop(..., {name}=)")
     return size
 

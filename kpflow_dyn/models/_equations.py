@@ -42,14 +42,27 @@ def drive(U: Array | None, x_t: Array | None) -> Array | float:
 
 def closed_loop(plant: Callable[[Array, Array], Array], policy: Function, z: Array, x_t: Array | None) -> Array:
     """plant(z, u) with u = policy(z), or u = policy([z, x_t]) where there is a reference."""
-    u, size = policy(join(z, x_t)), getattr(plant, "control_size", None)
-    got = tuple(u.shape) if hasattr(u, "shape") else type(u).__name__
+    return plant(z, checked_control(plant, policy(join(z, x_t)), z))
+
+
+def beside_control(
+    plant: Callable[[Array, Array], Array], policy: Function, units: int, s: Array, x_t: Array | None
+) -> Array:
+    """[plant(z, u), u] of states [z, integral of u], z being the first units."""
+    z = s[..., :units]
+    u = checked_control(plant, policy(join(z, x_t)), z)
+    return array_namespace(s, u).concat([plant(z, u), u], axis=-1)
+
+
+def checked_control(plant: Any, u: Any, z: Array) -> Array:
+    """The control, if it is as wide as the plant wants it."""
+    size, got = getattr(plant, "control_size", None), tuple(u.shape) if hasattr(u, "shape") else type(u).__name__
     if size is not None and got != (*z.shape[:-1], size):
         raise ValueError(
             f"the policy returned {got}, expected a control of the shape {(*z.shape[:-1], size)} for {plant}; "
             f"give its last layer {size} outputs"
         )
-    return plant(z, u)
+    return u
 
 
 def join(z: Array, x_t: Array | None) -> Array:

@@ -303,6 +303,18 @@ class ClosedLoop(nn.Module):
         return "" if isinstance(self.plant, nn.Module) else f"plant={self.plant}"
 
 
+class BesideControl(nn.Module):
+    """A closed loop beside whose state stands the integral of its control: s = [z, int u dt]; its parameters."""
+
+    def __init__(self, loop: ClosedLoop, units: int) -> None:
+        super().__init__()
+        self.plant, self.policy, self.units = loop.plant, loop.policy, units
+
+    def forward(self, t: Tensor, s: Tensor, x_t: Tensor | None = None) -> Tensor:
+        """s' [trial, state + control]."""
+        return equations.beside_control(self.plant, self.policy, self.units, s, x_t)
+
+
 def _input_weight(units: int, inputs: int) -> nn.Parameter | None:
     return nn.Parameter(torch.randn(units, inputs) / math.sqrt(inputs)) if inputs else None
 

@@ -317,19 +317,36 @@ class ClosedLoop(eqx.Module):
         return equations.closed_loop(self.plant, self.policy, z, x_t)
 
 
+class BesideControl(eqx.Module):
+    """A closed loop beside whose state stands the integral of its control: s = [z, int u dt]; its parameters."""
+
+    plant: Callable[[Array, Array], Array] = eqx.field(static=True)
+    policy: Callable[[Array], Array]
+    units: int = eqx.field(static=True)
+
+    def __init__(self, loop: ClosedLoop, units: int) -> None:
+        self.plant, self.policy, self.units = loop.plant, loop.policy, units
+
+    def __call__(self, t: Any, s: Array, x_t: Array | None = None) -> Array:
+        """s' [state + control]."""
+        return equations.beside_control(self.plant, self.policy, self.units, s, x_t)
+
+
 class _ByIdentity:
     """A plant that cannot be hashed, because it holds arrays, as something that can."""
 
     def __init__(self, plant: Any) -> None:
         self.plant = plant
-        if hasattr(plant, "control_size"):
-            self.control_size = plant.control_size
 
     def __call__(self, z: Array, u: Array) -> Array:
         return self.plant(z, u)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["plant"], name)
+
 
 def hashable(plant: Any) -> Any:
+    """The plant, as something that can be a static part of a pytree."""
     try:
         hash(plant)
     except TypeError:

@@ -19,7 +19,7 @@ from kpflow_dyn._arrays import (
 )
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._problems.steps import AcceptedSteps, Field, Tableau, call_field, stages, step
+from kpflow_dyn._problems.steps import AcceptedSteps, Field, Tableau, call_field, own_times, stages, step
 from kpflow_dyn.ode._newton import converged, corrected_stages
 
 
@@ -28,7 +28,7 @@ class RungeKuttaStep:
     """The step map of one row: z = [y, ...] -> [y_1, h k_1, ..., h k_s], or y_1 alone.
 
     A row is [h, t_1, ..., t_s, x_1, ..., x_s], then for an implicit method what `converged` gives. In torch, where a
-    field takes all trials at once, they share h and the times.
+    field takes all trials at once, these may share h and the times; see `own_times`.
     """
 
     tableau: Tableau
@@ -43,11 +43,12 @@ class RungeKuttaStep:
     def read(self, row: Array, y: Array) -> tuple[Array, list[Array], Array, list[Array | None], Array]:
         """The length of the step, the times of its stages, y, the inputs there, and what an implicit method needs."""
         count, width = len(self.tableau.b), self.inputs or 0
-        first = row if row.ndim == 1 else row[0]  # all trials of torch have the times of the first
+        (h, *times) = own_times(row, 1 + count)
+        h = h[:, None] if h.ndim else h
         starts = [1 + count + i * width for i in range(count)]
         inputs = [None if self.inputs is None else row[..., start : start + width] for start in starts]
-        of_each = row if row.ndim > 1 and row.shape[0] > 1 else first
-        return first[0], [first[1 + i] for i in range(count)], y, inputs, of_each[..., 1 + count * (1 + width) :]
+        of_each = row if row.ndim > 1 and row.shape[0] > 1 else row[0] if row.ndim > 1 else row
+        return h, times, y, inputs, of_each[..., 1 + count * (1 + width) :]
 
     def taken(
         self, field: Callable[..., Array], h: Array, times: list[Array], y: Array, inputs: list, newton: Array
@@ -89,8 +90,8 @@ def field_step(inputs: int | None) -> Callable[[Callable[..., Array], Array, Arr
     """The field itself as a step map on rows [t, x]."""
 
     def step(field: Callable[..., Array], row: Array, z: Array) -> Array:
-        first = row if row.ndim == 1 else row[0]  # all trials of torch have the times of the first
-        return call_field(field, first[0], z, None if inputs is None else row[..., 1:])
+        (t,) = own_times(row, 1)
+        return call_field(field, t, z, None if inputs is None else row[..., 1:])
 
     return step
 

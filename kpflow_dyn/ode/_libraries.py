@@ -1,7 +1,7 @@
 """What a library that solves ODEs is, and which one an algorithm belongs to."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,6 +20,7 @@ class Options:
         rtol, atol: the tolerances.
         max_steps: how many steps may be tried.
         steps: the times between which the solver must step, from t0 to the end; None where it chooses itself.
+        controller: what else chooses the steps, of a library that has such; None for its own choice.
 
     Example as `Library`.
     """
@@ -28,6 +29,12 @@ class Options:
     atol: float
     max_steps: int
     steps: Any = None
+    controller: Any = None
+
+    def given(self) -> dict[str, Any]:
+        """By name, as `kp.solve` takes them."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return found if self.controller is not None else {k: v for k, v in found.items() if k != "controller"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +86,11 @@ class Library(Protocol):
                    TypeError or ValueError for one that cannot be used, saying what can.
     solve          the steps and states of a problem whose field has been checked, at `times`, which increase from t0 to
                    the end; `rate_of(problem)` is its right-hand side. Where the algorithm chooses its steps, one must
-                   end at each of `stops_of(problem)`; given ones do. In torch all trials share their steps, as a field
-                   has one time for all of them; in JAX they do on a span (`problem.is_span`). `Failed` where it does
-                   not reach the end, or the state does not stay finite.
+                   end at each of `stops_of(problem)`; given ones do. Trials may have steps of their own, padded at the
+                   end with steps of length zero; in torch a field is then mapped over the trials. In JAX
+                   all share their steps on a span (`problem.is_span`). `Failed` where it does not reach the end, or the
+                   state does not stay finite.
+    posed          of a library that has it: the problem as its users write fields, before these are checked.
 
     Example:
         Two steps of Heun's method in each interval, with the cubic dense output:
@@ -168,7 +177,7 @@ def remove_library(name: str) -> None:
 def library_of(alg: Any, backend: Backend) -> Library:
     """The library that accepts an algorithm; the backend's own one where none was added that does."""
     own = [library for library in _added.values() if library.framework == backend.name and library.accepts(alg)]
-    return own[-1] if own else backend.solving.ode_library()
+    return own[-1] if own else backend.solving.ode_library(alg)
 
 
 def rate_of(problem: ODEProblem) -> Callable[[Array, Array], Array]:

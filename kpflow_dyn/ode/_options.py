@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import eps_of
+from kpflow_dyn._arrays import eps_of, to_numpy
 from kpflow_dyn._problems.checks import check_times
 from kpflow_dyn._problems.inputs import stops_of
 from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.translations import advice_on
 from kpflow_dyn.ode._libraries import Library, Options
 
 MAX_STEPS = 4096  # beside one for each time at which a step should end
@@ -16,14 +17,17 @@ MAX_STEPS = 4096  # beside one for each time at which a step should end
 
 def options_of(problem: ODEProblem, given: dict[str, Any]) -> Options:
     """The options, checked, with defaults for the dtype of the problem."""
-    known = [field.name for field in dataclasses.fields(Options)]
     if given.keys() & {"event", "event_fn", "events"}:
         raise TypeError(
             "events are part of the model: pose kp.ODEProblem(kp.models.Hybrid(f, kp.models.Event(condition, reset)), "
             "z0, t), and read solution.events; a reset that changes nothing is lambda t, z: z"
         )
+    known, given = [field.name for field in dataclasses.fields(Options)], problem.backend.solving.understood(given)
     if unknown := set(given) - set(known):
-        raise TypeError(f"solve got the unknown options {sorted(unknown)}, expected some of {', '.join(known)}")
+        listed = ", ".join(name for name in known if name != "controller")
+        raise TypeError(
+            f"solve got the unknown options {sorted(unknown)}, expected some of {listed}{advice_on(unknown)}"
+        )
     double = str(problem.z0.dtype).endswith("float64")
     defaults: dict[str, Any] = {"rtol": 1e-6 if double else 1e-4, "atol": 1e-8 if double else 1e-6, "steps": None}
     defaults["max_steps"] = MAX_STEPS + len(stops_of(problem))
@@ -42,7 +46,20 @@ def options_of(problem: ODEProblem, given: dict[str, Any]) -> Options:
 def with_steps(problem: ODEProblem, library: Library, alg: Any, options: Options) -> Options:
     """The options as a library takes them: the steps as times."""
     name, adaptive = alg if isinstance(alg, str) else type(alg).__name__, library.chooses_steps(alg)
-    return dataclasses.replace(options, steps=_step_times(problem, options.steps, adaptive, options.max_steps, name))
+    steps = _forward(options.steps) if problem.form.backward else options.steps
+    return dataclasses.replace(options, steps=_step_times(problem, steps, adaptive, options.max_steps, name))
+
+
+def _forward(steps: Any) -> Any:
+    """Steps as they are where time runs backward, as those of -t; a length may have either sign."""
+    if steps is None or isinstance(steps, bool):
+        return steps
+    if isinstance(steps, int | float | np.number):
+        return abs(steps)
+    try:
+        return -np.asarray(to_numpy(steps), np.float64)
+    except (TypeError, ValueError):
+        return steps
 
 
 def _step_times(problem: ODEProblem, steps: Any, adaptive: bool, max_steps: int, method: str) -> np.ndarray | None:

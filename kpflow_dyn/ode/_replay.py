@@ -149,7 +149,7 @@ def _scheme(solution: ODESolution) -> Scheme:
     taken = steps.take(np.tile(np.minimum(np.arange(room), count - 1), (trials, 1)))
     dt = np.where(np.arange(room) < count, taken.dt, 0.0)  # those that fill it up have length zero
     rows = _step(problem, steps.tableau, True).rows(problem, dt, taken.stage_times, taken.before)
-    nodes = Nodes(steps, solution.t, solution.state)
+    nodes = Nodes(steps, solution.nodes, solution.state)
     index = array_namespace(rows).asarray(nodes.index, device=device(rows))
     return rows, index, nodes.weights
 

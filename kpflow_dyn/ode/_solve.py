@@ -1,6 +1,5 @@
 """Solve an ODE by the library of an algorithm: what is the same for all libraries."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,7 @@ def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> ODESolution | 
     refuse_foreign_event(alg)
     alg = solving.default_algorithm() if alg is None else alg
     library = library_of(alg, problem.backend)
+    problem = getattr(library, "posed", lambda posed: posed)(problem)
     solver = _Solver(library, alg, options, with_steps(problem, library, alg, options))
     with solving.without_gradients():
         _check_called_input(problem)
@@ -62,7 +62,7 @@ class _Solver:
 def _solution(problem: ODEProblem, solver: _Solver) -> ODESolution | HybridSolution:
     if is_hybrid(problem.f):
         method = Method(solver.library, solver.alg, solver.options, solver.options.steps)
-        return hybrid_solution(problem, method, dataclasses.asdict(solver.given))
+        return hybrid_solution(problem, method, solver.given.given())
     solved, nodes, weights = solver(problem, problem.t), problem.t, trapezoid(problem.t)
     steps, state = solved.steps, solved.state
     if problem.is_span:
@@ -74,23 +74,25 @@ def _solution(problem: ODEProblem, solver: _Solver) -> ODESolution | HybridSolut
     return ODESolution(
         problem=problem,
         state=state,
-        t=nodes,
+        t=problem.form.time(nodes),
         alg=solver.alg,
         stats=solved.stats or {},
         start=problem.backend.models.snapshot(problem.z0),
         weights=weights,
         steps=steps,
-        options=dataclasses.asdict(solver.given),
+        options=solver.given.given(),
         dense_output=DenseOutput(problem, solver, steps, nodes, state),
     )
 
 
 def _edges(solved: Solved) -> np.ndarray:
-    """Between which times all trials stepped."""
+    """Between which times all trials stepped; where each has steps of its own, one that took the most."""
     if solved.steps is None:
         assert solved.edges is not None
         return solved.edges
-    return (solved.steps.t + solved.steps.dt)[0]
+    taken = solved.steps.dt > 0
+    trial = taken.sum(1).argmax()
+    return np.append(solved.steps.t[trial, 0], (solved.steps.t + solved.steps.dt)[trial, taken[trial]])
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def _blame(problem: ODEProblem, solver: _Solver, failure: Failed) -> SolveError:
     if not failure.apart and len(trials) > 1:
         failures = {i: why for i in trials.tolist() if (why := _failure_alone(problem, solver, i))} or failures
     rest = np.setdiff1d(trials, list(failures))
+    failures = {trial: (why, problem.form.time(time)) for trial, (why, time) in failures.items()}
     return solve_error(failures, _solution_of_rest(take_trials(problem, rest), solver) if len(rest) else None)
 
 

@@ -171,7 +171,7 @@ class Variational:
     def __init__(self, sol: ODESolution, model: Any, alg: InterpolatingAdjoint, own: bool = False) -> None:
         """With `own` derivatives by reverse mode alone, through the model itself."""
         self.path, system = path_of(sol, alg), sol.problem.backend.solving.variational_system
-        times = np.append(sol.problem.t[0], np.asarray(sol.t, np.float64))
+        times = np.append(sol.problem.t[0], sol.nodes)
         self._system: System = system(sol.problem, model, self.path, times, alg, own=own)
 
     def jvp(self, theta: Array) -> Array:

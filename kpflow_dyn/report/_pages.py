@@ -51,7 +51,7 @@ def page_of(dataset: xr.Dataset) -> Page:
 
 def _of_analysis(dataset: xr.Dataset) -> Page:
     found, attrs = summarize(dataset), dataset.attrs
-    ode = attrs.get("problem") == "ODE"
+    ode = "solver" in attrs
     return Page(
         title=attrs["title"],
         lead=(

@@ -1,19 +1,8 @@
-"""Controllers in gymnasium's environments: a policy that was trained on a plant, where someone else wrote the physics.
-
-    environment      plant with its constants                          state it is given         control it is asked for
-    CartPole-v1      CartPole(gravity=9.8), Euler steps of 0.02 s      position, angle [rad],    force [N], of which the
-                                                                       their velocities          sign counts: +-10 N
-    Pendulum-v1      Pendulum(mass=0.75, length=2/3, gravity=10):      angle [rad], 0 upright,   torque [N m], clipped
-                     a rod of 1 kg and 1 m has the moments of that     its velocity              to +-2 N m
-                     point mass; semi-implicit steps of 0.05 s
-
-gymnasium orders the states of the cart otherwise and shows the pendulum's angle as (cos, sin); signs are the same.
-"""
+"""Episodes of a policy in an environment."""
 
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn._backend import backend_of
-from kpflow_dyn.models._plants import CartPole, Pendulum, Plant
-from kpflow_dyn.tasks._data import check_count, nearest
+from kpflow_dyn.gym._environments import Environment, environment_of
+from kpflow_dyn.gym._policies import greedy
+from kpflow_dyn.tasks._data import check_count
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
-
-__all__ = ["Environment", "Episodes", "gym_plant", "rollout"]
 
 Act = Callable[[np.ndarray], np.ndarray]
 
@@ -64,22 +52,6 @@ class Episodes:
         return figures.episodes(self, dark=dark)
 
 
-def gym_plant(env: str) -> Plant:
-    """The plant z' = plant(z, u) of `kpflow_dyn.models` with the constants of an environment.
-
-    Args:
-        env: "CartPole-v1" or "Pendulum-v1".
-
-    Raises:
-        ValueError: another environment.
-    Source: gymnasium, "CartPole" and "Pendulum" of Classic Control, Towers et al., arXiv 2407.17032.
-
-    >>> gym_plant("CartPole-v1")
-    CartPole(cart_mass=1.0, pole_mass=0.1, half_length=0.5, gravity=9.8, cart_damping=0.0, pole_damping=0.0)
-    """
-    return _environment(env).plant
-
-
 def rollout(
     policy: Any, env: str | Environment = "CartPole-v1", episodes: int = 20, seed: int = 0, max_steps: int | None = None
 ) -> Episodes:
@@ -91,7 +63,8 @@ def rollout(
 
     Args:
         policy: u = policy(z), a torch module on rows [trial, state], a JAX module on one state, or a function of numpy
-            arrays on one state; or a `ClosedLoop`, whose policy is taken.
+            arrays on one state; or a `ClosedLoop`, whose policy is taken. One that `policy` made of logits takes its
+            most probable action.
         env: "CartPole-v1", "Pendulum-v1", or an `Environment` of your own.
         episodes: how many; episode i starts from `env.reset(seed=seed + i)`.
         seed: of the first one.
@@ -109,7 +82,7 @@ def rollout(
     >>> lean.states.dims, lean.states.state.values.tolist()
     (('episode', 'time', 'state'), ['position', 'angle', 'velocity', 'angular_velocity'])
     """
-    known = _environment(env)
+    known = environment_of(env)
     check_count("episodes", episodes, 1)
     check_count("max_steps", known.steps if max_steps is None else max_steps, 1)
     act = _act_of(policy, known)
@@ -127,72 +100,6 @@ def rollout(
         states=_labelled(states, longest, (*dims, "state"), {"time": time, "state": list(known.plant.state_names)}),
         controls=_labelled(controls, longest, (*dims, "control"), {"time": time}),
     )
-
-
-@dataclass(frozen=True)
-class Environment:
-    """An environment in the words of its plant; `rollout` takes one of yours where it takes a name.
-
-    Attributes:
-        name: as gymnasium has it registered.
-        plant: with the environment's constants; it says its `state_size`, `control_size` and `state_names`.
-        dt: seconds between two steps.
-        steps: how many an episode has at most.
-        state: (observation, state before it or None) -> the plant's state.
-        applied: control of a policy -> the control that the environment applies.
-        action: applied control -> action.
-
-    >>> from kpflow_dyn.models import DoubleIntegrator
-    >>> push = lambda u: u.clip(-1, 1)
-    >>> Environment("Cart-v0", DoubleIntegrator(), 0.1, 50, lambda seen, before: seen, push, list).steps
-    50
-    """
-
-    name: str
-    plant: Any
-    dt: float
-    steps: int
-    state: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
-    applied: Callable[[np.ndarray], np.ndarray]
-    action: Callable[[np.ndarray], Any]
-
-
-def _pendulum_state(observation: np.ndarray, before: np.ndarray | None) -> np.ndarray:
-    cosine, sine, velocity = observation
-    angle = math.atan2(sine, cosine)
-    turns = 0 if before is None else round((before[0] - angle) / (2 * math.pi))
-    return np.array([angle + 2 * math.pi * turns, velocity])
-
-
-ENVIRONMENTS = {
-    "CartPole-v1": Environment(
-        name="CartPole-v1",
-        plant=CartPole(gravity=9.8),
-        dt=0.02,
-        steps=500,
-        state=lambda observation, before: observation[[0, 2, 1, 3]],
-        applied=lambda u: np.where(u > 0, 10.0, -10.0),
-        action=lambda u: int(u[0] > 0),
-    ),
-    "Pendulum-v1": Environment(
-        name="Pendulum-v1",
-        plant=Pendulum(mass=0.75, length=2 / 3, gravity=10.0),
-        dt=0.05,
-        steps=200,
-        state=_pendulum_state,
-        applied=lambda u: np.clip(u, -2.0, 2.0),
-        action=lambda u: u.astype(np.float32),
-    ),
-}
-
-
-def _environment(env: str | Environment) -> Environment:
-    if isinstance(env, Environment):
-        return env
-    if env not in ENVIRONMENTS:
-        near, known = nearest(str(env), list(ENVIRONMENTS)), ", ".join(ENVIRONMENTS)
-        raise ValueError(f"unknown environment {env!r}.{near} Known: {known}.")
-    return ENVIRONMENTS[env]
 
 
 def _made(env: str, max_steps: int | None) -> Any:
@@ -236,7 +143,7 @@ def _act_of(policy: Any, known: Environment) -> Act:
     plant, env = getattr(policy, "plant", None), known.name
     if getattr(plant, "state_names", known.plant.state_names) != known.plant.state_names:
         raise ValueError(f"the loop's plant is {plant}, but {env} is a {type(known.plant).__name__}: {known.plant}")
-    act = _on_numpy(policy.policy if plant is not None else policy)
+    act = _on_numpy(greedy(policy.policy if plant is not None else policy))
     size, width = known.plant.state_size, known.plant.control_size
     try:
         control = act(np.zeros(size))

@@ -1,0 +1,116 @@
+"""Delay differential equations: a field that also sees the state at earlier times, and the history before t0."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, is_array, like_numpy, to_numpy
+from kpflow_dyn._arrays.complex_numbers import is_complex
+from kpflow_dyn._backend import backend_for, backend_of
+from kpflow_dyn._problems.checks import check_forward_times, check_inputs, check_plain_start, jumps_of
+from kpflow_dyn._problems.problems import Problem
+
+
+@dataclass(frozen=True)
+class DDEProblem(Problem):
+    """A delay differential equation z'(t) = f(t, z(t), (z(t - tau_1), z(t - tau_2), ...)[, x(t)]).
+
+    Args:
+        f: in torch an nn.Module called on all trials at once, f(t, z [trial, unit], delayed) with `delayed` a tuple of
+            states [trial, unit], one for each delay in their order; or f(t, z, delayed, x_t [trial, input]). In JAX a
+            callable pytree, called on one trial.
+        history: z(t) for t <= t0, which is data and does not learn: a constant state [trial, unit], or a callable of t
+            that gives [trial, unit], smooth, made of the framework's own functions. z(t0) is the start.
+        t: an increasing grid of times at which the state is wanted, t0 first; or a span (t0, t1), with the state after
+            each of the `steps` that `solve` is given.
+        delays: tau_1, tau_2, ..., positive numbers in the units of t; a number for one.
+        x: inputs that do not jump: None, samples or a callable, as those of an `ODEProblem`.
+
+    Raises:
+        TypeError, ValueError: a history, times, delays or inputs of a wrong type, or that do not fit together; delays
+            that are no constants, as those that hang on the state or that learn.
+    Source: Bellen, Zennaro, Numerical Methods for Delay Differential Equations, 2003.
+
+    >>> import torch, kpflow_dyn as kp
+    >>> class Feedback(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = torch.nn.Linear(3, 3)
+    ...     def forward(self, t, z, delayed):
+    ...         return torch.tanh(self.layer(delayed[0])) - z
+    >>> problem = kp.DDEProblem(Feedback(), torch.ones(2, 3), [0.0, 0.5, 1.0], delays=0.4)
+    >>> kp.solve(problem, "rk4", steps=0.1).state.shape
+    torch.Size([2, 3, 3])
+    """
+
+    f: Any
+    history: Any
+    t: Any
+    delays: Any
+    x: Any = None
+    z0: Array = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        t, delays = check_forward_times(self.t), _checked(self.delays)
+        start: Any = self.history
+        if callable(self.history):
+            start = self.history(like_numpy(np.asarray(t[0]), _first_parameter(self.f)))
+        backend = backend_for(start, "the history", "[trial, unit]", self.f)
+        if is_complex(start):
+            raise TypeError("the history is complex; give its real and imaginary parts side by side on the units")
+        z0 = backend.models.snapshot(check_plain_start(start, backend))
+        x = check_inputs(self.x, z0, t, backend)
+        if callable(x) and len(jumps_of(x)):
+            raise ValueError("x jumps, and delayed states would have kinks that the steps do not know; give samples")
+        learnt = backend.models.parameters_of(self.history) if callable(self.history) else {}
+        if learnt:
+            raise ValueError(
+                f"the history has the parameters {list(learnt)}, and a history is data that does not learn"
+            )
+        self._set(backend=backend, t=t, delays=delays, x=x, z0=z0)
+
+    @property
+    def data(self) -> Array:
+        return self.z0
+
+    @property
+    def is_span(self) -> bool:
+        """Whether t is a span (t0, t1) rather than a grid."""
+        return len(self.t) == 2
+
+    def before(self, times: np.ndarray) -> np.ndarray:
+        """The history at times [n], [trial, n, unit]."""
+        if not callable(self.history):
+            return np.repeat(to_numpy(self.z0)[:, None], len(times), 1)
+        found = [to_numpy(self.history(like_numpy(np.asarray(t), self.z0))) for t in times]
+        return np.stack(found, 1) if found else np.zeros((len(self.z0), 0, self.z0.shape[1]))
+
+
+def _first_parameter(f: Any) -> Any:
+    """An array that f holds, which says what framework a callable history belongs to."""
+    backend = backend_of(f)
+    if backend is None or not (found := backend.models.parameters_of(f)):
+        raise TypeError("f holds no parameters, so there is nothing to learn; pass an nn.Module or an equinox module")
+    return next(iter(found.values()))
+
+
+def _checked(delays: Any) -> tuple[float, ...]:
+    """The delays as numbers."""
+    given = delays if isinstance(delays, tuple | list) or (is_array(delays) and np.ndim(delays)) else [delays]
+    if any(callable(delay) for delay in given):
+        raise TypeError(
+            "a delay is a function, and delays that hang on the state or on time are not supported; give "
+            "constant numbers"
+        )
+    if any(getattr(delay, "requires_grad", False) for delay in given):
+        raise TypeError("a delay requires a gradient, and delays that learn are not supported; give constant numbers")
+    try:
+        found = tuple(float(delay) for delay in given)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"delays is {delays!r}, expected positive numbers tau_1, tau_2, ...") from error
+    if not found or not all(0 < delay < float("inf") for delay in found):
+        raise ValueError(
+            f"delays is {delays!r}, expected one or more positive, finite numbers; what is not delayed is z"
+        )
+    return found

@@ -1,0 +1,164 @@
+"""What other libraries call what a problem and its solve are given, and what it is called here.
+
+One table: errors about unknown names read it, and docs/guides/neural_ode.md shows it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+LIBRARIES = ("diffrax", "torchdiffeq", "torchode", "scipy", "SciML")
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one thing is called.
+
+    Attributes:
+        here: how it is given here.
+        keywords: the names of arguments that stand for it, wherever they come from.
+        there: what each of `LIBRARIES` calls it, "" where it has none.
+    """
+
+    here: str
+    keywords: tuple[str, ...]
+    there: tuple[str, ...]
+
+
+TERMS = (
+    Term(
+        "the field `f` of `kp.ODEProblem(f, z0, t)`",
+        ("terms", "term", "func", "fun", "vector_field"),
+        ("ODETerm(f), MultiTerm", "func", "ODETerm(f)", "fun", "f"),
+    ),
+    Term("its start `z0`", ("y0", "u0"), ("y0", "y0", "y0", "y0", "u0")),
+    Term(
+        "its times `t`, a grid [time]",
+        ("ts", "t_eval", "saveat", "teval"),
+        ("SaveAt(ts=t)", "t", "t_eval", "t_eval", "saveat"),
+    ),
+    Term(
+        "its times `t`, a span (t0, t1), whose nodes follow the steps",
+        ("t0", "t1", "t_span", "tspan", "t_start", "t_end", "save_everystep"),
+        ("t0, t1, SaveAt(steps=True)", "", "t_start, t_end", "t_span", "tspan"),
+    ),
+    Term(
+        "`solution(t)`, always there",
+        ("dense", "dense_output"),
+        ("SaveAt(dense=True)", "", "", "dense_output", "sol(t)"),
+    ),
+    Term("its constants `args=`", ("p", "params_of_f"), ("args", "", "args", "args", "p")),
+    Term(
+        "the algorithm `alg` of `kp.solve(problem, alg)`",
+        ("solver", "method", "step_method", "algorithm"),
+        ("solver", "method", "step_method", "method", "alg"),
+    ),
+    Term(
+        "`rtol=`, `atol=` of `kp.solve`",
+        ("reltol", "abstol"),
+        ("PIDController(rtol, atol)", "rtol, atol", "PIDController(atol, rtol, ...)", "rtol, atol", "reltol, abstol"),
+    ),
+    Term(
+        "`steps=` of `kp.solve`, a length or the times to step to",
+        ("dt", "dt0", "step_size", "stepsize_controller", "controller", "adaptive", "grid_constructor", "grid_points"),
+        (
+            "ConstantStepSize(), dt0; StepTo(ts)",
+            "options: step_size, grid_constructor",
+            "FixedStepController, dt0",
+            "",
+            "dt",
+        ),
+    ),
+    Term(
+        "`max_steps=` of `kp.solve`",
+        ("max_num_steps", "maxiters"),
+        ("max_steps", "options: max_num_steps", "max_steps", "", "maxiters"),
+    ),
+    Term(
+        "nothing: the method chooses its steps by the tolerances; give `steps=` to choose them",
+        ("first_step", "min_step", "max_step", "dtmin", "dtmax", "dt_min", "dt_max", "safety", "ifactor", "dfactor"),
+        (
+            "dt0, dtmin, dtmax",
+            "options: first_step, min_step, max_step",
+            "dt_min, dt_max",
+            "first_step",
+            "dtmin, dtmax",
+        ),
+    ),
+    Term(
+        "the attribute `jumps` of a callable `x`; samples are stopped at by themselves",
+        ("jump_t", "step_t", "jump_ts", "step_ts", "tstops", "d_discontinuities"),
+        ("ClipStepSizeController", "options: jump_t, step_t", "", "", "tstops"),
+    ),
+    Term(
+        "`sensealg=` of `kp.linearize`: `DiscreteAdjoint()`, or `InterpolatingAdjoint()` for the equation's own",
+        ("adjoint", "sensealg", "adjoint_method", "adjoint_rtol", "adjoint_atol", "adjoint_params", "adjoint_options"),
+        ("adjoint", "odeint_adjoint", "AutoDiffAdjoint", "", "sensealg"),
+    ),
+    Term(
+        "`kp.SecondOrderProblem(f, z0, v0, t)`",
+        ("du0", "v0"),
+        ("", "", "", "", "SecondOrderODEProblem"),
+    ),
+    Term(
+        "`kp.models.Hybrid`, a field with events and what happens at them",
+        ("event", "events", "event_fn", "callback", "discrete_terminating_event"),
+        ("event", "odeint_event", "", "events", "callback"),
+    ),
+    Term(
+        "`kp.SDEProblem(f, g, z0, t)`",
+        ("noise", "bm", "control", "noise_rate_prototype"),
+        ("ControlTerm, VirtualBrownianTree", "", "", "", "SDEProblem"),
+    ),
+    Term("`kp.CDEProblem(f, z0, t, path)`", ("path", "coeffs"), ("ControlTerm(f, path)", "", "", "", "")),
+    Term(
+        "`kp.DDEProblem`",
+        ("delays", "lags", "constant_lags", "dependent_lags", "h", "history"),
+        ("", "", "", "", "DDEProblem"),
+    ),
+)
+
+
+METHODS = {  # what others call a method, in small letters: its name here in torch, and in JAX
+    "rk45": ('"dopri5"', "diffrax.Dopri5()"),
+    "dp5": ('"dopri5"', "diffrax.Dopri5()"),
+    "dopri5": ('"dopri5"', "diffrax.Dopri5()"),
+    "rk23": ('"bosh3"', "diffrax.Bosh3()"),
+    "bosh3": ('"bosh3"', "diffrax.Bosh3()"),
+    "bs3": ('"bosh3"', "diffrax.Bosh3()"),
+    "dop853": ('"dopri8"', "diffrax.Dopri8()"),
+    "dopri8": ('"dopri8"', "diffrax.Dopri8()"),
+    "tsit5": ('torchode.Tsit5(), or "dopri5"', "diffrax.Tsit5()"),
+    "euler": ('"euler"', "diffrax.Euler()"),
+    "midpoint": ('"midpoint"', "diffrax.Midpoint()"),
+    "heun": ('"heun2"', "diffrax.Heun()"),
+    "heun2": ('"heun2"', "diffrax.Heun()"),
+    "ralston": ('"heun2"', "diffrax.Ralston()"),
+    "rk4": ('"rk4"', "diffrax.Tsit5() with steps="),
+    **dict.fromkeys(
+        ("radau", "bdf", "lsoda", "rodas5", "rosenbrock23", "kvaerno5", "trbdf2"),
+        (
+            'the problem in JAX, as torchdiffeq has no implicit method with derivatives, or "scipy_solver"',
+            "diffrax.Kvaerno5()",
+        ),
+    ),
+}
+
+
+def method_here(alg: object, framework: str) -> str:
+    """What an algorithm of another library is called here, "" where that is not known."""
+    name = (alg if isinstance(alg, str) else alg.__name__ if isinstance(alg, type) else type(alg).__name__).lower()
+    found = METHODS.get(name.removesuffix("()"))
+    return f"; {name} is here {found[framework == 'jax']}" if found else ""
+
+
+def advice_on(names: Iterable[str]) -> str:
+    """What unknown arguments are called here, one clause for each that is known elsewhere."""
+    known = {keyword: term.here for term in TERMS for keyword in term.keywords}
+    return "".join(f"; {name}= is here {known[name]}" for name in sorted(names) if name in known)
+
+
+def table() -> str:
+    """The table in Markdown."""
+    rows = [["here", *LIBRARIES], ["---"] * (1 + len(LIBRARIES))]
+    rows += [[term.here, *(f"`{name}`" if name else "" for name in term.there)] for term in TERMS]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,0 +1,83 @@
+"""Flows of equations that are solved by steps of our own: with noise, and with delays."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, like_numpy, side_by_side
+from kpflow_dyn._flows.flow import Flow, ODEFlow, RecurrentFlow
+from kpflow_dyn._problems.choice import Choice
+from kpflow_dyn._problems.measure import Weights
+from kpflow_dyn._problems.solutions import check_states
+from kpflow_dyn._problems.stepped import SteppedSolution
+from kpflow_dyn._problems.stochastic import SDEProblem
+from kpflow_dyn._recurrence.continuous import propagator
+from kpflow_dyn._recurrence.roads import tangent_of
+from kpflow_dyn._recurrence.seen import AtGrid, LookedUp, OfLine
+from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, jacobian, kicks
+from kpflow_dyn._recurrence.tangent import Tangent
+from kpflow_dyn._spaces.space import Space
+from kpflow_dyn._stepping.delayed import at_nodes
+
+
+def flow_of_steps(sol: SteppedSolution, params: Choice, weights: Weights) -> Flow:
+    """The flow of an SDE's or a DDE's solution."""
+    model = sol.problem.backend.tracing.Model(sol.model, params)
+    tangent = _tangent(sol, model, sol.step, sol.rows)
+    of = _with_noise if isinstance(sol.problem, SDEProblem) else _with_delays
+    return of(sol, model, tangent, weights)
+
+
+def _tangent(sol: SteppedSolution, model: Any, step: Callable[..., Array], rows: Array) -> Tangent:
+    def check(after: Array, rounding: float) -> None:
+        check_states(after, sol.steps_state, rounding)
+
+    return tangent_of(model, sol.problem.backend.solving, step, rows, sol.before, check)
+
+
+def _with_noise(sol: SteppedSolution, model: Any, tangent: Tangent, weights: Weights) -> RecurrentFlow:
+    """Steps from one time of the grid to the next, for which P K P* = ntk is exact."""
+    seen: Any = tangent
+    if len(sol.places) < len(sol.ends):
+        seen = AtGrid(tangent, sol.places, lambda: _tangent(sol, model, *_restarting(sol)))
+    return Steps(seen, sol, model.parameters, weights.both).flow()
+
+
+@dataclass(frozen=True)
+class _Restarting:
+    """A step that begins at the states behind the row, and not at z, where the last number of the row is one."""
+
+    step: Callable[..., Array]
+
+    def __call__(self, model: Any, row: Array, z: Array) -> Array:
+        width, known = z.shape[-1], row[..., -1:]
+        return self.step(model, row[..., : -1 - width], known * row[..., -1 - width : -1] + (1 - known) * z)
+
+
+def _restarting(sol: SteppedSolution) -> tuple[_Restarting, Array]:
+    first = np.zeros((*sol.steps_state.shape[:2], 1))
+    first[:, np.append(0, sol.places[:-1] + 1)] = 1
+    return _Restarting(sol.step), side_by_side([sol.rows, sol.before, like_numpy(first, sol.state)], axes=2)
+
+
+def _with_delays(sol: SteppedSolution, model: Any, tangent: Tangent, weights: Weights) -> ODEFlow:
+    """At the times of the user as of an ODE; the flow of the steps has the states without those that they look up."""
+    units, measure = sol.state.shape[2], weights.both
+    state = Space(AXES, tuple(sol.state.shape), sol.state, measure)
+    field, rows = at_nodes(sol)
+    solving = sol.problem.backend.solving
+    of_field = tangent_of(model, solving, field, rows, sol.state, alone=True)
+    seen = LookedUp(tangent, None if len(sol.places) == len(sol.ends) else sol.places, units)
+    J = jacobian(seen, state)  # type: ignore[arg-type]
+    return ODEFlow(
+        P=propagator(seen, state, weights.time),
+        J=J,
+        ntk=gram_of(J, seen.gram, apart(seen, state, seen.jvp_apart, seen.vjp_apart)),  # type: ignore[arg-type]
+        solution=sol,
+        parameters=model.parameters,
+        of_steps=lambda: Steps(OfLine(tangent, units), sol, model.parameters, None).flow(),  # type: ignore[arg-type]
+        untraced=tangent.untraced or of_field.untraced,
+        **kicks(of_field, state),
+    )

@@ -1,0 +1,142 @@
+"""The cost of a control problem as a loss of states, for all that forecasts, trains or tracks by such a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy
+from kpflow_dyn._backend import Backend
+from kpflow_dyn._problems.inputs import inputs_at
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn.control._costates import Cost, QuadraticCost
+from kpflow_dyn.control._loops import is_closed_loop, loop_of_field
+from kpflow_dyn.models._closed_loop import models_of
+
+
+class TrainingCost(NamedTuple):
+    """What `training_cost` gives.
+
+    Attributes:
+        problem: whose state is [z, int u dt] where there is a policy; its parameters are those of the loop.
+        loss: of that problem's states [trial, time, unit].
+
+    Example as `training_cost`.
+    """
+
+    problem: Any
+    loss: Callable[[Array], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class CostOfStates:
+    """The mean cost of trials, from states that have the integral of the control as their last entries."""
+
+    cost: Cost | None
+    terminal: Cost | None
+    steps: np.ndarray  # between the times [time - 1]; empty in discrete time
+    units: int  # of z; all that follow are integrals of u
+    has_control: bool
+    backend: Backend = field(repr=False)
+
+    def __call__(self, state: Array) -> Array:
+        """A number of shape ()."""
+        z = state[..., : self.units]
+        total = 0 if self.terminal is None else _on_rows(self.backend, self.terminal, z[:, -1:])[:, 0]
+        if self.cost is not None:
+            total = total + (self._over_steps(z) if not len(self.steps) else self._over_time(state, z))
+        return array_namespace(state).mean(total)
+
+    def _over_steps(self, z: Array) -> Array:
+        return array_namespace(z).sum(_on_rows(self.backend, self.cost, z), axis=-1)
+
+    def _over_time(self, state: Array, z: Array) -> Array:
+        """By the trapezoidal rule in z, and the mean of u over each interval."""
+        xp, h = array_namespace(state), like_numpy(self.steps, state)
+        held = ()
+        if self.has_control:
+            done = state[..., self.units :]
+            held = ((done[:, 1:] - done[:, :-1]) / h[:, None],)
+        ends = [_on_rows(self.backend, self.cost, part, *held) for part in (z[:, :-1], z[:, 1:])]
+        return xp.sum((ends[0] + ends[1]) * h / 2, axis=-1)
+
+
+def _on_rows(backend: Backend, cost: Any, *rows: Array) -> Array:
+    """The cost of each row [trial, time]."""
+    if isinstance(cost, QuadraticCost):
+        return cost(*rows)
+    return backend.transforms.vmap(backend.transforms.vmap(cost))(*rows)
+
+
+def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None) -> TrainingCost:
+    """A problem and a loss of its states that is the cost which a policy is trained for.
+
+        L = mean over trials of sum_k h_k [L(z_k, u_k) + L(z_{k+1}, u_k)] / 2 + M(z(T)),    u_k = mean of u over step k
+
+    over the times t_k of the problem: the integral of the cost to second order in these. The control depends on the
+    parameters by itself, not by the states alone; so the problem gets the integral of u as further states, whose
+    differences are h_k u_k, and the whole loss is one of states. Its derivatives are those of that number, exactly.
+    It is quadratic in them where the cost is, so that a forecast by the frozen kernel is that of Gauss and Newton.
+
+        problem, loss = control.training_cost(problem, cost)
+        kp.gradient_flow(kp.solve(problem, alg), loss, span=...)
+        kp.forecast(kp.linearize(kp.solve(problem, alg)), loss=loss, lr=..., steps=...)
+
+    Args:
+        problem: an `ODEProblem` on a grid of times, of a `kp.models.ClosedLoop` where the cost has the control; or a
+            `DiscreteProblem`, whose cost is a sum over steps.
+        cost: L(z, u) of a closed loop, else L(z), as `adjoint` takes it; or None.
+        terminal: M(z) at the last time; or None.
+
+    Raises:
+        TypeError: another problem.
+        ValueError: no cost at all, or a span (t0, t1) in the place of a grid.
+    Source: Bryson, Ho, "Applied Optimal Control" (1975), chapter 2; Chen et al., arXiv:1806.07366, for the running cost
+        as a state.
+
+    >>> import torch, kpflow_dyn as kp
+    >>> loop = kp.models.ClosedLoop(kp.models.DoubleIntegrator(), torch.nn.Linear(2, 1).double())
+    >>> posed = kp.ODEProblem(loop, torch.ones(3, 2, dtype=torch.float64), [0.0, 0.5, 1.0])
+    >>> problem, loss = kp.control.training_cost(posed, kp.control.QuadraticCost([[1.0, 0.0], [0.0, 1.0]], [[0.1]]))
+    >>> flow = kp.linearize(kp.solve(problem, "rk4"))
+    >>> forecast = kp.forecast(flow, loss=loss, lr=0.01, steps=20)
+    >>> flow.ntk.domain.shape, bool(forecast.loss[-1] < forecast.loss[0])
+    ((3, 3, 3), True)
+    """
+    if cost is None and terminal is None:
+        raise ValueError("training_cost needs a running cost, a terminal one, or both")
+    if isinstance(problem, DiscreteProblem):
+        return TrainingCost(problem, CostOfStates(cost, terminal, np.zeros(0), _width(problem), False, problem.backend))
+    if not isinstance(problem, ODEProblem):
+        raise TypeError(f"training_cost takes an ODEProblem or a DiscreteProblem, got {type(problem).__name__}")
+    if problem.is_span:
+        raise ValueError(
+            f"the problem has a span {tuple(problem.t.tolist())}; give it a grid of times, "
+            "problem.remake(t=np.linspace(...)), fine enough for the cost"
+        )
+    has_control, units = is_closed_loop(problem.f), problem.z0.shape[-1]
+    whole = _with_control(problem) if has_control else problem
+    return TrainingCost(whole, CostOfStates(cost, terminal, np.diff(problem.t), units, has_control, problem.backend))
+
+
+def _width(problem: DiscreteProblem) -> int:
+    return int(problem.backend.tracing.discrete_step(problem)[1].shape[-1])
+
+
+def _with_control(problem: ODEProblem) -> ODEProblem:
+    """The same loop with the integral of u as further states."""
+    z0 = problem.z0
+    width = _control_width(problem)
+    xp = array_namespace(z0)
+    start = xp.concat([z0, xp.zeros((len(z0), width), dtype=z0.dtype, device=device(z0))], axis=-1)
+    field = models_of(problem.backend.name).BesideControl(problem.f, z0.shape[-1])
+    return problem.remake(f=field, z0=start)
+
+
+def _control_width(problem: ODEProblem) -> int:
+    loop = loop_of_field(problem.f, problem.backend, "control", "closed", problem.x is not None)
+    x = inputs_at(problem, np.broadcast_to(problem.t[:1], (len(problem.z0), 1)))
+    return loop.width(problem.z0[0], *(() if x is None else (x[0, 0],)))
