@@ -110,11 +110,6 @@ class OfStates:
         return self.step(model.of_states, x, z)
 
 
-def of_model(problem: Any, step: Callable[..., Array]) -> Callable[..., Array]:
-    """A step of the cell or field as one of the problem's model."""
-    return step if problem.encoder is None else OfStates(step)
-
-
 def _of_all(start: Array, trials: int) -> Array:
     """[trial, unit] of [unit]."""
     return array_namespace(start).broadcast_to(start, (trials, *start.shape))

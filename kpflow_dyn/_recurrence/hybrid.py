@@ -21,10 +21,9 @@ from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.hybrid import HybridSolution, HybridSteps
 from kpflow_dyn._problems.measure import Weights
 from kpflow_dyn._problems.solutions import check_states
-from kpflow_dyn._problems.starts import of_model
 from kpflow_dyn._recurrence.roads import tangent_of
 from kpflow_dyn._recurrence.seen import AtGrid
-from kpflow_dyn._recurrence.steps import Steps, started
+from kpflow_dyn._recurrence.steps import Steps
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn.ode._jumps import JumpingStep, rows_of
 
@@ -37,7 +36,7 @@ def flow_of_hybrid(sol: HybridSolution, params: Choice, weights: Weights) -> Rec
 
 def tangent_between_nodes(sol: HybridSolution, params: Choice) -> tuple[Any, dict[str, Array]]:
     """The tangent of that recurrence, and the parameters that learn."""
-    model = sol.problem.backend.tracing.Model(sol.problem.model, params)
+    model = sol.problem.backend.tracing.Model(sol.problem.f, params)
     step, rows = rows_of(sol.problem, sol.steps)
     if step.moving:
         rows = _with_rates(sol, model, step, rows)
@@ -46,8 +45,7 @@ def tangent_between_nodes(sol: HybridSolution, params: Choice) -> tuple[Any, dic
         return _tangent(sol, model, *_cut_at_nodes(sol.steps, step, rows))
 
     whole = _tangent(sol, model, step, rows)
-    seen: Any = BetweenNodes(whole, sol.steps.nodes, within, sol.state.shape[2])
-    return started(seen, sol, model), model.parameters
+    return BetweenNodes(whole, sol.steps.nodes, within, sol.state.shape[2]), model.parameters
 
 
 def _with_rates(sol: HybridSolution, model: Any, step: JumpingStep, rows: Array) -> Array:
@@ -62,8 +60,7 @@ def _with_rates(sol: HybridSolution, model: Any, step: JumpingStep, rows: Array)
     given = side_by_side([taken(rows, index), taken(steps.before, index)], axes=2)
     each_step = sol.problem.backend.solving.each_step
     slopes = model.derivative(
-        lambda call, h: each_step(of_model(sol.problem, step.lengthened), call, given, h),
-        like_numpy(lengths[..., None], rows),
+        lambda call, h: each_step(step.lengthened, call, given, h), like_numpy(lengths[..., None], rows)
     )
     ones = like_numpy(np.ones((1, *lengths.shape, 1)), rows)
     found = to_numpy(slopes.push(None, ones))[0]  # [trial, n, unit + 1]
@@ -100,8 +97,7 @@ def _tangent(sol: HybridSolution, model: Any, step: JumpingStep, rows: Array) ->
     def check(after: Array, rounding: float) -> None:
         check_states(to_numpy(after)[..., :units], steps.after, max(tolerance, rounding))
 
-    before = _before(steps, step)
-    return tangent_of(model, sol.problem.backend.solving, of_model(sol.problem, step), rows, before, check)
+    return tangent_of(model, sol.problem.backend.solving, step, rows, _before(steps, step), check)
 
 
 class BetweenNodes(AtGrid):

@@ -39,11 +39,8 @@ class Seen:
 
     def spread(self, q: Array) -> Array:
         """Its transpose."""
-        return self._into(self._widened(q), self.places)
-
-    def _widened(self, q: Array) -> Array:
         more = self.steps.next_state.shape[2] - self.units
-        return widened(q, more) if more else q
+        return self._into(widened(q, more) if more else q, self.places)
 
     def _at(self, values: Array, places: np.ndarray | None) -> Array:
         return values if places is None else take_at(values, _of_trials(places, values))
@@ -63,13 +60,6 @@ class Seen:
 
     def vjp(self, q: Array) -> Array:
         return self.steps.vjp(self.spread(q))
-
-    def jvp_from(self, theta: Array, start: Array) -> Array:
-        return self.see(self.steps.jvp_from(theta, self._widened(start)))
-
-    def vjp_from(self, q: Array) -> tuple[Array, Array]:
-        theta, start = self.steps.vjp_from(self.spread(q))
-        return theta, start[..., : self.units]
 
     def gram(self, q: Array) -> Array:
         return self.see(self.steps.gram(self.spread(q)))

@@ -18,7 +18,6 @@ from kpflow_dyn._arrays import Array, array_namespace, is_array, like_numpy, to_
 from kpflow_dyn._arrays.complex_numbers import count
 from kpflow_dyn._flows.flow import Draw
 from kpflow_dyn._flows.referee import Derivative, ask, departure
-from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution
 from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._recurrence.autodiff import first_of_times, pulled_apart, pushed_apart
@@ -50,7 +49,7 @@ class Start:
         return self.derivative.pull(start)[0]
 
 
-def start_of(sol: DiscreteSolution | ODESolution | HybridSolution, model: Any) -> Start | None:
+def start_of(sol: DiscreteSolution | ODESolution, model: Any) -> Start | None:
     """The derivative of the start in the parameters that learn; None where none of them moves it."""
     problem, start = sol.problem, start_map(sol.problem)
     if start is None:
@@ -108,7 +107,6 @@ class StartedTangent:
     def __init__(self, steps: StepsTangent, start: Start) -> None:
         self._steps, self._start, self.untraced = steps, start, steps.untraced
         self.next_state, self.weights, self.parameter_size = steps.next_state, steps.weights, steps.parameter_size
-        self.steps = getattr(steps, "steps", steps)  # which have the sites, where only some are seen
         self._units, self._kicks = start.derivative.value.shape[-1], len(steps.site_kicks)
         self.site_kicks = np.arange(self._kicks + self._units)
         self.propagate, self.propagate_adjoint = steps.propagate, steps.propagate_adjoint
@@ -126,7 +124,7 @@ class StartedTangent:
     @property
     def inputs(self) -> list[Array]:
         """What the weights of each site multiply: those of the start one, before the first step."""
-        every = np.zeros((*self.steps.next_state.shape[:2], self._units))
+        every = np.zeros((*self.next_state.shape[:2], self._units))
         every[:, 0] = 1
         return [*self._steps.inputs, *([] if self.untraced else [like_numpy(every, self.next_state)])]
 
@@ -167,7 +165,7 @@ class StartedTangent:
         return self._steps.kick_adjoint(q) + self._start.vjp(start)
 
     def write(self, theta: Array) -> Array:
-        start = first_of_times(self._start.jvp(theta)[:, :, None], self.steps.next_state)
+        start = first_of_times(self._start.jvp(theta)[:, :, None], self.next_state)
         return self._joined(self._steps.write(theta), start)
 
     def read(self, values: Array) -> Array:
@@ -180,12 +178,9 @@ class StartedTangent:
 
     def enter_adjoint(self, q: Array) -> Array:
         start = self._narrowed(self._steps.advance_adjoint(q)[:, :, :1])
-        return self._joined(self._steps.enter_adjoint(q), first_of_times(start, self.steps.next_state))
+        return self._joined(self._steps.enter_adjoint(q), first_of_times(start, self.next_state))
 
     # Other steps
-
-    def measure_of_steps(self, measure: Array | None) -> Array | None:
-        return self._steps.measure_of_steps(measure)
 
     def truncated(self, bases: list[Array | None]) -> StartedTangent:
         return StartedTangent(self._steps.truncated(bases[: len(self._steps.sites)]), self._start)

@@ -8,9 +8,8 @@ from kpflow_dyn._flows.flow import Draw, RecurrentFlow
 from kpflow_dyn._flows.propagator import Propagator
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._problems.choice import Choice
-from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, check_states
-from kpflow_dyn._problems.starts import of_model
+from kpflow_dyn._problems.starts import OfStates
 from kpflow_dyn._recurrence.roads import check_as_called, tangent_of
 from kpflow_dyn._recurrence.starts import StartedTangent, start_of
 from kpflow_dyn._recurrence.tangent import StepsTangent, Tangent
@@ -62,7 +61,7 @@ def tangent_of_cell(sol: DiscreteSolution, params: Choice, from_start: bool = Fa
     """
     problem, tracing = sol.problem, sol.problem.backend.tracing
     model, (step, _) = tracing.Model(problem.model, params), tracing.discrete_step(problem)
-    step = of_model(problem, step)
+    step = step if problem.encoder is None else OfStates(step)
     check = lambda after, rounding: check_states(after, sol.state, rounding)  # noqa: E731
     solving = problem.backend.solving
     tangent = tangent_of(model, solving, step, problem.x, sol.before, check, from_start=from_start)
@@ -71,7 +70,7 @@ def tangent_of_cell(sol: DiscreteSolution, params: Choice, from_start: bool = Fa
     return tangent, model
 
 
-def started(tangent: StepsTangent, sol: DiscreteSolution | ODESolution | HybridSolution, model: Any) -> Tangent:
+def started(tangent: StepsTangent, sol: DiscreteSolution | ODESolution, model: Any) -> Tangent:
     """The tangent of the steps; where parameters of the model move the start, with these."""
     start = start_of(sol, model)
     return tangent if start is None else StartedTangent(tangent, start)

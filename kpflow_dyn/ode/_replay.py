@@ -16,7 +16,7 @@ from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.solutions import ODESolution
-from kpflow_dyn._problems.starts import of_model, start_map
+from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
 from kpflow_dyn.ode._discretise import Nodes, RungeKuttaStep, read_off
 from kpflow_dyn.ode._jumps import rows_of
@@ -176,11 +176,9 @@ def replay(solution: ODESolution | HybridSolution) -> Callable[[Any, Any], Array
 def _replay_jumps(solution: HybridSolution) -> Callable[[Any, tuple[Array, np.ndarray]], Array]:
     """The same of a hybrid model whose jumps are at given times."""
     problem, (step, _) = solution.problem, rows_of(solution.problem, solution.steps)
-    step, start = of_model(problem, step), start_map(problem)
 
     def states(model: Any, scheme: tuple[Array, np.ndarray]) -> Array:
         rows, nodes = scheme
-        z0 = problem.z0 if start is None else start(model)
-        return take_at(problem.backend.solving.run(step, model, rows, z0)[None], nodes)[0]
+        return take_at(problem.backend.solving.run(step, model, rows, problem.z0)[None], nodes)[0]
 
     return states
