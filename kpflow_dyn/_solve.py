@@ -45,8 +45,8 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
             number for steps of this length (the last one shorter if need be), or increasing times from t0 to the end
             for steps between exactly these, in the order of t. Also diffrax's `stepsize_controller`, with `dt0` for a
             constant step, and torchdiffeq's `options` of step_size and max_num_steps. For an SDE or a DDE `steps`
-            alone, as above; steps also end at all times of the grid, and of a DDE where the solution has kinks, and are
-            no longer than its shortest delay.
+            alone, as above; steps also end at all times of the grid; of a DDE also where its solution has kinks (and
+            samples bend, unless `steps` are given), and they are no longer than its shortest delay.
 
     Steps also end where the inputs x(t) are not smooth, `ode.stops_of(prob)`: where samples bend, unless `steps` are
     given, and always at the `jumps` that a callable names.

@@ -13,6 +13,7 @@ from kpflow_dyn._learning.forecasting import objective_of, states_of
 from kpflow_dyn._learning.losses import OutputLoss
 from kpflow_dyn._learning.objective import check_twice
 from kpflow_dyn._learning.recorder import Recorder, Recording
+from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._solve import solve
@@ -56,7 +57,7 @@ def _solved(before: Solution, model: Any) -> Solution:
     changed = before.problem.with_model(model)
     return (
         solve(changed, before.alg, **before.options)
-        if isinstance(before, ODESolution | SteppedSolution)
+        if isinstance(before, ODESolution | HybridSolution | SteppedSolution)
         else solve(changed)
     )
 

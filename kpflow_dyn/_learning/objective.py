@@ -13,6 +13,7 @@ from kpflow_dyn._implicit.roads import check_call, states_of_network
 from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._learning.losses import OfStates, check_number, has_states_for_logits
 from kpflow_dyn._problems.choice import Choice, choose
+from kpflow_dyn._problems.hybrid import HybridSolution, is_moving
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
 from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._problems.stepped import SteppedSolution
@@ -21,6 +22,7 @@ from kpflow_dyn._solve import solve
 from kpflow_dyn.ode._replay import replay, scheme
 from kpflow_dyn.solvers._landscape import NoSecondDerivative, Point
 
+SOLVED = (ODESolution, HybridSolution)  # by steps that are replayed
 LOSS = "loss."  # prefix of the names of the loss's own parameters
 
 
@@ -98,7 +100,7 @@ class Objective:
         return backend.training.Rule(optimizer, lr, clip, self._like, self.unreached)
 
     def _unreached(self) -> Sequence[str]:
-        at = scheme(self._solution) if isinstance(self._solution, ODESolution) else None
+        at = scheme(self._solution) if isinstance(self._solution, SOLVED) else None
         return self._solution.problem.backend.objectives.unreached(lambda values: self._of(values, at), self._like)
 
     def gradient(self, theta: Array) -> Array:
@@ -137,8 +139,8 @@ class Objective:
         """(parameters, scheme) -> the states."""
         if isinstance(solution, NetworkSolution):
             return self._states_of_network(solution)
-        if isinstance(solution, ODESolution) and solution.steps is not None:
-            run = replay(solution.problem, solution.steps.tableau)
+        if isinstance(solution, SOLVED) and solution.steps is not None:
+            run = replay(solution)
         elif isinstance(solution, SteppedSolution):
             run = _given_steps_of(solution)
         else:
@@ -149,7 +151,7 @@ class Objective:
 
     def _check_call(self, solution: Solution, run: Callable[[Any, Any], Array]) -> None:
         """Raise where the model reaches a parameter by another way than its name, so that only its copy would move."""
-        problem, at = solution.problem, scheme(solution) if isinstance(solution, ODESolution) else None
+        problem, at = solution.problem, scheme(solution) if isinstance(solution, SOLVED) else None
         model = problem.backend.tracing.Model(problem.model, self._of_model)
         own = model.derivative(lambda call, _nothing: run(call, at), solution.state[:, 0, :0])
         check_call(own, lambda values: self._called(run, values, at), model.parameters, self._gradient)
@@ -168,7 +170,7 @@ class Objective:
     def _scheme(self, theta: Array) -> Any:
         """The steps that the solver takes of an ODE with these parameters."""
         sol = self._solution
-        if not isinstance(sol, ODESolution):
+        if not isinstance(sol, SOLVED):
             return None
         values = self.values(theta)
         model = self._models.changed(self._model, {name: values[name] for name in self._of_model})
@@ -230,10 +232,16 @@ def check_twice(solution: Solution) -> None:
     """Raise where its states cannot be differentiated twice in the parameters."""
     if isinstance(solution, DiscreteSolution | NetworkSolution | SteppedSolution):
         return
-    if not isinstance(solution, ODESolution):
+    if not isinstance(solution, SOLVED):
         raise TypeError(
             f"a gradient flow takes a DiscreteProblem, an ODEProblem or a StaticProblem, got "
             f"{type(solution.problem).__name__}"
+        )
+    if isinstance(solution, HybridSolution) and is_moving(solution.problem.f):
+        raise ValueError(
+            "a gradient flow moves the parameters far, and with them the times and the number of the events of a "
+            "hybrid model, where its loss is not smooth; train it by your optimiser and linearise it again on the way "
+            "(kp.track), or give jumps times of their own (Event(reset=..., every=...)), which a gradient flow follows"
         )
     if solution.steps is None or not solution.steps.tableau.explicit:
         raise ValueError(

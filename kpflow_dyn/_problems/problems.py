@@ -243,6 +243,9 @@ class ODEProblem(StartedProblem):
         self._set(backend=backend, encoded=check_encoded(self.z0) if self.encodes else None)
         layout, z0 = self._laid_out()
         form, f = Form(layout, self.order, backward), backend.models.field_of(self.f)
+        if hasattr(f, "max_events"):
+            _check_form_of_hybrid(form, self.args)
+            z0 = f.start(z0) if hasattr(f, "sampling") and z0.shape[-1] == f.sampling.state else z0
         arguments = arguments_for(f, self.args, self.order, self.x is not None)
         f = f if form.is_plain and not arguments else backend.models.in_form(f, form, arguments)
         x = check_inputs(form.inputs(self.x), z0, t, backend)
@@ -307,6 +310,15 @@ class ODEProblem(StartedProblem):
     def is_span(self) -> bool:
         """Whether t is a span (t0, t1) rather than a grid."""
         return len(self.t) == 2
+
+
+def _check_form_of_hybrid(form: Form, args: Any) -> None:
+    """Raise unless a hybrid model has a plain state, forward in time, and no arguments."""
+    if not form.is_plain or args is not None:
+        raise ValueError(
+            "a hybrid model has a real state [trial, unit], times that increase, and no args: put parts side by side, "
+            "of complex numbers the real and imaginary ones, and make arguments attributes of the model"
+        )
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,8 @@ def _check_apart(solving: Any, step: Step, model: Any, rows: Array, before: Arra
         if error := departure(alone, after[trial][:, backward], size, apart.rounding):
             raise ValueError(
                 f"a step of one trial by itself differs from the same among the others by {error:.1e}: the "
-                "trials influence each other, as batch statistics do, or the model holds numbers for each trial (give "
-                "them as inputs x), or the step remembers what it was called with before, or it is random; call "
-                "model.eval(), or rewrite the step"
+                "trials influence each other, as batch statistics do, or as an adaptive ODE solver that chooses its "
+                "steps for all of them (give it fixed ones, or call it on each trial in a loop), or the model holds "
+                "numbers for each trial (give them as inputs x), or the step remembers what it was called with before, "
+                "or it is random; call model.eval(), or rewrite the step"
             )

@@ -101,9 +101,9 @@ def path_of(sol: ODESolution, alg: InterpolatingAdjoint) -> Path:
 
 
 def _solve_again(sol: ODESolution, alg: InterpolatingAdjoint) -> AcceptedSteps:
-    steps = solve_ode(sol.problem, None, Options(alg.rtol, alg.atol, max_steps=2**16)).steps
-    assert steps is not None
-    return steps
+    again = solve_ode(sol.problem, None, Options(alg.rtol, alg.atol, max_steps=2**16))
+    assert isinstance(again, ODESolution) and again.steps is not None
+    return again.steps
 
 
 @lru_cache
