@@ -85,6 +85,8 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
         kp.gradient_flow(kp.solve(problem, alg), loss, span=...)
         kp.forecast(kp.linearize(kp.solve(problem, alg)), loss=loss, lr=..., steps=...)
 
+    Of a sampled loop the held control is a part of the state already, and the cost is one of the whole state.
+
     Args:
         problem: an `ODEProblem` on a grid of times, of a `kp.models.ClosedLoop` where the cost has the control; or a
             `DiscreteProblem`, whose cost is a sum over steps.
