@@ -136,7 +136,7 @@ def ask(loop: Any) -> Found:
 def descent(loop: Any) -> tuple[float, float]:
     """What 20 steps of gradient descent leave of the cost: by the frozen kernel, and really.
 
-    The learning rate is such that they take off a tenth to first order.
+    The learning rate is such that they take off a tenth to first order, but at most 0.05.
     """
     problem, loss = control.training_cost(kp.ODEProblem(loop, START, TIMES), COST)
     trained = copy.deepcopy(problem.f)
@@ -144,7 +144,7 @@ def descent(loop: Any) -> tuple[float, float]:
     for _ in range(DESCENT + 1):
         value = loss(solve(trained, problem.z0, TIMES).transpose(0, 1))
         gradient = torch.autograd.grad(value, list(trained.parameters()))
-        lr = lr or 0.1 * value.item() / (DESCENT * sum(float((g**2).sum()) for g in gradient))
+        lr = lr or min(0.05, 0.1 * value.item() / (DESCENT * sum(float((g**2).sum()) for g in gradient)))
         values.append(value.item())
         with torch.no_grad():
             for parameter, slope in zip(trained.parameters(), gradient, strict=True):

@@ -142,7 +142,10 @@ def analyze(
     (array([76.3]), True)
     """
     if not isinstance(sol, ODESolution):
-        raise TypeError(f"analyze takes the solution of an ODEProblem of a ClosedLoop, got {type(sol).__name__}")
+        raise TypeError(
+            f"analyze takes the solution of an ODEProblem of a ClosedLoop, got {type(sol).__name__}; of sampled loops "
+            "and cells take its parts: training_cost, kp.contributions, disk_margins of the opened loop (docs/limits.md)"
+        )
     if not is_closed_loop(sol.problem.f):
         raise ValueError("analyze needs a plant and a policy, kp.models.ClosedLoop(plant, policy), as the problem's f")
     if checkpoints is None:
@@ -189,8 +192,8 @@ class _Loop:
 
     def dataset(self) -> xr.Dataset:
         """All variables."""
-        parts: list[Variables] = [self._directions(), self._costs(), self._sensitivities(), self._at_rest()]
-        parts += [self._along(), self._regulator()]
+        parts: list[Variables] = [self._directions(), self._costs(), self._sensitivities(), self._along()]
+        parts += [_at_rest(self), _beside_the_regulator(self)]
         found = {name: value for part in parts for name, value in part.items()}
         coords: dict[str, Any] = {"time": self.sol.problem.t, **coordinates(self.names, "unit")}
         coords["parameter"] = list(self.flow.parts)
@@ -301,22 +304,6 @@ class _Loop:
     def _B(self) -> np.ndarray:
         return linearize_ltv(self.sol, inputs="control", t=self.sol.problem.t).B.values
 
-    def _at_rest(self) -> Variables:
-        rest, inputs = self.rest, self.u.shape[-1]
-        if rest is None:
-            nothing, of_states = np.full(inputs, np.nan), np.full(self.units, np.nan)
-            values = (of_states, of_states + 0j, nothing, nothing, nothing, np.nan, np.nan, np.nan)
-        else:
-            found = margins_of(rest)
-            poles: Any = np.linalg.eigvals(rest.closed).astype(complex)
-            poles = poles[np.argsort(-poles.real, kind="stable")]
-            values = (rest.z, poles, found.gain_low, found.gain_high, found.phase)
-            values += (found.disk, found.disk_gain, found.disk_phase)
-        dims = [("unit",), ("pole",), ("input",), ("input",), ("input",), (), (), ()]
-        names = ["rest", "rest_pole", "gain_margin_low", "gain_margin_high", "phase_margin"]
-        names += ["disk_margin", "disk_gain_margin", "disk_phase_margin"]
-        return dict(zip(names, zip(dims, values, strict=True), strict=True))
-
     def _along(self) -> Variables:
         """The disk margin of the loop linearised at some times, as if it stood still."""
         state, x = self.rows
@@ -327,37 +314,55 @@ class _Loop:
         found[:, chosen] = [[worst_disk(at.loop) if at.is_stable else 0.0 for at in row] for row in frozen]
         return {"disk_margin_along": (("trial", "time"), found)}
 
-    def _regulator(self) -> Variables:
-        trials, times, inputs = self.u.shape
-        gain, of_units = np.full((inputs, self.units), np.nan), np.full(self.units, np.nan)
-        try:
-            found = yardstick(self.sol, self.cost, self.last_input)
-        except ValueError as error:
-            self.notes.append(f"no regulator to compare with: {error}")
-            costs, F, K, distance, total = np.full(trials, np.nan), gain, gain, np.nan, np.nan
-            gap = np.full((trials, times), np.nan)
-            poles, parts, shares = of_units + 0j, of_units, np.full((self.units, self.units), np.nan)
-        else:
-            cost: Any = self.cost
-            K, F, distance = found.regulator.K, -found.target.F, found.gain_distance
-            costs = regulated(self.sol, cost, self.terminal, K)
-            state = to_numpy(self.rows[0]).astype(float) - cost.target
-            off = self.u - cost.u_target + state @ K.T
-            gap = np.einsum("bti,ij,btj->bt", off, cost.R, off)
-            poles, parts, shares = excess_of_modes(found, cost.R, state[:, 0])
-            total = float(parts.sum())
-        return {
-            "regulator_cost": (("trial",), costs),
-            "cost_ratio": (("trial",), self.costates.cost.values / costs),
-            "policy_gain": (("input", "unit"), F),
-            "regulator_gain": (("input", "unit"), K),
-            "gain_distance": ((), distance),
-            "control_gap": (("trial", "time"), gap),
-            "excess": (("loop_mode",), parts),
-            "excess_pole": (("loop_mode",), np.asarray(poles, complex)),
-            "excess_share": (("loop_mode", "unit"), shares),
-            "excess_cost": ((), total),
-        }
+
+def _at_rest(loop: _Loop) -> Variables:
+    rest, inputs = loop.rest, loop.u.shape[-1]
+    if rest is None:
+        nothing, of_states = np.full(inputs, np.nan), np.full(loop.units, np.nan)
+        values = (of_states, of_states + 0j, nothing, nothing, nothing, np.nan, np.nan, np.nan)
+    else:
+        found = margins_of(rest)
+        poles: Any = np.linalg.eigvals(rest.closed).astype(complex)
+        poles = poles[np.argsort(-poles.real, kind="stable")]
+        values = (rest.z, poles, found.gain_low, found.gain_high, found.phase)
+        values += (found.disk, found.disk_gain, found.disk_phase)
+    dims = [("unit",), ("pole",), ("input",), ("input",), ("input",), (), (), ()]
+    names = ["rest", "rest_pole", "gain_margin_low", "gain_margin_high", "phase_margin"]
+    names += ["disk_margin", "disk_gain_margin", "disk_phase_margin"]
+    return dict(zip(names, zip(dims, values, strict=True), strict=True))
+
+
+def _beside_the_regulator(loop: _Loop) -> Variables:
+    trials, times, inputs = loop.u.shape
+    gain, of_units = np.full((inputs, loop.units), np.nan), np.full(loop.units, np.nan)
+    try:
+        found = yardstick(loop.sol, loop.cost, loop.last_input)
+    except ValueError as error:
+        loop.notes.append(f"no regulator to compare with: {error}")
+        costs, F, K, distance, total = np.full(trials, np.nan), gain, gain, np.nan, np.nan
+        gap = np.full((trials, times), np.nan)
+        poles, parts, shares = of_units + 0j, of_units, np.full((loop.units, loop.units), np.nan)
+    else:
+        cost: Any = loop.cost
+        K, F, distance = found.regulator.K, -found.target.F, found.gain_distance
+        costs = regulated(loop.sol, cost, loop.terminal, K)
+        state = to_numpy(loop.rows[0]).astype(float) - cost.target
+        off = loop.u - cost.u_target + state @ K.T
+        gap = np.einsum("bti,ij,btj->bt", off, cost.R, off)
+        poles, parts, shares = excess_of_modes(found, cost.R, state[:, 0])
+        total = float(parts.sum())
+    return {
+        "regulator_cost": (("trial",), costs),
+        "cost_ratio": (("trial",), loop.costates.cost.values / costs),
+        "policy_gain": (("input", "unit"), F),
+        "regulator_gain": (("input", "unit"), K),
+        "gain_distance": ((), distance),
+        "control_gap": (("trial", "time"), gap),
+        "excess": (("loop_mode",), parts),
+        "excess_pole": (("loop_mode",), np.asarray(poles, complex)),
+        "excess_share": (("loop_mode", "unit"), shares),
+        "excess_cost": ((), total),
+    }
 
 
 def _told(data: xr.Dataset, step: Any) -> str:

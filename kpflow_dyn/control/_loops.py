@@ -60,8 +60,12 @@ class Loop:
 
 
 def is_closed_loop(model: Any) -> bool:
-    """Whether a model is what `kpflow_dyn.models.ClosedLoop` returns for a plant in continuous time."""
-    return hasattr(model, "plant") and hasattr(model, "policy") and not is_discrete(model.plant)
+    """Whether a model is what `kpflow_dyn.models.ClosedLoop` returns for a policy that acts at all times.
+
+    That of a sampled loop acts at samples alone, and its control is a part of the state.
+    """
+    is_sampled = hasattr(model, "sampling")
+    return hasattr(model, "plant") and hasattr(model, "policy") and not is_sampled and not is_discrete(model.plant)
 
 
 def loop_of_field(f: Any, backend: Backend, inputs: str | None, loop: str, has_x: bool) -> Loop:

@@ -85,6 +85,8 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
         kp.gradient_flow(kp.solve(problem, alg), loss, span=...)
         kp.forecast(kp.linearize(kp.solve(problem, alg)), loss=loss, lr=..., steps=...)
 
+    Of a sampled loop the held control is a part of the state already, and the cost is one of the whole state.
+
     Args:
         problem: an `ODEProblem` on a grid of times, of a `kp.models.ClosedLoop` where the cost has the control; or a
             `DiscreteProblem`, whose cost is a sum over steps.
@@ -117,7 +119,7 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
             f"the problem has a span {tuple(problem.t.tolist())}; give it a grid of times, "
             "problem.remake(t=np.linspace(...)), fine enough for the cost"
         )
-    if problem.t[-1] < problem.t[0]:
+    if problem.form.backward:
         raise ValueError("the times decrease; a cost is an integral forward in time, so pose the problem forward")
     has_control, units = is_closed_loop(problem.f), problem.z0.shape[-1]
     whole = _with_control(problem) if has_control else problem
