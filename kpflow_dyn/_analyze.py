@@ -18,6 +18,7 @@ from kpflow_dyn._learning.parts import learning_of
 from kpflow_dyn._numbers.reductions import PartialTrace
 from kpflow_dyn._numbers.spectra import Modes, eigs
 from kpflow_dyn._numbers.summary import KERNELS, Summary, summary
+from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.problems import ImplicitProblem, ODEProblem
 from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
@@ -357,12 +358,13 @@ def _equation(solution: Solution) -> dict[str, str]:
         kind = type(solution.problem).__name__.removesuffix("Problem")
         sense = f" ({solution.problem.sde_type})" if isinstance(solution.problem, SDEProblem) else ""
         return {"problem": kind + sense, "solver": f"{solution.alg}, {solution.stats['steps']} steps"}
-    if not isinstance(solution, ODESolution):
+    if not isinstance(solution, ODESolution | HybridSolution):
         return {"problem": "a network over sequences" if isinstance(solution, NetworkSolution) else "discrete time"}
     method = solution.alg if isinstance(solution.alg, str) else type(solution.alg).__name__
     options = solution.options
     how = "given steps" if options["steps"] is not None else f"rtol {options['rtol']:g}, atol {options['atol']:g}"
     kind = type(solution.problem).__name__.removesuffix("Problem")
+    kind = f"hybrid: an {kind} with jumps" if isinstance(solution, HybridSolution) else kind
     return {"problem": kind, "solver": f"{method}, {how}"}
 
 

@@ -10,6 +10,7 @@ from kpflow_dyn._flows.metric import Metric
 from kpflow_dyn._implicit.flows import flow_of_constraint
 from kpflow_dyn._implicit.solutions import ConstraintSolution
 from kpflow_dyn._problems.choice import Choice
+from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.measure import Measure, Weights
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
@@ -19,8 +20,9 @@ from kpflow_dyn._recurrence.continuous import (
     flow_through_steps,
     tangent_of_accepted_steps,
 )
+from kpflow_dyn._recurrence.hybrid import flow_of_hybrid, tangent_between_nodes
 from kpflow_dyn._recurrence.stepped import flow_of_steps
-from kpflow_dyn._recurrence.steps import Steps, tangent_of_cell
+from kpflow_dyn._recurrence.steps import Steps, started, tangent_of_cell
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn._solve import solve
 
@@ -104,7 +106,7 @@ def linearize(
 
 def _in_single(sol: Solution) -> Solution:
     """That of the same model in float32, where it is in half precision: differences of its states are mere rounding."""
-    if isinstance(sol, ODESolution | SteppedSolution) or eps_of(sol.state) < LEAST_PRECISE:
+    if isinstance(sol, ODESolution | HybridSolution | SteppedSolution) or eps_of(sol.state) < LEAST_PRECISE:
         return sol
     problem, models = sol.problem, sol.problem.backend.models
     given = {field.name: getattr(problem, field.name) for field in dataclasses.fields(problem) if field.init}
@@ -125,9 +127,10 @@ def _flow(
         return _flow_of_ode(sol, sensealg, params, weights)
     if isinstance(sensealg, InterpolatingAdjoint):
         raise ValueError(
-            f"InterpolatingAdjoint solves variational ODEs, and a {type(sol.problem).__name__} has none; take "
-            "DiscreteAdjoint()"
+            f"InterpolatingAdjoint solves variational ODEs, and {_kind(sol)} has none; take DiscreteAdjoint()"
         )
+    if isinstance(sol, HybridSolution):
+        return flow_of_hybrid(sol, params, weights)
     if isinstance(sol, SteppedSolution):
         return flow_of_steps(sol, params, weights)
     if isinstance(sol, DiscreteSolution):
@@ -136,10 +139,16 @@ def _flow(
     return flow_of_constraint(sol, params, weights)
 
 
+def _kind(sol: Solution) -> str:
+    if isinstance(sol, HybridSolution):
+        return "a hybrid model, whose sensitivities jump at events,"
+    return f"a {type(sol.problem).__name__}"
+
+
 def _steps(sol: DiscreteSolution, params: Choice, weights: Weights) -> Flow:
     _check_plant(sol)
-    tangent, parameters = tangent_of_cell(sol, params)
-    return Steps(tangent, sol, parameters, weights.both).flow()
+    tangent, model = tangent_of_cell(sol, params, from_start=sol.problem.encoder is not None)
+    return Steps(started(tangent, sol, model), sol, model.parameters, weights.both).flow()
 
 
 def _check_plant(sol: DiscreteSolution) -> None:
@@ -160,11 +169,13 @@ def _flow_of_ode(
     return through(sol, params, weights)
 
 
-def tangent_of_dynamics(sol: DiscreteSolution | ODESolution) -> Tangent:
+def tangent_of_dynamics(sol: DiscreteSolution | ODESolution | HybridSolution) -> Tangent:
     """The tangent of a solution's steps z_{t-1} -> z_t; of an ODE of the accepted ones, the first of length zero.
 
     What learns is no matter of the dynamics, so frozen parameters count too.
     """
+    if isinstance(sol, HybridSolution):
+        return tangent_between_nodes(sol, lambda _name: True)[0]
     if isinstance(sol, ODESolution):
         return tangent_of_accepted_steps(sol, lambda _name: True)
     return tangent_of_cell(sol, lambda _name: True, from_start=True)[0]

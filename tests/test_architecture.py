@@ -26,7 +26,7 @@ OF_A_FRAMEWORK = {  # modules that define models of one framework, or read its f
         "_checkpoint.names",
     ),
     *("_checkpoint.networks", "_checkpoint.nonlinearity", "_checkpoint.objects", "_checkpoint.trees"),
-    *("models._convert", "models._torch_models", "models.jax"),
+    *("models._convert", "models._jax_hybrid", "models._torch_hybrid", "models._torch_models", "models.jax"),
     *("models._jax_discrete", "models._mjx", "models._motornet", "models._torch_discrete"),
     *("gym._jax_policy", "gym._networks", "gym._torch_policy"),
 }

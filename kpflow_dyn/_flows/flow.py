@@ -347,8 +347,8 @@ def _at(flow: AnyFlow, places: np.ndarray) -> AnyFlow:
     """The flow at these places; of an ODE with the steps that lead to them."""
     reach, solution = None if isinstance(flow, ConstraintFlow) else reaching(places), flow.solution
     several = flow.core.domain.shape[1] != flow.P.domain.shape[1]
-    leads_to = solution.leads_to if several and isinstance(solution, SteppedSolution) else None
-    changed = dataclasses.replace(flow, **at_places(flow, places, reach, leads_to))
+    of_sites = solution.leading_to(reach) if several and reach is not None else None  # type: ignore[attr-defined]
+    changed = dataclasses.replace(flow, **at_places(flow, places, reach, of_sites))
     if not isinstance(flow, ODEFlow):
         return changed
     if isinstance(solution, SteppedSolution):

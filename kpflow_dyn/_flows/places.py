@@ -82,17 +82,17 @@ def places_of_steps(places: np.ndarray, t: np.ndarray, steps: AcceptedSteps) -> 
 
 
 def at_places(
-    flow: Operators, places: np.ndarray, reach: np.ndarray | None, leads_to: np.ndarray | None = None
+    flow: Operators, places: np.ndarray, reach: np.ndarray | None, of_sites: np.ndarray | None = None
 ) -> dict[str, Any]:
     """What differs in the flow at these places, if kicks elsewhere than at `reach` are left out; None for no kicks.
 
-    Where there are several steps from time to time, which have their own sites, `leads_to` is the time of each [step].
+    Where there are several steps from time to time, which have sites, `of_sites` says which count [trial, step].
     """
     R = _onto(flow.ntk.domain, places)
     found: dict[str, Any] = {"J": R @ flow.J, "ntk": _both_sides(R, flow.ntk)}
     if reach is None or reach.all():
         return found | {"P": _propagator(flow.P, R, None)}
-    of_sites = reach if leads_to is None else reach[:, leads_to]
+    of_sites = reach if of_sites is None else of_sites
     core, E, outputs = flow.core, _onto(flow.P.domain, reach), _onto(flow.core.domain, of_sites)
     return found | {
         "P": _propagator(flow.P, R, E),
@@ -125,9 +125,10 @@ def _both_sides(R: Operator, op: GramOperator) -> GramOperator:
 
 def _sites_at(sites: list[WeightSite], reach: np.ndarray) -> list[WeightSite]:
     """The sites with zeros in the place of the variables elsewhere, which then add nothing to the core."""
-    return [dataclasses.replace(site, inputs=_zeroed(site.inputs, reach)) for site in sites]
+    return [dataclasses.replace(site, inputs=zeroed(site.inputs, reach)) for site in sites]
 
 
-def _zeroed(inputs: Array, reach: np.ndarray) -> Array:
+def zeroed(inputs: Array, reach: np.ndarray) -> Array:
+    """Inputs [trial, time, ...], zeros where these places are not [trial, time]."""
     xp, weights = array_namespace(inputs), reach.astype(float).reshape(reach.shape + (1,) * (inputs.ndim - reach.ndim))
     return xp.where(like_numpy(weights, inputs) > 0, inputs, xp.zeros_like(inputs))

@@ -13,14 +13,16 @@ from kpflow_dyn._implicit.roads import check_call, states_of_network
 from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._learning.losses import OfStates, check_number, has_states_for_logits
 from kpflow_dyn._problems.choice import Choice, choose
+from kpflow_dyn._problems.hybrid import HybridSolution, is_moving
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
+from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._problems.stepped import SteppedSolution
-from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._problems.units import hidden_of, units_read, width_of
 from kpflow_dyn._solve import solve
 from kpflow_dyn.ode._replay import replay, scheme
 from kpflow_dyn.solvers._landscape import NoSecondDerivative, Point
 
+SOLVED = (ODESolution, HybridSolution)  # by steps that are replayed
 LOSS = "loss."  # prefix of the names of the loss's own parameters
 
 
@@ -39,7 +41,8 @@ class Objective:
 
     def __init__(self, solution: Solution, loss: Callable[[Array], Array], params: Choice) -> None:
         solution, self._times = _on_its_nodes(solution)
-        backend, model = solution.problem.backend, getattr(solution.problem, field_of_model(solution))
+        check_twice(solution)
+        backend, model = solution.problem.backend, solution.problem.model
         self._models = models = backend.models
         of_model, of_loss = (_variables(models.parameters_of(part)) for part in (model, loss))
         known = _apart(of_model, {LOSS + name: value for name, value in of_loss.items()})
@@ -97,7 +100,7 @@ class Objective:
         return backend.training.Rule(optimizer, lr, clip, self._like, self.unreached)
 
     def _unreached(self) -> Sequence[str]:
-        at = scheme(self._solution) if isinstance(self._solution, ODESolution) else None
+        at = scheme(self._solution) if isinstance(self._solution, SOLVED) else None
         return self._solution.problem.backend.objectives.unreached(lambda values: self._of(values, at), self._like)
 
     def gradient(self, theta: Array) -> Array:
@@ -136,8 +139,8 @@ class Objective:
         """(parameters, scheme) -> the states."""
         if isinstance(solution, NetworkSolution):
             return self._states_of_network(solution)
-        if isinstance(solution, ODESolution) and solution.steps is not None:
-            run = replay(solution.problem, solution.steps.tableau)
+        if isinstance(solution, SOLVED) and solution.steps is not None:
+            run = replay(solution)
         elif isinstance(solution, SteppedSolution):
             run = _given_steps_of(solution)
         else:
@@ -148,8 +151,8 @@ class Objective:
 
     def _check_call(self, solution: Solution, run: Callable[[Any, Any], Array]) -> None:
         """Raise where the model reaches a parameter by another way than its name, so that only its copy would move."""
-        problem, at = solution.problem, scheme(solution) if isinstance(solution, ODESolution) else None
-        model = problem.backend.tracing.Model(getattr(problem, field_of_model(solution)), self._of_model)
+        problem, at = solution.problem, scheme(solution) if isinstance(solution, SOLVED) else None
+        model = problem.backend.tracing.Model(problem.model, self._of_model)
         own = model.derivative(lambda call, _nothing: run(call, at), solution.state[:, 0, :0])
         check_call(own, lambda values: self._called(run, values, at), model.parameters, self._gradient)
 
@@ -167,11 +170,11 @@ class Objective:
     def _scheme(self, theta: Array) -> Any:
         """The steps that the solver takes of an ODE with these parameters."""
         sol = self._solution
-        if not isinstance(sol, ODESolution):
+        if not isinstance(sol, SOLVED):
             return None
         values = self.values(theta)
-        field = self._models.changed(self._model, {name: values[name] for name in self._of_model})
-        again: Any = solve(sol.problem.remake(f=field), sol.alg, **sol.options)
+        model = self._models.changed(self._model, {name: values[name] for name in self._of_model})
+        again: Any = solve(sol.problem.with_model(model), sol.alg, **sol.options)
         return scheme(again)
 
 
@@ -197,12 +200,14 @@ class _Hessian:
 
 
 def _steps_of(problem: Any) -> Callable[[Any, Any], Array]:
-    """(cell, the numbers of some trials, or None for all) -> the states."""
+    """(model, the numbers of some trials, or None for all) -> the states."""
     step, z0 = problem.backend.tracing.discrete_step(problem)
+    start = start_map(problem)
 
-    def states(cell: Any, trials: Any) -> Array:
-        x, start = (problem.x, z0) if trials is None else (problem.x[trials], z0[trials])
-        return problem.backend.objectives.run(step, cell, x, start)
+    def states(model: Any, trials: Any) -> Array:
+        x, first = (problem.x, z0) if trials is None else (problem.x[trials], z0[trials])
+        first = first if start is None else start(model, trials)
+        return problem.backend.objectives.run(step, problem.backend.models.parts_of(model)[0], x, first)
 
     return states
 
@@ -218,29 +223,30 @@ def _on_its_nodes(solution: Solution) -> tuple[Solution, slice]:
     """A solution at times that stay, and which of these the loss is given: a span's own nodes, behind its start."""
     if not (isinstance(solution, ODESolution) and solution.problem.is_span):
         return solution, slice(None)
-    field_of_model(solution)
+    check_twice(solution)
     times = np.concatenate([solution.problem.t[:1], solution.nodes])
     return solve(solution.problem.with_parts(t=times), solution.alg, **solution.options), slice(1, None)
 
 
-def field_of_model(solution: Solution) -> str:
-    """The name of the field of the problem that is the model; raise where its states cannot be differentiated twice."""
-    if isinstance(solution, DiscreteSolution):
-        return "cell"
-    if isinstance(solution, NetworkSolution):
-        return "net"
-    if isinstance(solution, SteppedSolution):
-        return "pair" if isinstance(solution.problem, SDEProblem) else "f"
-    if not isinstance(solution, ODESolution):
+def check_twice(solution: Solution) -> None:
+    """Raise where its states cannot be differentiated twice in the parameters."""
+    if isinstance(solution, DiscreteSolution | NetworkSolution | SteppedSolution):
+        return
+    if not isinstance(solution, SOLVED):
         raise TypeError(
             f"a gradient flow takes a DiscreteProblem, an ODEProblem or a StaticProblem, got "
             f"{type(solution.problem).__name__}"
+        )
+    if isinstance(solution, HybridSolution) and is_moving(solution.problem.f):
+        raise ValueError(
+            "a gradient flow moves the parameters far, and with them the times and the number of the events of a "
+            "hybrid model, where its loss is not smooth; train it by your optimiser and linearise it again on the way "
+            "(kp.track), or give jumps times of their own (Event(reset=..., every=...)), which a gradient flow follows"
         )
     if solution.steps is None or not solution.steps.tableau.explicit:
         raise ValueError(
             f"the steps of {solution.alg!r} cannot be differentiated twice; solve with an explicit Runge-Kutta method"
         )
-    return "f"
 
 
 def _variables(parameters: Values) -> Values:

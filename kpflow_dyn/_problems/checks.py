@@ -192,6 +192,7 @@ def check_argument(x: Any, what: str, axes: str, backend: Backend) -> Array:
 
 def check_inputs(x: Any, z0: Array, t: np.ndarray, backend: Backend) -> Any:
     """The inputs: None, a callable, samples on t, or (times, samples) that cover it; samples fit the start."""
+    refuse_foreign_event(x)
     if x is None or callable(x):
         jumps_of(x)
         return x
@@ -219,6 +220,16 @@ def check_inputs(x: Any, z0: Array, t: np.ndarray, backend: Backend) -> Any:
             "others come as x=(times, samples)"
         )
     return (times, samples) if isinstance(x, tuple | list) else samples
+
+
+def refuse_foreign_event(value: Any) -> None:
+    """Raise a TypeError that names ours where this is an event of diffrax."""
+    if hasattr(value, "cond_fn"):
+        raise TypeError(
+            "a diffrax.Event ends a solve. Here events are part of the model, which goes on behind them: pose "
+            "kp.ODEProblem(kp.models.Hybrid(f, kp.models.Event(condition, reset, direction=...)), z0, t), with "
+            "condition(t, z) a number that crosses zero, and read solution.events"
+        )
 
 
 def jumps_of(x: Any) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, eps_of, like_numpy, take_at, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, eps_of, like_numpy, side_by_side, take_at, to_numpy
 from kpflow_dyn._backend import Backend
 from kpflow_dyn._problems.checks import jumps_of
 from kpflow_dyn._problems.problems import ODEProblem
@@ -40,7 +40,7 @@ def sampled(problem: Driven) -> tuple[np.ndarray, Array] | None:
     return problem.x if isinstance(problem.x, tuple) else (problem.t, problem.x)
 
 
-def stops_of(problem: ODEProblem) -> np.ndarray:
+def stops_of(problem: Driven) -> np.ndarray:
     """The times between t0 and the end at which a step should end, as the inputs x(t) are not smooth there [n].
 
     An error estimate does not see what happens between the stages of a step: a short pulse, for one. Samples bend at
@@ -109,6 +109,26 @@ def inputs_at(problem: Driven, times: np.ndarray) -> Array | None:
     return before + like_numpy(along[..., None], samples) * (after - before)
 
 
+def time_rows(problem: ODEProblem, times: np.ndarray) -> Array:
+    """Rows [t, x(t)] at times [trial, n]."""
+    rows, x = like_numpy(times[..., None].copy(), problem.z0), inputs_at(problem, times)
+    return rows if x is None else side_by_side([rows, x], axes=2)
+
+
+def input_slopes(problem: ODEProblem, times: np.ndarray) -> Array:
+    """dx/dt [trial, n, input] at times [trial, n] of each trial; where it jumps, of what comes after."""
+    found = sampled(problem)
+    if found is None:
+        x, data = problem.x, problem.backend.data
+        jvp = problem.backend.transforms.jvp
+        return data.inputs_at(lambda t: jvp(x, (t,), (0 * t + 1,))[1], times, problem.z0)
+    known, samples = found
+    left = np.clip(np.searchsorted(known, times, side="right") - 1, 0, len(known) - 2)
+    before, after = (take_at(samples[None], places)[0] for places in (left, left + 1))
+    inside = (times >= known[0]) & (times < known[-1])
+    return like_numpy((inside / (known[left + 1] - known[left]))[..., None], samples) * (after - before)
+
+
 def input_width(problem: Driven) -> int | None:
     """How many input channels there are, None for a problem without any."""
     if callable(x := problem.x):
@@ -146,4 +166,5 @@ def take_trials(problem: ODEProblem, trials: np.ndarray) -> ODEProblem:
         x = (problem.x[0], problem.x[1][trials])
     else:
         x = None if problem.x is None else problem.x[trials]
-    return problem.with_parts(z0=problem.z0[trials], x=x)
+    encoded = None if problem.encoded is None else problem.encoded[trials]
+    return problem.with_parts(z0=problem.z0[trials], x=x, encoded=encoded)

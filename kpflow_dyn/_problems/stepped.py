@@ -46,6 +46,10 @@ class SteppedSolution(Solution):
         """The number of the time of the state that each step leads to [step]."""
         return np.searchsorted(self.places, np.arange(len(self.ends)))
 
+    def leading_to(self, places: np.ndarray) -> np.ndarray:
+        """Which steps lead to these times of the state [trial, time]: [trial, step]."""
+        return places[:, self.leads_to]
+
     def __call__(self, t: Any) -> Array:
         times = times_within(t, self.ends[0], self.ends[-1])
         weights = like_numpy(self.between(np.atleast_1d(times)), self.state)

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, add_at, array_namespace, take_at, widened
+from kpflow_dyn._arrays import Array, add_at, array_namespace, take_at, taken, widened
 from kpflow_dyn._flows.flow import Draw
 from kpflow_dyn._recurrence.tangent import Tangent
+
+SAME = ("sites", "inputs", "site_kicks", "weights", "parameter_size", "untraced", "write", "read")  # as of all steps
 
 
 class Seen:
@@ -18,15 +20,18 @@ class Seen:
 
     Args:
         steps: the tangent of all steps.
-        places: the numbers of the steps that are seen [time]; None for all.
+        places: the numbers of the steps that are seen [time], or [trial, time] of each trial; None for all.
         units: how many of the first units are.
     """
 
     def __init__(self, steps: Any, places: np.ndarray | None, units: int) -> None:
         self.steps, self.places, self.units = steps, places, units
-        for name in ("sites", "inputs", "site_kicks", "weights", "parameter_size", "untraced", "write", "read"):
-            setattr(self, name, getattr(steps, name))
         self.next_state = self.see(steps.next_state[None])[0]
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in SAME:
+            raise AttributeError(name)
+        return getattr(self.steps, name)
 
     def see(self, values: Array) -> Array:
         """R, [probe, trial, step, width] -> [probe, trial, time, unit]."""
@@ -38,11 +43,11 @@ class Seen:
         return self._into(widened(q, more) if more else q, self.places)
 
     def _at(self, values: Array, places: np.ndarray | None) -> Array:
-        return values if places is None else take_at(values, np.tile(places, (values.shape[1], 1)))
+        return values if places is None else take_at(values, _of_trials(places, values))
 
     def _into(self, values: Array, places: np.ndarray | None) -> Array:
         count = self.steps.next_state.shape[1]
-        return values if places is None else add_at(values, np.tile(places, (values.shape[1], 1)), count)
+        return values if places is None else add_at(values, _of_trials(places, values), count)
 
     def propagate(self, q: Array) -> Array:
         return self.see(self.steps.propagate(self.spread(q)))
@@ -155,10 +160,10 @@ class AtGrid(Seen):
         within: makes the tangent of the same steps where each that follows a time of the grid begins at known states.
     """
 
-    def __init__(self, steps: Any, places: np.ndarray, within: Callable[[], Tangent]) -> None:
-        super().__init__(steps, places, steps.next_state.shape[2])
+    def __init__(self, steps: Any, places: np.ndarray, within: Callable[[], Tangent], units: int | None = None) -> None:
+        super().__init__(steps, places, steps.next_state.shape[2] if units is None else units)
         self._make = within
-        self._firsts = np.append(0, places[:-1] + 1)
+        self._firsts = np.concatenate([0 * places[..., :1], places[..., :-1] + 1], axis=-1)
 
     @cached_property
     def within(self) -> Any:
@@ -178,24 +183,33 @@ class AtGrid(Seen):
         return self.steps.enter_adjoint(self.within.propagate_adjoint(self.spread(q)))
 
     def advance(self, dz: Array) -> Array:
-        first = self._at(self.steps.advance(self._into(dz, self._firsts)), self._firsts)
+        more = self.steps.next_state.shape[2] - self.units
+        first = self._at(self.steps.advance(self._into(widened(dz, more) if more else dz, self._firsts)), self._firsts)
         return self.see(self.within.propagate(self._into(first, self._firsts)))
 
     def advance_adjoint(self, q: Array) -> Array:
         first = self._at(self.within.propagate_adjoint(self.spread(q)), self._firsts)
-        return self._at(self.steps.advance_adjoint(self._into(first, self._firsts)), self._firsts)
+        return self._at(self.steps.advance_adjoint(self._into(first, self._firsts)), self._firsts)[..., : self.units]
 
-    def truncated(self, bases: list[Array | None]) -> "AtGrid":
+    def truncated(self, bases: list[Array | None]) -> Any:
         assert self.places is not None
-        return AtGrid(self.steps.truncated(bases), self.places, lambda: self.within.truncated(bases))
+        return type(self)(self.steps.truncated(bases), self.places, lambda: self.within.truncated(bases), self.units)
 
-    def fed_back(self, draw: Draw) -> "AtGrid":
+    def fed_back(self, draw: Draw) -> Any:
         assert self.places is not None
-        return AtGrid(self.steps.fed_back(draw), self.places, lambda: self.within.fed_back(draw))
+        return type(self)(self.steps.fed_back(draw), self.places, lambda: self.within.fed_back(draw), self.units)
 
     def measure_of_steps(self, measure: Array | None) -> Array | None:
         """Of each step that of the time it leads to."""
         if measure is None or measure.shape[-2] == 1:
             return measure
         assert self.places is not None
-        return measure[..., np.searchsorted(self.places, np.arange(self.steps.next_state.shape[1])), :]
+        trials, count = self.steps.next_state.shape[:2]
+        every = np.broadcast_to(self.places, (trials, self.places.shape[-1]))
+        leads_to = np.stack([np.searchsorted(ends, np.arange(count)) for ends in every])
+        return taken(array_namespace(measure).broadcast_to(measure, (trials, *measure.shape[-2:])), leads_to)
+
+
+def _of_trials(places: np.ndarray, values: Array) -> np.ndarray:
+    """Places of each trial [trial, time], of values [probe, trial, ...]."""
+    return np.tile(places, (values.shape[1], 1)) if places.ndim == 1 else places

@@ -39,7 +39,10 @@ class Torchdiffeq:
         """See `kpflow_dyn.ode.Library`."""
         method = method_named(alg)
         if method.name == "scipy_solver" and (problem.is_span or options.steps is not None):
-            raise ValueError("scipy_solver neither tells its steps nor takes given ones; give a grid t and steps=None")
+            raise ValueError(
+                "scipy_solver neither tells its steps nor takes given ones; give a grid t and steps=None, and for a "
+                "model with jumps a Runge-Kutta method such as 'dopri5'"
+            )
         watched = _Watched(problem, method, options.max_steps)
         settings = _settings(problem, method, times, options)
         if method.name == "scipy_solver":

@@ -91,6 +91,7 @@ def _controller(options: Options) -> nn.Module:
     return torchode.PIDController(options.atol, options.rtol, pcoeff=0.2, icoeff=0.5, dcoeff=0.0)
 
 
+@torch.no_grad()
 def _takes_times(problem: ODEProblem) -> bool:
     """Whether the field takes a time for each trial, and uses for each trial its own."""
     z0, n = problem.z0.detach(), len(problem.z0)
@@ -100,7 +101,8 @@ def _takes_times(problem: ODEProblem) -> bool:
     try:
         whole = problem.f(t, *rows)
         each = torch.cat([problem.f(t[[i]], *(row[[i]] for row in rows)) for i in range(n)])
-        return whole.shape == z0.shape and torch.allclose(whole, each, rtol=1e-4, atol=1e-6, equal_nan=True)
+        rounding = 1e3 * torch.finfo(z0.dtype).eps * float(each.abs().max())
+        return whole.shape == z0.shape and torch.allclose(whole, each, rtol=0, atol=rounding, equal_nan=True)
     except Exception:  # of the user's field, which may be one of a single time
         return False
 

@@ -8,6 +8,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, backend_for
 from kpflow_dyn._problems.checks import check_rows
+from kpflow_dyn._problems.hybrid import HybridSolution, refuse_hybrid
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.problems import ODEProblem
@@ -18,6 +19,11 @@ from kpflow_dyn._spaces.operators import DENSE_BYTES
 from kpflow_dyn.control._loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_plant
 from kpflow_dyn.control._systems import LTI, LTV, Mesh, ltv_of, output_matrix
 from kpflow_dyn.models._discrete import is_discrete
+
+JUMPS = (
+    "linearise the field that flows between the jumps, or kp.linearize the solution: flow.P is the transition between "
+    "the times of its grid, and kp.dynamics.step_jacobians(sol) its matrices"
+)
 
 
 def linearize_lti(
@@ -58,6 +64,7 @@ def linearize_lti(
     array([[0.  , 1.  ],
            [9.81, 0.  ]])
     """
+    refuse_hybrid(model, "there is no linear system z' = A z + B u of", JUMPS)
     z, dt = _vector(z, "z", "[unit]"), _step_length(model, dt)
     x = None if u is None else _vector(u, "u", "[input]")
     whole = _loop_at(model, backend_for(z, "z", "[unit]"), dt, inputs, loop, x is not None)
@@ -143,6 +150,8 @@ def linearize_ltv(
     """
     if not isinstance(sol, Solution):
         raise TypeError(f"linearize_ltv takes the Solution that solve returns, got {type(sol).__name__}")
+    if isinstance(sol, HybridSolution):
+        refuse_hybrid(sol.problem.f, "there is no linear system z' = A z + B u along", JUMPS)
     C = output_matrix(C, sol.state.shape[-1])
     if isinstance(sol, DiscreteSolution):
         if t is not None:

@@ -11,7 +11,7 @@ from kpflow_dyn._arrays import Random, array_namespace, like_numpy
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn.dynamics._blocks import Blocks, is_whole
-from kpflow_dyn.dynamics._jacobians import solved
+from kpflow_dyn.dynamics._jacobians import smooth, solved
 from kpflow_dyn.dynamics._singular_values import GradedProduct
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def lyapunov_spectrum(
     >>> found.mean.round(3), np.log([0.9, 0.5]).round(3)
     (array([-0.105, -0.693]), array([-0.105, -0.693]))
     """
-    sol = solved(sol)
+    sol = smooth(solved(sol))
     units = sol.state.shape[2]
     if k is not None and not (is_whole(k) and 1 <= k <= units):
         raise ValueError(f"k is {k!r}, expected a number of exponents from 1 to the {units} units")
@@ -194,7 +194,7 @@ def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interv
     >>> found.exponents[0, [0, 9, 199], 0].round(2)
     array([ 2.31, -0.16, -0.65])
     """
-    sol = solved(sol)
+    sol = smooth(solved(sol))
     trials, _, units = sol.state.shape
     eye = like_numpy(np.broadcast_to(np.eye(units)[:, None], (units, trials, units)).copy(), sol.state)
     blocks = Blocks(sol, interval)

@@ -3,6 +3,7 @@
 from kpflow_dyn._arrays import Array, array_namespace, device, full_precision, joined
 from kpflow_dyn._arrays.memory import bytes_of, require, rows_at_once
 from kpflow_dyn._linearize import tangent_of_dynamics
+from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._solve import solve
@@ -12,7 +13,9 @@ def step_jacobians(sol: Solution | DiscreteProblem | ODEProblem) -> Array:
     """A_t = dz_t / dz_{t-1} of every step [trial, time, unit, unit]: of z_t its rows, of z_{t-1} its columns.
 
     Of an ODE these are the derivatives of the steps that its solver accepted, as `sol.steps` has them; the first is of
-    length zero, the identity. Whatever needs but products with A_t is better off with `flow.P`, which keeps none.
+    length zero, the identity. Of a hybrid model they lead from one time of the grid to the next, over all jumps
+    between; the first is that of jumps at t0. Whatever needs but products with A_t is better off with `flow.P`, which
+    keeps none.
 
     Args:
         sol: a solution, or a problem to be solved first.
@@ -45,10 +48,10 @@ def step_jacobians(sol: Solution | DiscreteProblem | ODEProblem) -> Array:
     return xp.permute_dims(columns, (1, 2, 3, 0))
 
 
-def solved(given: Solution | DiscreteProblem | ODEProblem) -> DiscreteSolution | ODESolution:
+def solved(given: Solution | DiscreteProblem | ODEProblem) -> DiscreteSolution | ODESolution | HybridSolution:
     """The solution of dynamics, whose steps are known; raise for what has no steps."""
     sol = solve(given) if isinstance(given, DiscreteProblem | ODEProblem) else given
-    if not isinstance(sol, DiscreteSolution | ODESolution):
+    if not isinstance(sol, DiscreteSolution | ODESolution | HybridSolution):
         kind = type(sol.problem if isinstance(sol, Solution) else sol).__name__
         why = "has no steps in time"
         if kind in ("SDEProblem", "DDEProblem"):
@@ -56,4 +59,14 @@ def solved(given: Solution | DiscreteProblem | ODEProblem) -> DiscreteSolution |
         raise TypeError(f"a {kind} {why}; expected a DiscreteProblem, an ODEProblem, or a Solution of these")
     if isinstance(sol, ODESolution) and sol.steps is None:
         raise ValueError(f"the steps of {sol.alg!r} cannot be replayed; solve with a Runge-Kutta method such as dopri5")
+    return sol
+
+
+def smooth(sol: DiscreteSolution | ODESolution | HybridSolution) -> DiscreteSolution | ODESolution:
+    """The solution, where its state does not jump."""
+    if isinstance(sol, HybridSolution):
+        raise ValueError(
+            "Lyapunov exponents are not computed of a hybrid model, whose state jumps at events; multiply the matrices "
+            "of kp.dynamics.step_jacobians(solution), which have its jumps in them"
+        )
     return sol

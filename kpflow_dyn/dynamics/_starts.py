@@ -6,6 +6,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._backend import backend_of
+from kpflow_dyn._problems.hybrid import refuse_hybrid
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.parameters import parameters_of
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem
@@ -22,6 +23,8 @@ def posed(model: Any, x: Any, starts: Any, noise: float, seed: int) -> tuple[Any
     drawn = isinstance(starts, int | np.integer) and not isinstance(starts, bool)
     if not isinstance(problem, DiscreteProblem | ODEProblem):
         problem = _of_cell(problem, x, starts, drawn)
+    if isinstance(problem, ODEProblem):
+        refuse_hybrid(problem.f, "fixed points are not searched of", "give the field between its jumps, with starts")
     if drawn:
         sol = solve(problem) if sol is None else sol
         z = _drawn(to_numpy(sol.state), int(starts), noise, seed)

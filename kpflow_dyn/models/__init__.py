@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kpflow_dyn.models._closed_loop import ClosedLoop
     from kpflow_dyn.models._convert import to_jax, to_torch
+    from kpflow_dyn.models._events import Event
     from kpflow_dyn.models._hodgkin_huxley import SquidAxon
+    from kpflow_dyn.models._hybrid import Hybrid
     from kpflow_dyn.models._initializing import initialize
     from kpflow_dyn.models._laws import Dale, Gaussian, Law, Orthogonal, Planted, SpectralRadius, TorchDefault
     from kpflow_dyn.models._mjx import MJXPlant
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     from kpflow_dyn.models._plants import CartPole, DoubleIntegrator, Pendulum, PlanarQuadrotor, Plant, VanDerPol
     from kpflow_dyn.models._torch_models import CTRNNCell, CTRNNField, HodgkinHuxleyField, LowRankRNNCell, MLPField
 
-__all__ = ["CTRNNCell", "CTRNNField", "CartPole", "ClosedLoop", "Dale", "DoubleIntegrator", "Gaussian"]
-__all__ += ["HodgkinHuxleyField", "Law", "LowRankRNNCell", "MJXPlant", "MLPField", "Model", "MotorNetPlant"]
+__all__ = ["CTRNNCell", "CTRNNField", "CartPole", "ClosedLoop", "Dale", "DoubleIntegrator", "Event", "Gaussian"]
+__all__ += ["HodgkinHuxleyField", "Hybrid", "Law", "LowRankRNNCell", "MJXPlant", "MLPField", "Model", "MotorNetPlant"]
 __all__ += ["MotorNetPolicy", "Orthogonal", "Pendulum"]
 __all__ += ["PlanarQuadrotor", "Plant", "Planted", "SpectralRadius", "SquidAxon", "TorchDefault", "VanDerPol"]
 __all__ += ["initialize", "make_init", "make_model", "plant_fixed_points", "to_jax", "to_torch"]
@@ -37,7 +39,7 @@ _HOME = {
     **dict.fromkeys(["Model", "make_init", "make_model"], "_named"),
     **dict.fromkeys(["to_jax", "to_torch"], "_convert"),
     **{"MJXPlant": "_mjx", "MotorNetPlant": "_motornet", "MotorNetPolicy": "_motornet"},
-    **{"ClosedLoop": "_closed_loop", "SquidAxon": "_hodgkin_huxley"},
+    **{"ClosedLoop": "_closed_loop", "SquidAxon": "_hodgkin_huxley", "Event": "_events", "Hybrid": "_hybrid"},
     **{"initialize": "_initializing", "plant_fixed_points": "_planting"},
 }
 

@@ -3,12 +3,38 @@
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
 from kpflow_dyn._backend import backend_of
 from kpflow_dyn.models._discrete import discrete_loop, is_discrete
+from kpflow_dyn.models._hybrid import hybrids_of
+from kpflow_dyn.models._sampling import Sampling
 
 
-def ClosedLoop(plant: Any, policy: Any, *, readout: Any = None) -> Any:
-    """The field z' = plant(z, u) of a plant whose control u = policy(z), or u = policy([z, x_t]), is learnt.
+def ClosedLoop(
+    plant: Any,
+    policy: Any,
+    *,
+    every: float | None = None,
+    readout: Any = None,
+    memory: int | None = None,
+    delay: float = 0.0,
+    saturation: Any = None,
+    rate_limit: float | None = None,
+    state_size: int | None = None,
+    control_size: int | None = None,
+) -> Any:
+    """The loop of a plant z' = plant(z, u) and a policy u = policy(z), or u = policy([z, x_t]), which learns.
+
+    Only the policy (and its readout) learns. The plant is copied as it is now: parameters that it has become buffers in
+    torch, and constants in JAX.
+
+    Without `every` the control is one of each instant, and the loop a field. With `every = dt` it is sampled: at
+    t0 + k dt the policy sees the plant and x_t, and its control is held until the next one (zero-order hold). The loop
+    is then a hybrid model, as `Hybrid` makes, with the state [plant, memory, held control, controls that wait], of
+    which `loop.sampling` has the sizes. As z0 an `ODEProblem` takes the plant's state alone (all else is zero then), or
+    what `loop.start(z0, memory, control)` makes. Noise of the measurements, references and the like are inputs x, with
+    samples at the sampling times. A sample at t0 or at the last time is taken, too.
 
     Of a plant in discrete time, which has a step(z, u) -> z and a `state_size`, such as `MJXPlant`, it is the cell of a
     `DiscreteProblem`, z_t = [plant.step(z_{t-1}, u), memory]. The state is [plant, memory of the policy], as wide as z0
@@ -16,15 +42,19 @@ def ClosedLoop(plant: Any, policy: Any, *, readout: Any = None) -> Any:
     sees plant.observe(z, x_t) in the place of [z, x_t] where the plant has that. Without any x_t, x of the problem has
     the width 0.
 
-    Only the policy learns. The plant is copied as it is now: parameters that it has become buffers in torch, and
-    constants in JAX.
-
     Args:
         plant: any callable (z, u) -> z', such as those of `kpflow_dyn.models`, or what has a step(z, u) -> z.
         policy: a torch nn.Module on [trial, state + reference] -> [trial, control], or a callable JAX pytree with array
-            leaves such as an equinox module, for one trial, without the trial axis.
-        readout: of a policy that is a cell such as nn.GRUCell or eqx.nn.LSTMCell, on a plant in discrete time: its h ->
-            the control. (c of an LSTM stands behind h in the memory.)
+            leaves such as an equinox module, for one trial, without the trial axis. Sampled, or in discrete time, it
+            may have a memory: a cell such as nn.GRUCell or eqx.nn.LSTMCell, called as cell(observation, memory), with
+            its `readout`; or policy(memory, observation) -> (memory, control), with `memory` given where it is sampled.
+        every: the time between samples, in the unit of t.
+        readout: of a cell: its h -> the control. (c of an LSTM stands behind h in the memory.)
+        memory: how many numbers the memory of a sampled policy has that is no cell of torch or equinox.
+        delay: how long after its sample a control acts, in the unit of t: 1.5 * every for one sample and a half.
+        saturation: (low, high) to clip the policy's control, or a function of it such as torch.tanh.
+        rate_limit: by how much the control may change per unit of t, from sample to sample.
+        state_size, control_size: the widths of z and u, where a sampled plant does not say them.
 
     Returns:
         A torch nn.Module or an equinox module, called as f(t, z) or f(t, z, x_t) on z [trial, state] and the reference
@@ -34,19 +64,23 @@ def ClosedLoop(plant: Any, policy: Any, *, readout: Any = None) -> Any:
     Raises:
         TypeError: plant is not callable and has no step, or has one and no `state_size`; policy is neither kind of
             module.
-        ValueError: when called, if the policy's output is not as wide as the plant's `control_size`, or its memory not
-            as z has it; a readout for a plant in continuous time.
-    Source: Astrom, Murray, Feedback Systems (2008), on state feedback.
+        ValueError: options of sampling without `every`, or that do not fit; when called, if the policy's output is not
+            as wide as the plant's `control_size`, or its memory not as z has it.
+    Source: Astrom, Murray, Feedback Systems (2008), on state feedback; Astrom, Wittenmark, Computer-Controlled Systems
+        (1997), on sampled plants.
 
     >>> import torch
+    >>> import kpflow_dyn as kp
     >>> from kpflow_dyn.models import CartPole
     >>> loop = ClosedLoop(CartPole(), torch.nn.Linear(4 + 1, 1))
     >>> loop(torch.tensor(0.0), torch.zeros(3, 4), torch.ones(3, 1)).shape
     torch.Size([3, 4])
+    >>> loop = ClosedLoop(CartPole(), torch.nn.GRUCell(4, 8), readout=torch.nn.Linear(8, 1), every=0.1, delay=0.15)
+    >>> kp.solve(kp.ODEProblem(loop, torch.ones(3, 4), [0.0, 0.5, 1.0])).state.shape, loop.sampling.size
+    (torch.Size([3, 3, 15]), 15)
 
     In discrete time, with a plant of one's own:
 
-    >>> import kpflow_dyn as kp
     >>> class Slider:
     ...     dt, state_size, control_size, state_names = 0.1, 2, 1, ("position", "velocity")
     ...     def step(self, z, u):
@@ -61,18 +95,61 @@ def ClosedLoop(plant: Any, policy: Any, *, readout: Any = None) -> Any:
         got = f"the class {plant.__name__}" if isinstance(plant, type) else type(plant).__name__
         raise TypeError(f"plant is {got}, expected a callable plant(z, u) such as CartPole(), or one with a step")
     backend = backend_of(policy)
-    if backend is not None and callable(policy):
-        if is_discrete(plant):
-            return discrete_loop(plant, policy, readout, backend.name)
-        if readout is not None:
-            raise ValueError(
-                f"a readout is that of a policy with a memory, on a plant in discrete time, not on {plant}"
-            )
+    if backend is None or not callable(policy):
+        raise TypeError(
+            f"policy is {type(policy).__name__}, expected an instance of a torch nn.Module, or a callable JAX pytree "
+            "with array leaves such as an equinox module; make a function a method of such a module"
+        )
+    given = {"every": every, "memory": memory, "saturation": saturation, "rate_limit": rate_limit}
+    named = [name for name, value in given.items() if value is not None] + ["delay"] * (delay != 0)
+    if is_discrete(plant):
+        if named:
+            raise ValueError(f"{', '.join(named)} are of plants in continuous time, and {plant} has steps of its own")
+        return discrete_loop(plant, policy, readout, backend.name)
+    named += ["readout"] * (readout is not None)
+    if every is None:
+        if named:
+            raise ValueError(f"{', '.join(named)} are of sampled loops; give every=, the time between samples")
         return models_of(backend.name).ClosedLoop(plant, policy)
-    raise TypeError(
-        f"policy is {type(policy).__name__}, expected an instance of a torch nn.Module, or a callable JAX pytree with "
-        "array leaves such as an equinox module; make a function a method of such a module"
-    )
+    _check_positive("every", every)
+    sizes = _size(state_size, plant, "state_size"), _size(control_size, plant, "control_size")
+    if not (np.isfinite(delay) and delay >= 0):
+        raise ValueError(f"delay is {delay!r}, expected a time >= 0 in the unit of t, such as 1.5 * every")
+    if rate_limit is not None:
+        _check_positive("rate_limit", rate_limit)
+    width, parts = _memory(policy, readout, memory)
+    bounds = saturation if callable(saturation) or saturation is None else tuple(map(float, saturation))
+    if bounds is not None and not callable(bounds) and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+        raise ValueError(f"saturation is {saturation!r}, expected (low, high), or a function of the control")
+    sampling = Sampling(float(every), *sizes, width, parts, float(delay), bounds, rate_limit)
+    return hybrids_of(backend.name).SampledLoop(plant, policy, readout, sampling)
+
+
+def _size(given: int | None, plant: Any, name: str) -> int:
+    size = getattr(plant, name, None) if given is None else given
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"the plant does not say its {name}, got {size!r}; give ClosedLoop(..., {name}=)")
+    return size
+
+
+def _memory(policy: Any, readout: Any, memory: int | None) -> tuple[int, int]:
+    """The width of the memory, and of how many arrays a cell has it."""
+    hidden: Any = getattr(policy, "hidden_size", None)
+    if readout is None:
+        if memory is None and hidden is not None:
+            raise ValueError(
+                "the policy is a cell, whose h is no control; give readout=, such as Linear(hidden, control)"
+            )
+        return memory or 0, 0
+    if memory is None and hidden is None:
+        raise ValueError("a policy with a readout is a cell; give memory=, the width of its hidden state")
+    parts = 2 if type(policy).__name__ == "LSTMCell" else 1
+    return (memory if memory is not None else parts * int(hidden)), parts
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value < np.inf:
+        raise ValueError(f"{name} is {value!r}, expected a positive number")
 
 
 def models_of(framework: str) -> Any:

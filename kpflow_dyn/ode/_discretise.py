@@ -38,15 +38,25 @@ class RungeKuttaStep:
 
     def __call__(self, field: Callable[..., Array], row: Array, z: Array) -> Array:
         """The step of `field` on this row."""
+        return self.taken(field, *self.read(row, z[..., : self.units]))
+
+    def read(self, row: Array, y: Array) -> tuple[Array, list[Array], Array, list[Array | None], Array]:
+        """The length of the step, the times of its stages, y, the inputs there, and what an implicit method needs."""
         count, width = len(self.tableau.b), self.inputs or 0
-        (h, *times), y = own_times(row, 1 + count), z[..., : self.units]
+        (h, *times) = own_times(row, 1 + count)
         h = h[:, None] if h.ndim else h
         starts = [1 + count + i * width for i in range(count)]
         inputs = [None if self.inputs is None else row[..., start : start + width] for start in starts]
         of_each = row if row.ndim > 1 and row.shape[0] > 1 else row[0] if row.ndim > 1 else row
-        k = self._stages(partial(call_field, field), times, h, y, inputs, of_each[..., 1 + count * (1 + width) :])
+        return h, times, y, inputs, of_each[..., 1 + count * (1 + width) :]
+
+    def taken(
+        self, field: Callable[..., Array], h: Array, times: list[Array], y: Array, inputs: list, newton: Array
+    ) -> Array:
+        """The step of this length from y, of what `read` gives."""
+        k = self._stages(partial(call_field, field), times, h, y, inputs, newton)
         after = step(self.tableau, h, y, k)
-        return array_namespace(z).concat([after, *(h * k_i for k_i in k)], axis=-1) if self.with_stages else after
+        return array_namespace(y).concat([after, *(h * k_i for k_i in k)], axis=-1) if self.with_stages else after
 
     def _stages(self, field: Field, times: list, h: Array, y: Array, inputs: list, newton: Array) -> list[Array]:
         if self.tableau.explicit:

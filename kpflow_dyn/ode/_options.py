@@ -17,6 +17,11 @@ MAX_STEPS = 4096  # beside one for each time at which a step should end
 
 def options_of(problem: ODEProblem, given: dict[str, Any]) -> Options:
     """The options, checked, with defaults for the dtype of the problem."""
+    if given.keys() & {"event", "event_fn", "events"}:
+        raise TypeError(
+            "events are part of the model: pose kp.ODEProblem(kp.models.Hybrid(f, kp.models.Event(condition, reset)), "
+            "z0, t), and read solution.events; a reset that changes nothing is lambda t, z: z"
+        )
     known, given = [field.name for field in dataclasses.fields(Options)], problem.backend.solving.understood(given)
     if unknown := set(given) - set(known):
         listed = ", ".join(name for name in known if name != "controller")
@@ -70,9 +75,9 @@ def _step_times(problem: ODEProblem, steps: Any, adaptive: bool, max_steps: int,
     if steps is None:
         times = problem.t
     elif isinstance(steps, int | float | np.number) and not isinstance(steps, bool):
-        times = _on_grid(_constant_steps(t0, end, float(steps), max_steps), problem.t)
+        times = snapped(_constant_steps(t0, end, float(steps), max_steps), problem.t)
     else:
-        times = _on_grid(_given_steps(t0, end, steps), problem.t)
+        times = snapped(_given_steps(t0, end, steps), problem.t)
     if steps is None or callable(problem.x):  # who gives the steps decides how finely samples are seen
         times = _with_stops(times, problem)
     _check_count(len(times) - 1, max_steps)
@@ -101,7 +106,7 @@ def _constant_steps(t0: float, end: float, length: float, max_steps: int) -> np.
     return np.append(t0 + length * np.arange(int(count)), end)
 
 
-def _on_grid(times: np.ndarray, grid: np.ndarray) -> np.ndarray:
+def snapped(times: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """The times, those of them that are times of the grid but for round-off being exactly these."""
     nearest = _nearest(times, grid)
     return np.where(np.abs(times - nearest) <= _round_off(grid), nearest, times)

@@ -12,11 +12,14 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, side_by_side, take_at, taken, to_numpy
 from kpflow_dyn._arrays.memory import rows_at_once
+from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.solutions import ODESolution
+from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
 from kpflow_dyn.ode._discretise import Nodes, RungeKuttaStep, read_off
+from kpflow_dyn.ode._jumps import rows_of
 
 Scheme = tuple[Array, Array, Array]
 
@@ -132,8 +135,14 @@ def check_same(found: np.ndarray, times: np.ndarray) -> None:
         )
 
 
-def scheme(solution: ODESolution) -> Scheme:
+def scheme(solution: ODESolution | HybridSolution) -> Any:
     """What `replay` repeats: the rows of the steps that were taken, and how the nodes are read off them."""
+    if isinstance(solution, HybridSolution):
+        return rows_of(solution.problem, solution.steps)[1], solution.steps.nodes
+    return _scheme(solution)
+
+
+def _scheme(solution: ODESolution) -> Scheme:
     steps, problem = solution.steps, solution.problem
     assert steps is not None
     trials, count = steps.dt.shape
@@ -146,13 +155,30 @@ def scheme(solution: ODESolution) -> Scheme:
     return rows, index, nodes.weights
 
 
-def replay(problem: ODEProblem, tableau: Tableau) -> Callable[[Any, Scheme], Array]:
-    """(field, scheme) -> the states, by the steps of the scheme, differentiable in the parameters of the field."""
+def replay(solution: ODESolution | HybridSolution) -> Callable[[Any, Any], Array]:
+    """(model, scheme) -> the states, by the steps of the scheme, differentiable in the parameters of the model."""
+    if isinstance(solution, HybridSolution):
+        return _replay_jumps(solution)
+    assert solution.steps is not None
+    problem, tableau = solution.problem, solution.steps.tableau
+    start = start_map(problem)
 
-    def states(field: Any, scheme: Scheme) -> Array:
+    def states(model: Any, scheme: Scheme) -> Array:
         rows, index, weights = scheme
         step = _step(problem, tableau, with_stages=weights.shape[-1] > 1)
-        after = problem.backend.solving.run(step, field, rows, step.widen(problem.z0))
+        z0 = problem.z0 if start is None else start(model)
+        after = problem.backend.solving.run(step, model, rows, step.widen(z0))
         return read_off(after[None], index, weights)[0]
+
+    return states
+
+
+def _replay_jumps(solution: HybridSolution) -> Callable[[Any, tuple[Array, np.ndarray]], Array]:
+    """The same of a hybrid model whose jumps are at given times."""
+    problem, (step, _) = solution.problem, rows_of(solution.problem, solution.steps)
+
+    def states(model: Any, scheme: tuple[Array, np.ndarray]) -> Array:
+        rows, nodes = scheme
+        return take_at(problem.backend.solving.run(step, model, rows, problem.z0)[None], nodes)[0]
 
     return states

@@ -6,19 +6,24 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
+from kpflow_dyn._problems.checks import refuse_foreign_event
+from kpflow_dyn._problems.hybrid import HybridSolution, is_hybrid
 from kpflow_dyn._problems.inputs import take_trials
 from kpflow_dyn._problems.measure import gauss_points, trapezoid
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._problems.solutions import ODESolution, SolveError
+from kpflow_dyn._problems.solutions import ODESolution, Solution, SolveError
 from kpflow_dyn._problems.steps import AcceptedSteps
+from kpflow_dyn.ode._hybrid import Method
+from kpflow_dyn.ode._hybrid_solution import check_events, hybrid_solution
 from kpflow_dyn.ode._libraries import Failed, Library, Options, Solved, library_of
 from kpflow_dyn.ode._options import with_steps
 from kpflow_dyn.ode._replay import check_replay, check_same, read_states
 
 
-def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> ODESolution:
+def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> ODESolution | HybridSolution:
     """The solution of an ODE; see `kpflow_dyn.solve`."""
     solving = problem.backend.solving
+    refuse_foreign_event(alg)
     alg = solving.default_algorithm() if alg is None else alg
     library = library_of(alg, problem.backend)
     problem = getattr(library, "posed", lambda posed: posed)(problem)
@@ -26,6 +31,8 @@ def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> ODESolution:
     with solving.without_gradients():
         _check_called_input(problem)
         solving.check_field(problem)
+        if is_hybrid(problem.f):
+            check_events(problem)
         try:
             return _solution(problem, solver)
         except Failed as failure:
@@ -52,7 +59,10 @@ class _Solver:
         return state[:, np.searchsorted(order, times)]
 
 
-def _solution(problem: ODEProblem, solver: _Solver) -> ODESolution:
+def _solution(problem: ODEProblem, solver: _Solver) -> ODESolution | HybridSolution:
+    if is_hybrid(problem.f):
+        method = Method(solver.library, solver.alg, solver.options, solver.options.steps)
+        return hybrid_solution(problem, method, solver.given.given())
     solved, nodes, weights = solver(problem, problem.t), problem.t, trapezoid(problem.t)
     steps, state = solved.steps, solved.state
     if problem.is_span:
@@ -135,21 +145,22 @@ def _blame(problem: ODEProblem, solver: _Solver, failure: Failed) -> SolveError:
 
 
 def _failure_alone(problem: ODEProblem, solver: _Solver, trial: int) -> tuple[str, float] | None:
+    alone = take_trials(problem, np.array([trial]))
     try:
-        solver(take_trials(problem, np.array([trial])), problem.t)
+        _solution(alone, solver) if is_hybrid(problem.f) else solver(alone, problem.t)
     except Failed as alone:
         return alone.trials[0]
     return None
 
 
-def _solution_of_rest(problem: ODEProblem, solver: _Solver) -> ODESolution | None:
+def _solution_of_rest(problem: ODEProblem, solver: _Solver) -> ODESolution | HybridSolution | None:
     try:
         return _solution(problem, solver)
     except Failed:
         return None
 
 
-def solve_error(failures: dict[int, tuple[str, float]], solution: ODESolution | None) -> SolveError:
+def solve_error(failures: dict[int, tuple[str, float]], solution: Solution | None) -> SolveError:
     """The error of the trials that failed, each with its reason and time."""
     named = [f"trial {trial} {reason} at t = {time:.6g}" for trial, (reason, time) in failures.items()]
     listed = ", ".join(named[:5]) + (f", and {len(named) - 5} more" if len(named) > 5 else "")
@@ -163,6 +174,10 @@ _ADVICE = {
     "max_steps": (
         "raise max_steps, loosen rtol and atol, take a method of higher order, or for a stiff problem an implicit one "
         "(in JAX, diffrax.Kvaerno5())"
+    ),
+    "event": (
+        "a trial whose events pile up, or that rests on a surface or only touches it, has no derivative there: end "
+        "before that, begin elsewhere, give the event a direction, or make contact a force of the flow"
     ),
     "implicit": "take shorter steps, or leave steps=None so that the method chooses them",
 }

@@ -1,0 +1,77 @@
+"""What happens to the state of a hybrid model, and when."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._problems.checks import check_times
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """A jump of the state, z <- reset(t, z), where a condition crosses zero, or at given times.
+
+    The state is left as it is but for what `reset` changes; it is called on the state before the jump. What an event
+    is called elsewhere: `diffrax.Event` and torchdiffeq's `odeint_event` (which end a solve there), SciML's
+    ContinuousCallback (of a condition) and DiscreteCallback or PeriodicCallback (at given times), solve_ivp's events.
+
+    Args:
+        condition: (t, z) -> c, or (t, z, x_t) where the problem has inputs: in torch c [trial] of z [trial, unit], in
+            JAX c [] of z [unit]. The event is where c crosses zero. None for given times. It may have parameters.
+        reset: (t, z) -> z, or (t, z, x_t) -> z. Modules of torch, and pytrees of JAX, learn.
+        direction: 1 where c crosses from below to above, -1 from above to below, 0 both.
+        at: given times [n], in the unit of t.
+        every: the time between events, the first of which is at t0 + offset.
+        offset: how long after t0 the first one is.
+
+    Raises:
+        TypeError, ValueError: no reset, not just one of condition, at and every, or numbers that are no times.
+    Source: Hybrid systems and their derivatives: Kong, Payne, Zhu, Johnson, "Saltation matrices: the essential tool for
+        linearizing hybrid dynamical systems", arXiv:2306.06862.
+
+    Example as `Hybrid`.
+    """
+
+    condition: Callable[..., Any] | None = None
+    reset: Callable[..., Any] | None = None
+    direction: int = 0
+    at: Sequence[float] | None = None
+    every: float | None = None
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if sum(given is not None for given in (self.condition, self.at, self.every)) != 1:
+            raise ValueError(
+                "an event has just one of condition (a function of t and z that crosses zero), at (times) and every (a "
+                "time)"
+            )
+        if not callable(self.reset) or not (self.condition is None or callable(self.condition)):
+            raise TypeError(
+                f"reset is {self.reset!r} and condition {self.condition!r}, expected functions of (t, z), or (t, z, x) "
+                "where there are inputs; a reset that changes nothing is lambda t, z: z"
+            )
+        if self.direction not in (-1, 0, 1):
+            raise ValueError(f"direction is {self.direction!r}, expected 1 (from below), -1 (from above) or 0 (both)")
+        if self.every is not None and not (np.isfinite(self.every) and self.every > 0 and np.isfinite(self.offset)):
+            raise ValueError(f"every = {self.every} and offset = {self.offset}, expected a positive time and a time")
+        if self.at is not None:
+            times = np.atleast_1d(np.asarray(self.at, np.float64))
+            given = tuple((check_times(times) if len(times) > 1 else times).tolist())
+            object.__setattr__(self, "at", given)
+
+    def times(self, t0: float, end: float) -> np.ndarray:
+        """The given times between t0 and the end [n], these included."""
+        return given_times(self.at, self.every, self.offset, t0, end)
+
+
+def given_times(at: Any, every: float | None, offset: float, t0: float, end: float) -> np.ndarray:
+    """The times of an event between t0 and the end [n], these included."""
+    if every is None:
+        times = np.asarray(() if at is None else at, np.float64)
+    else:
+        count = int(np.floor((end - t0 - offset) / every + 1e-9)) + 1
+        times = t0 + offset + every * np.arange(max(count, 0))
+    same = 1e-12 * max(abs(t0), abs(end))
+    return np.clip(times[(times >= t0 - same) & (times <= end + same)], t0, end)

@@ -1,0 +1,81 @@
+"""Models whose state flows and jumps, in the framework of their parameters."""
+
+from importlib import import_module
+from typing import Any
+
+from kpflow_dyn._backend import backend_of
+from kpflow_dyn._problems.checks import refuse_foreign_event
+from kpflow_dyn.models._events import Event
+
+MAX_EVENTS = 1000  # in a trial
+
+
+def Hybrid(flow: Any, *events: Event, max_events: int = MAX_EVENTS) -> Any:
+    """A model in continuous time with jumps: z' = flow(t, z), and z <- reset(t, z) at events.
+
+    It is posed and solved like any field, `kp.solve(kp.ODEProblem(hybrid, z0, t, x), alg)`, by any Runge-Kutta method,
+    and linearised with the derivatives of the times of its events: those of a step that ends at an event are the
+    saltation matrix
+
+        Xi = D_z g + (f_after - D_z g f_before - D_t g) D_z c / (D_z c f_before + D_t c)
+
+    of the condition c and the reset g. Steps end at events and at all times of the grid; at the time of a jump the
+    solution has the state behind it, and `solution.events` lists what happened. Of events with a condition each trial
+    is solved by itself, with times of its own; jumps at given times are those of all trials.
+
+    Args:
+        flow: the field between jumps, as `ODEProblem` takes it.
+        events: the jumps; of several at one given time the first in this order happens first. A jump that takes the
+            state across the surface of another event makes that one happen at once.
+        max_events: how many events may happen in a trial; more are an error, as of a ball that comes to rest.
+
+    Returns:
+        A torch nn.Module or an equinox module, called as flow is. The names of its parameters begin with "flow." and
+        "events.0.condition.", "events.0.reset." (in JAX as well), and so on.
+
+    Raises:
+        TypeError: a part that is not callable, no event, or no part that is a module of torch or a pytree with arrays
+            of JAX. `kp.solve` refuses what has no derivative: a condition that is zero at t0 or that is touched without
+            crossing it, two events at one time of which one moves the other's condition, and endless events.
+    Source as `Event`.
+
+    A ball that loses a learnt part of its speed at each bounce:
+
+    >>> import torch, kpflow_dyn as kp
+    >>> class Bounce(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.restitution = torch.nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
+    ...     def forward(self, t, z):
+    ...         return torch.stack([z[:, 0], -self.restitution * z[:, 1]], -1)
+    >>> def fall(t, z):
+    ...     return torch.stack([z[:, 1], torch.full_like(z[:, 1], -9.81)], -1)
+    >>> ground = kp.models.Event(lambda t, z: z[:, 0], Bounce(), direction=-1)
+    >>> start = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    >>> solution = kp.solve(kp.ODEProblem(kp.models.Hybrid(fall, ground), start, [0.0, 0.5, 1.0]))
+    >>> [(round(time, 3), event) for time, event in solution.events[0]]
+    [(0.452, 0)]
+    >>> kp.linearize(solution).parameters
+    {'events.0.reset.restitution': tensor(0.8000, dtype=torch.float64)}
+    """
+    parts = [flow, *(part for event in events if isinstance(event, Event) for part in (event.condition, event.reset))]
+    if isinstance(flow, type) or not callable(flow):
+        raise TypeError(f"flow is {flow!r}, expected a field flow(t, z) -> z', such as kp.models.MLPField(2, 8)")
+    for event in events:
+        refuse_foreign_event(event)
+    if not events or not all(isinstance(event, Event) for event in events):
+        raise TypeError(
+            f"events are {events!r}, expected kp.models.Event(condition, reset) or Event(reset=..., every=dt)"
+        )
+    backend = backend_of(*parts)
+    if backend is None:
+        raise TypeError(
+            "no part of the hybrid model has parameters: flow, conditions and resets are plain functions; make one of "
+            "them a torch nn.Module, or a pytree with arrays of JAX such as an equinox module"
+        )
+    return hybrids_of(backend.name).Hybrid(flow, events, max_events)
+
+
+def hybrids_of(framework: str) -> Any:
+    """The module with a framework's hybrid models."""
+    return import_module(f"kpflow_dyn.models._{framework}_hybrid")

@@ -1,0 +1,73 @@
+"""Hybrid models as equinox modules; see `kpflow_dyn.models.Hybrid` and `ClosedLoop`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+from jax import Array
+
+from kpflow_dyn._problems.steps import call_field
+from kpflow_dyn.models._events import Event, given_times
+from kpflow_dyn.models._hybrid import MAX_EVENTS
+from kpflow_dyn.models._sampling import Sampling
+from kpflow_dyn.models.jax import hashable
+
+
+class _Event(eqx.Module):
+    """An event as a pytree of its condition and reset."""
+
+    condition: Any
+    reset: Any
+    direction: int = eqx.field(static=True)
+    given: tuple[Any, Any, float] = eqx.field(static=True)
+
+    def __init__(self, event: Event) -> None:
+        self.condition, self.reset, self.direction = event.condition, event.reset, event.direction
+        self.given = (event.at, event.every, event.offset)
+
+    def times(self, t0: float, end: float) -> np.ndarray:
+        """As of `Event`."""
+        return given_times(*self.given, t0, end)
+
+
+class Hybrid(eqx.Module):
+    """What `kpflow_dyn.models.Hybrid` returns where a part is JAX's."""
+
+    flow: Any
+    events: tuple[_Event, ...]
+    max_events: int = eqx.field(static=True)
+
+    def __init__(self, flow: Callable[..., Array], events: Sequence[Event], max_events: int) -> None:
+        self.flow, self.events, self.max_events = flow, tuple(map(_Event, events)), max_events
+
+    def __call__(self, t: Any, z: Array, x_t: Array | None = None) -> Array:
+        """z' [unit]."""
+        return call_field(self.flow, t, z, x_t)
+
+
+class SampledLoop(eqx.Module):
+    """What `kpflow_dyn.models.ClosedLoop(..., every=dt)` returns for a policy of JAX."""
+
+    plant: Callable[[Array, Array], Array] = eqx.field(static=True)
+    policy: Any
+    readout: Any
+    sampling: Sampling = eqx.field(static=True)
+    max_events: int = eqx.field(static=True)
+
+    def __init__(self, plant: Any, policy: Any, readout: Any, sampling: Sampling) -> None:
+        self.plant, self.policy, self.readout = hashable(plant), policy, readout
+        self.sampling, self.max_events = sampling, MAX_EVENTS
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The samples, and where the delay is no number of samples, when their controls act."""
+        return self.sampling.events(self.policy, self.readout)
+
+    def __call__(self, t: Any, z: Array, x_t: Array | None = None) -> Array:
+        """z' [unit]: the plant's under the held control, and zeros."""
+        return self.sampling.flow(self.plant, z)
+
+    def start(self, z0: Array, memory: Array | None = None, control: Array | None = None) -> Array:
+        """The state [trial, unit] of plants in z0 [trial, state]; memory and control are zeros where None."""
+        return self.sampling.start(z0, memory, control)

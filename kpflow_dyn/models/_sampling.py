@@ -1,0 +1,143 @@
+"""A policy that sees a plant at sampling times and holds its control between them: the equations, in torch and JAX."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn.models._equations import join
+from kpflow_dyn.models._events import Event
+
+Function = Callable[..., Any]
+ROUND_OFF = 1e-9  # of a delay, in samples
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The state is [plant, memory, held control, controls that wait for their time, the oldest first].
+
+    Attributes:
+        every: the time between samples.
+        state, control, memory: how many numbers each has.
+        parts: of how many arrays the memory is a tuple, where the policy is a cell and a readout makes the control of
+            the first of these; 0 for a policy(memory, observation) -> (memory, control).
+        delay: how long after its sample a control acts.
+        saturation: (low, high), a function of the control, or None.
+        rate_limit: of the control per unit of time, or None.
+    """
+
+    every: float
+    state: int
+    control: int
+    memory: int = 0
+    parts: int = 0
+    delay: float = 0.0
+    saturation: Any = None
+    rate_limit: float | None = None
+
+    @property
+    def _delayed(self) -> tuple[int, float]:
+        """Whole samples of the delay, and the time that is left."""
+        samples = self.delay / self.every
+        whole = int(samples + ROUND_OFF)
+        return whole, 0.0 if samples - whole <= ROUND_OFF else self.delay - whole * self.every
+
+    @property
+    def waiting(self) -> int:
+        """How many controls wait."""
+        whole, rest = self._delayed
+        return whole + (rest > 0)
+
+    @property
+    def size(self) -> int:
+        """How many numbers the state has."""
+        return self.state + self.memory + self.control * (1 + self.waiting)
+
+    def events(self, policy: Function, readout: Function | None) -> tuple[Event, ...]:
+        """The samples, and where the delay is no number of samples, when their controls act."""
+        sample = Event(reset=partial(self._sampled, policy, readout), every=self.every)
+        rest = self._delayed[1]
+        return (sample, Event(reset=self._acting, every=self.every, offset=rest)) if rest else (sample,)
+
+    def flow(self, plant: Function, z: Array) -> Array:
+        """z' under the held control."""
+        state, _, held, _ = self._parts(z)
+        return array_namespace(z).concat([plant(state, held), 0 * z[..., self.state :]], axis=-1)
+
+    def start(self, z0: Array, memory: Array | None, control: Array | None) -> Array:
+        """The whole state [trial, unit]."""
+        xp = array_namespace(z0)
+        if z0.shape[-1] != self.state:
+            raise ValueError(f"z0 has {z0.shape[-1]} entries, expected the {self.state} of the plant's state")
+        found = [z0]
+        given = [("memory", memory, self.memory), *[("control", control, self.control)] * (1 + self.waiting)]
+        for name, values, width in given:
+            values = 0 * z0[..., :1] if values is None else values
+            if values.shape[-1] not in (1, width):
+                raise ValueError(f"{name} has {values.shape[-1]} entries, expected {width}")
+            found.append(xp.broadcast_to(values, (*z0.shape[:-1], width)))
+        return xp.concat(found, axis=-1)
+
+    def _parts(self, z: Array) -> tuple[Array, Array, Array, Array]:
+        first, second = self.state, self.state + self.memory
+        third = second + self.control
+        return z[..., :first], z[..., first:second], z[..., second:third], z[..., third:]
+
+    def _sampled(
+        self, policy: Function, readout: Function | None, _t: Array, z: Array, x: Array | None = None
+    ) -> Array:
+        """The state behind a sample: the policy's new memory, and its control held or waiting."""
+        state, memory, held, waiting = self._parts(z)
+        memory, control = self._answer(policy, readout, memory, join(state, x))
+        before = waiting[..., -self.control :] if self.waiting else held
+        parts = [state, memory, *([held, waiting[..., self.control :]] if self._delayed[1] else [waiting])]
+        return _joined([*parts, self._limited(control, before)])
+
+    def _acting(self, _t: Array, z: Array, _x: Array | None = None) -> Array:
+        """The state behind the time at which the oldest control acts."""
+        state, memory, _, waiting = self._parts(z)
+        return _joined([state, memory, waiting[..., : self.control], waiting])
+
+    def _answer(self, policy: Function, readout: Function | None, memory: Array, seen: Array) -> tuple[Array, Array]:
+        """The memory and the control."""
+        if readout is not None:
+            memory, first = self._of_cell(policy, memory, seen)
+            control = readout(first)
+        elif self.memory:
+            memory, control = policy(memory, seen)
+        else:
+            control = policy(seen)
+        _check_width("control", control, self.control, seen)
+        _check_width("memory", memory, self.memory, seen)
+        return memory, control
+
+    def _of_cell(self, cell: Function, memory: Array, seen: Array) -> tuple[Array, Array]:
+        """The memory behind a step of the cell, and its h."""
+        if self.parts == 1:
+            return (found := cell(seen, memory)), found
+        width = self.memory // self.parts
+        found = cell(seen, tuple(memory[..., n * width : (n + 1) * width] for n in range(self.parts)))
+        return array_namespace(seen).concat(list(found), axis=-1), found[0]
+
+    def _limited(self, control: Array, before: Array) -> Array:
+        xp = array_namespace(control)
+        if callable(self.saturation):
+            control = self.saturation(control)
+        elif self.saturation is not None:
+            control = xp.clip(control, *self.saturation)
+        if self.rate_limit is None:
+            return control
+        most = self.rate_limit * self.every
+        return before + xp.clip(control - before, -most, most)
+
+
+def _joined(parts: list[Array]) -> Array:
+    """Those of them that have entries, side by side."""
+    return array_namespace(parts[0]).concat([part for part in parts if part.shape[-1]], axis=-1)
+
+
+def _check_width(name: str, values: Any, width: int, seen: Array) -> None:
+    if tuple(getattr(values, "shape", ())) != (*seen.shape[:-1], width):
+        got = tuple(values.shape) if hasattr(values, "shape") else type(values).__name__
+        raise ValueError(f"the policy gave a {name} {got}, expected {(*seen.shape[:-1], width)}")

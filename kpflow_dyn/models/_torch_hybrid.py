@@ -1,0 +1,63 @@
+"""Hybrid models as torch modules; see `kpflow_dyn.models.Hybrid` and `ClosedLoop`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from kpflow_dyn._problems.steps import call_field
+from kpflow_dyn.models._events import Event
+from kpflow_dyn.models._hybrid import MAX_EVENTS
+from kpflow_dyn.models._sampling import Sampling
+from kpflow_dyn.models._torch_models import with_buffers
+
+
+class _Event(nn.Module):
+    """An event whose condition and reset are modules of this one, where they are modules."""
+
+    def __init__(self, event: Event) -> None:
+        super().__init__()
+        self.condition, self.reset, self.direction, self.times = (
+            event.condition,
+            event.reset,
+            event.direction,
+            event.times,
+        )
+
+
+class Hybrid(nn.Module):
+    """What `kpflow_dyn.models.Hybrid` returns where a part is torch's."""
+
+    def __init__(self, flow: Callable[..., Tensor], events: Sequence[Event], max_events: int) -> None:
+        super().__init__()
+        self.flow, self.events, self.max_events = flow, nn.ModuleList(map(_Event, events)), max_events
+
+    def forward(self, t: Tensor, z: Tensor, x_t: Tensor | None = None) -> Tensor:
+        """z' [trial, unit]."""
+        return call_field(self.flow, t, z, x_t)
+
+
+class SampledLoop(nn.Module):
+    """What `kpflow_dyn.models.ClosedLoop(..., every=dt)` returns for a torch policy."""
+
+    def __init__(self, plant: Any, policy: nn.Module, readout: Any, sampling: Sampling) -> None:
+        super().__init__()
+        self.plant = with_buffers(plant) if isinstance(plant, nn.Module) else plant
+        self.policy, self.readout, self.sampling, self.max_events = policy, readout, sampling, MAX_EVENTS
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The samples, and where the delay is no number of samples, when their controls act."""
+        return self.sampling.events(self.policy, self.readout)
+
+    def forward(self, t: Tensor, z: Tensor, x_t: Tensor | None = None) -> Tensor:
+        """z' [trial, unit]: the plant's under the held control, and zeros."""
+        return self.sampling.flow(self.plant, z)
+
+    def start(self, z0: Tensor, memory: Tensor | None = None, control: Tensor | None = None) -> Tensor:
+        """The state [trial, unit] of plants in z0 [trial, state]; memory and control are zeros where None."""
+        return self.sampling.start(z0, memory, control)
+
+    def extra_repr(self) -> str:
+        """The plant, where it is not a module and so printed anyway, and the sampling."""
+        return f"plant={self.plant}, {self.sampling}" if not isinstance(self.plant, nn.Module) else str(self.sampling)

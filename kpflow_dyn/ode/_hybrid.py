@@ -1,0 +1,249 @@
+"""Solve a hybrid model: from jump to jump, by the library of an algorithm in between."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import eps_of, like_numpy, to_numpy
+from kpflow_dyn._problems.hybrid import HybridSteps, is_moving
+from kpflow_dyn._problems.inputs import jumps_within, sampled, stops_of, take_trials
+from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn.ode._hybrid_calls import Calls, Steps
+from kpflow_dyn.ode._libraries import Failed, Library, Options
+from kpflow_dyn.ode._options import snapped
+from kpflow_dyn.ode._surfaces import AT_ONCE, Surfaces
+
+SHORTEST = 16  # step of a library, in units of the round-off of the time
+
+
+@dataclass(frozen=True)
+class Method:
+    """An algorithm of a library, and its options; `stops` are the times between which it must step, if it must."""
+
+    library: Library
+    alg: Any
+    options: Options
+    stops: np.ndarray | None
+
+
+@dataclass
+class Taken:
+    """The steps of some trials so far, which have them in common [trial, ...] each."""
+
+    values: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in _PARTS})
+    nodes: list[int] = field(default_factory=list)
+
+    def add(self, **values: Any) -> None:
+        """One step more."""
+        for name in _PARTS:
+            self.values[name].append(np.asarray(values[name]))
+
+    def jumped(self, event: int, after: np.ndarray, located: bool) -> None:
+        """The last step ends in a jump."""
+        for name, value in (("event", event), ("after", after), ("located", located)):
+            self.values[name][-1] = np.asarray(value)
+
+    @property
+    def count(self) -> int:
+        """How many steps there are."""
+        return len(self.values["t"])
+
+
+_PARTS = ("t", "end", "before", "reached", "after", "stage_times", "event", "located", "stays")
+
+
+def solve_hybrid(problem: ODEProblem, method: Method) -> tuple[HybridSteps, dict[str, int]]:
+    """The steps of all trials, and counts of what was done; `Failed` names the trials that did not reach the end."""
+    alone, runs, failures = is_moving(problem.f), [], {}
+    for trials in groups_of(problem):
+        run = _Run(take_trials(problem, trials) if alone else problem, method)
+        try:
+            run.run()
+        except Failed as failure:
+            if not alone:
+                raise
+            failures[int(trials[0])] = failure.trials[0]
+        runs.append(run)
+    if failures:
+        raise Failed(failures, apart=True)
+    stats = {"steps": max(run.taken.count for run in runs) - 1, "events": max(run.happened for run in runs)}
+    return _side_by_side(problem, runs), stats
+
+
+def groups_of(problem: ODEProblem) -> list[np.ndarray]:
+    """Trials that have the times of their steps in common: each is one alone where a condition says when events are."""
+    every = np.arange(len(problem.z0))
+    return [every[n : n + 1] for n in every] if is_moving(problem.f) else [every]
+
+
+class _Run:
+    """One solve, of trials that have their times in common."""
+
+    def __init__(self, problem: ODEProblem, method: Method) -> None:
+        self.problem, self.method, self.model = problem, method, problem.f
+        self.t0, self.end = float(problem.t[0]), float(problem.t[-1])
+        self.now, self.y = self.t0, to_numpy(problem.z0)
+        self.taken, self.happened = Taken(), 0
+        self.calls = Calls(problem)
+        self.jumps = jumps_within(problem)
+        self.given = _given_events(problem)
+        known = sampled(problem)
+        self.x = problem.x if known is None else known
+        self.surfaces = Surfaces(self.model.events, self.calls, eps_of(problem.z0))
+
+    def run(self) -> None:
+        """To the last time."""
+        self._wait()
+        self._mark(self.t0)
+        self.surfaces.start(self.now, self.y)
+        stops = () if self.method.stops is None else self.method.stops
+        for time in np.unique([*self.problem.t, *stops_of(self.problem), *stops, *self.given])[1:].tolist():
+            self._flow_to(time)
+            self._mark(time)
+
+    def _still(self) -> dict[str, Any]:
+        """A step of length zero here."""
+        here = {"t": self.now, "end": self.now, "before": self.y, "reached": self.y, "after": self.y}
+        return {**here, "event": -1, "located": False, "stays": False}
+
+    def _mark(self, time: float) -> None:
+        """The jumps that are given for this time, and whether it is one of the grid."""
+        for event in self.given.get(time, ()):
+            self._jump(event, located=False)
+        if time in self.problem.t:
+            self.taken.nodes.append(self.taken.count - 1)
+
+    def _flow_to(self, time: float) -> None:
+        while self.now < time:
+            steps = self._steps(time)
+            if self.surfaces.none:
+                self._take(steps, len(steps["t"]))
+                continue
+            found = self.surfaces.first_crossing(steps)
+            self._take(steps, len(steps["t"]) if found is None else found.step)
+            if found is not None:
+                self._take_to(steps, found.step, found.length)
+                self._jump(found.event, located=True)
+                self.surfaces.check_goes_on(found.event, self.now)
+                if self.now >= time:  # a step of its own ends at the grid
+                    self._wait()
+
+    def _jump(self, event: int, located: bool) -> None:
+        """One event, and those that its jump makes happen at the same time."""
+        pending, before = [(event, located)], self.happened
+        while pending:
+            number, where = pending.pop(0)
+            if self.taken.values["event"][-1] >= 0:
+                self._wait(stays=True)
+            old, self.y = self.y, self.calls.after_jump(number, self.now, self.y)
+            self.taken.jumped(number, self.y, where)
+            self.happened += 1
+            if not self.surfaces.none and self.happened > self.model.max_events:
+                raise Failed({0: (f"has more than max_events = {self.model.max_events} events", self.now)}, apart=True)
+            if self.happened - before > AT_ONCE + len(self.model.events):
+                raise Failed({0: ("has events that cause each other without end", self.now)}, apart=True)
+            pending += [(other, False) for other in self.surfaces.crossed(number, where, self.now, old, self.y)]
+
+    def _wait(self, stays: bool = False) -> None:
+        self.taken.add(**{**self._still(), "stays": stays}, stage_times=self.calls.stage_times(self.now, 0.0))
+
+    def _take(self, steps: Steps, count: int) -> None:
+        """The first steps of the library, as they are."""
+        for n in range(count):
+            values = {name: array[n] for name, array in steps.items()}
+            self.taken.add(**values, reached=values["after"], event=-1, located=False, stays=False)
+        if count:
+            self.now, self.y = float(np.max(steps["end"][count - 1])), steps["after"][count - 1]
+
+    def _take_to(self, steps: Steps, place: int, length: float) -> None:
+        """A part of one step."""
+        begin = float(steps["t"][place, 0])
+        self.now = begin + length
+        self.y = self.calls.step_to(steps, place, np.array([self.now - begin]))[:, 0]
+        times = begin + self.calls.method.c * (self.now - begin)
+        self.taken.add(**{**self._still(), "t": begin, "before": steps["before"][place]}, stage_times=times[None])
+
+    def _steps(self, time: float) -> Steps:
+        """Those of the library from now to this time [step, trial, ...], or one where that is too near."""
+        round_off = SHORTEST * eps_of(self.problem.z0) * max(abs(self.now), abs(time))
+        if time - self.now <= round_off and self.calls.tableau is not None:
+            return self._one_step(time)
+        problem, (begin, end) = copy.copy(self.problem), self._within(self.now, time)
+        problem._set(t=np.array([begin, end]), z0=like_numpy(self.y, self.problem.z0), x=self.x)
+        stops = None if self.method.stops is None else problem.t
+        options = dataclasses.replace(self.method.options, steps=stops)
+        found = self.method.library.solve(problem, self.method.alg, problem.t, options).steps
+        if found is None:
+            raise ValueError(
+                f"{self.method.alg!r} has steps that depend on those before them, so they cannot be cut at a jump; "
+                "solve a hybrid model by a Runge-Kutta method, such as 'dopri5' or diffrax.Tsit5()"
+            )
+        self.calls.tableau = found.tableau
+        ends = found.t + found.dt
+        ends[:, -1] = time
+        values = {"t": found.t, "end": ends, "before": found.before, "after": found.after}
+        values["stage_times"] = found.stage_times
+        return {name: np.moveaxis(_numpy(array), 1, 0)[1:] for name, array in values.items()}
+
+    def _one_step(self, time: float) -> Steps:
+        every = np.ones((1, len(self.y)))
+        steps = {"t": self.now * every, "end": time * every, "before": self.y[None]}
+        after = self.calls.step_to(steps, 0, np.array([time - self.now]))[:, 0]
+        return {**steps, "after": after[None], "stage_times": self.calls.stage_times(self.now, time - self.now)[None]}
+
+    def _within(self, begin: float, end: float) -> tuple[float, float]:
+        """Two times, moved inwards by round-off where x jumps there."""
+        dtype = np.float32 if eps_of(self.problem.z0) > 1e-10 else np.float64
+        if begin in self.jumps:
+            begin = float(np.nextafter(dtype(begin), dtype(np.inf)))
+        if end in self.jumps:
+            end = float(np.nextafter(dtype(end), dtype(-np.inf)))
+        return begin, end
+
+
+def _numpy(values: Any) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) else to_numpy(values)
+
+
+def _given_events(problem: ODEProblem) -> dict[float, list[int]]:
+    """The events of each given time."""
+    found: dict[float, list[int]] = {}
+    for number, event in enumerate(problem.f.events):
+        times = () if event.condition is not None else event.times(float(problem.t[0]), float(problem.t[-1]))
+        for time in snapped(np.asarray(times, np.float64), problem.t).tolist():
+            same = [other for other in found if abs(other - time) <= 1e-12 * max(abs(time), abs(other))]
+            found.setdefault(same[0] if same else time, []).append(number)
+    return found
+
+
+def _side_by_side(problem: ODEProblem, runs: list[_Run]) -> HybridSteps:
+    """The steps of all trials, with steps of length zero at t0 before those of trials that have fewer."""
+    most = max(run.taken.count for run in runs)
+    found = [_filled_up(run, most - run.taken.count) for run in runs]
+    joined = {name: np.concatenate([parts[name] for parts in found]) for name in found[0]}
+    states = {name: like_numpy(joined.pop(name), problem.z0) for name in STATES}
+    return HybridSteps(tableau=runs[0].calls.method, **states, **joined)
+
+
+STATES = ("before", "reached", "after")
+
+
+def _filled_up(run: _Run, more: int) -> dict[str, np.ndarray]:
+    """The steps of one solve [trial, step, ...], behind this number more at t0."""
+    trials, z0, stages = len(run.y), to_numpy(run.problem.z0), len(run.calls.method.c)
+    still = {"t": run.t0, "end": run.t0, "event": -1, "located": False, "stays": False, "stage_times": run.t0}
+    first, widths = (
+        {**still, **dict.fromkeys(STATES, z0)},
+        {"stage_times": (stages,), **dict.fromkeys(STATES, z0.shape[1:])},
+    )
+    found = {}
+    for name, values in run.taken.values.items():
+        shape = (trials, *widths.get(name, ()))
+        values = [first[name]] * more + [first[name] if value.shape[-1:] == (0,) else value for value in values]
+        found[name] = np.stack([np.broadcast_to(np.asarray(value), shape) for value in values], 1)
+    return {**found, "nodes": np.tile(np.array(run.taken.nodes) + more, (trials, 1))}
