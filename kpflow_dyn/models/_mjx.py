@@ -77,7 +77,7 @@ class MJXPlant:
         if data.qpos.shape != (model.nq,):
             raise ValueError(f"data has {data.qpos.shape} positions, expected the {model.nq} of one copy of the model")
         self._dtype = data.qpos.dtype
-        step = _step_of(model, mjx.step, on_device, data, substeps)
+        step = jax.jit(_step_of(model, mjx.step, on_device, data, substeps))  # Python goes through MJX once
         self._by_matrix, self._in_rows = _by_matrix(step), _in_rows(step)
 
     def __repr__(self) -> str:
@@ -166,7 +166,7 @@ def _forward(step: Step) -> Callable[[Array, Array, Array], tuple[Array, Array]]
 def _by_matrix(step: Step) -> Step:
     """The same step, whose derivative is the matrix of forward mode: it has a transpose where the step has none."""
     with_rule = jax.custom_jvp(step)
-    columns = jax.vmap(_forward(step), (None, None, 0), (None, 1))
+    columns = jax.jit(jax.vmap(_forward(step), (None, None, 0), (None, 1)))
 
     @with_rule.defjvp
     def rule(at: tuple[Array, Array], moved: tuple[Array, Array]) -> tuple[Array, Array]:
