@@ -219,3 +219,9 @@ def test_a_cell_without_a_readout_and_a_plant_without_sizes_are_refused() -> Non
         kp.models.ClosedLoop(kp.models.Pendulum(), nn.GRUCell(2, 3), every=0.1)
     with pytest.raises(ValueError, match=r"give ClosedLoop\(..., state_size=\)"):
         kp.models.ClosedLoop(lambda z, u: -z + u, nn.Linear(2, 2), every=0.1)
+
+
+def test_a_loop_with_samples_is_no_cell() -> None:
+    loop = kp.models.ClosedLoop(kp.models.Pendulum(), nn.Linear(2, 1).double(), every=0.1)
+    with pytest.raises(ValueError, match="ODEProblem"):
+        kp.DiscreteProblem(loop, torch.zeros(2, 3, 0).double(), torch.zeros(2, 2).double())

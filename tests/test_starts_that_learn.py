@@ -763,3 +763,22 @@ def test_encoders_that_do_not_fit_in_jax(both: Any) -> None:
         kp.solve(problem.remake(encoder=eqx.nn.Linear(2, 5, key=jax.random.key(0)), z0=jnp.ones((3, 2))))
     named = problem.remake(encoder=jax.tree_util.Partial(lambda w, d: w @ d.reshape(-1), jnp.ones((2, 4))))
     assert "encoder[0]" in kp.linearize(kp.solve(named)).parameters
+
+
+@pytest.mark.parametrize("kind", ["ode", "discrete"])
+def test_inputs_are_what_an_encoder_takes_where_no_other_data_are_given(kind: str) -> None:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).double()
+    x, others = torch.randn(2, 4, 2).double(), torch.randn(2, 4, 2).double()
+    if kind == "ode":
+        field = kp.models.MLPField(3, 4, inputs=2).double()
+        problem = kp.ODEProblem(field, None, np.linspace(0.0, 1.0, 4), x, encoder=encoder)
+        given = kp.ODEProblem(field, others, np.linspace(0.0, 1.0, 4), others, encoder=encoder)
+    else:
+        cell = nn.GRUCell(2, 3).double()
+        problem = kp.DiscreteProblem(cell, x, encoder=encoder)
+        given = kp.DiscreteProblem(cell, others, others, encoder=encoder)
+    torch.testing.assert_close(kp.solve(problem).start, encoder(x).detach())
+    torch.testing.assert_close(kp.solve(problem.remake(x=others)).state, kp.solve(given).state)
+    with pytest.raises((TypeError, ValueError), match="encoder"):
+        kp.ODEProblem(kp.models.MLPField(3, 4).double(), None, (0.0, 1.0), encoder=encoder)

@@ -71,6 +71,7 @@ class StartedProblem(Problem):
     """A problem whose states follow from z_0, which may learn: as a parameter, or by an encoder of data."""
 
     encoder: Any  # a model data -> z_0; or z_0 itself [unit], as a parameter; None where the start is given
+    encodes_inputs: bool = False  # whether its data are the samples of the inputs, as no others were given
 
     @property
     def encodes(self) -> bool:
@@ -122,7 +123,19 @@ class StartedProblem(Problem):
             given = self.backend.data.as_floats(self.encoder, "encoder", "[unit], z_0 as a parameter, or a model")
             self._set(encoder=self.backend.models.parameter(given))
 
+    def _take_data(self, samples: Any) -> None:
+        """The samples of the inputs as the data of the encoder, where no others are given."""
+        if self.encodes and self.z0 is None:  # type: ignore[attr-defined]
+            data = samples[1] if isinstance(samples, tuple | list) and len(samples) == 2 else samples
+            if not is_array(data):
+                raise TypeError(
+                    "an encoder needs data: pass them as z0 [trial, ...]; or, to encode the inputs, samples as x"
+                )
+            self._set(z0=data, encodes_inputs=True)
+
     def remake(self, **changes: Any) -> Self:
+        if self.encodes_inputs and changes.get("encoder", self) is not None:
+            changes = {"z0": None} | changes
         if is_array(self.encoder) and "z0" in changes and "encoder" not in changes:
             return self.remake(encoder=None, **changes).learn_start()
         return super().remake(**(self._given(changes) | changes))
@@ -145,7 +158,7 @@ class DiscreteProblem(StartedProblem):
         z0: the state before the first step: [trial, unit]; [unit] for all trials; or torch's own h_0
             [layer, trial, unit] or (h_0, c_0). Zeros when None. The unit axis holds all layers' h one after another,
             then all layers' c. Of a complex state z0 is complex: then the axis holds the real parts of all units, and
-            after them the imaginary parts. With an encoder its data [trial, ...].
+            after them the imaginary parts. With an encoder its data [trial, ...]; x when None.
         encoder: a model that gives the start, z_0 = encoder(z0), in one of the forms above, and learns beside the cell:
             in torch an nn.Module called on all trials at once, which must not influence each other; in JAX a callable
             pytree, called on one trial. The parameters are then `cell....` and `encoder....`.
@@ -167,11 +180,16 @@ class DiscreteProblem(StartedProblem):
     encoder: Any = None
 
     def __post_init__(self) -> None:
+        if hasattr(self.cell, "max_events"):
+            raise ValueError(
+                "the cell flows between its jumps or samples; pose it in continuous time, kp.ODEProblem(loop, z0, t, x)"
+            )
         backend = backend_for(self.x, "x", X_AXES)
         x = backend.data.as_floats(self.x, "x", X_AXES)
         backend.data.check_inputs(x)
         self._set(backend=backend, x=x)
         self._take_parameter()
+        self._take_data(x)
         if self.encodes:
             self._set(z0=check_encoded(self.z0, len(x)))
 
@@ -193,7 +211,7 @@ class ODEProblem(StartedProblem):
             array [trial, ...] of any shape, or a tuple, dict or other pytree of such arrays: then f gets and gives this
             form, and the solution's state [trial, time, unit] has all leaves flattened side by side, in the order of
             the framework's pytrees; see `unflatten`. Of a complex leaf the real parts of all its units come first.
-            With an encoder its data [trial, ...]; then `problem.encoded` are these.
+            With an encoder its data [trial, ...], the samples of x when None; then `problem.encoded` are these.
         t: a grid of times at which the state is wanted; or two numbers (t0, t1), a span, on which the solver chooses
             the times (Gauss points of its steps). Their unit is that of the equation. Where they decrease, time runs
             backward from z0 at the first one.
@@ -239,6 +257,7 @@ class ODEProblem(StartedProblem):
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
             raise ValueError(f"order is {self.order!r}, expected 1, of z' = f(t, z), or 2, of z'' = f(t, z, z')")
+        self._take_data(self.x)
         backend, (t, backward) = backend_of_state(self.z0, self.f), check_directed_times(self.t)
         self._set(backend=backend, encoded=check_encoded(self.z0) if self.encodes else None)
         layout, z0 = self._laid_out()
