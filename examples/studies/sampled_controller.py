@@ -97,7 +97,8 @@ def regulator() -> tuple[control.Regulator, float]:
     """That of the sampled plant, which sees all states, and its cost from the starts of `ask`."""
     rest, thrust = torch.zeros(6).double(), torch.full((2,), HOVER).double()
     plant = control.linearize_lti(PLANT, rest, thrust)
-    A, B, *_ = cont2discrete((plant.A, plant.B, np.eye(6), np.zeros((6, 2))), EVERY)
+    held: Any = cont2discrete((plant.A, plant.B, np.eye(6), np.zeros((6, 2))), EVERY)
+    A, B = held[:2]
     best = control.dlqr((A, B, np.eye(6), 0, EVERY), EVERY * Q, EVERY * R)
     z, total = starts(TRIALS, torch.Generator().manual_seed(2)), 0.0
     for _ in range(SAMPLES):
