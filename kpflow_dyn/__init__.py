@@ -30,6 +30,7 @@ _PUBLIC = {
     "_problems.controlled": ["CDEProblem"],
     "_problems.second_order": ["SecondOrderProblem"],
     "_problems.solutions": ["Solution", "SolveError"],
+    "_problems.starts": ["StartWarning"],
     "_solve": ["solve"],
     "_problems.measure": ["Measure"],
     "_flows.metric": ["KroneckerMetric", "LearningRates", "Reparametrization"],

@@ -22,7 +22,7 @@ from kpflow_dyn._recurrence.continuous import (
 )
 from kpflow_dyn._recurrence.hybrid import flow_of_hybrid, tangent_between_nodes
 from kpflow_dyn._recurrence.stepped import flow_of_steps
-from kpflow_dyn._recurrence.steps import Steps, tangent_of_cell
+from kpflow_dyn._recurrence.steps import Steps, started, tangent_of_cell
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn._solve import solve
 
@@ -147,8 +147,8 @@ def _kind(sol: Solution) -> str:
 
 def _steps(sol: DiscreteSolution, params: Choice, weights: Weights) -> Flow:
     _check_plant(sol)
-    tangent, parameters = tangent_of_cell(sol, params)
-    return Steps(tangent, sol, parameters, weights.both).flow()
+    tangent, model = tangent_of_cell(sol, params, from_start=sol.problem.encoder is not None)
+    return Steps(started(tangent, sol, model), sol, model.parameters, weights.both).flow()
 
 
 def _check_plant(sol: DiscreteSolution) -> None:

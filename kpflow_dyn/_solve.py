@@ -16,6 +16,7 @@ from kpflow_dyn._problems.problems import (
     StaticProblem,
 )
 from kpflow_dyn._problems.solutions import DiscreteSolution, Solution
+from kpflow_dyn._problems.starts import without_gradient
 from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._stepping.delayed import solve_dde
 from kpflow_dyn._stepping.stochastic import solve_sde
@@ -44,8 +45,8 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
             number for steps of this length (the last one shorter if need be), or increasing times from t0 to the end
             for steps between exactly these, in the order of t. Also diffrax's `stepsize_controller`, with `dt0` for a
             constant step, and torchdiffeq's `options` of step_size and max_num_steps. For an SDE or a DDE `steps`
-            alone, as above; steps also end at all times of the grid, and of a DDE where the solution has kinks, and are
-            no longer than its shortest delay.
+            alone, as above; steps also end at all times of the grid; of a DDE also where its solution has kinks (and
+            samples bend, unless `steps` are given), and they are no longer than its shortest delay.
 
     Steps also end where the inputs x(t) are not smooth, `ode.stops_of(prob)`: where samples bend, unless `steps` are
     given, and always at the `jumps` that a callable names.
@@ -62,6 +63,9 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
         TypeError, ValueError: a model, input or initial state that do not fit, a step that is random or changes its
             arguments, and a state that does not stay finite; each says what to do.
         SolveError: some trials of an ODE failed; it names them, and holds the solution of the others.
+
+    Warns:
+        StartWarning: a z0 of torch that carries a gradient, and does not learn.
     Source: torchdiffeq (Chen et al., arXiv:1806.07366); diffrax (Kidger, arXiv:2202.02435).
 
     >>> import torch, kpflow_dyn as kp
@@ -83,15 +87,20 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
         )
     with full_precision(prob.data), prob.backend.models.left_alone(prob.model):
         if isinstance(prob, ODEProblem):
-            return solve_ode(prob, alg, options_of(prob, common))
+            now = without_gradient(prob, stacklevel=3)
+            now = now if prob.encoder is None else now.remake()  # z0 by the encoder as it is now
+            prob.backend.solving.check_encoder(now)
+            return solve_ode(now, alg, options_of(now, common))
         if isinstance(prob, SDEProblem):
-            return solve_sde(prob, alg, common)
+            return solve_sde(without_gradient(prob, stacklevel=3), alg, common)
         if isinstance(prob, DDEProblem):
             return solve_dde(prob, alg, common)
         return _solve_discrete(prob) if isinstance(prob, DiscreteProblem) else solve_implicit(prob)
 
 
 def _solve_discrete(prob: DiscreteProblem) -> DiscreteSolution:
+    prob = without_gradient(prob, stacklevel=4)
+    prob.backend.solving.check_encoder(prob)
     state, start = prob.backend.solving.roll_out(prob)
     times = like_numpy(np.arange(1, state.shape[1] + 1), state)
     return DiscreteSolution(problem=prob, state=state, t=times, stats={"steps": state.shape[1]}, start=start)

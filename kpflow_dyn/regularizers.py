@@ -16,6 +16,7 @@ from kpflow_dyn._arrays import Array, Random, array_namespace, concretely, devic
 from kpflow_dyn._backend import Transforms
 from kpflow_dyn._numbers.estimate import frobenius_norm
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
+from kpflow_dyn._problems.starts import without_gradient
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.rows import on_rows
 
@@ -108,6 +109,8 @@ class _Pulled:
             raise TypeError(f"got {type(problem).__name__}, expected a DiscreteProblem or a StaticProblem")
         if probes is not None and probes < 2:
             raise ValueError(f"probes = {probes}, expected at least 2, or None for exact sums")
+        if isinstance(problem, DiscreteProblem):
+            problem = without_gradient(problem, stacklevel=5)
         state, self.back = problem.backend.objectives.pull_back(problem)
         self.size, self.exact = math.prod(state.shape), probes is None
         xp = array_namespace(state)

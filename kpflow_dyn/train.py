@@ -13,6 +13,7 @@ from kpflow_dyn._backend import BACKENDS, backend_of
 from kpflow_dyn._learning.descent import optimizer_of
 from kpflow_dyn._learning.losses import Loss, OutputLoss, default_loss, loss_of_targets
 from kpflow_dyn._learning.options import check_seed, is_number, plain
+from kpflow_dyn._problems.starts import StartWarning
 from kpflow_dyn._problems.units import units_read
 from kpflow_dyn._progress import bars
 from kpflow_dyn.tasks._data import TaskData, check_count
@@ -97,6 +98,7 @@ def fit(
         TypeError, ValueError: a model, readout, task or option that does not fit; each says what to do.
 
     Warns:
+        StartWarning: a z0 of torch that carries a gradient, which does not learn.
         UserWarning: a loss that leaves the finite numbers, which ends the training with `success=False`.
     Source: Kingma, Ba, "Adam", arXiv:1412.6980.
 
@@ -108,6 +110,7 @@ def fit(
     (51, True)
     """
     of_outputs = _loss(task, loss, readout)
+    _check_start(model, z0)
     lr, clip = plain(lr), plain(clip)
     _check_options(steps, lr, clip, seed)
     trainee = _trainee(model, readout, task.inputs, of_outputs, z0, optimizer, lr, clip)
@@ -127,6 +130,14 @@ def fit(
             trainee.step()
     right = np.array(hits) if hits else None
     return Training(trainee.model, trainee.readout, np.array(losses), _converged(losses), right)
+
+
+def _check_start(model: Any, z0: Any) -> None:
+    if (backend := backend_of(model)) is not None and backend.models.carries_gradient(z0):
+        warnings.warn(
+            StartWarning("z0 carries a gradient, and fit trains the model and the readout alone; pass z0.detach()"),
+            stacklevel=3,
+        )
 
 
 def _loss(task: TaskData, loss: Loss | None, readout: Any) -> OutputLoss:

@@ -126,7 +126,7 @@ def test_both_frameworks_agree_on_it() -> None:
     assert far(*found) < 1e-10 and not flows[1].untraced
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_time_backward_is_time_forward_from_the_end(framework: str) -> None:
     there = kp.solve(posed(framework), rtol=1e-10, atol=1e-12)
     y = there.problem.unflatten(there.state[:, -1])
@@ -223,11 +223,8 @@ def test_args_as_diffrax_scipy_and_sciml_give_them(source: str, args: Any) -> No
     assert list(kp.linearize(solution).parameters) == ["a"]
 
 
-def test_args_of_jax_are_no_parameters_and_compile_nothing_new() -> None:
-    compiled = []
-
+def test_args_of_jax_are_no_parameters() -> None:
     def rate(p: dict, t: Any, y: Any, args: Any) -> Any:
-        compiled.append(1)
         return -p["a"] * y * args["k"]
 
     f, z0 = jax.tree_util.Partial(rate, {"a": jnp.ones(2)}), jnp.ones((3, 2))
@@ -237,8 +234,6 @@ def test_args_of_jax_are_no_parameters_and_compile_nothing_new() -> None:
     assert far(flow.solution.state[0, :, 0], np.exp(-2 * flow.solution.t)) < 1e-6
     other = kp.solve(problem.remake(args={"k": jnp.asarray(3.0)}))
     assert far(other.state[0, :, 0], np.exp(-3 * other.t)) < 1e-6
-    later = kp.gradient_flow(flow.solution, lambda state: (state**2).mean(), span=0.1)
-    assert later.loss[-1] < later.loss[0]
     with pytest.raises(TypeError, match="args are constants"):
         kp.solve(kp.ODEProblem(lambda t, y, args: args * y, z0, [0.0, 0.1, 0.2], args=jnp.ones(2)))
 

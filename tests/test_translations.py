@@ -81,8 +81,8 @@ def test_controllers_of_diffrax() -> None:
     chosen = diffrax.PIDController(rtol=1e-9, atol=1e-9, pcoeff=0.2, icoeff=0.4, dtmax=0.02)
     found = kp.solve(problem, alg, stepsize_controller=chosen)
     assert found.options["rtol"] == 1e-9 and found.steps.dt.max() <= 0.02 + 1e-12
-    later = kp.gradient_flow(found, lambda state: (state**2).mean(), span=0.01)  # which solves again with these
-    assert later.loss[-1] < later.loss[0]
+    again = kp.solve(problem, alg, **found.options)  # as a gradient flow does
+    assert again.stats == found.stats and far(again.state, found.state) == 0
     for controller, message in [
         (diffrax.ConstantStepSize(), "needs dt0="),
         (diffrax.ClipStepSizeController(chosen, jump_ts=jnp.asarray([0.1])), r"x\.jumps"),
@@ -118,7 +118,7 @@ def test_options_of_torchdiffeq() -> None:
 )
 def test_what_a_solve_is_given_elsewhere(name: str, here: str) -> None:
     for problem in (IN_TORCH, posed(field(1.0, 3.0))):
-        with pytest.raises(TypeError, match=f"{name}= is here .*{here}"):
+        with pytest.raises(TypeError, match=here):
             kp.solve(problem, **{name: 1})
 
 

@@ -5,9 +5,10 @@
 
 A small network gives the thrusts of a planar quadrotor, which shall come to hover at the origin. At three times of its
 training the loop is asked: where does it hover, and is that stable (fixed points and poles, beside those of the
-linear-quadratic regulator); what could any input change (the Gramian of the plant along the flight); what can the
-weights still change (the NTK of the flight, which weights its trace comes from, whether its modes can be reached); and
-how soon gradient descent would learn four wishes, each a change of the flight. They are asked again of a loop whose
+linear-quadratic regulator); how much it costs and how robust it is (`control.analyze`: cost-to-go, margins, the modes
+that carry what it costs more than the regulator); what the weights can still change beside what any input could (the
+NTK of the flight and the Gramian of the plant); what descent on the cost does next; and how soon it would learn four
+wishes, each a change of the flight. They are asked again of a loop whose
 biases do not learn: what a weight multiplies fades where the quadrotor hovers, so that it is the biases that soon tell
 it to hover elsewhere. The wishes that are learnt soon are then learnt in earnest, by the gradient flow itself.
 """
@@ -15,6 +16,7 @@ it to hover elsewhere. The wishes that are learnt soon are then learnt in earnes
 from __future__ import annotations
 
 import argparse
+import copy
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -41,7 +43,9 @@ START = torch.tensor(
 ).double()
 RANGE = torch.tensor([1, 1, 0.3, 0.5, 0.5, 1]).double()  # of the starts in training
 Q, R = np.diag([1.0, 1.0, 0.3, 0.2, 0.2, 0.02]), 0.1 * np.eye(2)
+COST = control.QuadraticCost(Q, R, u_target=[HOVER, HOVER])
 SPAN = 100.0  # of tau, for a wish that is learnt in earnest
+DESCENT = 20  # steps of gradient descent, whose effect on the cost is forecast
 STEPS, QUICK_STEPS = (0, 60, 600), (0, 2, 6)
 LATER = torch.from_numpy(np.clip(TIMES / 2.0, 0, 1) ** 3)  # a change that comes on over two seconds
 SEEN = np.eye(6)[:3]  # x, y and the angle
@@ -67,8 +71,8 @@ class Found:
     hover: np.ndarray | None
     slowest: float
     contributions: dict[str, float]
-    reach: np.ndarray
-    share: np.ndarray
+    loop: control.LoopAnalysis
+    forecast: tuple[float, float]
     wishes: kp.Learnability
     without_bias: kp.Learnability
 
@@ -114,22 +118,40 @@ def ask(loop: Any) -> Found:
     solution = kp.solve(problem, METHOD)
     flow = kp.linearize(solution)
     hover, slowest = hovering(problem)
-    rate = control.adjoint(solution, control.QuadraticCost(Q)).cost
-    gramian = control.gram(solution, "c", loop="open")
-    modes = kp.modes(flow.ntk, axis="unit", k=3)
-    angles = control.reachable_angles(modes, gramian)
+    analysis = control.analyze(solution, COST, rank=3)
     parts = kp.contributions(flow)
     return Found(
         solution=solution,
-        cost=float(rate.mean()),
+        cost=float(analysis["cost"].mean()),
         hover=hover,
         slowest=slowest,
         contributions={name: part.value / parts.total.value for name, part in parts.items()},
-        reach=gramian.eigenvalues.isel(time=-1).mean("trial").values,
-        share=angles.share.isel(time=-1).mean("trial").values,
+        loop=analysis,
+        forecast=descent(loop),
         wishes=learnt_soon(flow),
         without_bias=learnt_soon(flow.only(lambda name: "bias" not in name)),
     )
+
+
+def descent(loop: Any) -> tuple[float, float]:
+    """What 20 steps of gradient descent leave of the cost: by the frozen kernel, and really.
+
+    The learning rate is such that they take off a tenth to first order.
+    """
+    problem, loss = control.training_cost(kp.ODEProblem(loop, START, TIMES), COST)
+    trained = copy.deepcopy(problem.f)
+    values, lr = [], 0.0
+    for _ in range(DESCENT + 1):
+        value = loss(solve(trained, problem.z0, TIMES).transpose(0, 1))
+        gradient = torch.autograd.grad(value, list(trained.parameters()))
+        lr = lr or 0.1 * value.item() / (DESCENT * sum(float((g**2).sum()) for g in gradient))
+        values.append(value.item())
+        with torch.no_grad():
+            for parameter, slope in zip(trained.parameters(), gradient, strict=True):
+                parameter -= lr * slope
+    flow = kp.linearize(kp.solve(problem, METHOD))
+    found = kp.forecast(flow, loss=loss, lr=lr, steps=DESCENT, check=False)
+    return float(found.loss[-1] / found.loss[0]), values[-1] / values[0]
 
 
 def learnt_soon(flow: kp.Flow) -> kp.Learnability:
@@ -186,22 +208,36 @@ def regulator() -> tuple[float, np.ndarray]:
         law.weight.copy_(torch.from_numpy(-best.K))
         law.bias.fill_(HOVER)
     solution = kp.solve(kp.ODEProblem(ClosedLoop(PLANT, law), START, TIMES), METHOD)
-    return float(control.adjoint(solution, control.QuadraticCost(Q)).cost.mean()), best.eigenvalues
+    return float(control.adjoint(solution, COST).cost.mean()), best.eigenvalues
 
 
 def tell(step: int, found: Found) -> None:
     rest = "nowhere near" if found.hover is None else f"at {np.abs(found.hover[:2]).max():.2g} m off"
     print(f"step {step}: cost {found.cost:.3g}, hovers {rest}, slowest pole {found.slowest:+.2f} 1/s")
     print("    shares of the trace: " + ", ".join(f"{n} {100 * s:.1f} %" for n, s in found.contributions.items()))
-    print(f"    the input reaches, by the Gramian's eigenvalues: {np.array2string(found.reach, precision=2)}")
-    print(f"    share of three NTK modes in the three most reachable directions: {found.share.round(2)}")
+    print("    " + str(found.loop).replace("\n", "\n    "))
+    gain = found.loop["gain_margin_low"].values.round(2), found.loop["gain_margin_high"].values.round(2)
+    print(f"    gains of the thrusts may fall to {gain[0]} and rise to {gain[1]}")
+    print(f"    excess by mode: {found.loop['excess'].values.round(4)} at {found.loop['excess_pole'].values.round(2)}")
+    predicted, real = found.forecast
+    print(f"    20 steps of descent leave {100 * real:.2f} % of the cost, by forecast {100 * predicted:.2f} %")
     for name, half, still in zip(found.wishes.names, found.wishes.half, found.without_bias.half, strict=True):
         print(f"    {name:18} tau to half {half:9.3g}, with the biases fixed {still:9.3g}")
 
 
 def draw(path: Path, all_found: dict[int, Found], best: float) -> None:
-    figure = Figure(figsize=(9, 7), layout="constrained")
-    (flights, costs), (shares, times) = figure.subplots(2, 2)
+    figure = Figure(figsize=(9, 10), layout="constrained")
+    (flights, costs), (learnt, shares), (margins, times) = figure.subplots(3, 2)
+    for (step, found), color in zip(all_found.items(), SERIES, strict=False):
+        data = found.loop.data
+        inside = 100 * data.learnable_reachable.mean("trial")
+        learnt.plot(data.time, inside, color=color, label=f"step {step}")
+        along = data.disk_margin_along.mean("trial").dropna("time")
+        margins.plot(along.time, along, "o-", color=color, markersize=4, label=f"step {step}")
+    learnt.set(xlabel="Time (s)", ylabel="Learnable in the three\nmost reachable (%)", ylim=(0, 105))
+    margins.set(xlabel="Time (s)", ylabel="Disk margin of the loop\nlinearised there", ylim=(0, None))
+    for axes in (learnt, margins):
+        axes.legend(fontsize=8, frameon=False)
     for (step, found), color in zip(all_found.items(), SERIES, strict=False):
         for number, trial in enumerate(found.solution.state.detach().numpy()):
             label = f"step {step}" if number == 0 else None
@@ -212,7 +248,7 @@ def draw(path: Path, all_found: dict[int, Found], best: float) -> None:
     steps = [str(step) for step in all_found]
     costs.bar(steps, [found.cost for found in all_found.values()], width=0.6, color=SERIES[: len(steps)])
     costs.axhline(best, color="0.3", linestyle="--", label="linear-quadratic regulator")
-    costs.set(yscale="log", xlabel="Step of training", ylabel="Cost of the states")
+    costs.set(yscale="log", xlabel="Step of training", ylabel="Cost")
     costs.legend(fontsize=8, frameon=False)
     bottom = np.zeros(len(steps))
     for name, color in zip(next(iter(all_found.values())).contributions, [*SERIES, "0.6"], strict=False):

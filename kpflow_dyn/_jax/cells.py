@@ -7,19 +7,38 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from kpflow_dyn._arrays.sharding import like_trials
 from kpflow_dyn._jax.checks import as_jax
 from kpflow_dyn._problems.checks import cell_start, check_width
 from kpflow_dyn._problems.layouts import Layout, is_plain_start, start_of
-from kpflow_dyn._problems.problems import DiscreteProblem
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn._problems.starts import encode, start_map, start_named
 
 Step = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 
 def discrete_step(problem: DiscreteProblem) -> tuple[Step, jax.Array]:
     """The step (cell, x, z) -> z on one trial, and the initial state of all."""
-    return as_step(problem.cell, problem.x, problem.z0)
+    start, given = start_map(problem), problem.z0
+    if problem.encodes:  # whose weights may be traced, so that the form alone is looked at
+        given = jax.tree.map(_form_of, encode(problem.backend, problem.encoder, problem.z0))
+    with start_named(problem):
+        step, z0 = as_step(problem.cell, problem.x, given)
+    return step, z0 if start is None else like_trials(start(problem.model), problem.x)
+
+
+def flat_start(problem: DiscreteProblem | ODEProblem, given: Any) -> jax.Array:
+    """What an encoder gives as z_0 [trial, unit], differentiable."""
+    if isinstance(problem, ODEProblem):
+        return problem.form.layout.join(given)
+    return given if is_plain_start(given) else start_of(given, len(problem.x), jax.tree.flatten, _part)[1]
+
+
+def _form_of(part: Any) -> Any:
+    """The part itself, or zeros in its place where it is traced."""
+    return np.zeros(part.shape, part.dtype) if isinstance(part, Tracer) else part
 
 
 def as_step(cell: Any, x: jax.Array, z0: Any) -> tuple[Step, jax.Array]:
@@ -57,21 +76,3 @@ class _LaidOut:
 
     def __call__(self, cell: Any, x: jax.Array, z: jax.Array) -> jax.Array:
         return self.layout.join(cell(x, self.layout.split(z)), "what the cell returns")
-
-
-class LearntStart(eqx.Module):
-    """cell(x_t, z), where the first channel of x_t says how much of the parameter z0 is added to z."""
-
-    z0: jax.Array
-    cell: Any
-    step: Step = eqx.field(static=True)
-    hidden_size: int = eqx.field(static=True)
-
-    def __init__(self, cell: Any, x: jax.Array, z0: Any) -> None:
-        self.step, start = as_step(cell, x, z0)
-        if not bool((start == start[0]).all()):
-            raise ValueError("the start z0 differs between trials; one that learns is shared by all, z0 [unit]")
-        self.cell, self.z0, self.hidden_size = cell, start[0], start.shape[-1]
-
-    def __call__(self, x: jax.Array, z: jax.Array) -> jax.Array:
-        return self.step(self.cell, x[1:], z + x[0] * self.z0)

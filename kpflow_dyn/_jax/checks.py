@@ -15,6 +15,7 @@ from kpflow_dyn._arrays import is_finite, is_torch_module
 from kpflow_dyn._arrays.sharding import by_trials
 from kpflow_dyn._jax.differential import Controlled
 from kpflow_dyn._jax.forms import InForm
+from kpflow_dyn._jax.starts import Started
 
 
 def as_jax(values: object, what: str, axes: str) -> jax.Array:
@@ -111,6 +112,8 @@ def with_parameters(model: object, values: dict[str, jax.Array]) -> object:
 
 def _named_leaves(model: object) -> list[tuple[str | None, Any]]:
     """All leaves by their path; those of a Partial by their argument: "[0].weight", "['weight']"; args have no name."""
+    if isinstance(model, Started):
+        return [(_within(name, inner), leaf) for name, part in model.parts for inner, leaf in _named_leaves(part)]
     if isinstance(model, InForm):
         return [*_named_leaves(model.field), *((None, leaf) for leaf in jax.tree.leaves(model.args))]
     paths = jax.tree_util.tree_flatten_with_path(model)[0]
@@ -118,3 +121,10 @@ def _named_leaves(model: object) -> list[tuple[str | None, Any]]:
     skipped = (inner is not model) + isinstance(inner, jax.tree_util.Partial)
     names = [jax.tree_util.keystr(path[skipped:]).removeprefix(".") for path, _ in paths]
     return [(name.replace("[<flat index 0>]", ""), leaf) for name, (_, leaf) in zip(names, paths, strict=True)]
+
+
+def _within(name: str, inner: str | None) -> str | None:
+    """The path of what lies under a name."""
+    if inner is None:
+        return None
+    return f"{name}.{inner}" if inner and not inner.startswith("[") else name + inner

@@ -50,8 +50,9 @@ class LinearisedSteps:
         row = (jax.ShapeDtypeStruct(like.shape[2:], like.dtype) for like in (x, z))
         self.step = StepTangent(step, jax.eval_shape(self._fixed, list(given.values())), *row)
         self.parameter_size = sum(prod(node.shape) for node in step.parameters)
-        self.site_kicks = np.concatenate([site.kicks.ravel() for site in step.sites])
-        used = np.concatenate([site.entries.ravel() for site in step.sites])
+        none = np.zeros(0, int)
+        self.site_kicks = np.concatenate([none, *(site.kicks.ravel() for site in step.sites)])
+        used = np.concatenate([none, *(site.entries.ravel() for site in step.sites)])
         self.plain = not step.computed and len(np.unique(used)) == len(used)
 
     def at(self, data: Data) -> Self:
@@ -127,7 +128,7 @@ class LinearisedSteps:
         return block_of(self._each_step(data, still, self._as_kicks(rows_of(values))))
 
     def _enter_adjoint(self, data: Data, q: jax.Array) -> jax.Array:
-        return block_of(jnp.concatenate(self._each_step_transposed(data, rows_of(q))[1], -1))
+        return block_of(self._joined(self._each_step_transposed(data, rows_of(q))[1], len(q)))
 
     def _step_jvp(self, data: Data, theta: jax.Array, dz: jax.Array) -> jax.Array:
         """Each step by itself, of the parameters and the state before it."""
@@ -135,7 +136,7 @@ class LinearisedSteps:
 
     def _step_vjp(self, data: Data, q: jax.Array) -> tuple[jax.Array, jax.Array]:
         dz, kicks = self._each_step_transposed(data, rows_of(q))
-        changes = self._gather(self._by_site(jnp.concatenate(kicks, -1)), data.variables)
+        changes = self._gather(self._by_site(self._joined(kicks, len(q))), data.variables)
         return self._gradient(changes, len(q)), block_of(dz)
 
     def _advance(self, data: Data, dz: jax.Array) -> jax.Array:
@@ -157,22 +158,31 @@ class LinearisedSteps:
     def _values(self, data: Data, theta: jax.Array) -> jax.Array:
         """V dW^T of every site, side by side [time, trial, probe, site]."""
         kicks = self._kicks_of(self._changes(theta), data.variables)
-        return jnp.concatenate([side_by_side(block) for block in kicks], -1)
+        return self._joined([side_by_side(block) for block in kicks], len(theta))
 
     def _by_site(self, values: jax.Array) -> list[jax.Array]:
         """Site values, side by side -> the kicks of each site."""
-        parts = jnp.split(values, np.cumsum([prod(site.shape) for site in self.sites])[:-1], axis=-1)
+        parts = _split(values, [prod(site.shape) for site in self.sites])
         return [site.as_kicks(part) for site, part in zip(self.sites, parts, strict=True)]
 
     def _as_kicks(self, values: jax.Array) -> list[jax.Array]:
         """Site values, side by side -> what enters a step."""
-        return jnp.split(values, np.cumsum(self.step.kick_sizes)[:-1], axis=-1)
+        return _split(values, self.step.kick_sizes)
+
+    def _joined(self, values: list[jax.Array], probes: int) -> jax.Array:
+        """Blocks [time, trial, probe, width] side by side, of which there may be none."""
+        return jnp.concatenate([jnp.zeros((self.times, self.trials, probes, 0), self.dtype), *values], -1)
 
     def _still(self, probes: int) -> jax.Array:
         return jnp.zeros((self.trials, probes, self.units), self.dtype)
 
     def _no_kicks(self, s: jax.Array) -> list[jax.Array]:
         return [jnp.zeros((*s.shape[:-1], size), s.dtype) for size in self.step.kick_sizes]
+
+
+def _split(values: jax.Array, sizes: list[int]) -> list[jax.Array]:
+    """Parts of these sizes side by side, of which there may be none."""
+    return jnp.split(values, np.cumsum(sizes)[:-1], axis=-1)[: len(sizes)]
 
 
 def rows_of(block: jax.Array) -> jax.Array:

@@ -13,14 +13,19 @@ import numpy as np
 from jax.errors import ConcretizationTypeError, TracerArrayConversionError
 from jax.tree_util import GetAttrKey
 
-from kpflow_dyn._jax.cells import LearntStart
 from kpflow_dyn._jax.checks import floating_leaves, with_parameters
 from kpflow_dyn._jax.differential import controlled as controlled
 from kpflow_dyn._jax.differential import drift_and_diffusion as drift_and_diffusion
 from kpflow_dyn._jax.forms import field_of as field_of
 from kpflow_dyn._jax.forms import in_form as in_form
+from kpflow_dyn._jax.starts import Started
+from kpflow_dyn._jax.starts import carries_gradient as carries_gradient
+from kpflow_dyn._jax.starts import encoded as encoded
+from kpflow_dyn._jax.starts import parameter as parameter
+from kpflow_dyn._jax.starts import parts_of as parts_of
+from kpflow_dyn._jax.starts import without_gradient as without_gradient
 
-parameters_of, changed, learnt_start = floating_leaves, with_parameters, LearntStart
+parameters_of, changed, started = floating_leaves, with_parameters, Started
 Values = dict[str, jax.Array]
 
 

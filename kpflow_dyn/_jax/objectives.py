@@ -14,7 +14,9 @@ from kpflow_dyn._jax.cells import discrete_step
 from kpflow_dyn._jax.networks import states_of
 from kpflow_dyn._jax.programs import Shared
 from kpflow_dyn._jax.rollout import run
+from kpflow_dyn._jax.starts import parts_of
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
+from kpflow_dyn._problems.starts import start_map
 
 __all__ = ["Derivatives", "pull_back", "run", "unreached"]
 
@@ -23,15 +25,14 @@ Scheme = Any
 
 def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[jax.Array, Rows]:
     """The states, and J* on rows [b, n], both differentiable in the parameters."""
-    model = problem.cell if isinstance(problem, DiscreteProblem) else problem.net
-    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+    arrays, rest = eqx.partition(problem.model, eqx.is_inexact_array)
 
     def states(arrays: Any) -> jax.Array:
         whole = eqx.combine(arrays, rest)
         if isinstance(problem, StaticProblem):
             return states_of(problem, whole)
-        step, z0 = discrete_step(problem)
-        return run(step, whole, problem.x, z0)
+        (step, z0), start = discrete_step(problem), start_map(problem)
+        return run(step, parts_of(whole)[0], problem.x, z0 if start is None else start(whole))
 
     state, back = jax.vjp(states, arrays)
 

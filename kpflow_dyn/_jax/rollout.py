@@ -17,7 +17,7 @@ from kpflow_dyn._problems.problems import DiscreteProblem
 def roll_out(problem: DiscreteProblem) -> tuple[jax.Array, jax.Array]:
     """The states z_1 ... z_T [trial, time, unit], and z_0; a ValueError names the first step that is not finite."""
     x = problem.x
-    check_parameters(problem.cell, x)
+    check_parameters(problem.model, x)
     step, z0 = discrete_step(problem)
     check_step(step, problem.cell, *(jax.ShapeDtypeStruct(a.shape[n:], a.dtype) for a, n in ((x, 2), (z0, 1))))
     try:

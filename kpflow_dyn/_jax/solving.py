@@ -16,7 +16,7 @@ from kpflow_dyn._jax.checks import check_parameters, check_values, result_of
 from kpflow_dyn._jax.failures import cause_of, of_all_trials
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import input_width
-from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 
 roll_out, run = rollout.roll_out, rollout.run
 without_gradients = nullcontext
@@ -91,10 +91,16 @@ def rate_of(problem: ODEProblem) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return lambda t, z: of_trials(t, z, jnp.arange(len(z)))
 
 
+def check_encoder(problem: DiscreteProblem | ODEProblem) -> None:
+    """Raise unless its parameters fit: it is called on one trial, and JAX's functions draw no random numbers."""
+    if problem.encodes:
+        check_parameters(problem.model, problem.data)
+
+
 def check_field(problem: ODEProblem) -> None:
     """Raise unless f holds parameters and maps t, z [unit] (and x_t) to z' [unit]."""
     z0, f = problem.z0, problem.f
-    check_parameters(f, z0)
+    check_parameters(problem.model, z0)
     shapes = [(), z0.shape[1:]] + ([] if (width := input_width(problem)) is None else [(width,)])
     t, *arguments = [jax.ShapeDtypeStruct(shape, z0.dtype) for shape in shapes]
 
@@ -105,6 +111,7 @@ def check_field(problem: ODEProblem) -> None:
         rate = result_of(f, t, *arguments)
     except Exception as error:
         given = ", ".join(f"{name} {a.shape}" for name, a in zip(("t", "z", "x_t"), [t, *arguments], strict=False))
+        given += ", where z is the start that the encoder gives" * problem.encodes
         raise ValueError(
             f"f failed on {given}{cause_of(error)}. A field in JAX is called on one trial, as "
             f"{problem.called('unit', 'input')}{advice()}"

@@ -18,7 +18,7 @@ from kpflow_dyn._jax.linearised import Changes, Data, LinearisedSteps
 from kpflow_dyn._jax.step import Residuals
 
 Span = Callable[[tuple, jax.Array], tuple]
-Sweep = Callable[[jax.Array, "Probes"], jax.Array]
+Sweep = Callable[[Any, "Probes"], Any]  # of what is written into: one block, or several
 
 
 class Sweeps(LinearisedSteps):
@@ -28,10 +28,19 @@ class Sweeps(LinearisedSteps):
     probes_together: int  # how many probes ride in one sweep
 
     def _forward(
-        self, data: Data, changes: Changes, states: jax.Array, probes: Probes, kick: Callable | None = None
+        self,
+        data: Data,
+        changes: Changes,
+        states: jax.Array,
+        probes: Probes,
+        kick: Callable | None = None,
+        start: jax.Array | None = None,
     ) -> jax.Array:
-        """s_t = A_t s_{t-1} + B_t V_t dW^T, where the products with V are formed for a span of times at once."""
-        kick = kick or self._kicks_of
+        """s_t = A_t s_{t-1} + B_t V_t dW^T, where the products with V are formed for a span of times at once.
+
+        From s_0 [trial, probe, unit], zeros when None.
+        """
+        kick, start = kick or self._kicks_of, self._still(probes.count) if start is None else start
 
         def span(carry: tuple, times: jax.Array) -> tuple:
             kicks = kick(changes, _during(times, data.variables))
@@ -43,12 +52,12 @@ class Sweeps(LinearisedSteps):
 
             return lax.scan(step, carry, times)[0]
 
-        return self._by_spans(span, (self._still(probes.count), states))[1]
+        return self._by_spans(span, (start, states))[1]
 
     def _backward(
         self, data: Data, q: jax.Array, probes: Probes, gather: Callable | None = None, still: Changes | None = None
-    ) -> Changes:
-        """The transpose, backward in time; the kicks of a span gather at once."""
+    ) -> tuple[jax.Array, Changes]:
+        """The transpose, backward in time; the kicks of a span gather at once. With A_1^T l_1 [trial, probe, unit]."""
         gather, still = gather or self._gather, still or self._no_changes(probes.count)
 
         def span(carry: tuple, times: jax.Array) -> tuple:
@@ -63,12 +72,12 @@ class Sweeps(LinearisedSteps):
             (later, kicks), _ = lax.scan(step, (later, kicks), times, reverse=True)
             return later, jax.tree.map(jnp.add, changes, gather(kicks, _during(times, data.variables)))
 
-        return self._by_spans(span, (self._still(probes.count), still), reverse=True)[1]
+        return self._by_spans(span, (self._still(probes.count), still), reverse=True)
 
-    def _by_probes(self, sweep: Sweep, out: jax.Array) -> jax.Array:
+    def _by_probes(self, sweep: Sweep, out: Any, probes: int | None = None) -> Any:
         """What the sweeps of some probes at a time write into `out`."""
         together = self.probes_together
-        whole, rest = divmod(len(out), together)
+        whole, rest = divmod(len(out) if probes is None else probes, together)
         if whole:
             out = lax.fori_loop(0, whole, lambda i, out: sweep(out, Probes(i * together, together)), out)
         return sweep(out, Probes(whole * together, rest)) if rest else out
@@ -89,13 +98,16 @@ class Sweeps(LinearisedSteps):
     def _no_states(self, probes: int) -> jax.Array:
         return jnp.zeros((probes, self.trials, self.times, self.units), self.dtype)
 
+    def _no_starts(self, probes: int) -> jax.Array:
+        return jnp.zeros((probes, self.trials, self.units), self.dtype)
+
     # Changes of each trial's own, [trial, ...] in front of those that all trials share
 
     def _kick_apart(self, changes: Changes, variables: list[list[jax.Array]]) -> list[jax.Array]:
-        return jax.vmap(self._kick_one, (0, 1), 1)(changes, variables)
+        return jax.vmap(self._kick_one, (0, 1), 1, axis_size=self.trials)(changes, variables)
 
     def _gather_apart(self, kicks: list[jax.Array], variables: list[list[jax.Array]]) -> Changes:
-        return jax.vmap(self._gather_one, (1, 1), 0)(kicks, variables)
+        return jax.vmap(self._gather_one, (1, 1), 0, axis_size=self.trials)(kicks, variables)
 
     def _kick_one(self, changes: Changes, variables: list[list[jax.Array]]) -> list[jax.Array]:
         return [kick[:, 0] for kick in self._kicks_of(changes, _alone(variables))]
@@ -114,6 +126,10 @@ class Probes:
     def of(self, block: jax.Array) -> jax.Array:
         """Those rows of a block [probe, ...]."""
         return lax.dynamic_slice_in_dim(block, self.first, self.count)
+
+    def put(self, block: jax.Array, rows: jax.Array) -> jax.Array:
+        """The block with these rows in their place."""
+        return lax.dynamic_update_slice_in_dim(block, rows, self.first, 0)
 
     def read(self, block: jax.Array, time: jax.Array) -> jax.Array:
         """Of states [probe, trial, time, unit], these [trial, probe, unit]."""

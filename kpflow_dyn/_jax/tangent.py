@@ -33,7 +33,8 @@ SPAN_ROWS = 640  # whose products with the variables are formed at once
 ROWS_TOGETHER = 160  # rows trial x probe of a step that keep a CPU's products in its second-level cache
 DEVICE_ROWS_TOGETHER = 2**14  # the same on a device that likes large products
 
-WHOLE = ("propagate", "propagate_adjoint", "factorise", "jvp", "vjp", "jvp_apart", "vjp_apart", "gram")
+WHOLE = ("propagate", "propagate_adjoint", "factorise", "jvp", "vjp", "jvp_from", "vjp_from")
+WHOLE += ("jvp_apart", "vjp_apart", "gram")
 ONCE = ("step_jvp", "step_vjp")  # which a linearisation is compared by
 PARTS = ("kick", "kick_adjoint", "write", "read", "enter", "enter_adjoint", "advance", "advance_adjoint")
 
@@ -127,20 +128,31 @@ class Programs(Sweeps):
 
     def _jvp(self, data: Data, theta: jax.Array) -> jax.Array:
         """J."""
-
-        def sweep(states: jax.Array, probes: Probes) -> jax.Array:
-            return self._forward(data, self._changes(probes.of(theta)), states, probes)
-
-        return self._by_probes(sweep, self._no_states(len(theta)))
+        return self._jvp_from(data, theta, self._no_starts(len(theta)))
 
     def _vjp(self, data: Data, q: jax.Array) -> jax.Array:
         """J^T."""
+        return self._vjp_from(data, q)[0]
 
-        def sweep(gradients: jax.Array, probes: Probes) -> jax.Array:
-            found = self._gradient(self._backward(data, q, probes), probes.count)
-            return lax.dynamic_update_slice_in_dim(gradients, found, probes.first, 0)
+    def _jvp_from(self, data: Data, theta: jax.Array, start: jax.Array) -> jax.Array:
+        """The derivative in the parameters and in z_0 [probe, trial, unit]."""
 
-        return self._by_probes(sweep, jnp.zeros((len(q), self.parameter_size), q.dtype))
+        def sweep(states: jax.Array, probes: Probes) -> jax.Array:
+            changes, first = self._changes(probes.of(theta)), probes.of(start).swapaxes(0, 1)
+            return self._forward(data, changes, states, probes, start=first)
+
+        return self._by_probes(sweep, self._no_states(len(theta)))
+
+    def _vjp_from(self, data: Data, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Its transpose."""
+
+        def sweep(out: tuple[jax.Array, jax.Array], probes: Probes) -> tuple[jax.Array, jax.Array]:
+            start, changes = self._backward(data, q, probes)
+            found = self._gradient(changes, probes.count), start.swapaxes(0, 1)
+            return probes.put(out[0], found[0]), probes.put(out[1], found[1])
+
+        parameters = jnp.zeros((len(q), self.parameter_size), q.dtype)
+        return self._by_probes(sweep, (parameters, self._no_starts(len(q))), len(q))
 
     def _jvp_apart(self, data: Data, theta: jax.Array) -> jax.Array:
         """J_b theta_b for parameter changes [probe, trial, p]."""
@@ -156,9 +168,10 @@ class Programs(Sweeps):
 
         def sweep(gradients: jax.Array, probes: Probes) -> jax.Array:
             still = [jnp.zeros((self.trials, *change.shape), q.dtype) for change in self._no_changes(probes.count)]
-            changes = self._backward(data, q, probes, self._gather_apart, still)
-            found = jax.vmap(lambda changes: self._gradient(changes, probes.count), out_axes=1)(changes)
-            return lax.dynamic_update_slice_in_dim(gradients, found, probes.first, 0)
+            changes = self._backward(data, q, probes, self._gather_apart, still)[1]
+            of_one = lambda changes: self._gradient(changes, probes.count)  # noqa: E731
+            found = jax.vmap(of_one, out_axes=1, axis_size=self.trials)(changes)
+            return probes.put(gradients, found)
 
         return self._by_probes(sweep, jnp.zeros((len(q), self.trials, self.parameter_size), q.dtype))
 
@@ -166,7 +179,7 @@ class Programs(Sweeps):
         """J J^T; where no two sites share a weight, what gathers at the sites is what kicks them."""
 
         def sweep(states: jax.Array, probes: Probes) -> jax.Array:
-            changes = self._backward(data, q, probes)
+            changes = self._backward(data, q, probes)[1]
             if not self.plain:
                 changes = self._changes(self._gradient(changes, probes.count))
             return self._forward(data, changes, states, probes)
@@ -183,6 +196,8 @@ class Tangent:
     factorise: Map
     jvp: Map
     vjp: Map
+    jvp_from: Map
+    vjp_from: Map
     gram: Map
     step_jvp: Map
     step_vjp: Map

@@ -27,10 +27,18 @@ class ThroughSolver:
 
     def jvp(self, theta: jax.Array) -> jax.Array:
         """J theta [probe, trial, time, unit] of parameters [probe, p]."""
-        return _jvp(self._solve, theta)
+        return self.jvp_from(theta, jnp.zeros((len(theta), *self._solve.z0.shape), theta.dtype))
 
     def vjp(self, q: jax.Array) -> jax.Array:
         """J^T q [probe, p] of states [probe, trial, time, unit]."""
+        return self.vjp_from(q)[0]
+
+    def jvp_from(self, theta: jax.Array, start: jax.Array) -> jax.Array:
+        """How they move with the parameters and with z(t_0) [probe, trial, unit]."""
+        return _jvp(self._solve, theta, start)
+
+    def vjp_from(self, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Its transpose."""
         return _vjp(self._solve, q)
 
     def gram(self, q: jax.Array) -> jax.Array:
@@ -64,28 +72,34 @@ class _Solve(eqx.Module):
         self.max_steps = 2 ** max(6, taken.bit_length())  # more room costs little, and solves share the program
         self.alone = not problem.is_span or options.steps is not None
 
-    def __call__(self, theta: jax.Array, adjoint: diffrax.AbstractAdjoint) -> jax.Array:
+    @property
+    def at(self) -> tuple[jax.Array, jax.Array]:
+        """The parameters and the start, as they are."""
+        return self.field.theta, self.z0
+
+    def __call__(self, at: tuple[jax.Array, jax.Array], adjoint: diffrax.AbstractAdjoint) -> jax.Array:
         """The state [trial, time, unit]."""
+        theta, z0 = at
         how = self.solver, self.controller, self.max_steps, self.alone, diffrax.SaveAt(ts=self.times[1:-1])
         ends = self.times[0], self.times[-1]
-        states = integrate(self.field(theta), self.z0, ends, *how, adjoint=adjoint).ys
+        states = integrate(self.field(theta), z0, ends, *how, adjoint=adjoint).ys
         return states if self.alone else states.swapaxes(0, 1)
 
 
 @eqx.filter_jit
 def _states(solve: _Solve) -> jax.Array:
-    return solve(solve.field.theta, diffrax.ForwardMode())
+    return solve(solve.at, diffrax.ForwardMode())
 
 
 @eqx.filter_jit
-def _jvp(solve: _Solve, theta: jax.Array) -> jax.Array:
-    def push(change: jax.Array) -> jax.Array:
-        return jax.jvp(lambda theta: solve(theta, diffrax.ForwardMode()), (solve.field.theta,), (change,))[1]
+def _jvp(solve: _Solve, *changes: jax.Array) -> jax.Array:
+    def push(change: tuple[jax.Array, ...]) -> jax.Array:
+        return jax.jvp(lambda at: solve(at, diffrax.ForwardMode()), (solve.at,), (change,))[1]
 
-    return lax.map(push, theta)
+    return lax.map(push, changes)
 
 
 @eqx.filter_jit
-def _vjp(solve: _Solve, q: jax.Array) -> jax.Array:
-    pull = jax.vjp(lambda theta: solve(theta, diffrax.RecursiveCheckpointAdjoint()), solve.field.theta)[1]
+def _vjp(solve: _Solve, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    pull = jax.vjp(lambda at: solve(at, diffrax.RecursiveCheckpointAdjoint()), solve.at)[1]
     return lax.map(lambda probe: pull(probe)[0], q)

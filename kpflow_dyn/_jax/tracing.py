@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import jax
 
-from kpflow_dyn._jax.cells import discrete_step
+from kpflow_dyn._jax.cells import discrete_step, flat_start
 from kpflow_dyn._jax.model import Model
 from kpflow_dyn._jax.networks import FixedPoint, FreeForm, Network
 from kpflow_dyn._jax.through_solver import ThroughSolver
 from kpflow_dyn._problems.problems import DiscreteProblem
 
 __all__ = ["FixedPoint", "FreeForm", "Model", "Network", "ThroughSolver"]
-__all__ += ["as_called", "discrete_step", "on_one_trial"]
+__all__ += ["as_called", "discrete_step", "flat_start", "on_one_trial"]
 
 
 def as_called(_problem: DiscreteProblem) -> None:

@@ -32,7 +32,7 @@ class FieldOf(eqx.Module):
     names: tuple[str, ...] = eqx.field(static=True)  # jit would sort the names of a dict
 
     def __init__(self, problem: ODEProblem, model: Model) -> None:
-        self.field = Field(problem)
+        self.field = eqx.tree_at(lambda field: field.f, Field(problem), model.call)
         self.names, self.values = tuple(model.parameters), list(model.parameters.values())
 
     @property

@@ -11,13 +11,11 @@ from kpflow_dyn._arrays.dots import row_norms
 from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._learning.forecasting import objective_of, states_of
 from kpflow_dyn._learning.losses import OutputLoss
-from kpflow_dyn._learning.objective import field_of_model
+from kpflow_dyn._learning.objective import check_twice
 from kpflow_dyn._learning.recorder import Recorder, Recording
 from kpflow_dyn._problems.hybrid import HybridSolution
-from kpflow_dyn._problems.problems import Problem
 from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
-from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._solve import solve
 
 POWER_STEPS = 20
@@ -56,12 +54,7 @@ def _change(flow: Flow, what: Any) -> Array:
 
 def _solved(before: Solution, model: Any) -> Solution:
     """The solution of the same problem for another model."""
-    problem = before.problem
-    if isinstance(problem, SDEProblem):
-        changed: Problem = problem.with_model(model)
-    else:
-        field = next(name for name, value in vars(problem).items() if value is problem.model)
-        changed = problem.remake(**{field: model})
+    changed = before.problem.with_model(model)
     return (
         solve(changed, before.alg, **before.options)
         if isinstance(before, ODESolution | HybridSolution | SteppedSolution)
@@ -115,6 +108,6 @@ class Descent:
 def _check_steps(solution: Solution) -> None:
     """Raise where there is no loss of the states to descend."""
     try:
-        field_of_model(solution)
+        check_twice(solution)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error}; or give the change itself by change=") from None

@@ -17,7 +17,7 @@ from kpflow_dyn._learning.decay import Decay, Spectrum, certain, squares
 from kpflow_dyn._learning.descent import GradientFlow, Run, along, optimizer_of
 from kpflow_dyn._learning.linearised import LinearisedObjective, spectrum
 from kpflow_dyn._learning.losses import Loss, OutputLoss, counted, full_mask, loss_of_states, output_loss
-from kpflow_dyn._learning.objective import LOSS, Objective, check_logits, field_of_model
+from kpflow_dyn._learning.objective import LOSS, Objective, check_logits, check_twice
 from kpflow_dyn._learning.options import at_fractions, is_count, is_number, plain
 from kpflow_dyn._learning.sampling import mean_losses
 from kpflow_dyn._spaces.space import Space
@@ -516,7 +516,7 @@ def _own_training(flow: Flow | Output, loss: OutputLoss) -> tuple[Objective, Val
     if inner.preconditioner or (isinstance(flow, Output) and flow.rate not in (0, 1)):
         return None
     try:
-        field_of_model(inner.solution)
+        check_twice(inner.solution)
     except (TypeError, ValueError):
         return None
     try:

@@ -15,8 +15,8 @@ from kpflow_dyn._learning.losses import OfStates, check_number, has_states_for_l
 from kpflow_dyn._problems.choice import Choice, choose
 from kpflow_dyn._problems.hybrid import HybridSolution, is_moving
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
+from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._problems.stepped import SteppedSolution
-from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._problems.units import hidden_of, units_read, width_of
 from kpflow_dyn._solve import solve
 from kpflow_dyn.ode._replay import replay, scheme
@@ -41,7 +41,8 @@ class Objective:
 
     def __init__(self, solution: Solution, loss: Callable[[Array], Array], params: Choice) -> None:
         solution, self._times = _on_its_nodes(solution)
-        backend, model = solution.problem.backend, getattr(solution.problem, field_of_model(solution))
+        check_twice(solution)
+        backend, model = solution.problem.backend, solution.problem.model
         self._models = models = backend.models
         of_model, of_loss = (_variables(models.parameters_of(part)) for part in (model, loss))
         known = _apart(of_model, {LOSS + name: value for name, value in of_loss.items()})
@@ -151,7 +152,7 @@ class Objective:
     def _check_call(self, solution: Solution, run: Callable[[Any, Any], Array]) -> None:
         """Raise where the model reaches a parameter by another way than its name, so that only its copy would move."""
         problem, at = solution.problem, scheme(solution) if isinstance(solution, SOLVED) else None
-        model = problem.backend.tracing.Model(getattr(problem, field_of_model(solution)), self._of_model)
+        model = problem.backend.tracing.Model(problem.model, self._of_model)
         own = model.derivative(lambda call, _nothing: run(call, at), solution.state[:, 0, :0])
         check_call(own, lambda values: self._called(run, values, at), model.parameters, self._gradient)
 
@@ -172,8 +173,8 @@ class Objective:
         if not isinstance(sol, SOLVED):
             return None
         values = self.values(theta)
-        field = self._models.changed(self._model, {name: values[name] for name in self._of_model})
-        again: Any = solve(sol.problem.remake(f=field), sol.alg, **sol.options)
+        model = self._models.changed(self._model, {name: values[name] for name in self._of_model})
+        again: Any = solve(sol.problem.with_model(model), sol.alg, **sol.options)
         return scheme(again)
 
 
@@ -199,12 +200,14 @@ class _Hessian:
 
 
 def _steps_of(problem: Any) -> Callable[[Any, Any], Array]:
-    """(cell, the numbers of some trials, or None for all) -> the states."""
+    """(model, the numbers of some trials, or None for all) -> the states."""
     step, z0 = problem.backend.tracing.discrete_step(problem)
+    start = start_map(problem)
 
-    def states(cell: Any, trials: Any) -> Array:
-        x, start = (problem.x, z0) if trials is None else (problem.x[trials], z0[trials])
-        return problem.backend.objectives.run(step, cell, x, start)
+    def states(model: Any, trials: Any) -> Array:
+        x, first = (problem.x, z0) if trials is None else (problem.x[trials], z0[trials])
+        first = first if start is None else start(model, trials)
+        return problem.backend.objectives.run(step, problem.backend.models.parts_of(model)[0], x, first)
 
     return states
 
@@ -220,19 +223,15 @@ def _on_its_nodes(solution: Solution) -> tuple[Solution, slice]:
     """A solution at times that stay, and which of these the loss is given: a span's own nodes, behind its start."""
     if not (isinstance(solution, ODESolution) and solution.problem.is_span):
         return solution, slice(None)
-    field_of_model(solution)
+    check_twice(solution)
     times = np.concatenate([solution.problem.t[:1], solution.nodes])
     return solve(solution.problem.with_parts(t=times), solution.alg, **solution.options), slice(1, None)
 
 
-def field_of_model(solution: Solution) -> str:
-    """The name of the field of the problem that is the model; raise where its states cannot be differentiated twice."""
-    if isinstance(solution, DiscreteSolution):
-        return "cell"
-    if isinstance(solution, NetworkSolution):
-        return "net"
-    if isinstance(solution, SteppedSolution):
-        return "pair" if isinstance(solution.problem, SDEProblem) else "f"
+def check_twice(solution: Solution) -> None:
+    """Raise where its states cannot be differentiated twice in the parameters."""
+    if isinstance(solution, DiscreteSolution | NetworkSolution | SteppedSolution):
+        return
     if not isinstance(solution, SOLVED):
         raise TypeError(
             f"a gradient flow takes a DiscreteProblem, an ODEProblem or a StaticProblem, got "
@@ -248,7 +247,6 @@ def field_of_model(solution: Solution) -> str:
         raise ValueError(
             f"the steps of {solution.alg!r} cannot be differentiated twice; solve with an explicit Runge-Kutta method"
         )
-    return "f"
 
 
 def _variables(parameters: Values) -> Values:

@@ -131,6 +131,11 @@ class _Batch:
     """f = (m / Z)^(1/2) (y - target) of all starts [start, trial, time, out], and its J in their parameters."""
 
     def __init__(self, problem: DiscreteProblem, starts: Sequence[tuple[Any, Any]], target: Array, mask: Any) -> None:
+        if problem.encoder is not None:
+            raise ValueError(
+                "the kernels of many starts are those of cells and readouts, and the start z0 of this problem learns "
+                "as well; pose it with a fixed z0"
+            )
         backend = problem.backend
         self._problem, self._models, self._transforms = problem, backend.models, backend.transforms
         self._values = [[self._models.parameters_of(part) for part in _pair(start)] for start in starts]

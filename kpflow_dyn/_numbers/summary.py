@@ -328,7 +328,10 @@ def _squares(rows: Array) -> np.ndarray:
 def _alignment(ntk: Moments, K: Moments) -> Estimate:
     """cos(K, A) from tr A K and |A|_F^2, which were found together, and from |K|_F^2."""
     if not (ntk.means[1] > 0 and K.means[1] > 0):
-        raise ValueError("alignment with the zero operator is not defined; check what the operators learn from")
+        raise ValueError(
+            "alignment with the zero operator is not defined; check what the operators learn from. K of an ODE whose "
+            "start alone learns is zero, and flow.nodal has that of its steps, with the start"
+        )
     covariance = np.zeros((3, 3))
     covariance[:2, :2], covariance[2, 2] = ntk.covariance[np.ix_([2, 1], [2, 1])], K.covariance[1, 1]
     means, count = np.array([ntk.means[2], ntk.means[1], K.means[1]]), max(ntk.count, K.count)

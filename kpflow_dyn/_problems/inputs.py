@@ -40,7 +40,7 @@ def sampled(problem: Driven) -> tuple[np.ndarray, Array] | None:
     return problem.x if isinstance(problem.x, tuple) else (problem.t, problem.x)
 
 
-def stops_of(problem: ODEProblem) -> np.ndarray:
+def stops_of(problem: Driven) -> np.ndarray:
     """The times between t0 and the end at which a step should end, as the inputs x(t) are not smooth there [n].
 
     An error estimate does not see what happens between the stages of a step: a short pulse, for one. Samples bend at
@@ -166,4 +166,5 @@ def take_trials(problem: ODEProblem, trials: np.ndarray) -> ODEProblem:
         x = (problem.x[0], problem.x[1][trials])
     else:
         x = None if problem.x is None else problem.x[trials]
-    return problem.with_parts(z0=problem.z0[trials], x=x)
+    encoded = None if problem.encoded is None else problem.encoded[trials]
+    return problem.with_parts(z0=problem.z0[trials], x=x, encoded=encoded)

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-import numpy as np
-
-from kpflow_dyn._arrays import Array, array_namespace, is_array, like_numpy
+from kpflow_dyn._arrays import Array, is_array
 from kpflow_dyn._arrays.complex_numbers import is_complex
 from kpflow_dyn._backend import Backend, backend_for, backend_of_state
 from kpflow_dyn._problems.arguments import ROWS, Arguments, arguments_of
 from kpflow_dyn._problems.checks import check_directed_times, check_inputs, check_rows, laid_out_start
 from kpflow_dyn._problems.forms import Form, arguments_for, called_as
+from kpflow_dyn._problems.starts import check_encoded, laid_out_encoded, rows_of_parameter
 from kpflow_dyn._problems.translations import advice_on
 
 X_AXES, STATE_AXES = "[trial, time, input]", "[trial, time, unit]"
@@ -41,8 +40,16 @@ class Problem:
     @property
     def model(self) -> Any:
         """What holds the parameters: the cell, field, network, map or, of a free form, the parameters themselves."""
-        first, *_ = dataclasses.fields(self)[1:]
-        return getattr(self, first.name)
+        return getattr(self, self._first)
+
+    def with_model(self, model: Any) -> Self:
+        """The same problem of another model."""
+        return self.remake(**{self._first: model})
+
+    @property
+    def _first(self) -> str:
+        """The name of the field that is the model."""
+        return next(field.name for field in dataclasses.fields(self) if field.init)
 
     @property
     def data(self) -> Array:
@@ -60,8 +67,73 @@ class Problem:
             object.__setattr__(self, name, value)
 
 
+class StartedProblem(Problem):
+    """A problem whose states follow from z_0, which may learn: as a parameter, or by an encoder of data."""
+
+    encoder: Any  # a model data -> z_0; or z_0 itself [unit], as a parameter; None where the start is given
+
+    @property
+    def encodes(self) -> bool:
+        """Whether z_0 is computed from data."""
+        return not (self.encoder is None or is_array(self.encoder))
+
+    @property
+    def model(self) -> Any:
+        """The cell or field; where the start learns, this together with what gives it."""
+        part = super().model
+        return part if self.encoder is None else self.backend.models.started(self._first, part, self.encoder)
+
+    def with_model(self, model: Any) -> Self:
+        of_states, encoder = self.backend.models.parts_of(model)
+        return self.remake(**{self._first: of_states} | ({} if encoder is None else {"encoder": encoder}))
+
+    def learn_start(self) -> Self:
+        """The same problem with z_0, shared by all trials, as a parameter `z0` that learns beside those of the model.
+
+        The latter have the name of their field in front, such as `cell.weight_hh` or `f.weight`. The parameter is a
+        copy of the problem's z0. (A start that is computed learns by `encoder`; a readout by
+        `flow.output(C, learn=True)`.)
+
+        Raises:
+            ValueError: a start that differs between trials, or that is an encoder's.
+
+        >>> import torch, kpflow_dyn as kp
+        >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3)).learn_start()
+        >>> list(kp.linearize(kp.solve(problem)).parameters)
+        ['z0', 'cell.weight_ih', 'cell.weight_hh', 'cell.bias_ih', 'cell.bias_hh']
+        """
+        if self.encoder is not None:
+            raise ValueError("the start learns already, by the encoder; leave out learn_start(), or encoder=")
+        start = self._start()
+        if not bool((start == start[:1]).all()):
+            raise ValueError(
+                "the start z0 differs between trials; one that learns is shared by all, z0 [unit]. Where it is "
+                "computed from data of each trial, give these as z0, and the model that computes it as encoder="
+            )
+        return self.remake(encoder=self.backend.models.parameter(start[0]))
+
+    def _start(self) -> Array:
+        """z_0 [trial, unit]."""
+        raise NotImplementedError
+
+    def _take_parameter(self) -> None:
+        """z_0 itself as a parameter of the framework, where one was given in the place of an encoder."""
+        if is_array(self.encoder):
+            given = self.backend.data.as_floats(self.encoder, "encoder", "[unit], z_0 as a parameter, or a model")
+            self._set(encoder=self.backend.models.parameter(given))
+
+    def remake(self, **changes: Any) -> Self:
+        if is_array(self.encoder) and "z0" in changes and "encoder" not in changes:
+            return self.remake(encoder=None, **changes).learn_start()
+        return super().remake(**(self._given(changes) | changes))
+
+    def _given(self, _changes: dict[str, Any]) -> dict[str, Any]:
+        """The fields as they were given, where these are not those that are kept."""
+        return {}
+
+
 @dataclass(frozen=True)
-class DiscreteProblem(Problem):
+class DiscreteProblem(StartedProblem):
     """A recurrent model z_t = cell(x_t, z_{t-1}), whose state is S = (z_1, ..., z_T) [trial, time, unit].
 
     Args:
@@ -73,10 +145,14 @@ class DiscreteProblem(Problem):
         z0: the state before the first step: [trial, unit]; [unit] for all trials; or torch's own h_0
             [layer, trial, unit] or (h_0, c_0). Zeros when None. The unit axis holds all layers' h one after another,
             then all layers' c. Of a complex state z0 is complex: then the axis holds the real parts of all units, and
-            after them the imaginary parts.
+            after them the imaginary parts. With an encoder its data [trial, ...].
+        encoder: a model that gives the start, z_0 = encoder(z0), in one of the forms above, and learns beside the cell:
+            in torch an nn.Module called on all trials at once, which must not influence each other; in JAX a callable
+            pytree, called on one trial. The parameters are then `cell....` and `encoder....`.
 
     Raises:
-        TypeError, ValueError: inputs that are no finite floats [trial, time, input] of torch or JAX.
+        TypeError, ValueError: inputs that are no finite floats [trial, time, input] of torch or JAX; data of an encoder
+            that are no finite array.
     Source: docs/theory.md, "One constraint, one kernel".
 
     >>> import torch, kpflow_dyn as kp
@@ -88,35 +164,23 @@ class DiscreteProblem(Problem):
     cell: Any
     x: Array
     z0: Any = None
+    encoder: Any = None
 
     def __post_init__(self) -> None:
         backend = backend_for(self.x, "x", X_AXES)
         x = backend.data.as_floats(self.x, "x", X_AXES)
         backend.data.check_inputs(x)
         self._set(backend=backend, x=x)
+        self._take_parameter()
+        if self.encodes:
+            self._set(z0=check_encoded(self.z0, len(x)))
 
-    def learn_start(self) -> DiscreteProblem:
-        """The same problem with z_0, shared by all trials, as a parameter `z0` that learns beside those of `cell`.
-
-        Its cell adds z0 to the state where a channel that is put in front of x is one, which it is at the first step.
-        (An encoder that learns is a part of the cell; a readout that does, `flow.output(C, learn=True)`.)
-
-        Raises:
-            ValueError: a start that differs between trials.
-
-        >>> import torch, kpflow_dyn as kp
-        >>> problem = kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 5, 3)).learn_start()
-        >>> list(kp.linearize(kp.solve(problem)).parameters)
-        ['z0', 'cell.weight_ih', 'cell.weight_hh', 'cell.bias_ih', 'cell.bias_hh']
-        """
-        first = np.zeros((*self.x.shape[:2], 1))
-        first[:, 0] = 1
-        x = array_namespace(self.x).concat([like_numpy(first, self.x), self.x], axis=-1)
-        return DiscreteProblem(self.backend.models.learnt_start(self.cell, self.x, self.z0), x)
+    def _start(self) -> Array:
+        return self.backend.tracing.discrete_step(self)[1]
 
 
 @dataclass(frozen=True)
-class ODEProblem(Problem):
+class ODEProblem(StartedProblem):
     """A model in continuous time, z' = f(t, z) or z' = f(t, z, x(t)) from z(t_0) = z0, for each trial.
 
     Args:
@@ -129,6 +193,7 @@ class ODEProblem(Problem):
             array [trial, ...] of any shape, or a tuple, dict or other pytree of such arrays: then f gets and gives this
             form, and the solution's state [trial, time, unit] has all leaves flattened side by side, in the order of
             the framework's pytrees; see `unflatten`. Of a complex leaf the real parts of all its units come first.
+            With an encoder its data [trial, ...]; then `problem.encoded` are these.
         t: a grid of times at which the state is wanted; or two numbers (t0, t1), a span, on which the solver chooses
             the times (Gauss points of its steps). Their unit is that of the equation. Where they decrease, time runs
             backward from z0 at the first one.
@@ -142,13 +207,16 @@ class ODEProblem(Problem):
             is given part by part to a field that takes so many more, as in scipy. Arrays in args do not learn, unless
             they are parameters of f.
         order: 2 for z'' = f(t, z, z'), whose state is the pair (z, z'); see `SecondOrderProblem`.
+        encoder: a model that gives the start, z(t_0) = encoder(z0), in one of its forms, and learns beside f: in torch
+            an nn.Module called on all trials at once, which must not influence each other; in JAX a callable pytree,
+            called on one trial. The parameters are then `f....` and `encoder....`.
 
     `problem.z0`, `problem.f`, `problem.t` and `problem.x` are those of the real state [trial, unit] with increasing
     times, of -t where time runs backward; a solution's t and state are as their user has them, in his order, and
     `remake` takes what the problem takes.
 
     Raises:
-        TypeError, ValueError: a start, times, inputs or args of a wrong type, or that do not fit together.
+        TypeError, ValueError: a start, data, times, inputs or args of a wrong type, or that do not fit together.
     Source: docs/theory.md, "Continuous time and measures".
 
     >>> import torch, kpflow_dyn as kp
@@ -163,6 +231,8 @@ class ODEProblem(Problem):
     x: Any = None
     args: Any = field(default=None, kw_only=True)
     order: int = field(default=1, kw_only=True)
+    encoder: Any = field(default=None, kw_only=True)
+    encoded: Any = field(init=False, repr=False, compare=False, default=None)
     form: Form = field(init=False, repr=False, compare=False)
     arguments: tuple = field(init=False, repr=False, compare=False)
 
@@ -170,7 +240,8 @@ class ODEProblem(Problem):
         if self.order not in (1, 2):
             raise ValueError(f"order is {self.order!r}, expected 1, of z' = f(t, z), or 2, of z'' = f(t, z, z')")
         backend, (t, backward) = backend_of_state(self.z0, self.f), check_directed_times(self.t)
-        layout, z0 = laid_out_start(_whole_start(self.f, self.z0), backend, self.order)
+        self._set(backend=backend, encoded=check_encoded(self.z0) if self.encodes else None)
+        layout, z0 = self._laid_out()
         form, f = Form(layout, self.order, backward), backend.models.field_of(self.f)
         if hasattr(f, "max_events"):
             _check_form_of_hybrid(form, self.args)
@@ -179,15 +250,29 @@ class ODEProblem(Problem):
         x = check_inputs(form.inputs(self.x), z0, t, backend)
         self._set(backend=backend, f=f, t=t, z0=z0, x=x, form=form, arguments=arguments)
 
+    def _laid_out(self) -> tuple[Any, Array]:
+        """The layout of the start, and its numbers [trial, unit]."""
+        if self.encodes:
+            return laid_out_encoded(self.backend, self.encoder, self.encoded, self.order)
+        layout, z0 = laid_out_start(_whole_start(self.f, self.z0), self.backend, self.order)
+        self._take_parameter()
+        return layout, z0 if self.encoder is None else rows_of_parameter(self.backend, self.encoder, z0)
+
+    def _start(self) -> Array:
+        return self.z0
+
     def remake(self, **changes: Any) -> Self:
         z0: Any = changes.get("z0")
-        if is_array(z0) and "f" not in changes and not self.form.is_plain and not is_complex(z0) and z0.ndim == 2:
+        flat = is_array(z0) and z0.ndim == 2 and not is_complex(z0) and not self.encodes
+        if flat and "f" not in changes and not self.form.is_plain:
             changes["z0"] = self.unflatten(z0)
-        return super().remake(**self._given(changes) | changes)
+        return super().remake(**changes)
 
-    def _given(self, _changes: dict[str, Any]) -> dict[str, Any]:
+    def _given(self, changes: dict[str, Any]) -> dict[str, Any]:
         """The fields as they were given."""
-        given = {"f": self.backend.models.field_of(self.f), "z0": self.unflatten(self.z0)}
+        encodes = self.encodes and changes.get("encoder", self) is not None
+        z0 = self.encoded if encodes else self.unflatten(self.z0)
+        given = {"f": self.backend.models.field_of(self.f), "z0": z0}
         return given | {"t": self.form.time(self.t), "x": self.form.inputs(self.x)}
 
     def called(self, state: str, inputs: str) -> str:

@@ -40,4 +40,4 @@ def hidden_of(model: Any, units: int) -> int:
 
 def _recurrent(model: Any) -> Any:
     """The cell itself, where its start learns beside it."""
-    return model if hasattr(model, "hidden_size") else getattr(model, "cell", model)
+    return getattr(model, "of_states", model)

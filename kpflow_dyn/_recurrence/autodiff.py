@@ -80,20 +80,24 @@ class AutodiffTangent:
     def vjp(self, q: Array) -> Array:
         return self._steps.pull(q)[0]
 
+    def jvp_from(self, theta: Array, start: Array) -> Array:
+        first = first_of_times(
+            self.advance(first_of_times(start[:, :, None], self.next_state))[:, :, :1], self.next_state
+        )
+        return self._steps.push(theta, first)
+
+    def vjp_from(self, q: Array) -> tuple[Array, Array]:
+        theta, kicks = self._steps.pull(q)
+        return theta, self.advance_adjoint(first_of_times(kicks[:, :, :1], self.next_state))[:, :, 0]
+
     def gram(self, q: Array) -> Array:
         return self.jvp(self.vjp(q))
 
     def jvp_apart(self, theta: Array) -> Array:
-        trials = range(self.next_state.shape[0])
-        return array_namespace(theta).stack([self.jvp(theta[:, b])[:, b] for b in trials], axis=1)
+        return pushed_apart(self.jvp, theta)
 
     def vjp_apart(self, q: Array) -> Array:
-        return array_namespace(q).stack([self.vjp(one) for one in self._each_trial(q)], axis=1)
-
-    def _each_trial(self, q: Array) -> list[Array]:
-        """Blocks in which one trial alone is not zero."""
-        masks = like_numpy(np.eye(q.shape[1])[:, None, :, None, None], q)  # [which, 1, trial, 1, 1]
-        return [mask * q for mask in masks]
+        return pulled_apart(self.vjp, q)
 
     def factorise(self, start: Array, interval: int) -> Array:
         """R [block, trial, k, k] of A_t ... A_{t-interval+1} Q = Q' R, from the matrices of all A_t."""
@@ -118,3 +122,20 @@ class AutodiffTangent:
         raise ValueError(
             f"errors go back through other matrices at weight sites, and the model was not traced: {self.untraced}"
         )
+
+
+def pushed_apart(jvp: Callable[[Array], Array], theta: Array) -> Array:
+    """J_b theta_b [probe, trial, ...] for changes [probe, trial, p] of each trial's own."""
+    return array_namespace(theta).stack([jvp(theta[:, b])[:, b] for b in range(theta.shape[1])], axis=1)
+
+
+def pulled_apart(vjp: Callable[[Array], Array], q: Array) -> Array:
+    """The transpose: of blocks [probe, trial, ...] in which one trial alone is not zero."""
+    masks = like_numpy(np.eye(q.shape[1]).reshape((q.shape[1], 1, q.shape[1], *(1,) * (q.ndim - 2))), q)
+    return array_namespace(q).stack([vjp(mask * q) for mask in masks], axis=1)
+
+
+def first_of_times(values: Array, like: Array) -> Array:
+    """Values [probe, trial, 1, unit] at the first of the times of states [trial, time, unit], with zeros after it."""
+    later = like_numpy(np.zeros((*values.shape[:2], like.shape[1] - 1, values.shape[3])), like)
+    return array_namespace(like).concat([values, later], axis=2)

@@ -14,8 +14,9 @@ from kpflow_dyn._problems.measure import Weights
 from kpflow_dyn._problems.solutions import ODESolution, check_states
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
 from kpflow_dyn._recurrence.roads import tangent_of
-from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, kicks, parameter_space
-from kpflow_dyn._recurrence.tangent import Propagation, Sensitivity, Tangent
+from kpflow_dyn._recurrence.starts import StartedMaps, start_of
+from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, kicks, parameter_space, started
+from kpflow_dyn._recurrence.tangent import FromStart, Propagation, StepsTangent, Tangent
 from kpflow_dyn._spaces.operators import Apply, Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.ode._discretise import Nodes, RungeKuttaStep, field_step
@@ -30,7 +31,7 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
     model, taken = _model(sol, params), sol.steps
     steps = _filled_up(sol, taken)
     nodes = Nodes(steps, sol.nodes, sol.state, sol.problem.backend.transforms.compiled)
-    tangent = _tangent_of_steps(sol, steps, model, nodes.with_stages)
+    tangent = started(_tangent_of_steps(sol, steps, model, nodes.with_stages), sol, model)
     state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
 
     def at_nodes(jvp: Apply, vjp: Apply) -> tuple[Apply, Apply]:
@@ -40,7 +41,9 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
     each = apart(tangent, state, *at_nodes(tangent.jvp_apart, tangent.vjp_apart))
 
     def of_steps() -> RecurrentFlow:  # without those that fill them up
-        own = tangent if steps is taken else _tangent_of_steps(sol, taken, model, nodes.with_stages)
+        if steps is taken:
+            return Steps(tangent, sol, model.parameters, None).flow()
+        own = started(_tangent_of_steps(sol, taken, model, nodes.with_stages), sol, model)
         return Steps(own, sol, model.parameters, None).flow()
 
     field = _field_tangent(sol, model)
@@ -87,15 +90,16 @@ def flow_through_solver(sol: ODESolution, params: Choice, weights: Weights) -> O
 
 
 def _flow_at_nodes(
-    sol: ODESolution, model: Any, weights: Weights, field: Tangent, maps: Sensitivity, along: Propagation
+    sol: ODESolution, model: Any, weights: Weights, field: Tangent, maps: FromStart, along: Propagation
 ) -> ODEFlow:
     """The flow of maps between the nodes, which are no recurrence of steps."""
-    state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
-    J = on_spaces(parameter_space(field), state, maps.jvp, maps.vjp)
+    state, start = Space(AXES, tuple(sol.state.shape), sol.state, weights.both), start_of(sol, model)
+    whole = maps if start is None else StartedMaps(maps, start)
+    J = on_spaces(parameter_space(field), state, whole.jvp, whole.vjp)
     return ODEFlow(
         P=propagator(along, state, weights.time),
         J=J,
-        ntk=gram_of(J, maps.gram),
+        ntk=gram_of(J, whole.gram),
         solution=sol,
         parameters=model.parameters,
         untraced=field.untraced,
@@ -130,10 +134,10 @@ def tangent_of_accepted_steps(sol: ODESolution, params: Choice) -> Tangent:
 
 
 def _model(sol: ODESolution, params: Choice) -> Any:
-    return sol.problem.backend.tracing.Model(sol.problem.f, params)
+    return sol.problem.backend.tracing.Model(sol.problem.model, params)
 
 
-def _tangent_of_steps(sol: ODESolution, steps: AcceptedSteps, model: Any, with_stages: bool) -> Tangent:
+def _tangent_of_steps(sol: ODESolution, steps: AcceptedSteps, model: Any, with_stages: bool) -> StepsTangent:
     units = sol.state.shape[2]
     step = RungeKuttaStep(steps.tableau, units, input_width(sol.problem), with_stages)
     rows = step.rows(sol.problem, steps.dt, steps.stage_times, steps.before, steps.stages)

@@ -31,7 +31,7 @@ from kpflow_dyn._flows.referee import (
 )
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._recurrence.autodiff import AutodiffTangent
-from kpflow_dyn._recurrence.tangent import Tangent
+from kpflow_dyn._recurrence.tangent import StepsTangent, Tangent
 
 Step = Callable[..., Array]
 
@@ -45,7 +45,7 @@ def tangent_of(
     check: Callable[[Array, float], None] = lambda after, rounding: None,
     alone: bool = False,
     from_start: bool = True,
-) -> Tangent:
+) -> StepsTangent:
     """The recurrence z -> step(model, row, z) along rows [trial, time, ...] from the states before each step.
 
     Args:
@@ -90,14 +90,14 @@ def _by_autograd(
     apart: Derivative,
     untraced: str,
     alone: bool = False,
-) -> Tangent:
+) -> StepsTangent:
     _check_apart(solving, step, model, rows, before, apart)
     check_any(apart, untraced)
     whole = None if alone else _whole(model, solving, step, rows, before, apart.value)
     return AutodiffTangent(apart, whole, model.parameters, untraced)
 
 
-def _after_start(model: Any, solving: Any, step: Step, rows: Array, before: Array) -> Tangent:
+def _after_start(model: Any, solving: Any, step: Step, rows: Array, before: Array) -> StepsTangent:
     """By autograd, where the first step has no derivative in z0, such as the norm of zeros: that one counts as 0."""
 
     def states(call: Any, z: Array) -> Array:

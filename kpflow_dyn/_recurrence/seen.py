@@ -10,6 +10,8 @@ from kpflow_dyn._arrays import Array, add_at, array_namespace, take_at, taken, w
 from kpflow_dyn._flows.flow import Draw
 from kpflow_dyn._recurrence.tangent import Tangent
 
+SAME = ("sites", "inputs", "site_kicks", "weights", "parameter_size", "untraced", "write", "read")  # as of all steps
+
 
 class Seen:
     """A `Tangent` of the states R s, with s those of all steps and R what is seen of them.
@@ -24,9 +26,12 @@ class Seen:
 
     def __init__(self, steps: Any, places: np.ndarray | None, units: int) -> None:
         self.steps, self.places, self.units = steps, places, units
-        for name in ("sites", "inputs", "site_kicks", "weights", "parameter_size", "untraced", "write", "read"):
-            setattr(self, name, getattr(steps, name))
         self.next_state = self.see(steps.next_state[None])[0]
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in SAME:
+            raise AttributeError(name)
+        return getattr(self.steps, name)
 
     def see(self, values: Array) -> Array:
         """R, [probe, trial, step, width] -> [probe, trial, time, unit]."""

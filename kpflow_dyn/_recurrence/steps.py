@@ -8,9 +8,12 @@ from kpflow_dyn._flows.flow import Draw, RecurrentFlow
 from kpflow_dyn._flows.propagator import Propagator
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._problems.choice import Choice
-from kpflow_dyn._problems.solutions import DiscreteSolution, Solution, check_states
+from kpflow_dyn._problems.hybrid import HybridSolution
+from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, check_states
+from kpflow_dyn._problems.starts import OfStates
 from kpflow_dyn._recurrence.roads import check_as_called, tangent_of
-from kpflow_dyn._recurrence.tangent import Tangent
+from kpflow_dyn._recurrence.starts import StartedTangent, start_of
+from kpflow_dyn._recurrence.tangent import StepsTangent, Tangent
 from kpflow_dyn._spaces.direct_sums import unit_by_unit
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
@@ -52,21 +55,26 @@ class Steps:
         return Space(AXES, tuple(found.shape), found, self.measure)
 
 
-def tangent_of_cell(
-    sol: DiscreteSolution, params: Choice, from_start: bool = False
-) -> tuple[Tangent, dict[str, Array]]:
-    """The tangent of a discrete problem's steps along its states, and the parameters that learn.
+def tangent_of_cell(sol: DiscreteSolution, params: Choice, from_start: bool = False) -> tuple[StepsTangent, Any]:
+    """The tangent of a discrete problem's steps along its states, and the model, with the parameters that learn.
 
     With the derivative of the first step in z0, or only where there is one: no operator of a flow needs it.
     """
     problem, tracing = sol.problem, sol.problem.backend.tracing
-    model, (step, _) = tracing.Model(problem.cell, params), tracing.discrete_step(problem)
+    model, (step, _) = tracing.Model(problem.model, params), tracing.discrete_step(problem)
+    step = step if problem.encoder is None else OfStates(step)
     check = lambda after, rounding: check_states(after, sol.state, rounding)  # noqa: E731
     solving = problem.backend.solving
     tangent = tangent_of(model, solving, step, problem.x, sol.before, check, from_start=from_start)
     if (called := tracing.as_called(problem)) is not None:
         check_as_called(model, tangent, *called)
-    return tangent, model.parameters
+    return tangent, model
+
+
+def started(tangent: StepsTangent, sol: DiscreteSolution | ODESolution | HybridSolution, model: Any) -> Tangent:
+    """The tangent of the steps; where parameters of the model move the start, with these."""
+    start = start_of(sol, model)
+    return tangent if start is None else StartedTangent(tangent, start)
 
 
 # Operators that flows of all kinds make of a tangent
@@ -95,9 +103,13 @@ def kicks(tangent: Tangent, state: Space) -> dict[str, Any]:
     steps, measure = getattr(tangent, "steps", tangent).next_state.shape[1], state.measure
     if steps != state.shape[1]:  # more than are seen
         measure = tangent.measure_of_steps(measure)  # type: ignore[attr-defined]
-    outputs = Space(("trial", "time", "site"), (state.shape[0], steps, len(tangent.site_kicks)), state.like, measure)
-    V = on_spaces(parameter_space(tangent), outputs, tangent.write, tangent.read)
-    B = on_spaces(outputs, state, tangent.enter, tangent.enter_adjoint)
+    write, read, enter, enter_adjoint = tangent.write, tangent.read, tangent.enter, tangent.enter_adjoint
+    if (width := len(tangent.site_kicks)) == 0:  # only the start learns: then the states stand for the outputs of none
+        write, read, width = tangent.kick, tangent.kick_adjoint, state.shape[2]
+        enter = enter_adjoint = lambda values: values
+    outputs = Space(("trial", "time", "site"), (state.shape[0], steps, width), state.like, measure)
+    V = on_spaces(parameter_space(tangent), outputs, write, read)
+    B = on_spaces(outputs, state, enter, enter_adjoint)
     kick = on_spaces(parameter_space(tangent), state, tangent.kick, tangent.kick_adjoint)
     sites = _weight_sites(tangent, measure)
     K = GramOperator(kick, direct_sum=lambda: unit_by_unit(kick))

@@ -14,7 +14,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy, side_by_side
 from kpflow_dyn._arrays.memory import bytes_of, require
 from kpflow_dyn._problems.delayed import DDEProblem
-from kpflow_dyn._problems.inputs import input_width, inputs_at
+from kpflow_dyn._problems.inputs import input_width, inputs_at, stops_of
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._stepping.grid import MOST_STEPS, ROUND_OFF, given_steps, inputs_at_start, merged, run_steps, step_times
 
@@ -152,6 +152,7 @@ def solve_dde(problem: DDEProblem, alg: Any, options: dict[str, Any]) -> Stepped
 def mesh_of(problem: DDEProblem, method: Method, steps: Any) -> Mesh:
     """Steps that end at all times of the problem and where derivatives up to the order of the method jump."""
     given, shortest = step_times(problem, steps), min(problem.delays)
+    given = merged(given, stops_of(problem)) if steps is None else given
     span = given[-1] - given[0]
     if span * method.behind / shortest > MOST_STEPS:
         raise ValueError(

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kpflow_dyn._arrays import is_array
 from kpflow_dyn._problems.checks import cell_start, check_width
 from kpflow_dyn._problems.layouts import Layout, is_plain_start, layout_of, start_of
-from kpflow_dyn._problems.problems import DiscreteProblem
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn._problems.starts import encode, rows_of_parameter, start_named
 from kpflow_dyn._torch.checks import check_module
 from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn._torch.trees import flattened
@@ -72,7 +74,8 @@ def as_called(problem: DiscreteProblem) -> tuple[Callable[..., Tensor], slice] |
     if not isinstance(layer, nn.RNNBase) or _is_plain(layer):
         return None
     z0, last = discrete_step(problem)[1], layer.num_layers * layer.hidden_size
-    return lambda layer, _: over_sequence(layer, x, z0)[0], slice(last - layer.hidden_size, last)
+    cell = (lambda model: model) if problem.encoder is None else (lambda model: model.of_states)
+    return lambda model, _: over_sequence(cell(model), x, z0)[0], slice(last - layer.hidden_size, last)
 
 
 def _cell_function(cell: nn.RNNBase) -> Callable[..., Tensor]:
@@ -93,7 +96,22 @@ def over_sequence(module: nn.RNNBase, x: Tensor, z0: Tensor) -> tuple[Tensor, Te
 
 def discrete_step(problem: DiscreteProblem) -> tuple[Step, Tensor]:
     """The step (cell, x, z) -> z on all trials, and the initial state."""
-    return as_step(problem.cell, problem.x, problem.z0)
+    given = encode(problem.backend, problem.encoder, problem.z0) if problem.encodes else problem.z0
+    with start_named(problem):
+        step, z0 = as_step(problem.cell, problem.x, given)
+    return step, rows_of_parameter(problem.backend, problem.encoder, z0) if is_array(problem.encoder) else z0
+
+
+def flat_start(problem: DiscreteProblem | ODEProblem, given: Any) -> Tensor:
+    """What an encoder gives as z_0 [trial, unit], differentiable."""
+    if isinstance(problem, ODEProblem):
+        return problem.form.layout.join(given)
+    if is_plain_start(given):
+        return given
+    if isinstance(problem.cell, nn.RNNBase | nn.LSTMCell) or _is_layered(problem.cell, given):
+        parts = given if isinstance(given, tuple | list) else [given]
+        return torch.cat([_flat_part(part) for part in parts], -1)
+    return start_of(given, len(problem.x), flattened, _part)[1]
 
 
 def as_step(cell: Any, x: Tensor, z0: Any) -> tuple[Step, Tensor]:
@@ -171,17 +189,3 @@ def _part(part: Any) -> Tensor:
     if not isinstance(part, Tensor):
         raise TypeError(f"z0 is {type(part).__name__}, expected a tensor [trial, unit] or a pytree of tensors")
     return part
-
-
-class LearntStart(nn.Module):
-    """cell(x_t, z), where the first channel of x_t says how much of the parameter z0 is added to z."""
-
-    def __init__(self, cell: Any, x: Tensor, z0: Any) -> None:
-        super().__init__()
-        self.step, start = as_step(cell, x, z0)
-        if not (start == start[0]).all():
-            raise ValueError("the start z0 differs between trials; one that learns is shared by all, z0 [unit]")
-        self.cell, self.z0, self.hidden_size = cell, nn.Parameter(start[0].clone()), start.shape[-1]
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.step(self.cell, x[:, 1:], z + x[:, :1] * self.z0)

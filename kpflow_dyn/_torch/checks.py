@@ -10,11 +10,11 @@ def is_inexact(tensor: Tensor) -> bool:
     return tensor.dtype.is_floating_point or tensor.dtype.is_complex
 
 
-def check_module(cell: object, x: Tensor) -> nn.Module:
+def check_module(cell: object, x: Tensor, what: str = "cell") -> nn.Module:
     """Raise unless the cell is an nn.Module in a state that can be analysed, on the dtype and device of x."""
     if not isinstance(cell, nn.Module):
         raise TypeError(
-            f"cell is {type(cell).__name__}, expected an nn.Module: a plain function does not name its parameters"
+            f"{what} is {type(cell).__name__}, expected an nn.Module: a plain function does not name its parameters"
         )
     for name, tensor in cell.named_parameters():
         if is_lazy(tensor):
@@ -30,7 +30,7 @@ def check_module(cell: object, x: Tensor) -> nn.Module:
         if not torch.isfinite(tensor).all():
             raise ValueError(f"parameter {name} holds NaN or inf; load a healthy checkpoint")
     for name, module in cell.named_modules():
-        _check_dropout(name or "the cell", module)
+        _check_dropout(name or f"the {what}", module)
     return cell
 
 
@@ -45,7 +45,7 @@ def _check_dropout(name: str, module: nn.Module) -> None:
     )
     if module.training and isinstance(rate, float | int) and rate > 0:
         raise ValueError(
-            f"{name} drops out with p = {rate} in train mode, so its step is random; call cell.eval() first"
+            f"{name} drops out with p = {rate} in train mode, so its step is random; call .eval() on it first"
         )
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         _check_statistics(name, module)
@@ -53,7 +53,7 @@ def _check_dropout(name: str, module: nn.Module) -> None:
 
 def _check_statistics(name: str, module: nn.modules.batchnorm._BatchNorm) -> None:
     if module.training:
-        raise ValueError(f"{name} is a BatchNorm in train mode, which couples the trials; call cell.eval() first")
+        raise ValueError(f"{name} is a BatchNorm in train mode, which couples the trials; call .eval() on it first")
     if module.running_mean is None:
         raise ValueError(
             f"{name} is a BatchNorm without running statistics, which couples the trials in eval mode as well; make it "

@@ -53,9 +53,10 @@ class LinearisedSteps:
         homes = [next(b for b in self.blocks if site.kicks.min() in range(b.start, b.stop)) for site in step.sites]
         data = sites_data(step.sites, [home.start for home in homes], rows, x, z)
         self.sites = [(home.name, site) for home, site in zip(homes, data, strict=True)]
-        self.site_kicks = rows.index(np.concatenate([site.kicks.ravel() for site in step.sites]))
-        self.fresh, self.unkicked = _first_kicks(self.sites, self.blocks)
-        used = torch.cat([site.entries.reshape(-1) for _, site in self.sites])
+        none = np.zeros(0, int)
+        self.site_kicks = rows.index(np.concatenate([none, *(site.kicks.ravel() for site in step.sites)]))
+        self.fresh, self.unkicked = _first_kicks(self.sites, self.blocks, self.like.device)
+        used = torch.cat([rows.index(none), *(site.entries.reshape(-1) for _, site in self.sites)])
         self.plain = not step.computed and len(used.unique()) == len(used)
 
     @property
@@ -105,7 +106,7 @@ class LinearisedSteps:
         """V dW^T of every site."""
         # [time, trial, probe, site]
         images = [s.image(c, (ALL, ALL)) for (_, s), c in zip(self.sites, self.changes(theta), strict=True)]
-        return outer(torch.cat(images, -1))
+        return outer(torch.cat([self._empty(self.times, len(theta), 0), *images], -1))
 
     def read(self, values: Tensor) -> Tensor:
         """The transpose of `write`."""
@@ -130,9 +131,11 @@ class LinearisedSteps:
         return self.like.new_empty(times, self.trials, probes, width)
 
 
-def _first_kicks(sites: Sites, blocks: Sequence[KickBlock]) -> tuple[list[bool], dict[str, Tensor]]:
+def _first_kicks(
+    sites: Sites, blocks: Sequence[KickBlock], device: torch.device
+) -> tuple[list[bool], dict[str, Tensor]]:
     """Which sites are the first at all of their kicks, so that they may overwrite; and each block's other kicks."""
-    fresh, device = [], sites[0][1].kicks.device
+    fresh = []
     covered = {b.name: torch.zeros(b.stop - b.start, dtype=torch.bool) for b in blocks}
     touched = {name: mask.clone() for name, mask in covered.items()}
     for name, site in sites:

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from kpflow_dyn._problems.forms import Form
-from kpflow_dyn._torch.cells import LearntStart
+from kpflow_dyn._torch.called import called
 from kpflow_dyn._torch.left_alone import left_alone as left_alone
+from kpflow_dyn._torch.starts import Started, carries_gradient, encoded, parameter, parts_of, without_gradient
 from kpflow_dyn._torch.trace import Applied
 
-learnt_start = LearntStart
+__all__ = ["carries_gradient", "encoded", "left_alone", "parameter", "parts_of", "started", "without_gradient"]
+
+started = Started
 Values = dict[str, Tensor]
 
 
@@ -69,7 +71,7 @@ def call(function: Callable[..., Tensor], model: Any, values: Values, *args: Any
     """function(model, ...) where the parameters have these values."""
     if not isinstance(model, nn.Module):
         return function(model, *args)
-    return functional_call(Applied(function, model), {f"call.{name}": v for name, v in values.items()}, args)
+    return called(Applied(function, model), {f"call.{name}": v for name, v in values.items()}, *args)
 
 
 class OfArrays(nn.Module):

@@ -10,6 +10,7 @@ from kpflow_dyn._arrays import Rows
 from kpflow_dyn._arrays.complex_numbers import in_halves, in_pairs
 from kpflow_dyn._backend import Values
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
+from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._torch import rollout
 from kpflow_dyn._torch.cells import Step, discrete_step, over_sequence
 from kpflow_dyn._torch.networks import states_of
@@ -20,7 +21,7 @@ Scheme = Any
 
 def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[Tensor, Rows]:
     """The states, and J* on rows [b, n], both with a graph to the parameters that require gradients."""
-    model = problem.cell if isinstance(problem, DiscreteProblem) else problem.net
+    model = problem.model
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not learning:
         raise ValueError("no parameter of the model requires a gradient: nothing learns")
@@ -40,8 +41,8 @@ def pull_back(problem: DiscreteProblem | StaticProblem) -> tuple[Tensor, Rows]:
 def _states(problem: DiscreteProblem | StaticProblem, model: nn.Module) -> Tensor:
     if isinstance(problem, StaticProblem):
         return in_halves(states_of(problem))
-    step, z0 = discrete_step(problem)
-    return run(step, model, problem.x, z0)
+    (step, z0), start = discrete_step(problem), start_map(problem)
+    return run(step, problem.cell, problem.x, z0 if start is None else start(model))
 
 
 def run(step: Step, cell: nn.Module, x: Tensor, z0: Tensor) -> Tensor:

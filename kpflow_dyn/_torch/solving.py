@@ -11,11 +11,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from kpflow_dyn._arrays import like_numpy
 from kpflow_dyn._arrays.memory import bytes_of
+from kpflow_dyn._flows.referee import departure
 from kpflow_dyn._problems.inputs import input_function
-from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._problems.translations import advice_on
 from kpflow_dyn._torch import rollout
 from kpflow_dyn._torch.checks import check_module
+from kpflow_dyn._torch.left_alone import left_alone
 
 PARTS, PART_BYTES = 8, 2**20  # of the states whose derivatives are taken at once
 
@@ -83,10 +86,33 @@ def rate_of(problem: ODEProblem) -> Callable[[Tensor, Tensor], Tensor]:
     return f if x is None else lambda t, z: f(t, z, x(t))
 
 
+def check_encoder(problem: DiscreteProblem | ODEProblem) -> None:
+    """Raise where the encoder is random, or gives a trial by itself another start than among the others."""
+    start = start_map(problem)
+    if start is None or not problem.encodes:
+        return
+    check_module(problem.encoder, problem.data, "encoder")
+    with left_alone(problem.encoder), torch.no_grad():
+        model = problem.model
+        whole = start(model)
+        if not torch.equal(whole, start(model)):
+            raise ValueError(
+                "the encoder gave two starts for the same data; make it deterministic (encoder.eval()), and give "
+                "noise, as of a variational encoder, as a part of its data"
+            )
+        for trial in {0, len(whole) - 1}:
+            if error := departure(start(model, [trial]), whole[[trial]]):
+                raise ValueError(
+                    f"the encoder gives trial {trial} by itself another start than among the others, by {error:.1e}: "
+                    "its trials influence each other, as in statistics over a batch, or the trials are not its first "
+                    "axis; it is called on the data of all trials [trial, ...]"
+                )
+
+
 def check_field(problem: ODEProblem) -> None:
     """Raise unless f is a module that maps t, z [trial, unit] (and x_t) to z' [trial, unit], and does nothing else."""
     z0, f, x = problem.z0.detach(), problem.f, input_function(problem)
-    _check_parameters(f, z0)
+    _check_parameters(f, problem.model, z0)
     t = like_numpy(problem.t[0], z0)
     with torch.inference_mode(False):  # where versions are counted
         arguments = tuple(argument.clone() for argument in ((t, z0) if x is None else (t, z0, x(t))))
@@ -105,7 +131,7 @@ def check_field(problem: ODEProblem) -> None:
 def check_called(what: str, model: Any, name: str, t: float, arguments: tuple[Any, ...], form: str) -> tuple[int, ...]:
     """The shape [...] of the results [trial, ...]."""
     like = arguments[0]
-    _check_parameters(model, like)
+    _check_parameters(model, model, like)
     function = getattr(model, name) if name else model
     with torch.inference_mode(False):  # where versions are counted
         given = tree_map(lambda argument: argument.detach().clone(), (like_numpy(np.asarray(t), like), *arguments))
@@ -129,13 +155,13 @@ def check_called(what: str, model: Any, name: str, t: float, arguments: tuple[An
     return tuple(found.shape[1:])
 
 
-def _check_parameters(f: Any, z0: Tensor) -> None:
+def _check_parameters(f: Any, model: Any, z0: Tensor) -> None:
     if not isinstance(f, nn.Module):
         raise TypeError(
             f"f is {type(f).__name__}, expected an nn.Module as z0 is a torch tensor: a plain function does not name "
             "its parameters"
         )
-    parameters = dict(f.named_parameters())
+    parameters = dict(model.named_parameters())
     if not parameters:
         raise ValueError("f has no parameters, so there is nothing to learn; make its constants nn.Parameter")
     for name, tensor in parameters.items():
@@ -157,6 +183,7 @@ def _try(problem: ODEProblem, arguments: tuple[Tensor, ...]) -> Any:
                 "with @torch.enable_grad(), or take the derivative by torch.func.grad"
             ) from error
         given = ", ".join(f"{name} {tuple(a.shape)}" for name, a in zip(("t", "z", "x_t"), arguments, strict=False))
+        given += ", where z is the start that the encoder gives" * problem.encodes
         raise ValueError(
             f"f failed on {given}: {error}. A field is called as {problem.called('trial, unit', 'trial, input')}"
             f"{_of_one_trial(f, arguments)}"

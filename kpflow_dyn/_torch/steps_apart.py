@@ -77,7 +77,8 @@ class StepsApart(Sweeps):
 
         def sweep(out: Tensor, part: Tensor) -> None:
             for span, kicks, _ in self._steps_apart_adjoint(part, moving=False):
-                out[:, :, span] = outer(torch.cat(list(kicks.values()), -1)[..., self.site_kicks])
+                none = self._empty(span.stop - span.start, len(part), 0)
+                out[:, :, span] = outer(torch.cat([none, *kicks.values()], -1)[..., self.site_kicks])
 
         out = self.like.new_empty(len(q), self.trials, self.times, len(self.site_kicks))
         return self._by_groups(sweep, out, q)

@@ -39,10 +39,15 @@ class Sweeps(LinearisedSteps):
         return self.like.new_empty(probes, self.trials, self.times, self.units)
 
     def _forward(
-        self, q: Tensor | None, changes: list[Changes] | None, out: Tensor, program: str = FROM_CHANGES
+        self,
+        q: Tensor | None,
+        changes: list[Changes] | None,
+        out: Tensor,
+        program: str = FROM_CHANGES,
+        start: Tensor | None = None,
     ) -> None:
-        """out: s_t = A_t s_{t-1} + B_t V_t dW^T + q_t for q, or for weight changes."""
-        last = torch.zeros(())
+        """out: s_t = A_t s_{t-1} + B_t V_t dW^T + q_t for q, or for weight changes; from s_0 [probe, trial, unit]."""
+        last = torch.zeros(()) if start is None else start.swapaxes(0, 1)
         with self._work(len(out)) as work:
             for span, kicks, states in work.spans():
                 states[0] = last
@@ -68,18 +73,20 @@ class Sweeps(LinearisedSteps):
         return found
 
     def _costates(self, q: Tensor) -> Iterator[tuple[slice, Kicks, Tensor]]:
-        """From the last span to the first: B_t^T l_t by blocks, and l_t [time, trial, probe, unit]."""
+        """From the last span to the first: B_t^T l_t by blocks, and l_t [1 + time, trial, probe, unit].
+
+        With that before the span in front: all of it, or before the first span A_1^T l_1.
+        """
         last = inner(q)[-1]  # [trial, probe, unit]
         with self._work(len(q)) as work:
             for span, kicks, costates in work.spans(backward=True):
-                before = max(span.start - 1, 0)  # the first span sends a costate to z0, which nobody reads
-                costates[0] = inner(q)[before]
+                costates[0] = inner(q)[span.start - 1] if span.start else 0
                 costates[1:-1] = inner(q[:, :, span])[:-1]
                 costates[-1] = last
                 step = work.step(span, ADJOINT)
                 for i in reversed(range(span.stop - span.start)):
                     step(i)
-                yield span, kicks, costates[1:]
+                yield span, kicks, costates
                 last = costates[0].clone()
 
     def _gradients(self, q: Tensor, spans: Callable[[Tensor], Iterator[tuple[slice, Kicks, Tensor]]]) -> Tensor:

@@ -8,10 +8,12 @@ With z_t = Phi(z_{t-1}, x_t; theta), kicks a entering inside the step and weight
 Everything public is [probe, trial, time, width].
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from kpflow_dyn._torch.linearised import ALL, outer
+from kpflow_dyn._torch.linearised import ALL, Kicks, outer
 from kpflow_dyn._torch.steps_apart import StepsApart
 from kpflow_dyn._torch.sweeps import FROM_STATES
 
@@ -31,7 +33,7 @@ class Tangent(StepsApart):
 
         def sweep(out: Tensor, part: Tensor) -> None:
             for span, _, costates in self._costates(part):
-                out[:, :, span] = outer(costates)
+                out[:, :, span] = outer(costates[1:])
 
         return self._by_groups(sweep, torch.empty_like(q), q)
 
@@ -57,15 +59,35 @@ class Tangent(StepsApart):
 
     def jvp(self, theta: Tensor) -> Tensor:
         """J theta: how the states move with the parameters."""
-
-        def sweep(out: Tensor, part: Tensor) -> None:
-            self._forward(None, [(ALL, self.changes(part))], out)
-
-        return self._by_groups(sweep, self._no_states(len(theta)), theta)
+        return self.jvp_from(theta, self._no_starts(len(theta)))
 
     def vjp(self, q: Tensor) -> Tensor:
         """J* q: backpropagation through time."""
-        return self._gradients(q, self._costates)
+        return self.vjp_from(q)[0]
+
+    def jvp_from(self, theta: Tensor, start: Tensor) -> Tensor:
+        """How they move with the parameters and with z_0 [probe, trial, unit]."""
+
+        def sweep(out: Tensor, theta: Tensor, start: Tensor) -> None:
+            self._forward(None, [(ALL, self.changes(theta))], out, start=start)
+
+        return self._by_groups(sweep, self._no_states(len(theta)), theta, start)
+
+    def vjp_from(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Its transpose."""
+        starts = self._no_starts(len(q))
+
+        def sweep(out: Tensor, start: Tensor, part: Tensor) -> None:
+            def spans() -> Iterator[tuple[slice, Kicks, Tensor]]:
+                for span, kicks, costates in self._costates(part):
+                    if not span.start:
+                        start.copy_(costates[0].swapaxes(0, 1))
+                    yield span, kicks, costates
+
+            ((_, changes),) = self._gradient(spans(), len(part), [ALL])
+            out.copy_(self.parameters(changes, len(part)))
+
+        return self._by_groups(sweep, self.like.new_empty(len(q), self.parameter_size), starts, q), starts
 
     def jvp_apart(self, theta: Tensor) -> Tensor:
         """J_b theta_b for parameter changes of each trial's own [probe, trial, p]."""
@@ -95,6 +117,9 @@ class Tangent(StepsApart):
             self._forward(None, [(ALL, changes)], out)
 
         return self._by_groups(sweep, torch.empty_like(q), q)
+
+    def _no_starts(self, probes: int) -> Tensor:
+        return self.like.new_zeros(probes, self.trials, self.units)
 
     def _each_trial(self) -> list[slice]:
         return [slice(b, b + 1) for b in range(self.trials)]

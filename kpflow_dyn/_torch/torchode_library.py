@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kpflow_dyn._arrays import like_numpy, to_numpy
+from kpflow_dyn._problems.hybrid import is_hybrid
 from kpflow_dyn._problems.inputs import inputs_at, jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau, call_field
@@ -47,6 +48,8 @@ class Torchode:
 
     def posed(self, problem: ODEProblem) -> ODEProblem:
         """The problem of a field that takes t [trial], as torchode's do; of any other field as it is."""
+        if is_hybrid(problem.f):  # whose trials are solved one by one
+            return problem
         form = replace(problem.form, own_times=True)
         f = problem.backend.models.in_form(problem.backend.models.field_of(problem.f), form, problem.arguments)
         changed = problem.with_parts(f=f, form=form)
@@ -91,6 +94,7 @@ def _controller(options: Options) -> nn.Module:
     return torchode.PIDController(options.atol, options.rtol, pcoeff=0.2, icoeff=0.5, dcoeff=0.0)
 
 
+@torch.no_grad()
 def _takes_times(problem: ODEProblem) -> bool:
     """Whether the field takes a time for each trial, and uses for each trial its own."""
     z0, n = problem.z0.detach(), len(problem.z0)
@@ -100,7 +104,8 @@ def _takes_times(problem: ODEProblem) -> bool:
     try:
         whole = problem.f(t, *rows)
         each = torch.cat([problem.f(t[[i]], *(row[[i]] for row in rows)) for i in range(n)])
-        return whole.shape == z0.shape and torch.allclose(whole, each, rtol=1e-4, atol=1e-6, equal_nan=True)
+        rounding = 1e3 * torch.finfo(z0.dtype).eps * float(each.abs().max())
+        return whole.shape == z0.shape and torch.allclose(whole, each, rtol=0, atol=rounding, equal_nan=True)
     except Exception:  # of the user's field, which may be one of a single time
         return False
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from kpflow_dyn._torch.cells import as_called, discrete_step
+from kpflow_dyn._torch.cells import as_called, discrete_step, flat_start
 from kpflow_dyn._torch.model import Model
 from kpflow_dyn._torch.networks import FixedPoint, FreeForm, Network
 
 __all__ = ["FixedPoint", "FreeForm", "Model", "Network", "ThroughSolver"]
-__all__ += ["as_called", "discrete_step", "on_one_trial"]
+__all__ += ["as_called", "discrete_step", "flat_start", "on_one_trial"]
 
 ThroughSolver = None  # torchdiffeq's own derivative is that of its continuous adjoint, or of steps that are replayed
 

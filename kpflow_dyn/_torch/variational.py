@@ -7,7 +7,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torchdiffeq import odeint
 
 from kpflow_dyn._arrays.complex_numbers import as_flat, count, in_pairs
@@ -16,6 +15,7 @@ from kpflow_dyn._flows.adjoints import InterpolatingAdjoint
 from kpflow_dyn._problems.inputs import input_function, jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._torch import reverse
+from kpflow_dyn._torch.called import called
 from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn._torch.model import Model
 from kpflow_dyn._torch.torchdiffeq_library import between_jumps, step_beyond
@@ -34,15 +34,15 @@ class System:
     ) -> None:
         self.path, self.times, self.alg = path, times, alg
         self.stops, self.jumps = stops_of(problem), jumps_within(problem)
-        self.parameters, self._f, self._x = model.parameters, problem.f, input_function(problem)
+        self.parameters, self._f, self._x = model.parameters, model.call, input_function(problem)
         self.size = sum(map(count, self.parameters.values()))
-        everything = dict(problem.f.named_parameters()) | dict(problem.f.named_buffers())
+        everything = dict(model.call.named_parameters()) | dict(model.call.named_buffers())
         self._others = {name: v.detach().clone() for name, v in everything.items() if name not in model.parameters}
 
     def field(self, t: Tensor) -> Callable[[Tensor, Parameters], Tensor]:
         """f at this time, of the states [trial, unit] and the parameters that learn."""
         x = () if self._x is None else (self._x(t),)
-        return lambda z, values: functional_call(self._f, {**self._others, **values}, (t, z, *x))
+        return lambda z, values: called(self._f, {**self._others, **values}, t, z, *x)
 
     def split(self, theta: Tensor) -> Parameters:
         """Parameters [probe, p] by name."""

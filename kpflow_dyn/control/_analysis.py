@@ -373,8 +373,8 @@ def _told(data: xr.Dataset, step: Any) -> str:
         f"disk margin {float(data.disk_margin):.3g}"
     )
     last = data.isel(time=-1)
-    shares = ", ".join(f"{100 * float(last[f'learnable_{kind}'].mean()):.0f} % of it {kind}" for kind in ("reachable",))
-    lines.append(f"learnable at the end: {float(last.learnable.sum('mode').mean()):.4g}, {shares}")
+    inside, size = 100 * float(last.learnable_reachable.mean()), float(last.learnable.sum("mode").mean())
+    lines.append(f"learnable at the end: {size:.4g}, {inside:.0f} % of it in the most reachable directions")
     most = data.gradient_norm.sortby(data.gradient_norm, ascending=False)
     lines.append("gradient of the cost: " + ", ".join(f"{float(v):.3g} in {v.parameter.item()}" for v in most[:3]))
     if data.excess.notnull().all():

@@ -117,6 +117,8 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
             f"the problem has a span {tuple(problem.t.tolist())}; give it a grid of times, "
             "problem.remake(t=np.linspace(...)), fine enough for the cost"
         )
+    if problem.t[-1] < problem.t[0]:
+        raise ValueError("the times decrease; a cost is an integral forward in time, so pose the problem forward")
     has_control, units = is_closed_loop(problem.f), problem.z0.shape[-1]
     whole = _with_control(problem) if has_control else problem
     return TrainingCost(whole, CostOfStates(cost, terminal, np.diff(problem.t), units, has_control, problem.backend))

@@ -16,6 +16,7 @@ from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.solutions import ODESolution
+from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
 from kpflow_dyn.ode._discretise import Nodes, RungeKuttaStep, read_off
 from kpflow_dyn.ode._jumps import rows_of
@@ -155,16 +156,18 @@ def _scheme(solution: ODESolution) -> Scheme:
 
 
 def replay(solution: ODESolution | HybridSolution) -> Callable[[Any, Any], Array]:
-    """(field, scheme) -> the states, by the steps of the scheme, differentiable in the parameters of the field."""
+    """(model, scheme) -> the states, by the steps of the scheme, differentiable in the parameters of the model."""
     if isinstance(solution, HybridSolution):
         return _replay_jumps(solution)
     assert solution.steps is not None
     problem, tableau = solution.problem, solution.steps.tableau
+    start = start_map(problem)
 
-    def states(field: Any, scheme: Scheme) -> Array:
+    def states(model: Any, scheme: Scheme) -> Array:
         rows, index, weights = scheme
         step = _step(problem, tableau, with_stages=weights.shape[-1] > 1)
-        after = problem.backend.solving.run(step, field, rows, step.widen(problem.z0))
+        z0 = problem.z0 if start is None else start(model)
+        after = problem.backend.solving.run(step, model, rows, step.widen(z0))
         return read_off(after[None], index, weights)[0]
 
     return states
@@ -173,9 +176,10 @@ def replay(solution: ODESolution | HybridSolution) -> Callable[[Any, Any], Array
 def _replay_jumps(solution: HybridSolution) -> Callable[[Any, tuple[Array, np.ndarray]], Array]:
     """The same of a hybrid model whose jumps are at given times."""
     problem, (step, _) = solution.problem, rows_of(solution.problem, solution.steps)
+    parts_of, start = problem.backend.models.parts_of, start_map(problem)
 
     def states(model: Any, scheme: tuple[Array, np.ndarray]) -> Array:
-        rows, nodes = scheme
-        return take_at(problem.backend.solving.run(step, model, rows, problem.z0)[None], nodes)[0]
+        (rows, nodes), z0 = scheme, problem.z0 if start is None else start(model)
+        return take_at(problem.backend.solving.run(step, parts_of(model)[0], rows, z0)[None], nodes)[0]
 
     return states

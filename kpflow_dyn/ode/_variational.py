@@ -176,11 +176,21 @@ class Variational:
 
     def jvp(self, theta: Array) -> Array:
         """J theta [probe, trial, time, unit] of parameters [probe, p]."""
-        return self._solved(_tangent, theta)
+        return self.jvp_from(theta, _still(self._system, theta))
 
     def vjp(self, q: Array) -> Array:
         """J^T q [probe, p] of states [probe, trial, time, unit]."""
-        return self._solved(_gradient, q)
+        return self.vjp_from(q)[0]
+
+    def jvp_from(self, theta: Array, start: Array) -> Array:
+        """How they move with the parameters and with z(t_0) [probe, trial, unit]."""
+        both = array_namespace(theta).concat([theta, start.reshape((len(start), -1))], axis=1)
+        return self._solved(_tangent, both)
+
+    def vjp_from(self, q: Array) -> tuple[Array, Array]:
+        """Its transpose."""
+        both, size = self._solved(_gradient, q), self._system.size
+        return both[:, :size], both[:, size:].reshape((*q.shape[:2], -1))
 
     def field_at(self, state: Array) -> FieldAtNodes:
         """The derivative of the field at the nodes, where the states are [trial, time, unit]."""
@@ -211,21 +221,22 @@ def _probes(size: Array, ndim: int) -> Array:
     return size.reshape((-1, *(1,) * (ndim - 1)))
 
 
-def _tangent(system: System, theta: Array) -> Array:
-    """d' = A d + F theta."""
+def _tangent(system: System, both: Array) -> Array:
+    """d' = A d + F theta, of theta and d(t_0) side by side [probe, p + trial unit]."""
+    theta, start = both[:, : system.size], both[:, system.size :]
     changes, transforms = system.split(theta), system.transforms
 
     def rate(t: Array, state: State) -> State:
         f, at = system.field(t), (system.path(t), system.parameters)
         return (transforms.vmap(lambda d, change: transforms.jvp(f, at, (d, change))[1])(state[0], changes),)
 
-    nodes = np.arange(len(system.times))
-    _, states = system.sweep(rate, (_still(system, theta),), nodes, None)
+    nodes, start = np.arange(len(system.times)), start.reshape(_still(system, theta).shape)
+    _, states = system.sweep(rate, (start,), nodes, None)
     return array_namespace(states).moveaxis(states, 0, 2)
 
 
 def _gradient(system: System, q: Array) -> Array:
-    """-l' = A^T l and -g' = F^T l."""
+    """-l' = A^T l and -g' = F^T l: g and l(t_0) side by side [probe, p + trial unit]."""
 
     def rate(t: Array, state: State) -> State:
         pull = system.transforms.vjp(system.field(t), system.path(t), system.parameters)[1]
@@ -236,8 +247,8 @@ def _gradient(system: System, q: Array) -> Array:
         return state[0] + (node >= 0) * q[:, :, node], state[1]  # at t_0, whose number is -1, there is nothing to add
 
     zeros = array_namespace(q).zeros((len(q), system.size), dtype=q.dtype, device=device(q))
-    (_, gradient), _ = system.sweep(rate, (q[:, :, -1], zeros), np.arange(len(system.times))[::-1], jump)
-    return gradient
+    (start, gradient), _ = system.sweep(rate, (q[:, :, -1], zeros), np.arange(len(system.times))[::-1], jump)
+    return array_namespace(q).concat([gradient, start.reshape((len(q), -1))], axis=1)
 
 
 def _propagated(system: System, q: Array) -> Array:
