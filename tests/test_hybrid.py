@@ -155,7 +155,12 @@ def test_p_has_the_saltation_matrix_of_a_bounce() -> None:
 
 @pytest.mark.parametrize(
     ("alg", "options"),
-    [("dopri5", {"rtol": 1e-10, "atol": 1e-12}), ("rk4", {}), ("euler", {"steps": 0.1}), ("dopri8", {"steps": 0.2})],
+    [
+        ("dopri5", {"rtol": 1e-10, "atol": 1e-12}),
+        ("rk4", {}),
+        ("euler", {"steps": 0.1}),
+        pytest.param("dopri8", {"steps": 0.2}, marks=pytest.mark.slow),
+    ],
 )
 def test_j_of_a_ball_by_many_methods(alg: str, options: dict) -> None:
     check_in_torch(kp.ODEProblem(ball(), START, GRID), alg=alg, **options)
@@ -292,6 +297,7 @@ class JaxSpike(eqx.Module):
         return jnp.concatenate([z[:3].at[self.neuron].set(0.0), z[3:] + self.weight[:, self.neuron]])
 
 
+@pytest.mark.slow
 def test_a_spiking_network_in_jax_is_the_same() -> None:
     model = spiking()
     weight = jnp.asarray(model.events[0].reset.synapses.weight.detach().numpy())
