@@ -369,6 +369,42 @@ def test_a_start_of_several_parts_backward_in_time() -> None:
     assert_close(flow.J.dense(), dense(states, values_of(f), values_of(encoder)))
 
 
+def test_the_start_of_a_hybrid_model() -> None:
+    """A ball that bounces: J in z_0 through the times of the events, against finite differences."""
+
+    class Bounce(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept = nn.Parameter(torch.tensor(0.8).double())
+
+        def forward(self, _t: Tensor, z: Tensor) -> Tensor:
+            return torch.stack([z[:, 0], -self.kept * z[:, 1]], -1)
+
+    def fall(_t: Tensor, z: Tensor) -> Tensor:
+        return torch.stack([z[:, 1], 0 * z[:, 1] - 9.81], -1)
+
+    ground = kp.models.Event(lambda _t, z: z[:, 0], Bounce(), direction=-1)
+    model, encoder, data = kp.models.Hybrid(fall, ground), nn.Linear(3, 2, bias=False).double(), drawn(2, 3)
+    encoder.weight.data = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.3, 0.0]]).double()
+    data[:, :2] = 1
+    how = {"alg": "rk4", "steps": 0.1}
+    solution = kp.solve(kp.ODEProblem(model, data, 2 * TIMES, encoder=encoder), **how)
+    flow = kp.linearize(solution)
+    assert list(flow.parameters) == ["f.events.0.reset.kept", "encoder.weight"] and solution.events[0]
+
+    def states(start: Tensor) -> Tensor:
+        return kp.solve(kp.ODEProblem(model, start, 2 * TIMES), **how).state.reshape(-1)
+
+    change, step = drawn(2, 3), 1e-6
+    moved = [states(data @ (encoder.weight.detach() + sign * step * change).T) for sign in (1, -1)]
+    expected = (moved[0] - moved[1]) / (2 * step)
+    theta = torch.cat([torch.zeros(1).double(), change.reshape(-1)])
+    found = flow.J.mv(theta[None]).reshape(-1)
+    assert float((found - expected).abs().max()) < 1e-6 * float(expected.abs().max())
+    assert_close((flow.P @ flow.K @ flow.P.T).dense(), flow.ntk.dense())
+    assert_close((flow.B @ flow.core @ flow.B.T).dense(), flow.K.dense())
+
+
 def test_weights_that_field_and_encoder_share() -> None:
     class Tied(nn.Module):
         def __init__(self, layer: nn.Linear) -> None:

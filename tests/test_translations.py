@@ -118,7 +118,7 @@ def test_options_of_torchdiffeq() -> None:
 )
 def test_what_a_solve_is_given_elsewhere(name: str, here: str) -> None:
     for problem in (IN_TORCH, posed(field(1.0, 3.0))):
-        with pytest.raises(TypeError, match=f"{name}= is here .*{here}"):
+        with pytest.raises(TypeError, match=here):
             kp.solve(problem, **{name: 1})
 
 

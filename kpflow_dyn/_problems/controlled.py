@@ -26,7 +26,7 @@ class CDEProblem(ODEProblem):
         f: the field. In torch an nn.Module called on all trials at once, f(t, z [trial, unit]), giving
             [trial, unit, channel], or [trial, unit channel] with the channels innermost; in JAX a callable pytree,
             called on one trial.
-        z0, t: as those of an `ODEProblem`.
+        z0, t, encoder: as those of an `ODEProblem`. Where the first sample gives the start, it is z0, the data.
         path: X: samples [trial, time, channel] on the grid t; or a pair (times [n], samples [trial, n, channel]) whose
             times cover those of t; or an interpolation of torchcde or diffrax (of all trials, as jax.vmap makes it), or
             any other object with a method `derivative(t)` that gives X'(t) [trial, channel], or [channel] for all

@@ -245,7 +245,6 @@ class ODEProblem(StartedProblem):
         form, f = Form(layout, self.order, backward), backend.models.field_of(self.f)
         if hasattr(f, "max_events"):
             _check_form_of_hybrid(form, self.args)
-            z0 = f.start(z0) if hasattr(f, "sampling") and z0.shape[-1] == f.sampling.state else z0
         arguments = arguments_for(f, self.args, self.order, self.x is not None)
         f = f if form.is_plain and not arguments else backend.models.in_form(f, form, arguments)
         x = check_inputs(form.inputs(self.x), z0, t, backend)
@@ -255,7 +254,7 @@ class ODEProblem(StartedProblem):
         """The layout of the start, and its numbers [trial, unit]."""
         if self.encodes:
             return laid_out_encoded(self.backend, self.encoder, self.encoded, self.order)
-        layout, z0 = laid_out_start(self.z0, self.backend, self.order)
+        layout, z0 = laid_out_start(_whole_start(self.f, self.z0), self.backend, self.order)
         self._take_parameter()
         return layout, z0 if self.encoder is None else rows_of_parameter(self.backend, self.encoder, z0)
 
@@ -310,6 +309,12 @@ class ODEProblem(StartedProblem):
     def is_span(self) -> bool:
         """Whether t is a span (t0, t1) rather than a grid."""
         return len(self.t) == 2
+
+
+def _whole_start(f: Any, z0: Any) -> Any:
+    """The start, that of a sampled loop made whole where it is the plant's alone."""
+    is_plants = hasattr(f, "sampling") and is_array(z0) and z0.ndim == 2 and z0.shape[1] == f.sampling.state
+    return f.start(z0) if is_plants else z0
 
 
 def _check_form_of_hybrid(form: Form, args: Any) -> None:

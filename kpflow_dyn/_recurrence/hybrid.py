@@ -21,10 +21,11 @@ from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.hybrid import HybridSolution, HybridSteps
 from kpflow_dyn._problems.measure import Weights
 from kpflow_dyn._problems.solutions import check_states
+from kpflow_dyn._problems.starts import OfStates
 from kpflow_dyn._recurrence.roads import tangent_of
 from kpflow_dyn._recurrence.seen import AtGrid
-from kpflow_dyn._recurrence.steps import Steps
-from kpflow_dyn._recurrence.tangent import Tangent
+from kpflow_dyn._recurrence.steps import Steps, started
+from kpflow_dyn._recurrence.tangent import StepsTangent, Tangent
 from kpflow_dyn.ode._jumps import JumpingStep, rows_of
 
 
@@ -36,15 +37,15 @@ def flow_of_hybrid(sol: HybridSolution, params: Choice, weights: Weights) -> Rec
 
 def tangent_between_nodes(sol: HybridSolution, params: Choice) -> tuple[Any, dict[str, Array]]:
     """The tangent of that recurrence, and the parameters that learn."""
-    model = sol.problem.backend.tracing.Model(sol.problem.f, params)
+    model = sol.problem.backend.tracing.Model(sol.problem.model, params)
     step, rows = rows_of(sol.problem, sol.steps)
     if step.moving:
         rows = _with_rates(sol, model, step, rows)
 
     def within() -> Tangent:
-        return _tangent(sol, model, *_cut_at_nodes(sol.steps, step, rows))
+        return started(_tangent(sol, model, *_cut_at_nodes(sol.steps, step, rows)), sol, model)
 
-    whole = _tangent(sol, model, step, rows)
+    whole = started(_tangent(sol, model, step, rows), sol, model)
     return BetweenNodes(whole, sol.steps.nodes, within, sol.state.shape[2]), model.parameters
 
 
@@ -60,7 +61,8 @@ def _with_rates(sol: HybridSolution, model: Any, step: JumpingStep, rows: Array)
     given = side_by_side([taken(rows, index), taken(steps.before, index)], axes=2)
     each_step = sol.problem.backend.solving.each_step
     slopes = model.derivative(
-        lambda call, h: each_step(step.lengthened, call, given, h), like_numpy(lengths[..., None], rows)
+        lambda call, h: each_step(_of_states(sol, step.lengthened), call, given, h),
+        like_numpy(lengths[..., None], rows),
     )
     ones = like_numpy(np.ones((1, *lengths.shape, 1)), rows)
     found = to_numpy(slopes.push(None, ones))[0]  # [trial, n, unit + 1]
@@ -74,9 +76,11 @@ def _with_rates(sol: HybridSolution, model: Any, step: JumpingStep, rows: Array)
 
 
 def _cut_at_nodes(steps: HybridSteps, step: JumpingStep, rows: Array) -> tuple[JumpingStep, Array]:
-    """The same steps, each interval of the grid by itself: the first step in it begins at the known state."""
+    """The same steps, each interval of the grid by itself: the first step in it begins at the known state.
+
+    That at t_0 begins at the start, whose changes count as kicks there.
+    """
     counts = np.ones((*steps.t.shape, 1))
-    counts[:, 0] = 0
     for trial, nodes in enumerate(steps.nodes):
         counts[trial, nodes[:-1] + 1] = 0
     cut = JumpingStep(step.step, step.of_step, step.events, step.conditions, step.moving, cut=True)
@@ -90,14 +94,20 @@ def _before(steps: HybridSteps, step: JumpingStep) -> Array:
     return side_by_side([steps.before, like_numpy(steps.t[..., None].copy(), steps.before)], axes=2)
 
 
-def _tangent(sol: HybridSolution, model: Any, step: JumpingStep, rows: Array) -> Tangent:
+def _tangent(sol: HybridSolution, model: Any, step: JumpingStep, rows: Array) -> StepsTangent:
     steps, units = sol.steps, sol.state.shape[2]
     tolerance = 0.0 if steps.tableau.explicit else 10 * sol.options["rtol"]
 
     def check(after: Array, rounding: float) -> None:
         check_states(to_numpy(after)[..., :units], steps.after, max(tolerance, rounding))
 
-    return tangent_of(model, sol.problem.backend.solving, step, rows, _before(steps, step), check)
+    step_of_model = _of_states(sol, step)
+    return tangent_of(model, sol.problem.backend.solving, step_of_model, rows, _before(steps, step), check)
+
+
+def _of_states(sol: HybridSolution, step: Callable[..., Array]) -> Callable[..., Array]:
+    """The step of what may have a start that learns beside it."""
+    return step if sol.problem.encoder is None else OfStates(step)
 
 
 class BetweenNodes(AtGrid):

@@ -18,6 +18,7 @@ from kpflow_dyn._arrays import Array, array_namespace, is_array, like_numpy, to_
 from kpflow_dyn._arrays.complex_numbers import count
 from kpflow_dyn._flows.flow import Draw
 from kpflow_dyn._flows.referee import Derivative, ask, departure
+from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution
 from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._recurrence.autodiff import first_of_times, pulled_apart, pushed_apart
@@ -49,7 +50,7 @@ class Start:
         return self.derivative.pull(start)[0]
 
 
-def start_of(sol: DiscreteSolution | ODESolution, model: Any) -> Start | None:
+def start_of(sol: DiscreteSolution | ODESolution | HybridSolution, model: Any) -> Start | None:
     """The derivative of the start in the parameters that learn; None where none of them moves it."""
     problem, start = sol.problem, start_map(sol.problem)
     if start is None:
@@ -118,7 +119,8 @@ class StartedTangent:
         if self.untraced:
             return []
         start = self._start
-        site = StartSite(" + ".join(start.names), "scale" if start.alone else "opaque", start.entries)
+        kicks = np.arange(self._kicks, self._kicks + self._units)
+        site = StartSite(" + ".join(start.names), "scale" if start.alone else "opaque", start.entries, kicks)
         return [*self._steps.sites, ("start", site)]
 
     @property
@@ -216,3 +218,4 @@ class StartSite:
     name: str
     kind: str
     entries: np.ndarray
+    kicks: np.ndarray

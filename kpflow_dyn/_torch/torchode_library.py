@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kpflow_dyn._arrays import like_numpy, to_numpy
+from kpflow_dyn._problems.hybrid import is_hybrid
 from kpflow_dyn._problems.inputs import inputs_at, jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau, call_field
@@ -47,6 +48,8 @@ class Torchode:
 
     def posed(self, problem: ODEProblem) -> ODEProblem:
         """The problem of a field that takes t [trial], as torchode's do; of any other field as it is."""
+        if is_hybrid(problem.f):  # whose trials are solved one by one
+            return problem
         form = replace(problem.form, own_times=True)
         f = problem.backend.models.in_form(problem.backend.models.field_of(problem.f), form, problem.arguments)
         changed = problem.with_parts(f=f, form=form)

@@ -13,6 +13,8 @@ from kpflow_dyn._problems.checks import check_times
 class Event:
     """A jump of the state, z <- reset(t, z), where a condition crosses zero, or at given times.
 
+        z <- reset(t, z)    where condition(t, z) = 0, or at given times
+
     The state is left as it is but for what `reset` changes; it is called on the state before the jump. What an event
     is called elsewhere: `diffrax.Event` and torchdiffeq's `odeint_event` (which end a solve there), SciML's
     ContinuousCallback (of a condition) and DiscreteCallback or PeriodicCallback (at given times), solve_ivp's events.

@@ -176,9 +176,10 @@ def replay(solution: ODESolution | HybridSolution) -> Callable[[Any, Any], Array
 def _replay_jumps(solution: HybridSolution) -> Callable[[Any, tuple[Array, np.ndarray]], Array]:
     """The same of a hybrid model whose jumps are at given times."""
     problem, (step, _) = solution.problem, rows_of(solution.problem, solution.steps)
+    parts_of, start = problem.backend.models.parts_of, start_map(problem)
 
     def states(model: Any, scheme: tuple[Array, np.ndarray]) -> Array:
-        rows, nodes = scheme
-        return take_at(problem.backend.solving.run(step, model, rows, problem.z0)[None], nodes)[0]
+        (rows, nodes), z0 = scheme, problem.z0 if start is None else start(model)
+        return take_at(problem.backend.solving.run(step, parts_of(model)[0], rows, z0)[None], nodes)[0]
 
     return states
