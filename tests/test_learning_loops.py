@@ -387,3 +387,10 @@ def test_references_are_inputs_of_the_policy() -> None:
     assert found["control"].shape == (3, 16, 1) and np.isfinite(found["control_gap"]).all()
     row = torch.cat([sol.state.detach()[:, 3], reference[:, 3]], -1)
     assert_close(found["control"].values[:, 3], sol.problem.f.policy(row).detach())
+
+
+def test_costs_refuse_starts_of_an_encoder() -> None:
+    loop = ClosedLoop(DoubleIntegrator(), nn.Linear(2, 1).double())
+    posed = kp.ODEProblem(loop, torch.ones(3, 2).double(), TIMES, encoder=nn.Linear(2, 2).double())
+    with pytest.raises(ValueError, match="encoder"):
+        control.training_cost(posed, COST)

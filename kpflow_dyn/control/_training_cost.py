@@ -132,6 +132,8 @@ def _width(problem: DiscreteProblem) -> int:
 
 def _with_control(problem: ODEProblem) -> ODEProblem:
     """The same loop with the integral of u as further states."""
+    if problem.encodes:
+        raise ValueError("the start of the problem is an encoder's; a cost of the control needs a given one, z0")
     z0 = problem.z0
     width = _control_width(problem)
     xp = array_namespace(z0)
