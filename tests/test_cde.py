@@ -207,3 +207,10 @@ def test_learning_along_each_kind(kind: str) -> None:
     slope = 4 * float((e * output.ntk.mv(e / torch.tensor(flow.solution.weights)[:, None])).sum()) / e.numel() ** 2
     drop = (first - float(np.asarray(found.loss)[-1])) / span
     assert abs(drop - slope) < 0.05 * slope
+
+
+def test_a_path_that_ends_too_soon_is_refused() -> None:
+    samples = torch.randn(1, 4, 2).double()
+    path = torchcde.LinearInterpolation(samples, torch.linspace(0, 1, 4).double())
+    with pytest.raises(ValueError, match="known from 0 to 1"):
+        kp.CDEProblem(torch.nn.Linear(2, 4).double(), torch.ones(1, 2).double(), [0.0, 1.0, 2.0], path)

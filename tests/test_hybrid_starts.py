@@ -84,3 +84,59 @@ def test_jumps_are_seen_by_torchode() -> None:
     problem = kp.ODEProblem(ball(), torch.tensor([[1.0, 0.0], [2.0, 0.0]]).double(), TIMES)
     found = kp.solve(problem, torchode.Dopri5(term=None), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found.state, kp.solve(problem, rtol=1e-10, atol=1e-12).state, rtol=1e-9, atol=1e-9)
+
+
+class Driven(nn.Module):
+    def __init__(self, rate: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.rate, self.I = rate, nn.Parameter(torch.tensor(1.0).double())
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.rate(z) + self.I
+
+
+def to(value: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda t, z: 0 * z + value
+
+
+@pytest.mark.parametrize("restitution", [0.0, 0.8])
+@pytest.mark.parametrize("options", [{}, {"alg": "rk4", "steps": 0.05}])
+def test_a_ball_that_comes_to_rest_does_not_fall_through(restitution: float, options: dict[str, Any]) -> None:
+    bounce = Bounce()
+    bounce.restitution.data.fill_(restitution)
+    model = Hybrid(fall, Event(lambda t, z: z[:, 0], bounce, direction=-1))
+    with pytest.raises(kp.SolveError, match="pile up"):
+        kp.solve(kp.ODEProblem(model, torch.tensor([[0.1, 0.0]]).double(), [0.0, 1.0, 5.0]), **options)
+
+
+def test_what_a_field_does_behind_an_event_does_not_count() -> None:
+    spikes = Event(lambda t, z: z[:, 0] - 10, to(-10.0), direction=1)  # of z' = z^2 + 1, which blows up behind it
+    quadratic = kp.ODEProblem(Hybrid(Driven(lambda z: z**2), spikes), torch.zeros(1, 1).double(), [0.0, 2.0, 6.0])
+    found = kp.solve(quadratic, rtol=1e-10, atol=1e-12)
+    first = np.arctan(10.0)
+    assert np.allclose([time for time, _ in found.events[0]], [first, 3 * first], rtol=1e-8)
+    grows = Event(lambda t, z: z[:, 0] - 1, to(0.5), direction=1)  # e^{60} behind the event, from one time to the next
+    unstable = kp.ODEProblem(Hybrid(Driven(lambda z: 5 * z - 0.9), grows), torch.zeros(1, 1).double(), [0.0, 6.0, 12.0])
+    assert len(kp.solve(unstable).events[0]) == len(kp.solve(unstable, "rk4", steps=0.02).events[0]) > 50
+
+
+def test_trials_with_events_do_not_influence_each_other() -> None:
+    coupled = Hybrid(Driven(lambda z: z.mean(0, keepdim=True) - z), Event(lambda t, z: z[:, 0] - 9, to(0.0)))
+    with pytest.raises(ValueError, match="influence"):
+        kp.solve(kp.ODEProblem(coupled, torch.ones(3, 1).double(), TIMES))
+
+
+def test_the_solution_at_a_sample_is_that_of_the_grid() -> None:
+    loop = kp.models.ClosedLoop(kp.models.DoubleIntegrator(), nn.Linear(2, 1).double(), every=0.1)
+    start, times = torch.tensor([[1.0, 0.0]]).double(), [0.0, 0.3, 0.6, 0.7, 1.0]
+    on_grid = kp.solve(kp.ODEProblem(loop, start, times), "rk4", steps=0.05)
+    off_grid = kp.solve(kp.ODEProblem(loop, start, [0.0, 0.5, 1.0]), "rk4", steps=0.05)
+    torch.testing.assert_close(off_grid(times), on_grid.state)
+
+
+def test_an_encoder_gives_the_state_of_the_plant_alone() -> None:
+    loop = kp.models.ClosedLoop(kp.models.DoubleIntegrator(), nn.Linear(2, 1).double(), every=0.25)
+    encoder, data = nn.Linear(3, 2).double(), torch.randn(2, 3).double()
+    found = kp.solve(kp.ODEProblem(loop, data, TIMES, encoder=encoder), "rk4")
+    torch.testing.assert_close(found.start, loop.start(encoder(data)).detach())
+    assert "encoder.weight" in kp.linearize(found).parameters

@@ -510,3 +510,18 @@ def test_a_solve_that_takes_too_many_steps_says_so(case: Case, monkeypatch: pyte
     flow = flow_of(kp.solve(case.problem()), 1e-9)
     with pytest.raises(RuntimeError, match=r"was not solved.*Loosen rtol and atol.*DiscreteAdjoint\(\)"):
         flow.J.T.mv(case.array(np.ones((5, *flow.J.codomain.shape))))
+
+
+def test_a_parameter_that_is_a_number() -> None:
+    class Decay(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rate = torch.nn.Parameter(torch.tensor(0.7).double())
+
+        def forward(self, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+            return -self.rate * z
+
+    solution = kp.solve(kp.ODEProblem(Decay(), torch.ones(1, 1).double(), [0.0, 0.5, 1.0]), rtol=1e-10, atol=1e-12)
+    J = kp.linearize(solution, sensealg=kp.InterpolatingAdjoint(1e-10, 1e-12)).J.dense().reshape(-1)
+    t = torch.tensor([0.0, 0.5, 1.0]).double()
+    assert torch.allclose(J, -t * torch.exp(-0.7 * t), atol=1e-8)

@@ -413,3 +413,23 @@ def test_variational_equations_are_those_of_the_model_also_where_function_transf
     with torch.no_grad():
         field.inner.weight.add_(1.0)
     assert torch.equal(flow.J.mv(theta), found[0])
+
+
+@pytest.mark.parametrize("kind", ["cell", "field"])
+def test_what_autograd_refuses_for_a_write_is_refused(kind: str) -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(0.8).double())
+
+        def forward(self, _x: Tensor, z: Tensor) -> Tensor:
+            z = z.clone()
+            z[:, 1] = -self.w * z[:, 1]  # its gradient needs what it writes to
+            return z
+
+    start = torch.ones(1, 2).double()
+    problem: Any = kp.DiscreteProblem(Writes(), torch.zeros(1, 3, 1).double(), start)
+    if kind == "field":
+        problem = kp.ODEProblem(Writes(), start, [0.0, 0.2, 0.5])
+    with pytest.raises(ValueError, match="written to in place"):
+        kp.linearize(kp.solve(problem))

@@ -222,3 +222,27 @@ def test_a_field_of_one_trial_in_torch() -> None:
 
     with pytest.raises(ValueError, match="takes one trial: write it for all at once"):
         kp.solve(kp.ODEProblem(OfOne(), torch.ones(3, 2).double(), GRID))
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_internal_options_are_unknown(framework: str) -> None:
+    like = torch.ones(1, 2).double() if framework == "torch" else jnp.ones((1, 2))
+    f = kp.models.MLPField(2, 3).double() if framework == "torch" else eqx.nn.Linear(2, 2, key=jax.random.key(0))
+    f = f if framework == "torch" else jax.tree_util.Partial(lambda net, t, z: net(z), f)
+    with pytest.raises(TypeError, match="unknown options"):
+        kp.solve(kp.ODEProblem(f, like, (0.0, 1.0)), controller=10)
+
+
+def test_a_controller_has_its_own_tolerances() -> None:
+    f = jax.tree_util.Partial(lambda net, t, z: net(z), eqx.nn.Linear(2, 2, key=jax.random.key(0)))
+    problem, controller = kp.ODEProblem(f, jnp.ones((1, 2)), [0.0, 0.5, 1.0]), diffrax.PIDController(1e-4, 1e-5)
+    with pytest.raises(TypeError, match="rtol of its own"):
+        kp.solve(problem, stepsize_controller=controller, rtol=1e-9)
+    found = kp.solve(problem, stepsize_controller=controller)
+    assert found.options["rtol"] == 1e-4
+    kp.solve(problem, **found.options)  # as gradient flows do
+
+
+def test_options_of_torchdiffeq_are_a_dict() -> None:
+    with pytest.raises(TypeError, match="dict"):
+        kp.solve(kp.ODEProblem(kp.models.MLPField(2, 3).double(), torch.ones(1, 2).double(), (0.0, 1.0)), options=5)

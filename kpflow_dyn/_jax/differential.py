@@ -51,7 +51,10 @@ class _WithArgs(eqx.Module):
     field: Any
 
     def __call__(self, t: jax.Array, z: jax.Array, *x: jax.Array) -> Any:
-        return self.field(t, z, x[0] if x else None)
+        found = self.field(t, z, x[0] if x else None)
+        if type(found).__name__ == "DiagonalLinearOperator":  # lineax, as diffrax has diagonal noise
+            return found.diagonal
+        return found.as_matrix() if hasattr(found, "as_matrix") else found
 
 
 def drift_and_diffusion(f: Any, g: Any) -> tuple[Any, Any]:

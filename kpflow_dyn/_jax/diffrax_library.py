@@ -113,7 +113,9 @@ def understood_controller(given: dict[str, Any]) -> dict[str, Any]:
     if isinstance(controller, diffrax.StepTo):
         return rest | {"steps": np.asarray(controller.ts)}
     if isinstance(controller, diffrax.PIDController) and dt0 is None:
-        tolerances = {name: float(getattr(controller, name)) for name in ("rtol", "atol")}
+        tolerances = {name: _tolerance(controller, name) for name in ("rtol", "atol")}
+        if other := [name for name, value in tolerances.items() if given.get(name, value) != value]:
+            raise TypeError(f"stepsize_controller has {', '.join(other)} of its own; give one of the two")
         return rest | tolerances | {"controller": controller}
     ways = {
         diffrax.ConstantStepSize: "needs dt0=; or give steps=dt0",
@@ -125,6 +127,13 @@ def understood_controller(given: dict[str, Any]) -> dict[str, Any]:
     }
     way = next((way for kind, way in ways.items() if isinstance(controller, kind)), "is not known; give rtol=, atol=")
     raise TypeError(f"stepsize_controller, a {type(controller).__name__}, {way}, or steps= for steps of your own")
+
+
+def _tolerance(controller: diffrax.PIDController, name: str) -> float:
+    value = np.asarray(getattr(controller, name))
+    if value.ndim:
+        raise TypeError(f"{name} of stepsize_controller has shape {value.shape}, expected one number for all units")
+    return float(value)
 
 
 class _Record(eqx.Module):

@@ -121,7 +121,7 @@ def check_field(problem: ODEProblem) -> None:
     if rate.shape != z0.shape[1:] or rate.dtype != z0.dtype:
         raise ValueError(
             f"f returned {rate.shape} of {rate.dtype}, expected z' {z0.shape[1:]} of {z0.dtype}, like z0[0], as it is "
-            f"called on one trial{advice()}"
+            f"called on one trial{advice() if rate.shape != z0.shape[1:] else ''}"
         )
 
 

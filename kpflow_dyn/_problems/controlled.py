@@ -128,7 +128,7 @@ class Derivative:
 def _rate_of(path: Any, interpolation: str, z0: Array, t: np.ndarray, backend: Backend) -> Any:
     """X'(t) as the input of an ODE."""
     if hasattr(path, "derivative"):
-        return _of_object(path, backend)
+        return _of_object(path, backend, t)
     if path is None or callable(path):
         raise TypeError(
             f"path is {type(path).__name__}, expected samples [trial, time, channel], a pair (times, samples), or an "
@@ -150,9 +150,22 @@ def _rate_of(path: Any, interpolation: str, z0: Array, t: np.ndarray, backend: B
     return Polynomials(like_numpy(times, z0), tuple(like_numpy(np.ascontiguousarray(p), z0) for p in parts), jumps)
 
 
-def _of_object(path: Any, backend: Backend) -> Derivative:
+def _check_covered(times: Any, t: np.ndarray) -> None:
+    """Raise where a path ends before the times do, which interpolations go on from without a word."""
+    if times is None:
+        return
+    known = to_numpy(times).astype(np.float64)
+    low, high, same = known.min(-1).max(), known.max(-1).min(), 1e-6 * np.abs(t).max()
+    if t[0] < low - same or t[-1] > high + same:
+        raise ValueError(
+            f"the path is known from {low:.6g} to {high:.6g}, expected all of t, from {t[0]:.6g} to {t[-1]:.6g}"
+        )
+
+
+def _of_object(path: Any, backend: Backend, t: np.ndarray) -> Derivative:
     """X'(t) of an interpolation: linear ones, by their name, jump at their samples."""
     times = getattr(path, "grid_points", getattr(path, "ts", None))
+    _check_covered(times, t)
     jumps = getattr(path, "jumps", np.zeros(0))
     apart = times is not None and getattr(times, "ndim", 1) == 2
     if times is not None and type(path).__name__.startswith("Linear"):

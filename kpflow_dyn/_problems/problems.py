@@ -14,7 +14,7 @@ from kpflow_dyn._backend import Backend, backend_for, backend_of_state
 from kpflow_dyn._problems.arguments import ROWS, Arguments, arguments_of
 from kpflow_dyn._problems.checks import check_directed_times, check_inputs, check_rows, laid_out_start
 from kpflow_dyn._problems.forms import Form, arguments_for, called_as
-from kpflow_dyn._problems.starts import check_encoded, laid_out_encoded, rows_of_parameter
+from kpflow_dyn._problems.starts import check_encoded, laid_out_encoded, rows_of_parameter, whole_start
 from kpflow_dyn._problems.translations import advice_on
 
 X_AXES, STATE_AXES = "[trial, time, input]", "[trial, time, unit]"
@@ -272,8 +272,8 @@ class ODEProblem(StartedProblem):
     def _laid_out(self) -> tuple[Any, Array]:
         """The layout of the start, and its numbers [trial, unit]."""
         if self.encodes:
-            return laid_out_encoded(self.backend, self.encoder, self.encoded, self.order)
-        layout, z0 = laid_out_start(_whole_start(self.f, self.z0), self.backend, self.order)
+            return laid_out_encoded(self.backend, self.f, self.encoder, self.encoded, self.order)
+        layout, z0 = laid_out_start(whole_start(self.f, self.z0), self.backend, self.order)
         self._take_parameter()
         return layout, z0 if self.encoder is None else rows_of_parameter(self.backend, self.encoder, z0)
 
@@ -328,12 +328,6 @@ class ODEProblem(StartedProblem):
     def is_span(self) -> bool:
         """Whether t is a span (t0, t1) rather than a grid."""
         return len(self.t) == 2
-
-
-def _whole_start(f: Any, z0: Any) -> Any:
-    """The start, that of a sampled loop made whole where it is the plant's alone."""
-    is_plants = hasattr(f, "sampling") and is_array(z0) and z0.ndim == 2 and z0.shape[1] == f.sampling.state
-    return f.start(z0) if is_plants else z0
 
 
 def _check_form_of_hybrid(form: Form, args: Any) -> None:

@@ -38,9 +38,15 @@ def check_encoded(data: Any, trials: int | None = None) -> Array:
     return data
 
 
-def laid_out_encoded(backend: Backend, encoder: Any, data: Array, order: int) -> tuple[Layout, Array]:
+def whole_start(f: Any, z0: Any) -> Any:
+    """The start, that of a sampled loop made whole where it is the plant's alone."""
+    is_plants = hasattr(f, "sampling") and is_array(z0) and z0.ndim == 2 and z0.shape[1] == f.sampling.state
+    return f.start(z0) if is_plants else z0
+
+
+def laid_out_encoded(backend: Backend, f: Any, encoder: Any, data: Array, order: int) -> tuple[Layout, Array]:
     """How the start of an ODE that an encoder gives lies on the units, and its numbers z_0 [trial, unit]."""
-    given = encode(backend, encoder, data)
+    given = whole_start(f, encode(backend, encoder, data))
     try:
         layout, start = laid_out_start(given, backend, order)
     except (TypeError, ValueError) as error:
@@ -94,7 +100,7 @@ def start_map(problem: Any) -> Callable[..., Array] | None:
         if is_array(problem.encoder):
             return _of_all(model.start, trials if chosen is None else len(chosen))
         given = problem.backend.models.encoded(model.start, data if chosen is None else data[chosen])
-        return problem.backend.tracing.flat_start(problem, given)
+        return problem.backend.tracing.flat_start(problem, whole_start(getattr(problem, "f", None), given))
 
     return start
 

@@ -78,8 +78,8 @@ def flow_through_solver(sol: ODESolution, params: Choice, weights: Weights) -> O
     tracing = sol.problem.backend.tracing
     if tracing.ThroughSolver is None:
         raise ValueError(
-            f"the steps of {sol.alg!r} cannot be replayed; solve with a Runge-Kutta method, or linearize with "
-            "sensealg=InterpolatingAdjoint()"
+            f"the steps of {sol.alg!r} cannot be replayed one by one; solve with a Runge-Kutta method such as "
+            "'dopri5', or give steps=, or linearize with sensealg=InterpolatingAdjoint()"
         )
     model = _model(sol, params)
     maps = tracing.ThroughSolver(sol, model)

@@ -192,21 +192,39 @@ def _recording(parameters: Sequence[Tensor], keep: AbstractContextManager[Any]) 
 
 
 def _copies_of(held: Iterable[Any]) -> saved_tensors_hooks:
-    """Graphs that keep copies of a model's tensors and of all constants, which writes to them later do not change."""
+    """Graphs that keep copies of a model's tensors and of all constants, which writes to them later do not change.
+
+    What is written to while the graph is made, is refused where it is read, as autograd does without hooks.
+    """
     own = {place: value for value in held if isinstance(value, Tensor) and (place := _storage(value)) is not None}
     kept: dict[tuple, tuple[Tensor, Tensor]] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> tuple[Tensor, int]:
         if (place := _storage(tensor)) is None or (place not in own and tensor.grad_fn is not None):
-            return tensor.detach()  # a node of the graph that held its own result would never be freed
+            alone = tensor.detach()  # a node of the graph that held its own result would never be freed
+            return alone, _version(alone)
         read = tensor.dtype, tensor.is_conj(), tensor.is_neg(), tensor._version  # one place may be read in many ways
         key = tensor.data_ptr(), tensor.shape, tensor.stride(), *read
         if key not in kept:
             alone = tensor.detach()
             kept[key] = alone, alone.clone()  # while it is held, nothing else lies at its place
-        return kept[key][1]
+        return kept[key][1], _version(kept[key][1])
 
-    return saved_tensors_hooks(pack, lambda tensor: tensor)
+    def unpack(packed: tuple[Tensor, int]) -> Tensor:
+        tensor, version = packed
+        if _version(tensor) != version:
+            raise RuntimeError(
+                "a value that its gradient needs was written to in place afterwards, as in z[:, 1] = w * z[:, 1]; work "
+                "on a copy: y = z.clone(); y[:, 1] = w * z[:, 1]"
+            )
+        return tensor
+
+    return saved_tensors_hooks(pack, unpack)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was written to; 0 of one that does not say."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _storage(tensor: Tensor) -> int | None:

@@ -59,7 +59,10 @@ def ode_library(alg: Any) -> Any:
 def understood(given: dict[str, Any]) -> dict[str, Any]:
     """The `options` of torchdiffeq among those of the package."""
     rest = {name: value for name, value in given.items() if name != "options"}
-    inner = dict(given.get("options") or {})
+    inner = given.get("options") or {}
+    if not isinstance(inner, dict):
+        raise TypeError(f"options is {inner!r}, expected a dict as torchdiffeq has it, such as {{'step_size': 0.1}}")
+    inner = dict(inner)
     for theirs, ours in {"step_size": "steps", "max_num_steps": "max_steps"}.items():
         if theirs in inner:
             rest[ours] = inner.pop(theirs)

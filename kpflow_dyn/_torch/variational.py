@@ -51,7 +51,8 @@ class System:
 
     def join(self, changes: Parameters) -> Tensor:
         """[probe, p]."""
-        return torch.cat([in_pairs(changes[name]).flatten(1) for name in self.parameters], 1)
+        parts = [in_pairs(changes[name]) for name in self.parameters]
+        return torch.cat([part.reshape(len(part), -1) for part in parts], 1)  # of a parameter that is a number, too
 
     @torch.no_grad()
     def solved(self, equation: Callable[..., Tensor], block: Tensor) -> Tensor:

@@ -102,8 +102,8 @@ def _modes(A: np.ndarray, basis: np.ndarray, size: float | None = None) -> list[
 def told(found: list[Mode], names: tuple[str, ...]) -> str:
     """Modes in words; one of each pair of complex ones, and MOST of many."""
     single = [mode for mode in found if mode.value.imag >= -mode.error]
-    words = "; ".join(mode.told(names) for mode in single[:MOST])
-    more = len(single) - MOST
+    each = list(dict.fromkeys(mode.told(names) for mode in single))  # a defective one stands there twice
+    words, more = "; ".join(each[:MOST]), len(each) - MOST
     return words + (f"; and {more} more" if more > 0 else "")
 
 

@@ -14,11 +14,13 @@ from kpflow_dyn._problems.hybrid import HybridSteps, is_moving
 from kpflow_dyn._problems.inputs import jumps_within, sampled, stops_of, take_trials
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn.ode._hybrid_calls import Calls, Steps
-from kpflow_dyn.ode._libraries import Failed, Library, Options
+from kpflow_dyn.ode._libraries import Failed, Library, Options, rate_of
 from kpflow_dyn.ode._options import snapped
 from kpflow_dyn.ode._surfaces import AT_ONCE, Surfaces
 
 SHORTEST = 16  # step of a library, in units of the round-off of the time
+HALVINGS = 20  # of the time to the next mark, where a field has no values behind an event
+FINITE = "finite"  # what a library then says
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ _PARTS = ("t", "end", "before", "reached", "after", "stage_times", "event", "loc
 def solve_hybrid(problem: ODEProblem, method: Method) -> tuple[HybridSteps, dict[str, int]]:
     """The steps of all trials, and counts of what was done; `Failed` names the trials that did not reach the end."""
     alone, runs, failures = is_moving(problem.f), [], {}
+    if alone:
+        _check_apart(problem)
     for trials in groups_of(problem):
         run = _Run(take_trials(problem, trials) if alone else problem, method)
         try:
@@ -81,6 +85,26 @@ def groups_of(problem: ODEProblem) -> list[np.ndarray]:
     return [every[n : n + 1] for n in every] if is_moving(problem.f) else [every]
 
 
+def _check_apart(problem: ODEProblem) -> None:
+    """Raise where trials influence each other, which here are solved one by one."""
+    rows = 1 + 0.01 * np.arange(len(problem.z0))[:, None]  # trials that begin alike would hide it
+    z, t = problem.z0 * like_numpy(rows, problem.z0), like_numpy(np.asarray(problem.t[0]), problem.z0)
+    whole = to_numpy(rate_of(problem)(t, z))
+    for n in range(len(z)):
+        try:
+            alone = to_numpy(rate_of(take_trials(problem, np.array([n])))(t, z[n : n + 1]))[0]
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"the flow fails on one trial alone: {error}. {_APART}") from error
+        if np.abs(alone - whole[n]).max() > 1e3 * eps_of(problem.z0) * np.abs(whole[n]).max():
+            raise ValueError(f"the flow of one trial by itself differs from the same among the others. {_APART}")
+
+
+_APART = (
+    "Trials with events are solved one by one, so they must not influence each other, as means over trials do; numbers "
+    "that a model holds for each trial are inputs x"
+)
+
+
 class _Run:
     """One solve, of trials that have their times in common."""
 
@@ -94,7 +118,7 @@ class _Run:
         self.given = _given_events(problem)
         known = sampled(problem)
         self.x = problem.x if known is None else known
-        self.surfaces = Surfaces(self.model.events, self.calls, eps_of(problem.z0))
+        self.surfaces = Surfaces(self.model.events, self.calls, eps_of(problem.z0), self.end - self.t0)
 
     def run(self) -> None:
         """To the last time."""
@@ -173,6 +197,17 @@ class _Run:
         round_off = SHORTEST * eps_of(self.problem.z0) * max(abs(self.now), abs(time))
         if time - self.now <= round_off and self.calls.tableau is not None:
             return self._one_step(time)
+        for halved in range(HALVINGS):
+            try:
+                return self._steps_to(self.now + (time - self.now) / 2**halved)
+            except Failed as failure:  # perhaps behind an event, that comes first
+                if not self.surfaces.none and halved < HALVINGS - 1 and FINITE in failure.trials[0][0]:
+                    continue
+                raise
+        raise AssertionError
+
+    def _steps_to(self, time: float) -> Steps:
+        """Those of the library from now to this time."""
         problem, (begin, end) = copy.copy(self.problem), self._within(self.now, time)
         problem._set(t=np.array([begin, end]), z0=like_numpy(self.y, self.problem.z0), x=self.x)
         stops = None if self.method.stops is None else problem.t

@@ -14,6 +14,7 @@ from kpflow_dyn._problems.measure import trapezoid
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn.ode._hybrid import Method, groups_of, solve_hybrid
 from kpflow_dyn.ode._hybrid_calls import read_between, taken_anew
+from kpflow_dyn.ode._options import snapped
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Between:
         """Of trials that have their times in common."""
         steps, first = self.steps, trials[0]
         begin, end = steps.t[first], steps.end[first]
+        given = np.unique(end[(steps.event[first] >= 0) & ~steps.located[first]])
+        times = snapped(times, given) if len(given) else times  # one of these has the state behind it
         found = to_numpy(steps.after)[trials][:, np.maximum(np.searchsorted(end, times, side="right") - 1, 0)]
         inside = ~np.isin(times, end)
         if inside.any():

@@ -34,7 +34,8 @@ class Options:
     def given(self) -> dict[str, Any]:
         """By name, as `kp.solve` takes them."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return found if self.controller is not None else {k: v for k, v in found.items() if k != "controller"}
+        controller = found.pop("controller")
+        return found if controller is None else found | {"stepsize_controller": controller}
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,8 +22,9 @@ def options_of(problem: ODEProblem, given: dict[str, Any]) -> Options:
             "events are part of the model: pose kp.ODEProblem(kp.models.Hybrid(f, kp.models.Event(condition, reset)), "
             "z0, t), and read solution.events; a reset that changes nothing is lambda t, z: z"
         )
-    known, given = [field.name for field in dataclasses.fields(Options)], problem.backend.solving.understood(given)
-    if unknown := set(given) - set(known):
+    known, own = [field.name for field in dataclasses.fields(Options)], given.keys() & {"controller"}
+    given = problem.backend.solving.understood(given)
+    if unknown := own | set(given) - set(known):
         listed = ", ".join(name for name in known if name != "controller")
         raise TypeError(
             f"solve got the unknown options {sorted(unknown)}, expected some of {listed}{advice_on(unknown)}"

@@ -20,6 +20,8 @@ LOOKS = 8  # of each step at its dense output
 HALVINGS = 30  # of the first look, where a trial begins on a surface
 ROUND_OFF = 1e3  # of a condition, in units of the dtype's, and of the largest value that it had
 GRAZING = 1e-6  # slope of a condition over a step, in units of its largest value there
+SHORT = 1e-3  # part of a trial: shorter steps, as to a time of the grid, do not say how fast it is
+REST = 100  # slope behind a jump, in units of what rounding makes of it
 AT_ONCE = 64  # events at one time
 
 Steps = dict[str, np.ndarray]
@@ -51,10 +53,10 @@ class Crossing:
 class Surfaces:
     """On which side of each surface a trial is: 1, -1, or 0 where it is on it and has not left it yet."""
 
-    def __init__(self, events: Any, trial: Trial, round_off: float) -> None:
+    def __init__(self, events: Any, trial: Trial, round_off: float, span: float) -> None:
         self.numbers = tuple(n for n, event in enumerate(events) if event.condition is not None)
         self.directions = np.array([events[n].direction for n in self.numbers])
-        self.trial, self.round_off = trial, ROUND_OFF * round_off
+        self.trial, self.round_off, self.span = trial, ROUND_OFF * round_off, span
         self.sides, self.largest = np.zeros(len(self.numbers)), np.zeros(len(self.numbers))
         self.last = np.full(len(self.numbers), -np.inf)
         self.started_on = np.zeros(len(self.numbers), bool)
@@ -79,8 +81,8 @@ class Surfaces:
         flat = states.reshape(1, -1, states.shape[-1])
         c = self.trial.conditions(times.ravel(), flat).reshape(*times.shape, -1)
         _check_finite(c, times)
-        self.largest = np.abs(c).max((0, 1))
         for place in range(len(times)):
+            self.largest = np.maximum(self.largest, np.abs(c[place]).max(0))  # not of what lies behind an event
             if self._may_happen(c[place]) and (found := self._inside(steps, place, c[place])) is not None:
                 return found
         return None
@@ -137,42 +139,57 @@ class Surfaces:
         self.largest = np.maximum(self.largest, np.abs(g).max(0))
         small, sides, found = self.round_off * self.largest, self.sides.copy(), []
         for n in range(len(self.numbers)):
-            for at, side, fires in self._changes(n, g[:, n], small[n], sides, begin):
+            first = 0
+            if sides[n] == 0:
+                sides[n], first = self._side_taken(n, g[:, n], small[n], value, length, begin)
+            for at, side, fires in self._changes(n, g[:, n], sides, first):
                 if fires:
                     low = 0.0 if at == 0 else float(lengths[at - 1])
                     found.append((_root(lambda h, n=n: value(h)[:, n], side, low, float(lengths[at])), n))
                     break
         if not found:
-            self.sides = np.array([self._side_after(n, g[:, n], small[n]) for n in range(len(self.numbers))])
+            self.sides = np.array([_side_after(g[:, n], small[n], self.sides[n]) for n in range(len(self.numbers))])
             return None
         root, n = min(found)
-        self._check_slope(value, n, root, length, begin)
+        if not _slope(lambda h: value(h)[:, n], root, length) > GRAZING * self.largest[n]:
+            raise _failed(f"meets the surface of event {self.numbers[n]} with hardly any speed", begin + root)
         before = lengths < root
         self.sides = np.array(
-            [self._side_after(m, g[before, m], small[m]) if m != n else sides[n] for m in range(len(self.numbers))]
+            [
+                _side_after(g[before, m], small[m], self.sides[m]) if m != n else sides[n]
+                for m in range(len(self.numbers))
+            ]
         )
         return Crossing(self.numbers[n], place, root)
 
-    def _changes(self, n: int, g: np.ndarray, small: float, sides: np.ndarray, begin: float) -> Any:
+    def _side_taken(
+        self, n: int, g: np.ndarray, small: float, value: Values, length: float, begin: float
+    ) -> tuple[float, int]:
+        """The side that a trial takes from a surface, by values g [length], and from where on; raise where it rests.
+
+        The slope says the same. Where it does not, the trial has come back already, between two looks.
+        """
+        away = np.flatnonzero(abs(g) > small)
+        if not len(away):
+            raise _failed(f"stays on the surface of event {self.numbers[n]}, where its condition is zero", begin)
+        side = np.sign(g[away[0]])
+        if self.started_on[n]:
+            self._check_start(n, side, begin)
+            return side, away[0] + 1
+        near = (self.round_off / ROUND_OFF) ** (1 / 3)  # as central differences are most exact
+        shift = near * max(length, SHORT * self.span)
+        before, after = value(np.array([-shift, shift]))[:, n]
+        if not (after - before) / near * side > REST * near**2 * self.largest[n]:
+            raise _failed(f"comes to rest on the surface of event {self.numbers[n]}", begin)
+        return side, away[0] + 1
+
+    def _changes(self, n: int, g: np.ndarray, sides: np.ndarray, first: int) -> Any:
         """Where values g [length] change their side: (place, the side before, whether that is the event)."""
-        first = 0
-        if sides[n] == 0:
-            left = np.flatnonzero(abs(g) > small)
-            if not len(left):
-                raise _failed(f"stays on the surface of event {self.numbers[n]}, where its condition is zero", begin)
-            first, sides[n] = left[0] + 1, np.sign(g[left[0]])
-            if self.started_on[n]:
-                self._check_start(n, sides[n], begin)
         for at in range(first, len(g)):
             if g[at] * sides[n] <= 0:
                 fires = self.directions[n] != sides[n]
                 yield at, sides[n], fires
                 sides[n] = -sides[n]
-
-    def _side_after(self, n: int, g: np.ndarray, small: float) -> float:
-        """The side behind values g [length]: that of the last one that is not zero."""
-        away = g[abs(g) > small]
-        return np.sign(away[-1]) if len(away) else self.sides[n]
 
     def _check_start(self, n: int, side: float, begin: float) -> None:
         self.started_on[n] = False
@@ -181,12 +198,18 @@ class Surfaces:
                 f"begins on the surface of event {self.numbers[n]} and leaves it in the direction of the event", begin
             )
 
-    def _check_slope(self, value: Values, n: int, root: float, length: float, begin: float) -> None:
-        apart = 1e-3 * length
-        g = value(np.array([root - min(apart, root), root + apart]))[:, n]
-        slope = abs(g[1] - g[0]) / (min(apart, root) + apart)
-        if not slope * length > GRAZING * self.largest[n]:
-            raise _failed(f"meets the surface of event {self.numbers[n]} with hardly any speed", begin + root)
+
+def _side_after(g: np.ndarray, small: float, side: float) -> float:
+    """The side behind values g [length]: that of the last one that is not zero."""
+    away = g[abs(g) > small]
+    return np.sign(away[-1]) if len(away) else side
+
+
+def _slope(value: Callable[[np.ndarray], np.ndarray], root: float, length: float) -> float:
+    """How much a condition changes over a step, by its slope where it is zero."""
+    apart = 1e-3 * length
+    before, after = value(np.array([root - min(apart, root), root + apart]))
+    return abs(after - before) / (min(apart, root) + apart) * length
 
 
 def _lengths(sides: np.ndarray, length: float, looks: np.ndarray, value: Values) -> np.ndarray:
