@@ -172,7 +172,7 @@ class Surfaces:
         away = np.flatnonzero(abs(g) > small)
         if not len(away):
             raise _failed(f"stays on the surface of event {self.numbers[n]}, where its condition is zero", begin)
-        side = np.sign(g[away[0]])
+        side = float(np.sign(g[away[0]]))
         if self.started_on[n]:
             self._check_start(n, side, begin)
             return side, away[0] + 1
