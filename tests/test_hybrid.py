@@ -524,9 +524,10 @@ def test_an_analysis_and_a_forecast_of_it() -> None:
     [
         (lambda sol: kp.gradient_flow(sol, lambda z: (z**2).mean(), 0.1), "a gradient flow moves the parameters far"),
         (lambda sol: kp.linearize(sol, sensealg=kp.InterpolatingAdjoint()), "sensitivities jump at events"),
-        (lambda sol: kp.control.linearize_ltv(sol), "there is no linear system z' = A z [+] B u along a hybrid model"),
+        (lambda sol: kp.control.linearize_ltv(sol), "inputs='kicks'"),
+        (lambda sol: kp.control.linearize_ltv(sol, inputs="control"), "needs kp.models.ClosedLoop"),
+        (lambda sol: kp.control.gram(sol, "c", loop="open"), "the closed loop"),
         (lambda sol: kp.control.adjoint(sol, lambda z: z[0]), "along a hybrid model"),
-        (lambda sol: kp.control.gram(sol, "c"), "along a hybrid model"),
         (lambda sol: kp.control.linearize_lti(sol.problem.f, sol.state[0, 0]), "of a hybrid model"),
         (lambda sol: kp.dynamics.fixed_points(sol, starts=3), "fixed points are not searched of a hybrid model"),
         (lambda sol: kp.dynamics.lyapunov_spectrum(sol), "Lyapunov exponents are not computed of a hybrid model"),

@@ -225,3 +225,23 @@ def test_a_loop_with_samples_is_no_cell() -> None:
     loop = kp.models.ClosedLoop(kp.models.Pendulum(), nn.Linear(2, 1).double(), every=0.1)
     with pytest.raises(ValueError, match="ODEProblem"):
         kp.DiscreteProblem(loop, torch.zeros(2, 3, 0).double(), torch.zeros(2, 2).double())
+
+
+def test_what_controls_reach_and_outputs_tell_of_a_sampled_loop() -> None:
+    dt, K = 0.1, np.array([[-1.0, -1.5]])
+    policy = nn.Linear(2, 1, bias=False).double()
+    policy.weight.data = torch.from_numpy(K)
+    loop = kp.models.ClosedLoop(kp.models.DoubleIntegrator(), policy, every=dt)
+    start, times = torch.tensor([[1.0, 0.0], [0.2, -0.4]]).double(), dt * np.arange(6)
+    sol = kp.solve(kp.ODEProblem(loop, start, times), "rk4")
+    plant, pushed = np.array([[1, dt], [0, 1]]), np.array([[dt**2 / 2], [dt]])
+    A = np.block([[plant, pushed], [K @ plant, K @ pushed]])  # of [position, velocity, held control]
+    ltv = kp.control.linearize_ltv(sol)
+    np.testing.assert_allclose(ltv.A.values[:, 1:], np.broadcast_to(A, (2, 5, 3, 3)), atol=1e-12)
+    np.testing.assert_allclose(ltv.B.values[:, 1:], np.broadcast_to(A[:, 2:], (2, 5, 3, 1)), atol=1e-12)
+    powers = [np.linalg.matrix_power(A, k) for k in range(6)]
+    reached = sum(power @ A[:, 2:] @ A[:, 2:].T @ power.T for power in powers[:5])
+    np.testing.assert_allclose(kp.control.gram(sol, "c").W.values[1, -1], reached, atol=1e-12)
+    C = np.array([[1.0, 0.0, 0.0]])
+    told = sum(power.T @ C.T @ C @ power for power in powers)
+    np.testing.assert_allclose(kp.control.gram(sol, "o", C=C).W.values[0, 0], told, atol=1e-12)

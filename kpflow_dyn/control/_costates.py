@@ -13,6 +13,7 @@ from scipy.linalg import expm
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn._backend import Transforms
 from kpflow_dyn._linearize import linearize
+from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn.control._linearisation import along_steps_inputs, linearize_ltv, states_at
@@ -148,6 +149,8 @@ def adjoint(
         raise TypeError(f"adjoint takes the Solution that solve returns, got {type(sol).__name__}")
     if isinstance(sol, DiscreteSolution):
         return _along_steps(sol, cost, terminal, inputs)
+    if isinstance(sol, HybridSolution):
+        raise ValueError("no costates are given along a hybrid model; flow.P.T of its kp.linearize passes them back")
     ltv = linearize_ltv(sol, inputs=inputs, t=t)
     assert isinstance(sol, ODESolution)
     return _along_equation(sol, ltv, cost, terminal, inputs)

@@ -18,6 +18,7 @@ from kpflow_dyn._problems.steps import AcceptedSteps
 from kpflow_dyn._spaces.operators import DENSE_BYTES
 from kpflow_dyn.control._loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_plant
 from kpflow_dyn.control._systems import LTI, LTV, Mesh, ltv_of, output_matrix
+from kpflow_dyn.dynamics._jacobians import step_jacobians
 from kpflow_dyn.models._discrete import is_discrete
 
 JUMPS = (
@@ -126,10 +127,12 @@ def linearize_ltv(
     """The linear system along each trial of a solution, A = D_z f and B = D_u f there.
 
     Args:
-        sol: of an `ODEProblem` or a `DiscreteProblem`.
+        sol: of an `ODEProblem` or a `DiscreteProblem`. Of a hybrid model or a sampled loop the system is in discrete
+            time, from one time of the grid to the next, over all jumps between.
         loop: of a ClosedLoop, "closed" for A of the whole field, "open" for that of its plant under the control held.
         inputs: where inputs enter: "control", a ClosedLoop's u; "x", the problem's x_t; "kicks" to the state, B = 1.
-            The control of a ClosedLoop and x of others when None.
+            The control of a ClosedLoop and x of others when None. The control of a sampled loop is that which the
+            policy gave last, changed behind the time before; take the sampling times as the grid.
         C: the outputs [output, unit], or a Linear layer; all states when None.
         t: the times of an ODE's system [time]; its grid when None, or on a span the ends of the solver's steps. In
             between, A and B are taken at three Gauss points of each of the solver's steps.
@@ -150,9 +153,9 @@ def linearize_ltv(
     """
     if not isinstance(sol, Solution):
         raise TypeError(f"linearize_ltv takes the Solution that solve returns, got {type(sol).__name__}")
-    if isinstance(sol, HybridSolution):
-        refuse_hybrid(sol.problem.f, "there is no linear system z' = A z + B u along", JUMPS)
     C = output_matrix(C, sol.state.shape[-1])
+    if isinstance(sol, HybridSolution):
+        return _along_jumps(sol, inputs, loop, C, t)
     if isinstance(sol, DiscreteSolution):
         if t is not None:
             raise ValueError("a discrete problem has the times of its steps; leave t=None")
@@ -170,6 +173,25 @@ def _along_steps(sol: DiscreteSolution, inputs: str | None, loop: str, C: np.nda
     step = loop_of_cell(sol.problem, inputs, loop)
     A, B = derivatives(step, np.zeros(sol.state.shape[1]), sol.before, sol.problem.x)
     return ltv_of(to_numpy(sol.t).astype(float), A, B, C, np.zeros((len(C), B.shape[-1])), (), dt=1.0)
+
+
+def _along_jumps(sol: HybridSolution, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
+    """From one time of the grid to the next, over all jumps between."""
+    _check_size(sol, 1)
+    sampling = getattr(sol.problem.f, "sampling", None)
+    chosen = inputs or ("control" if sampling is not None else None)
+    if t is not None or loop != "closed" or chosen not in ("control", "kicks"):
+        raise ValueError(
+            f"of a hybrid model there is the closed loop, at the times of its grid, with inputs='kicks' to the state, "
+            f"or inputs='control' of a sampled loop; got loop={loop!r}, inputs={inputs!r}, t={t!r}"
+        )
+    if chosen == "control" and sampling is None:
+        raise ValueError("inputs='control' needs kp.models.ClosedLoop(plant, policy, every=dt); take 'kicks'")
+    A = to_numpy(step_jacobians(sol)).astype(float)
+    B = np.eye(A.shape[-1])[None, None]
+    if chosen == "control":  # what the newest one does until the next time; there is none before the first
+        B = np.concatenate([0 * A[:, :1], A[:, 1:]], 1)[..., -sampling.control :]
+    return ltv_of(sol.t, A, B, C, np.zeros((len(C), B.shape[-1])), (), dt=1.0)
 
 
 def along_steps_inputs(sol: DiscreteSolution, inputs: str | None) -> np.ndarray:
