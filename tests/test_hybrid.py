@@ -5,9 +5,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix
 import pytest
 import torch
 from torch import nn
+from torchdiffeq import odeint_event
 
 import kpflow_dyn as kp
 from kpflow_dyn.models import Event, Hybrid
@@ -578,3 +580,19 @@ def test_events_of_other_libraries_are_named() -> None:
 def test_models_that_do_not_fit_are_refused(call, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_the_time_of_an_event_is_that_of_the_libraries_own() -> None:
+    options = {"rtol": 1e-10, "atol": 1e-12}
+    (time, _), *_ = kp.solve(kp.ODEProblem(ball(), START[:1], GRID), **options).events[0]
+    theirs, _ = odeint_event(
+        fall, START[:1], torch.tensor(0.0).double(), event_fn=lambda t, z: z[0, 0], atol=1e-12, rtol=1e-10
+    )
+    assert float(theirs) == pytest.approx(time, abs=1e-9)
+    ended = diffrax.diffeqsolve(
+        *(diffrax.ODETerm(lambda t, z, _: jnp.stack([z[1], -GRAVITY + 0 * z[1]])), diffrax.Tsit5(), 0.0, 1.0, 0.01),
+        jnp.asarray(START[0].numpy()),
+        stepsize_controller=diffrax.PIDController(**options),
+        event=diffrax.Event(lambda t, z, args, **_: z[0], optimistix.Newton(1e-12, 1e-12)),
+    )
+    assert float(ended.ts[-1]) == pytest.approx(time, abs=1e-9)
