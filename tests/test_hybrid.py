@@ -593,6 +593,6 @@ def test_the_time_of_an_event_is_that_of_the_libraries_own() -> None:
         *(diffrax.ODETerm(lambda t, z, _: jnp.stack([z[1], -GRAVITY + 0 * z[1]])), diffrax.Tsit5(), 0.0, 1.0, 0.01),
         jnp.asarray(START[0].numpy()),
         stepsize_controller=diffrax.PIDController(**options),
-        event=diffrax.Event(lambda t, z, args, **_: z[0], optimistix.Newton(1e-12, 1e-12)),
+        event=diffrax.Event(lambda t, y, args, **_: y[0], optimistix.Newton(1e-12, 1e-12)),
     )
     assert float(ended.ts[-1]) == pytest.approx(time, abs=1e-9)

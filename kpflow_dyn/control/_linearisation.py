@@ -22,8 +22,8 @@ from kpflow_dyn.dynamics._jacobians import step_jacobians
 from kpflow_dyn.models._discrete import is_discrete
 
 JUMPS = (
-    "linearise the field that flows between the jumps; along a solution linearize_ltv gives the system from one time of "
-    "its grid to the next"
+    "linearise the field that flows between the jumps; along a solution linearize_ltv gives the system from one time "
+    "of its grid to the next"
 )
 
 
@@ -189,9 +189,7 @@ def _along_jumps(sol: HybridSolution, inputs: str | None, loop: str, C: np.ndarr
         raise ValueError("inputs='control' needs kp.models.ClosedLoop(plant, policy, every=dt); take 'kicks'")
     A = to_numpy(step_jacobians(sol)).astype(float)
     B = np.eye(A.shape[-1])[None, None]
-    if (
-        sampling is not None and chosen == "control"
-    ):  # what the newest one does until the next time; there is none before the first
+    if sampling is not None and chosen == "control":  # of the newest, until the next time; none before the first
         B = np.concatenate([0 * A[:, :1], A[:, 1:]], 1)[..., -sampling.control :]
     return ltv_of(sol.t, A, B, C, np.zeros((len(C), B.shape[-1])), (), dt=1.0)
 
