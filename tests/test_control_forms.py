@@ -251,7 +251,7 @@ def test_a_mode_on_the_boundary_that_the_cost_does_not_see_is_named(
 
 def test_modes_are_told_by_the_names_of_the_states() -> None:
     loop = LTI([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]], [[0.0], [0.0], [1.0]], names=("x", "v", "tank"))
-    with pytest.raises(ValueError, match=r"at 0, made of v; 0, made of v"):
+    with pytest.raises(ValueError, match=r"at 0, made of v, which"):
         control.lqr(loop, np.eye(3), 1.0)
     with pytest.raises(ValueError, match=r"the mode at 1, made of tank; .* has a real part >= 0"):
         control.gram(loop, "c")
