@@ -140,3 +140,21 @@ def test_an_encoder_gives_the_state_of_the_plant_alone() -> None:
     found = kp.solve(kp.ODEProblem(loop, data, TIMES, encoder=encoder), "rk4")
     torch.testing.assert_close(found.start, loop.start(encoder(data)).detach())
     assert "encoder.weight" in kp.linearize(found).parameters
+
+
+def test_trials_at_rest_are_no_trials_that_influence_each_other() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(20, 20).double()
+    rest = torch.linalg.solve(linear.weight, -linear.bias).detach()  # where the rate is rounding alone
+
+    class Field(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return self.linear(z)
+
+    model = Hybrid(Field(), Event(lambda t, z: z[:, 0] - 1e3, lambda t, z: z))
+    found = kp.solve(kp.ODEProblem(model, rest.expand(3, 20).clone(), TIMES))
+    assert found.events == [[], [], []]

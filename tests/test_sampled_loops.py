@@ -245,3 +245,18 @@ def test_what_controls_reach_and_outputs_tell_of_a_sampled_loop() -> None:
     C = np.array([[1.0, 0.0, 0.0]])
     told = sum(power.T @ C.T @ C @ power for power in powers)
     np.testing.assert_allclose(kp.control.gram(sol, "o", C=C).W.values[0, 0], told, atol=1e-12)
+
+
+def test_a_class_of_ones_own_below_a_cell_is_that_cell() -> None:
+    class Own(nn.LSTMCell):
+        pass
+
+    torch.manual_seed(0)
+    own, readout = Own(2, 3).double(), nn.Linear(3, 1).double()
+    plain = nn.LSTMCell(2, 3).double()
+    plain.load_state_dict(own.state_dict())
+    states = []
+    for cell in (own, plain):
+        loop = kp.models.ClosedLoop(kp.models.Pendulum(), cell, readout=readout, every=0.1)
+        states.append(kp.solve(kp.ODEProblem(loop, torch.ones(2, 2).double(), [0.0, 0.2, 0.4]), "rk4").state)
+    torch.testing.assert_close(*states)

@@ -462,6 +462,8 @@ def test_inputs_that_jump_and_too_few_paths_are_refused() -> None:
         kp.mean_ntk(kp.linearize(kp.solve(torch_problem("euler"))).output(nn.Linear(3, 1).double()))  # type: ignore
     with pytest.raises(TypeError, match="SDEProblem"):
         kp.mean_ntk(kp.linearize(kp.solve(kp.DiscreteProblem(nn.RNNCell(2, 3), torch.zeros(2, 3, 2)))))
+    with pytest.raises(TypeError, match="got int"):
+        kp.mean_ntk(3)  # type: ignore
 
 
 def test_noise_without_parameters_may_be_a_plain_function() -> None:

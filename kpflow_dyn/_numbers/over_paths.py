@@ -155,7 +155,7 @@ def mean_ntk(flow: Flow) -> MeanNTK:
     >>> rank.stderr > 0, modes.stderr.shape
     (True, torch.Size([2]))
     """
-    problem, apart = flow.solution.problem if isinstance(flow, Flow) else None, flow.ntk.apart
+    problem, apart = (flow.solution.problem, flow.ntk.apart) if isinstance(flow, Flow) else (None, None)
     if not isinstance(problem, SDEProblem) or apart is None:
         raise TypeError(
             "mean_ntk takes the flow of the states of an SDEProblem with paths=, got "

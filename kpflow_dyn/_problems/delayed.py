@@ -9,11 +9,11 @@ from kpflow_dyn._arrays import Array, is_array, like_numpy, to_numpy
 from kpflow_dyn._arrays.complex_numbers import is_complex
 from kpflow_dyn._backend import backend_for, backend_of
 from kpflow_dyn._problems.checks import check_forward_times, check_inputs, check_plain_start, jumps_of
-from kpflow_dyn._problems.problems import Problem
+from kpflow_dyn._problems.problems import OverTimes, Problem
 
 
 @dataclass(frozen=True)
-class DDEProblem(Problem):
+class DDEProblem(OverTimes, Problem):
     """A delay differential equation z'(t) = f(t, z(t), (z(t - tau_1), z(t - tau_2), ...)[, x(t)]).
 
     Args:
@@ -69,15 +69,6 @@ class DDEProblem(Problem):
                 f"the history has the parameters {list(learnt)}, and a history is data that does not learn"
             )
         self._set(backend=backend, t=t, delays=delays, x=x, z0=z0)
-
-    @property
-    def data(self) -> Array:
-        return self.z0
-
-    @property
-    def is_span(self) -> bool:
-        """Whether t is a span (t0, t1) rather than a grid."""
-        return len(self.t) == 2
 
     def before(self, times: np.ndarray) -> np.ndarray:
         """The history at times [n], [trial, n, unit]."""

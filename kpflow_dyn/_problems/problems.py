@@ -67,6 +67,23 @@ class Problem:
             object.__setattr__(self, name, value)
 
 
+class OverTimes:
+    """What problems in continuous time share: a start z0, and t, a grid of times or a span."""
+
+    z0: Any
+    t: Any
+
+    @property
+    def data(self) -> Array:
+        """An array that it is posed with."""
+        return self.z0
+
+    @property
+    def is_span(self) -> bool:
+        """Whether t is a span (t0, t1) rather than a grid."""
+        return len(self.t) == 2
+
+
 class StartedProblem(Problem):
     """A problem whose states follow from z_0, which may learn: as a parameter, or by an encoder of data."""
 
@@ -198,7 +215,7 @@ class DiscreteProblem(StartedProblem):
 
 
 @dataclass(frozen=True)
-class ODEProblem(StartedProblem):
+class ODEProblem(OverTimes, StartedProblem):
     """A model in continuous time, z' = f(t, z) or z' = f(t, z, x(t)) from z(t_0) = z0, for each trial.
 
     Args:
@@ -319,15 +336,6 @@ class ODEProblem(StartedProblem):
         (torch.Size([4, 6]), torch.Size([4, 3, 2, 3]))
         """
         return self.form.layout.split(state)
-
-    @property
-    def data(self) -> Array:
-        return self.z0
-
-    @property
-    def is_span(self) -> bool:
-        """Whether t is a span (t0, t1) rather than a grid."""
-        return len(self.t) == 2
 
 
 def _check_form_of_hybrid(form: Form, args: Any) -> None:

@@ -9,13 +9,13 @@ from kpflow_dyn._arrays import Array
 from kpflow_dyn._arrays.complex_numbers import is_complex
 from kpflow_dyn._backend import backend_for
 from kpflow_dyn._problems.checks import check_forward_times, check_inputs, check_plain_start, jumps_of
-from kpflow_dyn._problems.problems import Problem
+from kpflow_dyn._problems.problems import OverTimes, Problem
 
 SDE_TYPES = ("ito", "stratonovich")
 
 
 @dataclass(frozen=True)
-class SDEProblem(Problem):
+class SDEProblem(OverTimes, Problem):
     """A stochastic differential equation dz = f(t, z[, x]) dt + g(t, z[, x]) dW from z(t_0) = z0, on given noise.
 
     The Brownian paths W are data, like inputs: the solution on them is a differentiable function of the parameters, and
@@ -91,15 +91,6 @@ class SDEProblem(Problem):
     def with_model(self, model: Any) -> "SDEProblem":
         """The same problem of another drift and diffusion together."""
         return self.remake(f=model, g=None)
-
-    @property
-    def data(self) -> Array:
-        return self.z0
-
-    @property
-    def is_span(self) -> bool:
-        """Whether t is a span (t0, t1) rather than a grid."""
-        return len(self.t) == 2
 
     @property
     def trials(self) -> np.ndarray:

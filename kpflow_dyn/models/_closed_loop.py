@@ -7,6 +7,7 @@ import numpy as np
 
 from kpflow_dyn._backend import backend_of
 from kpflow_dyn.models._discrete import discrete_loop, is_discrete
+from kpflow_dyn.models._equations import is_lstm
 from kpflow_dyn.models._hybrid import hybrids_of
 from kpflow_dyn.models._sampling import Sampling
 
@@ -117,11 +118,11 @@ def ClosedLoop(
         raise ValueError(f"delay is {delay!r}, expected a time >= 0 in the unit of t, such as 1.5 * every")
     if rate_limit is not None:
         _check_positive("rate_limit", rate_limit)
-    width, parts = _memory(policy, readout, memory)
+    width = _memory(policy, readout, memory)
     bounds = saturation if callable(saturation) or saturation is None else tuple(map(float, saturation))
     if bounds is not None and not callable(bounds) and not (len(bounds) == 2 and bounds[0] < bounds[1]):
         raise ValueError(f"saturation is {saturation!r}, expected (low, high), or a function of the control")
-    sampling = Sampling(float(every), *sizes, width, parts, float(delay), bounds, rate_limit)
+    sampling = Sampling(float(every), *sizes, width, float(delay), bounds, rate_limit)
     return hybrids_of(backend.name).SampledLoop(plant, policy, readout, sampling)
 
 
@@ -132,19 +133,18 @@ def _size(given: int | None, plant: Any, name: str) -> int:
     return size
 
 
-def _memory(policy: Any, readout: Any, memory: int | None) -> tuple[int, int]:
-    """The width of the memory, and of how many arrays a cell has it."""
+def _memory(policy: Any, readout: Any, memory: int | None) -> int:
+    """The width of the memory."""
     hidden: Any = getattr(policy, "hidden_size", None)
     if readout is None:
         if memory is None and hidden is not None:
             raise ValueError(
                 "the policy is a cell, whose h is no control; give readout=, such as Linear(hidden, control)"
             )
-        return memory or 0, 0
+        return memory or 0
     if memory is None and hidden is None:
         raise ValueError("a policy with a readout is a cell; give memory=, the width of its hidden state")
-    parts = 2 if type(policy).__name__ == "LSTMCell" else 1
-    return (memory if memory is not None else parts * int(hidden)), parts
+    return memory if memory is not None else int(hidden) * (2 if is_lstm(policy) else 1)
 
 
 def _check_positive(name: str, value: Any) -> None:

@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from kpflow_dyn._arrays import Array, array_namespace
-from kpflow_dyn.models._equations import checked_control, join
+from kpflow_dyn.models._equations import checked_control, join, of_cell
 
 Function = Callable[..., Any]
 
@@ -39,7 +39,7 @@ def control_of(
         if readout is not None:
             raise ValueError(_no_memory(plant, z))
         return None, policy(seen)
-    found = policy(memory, seen) if readout is None else _of_cell(policy, readout, memory, seen)
+    found = policy(memory, seen) if readout is None else of_cell(policy, readout, memory, seen)
     if not isinstance(found, tuple) or len(found) != 2 or tuple(found[0].shape) != tuple(memory.shape):
         got = [tuple(part.shape) for part in found] if isinstance(found, tuple) else type(found).__name__
         raise ValueError(
@@ -47,16 +47,6 @@ def control_of(
             f"{z.shape[-1]} entries, {plant.state_size} of the plant and {memory.shape[-1]} of the policy's memory"
         )
     return found
-
-
-def _of_cell(cell: Function, readout: Function, memory: Array, seen: Array) -> tuple[Array, Array]:
-    """The memory behind a step of a cell, and what is read of its h; c of an LSTM stands behind h."""
-    if type(cell).__name__ != "LSTMCell":
-        memory = cell(seen, memory)
-        return memory, readout(memory)
-    half = memory.shape[-1] // 2
-    h, c = cell(seen, (memory[..., :half], memory[..., half:]))
-    return array_namespace(h).concat([h, c], axis=-1), readout(h)
 
 
 def _no_memory(plant: Any, z: Array) -> str:

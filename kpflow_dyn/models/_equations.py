@@ -65,6 +65,21 @@ def checked_control(plant: Any, u: Any, z: Array) -> Array:
     return u
 
 
+def is_lstm(cell: Any) -> bool:
+    """Whether a cell of torch or equinox is called on (h, c)."""
+    return any(base.__name__ == "LSTMCell" for base in type(cell).__mro__)
+
+
+def of_cell(cell: Any, readout: Function, memory: Array, seen: Array) -> tuple[Array, Array]:
+    """The memory behind a step of a cell, and what is read of its h; c of an LSTM stands behind h."""
+    if not is_lstm(cell):
+        memory = cell(seen, memory)
+        return memory, readout(memory)
+    half = memory.shape[-1] // 2
+    h, c = cell(seen, (memory[..., :half], memory[..., half:]))
+    return array_namespace(h).concat([h, c], axis=-1), readout(h)
+
+
 def join(z: Array, x_t: Array | None) -> Array:
     """[z, x_t] on the last axis, or z where there is no input."""
     return z if x_t is None else array_namespace(z, x_t).concat([z, x_t], axis=-1)

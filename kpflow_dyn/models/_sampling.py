@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from kpflow_dyn._arrays import Array, array_namespace
-from kpflow_dyn.models._equations import join
+from kpflow_dyn.models._equations import join, of_cell
 from kpflow_dyn.models._events import Event
 
 Function = Callable[..., Any]
@@ -20,8 +20,6 @@ class Sampling:
     Attributes:
         every: the time between samples.
         state, control, memory: how many numbers each has.
-        parts: of how many arrays the memory is a tuple, where the policy is a cell and a readout makes the control of
-            the first of these; 0 for a policy(memory, observation) -> (memory, control).
         delay: how long after its sample a control acts.
         saturation: (low, high), a function of the control, or None.
         rate_limit: of the control per unit of time, or None.
@@ -31,7 +29,6 @@ class Sampling:
     state: int
     control: int
     memory: int = 0
-    parts: int = 0
     delay: float = 0.0
     saturation: Any = None
     rate_limit: float | None = None
@@ -102,8 +99,7 @@ class Sampling:
     def _answer(self, policy: Function, readout: Function | None, memory: Array, seen: Array) -> tuple[Array, Array]:
         """The memory and the control."""
         if readout is not None:
-            memory, first = self._of_cell(policy, memory, seen)
-            control = readout(first)
+            memory, control = of_cell(policy, readout, memory, seen)
         elif self.memory:
             memory, control = policy(memory, seen)
         else:
@@ -111,14 +107,6 @@ class Sampling:
         _check_width("control", control, self.control, seen)
         _check_width("memory", memory, self.memory, seen)
         return memory, control
-
-    def _of_cell(self, cell: Function, memory: Array, seen: Array) -> tuple[Array, Array]:
-        """The memory behind a step of the cell, and its h."""
-        if self.parts == 1:
-            return (found := cell(seen, memory)), found
-        width = self.memory // self.parts
-        found = cell(seen, tuple(memory[..., n * width : (n + 1) * width] for n in range(self.parts)))
-        return array_namespace(seen).concat(list(found), axis=-1), found[0]
 
     def _limited(self, control: Array, before: Array) -> Array:
         xp = array_namespace(control)
