@@ -28,6 +28,36 @@ def in_form(f: Any, form: Form, args: tuple) -> InForm:
     return InForm(f, args, form)
 
 
+class Through(eqx.Module):
+    """function(model, ...) with the parameters of the model, which have the same names."""
+
+    model: Any
+    function: Any = eqx.field(static=True)
+
+    def __call__(self, *args: Any) -> jax.Array:
+        """The function's value."""
+        return self.function(self.model, *args)
+
+
+class HybridThrough(Through):
+    """The same of a hybrid model, whose events the function changes as well."""
+
+    @property
+    def events(self) -> Any:
+        """Those of the model, each as function.event gives it."""
+        return tuple(map(self.function.event, self.model.events))
+
+    @property
+    def max_events(self) -> int:
+        """How many may happen in a trial."""
+        return self.model.max_events
+
+
+def through(model: Any, function: Any) -> Through:
+    """A model function(model, ...), with the same parameters."""
+    return (HybridThrough if hasattr(model, "max_events") else Through)(model, function)
+
+
 def field_of(f: Any) -> Any:
     """The field as its user wrote it, also of diffrax's ODETerm; the sum of several of these."""
     if isinstance(f, InForm):

@@ -18,6 +18,7 @@ from kpflow_dyn._jax.differential import controlled as controlled
 from kpflow_dyn._jax.differential import drift_and_diffusion as drift_and_diffusion
 from kpflow_dyn._jax.forms import field_of as field_of
 from kpflow_dyn._jax.forms import in_form as in_form
+from kpflow_dyn._jax.forms import through as through
 from kpflow_dyn._jax.starts import Started
 from kpflow_dyn._jax.starts import carries_gradient as carries_gradient
 from kpflow_dyn._jax.starts import encoded as encoded

@@ -125,6 +125,38 @@ def in_form(f: Any, form: Form, args: tuple) -> Any:
     return InForm(f, form, args)
 
 
+class Through(nn.Module):
+    """function(model, ...) with the parameters of the model, which have the same names."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        vars(self).update(call=model, function=function)  # no modules of this one
+        self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
+        self.training = model.training
+
+    def forward(self, *args: Any) -> Tensor:
+        return self.function(self.call, *args)
+
+
+class HybridThrough(Through):
+    """The same of a hybrid model, whose events the function changes as well."""
+
+    @property
+    def events(self) -> Any:
+        """Those of the model, each as function.event gives it."""
+        return tuple(map(self.function.event, self.call.events))
+
+    @property
+    def max_events(self) -> int:
+        """How many may happen in a trial."""
+        return self.call.max_events
+
+
+def through(model: nn.Module, function: Any) -> Through:
+    """A model function(model, ...), with the same parameters."""
+    return (HybridThrough if hasattr(model, "max_events") else Through)(model, function)
+
+
 def _tensors_in(args: Any) -> Iterator[Tensor]:
     """The tensors of a pytree, and those of its modules."""
     for leaf in tree_leaves(args):

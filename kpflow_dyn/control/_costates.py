@@ -16,6 +16,7 @@ from kpflow_dyn._linearize import linearize
 from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
+from kpflow_dyn.control._forms import real
 from kpflow_dyn.control._linearisation import along_steps_inputs, linearize_ltv, states_at
 from kpflow_dyn.control._loops import Loop, loop_of_cell, loop_of_field, rows_of
 from kpflow_dyn.control._magnus import magnus, transposed
@@ -71,7 +72,7 @@ class QuadraticCost:
 
 
 def _target(values: Any, what: str, axis: str, n: int) -> np.ndarray:
-    target = np.zeros(n) if values is None else np.asarray(values, np.float64)
+    target = np.zeros(n) if values is None else real(values, what)
     if target.shape != (n,):
         raise ValueError(f"{what} has shape {target.shape}, expected [{axis}] = ({n},)")
     return target

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from kpflow_dyn.control._forms import real
 from kpflow_dyn.control._systems import LTI, as_system
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def frequency_response(system: Any, omega: Any = None) -> FrequencyResponse:
     array([1.    , 0.7071])
     """
     system = as_system(system)
-    frequencies = some_frequencies(system) if omega is None else np.asarray(omega, np.float64)
+    frequencies = some_frequencies(system) if omega is None else real(omega, "omega")
     frequencies = frequencies[None] if frequencies.ndim == 0 else frequencies
     if frequencies.ndim != 1 or not frequencies.size or not (np.isfinite(frequencies) & (frequencies >= 0)).all():
         raise ValueError(f"omega has shape {frequencies.shape}, expected finite frequencies [omega] >= 0")

@@ -16,7 +16,15 @@ from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Soluti
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.steps import AcceptedSteps
 from kpflow_dyn._spaces.operators import DENSE_BYTES
-from kpflow_dyn.control._loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_plant
+from kpflow_dyn.control._loops import (
+    Loop,
+    derivatives,
+    is_closed_loop,
+    is_stepped_loop,
+    loop_of_cell,
+    loop_of_field,
+    loop_of_plant,
+)
 from kpflow_dyn.control._systems import LTI, LTV, Mesh, ltv_of, output_matrix
 from kpflow_dyn.dynamics._jacobians import step_jacobians
 from kpflow_dyn.models._discrete import is_discrete
@@ -129,10 +137,12 @@ def linearize_ltv(
     Args:
         sol: of an `ODEProblem` or a `DiscreteProblem`. Of a hybrid model or a sampled loop the system is in discrete
             time, from one time of the grid to the next, over all jumps between.
-        loop: of a ClosedLoop, "closed" for A of the whole field, "open" for that of its plant under the control held.
+        loop: of a ClosedLoop, "closed" for A of the whole field, "open" for that of its plant under the control held:
+            the states are those of the plant alone, without a memory of the policy and the like.
         inputs: where inputs enter: "control", a ClosedLoop's u; "x", the problem's x_t; "kicks" to the state, B = 1.
             The control of a ClosedLoop and x of others when None. The control of a sampled loop is that which the
-            policy gave last, changed behind the time before; take the sampling times as the grid.
+            policy gave last, changed behind the time before; with loop="open" that which acts on the plant, held from
+            one time to the next. Take the sampling times as the grid.
         C: the outputs [output, unit], or a Linear layer; all states when None.
         t: the times of an ODE's system [time]; its grid when None, or on a span the ends of the solver's steps. In
             between, A and B are taken at three Gauss points of each of the solver's steps.
@@ -153,7 +163,7 @@ def linearize_ltv(
     """
     if not isinstance(sol, Solution):
         raise TypeError(f"linearize_ltv takes the Solution that solve returns, got {type(sol).__name__}")
-    C = output_matrix(C, sol.state.shape[-1])
+    C = output_matrix(C, _seen_units(sol, loop))
     if isinstance(sol, HybridSolution):
         return _along_jumps(sol, inputs, loop, C, t)
     if isinstance(sol, DiscreteSolution):
@@ -168,11 +178,21 @@ def linearize_ltv(
     return _along_equation(sol, inputs, loop, C, t)
 
 
+def _seen_units(sol: Solution, loop: str) -> int:
+    """How many states the system has: of an open loop those of its plant."""
+    model, units = getattr(sol.problem, "cell", getattr(sol.problem, "f", None)), int(sol.state.shape[-1])
+    if loop != "open":
+        return units
+    if is_stepped_loop(model):
+        return int(model.plant.state_size)
+    return int(model.sampling.state) if hasattr(model, "sampling") else units
+
+
 def _along_steps(sol: DiscreteSolution, inputs: str | None, loop: str, C: np.ndarray) -> LTV:
     _check_size(sol, 1)
     step = loop_of_cell(sol.problem, inputs, loop)
     A, B = derivatives(step, np.zeros(sol.state.shape[1]), sol.before, sol.problem.x)
-    return ltv_of(to_numpy(sol.t).astype(float), A, B, C, np.zeros((len(C), B.shape[-1])), (), dt=1.0)
+    return ltv_of(to_numpy(sol.t).astype(float), A, B, C, np.zeros((len(C), B.shape[-1])), step.names, dt=1.0)
 
 
 def _along_jumps(sol: HybridSolution, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
@@ -180,18 +200,34 @@ def _along_jumps(sol: HybridSolution, inputs: str | None, loop: str, C: np.ndarr
     _check_size(sol, 1)
     sampling = getattr(sol.problem.f, "sampling", None)
     chosen = inputs or ("control" if sampling is not None else None)
-    if t is not None or loop != "closed" or chosen not in ("control", "kicks"):
+    if t is not None or chosen not in ("control", "kicks") or (sampling is None and loop != "closed"):
         raise ValueError(
             f"of a hybrid model there is the closed loop, at the times of its grid, with inputs='kicks' to the state, "
-            f"or inputs='control' of a sampled loop; got loop={loop!r}, inputs={inputs!r}, t={t!r}"
+            f"or of a sampled loop inputs='control' and loop='open' as well; got loop={loop!r}, inputs={inputs!r}, "
+            f"t={t!r}"
         )
     if chosen == "control" and sampling is None:
         raise ValueError("inputs='control' needs kp.models.ClosedLoop(plant, policy, every=dt); take 'kicks'")
     A = to_numpy(step_jacobians(sol)).astype(float)
-    B = np.eye(A.shape[-1])[None, None]
+    B, names = np.eye(A.shape[-1])[None, None], ()
     if sampling is not None and chosen == "control":  # of the newest, until the next time; none before the first
         B = np.concatenate([0 * A[:, :1], A[:, 1:]], 1)[..., -sampling.control :]
-    return ltv_of(sol.t, A, B, C, np.zeros((len(C), B.shape[-1])), (), dt=1.0)
+    if sampling is not None and loop == "open":
+        A, B, names = _of_plant(sol, A, chosen)
+    return ltv_of(sol.t, A, B, C, np.zeros((len(C), B.shape[-1])), names, dt=1.0)
+
+
+def _of_plant(sol: HybridSolution, A: np.ndarray, inputs: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The plant of a sampled loop from one time of the grid to the next, under a control that is held in between."""
+    plant, sampling = sol.problem.f.plant, sol.problem.f.sampling
+    moved, units, first = A[..., : sampling.state, :], sampling.state, sampling.state + sampling.memory
+    B = np.eye(units)[None, None]
+    if inputs == "control":
+        parts = 1 + (sampling.delayed[1] > 0)  # where a control acts between two samples, that before it as well
+        held = [moved[..., first + i * sampling.control :][..., : sampling.control] for i in range(parts)]
+        B = sum(held[1:], held[0])
+        B = np.concatenate([0 * B[:, :1], B[:, 1:]], 1)
+    return moved[..., :units], B, tuple(getattr(plant, "state_names", ()))
 
 
 def along_steps_inputs(sol: DiscreteSolution, inputs: str | None) -> np.ndarray:

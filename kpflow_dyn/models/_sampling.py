@@ -34,7 +34,7 @@ class Sampling:
     rate_limit: float | None = None
 
     @property
-    def _delayed(self) -> tuple[int, float]:
+    def delayed(self) -> tuple[int, float]:
         """Whole samples of the delay, and the time that is left."""
         samples = self.delay / self.every
         whole = int(samples + ROUND_OFF)
@@ -43,7 +43,7 @@ class Sampling:
     @property
     def waiting(self) -> int:
         """How many controls wait."""
-        whole, rest = self._delayed
+        whole, rest = self.delayed
         return whole + (rest > 0)
 
     @property
@@ -54,7 +54,7 @@ class Sampling:
     def events(self, policy: Function, readout: Function | None) -> tuple[Event, ...]:
         """The samples, and where the delay is no number of samples, when their controls act."""
         sample = Event(reset=partial(self._sampled, policy, readout), every=self.every)
-        rest = self._delayed[1]
+        rest = self.delayed[1]
         return (sample, Event(reset=self._acting, every=self.every, offset=rest)) if rest else (sample,)
 
     def flow(self, plant: Function, z: Array) -> Array:
@@ -76,6 +76,13 @@ class Sampling:
             found.append(xp.broadcast_to(values, (*z0.shape[:-1], width)))
         return xp.concat(found, axis=-1)
 
+    def after_sample(
+        self, policy: Function, readout: Function | None, seen: Array, memory: Array, before: Array
+    ) -> tuple[Array, Array]:
+        """The memory behind a sample of [plant, x], and its control, from those before."""
+        memory, control = self._answer(policy, readout, memory, seen)
+        return memory, self._limited(control, before)
+
     def _parts(self, z: Array) -> tuple[Array, Array, Array, Array]:
         first, second = self.state, self.state + self.memory
         third = second + self.control
@@ -86,10 +93,9 @@ class Sampling:
     ) -> Array:
         """The state behind a sample: the policy's new memory, and its control held or waiting."""
         state, memory, held, waiting = self._parts(z)
-        memory, control = self._answer(policy, readout, memory, join(state, x))
-        before = waiting[..., -self.control :] if self.waiting else held
-        parts = [state, memory, *([held, waiting[..., self.control :]] if self._delayed[1] else [waiting])]
-        return _joined([*parts, self._limited(control, before)])
+        memory, control = self.after_sample(policy, readout, join(state, x), memory, z[..., -self.control :])
+        parts = [state, memory, *([held, waiting[..., self.control :]] if self.delayed[1] else [waiting])]
+        return _joined([*parts, control])
 
     def _acting(self, _t: Array, z: Array, _x: Array | None = None) -> Array:
         """The state behind the time at which the oldest control acts."""
