@@ -77,7 +77,7 @@ class Models(Protocol):
     in_form        in_form(f, form, args): a field as its user wrote it as one f(t, z, ...) of real states
                    [..., unit], by a `kpflow_dyn._problems.forms.Form`; its parameters are those of f, args have none.
     through        through(model, function): a model function(model, ...) with the parameters of the model, by the same
-                   names; of a hybrid one with the events function.event(event).
+                   names; where the function has a method `event`, a hybrid one with the events function.event(event).
     field_of       The field as its user wrote it, of one that was made so; and of a term of diffrax.
     controlled     The field f(t, z) [unit, channel] of a CDE as f(t, z, X') of an ODE; its parameters are those of f.
     drift_and_diffusion

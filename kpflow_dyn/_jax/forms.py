@@ -54,8 +54,8 @@ class HybridThrough(Through):
 
 
 def through(model: Any, function: Any) -> Through:
-    """A model function(model, ...), with the same parameters."""
-    return (HybridThrough if hasattr(model, "max_events") else Through)(model, function)
+    """A model function(model, ...), with the same parameters; a hybrid one where the function has events."""
+    return (HybridThrough if hasattr(function, "event") else Through)(model, function)
 
 
 def field_of(f: Any) -> Any:

@@ -153,8 +153,8 @@ class HybridThrough(Through):
 
 
 def through(model: nn.Module, function: Any) -> Through:
-    """A model function(model, ...), with the same parameters."""
-    return (HybridThrough if hasattr(model, "max_events") else Through)(model, function)
+    """A model function(model, ...), with the same parameters; a hybrid one where the function has events."""
+    return (HybridThrough if hasattr(function, "event") else Through)(model, function)
 
 
 def _tensors_in(args: Any) -> Iterator[Tensor]:

@@ -77,10 +77,21 @@ def linearize_lti(
     z, dt = _vector(z, "z", "[unit]"), _step_length(model, dt)
     x = None if u is None else _vector(u, "u", "[input]")
     whole = _loop_at(model, backend_for(z, "z", "[unit]"), dt, inputs, loop, x is not None)
+    return _at_rest(whole, z, x, output_matrix(C, len(z)), dt, t, tol)
+
+
+def plant_at_rest(plant: Any, backend: Backend, z: Array, u: Array, dt: float | None) -> LTI:
+    """The same of a plant(z, u), or with `dt` of one that has a step."""
+    return _at_rest(loop_of_plant(plant, backend, None, "closed", True), z, u, None, dt)
+
+
+def _at_rest(
+    whole: Loop, z: Array, x: Array | None, C: np.ndarray | None, dt: float | None, t: float = 0.0, tol: float = 1e-6
+) -> LTI:
     _check_rest(_value(whole, z, x, t), z, dt, tol)
     row = None if x is None else x[None, None]
     A, B = derivatives(whole, np.array([t]), z[None, None], row)
-    return LTI(A[0, 0], B[0, 0], output_matrix(C, len(z)), dt=dt, names=whole.names)
+    return LTI(A[0, 0], B[0, 0], C, dt=dt, names=whole.names)
 
 
 def _step_length(model: Any, dt: float | None) -> float | None:
@@ -258,7 +269,7 @@ def check_forward(sol: ODESolution) -> None:
         )
 
 
-def states_at(sol: ODESolution, times: np.ndarray) -> tuple[np.ndarray, Array, Array | None]:
+def states_at(sol: Any, times: np.ndarray) -> tuple[np.ndarray, Array, Array | None]:
     """Times [n] with the states and inputs there, by the solver's dense output."""
     every = np.broadcast_to(times, (len(sol.state), len(times)))
     return times, sol(times), inputs_at(sol.problem, every)

@@ -124,11 +124,11 @@ def _loop(call: Function, model: Any, backend: Backend, inputs: str | None, loop
     plant, policy = model.plant, one_trial(lambda z, x: model.policy(join(z, x)))
     names, units = tuple(getattr(plant, "state_names", ())), None
     if is_discrete(plant):
-        plant, policy, units = one_trial(plant.step), one_trial(partial(_remembering, model)), plant.state_size
+        plant, policy, units = one_trial(plant.step), one_trial(partial(remembering, model)), plant.state_size
     return Loop(backend, one_trial(call), plant, policy, chosen, loop == "open", names, units)
 
 
-def _remembering(model: Any, z: Array, x: Array) -> Array:
+def remembering(model: Any, z: Array, x: Array) -> Array:
     """[memory, u] of a policy in discrete time."""
     memory, u = control_of(model.plant, model.policy, model.readout, z, x)
     return u if memory is None else array_namespace(z).concat([memory, u], axis=-1)
@@ -154,7 +154,7 @@ def derivatives(loop: Loop, t: np.ndarray, z: Array, x: Array | None, of_state: 
     """
     rows, (seen, *data) = rows_of(loop, t, z, x)
     try:
-        return _jacobians(loop.backend.transforms, loop.row, [*rows, seen, *data], of_state)
+        return jacobians(loop.backend.transforms, loop.row, [*rows, seen, *data], of_state)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"the model cannot be differentiated row by row, by vmap and forward mode: {error}. A custom derivative "
@@ -171,7 +171,7 @@ def rows_of(loop: Loop, t: np.ndarray, z: Array, x: Array | None) -> tuple[list[
     return [times, moved, like_numpy(np.zeros((*z.shape[:2], width)), z)], [z, *data]
 
 
-def _jacobians(of: Transforms, row: Function, rows: list[Array], of_state: bool) -> tuple[np.ndarray, ...]:
+def jacobians(of: Transforms, row: Function, rows: list[Array], of_state: bool) -> tuple[np.ndarray, ...]:
     """The derivatives of row(t, z, v, ...) [out] in z and in v, at rows [trial, time, ...], float64."""
     like = rows[1]
 

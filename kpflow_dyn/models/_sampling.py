@@ -51,6 +51,12 @@ class Sampling:
         """How many numbers the state has."""
         return self.state + self.memory + self.control * (1 + self.waiting)
 
+    @property
+    def of_held(self) -> slice:
+        """Where the held control is in the state."""
+        first = self.state + self.memory
+        return slice(first, first + self.control)
+
     def events(self, policy: Function, readout: Function | None) -> tuple[Event, ...]:
         """The samples, and where the delay is no number of samples, when their controls act."""
         sample = Event(reset=partial(self._sampled, policy, readout), every=self.every)
