@@ -128,6 +128,9 @@ def in_form(f: Any, form: Form, args: tuple) -> Any:
 class Through(nn.Module):
     """function(model, ...) with the parameters of the model, which have the same names."""
 
+    call: Any
+    function: Any
+
     def __init__(self, model: nn.Module, function: Callable[..., Tensor]) -> None:
         super().__init__()
         vars(self).update(call=model, function=function)  # no modules of this one

@@ -13,11 +13,11 @@ import xarray as xr
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.parameters import with_values
-from kpflow_dyn.control._costates import Cost, QuadraticCost
+from kpflow_dyn.control._costates import Cost, QuadraticCost, again
 from kpflow_dyn.control._gramians import gram
 from kpflow_dyn.control._learnable import by_parameter, leading, learnable_gramian, sensitivity, share
 from kpflow_dyn.control._margins import worst_disk
-from kpflow_dyn.control._steered import Opened, Steered, again, steered
+from kpflow_dyn.control._steered import Opened, Steered, steered
 from kpflow_dyn.control._systems import coordinates
 from kpflow_dyn.control._yardstick import excess_of_modes, is_stable, margins_of, regulated, rest_of, yardstick
 
@@ -248,6 +248,7 @@ class _Asked:
         units = loop.units
         costs, gap, F = (np.full(shape, np.nan) for shape in ((trials,), (trials, times), (inputs, units)))
         K, distance, poles = F, np.nan, np.full(units, np.nan) + 0j
+        slowest = poles
         parts, shares = np.full(units, np.nan), np.full((units, units), np.nan)
         try:
             found = yardstick(loop)
@@ -255,7 +256,7 @@ class _Asked:
             self.notes.append(f"no regulator to compare with: {error}")
         else:
             assert isinstance(cost, QuadraticCost)
-            K, distance = found.regulator.K, found.gain_distance
+            K, distance, slowest = found.regulator.K, found.gain_distance, found.regulator.eigenvalues.astype(complex)
             costs = regulated(loop, K)
             z = loop.z - cost.target
             off = loop.u - cost.u_target + z @ K.T
@@ -275,6 +276,7 @@ class _Asked:
             "cost_ratio": (("trial",), loop.costates.cost.values / costs),
             "policy_gain": (("input", "unit"), F),
             "regulator_gain": (("input", "unit"), K),
+            "regulator_pole": (("loop_mode",), slowest),
             "gain_distance": ((), distance),
             "control_gap": (("trial", "time"), gap),
             "excess": (("loop_mode",), parts),

@@ -12,11 +12,12 @@ from scipy.linalg import expm
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, Transforms
-from kpflow_dyn._flows.flow import RecurrentFlow
+from kpflow_dyn._flows.flow import Flow, RecurrentFlow
 from kpflow_dyn._linearize import linearize
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.measure import gauss_points
+from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._solve import solve
 from kpflow_dyn.control._beside import Arguments, beside_cost, with_control
@@ -206,13 +207,13 @@ class Swept(NamedTuple):
 
     costates: Costates
     whole: np.ndarray  # [trial, time, unit of the flow]
-    flow: RecurrentFlow
+    flow: Flow
 
 
 def along_loop(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None, params: Choice = None) -> Swept:
     """Of a closed loop in discrete time, with its control beside its state."""
     problem, units = with_control(sol.problem)
-    flow = linearize(solve(problem), params=params)
+    flow = _flow_of(solve(problem), params)
     state, plant = flow.solution.state, sol.problem.cell.plant.state_size
     values, slopes = _at_rows(problem.backend, cost, state[..., :plant], state[..., units:])
     last, end = _terminal(terminal, state[:, -1:, :plant], problem.backend.transforms)
@@ -236,19 +237,20 @@ def along_jumps(
     sampled: bool = False,
     params: Choice = None,
 ) -> Swept:
-    """Of a hybrid model or a sampled loop; its integral is a state beside the others, a sum one of states at the grid."""
+    """Of a hybrid model or a sampled loop; an integral is a state beside the others, a sum one of states at the grid."""
     model, problem, units = sol.problem.f, sol.problem, int(sol.state.shape[-1])
     held, steers = hasattr(model, "sampling"), is_closed_loop(getattr(model, "flow", None)) and not sampled
     chosen = inputs or ("control" if held or steers else "kicks")
     if t is not None or chosen not in (("control", "kicks") if held or steers else ("kicks",)):
         raise ValueError(
-            "along jumps there are costates at the times of the grid, with inputs='kicks' to the state, or "
-            f"inputs='control' of a ClosedLoop (with sampled=True of one that is sampled); got inputs={inputs!r}, t={t!r}"
+            "along jumps there are costates at the times of the grid, with inputs='kicks' to the state, or with "
+            "inputs='control' of a ClosedLoop (of one that is sampled, where sampled=True); got "
+            f"inputs={inputs!r}, t={t!r}"
         )
     arguments, of = Arguments(chosen == "control"), problem.backend.transforms
     summed = sampled or cost is None
-    flow = linearize(sol if summed else solve(beside_cost(problem, cost, arguments.has_control), sol.alg, **sol.options),
-                     params=params)  # fmt: skip
+    solved = sol if summed else again(sol, beside_cost(problem, cost, arguments.has_control))
+    flow = _flow_of(solved, params)
     state = flow.solution.state
     seen = model.sampling.state if held and arguments.has_control else units
     last, end = _terminal(terminal, state[:, -1:, :seen], of)
@@ -270,6 +272,17 @@ def along_jumps(
     if arguments.has_control:
         gradient = costates[..., -model.sampling.control :] if held else _pushed(sol, cost, costates)
     return Swept(_labelled(sol.t, (), costates, gradient, to_go[:, 0], to_go), whole, flow)
+
+
+def again(sol: Any, problem: Any) -> Any:
+    """Another problem, solved as this solution was."""
+    return solve(problem) if isinstance(problem, DiscreteProblem) else solve(problem, sol.alg, **sol.options)
+
+
+def _flow_of(sol: Any, params: Choice) -> RecurrentFlow:
+    flow = linearize(sol, params=params)
+    assert isinstance(flow, RecurrentFlow)
+    return flow
 
 
 def _pushed(sol: HybridSolution, cost: Cost | None, costates: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ EXPECTED = (
 
 def real(values: Any, what: str) -> np.ndarray:
     """A float64 array of any array; a ValueError where it has an imaginary part, which would be lost."""
-    array = np.array(to_numpy(values))
+    array: Any = np.array(to_numpy(values))
     if np.iscomplexobj(array):
         if array.imag.any():
             raise ValueError(

@@ -191,7 +191,8 @@ def linearize_ltv(
 
 def _seen_units(sol: Solution, loop: str) -> int:
     """How many states the system has: of an open loop those of its plant."""
-    model, units = getattr(sol.problem, "cell", getattr(sol.problem, "f", None)), int(sol.state.shape[-1])
+    model: Any = getattr(sol.problem, "cell", getattr(sol.problem, "f", None))
+    units = int(sol.state.shape[-1])
     if loop != "open":
         return units
     if is_stepped_loop(model):

@@ -2,8 +2,8 @@
 
     row(t, z, v, seen, x)    with v added to the control, to x, or to the velocity (the next state)
 
-The control of a closed loop is policy(seen, x): seen = z closes the loop, and a copy of z leaves it open. Then z and the
-velocity (the next state) are those of the plant alone, without a memory of the policy.
+The control of a closed loop is policy(seen, x): seen = z closes the loop, and a copy of z leaves it open. Then z and
+the velocity (the next state) are those of the plant alone, without a memory of the policy.
 """
 
 from collections.abc import Callable
@@ -111,7 +111,7 @@ def loop_of_plant(plant: Any, backend: Backend, inputs: str | None, loop: str, h
     """A plant(z, u) on one trial, whose control is x."""
     _check(inputs, loop, False, has_x)
     names = tuple(getattr(plant, "state_names", ()))
-    call = backend.tracing.on_one_trial(plant.step) if is_discrete(plant) else plant
+    call = backend.tracing.on_one_trial(plant.step if is_discrete(plant) else plant)
     return Loop(backend, lambda t, z, u: call(z, u), None, None, inputs or "x", False, names)
 
 
@@ -121,10 +121,10 @@ def _loop(call: Function, model: Any, backend: Backend, inputs: str | None, loop
     chosen = inputs or ("control" if closed else "x")
     if not closed:
         return Loop(backend, one_trial(call), None, None, chosen, False, ())
-    plant, policy = model.plant, one_trial(lambda z, x: model.policy(join(z, x)))
-    names, units = tuple(getattr(plant, "state_names", ())), None
+    plant, policy, units = model.plant, lambda z, x: model.policy(join(z, x)), None
     if is_discrete(plant):
-        plant, policy, units = one_trial(plant.step), one_trial(partial(remembering, model)), plant.state_size
+        plant, policy, units = plant.step, partial(remembering, model), plant.state_size
+    names, plant, policy = tuple(getattr(model.plant, "state_names", ())), one_trial(plant), one_trial(policy)
     return Loop(backend, one_trial(call), plant, policy, chosen, loop == "open", names, units)
 
 

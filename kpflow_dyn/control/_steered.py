@@ -23,7 +23,7 @@ from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution
 from kpflow_dyn._solve import solve
 from kpflow_dyn.control._beside import AtRest
-from kpflow_dyn.control._costates import Cost, Costates, QuadraticCost, Swept, adjoint, along_jumps, along_loop
+from kpflow_dyn.control._costates import Cost, Costates, QuadraticCost, Swept, adjoint, again, along_jumps, along_loop
 from kpflow_dyn.control._linearisation import linearize_ltv, mesh_edges, plant_at_rest
 from kpflow_dyn.control._loops import is_closed_loop, is_stepped_loop, jacobians, remembering
 from kpflow_dyn.control._regulators import Regulator, dlqr, lqr
@@ -52,11 +52,6 @@ def steered(sol: Any, cost: Cost, terminal: Cost | None, params: Choice) -> Stee
     raise TypeError(
         f"analyze takes the solution of an ODEProblem or a DiscreteProblem of a ClosedLoop, got {type(sol).__name__}"
     )
-
-
-def again(sol: Any, problem: Any) -> Any:
-    """Another problem, solved as this solution was."""
-    return solve(problem) if isinstance(problem, DiscreteProblem) else solve(problem, sol.alg, **sol.options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -414,7 +409,7 @@ class Sampled(Steered):
     def regulator(self, at: LTI, cost: QuadraticCost) -> tuple[Regulator, np.ndarray]:
         """Of the plant between samples and of the integral of its cost there, both exactly."""
         phi, held = _held(at.A, at.B, self.dt)
-        weights, units = _weights_held(at.A, at.B, block_diag(cost.Q, cost.R), self.dt), self.units
+        weights, units = _weights_held(at.A, at.B, np.asarray(block_diag(cost.Q, cost.R)), self.dt), self.units
         Q, N, R = weights[:units, :units], weights[:units, units:], weights[units:, units:]
         found = dlqr(LTI(phi, held, dt=self.dt, names=at.names), Q, R, N)
         return found, R + held.T @ found.X @ held
