@@ -529,7 +529,7 @@ def test_an_analysis_and_a_forecast_of_it() -> None:
         (lambda sol: kp.control.linearize_ltv(sol), "inputs='kicks'"),
         (lambda sol: kp.control.linearize_ltv(sol, inputs="control"), "needs kp.models.ClosedLoop"),
         (lambda sol: kp.control.gram(sol, "c", loop="open"), "the closed loop"),
-        (lambda sol: kp.control.adjoint(sol, lambda z: z[0]), "along a hybrid model"),
+        (lambda sol: kp.control.adjoint(sol, lambda z: z[0], inputs="control"), "costates at the times of the grid"),
         (lambda sol: kp.control.linearize_lti(sol.problem.f, sol.state[0, 0]), "of a hybrid model"),
         (lambda sol: kp.dynamics.fixed_points(sol, starts=3), "fixed points are not searched of a hybrid model"),
         (lambda sol: kp.dynamics.lyapunov_spectrum(sol), "Lyapunov exponents are not computed of a hybrid model"),

@@ -4,9 +4,9 @@
     python examples/studies/sampled_controller.py --quick              # a few steps of training, to see that it runs
 
 The policy sees the positions and the angle alone, every 50 ms, and must make the velocities up from its memory.
-Between samples its two thrusts are held, and the plant moves by two Runge-Kutta steps. So the plant is one in discrete
-time, and the loop the cell of a `DiscreteProblem` with the state [plant, memory]; `kp.control.analyze` takes it like any
-other loop. (`ClosedLoop(plant, policy, every=0.05)` is the same with a solver of a library between samples.)
+Between samples its two thrusts are held, and the plant moves by two Runge-Kutta steps. So the plant is one in
+discrete time, and the loop the cell of a `DiscreteProblem` with the state [plant, memory]; `control.analyze` takes it
+like any other. (`ClosedLoop(plant, policy, every=0.05)` is the same with a solver of a library in between.)
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from kpflow_dyn.control._costates import Cost, QuadraticCost, again
 from kpflow_dyn.control._gramians import gram
 from kpflow_dyn.control._learnable import by_parameter, leading, learnable_gramian, sensitivity, share
 from kpflow_dyn.control._margins import worst_disk
-from kpflow_dyn.control._steered import Opened, Steered, steered
+from kpflow_dyn.control._opened import Opened, opened
+from kpflow_dyn.control._steered import Steered, steered
 from kpflow_dyn.control._systems import coordinates
 from kpflow_dyn.control._yardstick import excess_of_modes, is_stable, margins_of, regulated, rest_of, yardstick
 
@@ -82,11 +83,19 @@ def analyze(
     regulator is that of the plant about the cost's target. What the policy costs more than it, z^T Y z in linear theory
     and for all time, is split by the modes of the policy's closed loop.
 
+    In discrete time these are sums over steps, dJ/dtheta = sum_t g_t, and L(z) = -F (z - A)^{-1} B. A sampled loop is
+    taken from sample to sample: reachable is what any sequence of held controls reaches; the cost is the integral under
+    the held control; about rest and target the plant is held exactly, exp([[A, B], [0, 0]] dt), and the regulator is
+    `dlqr` of that with the exact integral of the cost between samples, which has a cross term. Of a loop in discrete
+    time the cost is sum_t L(z_t, u_t), with the control that made z_t, and the regulator `dlqr` of the plant's step. In
+    both it sees the plant's state, without delays and limits.
+
     Args:
-        sol: the solution of an `ODEProblem` of a `kp.models.ClosedLoop`. On a span its times are the ends of the
-            solver's steps.
-        cost: L(z, u), as `adjoint` takes it. What follows on the regulator needs a `QuadraticCost(Q, R)` whose target,
-            with `u_target`, is a rest of the plant.
+        sol: the solution of an `ODEProblem` or a `DiscreteProblem` of a `kp.models.ClosedLoop`: continuous, sampled
+            (`every=`, solved anew at its samples), or of a plant in discrete time; the policy may have a memory in the
+            latter two. On a span its times are the ends of the solver's steps.
+        cost: L(z, u) of the plant's state and its control, as `adjoint` takes it. What follows on the regulator needs a
+            `QuadraticCost(Q, R)` whose target, with `u_target`, is a rest of the plant.
         terminal: M(z) at the end.
         C: the outputs [output, unit] for what is observable; all states when None.
         rank: how many reachable and observable directions what is learnable is compared with; as many as there are
@@ -98,20 +107,22 @@ def analyze(
 
     Returns:
         A `LoopAnalysis`. Its dataset has over [trial, time]: `learnable`, `reachable`, `observable` [mode], and their
-        `..._direction` [unit, mode]; `learnable_reachable` and `learnable_observable`, which part of tr G lies in the
-        `rank` leading directions; `cost_to_go`; `costate` [unit]; `control` and `control_gradient` [input];
-        `disk_margin_along`, of the loop linearised there as if it stood still (at some times; 0 where that is not
-        stable); `control_gap`, (u - u_lqr)^T R (u - u_lqr). By [trial] `cost`, `regulator_cost` on the same plant, and
-        `cost_ratio`. `sensitivity` [parameter, time] is |g(t)| of the mean cost, `gradient_norm` [parameter] its
-        integral's. At rest: `rest` [unit], `rest_pole` [pole], `gain_margin_low`, `gain_margin_high`, `phase_margin`
-        [input], of one input with the others closed, and `disk_margin`, `disk_gain_margin`, `disk_phase_margin` of all
-        at once. `policy_gain`, `regulator_gain` [input, unit] at the target, with u = -K (z - z*) for both, and
-        `gain_distance`; `excess` [loop_mode], what each mode carries of `excess_cost`, `excess_pole` and
-        `excess_share` [unit]. What is not known is NaN, and `note` says why.
+        `..._direction` [unit, mode], of the plant's states; `learnable_reachable` and `learnable_observable`, which
+        part of tr G lies in the `rank` leading directions; `cost_to_go`; `costate` [unit]; `control` and
+        `control_gradient` [input]; `disk_margin_along`, of the loop linearised there as if it stood still (at some
+        times; 0 where that is not stable); `control_gap`, (u - u_lqr)^T R (u - u_lqr), in discrete time with
+        R + B^T X B. By [trial] `cost`, `regulator_cost` on the same plant, and `cost_ratio`. `sensitivity`
+        [parameter, time] is |g(t)| of the mean cost, `gradient_norm` [parameter] its integral's. At rest: `rest`
+        [unit]; `rest_pole` [pole] of the whole loop, with its memory and the controls that wait; `gain_margin_low`,
+        `gain_margin_high`, `phase_margin` [input], of one input with the others closed, and `disk_margin`,
+        `disk_gain_margin`, `disk_phase_margin` of all at once. `policy_gain`, `regulator_gain` [input, unit] at the
+        target, with u = -K (z - z*) for both, `regulator_pole` and `gain_distance`; `excess` [loop_mode], what each
+        mode carries of `excess_cost`, `excess_pole` and `excess_share` [unit]. What is not known is NaN, and `note`
+        says why: a policy with a memory has no static gain, and so no `gain_distance` and `excess`.
 
     Raises:
         TypeError: no such solution.
-        ValueError: no closed loop, or checkpoints of other parameters.
+        ValueError: no closed loop, checkpoints of other parameters, or a start that is an encoder's.
     Source: Astrom, Murray, "Feedback Systems" (2008); Anderson, Moore, "Optimal Control" (1990); for margins as in
         `disk_margins`; docs/theory.md for the NTK.
 
@@ -222,7 +233,7 @@ class _Asked:
         trials, times = rows.shape[:2]
         found = np.full((trials, times), np.nan)
         chosen = np.unique(np.linspace(0, times - 1, ALONG).round().astype(int)).tolist()
-        frozen = self.loop.opened(rows[:, chosen], None if x is None else x[:, chosen])
+        frozen = opened(self.loop, rows[:, chosen], None if x is None else x[:, chosen])
         found[:, chosen] = [[worst_disk(at.loop) if is_stable(at) else 0.0 for at in row] for row in frozen]
         return {"disk_margin_along": (("trial", "time"), found)}
 
@@ -290,9 +301,8 @@ def _told(data: xr.Dataset, step: Any) -> str:
     """The main numbers in words."""
     lines = [] if step is None else [f"step {step}"]
     ratio = f", {float(data.cost_ratio.mean()):.4g} times the regulator's" if data.cost_ratio.notnull().all() else ""
-    lines.append(
-        f"cost {float(data.cost.mean()):.4g}{ratio}; gain off the regulator's by {float(data.gain_distance):.3g}"
-    )
+    off = f"; gain off the regulator's by {float(data.gain_distance):.3g}" if data.gain_distance.notnull() else ""
+    lines.append(f"cost {float(data.cost.mean()):.4g}{ratio}{off}")
     slowest = complex(data.rest_pole.values[0])
     lines.append(
         f"at rest: slowest pole {slowest:.3g}, phase margins {data.phase_margin.values.round(1)} degrees, "

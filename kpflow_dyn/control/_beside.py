@@ -80,7 +80,7 @@ class WithControl:
 
 @dataclass(frozen=True)
 class AtRest:
-    """A sampled loop whose fixed points are its own: of [plant, memory, control], the plant moving by one Euler step."""
+    """A step of [plant, memory, control] by Euler's method, whose fixed points are those of a sampled loop."""
 
     def __call__(self, loop: Any, x: Array, s: Array) -> Array:
         """The next s."""

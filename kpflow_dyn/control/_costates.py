@@ -237,7 +237,7 @@ def along_jumps(
     sampled: bool = False,
     params: Choice = None,
 ) -> Swept:
-    """Of a hybrid model or a sampled loop; an integral is a state beside the others, a sum one of states at the grid."""
+    """Of a hybrid model or a sampled loop; an integral is one more state, a sum one of the states at the grid."""
     model, problem, units = sol.problem.f, sol.problem, int(sol.state.shape[-1])
     held, steers = hasattr(model, "sampling"), is_closed_loop(getattr(model, "flow", None)) and not sampled
     chosen = inputs or ("control" if held or steers else "kicks")

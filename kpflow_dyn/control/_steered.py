@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import block_diag, expm
 
-from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._linearize import linearize
 from kpflow_dyn._problems.choice import Choice
@@ -25,7 +25,8 @@ from kpflow_dyn._solve import solve
 from kpflow_dyn.control._beside import AtRest
 from kpflow_dyn.control._costates import Cost, Costates, QuadraticCost, Swept, adjoint, again, along_jumps, along_loop
 from kpflow_dyn.control._linearisation import linearize_ltv, mesh_edges, plant_at_rest
-from kpflow_dyn.control._loops import is_closed_loop, is_stepped_loop, jacobians, remembering
+from kpflow_dyn.control._loops import is_closed_loop, is_stepped_loop, remembering
+from kpflow_dyn.control._opened import answers
 from kpflow_dyn.control._regulators import Regulator, dlqr, lqr
 from kpflow_dyn.control._systems import LTI
 from kpflow_dyn.control._training_cost import training_cost
@@ -52,41 +53,6 @@ def steered(sol: Any, cost: Cost, terminal: Cost | None, params: Choice) -> Stee
     raise TypeError(
         f"analyze takes the solution of an ODEProblem or a DiscreteProblem of a ClosedLoop, got {type(sol).__name__}"
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Opened:
-    """A loop linearised and opened at the plant's input: s' = A s + B u (or the next s), where the policy has u = F s.
-
-    Of a policy with a memory and of controls that wait, s is [plant, memory, controls of the samples before].
-    """
-
-    z: np.ndarray  # of the plant
-    u: np.ndarray
-    system: LTI
-    F: np.ndarray
-    memory: int
-
-    @property
-    def closed(self) -> np.ndarray:
-        """A + B F."""
-        return self.system.A + self.system.B @ self.F
-
-    @property
-    def loop(self) -> LTI:
-        """What returns to the plant's input where it is opened there: u = -L u."""
-        return LTI(self.system.A, self.system.B, -self.F, dt=self.system.dt)
-
-    @property
-    def gain(self) -> np.ndarray:
-        """du/dz, of the plant's state alone."""
-        return self.F[:, : len(self.z)]
-
-    @property
-    def is_static(self) -> bool:
-        """Whether the policy is a gain on the plant's state, which acts at once."""
-        rest = slice(len(self.z), None)
-        return not self.memory and not self.F[:, rest].any() and not self.system.A[: len(self.z), rest].any()
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +135,7 @@ class Steered:
     @cached_property
     def u(self) -> np.ndarray:
         """The policy's control [trial, time, input]."""
-        return self.answers(self.before, self.x)[0]
+        return answers(self, self.before, self.x)[0]
 
     @property
     def z(self) -> np.ndarray:
@@ -193,48 +159,6 @@ class Steered:
     def acting(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """The plant's A, and its B for the controls of now and of the samples before."""
         return A, [B]
-
-    def answers(self, rows: Array, x: Array | None) -> Rows:
-        """u [trial, time, input], and the derivative of [memory, u] in rows like those of `before`."""
-        of = self.sol.problem.backend.transforms
-
-        def row(row: Array, *x: Array) -> list[Array]:
-            found, pull = of.vjp(lambda row: self.answer(row, x[0] if x else None), row)[:2]
-            return [found[self.memory :], of.vmap(pull)(like_numpy(np.eye(len(found)), row))[0]]
-
-        with full_precision(rows):
-            u, slopes = of.each_row(row, rows, *(() if x is None else (x,)))
-        return to_numpy(u).astype(float), to_numpy(slopes).astype(float)
-
-    def opened(self, rows: Array, x: Array | None) -> list[list[Opened]]:
-        """The loop linearised at rows [trial, time, ...] like those of `before`, as if it stood still there."""
-        of, z = self.sol.problem.backend.transforms, rows[..., : self.units]
-        u, slopes = self.answers(rows, x)
-        move = lambda _t, z, u: self.moved(z, u)  # noqa: E731
-        A, B = jacobians(of, move, [z[..., 0], z, like_numpy(u, z)], of_state=True)
-        states = to_numpy(z).astype(float)
-        return [
-            [self._opened(states[i, k], u[i, k], A[i, k], B[i, k], slopes[i, k]) for k in range(u.shape[1])]
-            for i in range(len(u))
-        ]
-
-    def _opened(self, z: np.ndarray, u: np.ndarray, A: np.ndarray, B: np.ndarray, slopes: np.ndarray) -> Opened:
-        """With the controls of so many samples before as further states, the last one first."""
-        phi, (now, *earlier) = self.acting(A, B)
-        known, inputs = self.units + self.memory, len(u)
-        waiting = max(len(earlier), self.stored)
-        size = known + waiting * inputs
-        system, into, F = np.zeros((size, size)), np.zeros((size, inputs)), np.zeros((inputs, size))
-        system[: self.units, : self.units], into[: self.units] = phi, now
-        for n, delayed in enumerate(earlier):
-            system[: self.units, known + n * inputs : known + (n + 1) * inputs] = delayed
-        system[self.units : known, : slopes.shape[1]] = slopes[: self.memory]
-        F[:, : slopes.shape[1]] = slopes[self.memory :]
-        if waiting:
-            into[known : known + inputs] = np.eye(inputs)
-            system[known + inputs :, known : size - inputs] = np.eye(size - known - inputs)
-        names = self.names if size == self.units else ()
-        return Opened(z, u, LTI(system, into, dt=self.dt, names=names), F, self.memory)
 
     # Its rest, and the regulator
 

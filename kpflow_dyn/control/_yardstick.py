@@ -15,8 +15,9 @@ from kpflow_dyn._problems.solutions import SolveError
 from kpflow_dyn.control._costates import QuadraticCost
 from kpflow_dyn.control._margins import disk_margins, gain_margins, stability_margins
 from kpflow_dyn.control._modes import modes
+from kpflow_dyn.control._opened import Opened, opened
 from kpflow_dyn.control._regulators import Regulator
-from kpflow_dyn.control._steered import Opened, Steered
+from kpflow_dyn.control._steered import Steered
 from kpflow_dyn.control._systems import LTI
 from kpflow_dyn.dynamics._points import fixed_points
 
@@ -71,7 +72,7 @@ def rest_of(loop: Steered) -> Opened | None:
         return None
     away = np.linalg.norm((found.xstar - first)[:, : loop.units], axis=1)
     row = loop.row_of_rest(found.xstar[away.argmin()])
-    return loop.opened(like_numpy(row[None, None], loop.sol.state), None if x is None else x[None, None])[0][0]
+    return opened(loop, like_numpy(row[None, None], loop.sol.state), None if x is None else x[None, None])[0][0]
 
 
 # The regulator
@@ -105,7 +106,7 @@ def yardstick(loop: Steered) -> Yardstick:
     if loop.memory:
         return Yardstick(regulator, weight, None)
     row = np.concatenate([cost.target, *[cost.u_target] * loop.stored])
-    at = loop.opened(like_numpy(row[None, None], loop.sol.state), None if loop.x is None else loop.x[:1, -1:])
+    at = opened(loop, like_numpy(row[None, None], loop.sol.state), None if loop.x is None else loop.x[:1, -1:])
     return Yardstick(regulator, weight, at[0][0])
 
 
