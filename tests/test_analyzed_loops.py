@@ -292,7 +292,7 @@ def test_loops_in_jax_are_those_in_torch(kind: str) -> None:
             assert_close(found[name], expected[name], 1e-8)
     norms = [np.sort(one["gradient_norm"].values) for one in (found, expected)]  # in their own order
     assert_close(*norms, 1e-8)
-    assert found["parameter"].values.tolist()[0] == "policy.layers[0].weight"
+    assert "policy.layers[0].weight" in found["parameter"]
 
 
 def test_over_training_and_in_words() -> None:

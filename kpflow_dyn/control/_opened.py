@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,8 +11,34 @@ from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
 from kpflow_dyn.control._loops import jacobians
 from kpflow_dyn.control._systems import LTI
 
-if TYPE_CHECKING:
-    from kpflow_dyn.control._steered import Steered
+
+class Loop(Protocol):
+    """A loop of any kind.
+
+    sol      its solution.
+    dt       the length of a step, None in continuous time.
+    units    how many states the plant has, and `names` what they are called; `memory` of how many the policy's is.
+    stored   1 where the policy's answer depends on its last control, else 0.
+    answer   (row, x) -> [memory, u] on one trial, of a row [plant, memory, last control if stored].
+    moved    (z, u) -> the plant's velocity or next state on one trial.
+    acting   (A, B of `moved`) -> the plant's A, and its B for the controls of now and of the samples before.
+    """
+
+    @property
+    def sol(self) -> Any: ...
+    @property
+    def dt(self) -> float | None: ...
+    @property
+    def units(self) -> int: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def memory(self) -> int: ...
+    @property
+    def stored(self) -> int: ...
+    def answer(self, row: Array, x: Array | None) -> Array: ...
+    def moved(self, z: Array, u: Array) -> Array: ...
+    def acting(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +76,7 @@ class Opened:
         return not self.memory and not self.F[:, rest].any() and not self.system.A[: len(self.z), rest].any()
 
 
-def answers(loop: Steered, rows: Array, x: Array | None) -> tuple[np.ndarray, np.ndarray]:
+def answers(loop: Loop, rows: Array, x: Array | None) -> tuple[np.ndarray, np.ndarray]:
     """u [trial, time, input], and the derivative of [memory, u] in rows like those of `before`."""
     of = loop.sol.problem.backend.transforms
 
@@ -63,7 +89,7 @@ def answers(loop: Steered, rows: Array, x: Array | None) -> tuple[np.ndarray, np
     return to_numpy(u).astype(float), to_numpy(slopes).astype(float)
 
 
-def opened(loop: Steered, rows: Array, x: Array | None) -> list[list[Opened]]:
+def opened(loop: Loop, rows: Array, x: Array | None) -> list[list[Opened]]:
     """The loop linearised at rows [trial, time, ...] like those of `before`, as if it stood still there."""
     of, z = loop.sol.problem.backend.transforms, rows[..., : loop.units]
     u, slopes = answers(loop, rows, x)
@@ -76,7 +102,7 @@ def opened(loop: Steered, rows: Array, x: Array | None) -> list[list[Opened]]:
     ]
 
 
-def _opened(loop: Steered, z: np.ndarray, u: np.ndarray, A: np.ndarray, B: np.ndarray, slopes: np.ndarray) -> Opened:
+def _opened(loop: Loop, z: np.ndarray, u: np.ndarray, A: np.ndarray, B: np.ndarray, slopes: np.ndarray) -> Opened:
     """With the controls of so many samples before as further states, the last one first."""
     phi, (now, *earlier) = loop.acting(A, B)
     known, inputs = loop.units + loop.memory, len(u)
