@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from kpflow_dyn._problems.events import EventInForm, HybridArguments, events_in_form, is_hybrid
 from kpflow_dyn._problems.forms import Form, Reversed
 
 jax.tree_util.register_dataclass(Reversed, ["of"], [])
@@ -23,9 +24,29 @@ class InForm(eqx.Module):
         return self.form.rate(self.field, self.args, t, z, *x)
 
 
+class HybridInForm(InForm):
+    """The same of a hybrid model, of the arguments of its flow and of its events."""
+
+    args: HybridArguments
+
+    def __call__(self, t: jax.Array, z: jax.Array, *x: jax.Array) -> jax.Array:
+        """The value of the field between jumps."""
+        return self.form.rate(self.field, self.args.flow, t, z, *x)
+
+    @property
+    def max_events(self) -> int:
+        """How many may happen."""
+        return self.field.max_events
+
+    @property
+    def events(self) -> tuple[EventInForm, ...]:
+        """The events."""
+        return events_in_form(self.field.events, self.form, self.args)
+
+
 def in_form(f: Any, form: Form, args: tuple) -> InForm:
     """The field in the form of the package."""
-    return InForm(f, args, form)
+    return (HybridInForm if is_hybrid(f) else InForm)(f, args, form)
 
 
 def field_of(f: Any) -> Any:

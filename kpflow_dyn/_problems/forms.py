@@ -44,14 +44,22 @@ class Form:
         """Whether a field gets and gives [..., unit] as it is."""
         return self.layout.is_plain and self.order == 1
 
-    def rate(self, f: Callable[..., Any], args: tuple, t: Array, z: Array, *x: Array) -> Array:
-        """dz/ds [..., unit], by f(t, y, ...) of y as the user has it."""
-        t, y = (-t if self.backward else t), self.layout.split(z)
+    def called(self, f: Callable[..., Any], args: tuple, t: Array, z: Array, *x: Array) -> Any:
+        """f(t, y, ...) of y as the user has it."""
+        t, y = self.time(t), self.layout.split(z)
         if self.own_times:
             t = array_namespace(z).broadcast_to(t, z.shape[:1])
-        rate = f(t, y, *x, *args) if self.order == 1 else (y[1], f(t, *y, *x, *args))
-        rate = self.layout.join(rate, "what f returns")
+        return f(t, *(y if self.order == 2 else (y,)), *x, *args)
+
+    def rate(self, f: Callable[..., Any], args: tuple, t: Array, z: Array, *x: Array) -> Array:
+        """dz/ds [..., unit], by f(t, y, ...)."""
+        found = self.called(f, args, t, z, *x)
+        rate = self.layout.join(found if self.order == 1 else (self.layout.split(z)[1], found), "what f returns")
         return -rate if self.backward else rate
+
+    def state(self, f: Callable[..., Any], args: tuple, t: Array, z: Array, *x: Array) -> Array:
+        """The state [..., unit] that f(t, y, ...) gives."""
+        return self.layout.join(self.called(f, args, t, z, *x), "what it returns")
 
     def time(self, s: Any) -> Any:
         """The user's time, of the time that increases; and back."""
@@ -85,7 +93,7 @@ class Reversed:
         return self.of(-s)
 
 
-def arguments_for(f: Any, args: Any, order: int, has_x: bool) -> tuple:
+def arguments_for(f: Any, args: Any, order: int, has_x: bool, what: str = "f") -> tuple:
     """What f is called with after t, its state and its inputs.
 
     Nothing where args is None, but None for a field that must have `args`; args as they are; or, as scipy has it, a
@@ -104,17 +112,17 @@ def arguments_for(f: Any, args: Any, order: int, has_x: bool) -> tuple:
         return (args,)
     if isinstance(args, tuple) and _takes(taken, count + len(args)):
         return args
-    called = called_as(order, has_x, True)
+    called = called_as(order, has_x, True, what)
     raise TypeError(
-        f"f takes ({', '.join(taken)}), but with args it is called as {called}, args being one argument, or the parts "
-        "of a tuple one by one"
+        f"{what} takes ({', '.join(taken)}), but with args it is called as {called}, args being one argument, or "
+        "the parts of a tuple one by one"
     )
 
 
-def called_as(order: int, has_x: bool, has_args: bool) -> str:
+def called_as(order: int, has_x: bool, has_args: bool, what: str = "f") -> str:
     """How a field is called."""
     state = ["z"] if order == 1 else ["z", "z'"]
-    return f"f({', '.join(['t', *state, *['x_t'] * has_x, *['args'] * has_args])})"
+    return f"{what}({', '.join(['t', *state, *['x_t'] * has_x, *['args'] * has_args])})"
 
 
 Parameters = dict[str, inspect.Parameter]
