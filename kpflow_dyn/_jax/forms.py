@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from kpflow_dyn._jax.differential import PairInForm
 from kpflow_dyn._problems.forms import Form, Reversed
 
 jax.tree_util.register_dataclass(Reversed, ["of"], [])
@@ -32,6 +33,8 @@ def field_of(f: Any) -> Any:
     """The field as its user wrote it, also of diffrax's ODETerm; the sum of several of these."""
     if isinstance(f, InForm):
         return f.field
+    if isinstance(f, PairInForm):
+        return f.pair
     diffrax = sys.modules.get("diffrax")
     if diffrax is None or not isinstance(f, diffrax.AbstractTerm):
         return f

@@ -16,7 +16,7 @@ from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._recurrence.continuous import propagator
 from kpflow_dyn._recurrence.roads import tangent_of
 from kpflow_dyn._recurrence.seen import AtGrid, LookedUp, OfLine
-from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, jacobian, kicks
+from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, jacobian, kicks, started
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn._stepping.delayed import at_nodes
@@ -34,7 +34,7 @@ def _tangent(sol: SteppedSolution, model: Any, step: Callable[..., Array], rows:
     def check(after: Array, rounding: float) -> None:
         check_states(after, sol.steps_state, rounding)
 
-    return tangent_of(model, sol.problem.backend.solving, step, rows, sol.before, check)
+    return started(tangent_of(model, sol.problem.backend.solving, step, rows, sol.before, check), sol, model)
 
 
 def _with_noise(sol: SteppedSolution, model: Any, tangent: Tangent, weights: Weights) -> RecurrentFlow:
@@ -47,7 +47,10 @@ def _with_noise(sol: SteppedSolution, model: Any, tangent: Tangent, weights: Wei
 
 @dataclass(frozen=True)
 class _Restarting:
-    """A step that begins at the states behind the row, and not at z, where the last number of the row is one."""
+    """A step that begins at the states behind the row, and not at z, where the last number of the row is one.
+
+    That at t_0 begins at the start, whose changes count as kicks there.
+    """
 
     step: Callable[..., Array]
 
@@ -58,7 +61,7 @@ class _Restarting:
 
 def _restarting(sol: SteppedSolution) -> tuple[_Restarting, Array]:
     first = np.zeros((*sol.steps_state.shape[:2], 1))
-    first[:, np.append(0, sol.places[:-1] + 1)] = 1
+    first[:, sol.places[:-1] + 1] = 1
     return _Restarting(sol.step), side_by_side([sol.rows, sol.before, like_numpy(first, sol.state)], axes=2)
 
 
