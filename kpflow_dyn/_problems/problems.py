@@ -305,9 +305,10 @@ class ODEProblem(OverTimes):
             A callable that jumps names the times at which it does as its attribute `jumps` [n]: `x.jumps = [0.3]`.
             Steps end there, so that x(t) is taken from their own side of each jump.
         args: constants of all trials, given to f as its last argument, f(t, z, args) or f(t, z, x_t, args): a number,
-            an array, any pytree. A field that must have `args` gets None where there are none, as in diffrax; a tuple
-            is given part by part to a field that takes so many more, as in scipy. Arrays in args do not learn, unless
-            they are parameters of f.
+            an array, any pytree. A field that must have `args` gets None where there are none, as in diffrax. As in
+            scipy a tuple is given part by part to a field that takes several more, defaults among them, or `*args`; it
+            stays whole for a field that takes one more, and for an argument that is called args, params or p. Arrays in
+            args do not learn, unless they are parameters of f.
         order: 2 for z'' = f(t, z, z'), whose state is the pair (z, z'); see `SecondOrderProblem`.
         encoder: a model that gives the start, z(t_0) = encoder(z0), in one of its forms, and learns beside f: in torch
             an nn.Module called on all trials at once, which must not influence each other; in JAX a callable pytree,
