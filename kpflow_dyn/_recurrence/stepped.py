@@ -24,10 +24,24 @@ from kpflow_dyn._stepping.delayed import at_nodes
 
 def flow_of_steps(sol: SteppedSolution, params: Choice, weights: Weights) -> Flow:
     """The flow of an SDE's or a DDE's solution."""
-    model = sol.problem.backend.tracing.Model(sol.model, params)
+    model = _model(sol, params)
     tangent = _tangent(sol, model, sol.step, sol.rows)
     of = _with_noise if isinstance(sol.problem, SDEProblem) else _with_delays
     return of(sol, model, tangent, weights)
+
+
+def tangent_of_steps(sol: SteppedSolution, params: Choice) -> Tangent:
+    """The tangent of all steps that were taken, of whatever they begin with, the first one of length zero."""
+    return _tangent(sol, _model(sol, params), sol.step, sol.rows)
+
+
+def tangent_between_times(sol: SteppedSolution, params: Choice) -> AtGrid:
+    """The same from one time of the grid to the next."""
+    return _at_grid(sol, _model(sol, params), tangent_of_steps(sol, params))
+
+
+def _model(sol: SteppedSolution, params: Choice) -> Any:
+    return sol.problem.backend.tracing.Model(sol.model, params)
 
 
 def _tangent(sol: SteppedSolution, model: Any, step: Callable[..., Array], rows: Array) -> Tangent:
@@ -39,10 +53,12 @@ def _tangent(sol: SteppedSolution, model: Any, step: Callable[..., Array], rows:
 
 def _with_noise(sol: SteppedSolution, model: Any, tangent: Tangent, weights: Weights) -> RecurrentFlow:
     """Steps from one time of the grid to the next, for which P K P* = ntk is exact."""
-    seen: Any = tangent
-    if len(sol.places) < len(sol.ends):
-        seen = AtGrid(tangent, sol.places, lambda: _tangent(sol, model, *_restarting(sol)))
+    seen: Any = tangent if len(sol.places) == len(sol.ends) else _at_grid(sol, model, tangent)
     return Steps(seen, sol, model.parameters, weights.both).flow()
+
+
+def _at_grid(sol: SteppedSolution, model: Any, tangent: Tangent) -> AtGrid:
+    return AtGrid(tangent, sol.places, lambda: _tangent(sol, model, *_restarting(sol)))
 
 
 @dataclass(frozen=True)
