@@ -318,7 +318,7 @@ def test_over_training_and_in_words() -> None:
 class Bounce(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.restitution = nn.Parameter(torch.tensor(0.8).double())
+        self.restitution = nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         return torch.stack([z[:, 0], -self.restitution * z[:, 1]], -1)

@@ -105,17 +105,15 @@ def of_rows(backend: Backend, cost: Any, *rows: Array) -> Array:
 
 
 def beside_cost(problem: ODEProblem, cost: Any, has_control: bool) -> ODEProblem:
-    """A hybrid problem with the integral of its cost as a last state."""
-    if problem.encodes:
-        raise ValueError("the start of the problem is an encoder's; a running cost needs a given one, z0")
+    """A hybrid problem with the integral of its cost as a last state; a start that learns counts as given."""
     function = BesideCost(problem.backend, cost, int(problem.z0.shape[-1]), Arguments(has_control))
-    return problem.remake(f=problem.backend.models.through(problem.f, function), z0=_widened(problem.z0, 1))
+    model = problem.backend.models.through(problem.f, function)
+    plain = {"args": None, "order": 1, "encoder": None}  # problem.f is a field of a real state [unit] alone
+    return problem.remake(f=model, z0=_widened(problem.z0, 1), t=problem.t, **plain)
 
 
 def with_control(problem: DiscreteProblem) -> tuple[DiscreteProblem, int]:
-    """A loop in discrete time with its control as further states, and how many units it had."""
-    if problem.encoder is not None:
-        raise ValueError("the start of the problem is an encoder's; a cost of the control needs a given one, z0")
+    """A loop in discrete time with its control as further states, and how many units it had; likewise."""
     start = problem.backend.tracing.discrete_step(problem)[1]
     units = int(start.shape[-1])
     loop = problem.cell
@@ -124,7 +122,7 @@ def with_control(problem: DiscreteProblem) -> tuple[DiscreteProblem, int]:
     )
     width = int(one(start[0], problem.x[0, 0]).shape[-1])
     cell = problem.backend.models.through(loop, WithControl(units))
-    return problem.remake(cell=cell, z0=_widened(start, width)), units
+    return problem.remake(cell=cell, z0=_widened(start, width), encoder=None), units
 
 
 def _widened(z0: Array, more: int) -> Array:

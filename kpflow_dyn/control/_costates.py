@@ -19,10 +19,11 @@ from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
+from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._solve import solve
 from kpflow_dyn.control._beside import Arguments, beside_cost, with_control
 from kpflow_dyn.control._forms import real
-from kpflow_dyn.control._linearisation import along_steps_inputs, linearize_ltv, states_at
+from kpflow_dyn.control._linearisation import along_steps_inputs, check_forward, linearize_ltv, states_at
 from kpflow_dyn.control._loops import (
     Loop,
     derivatives,
@@ -142,7 +143,8 @@ def adjoint(
     In discrete time J = sum_t L(z_t, u_t) + M(z_T), and l = P^T grad_z L, exactly; u_t is the control of the step that
     made z_t. Along a ClosedLoop the control is that of its policy, and the gradient is the one in what is added to it:
     at an optimal policy it is zero. For an ODE the sweep is of sixth order on the solver's steps, where `flow.P` is of
-    second order on the nodes.
+    second order on the nodes. Of an SDE or a DDE J is that of the trapezoidal rule on the grid, and l its exact
+    derivative by a kick to the state at a time of the grid.
 
     Along jumps, those of hybrid models and of sampled loops, the integral is one more state of the model, so that it is
     integrated by the solver's own steps up to each event and on behind it, and changes with the time of the event; l is
@@ -186,6 +188,8 @@ def adjoint(
         steers = is_stepped_loop(sol.problem.cell) and inputs in (None, "control")
         return along_loop(sol, cost, terminal).costates if steers else _along_steps(sol, cost, terminal, inputs)
     ltv = linearize_ltv(sol, inputs=inputs, t=t)
+    if isinstance(sol, SteppedSolution):
+        return _along_own_steps(sol, ltv, cost, terminal)
     assert isinstance(sol, ODESolution)
     return _along_equation(sol, ltv, cost, terminal, inputs)
 
@@ -238,6 +242,9 @@ def along_jumps(
     params: Choice = None,
 ) -> Swept:
     """Of a hybrid model or a sampled loop; an integral is one more state, a sum one of the states at the grid."""
+    check_forward(sol)
+    if sol.problem.is_span:  # on which another solve would choose times of its own
+        sol = again(sol, sol.problem.remake(t=np.unique(np.append(sol.t, sol.problem.t))))
     model, problem, units = sol.problem.f, sol.problem, int(sol.state.shape[-1])
     held, steers = hasattr(model, "sampling"), is_closed_loop(getattr(model, "flow", None)) and not sampled
     chosen = inputs or ("control" if held or steers else "kicks")
@@ -315,6 +322,22 @@ def _at_rows(backend: Backend, cost: Cost | None, *rows: Array) -> tuple[np.ndar
     return to_numpy(values).astype(float), [to_numpy(slope).astype(float) for slope in slopes]
 
 
+def _along_own_steps(sol: SteppedSolution, ltv: LTV, cost: Cost | None, terminal: Cost | None) -> Costates:
+    """Exact derivatives of the cost by the trapezoidal rule on the grid, in kicks to the state at its times."""
+    of, units, A = sol.problem.backend.transforms, sol.state.shape[-1], ltv.A.values
+    values, slopes = _of_states(cost, sol.state, of)
+    last, end = _terminal(terminal, sol.state[:, -1:], of)
+    assert sol.weights is not None
+    kicks = np.zeros(A.shape[:3])
+    kicks[..., :units] = slopes * sol.weights[:, None]
+    kicks[:, -1, :units] += end
+    for k in range(len(ltv.time) - 2, -1, -1):
+        kicks[:, k] += np.einsum("bnm,bn->bm", A[:, k + 1], kicks[:, k + 1])
+    parts = (values[:, :-1] + values[:, 1:]) / 2 * np.diff(ltv.time)
+    to_go = np.cumsum(np.concatenate([parts, last[:, None]], 1)[:, ::-1], 1)[:, ::-1]
+    return _labelled(ltv.time, (), kicks[..., :units], kicks[..., :units], to_go[:, 0], to_go)
+
+
 def _along_equation(
     sol: ODESolution, ltv: LTV, cost: Cost | None, terminal: Cost | None, inputs: str | None
 ) -> Costates:
@@ -359,11 +382,17 @@ def _slopes(loop: Loop, cost: Cost | None, t: np.ndarray, z: Array, x: Array | N
 
 def _terminal(terminal: Cost | None, z: Array, of: Transforms) -> tuple[np.ndarray, np.ndarray]:
     """M [trial] and its gradient [trial, unit] at the last states [trial, 1, unit]."""
-    if terminal is None:
-        return np.zeros(len(z)), np.zeros((len(z), z.shape[-1]))
-    rows = [z[..., 0], z, z]
-    values, slopes, _ = _with_gradients(of, lambda t, z, v: _one_number(terminal(z), z) + 0 * v.sum(), rows, [])
+    values, slopes = _of_states(terminal, z, of)
     return values[:, 0], slopes[:, 0]
+
+
+def _of_states(cost: Cost | None, z: Array, of: Transforms) -> tuple[np.ndarray, np.ndarray]:
+    """A cost of states alone [trial, time], and its gradient [trial, time, unit]."""
+    if cost is None:
+        return np.zeros(tuple(z.shape[:2])), np.zeros(tuple(z.shape))
+    rows = [z[..., 0], z, z]
+    values, slopes, _ = _with_gradients(of, lambda t, z, v: _one_number(cost(z), z) + 0 * v.sum(), rows, [])
+    return values, slopes
 
 
 def _one_number(value: Array, z: Array) -> Array:

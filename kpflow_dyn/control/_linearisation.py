@@ -8,7 +8,8 @@ import numpy as np
 from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, backend_for
 from kpflow_dyn._problems.checks import check_rows
-from kpflow_dyn._problems.hybrid import HybridSolution, refuse_hybrid
+from kpflow_dyn._problems.events import refuse_hybrid
+from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.problems import ODEProblem
@@ -26,7 +27,7 @@ from kpflow_dyn.control._loops import (
     loop_of_plant,
 )
 from kpflow_dyn.control._systems import LTI, LTV, Mesh, ltv_of, output_matrix
-from kpflow_dyn.dynamics._jacobians import step_jacobians
+from kpflow_dyn.dynamics._jacobians import jacobians, step_jacobians
 from kpflow_dyn.models._discrete import is_discrete
 
 JUMPS = (
@@ -147,13 +148,14 @@ def linearize_ltv(
 
     Args:
         sol: of an `ODEProblem` or a `DiscreteProblem`. Of a hybrid model or a sampled loop the system is in discrete
-            time, from one time of the grid to the next, over all jumps between.
+            time, from one time of the grid to the next, over all jumps between. So it is of an SDE, along its paths,
+            and of a DDE, whose units are those of the state and then of the earlier ones that its steps look up.
         loop: of a ClosedLoop, "closed" for A of the whole field, "open" for that of its plant under the control held:
             the states are those of the plant alone, without a memory of the policy and the like.
         inputs: where inputs enter: "control", a ClosedLoop's u; "x", the problem's x_t; "kicks" to the state, B = 1.
             The control of a ClosedLoop and x of others when None. The control of a sampled loop is that which the
             policy gave last, changed behind the time before; with loop="open" that which acts on the plant, held from
-            one time to the next. Take the sampling times as the grid.
+            one time to the next. Take the sampling times as the grid. Of an SDE or a DDE kicks alone, to the state.
         C: the outputs [output, unit], or a Linear layer; all states when None.
         t: the times of an ODE's system [time]; its grid when None, or on a span the ends of the solver's steps. In
             between, A and B are taken at three Gauss points of each of the solver's steps.
@@ -181,10 +183,10 @@ def linearize_ltv(
         if t is not None:
             raise ValueError("a discrete problem has the times of its steps; leave t=None")
         return _along_steps(sol, inputs, loop, C)
+    if isinstance(sol, SteppedSolution):
+        return _along_own_steps(sol, inputs, loop, C, t)
     if not isinstance(sol, ODESolution):
         kind = type(sol.problem).__name__
-        if isinstance(sol, SteppedSolution):
-            raise ValueError(f"steps of a {kind} hang on noise or on earlier states as well; flow.P passes kicks on")
         raise ValueError(f"a {kind} has no trajectory; linearize_lti takes a model at rest")
     return _along_equation(sol, inputs, loop, C, t)
 
@@ -242,6 +244,20 @@ def _of_plant(sol: HybridSolution, A: np.ndarray, inputs: str) -> tuple[np.ndarr
     return moved[..., :units], B, tuple(getattr(plant, "state_names", ()))
 
 
+def _along_own_steps(sol: SteppedSolution, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
+    """From one time of the grid of an SDE or a DDE to the next, of all that a step begins with."""
+    width, units = sol.start.shape[-1], sol.state.shape[-1]
+    _check_size(sol, (width / units) ** 2)
+    if t is not None or loop != "closed" or inputs not in (None, "kicks"):
+        raise ValueError(
+            f"of a {type(sol.problem).__name__} there is the system at the times of its grid, with inputs='kicks' to "
+            f"the state; got loop={loop!r}, inputs={inputs!r}, t={t!r}"
+        )
+    A, B = to_numpy(jacobians(sol, between_times=True)).astype(float), np.eye(width)[None, None, :, :units]
+    C = np.concatenate([C, np.zeros((len(C), width - units))], 1)
+    return ltv_of(np.asarray(sol.t), A, B, C, np.zeros((len(C), units)), (), dt=1.0)
+
+
 def along_steps_inputs(sol: DiscreteSolution, inputs: str | None) -> np.ndarray:
     """B alone of each step of a discrete problem [trial, time, unit, input]."""
     step = loop_of_cell(sol.problem, inputs, "closed")
@@ -261,7 +277,7 @@ def _along_equation(sol: ODESolution, inputs: str | None, loop: str, C: np.ndarr
     return ltv_of(times, A[:, len(nodes) :], B[:, len(nodes) :], C, D, whole.names, mesh)
 
 
-def check_forward(sol: ODESolution) -> None:
+def check_forward(sol: Any) -> None:
     """Raise where time runs backward."""
     if sol.problem.form.backward:
         raise ValueError(

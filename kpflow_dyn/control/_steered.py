@@ -39,6 +39,8 @@ Rows = tuple[np.ndarray, np.ndarray]
 def steered(sol: Any, cost: Cost, terminal: Cost | None, params: Choice) -> Steered:
     """The loop of a solution; raise for what is none."""
     problem = getattr(sol, "problem", None)
+    if getattr(problem, "encoder", None) is not None:
+        raise ValueError("the start of the problem learns; analyze takes a loop with a given one, remake(encoder=None)")
     if isinstance(sol, ODESolution) and is_closed_loop(sol.problem.f):
         return Continuous(sol, cost, terminal, params)
     if isinstance(sol, HybridSolution) and hasattr(sol.problem.f, "sampling"):

@@ -11,7 +11,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy
 from kpflow_dyn._backend import Backend
 from kpflow_dyn._problems.inputs import inputs_at
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, OverTimes
 from kpflow_dyn.control._beside import with_control
 from kpflow_dyn.control._costates import Cost, QuadraticCost
 from kpflow_dyn.control._loops import is_closed_loop, is_stepped_loop, loop_of_field
@@ -98,7 +98,8 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
 
     Args:
         problem: an `ODEProblem` on a grid of times, or a `DiscreteProblem`; of a `kp.models.ClosedLoop` where the cost
-            has the control.
+            has the control. An `SDEProblem` or a `DDEProblem` has a cost of states alone; trials are the paths of
+            trials there.
         cost: L(z, u) of a closed loop, with the plant's state and its control, else L(z), as `adjoint` takes it; or
             None.
         terminal: M(z) at the last time; or None.
@@ -122,7 +123,7 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
         raise ValueError("training_cost needs a running cost, a terminal one, or both")
     if isinstance(problem, DiscreteProblem):
         return _over_steps(problem, cost, terminal)
-    if not isinstance(problem, ODEProblem):
+    if not isinstance(problem, OverTimes):
         raise TypeError(f"training_cost takes an ODEProblem or a DiscreteProblem, got {type(problem).__name__}")
     if problem.is_span:
         raise ValueError(
@@ -131,19 +132,24 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
         )
     if problem.form.backward:
         raise ValueError("the times decrease; a cost is an integral forward in time, so pose the problem forward")
-    backend, units = problem.backend, int(problem.z0.shape[-1])
+    steps, units, backend = np.diff(problem.t), int(problem.z0.shape[-1]), problem.backend
+    if not isinstance(problem, ODEProblem):
+        return TrainingCost(problem, CostOfStates(cost, terminal, steps, units, None, False, backend))
     if hasattr(problem.f, "sampling"):
         sampling = problem.f.sampling
-        loss = CostOfStates(cost, terminal, np.diff(problem.t), sampling.state, sampling.of_held, False, backend)
-        return TrainingCost(problem, loss)
+        return TrainingCost(
+            problem, CostOfStates(cost, terminal, steps, sampling.state, sampling.of_held, False, backend)
+        )
     has_control = is_closed_loop(problem.f)
     integral = slice(units, None) if has_control else None
-    loss = CostOfStates(cost, terminal, np.diff(problem.t), units, integral, True, backend)
+    loss = CostOfStates(cost, terminal, steps, units, integral, True, backend)
     return TrainingCost(_with_control(problem) if has_control else problem, loss)
 
 
 def _over_steps(problem: DiscreteProblem, cost: Cost | None, terminal: Cost | None) -> TrainingCost:
     if is_stepped_loop(problem.cell):
+        if problem.encoder is not None:
+            raise ValueError("the start of the problem is an encoder's; a cost of the control needs a given one, z0")
         whole, width = with_control(problem)
         units, control = int(problem.cell.plant.state_size), slice(width, None)
         return TrainingCost(whole, CostOfStates(cost, terminal, np.zeros(0), units, control, False, problem.backend))
