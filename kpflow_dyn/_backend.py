@@ -77,7 +77,8 @@ class Models(Protocol):
     in_form        in_form(f, form, args): a field as its user wrote it as one f(t, z, ...) of real states
                    [..., unit], by a `kpflow_dyn._problems.forms.Form`; its parameters are those of f, args have none.
     through        through(model, function): a model function(model, ...) with the parameters of the model, by the same
-                   names; where the function has a method `event`, a hybrid one with the events function.event(event).
+                   names, and these two as its attributes `through_model` and `function`; where the function has a
+                   method `event`, a hybrid one with the events function.event(event).
     field_of       The field as its user wrote it, of one that was made so; and of a term of diffrax.
     function_of    What is called where a model is: of a torch module its forward.
     controlled     The field f(t, z) [unit, channel] of a CDE as f(t, z, X') of an ODE; its parameters are those of f.

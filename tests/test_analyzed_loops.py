@@ -148,8 +148,7 @@ def check_by_autograd(sol: Any, by_hand: Any) -> control.LoopAnalysis:
     return found
 
 
-@pytest.mark.parametrize("delay", [0, 1])
-@pytest.mark.parametrize("memory", [0, 3])
+@pytest.mark.parametrize(("memory", "delay"), [(0, 0), (3, 1)])
 def test_a_sampled_loop_costs_and_learns_as_by_autograd(memory: int, delay: int) -> None:
     policy = seeded(lambda: nn.GRUCell(2, 3)) if memory else static()
     readout = seeded(lambda: nn.Linear(3, 1)) if memory else None
@@ -174,6 +173,18 @@ def test_a_loop_in_discrete_time_costs_and_learns_as_by_autograd(plant: Any, mem
         assert_close(A, [[1 - 0.01 * (1 + 3 * float(sol.before[0, t, 0]) ** 2), 0.1], [A[1, 0], 1]])
         W = A @ W @ A.T + B @ B.T
         assert_close(found["reachable"].values[0, t], np.linalg.eigvalsh(W)[::-1])
+
+
+class Checked(Slider):
+    def check_derivative(self, z: Any, u: Any) -> None:
+        raise ValueError(f"looked at {len(z)} states and {tuple(u.shape)} controls")
+
+
+def test_plants_look_at_their_derivative_before_a_number_is_given() -> None:
+    sol = stepped(seeded(lambda: nn.GRUCell(2, 3)), seeded(lambda: nn.Linear(3, 1)), 3, Checked())
+    for ask in (control.analyze, control.adjoint):
+        with pytest.raises(ValueError, match=r"looked at 14 states and \(14, 1\) controls"):
+            ask(sol, COST)
 
 
 def test_the_training_cost_in_discrete_time_has_the_control() -> None:
@@ -224,14 +235,14 @@ def test_the_regulator_of_a_sampled_plant_is_its_own_yardstick() -> None:
 def test_excess_of_a_sampled_loop_is_what_it_costs_more() -> None:
     A, B, Qd, Rd, Nd = discretised()
     best, K = oracle.dlqr(A, B, Qd, Rd, Nd), np.array([[0.8, 1.2]])
-    found = control.analyze(sampled(linear(K), DoubleIntegrator(), samples=60, rate_limit=50.0), COST)
+    found = control.analyze(sampled(linear(K), DoubleIntegrator(), samples=40, rate_limit=50.0), COST)
     closed = A - B @ K
     total = solve_discrete_lyapunov(closed.T, Qd + K.T @ Rd @ K - Nd @ K - K.T @ Nd.T)
     z = START.numpy()
     excess = np.einsum("bi,ij,bj->b", z, total - best[1], z)
     assert float(found["excess_cost"]) == pytest.approx(excess.mean(), rel=1e-8)
-    assert_close(found["cost"].values - found["regulator_cost"].values, excess, 1e-4)  # as far as the trial goes
-    assert_close(found["control_gap"].values.sum(1), excess, 1e-4)
+    assert_close(found["cost"].values - found["regulator_cost"].values, excess, 5e-3)  # as far as the trial goes
+    assert_close(found["control_gap"].values.sum(1), excess, 5e-3)
     assert float(found["gain_distance"]) == pytest.approx(np.linalg.norm(K - best[0]) / np.linalg.norm(best[0]))
 
 

@@ -115,7 +115,7 @@ def _named_leaves(model: object) -> list[tuple[str | None, Any]]:
     if isinstance(model, Started):
         return [(_within(name, inner), leaf) for name, part in model.parts for inner, leaf in _named_leaves(part)]
     if isinstance(model, Through):
-        return _named_leaves(model.model)
+        return _named_leaves(model.through_model)
     if isinstance(model, InForm | PairInForm):
         return [*_named_leaves(field_of(model)), *((None, leaf) for leaf in jax.tree.leaves(model.args))]
     paths = jax.tree_util.tree_flatten_with_path(model)[0]

@@ -51,12 +51,12 @@ def in_form(f: Any, form: Form, args: tuple) -> InForm:
 class Through(eqx.Module):
     """function(model, ...) with the parameters of the model, which have the same names."""
 
-    model: Any
+    through_model: Any
     function: Any = eqx.field(static=True)
 
     def __call__(self, *args: Any) -> jax.Array:
         """The function's value."""
-        return self.function(self.model, *args)
+        return self.function(self.through_model, *args)
 
 
 class HybridThrough(Through):
@@ -65,12 +65,12 @@ class HybridThrough(Through):
     @property
     def events(self) -> Any:
         """Those of the model, each as function.event gives it."""
-        return tuple(map(self.function.event, self.model.events))
+        return tuple(map(self.function.event, self.through_model.events))
 
     @property
     def max_events(self) -> int:
         """How many may happen in a trial."""
-        return self.model.max_events
+        return self.through_model.max_events
 
 
 def through(model: Any, function: Any) -> Through:

@@ -153,17 +153,17 @@ def _check_arguments(f: nn.Module, args: Any) -> None:
 class Through(nn.Module):
     """function(model, ...) with the parameters of the model, which have the same names."""
 
-    call: Any
+    through_model: Any
     function: Any
 
     def __init__(self, model: nn.Module, function: Callable[..., Tensor]) -> None:
         super().__init__()
-        vars(self).update(call=model, function=function)  # no modules of this one
+        vars(self).update(through_model=model, function=function)  # no modules of this one
         self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
         self.training = model.training
 
     def forward(self, *args: Any) -> Tensor:
-        return self.function(self.call, *args)
+        return self.function(self.through_model, *args)
 
 
 class HybridThrough(Through):
@@ -172,12 +172,12 @@ class HybridThrough(Through):
     @property
     def events(self) -> Any:
         """Those of the model, each as function.event gives it."""
-        return tuple(map(self.function.event, self.call.events))
+        return tuple(map(self.function.event, self.through_model.events))
 
     @property
     def max_events(self) -> int:
         """How many may happen in a trial."""
-        return self.call.max_events
+        return self.through_model.max_events
 
 
 def through(model: nn.Module, function: Any) -> Through:
