@@ -157,6 +157,7 @@ def test_a_sampled_loop_costs_and_learns_as_by_autograd(memory: int, delay: int)
     assert found["costate"].shape == (2, SAMPLES + 1, 2) and found["unit"].values.tolist()[0] == "angle"
     assert ("no static gain" in str(found["note"].values)) == bool(memory)
     assert np.isnan(found["excess_pole"].values).all() == bool(memory or delay)
+    assert ("unstable or defective" in str(found["note"].values)) == (not memory and not delay)
     assert np.isfinite(found["cost_ratio"]).all() and np.isfinite(found["control_gap"]).all()
 
 

@@ -280,6 +280,8 @@ class _Asked:
                 F = -found.policy.gain
                 if found.policy.is_static:
                     poles, parts, shares = excess_of_modes(found, found.policy, z[:, 0])
+                    if np.isnan(parts).any():
+                        self.notes.append("about the target the policy's loop is unstable or defective, so no excess")
                 else:
                     self.notes.append(f"the control acts late, or hangs on that before, so no excess; {ITS_OWN}")
         return {
