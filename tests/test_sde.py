@@ -446,7 +446,7 @@ class Coupled(nn.Module):
         ({}, "srk", {}, "no method for an SDE here"),
         ({}, "euler", {"rtol": 1e-3}, "adaptive steps"),
         ({}, "euler", {"dt": 0.1}, "dt is called steps="),
-        ({}, "euler", {"bm": None}, "brownian= of the SDEProblem"),
+        ({}, "euler", {"bm": None}, "bm= is here `brownian=` of `kp.SDEProblem`"),
         ({}, "euler", {"steps": -1.0}, "positive length"),
         ({"t": (0.0, 1.0)}, "euler", {}, "on a span"),
         ({"brownian": np.zeros((2, 5, 3))}, "euler", {}, r"\[trial, step, noise\] = \[2, 3, 3\]"),

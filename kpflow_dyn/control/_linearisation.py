@@ -202,8 +202,8 @@ def _along_own_steps(sol: SteppedSolution, inputs: str | None, loop: str, C: np.
     _check_size(sol, (width / units) ** 2)
     if t is not None or loop != "closed" or inputs not in (None, "kicks"):
         raise ValueError(
-            f"of a {type(sol.problem).__name__} there is the system at the times of its grid, with inputs='kicks' to "
-            f"the state; got loop={loop!r}, inputs={inputs!r}, t={t!r}"
+            f"of this {type(sol.problem).__name__} there is the system at the times of its grid, with inputs='kicks' "
+            f"to the state; got loop={loop!r}, inputs={inputs!r}, t={t!r}"
         )
     A, B = to_numpy(jacobians(sol, between_times=True)).astype(float), np.eye(width)[None, None, :, :units]
     C = np.concatenate([C, np.zeros((len(C), width - units))], 1)
