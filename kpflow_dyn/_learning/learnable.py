@@ -104,6 +104,8 @@ def learnability(
     >>> bool(found.half[0] < found.half[1])
     True
     """
+    if not isinstance(flow, Flow | Output):
+        raise TypeError(f"learnability takes a flow, or its .output(C), got {type(flow).__name__}")
     named = _named(targets)
     if loss == "squared_error":
         return _table(flow.ntk, outputs(flow), named, mask, errors)

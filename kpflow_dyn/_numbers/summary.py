@@ -162,6 +162,8 @@ def summary(
     >>> found.temporal_rank.value <= 5, found.modes.vectors.shape
     (True, torch.Size([3, 4, 5, 8]))
     """
+    if not isinstance(flow, Flow):
+        raise TypeError(f"summary takes the Flow that linearize returns, got {type(flow).__name__}")
     if k < 1:
         raise ValueError(f"k = {k} eigenpairs asked for, expected at least 1")
     if samples < LEAST_SAMPLES:

@@ -10,12 +10,13 @@ from kpflow_dyn._problems.checks import check_finite, check_times
 from kpflow_dyn._problems.delayed import DDEProblem
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.measure import trapezoid
+from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.starts import OfStates
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._problems.translations import advice_on
 
-Stepped = SDEProblem | DDEProblem
+Stepped = SDEProblem | DDEProblem | ODEProblem
 MOST_STEPS = 10**6
 ROUND_OFF = 1e-12  # of the longest time: times closer than that are one
 ADAPTIVE = ("rtol", "atol", "reltol", "abstol", "adaptive", "stepsize_controller", "controller", "options", "max_steps")

@@ -192,4 +192,6 @@ def rate_of(problem: ODEProblem) -> Callable[[Array, Array], Array]:
     >>> kp.ode.rate_of(problem)(torch.tensor(0.0), problem.z0).shape
     torch.Size([2, 3])
     """
+    if not isinstance(problem, ODEProblem):
+        raise TypeError(f"rate_of takes an ODEProblem, got {type(problem).__name__}")
     return problem.backend.solving.rate_of(problem)
