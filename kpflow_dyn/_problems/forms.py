@@ -127,8 +127,9 @@ def arguments_for(f: Any, args: Any, given: Sequence[str]) -> tuple:
     parts = (args,) if whole else args
     if least <= len(parts) <= most:
         return before + parts
+    plain = [str(p.replace(annotation=inspect.Parameter.empty)) for p in taken]
     raise TypeError(
-        f"f takes ({', '.join(map(str, taken))}), but with args it is called as {called_as(given, True)}, args being "
+        f"f takes ({', '.join(plain)}), but with args it is called as {called_as(given, True)}, args being "
         "one argument, or the parts of a tuple one by one; what f takes by name alone is set beforehand"
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, is_array, to_numpy
+from kpflow_dyn._arrays import Array, to_numpy
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn.solvers import Estimate
 
@@ -142,9 +142,11 @@ class _Samples:
 
 
 def _checked(states: Array) -> np.ndarray:
-    if not is_array(states):
-        raise TypeError(f"states are {type(states).__name__}, expected an array [trial, time, unit], or a Solution")
-    array = _double(states)
+    try:
+        array = _double(states)
+    except TypeError as error:
+        got = type(states).__name__
+        raise TypeError(f"states are {got}, expected an array [trial, time, unit], or a Solution") from error
     if array.ndim != 3 or 0 in array.shape:
         raise ValueError(f"states have shape {array.shape}, expected [trial, time, unit] with at least one of each")
     if not np.isfinite(array).all():
