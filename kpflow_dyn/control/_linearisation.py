@@ -11,7 +11,7 @@ from kpflow_dyn._problems.checks import check_rows
 from kpflow_dyn._problems.hybrid import HybridSolution, refuse_hybrid
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.measure import gauss_points
-from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.problems import ODEProblem, Problem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.steps import AcceptedSteps
@@ -65,6 +65,11 @@ def linearize_lti(
     array([[0.  , 1.  ],
            [9.81, 0.  ]])
     """
+    if isinstance(model, Solution | Problem):
+        raise TypeError(
+            f"linearize_lti takes a model and a state at rest, such as problem.f and z, got {type(model).__name__}; "
+            "along the states of a solution take linearize_ltv"
+        )
     refuse_hybrid(model, "there is no linear system z' = A z + B u of", JUMPS)
     z, dt = _vector(z, "z", "[unit]"), _step_length(model, dt)
     x = None if u is None else _vector(u, "u", "[input]")
@@ -102,7 +107,13 @@ def _loop_at(model: Any, backend: Backend, dt: float | None, inputs: str | None,
 
 def _value(loop: Loop, z: Array, x: Array | None, t: float) -> np.ndarray:
     """The velocity or next state, by the model's own call, which checks its parts."""
-    value = loop.call(like_numpy(np.asarray(t, np.float64), z), z, x)
+    try:
+        value = loop.call(like_numpy(np.asarray(t, np.float64), z), z, x)
+    except (TypeError, NotImplementedError) as error:
+        raise TypeError(
+            f"the model cannot be called on t, z and its inputs: {error}. Of an SDE take the drift, of a DDE a field "
+            "that passes z for each delayed state"
+        ) from error
     if tuple(value.shape) != tuple(z.shape):
         raise ValueError(f"the model gave {tuple(value.shape)} for z {tuple(z.shape)}, expected the shape of z")
     return to_numpy(value)
