@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 
 from kpflow_dyn._jax.differential import PairInForm
+from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid
 from kpflow_dyn._problems.forms import Form, Reversed
 
 jax.tree_util.register_dataclass(Reversed, ["of"], [])
@@ -16,7 +17,7 @@ class InForm(eqx.Module):
     """A field of a state [unit]; its parameters have the names that they have in the user's field."""
 
     field: Any
-    args: tuple  # whose arrays are constants
+    args: Any  # a tuple, of a hybrid model its HybridArguments, whose arrays are constants
     form: Form = eqx.field(static=True)
 
     def __call__(self, t: jax.Array, z: jax.Array, *x: jax.Array) -> jax.Array:
@@ -24,9 +25,27 @@ class InForm(eqx.Module):
         return self.form.rate(self.field, self.args, t, z, *x)
 
 
+class HybridInForm(InForm):
+    """The same of a hybrid model, of the arguments of its flow and of its events."""
+
+    def __call__(self, t: jax.Array, z: jax.Array, *x: jax.Array) -> jax.Array:
+        """The value of the field between jumps."""
+        return self.form.rate(self.field, self.args.flow, t, z, *x)
+
+    @property
+    def max_events(self) -> int:
+        """How many may happen."""
+        return self.field.max_events
+
+    @property
+    def events(self) -> tuple[EventInForm, ...]:
+        """The events."""
+        return events_in_form(self.field.events, self.form, self.args)
+
+
 def in_form(f: Any, form: Form, args: tuple) -> InForm:
     """The field in the form of the package."""
-    return InForm(f, args, form)
+    return (HybridInForm if is_hybrid(f) else InForm)(f, args, form)
 
 
 def field_of(f: Any) -> Any:

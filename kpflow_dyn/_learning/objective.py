@@ -13,7 +13,8 @@ from kpflow_dyn._implicit.roads import check_call, states_of_network
 from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._learning.losses import OfStates, check_number, has_states_for_logits
 from kpflow_dyn._problems.choice import Choice, choose
-from kpflow_dyn._problems.hybrid import HybridSolution, is_moving
+from kpflow_dyn._problems.events import is_moving
+from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
 from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._problems.stepped import SteppedSolution

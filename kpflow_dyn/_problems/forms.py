@@ -45,14 +45,22 @@ class Form:
         """Whether a field gets and gives [..., unit] as it is."""
         return self.layout.is_plain and self.order == 1
 
-    def rate(self, f: Callable[..., Any], args: tuple, t: Array, z: Array, *x: Array) -> Array:
-        """dz/ds [..., unit], by f(t, y, ...) of y as the user has it."""
-        t, y = (-t if self.backward else t), self.layout.split(z)
+    def called(self, f: Callable[..., Any], args: tuple, t: Array, z: Array, *x: Array) -> Any:
+        """f(t, y, ...) of y as the user has it."""
+        t, y = self.time(t), self.layout.split(z)
         if self.own_times:
             t = array_namespace(z).broadcast_to(t, z.shape[:1])
-        rate = f(t, y, *x, *args) if self.order == 1 else (y[1], f(t, *y, *x, *args))
-        rate = self.layout.join(rate, "what f returns")
+        return f(t, *(y if self.order == 2 else (y,)), *x, *args)
+
+    def rate(self, f: Callable[..., Any], args: tuple, t: Array, z: Array, *x: Array) -> Array:
+        """dz/ds [..., unit], by f(t, y, ...)."""
+        found = self.called(f, args, t, z, *x)
+        rate = self.layout.join(found if self.order == 1 else (self.layout.split(z)[1], found), "what f returns")
         return -rate if self.backward else rate
+
+    def state(self, f: Callable[..., Any], args: tuple, t: Array, z: Array, *x: Array) -> Array:
+        """The state [..., unit] that f(t, y, ...) gives."""
+        return self.layout.join(self.called(f, args, t, z, *x), "what it returns")
 
     def time(self, s: Any) -> Any:
         """The user's time, of the time that increases; and back."""
@@ -103,7 +111,7 @@ class Reversed:
         return self.of(-s)
 
 
-def arguments_for(f: Any, args: Any, given: Sequence[str]) -> tuple:
+def arguments_for(f: Any, args: Any, given: Sequence[str], what: str = "f") -> tuple:
     """What a function f is called with after what is given, such as t, z and x_t.
 
     Nothing where args is None, but None for a field that must have `args`; args as they are; or, as scipy has it, the
@@ -129,14 +137,14 @@ def arguments_for(f: Any, args: Any, given: Sequence[str]) -> tuple:
         return before + parts
     plain = [str(p.replace(annotation=inspect.Parameter.empty)) for p in taken]
     raise TypeError(
-        f"f takes ({', '.join(plain)}), but with args it is called as {called_as(given, True)}, args being "
-        "one argument, or the parts of a tuple one by one; what f takes by name alone is set beforehand"
+        f"{what} takes ({', '.join(plain)}), but with args it is called as {called_as(given, True, what)}, args being "
+        "one argument, or the parts of a tuple one by one; what it takes by name alone is set beforehand"
     )
 
 
-def called_as(given: Sequence[str], has_args: bool) -> str:
+def called_as(given: Sequence[str], has_args: bool, what: str = "f") -> str:
     """How a field is called."""
-    return f"f({', '.join([*given, *['args'] * has_args])})"
+    return f"{what}({', '.join([*given, *['args'] * has_args])})"
 
 
 def _parameters(f: Any) -> list[inspect.Parameter] | None:

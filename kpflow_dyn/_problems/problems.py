@@ -13,7 +13,8 @@ from kpflow_dyn._arrays.complex_numbers import is_complex
 from kpflow_dyn._backend import Backend, backend_for, backend_of_state
 from kpflow_dyn._problems.arguments import ROWS, Arguments, arguments_of
 from kpflow_dyn._problems.checks import check_directed_times, check_inputs, check_rows, laid_out_start
-from kpflow_dyn._problems.forms import Form, arguments_for, called_as
+from kpflow_dyn._problems.events import arguments_of_field
+from kpflow_dyn._problems.forms import Form, called_as
 from kpflow_dyn._problems.layouts import Layout
 from kpflow_dyn._problems.starts import check_encoded, laid_out_encoded, rows_of_parameter, whole_start
 from kpflow_dyn._problems.translations import advice_on
@@ -346,15 +347,15 @@ class ODEProblem(OverTimes):
         self._set(backend=backend_of_state(self.z0, self.f))
         (t, backward), (layout, z0) = check_directed_times(self.t), self._laid_out(self.z0, self.order)
         form, backend, f = Form(layout, self.order, backward), self.backend, self.backend.models.field_of(self.f)
-        if hasattr(f, "max_events"):
-            _check_form_of_hybrid(form, self.args)
-        arguments = arguments_for(backend.models.function_of(f), self.args, self._called_with)
+        if hasattr(f, "sampling") and not form.is_plain:
+            raise ValueError(_OF_SAMPLED_LOOPS)
+        arguments = arguments_of_field(f, self.args, self.called_with, backend.models.function_of)
         f = f if form.is_plain and not arguments else backend.models.in_form(f, form, arguments)
         x = check_inputs(form.inputs(self.x), z0, t, backend)
         self._set(f=f, t=t, z0=z0, x=x, form=form, arguments=arguments)
 
     @property
-    def _called_with(self) -> list[str]:
+    def called_with(self) -> list[str]:
         """What f is called with before args."""
         return ["t", "z", *["z'"] * (self.order - 1), *["x_t"] * (self.x is not None)]
 
@@ -367,16 +368,13 @@ class ODEProblem(OverTimes):
         if self.form.is_plain and self.args is None:
             return f"f(t, z [{state}]), or f(t, z, x_t [{inputs}]) where the problem has inputs x"
         parts = f", with z of the form of z0: {self.form.layout}" if not self.form.layout.is_plain else f", z [{state}]"
-        return called_as(self._called_with, self.args is not None) + parts
+        return called_as(self.called_with, self.args is not None) + parts
 
 
-def _check_form_of_hybrid(form: Form, args: Any) -> None:
-    """Raise unless a hybrid model has a plain state, forward in time, and no arguments."""
-    if not form.is_plain or args is not None:
-        raise ValueError(
-            "a hybrid model has a real state [trial, unit], times that increase, and no args: put parts side by side, "
-            "of complex numbers the real and imaginary ones, and make arguments attributes of the model"
-        )
+_OF_SAMPLED_LOOPS = (
+    "a sampled loop has a real state [trial, unit], the plant's or that of loop.start(...), and times that increase; "
+    "put parts of a state side by side"
+)
 
 
 @dataclass(frozen=True)

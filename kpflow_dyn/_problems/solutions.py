@@ -71,20 +71,17 @@ class DiscreteSolution(Solution):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ODESolution(Solution):
+class ContinuousSolution(Solution):
     """The states of an `ODEProblem` at float64 numpy times t: its grid, or three Gauss points inside each step.
 
     Attributes:
         start: the state at the first time [trial, unit].
-        steps: the steps that the solver accepted; None for methods that are no Runge-Kutta steps, which cannot be
-            replayed.
         options: the options that the solve used.
         dense_output: times [n] -> the state there [trial, n, unit].
     """
 
     problem: ODEProblem
     start: Array = field(repr=False)
-    steps: AcceptedSteps | None = field(default=None, repr=False)
     options: dict[str, Any] = field(default_factory=dict)
     dense_output: Callable[[np.ndarray], Array] = field(repr=False)
 
@@ -99,6 +96,18 @@ class ODESolution(Solution):
         times = times_within(t, low, high)
         state = self.dense_output(np.atleast_1d(time(times)))
         return state if times.ndim else state[:, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ODESolution(ContinuousSolution):
+    """A `ContinuousSolution` of a field without jumps.
+
+    Attributes:
+        steps: the steps that the solver accepted; None for methods that are no Runge-Kutta steps, which cannot be
+            replayed.
+    """
+
+    steps: AcceptedSteps | None = field(default=None, repr=False)
 
 
 def times_within(t: Any, low: float, high: float) -> np.ndarray:

@@ -200,13 +200,13 @@ class AtGrid(Seen):
         return type(self)(self.steps.fed_back(draw), self.places, lambda: self.within.fed_back(draw), self.units)
 
     def measure_of_steps(self, measure: Array | None) -> Array | None:
-        """Of each step that of the time it leads to."""
+        """Of each step that of the time it leads to, behind the last one that of this."""
         if measure is None or measure.shape[-2] == 1:
             return measure
         assert self.places is not None
         trials, count = self.steps.next_state.shape[:2]
         every = np.broadcast_to(self.places, (trials, self.places.shape[-1]))
-        leads_to = np.stack([np.searchsorted(ends, np.arange(count)) for ends in every])
+        leads_to = np.stack([np.searchsorted(ends[:-1], np.arange(count)) for ends in every])
         return taken(array_namespace(measure).broadcast_to(measure, (trials, *measure.shape[-2:])), leads_to)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy, side_by_side
 from kpflow_dyn._problems.checks import jumps_of
+from kpflow_dyn._problems.events import refuse_hybrid
 from kpflow_dyn._problems.inputs import input_width, inputs_at, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.stepped import SteppedSolution
@@ -61,6 +62,7 @@ class SplitStep:
 
 def solve_split(problem: ODEProblem, method: str, options: dict[str, Any]) -> SteppedSolution:
     """The solution of an ODE of a pair (q, v) by steps of given lengths."""
+    refuse_hybrid(problem.f, f"{method!r} has no steps of", "take a Runge-Kutta method, which locates its events")
     place, solving = _place(problem, method), problem.backend.solving
     if problem.form.backward:
         raise ValueError(f"the times t decrease, and {method!r} steps forward; from the last state go on with -v")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid
 from kpflow_dyn._problems.forms import Form
 from kpflow_dyn._torch.called import called
 from kpflow_dyn._torch.left_alone import left_alone as left_alone
@@ -98,7 +99,7 @@ class InForm(nn.Module):
     """A field as its user wrote it, in the form of the package; its parameters have the same names."""
 
     form: Form
-    args: tuple
+    args: Any  # a tuple; of a hybrid model its HybridArguments
     call: Callable[..., Any]
 
     def __init__(self, f: nn.Module, form: Form, args: tuple) -> None:
@@ -111,12 +112,31 @@ class InForm(nn.Module):
         return self.form.rate(self.call, self.args, t, z, *x)
 
 
+class HybridInForm(InForm):
+    """The same of a hybrid model, of the arguments of its flow and of its events."""
+
+    call: Any
+
+    def forward(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
+        return self.form.rate(self.call, self.args.flow, t, z, *x)
+
+    @property
+    def max_events(self) -> int:
+        """How many may happen."""
+        return self.call.max_events
+
+    @property
+    def events(self) -> tuple[EventInForm, ...]:
+        """The events."""
+        return events_in_form(self.call.events, self.form, self.args)
+
+
 def in_form(f: Any, form: Form, args: tuple) -> Any:
     """The field in the form of the package; what is no module is refused later."""
     if not isinstance(f, nn.Module):
         return f
     _check_arguments(f, args)
-    return InForm(f, form, args)
+    return (HybridInForm if is_hybrid(f) else InForm)(f, form, args)
 
 
 def _check_arguments(f: nn.Module, args: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kpflow_dyn._arrays import like_numpy, to_numpy
-from kpflow_dyn._problems.hybrid import is_hybrid
+from kpflow_dyn._problems.events import is_hybrid
 from kpflow_dyn._problems.inputs import inputs_at, jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau, call_field

@@ -8,7 +8,8 @@ import numpy as np
 from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, backend_for
 from kpflow_dyn._problems.checks import check_rows
-from kpflow_dyn._problems.hybrid import HybridSolution, refuse_hybrid
+from kpflow_dyn._problems.events import refuse_hybrid
+from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.problems import ODEProblem, Problem

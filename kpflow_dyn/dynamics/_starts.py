@@ -7,7 +7,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._backend import backend_of
 from kpflow_dyn._problems.delayed import DDEProblem
-from kpflow_dyn._problems.hybrid import refuse_hybrid
+from kpflow_dyn._problems.events import refuse_hybrid
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.parameters import parameters_of
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem

@@ -15,17 +15,23 @@ class Event:
 
         z <- reset(t, z)    where condition(t, z) = 0, or at given times
 
+    Condition and reset are called as the flow is: with the state in its form, with x_t where the problem has inputs,
+    and then with args where it has these, (t, z, x_t, args); of an equation of second order (t, z, z', x_t, args).
+
     The state is left as it is but for what `reset` changes; it is called on the state before the jump. What an event
     is called elsewhere: `diffrax.Event` and torchdiffeq's `odeint_event` (which end a solve there), SciML's
     ContinuousCallback (of a condition) and DiscreteCallback or PeriodicCallback (at given times), solve_ivp's events.
 
     Args:
-        condition: (t, z) -> c, or (t, z, x_t) where the problem has inputs: in torch c [trial] of z [trial, unit], in
-            JAX c [] of z [unit]. The event is where c crosses zero. None for given times. It may have parameters.
-        reset: (t, z) -> z, or (t, z, x_t) -> z. Modules of torch, and pytrees of JAX, learn.
-        direction: 1 where c crosses from below to above, -1 from above to below, 0 both.
+        condition: (t, z, ...) -> c: in torch c [trial] of z [trial, unit], in JAX c [] of z [unit]. The event is where
+            c crosses zero. None for given times. It may have parameters.
+        reset: (t, z, ...) -> z, the whole state in its form; of second order the pair (z, z'). Modules of torch, and
+            pytrees of JAX, learn.
+        direction: 1 where c crosses from below to above, -1 from above to below, 0 both. It is meant as a solve meets
+            the crossing: where time runs backward, c is seen as time decreases, as in scipy.
         at: given times [n], in the unit of t.
-        every: the time between events, the first of which is at t0 + offset.
+        every: the time between events, the first of which is at t0 + offset; where time runs backward, at t0 - offset,
+            and the others before it.
         offset: how long after t0 the first one is.
 
     Raises:
@@ -64,12 +70,14 @@ class Event:
             object.__setattr__(self, "at", given)
 
     def times(self, t0: float, end: float) -> np.ndarray:
-        """The given times between t0 and the end [n], these included."""
+        """The given times from t0 to the end [n], these included, in this order."""
         return given_times(self.at, self.every, self.offset, t0, end)
 
 
 def given_times(at: Any, every: float | None, offset: float, t0: float, end: float) -> np.ndarray:
-    """The times of an event between t0 and the end [n], these included."""
+    """The times of an event from t0 to the end [n], these included, in this order."""
+    if end < t0:
+        return -given_times(None if at is None else -np.asarray(at)[::-1], every, offset, -t0, -end)
     if every is None:
         times = np.asarray(() if at is None else at, np.float64)
     else:

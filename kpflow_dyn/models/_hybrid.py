@@ -23,6 +23,11 @@ def Hybrid(flow: Any, *events: Event, max_events: int = MAX_EVENTS) -> Any:
     solution has the state behind it, and `solution.events` lists what happened. Of events with a condition each trial
     is solved by itself, with times of its own; jumps at given times are those of all trials.
 
+    The state may have any form that `ODEProblem` knows: several arrays, complex numbers, second order, with args. Time
+    may run backward: then a solve meets the events from behind, and applies their resets as they are, so that to go
+    back along a solution these must be the inverse ones. On a span (t0, t1) the states are at three Gauss points
+    between any two times at which the trial with the most steps ends one, or any trial has an event.
+
     Args:
         flow: the field between jumps, as `ODEProblem` takes it.
         events: the jumps; of several at one given time the first in this order happens first. A jump that takes the

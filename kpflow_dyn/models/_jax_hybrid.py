@@ -7,7 +7,6 @@ import equinox as eqx
 import numpy as np
 from jax import Array
 
-from kpflow_dyn._problems.steps import call_field
 from kpflow_dyn.models._events import Event, given_times
 from kpflow_dyn.models._hybrid import MAX_EVENTS
 from kpflow_dyn.models._sampling import Sampling
@@ -41,9 +40,9 @@ class Hybrid(eqx.Module):
     def __init__(self, flow: Callable[..., Array], events: Sequence[Event], max_events: int) -> None:
         self.flow, self.events, self.max_events = flow, tuple(map(_Event, events)), max_events
 
-    def __call__(self, t: Any, z: Array, x_t: Array | None = None) -> Array:
-        """z' [unit]."""
-        return call_field(self.flow, t, z, x_t)
+    def __call__(self, t: Any, z: Array, *given: Any) -> Any:
+        """z' [unit], by a flow of t, z, and of what else it takes."""
+        return self.flow(t, z, *given)
 
 
 class SampledLoop(eqx.Module):

@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kpflow_dyn._problems.steps import call_field
 from kpflow_dyn.models._events import Event
 from kpflow_dyn.models._hybrid import MAX_EVENTS
 from kpflow_dyn.models._sampling import Sampling
@@ -32,9 +31,9 @@ class Hybrid(nn.Module):
         super().__init__()
         self.flow, self.events, self.max_events = flow, nn.ModuleList(map(_Event, events)), max_events
 
-    def forward(self, t: Tensor, z: Tensor, x_t: Tensor | None = None) -> Tensor:
-        """z' [trial, unit]."""
-        return call_field(self.flow, t, z, x_t)
+    def forward(self, t: Tensor, z: Tensor, *given: Any) -> Any:
+        """z' [trial, unit], by a flow of t, z, and of what else it takes."""
+        return self.flow(t, z, *given)
 
 
 class SampledLoop(nn.Module):

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import eps_of, like_numpy, to_numpy
-from kpflow_dyn._problems.hybrid import HybridSteps, is_moving
+from kpflow_dyn._problems.events import is_moving
+from kpflow_dyn._problems.hybrid import HybridSteps
 from kpflow_dyn._problems.inputs import jumps_within, sampled, stops_of, take_trials
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn.ode._hybrid_calls import Calls, Steps
@@ -59,13 +60,16 @@ class Taken:
 _PARTS = ("t", "end", "before", "reached", "after", "stage_times", "event", "located", "stays")
 
 
-def solve_hybrid(problem: ODEProblem, method: Method) -> tuple[HybridSteps, dict[str, int]]:
-    """The steps of all trials, and counts of what was done; `Failed` names the trials that did not reach the end."""
+def solve_hybrid(problem: ODEProblem, method: Method, nodes: np.ndarray) -> tuple[HybridSteps, dict[str, int]]:
+    """The steps of all trials, which end at the nodes too, and counts of what was done.
+
+    `Failed` names the trials that did not reach the end.
+    """
     alone, runs, failures = is_moving(problem.f), [], {}
     if alone:
         _check_apart(problem)
     for trials in groups_of(problem):
-        run = _Run(take_trials(problem, trials) if alone else problem, method)
+        run = _Run(take_trials(problem, trials) if alone else problem, method, nodes)
         try:
             run.run()
         except Failed as failure:
@@ -109,14 +113,14 @@ _APART = (
 class _Run:
     """One solve, of trials that have their times in common."""
 
-    def __init__(self, problem: ODEProblem, method: Method) -> None:
-        self.problem, self.method, self.model = problem, method, problem.f
+    def __init__(self, problem: ODEProblem, method: Method, nodes: np.ndarray) -> None:
+        self.problem, self.method, self.model, self.nodes = problem, method, problem.f, nodes
         self.t0, self.end = float(problem.t[0]), float(problem.t[-1])
         self.now, self.y = self.t0, to_numpy(problem.z0)
         self.taken, self.happened = Taken(), 0
         self.calls = Calls(problem)
         self.jumps = jumps_within(problem)
-        self.given = _given_events(problem)
+        self.given = _given_events(problem, nodes)
         known = sampled(problem)
         self.x = problem.x if known is None else known
         self.surfaces = Surfaces(self.model.events, self.calls, eps_of(problem.z0), self.end - self.t0)
@@ -127,7 +131,9 @@ class _Run:
         self._mark(self.t0)
         self.surfaces.start(self.now, self.y)
         stops = () if self.method.stops is None else self.method.stops
-        for time in np.unique([*self.problem.t, *stops_of(self.problem), *stops, *self.given])[1:].tolist():
+        for time in np.unique([*self.problem.t, *self.nodes, *stops_of(self.problem), *stops, *self.given])[
+            1:
+        ].tolist():
             self._flow_to(time)
             self._mark(time)
 
@@ -140,7 +146,7 @@ class _Run:
         """The jumps that are given for this time, and whether it is one of the grid."""
         for event in self.given.get(time, ()):
             self._jump(event, located=False)
-        if time in self.problem.t:
+        if time in self.nodes:
             self.taken.nodes.append(self.taken.count - 1)
 
     def _flow_to(self, time: float) -> None:
@@ -247,12 +253,12 @@ def _numpy(values: Any) -> np.ndarray:
     return values if isinstance(values, np.ndarray) else to_numpy(values)
 
 
-def _given_events(problem: ODEProblem) -> dict[float, list[int]]:
+def _given_events(problem: ODEProblem, nodes: np.ndarray) -> dict[float, list[int]]:
     """The events of each given time."""
     found: dict[float, list[int]] = {}
     for number, event in enumerate(problem.f.events):
         times = () if event.condition is not None else event.times(float(problem.t[0]), float(problem.t[-1]))
-        for time in snapped(np.asarray(times, np.float64), problem.t).tolist():
+        for time in snapped(np.asarray(times, np.float64), nodes).tolist():
             same = [other for other in found if abs(other - time) <= 1e-12 * max(abs(time), abs(other))]
             found.setdefault(same[0] if same else time, []).append(number)
     return found

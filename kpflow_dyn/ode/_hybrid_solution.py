@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, eps_of, like_numpy, to_numpy
+from kpflow_dyn._problems.forms import called_as
 from kpflow_dyn._problems.hybrid import HybridSolution, HybridSteps
 from kpflow_dyn._problems.inputs import inputs_at, take_trials
-from kpflow_dyn._problems.measure import trapezoid
+from kpflow_dyn._problems.measure import gauss_points, trapezoid
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn.ode._hybrid import Method, groups_of, solve_hybrid
 from kpflow_dyn.ode._hybrid_calls import read_between, taken_anew
@@ -51,34 +52,40 @@ class Between:
 
 def hybrid_solution(problem: ODEProblem, method: Method, given: dict[str, Any]) -> HybridSolution:
     """Solve; `Failed` where trials do not reach the end."""
-    steps, stats = solve_hybrid(problem, method)
+    nodes, weights = problem.t, trapezoid(problem.t)
+    if problem.is_span:
+        nodes, weights = gauss_points(_edges(solve_hybrid(problem, method, nodes)[0]))
+    steps, stats = solve_hybrid(problem, method, nodes)
     rows = np.arange(len(problem.z0))[:, None]
     state = like_numpy(to_numpy(steps.after)[rows, steps.nodes], problem.z0)
     return HybridSolution(
         problem=problem,
         state=state,
-        t=problem.t,
+        t=problem.form.time(nodes),
         alg=method.alg,
         stats=stats,
         start=problem.backend.models.snapshot(problem.z0),
-        weights=trapezoid(problem.t),
+        weights=weights,
         steps=steps,
         options=given,
         dense_output=Between(problem, steps),
     )
 
 
+def _edges(steps: HybridSteps) -> np.ndarray:
+    """Between which times the states of all trials are smooth: the steps of one that took the most, and all events."""
+    most = (steps.end > steps.t).sum(1).argmax()
+    times = np.unique([*steps.t[most], *steps.end[most], *steps.end[steps.event >= 0]])
+    apart = np.diff(times) > 16 * eps_of(steps.before) * np.abs(times).max()
+    return times[np.append(True, apart)]
+
+
 def check_events(problem: ODEProblem) -> None:
-    """Raise unless conditions give a number and resets a state, and the problem is one that jumps are known for."""
-    if problem.is_span:
-        raise ValueError(
-            f"a hybrid model is solved on a grid of times, and t = {tuple(problem.t.tolist())} is a span; give the "
-            "times at which the state is wanted, three at least"
-        )
+    """Raise unless conditions give a number and resets a state."""
     z, t = problem.z0[0], like_numpy(np.asarray(problem.t[0]), problem.z0)
     x = inputs_at(problem, np.full((len(problem.z0), 1), problem.t[0]))
     given = (t, z) if x is None else (t, z, x[0, 0])
-    named = "(t, z)" if x is None else "(t, z, x_t), as the problem has inputs"
+    named = called_as(problem.called_with, problem.args is not None, "")
     for number, event in enumerate(problem.f.events):
         for name, function, shape in (("condition", event.condition, ()), ("reset", event.reset, tuple(z.shape))):
             if function is not None:
@@ -88,13 +95,13 @@ def check_events(problem: ODEProblem) -> None:
 def _check_called(
     what: str, function: Any, given: tuple[Any, ...], named: str, shape: Any, problem: ODEProblem
 ) -> None:
-    one = problem.backend.tracing.on_one_trial(function)
+    one, layout = problem.backend.tracing.on_one_trial(function), problem.form.layout
     try:
         found = one(*given)
     except Exception as error:
-        raise ValueError(
-            f"{what} failed: {error}. It is called as {named}; in torch with z [trial, unit], in JAX with z [unit]"
-        ) from error
+        form = "in torch with z [trial, unit], in JAX with z [unit]" if layout.is_plain else f"with z {layout}"
+        inputs = ", as the problem has inputs" * (problem.x is not None)
+        raise ValueError(f"{what} failed: {error}. It is called as {named}{inputs}; {form}") from error
     if tuple(getattr(found, "shape", (None,))) != shape or found.dtype != problem.z0.dtype:
         got = f"{tuple(found.shape)} of {found.dtype}" if hasattr(found, "shape") else type(found).__name__
         raise ValueError(

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy, side_by_side, to_numpy
-from kpflow_dyn._problems.hybrid import HybridSteps, is_moving
+from kpflow_dyn._problems.events import is_moving
+from kpflow_dyn._problems.hybrid import HybridSteps
 from kpflow_dyn._problems.inputs import input_slopes, input_width, time_rows
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import call_field

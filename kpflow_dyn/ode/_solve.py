@@ -7,7 +7,8 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
 from kpflow_dyn._problems.checks import refuse_foreign_event
-from kpflow_dyn._problems.hybrid import HybridSolution, is_hybrid
+from kpflow_dyn._problems.events import is_hybrid
+from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.inputs import take_trials
 from kpflow_dyn._problems.measure import gauss_points, trapezoid
 from kpflow_dyn._problems.problems import ODEProblem

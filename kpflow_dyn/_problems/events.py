@@ -1,0 +1,101 @@
+"""Models whose state jumps at events: what they have, and their events in the form of the package.
+
+A hybrid model is a field f(t, z) or f(t, z, x) with `events`, each with these members:
+
+    condition  (t, z[, x]) -> a number for each trial; the event is where it crosses zero. None at given times.
+    reset      (t, z[, x]) -> z after the jump, in the form of z.
+    direction  of the crossing: -1 from above, 1 from below, 0 both, in the order in which times are solved.
+    times      (t0, end) -> the given times of the event from t0 to the end, which may lie before t0.
+
+and with `max_events`, how many may happen in a trial. Its field between jumps may stand as its `flow`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array
+from kpflow_dyn._problems.forms import Form, arguments_for
+
+
+def is_hybrid(model: Any) -> bool:
+    """Whether a model has jumps between which it flows."""
+    return hasattr(model, "events") and hasattr(model, "max_events")
+
+
+def is_moving(model: Any) -> bool:
+    """Whether a hybrid model has events whose time a condition says."""
+    return any(event.condition is not None for event in model.events)
+
+
+def refuse_hybrid(model: Any, what: str, advice: str) -> None:
+    """Raise where a model has jumps that this does not know of."""
+    if is_hybrid(model):
+        raise ValueError(f"{what} a hybrid model, whose state jumps at events; {advice}")
+
+
+@dataclass(frozen=True)
+class EventInForm:
+    """An event as its user wrote it, of the state [..., unit] at times that increase."""
+
+    event: Any
+    form: Form
+    of_condition: tuple  # what its condition is called with after t, the state and the inputs
+    of_reset: tuple
+
+    @property
+    def direction(self) -> int:
+        """That of the event: as a solve meets it."""
+        return self.event.direction
+
+    @property
+    def condition(self) -> Callable[..., Array] | None:
+        """(t, z[, x]) -> c."""
+        condition = self.event.condition
+        return None if condition is None else partial(self.form.called, condition, self.of_condition)
+
+    def reset(self, t: Array, z: Array, *x: Array) -> Array:
+        """The state behind the jump."""
+        return self.form.state(self.event.reset, self.of_reset, t, z, *x)
+
+    def times(self, t0: float, end: float) -> np.ndarray:
+        """The given times."""
+        time = self.form.time
+        return time(self.event.times(time(t0), time(end)))
+
+
+class HybridArguments(NamedTuple):
+    """What the parts of a hybrid model are called with after t, the state and the inputs; false where with nothing."""
+
+    flow: tuple
+    events: tuple[tuple[tuple, tuple], ...]  # the condition and the reset of each
+
+    def __bool__(self) -> bool:
+        return bool(self.flow) or any(map(any, self.events))
+
+
+def events_in_form(events: Any, form: Form, args: HybridArguments) -> tuple[EventInForm, ...]:
+    """The events of a hybrid model."""
+    return tuple(EventInForm(event, form, *given) for event, given in zip(events, args.events, strict=True))
+
+
+def arguments_of_field(f: Any, args: Any, given: Sequence[str], function_of: Callable[[Any], Any]) -> tuple:
+    """What a field, as a function, is called with after what is given, see `arguments_for`; or parts of a hybrid."""
+    if not is_hybrid(f):
+        return arguments_for(function_of(f), args, given)
+
+    def of(what: str, part: Any) -> tuple:
+        return () if part is None else arguments_for(function_of(part), args, given, what)
+
+    return HybridArguments(
+        of("flow", getattr(f, "flow", f)),
+        tuple(
+            (of(f"the condition of event {n}", event.condition), of(f"the reset of event {n}", event.reset))
+            for n, event in enumerate(f.events)
+        ),
+    )
