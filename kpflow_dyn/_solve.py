@@ -22,6 +22,7 @@ from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._stepping.delayed import solve_dde
 from kpflow_dyn._stepping.split import solve_split, split_method
 from kpflow_dyn._stepping.stochastic import solve_sde
+from kpflow_dyn.ode._libraries import added
 from kpflow_dyn.ode._options import options_of
 from kpflow_dyn.ode._solve import solve_ode
 
@@ -104,7 +105,7 @@ def _solve_over_times(prob: OverTimes, alg: Any, common: dict[str, Any]) -> Solu
     if isinstance(prob, DDEProblem):
         return solve_dde(prob, alg, common)
     assert isinstance(prob, ODEProblem)
-    if (method := split_method(alg)) is not None:
+    if (method := split_method(alg)) is not None and not added(alg, prob.backend):
         return solve_split(prob, method, common)
     return solve_ode(prob, alg, options_of(prob, common))
 

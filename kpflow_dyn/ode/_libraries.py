@@ -177,8 +177,13 @@ def remove_library(name: str) -> None:
 
 def library_of(alg: Any, backend: Backend) -> Library:
     """The library that accepts an algorithm; the backend's own one where none was added that does."""
-    own = [library for library in _added.values() if library.framework == backend.name and library.accepts(alg)]
+    own = added(alg, backend)
     return own[-1] if own else backend.solving.ode_library(alg)
+
+
+def added(alg: Any, backend: Backend) -> list[Library]:
+    """The libraries that were added and accept an algorithm."""
+    return [library for library in _added.values() if library.framework == backend.name and library.accepts(alg)]
 
 
 def rate_of(problem: ODEProblem) -> Callable[[Array, Array], Array]:
