@@ -445,7 +445,7 @@ class Coupled(nn.Module):
         ({"sde_type": "Ito"}, None, {}, "expected 'ito' or 'stratonovich'"),
         ({}, "srk", {}, "no method for an SDE here"),
         ({}, "euler", {"rtol": 1e-3}, "adaptive steps"),
-        ({}, "euler", {"dt": 0.1}, "dt is called steps="),
+        ({}, "euler", {"dt": 0.1}, "dt= is here `steps=`"),
         ({}, "euler", {"bm": None}, "bm= is here `brownian=` of `kp.SDEProblem`"),
         ({}, "euler", {"steps": -1.0}, "positive length"),
         ({"t": (0.0, 1.0)}, "euler", {}, "on a span"),
