@@ -192,6 +192,9 @@ def rate_of(problem: ODEProblem) -> Callable[[Array, Array], Array]:
     Args:
         problem: z' = f(t, z), or z' = f(t, z, x(t)).
 
+    Raises:
+        TypeError: a problem of another kind.
+
     >>> import torch, kpflow_dyn as kp
     >>> problem = kp.ODEProblem(kp.models.MLPField(3, 8), torch.ones(2, 3), [0.0, 1.0, 2.0])
     >>> kp.ode.rate_of(problem)(torch.tensor(0.0), problem.z0).shape
