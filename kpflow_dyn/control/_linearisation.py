@@ -12,7 +12,7 @@ from kpflow_dyn._problems.events import refuse_hybrid
 from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.measure import gauss_points
-from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.problems import ODEProblem, Problem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.steps import AcceptedSteps
@@ -74,6 +74,11 @@ def linearize_lti(
     array([[0.  , 1.  ],
            [9.81, 0.  ]])
     """
+    if isinstance(model, Solution | Problem):
+        raise TypeError(
+            f"linearize_lti takes a model and a state at rest, such as problem.f and z, got {type(model).__name__}; "
+            "along the states of a solution take linearize_ltv"
+        )
     refuse_hybrid(model, "there is no linear system z' = A z + B u of", JUMPS)
     z, dt = _vector(z, "z", "[unit]"), _step_length(model, dt)
     x = None if u is None else _vector(u, "u", "[input]")
@@ -122,7 +127,13 @@ def _loop_at(model: Any, backend: Backend, dt: float | None, inputs: str | None,
 
 def _value(loop: Loop, z: Array, x: Array | None, t: float) -> np.ndarray:
     """The velocity or next state, by the model's own call, which checks its parts."""
-    value = loop.call(like_numpy(np.asarray(t, np.float64), z), z, x)
+    try:
+        value = loop.call(like_numpy(np.asarray(t, np.float64), z), z, x)
+    except (TypeError, NotImplementedError) as error:
+        raise TypeError(
+            f"the model cannot be called on t, z and its inputs: {error}. Of an SDE take the drift, of a DDE a field "
+            "that passes z for each delayed state"
+        ) from error
     if tuple(value.shape) != tuple(z.shape):
         raise ValueError(f"the model gave {tuple(value.shape)} for z {tuple(z.shape)}, expected the shape of z")
     return to_numpy(value)
@@ -250,8 +261,8 @@ def _along_own_steps(sol: SteppedSolution, inputs: str | None, loop: str, C: np.
     _check_size(sol, (width / units) ** 2)
     if t is not None or loop != "closed" or inputs not in (None, "kicks"):
         raise ValueError(
-            f"of a {type(sol.problem).__name__} there is the system at the times of its grid, with inputs='kicks' to "
-            f"the state; got loop={loop!r}, inputs={inputs!r}, t={t!r}"
+            f"of this {type(sol.problem).__name__} there is the system at the times of its grid, with inputs='kicks' "
+            f"to the state; got loop={loop!r}, inputs={inputs!r}, t={t!r}"
         )
     A, B = to_numpy(jacobians(sol, between_times=True)).astype(float), np.eye(width)[None, None, :, :units]
     C = np.concatenate([C, np.zeros((len(C), width - units))], 1)
