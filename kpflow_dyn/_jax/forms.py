@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from kpflow_dyn._problems.events import EventInForm, HybridArguments, events_in_form, is_hybrid
+from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid, looks_of
 from kpflow_dyn._problems.forms import Form, Reversed
 
 jax.tree_util.register_dataclass(Reversed, ["of"], [])
@@ -16,7 +16,7 @@ class InForm(eqx.Module):
     """A field of a state [unit]; its parameters have the names that they have in the user's field."""
 
     field: Any
-    args: tuple  # whose arrays are constants
+    args: Any  # a tuple, or those of a hybrid model, whose arrays are constants
     form: Form = eqx.field(static=True)
 
     def __call__(self, t: jax.Array, z: jax.Array, *x: jax.Array) -> jax.Array:
@@ -27,8 +27,6 @@ class InForm(eqx.Module):
 class HybridInForm(InForm):
     """The same of a hybrid model, of the arguments of its flow and of its events."""
 
-    args: HybridArguments
-
     def __call__(self, t: jax.Array, z: jax.Array, *x: jax.Array) -> jax.Array:
         """The value of the field between jumps."""
         return self.form.rate(self.field, self.args.flow, t, z, *x)
@@ -37,6 +35,11 @@ class HybridInForm(InForm):
     def max_events(self) -> int:
         """How many may happen."""
         return self.field.max_events
+
+    @property
+    def looks(self) -> int:
+        """At how many points of a step conditions are looked at first."""
+        return looks_of(self.field)
 
     @property
     def events(self) -> tuple[EventInForm, ...]:

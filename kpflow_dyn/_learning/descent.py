@@ -335,7 +335,7 @@ def along(
     with stages(progress) as show:
         show(what := _beforehand(run, optimizer), 0, run.span)
         while not (reached := run.finished or run.point.loss < lowest) and not run.exhausted:
-            pieces.append(run.advance())
+            pieces.append(_advanced(run, objective))
             rows.append(_row(run))
             thetas.append(run.point.theta)
             show(what, run.time, run.span)
@@ -364,6 +364,16 @@ def along(
         own=run.own,
         optimizer=optimizer,
     )
+
+
+def _advanced(run: Run, objective: Objective | LinearisedObjective) -> Piece:
+    """The next step; where there is none, the error says why the loss is not known beyond."""
+    try:
+        return run.advance()
+    except RuntimeError as error:
+        if stopped := getattr(objective, "stopped", ""):
+            raise RuntimeError(f"{error}. The loss has no value beyond that: {stopped}") from error
+        raise
 
 
 def _stacked(values: list[Array]) -> Array:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from kpflow_dyn._problems.events import EventInForm, HybridArguments, events_in_form, is_hybrid
+from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid, looks_of
 from kpflow_dyn._problems.forms import Form
 from kpflow_dyn._torch.called import called
 from kpflow_dyn._torch.left_alone import left_alone as left_alone
@@ -99,8 +99,8 @@ class InForm(nn.Module):
     """A field as its user wrote it, in the form of the package; its parameters have the same names."""
 
     form: Form
-    args: tuple
-    call: Callable[..., Any]
+    args: Any  # a tuple, or those of a hybrid model
+    call: Any
 
     def __init__(self, f: nn.Module, form: Form, args: tuple) -> None:
         super().__init__()
@@ -115,9 +115,6 @@ class InForm(nn.Module):
 class HybridInForm(InForm):
     """The same of a hybrid model, of the arguments of its flow and of its events."""
 
-    args: HybridArguments
-    call: Any
-
     def forward(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
         return self.form.rate(self.call, self.args.flow, t, z, *x)
 
@@ -125,6 +122,11 @@ class HybridInForm(InForm):
     def max_events(self) -> int:
         """How many may happen."""
         return self.call.max_events
+
+    @property
+    def looks(self) -> int:
+        """At how many points of a step conditions are looked at first."""
+        return looks_of(self.call)
 
     @property
     def events(self) -> tuple[EventInForm, ...]:

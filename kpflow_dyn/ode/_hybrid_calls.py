@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
-from kpflow_dyn._problems.checks import check_finite
-from kpflow_dyn._problems.inputs import input_width, time_rows
+from kpflow_dyn._arrays import Array, array_namespace, eps_of, like_numpy, to_numpy
+from kpflow_dyn._problems.inputs import input_width, jumps_within, time_rows
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import Tableau
 from kpflow_dyn.ode._discretise import RungeKuttaStep
+from kpflow_dyn.ode._libraries import Failed
 
 Steps = dict[str, np.ndarray]  # of a library, [step, trial, ...] each
 
@@ -24,6 +24,8 @@ class Calls:
     def __init__(self, problem: ODEProblem) -> None:
         self.problem = problem
         self.tableau: Tableau | None = None
+        self.jumps = jumps_within(problem)
+        self.behind = False  # on which side conditions are taken at a time at which the inputs jump
         self.numbers = tuple(n for n, event in enumerate(problem.f.events) if event.condition is not None)
 
     @property
@@ -51,11 +53,16 @@ class Calls:
     def after_jump(self, event: int, time: float, y: np.ndarray) -> np.ndarray:
         """The state behind a jump [trial, unit]."""
         after = self.called(_Reset(self._inputs, event), np.array([time]), y[:, None])[:, 0]
-        check_finite(after, f"the state behind the reset of event {event}")
+        if not np.isfinite(after).all():
+            bad = np.flatnonzero(~np.isfinite(after).all(1)).tolist()
+            raise Failed({n: (f"has no finite state behind the reset of event {event}", time) for n in bad}, apart=True)
         return after
 
     def conditions(self, times: np.ndarray, states: np.ndarray) -> np.ndarray:
         """The conditions of all events that have one, at times [n] of states [1, n, unit]: [n, event]."""
+        if len(self.jumps):
+            beside = beside_of(self.problem, times, np.inf if self.behind else -np.inf)
+            times = np.where(np.isin(times, self.jumps), beside, times)
         return self.called(_Conditions(self._inputs, self.numbers), times, states)[0]
 
     def called(self, step: Callable[..., Array], times: np.ndarray, states: np.ndarray) -> np.ndarray:
@@ -96,6 +103,12 @@ class _Conditions:
         first = row if row.ndim == 1 else row[0]
         given = (first[0], z, row[..., 1:]) if self.inputs else (first[0], z)
         return array_namespace(z).stack([model.events[n].condition(*given) for n in self.numbers], axis=-1)
+
+
+def beside_of(problem: ODEProblem, times: Any, towards: float) -> np.ndarray:
+    """The times next to these that the dtype of the state can tell from them."""
+    dtype = np.float32 if eps_of(problem.z0) > 1e-10 else np.float64
+    return np.nextafter(dtype(times), dtype(towards)).astype(np.float64)
 
 
 def taken_anew(

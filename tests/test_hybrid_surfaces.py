@@ -1,0 +1,166 @@
+"""Where events are: many in one step, at the ends of the grid, where inputs jump; and what no solver gets beyond."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kpflow_dyn as kp
+from kpflow_dyn.models import Event, Hybrid
+
+
+class Moving(nn.Module):
+    """z' = w (1 + x)."""
+
+    def __init__(self, w: float = 1.0) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+
+    def forward(self, t, z, *x):
+        return self.w * (1 + sum(x)) + 0 * z
+
+
+class Scaled(nn.Module):
+    """z times a learnt number."""
+
+    def __init__(self, by: float = 1.0) -> None:
+        super().__init__()
+        self.by = nn.Parameter(torch.tensor(by, dtype=torch.float64))
+
+    def forward(self, t, z, *x):
+        return self.by * z
+
+
+def solved(*events: Event, start: float = 0.01, x=None, flow=None, t=(0.0, 0.5, 1.0), looks: int = 8, **options):
+    model = Hybrid(flow or Moving(), *events, looks=looks)
+    z0 = start * torch.ones(1, 1, dtype=torch.float64)
+    return kp.solve(kp.ODEProblem(model, z0, list(t), x), **options)
+
+
+def times_of(solution) -> list[float]:
+    return [time for time, _ in solution.events[0]]
+
+
+@pytest.mark.parametrize("rate", [20.0, 16 * np.pi])
+def test_a_condition_that_swings_many_times_in_a_step_is_seen(rate: float) -> None:
+    found = times_of(solved(Event(lambda t, z: torch.sin(rate * z[:, 0] + 0.3), Scaled())))
+    phases = np.pi * np.arange(1, 100)
+    expected = (phases - 0.3) / rate - 0.01
+    np.testing.assert_allclose(found, expected[(expected > 0) & (expected < 1)], atol=1e-12)
+
+
+@pytest.mark.parametrize(("width", "looks"), [(0.03, 8), (0.003, 8), (0.0015, 64)])
+def test_a_short_dip_across_the_surface_is_seen(width: float, looks: int) -> None:
+    pulse = Event(lambda t, z: 0.5 - torch.exp(-(((z[:, 0] - 0.4137) / width) ** 2)), Scaled(), direction=-1)
+    assert times_of(solved(pulse, looks=looks)) == [pytest.approx(0.4037 - width * np.sqrt(np.log(2)), abs=1e-9)]
+
+
+def test_looks_are_at_four_points_at_least() -> None:
+    with pytest.raises(ValueError, match="looks is 3, expected 4"):
+        Hybrid(Moving(), Event(lambda t, z: z[:, 0], Scaled()), looks=3)
+
+
+@pytest.mark.parametrize("at", [0.1, 0.3, 0.7, 1.0])
+def test_an_event_at_a_time_of_the_grid_is_before_it(at: float) -> None:
+    event = Event(lambda t, z: z[:, 0] - 0.5 + at, lambda t, z: 9 + 0 * z)
+    solution = solved(event, start=0.5, flow=Moving(-1.0), t=sorted({0.0, at, 0.5, 1.0}))
+    assert times_of(solution) == [pytest.approx(at, abs=1e-12)]
+    place = np.flatnonzero(np.asarray(solution.t) == at)
+    assert float(solution.state[0, place[0], 0]) == pytest.approx(9.0)
+
+
+def test_given_times_may_be_the_first_and_the_last() -> None:
+    solution = solved(Event(reset=Scaled(0.5), at=[0.0, 1.0]), start=1.0)
+    assert times_of(solution) == [0.0, 1.0]
+    np.testing.assert_allclose(solution.state[0, :, 0], [0.5, 1.0, 0.75])
+
+
+# Inputs that jump
+
+
+class Pulse:
+    """x(t) is 1 from 0.3 to 0.7, else 0."""
+
+    jumps = (0.3, 0.7)
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return torch.where((t >= 0.3) & (t < 0.7), 1.0, 0.0).to(torch.float64) * torch.ones(1, 1, dtype=torch.float64)
+
+
+def test_an_event_may_happen_as_the_inputs_jump_and_its_time_is_theirs() -> None:
+    switch = Event(lambda t, z, x: x[:, 0] - 0.5 + 0 * z[:, 0], Scaled(0.5))
+    ground = Event(lambda t, z, x: z[:, 0] - 0.203 - 0.5 * x[:, 0], Scaled(0.9), direction=1)
+    solution = solved(switch, ground, start=0.1, x=Pulse())
+    assert [n for time, n in solution.events[0] if time in (0.3, 0.7)] == [0, 0, 1]
+    flow, model, d = kp.linearize(solution), solution.problem.f, 1e-6
+    theta = torch.tensor([0.3, -0.5, 0.4], dtype=torch.float64)
+
+    def at(step: float) -> Tensor:
+        with torch.no_grad():
+            for parameter, change in zip(model.parameters(), theta, strict=True):
+                parameter += step * change
+            state = kp.solve(solution.problem).state
+            for parameter, change in zip(model.parameters(), theta, strict=True):
+                parameter -= step * change
+        return state
+
+    torch.testing.assert_close(flow.J.mv(theta), (at(d) - at(-d)) / (2 * d), rtol=1e-6, atol=1e-8)
+
+
+def test_a_condition_that_jumps_at_a_time_that_nobody_named_is_refused() -> None:
+    unnamed = Pulse()
+    unnamed.jumps = ()
+    switch = Event(lambda t, z, x: x[:, 0] - 0.5 + 0 * z[:, 0], Scaled())
+    with pytest.raises(kp.SolveError, match=r"condition of event 0 that jumps across zero at t = 0.3; .* \(x.jumps\)"):
+        solved(switch, x=unnamed)
+    with pytest.raises(kp.SolveError, match=r"jumps across zero at t = 0.4"):
+        solved(Event(lambda t, z: torch.sign(t - 0.4) + 0 * z[:, 0], Scaled()))
+
+
+# Endless events
+
+
+class Relay(nn.Module):
+    """z' = 0.1 cos t - w sign(z), which slides along z = 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+    def forward(self, t, z):
+        return 0.1 * torch.cos(t) - self.w * torch.sign(z)
+
+
+def test_a_surface_that_pushes_back_from_both_sides_is_named() -> None:
+    with pytest.raises(kp.SolveError, match=r"slides along the surface of event 0, which pushes .* hysteresis"):
+        solved(Event(lambda t, z: z[:, 0], Scaled()), start=0.5, flow=Relay(), max_steps=300)
+
+
+class Flips(nn.Module):
+    """The velocity is set."""
+
+    def __init__(self, velocity: float) -> None:
+        super().__init__()
+        self.velocity = nn.Parameter(torch.tensor(velocity, dtype=torch.float64))
+
+    def forward(self, t, z):
+        return torch.stack([z[:, 0], self.velocity + 0 * z[:, 1]], -1)
+
+
+def test_a_switch_with_hysteresis_that_chatters_says_how_fast() -> None:
+    up = Event(lambda t, z: z[:, 0] + 1e-3, Flips(1.0), direction=-1)
+    down = Event(lambda t, z: z[:, 0] - 1e-3, Flips(-1.0), direction=1)
+    model = Hybrid(lambda t, z: torch.stack([z[:, 1], 0 * z[:, 1]], -1), up, down, max_events=12)
+    start = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
+    with pytest.raises(kp.SolveError, match=r"max_events = 12 events, the last ones 0.002 apart .* raise max_events"):
+        kp.solve(kp.ODEProblem(model, start, [0.0, 0.5, 1.0]))
+
+
+def test_a_reset_without_values_names_its_event_and_its_trial() -> None:
+    model = Hybrid(Moving(), Event(lambda t, z: z[:, 0] - 0.4, lambda t, z: torch.sqrt(-z), direction=1))
+    start, message = torch.tensor([[0.01], [0.5]], dtype=torch.float64), "trial 0 has no finite state behind the reset"
+    with pytest.raises(kp.SolveError, match=message) as found:
+        kp.solve(kp.ODEProblem(model, start, [0.0, 0.5, 1.0]))
+    assert found.value.trials == [0] and found.value.solution.events == [[]]
