@@ -164,3 +164,70 @@ def test_a_reset_without_values_names_its_event_and_its_trial() -> None:
     with pytest.raises(kp.SolveError, match=message) as found:
         kp.solve(kp.ODEProblem(model, start, [0.0, 0.5, 1.0]))
     assert found.value.trials == [0] and found.value.solution.events == [[]]
+
+
+# What rests on a surface, and flows that jump there
+
+
+class Clocked(nn.Module):
+    """v' = on (drive - v), state (v, r, on); a neuron that is not on is refractory while its clock r runs down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drive = nn.Parameter(torch.tensor([1.6, 2.1], dtype=torch.float64))
+        self.refractory = nn.Parameter(torch.tensor(0.15, dtype=torch.float64))
+
+    def forward(self, t, z):
+        v, _, on = z
+        return on * (self.drive - v), on - 1, 0 * on
+
+
+class Fires(nn.Module):
+    def __init__(self, neurons: Clocked, n: int, clock: bool) -> None:
+        super().__init__()
+        self.neurons, self.n, self.clock = neurons, n, clock
+
+    def forward(self, t, z):
+        (v, r, on), e = z, torch.eye(2, dtype=torch.float64)[self.n]
+        if self.clock:
+            return v, r * (1 - e), on * (1 - e) + e
+        return v * (1 - e) + 0.1 * (1 - e), r * (1 - e) + self.neurons.refractory * e, on * (1 - e)
+
+
+def test_a_refractory_time_is_a_clock_that_rests_at_zero_until_it_is_set() -> None:
+    neurons, events = Clocked(), []
+    for n in range(2):
+        events.append(Event(lambda t, z, n=n: z[0][:, n] - 1, Fires(neurons, n, clock=False), direction=1))
+        events.append(Event(lambda t, z, n=n: z[1][:, n], Fires(neurons, n, clock=True), direction=-1))
+    zero = torch.zeros(1, 2, dtype=torch.float64)
+    problem = kp.ODEProblem(Hybrid(neurons, *events), (zero, zero, 1 + zero), [0.0, 0.8, 1.6])
+    options = {"alg": "rk4", "steps": 0.2}
+    solution, d = kp.solve(problem, **options), 1e-6
+    assert [n for _, n in solution.events[0]][:4] == [2, 3, 0, 1] and len(solution.events[0]) >= 6
+    flow, theta = kp.linearize(solution), torch.tensor([0.3, -0.5, 0.7], dtype=torch.float64)
+
+    def at(step: float) -> Tensor:
+        with torch.no_grad():
+            neurons.drive += step * theta[:2]
+            neurons.refractory += step * theta[2]
+            state = kp.solve(problem, **options).state
+            neurons.drive -= step * theta[:2]
+            neurons.refractory -= step * theta[2]
+        return state
+
+    assert [*flow.parameters] == ["flow.drive", "flow.refractory"] and not flow.untraced
+    torch.testing.assert_close(flow.J.mv(theta), (at(d) - at(-d)) / (2 * d), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("alg", "why"), [("euler", "has a flow that jumps on"), ("rk4", "has a condition of")])
+def test_a_flow_that_reads_its_side_from_the_surface_is_refused(alg: str, why: str) -> None:
+    class Torn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Parameter(torch.tensor(-1.0, dtype=torch.float64))
+
+        def forward(self, t, z):
+            return torch.where(z > 0, self.a * (1 + z), 3 * self.a * (1 - z))
+
+    with pytest.raises(kp.SolveError, match=f"{why}.* event 0 .*read that from a number of the state"):
+        solved(Event(lambda t, z: z[:, 0], Scaled()), start=0.5, flow=Torn(), alg=alg, steps=0.1)

@@ -1,4 +1,4 @@
-"""Why a trial with events does not get further: a surface that holds it, or events without end."""
+"""Why a trial with events does not get further: a surface that holds it or tears its flow, or events without end."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def holding(surfaces: Surfaces, now: float, y: np.ndarray, rate: Rate) -> int | 
             if surfaces.at(now, beyond)[n] * towards[n] > 0 > slope(beyond)[n] * towards[n]:
                 return number
     return None
+
+
+def is_torn(now_on: np.ndarray, rate: Rate, near: float) -> bool:
+    """Whether the flow jumps at a state [trial, unit], as on a surface where it is another one on each side."""
+    f = rate(now_on)
+    far, close = (np.abs(rate(now_on + d * f) - rate(now_on - d * f)).max() for d in (near, near / 10))
+    return bool(close > 1e-3 * np.abs(f).max() and close > far / 2)
 
 
 def pile_of(times: list[float]) -> float | None:

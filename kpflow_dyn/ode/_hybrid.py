@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from kpflow_dyn._problems.events import is_moving, looks_of
 from kpflow_dyn._problems.hybrid import HybridSteps
 from kpflow_dyn._problems.inputs import sampled, stops_of, take_trials
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn.ode._endless import holding, pile_of, spacing
+from kpflow_dyn.ode._endless import holding, is_torn, pile_of, spacing
 from kpflow_dyn.ode._hybrid_calls import Calls, Steps, beside_of
 from kpflow_dyn.ode._libraries import Failed, Library, Options, rate_of
 from kpflow_dyn.ode._options import snapped
@@ -142,9 +143,8 @@ class _Run:
         self._mark(self.t0)
         self.surfaces.start(self.now, self.y)
         stops = () if self.method.stops is None else self.method.stops
-        for time in np.unique([*self.problem.t, *self.nodes, *stops_of(self.problem), *stops, *self.given])[
-            1:
-        ].tolist():
+        times = [*self.problem.t, *self.nodes, *stops_of(self.problem), *stops, *self.given]
+        for time in np.unique(times)[1:].tolist():
             self._flow_to(time)
             self._mark(time)
 
@@ -179,6 +179,7 @@ class _Run:
                 self.hits.append(self.now)
                 self._jump(found.event, located=True)
                 self.surfaces.check_goes_on(found.event, self.now)
+                _check_flow(self, found.event)
                 if self.now >= time:  # a step of its own ends at the grid
                     self._wait()
 
@@ -275,13 +276,25 @@ def _within(calls: Calls, begin: float, end: float) -> tuple[float, float]:
     return begin, end
 
 
+def _check_flow(run: _Run, event: int) -> None:
+    """Raise where behind an event the flow is left to rounding, as it jumps on the surface."""
+    near = eps_of(run.problem.z0) ** 0.5 * (run.end - run.t0)
+    if run.surfaces.is_on(event) and is_torn(run.y, _rate(run), near):
+        raise Failed({0: (f"has a flow that jumps on the surface of event {event}", run.now)}, apart=True)
+
+
+def _rate(run: _Run) -> Callable[[np.ndarray], np.ndarray]:
+    """The flow here and now, of states [trial, unit]."""
+    rate, like = rate_of(run.problem), run.problem.z0
+    return lambda y: to_numpy(rate(like_numpy(np.asarray(run.now), like), like_numpy(y, like)))
+
+
 def _told(run: _Run, failure: Failed) -> Failed:
     """A failure by what it comes from."""
     (reason, time), surfaces, problem = failure.trials[0], run.surfaces, run.problem
     if surfaces.none or FINITE in reason:
         return failure
-    rate, now = rate_of(problem), like_numpy(np.asarray(run.now), problem.z0)
-    holds = holding(surfaces, run.now, run.y, lambda z: to_numpy(rate(now, like_numpy(z, problem.z0))))
+    holds = holding(surfaces, run.now, run.y, _rate(run))
     if holds is not None:
         reason = f"slides along the surface of event {holds}, which pushes it back from both sides"
     elif (end := pile_of(run.hits)) is not None:

@@ -36,8 +36,10 @@ class Calls:
 
     def stage_times(self, now: float, length: float) -> np.ndarray:
         """Those of a step from now [trial, stage]; of no stage where the method is not known yet."""
-        c = np.zeros(0) if self.tableau is None else self.tableau.c
-        return np.tile(now + c * length, (len(self.problem.z0), 1))
+        every = np.ones(len(self.problem.z0))
+        if self.tableau is None:
+            return np.zeros((len(every), 0))
+        return _stage_times(self.problem, self.tableau, now * every, length * every)
 
     def dense(self, steps: Steps, parts: np.ndarray) -> np.ndarray:
         """The states in each step at parts of its length [n], by the dense output: [step, n, unit], of one trial."""
@@ -61,8 +63,7 @@ class Calls:
     def conditions(self, times: np.ndarray, states: np.ndarray) -> np.ndarray:
         """The conditions of all events that have one, at times [n] of states [1, n, unit]: [n, event]."""
         if len(self.jumps):
-            beside = beside_of(self.problem, times, np.inf if self.behind else -np.inf)
-            times = np.where(np.isin(times, self.jumps), beside, times)
+            times = beside_jumps(self.problem, self.jumps, times, np.inf if self.behind else -np.inf)
         return self.called(_Conditions(self._inputs, self.numbers), times, states)[0]
 
     def called(self, step: Callable[..., Array], times: np.ndarray, states: np.ndarray) -> np.ndarray:
@@ -105,10 +106,23 @@ class _Conditions:
         return array_namespace(z).stack([model.events[n].condition(*given) for n in self.numbers], axis=-1)
 
 
-def beside_of(problem: ODEProblem, times: Any, towards: float) -> np.ndarray:
+def beside_of(problem: ODEProblem, times: Any, towards: Any) -> np.ndarray:
     """The times next to these that the dtype of the state can tell from them."""
     dtype = np.float32 if eps_of(problem.z0) > 1e-10 else np.float64
-    return np.nextafter(dtype(times), dtype(towards)).astype(np.float64)
+    return np.nextafter(np.asarray(times, dtype), np.asarray(towards, dtype)).astype(np.float64)
+
+
+def beside_jumps(problem: ODEProblem, jumps: np.ndarray, times: np.ndarray, towards: Any) -> np.ndarray:
+    """Times, those of them at which x jumps moved to one side, as x is to be taken from there."""
+    nearest = jumps[np.abs(jumps - times[..., None]).argmin(-1)]
+    same = np.abs(times - nearest) <= 4 * eps_of(problem.z0) * np.abs(nearest)
+    return np.where(same, beside_of(problem, nearest, towards), times)
+
+
+def _stage_times(problem: ODEProblem, tableau: Tableau, begin: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Those of steps [..., stage], inside of a step that begins or ends where x jumps."""
+    times, jumps = begin[..., None] + tableau.c * lengths[..., None], jumps_within(problem)
+    return beside_jumps(problem, jumps, times, np.where(tableau.c > 0, -np.inf, np.inf)) if len(jumps) else times
 
 
 def taken_anew(
@@ -129,7 +143,7 @@ def taken_anew(
     begin, lengths = (np.broadcast_to(a, (trials, count))[:, room] for a in (begin, lengths))
     before = like_numpy(np.broadcast_to(before, (trials, count, units))[:, room], problem.z0)
     step = RungeKuttaStep(tableau, units, input_width(problem), with_stages)
-    rows = step.rows(problem, lengths, begin[..., None] + tableau.c * lengths[..., None], before)
+    rows = step.rows(problem, lengths, _stage_times(problem, tableau, begin, lengths), before)
     return to_numpy(solving.each_step(step, problem.f, rows, step.widen(before), count))[:, :count]
 
 

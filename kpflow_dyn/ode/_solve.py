@@ -172,9 +172,10 @@ def solve_error(failures: dict[int, tuple[str, float]], solution: Solution | Non
 
 
 _ADVICE = {  # the first of them that fits
-    "jumps across": (
-        "a condition is continuous in t and z: name the times at which x jumps (x.jumps), and give an event that comes "
-        "at a known time as Event(reset=..., at=...)"
+    "jumps": (
+        "conditions are continuous along the flow, and flows across surfaces: name the times at which x jumps "
+        "(x.jumps), give an event that comes at a known time as Event(reset=..., at=...), and let a flow that changes "
+        "behind a surface read that from a number of the state that the reset sets, not from the side"
     ),
     "slides": (
         "behind that it moves along the surface, by neither side's flow, and solvers chatter: end before; give the "

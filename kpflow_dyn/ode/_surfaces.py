@@ -106,6 +106,10 @@ class Surfaces:
             raise _failed(f"has event {number} again and again, faster than times can be told apart", now)
         self.last[n] = now
 
+    def is_on(self, number: int) -> bool:
+        """Whether the trial is on the surface of an event."""
+        return self.sides[self.numbers.index(number)] == 0
+
     def at(self, now: float, y: np.ndarray) -> np.ndarray:
         """The conditions at a time."""
         c = self.trial.conditions(np.array([now]), y[:, None])
@@ -156,10 +160,14 @@ class Surfaces:
     def _side_taken(
         self, n: int, g: np.ndarray, small: float, value: Values, length: float, begin: float
     ) -> tuple[float, int]:
-        """The side that a trial takes from a surface, by values g [length], and from where on; raise where it rests.
+        """The side that a trial takes from a surface, by values g [length], and from where on.
+
+        Raise where it rests; but one where all is zero stays there.
 
         The slope says the same. Where it does not, the trial has come back already, between two looks.
         """
+        if not g.any():  # by its equations, as a clock that has run down
+            return 0.0, len(g)
         away = np.flatnonzero(abs(g) > small)
         if not len(away):
             raise _failed(f"stays on the surface of event {self.numbers[n]}, where its condition is zero", begin)
@@ -188,7 +196,8 @@ def _may_happen(sides: np.ndarray, c: np.ndarray, small: np.ndarray) -> bool:
     inner, bend = u[1:-1], u[:-2] - 2 * u[1:-1] + u[2:]
     lowest = inner - (u[2:] - u[:-2]) ** 2 / (8 * np.where(bend > 0, bend, np.inf))  # of the parabola
     dips = (inner <= u[:-2]) & (inner <= u[2:]) & (lowest <= 0.1 * inner)
-    return bool((sides == 0).any() or (every[1:] <= 0).any() or (every[-1] <= small).any() or dips.any())
+    leaves = (sides == 0) & c.any(0)
+    return bool(leaves.any() or (every[1:] <= 0).any() or (every[-1] <= small).any() or dips.any())
 
 
 def _changes(direction: int, g: np.ndarray, side: float, first: int, small: float) -> Iterator[tuple[int, float, bool]]:
@@ -221,7 +230,7 @@ def _lengths(sides: np.ndarray, length: float, looks: np.ndarray, value: Values)
     count = len(looks) // 2
     even = length * np.arange(1, count + 1) / count
     parts = [length * parts_of(count)[1:]]
-    if (sides == 0).any():
+    if ((sides == 0) & looks.any(0)).any():
         parts.append(even[0] * 0.5 ** np.arange(1, HALVINGS + 1))
     for n, dip in enumerate(np.argmin(sides * looks[::2], axis=0)):
         if 0 < dip < count and sides[n] * looks[2 * dip, n] > 0:
