@@ -236,8 +236,8 @@ def gradient_flow(
     Raises:
         TypeError, ValueError: for a problem that cannot be differentiated twice, a loss that is no finite number, or
             options out of range.
-        RuntimeError: where no step is short enough, for a loss that is NaN or jumps; kinks are crossed. Training by an
-            optimiser that leaves the finite numbers.
+        RuntimeError: where no step is short enough, for a loss that is NaN or jumps, or where events of a hybrid model
+            come or go; kinks are crossed. Training by an optimiser that leaves the finite numbers.
 
     Warns:
         UserWarning: after as many steps as alg allows; the flow up to there is returned with `reached` False.

@@ -46,7 +46,8 @@ def Hybrid(flow: Any, *events: Event, max_events: int = MAX_EVENTS, looks: int =
     Raises:
         TypeError: a part that is not callable, no event, or no part that is a module of torch or a pytree with arrays
             of JAX. `kp.solve` refuses what has no derivative: a condition that is zero at t0 or that is touched without
-            crossing it, two events at one time of which one moves the other's condition, and endless events.
+            crossing it, two events at one time of which one moves the other's condition, endless events, a surface that
+            a trial slides along, and conditions or flows that jump there.
     Source: Goebel, Sanfelice, Teel, "Hybrid Dynamical Systems" (2012); the saltation matrix: arXiv:2306.06862.
 
     A ball that loses a learnt part of its speed at each bounce:
