@@ -71,16 +71,18 @@ class Models(Protocol):
     parts_of       These two of such a model; a model itself and None of others.
     parameter      A parameter with this value.
     encoded        What an encoder gives of the data of all trials, [trial, unit], or a tuple of such.
-    carries_gradient  Whether some part of a start has a gradient that goes back further; never, where arrays do not
-                   say so.
+    carries_gradient  Whether some part of a start has a gradient that goes back further, as far as arrays say so, or
+                   is a function with parameters.
     without_gradient  The same start without.
     in_form        in_form(f, form, args): a field as its user wrote it as one f(t, z, ...) of real states
                    [..., unit], by a `kpflow_dyn._problems.forms.Form`; its parameters are those of f, args have none.
     field_of       The field as its user wrote it, of one that was made so; and of a term of diffrax.
+    function_of    What is called where a model is: of a torch module its forward.
     controlled     The field f(t, z) [unit, channel] of a CDE as f(t, z, X') of an ODE; its parameters are those of f.
     drift_and_diffusion
                    Of f and g, or of one that has both, a model with `.f` and `.g`; what they share are the same
                    parameters. And the noise, where it comes with them.
+    pair_in_form   pair_in_form(pair, forms, args): such a model in the forms of its f and its g, as `in_form`.
     on_numpy       A policy on one observation, from numpy to numpy.
     describe       The model in words, for a report.
     """
@@ -102,8 +104,10 @@ class Models(Protocol):
     def without_gradient(self, start: Any) -> Any: ...
     def in_form(self, f: Any, form: Any, args: tuple) -> Any: ...
     def field_of(self, f: Any) -> Any: ...
+    def function_of(self, f: Any) -> Any: ...
     def controlled(self, f: Any) -> Any: ...
     def drift_and_diffusion(self, f: Any, g: Any) -> tuple[Any, Any]: ...
+    def pair_in_form(self, pair: Any, forms: tuple[Any, Any], args: tuple[tuple, tuple]) -> Any: ...
     def on_numpy(self, policy: Any) -> Callable[[np.ndarray], np.ndarray]: ...
     def describe(self, model: Any) -> str: ...
 

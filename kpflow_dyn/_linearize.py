@@ -21,7 +21,7 @@ from kpflow_dyn._recurrence.continuous import (
     tangent_of_accepted_steps,
 )
 from kpflow_dyn._recurrence.hybrid import flow_of_hybrid, tangent_between_nodes
-from kpflow_dyn._recurrence.stepped import flow_of_steps
+from kpflow_dyn._recurrence.stepped import flow_of_steps, tangent_between_times, tangent_of_steps
 from kpflow_dyn._recurrence.steps import Steps, started, tangent_of_cell
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn._solve import solve
@@ -169,11 +169,16 @@ def _flow_of_ode(
     return through(sol, params, weights)
 
 
-def tangent_of_dynamics(sol: DiscreteSolution | ODESolution | HybridSolution) -> Tangent:
+def tangent_of_dynamics(
+    sol: DiscreteSolution | ODESolution | HybridSolution | SteppedSolution, between_times: bool = False
+) -> Tangent:
     """The tangent of a solution's steps z_{t-1} -> z_t; of an ODE of the accepted ones, the first of length zero.
 
-    What learns is no matter of the dynamics, so frozen parameters count too.
+    What learns is no matter of the dynamics, so frozen parameters count too. Of an SDE or a DDE it is that of all
+    steps, or from one time of the grid to the next.
     """
+    if isinstance(sol, SteppedSolution):
+        return (tangent_between_times if between_times else tangent_of_steps)(sol, lambda _name: True)  # type: ignore
     if isinstance(sol, HybridSolution):
         return tangent_between_nodes(sol, lambda _name: True)[0]
     if isinstance(sol, ODESolution):

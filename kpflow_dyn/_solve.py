@@ -12,6 +12,7 @@ from kpflow_dyn._problems.problems import (
     FixedPointProblem,
     ImplicitProblem,
     ODEProblem,
+    OverTimes,
     Problem,
     StaticProblem,
 )
@@ -75,27 +76,32 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
     """
     if not isinstance(
         prob,
-        DiscreteProblem | ODEProblem | SDEProblem | DDEProblem | StaticProblem | FixedPointProblem | ImplicitProblem,
+        DiscreteProblem | OverTimes | StaticProblem | FixedPointProblem | ImplicitProblem,
     ):
         raise TypeError(
             f"solve takes a problem such as DiscreteProblem(cell, x) or ODEProblem(f, z0, t), got {type(prob).__name__}"
         )
-    if not isinstance(prob, ODEProblem | SDEProblem | DDEProblem) and (alg is not None or common):
+    if not isinstance(prob, OverTimes) and (alg is not None or common):
         raise TypeError(
             f"a {type(prob).__name__} is solved in one way; alg must be None, got {alg!r}, without options, got "
             f"{sorted(common)}"
         )
     with full_precision(prob.data), prob.backend.models.left_alone(prob.model):
-        if isinstance(prob, ODEProblem):
+        if isinstance(prob, OverTimes):
             now = without_gradient(prob, stacklevel=3)
             now = now if prob.encoder is None else now.remake()  # z0 by the encoder as it is now
             prob.backend.solving.check_encoder(now)
-            return solve_ode(now, alg, options_of(now, common))
-        if isinstance(prob, SDEProblem):
-            return solve_sde(without_gradient(prob, stacklevel=3), alg, common)
-        if isinstance(prob, DDEProblem):
-            return solve_dde(prob, alg, common)
+            return _solve_over_times(now, alg, common)
         return _solve_discrete(prob) if isinstance(prob, DiscreteProblem) else solve_implicit(prob)
+
+
+def _solve_over_times(prob: OverTimes, alg: Any, common: dict[str, Any]) -> Solution:
+    if isinstance(prob, SDEProblem):
+        return solve_sde(prob, alg, common)
+    if isinstance(prob, DDEProblem):
+        return solve_dde(prob, alg, common)
+    assert isinstance(prob, ODEProblem)
+    return solve_ode(prob, alg, options_of(prob, common))
 
 
 def _solve_discrete(prob: DiscreteProblem) -> DiscreteSolution:

@@ -380,6 +380,23 @@ def test_mean_ntk_is_the_mean_of_the_paths(of_paths: kp.Flow) -> None:
     assert modes.stderr is not None and float(modes.stderr[0]) > 0
 
 
+@pytest.mark.parametrize("learn", [False, True])
+def test_mean_of_a_readout_with_errors(of_paths: kp.Flow, learn: bool) -> None:
+    readout = of_paths.output(nn.Linear(3, 2).double(), learn=learn)
+    mean, paths = kp.mean_ntk(readout), of_paths.solution.problem.paths
+    J = np.asarray(readout.J.dense()).reshape((-1, paths, np.prod(readout.values.shape[1:]), readout.J.domain.size))
+    weights = np.repeat(np.asarray(of_paths.ntk.domain.measure)[:, 0], 2)
+    each = np.einsum("aptn,bpsn->patbs", J, J) * weights
+    expected = each.mean(0).reshape(2 * [each.shape[1] * each.shape[2]])
+    assert mean.domain.axes == ("trial", "time", "out")
+    assert relative(mean.dense(), expected) < 1e-12
+    moments = mean.moments(samples=None)
+    traces = np.einsum("patat->p", each)
+    assert abs(moments.trace.value - traces.mean()) < 1e-10 * traces.mean()
+    assert 1 < moments.trace.stderr / (traces.std(ddof=1) / paths**0.5) < 1.5  # widened by Student's factor
+    assert kp.modes(mean.partial_trace("time"), k=2).stderr.shape == (2,)
+
+
 def test_sampled_moments_of_the_mean_cover_the_exact_ones(of_paths: kp.Flow) -> None:
     mean = kp.mean_ntk(of_paths)
     exact, sampled = mean.moments(), mean.moments(samples=100, seed=1)
@@ -458,8 +475,6 @@ def test_inputs_that_jump_and_too_few_paths_are_refused() -> None:
         torch_problem("euler", x=jumping)
     with pytest.raises(ValueError, match="at least 4"):
         kp.mean_ntk(kp.linearize(kp.solve(torch_problem("euler", paths=2)))).moments()
-    with pytest.raises(TypeError, match="flow of the states"):
-        kp.mean_ntk(kp.linearize(kp.solve(torch_problem("euler"))).output(nn.Linear(3, 1).double()))  # type: ignore
     with pytest.raises(TypeError, match="SDEProblem"):
         kp.mean_ntk(kp.linearize(kp.solve(kp.DiscreteProblem(nn.RNNCell(2, 3), torch.zeros(2, 3, 2)))))
     with pytest.raises(TypeError, match="got int"):

@@ -13,7 +13,7 @@ from kpflow_dyn._arrays.sharding import like_trials
 from kpflow_dyn._jax.checks import as_jax
 from kpflow_dyn._problems.checks import cell_start, check_width
 from kpflow_dyn._problems.layouts import Layout, is_plain_start, start_of
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn._problems.problems import DiscreteProblem, OverTimes
 from kpflow_dyn._problems.starts import encode, start_map, start_named
 
 Step = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -29,9 +29,9 @@ def discrete_step(problem: DiscreteProblem) -> tuple[Step, jax.Array]:
     return step, z0 if start is None else like_trials(start(problem.model), problem.x)
 
 
-def flat_start(problem: DiscreteProblem | ODEProblem, given: Any) -> jax.Array:
+def flat_start(problem: DiscreteProblem | OverTimes, given: Any) -> jax.Array:
     """What an encoder gives as z_0 [trial, unit], differentiable."""
-    if isinstance(problem, ODEProblem):
+    if isinstance(problem, OverTimes):
         return problem.form.layout.join(given)
     return given if is_plain_start(given) else start_of(given, len(problem.x), jax.tree.flatten, _part)[1]
 

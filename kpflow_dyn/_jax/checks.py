@@ -13,8 +13,8 @@ import numpy as np
 
 from kpflow_dyn._arrays import is_finite, is_torch_module
 from kpflow_dyn._arrays.sharding import by_trials
-from kpflow_dyn._jax.differential import Controlled
-from kpflow_dyn._jax.forms import InForm
+from kpflow_dyn._jax.differential import Controlled, PairInForm
+from kpflow_dyn._jax.forms import InForm, field_of
 from kpflow_dyn._jax.starts import Started
 
 
@@ -40,7 +40,7 @@ def named_parameters(model: object) -> dict[str, jax.Array]:
         raise TypeError(f"the model is {type(model).__name__}, expected a callable such as an equinox module")
     found = floating_leaves(model)
     if not found:
-        inner = model.field if isinstance(model, InForm) else model
+        inner = field_of(model)
         raise TypeError(
             f"{getattr(inner, '__name__', type(inner).__name__)} holds no arrays: parameters that a function closes "
             "over cannot be told from constants, and args are constants. Pass an equinox module, or "
@@ -114,8 +114,8 @@ def _named_leaves(model: object) -> list[tuple[str | None, Any]]:
     """All leaves by their path; those of a Partial by their argument: "[0].weight", "['weight']"; args have no name."""
     if isinstance(model, Started):
         return [(_within(name, inner), leaf) for name, part in model.parts for inner, leaf in _named_leaves(part)]
-    if isinstance(model, InForm):
-        return [*_named_leaves(model.field), *((None, leaf) for leaf in jax.tree.leaves(model.args))]
+    if isinstance(model, InForm | PairInForm):
+        return [*_named_leaves(field_of(model)), *((None, leaf) for leaf in jax.tree.leaves(model.args))]
     paths = jax.tree_util.tree_flatten_with_path(model)[0]
     inner = model.field if isinstance(model, Controlled) else model
     skipped = (inner is not model) + isinstance(inner, jax.tree_util.Partial)

@@ -5,6 +5,8 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from kpflow_dyn._problems.forms import Form
+
 
 class Controlled(eqx.Module):
     """A field of a CDE as that of an ODE whose input is X'."""
@@ -45,25 +47,52 @@ class Sharing(eqx.Module):
         return jax.tree.unflatten(form, leaves)
 
 
-class _WithArgs(eqx.Module):
-    """A vector field of diffrax, called as f(t, z, args), without its args."""
+class _OfTerm(eqx.Module):
+    """A vector field of diffrax, whose values may be operators of lineax."""
 
     field: Any
 
-    def __call__(self, t: jax.Array, z: jax.Array, *x: jax.Array) -> Any:
-        found = self.field(t, z, x[0] if x else None)
-        if type(found).__name__ == "DiagonalLinearOperator":  # lineax, as diffrax has diagonal noise
+    @property
+    def __wrapped__(self) -> Any:
+        """What `inspect.signature` looks at."""
+        return self.field
+
+    def __call__(self, *args: Any) -> Any:
+        found = self.field(*args)
+        if type(found).__name__ == "DiagonalLinearOperator":  # as diffrax has diagonal noise
             return found.diagonal
         return found.as_matrix() if hasattr(found, "as_matrix") else found
 
 
+class PairInForm(eqx.Module):
+    """`f` and `g` as their user wrote them, of states [unit]; parameters have the names that they have in the pair."""
+
+    pair: Any
+    args: tuple[tuple, tuple]  # whose arrays are constants
+    forms: tuple[Form, Form] = eqx.field(static=True)
+
+    def f(self, t: jax.Array, z: jax.Array, *x: jax.Array) -> jax.Array:
+        """The drift."""
+        return self.forms[0].rate(self.pair.f, self.args[0], t, z, *x)
+
+    def g(self, t: jax.Array, z: jax.Array, *x: jax.Array) -> jax.Array:
+        """The diffusion."""
+        return self.forms[1].rate(self.pair.g, self.args[1], t, z, *x)
+
+
+def pair_in_form(pair: Any, forms: tuple[Form, Form], args: tuple[tuple, tuple]) -> PairInForm:
+    """Drift and diffusion in the form of the package."""
+    return PairInForm(pair, args, forms)
+
+
 def drift_and_diffusion(f: Any, g: Any) -> tuple[Any, Any]:
     """A pytree with `f` and `g`, and the path of a diffrax ControlTerm."""
+    f = f.pair if isinstance(f, PairInForm) else f
     if g is not None:
         return _pair(f, g), None
     terms = getattr(f, "terms", None)
     if terms is not None and len(terms) == 2 and hasattr(terms[1], "control"):
-        drift, diffusion = (_WithArgs(term.vector_field) for term in terms)
+        drift, diffusion = (_OfTerm(term.vector_field) for term in terms)
         return _pair(drift, diffusion), terms[1].control
     if not (callable(getattr(f, "f", None)) and callable(getattr(f, "g", None))):
         raise TypeError(

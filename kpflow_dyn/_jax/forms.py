@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from kpflow_dyn._jax.differential import PairInForm
 from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid, looks_of
 from kpflow_dyn._problems.forms import Form, Reversed
 
@@ -16,7 +17,7 @@ class InForm(eqx.Module):
     """A field of a state [unit]; its parameters have the names that they have in the user's field."""
 
     field: Any
-    args: Any  # a tuple, or those of a hybrid model, whose arrays are constants
+    args: Any  # a tuple, of a hybrid model its HybridArguments, whose arrays are constants
     form: Form = eqx.field(static=True)
 
     def __call__(self, t: jax.Array, z: jax.Array, *x: jax.Array) -> jax.Array:
@@ -56,6 +57,8 @@ def field_of(f: Any) -> Any:
     """The field as its user wrote it, also of diffrax's ODETerm; the sum of several of these."""
     if isinstance(f, InForm):
         return f.field
+    if isinstance(f, PairInForm):
+        return f.pair
     diffrax = sys.modules.get("diffrax")
     if diffrax is None or not isinstance(f, diffrax.AbstractTerm):
         return f

@@ -16,6 +16,7 @@ from jax.tree_util import GetAttrKey
 from kpflow_dyn._jax.checks import floating_leaves, with_parameters
 from kpflow_dyn._jax.differential import controlled as controlled
 from kpflow_dyn._jax.differential import drift_and_diffusion as drift_and_diffusion
+from kpflow_dyn._jax.differential import pair_in_form as pair_in_form
 from kpflow_dyn._jax.forms import field_of as field_of
 from kpflow_dyn._jax.forms import in_form as in_form
 from kpflow_dyn._jax.starts import Started
@@ -40,6 +41,11 @@ def left_alone(_model: Any) -> Iterator[None]:
             "around it hides them; call it outside, and transform what comes of it, as in jax.jit(flow.ntk.mv), or "
             "take kp.regularizers for derivatives of a kernel"
         ) from error
+
+
+def function_of(f: Any) -> Any:
+    """The same."""
+    return f
 
 
 def copied(model: Any) -> Any:

@@ -15,6 +15,7 @@ from kpflow_dyn._jax import rollout
 from kpflow_dyn._jax.checks import check_parameters, check_values, result_of
 from kpflow_dyn._jax.failures import cause_of, of_all_trials
 from kpflow_dyn._jax.field import Field
+from kpflow_dyn._jax.starts import parts_of
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 
@@ -132,7 +133,7 @@ def check_called(what: str, model: Any, name: str, t: float, arguments: tuple[An
     given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), arguments)
     called = _Named(name)
     try:
-        found = result_of(called, model, jax.ShapeDtypeStruct((), like.dtype), *given)
+        found = result_of(called, parts_of(model)[0], jax.ShapeDtypeStruct((), like.dtype), *given)
     except Exception as error:
         raise ValueError(f"{what} failed{cause_of(error)}. It is called as {form}, in JAX on one trial") from error
     if not hasattr(found, "shape") or found.dtype != like.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.tree_util import GetAttrKey
@@ -63,9 +64,10 @@ def encoded(encoder: Any, data: jax.Array) -> Any:
         ) from error
 
 
-def carries_gradient(_start: Any) -> bool:
-    """Never, as arrays of JAX do not say where they come from."""
-    return False
+def carries_gradient(start: Any) -> bool:
+    """Whether a part that is called holds arrays; others do not say where they come from."""
+    parts = jax.tree.leaves(start, is_leaf=callable)
+    return any(callable(part) and any(map(eqx.is_inexact_array, jax.tree.leaves(part))) for part in parts)
 
 
 def without_gradient(start: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, to_numpy
 from kpflow_dyn._arrays.complex_numbers import by_name, vector_of
 from kpflow_dyn._backend import Values, backend_of
 from kpflow_dyn._implicit.roads import check_call, states_of_network
@@ -237,9 +237,17 @@ def _steps_of(problem: Any) -> Callable[[Any, Any], Array]:
 
 def _given_steps_of(solution: SteppedSolution) -> Callable[[Any, Any], Array]:
     """(model, nothing) -> the states, by the steps that were taken."""
-    step, rows, start, places = solution.step, solution.rows, solution.start, solution.places
-    run, units = solution.problem.backend.solving.run, solution.state.shape[2]
-    return lambda model, _nothing: run(step, model, rows, start)[:, places, :units]
+    step, rows, places, problem = solution.step, solution.rows, solution.places, solution.problem
+    run, units, start = problem.backend.solving.run, solution.state.shape[2], start_map(problem)
+    trials, concat = getattr(problem, "trials", slice(None)), array_namespace(solution.start).concat
+
+    def states(model: Any, _nothing: Any) -> Array:
+        before = solution.start
+        if start is not None:  # what a step keeps behind its units is not looked at before it is written
+            before = concat([start(model)[trials], before[:, units:]], axis=-1)
+        return run(step, model, rows, before)[:, places, :units]
+
+    return states
 
 
 def _on_its_nodes(solution: Solution) -> tuple[Solution, slice]:

@@ -11,7 +11,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, array_namespace, device, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import dots
 from kpflow_dyn._arrays.memory import rows_at_once
-from kpflow_dyn._flows.flow import Flow
+from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._numbers.reductions import Keep, PartialTrace, as_matrices, names_of
 from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._spaces.operators import GramOperator, Operator
@@ -130,15 +130,15 @@ class MeanNTK(GramOperator):
             )
 
 
-def mean_ntk(flow: Flow) -> MeanNTK:
-    """The mean over Brownian paths of the NTK, on states [trial, time, unit] of the trials themselves.
+def mean_ntk(flow: Flow | Output) -> MeanNTK:
+    """The mean over Brownian paths of the NTK, on states [trial, time, unit] of the trials themselves, or on a readout.
 
         A = mean_p J_p J_p*,    J_p = dS_p / dtheta of all trials, each on its p-th path
 
     Trials are coupled where the same numbered paths are: of independent paths, that part is the kernel of the mean J.
 
     Args:
-        flow: of the solution of an `SDEProblem(..., paths=n)`.
+        flow: of the solution of an `SDEProblem(..., paths=n)`, or its `flow.output(C)`, whose readout may learn too.
 
     Raises:
         TypeError: a flow of another problem.
@@ -155,10 +155,12 @@ def mean_ntk(flow: Flow) -> MeanNTK:
     >>> rank.stderr > 0, modes.stderr.shape
     (True, torch.Size([2]))
     """
-    problem, apart = (flow.solution.problem, flow.ntk.apart) if isinstance(flow, Flow) else (None, None)
+    of_states = flow.flow if isinstance(flow, Output) else flow
+    problem = of_states.solution.problem if isinstance(of_states, Flow) else None
+    apart = flow.ntk.apart if isinstance(problem, SDEProblem) else None
     if not isinstance(problem, SDEProblem) or apart is None:
         raise TypeError(
-            "mean_ntk takes the flow of the states of an SDEProblem with paths=, got "
+            "mean_ntk takes the flow of an SDEProblem with paths=, or a readout of it, got "
             f"{type(flow).__name__ if problem is None else f'one of {type(problem).__name__}'}"
         )
     paths, whole = problem.paths, flow.ntk.domain

@@ -75,13 +75,10 @@ def laid_out_start(z0: Any, backend: Backend, order: int = 1) -> tuple[Layout, A
     return layout, z0
 
 
-def check_plain_start(z0: Any, backend: Backend) -> Array:
-    """A real start [trial, unit] of an equation whose states have no other form."""
-    layout, start = laid_out_start(z0, backend)
-    if not layout.is_plain:
-        got = f"has shape {tuple(z0.shape)}" if is_array(z0) else f"is {type(z0).__name__}"
-        raise ValueError(f"z0 {got}, expected real numbers [trial, unit]; put its parts side by side on the units")
-    return start
+def check_real(layout: Layout, what: str, who: str) -> None:
+    """Raise where a state has complex parts."""
+    if any(layout.complexes):
+        raise TypeError(f"{what} is complex; give {who} its real and imaginary parts side by side on the units")
 
 
 def _laid_out(z0: Any, backend: Backend) -> tuple[Layout, Array]:

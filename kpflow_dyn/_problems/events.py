@@ -13,7 +13,7 @@ says at how many points of each step conditions are looked at first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -92,18 +92,18 @@ def events_in_form(events: Any, form: Form, args: HybridArguments) -> tuple[Even
     return tuple(EventInForm(event, form, *given) for event, given in zip(events, args.events, strict=True))
 
 
-def arguments_of_field(f: Any, args: Any, order: int, has_x: bool) -> tuple:
-    """What a field is called with after t, its state and its inputs, see `arguments_for`; or the parts of a hybrid."""
+def arguments_of_field(f: Any, args: Any, given: Sequence[str], function_of: Callable[[Any], Any]) -> tuple:
+    """What a field, as a function, is called with after what is given, see `arguments_for`; or parts of a hybrid."""
     if not is_hybrid(f):
-        return arguments_for(f, args, order, has_x)
+        return arguments_for(function_of(f), args, given)
 
-    def given(what: str, function: Any) -> tuple:
-        return () if function is None else arguments_for(function, args, order, has_x, what)
+    def of(what: str, part: Any) -> tuple:
+        return () if part is None else arguments_for(function_of(part), args, given, what)
 
     return HybridArguments(
-        given("flow", getattr(f, "flow", f)),
+        of("flow", getattr(f, "flow", f)),
         tuple(
-            (given(f"the condition of event {n}", event.condition), given(f"the reset of event {n}", event.reset))
+            (of(f"the condition of event {n}", event.condition), of(f"the reset of event {n}", event.reset))
             for n, event in enumerate(f.events)
         ),
     )

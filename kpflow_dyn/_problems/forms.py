@@ -7,7 +7,8 @@ A field of a state of several arrays, of second order, with arguments, and backw
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,23 @@ class Form:
 
 
 @dataclass(frozen=True)
+class DelayedForm(Form):
+    """The same of a field f(t, y, (y(t - tau_1), ...), ...) that also sees earlier states."""
+
+    def rate(self, f: Callable[..., Any], args: tuple, t: Array, z: Array, *x: Any) -> Array:
+        delayed, *others = x
+        return super().rate(f, args, t, z, tuple(map(self.layout.split, delayed)), *others)
+
+
+@dataclass(frozen=True)
+class DiffusionForm(Form):
+    """The same of the diffusion g of an SDE, [..., unit] or [..., unit, noise]."""
+
+    def rate(self, f: Callable[..., Any], args: tuple, t: Array, z: Array, *x: Array) -> Array:
+        return self.layout.join_noise(f(t, self.layout.split(z), *x, *args), z.ndim - 1)
+
+
+@dataclass(frozen=True)
 class Reversed:
     """An input x(-s); a pytree to JAX."""
 
@@ -93,61 +111,49 @@ class Reversed:
         return self.of(-s)
 
 
-def arguments_for(f: Any, args: Any, order: int, has_x: bool, what: str = "f") -> tuple:
-    """What f is called with after t, its state and its inputs.
+def arguments_for(f: Any, args: Any, given: Sequence[str], what: str = "f") -> tuple:
+    """What a function f is called with after what is given, such as t, z and x_t.
 
-    Nothing where args is None, but None for a field that must have `args`; args as they are; or, as scipy has it, a
-    tuple's parts one by one where f takes so many arguments more.
+    Nothing where args is None, but None for a field that must have `args`; args as they are; or, as scipy has it, the
+    parts of a tuple one by one where f takes so many arguments more, with or without defaults. A tuple stays whole for
+    a field that takes one more argument, or whose next one has the name of constants.
 
     Raises:
         TypeError: an f that does not take args.
     """
     taken = _parameters(f)
-    count = 1 + order + has_x
     if taken is None:  # it does not say
         return () if args is None else (args,)
+    named = [p for p in taken if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+    more, most = named[len(given) :], math.inf if len(named) < len(taken) else len(named) - len(given)
+    least = sum(p.default is inspect.Parameter.empty for p in more)
     if args is None:
-        return (None,) if _needs(taken, count + 1) and _is_args([*taken.values()][count]) else ()
-    if _takes(taken, count + 1) and not _is_inputs([*taken.values()], count):
-        return (args,)
-    if isinstance(args, tuple) and _takes(taken, count + len(args)):
-        return args
-    called = called_as(order, has_x, True, what)
+        return (None,) if least == 1 and _is_args(more[0]) else ()
+    before = (None,) if more and _is_inputs(more[0]) and "x_t" not in given else ()
+    more, most = more[len(before) :], most - len(before)
+    whole = not isinstance(args, tuple) or most == 1 or (len(more) > 0 and least <= 1 and _is_args(more[0]))
+    parts = (args,) if whole else args
+    if least <= len(parts) <= most:
+        return before + parts
     raise TypeError(
-        f"{what} takes ({', '.join(taken)}), but with args it is called as {called}, args being one argument, or "
-        "the parts of a tuple one by one"
+        f"{what} takes ({', '.join(map(str, taken))}), but with args it is called as {called_as(given, True, what)}, "
+        "args being one argument, or the parts of a tuple one by one; what it takes by name alone is set beforehand"
     )
 
 
-def called_as(order: int, has_x: bool, has_args: bool, what: str = "f") -> str:
+def called_as(given: Sequence[str], has_args: bool, what: str = "f") -> str:
     """How a field is called."""
-    state = ["z"] if order == 1 else ["z", "z'"]
-    return f"{what}({', '.join(['t', *state, *['x_t'] * has_x, *['args'] * has_args])})"
+    return f"{what}({', '.join([*given, *['args'] * has_args])})"
 
 
-Parameters = dict[str, inspect.Parameter]
-
-
-def _parameters(f: Any) -> Parameters | None:
+def _parameters(f: Any) -> list[inspect.Parameter] | None:
     """Those that are given by their place."""
     try:
-        known = inspect.signature(getattr(f, "forward", f)).parameters
+        known = inspect.signature(f).parameters
     except (TypeError, ValueError):
         return None
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return {name: p for name, p in known.items() if p.kind in (*kinds, inspect.Parameter.VAR_POSITIONAL)}
-
-
-def _takes(taken: Parameters, count: int) -> bool:
-    """Whether it can be called with so many."""
-    named = [p for p in taken.values() if p.kind is not inspect.Parameter.VAR_POSITIONAL]
-    least = sum(p.default is inspect.Parameter.empty for p in named)
-    return least <= count and (count <= len(named) or len(named) < len(taken))
-
-
-def _needs(taken: Parameters, count: int) -> bool:
-    """Whether it can be called with no fewer than so many."""
-    return _takes(taken, count) and not _takes(taken, count - 1)
+    return [p for p in known.values() if p.kind in (*kinds, inspect.Parameter.VAR_POSITIONAL)]
 
 
 def _is_args(parameter: inspect.Parameter) -> bool:
@@ -155,6 +161,6 @@ def _is_args(parameter: inspect.Parameter) -> bool:
     return parameter.name in ("args", "p", "params") or parameter.name.startswith("_")
 
 
-def _is_inputs(taken: list[inspect.Parameter], place: int) -> bool:
-    """Whether what stands at a place are inputs that a problem without any leaves out."""
-    return place < len(taken) and taken[place].name in ("x", "x_t") and taken[place].default is None
+def _is_inputs(parameter: inspect.Parameter) -> bool:
+    """Whether it is for inputs, and may be left out."""
+    return parameter.name in ("x", "x_t") and parameter.default is None

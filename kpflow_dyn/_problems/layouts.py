@@ -52,15 +52,28 @@ class Layout:
         Raises:
             ValueError: a pytree of another structure, or arrays of other shapes.
         """
+        leaves = zip(self._leaves(tree, what), self.shapes, self.complexes, strict=True)
+        parts = [in_halves(_flat(leaf, shape, halves, what, self)) for leaf, shape, halves in leaves]
+        return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts, axis=-1)
+
+    def join_noise(self, tree: Any, lead: int, what: str = "what g returns") -> Array:
+        """Of a pytree of arrays [..., *shape] [..., unit], or of arrays [..., *shape, noise] [..., unit, noise].
+
+        Args:
+            lead: how many axes there are in front.
+        """
+        leaves = self._leaves(tree, what)
+        if any(getattr(leaf, "ndim", 0) <= lead + len(shape) for leaf, shape in zip(leaves, self.shapes, strict=True)):
+            return self.join(tree, what)
+        xp = array_namespace(leaves[0])
+        noise_first = self.structure.unflatten([xp.moveaxis(leaf, -1, 0) for leaf in leaves])
+        return xp.moveaxis(self.join(noise_first, what), 0, -1)
+
+    def _leaves(self, tree: Any, what: str) -> list[Any]:
         try:
-            leaves = self.structure.flatten_up_to(tree)
+            return self.structure.flatten_up_to(tree)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{what} is of another structure than z0: expected {self}") from error
-        parts = [
-            in_halves(_flat(leaf, shape, halves, what, self))
-            for leaf, shape, halves in zip(leaves, self.shapes, self.complexes, strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts, axis=-1)
 
     def __str__(self) -> str:
         shapes = [f"{list(s)}{' complex' * c}" for s, c in zip(self.shapes, self.complexes, strict=True)]

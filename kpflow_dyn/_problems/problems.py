@@ -15,6 +15,7 @@ from kpflow_dyn._problems.arguments import ROWS, Arguments, arguments_of
 from kpflow_dyn._problems.checks import check_directed_times, check_inputs, check_rows, laid_out_start
 from kpflow_dyn._problems.events import arguments_of_field
 from kpflow_dyn._problems.forms import Form, called_as
+from kpflow_dyn._problems.layouts import Layout
 from kpflow_dyn._problems.starts import check_encoded, laid_out_encoded, rows_of_parameter, whole_start
 from kpflow_dyn._problems.translations import advice_on
 
@@ -68,28 +69,12 @@ class Problem:
             object.__setattr__(self, name, value)
 
 
-class OverTimes:
-    """What problems in continuous time share: a start z0, and t, a grid of times or a span."""
-
-    z0: Any
-    t: Any
-
-    @property
-    def data(self) -> Array:
-        """An array that it is posed with."""
-        return self.z0
-
-    @property
-    def is_span(self) -> bool:
-        """Whether t is a span (t0, t1) rather than a grid."""
-        return len(self.t) == 2
-
-
 class StartedProblem(Problem):
     """A problem whose states follow from z_0, which may learn: as a parameter, or by an encoder of data."""
 
     encoder: Any  # a model data -> z_0; or z_0 itself [unit], as a parameter; None where the start is given
     encodes_inputs: bool = False  # whether its data are the samples of the inputs, as no others were given
+    given_as = "z0"  # the field that has the start, or the data of the encoder
 
     @property
     def encodes(self) -> bool:
@@ -97,14 +82,28 @@ class StartedProblem(Problem):
         return not (self.encoder is None or is_array(self.encoder))
 
     @property
+    def of_states(self) -> Any:
+        """The cell or field."""
+        return getattr(self, self._first)
+
+    @property
     def model(self) -> Any:
         """The cell or field; where the start learns, this together with what gives it."""
-        part = super().model
-        return part if self.encoder is None else self.backend.models.started(self._first, part, self.encoder)
+        part = self.of_states
+        return part if self.encoder is None else self.backend.models.started(self.model_name, part, self.encoder)
+
+    @property
+    def model_name(self) -> str:
+        """What stands before the names of its parameters, where the start learns."""
+        return self._first
 
     def with_model(self, model: Any) -> Self:
         of_states, encoder = self.backend.models.parts_of(model)
-        return self.remake(**{self._first: of_states} | ({} if encoder is None else {"encoder": encoder}))
+        return self.remake(**self._holding(of_states) | ({} if encoder is None else {"encoder": encoder}))
+
+    def _holding(self, of_states: Any) -> dict[str, Any]:
+        """The fields that a cell or field is given by."""
+        return {self._first: of_states}
 
     def learn_start(self) -> Self:
         """The same problem with z_0, shared by all trials, as a parameter `z0` that learns beside those of the model.
@@ -143,24 +142,92 @@ class StartedProblem(Problem):
 
     def _take_data(self, samples: Any) -> None:
         """The samples of the inputs as the data of the encoder, where no others are given."""
-        if self.encodes and self.z0 is None:  # type: ignore[attr-defined]
+        if self.encodes and getattr(self, self.given_as) is None:
             data = samples[1] if isinstance(samples, tuple | list) and len(samples) == 2 else samples
             if not is_array(data):
                 raise TypeError(
-                    "an encoder needs data: pass them as z0 [trial, ...]; or, to encode the inputs, samples as x"
+                    f"an encoder needs data: pass them as {self.given_as} [trial, ...]; or, to encode the inputs, "
+                    "samples as x"
                 )
-            self._set(z0=data, encodes_inputs=True)
+            self._set(**{self.given_as: data}, encodes_inputs=True)
 
     def remake(self, **changes: Any) -> Self:
         if self.encodes_inputs and changes.get("encoder", self) is not None:
-            changes = {"z0": None} | changes
-        if is_array(self.encoder) and "z0" in changes and "encoder" not in changes:
+            changes = {self.given_as: None} | changes
+        if is_array(self.encoder) and self.given_as in changes and "encoder" not in changes:
             return self.remake(encoder=None, **changes).learn_start()
         return super().remake(**(self._given(changes) | changes))
 
     def _given(self, _changes: dict[str, Any]) -> dict[str, Any]:
         """The fields as they were given, where these are not those that are kept."""
         return {}
+
+
+class OverTimes(StartedProblem):
+    """What problems in continuous time share: a start z0 of any form, and t, a grid of times or a span."""
+
+    z0: Any  # the numbers of the start [trial, unit]
+    t: Any
+    encoded: Any  # the data of the encoder, where there is one
+    form: Form
+
+    @property
+    def data(self) -> Array:
+        """An array that it is posed with."""
+        return self.z0
+
+    @property
+    def is_span(self) -> bool:
+        """Whether t is a span (t0, t1) rather than a grid."""
+        return len(self.t) == 2
+
+    @property
+    def start_given(self) -> Any:
+        """What the states follow from: the start, or the data of the encoder."""
+        return self.encoded if self.encodes else self.z0
+
+    def _laid_out(self, given: Any, order: int = 1) -> tuple[Layout, Array]:
+        """The layout of the start, or of what the encoder gives of these data, and its numbers [trial, unit]."""
+        f = getattr(self, self._first)
+        if self.encodes:
+            self._set(encoded=check_encoded(given, self.given_as))
+            return laid_out_encoded(self.backend, f, self.encoder, self.encoded, order)
+        layout, z0 = laid_out_start(whole_start(f, given), self.backend, order)
+        self._take_parameter()
+        return layout, z0 if self.encoder is None else rows_of_parameter(self.backend, self.encoder, z0)
+
+    def _start(self) -> Array:
+        return self.z0
+
+    def remake(self, **changes: Any) -> Self:
+        z0: Any = changes.get(self.given_as)
+        flat = is_array(z0) and z0.ndim == 2 and not is_complex(z0) and not self.encodes
+        if flat and self._first not in changes and not self.form.is_plain:
+            changes[self.given_as] = self.unflatten(z0)
+        return super().remake(**changes)
+
+    def _given(self, changes: dict[str, Any]) -> dict[str, Any]:
+        encodes = self.encodes and changes.get("encoder", self) is not None
+        return {self.given_as: self.encoded if encodes else self.unflatten(self.z0)}
+
+    def with_parts(self, **parts: Any) -> Self:
+        """A copy with other parts, which are as the problem keeps them."""
+        changed = copy.copy(self)
+        changed._set(**parts)
+        return changed
+
+    def unflatten(self, state: Array) -> Any:
+        """A state [..., unit] in the form of z0: its pytree, of arrays [..., *shape].
+
+        Raises:
+            ValueError: a state with another number of units.
+
+        >>> import torch, kpflow_dyn as kp
+        >>> problem = kp.ODEProblem(kp.models.MLPField(6, 8), torch.randn(4, 2, 3), [0.0, 0.5, 1.0])
+        >>> problem.z0.shape, problem.unflatten(torch.zeros(4, 3, 6)).shape
+        (torch.Size([4, 6]), torch.Size([4, 3, 2, 3]))
+        """
+        return self.form.layout.split(state)
 
 
 @dataclass(frozen=True)
@@ -209,14 +276,14 @@ class DiscreteProblem(StartedProblem):
         self._take_parameter()
         self._take_data(x)
         if self.encodes:
-            self._set(z0=check_encoded(self.z0, len(x)))
+            self._set(z0=check_encoded(self.z0, trials=len(x)))
 
     def _start(self) -> Array:
         return self.backend.tracing.discrete_step(self)[1]
 
 
 @dataclass(frozen=True)
-class ODEProblem(OverTimes, StartedProblem):
+class ODEProblem(OverTimes):
     """A model in continuous time, z' = f(t, z) or z' = f(t, z, x(t)) from z(t_0) = z0, for each trial.
 
     Args:
@@ -239,9 +306,10 @@ class ODEProblem(OverTimes, StartedProblem):
             A callable that jumps names the times at which it does as its attribute `jumps` [n]: `x.jumps = [0.3]`.
             Steps end there, so that x(t) is taken from their own side of each jump.
         args: constants of all trials, given to f as its last argument, f(t, z, args) or f(t, z, x_t, args): a number,
-            an array, any pytree. A field that must have `args` gets None where there are none, as in diffrax; a tuple
-            is given part by part to a field that takes so many more, as in scipy. Arrays in args do not learn, unless
-            they are parameters of f.
+            an array, any pytree. A field that must have `args` gets None where there are none, as in diffrax. As in
+            scipy a tuple is given part by part to a field that takes several more, defaults among them, or `*args`; it
+            stays whole for a field that takes one more, and for an argument that is called args, params or p. Arrays in
+            args do not learn, unless they are parameters of f.
         order: 2 for z'' = f(t, z, z'), whose state is the pair (z, z'); see `SecondOrderProblem`.
         encoder: a model that gives the start, z(t_0) = encoder(z0), in one of its forms, and learns beside f: in torch
             an nn.Module called on all trials at once, which must not influence each other; in JAX a callable pytree,
@@ -276,67 +344,31 @@ class ODEProblem(OverTimes, StartedProblem):
         if self.order not in (1, 2):
             raise ValueError(f"order is {self.order!r}, expected 1, of z' = f(t, z), or 2, of z'' = f(t, z, z')")
         self._take_data(self.x)
-        backend, (t, backward) = backend_of_state(self.z0, self.f), check_directed_times(self.t)
-        self._set(backend=backend, encoded=check_encoded(self.z0) if self.encodes else None)
-        layout, z0 = self._laid_out()
-        form, f = Form(layout, self.order, backward), backend.models.field_of(self.f)
+        self._set(backend=backend_of_state(self.z0, self.f))
+        (t, backward), (layout, z0) = check_directed_times(self.t), self._laid_out(self.z0, self.order)
+        form, backend, f = Form(layout, self.order, backward), self.backend, self.backend.models.field_of(self.f)
         if hasattr(f, "sampling") and not form.is_plain:
             raise ValueError(_OF_SAMPLED_LOOPS)
-        arguments = arguments_of_field(f, self.args, self.order, self.x is not None)
+        arguments = arguments_of_field(f, self.args, self.called_with, backend.models.function_of)
         f = f if form.is_plain and not arguments else backend.models.in_form(f, form, arguments)
         x = check_inputs(form.inputs(self.x), z0, t, backend)
-        self._set(backend=backend, f=f, t=t, z0=z0, x=x, form=form, arguments=arguments)
+        self._set(f=f, t=t, z0=z0, x=x, form=form, arguments=arguments)
 
-    def _laid_out(self) -> tuple[Any, Array]:
-        """The layout of the start, and its numbers [trial, unit]."""
-        if self.encodes:
-            return laid_out_encoded(self.backend, self.f, self.encoder, self.encoded, self.order)
-        layout, z0 = laid_out_start(whole_start(self.f, self.z0), self.backend, self.order)
-        self._take_parameter()
-        return layout, z0 if self.encoder is None else rows_of_parameter(self.backend, self.encoder, z0)
-
-    def _start(self) -> Array:
-        return self.z0
-
-    def remake(self, **changes: Any) -> Self:
-        z0: Any = changes.get("z0")
-        flat = is_array(z0) and z0.ndim == 2 and not is_complex(z0) and not self.encodes
-        if flat and "f" not in changes and not self.form.is_plain:
-            changes["z0"] = self.unflatten(z0)
-        return super().remake(**changes)
+    @property
+    def called_with(self) -> list[str]:
+        """What f is called with before args."""
+        return ["t", "z", *["z'"] * (self.order - 1), *["x_t"] * (self.x is not None)]
 
     def _given(self, changes: dict[str, Any]) -> dict[str, Any]:
-        """The fields as they were given."""
-        encodes = self.encodes and changes.get("encoder", self) is not None
-        z0 = self.encoded if encodes else self.unflatten(self.z0)
-        given = {"f": self.backend.models.field_of(self.f), "z0": z0}
-        return given | {"t": self.form.time(self.t), "x": self.form.inputs(self.x)}
+        given = {"f": self.backend.models.field_of(self.f), "t": self.form.time(self.t)}
+        return super()._given(changes) | given | {"x": self.form.inputs(self.x)}
 
     def called(self, state: str, inputs: str) -> str:
         """How f is called, where these are the axes of the state and of the inputs."""
         if self.form.is_plain and self.args is None:
             return f"f(t, z [{state}]), or f(t, z, x_t [{inputs}]) where the problem has inputs x"
         parts = f", with z of the form of z0: {self.form.layout}" if not self.form.layout.is_plain else f", z [{state}]"
-        return called_as(self.order, self.x is not None, self.args is not None) + parts
-
-    def with_parts(self, **parts: Any) -> Self:
-        """A copy with other parts, which are as the problem keeps them."""
-        changed = copy.copy(self)
-        changed._set(**parts)
-        return changed
-
-    def unflatten(self, state: Array) -> Any:
-        """A state [..., unit] in the form of z0: its pytree, of arrays [..., *shape].
-
-        Raises:
-            ValueError: a state with another number of units.
-
-        >>> import torch, kpflow_dyn as kp
-        >>> problem = kp.ODEProblem(kp.models.MLPField(6, 8), torch.randn(4, 2, 3), [0.0, 0.5, 1.0])
-        >>> problem.z0.shape, problem.unflatten(torch.zeros(4, 3, 6)).shape
-        (torch.Size([4, 6]), torch.Size([4, 3, 2, 3]))
-        """
-        return self.form.layout.split(state)
+        return called_as(self.called_with, self.args is not None) + parts
 
 
 _OF_SAMPLED_LOOPS = (

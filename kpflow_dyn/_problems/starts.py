@@ -12,16 +12,21 @@ from kpflow_dyn._problems.checks import check_rows, laid_out_start
 from kpflow_dyn._problems.layouts import Layout
 
 _DROPPED = (
-    "{} carries a gradient, and what computed it does not learn. Pass its data as z0, and the model that computes the "
-    "start from them as encoder=; or call .learn_start() on the problem, where the start is a parameter by itself. "
-    "z0.detach() says that it is to stay as it is. (Starts of an ODEProblem, CDEProblem or DiscreteProblem can learn)"
+    "{what} carries a gradient, and what computed it does not learn. Pass its data as {name}, and the model that "
+    "computes the start from them as encoder=; or call .learn_start() on the problem, where the start is a parameter "
+    "by itself. {name}.detach() says that it is to stay as it is"
+)
+_VARIES = (
+    "the history is a function of time whose parameters, or what it closes over, carry a gradient, and it does not "
+    "learn. A constant history does: pass it as history= and call .learn_start(), or the data that a model gives it "
+    "from, with the model as encoder=. Without requires_grad, in JAX as a plain function, it stays as it is"
 )
 
 
 class StartWarning(UserWarning):
     """A start z0 that carries a gradient, of which J = dS/dtheta knows nothing: what computed it does not learn.
 
-    In JAX, whose arrays do not say where they come from, there is no such warning.
+    In JAX, whose arrays do not say where they come from, there is such a warning of histories that hold arrays alone.
 
     Source: docs/theory.md, "P: how kicks travel".
 
@@ -30,9 +35,9 @@ class StartWarning(UserWarning):
     """
 
 
-def check_encoded(data: Any, trials: int | None = None) -> Array:
+def check_encoded(data: Any, name: str = "z0", trials: int | None = None) -> Array:
     """The data of an encoder [trial, ...], finite floats or integers, of this number of trials."""
-    data = check_rows(data, "z0, the data of the encoder,", "[trial, ...]")
+    data = check_rows(data, f"{name}, the data of the encoder,", "[trial, ...]")
     if trials is not None and len(data) != trials:
         raise ValueError(f"z0, the data of the encoder, has {len(data)} trials, but x has {trials}")
     return data
@@ -123,13 +128,15 @@ def _of_all(start: Array, trials: int) -> Array:
 
 def without_gradient(problem: Any, stacklevel: int) -> Any:
     """The problem itself; where its start carries a gradient, one whose does not, and a `StartWarning`."""
-    models, encoder = problem.backend.models, getattr(problem, "encoder", None)
-    encoded = getattr(problem, "encoded", None)
-    given = problem.z0 if encoded is None else encoded
+    models, encoder, name = problem.backend.models, problem.encoder, problem.given_as
+    given = getattr(problem, "start_given", problem.z0)
     if is_array(encoder) or not models.carries_gradient(given):
         return problem
-    what = "z0" if encoder is None else "z0, the data of the encoder,"
-    warnings.warn(StartWarning(_DROPPED.format(what)), stacklevel=stacklevel)
+    if getattr(problem, "varies", False):
+        warnings.warn(StartWarning(_VARIES), stacklevel=stacklevel)
+        return problem
+    what = name if encoder is None else f"{name}, the data of the encoder,"
+    warnings.warn(StartWarning(_DROPPED.format(what=what, name=name)), stacklevel=stacklevel)
     if encoder is None:
         given = problem.unflatten(given) if hasattr(problem, "unflatten") else given
-    return problem.remake(z0=models.without_gradient(given))
+    return problem.remake(**{name: models.without_gradient(given)})

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array
-from kpflow_dyn._arrays.complex_numbers import is_complex
-from kpflow_dyn._backend import backend_for
-from kpflow_dyn._problems.checks import check_forward_times, check_inputs, check_plain_start, jumps_of
-from kpflow_dyn._problems.problems import OverTimes, Problem
+from kpflow_dyn._backend import backend_of_state
+from kpflow_dyn._problems.checks import check_forward_times, check_inputs, check_real, jumps_of
+from kpflow_dyn._problems.forms import DiffusionForm, Form, arguments_for
+from kpflow_dyn._problems.problems import OverTimes
 
 SDE_TYPES = ("ito", "stratonovich")
 
 
 @dataclass(frozen=True)
-class SDEProblem(OverTimes, Problem):
+class SDEProblem(OverTimes):
     """A stochastic differential equation dz = f(t, z[, x]) dt + g(t, z[, x]) dW from z(t_0) = z0, on given noise.
 
     The Brownian paths W are data, like inputs: the solution on them is a differentiable function of the parameters, and
@@ -28,7 +28,9 @@ class SDEProblem(OverTimes, Problem):
             MultiTerm(ODETerm(drift), ControlTerm(diffusion, path)): then g is None.
         g: the diffusion, called as f. It gives [trial, unit] for diagonal noise, one dW for each unit, or
             [trial, unit, noise] for any other; in JAX without the trials. Weights that f and g share count once.
-        z0: the start [trial, unit], a torch tensor or a jax array, which decides the framework.
+        z0: the start [trial, unit], a torch tensor or a jax array, which decides the framework. Or an array or a pytree
+            of arrays [trial, ...], as that of an `ODEProblem`: then f gives this form, and g gives it too, with one dW
+            for each number, or with an axis of noise behind each array. With an encoder its data.
         t: an increasing grid of times at which the state is wanted, t_0 among them; or a span (t0, t1), with the state
             after each of the `steps` that `solve` is given.
         x: inputs that do not jump: None, samples or a callable, as those of an `ODEProblem`.
@@ -40,6 +42,9 @@ class SDEProblem(OverTimes, Problem):
             elsewhere, the paths of one trial next to each other.
         sde_type: "ito" or "stratonovich"; None for that of the module, or else "ito".
         paths: how many paths each trial has. The solution has trial x path trials, those of one next to each other.
+        args: constants of all trials, the last argument of f and of g, as those of an `ODEProblem`.
+        encoder: a model that gives the start, as that of an `ODEProblem`; all paths of a trial start there. The
+            parameters of f and g then have `sde.` in front.
 
     Raises:
         TypeError, ValueError: a start, times or inputs of a wrong type, or that do not fit together; a complex start;
@@ -62,35 +67,47 @@ class SDEProblem(OverTimes, Problem):
     brownian: Any = 0
     sde_type: str | None = None
     paths: int = 1
+    args: Any = field(default=None, kw_only=True)
+    encoder: Any = field(default=None, kw_only=True)
+    encoded: Any = field(init=False, repr=False, compare=False, default=None)
+    form: Form = field(init=False, repr=False, compare=False)
     pair: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self._take_data(self.x)
         if self.z0 is None or self.t is None:
             raise TypeError("an SDEProblem needs z0 [trial, unit] and times t: SDEProblem(f, g, z0, t)")
-        backend, t = backend_for(self.z0, "z0", "[trial, unit]", self.f), check_forward_times(self.t)
-        if is_complex(self.z0):
-            raise TypeError("z0 is complex; give an SDE its real and imaginary parts side by side on the units")
-        z0 = check_plain_start(self.z0, backend)
-        x = check_inputs(self.x, z0, t, backend)
+        self._set(backend=backend_of_state(self.z0, self.f))
+        t, (layout, z0) = check_forward_times(self.t), self._laid_out(self.z0)
+        check_real(layout, "z0", "an SDE")
+        x = check_inputs(self.x, z0, t, self.backend)
         if callable(x) and len(jumps_of(x)):
             raise ValueError("x jumps, and the steps of an SDE take it from both of their ends; give samples of it")
         if not isinstance(self.paths, int) or isinstance(self.paths, bool) or self.paths < 1:
             raise ValueError(f"paths is {self.paths!r}, expected how many Brownian paths each trial has, 1 or more")
-        pair, brownian = backend.models.drift_and_diffusion(self.f, self.g)
+        models = self.backend.models
+        pair, brownian = models.drift_and_diffusion(self.f, self.g)
         sde_type = self.sde_type or getattr(self.f, "sde_type", "ito")
         if sde_type not in SDE_TYPES:
             raise ValueError(f"sde_type is {sde_type!r}, expected 'ito' or 'stratonovich'")
-        given = self.brownian if brownian is None else brownian
-        self._set(backend=backend, t=t, z0=z0, x=x, pair=pair, sde_type=sde_type, brownian=given)
+        given = ["t", "z", *["x_t"] * (x is not None)]
+        of_drift, of_noise = (arguments_for(models.function_of(part), self.args, given) for part in (pair.f, pair.g))
+        if not layout.is_plain or of_drift or of_noise:
+            pair = models.pair_in_form(pair, (Form(layout), DiffusionForm(layout)), (of_drift, of_noise))
+        brownian = self.brownian if brownian is None else brownian
+        self._set(t=t, z0=z0, x=x, form=Form(layout), pair=pair, sde_type=sde_type, brownian=brownian)
 
     @property
-    def model(self) -> Any:
+    def of_states(self) -> Any:
         """Drift and diffusion together, as `.f` and `.g`."""
         return self.pair
 
-    def with_model(self, model: Any) -> "SDEProblem":
-        """The same problem of another drift and diffusion together."""
-        return self.remake(f=model, g=None)
+    @property
+    def model_name(self) -> str:
+        return "sde"
+
+    def _holding(self, of_states: Any) -> dict[str, Any]:
+        return {"f": of_states, "g": None}
 
     @property
     def trials(self) -> np.ndarray:

@@ -18,8 +18,6 @@ from kpflow_dyn._arrays import Array, array_namespace, is_array, like_numpy, to_
 from kpflow_dyn._arrays.complex_numbers import count
 from kpflow_dyn._flows.flow import Draw
 from kpflow_dyn._flows.referee import Derivative, ask, departure
-from kpflow_dyn._problems.hybrid import HybridSolution
-from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution
 from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._recurrence.autodiff import first_of_times, pulled_apart, pushed_apart
 from kpflow_dyn._recurrence.tangent import FromStart, StepsTangent
@@ -50,14 +48,15 @@ class Start:
         return self.derivative.pull(start)[0]
 
 
-def start_of(sol: DiscreteSolution | ODESolution | HybridSolution, model: Any) -> Start | None:
+def start_of(sol: Any, model: Any) -> Start | None:
     """The derivative of the start in the parameters that learn; None where none of them moves it."""
     problem, start = sol.problem, start_map(sol.problem)
     if start is None:
         return None
-    derivative = model.derivative(lambda call, _nothing: start(call), sol.start[:, :0])
+    trials = getattr(problem, "trials", slice(None))  # of an SDE there are several paths of each
+    derivative = model.derivative(lambda call, _nothing: start(call)[trials], sol.start[:, :0])
     ask(derivative)
-    if error := departure(derivative.value, sol.start):
+    if error := departure(derivative.value, sol.start[:, : derivative.value.shape[-1]]):
         raise ValueError(
             f"the start that the encoder gives differs from that of the solution by {error:.1e}: its parameters "
             "changed after solve; solve again"

@@ -16,7 +16,7 @@ from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._recurrence.continuous import propagator
 from kpflow_dyn._recurrence.roads import tangent_of
 from kpflow_dyn._recurrence.seen import AtGrid, LookedUp, OfLine
-from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, jacobian, kicks
+from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, jacobian, kicks, started
 from kpflow_dyn._recurrence.tangent import Tangent
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn._stepping.delayed import at_nodes
@@ -24,30 +24,49 @@ from kpflow_dyn._stepping.delayed import at_nodes
 
 def flow_of_steps(sol: SteppedSolution, params: Choice, weights: Weights) -> Flow:
     """The flow of an SDE's or a DDE's solution."""
-    model = sol.problem.backend.tracing.Model(sol.model, params)
+    model = _model(sol, params)
     tangent = _tangent(sol, model, sol.step, sol.rows)
     of = _with_noise if isinstance(sol.problem, SDEProblem) else _with_delays
     return of(sol, model, tangent, weights)
+
+
+def tangent_of_steps(sol: SteppedSolution, params: Choice) -> Tangent:
+    """The tangent of all steps that were taken, of whatever they begin with, the first one of length zero."""
+    return _tangent(sol, _model(sol, params), sol.step, sol.rows)
+
+
+def tangent_between_times(sol: SteppedSolution, params: Choice) -> AtGrid:
+    """The same from one time of the grid to the next."""
+    return _at_grid(sol, _model(sol, params), tangent_of_steps(sol, params))
+
+
+def _model(sol: SteppedSolution, params: Choice) -> Any:
+    return sol.problem.backend.tracing.Model(sol.model, params)
 
 
 def _tangent(sol: SteppedSolution, model: Any, step: Callable[..., Array], rows: Array) -> Tangent:
     def check(after: Array, rounding: float) -> None:
         check_states(after, sol.steps_state, rounding)
 
-    return tangent_of(model, sol.problem.backend.solving, step, rows, sol.before, check)
+    return started(tangent_of(model, sol.problem.backend.solving, step, rows, sol.before, check), sol, model)
 
 
 def _with_noise(sol: SteppedSolution, model: Any, tangent: Tangent, weights: Weights) -> RecurrentFlow:
     """Steps from one time of the grid to the next, for which P K P* = ntk is exact."""
-    seen: Any = tangent
-    if len(sol.places) < len(sol.ends):
-        seen = AtGrid(tangent, sol.places, lambda: _tangent(sol, model, *_restarting(sol)))
+    seen: Any = tangent if len(sol.places) == len(sol.ends) else _at_grid(sol, model, tangent)
     return Steps(seen, sol, model.parameters, weights.both).flow()
+
+
+def _at_grid(sol: SteppedSolution, model: Any, tangent: Tangent) -> AtGrid:
+    return AtGrid(tangent, sol.places, lambda: _tangent(sol, model, *_restarting(sol)))
 
 
 @dataclass(frozen=True)
 class _Restarting:
-    """A step that begins at the states behind the row, and not at z, where the last number of the row is one."""
+    """A step that begins at the states behind the row, and not at z, where the last number of the row is one.
+
+    That at t_0 begins at the start, whose changes count as kicks there.
+    """
 
     step: Callable[..., Array]
 
@@ -58,7 +77,7 @@ class _Restarting:
 
 def _restarting(sol: SteppedSolution) -> tuple[_Restarting, Array]:
     first = np.zeros((*sol.steps_state.shape[:2], 1))
-    first[:, np.append(0, sol.places[:-1] + 1)] = 1
+    first[:, sol.places[:-1] + 1] = 1
     return _Restarting(sol.step), side_by_side([sol.rows, sol.before, like_numpy(first, sol.state)], axes=2)
 
 

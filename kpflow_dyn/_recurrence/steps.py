@@ -8,8 +8,7 @@ from kpflow_dyn._flows.flow import Draw, RecurrentFlow
 from kpflow_dyn._flows.propagator import Propagator
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._problems.choice import Choice
-from kpflow_dyn._problems.hybrid import HybridSolution
-from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, check_states
+from kpflow_dyn._problems.solutions import DiscreteSolution, Solution, check_states
 from kpflow_dyn._problems.starts import OfStates
 from kpflow_dyn._recurrence.roads import check_as_called, tangent_of
 from kpflow_dyn._recurrence.starts import StartedTangent, start_of
@@ -71,7 +70,7 @@ def tangent_of_cell(sol: DiscreteSolution, params: Choice, from_start: bool = Fa
     return tangent, model
 
 
-def started(tangent: StepsTangent, sol: DiscreteSolution | ODESolution | HybridSolution, model: Any) -> Tangent:
+def started(tangent: StepsTangent, sol: Solution, model: Any) -> Tangent:
     """The tangent of the steps; where parameters of the model move the start, with these."""
     start = start_of(sol, model)
     return tangent if start is None else StartedTangent(tangent, start)

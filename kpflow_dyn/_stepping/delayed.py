@@ -14,7 +14,9 @@ import numpy as np
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy, side_by_side
 from kpflow_dyn._arrays.memory import bytes_of, require
 from kpflow_dyn._problems.delayed import DDEProblem
+from kpflow_dyn._problems.forms import called_as
 from kpflow_dyn._problems.inputs import input_width, inputs_at, stops_of
+from kpflow_dyn._problems.starts import OfStates
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._stepping.grid import MOST_STEPS, ROUND_OFF, given_steps, inputs_at_start, merged, run_steps, step_times
 
@@ -145,7 +147,8 @@ def solve_dde(problem: DDEProblem, alg: Any, options: dict[str, Any]) -> Stepped
     with problem.backend.solving.without_gradients():
         _check_field(problem)
         step, rows = _rows(problem, method, mesh)
-        start = array_namespace(problem.z0).concat([problem.z0] * step.length, axis=-1)
+        z0 = problem.backend.models.snapshot(problem.z0)
+        start = array_namespace(z0).concat([z0] * step.length, axis=-1)
         return run_steps(problem, name, step, rows, start, mesh.ends, options, mesh.weights)
 
 
@@ -211,12 +214,13 @@ def _looked_up(problem: DDEProblem, mesh: Mesh, wanted: np.ndarray) -> tuple[np.
     """The weights of the states behind each step [..., length], and what history adds [trial, ..., unit].
 
     Both for the times that are wanted [step, stage, delay]. The first of the states is the one that a step begins with.
+    A constant history is the state at t0.
     """
-    past = wanted < mesh.ends[0] - ROUND_OFF * abs(mesh.ends).max()
+    wanted, past = _since_start(problem, wanted, mesh.ends)
     found = {}
     for n, *place in np.argwhere(~past).tolist():
         start, values = mesh.polynomial(float(wanted[(n, *place)]), n - 1)
-        found[(n, *place)] = n - 1 - start - np.arange(len(values)), values
+        found[(n, *place)] = np.maximum(n - 1 - start - np.arange(len(values)), 0), values  # at t0 all are z0
     weights = np.zeros((*wanted.shape, 1 + max((int(behind[0]) for behind, _ in found.values()), default=0)))
     for place, (behind, values) in found.items():
         weights[place][behind] = values
@@ -225,27 +229,31 @@ def _looked_up(problem: DDEProblem, mesh: Mesh, wanted: np.ndarray) -> tuple[np.
     return weights, history
 
 
+def _since_start(problem: DDEProblem, times: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The times, those before a constant history ends as t0, and where a history that varies says the states."""
+    past = times < ends[0] - ROUND_OFF * abs(ends).max()
+    return np.maximum(times, ends[0]), past & problem.varies
+
+
 def _check_field(problem: DDEProblem) -> None:
     """Raise unless f maps the state and delayed ones to z'."""
     t0 = problem.t[0]
     delayed = tuple(problem.z0 for _ in problem.delays)
     x = inputs_at_start(problem)
-    form = "f(t, z, (z(t - tau_1), ...)" + (", x_t" if x else "") + ")"
-    found = problem.backend.solving.check_called("f", problem.f, "", t0, (problem.z0, delayed, *x), form)
+    form = called_as(["t", "z", "(z(t - tau_1), ...)", *["x_t"] * len(x)], problem.args is not None)
+    found = problem.backend.solving.check_called("f", problem.model, "", t0, (problem.z0, delayed, *x), form)
     if found != (units := (problem.z0.shape[1],)):
         raise ValueError(f"f gives {list(found)} for each trial, expected z' {list(units)}, like the history [unit]")
 
 
-def at_nodes(sol: SteppedSolution) -> tuple[Field, Array]:
+def at_nodes(sol: SteppedSolution) -> tuple[Field | OfStates, Array]:
     """The field as a step on the states of a solution, and its rows [trial, time, ...]."""
     problem: Any = sol.problem
     t, (trials, count, units) = np.asarray(sol.t), sol.state.shape
     parts = [like_numpy(np.broadcast_to(t[:, None], (trials, count, 1)).copy(), sol.state)]
     for delay in problem.delays:
-        past = t - delay < sol.ends[0] - ROUND_OFF * abs(sol.ends).max()
-        states = (
-            like_numpy(sol.between(np.where(past, sol.ends[0], t - delay)), sol.state) @ sol.steps_state[..., :units]
-        )
+        times, past = _since_start(problem, t - delay, sol.ends)
+        states = like_numpy(sol.between(times), sol.state) @ sol.steps_state[..., :units]
         known = np.zeros((trials, count, units))
         known[:, past] = problem.before((t - delay)[past])
         parts.append(like_numpy(~past[:, None] * 1.0, sol.state) * states + like_numpy(known, sol.state))
@@ -253,4 +261,5 @@ def at_nodes(sol: SteppedSolution) -> tuple[Field, Array]:
     if width is not None:
         x: Any = inputs_at(problem, np.broadcast_to(t, (trials, count)))
         parts.append(x)
-    return Field(units, len(problem.delays), width), side_by_side(parts, axes=2)
+    field = Field(units, len(problem.delays), width)
+    return field if problem.encoder is None else OfStates(field), side_by_side(parts, axes=2)

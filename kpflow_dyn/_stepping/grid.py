@@ -10,6 +10,7 @@ from kpflow_dyn._problems.checks import check_finite, check_times
 from kpflow_dyn._problems.delayed import DDEProblem
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.measure import trapezoid
+from kpflow_dyn._problems.starts import OfStates
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.stochastic import SDEProblem
 
@@ -80,6 +81,7 @@ def run_steps(
 ) -> SteppedSolution:
     """The solution by these steps, the first of which has length zero."""
     backend, units = problem.backend, problem.z0.shape[1]
+    step = step if problem.encoder is None else OfStates(step)
     found = backend.solving.run(step, problem.model, rows, start)
     finite_until(found[..., :units], ends)
     t = ends if problem.is_span else problem.t

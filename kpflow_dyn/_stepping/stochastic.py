@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, like_numpy, side_by_side, to_numpy
+from kpflow_dyn._problems.forms import called_as
 from kpflow_dyn._problems.inputs import input_width, inputs_at
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.steps import call_field
@@ -108,12 +109,13 @@ def _step(problem: SDEProblem, method: str) -> StochasticStep:
     """The step, by what the drift and the diffusion give at the start."""
     width, backend = input_width(problem), problem.backend
     units, given = problem.z0.shape[1], (problem.z0, *inputs_at_start(problem))
-    form = "f(t, z) and g(t, z)" if width is None else "f(t, z, x_t) and g(t, z, x_t)"
+    called = called_as(["t", "z", *["x_t"] * (width is not None)], problem.args is not None)
+    form = f"{called} and {called.replace('f', 'g', 1)}"
     check = backend.solving.check_called
-    drift = check("the drift f", problem.pair, "f", problem.t[0], given, form)
+    drift = check("the drift f", problem.model, "f", problem.t[0], given, form)
     if drift != (units,):
         raise ValueError(f"the drift f gives {list(drift)} for each trial, expected [unit] = {[units]}, like z0")
-    g = check("the diffusion g", problem.pair, "g", problem.t[0], given, form)
+    g = check("the diffusion g", problem.model, "g", problem.t[0], given, form)
     diagonal = g == (units,)
     if not diagonal and not (len(g) == 2 and g[0] == units and g[1] > 0):
         raise ValueError(

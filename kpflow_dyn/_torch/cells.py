@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kpflow_dyn._arrays import is_array
 from kpflow_dyn._problems.checks import cell_start, check_width
 from kpflow_dyn._problems.layouts import Layout, is_plain_start, layout_of, start_of
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn._problems.problems import DiscreteProblem, OverTimes
 from kpflow_dyn._problems.starts import encode, rows_of_parameter, start_named
 from kpflow_dyn._torch.checks import check_module
 from kpflow_dyn._torch.left_alone import left_alone
@@ -102,9 +102,9 @@ def discrete_step(problem: DiscreteProblem) -> tuple[Step, Tensor]:
     return step, rows_of_parameter(problem.backend, problem.encoder, z0) if is_array(problem.encoder) else z0
 
 
-def flat_start(problem: DiscreteProblem | ODEProblem, given: Any) -> Tensor:
+def flat_start(problem: DiscreteProblem | OverTimes, given: Any) -> Tensor:
     """What an encoder gives as z_0 [trial, unit], differentiable."""
-    if isinstance(problem, ODEProblem):
+    if isinstance(problem, OverTimes):
         return problem.form.layout.join(given)
     if is_plain_start(given):
         return given

@@ -99,8 +99,8 @@ class InForm(nn.Module):
     """A field as its user wrote it, in the form of the package; its parameters have the same names."""
 
     form: Form
-    args: Any  # a tuple, or those of a hybrid model
-    call: Any
+    args: Any  # a tuple; of a hybrid model its HybridArguments
+    call: Callable[..., Any]
 
     def __init__(self, f: nn.Module, form: Form, args: tuple) -> None:
         super().__init__()
@@ -114,6 +114,8 @@ class InForm(nn.Module):
 
 class HybridInForm(InForm):
     """The same of a hybrid model, of the arguments of its flow and of its events."""
+
+    call: Any
 
     def forward(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
         return self.form.rate(self.call, self.args.flow, t, z, *x)
@@ -138,6 +140,12 @@ def in_form(f: Any, form: Form, args: tuple) -> Any:
     """The field in the form of the package; what is no module is refused later."""
     if not isinstance(f, nn.Module):
         return f
+    _check_arguments(f, args)
+    return (HybridInForm if is_hybrid(f) else InForm)(f, form, args)
+
+
+def _check_arguments(f: nn.Module, args: Any) -> None:
+    """Raise where arguments would learn, but for parameters of the module."""
     own = {id(parameter) for parameter in f.parameters()}
     for tensor in _tensors_in(args):
         if tensor.requires_grad and id(tensor) not in own:
@@ -145,7 +153,6 @@ def in_form(f: Any, form: Form, args: tuple) -> Any:
                 f"args hold a tensor {list(tensor.shape)} that requires a gradient, but args are constants; to let it "
                 "learn make it a parameter of f, or .detach() it"
             )
-    return (HybridInForm if is_hybrid(f) else InForm)(f, form, args)
 
 
 def _tensors_in(args: Any) -> Iterator[Tensor]:
@@ -160,6 +167,11 @@ def _tensors_in(args: Any) -> Iterator[Tensor]:
 def field_of(f: Any) -> Any:
     """The field as its user wrote it."""
     return f.call if isinstance(f, InForm) else f
+
+
+def function_of(f: Any) -> Any:
+    """What a module computes."""
+    return f.forward if isinstance(f, nn.Module) else f
 
 
 class Controlled(nn.Module):
@@ -195,6 +207,7 @@ class DriftAndDiffusion(nn.Module):
 
 def drift_and_diffusion(f: Any, g: Any) -> tuple[nn.Module, None]:
     """A module with `f` and `g`; shared parameters have one name."""
+    f = f.call if isinstance(f, PairInForm) else f
     if g is not None:
         owners = {id(getattr(part, "__self__", None)) for part in (f, g) if hasattr(part, "__self__")}
         if len(owners) > 1 or not (callable(f) and callable(g)):
@@ -206,6 +219,34 @@ def drift_and_diffusion(f: Any, g: Any) -> tuple[nn.Module, None]:
             f"{type(f).__name__}. An equation without noise is an ODEProblem"
         )
     return f, None
+
+
+class PairInForm(nn.Module):
+    """Drift and diffusion as their user wrote them, in the form of the package; parameters have the same names."""
+
+    call: Any
+    forms: tuple[Form, Form]
+    args: tuple[tuple, tuple]
+
+    def __init__(self, pair: nn.Module, forms: tuple[Form, Form], args: tuple[tuple, tuple]) -> None:
+        super().__init__()
+        vars(self).update(call=pair, forms=forms, args=args)  # no modules of this one
+        self._parameters, self._buffers, self._modules = pair._parameters, pair._buffers, pair._modules
+        self.training = pair.training
+
+    def f(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
+        """The drift."""
+        return self.forms[0].rate(self.call.f, self.args[0], t, z, *x)
+
+    def g(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
+        """The diffusion."""
+        return self.forms[1].rate(self.call.g, self.args[1], t, z, *x)
+
+
+def pair_in_form(pair: nn.Module, forms: tuple[Form, Form], args: tuple[tuple, tuple]) -> PairInForm:
+    """Drift and diffusion in the form of the package."""
+    _check_arguments(pair, args)
+    return PairInForm(pair, forms, args)
 
 
 def on_numpy(policy: nn.Module) -> Callable[[np.ndarray], np.ndarray]:

@@ -19,6 +19,7 @@ from kpflow_dyn._problems.translations import advice_on
 from kpflow_dyn._torch import rollout
 from kpflow_dyn._torch.checks import check_module
 from kpflow_dyn._torch.left_alone import left_alone
+from kpflow_dyn._torch.starts import parts_of
 
 PARTS, PART_BYTES = 8, 2**20  # of the states whose derivatives are taken at once
 
@@ -133,9 +134,9 @@ def check_field(problem: ODEProblem) -> None:
 
 def check_called(what: str, model: Any, name: str, t: float, arguments: tuple[Any, ...], form: str) -> tuple[int, ...]:
     """The shape [...] of the results [trial, ...]."""
-    like = arguments[0]
-    _check_parameters(model, model, like)
-    function = getattr(model, name) if name else model
+    like, part = arguments[0], parts_of(model)[0]
+    _check_parameters(part, model, like)
+    function = getattr(part, name) if name else part
     with torch.inference_mode(False):  # where versions are counted
         given = tree_map(lambda argument: argument.detach().clone(), (like_numpy(np.asarray(t), like), *arguments))
     versions = [argument._version for argument in tree_leaves(given)]

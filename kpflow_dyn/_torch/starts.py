@@ -66,8 +66,10 @@ def encoded(encoder: nn.Module, data: Tensor) -> Any:
 
 
 def carries_gradient(start: Any) -> bool:
-    """Whether some part of it requires a gradient."""
-    return any(isinstance(part, Tensor) and part.requires_grad for part in tree_leaves(start))
+    """Whether some part of it requires a gradient, or a parameter of a module among its parts."""
+    parts = tree_leaves(start)
+    tensors = [tensor for part in parts for tensor in (part.parameters() if isinstance(part, nn.Module) else [part])]
+    return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
 
 
 def without_gradient(start: Any) -> Any:

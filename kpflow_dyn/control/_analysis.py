@@ -143,8 +143,9 @@ def analyze(
     """
     if not isinstance(sol, ODESolution):
         raise TypeError(
-            f"analyze takes the solution of an ODEProblem of a ClosedLoop, got {type(sol).__name__}; of sampled loops "
-            "and cells take its parts: training_cost, kp.contributions, margins of the opened loop (docs/limits.md)"
+            f"analyze takes the solution of an ODEProblem of a ClosedLoop, got {type(sol).__name__}; of sampled loops, "
+            "cells, noise and delays take its parts: training_cost, gram, adjoint, kp.contributions, margins of the "
+            "opened loop (docs/limits.md)"
         )
     if not is_closed_loop(sol.problem.f):
         raise ValueError("analyze needs a plant and a policy, kp.models.ClosedLoop(plant, policy), as the problem's f")

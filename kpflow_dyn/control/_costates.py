@@ -16,6 +16,7 @@ from kpflow_dyn._linearize import linearize
 from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
+from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn.control._linearisation import along_steps_inputs, linearize_ltv, states_at
 from kpflow_dyn.control._loops import Loop, loop_of_cell, loop_of_field, rows_of
 from kpflow_dyn.control._magnus import magnus, transposed
@@ -120,7 +121,8 @@ def adjoint(
 
     In discrete time J is a sum over steps, and l = P^T grad_z L, exactly. Along a ClosedLoop the control is that of its
     policy, and the gradient is the one in what is added to it: at an optimal policy it is zero. For an ODE the sweep is
-    of sixth order on the solver's steps, where `flow.P` is of second order on the nodes.
+    of sixth order on the solver's steps, where `flow.P` is of second order on the nodes. Of an SDE or a DDE J is that
+    of the trapezoidal rule on the grid, and l its exact derivative by a kick to the state at a time of the grid.
 
     Args:
         sol: of an `ODEProblem` or a `DiscreteProblem`.
@@ -152,6 +154,8 @@ def adjoint(
     if isinstance(sol, HybridSolution):
         raise ValueError("no costates are given along a hybrid model; flow.P.T of its kp.linearize passes them back")
     ltv = linearize_ltv(sol, inputs=inputs, t=t)
+    if isinstance(sol, SteppedSolution):
+        return _along_own_steps(sol, ltv, cost, terminal)
     assert isinstance(sol, ODESolution)
     return _along_equation(sol, ltv, cost, terminal, inputs)
 
@@ -166,6 +170,22 @@ def _along_steps(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None
     gradient = np.einsum("btnm,btn->btm", along_steps_inputs(sol, inputs), costates)
     to_go = np.cumsum(values[:, ::-1], 1)[:, ::-1] + last[:, None]
     return _labelled(to_numpy(sol.t).astype(float), (), costates, gradient, to_go[:, 0], to_go)
+
+
+def _along_own_steps(sol: SteppedSolution, ltv: LTV, cost: Cost | None, terminal: Cost | None) -> Costates:
+    """Exact derivatives of the cost by the trapezoidal rule on the grid, in kicks to the state at its times."""
+    of, units, A = sol.problem.backend.transforms, sol.state.shape[-1], ltv.A.values
+    values, slopes = _of_states(cost, sol.state, of)
+    last, end = _terminal(terminal, sol.state[:, -1:], of)
+    assert sol.weights is not None
+    kicks = np.zeros(A.shape[:3])
+    kicks[..., :units] = slopes * sol.weights[:, None]
+    kicks[:, -1, :units] += end
+    for k in range(len(ltv.time) - 2, -1, -1):
+        kicks[:, k] += np.einsum("bnm,bn->bm", A[:, k + 1], kicks[:, k + 1])
+    parts = (values[:, :-1] + values[:, 1:]) / 2 * np.diff(ltv.time)
+    to_go = np.cumsum(np.concatenate([parts, last[:, None]], 1)[:, ::-1], 1)[:, ::-1]
+    return _labelled(ltv.time, (), kicks[..., :units], kicks[..., :units], to_go[:, 0], to_go)
 
 
 def _along_equation(
@@ -212,11 +232,17 @@ def _slopes(loop: Loop, cost: Cost | None, t: np.ndarray, z: Array, x: Array | N
 
 def _terminal(terminal: Cost | None, z: Array, of: Transforms) -> tuple[np.ndarray, np.ndarray]:
     """M [trial] and its gradient [trial, unit] at the last states [trial, 1, unit]."""
-    if terminal is None:
-        return np.zeros(len(z)), np.zeros((len(z), z.shape[-1]))
-    rows = [z[..., 0], z, z]
-    values, slopes, _ = _with_gradients(of, lambda t, z, v: _one_number(terminal(z), z) + 0 * v.sum(), rows, [])
+    values, slopes = _of_states(terminal, z, of)
     return values[:, 0], slopes[:, 0]
+
+
+def _of_states(cost: Cost | None, z: Array, of: Transforms) -> tuple[np.ndarray, np.ndarray]:
+    """A cost of states alone [trial, time], and its gradient [trial, time, unit]."""
+    if cost is None:
+        return np.zeros(tuple(z.shape[:2])), np.zeros(tuple(z.shape))
+    rows = [z[..., 0], z, z]
+    values, slopes, _ = _with_gradients(of, lambda t, z, v: _one_number(cost(z), z) + 0 * v.sum(), rows, [])
+    return values, slopes
 
 
 def _one_number(value: Array, z: Array) -> Array:

@@ -19,7 +19,7 @@ from kpflow_dyn._problems.steps import AcceptedSteps
 from kpflow_dyn._spaces.operators import DENSE_BYTES
 from kpflow_dyn.control._loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_plant
 from kpflow_dyn.control._systems import LTI, LTV, Mesh, ltv_of, output_matrix
-from kpflow_dyn.dynamics._jacobians import step_jacobians
+from kpflow_dyn.dynamics._jacobians import jacobians, step_jacobians
 from kpflow_dyn.models._discrete import is_discrete
 
 JUMPS = (
@@ -129,11 +129,13 @@ def linearize_ltv(
 
     Args:
         sol: of an `ODEProblem` or a `DiscreteProblem`. Of a hybrid model or a sampled loop the system is in discrete
-            time, from one time of the grid to the next, over all jumps between.
+            time, from one time of the grid to the next, over all jumps between. So it is of an SDE, along its paths,
+            and of a DDE, whose units are those of the state and then of the earlier ones that its steps look up.
         loop: of a ClosedLoop, "closed" for A of the whole field, "open" for that of its plant under the control held.
         inputs: where inputs enter: "control", a ClosedLoop's u; "x", the problem's x_t; "kicks" to the state, B = 1.
             The control of a ClosedLoop and x of others when None. The control of a sampled loop is that which the
-            policy gave last, changed behind the time before; take the sampling times as the grid.
+            policy gave last, changed behind the time before; take the sampling times as the grid. Of an SDE or a DDE
+            kicks alone, to the state.
         C: the outputs [output, unit], or a Linear layer; all states when None.
         t: the times of an ODE's system [time]; its grid when None, or on a span the ends of the solver's steps. In
             between, A and B are taken at three Gauss points of each of the solver's steps.
@@ -161,10 +163,10 @@ def linearize_ltv(
         if t is not None:
             raise ValueError("a discrete problem has the times of its steps; leave t=None")
         return _along_steps(sol, inputs, loop, C)
+    if isinstance(sol, SteppedSolution):
+        return _along_own_steps(sol, inputs, loop, C, t)
     if not isinstance(sol, ODESolution):
         kind = type(sol.problem).__name__
-        if isinstance(sol, SteppedSolution):
-            raise ValueError(f"steps of a {kind} hang on noise or on earlier states as well; flow.P passes kicks on")
         raise ValueError(f"a {kind} has no trajectory; linearize_lti takes a model at rest")
     return _along_equation(sol, inputs, loop, C, t)
 
@@ -194,6 +196,20 @@ def _along_jumps(sol: HybridSolution, inputs: str | None, loop: str, C: np.ndarr
     if sampling is not None and chosen == "control":  # of the newest, until the next time; none before the first
         B = np.concatenate([0 * A[:, :1], A[:, 1:]], 1)[..., -sampling.control :]
     return ltv_of(sol.t, A, B, C, np.zeros((len(C), B.shape[-1])), (), dt=1.0)
+
+
+def _along_own_steps(sol: SteppedSolution, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
+    """From one time of the grid of an SDE or a DDE to the next, of all that a step begins with."""
+    width, units = sol.start.shape[-1], sol.state.shape[-1]
+    _check_size(sol, (width / units) ** 2)
+    if t is not None or loop != "closed" or inputs not in (None, "kicks"):
+        raise ValueError(
+            f"of a {type(sol.problem).__name__} there is the system at the times of its grid, with inputs='kicks' to "
+            f"the state; got loop={loop!r}, inputs={inputs!r}, t={t!r}"
+        )
+    A, B = to_numpy(jacobians(sol, between_times=True)).astype(float), np.eye(width)[None, None, :, :units]
+    C = np.concatenate([C, np.zeros((len(C), width - units))], 1)
+    return ltv_of(np.asarray(sol.t), A, B, C, np.zeros((len(C), units)), (), dt=1.0)
 
 
 def along_steps_inputs(sol: DiscreteSolution, inputs: str | None) -> np.ndarray:

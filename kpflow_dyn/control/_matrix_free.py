@@ -50,7 +50,7 @@ def gram_operator(flow: Flow, kind: str, step: int, *, inputs: str | None = None
     if not isinstance(solution, DiscreteSolution):
         raise ValueError(
             f"gram_operator takes the flow of a DiscreteProblem, got one of a {type(solution.problem).__name__}; "
-            "gram(sol, kind, rank=...) keeps factors along an ODE"
+            "gram(sol, kind, rank=...) keeps factors along other solutions"
         )
     if not isinstance(step, int | np.integer) or not 1 <= step <= times:
         raise ValueError(f"step is {step!r}, expected the number of a step, 1 to {times}")

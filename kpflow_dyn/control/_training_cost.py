@@ -11,7 +11,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy
 from kpflow_dyn._backend import Backend
 from kpflow_dyn._problems.inputs import inputs_at
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, OverTimes
 from kpflow_dyn.control._costates import Cost, QuadraticCost
 from kpflow_dyn.control._loops import is_closed_loop, loop_of_field
 from kpflow_dyn.models._closed_loop import models_of
@@ -89,7 +89,8 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
 
     Args:
         problem: an `ODEProblem` on a grid of times, of a `kp.models.ClosedLoop` where the cost has the control; or a
-            `DiscreteProblem`, whose cost is a sum over steps.
+            `DiscreteProblem`, whose cost is a sum over steps. An `SDEProblem` or a `DDEProblem` has a cost of states
+            alone; trials are the paths of trials there.
         cost: L(z, u) of a closed loop, else L(z), as `adjoint` takes it; or None.
         terminal: M(z) at the last time; or None.
 
@@ -112,7 +113,7 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
         raise ValueError("training_cost needs a running cost, a terminal one, or both")
     if isinstance(problem, DiscreteProblem):
         return TrainingCost(problem, CostOfStates(cost, terminal, np.zeros(0), _width(problem), False, problem.backend))
-    if not isinstance(problem, ODEProblem):
+    if not isinstance(problem, OverTimes):
         raise TypeError(f"training_cost takes an ODEProblem or a DiscreteProblem, got {type(problem).__name__}")
     if problem.is_span:
         raise ValueError(
@@ -121,9 +122,10 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
         )
     if problem.form.backward:
         raise ValueError("the times decrease; a cost is an integral forward in time, so pose the problem forward")
-    has_control, units = is_closed_loop(problem.f), problem.z0.shape[-1]
-    whole = _with_control(problem) if has_control else problem
-    return TrainingCost(whole, CostOfStates(cost, terminal, np.diff(problem.t), units, has_control, problem.backend))
+    steps, units, backend = np.diff(problem.t), problem.z0.shape[-1], problem.backend
+    if isinstance(problem, ODEProblem) and is_closed_loop(problem.f):
+        return TrainingCost(_with_control(problem), CostOfStates(cost, terminal, steps, units, True, backend))
+    return TrainingCost(problem, CostOfStates(cost, terminal, steps, units, False, backend))
 
 
 def _width(problem: DiscreteProblem) -> int:

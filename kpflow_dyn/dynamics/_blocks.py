@@ -7,15 +7,18 @@ import numpy as np
 from kpflow_dyn._arrays import Array, eps_of, full_precision, to_numpy
 from kpflow_dyn._linearize import tangent_of_dynamics
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution
+from kpflow_dyn._problems.stepped import SteppedSolution
+
+Stepwise = DiscreteSolution | ODESolution | SteppedSolution
 
 
 class Blocks:
-    """Blocks of `interval` steps, the last maybe shorter; of an ODE without its first step, of length zero.
+    """Blocks of `interval` steps, the last maybe shorter; without a first step of length zero.
 
     The trials begin at `start`, and each block reaches from `begin` to `end` [trial, block].
     """
 
-    def __init__(self, sol: DiscreteSolution | ODESolution, interval: int) -> None:
+    def __init__(self, sol: Stepwise, interval: int) -> None:
         if not (is_whole(interval) and interval >= 1):
             raise ValueError(f"interval is {interval!r}, expected a number of steps, 1 or more")
         self.sol, self.interval = sol, int(interval)
@@ -70,12 +73,14 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _step_ends(sol: DiscreteSolution | ODESolution) -> tuple[float, np.ndarray]:
+def _step_ends(sol: Stepwise) -> tuple[float, np.ndarray]:
     """When the trials start, and the ends of their steps [trial, step]."""
     if isinstance(sol, ODESolution):
         assert sol.steps is not None
         return float(sol.problem.t[0]), sol.steps.t + sol.steps.dt
     trials, times, _ = sol.state.shape
+    if isinstance(sol, SteppedSolution):
+        return float(sol.ends[0]), np.broadcast_to(sol.ends, (trials, len(sol.ends)))
     return 0.0, np.broadcast_to(np.arange(1.0, times + 1), (trials, times))
 
 

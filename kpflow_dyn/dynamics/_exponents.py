@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn._arrays import Random, array_namespace, like_numpy
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn._problems.problems import DiscreteProblem, OverTimes
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn.dynamics._blocks import Blocks, is_whole
-from kpflow_dyn.dynamics._jacobians import smooth, solved
+from kpflow_dyn.dynamics._jacobians import smooth, solved, width
 from kpflow_dyn.dynamics._singular_values import GradedProduct
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-Dynamics = Solution | DiscreteProblem | ODEProblem
+Dynamics = Solution | DiscreteProblem | OverTimes
 PARTS = 10  # of each trial, from whose spread the standard error comes
 
 
@@ -119,11 +119,14 @@ def lyapunov_spectrum(
         A_t Q_{t-1} = Q_t R_t        l_i = sum_t log |R_t[i, i]| / time
 
     k directions ride through the linearised steps of the solution together, and no Jacobian is kept. Of an ODE these
-    are the steps that its solver accepted, so that the exponents are as good as its tolerances.
+    are the steps that its solver accepted, so that the exponents are as good as its tolerances; of an SDE those on its
+    paths, which are trials of their own. Of a DDE what rides are changes of the state and of those before it that later
+    steps look up; it has exponents without end, and the steps have as many as they look up, of which the leading ones
+    are the equation's.
 
     Args:
         sol: a solution, or a problem to be solved first. Its trials are starts, and its inputs drive them.
-        k: how many exponents; all when None.
+        k: how many exponents; all when None, of a DDE as many as units.
         interval: steps from one QR factorisation to the next. More is cheaper, as long as what grows and what decays
             meanwhile stay within the digits of a number of each other.
         transient: what of each trial not to count: steps, or of an ODE time. The states have to reach the attractor,
@@ -149,13 +152,15 @@ def lyapunov_spectrum(
     (array([-0.105, -0.693]), array([-0.105, -0.693]))
     """
     sol = smooth(solved(sol))
-    units = sol.state.shape[2]
+    units = width(sol)
     if k is not None and not (is_whole(k) and 1 <= k <= units):
         raise ValueError(f"k is {k!r}, expected a number of exponents from 1 to the {units} units")
     blocks = Blocks(sol, interval)
     counted = blocks.after(transient)
     with np.errstate(divide="ignore"):
-        logs = np.log(np.abs(np.diagonal(blocks.factors(_random_start(sol, k or units, seed)), axis1=2, axis2=3)))
+        logs = np.log(
+            np.abs(np.diagonal(blocks.factors(_random_start(sol, k or sol.state.shape[2], seed)), axis1=2, axis2=3))
+        )
     order = np.argsort(-_rates(logs, counted).mean(0), kind="stable")
     logs = logs[..., order]
     exponents = _rates(logs, counted)
@@ -170,7 +175,8 @@ def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interv
         l_i(t) = 1/t log s_i(A_t ... A_1)
 
     The product is never formed. Its singular values are followed from factor to factor, each with its own relative
-    accuracy: after long times the ratio of the largest to the smallest may be beyond what a number holds.
+    accuracy: after long times the ratio of the largest to the smallest may be beyond what a number holds. Of a DDE it
+    is that of `step_jacobians`, of earlier states too.
 
     Args:
         sol: a solution, or a problem to be solved first.
@@ -195,7 +201,7 @@ def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interv
     array([ 2.31, -0.16, -0.65])
     """
     sol = smooth(solved(sol))
-    trials, _, units = sol.state.shape
+    trials, units = len(sol.state), width(sol)
     eye = like_numpy(np.broadcast_to(np.eye(units)[:, None], (units, trials, units)).copy(), sol.state)
     blocks = Blocks(sol, interval)
     end = blocks.end[:, : blocks.until(horizon)]
@@ -204,9 +210,9 @@ def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interv
     return FiniteTimeExponents(logs / (end - blocks.start)[..., None], end, blocks.start)
 
 
-def _random_start(sol: Solution, k: int, seed: int) -> Any:
+def _random_start(sol: Any, k: int, seed: int) -> Any:
     """Orthonormal directions [k, trial, unit]."""
-    trials, _, units = sol.state.shape
+    trials, units = len(sol.state), width(sol)
     xp = array_namespace(sol.state)
     drawn = Random(seed).normal((trials, units, k), sol.state)
     return xp.permute_dims(xp.linalg.qr(drawn)[0], (2, 0, 1))

@@ -4,18 +4,22 @@ from kpflow_dyn._arrays import Array, array_namespace, device, full_precision, j
 from kpflow_dyn._arrays.memory import bytes_of, require, rows_at_once
 from kpflow_dyn._linearize import tangent_of_dynamics
 from kpflow_dyn._problems.hybrid import HybridSolution
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn._problems.problems import DiscreteProblem, OverTimes
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
+from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._solve import solve
 
+Stepwise = DiscreteSolution | ODESolution | HybridSolution | SteppedSolution
 
-def step_jacobians(sol: Solution | DiscreteProblem | ODEProblem) -> Array:
+
+def step_jacobians(sol: Solution | DiscreteProblem | OverTimes) -> Array:
     """A_t = dz_t / dz_{t-1} of every step [trial, time, unit, unit]: of z_t its rows, of z_{t-1} its columns.
 
     Of an ODE these are the derivatives of the steps that its solver accepted, as `sol.steps` has them; the first is of
-    length zero, the identity. Of a hybrid model they lead from one time of the grid to the next, over all jumps
-    between; the first is that of jumps at t0. Whatever needs but products with A_t is better off with `flow.P`, which
-    keeps none.
+    length zero, the identity. So it is of an SDE, on its paths; and of a DDE, where z_t stands for the state and for
+    those before it that later steps look up, the newest first. Of a hybrid model they lead from one time of the grid to
+    the next, over all jumps between; the first is that of jumps at t0. Whatever needs but products with A_t is better
+    off with `flow.P`, which keeps none.
 
     Args:
         sol: a solution, or a problem to be solved first.
@@ -34,11 +38,14 @@ def step_jacobians(sol: Solution | DiscreteProblem | ODEProblem) -> Array:
     >>> bool(torch.allclose(A[0, 2], (1 - z[0, 2] ** 2)[:, None] * cell.weight_hh))
     True
     """
-    sol = solved(sol)
-    trials, _, units = sol.state.shape
+    return jacobians(solved(sol))
+
+
+def jacobians(sol: Stepwise, between_times: bool = False) -> Array:
+    """The same, or of an SDE or a DDE from one time of the grid to the next."""
     with full_precision(sol.state):
-        tangent = tangent_of_dynamics(sol)
-        shape = (trials, tangent.next_state.shape[1], units)
+        tangent = tangent_of_dynamics(sol, between_times)
+        shape = trials, _, units = tuple(tangent.next_state.shape)
         size = units * trials * shape[1] * units
         require(bytes_of(size, sol.state), f"the Jacobians of {trials} trials", "analyse fewer trials, or use flow.P")
         xp, at_once = array_namespace(sol.state), rows_at_once(8 * size // units, sol.state)
@@ -48,21 +55,26 @@ def step_jacobians(sol: Solution | DiscreteProblem | ODEProblem) -> Array:
     return xp.permute_dims(columns, (1, 2, 3, 0))
 
 
-def solved(given: Solution | DiscreteProblem | ODEProblem) -> DiscreteSolution | ODESolution | HybridSolution:
+def solved(given: Solution | DiscreteProblem | OverTimes) -> Stepwise:
     """The solution of dynamics, whose steps are known; raise for what has no steps."""
-    sol = solve(given) if isinstance(given, DiscreteProblem | ODEProblem) else given
-    if not isinstance(sol, DiscreteSolution | ODESolution | HybridSolution):
+    sol = solve(given) if isinstance(given, DiscreteProblem | OverTimes) else given
+    if not isinstance(sol, Stepwise):
         kind = type(sol.problem if isinstance(sol, Solution) else sol).__name__
-        why = "has no steps in time"
-        if kind in ("SDEProblem", "DDEProblem"):
-            why = "has steps that hang on noise or on earlier states as well, and flow.P passes on what changes a state"
-        raise TypeError(f"a {kind} {why}; expected a DiscreteProblem, an ODEProblem, or a Solution of these")
+        raise TypeError(
+            f"a {kind} has no steps in time; expected a DiscreteProblem, an ODEProblem, an SDEProblem or a DDEProblem, "
+            "or a Solution of these"
+        )
     if isinstance(sol, ODESolution) and sol.steps is None:
         raise ValueError(f"the steps of {sol.alg!r} cannot be replayed; solve with a Runge-Kutta method such as dopri5")
     return sol
 
 
-def smooth(sol: DiscreteSolution | ODESolution | HybridSolution) -> DiscreteSolution | ODESolution:
+def width(sol: Stepwise) -> int:
+    """Of what a step begins with: the units, and of a DDE those of earlier states too."""
+    return sol.start.shape[-1]
+
+
+def smooth(sol: Stepwise) -> DiscreteSolution | ODESolution | SteppedSolution:
     """The solution, where its state does not jump."""
     if isinstance(sol, HybridSolution):
         raise ValueError(

@@ -6,11 +6,13 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._backend import backend_of
+from kpflow_dyn._problems.delayed import DDEProblem
 from kpflow_dyn._problems.events import refuse_hybrid
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.parameters import parameters_of
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem
 from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._solve import solve
 
 AVERAGED = (1, 2, 4, 8)  # how many states a start is the mean of, in turn
@@ -21,6 +23,7 @@ def posed(model: Any, x: Any, starts: Any, noise: float, seed: int) -> tuple[Any
     sol = model if isinstance(model, Solution) else None
     problem = sol.problem if sol is not None else model
     drawn = isinstance(starts, int | np.integer) and not isinstance(starts, bool)
+    _check_autonomous(problem)
     if not isinstance(problem, DiscreteProblem | ODEProblem):
         problem = _of_cell(problem, x, starts, drawn)
     if isinstance(problem, ODEProblem):
@@ -33,6 +36,18 @@ def posed(model: Any, x: Any, starts: Any, noise: float, seed: int) -> tuple[Any
     z0 = problem.z0 if isinstance(problem, ODEProblem) else problem.backend.tracing.discrete_step(problem)[1]
     z = _matrix(starts, "starts", z0.shape[-1], "unit")
     return problem, like_numpy(z, like), z[None] if sol is None else to_numpy(sol.state)
+
+
+def _check_autonomous(problem: Any) -> None:
+    """Raise for equations that noise drives, or that look back."""
+    if isinstance(problem, SDEProblem):
+        raise TypeError("noise leaves no state of an SDE at rest; those of its drift are found in ODEProblem(f, z0, t)")
+    if isinstance(problem, DDEProblem):
+        raise TypeError(
+            "a DDE rests where f(t, z, (z, z, ...)) = 0: give a field that passes z for each delayed state, as "
+            "ODEProblem(field, z0, t). Whether these points are stable hangs on the delays, and is_stable is that of "
+            "the field; kp.dynamics.lyapunov_spectrum of a solution at rest says it"
+        )
 
 
 def _of_cell(cell: Any, x: Any, starts: Any, drawn: bool) -> DiscreteProblem:

@@ -85,7 +85,7 @@ def check_events(problem: ODEProblem) -> None:
     z, t = problem.z0[0], like_numpy(np.asarray(problem.t[0]), problem.z0)
     x = inputs_at(problem, np.full((len(problem.z0), 1), problem.t[0]))
     given = (t, z) if x is None else (t, z, x[0, 0])
-    named = called_as(problem.order, x is not None, problem.args is not None, "")
+    named = called_as(problem.called_with, problem.args is not None, "")
     for number, event in enumerate(problem.f.events):
         for name, function, shape in (("condition", event.condition, ()), ("reset", event.reset, tuple(z.shape))):
             if function is not None:
