@@ -71,6 +71,27 @@ def test_an_event_at_a_time_of_the_grid_is_before_it(at: float) -> None:
     assert float(solution.state[0, place[0], 0]) == pytest.approx(9.0)
 
 
+@pytest.mark.parametrize("at", [0.4, 0.5, 1.0])
+def test_several_events_at_one_time_are_all_before_a_time_of_the_grid(at: float) -> None:
+    class Falls(nn.Module):
+        def __init__(self, n: int) -> None:
+            super().__init__()
+            self.by, self.n = nn.Parameter(torch.tensor(-2.0, dtype=torch.float64)), n
+
+        def forward(self, t, z):
+            chosen = torch.eye(2, dtype=torch.float64)[self.n]
+            return z + chosen * (self.by - t)
+
+    events = [Event(lambda t, z, n=n: z[:, n] + at - 1, Falls(n), direction=-1) for n in range(2)]
+    model, start = Hybrid(Moving(-1.0), *events), torch.ones(1, 2, dtype=torch.float64)
+    sol = kp.solve(kp.ODEProblem(model, start, [0.0, 0.5, 1.0]))
+    assert [n for _, n in sol.events[0]] == [0, 1] and times_of(sol) == [pytest.approx(at, abs=1e-12)] * 2
+    near = kp.solve(kp.ODEProblem(model, start - torch.tensor([1e-9, 2e-9]).double(), [0.0, 0.5, 1.0]))
+    torch.testing.assert_close(sol.state, near.state, rtol=1e-7, atol=1e-7)
+    found, expected = (kp.linearize(s).J.mv(torch.tensor([0.3, 0.7, -0.4]).double()) for s in (sol, near))
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+
+
 def test_given_times_may_be_the_first_and_the_last() -> None:
     solution = solved(Event(reset=Scaled(0.5), at=[0.0, 1.0]), start=1.0)
     assert times_of(solution) == [0.0, 1.0]

@@ -19,7 +19,7 @@ from kpflow_dyn.ode._endless import holding, is_torn, pile_of, spacing
 from kpflow_dyn.ode._hybrid_calls import Calls, Steps, beside_of
 from kpflow_dyn.ode._libraries import Failed, Library, Options, rate_of
 from kpflow_dyn.ode._options import snapped
-from kpflow_dyn.ode._surfaces import AT_ONCE, Surfaces
+from kpflow_dyn.ode._surfaces import AT_ONCE, Surfaces, arriving
 
 SHORTEST = 16  # step of a library, in units of the round-off of the time
 CLOSE = 1e-6  # part of the span that is left to where a library got stuck
@@ -181,6 +181,9 @@ class _Run:
                 self.surfaces.check_goes_on(found.event, self.now)
                 _check_flow(self, found.event)
                 if self.now >= time:  # a step of its own ends at the grid
+                    while (event := arriving(self.surfaces, self.now, self.y)) is not None:  # others, at the same time
+                        self._take_to(_one_step(self.calls, self.now, self.y, self.now), 0, 0.0)
+                        self._jump(event, located=True)
                     self._wait()
 
     def _jump(self, event: int, located: bool) -> None:

@@ -21,7 +21,7 @@ from kpflow_dyn.ode._looks import Looks, Steps, Trial, check_finite, parts_of
 FLAT, SHARP = 1e-3, 1e-6  # of a step: a condition that is continuous has about the same slope over both
 HALVINGS = 30  # of the first look, where a trial begins on a surface
 ROUND_OFF = 1e3  # of a condition, in units of the dtype's, and of the largest value that it had
-GRAZING = 1e-6  # slope of a condition over a step, in units of its largest value there
+GRAZING = 1e-6  # slope of a condition over a step that is not too short, in units of its largest value there
 SHORT = 1e-3  # part of a trial: shorter steps, as to a time of the grid, do not say how fast it is
 REST = 100  # slope behind a jump, in units of what rounding makes of it
 AT_ONCE = 64  # events at one time
@@ -144,7 +144,7 @@ class Surfaces:
         root, n = min(found)
         alone, part = (lambda h: value(h)[:, n]), LOOKS / (len(looks) // 2)
         slope = _slope(alone, root, length, FLAT * part)
-        if not slope > GRAZING * self.largest[n]:
+        if not slope / length * max(length, SHORT * self.span) > GRAZING * self.largest[n]:
             raise _failed(f"meets the surface of event {self.numbers[n]} with hardly any speed", begin + root)
         if _slope(alone, root, length, SHARP * part) > 0.1 * FLAT / SHARP * slope:
             raise _failed(f"has a condition of event {self.numbers[n]} that jumps across zero", begin + root)
@@ -188,6 +188,13 @@ class Surfaces:
             raise _failed(
                 f"begins on the surface of event {self.numbers[n]} and leaves it in the direction of the event", begin
             )
+
+
+def arriving(surfaces: Surfaces, now: float, y: np.ndarray) -> int | None:
+    """An event whose surface the trial has just come to, but for round-off."""
+    on = np.abs(surfaces.at(now, y)) <= surfaces.round_off * surfaces.largest
+    found = np.flatnonzero(on & (surfaces.sides != 0) & (surfaces.directions != surfaces.sides))
+    return surfaces.numbers[found[0]] if len(found) else None
 
 
 def _may_happen(sides: np.ndarray, c: np.ndarray, small: np.ndarray) -> bool:
