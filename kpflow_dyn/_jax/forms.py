@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 
 from kpflow_dyn._jax.differential import PairInForm
-from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid
+from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid, looks_of
 from kpflow_dyn._problems.forms import Form, Reversed
 
 jax.tree_util.register_dataclass(Reversed, ["of"], [])
@@ -36,6 +36,11 @@ class HybridInForm(InForm):
     def max_events(self) -> int:
         """How many may happen."""
         return self.field.max_events
+
+    @property
+    def looks(self) -> int:
+        """At how many points of a step conditions are looked at first."""
+        return looks_of(self.field)
 
     @property
     def events(self) -> tuple[EventInForm, ...]:
@@ -71,6 +76,11 @@ class HybridThrough(Through):
     def max_events(self) -> int:
         """How many may happen in a trial."""
         return self.through_model.max_events
+
+    @property
+    def looks(self) -> int:
+        """At how many points of a step they are looked for."""
+        return looks_of(self.through_model)
 
 
 def through(model: Any, function: Any) -> Through:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid
+from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid, looks_of
 from kpflow_dyn._problems.forms import Form
 from kpflow_dyn._torch.called import called
 from kpflow_dyn._torch.left_alone import left_alone as left_alone
@@ -126,6 +126,11 @@ class HybridInForm(InForm):
         return self.call.max_events
 
     @property
+    def looks(self) -> int:
+        """At how many points of a step conditions are looked at first."""
+        return looks_of(self.call)
+
+    @property
     def events(self) -> tuple[EventInForm, ...]:
         """The events."""
         return events_in_form(self.call.events, self.form, self.args)
@@ -178,6 +183,11 @@ class HybridThrough(Through):
     def max_events(self) -> int:
         """How many may happen in a trial."""
         return self.through_model.max_events
+
+    @property
+    def looks(self) -> int:
+        """At how many points of a step they are looked for."""
+        return looks_of(self.through_model)
 
 
 def through(model: nn.Module, function: Any) -> Through:

@@ -13,7 +13,7 @@ from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.problems import ODEProblem, Problem
-from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
+from kpflow_dyn._problems.solutions import ContinuousSolution, DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.steps import AcceptedSteps
 from kpflow_dyn._spaces.operators import DENSE_BYTES
@@ -222,6 +222,7 @@ def _along_steps(sol: DiscreteSolution, inputs: str | None, loop: str, C: np.nda
 
 def _along_jumps(sol: HybridSolution, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
     """From one time of the grid to the next, over all jumps between."""
+    check_forward(sol)
     _check_size(sol, 1)
     sampling = getattr(sol.problem.f, "sampling", None)
     chosen = inputs or ("control" if sampling is not None else None)
@@ -288,7 +289,7 @@ def _along_equation(sol: ODESolution, inputs: str | None, loop: str, C: np.ndarr
     return ltv_of(times, A[:, len(nodes) :], B[:, len(nodes) :], C, D, whole.names, mesh)
 
 
-def check_forward(sol: Any) -> None:
+def check_forward(sol: ContinuousSolution) -> None:
     """Raise where time runs backward."""
     if sol.problem.form.backward:
         raise ValueError(

@@ -5,12 +5,13 @@ from typing import Any
 
 from kpflow_dyn._backend import backend_of
 from kpflow_dyn._problems.checks import refuse_foreign_event
+from kpflow_dyn._problems.events import LOOKS
 from kpflow_dyn.models._events import Event
 
 MAX_EVENTS = 1000  # in a trial
 
 
-def Hybrid(flow: Any, *events: Event, max_events: int = MAX_EVENTS) -> Any:
+def Hybrid(flow: Any, *events: Event, max_events: int = MAX_EVENTS, looks: int = LOOKS) -> Any:
     """A model in continuous time with jumps: z' = flow(t, z), and z <- reset(t, z) at events.
 
     It is posed and solved like any field, `kp.solve(kp.ODEProblem(hybrid, z0, t, x), alg)`, by any Runge-Kutta method,
@@ -33,6 +34,10 @@ def Hybrid(flow: Any, *events: Event, max_events: int = MAX_EVENTS) -> Any:
         events: the jumps; of several at one given time the first in this order happens first. A jump that takes the
             state across the surface of another event makes that one happen at once.
         max_events: how many events may happen in a trial; more are an error, as of a ball that comes to rest.
+        looks: at how many points of each step conditions are looked at first, 4 or more. They are looked at between
+            these as well, and where a condition is not where a cubic through its neighbours says, and near enough to
+            zero, at twice as many points, up to 64 times. A crossing and its return between two points where all this
+            says nothing, such as a short pulse of an input, are missed: more looks, or shorter steps, find them.
 
     Returns:
         A torch nn.Module or an equinox module, called as flow is. The names of its parameters begin with "flow." and
@@ -41,7 +46,8 @@ def Hybrid(flow: Any, *events: Event, max_events: int = MAX_EVENTS) -> Any:
     Raises:
         TypeError: a part that is not callable, no event, or no part that is a module of torch or a pytree with arrays
             of JAX. `kp.solve` refuses what has no derivative: a condition that is zero at t0 or that is touched without
-            crossing it, two events at one time of which one moves the other's condition, and endless events.
+            crossing it, two events at one time of which one moves the other's condition, endless events, a surface that
+            a trial slides along, and conditions or flows that jump there.
     Source: Goebel, Sanfelice, Teel, "Hybrid Dynamical Systems" (2012); the saltation matrix: arXiv:2306.06862.
 
     A ball that loses a learnt part of its speed at each bounce:
@@ -78,7 +84,9 @@ def Hybrid(flow: Any, *events: Event, max_events: int = MAX_EVENTS) -> Any:
             "no part of the hybrid model has parameters: flow, conditions and resets are plain functions; make one of "
             "them a torch nn.Module, or a pytree with arrays of JAX such as an equinox module"
         )
-    return hybrids_of(backend.name).Hybrid(flow, events, max_events)
+    if not isinstance(looks, int) or looks < 4:
+        raise ValueError(f"looks is {looks!r}, expected 4 or more points of a step")
+    return hybrids_of(backend.name).Hybrid(flow, events, max_events, looks)
 
 
 def hybrids_of(framework: str) -> Any:

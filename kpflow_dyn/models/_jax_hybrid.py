@@ -36,9 +36,10 @@ class Hybrid(eqx.Module):
     flow: Any
     events: tuple[_Event, ...]
     max_events: int = eqx.field(static=True)
+    looks: int = eqx.field(static=True)
 
-    def __init__(self, flow: Callable[..., Array], events: Sequence[Event], max_events: int) -> None:
-        self.flow, self.events, self.max_events = flow, tuple(map(_Event, events)), max_events
+    def __init__(self, flow: Callable[..., Array], events: Sequence[Event], max_events: int, looks: int) -> None:
+        self.flow, self.events, self.max_events, self.looks = flow, tuple(map(_Event, events)), max_events, looks
 
     def __call__(self, t: Any, z: Array, *given: Any) -> Any:
         """z' [unit], by a flow of t, z, and of what else it takes."""

@@ -27,9 +27,10 @@ class _Event(nn.Module):
 class Hybrid(nn.Module):
     """What `kpflow_dyn.models.Hybrid` returns where a part is torch's."""
 
-    def __init__(self, flow: Callable[..., Tensor], events: Sequence[Event], max_events: int) -> None:
+    def __init__(self, flow: Callable[..., Tensor], events: Sequence[Event], max_events: int, looks: int) -> None:
         super().__init__()
-        self.flow, self.events, self.max_events = flow, nn.ModuleList(map(_Event, events)), max_events
+        self.flow, self.events = flow, nn.ModuleList(map(_Event, events))
+        self.max_events, self.looks = max_events, looks
 
     def forward(self, t: Tensor, z: Tensor, *given: Any) -> Any:
         """z' [trial, unit], by a flow of t, z, and of what else it takes."""
