@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,16 @@ def left_alone(_model: Any) -> Iterator[None]:
             "around it hides them; call it outside, and transform what comes of it, as in jax.jit(flow.ntk.mv), or "
             "take kp.regularizers for derivatives of a kernel"
         ) from error
+
+
+def nodes(model: Any) -> list[Any]:
+    """A pytree and all that it holds."""
+    diffrax = sys.modules.get("diffrax")
+    while diffrax is not None and isinstance(model, diffrax.ODETerm):
+        model = model.vector_field
+    found: list[Any] = []
+    jax.tree.flatten(model, is_leaf=lambda node: found.append(node) is not None)
+    return found
 
 
 def function_of(f: Any) -> Any:

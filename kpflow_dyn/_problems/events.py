@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array
+from kpflow_dyn._arrays import Array, is_array
+from kpflow_dyn._backend import backend_of
 from kpflow_dyn._problems.forms import Form, arguments_for
 
 
@@ -37,6 +38,28 @@ def refuse_hybrid(model: Any, what: str, advice: str) -> None:
     """Raise where a model has jumps that this does not know of."""
     if is_hybrid(model):
         raise ValueError(f"{what} a hybrid model, whose state jumps at events; {advice}")
+
+
+def refuse_jumps(value: Any, who: str, instead: str) -> None:
+    """Raise where a value is a hybrid model, or has one inside, whose jumps would not happen.
+
+    Args:
+        value: a model, or anything else.
+        who: got it.
+        instead: what to do in its place; "" where one that has none inside of other parts is taken.
+    """
+    backend = None if is_array(value) else backend_of(value)
+    if backend is None:
+        return
+    parts = backend.models.nodes(value)
+    if is_hybrid(parts[0]):
+        if instead:
+            raise ValueError(f"{who} a hybrid model, whose jumps at events would be lost; {instead}")
+    elif any(map(is_hybrid, parts)):
+        raise ValueError(
+            f"{who} a {type(value).__name__} with a hybrid model inside, such as a sampled loop, whose jumps would be "
+            "lost; give events to the outermost model, kp.models.Hybrid(flow, *events), or sample the outermost loop"
+        )
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,20 @@ class _Event(nn.Module):
         )
 
 
+def _as_module(event: Any) -> _Event:
+    return event if isinstance(event, _Event) else _Event(event)
+
+
 class Hybrid(nn.Module):
     """What `kpflow_dyn.models.Hybrid` returns where a part is torch's."""
 
-    def __init__(self, flow: Callable[..., Tensor], events: Sequence[Event], max_events: int) -> None:
+    def __init__(self, flow: Callable[..., Tensor], events: Sequence[Any], max_events: int) -> None:
         super().__init__()
-        self.flow, self.events, self.max_events = flow, nn.ModuleList(map(_Event, events)), max_events
+        self.flow, self.events, self.max_events = flow, nn.ModuleList(map(_as_module, events)), max_events
+
+    def with_events(self, events: Sequence[Event], max_events: int | None) -> "Hybrid":
+        """The same model with more events behind its own."""
+        return Hybrid(self.flow, [*self.events, *events], max_events or self.max_events)
 
     def forward(self, t: Tensor, z: Tensor, *given: Any) -> Any:
         """z' [trial, unit], by a flow of t, z, and of what else it takes."""
@@ -43,11 +51,19 @@ class SampledLoop(nn.Module):
         super().__init__()
         self.plant = with_buffers(plant) if isinstance(plant, nn.Module) else plant
         self.policy, self.readout, self.sampling, self.max_events = policy, readout, sampling, MAX_EVENTS
+        self.plant_events = nn.ModuleList()
 
     @property
-    def events(self) -> tuple[Event, ...]:
-        """The samples, and where the delay is no number of samples, when their controls act."""
-        return self.sampling.events(self.policy, self.readout)
+    def events(self) -> tuple[Any, ...]:
+        """The samples, when their controls act where that is at no sample, and the events of the plant."""
+        return self.sampling.events(self.policy, self.readout, self.plant_events)
+
+    def with_events(self, events: Sequence[Event], max_events: int | None) -> "SampledLoop":
+        """The same loop with more events of the plant."""
+        loop = SampledLoop(self.plant, self.policy, self.readout, self.sampling)
+        loop.plant_events = nn.ModuleList([*self.plant_events, *map(_as_module, events)])
+        loop.max_events = max_events or self.max_events
+        return loop
 
     def forward(self, t: Tensor, z: Tensor, x_t: Tensor | None = None) -> Tensor:
         """z' [trial, unit]: the plant's under the held control, and zeros."""
