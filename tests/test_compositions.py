@@ -194,6 +194,7 @@ LOST = {
     "a hybrid noise": (lambda: kp.SDEProblem(MLPField(2, 4), hybrid(), START, GRID), "kicks in an event"),
     "a path": (lambda: kp.CDEProblem(hybrid(), START, GRID, X), r"with X'\(t\) as its input x"),
     "a delay": (lambda: kp.DDEProblem(hybrid(), START, GRID, 0.1), "delay=tau"),
+    "a method": (lambda: kp.SDEProblem(hybrid().forward, MLPField(2, 4), START, GRID), "kicks in an event"),
     "rest": (lambda: kp.FixedPointProblem(sampled(), START), "kp.ODEProblem"),
     "steps": (lambda: kp.DiscreteProblem(hybrid(), X), "kp.ODEProblem"),
     "a network": (lambda: kp.StaticProblem(nn.Sequential(hybrid()), X), "hybrid model inside"),
@@ -260,3 +261,25 @@ def test_other_directions_are_refused(given) -> None:
 def test_what_others_call_them_is_told(call, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@pytest.mark.parametrize("around", [lambda loop: loop, lambda loop: Hybrid(loop, ground(Bounce()))])
+def test_a_policy_without_its_inputs_is_told_what_it_gets(around) -> None:
+    loop = around(ClosedLoop(Ball(), nn.Linear(3, 1).double()))
+    with pytest.raises(ValueError, match="its policy gets z, and the problem has no x"):
+        kp.solve(kp.ODEProblem(loop, START, GRID))
+
+
+def test_errors_do_not_print_networks() -> None:
+    large = nn.Sequential(*[nn.Linear(2, 2) for _ in range(50)])
+    calls = [
+        lambda: Hybrid([large], ground(Bounce())),
+        lambda: Event(large),
+        lambda: Event(1, large),
+        lambda: Hybrid(large, large),
+        lambda: ClosedLoop(Ball(), [large]),
+    ]
+    for call in calls:
+        with pytest.raises((TypeError, ValueError)) as error:
+            call()
+        assert len(str(error.value)) < 300

@@ -237,6 +237,16 @@ def test_saturation_by_a_number_is_that_on_both_sides() -> None:
     assert one == two
 
 
+class Wide(nn.Linear):
+    hidden_size = 8  # of layers that it might have, and no memory
+
+
+@pytest.mark.parametrize("every", [None, DT])
+def test_a_policy_that_names_its_hidden_size_is_no_cell(every: float | None) -> None:
+    loop = kp.models.ClosedLoop(kp.models.Pendulum(), Wide(2, 1).double(), every=every)
+    assert kp.solve(kp.ODEProblem(loop, start(), TIMES), "rk4").state.shape == (2, len(TIMES), 2 + (every is not None))
+
+
 def test_a_start_of_a_wrong_width_says_what_the_state_is() -> None:
     loop = kp.models.ClosedLoop(kp.models.Pendulum(), nn.Linear(2, 1).double(), every=DT, delay=0.05)
     with pytest.raises(

@@ -7,7 +7,8 @@ A hybrid model is a field f(t, z) or f(t, z, x) with `events`, each with these m
     direction  of the crossing: -1 from above, 1 from below, 0 both, in the order in which times are solved.
     times      (t0, end) -> the given times of the event from t0 to the end, which may lie before t0.
 
-and with `max_events`, how many may happen in a trial. Its field between jumps may stand as its `flow`.
+and with `max_events`, how many may happen in a trial beside those at given times, and with_events(events, max_events),
+the same model with more of them. Its field between jumps may stand as its `flow`.
 """
 
 from __future__ import annotations
@@ -48,10 +49,13 @@ def refuse_jumps(value: Any, who: str, instead: str) -> None:
         who: got it.
         instead: what to do in its place; "" where one that has none inside of other parts is taken.
     """
-    backend = None if is_array(value) else backend_of(value)
-    if backend is None:
+    if is_array(value):
         return
-    parts = backend.models.nodes(value)
+    for behind in ("__self__", "func"):  # of a method, and of a functools.partial
+        if hasattr(value, behind):
+            refuse_jumps(getattr(value, behind), who, instead)
+    backend = backend_of(value)
+    parts = [value] if backend is None else backend.models.nodes(value)
     if is_hybrid(parts[0]):
         if instead:
             raise ValueError(f"{who} a hybrid model, whose jumps at events would be lost; {instead}")

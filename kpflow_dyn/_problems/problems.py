@@ -365,7 +365,9 @@ class ODEProblem(OverTimes):
     def called(self, state: str, inputs: str) -> str:
         """How f is called, where these are the axes of the state and of the inputs."""
         if self.form.is_plain and self.args is None:
-            return f"f(t, z [{state}]), or f(t, z, x_t [{inputs}]) where the problem has inputs x"
+            seen = "z, and the problem has no x" if self.x is None else "[z, x_t]"
+            policy = f"; its policy gets {seen}" * hasattr(getattr(self.f, "flow", self.f), "policy")
+            return f"f(t, z [{state}]), or f(t, z, x_t [{inputs}]) where the problem has inputs x{policy}"
         parts = f", with z of the form of z0: {self.form.layout}" if not self.form.layout.is_plain else f", z [{state}]"
         return called_as(self.called_with, self.args is not None) + parts
 

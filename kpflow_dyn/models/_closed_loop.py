@@ -116,13 +116,15 @@ def ClosedLoop(
     named = [name for name, value in given.items() if value is not None] + ["delay"] * (delay != 0)
     if is_discrete(plant):
         if named:
-            raise ValueError(f"{_are(named)} of plants in continuous time, and {plant} has steps of its own")
+            raise ValueError(
+                f"{_are(named)} of plants in continuous time, and {type(plant).__name__} has steps of its own"
+            )
         return discrete_loop(plant, policy, readout, backend.name)
     named += ["readout"] * (readout is not None)
     if every is None:
         if named:
             raise ValueError(f"{_are(named)} of sampled loops; give every=, the time between samples")
-        if is_recurrent(policy):
+        if is_recurrent(policy, backend.models.function_of):
             raise ValueError(f"the policy is a {type(policy).__name__}, whose memory moves in steps; give every=")
         memory_of(policy, None, None, backend.models.function_of)
         return models_of(backend.name).ClosedLoop(plant, policy)

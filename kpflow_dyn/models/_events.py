@@ -63,8 +63,10 @@ class Event:
                 "time)"
             )
         if not callable(self.reset) or not (self.condition is None or callable(self.condition)):
+            got = {name: getattr(self, name) for name in ("reset", "condition")}
+            named = [f"{name} is {None if value is None else type(value).__name__}" for name, value in got.items()]
             raise TypeError(
-                f"reset is {self.reset!r} and condition {self.condition!r}, expected functions of (t, z), or (t, z, x) "
+                f"{' and '.join(named)}, expected functions of (t, z), or (t, z, x) "
                 "where there are inputs; a reset that changes nothing is lambda t, z: z"
             )
         object.__setattr__(self, "direction", _direction(self.direction))

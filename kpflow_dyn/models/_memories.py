@@ -6,10 +6,13 @@ from typing import Any
 
 from kpflow_dyn.models._equations import is_lstm
 
+CELLS = {"RNNBase", "RNNCellBase", "GRUCell", "LSTMCell"}  # classes of torch and equinox
 
-def is_recurrent(policy: Any) -> bool:
+
+def is_recurrent(policy: Any, function_of: Callable[[Any], Any]) -> bool:
     """Whether a policy is a cell or a recurrent layer."""
-    return hasattr(policy, "hidden_size")
+    known = any(base.__name__ in CELLS for base in type(policy).__mro__)
+    return known or (hasattr(policy, "hidden_size") and _arguments(function_of(policy))[0] > 1)
 
 
 def memory_of(policy: Any, readout: Any, memory: int | None, function_of: Callable[[Any], Any]) -> int:
@@ -30,7 +33,7 @@ def memory_of(policy: Any, readout: Any, memory: int | None, function_of: Callab
     hidden: Any = getattr(policy, "hidden_size", None)
     if readout is not None:
         return _of_cell(policy, hidden, memory)
-    if memory is None and hidden is not None:
+    if memory is None and is_recurrent(policy, function_of):
         raise ValueError("the policy is a cell, whose h is no control; give readout=, such as Linear(hidden, control)")
     least, most = _arguments(function_of(policy))
     if memory is None and least > 1:
