@@ -10,7 +10,7 @@ import numpy as np
 
 import kpflow_dyn
 from kpflow_dyn._arrays import Array, Random, to_numpy
-from kpflow_dyn._flows.flow import Flow
+from kpflow_dyn._flows.flow import Flow, check_flow
 from kpflow_dyn._flows.places import said_of_targets
 from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._learning.losses import Loss, loss_of_task
@@ -276,6 +276,7 @@ def _leading(flow: Flow, name: str, k: int, rng: Random, progress: Progress) -> 
 
 
 def _check(flow: Flow, task: TaskData | None, init: Law | None) -> None:
+    check_flow(flow)
     if init is not None and not hasattr(init, "matrix"):
         raise TypeError(f"init is {init!r}, expected the law of the weights, such as kp.models.Gaussian(g=1.5)")
     axes = flow.ntk.domain.axes

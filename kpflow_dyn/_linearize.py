@@ -153,10 +153,13 @@ def _steps(sol: DiscreteSolution, params: Choice, weights: Weights) -> Flow:
 
 def _check_plant(sol: DiscreteSolution) -> None:
     """Let the plant of a closed loop, where it can, look at its derivative at all states, before a number is given."""
-    loop = sol.problem.cell
+    cell = sol.problem.cell
+    loop, states = getattr(cell, "through_model", cell), sol.before
+    if loop is not cell:  # with more states behind its own
+        states = states[..., : cell.function.units]
     if (check := getattr(getattr(loop, "plant", None), "check_derivative", None)) is not None:
-        trials, times = sol.before.shape[:2]
-        x, before = (rows.reshape((trials * times, rows.shape[-1])) for rows in (sol.problem.x, sol.before))
+        trials, times = states.shape[:2]
+        x, before = (rows.reshape((trials * times, rows.shape[-1])) for rows in (sol.problem.x, states))
         check(before[:, : loop.plant.state_size], loop.controls(x, before))
 
 

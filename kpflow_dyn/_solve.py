@@ -20,7 +20,9 @@ from kpflow_dyn._problems.solutions import DiscreteSolution, Solution
 from kpflow_dyn._problems.starts import without_gradient
 from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._stepping.delayed import solve_dde
+from kpflow_dyn._stepping.split import solve_split, split_method
 from kpflow_dyn._stepping.stochastic import solve_sde
+from kpflow_dyn.ode._libraries import added
 from kpflow_dyn.ode._options import options_of
 from kpflow_dyn.ode._solve import solve_ode
 
@@ -36,10 +38,12 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
         alg: how an ODE is solved, which chooses the library. In torch the name of a method of torchdiffeq, "dopri5"
             when None, or a step method of torchode or an AutoDiffAdjoint of one; in JAX a solver of diffrax, own
             subclasses of AbstractERK included, diffrax.Tsit5() when None; in both an algorithm of a library that was
-            added by `kpflow_dyn.ode.add_library`. For an SDE "euler" (that is Euler-Maruyama, which converges to the
-            solution of Ito), "milstein" (diagonal noise; either), "heun" or "euler_heun" (Stratonovich), or diffrax's
-            solver of that name; when None "euler" or "heun", as `sde_type` says. For a DDE "euler", "heun" or "rk4",
-            which is the one when None. Other problems need none.
+            added by `kpflow_dyn.ode.add_library`. Of a pair (q, v), as of a `SecondOrderProblem`, in both also
+            "symplectic_euler", which is diffrax.SemiImplicitEuler(), or "leapfrog", of Stoermer and Verlet, with
+            `steps` alone: symplectic where q' hangs on v alone, and v' on q. For an SDE "euler" (that is
+            Euler-Maruyama, which converges to the solution of Ito), "milstein" (diagonal noise; either), "heun" or
+            "euler_heun" (Stratonovich), or diffrax's solver of that name; when None "euler" or "heun", as `sde_type`
+            says. For a DDE "euler", "heun" or "rk4", which is the one when None. Other problems need none.
         **common: for an ODE, `rtol` and `atol`, the tolerances (1e-6 and 1e-8 for a float64 state, 1e-4 and 1e-6 for
             float32); `max_steps`, how many steps may be tried (4096, and one more for each of `ode.stops_of(prob)`);
             `steps`, None for the method's own choice (one step for each interval of the grid where it makes none), a
@@ -101,6 +105,8 @@ def _solve_over_times(prob: OverTimes, alg: Any, common: dict[str, Any]) -> Solu
     if isinstance(prob, DDEProblem):
         return solve_dde(prob, alg, common)
     assert isinstance(prob, ODEProblem)
+    if (method := split_method(alg)) is not None and not added(alg, prob.backend):
+        return solve_split(prob, method, common)
     return solve_ode(prob, alg, options_of(prob, common))
 
 

@@ -283,3 +283,35 @@ def test_errors_do_not_print_networks() -> None:
         with pytest.raises((TypeError, ValueError)) as error:
             call()
         assert len(str(error.value)) < 300
+
+
+def test_costates_through_contacts_are_derivatives_of_the_cost() -> None:
+    torch.manual_seed(0)
+    policy = nn.Linear(2, 1).double()
+    loop = Hybrid(ClosedLoop(Ball(), policy, every=DT), ground(Bounce()))
+    cost = kp.control.QuadraticCost(np.diag([1.0, 0.1]), [[0.1]])
+
+    def of_start(shift: float):
+        z0 = START + torch.tensor([shift, 0.0]).double()
+        return kp.control.adjoint(kp.solve(kp.ODEProblem(loop, z0, GRID[:7]), "rk4"), cost)
+
+    slope = (of_start(1e-5).cost.values - of_start(-1e-5).cost.values) / 2e-5
+    costate = of_start(0.0).costate.values[:, 0]  # behind the sample at t0, which sees the start as well
+    np.testing.assert_allclose(costate[:, 0] + costate[:, 2] * policy.weight[0, 0].item(), slope, rtol=1e-6)
+    with pytest.raises(ValueError, match="the plant of the loop has events"):
+        kp.control.analyze(kp.solve(kp.ODEProblem(loop, START, GRID[:7]), "rk4"), cost)
+
+
+@pytest.mark.parametrize(
+    "posed",
+    [
+        lambda: kp.ODEProblem(Hybrid(ClosedLoop(Ball(), nn.Linear(2, 1).double()), ground(Bounce())), START, GRID),
+        lambda: kp.ODEProblem(MLPField(2, 4).double(), START, GRID),
+        lambda: kp.DiscreteProblem(nn.GRUCell(1, 2).double(), X),
+    ],
+)
+def test_a_cost_of_the_control_is_not_dropped(posed) -> None:
+    cost = kp.control.QuadraticCost(np.eye(2), [[0.1]])
+    with pytest.raises(ValueError, match="the cost has R"):
+        kp.control.training_cost(posed(), cost)
+    assert kp.control.training_cost(posed(), kp.control.QuadraticCost(np.eye(2))).loss is not None

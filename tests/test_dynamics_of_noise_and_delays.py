@@ -112,3 +112,17 @@ def test_refused_in_words() -> None:
             kp.control.analyze(solution, kp.control.QuadraticCost(np.eye(2)))
         with pytest.raises(ValueError, match="factors along other"):
             kp.control.gram_operator(kp.linearize(solution), "c", 1)
+        for function in (kp.summary, kp.analyze, kp.contributions, kp.core_learnability, kp.learnability):
+            with pytest.raises(TypeError, match="expected a Flow"):
+                function(*([solution, None] if "learnability" in function.__name__ else [solution]))
+        rest = torch.zeros(2).double()
+        with pytest.raises(TypeError, match=r"along the states .* linearize_ltv"):
+            kp.control.linearize_lti(solution, rest)
+        with pytest.raises(TypeError, match="passes z for each delayed state"):
+            kp.control.linearize_lti(solution.problem.f, rest, inputs="kicks")
+    with pytest.raises(TypeError, match="rate_of takes an ODEProblem"):
+        kp.ode.rate_of(noisy.problem)
+    with pytest.raises(TypeError, match="forecast_starts takes a DiscreteProblem"):
+        kp.forecast_starts(noisy.problem, [], rest)
+    with pytest.raises(TypeError, match="expected an array"):
+        kp.dynamics.pca(noisy.problem)

@@ -212,6 +212,16 @@ def torch_field(source: str) -> nn.Module:
         ("self, t, y, k, c): return -self.a * y * k + c", (2.0, 0.0)),  # as scipy unpacks them
         ("self, t, y, args): return -self.a * y * args[0] + args[1]", (2.0, 0.0)),  # as diffrax does not
         ("self, t, y, p): return -self.a * y * p['k']", {"k": 2.0}),
+        ("self, t, y, k, c=2.0): return -self.a * y * k * c", (1.0,)),
+        ("self, t, y, k, c=1.0): return -self.a * y * k * c", 2.0),
+        ("self, t, y, k=1.0, c=1.0, d=1.0): return -self.a * y * k * c * d", (1.0, 2.0)),
+        ("self, t, y, k=1.0, c=2.0): return -self.a * y * k * c", ()),
+        ("self, t, y, *ks): return -self.a * y * ks[0] * ks[1]", (4.0, 0.5)),
+        ("self, t, y, args, c=1.0): return -self.a * y * args[0] * args[1] * c", (4.0, 0.5)),
+        ("self, t, y, k, *, c=1.0): return -self.a * y * k * c", 2.0),
+        ("self, t, y, k, /, c=1.0, **_): return -self.a * y * k * c", (2.0,)),
+        ("self, t, y, x=None, args=None): return -self.a * y * args", 2.0),
+        ("self, t, y, x=None, k=1.0, c=2.0): return -self.a * y * k * c", (1.0,)),
         ("self, t, y, args): return -2 * self.a * y", None),  # diffrax's form, args unused
         ("self, t, y, args=None): return -2 * self.a * y", None),
         ("self, t, y, *_): return -2 * self.a * y", None),
@@ -238,7 +248,36 @@ def test_args_of_jax_are_no_parameters() -> None:
         kp.solve(kp.ODEProblem(lambda t, y, args: args * y, z0, [0.0, 0.1, 0.2], args=jnp.ones(2)))
 
 
+def test_args_of_methods_partials_and_jax_modules() -> None:
+    class Field(eqx.Module):
+        a: jax.Array
+        forward: eqx.nn.Linear  # no call of the module, whatever its name
+
+        def rate(self, t: Any, y: Any, k: Any, c: Any = 2.0) -> Any:
+            return -self.a * y * k * c
+
+        @eqx.filter_jit
+        def __call__(self, t: Any, y: Any, k: Any, c: Any = 2.0) -> Any:
+            return self.rate(t, y, k, c)
+
+    def rate(a: Any, t: Any, y: Any, k: Any, c: Any = 2.0) -> Any:
+        return -a * y * k * c
+
+    module = Field(jnp.ones(2), eqx.nn.Linear(2, 2, key=jax.random.key(0)))
+    held = jax.tree_util.Partial(rate, jnp.ones(2))
+    for f in (module, module.rate, eqx.filter_jit(module), held, jax.tree_util.Partial(jax.jit(rate), jnp.ones(2))):
+        found = kp.solve(kp.ODEProblem(f, jnp.ones((3, 2)), [0.0, 0.1, 0.2], args=(1.0,)))
+        assert far(found.state[0, :, 0], np.exp(-2 * found.t)) < 1e-6
+    one = kp.solve(
+        kp.ODEProblem(jax.tree_util.Partial(rate, jnp.ones(2), c=1.0), jnp.ones((3, 2)), [0.0, 0.2], args=2.0)
+    )
+    assert far(one.state[0, :, 0], np.exp(-2 * np.asarray(one.t))) < 1e-6
+
+
 def test_args_that_do_not_fit() -> None:
+    with pytest.raises(TypeError, match=r"f takes \(t, y, k, c=2.0\).*takes by name alone is set beforehand"):
+        source = "self, t, y, k, c=2.0, *, d=1.0): return y"
+        kp.ODEProblem(torch_field(source), torch.ones(3, 2).double(), (0.0, 1.0), args=(1.0, 2.0, 3.0))
     z0 = torch.ones(3, 2).double()
     with pytest.raises(TypeError, match=r"f takes \(t, y\), but with args it is called as f\(t, z, args\)"):
         kp.ODEProblem(torch_field("self, t, y): return y"), z0, (0.0, 1.0), args=2.0)

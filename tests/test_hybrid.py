@@ -437,7 +437,7 @@ def test_a_reset_that_has_no_value_elsewhere_is_called_only_where_it_happens() -
 REFUSED = {
     "a start on the surface": (lambda: ball(), [0.0, -1.0], [0.0, 0.5, 1.0], "begins on the surface of event 0"),
     "a ball at rest": (lambda: ball(), [0.0, 0.0], [0.0, 0.5, 1.0], "begins on the surface"),
-    "endless bounces": (lambda: ball(0.5), [1.0, 0.0], [0.0, 0.5, 5.0], "event 0 .* pile up"),
+    "endless bounces": (lambda: ball(0.5), [1.0, 0.0], [0.0, 0.5, 5.0], r"pile up at about 1.354\d+, the last .*Zeno"),
     "a touch": (
         lambda: Hybrid(parabola, Event(lambda t, z: z[:, 0], Bounce(), direction=-1)),
         *([0.25 - 1e-14, -1.0], [0.0, 0.4, 1.0], "hardly any speed"),
@@ -524,12 +524,11 @@ def test_an_analysis_and_a_forecast_of_it() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda sol: kp.gradient_flow(sol, lambda z: (z**2).mean(), 0.1), "a gradient flow moves the parameters far"),
         (lambda sol: kp.linearize(sol, sensealg=kp.InterpolatingAdjoint()), "sensitivities jump at events"),
         (lambda sol: kp.control.linearize_ltv(sol), "inputs='kicks'"),
         (lambda sol: kp.control.linearize_ltv(sol, inputs="control"), "needs kp.models.ClosedLoop"),
         (lambda sol: kp.control.gram(sol, "c", loop="open"), "the closed loop"),
-        (lambda sol: kp.control.adjoint(sol, lambda z: z[0]), "along a hybrid model"),
+        (lambda sol: kp.control.adjoint(sol, lambda z: z[0], inputs="control"), "costates at the times of the grid"),
         (lambda sol: kp.control.linearize_lti(sol.problem.f, sol.state[0, 0]), "of a hybrid model"),
         (lambda sol: kp.dynamics.fixed_points(sol, starts=3), "fixed points are not searched of a hybrid model"),
         (lambda sol: kp.dynamics.lyapunov_spectrum(sol), "Lyapunov exponents are not computed of a hybrid model"),

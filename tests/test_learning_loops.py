@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import expm
+from scipy.signal import cont2discrete
 from torch import nn
 from torchdiffeq import odeint
 
@@ -106,6 +107,39 @@ def test_optimal_regulators_have_their_guaranteed_margins(inputs: int) -> None:
     if inputs == 1:
         found = control.stability_margins((A, B, K, 0))
         assert found.phase >= 60 and not 0.5 < found.gain < np.inf
+
+
+def observed(integrators: int, dt: float | None, seed: int) -> LTI:
+    """The loop of a regulator and its filter about an unstable plant behind integrators, in coordinates by chance."""
+    rng, n = np.random.default_rng(seed), integrators + 2
+    A, B = np.diag(np.r_[np.ones(integrators), 0.0], 1), np.eye(n)[:, -1:]
+    A[integrators:, integrators:] = [[0.0, 1.0], [2.0, -0.5]]
+    if dt is not None:
+        A, B = cont2discrete((A, B, np.eye(n), 0 * B), dt)[:2]
+    T = rng.normal(size=(n, n))
+    C = T[:1]  # the first coordinate is measured
+    A, B = np.linalg.solve(T, A @ T), np.linalg.solve(T, B)
+    regulate, observe = (control.lqr, control.lqe) if dt is None else (control.dlqr, control.dlqe)
+    K, F = regulate(A, B, np.eye(n), [[1.0]])[0], observe(A, np.eye(n), C, np.eye(n), [[0.1]])[0]
+    filtered = (np.eye(n) - F @ C) @ (A - B @ K)
+    inner = (A - B @ K - F @ C, K, 0 * K @ F) if dt is None else (filtered, K @ filtered, K @ F)
+    whole = np.block([[inner[0], F @ C], [np.zeros((n, n)), A]])
+    return LTI(whole, np.r_[0 * B, B], np.c_[inner[1], inner[2] @ C], None, dt)
+
+
+@pytest.mark.parametrize("dt", [None, 0.1])
+@pytest.mark.parametrize("integrators", [0, 1, 2, 3])
+def test_gain_margins_beside_poles_on_the_boundary(integrators: int, dt: float | None) -> None:
+    """L has no bound near a pole at rest, where it is real; the poles of the closed loop say where it is lost."""
+    for seed in range(3):
+        loop = observed(integrators, dt, seed)
+        gains = np.geomspace(1e-2, 1e2, 2001)
+        poles = np.linalg.eigvals(loop.A - gains[:, None, None] * (loop.B @ loop.C))
+        unstable = (poles.real.max(1) if dt is None else np.abs(poles).max(1) - 1) > 1e-7
+        assert not unstable[1000]
+        expected = gains[np.flatnonzero(unstable[1:] != unstable[:-1]) + 1]
+        found = control.stability_margins(loop).gain
+        assert found == pytest.approx(expected[np.abs(np.log(expected)).argmin()], rel=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -234,15 +268,13 @@ def test_costs_of_states_alone_need_no_control() -> None:
         control.training_cost(kp.StaticProblem(nn.Linear(2, 2).double(), torch.randn(3, 2).double()), END)
 
 
-def test_costs_of_sampled_loops_are_those_of_their_whole_state() -> None:
+def test_costs_of_sampled_loops_are_those_of_plant_and_held_control() -> None:
     policy, every = torch_policy(), 0.25
     loop = ClosedLoop(DoubleIntegrator(), policy, every=every)
     posed = kp.ODEProblem(loop, loop.start(torch.from_numpy(START)), np.linspace(0.0, 1.0, 5))
-    problem, loss = control.training_cost(posed, control.QuadraticCost(np.diag([1.0, 0.2, 0.3])))
+    problem, loss = control.training_cost(posed, FREE, END)
     sol = kp.solve(problem, "rk4")
     assert problem is posed
-    with pytest.raises(TypeError, match="of sampled loops and cells take its parts"):
-        control.analyze(sol, COST)
     # The same by hand: a double integrator under a held control.
     z, states = torch.from_numpy(START), []
     for _ in range(5):
@@ -251,6 +283,10 @@ def test_costs_of_sampled_loops_are_those_of_their_whole_state() -> None:
         z = torch.stack([z[:, 0] + every * z[:, 1] + every**2 / 2 * u[:, 0], z[:, 1] + every * u[:, 0]], -1)
     by_hand = torch.stack(states, 1)
     assert_close(sol.state.detach(), by_hand.detach(), 1e-12)
+    z, u = by_hand[..., :2], by_hand[:, :-1, 2:]
+    expected = ((FREE(z[:, :-1], u) + FREE(z[:, 1:], u)).sum(1) * every / 2 + END(z[:, -1])).mean()
+    assert_close(loss(by_hand).detach(), expected.detach(), 1e-12)
+    assert float(expected.detach()) == pytest.approx(float(control.adjoint(sol, FREE, END).cost.mean()), rel=2e-2)
     gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss(by_hand), list(policy.parameters()))])
     state = sol.state.detach().requires_grad_()
     flow = kp.linearize(sol)

@@ -69,6 +69,8 @@ def test_terms_of_diffrax() -> None:
     with pytest.raises(TypeError, match=r"ControlTerm, expected a field.*kp.SDEProblem.*kp.CDEProblem"):
         posed(diffrax.ControlTerm(field(1.0, 3.0), path))
     with pytest.raises(TypeError, match="solves fields that are split"):
+        kp.solve(posed(field(1.0, 3.0)), diffrax.KenCarp4())
+    with pytest.raises(ValueError, match=r"moves the parts of a pair \(q, v\) in turn"):
         kp.solve(posed(field(1.0, 3.0)), diffrax.SemiImplicitEuler())
 
 
@@ -114,6 +116,15 @@ def test_options_of_torchdiffeq() -> None:
         ("adjoint", "`sensealg=` of `kp.linearize`"),
         ("adjoint_params", "`sensealg=`"),
         ("first_step", "the method chooses its steps"),
+        ("throw", "kp.SolveError"),
+        ("progress_meter", "draws no bar"),
+        ("pcoeff", "stepsize_controller=diffrax.PIDController"),
+        ("made_jump", "problem.remake"),
+        ("save_idxs", "a part of `solution.state`"),
+        ("jac", "by autograd"),
+        ("noise_type", "what the diffusion g"),
+        ("bm", "`brownian=`"),
+        ("seed", "`brownian=`"),
     ],
 )
 def test_what_a_solve_is_given_elsewhere(name: str, here: str) -> None:

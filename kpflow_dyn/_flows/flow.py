@@ -318,6 +318,12 @@ class Output(Readout):
 AnyFlow = TypeVar("AnyFlow", bound=Flow)
 
 
+def check_flow(given: Any) -> None:
+    """Raise unless this is a flow, or a readout of one."""
+    if not isinstance(given, Flow | Output):
+        raise TypeError(f"got {type(given).__name__}, expected a Flow, as kp.linearize makes it, or flow.output(C)")
+
+
 def preconditioned(flow: AnyFlow, blocks: Sequence[Block]) -> AnyFlow:
     """The flow whose parameters move by theta' = -R R* g; J stays the derivative in the parameters."""
     changed = dataclasses.replace(_through(flow, blocks), preconditioner=tuple(blocks))

@@ -14,7 +14,7 @@ import numpy as np
 from kpflow_dyn._arrays import is_finite, is_torch_module
 from kpflow_dyn._arrays.sharding import by_trials
 from kpflow_dyn._jax.differential import Controlled, PairInForm
-from kpflow_dyn._jax.forms import InForm, field_of
+from kpflow_dyn._jax.forms import InForm, Through, field_of
 from kpflow_dyn._jax.starts import Started
 
 
@@ -114,6 +114,8 @@ def _named_leaves(model: object) -> list[tuple[str | None, Any]]:
     """All leaves by their path; those of a Partial by their argument: "[0].weight", "['weight']"; args have no name."""
     if isinstance(model, Started):
         return [(_within(name, inner), leaf) for name, part in model.parts for inner, leaf in _named_leaves(part)]
+    if isinstance(model, Through):
+        return _named_leaves(model.through_model)
     if isinstance(model, InForm | PairInForm):
         return [*_named_leaves(field_of(model)), *((None, leaf) for leaf in jax.tree.leaves(model.args))]
     paths = jax.tree_util.tree_flatten_with_path(model)[0]

@@ -308,7 +308,7 @@ def check_solver(solver: Any) -> diffrax.AbstractSolver:
     if not (inspect.isclass(structure) and issubclass(diffrax.ODETerm, structure)):
         raise TypeError(
             f"{type(solver).__name__} solves fields that are split into several terms, and here f is their sum; take "
-            "diffrax.Tsit5(), diffrax.Kvaerno5() for a stiff problem, diffrax.LeapfrogMidpoint() for a symplectic one"
+            "diffrax.Tsit5(), diffrax.Kvaerno5() for a stiff problem; 'leapfrog' or SemiImplicitEuler() of a pair"
         )
     return solver
 

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 
 from kpflow_dyn._jax.differential import PairInForm
-from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid
+from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid, looks_of
 from kpflow_dyn._problems.forms import Form, Reversed
 
 jax.tree_util.register_dataclass(Reversed, ["of"], [])
@@ -38,6 +38,11 @@ class HybridInForm(InForm):
         return self.field.max_events
 
     @property
+    def looks(self) -> int:
+        """At how many points of a step conditions are looked at first."""
+        return looks_of(self.field)
+
+    @property
     def events(self) -> tuple[EventInForm, ...]:
         """The events."""
         return events_in_form(self.field.events, self.form, self.args)
@@ -46,6 +51,41 @@ class HybridInForm(InForm):
 def in_form(f: Any, form: Form, args: tuple) -> InForm:
     """The field in the form of the package."""
     return (HybridInForm if is_hybrid(f) else InForm)(f, args, form)
+
+
+class Through(eqx.Module):
+    """function(model, ...) with the parameters of the model, which have the same names."""
+
+    through_model: Any
+    function: Any = eqx.field(static=True)
+
+    def __call__(self, *args: Any) -> jax.Array:
+        """The function's value."""
+        return self.function(self.through_model, *args)
+
+
+class HybridThrough(Through):
+    """The same of a hybrid model, whose events the function changes as well."""
+
+    @property
+    def events(self) -> Any:
+        """Those of the model, each as function.event gives it."""
+        return tuple(map(self.function.event, self.through_model.events))
+
+    @property
+    def max_events(self) -> int:
+        """How many may happen in a trial."""
+        return self.through_model.max_events
+
+    @property
+    def looks(self) -> int:
+        """At how many points of a step they are looked for."""
+        return looks_of(self.through_model)
+
+
+def through(model: Any, function: Any) -> Through:
+    """A model function(model, ...), with the same parameters; a hybrid one where the function has events."""
+    return (HybridThrough if hasattr(function, "event") else Through)(model, function)
 
 
 def field_of(f: Any) -> Any:

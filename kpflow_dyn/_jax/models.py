@@ -18,8 +18,10 @@ from kpflow_dyn._jax.checks import floating_leaves, with_parameters
 from kpflow_dyn._jax.differential import controlled as controlled
 from kpflow_dyn._jax.differential import drift_and_diffusion as drift_and_diffusion
 from kpflow_dyn._jax.differential import pair_in_form as pair_in_form
+from kpflow_dyn._jax.forms import Through
 from kpflow_dyn._jax.forms import field_of as field_of
 from kpflow_dyn._jax.forms import in_form as in_form
+from kpflow_dyn._jax.forms import through as through
 from kpflow_dyn._jax.starts import Started
 from kpflow_dyn._jax.starts import carries_gradient as carries_gradient
 from kpflow_dyn._jax.starts import encoded as encoded
@@ -49,6 +51,8 @@ def nodes(model: Any) -> list[Any]:
     diffrax = sys.modules.get("diffrax")
     while diffrax is not None and isinstance(model, diffrax.ODETerm):
         model = model.vector_field
+    if isinstance(model, Through):  # whose function knows the jumps of what it has inside
+        return [model]
     found: list[Any] = []
     jax.tree.flatten(model, is_leaf=lambda node: found.append(node) is not None)
     return found

@@ -236,8 +236,8 @@ def gradient_flow(
     Raises:
         TypeError, ValueError: for a problem that cannot be differentiated twice, a loss that is no finite number, or
             options out of range.
-        RuntimeError: where no step is short enough, for a loss that is NaN or jumps; kinks are crossed. Training by an
-            optimiser that leaves the finite numbers.
+        RuntimeError: where no step is short enough, for a loss that is NaN or jumps, or where events of a hybrid model
+            come or go; kinks are crossed. Training by an optimiser that leaves the finite numbers.
 
     Warns:
         UserWarning: after as many steps as alg allows; the flow up to there is returned with `reached` False.
@@ -335,7 +335,7 @@ def along(
     with stages(progress) as show:
         show(what := _beforehand(run, optimizer), 0, run.span)
         while not (reached := run.finished or run.point.loss < lowest) and not run.exhausted:
-            pieces.append(run.advance())
+            pieces.append(_advanced(run, objective))
             rows.append(_row(run))
             thetas.append(run.point.theta)
             show(what, run.time, run.span)
@@ -364,6 +364,16 @@ def along(
         own=run.own,
         optimizer=optimizer,
     )
+
+
+def _advanced(run: Run, objective: Objective | LinearisedObjective) -> Piece:
+    """The next step; where there is none, the error says why the loss is not known beyond."""
+    try:
+        return run.advance()
+    except RuntimeError as error:
+        if stopped := getattr(objective, "stopped", ""):
+            raise RuntimeError(f"{error}. The loss has no value beyond that: {stopped}") from error
+        raise
 
 
 def _stacked(values: list[Array]) -> Array:

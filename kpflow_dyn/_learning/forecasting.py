@@ -12,7 +12,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn._backend import Values, backend_for
-from kpflow_dyn._flows.flow import Flow, Output
+from kpflow_dyn._flows.flow import Flow, Output, check_flow
 from kpflow_dyn._learning.decay import Decay, Spectrum, certain, squares
 from kpflow_dyn._learning.descent import GradientFlow, Run, along, optimizer_of
 from kpflow_dyn._learning.linearised import LinearisedObjective, spectrum
@@ -403,8 +403,7 @@ def first_below(energies: np.ndarray, rates: np.ndarray, lr: float, fraction: fl
 
 def outputs(flow: Flow | Output) -> Array:
     """What the kernel moves."""
-    if not isinstance(flow, Flow | Output):
-        raise TypeError(f"got {type(flow).__name__}, expected a Flow or flow.output(C)")
+    check_flow(flow)
     return flow.values if isinstance(flow, Output) else flow.solution.state
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision
-from kpflow_dyn._flows.flow import Flow, Output
+from kpflow_dyn._flows.flow import Flow, Output, check_flow
 from kpflow_dyn._learning.curvature import Curvature, curvature
 from kpflow_dyn._learning.decay import Decay, certain, squares
 from kpflow_dyn._learning.descent import along
@@ -104,6 +104,7 @@ def learnability(
     >>> bool(found.half[0] < found.half[1])
     True
     """
+    check_flow(flow)
     named = _named(targets)
     if loss == "squared_error":
         return _table(flow.ntk, outputs(flow), named, mask, errors)
@@ -237,6 +238,7 @@ def time_to(energies: np.ndarray, rates: np.ndarray, part: float) -> float:
 
 def _of_variables(flow: Flow | Output) -> Operator:
     """G on the outputs [trial, time, out]."""
+    check_flow(flow)
     states, space = states_of(flow), flow.ntk.domain
     if states.untraced:
         raise ValueError(

@@ -13,7 +13,6 @@ from kpflow_dyn._implicit.roads import check_call, states_of_network
 from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._learning.losses import OfStates, check_number, has_states_for_logits
 from kpflow_dyn._problems.choice import Choice, choose
-from kpflow_dyn._problems.events import is_moving
 from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution, SolveError
 from kpflow_dyn._problems.starts import start_map
@@ -38,12 +37,13 @@ class Objective:
     Attributes:
         start: theta of the model and of the loss as they are.
         unreached: the parameters that an optimiser leaves alone, as the loss does not hang on them.
+        stopped: why there is no loss where it was asked for last, or nothing.
     """
 
     def __init__(self, solution: Solution, loss: Callable[[Array], Array], params: Choice) -> None:
         solution, self._times = _on_its_nodes(solution)
         check_twice(solution)
-        backend, model = solution.problem.backend, solution.problem.model
+        backend, model, self.stopped = solution.problem.backend, solution.problem.model, ""
         self._models = models = backend.models
         of_model, of_loss = (_variables(models.parameters_of(part)) for part in (model, loss))
         known = _apart(of_model, {LOSS + name: value for name, value in of_loss.items()})
@@ -67,8 +67,9 @@ class Objective:
     def __call__(self, theta: Array) -> Point:
         """The loss there; NaN where an ODE has no solution."""
         try:
-            scheme = self._scheme(theta)
-        except SolveError:
+            scheme, self.stopped = self._scheme(theta), ""
+        except SolveError as error:
+            self.stopped = str(error)
             return Point(theta, math.nan, theta, lambda rows: rows, lambda theta: (math.nan, theta))
 
         def around(other: Array) -> tuple[float, Array]:
@@ -170,13 +171,34 @@ class Objective:
 
     def _scheme(self, theta: Array) -> Any:
         """The steps that the solver takes of an ODE with these parameters."""
-        sol = self._solution
-        if not isinstance(sol, SOLVED):
+        if not isinstance(self._solution, SOLVED):
             return None
         values = self.values(theta)
         model = self._models.changed(self._model, {name: values[name] for name in self._of_model})
-        again: Any = solve(sol.problem.with_model(model), sol.alg, **sol.options)
-        return scheme(again)
+        return _scheme_of(self._solution, model)
+
+
+def _scheme_of(before: Any, model: Any) -> Any:
+    """The steps that the solver takes with another model."""
+    after: Any = solve(before.problem.with_model(model), before.alg, **before.options)
+    if isinstance(before, HybridSolution):
+        _check_same_events(before, after)
+    return scheme(after)
+
+
+def _check_same_events(before: HybridSolution, after: HybridSolution) -> None:
+    """Raise where other events happen than before, as the states may jump there."""
+    for trial, (old, new) in enumerate(zip(before.events, after.events, strict=True)):
+        numbers, others = ([event for _, event in events] for events in (old, new))
+        if numbers != others:
+            now = "other events" if len(numbers) == len(others) else f"{len(others)} events where it had {len(numbers)}"
+            raise SolveError(
+                f"trial {trial} has {now}, and a loss is smooth only as long as the same ones happen in the same "
+                "order. Solve again with the parameters that are reached and go on from there, or end before the event "
+                "that comes or goes",
+                [trial],
+                None,
+            )
 
 
 def _nothing_counts(trials: Array) -> str:
@@ -230,7 +252,7 @@ def _given_steps_of(solution: SteppedSolution) -> Callable[[Any, Any], Array]:
 
 def _on_its_nodes(solution: Solution) -> tuple[Solution, slice]:
     """A solution at times that stay, and which of these the loss is given: a span's own nodes, behind its start."""
-    if not (isinstance(solution, ODESolution) and solution.problem.is_span):
+    if not (isinstance(solution, SOLVED) and solution.problem.is_span):
         return solution, slice(None)
     check_twice(solution)
     times = np.concatenate([solution.problem.t[:1], solution.nodes])
@@ -245,12 +267,6 @@ def check_twice(solution: Solution) -> None:
         raise TypeError(
             f"a gradient flow takes a DiscreteProblem, an ODEProblem or a StaticProblem, got "
             f"{type(solution.problem).__name__}"
-        )
-    if isinstance(solution, HybridSolution) and is_moving(solution.problem.f):
-        raise ValueError(
-            "a gradient flow moves the parameters far, and with them the times and the number of the events of a "
-            "hybrid model, where its loss is not smooth; train it by your optimiser and linearise it again on the way "
-            "(kp.track), or give jumps times of their own (Event(reset=..., every=...)), which a gradient flow follows"
         )
     if solution.steps is None or not solution.steps.tableau.explicit:
         raise ValueError(

@@ -94,6 +94,10 @@ def forecast_starts(
     >>> kp.forecast_starts(problem, starts, torch.ones(4, 10, 1)).half.shape
     (5,)
     """
+    if not isinstance(problem, DiscreteProblem):
+        raise TypeError(
+            f"forecast_starts takes a DiscreteProblem, got {type(problem).__name__}; take kp.forecast of each"
+        )
     if applications is not None and not (is_count(applications) and applications > 1):
         raise ValueError(f"applications is {applications!r}, expected an integer from 2 on, or None")
     batch = _Batch(problem, list(starts), target, mask)

@@ -74,6 +74,8 @@ def contributions(flow: Learning, samples: int | None = None, seed: int | Random
     >>> round(sum(part.value for part in found.values()) / kp.trace(flow.ntk).value, 6)
     1.0
     """
+    if not hasattr(flow, "ntk"):
+        raise TypeError(f"got {type(flow).__name__}, expected a Flow, as kp.linearize makes it, or flow.output(C)")
     factor, size = at_unit_size(flow.ntk.factor)
     size.order = 2  # of traces
     found = _moments(factor, list(flow.parts.values()), samples, Random(seed))

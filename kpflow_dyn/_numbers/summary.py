@@ -19,7 +19,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import row_dots
 from kpflow_dyn._arrays.memory import rows_at_once
-from kpflow_dyn._flows.flow import Flow
+from kpflow_dyn._flows.flow import Flow, check_flow
 from kpflow_dyn._flows.sites import CoreOperator
 from kpflow_dyn._numbers.estimate import Scalars, cosine, effective_rank, restored
 from kpflow_dyn._numbers.growing import growing
@@ -162,6 +162,7 @@ def summary(
     >>> found.temporal_rank.value <= 5, found.modes.vectors.shape
     (True, torch.Size([3, 4, 5, 8]))
     """
+    check_flow(flow)
     if k < 1:
         raise ValueError(f"k = {k} eigenpairs asked for, expected at least 1")
     if samples < LEAST_SAMPLES:

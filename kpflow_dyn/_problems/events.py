@@ -7,8 +7,9 @@ A hybrid model is a field f(t, z) or f(t, z, x) with `events`, each with these m
     direction  of the crossing: -1 from above, 1 from below, 0 both, in the order in which times are solved.
     times      (t0, end) -> the given times of the event from t0 to the end, which may lie before t0.
 
-and with `max_events`, how many may happen in a trial beside those at given times, and with_events(events, max_events),
-the same model with more of them. Its field between jumps may stand as its `flow`.
+and with `max_events`, how many may happen in a trial beside those at given times, and with_events(events, max_events,
+looks), the same model with more of them. Its field between jumps may stand as its `flow`; `looks` says at how many
+points of each step conditions are looked at first.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from kpflow_dyn._arrays import Array, is_array
 from kpflow_dyn._backend import backend_of
 from kpflow_dyn._problems.forms import Form, arguments_for
 
+LOOKS = 8
+
 
 def is_hybrid(model: Any) -> bool:
     """Whether a model has jumps between which it flows."""
@@ -33,6 +36,11 @@ def is_hybrid(model: Any) -> bool:
 def is_moving(model: Any) -> bool:
     """Whether a hybrid model has events whose time a condition says."""
     return any(event.condition is not None for event in model.events)
+
+
+def looks_of(model: Any) -> int:
+    """At how many points of each step the conditions of a hybrid model are looked at first."""
+    return getattr(model, "looks", LOOKS)
 
 
 def refuse_hybrid(model: Any, what: str, advice: str) -> None:

@@ -135,9 +135,10 @@ def arguments_for(f: Any, args: Any, given: Sequence[str], what: str = "f") -> t
     parts = (args,) if whole else args
     if least <= len(parts) <= most:
         return before + parts
+    plain = [str(p.replace(annotation=inspect.Parameter.empty)) for p in taken]
     raise TypeError(
-        f"{what} takes ({', '.join(map(str, taken))}), but with args it is called as {called_as(given, True, what)}, "
-        "args being one argument, or the parts of a tuple one by one; what it takes by name alone is set beforehand"
+        f"{what} takes ({', '.join(plain)}), but with args it is called as {called_as(given, True, what)}, args being "
+        "one argument, or the parts of a tuple one by one; what it takes by name alone is set beforehand"
     )
 
 

@@ -12,7 +12,7 @@ from kpflow_dyn._problems.solutions import Solution, times_within
 
 @dataclass(frozen=True, kw_only=True)
 class SteppedSolution(Solution):
-    """The states of an `SDEProblem` or a `DDEProblem` at its times, t_0 among them, and the steps that lead there.
+    """The states of an SDE, a DDE or a pair (q, v) at its times, t_0 among them, and the steps that lead there.
 
     Attributes:
         start: what the first step begins with [trial, width].

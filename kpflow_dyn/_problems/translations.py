@@ -38,13 +38,18 @@ TERMS = (
     ),
     Term(
         "its times `t`, a span (t0, t1), whose nodes follow the steps",
-        ("t0", "t1", "t_span", "tspan", "t_start", "t_end", "save_everystep"),
+        ("t0", "t1", "t_span", "tspan", "t_start", "t_end", "save_everystep", "save_steps"),
         ("t0, t1, SaveAt(steps=True)", "", "t_start, t_end", "t_span", "tspan"),
     ),
     Term(
         "`solution(t)`, always there",
-        ("dense", "dense_output"),
+        ("dense", "dense_output", "interp", "calck"),
         ("SaveAt(dense=True)", "", "", "dense_output", "sol(t)"),
+    ),
+    Term(
+        "a part of `solution.state` [trial, time, unit], which has t_0, the end and all units",
+        ("save_start", "save_end", "save_on", "save_idxs", "subs", "fn"),
+        ("SaveAt(t0, t1, subs)", "", "", "", "save_start, save_end, save_idxs"),
     ),
     Term("its constants `args=`", ("p", "params_of_f"), ("args", "", "args", "args", "p")),
     Term(
@@ -85,8 +90,41 @@ TERMS = (
         ),
     ),
     Term(
+        "in JAX a part of `stepsize_controller=diffrax.PIDController(...)`, of torchode of its step size controller; "
+        "torchdiffeq's own is not changed",
+        (
+            *("pcoeff", "icoeff", "dcoeff", "factormin", "factormax", "error_order", "norm", "internalnorm"),
+            *("force_dtmin", "gamma", "beta1", "beta2", "qmax", "qmin", "qsteady_min", "qsteady_max", "qoldinit"),
+        ),
+        ("PIDController(pcoeff, icoeff, ...)", "options: norm", "PIDController(pcoeff, ...)", "", "beta1, qmax, gamma"),
+    ),
+    Term(
+        "nothing: a solve that fails raises `kp.SolveError`, which names trials and holds the solution of the others",
+        ("throw", "verbose", "unstable_check", "isoutofdomain"),
+        ("throw", "", "", "", "verbose, isoutofdomain"),
+    ),
+    Term(
+        "nothing: a solve draws no bar",
+        ("progress_meter", "progress", "progress_steps", "progress_name", "progress_message"),
+        ("progress_meter", "", "", "", "progress"),
+    ),
+    Term(
+        "another problem, `problem.remake(z0=..., t=...)`, which goes on from a state with steps of its own",
+        ("made_jump", "solver_state", "controller_state", "extra", "extra_solver_state"),
+        ("solver_state, controller_state, made_jump", "", "", "", "init"),
+    ),
+    Term(
+        "nothing: implicit methods take derivatives by autograd",
+        (
+            *("jac", "jac_sparsity", "jac_prototype", "lband", "uband", "tgrad", "linsolve", "nlsolve", "root_finder"),
+            *("vectorized", "max_iters", "max_order"),
+        ),
+        ("root_finder", "options: max_iters", "", "jac, jac_sparsity, lband, uband", "jac, jac_prototype"),
+    ),
+    Term("the dtype of `z0`, and its numbers, which stay as they are", ("dtype", "alias_u0"), ("", "", "", "", "")),
+    Term(
         "the attribute `jumps` of a callable `x`; samples are stopped at by themselves",
-        ("jump_t", "step_t", "jump_ts", "step_ts", "tstops", "d_discontinuities"),
+        ("jump_t", "step_t", "jump_ts", "step_ts", "tstops", "d_discontinuities", "perturb"),
         ("ClipStepSizeController", "options: jump_t, step_t", "", "", "tstops"),
     ),
     Term(
@@ -101,18 +139,30 @@ TERMS = (
     ),
     Term(
         "`kp.models.Hybrid`, a field with events and what happens at them",
-        ("event", "events", "event_fn", "callback", "discrete_terminating_event"),
+        ("event", "events", "event_fn", "callback", "discrete_terminating_event", "merge_callbacks"),
         ("event", "odeint_event", "", "events", "callback"),
     ),
     Term(
         "`kp.SDEProblem(f, g, z0, t)`",
-        ("noise", "bm", "control", "noise_rate_prototype"),
-        ("ControlTerm, VirtualBrownianTree", "", "", "", "SDEProblem"),
+        ("control", "sde", "drift", "diffusion"),
+        ("ControlTerm", "", "", "", "SDEProblem"),
     ),
+    Term(
+        "`brownian=` of `kp.SDEProblem`, a seed or the path",
+        ("noise", "bm", "seed", "entropy", "levy_area", "levy_area_approximation"),
+        ("VirtualBrownianTree", "", "", "", "noise, seed"),
+    ),
+    Term(
+        "what the diffusion g of a `kp.SDEProblem` gives: [unit] for diagonal noise, else [unit, noise]",
+        ("noise_type", "noise_rate_prototype"),
+        ("", "", "", "", "noise_rate_prototype"),
+    ),
+    Term("one more unit of the state, with this integrand as its drift", ("logqp",), ("", "", "", "", "")),
+    Term("methods called `f` and `g` of the module", ("names",), ("", "", "", "", "")),
     Term("`kp.CDEProblem(f, z0, t, path)`", ("path", "coeffs"), ("ControlTerm(f, path)", "", "", "", "")),
     Term(
-        "`kp.DDEProblem`",
-        ("delays", "lags", "constant_lags", "dependent_lags", "h", "history"),
+        "`kp.DDEProblem(f, history, t, delays)`",
+        ("delays", "lags", "constant_lags", "dependent_lags", "h", "history", "neutral", "order_discontinuity_t0"),
         ("", "", "", "", "DDEProblem"),
     ),
 )

@@ -11,7 +11,6 @@ from kpflow_dyn._arrays import (
     Array,
     like_numpy,
     side_by_side,
-    taken,
     to_numpy,
 )
 from kpflow_dyn._flows.flow import RecurrentFlow
@@ -21,12 +20,11 @@ from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.hybrid import HybridSolution, HybridSteps
 from kpflow_dyn._problems.measure import Weights
 from kpflow_dyn._problems.solutions import check_states
-from kpflow_dyn._problems.starts import OfStates
 from kpflow_dyn._recurrence.roads import tangent_of
 from kpflow_dyn._recurrence.seen import AtGrid
 from kpflow_dyn._recurrence.steps import Steps, started
 from kpflow_dyn._recurrence.tangent import StepsTangent, Tangent
-from kpflow_dyn.ode._jumps import JumpingStep, rows_of
+from kpflow_dyn.ode._jumps import JumpingStep, before_of, of_states, rows_with_rates
 
 
 def flow_of_hybrid(sol: HybridSolution, params: Choice, weights: Weights) -> RecurrentFlow:
@@ -38,41 +36,13 @@ def flow_of_hybrid(sol: HybridSolution, params: Choice, weights: Weights) -> Rec
 def tangent_between_nodes(sol: HybridSolution, params: Choice) -> tuple[Any, dict[str, Array]]:
     """The tangent of that recurrence, and the parameters that learn."""
     model = sol.problem.backend.tracing.Model(sol.problem.model, params)
-    step, rows = rows_of(sol.problem, sol.steps)
-    if step.moving:
-        rows = _with_rates(sol, model, step, rows)
+    step, rows = rows_with_rates(sol, model)
 
     def within() -> Tangent:
         return started(_tangent(sol, model, *_cut_at_nodes(sol.steps, step, rows)), sol, model)
 
     whole = started(_tangent(sol, model, step, rows), sol, model)
     return BetweenNodes(whole, sol.steps.nodes, within, sol.state.shape[2]), model.parameters
-
-
-def _with_rates(sol: HybridSolution, model: Any, step: JumpingStep, rows: Array) -> Array:
-    """The rows with 1 / (dc/dh) and (dz_1/dh) / (dc/dh) where a condition says the length h of a step."""
-    steps = sol.steps
-    places = [np.flatnonzero(row) for row in steps.located]
-    most = max(map(len, places))
-    if not most:
-        return rows
-    index = np.stack([np.append(row, np.zeros(most - len(row), int)) for row in places])
-    lengths = np.take_along_axis(steps.end - steps.t, index, 1)
-    given = side_by_side([taken(rows, index), taken(steps.before, index)], axes=2)
-    each_step = sol.problem.backend.solving.each_step
-    slopes = model.derivative(
-        lambda call, h: each_step(_of_states(sol, step.lengthened), call, given, h),
-        like_numpy(lengths[..., None], rows),
-    )
-    ones = like_numpy(np.ones((1, *lengths.shape, 1)), rows)
-    found = to_numpy(slopes.push(None, ones))[0]  # [trial, n, unit + 1]
-    values, start = to_numpy(rows).copy(), sum(step.widths[name] for name in ("step", "end", "jumps")) + 2
-    for trial, at in enumerate(places):
-        rate = 1 / found[trial, : len(at), -1:]
-        values[trial, at, start : start + found.shape[-1]] = np.concatenate(
-            [rate, rate * found[trial, : len(at), :-1]], -1
-        )
-    return like_numpy(values, rows)
 
 
 def _cut_at_nodes(steps: HybridSteps, step: JumpingStep, rows: Array) -> tuple[JumpingStep, Array]:
@@ -84,14 +54,7 @@ def _cut_at_nodes(steps: HybridSteps, step: JumpingStep, rows: Array) -> tuple[J
     for trial, nodes in enumerate(steps.nodes):
         counts[trial, nodes[:-1] + 1] = 0
     cut = JumpingStep(step.step, step.of_step, step.events, step.conditions, step.moving, cut=True)
-    return cut, side_by_side([rows, like_numpy(counts, rows), _before(steps, step)], axes=2)
-
-
-def _before(steps: HybridSteps, step: JumpingStep) -> Array:
-    """The states of the recurrence before each step."""
-    if not step.moving:
-        return steps.before
-    return side_by_side([steps.before, like_numpy(steps.t[..., None].copy(), steps.before)], axes=2)
+    return cut, side_by_side([rows, like_numpy(counts, rows), before_of(steps, step)], axes=2)
 
 
 def _tangent(sol: HybridSolution, model: Any, step: JumpingStep, rows: Array) -> StepsTangent:
@@ -101,13 +64,8 @@ def _tangent(sol: HybridSolution, model: Any, step: JumpingStep, rows: Array) ->
     def check(after: Array, rounding: float) -> None:
         check_states(to_numpy(after)[..., :units], steps.after, max(tolerance, rounding))
 
-    step_of_model = _of_states(sol, step)
-    return tangent_of(model, sol.problem.backend.solving, step_of_model, rows, _before(steps, step), check)
-
-
-def _of_states(sol: HybridSolution, step: Callable[..., Array]) -> Callable[..., Array]:
-    """The step of what may have a start that learns beside it."""
-    return step if sol.problem.encoder is None else OfStates(step)
+    step_of_model = of_states(sol, step)
+    return tangent_of(model, sol.problem.backend.solving, step_of_model, rows, before_of(steps, step), check)
 
 
 class BetweenNodes(AtGrid):

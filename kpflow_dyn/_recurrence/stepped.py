@@ -9,10 +9,10 @@ import numpy as np
 from kpflow_dyn._arrays import Array, like_numpy, side_by_side
 from kpflow_dyn._flows.flow import Flow, ODEFlow, RecurrentFlow
 from kpflow_dyn._problems.choice import Choice
+from kpflow_dyn._problems.delayed import DDEProblem
 from kpflow_dyn._problems.measure import Weights
 from kpflow_dyn._problems.solutions import check_states
 from kpflow_dyn._problems.stepped import SteppedSolution
-from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._recurrence.continuous import propagator
 from kpflow_dyn._recurrence.roads import tangent_of
 from kpflow_dyn._recurrence.seen import AtGrid, LookedUp, OfLine
@@ -23,10 +23,10 @@ from kpflow_dyn._stepping.delayed import at_nodes
 
 
 def flow_of_steps(sol: SteppedSolution, params: Choice, weights: Weights) -> Flow:
-    """The flow of an SDE's or a DDE's solution."""
+    """The flow of a solution by steps of our own."""
     model = _model(sol, params)
     tangent = _tangent(sol, model, sol.step, sol.rows)
-    of = _with_noise if isinstance(sol.problem, SDEProblem) else _with_delays
+    of = _with_delays if isinstance(sol.problem, DDEProblem) else _between_times
     return of(sol, model, tangent, weights)
 
 
@@ -51,7 +51,7 @@ def _tangent(sol: SteppedSolution, model: Any, step: Callable[..., Array], rows:
     return started(tangent_of(model, sol.problem.backend.solving, step, rows, sol.before, check), sol, model)
 
 
-def _with_noise(sol: SteppedSolution, model: Any, tangent: Tangent, weights: Weights) -> RecurrentFlow:
+def _between_times(sol: SteppedSolution, model: Any, tangent: Tangent, weights: Weights) -> RecurrentFlow:
     """Steps from one time of the grid to the next, for which P K P* = ntk is exact."""
     seen: Any = tangent if len(sol.places) == len(sol.ends) else _at_grid(sol, model, tangent)
     return Steps(seen, sol, model.parameters, weights.both).flow()

@@ -10,33 +10,32 @@ from kpflow_dyn._problems.checks import check_finite, check_times
 from kpflow_dyn._problems.delayed import DDEProblem
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.measure import trapezoid
+from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.starts import OfStates
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.stochastic import SDEProblem
+from kpflow_dyn._problems.translations import advice_on
 
+Stepped = SDEProblem | DDEProblem | ODEProblem
 MOST_STEPS = 10**6
 ROUND_OFF = 1e-12  # of the longest time: times closer than that are one
-SAME = {"dt": "steps=", "dt0": "steps=", "step_size": "steps=", "bm": "brownian= of the SDEProblem"}
-ADAPTIVE = ("rtol", "atol", "adaptive", "stepsize_controller", "dt_min", "options", "max_steps")
+ADAPTIVE = ("rtol", "atol", "reltol", "abstol", "adaptive", "stepsize_controller", "controller", "options", "max_steps")
 
 
-def given_steps(problem: SDEProblem | DDEProblem, options: Mapping[str, Any]) -> Any:
+def given_steps(problem: Stepped, options: Mapping[str, Any]) -> Any:
     """The option `steps`; a TypeError for others, which says what to give instead."""
-    kind = type(problem).__name__.removesuffix("Problem")
-    for name in options:
-        if name in SAME:
-            raise TypeError(f"{name} is called {SAME[name]} here")
-        if name in ADAPTIVE:
-            raise TypeError(
-                f"{name} is for adaptive steps, and an {kind} is solved by given ones: pass steps=, a length, or "
-                "increasing times"
-            )
-        if name != "steps":
-            raise TypeError(f"solve of an {kind} takes the option steps=, got {name}")
+    kind = type(problem).__name__
+    if of_tolerances := [name for name in ADAPTIVE if name in options]:
+        raise TypeError(
+            f"{', '.join(of_tolerances)}: that is for adaptive steps, and this {kind} is solved by given ones; pass "
+            "steps=, a length, or increasing times"
+        )
+    if unknown := set(options) - {"steps"}:
+        raise TypeError(f"here solve of this {kind} takes steps= alone, got {sorted(unknown)}{advice_on(unknown)}")
     return options.get("steps")
 
 
-def step_times(problem: SDEProblem | DDEProblem, steps: Any) -> np.ndarray:
+def step_times(problem: Stepped, steps: Any) -> np.ndarray:
     """The times between which to step, [step + 1]: those of the problem, and those that `steps` asks for."""
     t, span = problem.t, problem.t[-1] - problem.t[0]
     if steps is None:
@@ -55,7 +54,7 @@ def step_times(problem: SDEProblem | DDEProblem, steps: Any) -> np.ndarray:
     return merged(t, times)
 
 
-def inputs_at_start(problem: SDEProblem | DDEProblem) -> tuple[Array, ...]:
+def inputs_at_start(problem: Stepped) -> tuple[Array, ...]:
     """x(t_0) [trial, input], where there are inputs."""
     x = inputs_at(problem, np.full((len(problem.z0), 1), problem.t[0]))
     return () if x is None else (x[:, 0],)
@@ -70,7 +69,7 @@ def merged(first: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def run_steps(
-    problem: SDEProblem | DDEProblem,
+    problem: Stepped,
     alg: str,
     step: Callable[..., Array],
     rows: Array,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid
+from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid, looks_of
 from kpflow_dyn._problems.forms import Form
 from kpflow_dyn._torch.called import called
 from kpflow_dyn._torch.left_alone import left_alone as left_alone
@@ -126,6 +126,11 @@ class HybridInForm(InForm):
         return self.call.max_events
 
     @property
+    def looks(self) -> int:
+        """At how many points of a step conditions are looked at first."""
+        return looks_of(self.call)
+
+    @property
     def events(self) -> tuple[EventInForm, ...]:
         """The events."""
         return events_in_form(self.call.events, self.form, self.args)
@@ -148,6 +153,46 @@ def _check_arguments(f: nn.Module, args: Any) -> None:
                 f"args hold a tensor {list(tensor.shape)} that requires a gradient, but args are constants; to let it "
                 "learn make it a parameter of f, or .detach() it"
             )
+
+
+class Through(nn.Module):
+    """function(model, ...) with the parameters of the model, which have the same names."""
+
+    through_model: Any
+    function: Any
+
+    def __init__(self, model: nn.Module, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        vars(self).update(through_model=model, function=function)  # no modules of this one
+        self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
+        self.training = model.training
+
+    def forward(self, *args: Any) -> Tensor:
+        return self.function(self.through_model, *args)
+
+
+class HybridThrough(Through):
+    """The same of a hybrid model, whose events the function changes as well."""
+
+    @property
+    def events(self) -> Any:
+        """Those of the model, each as function.event gives it."""
+        return tuple(map(self.function.event, self.through_model.events))
+
+    @property
+    def max_events(self) -> int:
+        """How many may happen in a trial."""
+        return self.through_model.max_events
+
+    @property
+    def looks(self) -> int:
+        """At how many points of a step they are looked for."""
+        return looks_of(self.through_model)
+
+
+def through(model: nn.Module, function: Any) -> Through:
+    """A model function(model, ...), with the same parameters; a hybrid one where the function has events."""
+    return (HybridThrough if hasattr(function, "event") else Through)(model, function)
 
 
 def _tensors_in(args: Any) -> Iterator[Tensor]:

@@ -3,45 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from kpflow_dyn._arrays import Array, to_numpy
-from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._linearize import linearize
+from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._problems.choice import Choice
-from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.parameters import with_values
-from kpflow_dyn._problems.solutions import ODESolution
-from kpflow_dyn._solve import solve
-from kpflow_dyn.control._costates import Cost, Costates, QuadraticCost, adjoint
+from kpflow_dyn.control._costates import Cost, QuadraticCost, again
 from kpflow_dyn.control._gramians import gram
 from kpflow_dyn.control._learnable import by_parameter, leading, learnable_gramian, sensitivity, share
-from kpflow_dyn.control._linearisation import linearize_ltv, mesh_edges
-from kpflow_dyn.control._loops import is_closed_loop
 from kpflow_dyn.control._margins import worst_disk
+from kpflow_dyn.control._opened import Opened, opened
+from kpflow_dyn.control._steered import Steered, steered
 from kpflow_dyn.control._systems import coordinates
-from kpflow_dyn.control._training_cost import training_cost
-from kpflow_dyn.control._yardstick import (
-    Rest,
-    controls,
-    excess_of_modes,
-    margins_of,
-    regulated,
-    rest_near,
-    rests_of,
-    yardstick,
-)
+from kpflow_dyn.control._yardstick import excess_of_modes, is_stable, margins_of, regulated, rest_of, yardstick
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Variables = dict[str, tuple[tuple[str, ...], Any]]
 ALONG = 9  # times at which the loop's margin is taken along a trajectory
+ITS_OWN = "the regulator sees the plant's own state, at once"
 UNITS = {"phase_margin": "degree", "disk_phase_margin": "degree", "disk_gain_margin": "dB"}
 
 
@@ -97,11 +83,19 @@ def analyze(
     regulator is that of the plant about the cost's target. What the policy costs more than it, z^T Y z in linear theory
     and for all time, is split by the modes of the policy's closed loop.
 
+    In discrete time these are sums over steps, dJ/dtheta = sum_t g_t, and L(z) = -F (z - A)^{-1} B. A sampled loop is
+    taken from sample to sample: reachable is what any sequence of held controls reaches; the cost is the integral under
+    the held control; about rest and target the plant is held exactly, exp([[A, B], [0, 0]] dt), and the regulator is
+    `dlqr` of that with the exact integral of the cost between samples, which has a cross term. Of a loop in discrete
+    time the cost is sum_t L(z_t, u_t), with the control that made z_t, and the regulator `dlqr` of the plant's step. In
+    both it sees the plant's state, without delays and limits.
+
     Args:
-        sol: the solution of an `ODEProblem` of a `kp.models.ClosedLoop`. On a span its times are the ends of the
-            solver's steps.
-        cost: L(z, u), as `adjoint` takes it. What follows on the regulator needs a `QuadraticCost(Q, R)` whose target,
-            with `u_target`, is a rest of the plant.
+        sol: the solution of an `ODEProblem` or a `DiscreteProblem` of a `kp.models.ClosedLoop`: continuous, sampled
+            (`every=`, solved anew at its samples), or of a plant in discrete time; the policy may have a memory in the
+            latter two. On a span its times are the ends of the solver's steps.
+        cost: L(z, u) of the plant's state and its control, as `adjoint` takes it. What follows on the regulator needs a
+            `QuadraticCost(Q, R)` whose target, with `u_target`, is a rest of the plant.
         terminal: M(z) at the end.
         C: the outputs [output, unit] for what is observable; all states when None.
         rank: how many reachable and observable directions what is learnable is compared with; as many as there are
@@ -113,20 +107,22 @@ def analyze(
 
     Returns:
         A `LoopAnalysis`. Its dataset has over [trial, time]: `learnable`, `reachable`, `observable` [mode], and their
-        `..._direction` [unit, mode]; `learnable_reachable` and `learnable_observable`, which part of tr G lies in the
-        `rank` leading directions; `cost_to_go`; `costate` [unit]; `control` and `control_gradient` [input];
-        `disk_margin_along`, of the loop linearised there as if it stood still (at some times; 0 where that is not
-        stable); `control_gap`, (u - u_lqr)^T R (u - u_lqr). By [trial] `cost`, `regulator_cost` on the same plant, and
-        `cost_ratio`. `sensitivity` [parameter, time] is |g(t)| of the mean cost, `gradient_norm` [parameter] its
-        integral's. At rest: `rest` [unit], `rest_pole` [pole], `gain_margin_low`, `gain_margin_high`, `phase_margin`
-        [input], of one input with the others closed, and `disk_margin`, `disk_gain_margin`, `disk_phase_margin` of all
-        at once. `policy_gain`, `regulator_gain` [input, unit] at the target, with u = -K (z - z*) for both, and
-        `gain_distance`; `excess` [loop_mode], what each mode carries of `excess_cost`, `excess_pole` and
-        `excess_share` [unit]. What is not known is NaN, and `note` says why.
+        `..._direction` [unit, mode], of the plant's states; `learnable_reachable` and `learnable_observable`, which
+        part of tr G lies in the `rank` leading directions; `cost_to_go`; `costate` [unit]; `control` and
+        `control_gradient` [input]; `disk_margin_along`, of the loop linearised there as if it stood still (at some
+        times; 0 where that is not stable); `control_gap`, (u - u_lqr)^T R (u - u_lqr), in discrete time with
+        R + B^T X B. By [trial] `cost`, `regulator_cost` on the same plant, and `cost_ratio`. `sensitivity`
+        [parameter, time] is |g(t)| of the mean cost, `gradient_norm` [parameter] its integral's. At rest: `rest`
+        [unit]; `rest_pole` [pole] of the whole loop, with its memory and the controls that wait; `gain_margin_low`,
+        `gain_margin_high`, `phase_margin` [input], of one input with the others closed, and `disk_margin`,
+        `disk_gain_margin`, `disk_phase_margin` of all at once. `policy_gain`, `regulator_gain` [input, unit] at the
+        target, with u = -K (z - z*) for both, `regulator_pole` and `gain_distance`; `excess` [loop_mode], what each
+        mode carries of `excess_cost`, `excess_pole` and `excess_share` [unit]. What is not known is NaN, and `note`
+        says why: a policy with a memory has no static gain, and so no `gain_distance` and `excess`.
 
     Raises:
         TypeError: no such solution.
-        ValueError: no closed loop, or checkpoints of other parameters.
+        ValueError: no closed loop, checkpoints of other parameters, or a start that is an encoder's.
     Source: Astrom, Murray, "Feedback Systems" (2008); Anderson, Moore, "Optimal Control" (1990); for margins as in
         `disk_margins`; docs/theory.md for the NTK.
 
@@ -141,20 +137,11 @@ def analyze(
     >>> found["phase_margin"].values.round(1), bool(found["cost_ratio"].min() > 0.99)
     (array([76.3]), True)
     """
-    if not isinstance(sol, ODESolution):
-        raise TypeError(
-            f"analyze takes the solution of an ODEProblem of a ClosedLoop, got {type(sol).__name__}; of sampled loops, "
-            "cells, noise and delays take its parts: training_cost, gram, adjoint, kp.contributions, margins of the "
-            "opened loop (docs/limits.md)"
-        )
-    if not is_closed_loop(sol.problem.f):
-        raise ValueError("analyze needs a plant and a policy, kp.models.ClosedLoop(plant, policy), as the problem's f")
+    loop = steered(sol, cost, terminal, params)
     if checkpoints is None:
-        return LoopAnalysis(_Loop(sol, cost, terminal, C, rank, params, seed).dataset())
-    found = {
-        step: _Loop(_at(sol, load), cost, terminal, C, rank, params, seed).dataset()
-        for step, load in _loaders(checkpoints).items()
-    }
+        return LoopAnalysis(_Asked(loop, C, rank, seed).dataset())
+    loops = {step: replace(loop, given=_at(sol, load)) for step, load in _loaders(checkpoints).items()}
+    found = {step: _Asked(loop, C, rank, seed).dataset() for step, loop in loops.items()}
     return LoopAnalysis(xr.concat(list(found.values()), xr.Variable("step", list(found)), coords="minimal"))
 
 
@@ -172,104 +159,48 @@ def _loaders(checkpoints: Any) -> dict[int, Any]:
     return {step: (lambda model, step=step: checkpoints.load(step, model)) for step in steps}
 
 
-def _at(sol: ODESolution, load: Any) -> ODESolution:
+def _at(sol: Any, load: Any) -> Any:
     problem = sol.problem
-    found: Any = solve(problem.remake(f=load(problem.backend.models.copied(problem.f))), sol.alg, **sol.options)
-    return found
+    return again(sol, problem.with_model(load(problem.backend.models.copied(problem.model))))
 
 
 @dataclass(frozen=True, eq=False)
-class _Loop:
+class _Asked:
     """One loop with one set of parameters; what several variables need is kept."""
 
-    given: ODESolution
-    cost: Cost
-    terminal: Cost | None
+    loop: Steered
     C: Any
     rank: int | None
-    params: Choice
     seed: int
     notes: list[str] = field(default_factory=list)
 
     def dataset(self) -> xr.Dataset:
         """All variables."""
         parts: list[Variables] = [self._directions(), self._costs(), self._sensitivities(), self._along()]
-        parts += [_at_rest(self), _beside_the_regulator(self)]
+        parts += [self._at_rest(), self._beside_the_regulator()]
         found = {name: value for part in parts for name, value in part.items()}
-        coords: dict[str, Any] = {"time": self.sol.problem.t, **coordinates(self.names, "unit")}
-        coords["parameter"] = list(self.flow.parts)
+        coords: dict[str, Any] = {"time": self.loop.time, **coordinates(self.loop.names, "unit")}
+        coords["parameter"] = list(self.loop.flow.parts)
         found["note"] = ((), "; ".join(self.notes))
         data = xr.Dataset(found, coords)
         for name, unit in UNITS.items():
             data[name].attrs["units"] = unit
         return data
 
-    # What is computed once
-
     @cached_property
-    def sol(self) -> ODESolution:
-        """On a grid of times."""
-        problem = self.given.problem
-        if not problem.is_span:
-            return self.given
-        found: Any = solve(problem.remake(t=mesh_edges(self.given)[1]), self.given.alg, **self.given.options)
-        return found
-
-    @cached_property
-    def flow(self) -> Flow:
-        """Of the loop with the integral of its control."""
-        problem = training_cost(self.sol.problem, self.cost, self.terminal).problem
-        return linearize(solve(problem, self.sol.alg, **self.sol.options), params=self.params)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(getattr(self.sol.problem.f.plant, "state_names", ()))
-
-    @property
-    def units(self) -> int:
-        return int(self.sol.problem.z0.shape[-1])
-
-    @cached_property
-    def costates(self) -> Costates:
-        return adjoint(self.sol, self.cost, self.terminal, t=self.sol.problem.t)
-
-    @cached_property
-    def rows(self) -> tuple[Array, Array | None]:
-        """States and inputs at the times [trial, time, ...]."""
-        times = np.broadcast_to(self.sol.problem.t, (len(self.sol.state), len(self.sol.problem.t)))
-        return self.sol(self.sol.problem.t), inputs_at(self.sol.problem, times)
-
-    @cached_property
-    def u(self) -> np.ndarray:
-        """The control [trial, time, input]."""
-        return controls(self.sol, *self.rows)[0]
-
-    @property
-    def last_input(self) -> Array | None:
-        """The input of the first trial at the end, which a rest is found for."""
-        x = self.rows[1]
-        return None if x is None else x[0, -1]
-
-    @cached_property
-    def rest(self) -> Rest | None:
+    def rest(self) -> Opened | None:
         """Near the cost's target, or from where the trials end."""
-        ends = to_numpy(self.sol.state)[:, -1].astype(float)
-        target = self.cost.target if isinstance(self.cost, QuadraticCost) else ends.mean(0)
-        found = rest_near(self.sol, np.concatenate([np.asarray(target, float)[None], ends]), self.last_input)
+        found = rest_of(self.loop)
         if found is None:
             self.notes.append("no rest was found, so there are no margins at one")
         return found
 
-    # The variables
-
     def _directions(self) -> Variables:
-        learnt = learnable_gramian(self.flow, self.units, self.seed)
-        of = {"learnable": learnt}
-        for name, kind in (("reachable", "c"), ("observable", "o")):
-            W = gram(self.sol, kind, loop="open", C=self.C, t=self.sol.problem.t).W.values
-            of[name] = W
+        loop = self.loop
+        learnt, system = learnable_gramian(loop.flow, loop.units, self.seed), loop.system(self.C)
+        of = {"learnable": learnt, "reachable": gram(system, "c").W.values, "observable": gram(system, "o").W.values}
         found: Variables = {}
-        rank = self.rank or self.u.shape[-1]
+        rank = self.rank or loop.u.shape[-1]
         for name, W in of.items():
             values, vectors = leading(W)
             found[name] = ("trial", "time", "mode"), np.maximum(values, 0)
@@ -280,99 +211,100 @@ class _Loop:
         return found
 
     def _costs(self) -> Variables:
-        found = self.costates
+        found = self.loop.costates
         return {
             "cost": (("trial",), found.cost.values),
             "cost_to_go": (("trial", "time"), found.cost_to_go.values),
-            "costate": (("trial", "time", "unit"), found.costate.values),
-            "control": (("trial", "time", "input"), self.u),
+            "costate": (("trial", "time", "unit"), found.costate.values[..., : self.loop.units]),
+            "control": (("trial", "time", "input"), self.loop.u),
             "control_gradient": (("trial", "time", "input"), found.gradient.values),
         }
 
     def _sensitivities(self) -> Variables:
-        """The covector of [z, int u]' is [l, grad_u L]."""
-        trials = len(self.sol.state)
-        pushed = np.einsum("btnm,btn->btm", self._B(), self.costates.costate.values)
-        direct = self.costates.gradient.values - pushed
-        covector = np.concatenate([self.costates.costate.values, direct], -1)
-        parts = by_parameter(self.flow, sensitivity(self.flow, covector) / trials)
-        weights = np.gradient(self.sol.problem.t) if len(self.sol.problem.t) > 1 else np.ones(1)
-        weights[[0, -1]] /= 2
+        loop = self.loop
+        parts = by_parameter(loop.flow, sensitivity(loop.flow, loop.covector) / len(loop.u))
         each = np.stack([np.linalg.norm(part, axis=-1) for part in parts.values()])
-        whole = np.stack([np.linalg.norm(weights @ part) for part in parts.values()])
+        whole = np.stack([np.linalg.norm(loop.weights @ part) for part in parts.values()])
         return {"sensitivity": (("parameter", "time"), each), "gradient_norm": (("parameter",), whole)}
-
-    def _B(self) -> np.ndarray:
-        return linearize_ltv(self.sol, inputs="control", t=self.sol.problem.t).B.values
 
     def _along(self) -> Variables:
         """The disk margin of the loop linearised at some times, as if it stood still."""
-        state, x = self.rows
-        trials, times = state.shape[:2]
+        rows, x = self.loop.before, self.loop.x
+        trials, times = rows.shape[:2]
         found = np.full((trials, times), np.nan)
         chosen = np.unique(np.linspace(0, times - 1, ALONG).round().astype(int)).tolist()
-        frozen = rests_of(self.sol, state[:, chosen], None if x is None else x[:, chosen])
-        found[:, chosen] = [[worst_disk(at.loop) if at.is_stable else 0.0 for at in row] for row in frozen]
+        frozen = opened(self.loop, rows[:, chosen], None if x is None else x[:, chosen])
+        found[:, chosen] = [[worst_disk(at.loop) if is_stable(at) else 0.0 for at in row] for row in frozen]
         return {"disk_margin_along": (("trial", "time"), found)}
 
+    def _at_rest(self) -> Variables:
+        rest, inputs, units = self.rest, self.loop.u.shape[-1], self.loop.units
+        if rest is None:
+            nothing, poles = np.full(inputs, np.nan), np.full(units, np.nan) + 0j
+            values = (np.full(units, np.nan), poles, nothing, nothing, nothing, np.nan, np.nan, np.nan)
+        else:
+            found = margins_of(rest)
+            poles: Any = np.linalg.eigvals(rest.closed).astype(complex)
+            poles = poles[np.argsort(-poles.real if self.loop.dt is None else -np.abs(poles), kind="stable")]
+            values = (rest.z, poles, found.gain_low, found.gain_high, found.phase)
+            values += (found.disk, found.disk_gain, found.disk_phase)
+        dims = [("unit",), ("pole",), ("input",), ("input",), ("input",), (), (), ()]
+        names = ["rest", "rest_pole", "gain_margin_low", "gain_margin_high", "phase_margin"]
+        names += ["disk_margin", "disk_gain_margin", "disk_phase_margin"]
+        return dict(zip(names, zip(dims, values, strict=True), strict=True))
 
-def _at_rest(loop: _Loop) -> Variables:
-    rest, inputs = loop.rest, loop.u.shape[-1]
-    if rest is None:
-        nothing, of_states = np.full(inputs, np.nan), np.full(loop.units, np.nan)
-        values = (of_states, of_states + 0j, nothing, nothing, nothing, np.nan, np.nan, np.nan)
-    else:
-        found = margins_of(rest)
-        poles: Any = np.linalg.eigvals(rest.closed).astype(complex)
-        poles = poles[np.argsort(-poles.real, kind="stable")]
-        values = (rest.z, poles, found.gain_low, found.gain_high, found.phase)
-        values += (found.disk, found.disk_gain, found.disk_phase)
-    dims = [("unit",), ("pole",), ("input",), ("input",), ("input",), (), (), ()]
-    names = ["rest", "rest_pole", "gain_margin_low", "gain_margin_high", "phase_margin"]
-    names += ["disk_margin", "disk_gain_margin", "disk_phase_margin"]
-    return dict(zip(names, zip(dims, values, strict=True), strict=True))
-
-
-def _beside_the_regulator(loop: _Loop) -> Variables:
-    trials, times, inputs = loop.u.shape
-    gain, of_units = np.full((inputs, loop.units), np.nan), np.full(loop.units, np.nan)
-    try:
-        found = yardstick(loop.sol, loop.cost, loop.last_input)
-    except ValueError as error:
-        loop.notes.append(f"no regulator to compare with: {error}")
-        costs, F, K, distance, total = np.full(trials, np.nan), gain, gain, np.nan, np.nan
-        gap = np.full((trials, times), np.nan)
-        poles, parts, shares = of_units + 0j, of_units, np.full((loop.units, loop.units), np.nan)
-    else:
-        cost: Any = loop.cost
-        K, F, distance = found.regulator.K, -found.target.F, found.gain_distance
-        costs = regulated(loop.sol, cost, loop.terminal, K)
-        state = to_numpy(loop.rows[0]).astype(float) - cost.target
-        off = loop.u - cost.u_target + state @ K.T
-        gap = np.einsum("bti,ij,btj->bt", off, cost.R, off)
-        poles, parts, shares = excess_of_modes(found, cost.R, state[:, 0])
-        total = float(parts.sum())
-    return {
-        "regulator_cost": (("trial",), costs),
-        "cost_ratio": (("trial",), loop.costates.cost.values / costs),
-        "policy_gain": (("input", "unit"), F),
-        "regulator_gain": (("input", "unit"), K),
-        "gain_distance": ((), distance),
-        "control_gap": (("trial", "time"), gap),
-        "excess": (("loop_mode",), parts),
-        "excess_pole": (("loop_mode",), np.asarray(poles, complex)),
-        "excess_share": (("loop_mode", "unit"), shares),
-        "excess_cost": ((), total),
-    }
+    def _beside_the_regulator(self) -> Variables:
+        loop, cost = self.loop, self.loop.cost
+        trials, times, inputs = loop.u.shape
+        units = loop.units
+        costs, gap, F = (np.full(shape, np.nan) for shape in ((trials,), (trials, times), (inputs, units)))
+        K, distance, poles = F, np.nan, np.full(units, np.nan) + 0j
+        slowest = poles
+        parts, shares = np.full(units, np.nan), np.full((units, units), np.nan)
+        try:
+            found = yardstick(loop)
+        except ValueError as error:
+            self.notes.append(f"no regulator to compare with: {error}")
+        else:
+            assert isinstance(cost, QuadraticCost)
+            K, distance, slowest = found.regulator.K, found.gain_distance, found.regulator.eigenvalues.astype(complex)
+            costs = regulated(loop, K)
+            z = loop.z - cost.target
+            off = loop.u - cost.u_target + z @ K.T
+            gap = np.einsum("bti,ij,btj->bt", off, found.weight, off)
+            if found.policy is None:
+                self.notes.append(
+                    f"a policy with a memory has no static gain, so no gain_distance and excess; {ITS_OWN}"
+                )
+            else:
+                F = -found.policy.gain
+                if found.policy.is_static:
+                    poles, parts, shares = excess_of_modes(found, found.policy, z[:, 0])
+                    if np.isnan(parts).any():
+                        self.notes.append("about the target the policy's loop is unstable or defective, so no excess")
+                else:
+                    self.notes.append(f"the control acts late, or hangs on that before, so no excess; {ITS_OWN}")
+        return {
+            "regulator_cost": (("trial",), costs),
+            "cost_ratio": (("trial",), loop.costates.cost.values / costs),
+            "policy_gain": (("input", "unit"), F),
+            "regulator_gain": (("input", "unit"), K),
+            "regulator_pole": (("loop_mode",), slowest),
+            "gain_distance": ((), distance),
+            "control_gap": (("trial", "time"), gap),
+            "excess": (("loop_mode",), parts),
+            "excess_pole": (("loop_mode",), np.asarray(poles, complex)),
+            "excess_share": (("loop_mode", "unit"), shares),
+            "excess_cost": ((), float(parts.sum())),
+        }
 
 
 def _told(data: xr.Dataset, step: Any) -> str:
     """The main numbers in words."""
     lines = [] if step is None else [f"step {step}"]
     ratio = f", {float(data.cost_ratio.mean()):.4g} times the regulator's" if data.cost_ratio.notnull().all() else ""
-    lines.append(
-        f"cost {float(data.cost.mean()):.4g}{ratio}; gain off the regulator's by {float(data.gain_distance):.3g}"
-    )
+    off = f"; gain off the regulator's by {float(data.gain_distance):.3g}" if data.gain_distance.notnull() else ""
+    lines.append(f"cost {float(data.cost.mean()):.4g}{ratio}{off}")
     slowest = complex(data.rest_pole.values[0])
     lines.append(
         f"at rest: slowest pole {slowest:.3g}, phase margins {data.phase_margin.values.round(1)} degrees, "

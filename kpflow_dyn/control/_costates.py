@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from scipy.linalg import expm
 
 from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
-from kpflow_dyn._backend import Transforms
+from kpflow_dyn._backend import Backend, Transforms
+from kpflow_dyn._flows.flow import Flow, RecurrentFlow
 from kpflow_dyn._linearize import linearize
+from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.measure import gauss_points
+from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
-from kpflow_dyn.control._linearisation import along_steps_inputs, linearize_ltv, states_at
-from kpflow_dyn.control._loops import Loop, loop_of_cell, loop_of_field, rows_of
+from kpflow_dyn._solve import solve
+from kpflow_dyn.control._beside import Arguments, beside_cost, with_control
+from kpflow_dyn.control._forms import real
+from kpflow_dyn.control._linearisation import along_steps_inputs, check_forward, linearize_ltv, states_at
+from kpflow_dyn.control._loops import (
+    Loop,
+    derivatives,
+    is_closed_loop,
+    is_stepped_loop,
+    loop_of_cell,
+    loop_of_field,
+    rows_of,
+    with_memory,
+)
 from kpflow_dyn.control._magnus import magnus, transposed
 from kpflow_dyn.control._regulators import check_weight
 from kpflow_dyn.control._systems import LTV, as_matrix, coordinates
@@ -72,7 +87,7 @@ class QuadraticCost:
 
 
 def _target(values: Any, what: str, axis: str, n: int) -> np.ndarray:
-    target = np.zeros(n) if values is None else np.asarray(values, np.float64)
+    target = np.zeros(n) if values is None else real(values, what)
     if target.shape != (n,):
         raise ValueError(f"{what} has shape {target.shape}, expected [{axis}] = ({n},)")
     return target
@@ -113,24 +128,40 @@ class Costates:
 
 
 def adjoint(
-    sol: Solution, cost: Cost | None, terminal: Cost | None = None, *, inputs: str | None = None, t: Any = None
+    sol: Solution,
+    cost: Cost | None,
+    terminal: Cost | None = None,
+    *,
+    inputs: str | None = None,
+    t: Any = None,
+    sampled: bool = False,
 ) -> Costates:
     """The costates of a running and a terminal cost, and the gradient in the input.
 
         J = int L(z, u) dt + M(z(T))        -l' = A^T l + grad_z L,   l(T) = grad M        dJ/du = B^T l + grad_u L
 
-    In discrete time J is a sum over steps, and l = P^T grad_z L, exactly. Along a ClosedLoop the control is that of its
-    policy, and the gradient is the one in what is added to it: at an optimal policy it is zero. For an ODE the sweep is
-    of sixth order on the solver's steps, where `flow.P` is of second order on the nodes. Of an SDE or a DDE J is that
-    of the trapezoidal rule on the grid, and l its exact derivative by a kick to the state at a time of the grid.
+    In discrete time J = sum_t L(z_t, u_t) + M(z_T), and l = P^T grad_z L, exactly; u_t is the control of the step that
+    made z_t. Along a ClosedLoop the control is that of its policy, and the gradient is the one in what is added to it:
+    at an optimal policy it is zero. For an ODE the sweep is of sixth order on the solver's steps, where `flow.P` is of
+    second order on the nodes. Of an SDE or a DDE J is that of the trapezoidal rule on the grid, and l its exact
+    derivative by a kick to the state at a time of the grid.
+
+    Along jumps, those of hybrid models and of sampled loops, the integral is one more state of the model, so that it is
+    integrated by the solver's own steps up to each event and on behind it, and changes with the time of the event; l is
+    the exact derivative of these steps and jumps (with the saltation matrix at events), at the times of the grid, where
+    there is a jump behind it. Of a sampled loop u is the held control, and the gradient the derivative in what is added
+    to a sample's control; take the sampling times as the grid.
 
     Args:
         sol: of an `ODEProblem` or a `DiscreteProblem`.
         cost: L(z) of states [unit] of one trial and time, made of the framework's own functions; of a ClosedLoop with
-            inputs="control", L(z, u); `QuadraticCost(Q, R)`; or None. It may not depend on the time.
+            inputs="control", L(z, u) with z the plant's state, without a memory and the like; `QuadraticCost(Q, R)`; or
+            None. It may not depend on the time. A flow of a hybrid model may be a ClosedLoop.
         terminal: M(z) likewise, at the last time.
         inputs: as in `linearize_ltv`.
         t: the times of an ODE's costates, as in `linearize_ltv`.
+        sampled: along jumps, whether J is a sum over the times of the grid in the place of the integral: of the states
+            there, behind jumps, and of the control that is held from there on.
 
     Raises:
         TypeError, ValueError: no solution, no cost at all, or one that is no number for each state.
@@ -149,10 +180,13 @@ def adjoint(
         raise ValueError("adjoint needs a running cost, a terminal one, or both")
     if not isinstance(sol, Solution):
         raise TypeError(f"adjoint takes the Solution that solve returns, got {type(sol).__name__}")
-    if isinstance(sol, DiscreteSolution):
-        return _along_steps(sol, cost, terminal, inputs)
     if isinstance(sol, HybridSolution):
-        raise ValueError("no costates are given along a hybrid model; flow.P.T of its kp.linearize passes them back")
+        return along_jumps(sol, cost, terminal, inputs, t, sampled).costates
+    if sampled:
+        raise ValueError("sampled=True is of hybrid models and sampled loops; other costs are sums or integrals anyway")
+    if isinstance(sol, DiscreteSolution):
+        steers = is_stepped_loop(sol.problem.cell) and inputs in (None, "control")
+        return along_loop(sol, cost, terminal).costates if steers else _along_steps(sol, cost, terminal, inputs)
     ltv = linearize_ltv(sol, inputs=inputs, t=t)
     if isinstance(sol, SteppedSolution):
         return _along_own_steps(sol, ltv, cost, terminal)
@@ -170,6 +204,122 @@ def _along_steps(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None
     gradient = np.einsum("btnm,btn->btm", along_steps_inputs(sol, inputs), costates)
     to_go = np.cumsum(values[:, ::-1], 1)[:, ::-1] + last[:, None]
     return _labelled(to_numpy(sol.t).astype(float), (), costates, gradient, to_go[:, 0], to_go)
+
+
+class Swept(NamedTuple):
+    """Costates, with those of all states that a flow has: of what stands beside the model's own as well."""
+
+    costates: Costates
+    whole: np.ndarray  # [trial, time, unit of the flow]
+    flow: Flow
+
+
+def along_loop(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None, params: Choice = None) -> Swept:
+    """Of a closed loop in discrete time, with its control beside its state."""
+    problem, units = with_control(sol.problem)
+    flow = _flow_of(solve(problem), params)
+    state, plant = flow.solution.state, sol.problem.cell.plant.state_size
+    values, slopes = _at_rows(problem.backend, cost, state[..., :plant], state[..., units:])
+    last, end = _terminal(terminal, state[:, -1:, :plant], problem.backend.transforms)
+    slopes[0][:, -1] += end
+    between = np.zeros((*state.shape[:2], units - plant))
+    whole = _pulled_back(flow, np.concatenate([slopes[0], between, slopes[1]], -1))
+    B = along_steps_inputs(sol, "control")
+    gradient = np.einsum("btnm,btn->btm", B, whole[..., :units]) + slopes[1]
+    to_go = np.cumsum(values[:, ::-1], 1)[:, ::-1] + last[:, None]
+    names = with_memory(tuple(getattr(sol.problem.cell.plant, "state_names", ())), units - plant)
+    time = to_numpy(sol.t).astype(float)
+    return Swept(_labelled(time, names, whole[..., :units], gradient, to_go[:, 0], to_go), whole, flow)
+
+
+def along_jumps(
+    sol: HybridSolution,
+    cost: Cost | None,
+    terminal: Cost | None,
+    inputs: str | None,
+    t: Any = None,
+    sampled: bool = False,
+    params: Choice = None,
+) -> Swept:
+    """Of a hybrid model or a sampled loop; an integral is one more state, a sum one of the states at the grid."""
+    check_forward(sol)
+    if sol.problem.is_span:  # on which another solve would choose times of its own
+        sol = again(sol, sol.problem.remake(t=np.unique(np.append(sol.t, sol.problem.t))))
+    model, problem, units = sol.problem.f, sol.problem, int(sol.state.shape[-1])
+    held, steers = hasattr(model, "sampling"), is_closed_loop(getattr(model, "flow", None)) and not sampled
+    chosen = inputs or ("control" if held or steers else "kicks")
+    if t is not None or chosen not in (("control", "kicks") if held or steers else ("kicks",)):
+        raise ValueError(
+            "along jumps there are costates at the times of the grid, with inputs='kicks' to the state, or with "
+            "inputs='control' of a ClosedLoop (of one that is sampled, where sampled=True); got "
+            f"inputs={inputs!r}, t={t!r}"
+        )
+    arguments, of = Arguments(chosen == "control"), problem.backend.transforms
+    summed = sampled or cost is None
+    solved = sol if summed else again(sol, beside_cost(problem, cost, arguments.has_control))
+    flow = _flow_of(solved, params)
+    state = flow.solution.state
+    seen = model.sampling.state if held and arguments.has_control else units
+    last, end = _terminal(terminal, state[:, -1:, :seen], of)
+    slopes = np.zeros(state.shape)
+    slopes[:, -1, :seen] = end
+    if summed:
+        values, parts = _at_rows(problem.backend, cost, *arguments(model, sol.state, None))
+        places = [slice(0, seen), *([model.sampling.of_held] if held and arguments.has_control else [])]
+        for place, part in zip(places, parts, strict=True):
+            slopes[..., place] += part
+        to_go = np.cumsum(values[:, ::-1], 1)[:, ::-1] + last[:, None]
+    else:
+        slopes[:, -1, units:] = 1
+        done = to_numpy(state)[..., units].astype(float)
+        to_go = done[:, -1:] - done + last[:, None]
+    whole = _pulled_back(flow, slopes)
+    costates = whole[..., :units]
+    gradient = costates
+    if arguments.has_control:
+        gradient = costates[..., -model.sampling.control :] if held else _pushed(sol, cost, costates)
+    return Swept(_labelled(sol.t, (), costates, gradient, to_go[:, 0], to_go), whole, flow)
+
+
+def again(sol: Any, problem: Any) -> Any:
+    """Another problem, solved as this solution was."""
+    return solve(problem) if isinstance(problem, DiscreteProblem) else solve(problem, sol.alg, **sol.options)
+
+
+def _flow_of(sol: Any, params: Choice) -> RecurrentFlow:
+    flow = linearize(sol, params=params)
+    assert isinstance(flow, RecurrentFlow)
+    return flow
+
+
+def _pushed(sol: HybridSolution, cost: Cost | None, costates: np.ndarray) -> np.ndarray:
+    """B^T l + grad_u L of a ClosedLoop that flows between jumps, at the grid."""
+    problem = sol.problem
+    loop = loop_of_field(problem.f.flow, problem.backend, "control", "closed", problem.x is not None)
+    at = states_at(sol, sol.t)
+    B = derivatives(loop, *at, of_state=False)[0]
+    return np.einsum("btnm,btn->btm", B, costates) + _slopes(loop, cost, *at)[2]
+
+
+def _pulled_back(flow: RecurrentFlow, q: np.ndarray) -> np.ndarray:
+    """P^T q [trial, time, unit], without the measure of the flow's spaces."""
+    measure = flow.P.domain.measure
+    weights = 1.0 if measure is None else to_numpy(measure).astype(float)
+    return to_numpy(flow.P.T.mv(like_numpy(q / weights, flow.solution.state))).astype(float) * weights
+
+
+def _at_rows(backend: Backend, cost: Cost | None, *rows: Array) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The cost of rows [trial, time, ...], and its gradient in each of them."""
+    if cost is None:
+        return np.zeros(rows[0].shape[:2]), [np.zeros(row.shape) for row in rows]
+
+    def with_gradients(*row: Array) -> list[Array]:
+        value, pull = backend.transforms.vjp(lambda *row: _one_number(cost(*row), row[0]), *row)[:2]
+        return [value, *pull(value * 0 + 1)]
+
+    with full_precision(rows[0]):
+        values, *slopes = backend.transforms.each_row(with_gradients, *rows)
+    return to_numpy(values).astype(float), [to_numpy(slope).astype(float) for slope in slopes]
 
 
 def _along_own_steps(sol: SteppedSolution, ltv: LTV, cost: Cost | None, terminal: Cost | None) -> Costates:

@@ -13,10 +13,26 @@ import numpy as np
 from scipy.linalg import block_diag
 from scipy.signal import tf2ss
 
+from kpflow_dyn._arrays import to_numpy
+
 EXPECTED = (
     "a kp.control.LTI, a state space or transfer function of python-control or scipy.signal, or a tuple "
     "(A, B, C, D) or (A, B, C, D, dt)"
 )
+
+
+def real(values: Any, what: str) -> np.ndarray:
+    """A float64 array of any array; a ValueError where it has an imaginary part, which would be lost."""
+    array: Any = np.array(to_numpy(values))
+    if np.iscomplexobj(array):
+        if array.imag.any():
+            raise ValueError(
+                f"{what} is complex, with imaginary parts up to {np.abs(array.imag).max():.3g}, expected real numbers; "
+                "pose a complex system by its real and imaginary parts, [[A.real, -A.imag], [A.imag, A.real]], or take "
+                ".real where these are rounding"
+            )
+        array = array.real
+    return array.astype(np.float64)
 
 
 class Parts(NamedTuple):
@@ -94,14 +110,14 @@ def _realisation(num: Any, den: Any) -> tuple[np.ndarray, ...]:
 
 
 def _monic(den: Any) -> tuple[float, ...]:
-    poly = np.trim_zeros(np.atleast_1d(den).astype(float), "f")
+    poly = np.trim_zeros(np.atleast_1d(real(den, "a denominator")), "f")
     return tuple((poly / poly[0]).tolist())
 
 
 def _one_input(entries: list[tuple[Any, Any]]) -> tuple[np.ndarray, ...]:
     """Matrices of transfer functions of one input with the same poles."""
     poles = np.array(_monic(entries[0][1]))
-    tops = [np.trim_zeros(np.atleast_1d(num).astype(float), "f") for num, _ in entries]
+    tops = [np.trim_zeros(np.atleast_1d(real(num, "a numerator")), "f") for num, _ in entries]
     if any(len(top) > len(poles) for top in tops):
         raise ValueError(
             "a transfer function has more zeros than poles, so it has no state space; add fast poles (a filter)"

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from kpflow_dyn.control._forms import real
 from kpflow_dyn.control._systems import LTI, as_system
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SINGULAR = 1e-14  # part of |A| below which a singular value of s - A is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +87,7 @@ def frequency_response(system: Any, omega: Any = None) -> FrequencyResponse:
     array([1.    , 0.7071])
     """
     system = as_system(system)
-    frequencies = some_frequencies(system) if omega is None else np.asarray(omega, np.float64)
+    frequencies = some_frequencies(system) if omega is None else real(omega, "omega")
     frequencies = frequencies[None] if frequencies.ndim == 0 else frequencies
     if frequencies.ndim != 1 or not frequencies.size or not (np.isfinite(frequencies) & (frequencies >= 0)).all():
         raise ValueError(f"omega has shape {frequencies.shape}, expected finite frequencies [omega] >= 0")
@@ -94,13 +97,27 @@ def frequency_response(system: Any, omega: Any = None) -> FrequencyResponse:
 
 def response_at(system: LTI, frequencies: np.ndarray) -> np.ndarray:
     """G [omega, output, input]; raise at a pole."""
-    s = 1j * frequencies if system.dt is None else np.exp(1j * frequencies * system.dt)
-    poles = system.poles
-    near = np.abs(s[:, None] - poles).min(1) <= 1e-12 * max(1.0, float(np.abs(poles).max()))
+    near = are_poles(system, frequencies, 1e-12)
     if near.any():
         raise ValueError(f"the system has a pole at omega = {frequencies[near][0]:.6g}, where its response is infinite")
-    inverse = np.linalg.solve(s[:, None, None] * np.eye(len(system.A)) - system.A, system.B.astype(complex)[None])
-    return system.C @ inverse + system.D
+    return system.C @ np.linalg.solve(_shifted(system, frequencies), system.B.astype(complex)[None]) + system.D
+
+
+def are_poles(system: LTI, frequencies: np.ndarray, within: float = 1e-9) -> np.ndarray:
+    """Which frequencies are poles [omega]; of double ones, which rounding moves far, s - A is singular all the same."""
+    poles, singular = system.poles, np.linalg.svd(_shifted(system, frequencies), compute_uv=False)[:, -1]
+    near = np.abs(_points(system, frequencies)[:, None] - poles).min(1) <= within * max(1.0, float(np.abs(poles).max()))
+    return near | (singular <= SINGULAR * np.linalg.norm(system.A, 2))
+
+
+def _shifted(system: LTI, frequencies: np.ndarray) -> np.ndarray:
+    """s - A [omega, unit, unit]."""
+    return _points(system, frequencies)[:, None, None] * np.eye(len(system.A)) - system.A
+
+
+def _points(system: LTI, frequencies: np.ndarray) -> np.ndarray:
+    """s, or z [omega]."""
+    return 1j * frequencies if system.dt is None else np.exp(1j * frequencies * system.dt)
 
 
 def some_frequencies(system: LTI, each_decade: int = 100) -> np.ndarray:

@@ -12,12 +12,20 @@ from kpflow_dyn._problems.events import refuse_hybrid
 from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.measure import gauss_points
-from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
+from kpflow_dyn._problems.problems import ODEProblem, Problem
+from kpflow_dyn._problems.solutions import ContinuousSolution, DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.steps import AcceptedSteps
 from kpflow_dyn._spaces.operators import DENSE_BYTES
-from kpflow_dyn.control._loops import Loop, derivatives, is_closed_loop, loop_of_cell, loop_of_field, loop_of_plant
+from kpflow_dyn.control._loops import (
+    Loop,
+    derivatives,
+    is_closed_loop,
+    is_stepped_loop,
+    loop_of_cell,
+    loop_of_field,
+    loop_of_plant,
+)
 from kpflow_dyn.control._systems import LTI, LTV, Mesh, ltv_of, output_matrix
 from kpflow_dyn.dynamics._jacobians import jacobians, step_jacobians
 from kpflow_dyn.models._discrete import is_discrete
@@ -66,14 +74,30 @@ def linearize_lti(
     array([[0.  , 1.  ],
            [9.81, 0.  ]])
     """
+    if isinstance(model, Solution | Problem):
+        raise TypeError(
+            f"linearize_lti takes a model and a state at rest, such as problem.f and z, got {type(model).__name__}; "
+            "along the states of a solution take linearize_ltv"
+        )
     refuse_hybrid(model, "there is no linear system z' = A z + B u of", JUMPS)
     z, dt = _vector(z, "z", "[unit]"), _step_length(model, dt)
     x = None if u is None else _vector(u, "u", "[input]")
     whole = _loop_at(model, backend_for(z, "z", "[unit]"), dt, inputs, loop, x is not None)
+    return _at_rest(whole, z, x, output_matrix(C, len(z)), dt, t, tol)
+
+
+def plant_at_rest(plant: Any, backend: Backend, z: Array, u: Array, dt: float | None) -> LTI:
+    """The same of a plant(z, u), or with `dt` of one that has a step."""
+    return _at_rest(loop_of_plant(plant, backend, None, "closed", True), z, u, None, dt)
+
+
+def _at_rest(
+    whole: Loop, z: Array, x: Array | None, C: np.ndarray | None, dt: float | None, t: float = 0.0, tol: float = 1e-6
+) -> LTI:
     _check_rest(_value(whole, z, x, t), z, dt, tol)
     row = None if x is None else x[None, None]
     A, B = derivatives(whole, np.array([t]), z[None, None], row)
-    return LTI(A[0, 0], B[0, 0], output_matrix(C, len(z)), dt=dt, names=whole.names)
+    return LTI(A[0, 0], B[0, 0], C, dt=dt, names=whole.names)
 
 
 def _step_length(model: Any, dt: float | None) -> float | None:
@@ -103,7 +127,13 @@ def _loop_at(model: Any, backend: Backend, dt: float | None, inputs: str | None,
 
 def _value(loop: Loop, z: Array, x: Array | None, t: float) -> np.ndarray:
     """The velocity or next state, by the model's own call, which checks its parts."""
-    value = loop.call(like_numpy(np.asarray(t, np.float64), z), z, x)
+    try:
+        value = loop.call(like_numpy(np.asarray(t, np.float64), z), z, x)
+    except (TypeError, NotImplementedError) as error:
+        raise TypeError(
+            f"the model cannot be called on t, z and its inputs: {error}. Of an SDE take the drift, of a DDE a field "
+            "that passes z for each delayed state"
+        ) from error
     if tuple(value.shape) != tuple(z.shape):
         raise ValueError(f"the model gave {tuple(value.shape)} for z {tuple(z.shape)}, expected the shape of z")
     return to_numpy(value)
@@ -131,11 +161,12 @@ def linearize_ltv(
         sol: of an `ODEProblem` or a `DiscreteProblem`. Of a hybrid model or a sampled loop the system is in discrete
             time, from one time of the grid to the next, over all jumps between. So it is of an SDE, along its paths,
             and of a DDE, whose units are those of the state and then of the earlier ones that its steps look up.
-        loop: of a ClosedLoop, "closed" for A of the whole field, "open" for that of its plant under the control held.
+        loop: of a ClosedLoop, "closed" for A of the whole field, "open" for that of its plant under the control held:
+            the states are those of the plant alone, without a memory of the policy and the like.
         inputs: where inputs enter: "control", a ClosedLoop's u; "x", the problem's x_t; "kicks" to the state, B = 1.
             The control of a ClosedLoop and x of others when None. The control of a sampled loop is that which the
-            policy gave last, changed behind the time before; take the sampling times as the grid. Of an SDE or a DDE
-            kicks alone, to the state.
+            policy gave last, changed behind the time before; with loop="open" that which acts on the plant, held from
+            one time to the next. Take the sampling times as the grid. Of an SDE or a DDE kicks alone, to the state.
         C: the outputs [output, unit], or a Linear layer; all states when None.
         t: the times of an ODE's system [time]; its grid when None, or on a span the ends of the solver's steps. In
             between, A and B are taken at three Gauss points of each of the solver's steps.
@@ -156,7 +187,7 @@ def linearize_ltv(
     """
     if not isinstance(sol, Solution):
         raise TypeError(f"linearize_ltv takes the Solution that solve returns, got {type(sol).__name__}")
-    C = output_matrix(C, sol.state.shape[-1])
+    C = output_matrix(C, _seen_units(sol, loop))
     if isinstance(sol, HybridSolution):
         return _along_jumps(sol, inputs, loop, C, t)
     if isinstance(sol, DiscreteSolution):
@@ -171,30 +202,58 @@ def linearize_ltv(
     return _along_equation(sol, inputs, loop, C, t)
 
 
+def _seen_units(sol: Solution, loop: str) -> int:
+    """How many states the system has: of an open loop those of its plant."""
+    model: Any = getattr(sol.problem, "cell", getattr(sol.problem, "f", None))
+    units = int(sol.state.shape[-1])
+    if loop != "open":
+        return units
+    if is_stepped_loop(model):
+        return int(model.plant.state_size)
+    return int(model.sampling.state) if hasattr(model, "sampling") else units
+
+
 def _along_steps(sol: DiscreteSolution, inputs: str | None, loop: str, C: np.ndarray) -> LTV:
     _check_size(sol, 1)
     step = loop_of_cell(sol.problem, inputs, loop)
     A, B = derivatives(step, np.zeros(sol.state.shape[1]), sol.before, sol.problem.x)
-    return ltv_of(to_numpy(sol.t).astype(float), A, B, C, np.zeros((len(C), B.shape[-1])), (), dt=1.0)
+    return ltv_of(to_numpy(sol.t).astype(float), A, B, C, np.zeros((len(C), B.shape[-1])), step.names, dt=1.0)
 
 
 def _along_jumps(sol: HybridSolution, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
     """From one time of the grid to the next, over all jumps between."""
+    check_forward(sol)
     _check_size(sol, 1)
     sampling = getattr(sol.problem.f, "sampling", None)
     chosen = inputs or ("control" if sampling is not None else None)
-    if t is not None or loop != "closed" or chosen not in ("control", "kicks"):
+    if t is not None or chosen not in ("control", "kicks") or (sampling is None and loop != "closed"):
         raise ValueError(
             f"of a hybrid model there is the closed loop, at the times of its grid, with inputs='kicks' to the state, "
-            f"or inputs='control' of a sampled loop; got loop={loop!r}, inputs={inputs!r}, t={t!r}"
+            f"or of a sampled loop inputs='control' and loop='open' as well; got loop={loop!r}, inputs={inputs!r}, "
+            f"t={t!r}"
         )
     if chosen == "control" and sampling is None:
         raise ValueError("inputs='control' needs kp.models.ClosedLoop(plant, policy, every=dt); take 'kicks'")
     A = to_numpy(step_jacobians(sol)).astype(float)
-    B = np.eye(A.shape[-1])[None, None]
+    B, names = np.eye(A.shape[-1])[None, None], ()
     if sampling is not None and chosen == "control":  # of the newest, until the next time; none before the first
         B = np.concatenate([0 * A[:, :1], A[:, 1:]], 1)[..., -sampling.control :]
-    return ltv_of(sol.t, A, B, C, np.zeros((len(C), B.shape[-1])), (), dt=1.0)
+    if sampling is not None and loop == "open":
+        A, B, names = _of_plant(sol, A, chosen)
+    return ltv_of(sol.t, A, B, C, np.zeros((len(C), B.shape[-1])), names, dt=1.0)
+
+
+def _of_plant(sol: HybridSolution, A: np.ndarray, inputs: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The plant of a sampled loop from one time of the grid to the next, under a control that is held in between."""
+    plant, sampling = sol.problem.f.plant, sol.problem.f.sampling
+    moved, units, first = A[..., : sampling.state, :], sampling.state, sampling.state + sampling.memory
+    B = np.eye(units)[None, None]
+    if inputs == "control":
+        parts = 1 + (sampling.delayed[1] > 0)  # where a control acts between two samples, that before it as well
+        held = [moved[..., first + i * sampling.control :][..., : sampling.control] for i in range(parts)]
+        B = sum(held[1:], held[0])
+        B = np.concatenate([0 * B[:, :1], B[:, 1:]], 1)
+    return moved[..., :units], B, tuple(getattr(plant, "state_names", ()))
 
 
 def _along_own_steps(sol: SteppedSolution, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
@@ -203,8 +262,8 @@ def _along_own_steps(sol: SteppedSolution, inputs: str | None, loop: str, C: np.
     _check_size(sol, (width / units) ** 2)
     if t is not None or loop != "closed" or inputs not in (None, "kicks"):
         raise ValueError(
-            f"of a {type(sol.problem).__name__} there is the system at the times of its grid, with inputs='kicks' to "
-            f"the state; got loop={loop!r}, inputs={inputs!r}, t={t!r}"
+            f"of this {type(sol.problem).__name__} there is the system at the times of its grid, with inputs='kicks' "
+            f"to the state; got loop={loop!r}, inputs={inputs!r}, t={t!r}"
         )
     A, B = to_numpy(jacobians(sol, between_times=True)).astype(float), np.eye(width)[None, None, :, :units]
     C = np.concatenate([C, np.zeros((len(C), width - units))], 1)
@@ -230,7 +289,7 @@ def _along_equation(sol: ODESolution, inputs: str | None, loop: str, C: np.ndarr
     return ltv_of(times, A[:, len(nodes) :], B[:, len(nodes) :], C, D, whole.names, mesh)
 
 
-def check_forward(sol: ODESolution) -> None:
+def check_forward(sol: ContinuousSolution) -> None:
     """Raise where time runs backward."""
     if sol.problem.form.backward:
         raise ValueError(
@@ -239,7 +298,7 @@ def check_forward(sol: ODESolution) -> None:
         )
 
 
-def states_at(sol: ODESolution, times: np.ndarray) -> tuple[np.ndarray, Array, Array | None]:
+def states_at(sol: Any, times: np.ndarray) -> tuple[np.ndarray, Array, Array | None]:
     """Times [n] with the states and inputs there, by the solver's dense output."""
     every = np.broadcast_to(times, (len(sol.state), len(times)))
     return times, sol(times), inputs_at(sol.problem, every)

@@ -2,16 +2,18 @@
 
     row(t, z, v, seen, x)    with v added to the control, to x, or to the velocity (the next state)
 
-The control of a closed loop is policy(seen, x): seen = z closes the loop, and a copy of z leaves it open.
+The control of a closed loop is policy(seen, x): seen = z closes the loop, and a copy of z leaves it open. Then z and
+the velocity (the next state) are those of the plant alone, without a memory of the policy.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, Transforms
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.steps import call_field
@@ -30,10 +32,11 @@ class Loop:
     backend: Backend
     call: Function  # (t, z, x) -> velocity or next state, of the whole model
     plant: Function | None  # of a closed loop, whose derivatives are those of plant and policy
-    policy: Function | None
+    policy: Function | None  # (z, x) -> [memory behind the step, u]
     inputs: str  # where v is added
     is_open: bool  # whether the derivative in z leaves the control as it is
     names: tuple[str, ...]  # of the state's entries, where the plant tells them
+    units: int | None = None  # of the plant, where the policy may have a memory behind them
 
     def row(self, t: Array, z: Array, v: Array, seen: Array, *x: Array) -> Array:
         """The velocity, or the next state."""
@@ -41,13 +44,23 @@ class Loop:
         if self.plant is None:
             out = self.call(t, z, given)
         else:
-            out = self.plant(z, self._added("control", self.control(z, seen, given), v))
+            memory, u = self._answer(z, seen, given)
+            out = self.plant(z[..., : self.units], self._added("control", u, v))
+            if memory.shape[-1] and not self.is_open:
+                out = array_namespace(z).concat([out, memory], axis=-1)
         return self._added("kicks", out, v)
 
     def control(self, z: Array, seen: Array, x: Array | None) -> Array:
         """u of the policy."""
+        return self._answer(z, seen, x)[1]
+
+    def _answer(self, z: Array, seen: Array, x: Array | None) -> tuple[Array, Array]:
+        """The memory of the policy behind a step, and its control."""
         assert self.policy is not None
-        return self.policy(seen if self.is_open else z, x)
+        found, memory = self.policy(seen if self.is_open else z, x), 0
+        if self.units is not None:
+            memory = int(seen.shape[-1]) - self.units
+        return found[..., :memory], found[..., memory:]
 
     def _added(self, name: str, value: Array, v: Array) -> Array:
         return value + v if name == self.inputs else value
@@ -75,26 +88,30 @@ def loop_of_field(f: Any, backend: Backend, inputs: str | None, loop: str, has_x
     return _loop(lambda t, z, x: call_field(f, t, z, x), model, backend, inputs, loop, has_x)
 
 
+def is_stepped_loop(model: Any) -> bool:
+    """Whether a model is what `kpflow_dyn.models.ClosedLoop` returns for a plant in discrete time."""
+    return hasattr(model, "plant") and hasattr(model, "policy") and is_discrete(model.plant)
+
+
 def loop_of_cell(problem: DiscreteProblem, inputs: str | None, loop: str) -> Loop:
     """The step of a discrete problem."""
-    step, _ = problem.backend.tracing.discrete_step(problem)
-    model = problem.cell if _steers_a_plant(problem) else None
-    return _loop(lambda t, z, x: step(problem.cell, x, z), model, problem.backend, inputs, loop, True)
+    step, start = problem.backend.tracing.discrete_step(problem)
+    model = problem.cell if is_stepped_loop(problem.cell) else None
+    found = _loop(lambda t, z, x: step(problem.cell, x, z), model, problem.backend, inputs, loop, True)
+    memory = 0 if found.units is None or found.is_open else int(start.shape[-1]) - found.units
+    return replace(found, names=with_memory(found.names, memory))
 
 
-def _steers_a_plant(problem: DiscreteProblem) -> bool:
-    """Whether the state of a cell is that of a plant in discrete time alone, with no memory of its policy."""
-    cell = problem.cell
-    if not (hasattr(cell, "plant") and hasattr(cell, "policy") and is_discrete(cell.plant)):
-        return False
-    return cell.readout is None and np.shape(problem.z0)[-1:] == (cell.plant.state_size,)
+def with_memory(names: tuple[str, ...], memory: int) -> tuple[str, ...]:
+    """The names of the entries of a plant's state, and of a memory behind it."""
+    return (*names, *(f"memory[{i}]" for i in range(memory))) if names else ()
 
 
 def loop_of_plant(plant: Any, backend: Backend, inputs: str | None, loop: str, has_x: bool) -> Loop:
     """A plant(z, u) on one trial, whose control is x."""
     _check(inputs, loop, False, has_x)
     names = tuple(getattr(plant, "state_names", ()))
-    call = backend.tracing.on_one_trial(plant.step) if is_discrete(plant) else plant
+    call = backend.tracing.on_one_trial(plant.step if is_discrete(plant) else plant)
     return Loop(backend, lambda t, z, u: call(z, u), None, None, inputs or "x", False, names)
 
 
@@ -104,14 +121,17 @@ def _loop(call: Function, model: Any, backend: Backend, inputs: str | None, loop
     chosen = inputs or ("control" if closed else "x")
     if not closed:
         return Loop(backend, one_trial(call), None, None, chosen, False, ())
-    plant, policy = model.plant, one_trial(lambda z, x: model.policy(join(z, x)))
+    plant, policy, units = model.plant, lambda z, x: model.policy(join(z, x)), None
     if is_discrete(plant):
-        plant, policy = (
-            one_trial(plant.step),
-            one_trial(lambda z, x: control_of(model.plant, model.policy, None, z, x)[1]),
-        )
-    names = tuple(getattr(model.plant, "state_names", ()))
-    return Loop(backend, one_trial(call), plant, policy, chosen, loop == "open", names)
+        plant, policy, units = plant.step, partial(remembering, model), plant.state_size
+    names, plant, policy = tuple(getattr(model.plant, "state_names", ())), one_trial(plant), one_trial(policy)
+    return Loop(backend, one_trial(call), plant, policy, chosen, loop == "open", names, units)
+
+
+def remembering(model: Any, z: Array, x: Array) -> Array:
+    """[memory, u] of a policy in discrete time."""
+    memory, u = control_of(model.plant, model.policy, model.readout, z, x)
+    return u if memory is None else array_namespace(z).concat([memory, u], axis=-1)
 
 
 def _check(inputs: str | None, loop: str, closed: bool, has_x: bool) -> None:
@@ -134,7 +154,7 @@ def derivatives(loop: Loop, t: np.ndarray, z: Array, x: Array | None, of_state: 
     """
     rows, (seen, *data) = rows_of(loop, t, z, x)
     try:
-        return _jacobians(loop.backend.transforms, loop.row, [*rows, seen, *data], of_state)
+        return jacobians(loop.backend.transforms, loop.row, [*rows, seen, *data], of_state)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"the model cannot be differentiated row by row, by vmap and forward mode: {error}. A custom derivative "
@@ -147,10 +167,11 @@ def rows_of(loop: Loop, t: np.ndarray, z: Array, x: Array | None) -> tuple[list[
     data = [] if x is None else [x]
     width = loop.width(z[0, 0], *(a[0, 0] for a in data))
     times = like_numpy(np.broadcast_to(np.asarray(t, np.float64), z.shape[:2]).copy(), z)
-    return [times, z, like_numpy(np.zeros((*z.shape[:2], width)), z)], [z, *data]
+    moved = z[..., : loop.units] if loop.is_open else z
+    return [times, moved, like_numpy(np.zeros((*z.shape[:2], width)), z)], [z, *data]
 
 
-def _jacobians(of: Transforms, row: Function, rows: list[Array], of_state: bool) -> tuple[np.ndarray, ...]:
+def jacobians(of: Transforms, row: Function, rows: list[Array], of_state: bool) -> tuple[np.ndarray, ...]:
     """The derivatives of row(t, z, v, ...) [out] in z and in v, at rows [trial, time, ...], float64."""
     like = rows[1]
 

@@ -13,12 +13,13 @@ import numpy as np
 from scipy.linalg import eig
 from scipy.optimize import brentq, minimize_scalar
 
-from kpflow_dyn.control._frequency import response_at, some_frequencies
+from kpflow_dyn.control._frequency import are_poles, response_at, some_frequencies
 from kpflow_dyn.control._modes import DEFECTIVE
 from kpflow_dyn.control._systems import LTI, as_system
 
 NEAR = 1e-4  # part of a frequency within which a crossing that was found as an eigenvalue is looked for
 REAL = 1e-6  # part of a response below which its imaginary part, or its distance from size one, is rounding
+NONE = 1e-12  # size of L below which it is rounding: a larger gain is no margin
 HALVINGS = 40  # of an interval of scales
 SWEEPS = 4  # over the channels that are scaled
 PHASE_OF_ALL = 180.0
@@ -110,7 +111,7 @@ def gain_margins(system: LTI) -> tuple[np.ndarray, np.ndarray]:
     ends = _ends(system)
     omega = np.append(_crossings(system, _on_real_axis, lambda value: value.imag, ends), ends)
     values = _values(system, omega).real
-    negative = values < -np.finfo(float).tiny
+    negative = values < -NONE
     return -1 / values[negative], omega[negative]
 
 
@@ -244,12 +245,7 @@ def _values(system: LTI, omega: np.ndarray) -> np.ndarray:
 def _ends(system: LTI) -> np.ndarray:
     """The frequencies at which a response is real anyway: zero, and half of the sampling rate; none that is a pole."""
     ends = np.array([0.0] if system.dt is None else [0.0, np.pi / system.dt])
-    return ends[~_are_poles(system, ends)]
-
-
-def _are_poles(system: LTI, omega: np.ndarray, within: float = 1e-9) -> np.ndarray:
-    s, poles = 1j * omega if system.dt is None else np.exp(1j * omega * system.dt), system.poles
-    return np.abs(s[:, None] - poles).min(1) <= within * max(1.0, float(np.abs(poles).max()))
+    return ends[~are_poles(system, ends)]
 
 
 def _grid(system: LTI) -> np.ndarray:
@@ -261,7 +257,7 @@ def _grid(system: LTI) -> np.ndarray:
     limit = np.inf if system.dt is None else np.pi / system.dt
     both = np.concatenate([some_frequencies(system, 30), some_frequencies(closed, 30), near.ravel(), _ends(system)])
     both = np.unique(both[(both >= 0) & (both <= limit)])
-    return both[~(_are_poles(system, both) | _are_poles(closed, both))]
+    return both[~(are_poles(system, both) | are_poles(closed, both))]
 
 
 def _rates(system: LTI) -> np.ndarray:
@@ -289,7 +285,7 @@ def _crossings(
 ) -> np.ndarray:
     """The frequencies where sign(L) is zero, of the pencil's eigenvalues on the boundary of stability."""
     tested = _values(system, _grid(system))
-    if np.abs(sign(tested)).max() <= REAL * np.abs(tested).max():
+    if (np.abs(sign(tested)) <= REAL * np.abs(tested)).all():  # of each, as L is very large near a pole
         return np.zeros(0)  # everywhere: L is real, or of size one, at all frequencies
     found: Any = eig(*pencil(system), right=False)
     found = found[np.isfinite(found) & (np.abs(found) < 1e12)]
@@ -309,7 +305,7 @@ def _crossings(
 def _polished(system: LTI, sign: Callable[[np.ndarray], np.ndarray], omega: float) -> float | None:
     """The zero next to a candidate; None where there is none."""
     low, high = omega * (1 - NEAR), omega * (1 + NEAR)
-    if _are_poles(system, np.array([low, omega, high]), DEFECTIVE).any():
+    if are_poles(system, np.array([low, omega, high]), DEFECTIVE).any():
         return None
     of = lambda at: float(sign(_values(system, np.array([at])))[0])  # noqa: E731
     if of(low) * of(high) < 0:

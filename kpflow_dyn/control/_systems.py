@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._problems.checks import check_times
-from kpflow_dyn.control._forms import Parts, is_system, parts_of
+from kpflow_dyn.control._forms import Parts, is_system, parts_of, real
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -264,7 +263,7 @@ def coordinates(names: tuple[str, ...], *axes: str) -> dict[str, Any]:
 
 def as_matrix(values: Any, what: str, shape: tuple[int | None, int | None]) -> np.ndarray:
     """A finite float64 matrix of this shape, None standing for any length; raise for another. A number is 1 x 1."""
-    matrix = np.array(to_numpy(values), np.float64)
+    matrix = real(values, what)
     matrix = matrix.reshape(1, 1) if matrix.ndim == 0 else matrix
     fits = matrix.ndim == 2 and all(n in (None, m) for n, m in zip(shape, matrix.shape, strict=True)) and matrix.size
     if not fits:
@@ -283,7 +282,7 @@ def square(values: Any, what: str) -> np.ndarray:
 
 def input_matrix(B: Any, units: int, what: str = "B") -> np.ndarray:
     """B [unit, input], or of one input [unit]."""
-    given = to_numpy(B)
+    given = real(B, what)
     return as_matrix(given[:, None] if np.ndim(given) == 1 else given, what, (units, None))
 
 
@@ -291,5 +290,5 @@ def output_matrix(C: Any, units: int) -> np.ndarray:
     """C [output, unit], or of one output [unit], or a Linear layer; the identity when None."""
     if C is None:
         return np.eye(units)
-    given = to_numpy(getattr(C, "weight", C))
+    given = real(getattr(C, "weight", C), "C")
     return as_matrix(given[None] if np.ndim(given) == 1 else given, "C", (None, units))

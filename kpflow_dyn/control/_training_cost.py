@@ -12,8 +12,9 @@ from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy
 from kpflow_dyn._backend import Backend
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, OverTimes
+from kpflow_dyn.control._beside import with_control
 from kpflow_dyn.control._costates import Cost, QuadraticCost
-from kpflow_dyn.control._loops import is_closed_loop, loop_of_field
+from kpflow_dyn.control._loops import is_closed_loop, is_stepped_loop, loop_of_field
 from kpflow_dyn.models._closed_loop import models_of
 
 
@@ -21,7 +22,8 @@ class TrainingCost(NamedTuple):
     """What `training_cost` gives.
 
     Attributes:
-        problem: whose state is [z, int u dt] where there is a policy; its parameters are those of the loop.
+        problem: whose state is [z, int u dt] where there is a policy, or [z, u] in discrete time; its
+            parameters are those of the loop.
         loss: of that problem's states [trial, time, unit].
 
     Example as `training_cost`.
@@ -33,13 +35,14 @@ class TrainingCost(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CostOfStates:
-    """The mean cost of trials, from states that have the integral of the control as their last entries."""
+    """The mean cost of trials, from states that have the control, or its integral, among their entries."""
 
     cost: Cost | None
     terminal: Cost | None
     steps: np.ndarray  # between the times [time - 1]; empty in discrete time
-    units: int  # of z; all that follow are integrals of u
-    has_control: bool
+    units: int  # of z
+    control: slice | None  # where it is in the state
+    is_integral: bool  # whether that is its integral, and not what is held from there on
     backend: Backend = field(repr=False)
 
     def __call__(self, state: Array) -> Array:
@@ -47,19 +50,20 @@ class CostOfStates:
         z = state[..., : self.units]
         total = 0 if self.terminal is None else _on_rows(self.backend, self.terminal, z[:, -1:])[:, 0]
         if self.cost is not None:
-            total = total + (self._over_steps(z) if not len(self.steps) else self._over_time(state, z))
+            total = total + (self._over_time(state, z) if len(self.steps) else self._over_steps(state, z))
         return array_namespace(state).mean(total)
 
-    def _over_steps(self, z: Array) -> Array:
-        return array_namespace(z).sum(_on_rows(self.backend, self.cost, z), axis=-1)
+    def _over_steps(self, state: Array, z: Array) -> Array:
+        u = () if self.control is None else (state[..., self.control],)
+        return array_namespace(z).sum(_on_rows(self.backend, self.cost, z, *u), axis=-1)
 
     def _over_time(self, state: Array, z: Array) -> Array:
-        """By the trapezoidal rule in z, and the mean of u over each interval."""
+        """By the trapezoidal rule in z, and u as it is held, or its mean, over each interval."""
         xp, h = array_namespace(state), like_numpy(self.steps, state)
         held = ()
-        if self.has_control:
-            done = state[..., self.units :]
-            held = ((done[:, 1:] - done[:, :-1]) / h[:, None],)
+        if self.control is not None:
+            u = state[..., self.control]
+            held = ((u[:, 1:] - u[:, :-1]) / h[:, None],) if self.is_integral else (u[:, :-1],)
         ends = [_on_rows(self.backend, self.cost, part, *held) for part in (z[:, :-1], z[:, 1:])]
         return xp.sum((ends[0] + ends[1]) * h / 2, axis=-1)
 
@@ -85,13 +89,19 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
         kp.gradient_flow(kp.solve(problem, alg), loss, span=...)
         kp.forecast(kp.linearize(kp.solve(problem, alg)), loss=loss, lr=..., steps=...)
 
-    Of a sampled loop the held control is a part of the state already, and the cost is one of the whole state.
+    Of a sampled loop the held control is a part of the state already, and u_k the control that is held behind t_k; take
+    the sampling times as the grid, with those at which a control acts late. In discrete time the loss is
+
+        L = mean over trials of sum_t L(z_t, u_t) + M(z_T)
+
+    with the control u_t of the step that made z_t, which the state of the problem has behind it.
 
     Args:
-        problem: an `ODEProblem` on a grid of times, of a `kp.models.ClosedLoop` where the cost has the control; or a
-            `DiscreteProblem`, whose cost is a sum over steps. An `SDEProblem` or a `DDEProblem` has a cost of states
-            alone; trials are the paths of trials there.
-        cost: L(z, u) of a closed loop, else L(z), as `adjoint` takes it; or None.
+        problem: an `ODEProblem` on a grid of times, or a `DiscreteProblem`; of a `kp.models.ClosedLoop` where the cost
+            has the control. An `SDEProblem` or a `DDEProblem` has a cost of states alone; trials are the paths of
+            trials there.
+        cost: L(z, u) of a closed loop, with the plant's state and its control, else L(z), as `adjoint` takes it; or
+            None.
         terminal: M(z) at the last time; or None.
 
     Raises:
@@ -112,7 +122,7 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
     if cost is None and terminal is None:
         raise ValueError("training_cost needs a running cost, a terminal one, or both")
     if isinstance(problem, DiscreteProblem):
-        return TrainingCost(problem, CostOfStates(cost, terminal, np.zeros(0), _width(problem), False, problem.backend))
+        return _over_steps(problem, cost, terminal)
     if not isinstance(problem, OverTimes):
         raise TypeError(f"training_cost takes an ODEProblem or a DiscreteProblem, got {type(problem).__name__}")
     if problem.is_span:
@@ -122,14 +132,43 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
         )
     if problem.form.backward:
         raise ValueError("the times decrease; a cost is an integral forward in time, so pose the problem forward")
-    steps, units, backend = np.diff(problem.t), problem.z0.shape[-1], problem.backend
-    if isinstance(problem, ODEProblem) and is_closed_loop(problem.f):
-        return TrainingCost(_with_control(problem), CostOfStates(cost, terminal, steps, units, True, backend))
-    return TrainingCost(problem, CostOfStates(cost, terminal, steps, units, False, backend))
+    steps, units, backend = np.diff(problem.t), int(problem.z0.shape[-1]), problem.backend
+    if not isinstance(problem, ODEProblem):
+        _check_of_states(cost)
+        return TrainingCost(problem, CostOfStates(cost, terminal, steps, units, None, False, backend))
+    if hasattr(problem.f, "sampling"):
+        sampling = problem.f.sampling
+        return TrainingCost(
+            problem, CostOfStates(cost, terminal, steps, sampling.state, sampling.of_held, False, backend)
+        )
+    has_control = is_closed_loop(problem.f)
+    if not has_control:
+        _check_of_states(cost)
+    integral = slice(units, None) if has_control else None
+    loss = CostOfStates(cost, terminal, steps, units, integral, True, backend)
+    return TrainingCost(_with_control(problem) if has_control else problem, loss)
 
 
-def _width(problem: DiscreteProblem) -> int:
-    return int(problem.backend.tracing.discrete_step(problem)[1].shape[-1])
+def _over_steps(problem: DiscreteProblem, cost: Cost | None, terminal: Cost | None) -> TrainingCost:
+    if is_stepped_loop(problem.cell):
+        if problem.encoder is not None:
+            raise ValueError("the start of the problem is an encoder's; a cost of the control needs a given one, z0")
+        whole, width = with_control(problem)
+        units, control = int(problem.cell.plant.state_size), slice(width, None)
+        return TrainingCost(whole, CostOfStates(cost, terminal, np.zeros(0), units, control, False, problem.backend))
+    _check_of_states(cost)
+    units = int(problem.backend.tracing.discrete_step(problem)[1].shape[-1])
+    return TrainingCost(problem, CostOfStates(cost, terminal, np.zeros(0), units, None, False, problem.backend))
+
+
+def _check_of_states(cost: Cost | None) -> None:
+    """Raise where a cost would lose its part of the control."""
+    if isinstance(cost, QuadraticCost) and cost.R is not None:
+        raise ValueError(
+            "the cost has R, of a control, and the model does not say what its control is: pose a ClosedLoop(plant, "
+            "policy), or around contacts a sampled one, Hybrid(ClosedLoop(plant, policy, every=dt), *events); or leave "
+            "R out"
+        )
 
 
 def _with_control(problem: ODEProblem) -> ODEProblem:

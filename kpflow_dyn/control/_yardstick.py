@@ -7,48 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import solve_continuous_lyapunov
+from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
 
-from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
+from kpflow_dyn._arrays import Array, like_numpy
 from kpflow_dyn._backend import Values
-from kpflow_dyn._problems.solutions import ODESolution, SolveError
-from kpflow_dyn._solve import solve
-from kpflow_dyn.control._costates import Cost, QuadraticCost, adjoint
-from kpflow_dyn.control._linearisation import linearize_lti
-from kpflow_dyn.control._loops import derivatives, loop_of_field
+from kpflow_dyn._problems.solutions import SolveError
+from kpflow_dyn.control._costates import QuadraticCost
 from kpflow_dyn.control._margins import disk_margins, gain_margins, stability_margins
 from kpflow_dyn.control._modes import modes
-from kpflow_dyn.control._regulators import Regulator, lqr
+from kpflow_dyn.control._opened import Opened, opened
+from kpflow_dyn.control._regulators import Regulator
+from kpflow_dyn.control._steered import Steered
 from kpflow_dyn.control._systems import LTI
 from kpflow_dyn.dynamics._points import fixed_points
-from kpflow_dyn.models._closed_loop import ClosedLoop
 
 SAME = 1e10  # condition of eigenvectors above which a loop has no modes of its own
-
-
-@dataclass(frozen=True, eq=False)
-class Rest:
-    """A closed loop at rest: z, u, the plant about it and the gain of the policy, du = F dz."""
-
-    z: np.ndarray
-    u: np.ndarray
-    plant: LTI
-    F: np.ndarray
-
-    @property
-    def closed(self) -> np.ndarray:
-        """A + B F."""
-        return self.plant.A + self.plant.B @ self.F
-
-    @property
-    def loop(self) -> LTI:
-        """What returns to the plant's input where it is opened there: u = -L u."""
-        return LTI(self.plant.A, self.plant.B, -self.F)
-
-    @property
-    def is_stable(self) -> bool:
-        """Whether perturbations decay."""
-        return not any(mode.lingers(None) for mode in modes(self.closed))
 
 
 @dataclass(frozen=True)
@@ -63,16 +36,21 @@ class Margins:
     disk_phase: float  # degrees
 
 
-def margins_of(rest: Rest) -> Margins:
+def is_stable(loop: Opened) -> bool:
+    """Whether perturbations of the closed loop decay."""
+    return not any(mode.lingers(loop.system.dt) for mode in modes(loop.closed))
+
+
+def margins_of(rest: Opened) -> Margins:
     """The margins at the plant's input."""
-    inputs = rest.plant.B.shape[1]
-    if not rest.is_stable:
+    system, inputs = rest.system, len(rest.u)
+    if not is_stable(rest):
         return Margins(np.ones(inputs), np.ones(inputs), np.zeros(inputs), 0.0, 0.0, 0.0)
     found = []
     for i in range(inputs):
         others = np.delete(np.arange(inputs), i)
-        A = rest.plant.A + rest.plant.B[:, others] @ rest.F[others]
-        one = LTI(A, rest.plant.B[:, [i]], -rest.F[[i]])
+        A = system.A + system.B[:, others] @ rest.F[others]
+        one = LTI(A, system.B[:, [i]], -rest.F[[i]], dt=system.dt)
         gains = gain_margins(one)[0]
         low, high = max(gains[gains < 1], default=0.0), min(gains[gains > 1], default=np.inf)
         found.append((low, high, abs(stability_margins(one).phase)))
@@ -80,43 +58,21 @@ def margins_of(rest: Rest) -> Margins:
     return Margins(low, high, phase, *disk_margins(rest.loop))
 
 
-def rest_near(sol: ODESolution, starts: np.ndarray, x: Array | None) -> Rest | None:
-    """Where the loop rests under an input x [input], found from starts [n, unit], nearest to the first."""
+def rest_of(loop: Steered) -> Opened | None:
+    """Where the loop rests under its last input, nearest to the cost's target, or to where the trials end."""
+    problem, ends = loop.resting()
+    first = ends.mean(0)
+    if isinstance(loop.cost, QuadraticCost):
+        first = np.concatenate([np.asarray(loop.cost.target), first[loop.units :]])
+    x = None if loop.x is None else loop.x[0, -1]
     with warnings.catch_warnings(action="ignore"):  # of none found
-        found = fixed_points(sol.problem, x, like_numpy(starts, sol.problem.z0))
+        found = fixed_points(problem, x, like_numpy(np.concatenate([first[None], ends]), loop.sol.state))
     found = found[found.is_fixed]
     if not len(found):
         return None
-    nearest = found.xstar[np.linalg.norm(found.xstar - starts[0], axis=1).argmin()]
-    return rests_of(sol, like_numpy(nearest[None, None], sol.problem.z0), None if x is None else x[None, None])[0][0]
-
-
-def rests_of(sol: ODESolution, z: Array, x: Array | None) -> list[list[Rest]]:
-    """The loop linearised at states and inputs [trial, time, ...], at rest or not."""
-    problem = sol.problem
-    loop = loop_of_field(problem.f, problem.backend, "control", "open", x is not None)
-    A, B = derivatives(loop, np.zeros(z.shape[1]), z, x)
-    u, F = controls(sol, z, x)
-    states = to_numpy(z).astype(float)
-    return [
-        [Rest(states[i, k], u[i, k], LTI(A[i, k], B[i, k], names=loop.names), F[i, k]) for k in range(z.shape[1])]
-        for i in range(len(states))
-    ]
-
-
-def controls(sol: ODESolution, z: Array, x: Array | None) -> tuple[np.ndarray, np.ndarray]:
-    """u [trial, time, input] and its derivative in z [trial, time, input, unit], at states and inputs of these rows."""
-    problem = sol.problem
-    loop = loop_of_field(problem.f, problem.backend, "control", "closed", x is not None)
-    of = problem.backend.transforms
-
-    def row(z: Array, *x: Array) -> list[Array]:
-        u, pull = of.vjp(lambda z: loop.control(z, z, x[0] if x else None), z)[:2]
-        return [u, of.vmap(pull)(like_numpy(np.eye(len(u)), z))[0]]
-
-    with full_precision(z):
-        u, F = of.each_row(row, z, *(() if x is None else (x,)))
-    return to_numpy(u).astype(float), to_numpy(F).astype(float)
+    away = np.linalg.norm((found.xstar - first)[:, : loop.units], axis=1)
+    row = loop.row_of_rest(found.xstar[away.argmin()])
+    return opened(loop, like_numpy(row[None, None], loop.sol.state), None if x is None else x[None, None])[0][0]
 
 
 # The regulator
@@ -126,42 +82,46 @@ def controls(sol: ODESolution, z: Array, x: Array | None) -> tuple[np.ndarray, n
 class Yardstick:
     """The linear-quadratic regulator about a cost's target."""
 
-    target: Rest  # the plant there, with the policy's gain
     regulator: Regulator
+    weight: np.ndarray  # of an error of the control, per time or per step
+    policy: Opened | None  # about the target; None where it has a memory
 
     @property
     def gain_distance(self) -> float:
         """|F + K| / |K|, zero where the policy is the regulator."""
-        return float(np.linalg.norm(self.target.F + self.regulator.K) / np.linalg.norm(self.regulator.K))
+        if self.policy is None:
+            return np.nan
+        return float(np.linalg.norm(self.policy.gain + self.regulator.K) / np.linalg.norm(self.regulator.K))
 
 
-def yardstick(sol: ODESolution, cost: Any, x: Array | None) -> Yardstick:
+def yardstick(loop: Steered) -> Yardstick:
     """The regulator of a quadratic cost about its target; a ValueError says why there is none."""
+    cost = loop.cost
     if not isinstance(cost, QuadraticCost) or cost.R is None:
         raise ValueError("a regulator needs a QuadraticCost(Q, R)")
+    if len(cost.R) != loop.u.shape[-1]:
+        raise ValueError(f"R is of {len(cost.R)} inputs, and the plant has {loop.u.shape[-1]}")
     assert cost.target is not None and cost.u_target is not None
-    like, plant = sol.problem.z0, sol.problem.f.plant
-    z, u = (like_numpy(a, like) for a in (cost.target, cost.u_target))
-    if not hasattr(plant, "control_size"):
-        raise ValueError("the plant does not say its control_size")
-    system = linearize_lti(plant, z, u)
-    at = rests_of(sol, z[None, None], None if x is None else x[None, None])[0][0]
-    return Yardstick(Rest(at.z, at.u, LTI(system.A, system.B, names=system.names), at.F), lqr(system, cost.Q, cost.R))
+    regulator, weight = loop.regulator(loop.target(cost), cost)
+    if loop.memory:
+        return Yardstick(regulator, weight, None)
+    row = np.concatenate([cost.target, *[cost.u_target] * loop.stored])
+    at = opened(loop, like_numpy(row[None, None], loop.sol.state), None if loop.x is None else loop.x[:1, -1:])
+    return Yardstick(regulator, weight, at[0][0])
 
 
-def regulated(sol: ODESolution, cost: QuadraticCost, terminal: Cost | None, K: np.ndarray) -> np.ndarray:
+def regulated(loop: Steered, K: np.ndarray) -> np.ndarray:
     """The cost of the regulator on the plant itself, from the same starts [trial]; NaN where it has no solution."""
-    problem = sol.problem
-    arrays = {"K": like_numpy(K, problem.z0)}
+    cost: Any = loop.cost
+    like, backend = loop.sol.state, loop.sol.problem.backend
     constants = {"target": cost.target, "u_target": cost.u_target}
-    law = problem.backend.models.with_arrays(
-        _law, arrays, {name: like_numpy(np.asarray(a), problem.z0) for name, a in constants.items()}
+    law = backend.models.with_arrays(
+        _law, {"K": like_numpy(K, like)}, {name: like_numpy(np.asarray(a), like) for name, a in constants.items()}
     )
     try:
-        found: Any = solve(problem.remake(f=ClosedLoop(problem.f.plant, law)), sol.alg, **sol.options)
-        return adjoint(found, cost, terminal).cost.values
+        return loop.with_policy(law).costates.cost.values
     except SolveError:
-        return np.full(len(sol.state), np.nan)
+        return np.full(len(like), np.nan)
 
 
 def _law(arrays: Values, seen: Array) -> Array:
@@ -170,26 +130,29 @@ def _law(arrays: Values, seen: Array) -> Array:
     return arrays["u_target"] - (seen[..., : K.shape[1]] - arrays["target"]) @ K.T
 
 
-def excess_of_modes(found: Yardstick, R: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, ...]:
+def excess_of_modes(found: Yardstick, policy: Opened, starts: np.ndarray) -> tuple[np.ndarray, ...]:
     """What the linearised policy costs more than the regulator, by the modes of its closed loop.
 
         J_F(z) - z^T X z = int |(F + K) z|_R^2 dt = z^T Y z,    A_F^T Y + Y A_F + (F + K)^T R (F + K) = 0
 
+    In discrete time it is a sum with R + B^T X B in the place of R, and Y - A_F^T Y A_F stands before the equals sign.
     With z = sum_i c_i v_i mode i has Re(c_i* v_i* Y z), in the mean over starts; they add up to the whole.
 
     Returns:
         The poles [pole], the parts [pole], the shares of the states in each mode [pole, unit], largest parts first;
         NaN where the loop is unstable or defective.
     """
-    closed, gap = found.target.closed, found.target.F + found.regulator.K
+    units, dt, gap = len(policy.z), policy.system.dt, policy.gain + found.regulator.K
+    closed = policy.closed[:units, :units]
     eigen: Any = np.linalg.eig(closed)
     values, vectors = (found.astype(complex) for found in eigen)
     shares = np.abs(vectors.T) ** 2
     shares /= shares.sum(1, keepdims=True)
-    if not found.target.is_stable or np.linalg.cond(vectors) > SAME:
-        order = np.argsort(-values.real, kind="stable")
+    if any(mode.lingers(dt) for mode in modes(closed)) or np.linalg.cond(vectors) > SAME:
+        order = np.argsort(-values.real if dt is None else -np.abs(values), kind="stable")
         return values[order], np.full(len(values), np.nan), shares[order]
-    Y = solve_continuous_lyapunov(closed.T, -gap.T @ R @ gap)
+    lost = gap.T @ found.weight @ gap
+    Y = solve_continuous_lyapunov(closed.T, -lost) if dt is None else solve_discrete_lyapunov(closed.T, lost)
     coordinates = np.linalg.solve(vectors, starts.T.astype(complex))  # [pole, trial]
     parts = (coordinates.conj() * (vectors.conj().T @ Y @ starts.T)).real.mean(1)
     order = np.argsort(-np.abs(parts), kind="stable")

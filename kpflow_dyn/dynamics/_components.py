@@ -142,7 +142,11 @@ class _Samples:
 
 
 def _checked(states: Array) -> np.ndarray:
-    array = _double(states)
+    try:
+        array = _double(states)
+    except TypeError as error:
+        got = type(states).__name__
+        raise TypeError(f"states are {got}, expected an array [trial, time, unit], or a Solution") from error
     if array.ndim != 3 or 0 in array.shape:
         raise ValueError(f"states have shape {array.shape}, expected [trial, time, unit] with at least one of each")
     if not np.isfinite(array).all():

@@ -27,9 +27,14 @@ def discrete_loop(plant: Any, policy: Any, readout: Any, framework: str) -> Any:
 
 def advance(plant: Any, policy: Function, readout: Function | None, z: Array, x_t: Array) -> Array:
     """The state [plant, memory] after a step."""
+    return array_namespace(z).concat(parts_after(plant, policy, readout, z, x_t)[:-1], axis=-1)
+
+
+def parts_after(plant: Any, policy: Function, readout: Function | None, z: Array, x_t: Array) -> list[Array]:
+    """The plant behind a step, the policy's memory if it has one, and the control that acted."""
     memory, u = control_of(plant, policy, readout, z, x_t)
     after = plant.step(z[..., : plant.state_size], checked_control(plant, u, z))
-    return after if memory is None else array_namespace(z).concat([after, memory], axis=-1)
+    return [after, u] if memory is None else [after, memory, u]
 
 
 def control_of(

@@ -5,7 +5,7 @@ from typing import Any
 
 from kpflow_dyn._backend import backend_of
 from kpflow_dyn._problems.checks import refuse_foreign_event
-from kpflow_dyn._problems.events import is_hybrid, refuse_jumps
+from kpflow_dyn._problems.events import LOOKS, is_hybrid, refuse_jumps
 from kpflow_dyn._problems.translations import refuse_unknown
 from kpflow_dyn.models._discrete import is_discrete
 from kpflow_dyn.models._events import Event
@@ -14,7 +14,7 @@ from kpflow_dyn.tasks._data import check_at_least
 MAX_EVENTS = 1000  # in a trial
 
 
-def Hybrid(flow: Any, *events: Any, max_events: int | None = None, **unknown: Any) -> Any:
+def Hybrid(flow: Any, *events: Any, max_events: int | None = None, looks: int | None = None, **unknown: Any) -> Any:
     """A model in continuous time with jumps: z' = flow(t, z), and z <- reset(t, z) at events.
 
     It is posed and solved like any field, `kp.solve(kp.ODEProblem(hybrid, z0, t, x), alg)`, by any Runge-Kutta method,
@@ -41,6 +41,11 @@ def Hybrid(flow: Any, *events: Any, max_events: int | None = None, **unknown: An
             sampled loop, conditions and resets get and give the plant's state alone; memory and controls stay.
         max_events: how many events may happen in a trial beside those at given times; more are an error, as of a ball
             that comes to rest. 1000 where None, or as many as the flow has said.
+        looks: at how many points of each step conditions are looked at first, 4 or more; 8 where None. They are looked
+            at between these as well, and where a condition is not where a cubic through its neighbours says, and near
+            enough to zero, at twice as many points, up to 64 times. A crossing and its return between two points where
+            all this says nothing, such as a short pulse of an input, are missed: more looks, or shorter steps, find
+            them.
 
     Returns:
         A torch nn.Module or an equinox module, called as flow is. The names of its parameters begin with "flow." and
@@ -52,9 +57,9 @@ def Hybrid(flow: Any, *events: Any, max_events: int | None = None, **unknown: An
         TypeError: a part that is not callable, no event, an unknown name, or no part that is a module of torch or a
             pytree with arrays of JAX.
         ValueError: a part that has a hybrid model inside, whose events would be lost; a flow in discrete time.
-            `kp.solve` refuses what has no derivative: a condition that is zero at t0 and whose state does not leave the
-            surface, one that is touched without crossing it, two events at one time of which one moves the other's
-            condition, and endless events.
+            `kp.solve` refuses what has no derivative: a surface on which a trial begins and stays, or that it touches
+            without crossing it, two events at one time of which one moves the other's condition, endless events, a
+            surface that a trial slides along, and conditions or flows that jump there.
     Source: Goebel, Sanfelice, Teel, "Hybrid Dynamical Systems" (2012); the saltation matrix: arXiv:2306.06862.
 
     A ball that loses a learnt part of its speed at each bounce:
@@ -92,17 +97,19 @@ def Hybrid(flow: Any, *events: Any, max_events: int | None = None, **unknown: An
         )
     if max_events is not None:
         check_at_least("max_events", max_events, 1)
+    if looks is not None and (not isinstance(looks, int) or looks < 4):
+        raise ValueError(f"looks is {looks!r}, expected 4 or more points of a step")
     for part in parts:
         refuse_jumps(part, "a condition or reset is, or has inside,", "give the events one by one")
     refuse_jumps(flow, "the flow is", "")
     if is_discrete(getattr(flow, "plant", None)):
         raise ValueError("the flow is the loop of a plant in discrete time, whose step may have jumps of its own")
     if not is_hybrid(flow):
-        return hybrids_of(backend.name).Hybrid(flow, given, max_events or MAX_EVENTS)
+        return hybrids_of(backend.name).Hybrid(flow, given, max_events or MAX_EVENTS, looks or LOOKS)
     add: Any = getattr(flow, "with_events", None)
     if add is None:
         raise TypeError(f"the flow is a {type(flow).__name__}, which has events of its own; add these to them there")
-    return add(given, max_events)
+    return add(given, max_events, looks)
 
 
 def _checked(events: list[Any]) -> list[Event]:

@@ -7,6 +7,7 @@ import equinox as eqx
 import numpy as np
 from jax import Array
 
+from kpflow_dyn._problems.events import LOOKS
 from kpflow_dyn.models._events import Event, given_times
 from kpflow_dyn.models._hybrid import MAX_EVENTS
 from kpflow_dyn.models._sampling import Sampling
@@ -40,13 +41,14 @@ class Hybrid(eqx.Module):
     flow: Any
     events: tuple[_Event, ...]
     max_events: int = eqx.field(static=True)
+    looks: int = eqx.field(static=True)
 
-    def __init__(self, flow: Callable[..., Array], events: Sequence[Any], max_events: int) -> None:
-        self.flow, self.events, self.max_events = flow, tuple(map(_as_pytree, events)), max_events
+    def __init__(self, flow: Callable[..., Array], events: Sequence[Any], max_events: int, looks: int) -> None:
+        self.flow, self.events, self.max_events, self.looks = flow, tuple(map(_as_pytree, events)), max_events, looks
 
-    def with_events(self, events: Sequence[Event], max_events: int | None) -> "Hybrid":
+    def with_events(self, events: Sequence[Event], max_events: int | None, looks: int | None) -> "Hybrid":
         """The same model with more events behind its own."""
-        return Hybrid(self.flow, [*self.events, *events], max_events or self.max_events)
+        return Hybrid(self.flow, [*self.events, *events], max_events or self.max_events, looks or self.looks)
 
     def __call__(self, t: Any, z: Array, *given: Any) -> Any:
         """z' [unit], by a flow of t, z, and of what else it takes."""
@@ -62,16 +64,18 @@ class SampledLoop(eqx.Module):
     sampling: Sampling = eqx.field(static=True)
     plant_events: tuple[_Event, ...] = ()
     max_events: int = eqx.field(static=True, default=MAX_EVENTS)
+    looks: int = eqx.field(static=True, default=LOOKS)
 
     @property
     def events(self) -> tuple[Any, ...]:
         """The samples, when their controls act where that is at no sample, and the events of the plant."""
         return self.sampling.events(self.policy, self.readout, self.plant_events)
 
-    def with_events(self, events: Sequence[Event], max_events: int | None) -> "SampledLoop":
+    def with_events(self, events: Sequence[Event], max_events: int | None, looks: int | None) -> "SampledLoop":
         """The same loop with more events of the plant."""
         mine = (*self.plant_events, *map(_as_pytree, events))
-        return SampledLoop(self.plant, self.policy, self.readout, self.sampling, mine, max_events or self.max_events)
+        counts = max_events or self.max_events, looks or self.looks
+        return SampledLoop(self.plant, self.policy, self.readout, self.sampling, mine, *counts)
 
     def __call__(self, t: Any, z: Array, x_t: Array | None = None) -> Array:
         """z' [unit]: the plant's under the held control, and zeros."""

@@ -34,7 +34,7 @@ class Sampling:
     rate_limit: float | None = None
 
     @property
-    def _delayed(self) -> tuple[int, float]:
+    def delayed(self) -> tuple[int, float]:
         """Whole samples of the delay, and the time that is left."""
         samples = self.delay / self.every
         whole = int(samples + ROUND_OFF)
@@ -43,13 +43,19 @@ class Sampling:
     @property
     def waiting(self) -> int:
         """How many controls wait."""
-        whole, rest = self._delayed
+        whole, rest = self.delayed
         return whole + (rest > 0)
 
     @property
     def size(self) -> int:
         """How many numbers the state has."""
         return self.state + self.memory + self.control * (1 + self.waiting)
+
+    @property
+    def of_held(self) -> slice:
+        """Where the held control is in the state."""
+        first = self.state + self.memory
+        return slice(first, first + self.control)
 
     @property
     def sizes(self) -> str:
@@ -68,9 +74,9 @@ class Sampling:
 
     def events(self, policy: Function, readout: Function | None, of_plant: Iterable[Any]) -> tuple[Any, ...]:
         """The samples, when their controls act where that is at no sample, and the events of the plant."""
-        sample, rest = Event(reset=partial(self._sampled, policy, readout), every=self.every), self._delayed[1]
+        sample, rest = Event(reset=partial(self._sampled, policy, readout), every=self.every), self.delayed[1]
         acting = (Event(reset=self._acting, every=self.every, offset=rest),) if rest else ()
-        return (sample, *acting, *(OfPlant(event, self.state) for event in of_plant))
+        return (sample, *acting, *(OfPart(event, self.state) for event in of_plant))
 
     def flow(self, plant: Function, z: Array) -> Array:
         """z' under the held control."""
@@ -91,6 +97,13 @@ class Sampling:
             found.append(xp.broadcast_to(values, (*z0.shape[:-1], width)))
         return xp.concat(found, axis=-1)
 
+    def after_sample(
+        self, policy: Function, readout: Function | None, seen: Array, memory: Array, before: Array
+    ) -> tuple[Array, Array]:
+        """The memory behind a sample of [plant, x], and its control, from those before."""
+        memory, control = self._answer(policy, readout, memory, seen)
+        return memory, self._limited(control, before)
+
     def _parts(self, z: Array) -> tuple[Array, Array, Array, Array]:
         first, second = self.state, self.state + self.memory
         third = second + self.control
@@ -101,10 +114,9 @@ class Sampling:
     ) -> Array:
         """The state behind a sample: the policy's new memory, and its control held or waiting."""
         state, memory, held, waiting = self._parts(z)
-        memory, control = self._answer(policy, readout, memory, join(state, x))
-        before = waiting[..., -self.control :] if self.waiting else held
-        parts = [state, memory, *([held, waiting[..., self.control :]] if self._delayed[1] else [waiting])]
-        return _joined([*parts, self._limited(control, before)])
+        memory, control = self.after_sample(policy, readout, join(state, x), memory, z[..., -self.control :])
+        parts = [state, memory, *([held, waiting[..., self.control :]] if self.delayed[1] else [waiting])]
+        return _joined([*parts, control])
 
     def _acting(self, _t: Array, z: Array, _x: Array | None = None) -> Array:
         """The state behind the time at which the oldest control acts."""
@@ -136,11 +148,11 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class OfPlant:
-    """An event of the plant's state, as many of the first numbers of z, as one of z: all else stays as it is."""
+class OfPart:
+    """An event of the first numbers of z, such as the plant's state, as one of z: all others stay as they are."""
 
     event: Any
-    state: int
+    units: int
 
     @property
     def direction(self) -> int:
@@ -163,14 +175,14 @@ class OfPlant:
         return self.event.times(t0, end)
 
     def _called(self, function: Function, t: Array, z: Array, *given: Any) -> Any:
-        return function(t, z[..., : self.state], *given)
+        return function(t, z[..., : self.units], *given)
 
     def _after(self, t: Array, z: Array, *given: Any) -> Array:
         found = self._called(self.event.reset, t, z, *given)
-        expected, got = (*z.shape[:-1], self.state), tuple(getattr(found, "shape", ()))
+        expected, got = (*z.shape[:-1], self.units), tuple(getattr(found, "shape", ()))
         if got != expected:
             raise ValueError(f"it gave {got or type(found).__name__}, expected the plant's state {expected}")
-        return array_namespace(z).concat([found, z[..., self.state :]], axis=-1)
+        return array_namespace(z).concat([found, z[..., self.units :]], axis=-1)
 
 
 def _named_as(function: Function, wrapped: Function) -> Function:

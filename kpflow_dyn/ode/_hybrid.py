@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from kpflow_dyn._arrays import eps_of, like_numpy, to_numpy
-from kpflow_dyn._problems.events import is_moving
+from kpflow_dyn._problems.events import is_moving, looks_of
 from kpflow_dyn._problems.hybrid import HybridSteps
-from kpflow_dyn._problems.inputs import jumps_within, sampled, stops_of, take_trials
+from kpflow_dyn._problems.inputs import sampled, stops_of, take_trials
 from kpflow_dyn._problems.problems import ODEProblem
-from kpflow_dyn.ode._hybrid_calls import Calls, Steps
+from kpflow_dyn.ode._endless import holding, is_torn, pile_of, spacing
+from kpflow_dyn.ode._hybrid_calls import Calls, Steps, beside_of
 from kpflow_dyn.ode._libraries import Failed, Library, Options, rate_of
 from kpflow_dyn.ode._options import snapped
-from kpflow_dyn.ode._surfaces import AT_ONCE, Surfaces
+from kpflow_dyn.ode._surfaces import AT_ONCE, Surfaces, arriving
 
 SHORTEST = 16  # step of a library, in units of the round-off of the time
+CLOSE = 1e-6  # part of the span that is left to where a library got stuck
 HALVINGS = 20  # of the time to the next mark, where a field has no values behind an event
 FINITE = "finite"  # what a library then says
 
@@ -118,22 +121,30 @@ class _Run:
         self.t0, self.end = float(problem.t[0]), float(problem.t[-1])
         self.now, self.y = self.t0, to_numpy(problem.z0)
         self.taken, self.happened, self.expected = Taken(), 0, 0  # `expected` are the events at given times
+        self.barrier: float | None = None  # where a library got stuck
+        self.hits: list[float] = []  # the times of events that conditions say
         self.calls = Calls(problem)
-        self.jumps = jumps_within(problem)
         self.given = _given_events(problem, nodes)
         known = sampled(problem)
         self.x = problem.x if known is None else known
-        self.surfaces = Surfaces(self.model.events, self.calls, eps_of(problem.z0), self.end - self.t0)
+        self.surfaces = Surfaces(
+            self.model.events, self.calls, eps_of(problem.z0), self.end - self.t0, looks_of(self.model)
+        )
 
     def run(self) -> None:
         """To the last time."""
+        try:
+            self._run()
+        except Failed as failure:
+            raise _told(self, failure) from failure
+
+    def _run(self) -> None:
         self._wait()
         self._mark(self.t0)
         self.surfaces.start(self.now, self.y)
         stops = () if self.method.stops is None else self.method.stops
-        for time in np.unique([*self.problem.t, *self.nodes, *stops_of(self.problem), *stops, *self.given])[
-            1:
-        ].tolist():
+        times = [*self.problem.t, *self.nodes, *stops_of(self.problem), *stops, *self.given]
+        for time in np.unique(times)[1:].tolist():
             self._flow_to(time)
             self._mark(time)
 
@@ -143,10 +154,15 @@ class _Run:
         return {**here, "event": -1, "located": False, "stays": False}
 
     def _mark(self, time: float) -> None:
-        """The jumps that are given for this time, and whether it is one of the grid."""
+        """The jumps that are given for this time or that inputs cause then, and whether it is one of the grid."""
         for event in self.given.get(time, ()):
             self.expected += 1
             self._jump(event, located=False)
+        if time in self.calls.jumps and not self.surfaces.none:
+            self.calls.behind = True
+            for event in self.surfaces.thrown(time, self.y):
+                self._jump(event, located=False)
+            self.calls.behind = False
         if time in self.nodes:
             self.taken.nodes.append(self.taken.count - 1)
 
@@ -160,9 +176,15 @@ class _Run:
             self._take(steps, len(steps["t"]) if found is None else found.step)
             if found is not None:
                 self._take_to(steps, found.step, found.length)
+                self.barrier = None
+                self.hits.append(self.now)
                 self._jump(found.event, located=True)
                 self.surfaces.check_goes_on(found.event, self.now)
+                _check_flow(self, found.event)
                 if self.now >= time:  # a step of its own ends at the grid
+                    while (event := arriving(self.surfaces, self.now, self.y)) is not None:  # others, at the same time
+                        self._take_to(_one_step(self.calls, self.now, self.y, self.now), 0, 0.0)
+                        self._jump(event, located=True)
                     self._wait()
 
     def _jump(self, event: int, located: bool) -> None:
@@ -202,22 +224,28 @@ class _Run:
 
     def _steps(self, time: float) -> Steps:
         """Those of the library from now to this time [step, trial, ...], or one where that is too near."""
+        if self.barrier is not None and self.barrier - self.now > CLOSE * (self.end - self.t0):
+            time = min(time, (self.now + self.barrier) / 2)
         round_off = SHORTEST * eps_of(self.problem.z0) * max(abs(self.now), abs(time))
         if time - self.now <= round_off and self.calls.tableau is not None:
-            return self._one_step(time)
+            return _one_step(self.calls, self.now, self.y, time)
         failures: list[Failed] = []
         for halved in range(1 if self.surfaces.none else HALVINGS):
             try:
                 return self._steps_to(self.now + (time - self.now) / 2**halved)
             except Failed as failure:  # perhaps behind an event, that comes first
                 failures.append(failure)
-                if FINITE not in failure.trials[0][0]:
-                    break
+                reason, stuck = failure.trials[0]
+                if FINITE not in reason:
+                    if self.surfaces.none or self.barrier is not None:
+                        break
+                    self.barrier = stuck  # closer to it, as there may be an event before
+                    return self._steps(time)
         raise failures[-1]
 
     def _steps_to(self, time: float) -> Steps:
         """Those of the library from now to this time."""
-        problem, (begin, end) = copy.copy(self.problem), self._within(self.now, time)
+        problem, (begin, end) = copy.copy(self.problem), _within(self.calls, self.now, time)
         problem._set(t=np.array([begin, end]), z0=like_numpy(self.y, self.problem.z0), x=self.x)
         stops = None if self.method.stops is None else problem.t
         options = dataclasses.replace(self.method.options, steps=stops)
@@ -234,20 +262,51 @@ class _Run:
         values["stage_times"] = found.stage_times
         return {name: np.moveaxis(_numpy(array), 1, 0)[1:] for name, array in values.items()}
 
-    def _one_step(self, time: float) -> Steps:
-        every = np.ones((1, len(self.y)))
-        steps = {"t": self.now * every, "end": time * every, "before": self.y[None]}
-        after = self.calls.step_to(steps, 0, np.array([time - self.now]))[:, 0]
-        return {**steps, "after": after[None], "stage_times": self.calls.stage_times(self.now, time - self.now)[None]}
 
-    def _within(self, begin: float, end: float) -> tuple[float, float]:
-        """Two times, moved inwards by round-off where x jumps there."""
-        dtype = np.float32 if eps_of(self.problem.z0) > 1e-10 else np.float64
-        if begin in self.jumps:
-            begin = float(np.nextafter(dtype(begin), dtype(np.inf)))
-        if end in self.jumps:
-            end = float(np.nextafter(dtype(end), dtype(-np.inf)))
-        return begin, end
+def _one_step(calls: Calls, now: float, y: np.ndarray, time: float) -> Steps:
+    """One of the method, from now to this time."""
+    every = np.ones((1, len(y)))
+    steps = {"t": now * every, "end": time * every, "before": y[None]}
+    after = calls.step_to(steps, 0, np.array([time - now]))[:, 0]
+    return {**steps, "after": after[None], "stage_times": calls.stage_times(now, time - now)[None]}
+
+
+def _within(calls: Calls, begin: float, end: float) -> tuple[float, float]:
+    """Two times, moved inwards by round-off where x jumps there."""
+    if begin in calls.jumps:
+        begin = float(beside_of(calls.problem, begin, np.inf))
+    if end in calls.jumps:
+        end = float(beside_of(calls.problem, end, -np.inf))
+    return begin, end
+
+
+def _check_flow(run: _Run, event: int) -> None:
+    """Raise where behind an event the flow is left to rounding, as it jumps on the surface."""
+    near = eps_of(run.problem.z0) ** 0.5 * (run.end - run.t0)
+    if run.surfaces.is_on(event) and is_torn(run.y, _rate(run), near):
+        raise Failed({0: (f"has a flow that jumps on the surface of event {event}", run.now)}, apart=True)
+
+
+def _rate(run: _Run) -> Callable[[np.ndarray], np.ndarray]:
+    """The flow here and now, of states [trial, unit]."""
+    rate, like = rate_of(run.problem), run.problem.z0
+    return lambda y: to_numpy(rate(like_numpy(np.asarray(run.now), like), like_numpy(y, like)))
+
+
+def _told(run: _Run, failure: Failed) -> Failed:
+    """A failure by what it comes from."""
+    (reason, time), surfaces, problem = failure.trials[0], run.surfaces, run.problem
+    if surfaces.none or FINITE in reason:
+        return failure
+    holds = holding(surfaces, run.now, run.y, _rate(run))
+    if holds is not None:
+        reason = f"slides along the surface of event {holds}, which pushes it back from both sides"
+    elif (end := pile_of(run.hits)) is not None:
+        end, time = problem.form.time(end), run.hits[-1]
+        reason = f"has events that come ever faster and pile up at about {end:.6g}, the last one"
+    elif "max_events" in reason:
+        reason += spacing(run.hits)
+    return Failed({0: (reason, time)}, apart=True)
 
 
 def _numpy(values: Any) -> np.ndarray:
@@ -267,7 +326,7 @@ def _given_events(problem: ODEProblem, nodes: np.ndarray) -> dict[float, list[in
 
 def _side_by_side(problem: ODEProblem, runs: list[_Run]) -> HybridSteps:
     """The steps of all trials, with steps of length zero at t0 before those of trials that have fewer."""
-    most = max(run.taken.count for run in runs)
+    most = problem.backend.solving.rounded(max(run.taken.count for run in runs))
     found = [_filled_up(run, most - run.taken.count) for run in runs]
     joined = {name: np.concatenate([parts[name] for parts in found]) for name in found[0]}
     states = {name: like_numpy(joined.pop(name), problem.z0) for name in STATES}

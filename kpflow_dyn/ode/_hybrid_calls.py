@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
-from kpflow_dyn._problems.checks import check_finite
-from kpflow_dyn._problems.inputs import input_width, time_rows
+from kpflow_dyn._arrays import Array, array_namespace, eps_of, like_numpy, to_numpy
+from kpflow_dyn._problems.inputs import input_width, jumps_within, time_rows
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import Tableau
 from kpflow_dyn.ode._discretise import RungeKuttaStep
+from kpflow_dyn.ode._libraries import Failed
 
 Steps = dict[str, np.ndarray]  # of a library, [step, trial, ...] each
 
@@ -24,6 +24,8 @@ class Calls:
     def __init__(self, problem: ODEProblem) -> None:
         self.problem = problem
         self.tableau: Tableau | None = None
+        self.jumps = jumps_within(problem)
+        self.behind = False  # on which side conditions are taken at a time at which the inputs jump
         self.numbers = tuple(n for n, event in enumerate(problem.f.events) if event.condition is not None)
 
     @property
@@ -34,8 +36,10 @@ class Calls:
 
     def stage_times(self, now: float, length: float) -> np.ndarray:
         """Those of a step from now [trial, stage]; of no stage where the method is not known yet."""
-        c = np.zeros(0) if self.tableau is None else self.tableau.c
-        return np.tile(now + c * length, (len(self.problem.z0), 1))
+        every = np.ones(len(self.problem.z0))
+        if self.tableau is None:
+            return np.zeros((len(every), 0))
+        return _stage_times(self.problem, self.tableau, now * every, length * every)
 
     def dense(self, steps: Steps, parts: np.ndarray) -> np.ndarray:
         """The states in each step at parts of its length [n], by the dense output: [step, n, unit], of one trial."""
@@ -51,11 +55,15 @@ class Calls:
     def after_jump(self, event: int, time: float, y: np.ndarray) -> np.ndarray:
         """The state behind a jump [trial, unit]."""
         after = self.called(_Reset(self._inputs, event), np.array([time]), y[:, None])[:, 0]
-        check_finite(after, f"the state behind the reset of event {event}")
+        if not np.isfinite(after).all():
+            bad = np.flatnonzero(~np.isfinite(after).all(1)).tolist()
+            raise Failed({n: (f"has no finite state behind the reset of event {event}", time) for n in bad}, apart=True)
         return after
 
     def conditions(self, times: np.ndarray, states: np.ndarray) -> np.ndarray:
         """The conditions of all events that have one, at times [n] of states [1, n, unit]: [n, event]."""
+        if len(self.jumps):
+            times = beside_jumps(self.problem, self.jumps, times, np.inf if self.behind else -np.inf)
         return self.called(_Conditions(self._inputs, self.numbers), times, states)[0]
 
     def called(self, step: Callable[..., Array], times: np.ndarray, states: np.ndarray) -> np.ndarray:
@@ -98,6 +106,25 @@ class _Conditions:
         return array_namespace(z).stack([model.events[n].condition(*given) for n in self.numbers], axis=-1)
 
 
+def beside_of(problem: ODEProblem, times: Any, towards: Any) -> np.ndarray:
+    """The times next to these that the dtype of the state can tell from them."""
+    dtype = np.float32 if eps_of(problem.z0) > 1e-10 else np.float64
+    return np.nextafter(np.asarray(times, dtype), np.asarray(towards, dtype)).astype(np.float64)
+
+
+def beside_jumps(problem: ODEProblem, jumps: np.ndarray, times: np.ndarray, towards: Any) -> np.ndarray:
+    """Times, those of them at which x jumps moved to one side, as x is to be taken from there."""
+    nearest = jumps[np.abs(jumps - times[..., None]).argmin(-1)]
+    same = np.abs(times - nearest) <= 4 * eps_of(problem.z0) * np.abs(nearest)
+    return np.where(same, beside_of(problem, nearest, towards), times)
+
+
+def _stage_times(problem: ODEProblem, tableau: Tableau, begin: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Those of steps [..., stage], inside of a step that begins or ends where x jumps."""
+    times, jumps = begin[..., None] + tableau.c * lengths[..., None], jumps_within(problem)
+    return beside_jumps(problem, jumps, times, np.where(tableau.c > 0, -np.inf, np.inf)) if len(jumps) else times
+
+
 def taken_anew(
     problem: ODEProblem,
     tableau: Tableau,
@@ -116,7 +143,7 @@ def taken_anew(
     begin, lengths = (np.broadcast_to(a, (trials, count))[:, room] for a in (begin, lengths))
     before = like_numpy(np.broadcast_to(before, (trials, count, units))[:, room], problem.z0)
     step = RungeKuttaStep(tableau, units, input_width(problem), with_stages)
-    rows = step.rows(problem, lengths, begin[..., None] + tableau.c * lengths[..., None], before)
+    rows = step.rows(problem, lengths, _stage_times(problem, tableau, begin, lengths), before)
     return to_numpy(solving.each_step(step, problem.f, rows, step.widen(before), count))[:, :count]
 
 

@@ -11,17 +11,19 @@ of the state: [z, t].
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, array_namespace, like_numpy, side_by_side, to_numpy
+from kpflow_dyn._arrays import Array, array_namespace, like_numpy, side_by_side, taken, to_numpy
 from kpflow_dyn._problems.events import is_moving
-from kpflow_dyn._problems.hybrid import HybridSteps
+from kpflow_dyn._problems.hybrid import HybridSolution, HybridSteps
 from kpflow_dyn._problems.inputs import input_slopes, input_width, time_rows
 from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._problems.starts import OfStates
 from kpflow_dyn._problems.steps import call_field
 from kpflow_dyn.ode._discretise import RungeKuttaStep
 
@@ -46,6 +48,7 @@ class JumpingStep:
     conditions: tuple[int, ...]  # those of them whose time a condition says
     moving: bool  # whether time is part of the state, and each trial has times of its own
     cut: bool = False
+    again: bool = False  # whether steps are taken again up to a moved end, which is then right to second order
 
     @property
     def width(self) -> int:
@@ -88,26 +91,34 @@ class JumpingStep:
         return self._jumped(model, parts["jumps"], _time(end), self.step(model, parts["step"], z), x)
 
     def _moving(self, model: Any, parts: dict[str, Array], z: Array) -> Array:
-        y, end, moved = self._stepped(model, parts, z)
         units, x = self.step.units, self._end_inputs(parts)
         rate, slide = parts["moving"][..., 2:3], parts["moving"][..., 3 : 3 + units]
-        off = self._off(model, parts["jumps"], end, y, _moved_by(x, self._end_slope(parts), moved))
+        y, end, moved, off = self._ended(model, parts, z, 0.0)
+        if self.again:
+            y, end, moved, off = self._ended(model, parts, z, _time(rate * off))
         late = rate * off
         x = _moved_by(x, self._end_slope(parts), moved - _time(late))
         y = self._jumped(model, parts["jumps"], end - _time(late), y - slide * off, x)
         return array_namespace(y).concat([y, end - late], axis=-1)
 
-    def _stepped(self, model: Any, parts: dict[str, Array], z: Array) -> tuple[Array, Array, Array]:
-        """The end of the Runge-Kutta step, when that is, and by how much that moved."""
+    def _ended(self, model: Any, parts: dict[str, Array], z: Array, shorter: Any) -> tuple[Array, Array, Array, Array]:
+        """As `_stepped`, and the condition there."""
+        y, end, moved = self._stepped(model, parts, z, shorter)
+        x = _moved_by(self._end_inputs(parts), self._end_slope(parts), moved)
+        return y, end, moved, self._off(model, parts["jumps"], end, y, x)
+
+    def _stepped(self, model: Any, parts: dict[str, Array], z: Array, shorter: Any) -> tuple[Array, Array, Array]:
+        """The end of a Runge-Kutta step that is shorter by this, when that is, and by how much that moved."""
         units, begin = self.step.units, _time(z[..., self.step.units :])
         late = begin - _time(parts["moving"])
         stay = _time(parts["moving"][..., 1:])
-        end = _time(parts["end"]) + stay * late
+        moved = stay * late - shorter
+        end = _time(parts["end"]) + moved
         _, times, y, inputs, rest = self.step.read(parts["step"], z[..., :units])
-        shifts = [(1 - c) * late + c * stay * late for c in self.step.tableau.c.tolist()]
+        shifts = [(1 - c) * late + c * moved for c in self.step.tableau.c.tolist()]
         times = [t + shift for t, shift in zip(times, shifts, strict=True)]
         inputs = [_moved_by(x, s, by) for x, s, by in zip(inputs, self._slopes(parts), shifts, strict=True)]
-        return self.step.taken(model, end - begin, times, y, inputs, rest), end, stay * late
+        return self.step.taken(model, end - begin, times, y, inputs, rest), end, moved
 
     def lengthened(self, model: Any, row: Array, h: Array) -> Array:
         """[y_1, c] at the end of a step of length h, of rows [row, before]; their slopes in h are v and dc/dh."""
@@ -175,6 +186,44 @@ def rows_of(problem: ODEProblem, steps: HybridSteps) -> tuple[JumpingStep, Array
         if step.step.inputs is not None:
             parts += [input_slopes(problem, times) for times in (*np.moveaxis(steps.stage_times, 2, 0), steps.end)]
     return step, side_by_side(parts, axes=2)
+
+
+def rows_with_rates(sol: HybridSolution, model: Any) -> tuple[JumpingStep, Array]:
+    """The step map and its rows, with 1 / (dc/dh) and (dz_1/dh) / (dc/dh) where a condition says the length h."""
+    steps, (step, rows) = sol.steps, rows_of(sol.problem, sol.steps)
+    places = [np.flatnonzero(row) for row in steps.located]
+    most = max(map(len, places))
+    if not most:
+        return step, rows
+    index = np.stack([np.append(row, np.zeros(most - len(row), int)) for row in places])
+    lengths = np.take_along_axis(steps.end - steps.t, index, 1)
+    given = side_by_side([taken(rows, index), taken(steps.before, index)], axes=2)
+    each_step = sol.problem.backend.solving.each_step
+    slopes = model.derivative(
+        lambda call, h: each_step(of_states(sol, step.lengthened), call, given, h),
+        like_numpy(lengths[..., None], rows),
+    )
+    ones = like_numpy(np.ones((1, *lengths.shape, 1)), rows)
+    found = to_numpy(slopes.push(None, ones))[0]  # [trial, n, unit + 1]
+    values, start = to_numpy(rows).copy(), sum(step.widths[name] for name in ("step", "end", "jumps")) + 2
+    for trial, at in enumerate(places):
+        rate = 1 / found[trial, : len(at), -1:]
+        values[trial, at, start : start + found.shape[-1]] = np.concatenate(
+            [rate, rate * found[trial, : len(at), :-1]], -1
+        )
+    return step, like_numpy(values, rows)
+
+
+def before_of(steps: HybridSteps, step: JumpingStep) -> Array:
+    """The states of the recurrence before each step."""
+    if not step.moving:
+        return steps.before
+    return side_by_side([steps.before, like_numpy(steps.t[..., None].copy(), steps.before)], axes=2)
+
+
+def of_states(sol: HybridSolution, step: Callable[..., Array]) -> Callable[..., Array]:
+    """The step of what may have a start that learns beside it."""
+    return step if sol.problem.encoder is None else OfStates(step)
 
 
 def _time(row: Array) -> Array:

@@ -177,8 +177,13 @@ def remove_library(name: str) -> None:
 
 def library_of(alg: Any, backend: Backend) -> Library:
     """The library that accepts an algorithm; the backend's own one where none was added that does."""
-    own = [library for library in _added.values() if library.framework == backend.name and library.accepts(alg)]
+    own = added(alg, backend)
     return own[-1] if own else backend.solving.ode_library(alg)
+
+
+def added(alg: Any, backend: Backend) -> list[Library]:
+    """The libraries that were added and accept an algorithm."""
+    return [library for library in _added.values() if library.framework == backend.name and library.accepts(alg)]
 
 
 def rate_of(problem: ODEProblem) -> Callable[[Array, Array], Array]:
@@ -187,9 +192,14 @@ def rate_of(problem: ODEProblem) -> Callable[[Array, Array], Array]:
     Args:
         problem: z' = f(t, z), or z' = f(t, z, x(t)).
 
+    Raises:
+        TypeError: a problem of another kind.
+
     >>> import torch, kpflow_dyn as kp
     >>> problem = kp.ODEProblem(kp.models.MLPField(3, 8), torch.ones(2, 3), [0.0, 1.0, 2.0])
     >>> kp.ode.rate_of(problem)(torch.tensor(0.0), problem.z0).shape
     torch.Size([2, 3])
     """
+    if not isinstance(problem, ODEProblem):
+        raise TypeError(f"rate_of takes an ODEProblem, got {type(problem).__name__}")
     return problem.backend.solving.rate_of(problem)

@@ -5,7 +5,7 @@ known to begin at, or repeated from the first of these.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from kpflow_dyn._problems.solutions import ODESolution
 from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
 from kpflow_dyn.ode._discretise import Nodes, RungeKuttaStep, read_off
-from kpflow_dyn.ode._jumps import rows_of
+from kpflow_dyn.ode._jumps import rows_of, rows_with_rates
 
 Scheme = tuple[Array, Array, Array]
 
@@ -138,7 +138,8 @@ def check_same(found: np.ndarray, times: np.ndarray) -> None:
 def scheme(solution: ODESolution | HybridSolution) -> Any:
     """What `replay` repeats: the rows of the steps that were taken, and how the nodes are read off them."""
     if isinstance(solution, HybridSolution):
-        return rows_of(solution.problem, solution.steps)[1], solution.steps.nodes
+        model = solution.problem.backend.tracing.Model(solution.problem.model, lambda _name: True)
+        return rows_with_rates(solution, model)[1], solution.steps.nodes
     return _scheme(solution)
 
 
@@ -174,12 +175,16 @@ def replay(solution: ODESolution | HybridSolution) -> Callable[[Any, Any], Array
 
 
 def _replay_jumps(solution: HybridSolution) -> Callable[[Any, tuple[Array, np.ndarray]], Array]:
-    """The same of a hybrid model whose jumps are at given times."""
+    """The same of a hybrid model; events move with the parameters, to second order."""
     problem, (step, _) = solution.problem, rows_of(solution.problem, solution.steps)
-    parts_of, start = problem.backend.models.parts_of, start_map(problem)
+    parts_of, start, units = problem.backend.models.parts_of, start_map(problem), problem.z0.shape[1]
+    step, begin = replace(step, again=step.moving), like_numpy(problem.t[:1], problem.z0)
 
     def states(model: Any, scheme: tuple[Array, np.ndarray]) -> Array:
         (rows, nodes), z0 = scheme, problem.z0 if start is None else start(model)
-        return take_at(problem.backend.solving.run(step, parts_of(model)[0], rows, z0)[None], nodes)[0]
+        if step.moving:
+            xp = array_namespace(z0)
+            z0 = xp.concat([z0, xp.broadcast_to(begin, (len(z0), 1))], axis=-1)
+        return take_at(problem.backend.solving.run(step, parts_of(model)[0], rows, z0)[None], nodes)[0][..., :units]
 
     return states

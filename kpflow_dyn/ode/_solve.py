@@ -170,13 +170,35 @@ def solve_error(failures: dict[int, tuple[str, float]], solution: Solution | Non
     """The error of the trials that failed, each with its reason and time."""
     named = [f"trial {trial} {reason} at t = {time:.6g}" for trial, (reason, time) in failures.items()]
     listed = ", ".join(named[:5]) + (f", and {len(named) - 5} more" if len(named) > 5 else "")
-    advice = [text for word, text in _ADVICE.items() if any(word in reason for reason, _ in failures.values())]
+    fits = (next((text for word, text in _ADVICE.items() if word in reason), None) for reason, _ in failures.values())
+    advice = [text for text in dict.fromkeys(fits) if text]
     rest = "" if solution is None else ". The solution of the other trials is the error's .solution"
     return SolveError(f"{listed}; {'; '.join(advice)}{rest}", list(failures), solution)
 
 
-_ADVICE = {
-    "finite": "look at f near there, solve up to an earlier time, or take shorter steps where they are given",
+_ADVICE = {  # the first of them that fits
+    "jumps": (
+        "conditions are continuous along the flow, and flows across surfaces: name the times at which x jumps "
+        "(x.jumps), give an event that comes at a known time as Event(reset=..., at=...), and let a flow that changes "
+        "behind a surface read that from a number of the state that the reset sets, not from the side"
+    ),
+    "slides": (
+        "behind that it moves along the surface, by neither side's flow, and solvers chatter: end before; give the "
+        "switch hysteresis (two surfaces, and the side as a number of the state that resets change); or replace "
+        "sign(c) in the flow by tanh(c / width)"
+    ),
+    "pile up": (
+        "infinitely many events in a finite time (Zeno) have no solution behind, and derivatives grow without bound: "
+        "end before, let a reset bring a trial to rest that is slow enough, or make contact a force of the flow"
+    ),
+    "max_events": (
+        "raise max_events of kp.models.Hybrid where so many are meant; a trial that chatters between two surfaces "
+        "needs these further apart, or a smooth flow in their place"
+    ),
+    "finite": (
+        "look at f near there, or at the reset that is named, solve up to an earlier time, or take shorter steps where "
+        "they are given"
+    ),
     "max_steps": (
         "raise max_steps, loosen rtol and atol, take a method of higher order, or for a stiff problem an implicit one "
         "(in JAX, diffrax.Kvaerno5())"

@@ -1,44 +1,32 @@
 """Where the state of a trial crosses the surfaces on which conditions of events are zero.
 
-Steps are first looked at by their dense output. In a step where something may happen, the conditions are taken at the
-ends of steps of the method itself, shorter ones from the same beginning, and the length at which one of them vanishes
-is the event: value and derivative then belong to one map.
+Steps are first looked at by their dense output (`_looks`). In a step where something may happen, the conditions are
+taken at the ends of steps of the method itself, shorter ones from the same beginning, and the length at which one of
+them vanishes is the event: value and derivative then belong to one map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
+from kpflow_dyn._problems.events import LOOKS
 from kpflow_dyn.ode._libraries import Failed
+from kpflow_dyn.ode._looks import Looks, Steps, Trial, check_finite, parts_of
 
-LOOKS = 8  # of each step at its dense output
+FLAT, SHARP = 1e-3, 1e-6  # of a step: a condition that is continuous has about the same slope over both
 HALVINGS = 30  # of the first look, where a trial begins on a surface
 ROUND_OFF = 1e3  # of a condition, in units of the dtype's, and of the largest value that it had
-GRAZING = 1e-6  # slope of a condition over a step, in units of its largest value there
+GRAZING = 1e-6  # slope of a condition over a step that is not too short, in units of its largest value there
 SHORT = 1e-3  # part of a trial: shorter steps, as to a time of the grid, do not say how fast it is
 REST = 100  # slope behind a jump, in units of what rounding makes of it
 AT_ONCE = 64  # events at one time
 
-Steps = dict[str, np.ndarray]
 Values = Callable[[np.ndarray], np.ndarray]  # lengths [n] -> the conditions there [n, event]
-
-
-class Trial(Protocol):
-    """What is asked of a model on one trial.
-
-    dense       the states in a step at parts of its length [n]: [n, unit].
-    step_to     the states [1, n, unit] at lengths [n] from the beginning of a step.
-    conditions  of all events that have one, at times [n] of states [1, n, unit]: [n, event].
-    """
-
-    def dense(self, steps: Steps, parts: np.ndarray) -> np.ndarray: ...
-    def step_to(self, steps: Steps, place: int, lengths: np.ndarray) -> np.ndarray: ...
-    def conditions(self, times: np.ndarray, states: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -53,10 +41,10 @@ class Crossing:
 class Surfaces:
     """On which side of each surface a trial is: 1, -1, or 0 where it is on it and has not left it yet."""
 
-    def __init__(self, events: Any, trial: Trial, round_off: float, span: float) -> None:
+    def __init__(self, events: Any, trial: Trial, round_off: float, span: float, looks: int) -> None:
         self.numbers = tuple(n for n, event in enumerate(events) if event.condition is not None)
         self.directions = np.array([events[n].direction for n in self.numbers])
-        self.trial, self.round_off, self.span = trial, ROUND_OFF * round_off, span
+        self.trial, self.round_off, self.span, self.looks = trial, ROUND_OFF * round_off, span, Looks(trial, looks)
         self.sides, self.largest = np.zeros(len(self.numbers)), np.zeros(len(self.numbers))
         self.last = np.full(len(self.numbers), -np.inf)
         self.started_on = np.zeros(len(self.numbers), bool)
@@ -69,34 +57,40 @@ class Surfaces:
     def start(self, now: float, y: np.ndarray) -> None:
         """The sides where the trial begins."""
         if not self.none:
-            c = self._at(now, y)
+            c = self.at(now, y)
             self.started_on = abs(c) <= self.round_off * np.abs(y).max()
             self.sides = np.where(self.started_on, 0, np.sign(c))
 
     def first_crossing(self, steps: Steps) -> Crossing | None:
         """The first event in these steps, or None; sides are those at its time, or at their end."""
-        parts = np.arange(LOOKS + 1) / LOOKS
-        states = self.trial.dense(steps, parts)  # [step, look, unit]
-        times = steps["t"][:, :1] + parts * (steps["end"] - steps["t"])[:, :1]
-        flat = states.reshape(1, -1, states.shape[-1])
-        c = self.trial.conditions(times.ravel(), flat).reshape(*times.shape, -1)
-        _check_finite(c, times)
-        for place in range(len(times)):
-            self.largest = np.maximum(self.largest, np.abs(c[place]).max(0))  # not of what lies behind an event
-            if self._may_happen(c[place]) and (found := self._inside(steps, place, c[place])) is not None:
+        for place, c in enumerate(self.looks.at(steps)):
+            self.largest = np.maximum(self.largest, np.abs(c).max(0))  # not of what lies behind an event
+            small = self.round_off * self.largest
+            c = self.looks.resolved(steps, place, c, small)
+            if _may_happen(self.sides, c, small) and (found := self._inside(steps, place, c)) is not None:
                 return found
         return None
+
+    def thrown(self, now: float, y: np.ndarray) -> list[int]:
+        """The events that happen as the inputs jump across their surfaces, not the state."""
+        c = self.at(now, y)
+        on = abs(c) <= self.round_off * self.largest
+        found = [n for n in range(len(self.numbers)) if not on[n] and self.sides[n] * c[n] < 0]
+        happens = [self.numbers[n] for n in found if self._fires(n)]
+        self.sides[found] = np.sign(c[found])
+        return happens
 
     def crossed(self, number: int, located: bool, now: float, before: np.ndarray, after: np.ndarray) -> list[int]:
         """The events that the jump of one makes happen, as it takes the state across their surfaces."""
         if self.none:
             return []
-        c, old = self._at(now, after), self._at(now, before)
+        c, old = self.at(now, after), self.at(now, before)
         on = abs(c) <= self.round_off * np.maximum(self.largest, abs(old))
         happens = []
         for n, other in enumerate(self.numbers):
             if other == number:
-                self.sides[n] = 0 if on[n] else np.sign(c[n])
+                near = on[n] or (located and abs(c[n]) <= 2 * abs(old[n]))  # as near as times can tell
+                self.sides[n] = 0 if near else np.sign(c[n])
             elif not on[n]:
                 through = self.sides[n] * np.sign(c[n]) < 0
                 if through and located and abs(old[n]) <= self.round_off * self.largest[n]:
@@ -112,23 +106,19 @@ class Surfaces:
             raise _failed(f"has event {number} again and again, faster than times can be told apart", now)
         self.last[n] = now
 
-    def _at(self, now: float, y: np.ndarray) -> np.ndarray:
+    def is_on(self, number: int) -> bool:
+        """Whether the trial is on the surface of an event."""
+        return self.sides[self.numbers.index(number)] == 0
+
+    def at(self, now: float, y: np.ndarray) -> np.ndarray:
         """The conditions at a time."""
         c = self.trial.conditions(np.array([now]), y[:, None])
-        _check_finite(c, np.array([now]))
+        check_finite(c, np.array([now]))
         return c[0]
 
     def _fires(self, n: int) -> bool:
         """Whether the event happens where its surface is left behind from this side."""
         return self.directions[n] != self.sides[n]
-
-    def _may_happen(self, c: np.ndarray) -> bool:
-        """Whether, of c [look, event], a trial leaves a surface, or crosses it, or may between two looks."""
-        u = self.sides * c
-        inner, bend = u[1:-1], u[:-2] - 2 * u[1:-1] + u[2:]
-        lowest = inner - (u[2:] - u[:-2]) ** 2 / (8 * np.where(bend > 0, bend, np.inf))  # of the parabola
-        dips = (inner <= u[:-2]) & (inner <= u[2:]) & (lowest <= 0.1 * inner)
-        return bool((self.sides == 0).any() or (u[1:] <= 0).any() or dips.any())
 
     def _inside(self, steps: Steps, place: int, looks: np.ndarray) -> Crossing | None:
         """The first event in one step."""
@@ -142,8 +132,9 @@ class Surfaces:
             first = 0
             if sides[n] == 0:
                 sides[n], first = self._side_taken(n, g[:, n], small[n], value, length, begin)
-            for at, side, fires in self._changes(n, g[:, n], sides, first):
+            for at, side, fires in _changes(self.directions[n], g[:, n], sides[n], first, small[n]):
                 if fires:
+                    sides[n] = side
                     low = 0.0 if at == 0 else float(lengths[at - 1])
                     found.append((_root(lambda h, n=n: value(h)[:, n], side, low, float(lengths[at])), n))
                     break
@@ -151,8 +142,12 @@ class Surfaces:
             self.sides = np.array([_side_after(g[:, n], small[n], self.sides[n]) for n in range(len(self.numbers))])
             return None
         root, n = min(found)
-        if not _slope(lambda h: value(h)[:, n], root, length) > GRAZING * self.largest[n]:
+        alone, part = (lambda h: value(h)[:, n]), LOOKS / (len(looks) // 2)
+        slope = _slope(alone, root, length, FLAT * part)
+        if not slope / length * max(length, SHORT * self.span) > GRAZING * self.largest[n]:
             raise _failed(f"meets the surface of event {self.numbers[n]} with hardly any speed", begin + root)
+        if _slope(alone, root, length, SHARP * part) > 0.1 * FLAT / SHARP * slope:
+            raise _failed(f"has a condition of event {self.numbers[n]} that jumps across zero", begin + root)
         before = lengths < root
         self.sides = np.array(
             [
@@ -165,10 +160,14 @@ class Surfaces:
     def _side_taken(
         self, n: int, g: np.ndarray, small: float, value: Values, length: float, begin: float
     ) -> tuple[float, int]:
-        """The side that a trial takes from a surface, by values g [length], and from where on; raise where it rests.
+        """The side that a trial takes from a surface, by values g [length], and from where on.
+
+        Raise where it rests; but one where all is zero stays there.
 
         The slope says the same. Where it does not, the trial has come back already, between two looks.
         """
+        if not g.any():  # by its equations, as a clock that has run down
+            return 0.0, len(g)
         away = np.flatnonzero(abs(g) > small)
         if not len(away):
             raise _failed(f"stays on the surface of event {self.numbers[n]}, where its condition is zero", begin)
@@ -183,14 +182,6 @@ class Surfaces:
             raise _failed(f"comes to rest on the surface of event {self.numbers[n]}", begin)
         return side, away[0] + 1
 
-    def _changes(self, n: int, g: np.ndarray, sides: np.ndarray, first: int) -> Any:
-        """Where values g [length] change their side: (place, the side before, whether that is the event)."""
-        for at in range(first, len(g)):
-            if g[at] * sides[n] <= 0:
-                fires = self.directions[n] != sides[n]
-                yield at, sides[n], fires
-                sides[n] = -sides[n]
-
     def _check_start(self, n: int, side: float, begin: float) -> None:
         self.started_on[n] = False
         if self.directions[n] in (0, side):
@@ -199,28 +190,58 @@ class Surfaces:
             )
 
 
+def arriving(surfaces: Surfaces, now: float, y: np.ndarray) -> int | None:
+    """An event whose surface the trial has just come to, but for round-off."""
+    on = np.abs(surfaces.at(now, y)) <= surfaces.round_off * surfaces.largest
+    found = np.flatnonzero(on & (surfaces.sides != 0) & (surfaces.directions != surfaces.sides))
+    return surfaces.numbers[found[0]] if len(found) else None
+
+
+def _may_happen(sides: np.ndarray, c: np.ndarray, small: np.ndarray) -> bool:
+    """Whether, of c [look, event], a trial leaves a surface, or crosses it, or may between two looks, or ends on it."""
+    u, every = sides * c[::2], sides * c
+    inner, bend = u[1:-1], u[:-2] - 2 * u[1:-1] + u[2:]
+    lowest = inner - (u[2:] - u[:-2]) ** 2 / (8 * np.where(bend > 0, bend, np.inf))  # of the parabola
+    dips = (inner <= u[:-2]) & (inner <= u[2:]) & (lowest <= 0.1 * inner)
+    leaves = (sides == 0) & c.any(0)
+    return bool(leaves.any() or (every[1:] <= 0).any() or (every[-1] <= small).any() or dips.any())
+
+
+def _changes(direction: int, g: np.ndarray, side: float, first: int, small: float) -> Iterator[tuple[int, float, bool]]:
+    """Where values g [length] change their side: (place, the side before, whether that is the event).
+
+    What is zero at the end of a step, but for round-off, has changed it, so that an event comes before a time of the
+    grid with which it falls together.
+    """
+    for at in range(first, len(g)):
+        if g[at] * side <= (small if at == len(g) - 1 else 0):
+            yield at, side, direction != side
+            side = -side
+
+
 def _side_after(g: np.ndarray, small: float, side: float) -> float:
     """The side behind values g [length]: that of the last one that is not zero."""
     away = g[abs(g) > small]
     return np.sign(away[-1]) if len(away) else side
 
 
-def _slope(value: Callable[[np.ndarray], np.ndarray], root: float, length: float) -> float:
-    """How much a condition changes over a step, by its slope where it is zero."""
-    apart = 1e-3 * length
-    before, after = value(np.array([root - min(apart, root), root + apart]))
-    return abs(after - before) / (min(apart, root) + apart) * length
+def _slope(value: Callable[[np.ndarray], np.ndarray], root: float, length: float, part: float) -> float:
+    """How much a condition changes over a step, by its slope where it is zero; not of what comes behind the step."""
+    ends = np.array([max(root - part * length, 0.0), max(min(root + part * length, length), root)])
+    before, after = value(ends)
+    return abs(after - before) / (ends[1] - ends[0]) * length
 
 
 def _lengths(sides: np.ndarray, length: float, looks: np.ndarray, value: Values) -> np.ndarray:
     """At which a step is looked at: evenly, at the bottom of dips, and near its beginning on a surface."""
-    even = length * np.arange(1, LOOKS + 1) / LOOKS
-    parts = [even]
-    if (sides == 0).any():
+    count = len(looks) // 2
+    even = length * np.arange(1, count + 1) / count
+    parts = [length * parts_of(count)[1:]]
+    if ((sides == 0) & looks.any(0)).any():
         parts.append(even[0] * 0.5 ** np.arange(1, HALVINGS + 1))
-    for n, dip in enumerate(np.argmin(sides * looks, axis=0)):
-        if 0 < dip < LOOKS and sides[n] * looks[dip, n] > 0:
-            parts.append(_bottom(value, sides[n], n, length * (dip - 1) / LOOKS, length * (dip + 1) / LOOKS))
+    for n, dip in enumerate(np.argmin(sides * looks[::2], axis=0)):
+        if 0 < dip < count and sides[n] * looks[2 * dip, n] > 0:
+            parts.append(_bottom(value, sides[n], n, length * (dip - 1) / count, length * (dip + 1) / count))
     return np.unique(np.concatenate(parts))
 
 
@@ -240,7 +261,7 @@ def _values(trial: Trial, steps: Steps, place: int) -> Values:
     def values(lengths: np.ndarray) -> np.ndarray:
         states = trial.step_to(steps, place, lengths)
         c = trial.conditions(begin + lengths, states)
-        _check_finite(c, begin + lengths[:, None])
+        check_finite(c, begin + lengths[:, None])
         return c
 
     return values
@@ -254,7 +275,7 @@ def _root(value: Values, side: float, low: float, high: float) -> float:
 
     if g(low) <= 0:
         return low
-    if g(high) == 0:
+    if g(high) >= 0:
         return high
     root: Any = brentq(g, low, high, xtol=1e-300, rtol=4 * np.finfo(float).eps, maxiter=200)
     return root
@@ -262,9 +283,3 @@ def _root(value: Values, side: float, low: float, high: float) -> float:
 
 def _failed(reason: str, time: float) -> Failed:
     return Failed({0: (reason, time)}, apart=True)
-
-
-def _check_finite(c: np.ndarray, times: np.ndarray) -> None:
-    bad = ~np.isfinite(c).reshape(times.size, -1).all(1)
-    if bad.any():
-        raise Failed({0: ("has a condition that is not finite", float(times.ravel()[bad.argmax()]))}, apart=True)
