@@ -57,9 +57,10 @@ def Hybrid(flow: Any, *events: Any, max_events: int | None = None, looks: int | 
         TypeError: a part that is not callable, no event, an unknown name, or no part that is a module of torch or a
             pytree with arrays of JAX.
         ValueError: a part that has a hybrid model inside, whose events would be lost; a flow in discrete time.
-            `kp.solve` refuses what has no derivative: a surface on which a trial begins and stays, or that it touches
-            without crossing it, two events at one time of which one moves the other's condition, endless events, a
-            surface that a trial slides along, and conditions or flows that jump there.
+            `kp.solve` refuses what has no derivative: a trial that begins on a surface and leaves it in the direction
+            of the event (against it is fine), one that touches a surface without crossing it, two events at one time of
+            which one moves the other's condition, endless events, a surface that a trial slides along, and conditions
+            or flows that jump there.
     Source: Goebel, Sanfelice, Teel, "Hybrid Dynamical Systems" (2012); the saltation matrix: arXiv:2306.06862.
 
     A ball that loses a learnt part of its speed at each bounce:
