@@ -245,13 +245,9 @@ OF = {  # what others call the arguments of one thing of this package, where tha
         Term("missing: a delay is a constant number", ("dependent_lags", "order_discontinuity_t0", "neutral")),
     ),
     "SDEProblem": (
-        Term("`brownian=`, a seed or a path", ("bm", "noise", "seed", "key", "rng", "entropy", "brownian_motion", "W")),
+        Term("`brownian=`, a seed or a path", ("key", "rng", "brownian_motion", "W", "increments")),
         Term("the drift `f`", ("drift", "terms", "sde", "func")),
         Term("the diffusion `g`", ("diffusion", "noise_fn", "sigma")),
-        Term(
-            "said by the shape of what g gives: [trial, unit], or [trial, unit, noise]",
-            ("noise_type", "noise_rate_prototype", "noise_shape"),
-        ),
         Term('`sde_type=`, "ito" or "stratonovich"', ("interpretation", "calculus", "alg_hints")),
         Term("`paths=`", ("trajectories", "samples", "n_paths", "num_paths", "batch")),
     ),
