@@ -195,6 +195,11 @@ LOST = {
     "a path": (lambda: kp.CDEProblem(hybrid(), START, GRID, X), r"with X'\(t\) as its input x"),
     "a delay": (lambda: kp.DDEProblem(hybrid(), START, GRID, 0.1), "delay=tau"),
     "a method": (lambda: kp.SDEProblem(hybrid().forward, MLPField(2, 4), START, GRID), "kicks in an event"),
+    "the method of a field": (lambda: kp.ODEProblem(hybrid().forward, START, GRID), "give the model itself"),
+    "a wrapper": (
+        lambda: kp.ODEProblem(nn.Linear(2, 2), START, GRID).remake(f=nn.Sequential(hybrid())),
+        "model inside",
+    ),
     "rest": (lambda: kp.FixedPointProblem(sampled(), START), "kp.ODEProblem"),
     "steps": (lambda: kp.DiscreteProblem(hybrid(), X), "kp.ODEProblem"),
     "a network": (lambda: kp.StaticProblem(nn.Sequential(hybrid()), X), "hybrid model inside"),

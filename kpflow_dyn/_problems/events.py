@@ -61,7 +61,7 @@ def refuse_jumps(value: Any, who: str, instead: str) -> None:
         return
     for behind in ("__self__", "func"):  # of a method, and of a functools.partial
         if hasattr(value, behind):
-            refuse_jumps(getattr(value, behind), who, instead)
+            refuse_jumps(getattr(value, behind), who, instead or "give the model itself")
     backend = backend_of(value)
     parts = [value] if backend is None else backend.models.nodes(value)
     if is_hybrid(parts[0]):
