@@ -61,7 +61,7 @@ def places_of(space: Space) -> np.ndarray | None:
 
 def reaching(places: np.ndarray) -> np.ndarray:
     """The trials and times from which one of these can be reached in a recurrence [trial, time]."""
-    return np.logical_or.accumulate(places[:, ::-1], axis=1)[:, ::-1]
+    return np.logical_or.accumulate(places[:, ::-1], axis=1)[:, ::-1].copy()
 
 
 def said_of_targets(mask: np.ndarray, left_out: bool) -> str:

@@ -58,10 +58,10 @@ class WeightSite:
         if self.kind == "lookup":
             return self._counts()
         if self.kind == "matrix":
-            return np.maximum(np.linalg.eigvalsh(self.gram()), 0)[::-1]
+            return np.maximum(np.linalg.eigvalsh(self.gram()), 0)[::-1].copy()
         _, place = np.unique(self.entries, return_inverse=True)
         columns = self._columns()
-        return np.sort(np.bincount(place, to_numpy(row_dots(columns, columns))))[::-1]
+        return np.sort(np.bincount(place, to_numpy(row_dots(columns, columns))))[::-1].copy()
 
     def gram(self) -> np.ndarray:
         """V^T W V of a matrix, in float64: the products of each two of the d variables, summed over the rows."""
@@ -74,7 +74,7 @@ class WeightSite:
         rows = np.ones(1) if self.measure is None else to_numpy(self.measure).astype(np.float64)
         rows = np.broadcast_to(rows.reshape((1,) * (3 - rows.ndim) + rows.shape), found.shape)
         counts = np.bincount(found.reshape(-1), rows.reshape(-1), minlength=1)[1:]
-        return np.sort(counts[counts > 0])[::-1]
+        return np.sort(counts[counts > 0])[::-1].copy()
 
     def _columns(self) -> Array:
         """The inputs at every row, times the root of the measure [d, row]."""

@@ -93,7 +93,8 @@ def drift_and_diffusion(f: Any, g: Any) -> tuple[Any, Any]:
     terms = getattr(f, "terms", None)
     if terms is not None and len(terms) == 2 and hasattr(terms[1], "control"):
         drift, diffusion = (_OfTerm(term.vector_field) for term in terms)
-        return _pair(drift, diffusion), terms[1].control
+        path = terms[1].control
+        return _pair(drift, diffusion), path.fn if type(path).__name__ == "_CallableToPath" else path  # as it was given
     if not (callable(getattr(f, "f", None)) and callable(getattr(f, "g", None))):
         raise TypeError(
             f"without a diffusion g, f must have methods f and g, or be diffrax's MultiTerm(ODETerm(drift), "

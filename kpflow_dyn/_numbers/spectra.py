@@ -239,7 +239,7 @@ def eigenvalues(op: Operator) -> Array:
         raise ValueError(f"eigenvalues needs a symmetric operator, got {op!r}; take op @ op.T, or kp.svds")
     known = op.spectrum() if isinstance(op, CoreOperator) else None
     if known is not None:
-        values = np.sort(np.repeat(*known))[::-1]
+        values = np.sort(np.repeat(*known))[::-1].copy()
         return size.times(_of_length(values, op.domain.dimension))
     space = (smaller := smaller_of(op)).domain
     matrix, _rows = matrix_of(Counted(on_counted(smaller)), no_rows(space.dimension, space.like))

@@ -25,7 +25,8 @@ class SDEProblem(OverTimes):
         f: the drift. In torch an nn.Module called on all trials at once, f(t, z [trial, unit]) or f(t, z, x_t [trial,
             input]), giving [trial, unit]; in JAX a callable pytree, called on one trial. Or a module with methods `f`
             and `g` as torchsde has them, in both frameworks, whose `sde_type` is read; or in JAX diffrax's
-            MultiTerm(ODETerm(drift), ControlTerm(diffusion, path)): then g is None.
+            MultiTerm(ODETerm(drift), ControlTerm(diffusion, path)): then g is None, SDEProblem(sde, None, z0, t), and
+            the path is the term's, unless that is None.
         g: the diffusion, called as f. It gives [trial, unit] for diagonal noise, one dW for each unit, or
             [trial, unit, noise] for any other; in JAX without the trials. Weights that f and g share count once.
         z0: the start [trial, unit], a torch tensor or a jax array, which decides the framework. Or an array or a pytree
@@ -34,7 +35,7 @@ class SDEProblem(OverTimes):
         t: an increasing grid of times at which the state is wanted, t_0 among them; or a span (t0, t1), with the state
             after each of the `steps` that `solve` is given.
         x: inputs that do not jump: None, samples or a callable, as those of an `ODEProblem`.
-        brownian: the paths. An int is a seed: the increments are the same numbers in both frameworks. Or increments
+        brownian: the paths; None for the path of a ControlTerm, or else the seed 0. An int is a seed: the increments are the same numbers in both frameworks. Or increments
             dW [trial, step, noise]; or a pair (times [n], W [trial, n, noise]) whose times hold the ends of all steps;
             or what gives increments: torchsde's BrownianInterval of size (trial, noise), any callable bm(ta, tb), or
             diffrax's VirtualBrownianTree of shape (trial, noise), or a list of trees of shape (noise,), one for each
@@ -64,7 +65,7 @@ class SDEProblem(OverTimes):
     z0: Array = None  # type: ignore[assignment]
     t: Any = None
     x: Any = None
-    brownian: Any = 0
+    brownian: Any = None
     sde_type: str | None = None
     paths: int = 1
     args: Any = field(default=None, kw_only=True)
@@ -79,6 +80,11 @@ class SDEProblem(OverTimes):
 
     def __post_init__(self) -> None:
         self._take_data(self.x)
+        if self.g is not None and not callable(self.g):
+            raise TypeError(
+                f"g is {type(self.g).__name__}, expected the diffusion; of an sde with methods f and g leave its place "
+                "empty: SDEProblem(sde, None, y0, ts)"
+            )
         if self.z0 is None or self.t is None:
             raise TypeError("an SDEProblem needs z0 [trial, unit] and times t: SDEProblem(f, g, z0, t)")
         self._set(backend=backend_of_state(self.z0, self.f))
@@ -90,7 +96,7 @@ class SDEProblem(OverTimes):
         if not isinstance(self.paths, int) or isinstance(self.paths, bool) or self.paths < 1:
             raise ValueError(f"paths is {self.paths!r}, expected how many Brownian paths each trial has, 1 or more")
         models = self.backend.models
-        pair, brownian = models.drift_and_diffusion(self.f, self.g)
+        pair, path = models.drift_and_diffusion(self.f, self.g)
         sde_type = self.sde_type or getattr(self.f, "sde_type", "ito")
         if sde_type not in SDE_TYPES:
             raise ValueError(f"sde_type is {sde_type!r}, expected 'ito' or 'stratonovich'")
@@ -98,8 +104,28 @@ class SDEProblem(OverTimes):
         of_drift, of_noise = (arguments_for(models.function_of(part), self.args, given) for part in (pair.f, pair.g))
         if not layout.is_plain or of_drift or of_noise:
             pair = models.pair_in_form(pair, (Form(layout), DiffusionForm(layout)), (of_drift, of_noise))
-        brownian = self.brownian if brownian is None else brownian
+        brownian = self.brownian if path is None else self._path_of_term(path)
+        brownian = 0 if brownian is None else brownian
         self._set(t=t, z0=z0, x=x, form=Form(layout), pair=pair, sde_type=sde_type, brownian=brownian)
+
+    def _path_of_term(self, path: Any) -> Any:
+        if self.brownian is None or self.brownian is path:
+            return path
+        raise ValueError(
+            "the ControlTerm has a path, and brownian= is given beside it; leave one out: ControlTerm(g, None) with "
+            "brownian=, or the term alone"
+        )
+
+    @property
+    def source(self) -> str:
+        """Where the paths come from, in words."""
+        path = self.backend.models.drift_and_diffusion(self.f, self.g)[1]
+        return "brownian" if path is None else "the path of the ControlTerm"
+
+    def remake(self, **changes: Any) -> "SDEProblem":
+        if "brownian" in changes and "f" not in changes:  # in the place of the path of a ControlTerm
+            changes = self._holding(self.pair) | changes
+        return super().remake(**changes)
 
     @property
     def of_states(self) -> Any:

@@ -29,7 +29,7 @@ def increments(problem: SDEProblem, ends: np.ndarray, noise: int) -> Array:
     else:
         found = _called(problem, source, ends, noise)
     if not np.isfinite(found).all():
-        raise ValueError("the Brownian increments hold NaN or inf; look at brownian=")
+        raise ValueError("the Brownian increments hold NaN or inf; look at " + problem.source)
     return like_numpy(np.concatenate([np.zeros((trials, 1, noise)), found], 1), problem.z0)
 
 
@@ -64,7 +64,7 @@ def _called(problem: SDEProblem, source: Any, ends: np.ndarray, noise: int) -> n
     each = source if isinstance(source, list) else [source]
     if not all(callable(getattr(one, "evaluate", one)) for one in each):
         raise TypeError(
-            f"brownian is {type(source).__name__}, expected a seed, increments [trial, step, noise], a pair (times, "
+            f"{problem.source} is {type(source).__name__}, expected a seed, increments [trial, step, noise], a pair (times, "
             "path), a callable bm(ta, tb) such as torchsde's BrownianInterval, or diffrax's VirtualBrownianTree"
         )
     if _is_mapped(source):
@@ -75,8 +75,10 @@ def _called(problem: SDEProblem, source: Any, ends: np.ndarray, noise: int) -> n
         alone = isinstance(source, list) or (trials == 1 and found[0].ndim == 2)
         values = np.stack(found) if alone else np.moveaxis(found[0], 0, 1)
     if values.shape != (trials, len(ends) - 1, noise):
-        got = [n for n in values.shape if n != len(ends) - 1]
-        raise ValueError(f"brownian gives increments {got}, expected [trial, noise] = {[trials, noise]}")
+        got = [*values.shape[:1], *values.shape[2:]]
+        axes, paths = ("[trial x path, noise]", problem.paths) if problem.paths > 1 else ("[trial, noise]", 1)
+        each_one = f"; {paths} paths for each of {len(problem.z0)} trials are meant, side by side" if paths > 1 else ""
+        raise ValueError(f"{problem.source} gives increments {got}, expected {axes} = {[trials, noise]}{each_one}")
     return values.astype(np.float64)
 
 

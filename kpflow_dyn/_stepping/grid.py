@@ -91,7 +91,7 @@ def run_steps(
         state=state if len(places) == len(ends) else state[:, places],
         t=t,
         alg=alg,
-        stats={"steps": len(ends) - 1},
+        stats={"steps": len(ends) - 1, "longest": float(np.diff(ends).max())},
         weights=trapezoid(t),
         start=start,
         step=step,

@@ -108,9 +108,11 @@ def _method(problem: SDEProblem, alg: Any) -> str:
 def _step(problem: SDEProblem, method: str) -> StochasticStep:
     """The step, by what the drift and the diffusion give at the start."""
     width, backend = input_width(problem), problem.backend
-    units, given = problem.z0.shape[1], (problem.z0, *inputs_at_start(problem))
+    units, trials = problem.z0.shape[1], problem.trials
+    given = tuple(part[trials] for part in (problem.z0, *inputs_at_start(problem)))
     called = called_as(["t", "z", *["x_t"] * (width is not None)], problem.args is not None)
     form = f"{called} and {called.replace('f', 'g', 1)}"
+    form += f", where the number of trials is no constant of theirs ({len(trials)} here, all paths)"
     check = backend.solving.check_called
     drift = check("the drift f", problem.model, "f", problem.t[0], given, form)
     if drift != (units,):

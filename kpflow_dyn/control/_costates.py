@@ -31,8 +31,8 @@ from kpflow_dyn.control._loops import (
     is_stepped_loop,
     loop_of_cell,
     loop_of_field,
+    names_of_state,
     rows_of,
-    with_memory,
 )
 from kpflow_dyn.control._magnus import magnus, transposed
 from kpflow_dyn.control._regulators import check_weight
@@ -203,7 +203,7 @@ def _along_steps(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None
     costates = to_numpy(linearize(sol).P.T.mv(like_numpy(slopes, sol.state))).astype(float)
     gradient = np.einsum("btnm,btn->btm", along_steps_inputs(sol, inputs), costates)
     to_go = np.cumsum(values[:, ::-1], 1)[:, ::-1] + last[:, None]
-    return _labelled(to_numpy(sol.t).astype(float), (), costates, gradient, to_go[:, 0], to_go)
+    return _labelled(to_numpy(sol.t).astype(float), step.names, costates, gradient, to_go[:, 0], to_go)
 
 
 class Swept(NamedTuple):
@@ -227,7 +227,7 @@ def along_loop(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None, 
     B = along_steps_inputs(sol, "control")
     gradient = np.einsum("btnm,btn->btm", B, whole[..., :units]) + slopes[1]
     to_go = np.cumsum(values[:, ::-1], 1)[:, ::-1] + last[:, None]
-    names = with_memory(tuple(getattr(sol.problem.cell.plant, "state_names", ())), units - plant)
+    names = names_of_state(sol.problem, units)
     time = to_numpy(sol.t).astype(float)
     return Swept(_labelled(time, names, whole[..., :units], gradient, to_go[:, 0], to_go), whole, flow)
 
@@ -278,7 +278,8 @@ def along_jumps(
     gradient = costates
     if arguments.has_control:
         gradient = costates[..., -model.sampling.control :] if held else _pushed(sol, cost, costates)
-    return Swept(_labelled(sol.t, (), costates, gradient, to_go[:, 0], to_go), whole, flow)
+    names = names_of_state(problem, units)
+    return Swept(_labelled(sol.t, names, costates, gradient, to_go[:, 0], to_go), whole, flow)
 
 
 def again(sol: Any, problem: Any) -> Any:
@@ -335,7 +336,7 @@ def _along_own_steps(sol: SteppedSolution, ltv: LTV, cost: Cost | None, terminal
         kicks[:, k] += np.einsum("bnm,bn->bm", A[:, k + 1], kicks[:, k + 1])
     parts = (values[:, :-1] + values[:, 1:]) / 2 * np.diff(ltv.time)
     to_go = np.cumsum(np.concatenate([parts, last[:, None]], 1)[:, ::-1], 1)[:, ::-1]
-    return _labelled(ltv.time, (), kicks[..., :units], kicks[..., :units], to_go[:, 0], to_go)
+    return _labelled(ltv.time, ltv.names[:units], kicks[..., :units], kicks[..., :units], to_go[:, 0], to_go)
 
 
 def _along_equation(
@@ -425,6 +426,7 @@ def _labelled(
     to_go: np.ndarray,
 ) -> Costates:
     coords = {"time": time}
+    costates, gradient, cost, to_go = map(np.ascontiguousarray, (costates, gradient, cost, to_go))
     return Costates(
         xr.DataArray(costates, coords | coordinates(names, "unit"), ("trial", "time", "unit")),
         xr.DataArray(gradient, coords, ("trial", "time", "input")),

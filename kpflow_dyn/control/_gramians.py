@@ -101,7 +101,7 @@ class Gramian(NDArrayOperatorsMixin):
     def _decomposed(self) -> tuple[xr.DataArray, xr.DataArray]:
         array = self.W if self.factor is None else self.factor
         if self.factor is None:
-            values, vectors = (found[..., ::-1] for found in np.linalg.eigh(array.values))
+            values, vectors = (found[..., ::-1].copy() for found in np.linalg.eigh(array.values))
         else:
             vectors, values, _ = np.linalg.svd(array.values, full_matrices=False)
             values = values**2
@@ -153,6 +153,8 @@ def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, *
         system = as_system(system)
     if isinstance(system, LTI) and t is None and not options:
         return _infinite(system, kind, rank)
+    if isinstance(system, Solution) and kind[0] == "o":  # which hangs on no inputs
+        options = {"inputs": "kicks"} | options
     return _over(as_ltv(system, t, options), kind, rank)
 
 
@@ -161,7 +163,7 @@ def _over(ltv: LTV, kind: str, rank: int | None) -> Gramian:
     with np.errstate(over="ignore", invalid="ignore"):
         found, cut = _reached(ltv if kind[0] == "c" else dual(ltv), rank)
     backward = slice(None, None, 1 if kind[0] == "c" else -1)
-    found, cut = found[:, backward], None if cut is None else cut[:, backward]
+    found, cut = found[:, backward].copy(), None if cut is None else cut[:, backward].copy()
     _check_finite(found, ltv.time, kind)
     coords = {"time": ltv.time, **coordinates(ltv.names, "unit")}
     if rank is not None:

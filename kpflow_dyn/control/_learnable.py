@@ -61,7 +61,7 @@ def share(G: np.ndarray, directions: np.ndarray) -> np.ndarray:
 def leading(G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues [..., mode] and eigenvectors [..., unit, mode], descending."""
     values, vectors = np.linalg.eigh(G)
-    return values[..., ::-1], vectors[..., ::-1]
+    return values[..., ::-1].copy(), vectors[..., ::-1].copy()
 
 
 def by_parameter(flow: Flow, rows: Array) -> dict[str, np.ndarray]:

@@ -25,6 +25,7 @@ from kpflow_dyn.control._loops import (
     loop_of_cell,
     loop_of_field,
     loop_of_plant,
+    names_of_state,
 )
 from kpflow_dyn.control._systems import LTI, LTV, Mesh, ltv_of, output_matrix
 from kpflow_dyn.dynamics._jacobians import jacobians, step_jacobians
@@ -171,6 +172,10 @@ def linearize_ltv(
         t: the times of an ODE's system [time]; its grid when None, or on a span the ends of the solver's steps. In
             between, A and B are taken at three Gauss points of each of the solver's steps.
 
+    The units have the plant's names, where it tells them, then memory[i], and of a sampled loop held[i] and waiting[i].
+    `dt` is the time between the times of the grid, NaN where these are not evenly spaced; of a discrete problem that of
+    its plant, or 1.
+
     Raises:
         TypeError: no solution.
         ValueError: a loop or inputs that the model has not got, times outside of the solved ones, steps that cannot be
@@ -217,7 +222,8 @@ def _along_steps(sol: DiscreteSolution, inputs: str | None, loop: str, C: np.nda
     _check_size(sol, 1)
     step = loop_of_cell(sol.problem, inputs, loop)
     A, B = derivatives(step, np.zeros(sol.state.shape[1]), sol.before, sol.problem.x)
-    return ltv_of(to_numpy(sol.t).astype(float), A, B, C, np.zeros((len(C), B.shape[-1])), step.names, dt=1.0)
+    dt = float(getattr(getattr(sol.problem.cell, "plant", None), "dt", None) or 1.0)
+    return ltv_of(to_numpy(sol.t).astype(float), A, B, C, np.zeros((len(C), B.shape[-1])), step.names, dt=dt)
 
 
 def _along_jumps(sol: HybridSolution, inputs: str | None, loop: str, C: np.ndarray, t: Any) -> LTV:
@@ -235,12 +241,18 @@ def _along_jumps(sol: HybridSolution, inputs: str | None, loop: str, C: np.ndarr
     if chosen == "control" and sampling is None:
         raise ValueError("inputs='control' needs kp.models.ClosedLoop(plant, policy, every=dt); take 'kicks'")
     A = to_numpy(step_jacobians(sol)).astype(float)
-    B, names = np.eye(A.shape[-1])[None, None], ()
+    B, names = np.eye(A.shape[-1])[None, None], names_of_state(sol.problem, A.shape[-1])
     if sampling is not None and chosen == "control":  # of the newest, until the next time; none before the first
         B = np.concatenate([0 * A[:, :1], A[:, 1:]], 1)[..., -sampling.control :]
     if sampling is not None and loop == "open":
         A, B, names = _of_plant(sol, A, chosen)
-    return ltv_of(sol.t, A, B, C, np.zeros((len(C), B.shape[-1])), names, dt=1.0)
+    return ltv_of(sol.t, A, B, C, np.zeros((len(C), B.shape[-1])), names, dt=_step_of(sol.t))
+
+
+def _step_of(t: np.ndarray) -> float:
+    """The time between the times of a grid; NaN where these are not the same."""
+    steps = np.diff(t)
+    return float(steps[0]) if np.allclose(steps, steps[0], rtol=1e-6, atol=0) else np.nan
 
 
 def _of_plant(sol: HybridSolution, A: np.ndarray, inputs: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -267,7 +279,8 @@ def _along_own_steps(sol: SteppedSolution, inputs: str | None, loop: str, C: np.
         )
     A, B = to_numpy(jacobians(sol, between_times=True)).astype(float), np.eye(width)[None, None, :, :units]
     C = np.concatenate([C, np.zeros((len(C), width - units))], 1)
-    return ltv_of(np.asarray(sol.t), A, B, C, np.zeros((len(C), units)), (), dt=1.0)
+    names = names_of_state(sol.problem, width)
+    return ltv_of(np.asarray(sol.t), A, B, C, np.zeros((len(C), units)), names, dt=_step_of(np.asarray(sol.t)))
 
 
 def along_steps_inputs(sol: DiscreteSolution, inputs: str | None) -> np.ndarray:

@@ -73,7 +73,10 @@ class LTI:
         D = np.zeros(shape) if no_feedthrough else as_matrix(given.D, "D", shape)
         dt = given.dt or None
         if dt is not None and not 0 < dt < np.inf:
-            raise ValueError(f"dt is {dt!r}, expected None or 0 for continuous time, or the length of a step")
+            raise ValueError(
+                f"dt is {dt!r}, expected None or 0 for continuous time, or the length of a step; that of a solution with "
+                "unequal steps is NaN, so take an even grid of times"
+            )
         if len(given.names) not in (0, len(A)):
             raise ValueError(f"names are {given.names}, expected one for each of the {len(A)} states, or ()")
         for name, value in Parts(A, B, C, D, dt, tuple(given.names))._asdict().items():
@@ -201,7 +204,7 @@ class LTV:
         B: [trial, time, unit, input].
         C: [trial, time, output, unit].
         D: [trial, time, output, input].
-        dt: None in continuous time, else the length of a step.
+        dt: None in continuous time, else the length of a step; NaN where they are unequal.
         mesh: in continuous time A and B between the times as well.
 
     Example as `linearize_ltv`.
