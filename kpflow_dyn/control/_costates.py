@@ -198,7 +198,7 @@ def _along_steps(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None
     problem = sol.problem
     step = loop_of_cell(problem, inputs, "closed")
     values, slopes, _ = _slopes(step, cost, np.zeros(sol.state.shape[1]), sol.state, problem.x)
-    last, end = _terminal(terminal, sol.state[:, -1:], problem.backend.transforms)
+    last, end = terminal_of(terminal, sol.state[:, -1:], problem.backend.transforms)
     slopes[:, -1] += end
     costates = to_numpy(linearize(sol).P.T.mv(like_numpy(slopes, sol.state))).astype(float)
     gradient = np.einsum("btnm,btn->btm", along_steps_inputs(sol, inputs), costates)
@@ -220,7 +220,7 @@ def along_loop(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None, 
     flow = _flow_of(solve(problem), params)
     state, plant = flow.solution.state, sol.problem.cell.plant.state_size
     values, slopes = _at_rows(problem.backend, cost, state[..., :plant], state[..., units:])
-    last, end = _terminal(terminal, state[:, -1:, :plant], problem.backend.transforms)
+    last, end = terminal_of(terminal, state[:, -1:, :plant], problem.backend.transforms)
     slopes[0][:, -1] += end
     between = np.zeros((*state.shape[:2], units - plant))
     whole = _pulled_back(flow, np.concatenate([slopes[0], between, slopes[1]], -1))
@@ -260,7 +260,7 @@ def along_jumps(
     flow = _flow_of(solved, params)
     state = flow.solution.state
     seen = model.sampling.state if held and arguments.has_control else units
-    last, end = _terminal(terminal, state[:, -1:, :seen], of)
+    last, end = terminal_of(terminal, state[:, -1:, :seen], of)
     slopes = np.zeros(state.shape)
     slopes[:, -1, :seen] = end
     if summed:
@@ -326,7 +326,7 @@ def _along_own_steps(sol: SteppedSolution, ltv: LTV, cost: Cost | None, terminal
     """Exact derivatives of the cost by the trapezoidal rule on the grid, in kicks to the state at its times."""
     of, units, A = sol.problem.backend.transforms, sol.state.shape[-1], ltv.A.values
     values, slopes = _of_states(cost, sol.state, of)
-    last, end = _terminal(terminal, sol.state[:, -1:], of)
+    last, end = terminal_of(terminal, sol.state[:, -1:], of)
     assert sol.weights is not None
     kicks = np.zeros(A.shape[:3])
     kicks[..., :units] = slopes * sol.weights[:, None]
@@ -347,7 +347,7 @@ def _along_equation(
     nodes, weights = gauss_points(mesh.edges)
     inside = len(nodes)
     values, slopes, direct = _slopes(field, cost, *states_at(sol, np.append(nodes, ltv.time)))
-    last, end = _terminal(terminal, sol(mesh.edges[-1:]), problem.backend.transforms)
+    last, end = terminal_of(terminal, sol(mesh.edges[-1:]), problem.backend.transforms)
     driven = slopes[:, :inside].reshape((*mesh.A.shape[:3], -1))
     costates = _backward(mesh.A, driven, end, np.diff(mesh.edges))[:, mesh.at]
     gradient = direct[:, inside:] + np.einsum("btnm,btn->btm", ltv.B.values, costates)
@@ -380,7 +380,7 @@ def _slopes(loop: Loop, cost: Cost | None, t: np.ndarray, z: Array, x: Array | N
     return _with_gradients(loop.backend.transforms, of_row, rows, data)
 
 
-def _terminal(terminal: Cost | None, z: Array, of: Transforms) -> tuple[np.ndarray, np.ndarray]:
+def terminal_of(terminal: Cost | None, z: Array, of: Transforms) -> tuple[np.ndarray, np.ndarray]:
     """M [trial] and its gradient [trial, unit] at the last states [trial, 1, unit]."""
     values, slopes = _of_states(terminal, z, of)
     return values[:, 0], slopes[:, 0]
