@@ -106,15 +106,26 @@ def test_fourth_order_with_two_delays_and_a_history_that_moves() -> None:
     assert np.polyfit(np.log(lengths), np.log(errors), 1)[0] > 3 and errors[-1] < 1e-8
 
 
-def test_jacobian_is_that_of_a_plain_loop() -> None:
+def test_a_history_is_read_at_each_time_before_the_start() -> None:
+    """z'(t) = z(t - 1) with z = cos before 0."""
+    field = Decay()
+    nn.init.ones_(field.a)
+    t = np.linspace(0, 1, 6)
+    found = kp.solve(kp.DDEProblem(field, lambda s: torch.cos(s).reshape(1, 1), t, 1.0), "rk4", steps=0.05)
+    assert abs(found.state[0, :, 0].numpy() - (1 + np.sin(t - 1) + np.sin(1))).max() < 1e-7
+
+
+@pytest.mark.parametrize("moves", [0.0, 1.0])
+def test_jacobian_is_that_of_a_plain_loop(moves: float) -> None:
     """Euler steps that divide the delays, with a list of states and nothing else."""
     h, t = 0.1, np.arange(11) / 10
-    solution = kp.solve(problem(t=t, delays=(0.3, 0.4), x=None), "euler")
+    history = (lambda s: torch.tensor(Z0) * torch.cos(s)) if moves else torch.tensor(Z0)
+    solution = kp.solve(problem(t=t, history=history, delays=(0.3, 0.4), x=None), "euler")
     flow = kp.linearize(solution)
     assert not flow.untraced and solution.stats["steps"] == 10
 
     def states(W: Tensor, b: Tensor) -> Tensor:
-        past = {n: torch.tensor(Z0) for n in range(-10, 1)}
+        past = {n: torch.tensor(Z0 * np.cos(moves * n * h)) for n in range(-10, 1)}
         for n in range(10):
             rate = torch.tanh(past[n - 3] @ W.T + b) - past[n] * np.cos(t[n]) * past[n - 4]
             past[n + 1] = past[n] + h * rate
@@ -125,6 +136,9 @@ def test_jacobian_is_that_of_a_plain_loop() -> None:
     assert relative(flow.J.dense(), J) < 1e-10
     weights = torch.tensor(solution.weights)[None, :, None].expand(2, 11, 3).reshape(-1)
     assert relative(flow.ntk.dense(), J @ J.T * weights) < 1e-10
+    history = (lambda s: jnp.array(Z0) * jnp.cos(s)) if moves else jnp.array(Z0)
+    theirs = kp.solve(problem(f=jax_field(), t=t, history=history, delays=(0.3, 0.4), x=None), "euler")
+    assert relative(kp.linearize(theirs).J.dense(), J) < 1e-10
 
 
 @pytest.fixture(scope="module", params=[("euler", None, False), ("heun", 0.07, True), ("rk4", 0.1, False)])
@@ -172,6 +186,16 @@ def test_kicks_pass_on_through_delays() -> None:
         found = kp.linearize(plain).P.mv(torch.sin(4 * torch.tensor(t))[None, :, None])
         errors.append(relative(found[:, 1:-1], ((driven.state - plain.state) / 1e-5)[:, 1:-1]))
     assert errors[1] / errors[0] < 0.3 and errors[2] / errors[1] < 0.3 and errors[2] < 2e-4
+
+
+@pytest.mark.parametrize("varies", [False, True])
+@pytest.mark.parametrize("method", ["euler", "heun", "rk4"])
+def test_kicks_of_the_start_leave_a_history_that_is_data(method: str, varies: bool) -> None:
+    """z'(t) = -z(t - 0.6): a kick of z(0) acts from 0.6 on, and moves z(1) by 1 - 0.4."""
+    start = torch.ones(1, 1).double()
+    posed = kp.DDEProblem(Decay(), (lambda t: start) if varies else start, np.linspace(0, 1, 6), 0.6)
+    found = kp.control.adjoint(kp.solve(posed, method, steps=0.05), None, lambda z: z[0])
+    assert abs(found.costate[0, 0, 0] - 0.6) < 1e-12
 
 
 def test_torch_and_jax_agree() -> None:

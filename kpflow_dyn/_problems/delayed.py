@@ -103,7 +103,9 @@ class DDEProblem(OverTimes):
         return given | {"f": self.backend.models.field_of(self.f)}
 
     def before(self, times: np.ndarray) -> np.ndarray:
-        """A history that varies, at times [n], [trial, n, unit]."""
+        """The history at times [n], [trial, n, unit]."""
+        if not self.varies:
+            return np.repeat(to_numpy(self.z0)[:, None], len(times), axis=1)
         found = [self._at(t) for t in times]
         return np.stack(found, 1) if found else np.zeros((len(self.z0), 0, self.z0.shape[1]))
 

@@ -214,12 +214,15 @@ def _looked_up(problem: DDEProblem, mesh: Mesh, wanted: np.ndarray) -> tuple[np.
     """The weights of the states behind each step [..., length], and what history adds [trial, ..., unit].
 
     Both for the times that are wanted [step, stage, delay]. The first of the states is the one that a step begins with.
-    A constant history is the state at t0.
+    A history that learns is the state at t0. One that is data is read on the steps up to t0 + delay, whose last stage
+    too: there a kick of z(t0) does not act yet.
     """
-    wanted, past = _since_start(problem, wanted, mesh.ends)
+    middle = (np.concatenate([mesh.ends[:1], mesh.ends[:-1]]) + mesh.ends) / 2
+    past = _in_history(problem, middle[:, None, None] - np.asarray(problem.delays), mesh.ends)
+    past = np.broadcast_to(past, wanted.shape)
     found = {}
     for n, *place in np.argwhere(~past).tolist():
-        start, values = mesh.polynomial(float(wanted[(n, *place)]), n - 1)
+        start, values = mesh.polynomial(max(float(wanted[(n, *place)]), mesh.ends[0]), n - 1)
         found[(n, *place)] = np.maximum(n - 1 - start - np.arange(len(values)), 0), values  # at t0 all are z0
     weights = np.zeros((*wanted.shape, 1 + max((int(behind[0]) for behind, _ in found.values()), default=0)))
     for place, (behind, values) in found.items():
@@ -229,10 +232,9 @@ def _looked_up(problem: DDEProblem, mesh: Mesh, wanted: np.ndarray) -> tuple[np.
     return weights, history
 
 
-def _since_start(problem: DDEProblem, times: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The times, those before a constant history ends as t0, and where a history that varies says the states."""
-    past = times < ends[0] - ROUND_OFF * abs(ends).max()
-    return np.maximum(times, ends[0]), past & problem.varies
+def _in_history(problem: DDEProblem, times: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Whether a history that is data, and does not learn, says the states at these times."""
+    return (times < ends[0] - ROUND_OFF * abs(ends).max()) & (problem.encoder is None)
 
 
 def _check_field(problem: DDEProblem) -> None:
@@ -252,8 +254,8 @@ def at_nodes(sol: SteppedSolution) -> tuple[Field | OfStates, Array]:
     t, (trials, count, units) = np.asarray(sol.t), sol.state.shape
     parts = [like_numpy(np.broadcast_to(t[:, None], (trials, count, 1)).copy(), sol.state)]
     for delay in problem.delays:
-        times, past = _since_start(problem, t - delay, sol.ends)
-        states = like_numpy(sol.between(times), sol.state) @ sol.steps_state[..., :units]
+        past = _in_history(problem, t - delay, sol.ends)
+        states = like_numpy(sol.between(np.maximum(t - delay, t[0])), sol.state) @ sol.steps_state[..., :units]
         known = np.zeros((trials, count, units))
         known[:, past] = problem.before((t - delay)[past])
         parts.append(like_numpy(~past[:, None] * 1.0, sol.state) * states + like_numpy(known, sol.state))
