@@ -309,3 +309,14 @@ def test_on_a_span_the_states_are_at_points_between_steps_and_events(framework: 
     assert far(flow.ntk.mv(q), flow.P.mv(flow.K.mv(flow.P.T.mv(q)))) < 1e-10
     assert far(flow.K.mv(q), flow.B.mv(flow.core.mv(flow.B.T.mv(q)))) < 1e-10
     assert kp.trace(flow.ntk).value > 0
+
+
+def test_a_flow_of_gradients_is_that_of_the_plain_form() -> None:
+    losses = []
+    for problem in (posed("flat", "torch"), posed("tuple", "torch")):
+        cost = kp.control.training_cost(problem, lambda z: z[0] ** 2)
+        sol, paid = kp.solve(problem, "rk4", **FIXED), kp.solve(cost.problem, "rk4", **FIXED)
+        losses.append(kp.gradient_flow(paid, cost.loss, span=0.01).loss)
+        losses.append(kp.forecast(kp.linearize(sol), loss=lambda z: (z[..., 0] ** 2).mean(), lr=1e-3, steps=3).loss)
+    assert all(found[-1] < 0.9999 * found[0] for found in losses)
+    assert all(np.allclose(*pair, rtol=1e-8) for pair in zip(losses[:2], losses[2:], strict=True))

@@ -392,3 +392,23 @@ def test_delays_of_pairs_with_args(framework: str) -> None:
         assert_close(np.asarray(flow.J.dense()), np.asarray(last.J.dense()))
     learnt = problems[0].remake(history=tuple(part[:1] * 0 + 0.3 + part * 0 for part in parts)).learn_start()
     assert "z0" in kp.linearize(kp.solve(learnt)).parameters
+
+
+class Factor(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.tensor(W))
+
+    def forward(self, t: Tensor, z: Any, scale: float = 0.5) -> Any:
+        rate = scale * torch.tanh((torch.cat(z, -1) if isinstance(z, tuple) else z) @ self.W.T)
+        return (rate[:, :1], rate[:, 1:]) if isinstance(z, tuple) else rate
+
+
+def test_a_flow_of_gradients_of_two_modules_in_any_form() -> None:
+    z0, losses = torch.ones(2, 2, dtype=torch.float64), []
+    for start, args in ((z0, None), (z0, 0.5), ((z0[:, :1], z0[:, 1:]), None)):
+        posed = kp.SDEProblem(Factor(), Factor(), start, FINE, args=args).learn_start()
+        sol = kp.solve(posed, "euler")
+        losses.append(kp.gradient_flow(sol, lambda state: (state**2).mean(), span=0.1).loss)
+    assert losses[0][-1] < 0.9 * losses[0][0]
+    assert np.allclose(losses[1], losses[0], rtol=1e-10) and np.allclose(losses[2], losses[0], rtol=1e-10)
