@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
+from torch.optim.swa_utils import AveragedModel
 from torchdiffeq import odeint
 
 import kpflow_dyn as kp
@@ -222,6 +223,12 @@ def torch_field(source: str) -> nn.Module:
         ("self, t, y, k, /, c=1.0, **_): return -self.a * y * k * c", (2.0,)),
         ("self, t, y, x=None, args=None): return -self.a * y * args", 2.0),
         ("self, t, y, x=None, k=1.0, c=2.0): return -self.a * y * k * c", (1.0,)),
+        ("self, t, y, u=None, args=None): return -self.a * y * args + (u or 0)", 2.0),
+        ("self, t, y, u=None, p=1.0): return -self.a * y * p + (u or 0)", 2.0),
+        ("self, t, y, scale=2.0, args=None): return -self.a * y * args * scale", 1.0),
+        ("self, t, y, u=None, args=None): return -self.a * y * args[0] * args[1] + (u or 0)", (4.0, 0.5)),
+        ("self, t, y, k, args=None): return -self.a * y * k", 2.0),
+        ("self, t, y, k=1.0, p=1.0): return -self.a * y * k * p", (4.0, 0.5)),
         ("self, t, y, args): return -2 * self.a * y", None),  # diffrax's form, args unused
         ("self, t, y, args=None): return -2 * self.a * y", None),
         ("self, t, y, *_): return -2 * self.a * y", None),
@@ -231,6 +238,22 @@ def test_args_as_diffrax_scipy_and_sciml_give_them(source: str, args: Any) -> No
     solution = kp.solve(kp.ODEProblem(torch_field(source), torch.ones(3, 2).double(), [0.0, 0.1, 0.2], args=args))
     assert far(solution.state[0, :, 0], np.exp(-2 * solution.t)) < 1e-6
     assert list(kp.linearize(solution).parameters) == ["a"]
+
+
+@pytest.mark.parametrize("wrapped", [lambda f: torch.compile(f, backend="eager"), AveragedModel])
+@pytest.mark.parametrize(
+    ("source", "args"),
+    [
+        ("self, t, y, args=None): return -self.a * y * args[0]", (torch.tensor([2.0, 2.0]).double(),)),
+        ("self, t, y, args, c=1.0): return -self.a * y * args[0] * c", (2.0, 3.0)),
+        ("self, t, y, k, c): return -self.a * y * k * c", (4.0, 0.5)),
+        ("self, t, y, args): return -2 * self.a * y", None),
+    ],
+)
+def test_args_of_a_module_inside_another(wrapped: Any, source: str, args: Any) -> None:
+    problem = kp.ODEProblem(wrapped(torch_field(source)), torch.ones(3, 2).double(), [0.0, 0.1, 0.2], args=args)
+    solution = kp.solve(problem)
+    assert far(solution.state[0, :, 0], np.exp(-2 * solution.t)) < 1e-6
 
 
 def test_args_of_jax_are_no_parameters() -> None:
@@ -285,6 +308,14 @@ def test_args_that_do_not_fit() -> None:
         kp.ODEProblem(kp.models.MLPField(2, 3).double(), z0, (0.0, 1.0), args=2.0)
     with pytest.raises(ValueError, match=r"f failed on .*called as f\(t, z, args\), z \[trial, unit\]"):
         kp.solve(kp.ODEProblem(torch_field("self, t, y, args): return y @ args"), z0, (0.0, 1.0), args=2.0))
+
+
+@pytest.mark.parametrize("more", [{}, {"args": 2.0}])
+@pytest.mark.parametrize("source", ["args, x=None", "p=None, u=None", "params, u"])
+def test_args_before_the_inputs_are_refused(source: str, more: dict) -> None:
+    with pytest.raises(TypeError, match=r"args before the inputs, but is called as f\(t, z, x_t"):
+        field = torch_field(f"self, t, y, {source}): return y")
+        kp.ODEProblem(field, torch.ones(3, 2).double(), [0.0, 0.1, 0.2], torch.ones(3, 3, 2).double(), **more)
 
 
 def test_a_tensor_of_args_with_a_gradient_is_not_dropped_in_silence() -> None:

@@ -116,30 +116,48 @@ def arguments_for(f: Any, args: Any, given: Sequence[str], what: str = "f") -> t
 
     Nothing where args is None, but None for a field that must have `args`; args as they are; or, as scipy has it, the
     parts of a tuple one by one where f takes so many arguments more, with or without defaults. A tuple stays whole for
-    a field that takes one more argument, or whose next one has the name of constants.
+    a field that takes one more argument, or whose next one has the name of constants. Arguments that may be left out
+    stay what they are: inputs without x, and those before one with the name of constants.
 
     Raises:
-        TypeError: an f that does not take args.
+        TypeError: an f that does not take args, or takes them before the inputs.
     """
     taken = _parameters(f)
     if taken is None:  # it does not say
         return () if args is None else (args,)
     named = [p for p in taken if p.kind is not inspect.Parameter.VAR_POSITIONAL]
     more, most = named[len(given) :], math.inf if len(named) < len(taken) else len(named) - len(given)
+    form = ", ".join(str(p.replace(annotation=inspect.Parameter.empty)) for p in taken)
+    instead = named[given.index("x_t") :][:1] if "x_t" in given else []
+    if any(map(_is_constants, instead)) and any(map(_is_inputs, more)):
+        raise TypeError(
+            f"{what} takes ({form}), args before the inputs, but is called as {called_as(given, True, what)}; change "
+            "the order"
+        )
     least = sum(p.default is inspect.Parameter.empty for p in more)
     if args is None:
         return (None,) if least == 1 and _is_args(more[0]) else ()
-    before = (None,) if more and _is_inputs(more[0]) and "x_t" not in given else ()
+    before = _left_out(more, "x_t" in given)
     more, most = more[len(before) :], most - len(before)
     whole = not isinstance(args, tuple) or most == 1 or (len(more) > 0 and least <= 1 and _is_args(more[0]))
     parts = (args,) if whole else args
     if least <= len(parts) <= most:
         return before + parts
-    plain = [str(p.replace(annotation=inspect.Parameter.empty)) for p in taken]
     raise TypeError(
-        f"{what} takes ({', '.join(plain)}), but with args it is called as {called_as(given, True, what)}, args being "
+        f"{what} takes ({form}), but with args it is called as {called_as(given, True, what)}, args being "
         "one argument, or the parts of a tuple one by one; what it takes by name alone is set beforehand"
     )
+
+
+def _left_out(more: Sequence[inspect.Parameter], has_inputs: bool) -> tuple:
+    """The defaults of the arguments before those that args are for."""
+    defaults = tuple(p.default for p in more)
+    for n, parameter in enumerate(more):
+        before = defaults[:n]
+        fits = all(d is None for d in before) or (defaults[n] is None and before[0] is not inspect.Parameter.empty)
+        if fits and _is_constants(parameter):
+            return defaults[:n]
+    return (None,) if more and not has_inputs and _is_inputs(more[0]) and defaults[0] is None else ()
 
 
 def called_as(given: Sequence[str], has_args: bool, what: str = "f") -> str:
@@ -159,9 +177,12 @@ def _parameters(f: Any) -> list[inspect.Parameter] | None:
 
 def _is_args(parameter: inspect.Parameter) -> bool:
     """Whether its name says that it holds constants, or nothing."""
-    return parameter.name in ("args", "p", "params") or parameter.name.startswith("_")
+    return _is_constants(parameter) or parameter.name.startswith("_")
+
+
+def _is_constants(parameter: inspect.Parameter) -> bool:
+    return parameter.name in ("args", "p", "params")
 
 
 def _is_inputs(parameter: inspect.Parameter) -> bool:
-    """Whether it is for inputs, and may be left out."""
-    return parameter.name in ("x", "x_t") and parameter.default is None
+    return parameter.name in ("x", "x_t", "u", "u_t")

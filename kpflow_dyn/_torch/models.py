@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid, looks_of
@@ -216,8 +217,11 @@ def nodes(model: Any) -> list[Any]:
 
 
 def function_of(f: Any) -> Any:
-    """What a module computes."""
-    return f.forward if isinstance(f, nn.Module) else f
+    """What a module computes; of one that is compiled or averages weights what the one inside does."""
+    if not isinstance(f, nn.Module):
+        return f
+    inside = f.module if isinstance(f, AveragedModel) else f._modules.get("_orig_mod")
+    return f.forward if inside is None else function_of(inside)
 
 
 class Controlled(nn.Module):
