@@ -17,7 +17,7 @@ from kpflow_dyn._problems.problems import (
     StaticProblem,
 )
 from kpflow_dyn._problems.solutions import DiscreteSolution, Solution
-from kpflow_dyn._problems.starts import without_gradient
+from kpflow_dyn._problems.starts import inputs_without_gradient, without_gradient
 from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._stepping.delayed import solve_dde
 from kpflow_dyn._stepping.split import solve_split, split_method
@@ -71,7 +71,7 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
         SolveError: some trials of an ODE failed; it names them, and holds the solution of the others.
 
     Warns:
-        StartWarning: a z0 of torch that carries a gradient, and does not learn.
+        StartWarning: a z0 or inputs of torch that carry a gradient, and do not learn.
     Source: torchdiffeq (Chen et al., arXiv:1806.07366); diffrax (Kidger, arXiv:2202.02435).
 
     >>> import torch, kpflow_dyn as kp
@@ -92,12 +92,13 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
             f"{sorted(common)}"
         )
     with full_precision(prob.data), prob.backend.models.left_alone(prob.model):
-        if isinstance(prob, OverTimes):
-            now = without_gradient(prob, stacklevel=3)
-            now = now if prob.encoder is None else now.remake()  # z0 by the encoder as it is now
-            prob.backend.solving.check_encoder(now)
+        now: Any = inputs_without_gradient(prob, stacklevel=3)
+        if isinstance(now, OverTimes):
+            now = without_gradient(now, stacklevel=3)
+            now = now if now.encoder is None else now.remake()  # z0 by the encoder as it is now
+            now.backend.solving.check_encoder(now)
             return _solve_over_times(now, alg, common)
-        return _solve_discrete(prob) if isinstance(prob, DiscreteProblem) else solve_implicit(prob)
+        return _solve_discrete(now) if isinstance(now, DiscreteProblem) else solve_implicit(now)
 
 
 def _solve_over_times(prob: OverTimes, alg: Any, common: dict[str, Any]) -> Solution:

@@ -554,6 +554,45 @@ def test_a_start_with_a_gradient_is_said_once(kind: str) -> None:
     assert not any("z0" in name for name in flow.parameters)
 
 
+class Along(nn.Module):
+    """A field of any problem."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2).double()
+
+    def forward(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
+        return torch.tanh(self.layer(z)) + sum(x)
+
+
+class AlongPath(Along):
+    def forward(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
+        return torch.tanh(self.layer(z))[..., None].expand(-1, -1, 2)
+
+
+@pytest.mark.parametrize("kind", ["cell", "samples", "pair", "callable", "backward", "path", "brownian", "net"])
+def test_inputs_with_a_gradient_are_said_once(kind: str) -> None:
+    x, z0, later = nn.Embedding(5, 2).double()(torch.arange(8).reshape(2, 4) % 5), drawn(2, 2), [0, 0.1, 0.2, 0.3]
+    problem: Any = {
+        "cell": lambda: kp.DiscreteProblem(nn.RNNCell(2, 2).double(), x),
+        "samples": lambda: kp.ODEProblem(Along(), z0, later, x),
+        "pair": lambda: kp.ODEProblem(Along(), z0, later[:2], (later, x)),
+        "callable": lambda: kp.ODEProblem(Along(), z0, later, lambda t: x[:, 0] * t + x[:, 1]),
+        "backward": lambda: kp.ODEProblem(Along(), z0, later[::-1], x),
+        "path": lambda: kp.CDEProblem(AlongPath(), z0, later, x),
+        "brownian": lambda: kp.SDEProblem(Along(), Along(), z0, later, brownian=x[:, :3]),
+        "net": lambda: kp.StaticProblem(nn.Linear(2, 2).double(), x[:, 0]),
+    }[kind]()
+    name = kind if kind in ("path", "brownian") else "x"
+    with pytest.warns(kp.StartWarning, match=f"^{name} carries a gradient, and what computed it") as said:
+        solution = kp.solve(problem)
+    assert len(said) == 1 and said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kp.linearize(solution)
+        assert kind == "callable" or not kp.solve(solution.problem).state.requires_grad
+
+
 def test_a_start_that_learns_is_not_said() -> None:
     start = nn.Parameter(torch.ones(3, 2).double())
     with warnings.catch_warnings():

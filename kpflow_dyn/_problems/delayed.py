@@ -91,7 +91,8 @@ class DDEProblem(OverTimes):
     def start_given(self) -> Any:
         if not self.varies:
             return super().start_given
-        return self.history, self.history(like_numpy(np.asarray(self.t[0]), self.z0))
+        times = self.t[0] - np.array([0.0, *self.delays])
+        return self.history, [self.history(like_numpy(t, self.z0)) for t in times]
 
     def learn_start(self) -> Self:
         if self.varies:

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from kpflow_dyn._arrays import Array, array_namespace, is_array
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace, is_array, like_numpy
 from kpflow_dyn._backend import Backend
 from kpflow_dyn._problems.checks import check_rows, laid_out_start
 from kpflow_dyn._problems.layouts import Layout
@@ -15,6 +17,11 @@ _DROPPED = (
     "{what} carries a gradient, and what computed it does not learn. Pass its data as {name}, and the model that "
     "computes the start from them as encoder=; or call .learn_start() on the problem, where the start is a parameter "
     "by itself. {name}.detach() says that it is to stay as it is"
+)
+_INPUTS = (
+    "{name} carries a gradient, and what computed it does not learn. To let it learn make it a part of the model, such "
+    "as an embedding in the cell, and pass its data as {name}; computed without a gradient, as by {name}.detach(), it "
+    "stays as it is"
 )
 _VARIES = (
     "the history is a function of time whose parameters, or what it closes over, carry a gradient, and it does not "
@@ -25,6 +32,8 @@ _VARIES = (
 
 class StartWarning(UserWarning):
     """A start z0 that carries a gradient, of which J = dS/dtheta knows nothing: what computed it does not learn.
+
+    So it is with inputs x, the path of a CDE, and given Brownian increments or paths.
 
     In JAX, whose arrays do not say where they come from, there is such a warning of histories that hold arrays alone.
 
@@ -147,3 +156,22 @@ def without_gradient(problem: Any, stacklevel: int) -> Any:
     if encoder is None:
         given = problem.unflatten(given) if hasattr(problem, "unflatten") else given
     return problem.remake(**{name: models.without_gradient(given)})
+
+
+def inputs_without_gradient(problem: Any, stacklevel: int) -> Any:
+    """The problem itself; where its inputs carry a gradient, one whose do not, and a `StartWarning`."""
+    models, parts = problem.backend.models, {}
+    for name in () if getattr(problem, "encodes_inputs", False) else ("x", "path", "brownian"):
+        given = getattr(problem, name, None)
+        if models.carries_gradient(_at_start(problem, given)):
+            what = "path" if hasattr(problem, "path") and name == "x" else name
+            warnings.warn(StartWarning(_INPUTS.format(name=what)), stacklevel=stacklevel)
+            parts[name] = models.without_gradient(given)
+    return (getattr(problem, "with_parts", None) or problem.remake)(**parts) if parts else problem
+
+
+def _at_start(problem: Any, given: Any) -> Any:
+    """Inputs x(t) at t0; others as they are."""
+    if not callable(given):
+        return given
+    return given(like_numpy(np.asarray(problem.t[0]), problem.z0)) if given is problem.x else None
