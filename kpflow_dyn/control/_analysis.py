@@ -13,7 +13,7 @@ import xarray as xr
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.parameters import with_values
-from kpflow_dyn.control._costates import Cost, QuadraticCost, again
+from kpflow_dyn.control._costates import Cost, QuadraticCost, again, check_costs, control_size
 from kpflow_dyn.control._gramians import gram
 from kpflow_dyn.control._learnable import by_parameter, leading, learnable_gramian, sensitivity, share
 from kpflow_dyn.control._margins import worst_disk
@@ -121,7 +121,7 @@ def analyze(
         says why: a policy with a memory has no static gain, and so no `gain_distance` and `excess`.
 
     Raises:
-        TypeError: no such solution.
+        TypeError: no such solution, or a cost that is no function of state and control.
         ValueError: no closed loop, checkpoints of other parameters, or a start that is an encoder's.
     Source: Astrom, Murray, "Feedback Systems" (2008); Anderson, Moore, "Optimal Control" (1990); for margins as in
         `disk_margins`; docs/theory.md for the NTK.
@@ -138,6 +138,7 @@ def analyze(
     (array([76.3]), True)
     """
     loop = steered(sol, cost, terminal, params)
+    check_costs(cost, terminal, loop.units, control_size(loop.model), True)
     if checkpoints is None:
         return LoopAnalysis(_Asked(loop, C, rank, seed).dataset())
     loops = {step: replace(loop, given=_at(sol, load)) for step, load in _loaders(checkpoints).items()}
