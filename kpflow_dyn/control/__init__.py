@@ -13,6 +13,7 @@ each weight of a controller contributes to what learning can change is told by `
 from kpflow_dyn.control._analysis import LoopAnalysis, analyze
 from kpflow_dyn.control._angles import ReachableAngles, reachable_angles
 from kpflow_dyn.control._costates import Costates, QuadraticCost, adjoint
+from kpflow_dyn.control._elsewhere import advice_on as _advice_on
 from kpflow_dyn.control._frequency import FrequencyResponse, frequency_response
 from kpflow_dyn.control._gramians import Gramian, gram
 from kpflow_dyn.control._hankel_modes import Hankel, hankel, hsvd
@@ -46,3 +47,7 @@ __all__ += ["LoopAnalysis", "analyze"]
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def __getattr__(name: str) -> None:
+    raise AttributeError(f"kpflow_dyn.control has no {name}{_advice_on(name)}", name=name)

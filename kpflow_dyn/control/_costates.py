@@ -37,7 +37,7 @@ from kpflow_dyn.control._loops import (
 )
 from kpflow_dyn.control._magnus import magnus, transposed
 from kpflow_dyn.control._regulators import check_weight
-from kpflow_dyn.control._systems import LTV, as_matrix, coordinates
+from kpflow_dyn.control._systems import LTV, as_matrix, coordinates, leading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,6 +152,11 @@ class Costates:
     gradient: xr.DataArray
     cost: xr.DataArray
     cost_to_go: xr.DataArray
+
+    def __repr__(self) -> str:
+        trials, times, units = self.costate.shape
+        sizes = f"{trials} trials, {times} times, {units} states, {self.gradient.sizes['input']} inputs"
+        return f"Costates({sizes}; cost {leading(self.cost.values)})"
 
     def plot(self, dark: bool = False) -> Figure:
         """The costates of the first trial, and the size of the gradient in the input of all."""

@@ -89,6 +89,9 @@ class LTI:
         parts = parts_of(self.A)
         return parts._replace(dt=self.dt or parts.dt, names=self.names or parts.names)
 
+    def __repr__(self) -> str:
+        return f"LTI({_sizes(*self.B.shape, len(self.C), self.dt, self.names)}, poles {leading(self.poles)})"
+
     @property
     def poles(self) -> np.ndarray:
         """The eigenvalues of A [unit]."""
@@ -145,6 +148,21 @@ class LTI:
         from kpflow_dyn.figures import _control as figures
 
         return figures.poles(self, dark=dark)
+
+
+SHOWN = 6  # names or numbers in a line
+
+
+def _sizes(units: int, inputs: int, outputs: int, dt: float | None, names: tuple[str, ...]) -> str:
+    named = "" if not names else f" ({', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)})"
+    time = "continuous time" if dt is None else f"dt = {dt:.6g}"
+    return f"{units} states{named}, {inputs} inputs, {outputs} outputs, {time}"
+
+
+def leading(values: np.ndarray) -> str:
+    """The first few numbers, in a line."""
+    numbers = [f"{v.real:.4g}" if not np.imag(v) else f"{v:.4g}" for v in np.asarray(values).ravel()[:SHOWN]]
+    return f"[{', '.join(numbers)}{', ...' * (np.size(values) > SHOWN)}]"
 
 
 def as_system(system: Any) -> LTI:
@@ -216,6 +234,12 @@ class LTV:
     D: xr.DataArray
     dt: float | None
     mesh: Mesh | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        trials, times, units, inputs = self.B.shape
+        t = self.time
+        sizes = _sizes(units, inputs, self.C.shape[2], self.dt, self.names)
+        return f"LTV({trials} trials, {times} times from {t[0]:.6g} to {t[-1]:.6g}, {sizes})"
 
     @property
     def time(self) -> np.ndarray:
