@@ -34,6 +34,7 @@ from kpflow_dyn.control._regulators import (
 )
 from kpflow_dyn.control._systems import LTI, LTV
 from kpflow_dyn.control._training_cost import TrainingCost, training_cost
+from kpflow_dyn.control._yardstick import opened_loop
 
 __all__ = ["LTI", "LTV", "Costates", "Estimator", "FrequencyResponse", "Gramian", "Hankel", "QuadraticCost"]
 __all__ += ["ReachableAngles", "Regulator", "TimeVaryingRegulator", "adjoint", "balred", "ctrb", "dlqe", "dlqr"]
@@ -42,7 +43,7 @@ __all__ += ["lqr", "minreal", "obsv", "reachable_angles", "tvlqr"]
 
 __all__ += ["DiskMargins", "StabilityMargins", "TrainingCost", "disk_margins", "stability_margins", "training_cost"]
 
-__all__ += ["LoopAnalysis", "analyze"]
+__all__ += ["LoopAnalysis", "analyze", "opened_loop"]
 
 
 def __dir__() -> list[str]:

@@ -150,7 +150,10 @@ def _loaders(checkpoints: Any) -> dict[int, Any]:
     """By step what puts the parameters into a model."""
     if isinstance(checkpoints, Mapping):
         arrays = {step: {k: to_numpy(a) for k, a in values.items()} for step, values in sorted(checkpoints.items())}
-        return {int(step): (lambda model, values=values: with_values(model, _in_policy(values, model))) for step, values in arrays.items()}
+        return {
+            int(step): (lambda model, values=values: with_values(model, _in_policy(values, model)))
+            for step, values in arrays.items()
+        }
     if not hasattr(checkpoints, "load"):
         raise TypeError(
             f"checkpoints are {type(checkpoints).__name__}, expected a dict of parameters by name for each step, or "

@@ -105,7 +105,9 @@ def check_cost(cost: Any, name: str, units: int, inputs: int | None = None, has_
     try:
         inspect.signature(cost).bind(*("z", "u")[: 1 + has_control])
     except TypeError as error:
-        why = "with the plant's state and its control" if has_control else "with the state alone: it has no control here"
+        why = (
+            "with the plant's state and its control" if has_control else "with the state alone: it has no control here"
+        )
         raise TypeError(
             f"{name} takes {inspect.signature(cost)}, but is called as {call}, {why}"
             + ("" if has_control else ' (that of a ClosedLoop comes with inputs="control")' * (name == "cost"))
