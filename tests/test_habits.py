@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import diffrax
@@ -20,7 +21,7 @@ from kpflow_dyn.models import CartPole, ClosedLoop, DoubleIntegrator, Event, Hyb
 
 pytestmark = pytest.mark.usefixtures("x64")
 T = np.linspace(0, 1, 5)
-NAMES = CartPole.state_names
+NAMES, SAMPLES = CartPole.state_names, (0.0, 0.02, 0.04, 0.06)
 
 
 class Drift(eqx.Module):
@@ -43,7 +44,7 @@ def tree(seed: int, *shape: int) -> diffrax.VirtualBrownianTree:
 
 def of_terms(path: object, **options: object) -> kp.SDEProblem:
     terms = diffrax.MultiTerm(
-        diffrax.ODETerm(Drift(jnp.array(1.0))),
+        diffrax.ODETerm(Drift(jnp.array(1.0))),  # type: ignore
         diffrax.ControlTerm(Noise(jnp.array(0.3)), path),  # type: ignore
     )
     return kp.SDEProblem(terms, None, jnp.ones((2, 3)), T, **options)  # type: ignore
@@ -105,22 +106,23 @@ def test_a_mean_over_paths_has_its_errors() -> None:
     assert "4 paths" in kp.trace(mean, alg=kp.solvers.XTrace()).method
 
 
-def sampled(t: np.ndarray, delay: float = 0.0) -> kp.Solution:
+@cache
+def sampled(*t: float, delay: float = 0.0) -> kp.Solution:
     torch.manual_seed(0)
     loop = ClosedLoop(CartPole(), nn.GRUCell(4, 2), readout=nn.Linear(2, 1), every=0.02, delay=delay).double()
-    return kp.solve(kp.ODEProblem(loop, 0.1 * torch.randn(2, 4).double(), t), "rk4")
+    return kp.solve(kp.ODEProblem(loop, 0.1 * torch.randn(2, 4).double(), np.array(t)), "rk4")
 
 
 def test_loops_in_discrete_time_have_their_dt_and_names() -> None:
-    sol = sampled(np.linspace(0, 0.1, 6), 0.03)
+    sol = sampled(*SAMPLES, delay=0.03)
     names = (*NAMES, "memory[0]", "memory[1]", "held[0]", "waiting[0]", "waiting[1]")
     ltv = control.linearize_ltv(sol)
     assert ltv.dt == pytest.approx(0.02) and ltv.names == names
     found = [control.gram(sol, "o").W, control.gram(sol, "c", rank=2).factor, control.hankel(sol, 0.04).states]
     found += [control.adjoint(sol, control.QuadraticCost(np.eye(4), [[1.0]])).costate]
     assert all(tuple(each.unit.values) == names for each in found)  # type: ignore
-    uneven = control.linearize_ltv(sampled(np.array([0, 0.02, 0.06])))
-    assert np.isnan(uneven.dt)
+    uneven = control.linearize_ltv(sampled(0.0, 0.02, 0.06))
+    assert np.isnan(uneven.dt or 0.0)
     with pytest.raises(ValueError, match="unequal"):
         control.LTI(uneven.A.values[0, 0], uneven.B.values[0, 0], dt=uneven.dt)
     noisy = kp.SDEProblem(ClosedLoop(Pendulum(), nn.Linear(2, 1)), MLPField(2, 3), torch.ones(2, 2), T)
@@ -129,7 +131,7 @@ def test_loops_in_discrete_time_have_their_dt_and_names() -> None:
 
 
 def test_results_are_contiguous_and_short() -> None:
-    sol = sampled(np.linspace(0, 0.1, 6))
+    sol = sampled(*SAMPLES)
     for found in (control.gram(sol, "o"), control.gram(sol, "c"), control.gram(sol, "o", rank=2)):
         for array in (found.W, found.eigenvalues, found.directions):
             torch.tensor(array.values)
@@ -172,8 +174,8 @@ def test_costs_are_checked_where_they_are_given() -> None:
 
 
 def test_training_cost_is_its_formula() -> None:
-    Q, R, t = np.diag([1.0, 2.0, 3.0, 0.5]), [[0.3]], np.linspace(0, 0.1, 6)
-    sol = sampled(t)
+    Q, R, t = np.diag([1.0, 2.0, 3.0, 0.5]), [[0.3]], np.array(SAMPLES)
+    sol = sampled(*SAMPLES)
     cost = control.QuadraticCost(Q, R)
     posed, loss = control.training_cost(sol.problem, cost, control.QuadraticCost(np.eye(4)))
     state = sol.state.numpy()
@@ -184,7 +186,7 @@ def test_training_cost_is_its_formula() -> None:
 
 
 def test_names_of_python_control() -> None:
-    known = "margin ss tf bode place step_response nyquist care lyap".split()
+    known = ["margin", "ss", "tf", "bode", "place", "step_response", "nyquist", "care", "lyap"]
     for name in known:
         with pytest.raises(AttributeError, match="in its place take"):
             getattr(control, name)

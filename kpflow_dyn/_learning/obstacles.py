@@ -115,8 +115,8 @@ def obstacles(
 
     Args:
         output: a readout of a flow, `flow.output(C, learn=...)`.
-        errors: by name, as one block [error, ...], or one error alone; each [trial, time, out], such as y - target, or the gradient of
-            another loss in y; of a `StaticProblem` on the axes of its outputs.
+        errors: by name, as one block [error, ...], or one error alone; each [trial, time, out], such as
+            y - target, or the gradient of another loss in y; of a `StaticProblem` on the axes of its outputs.
         samples: random probes behind typical values, as in `trace`; by default these are exact for small models,
             and elsewhere right to 1%.
         seed: of the probes.

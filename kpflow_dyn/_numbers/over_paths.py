@@ -26,8 +26,8 @@ class MeanNTK(MeanOfSamples):
     """mean_p J_p J_p* over the Brownian paths of each trial, on states [trial, time, unit]; see `mean_ntk`.
 
     As an operator it is the mean of the paths that there are, for `kp.eigs` and others. `kp.trace`,
-    `kp.frobenius_norm`, `kp.effective_rank`, `kp.partial_trace` and `kp.modes` take its own methods, which say what that
-    is worth as the mean over all paths; of fewer than four paths, or with an `alg` or `rtol`, they are of the mean of
+    `kp.frobenius_norm`, `kp.effective_rank`, `kp.partial_trace` and `kp.modes` take its own methods, which say what
+    that is worth as the mean over all paths; of fewer than four paths, or with an `alg` or `rtol`, they are of the mean of
     these paths, and their `method` says so.
 
     Attributes:

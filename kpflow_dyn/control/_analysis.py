@@ -102,7 +102,8 @@ def analyze(
             inputs when None.
         params: which parameters learn, as in `kp.linearize`.
         checkpoints: parameters by name for each step of training, {step: {name: array}}, those of the loop or of its
-            policy, such as {step: policy.state_dict()}, or what `kp.Recorder.read` gives; then all variables have an axis `step`. The model of `sol` is left as it is.
+            policy, such as {step: policy.state_dict()}, or what `kp.Recorder.read` gives; then all variables
+            have an axis `step`. The model of `sol` is left as it is.
         seed: of random changes of the parameters, where these are more than 2048.
 
     Returns:

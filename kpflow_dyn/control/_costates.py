@@ -204,8 +204,8 @@ def adjoint(
             there, behind jumps, and of the control that is held from there on.
 
     Raises:
-        TypeError, ValueError: no solution, no cost at all, one of other arguments or of another width than the state and
-            the control, or one that is no number for each state.
+        TypeError, ValueError: no solution, no cost at all, one of other arguments or of another width than the state
+            and the control, or one that is no number for each state.
     Source: Pontryagin et al., "The Mathematical Theory of Optimal Processes" (1962); Bryson, Ho, "Applied Optimal
     Control" (1975), chapter 2.
 

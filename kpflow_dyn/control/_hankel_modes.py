@@ -45,7 +45,7 @@ class Hankel:
 
     def __repr__(self) -> str:
         trials, modes = self.values.shape
-        sizes = f"{trials} trials, {modes} modes, {self.inputs.sizes['input']} inputs, {self.outputs.sizes['output']} outputs"
+        sizes = f"{trials} trials, {modes} modes, {self.inputs.shape[-1]} inputs, {self.outputs.shape[-1]} outputs"
         return f"Hankel(split at {self.split:.6g}, {sizes}; values {leading(self.values.values[0])} of trial 0)"
 
     def plot(self, dark: bool = False) -> Figure:

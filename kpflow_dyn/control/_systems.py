@@ -74,8 +74,8 @@ class LTI:
         dt = given.dt or None
         if dt is not None and not 0 < dt < np.inf:
             raise ValueError(
-                f"dt is {dt!r}, expected None or 0 for continuous time, or the length of a step; that of a solution with "
-                "unequal steps is NaN, so take an even grid of times"
+                f"dt is {dt!r}, expected None or 0 for continuous time, or the length of a step; that of a solution "
+                "with unequal steps is NaN, so take an even grid of times"
             )
         if len(given.names) not in (0, len(A)):
             raise ValueError(f"names are {given.names}, expected one for each of the {len(A)} states, or ()")
@@ -90,7 +90,8 @@ class LTI:
         return parts._replace(dt=self.dt or parts.dt, names=self.names or parts.names)
 
     def __repr__(self) -> str:
-        return f"LTI({_sizes(*self.B.shape, len(self.C), self.dt, self.names)}, poles {leading(self.poles)})"
+        units, inputs = self.B.shape
+        return f"LTI({_sizes(units, inputs, len(self.C), self.dt, self.names)}, poles {leading(self.poles)})"
 
     @property
     def poles(self) -> np.ndarray:

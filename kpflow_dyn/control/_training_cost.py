@@ -106,7 +106,8 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
 
     Raises:
         TypeError: another problem, or a cost that is no function of these.
-        ValueError: no cost at all, one of another width than the state and the control, or a span (t0, t1) in the place of a grid.
+        ValueError: no cost at all, one of another width than the state and the control, or a span (t0, t1) in the
+            place of a grid.
     Source: Bryson, Ho, "Applied Optimal Control" (1975), chapter 2; Chen et al., arXiv:1806.07366, for the running cost
         as a state.
 
