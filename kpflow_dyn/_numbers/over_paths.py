@@ -27,8 +27,8 @@ class MeanNTK(MeanOfSamples):
 
     As an operator it is the mean of the paths that there are, for `kp.eigs` and others. `kp.trace`,
     `kp.frobenius_norm`, `kp.effective_rank`, `kp.partial_trace` and `kp.modes` take its own methods, which say what
-    that is worth as the mean over all paths; of fewer than four paths, or with an `alg` or `rtol`, they are of the mean of
-    these paths, and their `method` says so.
+    that is worth as the mean over all paths; of fewer than four paths, or with an `alg` or `rtol`, they are of the mean
+    of these paths, and their `method` says so.
 
     Attributes:
         paths: how many.

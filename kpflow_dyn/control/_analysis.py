@@ -113,13 +113,14 @@ def analyze(
         `control_gradient` [input]; `disk_margin_along`, of the loop linearised there as if it stood still (at some
         times; 0 where that is not stable); `control_gap`, (u - u_lqr)^T R (u - u_lqr), in discrete time with
         R + B^T X B. By [trial] `cost`, `regulator_cost` on the same plant, and `cost_ratio`. `sensitivity`
-        [parameter, time] is |g(t)| of the mean cost, `gradient_norm` [parameter] its integral's. At rest: `rest`
-        [unit]; `rest_pole` [pole] of the whole loop, with its memory and the controls that wait; `gain_margin_low`,
-        `gain_margin_high`, `phase_margin` [input], of one input with the others closed, and `disk_margin`,
-        `disk_gain_margin`, `disk_phase_margin` of all at once. `policy_gain`, `regulator_gain` [input, unit] at the
-        target, with u = -K (z - z*) for both, `regulator_pole` and `gain_distance`; `excess` [loop_mode], what each
-        mode carries of `excess_cost`, `excess_pole` and `excess_share` [unit]. What is not known is NaN, and `note`
-        says why: a policy with a memory has no static gain, and so no `gain_distance` and `excess`.
+        [parameter, time] is |g(t)| of the mean cost, `gradient_norm` [parameter] the size of its gradient int g dt, by
+        the solver's own steps. At rest: `rest` [unit]; `rest_pole` [pole] of the whole loop, with its memory and the
+        controls that wait; `gain_margin_low`, `gain_margin_high`, `phase_margin` [input], of one input with the others
+        closed, and `disk_margin`, `disk_gain_margin`, `disk_phase_margin` of all at once. `policy_gain`,
+        `regulator_gain` [input, unit] at the target, with u = -K (z - z*) for both, `regulator_pole` and
+        `gain_distance`; `excess` [loop_mode], what each mode carries of `excess_cost`, `excess_pole` and `excess_share`
+        [unit]. What is not known is NaN, and `note` says why: a policy with a memory has no static gain, and so no
+        `gain_distance` and `excess`.
 
     Raises:
         TypeError: no such solution, or a cost that is no function of state and control.
@@ -235,9 +236,9 @@ class _Asked:
 
     def _sensitivities(self) -> Variables:
         loop = self.loop
-        parts = by_parameter(loop.flow, sensitivity(loop.flow, loop.covector) / len(loop.u))
-        each = np.stack([np.linalg.norm(part, axis=-1) for part in parts.values()])
-        whole = np.stack([np.linalg.norm(loop.weights @ part) for part in parts.values()])
+        rows = sensitivity(loop.flow, loop.covector) / len(loop.u)
+        both = (by_parameter(loop.flow, found) for found in (rows, loop.gradient(rows)))
+        each, whole = (np.stack([np.linalg.norm(part, axis=-1) for part in found.values()]) for found in both)
         return {"sensitivity": (("parameter", "time"), each), "gradient_norm": (("parameter",), whole)}
 
     def _along(self) -> Variables:

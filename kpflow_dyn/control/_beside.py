@@ -1,6 +1,6 @@
 """Closed loops and hybrid models with more states beside their own: what a cost needs, as a part of the state.
 
-hybrid, sampled    s = [z, int L dt]          so that steps, jumps and the times of events are those of one model
+continuous         s = [z, int L dt]          so that steps, jumps and the times of events are those of one model
 discrete time      s = [z, u]                 with the control that acted in the step which made z
 """
 
@@ -24,17 +24,17 @@ class Arguments:
     has_control: bool
 
     def __call__(self, model: Any, z: Array, x: Array | None) -> tuple[Array, ...]:
-        """Of states [..., unit] of a hybrid model, or of a sampled loop."""
+        """Of states [..., unit] of a closed loop, which may be the flow of a hybrid model, or of a sampled one."""
         if not self.has_control:
             return (z,)
         if hasattr(model, "sampling"):
             return z[..., : model.sampling.state], z[..., model.sampling.of_held]
-        return z, model.flow.policy(join(z, x))
+        return z, getattr(model, "flow", model).policy(join(z, x))
 
 
 @dataclass(frozen=True)
 class BesideCost:
-    """s' = [z', L] of a hybrid model whose state has this many units; events leave the cost as it is."""
+    """s' = [z', L] of a field whose state has this many units; events of a hybrid one leave the cost as it is."""
 
     backend: Backend
     cost: Any
@@ -105,7 +105,7 @@ def of_rows(backend: Backend, cost: Any, *rows: Array) -> Array:
 
 
 def beside_cost(problem: ODEProblem, cost: Any, has_control: bool) -> ODEProblem:
-    """A hybrid problem with the integral of its cost as a last state; a start that learns counts as given."""
+    """A problem with the integral of its cost as a last state; a start that learns counts as given."""
     function = BesideCost(problem.backend, cost, int(problem.z0.shape[-1]), Arguments(has_control))
     model = problem.backend.models.through(problem.f, function)
     plain = {"args": None, "order": 1, "encoder": None}  # problem.f is a field of a real state [unit] alone

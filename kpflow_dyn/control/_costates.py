@@ -240,7 +240,7 @@ def _along_steps(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None
     step = loop_of_cell(problem, inputs, "closed")
     check_costs(cost, terminal, int(sol.state.shape[-1]))
     values, slopes, _ = _slopes(step, cost, np.zeros(sol.state.shape[1]), sol.state, problem.x)
-    last, end = _terminal(terminal, sol.state[:, -1:], problem.backend.transforms)
+    last, end = terminal_of(terminal, sol.state[:, -1:], problem.backend.transforms)
     slopes[:, -1] += end
     costates = to_numpy(linearize(sol).P.T.mv(like_numpy(slopes, sol.state))).astype(float)
     gradient = np.einsum("btnm,btn->btm", along_steps_inputs(sol, inputs), costates)
@@ -277,7 +277,7 @@ def along_loop(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None, 
     flow = _flow_of(solve(problem), params)
     state, plant = flow.solution.state, sol.problem.cell.plant.state_size
     values, slopes = _at_rows(problem.backend, cost, state[..., :plant], state[..., units:])
-    last, end = _terminal(terminal, state[:, -1:, :plant], problem.backend.transforms)
+    last, end = terminal_of(terminal, state[:, -1:, :plant], problem.backend.transforms)
     slopes[0][:, -1] += end
     between = np.zeros((*state.shape[:2], units - plant))
     whole = _pulled_back(flow, np.concatenate([slopes[0], between, slopes[1]], -1))
@@ -318,13 +318,12 @@ def along_jumps(
     solved = sol if summed else again(sol, beside_cost(problem, cost, arguments.has_control))
     flow = _flow_of(solved, params)
     state = flow.solution.state
-    seen = width
-    last, end = _terminal(terminal, state[:, -1:, :seen], of)
+    last, end = terminal_of(terminal, state[:, -1:, :width], of)
     slopes = np.zeros(state.shape)
-    slopes[:, -1, :seen] = end
+    slopes[:, -1, :width] = end
     if summed:
         values, parts = _at_rows(problem.backend, cost, *arguments(model, sol.state, None))
-        places = [slice(0, seen), *([model.sampling.of_held] if held and arguments.has_control else [])]
+        places = [slice(0, width), *([model.sampling.of_held] if held and arguments.has_control else [])]
         for place, part in zip(places, parts, strict=True):
             slopes[..., place] += part
         to_go = np.cumsum(values[:, ::-1], 1)[:, ::-1] + last[:, None]
@@ -387,7 +386,7 @@ def _along_own_steps(sol: SteppedSolution, ltv: LTV, cost: Cost | None, terminal
     of, units, A = sol.problem.backend.transforms, sol.state.shape[-1], ltv.A.values
     check_costs(cost, terminal, units)
     values, slopes = _of_states(cost, sol.state, of)
-    last, end = _terminal(terminal, sol.state[:, -1:], of)
+    last, end = terminal_of(terminal, sol.state[:, -1:], of)
     assert sol.weights is not None
     kicks = np.zeros(A.shape[:3])
     kicks[..., :units] = slopes * sol.weights[:, None]
@@ -410,7 +409,7 @@ def _along_equation(
     nodes, weights = gauss_points(mesh.edges)
     inside = len(nodes)
     values, slopes, direct = _slopes(field, cost, *states_at(sol, np.append(nodes, ltv.time)))
-    last, end = _terminal(terminal, sol(mesh.edges[-1:]), problem.backend.transforms)
+    last, end = terminal_of(terminal, sol(mesh.edges[-1:]), problem.backend.transforms)
     driven = slopes[:, :inside].reshape((*mesh.A.shape[:3], -1))
     costates = _backward(mesh.A, driven, end, np.diff(mesh.edges))[:, mesh.at]
     gradient = direct[:, inside:] + np.einsum("btnm,btn->btm", ltv.B.values, costates)
@@ -443,7 +442,7 @@ def _slopes(loop: Loop, cost: Cost | None, t: np.ndarray, z: Array, x: Array | N
     return _with_gradients(loop.backend.transforms, of_row, rows, data)
 
 
-def _terminal(terminal: Cost | None, z: Array, of: Transforms) -> tuple[np.ndarray, np.ndarray]:
+def terminal_of(terminal: Cost | None, z: Array, of: Transforms) -> tuple[np.ndarray, np.ndarray]:
     """M [trial] and its gradient [trial, unit] at the last states [trial, 1, unit]."""
     values, slopes = _of_states(terminal, z, of)
     return values[:, 0], slopes[:, 0]

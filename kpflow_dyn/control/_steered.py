@@ -22,8 +22,18 @@ from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution
 from kpflow_dyn._solve import solve
-from kpflow_dyn.control._beside import AtRest
-from kpflow_dyn.control._costates import Cost, Costates, QuadraticCost, Swept, adjoint, again, along_jumps, along_loop
+from kpflow_dyn.control._beside import AtRest, beside_cost
+from kpflow_dyn.control._costates import (
+    Cost,
+    Costates,
+    QuadraticCost,
+    Swept,
+    adjoint,
+    again,
+    along_jumps,
+    along_loop,
+    terminal_of,
+)
 from kpflow_dyn.control._linearisation import linearize_ltv, mesh_edges, plant_at_rest
 from kpflow_dyn.control._loops import is_closed_loop, is_stepped_loop, remembering
 from kpflow_dyn.control._opened import answers
@@ -98,10 +108,9 @@ class Steered:
         """The times."""
         return np.asarray(to_numpy(self.sol.t), float)
 
-    @property
-    def weights(self) -> np.ndarray:
-        """Of sensitivities at the times, whose sum is the gradient."""
-        return np.ones(len(self.time))
+    def gradient(self, sensitivities: np.ndarray) -> np.ndarray:
+        """That of the mean cost [parameter]; in discrete time the sum of what each time contributes."""
+        return sensitivities.sum(0)
 
     @cached_property
     def swept(self) -> Swept:
@@ -208,11 +217,16 @@ class Continuous(Steered):
     def time(self) -> np.ndarray:
         return self.sol.problem.t
 
-    @property
-    def weights(self) -> np.ndarray:
-        weights = np.gradient(self.time)
-        weights[[0, -1]] /= 2
-        return weights
+    def gradient(self, sensitivities: np.ndarray) -> np.ndarray:
+        """By the solver's own steps, with the cost as one more state: the times of the analysis are too few."""
+        problem = beside_cost(self.sol.problem, self.cost, has_control=True)
+        flow = linearize(again(self.sol, problem), params=self.params)
+        state, units, trials = flow.solution.state, self.units, len(self.sol.state)
+        q = np.zeros(state.shape)
+        q[:, -1, units:] = 1 / trials
+        q[:, -1, :units] = terminal_of(self.terminal, state[:, -1:, :units], problem.backend.transforms)[1] / trials
+        measure: Any = flow.J.codomain.measure
+        return to_numpy(flow.J.T.mv(like_numpy(q / to_numpy(measure).astype(float), state))).astype(float)
 
     @cached_property
     def costates(self) -> Costates:
