@@ -108,7 +108,7 @@ def opened_loop(sol: Any, near: Any = None) -> LTI:
         check_cost(cost, "near", loop.units)
     rest = rest_of(loop)
     if rest is None:
-        raise ValueError("no rest of the loop was found; give near=, a state of the plant close to one")
+        raise ValueError("no rest of the loop was found; give near=, a state of the plant close to one, if it has any")
     return rest.loop
 
 
