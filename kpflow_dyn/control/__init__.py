@@ -51,4 +51,4 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> None:
-    raise AttributeError(f"kpflow_dyn.control has no {name}{_advice_on(name)}", name=name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_advice_on(name)}", name=name)
