@@ -196,7 +196,7 @@ class FromHistory(nn.Module):
 @pytest.mark.parametrize(
     ("change", "alg", "options", "said"),
     [
-        ({"delays": lambda t, z: 1.0}, None, {}, "hang on the state"),
+        ({"delays": lambda t, z: 1.0}, None, {}, "depend on the state"),
         ({"delays": nn.Parameter(torch.ones(1))}, None, {}, "delays that learn"),
         ({"delays": (0.3, -1.0)}, None, {}, "positive, finite"),
         ({"delays": 0.0}, None, {}, "positive, finite"),

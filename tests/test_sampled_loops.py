@@ -199,19 +199,67 @@ def test_the_start_may_be_the_plants_alone_or_whole() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"delay": 0.1}, "delay are of sampled loops; give every="),
+        ({"delay": 0.1}, "delay is of sampled loops; give every="),
         ({"every": 0.0}, "every is 0.0, expected a positive number"),
         ({"every": 0.1, "delay": -0.1}, "delay is -0.1, expected a time >= 0"),
         ({"every": 0.1, "saturation": (1.0, 0.0)}, "expected \\(low, high\\)"),
         ({"every": 0.1, "rate_limit": -1.0}, "rate_limit is -1.0"),
-        ({"every": 0.1, "memory": 2, "policy": nn.Linear(2, 1)}, "the reset of event 0 failed"),
+        ({"every": 0.1, "saturation": -1.0}, "a positive number s for"),
+        ({"every": 0.1, "saturation": True}, "saturation is True"),
+        ({"every": 0.1, "memory": 2, "policy": nn.Linear(2, 1)}, "the policy takes one argument"),
+        ({"every": 0.1, "memory": 2, "policy": nn.GRUCell(2, 3), "readout": 1}, "the GRUCell keeps 3 numbers"),
+        ({"every": 0.1, "policy": nn.GRU(2, 3)}, r"give torch.nn.GRUCell\(2, 3\)"),
+        ({"policy": nn.GRUCell(2, 3)}, "whose memory moves in steps; give every="),
+        ({"every": 0.1, "policy": Recurrent()}, "takes 2 arguments, .* memory=, how many numbers"),
+        (
+            {"every": 0.1, "policy": Recurrent(), "memory": UNITS},
+            "the policy failed: .* 2 entries .* no x, with a memory",
+        ),
+        ({"every": 0.1, "policy": nn.Linear(3, 1)}, "the policy failed: .* called on the 2 entries of the plant's"),
+        ({"dt": 0.1}, "dt= is here `every=`"),
+        ({"every": 0.1, "measurement_delay": 0.1}, "measurement_delay= is here `delay=`"),
+        ({"every": 0.1, "noise": 0.1}, "noise= is here an input `x`"),
+        ({"every": 0.1, "hold": "first"}, "zero-order"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict, message: str) -> None:
     policy = options.pop("policy", nn.Linear(2, 1)).double()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         loop = kp.models.ClosedLoop(kp.models.Pendulum(), policy, **options)
         kp.solve(kp.ODEProblem(loop, start(), TIMES))
+
+
+def test_saturation_by_a_number_is_that_on_both_sides() -> None:
+    policy = nn.Linear(2, 1).double()
+    one, two = (
+        kp.models.ClosedLoop(kp.models.Pendulum(), policy, every=DT, saturation=s).sampling for s in (2, (-2.0, 2.0))
+    )
+    assert one == two
+
+
+class Wide(nn.Linear):
+    hidden_size = 8  # of layers that it might have, and no memory
+
+
+@pytest.mark.parametrize("every", [None, DT])
+def test_a_policy_that_names_its_hidden_size_is_no_cell(every: float | None) -> None:
+    loop = kp.models.ClosedLoop(kp.models.Pendulum(), Wide(2, 1).double(), every=every)
+    assert kp.solve(kp.ODEProblem(loop, start(), TIMES), "rk4").state.shape == (2, len(TIMES), 2 + (every is not None))
+
+
+def test_a_start_of_a_wrong_width_says_what_the_state_is() -> None:
+    loop = kp.models.ClosedLoop(kp.models.Pendulum(), nn.Linear(2, 1).double(), every=DT, delay=0.05)
+    with pytest.raises(
+        ValueError, match=r"z0 has 3 entries, expected the 2 of .* or the 4 of .*1 x 1 of controls that"
+    ):
+        kp.ODEProblem(loop, torch.zeros(2, 3).double(), TIMES)
+
+
+@pytest.mark.parametrize("every", [None, DT])
+def test_inputs_that_are_drawn_anew_are_refused(every: float | None) -> None:
+    loop = kp.models.ClosedLoop(kp.models.Pendulum(), nn.Linear(3, 1).double(), every=every)
+    with pytest.raises(ValueError, match="draw noise once, as samples"):
+        kp.solve(kp.ODEProblem(loop, start(), TIMES, lambda t: torch.randn(2, 1).double()))
 
 
 def test_a_cell_without_a_readout_and_a_plant_without_sizes_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from kpflow_dyn._jax.checks import floating_leaves, with_parameters
 from kpflow_dyn._jax.differential import controlled as controlled
 from kpflow_dyn._jax.differential import drift_and_diffusion as drift_and_diffusion
 from kpflow_dyn._jax.differential import pair_in_form as pair_in_form
+from kpflow_dyn._jax.forms import Through
 from kpflow_dyn._jax.forms import field_of as field_of
 from kpflow_dyn._jax.forms import in_form as in_form
 from kpflow_dyn._jax.forms import through as through
@@ -42,6 +44,18 @@ def left_alone(_model: Any) -> Iterator[None]:
             "around it hides them; call it outside, and transform what comes of it, as in jax.jit(flow.ntk.mv), or "
             "take kp.regularizers for derivatives of a kernel"
         ) from error
+
+
+def nodes(model: Any) -> list[Any]:
+    """A pytree and all that it holds."""
+    diffrax = sys.modules.get("diffrax")
+    while diffrax is not None and isinstance(model, diffrax.ODETerm):
+        model = model.vector_field
+    if isinstance(model, Through):  # whose function knows the jumps of what it has inside
+        return [model]
+    found: list[Any] = []
+    jax.tree.flatten(model, is_leaf=lambda node: found.append(node) is not None)
+    return found
 
 
 def function_of(f: Any) -> Any:

@@ -59,6 +59,9 @@ class CDEProblem(ODEProblem):
     order: int = field(init=False, repr=False, default=1)
     path: Any = None
     interpolation: str = "linear"
+    instead_of_jumps = (
+        "pose kp.ODEProblem(hybrid, z0, t, x) with X'(t) as its input x and a flow(t, z, x_t) that multiplies f by it"
+    )
 
     def __post_init__(self) -> None:
         backend = backend_for(self.z0, "z0", "[trial, unit]", self.f)

@@ -33,7 +33,7 @@ class DDEProblem(OverTimes):
 
     Raises:
         TypeError, ValueError: a history, times, delays or inputs of a wrong type, or that do not fit together; delays
-            that are no constants, as those that hang on the state or that learn.
+            that are no constants, as those that depend on the state or that learn.
     Source: Bellen, Zennaro, Numerical Methods for Delay Differential Equations, 2003.
 
     >>> import torch, kpflow_dyn as kp
@@ -59,6 +59,7 @@ class DDEProblem(OverTimes):
     encoded: Any = field(init=False, repr=False, compare=False, default=None)
     form: Form = field(init=False, repr=False, compare=False)
     given_as = "history"
+    instead_of_jumps = "a control that acts late is kp.models.ClosedLoop(..., every=dt, delay=tau), in a kp.ODEProblem"
 
     def __post_init__(self) -> None:
         self._take_data(self.x)
@@ -123,7 +124,7 @@ def _checked(delays: Any) -> tuple[float, ...]:
     given = delays if isinstance(delays, tuple | list) or (is_array(delays) and np.ndim(delays)) else [delays]
     if any(callable(delay) for delay in given):
         raise TypeError(
-            "a delay is a function, and delays that hang on the state or on time are not supported; give "
+            "a delay is a function, and delays that depend on the state or on time are not supported; give "
             "constant numbers"
         )
     if any(getattr(delay, "requires_grad", False) for delay in given):

@@ -7,8 +7,9 @@ A hybrid model is a field f(t, z) or f(t, z, x) with `events`, each with these m
     direction  of the crossing: -1 from above, 1 from below, 0 both, in the order in which times are solved.
     times      (t0, end) -> the given times of the event from t0 to the end, which may lie before t0.
 
-and with `max_events`, how many may happen in a trial. Its field between jumps may stand as its `flow`; `looks`
-says at how many points of each step conditions are looked at first.
+and with `max_events`, how many may happen in a trial beside those at given times, and with_events(events, max_events,
+looks), the same model with more of them. Its field between jumps may stand as its `flow`; `looks` says at how many
+points of each step conditions are looked at first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array
+from kpflow_dyn._arrays import Array, is_array
+from kpflow_dyn._backend import backend_of
 from kpflow_dyn._problems.forms import Form, arguments_for
 
 LOOKS = 8
@@ -45,6 +47,31 @@ def refuse_hybrid(model: Any, what: str, advice: str) -> None:
     """Raise where a model has jumps that this does not know of."""
     if is_hybrid(model):
         raise ValueError(f"{what} a hybrid model, whose state jumps at events; {advice}")
+
+
+def refuse_jumps(value: Any, who: str, instead: str) -> None:
+    """Raise where a value is a hybrid model, or has one inside, whose jumps would not happen.
+
+    Args:
+        value: a model, or anything else.
+        who: got it.
+        instead: what to do in its place; "" where one that has none inside of other parts is taken.
+    """
+    if is_array(value):
+        return
+    for behind in ("__self__", "func"):  # of a method, and of a functools.partial
+        if hasattr(value, behind):
+            refuse_jumps(getattr(value, behind), who, instead or "give the model itself")
+    backend = backend_of(value)
+    parts = [value] if backend is None else backend.models.nodes(value)
+    if is_hybrid(parts[0]):
+        if instead:
+            raise ValueError(f"{who} a hybrid model, whose jumps at events would be lost; {instead}")
+    elif any(map(is_hybrid, parts)):
+        raise ValueError(
+            f"{who} a {type(value).__name__} with a hybrid model inside, such as a sampled loop, whose jumps would be "
+            "lost; give events to the outermost model, kp.models.Hybrid(flow, *events), or sample the outermost loop"
+        )
 
 
 @dataclass(frozen=True)

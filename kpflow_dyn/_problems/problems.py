@@ -6,20 +6,21 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from kpflow_dyn._arrays import Array, is_array
 from kpflow_dyn._arrays.complex_numbers import is_complex
 from kpflow_dyn._backend import Backend, backend_for, backend_of_state
 from kpflow_dyn._problems.arguments import ROWS, Arguments, arguments_of
 from kpflow_dyn._problems.checks import check_directed_times, check_inputs, check_rows, laid_out_start
-from kpflow_dyn._problems.events import arguments_of_field
+from kpflow_dyn._problems.events import arguments_of_field, refuse_jumps
 from kpflow_dyn._problems.forms import Form, called_as
 from kpflow_dyn._problems.layouts import Layout
 from kpflow_dyn._problems.starts import check_encoded, laid_out_encoded, rows_of_parameter, whole_start
-from kpflow_dyn._problems.translations import advice_on
+from kpflow_dyn._problems.translations import refuse_unknown
 
 X_AXES, STATE_AXES = "[trial, time, input]", "[trial, time, unit]"
+_ONE_MODEL = "pose it in continuous time, kp.ODEProblem(hybrid, z0, t, x), or give the field between its jumps"
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,18 @@ class Problem:
     """A model and its data, whose framework is chosen when the problem is posed."""
 
     backend: Backend = field(init=False, repr=False, compare=False)
+    instead_of_jumps: ClassVar[str] = _ONE_MODEL  # what to do with a hybrid model; "" where it is taken
 
-    def __new__(cls, *_args: Any, **given: Any) -> Self:
-        """Raise for names that it does not know, by what these are called here."""
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        """Raise for names that it does not know, by what these are called here, and for jumps that it would drop."""
         cls._check_names(given, cls.__name__)
+        for value in (*args, *given.values()):
+            refuse_jumps(value, f"{cls.__name__} got", cls.instead_of_jumps)
         return super().__new__(cls)
 
     @classmethod
     def _check_names(cls, given: dict[str, Any], who: str) -> None:
-        names = [field.name for field in dataclasses.fields(cls) if field.init]
-        if unknown := set(given) - set(names):
-            raise TypeError(f"{who} got {sorted(unknown)}, expected some of {', '.join(names)}{advice_on(unknown)}")
+        refuse_unknown(given, [field.name for field in dataclasses.fields(cls) if field.init], who, cls.__name__)
 
     @property
     def model(self) -> Any:
@@ -265,10 +267,6 @@ class DiscreteProblem(StartedProblem):
     encoder: Any = None
 
     def __post_init__(self) -> None:
-        if hasattr(self.cell, "max_events"):
-            raise ValueError(
-                "the cell flows between its jumps or samples; pose it in continuous time, kp.ODEProblem(loop, z0, t, x)"
-            )
         backend = backend_for(self.x, "x", X_AXES)
         x = backend.data.as_floats(self.x, "x", X_AXES)
         backend.data.check_inputs(x)
@@ -339,6 +337,7 @@ class ODEProblem(OverTimes):
     encoded: Any = field(init=False, repr=False, compare=False, default=None)
     form: Form = field(init=False, repr=False, compare=False)
     arguments: tuple = field(init=False, repr=False, compare=False)
+    instead_of_jumps = ""
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
@@ -366,7 +365,9 @@ class ODEProblem(OverTimes):
     def called(self, state: str, inputs: str) -> str:
         """How f is called, where these are the axes of the state and of the inputs."""
         if self.form.is_plain and self.args is None:
-            return f"f(t, z [{state}]), or f(t, z, x_t [{inputs}]) where the problem has inputs x"
+            seen = "z, and the problem has no x" if self.x is None else "[z, x_t]"
+            policy = f"; its policy gets {seen}" * hasattr(getattr(self.f, "flow", self.f), "policy")
+            return f"f(t, z [{state}]), or f(t, z, x_t [{inputs}]) where the problem has inputs x{policy}"
         parts = f", with z of the form of z0: {self.form.layout}" if not self.form.layout.is_plain else f", z [{state}]"
         return called_as(self.called_with, self.args is not None) + parts
 

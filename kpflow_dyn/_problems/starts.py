@@ -45,8 +45,15 @@ def check_encoded(data: Any, name: str = "z0", trials: int | None = None) -> Arr
 
 def whole_start(f: Any, z0: Any) -> Any:
     """The start, that of a sampled loop made whole where it is the plant's alone."""
-    is_plants = hasattr(f, "sampling") and is_array(z0) and z0.ndim == 2 and z0.shape[1] == f.sampling.state
-    return f.start(z0) if is_plants else z0
+    if not (hasattr(f, "sampling") and is_array(z0) and z0.ndim == 2):
+        return z0
+    width, sampling = z0.shape[1], f.sampling
+    if width not in (sampling.state, sampling.size):
+        raise ValueError(
+            f"z0 has {width} entries, expected the {sampling.state} of the plant's state, or the {sampling.size} of "
+            f"loop.start(z0, memory, control): {sampling.sizes}"
+        )
+    return f.start(z0) if width == sampling.state else z0
 
 
 def laid_out_encoded(backend: Backend, f: Any, encoder: Any, data: Array, order: int) -> tuple[Layout, Array]:

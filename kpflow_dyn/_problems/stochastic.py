@@ -74,6 +74,10 @@ class SDEProblem(OverTimes):
     encoded: Any = field(init=False, repr=False, compare=False, default=None)
     form: Form = field(init=False, repr=False, compare=False)
     pair: Any = field(init=False, repr=False, compare=False)
+    instead_of_jumps = (
+        "pose kp.ODEProblem(hybrid, z0, t, x) with the noise as its input x: as a force in the flow, or as kicks in an "
+        "event of its own, kp.models.Event(reset=lambda t, z, x: z + g(z) * x, every=dt), by samples x of variance dt"
+    )
 
     def __post_init__(self) -> None:
         self._take_data(self.x)

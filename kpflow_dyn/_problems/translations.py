@@ -3,7 +3,7 @@
 One table: errors about unknown names read it, and docs/guides/neural_ode.md shows it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LIBRARIES = ("diffrax", "torchdiffeq", "torchode", "scipy", "SciML")
@@ -21,7 +21,7 @@ class Term:
 
     here: str
     keywords: tuple[str, ...]
-    there: tuple[str, ...]
+    there: tuple[str, ...] = ()
 
 
 TERMS = (
@@ -168,6 +168,93 @@ TERMS = (
 )
 
 
+OF = {  # what others call the arguments of one thing of this package, where that is not said above or is otherwise
+    "Event": (
+        Term("`condition`, a function of (t, z)", ("cond_fn", "event_fn", "event", "fun", "guard", "surface")),
+        Term(
+            "`reset`, a function of (t, z) that gives the state behind the event",
+            ("affect", "affect!", "callback", "jump", "jump_map", "effect", "reset_fn", "action"),
+        ),
+        Term(
+            "`direction=1` (from below), -1 (from above) or 0, with an event for each where their resets differ",
+            ("affect_neg", "is_upcrossing", "rising", "upcrossing"),
+        ),
+        Term(
+            "nothing: a solve goes on behind an event, and `solution.events` says when it was",
+            ("terminal", "terminate", "terminates"),
+        ),
+        Term("`at=`, given times, or `every=`", ("times", "tstops", "t", "period", "dt", "interval")),
+        Term("`offset=`", ("phase", "start", "initial_affect", "t0")),
+        Term(
+            "nothing: an event is located to round-off",
+            ("root_finder", "rootfind", "abstol", "reltol", "atol", "rtol", "interp_points"),
+        ),
+    ),
+    "Hybrid": (
+        Term(
+            "given behind the flow: Hybrid(flow, event, ...)",
+            ("event", "events", "callback", "callbacks", "reset", "resets"),
+        ),
+        Term("the field `flow`", ("f", "func", "term", "terms", "vector_field", "field")),
+        Term("`max_events=`, how many may happen in a trial", ("max_jumps", "max_steps")),
+    ),
+    "ClosedLoop": (
+        Term(
+            "`every=`, the time between samples",
+            (
+                "dt",
+                "Ts",
+                "ts",
+                "h",
+                "period",
+                "sample_time",
+                "sampling_time",
+                "sampling_period",
+                "interval",
+                "timestep",
+            ),
+        ),
+        Term(
+            "an input `x` of the problem: the policy sees [z, x_t], one sample of x at each sampling time",
+            ("noise", "measurement_noise", "reference", "setpoint", "disturbance", "x", "inputs"),
+        ),
+        Term(
+            "`delay=`; that of a measurement, too: the control that answers it acts so much later",
+            ("measurement_delay", "sensor_delay", "input_delay", "actuator_delay", "latency", "dead_time", "tau"),
+        ),
+        Term("nothing: with `every=` the control is held between samples (zero-order)", ("hold", "method", "zoh")),
+        Term(
+            "`saturation=(low, high)`",
+            ("bounds", "limits", "clip", "u_max", "umax", "control_limits", "input_limits", "control_bounds"),
+        ),
+        Term("`rate_limit=`", ("slew_rate", "slew", "rate", "max_rate", "du_max")),
+        Term("`memory=`", ("hidden_size", "hidden", "memory_size", "state_dim")),
+        Term("`readout=`", ("output", "decoder", "head", "out")),
+        Term(
+            "part of the policy: a module that takes y = C z, or what else it measures, out of its argument",
+            ("C", "observe", "observation", "measurement", "output_matrix", "outputs"),
+        ),
+        Term("`kp.models.Hybrid(loop, event, ...)`", ("event", "events", "contacts", "impact")),
+    ),
+    "DDEProblem": (
+        Term(
+            "`delays=`, numbers",
+            ("tau", "taus", "lag", "lags", "delay", "constant_lags", "constant_delays", "dde_lags"),
+        ),
+        Term("`history=`, a state or a function of t", ("z0", "y0", "u0", "h", "h0", "phi", "past", "initial")),
+        Term("missing: a delay is a constant number", ("dependent_lags", "order_discontinuity_t0", "neutral")),
+    ),
+    "SDEProblem": (
+        Term("`brownian=`, a seed or a path", ("key", "rng", "brownian_motion", "W", "increments")),
+        Term("the drift `f`", ("drift", "terms", "sde", "func")),
+        Term("the diffusion `g`", ("diffusion", "noise_fn", "sigma")),
+        Term('`sde_type=`, "ito" or "stratonovich"', ("interpretation", "calculus", "alg_hints")),
+        Term("`paths=`", ("trajectories", "samples", "n_paths", "num_paths", "batch")),
+    ),
+    "CDEProblem": (Term("the path `path`", ("X", "x", "coeffs", "coefficients", "control", "spline", "data")),),
+}
+
+
 METHODS = {  # what others call a method, in small letters: its name here in torch, and in JAX
     "rk45": ('"dopri5"', "diffrax.Dopri5()"),
     "dp5": ('"dopri5"', "diffrax.Dopri5()"),
@@ -201,9 +288,15 @@ def method_here(alg: object, framework: str) -> str:
     return f"; {name} is here {found[framework == 'jax']}" if found else ""
 
 
-def advice_on(names: Iterable[str]) -> str:
+def refuse_unknown(given: Iterable[str], known: Sequence[str], who: str, of: str) -> None:
+    """Raise for names that are not known to what is called `of` in `OF`, by what they are called here."""
+    if unknown := set(given) - set(known):
+        raise TypeError(f"{who} got {sorted(unknown)}, expected some of {', '.join(known)}{advice_on(unknown, of)}")
+
+
+def advice_on(names: Iterable[str], of: str = "") -> str:
     """What unknown arguments are called here, one clause for each that is known elsewhere."""
-    known = {keyword: term.here for term in TERMS for keyword in term.keywords}
+    known = {keyword: term.here for term in (*TERMS, *OF.get(of, ())) for keyword in term.keywords}
     return "".join(f"; {name}= is here {known[name]}" for name in sorted(names) if name in known)
 
 

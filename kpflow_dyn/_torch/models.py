@@ -209,6 +209,12 @@ def field_of(f: Any) -> Any:
     return f.call if isinstance(f, InForm) else f
 
 
+def nodes(model: Any) -> list[Any]:
+    """A module and those in it; of a module in another form those of its user."""
+    model = field_of(model)
+    return list(model.modules()) if isinstance(model, nn.Module) else [model]
+
+
 def function_of(f: Any) -> Any:
     """What a module computes."""
     return f.forward if isinstance(f, nn.Module) else f

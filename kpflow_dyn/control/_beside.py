@@ -15,6 +15,7 @@ from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._problems.steps import call_field
 from kpflow_dyn.models._discrete import parts_after
 from kpflow_dyn.models._equations import join
+from kpflow_dyn.models._sampling import OfPart
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,7 @@ class BesideCost:
 
     def event(self, event: Any) -> Any:
         """An event of the model as one of s."""
-        return _EventBeside(event, self.units)
-
-
-class _EventBeside:
-    def __init__(self, event: Any, units: int) -> None:
-        self.event, self.units, self.direction, self.times = event, units, event.direction, event.times
-        self.condition = None if event.condition is None else self._condition
-
-    def _condition(self, t: Array, s: Array, *x: Array) -> Array:
-        return self.event.condition(t, s[..., : self.units], *x)
-
-    def reset(self, t: Array, s: Array, *x: Array) -> Array:
-        """[z behind the jump, the cost so far]."""
-        after = self.event.reset(t, s[..., : self.units], *x)
-        return array_namespace(s).concat([after, s[..., self.units :]], axis=-1)
+        return OfPart(event, self.units)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,11 @@ def steered(sol: Any, cost: Cost, terminal: Cost | None, params: Choice) -> Stee
     if isinstance(sol, ODESolution) and is_closed_loop(sol.problem.f):
         return Continuous(sol, cost, terminal, params)
     if isinstance(sol, HybridSolution) and hasattr(sol.problem.f, "sampling"):
+        if len(sol.problem.f.plant_events):
+            raise ValueError(
+                "the plant of the loop has events, and a comparison with a regulator that knows of none would say "
+                "little; take the parts: training_cost, adjoint, gram, kp.contributions"
+            )
         return Sampled(sol, cost, terminal, params)
     if isinstance(sol, DiscreteSolution) and is_stepped_loop(sol.problem.cell):
         return Stepped(sol, cost, terminal, params)

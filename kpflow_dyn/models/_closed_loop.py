@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._backend import backend_of
+from kpflow_dyn._problems.events import refuse_jumps
+from kpflow_dyn._problems.translations import refuse_unknown
 from kpflow_dyn.models._discrete import discrete_loop, is_discrete
-from kpflow_dyn.models._equations import is_lstm
 from kpflow_dyn.models._hybrid import hybrids_of
+from kpflow_dyn.models._memories import is_recurrent, memory_of
 from kpflow_dyn.models._sampling import Sampling
 
 
@@ -24,6 +26,7 @@ def ClosedLoop(
     rate_limit: float | None = None,
     state_size: int | None = None,
     control_size: int | None = None,
+    **unknown: Any,
 ) -> Any:
     """The loop of a plant z' = plant(z, u) and a policy u = policy(z), or u = policy([z, x_t]), which learns.
 
@@ -35,7 +38,8 @@ def ClosedLoop(
     is then a hybrid model, as `Hybrid` makes, with the state [plant, memory, held control, controls that wait], of
     which `loop.sampling` has the sizes. As z0 an `ODEProblem` takes the plant's state alone (all else is zero then), or
     what `loop.start(z0, memory, control)` makes. Noise of the measurements, references and the like are inputs x, with
-    samples at the sampling times. A sample at t0 or at the last time is taken, too.
+    samples at the sampling times. A sample at t0 or at the last time is taken, too. Events of the plant, such as
+    contacts, go around the loop: `Hybrid(loop, Event(condition, reset))`, of the plant's state alone.
 
     Of a plant in discrete time, which has a step(z, u) -> z and a `state_size`, such as `MJXPlant`, it is the cell of a
     `DiscreteProblem`, z_t = [plant.step(z_{t-1}, u), memory]. The state is [plant, memory of the policy], as wide as z0
@@ -52,8 +56,11 @@ def ClosedLoop(
         every: the time between samples, in the unit of t.
         readout: of a cell: its h -> the control. (c of an LSTM stands behind h in the memory.)
         memory: how many numbers the memory of a sampled policy has that is no cell of torch or equinox.
-        delay: how long after its sample a control acts, in the unit of t: 1.5 * every for one sample and a half.
-        saturation: (low, high) to clip the policy's control, or a function of it such as torch.tanh.
+        delay: how long after its sample a control acts, in the unit of t: 1.5 * every for one sample and a half. A
+            measurement that is late by tau, with a control that acts at once, is delay=tau too: times are then counted
+            from when things are measured, and x_t is what the policy gets together with z(t). See the guide.
+        saturation: (low, high) to clip the policy's control, a number s for (-s, s), or a function of it such as
+            torch.tanh.
         rate_limit: by how much the control may change per unit of t, from sample to sample.
         state_size, control_size: the widths of z and u, where a sampled plant does not say them.
 
@@ -64,9 +71,10 @@ def ClosedLoop(
 
     Raises:
         TypeError: plant is not callable and has no step, or has one and no `state_size`; policy is neither kind of
-            module.
-        ValueError: options of sampling without `every`, or that do not fit; when called, if the policy's output is not
-            as wide as the plant's `control_size`, or its memory not as z has it.
+            module, or is called otherwise than its options say; unknown names.
+        ValueError: options of sampling without `every`, or that do not fit; a plant or policy that is a hybrid model;
+            when called, if the policy's output is not as wide as the plant's `control_size`, or its memory not as z has
+            it.
     Source: Astrom, Murray, Feedback Systems (2008), on state feedback; Astrom, Wittenmark, Computer-Controlled Systems
         (1997), on sampled plants.
 
@@ -92,6 +100,7 @@ def ClosedLoop(
     >>> kp.solve(problem).state.shape
     torch.Size([3, 10, 6])
     """
+    refuse_unknown(unknown, OPTIONS, "ClosedLoop", "ClosedLoop")
     if isinstance(plant, type) or not (callable(plant) or is_discrete(plant)):
         got = f"the class {plant.__name__}" if isinstance(plant, type) else type(plant).__name__
         raise TypeError(f"plant is {got}, expected a callable plant(z, u) such as CartPole(), or one with a step")
@@ -101,16 +110,23 @@ def ClosedLoop(
             f"policy is {type(policy).__name__}, expected an instance of a torch nn.Module, or a callable JAX pytree "
             "with array leaves such as an equinox module; make a function a method of such a module"
         )
+    refuse_jumps(plant, "the plant is", _AROUND)
+    refuse_jumps(policy, "the policy is", "take its field, or make one loop of both")
     given = {"every": every, "memory": memory, "saturation": saturation, "rate_limit": rate_limit}
     named = [name for name, value in given.items() if value is not None] + ["delay"] * (delay != 0)
     if is_discrete(plant):
         if named:
-            raise ValueError(f"{', '.join(named)} are of plants in continuous time, and {plant} has steps of its own")
+            raise ValueError(
+                f"{_are(named)} of plants in continuous time, and {type(plant).__name__} has steps of its own"
+            )
         return discrete_loop(plant, policy, readout, backend.name)
     named += ["readout"] * (readout is not None)
     if every is None:
         if named:
-            raise ValueError(f"{', '.join(named)} are of sampled loops; give every=, the time between samples")
+            raise ValueError(f"{_are(named)} of sampled loops; give every=, the time between samples")
+        if is_recurrent(policy, backend.models.function_of):
+            raise ValueError(f"the policy is a {type(policy).__name__}, whose memory moves in steps; give every=")
+        memory_of(policy, None, None, backend.models.function_of)
         return models_of(backend.name).ClosedLoop(plant, policy)
     _check_positive("every", every)
     sizes = _size(state_size, plant, "state_size"), _size(control_size, plant, "control_size")
@@ -118,12 +134,39 @@ def ClosedLoop(
         raise ValueError(f"delay is {delay!r}, expected a time >= 0 in the unit of t, such as 1.5 * every")
     if rate_limit is not None:
         _check_positive("rate_limit", rate_limit)
-    width = _memory(policy, readout, memory)
-    bounds = saturation if callable(saturation) or saturation is None else tuple(map(float, saturation))
-    if bounds is not None and not callable(bounds) and not (len(bounds) == 2 and bounds[0] < bounds[1]):
-        raise ValueError(f"saturation is {saturation!r}, expected (low, high), or a function of the control")
-    sampling = Sampling(float(every), *sizes, width, float(delay), bounds, rate_limit)
+    width = memory_of(policy, readout, memory, backend.models.function_of)
+    sampling = Sampling(float(every), *sizes, width, float(delay), _bounds(saturation), rate_limit)
     return hybrids_of(backend.name).SampledLoop(plant, policy, readout, sampling)
+
+
+OPTIONS = (
+    *("every", "readout", "memory", "delay", "saturation", "rate_limit"),
+    *("state_size", "control_size"),
+)
+_AROUND = (
+    "give its events to the loop: kp.models.Hybrid(kp.models.ClosedLoop(flow, policy, ...), *events), whose conditions "
+    "and resets get the plant's state"
+)
+
+
+def _are(names: list[str]) -> str:
+    return f"{', '.join(names)} {'are' if len(names) > 1 else 'is'}"
+
+
+def _bounds(saturation: Any) -> Any:
+    """Low and high, or a function."""
+    if saturation is None or callable(saturation):
+        return saturation
+    try:
+        found = tuple(map(float, (-saturation, saturation) if np.ndim(saturation) == 0 else saturation))
+    except (TypeError, ValueError):
+        found = ()
+    if isinstance(saturation, bool) or len(found) != 2 or not found[0] < found[1]:
+        raise ValueError(
+            f"saturation is {saturation!r}, expected (low, high), a positive number s for (-s, s), or a function of "
+            "the control"
+        )
+    return found
 
 
 def _size(given: int | None, plant: Any, name: str) -> int:
@@ -131,20 +174,6 @@ def _size(given: int | None, plant: Any, name: str) -> int:
     if not isinstance(size, int) or size < 1:
         raise ValueError(f"the plant does not say its {name}, got {size!r}; give ClosedLoop(..., {name}=)")
     return size
-
-
-def _memory(policy: Any, readout: Any, memory: int | None) -> int:
-    """The width of the memory."""
-    hidden: Any = getattr(policy, "hidden_size", None)
-    if readout is None:
-        if memory is None and hidden is not None:
-            raise ValueError(
-                "the policy is a cell, whose h is no control; give readout=, such as Linear(hidden, control)"
-            )
-        return memory or 0
-    if memory is None and hidden is None:
-        raise ValueError("a policy with a readout is a cell; give memory=, the width of its hidden state")
-    return memory if memory is not None else int(hidden) * (2 if is_lstm(policy) else 1)
 
 
 def _check_positive(name: str, value: Any) -> None:

@@ -18,7 +18,10 @@ def is_discrete(plant: Any) -> bool:
 def discrete_loop(plant: Any, policy: Any, readout: Any, framework: str) -> Any:
     """The cell (x_t, z) -> z of a plant and a policy."""
     if not isinstance(getattr(plant, "state_size", None), int):
-        raise TypeError(f"the plant {plant} has a step but no state_size: give it the number of entries of its state")
+        raise TypeError(
+            f"the plant, a {type(plant).__name__}, has a step but no state_size: give it the number of entries of "
+            "its state"
+        )
     return import_module(f"kpflow_dyn.models._{framework}_discrete").DiscreteLoop(plant, policy, readout)
 
 

@@ -59,8 +59,8 @@ def checked_control(plant: Any, u: Any, z: Array) -> Array:
     size, got = getattr(plant, "control_size", None), tuple(u.shape) if hasattr(u, "shape") else type(u).__name__
     if size is not None and got != (*z.shape[:-1], size):
         raise ValueError(
-            f"the policy returned {got}, expected a control of the shape {(*z.shape[:-1], size)} for {plant}; "
-            f"give its last layer {size} outputs"
+            f"the policy returned {got}, expected a control of the shape {(*z.shape[:-1], size)} for "
+            f"{type(plant).__name__}; give its last layer {size} outputs"
         )
     return u
 

@@ -1,12 +1,13 @@
 """What happens to the state of a hybrid model, and when."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 
 from kpflow_dyn._problems.checks import check_times
+from kpflow_dyn._problems.translations import refuse_unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +28,9 @@ class Event:
             c crosses zero. None for given times. It may have parameters.
         reset: (t, z, ...) -> z, the whole state in its form; of second order the pair (z, z'). Modules of torch, and
             pytrees of JAX, learn.
-        direction: 1 where c crosses from below to above, -1 from above to below, 0 both. It is meant as a solve meets
-            the crossing: where time runs backward, c is seen as time decreases, as in scipy.
+        direction: 1 where c crosses from below to above, -1 from above to below, 0 both; or as diffrax has it True,
+            False and None for these. It is meant as a solve meets the crossing: where time runs backward, c is seen as
+            time decreases, as in scipy.
         at: given times [n], in the unit of t.
         every: the time between events, the first of which is at t0 + offset; where time runs backward, at t0 - offset,
             and the others before it.
@@ -44,10 +46,15 @@ class Event:
 
     condition: Callable[..., Any] | None = None
     reset: Callable[..., Any] | None = None
-    direction: int = 0
+    direction: int | bool | None = 0
     at: Sequence[float] | None = None
     every: float | None = None
     offset: float = 0.0
+
+    def __new__(cls, *_args: Any, **given: Any) -> Self:
+        """Raise for names that it does not know, by what these are called here."""
+        refuse_unknown(given, [field.name for field in fields(cls)], cls.__name__, cls.__name__)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if sum(given is not None for given in (self.condition, self.at, self.every)) != 1:
@@ -56,12 +63,13 @@ class Event:
                 "time)"
             )
         if not callable(self.reset) or not (self.condition is None or callable(self.condition)):
+            got = {name: getattr(self, name) for name in ("reset", "condition")}
+            named = [f"{name} is {None if value is None else type(value).__name__}" for name, value in got.items()]
             raise TypeError(
-                f"reset is {self.reset!r} and condition {self.condition!r}, expected functions of (t, z), or (t, z, x) "
+                f"{' and '.join(named)}, expected functions of (t, z), or (t, z, x) "
                 "where there are inputs; a reset that changes nothing is lambda t, z: z"
             )
-        if self.direction not in (-1, 0, 1):
-            raise ValueError(f"direction is {self.direction!r}, expected 1 (from below), -1 (from above) or 0 (both)")
+        object.__setattr__(self, "direction", _direction(self.direction))
         if self.every is not None and not (np.isfinite(self.every) and self.every > 0 and np.isfinite(self.offset)):
             raise ValueError(f"every = {self.every} and offset = {self.offset}, expected a positive time and a time")
         if self.at is not None:
@@ -72,6 +80,19 @@ class Event:
     def times(self, t0: float, end: float) -> np.ndarray:
         """The given times from t0 to the end [n], these included, in this order."""
         return given_times(self.at, self.every, self.offset, t0, end)
+
+
+def _direction(given: Any) -> int:
+    """The direction as 1, -1 or 0."""
+    if given is None:
+        return 0
+    if isinstance(given, bool | np.bool_):
+        return 1 if given else -1
+    if not isinstance(given, int | np.integer) or given not in (-1, 0, 1):
+        raise ValueError(
+            f"direction is {given!r}, expected 1 or True (from below), -1 or False (from above), 0 or None (both)"
+        )
+    return int(given)
 
 
 def given_times(at: Any, every: float | None, offset: float, t0: float, end: float) -> np.ndarray:

@@ -5,13 +5,16 @@ from typing import Any
 
 from kpflow_dyn._backend import backend_of
 from kpflow_dyn._problems.checks import refuse_foreign_event
-from kpflow_dyn._problems.events import LOOKS
+from kpflow_dyn._problems.events import LOOKS, is_hybrid, refuse_jumps
+from kpflow_dyn._problems.translations import refuse_unknown
+from kpflow_dyn.models._discrete import is_discrete
 from kpflow_dyn.models._events import Event
+from kpflow_dyn.tasks._data import check_at_least
 
 MAX_EVENTS = 1000  # in a trial
 
 
-def Hybrid(flow: Any, *events: Event, max_events: int = MAX_EVENTS, looks: int = LOOKS) -> Any:
+def Hybrid(flow: Any, *events: Any, max_events: int | None = None, looks: int | None = None, **unknown: Any) -> Any:
     """A model in continuous time with jumps: z' = flow(t, z), and z <- reset(t, z) at events.
 
     It is posed and solved like any field, `kp.solve(kp.ODEProblem(hybrid, z0, t, x), alg)`, by any Runge-Kutta method,
@@ -30,24 +33,34 @@ def Hybrid(flow: Any, *events: Event, max_events: int = MAX_EVENTS, looks: int =
     between any two times at which the trial with the most steps ends one, or any trial has an event.
 
     Args:
-        flow: the field between jumps, as `ODEProblem` takes it.
-        events: the jumps; of several at one given time the first in this order happens first. A jump that takes the
-            state across the surface of another event makes that one happen at once.
-        max_events: how many events may happen in a trial; more are an error, as of a ball that comes to rest.
-        looks: at how many points of each step conditions are looked at first, 4 or more. They are looked at between
-            these as well, and where a condition is not where a cubic through its neighbours says, and near enough to
-            zero, at twice as many points, up to 64 times. A crossing and its return between two points where all this
-            says nothing, such as a short pulse of an input, are missed: more looks, or shorter steps, find them.
+        flow: the field between jumps, as `ODEProblem` takes it, an ODETerm or MultiTerm of diffrax included. Or a model
+            that has events: another hybrid model, or a sampled `ClosedLoop`. The result is then one model, in which
+            these come before those that are added.
+        events: the jumps, one by one or in lists; of several at one given time the first in this order happens first. A
+            jump that takes the state across the surface of another event makes that one happen at once. Around a
+            sampled loop, conditions and resets get and give the plant's state alone; memory and controls stay.
+        max_events: how many events may happen in a trial beside those at given times; more are an error, as of a ball
+            that comes to rest. 1000 where None, or as many as the flow has said.
+        looks: at how many points of each step conditions are looked at first, 4 or more; 8 where None. They are looked
+            at between these as well, and where a condition is not where a cubic through its neighbours says, and near
+            enough to zero, at twice as many points, up to 64 times. A crossing and its return between two points where
+            all this says nothing, such as a short pulse of an input, are missed: more looks, or shorter steps, find
+            them.
 
     Returns:
         A torch nn.Module or an equinox module, called as flow is. The names of its parameters begin with "flow." and
-        "events.0.condition.", "events.0.reset." (in JAX as well), and so on.
+        "events.0.condition.", "events.0.reset." and so on; in JAX, where entries of a list are called so,
+        "events[0].condition.". Around a sampled loop it is such a loop, with `loop.start` and `loop.sampling`, and the
+        names of the loop: "policy." and "plant_events.0.reset." of the first one that was added.
 
     Raises:
-        TypeError: a part that is not callable, no event, or no part that is a module of torch or a pytree with arrays
-            of JAX. `kp.solve` refuses what has no derivative: a condition that is zero at t0 or that is touched without
-            crossing it, two events at one time of which one moves the other's condition, endless events, a surface that
-            a trial slides along, and conditions or flows that jump there.
+        TypeError: a part that is not callable, no event, an unknown name, or no part that is a module of torch or a
+            pytree with arrays of JAX.
+        ValueError: a part that has a hybrid model inside, whose events would be lost; a flow in discrete time.
+            `kp.solve` refuses what has no derivative: a trial that begins on a surface and leaves it in the direction
+            of the event (against it is fine), one that touches a surface without crossing it, two events at one time of
+            which one moves the other's condition, endless events, a surface that a trial slides along, and conditions
+            or flows that jump there.
     Source: Goebel, Sanfelice, Teel, "Hybrid Dynamical Systems" (2012); the saltation matrix: arXiv:2306.06862.
 
     A ball that loses a learnt part of its speed at each bounce:
@@ -69,24 +82,44 @@ def Hybrid(flow: Any, *events: Event, max_events: int = MAX_EVENTS, looks: int =
     >>> kp.linearize(solution).parameters
     {'events.0.reset.restitution': tensor(0.8000, dtype=torch.float64)}
     """
-    parts = [flow, *(part for event in events if isinstance(event, Event) for part in (event.condition, event.reset))]
+    refuse_unknown(unknown, ("max_events",), "Hybrid", "Hybrid")
+    given = _checked([event for part in events for event in (part if isinstance(part, list | tuple) else [part])])
+    parts = [part for event in given for part in (event.condition, event.reset)]
+    backend = backend_of(flow, *parts)
+    flow = flow if backend is None else backend.models.field_of(flow)
     if isinstance(flow, type) or not callable(flow):
-        raise TypeError(f"flow is {flow!r}, expected a field flow(t, z) -> z', such as kp.models.MLPField(2, 8)")
-    for event in events:
-        refuse_foreign_event(event)
-    if not events or not all(isinstance(event, Event) for event in events):
-        raise TypeError(
-            f"events are {events!r}, expected kp.models.Event(condition, reset) or Event(reset=..., every=dt)"
-        )
-    backend = backend_of(*parts)
+        got = f"the class {flow.__name__}" if isinstance(flow, type) else type(flow).__name__
+        raise TypeError(f"flow is {got}, expected a field flow(t, z) -> z', such as kp.models.MLPField(2, 8)")
     if backend is None:
         raise TypeError(
             "no part of the hybrid model has parameters: flow, conditions and resets are plain functions; make one of "
-            "them a torch nn.Module, or a pytree with arrays of JAX such as an equinox module"
+            "them a torch nn.Module, or a pytree with arrays of JAX such as an equinox module. Events of a plant are "
+            "given to the loop around it, Hybrid(ClosedLoop(plant, policy), event)"
         )
-    if not isinstance(looks, int) or looks < 4:
+    if max_events is not None:
+        check_at_least("max_events", max_events, 1)
+    if looks is not None and (not isinstance(looks, int) or looks < 4):
         raise ValueError(f"looks is {looks!r}, expected 4 or more points of a step")
-    return hybrids_of(backend.name).Hybrid(flow, events, max_events, looks)
+    for part in parts:
+        refuse_jumps(part, "a condition or reset is, or has inside,", "give the events one by one")
+    refuse_jumps(flow, "the flow is", "")
+    if is_discrete(getattr(flow, "plant", None)):
+        raise ValueError("the flow is the loop of a plant in discrete time, whose step may have jumps of its own")
+    if not is_hybrid(flow):
+        return hybrids_of(backend.name).Hybrid(flow, given, max_events or MAX_EVENTS, looks or LOOKS)
+    add: Any = getattr(flow, "with_events", None)
+    if add is None:
+        raise TypeError(f"the flow is a {type(flow).__name__}, which has events of its own; add these to them there")
+    return add(given, max_events, looks)
+
+
+def _checked(events: list[Any]) -> list[Event]:
+    for event in events:
+        refuse_foreign_event(event)
+    if not events or not all(isinstance(event, Event) for event in events):
+        got = ", ".join(type(event).__name__ for event in events) or "none"
+        raise TypeError(f"events are {got}, expected kp.models.Event(condition, reset) or Event(reset=..., every=dt)")
+    return events
 
 
 def hybrids_of(framework: str) -> Any:

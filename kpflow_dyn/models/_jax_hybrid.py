@@ -7,6 +7,7 @@ import equinox as eqx
 import numpy as np
 from jax import Array
 
+from kpflow_dyn._problems.events import LOOKS
 from kpflow_dyn.models._events import Event, given_times
 from kpflow_dyn.models._hybrid import MAX_EVENTS
 from kpflow_dyn.models._sampling import Sampling
@@ -22,12 +23,16 @@ class _Event(eqx.Module):
     given: tuple[Any, Any, float] = eqx.field(static=True)
 
     def __init__(self, event: Event) -> None:
-        self.condition, self.reset, self.direction = event.condition, event.reset, event.direction
+        self.condition, self.reset, self.direction = event.condition, event.reset, int(event.direction or 0)
         self.given = (event.at, event.every, event.offset)
 
     def times(self, t0: float, end: float) -> np.ndarray:
         """As of `Event`."""
         return given_times(*self.given, t0, end)
+
+
+def _as_pytree(event: Any) -> _Event:
+    return event if isinstance(event, _Event) else _Event(event)
 
 
 class Hybrid(eqx.Module):
@@ -38,8 +43,12 @@ class Hybrid(eqx.Module):
     max_events: int = eqx.field(static=True)
     looks: int = eqx.field(static=True)
 
-    def __init__(self, flow: Callable[..., Array], events: Sequence[Event], max_events: int, looks: int) -> None:
-        self.flow, self.events, self.max_events, self.looks = flow, tuple(map(_Event, events)), max_events, looks
+    def __init__(self, flow: Callable[..., Array], events: Sequence[Any], max_events: int, looks: int) -> None:
+        self.flow, self.events, self.max_events, self.looks = flow, tuple(map(_as_pytree, events)), max_events, looks
+
+    def with_events(self, events: Sequence[Event], max_events: int | None, looks: int | None) -> "Hybrid":
+        """The same model with more events behind its own."""
+        return Hybrid(self.flow, [*self.events, *events], max_events or self.max_events, looks or self.looks)
 
     def __call__(self, t: Any, z: Array, *given: Any) -> Any:
         """z' [unit], by a flow of t, z, and of what else it takes."""
@@ -49,20 +58,24 @@ class Hybrid(eqx.Module):
 class SampledLoop(eqx.Module):
     """What `kpflow_dyn.models.ClosedLoop(..., every=dt)` returns for a policy of JAX."""
 
-    plant: Callable[[Array, Array], Array] = eqx.field(static=True)
+    plant: Callable[[Array, Array], Array] = eqx.field(static=True, converter=hashable)
     policy: Any
     readout: Any
     sampling: Sampling = eqx.field(static=True)
-    max_events: int = eqx.field(static=True)
-
-    def __init__(self, plant: Any, policy: Any, readout: Any, sampling: Sampling) -> None:
-        self.plant, self.policy, self.readout = hashable(plant), policy, readout
-        self.sampling, self.max_events = sampling, MAX_EVENTS
+    plant_events: tuple[_Event, ...] = ()
+    max_events: int = eqx.field(static=True, default=MAX_EVENTS)
+    looks: int = eqx.field(static=True, default=LOOKS)
 
     @property
-    def events(self) -> tuple[Event, ...]:
-        """The samples, and where the delay is no number of samples, when their controls act."""
-        return self.sampling.events(self.policy, self.readout)
+    def events(self) -> tuple[Any, ...]:
+        """The samples, when their controls act where that is at no sample, and the events of the plant."""
+        return self.sampling.events(self.policy, self.readout, self.plant_events)
+
+    def with_events(self, events: Sequence[Event], max_events: int | None, looks: int | None) -> "SampledLoop":
+        """The same loop with more events of the plant."""
+        mine = (*self.plant_events, *map(_as_pytree, events))
+        counts = max_events or self.max_events, looks or self.looks
+        return SampledLoop(self.plant, self.policy, self.readout, self.sampling, mine, *counts)
 
     def __call__(self, t: Any, z: Array, x_t: Array | None = None) -> Array:
         """z' [unit]: the plant's under the held control, and zeros."""

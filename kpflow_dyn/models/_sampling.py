@@ -1,6 +1,6 @@
 """A policy that sees a plant at sampling times and holds its control between them: the equations, in torch and JAX."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -57,11 +57,26 @@ class Sampling:
         first = self.state + self.memory
         return slice(first, first + self.control)
 
-    def events(self, policy: Function, readout: Function | None) -> tuple[Event, ...]:
-        """The samples, and where the delay is no number of samples, when their controls act."""
-        sample = Event(reset=partial(self._sampled, policy, readout), every=self.every)
-        rest = self.delayed[1]
-        return (sample, Event(reset=self._acting, every=self.every, offset=rest)) if rest else (sample,)
+    @property
+    def sizes(self) -> str:
+        """Those of the parts, in words."""
+        waiting = f", {self.waiting} x {self.control} of controls that wait" * (self.waiting > 0)
+        return f"{self.state} of the plant, {self.memory} of the memory, {self.control} of the held control{waiting}"
+
+    def how_called(self, inputs: int | None) -> str:
+        """What the policy is called on, where x has so many entries, in words."""
+        x = "and the problem has no x" if inputs is None else f"and {inputs} of x"
+        memory = f", with a memory of {self.memory} entries" * (self.memory > 0)
+        return (
+            f"At a sample the policy is called on the {self.state} entries of the plant's state, {x}{memory}; it gives "
+            f"a control of {self.control}"
+        )
+
+    def events(self, policy: Function, readout: Function | None, of_plant: Iterable[Any]) -> tuple[Any, ...]:
+        """The samples, when their controls act where that is at no sample, and the events of the plant."""
+        sample, rest = Event(reset=partial(self._sampled, policy, readout), every=self.every), self.delayed[1]
+        acting = (Event(reset=self._acting, every=self.every, offset=rest),) if rest else ()
+        return (sample, *acting, *(OfPart(event, self.state) for event in of_plant))
 
     def flow(self, plant: Function, z: Array) -> Array:
         """z' under the held control."""
@@ -130,6 +145,54 @@ class Sampling:
             return control
         most = self.rate_limit * self.every
         return before + xp.clip(control - before, -most, most)
+
+
+@dataclass(frozen=True)
+class OfPart:
+    """An event of the first numbers of z, such as the plant's state, as one of z: all others stay as they are."""
+
+    event: Any
+    units: int
+
+    @property
+    def direction(self) -> int:
+        """That of the event."""
+        return self.event.direction
+
+    @property
+    def condition(self) -> Function | None:
+        """(t, z, ...) -> c."""
+        condition = self.event.condition
+        return None if condition is None else _named_as(condition, partial(self._called, condition))
+
+    @property
+    def reset(self) -> Function:
+        """(t, z, ...) -> z."""
+        return _named_as(self.event.reset, self._after)
+
+    def times(self, t0: float, end: float) -> Any:
+        """Those of the event."""
+        return self.event.times(t0, end)
+
+    def _called(self, function: Function, t: Array, z: Array, *given: Any) -> Any:
+        return function(t, z[..., : self.units], *given)
+
+    def _after(self, t: Array, z: Array, *given: Any) -> Array:
+        found = self._called(self.event.reset, t, z, *given)
+        expected, got = (*z.shape[:-1], self.units), tuple(getattr(found, "shape", ()))
+        if got != expected:
+            raise ValueError(f"it gave {got or type(found).__name__}, expected the plant's state {expected}")
+        return array_namespace(z).concat([found, z[..., self.units :]], axis=-1)
+
+
+def _named_as(function: Function, wrapped: Function) -> Function:
+    """A function with the signature of another one."""
+
+    def call(*given: Any) -> Any:
+        return wrapped(*given)
+
+    call.__wrapped__ = getattr(function, "forward", function)  # type: ignore[attr-defined]
+    return call
 
 
 def _joined(parts: list[Array]) -> Array:

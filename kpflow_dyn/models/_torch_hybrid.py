@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kpflow_dyn._problems.events import LOOKS
 from kpflow_dyn.models._events import Event
 from kpflow_dyn.models._hybrid import MAX_EVENTS
 from kpflow_dyn.models._sampling import Sampling
@@ -24,13 +25,21 @@ class _Event(nn.Module):
         )
 
 
+def _as_module(event: Any) -> _Event:
+    return event if isinstance(event, _Event) else _Event(event)
+
+
 class Hybrid(nn.Module):
     """What `kpflow_dyn.models.Hybrid` returns where a part is torch's."""
 
-    def __init__(self, flow: Callable[..., Tensor], events: Sequence[Event], max_events: int, looks: int) -> None:
+    def __init__(self, flow: Callable[..., Tensor], events: Sequence[Any], max_events: int, looks: int) -> None:
         super().__init__()
-        self.flow, self.events = flow, nn.ModuleList(map(_Event, events))
+        self.flow, self.events = flow, nn.ModuleList(map(_as_module, events))
         self.max_events, self.looks = max_events, looks
+
+    def with_events(self, events: Sequence[Event], max_events: int | None, looks: int | None) -> "Hybrid":
+        """The same model with more events behind its own."""
+        return Hybrid(self.flow, [*self.events, *events], max_events or self.max_events, looks or self.looks)
 
     def forward(self, t: Tensor, z: Tensor, *given: Any) -> Any:
         """z' [trial, unit], by a flow of t, z, and of what else it takes."""
@@ -43,12 +52,20 @@ class SampledLoop(nn.Module):
     def __init__(self, plant: Any, policy: nn.Module, readout: Any, sampling: Sampling) -> None:
         super().__init__()
         self.plant = with_buffers(plant) if isinstance(plant, nn.Module) else plant
-        self.policy, self.readout, self.sampling, self.max_events = policy, readout, sampling, MAX_EVENTS
+        self.policy, self.readout, self.sampling = policy, readout, sampling
+        self.plant_events, self.max_events, self.looks = nn.ModuleList(), MAX_EVENTS, LOOKS
 
     @property
-    def events(self) -> tuple[Event, ...]:
-        """The samples, and where the delay is no number of samples, when their controls act."""
-        return self.sampling.events(self.policy, self.readout)
+    def events(self) -> tuple[Any, ...]:
+        """The samples, when their controls act where that is at no sample, and the events of the plant."""
+        return self.sampling.events(self.policy, self.readout, self.plant_events)
+
+    def with_events(self, events: Sequence[Event], max_events: int | None, looks: int | None) -> "SampledLoop":
+        """The same loop with more events of the plant."""
+        loop = SampledLoop(self.plant, self.policy, self.readout, self.sampling)
+        loop.plant_events = nn.ModuleList([*self.plant_events, *map(_as_module, events)])
+        loop.max_events, loop.looks = max_events or self.max_events, looks or self.looks
+        return loop
 
     def forward(self, t: Tensor, z: Tensor, x_t: Tensor | None = None) -> Tensor:
         """z' [trial, unit]: the plant's under the held control, and zeros."""

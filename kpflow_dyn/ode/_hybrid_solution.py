@@ -85,23 +85,31 @@ def check_events(problem: ODEProblem) -> None:
     z, t = problem.z0[0], like_numpy(np.asarray(problem.t[0]), problem.z0)
     x = inputs_at(problem, np.full((len(problem.z0), 1), problem.t[0]))
     given = (t, z) if x is None else (t, z, x[0, 0])
-    named = called_as(problem.called_with, problem.args is not None, "")
+    how, sampling = _how_called(problem), getattr(problem.f, "sampling", None)
     for number, event in enumerate(problem.f.events):
         for name, function, shape in (("condition", event.condition, ()), ("reset", event.reset, tuple(z.shape))):
-            if function is not None:
-                _check_called(f"the {name} of event {number}", function, given, named, shape, problem)
+            if number == 0 and name == "reset" and sampling is not None:
+                told = sampling.how_called(None if x is None else x.shape[-1])
+                _check_called("the policy", function, given, told, shape, problem)
+            elif function is not None:
+                _check_called(f"the {name} of event {number}", function, given, how, shape, problem)
 
 
-def _check_called(
-    what: str, function: Any, given: tuple[Any, ...], named: str, shape: Any, problem: ODEProblem
-) -> None:
-    one, layout = problem.backend.tracing.on_one_trial(function), problem.form.layout
+def _how_called(problem: ODEProblem) -> str:
+    layout, sampling = problem.form.layout, getattr(problem.f, "sampling", None)
+    named = called_as(problem.called_with, problem.args is not None, "")
+    form = "in torch with z [trial, unit], in JAX with z [unit]" if layout.is_plain else f"with z {layout}"
+    inputs = ", as the problem has inputs" * (problem.x is not None)
+    plant = "" if sampling is None else f", the {sampling.state} entries of the plant's state"
+    return f"It is called as {named}{inputs}; {form}{plant}"
+
+
+def _check_called(what: str, function: Any, given: tuple[Any, ...], how: str, shape: Any, problem: ODEProblem) -> None:
+    one = problem.backend.tracing.on_one_trial(function)
     try:
         found = one(*given)
     except Exception as error:
-        form = "in torch with z [trial, unit], in JAX with z [unit]" if layout.is_plain else f"with z {layout}"
-        inputs = ", as the problem has inputs" * (problem.x is not None)
-        raise ValueError(f"{what} failed: {error}. It is called as {named}{inputs}; {form}") from error
+        raise ValueError(f"{what} failed: {str(error).rstrip('.')}. {how}") from error
     if tuple(getattr(found, "shape", (None,))) != shape or found.dtype != problem.z0.dtype:
         got = f"{tuple(found.shape)} of {found.dtype}" if hasattr(found, "shape") else type(found).__name__
         raise ValueError(

@@ -121,7 +121,8 @@ def _check_called_input(problem: ODEProblem) -> None:
     if not callable(problem.x):
         return
     z0 = problem.z0
-    x: Any = problem.x(like_numpy(np.asarray(problem.t[0]), z0))
+    t0 = like_numpy(np.asarray(problem.t[0]), z0)
+    x: Any = problem.x(t0)
     if not problem.backend.data.is_own(x):
         raise TypeError(f"x(t) is {type(x).__name__}, expected {type(z0).__name__} [trial, input] or [input]")
     if tuple(x.shape[:-1]) not in ((), (z0.shape[0],)) or x.ndim == 0 or 0 in x.shape:
@@ -132,6 +133,10 @@ def _check_called_input(problem: ODEProblem) -> None:
         raise TypeError(f"x(t) is {x.dtype} but z0 is {z0.dtype}; they must agree")
     if not np.isfinite(to_numpy(x)).all():
         raise ValueError("x(t) holds NaN or inf at t0; look at its values")
+    if not np.array_equal(to_numpy(x), to_numpy(problem.x(t0))):
+        raise ValueError(
+            "x(t) gives other values when it is called at the same time again; draw noise once, as samples of x"
+        )
 
 
 def _blame(problem: ODEProblem, solver: _Solver, failure: Failed) -> SolveError:
