@@ -297,7 +297,7 @@ class _Asked:
                     if np.isnan(parts).any():
                         self.notes.append("about the target the policy's loop is unstable or defective, so no excess")
                 else:
-                    self.notes.append(f"the control acts late, or hangs on that before, so no excess; {ITS_OWN}")
+                    self.notes.append(f"the control acts late, or depends on that before, so no excess; {ITS_OWN}")
         return {
             "regulator_cost": (("trial",), costs),
             "cost_ratio": (("trial",), loop.costates.cost.values / costs),

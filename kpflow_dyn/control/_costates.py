@@ -99,7 +99,9 @@ def check_cost(cost: Any, name: str, units: int, inputs: int | None = None, has_
         )
     if isinstance(cost, QuadraticCost):
         _check_width(cost.Q, f"Q of the {name}", units, "states")
-        if has_control and inputs is not None and cost.R is not None:
+        if cost.R is not None and not has_control:
+            raise ValueError(f"{name} has R, of a control, but is called as {call}: {_NO_CONTROL}")
+        if inputs is not None and cost.R is not None:
             _check_width(cost.R, f"R of the {name}", inputs, "controls")
         return
     try:
@@ -114,6 +116,13 @@ def check_cost(cost: Any, name: str, units: int, inputs: int | None = None, has_
         ) from error
     except ValueError:  # it does not say what it takes
         return
+
+
+_NO_CONTROL = (
+    'the model does not say what its control is, or inputs= is not "control", or it is the cost at the end. Pose a '
+    "ClosedLoop(plant, policy), or around contacts a sampled one, Hybrid(ClosedLoop(plant, policy, every=dt), "
+    "*events); or leave R out"
+)
 
 
 def _check_width(weight: np.ndarray, what: str, expected: int, of: str) -> None:

@@ -136,7 +136,6 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
     steps, units, backend = np.diff(problem.t), int(problem.z0.shape[-1]), problem.backend
     if not isinstance(problem, ODEProblem):
         check_costs(cost, terminal, units)
-        _check_of_states(cost)
         return TrainingCost(problem, CostOfStates(cost, terminal, steps, units, None, False, backend))
     if hasattr(problem.f, "sampling"):
         sampling = problem.f.sampling
@@ -146,8 +145,6 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
         )
     has_control = is_closed_loop(problem.f)
     check_costs(cost, terminal, units, control_size(problem.f), has_control)
-    if not has_control:
-        _check_of_states(cost)
     integral = slice(units, None) if has_control else None
     loss = CostOfStates(cost, terminal, steps, units, integral, True, backend)
     return TrainingCost(_with_control(problem) if has_control else problem, loss)
@@ -161,20 +158,9 @@ def _over_steps(problem: DiscreteProblem, cost: Cost | None, terminal: Cost | No
         units, control = int(problem.cell.plant.state_size), slice(width, None)
         check_costs(cost, terminal, units, int(whole.z0.shape[-1]) - width, True)
         return TrainingCost(whole, CostOfStates(cost, terminal, np.zeros(0), units, control, False, problem.backend))
-    _check_of_states(cost)
     units = int(problem.backend.tracing.discrete_step(problem)[1].shape[-1])
     check_costs(cost, terminal, units)
     return TrainingCost(problem, CostOfStates(cost, terminal, np.zeros(0), units, None, False, problem.backend))
-
-
-def _check_of_states(cost: Cost | None) -> None:
-    """Raise where a cost would lose its part of the control."""
-    if isinstance(cost, QuadraticCost) and cost.R is not None:
-        raise ValueError(
-            "the cost has R, of a control, and the model does not say what its control is: pose a ClosedLoop(plant, "
-            "policy), or around contacts a sampled one, Hybrid(ClosedLoop(plant, policy, every=dt), *events); or leave "
-            "R out"
-        )
 
 
 def _with_control(problem: ODEProblem) -> ODEProblem:

@@ -142,8 +142,9 @@ def yardstick(loop: Steered) -> Yardstick:
     regulator, weight = loop.regulator(loop.target(cost), cost)
     if loop.memory:
         return Yardstick(regulator, weight, None)
-    row = np.concatenate([cost.target, *[cost.u_target] * loop.stored])
-    at = opened(loop, like_numpy(row[None, None], loop.sol.state), None if loop.x is None else loop.x[:1, -1:])
+    x = None if loop.x is None else loop.x[:1, -1:]
+    row = loop.standing(like_numpy(cost.target, loop.sol.state), None if x is None else x[0, 0])
+    at = opened(loop, row[None, None], x)
     return Yardstick(regulator, weight, at[0][0])
 
 

@@ -254,8 +254,8 @@ def _lengths(sides: np.ndarray, length: float, looks: np.ndarray, value: Values)
     if ((sides == 0) & looks.any(0)).any():
         parts.append(even[0] * 0.5 ** np.arange(1, HALVINGS + 1))
     for before, n in np.argwhere(_dips(looks)).tolist():
-        side, (low, high) = np.sign(looks[before + 1, n]), length * parts_of(count)[[before, before + 2]]
-        parts.append(_bottom(value, side, n, low, high))
+        low, high = length * parts_of(count)[[before, before + 2]]
+        parts.append(_bottom(value, float(np.sign(looks[before + 1, n])), n, low, high))
     return np.unique(np.concatenate(parts))
 
 
