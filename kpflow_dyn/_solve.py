@@ -51,8 +51,9 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
             for steps between exactly these, in the order of t. Also diffrax's `stepsize_controller`, with `dt0` for a
             constant step, and torchdiffeq's `options` of step_size and max_num_steps. For an SDE or a DDE `steps`
             alone: without it an SDE takes one step for each interval of its grid, so give a length unless the grid is
-            fine (`solution.stats` has how many steps there were, and the longest); steps also end at all times of the grid; of a DDE also where its solution has kinks (and
-            samples bend, unless `steps` are given), and they are no longer than its shortest delay.
+            fine (`solution.stats` has how many steps there were, and the longest). Steps also end at all times of the
+            grid; of a DDE also where its solution has kinks (and samples bend, unless `steps` are given), and they are
+            no longer than its shortest delay.
 
     Steps also end where the inputs x(t) are not smooth, `ode.stops_of(prob)`: where samples bend, unless `steps` are
     given, and always at the `jumps` that a callable names.

@@ -307,6 +307,23 @@ def test_loops_in_jax_are_those_in_torch(kind: str) -> None:
     assert "policy.layers[0].weight" in found["parameter"]
 
 
+@pytest.mark.parametrize("pose", [sampled, stepped])
+def test_parameters_may_be_chosen(pose: Any) -> None:
+    sol = pose(linear(np.array([[0.5, 1.0]])))
+    found, names = control.analyze(sol, COST, END), [name for name, _ in sol.problem.model.named_parameters()]
+    only = control.analyze(sol, COST, END, params=names[:1])
+    assert only["parameter"].values.tolist() == names[:1]
+    assert_close(only["gradient_norm"], found["gradient_norm"][:1])
+    assert_close(only["regulator_cost"], found["regulator_cost"])
+
+
+def test_a_rate_limit_does_not_bind_where_the_plant_stands_for_long() -> None:
+    policy = nn.Linear(2, 1).double()
+    found = [control.analyze(sampled(policy, rate_limit=limit), COST, END) for limit in (1e-3, None)]
+    assert_close(found[0]["policy_gain"], found[1]["policy_gain"])
+    assert float(np.abs(found[1]["policy_gain"]).max()) > 0.1
+
+
 def test_over_training_and_in_words() -> None:
     sol = sampled(static())
     values = {name: value.detach() for name, value in sol.problem.f.named_parameters()}

@@ -317,6 +317,6 @@ def test_costates_through_contacts_are_derivatives_of_the_cost() -> None:
 )
 def test_a_cost_of_the_control_is_not_dropped(posed) -> None:
     cost = kp.control.QuadraticCost(np.eye(2), [[0.1]])
-    with pytest.raises(ValueError, match="the cost has R"):
+    with pytest.raises(ValueError, match="cost has R, of a control"):
         kp.control.training_cost(posed(), cost)
     assert kp.control.training_cost(posed(), kp.control.QuadraticCost(np.eye(2))).loss is not None

@@ -431,7 +431,7 @@ def test_what_does_not_fit_is_refused(steered: kp.Solution, recurrent: kp.Soluti
         (lambda: control.hankel(recurrent, 2.5), "split is 2.5"),
         (lambda: control.adjoint(steered, None), "needs a running cost"),
         (lambda: control.adjoint(steered, lambda z, u: z), "expected one number"),
-        (lambda: control.adjoint(steered, control.QuadraticCost(np.eye(3))), r"Q has shape \(3, 3\)"),
+        (lambda: control.adjoint(steered, control.QuadraticCost(np.eye(3))), r"Q of the cost has shape \(3, 3\)"),
         (
             lambda: control.gram_operator(of_equation, "c", 1),
             "takes the flow of a DiscreteProblem",

@@ -525,7 +525,7 @@ def test_an_analysis_and_a_forecast_of_it() -> None:
     ("call", "message"),
     [
         (lambda sol: kp.linearize(sol, sensealg=kp.InterpolatingAdjoint()), "sensitivities jump at events"),
-        (lambda sol: kp.control.linearize_ltv(sol), "inputs='kicks'"),
+        (lambda sol: kp.control.linearize_ltv(sol, inputs="x"), "inputs='kicks'"),
         (lambda sol: kp.control.linearize_ltv(sol, inputs="control"), "needs kp.models.ClosedLoop"),
         (lambda sol: kp.control.gram(sol, "c", loop="open"), "the closed loop"),
         (lambda sol: kp.control.adjoint(sol, lambda z: z[0], inputs="control"), "costates at the times of the grid"),

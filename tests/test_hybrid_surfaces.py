@@ -57,6 +57,16 @@ def test_a_short_dip_across_the_surface_is_seen(width: float, looks: int) -> Non
     assert times_of(solved(pulse, looks=looks)) == [pytest.approx(0.4037 - width * np.sqrt(np.log(2)), abs=1e-9)]
 
 
+@pytest.mark.parametrize("looks", [8, 32])
+def test_every_dip_across_the_surface_in_a_step_is_seen(looks: int) -> None:
+    near = Event(
+        lambda t, z: torch.cos(20 * z[:, 0] - 0.9) - 0.999, Scaled()
+    )  # z = t + 0.01: also just behind an event
+    found = times_of(solved(near, alg="rk4", steps=0.5, looks=looks))
+    peaks = (2 * np.pi * np.arange(9)[:, None] + 0.9 + np.arccos(0.999) * np.array([-1, 1])).ravel() / 20 - 0.01
+    np.testing.assert_allclose(found, peaks[(peaks > 0) & (peaks < 1)], atol=1e-9)
+
+
 def test_looks_are_at_four_points_at_least() -> None:
     with pytest.raises(ValueError, match="looks is 3, expected 4"):
         Hybrid(Moving(), Event(lambda t, z: z[:, 0], Scaled()), looks=3)

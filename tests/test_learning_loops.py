@@ -58,6 +58,8 @@ def test_margins_of_one_loop(system: LTI) -> None:
     L = control.frequency_response(system, omega).response.values[0, 0]
     crossing = np.flatnonzero((L.imag[1:] * L.imag[:-1] < 0) & (L.real[1:] < 0))
     ends = L[[0] if system.dt is None else [0, -1]].real
+    if system.dt is None:
+        ends = np.append(ends, system.D[0, 0])  # at infinity
     gains = np.append(-1 / L.real[crossing], -1 / ends[ends < 0])
     expected = gains[np.abs(np.log(gains)).argmin()] if len(gains) else np.inf
     assert found.gain == pytest.approx(expected, rel=2e-2)
@@ -65,7 +67,7 @@ def test_margins_of_one_loop(system: LTI) -> None:
     assert found.distance == pytest.approx(min(abs(1 + L).min(), far), rel=1e-3)
     theirs = oracle.stability_margins(system.to_control(), method="poly")
     assert found.phase == pytest.approx(theirs[1], abs=1e-6)
-    if found.phase_crossover < np.pi / (system.dt or 0.1) * 0.999:  # theirs does not look at half of the sampling rate
+    if found.phase_crossover < np.pi / (system.dt or 0.1) * 0.999:  # theirs does not look at the highest frequency
         assert found.gain == pytest.approx(theirs[0], rel=1e-6)
     for skew in (0.0, 1.0, -0.5):
         exact = control.disk_margins(system, skew=skew)
@@ -86,6 +88,13 @@ def test_disk_margins_of_several_channels_are_the_least_rotation_that_destabilis
     found = control._margins._mu(M)
     for one, bound in zip(M, found, strict=True):
         assert bound == pytest.approx(np.abs(np.linalg.eigvals(turns[:, :, None] * one)).max(), rel=1e-2)
+
+
+def test_a_pole_may_be_lost_at_infinity() -> None:
+    found = control.stability_margins(LTI([[-1.0]], [[1.0]], [[0.1]], [[-0.5]]))  # its pole is -1 - 0.1 k / (1 - k / 2)
+    assert (found.gain, found.phase_crossover) == (2.0, np.inf)
+    with pytest.raises(ValueError, match="1 \\+ D is singular"):
+        control.disk_margins(LTI([[-1.0]], [[1.0]], [[2.0]], [[-1.0]]))
 
 
 def test_the_spinning_satellite() -> None:

@@ -79,7 +79,8 @@ class Forecast:
         """After how many steps the loss has fallen to this fraction.
 
         inf where it never does, or not in 1e12 steps; NaN where this is not known: it takes more steps than were asked
-        for, and what was computed for these does not tell.
+        for, and what was computed for these does not tell. (`kp.learnability` has inf for times that
+        are late or never, as it has no number of steps behind which it does not look.)
 
         Args:
             fraction: a number, or an array of them; then the steps are an array like it.

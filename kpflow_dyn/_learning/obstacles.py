@@ -115,8 +115,8 @@ def obstacles(
 
     Args:
         output: a readout of a flow, `flow.output(C, learn=...)`.
-        errors: by name, or as one block [error, ...]; each [trial, time, out], such as y - target, or the gradient of
-            another loss in y; of a `StaticProblem` on the axes of its outputs.
+        errors: by name, as one block [error, ...], or one error alone; each [trial, time, out], such as
+            y - target, or the gradient of another loss in y; of a `StaticProblem` on the axes of its outputs.
         samples: random probes behind typical values, as in `trace`; by default these are exact for small models,
             and elsewhere right to 1%.
         seed: of the probes.
@@ -136,7 +136,10 @@ def obstacles(
     """
     if not isinstance(output, Output):
         raise TypeError(f"got {type(output).__name__}, expected a readout of a flow, flow.output(C)")
-    named = errors if isinstance(errors, Mapping) else {str(i): error for i, error in enumerate(errors)}
+    if not isinstance(errors, Mapping):
+        one = tuple(getattr(errors, "shape", ())) == output.ntk.domain.shape
+        errors = {str(i): error for i, error in enumerate([errors] if one else errors)}
+    named = errors
     if not named:
         raise ValueError("no errors given; expected a mapping of names to arrays like the outputs")
     with full_precision(output.values):

@@ -38,6 +38,7 @@ from kpflow_dyn._numbers.moments import (
     offered,
     trace_of,
 )
+from kpflow_dyn._numbers.reductions import MeanOfSamples
 from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, TRIED, euclidean_matrix, is_symmetric, on_rows, require_square, unit_rows
 from kpflow_dyn._spaces.scaling import Size, at_unit_size, largest
@@ -114,6 +115,9 @@ def trace(
     6.0
     """
     require_square(op, "a trace")
+    if isinstance(op, MeanOfSamples):
+        known = _over_samples(op, samples, seed, rtol is None and alg is None)
+        return known.trace if known else _of_these(op, trace(_plain(op), samples, seed, rtol, max_applications, alg))
     op, size = at_unit_size(op)
     rng = Random(seed)
     course = _Course(op, rng, alg, rtol, True)
@@ -146,6 +150,9 @@ def frobenius_norm(
     >>> kp.rayleigh(A, np.array([1.0, 1.0])).value
     3.5
     """
+    if isinstance(op, MeanOfSamples):
+        known, given = _over_samples(op, samples, seed, rtol is None and alg is None), (rtol, max_applications, alg)
+        return known.norm if known else _of_these(op, frobenius_norm(_plain(op), samples, seed, *given))
     op, size = at_unit_size(op)
     rng, beside = Random(seed), _gives_norm(op, samples, alg)
     squared = op if beside else GramOperator(op)  # |A|_F^2 = tr A A*
@@ -183,6 +190,9 @@ def effective_rank(
     Source: docs/theory.md, "How many: effective ranks".
     Example as `frobenius_norm`.
     """
+    if isinstance(op, MeanOfSamples):
+        known, given = _over_samples(op, samples, seed, rtol is None and alg is None), (rtol, max_applications, alg)
+        return known.effective_rank if known else _of_these(op, effective_rank(_plain(op), samples, seed, *given))
     op, _size = at_unit_size(op)
     rng = Random(seed)
     positive, spent = _is_positive(op, rng)
@@ -208,20 +218,20 @@ def alignment(a: Operator, b: Operator, samples: int | None = None, seed: int | 
     """
     if not (a.domain.matches(b.domain) and a.codomain.matches(b.codomain)):
         raise ValueError(f"alignment compares operators between the same spaces, got {a!r} and {b!r}")
-    (a, _size), (b, _size) = at_unit_size(a), at_unit_size(b)
-    matrices = isinstance(a, MatrixOperator) and isinstance(b, MatrixOperator)
-    if groups_of(a) or groups_of(b) or (samples is None and matrices):
-        found = of_matrices(a, b)
-    elif samples is None and a.domain.size <= CHEAP:
-        found = _exact_products(on_rows(a), on_rows(b), a.domain)
+    (x, _size), (y, _size) = at_unit_size(a), at_unit_size(b)
+    matrices = isinstance(x, MatrixOperator) and isinstance(y, MatrixOperator)
+    if groups_of(x) or groups_of(y) or (samples is None and matrices):
+        found = of_matrices(x, y)
+    elif samples is None and x.domain.size <= CHEAP:
+        found = _exact_products(on_rows(x), on_rows(y), x.domain)
     else:
-        found = _sampled_products(on_rows(a), on_rows(b), [a.T, b.T], count_of(samples), Random(seed))
+        found = _sampled_products(on_rows(x), on_rows(y), [x.T, y.T], count_of(samples), Random(seed))
     if not (found.means[1:] > 2 * np.sqrt(np.diag(found.covariance)[1:])).all():
         raise ValueError(
             "alignment with the zero operator is not defined, nor with an estimate that is no larger than its noise; "
             "check what the operators learn from, or take more samples"
         )
-    return found.estimate(cosine)
+    return _of_these(a if isinstance(a, MeanOfSamples) else b, found.estimate(cosine))
 
 
 def rayleigh(op: Operator, q: Array) -> Estimate:
@@ -243,10 +253,10 @@ def rayleigh(op: Operator, q: Array) -> Estimate:
     if not 0 < length < math.inf:
         what = "the zero vector" if length == 0 else "a vector that holds NaN or inf"
         raise ValueError(f"the Rayleigh quotient of {what} is not defined")
-    op, size = at_unit_size(op)
+    whole, (op, size) = op, at_unit_size(op)
     row = op.domain.to_euclidean(q / 2.0 ** round(math.log2(length))).reshape((1, -1))
     product, square = (float(row_dots(row, other)[0]) for other in (on_rows(op)(row), row))
-    return Estimate(size.times(product / square), 0.0, 1, "exact")
+    return _of_these(whole, Estimate(size.times(product / square), 0.0, 1, "exact"))
 
 
 class _Course:
@@ -301,6 +311,23 @@ class _Course:
                 )
                 break
         return replace(found, applications=spent + found.applications)
+
+
+def _over_samples(op: MeanOfSamples, samples: int | None, seed: int | Random, is_asked: bool) -> Moments | None:
+    """The moments with errors over samples such as paths, where there are enough of these."""
+    return op.moments(samples, seed) if op.has_errors and is_asked else None
+
+
+def _plain(op: MeanOfSamples) -> GramOperator:
+    """The mean of these samples alone."""
+    return GramOperator(op.factor)
+
+
+def _of_these(op: Operator, found: Estimate) -> Estimate:
+    """An estimate that says where it is one of the mean of these samples alone."""
+    if not isinstance(op, MeanOfSamples):
+        return found
+    return replace(found, method=f"{found.method}; of the mean over these {op.samples}")
 
 
 def cosine(product: float, first: float, second: float) -> float:

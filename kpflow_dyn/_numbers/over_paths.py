@@ -12,9 +12,9 @@ from kpflow_dyn._arrays import Array, Random, array_namespace, device, eps_of, t
 from kpflow_dyn._arrays.dots import dots
 from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._flows.flow import Flow, Output
-from kpflow_dyn._numbers.reductions import Keep, PartialTrace, as_matrices, names_of
+from kpflow_dyn._numbers.reductions import Keep, MeanOfSamples, PartialTrace, as_matrices, names_of
 from kpflow_dyn._problems.stochastic import SDEProblem
-from kpflow_dyn._spaces.operators import GramOperator, Operator
+from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.rows import CHEAP
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers._moments import Moments, of_pairs
@@ -22,11 +22,13 @@ from kpflow_dyn.solvers._moments import Moments, of_pairs
 LEAST_PATHS, PROBES = 4, 40
 
 
-class MeanNTK(GramOperator):
+class MeanNTK(MeanOfSamples):
     """mean_p J_p J_p* over the Brownian paths of each trial, on states [trial, time, unit]; see `mean_ntk`.
 
-    As an operator it is the mean of the paths that there are, for `kp.eigs` and all others. Its own methods say what
-    that is worth as the mean over all paths.
+    As an operator it is the mean of the paths that there are, for `kp.eigs` and others. `kp.trace`,
+    `kp.frobenius_norm`, `kp.effective_rank`, `kp.partial_trace` and `kp.modes` take its own methods, which say what
+    that is worth as the mean over all paths; of fewer than four paths, or with an `alg` or `rtol`, they are of the mean
+    of these paths, and their `method` says so.
 
     Attributes:
         paths: how many.
@@ -37,6 +39,7 @@ class MeanNTK(GramOperator):
     def __init__(self, factor: Operator, apart: Operator, paths: int) -> None:
         super().__init__(factor)
         self._of_paths, self.paths = apart, paths
+        self.samples, self.has_errors = f"{paths} paths", paths >= LEAST_PATHS
 
     def moments(self, samples: int | None = None, seed: int | Random = 0) -> Moments:
         """tr A and |A|_F^2 of the mean A over all paths, with errors over those that there are.
@@ -124,7 +127,7 @@ class MeanNTK(GramOperator):
         return np.stack([(traces[:, :, None] + traces[:, None]) / 2, products], 1)
 
     def _check(self, what: str) -> None:
-        if self.paths < LEAST_PATHS:
+        if not self.has_errors:
             raise ValueError(
                 f"{what} over paths needs at least {LEAST_PATHS} of them, got {self.paths}; give more paths="
             )

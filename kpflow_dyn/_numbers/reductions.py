@@ -26,7 +26,7 @@ from kpflow_dyn._spaces.rows import (
 )
 from kpflow_dyn._spaces.scaling import Size, at_unit_size, divided, largest
 from kpflow_dyn._spaces.space import Space
-from kpflow_dyn.solvers._moments import check_samples, student
+from kpflow_dyn.solvers._moments import Moments, check_samples, student
 from kpflow_dyn.solvers._orthogonalise import orthonormalise, project_out, to_like
 from kpflow_dyn.solvers._probes import images_of_normal
 
@@ -62,6 +62,26 @@ class PartialTrace(MatrixOperator):
         self.stderr = _on_values(_standard_error(mean, groups), space)
         self.groups, self.applications = groups, applications
         self.method = "probes" if groups else "exact"
+
+
+class MeanOfSamples(GramOperator):
+    """A mean of kernels of independent samples, such as paths, whose traces have errors over these.
+
+    Attributes:
+        samples: how many, and what they are, such as "8 paths".
+        has_errors: whether these are enough for an error.
+    """
+
+    samples: str
+    has_errors: bool
+
+    def moments(self, samples: int | None = None, seed: int | Random = 0) -> Moments:
+        """tr A and |A|_F^2 of the mean over all samples that there could be."""
+        raise NotImplementedError
+
+    def partial_trace(self, keep: Keep, samples: int | None = None, seed: int | Random = 0) -> PartialTrace:
+        """The partial trace, whose groups are the samples."""
+        raise NotImplementedError
 
 
 @divided.register
@@ -111,6 +131,8 @@ def partial_trace(op: Operator, keep: Keep, samples: int | None = None, seed: in
     >>> kp.modes(A, axis="unit", k=2).values
     array([2., 2.])
     """
+    if isinstance(op, MeanOfSamples) and op.has_errors:
+        return op.partial_trace(keep, samples, seed)
     return partial_traces(op, [keep], samples, seed)[0]
 
 

@@ -14,7 +14,7 @@ from kpflow_dyn._arrays.dots import row_norms, to_double
 from kpflow_dyn._arrays.memory import budget, bytes_of, memory_budget, require
 from kpflow_dyn._flows.sites import CoreOperator
 from kpflow_dyn._numbers.by_parts import pairs_by_parts
-from kpflow_dyn._numbers.reductions import PartialTrace, partial_trace
+from kpflow_dyn._numbers.reductions import MeanOfSamples, PartialTrace, partial_trace
 from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator, smaller_of
 from kpflow_dyn._spaces.rows import (
     between_counted,
@@ -281,6 +281,8 @@ def modes(
     Source: docs/theory.md, "Modes: when, where and in which trials".
     Example as `partial_trace`.
     """
+    if isinstance(op, MeanOfSamples):
+        op = partial_trace(op, axis, samples, seed)
     op, size = at_unit_size(op)
     on_axis = op.domain.axes == (axis,)
     reduced = op if isinstance(op, MatrixOperator) and on_axis else partial_trace(op, axis, samples, seed)

@@ -35,9 +35,10 @@ class SDEProblem(OverTimes):
         t: an increasing grid of times at which the state is wanted, t_0 among them; or a span (t0, t1), with the state
             after each of the `steps` that `solve` is given.
         x: inputs that do not jump: None, samples or a callable, as those of an `ODEProblem`.
-        brownian: the paths; None for the path of a ControlTerm, or else the seed 0. An int is a seed: the increments are the same numbers in both frameworks. Or increments
-            dW [trial, step, noise]; or a pair (times [n], W [trial, n, noise]) whose times hold the ends of all steps;
-            or what gives increments: torchsde's BrownianInterval of size (trial, noise), any callable bm(ta, tb), or
+        brownian: the paths; None for the path of a ControlTerm, or else the seed 0. An int is a seed: the increments
+            are the same numbers in both frameworks. Or increments dW [trial, step, noise]; or a pair (times [n],
+            W [trial, n, noise]) whose times hold the ends of all steps; or what gives increments: torchsde's
+            BrownianInterval of size (trial, noise), any callable bm(ta, tb), or
             diffrax's VirtualBrownianTree of shape (trial, noise), or a list of trees of shape (noise,), one for each
             trial. Where there are several paths, [trial, path, ...] in arrays, and trial x path in the place of trial
             elsewhere, the paths of one trial next to each other.

@@ -64,8 +64,8 @@ def _called(problem: SDEProblem, source: Any, ends: np.ndarray, noise: int) -> n
     each = source if isinstance(source, list) else [source]
     if not all(callable(getattr(one, "evaluate", one)) for one in each):
         raise TypeError(
-            f"{problem.source} is {type(source).__name__}, expected a seed, increments [trial, step, noise], a pair (times, "
-            "path), a callable bm(ta, tb) such as torchsde's BrownianInterval, or diffrax's VirtualBrownianTree"
+            f"{problem.source} is {type(source).__name__}, expected a seed, increments [trial, step, noise], a pair "
+            "(times, path), a callable bm(ta, tb) such as torchsde's BrownianInterval, or diffrax's VirtualBrownianTree"
         )
     if _is_mapped(source):
         of_each = problem.backend.transforms.vmap(lambda path: data.increments(path.evaluate, ends, like))

@@ -152,8 +152,8 @@ def check_called(what: str, model: Any, name: str, t: float, arguments: tuple[An
     if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(like) or found.dtype != like.dtype:
         got = f"{tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(
-            f"{what} returned {got}, expected [trial, unit] of {len(like)} trials and {like.dtype}; it is called on any "
-            "number of trials, so take that from z"
+            f"{what} returned {got}, expected [trial, unit] of {len(like)} trials and {like.dtype}; it is called on "
+            "any number of trials, so take that from z"
         )
     if [argument._version for argument in tree_leaves(given)] != versions:
         raise ValueError(f"{what} writes to its arguments in place; work on copies (z = z + ..., not z += ...)")

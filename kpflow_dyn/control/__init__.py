@@ -13,6 +13,7 @@ each weight of a controller contributes to what learning can change is told by `
 from kpflow_dyn.control._analysis import LoopAnalysis, analyze
 from kpflow_dyn.control._angles import ReachableAngles, reachable_angles
 from kpflow_dyn.control._costates import Costates, QuadraticCost, adjoint
+from kpflow_dyn.control._elsewhere import advice_on as _advice_on
 from kpflow_dyn.control._frequency import FrequencyResponse, frequency_response
 from kpflow_dyn.control._gramians import Gramian, gram
 from kpflow_dyn.control._hankel_modes import Hankel, hankel, hsvd
@@ -33,6 +34,7 @@ from kpflow_dyn.control._regulators import (
 )
 from kpflow_dyn.control._systems import LTI, LTV
 from kpflow_dyn.control._training_cost import TrainingCost, training_cost
+from kpflow_dyn.control._yardstick import opened_loop
 
 __all__ = ["LTI", "LTV", "Costates", "Estimator", "FrequencyResponse", "Gramian", "Hankel", "QuadraticCost"]
 __all__ += ["ReachableAngles", "Regulator", "TimeVaryingRegulator", "adjoint", "balred", "ctrb", "dlqe", "dlqr"]
@@ -41,8 +43,12 @@ __all__ += ["lqr", "minreal", "obsv", "reachable_angles", "tvlqr"]
 
 __all__ += ["DiskMargins", "StabilityMargins", "TrainingCost", "disk_margins", "stability_margins", "training_cost"]
 
-__all__ += ["LoopAnalysis", "analyze"]
+__all__ += ["LoopAnalysis", "analyze", "opened_loop"]
 
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def __getattr__(name: str) -> None:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_advice_on(name)}", name=name)

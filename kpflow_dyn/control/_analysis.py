@@ -12,8 +12,8 @@ import xarray as xr
 
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._problems.choice import Choice
-from kpflow_dyn._problems.parameters import with_values
-from kpflow_dyn.control._costates import Cost, QuadraticCost, again
+from kpflow_dyn._problems.parameters import parameters_of, with_values
+from kpflow_dyn.control._costates import Cost, QuadraticCost, again, check_costs, control_size
 from kpflow_dyn.control._gramians import gram
 from kpflow_dyn.control._learnable import by_parameter, leading, learnable_gramian, sensitivity, share
 from kpflow_dyn.control._margins import worst_disk
@@ -101,8 +101,9 @@ def analyze(
         rank: how many reachable and observable directions what is learnable is compared with; as many as there are
             inputs when None.
         params: which parameters learn, as in `kp.linearize`.
-        checkpoints: parameters by name for each step of training, {step: {name: array}}, or what `kp.Recorder.read`
-            gives; then all variables have an axis `step`. The model of `sol` is left as it is.
+        checkpoints: parameters by name for each step of training, {step: {name: array}}, those of the loop or of its
+            policy, such as {step: policy.state_dict()}, or what `kp.Recorder.read` gives; then all variables
+            have an axis `step`. The model of `sol` is left as it is.
         seed: of random changes of the parameters, where these are more than 2048.
 
     Returns:
@@ -122,7 +123,7 @@ def analyze(
         `gain_distance` and `excess`.
 
     Raises:
-        TypeError: no such solution.
+        TypeError: no such solution, or a cost that is no function of state and control.
         ValueError: no closed loop, checkpoints of other parameters, or a start that is an encoder's.
     Source: Astrom, Murray, "Feedback Systems" (2008); Anderson, Moore, "Optimal Control" (1990); for margins as in
         `disk_margins`; docs/theory.md for the NTK.
@@ -139,6 +140,7 @@ def analyze(
     (array([76.3]), True)
     """
     loop = steered(sol, cost, terminal, params)
+    check_costs(cost, terminal, loop.units, control_size(loop.model), True)
     if checkpoints is None:
         return LoopAnalysis(_Asked(loop, C, rank, seed).dataset())
     loops = {step: replace(loop, given=_at(sol, load)) for step, load in _loaders(checkpoints).items()}
@@ -150,7 +152,10 @@ def _loaders(checkpoints: Any) -> dict[int, Any]:
     """By step what puts the parameters into a model."""
     if isinstance(checkpoints, Mapping):
         arrays = {step: {k: to_numpy(a) for k, a in values.items()} for step, values in sorted(checkpoints.items())}
-        return {int(step): (lambda model, values=values: with_values(model, values)) for step, values in arrays.items()}
+        return {
+            int(step): (lambda model, values=values: with_values(model, _in_policy(values, model)))
+            for step, values in arrays.items()
+        }
     if not hasattr(checkpoints, "load"):
         raise TypeError(
             f"checkpoints are {type(checkpoints).__name__}, expected a dict of parameters by name for each step, or "
@@ -158,6 +163,14 @@ def _loaders(checkpoints: Any) -> dict[int, Any]:
         )
     steps = np.asarray(checkpoints.steps).tolist()
     return {step: (lambda model, step=step: checkpoints.load(step, model)) for step in steps}
+
+
+def _in_policy(values: dict[str, np.ndarray], model: Any) -> dict[str, np.ndarray]:
+    """Parameters of the policy alone, such as its `state_dict()`, by the names that they have in the loop."""
+    known = parameters_of(model)
+    inside = {f"policy.{name}": value for name, value in values.items()}
+    fits = set(inside) == set(known) and all(inside[name].shape == tuple(known[name].shape) for name in known)
+    return inside if fits else values
 
 
 def _at(sol: Any, load: Any) -> Any:
@@ -284,7 +297,7 @@ class _Asked:
                     if np.isnan(parts).any():
                         self.notes.append("about the target the policy's loop is unstable or defective, so no excess")
                 else:
-                    self.notes.append(f"the control acts late, or hangs on that before, so no excess; {ITS_OWN}")
+                    self.notes.append(f"the control acts late, or depends on that before, so no excess; {ITS_OWN}")
         return {
             "regulator_cost": (("trial",), costs),
             "cost_ratio": (("trial",), loop.costates.cost.values / costs),

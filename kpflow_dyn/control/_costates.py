@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,7 +37,7 @@ from kpflow_dyn.control._loops import (
 )
 from kpflow_dyn.control._magnus import magnus, transposed
 from kpflow_dyn.control._regulators import check_weight
-from kpflow_dyn.control._systems import LTV, as_matrix, coordinates
+from kpflow_dyn.control._systems import LTV, as_matrix, coordinates, leading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,6 +87,49 @@ class QuadraticCost:
         return cost if self.R is None or u is None else cost + _form(self.R, u, "R", self.u_target)
 
 
+def check_cost(cost: Any, name: str, units: int, inputs: int | None = None, has_control: bool = False) -> None:
+    """Raise unless a cost is one of states [unit], and of a control [input] where there is one."""
+    call = f"{name}(z, u)" if has_control else f"{name}(z)"
+    if cost is None:
+        return
+    if not callable(cost) or isinstance(cost, type):
+        raise TypeError(
+            f"{name} is {type(cost).__name__}, expected a function {call} of one state, which gives one number, "
+            "kp.control.QuadraticCost(Q, R), or None"
+        )
+    if isinstance(cost, QuadraticCost):
+        _check_width(cost.Q, f"Q of the {name}", units, "states")
+        if cost.R is not None and not has_control:
+            raise ValueError(f"{name} has R, of a control, but is called as {call}: {_NO_CONTROL}")
+        if inputs is not None and cost.R is not None:
+            _check_width(cost.R, f"R of the {name}", inputs, "controls")
+        return
+    try:
+        inspect.signature(cost).bind(*("z", "u")[: 1 + has_control])
+    except TypeError as error:
+        why = (
+            "with the plant's state and its control" if has_control else "with the state alone: it has no control here"
+        )
+        raise TypeError(
+            f"{name} takes {inspect.signature(cost)}, but is called as {call}, {why}"
+            + ("" if has_control else ' (that of a ClosedLoop comes with inputs="control")' * (name == "cost"))
+        ) from error
+    except ValueError:  # it does not say what it takes
+        return
+
+
+_NO_CONTROL = (
+    'the model does not say what its control is, or inputs= is not "control", or it is the cost at the end. Pose a '
+    "ClosedLoop(plant, policy), or around contacts a sampled one, Hybrid(ClosedLoop(plant, policy, every=dt), "
+    "*events); or leave R out"
+)
+
+
+def _check_width(weight: np.ndarray, what: str, expected: int, of: str) -> None:
+    if len(weight) != expected:
+        raise ValueError(f"{what} has shape {weight.shape}, expected [{expected}, {expected}], of the {expected} {of}")
+
+
 def _target(values: Any, what: str, axis: str, n: int) -> np.ndarray:
     target = np.zeros(n) if values is None else real(values, what)
     if target.shape != (n,):
@@ -119,6 +163,11 @@ class Costates:
     gradient: xr.DataArray
     cost: xr.DataArray
     cost_to_go: xr.DataArray
+
+    def __repr__(self) -> str:
+        trials, times, units = self.costate.shape
+        sizes = f"{trials} trials, {times} times, {units} states, {self.gradient.sizes['input']} inputs"
+        return f"Costates({sizes}; cost {leading(self.cost.values)})"
 
     def plot(self, dark: bool = False) -> Figure:
         """The costates of the first trial, and the size of the gradient in the input of all."""
@@ -164,7 +213,8 @@ def adjoint(
             there, behind jumps, and of the control that is held from there on.
 
     Raises:
-        TypeError, ValueError: no solution, no cost at all, or one that is no number for each state.
+        TypeError, ValueError: no solution, no cost at all, one of other arguments or of another width than the state
+            and the control, or one that is no number for each state.
     Source: Pontryagin et al., "The Mathematical Theory of Optimal Processes" (1962); Bryson, Ho, "Applied Optimal
     Control" (1975), chapter 2.
 
@@ -197,6 +247,7 @@ def adjoint(
 def _along_steps(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None, inputs: str | None) -> Costates:
     problem = sol.problem
     step = loop_of_cell(problem, inputs, "closed")
+    check_costs(cost, terminal, int(sol.state.shape[-1]))
     values, slopes, _ = _slopes(step, cost, np.zeros(sol.state.shape[1]), sol.state, problem.x)
     last, end = terminal_of(terminal, sol.state[:, -1:], problem.backend.transforms)
     slopes[:, -1] += end
@@ -204,6 +255,20 @@ def _along_steps(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None
     gradient = np.einsum("btnm,btn->btm", along_steps_inputs(sol, inputs), costates)
     to_go = np.cumsum(values[:, ::-1], 1)[:, ::-1] + last[:, None]
     return _labelled(to_numpy(sol.t).astype(float), step.names, costates, gradient, to_go[:, 0], to_go)
+
+
+def check_costs(cost: Any, terminal: Any, units: int, inputs: int | None = None, has_control: bool = False) -> None:
+    """Raise unless a running and a terminal cost are such ones."""
+    check_cost(cost, "cost", units, inputs, has_control)
+    check_cost(terminal, "terminal", units)
+
+
+def control_size(model: Any) -> int | None:
+    """Of a closed loop, where its plant says it."""
+    if hasattr(model, "sampling"):
+        return model.sampling.control
+    size = getattr(getattr(getattr(model, "flow", model), "plant", None), "control_size", None)
+    return size if isinstance(size, int) else None
 
 
 class Swept(NamedTuple):
@@ -217,6 +282,7 @@ class Swept(NamedTuple):
 def along_loop(sol: DiscreteSolution, cost: Cost | None, terminal: Cost | None, params: Choice = None) -> Swept:
     """Of a closed loop in discrete time, with its control beside its state."""
     problem, units = with_control(sol.problem)
+    check_costs(cost, terminal, sol.problem.cell.plant.state_size, control_size(sol.problem.cell), True)
     flow = _flow_of(solve(problem), params)
     state, plant = flow.solution.state, sol.problem.cell.plant.state_size
     values, slopes = _at_rows(problem.backend, cost, state[..., :plant], state[..., units:])
@@ -255,17 +321,18 @@ def along_jumps(
             f"inputs={inputs!r}, t={t!r}"
         )
     arguments, of = Arguments(chosen == "control"), problem.backend.transforms
+    width = model.sampling.state if held and arguments.has_control else units
+    check_costs(cost, terminal, width, control_size(model), arguments.has_control)
     summed = sampled or cost is None
     solved = sol if summed else again(sol, beside_cost(problem, cost, arguments.has_control))
     flow = _flow_of(solved, params)
     state = flow.solution.state
-    seen = model.sampling.state if held and arguments.has_control else units
-    last, end = terminal_of(terminal, state[:, -1:, :seen], of)
+    last, end = terminal_of(terminal, state[:, -1:, :width], of)
     slopes = np.zeros(state.shape)
-    slopes[:, -1, :seen] = end
+    slopes[:, -1, :width] = end
     if summed:
         values, parts = _at_rows(problem.backend, cost, *arguments(model, sol.state, None))
-        places = [slice(0, seen), *([model.sampling.of_held] if held and arguments.has_control else [])]
+        places = [slice(0, width), *([model.sampling.of_held] if held and arguments.has_control else [])]
         for place, part in zip(places, parts, strict=True):
             slopes[..., place] += part
         to_go = np.cumsum(values[:, ::-1], 1)[:, ::-1] + last[:, None]
@@ -326,6 +393,7 @@ def _at_rows(backend: Backend, cost: Cost | None, *rows: Array) -> tuple[np.ndar
 def _along_own_steps(sol: SteppedSolution, ltv: LTV, cost: Cost | None, terminal: Cost | None) -> Costates:
     """Exact derivatives of the cost by the trapezoidal rule on the grid, in kicks to the state at its times."""
     of, units, A = sol.problem.backend.transforms, sol.state.shape[-1], ltv.A.values
+    check_costs(cost, terminal, units)
     values, slopes = _of_states(cost, sol.state, of)
     last, end = terminal_of(terminal, sol.state[:, -1:], of)
     assert sol.weights is not None
@@ -345,6 +413,8 @@ def _along_equation(
     problem, mesh = sol.problem, ltv.mesh
     assert mesh is not None
     field = loop_of_field(problem.f, problem.backend, inputs, "closed", problem.x is not None)
+    units, has_control = int(sol.state.shape[-1]), field.inputs == "control"
+    check_costs(cost, terminal, units, control_size(problem.f), has_control)
     nodes, weights = gauss_points(mesh.edges)
     inside = len(nodes)
     values, slopes, direct = _slopes(field, cost, *states_at(sol, np.append(nodes, ltv.time)))

@@ -18,7 +18,7 @@ from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn.control._linearisation import linearize_ltv
 from kpflow_dyn.control._magnus import spread, transposed
 from kpflow_dyn.control._modes import modes, told
-from kpflow_dyn.control._systems import LTI, LTV, Mesh, as_system, coordinates
+from kpflow_dyn.control._systems import LTI, LTV, Mesh, as_system, coordinates, leading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,6 +47,14 @@ class Gramian(NDArrayOperatorsMixin):
     factor: xr.DataArray | None = None
     cut: xr.DataArray | None = None
     matrix: xr.DataArray | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        values = self.eigenvalues
+        sizes = ", ".join(f"{dim} {n}" for dim, n in (self.W if self.factor is None else self.factor).sizes.items())
+        last = {"trial": 0, "time": -1 if self.kind[0] == "c" else 0}
+        shown = values.isel({dim: at for dim, at in last.items() if dim in values.dims}).values
+        at = "" if "time" not in values.dims else f" of trial 0 at t = {values.time.values[last['time']]:.6g}"
+        return f"Gramian({self.kind!r}, {KINDS[self.kind]}; {sizes}; eigenvalues {leading(shown)}{at})"
 
     @property
     def W(self) -> xr.DataArray:

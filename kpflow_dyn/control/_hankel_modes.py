@@ -13,7 +13,7 @@ from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn.control._gramians import System, as_ltv, gram, root
 from kpflow_dyn.control._linearisation import check_forward, mesh_edges
 from kpflow_dyn.control._magnus import magnus, transposed
-from kpflow_dyn.control._systems import LTV, as_system, coordinates
+from kpflow_dyn.control._systems import LTV, as_system, coordinates, leading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +43,11 @@ class Hankel:
     states: xr.DataArray
     outputs: xr.DataArray
 
+    def __repr__(self) -> str:
+        trials, modes = self.values.shape
+        sizes = f"{trials} trials, {modes} modes, {self.inputs.shape[-1]} inputs, {self.outputs.shape[-1]} outputs"
+        return f"Hankel(split at {self.split:.6g}, {sizes}; values {leading(self.values.values[0])} of trial 0)"
+
     def plot(self, dark: bool = False) -> Figure:
         """The singular values, and the leading mode's input and output of each channel in the first trial."""
         from kpflow_dyn.figures import _control as figures
@@ -59,7 +64,8 @@ def hankel(system: System, split: float, *, t: Any = None, **options: Any) -> Ha
     Args:
         system: a solution, an `LTV`, an `LTI` or what `LTI` takes.
         split: the time between past and future, inside of the trial. One of the times of an LTV, and the number of a
-            step of a discrete problem; any time of an ODE's solution.
+            step of a discrete problem; any time of the solution of an ODE without jumps, and a time of the grid of a
+            sampled loop, a hybrid model, an SDE or a DDE.
         t: of an LTI its horizon, as `LTI.along` takes it. Of an ODE's solution the times.
         **options: of `linearize_ltv`, where a solution is given: `loop`, `inputs`, `C`.
 

@@ -165,9 +165,10 @@ def linearize_ltv(
         loop: of a ClosedLoop, "closed" for A of the whole field, "open" for that of its plant under the control held:
             the states are those of the plant alone, without a memory of the policy and the like.
         inputs: where inputs enter: "control", a ClosedLoop's u; "x", the problem's x_t; "kicks" to the state, B = 1.
-            The control of a ClosedLoop and x of others when None. The control of a sampled loop is that which the
-            policy gave last, changed behind the time before; with loop="open" that which acts on the plant, held from
-            one time to the next. Take the sampling times as the grid. Of an SDE or a DDE kicks alone, to the state.
+            The control of a ClosedLoop and x of others when None, kicks of hybrid models. The control of a sampled loop
+            is that which the policy gave last, changed behind the time before; with loop="open" that which acts on the
+            plant, held from one time to the next. Take the sampling times as the grid. Of an SDE or a DDE kicks alone,
+            to the state.
         C: the outputs [output, unit], or a Linear layer; all states when None.
         t: the times of an ODE's system [time]; its grid when None, or on a span the ends of the solver's steps. In
             between, A and B are taken at three Gauss points of each of the solver's steps.
@@ -231,7 +232,7 @@ def _along_jumps(sol: HybridSolution, inputs: str | None, loop: str, C: np.ndarr
     check_forward(sol)
     _check_size(sol, 1)
     sampling = getattr(sol.problem.f, "sampling", None)
-    chosen = inputs or ("control" if sampling is not None else None)
+    chosen = inputs or ("control" if sampling is not None else "kicks")
     if t is not None or chosen not in ("control", "kicks") or (sampling is None and loop != "closed"):
         raise ValueError(
             f"of a hybrid model there is the closed loop, at the times of its grid, with inputs='kicks' to the state, "

@@ -83,7 +83,7 @@ def stability_margins(L: Any) -> StabilityMargins:
     >>> round(found.phase, 3), found.gain
     (51.827, inf)
     """
-    system = as_system(L)
+    system = _well_posed(L)
     if system.B.shape[1] != 1 or len(system.C) != 1:
         raise ValueError(
             f"L has {system.B.shape[1]} inputs and {len(system.C)} outputs, expected one of each; take disk_margins, "
@@ -106,11 +106,26 @@ def stability_margins(L: Any) -> StabilityMargins:
     )
 
 
+def _well_posed(L: Any) -> LTI:
+    """The system; raise where it has not as many inputs as outputs, or 1 + D has no inverse."""
+    system = as_system(L)
+    if system.B.shape[1] != len(system.C):
+        raise ValueError(f"L has {system.B.shape[1]} inputs and {len(system.C)} outputs, expected as many of each")
+    if np.linalg.cond(np.eye(len(system.D)) + system.D) > 1 / NONE:
+        raise ValueError("1 + D is singular, so that the closed loop has no solution; D is what L passes on at once")
+    return system
+
+
 def gain_margins(system: LTI) -> tuple[np.ndarray, np.ndarray]:
-    """All factors on L that take a pole to the boundary, and the frequencies of these poles, both [crossing]."""
+    """All factors on L that take a pole to the boundary, and the frequencies of these poles, both [crossing].
+
+    In continuous time a pole may go there at infinity, where 1 + factor D = 0.
+    """
     ends = _ends(system)
     omega = np.append(_crossings(system, _on_real_axis, lambda value: value.imag, ends), ends)
     values = _values(system, omega).real
+    if system.dt is None:
+        omega, values = np.append(omega, np.inf), np.append(values, system.D[0, 0])
     negative = values < -NONE
     return -1 / values[negative], omega[negative]
 
@@ -140,9 +155,7 @@ def disk_margins(L: Any, omega: Any = None, skew: float = 0.0, returnall: bool =
     >>> round(found.margin, 4)
     1.0
     """
-    system = as_system(L)
-    if system.B.shape[1] != len(system.C):
-        raise ValueError(f"L has {system.B.shape[1]} inputs and {len(system.C)} outputs, expected as many of each")
+    system = _well_posed(L)
     if omega is None and returnall:
         raise ValueError("returnall needs the frequencies omega=")
     if omega is None:

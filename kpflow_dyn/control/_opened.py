@@ -62,7 +62,7 @@ class Opened:
     @property
     def loop(self) -> LTI:
         """What returns to the plant's input where it is opened there: u = -L u."""
-        return LTI(self.system.A, self.system.B, -self.F, dt=self.system.dt)
+        return LTI(self.system.A, self.system.B, -self.F, dt=self.system.dt, names=self.system.names)
 
     @property
     def gain(self) -> np.ndarray:

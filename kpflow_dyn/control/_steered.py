@@ -186,6 +186,10 @@ class Steered:
         """A row of `before`, of such a fixed point."""
         return point
 
+    def standing(self, z: Array, x: Array | None) -> Array:
+        """A row of `before`, of a policy without a memory that has seen the plant stand at z for long."""
+        return z
+
     def regulator(self, at: LTI, cost: QuadraticCost) -> tuple[Regulator, np.ndarray]:
         """That of the plant about its target, and what it weighs an error of the control with."""
         found = dlqr(at, cost.Q, cost.R)
@@ -266,7 +270,7 @@ class Continuous(Steered):
 
     def with_policy(self, law: Any) -> Steered:
         problem = self.sol.problem
-        return replace(self, given=again(self.sol, problem.remake(f=ClosedLoop(self.model.plant, law))))
+        return replace(self, params=None, given=again(self.sol, problem.remake(f=ClosedLoop(self.model.plant, law))))
 
 
 class Sampled(Steered):
@@ -351,6 +355,15 @@ class Sampled(Steered):
     def row_of_rest(self, point: np.ndarray) -> np.ndarray:
         return point[: len(point) - (1 - self.stored) * self.sampling.control]
 
+    def standing(self, z: Array, x: Array | None) -> Array:
+        if not self.stored:
+            return z
+        unlimited, on_one = replace(self.sampling, rate_limit=None), self.sol.problem.backend.tracing.on_one_trial
+        held = on_one(
+            lambda z, x: unlimited.after_sample(self.model.policy, self.model.readout, join(z, x), z[..., :0], z)[1]
+        )
+        return array_namespace(z).concat([z, held(z, x)], axis=-1)
+
     def regulator(self, at: LTI, cost: QuadraticCost) -> tuple[Regulator, np.ndarray]:
         """Of the plant between samples and of the integral of its cost there, both exactly."""
         phi, held = _held(at.A, at.B, self.dt)
@@ -364,7 +377,7 @@ class Sampled(Steered):
         sizes = {"state_size": sampling.state, "control_size": sampling.control}
         loop = ClosedLoop(self.model.plant, law, every=sampling.every, **sizes)
         found = again(self.sol, problem.remake(f=loop, z0=problem.z0[:, : self.units]))
-        return replace(self, given=found)
+        return replace(self, params=None, given=found)
 
 
 class Stepped(Steered):
@@ -410,7 +423,7 @@ class Stepped(Steered):
     def with_policy(self, law: Any) -> Steered:
         start = self.sol.start[:, : self.units]
         loop = ClosedLoop(_Unobserved(self.model.plant), law)
-        return replace(self, given=solve(self.sol.problem.remake(cell=loop, z0=start)))
+        return replace(self, params=None, given=solve(self.sol.problem.remake(cell=loop, z0=start)))
 
 
 class _Unobserved:

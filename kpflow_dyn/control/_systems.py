@@ -74,8 +74,8 @@ class LTI:
         dt = given.dt or None
         if dt is not None and not 0 < dt < np.inf:
             raise ValueError(
-                f"dt is {dt!r}, expected None or 0 for continuous time, or the length of a step; that of a solution with "
-                "unequal steps is NaN, so take an even grid of times"
+                f"dt is {dt!r}, expected None or 0 for continuous time, or the length of a step; that of a solution "
+                "with unequal steps is NaN, so take an even grid of times"
             )
         if len(given.names) not in (0, len(A)):
             raise ValueError(f"names are {given.names}, expected one for each of the {len(A)} states, or ()")
@@ -88,6 +88,10 @@ class LTI:
             raise ValueError("B is missing, expected LTI(A, B, C, D), or LTI(system) alone")
         parts = parts_of(self.A)
         return parts._replace(dt=self.dt or parts.dt, names=self.names or parts.names)
+
+    def __repr__(self) -> str:
+        units, inputs = self.B.shape
+        return f"LTI({_sizes(units, inputs, len(self.C), self.dt, self.names)}, poles {leading(self.poles)})"
 
     @property
     def poles(self) -> np.ndarray:
@@ -145,6 +149,21 @@ class LTI:
         from kpflow_dyn.figures import _control as figures
 
         return figures.poles(self, dark=dark)
+
+
+SHOWN = 6  # names or numbers in a line
+
+
+def _sizes(units: int, inputs: int, outputs: int, dt: float | None, names: tuple[str, ...]) -> str:
+    named = "" if not names else f" ({', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)})"
+    time = "continuous time" if dt is None else f"dt = {dt:.6g}"
+    return f"{units} states{named}, {inputs} inputs, {outputs} outputs, {time}"
+
+
+def leading(values: np.ndarray) -> str:
+    """The first few numbers, in a line."""
+    numbers = [f"{v.real:.4g}" if not np.imag(v) else f"{v:.4g}" for v in np.asarray(values).ravel()[:SHOWN]]
+    return f"[{', '.join(numbers)}{', ...' * (np.size(values) > SHOWN)}]"
 
 
 def as_system(system: Any) -> LTI:
@@ -216,6 +235,12 @@ class LTV:
     D: xr.DataArray
     dt: float | None
     mesh: Mesh | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        trials, times, units, inputs = self.B.shape
+        t = self.time
+        sizes = _sizes(units, inputs, self.C.shape[2], self.dt, self.names)
+        return f"LTV({trials} trials, {times} times from {t[0]:.6g} to {t[-1]:.6g}, {sizes})"
 
     @property
     def time(self) -> np.ndarray:

@@ -13,7 +13,7 @@ from kpflow_dyn._backend import Backend
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, OverTimes
 from kpflow_dyn.control._beside import with_control
-from kpflow_dyn.control._costates import Cost, QuadraticCost
+from kpflow_dyn.control._costates import Cost, QuadraticCost, check_costs, control_size
 from kpflow_dyn.control._loops import is_closed_loop, is_stepped_loop, loop_of_field
 from kpflow_dyn.models._closed_loop import models_of
 
@@ -105,8 +105,9 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
         terminal: M(z) at the last time; or None.
 
     Raises:
-        TypeError: another problem.
-        ValueError: no cost at all, or a span (t0, t1) in the place of a grid.
+        TypeError: another problem, or a cost that is no function of these.
+        ValueError: no cost at all, one of another width than the state and the control, or a span (t0, t1) in the
+            place of a grid.
     Source: Bryson, Ho, "Applied Optimal Control" (1975), chapter 2; Chen et al., arXiv:1806.07366, for the running cost
         as a state.
 
@@ -134,16 +135,16 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
         raise ValueError("the times decrease; a cost is an integral forward in time, so pose the problem forward")
     steps, units, backend = np.diff(problem.t), int(problem.z0.shape[-1]), problem.backend
     if not isinstance(problem, ODEProblem):
-        _check_of_states(cost)
+        check_costs(cost, terminal, units)
         return TrainingCost(problem, CostOfStates(cost, terminal, steps, units, None, False, backend))
     if hasattr(problem.f, "sampling"):
         sampling = problem.f.sampling
+        check_costs(cost, terminal, sampling.state, sampling.control, True)
         return TrainingCost(
             problem, CostOfStates(cost, terminal, steps, sampling.state, sampling.of_held, False, backend)
         )
     has_control = is_closed_loop(problem.f)
-    if not has_control:
-        _check_of_states(cost)
+    check_costs(cost, terminal, units, control_size(problem.f), has_control)
     integral = slice(units, None) if has_control else None
     loss = CostOfStates(cost, terminal, steps, units, integral, True, backend)
     return TrainingCost(_with_control(problem) if has_control else problem, loss)
@@ -155,20 +156,11 @@ def _over_steps(problem: DiscreteProblem, cost: Cost | None, terminal: Cost | No
             raise ValueError("the start of the problem is an encoder's; a cost of the control needs a given one, z0")
         whole, width = with_control(problem)
         units, control = int(problem.cell.plant.state_size), slice(width, None)
+        check_costs(cost, terminal, units, int(whole.z0.shape[-1]) - width, True)
         return TrainingCost(whole, CostOfStates(cost, terminal, np.zeros(0), units, control, False, problem.backend))
-    _check_of_states(cost)
     units = int(problem.backend.tracing.discrete_step(problem)[1].shape[-1])
+    check_costs(cost, terminal, units)
     return TrainingCost(problem, CostOfStates(cost, terminal, np.zeros(0), units, None, False, problem.backend))
-
-
-def _check_of_states(cost: Cost | None) -> None:
-    """Raise where a cost would lose its part of the control."""
-    if isinstance(cost, QuadraticCost) and cost.R is not None:
-        raise ValueError(
-            "the cost has R, of a control, and the model does not say what its control is: pose a ClosedLoop(plant, "
-            "policy), or around contacts a sampled one, Hybrid(ClosedLoop(plant, policy, every=dt), *events); or leave "
-            "R out"
-        )
 
 
 def _with_control(problem: ODEProblem) -> ODEProblem:

@@ -12,12 +12,12 @@ from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
 from kpflow_dyn._arrays import Array, like_numpy
 from kpflow_dyn._backend import Values
 from kpflow_dyn._problems.solutions import SolveError
-from kpflow_dyn.control._costates import QuadraticCost
+from kpflow_dyn.control._costates import QuadraticCost, check_cost
 from kpflow_dyn.control._margins import disk_margins, gain_margins, stability_margins
 from kpflow_dyn.control._modes import modes
 from kpflow_dyn.control._opened import Opened, opened
 from kpflow_dyn.control._regulators import Regulator
-from kpflow_dyn.control._steered import Steered
+from kpflow_dyn.control._steered import Steered, steered
 from kpflow_dyn.control._systems import LTI
 from kpflow_dyn.dynamics._points import fixed_points
 
@@ -75,6 +75,43 @@ def rest_of(loop: Steered) -> Opened | None:
     return opened(loop, like_numpy(row[None, None], loop.sol.state), None if x is None else x[None, None])[0][0]
 
 
+def opened_loop(sol: Any, near: Any = None) -> LTI:
+    """L of a closed loop at rest, opened at the plant's input: u = -L u, for `stability_margins` and `disk_margins`.
+
+        s' = A s + B u (or the next s),  y = -F s         u = F s the policy, s = [plant, memory, controls that wait]
+
+    It is the loop that `analyze` has its margins of. A sampled loop is taken from sample to sample, the plant under a
+    held control exactly, with its delay.
+
+    Args:
+        sol: the solution of a `kp.models.ClosedLoop`, as `analyze` takes it.
+        near: a state of the plant [unit]; the rest that is nearest to it is taken. None for where the trials end.
+
+    Raises:
+        TypeError: no such solution.
+        ValueError: no closed loop, or no rest.
+    Source: Astrom, Murray, "Feedback Systems" (2008), section 10.1.
+
+    >>> import torch, kpflow_dyn as kp
+    >>> policy = torch.nn.Linear(2, 1, bias=False).double()
+    >>> with torch.no_grad():
+    ...     _ = policy.weight.copy_(torch.tensor([[-1.0, -2.0]]))
+    >>> loop = kp.models.ClosedLoop(kp.models.DoubleIntegrator(), policy, every=0.1)
+    >>> sol = kp.solve(kp.ODEProblem(loop, torch.ones(1, 2).double(), [0.0, 0.1, 0.2]), "rk4")
+    >>> L = kp.control.opened_loop(sol, near=[0.0, 0.0])
+    >>> L.dt, L.C.round(3), bool(kp.control.stability_margins(L).phase > 60)
+    (0.1, array([[1., 2.]]), True)
+    """
+    cost = None if near is None else QuadraticCost(np.eye(len(near)), target=near)
+    loop = steered(sol, cost, None, None)  # type: ignore[arg-type]
+    if cost is not None:
+        check_cost(cost, "near", loop.units)
+    rest = rest_of(loop)
+    if rest is None:
+        raise ValueError("no rest of the loop was found; give near=, a state of the plant close to one, if it has any")
+    return rest.loop
+
+
 # The regulator
 
 
@@ -105,8 +142,9 @@ def yardstick(loop: Steered) -> Yardstick:
     regulator, weight = loop.regulator(loop.target(cost), cost)
     if loop.memory:
         return Yardstick(regulator, weight, None)
-    row = np.concatenate([cost.target, *[cost.u_target] * loop.stored])
-    at = opened(loop, like_numpy(row[None, None], loop.sol.state), None if loop.x is None else loop.x[:1, -1:])
+    x = None if loop.x is None else loop.x[:1, -1:]
+    row = loop.standing(like_numpy(cost.target, loop.sol.state), None if x is None else x[0, 0])
+    at = opened(loop, row[None, None], x)
     return Yardstick(regulator, weight, at[0][0])
 
 

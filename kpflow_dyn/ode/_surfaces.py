@@ -23,6 +23,7 @@ HALVINGS = 30  # of the first look, where a trial begins on a surface
 ROUND_OFF = 1e3  # of a condition, in units of the dtype's, and of the largest value that it had
 GRAZING = 1e-6  # slope of a condition over a step that is not too short, in units of its largest value there
 SHORT = 1e-3  # part of a trial: shorter steps, as to a time of the grid, do not say how fast it is
+NEARER = 0.5  # how much nearer to zero a parabola through looks comes, where its bottom is looked for
 REST = 100  # slope behind a jump, in units of what rounding makes of it
 AT_ONCE = 64  # events at one time
 
@@ -199,12 +200,25 @@ def arriving(surfaces: Surfaces, now: float, y: np.ndarray) -> int | None:
 
 def _may_happen(sides: np.ndarray, c: np.ndarray, small: np.ndarray) -> bool:
     """Whether, of c [look, event], a trial leaves a surface, or crosses it, or may between two looks, or ends on it."""
-    u, every = sides * c[::2], sides * c
-    inner, bend = u[1:-1], u[:-2] - 2 * u[1:-1] + u[2:]
-    lowest = inner - (u[2:] - u[:-2]) ** 2 / (8 * np.where(bend > 0, bend, np.inf))  # of the parabola
-    dips = (inner <= u[:-2]) & (inner <= u[2:]) & (lowest <= 0.1 * inner)
-    leaves = (sides == 0) & c.any(0)
-    return bool(leaves.any() or (every[1:] <= 0).any() or (every[-1] <= small).any() or dips.any())
+    every, leaves = sides * c, (sides == 0) & c.any(0)
+    happens = leaves.any() or (every[1:] <= 0).any() or (every[-1] <= small).any()
+    return bool(happens or _dips(c).any())
+
+
+def _dips(c: np.ndarray) -> np.ndarray:
+    """Beside which looks of c [look, event], but the first and the last, |c| has a bottom that may be zero.
+
+    It is that of the parabola through a look and its neighbours.
+    """
+    side, apart = np.sign(c[1:-1]), np.diff(parts_of(len(c) // 2))[:, None]
+    slopes = np.diff(c, axis=0) / apart
+    slope, bend = side * slopes[:-1], side * np.diff(slopes, axis=0) / (apart[1:] + apart[:-1])
+    ahead = apart[:-1] / 2 - slope / (2 * np.where(bend > 0, bend, np.inf))  # from the look before
+    bottom = side * c[:-2] + ahead * (slope + bend * (ahead - apart[:-1]))
+    begin, end = apart[:-1] / 2, apart[:-1] + apart[1:] / 2  # what is nearer to other looks is theirs
+    begin[0], end[-1] = 0, apart[-2] + apart[-1]
+    nearest = np.min([side * c[:-2], side * c[1:-1], side * c[2:]], axis=0)
+    return (nearest > 0) & (bend > 0) & (ahead >= begin) & (ahead <= end) & (bottom <= NEARER * nearest)
 
 
 def _changes(direction: int, g: np.ndarray, side: float, first: int, small: float) -> Iterator[tuple[int, float, bool]]:
@@ -239,9 +253,9 @@ def _lengths(sides: np.ndarray, length: float, looks: np.ndarray, value: Values)
     parts = [length * parts_of(count)[1:]]
     if ((sides == 0) & looks.any(0)).any():
         parts.append(even[0] * 0.5 ** np.arange(1, HALVINGS + 1))
-    for n, dip in enumerate(np.argmin(sides * looks[::2], axis=0)):
-        if 0 < dip < count and sides[n] * looks[2 * dip, n] > 0:
-            parts.append(_bottom(value, sides[n], n, length * (dip - 1) / count, length * (dip + 1) / count))
+    for before, n in np.argwhere(_dips(looks)).tolist():
+        low, high = length * parts_of(count)[[before, before + 2]]
+        parts.append(_bottom(value, float(np.sign(looks[before + 1, n])), n, low, high))
     return np.unique(np.concatenate(parts))
 
 
