@@ -68,8 +68,8 @@ def steered(sol: Any, cost: Cost, terminal: Cost | None, params: Choice) -> Stee
             f"{type(problem.model).__name__}"  # type: ignore[union-attr]
         )
     raise TypeError(
-        f"analyze takes the solution of an ODEProblem or a DiscreteProblem of a ClosedLoop, got {type(sol).__name__}; of "
-        "noise and delays take its parts: training_cost, gram, adjoint, kp.contributions"
+        f"analyze takes the solution of an ODEProblem or a DiscreteProblem of a ClosedLoop, got {type(sol).__name__}; "
+        "of noise and delays take its parts: training_cost, gram, adjoint, kp.contributions"
     )
 
 
