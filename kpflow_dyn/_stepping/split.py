@@ -65,7 +65,7 @@ def solve_split(problem: ODEProblem, method: str, options: dict[str, Any]) -> St
     refuse_hybrid(problem.f, f"{method!r} has no steps of", "take a Runge-Kutta method, which locates its events")
     place, solving = _place(problem, method), problem.backend.solving
     if problem.form.backward:
-        raise ValueError(f"the times t decrease, and {method!r} steps forward; from the last state go on with -v")
+        raise ValueError(f"the times t decrease, and {method!r} steps forward; take a Runge-Kutta method")
     if callable(problem.x) and len(jumps_of(problem.x)):
         raise ValueError("x jumps, and these steps take it from both of their ends; give samples of it")
     options = solving.understood(options)
