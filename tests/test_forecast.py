@@ -448,7 +448,7 @@ def test_bad_requests() -> None:
         kp.forecast(y, problem.target, lr=LR, steps=3, batch=5)
     with pytest.raises(ValueError, match="no targets given"):
         kp.learnability(y, {})
-    with pytest.raises(TypeError, match=r"expected a Flow or flow\.output"):
+    with pytest.raises(TypeError, match=r"expected a Flow, as kp.linearize makes it, or flow\.output"):
         kp.forecast(y.ntk, problem.target, lr=LR, steps=3)  # pyright: ignore
 
 
