@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 
 from kpflow_dyn._jax.differential import PairInForm
-from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid, looks_of
+from kpflow_dyn._problems.events import EventInForm, EventsThrough, events_in_form, is_hybrid, looks_of
 from kpflow_dyn._problems.forms import Form, Reversed
 
 jax.tree_util.register_dataclass(Reversed, ["of"], [])
@@ -64,23 +64,8 @@ class Through(eqx.Module):
         return self.function(self.through_model, *args)
 
 
-class HybridThrough(Through):
+class HybridThrough(EventsThrough, Through):
     """The same of a hybrid model, whose events the function changes as well."""
-
-    @property
-    def events(self) -> Any:
-        """Those of the model, each as function.event gives it."""
-        return tuple(map(self.function.event, self.through_model.events))
-
-    @property
-    def max_events(self) -> int:
-        """How many may happen in a trial."""
-        return self.through_model.max_events
-
-    @property
-    def looks(self) -> int:
-        """At how many points of a step they are looked for."""
-        return looks_of(self.through_model)
 
 
 def through(model: Any, function: Any) -> Through:

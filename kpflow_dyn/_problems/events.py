@@ -104,6 +104,28 @@ class EventInForm:
         return time(self.event.times(time(t0), time(end)))
 
 
+class EventsThrough:
+    """What a model function(model, ...) of a hybrid one has of its events."""
+
+    through_model: Any
+    function: Any
+
+    @property
+    def events(self) -> Any:
+        """Those of the model, each as function.event gives it."""
+        return tuple(map(self.function.event, self.through_model.events))
+
+    @property
+    def max_events(self) -> int:
+        """How many may happen in a trial."""
+        return self.through_model.max_events
+
+    @property
+    def looks(self) -> int:
+        """At how many points of a step they are looked for."""
+        return looks_of(self.through_model)
+
+
 class HybridArguments(NamedTuple):
     """What the parts of a hybrid model are called with after t, the state and the inputs; false where with nothing."""
 

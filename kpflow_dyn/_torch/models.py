@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from kpflow_dyn._problems.events import EventInForm, events_in_form, is_hybrid, looks_of
+from kpflow_dyn._problems.events import EventInForm, EventsThrough, events_in_form, is_hybrid, looks_of
 from kpflow_dyn._problems.forms import Form
 from kpflow_dyn._torch.called import called
 from kpflow_dyn._torch.left_alone import left_alone as left_alone
@@ -172,23 +172,8 @@ class Through(nn.Module):
         return self.function(self.through_model, *args)
 
 
-class HybridThrough(Through):
+class HybridThrough(EventsThrough, Through):
     """The same of a hybrid model, whose events the function changes as well."""
-
-    @property
-    def events(self) -> Any:
-        """Those of the model, each as function.event gives it."""
-        return tuple(map(self.function.event, self.through_model.events))
-
-    @property
-    def max_events(self) -> int:
-        """How many may happen in a trial."""
-        return self.through_model.max_events
-
-    @property
-    def looks(self) -> int:
-        """At how many points of a step they are looked for."""
-        return looks_of(self.through_model)
 
 
 def through(model: nn.Module, function: Any) -> Through:
