@@ -218,7 +218,9 @@ def test_opened_loops() -> None:
         L = control.opened_loop(kp.solve(kp.ODEProblem(loop, z0, T), "rk4"), near=np.zeros(2))
         A, B = ([[0, 1], [0, 0]], [[0], [1]]) if every is None else ([[1, every], [0, 1]], [[every**2 / 2], [every]])
         assert np.allclose(L.A, A) and np.allclose(L.B, B) and np.allclose(L.C, K) and L.dt == every
-    with pytest.raises(ValueError, match="2 states"):
+    with pytest.raises(TypeError, match="opened_loop takes the solution of"):
+        control.opened_loop(L)
+    with pytest.raises(ValueError, match=r"near has the shape \(3,\), expected a state of the plant \[2\]"):
         control.opened_loop(kp.solve(kp.ODEProblem(ClosedLoop(plant, policy), z0, T), "rk4"), near=np.zeros(3))
 
 

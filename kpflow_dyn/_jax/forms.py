@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 
 from kpflow_dyn._jax.differential import PairInForm
-from kpflow_dyn._problems.events import EventInForm, EventsThrough, events_in_form, is_hybrid, looks_of
+from kpflow_dyn._problems.events import EventsInForm, EventsThrough, is_hybrid
 from kpflow_dyn._problems.forms import Form, Reversed
 
 jax.tree_util.register_dataclass(Reversed, ["of"], [])
@@ -25,27 +25,12 @@ class InForm(eqx.Module):
         return self.form.rate(self.field, self.args, t, z, *x)
 
 
-class HybridInForm(InForm):
+class HybridInForm(EventsInForm, InForm):
     """The same of a hybrid model, of the arguments of its flow and of its events."""
 
     def __call__(self, t: jax.Array, z: jax.Array, *x: jax.Array) -> jax.Array:
         """The value of the field between jumps."""
         return self.form.rate(self.field, self.args.flow, t, z, *x)
-
-    @property
-    def max_events(self) -> int:
-        """How many may happen."""
-        return self.field.max_events
-
-    @property
-    def looks(self) -> int:
-        """At how many points of a step conditions are looked at first."""
-        return looks_of(self.field)
-
-    @property
-    def events(self) -> tuple[EventInForm, ...]:
-        """The events."""
-        return events_in_form(self.field.events, self.form, self.args)
 
 
 def in_form(f: Any, form: Form, args: tuple) -> InForm:

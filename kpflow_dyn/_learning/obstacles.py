@@ -136,10 +136,7 @@ def obstacles(
     """
     if not isinstance(output, Output):
         raise TypeError(f"got {type(output).__name__}, expected a readout of a flow, flow.output(C)")
-    if not isinstance(errors, Mapping):
-        one = tuple(getattr(errors, "shape", ())) == output.ntk.domain.shape
-        errors = {str(i): error for i, error in enumerate([errors] if one else errors)}
-    named = errors
+    named = errors if isinstance(errors, Mapping) else _numbered(errors, output.ntk.domain.shape)
     if not named:
         raise ValueError("no errors given; expected a mapping of names to arrays like the outputs")
     with full_precision(output.values):
@@ -150,6 +147,12 @@ def obstacles(
         typical, most = _references(output, samples, Random(seed), largest)
     rate, own = pulled.sum(1), pulled[:, states:].sum(1)
     return Obstacles(tuple(named), rate, own, factors, kept, typical, most)
+
+
+def _numbered(errors: Array, shape: tuple[int, ...]) -> dict[str, Array]:
+    """The errors of a block [error, ...], or the only one."""
+    is_one = tuple(getattr(errors, "shape", ())) == shape
+    return {str(i): error for i, error in enumerate([errors] if is_one else errors)}
 
 
 def _unit_errors(named: Mapping[str, Array], space: Space) -> Array:

@@ -104,26 +104,59 @@ class EventInForm:
         return time(self.event.times(time(t0), time(end)))
 
 
-class EventsThrough:
-    """What a model function(model, ...) of a hybrid one has of its events."""
+class EventsOfAnother:
+    """What a model around a hybrid one has of its events."""
+
+    @property
+    def around(self) -> Any:
+        """The hybrid model."""
+        raise NotImplementedError
+
+    @property
+    def max_events(self) -> int:
+        """How many may happen in a trial."""
+        return self.around.max_events
+
+    @property
+    def looks(self) -> int:
+        """At how many points of a step conditions are looked at first."""
+        return looks_of(self.around)
+
+
+class EventsThrough(EventsOfAnother):
+    """Of a model function(model, ...): its events as function.event gives them."""
 
     through_model: Any
     function: Any
 
     @property
+    def around(self) -> Any:
+        """The hybrid model."""
+        return self.through_model
+
+    @property
     def events(self) -> Any:
-        """Those of the model, each as function.event gives it."""
-        return tuple(map(self.function.event, self.through_model.events))
+        """The events."""
+        return tuple(map(self.function.event, self.around.events))
+
+
+class EventsInForm(EventsOfAnother):
+    """Of a field in the form of the package: its events in that form."""
+
+    field: Any
+    form: Form
+    args: Any
 
     @property
-    def max_events(self) -> int:
-        """How many may happen in a trial."""
-        return self.through_model.max_events
+    def around(self) -> Any:
+        """The hybrid model."""
+        return self.field
 
     @property
-    def looks(self) -> int:
-        """At how many points of a step they are looked for."""
-        return looks_of(self.through_model)
+    def events(self) -> tuple[EventInForm, ...]:
+        """The events."""
+        pairs = zip(self.around.events, self.args.events, strict=True)
+        return tuple(EventInForm(event, self.form, *given) for event, given in pairs)
 
 
 class HybridArguments(NamedTuple):
@@ -134,11 +167,6 @@ class HybridArguments(NamedTuple):
 
     def __bool__(self) -> bool:
         return bool(self.flow) or any(map(any, self.events))
-
-
-def events_in_form(events: Any, form: Form, args: HybridArguments) -> tuple[EventInForm, ...]:
-    """The events of a hybrid model."""
-    return tuple(EventInForm(event, form, *given) for event, given in zip(events, args.events, strict=True))
 
 
 def arguments_of_field(f: Any, args: Any, given: Sequence[str], function_of: Callable[[Any], Any]) -> tuple:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from kpflow_dyn._problems.events import EventInForm, EventsThrough, events_in_form, is_hybrid, looks_of
+from kpflow_dyn._problems.events import EventsInForm, EventsThrough, is_hybrid
 from kpflow_dyn._problems.forms import Form
 from kpflow_dyn._torch.called import called
 from kpflow_dyn._torch.left_alone import left_alone as left_alone
@@ -101,40 +101,23 @@ class InForm(nn.Module):
 
     form: Form
     args: Any  # a tuple; of a hybrid model its HybridArguments
-    call: Callable[..., Any]
+    field: Any
 
     def __init__(self, f: nn.Module, form: Form, args: tuple) -> None:
         super().__init__()
-        vars(self).update(call=f, form=form, args=args)  # no modules of this one
+        vars(self).update(field=f, form=form, args=args)  # no modules of this one
         self._parameters, self._buffers, self._modules = f._parameters, f._buffers, f._modules
         self.training, self.takes_times = f.training, form.own_times
 
     def forward(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
-        return self.form.rate(self.call, self.args, t, z, *x)
+        return self.form.rate(self.field, self.args, t, z, *x)
 
 
-class HybridInForm(InForm):
+class HybridInForm(EventsInForm, InForm):
     """The same of a hybrid model, of the arguments of its flow and of its events."""
 
-    call: Any
-
     def forward(self, t: Tensor, z: Tensor, *x: Tensor) -> Tensor:
-        return self.form.rate(self.call, self.args.flow, t, z, *x)
-
-    @property
-    def max_events(self) -> int:
-        """How many may happen."""
-        return self.call.max_events
-
-    @property
-    def looks(self) -> int:
-        """At how many points of a step conditions are looked at first."""
-        return looks_of(self.call)
-
-    @property
-    def events(self) -> tuple[EventInForm, ...]:
-        """The events."""
-        return events_in_form(self.call.events, self.form, self.args)
+        return self.form.rate(self.field, self.args.flow, t, z, *x)
 
 
 def in_form(f: Any, form: Form, args: tuple) -> Any:
@@ -192,7 +175,7 @@ def _tensors_in(args: Any) -> Iterator[Tensor]:
 
 def field_of(f: Any) -> Any:
     """The field as its user wrote it."""
-    return f.call if isinstance(f, InForm) else f
+    return f.field if isinstance(f, InForm) else f
 
 
 def nodes(model: Any) -> list[Any]:

@@ -204,7 +204,8 @@ class _Asked:
     @cached_property
     def rest(self) -> Opened | None:
         """Near the cost's target, or from where the trials end."""
-        found = rest_of(self.loop)
+        cost = self.loop.cost
+        found = rest_of(self.loop, cost.target if isinstance(cost, QuadraticCost) else None)
         if found is None:
             self.notes.append("no rest was found, so there are no margins at one")
         return found

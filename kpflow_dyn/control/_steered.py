@@ -46,11 +46,11 @@ from kpflow_dyn.models._equations import join
 Rows = tuple[np.ndarray, np.ndarray]
 
 
-def steered(sol: Any, cost: Cost, terminal: Cost | None, params: Choice) -> Steered:
-    """The loop of a solution; raise for what is none."""
+def steered(sol: Any, cost: Cost | None, terminal: Cost | None, params: Choice, who: str = "analyze") -> Steered:
+    """The loop of a solution; raise for what is none, by the name of the function that was called."""
     problem = getattr(sol, "problem", None)
     if getattr(problem, "encoder", None) is not None:
-        raise ValueError("the start of the problem learns; analyze takes a loop with a given one, remake(encoder=None)")
+        raise ValueError(f"the start of the problem learns; {who} takes a loop with a given one, remake(encoder=None)")
     if isinstance(sol, ODESolution) and is_closed_loop(sol.problem.f):
         return Continuous(sol, cost, terminal, params)
     if isinstance(sol, HybridSolution) and hasattr(sol.problem.f, "sampling"):
@@ -64,11 +64,11 @@ def steered(sol: Any, cost: Cost, terminal: Cost | None, params: Choice) -> Stee
         return Stepped(sol, cost, terminal, params)
     if isinstance(sol, ODESolution | HybridSolution | DiscreteSolution):
         raise ValueError(
-            "analyze needs a plant and a policy, kp.models.ClosedLoop(plant, policy), as the problem's f or cell; got "
+            f"{who} needs a plant and a policy, kp.models.ClosedLoop(plant, policy), as the problem's f or cell; got "
             f"{type(problem.model).__name__}"  # type: ignore[union-attr]
         )
     raise TypeError(
-        f"analyze takes the solution of an ODEProblem or a DiscreteProblem of a ClosedLoop, got {type(sol).__name__}; "
+        f"{who} takes the solution of an ODEProblem or a DiscreteProblem of a ClosedLoop, got {type(sol).__name__}; "
         "of noise and delays take its parts: training_cost, gram, adjoint, kp.contributions"
     )
 
@@ -82,7 +82,7 @@ class Steered:
     """
 
     given: Any
-    cost: Cost
+    cost: Cost | None
     terminal: Cost | None
     params: Choice
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
 
-from kpflow_dyn._arrays import Array, like_numpy
+from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._backend import Values
 from kpflow_dyn._problems.solutions import SolveError
-from kpflow_dyn.control._costates import QuadraticCost, check_cost
+from kpflow_dyn.control._costates import QuadraticCost
 from kpflow_dyn.control._margins import disk_margins, gain_margins, stability_margins
 from kpflow_dyn.control._modes import modes
 from kpflow_dyn.control._opened import Opened, opened
@@ -58,12 +58,12 @@ def margins_of(rest: Opened) -> Margins:
     return Margins(low, high, phase, *disk_margins(rest.loop))
 
 
-def rest_of(loop: Steered) -> Opened | None:
-    """Where the loop rests under its last input, nearest to the cost's target, or to where the trials end."""
+def rest_of(loop: Steered, near: Any = None) -> Opened | None:
+    """Where the loop rests under its last input, nearest to a state of the plant, or to where the trials end."""
     problem, ends = loop.resting()
     first = ends.mean(0)
-    if isinstance(loop.cost, QuadraticCost):
-        first = np.concatenate([np.asarray(loop.cost.target), first[loop.units :]])
+    if near is not None:
+        first = np.concatenate([to_numpy(near).astype(float), first[loop.units :]])
     x = None if loop.x is None else loop.x[0, -1]
     with warnings.catch_warnings(action="ignore"):  # of none found
         found = fixed_points(problem, x, like_numpy(np.concatenate([first[None], ends]), loop.sol.state))
@@ -102,11 +102,10 @@ def opened_loop(sol: Any, near: Any = None) -> LTI:
     >>> L.dt, L.C.round(3), bool(kp.control.stability_margins(L).phase > 60)
     (0.1, array([[1., 2.]]), True)
     """
-    cost = None if near is None else QuadraticCost(np.eye(len(near)), target=near)
-    loop = steered(sol, cost, None, None)  # type: ignore[arg-type]
-    if cost is not None:
-        check_cost(cost, "near", loop.units)
-    rest = rest_of(loop)
+    loop = steered(sol, None, None, None, "opened_loop")
+    if near is not None and np.shape(near) != (loop.units,):
+        raise ValueError(f"near has the shape {np.shape(near)}, expected a state of the plant [{loop.units}]")
+    rest = rest_of(loop, near)
     if rest is None:
         raise ValueError("no rest of the loop was found; give near=, a state of the plant close to one, if it has any")
     return rest.loop

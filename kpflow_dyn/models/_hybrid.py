@@ -82,7 +82,7 @@ def Hybrid(flow: Any, *events: Any, max_events: int | None = None, looks: int | 
     >>> kp.linearize(solution).parameters
     {'events.0.reset.restitution': tensor(0.8000, dtype=torch.float64)}
     """
-    refuse_unknown(unknown, ("max_events",), "Hybrid", "Hybrid")
+    refuse_unknown(unknown, ("max_events", "looks"), "Hybrid", "Hybrid")
     given = _checked([event for part in events for event in (part if isinstance(part, list | tuple) else [part])])
     parts = [part for event in given for part in (event.condition, event.reset)]
     backend = backend_of(flow, *parts)
