@@ -311,9 +311,9 @@ def test_args_that_do_not_fit() -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"args": 2.0}])
-@pytest.mark.parametrize("source", ["args, x=None", "p=None, u=None", "params, u"])
+@pytest.mark.parametrize("source", ["args, x=None", "p=None, u=None", "params, u", "gain=2.0, x=None"])
 def test_args_before_the_inputs_are_refused(source: str, more: dict) -> None:
-    with pytest.raises(TypeError, match=r"args before the inputs, but is called as f\(t, z, x_t"):
+    with pytest.raises(TypeError, match=r"(args|p|params|gain) before the inputs, but is called as f\(t, z, x_t"):
         field = torch_field(f"self, t, y, {source}): return y")
         kp.ODEProblem(field, torch.ones(3, 2).double(), [0.0, 0.1, 0.2], torch.ones(3, 3, 2).double(), **more)
 

@@ -343,6 +343,9 @@ def test_what_can_be_learnt_and_what_the_cost_hangs_on() -> None:
         assert_close(found["sensitivity"].values[:, k], [float(g.norm()) for g in grads])
     exact = torch.autograd.grad(integrated_cost(policy, DoubleIntegrator(), COST, END), list(policy.parameters()))
     assert_close(found["gradient_norm"], [float(g.norm()) for g in exact])
+    at_end = integrated_cost(policy, DoubleIntegrator(), lambda z, u: 0 * u[:, 0], END)
+    exact = torch.autograd.grad(at_end, list(policy.parameters()))
+    assert_close(control.analyze(sol, None, END)["gradient_norm"], [float(g.norm()) for g in exact])  # type: ignore
     only = control.analyze(sol, COST, END, params=lambda name: "bias" in name, rank=2)
     assert only["parameter"].values.tolist() == ["policy.0.bias", "policy.2.bias"]
     assert_close(only["learnable_reachable"].values[:, 1:], np.ones((3, 15)))

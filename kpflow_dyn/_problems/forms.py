@@ -120,7 +120,7 @@ def arguments_for(f: Any, args: Any, given: Sequence[str], what: str = "f") -> t
     stay what they are: inputs without x, and those before one with the name of constants.
 
     Raises:
-        TypeError: an f that does not take args, or takes them before the inputs.
+        TypeError: an f that does not take args, or takes others before the inputs.
     """
     taken = _parameters(f)
     if taken is None:  # it does not say
@@ -129,10 +129,11 @@ def arguments_for(f: Any, args: Any, given: Sequence[str], what: str = "f") -> t
     more, most = named[len(given) :], math.inf if len(named) < len(taken) else len(named) - len(given)
     form = ", ".join(str(p.replace(annotation=inspect.Parameter.empty)) for p in taken)
     instead = named[given.index("x_t") :][:1] if "x_t" in given else []
-    if any(map(_is_constants, instead)) and any(map(_is_inputs, more)):
+    others = [p for p in instead if _is_constants(p) or not (_is_inputs(p) or p.default is inspect.Parameter.empty)]
+    if others and any(map(_is_inputs, more)):
         raise TypeError(
-            f"{what} takes ({form}), args before the inputs, but is called as {called_as(given, True, what)}; change "
-            "the order"
+            f"{what} takes ({form}), {others[0].name} before the inputs, but is called as "
+            f"{called_as(given, args is not None, what)}; change the order"
         )
     least = sum(p.default is inspect.Parameter.empty for p in more)
     if args is None:

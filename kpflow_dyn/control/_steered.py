@@ -229,7 +229,9 @@ class Continuous(Steered):
 
     def gradient(self, sensitivities: np.ndarray) -> np.ndarray:
         """By the solver's own steps, with the cost as one more state: the times of the analysis are too few."""
-        problem = beside_cost(self.sol.problem, self.cost, has_control=True)
+        problem = self.sol.problem
+        if self.cost is not None:
+            problem = beside_cost(problem, self.cost, has_control=True)
         flow = linearize(again(self.sol, problem), params=self.params)
         state, units, trials = flow.solution.state, self.units, len(self.sol.state)
         q = np.zeros(state.shape)
