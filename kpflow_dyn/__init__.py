@@ -69,7 +69,7 @@ _SUBMODULES = {
     "train",
 }
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = sorted([*_HOME, *_SUBMODULES])
 
 
