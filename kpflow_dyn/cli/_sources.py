@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class Network:
     x: Path | None = None
     state: str | None = None
     axes: str | None = None
+    task_options: Mapping[str, Any] | None = None
 
 
 def load(source: Network, seed: int, loss: str | None = None) -> tuple[Checkpoint, TaskData]:
@@ -100,6 +102,11 @@ def as_found(file: str, found: Mapping[str, str]) -> list[str]:
     return [f"Found in {file}:", *(f"  {subject}: {words}" for subject, words in found.items() if words)]
 
 
+def said_of_options(source: Network) -> dict[str, str]:
+    """The options of the task, as an attribute of the results; nothing where there are none."""
+    return {"task_options": json.dumps(source.task_options)} if source.task_options else {}
+
+
 def _check(source: Network) -> None:
     if source.dtype not in (None, "float32", "float64"):
         raise ValueError(f"dtype must be float32 or float64, got {source.dtype!r}")
@@ -111,6 +118,8 @@ def _check(source: Network) -> None:
         raise ValueError(f"trials must be at least 1, got {source.trials}")
     if source.task is not None and source.x is not None:
         raise ValueError("--task and --x are both inputs; leave one out")
+    if source.task is None and source.task_options:
+        raise ValueError("--task-option is for the task of --task; leave it out with --x")
 
 
 def _inputs(source: Network, seed: int) -> TaskData:
@@ -118,7 +127,7 @@ def _inputs(source: Network, seed: int) -> TaskData:
     from kpflow_dyn.tasks import TaskData, make_task
 
     if source.task is not None:
-        return make_task(source.task, trials=source.trials, seed=seed)
+        return make_task(source.task, trials=source.trials, seed=seed, **(source.task_options or {}))
     return TaskData(_read_inputs(source.x, source.trials).astype(float), name=Path(str(source.x)).stem)
 
 

@@ -25,6 +25,7 @@ COMPARISON_FILES = {"comparison.png", "comparison.txt"}
 def track(
     run_dir: Annotated[Path, typer.Argument(help="The folder of a Recorder, of checkpoints along a training.")],
     task: given.OnTask,
+    task_option: given.TaskOption = None,
     model: given.Model = None,
     key: given.Key = None,
     prefix: given.Prefix = None,
@@ -47,6 +48,7 @@ def track(
         limit_threads(threads)
         out = run_dir / "track" if out is None else out
         source = Network(run_dir, model, task, prefix, readout, nonlinearity, trials, key=key, alpha=alpha)
+        source = dataclasses.replace(source, task_options=given.task_options(task_option))
         dataset = _tracked(source, seed, samples, loss, all_steps, out)
         with replaced(out / "track.nc") as path:
             dataset.to_netcdf(path, engine="h5netcdf")
@@ -59,6 +61,7 @@ def compare(
     a: Annotated[Path, typer.Argument(help="A checkpoint, as `analyze` takes it.")],
     b: Annotated[Path, typer.Argument(help="Another one.")],
     task: given.OnTask,
+    task_option: given.TaskOption = None,
     model: given.Model = None,
     model_b: Annotated[str | None, typer.Option(help="Where B is another kind of network.")] = None,
     key: given.Key = None,
@@ -88,6 +91,7 @@ def compare(
         limit_threads(threads)
         check_folder(out, COMPARISON_FILES, overwrite)
         first = Network(a, model, task, prefix, readout, nonlinearity, trials, dtype, key, alpha)
+        first = dataclasses.replace(first, task_options=given.task_options(task_option))
         second = dataclasses.replace(first, checkpoint=b, model=model_b or model)
         with stages() as progress:
             progress("running and linearising", 0, None)
