@@ -525,7 +525,25 @@ def masked(folder: Path, task: Path) -> Path:
     return folder / "masked.npz"
 
 
-@pytest.mark.parametrize("kept", [[], ["--all-steps"]])
+@pytest.mark.parametrize("command", ["analyze", "compare"])
+def test_a_session_of_trials(cell, checkpoint: Path, masked: Path, out: Path, command: str) -> None:
+    files = [checkpoint] * (1 + (command == "compare"))
+    call = (command, *files, "--task", masked, "--carry-state", "--dtype", "float64", "--modes", 1, "--out", out)
+    shown = run(*call)
+    assert shown.exit_code == 0, shown.output
+    if command == "analyze":
+        arrays, own, z, ends = arrays_of(masked), copy.deepcopy(cell).double(), None, []
+        for x, counts in zip(torch.from_numpy(arrays["inputs"]), arrays["mask"], strict=True):
+            for u in x[: 1 + np.flatnonzero(counts)[-1]]:
+                z = own(u, z)
+            ends.append(z.detach().numpy())
+        with xr.open_dataset(out / "results.nc", engine="h5netcdf") as dataset:
+            moved = dataset.pc_projection.values @ dataset.pc_direction.values
+        last = np.array([rows[np.flatnonzero(on)[-1]] for rows, on in zip(moved, arrays["mask"], strict=True)])
+        np.testing.assert_allclose(last - last[0], np.array(ends) - ends[0], atol=1e-10)
+
+
+@pytest.mark.parametrize("kept", [[], ["--all-steps"], ["--include-padding"]])
 def test_steps_without_a_target_are_left_out(cell, checkpoint: Path, masked: Path, out: Path, kept: list[str]) -> None:
     network = ("--model", "gru", "--task", masked, *kept)
     shown = run("analyze", checkpoint, *network, "--out", out, "--dtype", "float64", "--modes", 2)

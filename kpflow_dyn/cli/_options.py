@@ -19,7 +19,19 @@ Threads = Annotated[
 AllSteps = Annotated[
     bool,
     typer.Option(
-        "--all-steps", help="Keep the steps that do not count for the task: behind the end of a trial, or no target."
+        "--all-steps",
+        "--include-padding",
+        help="Analyse all steps, also those that do not count for the task: the padding behind the end of a shorter "
+        "trial, and steps without a target. The loss and the errors leave them out all the same.",
+    ),
+]
+CarryState = Annotated[
+    bool,
+    typer.Option(
+        "--carry-state",
+        help="Run the trials as one session: each starts from the state at the end of the one before it, padding left "
+        "out, and that state counts as given. Unless given, each trial starts afresh: from the start in the "
+        "checkpoint, or else from zeros.",
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]

@@ -39,6 +39,7 @@ class Network:
     state: str | None = None
     axes: str | None = None
     task_options: Mapping[str, Any] | None = None
+    carry_state: bool | None = None
 
 
 def load(source: Network, seed: int, loss: str | None = None) -> tuple[Checkpoint, TaskData]:
@@ -70,6 +71,7 @@ def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem
     from kpflow_dyn._checkpoint import load_checkpoint
     from kpflow_dyn._checkpoint.modules import cast, problem_of
     from kpflow_dyn._problems.problems import DiscreteProblem
+    from kpflow_dyn._solve import carry_state
     from kpflow_dyn.cli._user_code import module_from
 
     _check(source)
@@ -83,6 +85,8 @@ def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem
     cell = network.cell if source.dtype is None else cast(network.cell, source.dtype)
     names = [None if given is None else given.replace(" ", "").split(",") for given in (source.state, source.axes)]
     problem = problem_of(cell, array, *names)
+    if source.carry_state:
+        problem = carry_state(problem, None if data is None else data.mask)  # type: ignore[arg-type]  # it refuses others
     return network, problem, data if isinstance(problem, DiscreteProblem) else None
 
 
@@ -146,14 +150,16 @@ def _read_inputs(path: Path | None, trials: int | None) -> np.ndarray:
     return arrays[names[0]].numpy()[:trials]
 
 
-def posed(network: Checkpoint, data: TaskData) -> DiscreteProblem:
-    """The network on the inputs of the task, in its own dtype."""
+def posed(network: Checkpoint, data: TaskData, carries: bool | None = None) -> DiscreteProblem:
+    """The network on the inputs of the task, in its own dtype; with its state carried from trial to trial, or not."""
     from kpflow_dyn._arrays import like_numpy
     from kpflow_dyn._problems.problems import DiscreteProblem
+    from kpflow_dyn._solve import carry_state
 
     like = next(network.cell.parameters())
     start = None if network.start is None else network.start.to(like.dtype)
-    return DiscreteProblem(network.cell, like_numpy(data.inputs, like), start)
+    problem = DiscreteProblem(network.cell, like_numpy(data.inputs, like), start)
+    return carry_state(problem, data.mask) if carries else problem
 
 
 def readout_of(network: Checkpoint, data: TaskData, asked: bool) -> tuple[Any, str]:

@@ -74,6 +74,7 @@ def compare(
     modes: Annotated[int, typer.Option(help="Leading modes of the NTKs to compare.", min=1)] = 8,
     samples: given.Samples = 120,
     all_steps: given.AllSteps = False,
+    carry_state: given.CarryState = False,
     loss: given.LossOfTask = None,
     dtype: given.Dtype = None,
     threads: given.Threads = None,
@@ -91,7 +92,7 @@ def compare(
         limit_threads(threads)
         check_folder(out, COMPARISON_FILES, overwrite)
         first = Network(a, model, task, prefix, readout, nonlinearity, trials, dtype, key, alpha)
-        first = dataclasses.replace(first, task_options=given.task_options(task_option))
+        first = dataclasses.replace(first, task_options=given.task_options(task_option), carry_state=carry_state)
         second = dataclasses.replace(first, checkpoint=b, model=model_b or model)
         with stages() as progress:
             progress("running and linearising", 0, None)
@@ -125,7 +126,7 @@ def _linearised(source: Network, seed: int, all_steps: bool) -> Linearised:
 
     network, data = load(source, seed)
     found = data, *readout_of(network, data, source.readout is not None)
-    flow = kp.linearize(kp.solve(posed(network, data)))
+    flow = kp.linearize(kp.solve(posed(network, data, source.carry_state)))
     on_file = as_found(source.checkpoint.name, network.found)
     if data.mask is None or data.mask.all():
         return Linearised(flow, *found, [], on_file)
