@@ -220,7 +220,7 @@ def test_signals_leave_nothing(checkpoint, task, out: Path, monkeypatch, where: 
     assert "Traceback" not in result.output
     assert not list(out.parent.iterdir())
     if number == signal.SIGINT:
-        assert result.stderr == "kpflow-dyn: interrupted; nothing was written\n"
+        assert result.stderr == "kpflow-dyn: interrupted: nothing was written\n"
 
 
 def test_unexpected_errors_are_one_line_and_debug_shows_all(checkpoint, task, out: Path, monkeypatch) -> None:
