@@ -622,6 +622,7 @@ def test_the_times_of_an_optimizer(learning, cell: torch.nn.GRUCell, out: Path) 
         (["--loss", "hinge"], "loss is 'hinge', expected one of squared_error, cross_entropy"),
         (["--readout", "wide"], "the readout 'wide' has 3 outputs, and the task 2"),
         (["--optimizer", "adam"], "the optimizer adam needs lr=, its learning rate"),
+        (["--optimizer", "sgd", "--lr", 1e4], "gradient descent with lr = 1e+04 is unstable: the largest rate is"),
         (["--lr", 0.1], "lr is for an optimizer; say which, or leave it out"),
     ],
 )
