@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kpflow_dyn.dynamics._components import pca
-from kpflow_dyn.figures import bars, muted, new_figure, series, styled
+from kpflow_dyn.figures import bars
+from kpflow_dyn.figures._style import muted, new_figure, series, styled
 
 if TYPE_CHECKING:
     from kpflow_dyn.dynamics._components import PCA

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kpflow_dyn._arrays import to_numpy
-from kpflow_dyn.figures import bars, diverging, muted, new_figure, series, styled, trial_label
+from kpflow_dyn.figures import bars, diverging, trial_label
+from kpflow_dyn.figures._style import muted, new_figure, series, styled
 
 if TYPE_CHECKING:
     import xarray as xr
