@@ -242,11 +242,11 @@ def _colors(dark: bool) -> dict[str, Any]:
 def _scale_lines(figure: Figure, factor: float) -> None:
     """Lines, markers and error bars, whose sizes the functions of figures give as they are on a screen."""
     legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
-    lines = [line for legend in legends if legend is not None for line in legend.findobj(Line2D)]
+    lines: list[Any] = [line for legend in legends if legend is not None for line in legend.findobj(Line2D)]
     lines += [line for axes in figure.axes for line in axes.lines]
     for line in lines:
         line.set_markersize(factor * line.get_markersize())
         line.set_markeredgewidth(factor * line.get_markeredgewidth())
-    for drawn in (*lines, *(one for axes in figure.axes for one in (*axes.collections, *axes.patches))):
-        widths: Any = drawn.get_linewidth()
-        drawn.set_linewidth(factor * widths if np.isscalar(widths) else [factor * width for width in widths])
+    others: list[Any] = [drawn for axes in figure.axes for drawn in (*axes.collections, *axes.patches)]
+    for drawn in (*lines, *others):
+        drawn.set_linewidth(np.multiply(factor, drawn.get_linewidth()))
