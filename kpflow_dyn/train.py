@@ -16,13 +16,14 @@ from kpflow_dyn._learning.options import check_seed, is_number, plain
 from kpflow_dyn._problems.starts import StartWarning
 from kpflow_dyn._problems.units import units_read
 from kpflow_dyn._progress import bars
+from kpflow_dyn._shown import Row, Shown, described, number
 from kpflow_dyn.tasks._data import TaskData, check_count
 
 __all__ = ["Training", "fit"]
 
 
-@dataclass(frozen=True, eq=False)
-class Training:
+@dataclass(frozen=True, eq=False, repr=False)
+class Training(Shown):
     """What a training came to.
 
     Attributes:
@@ -40,6 +41,13 @@ class Training:
     losses: np.ndarray
     success: bool
     accuracy: np.ndarray | None = None
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        rows: list[Row] = [("model", described(self.model)), ("readout", described(self.readout))]
+        rows += [("loss", f"{number(self.losses[0])} to {number(self.losses[-1])}")]
+        rows += [] if self.accuracy is None else [("accuracy", f"{self.accuracy[0]:.0%} to {self.accuracy[-1]:.0%}")]
+        rows += [] if self.success else [("success", "no: the loss left the finite numbers")]
+        return f"Training of {len(self.losses) - 1} steps", rows
 
     def steps_to(self, fraction: float) -> int | None:
         """The number of steps after which the loss was first at most this fraction of what it was; None if never."""

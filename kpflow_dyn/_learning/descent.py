@@ -21,6 +21,7 @@ from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import Problem
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn._progress import Progress, stages
+from kpflow_dyn._shown import Row, ShownAsText, number
 from kpflow_dyn._solve import solve
 from kpflow_dyn.solvers._chebyshev import RungeKuttaChebyshev
 from kpflow_dyn.solvers._integration import Algorithm, Integration
@@ -37,8 +38,8 @@ FINEST = 500  # points within a step of an optimiser's run at which its loss is 
 FINITE = 0.04  # part of a time by which descent at a small but finite rate may differ from the flow
 
 
-@dataclass(frozen=True, eq=False)
-class GradientFlow:
+@dataclass(frozen=True, eq=False, repr=False)
+class GradientFlow(ShownAsText):
     """The gradient flow d theta / d tau = -grad L(theta), at the steps that were taken; step 0 is the start.
 
     A step of gradient descent with learning rate eta is a time eta, so tau = eta times the number of steps. Of an
@@ -139,6 +140,10 @@ class GradientFlow:
             return f"the loss goes from {self.loss[0]:.6g} to {self.loss[-1]:.6g}\n{self.road}"
         rows = [self._row(fraction) for fraction in (0.5, 0.2, 0.1)]
         return "\n".join([*rows, self.road])
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        title, rows = super()._shown()
+        return f"{title}: the loss goes from {number(self.loss[0])} to {number(self.loss[-1])}", rows
 
     def plot(self, dark: bool = False) -> Figure:
         """The loss and the norm of the gradient over time, a dot at each step."""

@@ -20,6 +20,7 @@ from kpflow_dyn._learning.losses import Loss, OutputLoss, counted, full_mask, lo
 from kpflow_dyn._learning.objective import LOSS, Objective, check_logits, check_twice
 from kpflow_dyn._learning.options import at_fractions, is_count, is_number, plain
 from kpflow_dyn._learning.sampling import mean_losses
+from kpflow_dyn._shown import Row, ShownAsText, number
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers._integration import Integration
 from kpflow_dyn.solvers._landscape import Piece
@@ -38,8 +39,8 @@ WITHIN = 8  # points of its curve for each of its steps
 BESIDE = 8  # random vectors in the basis that mini-batches are followed in
 
 
-@dataclass(frozen=True, eq=False)
-class Forecast:
+@dataclass(frozen=True, eq=False, repr=False)
+class Forecast(ShownAsText):
     """The loss of gradient descent, or of an optimiser, under a frozen kernel.
 
     Attributes:
@@ -111,6 +112,10 @@ class Forecast:
         if math.isinf(self.holds_until) and steps > self.steps[-1]:
             return steps / parted, steps * parted
         return float(self.flow_steps[-1]), math.inf
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        title, rows = super()._shown()
+        return f"{title}: the loss is {number(self.loss[0])} now", rows
 
     def plot(self, recorded: Any = None, dark: bool = False) -> Figure:
         """The forecast, the gradient flow, and losses that were recorded, one for each step from 0 on."""

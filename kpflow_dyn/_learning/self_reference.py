@@ -29,6 +29,7 @@ from kpflow_dyn._numbers.leading_directions import (
 )
 from kpflow_dyn._numbers.reductions import partial_trace
 from kpflow_dyn._numbers.spectra import eigs
+from kpflow_dyn._shown import ShownAsText
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP
 from kpflow_dyn._spaces.space import Space
@@ -44,8 +45,8 @@ MARGIN = 0.05  # by which a share must exceed that of the best control
 SOLVER = BlockLanczos(block=4, tol=1e-3, maxiter=200)
 
 
-@dataclass(frozen=True, eq=False)
-class SelfReference:
+@dataclass(frozen=True, eq=False, repr=False)
+class SelfReference(ShownAsText):
     """Which part of a change of the states lies where, and what the start leaves out.
 
     Attributes:

@@ -15,6 +15,7 @@ from kpflow_dyn._learning.losses import counted, full_mask
 from kpflow_dyn._learning.options import is_count
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.units import units_read
+from kpflow_dyn._shown import ShownAsText
 
 PARTS = (0.5, 0.1)
 SETTLED = 0.95  # from here on one application more leaves the order about as it is
@@ -22,8 +23,8 @@ SHOWN = 10  # starts that are printed
 FEWEST, MOST = 3, 6  # applications, where their number is not given
 
 
-@dataclass(frozen=True, eq=False)
-class Starts:
+@dataclass(frozen=True, eq=False, repr=False)
+class Starts(ShownAsText):
     """How soon gradient descent would learn from each start, if its kernel stayed as it is.
 
     Attributes:

@@ -16,6 +16,7 @@ from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._flows.preconditioner import slices
 from kpflow_dyn._numbers.estimate import restored
 from kpflow_dyn._numbers.moments import count_of
+from kpflow_dyn._shown import ShownAsText
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows, unit_rows
 from kpflow_dyn._spaces.scaling import at_unit_size
@@ -32,7 +33,7 @@ class Learning(Protocol):
     def parts(self) -> dict[str, int]: ...
 
 
-class Contributions(dict[str, Estimate]):
+class Contributions(ShownAsText, dict[str, Estimate]):
     """The share of each parameter in a trace, by name.
 
     Attributes:

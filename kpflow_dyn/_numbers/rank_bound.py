@@ -11,11 +11,12 @@ from kpflow_dyn._arrays import Random, to_numpy
 from kpflow_dyn._flows.flow import Flow, ODEFlow
 from kpflow_dyn._flows.sites import WeightSite
 from kpflow_dyn._numbers.estimate import effective_rank
+from kpflow_dyn._shown import ShownAsText
 from kpflow_dyn.solvers import Estimate
 
 
-@dataclass(frozen=True)
-class RankBound:
+@dataclass(frozen=True, repr=False)
+class RankBound(ShownAsText):
     """The most that the rank of an NTK can be, and how much of it counts.
 
     Attributes:

@@ -27,6 +27,7 @@ from kpflow_dyn._numbers.moments import moments_of
 from kpflow_dyn._numbers.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn._numbers.spectra import Modes, modes, modes_and_drives
 from kpflow_dyn._progress import Progress
+from kpflow_dyn._shown import ShownAsText
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows
 from kpflow_dyn._spaces.scaling import Size, at_unit_size
@@ -46,8 +47,8 @@ MANY_TRIALS = 10
 METHOD = "leading eigenpairs and probes"
 
 
-@dataclass(frozen=True, eq=False)
-class Summary:
+@dataclass(frozen=True, eq=False, repr=False)
+class Summary(ShownAsText):
     """What `summary` finds of a flow.
 
     Attributes:

@@ -15,7 +15,7 @@ from kpflow_dyn._problems.problems import ODEProblem
 INTERPOLATIONS = ("linear", "hermite", "natural")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CDEProblem(ODEProblem):
     """A controlled differential equation dz = f(t, z) dX from z(t_0) = z0, a neural CDE, along a path X(t).
 

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, after, array_namespace, eps_of, like_numpy, take_at, to_numpy
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, Problem
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, Problem, StartedProblem
 from kpflow_dyn._problems.steps import AcceptedSteps
+from kpflow_dyn._shown import Row, Shown, described, number, sizes, span
 
 
-@dataclass(frozen=True, kw_only=True)
-class Solution:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Solution(Shown):
     """A solved problem; `solve` gives one of the kinds below it, by the kind of problem.
 
     Attributes:
@@ -43,8 +44,25 @@ class Solution:
         """
         raise ValueError(f"the solution of a {type(self.problem).__name__} is no function of time; read .state")
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of the state's axes."""
+        return ("trial", "time", "unit")
 
-@dataclass(frozen=True, kw_only=True)
+    def _shown(self) -> tuple[str, list[Row]]:
+        problem = self.problem
+        model = problem.of_states if isinstance(problem, StartedProblem) else problem.model
+        rows: list[Row] = [("problem", f"{type(problem).__name__} of {described(model)}")]
+        rows += [("state", sizes(self.axes, self.state))]
+        rows += [] if self.t is None else [("t", span(self.t))]
+        rows += [] if self.alg is None else [("alg", described(self.alg))]
+        counts = [f"{name} {number(count)}" for name, count in self.stats.items() if np.ndim(count) == 0]
+        rows += [("stats", ", ".join(counts))] if counts else []
+        rows += [] if self.success else [("success", "no: it did not reach the end")]
+        return type(self).__name__, rows
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DiscreteSolution(Solution):
     """The states of a `DiscreteProblem` at the step numbers t = 1, ..., T.
 
@@ -70,7 +88,7 @@ class DiscreteSolution(Solution):
         return state if times.ndim else state[:, 0]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ContinuousSolution(Solution):
     """The states of an `ODEProblem` at float64 numpy times t: its grid, or three Gauss points inside each step.
 
@@ -98,7 +116,7 @@ class ContinuousSolution(Solution):
         return state if times.ndim else state[:, 0]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ODESolution(ContinuousSolution):
     """A `ContinuousSolution` of a field without jumps.
 

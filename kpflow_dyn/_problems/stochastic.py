@@ -14,7 +14,7 @@ from kpflow_dyn._problems.problems import OverTimes
 SDE_TYPES = ("ito", "stratonovich")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SDEProblem(OverTimes):
     """A stochastic differential equation dz = f(t, z[, x]) dt + g(t, z[, x]) dW from z(t_0) = z0, on given noise.
 

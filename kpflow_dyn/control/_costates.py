@@ -21,6 +21,7 @@ from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
+from kpflow_dyn._shown import Shown
 from kpflow_dyn._solve import solve
 from kpflow_dyn.control._beside import Arguments, beside_cost, with_control
 from kpflow_dyn.control._forms import real
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 Cost = Callable[..., Array]
 
 
-@dataclass(frozen=True, eq=False)
-class QuadraticCost:
+@dataclass(frozen=True, eq=False, repr=False)
+class QuadraticCost(Shown):
     """L(z, u) = (z - target)^T Q (z - target) + (u - u_target)^T R (u - u_target), without halves.
 
     Args:

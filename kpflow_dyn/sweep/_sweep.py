@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kpflow_dyn._progress import bars
+from kpflow_dyn._shown import Row, Shown
 from kpflow_dyn.sweep._code import Code, changes, name_of
 from kpflow_dyn.sweep._design import Point, design
 from kpflow_dyn.sweep._drive import drive
@@ -78,7 +79,7 @@ class Failure:
     trace: str
 
 
-class Sweep:
+class Sweep(Shown):
     """A function at many points, each computed once and recorded in a file of its own.
 
     The folder `out` holds sweep.json and points/*.npz: arrays and JSON, no pickles. Each file is there whole or not at
@@ -124,6 +125,12 @@ class Sweep:
         self.function: Any = run
         self.design = design(over)
         self.store = Store(Path(out).absolute())
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        axes = {name: str(len(values)) for name, values in (self.design.axes or {}).items()}
+        over = " x ".join(f"{name} {n}" for name, n in axes.items()) or "a list of points"
+        rows: list[Row] = [("run", name_of(self.function)), ("over", over), ("out", str(self.store.folder))]
+        return f"Sweep of {len(self.design.points)} points", [*rows, ("status", str(self.status()))]
 
     def run(
         self,

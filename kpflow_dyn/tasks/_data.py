@@ -9,13 +9,14 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from kpflow_dyn._arrays.memory import require_machine
+from kpflow_dyn._shown import Row, Shown, axes_sizes, number, some
 
 DEFAULT_TRIALS = 32
 AXES = {"inputs": "[trial, time, channel]", "targets": "[trial, time, channel]", "mask": "[trial, time]"}
 
 
-@dataclass(frozen=True)
-class TaskData:
+@dataclass(frozen=True, repr=False)
+class TaskData(Shown):
     """Trials of a task.
 
     Attributes:
@@ -51,6 +52,17 @@ class TaskData:
             raise ValueError(
                 f"outputs of the task {self.name} are {self.outputs}, expected {self.expected_outputs} names, or none"
             )
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        trial_time = ("trial", "time")
+        rows: list[Row] = [("inputs", axes_sizes((*trial_time, "channel"), self.inputs.shape))]
+        if self.targets is not None:
+            kind = f" classes, {self.classes}" if self.classes else ""
+            rows += [("targets", axes_sizes((*trial_time, "out")[: self.targets.ndim], self.targets.shape) + kind)]
+        rows += [] if self.mask is None else [("mask", f"{np.mean(self.mask != 0):.0%} of the trials and times count")]
+        rows += [("labels", some(list(self.labels)))] if self.labels else []
+        rows += [("outputs", some(self.outputs))] if self.outputs else []
+        return f"TaskData of {self.name}", rows + ([] if self.dt is None else [("dt", f"{number(self.dt)} ms")])
 
     @property
     def classes(self) -> int:
