@@ -16,7 +16,7 @@ from kpflow_dyn._learning.options import check_seed, is_number, plain
 from kpflow_dyn._problems.starts import StartWarning
 from kpflow_dyn._problems.units import units_read
 from kpflow_dyn._progress import bars
-from kpflow_dyn._shown import Row, Shown, described, number
+from kpflow_dyn._shown import Row, Shown, described, number, type_name
 from kpflow_dyn.tasks._data import TaskData, check_count
 
 __all__ = ["Training", "fit"]
@@ -152,7 +152,7 @@ def _loss(task: TaskData, loss: Loss | None, readout: Any) -> OutputLoss:
     """That of the task's targets where its mask is on."""
     if not isinstance(task, TaskData):
         hint = "; pass task.sample(trials, seed)" if hasattr(task, "sample") else ""
-        raise TypeError(f"task is {type(task).__name__}, expected a TaskData{hint}")
+        raise TypeError(f"task is {type_name(task)}, expected a TaskData{hint}")
     if task.targets is None:
         raise ValueError(f"the task {task.name} has no targets to be trained on")
     _check_counted(task.mask)
@@ -182,7 +182,7 @@ def _trainee(
     backend, other = (backend_of(part) or BACKENDS["jax"] for part in (model, readout))  # JAX says what is amiss
     if backend is not other:
         raise TypeError(
-            f"the model is {type(model).__name__} and the readout {type(readout).__name__}; both must be torch modules "
+            f"the model is {type_name(model)} and the readout {type_name(readout)}; both must be torch modules "
             "(nn.Linear), or both of JAX (eqx.nn.Linear)"
         )
     if not (callable(optimizer) or isinstance(optimizer, str)):

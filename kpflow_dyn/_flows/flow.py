@@ -20,7 +20,7 @@ from kpflow_dyn._flows.truncation import Truncation, truncation
 from kpflow_dyn._problems.choice import Choice, as_masks, choose
 from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
-from kpflow_dyn._shown import Row, Shown, axes_sizes, plain, some
+from kpflow_dyn._shown import Row, Shown, axes_sizes, plain, some, type_name
 from kpflow_dyn._spaces.direct_sums import unit_by_unit
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 
@@ -329,7 +329,7 @@ AnyFlow = TypeVar("AnyFlow", bound=Flow)
 def check_flow(given: Any) -> None:
     """Raise unless this is a flow, or a readout of one."""
     if not isinstance(given, Flow | Output):
-        raise TypeError(f"got {type(given).__name__}, expected a Flow, as kp.linearize makes it, or flow.output(C)")
+        raise TypeError(f"got {type_name(given)}, expected a Flow, as kp.linearize makes it, or flow.output(C)")
 
 
 def preconditioned(flow: AnyFlow, blocks: Sequence[Block]) -> AnyFlow:

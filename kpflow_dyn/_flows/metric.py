@@ -19,7 +19,7 @@ from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._arrays.complex_numbers import count, in_pairs, is_complex
 from kpflow_dyn._backend import backend_for, backend_of
 from kpflow_dyn._flows.preconditioner import Block, elementwise, identity
-from kpflow_dyn._shown import Shown
+from kpflow_dyn._shown import Shown, type_name
 
 Parameters = Mapping[str, Array]
 
@@ -80,7 +80,7 @@ class LearningRates(Shown):
             ValueError: parameters that have not been stepped yet, or maximize=True.
         """
         if (backend := backend_of(module)) is None:
-            raise TypeError(f"module is {type(module).__name__}, expected the torch module that the optimiser trains")
+            raise TypeError(f"module is {type_name(module)}, expected the torch module that the optimiser trains")
         return cls(backend.training.learning_rates(optimizer, module))
 
     @classmethod

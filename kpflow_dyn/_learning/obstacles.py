@@ -15,7 +15,7 @@ from kpflow_dyn._learning.forecasting import checked_target
 from kpflow_dyn._numbers.estimate import trace
 from kpflow_dyn._numbers.singular import svds
 from kpflow_dyn._numbers.spectra import eigs
-from kpflow_dyn._shown import ShownAsText
+from kpflow_dyn._shown import ShownAsText, type_name
 from kpflow_dyn._spaces.operators import GramOperator
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers import BlockLanczos
@@ -136,7 +136,7 @@ def obstacles(
     True
     """
     if not isinstance(output, Output):
-        raise TypeError(f"got {type(output).__name__}, expected a readout of a flow, flow.output(C)")
+        raise TypeError(f"got {type_name(output)}, expected a readout of a flow, flow.output(C)")
     named = errors if isinstance(errors, Mapping) else _numbered(errors, output.ntk.domain.shape)
     if not named:
         raise ValueError("no errors given; expected a mapping of names to arrays like the outputs")

@@ -15,7 +15,7 @@ from kpflow_dyn._learning.losses import counted, full_mask
 from kpflow_dyn._learning.options import is_count
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.units import units_read
-from kpflow_dyn._shown import ShownAsText
+from kpflow_dyn._shown import ShownAsText, type_name
 
 PARTS = (0.5, 0.1)
 SETTLED = 0.95  # from here on one application more leaves the order about as it is
@@ -96,9 +96,7 @@ def forecast_starts(
     (5,)
     """
     if not isinstance(problem, DiscreteProblem):
-        raise TypeError(
-            f"forecast_starts takes a DiscreteProblem, got {type(problem).__name__}; take kp.forecast of each"
-        )
+        raise TypeError(f"forecast_starts takes a DiscreteProblem, got {type_name(problem)}; take kp.forecast of each")
     if applications is not None and not (is_count(applications) and applications > 1):
         raise ValueError(f"applications is {applications!r}, expected an integer from 2 on, or None")
     batch = _Batch(problem, list(starts), target, mask)
@@ -194,7 +192,7 @@ class _Batch:
     def _check_target(self, problem: DiscreteProblem, target: Any) -> None:
         expected = (*problem.x.shape[:2], self._values[0][1]["weight"].shape[0])
         if not problem.backend.data.is_own(target) or tuple(target.shape) != expected:
-            got = f"{type(target).__name__} {tuple(getattr(target, 'shape', ()))}"
+            got = f"{type_name(target)} {tuple(getattr(target, 'shape', ()))}"
             raise ValueError(
                 f"the target is {got}, expected an array like the inputs [trial, time, out] = {[*expected]}; the loss "
                 "is the squared error, so of classes give one-hot targets"
@@ -214,7 +212,7 @@ class _Batch:
 
 def _pair(start: Any) -> tuple[Any, Any]:
     if not (isinstance(start, Sequence) and len(start) == 2):
-        raise TypeError(f"a start is {type(start).__name__}, expected a pair of a cell and a linear readout")
+        raise TypeError(f"a start is {type_name(start)}, expected a pair of a cell and a linear readout")
     return start[0], start[1]
 
 

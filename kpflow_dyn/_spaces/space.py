@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, device, empty_row, placed
+from kpflow_dyn._shown import type_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +82,7 @@ class Space:
                 f"{', '.join(map(str, self.shape))}]; leading axes are probes"
             )
         if array_namespace(q) is not self.xp or q.dtype != self.dtype:
-            raise TypeError(
-                f"{what} is {type(q).__name__} of {q.dtype}, expected {type(self.like).__name__} of {self.dtype}"
-            )
+            raise TypeError(f"{what} is {type_name(q)} of {q.dtype}, expected {type_name(self.like)} of {self.dtype}")
         place, here = device(q), device(self.like)
         if None not in (place, here) and place != here:  # None: JAX may still choose
             raise ValueError(f"{what} lies on {place}, expected {here}; move it there first")

@@ -13,7 +13,7 @@ import xarray as xr
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.parameters import parameters_of, with_values
-from kpflow_dyn._shown import ShownAsText
+from kpflow_dyn._shown import ShownAsText, type_name
 from kpflow_dyn.control._costates import Cost, QuadraticCost, again, check_costs, control_size
 from kpflow_dyn.control._gramians import gram
 from kpflow_dyn.control._learnable import by_parameter, leading, learnable_gramian, sensitivity, share
@@ -159,7 +159,7 @@ def _loaders(checkpoints: Any) -> dict[int, Any]:
         }
     if not hasattr(checkpoints, "load"):
         raise TypeError(
-            f"checkpoints are {type(checkpoints).__name__}, expected a dict of parameters by name for each step, or "
+            f"checkpoints are {type_name(checkpoints)}, expected a dict of parameters by name for each step, or "
             "kp.Recorder.read(folder)"
         )
     steps = np.asarray(checkpoints.steps).tolist()

@@ -21,7 +21,7 @@ from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
-from kpflow_dyn._shown import Shown
+from kpflow_dyn._shown import Shown, type_name
 from kpflow_dyn._solve import solve
 from kpflow_dyn.control._beside import Arguments, beside_cost, with_control
 from kpflow_dyn.control._forms import real
@@ -95,7 +95,7 @@ def check_cost(cost: Any, name: str, units: int, inputs: int | None = None, has_
         return
     if not callable(cost) or isinstance(cost, type):
         raise TypeError(
-            f"{name} is {type(cost).__name__}, expected a function {call} of one state, which gives one number, "
+            f"{name} is {type_name(cost)}, expected a function {call} of one state, which gives one number, "
             "kp.control.QuadraticCost(Q, R), or None"
         )
     if isinstance(cost, QuadraticCost):
@@ -230,7 +230,7 @@ def adjoint(
     if cost is None and terminal is None:
         raise ValueError("adjoint needs a running cost, a terminal one, or both")
     if not isinstance(sol, Solution):
-        raise TypeError(f"adjoint takes the Solution that solve returns, got {type(sol).__name__}")
+        raise TypeError(f"adjoint takes the Solution that solve returns, got {type_name(sol)}")
     if isinstance(sol, HybridSolution):
         return along_jumps(sol, cost, terminal, inputs, t, sampled).costates
     if sampled:
@@ -469,7 +469,7 @@ def _of_states(cost: Cost | None, z: Array, of: Transforms) -> tuple[np.ndarray,
 
 def _one_number(value: Array, z: Array) -> Array:
     if getattr(value, "shape", None) != ():
-        got = getattr(value, "shape", type(value).__name__)
+        got = getattr(value, "shape", type_name(value))
         raise ValueError(
             f"the cost of one state gave {got}, expected one number; it is called on z [unit], or on z and u [input] "
             "of a ClosedLoop"

@@ -10,6 +10,7 @@ import xarray as xr
 from scipy.linalg import expm
 
 from kpflow_dyn._problems.solutions import ODESolution, Solution
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.control._gramians import System, as_ltv, gram, root
 from kpflow_dyn.control._linearisation import check_forward, mesh_edges
 from kpflow_dyn.control._magnus import magnus, transposed
@@ -182,7 +183,7 @@ def hsvd(system: Any) -> np.ndarray:
     array([0.5])
     """
     if isinstance(system, Solution | LTV):
-        raise TypeError(f"hsvd takes an LTI, got {type(system).__name__}; hankel(system, split) takes trajectories")
+        raise TypeError(f"hsvd takes an LTI, got {type_name(system)}; hankel(system, split) takes trajectories")
     system = as_system(system)
     R, O = (root(gram(system, kind).W.values) for kind in ("c", "o"))  # noqa: E741
     return np.linalg.svd(O.T @ R, compute_uv=False)

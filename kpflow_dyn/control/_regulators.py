@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from scipy.linalg import expm, solve_continuous_are, solve_discrete_are
 
-from kpflow_dyn._shown import Row, Shown, labelled, numbers
+from kpflow_dyn._shown import Row, Shown, labelled, numbers, type_name
 from kpflow_dyn.control._magnus import halvings, magnus, transposed
 from kpflow_dyn.control._modes import combination, modes, told, unreachable, untold
 from kpflow_dyn.control._systems import LTI, LTV, Mesh, as_matrix, bound, coordinates
@@ -357,7 +357,7 @@ def tvlqr(ltv: LTV, Q: Any, R: Any, Qf: Any = None) -> TimeVaryingRegulator:
     array([[1.    , 1.4142]])
     """
     if not isinstance(ltv, LTV):
-        raise TypeError(f"ltv is {type(ltv).__name__}, expected an LTV; an LTI becomes one by .along(t)")
+        raise TypeError(f"ltv is {type_name(ltv)}, expected an LTV; an LTI becomes one by .along(t)")
     n, m = ltv.B.values.shape[-2:]
     Q, R = check_weight(Q, "Q", n, definite=False), check_weight(R, "R", m, definite=True)
     Qf = np.zeros((n, n)) if Qf is None else check_weight(Qf, "Qf", n, definite=False)

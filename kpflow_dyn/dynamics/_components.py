@@ -9,7 +9,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, to_numpy
 from kpflow_dyn._problems.solutions import Solution
-from kpflow_dyn._shown import Row, Shown, axes_sizes, shares
+from kpflow_dyn._shown import Row, Shown, axes_sizes, shares, type_name
 from kpflow_dyn.solvers import Estimate
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _checked(states: Array) -> np.ndarray:
     try:
         array = _double(states)
     except TypeError as error:
-        got = type(states).__name__
+        got = type_name(states)
         raise TypeError(f"states are {got}, expected an array [trial, time, unit], or a Solution") from error
     if array.ndim != 3 or 0 in array.shape:
         raise ValueError(f"states have shape {array.shape}, expected [trial, time, unit] with at least one of each")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn._backend import backend_of
-from kpflow_dyn._shown import Row, Shown, labelled, number, some
+from kpflow_dyn._shown import Row, Shown, labelled, number, some, type_name
 from kpflow_dyn.gym._environments import Environment, environment_of
 from kpflow_dyn.gym._policies import greedy
 from kpflow_dyn.tasks._data import check_count
@@ -153,7 +153,7 @@ def _act_of(policy: Any, known: Environment) -> Act:
     """The policy on numpy states, tried once."""
     plant, env = getattr(policy, "plant", None), known.name
     if getattr(plant, "state_names", known.plant.state_names) != known.plant.state_names:
-        raise ValueError(f"the loop's plant is {plant}, but {env} is a {type(known.plant).__name__}: {known.plant}")
+        raise ValueError(f"the loop's plant is {plant}, but {env} is a {type_name(known.plant)}: {known.plant}")
     act = _on_numpy(greedy(policy.policy if plant is not None else policy))
     size, width = known.plant.state_size, known.plant.control_size
     try:

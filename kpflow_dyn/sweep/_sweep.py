@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kpflow_dyn._progress import bars
-from kpflow_dyn._shown import Row, Shown
+from kpflow_dyn._shown import Row, Shown, type_name
 from kpflow_dyn.sweep._code import Code, changes, name_of
 from kpflow_dyn.sweep._design import Point, design
 from kpflow_dyn.sweep._drive import drive
@@ -121,7 +121,7 @@ class Sweep(Shown):
         self, run: Callable[..., Any], over: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]], out: str | Path
     ) -> None:
         if not callable(run):
-            raise TypeError(f"run is a {type(run).__name__}, expected a function that is called as run(**point)")
+            raise TypeError(f"run is a {type_name(run)}, expected a function that is called as run(**point)")
         self.function: Any = run
         self.design = design(over)
         self.store = Store(Path(out).absolute())

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from kpflow_dyn._arrays.memory import require_machine
-from kpflow_dyn._shown import Row, Shown, axes_sizes, number, some
+from kpflow_dyn._shown import Row, Shown, axes_sizes, number, some, type_name
 
 DEFAULT_TRIALS = 32
 AXES = {"inputs": "[trial, time, channel]", "targets": "[trial, time, channel]", "mask": "[trial, time]"}
@@ -208,7 +208,7 @@ def check_arrays(arrays: dict[str, np.ndarray], where: object) -> None:
     """Raise unless inputs [trial, time, channel], targets and mask [trial, time] fit each other; see `TaskData`."""
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name} in {where} is {type(array).__name__}, expected a numpy array")
+            raise TypeError(f"{name} in {where} is {type_name(array)}, expected a numpy array")
     shape = arrays["inputs"].shape
     for name, array in arrays.items():
         axes = AXES[name]
