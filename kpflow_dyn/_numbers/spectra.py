@@ -96,14 +96,18 @@ class Modes(Shown):
         return dataclasses.replace(self, **kept, stderr=None if self.stderr is None else self.stderr[:k])
 
     def to_xarray(self) -> xarray.Dataset:
-        """A dataset of `eigenvalues`, `vectors`, `residuals`, `converged`, `stderr` on "mode" and the space's axes."""
+        """A dataset of `eigenvalues`, `vectors`, `residuals`, `converged`, `stderr` on "mode" and the space's axes.
+
+        Units have their names where the model tells these, as a plant does.
+        """
         import xarray
 
         names, arrays = ("mode", *self.space.axes), {"eigenvalues": self.values, "vectors": self.vectors}
         arrays |= {"residuals": self.residuals, "converged": self.converged, "stderr": self.stderr}
         data = {key: (names[: a.ndim], to_numpy(a)) for key, a in arrays.items() if a is not None}
         total = {} if self.total is None else {"total": self.total}
-        return xarray.Dataset(data, attrs={"applications": self.applications, **total})
+        units = {"unit": list(self.space.units)} if self.space.units else {}
+        return xarray.Dataset(data, units, {"applications": self.applications, **total})
 
 
 def certified(found: Any) -> list[Row]:

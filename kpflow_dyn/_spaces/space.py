@@ -21,6 +21,7 @@ class Space:
         like: any array [...] of the wanted library, dtype and device; its values are not used.
         measure: quadrature weights, positive and broadcastable to `shape`; None counts every entry as one.
         mask: booleans, broadcastable to `shape`: vectors are zero where it is False. None leaves no entry out.
+        units: what the entries of the axis "unit" are called, () where they are numbered.
 
     Raises:
         ValueError: axes that are empty, or without distinct names.
@@ -36,6 +37,7 @@ class Space:
     like: Array
     measure: Array | None = None
     mask: Array | None = None
+    units: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.shape) or len(set(self.axes)) != len(self.axes):
@@ -142,7 +144,8 @@ class Space:
             found = over(weights.reshape((1,) * (len(self.shape) - weights.ndim) + tuple(weights.shape)), axis=dropped)
             return found if math.prod(found.shape) > 1 else None
 
-        return Space(axes, shape, self.like, reduced(self.measure, self.xp.mean), reduced(self.mask, self.xp.any))
+        weights, mask = reduced(self.measure, self.xp.mean), reduced(self.mask, self.xp.any)
+        return Space(axes, shape, self.like, weights, mask, self.units if "unit" in axes else ())
 
     def positions(self, names: tuple[str, ...]) -> tuple[int, ...]:
         """Where the named axes stand, in order; an unknown or repeated name is an error that lists the axes."""

@@ -21,6 +21,7 @@ from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
+from kpflow_dyn._problems.unit_names import names_of_state
 from kpflow_dyn._shown import Shown, type_name
 from kpflow_dyn._solve import solve
 from kpflow_dyn.control._beside import Arguments, beside_cost, with_control
@@ -33,7 +34,6 @@ from kpflow_dyn.control._loops import (
     is_stepped_loop,
     loop_of_cell,
     loop_of_field,
-    names_of_state,
     rows_of,
 )
 from kpflow_dyn.control._magnus import magnus, transposed

@@ -16,6 +16,7 @@ from kpflow_dyn._problems.problems import ODEProblem, Problem
 from kpflow_dyn._problems.solutions import ContinuousSolution, DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.steps import AcceptedSteps
+from kpflow_dyn._problems.unit_names import names_of_state
 from kpflow_dyn._shown import type_name
 from kpflow_dyn._spaces.operators import DENSE_BYTES
 from kpflow_dyn.control._loops import (
@@ -26,7 +27,6 @@ from kpflow_dyn.control._loops import (
     loop_of_cell,
     loop_of_field,
     loop_of_plant,
-    names_of_state,
 )
 from kpflow_dyn.control._systems import LTI, LTV, Mesh, ltv_of, output_matrix
 from kpflow_dyn.dynamics._jacobians import jacobians, step_jacobians
