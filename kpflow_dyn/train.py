@@ -1,11 +1,13 @@
 """Training on a task: one plain loop, for examples, sweeps and tests."""
 
+from __future__ import annotations
+
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from kpflow_dyn._problems.units import units_read
 from kpflow_dyn._progress import bars
 from kpflow_dyn._shown import Row, Shown, described, number, type_name
 from kpflow_dyn.tasks._data import TaskData, check_count
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["Training", "fit"]
 
@@ -48,6 +53,14 @@ class Training(Shown):
         rows += [] if self.accuracy is None else [("accuracy", f"{self.accuracy[0]:.0%} to {self.accuracy[-1]:.0%}")]
         rows += [] if self.success else [("success", "no: the loss left the finite numbers")]
         return f"Training of {len(self.losses) - 1} steps", rows
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of `losses`, and of `accuracy` where there are classes [step]."""
+        import xarray as xr
+
+        curves = {"losses": self.losses} | ({} if self.accuracy is None else {"accuracy": self.accuracy})
+        data = {name: ("step", values) for name, values in curves.items()}
+        return xr.Dataset(data, {"step": np.arange(len(self.losses))}, {"success": int(self.success)})
 
     def steps_to(self, fraction: float) -> int | None:
         """The number of steps after which the loss was first at most this fraction of what it was; None if never."""

@@ -76,14 +76,12 @@ class Flow(Shown):
     untraced: str = field(default="", repr=False)
 
     def _shown(self) -> tuple[str, list[Row]]:
-        space, names = self.ntk.domain, list(self.parameters)
-        sites = [f"{site.name} ({site.kind})" for site in self.sites]
+        space, sites = self.ntk.domain, [f"{site.name} ({site.kind})" for site in self.sites]
         rows: list[Row] = [("ntk", f"{axes_sizes(space.axes, space.shape)} {plain(space.dtype)}")]
-        rows += [("parameters", f"{self.J.domain.size}: {some(names)}")]
-        told = f"none, by autograd alone: {self.untraced}" if self.untraced else f"{len(sites)}: {some(sites)}"
-        rows += [("sites", told)]
+        rows += [("parameters", f"{self.J.domain.size}: {some(list(self.parameters))}")]
+        rows += [("sites", (self.untraced and f"none: {self.untraced}") or f"{len(sites)}: {some(sites)}")]
         rows += [] if self.mask is None else [("where", f"{space.dimension} of {space.size} entries count")]
-        rows += [("next", "kp.summary(flow), kp.modes(flow.ntk, 'time'), flow.output(C)")]
+        rows += [("next", "kp.summary(flow), kp.eigs(flow.ntk, k), flow.output(C)")]
         return f"{type(self).__name__} of {type(self.solution).__name__}", rows
 
     @property

@@ -30,6 +30,7 @@ from kpflow_dyn.solvers._multirate import DrawnSteps, Multirate, OwnSteps
 from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 FLOWS = (ExponentialRosenbrock, RungeKuttaChebyshev)
@@ -145,6 +146,14 @@ class GradientFlow(ShownAsText):
         title, rows = super()._shown()
         return f"{title}: the loss goes from {number(self.loss[0])} to {number(self.loss[-1])}", rows
 
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of `loss`, `gradient_norm`, `error` and `late` [time]; without the parameters."""
+        import xarray as xr
+
+        data = {name: ("time", getattr(self, name)) for name in ("loss", "gradient_norm", "error", "late")}
+        known = {"optimizer": self.optimizer, "reached": int(self.reached), "cost": self.cost}
+        return xr.Dataset(data, {"time": self.time}, known)
+
     def plot(self, dark: bool = False) -> Figure:
         """The loss and the norm of the gradient over time, a dot at each step."""
         from kpflow_dyn.figures import _learning as figures
@@ -162,16 +171,12 @@ class GradientFlow(ShownAsText):
         price = f"for {self.cost:.4g} gradients on all trials"
         return f"by {self.time[-1]:.0f} steps of {self.optimizer}, {price}; {words}"
 
-    @property
-    def _unit(self) -> str:
-        return "steps" if self.optimizer else "tau"
-
     def _row(self, fraction: float) -> str:
         time, (low, high) = self.time_to(fraction), self.interval_to(fraction)
         after = (
             f"after {time:.4g} ({low:.4g} to {high:.4g})" if not math.isnan(time) else f"not within {self.time[-1]:.4g}"
         )
-        return f"{100 * fraction:3.0f} % of the loss {after} {self._unit}"
+        return f"{100 * fraction:3.0f} % of the loss {after} {'steps' if self.optimizer else 'tau'}"
 
     def _brackets(self, wanted: float) -> Iterator[np.ndarray]:
         """Times between which the loss falls to this, the first ones first; an optimiser's may rise in between."""

@@ -27,6 +27,7 @@ from kpflow_dyn.solvers._landscape import Piece
 from kpflow_dyn.solvers._multirate import Multirate, OwnSteps
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 PARTED = 0.1  # part of the loss by which forecast and gradient flow may differ
@@ -116,6 +117,18 @@ class Forecast(ShownAsText):
     def _shown(self) -> tuple[str, list[Row]]:
         title, rows = super()._shown()
         return f"{title}: the loss is {number(self.loss[0])} now", rows
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of the predicted `loss` [step], the training beside as `flow_loss` [flow_step], and `rates` and
+        `energies` [mode]; with batches also `mean_loss` [step].
+        """
+        import xarray as xr
+
+        data = {"loss": ("step", self.loss), "flow_loss": ("flow_step", self.flow_loss)}
+        data |= {"rates": ("mode", self.rates), "energies": ("mode", self.energies)}
+        data |= {} if self.mean_loss is None else {"mean_loss": ("step", self.mean_loss)}
+        known = {"lr": self.lr, "holds_until": self.holds_until, "applications": self.applications}
+        return xr.Dataset(data, {"step": self.steps, "flow_step": self.flow_steps}, known)
 
     def plot(self, recorded: Any = None, dark: bool = False) -> Figure:
         """The forecast, the gradient flow, and losses that were recorded, one for each step from 0 on."""

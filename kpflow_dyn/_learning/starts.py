@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from kpflow_dyn._learning.options import is_count
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.units import units_read
 from kpflow_dyn._shown import ShownAsText, type_name
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 PARTS = (0.5, 0.1)
 SETTLED = 0.95  # from here on one application more leaves the order about as it is
@@ -50,6 +53,14 @@ class Starts(ShownAsText):
     def order(self) -> np.ndarray:
         """The numbers of the starts, the soonest first."""
         return np.argsort(self.half, kind="stable")
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of `half`, `tenth` [start], `rates` and `energies` [start, mode]."""
+        import xarray as xr
+
+        data = {name: ("start", getattr(self, name)) for name in ("half", "tenth")}
+        data |= {name: (("start", "mode"), getattr(self, name)) for name in ("rates", "energies")}
+        return xr.Dataset(data, attrs={"settled": self.settled, "applications": self.applications})
 
     def __str__(self) -> str:
         first = [f"start {i:<4} half of the loss at tau = {self.half[i]:.4g}" for i in self.order[:SHOWN]]

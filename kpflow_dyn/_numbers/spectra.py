@@ -46,6 +46,7 @@ from kpflow_dyn.solvers._orthogonalise import (
 
 if TYPE_CHECKING:
     import xarray
+    from matplotlib.figure import Figure
 
 DEPENDENT = 1e-6  # vectors to deflate with a smaller part of their own are dropped
 
@@ -108,6 +109,12 @@ class Modes(Shown):
         total = {} if self.total is None else {"total": self.total}
         units = {"unit": list(self.space.units)} if self.space.units else {}
         return xarray.Dataset(data, units, {"applications": self.applications, **total})
+
+    def plot(self, dark: bool = False) -> Figure:
+        """The share of each mode in the trace, or its eigenvalue, and the leading modes."""
+        from kpflow_dyn.figures import _results as figures
+
+        return figures.modes(self, dark=dark)
 
 
 def certified(found: Any) -> list[Row]:

@@ -1,15 +1,22 @@
 """Solved problems: the whole state, and what a linearisation needs of the solve."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, after, array_namespace, eps_of, like_numpy, take_at, to_numpy
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, Problem, StartedProblem
 from kpflow_dyn._problems.steps import AcceptedSteps
+from kpflow_dyn._problems.unit_names import names_of_state
 from kpflow_dyn._shown import Row, Shown, described, number, sizes, span
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -35,6 +42,23 @@ class Solution(Shown):
     stats: dict[str, Any] = field(default_factory=dict)
     success: bool = True
     weights: np.ndarray | None = field(default=None, repr=False)
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of `state` on `axes`, with the times `t`, and the names of units that a plant tells."""
+        import xarray as xr
+
+        state = to_numpy(self.state)
+        names = names_of_state(self.problem, state.shape[-1]) if "unit" in self.axes else ()
+        coords: dict[str, Any] = {"unit": list(names)} if names else {}
+        coords |= {"time": to_numpy(self.t)} if self.t is not None and "time" in self.axes else {}
+        attrs = {"problem": type(self.problem).__name__, "success": int(self.success)}
+        return xr.Dataset({"state": (self.axes, state)}, coords, attrs)
+
+    def plot(self, dark: bool = False) -> Figure:
+        """The states of the trials over time; those of more than six units in the plane of two principal components."""
+        from kpflow_dyn.figures import _results as figures
+
+        return figures.solution(self, dark=dark)
 
     def __call__(self, t: Any) -> Array:
         """The state at a time t [trial, unit], or at times t [n] as [trial, n, unit].

@@ -39,6 +39,12 @@ class ReachableAngles(Shown):
         rows: list[Row] = [("angles", f"{labelled(self.angles)}, {least} to {most} degrees")]
         return "ReachableAngles", [*rows, ("share", f"{labelled(self.share)}, {number(self.share.mean())} in the mean")]
 
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of `angles` and `share`."""
+        import xarray as xr
+
+        return xr.Dataset({name: getattr(self, name) for name in ("angles", "share")})
+
     def plot(self, dark: bool = False) -> Figure:
         """The angles, and the share of each mode, over time."""
         from kpflow_dyn.figures import _control as figures

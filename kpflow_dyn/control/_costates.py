@@ -170,6 +170,12 @@ class Costates:
         sizes = f"{trials} trials, {times} times, {units} states, {self.gradient.sizes['input']} inputs"
         return f"Costates({sizes}; cost {leading(self.cost.values)})"
 
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of all attributes."""
+        import xarray as xr
+
+        return xr.Dataset({name: getattr(self, name) for name in ("costate", "gradient", "cost", "cost_to_go")})
+
     def plot(self, dark: bool = False) -> Figure:
         """The costates of the first trial, and the size of the gradient in the input of all."""
         from kpflow_dyn.figures import _control as figures

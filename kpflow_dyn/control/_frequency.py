@@ -66,6 +66,12 @@ class FrequencyResponse(Shown):
         """The frequencies [omega]."""
         return self.response.omega.values
 
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of the complex `response`, and of `magnitude`, `phase` and `singular_values`."""
+        import xarray as xr
+
+        return xr.Dataset({name: getattr(self, name) for name in ("response", "magnitude", "phase", "singular_values")})
+
     def plot(self, dark: bool = False) -> Figure:
         """Bode's plot: magnitude and phase of each pair of input and output."""
         from kpflow_dyn.figures import _control as figures

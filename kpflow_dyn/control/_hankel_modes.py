@@ -49,6 +49,13 @@ class Hankel:
         sizes = f"{trials} trials, {modes} modes, {self.inputs.shape[-1]} inputs, {self.outputs.shape[-1]} outputs"
         return f"Hankel(split at {self.split:.6g}, {sizes}; values {leading(self.values.values[0])} of trial 0)"
 
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of all attributes, where the times before the split are "past" and those behind it "future"."""
+        import xarray as xr
+
+        sides = {"inputs": self.inputs.rename(time="past"), "outputs": self.outputs.rename(time="future")}
+        return xr.Dataset({"values": self.values, "states": self.states} | sides, attrs={"split": self.split})
+
     def plot(self, dark: bool = False) -> Figure:
         """The singular values, and the leading mode's input and output of each channel in the first trial."""
         from kpflow_dyn.figures import _control as figures

@@ -322,6 +322,12 @@ class TimeVaryingRegulator(Shown):
     def _shown(self) -> tuple[str, list[Row]]:
         return "TimeVaryingRegulator", [(name, labelled(array)) for name, array in (("K", self.K), ("X", self.X))]
 
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of K and X."""
+        import xarray as xr
+
+        return xr.Dataset({name: getattr(self, name) for name in ("K", "X")})
+
     def plot(self, dark: bool = False) -> Figure:
         """The gains of the first trial, and the size of K in all."""
         from kpflow_dyn.figures import _control as figures

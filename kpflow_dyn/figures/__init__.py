@@ -110,20 +110,25 @@ def effective_ranks(dataset: xr.Dataset) -> Figure:
     """
     names = [name for name in dataset.data_vars if str(name).endswith("effective_rank")]
     figure, axes = new_figure(0.8 + 0.36 * len(names))
-    color, most = series()[1], max(dataset[name].attrs["dimension"] for name in names)
-    for row, name in enumerate(names):
-        number = dataset[name]
-        value, bar, dimension = float(number), 2 * number.attrs["stderr"], number.attrs["dimension"]
+    found = {name: dataset[name] for name in map(str, names)}
+    draw_ranks(axes, {n: (float(one), one.attrs["stderr"], one.attrs["dimension"]) for n, one in found.items()})
+    return figure
+
+
+def draw_ranks(axes: Axes, found: dict[str, tuple[float, float, int]]) -> None:
+    """Ranks (value, standard error, dimension) by the names of their variables, a row for each."""
+    color, most = series()[1], max(dimension for *_, dimension in found.values())
+    for row, (value, stderr, dimension) in enumerate(found.values()):
+        bar = 2 * stderr
         axes.plot([1, dimension], [row, row], color=faint(), linewidth=5, solid_capstyle="butt", zorder=1)
         low = min(value, max(value - bar, 0.5))  # a logarithmic axis has no room for 0
         axes.errorbar(value, row, xerr=[[value - low], [bar]], fmt="o", color=color, capsize=4, zorder=3)
         text = f"{_short(value)} of {dimension:,}"
         axes.annotate(text, (max(dimension, value + bar), row), (6, 0), textcoords="offset points", va="center")
-    labels = [str(name).removesuffix("_effective_rank").replace("ntk", "NTK") for name in names]
-    axes.set(xscale="log", xlabel="Effective rank", xlim=(0.8, 60 * most), ylim=(len(names) - 0.5, -0.7))
-    axes.set_yticks(range(len(names)), labels)
+    labels = [name.removesuffix("_effective_rank").replace("ntk", "NTK") for name in found]
+    axes.set(xscale="log", xlabel="Effective rank", xlim=(0.8, 60 * most), ylim=(len(found) - 0.5, -0.7))
+    axes.set_yticks(range(len(found)), labels)
     axes.grid(axis="y", visible=False)
-    return figure
 
 
 @styled

@@ -55,7 +55,7 @@ def growth(system: LTV) -> Figure:
 def gramian(found: Gramian) -> Figure:
     """Eigenvalues over time, those of all trials in one colour by their rank; or against their rank."""
     figure, axes = new_figure(3.6)
-    values = found.eigenvalues.clip(min=0)
+    values = found.eigenvalues.where(found.eigenvalues > 0)  # the axis is logarithmic
     label = "Reachability" if found.kind[0] == "c" else "Observability"
     axes.set(yscale="log", ylabel=f"{label} eigenvalue")
     if "time" not in values.dims:

@@ -52,6 +52,13 @@ class Episodes(Shown):
         rows += [("states", f"{labelled(self.states)}: {some([str(name) for name in self.states.state.values])}")]
         return f"{len(self.returns)} episodes of {self.env}", [*rows, ("controls", labelled(self.controls))]
 
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of all attributes."""
+        import xarray as xr
+
+        columns = {name: ("episode", getattr(self, name)) for name in ("returns", "lengths", "terminated")}
+        return xr.Dataset({"states": self.states, "controls": self.controls} | columns, attrs={"env": self.env})
+
     def plot(self, dark: bool = False) -> Figure:
         """The states over time, a panel for each and a line for each episode."""
         from kpflow_dyn.figures import _control as figures

@@ -106,8 +106,7 @@ class Sweep(Shown):
     Raises:
         TypeError, ValueError: a run that is no function, or a value that cannot name a point.
 
-    >>> import tempfile
-    >>> import kpflow_dyn as kp
+    >>> import tempfile, kpflow_dyn as kp
     >>> def run(g, seed):
     ...     return {"gain": 2 * g + seed}
     >>> sweep = kp.Sweep(run, over={"g": [0.5, 1.5], "seed": range(3)}, out=tempfile.mkdtemp())
@@ -127,10 +126,7 @@ class Sweep(Shown):
         self.store = Store(Path(out).absolute())
 
     def _shown(self) -> tuple[str, list[Row]]:
-        axes = {name: str(len(values)) for name, values in (self.design.axes or {}).items()}
-        over = " x ".join(f"{name} {n}" for name, n in axes.items()) or "a list of points"
-        rows: list[Row] = [("run", name_of(self.function)), ("over", over), ("out", str(self.store.folder))]
-        return f"Sweep of {len(self.design.points)} points", [*rows, ("status", str(self.status()))]
+        return "Sweep", _rows(self)
 
     def run(
         self,
@@ -234,6 +230,13 @@ class Sweep(Shown):
                 f"the points in {self.store.folder} are of other code: {', '.join(differ)} changed since", stacklevel=3
             )
         return _by_key(self.design.points, code)
+
+
+def _rows(sweep: Sweep) -> list[Row]:
+    """What a sweep prints of itself."""
+    over = " x ".join(f"{name} {len(values)}" for name, values in (sweep.design.axes or {}).items())
+    rows: list[Row] = [("run", name_of(sweep.function)), ("over", over or "a list of points")]
+    return [*rows, ("out", str(sweep.store.folder)), ("status", str(sweep.status()))]
 
 
 def _by_key(points: Iterable[Point], code: Mapping[str, str]) -> dict[str, Point]:
