@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kpflow_dyn._problems.versions import versions_of
 from kpflow_dyn._progress import bars
+from kpflow_dyn._shown import Row, Shown, type_name
 from kpflow_dyn.sweep._code import Code, changes, name_of
 from kpflow_dyn.sweep._design import Design, Point, design
 from kpflow_dyn.sweep._drive import drive
@@ -80,7 +81,7 @@ class Failure:
     trace: str
 
 
-class Sweep:
+class Sweep(Shown):
     """A function at many points, each computed once and recorded in a file of its own.
 
     The folder `out` holds sweep.json and points/*.npz: arrays and JSON, no pickles. Each file is there whole or not at
@@ -108,8 +109,7 @@ class Sweep:
     Raises:
         TypeError, ValueError: a run that is no function, or a value that cannot name a point.
 
-    >>> import tempfile
-    >>> import kpflow_dyn as kp
+    >>> import tempfile, kpflow_dyn as kp
     >>> def run(g, seed):
     ...     return {"gain": 2 * g + seed}
     >>> sweep = kp.Sweep(run, over={"g": [0.5, 1.5], "seed": range(3)}, out=tempfile.mkdtemp())
@@ -127,11 +127,14 @@ class Sweep:
         attrs: Mapping[str, str | float] | None = None,
     ) -> None:
         if not callable(run):
-            raise TypeError(f"run is a {type(run).__name__}, expected a function that is called as run(**point)")
+            raise TypeError(f"run is a {type_name(run)}, expected a function that is called as run(**point)")
         self.function: Any = run
         self.design = design(over)
         self.store = Store(Path(out).absolute())
         self.attrs = dict(attrs or {})
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        return "Sweep", _rows(self)
 
     def run(
         self,
@@ -273,6 +276,13 @@ def _stopped(error: KeyboardInterrupt, store: Store, points: Collection[str], fr
 def _stuck(error: OSError, store: Store) -> OSError:
     why = f"cannot go on in {store.folder} ({error.strerror or error}); what is recorded there is kept, and "
     return OSError(error.errno, f"{why}running again computes the rest")
+
+
+def _rows(sweep: Sweep) -> list[Row]:
+    """What a sweep prints of itself."""
+    over = " x ".join(f"{name} {len(values)}" for name, values in (sweep.design.axes or {}).items())
+    rows: list[Row] = [("run", name_of(sweep.function)), ("over", over or "a list of points")]
+    return [*rows, ("out", str(sweep.store.folder)), ("status", str(sweep.status()))]
 
 
 def _by_key(points: Iterable[Point], code: Mapping[str, str]) -> dict[str, Point]:
