@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,7 +78,7 @@ def _of_analysis(dataset: xr.Dataset) -> Page:
 def _about(dataset: xr.Dataset) -> str:
     """Model, task, sizes, seed and version in one line, as far as the dataset says."""
     attrs, sizes = dataset.attrs, dataset.sizes
-    model, task = str(attrs.get("model", "")).partition("(")[0], str(attrs.get("task", ""))
+    model, task = (_named(str(attrs.get(what, ""))) for what in ("model", "task"))
     known = {"units": "unit", "trials": "trial", "times": "time"}
     count = {name: f"{sizes[dim]} {name}" for name, dim in known.items() if dim in sizes}
     seed = f"seed {attrs['seed']}" if "seed" in attrs else ""
@@ -88,6 +89,11 @@ def _about(dataset: xr.Dataset) -> str:
         (f"kpflow_dyn {version}" if version else "",),
     )
     return " · ".join(filter(None, (", ".join(filter(None, part)) for part in parts)))
+
+
+def _named(text: str) -> str:
+    """The name of a model or a task, of which there may be a repr or a table in JSON."""
+    return str(json.loads(text).get("name", "")) if text.startswith("{") else text.partition("(")[0]
 
 
 def _learnable(dataset: xr.Dataset, found: dict) -> str:

@@ -145,6 +145,7 @@ def _multiples(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
         views(view, names, pairs),
         (_quantity(names), Choice("Show", tuple(f"against {x}, by {panel}" for x, panel in pairs))),
         520,
+        _ends(dataset, names[0], pairs[0][1]),
     )
 
 

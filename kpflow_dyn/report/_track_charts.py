@@ -53,7 +53,7 @@ def _alignments(dataset: xr.Dataset) -> Chart:
         "How far the operators turn",
         "The alignment of each operator with that of the first or of the last checkpoint: 1 where learning keeps its "
         "directions (lazy), small where it makes new ones (feature learning).",
-        views(lambda end: _by_operator(dataset, f"alignment_{end}", f"Alignment with the {end}"), _ENDS),
+        views(lambda end: _by_operator(dataset, f"alignment_{end}", f"Alignment with the {end} checkpoint"), _ENDS),
         (Choice("Compared with", tuple(f"the {end} checkpoint" for end in _ENDS)),),
         finding="Alignment with the first checkpoint at the last one: "
         + ", ".join(f"{name} {short(float(last.sel(operator=name)))}" for name in dataset.operator.values)

@@ -26,8 +26,7 @@
   const leastWidth = (view) => (panelsOf(view) > 1 ? panelsOf(view) * PANEL : 0);
 
   // A view as it looks now: the page's colours, in the place of what the view leaves open.
-  const dressed = (view, least, width) => {
-    const narrow = width < NARROW;
+  const dressed = (view, least, width, narrow) => {
     const size = narrow ? 12 : 13;
     const series = colorway[root.dataset.look];
     const axis = (own) => ({
@@ -69,7 +68,7 @@
 
   const pictureOf = (view, least, kind) => {
     const width = Math.max(SAVED, leastWidth(view));
-    const { data, layout } = inLook("light", () => dressed(view, least, width));
+    const { data, layout } = inLook("light", () => dressed(view, least, width, false));
     Object.assign(layout, { paper_bgcolor: "#fff", plot_bgcolor: "#fff" });
     layout.font.family = "Arial, Helvetica, sans-serif";
     return Plotly.toImage({ data, layout }, { format: kind, width, height: layout.height, scale: kind === "png" ? 2 : 1 });
@@ -132,10 +131,11 @@
     const draw = (width) => {
       const view = viewNow();
       target.style.minWidth = `${leastWidth(view)}px`;
-      const { data, layout } = dressed(view, least, width || target.clientWidth);
+      const narrow = !width && element.clientWidth < NARROW;
+      const { data, layout } = dressed(view, least, width || target.clientWidth, narrow);
       if (width) layout.width = width;
       const config = {
-        responsive: true, displaylogo: false, displayModeBar: target.clientWidth < NARROW ? false : "hover",
+        responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover",
         modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
       };
       Plotly.react(target, data, layout, config);
