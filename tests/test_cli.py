@@ -469,7 +469,7 @@ def test_demo_in_a_real_process(tmp_path: Path) -> None:
 
 def test_report_of_an_analysis(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["report", str(tmp_path)])
-    assert found.exit_code == 2 and "no folder with results.nc" in found.stderr
+    assert found.exit_code == 2 and "holds no results; expected results.nc" in found.stderr
     flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 4, 2))))
     kp.analyze(flow, k=2).to_netcdf(tmp_path / "results.nc", engine="h5netcdf")
     for options, status in (([], 0), ([], 2), (["--overwrite"], 0)):

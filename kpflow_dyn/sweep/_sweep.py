@@ -92,15 +92,14 @@ class Sweep(Shown):
     weights and configurations; not files that `run` reads. What points themselves change, as a list that they fill,
     does not count until a new `Sweep` is made.
 
-    A worker keeps `run` from point to point. What it compiles, as a function under jax.jit that takes the weights, is
-    compiled once for all points of the same shapes, which for small networks saves most of the time.
+    A worker keeps `run` from point to point, so that what jax.jit compiles is compiled once for all points of its shapes.
 
     Args:
         run: called as run(**point), in worker processes with executors other than the default. Returns a dict of
-            numbers, strings, real arrays, xr.DataArrays or Estimates (which give name and name_stderr), or a
-            xr.Dataset. A point that raises, by sys.exit as well, is recorded as failed, one with a NaN is kept and
-            flagged. One that ends its process (os._exit, a crash) is recorded as failed in worker processes; in this
-            process it ends the sweep too, and the next run computes it last, in a worker process of its own.
+            numbers, strings, real arrays, xr.DataArrays or Estimates (which give name and name_stderr), or a xr.Dataset.
+            A point that raises, also by sys.exit, is recorded as failed; one with a NaN is kept and flagged. One that
+            ends its process (os._exit, a crash) is recorded as failed in worker processes. In this process it ends the
+            sweep too, and the next run computes it last, in a process of its own.
         over: a dict of axes is a grid; a list of dicts are points, as `sweep.zipped`, `sweep.random` and `sweep.sobol`
             give them. Values are numbers, strings, bools or frozen dataclasses.
         out: the folder; made where it does not exist.
