@@ -92,11 +92,11 @@ class Sweep(Shown):
     weights and configurations; not files that `run` reads. What points themselves change, as a list that they fill,
     does not count until a new `Sweep` is made.
 
-    A worker keeps `run` from point to point, so that what jax.jit compiles is compiled once for all points of its shapes.
+    A worker keeps `run` from point to point, so that jax.jit compiles once for all points of the same shapes.
 
     Args:
         run: called as run(**point), in worker processes with executors other than the default. Returns a dict of
-            numbers, strings, real arrays, xr.DataArrays or Estimates (which give name and name_stderr), or a xr.Dataset.
+            numbers, strings, real arrays, xr.DataArrays or Estimates (which give name and name_stderr), or a Dataset.
             A point that raises, also by sys.exit, is recorded as failed; one with a NaN is kept and flagged. One that
             ends its process (os._exit, a crash) is recorded as failed in worker processes. In this process it ends the
             sweep too, and the next run computes it last, in a process of its own.
