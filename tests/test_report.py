@@ -358,7 +358,7 @@ def test_a_page_of_what_lies_on_disk(dataset: xr.Dataset, tmp_path: Path) -> Non
 
 
 def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"results\.nc or track\.nc"):
+    with pytest.raises(FileNotFoundError, match=r"holds no results; expected results\.nc, track\.nc"):
         read_results(tmp_path)
     (tmp_path / "track.nc").write_text("no numbers")
     with pytest.raises(ValueError, match="cannot be read as a NetCDF file"):
