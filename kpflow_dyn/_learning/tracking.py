@@ -26,7 +26,8 @@ from kpflow_dyn._linearize import linearize
 from kpflow_dyn._numbers.estimate import alignment, effective_rank
 from kpflow_dyn._numbers.reductions import partial_traces
 from kpflow_dyn._problems.parameters import with_values
-from kpflow_dyn._problems.problems import DiscreteProblem, Problem
+from kpflow_dyn._problems.problems import DiscreteProblem, ImplicitProblem, Problem
+from kpflow_dyn._problems.versions import versions_behind
 from kpflow_dyn._progress import bars
 from kpflow_dyn._solve import solve
 from kpflow_dyn._spaces.operators import GramOperator, Operator
@@ -176,10 +177,24 @@ def track_checkpoints(
             found.append(numbers)
             shown.advance(bar)
     steps = xr.DataArray([checkpoint.step for checkpoint in checkpoints], dims="step", name="step")
-    said = {"kpflow_dyn": kpflow_dyn.__version__, **_said_of_steps(settings)}
+    said = {**_said_of(checkpoints[0], x, pose, settings), **_said_of_steps(settings)}
     whole = xr.concat(found, steps, combine_attrs="drop").assign_attrs(said)
     noted = np.array([checkpoint.recorded_loss for checkpoint in checkpoints])
     return whole if np.isnan(noted).all() else whole.assign(recorded_loss=("step", noted))
+
+
+def _said_of(first: Checkpoint, x: Array, pose: Callable[[Any, Array], Problem], settings: Settings) -> dict[str, Any]:
+    """Model, trials, settings and versions, as attributes."""
+    problem = pose(first.load()[0], x)
+    loss = {} if settings.loss is None else {"loss": str(getattr(settings.loss, "__name__", settings.loss))}
+    return {
+        "model": problem.backend.models.describe(problem if isinstance(problem, ImplicitProblem) else problem.model),
+        "trials": len(x),
+        **loss,
+        "samples": "exact" if settings.samples is None else settings.samples,
+        "seed": settings.seed,
+        **versions_behind(problem),
+    }
 
 
 def _said_of_steps(settings: Settings) -> dict[str, str]:

@@ -1,0 +1,160 @@
+"""What stands on the page of a comparison: two models side by side."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kpflow_dyn.report._charts import Chart, figure, line, numbers, plain, with_bars
+from kpflow_dyn.report._numbers import settings, versions, with_error
+from kpflow_dyn.report._page import Page, Table
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+RIGHT_ANGLE = 90.0
+LOG = {"type": "log", "exponentformat": "power"}
+OPERATORS = {
+    "NTK": "how one step of gradient descent moves the whole trajectory",
+    "K": "what the parameters change directly, in each step by itself",
+    "P": "how the dynamics pass a change on to later states",
+}
+
+
+def page_of_comparison(dataset: xr.Dataset) -> Page:
+    """The page of what `Comparison.to_xarray` gives."""
+    return Page(
+        title=dataset.attrs.get("title", " and ".join(_names(dataset))),
+        lead=tuple(_lead(dataset)),
+        warnings=tuple(dataset.attrs.get("warnings", "").splitlines()),
+        charts=[_ranks(dataset), _angles(dataset), _eigenvalues(dataset)],
+        tables=[_side_by_side(dataset), _alike(dataset)],
+        settings=settings(dataset),
+        versions=versions(dataset),
+    )
+
+
+def _names(dataset: xr.Dataset) -> list[str]:
+    return [str(name) for name in dataset.model.values]
+
+
+def _lead(dataset: xr.Dataset) -> list[str]:
+    a, b = _names(dataset)
+    aligned = float(dataset.alignment.sel(operator="NTK"))
+    under = ", as the loss trains them," if "loss" in dataset else ""
+    lead = [
+        f"The kernels of {a} and {b}{under} have an alignment of {aligned:.2g}: 1 would be the same kernel up to a "
+        "factor, 0 kernels that have nothing in common."
+    ]
+    if "loss" in dataset:
+        first, second = (_now(dataset.sel(model=name)) for name in (a, b))
+        lead.append(f"The loss of {a} is {first}, that of {b} {second}.")
+    if np.isfinite(step := float(dataset.step_cosine)):
+        lead.append(
+            "The next small step of gradient descent would move the outputs of the two in directions with a cosine of "
+            f"{step:.2f} (1: both the same way; below 0: against each other)."
+        )
+    return [*lead, *([f"{dataset.attrs['steps']}."] if "steps" in dataset.attrs else [])]
+
+
+def _now(one: xr.Dataset) -> str:
+    return f"{float(one.loss):.3g}" + (f" (accuracy {100 * float(one.accuracy):.3g} %)" if "accuracy" in one else "")
+
+
+def _side_by_side(dataset: xr.Dataset) -> Table:
+    texts = {name: [str(text) for text in dataset[name].values] for name in ("file", "network") if name in dataset}
+    found = [json.loads(str(text)) for text in dataset.found.values] if "found" in dataset else [{}, {}]
+    for subject in {**found[0], **found[1]}:
+        texts["kind of file" if subject == "file" else subject] = [each.get(subject, "") for each in found]
+    now = {"loss": "Loss", "accuracy": "Accuracy"}
+    rows = [
+        (label, *(f"{float(one):.4g}" for one in dataset[name].values))
+        for name, label in now.items()
+        if name in dataset
+    ]
+    rows += [(f"Effective rank of {name}", *_rank_texts(dataset, name)) for name in map(str, dataset.operator.values)]
+    rows += [(name.capitalize(), *pair) for name, pair in texts.items()]
+    note = (
+        "± one standard error; numbers without it are exact. An effective rank says in how many directions most lies."
+    )
+    return Table("The two networks", ("", *_names(dataset)), rows, note)
+
+
+def _rank_texts(dataset: xr.Dataset, operator: str) -> list[str]:
+    one = dataset.sel(operator=operator)
+    pairs = zip(one.effective_rank.values, one.effective_rank_stderr.values, strict=True)
+    return [with_error(float(value), float(stderr)) for value, stderr in pairs]
+
+
+def _alike(dataset: xr.Dataset) -> Table:
+    under = ", under the loss" if "loss" in dataset else ""
+    rows = [
+        (f"Alignment of {name}{under * (name == 'NTK')}", _alignment(dataset, name), OPERATORS.get(name, ""))
+        for name in map(str, dataset.operator.values)
+        if np.isfinite(float(dataset.alignment.sel(operator=name)))
+    ]
+    if np.isfinite(step := float(dataset.step_cosine)):
+        rows.append(("Cosine of the next steps", f"{step:.3f}", "where the next small step moves the outputs of each"))
+    angles = np.degrees(dataset.principal_angle.values)
+    shown = ", ".join("-" if np.isnan(angle) else f"{angle:.0f}" for angle in angles)
+    rows.append(("Principal angles, in degrees", shown, f"between the spans of the {angles.size} leading modes"))
+    note = "The alignment of A and B is tr(A*B) / (|A| |B|). ± one standard error; numbers without it are exact."
+    return Table("How alike they are", ("Number", "Value", "Of what"), rows, note)
+
+
+def _alignment(dataset: xr.Dataset, operator: str) -> str:
+    one = dataset.sel(operator=operator)
+    return with_error(float(one.alignment), float(one.alignment_stderr))
+
+
+def _ranks(dataset: xr.Dataset) -> Chart:
+    operators = [str(name) for name in dataset.operator.values]
+    traces = [
+        line(
+            operators, dataset.effective_rank.sel(model=name).values, name, i, mode="markers",
+            marker={"size": 10, "symbol": ("circle", "square")[i]},
+            error_y=with_bars(dataset.effective_rank_stderr.sel(model=name).values),
+        )
+        for i, name in enumerate(_names(dataset))
+    ]  # fmt: skip
+    axes = {"xaxis": {"type": "category", "title": {"text": "Operator"}}, "yaxis": _y("Effective rank") | LOG}
+    text = "In how many directions most of each operator lies, with bars of two standard errors."
+    return Chart("ranks", "Effective ranks side by side", text, {(): figure(traces, **axes)})
+
+
+def _angles(dataset: xr.Dataset) -> Chart:
+    import plotly.graph_objects as go
+
+    angles = np.degrees(dataset.principal_angle.values)
+    bars = go.Bar(
+        x=dataset.mode.values, y=numbers(angles), name="angle", meta={"color": 0}, hovertemplate="%{x}: %{y:.1f}°",
+        showlegend=False,
+    )  # fmt: skip
+    axes = {"xaxis": {"title": {"text": "Principal angle"}, "dtick": 1}, "yaxis": _y("Degrees")}
+    axes["yaxis"] |= {"range": [0, RIGHT_ANGLE], "dtick": 30}
+    text = (
+        "Between the spans of the leading modes of the two: 0 degrees for a direction that both can learn in, 90 for "
+        "one that only one of them has."
+    )
+    return Chart("angles", "Angles of the leading modes", text, {(): figure([bars], **axes)}, height=320)
+
+
+def _eigenvalues(dataset: xr.Dataset) -> Chart:
+    what = "Rate under the loss" if "loss" in dataset else "Eigenvalue of the NTK"
+    traces = [
+        line(
+            dataset.mode.values, dataset.eigenvalue.sel(model=name).values, name, i, mode="lines+markers",
+            marker={"size": 8, "symbol": ("circle", "square")[i]},
+        )
+        for i, name in enumerate(_names(dataset))
+    ]  # fmt: skip
+    axes = {"xaxis": {"title": {"text": "Rank of the eigenvalue"}, "dtick": 1}}
+    axes["yaxis"] = _y(what) | LOG
+    text = "The leading eigenvalues of both: how fast gradient descent moves each along its own leading modes."
+    return Chart("eigenvalues", what, text, {(): figure(traces, **axes)})
+
+
+def _y(title: str) -> dict[str, Any]:
+    return {"title": {"text": plain(title)}}
