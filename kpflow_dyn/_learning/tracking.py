@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ from kpflow_dyn._numbers.reductions import partial_traces
 from kpflow_dyn._problems.parameters import with_values
 from kpflow_dyn._problems.problems import DiscreteProblem, ImplicitProblem, Problem
 from kpflow_dyn._problems.versions import versions_behind
-from kpflow_dyn._progress import bars
+from kpflow_dyn._progress import counting
 from kpflow_dyn._solve import solve
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.space import Space
@@ -88,7 +89,7 @@ def track(
         seed: of all estimates, so that the same probes meet all checkpoints.
         out: a folder for the numbers of each checkpoint. Those that it holds already for the same parameters, inputs
             and settings are not computed again, save under a loss that is a function.
-        progress: show a bar on a terminal.
+        progress: show a bar on a terminal; elsewhere a line now and then if it takes long.
 
     Returns:
         By step: `effective_rank` [operator: K, P, NTK; kind: full, temporal, spatial, trial], those of P being of P P*;
@@ -163,19 +164,18 @@ def track_checkpoints(
     shared = _shared(checkpoints, x, pose, settings)
     ends: dict[int, Flow] = {}
     found = []
-    with bars(progress) as shown:
-        bar = shown.add_task("checkpoints", total=len(checkpoints))
+    with counting("checkpoints", len(checkpoints), 0, show=progress) as count:
         for checkpoint in checkpoints:
             kept = None if callable(settings.loss) else out  # a function may change and keep its name
             path = None if kept is None else kept / f"numbers_{checkpoint.step:08d}.nc"
             key = json.dumps([checkpoint.digest, *shared])
-            numbers = _kept(path, key)
+            numbers, start = _kept(path, key), time.perf_counter()
             if numbers is None:
                 ends = ends or {place: linearised(checkpoints[place])[0] for place in (0, -1)}
                 numbers = _numbers(*linearised(checkpoint), ends, settings).assign_attrs(key=key)
                 _keep(numbers, path)
             found.append(numbers)
-            shown.advance(bar)
+            count.landed(time.perf_counter() - start)
     steps = xr.DataArray([checkpoint.step for checkpoint in checkpoints], dims="step", name="step")
     said = {**_said_of(checkpoints[0], x, pose, settings), **_said_of_steps(settings)}
     whole = xr.concat(found, steps, combine_attrs="drop").assign_attrs(said)

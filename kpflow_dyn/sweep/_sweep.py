@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kpflow_dyn._problems.versions import versions_of
-from kpflow_dyn._progress import bars
+from kpflow_dyn._progress import counting
 from kpflow_dyn.sweep._code import Code, changes, name_of
 from kpflow_dyn.sweep._design import Design, Point, design
 from kpflow_dyn.sweep._drive import drive
@@ -154,7 +153,7 @@ class Sweep:
             fresh: delete the points that are there, and begin anew.
             attempts: how many deaths of worker processes a point may be in flight at. Before the last one it runs
                 alone, so that no point is given up for what another one does.
-            progress: show a bar on a terminal.
+            progress: show a bar on a terminal; elsewhere, as in a log, a line now and then if it takes long.
 
         Raises:
             ValueError: the folder holds points of other code (it says what changed); a timeout that is not positive.
@@ -310,16 +309,14 @@ def _drive(
 
     That process was this sweep's own, or one of an executor that broke.
     """
-    counts, start, total, store = Counter[str](), time.perf_counter(), len(sweep.design.points), sweep.store
+    store, total = sweep.store, len(sweep.design.points)
     suspects = {key: point for key, point in missing.items() if store.is_suspect(key)}
     others = {key: point for key, point in missing.items() if key not in suspects}
-    with bars(progress) as shown:
-        bar = shown.add_task("", total=total, completed=total - len(missing))
+    with counting("points", total, total - len(missing), engine.parallel, progress) as count:
 
-        def report(status: str) -> None:
-            counts[status] += 1
-            words = _words(counts, total - len(missing), total, time.perf_counter() - start)
-            shown.update(bar, advance=1, description=words)
+        def report(key: str) -> None:
+            record = store.read(key, values=False)
+            count.landed(record.seconds, record.status in FAILURES)
 
         def compute(points: dict[str, Point], engine: Engine, attempts: int, deaths: int = 0) -> None:
             if points:
@@ -330,11 +327,3 @@ def _drive(
         compute(suspects, Processes(1), attempts=2, deaths=1)
         for key in suspects:
             store.clear(key)
-
-
-def _words(counts: Counter[str], before: int, total: int, seconds: float) -> str:
-    """Done, failed, rate and time left."""
-    now, failed = counts.total(), sum(counts[name] for name in FAILURES)
-    rate = now / max(seconds, 1e-9)
-    left = (total - before - now) / rate
-    return f"{before + now - failed} done, {failed} failed, {rate:.3g}/s, {left:.0f} s left"
