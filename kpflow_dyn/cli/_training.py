@@ -56,11 +56,16 @@ def track(
     loss: given.LossOfTask = None,
     threads: given.Threads = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write; by default RUN_DIR/track. What is known there is kept.")
+        Path | None, given.of_output(help="Folder to write; by default RUN_DIR/track. What is known there is kept.")
     ] = None,
     debug: given.Debug = False,
 ) -> None:
-    """Follow the operators of a network over its training; write track.nc and figures."""
+    """Follow a network over its training: in how many directions it can learn, and how its kernel turns.
+
+    It writes a page, track.json, track.nc and figures.
+
+    Running the same command again computes only what is new.
+    """
     with plain_errors(debug, interrupted=TRACK_KEPT):
         limit_threads(threads)
         out = run_dir / "track" if out is None else out
@@ -83,7 +88,7 @@ def compare(
     task: given.OnTask,
     task_option: given.TaskOption = None,
     model: given.Model = None,
-    model_b: Annotated[str | None, typer.Option(help="Where B is another kind of network.")] = None,
+    model_b: Annotated[str | None, given.of_network(help="Where B is another kind of network.")] = None,
     key: given.Key = None,
     prefix: given.Prefix = None,
     readout: given.Readout = None,
@@ -91,7 +96,7 @@ def compare(
     alpha: given.Alpha = None,
     trials: given.Trials = None,
     seed: given.Seed = 0,
-    modes: Annotated[int, typer.Option(help="Leading modes of the NTKs to compare.", min=1)] = 8,
+    modes: Annotated[int, given.of_numbers(help="Leading modes of the NTKs to compare.", min=1)] = 8,
     samples: given.Samples = 120,
     all_steps: given.AllSteps = False,
     carry_state: given.CarryState = False,
@@ -102,9 +107,11 @@ def compare(
     overwrite: given.Overwrite = False,
     debug: given.Debug = False,
 ) -> None:
-    """Compare how two networks can learn on the same trials: alignments of their operators, angles of their modes.
+    """Compare how two networks learn on the same trials: how alike are their kernels and their leading modes?
 
-    Where both have a readout and the task has targets, it is how the loss trains them, beside loss and accuracy now.
+    Where both have a readout, their kernels are those under the loss.
+
+    It writes a page, comparison.json, .nc, .txt and .png.
     """
     with plain_errors(debug):
         limit_threads(threads)
