@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
+MINUTE = 60.0
 LONG = 10.0  # seconds of work of which nothing is said beforehand, and in lines
 
 Progress = Callable[[str, float, float | None], None]
@@ -64,7 +65,8 @@ def counting(what: str, total: int, known: int, parallel: int | None = 1, show: 
 class Count:
     """How far many pieces of work are: on a bar where there is one, else in lines, ever rarer ones.
 
-    After the first piece it says what all of them will take, if that is long.
+    Once it knows, it says what all of them will take, if that is long. The first piece of each worker tells little, as
+    it loads and compiles, unless it took a minute.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Count:
         self.what, self.total, self.known, self.parallel = what, total, known, parallel
         self.say, self.on_bar, self.clock = say, on_bar, clock
         self.done, self.failed, self.start, self.next = 0, 0, clock(), LONG
+        self.priced, self.warm = False, math.inf  # whether it has said so; when each worker had done its first piece
 
     @property
     def left(self) -> int:
@@ -89,23 +92,31 @@ class Count:
     def landed(self, seconds: float, failed: bool = False) -> None:
         """One more piece has been done, in so many seconds."""
         self.done, self.failed, now = self.done + 1, self.failed + failed, self.clock() - self.start
-        if self.done == 1:
+        if self.done == self.first:
+            self.warm = now
+        if not self.priced and (seconds > MINUTE or self.done > self.first):
             self._price(seconds)
         if self.on_bar is not None:
             self.on_bar(self._words(now))
-        elif now >= self.next and self.left:
+        elif now >= self.next and self.left and self.done > self.first:
             self.next = now + max(LONG, now / 2)
             self.say(self._words(now))
 
+    @property
+    def first(self) -> int:
+        return self.parallel or 1
+
     def _price(self, seconds: float) -> None:
+        self.priced = True
         if self.parallel and math.isfinite(seconds) and self.left * seconds / self.parallel > LONG:
             on = f" on {self.parallel} workers" if self.parallel > 1 else ""
             whole = in_time(self.left * seconds / self.parallel)
             self.say(f"{self.left} {self.what} left, about {in_time(seconds)} each{on}: about {whole}")
 
     def _words(self, now: float) -> str:
-        done, left = self.known + self.done - self.failed, in_time(now * self.left / self.done)
-        return f"{done} of {self.total} {self.what} done, {self.failed} failed, about {left} left"
+        done, warm = self.known + self.done - self.failed, self.done - self.first
+        left = f", about {in_time((now - self.warm) * self.left / warm)} left" if warm > 0 else ""
+        return f"{done} of {self.total} {self.what} done, {self.failed} failed{left}"
 
 
 def in_time(seconds: float) -> str:

@@ -249,7 +249,7 @@ def test_a_sweep_says_how_long_it_takes_in_lines_ever_rarer() -> None:
         now[0] += 1.5
         count.landed(3.0, failed=place == 1)
     assert said == [
-        "39 points left, about 3.0 s each on 2 workers: about 58 s",
+        "37 points left, about 3.0 s each on 2 workers: about 56 s",
         "7 of 41 points done, 1 failed, about 50 s left",
         "14 of 41 points done, 1 failed, about 39 s left",
         "21 of 41 points done, 1 failed, about 28 s left",
@@ -257,7 +257,10 @@ def test_a_sweep_says_how_long_it_takes_in_lines_ever_rarer() -> None:
     ]
     brief = Count("points", 3, 0, 1, said.append, clock=lambda: now[0])
     brief.landed(0.1)
+    brief.landed(0.1)
     assert len(said) == 5
+    Count("points", 3, 0, 1, said.append, clock=lambda: now[0]).landed(600.0)
+    assert said[5] == "2 points left, about 10 min each: about 20 min"
 
 
 @pytest.mark.parametrize(
