@@ -470,7 +470,7 @@ def test_demo_in_a_real_process(tmp_path: Path) -> None:
 
 def test_report_of_an_analysis(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["report", str(tmp_path)])
-    assert found.exit_code == 2 and "no folder with results.nc" in found.stderr
+    assert found.exit_code == 2 and "holds no results; expected results.nc" in found.stderr
     flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 4, 2))))
     kp.analyze(flow, k=2).to_netcdf(tmp_path / "results.nc", engine="h5netcdf")
     for options, status in (([], 0), ([], 2), (["--overwrite"], 0)):
@@ -623,6 +623,7 @@ def test_the_times_of_an_optimizer(learning, cell: torch.nn.GRUCell, out: Path) 
         (["--loss", "hinge"], "loss is 'hinge', expected one of squared_error, cross_entropy"),
         (["--readout", "wide"], "the readout 'wide' has 3 outputs, and the task 2"),
         (["--optimizer", "adam"], "the optimizer adam needs lr=, its learning rate"),
+        (["--optimizer", "sgd", "--lr", 1e4], "gradient descent with lr = 1e+04 is unstable: the largest rate is"),
         (["--lr", 0.1], "lr is for an optimizer; say which, or leave it out"),
     ],
 )

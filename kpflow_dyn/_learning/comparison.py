@@ -30,6 +30,7 @@ from kpflow_dyn._learning.losses import Loss, OutputLoss
 from kpflow_dyn._numbers.estimate import alignment, effective_rank
 from kpflow_dyn._numbers.spectra import Modes, eigs
 from kpflow_dyn._problems.versions import versions_of
+from kpflow_dyn._shown import ShownAsText
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import on_rows
 from kpflow_dyn.solvers import BlockLanczos, Estimate
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(ShownAsText):
     """Two flows on the same states, or of the same outputs.
 
     Attributes:

@@ -288,13 +288,13 @@ def _module_on_inputs(source: Network, seed: int, threads: int | None) -> Posed:
 
 def _render(dataset: xr.Dataset) -> dict[str, bytes]:
     """All files but the NetCDF one, by name."""
-    from kpflow_dyn.figures import FIGURES, to_png
+    from kpflow_dyn.figures import FIGURES, to_bytes
     from kpflow_dyn.figures._learning import OF_PARTS
     from kpflow_dyn.report import page_of
 
     figures = FIGURES | (OF_PARTS if "part" in dataset.dims else {})
     return {
-        **{f"{name}.png": to_png(draw(dataset)) for name, draw in figures.items()},
+        **{f"{name}.png": to_bytes(draw(dataset)) for name, draw in figures.items()},
         "index.html": page_of(dataset).to_html().encode(),
         "results.json": _to_json(dataset).encode(),
     }

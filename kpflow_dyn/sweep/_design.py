@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from kpflow_dyn._shown import type_name
+
 Point = dict[str, Any]
 """The arguments of one call, by name: numbers, strings, bools, frozen dataclasses."""
 
@@ -104,7 +106,7 @@ def value_of(name: str, value: Any) -> Any:
     frozen = dataclasses.is_dataclass(plain) and not isinstance(plain, type) and _is_frozen(plain)
     if not (isinstance(plain, bool | int | float | str) or frozen):
         raise TypeError(
-            f"{name} is {plain!r} of type {type(plain).__name__} at a point of the sweep, expected a number, a string, "
+            f"{name} is {plain!r} of type {type_name(plain)} at a point of the sweep, expected a number, a string, "
             "a bool or a frozen dataclass; give a name or a number, and make the object inside of run"
         )
     if frozen and " object at 0x" in repr(plain):

@@ -13,6 +13,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.tasks._data import check_count, nearest
 
 AHEAD = 2  # points in flight for each worker, so that none waits for the next one
@@ -271,7 +272,7 @@ def engine_of(given: Any) -> Engine:
     if isinstance(given, Local | Processes | Dask | Slurm):
         return given
     raise TypeError(
-        f"executor is a {type(given).__name__}, expected a name ({', '.join(ENGINES)}), what sweep.executor gives, a "
+        f"executor is a {type_name(given)}, expected a name ({', '.join(ENGINES)}), what sweep.executor gives, a "
         "concurrent.futures.Executor or a dask Client"
     )
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from kpflow_dyn._problems.versions import versions_of
 from kpflow_dyn._progress import counting
+from kpflow_dyn._shown import Row, Shown, type_name
 from kpflow_dyn.sweep._code import Code, changes, name_of
-from kpflow_dyn.sweep._design import Design, Point, design
+from kpflow_dyn.sweep._design import Point, design
 from kpflow_dyn.sweep._drive import drive
 from kpflow_dyn.sweep._executors import Engine, Processes, engine_of
 from kpflow_dyn.sweep._lock import locked
@@ -79,7 +80,7 @@ class Failure:
     trace: str
 
 
-class Sweep:
+class Sweep(Shown):
     """A function at many points, each computed once and recorded in a file of its own.
 
     The folder `out` holds sweep.json and points/*.npz: arrays and JSON, no pickles. Each file is there whole or not at
@@ -90,15 +91,14 @@ class Sweep:
     weights and configurations; not files that `run` reads. What points themselves change, as a list that they fill,
     does not count until a new `Sweep` is made.
 
-    A worker keeps `run` from point to point. What it compiles, as a function under jax.jit that takes the weights, is
-    compiled once for all points of the same shapes, which for small networks saves most of the time.
+    A worker keeps `run` from point to point, so that jax.jit compiles once for all points of the same shapes.
 
     Args:
         run: called as run(**point), in worker processes with executors other than the default. Returns a dict of
-            numbers, strings, real arrays, xr.DataArrays or Estimates (which give name and name_stderr), or a
-            xr.Dataset. A point that raises, by sys.exit as well, is recorded as failed, one with a NaN is kept and
-            flagged. One that ends its process (os._exit, a crash) is recorded as failed in worker processes; in this
-            process it ends the sweep too, and the next run computes it last, in a worker process of its own.
+            numbers, strings, real arrays, xr.DataArrays or Estimates (which give name and name_stderr), or a Dataset.
+            A point that raises, also by sys.exit, is recorded as failed; one with a NaN is kept and flagged. One that
+            ends its process (os._exit, a crash) is recorded as failed in worker processes. In this process it ends the
+            sweep too, and the next run computes it last, in a process of its own.
         over: a dict of axes is a grid; a list of dicts are points, as `sweep.zipped`, `sweep.random` and `sweep.sobol`
             give them. Values are numbers, strings, bools or frozen dataclasses.
         out: the folder; made where it does not exist.
@@ -107,8 +107,7 @@ class Sweep:
     Raises:
         TypeError, ValueError: a run that is no function, or a value that cannot name a point.
 
-    >>> import tempfile
-    >>> import kpflow_dyn as kp
+    >>> import tempfile, kpflow_dyn as kp
     >>> def run(g, seed):
     ...     return {"gain": 2 * g + seed}
     >>> sweep = kp.Sweep(run, over={"g": [0.5, 1.5], "seed": range(3)}, out=tempfile.mkdtemp())
@@ -126,11 +125,14 @@ class Sweep:
         attrs: Mapping[str, str | float] | None = None,
     ) -> None:
         if not callable(run):
-            raise TypeError(f"run is a {type(run).__name__}, expected a function that is called as run(**point)")
+            raise TypeError(f"run is a {type_name(run)}, expected a function that is called as run(**point)")
         self.function: Any = run
         self.design = design(over)
         self.store = Store(Path(out).absolute())
         self.attrs = dict(attrs or {})
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        return "Sweep", _rows(self)
 
     def run(
         self,
@@ -222,9 +224,6 @@ class Sweep:
         records: list[Record] = [self.store.read(key) for key in _known(self)]
         return dataset_of(self.design, records, (self.store.about() or {}).get("attrs", _attrs(self)))
 
-    def __repr__(self) -> str:
-        return f"Sweep of {name_of(self.function)} over {_over(self.design)}, {_recorded(self)}, in {self.store.folder}"
-
     @cached_property
     def _code(self) -> Code:
         return Code(self.function)
@@ -233,22 +232,6 @@ class Sweep:
 def _attrs(sweep: Sweep) -> dict[str, Any]:
     """What files and datasets say of it."""
     return {"run": name_of(sweep.function), **sweep.attrs, **versions_of(FRAMEWORKS)}
-
-
-def _over(design: Design) -> str:
-    """The axes with their sizes, and how many points they make."""
-    if design.axes is None:
-        return f"{len(design.points)} points"
-    return (
-        f"{' x '.join(f'{name} ({len(values)})' for name, values in design.axes.items())} = {len(design.points)} points"
-    )
-
-
-def _recorded(sweep: Sweep) -> str:
-    """How many points have a file, which is quicker to see than what came of each."""
-    points = _by_key(sweep.design.points, sweep.store.code() or {})
-    done = sum(map(sweep.store.has, points))
-    return f"{done} computed, {len(points) - done} missing"
 
 
 def _known(sweep: Sweep) -> dict[str, Point]:
@@ -272,6 +255,16 @@ def _stopped(error: KeyboardInterrupt, store: Store, points: Collection[str], fr
 def _stuck(error: OSError, store: Store) -> OSError:
     why = f"cannot go on in {store.folder} ({error.strerror or error}); what is recorded there is kept, and "
     return OSError(error.errno, f"{why}running again computes the rest")
+
+
+def _rows(sweep: Sweep) -> list[Row]:
+    """What a sweep prints of itself: how many points have a file, which is quicker to see than what came of each."""
+    over = " x ".join(f"{name} {len(values)}" for name, values in (sweep.design.axes or {}).items())
+    points = _by_key(sweep.design.points, sweep.store.code() or {})
+    done = sum(map(sweep.store.has, points))
+    rows: list[Row] = [("run", name_of(sweep.function)), ("over", over or "a list of points")]
+    rows.append(("points", f"{len(points)}, of which {done} computed, {len(points) - done} missing"))
+    return [*rows, ("out", str(sweep.store.folder))]
 
 
 def _by_key(points: Iterable[Point], code: Mapping[str, str]) -> dict[str, Point]:
