@@ -304,7 +304,7 @@ def test_a_comparison_as_data_and_as_a_page() -> None:
         np.testing.assert_array_equal(dataset.vector.sel(model=name), to_numpy(named.modes[place].vectors))
     assert float(dataset.alignment.sel(operator="NTK")) == named.ntk.value
     page = page_of(dataset)
-    assert page.tables[0].header == ("", "before", "after")
+    assert page.tables[0].header == ("", "before", "after", "What it is")
     assert all(text in page.to_html() for text in ("before", "after", f"{named.ntk.value:.4g}", f"{named.loss[1]:.4g}"))
     legend = [text.get_text() for text in named.plot().axes[1].get_legend().get_texts()]
     assert [text.split(",")[0] for text in legend] == ["before", "after"]

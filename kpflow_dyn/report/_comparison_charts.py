@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn.report._charts import Chart, figure, line, numbers, plain, with_bars
-from kpflow_dyn.report._numbers import settings, versions, with_error
+from kpflow_dyn.report._numbers import percent, settings, short, versions, with_error
 from kpflow_dyn.report._page import Page, Table
 
 if TYPE_CHECKING:
     import xarray as xr
 
-RIGHT_ANGLE = 90.0
+RIGHT_ANGLE, HALF = 90.0, 45.0
+VISIBLE = 5e-5  # share of a number
+ERRORS = "± is one standard error; without it a number is exact in the digits shown."
 LOG = {"type": "log", "exponentformat": "power"}
 OPERATORS = {
     "NTK": "how one step of gradient descent moves the whole trajectory",
@@ -45,8 +47,8 @@ def _lead(dataset: xr.Dataset) -> list[str]:
     aligned = float(dataset.alignment.sel(operator="NTK"))
     under = ", as the loss trains them," if "loss" in dataset else ""
     lead = [
-        f"The kernels of {a} and {b}{under} have an alignment of {aligned:.2g}: 1 would be the same kernel up to a "
-        "factor, 0 kernels that have nothing in common."
+        f"The kernels of {a} and {b}{under} have an alignment of {short(aligned, 2)}: 1 would be the same kernel up to "
+        "a factor, 0 kernels that have nothing in common."
     ]
     if "loss" in dataset:
         first, second = (_now(dataset.sel(model=name)) for name in (a, b))
@@ -60,32 +62,44 @@ def _lead(dataset: xr.Dataset) -> list[str]:
 
 
 def _now(one: xr.Dataset) -> str:
-    return f"{float(one.loss):.3g}" + (f" (accuracy {100 * float(one.accuracy):.3g} %)" if "accuracy" in one else "")
+    return short(float(one.loss)) + (f" (accuracy {percent(float(one.accuracy))})" if "accuracy" in one else "")
 
 
 def _side_by_side(dataset: xr.Dataset) -> Table:
+    operators = [str(name) for name in dataset.operator.values]
+    now = {"loss": ("Loss", "on these trials"), "accuracy": ("Accuracy", "the share whose largest output is right")}
+    rows = [
+        (label, *(short(float(one), 4) for one in dataset[name].values), meaning)
+        for name, (label, meaning) in now.items()
+        if name in dataset
+    ]
+    rows += [
+        (f"Effective rank of {name}", *_rank_texts(dataset, name), f"of {OPERATORS.get(name, name)}")
+        for name in operators
+    ]
+    rows += [(name.capitalize(), *pair, "") for name, pair in _texts(dataset).items()]
+    note = f"An effective rank says in how many directions most lies: (sum)² / sum of squares of eigenvalues. {ERRORS}"
+    return Table("The two networks", ("", *_names(dataset), "What it is"), rows, note)
+
+
+def _texts(dataset: xr.Dataset) -> dict[str, list[str]]:
+    """What is said of each of the two, by subject, as far as the dataset says."""
     texts = {name: [str(text) for text in dataset[name].values] for name in ("file", "network") if name in dataset}
     found = [json.loads(str(text)) for text in dataset.found.values] if "found" in dataset else [{}, {}]
     for subject in {**found[0], **found[1]}:
         texts["kind of file" if subject == "file" else subject] = [each.get(subject, "") for each in found]
-    now = {"loss": "Loss", "accuracy": "Accuracy"}
-    rows = [
-        (label, *(f"{float(one):.4g}" for one in dataset[name].values))
-        for name, label in now.items()
-        if name in dataset
-    ]
-    rows += [(f"Effective rank of {name}", *_rank_texts(dataset, name)) for name in map(str, dataset.operator.values)]
-    rows += [(name.capitalize(), *pair) for name, pair in texts.items()]
-    note = (
-        "± one standard error; numbers without it are exact. An effective rank says in how many directions most lies."
-    )
-    return Table("The two networks", ("", *_names(dataset)), rows, note)
+    return texts
 
 
 def _rank_texts(dataset: xr.Dataset, operator: str) -> list[str]:
     one = dataset.sel(operator=operator)
     pairs = zip(one.effective_rank.values, one.effective_rank_stderr.values, strict=True)
-    return [with_error(float(value), float(stderr)) for value, stderr in pairs]
+    return [_number(float(value), float(stderr)) for value, stderr in pairs]
+
+
+def _number(value: float, stderr: float) -> str:
+    """With its standard error where four digits show it."""
+    return with_error(value, stderr if stderr > VISIBLE * abs(value) else 0.0)
 
 
 def _alike(dataset: xr.Dataset) -> Table:
@@ -100,13 +114,13 @@ def _alike(dataset: xr.Dataset) -> Table:
     angles = np.degrees(dataset.principal_angle.values)
     shown = ", ".join("-" if np.isnan(angle) else f"{angle:.0f}" for angle in angles)
     rows.append(("Principal angles, in degrees", shown, f"between the spans of the {angles.size} leading modes"))
-    note = "The alignment of A and B is tr(A*B) / (|A| |B|). ± one standard error; numbers without it are exact."
+    note = f"The alignment of A and B is tr(A* B) / (|A| |B|). {ERRORS}"
     return Table("How alike they are", ("Number", "Value", "Of what"), rows, note)
 
 
 def _alignment(dataset: xr.Dataset, operator: str) -> str:
     one = dataset.sel(operator=operator)
-    return with_error(float(one.alignment), float(one.alignment_stderr))
+    return _number(float(one.alignment), float(one.alignment_stderr))
 
 
 def _ranks(dataset: xr.Dataset) -> Chart:
@@ -121,7 +135,10 @@ def _ranks(dataset: xr.Dataset) -> Chart:
     ]  # fmt: skip
     axes = {"xaxis": {"type": "category", "title": {"text": "Operator"}}, "yaxis": _y("Effective rank") | LOG}
     text = "In how many directions most of each operator lies, with bars of two standard errors."
-    return Chart("ranks", "Effective ranks side by side", text, {(): figure(traces, **axes)})
+    ranks = dataset.effective_rank.sel(operator="NTK").values
+    a, b = _names(dataset)
+    finding = f"Most of the NTK lies in {short(ranks[0])} directions in {a}, and in {short(ranks[1])} in {b}."
+    return Chart("ranks", "Effective ranks side by side", text, {(): figure(traces, **axes)}, finding=finding)
 
 
 def _angles(dataset: xr.Dataset) -> Chart:
@@ -138,7 +155,8 @@ def _angles(dataset: xr.Dataset) -> Chart:
         "Between the spans of the leading modes of the two: 0 degrees for a direction that both can learn in, 90 for "
         "one that only one of them has."
     )
-    return Chart("angles", "Angles of the leading modes", text, {(): figure([bars], **axes)}, height=320)
+    near = f"{(angles < HALF).sum()} of {angles.size} angles are below 45 degrees."
+    return Chart("angles", "Angles of the leading modes", text, {(): figure([bars], **axes)}, height=320, finding=near)
 
 
 def _eigenvalues(dataset: xr.Dataset) -> Chart:
@@ -153,7 +171,10 @@ def _eigenvalues(dataset: xr.Dataset) -> Chart:
     axes = {"xaxis": {"title": {"text": "Rank of the eigenvalue"}, "dtick": 1}}
     axes["yaxis"] = _y(what) | LOG
     text = "The leading eigenvalues of both: how fast gradient descent moves each along its own leading modes."
-    return Chart("eigenvalues", what, text, {(): figure(traces, **axes)})
+    first, second = (short(value) for value in dataset.eigenvalue.isel(mode=0).values)
+    a, b = _names(dataset)
+    finding = f"The largest is {first} in {a}, and {second} in {b}."
+    return Chart("eigenvalues", what, text, {(): figure(traces, **axes)}, finding=finding)
 
 
 def _y(title: str) -> dict[str, Any]:

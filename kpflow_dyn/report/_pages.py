@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,7 +49,7 @@ def page_of(dataset: xr.Dataset) -> Page:
     if "alignment_first" in dataset and "step" in dataset.dims:
         return _of_track(dataset)
     if "principal_angle" in dataset:
-        return page_of_comparison(dataset)
+        return replace(page_of_comparison(dataset), about=_about(dataset))
     if {"status", "error", "done"} <= set(dataset.data_vars):
         return _of_sweep(dataset)
     raise ValueError(
