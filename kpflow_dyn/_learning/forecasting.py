@@ -328,7 +328,7 @@ def _frozen_modes(
     some = grid[:: max(1, len(grid) // 100)]
 
     def losses(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
-        _check_rate(lr, rates)
+        check_rate(lr, rates)
         return curve(energies[0], rates, lr, some) + SETTLED * decay.start
 
     decay.settle(losses, beside=1 if batch is None else BESIDE)
@@ -345,7 +345,7 @@ def _frozen_flow(
     objective, lr = LinearisedObjective(flow.ntk, outputs(flow), loss), training.step
     run = Integration(objective, objective.start, lr * float(grid[-1]), None, RTOL_FROZEN)
     rates, energies, applications = spectrum(run.point)
-    _check_rate(lr, rates)
+    check_rate(lr, rates)
     found = along(run, objective, None)
     return FrozenFlow(lr, found), (rates, energies), applications + found.applications + int(found.gradients), None
 
@@ -468,7 +468,8 @@ def checked_mask(mask: Any, space: Space) -> Array | None:
     return like_numpy(full_mask(weights, space.shape).copy(), space.like)[None]
 
 
-def _check_rate(lr: float, rates: np.ndarray) -> None:
+def check_rate(lr: float, rates: np.ndarray) -> None:
+    """Raise for a learning rate at which gradient descent under the frozen kernel is unstable."""
     if lr * rates.max(initial=0.0) > 2:
         raise ValueError(
             f"gradient descent with lr = {lr:.3g} is unstable: the largest rate is {rates.max():.4g}, so lr must stay "

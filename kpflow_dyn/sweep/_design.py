@@ -22,6 +22,12 @@ class Design:
     points: list[Point]
     axes: dict[str, list[Any]] | None  # of a grid, whose last axis varies fastest; None for a list of points
 
+    def labelled(self) -> dict[str, list[Any]] | list[Point]:
+        """What `design` makes it of, as it stands in files."""
+        if self.axes is not None:
+            return {name: [label(value) for value in values] for name, values in self.axes.items()}
+        return [labelled(point) for point in self.points]
+
 
 def design(over: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]]) -> Design:
     """The grid of a mapping, or the points of a list, checked.
@@ -111,6 +117,11 @@ def value_of(name: str, value: Any) -> Any:
 def label(value: Any) -> Any:
     """How a value stands in files and coordinates: itself, or the repr of a dataclass."""
     return value if isinstance(value, bool | int | float | str) else repr(value)
+
+
+def labelled(point: Point) -> Point:
+    """A point as it stands in files."""
+    return {name: label(value) for name, value in point.items()}
 
 
 def _axis(name: str, values: Iterable[Any]) -> list[Any]:

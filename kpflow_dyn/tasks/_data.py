@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -233,6 +234,13 @@ def check_options(name: str, options: Iterable[str], known: Sequence[str]) -> No
     """Raise unless all options are known."""
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"{name} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
+
+
+def options_of(maker: Callable[..., Any]) -> list[str] | None:
+    """The names of the arguments that a class or function takes; None where it does not say, as with **kwargs."""
+    parameters = list(inspect.signature(maker.__init__ if isinstance(maker, type) else maker).parameters.values())
+    own = parameters[1:] if isinstance(maker, type) else parameters  # without self
+    return None if any(p.kind is p.VAR_KEYWORD for p in own) else [p.name for p in own]
 
 
 def is_indices(targets: np.ndarray) -> bool:
