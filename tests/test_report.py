@@ -143,6 +143,16 @@ def test_a_page_of_the_size_of_the_demo_is_small() -> None:
     assert len(page_of(large).to_html()) < 3e6
 
 
+def test_a_page_of_many_points_is_small() -> None:
+    over = {"g": np.linspace(0.5, 2, 20), "units": 2 ** np.arange(10), "seed": np.arange(10)}
+    shape = tuple(map(len, over.values()))
+    rng = np.random.default_rng(0)
+    numbers = {f"number_{i}": (tuple(over), rng.normal(size=shape)) for i in range(8)}
+    status = {"done": True, "status": "done", "error": "", "seconds": 1.0}
+    about = {name: (tuple(over), np.full(shape, value)) for name, value in status.items()}
+    assert len(page_of(xr.Dataset(numbers | about, coords=over)).to_html()) < 3e6
+
+
 def test_findings_say_what_the_figures_show(dataset: xr.Dataset, track: xr.Dataset, sweep: xr.Dataset) -> None:
     charts = {chart.name: chart for chart in page_of(dataset).charts}
     share = dataset.temporal_eigenvalue.values / dataset.temporal_eigenvalue.values.sum()

@@ -94,7 +94,9 @@ def _ranks(dataset: xr.Dataset) -> Chart:
         "carry most of it. Bars are two standard errors. The grey band ends at the dimension of the space: where a dot "
         "is far left of that end, few of the directions carry most.",
         {(): figure([*spans, dots], **axes)},
-        finding=", ".join(f"{a} {short(b)} of {c:,}" for a, b, c in zip(labels, found, most, strict=True)) + ".",
+        finding="Effective ranks: "
+        + ", ".join(f"{a} {short(b)} of {c:,}" for a, b, c in zip(labels, found, most, strict=True))
+        + ".",
     )
 
 

@@ -220,7 +220,7 @@ def _predicted(dataset: xr.Dataset) -> Chart:
         return figure(traces, **axes, yaxis={"title": {"text": label}, "range": [0, highest]})
 
     choices = (Choice("Trained by", tuple(road.name for road in roads)),) if len(roads) > 1 else ()
-    choices += (Choice("Loss", ("over the part's own now", "over the whole loss now")),)
+    choices += (Choice("Loss", ("relative to the part's loss now", "relative to the whole loss now")),)
     drawn = views(view, roads, (False, True))
     return Chart(
         "predicted_loss",

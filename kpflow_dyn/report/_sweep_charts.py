@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn.report._charts import (
+    MOST_NUMBERS,
     SEQUENTIAL,
     Chart,
     Choice,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 ABOUT = ("done", "status", "error", "seconds")
 PANELS, COLUMNS = 9, 3
 MOST_LINES = 8
+MOST_TRACES = 1500  # in all views of the small multiples
 NUMBERS = "iuf"
 FIELDS = {"type": "category", "showgrid": False}  # of one size, whatever the steps of the axis
 
@@ -66,13 +68,16 @@ def sweep_charts(dataset: xr.Dataset) -> list[Chart]:
 
 
 def _lines(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
+    most = MOST_NUMBERS // (2 * len(names) * len(axes))
+
     def view(name: str, axis: str) -> Any:
-        return figure(_means(dataset, name, axis), xaxis=_axis(dataset, axis), yaxis=_of(name))
+        return figure(_means(dataset, name, axis, most), xaxis=_axis(dataset, axis), yaxis=_of(name))
 
     return Chart(
         "lines",
         "Along one axis",
-        "The mean over all other axes, with bars from the least to the largest point. A grey dot is a point.",
+        "The mean over all other axes, with bars from the least to the largest point. A grey dot is a point"
+        + (f"; {most} of {dataset.status.size} are shown." if dataset.status.size > most else "."),
         views(view, names, axes),
         (_quantity(names), Choice("Against", tuple(axes))),
         finding=_ends(dataset, names[0], axes[0]),
@@ -89,11 +94,13 @@ def _ends(dataset: xr.Dataset, name: str, axis: str) -> str:
     return f"The mean of {spaced(name)} is {' and '.join(said)}."
 
 
-def _means(dataset: xr.Dataset, name: str, axis: str) -> list[Any]:
+def _means(dataset: xr.Dataset, name: str, axis: str, most: int) -> list[Any]:
+    """The points, at most so many, and their mean."""
     values = _moved(dataset[name], [axis])  # [axis, others]
     x = _positions(dataset, axis)
+    shown = evenly(values.size, most)
     each = line(
-        np.repeat(x, values.shape[1]), values.ravel(), "points", 6, mode="markers",
+        np.repeat(x, values.shape[1])[shown], values.ravel()[shown], "points", 6, mode="markers",
         marker={"size": 5, "opacity": 0.35}, hovertemplate=f"{plain(axis)} %{{x}}: %{{y:.4g}}<extra></extra>",
     )  # fmt: skip
     mean, low, high = (_over(how, values) for how in (np.mean, np.min, np.max))
@@ -134,14 +141,16 @@ def _multiples(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
     """A panel for each value of one axis: the number against another, a line for each value of a third."""
     pairs = list(itertools.permutations(axes, 2))
 
+    most = MOST_TRACES // (len(names) * len(pairs))
+
     def view(name: str, pair: tuple[str, str]) -> Any:
-        return _panels(dataset, name, *pair, [axis for axis in axes if axis not in pair][:1])
+        return _panels(dataset, name, *pair, [axis for axis in axes if axis not in pair][:1], most)
 
     return Chart(
         "multiples",
         "Small multiples",
         "A panel for each value of one axis, all on one scale. Lines are the values of a third axis; over any further "
-        "axes they are means.",
+        "axes they are means. Of many values some are shown.",
         views(view, names, pairs),
         (_quantity(names), Choice("Show", tuple(f"against {x}, by {panel}" for x, panel in pairs))),
         520,
@@ -149,12 +158,14 @@ def _multiples(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
     )
 
 
-def _panels(dataset: xr.Dataset, name: str, x: str, panel: str, third: list[str]) -> Any:
+def _panels(dataset: xr.Dataset, name: str, x: str, panel: str, third: list[str], most: int) -> Any:
+    """Lines in panels, at most so many in all."""
     values = _over(np.mean, _moved(dataset[name], [panel, x, *third]))  # [panel, x] or [panel, x, third]
     values = values if third else values[..., None]
     titles = [f"{panel} = {_text(value)}" for value in dataset[panel].values]
     lines = [f"{third[0]} = {_text(value)}" for value in dataset[third[0]].values] if third else [name]
-    shown, drawn = evenly(len(values), PANELS), evenly(values.shape[2], MOST_LINES)
+    shown = evenly(len(values), PANELS)
+    drawn = evenly(values.shape[2], min(MOST_LINES, most // len(shown)))
     traces = [
         line(
             _positions(dataset, x), values[p, :, k], lines[k], color, mode="lines+markers",
