@@ -126,9 +126,10 @@ def comparison(found: Comparison) -> Figure:
     numbers = 1 + np.arange(len(found.angles))
     bars(angles, np.degrees(found.angles), "Principal angle", "Degrees")
     angles.set(ylim=(0, 90), yticks=range(0, 91, 30))
-    names, kind = ["first", "second"], "Eigenvalue of the NTK"
+    names, kind = found.names, "Eigenvalue of the NTK"
     if found.loss is not None:
-        names, kind = [f"{n}, loss {now:.3g}" for n, now in zip(names, found.loss, strict=True)], "Rate under the loss"
+        names = [f"{name}, loss {now:.3g}" for name, now in zip(names, found.loss, strict=True)]
+        kind = "Rate under the loss"
     for modes, name, marker in zip(found.modes, names, ("o", "s"), strict=True):
         values.plot(1 + np.arange(len(modes.values)), to_numpy(modes.values), marker=marker, markersize=5, label=name)
     values.set(xlabel="Rank of the eigenvalue", ylabel=kind, yscale="log", xticks=numbers)
