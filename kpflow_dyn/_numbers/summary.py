@@ -29,7 +29,7 @@ from kpflow_dyn._numbers.moments import moments_of
 from kpflow_dyn._numbers.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn._numbers.spectra import Modes, modes, modes_and_drives
 from kpflow_dyn._progress import Progress
-from kpflow_dyn._shown import ShownAsText
+from kpflow_dyn._shown import Row, Shown, numbers
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows
 from kpflow_dyn._spaces.scaling import Size, at_unit_size
@@ -54,7 +54,7 @@ METHOD = "leading eigenpairs and probes"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Summary(ShownAsText):
+class Summary(Shown):
     """What `summary` finds of a flow.
 
     Attributes:
@@ -129,6 +129,14 @@ class Summary(ShownAsText):
         values = ", ".join(f"{value:.4g}" for value in to_numpy(self.modes.values)[:5])
         return "\n".join([*rows, f"{'ntk_eigenvalue':24} {values}, ...", f"{self.applications} applications"])
 
+    def _shown(self) -> tuple[str, list[Row]]:
+        rows: list[Row] = [
+            (name, _in_words(getattr(self, name.replace("NTK", "ntk")))) for name in ("core", "K", "NTK")
+        ]
+        rows += [(f"{name} rank", _with_bar(rank)) for name, rank in self.ranks.items()]
+        rows += [("cos(K, NTK)", _with_bar(self.alignment)), ("NTK eigenvalues", numbers(to_numpy(self.modes.values)))]
+        return "Summary", [*rows, ("applications", str(self.applications))]
+
     def to_xarray(self) -> xr.Dataset:
         """A dataset of all scalars, with their standard errors as attributes, and of the eigenvalues and modes of all
         kernels, such as `temporal_eigenvalue` and `temporal_mode`.
@@ -154,6 +162,14 @@ class Summary(ShownAsText):
         if name not in found:
             raise AttributeError(f"there are no {name} modes of these states; there are those of {', '.join(found)}")
         return found[name]
+
+
+def _in_words(found: Scalars) -> str:
+    return f"effective rank {_with_bar(found.effective_rank)}, trace {_with_bar(found.trace)}"
+
+
+def _with_bar(found: Estimate) -> str:
+    return f"{found.value:.4g} +- {found.stderr:.2g}" if found.stderr else f"{found.value:.4g}"
 
 
 def summary(
