@@ -14,7 +14,7 @@ from kpflow_dyn.dynamics._points import FixedPoints
 from kpflow_dyn.dynamics._search import Search
 from kpflow_dyn.dynamics._starts import Draw, Posed, constant_inputs, posed
 
-AUTO, FIRST, MAX_STARTS = "auto", 256, 4096
+AUTO, FIRST, MAX_STARTS, FURTHER = "auto", 256, 4096, 100
 
 
 def fixed_points(
@@ -115,7 +115,7 @@ def _count(starts: Any, max_starts: int) -> int:
 
 
 class _Finding:
-    """All starts so far, the points that they led to, and how many the last round added."""
+    """All starts so far, the points that they led to, and how many a further round added."""
 
     def __init__(self, given: Posed, x: Any, z: np.ndarray, slow: float, unique: float, iterations: int) -> None:
         self.x, self.states = constant_inputs(given.problem, x, len(z)), given.states
@@ -124,7 +124,7 @@ class _Finding:
         self.search.check_starts(self.x, z)
         self.ends = self.search.ends(self.x, z, iterations)
         self._sort_out()
-        self.new = 0
+        self.new: int | None = None
 
     def _sort_out(self) -> None:
         self.numbers, self.counts = self.ends.distinct(self.slow, self.unique)
@@ -135,17 +135,25 @@ class _Finding:
         return len(self.ends.z)
 
     def look_on(self, draw: Draw, count: int) -> None:
-        """From further starts, of all kinds."""
-        known, quarter = self.points.z[self.points.isolated], count // 4
-        plain = [draw.visited(count - 3 * quarter), draw.around(quarter)]
+        """From further starts of all kinds; slow points are only looked for where the states are."""
+        known, few, eps = self.points.z[self.points.isolated], min(self.iterations, FURTHER), self.search.eps
+        quarter, others = count // 4, []
+        if quarter:
+            others.append(draw.around(quarter))
         if quarter and len(known) > 1:
-            plain.append(draw.combined(quarter, known))
-            z = draw.near(quarter, known)
-            self.ends += self.search.others(self.x[:quarter], z, self.iterations, known, draw.deviation)
-        z = np.concatenate(plain)
-        self.ends += self.search.ends(np.repeat(self.x[:1], len(z), 0), z, self.iterations)
+            others.append(draw.combined(quarter, known))
+            near = draw.near(quarter, known)
+            self.ends += self.search.others(self._inputs(quarter), near, few, known, draw.deviation).fixed(eps)
+        visited = draw.visited(count - quarter * (3 if len(known) > 1 else 1))
+        self.ends += self.search.ends(self._inputs(len(visited)), visited, few)
+        if others:
+            z = np.concatenate(others)
+            self.ends += self.search.ends(self._inputs(len(z)), z, few).fixed(eps)
         self._sort_out()
         self.new = int(self.points.isolated.sum()) - len(known)
+
+    def _inputs(self, count: int) -> np.ndarray:
+        return np.repeat(self.x[:1], count, 0)
 
     def verdict(self) -> Verdict:
         """What is missing, as far as can be told."""

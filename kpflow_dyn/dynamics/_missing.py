@@ -39,16 +39,17 @@ def returns(search: Search, x: np.ndarray, places: np.ndarray) -> bool:
     return any((side * search.in_numpy(inputs, z)[0][rows, unit] < 0).all() for z in faces)
 
 
-def judged(points: Polished, counts: np.ndarray, tried: int, new: int, bounded: bool | None) -> Verdict:
+def judged(points: Polished, counts: np.ndarray, tried: int, new: int | None, bounded: bool | None) -> Verdict:
     """The verdict on points of which each was found `counts` times, `new` of them by the last round of starts alone.
 
-    `bounded` is None where points rest under different inputs, so that no sum is known.
+    `new` is None where there was but one round, and `bounded` where points rest under different inputs, so that no sum
+    is known.
     """
     degenerate = int((points.fixed & points.degenerate).sum())
     isolated = points.isolated
     signs = [*_by_index(index_sum(points.J[isolated]))] if bounded and not degenerate else []
     signs += _by_counts(counts[isolated], tried, new)
-    doubts = [*_doubts(degenerate, bounded)]
+    doubts = _doubts(degenerate, bounded, new is None and not signs)
     return Verdict(False if signs else None if doubts else True, "; ".join(signs + doubts))
 
 
@@ -59,7 +60,7 @@ def _by_index(total: int) -> list[str]:
     return [f"the index sum is {total}, expected 1: at least {points} missing ({which})"] if less else []
 
 
-def _by_counts(counts: np.ndarray, tried: int, new: int) -> list[str]:
+def _by_counts(counts: np.ndarray, tried: int, new: int | None) -> list[str]:
     """Good's estimate of what another start finds: the share of starts whose point no other start found."""
     once = int((counts == 1).sum())
     if once >= RARE * tried:
@@ -70,7 +71,7 @@ def _by_counts(counts: np.ndarray, tried: int, new: int) -> list[str]:
     return [f"the last of {tried} starts still found {new} new point{'s' * (new > 1)}"] if new else []
 
 
-def _doubts(degenerate: int, bounded: bool | None) -> list[str]:
+def _doubts(degenerate: int, bounded: bool | None, few: bool) -> list[str]:
     if bounded is None:
         return ["points under different inputs have no index sum that is known"]
     if degenerate:
@@ -78,4 +79,6 @@ def _doubts(degenerate: int, bounded: bool | None) -> list[str]:
             f"{degenerate} degenerate point{'s' * (degenerate > 1)}, as on a line or ring of fixed points: the number "
             "of points means little, and the index sum cannot be used"
         ]
+    if few and bounded:
+        return ['only starts as given were tried: starts="auto" also tries others']
     return [] if bounded else ["states were not seen to return from far away, so the index sum cannot be used"]

@@ -52,9 +52,10 @@ class FixedPoints:
         continuous: whether they are those of a field.
         states: where they were looked for [trial, time, unit]: the states of the solution, or the starts.
         tried: how many starts were made in all.
-        complete: True where nothing says that fixed points are missing, which proves nothing: two of opposite index that
-            no start led to leave no trace. False where something does, None where it cannot be told.
-        missing: what it is, in words. Of all points of the search, as `complete`, also where these are some of them.
+        complete: whether all fixed points seem to be found. True where starts of all kinds found nothing new at the end
+            and the index sum is right, which is no proof: two points of opposite index may still be missing. False
+            where points are known or likely to be missing, None where neither can be said.
+        missing: the reason, in words. Both are of the whole search, also where these points are some of it.
 
     Example as `fixed_points`.
     """
@@ -116,15 +117,11 @@ class FixedPoints:
 
     def __repr__(self) -> str:
         fixed, stable = int(self.is_fixed.sum()), int((self.is_fixed & self.is_stable).sum())
-        known = {
-            True: "nothing says that points are missing",
-            False: "points are missing",
-            None: "not known if complete",
-        }
+        known = {True: "complete, as far as can be seen", False: "incomplete", None: "unknown whether complete"}
+        counts = f"{fixed} fixed ({stable} stable, {fixed - stable} unstable), {len(self) - fixed} slow"
         return "\n".join(
             (
-                f"FixedPoints: {fixed} fixed ({stable} stable, {fixed - stable} unstable) and {len(self) - fixed} slow, "
-                f"of {self.tried} starts",
+                f"FixedPoints: {counts}; from {self.tried} starts",
                 f"  {known[self.complete]}{': ' * bool(self.missing)}{self.missing}",
                 "  .table() lists them, .plot() draws them",
             )

@@ -11,7 +11,7 @@ from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn.dynamics._deflation import deflated
 from kpflow_dyn.dynamics._levenberg import Residual, minimise
 
-OUTLIER, POLISH, DEFLATED, SMALL = 10.0, 6, 100, 1e-8
+OUTLIER, POLISH, SMALL = 10.0, 6, 1e-8
 
 
 class Ends(NamedTuple):
@@ -24,6 +24,10 @@ class Ends(NamedTuple):
 
     def __add__(self, others: Any) -> Ends:
         return Ends(*(np.concatenate(pair) for pair in zip(self, others, strict=True)))
+
+    def fixed(self, eps: float) -> Ends:
+        """Without those that are not fixed to round-off."""
+        return self._replace(q=np.where(_at_rest((2 * self.q) ** 0.5, self.z, eps), self.q, np.inf))
 
     def distinct(self, slow: float, unique: float) -> tuple[np.ndarray, np.ndarray]:
         """Which ends are points, each once, and how many starts led there; the most visited first."""
@@ -59,13 +63,17 @@ class Polished(NamedTuple):
     @property
     def fixed(self) -> np.ndarray:
         """Which are fixed to round-off."""
-        return np.linalg.norm(self.r, axis=1) <= 1e5 * self.eps * (1 + np.linalg.norm(self.z, axis=1))
+        return _at_rest(np.linalg.norm(self.r, axis=1), self.z, self.eps)
 
     @property
     def degenerate(self) -> np.ndarray:
         """Where J is singular to half the digits, so that no single point need be there."""
         sizes = np.linalg.svd(self.J, compute_uv=False)
         return sizes[:, -1] <= self.eps**0.5 * np.maximum(sizes[:, 0], 1)
+
+
+def _at_rest(speed: np.ndarray, z: np.ndarray, eps: float) -> np.ndarray:
+    return speed <= 1e5 * eps * (1 + np.linalg.norm(z, axis=1))
 
 
 class Search:
@@ -113,7 +121,7 @@ class Search:
     def others(self, x: np.ndarray, start: np.ndarray, iterations: int, known: np.ndarray, scale: float) -> Ends:
         """Zeros near each start other than the known points; the starts that lead to none have q = inf."""
         without = deflated(self.residual(x), known, scale, self.compiled)
-        z = minimise(without, like_numpy(start, self.like), min(iterations, DEFLATED), self.compiled)
+        z = minimise(without, like_numpy(start, self.like), iterations, self.compiled)
         near = self._q(x, z) <= SMALL
         if not near.any():
             return Ends(x, start, z, np.full(len(z), np.inf))
