@@ -31,7 +31,7 @@ _PUBLIC = {
     "_problems.second_order": ["SecondOrderProblem"],
     "_problems.solutions": ["Solution", "SolveError"],
     "_problems.starts": ["StartWarning"],
-    "_solve": ["solve"],
+    "_solve": ["carry_state", "solve"],
     "_problems.measure": ["Measure"],
     "_flows.metric": ["KroneckerMetric", "LearningRates", "Reparametrization"],
     "_flows.adjoints": ["DiscreteAdjoint", "InterpolatingAdjoint"],
@@ -56,6 +56,7 @@ _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 _SUBMODULES = {
     "control",
     "dynamics",
+    "figures",
     "gym",
     "learning_rules",
     "models",
@@ -69,7 +70,7 @@ _SUBMODULES = {
     "train",
 }
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = sorted([*_HOME, *_SUBMODULES])
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import full_precision, like_numpy
+from kpflow_dyn._arrays import full_precision, joined, like_numpy, to_numpy
 from kpflow_dyn._implicit.solving import solve_implicit
 from kpflow_dyn._problems.delayed import DDEProblem
 from kpflow_dyn._problems.problems import (
@@ -19,6 +19,7 @@ from kpflow_dyn._problems.problems import (
 from kpflow_dyn._problems.solutions import DiscreteSolution, Solution
 from kpflow_dyn._problems.starts import inputs_without_gradient, without_gradient
 from kpflow_dyn._problems.stochastic import SDEProblem
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._stepping.delayed import solve_dde
 from kpflow_dyn._stepping.split import solve_split, split_method
 from kpflow_dyn._stepping.stochastic import solve_sde
@@ -85,7 +86,7 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
         DiscreteProblem | OverTimes | StaticProblem | FixedPointProblem | ImplicitProblem,
     ):
         raise TypeError(
-            f"solve takes a problem such as DiscreteProblem(cell, x) or ODEProblem(f, z0, t), got {type(prob).__name__}"
+            f"solve takes a problem such as DiscreteProblem(cell, x) or ODEProblem(f, z0, t), got {type_name(prob)}"
         )
     if not isinstance(prob, OverTimes) and (alg is not None or common):
         raise TypeError(
@@ -119,3 +120,41 @@ def _solve_discrete(prob: DiscreteProblem) -> DiscreteSolution:
     state, start = prob.backend.solving.roll_out(prob)
     times = like_numpy(np.arange(1, state.shape[1] + 1), state)
     return DiscreteSolution(problem=prob, state=state, t=times, stats={"steps": state.shape[1]}, start=start)
+
+
+def carry_state(prob: DiscreteProblem, mask: Any = None) -> DiscreteProblem:
+    """The same trials as one session: each starts from the state at the end of the one before it.
+
+        z_0[b] = z_T[b - 1], with T the last step of trial b - 1
+
+    The network runs over the trials in their order, the first from the problem's own start. The starts that come out
+    are given data: they do not learn, and a change of the parameters in one trial does not reach the next.
+
+    Args:
+        prob: a recurrent network, without an encoder.
+        mask: [trial, time], such as that of a task: a trial ends with its last step that counts. None for all steps.
+
+    Raises:
+        TypeError, ValueError: another problem, or a mask of another shape.
+    Source: neurogym's environments, which go on from trial to trial; Molano-Mazon et al., PsyArXiv (2022).
+
+    >>> import torch, kpflow_dyn as kp
+    >>> problem = kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(4, 5, 3))
+    >>> session, apart = kp.solve(kp.carry_state(problem)), kp.solve(problem)
+    >>> torch.allclose(session.start[1], apart.state[0, -1], atol=1e-6)
+    True
+    """
+    if not isinstance(prob, DiscreteProblem):
+        raise TypeError(f"carry_state takes a recurrent network, a kp.DiscreteProblem, got {type(prob).__name__}")
+    if prob.encoder is not None:
+        raise ValueError("the start of this problem learns, so that it cannot be the end of another trial")
+    shape = tuple(prob.x.shape[:2])
+    counts = np.ones(shape, bool) if mask is None else to_numpy(mask) != 0
+    if counts.shape != shape:
+        raise ValueError(f"the mask is {list(counts.shape)}, expected [trial, time] = {list(shape)}")
+    starts = [solve(prob).start[:1]]  # type: ignore[attr-defined]
+    for trial, when in enumerate(counts[:-1]):
+        end = 1 + np.flatnonzero(when)[-1] if when.any() else 0
+        alone = solve(prob.remake(x=prob.x[trial : trial + 1], z0=starts[-1]))
+        starts.append(alone.state[:, end - 1] if end else starts[-1])
+    return prob.remake(z0=joined(starts, len(starts)))

@@ -24,6 +24,7 @@ import kpflow_dyn as kp
 from kpflow_dyn import _analyze as analysis
 from kpflow_dyn._checkpoint import load_checkpoint
 from kpflow_dyn.cli._app import FIGURE_NAMES, FILE_NAMES, LEARNING_NAMES, app
+from kpflow_dyn.cli._options import task_options
 from kpflow_dyn.figures import FIGURES
 from kpflow_dyn.figures._learning import OF_PARTS
 
@@ -219,7 +220,7 @@ def test_signals_leave_nothing(checkpoint, task, out: Path, monkeypatch, where: 
     assert "Traceback" not in result.output
     assert not list(out.parent.iterdir())
     if number == signal.SIGINT:
-        assert result.stderr == "kpflow-dyn: interrupted; nothing was written\n"
+        assert result.stderr == "kpflow-dyn: interrupted: nothing was written\n"
 
 
 def test_unexpected_errors_are_one_line_and_debug_shows_all(checkpoint, task, out: Path, monkeypatch) -> None:
@@ -468,13 +469,51 @@ def test_demo_in_a_real_process(tmp_path: Path) -> None:
 
 def test_report_of_an_analysis(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["report", str(tmp_path)])
-    assert found.exit_code == 2 and "no folder with results.nc" in found.stderr
+    assert found.exit_code == 2 and "holds no results; expected results.nc" in found.stderr
     flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 4, 2))))
     kp.analyze(flow, k=2).to_netcdf(tmp_path / "results.nc", engine="h5netcdf")
     for options, status in (([], 0), ([], 2), (["--overwrite"], 0)):
         found = CliRunner().invoke(app, ["report", str(tmp_path), *options])
         assert found.exit_code == status
     assert "Temporal modes" in (tmp_path / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("command", ["analyze", "track", "compare"])
+def test_options_of_the_task(checkpoint: Path, cell: torch.nn.GRUCell, out: Path, command: str) -> None:
+    network = ("--task", "memorypro", "--trials", 3, "--task-option", "memory=2", "--task-option", "stimulus=3")
+    record = kp.Recorder(out.parent / "recorded")
+    record(0, cell, loss=1.0)
+    files = {"analyze": [checkpoint], "track": [record.folder], "compare": [checkpoint, checkpoint]}[command]
+    modes = [] if command == "track" else ["--modes", 1]
+    shown = run(command, *files, *network, *modes, "--out", out)
+    assert shown.exit_code == 0, shown.output
+    if command == "analyze":
+        results = json.loads((out / "results.json").read_text())
+        assert results["settings"]["state"] == "3 trials x 35 times x 6 units"
+        assert json.loads(results["settings"]["task_options"]) == {"memory": 2, "stimulus": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["memory"], "--task-option is 'memory', expected NAME=VALUE"),
+        (["wait=3"], "memorypro has no option wait; it has: fixation, stimulus, memory, response, noise, dt"),
+        (["memory=3", "memory=4"], "--task-option memory is given twice"),
+        (["memory=3", "memory.a=4"], "--task-option memory.a is given twice"),
+        (["memory=long"], "memory must be a whole number, got 'long'"),
+        (["seed=3"], "--task-option seed=3: give it as --seed"),
+    ],
+)
+def test_bad_options_of_the_task(checkpoint: Path, out: Path, given: list[str], message: str) -> None:
+    options = [part for text in given for part in ("--task-option", text)]
+    assert_refused(run("analyze", checkpoint, "--task", "memorypro", *options, "--out", out), out, message)
+
+
+def test_options_are_numbers_texts_and_nested() -> None:
+    given = ["dt=20", "sigma=0.5", "kind=pro", "abort=True", "on=true", "cohs=[1, 2]", "timing.a.b=5", "timing.c=x"]
+    nested = {"timing": {"a": {"b": 5}, "c": "x"}}
+    plain = {"dt": 20, "sigma": 0.5, "kind": "pro", "abort": True, "on": True, "cohs": [1, 2]}
+    assert task_options(given) == plain | nested and task_options([]) is None
 
 
 @pytest.fixture(scope="module")
@@ -486,7 +525,25 @@ def masked(folder: Path, task: Path) -> Path:
     return folder / "masked.npz"
 
 
-@pytest.mark.parametrize("kept", [[], ["--all-steps"]])
+@pytest.mark.parametrize("command", ["analyze", "compare"])
+def test_a_session_of_trials(cell, checkpoint: Path, masked: Path, out: Path, command: str) -> None:
+    files = [checkpoint] * (1 + (command == "compare"))
+    call = (command, *files, "--task", masked, "--carry-state", "--dtype", "float64", "--modes", 1, "--out", out)
+    shown = run(*call)
+    assert shown.exit_code == 0, shown.output
+    if command == "analyze":
+        arrays, own, z, ends = arrays_of(masked), copy.deepcopy(cell).double(), None, []
+        for x, counts in zip(torch.from_numpy(arrays["inputs"]), arrays["mask"], strict=True):
+            for u in x[: 1 + np.flatnonzero(counts)[-1]]:
+                z = own(u, z)
+            ends.append(z.detach().numpy())
+        with xr.open_dataset(out / "results.nc", engine="h5netcdf") as dataset:
+            moved = dataset.pc_projection.values @ dataset.pc_direction.values
+        last = np.array([rows[np.flatnonzero(on)[-1]] for rows, on in zip(moved, arrays["mask"], strict=True)])
+        np.testing.assert_allclose(last - last[0], np.array(ends) - ends[0], atol=1e-10)
+
+
+@pytest.mark.parametrize("kept", [[], ["--all-steps"], ["--include-padding"]])
 def test_steps_without_a_target_are_left_out(cell, checkpoint: Path, masked: Path, out: Path, kept: list[str]) -> None:
     network = ("--model", "gru", "--task", masked, *kept)
     shown = run("analyze", checkpoint, *network, "--out", out, "--dtype", "float64", "--modes", 2)
@@ -565,6 +622,7 @@ def test_the_times_of_an_optimizer(learning, cell: torch.nn.GRUCell, out: Path) 
         (["--loss", "hinge"], "loss is 'hinge', expected one of squared_error, cross_entropy"),
         (["--readout", "wide"], "the readout 'wide' has 3 outputs, and the task 2"),
         (["--optimizer", "adam"], "the optimizer adam needs lr=, its learning rate"),
+        (["--optimizer", "sgd", "--lr", 1e4], "gradient descent with lr = 1e+04 is unstable: the largest rate is"),
         (["--lr", 0.1], "lr is for an optimizer; say which, or leave it out"),
     ],
 )

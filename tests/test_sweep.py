@@ -222,8 +222,15 @@ def test_a_signal_to_the_driver_stops_the_sweep(number, ends, caught: bool, tmp_
     before = signal.signal(number, handler)
     try:
         sweep = kp.Sweep(run, {"n": range(3)}, tmp_path / "out")
-        with pytest.raises(ends):
+        with pytest.raises(ends) as caught_here:
             sweep.run()
+        if ends is KeyboardInterrupt:
+            assert str(caught_here.value) == "1 of 3 points are done and kept; run again to resume"
+            assert repr(
+                sweep
+            ) == f"Sweep of {run.__qualname__} over n (3) = 3 points, 1 computed, 2 missing, in " + str(
+                tmp_path / "out"
+            )
         assert signal.getsignal(number) is handler
     finally:
         signal.signal(number, before)

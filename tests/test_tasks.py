@@ -319,6 +319,7 @@ def test_neurogym_leaves_global_random_state_and_options_alone():
 
 def test_neurogym_options_reach_the_environment():
     assert make_task(DECISION, trials=2, dt=50, dim_ring=4).inputs.shape == (2, 44, 5)
+    assert make_task(DECISION, trials=2, timing={"stimulus": 500}).inputs.shape == (2, 7, 3)
     quiet = make_task(DECISION, trials=50, sigma=0, cohs=[51.2])
     larger = quiet.inputs[..., 1:].sum(axis=1).argmax(axis=-1)
     np.testing.assert_array_equal(larger, quiet.labels["ground_truth"])
@@ -378,7 +379,9 @@ def test_no_trials_are_refused(spec, trials):
         ("lowrankforecast", {"period": 1}, "period must be at least 2, got 1"),
         ("sine", {"slowest": 10}, "slowest must be at least 20.0, got 10"),
         ("reaching", {"movement": 0}, "movement must be at least 1, got 0"),
-        (DECISION, {"delay": 3}, "does not take these options.*'delay'"),
+        (DECISION, {"delay": 3}, "Making-v0 has no option delay; it has: dt, dim_ring, rewards, timing, cohs, sigma"),
+        (DECISION, {"timing": {"wait": 3}}, "no option wait; it has: fixation, stimulus, delay, decision"),
+        ("neurogym:yang19.dms-v0", {"wait": 3}, "does not take these options.*'wait'"),
         ("x.npz", {"delay": 3}, "has no option delay; it has: none"),
     ],
 )

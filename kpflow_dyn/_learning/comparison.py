@@ -29,17 +29,19 @@ from kpflow_dyn._learning.forecasting import loss_of, outputs, states_of
 from kpflow_dyn._learning.losses import Loss, OutputLoss
 from kpflow_dyn._numbers.estimate import alignment
 from kpflow_dyn._numbers.spectra import Modes, eigs
+from kpflow_dyn._shown import ShownAsText
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import on_rows
 from kpflow_dyn.solvers import BlockLanczos, Estimate
 from kpflow_dyn.solvers._orthogonalise import combine
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(ShownAsText):
     """Two flows on the same states, or of the same outputs.
 
     Attributes:
@@ -81,6 +83,20 @@ class Comparison:
         lines = [f"{name:8} {first:10.4g} and {second:.4g}" for name, (first, second) in now.items()]
         table[0] += "  (under the loss)"
         return "\n".join([*lines, *table, f"cosine of the next steps {self.step:8.4f}", angles])
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of the alignments `ntk`, `K` and `P` with their standard errors, the `angles`, and `eigenvalues`,
+        `loss` and `accuracy` of each [model].
+        """
+        import xarray as xr
+
+        known = {"ntk": self.ntk, "K": self.K, "P": self.P}
+        data: dict[str, Any] = {n: ((), one.value, {"stderr": one.stderr}) for n, one in known.items() if one}
+        values = [to_numpy(modes.values) for modes in self.modes]
+        data |= {"angles": ("angle", self.angles, {"units": "radians"}), "eigenvalues": (("model", "mode"), values)}
+        each = {"loss": self.loss, "accuracy": self.accuracy}
+        data |= {name: ("model", list(pair)) for name, pair in each.items() if pair is not None}
+        return xr.Dataset(data | {"step": self.step}, {"model": ["first", "second"]})
 
     def plot(self, dark: bool = False) -> Figure:
         """Principal angles, and the leading eigenvalues of both."""

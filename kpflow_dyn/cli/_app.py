@@ -25,6 +25,7 @@ from kpflow_dyn.cli._sources import (
     load_module,
     posed,
     readout_of,
+    said_of_options,
 )
 from kpflow_dyn.cli._sweep import sweep
 from kpflow_dyn.cli._terminal import notes, plain_errors, print_notes
@@ -77,6 +78,7 @@ def analyze(
             help="memorypro, flipflop or another of kpflow_dyn.tasks, neurogym:NAME-v0, or a path that ends in .npz."
         ),
     ] = None,
+    task_option: given.TaskOption = None,
     problem: Annotated[
         str | None,
         typer.Option(
@@ -100,6 +102,7 @@ def analyze(
     modes: given.Modes = 8,
     samples: given.Samples = 40,
     all_steps: given.AllSteps = False,
+    carry_state: given.CarryState = False,
     optimizer: given.Optimizer = None,
     lr: given.Rate = None,
     clip: given.Clip = None,
@@ -114,6 +117,7 @@ def analyze(
     with plain_errors(debug):
         named = {"key": key, "prefix": prefix, "readout": readout, "nonlinearity": nonlinearity, "alpha": alpha}
         inputs = {"task": task, "x": x, "trials": trials, "dtype": dtype, "state": state, "axes": axes}
+        inputs |= {"task_options": given.task_options(task_option), "carry_state": carry_state or None}
         source = _source(problem, {"CHECKPOINT": checkpoint, "model": model, "module": module} | named | inputs)
         asked = {"k": modes, "samples": samples, "all_steps": all_steps, "loss": loss}
         asked |= {"optimizer": optimizer, "lr": lr, "clip": clip, "steps": steps}
@@ -169,7 +173,11 @@ def _main(
 
 def _source(problem: str | None, network: dict[str, Any]) -> Network | str:
     """What to analyse: either a checkpoint with its inputs, or the name of a function of the user's own."""
-    named = {"CHECKPOINT": "CHECKPOINT"} | {name: f"--{name}" for name in network if name != "CHECKPOINT"}
+    named = {name: f"--{name}" for name in network} | {
+        "CHECKPOINT": "CHECKPOINT",
+        "task_options": "--task-option",
+        "carry_state": "--carry-state",
+    }
     chosen = [named[name] for name, value in network.items() if value is not None]
     if problem is not None:
         if chosen:
@@ -253,9 +261,10 @@ def _network_on_task(source: Network, seed: int, loss: str | None) -> Posed:
         "checkpoint": source.checkpoint.name,
         "model": str(network.cell),
         "task": data.name,
+        **said_of_options(source),
         "learning": said,
     }
-    return posed(network, data), data, readout, attributes | attributes_of(network)
+    return posed(network, data, source.carry_state), data, readout, attributes | attributes_of(network)
 
 
 def _module_on_inputs(source: Network, seed: int, threads: int | None) -> Posed:
@@ -273,13 +282,13 @@ def _module_on_inputs(source: Network, seed: int, threads: int | None) -> Posed:
 
 def _render(dataset: xr.Dataset) -> dict[str, bytes]:
     """All files but the NetCDF one, by name."""
-    from kpflow_dyn.figures import FIGURES, to_png
+    from kpflow_dyn.figures import FIGURES, to_bytes
     from kpflow_dyn.figures._learning import OF_PARTS
     from kpflow_dyn.report import page_of
 
     figures = FIGURES | (OF_PARTS if "part" in dataset.dims else {})
     return {
-        **{f"{name}.png": to_png(draw(dataset)) for name, draw in figures.items()},
+        **{f"{name}.png": to_bytes(draw(dataset)) for name, draw in figures.items()},
         "index.html": page_of(dataset).to_html().encode(),
         "results.json": _to_json(dataset).encode(),
     }

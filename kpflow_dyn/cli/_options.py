@@ -1,7 +1,10 @@
 """Options that commands share."""
 
+import ast
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +19,19 @@ Threads = Annotated[
 AllSteps = Annotated[
     bool,
     typer.Option(
-        "--all-steps", help="Keep the steps that do not count for the task: behind the end of a trial, or no target."
+        "--all-steps",
+        "--include-padding",
+        help="Analyse all steps, also those that do not count for the task: the padding behind the end of a shorter "
+        "trial, and steps without a target. The loss and the errors leave them out all the same.",
+    ),
+]
+CarryState = Annotated[
+    bool,
+    typer.Option(
+        "--carry-state",
+        help="Run the trials as one session: each starts from the state at the end of the one before it, padding left "
+        "out, and that state counts as given. Unless given, each trial starts afresh: from the start in the "
+        "checkpoint, or else from zeros.",
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
@@ -26,6 +41,16 @@ Model = Annotated[
     str | None, typer.Option(help="rnn, gru, lstm, ctrnn or lowrank; by default the one that is in the file.")
 ]
 OnTask = Annotated[str, typer.Option(help="The name of a task, neurogym:NAME-v0, or a path that ends in .npz.")]
+TaskOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task-option",
+        metavar="NAME=VALUE",
+        help="An option of the task, as often as you like: a field of a task of kpflow_dyn.tasks (memory=20), or what "
+        "the neurogym environment takes (dt=20, sigma=0.5, timing.stimulus=500).",
+        show_default=False,
+    ),
+]
 Key = Annotated[str | None, typer.Option(help='What holds the network in the file, where several do: "model", "ema".')]
 Prefix = Annotated[str | None, typer.Option(help='Before the names of the weights, such as "rnn." or "lstm_actor."')]
 Readout = Annotated[str | None, typer.Option(help="The readout layer's name, where several could be it.")]
@@ -78,3 +103,34 @@ Inputs = Annotated[
         "in a .npy file, or as x in a .npz file.",
     ),
 ]
+
+
+def task_options(given: Sequence[str] | None) -> dict[str, Any] | None:
+    """The values of `--task-option`, by name; those of timing.stimulus=500 as {"timing": {"stimulus": 500}}.
+
+    A value is read as JSON or as a value of Python, and else is the text itself.
+    """
+    options: dict[str, Any] = {}
+    for text in given or ():
+        names, equals, value = text.partition("=")
+        *outer, name = names.strip().split(".")
+        if not (equals and all([*outer, name])):
+            raise ValueError(f"--task-option is {text!r}, expected NAME=VALUE, such as dt=20 or timing.stimulus=500")
+        if names.strip() in ("trials", "seed"):
+            raise ValueError(f"--task-option {text}: give it as --{names.strip()}")
+        inner = options
+        for key in outer:
+            inner = inner.setdefault(key, {})
+        if not isinstance(inner, dict) or name in inner:
+            raise ValueError(f"--task-option {names} is given twice; leave one out")
+        inner[name] = _value(value.strip())
+    return options or None
+
+
+def _value(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text

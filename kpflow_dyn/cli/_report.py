@@ -12,14 +12,24 @@ PAGE = "report.html"
 
 
 def report(
-    path: Annotated[Path, typer.Argument(help="The folder of an analysis, a track or a sweep, or a NetCDF file.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of an analysis, a track, a comparison or a sweep (of a kp.Sweep too, done or not), or a "
+            "NetCDF file."
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="The HTML file to write; by default report.html beside the results.")
     ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Also open the page in the browser.")] = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Make one page with interactive figures, which needs no other file and no network."""
+    """Make one page with interactive figures, which needs no other file and no network.
+
+    Example:  kpflow-dyn report runs/gains --open
+    """
     with plain_errors(debug):
         from kpflow_dyn.report import write_report
 
@@ -28,3 +38,5 @@ def report(
             raise FileExistsError(f"{out} exists; give --overwrite, or another file with --out")
         write_report(path, out)
         typer.echo(f"The page: {out.absolute()}")
+        if show:
+            typer.launch(out.absolute().as_uri())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ class Network:
     x: Path | None = None
     state: str | None = None
     axes: str | None = None
+    task_options: Mapping[str, Any] | None = None
+    carry_state: bool | None = None
 
 
 def load(source: Network, seed: int, loss: str | None = None) -> tuple[Checkpoint, TaskData]:
@@ -68,6 +71,7 @@ def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem
     from kpflow_dyn._checkpoint import load_checkpoint
     from kpflow_dyn._checkpoint.modules import cast, problem_of
     from kpflow_dyn._problems.problems import DiscreteProblem
+    from kpflow_dyn._solve import carry_state
     from kpflow_dyn.cli._user_code import module_from
 
     _check(source)
@@ -81,6 +85,8 @@ def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem
     cell = network.cell if source.dtype is None else cast(network.cell, source.dtype)
     names = [None if given is None else given.replace(" ", "").split(",") for given in (source.state, source.axes)]
     problem = problem_of(cell, array, *names)
+    if source.carry_state:
+        problem = carry_state(problem, None if data is None else data.mask)  # type: ignore[arg-type]  # it refuses others
     return network, problem, data if isinstance(problem, DiscreteProblem) else None
 
 
@@ -100,6 +106,11 @@ def as_found(file: str, found: Mapping[str, str]) -> list[str]:
     return [f"Found in {file}:", *(f"  {subject}: {words}" for subject, words in found.items() if words)]
 
 
+def said_of_options(source: Network) -> dict[str, str]:
+    """The options of the task, as an attribute of the results; nothing where there are none."""
+    return {"task_options": json.dumps(source.task_options)} if source.task_options else {}
+
+
 def _check(source: Network) -> None:
     if source.dtype not in (None, "float32", "float64"):
         raise ValueError(f"dtype must be float32 or float64, got {source.dtype!r}")
@@ -111,6 +122,8 @@ def _check(source: Network) -> None:
         raise ValueError(f"trials must be at least 1, got {source.trials}")
     if source.task is not None and source.x is not None:
         raise ValueError("--task and --x are both inputs; leave one out")
+    if source.task is None and source.task_options:
+        raise ValueError("--task-option is for the task of --task; leave it out with --x")
 
 
 def _inputs(source: Network, seed: int) -> TaskData:
@@ -118,7 +131,7 @@ def _inputs(source: Network, seed: int) -> TaskData:
     from kpflow_dyn.tasks import TaskData, make_task
 
     if source.task is not None:
-        return make_task(source.task, trials=source.trials, seed=seed)
+        return make_task(source.task, trials=source.trials, seed=seed, **(source.task_options or {}))
     return TaskData(_read_inputs(source.x, source.trials).astype(float), name=Path(str(source.x)).stem)
 
 
@@ -137,14 +150,16 @@ def _read_inputs(path: Path | None, trials: int | None) -> np.ndarray:
     return arrays[names[0]].numpy()[:trials]
 
 
-def posed(network: Checkpoint, data: TaskData) -> DiscreteProblem:
-    """The network on the inputs of the task, in its own dtype."""
+def posed(network: Checkpoint, data: TaskData, carries: bool | None = None) -> DiscreteProblem:
+    """The network on the inputs of the task, in its own dtype; with its state carried from trial to trial, or not."""
     from kpflow_dyn._arrays import like_numpy
     from kpflow_dyn._problems.problems import DiscreteProblem
+    from kpflow_dyn._solve import carry_state
 
     like = next(network.cell.parameters())
     start = None if network.start is None else network.start.to(like.dtype)
-    return DiscreteProblem(network.cell, like_numpy(data.inputs, like), start)
+    problem = DiscreteProblem(network.cell, like_numpy(data.inputs, like), start)
+    return carry_state(problem, data.mask) if carries else problem
 
 
 def readout_of(network: Checkpoint, data: TaskData, asked: bool) -> tuple[Any, str]:

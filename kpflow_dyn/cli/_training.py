@@ -25,6 +25,7 @@ COMPARISON_FILES = {"comparison.png", "comparison.txt"}
 def track(
     run_dir: Annotated[Path, typer.Argument(help="The folder of a Recorder, of checkpoints along a training.")],
     task: given.OnTask,
+    task_option: given.TaskOption = None,
     model: given.Model = None,
     key: given.Key = None,
     prefix: given.Prefix = None,
@@ -47,6 +48,7 @@ def track(
         limit_threads(threads)
         out = run_dir / "track" if out is None else out
         source = Network(run_dir, model, task, prefix, readout, nonlinearity, trials, key=key, alpha=alpha)
+        source = dataclasses.replace(source, task_options=given.task_options(task_option))
         dataset = _tracked(source, seed, samples, loss, all_steps, out)
         with replaced(out / "track.nc") as path:
             dataset.to_netcdf(path, engine="h5netcdf")
@@ -59,6 +61,7 @@ def compare(
     a: Annotated[Path, typer.Argument(help="A checkpoint, as `analyze` takes it.")],
     b: Annotated[Path, typer.Argument(help="Another one.")],
     task: given.OnTask,
+    task_option: given.TaskOption = None,
     model: given.Model = None,
     model_b: Annotated[str | None, typer.Option(help="Where B is another kind of network.")] = None,
     key: given.Key = None,
@@ -71,6 +74,7 @@ def compare(
     modes: Annotated[int, typer.Option(help="Leading modes of the NTKs to compare.", min=1)] = 8,
     samples: given.Samples = 120,
     all_steps: given.AllSteps = False,
+    carry_state: given.CarryState = False,
     loss: given.LossOfTask = None,
     dtype: given.Dtype = None,
     threads: given.Threads = None,
@@ -88,6 +92,7 @@ def compare(
         limit_threads(threads)
         check_folder(out, COMPARISON_FILES, overwrite)
         first = Network(a, model, task, prefix, readout, nonlinearity, trials, dtype, key, alpha)
+        first = dataclasses.replace(first, task_options=given.task_options(task_option), carry_state=carry_state)
         second = dataclasses.replace(first, checkpoint=b, model=model_b or model)
         with stages() as progress:
             progress("running and linearising", 0, None)
@@ -121,7 +126,7 @@ def _linearised(source: Network, seed: int, all_steps: bool) -> Linearised:
 
     network, data = load(source, seed)
     found = data, *readout_of(network, data, source.readout is not None)
-    flow = kp.linearize(kp.solve(posed(network, data)))
+    flow = kp.linearize(kp.solve(posed(network, data, source.carry_state)))
     on_file = as_found(source.checkpoint.name, network.found)
     if data.mask is None or data.mask.all():
         return Linearised(flow, *found, [], on_file)

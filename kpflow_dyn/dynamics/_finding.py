@@ -77,8 +77,8 @@ def fixed_points(
     >>> found = kp.dynamics.fixed_points(cell, starts=torch.linspace(-1, 1, 20)[:, None].double())
     >>> [(round(float(z[0]), 4), bool(stable)) for z, stable in sorted(zip(found.xstar, found.is_stable))]
     [(-0.9575, True), (0.0, False), (0.9575, True)]
-    >>> found.complete, found.tried
-    (True, 20)
+    >>> found.tried, int(found.index.sum()), found.missing  # of starts that are given, `complete` is None at best
+    (20, 1, 'only starts as given were tried: starts="auto" also tries others')
     """
     for name, value in {"slow": slow, "unique": unique, "iterations": iterations, "max_starts": max_starts}.items():
         if not 0 < value < np.inf:

@@ -55,9 +55,9 @@ def judged(points: Polished, counts: np.ndarray, tried: int, new: int | None, bo
 
 def _by_index(total: int) -> list[str]:
     less = abs(total - 1)
-    which = "unstable" if total > 1 else "stable, or unstable along an even number of real directions"
+    which = "unstable" if total > 1 else "stable or with two real unstable directions"
     points = f"{less} point{'s are' if less > 1 else ' is'}"
-    return [f"the index sum is {total}, expected 1: at least {points} missing ({which})"] if less else []
+    return [f"the index sum is {total}, expected 1: at least {points} missing, {which}"] if less else []
 
 
 def _by_counts(counts: np.ndarray, tried: int, new: int | None) -> list[str]:
@@ -65,8 +65,8 @@ def _by_counts(counts: np.ndarray, tried: int, new: int | None) -> list[str]:
     once = int((counts == 1).sum())
     if once >= RARE * tried:
         return [
-            f"{once} of {len(counts)} points were reached by one start only: another start finds a new one with a "
-            f"probability of about {once / tried:.2g}"
+            f"{once} of {len(counts)} points were reached by one start only: another finds a new one with "
+            f"probability {once / tried:.2g}"
         ]
     return [f"the last of {tried} starts still found {new} new point{'s' * (new > 1)}"] if new else []
 
@@ -76,9 +76,9 @@ def _doubts(degenerate: int, bounded: bool | None, few: bool) -> list[str]:
         return ["points under different inputs have no index sum that is known"]
     if degenerate:
         return [
-            f"{degenerate} degenerate point{'s' * (degenerate > 1)}, as on a line or ring of fixed points: the number "
-            "of points means little, and the index sum cannot be used"
+            f"{degenerate} degenerate point{'s' * (degenerate > 1)}, as on a line or ring: their number "
+            "means little, and the index sum cannot be used"
         ]
     if few and bounded:
         return ['only starts as given were tried: starts="auto" also tries others']
-    return [] if bounded else ["states were not seen to return from far away, so the index sum cannot be used"]
+    return [] if bounded else ["states far away were not seen to return, so the index sum cannot be used"]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kpflow_dyn._shown import Row, Shown, axes_sizes
+
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
@@ -30,7 +32,7 @@ SHOWN = 12
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FixedPoints:
+class FixedPoints(Shown):
     """Fixed and slow points, those that most starts led to first; names are those of the package fixed-point-finder.
 
     `points[mask]` are some of them, as `points[points.is_stable]`; `len(points)` says how many there are.
@@ -78,6 +80,16 @@ class FixedPoints:
     complete: bool | None = field(kw_only=True)
     missing: str = field(kw_only=True)
 
+    def _shown(self) -> tuple[str, list[Row]]:
+        fixed, kind = self.is_fixed, "field" if self.continuous else "map"
+        stable, unstable = (int((fixed & which).sum()) for which in (self.is_stable, ~self.is_stable))
+        known = {True: "yes, as far as can be seen", False: "no", None: "unknown"}[self.complete]
+        rows: list[Row] = [("xstar", axes_sizes(("point", "unit"), self.xstar.shape))]
+        rows += [("fixed", f"{stable} stable, {unstable} unstable; their indices sum to {self.index[fixed].sum()}")]
+        rows += [("slow", f"{(~fixed).sum()}"), ("complete", f"{known}, from {self.tried} starts")]
+        rows += [("", reason) for reason in self.missing.split("; ") if reason]
+        return f"{len(self)} fixed and slow points of a {kind}", rows
+
     def __len__(self) -> int:
         return len(self.xstar)
 
@@ -114,18 +126,6 @@ class FixedPoints:
         """At which the eigenvectors' parts grow [n, unit], per step or unit of time."""
         with np.errstate(divide="ignore"):
             return self.eigval_J_xstar.real if self.continuous else np.log(np.abs(self.eigval_J_xstar))
-
-    def __repr__(self) -> str:
-        fixed, stable = int(self.is_fixed.sum()), int((self.is_fixed & self.is_stable).sum())
-        known = {True: "complete, as far as can be seen", False: "incomplete", None: "unknown whether complete"}
-        counts = f"{fixed} fixed ({stable} stable, {fixed - stable} unstable), {len(self) - fixed} slow"
-        return "\n".join(
-            (
-                f"FixedPoints: {counts}; from {self.tried} starts",
-                f"  {known[self.complete]}{': ' * bool(self.missing)}{self.missing}",
-                "  .table() lists them, .plot() draws them",
-            )
-        )
 
     def table(self, most: int = SHOWN) -> str:
         """A line for each of the first points: its kind, unstable directions, slowest time constant, starts and q."""

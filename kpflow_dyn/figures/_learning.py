@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kpflow_dyn._arrays import to_numpy
-from kpflow_dyn.figures import bars, diverging, muted, new_figure, series, styled, trial_label
+from kpflow_dyn.figures import bars, diverging, trial_label
+from kpflow_dyn.figures._style import muted, new_figure, series, styled
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -138,7 +139,7 @@ def comparison(found: Comparison) -> Figure:
 @styled
 def self_reference(found: SelfReference) -> Figure:
     """The share of each change of the states in leading directions: of core and NTK, and of controls, thin."""
-    figure, panels = new_figure(2.4 * len(found.changes), rows=len(found.changes))
+    figure, panels = new_figure(0.8 + 2.4 * len(found.changes), rows=len(found.changes))
     dataset, colors, dashes = found.to_xarray(), series(), ("-", "--", "-.", ":")
     styles: dict[str, Any] = {name: {"color": color} for name, color in zip(("core", "NTK"), colors, strict=False)}
     controls = zip(dataset.basis.values[len(styles) :], dashes, strict=True)
@@ -150,7 +151,7 @@ def self_reference(found: SelfReference) -> Figure:
         axes.axvline(found.k, color=muted(), linewidth=0.8, linestyle=":")
         axes.set(ylim=(0, 1.05), ylabel="Share", title=change)
     panels[-1].set_xlabel(f"Directions of {' x '.join(found.axes)}")
-    panels[-1].legend(ncols=2)
+    figure.legend(*panels[-1].get_legend_handles_labels(), ncols=2, loc="outside lower center")
     return figure
 
 

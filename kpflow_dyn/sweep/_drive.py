@@ -9,9 +9,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 
-from kpflow_dyn.sweep._design import Point
+from kpflow_dyn.sweep._design import Point, labelled
 from kpflow_dyn.sweep._executors import Engine, Given
-from kpflow_dyn.sweep._store import Store, labelled
+from kpflow_dyn.sweep._store import Store
 from kpflow_dyn.sweep._values import Record
 from kpflow_dyn.sweep._work import Work, evaluate
 
@@ -35,7 +35,13 @@ def drive(
     state = _Driver(work, points, attempts, report, deaths)
     while state.waiting:
         with engine.open() as executor:
-            broken = state.submit_all(executor, engine.ahead)
+            try:
+                broken = state.submit_all(executor, engine.ahead)
+            finally:
+                if isinstance(
+                    engine, Given
+                ):  # others end with their points, and loky fails at those it finds cancelled
+                    state.cancel()
         if broken is not None and isinstance(engine, Given):
             for key in state.deaths.keys() & set(state.waiting):
                 Store(work.folder).suspect(key)
@@ -65,10 +71,12 @@ class _Driver:
             for future in wait(self.flight).done:
                 self.land(future)
             return error
-        finally:
-            for future in self.flight:
-                future.cancel()
         return None
+
+    def cancel(self) -> None:
+        """Take back what no worker has begun."""
+        for future in self.flight:
+            future.cancel()
 
     def fill(self, executor: Executor, ahead: int) -> None:
         """Submit what may be in flight together; a point that is suspect is so alone."""

@@ -2,15 +2,18 @@
 
 import importlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.tasks._data import check_count, nearest
 
 AHEAD = 2  # points in flight for each worker, so that none waits for the next one
@@ -93,7 +96,11 @@ class Processes:
         """A pool of loky."""
         loky = _imported("loky", "sweep")
         environment = threads_environment(self.threads) | {"LOKY_MAX_MEMORY_LEAK_SIZE": LEAK}
-        pool = loky.ProcessPoolExecutor(self._workers, initializer=end_with, initargs=(os.getpid(),), env=environment)
+        with _deaf_to_ctrl_c():
+            pool = loky.ProcessPoolExecutor(
+                self._workers, initializer=end_with, initargs=(os.getpid(),), env=environment
+            )
+            pool.submit(os.getpid)  # starts them
         try:
             yield pool
         except BaseException:
@@ -135,13 +142,14 @@ class Dask:
     def _cluster(self, distributed: Any) -> AbstractContextManager[Any]:
         if self.address is not None:
             return nullcontext(self.address)
-        return distributed.LocalCluster(
-            n_workers=self.workers or cores(),
-            threads_per_worker=1,
-            dashboard_address=None,
-            silence_logs=50,
-            env=threads_environment(self.threads),
-        )
+        with _deaf_to_ctrl_c():
+            return distributed.LocalCluster(
+                n_workers=self.workers or cores(),
+                threads_per_worker=1,
+                dashboard_address=None,
+                silence_logs=50,
+                env=threads_environment(self.threads),
+            )
 
 
 @dataclass(frozen=True)
@@ -245,7 +253,7 @@ def engine_of(given: Any) -> Engine:
     if isinstance(given, Local | Processes | Dask | Slurm):
         return given
     raise TypeError(
-        f"executor is a {type(given).__name__}, expected a name ({', '.join(ENGINES)}), what sweep.executor gives, a "
+        f"executor is a {type_name(given)}, expected a name ({', '.join(ENGINES)}), what sweep.executor gives, a "
         "concurrent.futures.Executor or a dask Client"
     )
 
@@ -271,6 +279,17 @@ class _Inline(Executor):
         except Exception as error:
             future.set_exception(error)
         return future
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Workers that start inside do not hear it: a terminal sends it to all, and the process of the sweep ends them."""
+    resource_tracker.ensure_running()  # of multiprocessing, whose start lets SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with(parent: int) -> None:

@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kpflow_dyn.sweep._design import Point
-from kpflow_dyn.sweep._store import Store, labelled
+from kpflow_dyn.sweep._design import Point, labelled
+from kpflow_dyn.sweep._store import Store
 from kpflow_dyn.sweep._values import Record, is_finite, variables_of
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)  # that end a program, or a point

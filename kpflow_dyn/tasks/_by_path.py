@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from kpflow_dyn.tasks._data import check_options, options_of
+
 
 def object_at(reference: str, asked_by: str, kind: str = "name") -> Any:
     """The object of this name in a module or file, which runs as in `python file.py`, or after `import module` here.
@@ -40,6 +42,8 @@ def made_by(reference: str, asked_by: str, method: str, options: dict[str, Any])
         return found
     if not callable(found):
         raise TypeError(f"{reference} is {found!r}, expected an object with {method}(...), or a class of such")
+    if (taken := options_of(found)) is not None:
+        check_options(reference, options, taken)
     if not hasattr(made := run(lambda: found(**options), f"{reference} raised"), method):
         raise TypeError(f"{reference} made {made!r}, expected an object with {method}(...)")
     return made

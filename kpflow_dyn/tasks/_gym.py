@@ -4,13 +4,13 @@ import copy
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from kpflow_dyn.tasks._data import TaskData, check_memory, count, nearest
+from kpflow_dyn.tasks._data import TaskData, check_memory, check_options, count, nearest, options_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,11 @@ class Neurogym:
 
     Args:
         name: as neurogym has it registered; it and the options are checked when trials are sampled.
-        options: what the environment's constructor takes.
+        options: what the environment's constructor takes, such as dt=20, sigma=0.5, timing={"stimulus": 500}.
+
+    Raises:
+        ValueError: an environment, an option or a period of `timing` that is not there; the message lists those that
+            are.
     Source: neurogym, Molano-Mazon et al., PsyArXiv (2022), doi 10.31234/osf.io/aqc9n.
 
     >>> Neurogym("PerceptualDecisionMaking-v0", {"sigma": 0.5}).sample(trials=8, seed=0).inputs.shape
@@ -69,7 +73,10 @@ def _make_environment(name: str, seed: int, options: Mapping[str, Any]) -> Any:
         raise ValueError(f"unknown task {f'neurogym:{name}'!r}.{near} `neurogym.all_envs()` lists what there is.")
     module, attribute = known[name].split(":")
     factory = getattr(importlib.import_module(module), attribute)
+    if (taken := options_of(factory)) is not None:
+        check_options(f"neurogym:{name}", options, taken)
     try:
+        _check_timing(name, factory, _all_options(name, seed, options))
         env = factory(**_all_options(name, seed, options))
     except TypeError as error:
         raise ValueError(f"neurogym:{name} does not take these options: {error}") from error
@@ -77,6 +84,12 @@ def _make_environment(name: str, seed: int, options: Mapping[str, Any]) -> Any:
     if hasattr(env, "new_block"):  # its constructor drew the length of the first block before there was a seed
         env.new_block()
     return env
+
+
+def _check_timing(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Raise for periods that the environment does not have, as it would pass over them in silence."""
+    if isinstance(given := options.pop("timing", None), Mapping):
+        check_options(f"timing of neurogym:{name}", given, list(factory(**options).unwrapped.timing))
 
 
 def _all_options(name: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
