@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 import kpflow_dyn as kp
 from kpflow_dyn.dynamics import FixedPoints, fixed_points
+from kpflow_dyn.dynamics._deflation import deflated
+from kpflow_dyn.dynamics._levenberg import minimise
 from kpflow_dyn.models import CTRNNCell, CTRNNField, plant_fixed_points
 
 UNITS = 12
@@ -271,6 +273,8 @@ PROBLEM = kp.DiscreteProblem(nn.GRUCell(2, 3).double(), torch.zeros(1, 4, 2).dou
         ((PROBLEM, None, np.zeros(3)), {}, "starts has shape"),
         ((PROBLEM, None, np.array([[0.0, 0, 0], [0, np.inf, 0]])), {}, "starts holds NaN or inf, first in row 1"),
         ((PROBLEM, None, 0), {}, "expected at least one start"),
+        ((PROBLEM, None, "many"), {}, "starts is .many., expected .auto., a number of starts"),
+        ((PROBLEM,), {"max_starts": 0}, "max_starts is 0"),
         ((PROBLEM,), {"noise": -1.0}, "noise >= 0"),
         ((PROBLEM,), {"slow": 0.0}, "slow is 0.0, expected a positive number"),
         ((PROBLEM,), {"unique": -1.0}, "unique is -1.0"),
@@ -288,3 +292,109 @@ def test_bad_input_is_explained(arguments: tuple, options: dict, message: str) -
 def test_what_has_no_dynamics_is_refused(given: object) -> None:
     with pytest.raises(TypeError, match="has no dynamics; expected a cell"):
         fixed_points(given)
+
+
+def rotated(units: int, gain: float = 2.0, tilt: float = 0.0) -> kp.Solution:
+    """3^units fixed points, 2^units of them stable: z = tanh(gain z + tilt) in rotated axes, from kicks."""
+    Q, b = torch.linalg.qr(starts(units, units))[0], tilt * starts(units, units)[0]
+    cell = Driven(units, lambda z: torch.tanh(gain * (z @ Q) + b) @ Q.T)
+    return kp.solve(kp.DiscreteProblem(cell, 0.3 * starts(20 * 40, units).reshape(20, 40, units)))
+
+
+class Driven(Step):
+    """A map to which the input is added."""
+
+    def __init__(self, units: int, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(units, step)
+        self.input_size = units
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return super().forward(x, z) + x
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.1])
+def test_rounds_of_starts_find_what_a_fixed_number_misses(tilt: float) -> None:
+    solution = rotated(4, tilt=tilt)
+    few, found = fixed_points(solution, starts=256), fixed_points(solution)
+    assert len(few) < 81 and few.tried == 256 and few.complete is False
+    assert f"the index sum is {few.index.sum()}, expected 1" in few.missing
+    assert "points were reached by one start only: another finds a new one with probability 0.0" in few.missing
+    assert len(found) == 81 and found.is_stable.sum() == 16 and found.index.sum() == 1
+    assert found.complete is True and not found.missing and found.starts.sum() <= found.tried <= 4096
+    counts = np.bincount(found.unstable)
+    assert counts.tolist() == [16, 32, 24, 8, 1]  # as many as a cube has corners, edges, ...
+    np.testing.assert_array_equal(found.index, (-1) ** found.unstable)
+    again = fixed_points(solution)
+    np.testing.assert_array_equal(found.xstar, again.xstar)
+    assert found.tried == again.tried
+
+
+def test_a_search_that_is_cut_short_says_what_it_did_not_find() -> None:
+    found = fixed_points(rotated(4), max_starts=300)
+    assert found.tried == 300 and found.complete is False and "the index sum is" in found.missing
+    assert (
+        found[:3].missing == found.missing and "of 300 starts" in found.missing
+    ) or "reached by one" in found.missing
+    text = repr(found)
+    assert "complete  no, from 300 starts" in text and max(map(len, text.splitlines())) <= 100
+
+
+def test_rounds_of_starts_of_a_field() -> None:
+    Q = torch.linalg.qr(starts(3, 3))[0]
+    field = Field(lambda z: torch.tanh(2 * (z @ Q)) @ Q.T - z)
+    found = fixed_points(kp.ODEProblem(field, 0.5 * starts(10, 3), (0.0, 8.0)))
+    assert len(found) == 27 and found.complete is True and found.index.sum() == 1
+    slope = np.linalg.eigvalsh((found.J_xstar + found.J_xstar.transpose(0, 2, 1)) / 2)
+    np.testing.assert_allclose(np.sort(found.time_constants), np.sort(-1 / slope), rtol=1e-6)
+
+
+def test_time_constants_of_a_map_are_in_steps() -> None:
+    cell = Step(2, lambda z: z * torch.tensor([0.5, -2.0], dtype=torch.float64))
+    found = fixed_points(cell, starts=starts(5, 2))
+    np.testing.assert_allclose(found.time_constants[0], [-1 / np.log(2), 1 / np.log(2)])
+    assert found.unstable.tolist() == [1]
+
+
+def test_where_the_index_sum_cannot_be_used() -> None:
+    on_a_line = fixed_points(line(), starts=starts(40, 3))
+    assert on_a_line.complete is None and "40 degenerate points, as on a line or ring" in on_a_line.missing
+    growing = fixed_points(Step(1, lambda z: z + z**3 - 0.25 * z), starts=starts(40, 1))
+    assert len(growing) == 3 and growing.index.sum() == -1
+    assert growing.complete is None and "states far away were not seen to return" in growing.missing
+    cell = CTRNNCell(1, 1, alpha=0.5).double()
+    of_two = fixed_points(cell, np.repeat([[0.3], [-0.2]], 5, axis=0), starts(10, 1))
+    assert of_two.complete is None and "under different inputs" in of_two.missing
+    alone = fixed_points(pitchfork(), starts=torch.linspace(-1, 1, 20)[:, None].double())
+    assert alone.complete is None and 'starts="auto" also tries others' in alone.missing
+
+
+def test_rounds_stop_soon_on_a_line() -> None:
+    found = fixed_points(kp.DiscreteProblem(line(), torch.zeros(8, 5, 1).double(), starts(8, 3)), max_starts=1024)
+    assert found.tried == 512 and found.complete is None
+
+
+def test_deflation_leads_to_other_zeros_and_its_jacobian_is_that_of_autograd() -> None:
+    known, z = np.array([[0.9575], [-0.9575]]), starts(6, 1)
+
+    def residual(_numbers: np.ndarray, z: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tanh(2 * z) - z, (2 / torch.cosh(2 * z) ** 2 - 1)[..., None]
+
+    product = deflated(residual, known, 0.5, lambda function: function)
+    _, J = product(np.arange(6), z)
+    exact = torch.autograd.functional.jacobian(lambda z: product(np.arange(6), z)[0].sum(0), z)
+    np.testing.assert_allclose(J[:, 0, 0], exact[0, :, 0], rtol=1e-8)
+    ends = minimise(product, torch.tensor([[0.9], [-0.7]]).double(), 100, lambda function: function)
+    np.testing.assert_allclose(ends, 0, atol=1e-8)
+
+
+def test_the_progress_and_the_table() -> None:
+    calls: list[tuple] = []
+    found = fixed_points(rotated(2), progress=lambda *done: calls.append(done))
+    assert calls == [("starts", 256, 4096)] and found.tried == 512
+    lines = found.table(4).splitlines()
+    assert len(lines) == 6 and "unstable directions" in lines[0] and lines[-1] == "and 5 more"
+    dataset = found.to_xarray()
+    assert dataset.unstable.sizes == {"point": 9} and dataset.attrs["tried"] == 512
+    assert dataset.attrs["complete"] == "yes" and dataset.time_constants.dims == ("point", "eigenvalue")
+    labels = [text.get_text() for text in found.plot().axes[0].get_legend().get_texts()]
+    assert labels == ["stable (4)", "unstable (5)"]

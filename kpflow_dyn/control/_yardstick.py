@@ -19,7 +19,7 @@ from kpflow_dyn.control._opened import Opened, opened
 from kpflow_dyn.control._regulators import Regulator
 from kpflow_dyn.control._steered import Steered, steered
 from kpflow_dyn.control._systems import LTI
-from kpflow_dyn.dynamics._points import fixed_points
+from kpflow_dyn.dynamics._finding import fixed_points
 
 SAME = 1e10  # condition of eigenvectors above which a loop has no modes of its own
 

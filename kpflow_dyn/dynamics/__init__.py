@@ -11,8 +11,9 @@ With z_t = Phi(z_{t-1}, x_t) and A_t = D_z Phi, or z' = f(t, z, x) and A the der
 
 from kpflow_dyn.dynamics._components import PCA, participation_ratio, pca
 from kpflow_dyn.dynamics._exponents import FiniteTimeExponents, Lyapunov, finite_time_exponents, lyapunov_spectrum
+from kpflow_dyn.dynamics._finding import fixed_points
 from kpflow_dyn.dynamics._jacobians import step_jacobians
-from kpflow_dyn.dynamics._points import FixedPoints, fixed_points
+from kpflow_dyn.dynamics._points import FixedPoints
 
 __all__ = ["PCA", "FiniteTimeExponents", "FixedPoints", "Lyapunov", "finite_time_exponents", "fixed_points"]
 __all__ += ["lyapunov_spectrum", "participation_ratio", "pca", "step_jacobians"]

@@ -1,6 +1,6 @@
 """What the search for fixed points is given: the problem, where it starts, and its constant inputs."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,13 +17,24 @@ from kpflow_dyn._shown import type_name
 from kpflow_dyn._solve import solve
 
 AVERAGED = (1, 2, 4, 8)  # how many states a start is the mean of, in turn
+WIDER, NEAR = 1.5, 0.3  # standard deviations, over those of the states
 
 
-def posed(model: Any, x: Any, starts: Any, noise: float, seed: int) -> tuple[Any, Array, np.ndarray]:
-    """The problem, the starts [n, unit], and the states [trial, time, unit] to draw them among."""
+class Posed(NamedTuple):
+    """The problem, its starts [n, unit] or None where they are to be drawn, the states [trial, time, unit] to draw
+    them among, and an array like those of the model."""
+
+    problem: Any
+    starts: np.ndarray | None
+    states: np.ndarray
+    like: Array
+
+
+def posed(model: Any, x: Any, starts: Any) -> Posed:
+    """What is given, checked; states are solved for where starts are to be drawn."""
     sol = model if isinstance(model, Solution) else None
     problem = sol.problem if sol is not None else model
-    drawn = isinstance(starts, int | np.integer) and not isinstance(starts, bool)
+    drawn = isinstance(starts, str) or (isinstance(starts, int | np.integer) and not isinstance(starts, bool))
     _check_autonomous(problem)
     if not isinstance(problem, DiscreteProblem | ODEProblem):
         problem = _of_cell(problem, x, starts, drawn)
@@ -31,12 +42,11 @@ def posed(model: Any, x: Any, starts: Any, noise: float, seed: int) -> tuple[Any
         refuse_hybrid(problem.f, "fixed points are not searched of", "give the field between its jumps, with starts")
     if drawn:
         sol = solve(problem) if sol is None else sol
-        z = _drawn(to_numpy(sol.state), int(starts), noise, seed)
-        return problem, like_numpy(z, sol.state), to_numpy(sol.state)
+        return Posed(problem, None, to_numpy(sol.state), sol.state)
     like = problem.x if isinstance(problem, DiscreteProblem) else problem.z0
     z0 = problem.z0 if isinstance(problem, ODEProblem) else problem.backend.tracing.discrete_step(problem)[1]
     z = _matrix(starts, "starts", z0.shape[-1], "unit")
-    return problem, like_numpy(z, like), z[None] if sol is None else to_numpy(sol.state)
+    return Posed(problem, z, z[None] if sol is None else to_numpy(sol.state), like)
 
 
 def _check_autonomous(problem: Any) -> None:
@@ -67,15 +77,38 @@ def _of_cell(cell: Any, x: Any, starts: Any, drawn: bool) -> DiscreteProblem:
     return DiscreteProblem(cell, inputs, None if hasattr(cell, "hidden_size") else z[:1])
 
 
-def _drawn(states: np.ndarray, count: int, noise: float, seed: int) -> np.ndarray:
-    """States and means of a few of them, with noise."""
-    if count < 1 or not 0 <= noise < np.inf:
-        raise ValueError(f"starts is {count} and noise {noise!r}, expected at least one start and noise >= 0")
-    rng, rows = np.random.default_rng(seed), states.reshape(-1, states.shape[2])
-    numbers = np.resize(AVERAGED, count)
-    means = np.stack([rows[rng.integers(len(rows), size=n)].mean(0) for n in numbers])
-    deviation = np.sqrt(((rows - rows.mean(0)) ** 2).mean())
-    return means + noise * deviation * rng.standard_normal((count, rows.shape[1]))
+class Draw:
+    """Starts of several kinds, around the states [trial, time, unit]."""
+
+    def __init__(self, states: np.ndarray, noise: float, seed: int) -> None:
+        if not 0 <= noise < np.inf:
+            raise ValueError(f"noise is {noise!r}, expected noise >= 0")
+        self.rng, self.rows = np.random.default_rng(seed), states.reshape(-1, states.shape[2])
+        self.deviation = float(np.sqrt(((self.rows - self.rows.mean(0)) ** 2).mean()))
+        self.noise = noise * self.deviation
+
+    def visited(self, count: int) -> np.ndarray:
+        """States and means of a few of them, with noise [n, unit]."""
+        numbers = np.resize(AVERAGED, count)
+        means = np.stack([self.rows[self.rng.integers(len(self.rows), size=n)].mean(0) for n in numbers])
+        return self._noisy(means, self.noise)
+
+    def around(self, count: int) -> np.ndarray:
+        """Of a Gaussian with the mean of the states and a wider covariance."""
+        covariance = np.atleast_2d(np.cov(self.rows.T, bias=True))
+        return self.rng.multivariate_normal(self.rows.mean(0), WIDER**2 * covariance, count, method="eigh")
+
+    def combined(self, count: int, points: np.ndarray) -> np.ndarray:
+        """z_i + z_j - z_k of points: the fourth corners of parallelograms, or where z_j = z_k, points."""
+        i, j, k = self.rng.integers(len(points), size=(3, count))
+        return self._noisy(points[i] + points[j] - points[k], self.noise)
+
+    def near(self, count: int, points: np.ndarray) -> np.ndarray:
+        """Around points."""
+        return self._noisy(points[self.rng.integers(len(points), size=count)], NEAR * self.deviation)
+
+    def _noisy(self, z: np.ndarray, size: float) -> np.ndarray:
+        return z + size * self.rng.standard_normal(z.shape)
 
 
 def constant_inputs(problem: DiscreteProblem | ODEProblem, x: Any, count: int) -> np.ndarray:

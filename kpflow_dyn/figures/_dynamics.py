@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kpflow_dyn.dynamics._points import FixedPoints
 
 SHOWN_TRIALS, SHOWN_SHARES, SHOWN_EXPONENTS = 60, 12, 4
+LONGEST = 0.08  # half a segment, over the width of the plane
 
 
 @styled
@@ -32,21 +33,29 @@ def components(found: PCA) -> Figure:
 
 @styled
 def fixed_points(found: FixedPoints) -> Figure:
-    """States and points in the plane of the states' first two principal components, the stable ones filled."""
+    """Points in the plane of the states' first two principal components, with their unstable and slowest directions.
+
+    Stable points are filled, unstable ones hollow, slow ones crosses, if they are near the others. A segment is an
+    eigenvector seen in this plane: each that grows, and at a stable point the one that decays slowest. The slower, the
+    longer, up to a limit.
+    """
     figure, axes = new_figure(4.4)
     plane = pca(found.states, min(2, found.states.shape[2]))
-    draw_plane(axes, plane, muted())
-    places = _in_plane(plane.project(found.xstar))
+    draw_plane(axes, plane, muted(), 0.25)
+    places, size = _in_plane(plane.project(found.xstar)), float(np.clip(60 / max(len(found), 1), 4, 8))
+    _draw_directions(axes, found, places, _in_plane(plane.project(plane.mean + np.eye(len(plane.mean)))))
     kinds = {
-        "stable": (found.is_stable & found.is_fixed, series()[0], series()[0]),
-        "unstable": (~found.is_stable & found.is_fixed, axes.get_facecolor(), series()[1]),
-        "slow": (~found.is_fixed, axes.get_facecolor(), series()[2]),
+        "stable": (found.is_stable & found.is_fixed, "o", series()[0], series()[0]),
+        "unstable": (~found.is_stable & found.is_fixed, "o", axes.get_facecolor(), series()[1]),
+        "slow": (~found.is_fixed, "x", "none", series()[2]),
     }
-    for name, (which, inside, edge) in kinds.items():
+    for name, (which, marker, inside, edge) in kinds.items():
+        if name == "slow" and found.is_fixed.any():
+            axes.autoscale_view()
+            axes.autoscale(False)  # slow points may be far away
         if which.any():
-            x, y = places[which].T
-            label = f"{name} ({which.sum()})"
-            axes.plot(x, y, "o", markersize=8, markerfacecolor=inside, color=edge, markeredgewidth=1.8, label=label)
+            label, style = f"{name} ({which.sum()})", {"markerfacecolor": inside, "color": edge, "markeredgewidth": 1.5}
+            axes.plot(*places[which].T, marker, markersize=size, label=label, zorder=4, **style)
     if len(found):
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return figure
@@ -84,11 +93,27 @@ def finite_time(found: FiniteTimeExponents) -> Figure:
     return figure
 
 
-def draw_plane(axes: Axes, found: PCA, color: str) -> None:
+def _draw_directions(axes: Axes, found: FixedPoints, places: np.ndarray, units: np.ndarray) -> None:
+    """Segments through `places` [n, 2] along eigenvectors; `units` [unit, 2] says where each unit points to."""
+    times, fixed = found.time_constants, found.is_fixed[:, None]
+    grows = (times < 0) & (found.eigval_J_xstar.imag >= 0) & fixed
+    slowest = fixed & found.is_stable[:, None] & (np.arange(times.shape[1]) == 0)  # they are sorted
+    longest = LONGEST * np.ptp(axes.dataLim.get_points(), axis=0).max()
+    for which, color in ((grows, series()[1]), (slowest, series()[0])):
+        point, k = np.nonzero(which)
+        if not len(point):
+            continue
+        relative = np.abs(times[which]) / np.median(np.abs(times[which]))
+        along = longest * np.clip(relative, 0.2, 1)[:, None] * (found.eigvec_J_xstar[point, :, k].real @ units)
+        ends = np.stack([places[point] - along, places[point] + along])
+        axes.plot(ends[..., 0], ends[..., 1], color=color, linewidth=1, alpha=0.8, zorder=3)
+
+
+def draw_plane(axes: Axes, found: PCA, color: str, alpha: float = 0.5) -> None:
     """Trials as lines; states without times as dots."""
     style = "." if found.scores.shape[0] == 1 else "-"
     for path in _in_plane(found.scores)[:SHOWN_TRIALS]:
-        axes.plot(*path.T, style, color=color, linewidth=0.7, alpha=0.5, markersize=3)
+        axes.plot(*path.T, style, color=color, linewidth=0.7, alpha=alpha, markersize=3)
     axes.set(xlabel="PC 1", ylabel="PC 2" if found.scores.shape[2] > 1 else "")
 
 

@@ -1,0 +1,152 @@
+"""From starts to points: where Levenberg and Marquardt's method ends, which ends are points, and what they are."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, to_numpy
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn.dynamics._deflation import deflated
+from kpflow_dyn.dynamics._levenberg import Residual, minimise
+
+OUTLIER, POLISH, SMALL = 10.0, 6, 1e-8
+
+
+class Ends(NamedTuple):
+    """Where starts came to: inputs x [n, input], starts and ends [n, unit], and q of the ends [n]."""
+
+    x: np.ndarray
+    start: np.ndarray
+    z: np.ndarray
+    q: np.ndarray
+
+    def __add__(self, others: Any) -> Ends:
+        return Ends(*(np.concatenate(pair) for pair in zip(self, others, strict=True)))
+
+    def fixed(self, eps: float) -> Ends:
+        """Without those that are not fixed to round-off."""
+        return self._replace(q=np.where(_at_rest((2 * self.q) ** 0.5, self.z, eps), self.q, np.inf))
+
+    def distinct(self, slow: float, unique: float) -> tuple[np.ndarray, np.ndarray]:
+        """Which ends are points, each once, and how many starts led there; the most visited first."""
+        largest = float(np.linalg.norm(self.start, axis=1).max())
+        near = np.linalg.norm(self.z, axis=1) <= OUTLIER * max(largest, self.z.shape[1] ** 0.5)
+        rows = np.concatenate([self.z, self.x], 1).astype(np.float64)
+        order = np.argsort(self.q, kind="stable")
+        left = order[(self.q <= slow)[order] & near[order]]
+        found: list[tuple[int, int]] = []
+        while len(left):
+            same = np.linalg.norm(rows[left] - rows[left[0]], axis=1) <= unique
+            found.append((left[0], int(same.sum())))
+            left = left[~same]
+        found.sort(key=lambda point: -point[1])
+        numbers, counts = np.array(found, int).reshape(-1, 2).T
+        return numbers, counts
+
+
+class Polished(NamedTuple):
+    """Points z [n, unit], r [n, unit] = F(z) - z or f(z), J = dr/dz [n, unit, unit], the last change of q [n]."""
+
+    z: np.ndarray
+    r: np.ndarray
+    J: np.ndarray
+    dq: np.ndarray
+    eps: float
+
+    @property
+    def isolated(self) -> np.ndarray:
+        """Which are fixed, and alone in their surroundings."""
+        return self.fixed & ~self.degenerate
+
+    @property
+    def fixed(self) -> np.ndarray:
+        """Which are fixed to round-off."""
+        return _at_rest(np.linalg.norm(self.r, axis=1), self.z, self.eps)
+
+    @property
+    def degenerate(self) -> np.ndarray:
+        """Where J is singular to half the digits, so that no single point need be there."""
+        sizes = np.linalg.svd(self.J, compute_uv=False)
+        return sizes[:, -1] <= self.eps**0.5 * np.maximum(sizes[:, 0], 1)
+
+
+def _at_rest(speed: np.ndarray, z: np.ndarray, eps: float) -> np.ndarray:
+    return speed <= 1e5 * eps * (1 + np.linalg.norm(z, axis=1))
+
+
+class Search:
+    """A model, asked at rows of inputs x [n, input] and states z [n, unit]."""
+
+    def __init__(self, problem: DiscreteProblem | ODEProblem, x: np.ndarray, z: np.ndarray, like: Array) -> None:
+        self.like, self.continuous = like, isinstance(problem, ODEProblem)
+        self.dynamics = problem.backend.dynamics.Dynamics(problem, like_numpy(x[:1], like), like_numpy(z[:1], like))
+        self.rounded, self.compiled = problem.backend.solving.rounded, problem.backend.transforms.compiled
+        self.eps = float(np.finfo(to_numpy(like_numpy(z[:0], like)).dtype).eps)
+
+    def at(self, x: Array, z: Array) -> tuple[Array, Array]:
+        """F(z) - z and its Jacobian, or f and its own."""
+        F, J = self.dynamics(x, z)
+        return (F, J) if self.continuous else (F - z, J - like_numpy(np.eye(z.shape[1]), z))
+
+    def residual(self, x: np.ndarray) -> Residual:
+        """`at`, of rows by their numbers."""
+        inputs = like_numpy(x, self.like)
+        xp, place = array_namespace(inputs), device(inputs)
+        return lambda numbers, z: self.at(xp.take(inputs, xp.asarray(numbers, device=place), axis=0), z)
+
+    def in_numpy(self, x: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`at`, in float64; rows are repeated up to a number for which a framework may have compiled it."""
+        count = len(z)
+        filled = np.minimum(np.arange(self.rounded(count)), count - 1)
+        r, J = self.at(like_numpy(x[filled], self.like), like_numpy(z[filled], self.like))
+        return to_numpy(r)[:count].astype(np.float64), to_numpy(J)[:count].astype(np.float64)
+
+    def check_starts(self, x: np.ndarray, z: np.ndarray) -> None:
+        """Raise where F is a number at a start and its Jacobian is not."""
+        r, J = self.in_numpy(x, z)
+        for n in np.flatnonzero(np.isfinite(r).all(1) & ~np.isfinite(J).all((1, 2)))[:1]:
+            raise ValueError(
+                f"the Jacobian at start {n}, z = {np.array2string(z[n], threshold=8)}, holds NaN or inf, though the "
+                "model gives numbers there; where and sqrt pass on derivatives of what they leave out, so keep the "
+                "argument of sqrt or a division away from zero, or start elsewhere"
+            )
+
+    def ends(self, x: np.ndarray, start: np.ndarray, iterations: int) -> Ends:
+        """Where q has a minimum near each start."""
+        z = minimise(self.residual(x), like_numpy(start, self.like), iterations, self.compiled)
+        return Ends(x, start, z, self._q(x, z))
+
+    def others(self, x: np.ndarray, start: np.ndarray, iterations: int, known: np.ndarray, scale: float) -> Ends:
+        """Zeros near each start other than the known points; the starts that lead to none have q = inf."""
+        without = deflated(self.residual(x), known, scale, self.compiled)
+        z = minimise(without, like_numpy(start, self.like), iterations, self.compiled)
+        near = self._q(x, z) <= SMALL
+        if not near.any():
+            return Ends(x, start, z, np.full(len(z), np.inf))
+        again = self.ends(x, np.where(near[:, None], z, z[near.argmax()]), iterations)  # of q itself
+        return again._replace(start=start, q=np.where(near, again.q, np.inf))
+
+    def _q(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
+        r, _ = self.in_numpy(x, z)
+        return np.where(np.isfinite(r).all(1), (r**2).sum(1) / 2, np.inf)
+
+    def polished(self, x: np.ndarray, z: np.ndarray, unique: float) -> Polished:
+        """After Newton steps that lower q and do not leave the point."""
+        z, dq, units = z.astype(np.float64), np.zeros(len(z)), z.shape[1]
+        if not len(z):
+            return Polished(z, z, np.zeros((0, units, units)), dq, self.eps)
+        r, J = self.in_numpy(x, z)
+        for _ in range(POLISH):
+            step = (np.linalg.pinv(J, rcond=1e-8) @ r[..., None])[..., 0]
+            candidate = to_numpy(like_numpy(z - step, self.like)).astype(np.float64)
+            r_next, J_next = self.in_numpy(x, candidate)
+            change = ((r**2).sum(1) - (r_next**2).sum(1)) / 2
+            better = (change > 0) & (np.linalg.norm(step, axis=1) <= unique) & np.isfinite(J_next).all((1, 2))
+            if not better.any():
+                break
+            dq = np.where(better, change, dq)
+            z, r = (np.where(better[:, None], new, old) for new, old in ((candidate, z), (r_next, r)))
+            J = np.where(better[:, None, None], J_next, J)
+        return Polished(z, r, J, dq, self.eps)
