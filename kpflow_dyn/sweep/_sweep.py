@@ -87,9 +87,8 @@ class Sweep(Shown):
     all, so that a run that is killed at any moment loses the points in flight, and running again computes what is
     missing. Points belong to the code of `run` with all that it reaches, and to the versions of this package and of
     Python: where one of them has changed, running is refused. Reached are functions, classes and modules outside of
-    Python and of installed packages, and the values of globals, closures, defaults and attributes, such as arrays,
-    weights and configurations; not files that `run` reads. What points themselves change, as a list that they fill,
-    does not count until a new `Sweep` is made.
+    Python and of installed packages, and the values of globals, closures, defaults and attributes; not files that `run`
+    reads. What points themselves change, as a list that they fill, does not count until a new `Sweep` is made.
 
     A worker keeps `run` from point to point, so that jax.jit compiles once for all points of the same shapes.
 
