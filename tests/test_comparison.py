@@ -301,7 +301,7 @@ def test_a_comparison_as_data_and_as_a_page() -> None:
             np.trace(P @ P.T) ** 2 / ((P @ P.T) ** 2).sum(), rel=1e-9
         )
         assert float(dataset.loss.sel(model=name)) == named.loss[place]
-        np.testing.assert_array_equal(dataset.vector.sel(model=name), to_numpy(named.modes[place].vectors))
+        np.testing.assert_array_equal(dataset.vectors.sel(model=name), to_numpy(named.modes[place].vectors))
     assert float(dataset.alignment.sel(operator="NTK")) == named.ntk.value
     page = page_of(dataset)
     assert page.tables[0].header == ("", "before", "after", "What it is")

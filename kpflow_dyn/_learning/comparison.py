@@ -102,7 +102,7 @@ class Comparison(ShownAsText):
         """All of it as one dataset on "model" (by name), "operator" (NTK, K, P), "mode" and the axes of the modes.
 
         `alignment` and `effective_rank` (each with `..._stderr`), `principal_angle` (radians), `step_cosine`, `loss`,
-        `accuracy`, and of the leading modes `eigenvalue`, `residual` and `vector`.
+        `accuracy`, and of the leading modes `eigenvalues`, `residuals` and `vectors`.
         """
         return dataset_of(self)
 
@@ -318,9 +318,9 @@ def dataset_of(found: Comparison) -> xr.Dataset:
         **_with_stderr("alignment", "operator", [alike.get(name) for name in found.ranks]),
         **_with_stderr("effective_rank", ("operator", "model"), list(found.ranks.values())),
         "principal_angle": ("mode", found.angles, {"units": "radians"}),
-        "eigenvalue": (("model", "mode"), values),
-        "residual": (("model", "mode"), residuals),
-        "vector": (("model", "mode", *axes), vectors),
+        "eigenvalues": (("model", "mode"), values),
+        "residuals": (("model", "mode"), residuals),
+        "vectors": (("model", "mode", *axes), vectors),
         "step_cosine": ((), found.step),
         **each,
     }

@@ -36,7 +36,7 @@ def _network(one: xr.Dataset) -> dict[str, Any]:
         "found": json.loads(str(one.found.values)),
     }
     now = {name: one[name].values for name in ("loss", "accuracy") if name in one}
-    return said | now | {"effective_rank": _by_operator(one, "effective_rank"), "eigenvalues": one.eigenvalue.values}
+    return said | now | {"effective_rank": _by_operator(one, "effective_rank"), "eigenvalues": one.eigenvalues.values}
 
 
 def _step(one: xr.Dataset) -> dict[str, Any]:

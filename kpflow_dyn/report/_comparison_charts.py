@@ -163,7 +163,7 @@ def _eigenvalues(dataset: xr.Dataset) -> Chart:
     what = "Rate under the loss" if "loss" in dataset else "Eigenvalue of the NTK"
     traces = [
         line(
-            dataset.mode.values, dataset.eigenvalue.sel(model=name).values, name, i, mode="lines+markers",
+            dataset.mode.values, dataset.eigenvalues.sel(model=name).values, name, i, mode="lines+markers",
             marker={"size": 8, "symbol": ("circle", "square")[i]},
         )
         for i, name in enumerate(_names(dataset))
@@ -171,7 +171,7 @@ def _eigenvalues(dataset: xr.Dataset) -> Chart:
     axes = {"xaxis": {"title": {"text": "Rank of the eigenvalue"}, "dtick": 1}}
     axes["yaxis"] = _y(what) | LOG
     text = "The leading eigenvalues of both: how fast gradient descent moves each along its own leading modes."
-    first, second = (short(value) for value in dataset.eigenvalue.isel(mode=0).values)
+    first, second = (short(value) for value in dataset.eigenvalues.isel(mode=0).values)
     a, b = _names(dataset)
     finding = f"The largest is {first} in {a}, and {second} in {b}."
     return Chart("eigenvalues", what, text, {(): figure(traces, **axes)}, finding=finding)
