@@ -36,6 +36,12 @@ CarryState = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier analysis.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "--all-numbers", help="Print all numbers, not the main ones alone.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only say how long it will take, and how much memory; write nothing.")
+]
 Debug = Annotated[bool, typer.Option("--debug", envvar="KPFLOW_DYN_DEBUG", help="Show the traceback of an error.")]
 Model = Annotated[
     str | None, typer.Option(help="rnn, gru, lstm, ctrnn or lowrank; by default the one that is in the file.")
