@@ -1,4 +1,4 @@
-"""The command line: `kpflow-dyn analyze`, `demo`, `track`, `compare`, `sweep` and `report`."""
+"""The command line: `kpflow-dyn analyze`, `demo`, `track`, `compare`, `sweep`, `report` and `doctor`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kpflow_dyn._folder import check_folder, new_folder
 from kpflow_dyn._progress import stages
 from kpflow_dyn.cli import _options as given
 from kpflow_dyn.cli._cost import Work, check_memory, cost_of, shape_before
+from kpflow_dyn.cli._doctor import doctor
 from kpflow_dyn.cli._found import in_analysis
 from kpflow_dyn.cli._report import PAGE, report
 from kpflow_dyn.cli._sources import Network
@@ -143,7 +144,7 @@ def _choices_as_fixation(data: TaskData) -> Any:
     return fixation / fixation.sum() + ~fixation / (~fixation).sum()
 
 
-for command in (track, compare, report, sweep):
+for command in (track, compare, report, sweep, doctor):
     app.command()(command)
 
 
