@@ -296,12 +296,18 @@ class Runtime(Protocol):
     PACKAGES       The packages whose versions a result hangs on; the last one solves ODEs.
     limit_threads  Compute on this number of threads from now on; False where a process cannot choose that.
     allow_double   Let arrays be float64: JAX rounds them to float32 until it is told.
+    devices        What can be computed on, by name.
+    settings       How it computes (precision, threads, BLAS), in words by subject.
+    example        A small cell, inputs and a start on a device, in float32 or float64.
     """
 
     PACKAGES: Sequence[str]
 
     def limit_threads(self, count: int) -> bool: ...
     def allow_double(self) -> None: ...
+    def devices(self) -> Sequence[str]: ...
+    def settings(self) -> Mapping[str, str]: ...
+    def example(self, device: str, dtype: str) -> tuple[Any, Array, Array]: ...
 
 
 class Part:

@@ -435,10 +435,13 @@ def test_the_command_line_fills_modules(here, arguments):
     shown = run(*arguments)
     assert shown.exit_code == 0, shown.output
     found = json.loads(Path("out/results.json").read_text())["found"]
-    assert found["file"] in ("torch.save", "equinox") and ("filled with" in found["cell"] or "gru" in found["cell"])
-    page = Path("out/index.html").read_text()
-    assert f"Found in {Path(arguments[0]).name}:" in shown.stdout and f"  cell: {found['cell']}" in shown.stdout
-    assert found["cell"] in page
+    assert found["file"]["value"] in ("torch.save", "equinox")
+    network = found["module"] if "--module" in arguments else found["model"]
+    assert network["how"] == ("given" if "--module" in arguments else "read")
+    assert "filled with" in network["words"] or "gru" in network["words"]
+    said = " ".join(shown.stdout.split())
+    assert f"file: {Path(arguments[0]).name}" in said and network["words"] in said
+    assert network["words"] in Path("out/index.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -473,10 +476,12 @@ def test_what_was_assumed_is_on_terminal_page_and_in_json(here):
     shown = run("relu.pt", "--task", "own.npz")
     assert shown.exit_code == 0, shown.output
     said = json.loads(Path("out/results.json").read_text())["found"]["nonlinearity"]
-    assert said.startswith("relu, taken from the task") and f"  nonlinearity: {said}" in shown.stdout
+    assert (said["value"], said["how"], said["option"]) == ("relu", "guessed", "--nonlinearity")
+    assert said["words"].startswith("relu, taken from the task")
+    assert f"nonlinearity: {said['words']}" in " ".join(shown.stdout.split())
     assert "relu, taken from the task" in Path("out/index.html").read_text()
     assert run("relu.pt", "--x", "own.npz", "--nonlinearity", "relu").exit_code == 0
-    assert json.loads(Path("out/results.json").read_text())["found"]["nonlinearity"] == "relu, as asked for"
+    assert json.loads(Path("out/results.json").read_text())["found"]["nonlinearity"]["how"] == "given"
 
 
 def dense(net, x):

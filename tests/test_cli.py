@@ -22,8 +22,10 @@ from typer.testing import CliRunner
 
 import kpflow_dyn as kp
 from kpflow_dyn import _analyze as analysis
+from kpflow_dyn._arrays import memory
 from kpflow_dyn._checkpoint import load_checkpoint
 from kpflow_dyn.cli._app import FIGURE_NAMES, FILE_NAMES, LEARNING_NAMES, app
+from kpflow_dyn.cli._cost import Work, cost_of
 from kpflow_dyn.cli._options import task_options
 from kpflow_dyn.cli._training import short_names
 from kpflow_dyn.figures import FIGURES
@@ -67,7 +69,19 @@ def finished(checkpoint: Path, task: Path, tmp_path_factory: pytest.TempPathFact
     """A run that went well, and the folder that it wrote."""
     out = tmp_path_factory.mktemp("results") / "run"
     return run(
-        "analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, "--dtype", "float64", "--modes", 3
+        "analyze",
+        checkpoint,
+        "--model",
+        "gru",
+        "--task",
+        task,
+        "--out",
+        out,
+        "--dtype",
+        "float64",
+        "--modes",
+        3,
+        "--verbose",
     ), out
 
 
@@ -115,8 +129,8 @@ def test_the_page_and_the_table_show_the_results(finished) -> None:
     result, out = finished
     page = (out / "index.html").read_text()
     assert "GRU of 6 units on &lt;b&gt;" in page and "<b>.npz" not in page
-    for number in json.loads((out / "results.json").read_text())["numbers"].values():
-        assert number["text"] in page and number["text"] in result.stdout
+    numbers = json.loads((out / "results.json").read_text())["numbers"]
+    assert all(number["text"] in page and number["text"] in result.stdout for number in numbers.values())
 
 
 def test_overwrite_replaces_an_earlier_analysis(finished, checkpoint: Path, task: Path, out: Path) -> None:
@@ -451,10 +465,11 @@ def test_demo_in_a_real_process(tmp_path: Path) -> None:
     out = tmp_path / "kpflow-demo"
     assert result.stdout.splitlines()[-1] == f"The page: {out / 'index.html'}"
     assert {path.name for path in out.iterdir()} == FILE_NAMES | LEARNING_NAMES
-    assert "Effective temporal rank" in result.stdout
+    assert "in time" in result.stdout and "Effective temporal rank" not in result.stdout
+    assert max(map(len, result.stdout.splitlines()[:-1])) <= 100
     results = json.loads((out / "results.json").read_text())
     assert results["settings"]["state"] == "6 trials x 22 times x 64 units"
-    assert result.stdout.index("What will be learnt") < result.stdout.index("Effective temporal rank")
+    assert result.stdout.index("The loss is") < result.stdout.index("in time")
     network = load_checkpoint(str(files("kpflow_dyn").joinpath("data/demo.safetensors")), "gru")
     data = kp.tasks.make_task("neurogym:PerceptualDecisionMaking-v0", trials=6)
     assert network.readout is not None
@@ -515,6 +530,55 @@ def test_options_are_numbers_texts_and_nested() -> None:
     nested = {"timing": {"a": {"b": 5}, "c": "x"}}
     plain = {"dt": 20, "sigma": 0.5, "kind": "pro", "abort": True, "on": True, "cohs": [1, 2]}
     assert task_options(given) == plain | nested and task_options([]) is None
+
+
+def test_choices_say_how_they_came_about(learning, out: Path) -> None:
+    checkpoint, task, _ = learning
+    given = ("--readout", "probe", "--loss", "squared_error", "--trials", 3)
+    shown = run("analyze", checkpoint, "--task", task, *given, "--modes", 1, "--out", out)
+    assert shown.exit_code == 0, shown.output
+    found = json.loads((out / "results.json").read_text())["found"]
+    how = {name: (one["value"], one["how"], one["option"]) for name, one in found.items()}
+    assert how["readout"] == ("probe", "given", "--readout") and how["trials"] == (3, "given", "--trials")
+    assert how["loss"] == ("squared_error", "given", "--loss") and how["dtype"] == ("float32", "read", "--dtype")
+    assert how["model"] == ("gru", "read", "--model") and how["start"] == ("zeros", "guessed", "--carry-state")
+
+
+def test_the_summary_fits_a_narrow_terminal(learning, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, task, _ = learning
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = run("analyze", checkpoint, "--task", task, "--modes", 1, "--out", out)
+    lines = shown.stdout.splitlines()
+    assert max(map(len, lines[1:-1])) <= 60 and "\x1b" not in shown.stdout
+    results = xr.load_dataset(out / "results.nc", engine="h5netcdf")
+    share = results.temporal_eigenvalue[0] / results.temporal_eigenvalue.sum()
+    rank = f"{float(results.temporal_effective_rank):.3g} of 5 time courses"
+    assert f"in time {rank}; the first temporal mode carries {float(share):.0%}" in " ".join(shown.stdout.split())
+
+
+def test_a_dry_run_says_the_sizes_and_writes_nothing(checkpoint: Path, task: Path, out: Path) -> None:
+    shown = run("analyze", checkpoint, "--task", task, "--dry-run", "--out", out)
+    assert shown.exit_code == 0 and not out.exists()
+    assert shown.stdout.startswith("4 trials x 5 steps x 6 units, 198 parameters: about ")
+    assert len(shown.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("given", ["checkpoint", "problem"])
+def test_what_does_not_fit_is_refused_before_any_work(
+    checkpoint: Path, task: Path, here: Path, out: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 5e8)
+    monkeypatch.setattr(kp, "solve", None)
+    source = (checkpoint, "--task", task) if given == "checkpoint" else ("--problem", "mine:ode")
+    message = "take about 0.6 GB to analyse, and 0.5 GB of memory are free; lower --trials, --modes or --samples"
+    assert_refused(run("analyze", *source, "--out", out), out, message)
+
+
+def test_the_memory_grows_with_what_is_asked(cell: torch.nn.GRUCell) -> None:
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, torch.zeros(4, 5, 3))))
+    asked = [Work(8, 40, False), Work(80, 40, False), Work(8, 400, False)]
+    few, modes, samples = (cost_of(flow, work).bytes - 6e8 for work in asked)
+    assert few == pytest.approx(4 * 120 * (40 + 6.5 * 8 + 40)) and modes > 3 * few and samples > 3 * few
 
 
 @pytest.fixture(scope="module")
@@ -585,9 +649,9 @@ def test_the_only_layer_that_fits_is_the_readout(learning, cell: torch.nn.GRUCel
     checkpoint, task, layer = learning
     shown = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, "--dtype", "float64")
     assert shown.exit_code == 0, shown.output
-    assert "the layer 'probe' [2, 6] is taken as the readout" in shown.stdout
+    said = " ".join(shown.stdout.split())
+    assert "readout: the layer 'probe' [2, 6] (--readout sets it)" in said
     assert {path.name for path in out.iterdir()} == FILE_NAMES | LEARNING_NAMES
-    assert shown.stdout.split()[:4] == ["What", "will", "be", "learnt"]
     arrays = arrays_of(task)
     states = kp.solve(kp.DiscreteProblem(copy.deepcopy(cell).double(), torch.from_numpy(arrays["inputs"]))).state
     loss = ((copy.deepcopy(layer).double()(states) - torch.from_numpy(arrays["targets"])) ** 2).mean().item()
@@ -642,7 +706,7 @@ def test_a_readout_of_the_h_of_an_lstm_answers_too(task: Path, folder: Path, out
     np.savez(folder / "lstm.npz", inputs=inputs, targets=inputs[..., :2])
     shown = run("analyze", folder / "lstm.pt", "--model", "lstm", "--task", folder / "lstm.npz", "--out", out)
     assert shown.exit_code == 0, shown.output
-    assert "the layer 'fc' [2, 6] is taken as the readout" in shown.stdout
+    assert "readout: the layer 'fc' [2, 6] (--readout sets it)" in " ".join(shown.stdout.split())
     assert "learning" in json.loads((out / "results.json").read_text())
 
 

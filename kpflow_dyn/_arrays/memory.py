@@ -3,8 +3,9 @@
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from pathlib import Path
 
 from kpflow_dyn._arrays import Array, Rows, joined, library_of
 
@@ -133,3 +134,15 @@ def require_machine(needed: int, what: str, advice: str) -> None:
 def _within(whole: int) -> int:
     left = _budget.get()
     return whole if left is None else min(whole, left // SHARE)
+
+
+def available() -> int:
+    """How many bytes this process may still take: what the machine has free, or the limit of its container."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    with suppress(OSError, ValueError):  # "max" where there is none
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free

@@ -1,9 +1,10 @@
-"""The command line: `kpflow-dyn analyze`, `demo`, `track`, `compare`, `sweep` and `report`."""
+"""The command line: `kpflow-dyn analyze`, `demo`, `track`, `compare`, `sweep`, `report` and `doctor`."""
 
 from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,19 +15,13 @@ import kpflow_dyn
 from kpflow_dyn._folder import check_folder, new_folder
 from kpflow_dyn._progress import stages
 from kpflow_dyn.cli import _options as given
+from kpflow_dyn.cli._cost import Work, check_memory, cost_of, shape_before
+from kpflow_dyn.cli._doctor import doctor
+from kpflow_dyn.cli._found import in_analysis
 from kpflow_dyn.cli._report import PAGE, report
-from kpflow_dyn.cli._sources import (
-    Network,
-    as_found,
-    attributes_of,
-    found_in,
-    limit_threads,
-    load,
-    load_module,
-    posed,
-    readout_of,
-    said_of_options,
-)
+from kpflow_dyn.cli._sources import Network
+from kpflow_dyn.cli._subject import Subject, subject_of
+from kpflow_dyn.cli._summary import print_summary
 from kpflow_dyn.cli._sweep import sweep
 from kpflow_dyn.cli._terminal import notes, plain_errors, print_notes
 from kpflow_dyn.cli._training import compare, track
@@ -35,21 +30,13 @@ from kpflow_dyn.cli._training import compare, track
 if TYPE_CHECKING:
     import xarray as xr
 
-    from kpflow_dyn._problems.problems import Problem
-    from kpflow_dyn._problems.solutions import Solution
-    from kpflow_dyn.report import Table
+    from kpflow_dyn._flows.flow import Flow
+    from kpflow_dyn.cli._found import Choice
     from kpflow_dyn.tasks import TaskData
-
-    Posed = tuple[Problem | Solution, TaskData | None, Any, dict[str, str]]
-    """A problem, or one that is solved; its task and readout, if it has them; and what the results should say of it."""
 
 FIGURE_NAMES = ("spectra", "effective_ranks", "temporal_modes", "spatial_modes", "trial_modes", "state_pca")
 LEARNING_NAMES = {"predicted_loss.png", "reach.png"}  # where there is a readout, and targets
 FILE_NAMES = {"results.json", "results.nc", "index.html", *(f"{name}.png" for name in FIGURE_NAMES)}
-NO_THREADS = (
-    "--threads has no effect on JAX; leave it out, and limit the process itself (on Linux: taskset -c 0-3 kpflow-dyn "
-    "...)"
-)
 DEMO_TASK = "neurogym:PerceptualDecisionMaking-v0"
 
 app = typer.Typer(
@@ -111,6 +98,8 @@ def analyze(
     threads: given.Threads = None,
     out: given.Out = Path("kpflow-analysis"),
     overwrite: given.Overwrite = False,
+    verbose: given.Verbose = False,
+    dry_run: given.DryRun = False,
     debug: given.Debug = False,
 ) -> None:
     """Analyse a network on a task, or a problem of your own; write numbers, figures and a page."""
@@ -121,7 +110,7 @@ def analyze(
         source = _source(problem, {"CHECKPOINT": checkpoint, "model": model, "module": module} | named | inputs)
         asked = {"k": modes, "samples": samples, "all_steps": all_steps, "loss": loss}
         asked |= {"optimizer": optimizer, "lr": lr, "clip": clip, "steps": steps}
-        _run(source, seed, asked, threads, out, overwrite)
+        _run(source, seed, asked, threads, Output(out, overwrite, verbose, dry_run))
 
 
 @app.command()
@@ -137,6 +126,8 @@ def demo(
     threads: given.Threads = 1,
     out: given.Out = Path("kpflow-demo"),
     overwrite: given.Overwrite = False,
+    verbose: given.Verbose = False,
+    dry_run: given.DryRun = False,
     debug: given.Debug = False,
 ) -> None:
     """Analyse the network that ships with the package: a GRU that decides which of two noisy inputs is larger."""
@@ -144,7 +135,7 @@ def demo(
         source = Network(checkpoint, model="gru", task=DEMO_TASK, trials=trials, dtype=dtype)
         asked = {"k": modes, "samples": samples, "all_steps": all_steps, "mask": _choices_as_fixation}
         asked |= {"optimizer": optimizer, "lr": lr}
-        _run(source, seed, asked, threads, out, overwrite)
+        _run(source, seed, asked, threads, Output(out, overwrite, verbose, dry_run))
 
 
 def _choices_as_fixation(data: TaskData) -> Any:
@@ -158,6 +149,7 @@ EXAMPLES = {
     compare: "kpflow-dyn compare before.pt after.pt --task memorypro",
     report: "kpflow-dyn report runs/gains --open",
     sweep: "kpflow-dyn sweep gains.toml --workers 4",
+    doctor: "kpflow-dyn doctor --json",
 }
 for command, example in EXAMPLES.items():
     app.command(epilog=f"Example: {example}")(command)
@@ -199,94 +191,78 @@ def _source(problem: str | None, network: dict[str, Any]) -> Network | str:
     return Network(network.pop("CHECKPOINT"), **network)
 
 
-def _run(
-    source: Network | str, seed: int, asked: dict[str, Any], threads: int | None, out: Path, overwrite: bool
-) -> None:
-    import kpflow_dyn as kp
+@dataclass(frozen=True)
+class Output:
+    """Where results go, and what is said."""
 
-    check_folder(out, {*FILE_NAMES, *LEARNING_NAMES, PAGE}, overwrite)
-    with stages() as progress:
+    folder: Path
+    overwrite: bool
+    verbose: bool
+    dry_run: bool
+
+
+def _run(source: Network | str, seed: int, asked: dict[str, Any], threads: int | None, out: Output) -> None:
+    check_folder(out.folder, {*FILE_NAMES, *LEARNING_NAMES, PAGE}, out.overwrite)
+    with stages() as progress, warnings.catch_warnings(record=True) as of_flow:
         progress("loading the model and its inputs", 0, None)
-        problem, task, readout, about = _posed(source, seed, threads, asked.get("loss"))
-        for name in ("loss", "optimizer"):
-            if asked.get(name) is not None and readout is None:
-                why = about.get("learning", "leave it out")
-                raise ValueError(f"--{name} is that of a readout and its targets: {why}")
-        asked |= {"mask": asked["mask"](task)} if "mask" in asked else {}
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            progress("running and linearising", 0, None)
-            flow = kp.linearize(problem if isinstance(problem, kp.Solution) else kp.solve(problem))
-            dataset = kp.analyze(flow, **asked, seed=seed, task=task, readout=readout, progress=progress)
-            warned = [*about.get("warnings", "").splitlines(), *notes(caught)]
-            dataset.attrs = about | dataset.attrs | about | {"warnings": "\n".join(warned)}
-            progress("drawing", 0, None)
-            contents = _render(dataset)
-    with new_folder(out) as folder:
+        subject = subject_of(source, seed, threads, asked.get("loss"))
+        _check_learning(subject, asked)
+        work = _work(subject, asked)
+        warnings.simplefilter("always")
+        progress("running and linearising", 0, None)
+        flow = _linearised(subject, work)
+        cost = cost_of(flow, work)
+    typer.echo(f"{cost}.")
+    if out.dry_run:
+        return
+    asked |= {"mask": asked["mask"](subject.task)} if "mask" in asked else {}
+    with stages() as progress, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = kpflow_dyn.analyze(
+            flow, **asked, seed=seed, task=subject.task, readout=subject.readout, progress=progress
+        )
+        warned = [*subject.about.get("warnings", "").splitlines(), *notes([*of_flow, *caught])]
+        about = subject.about
+        dataset.attrs = about | dataset.attrs | about | {"warnings": "\n".join(warned)}
+        found = subject.found | in_analysis(dataset, asked.get("loss"), asked["all_steps"])
+        progress("drawing", 0, None)
+        contents = _render(dataset, found)
+    with new_folder(out.folder) as folder:
         for name, content in contents.items():
             folder.joinpath(name).write_bytes(content)
         dataset.to_netcdf(folder / "results.nc", engine="h5netcdf")
-    _print_table(dataset)
-    typer.echo(f"The page: {out.absolute() / 'index.html'}")
+    print_summary(dataset, found, out.verbose)
+    print_notes(dataset.attrs["warnings"].splitlines())
+    typer.echo(f"The page: {out.folder.absolute() / 'index.html'}")
 
 
-def _posed(source: Network | str, seed: int, threads: int | None, loss: str | None) -> Posed:
-    """What a source names. Warnings of the user's own code are shown as they come."""
-    limit_threads(threads)
-    if isinstance(source, str):
-        return _own_problem(source, threads)
-    if source.module is not None:
-        return _module_on_inputs(source, seed, threads)
-    with warnings.catch_warnings(record=True) as caught:  # of other packages none is about the numbers
-        warnings.simplefilter("always")
-        problem, task, readout, about = _network_on_task(source, seed, loss)
-    return problem, task, readout, about | {"warnings": "\n".join(notes(caught))}
+def _check_learning(subject: Subject, asked: dict[str, Any]) -> None:
+    """Raise for options of a training where there is no readout to train."""
+    for name in ("loss", "optimizer"):
+        if asked.get(name) is not None and subject.readout is None:
+            why = subject.about.get("learning", "leave it out")
+            raise ValueError(f"--{name} is that of a readout and its targets: {why}")
 
 
-def _own_problem(reference: str, threads: int | None) -> Posed:
-    """The problem of the user's own code."""
-    import kpflow_dyn as kp
-    from kpflow_dyn.cli._user_code import problem_from
-
-    problem = problem_from(reference)
-    posed = problem.problem if isinstance(problem, kp.Solution) else problem
-    _limit_threads(posed, threads)
-    return problem, None, None, {"title": f"Analysis of {reference}", "code": reference}
+def _work(subject: Subject, asked: dict[str, Any]) -> Work:
+    steps = 0 if asked.get("optimizer") is None else asked.get("steps", 1000)
+    return Work(asked["k"], asked["samples"], subject.readout is not None, steps)
 
 
-def _limit_threads(problem: Problem, threads: int | None) -> None:
-    if threads is not None and not problem.backend.runtime.limit_threads(threads):
-        raise ValueError(NO_THREADS)
+def _linearised(subject: Subject, work: Work) -> Flow:
+    """The flow, where its analysis fits the memory."""
+    from kpflow_dyn._problems.solutions import Solution
+
+    if isinstance(subject.problem, Solution):
+        solution = subject.problem
+    else:
+        check_memory(subject.problem, shape_before(subject.problem), work)
+        solution = kpflow_dyn.solve(subject.problem)
+    check_memory(solution.problem, tuple(solution.state.shape), work)
+    return kpflow_dyn.linearize(solution)
 
 
-def _network_on_task(source: Network, seed: int, loss: str | None) -> Posed:
-    network, data = load(source, seed, loss)
-    readout, said = readout_of(network, data, source.readout is not None)
-    attributes = {
-        "title": f"{network.model.upper()} of {network.cell.hidden_size} units on {data.name}",
-        "checkpoint": source.checkpoint.name,
-        "model": str(network.cell),
-        "task": data.name,
-        **said_of_options(source),
-        "learning": said,
-    }
-    return posed(network, data, source.carry_state), data, readout, attributes | attributes_of(network)
-
-
-def _module_on_inputs(source: Network, seed: int, threads: int | None) -> Posed:
-    """The user's own module with the weights of the file."""
-    network, problem, data = load_module(source, seed)
-    _limit_threads(problem, threads)
-    attributes = {
-        "title": f"Analysis of {source.module}",
-        "checkpoint": source.checkpoint.name,
-        "code": str(source.module),
-        "learning": "nothing is said, as a module of your own comes without a readout",
-    }
-    return problem, data, None, attributes | attributes_of(network)
-
-
-def _render(dataset: xr.Dataset) -> dict[str, bytes]:
+def _render(dataset: xr.Dataset, found: dict[str, Choice]) -> dict[str, bytes]:
     """All files but the NetCDF one, by name."""
     from kpflow_dyn.figures import FIGURES, to_bytes
     from kpflow_dyn.figures._learning import OF_PARTS
@@ -296,16 +272,16 @@ def _render(dataset: xr.Dataset) -> dict[str, bytes]:
     return {
         **{f"{name}.png": to_bytes(draw(dataset)) for name, draw in figures.items()},
         "index.html": page_of(dataset).to_html().encode(),
-        "results.json": _to_json(dataset).encode(),
+        "results.json": _to_json(dataset, found).encode(),
     }
 
 
-def _to_json(dataset: xr.Dataset) -> str:
+def _to_json(dataset: xr.Dataset, found: dict[str, Choice]) -> str:
     from kpflow_dyn.report import settings, summarize, versions
     from kpflow_dyn.report._learning_charts import as_records, steps_as_records
 
     content = {
-        "found": found_in(dataset.attrs),
+        "found": found,
         "learning": as_records(dataset),
         "optimizer": steps_as_records(dataset),
         "numbers": summarize(dataset),
@@ -314,43 +290,3 @@ def _to_json(dataset: xr.Dataset) -> str:
         "warnings": dataset.attrs["warnings"].splitlines(),
     }
     return json.dumps(content, indent=2, ensure_ascii=False, default=lambda n: n.item(), allow_nan=False) + "\n"
-
-
-def _print_table(dataset: xr.Dataset) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from kpflow_dyn.report import summarize
-    from kpflow_dyn.report._learning_charts import has_learning, learning_lead, learning_table
-
-    if has_learning(dataset):
-        _print_rows(learning_table(dataset), "\n".join(learning_lead(dataset)))
-    if "learning" in dataset.attrs:
-        typer.echo(f"On what will be learnt: {dataset.attrs['learning']}.")
-    if found := found_in(dataset.attrs):
-        typer.echo("\n".join(as_found(dataset.attrs["checkpoint"], found)))
-    steps = [f"{dataset.attrs['steps']}"] if "steps" in dataset.attrs else []
-    caption = "\n".join(["± standard error; numbers without it are exact", *steps])
-    table = Table(title=dataset.attrs["title"], caption=caption)
-    for column in ("", "value", "of"):
-        table.add_column(column, justify="right" if column else "left")
-    for number in summarize(dataset).values():
-        table.add_row(number["long_name"], number["text"], str(number.get("dimension", "")))
-    Console().print(table)
-    print_notes(dataset.attrs["warnings"].splitlines())
-
-
-def _print_rows(rows: Table, caption: str) -> None:
-    """A table, with what its last column says below it, as terminals are narrow."""
-    from rich.console import Console
-    from rich.table import Table as Drawn
-
-    table = Drawn(title=rows.title, caption=caption, caption_justify="left")
-    for name in rows.header[:-1]:
-        table.add_column(name, justify="left" if name == rows.header[0] else "right")
-    for row in rows.rows:
-        table.add_row(*row[:-1])
-    Console().print(table)
-    for row in rows.rows:
-        if row[-1] != "-":
-            typer.echo(f"{rows.header[-1]} of {row[0]}: {row[-1]}")

@@ -42,6 +42,10 @@ CarryState = Annotated[
 ]
 Out = Annotated[Path, of_output(help="Folder to write.")]
 Overwrite = Annotated[bool, of_output("--overwrite", help="Replace the results of an earlier run.")]
+Verbose = Annotated[bool, of_output("--verbose", "--all-numbers", help="Print all numbers, not the main ones alone.")]
+DryRun = Annotated[
+    bool, of_output("--dry-run", help="Only say how long it will take, and how much memory; write nothing.")
+]
 Debug = Annotated[bool, of_output("--debug", envvar="KPFLOW_DYN_DEBUG", help="Show the traceback of an error.")]
 Model = Annotated[
     str | None, of_network(help="rnn, gru, lstm, ctrnn or lowrank; by default the one that is in the file.")

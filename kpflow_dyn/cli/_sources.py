@@ -90,15 +90,10 @@ def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem
     return network, problem, data if isinstance(problem, DiscreteProblem) else None
 
 
-def attributes_of(network: Checkpoint) -> dict[str, str]:
+def attributes_of(network: Checkpoint, source: Network) -> dict[str, str]:
     """What was found in the file and what was assumed, as attributes of the results."""
-    return {f"{FOUND}{subject.replace(' ', '_')}": words for subject, words in network.found.items() if words}
-
-
-def found_in(attributes: Mapping[Any, Any]) -> dict[str, str]:
-    """What `attributes_of` wrote, by subject."""
-    names = [str(name) for name in attributes if str(name).startswith(FOUND)]
-    return {name.removeprefix(FOUND).replace("_", " "): str(attributes[name]) for name in names}
+    found = dict(network.found) | ({"start": "the end of the trial before"} if source.carry_state else {})
+    return {f"{FOUND}{subject.replace(' ', '_')}": words for subject, words in found.items() if words}
 
 
 def as_found(file: str, found: Mapping[str, str]) -> list[str]:
