@@ -832,3 +832,10 @@ def test_class_indices_in_a_file(cell: torch.nn.GRUCell, task: Path, folder: Pat
     assert shown.exit_code == 0, shown.output
     with xr.open_dataset(record.folder / "track" / "track.nc", engine="h5netcdf") as dataset:
         assert float(dataset.loss[0]) == pytest.approx(loss, rel=1e-5) and "accuracy" in dataset
+
+
+def test_a_missing_package_says_how_to_get_it() -> None:
+    code = "import sys; sys.modules['torch'] = None; from kpflow_dyn.cli import app; app(['demo', '--dry-run'])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "needs torch, which is not installed: pip install 'kpflow-dyn[torch]'" in found.stderr

@@ -14,23 +14,13 @@ import typer
 
 import kpflow_dyn
 from kpflow_dyn.cli._options import Debug
-from kpflow_dyn.cli._terminal import one_line, plain_errors
+from kpflow_dyn.cli._terminal import EXTRAS, one_line, plain_errors
 
 if TYPE_CHECKING:
     from kpflow_dyn._backend import Backend
 
 FRAMEWORKS = ("torch", "jax")
 REQUIRED = ("numpy", "scipy", "xarray", "h5netcdf", "rich", "typer")
-EXTRAS = {
-    "torch": ("torch", "torchdiffeq", "safetensors"),
-    "jax": ("jax", "equinox", "diffrax", "optax"),
-    "plot": ("matplotlib", "plotly", "jinja2"),
-    "sweep": ("cloudpickle", "loky"),
-    "neuro": ("neurogym",),
-    "checkpoints": ("msgpack",),
-    "control": ("control",),
-    "gym": ("gymnasium",),
-}
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
 IDENTITIES = ("P K P* = J J*", "<y, P x> = <P* y, x>")
 

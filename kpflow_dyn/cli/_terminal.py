@@ -12,6 +12,18 @@ from typing import NoReturn
 
 import typer
 
+EXTRAS = {
+    "torch": ("torch", "torchdiffeq", "safetensors"),
+    "jax": ("jax", "equinox", "diffrax", "optax"),
+    "plot": ("matplotlib", "plotly", "jinja2"),
+    "sweep": ("cloudpickle", "loky"),
+    "neuro": ("neurogym",),
+    "checkpoints": ("msgpack",),
+    "control": ("control",),
+    "gym": ("gymnasium",),
+}
+"""The packages that extras bring; other code of theirs is imported when it is needed."""
+
 
 @contextmanager
 def plain_errors(debug: bool, interrupted: str = "nothing was written") -> Iterator[None]:
@@ -27,11 +39,18 @@ def plain_errors(debug: bool, interrupted: str = "nothing was written") -> Itera
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         if debug:
             raise
-        _fail(str(error), 2)
+        _fail(_missing(error) or str(error), 2)
     except Exception as error:
         if debug:
             raise
         _fail(f"{type(error).__name__}: {error}; see --debug", 1)
+
+
+def _missing(error: Exception) -> str:
+    """What to install, where a package of an extra is missing; else nothing."""
+    name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    extra = next((extra for extra, packages in EXTRAS.items() if name in packages), None)
+    return "" if extra is None else f"this needs {name}, which is not installed: pip install 'kpflow-dyn[{extra}]'"
 
 
 class _Terminated(KeyboardInterrupt):
