@@ -315,6 +315,8 @@ def test_the_page_works_in_a_browser(kind: str, width: int, tmp_path: Path, requ
             check_keyboard(tab)
         else:
             assert not tab.query_selector_all(".modebar-btn")
+            wide = "[...document.querySelectorAll('.wide, .scroll')].filter((one) => one.scrollWidth > one.clientWidth)"
+            assert set(tab.evaluate(f"{wide}.map((one) => one.tabIndex)")) <= {0}  # the arrow keys scroll it
         assert complaints == []
 
 

@@ -132,6 +132,9 @@
     const draw = (width) => {
       const view = viewNow();
       target.style.minWidth = `${leastWidth(view)}px`;
+      const frame = target.parentElement;
+      if (leastWidth(view) > frame.clientWidth) frame.tabIndex = 0; // it scrolls, by arrow keys too
+      else frame.removeAttribute("tabindex");
       const narrow = !width && element.clientWidth < NARROW;
       const { data, layout } = dressed(view, width ? LOWER * least : least, width || target.clientWidth, narrow);
       if (width) layout.width = width;
