@@ -118,7 +118,7 @@ def type_name(value: Any) -> str:
         return "jax.Array"
     parts = module.split(".")
     public = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
-    found = (path for path in public if getattr(sys.modules.get(path), name, None) is kind)
+    found = (path for path in public if "._" not in path and getattr(sys.modules.get(path), name, None) is kind)
     return f"{next(found, parts[0])}.{name}"
 
 

@@ -182,7 +182,7 @@ def test_remade_with_other_arguments(net: Transformer, given: dict[str, Any]) ->
 def test_names_that_are_not_there(net: Transformer, given: dict[str, Any]) -> None:
     wrong: list[tuple[str | Sequence[str], str]] = [
         ("logitz", r"unknown modules \['logitz'\]; the network has words, .*; and what it gives has logits, hidden"),
-        ("", r"gave ModelOutput with several arrays; name one of them in state: logits, hidden_states"),
+        ("", r"gave \w+\.ModelOutput with several arrays; name one of them in state: logits, hidden_states"),
         (":head", r"what the network gives has no 'head'; it has logits, hidden_states"),
         ("layers.0:5", r"what the module 'layers\.0' gives has no '5'; it has 0, 1"),
         ("layers.7:0", r"unknown modules \['layers\.7:0'\]"),

@@ -298,7 +298,7 @@ def test_progress_shows_the_loss_on_a_terminal(capsys, monkeypatch):
         (
             {"readout": jax_models("gru")[1]},
             TypeError,
-            "the model is equinox.nn.GRUCell and the readout equinox",
+            "the model is torch.nn.GRUCell and the readout equinox",
         ),
         ({"model": nn.GRUCell(2, UNITS).double()}, ValueError, "x has 3 input channels, but the cell takes 2"),
         (

@@ -66,7 +66,7 @@ def steered(sol: Any, cost: Cost | None, terminal: Cost | None, params: Choice, 
     if isinstance(sol, ODESolution | HybridSolution | DiscreteSolution):
         raise ValueError(
             f"{who} needs a plant and a policy, kp.models.ClosedLoop(plant, policy), as the problem's f or cell; got "
-            f"{type(problem.model).__name__}"  # type: ignore[union-attr]
+            f"{type_name(problem.model)}"  # type: ignore[union-attr]
         )
     raise TypeError(
         f"{who} takes the solution of an ODEProblem or a DiscreteProblem of a ClosedLoop, got {type_name(sol)}; "
