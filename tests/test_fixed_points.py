@@ -411,5 +411,5 @@ def test_the_progress_and_the_table() -> None:
     dataset = found.to_xarray()
     assert dataset.unstable.sizes == {"point": 9} and dataset.attrs["tried"] == 512
     assert dataset.attrs["complete"] == "yes" and dataset.time_constants.dims == ("point", "eigenvalue")
-    labels = [text.get_text() for text in found.plot().axes[0].get_legend().get_texts()]
+    labels = found.plot().axes[0].get_legend_handles_labels()[1]
     assert labels == ["stable (4)", "unstable (5)"]
