@@ -145,7 +145,7 @@ def carry_state(prob: DiscreteProblem, mask: Any = None) -> DiscreteProblem:
     True
     """
     if not isinstance(prob, DiscreteProblem):
-        raise TypeError(f"carry_state takes a recurrent network, a kp.DiscreteProblem, got {type(prob).__name__}")
+        raise TypeError(f"carry_state takes a recurrent network, a kp.DiscreteProblem, got {type_name(prob)}")
     if prob.encoder is not None:
         raise ValueError("the start of this problem learns, so that it cannot be the end of another trial")
     shape = tuple(prob.x.shape[:2])

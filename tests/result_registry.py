@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -150,6 +151,17 @@ def _opened(kit: Kit) -> Any:
     return control.linearize_ltv(kit.loop, loop="open", inputs="control")
 
 
+def _point(g: float, seed: int) -> dict[str, float]:
+    return {"gain": 2 * g + seed}
+
+
+def _recording(kit: Kit) -> Any:
+    record = kp.Recorder(tempfile.mkdtemp())
+    for step in range(3):
+        record(step, kit.problem.cell, loss=1 / (step + 1))
+    return kp.Recorder.read(record.folder)
+
+
 RESULTS: dict[str, Callable[[Kit], Any]] = {
     "discrete problem": lambda kit: kit.problem,
     "ode problem": lambda kit: kit.loop.problem,
@@ -159,7 +171,6 @@ RESULTS: dict[str, Callable[[Kit], Any]] = {
     "ode flow": lambda kit: kp.linearize(kit.loop),
     "output": lambda kit: kit.output,
     "site": lambda kit: kit.flow.sites[0],
-    "sites": lambda kit: kit.flow.sites,
     "operator": lambda kit: kit.flow.ntk,
     "partial trace": lambda kit: kp.partial_trace(kit.flow.ntk, keep="time"),
     "space": lambda kit: kit.flow.ntk.domain,
@@ -207,9 +218,31 @@ RESULTS: dict[str, Callable[[Kit], Any]] = {
     "fixed point solution": lambda kit: kp.solve(
         kp.FixedPointProblem(_map(kit), kit.array(np.ones((4, 3))), kit.array(np.zeros((4, 3))))
     ),
+    "episodes": lambda kit: kp.gym.rollout(lambda z: z[1:2] + 0.3 * z[3:4], episodes=2, max_steps=10),
+    "sweep": lambda kit: kp.Sweep(_point, over={"g": [0.5, 1.5], "seed": range(3)}, out=tempfile.mkdtemp()),
+    "recording": lambda kit: _recording(kit),
+    "hybrid solution": lambda kit: (
+        kp.solve(kp.ODEProblem(ClosedLoop(Pendulum(), kit.policy, every=0.25), kit.array([[0.3, -0.2]]), GRID), "rk4")
+        if kit.torch
+        else kp.solve(kp.ODEProblem(ClosedLoop(Pendulum(), kit.policy, every=0.25), kit.array([[0.3, -0.2]]), GRID))
+    ),
     "task": lambda kit: kit.task,
     "training": lambda kit: kp.train.fit(kit.problem.cell, kit.task, kit.linear(UNITS, 2), steps=3),
     "plant": lambda kit: Pendulum(),
     "closed loop": lambda kit: ClosedLoop(DoubleIntegrator(), kit.policy),
     "law": lambda kit: kp.models.Dale(1.2),
 }
+
+IN_JAX = [
+    "discrete problem",
+    "discrete solution",
+    "ode solution",
+    "flow",
+    "ode flow",
+    "output",
+    "site",
+    "operator",
+    "modes",
+]
+IN_JAX += ["svds", "sde solution", "static solution", "fixed point solution", "training", "fixed points"]
+"""Kinds that hold arrays of a framework."""

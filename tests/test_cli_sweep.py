@@ -365,3 +365,11 @@ def test_every_model_in_jax(name: str) -> None:
     task = {"name": "flipflop", "bits": 1, "trials": 2, "steps": 5}
     setup = Setup({"name": name, "units": 4, "framework": "jax"}, {"law": "gaussian"}, task, ("K_trace", "loss"))
     assert all(np.isfinite(float(value)) for value in setup().values())
+
+
+@pytest.mark.parametrize("command", ["track", "compare", "report", "sweep"])
+def test_help_is_grouped_and_ends_with_an_example(command: str) -> None:
+    shown = CliRunner(env={"COLUMNS": "100", "TERM": "dumb"}).invoke(app, [command, "--help"])
+    assert shown.exit_code == 0
+    assert "─ Output ─" in shown.stdout
+    assert shown.stdout.strip().splitlines()[-1].strip().startswith(f"Example: kpflow-dyn {command} ")

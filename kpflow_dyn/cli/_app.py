@@ -153,8 +153,14 @@ def _choices_as_fixation(data: TaskData) -> Any:
     return fixation / fixation.sum() + ~fixation / (~fixation).sum()
 
 
-for command in (track, compare, report, sweep):
-    app.command()(command)
+EXAMPLES = {
+    track: "kpflow-dyn track runs/1 --task memorypro",
+    compare: "kpflow-dyn compare before.pt after.pt --task memorypro",
+    report: "kpflow-dyn report runs/gains --open",
+    sweep: "kpflow-dyn sweep gains.toml --workers 4",
+}
+for command, example in EXAMPLES.items():
+    app.command(epilog=f"Example: {example}")(command)
 
 
 def _show_version(asked: bool) -> None:

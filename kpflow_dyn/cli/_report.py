@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kpflow_dyn.cli._options import Debug, Overwrite
+from kpflow_dyn.cli._options import Debug, Overwrite, of_output
 from kpflow_dyn.cli._terminal import plain_errors
 
 PAGE = "report.html"
@@ -20,16 +20,13 @@ def report(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The HTML file to write; by default report.html beside the results.")
+        Path | None, of_output(help="The HTML file to write; by default report.html beside the results.")
     ] = None,
-    show: Annotated[bool, typer.Option("--open", help="Also open the page in the browser.")] = False,
+    show: Annotated[bool, of_output("--open", help="Also open the page in the browser.")] = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Make one page with interactive figures, which needs no other file and no network.
-
-    Example:  kpflow-dyn report runs/gains --open
-    """
+    """Make one page with interactive figures, which needs no other file and no network."""
     with plain_errors(debug):
         from kpflow_dyn.report import write_report
 

@@ -44,12 +44,11 @@ def sweep(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Analyse a model at each point of a grid.
+    """Analyse a model at each point of a grid; each point is a file of its own, and results.nc has all.
 
-    Each point is a file of its own, and results.nc has all. Running the same command again computes what is missing.
-    The exit status is 1 where points failed, 130 after Ctrl-C.
+    Running the same command again computes what is missing.
 
-    Example:  kpflow-dyn sweep gains.toml --workers 4
+    The exit status is 1 where points failed, 130 after Ctrl-C, 143 after kill.
     """
     with plain_errors(debug, interrupted=KEPT):
         from kpflow_dyn.sweep._configured import read_sweep

@@ -67,15 +67,6 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-@contextmanager
-def noted() -> Iterator[None]:
-    """Say what this package warns of behind all that is printed, each once."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    print_notes(notes(caught))
-
-
 def print_notes(lines: list[str]) -> None:
     for line in lines:
         typer.echo(f"note: {line}", err=True)

@@ -115,15 +115,15 @@ def effective_ranks(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def draw_ranks(axes: Axes, found: dict[str, tuple[float, float, int]]) -> None:
-    """Ranks (value, standard error, dimension) by the names of their variables, a row for each."""
-    color, most = series()[1], max(dimension for *_, dimension in found.values())
-    for row, (value, stderr, dimension) in enumerate(found.values()):
-        bar = 2 * stderr
+def draw_ranks(axes: Axes, found: dict[str, tuple[float, float, int | None]]) -> None:
+    """Ranks (value, standard error, dimension if it is known) by the names of their variables, a row for each."""
+    color, most = series()[1], max(dimension or value for value, _, dimension in found.values())
+    for row, (value, stderr, known) in enumerate(found.values()):
+        bar, dimension = 2 * stderr, known or 1
         axes.plot([1, dimension], [row, row], color=faint(), linewidth=5, solid_capstyle="butt", zorder=1)
         low = min(value, max(value - bar, 0.5))  # a logarithmic axis has no room for 0
         axes.errorbar(value, row, xerr=[[value - low], [bar]], fmt="o", color=color, capsize=4, zorder=3)
-        text = f"{_short(value)} of {dimension:,}"
+        text = f"{_short(value)} of {dimension:,}" if known else _short(value)
         axes.annotate(text, (max(dimension, value + bar), row), (6, 0), textcoords="offset points", va="center")
     labels = [name.removesuffix("_effective_rank").replace("ntk", "NTK") for name in found]
     axes.set(xscale="log", xlabel="Effective rank", xlim=(0.8, 60 * most), ylim=(len(found) - 0.5, -0.7))

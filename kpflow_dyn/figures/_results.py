@@ -64,10 +64,8 @@ def summary(found: Summary) -> Figure:
     """Effective ranks with error bars of two standard errors, and the leading eigenvalues of the NTK."""
     ranks = {name: rank for name, rank in found.numbers().items() if name.endswith("effective_rank")}
     figure, (above, below) = new_figure(3.2 + 0.36 * len(ranks), rows=2, heights=(0.36 * len(ranks), 2.2))
-    space = found.modes.space
     sizes = {f"{name}_effective_rank": kernel.domain.dimension for name, kernel in found.kernels.items()}
-    rows = {name: (one.value, one.stderr, sizes.get(name, space.dimension)) for name, one in ranks.items()}
-    draw_ranks(above, rows)
+    draw_ranks(above, {name: (one.value, one.stderr, sizes.get(name)) for name, one in ranks.items()})
     bars(below, to_numpy(found.modes.values)[:SHOWN_SHARES], "Rank of the eigenvalue", "Eigenvalue of the NTK")
     return figure
 

@@ -112,6 +112,10 @@ class StyledFigure(Figure):
         with matplotlib.rc_context(self.settings):
             super().draw(renderer)
 
+    def get_tightbbox(self, *args: Any, **given: Any) -> Any:
+        with matplotlib.rc_context(self.settings):
+            return super().get_tightbbox(*args, **given)
+
     def savefig(self, *args: Any, **given: Any) -> None:
         with matplotlib.rc_context(self.settings):
             super().savefig(*args, **given)
@@ -132,6 +136,7 @@ def styled(draw: Callable[[Any], Figure]) -> Draw:
             figure = draw(dataset)
             figure.settings = settings  # type: ignore[attr-defined]
             _scale_lines(figure, look.lines)
+            figure.align_ylabels()
             return figure
 
     del drawn.__wrapped__  # whose signature has no `dark`

@@ -296,10 +296,10 @@ def _fastest(dataset: xr.Dataset) -> str:
     """Where the whole is learnt fastest, and how much is undone elsewhere."""
     speed, units = dataset.part_reach.values[0], dataset.time.attrs.get("units", "")
     trial, time = np.unravel_index(np.nanargmax(speed), speed.shape)
-    worse = np.nansum(np.minimum(speed, 0))
+    better, worse = (np.nansum(part(speed, 0)) for part in (np.maximum, np.minimum))
     when = f"{float(dataset.time[time]):.4g} {units}".strip()
     return (
         f"A step on {dataset.part.values[0]} is fastest at time {when} of trial {trial} ({short(speed[trial, time])}). "
-        f"Over all trials and times the sum is {short(np.nansum(speed))}, in which places where the error grows are "
-        f"{short(worse)}."
+        f"Over all trials and times the speeds add up to {short(better + worse)}: {short(better)} where the error "
+        f"shrinks and {short(worse)} where it grows."
     )

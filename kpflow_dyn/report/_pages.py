@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kpflow_dyn.report._analysis_charts import analysis_charts, shares
+from kpflow_dyn.report._comparison_charts import page_of_comparison
 from kpflow_dyn.report._learning_charts import has_learning, learning_lead, learning_table
 from kpflow_dyn.report._numbers import INVISIBLE, percent, settings, short, summarize, versions, with_error
 from kpflow_dyn.report._page import Page, Table
@@ -27,10 +29,10 @@ SHOWN = 50  # points that failed
 
 
 def page_of(dataset: xr.Dataset) -> Page:
-    """The page of an analysis, a track or a sweep.
+    """The page of an analysis, a track, a comparison or a sweep.
 
     Args:
-        dataset: what `kp.analyze`, `kp.track` or `Sweep.collect` gave.
+        dataset: what `kp.analyze`, `kp.track`, `kp.compare(...).to_xarray()` or `Sweep.collect` gave.
 
     Raises:
         ValueError: any other dataset.
@@ -46,11 +48,13 @@ def page_of(dataset: xr.Dataset) -> Page:
         return _of_analysis(dataset)
     if "alignment_first" in dataset and "step" in dataset.dims:
         return _of_track(dataset)
+    if "principal_angle" in dataset:
+        return replace(page_of_comparison(dataset), about=_about(dataset))
     if {"status", "error", "done"} <= set(dataset.data_vars):
         return _of_sweep(dataset)
     raise ValueError(
         f"no page is known for a dataset of {', '.join(map(str, dataset.data_vars)) or 'nothing'}; give what "
-        "kp.analyze, kp.track or the collect of a sweep returned"
+        "kp.analyze, kp.track, the to_xarray of kp.compare or the collect of a sweep returned"
     )
 
 

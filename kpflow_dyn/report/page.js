@@ -4,7 +4,8 @@
   const root = document.documentElement;
   const color = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const SAVED = 760; // pixels: the width of saved pictures
-  const PRINTED = 660;
+  const PRINTED = 660; // and of pictures on paper, two of which fit on a page
+  const LOWER = 0.72;
   const NARROW = 480;
   const PANEL = 150; // the least width of one of several panels
   const ROWS = 20; // of the table below a figure
@@ -132,7 +133,7 @@
       const view = viewNow();
       target.style.minWidth = `${leastWidth(view)}px`;
       const narrow = !width && element.clientWidth < NARROW;
-      const { data, layout } = dressed(view, least, width || target.clientWidth, narrow);
+      const { data, layout } = dressed(view, width ? LOWER * least : least, width || target.clientWidth, narrow);
       if (width) layout.width = width;
       const config = {
         responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover",

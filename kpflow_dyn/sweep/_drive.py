@@ -27,7 +27,7 @@ def drive(
     report: Callable[[str], None],
     deaths: int = 0,
 ) -> None:
-    """Have every point, by key, computed and recorded; `report` is called with the status of each.
+    """Have every point, by key, computed and recorded; `report` is called with the key of each.
 
     A point may be in flight at `attempts` deaths of workers, at the last one alone; each was so at `deaths` already.
     A broken executor of the user's is raised, as it cannot be opened anew; the points that broke it are noted.
@@ -57,7 +57,7 @@ class _Driver:
         self.work, self.points, self.attempts, self.report = work, points, attempts, report
         self.waiting = deque(points)
         self.deaths = Counter(dict.fromkeys(points, deaths) if deaths else ())
-        self.flight: dict[Future[str], str] = {}
+        self.flight: dict[Future[None], str] = {}
 
     def submit_all(self, executor: Executor, ahead: int | None) -> BaseException | None:
         """Until all is done, or the executor is broken, whose error is returned."""
@@ -91,11 +91,11 @@ class _Driver:
     def is_suspect(self, key: str) -> bool:
         return self.deaths[key] >= self.attempts - 1
 
-    def land(self, future: Future[str]) -> BrokenExecutor | None:
+    def land(self, future: Future[None]) -> BrokenExecutor | None:
         """Take a point out of flight; a break of the executor is returned."""
         key, error = self.flight.pop(future), future.exception()
         if error is None:
-            self.check(key, future.result())
+            self.check(key)
         elif isinstance(error, BrokenExecutor) or type(error).__name__ in DEATHS or not isinstance(error, Exception):
             self.lost(key, error)
         else:
@@ -109,11 +109,11 @@ class _Driver:
         if suspect and not store.has(key):
             store.write(key, Record("failed", _end(error, self.deaths[key]), point=labelled(self.points[key])))
         if store.has(key):
-            self.report(store.read(key, values=False).status)
+            self.report(key)
         else:
             self.waiting.append(key)
 
-    def check(self, key: str, status: str) -> None:
+    def check(self, key: str) -> None:
         """The point must be on the disk that this process sees."""
         store = Store(self.work.folder)
         if not store.has(key):
@@ -121,7 +121,7 @@ class _Driver:
                 f"a worker recorded a point that is not in {store.points}; workers on other machines need a "
                 "folder that all of them see"
             )
-        self.report(status)
+        self.report(key)
 
 
 def _end(error: BaseException, count: int) -> str:

@@ -27,12 +27,15 @@ class Engine(Protocol):
     Attributes:
         ahead: how many points to have in flight, or None for all that there are.
         apart: whether points run in other processes, to which `run` has to be sent.
+        parallel: how many points run at once, or None where that is not known.
     """
 
     @property
     def ahead(self) -> int | None: ...
     @property
     def apart(self) -> bool: ...
+    @property
+    def parallel(self) -> int | None: ...
     def open(self) -> AbstractContextManager[Executor]:
         """A new pool of workers, closed at the end; after an error or an interrupt its workers are stopped."""
         ...
@@ -49,6 +52,7 @@ class Local:
 
     ahead: int | None = field(default=1, init=False)
     apart: bool = field(default=False, init=False)
+    parallel: int | None = field(default=1, init=False)
 
     def open(self) -> AbstractContextManager[Executor]:
         """A pool of no workers."""
@@ -83,12 +87,13 @@ class Processes:
     @property
     def ahead(self) -> int:
         """Points in flight."""
-        return AHEAD * self._workers
+        return AHEAD * self.parallel
 
     apart = True
 
     @property
-    def _workers(self) -> int:
+    def parallel(self) -> int:
+        """Workers."""
         return self.workers or cores()
 
     @contextmanager
@@ -98,7 +103,7 @@ class Processes:
         environment = threads_environment(self.threads) | {"LOKY_MAX_MEMORY_LEAK_SIZE": LEAK}
         with _deaf_to_ctrl_c():
             pool = loky.ProcessPoolExecutor(
-                self._workers, initializer=end_with, initargs=(os.getpid(),), env=environment
+                self.parallel, initializer=end_with, initargs=(os.getpid(),), env=environment
             )
             pool.submit(os.getpid)  # starts them
         try:
@@ -132,6 +137,11 @@ class Dask:
     ahead = None
     apart = True
 
+    @property
+    def parallel(self) -> int | None:
+        """Workers of a cluster of this machine's."""
+        return self.workers or (cores() if self.address is None else None)
+
     @contextmanager
     def open(self) -> Iterator[Executor]:
         """The executor of a dask client."""
@@ -144,7 +154,7 @@ class Dask:
             return nullcontext(self.address)
         with _deaf_to_ctrl_c():
             return distributed.LocalCluster(
-                n_workers=self.workers or cores(),
+                n_workers=self.parallel,
                 threads_per_worker=1,
                 dashboard_address=None,
                 silence_logs=50,
@@ -184,6 +194,11 @@ class Slurm:
         """All points: they are the jobs of an array."""
         return None if self.cluster == "slurm" else self.workers or cores()
 
+    @property
+    def parallel(self) -> int | None:
+        """Jobs at once, where it was asked for so many."""
+        return self.workers
+
     @contextmanager
     def open(self) -> Iterator[Executor]:
         """The executor of submitit, behind the standard interface."""
@@ -207,8 +222,12 @@ class Given:
     @property
     def ahead(self) -> int | None:
         """A few for each worker, where their number is known."""
-        workers = getattr(self.executor, "_max_workers", None)
-        return workers and AHEAD * workers
+        return self.parallel and AHEAD * self.parallel
+
+    @property
+    def parallel(self) -> int | None:
+        """Workers, where their number is known."""
+        return getattr(self.executor, "_max_workers", None)
 
     def open(self) -> AbstractContextManager[Executor]:
         """The executor itself."""

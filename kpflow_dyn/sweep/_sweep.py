@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kpflow_dyn._problems.versions import versions_of
-from kpflow_dyn._progress import bars
+from kpflow_dyn._progress import counting
 from kpflow_dyn._shown import Row, Shown, type_name
 from kpflow_dyn.sweep._code import Code, changes, name_of
-from kpflow_dyn.sweep._design import Design, Point, design
+from kpflow_dyn.sweep._design import Point, design
 from kpflow_dyn.sweep._drive import drive
 from kpflow_dyn.sweep._executors import Engine, Processes, engine_of
 from kpflow_dyn.sweep._lock import locked
@@ -88,9 +87,8 @@ class Sweep(Shown):
     all, so that a run that is killed at any moment loses the points in flight, and running again computes what is
     missing. Points belong to the code of `run` with all that it reaches, and to the versions of this package and of
     Python: where one of them has changed, running is refused. Reached are functions, classes and modules outside of
-    Python and of installed packages, and the values of globals, closures, defaults and attributes, such as arrays,
-    weights and configurations; not files that `run` reads. What points themselves change, as a list that they fill,
-    does not count until a new `Sweep` is made.
+    Python and of installed packages, and the values of globals, closures, defaults and attributes; not files that `run`
+    reads. What points themselves change, as a list that they fill, does not count until a new `Sweep` is made.
 
     A worker keeps `run` from point to point, so that jax.jit compiles once for all points of the same shapes.
 
@@ -156,7 +154,7 @@ class Sweep(Shown):
             fresh: delete the points that are there, and begin anew.
             attempts: how many deaths of worker processes a point may be in flight at. Before the last one it runs
                 alone, so that no point is given up for what another one does.
-            progress: show a bar on a terminal.
+            progress: show a bar on a terminal; elsewhere, as in a log, a line now and then if it takes long.
 
         Raises:
             ValueError: the folder holds points of other code (it says what changed); a timeout that is not positive.
@@ -225,9 +223,6 @@ class Sweep(Shown):
         records: list[Record] = [self.store.read(key) for key in _known(self)]
         return dataset_of(self.design, records, (self.store.about() or {}).get("attrs", _attrs(self)))
 
-    def __repr__(self) -> str:
-        return f"Sweep of {name_of(self.function)} over {_over(self.design)}, {_recorded(self)}, in {self.store.folder}"
-
     @cached_property
     def _code(self) -> Code:
         return Code(self.function)
@@ -236,22 +231,6 @@ class Sweep(Shown):
 def _attrs(sweep: Sweep) -> dict[str, Any]:
     """What files and datasets say of it."""
     return {"run": name_of(sweep.function), **sweep.attrs, **versions_of(FRAMEWORKS)}
-
-
-def _over(design: Design) -> str:
-    """The axes with their sizes, and how many points they make."""
-    if design.axes is None:
-        return f"{len(design.points)} points"
-    return (
-        f"{' x '.join(f'{name} ({len(values)})' for name, values in design.axes.items())} = {len(design.points)} points"
-    )
-
-
-def _recorded(sweep: Sweep) -> str:
-    """How many points have a file, which is quicker to see than what came of each."""
-    points = _by_key(sweep.design.points, sweep.store.code() or {})
-    done = sum(map(sweep.store.has, points))
-    return f"{done} computed, {len(points) - done} missing"
 
 
 def _known(sweep: Sweep) -> dict[str, Point]:
@@ -278,10 +257,13 @@ def _stuck(error: OSError, store: Store) -> OSError:
 
 
 def _rows(sweep: Sweep) -> list[Row]:
-    """What a sweep prints of itself."""
+    """What a sweep prints of itself: how many points have a file, which is quicker to see than what came of each."""
     over = " x ".join(f"{name} {len(values)}" for name, values in (sweep.design.axes or {}).items())
+    points = _by_key(sweep.design.points, sweep.store.code() or {})
+    done = sum(map(sweep.store.has, points))
     rows: list[Row] = [("run", name_of(sweep.function)), ("over", over or "a list of points")]
-    return [*rows, ("out", str(sweep.store.folder)), ("status", str(sweep.status()))]
+    rows.append(("points", f"{len(points)}, of which {done} computed, {len(points) - done} missing"))
+    return [*rows, ("out", str(sweep.store.folder))]
 
 
 def _by_key(points: Iterable[Point], code: Mapping[str, str]) -> dict[str, Point]:
@@ -319,16 +301,14 @@ def _drive(
 
     That process was this sweep's own, or one of an executor that broke.
     """
-    counts, start, total, store = Counter[str](), time.perf_counter(), len(sweep.design.points), sweep.store
+    store, total = sweep.store, len(sweep.design.points)
     suspects = {key: point for key, point in missing.items() if store.is_suspect(key)}
     others = {key: point for key, point in missing.items() if key not in suspects}
-    with bars(progress) as shown:
-        bar = shown.add_task("", total=total, completed=total - len(missing))
+    with counting("points", total, total - len(missing), engine.parallel, progress) as count:
 
-        def report(status: str) -> None:
-            counts[status] += 1
-            words = _words(counts, total - len(missing), total, time.perf_counter() - start)
-            shown.update(bar, advance=1, description=words)
+        def report(key: str) -> None:
+            record = store.read(key, values=False)
+            count.landed(record.seconds, record.status in FAILURES)
 
         def compute(points: dict[str, Point], engine: Engine, attempts: int, deaths: int = 0) -> None:
             if points:
@@ -339,11 +319,3 @@ def _drive(
         compute(suspects, Processes(1), attempts=2, deaths=1)
         for key in suspects:
             store.clear(key)
-
-
-def _words(counts: Counter[str], before: int, total: int, seconds: float) -> str:
-    """Done, failed, rate and time left."""
-    now, failed = counts.total(), sum(counts[name] for name in FAILURES)
-    rate = now / max(seconds, 1e-9)
-    left = (total - before - now) / rate
-    return f"{before + now - failed} done, {failed} failed, {rate:.3g}/s, {left:.0f} s left"
