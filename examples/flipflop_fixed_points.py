@@ -6,7 +6,7 @@
 Each channel now and then brings a pulse of +1 or -1, and the network says the sign of the last one on each. Expected
 (Sussillo, Barak 2013): without input there is one stable fixed point for each of the 2^bits memories, with the readout
 at the signs, and saddles between them, whose few unstable directions lead from one memory to another. The indices of
-all fixed points sum to one, as the states of a GRU stay in a ball: else some were not found.
+all fixed points sum to one, as the states of a GRU stay in a ball: so starts are drawn until they do.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def main() -> None:
     cell, readout, data = trained(bits, units)
     print(f"right signs on new trials: {accuracy(cell, readout, bits):.2%}")
     solution = kp.solve(kp.DiscreteProblem(cell, torch.from_numpy(data.inputs)))
-    points = kp.dynamics.fixed_points(solution, np.zeros(bits), starts=1024)
+    points = kp.dynamics.fixed_points(solution, np.zeros(bits))
+    print(f"found all, from {points.tried} starts" if points.complete else points.missing)
     found = points[points.is_fixed]
     print(f"expected: {2**bits} stable fixed points; found: {found.is_stable.sum()} among {len(found)}")
     show(found, readout)
