@@ -85,6 +85,8 @@ def _about(dataset: xr.Dataset) -> str:
     model, task = (_named(str(attrs.get(what, ""))) for what in ("model", "task"))
     known = {"units": "unit", "trials": "trial", "times": "time"}
     count = {name: f"{sizes[dim]} {name}" for name, dim in known.items() if dim in sizes}
+    if str(attrs.get("trials", "")).isdecimal():  # of a track, which keeps no trial
+        count["trials"] = f"{attrs['trials']} trials"
     seed = f"seed {attrs['seed']}" if "seed" in attrs else ""
     version = attrs.get("version_kpflow_dyn", attrs.get("kpflow_dyn", ""))
     parts = (
