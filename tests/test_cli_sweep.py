@@ -119,7 +119,7 @@ def test_failures_are_told(file: Path) -> None:
     assert (file.parent / "out" / "results.nc").exists()
     assert "failed at points = 9, seed = 0: ValueError: " in result.stderr
     assert result.stderr.count("failed at") == 10
-    assert f"and 1 more; all of them: kpflow-dyn report {file.parent / 'out'}, or in Python" in result.stderr
+    assert f"and 1 more; all of them on a page: kpflow-dyn report {file.parent / 'out'}; compute" in result.stderr
     assert run(file, "--status").exit_code == 0
 
 

@@ -43,6 +43,16 @@ def track() -> xr.Dataset:
     return kp.track(lambda: torch.nn.GRUCell(2, 4), values, torch.randn(3, 5, 2), targets=targets, progress=False)
 
 
+@pytest.fixture(scope="module")
+def comparison() -> xr.Dataset:
+    torch.manual_seed(0)
+    x, right = torch.randn(3, 5, 2), torch.randint(2, (3, 5))
+    flows = [kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(2, 4), x))) for _ in range(2)]
+    outputs = [flow.output(torch.nn.Linear(4, 2), learn=True) for flow in flows]
+    names = ("runs/1/a rather long name.safetensors", EVIL)
+    return kp.compare(*outputs, k=3, target=right, loss="cross_entropy", names=names).to_xarray()
+
+
 def numbers(g: float, units: int, seed: int) -> dict[str, float]:
     if (g, units, seed) == (2.0, 4, 1):
         raise ValueError(EVIL)
@@ -290,7 +300,7 @@ CONTRASTS = """() => {
 
 @needs_chromium
 @pytest.mark.parametrize("width", [1280, 400])
-@pytest.mark.parametrize("kind", ["dataset", "track", "sweep"])
+@pytest.mark.parametrize("kind", ["dataset", "track", "sweep", "comparison"])
 def test_the_page_works_in_a_browser(kind: str, width: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     write_report(request.getfixturevalue(kind), tmp_path / "page.html")
     with opened(tmp_path / "page.html", width) as (tab, complaints):

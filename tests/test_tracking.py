@@ -279,7 +279,7 @@ def test_commands(tmp_path: Path) -> None:
     assert record["settings"]["trials"] == 4 and record["settings"]["seed"] == 0
     page = (tmp_path / "run" / "track" / "index.html").read_text("utf-8")
     said = ("GRU of 4 units over 3 checkpoints on memorypro", torch.__version__, kp.__version__, "GRU(3, 4")
-    assert all(text in page for text in said)
+    assert all(text in page for text in said) and "Over these 3 checkpoints the loss goes from" in page
     shown = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
     assert shown.exit_code == 0 and (tmp_path / "run" / "report.html").exists()
     call = [*call, "--samples", "40", "--loss", "hinge", "--out", str(tmp_path / "hinge")]

@@ -89,11 +89,8 @@ def _report(found: Sweep) -> bool:
         typer.echo(f"{failure.status} at {point}: {shorten(failure.error, WIDEST)}", err=True)
     if failures:
         left = f"and {len(failures) - SHOWN} more; " if len(failures) > SHOWN else ""
-        typer.echo(
-            f"{left}all of them: kpflow-dyn report {_shown(found.store.folder)}, or in Python sweep.failures(), with "
-            "tracebacks; compute them again with --retry-failed",
-            err=True,
-        )
+        page = f"kpflow-dyn report {_shown(found.store.folder)}"
+        typer.echo(f"{left}all of them on a page: {page}; compute them again with --retry-failed", err=True)
     return bool(failures)
 
 

@@ -1,4 +1,4 @@
-"""The page that one looks at: one HTML file from an analysis, a track or a sweep, which needs no other file.
+"""The page that one looks at: one HTML file of an analysis, a track, a comparison or a sweep, without other files.
 
     write_report(dataset, "page.html")        # in the shell: kpflow-dyn report PATH
 

@@ -85,6 +85,8 @@ def _about(dataset: xr.Dataset) -> str:
     model, task = (_named(str(attrs.get(what, ""))) for what in ("model", "task"))
     known = {"units": "unit", "trials": "trial", "times": "time"}
     count = {name: f"{sizes[dim]} {name}" for name, dim in known.items() if dim in sizes}
+    if str(attrs.get("trials", "")).isdecimal():  # of a track, which keeps no trial
+        count["trials"] = f"{attrs['trials']} trials"
     seed = f"seed {attrs['seed']}" if "seed" in attrs else ""
     version = attrs.get("version_kpflow_dyn", attrs.get("kpflow_dyn", ""))
     parts = (
@@ -145,6 +147,7 @@ def _of_track(dataset: xr.Dataset) -> Page:
     first, last = (float(dataset.effective_rank.sel(operator="NTK", kind="full").isel(step=i)) for i in (0, -1))
     kept = float(dataset.alignment_first.sel(operator="NTK").isel(step=-1))
     lead = (
+        *_learnt(dataset),
         f"From step {steps[0]} to step {steps[-1]} the effective rank of the NTK goes from {first:.3g} to {last:.3g}; "
         f"its alignment with the NTK at the start ends at {kept:.2f} (1: unchanged in direction).",
         "The effective rank is the participation ratio of the eigenvalues: about how many directions carry most. K is "
@@ -160,6 +163,14 @@ def _of_track(dataset: xr.Dataset) -> Page:
         about=_about(dataset),
         numbers=[_over_training(dataset)],
     )
+
+
+def _learnt(dataset: xr.Dataset) -> list[str]:
+    """What became of the loss and of the accuracy, where they are known."""
+    texts = {name: text for name, text in {"loss": short, "accuracy": percent}.items() if name in dataset}
+    ends = {name: [text(float(dataset[name][place])) for place in (0, -1)] for name, text in texts.items()}
+    parts = [f"the {name} goes from {first} to {last}" for name, (first, last) in ends.items()]
+    return [f"Over these {dataset.sizes['step']} checkpoints {' and '.join(parts)}."] if parts else []
 
 
 def _over_training(dataset: xr.Dataset) -> Table:

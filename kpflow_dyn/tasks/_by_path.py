@@ -3,7 +3,6 @@
 import difflib
 import importlib
 import importlib.util
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -83,8 +82,6 @@ def run(code: Callable[[], Any], what: str) -> Any:
     except _NotFoundError:
         raise
     except SystemExit as error:
-        if error.code == 128 + signal.SIGTERM:  # this process was told to end
-            raise
         raise ValueError(f"{what} SystemExit; keep what a script does under `if __name__ == '__main__':`") from error
     except Exception as error:
         raise ValueError(f"{what} {type(error).__name__}: {error}; --debug shows where") from error
