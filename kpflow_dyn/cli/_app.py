@@ -144,8 +144,15 @@ def _choices_as_fixation(data: TaskData) -> Any:
     return fixation / fixation.sum() + ~fixation / (~fixation).sum()
 
 
-for command in (track, compare, report, sweep, doctor):
-    app.command()(command)
+EXAMPLES = {
+    track: "kpflow-dyn track runs/1 --task memorypro",
+    compare: "kpflow-dyn compare before.pt after.pt --task memorypro",
+    report: "kpflow-dyn report runs/gains --open",
+    sweep: "kpflow-dyn sweep gains.toml --workers 4",
+    doctor: "kpflow-dyn doctor --json",
+}
+for command, example in EXAMPLES.items():
+    app.command(epilog=f"Example: {example}")(command)
 
 
 def _show_version(asked: bool) -> None:
@@ -257,13 +264,13 @@ def _linearised(subject: Subject, work: Work) -> Flow:
 
 def _render(dataset: xr.Dataset, found: dict[str, Choice]) -> dict[str, bytes]:
     """All files but the NetCDF one, by name."""
-    from kpflow_dyn.figures import FIGURES, to_png
+    from kpflow_dyn.figures import FIGURES, to_bytes
     from kpflow_dyn.figures._learning import OF_PARTS
     from kpflow_dyn.report import page_of
 
     figures = FIGURES | (OF_PARTS if "part" in dataset.dims else {})
     return {
-        **{f"{name}.png": to_png(draw(dataset)) for name, draw in figures.items()},
+        **{f"{name}.png": to_bytes(draw(dataset)) for name, draw in figures.items()},
         "index.html": page_of(dataset).to_html().encode(),
         "results.json": _to_json(dataset, found).encode(),
     }
