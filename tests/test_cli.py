@@ -532,6 +532,22 @@ def test_options_are_numbers_texts_and_nested() -> None:
     assert task_options(given) == plain | nested and task_options([]) is None
 
 
+@pytest.mark.parametrize("kept", [[], ["--all-steps"]])
+def test_the_loss_of_a_masked_regression(learning, cell, masked: Path, out: Path, kept: list[str]) -> None:
+    checkpoint, task, layer = learning
+    arrays = arrays_of(task) | {"mask": arrays_of(masked)["mask"]}
+    np.savez(task.parent / "both.npz", **arrays)
+    network = (checkpoint, "--task", task.parent / "both.npz", "--dtype", "float64", "--modes", 1)
+    shown = run("analyze", *network, "--out", out, *kept)
+    assert shown.exit_code == 0, shown.output
+    problem = kp.DiscreteProblem(copy.deepcopy(cell).double(), torch.from_numpy(arrays["inputs"]))
+    y = copy.deepcopy(layer).double()(kp.solve(problem).state).detach().numpy()
+    loss = ((y - arrays["targets"]) ** 2)[arrays["mask"]].mean()
+    results = json.loads((out / "results.json").read_text())
+    assert results["numbers"]["loss"]["value"] == pytest.approx(loss) and f"The loss is {loss:.3g}" in shown.stdout
+    assert results["found"]["mask"]["how"] == ("given" if kept else "read")
+
+
 def test_choices_say_how_they_came_about(learning, out: Path) -> None:
     checkpoint, task, _ = learning
     given = ("--readout", "probe", "--loss", "squared_error", "--trials", 3)

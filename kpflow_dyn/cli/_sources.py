@@ -90,9 +90,9 @@ def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem
     return network, problem, data if isinstance(problem, DiscreteProblem) else None
 
 
-def attributes_of(network: Checkpoint, source: Network) -> dict[str, str]:
+def attributes_of(network: Checkpoint, carries: bool | None = None) -> dict[str, str]:
     """What was found in the file and what was assumed, as attributes of the results."""
-    found = dict(network.found) | ({"start": "the end of the trial before"} if source.carry_state else {})
+    found = dict(network.found) | ({"start": "the end of the trial before"} if carries else {})
     return {f"{FOUND}{subject.replace(' ', '_')}": words for subject, words in found.items() if words}
 
 
