@@ -16,7 +16,10 @@ LINK = re.compile(r"\[([^]]+)\]\((?!https?:)[^)]*\)")
 
 def notebook(page: str) -> str:
     """The JSON of a notebook with the text and the code of a page."""
-    return jupytext.writes(jupytext.reads(LINK.sub(r"\1", SHOWN.sub("", page)), "md"), "ipynb")
+    commands = page.replace("```sh\n", "```\n")  # text of a notebook, no cells
+    pieces = re.split(r"(```.*?```)", SHOWN.sub("", commands), flags=re.DOTALL)
+    pieces[::2] = [LINK.sub(r"\1", text) for text in pieces[::2]]  # between blocks of code
+    return jupytext.writes(jupytext.reads("".join(pieces), "md"), "ipynb")
 
 
 def on_files(files: Any, config: Any) -> Any:
