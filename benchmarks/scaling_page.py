@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scaling import BASE, FACTORS, FRAMEWORKS, LAST, WORKS, Row, Size, key
 
-from kpflow_dyn.figures import muted, series, styled
+from kpflow_dyn.figures._style import StyledFigure, muted, series, styled
 
 Rows = dict[str, Row]
 NAMES = {"torch": "torch", "jax": "JAX"}
@@ -163,7 +163,7 @@ def _cell(row: Row | None, work: str) -> str:
 
 def grid(rows: Rows, cost: Any, reference: Any, works: list[str], label: str) -> Figure:
     """A panel for each work and axis: both frameworks, and the reference dashed."""
-    figure = Figure(figsize=(11, 1.9 * len(works) + 0.7), layout="constrained")
+    figure = StyledFigure(figsize=(11, 1.9 * len(works) + 0.7), layout="constrained")
     axes = figure.subplots(len(works), len(FACTORS), sharex="col", sharey="row")
     for line, work in zip(axes, works, strict=True):
         for panel, axis in zip(line, FACTORS, strict=True):

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import kpflow_dyn as kp
-from kpflow_dyn.figures import muted, series, styled
+from kpflow_dyn.figures._style import StyledFigure, muted, series, styled
 from kpflow_dyn.models import MLPField
 
 DOCS = Path(__file__).parent
@@ -50,7 +50,7 @@ def memory() -> kp.tasks.TaskData:
 
 def panels(columns: int, height: float = 2.9, **shared: Any) -> tuple[Figure, Any]:
     """Axes side by side, for a page."""
-    figure = Figure(figsize=(3.1 * columns, height), layout="constrained")
+    figure = StyledFigure(figsize=(3.1 * columns, height), layout="constrained")
     return figure, figure.subplots(1, columns, **shared)
 
 

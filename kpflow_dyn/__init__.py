@@ -56,6 +56,7 @@ _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 _SUBMODULES = {
     "control",
     "dynamics",
+    "figures",
     "gym",
     "learning_rules",
     "models",

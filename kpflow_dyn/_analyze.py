@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import kpflow_dyn
 from kpflow_dyn._arrays import Array, Random, to_numpy
 from kpflow_dyn._flows.flow import Flow, check_flow
 from kpflow_dyn._flows.places import said_of_targets
@@ -19,10 +16,11 @@ from kpflow_dyn._numbers.reductions import PartialTrace
 from kpflow_dyn._numbers.spectra import Modes, eigs
 from kpflow_dyn._numbers.summary import KERNELS, Summary, summary
 from kpflow_dyn._problems.hybrid import HybridSolution
-from kpflow_dyn._problems.problems import ImplicitProblem, ODEProblem
+from kpflow_dyn._problems.problems import ImplicitProblem
 from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.stochastic import SDEProblem
+from kpflow_dyn._problems.versions import versions_behind
 from kpflow_dyn._progress import Progress
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.dynamics._components import participation_ratio, pca, with_sign
@@ -312,10 +310,7 @@ def _times_of(flow: Flow, task: TaskData | None) -> tuple[np.ndarray, dict[str, 
 def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | None, init: Law | None) -> dict[str, Any]:
     trials, times, units = flow.ntk.domain.shape
     problem = flow.solution.problem
-    packages = problem.backend.runtime.PACKAGES
     model = problem if isinstance(problem, ImplicitProblem) else problem.model
-    if not isinstance(problem, ODEProblem):
-        packages = packages[:-1]  # without the solver of ODEs
     return {
         "title": f"Analysis of {_name_of(model)}",
         "model": problem.backend.models.describe(model),
@@ -329,9 +324,7 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
         "k": k,
         "samples": samples,
         "seed": seed,
-        "version_kpflow_dyn": kpflow_dyn.__version__,
-        **{f"version_{package}": version(package) for package in (*packages, "numpy", "scipy", "xarray")},
-        "version_python": platform.python_version(),
+        **versions_behind(problem),
     }
 
 

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Rows, is_array, is_jax_array, is_torch_array, is_torch_module
+from kpflow_dyn._shown import type_name
 
 Values = dict[str, Array]
 RowFunction = Callable[..., list[Array]]
@@ -380,7 +381,7 @@ def backend_for(data: Any, what: str, axes: str, model: Any = None) -> Backend:
     if found is not None:
         return found
     if not isinstance(data, np.ndarray):
-        raise TypeError(f"{what} is {type(data).__name__}, expected a torch tensor or a jax array {axes}")
+        raise TypeError(f"{what} is {type_name(data)}, expected a torch tensor or a jax array {axes}")
     return BACKENDS["jax"]
 
 

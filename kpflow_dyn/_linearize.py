@@ -24,6 +24,7 @@ from kpflow_dyn._recurrence.hybrid import flow_of_hybrid, tangent_between_nodes
 from kpflow_dyn._recurrence.stepped import flow_of_steps, tangent_between_times, tangent_of_steps
 from kpflow_dyn._recurrence.steps import Steps, started, tangent_of_cell
 from kpflow_dyn._recurrence.tangent import Tangent
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._solve import solve
 
 LEAST_PRECISE = 1e-5  # the round-off of what is linearised as it is
@@ -88,7 +89,7 @@ def linearize(
     (2, 5, 8)
     """
     if not isinstance(sol, Solution):
-        raise TypeError(f"linearize takes the Solution that solve returns, got {type(sol).__name__}")
+        raise TypeError(f"linearize takes the Solution that solve returns, got {type_name(sol)}")
     if not isinstance(sensealg, DiscreteAdjoint | InterpolatingAdjoint | None):
         raise TypeError(f"sensealg is {sensealg!r}, expected DiscreteAdjoint() or, for an ODE, InterpolatingAdjoint()")
     if not isinstance(measure, Measure | None):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+
+MINUTE = 60.0
+LONG = 10.0  # seconds of work of which nothing is said beforehand, and in lines
 
 Progress = Callable[[str, float, float | None], None]
 """(stage, done, total) of a work, as it goes on; the total is None where it is not known."""
@@ -40,3 +45,90 @@ def stages(progress: bool | Progress = True) -> Iterator[Progress]:
             shown.update(known[stage], completed=done, total=total)
 
         yield show
+
+
+@contextmanager
+def counting(what: str, total: int, known: int, parallel: int | None = 1, show: bool = True) -> Iterator[Count]:
+    """Count many pieces of work, such as "points", of which some are known; `parallel` are done at once."""
+    with bars(show) as shown:
+        on_bar = shown.add_task("", total=total, completed=known)
+        yield Count(
+            what,
+            total,
+            known,
+            parallel,
+            (lambda words: shown.console.print(words, highlight=False, soft_wrap=True)) if show else _say_nothing,
+            None if shown.disable else lambda words: shown.update(on_bar, advance=1, description=words),
+        )
+
+
+class Count:
+    """How far many pieces of work are: on a bar where there is one, else in lines, ever rarer ones.
+
+    Once it knows, it says what all of them will take, if that is long. The first piece of each worker tells little, as
+    it loads and compiles, unless it took a minute.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        known: int,
+        parallel: int | None,
+        say: Callable[[str], None],
+        on_bar: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.what, self.total, self.known, self.parallel = what, total, known, parallel
+        self.say, self.on_bar, self.clock = say, on_bar, clock
+        self.done, self.failed, self.start, self.next = 0, 0, clock(), LONG
+        self.priced, self.warm = False, math.inf  # whether it has said so; when each worker had done its first piece
+
+    @property
+    def left(self) -> int:
+        """Pieces that are still to be done."""
+        return self.total - self.known - self.done
+
+    def landed(self, seconds: float, failed: bool = False) -> None:
+        """One more piece has been done, in so many seconds."""
+        self.done, self.failed, now = self.done + 1, self.failed + failed, self.clock() - self.start
+        if self.done == self.first:
+            self.warm = now
+        if not self.priced and (seconds > MINUTE or self.done > self.first):
+            self._price(seconds)
+        if self.on_bar is not None:
+            self.on_bar(self._words(now))
+        elif now >= self.next and self.left and self.done > self.first:
+            self.next = now + max(LONG, now / 2)
+            self.say(self._words(now))
+
+    @property
+    def first(self) -> int:
+        return self.parallel or 1
+
+    def _price(self, seconds: float) -> None:
+        self.priced = True
+        if self.parallel and math.isfinite(seconds) and self.left * seconds / self.parallel > LONG:
+            on = f" on {self.parallel} workers" if self.parallel > 1 else ""
+            whole = in_time(self.left * seconds / self.parallel)
+            self.say(f"{self.left} {self.what} left, about {in_time(seconds)} each{on}: about {whole}")
+
+    def _words(self, now: float) -> str:
+        done, warm = self.known + self.done - self.failed, self.done - self.first
+        left = f", about {in_time((now - self.warm) * self.left / warm)} left" if warm > 0 else ""
+        return f"{done} of {self.total} {self.what} done, {self.failed} failed{left}"
+
+
+def in_time(seconds: float) -> str:
+    """A time as one says it, to one or two digits.
+
+    >>> in_time(0.42), in_time(75), in_time(7260), in_time(2e5)
+    ('0.4 s', '75 s', '121 min', '2.3 days')
+    """
+    for unit, size, most in (("s", 1.0, 120), ("min", 60.0, 180), ("h", 3600.0, 48)):
+        if seconds < most * size:
+            return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def _say_nothing(words: str) -> None: ...

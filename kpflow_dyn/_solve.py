@@ -19,6 +19,7 @@ from kpflow_dyn._problems.problems import (
 from kpflow_dyn._problems.solutions import DiscreteSolution, Solution
 from kpflow_dyn._problems.starts import inputs_without_gradient, without_gradient
 from kpflow_dyn._problems.stochastic import SDEProblem
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._stepping.delayed import solve_dde
 from kpflow_dyn._stepping.split import solve_split, split_method
 from kpflow_dyn._stepping.stochastic import solve_sde
@@ -85,7 +86,7 @@ def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
         DiscreteProblem | OverTimes | StaticProblem | FixedPointProblem | ImplicitProblem,
     ):
         raise TypeError(
-            f"solve takes a problem such as DiscreteProblem(cell, x) or ODEProblem(f, z0, t), got {type(prob).__name__}"
+            f"solve takes a problem such as DiscreteProblem(cell, x) or ODEProblem(f, z0, t), got {type_name(prob)}"
         )
     if not isinstance(prob, OverTimes) and (alg is not None or common):
         raise TypeError(
@@ -144,7 +145,7 @@ def carry_state(prob: DiscreteProblem, mask: Any = None) -> DiscreteProblem:
     True
     """
     if not isinstance(prob, DiscreteProblem):
-        raise TypeError(f"carry_state takes a recurrent network, a kp.DiscreteProblem, got {type(prob).__name__}")
+        raise TypeError(f"carry_state takes a recurrent network, a kp.DiscreteProblem, got {type_name(prob)}")
     if prob.encoder is not None:
         raise ValueError("the start of this problem learns, so that it cannot be the end of another trial")
     shape = tuple(prob.x.shape[:2])

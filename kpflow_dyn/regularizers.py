@@ -17,6 +17,7 @@ from kpflow_dyn._backend import Transforms
 from kpflow_dyn._numbers.estimate import frobenius_norm
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 from kpflow_dyn._problems.starts import without_gradient
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.rows import on_rows
 
@@ -106,7 +107,7 @@ class _Pulled:
         self, problem: Posed, probes: int | None, seed: int, loss: Callable[[Array], Array] | None = None
     ) -> None:
         if not isinstance(problem, Posed):
-            raise TypeError(f"got {type(problem).__name__}, expected a DiscreteProblem or a StaticProblem")
+            raise TypeError(f"got {type_name(problem)}, expected a DiscreteProblem or a StaticProblem")
         if probes is not None and probes < 2:
             raise ValueError(f"probes = {probes}, expected at least 2, or None for exact sums")
         if isinstance(problem, DiscreteProblem):

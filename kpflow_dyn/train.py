@@ -1,11 +1,13 @@
 """Training on a task: one plain loop, for examples, sweeps and tests."""
 
+from __future__ import annotations
+
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,13 +18,17 @@ from kpflow_dyn._learning.options import check_seed, is_number, plain
 from kpflow_dyn._problems.starts import StartWarning
 from kpflow_dyn._problems.units import units_read
 from kpflow_dyn._progress import bars
+from kpflow_dyn._shown import Row, Shown, described, number, type_name
 from kpflow_dyn.tasks._data import TaskData, check_count
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["Training", "fit"]
 
 
-@dataclass(frozen=True, eq=False)
-class Training:
+@dataclass(frozen=True, eq=False, repr=False)
+class Training(Shown):
     """What a training came to.
 
     Attributes:
@@ -40,6 +46,21 @@ class Training:
     losses: np.ndarray
     success: bool
     accuracy: np.ndarray | None = None
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        rows: list[Row] = [("model", described(self.model)), ("readout", described(self.readout))]
+        rows += [("loss", f"{number(self.losses[0])} to {number(self.losses[-1])}")]
+        rows += [] if self.accuracy is None else [("accuracy", f"{self.accuracy[0]:.0%} to {self.accuracy[-1]:.0%}")]
+        rows += [] if self.success else [("success", "no: the loss left the finite numbers")]
+        return f"Training of {len(self.losses) - 1} steps", rows
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of `losses`, and of `accuracy` where there are classes [step]."""
+        import xarray as xr
+
+        curves = {"losses": self.losses} | ({} if self.accuracy is None else {"accuracy": self.accuracy})
+        data = {name: ("step", values) for name, values in curves.items()}
+        return xr.Dataset(data, {"step": np.arange(len(self.losses))}, {"success": int(self.success)})
 
     def steps_to(self, fraction: float) -> int | None:
         """The number of steps after which the loss was first at most this fraction of what it was; None if never."""
@@ -144,7 +165,7 @@ def _loss(task: TaskData, loss: Loss | None, readout: Any) -> OutputLoss:
     """That of the task's targets where its mask is on."""
     if not isinstance(task, TaskData):
         hint = "; pass task.sample(trials, seed)" if hasattr(task, "sample") else ""
-        raise TypeError(f"task is {type(task).__name__}, expected a TaskData{hint}")
+        raise TypeError(f"task is {type_name(task)}, expected a TaskData{hint}")
     if task.targets is None:
         raise ValueError(f"the task {task.name} has no targets to be trained on")
     _check_counted(task.mask)
@@ -174,7 +195,7 @@ def _trainee(
     backend, other = (backend_of(part) or BACKENDS["jax"] for part in (model, readout))  # JAX says what is amiss
     if backend is not other:
         raise TypeError(
-            f"the model is {type(model).__name__} and the readout {type(readout).__name__}; both must be torch modules "
+            f"the model is {type_name(model)} and the readout {type_name(readout)}; both must be torch modules "
             "(nn.Linear), or both of JAX (eqx.nn.Linear)"
         )
     if not (callable(optimizer) or isinstance(optimizer, str)):

@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+HERE = ("file:", "blob:", "data:")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
@@ -18,16 +19,18 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 
 @contextmanager
 def window(width: int, look: str = "light") -> Iterator[tuple[Page, list[str]]]:
-    """An empty tab of this width, and what the browser complains of, which grows as it does."""
+    """An empty tab of this width, a telephone's where it is narrow, and what the browser complains of."""
     complaints: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=look, offline=True)
+        phone = {"is_mobile": True, "has_touch": True} if width < 600 else {}
+        size = {"width": width, "height": 800}
+        context = browser.new_context(viewport=size, color_scheme=look, offline=True, **phone)
         tab = context.new_page()
         tab.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.on("dialog", lambda dialog: (complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
-        tab.on("request", lambda request: complaints.append(request.url) if "file:" not in request.url[:5] else None)
+        tab.on("request", lambda request: None if request.url.startswith(HERE) else complaints.append(request.url))
         yield tab, complaints
         browser.close()
 

@@ -334,7 +334,7 @@ def test_over_training_and_in_words() -> None:
     assert len(found.plot().axes) == 6
     coarse = kp.solve(sol.problem.remake(t=EVERY * np.array([0.0, 2.5, 4.0])), "rk4", steps=EVERY / 4)
     assert_close(control.analyze(coarse, COST)["time"], EVERY * np.arange(5))
-    with pytest.raises(ValueError, match=r"as the problem's f or cell; got RNNCell"):
+    with pytest.raises(ValueError, match=r"as the problem's f or cell; got torch.nn.RNNCell"):
         control.analyze(kp.solve(kp.DiscreteProblem(nn.RNNCell(1, 2), torch.zeros(1, 3, 1))), COST)
     two = control.QuadraticCost(Q, np.eye(2))
     with pytest.raises((ValueError, RuntimeError)):

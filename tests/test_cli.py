@@ -25,6 +25,7 @@ from kpflow_dyn import _analyze as analysis
 from kpflow_dyn._checkpoint import load_checkpoint
 from kpflow_dyn.cli._app import FIGURE_NAMES, FILE_NAMES, LEARNING_NAMES, app
 from kpflow_dyn.cli._options import task_options
+from kpflow_dyn.cli._training import short_names
 from kpflow_dyn.figures import FIGURES
 from kpflow_dyn.figures._learning import OF_PARTS
 
@@ -220,7 +221,7 @@ def test_signals_leave_nothing(checkpoint, task, out: Path, monkeypatch, where: 
     assert "Traceback" not in result.output
     assert not list(out.parent.iterdir())
     if number == signal.SIGINT:
-        assert result.stderr == "kpflow-dyn: interrupted; nothing was written\n"
+        assert result.stderr == "kpflow-dyn: interrupted: nothing was written\n"
 
 
 def test_unexpected_errors_are_one_line_and_debug_shows_all(checkpoint, task, out: Path, monkeypatch) -> None:
@@ -469,7 +470,7 @@ def test_demo_in_a_real_process(tmp_path: Path) -> None:
 
 def test_report_of_an_analysis(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["report", str(tmp_path)])
-    assert found.exit_code == 2 and "no folder with results.nc" in found.stderr
+    assert found.exit_code == 2 and "holds no results; expected results.nc" in found.stderr
     flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 4, 2))))
     kp.analyze(flow, k=2).to_netcdf(tmp_path / "results.nc", engine="h5netcdf")
     for options, status in (([], 0), ([], 2), (["--overwrite"], 0)):
@@ -622,6 +623,7 @@ def test_the_times_of_an_optimizer(learning, cell: torch.nn.GRUCell, out: Path) 
         (["--loss", "hinge"], "loss is 'hinge', expected one of squared_error, cross_entropy"),
         (["--readout", "wide"], "the readout 'wide' has 3 outputs, and the task 2"),
         (["--optimizer", "adam"], "the optimizer adam needs lr=, its learning rate"),
+        (["--optimizer", "sgd", "--lr", 1e4], "gradient descent with lr = 1e+04 is unstable: the largest rate is"),
         (["--lr", 0.1], "lr is for an optimizer; say which, or leave it out"),
     ],
 )
@@ -694,11 +696,33 @@ def test_two_checkpoints_under_the_loss_of_their_task(of_classes, cell, out: Pat
     assert "The loss is cross_entropy; the layer 'head' [3, 6] is taken as the readout" in shown.stdout
     (loss, hits), (other_loss, other_hits) = (now_by_hand(file, cell) for file in files)
     lines = [line.split() for line in shown.stdout.splitlines()]
-    assert lines[:2] == [["loss", loss, "and", other_loss], ["accuracy", hits, "and", other_hits]]
+    names = [file.name for file in files]
+    assert lines[:3] == [names, ["loss", loss, other_loss], ["accuracy", hits, other_hits]]
     assert shown.stdout.splitlines()[:-1] == (out / "comparison.txt").read_text().splitlines()[1:]
+    record = json.loads((out / "comparison.json").read_text())
+    assert [f"{record['networks'][name]['accuracy']:.4g}" for name in names] == [hits, other_hits]
+    assert record["networks"][names[0]]["found"]["cell"].startswith("gru: 3 inputs, 6 units")
+    assert record["settings"]["loss"] == "cross_entropy" and record["settings"]["seed"] == 0
+    assert record["versions"]["torch"] == torch.__version__
+    page = (out / "index.html").read_text("utf-8")
+    assert all(text in page for text in (*names, loss, other_loss, "choices", "GRUCell(3, 6)", kp.__version__))
+    assert run("report", out).exit_code == 0
     squares = run("compare", *files, *network, "--overwrite", "--loss", "squared_error", "--readout", "head")
     assert squares.exit_code == 0 and "The loss is squared_error" in squares.stdout
     assert "accuracy" not in squares.stdout
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (("before.pt", "after.pt"), ("before.pt", "after.pt")),
+        (("runs/1/net.pt", "runs/2/net.pt"), ("1/net.pt", "2/net.pt")),
+        (("a/x/net.pt", "b/x/net.pt"), ("a/x/net.pt", "b/x/net.pt")),
+        (("net.pt", "net.pt"), ("net.pt (A)", "net.pt (B)")),
+    ],
+)
+def test_short_names_of_two_files(files: tuple[str, str], names: tuple[str, str]) -> None:
+    assert short_names(*map(Path, files)) == names
 
 
 def test_checkpoints_without_a_readout_are_compared_without_a_loss(of_classes, checkpoint: Path, out: Path) -> None:
@@ -708,7 +732,7 @@ def test_checkpoints_without_a_readout_are_compared_without_a_loss(of_classes, c
     assert (
         shown.exit_code == 0 and "On the loss: nothing is said, as the checkpoint has no single layer" in shown.stdout
     )
-    assert shown.stdout.startswith("alignment of NTK") and "under the loss" not in shown.stdout
+    assert "alignment of NTK" in shown.stdout and "under the loss" not in shown.stdout
     result = run(*call, "--loss", "cross_entropy", "--overwrite")
     assert result.exit_code == 2 and "--loss is that of a readout and its targets" in result.stderr
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from sweep_points import Law
 from typer.testing import CliRunner
 
 import kpflow_dyn as kp
 from kpflow_dyn.cli._app import app
+from kpflow_dyn.report import read_results
 from kpflow_dyn.sweep._configured import QUANTITIES, Setup, read_sweep
 
 TOML = """
@@ -91,16 +94,13 @@ def test_a_sweep_and_what_it_writes(finished) -> None:
     assert abs(point.ntk_effective_rank - exact) < 4 * point.ntk_effective_rank_stderr + 1e-6 * exact
 
 
-def test_going_on_has_to_be_asked_for(known: Path) -> None:
+def test_running_again_goes_on(known: Path) -> None:
     file = known
-    again = run(file)
-    assert again.exit_code == 2
-    assert "has a sweep already; give --resume" in again.stderr
-    assert "4 done" in run(file, "--resume").output
     assert "4 points: 4 done" in run(file, "--status").output
     more = run(edited(file, "[0, 1]", "[0, 1, 2]"), "--status")
     assert "6 points: 4 done, 2 missing" in more.output
-    assert "6 points: 6 done" in run(file, "--resume").output
+    assert "6 points: 6 done" in run(file).output
+    assert "6 points: 6 done" in run(file, "--resume").output  # as scripts for earlier versions say
 
 
 def test_a_changed_file_is_noticed(known: Path) -> None:
@@ -112,22 +112,41 @@ def test_a_changed_file_is_noticed(known: Path) -> None:
 
 def test_failures_are_told(file: Path) -> None:
     edited(file, "init.g = { start = 0.5, stop = 1.5, num = 2 }", "init.points = [2, 9]")
+    edited(file, "[0, 1]", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]")
     result = run(edited(file, 'law = "gaussian"', 'law = "planted"'))
     assert result.exit_code == 1
-    assert "4 points: 2 done, 2 failed" in result.output
+    assert "22 points: 11 done, 11 failed" in result.output
     assert (file.parent / "out" / "results.nc").exists()
-    assert run(file, "--resume").exit_code == 1
-    assert "failed at points = 9, seed = 0: " in result.stderr
+    assert "failed at points = 9, seed = 0: ValueError: " in result.stderr
+    assert result.stderr.count("failed at") == 10
+    assert f"and 1 more; all of them: kpflow-dyn report {file.parent / 'out'}, or in Python" in result.stderr
+    assert run(file, "--status").exit_code == 0
 
 
-def test_an_interrupt_says_that_it_is_kept(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args, **options):
-        raise KeyboardInterrupt
+@pytest.fixture
+def interruptible():
+    """SIGINT raises, also where tests run in a job whose parent ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
-    monkeypatch.setattr(kp.Sweep, "run", interrupted)
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_says_what_is_kept(file: Path, monkeypatch, number: int, status: int) -> None:
+    whole, calls = Setup.__call__, []
+
+    def interrupted(self, **point):
+        calls.append(point)
+        if len(calls) == 3:
+            signal.raise_signal(number)
+        return whole(self, **point)
+
+    monkeypatch.setattr(Setup, "__call__", interrupted)
     result = run(file)
-    assert result.exit_code == 130
-    assert "what is finished is kept, and the same command with --resume goes on" in result.stderr
+    assert result.exit_code == status
+    assert result.stderr.endswith("kpflow-dyn: interrupted: 2 of 4 points are done and kept; run again to resume\n")
+    assert "4 points: 4 done" in run(file).output and len(calls) == 5
 
 
 @pytest.mark.parametrize(
@@ -293,9 +312,64 @@ def test_the_example(tmp_path: Path) -> None:
     assert (found.ntk_effective_rank.sel(g=3.0) < found.ntk_effective_rank.sel(g=0.2)).all()
 
 
+def at_gain(g: float, law: Law) -> dict[str, float]:
+    if g == 2.0:
+        raise ArithmeticError("no number")
+    return {"rank": law.g * g}
+
+
+def test_a_page_of_a_sweep_in_python(tmp_path: Path) -> None:
+    """From its folder alone: the same dataset as `collect`, with what is missing or failed, and what the user says."""
+    about = {"title": "Ranks by gain", "model": "RNN of 8 units"}
+    over = {"g": [1.0, 2.0, 3.0], "law": [Law(0.5), Law(1.5)]}
+    sweep = kp.Sweep(at_gain, over, tmp_path / "out", attrs=about)
+    sweep.run(progress=False)
+    next(iter(sweep.store.points.glob("*.npz"))).unlink()
+    shown = CliRunner().invoke(app, ["report", str(tmp_path / "out")])
+    assert shown.exit_code == 0, shown.output
+    xr.testing.assert_identical(read_results(tmp_path / "out"), sweep.collect())
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert all(text in page for text in ("Ranks by gain", "RNN of 8 units", "no number", kp.__version__, "missing"))
+    points = kp.Sweep(at_gain, [{"g": 1.0, "law": Law(2.0)}], tmp_path / "points")
+    points.run(progress=False)
+    xr.testing.assert_identical(read_results(tmp_path / "points"), points.collect())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "does not exist; give the folder of an analysis, track, comparison or sweep"),
+        ("step_00000000.safetensors", "holds the checkpoints of a training, not results; first: kpflow-dyn track"),
+        ("numbers_00000000.nc", "holds a track that has not come to its end; run the same kpflow-dyn track again"),
+        ("sweep.json", "holds a sweep of which no point is done yet"),
+        ("net.pt", "holds no results, but net.pt; first: kpflow-dyn analyze"),
+        ("notes.txt", "holds no results; expected results.nc, track.nc, comparison.nc or the points of a sweep"),
+        ("net.pt itself", "is a checkpoint, not a result; first: kpflow-dyn analyze"),
+        ("gains.toml itself", "says what to sweep, and is no result; first: kpflow-dyn sweep"),
+        ("notes.txt itself", "cannot be read as a NetCDF file"),
+    ],
+)
+def test_a_report_of_something_else_says_what_to_do(tmp_path: Path, name: str, message: str) -> None:
+    file, _, itself = name.partition(" ")
+    if file != "nothing":
+        (tmp_path / file).write_text("some")
+    path = tmp_path / file if itself or file == "nothing" else tmp_path
+    shown = CliRunner().invoke(app, ["report", str(path)])
+    assert shown.exit_code == 2 and message in shown.stderr
+    assert len(shown.stderr.splitlines()) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rnn", "gru", "lstm", "ctrnn", "lowrank"])
 def test_every_model_in_jax(name: str) -> None:
     task = {"name": "flipflop", "bits": 1, "trials": 2, "steps": 5}
     setup = Setup({"name": name, "units": 4, "framework": "jax"}, {"law": "gaussian"}, task, ("K_trace", "loss"))
     assert all(np.isfinite(float(value)) for value in setup().values())
+
+
+@pytest.mark.parametrize("command", ["track", "compare", "report", "sweep"])
+def test_help_is_grouped_and_ends_with_an_example(command: str) -> None:
+    shown = CliRunner(env={"COLUMNS": "100", "TERM": "dumb"}).invoke(app, [command, "--help"])
+    assert shown.exit_code == 0
+    assert "─ Output ─" in shown.stdout
+    assert shown.stdout.strip().splitlines()[-1].strip().startswith(f"Example: kpflow-dyn {command} ")

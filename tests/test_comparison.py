@@ -17,6 +17,7 @@ import kpflow_dyn as kp
 import kpflow_dyn._learning.curvature
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn.models import to_jax
+from kpflow_dyn.report import page_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -152,8 +153,10 @@ def test_accuracies_are_those_of_the_outputs() -> None:
     right = [to_numpy(y.values).argmax(-1) == CLASSES for y in (a, b)]
     assert found.accuracy == pytest.approx(tuple(np.average(each, weights=MASK) for each in right))
     shown = str(found)
-    assert shown.startswith("loss") and f"accuracy {found.accuracy[0]:10.4g} and {found.accuracy[1]:.4g}" in shown
-    assert "(under the loss)" in shown and f"next steps {found.step:8.4f}" in shown
+    rows = {line.split("  ")[0]: line.split()[-2:] for line in shown.splitlines()}
+    assert rows[""] == ["A", "B"] and rows["loss"] == [f"{loss:.4g}" for loss in found.loss]
+    assert rows["accuracy"] == [f"{part:.4g}" for part in found.accuracy]
+    assert "(under the loss)" in shown and f"next steps {found.step:.4f}" in shown
     axes = found.plot().axes
     assert axes[1].get_ylabel() == "Rate under the loss" and len(axes[1].lines) == 2
 
@@ -275,3 +278,44 @@ def test_a_hessian_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch)
     assert kp.compare(a, a, k=2, target=target, loss=of_mean_over_times).ntk.value == pytest.approx(1)
     with pytest.raises(ValueError, match="couples outputs of several times or trials, 36 at once"):
         kp.compare(a, a, k=2, target=target, loss=of_all)
+
+
+def test_a_comparison_as_data_and_as_a_page() -> None:
+    """Its numbers by the names of the models; effective ranks are those of the dense matrices."""
+    models = Model(0), Model(1)
+    a, b = (model.flow("torch") for model in models)
+    named = kp.compare(a, b, k=3, target=TARGET, mask=MASK, names=("before", "after"))
+    dataset = named.to_xarray()
+    assert dataset.model.values.tolist() == ["before", "after"] and dataset.operator.values.tolist() == [
+        "NTK",
+        "K",
+        "P",
+    ]
+    for place, (name, model) in enumerate(zip(named.names, models, strict=True)):
+        W = under(squares, model)[0]
+        assert float(dataset.effective_rank.sel(operator="NTK", model=name)) == pytest.approx(
+            np.trace(W) ** 2 / (W**2).sum(), rel=1e-9
+        )
+        P = to_numpy((a, b)[place].flow.P.dense())
+        assert float(dataset.effective_rank.sel(operator="P", model=name)) == pytest.approx(
+            np.trace(P @ P.T) ** 2 / ((P @ P.T) ** 2).sum(), rel=1e-9
+        )
+        assert float(dataset.loss.sel(model=name)) == named.loss[place]
+        np.testing.assert_array_equal(dataset.vector.sel(model=name), to_numpy(named.modes[place].vectors))
+    assert float(dataset.alignment.sel(operator="NTK")) == named.ntk.value
+    page = page_of(dataset)
+    assert page.tables[0].header == ("", "before", "after", "What it is")
+    assert all(text in page.to_html() for text in ("before", "after", f"{named.ntk.value:.4g}", f"{named.loss[1]:.4g}"))
+    legend = [text.get_text() for text in named.plot().axes[1].get_legend().get_texts()]
+    assert [text.split(",")[0] for text in legend] == ["before", "after"]
+    with pytest.raises(ValueError, match="expected two different ones"):
+        kp.compare(a, b, names=("one", "one"))
+
+
+def test_a_comparison_of_different_widths_as_data() -> None:
+    """The alignments of K and P, which are not there, are NaN."""
+    found = kp.compare(Model(0).flow("torch"), Model(0, units=5).flow("torch"), k=2, target=TARGET)
+    dataset = found.to_xarray()
+    assert np.isnan(dataset.alignment.values).tolist() == [False, True, True]
+    assert np.isfinite(dataset.effective_rank.values).all()
+    assert len(page_of(dataset).tables[1].rows) == 3

@@ -34,8 +34,8 @@ import pytest
 import kpflow_dyn as kp
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(kp.__path__, "kpflow_dyn."))
-PACKAGES = ["control", "dynamics", "gym", "learning_rules", "models", "models.jax", "ode", "regularizers", "report"]
-PACKAGES += ["solvers", "sweep", "tasks", "tracing", "train"]
+PACKAGES = ["control", "dynamics", "figures", "gym", "learning_rules", "models", "models.jax", "ode", "regularizers"]
+PACKAGES += ["report", "solvers", "sweep", "tasks", "tracing", "train"]
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Warns", "Source", "Example")
 HEADS = re.compile(rf"^({'|'.join(SECTIONS)}):", re.MULTILINE)
 REFERENCE = re.compile(r"^((?:(?:Args|Raises|Warns|Source|Example)(?:, | and | )?)+) ?as `([\w.]+)`", re.MULTILINE)
@@ -46,6 +46,7 @@ THEORY = (ROOT / "docs" / "theory.md").read_text()
 TOOLS = {"equation", "source"}  # of what computes no number: it writes, reads, runs, names or converts
 EXCEPT: dict[str, set[str]] = {
     "kpflow_dyn.SolveError": {"arguments", *TOOLS},  # it is raised, not called
+    "kpflow_dyn.figures": TOOLS,
     "kpflow_dyn.load_checkpoint": TOOLS,
     "kpflow_dyn.memory_budget": TOOLS,
     "kpflow_dyn.models.Law": TOOLS,  # laws derive from it

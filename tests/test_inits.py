@@ -296,7 +296,7 @@ def test_a_cell_that_cannot_be_planted_stays_as_it_is() -> None:
     with pytest.raises(ValueError, match=r"states has the shape \(1, 3\)"):
         initialize(cell, Planted(points=[[1.0, 2.0, 3.0]]))
     assert all(np.array_equal(value, before[key]) for key, value in numbers(cell).items())
-    with pytest.raises(TypeError, match="cell is GRUCell, expected a CTRNNCell or an RNNCell"):
+    with pytest.raises(TypeError, match=r"cell is torch\.nn\.GRUCell, expected a CTRNNCell or an RNNCell"):
         initialize(nn.GRUCell(2, 3), Planted())
     with pytest.raises(ValueError, match="leave it out"):
         initialize(cell, Planted(), which="W")

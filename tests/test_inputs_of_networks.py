@@ -203,7 +203,7 @@ def test_arguments_that_do_not_fit(net: Transformer, given: dict[str, Any]) -> N
         kp.StaticProblem(net, given, shared=["place"])
     with pytest.raises(ValueError, match=r"x\['bias'\] holds NaN"):
         kp.StaticProblem(net, given | {"bias": torch.full((TRIALS,), torch.nan)})
-    with pytest.raises(TypeError, match=r"x\['attention_mask'\] is ndarray, expected a torch tensor"):
+    with pytest.raises(TypeError, match=r"x\['attention_mask'\] is numpy.ndarray, expected a torch tensor"):
         kp.StaticProblem(net, given | {"attention_mask": np.ones((TRIALS, TOKENS))})
     with pytest.raises(ValueError, match=r"failed on x\['input_ids'\] \[3, 4\], x\['extra'\] \[3\]"):
         kp.solve(

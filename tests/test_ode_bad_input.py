@@ -88,7 +88,7 @@ def test_starts_of_other_dtypes_and_libraries() -> None:
         in_torch(z0=torch.ones(2, 4, dtype=torch.int64))
     with pytest.raises(TypeError, match=r"z0 is int64, expected float32 or float64"):
         in_jax(z0=jnp.ones((2, 4), int))
-    with pytest.raises(TypeError, match=r"z0 is ndarray, expected a torch tensor"):
+    with pytest.raises(TypeError, match=r"z0 is numpy.ndarray, expected a torch tensor"):
         in_torch(z0=np.ones((2, 4)))
     assert isinstance(in_jax(z0=np.ones((2, 4))).z0, jax.Array)
 
@@ -122,11 +122,11 @@ def test_samples_of_other_dtypes_and_libraries() -> None:
         in_torch(x=torch.ones(2, 3, 1))
     with pytest.raises(TypeError, match=r"x is float32 but z0 is float64"):
         in_jax(x=jnp.ones((2, 3, 1), jnp.float32))
-    with pytest.raises(TypeError, match=r"x is ArrayImpl but z0 is Tensor; use one framework"):
+    with pytest.raises(TypeError, match=r"x is jax.Array but z0 is torch.Tensor; use one framework"):
         in_torch(x=jnp.ones((2, 3, 1)))
-    with pytest.raises(TypeError, match=r"x is Tensor but z0 is ArrayImpl"):
+    with pytest.raises(TypeError, match=r"x is torch.Tensor but z0 is jax.Array"):
         in_jax(x=torch.ones(2, 3, 1))
-    with pytest.raises(TypeError, match=r"x is ndarray, expected a torch tensor"):
+    with pytest.raises(TypeError, match=r"x is numpy.ndarray, expected a torch tensor"):
         in_torch(x=np.ones((2, 3, 1)))
 
 

@@ -13,6 +13,17 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+OF_PAGES = [
+    f"report/{name}"
+    for name in (
+        "page.html.jinja",
+        "page.css",
+        "page.js",
+        "rows.js",
+        "vendored/plotly-cartesian.min.js",
+        "vendored/LICENSE",
+    )
+]
 
 
 def run(*arguments):
@@ -43,15 +54,17 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     wheel, _ = built
     assert {re.sub(r"-.*\.", ".", name.split("/")[0]) for name in wheel} == {"kpflow_dyn", "kpflow_dyn.dist-info"}
     assert len(wheel) == len(set(wheel))
-    for name in ("py.typed", "data/demo.safetensors", "models/_torch_models.py", "solvers/__init__.py"):
+    for name in ("py.typed", "data/demo.safetensors", "models/_torch_models.py", "solvers/__init__.py", *OF_PAGES):
         assert f"kpflow_dyn/{name}" in wheel
-    assert any(name.endswith("licenses/LICENSE") for name in wheel)
+    for name in ("LICENSE", "kpflow_dyn/report/vendored/LICENSE"):
+        assert any(path.endswith(f"licenses/{name}") for path in wheel)
 
 
 def test_the_source_archive_holds_each_file_once(built):
     _, source = built
     assert not [name for name in source if name.split("/")[0] in ("models", "solvers")]
-    for name in ("kpflow_dyn/data/demo.safetensors", "tests/test_packaging.py", "LICENSE", "constraints.txt"):
+    pages = [f"kpflow_dyn/{name}" for name in OF_PAGES]
+    for name in ("kpflow_dyn/data/demo.safetensors", "tests/test_packaging.py", "LICENSE", "constraints.txt", *pages):
         assert name in source
 
 

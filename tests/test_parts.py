@@ -236,7 +236,7 @@ def test_the_page_shows_it_first(dataset, tmp_path) -> None:
     np.testing.assert_allclose(everything.y, dataset.part_curve.values[0], rtol=1e-6)
     np.testing.assert_allclose(reach.views[0, 1].data[0].y, np.nansum(dataset.part_reach.values[0], 0), rtol=1e-5)
     html = page.to_html()
-    assert html.index("What will be learnt") < html.index('id="predicted_loss"') < html.index("Numbers")
+    assert html.index("What will be learnt") < html.index('id="predicted_loss"') < html.index('id="numbers"')
     dataset.to_netcdf(tmp_path / "results.nc", engine="h5netcdf")
     again = xr.open_dataset(tmp_path / "results.nc", engine="h5netcdf")
     assert again.part_words.values.tolist() == dataset.part_words.values.tolist()

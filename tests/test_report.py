@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
 import re
+from importlib.resources import files
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 from browser import needs_chromium, opened
+from playwright.sync_api import Page
+from plotly.offline import get_plotlyjs_version
 
 import kpflow_dyn as kp
 from kpflow_dyn._analyze import WORDS, analyze
@@ -64,7 +70,8 @@ def own(page: str) -> str:
 
 def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
     assert not re.findall(r"https?:|\burl\(|@import|<iframe", own(page))
-    assert set(re.findall(r'(?:src|srcset|href)="([^"]*)"', own(page))) == {"data:,"}
+    leads = set(re.findall(r'(?:src|srcset|href)="([^"]*)"', own(page)))
+    assert {link for link in leads if not link.startswith("#")} == {"data:,"}
 
 
 def test_user_text_is_escaped(page: str) -> None:
@@ -111,13 +118,169 @@ def test_a_sweep_is_shown_with_its_failures(sweep: xr.Dataset) -> None:
     along_units = charts["lines"].views[0, 0].data[1]
     assert along_units.x.tolist() == [4, 8, 16]
     np.testing.assert_allclose(along_units.y, [(4 + 5 + 8) / 3, 12.5, 24.5])
-    (missing,) = page.tables[1].rows
+    (missing,) = page.tables[0].rows
     assert missing == ("g = 2.0, units = 4, seed = 1", "failed", f"ValueError: {EVIL}")
     assert EVIL not in page.to_html()
 
 
+def test_the_library_that_draws_is_that_of_plotly_here() -> None:
+    """The figures are plotly's of Python: they are drawn by the same major version of plotly.js, or a later one."""
+    vendored = files("kpflow_dyn.report") / "vendored"
+    head = vendored.joinpath("plotly-cartesian.min.js").read_text("utf-8")[:300]
+    (version,) = re.findall(r"plotly\.js \(cartesian - minified\) v(\d+)\.", head)
+    assert int(version) >= int(get_plotlyjs_version().partition(".")[0])
+    assert "MIT" in head and "MIT License" in vendored.joinpath("LICENSE").read_text("utf-8")
+
+
+def test_a_page_of_the_size_of_the_demo_is_small() -> None:
+    """And a larger one: no chart holds more than a fixed count of numbers."""
+    torch.manual_seed(0)
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 64), torch.randn(32, 22, 3))))
+    dataset = analyze(flow, k=8, samples=40)
+    assert len(page_of(dataset).to_html()) < 2.3e6
+    large = dataset.isel(trial=np.arange(96) % 32, trial_other=np.arange(96) % 32, time=np.arange(110) % 22)
+    large = large.isel(unit=np.arange(256) % 64, unit_other=np.arange(256) % 64, time_other=np.arange(110) % 22)
+    assert len(page_of(large).to_html()) < 3e6
+
+
+def test_findings_say_what_the_figures_show(dataset: xr.Dataset, track: xr.Dataset, sweep: xr.Dataset) -> None:
+    charts = {chart.name: chart for chart in page_of(dataset).charts}
+    share = dataset.temporal_eigenvalue.values / dataset.temporal_eigenvalue.values.sum()
+    assert f"Temporal mode 1 carries {100 * share[0]:.2g}%, mode 2 carries {100 * share[1]:.2g}%" in (
+        charts["temporal_modes"].finding
+    )
+    rank = float(dataset.temporal_effective_rank)
+    (said,) = [text for text in page_of(dataset).lead if "participation ratio" in text]
+    assert f"first pattern in time carries {100 * share[0]:.2g}%" in said and f"ratio {rank:.3g} of 5" in said
+    assert (
+        page_of(sweep).charts[0].finding
+        == "The mean of rank is least at units = 4 (5.67) and largest at units = 16 (24.5)."
+    )
+    assert "at step 0" in page_of(track).charts[0].finding
+    for found in (dataset, track, sweep):
+        assert all(chart.finding for chart in page_of(found).charts)
+
+
+def test_one_line_says_what_it_is_of(dataset: xr.Dataset, sweep: xr.Dataset) -> None:
+    named = dataset.assign_attrs(task="neurogym:Task-v0")
+    assert (
+        page_of(named).about == f"RNNCell, 4 units · Task-v0, 3 trials, 5 times, seed 0 · kpflow_dyn {kp.__version__}"
+    )
+    tables = {"model": '{"name": "gru", "units": 8}', "task": '{"name": "memorypro"}', "seed": "0"}
+    assert page_of(sweep.assign_attrs(tables)).about.startswith("gru · memorypro, seed 0 · ")
+    assert "<li>units: 8</li>" in page_of(sweep.assign_attrs(tables)).to_html()
+
+
+def saved(tab: Page, button: str) -> tuple[str, bytes]:
+    """Name and content of the file that a button gives."""
+    with tab.expect_download() as download:
+        tab.click(button)
+    return download.value.suggested_filename, Path(download.value.path()).read_bytes()
+
+
+# Browsers stop pages that save many files in a row, so that these are looked at and not saved.
+CAUGHT = """() => {
+  window.caught = [];
+  HTMLAnchorElement.prototype.click = async function () {
+    const bytes = new Uint8Array(await (await fetch(this.href)).arrayBuffer());
+    window.caught.push([this.download, Array.from(bytes, (byte) => String.fromCharCode(byte)).join("")]);
+  };
+}"""
+
+
+def check_files(tab: Page) -> None:
+    """Each button gives a file of its kind."""
+    tab.evaluate(CAUGHT)
+    buttons = tab.query_selector_all("[data-kind]")
+    assert len(buttons) == 3 * len(tab.query_selector_all("figure"))
+    for button in buttons:
+        button.click()
+    tab.wait_for_function(f"window.caught.length === {len(buttons)}")
+    files = {name: text.encode("latin-1") for name, text in tab.evaluate("window.caught")}
+    assert len(files) == len(buttons)
+    for name, content in files.items():
+        if name.endswith(".png"):
+            assert content.startswith(b"\x89PNG") and int.from_bytes(content[16:20], "big") >= 1520
+        elif name.endswith(".svg"):
+            assert ElementTree.fromstring(content).findall(".//{http://www.w3.org/2000/svg}text")
+        else:
+            header, *rows = table(content)
+            assert rows and {len(row) for row in rows} == {len(header)} and all(header)
+
+
+def table(content: bytes) -> list[list[str]]:
+    assert content.endswith(b"\r\n")
+    return list(csv.reader(io.StringIO(content.decode("utf-8"), newline="")))
+
+
+def check_modebars(tab: Page) -> None:
+    """They come when one points at a figure, and lie on nothing else."""
+    for figure in tab.query_selector_all("figure"):
+        figure.query_selector(".nsewdrag").hover(force=True)
+        bar = figure.query_selector(".modebar").bounding_box()
+        assert bar["width"] > 50
+        for other in figure.query_selector_all("h3, label, .tools button, .legend, .colorbar, .nsewdrag"):
+            box = other.bounding_box()
+            beside = box["x"] >= bar["x"] + bar["width"] or box["x"] + box["width"] <= bar["x"]
+            assert beside or box["y"] >= bar["y"] + bar["height"] or box["y"] + box["height"] <= bar["y"]
+
+
+CONTROLS = "document.querySelectorAll('a[href], select, button:not(.modebar-btn), summary')"
+FOCUSED = "document.activeElement === document.body ? '' : (document.activeElement.dataset.place ?? 'other')"
+
+
+def check_keyboard(tab: Page) -> None:
+    """The Tab key comes to each control, the link to the results first; each has a name, and shows its focus."""
+    tab.reload()
+    tab.evaluate("for (const numbers of document.querySelectorAll('details')) numbers.open = true")
+    count = tab.evaluate(f"[...{CONTROLS}].map((one, place) => (one.dataset.place = place)).length")
+    reached, outlined = [], set()
+    while (tab.keyboard.press("Tab"), place := tab.evaluate(FOCUSED))[1]:
+        reached.append(place)
+        outlined.add(tab.evaluate("getComputedStyle(document.activeElement).outlineStyle"))
+        assert len(reached) < 20 * count
+    assert {place for place in reached if place != "other"} == {str(place) for place in range(count)}
+    assert reached[0] == "0" and "none" not in outlined
+    names = tab.evaluate(
+        f"[...{CONTROLS}].map((one) => one.ariaLabel || one.labels?.[0]?.textContent || one.textContent)"
+    )
+    assert all(name.strip() for name in names)
+
+
+def check_structure(tab: Page) -> None:
+    """Headings in order, ids once, and what describes a figure is there."""
+    levels = tab.evaluate("[...document.querySelectorAll('h1, h2, h3')].map((one) => Number(one.tagName[1]))")
+    assert levels[0] == 1 and levels.count(1) == 1 and max(np.diff(levels)) <= 1
+    ids = tab.evaluate(
+        "[...document.querySelectorAll('[id]')].filter((one) => !one.closest('svg')).map((one) => one.id)"
+    )
+    assert len(ids) == len(set(ids))
+    for name in ("aria-labelledby", "aria-describedby"):
+        used = tab.evaluate(f"[...document.querySelectorAll('[{name}]')].map((one) => one.getAttribute('{name}'))")
+        assert used and set(used) <= set(ids)
+    inside = tab.evaluate("[...document.querySelectorAll('nav a, .skip')].map((one) => one.hash.slice(1))")
+    assert set(inside) <= set(ids)
+
+
+CONTRASTS = """() => {
+  const parts = (text) => text.match(/[\\d.]+/g).map(Number);
+  const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const behind = (one) => {
+    const color = parts(getComputedStyle(one).backgroundColor);
+    return (color[3] ?? 1) > 0 || !one.parentElement ? color : behind(one.parentElement);
+  };
+  const texts = document.querySelectorAll("h1, h2, h3, p, a, label, select, button, summary, th, td, dt, dd");
+  return [...texts].map((one) => {
+    const [a, b] = [light(parts(getComputedStyle(one).color)), light(behind(one))];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  });
+}"""
+
+
 @needs_chromium
-@pytest.mark.parametrize(("kind", "width"), [("dataset", 1280), ("track", 400), ("sweep", 1280), ("sweep", 400)])
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("kind", ["dataset", "track", "sweep"])
 def test_the_page_works_in_a_browser(kind: str, width: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     write_report(request.getfixturevalue(kind), tmp_path / "page.html")
     with opened(tmp_path / "page.html", width) as (tab, complaints):
@@ -128,12 +291,64 @@ def test_the_page_works_in_a_browser(kind: str, width: int, tmp_path: Path, requ
                 before = chart.query_selector(".plot").inner_html()
                 choice.select_option(index=len(choice.query_selector_all("option")) - 1)
                 assert chart.query_selector(".plot").inner_html() != before
+        check_files(tab)
+        check_structure(tab)
+        tab.evaluate("for (const numbers of document.querySelectorAll('details')) numbers.open = true")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
         background = "getComputedStyle(document.body).backgroundColor"
         light = tab.evaluate(background)
+        assert min(tab.evaluate(CONTRASTS)) >= 4.5
         tab.click("#look")
-        assert tab.evaluate(background) != light
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.evaluate(background) != light and min(tab.evaluate(CONTRASTS)) >= 4.5
+        if width > 600:
+            check_modebars(tab)
+            check_keyboard(tab)
+        else:
+            assert not tab.query_selector_all(".modebar-btn")
         assert complaints == []
+
+
+@needs_chromium
+def test_files_hold_the_numbers_that_are_shown(dataset: xr.Dataset, sweep: xr.Dataset, tmp_path: Path) -> None:
+    write_report(dataset.assign_attrs(title='A "network", of 4'), tmp_path / "analysis.html")
+    write_report(sweep, tmp_path / "sweep.html")
+    with opened(tmp_path / "analysis.html", 1280) as (tab, _):
+        tab.select_option("#ntk_modes select >> nth=0", index=1)
+        tab.select_option("#ntk_modes select >> nth=1", index=2)
+        name, content = saved(tab, "#ntk_modes [data-kind=csv]")
+        assert re.fullmatch(r"a-network-of-4_ntk-modes_mode-2_trial-2[\w-]*\.csv", name)
+        header, *rows = table(content)
+        assert header == ["Unit", "Time (step)", "Change of the state"]
+        shown = np.array(rows, float)
+        np.testing.assert_array_equal(shown[:5, 1], dataset.time)
+        np.testing.assert_allclose(shown[:, 2].reshape(4, 5), dataset.ntk_mode.values[1, 2].T, rtol=1e-6)
+        header, *rows = table(saved(tab, "#spectra [data-kind=csv]")[1])
+        assert header == ["series", "Rank of the eigenvalue", "Eigenvalue", "residual"]
+        shown = np.array([row[1:] for row in rows if row[0] == "NTK"], float)
+        np.testing.assert_allclose(shown[:, 1], dataset.ntk_eigenvalue, rtol=1e-6)
+        np.testing.assert_allclose(shown[:, 2], dataset.ntk_residual, rtol=1e-6)
+        header, *rows = table(saved(tab, "#effective_ranks [data-kind=csv]")[1])
+        assert header == ["series", "Effective rank", "Operator", "Effective rank: 2 standard errors", "of"]
+        assert [row[2] for row in rows] == ["temporal", "spatial", "trial", "state", "core", "K", "NTK"]
+        assert float(rows[0][1]) == pytest.approx(float(dataset.temporal_effective_rank), rel=1e-6)
+        assert float(rows[0][3]) == pytest.approx(2 * dataset.temporal_effective_rank.attrs["stderr"], rel=1e-6)
+        tab.click("#spectra summary")
+        assert tab.locator("#spectra tbody tr").count() <= 20
+        header, *rows = table(saved(tab, "#state_pca [data-kind=csv]")[1])
+        assert rows[0][0] == "trial 0 (<img> 0)" and len(rows) == 15
+    with opened(tmp_path / "sweep.html", 400) as (tab, _):
+        header, *rows = table(saved(tab, "#lines [data-kind=csv]")[1])
+        assert header == ["series", "units", "rank", "rank: down to the least", "rank: up to the largest"]
+        assert [list(map(float, row[1:])) for row in rows if row[0] == "mean"][1:] == [
+            [8, 12.5, 4.5, 4.5],
+            [16, 24.5, 8.5, 8.5],
+        ]
+        header, *rows = table(saved(tab, "#multiples [data-kind=csv]")[1])
+        assert header == ["series", "panel", "units", "rank"] and ["seed = 1", "g = 2", "8", "17"] in rows
+        assert ["seed = 1", "g = 2", "4", ""] in rows  # the point that failed
+        tab.select_option("#lines select >> nth=0", index=1)
+        header, *rows = table(saved(tab, "#lines [data-kind=csv]")[1])
+        assert header[2] == EVIL
 
 
 def test_a_page_of_what_lies_on_disk(dataset: xr.Dataset, tmp_path: Path) -> None:
@@ -143,7 +358,7 @@ def test_a_page_of_what_lies_on_disk(dataset: xr.Dataset, tmp_path: Path) -> Non
 
 
 def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"results\.nc or track\.nc"):
+    with pytest.raises(FileNotFoundError, match=r"holds no results; expected results\.nc, track\.nc"):
         read_results(tmp_path)
     (tmp_path / "track.nc").write_text("no numbers")
     with pytest.raises(ValueError, match="cannot be read as a NetCDF file"):

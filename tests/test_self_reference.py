@@ -267,7 +267,7 @@ def test_page() -> None:
     found = kp.self_reference(flow, target, readout=readout, k=3)
     dataset = kp.analyze(flow, k=2).assign(found.variables())
     (chart,) = self_reference_charts(dataset)
-    assert chart.choices[0].options == found.changes and found.verdict(1) in chart.caption
+    assert chart.choices[0].options == found.changes and found.verdict(1) in chart.finding
     np.testing.assert_allclose(chart.views[(1,)].data[0].y, found.share[1, 0], rtol=1e-6)
     assert not self_reference_charts(kp.analyze(flow, k=2))
 

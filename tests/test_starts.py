@@ -157,7 +157,7 @@ def test_numbers_that_are_not_finite_are_explained() -> None:
         starts[2][1].bias.fill_(torch.inf)
     with pytest.raises(ValueError, match="the outputs of start 2 hold NaN or inf"):
         kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), starts, target)
-    with pytest.raises(TypeError, match="a start is GRU, expected a pair"):
+    with pytest.raises(TypeError, match=r"a start is torch\.nn\.GRU, expected a pair"):
         kp.forecast_starts(kp.DiscreteProblem(starts[0][0], x), [starts[0][0]], target)
 
 

@@ -25,6 +25,7 @@ import xarray as xr
 from sweep_points import LEAVING, Law, brief, large, leaves, noted, numbers, troubled
 
 import kpflow_dyn as kp
+from kpflow_dyn._progress import Count
 from kpflow_dyn.sweep import random, sobol, zipped
 from kpflow_dyn.sweep._code import changes, code_of
 from kpflow_dyn.sweep._lock import locked
@@ -222,8 +223,11 @@ def test_a_signal_to_the_driver_stops_the_sweep(number, ends, caught: bool, tmp_
     before = signal.signal(number, handler)
     try:
         sweep = kp.Sweep(run, {"n": range(3)}, tmp_path / "out")
-        with pytest.raises(ends):
+        with pytest.raises(ends) as caught_here:
             sweep.run()
+        if ends is KeyboardInterrupt:
+            assert str(caught_here.value) == "1 of 3 points are done and kept; run again to resume"
+            assert "3, of which 1 computed, 2 missing" in repr(sweep)
         assert signal.getsignal(number) is handler
     finally:
         signal.signal(number, before)
@@ -231,6 +235,28 @@ def test_a_signal_to_the_driver_stops_the_sweep(number, ends, caught: bool, tmp_
     assert not list((tmp_path / "out" / "points").glob("*.suspect"))
     (tmp_path / "mark").touch()
     assert sweep.run().done == 3
+
+
+def test_a_sweep_says_how_long_it_takes_in_lines_ever_rarer() -> None:
+    """On a clock of its own: 40 of 41 points, three seconds each, two at once; the second fails."""
+    now, said = [0.0], []
+    count = Count("points", 41, 1, 2, said.append, clock=lambda: now[0])
+    for place in range(40):
+        now[0] += 1.5
+        count.landed(3.0, failed=place == 1)
+    assert said == [
+        "37 points left, about 3.0 s each on 2 workers: about 56 s",
+        "7 of 41 points done, 1 failed, about 50 s left",
+        "14 of 41 points done, 1 failed, about 39 s left",
+        "21 of 41 points done, 1 failed, about 28 s left",
+        "32 of 41 points done, 1 failed, about 12 s left",
+    ]
+    brief = Count("points", 3, 0, 1, said.append, clock=lambda: now[0])
+    brief.landed(0.1)
+    brief.landed(0.1)
+    assert len(said) == 5
+    Count("points", 3, 0, 1, said.append, clock=lambda: now[0]).landed(600.0)
+    assert said[5] == "2 points left, about 10 min each: about 20 min"
 
 
 @pytest.mark.parametrize(

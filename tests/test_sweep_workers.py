@@ -21,6 +21,7 @@ from sweep_points import brief, dies_once, ends, leaves, noted, numbers, trouble
 
 import kpflow_dyn as kp
 from kpflow_dyn.sweep import Dask, Processes, Slurm
+from kpflow_dyn.sweep._sweep import _known
 
 pytest.importorskip("loky")
 HERE = Path(__file__).parent
@@ -98,16 +99,28 @@ def _interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("_interruptible")
 def test_points_that_leave_or_end_their_worker(tmp_path: Path) -> None:
     doors = kp.Sweep(leaves, {"kind": ["first", "exit 0", "KeyboardInterrupt", "Stop", "last"]}, tmp_path / "doors")
     assert str(doors.run(Processes(2))) == "5 points: 2 done, 3 failed"
-    sweep = kp.Sweep(ends, {"kind": ["first", "_exit", "crash", "SIGINT", "last"]}, tmp_path / "ends")
-    assert str(sweep.run(Processes(2), attempts=1)) == "5 points: 2 done, 3 failed"
+    sweep = kp.Sweep(ends, {"kind": ["first", "_exit", "crash", "last"]}, tmp_path / "ends")
+    assert str(sweep.run(Processes(2), attempts=1)) == "4 points: 2 done, 2 failed"
     errors = {failure.point["kind"]: failure.error for failure in sweep.failures()}
     assert errors["_exit"].startswith("its worker process died, once, alone (EXIT(0)): by os._exit")
     assert "(SIGABRT(-6))" in errors["crash"]
-    assert errors["SIGINT"] == "a signal interrupted it in its worker process (KeyboardInterrupt), once, alone"
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_a_worker_of_the_user_s_that_is_interrupted(tmp_path: Path) -> None:
+    """Our own workers do not hear SIGINT, which a terminal sends to all processes."""
+    import loky
+
+    sweep = kp.Sweep(ends, {"kind": ["first", "SIGINT", "last"]}, tmp_path)
+    with loky.ProcessPoolExecutor(1) as pool:
+        assert str(sweep.run(pool, attempts=1)) == "3 points: 2 done, 1 failed"
+    (failure,) = sweep.failures()
+    assert failure.error == "a signal interrupted it in its worker process (KeyboardInterrupt), once, alone"
+    with Processes(1).open() as ours:
+        assert ours.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result() == {signal.SIGINT}
 
 
 ALONE = """
@@ -136,7 +149,7 @@ def test_a_point_that_ends_the_process_of_the_sweep(tmp_path: Path) -> None:
 def test_a_point_under_way_when_its_process_is_killed_is_not_to_blame(tmp_path: Path) -> None:
     sweep = kp.Sweep(numbers, {"g": [0.5], "seed": range(3)}, tmp_path)
     sweep.store.points.mkdir()
-    sweep.store.suspect(next(iter(sweep._known)))
+    sweep.store.suspect(next(iter(_known(sweep))))
     assert sweep.run().done == 3
     assert not list(sweep.store.points.glob("*.suspect"))
 
@@ -179,16 +192,17 @@ import kpflow_dyn as kp
 from sweep_points import noted
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-    log, out = sys.argv[1:]
-    kp.Sweep(functools.partial(noted, log), {"seed": range(40)}, out).run(kp.sweep.executor("process", workers=2))
+    log, out, name = sys.argv[1:]
+    kp.Sweep(functools.partial(noted, log), {"seed": range(40)}, out).run(kp.sweep.executor(name, workers=2))
 """
 
 
-def driver(tmp_path: Path) -> subprocess.Popen:
+def driver(tmp_path: Path, executor: str = "process") -> subprocess.Popen:
+    """A sweep in a session of its own, as that of a terminal is."""
     (tmp_path / "driver.py").write_text(DRIVER)
-    command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "log"), str(tmp_path / "out")]
+    command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "log"), str(tmp_path / "out"), executor]
     environment = os.environ | {"PYTHONPATH": PATH}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def test_a_killed_driver_resumes(tmp_path: Path) -> None:
@@ -207,15 +221,32 @@ def test_a_killed_driver_resumes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sweep.collect().square, np.arange(40) ** 2)
 
 
-@pytest.mark.slow
-def test_an_interrupted_driver_resumes(tmp_path: Path) -> None:
-    with driver(tmp_path) as running:
+@pytest.mark.parametrize("executor", ["process", "dask"])
+def test_an_interrupted_driver_resumes(executor: str, tmp_path: Path) -> None:
+    """Ctrl-C, which all processes of a terminal hear: a short traceback, no worker left, and the rest is done next."""
+    pytest.importorskip("distributed")
+    with driver(tmp_path, executor) as running:
         until(lambda: recorded(tmp_path / "out") >= 5)
-        running.send_signal(signal.SIGINT)
-        assert running.wait(10) != 0
+        os.killpg(running.pid, signal.SIGINT)
+        said = running.communicate(timeout=30)[1]
+    assert running.returncode == -signal.SIGINT
+    done = recorded(tmp_path / "out")
+    assert 5 <= done < 40
+    assert said.count("Traceback") == 1 and len(said.splitlines()) < 12, said
+    assert f"KeyboardInterrupt: {done} of 40 points are done and kept; run again to resume" in said
+    until(lambda: not alive(running.pid))
     sweep = kp.Sweep(functools.partial(noted, str(tmp_path / "log")), {"seed": range(40)}, tmp_path / "out")
-    assert 5 <= sweep.status().done < 40
+    assert sweep.status().done == done
     assert sweep.run().done == 40
+
+
+def alive(group: int) -> bool:
+    """Whether a process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def kill_workers(client, folder: Path, at: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,6 +273,15 @@ def test_commands(tmp_path: Path) -> None:
     assert found.loss.values == pytest.approx(kp.Recorder.read(tmp_path / "run").losses, rel=1e-4)
     assert found.recorded_loss.values == pytest.approx(found.loss.values, rel=1e-4)
     assert {path.stem for path in (tmp_path / "run" / "track").glob("*.png")} == {"ranks", "alignment", "target"}
+    record = json.loads((tmp_path / "run" / "track" / "track.json").read_text())
+    assert [one["loss"] for one in record["steps"]] == found.loss.values.tolist()
+    assert record["steps"][2]["alignment_first"]["P"]["value"] == float(found.alignment_first.sel(operator="P")[2])
+    assert record["settings"]["trials"] == 4 and record["settings"]["seed"] == 0
+    page = (tmp_path / "run" / "track" / "index.html").read_text("utf-8")
+    said = ("GRU of 4 units over 3 checkpoints on memorypro", torch.__version__, kp.__version__, "GRU(3, 4")
+    assert all(text in page for text in said)
+    shown = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
+    assert shown.exit_code == 0 and (tmp_path / "run" / "report.html").exists()
     call = [*call, "--samples", "40", "--loss", "hinge", "--out", str(tmp_path / "hinge")]
     shown = CliRunner().invoke(app, call)
     assert shown.exit_code == 2 and "expected one of squared_error, cross_entropy" in shown.output.replace("\n", " ")

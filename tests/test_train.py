@@ -295,7 +295,11 @@ def test_progress_shows_the_loss_on_a_terminal(capsys, monkeypatch):
         ({"readout": nn.Linear(UNITS + 1, OUT).double()}, ValueError, "the readout takes 5 units, expected one of 4"),
         ({"readout": nn.Linear(UNITS, 1).double()}, ValueError, r"the readout gives \(5, 6, 1\).*expected \(5, 6, 2\)"),
         ({"readout": nn.Linear(UNITS, OUT)}, TypeError, r"is torch\.float32"),
-        ({"readout": jax_models("gru")[1]}, TypeError, "the model is GRUCell and the readout Linear"),
+        (
+            {"readout": jax_models("gru")[1]},
+            TypeError,
+            "the model is equinox.nn.GRUCell and the readout equinox",
+        ),
         ({"model": nn.GRUCell(2, UNITS).double()}, ValueError, "x has 3 input channels, but the cell takes 2"),
         (
             {"model": nn.LSTMCell(INPUTS, 3).double()},

@@ -15,6 +15,7 @@ import numpy as np
 from array_api_compat import array_namespace, is_jax_array, is_torch_array
 
 from kpflow_dyn._arrays.of_numpy import NUMPY, PRECISIONS, Array, Library
+from kpflow_dyn._shown import type_name
 
 Rows = Callable[[Array], Array]
 """A map on blocks of rows [b, n] -> [b, m]."""
@@ -82,7 +83,7 @@ class Random:
 
     def __init__(self, seed: int | Random = 0) -> None:
         if not isinstance(seed, int | np.integer | Random):
-            raise TypeError(f"seed must be an int or a Random, got {type(seed).__name__}")
+            raise TypeError(f"seed must be an int or a Random, got {type_name(seed)}")
         self._sequence = seed._sequence if isinstance(seed, Random) else np.random.SeedSequence(int(seed))
 
     def _next(self) -> int:

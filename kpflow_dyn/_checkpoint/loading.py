@@ -28,11 +28,12 @@ from kpflow_dyn._checkpoint.networks import (
 from kpflow_dyn._checkpoint.nonlinearity import CHOICES, from_task, loss_on
 from kpflow_dyn._checkpoint.objects import CLASS, Skipped
 from kpflow_dyn._problems.parameters import CheckpointError, listing
+from kpflow_dyn._shown import Row, Shown, described
 from kpflow_dyn.tasks import TaskData
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+@dataclass(frozen=True, repr=False)
+class Checkpoint(Shown):
     """What a checkpoint file held.
 
     Attributes:
@@ -57,6 +58,11 @@ class Checkpoint:
     readout_name: str | None
     start: Tensor | None = None
     found: Mapping[str, str] = field(default_factory=dict)
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        rows: list[Row] = [("cell", described(self.cell))]
+        rows += [] if self.readout is None else [("readout", described(self.readout))]
+        return f"Checkpoint of {self.model}", [*rows, *self.found.items()]
 
 
 def load_checkpoint(

@@ -20,14 +20,15 @@ from kpflow_dyn._flows.truncation import Truncation, truncation
 from kpflow_dyn._problems.choice import Choice, as_masks, choose
 from kpflow_dyn._problems.solutions import ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
+from kpflow_dyn._shown import Row, Shown, axes_sizes, plain, some, type_name
 from kpflow_dyn._spaces.direct_sums import unit_by_unit
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 
 Draw = Callable[[str, Array], Array]  # of a matrix by name: the one that stands in its place in the backward sweep
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Flow:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Flow(Shown):
     """A solution's linearisation: how changes of the parameters and kicks to the state move the whole state.
 
     With the state S [trial, time, unit], parameters theta and the implicit constraint F(S, theta) = 0,
@@ -73,6 +74,15 @@ class Flow:
     preconditioner: tuple[Block, ...] = field(default=(), repr=False)
     R: Operator | None = field(default=None, repr=False)
     untraced: str = field(default="", repr=False)
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        space, sites = self.ntk.domain, [f"{site.name} ({site.kind})" for site in self.sites]
+        rows: list[Row] = [("ntk", f"{axes_sizes(space.axes, space.shape)} {plain(space.dtype)}")]
+        rows += [("parameters", f"{self.J.domain.size}: {some(list(self.parameters))}")]
+        rows += [("sites", (self.untraced and f"none: {self.untraced}") or f"{len(sites)}: {some(sites)}")]
+        rows += [] if self.mask is None else [("where", f"{space.dimension} of {space.size} entries count")]
+        rows += [("next", "kp.summary(flow), kp.eigs(flow.ntk, k), flow.output(C)")]
+        return f"{type(self).__name__} of {type(self.solution).__name__}", rows
 
     @property
     def nodal(self) -> Flow:
@@ -168,10 +178,6 @@ class Flow:
         """A vector [..., p] as an array [..., *shape] for each parameter; of complex ones Re + i Im, as in torch."""
         self.J.domain.check(theta, "theta")
         return by_name(theta, self.parameters)
-
-    def __repr__(self) -> str:
-        how = "by autograd alone" if self.untraced else f"{len(self.sites)} sites"
-        return f"{type(self).__name__}({self.ntk.domain}, {self.J.domain.size} parameters, {how})"
 
 
 class Recurrence(Protocol):
@@ -290,7 +296,7 @@ class ConstraintFlow(Flow):
     """The flow of a network, a fixed point or a free-form constraint, which have no steps."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Output(Readout):
     """How gradient descent moves a readout y = C s + c of the states, on their axes with "out" in the place of "unit".
 
@@ -321,7 +327,7 @@ AnyFlow = TypeVar("AnyFlow", bound=Flow)
 def check_flow(given: Any) -> None:
     """Raise unless this is a flow, or a readout of one."""
     if not isinstance(given, Flow | Output):
-        raise TypeError(f"got {type(given).__name__}, expected a Flow, as kp.linearize makes it, or flow.output(C)")
+        raise TypeError(f"got {type_name(given)}, expected a Flow, as kp.linearize makes it, or flow.output(C)")
 
 
 def preconditioned(flow: AnyFlow, blocks: Sequence[Block]) -> AnyFlow:

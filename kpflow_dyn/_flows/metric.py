@@ -19,6 +19,7 @@ from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._arrays.complex_numbers import count, in_pairs, is_complex
 from kpflow_dyn._backend import backend_for, backend_of
 from kpflow_dyn._flows.preconditioner import Block, elementwise, identity
+from kpflow_dyn._shown import Shown, type_name
 
 Parameters = Mapping[str, Array]
 
@@ -32,8 +33,8 @@ class Metric(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class LearningRates:
+@dataclass(frozen=True, eq=False, repr=False)
+class LearningRates(Shown):
     """theta' = -rate g, with a rate for each parameter, or for each entry of it: M^{-1} = diag(rate).
 
     Rates of one number per parameter scale the columns of V in the core, whose spectrum they keep known.
@@ -79,7 +80,7 @@ class LearningRates:
             ValueError: parameters that have not been stepped yet, or maximize=True.
         """
         if (backend := backend_of(module)) is None:
-            raise TypeError(f"module is {type(module).__name__}, expected the torch module that the optimiser trains")
+            raise TypeError(f"module is {type_name(module)}, expected the torch module that the optimiser trains")
         return cls(backend.training.learning_rates(optimizer, module))
 
     @classmethod
@@ -103,8 +104,8 @@ class LearningRates:
         return dict(self.rates) if isinstance(self.rates, Mapping) else {"": self.rates}
 
 
-@dataclass(frozen=True, eq=False)
-class KroneckerMetric:
+@dataclass(frozen=True, eq=False, repr=False)
+class KroneckerMetric(Shown):
     """M = left (x) right on weights [m, d], as of Shampoo and K-FAC: theta' = -left^{-1} G right^{-1}.
 
     The core of such a weight is V right^{-1} V^T (x) left^{-1}. Parameters without factors move by their gradient.
@@ -140,8 +141,8 @@ class KroneckerMetric:
         return _blocks(self.factors, parameters, "Kronecker factors", _kronecker)
 
 
-@dataclass(frozen=True, eq=False)
-class Reparametrization:
+@dataclass(frozen=True, eq=False, repr=False)
+class Reparametrization(Shown):
     """Parameters theta = g(phi) whose phi moves by its gradient: M^{-1} = Dg Dg^T at the current phi.
 
     Parameters without a map move by their own gradient.

@@ -10,14 +10,15 @@ from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, to_nu
 from kpflow_dyn._backend import Backend
 from kpflow_dyn._problems.problems import Problem
 from kpflow_dyn._problems.units import units_read
+from kpflow_dyn._shown import Row, Shown, axes_sizes, plain, sizes, some
 from kpflow_dyn._spaces.operators import GramOperator, Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
 
 LAYER = ("weight", "bias")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Readout:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Readout(Shown):
     """The operators of a readout of states that move by some ntk; see `Output`."""
 
     values: Array
@@ -28,6 +29,13 @@ class Readout:
     weight: Array = field(repr=False)
     bias: Array | None = field(repr=False)
     rate: float = 0.0
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        space = self.ntk.domain
+        rows: list[Row] = [("ntk", f"{axes_sizes(space.axes, space.shape)} {plain(space.dtype)}")]
+        rows += [("values", sizes(space.axes, self.values))]
+        rows += [("parameters", f"{self.J.domain.size}: {some(list(self.parts))}")]
+        return type(self).__name__, [*rows, ("readout", "learns" if self.rate else "does not learn")]
 
     @property
     def learnt(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, eps_of, like_numpy
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
+from kpflow_dyn._shown import Shown
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.rows import on_rows
 from kpflow_dyn.solvers import BlockLanczos
@@ -13,8 +14,8 @@ from kpflow_dyn.solvers import BlockLanczos
 ROUGHLY = BlockLanczos(block=4, tol=0.03)  # for norms
 
 
-@dataclass(frozen=True)
-class Truncation:
+@dataclass(frozen=True, repr=False)
+class Truncation(Shown):
     """How far the core of a flow was truncated.
 
     Attributes:

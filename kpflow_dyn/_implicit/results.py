@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kpflow_dyn._arrays import Array, is_array
+from kpflow_dyn._shown import type_name
 
 Path = tuple[Any, ...]
 
@@ -123,7 +124,7 @@ def _step(out: Any, name: str, value: Value) -> Any:
         return fields.index(name)
     if _is_record(out) and hasattr(out, name):
         return name
-    gives = ", ".join(map(str, _parts(out))) or f"no parts, as it is {type(out).__name__}"
+    gives = ", ".join(map(str, _parts(out))) or f"no parts, as it is {type_name(out)}"
     if value.module or ":" in value.name:
         raise Unknown(f"state {value.name!r}: what {_giver(value)} gives has no {name!r}; it has {gives}")
     raise Unknown(f"{_unknown(value.name, value.modules)}; and what it gives has {gives}")
@@ -141,11 +142,9 @@ def _only(out: Any, value: Value) -> Any:
     if len(steps) == 1:
         return steps[0]
     if not steps:
-        raise Unknown(f"{_giver(value)} gave {type(out).__name__}, expected an array, or something that holds one")
+        raise Unknown(f"{_giver(value)} gave {type_name(out)}, expected an array, or something that holds one")
     examples = ", ".join(f"{value.module}:{step}" if value.module else str(step) for step in steps)
-    raise Unknown(
-        f"{_giver(value)} gave {type(out).__name__} with several arrays; name one of them in state: {examples}"
-    )
+    raise Unknown(f"{_giver(value)} gave {type_name(out)} with several arrays; name one of them in state: {examples}")
 
 
 def _holds_array(out: Any) -> bool:

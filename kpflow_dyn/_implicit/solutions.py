@@ -13,7 +13,7 @@ from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, St
 from kpflow_dyn._problems.solutions import Solution
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ConstraintSolution(Solution):
     """A solution of F(S, theta; x) = 0.
 
@@ -38,7 +38,7 @@ class ConstraintSolution(Solution):
         return axes_of(self.equations.form, self.state, self.layout)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class NetworkSolution(ConstraintSolution):
     """The values on the way of a `StaticProblem`, [trial, ...].
 
@@ -68,7 +68,7 @@ class NetworkSolution(ConstraintSolution):
         return self.layout.names
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SolvedSolution(ConstraintSolution):
     """A state that was searched for, with P = (D_S F)^{-1} there."""
 
@@ -80,7 +80,7 @@ class SolvedSolution(ConstraintSolution):
         return self.equations.start
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FixedPointSolution(SolvedSolution):
     """The states at rest of a `FixedPointProblem` [trial, unit]; `stats` tell how often f was applied, the spectral
     radius of D_z f, and the condition number of 1 - D_z f.
@@ -89,7 +89,7 @@ class FixedPointSolution(SolvedSolution):
     problem: FixedPointProblem
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ImplicitSolution(SolvedSolution):
     """A root S of an `ImplicitProblem`; `stats` tell Newton's steps, and the condition number of D_S F."""
 

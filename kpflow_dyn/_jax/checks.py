@@ -16,12 +16,13 @@ from kpflow_dyn._arrays.sharding import by_trials
 from kpflow_dyn._jax.differential import Controlled, PairInForm
 from kpflow_dyn._jax.forms import InForm, Through, field_of
 from kpflow_dyn._jax.starts import Started
+from kpflow_dyn._shown import type_name
 
 
 def as_jax(values: object, what: str, axes: str) -> jax.Array:
     """A jax array of jax or numpy floats, of the same dtype; a TypeError where JAX would round them to float32."""
     if not isinstance(values, jax.Array | np.ndarray):
-        raise TypeError(f"{what} is {type(values).__name__}, expected a jax array {axes}")
+        raise TypeError(f"{what} is {type_name(values)}, expected a jax array {axes}")
     if not jnp.issubdtype(values.dtype, jnp.inexact):
         raise TypeError(f"{what} is {values.dtype}, expected float32 or float64; use {what}.astype(float)")
     if values.dtype in (np.float64, np.complex128) and not jax.config.read("jax_enable_x64"):
@@ -37,7 +38,7 @@ def named_parameters(model: object) -> dict[str, jax.Array]:
     if is_torch_module(model):
         raise TypeError("the model is a torch module, but the data are jax arrays; pass torch tensors, or a JAX model")
     if not callable(model):
-        raise TypeError(f"the model is {type(model).__name__}, expected a callable such as an equinox module")
+        raise TypeError(f"the model is {type_name(model)}, expected a callable such as an equinox module")
     found = floating_leaves(model)
     if not found:
         inner = field_of(model)

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 
 from kpflow_dyn._problems.forms import Form
+from kpflow_dyn._shown import type_name
 
 
 class Controlled(eqx.Module):
@@ -98,7 +99,7 @@ def drift_and_diffusion(f: Any, g: Any) -> tuple[Any, Any]:
     if not (callable(getattr(f, "f", None)) and callable(getattr(f, "g", None))):
         raise TypeError(
             f"without a diffusion g, f must have methods f and g, or be diffrax's MultiTerm(ODETerm(drift), "
-            f"ControlTerm(diffusion, path)); got {type(f).__name__}. An equation without noise is an ODEProblem"
+            f"ControlTerm(diffusion, path)); got {type_name(f)}. An equation without noise is an ODEProblem"
         )
     return f, None
 

@@ -10,6 +10,7 @@ import optax
 from kpflow_dyn._arrays.complex_numbers import by_name, vector_of
 from kpflow_dyn._backend import Values
 from kpflow_dyn._jax.programs import Shared
+from kpflow_dyn._shown import type_name
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": optax.adam,
@@ -69,7 +70,7 @@ def made(optimizer: Any, lr: float | None) -> Any:
     if isinstance(found, optax.MultiSteps):
         return found.gradient_transformation()
     if not (hasattr(found, "init") and hasattr(found, "update")):
-        raise TypeError(f"optimizer is {type(found).__name__}, {expected}")
+        raise TypeError(f"optimizer is {type_name(found)}, {expected}")
     return found
 
 

@@ -12,6 +12,7 @@ from kpflow_dyn._jax.checks import check_parameters, result_of
 from kpflow_dyn._jax.failures import cause_of, of_all_trials
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._problems.problems import DiscreteProblem
+from kpflow_dyn._shown import type_name
 
 
 def roll_out(problem: DiscreteProblem) -> tuple[jax.Array, jax.Array]:
@@ -52,7 +53,7 @@ def check_step(step: Step, cell: Any, x: Any, z: Any) -> None:
             f"as cell(x_t, z) with x_t [input] and z [unit]{of_all_trials(partial(step, cell), x, z)}"
         ) from error
     if getattr(out, "shape", None) != z.shape or out.dtype != z.dtype:
-        got = f"{out.shape} of {out.dtype}" if hasattr(out, "shape") else type(out).__name__
+        got = f"{out.shape} of {out.dtype}" if hasattr(out, "shape") else type_name(out)
         is_complex = "complex" in str(getattr(out, "dtype", ""))
         advice = "; a cell with a complex state needs a complex z0" if is_complex else ""
         raise ValueError(f"the cell returned {got}, expected the next state {z.shape} of {z.dtype}{advice}")

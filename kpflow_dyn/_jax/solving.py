@@ -18,6 +18,7 @@ from kpflow_dyn._jax.field import Field
 from kpflow_dyn._jax.starts import parts_of
 from kpflow_dyn._problems.inputs import input_width
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn._shown import type_name
 
 roll_out, run = rollout.roll_out, rollout.run
 without_gradients = nullcontext
@@ -118,7 +119,7 @@ def check_field(problem: ODEProblem) -> None:
             f"{problem.called('unit', 'input')}{advice()}"
         ) from error
     if not eqx.is_array(rate) and not isinstance(rate, jax.ShapeDtypeStruct):
-        raise ValueError(f"f returned {type(rate).__name__}, expected z' {z0.shape[1:]} of {z0.dtype}")
+        raise ValueError(f"f returned {type_name(rate)}, expected z' {z0.shape[1:]} of {z0.dtype}")
     if rate.shape != z0.shape[1:] or rate.dtype != z0.dtype:
         raise ValueError(
             f"f returned {rate.shape} of {rate.dtype}, expected z' {z0.shape[1:]} of {z0.dtype}, like z0[0], as it is "
@@ -137,7 +138,7 @@ def check_called(what: str, model: Any, name: str, t: float, arguments: tuple[An
     except Exception as error:
         raise ValueError(f"{what} failed{cause_of(error)}. It is called as {form}, in JAX on one trial") from error
     if not hasattr(found, "shape") or found.dtype != like.dtype:
-        got = f"{found.shape} of {found.dtype}" if hasattr(found, "shape") else type(found).__name__
+        got = f"{found.shape} of {found.dtype}" if hasattr(found, "shape") else type_name(found)
         raise ValueError(f"{what} returned {got}, expected an array of {like.dtype}")
     return tuple(found.shape)
 

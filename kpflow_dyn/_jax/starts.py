@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.tree_util import GetAttrKey
 
 from kpflow_dyn._jax.failures import cause_of
+from kpflow_dyn._shown import type_name
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -54,7 +55,7 @@ def parameter(value: jax.Array) -> jax.Array:
 def encoded(encoder: Any, data: jax.Array) -> Any:
     """What the encoder gives of each trial: z_0 [trial, unit], or a tuple of parts."""
     if not callable(encoder):
-        raise TypeError(f"the encoder is {type(encoder).__name__}, expected a callable such as an equinox module")
+        raise TypeError(f"the encoder is {type_name(encoder)}, expected a callable such as an equinox module")
     try:
         return jax.vmap(encoder)(data)
     except Exception as error:

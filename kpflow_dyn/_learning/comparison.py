@@ -15,8 +15,8 @@ that a loss of the user's own has it too; it must be convex, as an h with negati
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,19 +27,22 @@ from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._learning.curvature import curvature
 from kpflow_dyn._learning.forecasting import loss_of, outputs, states_of
 from kpflow_dyn._learning.losses import Loss, OutputLoss
-from kpflow_dyn._numbers.estimate import alignment
+from kpflow_dyn._numbers.estimate import alignment, effective_rank
 from kpflow_dyn._numbers.spectra import Modes, eigs
+from kpflow_dyn._problems.versions import versions_of
+from kpflow_dyn._shown import ShownAsText
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import on_rows
 from kpflow_dyn.solvers import BlockLanczos, Estimate
 from kpflow_dyn.solvers._orthogonalise import combine
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(ShownAsText):
     """Two flows on the same states, or of the same outputs.
 
     Attributes:
@@ -55,6 +58,9 @@ class Comparison:
         accuracy: of each model, where the loss is that of classes.
         step: the cosine of the directions in which the next small step of gradient descent moves the outputs that count
             of each model, ntk grad L; NaN where there is no loss, or one of them does not move.
+        names: what the two are called in tables and figures.
+        ranks: the effective ranks of each, by operator: of "NTK", under a loss of h^{1/2} ntk h^{1/2}, and of the
+            states' "K" and "P" (that of P P*).
 
     Example as `compare`.
     """
@@ -67,20 +73,38 @@ class Comparison:
     loss: tuple[float, float] | None = None
     accuracy: tuple[float, float] | None = None
     step: float = math.nan
+    names: tuple[str, str] = ("A", "B")
+    ranks: Mapping[str, tuple[Estimate, Estimate]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        rows = {"NTK": self.ntk, "K": self.K, "P": self.P}
-        table = [
-            f"alignment of {n:4} {row.value:8.4f} +- {row.stderr:.2g}" for n, row in rows.items() if row is not None
-        ]
+        under = "  (under the loss)" if self.loss else ""
         degrees = ", ".join("none" if math.isnan(angle) else f"{angle:.1f}" for angle in np.degrees(self.angles))
+        alike = [
+            f"alignment of {name:4} {_shown(found)}{under * (name == 'NTK')}" for name, found in self._alignments()
+        ]
+        step = [] if self.loss is None else [f"cosine of the next steps {self.step:.4f}"]
         angles = f"principal angles of {len(self.angles)} leading modes, in degrees: {degrees}"
-        if self.loss is None:
-            return "\n".join([*table, angles])
-        now = {"loss": self.loss} | ({} if self.accuracy is None else {"accuracy": self.accuracy})
-        lines = [f"{name:8} {first:10.4g} and {second:.4g}" for name, (first, second) in now.items()]
-        table[0] += "  (under the loss)"
-        return "\n".join([*lines, *table, f"cosine of the next steps {self.step:8.4f}", angles])
+        return "\n".join([*self._side_by_side(), *alike, *step, angles])
+
+    def _side_by_side(self) -> list[str]:
+        """A row for each number that both have."""
+        now = {"loss": self.loss, "accuracy": self.accuracy}
+        rows = [("", self.names), *((name, [f"{one:.4g}" for one in pair]) for name, pair in now.items() if pair)]
+        rows += [(f"effective rank of {name}", [_shown(one) for one in pair]) for name, pair in self.ranks.items()]
+        widths = [max(len(row[1][place]) for row in rows) for place in (0, 1)]
+        return [f"{name:21}  {first:>{widths[0]}}  {second:>{widths[1]}}" for name, (first, second) in rows]
+
+    def _alignments(self) -> list[tuple[str, Estimate]]:
+        known = {"NTK": self.ntk, "K": self.K, "P": self.P}
+        return [(name, found) for name, found in known.items() if found is not None]
+
+    def to_xarray(self) -> xr.Dataset:
+        """All of it as one dataset on "model" (by name), "operator" (NTK, K, P), "mode" and the axes of the modes.
+
+        `alignment` and `effective_rank` (each with `..._stderr`), `principal_angle` (radians), `step_cosine`, `loss`,
+        `accuracy`, and of the leading modes `eigenvalue`, `residual` and `vector`.
+        """
+        return dataset_of(self)
 
     def plot(self, dark: bool = False) -> Figure:
         """Principal angles, and the leading eigenvalues of both."""
@@ -100,6 +124,7 @@ def compare(
     target: Any = None,
     loss: Loss = "squared_error",
     mask: Any = None,
+    names: tuple[str, str] = ("A", "B"),
 ) -> Comparison:
     """How alike gradient descent moves two models, or two checkpoints of one: cos(A, B) = tr(A^T B) / (|A|_F |B|_F).
 
@@ -125,11 +150,12 @@ def compare(
             y -> number if there is no target.
         mask: m >= 0 of the loss, [trial, time] or as y; all ones when None. None with a function. K and P are those of
             the flows as they are: take `flow.where(mask)` to leave places out of them.
+        names: what to call the two in tables and figures, such as ("before", "after").
 
     Raises:
         TypeError: what is no flow, or readout of one.
         ValueError: states or outputs of other shapes, a k that is larger than the ranks, a target or mask that does not
-            fit, or a loss that is not convex in the outputs, or has no curvature.
+            fit, a loss that is not convex in the outputs, or has no curvature, or two names that are the same.
     Source: Bjorck, Golub, Math. Comp. 27, 579 (1973), for the angles; `alignment` for the cosines.
 
     >>> import torch, kpflow_dyn as kp
@@ -144,6 +170,8 @@ def compare(
     (2, True)
     """
     _check_alike(a, b)
+    if len(names) != 2 or names[0] == names[1]:
+        raise ValueError(f"names are {names!r}, expected two different ones, such as ('before', 'after')")
     rng, alg = Random(seed), BlockLanczos() if alg is None else alg
     first, second, now = a.ntk, b.ntk, {}
     if target is not None or callable(loss) or loss != "squared_error" or mask is not None:
@@ -151,7 +179,8 @@ def compare(
         first, second, now = one.kernel, other.kernel, _now(one, other)
     leading = eigs(first, k, alg, seed=rng), eigs(second, k, alg, seed=rng)
     ntk, K, P = alignment(first, second, samples, rng), *(_of_states(a, b, name, samples, rng) for name in ("K", "P"))
-    return Comparison(ntk, K, P, principal_angles(*leading), leading, **now)
+    ranks = _ranks(first, second, states_of(a), states_of(b), samples, rng)
+    return Comparison(ntk, K, P, principal_angles(*leading), leading, **now, names=(names[0], names[1]), ranks=ranks)
 
 
 def _check_alike(a: Flow | Output, b: Flow | Output) -> None:
@@ -168,6 +197,22 @@ def _of_states(a: Flow | Output, b: Flow | Output, name: str, samples: int | Non
     if not first.ntk.domain.matches(second.ntk.domain):
         return None
     return alignment(getattr(first, name), getattr(second, name), samples, rng)
+
+
+def _ranks(
+    first: GramOperator, second: GramOperator, a: Flow, b: Flow, samples: int | None, rng: Random
+) -> dict[str, tuple[Estimate, Estimate]]:
+    """The effective ranks of each operator of the two."""
+    pairs = {"NTK": (first, second), "K": (a.K, b.K), "P": (GramOperator(a.P), GramOperator(b.P))}
+    return {n: (effective_rank(x, samples, rng), effective_rank(y, samples, rng)) for n, (x, y) in pairs.items()}
+
+
+def _shown(found: Estimate) -> str:
+    """To the digits that the standard error leaves; without it where four digits do not show it."""
+    if not found.stderr > 5e-5 * abs(found.value):
+        return f"{found.value:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(found.stderr)))
+    return f"{found.value:.{digits}f} +- {found.stderr:.{digits}f}"
 
 
 # Under a loss
@@ -254,3 +299,40 @@ def _span(modes: Modes) -> Array:
     values = abs(to_numpy(modes.values))
     count = int((values > 10 * eps_of(modes.vectors) * values.max()).sum())
     return modes.space.to_euclidean(modes.vectors[:count]).reshape((count, -1))
+
+
+# As data
+
+
+def dataset_of(found: Comparison) -> xr.Dataset:
+    """What `Comparison.to_xarray` gives."""
+    import xarray as xr
+
+    axes, under = found.modes[0].space.axes, " under the loss" if found.loss else ""
+    alike = dict(found._alignments())
+    each = {name: ("model", list(pair)) for name in ("loss", "accuracy") if (pair := getattr(found, name))}
+    values, residuals, vectors = (
+        [to_numpy(getattr(modes, name)) for modes in found.modes] for name in ("values", "residuals", "vectors")
+    )
+    data = {
+        **_with_stderr("alignment", "operator", [alike.get(name) for name in found.ranks]),
+        **_with_stderr("effective_rank", ("operator", "model"), list(found.ranks.values())),
+        "principal_angle": ("mode", found.angles, {"units": "radians"}),
+        "eigenvalue": (("model", "mode"), values),
+        "residual": (("model", "mode"), residuals),
+        "vector": (("model", "mode", *axes), vectors),
+        "step_cosine": ((), found.step),
+        **each,
+    }
+    coords = {"model": list(found.names), "operator": list(found.ranks), "mode": 1 + np.arange(len(found.angles))}
+    title = f"{found.names[0]} and {found.names[1]}{under}"
+    return xr.Dataset(data, coords, {"title": title, **versions_of(())})
+
+
+def _with_stderr(name: str, dims: Any, found: Any) -> dict[str, Any]:
+    """The numbers of estimates, NaN where there is none, and their standard errors."""
+    numbers = [
+        np.vectorize(lambda one, part=part: math.nan if one is None else getattr(one, part), otypes=[float])(found)
+        for part in ("value", "stderr")
+    ]
+    return {name: (dims, numbers[0]), f"{name}_stderr": (dims, numbers[1])}

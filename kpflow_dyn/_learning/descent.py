@@ -21,6 +21,7 @@ from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import Problem
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn._progress import Progress, stages
+from kpflow_dyn._shown import Row, ShownAsText, number
 from kpflow_dyn._solve import solve
 from kpflow_dyn.solvers._chebyshev import RungeKuttaChebyshev
 from kpflow_dyn.solvers._integration import Algorithm, Integration
@@ -29,6 +30,7 @@ from kpflow_dyn.solvers._multirate import DrawnSteps, Multirate, OwnSteps
 from kpflow_dyn.solvers._rosenbrock import ExponentialRosenbrock
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 FLOWS = (ExponentialRosenbrock, RungeKuttaChebyshev)
@@ -37,8 +39,8 @@ FINEST = 500  # points within a step of an optimiser's run at which its loss is 
 FINITE = 0.04  # part of a time by which descent at a small but finite rate may differ from the flow
 
 
-@dataclass(frozen=True, eq=False)
-class GradientFlow:
+@dataclass(frozen=True, eq=False, repr=False)
+class GradientFlow(ShownAsText):
     """The gradient flow d theta / d tau = -grad L(theta), at the steps that were taken; step 0 is the start.
 
     A step of gradient descent with learning rate eta is a time eta, so tau = eta times the number of steps. Of an
@@ -140,6 +142,18 @@ class GradientFlow:
         rows = [self._row(fraction) for fraction in (0.5, 0.2, 0.1)]
         return "\n".join([*rows, self.road])
 
+    def _shown(self) -> tuple[str, list[Row]]:
+        title, rows = super()._shown()
+        return f"{title}: the loss goes from {number(self.loss[0])} to {number(self.loss[-1])}", rows
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of `loss`, `gradient_norm`, `error` and `late` [time]; without the parameters."""
+        import xarray as xr
+
+        data = {name: ("time", getattr(self, name)) for name in ("loss", "gradient_norm", "error", "late")}
+        known = {"optimizer": self.optimizer, "reached": int(self.reached), "cost": self.cost}
+        return xr.Dataset(data, {"time": self.time}, known)
+
     def plot(self, dark: bool = False) -> Figure:
         """The loss and the norm of the gradient over time, a dot at each step."""
         from kpflow_dyn.figures import _learning as figures
@@ -157,16 +171,12 @@ class GradientFlow:
         price = f"for {self.cost:.4g} gradients on all trials"
         return f"by {self.time[-1]:.0f} steps of {self.optimizer}, {price}; {words}"
 
-    @property
-    def _unit(self) -> str:
-        return "steps" if self.optimizer else "tau"
-
     def _row(self, fraction: float) -> str:
         time, (low, high) = self.time_to(fraction), self.interval_to(fraction)
         after = (
             f"after {time:.4g} ({low:.4g} to {high:.4g})" if not math.isnan(time) else f"not within {self.time[-1]:.4g}"
         )
-        return f"{100 * fraction:3.0f} % of the loss {after} {self._unit}"
+        return f"{100 * fraction:3.0f} % of the loss {after} {'steps' if self.optimizer else 'tau'}"
 
     def _brackets(self, wanted: float) -> Iterator[np.ndarray]:
         """Times between which the loss falls to this, the first ones first; an optimiser's may rise in between."""

@@ -20,12 +20,14 @@ from kpflow_dyn._learning.losses import Loss, OutputLoss, counted, full_mask, lo
 from kpflow_dyn._learning.objective import LOSS, Objective, check_logits, check_twice
 from kpflow_dyn._learning.options import at_fractions, is_count, is_number, plain
 from kpflow_dyn._learning.sampling import mean_losses
+from kpflow_dyn._shown import Row, ShownAsText, number
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers._integration import Integration
 from kpflow_dyn.solvers._landscape import Piece
 from kpflow_dyn.solvers._multirate import Multirate, OwnSteps
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 PARTED = 0.1  # part of the loss by which forecast and gradient flow may differ
@@ -38,8 +40,8 @@ WITHIN = 8  # points of its curve for each of its steps
 BESIDE = 8  # random vectors in the basis that mini-batches are followed in
 
 
-@dataclass(frozen=True, eq=False)
-class Forecast:
+@dataclass(frozen=True, eq=False, repr=False)
+class Forecast(ShownAsText):
     """The loss of gradient descent, or of an optimiser, under a frozen kernel.
 
     Attributes:
@@ -111,6 +113,22 @@ class Forecast:
         if math.isinf(self.holds_until) and steps > self.steps[-1]:
             return steps / parted, steps * parted
         return float(self.flow_steps[-1]), math.inf
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        title, rows = super()._shown()
+        return f"{title}: the loss is {number(self.loss[0])} now", rows
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of the predicted `loss` [step], the training beside as `flow_loss` [flow_step], and `rates` and
+        `energies` [mode]; with batches also `mean_loss` [step].
+        """
+        import xarray as xr
+
+        data = {"loss": ("step", self.loss), "flow_loss": ("flow_step", self.flow_loss)}
+        data |= {"rates": ("mode", self.rates), "energies": ("mode", self.energies)}
+        data |= {} if self.mean_loss is None else {"mean_loss": ("step", self.mean_loss)}
+        known = {"lr": self.lr, "holds_until": self.holds_until, "applications": self.applications}
+        return xr.Dataset(data, {"step": self.steps, "flow_step": self.flow_steps}, known)
 
     def plot(self, recorded: Any = None, dark: bool = False) -> Figure:
         """The forecast, the gradient flow, and losses that were recorded, one for each step from 0 on."""
@@ -310,7 +328,7 @@ def _frozen_modes(
     some = grid[:: max(1, len(grid) // 100)]
 
     def losses(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
-        _check_rate(lr, rates)
+        check_rate(lr, rates)
         return curve(energies[0], rates, lr, some) + SETTLED * decay.start
 
     decay.settle(losses, beside=1 if batch is None else BESIDE)
@@ -327,7 +345,7 @@ def _frozen_flow(
     objective, lr = LinearisedObjective(flow.ntk, outputs(flow), loss), training.step
     run = Integration(objective, objective.start, lr * float(grid[-1]), None, RTOL_FROZEN)
     rates, energies, applications = spectrum(run.point)
-    _check_rate(lr, rates)
+    check_rate(lr, rates)
     found = along(run, objective, None)
     return FrozenFlow(lr, found), (rates, energies), applications + found.applications + int(found.gradients), None
 
@@ -450,7 +468,8 @@ def checked_mask(mask: Any, space: Space) -> Array | None:
     return like_numpy(full_mask(weights, space.shape).copy(), space.like)[None]
 
 
-def _check_rate(lr: float, rates: np.ndarray) -> None:
+def check_rate(lr: float, rates: np.ndarray) -> None:
+    """Raise for a learning rate at which gradient descent under the frozen kernel is unstable."""
     if lr * rates.max(initial=0.0) > 2:
         raise ValueError(
             f"gradient descent with lr = {lr:.3g} is unstable: the largest rate is {rates.max():.4g}, so lr must stay "

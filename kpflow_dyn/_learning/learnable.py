@@ -17,6 +17,7 @@ from kpflow_dyn._learning.descent import along
 from kpflow_dyn._learning.forecasting import RTOL_FROZEN, checked_mask, checked_target, loss_of, outputs, states_of
 from kpflow_dyn._learning.linearised import LinearisedObjective
 from kpflow_dyn._learning.losses import Loss, OutputLoss
+from kpflow_dyn._shown import ShownAsText
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers._integration import Integration
@@ -28,8 +29,8 @@ NULL = 1e-6  # a direction whose eigenvalue is smaller than this part of the lar
 COLUMNS = ("score", "half", "tenth", "unreached")
 
 
-@dataclass(frozen=True, eq=False)
-class Learnability:
+@dataclass(frozen=True, eq=False, repr=False)
+class Learnability(ShownAsText):
     """How soon each target is learnt by a gradient flow under a frozen kernel, times being tau = lr steps.
 
     Attributes:

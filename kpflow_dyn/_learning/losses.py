@@ -19,6 +19,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, to_numpy
 from kpflow_dyn._backend import Backend, Values, backend_for, backend_of
 from kpflow_dyn._flows.readout import LAYER
+from kpflow_dyn._shown import type_name
 
 SUM_TO_ONE = 1e-4  # how far probabilities may sum from one, as those of half precision do
 
@@ -224,7 +225,7 @@ def check_number(value: Any, like: Array) -> None:
     """Raise unless a loss gave a finite number of shape () in the library of `like`."""
     shape = getattr(value, "shape", None)
     if backend_of(value) is not backend_of(like) or shape is None or tuple(shape) != ():
-        got = type(value).__name__ if shape is None else f"shape {tuple(shape)}"
+        got = type_name(value) if shape is None else f"shape {tuple(shape)}"
         raise ValueError(f"the loss gave {got}, expected one number of shape (), such as ((y - target) ** 2).mean()")
     if not array_namespace(like).isdtype(value.dtype, "real floating"):
         raise ValueError(f"the loss gave a number of dtype {value.dtype}, expected a real floating one")

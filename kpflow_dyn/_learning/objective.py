@@ -18,6 +18,7 @@ from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Soluti
 from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.units import hidden_of, units_read, width_of
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._solve import solve
 from kpflow_dyn.ode._replay import replay, scheme
 from kpflow_dyn.solvers._landscape import NoSecondDerivative, Point
@@ -312,5 +313,5 @@ def check_logits(solution: Solution) -> None:
 
 def _check_loss(loss: Any, state: Array) -> None:
     if not callable(loss):
-        raise TypeError(f"loss is {type(loss).__name__}, expected a function of the states {tuple(state.shape)}")
+        raise TypeError(f"loss is {type_name(loss)}, expected a function of the states {tuple(state.shape)}")
     check_number(loss(state), state)

@@ -15,6 +15,7 @@ from kpflow_dyn._learning.forecasting import checked_target
 from kpflow_dyn._numbers.estimate import trace
 from kpflow_dyn._numbers.singular import svds
 from kpflow_dyn._numbers.spectra import eigs
+from kpflow_dyn._shown import ShownAsText, type_name
 from kpflow_dyn._spaces.operators import GramOperator
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers import BlockLanczos
@@ -29,8 +30,8 @@ RTOL = 0.01  # of typical values, unless the caller says how many probes
 EXPLODES = 100.0  # and one of the dynamics above this multiple explodes
 
 
-@dataclass(frozen=True, eq=False)
-class Obstacles:
+@dataclass(frozen=True, eq=False, repr=False)
+class Obstacles(ShownAsText):
     """How fast gradient descent moves the outputs along errors, as a product of three factors and a sum.
 
         rate = <e, NTK e> / |e|^2 = readout dynamics written + own
@@ -135,7 +136,7 @@ def obstacles(
     True
     """
     if not isinstance(output, Output):
-        raise TypeError(f"got {type(output).__name__}, expected a readout of a flow, flow.output(C)")
+        raise TypeError(f"got {type_name(output)}, expected a readout of a flow, flow.output(C)")
     named = errors if isinstance(errors, Mapping) else _numbered(errors, output.ntk.domain.shape)
     if not named:
         raise ValueError("no errors given; expected a mapping of names to arrays like the outputs")

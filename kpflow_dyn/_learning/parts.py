@@ -17,6 +17,7 @@ from kpflow_dyn._flows.flow import Output
 from kpflow_dyn._learning.courses import Course, of_linearised, of_modes, of_training
 from kpflow_dyn._learning.decay import Decay, certain
 from kpflow_dyn._learning.descent import GradientFlow
+from kpflow_dyn._learning.forecasting import check_rate
 from kpflow_dyn._learning.learnable import NULL, time_to
 from kpflow_dyn._learning.losses import Loss, OutputLoss, full_mask, output_loss
 from kpflow_dyn._learning.obstacles import Obstacles, obstacles
@@ -134,20 +135,20 @@ def parts_of(
         training: options of `of_training`, for the times of an optimiser.
 
     Raises:
-        ValueError: a loss that is at its least already.
+        ValueError: a loss that is at its least already; a rate of plain gradient descent at which it is unstable.
     """
     space = output.ntk.domain
     now = parabola(output.values, loss, space)
     if not now.f.any():
         raise ValueError("the loss is at its least already, so that nothing is left to be learnt")
     parts = projections(now.f, loss, names)
-    trained = None if training is None else of_training(output, loss, parts, **training)
     f = np.stack([project(now.f) for project in parts.values()])
     losses, root = energies(parts, now.f), like_numpy(now.root, space.like)  # [part], [trial time, out, out]
     with full_precision(output.values):
         decay = Decay(output.ntk, space.from_euclidean(like_numpy(f, space.like)), lambda rows: by_place(root, rows))
         decay.settle(_halves)
         of_parabola, fastest = of_modes(decay, parts, f.shape[1:]), float(decay.lower[0].max())
+        _check_training(training or {}, fastest)  # before what takes longer
         course = of_parabola if loss.quadratic else of_linearised(output, loss, parts, fastest)
     e = space.from_euclidean(by_place(root, like_numpy(f, space.like).reshape((len(f), -1))).reshape(f.shape))
     alone = certain(_halves, decay.lower, decay.upper)[0]
@@ -163,8 +164,15 @@ def parts_of(
         reach=_reach(output, e),
         largest_rate=fastest,
         obstacles=obstacles(output, dict(zip(parts, e, strict=True)), seed=seed, largest=False),
-        training=trained,
+        training=None if training is None else of_training(output, loss, parts, **training),
     )
+
+
+def _check_training(training: Mapping[str, Any], fastest: float) -> None:
+    """Raise for a learning rate at which plain gradient descent is unstable."""
+    lr = training.get("lr")
+    if training.get("optimizer") == "sgd" and lr is not None and training.get("clip") is None:
+        check_rate(lr, np.array([fastest]))
 
 
 WORDS = {

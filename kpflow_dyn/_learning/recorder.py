@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._folder import replaced
 from kpflow_dyn._problems.parameters import CheckpointError, dtype_name, listing, opened, parameters_of, with_values
+from kpflow_dyn._shown import Row, Shown, number
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,8 @@ class Recorder:
         return Recording(Path(folder), np.array([step for step, _ in found]), np.array(losses))
 
 
-@dataclass(frozen=True, eq=False)
-class Recording:
+@dataclass(frozen=True, eq=False, repr=False)
+class Recording(Shown):
     """The steps in a folder of a `Recorder`, as they were when it was read.
 
     Attributes:
@@ -89,6 +93,17 @@ class Recording:
     folder: Path
     steps: np.ndarray
     losses: np.ndarray
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        losses = f"{number(self.losses[0])} to {number(self.losses[-1])}"
+        steps = f"{len(self.steps)}, from {self.steps[0]} to {self.steps[-1]}"
+        return "Recording", [("folder", str(self.folder)), ("steps", steps), ("loss", losses)]
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of `losses` [step]."""
+        import xarray as xr
+
+        return xr.Dataset({"losses": ("step", self.losses)}, {"step": self.steps})
 
     def load(self, step: int, model: Any, part: str | None = None) -> Any:
         """The model with its parameters at this step: a torch module is changed in place, a jax pytree is a new one.

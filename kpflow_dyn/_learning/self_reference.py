@@ -29,6 +29,7 @@ from kpflow_dyn._numbers.leading_directions import (
 )
 from kpflow_dyn._numbers.reductions import partial_trace
 from kpflow_dyn._numbers.spectra import eigs
+from kpflow_dyn._shown import ShownAsText, type_name
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP
 from kpflow_dyn._spaces.space import Space
@@ -44,8 +45,8 @@ MARGIN = 0.05  # by which a share must exceed that of the best control
 SOLVER = BlockLanczos(block=4, tol=1e-3, maxiter=200)
 
 
-@dataclass(frozen=True, eq=False)
-class SelfReference:
+@dataclass(frozen=True, eq=False, repr=False)
+class SelfReference(ShownAsText):
     """Which part of a change of the states lies where, and what the start leaves out.
 
     Attributes:
@@ -256,7 +257,7 @@ def self_reference(
 def _parts(flow: Flow | Output, readout: Any, learn: bool) -> tuple[Flow, Any, bool]:
     """The flow of the states, the readout, and whether it learns."""
     if not isinstance(flow, Flow | Output):
-        raise TypeError(f"got {type(flow).__name__}, expected a Flow or flow.output(C)")
+        raise TypeError(f"got {type_name(flow)}, expected a Flow or flow.output(C)")
     if isinstance(flow, Flow):
         return flow, readout, learn and readout is not None
     if readout is not None:

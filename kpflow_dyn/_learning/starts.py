@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from kpflow_dyn._learning.losses import counted, full_mask
 from kpflow_dyn._learning.options import is_count
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.units import units_read
+from kpflow_dyn._shown import ShownAsText, type_name
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 PARTS = (0.5, 0.1)
 SETTLED = 0.95  # from here on one application more leaves the order about as it is
@@ -22,8 +26,8 @@ SHOWN = 10  # starts that are printed
 FEWEST, MOST = 3, 6  # applications, where their number is not given
 
 
-@dataclass(frozen=True, eq=False)
-class Starts:
+@dataclass(frozen=True, eq=False, repr=False)
+class Starts(ShownAsText):
     """How soon gradient descent would learn from each start, if its kernel stayed as it is.
 
     Attributes:
@@ -49,6 +53,14 @@ class Starts:
     def order(self) -> np.ndarray:
         """The numbers of the starts, the soonest first."""
         return np.argsort(self.half, kind="stable")
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of `half`, `tenth` [start], `rates` and `energies` [start, mode]."""
+        import xarray as xr
+
+        data = {name: ("start", getattr(self, name)) for name in ("half", "tenth")}
+        data |= {name: (("start", "mode"), getattr(self, name)) for name in ("rates", "energies")}
+        return xr.Dataset(data, attrs={"settled": self.settled, "applications": self.applications})
 
     def __str__(self) -> str:
         first = [f"start {i:<4} half of the loss at tau = {self.half[i]:.4g}" for i in self.order[:SHOWN]]
@@ -95,9 +107,7 @@ def forecast_starts(
     (5,)
     """
     if not isinstance(problem, DiscreteProblem):
-        raise TypeError(
-            f"forecast_starts takes a DiscreteProblem, got {type(problem).__name__}; take kp.forecast of each"
-        )
+        raise TypeError(f"forecast_starts takes a DiscreteProblem, got {type_name(problem)}; take kp.forecast of each")
     if applications is not None and not (is_count(applications) and applications > 1):
         raise ValueError(f"applications is {applications!r}, expected an integer from 2 on, or None")
     batch = _Batch(problem, list(starts), target, mask)
@@ -193,7 +203,7 @@ class _Batch:
     def _check_target(self, problem: DiscreteProblem, target: Any) -> None:
         expected = (*problem.x.shape[:2], self._values[0][1]["weight"].shape[0])
         if not problem.backend.data.is_own(target) or tuple(target.shape) != expected:
-            got = f"{type(target).__name__} {tuple(getattr(target, 'shape', ()))}"
+            got = f"{type_name(target)} {tuple(getattr(target, 'shape', ()))}"
             raise ValueError(
                 f"the target is {got}, expected an array like the inputs [trial, time, out] = {[*expected]}; the loss "
                 "is the squared error, so of classes give one-hot targets"
@@ -213,7 +223,7 @@ class _Batch:
 
 def _pair(start: Any) -> tuple[Any, Any]:
     if not (isinstance(start, Sequence) and len(start) == 2):
-        raise TypeError(f"a start is {type(start).__name__}, expected a pair of a cell and a linear readout")
+        raise TypeError(f"a start is {type_name(start)}, expected a pair of a cell and a linear readout")
     return start[0], start[1]
 
 

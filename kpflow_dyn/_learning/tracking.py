@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +27,9 @@ from kpflow_dyn._linearize import linearize
 from kpflow_dyn._numbers.estimate import alignment, effective_rank
 from kpflow_dyn._numbers.reductions import partial_traces
 from kpflow_dyn._problems.parameters import with_values
-from kpflow_dyn._problems.problems import DiscreteProblem, Problem
-from kpflow_dyn._progress import bars
+from kpflow_dyn._problems.problems import DiscreteProblem, ImplicitProblem, Problem
+from kpflow_dyn._problems.versions import versions_behind
+from kpflow_dyn._progress import counting
 from kpflow_dyn._solve import solve
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.space import Space
@@ -87,7 +89,7 @@ def track(
         seed: of all estimates, so that the same probes meet all checkpoints.
         out: a folder for the numbers of each checkpoint. Those that it holds already for the same parameters, inputs
             and settings are not computed again, save under a loss that is a function.
-        progress: show a bar on a terminal.
+        progress: show a bar on a terminal; elsewhere a line now and then if it takes long.
 
     Returns:
         By step: `effective_rank` [operator: K, P, NTK; kind: full, temporal, spatial, trial], those of P being of P P*;
@@ -162,24 +164,37 @@ def track_checkpoints(
     shared = _shared(checkpoints, x, pose, settings)
     ends: dict[int, Flow] = {}
     found = []
-    with bars(progress) as shown:
-        bar = shown.add_task("checkpoints", total=len(checkpoints))
+    with counting("checkpoints", len(checkpoints), 0, show=progress) as count:
         for checkpoint in checkpoints:
             kept = None if callable(settings.loss) else out  # a function may change and keep its name
             path = None if kept is None else kept / f"numbers_{checkpoint.step:08d}.nc"
             key = json.dumps([checkpoint.digest, *shared])
-            numbers = _kept(path, key)
+            numbers, start = _kept(path, key), time.perf_counter()
             if numbers is None:
                 ends = ends or {place: linearised(checkpoints[place])[0] for place in (0, -1)}
                 numbers = _numbers(*linearised(checkpoint), ends, settings).assign_attrs(key=key)
                 _keep(numbers, path)
             found.append(numbers)
-            shown.advance(bar)
+            count.landed(time.perf_counter() - start)
     steps = xr.DataArray([checkpoint.step for checkpoint in checkpoints], dims="step", name="step")
-    said = {"kpflow_dyn": kpflow_dyn.__version__, **_said_of_steps(settings)}
+    said = {**_said_of(checkpoints[0], x, pose, settings), **_said_of_steps(settings)}
     whole = xr.concat(found, steps, combine_attrs="drop").assign_attrs(said)
     noted = np.array([checkpoint.recorded_loss for checkpoint in checkpoints])
     return whole if np.isnan(noted).all() else whole.assign(recorded_loss=("step", noted))
+
+
+def _said_of(first: Checkpoint, x: Array, pose: Callable[[Any, Array], Problem], settings: Settings) -> dict[str, Any]:
+    """Model, trials, settings and versions, as attributes."""
+    problem = pose(first.load()[0], x)
+    loss = {} if settings.loss is None else {"loss": str(getattr(settings.loss, "__name__", settings.loss))}
+    return {
+        "model": problem.backend.models.describe(problem if isinstance(problem, ImplicitProblem) else problem.model),
+        "trials": len(x),
+        **loss,
+        "samples": "exact" if settings.samples is None else settings.samples,
+        "seed": settings.seed,
+        **versions_behind(problem),
+    }
 
 
 def _said_of_steps(settings: Settings) -> dict[str, str]:

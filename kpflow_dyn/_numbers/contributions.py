@@ -16,6 +16,7 @@ from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._flows.preconditioner import slices
 from kpflow_dyn._numbers.estimate import restored
 from kpflow_dyn._numbers.moments import count_of
+from kpflow_dyn._shown import ShownAsText, type_name
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows, unit_rows
 from kpflow_dyn._spaces.scaling import at_unit_size
@@ -32,7 +33,7 @@ class Learning(Protocol):
     def parts(self) -> dict[str, int]: ...
 
 
-class Contributions(dict[str, Estimate]):
+class Contributions(ShownAsText, dict[str, Estimate]):
     """The share of each parameter in a trace, by name.
 
     Attributes:
@@ -75,7 +76,7 @@ def contributions(flow: Learning, samples: int | None = None, seed: int | Random
     1.0
     """
     if not hasattr(flow, "ntk"):
-        raise TypeError(f"got {type(flow).__name__}, expected a Flow, as kp.linearize makes it, or flow.output(C)")
+        raise TypeError(f"got {type_name(flow)}, expected a Flow, as kp.linearize makes it, or flow.output(C)")
     factor, size = at_unit_size(flow.ntk.factor)
     size.order = 2  # of traces
     found = _moments(factor, list(flow.parts.values()), samples, Random(seed))

@@ -6,6 +6,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, to_numpy
 from kpflow_dyn._arrays.dots import row_norms
+from kpflow_dyn._shown import Row, Shown, numbers
 from kpflow_dyn._spaces.operators import Operator, smaller_of
 from kpflow_dyn._spaces.rows import is_symmetric, on_counted, require_square
 from kpflow_dyn._spaces.scaling import at_unit_size
@@ -14,8 +15,8 @@ from kpflow_dyn.solvers._moments import LEAST_SAMPLES, student
 from kpflow_dyn.solvers._orthogonalise import project_out, to_like
 
 
-@dataclass(frozen=True, eq=False)
-class SpectralDensity:
+@dataclass(frozen=True, eq=False, repr=False)
+class SpectralDensity(Shown):
     """How the eigenvalues of an operator are spread: sum_i delta(l - l_i), estimated.
 
     The leading eigenvalues and the zeros of a low rank are counted exactly. For the rest each probe x gives a Gauss
@@ -35,6 +36,12 @@ class SpectralDensity:
     nodes: np.ndarray
     weights: np.ndarray
     applications: int
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        probes, steps = self.nodes.shape
+        rows: list[Row] = [("leading", numbers(self.leading)), ("zeros", str(self.zeros))]
+        rows += [("the rest", f"{probes} probes of {steps} Lanczos steps")]
+        return "SpectralDensity", [*rows, ("applications", str(self.applications))]
 
     def count(self, low: float = -np.inf, high: float = np.inf) -> Estimate:
         """How many eigenvalues lie in (low, high]; the error bar is that of the probes, not of the quadrature.

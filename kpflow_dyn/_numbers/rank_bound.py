@@ -11,11 +11,12 @@ from kpflow_dyn._arrays import Random, to_numpy
 from kpflow_dyn._flows.flow import Flow, ODEFlow
 from kpflow_dyn._flows.sites import WeightSite
 from kpflow_dyn._numbers.estimate import effective_rank
+from kpflow_dyn._shown import ShownAsText, type_name
 from kpflow_dyn.solvers import Estimate
 
 
-@dataclass(frozen=True)
-class RankBound:
+@dataclass(frozen=True, repr=False)
+class RankBound(ShownAsText):
     """The most that the rank of an NTK can be, and how much of it counts.
 
     Attributes:
@@ -82,7 +83,7 @@ def rank_bound(flow: Flow, samples: int | None = None, seed: int | Random = 0) -
     True
     """
     if not isinstance(flow, Flow):
-        raise TypeError(f"got {type(flow).__name__}, expected a Flow, whose states' kernel the core bounds")
+        raise TypeError(f"got {type_name(flow)}, expected a Flow, whose states' kernel the core bounds")
     rng, steps = Random(seed), _with_core(flow)
     sizes = {"parameters": flow.ntk.factor.domain.size, "states": flow.ntk.domain.dimension}
     of_ntk = effective_rank(flow.ntk, samples, rng)

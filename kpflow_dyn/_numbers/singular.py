@@ -3,8 +3,9 @@
 import dataclasses
 from dataclasses import dataclass
 
-from kpflow_dyn._arrays import Array, Random
-from kpflow_dyn._numbers.spectra import check_count, room_for
+from kpflow_dyn._arrays import Array, Random, to_numpy
+from kpflow_dyn._numbers.spectra import certified, check_count, room_for
+from kpflow_dyn._shown import Row, Shown, described, numbers
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.rows import on_rows
 from kpflow_dyn._spaces.scaling import at_unit_size
@@ -13,8 +14,8 @@ from kpflow_dyn.solvers._doors import triplets
 from kpflow_dyn.solvers._lanczos import Callback
 
 
-@dataclass(frozen=True, eq=False)
-class SingularModes:
+@dataclass(frozen=True, eq=False, repr=False)
+class SingularModes(Shown):
     """Singular triplets A v = s u, A* u = s v.
 
     Attributes:
@@ -35,6 +36,11 @@ class SingularModes:
     residuals: Array
     converged: Array
     applications: int
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        rows: list[Row] = [("values", numbers(to_numpy(self.values)))]
+        rows += [("left", described(self.left)), ("right", described(self.right))]
+        return f"{len(self.values)} singular triplets", [*rows, *certified(self)]
 
 
 def svds(

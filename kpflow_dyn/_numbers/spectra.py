@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from kpflow_dyn._arrays.memory import budget, bytes_of, memory_budget, require
 from kpflow_dyn._flows.sites import CoreOperator
 from kpflow_dyn._numbers.by_parts import pairs_by_parts
 from kpflow_dyn._numbers.reductions import MeanOfSamples, PartialTrace, partial_trace
+from kpflow_dyn._shown import Row, Shown, axes_sizes, numbers, shares
 from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator, smaller_of
 from kpflow_dyn._spaces.rows import (
     between_counted,
@@ -45,12 +46,13 @@ from kpflow_dyn.solvers._orthogonalise import (
 
 if TYPE_CHECKING:
     import xarray
+    from matplotlib.figure import Figure
 
 DEPENDENT = 1e-6  # vectors to deflate with a smaller part of their own are dropped
 
 
-@dataclass(frozen=True, eq=False)
-class Modes:
+@dataclass(frozen=True, eq=False, repr=False)
+class Modes(Shown):
     """Eigenpairs with vectors shaped like the space that they live in.
 
     Attributes:
@@ -75,6 +77,13 @@ class Modes:
     total: float | None = None
     stderr: Array | None = None
 
+    def _shown(self) -> tuple[str, list[Row]]:
+        values, space = to_numpy(self.values), self.space
+        rows: list[Row] = [("vectors", axes_sizes(("mode", *space.axes), (len(values), *space.shape)))]
+        rows += [("eigenvalues", numbers(values))]
+        rows += [("of the trace", shares(to_numpy(self.explained)))] if self.total else []
+        return f"{len(values)} modes on {' x '.join(space.axes)}", [*rows, *certified(self)]
+
     @property
     def explained(self) -> Array:
         """Each value's share of the trace [k]; a ValueError where the trace is not known."""
@@ -88,14 +97,31 @@ class Modes:
         return dataclasses.replace(self, **kept, stderr=None if self.stderr is None else self.stderr[:k])
 
     def to_xarray(self) -> xarray.Dataset:
-        """A dataset of `eigenvalues`, `vectors`, `residuals`, `converged`, `stderr` on "mode" and the space's axes."""
+        """A dataset of `eigenvalues`, `vectors`, `residuals`, `converged`, `stderr` on "mode" and the space's axes.
+
+        Units have their names where the model tells these, as a plant does.
+        """
         import xarray
 
         names, arrays = ("mode", *self.space.axes), {"eigenvalues": self.values, "vectors": self.vectors}
         arrays |= {"residuals": self.residuals, "converged": self.converged, "stderr": self.stderr}
         data = {key: (names[: a.ndim], to_numpy(a)) for key, a in arrays.items() if a is not None}
         total = {} if self.total is None else {"total": self.total}
-        return xarray.Dataset(data, attrs={"applications": self.applications, **total})
+        units = {"unit": list(self.space.units)} if self.space.units else {}
+        return xarray.Dataset(data, units, {"applications": self.applications, **total})
+
+    def plot(self, dark: bool = False) -> Figure:
+        """The share of each mode in the trace, or its eigenvalue, and the leading modes."""
+        from kpflow_dyn.figures import _results as figures
+
+        return figures.modes(self, dark=dark)
+
+
+def certified(found: Any) -> list[Row]:
+    """How good pairs or triplets are, as rows of text."""
+    done, worst = to_numpy(found.converged), to_numpy(found.residuals).max(initial=0.0)
+    rows: list[Row] = [("converged", f"{done.sum()} of {len(done)}, residuals at most {worst:.1e}")]
+    return [*rows, ("applications", str(found.applications))]
 
 
 def eigs(

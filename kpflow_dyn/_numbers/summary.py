@@ -10,9 +10,11 @@ random vector xi gives
 Sums over trials take further vectors, of each trial's own. Where J has few columns, all pairs are leading ones.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +29,7 @@ from kpflow_dyn._numbers.moments import moments_of
 from kpflow_dyn._numbers.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn._numbers.spectra import Modes, modes, modes_and_drives
 from kpflow_dyn._progress import Progress
+from kpflow_dyn._shown import ShownAsText
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows
 from kpflow_dyn._spaces.scaling import Size, at_unit_size
@@ -34,6 +37,10 @@ from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers import BlockLanczos, Dense, EigenSolver, Estimate, Moments
 from kpflow_dyn.solvers._moments import exact, of_samples
 from kpflow_dyn.solvers._orthogonalise import project_out, to_like
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
 
 KERNELS = {"temporal": "time", "spatial": "unit", "trial": "trial"}
 """The partial traces of the NTK of a model with time by name, and the axis that each keeps."""
@@ -46,8 +53,8 @@ MANY_TRIALS = 10
 METHOD = "leading eigenpairs and probes"
 
 
-@dataclass(frozen=True, eq=False)
-class Summary:
+@dataclass(frozen=True, eq=False, repr=False)
+class Summary(ShownAsText):
     """What `summary` finds of a flow.
 
     Attributes:
@@ -121,6 +128,27 @@ class Summary:
         rows = [f"{name:24} {found.value:12.5g} +- {found.stderr:.2g}" for name, found in self.numbers().items()]
         values = ", ".join(f"{value:.4g}" for value in to_numpy(self.modes.values)[:5])
         return "\n".join([*rows, f"{'ntk_eigenvalue':24} {values}, ...", f"{self.applications} applications"])
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of all scalars, with their standard errors as attributes, and of the eigenvalues and modes of all
+        kernels, such as `temporal_eigenvalue` and `temporal_mode`.
+        """
+        import xarray as xr
+
+        data: dict[str, Any] = {
+            name: ((), found.value, {"stderr": found.stderr, "method": found.method})
+            for name, found in self.numbers().items()
+        }
+        for name, pairs in {**self.modes_of, "ntk": self.modes}.items():
+            found = pairs.to_xarray().rename({"mode": f"{name}_number", "eigenvalues": f"{name}_eigenvalue"})
+            data |= {f"{name}_eigenvalue": found[f"{name}_eigenvalue"], f"{name}_mode": found.vectors}
+        return xr.Dataset(data, attrs={"applications": self.applications})
+
+    def plot(self, dark: bool = False) -> Figure:
+        """Effective ranks with error bars of two standard errors, and the leading eigenvalues of the NTK."""
+        from kpflow_dyn.figures import _results as figures
+
+        return figures.summary(self, dark=dark)
 
     def _named(self, name: str, found: dict[str, Any]) -> Any:
         if name not in found:

@@ -11,6 +11,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, is_array
 from kpflow_dyn._backend import Backend, backend_for
 from kpflow_dyn._problems.checks import check_argument, check_rows
+from kpflow_dyn._shown import type_name
 
 ROWS = "[trial, ...]"
 
@@ -76,7 +77,7 @@ def arguments_of(x: Any, shared: Sequence[str | int] | None, alone: bool) -> tup
     mapped(lambda name, leaf: found.update({name: leaf}) if _holds_rows(leaf) else None, x)
     if not found or isinstance(x, list):
         expected = "a torch tensor or a jax array [trial, ...], or a tuple or dict of arguments that holds some"
-        raise TypeError(f"x is {type(x).__name__}, expected {expected}")
+        raise TypeError(f"x is {type_name(x)}, expected {expected}")
     backend = backend_for(min(found.values(), key=lambda array: isinstance(array, np.ndarray)), "x", ROWS)
     if "x" in found:  # it is the only one, and no mask
         check_rows(found["x"], "x", ROWS)

@@ -18,6 +18,7 @@ from kpflow_dyn._arrays import (
 from kpflow_dyn._arrays.complex_numbers import in_halves, is_complex
 from kpflow_dyn._backend import Backend, backend_for, backend_of
 from kpflow_dyn._problems.layouts import Layout, layout_of
+from kpflow_dyn._shown import type_name
 
 
 def check_times(t: Any, name: str = "t", advice: str = "") -> np.ndarray:
@@ -25,9 +26,7 @@ def check_times(t: Any, name: str = "t", advice: str = "") -> np.ndarray:
     try:
         times = np.array(to_numpy(t), np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"{name} is {type(t).__name__}, expected numbers: a grid of times or a span (t0, t1)"
-        ) from error
+        raise TypeError(f"{name} is {type_name(t)}, expected numbers: a grid of times or a span (t0, t1)") from error
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"{name} has shape {times.shape}, expected a grid of times [time] or a span (t0, t1)")
     if not np.isfinite(times).all():
@@ -195,12 +194,12 @@ def check_inputs(x: Any, z0: Array, t: np.ndarray, backend: Backend) -> Any:
         return x
     if isinstance(x, int | float | Mapping):
         raise TypeError(
-            f"x is {type(x).__name__}, expected inputs: samples [trial, time, input], (times, samples) or a function "
+            f"x is {type_name(x)}, expected inputs: samples [trial, time, input], (times, samples) or a function "
             "of t; constants of f are args="
         )
     if isinstance(x, tuple | list):
         if len(x) != 2:
-            raise ValueError(f"x is a {type(x).__name__} of {len(x)} parts, expected (times [n], samples)")
+            raise ValueError(f"x is a {type_name(x)} of {len(x)} parts, expected (times [n], samples)")
         times, samples = check_times(x[0], "x's times"), _check_samples(x[1], z0, backend)
         if times[0] > t[0] or times[-1] < t[-1]:
             raise ValueError(
@@ -235,7 +234,7 @@ def jumps_of(x: Any) -> np.ndarray:
     try:
         jumps = np.array(to_numpy(given), np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"x.jumps is {type(given).__name__}, expected the times at which x jumps [n]") from error
+        raise TypeError(f"x.jumps is {type_name(given)}, expected the times at which x jumps [n]") from error
     if jumps.ndim != 1 or not np.isfinite(jumps).all():
         raise ValueError(f"x.jumps is {given}, expected the times at which x jumps [n], all finite")
     return np.unique(jumps)
@@ -243,7 +242,7 @@ def jumps_of(x: Any) -> np.ndarray:
 
 def _check_samples(samples: Any, z0: Array, backend: Backend) -> Array:
     if backend_of(samples) not in (None, backend):
-        raise TypeError(f"x is {type(samples).__name__} but z0 is {type(z0).__name__}; use one framework")
+        raise TypeError(f"x is {type_name(samples)} but z0 is {type_name(z0)}; use one framework")
     samples = backend.data.as_floats(samples, "x", "[trial, time, input]")
     if samples.ndim != 3 or samples.shape[0] != z0.shape[0] or 0 in samples.shape:
         raise ValueError(

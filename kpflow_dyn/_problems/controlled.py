@@ -11,11 +11,12 @@ from kpflow_dyn._arrays.complex_numbers import is_complex
 from kpflow_dyn._backend import Backend, backend_for
 from kpflow_dyn._problems.checks import check_inputs
 from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._shown import type_name
 
 INTERPOLATIONS = ("linear", "hermite", "natural")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CDEProblem(ODEProblem):
     """A controlled differential equation dz = f(t, z) dX from z(t_0) = z0, a neural CDE, along a path X(t).
 
@@ -134,7 +135,7 @@ def _rate_of(path: Any, interpolation: str, z0: Array, t: np.ndarray, backend: B
         return _of_object(path, backend, t)
     if path is None or callable(path):
         raise TypeError(
-            f"path is {type(path).__name__}, expected samples [trial, time, channel], a pair (times, samples), or an "
+            f"path is {type_name(path)}, expected samples [trial, time, channel], a pair (times, samples), or an "
             "object with a method derivative(t), as interpolations of torchcde and diffrax have"
         )
     samples = check_inputs(path, z0, t, backend)

@@ -12,7 +12,7 @@ from kpflow_dyn._problems.forms import DelayedForm, Form, arguments_for
 from kpflow_dyn._problems.problems import OverTimes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DDEProblem(OverTimes):
     """A delay differential equation z'(t) = f(t, z(t), (z(t - tau_1), z(t - tau_2), ...)[, x(t)]).
 

@@ -9,10 +9,11 @@ import numpy as np
 from kpflow_dyn._arrays import Array
 from kpflow_dyn._problems.solutions import ContinuousSolution
 from kpflow_dyn._problems.steps import Tableau
+from kpflow_dyn._shown import Shown
 
 
-@dataclass(frozen=True, eq=False)
-class HybridSteps:
+@dataclass(frozen=True, eq=False, repr=False)
+class HybridSteps(Shown):
     """The steps of a solve from jump to jump [trial, step], those of length zero at t0 first.
 
     Attributes:
@@ -47,7 +48,7 @@ class HybridSteps:
         return np.arange(self.t.shape[1]) <= last[:, None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class HybridSolution(ContinuousSolution):
     """A `ContinuousSolution` of a field that has jumps: its start is before any of them, a state at one behind it.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, like_numpy
 from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._shown import Shown
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Weights:
         return math.prod(found[1:], start=found[0]) if found else None
 
 
-@dataclass(frozen=True)
-class Measure:
+@dataclass(frozen=True, repr=False)
+class Measure(Shown):
     """The inner product <a, b> = sum over trials b, times n and units of trial_b time_n a b.
 
     With quadrature weights on the times, states are functions of time in L^2, and spectra do not depend on the mesh.

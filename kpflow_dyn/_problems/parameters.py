@@ -9,6 +9,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, like_numpy
 from kpflow_dyn._backend import backend_of
+from kpflow_dyn._shown import type_name
 
 
 class CheckpointError(ValueError):
@@ -20,7 +21,7 @@ def parameters_of(model: Any) -> dict[str, Array]:
     backend = backend_of(model)
     found = {} if backend is None else backend.models.parameters_of(model)
     if not found:
-        raise TypeError(f"{type(model).__name__} has no parameters, expected a torch module or a pytree of jax arrays")
+        raise TypeError(f"{type_name(model)} has no parameters, expected a torch module or a pytree of jax arrays")
     return found
 
 

@@ -18,13 +18,14 @@ from kpflow_dyn._problems.forms import Form, called_as
 from kpflow_dyn._problems.layouts import Layout
 from kpflow_dyn._problems.starts import check_encoded, laid_out_encoded, rows_of_parameter, whole_start
 from kpflow_dyn._problems.translations import refuse_unknown
+from kpflow_dyn._shown import Row, Shown
 
 X_AXES, STATE_AXES = "[trial, time, input]", "[trial, time, unit]"
 _ONE_MODEL = "pose it in continuous time, kp.ODEProblem(hybrid, z0, t, x), or give the field between its jumps"
 
 
-@dataclass(frozen=True)
-class Problem:
+@dataclass(frozen=True, repr=False)
+class Problem(Shown):
     """A model and its data, whose framework is chosen when the problem is posed."""
 
     backend: Backend = field(init=False, repr=False, compare=False)
@@ -36,6 +37,10 @@ class Problem:
         for value in (*args, *given.values()):
             refuse_jumps(value, f"{cls.__name__} got", cls.instead_of_jumps)
         return super().__new__(cls)
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        title, rows = super()._shown()
+        return f"{title} in {self.backend.name}", rows
 
     @classmethod
     def _check_names(cls, given: dict[str, Any], who: str) -> None:
@@ -232,7 +237,7 @@ class OverTimes(StartedProblem):
         return self.form.layout.split(state)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiscreteProblem(StartedProblem):
     """A recurrent model z_t = cell(x_t, z_{t-1}), whose state is S = (z_1, ..., z_T) [trial, time, unit].
 
@@ -280,7 +285,7 @@ class DiscreteProblem(StartedProblem):
         return self.backend.tracing.discrete_step(self)[1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ODEProblem(OverTimes):
     """A model in continuous time, z' = f(t, z) or z' = f(t, z, x(t)) from z(t_0) = z0, for each trial.
 
@@ -378,7 +383,7 @@ _OF_SAMPLED_LOOPS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StaticProblem(Problem):
     """A network without steps of its own, y = net(x), with values on the way as its state.
 
@@ -460,7 +465,7 @@ def _checked_axes(axes: Sequence[str] | None) -> tuple[str, ...] | None:
     return names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FixedPointProblem(Problem):
     """A model at rest, z = f(x, z) for each trial: a steady state of a recurrent network, a deep equilibrium model.
 
@@ -490,7 +495,7 @@ class FixedPointProblem(Problem):
         self._set(backend=backend_for(self.x, "x", ROWS), x=check_rows(self.x, "x", ROWS))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImplicitProblem(Problem):
     """A model in its free form, F(S, theta; x) = 0 for the whole state at once, all trials and times included.
 

@@ -1,18 +1,26 @@
 """Solved problems: the whole state, and what a linearisation needs of the solve."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, after, array_namespace, eps_of, like_numpy, take_at, to_numpy
-from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, Problem
+from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, Problem, StartedProblem
 from kpflow_dyn._problems.steps import AcceptedSteps
+from kpflow_dyn._problems.unit_names import names_of_state
+from kpflow_dyn._shown import Row, Shown, described, number, sizes, span
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, kw_only=True)
-class Solution:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Solution(Shown):
     """A solved problem; `solve` gives one of the kinds below it, by the kind of problem.
 
     Attributes:
@@ -35,6 +43,23 @@ class Solution:
     success: bool = True
     weights: np.ndarray | None = field(default=None, repr=False)
 
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of `state` on `axes`, with the times `t`, and the names of units that a plant tells."""
+        import xarray as xr
+
+        state = to_numpy(self.state)
+        names = names_of_state(self.problem, state.shape[-1]) if "unit" in self.axes else ()
+        coords: dict[str, Any] = {"unit": list(names)} if names else {}
+        coords |= {"time": to_numpy(self.t)} if self.t is not None and "time" in self.axes else {}
+        attrs = {"problem": type(self.problem).__name__, "success": int(self.success)}
+        return xr.Dataset({"state": (self.axes, state)}, coords, attrs)
+
+    def plot(self, dark: bool = False) -> Figure:
+        """The states of the trials over time; those of more than six units in the plane of two principal components."""
+        from kpflow_dyn.figures import _results as figures
+
+        return figures.solution(self, dark=dark)
+
     def __call__(self, t: Any) -> Array:
         """The state at a time t [trial, unit], or at times t [n] as [trial, n, unit].
 
@@ -43,8 +68,25 @@ class Solution:
         """
         raise ValueError(f"the solution of a {type(self.problem).__name__} is no function of time; read .state")
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of the state's axes."""
+        return ("trial", "time", "unit")
 
-@dataclass(frozen=True, kw_only=True)
+    def _shown(self) -> tuple[str, list[Row]]:
+        problem = self.problem
+        model = problem.of_states if isinstance(problem, StartedProblem) else problem.model
+        rows: list[Row] = [("problem", f"{type(problem).__name__} of {described(model)}")]
+        rows += [("state", sizes(self.axes, self.state))]
+        rows += [] if self.t is None else [("t", span(self.t))]
+        rows += [] if self.alg is None else [("alg", described(self.alg))]
+        counts = [f"{name} {number(count)}" for name, count in self.stats.items() if np.ndim(count) == 0]
+        rows += [("stats", ", ".join(counts))] if counts else []
+        rows += [] if self.success else [("success", "no: it did not reach the end")]
+        return type(self).__name__, rows
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DiscreteSolution(Solution):
     """The states of a `DiscreteProblem` at the step numbers t = 1, ..., T.
 
@@ -70,7 +112,7 @@ class DiscreteSolution(Solution):
         return state if times.ndim else state[:, 0]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ContinuousSolution(Solution):
     """The states of an `ODEProblem` at float64 numpy times t: its grid, or three Gauss points inside each step.
 
@@ -98,7 +140,7 @@ class ContinuousSolution(Solution):
         return state if times.ndim else state[:, 0]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ODESolution(ContinuousSolution):
     """A `ContinuousSolution` of a field without jumps.
 

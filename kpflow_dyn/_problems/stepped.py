@@ -10,7 +10,7 @@ from kpflow_dyn._arrays import Array, after, like_numpy
 from kpflow_dyn._problems.solutions import Solution, times_within
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SteppedSolution(Solution):
     """The states of an SDE, a DDE or a pair (q, v) at its times, t_0 among them, and the steps that lead there.
 

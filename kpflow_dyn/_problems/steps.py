@@ -10,6 +10,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, empty_row, eps_of, like_numpy, placed, taken, to_numpy
 from kpflow_dyn._backend import backend_of
+from kpflow_dyn._shown import Shown
 
 Field = Callable[[Any, Array, Any], Array]
 
@@ -39,8 +40,8 @@ class Tableau:
         return not np.triu(self.a).any()
 
 
-@dataclass(frozen=True, eq=False)
-class AcceptedSteps:
+@dataclass(frozen=True, eq=False, repr=False)
+class AcceptedSteps(Shown):
     """The steps of a solve, trial by trial, which a linearisation replays.
 
     Step 0 of every trial has length zero (t = t0, before = after = z0), so that t0 is the end of a step like every

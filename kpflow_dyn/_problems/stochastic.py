@@ -10,11 +10,12 @@ from kpflow_dyn._backend import backend_of_state
 from kpflow_dyn._problems.checks import check_forward_times, check_inputs, check_real, jumps_of
 from kpflow_dyn._problems.forms import DiffusionForm, Form, arguments_for
 from kpflow_dyn._problems.problems import OverTimes
+from kpflow_dyn._shown import type_name
 
 SDE_TYPES = ("ito", "stratonovich")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SDEProblem(OverTimes):
     """A stochastic differential equation dz = f(t, z[, x]) dt + g(t, z[, x]) dW from z(t_0) = z0, on given noise.
 
@@ -83,7 +84,7 @@ class SDEProblem(OverTimes):
         self._take_data(self.x)
         if self.g is not None and not callable(self.g):
             raise TypeError(
-                f"g is {type(self.g).__name__}, expected the diffusion; of an sde with methods f and g leave its place "
+                f"g is {type_name(self.g)}, expected the diffusion; of an sde with methods f and g leave its place "
                 "empty: SDEProblem(sde, None, y0, ts)"
             )
         if self.z0 is None or self.t is None:

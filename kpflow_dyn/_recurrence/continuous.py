@@ -15,7 +15,7 @@ from kpflow_dyn._problems.solutions import ODESolution, check_states
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau
 from kpflow_dyn._recurrence.roads import tangent_of
 from kpflow_dyn._recurrence.starts import StartedMaps, start_of
-from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, kicks, parameter_space, started
+from kpflow_dyn._recurrence.steps import Steps, apart, gram_of, kicks, parameter_space, started, state_space
 from kpflow_dyn._recurrence.tangent import FromStart, Propagation, StepsTangent, Tangent
 from kpflow_dyn._spaces.operators import Apply, Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
@@ -32,7 +32,7 @@ def flow_through_steps(sol: ODESolution, params: Choice, weights: Weights) -> OD
     steps = _filled_up(sol, taken)
     nodes = Nodes(steps, sol.nodes, sol.state, sol.problem.backend.transforms.compiled)
     tangent = started(_tangent_of_steps(sol, steps, model, nodes.with_stages), sol, model)
-    state = Space(AXES, tuple(sol.state.shape), sol.state, weights.both)
+    state = state_space(sol, sol.state, weights.both)
 
     def at_nodes(jvp: Apply, vjp: Apply) -> tuple[Apply, Apply]:
         return lambda theta: nodes.read(jvp(theta)), lambda q: vjp(nodes.spread(q))
@@ -93,7 +93,7 @@ def _flow_at_nodes(
     sol: ODESolution, model: Any, weights: Weights, field: Tangent, maps: FromStart, along: Propagation
 ) -> ODEFlow:
     """The flow of maps between the nodes, which are no recurrence of steps."""
-    state, start = Space(AXES, tuple(sol.state.shape), sol.state, weights.both), start_of(sol, model)
+    state, start = state_space(sol, sol.state, weights.both), start_of(sol, model)
     whole = maps if start is None else StartedMaps(maps, start)
     J = on_spaces(parameter_space(field), state, whole.jvp, whole.vjp)
     return ODEFlow(

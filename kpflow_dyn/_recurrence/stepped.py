@@ -16,9 +16,8 @@ from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._recurrence.continuous import propagator
 from kpflow_dyn._recurrence.roads import tangent_of
 from kpflow_dyn._recurrence.seen import AtGrid, LookedUp, OfLine
-from kpflow_dyn._recurrence.steps import AXES, Steps, apart, gram_of, jacobian, kicks, started
+from kpflow_dyn._recurrence.steps import Steps, apart, gram_of, jacobian, kicks, started, state_space
 from kpflow_dyn._recurrence.tangent import Tangent
-from kpflow_dyn._spaces.space import Space
 from kpflow_dyn._stepping.delayed import at_nodes
 
 
@@ -84,7 +83,7 @@ def _restarting(sol: SteppedSolution) -> tuple[_Restarting, Array]:
 def _with_delays(sol: SteppedSolution, model: Any, tangent: Tangent, weights: Weights) -> ODEFlow:
     """At the times of the user as of an ODE; the flow of the steps has the states without those that they look up."""
     units, measure = sol.state.shape[2], weights.both
-    state = Space(AXES, tuple(sol.state.shape), sol.state, measure)
+    state = state_space(sol, sol.state, measure)
     field, rows = at_nodes(sol)
     solving = sol.problem.backend.solving
     of_field = tangent_of(model, solving, field, rows, sol.state, alone=True)

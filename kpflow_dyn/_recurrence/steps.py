@@ -10,6 +10,7 @@ from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.solutions import DiscreteSolution, Solution, check_states
 from kpflow_dyn._problems.starts import OfStates
+from kpflow_dyn._problems.unit_names import names_of_state
 from kpflow_dyn._recurrence.roads import check_as_called, tangent_of
 from kpflow_dyn._recurrence.starts import StartedTangent, start_of
 from kpflow_dyn._recurrence.tangent import StepsTangent, Tangent
@@ -50,8 +51,12 @@ class Steps:
         return jacobian(self.tangent.fed_back(draw), self._space()).T
 
     def _space(self) -> Space:
-        found = self.tangent.next_state
-        return Space(AXES, tuple(found.shape), found, self.measure)
+        return state_space(self.solution, self.tangent.next_state, self.measure)
+
+
+def state_space(sol: Solution, state: Array, measure: Array | None) -> Space:
+    """The space of states [trial, time, unit], with the names of their units where the model tells these."""
+    return Space(AXES, tuple(state.shape), state, measure, units=names_of_state(sol.problem, state.shape[2]))
 
 
 def tangent_of_cell(sol: DiscreteSolution, params: Choice, from_start: bool = False) -> tuple[StepsTangent, Any]:

@@ -143,7 +143,8 @@ class Operator:
         return make(shape, **actions, dtype=to_numpy(self.domain.like).dtype)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.domain} -> {self.codomain})"
+        to = "" if self.domain is self.codomain else f" -> {self.codomain}"
+        return f"{type(self).__name__}({self.domain}{to})"
 
 
 class GramOperator(Operator):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, device, empty_row, placed
+from kpflow_dyn._shown import type_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +21,7 @@ class Space:
         like: any array [...] of the wanted library, dtype and device; its values are not used.
         measure: quadrature weights, positive and broadcastable to `shape`; None counts every entry as one.
         mask: booleans, broadcastable to `shape`: vectors are zero where it is False. None leaves no entry out.
+        units: what the entries of the axis "unit" are called, () where they are numbered.
 
     Raises:
         ValueError: axes that are empty, or without distinct names.
@@ -35,6 +37,7 @@ class Space:
     like: Array
     measure: Array | None = None
     mask: Array | None = None
+    units: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.shape) or len(set(self.axes)) != len(self.axes):
@@ -81,9 +84,7 @@ class Space:
                 f"{', '.join(map(str, self.shape))}]; leading axes are probes"
             )
         if array_namespace(q) is not self.xp or q.dtype != self.dtype:
-            raise TypeError(
-                f"{what} is {type(q).__name__} of {q.dtype}, expected {type(self.like).__name__} of {self.dtype}"
-            )
+            raise TypeError(f"{what} is {type_name(q)} of {q.dtype}, expected {type_name(self.like)} of {self.dtype}")
         place, here = device(q), device(self.like)
         if None not in (place, here) and place != here:  # None: JAX may still choose
             raise ValueError(f"{what} lies on {place}, expected {here}; move it there first")
@@ -143,7 +144,8 @@ class Space:
             found = over(weights.reshape((1,) * (len(self.shape) - weights.ndim) + tuple(weights.shape)), axis=dropped)
             return found if math.prod(found.shape) > 1 else None
 
-        return Space(axes, shape, self.like, reduced(self.measure, self.xp.mean), reduced(self.mask, self.xp.any))
+        weights, mask = reduced(self.measure, self.xp.mean), reduced(self.mask, self.xp.any)
+        return Space(axes, shape, self.like, weights, mask, self.units if "unit" in axes else ())
 
     def positions(self, names: tuple[str, ...]) -> tuple[int, ...]:
         """Where the named axes stand, in order; an unknown or repeated name is an error that lists the axes."""

@@ -7,6 +7,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, is_array, like_numpy, to_numpy
 from kpflow_dyn._problems.checks import check_times
 from kpflow_dyn._problems.stochastic import SDEProblem
+from kpflow_dyn._shown import type_name
 
 
 def increments(problem: SDEProblem, ends: np.ndarray, noise: int) -> Array:
@@ -64,7 +65,7 @@ def _called(problem: SDEProblem, source: Any, ends: np.ndarray, noise: int) -> n
     each = source if isinstance(source, list) else [source]
     if not all(callable(getattr(one, "evaluate", one)) for one in each):
         raise TypeError(
-            f"{problem.source} is {type(source).__name__}, expected a seed, increments [trial, step, noise], a pair "
+            f"{problem.source} is {type_name(source)}, expected a seed, increments [trial, step, noise], a pair "
             "(times, path), a callable bm(ta, tb) such as torchsde's BrownianInterval, or diffrax's VirtualBrownianTree"
         )
     if _is_mapped(source):

@@ -13,6 +13,7 @@ from kpflow_dyn._problems.checks import cell_start, check_width
 from kpflow_dyn._problems.layouts import Layout, is_plain_start, layout_of, start_of
 from kpflow_dyn._problems.problems import DiscreteProblem, OverTimes
 from kpflow_dyn._problems.starts import encode, rows_of_parameter, start_named
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._torch.checks import check_module
 from kpflow_dyn._torch.left_alone import left_alone
 from kpflow_dyn._torch.trees import flattened
@@ -187,5 +188,5 @@ def _flat_part(part: Any) -> Tensor:
 
 def _part(part: Any) -> Tensor:
     if not isinstance(part, Tensor):
-        raise TypeError(f"z0 is {type(part).__name__}, expected a tensor [trial, unit] or a pytree of tensors")
+        raise TypeError(f"z0 is {type_name(part)}, expected a tensor [trial, unit] or a pytree of tensors")
     return part

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from kpflow_dyn._shown import type_name
+
 
 def is_inexact(tensor: Tensor) -> bool:
     """Whether it has real or complex numbers; also of one that has no shape yet."""
@@ -14,7 +16,7 @@ def check_module(cell: object, x: Tensor, what: str = "cell") -> nn.Module:
     """Raise unless the cell is an nn.Module in a state that can be analysed, on the dtype and device of x."""
     if not isinstance(cell, nn.Module):
         raise TypeError(
-            f"{what} is {type(cell).__name__}, expected an nn.Module: a plain function does not name its parameters"
+            f"{what} is {type_name(cell)}, expected an nn.Module: a plain function does not name its parameters"
         )
     for name, tensor in cell.named_parameters():
         if is_lazy(tensor):

@@ -11,6 +11,7 @@ from torch import Tensor
 from kpflow_dyn._arrays import like_numpy
 from kpflow_dyn._problems.checks import check_sequence
 from kpflow_dyn._problems.inputs import input_row
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._torch.trees import flattened as flattened
 
 
@@ -22,7 +23,7 @@ def is_own(value: Any) -> bool:
 def as_floats(values: Any, what: str, axes: str) -> Tensor:
     """The tensor itself; of one made in inference mode, which autograd refuses, a copy."""
     if not isinstance(values, Tensor):
-        raise TypeError(f"{what} is {type(values).__name__}, expected a torch tensor {axes}")
+        raise TypeError(f"{what} is {type_name(values)}, expected a torch tensor {axes}")
     with torch.inference_mode(False):
         return values.clone() if values.is_inference() else values
 

@@ -15,6 +15,7 @@ from kpflow_dyn._implicit.form import Form
 from kpflow_dyn._implicit.results import Unknown, values_named
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._torch.causes import rounding_of
 from kpflow_dyn._torch.cells import initial_state
 from kpflow_dyn._torch.checks import check_module, is_inexact
@@ -263,7 +264,7 @@ def _parameters(params: Any) -> tuple[nn.Module, dict[str, str], Callable[[Any],
     if isinstance(params, nn.Module):
         return params, {name: name for name, _ in params.named_parameters()}, lambda module: module
     if not isinstance(params, Mapping) or not all(isinstance(value, Tensor) for value in params.values()):
-        raise TypeError(f"params is {type(params).__name__}, expected an nn.Module or tensors by name")
+        raise TypeError(f"params is {type_name(params)}, expected an nn.Module or tensors by name")
     floating = {name: value for name, value in params.items() if is_inexact(value)}
     if not floating:
         raise TypeError("params holds no floating-point tensors: nothing can learn")

@@ -11,6 +11,7 @@ from torch import Tensor, nn, optim
 
 from kpflow_dyn._arrays.complex_numbers import as_flat, count, in_pairs, vector_of
 from kpflow_dyn._backend import Values
+from kpflow_dyn._shown import type_name
 
 Rate = Callable[[dict[str, Any], dict[str, Any]], Tensor | float]
 State = tuple[dict[Tensor, dict[str, Any]], list[dict[str, Any]]]  # of each parameter, and of each group
@@ -96,7 +97,7 @@ def made(optimizer: Any, parameters: list[nn.Parameter], lr: float | None) -> op
         called = "optimizer(parameters)" if lr is None else "optimizer(parameters, lr=lr)"
         raise TypeError(f"{called} fails ({error}); {expected}") from error
     if not isinstance(found, optim.Optimizer):
-        raise TypeError(f"optimizer is {type(found).__name__}, {expected}")
+        raise TypeError(f"optimizer is {type_name(found)}, {expected}")
     closure = inspect.signature(found.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from kpflow_dyn._problems.checks import check_finite
 from kpflow_dyn._problems.problems import DiscreteProblem
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._torch.cells import Step, discrete_step, over_sequence
 
 
@@ -42,7 +43,7 @@ def check_step(step: Step, cell: nn.Module, x: Tensor, z0: Tensor) -> None:
             "cell(x_t, z) with x_t [trial, input] and z [trial, unit]"
         ) from error
     if not isinstance(z, Tensor) or z.shape != z0.shape or z.dtype != z0.dtype:
-        got = f"{tuple(z.shape)} of {z.dtype}" if isinstance(z, Tensor) else type(z).__name__
+        got = f"{tuple(z.shape)} of {z.dtype}" if isinstance(z, Tensor) else type_name(z)
         advice = (
             ". Return the next state alone, without an output beside it; a state of several parts, such as (h, c), "
             "needs a z0 of as many parts"

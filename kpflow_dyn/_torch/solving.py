@@ -16,6 +16,7 @@ from kpflow_dyn._problems.inputs import input_function
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
 from kpflow_dyn._problems.starts import start_map
 from kpflow_dyn._problems.translations import advice_on
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._torch import rollout
 from kpflow_dyn._torch.checks import check_module
 from kpflow_dyn._torch.left_alone import left_alone
@@ -123,7 +124,7 @@ def check_field(problem: ODEProblem) -> None:
     versions = [argument._version for argument in arguments]
     rate = _try(problem, arguments)
     if not isinstance(rate, Tensor) or rate.shape != z0.shape or rate.dtype != z0.dtype:
-        got = f"{tuple(rate.shape)} of {rate.dtype}" if isinstance(rate, Tensor) else type(rate).__name__
+        got = f"{tuple(rate.shape)} of {rate.dtype}" if isinstance(rate, Tensor) else type_name(rate)
         expected = f"z' {tuple(z0.shape)} of {z0.dtype}, like z0 [trial, unit]"
         raise ValueError(f"f returned {got}, expected {expected}{_of_one_trial(f, arguments)}")
     if [argument._version for argument in arguments] != versions:
@@ -150,7 +151,7 @@ def check_called(what: str, model: Any, name: str, t: float, arguments: tuple[An
     if hidden:
         raise TypeError(f"{what} is a plain function of parameters that it does not name; make it an nn.Module")
     if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(like) or found.dtype != like.dtype:
-        got = f"{tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+        got = f"{tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type_name(found)
         raise ValueError(
             f"{what} returned {got}, expected [trial, unit] of {len(like)} trials and {like.dtype}; it is called on "
             "any number of trials, so take that from z"
@@ -165,7 +166,7 @@ def check_called(what: str, model: Any, name: str, t: float, arguments: tuple[An
 def _check_parameters(f: Any, model: Any, z0: Tensor) -> None:
     if not isinstance(f, nn.Module):
         raise TypeError(
-            f"f is {type(f).__name__}, expected an nn.Module as z0 is a torch tensor: a plain function does not name "
+            f"f is {type_name(f)}, expected an nn.Module as z0 is a torch tensor: a plain function does not name "
             "its parameters"
         )
     parameters = dict(model.named_parameters())

@@ -5,6 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from kpflow_dyn._shown import type_name
+
 
 class Started(nn.Module):
     """A cell or field under its name, beside an encoder of the start or the parameter z0; called as the former."""
@@ -14,7 +16,7 @@ class Started(nn.Module):
         for what, module in ((name, of_states), ("encoder", start)):
             if not isinstance(module, nn.Module | Tensor):
                 raise TypeError(
-                    f"{what} is {type(module).__name__}, expected an nn.Module: a plain function does not name its "
+                    f"{what} is {type_name(module)}, expected an nn.Module: a plain function does not name its "
                     "parameters"
                 )
         self.training, self._name = False, name

@@ -14,6 +14,7 @@ from kpflow_dyn._problems.events import is_hybrid
 from kpflow_dyn._problems.inputs import inputs_at, jumps_within, stops_of
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau, call_field
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._torch.torchdiffeq_library import between_jumps
 from kpflow_dyn.ode._libraries import Failed, Options, Solved
 
@@ -78,12 +79,12 @@ def _parts(alg: Any) -> tuple[nn.Module, nn.Module | None]:
 
     if isinstance(alg, torchode.BacksolveAdjoint | torchode.JointBacksolveAdjoint):
         raise TypeError(
-            f"alg is {type(alg).__name__}, whose gradient is not that of its steps; {EXPECTED}, and linearize with "
+            f"alg is {type_name(alg)}, whose gradient is not that of its steps; {EXPECTED}, and linearize with "
             "sensealg=kp.InterpolatingAdjoint() for the derivative of the equation"
         )
     found = (alg.step_method, alg.step_size_controller) if isinstance(alg, torchode.AutoDiffAdjoint) else (alg, None)
     if not isinstance(found[0], runge_kutta.ExplicitRungeKutta | torchode.Euler):
-        raise TypeError(f"alg is {alg.__name__ if isinstance(alg, type) else type(alg).__name__}, {EXPECTED}")
+        raise TypeError(f"alg is {alg.__name__ if isinstance(alg, type) else type_name(alg)}, {EXPECTED}")
     return found
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kpflow_dyn._shown import type_name
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -37,7 +39,7 @@ class Tree:
         if self.kind is None:
             return [value]
         if type(value) is not self.kind or tuple(_parts(value)) != self.keys:
-            raise ValueError(f"expected {self}, got {type(value).__name__}")
+            raise ValueError(f"expected {self}, got {type_name(value)}")
         parts = zip(self.parts, _parts(value).values(), strict=True)
         return [leaf for own, part in parts for leaf in own.flatten_up_to(part)]
 

@@ -153,8 +153,14 @@ def _choices_as_fixation(data: TaskData) -> Any:
     return fixation / fixation.sum() + ~fixation / (~fixation).sum()
 
 
-for command in (track, compare, report, sweep):
-    app.command()(command)
+EXAMPLES = {
+    track: "kpflow-dyn track runs/1 --task memorypro",
+    compare: "kpflow-dyn compare before.pt after.pt --task memorypro",
+    report: "kpflow-dyn report runs/gains --open",
+    sweep: "kpflow-dyn sweep gains.toml --workers 4",
+}
+for command, example in EXAMPLES.items():
+    app.command(epilog=f"Example: {example}")(command)
 
 
 def _show_version(asked: bool) -> None:
@@ -282,13 +288,13 @@ def _module_on_inputs(source: Network, seed: int, threads: int | None) -> Posed:
 
 def _render(dataset: xr.Dataset) -> dict[str, bytes]:
     """All files but the NetCDF one, by name."""
-    from kpflow_dyn.figures import FIGURES, to_png
+    from kpflow_dyn.figures import FIGURES, to_bytes
     from kpflow_dyn.figures._learning import OF_PARTS
     from kpflow_dyn.report import page_of
 
     figures = FIGURES | (OF_PARTS if "part" in dataset.dims else {})
     return {
-        **{f"{name}.png": to_png(draw(dataset)) for name, draw in figures.items()},
+        **{f"{name}.png": to_bytes(draw(dataset)) for name, draw in figures.items()},
         "index.html": page_of(dataset).to_html().encode(),
         "results.json": _to_json(dataset).encode(),
     }

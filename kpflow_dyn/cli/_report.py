@@ -5,17 +5,24 @@ from typing import Annotated
 
 import typer
 
-from kpflow_dyn.cli._options import Debug, Overwrite
+from kpflow_dyn.cli._options import Debug, Overwrite, of_output
 from kpflow_dyn.cli._terminal import plain_errors
 
 PAGE = "report.html"
 
 
 def report(
-    path: Annotated[Path, typer.Argument(help="The folder of an analysis, a track or a sweep, or a NetCDF file.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of an analysis, a track, a comparison or a sweep (of a kp.Sweep too, done or not), or a "
+            "NetCDF file."
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="The HTML file to write; by default report.html beside the results.")
+        Path | None, of_output(help="The HTML file to write; by default report.html beside the results.")
     ] = None,
+    show: Annotated[bool, of_output("--open", help="Also open the page in the browser.")] = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
@@ -28,3 +35,5 @@ def report(
             raise FileExistsError(f"{out} exists; give --overwrite, or another file with --out")
         write_report(path, out)
         typer.echo(f"The page: {out.absolute()}")
+        if show:
+            typer.launch(out.absolute().as_uri())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,12 +15,15 @@ import typer
 
 @contextmanager
 def plain_errors(debug: bool, interrupted: str = "nothing was written") -> Iterator[None]:
-    """One line on stderr for whatever goes wrong, with what is left after Ctrl-C; the traceback too to debug."""
+    """One line on stderr for whatever goes wrong, also Ctrl-C and `kill`; the traceback too to debug.
+
+    `interrupted` is what to say of the results then, where the interrupt brings no words of its own.
+    """
     try:
         with _terminable():
             yield
-    except KeyboardInterrupt:
-        _fail(f"interrupted; {interrupted}", 130)
+    except KeyboardInterrupt as error:
+        _fail(f"interrupted: {str(error) or interrupted}", 128 + getattr(error, "signal", signal.SIGINT))
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         if debug:
             raise
@@ -32,13 +34,23 @@ def plain_errors(debug: bool, interrupted: str = "nothing was written") -> Itera
         _fail(f"{type(error).__name__}: {error}; see --debug", 1)
 
 
+class _Terminated(KeyboardInterrupt):
+    """What `kill` raises here."""
+
+    signal = signal.SIGTERM
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let `kill` end the run as Ctrl-C does, through the clean-up of temporary folders."""
+    """Let `kill` end the run as Ctrl-C does, through the clean-up of workers and temporary folders."""
+
+    def end(number: int, frame: object) -> None:
+        raise _Terminated
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
@@ -53,15 +65,6 @@ def _fail(message: str, status: int) -> NoReturn:
 def one_line(text: str) -> str:
     """Without line breaks."""
     return " ".join(text.split())
-
-
-@contextmanager
-def noted() -> Iterator[None]:
-    """Say what this package warns of behind all that is printed, each once."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    print_notes(notes(caught))
 
 
 def print_notes(lines: list[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,14 +14,29 @@ import typer
 from kpflow_dyn._folder import check_folder, new_folder, replaced
 from kpflow_dyn._progress import stages
 from kpflow_dyn.cli import _options as given
-from kpflow_dyn.cli._sources import Network, as_found, limit_threads, load, posed, readout_of
-from kpflow_dyn.cli._terminal import noted, plain_errors
+from kpflow_dyn.cli._report import PAGE
+from kpflow_dyn.cli._sources import (
+    Network,
+    as_found,
+    attributes_of,
+    limit_threads,
+    load,
+    posed,
+    readout_of,
+    said_of_options,
+)
+from kpflow_dyn.cli._terminal import notes, plain_errors, print_notes
 
 if TYPE_CHECKING:
-    from kpflow_dyn._flows.flow import Flow, Output
+    import xarray as xr
+
+    from kpflow_dyn._checkpoint import Checkpoint
+    from kpflow_dyn._flows.flow import Flow
+    from kpflow_dyn._learning.comparison import Comparison
     from kpflow_dyn.tasks import TaskData
 
-COMPARISON_FILES = {"comparison.png", "comparison.txt"}
+COMPARISON_FILES = {*(f"comparison.{kind}" for kind in ("json", "nc", "png", "txt")), "index.html", PAGE}
+TRACK_KEPT = "the checkpoints that are done are kept; run again to resume"
 
 
 def track(
@@ -39,22 +56,30 @@ def track(
     loss: given.LossOfTask = None,
     threads: given.Threads = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write; by default RUN_DIR/track. What is known there is kept.")
+        Path | None, given.of_output(help="Folder to write; by default RUN_DIR/track. What is known there is kept.")
     ] = None,
     debug: given.Debug = False,
 ) -> None:
-    """Follow the operators of a network over its training; write track.nc and figures."""
-    with plain_errors(debug), noted():
+    """Follow a network over its training: in how many directions it can learn, and how its kernel turns.
+
+    It writes a page, track.json, track.nc and figures.
+
+    Running the same command again computes only what is new.
+    """
+    with plain_errors(debug, interrupted=TRACK_KEPT):
         limit_threads(threads)
         out = run_dir / "track" if out is None else out
         source = Network(run_dir, model, task, prefix, readout, nonlinearity, trials, key=key, alpha=alpha)
         source = dataclasses.replace(source, task_options=given.task_options(task_option))
-        dataset = _tracked(source, seed, samples, loss, all_steps, out)
-        with replaced(out / "track.nc") as path:
-            dataset.to_netcdf(path, engine="h5netcdf")
-        _draw_track(dataset, out)
-        typer.echo("\n".join([_table(dataset), *([dataset.attrs["steps"]] if "steps" in dataset.attrs else [])]))
-        typer.echo(f"The figures: {out.absolute()}")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            dataset, said = _tracked(source, seed, samples, loss, all_steps, out)
+        warned = notes(caught)
+        dataset.attrs |= {"warnings": "\n".join(warned)}
+        _write_track(dataset, out)
+        typer.echo("\n".join([_table(dataset), *([dataset.attrs["steps"]] if "steps" in dataset.attrs else []), *said]))
+        print_notes(warned)
+        typer.echo(f"The page: {out.absolute() / 'index.html'}")
 
 
 def compare(
@@ -63,7 +88,7 @@ def compare(
     task: given.OnTask,
     task_option: given.TaskOption = None,
     model: given.Model = None,
-    model_b: Annotated[str | None, typer.Option(help="Where B is another kind of network.")] = None,
+    model_b: Annotated[str | None, given.of_network(help="Where B is another kind of network.")] = None,
     key: given.Key = None,
     prefix: given.Prefix = None,
     readout: given.Readout = None,
@@ -71,7 +96,7 @@ def compare(
     alpha: given.Alpha = None,
     trials: given.Trials = None,
     seed: given.Seed = 0,
-    modes: Annotated[int, typer.Option(help="Leading modes of the NTKs to compare.", min=1)] = 8,
+    modes: Annotated[int, given.of_numbers(help="Leading modes of the NTKs to compare.", min=1)] = 8,
     samples: given.Samples = 120,
     all_steps: given.AllSteps = False,
     carry_state: given.CarryState = False,
@@ -82,42 +107,51 @@ def compare(
     overwrite: given.Overwrite = False,
     debug: given.Debug = False,
 ) -> None:
-    """Compare how two networks can learn on the same trials: alignments of their operators, angles of their modes.
+    """Compare how two networks learn on the same trials: how alike are their kernels and their leading modes?
 
-    Where both have a readout and the task has targets, it is how the loss trains them, beside loss and accuracy now.
+    Where both have a readout, their kernels are those under the loss.
+
+    It writes a page, comparison.json, .nc, .txt and .png.
     """
-    import kpflow_dyn as kp
-
-    with plain_errors(debug), noted():
+    with plain_errors(debug):
         limit_threads(threads)
         check_folder(out, COMPARISON_FILES, overwrite)
         first = Network(a, model, task, prefix, readout, nonlinearity, trials, dtype, key, alpha)
         first = dataclasses.replace(first, task_options=given.task_options(task_option), carry_state=carry_state)
-        second = dataclasses.replace(first, checkpoint=b, model=model_b or model)
-        with stages() as progress:
+        sources = first, dataclasses.replace(first, checkpoint=b, model=model_b or model)
+        with stages() as progress, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             progress("running and linearising", 0, None)
-            one, other = (_linearised(source, seed, all_steps) for source in (first, second))
-            flows, asked, note = _under_loss(one, other, loss)
+            both = [_linearised(source, seed, all_steps) for source in sources]
             progress("comparing", 0, None)
-            found = kp.compare(*flows, k=modes, samples=samples, seed=seed, **asked)
+            found, about = _compared(both, {"k": modes, "samples": samples, "seed": seed}, loss)
+        warned = notes(caught)
+        about = said_of_options(first) | about | {"warnings": "\n".join(warned)}
+        said = "\n".join([str(found), about["learning"], *both[0].on_file, *both[1].on_file, *both[0].on_steps])
         with new_folder(out) as folder:
-            found.plot().savefig(folder / "comparison.png")
-            said = "\n".join([str(found), note, *one.on_file, *other.on_file, *one.on_steps])
+            _write_comparison(found, _labelled(found, both, about), folder)
             (folder / "comparison.txt").write_text(f"{a} and {b} on {task}\n{said}\n")
         typer.echo(said)
-        typer.echo(f"The figure: {out.absolute() / 'comparison.png'}")
+        print_notes(warned)
+        typer.echo(f"The page: {out.absolute() / 'index.html'}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linearised:
     """A network on a task: its flow at the steps that count, its readout, or None, and what is to be said of both."""
 
+    file: Path
+    network: Checkpoint
     flow: Flow
     data: TaskData
     readout: Any
     on_readout: str
     on_steps: list[str]
-    on_file: list[str]
+
+    @property
+    def on_file(self) -> list[str]:
+        """What was found in the file, as lines."""
+        return as_found(self.file.name, self.network.found)
 
 
 def _linearised(source: Network, seed: int, all_steps: bool) -> Linearised:
@@ -127,36 +161,79 @@ def _linearised(source: Network, seed: int, all_steps: bool) -> Linearised:
     network, data = load(source, seed)
     found = data, *readout_of(network, data, source.readout is not None)
     flow = kp.linearize(kp.solve(posed(network, data, source.carry_state)))
-    on_file = as_found(source.checkpoint.name, network.found)
     if data.mask is None or data.mask.all():
-        return Linearised(flow, *found, [], on_file)
+        return Linearised(source.checkpoint, network, flow, *found, [])
     mask = data.mask != 0
     on_steps = [said_of_targets(mask, not all_steps)]
-    return Linearised(flow if all_steps else flow.where(mask), *found, on_steps, on_file)
+    return Linearised(source.checkpoint, network, flow if all_steps else flow.where(mask), *found, on_steps)
 
 
-def _under_loss(a: Linearised, b: Linearised, loss: str | None) -> tuple[Sequence[Flow | Output], dict[str, Any], str]:
-    """What is compared, under which loss, and what is to be said of it: outputs where both networks have a readout."""
+def _compared(both: Sequence[Linearised], asked: dict[str, Any], loss: str | None) -> tuple[Comparison, dict[str, Any]]:
+    """The comparison, of outputs under the loss where both networks have a readout, and what is to be said of it."""
+    import kpflow_dyn as kp
     from kpflow_dyn._learning.losses import loss_of_task
+    from kpflow_dyn._problems.versions import versions_behind
 
-    without = [network.on_readout for network in (a, b) if network.readout is None]
+    names, data, flows = short_names(*(one.file for one in both)), both[0].data, [one.flow for one in both]
+    trials, times, units = flows[0].ntk.domain.shape
+    about = {"task": data.name, "trials": f"{trials} x {times} times x {units} units", **asked}
+    about |= {"steps": both[0].on_steps[0]} if both[0].on_steps else {}
+    about |= versions_behind(flows[0].solution.problem)
+    without = [one.on_readout for one in both if one.readout is None]
     if without and loss is not None:
         raise ValueError(f"--loss is that of a readout and its targets: {without[0]}")
     if without:
-        return [a.flow, b.flow], {}, f"On the loss: {without[0]}."
-    outputs = [network.flow.output(network.readout, learn=True) for network in (a, b)]
-    loss = loss_of_task(a.data, outputs[0].values.shape) if loss is None else loss
-    asked = {"target": a.data.targets, "mask": a.data.mask, "loss": loss}
-    return outputs, asked, f"The loss is {loss}; {a.on_readout}."
+        return kp.compare(*flows, **asked, names=names), about | {"learning": f"On the loss: {without[0]}."}
+    outputs = [one.flow.output(one.readout, learn=True) for one in both]
+    loss = loss_of_task(data, outputs[0].values.shape) if loss is None else loss
+    found = kp.compare(*outputs, **asked, names=names, target=data.targets, mask=data.mask, loss=loss)
+    return found, about | {"loss": loss, "learning": f"The loss is {loss}; {both[0].on_readout}."}
 
 
-def _tracked(source: Network, seed: int, samples: int, loss: str | None, all_steps: bool, out: Path) -> Any:
-    """`kp.track` of checkpoint files, each read as `analyze` reads it."""
+def short_names(a: Path, b: Path) -> tuple[str, str]:
+    """The names of two files, with as many of their folders as it takes to tell them apart."""
+    first, second = (path.absolute().parts for path in (a, b))
+    for count in range(1, max(len(first), len(second))):
+        names = "/".join(first[-count:]), "/".join(second[-count:])
+        if names[0] != names[1]:
+            return names
+    return f"{a.name} (A)", f"{b.name} (B)"
+
+
+def _labelled(found: Comparison, both: Sequence[Linearised], about: dict[str, Any]) -> xr.Dataset:
+    """The comparison as a dataset that says of what it is: file, network and what was found, by the name of each."""
+    each = {
+        "file": [str(one.file) for one in both],
+        "network": [str(one.network.cell) for one in both],
+        "found": [json.dumps({name: words for name, words in one.network.found.items() if words}) for one in both],
+    }
+    dataset = found.to_xarray().assign_coords({name: ("model", texts) for name, texts in each.items()})
+    title = f"{' and '.join(found.names)} on {about['task']}"
+    return dataset.assign_attrs({"title": title} | about)
+
+
+def _write_comparison(found: Comparison, dataset: xr.Dataset, folder: Path) -> None:
+    """All files of a comparison but its text."""
+    from kpflow_dyn.cli._records import comparison_record
+    from kpflow_dyn.report import write_report
+
+    found.plot().savefig(folder / "comparison.png")
+    (folder / "comparison.json").write_text(comparison_record(dataset), "utf-8")
+    dataset.to_netcdf(folder / "comparison.nc", engine="h5netcdf")
+    write_report(dataset, folder / "index.html")
+
+
+def _tracked(
+    source: Network, seed: int, samples: int, loss: str | None, all_steps: bool, out: Path
+) -> tuple[xr.Dataset, list[str]]:
+    """`kp.track` of checkpoint files, each read as `analyze` reads it; and what was found in the last one."""
     import kpflow_dyn as kp
+    from kpflow_dyn._learning.losses import loss_of_task
     from kpflow_dyn._learning.tracking import Settings, recorded, track_checkpoints
 
     run = kp.Recorder.read(source.checkpoint)
-    last, _ = load(dataclasses.replace(source, checkpoint=run.file(run.steps[-1])), seed, loss)
+    last_file = run.file(run.steps[-1])
+    last, _ = load(dataclasses.replace(source, checkpoint=last_file), seed, loss)
     # The task tells the nonlinearity of a network that has learnt it, and one network has one.
     source = dataclasses.replace(source, nonlinearity=getattr(last.cell, "nonlinearity", None))
 
@@ -166,15 +243,35 @@ def _tracked(source: Network, seed: int, samples: int, loss: str | None, all_ste
 
     first, data = load(dataclasses.replace(source, checkpoint=run.file(run.steps[0])), seed)
     known = first.readout is not None and data.targets is not None
+    layer, _said = readout_of(first, data, source.readout is not None)
+    if layer is not None and loss is None:
+        loss = loss_of_task(data, (*data.inputs.shape[:2], layer.out_features))
     settings = Settings(samples, seed, data.targets if known else None, data.mask, loss, all_steps)
-    return track_checkpoints(recorded(run, at), posed(first, data).x, settings, kp.DiscreteProblem, out, True)
+    found = track_checkpoints(recorded(run, at), posed(first, data).x, settings, kp.DiscreteProblem, out, True)
+    title = f"{last.model.upper()} of {last.cell.hidden_size} units over {len(run.steps)} checkpoints on {data.name}"
+    about = {
+        "title": title,
+        "run": str(run.folder),
+        "task": data.name,
+        **said_of_options(source),
+        **attributes_of(last),
+    }
+    return found.assign_attrs(about), as_found(last_file.name, last.found)
 
 
-def _draw_track(dataset: Any, out: Path) -> None:
+def _write_track(dataset: xr.Dataset, out: Path) -> None:
+    """All files of a track, each whole or not at all, beside the numbers of each checkpoint."""
+    from kpflow_dyn.cli._records import track_record
     from kpflow_dyn.figures._learning import TRACK
+    from kpflow_dyn.report import write_report
 
+    with replaced(out / "track.nc") as path:
+        dataset.to_netcdf(path, engine="h5netcdf")
+    with replaced(out / "track.json") as path:
+        path.write_text(track_record(dataset), "utf-8")
+    write_report(dataset, out / "index.html")
     for name, draw in TRACK.items():
-        if name != "target" or "loss" in dataset:
+        if name != "target" or "component_share" in dataset:
             with replaced(out / f"{name}.png") as path:
                 draw(dataset).savefig(path, format="png")
 

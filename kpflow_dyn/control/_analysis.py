@@ -13,6 +13,7 @@ import xarray as xr
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.parameters import parameters_of, with_values
+from kpflow_dyn._shown import ShownAsText, type_name
 from kpflow_dyn.control._costates import Cost, QuadraticCost, again, check_costs, control_size
 from kpflow_dyn.control._gramians import gram
 from kpflow_dyn.control._learnable import by_parameter, leading, learnable_gramian, sensitivity, share
@@ -31,8 +32,8 @@ ITS_OWN = "the regulator sees the plant's own state, at once"
 UNITS = {"phase_margin": "degree", "disk_phase_margin": "degree", "disk_gain_margin": "dB"}
 
 
-@dataclass(frozen=True, eq=False)
-class LoopAnalysis:
+@dataclass(frozen=True, eq=False, repr=False)
+class LoopAnalysis(ShownAsText):
     """What `analyze` found, as `.data`; `found["disk_margin"]` is one of its variables.
 
     Attributes:
@@ -158,7 +159,7 @@ def _loaders(checkpoints: Any) -> dict[int, Any]:
         }
     if not hasattr(checkpoints, "load"):
         raise TypeError(
-            f"checkpoints are {type(checkpoints).__name__}, expected a dict of parameters by name for each step, or "
+            f"checkpoints are {type_name(checkpoints)}, expected a dict of parameters by name for each step, or "
             "kp.Recorder.read(folder)"
         )
     steps = np.asarray(checkpoints.steps).tolist()

@@ -11,14 +11,15 @@ from scipy.linalg import subspace_angles
 
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._numbers.spectra import Modes
+from kpflow_dyn._shown import Row, Shown, labelled, number
 from kpflow_dyn.control._gramians import Gramian
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, eq=False)
-class ReachableAngles:
+@dataclass(frozen=True, eq=False, repr=False)
+class ReachableAngles(Shown):
     """Learning modes beside the leading directions of a Gramian.
 
     Attributes:
@@ -32,6 +33,17 @@ class ReachableAngles:
 
     angles: xr.DataArray
     share: xr.DataArray
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        least, most = (number(f(np.degrees(self.angles.values))) for f in (np.nanmin, np.nanmax))
+        rows: list[Row] = [("angles", f"{labelled(self.angles)}, {least} to {most} degrees")]
+        return "ReachableAngles", [*rows, ("share", f"{labelled(self.share)}, {number(self.share.mean())} in the mean")]
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of `angles` and `share`."""
+        import xarray as xr
+
+        return xr.Dataset({name: getattr(self, name) for name in ("angles", "share")})
 
     def plot(self, dark: bool = False) -> Figure:
         """The angles, and the share of each mode, over time."""

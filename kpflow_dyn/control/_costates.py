@@ -21,6 +21,8 @@ from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
+from kpflow_dyn._problems.unit_names import names_of_state
+from kpflow_dyn._shown import Shown, type_name
 from kpflow_dyn._solve import solve
 from kpflow_dyn.control._beside import Arguments, beside_cost, with_control
 from kpflow_dyn.control._forms import real
@@ -32,7 +34,6 @@ from kpflow_dyn.control._loops import (
     is_stepped_loop,
     loop_of_cell,
     loop_of_field,
-    names_of_state,
     rows_of,
 )
 from kpflow_dyn.control._magnus import magnus, transposed
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 Cost = Callable[..., Array]
 
 
-@dataclass(frozen=True, eq=False)
-class QuadraticCost:
+@dataclass(frozen=True, eq=False, repr=False)
+class QuadraticCost(Shown):
     """L(z, u) = (z - target)^T Q (z - target) + (u - u_target)^T R (u - u_target), without halves.
 
     Args:
@@ -94,7 +95,7 @@ def check_cost(cost: Any, name: str, units: int, inputs: int | None = None, has_
         return
     if not callable(cost) or isinstance(cost, type):
         raise TypeError(
-            f"{name} is {type(cost).__name__}, expected a function {call} of one state, which gives one number, "
+            f"{name} is {type_name(cost)}, expected a function {call} of one state, which gives one number, "
             "kp.control.QuadraticCost(Q, R), or None"
         )
     if isinstance(cost, QuadraticCost):
@@ -169,6 +170,12 @@ class Costates:
         sizes = f"{trials} trials, {times} times, {units} states, {self.gradient.sizes['input']} inputs"
         return f"Costates({sizes}; cost {leading(self.cost.values)})"
 
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of all attributes."""
+        import xarray as xr
+
+        return xr.Dataset({name: getattr(self, name) for name in ("costate", "gradient", "cost", "cost_to_go")})
+
     def plot(self, dark: bool = False) -> Figure:
         """The costates of the first trial, and the size of the gradient in the input of all."""
         from kpflow_dyn.figures import _control as figures
@@ -229,7 +236,7 @@ def adjoint(
     if cost is None and terminal is None:
         raise ValueError("adjoint needs a running cost, a terminal one, or both")
     if not isinstance(sol, Solution):
-        raise TypeError(f"adjoint takes the Solution that solve returns, got {type(sol).__name__}")
+        raise TypeError(f"adjoint takes the Solution that solve returns, got {type_name(sol)}")
     if isinstance(sol, HybridSolution):
         return along_jumps(sol, cost, terminal, inputs, t, sampled).costates
     if sampled:
@@ -468,7 +475,7 @@ def _of_states(cost: Cost | None, z: Array, of: Transforms) -> tuple[np.ndarray,
 
 def _one_number(value: Array, z: Array) -> Array:
     if getattr(value, "shape", None) != ():
-        got = getattr(value, "shape", type(value).__name__)
+        got = getattr(value, "shape", type_name(value))
         raise ValueError(
             f"the cost of one state gave {got}, expected one number; it is called on z [unit], or on z and u [input] "
             "of a ClosedLoop"

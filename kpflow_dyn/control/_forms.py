@@ -14,6 +14,7 @@ from scipy.linalg import block_diag
 from scipy.signal import tf2ss
 
 from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn._shown import type_name
 
 EXPECTED = (
     "a kp.control.LTI, a state space or transfer function of python-control or scipy.signal, or a tuple "
@@ -70,7 +71,7 @@ def parts_of(system: Any) -> Parts:
     if hasattr(system, "gain"):  # zeros and poles of scipy.signal
         return parts_of(system.to_ss())
     advice = "; ct.linearize it about a state first" if hasattr(system, "updfcn") else "; a matrix A needs its B"
-    raise TypeError(f"system is {type(system).__name__}, expected {EXPECTED}{advice}")
+    raise TypeError(f"system is {type_name(system)}, expected {EXPECTED}{advice}")
 
 
 def _step(system: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from kpflow_dyn._shown import Row, Shown, labelled, number
 from kpflow_dyn.control._forms import real
 from kpflow_dyn.control._systems import LTI, as_system
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 SINGULAR = 1e-14  # part of |A| below which a singular value of s - A is rounding
 
 
-@dataclass(frozen=True, eq=False)
-class FrequencyResponse:
+@dataclass(frozen=True, eq=False, repr=False)
+class FrequencyResponse(Shown):
     """G(i omega) of a linear system.
 
     Attributes:
@@ -29,6 +30,13 @@ class FrequencyResponse:
     """
 
     response: xr.DataArray
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        gain = self.singular_values.values[:, 0]
+        rows: list[Row] = [("response", labelled(self.response))]
+        rows += [("omega", f"{number(self.omega[0])} to {number(self.omega[-1])}")]
+        rows += [("largest gain", f"{number(gain.max())} at {number(self.omega[gain.argmax()])}")]
+        return "FrequencyResponse", rows
 
     @property
     def magnitude(self) -> xr.DataArray:
@@ -57,6 +65,12 @@ class FrequencyResponse:
     def omega(self) -> np.ndarray:
         """The frequencies [omega]."""
         return self.response.omega.values
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of the complex `response`, and of `magnitude`, `phase` and `singular_values`."""
+        import xarray as xr
+
+        return xr.Dataset({name: getattr(self, name) for name in ("response", "magnitude", "phase", "singular_values")})
 
     def plot(self, dark: bool = False) -> Figure:
         """Bode's plot: magnitude and phase of each pair of input and output."""

@@ -119,6 +119,15 @@ class Gramian(NDArrayOperatorsMixin):
         of_vectors = xr.DataArray(vectors, coords | units, (*lead, "unit", "mode"))
         return xr.DataArray(values, coords, (*lead, "mode")), of_vectors
 
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of `W`, its `eigenvalues` and `directions`; where a rank was asked for with `factor` and `cut`."""
+        import xarray as xr
+
+        found = {"W": self.W, "eigenvalues": self.eigenvalues, "directions": self.directions}
+        found |= {} if self.factor is None else {"factor": self.factor}
+        found |= {} if self.cut is None else {"cut": self.cut}
+        return xr.Dataset(found, attrs={"kind": self.kind})
+
     def plot(self, dark: bool = False) -> Figure:
         """The leading eigenvalues over time, or of an infinite horizon against their rank."""
         from kpflow_dyn.figures import _control as figures

@@ -10,6 +10,7 @@ import xarray as xr
 from scipy.linalg import expm
 
 from kpflow_dyn._problems.solutions import ODESolution, Solution
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.control._gramians import System, as_ltv, gram, root
 from kpflow_dyn.control._linearisation import check_forward, mesh_edges
 from kpflow_dyn.control._magnus import magnus, transposed
@@ -47,6 +48,13 @@ class Hankel:
         trials, modes = self.values.shape
         sizes = f"{trials} trials, {modes} modes, {self.inputs.shape[-1]} inputs, {self.outputs.shape[-1]} outputs"
         return f"Hankel(split at {self.split:.6g}, {sizes}; values {leading(self.values.values[0])} of trial 0)"
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of all attributes, where the times before the split are "past" and those behind it "future"."""
+        import xarray as xr
+
+        sides = {"inputs": self.inputs.rename(time="past"), "outputs": self.outputs.rename(time="future")}
+        return xr.Dataset({"values": self.values, "states": self.states} | sides, attrs={"split": self.split})
 
     def plot(self, dark: bool = False) -> Figure:
         """The singular values, and the leading mode's input and output of each channel in the first trial."""
@@ -182,7 +190,7 @@ def hsvd(system: Any) -> np.ndarray:
     array([0.5])
     """
     if isinstance(system, Solution | LTV):
-        raise TypeError(f"hsvd takes an LTI, got {type(system).__name__}; hankel(system, split) takes trajectories")
+        raise TypeError(f"hsvd takes an LTI, got {type_name(system)}; hankel(system, split) takes trajectories")
     system = as_system(system)
     R, O = (root(gram(system, kind).W.values) for kind in ("c", "o"))  # noqa: E741
     return np.linalg.svd(O.T @ R, compute_uv=False)

@@ -16,6 +16,8 @@ from kpflow_dyn._problems.problems import ODEProblem, Problem
 from kpflow_dyn._problems.solutions import ContinuousSolution, DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.steps import AcceptedSteps
+from kpflow_dyn._problems.unit_names import names_of_state
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._spaces.operators import DENSE_BYTES
 from kpflow_dyn.control._loops import (
     Loop,
@@ -25,7 +27,6 @@ from kpflow_dyn.control._loops import (
     loop_of_cell,
     loop_of_field,
     loop_of_plant,
-    names_of_state,
 )
 from kpflow_dyn.control._systems import LTI, LTV, Mesh, ltv_of, output_matrix
 from kpflow_dyn.dynamics._jacobians import jacobians, step_jacobians
@@ -77,7 +78,7 @@ def linearize_lti(
     """
     if isinstance(model, Solution | Problem):
         raise TypeError(
-            f"linearize_lti takes a model and a state at rest, such as problem.f and z, got {type(model).__name__}; "
+            f"linearize_lti takes a model and a state at rest, such as problem.f and z, got {type_name(model)}; "
             "along the states of a solution take linearize_ltv"
         )
     refuse_hybrid(model, "there is no linear system z' = A z + B u of", JUMPS)
@@ -192,7 +193,7 @@ def linearize_ltv(
     ({'trial': 3, 'time': 3, 'unit': 2, 'input': 1}, array([1., 1., 1.]))
     """
     if not isinstance(sol, Solution):
-        raise TypeError(f"linearize_ltv takes the Solution that solve returns, got {type(sol).__name__}")
+        raise TypeError(f"linearize_ltv takes the Solution that solve returns, got {type_name(sol)}")
     C = output_matrix(C, _seen_units(sol, loop))
     if isinstance(sol, HybridSolution):
         return _along_jumps(sol, inputs, loop, C, t)
@@ -275,7 +276,7 @@ def _along_own_steps(sol: SteppedSolution, inputs: str | None, loop: str, C: np.
     _check_size(sol, (width / units) ** 2)
     if t is not None or loop != "closed" or inputs not in (None, "kicks"):
         raise ValueError(
-            f"of this {type(sol.problem).__name__} there is the system at the times of its grid, with inputs='kicks' "
+            f"of this {type_name(sol.problem)} there is the system at the times of its grid, with inputs='kicks' "
             f"to the state; got loop={loop!r}, inputs={inputs!r}, t={t!r}"
         )
     A, B = to_numpy(jacobians(sol, between_times=True)).astype(float), np.eye(width)[None, None, :, :units]

@@ -17,6 +17,7 @@ from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_nump
 from kpflow_dyn._backend import Backend, Transforms
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.steps import call_field
+from kpflow_dyn._problems.unit_names import with_memory
 from kpflow_dyn.models._discrete import control_of, is_discrete
 from kpflow_dyn.models._equations import join
 
@@ -100,30 +101,6 @@ def loop_of_cell(problem: DiscreteProblem, inputs: str | None, loop: str) -> Loo
     found = _loop(lambda t, z, x: step(problem.cell, x, z), model, problem.backend, inputs, loop, True)
     memory = 0 if found.units is None or found.is_open else int(start.shape[-1]) - found.units
     return replace(found, names=with_memory(found.names, memory))
-
-
-def with_memory(names: tuple[str, ...], memory: int) -> tuple[str, ...]:
-    """The names of the entries of a plant's state, and of a memory behind it."""
-    return (*names, *(f"memory[{i}]" for i in range(memory))) if names else ()
-
-
-def names_of_state(problem: Any, width: int) -> tuple[str, ...]:
-    """What the entries [unit] of a solution's state are called, () where the plant does not tell, or there is none.
-
-    The plant's, then memory[i] of the policy, held[i] of a sampled loop and waiting[i], the oldest control first. Where
-    a step also begins with earlier states, these have their place behind the name: angle[-1].
-    """
-    model: Any = problem.cell if isinstance(problem, DiscreteProblem) else problem.f
-    names = tuple(getattr(getattr(getattr(model, "flow", model), "plant", None), "state_names", ()))
-    if names and hasattr(model, "sampling"):
-        sizes = model.sampling
-        more = {"memory": sizes.memory, "held": sizes.control, "waiting": sizes.control * sizes.waiting}
-        names += tuple(f"{name}[{i}]" for name, count in more.items() for i in range(count))
-    elif is_stepped_loop(model):
-        names = with_memory(names, width - len(names))
-    earlier = width // len(names) if names else 1
-    found = (*names, *(f"{name}[{-k}]" for k in range(1, earlier) for name in names))
-    return found if len(found) == width else ()
 
 
 def loop_of_plant(plant: Any, backend: Backend, inputs: str | None, loop: str, has_x: bool) -> Loop:

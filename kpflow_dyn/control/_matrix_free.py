@@ -7,6 +7,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy
 from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._problems.solutions import DiscreteSolution
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.control._gramians import check_kind
@@ -45,7 +46,7 @@ def gram_operator(flow: Flow, kind: str, step: int, *, inputs: str | None = None
     if kind.endswith("f"):
         raise ValueError(f"kind is {kind!r}, expected 'c' or 'o': an operator has no factor here")
     if not isinstance(flow, Flow):
-        raise TypeError(f"gram_operator takes the Flow that kp.linearize returns, got {type(flow).__name__}")
+        raise TypeError(f"gram_operator takes the Flow that kp.linearize returns, got {type_name(flow)}")
     solution, times = flow.solution, flow.P.domain.shape[1]
     if not isinstance(solution, DiscreteSolution):
         raise ValueError(

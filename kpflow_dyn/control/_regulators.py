@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from scipy.linalg import expm, solve_continuous_are, solve_discrete_are
 
+from kpflow_dyn._shown import Row, Shown, labelled, numbers, type_name
 from kpflow_dyn.control._magnus import halvings, magnus, transposed
 from kpflow_dyn.control._modes import combination, modes, told, unreachable, untold
 from kpflow_dyn.control._systems import LTI, LTV, Mesh, as_matrix, bound, coordinates
@@ -32,6 +33,11 @@ class Regulator(NamedTuple):
     X: np.ndarray
     eigenvalues: np.ndarray
 
+    def _shown(self) -> tuple[str, list[Row]]:
+        return _gains("Regulator", self)
+
+    __repr__, _repr_html_ = Shown.__repr__, Shown._repr_html_
+
 
 class Estimator(NamedTuple):
     """What `lqe` and `dlqe` give, in the order of python-control, which calls them L, P, E.
@@ -47,6 +53,18 @@ class Estimator(NamedTuple):
     L: np.ndarray
     P: np.ndarray
     eigenvalues: np.ndarray
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        return _gains("Estimator", self)
+
+    __repr__, _repr_html_ = Shown.__repr__, Shown._repr_html_
+
+
+def _gains(title: str, found: Regulator | Estimator) -> tuple[str, list[Row]]:
+    """Named tuples, which can derive from nothing else, as rows."""
+    matrices = zip(found._fields[:2], found[:2], strict=True)
+    rows: list[Row] = [(name, f"{list(matrix.shape)}: {numbers(matrix.ravel())}") for name, matrix in matrices]
+    return title, [*rows, ("eigenvalues", numbers(found.eigenvalues))]
 
 
 @dataclass(frozen=True)
@@ -287,8 +305,8 @@ def _nearly(
 # Along trajectories
 
 
-@dataclass(frozen=True, eq=False)
-class TimeVaryingRegulator:
+@dataclass(frozen=True, eq=False, repr=False)
+class TimeVaryingRegulator(Shown):
     """Gains along each trial.
 
     Attributes:
@@ -300,6 +318,15 @@ class TimeVaryingRegulator:
 
     K: xr.DataArray
     X: xr.DataArray
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        return "TimeVaryingRegulator", [(name, labelled(array)) for name, array in (("K", self.K), ("X", self.X))]
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of K and X."""
+        import xarray as xr
+
+        return xr.Dataset({name: getattr(self, name) for name in ("K", "X")})
 
     def plot(self, dark: bool = False) -> Figure:
         """The gains of the first trial, and the size of K in all."""
@@ -336,7 +363,7 @@ def tvlqr(ltv: LTV, Q: Any, R: Any, Qf: Any = None) -> TimeVaryingRegulator:
     array([[1.    , 1.4142]])
     """
     if not isinstance(ltv, LTV):
-        raise TypeError(f"ltv is {type(ltv).__name__}, expected an LTV; an LTI becomes one by .along(t)")
+        raise TypeError(f"ltv is {type_name(ltv)}, expected an LTV; an LTI becomes one by .along(t)")
     n, m = ltv.B.values.shape[-2:]
     Q, R = check_weight(Q, "Q", n, definite=False), check_weight(R, "R", m, definite=True)
     Qf = np.zeros((n, n)) if Qf is None else check_weight(Qf, "Qf", n, definite=False)

@@ -21,6 +21,7 @@ from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._solve import solve
 from kpflow_dyn.control._beside import AtRest, beside_cost
 from kpflow_dyn.control._costates import (
@@ -68,7 +69,7 @@ def steered(sol: Any, cost: Cost | None, terminal: Cost | None, params: Choice, 
             f"{type(problem.model).__name__}"  # type: ignore[union-attr]
         )
     raise TypeError(
-        f"{who} takes the solution of an ODEProblem or a DiscreteProblem of a ClosedLoop, got {type(sol).__name__}; "
+        f"{who} takes the solution of an ODEProblem or a DiscreteProblem of a ClosedLoop, got {type_name(sol)}; "
         "of noise and delays take its parts: training_cost, gram, adjoint, kp.contributions"
     )
 

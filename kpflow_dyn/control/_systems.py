@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from kpflow_dyn._problems.checks import check_times
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.control._forms import Parts, is_system, parts_of, real
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def bound(
     if unfit:
         forms = " or ".join(f"{function}({', '.join((*first, *others[:-1]))}[, {others[-1]}])"
                             for first in (("system",), matrices))  # fmt: skip
-        got = ", ".join([type(a).__name__ for a in args] + [f"{name}=" for name in named])
+        got = ", ".join([type_name(a) for a in args] + [f"{name}=" for name in named])
         raise TypeError(f"{function} got ({got}), expected {forms}")
     rest = tuple(found.get(name) for name in others)
     if not whole:

@@ -12,6 +12,7 @@ from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy
 from kpflow_dyn._backend import Backend
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, OverTimes
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.control._beside import with_control
 from kpflow_dyn.control._costates import Cost, QuadraticCost, check_costs, control_size
 from kpflow_dyn.control._loops import is_closed_loop, is_stepped_loop, loop_of_field
@@ -125,7 +126,7 @@ def training_cost(problem: Any, cost: Cost | None, terminal: Cost | None = None)
     if isinstance(problem, DiscreteProblem):
         return _over_steps(problem, cost, terminal)
     if not isinstance(problem, OverTimes):
-        raise TypeError(f"training_cost takes an ODEProblem or a DiscreteProblem, got {type(problem).__name__}")
+        raise TypeError(f"training_cost takes an ODEProblem or a DiscreteProblem, got {type_name(problem)}")
     if problem.is_span:
         raise ValueError(
             f"the problem has a span {tuple(problem.t.tolist())}; give it a grid of times, "

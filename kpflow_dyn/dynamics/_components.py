@@ -9,6 +9,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, to_numpy
 from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._shown import Row, Shown, axes_sizes, shares, type_name
 from kpflow_dyn.solvers import Estimate
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, eq=False)
-class PCA:
+@dataclass(frozen=True, eq=False, repr=False)
+class PCA(Shown):
     """Principal components of states, the largest variance first; states = mean + scores @ components, if all are kept.
 
     Attributes:
@@ -35,6 +36,12 @@ class PCA:
     explained: np.ndarray
     scores: np.ndarray
     mean: np.ndarray
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        rows: list[Row] = [("components", axes_sizes(("pc", "unit"), self.components.shape))]
+        rows += [("scores", axes_sizes(("trial", "time", "pc"), self.scores.shape))]
+        rows += [("of the variance", shares(self.explained))]
+        return f"PCA of {len(self.components)} components", rows
 
     def project(self, states: Array) -> np.ndarray:
         """Scores [..., pc] of other states [..., unit]."""
@@ -145,7 +152,7 @@ def _checked(states: Array) -> np.ndarray:
     try:
         array = _double(states)
     except TypeError as error:
-        got = type(states).__name__
+        got = type_name(states)
         raise TypeError(f"states are {got}, expected an array [trial, time, unit], or a Solution") from error
     if array.ndim != 3 or 0 in array.shape:
         raise ValueError(f"states have shape {array.shape}, expected [trial, time, unit] with at least one of each")

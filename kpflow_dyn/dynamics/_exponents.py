@@ -10,6 +10,7 @@ import numpy as np
 from kpflow_dyn._arrays import Random, array_namespace, like_numpy
 from kpflow_dyn._problems.problems import DiscreteProblem, OverTimes
 from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._shown import Row, Shown, axes_sizes, number, numbers, some
 from kpflow_dyn.dynamics._blocks import Blocks, is_whole
 from kpflow_dyn.dynamics._jacobians import smooth, solved, width
 from kpflow_dyn.dynamics._singular_values import GradedProduct
@@ -22,8 +23,8 @@ Dynamics = Solution | DiscreteProblem | OverTimes
 PARTS = 10  # of each trial, from whose spread the standard error comes
 
 
-@dataclass(frozen=True, eq=False)
-class Lyapunov:
+@dataclass(frozen=True, eq=False, repr=False)
+class Lyapunov(Shown):
     """Lyapunov exponents, the largest first: per step, or of an ODE per unit of its time.
 
     Attributes:
@@ -44,6 +45,12 @@ class Lyapunov:
     history: np.ndarray
     times: np.ndarray
     units: int
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        pairs = [f"{number(value)} +- {error:.2g}" for value, error in zip(self.mean, self.stderr, strict=True)]
+        rows: list[Row] = [("exponents", axes_sizes(("trial", "exponent"), self.exponents.shape))]
+        rows += [("mean", some(pairs, 4)), ("entropy", number(self.entropy)), ("dimension", number(self.dimension))]
+        return f"The first {len(self.mean)} of {self.units} Lyapunov exponents", rows
 
     @property
     def entropy(self) -> float:
@@ -81,8 +88,8 @@ class Lyapunov:
         return figures.lyapunov(self, dark=dark)
 
 
-@dataclass(frozen=True, eq=False)
-class FiniteTimeExponents:
+@dataclass(frozen=True, eq=False, repr=False)
+class FiniteTimeExponents(Shown):
     """1/t log s_i(A_t ... A_1) along each trial, the largest first.
 
     Attributes:
@@ -96,6 +103,11 @@ class FiniteTimeExponents:
     exponents: np.ndarray
     times: np.ndarray
     start: float
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        rows: list[Row] = [("exponents", axes_sizes(("trial", "time", "unit"), self.exponents.shape))]
+        rows += [("at the end", f"{numbers(self.exponents[:, -1].mean(0), 4)} in the mean over trials")]
+        return "FiniteTimeExponents", [*rows, ("times", f"{number(self.start)} to {number(self.times.max())}")]
 
     def to_xarray(self) -> xr.Dataset:
         """A dataset of `exponents` [trial, time, exponent], `end` being t [trial, time]."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, device, full_precision, like_numpy, to_numpy
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem
+from kpflow_dyn._shown import Row, Shown, axes_sizes, number, numbers
 from kpflow_dyn.dynamics._levenberg import minimise
 from kpflow_dyn.dynamics._starts import constant_inputs, posed
 
@@ -34,8 +35,8 @@ AXES = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class FixedPoints:
+@dataclass(frozen=True, eq=False, repr=False)
+class FixedPoints(Shown):
     """Fixed and slow points, those that most starts led to first; names are those of the package fixed-point-finder.
 
     `points[mask]` are some of them, as `points[points.is_stable]`; `len(points)` says how many there are.
@@ -74,6 +75,16 @@ class FixedPoints:
     starts: np.ndarray
     continuous: bool = False
     states: np.ndarray = field(repr=False, kw_only=True)
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        fixed, kind = self.is_fixed, "field" if self.continuous else "map"
+        stable, unstable = (int((fixed & which).sum()) for which in (self.is_stable, ~self.is_stable))
+        rows: list[Row] = [("xstar", axes_sizes(("point", "unit"), self.xstar.shape))]
+        rows += [("fixed", f"{stable} stable, {unstable} unstable; their indices sum to {self.index[fixed].sum()}")]
+        rows += [("slow", f"{(~fixed).sum()}")]
+        if len(self):
+            rows += [("q", f"at most {number(self.qstar.max())}"), ("starts", f"{numbers(self.starts)} led to each")]
+        return f"{len(self)} fixed and slow points of a {kind}", rows
 
     def __len__(self) -> int:
         return len(self.xstar)

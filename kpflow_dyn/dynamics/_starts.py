@@ -13,6 +13,7 @@ from kpflow_dyn._problems.parameters import parameters_of
 from kpflow_dyn._problems.problems import DiscreteProblem, ODEProblem, StaticProblem
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn._problems.stochastic import SDEProblem
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._solve import solve
 
 AVERAGED = (1, 2, 4, 8)  # how many states a start is the mean of, in turn
@@ -54,7 +55,7 @@ def _of_cell(cell: Any, x: Any, starts: Any, drawn: bool) -> DiscreteProblem:
     """A bare cell as a problem."""
     if isinstance(cell, StaticProblem) or not callable(cell):
         raise TypeError(
-            f"a {type(cell).__name__} has no dynamics; expected a cell, a DiscreteProblem, an ODEProblem or a Solution"
+            f"a {type_name(cell)} has no dynamics; expected a cell, a DiscreteProblem, an ODEProblem or a Solution"
         )
     if drawn:
         raise ValueError("a cell alone has no states to start from; pass starts [n, unit], or a DiscreteProblem")

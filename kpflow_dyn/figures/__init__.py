@@ -1,55 +1,53 @@
 """Figures of an analysis. Each takes the Dataset that `analyze` returns and gives a matplotlib Figure; none computes.
 
-    figures.spectra(dataset).savefig("spectra.png")
+    kp.figures.spectra(dataset).savefig("spectra.png")
 
-Every function takes `dark=True` for a figure that suits a dark page.
+Every function takes `dark=True` for a figure that suits a dark page. `style` makes all figures fit for a paper.
 """
 
 from __future__ import annotations
 
-import functools
-import io
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kpflow_dyn.figures._palette import DARK_SERIES, SERIES
+from kpflow_dyn.figures._palette import SERIES
+from kpflow_dyn.figures._style import Draw, faint, muted, new_figure, series, style, styled, to_bytes
 
 if TYPE_CHECKING:
     import xarray as xr
 
-WIDTH = 4.8  # inches: on a telephone the letters stay readable
+__all__ = [
+    "effective_ranks",
+    "spatial_modes",
+    "spectra",
+    "state_pca",
+    "style",
+    "temporal_modes",
+    "to_bytes",
+    "trial_modes",
+]
+
 SHOWN_MODES = 4
 SHOWN_TIMES = 60  # more would merge into the line
-
-Draw = Callable[..., Figure]
-
-
-def styled(draw: Callable[[Any], Figure]) -> Draw:
-    """Draw under the style of this module, light or dark, without touching the caller's settings."""
-
-    @functools.wraps(draw)
-    def drawn(dataset: Any, dark: bool = False) -> Figure:
-        with matplotlib.rc_context(_style(dark)):
-            figure = draw(dataset)
-            for axes in figure.axes:
-                _fix_ticks(axes)
-            return figure
-
-    return drawn
 
 
 @styled
 def spectra(dataset: xr.Dataset) -> Figure:
-    """Eigenvalues of the core (all), of K and of the NTK (the leading ones), against their rank."""
+    """Eigenvalues of the core (all), of K and of the NTK (the leading ones), against their rank.
+
+    Args:
+        dataset: what `kp.analyze` returns.
+        dark: whether the figure is for a dark page.
+
+    Example as `style`.
+    """
     figure, axes = new_figure(3.6)
     colors = series()
     core = np.repeat(dataset.core_eigenvalue.values, dataset.core_multiplicity.values)
@@ -67,7 +65,10 @@ def spectra(dataset: xr.Dataset) -> Figure:
 
 @styled
 def temporal_modes(dataset: xr.Dataset) -> Figure:
-    """The share of each temporal mode of the NTK, and the leading modes over time."""
+    """The share of each temporal mode of the NTK, and the leading modes over time.
+
+    Args and Example as `spectra`.
+    """
     figure, (shares, modes) = new_figure(5.0, rows=2)
     _draw_shares(shares, dataset, "temporal")
     time = dataset.time.values
@@ -82,14 +83,20 @@ def temporal_modes(dataset: xr.Dataset) -> Figure:
 
 @styled
 def spatial_modes(dataset: xr.Dataset) -> Figure:
-    """The share of each spatial mode of the NTK, and the units that the leading modes move."""
+    """The share of each spatial mode of the NTK, and the units that the leading modes move.
+
+    Args and Example as `spectra`.
+    """
     order = np.argsort(dataset.spatial_mode.values[0])
     return _loadings(dataset, "spatial", order, "Unit, sorted by mode 1")
 
 
 @styled
 def trial_modes(dataset: xr.Dataset) -> Figure:
-    """The share of each trial mode of the NTK, and the trials that the leading modes move."""
+    """The share of each trial mode of the NTK, and the trials that the leading modes move.
+
+    Args and Example as `spectra`.
+    """
     label = trial_label(dataset)
     order = np.argsort(dataset.trial_mode.values[0] if label is None else dataset[label].values, kind="stable")
     return _loadings(dataset, "trial", order, f"Trial, sorted by {'mode 1' if label is None else _spaced(label)}")
@@ -97,28 +104,39 @@ def trial_modes(dataset: xr.Dataset) -> Figure:
 
 @styled
 def effective_ranks(dataset: xr.Dataset) -> Figure:
-    """Effective ranks with error bars of two standard errors, beside the dimension of the space each lives in."""
+    """Effective ranks with error bars of two standard errors, beside the dimension of the space each lives in.
+
+    Args and Example as `spectra`.
+    """
     names = [name for name in dataset.data_vars if str(name).endswith("effective_rank")]
     figure, axes = new_figure(0.8 + 0.36 * len(names))
-    color, most = series()[1], max(dataset[name].attrs["dimension"] for name in names)
-    for row, name in enumerate(names):
-        number = dataset[name]
-        value, bar, dimension = float(number), 2 * number.attrs["stderr"], number.attrs["dimension"]
-        axes.plot([1, dimension], [row, row], color=_faint(), linewidth=5, solid_capstyle="butt", zorder=1)
+    found = {name: dataset[name] for name in map(str, names)}
+    draw_ranks(axes, {n: (float(one), one.attrs["stderr"], one.attrs["dimension"]) for n, one in found.items()})
+    return figure
+
+
+def draw_ranks(axes: Axes, found: dict[str, tuple[float, float, int | None]]) -> None:
+    """Ranks (value, standard error, dimension if it is known) by the names of their variables, a row for each."""
+    color, most = series()[1], max(dimension or value for value, _, dimension in found.values())
+    for row, (value, stderr, known) in enumerate(found.values()):
+        bar, dimension = 2 * stderr, known or 1
+        axes.plot([1, dimension], [row, row], color=faint(), linewidth=5, solid_capstyle="butt", zorder=1)
         low = min(value, max(value - bar, 0.5))  # a logarithmic axis has no room for 0
         axes.errorbar(value, row, xerr=[[value - low], [bar]], fmt="o", color=color, capsize=4, zorder=3)
-        text = f"{_short(value)} of {dimension:,}"
+        text = f"{_short(value)} of {dimension:,}" if known else _short(value)
         axes.annotate(text, (max(dimension, value + bar), row), (6, 0), textcoords="offset points", va="center")
-    labels = [str(name).removesuffix("_effective_rank").replace("ntk", "NTK") for name in names]
-    axes.set(xscale="log", xlabel="Effective rank", xlim=(0.8, 60 * most), ylim=(len(names) - 0.5, -0.7))
-    axes.set_yticks(range(len(names)), labels)
+    labels = [name.removesuffix("_effective_rank").replace("ntk", "NTK") for name in found]
+    axes.set(xscale="log", xlabel="Effective rank", xlim=(0.8, 60 * most), ylim=(len(found) - 0.5, -0.7))
+    axes.set_yticks(range(len(found)), labels)
     axes.grid(axis="y", visible=False)
-    return figure
 
 
 @styled
 def state_pca(dataset: xr.Dataset) -> Figure:
-    """The variance that each principal component of the state explains, and the trials in the plane of two."""
+    """The variance that each principal component of the state explains, and the trials in the plane of two.
+
+    Args and Example as `spectra`.
+    """
     figure, (shares, plane) = new_figure(6.4, rows=2, heights=(1, 2.2))
     bars(shares, 100 * dataset.pc_variance.values, "Principal component", "Variance (%)")
     _draw_trajectories(plane, dataset)
@@ -136,75 +154,10 @@ FIGURES: dict[str, Draw] = {
 """All figures, by the name of their file, in the order of the page."""
 
 
-def to_png(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG file."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
-
-
 def trial_label(dataset: xr.Dataset) -> str | None:
     """The first thing known of the trials by which they can be sorted, or None."""
     labels = (str(name) for name in dataset.coords if str(name).startswith("label_"))
     return next((name for name in labels if dataset[name].dtype.kind in "biuf"), None)
-
-
-def _style(dark: bool) -> dict[str, Any]:
-    text, muted, faint, page = (
-        ("#e8e8e6", "#a0a09c", "#3a3d42", "#1b1d21") if dark else ("#1f2328", "#6b7075", "#e3e5e8", "#ffffff")
-    )
-    return {
-        "font.size": 10,
-        "axes.labelsize": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": muted,
-        "axes.facecolor": page,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.labelcolor": text,
-        "axes.prop_cycle": cycler(color=DARK_SERIES if dark else SERIES),
-        "figure.facecolor": page,
-        "figure.dpi": 150,
-        "grid.color": faint,
-        "grid.linewidth": 0.8,
-        "hatch.color": muted,
-        "legend.frameon": False,
-        "lines.linewidth": 1.8,
-        "savefig.dpi": 150,
-        "text.color": text,
-        "xtick.color": muted,
-        "xtick.labelcolor": text,
-        "ytick.color": muted,
-        "ytick.labelcolor": text,
-    }
-
-
-def _fix_ticks(axes: Axes) -> None:
-    """Ticks are made when the figure is drawn, and would read the caller's settings then."""
-    settings = matplotlib.rcParams
-    axes.tick_params(which="both", color=settings["xtick.color"], labelcolor=settings["xtick.labelcolor"])
-    axes.tick_params(grid_color=settings["grid.color"], grid_linewidth=settings["grid.linewidth"])
-
-
-def series() -> list[str]:
-    """The colours of lines."""
-    return matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
-
-
-def muted() -> str:
-    """The colour of what stands behind."""
-    return matplotlib.rcParams["axes.edgecolor"]
-
-
-def _faint() -> str:
-    return matplotlib.rcParams["grid.color"]
-
-
-def new_figure(height: float, rows: int = 1, heights: tuple[float, ...] | None = None) -> tuple[Figure, Any]:
-    """A figure of the common width, and its axes."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots(rows, height_ratios=heights)
 
 
 def _draw_shares(axes: Axes, dataset: xr.Dataset, kernel: str) -> None:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from kpflow_dyn.figures import muted, new_figure, series, styled
+from kpflow_dyn.figures._style import muted, new_figure, new_grid, series, styled
 
 if TYPE_CHECKING:
     from kpflow_dyn.control._angles import ReachableAngles
@@ -55,7 +55,7 @@ def growth(system: LTV) -> Figure:
 def gramian(found: Gramian) -> Figure:
     """Eigenvalues over time, those of all trials in one colour by their rank; or against their rank."""
     figure, axes = new_figure(3.6)
-    values = found.eigenvalues.clip(min=0)
+    values = found.eigenvalues.where(found.eigenvalues > 0)  # the axis is logarithmic
     label = "Reachability" if found.kind[0] == "c" else "Observability"
     axes.set(yscale="log", ylabel=f"{label} eigenvalue")
     if "time" not in values.dims:
@@ -173,16 +173,15 @@ def _units(axes: Axes, values: xr.DataArray, axis: str) -> None:
 @styled
 def loop(data: xr.Dataset) -> Figure:
     """What a loop can learn, reach and tell over time, its cost, sensitivity and margins; a colour for each step."""
-    figure = Figure(figsize=(9.0, 8.4), layout="constrained")
-    panels = figure.subplots(3, 2)
+    figure, panels = new_grid(6, 2.8)
     steps = data.step.values.tolist() if "step" in data.dims else [None]
     runs = [(data if step is None else data.sel(step=step), step) for step in steps]
-    _cost_to_go(panels[0, 0], runs)
-    _sensitivity(panels[0, 1], data)
-    _directions(panels[1, 0], runs[-1][0])
-    _shares(panels[1, 1], runs)
-    _margins(panels[2, 0], runs)
-    _excess(panels[2, 1], runs[-1][0])
+    _cost_to_go(panels[0], runs)
+    _sensitivity(panels[1], data)
+    _directions(panels[2], runs[-1][0])
+    _shares(panels[3], runs)
+    _margins(panels[4], runs)
+    _excess(panels[5], runs[-1][0])
     return figure
 
 
@@ -204,7 +203,7 @@ def _sensitivity(axes: Axes, data: xr.Dataset) -> None:
         axes.plot(data[over], found.sel(parameter=name), ".-" if over == "step" else "-", color=color, label=label)
     axes.set(ylabel="|gradient of the cost|" if over == "step" else "|gradient of the cost| per time", yscale="log")
     axes.set(xlabel="Step of training" if over == "step" else "Time")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize="small")
 
 
 def _directions(axes: Axes, run: xr.Dataset) -> None:
@@ -224,7 +223,7 @@ def _shares(axes: Axes, runs: list) -> None:
             label = name if step is None else f"step {step}, {name}"
             axes.plot(run.time, 100 * run[f"learnable_{name}"].mean("trial"), style, color=color, label=label)
     axes.set(xlabel="Time", ylabel="Learnable in leading directions (%)", ylim=(0, 105))
-    axes.legend(fontsize=7)
+    axes.legend(fontsize="small")
 
 
 def _margins(axes: Axes, runs: list) -> None:
@@ -244,5 +243,5 @@ def _excess(axes: Axes, run: xr.Dataset) -> None:
     poles = run.excess_pole.values
     labels = [f"{p.real:.2g}" + (f"{p.imag:+.2g}i" if abs(p.imag) > 1e-9 * abs(p) else "") for p in poles]
     axes.bar(range(len(poles)), run.excess.values, color=series()[0])
-    axes.set_xticks(range(len(poles)), labels, fontsize=7)
+    axes.set_xticks(range(len(poles)), labels, fontsize="small")
     axes.set(xlabel="Pole of the closed loop", ylabel="Cost beyond the regulator's")

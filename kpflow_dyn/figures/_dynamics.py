@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kpflow_dyn.dynamics._components import pca
-from kpflow_dyn.figures import bars, muted, new_figure, series, styled
+from kpflow_dyn.figures import bars
+from kpflow_dyn.figures._style import muted, new_figure, series, styled
 
 if TYPE_CHECKING:
     from kpflow_dyn.dynamics._components import PCA
@@ -24,7 +26,7 @@ def components(found: PCA) -> Figure:
     """The share of the variance of each component, and the trials in the plane of the first two."""
     figure, (shares, plane) = new_figure(6.4, rows=2, heights=(1, 2.2))
     bars(shares, 100 * found.explained[:SHOWN_SHARES], "Principal component", "Variance (%)")
-    _draw_trajectories(plane, found, series()[0])
+    draw_plane(plane, found, series()[0])
     return figure
 
 
@@ -33,7 +35,7 @@ def fixed_points(found: FixedPoints) -> Figure:
     """States and points in the plane of the states' first two principal components, the stable ones filled."""
     figure, axes = new_figure(4.4)
     plane = pca(found.states, min(2, found.states.shape[2]))
-    _draw_trajectories(axes, plane, muted())
+    draw_plane(axes, plane, muted())
     places = _in_plane(plane.project(found.xstar))
     kinds = {
         "stable": (found.is_stable & found.is_fixed, series()[0], series()[0]),
@@ -58,6 +60,7 @@ def lyapunov(found: Lyapunov) -> Figure:
     spectrum.axhline(0, color=muted(), linewidth=0.8)
     spectrum.errorbar(ranks, found.mean, 2 * found.stderr, fmt="o", markersize=4, capsize=2)
     spectrum.set(xlabel="Rank of the exponent", ylabel="Lyapunov exponent")
+    spectrum.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     settling.axhline(0, color=muted(), linewidth=0.8)
     for rank, color in zip(range(min(SHOWN_EXPONENTS, len(found.mean))), series(), strict=False):
         for times, values in zip(found.times[:SHOWN_TRIALS], found.history[:SHOWN_TRIALS, :, rank], strict=True):
@@ -81,7 +84,7 @@ def finite_time(found: FiniteTimeExponents) -> Figure:
     return figure
 
 
-def _draw_trajectories(axes: Axes, found: PCA, color: str) -> None:
+def draw_plane(axes: Axes, found: PCA, color: str) -> None:
     """Trials as lines; states without times as dots."""
     style = "." if found.scores.shape[0] == 1 else "-"
     for path in _in_plane(found.scores)[:SHOWN_TRIALS]:

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kpflow_dyn._arrays import to_numpy
-from kpflow_dyn.figures import bars, diverging, muted, new_figure, series, styled, trial_label
+from kpflow_dyn.figures import bars, diverging, trial_label
+from kpflow_dyn.figures._style import muted, new_figure, series, styled
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -88,7 +89,7 @@ def _courses(axes: Axes, dataset: xr.Dataset, road: str, time: xr.DataArray) -> 
 @styled
 def reach(dataset: xr.Dataset) -> Figure:
     """Where one step on the whole loss moves the outputs along the error, and the sum over trials for each part."""
-    figure, (map_, sums) = new_figure(5.4, rows=2)
+    figure, (map_, sums) = new_figure(5.8, rows=2)
     label = trial_label(dataset)
     order = np.argsort(np.arange(dataset.sizes["trial"]) if label is None else dataset[label].values, kind="stable")
     z, time = dataset.part_reach.values[0, order], dataset.time.values
@@ -106,7 +107,7 @@ def reach(dataset: xr.Dataset) -> Figure:
         sums.plot(time, total / (np.abs(total).max() or 1.0), color=color, label=_shortened(str(one.part.values)))
     units = dataset.time.attrs.get("units")
     sums.set(xlabel=f"Time ({units})" if units else "Time", ylabel="Sum over trials / largest")
-    sums.legend(ncols=2)
+    figure.legend(*sums.get_legend_handles_labels(), ncols=2, loc="outside lower center")
     return figure
 
 
@@ -125,9 +126,10 @@ def comparison(found: Comparison) -> Figure:
     numbers = 1 + np.arange(len(found.angles))
     bars(angles, np.degrees(found.angles), "Principal angle", "Degrees")
     angles.set(ylim=(0, 90), yticks=range(0, 91, 30))
-    names, kind = ["first", "second"], "Eigenvalue of the NTK"
+    names, kind = found.names, "Eigenvalue of the NTK"
     if found.loss is not None:
-        names, kind = [f"{n}, loss {now:.3g}" for n, now in zip(names, found.loss, strict=True)], "Rate under the loss"
+        names = [f"{name}, loss {now:.3g}" for name, now in zip(names, found.loss, strict=True)]
+        kind = "Rate under the loss"
     for modes, name, marker in zip(found.modes, names, ("o", "s"), strict=True):
         values.plot(1 + np.arange(len(modes.values)), to_numpy(modes.values), marker=marker, markersize=5, label=name)
     values.set(xlabel="Rank of the eigenvalue", ylabel=kind, yscale="log", xticks=numbers)
@@ -138,7 +140,7 @@ def comparison(found: Comparison) -> Figure:
 @styled
 def self_reference(found: SelfReference) -> Figure:
     """The share of each change of the states in leading directions: of core and NTK, and of controls, thin."""
-    figure, panels = new_figure(2.4 * len(found.changes), rows=len(found.changes))
+    figure, panels = new_figure(0.8 + 2.4 * len(found.changes), rows=len(found.changes))
     dataset, colors, dashes = found.to_xarray(), series(), ("-", "--", "-.", ":")
     styles: dict[str, Any] = {name: {"color": color} for name, color in zip(("core", "NTK"), colors, strict=False)}
     controls = zip(dataset.basis.values[len(styles) :], dashes, strict=True)
@@ -150,7 +152,7 @@ def self_reference(found: SelfReference) -> Figure:
         axes.axvline(found.k, color=muted(), linewidth=0.8, linestyle=":")
         axes.set(ylim=(0, 1.05), ylabel="Share", title=change)
     panels[-1].set_xlabel(f"Directions of {' x '.join(found.axes)}")
-    panels[-1].legend(ncols=2)
+    figure.legend(*panels[-1].get_legend_handles_labels(), ncols=2, loc="outside lower center")
     return figure
 
 

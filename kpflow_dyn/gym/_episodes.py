@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn._backend import backend_of
+from kpflow_dyn._shown import Row, Shown, labelled, number, some, type_name
 from kpflow_dyn.gym._environments import Environment, environment_of
 from kpflow_dyn.gym._policies import greedy
 from kpflow_dyn.tasks._data import check_count
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 Act = Callable[[np.ndarray], np.ndarray]
 
 
-@dataclass(frozen=True, eq=False)
-class Episodes:
+@dataclass(frozen=True, eq=False, repr=False)
+class Episodes(Shown):
     """What a policy did in an environment.
 
     Attributes:
@@ -45,11 +46,28 @@ class Episodes:
     states: xr.DataArray
     controls: xr.DataArray
 
+    def _shown(self) -> tuple[str, list[Row]]:
+        rows: list[Row] = [("returns", f"{number(self.returns.mean())} in the mean, {_range(self.returns)}")]
+        rows += [("lengths", f"{_range(self.lengths)} steps"), ("failed", str(int(self.terminated.sum())))]
+        rows += [("states", f"{labelled(self.states)}: {some([str(name) for name in self.states.state.values])}")]
+        return f"{len(self.returns)} episodes of {self.env}", [*rows, ("controls", labelled(self.controls))]
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of all attributes."""
+        import xarray as xr
+
+        columns = {name: ("episode", getattr(self, name)) for name in ("returns", "lengths", "terminated")}
+        return xr.Dataset({"states": self.states, "controls": self.controls} | columns, attrs={"env": self.env})
+
     def plot(self, dark: bool = False) -> Figure:
         """The states over time, a panel for each and a line for each episode."""
         from kpflow_dyn.figures import _control as figures
 
         return figures.episodes(self, dark=dark)
+
+
+def _range(values: np.ndarray) -> str:
+    return f"{number(values.min())} to {number(values.max())}"
 
 
 def rollout(
@@ -142,7 +160,7 @@ def _act_of(policy: Any, known: Environment) -> Act:
     """The policy on numpy states, tried once."""
     plant, env = getattr(policy, "plant", None), known.name
     if getattr(plant, "state_names", known.plant.state_names) != known.plant.state_names:
-        raise ValueError(f"the loop's plant is {plant}, but {env} is a {type(known.plant).__name__}: {known.plant}")
+        raise ValueError(f"the loop's plant is {plant}, but {env} is a {type_name(known.plant)}: {known.plant}")
     act = _on_numpy(greedy(policy.policy if plant is not None else policy))
     size, width = known.plant.state_size, known.plant.control_size
     try:

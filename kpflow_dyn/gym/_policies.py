@@ -12,6 +12,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy
 from kpflow_dyn._backend import backend_of
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.gym._environments import Environment, environment_of
 
 HEADS = ("logits", "mean", "tanh", "scaled")
@@ -114,7 +115,7 @@ def policy(net: Any, env: str | Environment = "CartPole-v1", head: str | None = 
     acting, guess, found = _acting(net)
     backend = backend_of(acting)
     if backend is None or not callable(acting):
-        raise TypeError(f"net is {type(net).__name__}, expected a torch module, a callable pytree of JAX, or a file")
+        raise TypeError(f"net is {type_name(net)}, expected a torch module, a callable pytree of JAX, or a file")
     kind = head or guess or ("mean" if known.controls is None else "logits")
     if (kind == "logits") == (known.controls is None):
         actions = "continuous" if known.controls is None else "discrete"

@@ -8,6 +8,7 @@ import numpy as np
 from kpflow_dyn._backend import backend_of
 from kpflow_dyn._problems.events import refuse_jumps
 from kpflow_dyn._problems.translations import refuse_unknown
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.models._discrete import discrete_loop, is_discrete
 from kpflow_dyn.models._hybrid import hybrids_of
 from kpflow_dyn.models._memories import is_recurrent, memory_of
@@ -102,12 +103,12 @@ def ClosedLoop(
     """
     refuse_unknown(unknown, OPTIONS, "ClosedLoop", "ClosedLoop")
     if isinstance(plant, type) or not (callable(plant) or is_discrete(plant)):
-        got = f"the class {plant.__name__}" if isinstance(plant, type) else type(plant).__name__
+        got = f"the class {plant.__name__}" if isinstance(plant, type) else type_name(plant)
         raise TypeError(f"plant is {got}, expected a callable plant(z, u) such as CartPole(), or one with a step")
     backend = backend_of(policy)
     if backend is None or not callable(policy):
         raise TypeError(
-            f"policy is {type(policy).__name__}, expected an instance of a torch nn.Module, or a callable JAX pytree "
+            f"policy is {type_name(policy)}, expected an instance of a torch nn.Module, or a callable JAX pytree "
             "with array leaves such as an equinox module; make a function a method of such a module"
         )
     refuse_jumps(plant, "the plant is", _AROUND)
@@ -125,7 +126,7 @@ def ClosedLoop(
         if named:
             raise ValueError(f"{_are(named)} of sampled loops; give every=, the time between samples")
         if is_recurrent(policy, backend.models.function_of):
-            raise ValueError(f"the policy is a {type(policy).__name__}, whose memory moves in steps; give every=")
+            raise ValueError(f"the policy is a {type_name(policy)}, whose memory moves in steps; give every=")
         memory_of(policy, None, None, backend.models.function_of)
         return models_of(backend.name).ClosedLoop(plant, policy)
     _check_positive("every", every)

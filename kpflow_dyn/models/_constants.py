@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from kpflow_dyn._shown import type_name
+
 
 def at_least_zero(default: float) -> Any:
     """The field of a constant that may also be 0; a plain default must be positive."""
@@ -29,7 +31,7 @@ class Constants:
 def checked(field: dataclasses.Field[Any], value: Any) -> float:
     """The value as a float, if it is one that the field may have."""
     if not isinstance(value, Real):
-        raise TypeError(f"{field.name} is {type(value).__name__}, expected a real number; it is fixed, never learnt")
+        raise TypeError(f"{field.name} is {type_name(value)}, expected a real number; it is fixed, never learnt")
     number, lowest = float(value), field.metadata.get("lowest")
     if not math.isfinite(number) or not (number > 0 if lowest is None else number >= lowest):
         bound = "> 0" if lowest is None else f">= {lowest:g}"

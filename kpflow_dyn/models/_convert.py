@@ -14,6 +14,7 @@ from torch import nn
 
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._jax.checks import as_jax, floating_leaves, with_parameters
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.models import _torch_models as in_torch
 from kpflow_dyn.models import jax as in_jax
 from kpflow_dyn.models._plants import Plant
@@ -128,7 +129,7 @@ def _has_bias(values: Values) -> bool:
 def _shared(plant: Any) -> Plant:
     if not isinstance(plant, Plant):
         raise TypeError(
-            f"the plant is {type(plant).__name__}, expected one of kpflow_dyn.models or another derived from their "
+            f"the plant is {type_name(plant)}, expected one of kpflow_dyn.models or another derived from their "
             "Plant, to serve both frameworks; make a ClosedLoop of your plant for the other one, and of the converted "
             "policy"
         )

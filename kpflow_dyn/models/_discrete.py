@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.models._equations import checked_control, join, of_cell
 
 Function = Callable[..., Any]
@@ -49,7 +50,7 @@ def control_of(
         return None, policy(seen)
     found = policy(memory, seen) if readout is None else of_cell(policy, readout, memory, seen)
     if not isinstance(found, tuple) or len(found) != 2 or tuple(found[0].shape) != tuple(memory.shape):
-        got = [tuple(part.shape) for part in found] if isinstance(found, tuple) else type(found).__name__
+        got = [tuple(part.shape) for part in found] if isinstance(found, tuple) else type_name(found)
         raise ValueError(
             f"the policy gave {got}, expected (memory, control) with a memory {tuple(memory.shape)}: z has "
             f"{z.shape[-1]} entries, {plant.state_size} of the plant and {memory.shape[-1]} of the policy's memory"

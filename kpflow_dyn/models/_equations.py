@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.tasks._data import check_at_least
 
 Function = Callable[[Array], Array]
@@ -56,7 +57,7 @@ def beside_control(
 
 def checked_control(plant: Any, u: Any, z: Array) -> Array:
     """The control, if it is as wide as the plant wants it."""
-    size, got = getattr(plant, "control_size", None), tuple(u.shape) if hasattr(u, "shape") else type(u).__name__
+    size, got = getattr(plant, "control_size", None), tuple(u.shape) if hasattr(u, "shape") else type_name(u)
     if size is not None and got != (*z.shape[:-1], size):
         raise ValueError(
             f"the policy returned {got}, expected a control of the shape {(*z.shape[:-1], size)} for "

@@ -8,6 +8,7 @@ import numpy as np
 
 from kpflow_dyn._problems.checks import check_times
 from kpflow_dyn._problems.translations import refuse_unknown
+from kpflow_dyn._shown import type_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ class Event:
             )
         if not callable(self.reset) or not (self.condition is None or callable(self.condition)):
             got = {name: getattr(self, name) for name in ("reset", "condition")}
-            named = [f"{name} is {None if value is None else type(value).__name__}" for name, value in got.items()]
+            named = [f"{name} is {None if value is None else type_name(value)}" for name, value in got.items()]
             raise TypeError(
                 f"{' and '.join(named)}, expected functions of (t, z), or (t, z, x) "
                 "where there are inputs; a reset that changes nothing is lambda t, z: z"

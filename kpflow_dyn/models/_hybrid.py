@@ -7,6 +7,7 @@ from kpflow_dyn._backend import backend_of
 from kpflow_dyn._problems.checks import refuse_foreign_event
 from kpflow_dyn._problems.events import LOOKS, is_hybrid, refuse_jumps
 from kpflow_dyn._problems.translations import refuse_unknown
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.models._discrete import is_discrete
 from kpflow_dyn.models._events import Event
 from kpflow_dyn.tasks._data import check_at_least
@@ -88,7 +89,7 @@ def Hybrid(flow: Any, *events: Any, max_events: int | None = None, looks: int | 
     backend = backend_of(flow, *parts)
     flow = flow if backend is None else backend.models.field_of(flow)
     if isinstance(flow, type) or not callable(flow):
-        got = f"the class {flow.__name__}" if isinstance(flow, type) else type(flow).__name__
+        got = f"the class {flow.__name__}" if isinstance(flow, type) else type_name(flow)
         raise TypeError(f"flow is {got}, expected a field flow(t, z) -> z', such as kp.models.MLPField(2, 8)")
     if backend is None:
         raise TypeError(
@@ -109,7 +110,7 @@ def Hybrid(flow: Any, *events: Any, max_events: int | None = None, looks: int | 
         return hybrids_of(backend.name).Hybrid(flow, given, max_events or MAX_EVENTS, looks or LOOKS)
     add: Any = getattr(flow, "with_events", None)
     if add is None:
-        raise TypeError(f"the flow is a {type(flow).__name__}, which has events of its own; add these to them there")
+        raise TypeError(f"the flow is a {type_name(flow)}, which has events of its own; add these to them there")
     return add(given, max_events, looks)
 
 
@@ -117,7 +118,7 @@ def _checked(events: list[Any]) -> list[Event]:
     for event in events:
         refuse_foreign_event(event)
     if not events or not all(isinstance(event, Event) for event in events):
-        got = ", ".join(type(event).__name__ for event in events) or "none"
+        got = ", ".join(type_name(event) for event in events) or "none"
         raise TypeError(f"events are {got}, expected kp.models.Event(condition, reset) or Event(reset=..., every=dt)")
     return events
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from kpflow_dyn._shown import type_name
+
 Step = Callable[[Array, Array], Array]
 PLACES, TURNS = ("x", "y", "z"), ("qw", "qx", "qy", "qz")
 ENTRIES = {  # of qpos and of qvel, by MuJoCo's number of the kind of joint: free, ball, slide, hinge
@@ -65,7 +67,7 @@ class MJXPlant:
     def __init__(self, model: Any, substeps: int = 1, data: Any = None) -> None:
         mujoco, mjx = _packages()
         if not isinstance(model, mujoco.MjModel):
-            raise TypeError(f"model is {type(model).__name__}, expected a mujoco.MjModel, as of MjModel.from_xml_path")
+            raise TypeError(f"model is {type_name(model)}, expected a mujoco.MjModel, as of MjModel.from_xml_path")
         if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
             raise ValueError(f"substeps is {substeps!r}, expected a whole number of at least 1")
         self.model, self.substeps, self.dt = model, substeps, substeps * float(model.opt.timestep)

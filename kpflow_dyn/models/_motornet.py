@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kpflow_dyn._shown import type_name
+
 
 class MotorNetPlant(nn.Module):
     """An effector of MotorNet as a plant in discrete time, z_t = step(z_{t-1}, u), by its own `Effector.step`.
@@ -45,7 +47,7 @@ class MotorNetPlant(nn.Module):
         super().__init__()
         wanted = ("skeleton", "muscle", "get_geometry", "step", "states")
         if not isinstance(effector, nn.Module) or not all(hasattr(effector, name) for name in wanted):
-            raise TypeError(f"effector is {type(effector).__name__}, expected one of motornet.effector")
+            raise TypeError(f"effector is {type_name(effector)}, expected one of motornet.effector")
         self.effector: Any = _without_states(effector)
         self._seen, self.dt, self.control_size = observe, float(self.effector.dt), int(self.effector.n_muscles)
         self._joints, self._rows = int(self.effector.state_dim), int(self.effector.muscle.state_dim)
@@ -124,7 +126,7 @@ class MotorNetPolicy(nn.Module):
     def __init__(self, policy: nn.Module) -> None:
         super().__init__()
         if not isinstance(policy, nn.Module):
-            raise TypeError(f"policy is {type(policy).__name__}, expected a torch module such as motornet's PolicyGRU")
+            raise TypeError(f"policy is {type_name(policy)}, expected a torch module such as motornet's PolicyGRU")
         self.policy, self._layers = policy, int(getattr(policy, "n_layers", 1))
 
     def forward(self, memory: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, to_numpy
 from kpflow_dyn._problems.parameters import changed, parameters_of
+from kpflow_dyn._shown import type_name
 
 Cell = TypeVar("Cell", bound=Any)
 
@@ -67,7 +68,7 @@ def recurrent_weight(cell: Any) -> str:
     bases = [f"{base.__module__}.{base.__qualname__}" for base in type(cell).__mro__]
     found = next((WEIGHTS[base] for base in bases if base in WEIGHTS), None)
     if found is None:
-        raise TypeError(f"cell is {type(cell).__name__}, expected a CTRNNCell or an RNNCell")
+        raise TypeError(f"cell is {type_name(cell)}, expected a CTRNNCell or an RNNCell")
     return found
 
 

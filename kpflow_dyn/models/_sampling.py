@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from kpflow_dyn._arrays import Array, array_namespace
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.models._equations import join, of_cell
 from kpflow_dyn.models._events import Event
 
@@ -181,7 +182,7 @@ class OfPart:
         found = self._called(self.event.reset, t, z, *given)
         expected, got = (*z.shape[:-1], self.units), tuple(getattr(found, "shape", ()))
         if got != expected:
-            raise ValueError(f"it gave {got or type(found).__name__}, expected the plant's state {expected}")
+            raise ValueError(f"it gave {got or type_name(found)}, expected the plant's state {expected}")
         return array_namespace(z).concat([found, z[..., self.units :]], axis=-1)
 
 
@@ -202,5 +203,5 @@ def _joined(parts: list[Array]) -> Array:
 
 def _check_width(name: str, values: Any, width: int, seen: Array) -> None:
     if tuple(getattr(values, "shape", ())) != (*seen.shape[:-1], width):
-        got = tuple(values.shape) if hasattr(values, "shape") else type(values).__name__
+        got = tuple(values.shape) if hasattr(values, "shape") else type_name(values)
         raise ValueError(f"the policy gave a {name} {got}, expected {(*seen.shape[:-1], width)}")

@@ -13,6 +13,7 @@ from kpflow_dyn._problems.hybrid import HybridSolution, HybridSteps
 from kpflow_dyn._problems.inputs import inputs_at, take_trials
 from kpflow_dyn._problems.measure import gauss_points, trapezoid
 from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.ode._hybrid import Method, groups_of, solve_hybrid
 from kpflow_dyn.ode._hybrid_calls import read_between, taken_anew
 from kpflow_dyn.ode._options import snapped
@@ -111,7 +112,7 @@ def _check_called(what: str, function: Any, given: tuple[Any, ...], how: str, sh
     except Exception as error:
         raise ValueError(f"{what} failed: {str(error).rstrip('.')}. {how}") from error
     if tuple(getattr(found, "shape", (None,))) != shape or found.dtype != problem.z0.dtype:
-        got = f"{tuple(found.shape)} of {found.dtype}" if hasattr(found, "shape") else type(found).__name__
+        got = f"{tuple(found.shape)} of {found.dtype}" if hasattr(found, "shape") else type_name(found)
         raise ValueError(
             f"{what} gave {got} for one trial, expected {shape} of {problem.z0.dtype}: a condition is a number for "
             "each trial, a reset the whole state"

@@ -10,6 +10,7 @@ from kpflow_dyn._arrays import Array
 from kpflow_dyn._backend import BACKENDS, Backend
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.steps import AcceptedSteps
+from kpflow_dyn._shown import type_name
 
 
 @dataclass(frozen=True)
@@ -201,5 +202,5 @@ def rate_of(problem: ODEProblem) -> Callable[[Array, Array], Array]:
     torch.Size([2, 3])
     """
     if not isinstance(problem, ODEProblem):
-        raise TypeError(f"rate_of takes an ODEProblem, got {type(problem).__name__}")
+        raise TypeError(f"rate_of takes an ODEProblem, got {type_name(problem)}")
     return problem.backend.solving.rate_of(problem)

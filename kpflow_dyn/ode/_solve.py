@@ -14,6 +14,7 @@ from kpflow_dyn._problems.measure import gauss_points, trapezoid
 from kpflow_dyn._problems.problems import ODEProblem
 from kpflow_dyn._problems.solutions import ODESolution, Solution, SolveError
 from kpflow_dyn._problems.steps import AcceptedSteps
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.ode._hybrid import Method
 from kpflow_dyn.ode._hybrid_solution import check_events, hybrid_solution
 from kpflow_dyn.ode._libraries import Failed, Library, Options, Solved, library_of
@@ -124,7 +125,7 @@ def _check_called_input(problem: ODEProblem) -> None:
     t0 = like_numpy(np.asarray(problem.t[0]), z0)
     x: Any = problem.x(t0)
     if not problem.backend.data.is_own(x):
-        raise TypeError(f"x(t) is {type(x).__name__}, expected {type(z0).__name__} [trial, input] or [input]")
+        raise TypeError(f"x(t) is {type_name(x)}, expected {type_name(z0)} [trial, input] or [input]")
     if tuple(x.shape[:-1]) not in ((), (z0.shape[0],)) or x.ndim == 0 or 0 in x.shape:
         raise ValueError(
             f"x(t) has shape {tuple(x.shape)}, expected [trial, input] of {z0.shape[0]} trials, or [input] for all"

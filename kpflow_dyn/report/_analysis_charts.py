@@ -20,6 +20,7 @@ from kpflow_dyn.report._charts import (
     views,
     with_bars,
 )
+from kpflow_dyn.report._numbers import percent, short
 from kpflow_dyn.report._self_reference_chart import self_reference_charts
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 LINES = 4
 KERNELS = {"temporal": "time", "spatial": "unit", "trial": "trial"}
+NAMED = 3  # modes, in a sentence
 
 
 def analysis_charts(dataset: xr.Dataset) -> list[Chart]:
@@ -47,18 +49,26 @@ def _spectra(dataset: xr.Dataset) -> Chart:
         residual = numbers(dataset[f"{name}_residual"].values)
         ranks = 1 + np.arange(values.size)
         style = {"mode": "lines+markers", "marker": marker, "hovertemplate": hover, "customdata": residual}
+        style["also"] = "residual"
         traces.append(line(ranks, values, label, color, **style))
     axes = {"xaxis": _log("Rank of the eigenvalue"), "yaxis": _log("Eigenvalue")}
     return Chart(
         "spectra",
         "Spectra",
-        "Eigenvalues in descending order, both axes logarithmic. The core (line; all eigenvalues, exact) is what "
-        "the weights see. K (squares) is what a change of weights does directly, to one step or to an ODE's field. The "
-        "NTK (circles) is what it does to the whole trajectory, passed on by the dynamics. A steep fall means few "
-        "learnable directions; an NTK high above K, that the dynamics amplify changes (of an ODE the two differ by "
-        "the unit of time squared, so that only their shapes compare). Hollow marks have not converged.",
+        "Eigenvalues from the largest down, on logarithmic axes. The core (line) is what the weights see: all its "
+        "eigenvalues, exact. K (squares) is what a change of the weights does directly to one step, or to an ODE's "
+        "field. The NTK (circles) is what it does to the whole trajectory. A steep fall: few directions can be learnt "
+        "fast. An NTK high above K: the dynamics amplify changes; of an ODE compare the shapes only, as K and the NTK "
+        "have different units. Hollow marks have not converged.",
         {(): figure(traces, **axes)},
+        finding=" ".join(_fall(dataset, name) for name in ("ntk", "K")),
     )
+
+
+def _fall(dataset: xr.Dataset, name: str) -> str:
+    values = dataset[f"{name}_eigenvalue"].values
+    label = name.replace("ntk", "NTK")
+    return f"{label}: the largest eigenvalue is {short(values[0])}, number {len(values)} is {short(values[-1])}."
 
 
 def _ranks(dataset: xr.Dataset) -> Chart:
@@ -67,19 +77,24 @@ def _ranks(dataset: xr.Dataset) -> Chart:
     found = np.array([float(dataset[name]) for name in names])
     stderr = np.array([dataset[name].attrs["stderr"] for name in names])
     most = np.array([dataset[name].attrs["dimension"] for name in names])
-    band = {"line": {"width": 6}, "opacity": 0.3, "hoverinfo": "skip", "showlegend": False}
+    band = {"line": {"width": 6}, "opacity": 0.3, "hoverinfo": "skip", "hovertemplate": None, "showlegend": False}
     spans = [line([1, end], [label, label], label, 6, **band) for label, end in zip(labels, most, strict=True)]
     dots = line(
-        found, labels, "effective rank", 1, mode="markers", marker={"size": 10}, showlegend=False,
+        found, labels, "effective rank", 1, "of", mode="markers", marker={"size": 10}, showlegend=False,
         error_x=with_bars(stderr), customdata=most, hovertemplate="%{y}: %{x:.4g} of %{customdata:,}<extra></extra>",
     )  # fmt: skip
-    axes = {"xaxis": _log("Effective rank"), "yaxis": {"autorange": "reversed", "showgrid": False}}
+    axes = {
+        "xaxis": _log("Effective rank"),
+        "yaxis": {"title": {"text": "Operator"}, "autorange": "reversed", "showgrid": False},
+    }
     return Chart(
         "effective_ranks",
         "Effective ranks",
-        "How many directions carry most of each operator, with bars of two standard errors. The grey band ends at the "
-        "dimension of the space: a dot far left of its end is a bottleneck.",
+        "The participation ratio of each operator's eigenvalues, (sum)² / sum of squares: about how many directions "
+        "carry most of it. Bars are two standard errors. The grey band ends at the dimension of the space: where a dot "
+        "is far left of that end, few of the directions carry most.",
         {(): figure([*spans, dots], **axes)},
+        finding=", ".join(f"{a} {short(b)} of {c:,}" for a, b, c in zip(labels, found, most, strict=True)) + ".",
     )
 
 
@@ -94,9 +109,10 @@ def _temporal(dataset: xr.Dataset) -> Chart:
         "temporal_modes",
         "Temporal modes",
         "When learning can act: eigenvectors of the NTK summed over trials and units, each with its share of the "
-        "trace. What a target needs outside of the modes with large shares is learnt late or never.",
+        "NTK's trace. A change of the states in time that modes with small shares must carry is learnt late or never.",
         views(lambda some: figure(some, **axes), shown),
         (Choice("Mode", (f"leading {min(LINES, count)}", *_numbered("mode", count))),),
+        finding=_shares(dataset, "temporal"),
     )
 
 
@@ -104,8 +120,9 @@ def _spatial(dataset: xr.Dataset) -> Chart:
     return _loadings(
         dataset,
         "spatial",
-        "Which units learning can move: eigenvectors of the NTK summed over trials and times. Each row is a mode, each "
-        "column a unit, sorted by its loading on the mode chosen. Units that are pale in every row hardly change.",
+        "Which units learning can move: eigenvectors of the NTK summed over trials and times. A row is a mode, a "
+        "column a unit, sorted by its loading on the mode chosen. Units that are pale in the rows with large shares "
+        "hardly change.",
     )
 
 
@@ -113,9 +130,9 @@ def _trials(dataset: xr.Dataset) -> Chart:
     return _loadings(
         dataset,
         "trial",
-        "Which trials change together: eigenvectors of the NTK summed over times and units. Each row is a mode, each "
-        "column a trial. A mode of one sign changes all trials alike; a mode that changes sign with the condition can "
-        "pull conditions apart.",
+        "Which trials change together: eigenvectors of the NTK summed over times and units. A row is a mode, a column "
+        "a trial. A mode of one sign changes all trials alike; one whose sign follows the condition can pull "
+        "conditions apart.",
     )
 
 
@@ -131,11 +148,12 @@ def _loadings(dataset: xr.Dataset, kernel: str, caption: str) -> Chart:
         hover = f"mode %{{y}}<br>{axis} %{{x}}: %{{z:.3g}}<extra></extra>"
         columns = [str(i) for i in order]
         title = {"text": axis.capitalize()}
-        layout = {"xaxis": {"title": title, "type": "category", "nticks": 12}, "yaxis": {"autorange": "reversed"}}
+        rank = {"title": {"text": "Mode (share)"}, "autorange": "reversed"}
+        layout = {"xaxis": {"title": title, "type": "category", "nticks": 12}, "yaxis": rank}
         return figure([heat_map(modes[:, order], columns, rows, DIVERGING, hover, "Loading")], **layout)
 
     title, order = f"{kernel.capitalize()} modes", Choice("Order", tuple(names))
-    return Chart(f"{kernel}_modes", title, caption, views(view, keys), (order,), 320)
+    return Chart(f"{kernel}_modes", title, caption, views(view, keys), (order,), 320, _shares(dataset, kernel))
 
 
 def _ntk_modes(dataset: xr.Dataset) -> Chart:
@@ -154,10 +172,11 @@ def _ntk_modes(dataset: xr.Dataset) -> Chart:
     return Chart(
         "ntk_modes",
         "Modes of the NTK",
-        "What learning changes most easily: the leading eigenvectors of the NTK itself, of which each is a change of "
-        "the whole trajectory. The colours of all trials of a mode share one scale.",
+        "What learning changes most easily: leading eigenvectors of the NTK itself. Each is a change of the whole "
+        "trajectory, of which one trial is shown at a time. All trials of a mode have one colour scale.",
         views(view, range(ranks), shown),
         (Choice("Mode", _numbered("mode", ranks)), Choice("Trial", tuple(_trial_name(dataset, i) for i in shown))),
+        finding=_carried(dataset.ntk_eigenvalue.values / float(dataset.ntk_trace)),
     )
 
 
@@ -171,16 +190,20 @@ def _kernels(dataset: xr.Dataset) -> Chart:
         hover = f"{axis} %{{y}} and %{{x}}: %{{z:.4g}}<extra></extra>"
         name = {"text": _time(dataset) if axis == "time" else axis.capitalize()}
         layout = {"xaxis": {"title": name}, "yaxis": {"title": name, "autorange": "reversed"}}
-        return figure([heat_map(matrix[shown][:, shown], where, where, DIVERGING, hover)], **layout)
+        return figure([heat_map(matrix[shown][:, shown], where, where, DIVERGING, hover, "NTK")], **layout)
 
+    largest = {axis: int(np.nanargmax(np.diagonal(dataset[f"{name}_kernel"].values))) for name, axis in KERNELS.items()}
+    when = f"{float(dataset.time[largest['time']]):.4g} {dataset.time.attrs.get('units', '')}".strip()
     return Chart(
         "kernels",
         "The NTK between times, units and trials",
-        "The NTK summed over all other axes: how much a push at one time (unit, trial) changes the state at another. "
-        "A block of one colour learns as one; a pale off-diagonal can be learnt apart.",
+        "The NTK summed over all other axes: how much a gradient at one time (unit, trial) changes the state at "
+        "another. A block of one colour learns together; where the off-diagonal is pale, the two are learnt apart.",
         views(view, KERNELS),
         (Choice("Between", ("times", "units", "trials")),),
         440,
+        f"Learning changes most at time {when}, in unit {largest['unit']} and in trial {largest['trial']}: the largest "
+        "entries on the diagonals.",
     )
 
 
@@ -189,9 +212,9 @@ def _states(dataset: xr.Dataset) -> Chart:
     pairs = [(0, 1), (0, 2), (1, 2)][: {1: 0, 2: 1}.get(components, 3)]
     shown = evenly(dataset.sizes["trial"], MOST_NUMBERS // (2 * 4 * dataset.sizes["time"]))
     explained = dataset.pc_variance.values
-    axes = [f"PC {i + 1} ({100 * explained[i]:.3g} % of the variance)" for i in range(components)]
+    axes = [f"PC {i + 1} ({percent(explained[i])} of the variance)" for i in range(components)]
     time = dataset.time.values
-    score, colors = dataset.pc_projection.values, _group(dataset)
+    score, colors, labels = dataset.pc_projection.values, _group(dataset), _labels(dataset)
 
     def view(x: int | None, y: int) -> Any:
         """Component y against component x, or against time."""
@@ -205,11 +228,13 @@ def _states(dataset: xr.Dataset) -> Chart:
     return Chart(
         "state_pca",
         "State PCA",
-        "Where the state is, as opposed to where it can be moved: its principal components over all trials and times "
-        "(of an ODE weighted by the time that each stands for), each trial a line with a dot at its end.",
+        "Where the state is, as opposed to where learning can move it: principal components of the states over all "
+        "trials and times (of an ODE weighted by the time that each stands for). A line is a trial; a dot is its end. "
+        + (f"Colours are those of {_spaced(labels[0])}." if labels else "A colour is a trial."),
         views(lambda one: one, drawn),
         (Choice("Plane", tuple(names)),),
         440,
+        ", ".join(f"PC {i + 1} has {percent(explained[i])}" for i in range(components)) + " of the variance.",
     )
 
 
@@ -242,9 +267,25 @@ def _trial_name(dataset: xr.Dataset, trial: int) -> str:
     return f"trial {trial}" + (f" ({known})" if known else "")
 
 
-def _share(dataset: xr.Dataset, kernel: str, mode: int) -> str:
+def shares(dataset: xr.Dataset, kernel: str) -> np.ndarray:
+    """Of the NTK's trace, by mode of one of its kernels."""
     values = dataset[f"{kernel}_eigenvalue"].values
-    return f"{100 * values[mode] / values.sum():.2g} %"
+    return values / values.sum()
+
+
+def _share(dataset: xr.Dataset, kernel: str, mode: int) -> str:
+    return percent(shares(dataset, kernel)[mode])
+
+
+def _shares(dataset: xr.Dataset, kernel: str) -> str:
+    return _carried(shares(dataset, kernel), f"{kernel.capitalize()} mode")
+
+
+def _carried(share: np.ndarray, mode: str = "Mode") -> str:
+    """What the first modes carry, and how much is left."""
+    named = [f"{mode if i == 0 else 'mode'} {i + 1} carries {percent(one)}" for i, one in enumerate(share[:NAMED])]
+    rest = 1 - share[:NAMED].sum()
+    return f"{', '.join(named)} of the NTK's trace; {percent(max(rest, 0))} is left for all others."
 
 
 def _numbered(what: str, count: int) -> tuple[str, ...]:

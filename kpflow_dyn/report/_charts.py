@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 SEQUENTIAL, DIVERGING = "sequential", "diverging"
+BARS = {"thickness": 1, "width": 3}
 TRACE_COLOURS = 8  # of the page's colorway
-MOST_NUMBERS = 150_000  # in all views of one chart
+MOST_NUMBERS = 50_000  # in all views of one chart, so that a page stays below 3 MB
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with a title and a caption, in plain text."""
+    """A figure with a title and a caption, in plain text.
+
+    Files of its numbers take their columns from the titles of its axes and from the names of its traces.
+    """
 
     name: str  # its anchor on the page
     title: str
-    caption: str
+    caption: str  # how to read it
     views: Mapping[tuple[int, ...], Any]  # plotly figures, by the numbers of the options chosen, (0, 2)
     choices: tuple[Choice, ...] = ()
     height: int = 380  # in pixels
+    finding: str = ""  # what it shows here, in a sentence or two: also for those who cannot see it
 
     def to_json(self) -> str:
         """The views for the page's script: JSON that may stand inside of a script element."""
@@ -50,29 +55,29 @@ def views(draw: Callable[..., Any], *options: Iterable[Any]) -> dict[tuple[int, 
 
 
 def figure(traces: Sequence[Any], **layout: Any) -> Any:
-    """A plotly figure without a look of its own."""
+    """A plotly figure without a look of its own; where it has panels, `meta` names what is along x in all of them."""
     import plotly.graph_objects as go
 
     return go.Figure(list(traces), go.Layout(template="none", **layout))
 
 
-def line(x: Any, y: Any, name: str, color: int | None = None, **style: Any) -> Any:
-    """A line; `color` is a number in the page's colorway."""
+def line(x: Any, y: Any, name: str, color: int | None = None, also: str = "", **style: Any) -> Any:
+    """A line; `color` is a number in the page's colorway, `also` the name of customdata, which files then hold."""
     import plotly.graph_objects as go
 
-    meta = {} if color is None else {"meta": {"color": color % TRACE_COLOURS}}
-    return go.Scatter(x=numbers(x), y=numbers(y), name=plain(name), **({"mode": "lines"} | meta | style))
+    meta = ({} if color is None else {"color": color % TRACE_COLOURS}) | ({"customdata": also} if also else {})
+    style = {"mode": "lines", "hovertemplate": "%{x}: %{y:.4g}"} | style
+    return go.Scatter(x=numbers(x), y=numbers(y), name=plain(name), meta=meta, **style)
 
 
 def with_bars(stderr: Any) -> dict[str, Any]:
     """Error bars of two standard errors."""
-    return spread(2 * np.asarray(stderr, float))
+    return {"type": "data", "array": numbers(2 * np.asarray(stderr, float)), **BARS}
 
 
-def spread(up: Any, down: Any = None) -> dict[str, Any]:
-    """Bars of these lengths, the same in both directions where `down` is None."""
-    both = {} if down is None else {"symmetric": False, "arrayminus": numbers(down)}
-    return {"type": "data", "array": numbers(up), "thickness": 1, "width": 3, **both}
+def spread(up: Any, down: Any) -> dict[str, Any]:
+    """Bars up to the largest and down to the least value, of these lengths."""
+    return {"type": "data", "array": numbers(up), "symmetric": False, "arrayminus": numbers(down), **BARS}
 
 
 def heat_map(z: np.ndarray, x: Any, y: Any, scale: str, hover: str, title: str = "", most: float | None = None) -> Any:

@@ -21,6 +21,7 @@ from kpflow_dyn.report._charts import (
     plain,
     views,
 )
+from kpflow_dyn.report._numbers import short
 from kpflow_dyn.report._page import Table
 
 if TYPE_CHECKING:
@@ -28,20 +29,21 @@ if TYPE_CHECKING:
 
 LOSSES = {"squared_error": "squared error", "cross_entropy": "cross-entropy", "own": "loss of your own"}
 NOTE = (
-    "Times tau = learning rate x steps are those of plain gradient descent on all trials, under the kernel as it is, "
-    "when all parts are trained together. Training changes the kernel: trust the order more than the times; "
-    "kp.forecast says how long they hold. Out of reach is the share of the error now that this kernel does not move. "
-    "K stands in the way where the parameters write less along what a part needs than along a typical direction; P "
-    "where what is written is forgotten, beside kicks that last, or explodes; C where the readout does not read it."
+    "tau = learning rate x steps, of plain gradient descent on all trials, all parts trained together, with the kernel "
+    "(the NTK) as it is now. Training changes the kernel: trust the order more than the times. kp.forecast says how "
+    "long they hold.",
+    "Out of reach: the share of the error that this kernel does not move.",
+    "What stands in the way. K: the parameters write less along what a part needs than along a typical direction. "
+    "P: what is written is forgotten sooner than other changes, or explodes. C: the readout hardly reads it.",
 )
 OF_CLASSES = (
-    " The loss of a class is that at the places where it is right, class 0 being the first; that of an error PC is the "
-    "loss at each place times the share of its error along the component. Errors are measured by the curvature of the "
-    "loss; a cross-entropy may fall by more than what is within reach of them."
+    "The loss of a class is that at the times where it is the right one; classes are numbered from 0. The loss of an "
+    "error PC is the loss at each time, multiplied by the share of its error along that component. Errors are measured "
+    "in the curvature of the loss. A cross-entropy may fall by more than what is within reach of them."
 )
 OF_OPTIMIZER = (
-    " Steps of {}, begun anew, are those of the training itself, on all trials at each step, from which on a loss "
-    "stays so low: at first many rise again."
+    "Steps of {0}: training by {0} itself from a fresh start, on all trials at each step. The number is the step from "
+    "which on the loss stays that low, as losses often rise again at first."
 )
 OTHERS = (
     "Adam and other optimisers take other times. For theirs, give --optimizer adam --lr 1e-3 (in Python "
@@ -79,9 +81,9 @@ def learning_table(dataset: xr.Dataset) -> Table:
         header += ("Half at tau", "Tenth at tau")
     header += ("Out of reach", "What stands in the way")
     rows = [_row(dataset.isel(part=i), of_classes) for i in range(dataset.sizes["part"])]
-    note = NOTE + (OF_CLASSES if of_classes else "")
-    note += OF_OPTIMIZER.format(dataset.attrs["optimizer"]) if _has_optimizer(dataset) else ""
-    return Table("What will be learnt", header, rows, note, [_predicted(dataset), _reach(dataset)])
+    note = (*NOTE, *((OF_CLASSES,) if of_classes else ()))
+    note += (OF_OPTIMIZER.format(dataset.attrs["optimizer"]),) if _has_optimizer(dataset) else ()
+    return Table("What will be learnt", header, rows, "\n".join(note), [_predicted(dataset), _reach(dataset)])
 
 
 def as_records(dataset: xr.Dataset) -> list[dict[str, Any]]:
@@ -135,10 +137,10 @@ def _steps_to(one: xr.Dataset) -> str:
 
 
 def _order(dataset: xr.Dataset) -> str:
-    whole = f"Gradient descent under the kernel as it is would halve the loss {_at(float(dataset.part_half[0]))}"
-    whole += ", and often does far sooner, as training changes the kernel"
+    whole = f"Gradient descent under the kernel as it is now would halve the loss {_at(float(dataset.part_half[0]))}"
+    whole += "; training changes the kernel, which often makes it far sooner."
     ranked = _ranked(dataset, dataset.part_half.values)
-    return f"{whole}; by parts, in the order of their halves: {ranked}." if ranked else f"{whole}."
+    return f"{whole} Its parts are halved in this order: {ranked}." if ranked else whole
 
 
 def _ranked(dataset: xr.Dataset, half: np.ndarray) -> str:
@@ -152,7 +154,7 @@ def _ranked(dataset: xr.Dataset, half: np.ndarray) -> str:
 def _at(tau: float) -> str:
     if math.isnan(tau):
         return "at a time that was not found"
-    return "never" if math.isinf(tau) else f"at tau = {tau:.3g} (tau = learning rate x steps)"
+    return "never" if math.isinf(tau) else f"at tau = {short(tau)} (tau = learning rate x steps)"
 
 
 def _row(one: xr.Dataset, of_classes: bool) -> tuple[str, ...]:
@@ -174,13 +176,13 @@ def _row(one: xr.Dataset, of_classes: bool) -> tuple[str, ...]:
 
 
 def _step(steps: float, one: xr.Dataset) -> str:
-    return f"> {int(one.step[-1])}" if math.isnan(steps) else f"{steps:.3g}"
+    return f"> {int(one.step[-1])}" if math.isnan(steps) else short(steps)
 
 
 def _time(tau: float) -> str:
     if math.isnan(tau):
         return "?"
-    return "never" if math.isinf(tau) else f"{tau:.3g}"
+    return "never" if math.isinf(tau) else short(tau)
 
 
 @dataclass(frozen=True)
@@ -223,11 +225,12 @@ def _predicted(dataset: xr.Dataset) -> Chart:
     return Chart(
         "predicted_loss",
         "What will be learnt, and when",
-        f"The loss under the kernel as it is now{training}, of the whole and of its parts: outputs (or classes) by "
-        "name, and principal components (PC) of the error. A dot stands where half is learnt. A curve that stays high "
-        "is out of the kernel's reach, or waits for slow directions; one that rises is undone by other parts.",
+        f"The predicted loss under the kernel as it is now{training}: of everything, of each output (or class), and of "
+        "principal components (PC) of the error. A dot: half is learnt. A curve that stays high is out of the kernel's "
+        "reach or needs slow directions; one that rises is disturbed by the learning of other parts.",
         drawn if len(roads) > 1 else {key[1:]: one for key, one in drawn.items()},
         choices,
+        finding=_order(dataset),
     )
 
 
@@ -277,12 +280,26 @@ def _reach(dataset: xr.Dataset) -> Chart:
     return Chart(
         "reach",
         "Where the kernel reaches",
-        "How fast one step of gradient descent on a part moves the outputs along its error, at each trial and time, "
-        "per learning rate and |e|²: the sum is <e, NTK e> / |e|². Where it is pale, nothing is learnt there; where it "
-        "is negative, the step makes it worse.",
+        "How fast one step of gradient descent on a part moves the outputs along its error e, at each trial and time, "
+        "over the learning rate and |e|²: the sum is <e, NTK e> / |e|². Pale: hardly anything is learnt there. "
+        "Negative: the step makes the error larger there.",
         views(view, range(parts), ("map", "times", "trials")),
         (
             Choice("Part", tuple(str(name) for name in dataset.part.values)),
             Choice("Show", ("trials and times", "sum over trials", "sum over times")),
         ),
+        finding=_fastest(dataset),
+    )
+
+
+def _fastest(dataset: xr.Dataset) -> str:
+    """Where the whole is learnt fastest, and how much is undone elsewhere."""
+    speed, units = dataset.part_reach.values[0], dataset.time.attrs.get("units", "")
+    trial, time = np.unravel_index(np.nanargmax(speed), speed.shape)
+    better, worse = (np.nansum(part(speed, 0)) for part in (np.maximum, np.minimum))
+    when = f"{float(dataset.time[time]):.4g} {units}".strip()
+    return (
+        f"A step on {dataset.part.values[0]} is fastest at time {when} of trial {trial} ({short(speed[trial, time])}). "
+        f"Over all trials and times the speeds add up to {short(better + worse)}: {short(better)} where the error "
+        f"shrinks and {short(worse)} where it grows."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,24 @@ if TYPE_CHECKING:
     import xarray as xr
 
 INVISIBLE = 1e-6  # share of a number
+NAMES = {
+    "checkpoint": "file",
+    "found_file": "kind of file",
+    "found_prefix": "names of the weights begin with",
+    "found_cell": "found in the file",
+    "found_readout": "readout found",
+    "found_start": "first state",
+    "learning": "readout",
+    "readout": "outputs",
+    "largest_rate": "fastest rate of learning",
+    "problem": "kind of problem",
+    "state": "states",
+    "parameters": "parameters that learn",
+    "weight_sites": "uses of the weights",
+    "dtype": "precision",
+    "k": "modes computed",
+    "samples": "random probes",
+}
 
 
 def summarize(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
@@ -63,6 +82,51 @@ def with_error(value: float, stderr: float) -> str:
     digits = max(0, power + 1 - math.floor(math.log10(stderr)))
     scale = 10.0**power
     return f"({value / scale:.{digits}f} ± {stderr / scale:.{digits}f})e{power}"
+
+
+def short(value: float, digits: int = 3) -> str:
+    """A number to this many digits, without an exponent where one reads it better so.
+
+    >>> short(1907.3), short(0.012345), short(1.5e-7)
+    ('1907', '0.0123', '1.5e-07')
+    """
+    return f"{value:.0f}" if 10.0**digits <= abs(value) < 1e5 else f"{value:.{digits}g}"
+
+
+def percent(share: float) -> str:
+    """A share as one reads it.
+
+    >>> percent(0.8137), percent(0.00032), percent(0.998)
+    ('81%', '0.032%', '99.8%')
+    """
+    return f"{100 * share:.{3 if share >= 0.995 else 2}g}%"
+
+
+def words(name: str) -> str:
+    """The name of a setting as one reads it.
+
+    >>> words("found_cell"), words("loss"), words("kpflow_dyn")
+    ('found in the file', 'loss', 'kpflow_dyn')
+    """
+    return NAMES.get(name, name if name == "kpflow_dyn" else name.replace("_", " "))
+
+
+def lines(value: Any) -> list[str]:
+    """The value of a setting as lines of text: tables in JSON by their entries, lists by theirs.
+
+    >>> lines(109.1110949669231), lines("a; b"), lines('{"units": 8, "kind": "gru"}')
+    (['109.1'], ['a', 'b'], ['units: 8', 'kind: gru'])
+    """
+    if isinstance(value, float):
+        return [f"{value:.4g}"]
+    text = str(value)
+    try:
+        table = json.loads(text) if text.startswith(("{", "[")) else None
+    except ValueError:
+        table = None
+    if isinstance(table, dict):
+        return [f"{words(str(name))}: {entry}" for name, entry in table.items()]
+    return [str(entry) for entry in table] if isinstance(table, list) else text.split("; ")
 
 
 def _summary(value: float, attrs: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kpflow_dyn.report._analysis_charts import analysis_charts
+from kpflow_dyn.report._analysis_charts import analysis_charts, shares
+from kpflow_dyn.report._comparison_charts import page_of_comparison
 from kpflow_dyn.report._learning_charts import has_learning, learning_lead, learning_table
-from kpflow_dyn.report._numbers import INVISIBLE, settings, summarize, versions, with_error
+from kpflow_dyn.report._numbers import INVISIBLE, percent, settings, short, summarize, versions, with_error
 from kpflow_dyn.report._page import Page, Table
 from kpflow_dyn.report._sweep_charts import quantities, spaced, sweep_charts, swept
 from kpflow_dyn.report._track_charts import track_charts
@@ -16,16 +19,20 @@ from kpflow_dyn.report._track_charts import track_charts
 if TYPE_CHECKING:
     import xarray as xr
 
-EXACT = "Numbers without ± are exact in the digits shown."
+EXACT = (
+    "Numbers without ± are exact in the digits shown.\n"
+    "An effective rank is a participation ratio of eigenvalues: (sum)² / sum of squares."
+)
+PATTERNS = ("temporal", "spatial", "trial")
 ROWS = 12  # of a table over training
 SHOWN = 50  # points that failed
 
 
 def page_of(dataset: xr.Dataset) -> Page:
-    """The page of an analysis, a track or a sweep.
+    """The page of an analysis, a track, a comparison or a sweep.
 
     Args:
-        dataset: what `kp.analyze`, `kp.track` or `Sweep.collect` gave.
+        dataset: what `kp.analyze`, `kp.track`, `kp.compare(...).to_xarray()` or `Sweep.collect` gave.
 
     Raises:
         ValueError: any other dataset.
@@ -41,11 +48,13 @@ def page_of(dataset: xr.Dataset) -> Page:
         return _of_analysis(dataset)
     if "alignment_first" in dataset and "step" in dataset.dims:
         return _of_track(dataset)
+    if "principal_angle" in dataset:
+        return replace(page_of_comparison(dataset), about=_about(dataset))
     if {"status", "error", "done"} <= set(dataset.data_vars):
         return _of_sweep(dataset)
     raise ValueError(
         f"no page is known for a dataset of {', '.join(map(str, dataset.data_vars)) or 'nothing'}; give what "
-        "kp.analyze, kp.track or the collect of a sweep returned"
+        "kp.analyze, kp.track, the to_xarray of kp.compare or the collect of a sweep returned"
     )
 
 
@@ -56,26 +65,54 @@ def _of_analysis(dataset: xr.Dataset) -> Page:
         title=attrs["title"],
         lead=(
             *learning_lead(dataset),
-            _learnable(found),
+            _learnable(dataset, found),
             _what_the_ntk_is(ode),
             *([f"{attrs['steps']}."] if "steps" in attrs else []),
         ),
         warnings=tuple(attrs.get("warnings", "").splitlines()),
         charts=analysis_charts(dataset),
-        tables=[*([learning_table(dataset)] if has_learning(dataset) else []), _numbers(found)],
+        tables=[learning_table(dataset)] if has_learning(dataset) else [],
         settings=settings(dataset),
         versions=versions(dataset),
+        about=_about(dataset),
+        numbers=[_numbers(found)],
     )
 
 
-def _learnable(found: dict) -> str:
-    ranks = [_rank(kind, found[f"{kind}_effective_rank"]) for kind in ("temporal", "spatial", "trial")]
-    parts = f"{ranks[0]}, {ranks[1]} and {ranks[2]}"
-    return f"Gradient descent can move the trajectories of this model in about {parts} modes."
+def _about(dataset: xr.Dataset) -> str:
+    """Model, task, sizes, seed and version in one line, as far as the dataset says."""
+    attrs, sizes = dataset.attrs, dataset.sizes
+    model, task = (_named(str(attrs.get(what, ""))) for what in ("model", "task"))
+    known = {"units": "unit", "trials": "trial", "times": "time"}
+    count = {name: f"{sizes[dim]} {name}" for name, dim in known.items() if dim in sizes}
+    seed = f"seed {attrs['seed']}" if "seed" in attrs else ""
+    version = attrs.get("version_kpflow_dyn", attrs.get("kpflow_dyn", ""))
+    parts = (
+        (model, count.get("units", "")),
+        (task.removeprefix("neurogym:"), count.get("trials", ""), count.get("times", ""), seed),
+        (f"kpflow_dyn {version}" if version else "",),
+    )
+    return " · ".join(filter(None, (", ".join(filter(None, part)) for part in parts)))
 
 
-def _rank(kind: str, number: dict) -> str:
-    return f"{number['value']:.3g} {kind} (of {number['dimension']})"
+def _named(text: str) -> str:
+    """The name of a model or a task, of which there may be a repr or a table in JSON."""
+    return str(json.loads(text).get("name", "")) if text.startswith("{") else text.partition("(")[0]
+
+
+def _learnable(dataset: xr.Dataset, found: dict) -> str:
+    carried = [_carried(shares(dataset, kind), found[f"{kind}_effective_rank"]) for kind in PATTERNS]
+    return (
+        f"Of what gradient descent can change in the states, the first pattern in time {carried[0]}. Of patterns over "
+        f"units the first {carried[1]}, and of patterns over trials the first {carried[2]}. Shares are of the trace of "
+        "the NTK."
+    )
+
+
+def _carried(share: np.ndarray, rank: dict) -> str:
+    """What the first modes carry, and their participation ratio."""
+    three = f", the first three {percent(share[:3].sum())}" if len(share) > 3 else ""
+    return f"carries {percent(share[0])}{three} (participation ratio {short(rank['value'])} of {rank['dimension']})"
 
 
 def _what_the_ntk_is(ode: bool) -> str:
@@ -85,9 +122,9 @@ def _what_the_ntk_is(ode: bool) -> str:
         "densely the times lie."
     )
     return (
-        "One step of gradient descent changes the state S [trial, time, unit] by -η NTK ∇L. The NTK is P K P*"
-        f"{exactly}: what the parameters can kick directly (K), passed on by the dynamics (P)."
-        f"{functions if ode else ''}"
+        "One step of gradient descent with learning rate η changes the states by -η NTK ∇L, where L is the loss. The "
+        f"NTK is P K P*{exactly}: K is what the parameters change directly in one step, P passes it on through the "
+        f"dynamics.{functions if ode else ''}"
     )
 
 
@@ -109,27 +146,30 @@ def _of_track(dataset: xr.Dataset) -> Page:
     kept = float(dataset.alignment_first.sel(operator="NTK").isel(step=-1))
     lead = (
         f"From step {steps[0]} to step {steps[-1]} the effective rank of the NTK goes from {first:.3g} to {last:.3g}; "
-        f"its alignment with the NTK at the start ends at {kept:.2f}.",
-        "K is what the parameters can kick directly, P passes a kick on, and the NTK = P K P* is how one step of "
-        "gradient descent moves the whole trajectory.",
+        f"its alignment with the NTK at the start ends at {kept:.2f} (1: unchanged in direction).",
+        "The effective rank is the participation ratio of the eigenvalues: about how many directions carry most. K is "
+        "what the parameters change directly in one step, P passes it on through the dynamics, and the NTK = P K P* is "
+        "how one step of gradient descent moves the whole trajectory.",
     )
     return Page(
         title=dataset.attrs.get("title", f"{len(steps)} checkpoints of a training"),
         lead=lead,
         charts=track_charts(dataset),
-        tables=[_over_training(dataset)],
         settings=settings(dataset),
         versions=versions(dataset),
+        about=_about(dataset),
+        numbers=[_over_training(dataset)],
     )
 
 
 def _over_training(dataset: xr.Dataset) -> Table:
     operators = [str(name) for name in dataset.operator.values]
-    header = ("Step", *(f"er({name})" for name in operators), "NTK with first", "NTK with last")
+    ranks = (f"Effective rank of {name}" for name in operators)
+    header = ("Step", *ranks, "Alignment of the NTK with the first", "with the last")
     header += ("Loss",) if "loss" in dataset else ()
     chosen = range(0, dataset.sizes["step"], max(1, dataset.sizes["step"] // ROWS))
     rows = [_row(dataset.isel(step=place), operators) for place in chosen]
-    return Table("Numbers", header, rows, "Effective ranks er and alignments, ± one standard error.")
+    return Table("Numbers", header, rows, "± one standard error.")
 
 
 def _row(one: xr.Dataset, operators: list[str]) -> tuple[str, ...]:
@@ -146,7 +186,7 @@ def _of_sweep(dataset: xr.Dataset) -> Page:
     axes, done = swept(dataset), int(dataset.done.sum())
     sizes = "" if axes == ["point"] else f" ({' x '.join(f'{dataset.sizes[axis]} {axis}' for axis in axes)})"
     failed = [_failure(dataset, index) for index in zip(*np.nonzero(~dataset.done.values.astype(bool)), strict=True)]
-    tables = [_statistics(dataset)] if quantities(dataset) else []
+    tables = []
     if failed:
         more = "" if len(failed) <= SHOWN else f"The first {SHOWN} of {len(failed)}."
         tables.append(Table("What is missing", ("Point", "Status", "Why"), failed[:SHOWN], more))
@@ -157,6 +197,8 @@ def _of_sweep(dataset: xr.Dataset) -> Page:
         tables=tables,
         settings=settings(dataset) | {"seconds per point": f"{float(dataset.seconds.where(dataset.done).mean()):.3g}"},
         versions=versions(dataset),
+        about=_about(dataset),
+        numbers=[_statistics(dataset)] if quantities(dataset) else [],
     )
 
 

@@ -35,10 +35,10 @@ def self_reference_charts(dataset: xr.Dataset) -> list[Chart]:
             "Does learning repeat what the network does?",
             "The share of an actual change of the states in the leading directions of the network's own activity "
             "(core, from a forward pass), in those of the NTK, and, dashed, in directions that know nothing of the "
-            "network: constant in time, cosines, random. The bias is there where the core lies above the controls. "
-            + " ".join(f"{words}." for words in found.attrs["verdict"].splitlines()),
+            "network: constant in time, cosines, random. The bias is there where the core lies above the controls.",
             views(view, range(len(changes))),
             (Choice("Change", tuple(map(str, changes))),),
+            finding=" ".join(f"{words}." for words in found.attrs["verdict"].splitlines()),
         )
     ]
 
@@ -48,6 +48,6 @@ def _line(share: xr.DataArray, basis: int) -> Any:
     values, name = share.values[basis], str(share.self_reference_basis.values[basis])
     if np.isnan(values).all():
         return None
-    style = {} if basis < CONTROLS else {"line": {"dash": "dash", "width": 1.2}}
+    style: dict[str, Any] = {} if basis < CONTROLS else {"line": {"dash": "dash", "width": 1.2}}
     hover = "%{x} directions: %{y:.3f}"
     return line(share.self_reference_directions.values, values, name, basis, hovertemplate=hover, **style)

@@ -21,6 +21,7 @@ from kpflow_dyn.report._charts import (
     views,
     with_bars,
 )
+from kpflow_dyn.report._numbers import short
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -71,10 +72,21 @@ def _lines(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
     return Chart(
         "lines",
         "Along one axis",
-        "The mean over all other axes, with bars from the least to the largest point; a grey dot is a point.",
+        "The mean over all other axes, with bars from the least to the largest point. A grey dot is a point.",
         views(view, names, axes),
         (_quantity(names), Choice("Against", tuple(axes))),
+        finding=_ends(dataset, names[0], axes[0]),
     )
+
+
+def _ends(dataset: xr.Dataset, name: str, axis: str) -> str:
+    """Where the mean of a number is least and largest along an axis."""
+    mean, where = _over(np.mean, _moved(dataset[name], [axis])), dataset[axis].values
+    if not np.isfinite(mean).any():
+        return f"{spaced(name)} is not known at any point."
+    ends = [(word, int(find(mean))) for word, find in (("least", np.nanargmin), ("largest", np.nanargmax))]
+    said = [f"{word} at {axis} = {_text(where[i])} ({short(mean[i])})" for word, i in ends]
+    return f"The mean of {spaced(name)} is {' and '.join(said)}."
 
 
 def _means(dataset: xr.Dataset, name: str, axis: str) -> list[Any]:
@@ -104,7 +116,18 @@ def _maps(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
         "The mean over all other axes. A field without colour has no number.",
         views(view, names, pairs),
         (_quantity(names), Choice("Over", tuple(f"{x} and {y}" for x, y in pairs))),
+        finding=_highest(dataset, names[0], *pairs[0]),
     )
+
+
+def _highest(dataset: xr.Dataset, name: str, x: str, y: str) -> str:
+    """Where the mean of a number is largest over two axes."""
+    mean = _over(np.mean, _moved(dataset[name], [y, x]))
+    if not np.isfinite(mean).any():
+        return f"{spaced(name)} is not known at any point."
+    row, column = np.unravel_index(np.nanargmax(mean), mean.shape)
+    place = f"{x} = {_text(dataset[x].values[column])} and {y} = {_text(dataset[y].values[row])}"
+    return f"The mean of {spaced(name)} is largest at {place} ({short(mean[row, column])})."
 
 
 def _multiples(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
@@ -117,10 +140,12 @@ def _multiples(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
     return Chart(
         "multiples",
         "Small multiples",
-        "A panel for each value of one axis, all on one scale; lines are the values of a third axis (of more, means).",
+        "A panel for each value of one axis, all on one scale. Lines are the values of a third axis; over any further "
+        "axes they are means.",
         views(view, names, pairs),
         (_quantity(names), Choice("Show", tuple(f"against {x}, by {panel}" for x, panel in pairs))),
         520,
+        _ends(dataset, names[0], pairs[0][1]),
     )
 
 
@@ -145,7 +170,7 @@ def _panels(dataset: xr.Dataset, name: str, x: str, panel: str, third: list[str]
 def _grid(dataset: xr.Dataset, titles: Sequence[str], x: str, name: str) -> dict[str, Any]:
     """Panels beside each other on one y axis, with the value of each below it."""
     width = 1 / len(titles)
-    layout: dict[str, Any] = {"yaxis": _of(name)}
+    layout: dict[str, Any] = {"yaxis": _of(name), "meta": {"x": x}}
     for place, title in enumerate(titles):
         own = {"title": {"text": plain(title)}, "anchor": "y", "domain": [place * width, (place + 0.92) * width]}
         layout[f"xaxis{place + 1}"] = _axis(dataset, x) | own | {"nticks": 4}
@@ -172,7 +197,14 @@ def _scatter(dataset: xr.Dataset, names: list[str]) -> Chart:
         "A dot for each point, with bars of two standard errors where they are known.",
         views(view, names, arguments),
         (_quantity(names), Choice("Against", tuple(arguments))),
+        finding=_span(dataset, names[0]),
     )
+
+
+def _span(dataset: xr.Dataset, name: str) -> str:
+    values = dataset[name].values[np.isfinite(dataset[name].values)]
+    between = f"between {short(values.min())} and {short(values.max())}" if values.size else "not known"
+    return f"{spaced(name)} is {between} at {values.size} points."
 
 
 def _moved(array: xr.DataArray, first: list[str]) -> np.ndarray:

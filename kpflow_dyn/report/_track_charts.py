@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpflow_dyn.report._charts import Chart, Choice, figure, line, views, with_bars
+from kpflow_dyn.report._numbers import percent, short
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -29,21 +30,34 @@ def _ranks(dataset: xr.Dataset) -> Chart:
     return Chart(
         "ranks",
         "Effective ranks",
-        "How many directions K, P and the NTK have at each checkpoint, in full or along one axis, with bars of two "
-        "standard errors.",
+        "The participation ratio of K, P and the NTK at each checkpoint, in full or along one axis: about how many "
+        "directions carry most of each. Bars are two standard errors.",
         views(lambda kind: _by_operator(dataset, "effective_rank", f"Effective {kind} rank", kind=kind), kinds),
         (Choice("Rank", tuple(kinds)),),
+        finding=_from_to(
+            dataset, "NTK: the full effective rank", dataset.effective_rank.sel(operator="NTK", kind="full")
+        ),
     )
 
 
+def _from_to(dataset: xr.Dataset, what: str, values: xr.DataArray) -> str:
+    first, last = (short(float(values.isel(step=end))) for end in (0, -1))
+    steps = dataset.step.values
+    return f"{what} goes from {first} at step {steps[0]} to {last} at step {steps[-1]}."
+
+
 def _alignments(dataset: xr.Dataset) -> Chart:
+    last = dataset.alignment_first.isel(step=-1)
     return Chart(
         "alignments",
         "How far the operators turn",
         "The alignment of each operator with that of the first or of the last checkpoint: 1 where learning keeps its "
         "directions (lazy), small where it makes new ones (feature learning).",
-        views(lambda end: _by_operator(dataset, f"alignment_{end}", f"Alignment with the {end}"), _ENDS),
+        views(lambda end: _by_operator(dataset, f"alignment_{end}", f"Alignment with the {end} checkpoint"), _ENDS),
         (Choice("Compared with", tuple(f"the {end} checkpoint" for end in _ENDS)),),
+        finding="Alignment with the first checkpoint at the last one: "
+        + ", ".join(f"{name} {short(float(last.sel(operator=name)))}" for name in dataset.operator.values)
+        + ".",
     )
 
 
@@ -55,16 +69,17 @@ def _loss(dataset: xr.Dataset) -> Chart:
         if name in dataset
     ]
     axes = _axes("Loss", "log" if float(dataset.loss.min()) > 0 else None)
-    text = (
-        "The loss that the model is trained with, on these trials, at each checkpoint; and what was recorded with it."
+    text = "The loss on these trials at each checkpoint, and, where there is one, the loss recorded in training."
+    return Chart(
+        "loss", "Loss", text, {(): figure(traces, **axes)}, finding=_from_to(dataset, "The loss", dataset.loss)
     )
-    return Chart("loss", "Loss", text, {(): figure(traces, **axes)})
 
 
 def _accuracy(dataset: xr.Dataset) -> Chart:
     trace = line(dataset.step.values, dataset.accuracy.values, "accuracy", 0, mode="lines+markers", showlegend=False)
-    text = "The part of trials and times that count whose largest output is that of the right class."
-    return Chart("accuracy", "Accuracy", text, {(): figure([trace], **_axes("Accuracy", None))})
+    text = "How often the largest output is that of the right class, over all trials and times that count."
+    said = _from_to(dataset, "The accuracy", dataset.accuracy)
+    return Chart("accuracy", "Accuracy", text, {(): figure([trace], **_axes("Accuracy", None))}, finding=said)
 
 
 def _target(dataset: xr.Dataset) -> Chart:
@@ -75,7 +90,7 @@ def _target(dataset: xr.Dataset) -> Chart:
         _, label, kind = TARGET[name]
         values = dataset[f"component_{name}"].transpose("step", "component").values
         traces = [
-            line(dataset.step.values, values[:, i], f"{i + 1} ({100 * shares[i]:.2g} %)", i, mode="lines+markers")
+            line(dataset.step.values, values[:, i], f"{i + 1} ({percent(shares[i])})", i, mode="lines+markers")
             for i in range(count)
         ]
         return figure(traces, **_axes(label, kind))
@@ -83,10 +98,12 @@ def _target(dataset: xr.Dataset) -> Chart:
     return Chart(
         "target",
         "Components of the target",
-        "What is learnt of each component c of the target (with its share of the target), and how the kernel moves the "
-        "outputs along it: a component in slow directions is learnt late.",
+        "How much is learnt of each component c of the target, given with its share of it, and how fast the kernel "
+        "moves the outputs along it: a component in slow directions is learnt late.",
         views(view, TARGET),
         (Choice("Show", tuple(text for text, _, _ in TARGET.values())),),
+        finding=f"Component 1 has {percent(shares[0])} of the target. "
+        + _from_to(dataset, "How much of it is learnt", dataset.component_learnt.isel(component=0)),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from kpflow_dyn._arrays import Array, Random, Rows
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.solvers._certify import OfProduct
 from kpflow_dyn.solvers._counted import Product
 from kpflow_dyn.solvers._moments import Estimate, Moments
@@ -174,5 +175,5 @@ def called(method: Callable[..., Any], result: type[Result], *arguments: Any, **
         raise TypeError(f"{name} takes no {', '.join(missing)}; leave it out, or take another alg")
     found = method(*arguments, **given)
     if not isinstance(found, result):
-        raise TypeError(f"{name} returned {type(found).__name__}, expected kp.solvers.{result.__name__}")
+        raise TypeError(f"{name} returned {type_name(found)}, expected kp.solvers.{result.__name__}")
     return found

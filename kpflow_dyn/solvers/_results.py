@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from kpflow_dyn._arrays import Array
+from kpflow_dyn._shown import Shown
 
 
-@dataclass(frozen=True)
-class Eigenpairs:
+@dataclass(frozen=True, repr=False)
+class Eigenpairs(Shown):
     """Eigenpairs of a symmetric operator.
 
     Attributes:
@@ -28,8 +29,8 @@ class Eigenpairs:
     calls: int
 
 
-@dataclass(frozen=True)
-class Triplets:
+@dataclass(frozen=True, repr=False)
+class Triplets(Shown):
     """Singular triplets A v = s u, A* u = s v.
 
     Attributes:

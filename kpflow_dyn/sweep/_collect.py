@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpflow_dyn.sweep._design import Design, label
-from kpflow_dyn.sweep._values import Record, Variable
+from kpflow_dyn.sweep._design import Design, design, label
+from kpflow_dyn.sweep._store import Store
+from kpflow_dyn.sweep._values import MISSING, Record, Variable
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def dataset_of(design: Design, records: Sequence[Record], about: Mapping[str, str]) -> xr.Dataset:
+def dataset_in(folder: Path) -> xr.Dataset:
+    """What the `collect` of the sweep in a folder gives, without the function that was called.
+
+    Raises:
+        FileNotFoundError: there is no sweep.
+        ValueError: an earlier version of this package wrote it, or a file is damaged.
+    """
+    store = Store(folder)
+    if (about := store.about()) is None:
+        raise FileNotFoundError(f"{folder} has no sweep.json, so it is no folder of a sweep")
+    if "over" not in about:
+        raise ValueError(f"{folder} is of an earlier version, which did not write down the design; use collect()")
+    records = [store.read(path.stem) for path in store.points.glob("*.npz")]
+    found, known = {_name(record.point): record for record in records}, design(about["over"])
+    return dataset_of(known, [found.get(_name(point), MISSING) for point in known.points], about["attrs"])
+
+
+def _name(point: Mapping[str, Any]) -> str:
+    return json.dumps(point, sort_keys=True)
+
+
+def dataset_of(design: Design, records: Sequence[Record], about: Mapping[str, Any]) -> xr.Dataset:
     """One dataset of the records of all points, in the order of the design, with attributes."""
     import xarray as xr
 

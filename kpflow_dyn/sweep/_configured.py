@@ -27,6 +27,7 @@ In results an axis has the last part of its name, `g` and `seed`, or `model_seed
 is `model`.
 """
 
+import json
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -135,7 +136,9 @@ def read_sweep(path: str | Path) -> tuple[Sweep, float | None, dict[str, Any]]:
     check_analysis(content["analysis"], setup.with_summary)
     check_tables([setup.tables(point) for point in points], list(names.values()), path)
     setup = replace(setup, code=code_named(setup.tables(point) for point in points))
-    return Sweep(setup, over, content.get("out", path.with_suffix(""))), timeout, content.get("executor", {})
+    about = {name: json.dumps(tables[name]) for name in MADE} | {"samples": f"{setup.samples}", "seed": setup.seed}
+    swept = Sweep(setup, over, content.get("out", path.with_suffix("")), attrs=about)
+    return swept, timeout, content.get("executor", {})
 
 
 def _check_tables(content: Mapping[str, Any], path: Path) -> None:

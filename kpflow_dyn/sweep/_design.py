@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from kpflow_dyn._shown import type_name
+
 Point = dict[str, Any]
 """The arguments of one call, by name: numbers, strings, bools, frozen dataclasses."""
 
@@ -19,6 +21,12 @@ class Design:
 
     points: list[Point]
     axes: dict[str, list[Any]] | None  # of a grid, whose last axis varies fastest; None for a list of points
+
+    def labelled(self) -> dict[str, list[Any]] | list[Point]:
+        """What `design` makes it of, as it stands in files."""
+        if self.axes is not None:
+            return {name: [label(value) for value in values] for name, values in self.axes.items()}
+        return [labelled(point) for point in self.points]
 
 
 def design(over: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]]) -> Design:
@@ -98,7 +106,7 @@ def value_of(name: str, value: Any) -> Any:
     frozen = dataclasses.is_dataclass(plain) and not isinstance(plain, type) and _is_frozen(plain)
     if not (isinstance(plain, bool | int | float | str) or frozen):
         raise TypeError(
-            f"{name} is {plain!r} of type {type(plain).__name__} at a point of the sweep, expected a number, a string, "
+            f"{name} is {plain!r} of type {type_name(plain)} at a point of the sweep, expected a number, a string, "
             "a bool or a frozen dataclass; give a name or a number, and make the object inside of run"
         )
     if frozen and " object at 0x" in repr(plain):
@@ -109,6 +117,11 @@ def value_of(name: str, value: Any) -> Any:
 def label(value: Any) -> Any:
     """How a value stands in files and coordinates: itself, or the repr of a dataclass."""
     return value if isinstance(value, bool | int | float | str) else repr(value)
+
+
+def labelled(point: Point) -> Point:
+    """A point as it stands in files."""
+    return {name: label(value) for name, value in point.items()}
 
 
 def _axis(name: str, values: Iterable[Any]) -> list[Any]:

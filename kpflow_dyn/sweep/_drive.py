@@ -9,9 +9,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 
-from kpflow_dyn.sweep._design import Point
+from kpflow_dyn.sweep._design import Point, labelled
 from kpflow_dyn.sweep._executors import Engine, Given
-from kpflow_dyn.sweep._store import Store, labelled
+from kpflow_dyn.sweep._store import Store
 from kpflow_dyn.sweep._values import Record
 from kpflow_dyn.sweep._work import Work, evaluate
 
@@ -27,7 +27,7 @@ def drive(
     report: Callable[[str], None],
     deaths: int = 0,
 ) -> None:
-    """Have every point, by key, computed and recorded; `report` is called with the status of each.
+    """Have every point, by key, computed and recorded; `report` is called with the key of each.
 
     A point may be in flight at `attempts` deaths of workers, at the last one alone; each was so at `deaths` already.
     A broken executor of the user's is raised, as it cannot be opened anew; the points that broke it are noted.
@@ -35,7 +35,13 @@ def drive(
     state = _Driver(work, points, attempts, report, deaths)
     while state.waiting:
         with engine.open() as executor:
-            broken = state.submit_all(executor, engine.ahead)
+            try:
+                broken = state.submit_all(executor, engine.ahead)
+            finally:
+                if isinstance(
+                    engine, Given
+                ):  # others end with their points, and loky fails at those it finds cancelled
+                    state.cancel()
         if broken is not None and isinstance(engine, Given):
             for key in state.deaths.keys() & set(state.waiting):
                 Store(work.folder).suspect(key)
@@ -51,7 +57,7 @@ class _Driver:
         self.work, self.points, self.attempts, self.report = work, points, attempts, report
         self.waiting = deque(points)
         self.deaths = Counter(dict.fromkeys(points, deaths) if deaths else ())
-        self.flight: dict[Future[str], str] = {}
+        self.flight: dict[Future[None], str] = {}
 
     def submit_all(self, executor: Executor, ahead: int | None) -> BaseException | None:
         """Until all is done, or the executor is broken, whose error is returned."""
@@ -65,10 +71,12 @@ class _Driver:
             for future in wait(self.flight).done:
                 self.land(future)
             return error
-        finally:
-            for future in self.flight:
-                future.cancel()
         return None
+
+    def cancel(self) -> None:
+        """Take back what no worker has begun."""
+        for future in self.flight:
+            future.cancel()
 
     def fill(self, executor: Executor, ahead: int) -> None:
         """Submit what may be in flight together; a point that is suspect is so alone."""
@@ -83,11 +91,11 @@ class _Driver:
     def is_suspect(self, key: str) -> bool:
         return self.deaths[key] >= self.attempts - 1
 
-    def land(self, future: Future[str]) -> BrokenExecutor | None:
+    def land(self, future: Future[None]) -> BrokenExecutor | None:
         """Take a point out of flight; a break of the executor is returned."""
         key, error = self.flight.pop(future), future.exception()
         if error is None:
-            self.check(key, future.result())
+            self.check(key)
         elif isinstance(error, BrokenExecutor) or type(error).__name__ in DEATHS or not isinstance(error, Exception):
             self.lost(key, error)
         else:
@@ -101,11 +109,11 @@ class _Driver:
         if suspect and not store.has(key):
             store.write(key, Record("failed", _end(error, self.deaths[key]), point=labelled(self.points[key])))
         if store.has(key):
-            self.report(store.read(key, values=False).status)
+            self.report(key)
         else:
             self.waiting.append(key)
 
-    def check(self, key: str, status: str) -> None:
+    def check(self, key: str) -> None:
         """The point must be on the disk that this process sees."""
         store = Store(self.work.folder)
         if not store.has(key):
@@ -113,7 +121,7 @@ class _Driver:
                 f"a worker recorded a point that is not in {store.points}; workers on other machines need a "
                 "folder that all of them see"
             )
-        self.report(status)
+        self.report(key)
 
 
 def _end(error: BaseException, count: int) -> str:

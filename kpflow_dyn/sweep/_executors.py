@@ -2,15 +2,18 @@
 
 import importlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.tasks._data import check_count, nearest
 
 AHEAD = 2  # points in flight for each worker, so that none waits for the next one
@@ -24,12 +27,15 @@ class Engine(Protocol):
     Attributes:
         ahead: how many points to have in flight, or None for all that there are.
         apart: whether points run in other processes, to which `run` has to be sent.
+        parallel: how many points run at once, or None where that is not known.
     """
 
     @property
     def ahead(self) -> int | None: ...
     @property
     def apart(self) -> bool: ...
+    @property
+    def parallel(self) -> int | None: ...
     def open(self) -> AbstractContextManager[Executor]:
         """A new pool of workers, closed at the end; after an error or an interrupt its workers are stopped."""
         ...
@@ -46,6 +52,7 @@ class Local:
 
     ahead: int | None = field(default=1, init=False)
     apart: bool = field(default=False, init=False)
+    parallel: int | None = field(default=1, init=False)
 
     def open(self) -> AbstractContextManager[Executor]:
         """A pool of no workers."""
@@ -80,12 +87,13 @@ class Processes:
     @property
     def ahead(self) -> int:
         """Points in flight."""
-        return AHEAD * self._workers
+        return AHEAD * self.parallel
 
     apart = True
 
     @property
-    def _workers(self) -> int:
+    def parallel(self) -> int:
+        """Workers."""
         return self.workers or cores()
 
     @contextmanager
@@ -93,7 +101,11 @@ class Processes:
         """A pool of loky."""
         loky = _imported("loky", "sweep")
         environment = threads_environment(self.threads) | {"LOKY_MAX_MEMORY_LEAK_SIZE": LEAK}
-        pool = loky.ProcessPoolExecutor(self._workers, initializer=end_with, initargs=(os.getpid(),), env=environment)
+        with _deaf_to_ctrl_c():
+            pool = loky.ProcessPoolExecutor(
+                self.parallel, initializer=end_with, initargs=(os.getpid(),), env=environment
+            )
+            pool.submit(os.getpid)  # starts them
         try:
             yield pool
         except BaseException:
@@ -125,6 +137,11 @@ class Dask:
     ahead = None
     apart = True
 
+    @property
+    def parallel(self) -> int | None:
+        """Workers of a cluster of this machine's."""
+        return self.workers or (cores() if self.address is None else None)
+
     @contextmanager
     def open(self) -> Iterator[Executor]:
         """The executor of a dask client."""
@@ -135,13 +152,14 @@ class Dask:
     def _cluster(self, distributed: Any) -> AbstractContextManager[Any]:
         if self.address is not None:
             return nullcontext(self.address)
-        return distributed.LocalCluster(
-            n_workers=self.workers or cores(),
-            threads_per_worker=1,
-            dashboard_address=None,
-            silence_logs=50,
-            env=threads_environment(self.threads),
-        )
+        with _deaf_to_ctrl_c():
+            return distributed.LocalCluster(
+                n_workers=self.parallel,
+                threads_per_worker=1,
+                dashboard_address=None,
+                silence_logs=50,
+                env=threads_environment(self.threads),
+            )
 
 
 @dataclass(frozen=True)
@@ -176,6 +194,11 @@ class Slurm:
         """All points: they are the jobs of an array."""
         return None if self.cluster == "slurm" else self.workers or cores()
 
+    @property
+    def parallel(self) -> int | None:
+        """Jobs at once, where it was asked for so many."""
+        return self.workers
+
     @contextmanager
     def open(self) -> Iterator[Executor]:
         """The executor of submitit, behind the standard interface."""
@@ -199,8 +222,12 @@ class Given:
     @property
     def ahead(self) -> int | None:
         """A few for each worker, where their number is known."""
-        workers = getattr(self.executor, "_max_workers", None)
-        return workers and AHEAD * workers
+        return self.parallel and AHEAD * self.parallel
+
+    @property
+    def parallel(self) -> int | None:
+        """Workers, where their number is known."""
+        return getattr(self.executor, "_max_workers", None)
 
     def open(self) -> AbstractContextManager[Executor]:
         """The executor itself."""
@@ -245,7 +272,7 @@ def engine_of(given: Any) -> Engine:
     if isinstance(given, Local | Processes | Dask | Slurm):
         return given
     raise TypeError(
-        f"executor is a {type(given).__name__}, expected a name ({', '.join(ENGINES)}), what sweep.executor gives, a "
+        f"executor is a {type_name(given)}, expected a name ({', '.join(ENGINES)}), what sweep.executor gives, a "
         "concurrent.futures.Executor or a dask Client"
     )
 
@@ -271,6 +298,17 @@ class _Inline(Executor):
         except Exception as error:
             future.set_exception(error)
         return future
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Workers that start inside do not hear it: a terminal sends it to all, and the process of the sweep ends them."""
+    resource_tracker.ensure_running()  # of multiprocessing, whose start lets SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with(parent: int) -> None:

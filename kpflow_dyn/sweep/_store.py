@@ -1,4 +1,4 @@
-"""The folder of a sweep: sweep.json says of which code, points/ holds one file for each point.
+"""The folder of a sweep: sweep.json says of which code and over what, points/ holds one file for each point.
 
 While a point could end the process that drives the sweep, a file KEY.suspect stands there; it stays if the point does.
 A file is written under another name and then renamed: whoever dies, and whenever, leaves whole files only.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kpflow_dyn.sweep._code import changes
-from kpflow_dyn.sweep._design import Point, label
+from kpflow_dyn.sweep._design import Point
 from kpflow_dyn.sweep._values import MISSING, Record, from_file, to_bytes
 
 
@@ -84,15 +84,23 @@ class Store:
 
     def code(self) -> dict[str, str] | None:
         """The code that the points were computed with, or None before there are any."""
+        return None if (known := self.about()) is None else known["code"]
+
+    def about(self) -> dict[str, Any] | None:
+        """What `begin` was told of the sweep, its code among it; None before the first run."""
         try:
-            return dict(json.loads((self.folder / "sweep.json").read_text())["code"])
+            known = json.loads((self.folder / "sweep.json").read_text())
+            return {**known, "code": dict(known["code"])}
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.folder / 'sweep.json'} is not of a sweep; take another folder") from error
 
-    def begin(self, code: Mapping[str, str], fresh: bool) -> None:
-        """Make the folder ready for points of this code, and take away what a killed run left half written."""
+    def begin(self, code: Mapping[str, str], fresh: bool, **about: Any) -> None:
+        """Make the folder ready for points of this code, and take away what a killed run left half written.
+
+        `about` says what else a reader of the folder, who has not got the function, must know.
+        """
         known = self.code()
         if known is not None and fresh:
             shutil.rmtree(self.points, ignore_errors=True)
@@ -102,7 +110,7 @@ class Store:
                 "anew with fresh=True, which deletes these points"
             )
         self.points.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "sweep.json", json.dumps({"code": code}, indent=2).encode())
+        _write(self.folder / "sweep.json", json.dumps({"code": code, **about}, indent=2).encode())
         for unfinished in self.points.glob(".*"):
             unfinished.unlink(missing_ok=True)
 
@@ -111,11 +119,6 @@ def key_of(point: Point, code: Mapping[str, str]) -> str:
     """The name of a point: a hash of its arguments and of the code."""
     named = [sorted((name, repr(value)) for name, value in point.items()), sorted(code.items())]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
-
-
-def labelled(point: Point) -> dict[str, Any]:
-    """A point as it stands in files."""
-    return {name: label(value) for name, value in point.items()}
 
 
 def _write(path: Path, content: bytes) -> None:

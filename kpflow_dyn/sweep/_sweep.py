@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kpflow_dyn._progress import bars
+from kpflow_dyn._problems.versions import versions_of
+from kpflow_dyn._progress import counting
+from kpflow_dyn._shown import Row, Shown, type_name
 from kpflow_dyn.sweep._code import Code, changes, name_of
 from kpflow_dyn.sweep._design import Point, design
 from kpflow_dyn.sweep._drive import drive
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FAILURES = ("failed", "timed out")
+FRAMEWORKS = ("torch", "jax")
 
 
 @dataclass(frozen=True)
@@ -78,35 +80,33 @@ class Failure:
     trace: str
 
 
-class Sweep:
+class Sweep(Shown):
     """A function at many points, each computed once and recorded in a file of its own.
 
     The folder `out` holds sweep.json and points/*.npz: arrays and JSON, no pickles. Each file is there whole or not at
     all, so that a run that is killed at any moment loses the points in flight, and running again computes what is
     missing. Points belong to the code of `run` with all that it reaches, and to the versions of this package and of
     Python: where one of them has changed, running is refused. Reached are functions, classes and modules outside of
-    Python and of installed packages, and the values of globals, closures, defaults and attributes, such as arrays,
-    weights and configurations; not files that `run` reads. What points themselves change, as a list that they fill,
-    does not count until a new `Sweep` is made.
+    Python and of installed packages, and the values of globals, closures, defaults and attributes; not files that `run`
+    reads. What points themselves change, as a list that they fill, does not count until a new `Sweep` is made.
 
-    A worker keeps `run` from point to point. What it compiles, as a function under jax.jit that takes the weights, is
-    compiled once for all points of the same shapes, which for small networks saves most of the time.
+    A worker keeps `run` from point to point, so that jax.jit compiles once for all points of the same shapes.
 
     Args:
         run: called as run(**point), in worker processes with executors other than the default. Returns a dict of
-            numbers, strings, real arrays, xr.DataArrays or Estimates (which give name and name_stderr), or a
-            xr.Dataset. A point that raises, by sys.exit as well, is recorded as failed, one with a NaN is kept and
-            flagged. One that ends its process (os._exit, a crash) is recorded as failed in worker processes; in this
-            process it ends the sweep too, and the next run computes it last, in a worker process of its own.
+            numbers, strings, real arrays, xr.DataArrays or Estimates (which give name and name_stderr), or a Dataset.
+            A point that raises, also by sys.exit, is recorded as failed; one with a NaN is kept and flagged. One that
+            ends its process (os._exit, a crash) is recorded as failed in worker processes. In this process it ends the
+            sweep too, and the next run computes it last, in a process of its own.
         over: a dict of axes is a grid; a list of dicts are points, as `sweep.zipped`, `sweep.random` and `sweep.sobol`
             give them. Values are numbers, strings, bools or frozen dataclasses.
         out: the folder; made where it does not exist.
+        attrs: what its dataset and its page are to say of it, by name: the model, the task, its title.
 
     Raises:
         TypeError, ValueError: a run that is no function, or a value that cannot name a point.
 
-    >>> import tempfile
-    >>> import kpflow_dyn as kp
+    >>> import tempfile, kpflow_dyn as kp
     >>> def run(g, seed):
     ...     return {"gain": 2 * g + seed}
     >>> sweep = kp.Sweep(run, over={"g": [0.5, 1.5], "seed": range(3)}, out=tempfile.mkdtemp())
@@ -117,13 +117,21 @@ class Sweep:
     """
 
     def __init__(
-        self, run: Callable[..., Any], over: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]], out: str | Path
+        self,
+        run: Callable[..., Any],
+        over: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]],
+        out: str | Path,
+        attrs: Mapping[str, str | float] | None = None,
     ) -> None:
         if not callable(run):
-            raise TypeError(f"run is a {type(run).__name__}, expected a function that is called as run(**point)")
+            raise TypeError(f"run is a {type_name(run)}, expected a function that is called as run(**point)")
         self.function: Any = run
         self.design = design(over)
         self.store = Store(Path(out).absolute())
+        self.attrs = dict(attrs or {})
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        return "Sweep", _rows(self)
 
     def run(
         self,
@@ -146,18 +154,20 @@ class Sweep:
             fresh: delete the points that are there, and begin anew.
             attempts: how many deaths of worker processes a point may be in flight at. Before the last one it runs
                 alone, so that no point is given up for what another one does.
-            progress: show a bar on a terminal.
+            progress: show a bar on a terminal; elsewhere, as in a log, a line now and then if it takes long.
 
         Raises:
             ValueError: the folder holds points of other code (it says what changed); a timeout that is not positive.
             BlockingIOError: another process runs a sweep in this folder (it says which).
             OSError: the folder cannot be written; what was recorded is kept.
+            KeyboardInterrupt: Ctrl-C, after the workers were stopped; it says how many points are done and kept.
             ModuleNotFoundError: an executor whose package is not installed.
         """
         if timeout is not None and not 0 < timeout < math.inf:
             raise ValueError(f"timeout is {timeout} s, expected a positive number, or None for no limit")
         check_count("attempts", attempts, 1)
         engine, store, code = engine_of(executor), self.store, self._code.now()
+        points = _by_key(self.design.points, code)
         if opaque := self._code.opaque:
             warnings.warn(
                 f"run reaches what cannot be compared, so no change is noticed of {', '.join(opaque)}", stacklevel=2
@@ -165,26 +175,27 @@ class Sweep:
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
             with locked(store.folder):
-                store.begin(code, fresh)
-                missing = _missing(_by_key(self.design.points, code), store, retry_failed)
+                store.begin(code, fresh, over=self.design.labelled(), attrs=_attrs(self))
+                missing = _missing(points, store, retry_failed)
                 _drive(self, missing, engine, timeout, attempts, progress)
+        except KeyboardInterrupt as error:
+            raise _stopped(error, store, points, fresh) from None
         except BlockingIOError:
             raise
         except OSError as error:
-            why = f"cannot go on in {store.folder} ({error.strerror or error}); what is recorded there is kept, and "
-            raise OSError(error.errno, f"{why}running again computes the rest") from error
+            raise _stuck(error, store) from error
         finally:
             self._code.called(code)
         return self.status()
 
     def status(self) -> Status:
         """How many points came to what, by the files that are there; warns where these are of other code than `run`."""
-        counts = Counter(self.store.read(key, values=False).status for key in self._known)
+        counts = Counter(self.store.read(key, values=False).status for key in _known(self))
         return Status(**{name.replace(" ", "_"): counts[name] for name in STATUSES})
 
     def failures(self) -> list[Failure]:
         """The points that failed or timed out, and why; warns where they are of other code than `run` is now."""
-        records = [(point, self.store.read(key, values=False)) for key, point in self._known.items()]
+        records = [(point, self.store.read(key, values=False)) for key, point in _known(self).items()]
         return [Failure(point, r.status, r.error, r.trace) for point, r in records if r.status in FAILURES]
 
     def collect(self) -> xr.Dataset:
@@ -209,24 +220,50 @@ class Sweep:
         """
         from kpflow_dyn.sweep._collect import dataset_of
 
-        records: list[Record] = [self.store.read(key) for key in self._known]
-        version = (self.store.code() or {}).get("kpflow_dyn", "")
-        return dataset_of(self.design, records, {"run": name_of(self.function), "version_kpflow_dyn": version})
+        records: list[Record] = [self.store.read(key) for key in _known(self)]
+        return dataset_of(self.design, records, (self.store.about() or {}).get("attrs", _attrs(self)))
 
     @cached_property
     def _code(self) -> Code:
         return Code(self.function)
 
-    @property
-    def _known(self) -> dict[str, Point]:
-        """The points by the keys that they have in the folder, with a warning where these are of other code."""
-        now = self._code.now()
-        code = self.store.code() or now
-        if differ := changes(code, now):
-            warnings.warn(
-                f"the points in {self.store.folder} are of other code: {', '.join(differ)} changed since", stacklevel=3
-            )
-        return _by_key(self.design.points, code)
+
+def _attrs(sweep: Sweep) -> dict[str, Any]:
+    """What files and datasets say of it."""
+    return {"run": name_of(sweep.function), **sweep.attrs, **versions_of(FRAMEWORKS)}
+
+
+def _known(sweep: Sweep) -> dict[str, Point]:
+    """The points by the keys that they have in the folder, with a warning where these are of other code."""
+    now = sweep._code.now()
+    code = sweep.store.code() or now
+    if differ := changes(code, now):
+        warnings.warn(
+            f"the points in {sweep.store.folder} are of other code: {', '.join(differ)} changed since", stacklevel=3
+        )
+    return _by_key(sweep.design.points, code)
+
+
+def _stopped(error: KeyboardInterrupt, store: Store, points: Collection[str], fresh: bool) -> KeyboardInterrupt:
+    """The interrupt, saying what is kept and how to go on; where it came tells nothing."""
+    again = "run again without fresh" if fresh else "run again"
+    error.args = (f"{sum(map(store.has, points))} of {len(points)} points are done and kept; {again} to resume",)
+    return error.with_traceback(None)
+
+
+def _stuck(error: OSError, store: Store) -> OSError:
+    why = f"cannot go on in {store.folder} ({error.strerror or error}); what is recorded there is kept, and "
+    return OSError(error.errno, f"{why}running again computes the rest")
+
+
+def _rows(sweep: Sweep) -> list[Row]:
+    """What a sweep prints of itself: how many points have a file, which is quicker to see than what came of each."""
+    over = " x ".join(f"{name} {len(values)}" for name, values in (sweep.design.axes or {}).items())
+    points = _by_key(sweep.design.points, sweep.store.code() or {})
+    done = sum(map(sweep.store.has, points))
+    rows: list[Row] = [("run", name_of(sweep.function)), ("over", over or "a list of points")]
+    rows.append(("points", f"{len(points)}, of which {done} computed, {len(points) - done} missing"))
+    return [*rows, ("out", str(sweep.store.folder))]
 
 
 def _by_key(points: Iterable[Point], code: Mapping[str, str]) -> dict[str, Point]:
@@ -264,16 +301,14 @@ def _drive(
 
     That process was this sweep's own, or one of an executor that broke.
     """
-    counts, start, total, store = Counter[str](), time.perf_counter(), len(sweep.design.points), sweep.store
+    store, total = sweep.store, len(sweep.design.points)
     suspects = {key: point for key, point in missing.items() if store.is_suspect(key)}
     others = {key: point for key, point in missing.items() if key not in suspects}
-    with bars(progress) as shown:
-        bar = shown.add_task("", total=total, completed=total - len(missing))
+    with counting("points", total, total - len(missing), engine.parallel, progress) as count:
 
-        def report(status: str) -> None:
-            counts[status] += 1
-            words = _words(counts, total - len(missing), total, time.perf_counter() - start)
-            shown.update(bar, advance=1, description=words)
+        def report(key: str) -> None:
+            record = store.read(key, values=False)
+            count.landed(record.seconds, record.status in FAILURES)
 
         def compute(points: dict[str, Point], engine: Engine, attempts: int, deaths: int = 0) -> None:
             if points:
@@ -284,11 +319,3 @@ def _drive(
         compute(suspects, Processes(1), attempts=2, deaths=1)
         for key in suspects:
             store.clear(key)
-
-
-def _words(counts: Counter[str], before: int, total: int, seconds: float) -> str:
-    """Done, failed, rate and time left."""
-    now, failed = counts.total(), sum(counts[name] for name in FAILURES)
-    rate = now / max(seconds, 1e-9)
-    left = (total - before - now) / rate
-    return f"{before + now - failed} done, {failed} failed, {rate:.3g}/s, {left:.0f} s left"

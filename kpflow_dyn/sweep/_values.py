@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import to_numpy
+from kpflow_dyn._shown import type_name
 
 RESERVED = ("status", "done", "error", "seconds", "point")
 STATUSES = ("done", "not finite", "failed", "timed out", "missing")
@@ -45,7 +46,7 @@ def variables_of(result: Any, axes: Iterable[str]) -> dict[str, Variable]:
     ('rank_0',)
     """
     if not isinstance(result, Mapping):
-        raise TypeError(f"run returned {type(result).__name__}, expected a dict of numbers and arrays or a xr.Dataset")
+        raise TypeError(f"run returned {type_name(result)}, expected a dict of numbers and arrays or a xr.Dataset")
     coords = getattr(result, "coords", {})
     given = {**dict(result.items()), **dict(coords.items())}
     found = dict(entry for name, value in given.items() for entry in _entries(str(name), value))
@@ -100,7 +101,7 @@ def _variable(name: str, value: Any, dims: Iterable[str] | None, attrs: Mapping[
     array = np.asarray(value) if plain else to_numpy(value) if hasattr(value, "__array__") else np.asarray(None)
     if array.dtype.kind not in "biufU":
         raise TypeError(
-            f"run returned {name} of type {type(value).__name__} ({array.dtype}), expected a number, a string, a real "
+            f"run returned {name} of type {type_name(value)} ({array.dtype}), expected a number, a string, a real "
             "array, a xr.DataArray or an Estimate"
         )
     named = tuple(dims) if dims is not None else tuple(f"{name}_{axis}" for axis in range(array.ndim))

@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kpflow_dyn.sweep._design import Point
-from kpflow_dyn.sweep._store import Store, labelled
+from kpflow_dyn.sweep._design import Point, labelled
+from kpflow_dyn.sweep._store import Store
 from kpflow_dyn.sweep._values import Record, is_finite, variables_of
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)  # that end a program, or a point
@@ -36,11 +36,11 @@ def here() -> tuple[str, int]:
     return socket.gethostname(), os.getpid()
 
 
-def evaluate(work: Work, key: str, point: Point) -> str:
-    """Compute a point unless it is there, record what came of it, and return its status."""
+def evaluate(work: Work, key: str, point: Point) -> None:
+    """Compute a point unless it is there, and record what came of it."""
     store = Store(work.folder)
     if store.has(key):  # this call is a repetition: its first worker died after it had recorded the point
-        return store.read(key, values=False).status
+        return
     run, start = _loaded(work.run) if isinstance(work.run, bytes) else work.run, time.perf_counter()
     ours = here() == work.driver
 
@@ -54,7 +54,6 @@ def evaluate(work: Work, key: str, point: Point) -> str:
     except _TimeIsUp:
         found = late
     record(found)
-    return found.status
 
 
 class _TimeIsUp(BaseException):

@@ -1,22 +1,29 @@
 """What a task gives, what it offers, and the checks that all tasks share."""
 
+from __future__ import annotations
+
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
 from kpflow_dyn._arrays.memory import require_machine
+from kpflow_dyn._shown import Row, Shown, axes_sizes, number, some, type_name
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
 
 DEFAULT_TRIALS = 32
 AXES = {"inputs": "[trial, time, channel]", "targets": "[trial, time, channel]", "mask": "[trial, time]"}
 
 
-@dataclass(frozen=True)
-class TaskData:
+@dataclass(frozen=True, repr=False)
+class TaskData(Shown):
     """Trials of a task.
 
     Attributes:
@@ -53,6 +60,40 @@ class TaskData:
                 f"outputs of the task {self.name} are {self.outputs}, expected {self.expected_outputs} names, or none"
             )
 
+    def _shown(self) -> tuple[str, list[Row]]:
+        trial_time = ("trial", "time")
+        rows: list[Row] = [("inputs", axes_sizes((*trial_time, "channel"), self.inputs.shape))]
+        if self.targets is not None:
+            kind = f" classes, {self.classes}" if self.classes else ""
+            rows += [("targets", axes_sizes((*trial_time, "out")[: self.targets.ndim], self.targets.shape) + kind)]
+        rows += [] if self.mask is None else [("mask", f"{np.mean(self.mask != 0):.0%} of the trials and times count")]
+        rows += [("labels", some(list(self.labels)))] if self.labels else []
+        rows += [("outputs", some(self.outputs))] if self.outputs else []
+        return f"TaskData of {self.name}", rows + ([] if self.dt is None else [("dt", f"{number(self.dt)} ms")])
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of `inputs`, `targets` and `mask` on "trial", "time", "channel" and "out".
+
+        What is known of the trials are coordinates such as `label_angle`. Times are in ms where `dt` is known.
+        """
+        import xarray as xr
+
+        axes = {"inputs": ("trial", "time", "channel"), "targets": ("trial", "time", "out"), "mask": ("trial", "time")}
+        given = {name: np.asarray(array) for name in axes if (array := getattr(self, name)) is not None}
+        data = {name: (axes[name][: array.ndim], array) for name, array in given.items()}
+        coords: dict[str, Any] = {f"label_{name}": _of_trials(name, label) for name, label in self.labels.items()}
+        steps = np.arange(self.inputs.shape[1])
+        coords["time"] = steps if self.dt is None else ("time", self.dt * steps, {"units": "ms"})
+        if self.targets is not None and self.targets.shape[2:] == (len(self.outputs),):
+            coords["out"] = list(self.outputs)
+        return xr.Dataset(data, coords, {"task": self.name})
+
+    def plot(self, dark: bool = False) -> Figure:
+        """The inputs and targets of the first trial over time."""
+        from kpflow_dyn.figures import _results as figures
+
+        return figures.task(self, dark=dark)
+
     @property
     def classes(self) -> int:
         """How many classes the targets tell apart, at least; 0 where these are no class indices."""
@@ -70,6 +111,13 @@ class TaskData:
         """How many outputs a readout must have, in words."""
         numbers = [] if self.targets is None else [str(width) for width in self.targets.shape[2:]]
         return ", or ".join([*numbers, *([f"at least {self.classes} of classes"] if self.classes else [])]) or "none"
+
+
+def _of_trials(name: str, label: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """What is known of each trial, with its axes; texts as numpy's own."""
+    values = np.asarray(label)
+    values = values.astype(str) if values.dtype == object else values
+    return ("trial", *(f"{name}_{axis}" for axis in range(1, values.ndim))), values
 
 
 class Task(Protocol):
@@ -204,7 +252,7 @@ def check_arrays(arrays: dict[str, np.ndarray], where: object) -> None:
     """Raise unless inputs [trial, time, channel], targets and mask [trial, time] fit each other; see `TaskData`."""
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name} in {where} is {type(array).__name__}, expected a numpy array")
+            raise TypeError(f"{name} in {where} is {type_name(array)}, expected a numpy array")
     shape = arrays["inputs"].shape
     for name, array in arrays.items():
         axes = AXES[name]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from kpflow_dyn._shown import type_name
 from kpflow_dyn.tasks._array_file import ArrayFile
 from kpflow_dyn.tasks._by_path import made_by
 from kpflow_dyn.tasks._circle import DelayAnti, DelayPro, FourTasks, MemoryAnti, MemoryPro
@@ -42,7 +43,7 @@ def make_task(spec: str | Task, trials: int | None = None, seed: int = 0, **opti
     """
     data = find_task(spec, options).sample(trials, seed)
     if not isinstance(data, TaskData):
-        raise TypeError(f"the task {spec!r} sampled {type(data).__name__}, expected a kp.tasks.TaskData")
+        raise TypeError(f"the task {spec!r} sampled {type_name(data)}, expected a kp.tasks.TaskData")
     return data
 
 
