@@ -1,13 +1,17 @@
-"""The figures of the page on theory, each from a small computation of this package. A minute or two.
+"""The figures of the documentation, and what its tutorials print. Three minutes for all.
 
-python docs/figures.py                 # all of them, into docs/images
-python docs/figures.py learning        # one of them
+python docs/figures.py                          # all of them, into docs/images
+python docs/figures.py learning                 # one figure of the page on theory
+python docs/figures.py gallery.md               # the figures of a page, made by the code above each of them
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,8 @@ import kpflow_dyn as kp
 from kpflow_dyn.figures._style import StyledFigure, muted, series, styled
 from kpflow_dyn.models import MLPField
 
-IMAGES = Path(__file__).with_name("images")
+DOCS = Path(__file__).parent
+IMAGES = DOCS / "images"
 UNITS, TRIALS = 48, 12
 
 
@@ -218,12 +223,43 @@ def learning(_: Any) -> Figure:
 DRAWN = {draw.__name__: draw for draw in (constraint, core, propagator, modes, reductions, measure, learning)}
 
 
+SHOWN = re.compile(
+    r"```python\n(?P<code>.*?)```\n"
+    r'(?P<output>\n```text title="Output"\n.*?```\n)?'
+    r"(?:\n!\[[^]]*\]\((?P<image>[^)]+)\))?",
+    re.DOTALL,
+)
+"""A block of code, and what a page shows of it: what it prints, and the `figure` that it leaves."""
+PAGES = ["gallery.md", *sorted(f"tutorials/{page.name}" for page in DOCS.glob("tutorials/*.md"))]
+
+
+def draw(page: Path) -> None:
+    """Run the code of a page, and put what it prints and draws where the page shows it."""
+    names: dict[str, Any] = {"__name__": "page"}
+
+    def shown(block: re.Match[str]) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(block["code"], names)  # our own
+        if block["image"]:
+            names["figure"].savefig(page.parent / block["image"], dpi=115)
+        if not block["output"]:
+            return block[0]
+        return block[0].replace(block["output"], f'\n```text title="Output"\n{printed.getvalue()}```\n')
+
+    text = SHOWN.sub(shown, page.read_text("utf-8"))
+    page.write_text(text, "utf-8")
+
+
 def main() -> None:
     """Draw what the command line names, or all."""
-    parser = argparse.ArgumentParser(description="The figures of the page on theory.")
-    parser.add_argument("names", nargs="*", default=list(DRAWN), help=f"of {', '.join(DRAWN)}")
+    everything = [*DRAWN, *PAGES]
+    parser = argparse.ArgumentParser(description="The figures of the documentation.")
+    parser.add_argument("names", nargs="*", default=everything, help=f"of {', '.join(everything)}")
     for name in parser.parse_args().names:
-        DRAWN[name](None).savefig(IMAGES / f"theory_{name}.png", dpi=115)
+        if name.endswith(".md"):
+            draw(DOCS / name)
+        else:
+            DRAWN[name](None).savefig(IMAGES / f"theory_{name}.png", dpi=115)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import pkgutil
 import re
 import runpy
@@ -22,7 +23,9 @@ import kpflow_dyn as kp
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(ROOT) for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
 WITH_CODE = [page for page in PAGES if page != Path("README.md") and python_blocks(ROOT / page)]
-LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?[^)]*\)")
+"""A path, or none, and an anchor in it."""
+IN_WEB = re.compile(r"https?://[a-z0-9.-]+\.[a-z]{2,}(/[\w./~%#?=&:+-]*)?")
 MAPS = [DOCS / "architecture.md", ROOT / "CONTRIBUTING.md"]
 PLACE = re.compile(r"`([\w./]+(?:\.\w+|/))`(?::\s((?:(?:,\s|,?\sor\s|,?\sand\s)?`\w[\w.]*`)+))?")
 """A path, and names in it."""
@@ -33,10 +36,79 @@ def test_python_runs(page: Path) -> None:
     assert run(*python_blocks(ROOT / page))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
+@pytest.mark.parametrize("page", [*PAGES, Path("CHANGELOG.md")], ids=str)
 def test_links_lead_somewhere(page: Path) -> None:
-    inside = [link for link in LINK.findall((ROOT / page).read_text("utf-8")) if "://" not in link]
-    assert [link for link in inside if not (ROOT / page).parent.joinpath(link).exists()] == []
+    links = LINK.findall(re.sub(r"```.*?```", "", (ROOT / page).read_text("utf-8"), flags=re.DOTALL))
+    assert [link for link, _ in links if "://" in link and not IN_WEB.fullmatch(link)] == []
+    inside = [(target_of(page, link), anchor) for link, anchor in links if "://" not in link]
+    assert [target for target, _ in inside if not target.exists()] == []
+    assert [pair for pair in inside if pair[1] and pair[1] not in anchors(pair[0])] == []
+
+
+def target_of(page: Path, link: str) -> Path:
+    """The file that a link of a page means: of a notebook the page that it is made of."""
+    target = (ROOT / page).parent / link if link else ROOT / page
+    return target.with_suffix(".md") if target.suffix == ".ipynb" else target
+
+
+def anchors(page: Path) -> set[str]:
+    """Those of a page's headings, as mkdocs and GitHub make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+def test_a_broken_link_would_be_noticed() -> None:
+    assert "p-how-kicks-travel" in anchors(DOCS / "theory.md") and "nonsense" not in anchors(DOCS / "theory.md")
+    assert not IN_WEB.fullmatch("https://localhost") and IN_WEB.fullmatch("https://arxiv.org/abs/2605.08746")
+
+
+def test_sources_of_docstrings_are_there() -> None:
+    """`Source: docs/theory.md, "Estimates".` names a page and a heading of it."""
+    texts = [path.read_text("utf-8") for path in (ROOT / "kpflow_dyn").rglob("*.py")]
+    named = {pair for text in texts for pair in re.findall(r'(docs/[\w/]+\.md)(?:, "([^"]+)")?', text)}
+    assert len(named) > 10
+    assert [place for place, title in named if title and f"# {title}\n" not in ROOT.joinpath(place).read_text()] == []
+    assert [place for place, _ in named if not (ROOT / place).exists()] == []
+
+
+SOUGHT = {
+    "loss": "report", "Adam": "learning", "plateau": "learning", "memory": "gpu", "fixed point": "dynamics",
+    "controllability": "controller", "learning rate": "numbers", "GPU": "gpu", "out of memory": "gpu",
+    "slow": "scaling", "NaN": "sweep", "checkpoint": "report", "neurogym": "training", "Lyapunov": "dynamics",
+    "seed": "theory", "stiff": "neural_ode", "units of tau": "numbers",
+}  # fmt: skip
+"""Words that users look for, and the page that answers them."""
+
+
+@pytest.mark.parametrize("word", SOUGHT)
+def test_the_list_of_words_leads_to_a_page(word: str) -> None:
+    """Its page is boosted in the search, which so finds the words of others."""
+    page = (DOCS / "words.md").read_text("utf-8")
+    rows = [row for row in re.findall(r"^\| (.+) \| (.+) \|$", page, re.MULTILINE) if word.lower() in row[0].lower()]
+    assert "boost:" in page and any(f"{SOUGHT[word]}.md" in see for _, see in rows)
+
+
+def test_pages_show_what_their_code_makes() -> None:
+    """Each figure of the gallery and the tutorials is there, small, and made by the block above it."""
+    drawing = runpy.run_path(str(DOCS / "figures.py"))
+    for page in (DOCS / name for name in drawing["PAGES"]):
+        text = page.read_text("utf-8")
+        blocks = list(drawing["SHOWN"].finditer(text))
+        made = [block["image"] for block in blocks if block["image"]]
+        assert made == re.findall(r"!\[[^]]*\]\(([^)]+)\)", text) != []
+        assert all(re.search(r"^figure(,.*)? = ", block["code"], re.MULTILINE) for block in blocks if block["image"])
+        assert all("```text" not in block["output"].strip()[3:] for block in blocks if block["output"])
+        assert [name for name in made if page.parent.joinpath(name).stat().st_size > 100_000] == []
+
+
+def test_tutorials_become_notebooks() -> None:
+    pytest.importorskip("jupytext", reason="needs the extra docs")
+    notebook = runpy.run_path(str(DOCS / "notebooks.py"))["notebook"]
+    for page in DOCS.glob("tutorials/*.md"):
+        cells = json.loads(notebook(page.read_text("utf-8")))["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        assert code == [block.rstrip("\n") for block in python_blocks(page)]
+        assert "Output" not in "".join(line for cell in cells for line in cell["source"])
 
 
 def test_every_public_name_is_in_the_reference() -> None:
@@ -132,6 +204,13 @@ def test_equations_of_docstrings_are_plain_text(site: Path) -> None:
     page = site.joinpath("reference", "numbers.html").read_text("utf-8")
     for text in ("A = J J* with fewer parameters", "G = J*J on the parameters", "&lt;q, A q&gt; / &lt;q, q&gt;"):
         assert text in page
+
+
+@pytest.mark.slow
+def test_adjoints_are_no_emphasis(site: Path) -> None:
+    theory, scaling = (site.joinpath(name).read_text("utf-8") for name in ("theory.html", "scaling.html"))
+    assert "h NTK" in theory and "J* = " in theory and "<em>" not in theory
+    assert "<strong>ntk.mv</strong>" in scaling and "<em>linearize, flops</em>" in scaling
 
 
 @pytest.mark.slow
