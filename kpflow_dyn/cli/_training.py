@@ -254,7 +254,7 @@ def _tracked(
         "run": str(run.folder),
         "task": data.name,
         **said_of_options(source),
-        **attributes_of(last, source),
+        **attributes_of(last),
     }
     return found.assign_attrs(about), as_found(last_file.name, last.found)
 
