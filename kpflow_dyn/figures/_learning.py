@@ -33,7 +33,8 @@ def gradient_flow(flow: GradientFlow) -> Figure:
     axes[1].plot(flow.time[1:], flow.gradient_norm[1:], ".-", color=colors[1], markersize=5)
     for panel, label in zip(axes, ("Loss", "Norm of the gradient"), strict=True):
         panel.set(xscale="log", yscale="log" if flow.loss.min() > 0 else "linear", ylabel=label)
-    axes[1].set(xlabel="Time (learning rate x steps)", xlim=axes[0].get_xlim())
+    label = f"Step of {flow.optimizer}" if flow.optimizer else "Time (learning rate x steps)"
+    axes[1].set(xlabel=label, xlim=axes[0].get_xlim())
     return figure
 
 
