@@ -81,7 +81,7 @@ TERMS = (
         ("max_steps", "options: max_num_steps", "max_steps", "", "maxiters"),
     ),
     Term(
-        "nothing: the method chooses its steps by the tolerances; give `steps=` to choose them",
+        "nothing: the method chooses its steps by the tolerances; give `steps=` to choose them yourself",
         ("first_step", "min_step", "max_step", "dtmin", "dtmax", "dt_min", "dt_max", "safety", "ifactor", "dfactor"),
         (
             "dt0, dtmin, dtmax",
@@ -92,8 +92,8 @@ TERMS = (
         ),
     ),
     Term(
-        "in JAX a part of `stepsize_controller=diffrax.PIDController(...)`, of torchode of its step size controller; "
-        "torchdiffeq's own is not changed",
+        "a part of `stepsize_controller=diffrax.PIDController(...)` in JAX, or of torchode's step size controller; "
+        "that of torchdiffeq cannot be changed",
         (
             *("pcoeff", "icoeff", "dcoeff", "factormin", "factormax", "error_order", "norm", "internalnorm"),
             *("force_dtmin", "gamma", "beta1", "beta2", "qmax", "qmin", "qsteady_min", "qsteady_max", "qoldinit"),
@@ -111,7 +111,7 @@ TERMS = (
         ("progress_meter", "", "", "", "progress"),
     ),
     Term(
-        "another problem, `problem.remake(z0=..., t=...)`, which goes on from a state with steps of its own",
+        "a new problem, `problem.remake(z0=..., t=...)`, which starts from a state and chooses its own steps",
         ("made_jump", "solver_state", "controller_state", "extra", "extra_solver_state"),
         ("solver_state, controller_state, made_jump", "", "", "", "init"),
     ),
@@ -123,14 +123,14 @@ TERMS = (
         ),
         ("root_finder", "options: max_iters", "", "jac, jac_sparsity, lband, uband", "jac, jac_prototype"),
     ),
-    Term("the dtype of `z0`, and its numbers, which stay as they are", ("dtype", "alias_u0"), ("", "", "", "", "")),
+    Term("the dtype of `z0`; its numbers stay as they are", ("dtype", "alias_u0"), ("", "", "", "", "")),
     Term(
-        "the attribute `jumps` of a callable `x`; samples are stopped at by themselves",
+        "the attribute `jumps` of a callable `x`; adaptive steps end where samples bend",
         ("jump_t", "step_t", "jump_ts", "step_ts", "tstops", "d_discontinuities", "perturb"),
         ("ClipStepSizeController", "options: jump_t, step_t", "", "", "tstops"),
     ),
     Term(
-        "`sensealg=` of `kp.linearize`: `DiscreteAdjoint()`, or `InterpolatingAdjoint()` for the equation's own",
+        "`sensealg=` of `kp.linearize`: `DiscreteAdjoint()`, or `InterpolatingAdjoint()` for the derivative of the equation",
         ("adjoint", "sensealg", "adjoint_method", "adjoint_rtol", "adjoint_atol", "adjoint_params", "adjoint_options"),
         ("adjoint", "odeint_adjoint", "AutoDiffAdjoint", "", "sensealg"),
     ),
@@ -140,7 +140,7 @@ TERMS = (
         ("", "", "", "", "SecondOrderODEProblem"),
     ),
     Term(
-        "`kp.models.Hybrid`, a field with events and what happens at them",
+        "`kp.models.Hybrid`, a field with events and their resets",
         ("event", "events", "event_fn", "callback", "discrete_terminating_event", "merge_callbacks"),
         ("event", "odeint_event", "", "events", "callback"),
     ),
@@ -155,7 +155,7 @@ TERMS = (
         ("VirtualBrownianTree", "", "", "", "noise, seed"),
     ),
     Term(
-        "what the diffusion g of a `kp.SDEProblem` gives: [unit] for diagonal noise, else [unit, noise]",
+        "the output of the diffusion g of a `kp.SDEProblem`: [unit] for diagonal noise, else [unit, noise]",
         ("noise_type", "noise_rate_prototype"),
         ("", "", "", "", "noise_rate_prototype"),
     ),
