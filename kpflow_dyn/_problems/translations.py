@@ -6,8 +6,6 @@ One table: errors about unknown names read it, and docs/guides/neural_ode.md sho
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kpflow_dyn._shown import type_name
-
 LIBRARIES = ("diffrax", "torchdiffeq", "torchode", "scipy", "SciML")
 
 
@@ -130,7 +128,7 @@ TERMS = (
         ("ClipStepSizeController", "options: jump_t, step_t", "", "", "tstops"),
     ),
     Term(
-        "`sensealg=` of `kp.linearize`: `DiscreteAdjoint()`, or `InterpolatingAdjoint()` for the derivative of the equation",
+        "`sensealg=` of `kp.linearize`: `DiscreteAdjoint()`, or `InterpolatingAdjoint()` for that of the equation",
         ("adjoint", "sensealg", "adjoint_method", "adjoint_rtol", "adjoint_atol", "adjoint_params", "adjoint_options"),
         ("adjoint", "odeint_adjoint", "AutoDiffAdjoint", "", "sensealg"),
     ),
@@ -285,7 +283,7 @@ METHODS = {  # what others call a method, in small letters: its name here in tor
 
 def method_here(alg: object, framework: str) -> str:
     """What an algorithm of another library is called here, "" where that is not known."""
-    name = (alg if isinstance(alg, str) else alg.__name__ if isinstance(alg, type) else type_name(alg)).lower()
+    name = (alg if isinstance(alg, str) else alg.__name__ if isinstance(alg, type) else type(alg).__name__).lower()
     found = METHODS.get(name.removesuffix("()"))
     return f"; {name} is here {found[framework == 'jax']}" if found else ""
 
