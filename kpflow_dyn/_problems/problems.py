@@ -16,6 +16,7 @@ from kpflow_dyn._problems.checks import check_directed_times, check_inputs, chec
 from kpflow_dyn._problems.events import arguments_of_field, refuse_jumps
 from kpflow_dyn._problems.forms import Form, called_as
 from kpflow_dyn._problems.layouts import Layout
+from kpflow_dyn._problems.signatures import check_cell
 from kpflow_dyn._problems.starts import check_encoded, laid_out_encoded, rows_of_parameter, whole_start
 from kpflow_dyn._problems.translations import refuse_unknown
 from kpflow_dyn._shown import Row, Shown
@@ -272,7 +273,8 @@ class DiscreteProblem(StartedProblem):
     encoder: Any = None
 
     def __post_init__(self) -> None:
-        backend = backend_for(self.x, "x", X_AXES)
+        backend = backend_for(self.x, "x", X_AXES, (self.cell, self.encoder))
+        check_cell(self.cell, backend.models.function_of, stacklevel=3)
         x = backend.data.as_floats(self.x, "x", X_AXES)
         backend.data.check_inputs(x)
         self._set(backend=backend, x=x)
@@ -442,7 +444,7 @@ class StaticProblem(Problem):
     def __post_init__(self) -> None:
         axes = _checked_axes(self.axes)
         alone = axes is not None and "trial" not in axes
-        backend, x, arguments = arguments_of(self.x, self.shared, alone)
+        backend, x, arguments = arguments_of(self.x, self.shared, alone, self.net)
         whole = "" if self.state is None and axes is not None else self.state
         state = (whole,) if isinstance(whole, str) else whole
         self._set(backend=backend, x=x, arguments=arguments, state=state, axes=axes)
@@ -492,7 +494,8 @@ class FixedPointProblem(Problem):
     z0: Any = None
 
     def __post_init__(self) -> None:
-        self._set(backend=backend_for(self.x, "x", ROWS), x=check_rows(self.x, "x", ROWS))
+        x = check_rows(self.x, "x", ROWS, self.f)
+        self._set(backend=backend_for(x, "x", ROWS), x=x)
 
 
 @dataclass(frozen=True, repr=False)
@@ -532,7 +535,7 @@ class ImplicitProblem(Problem):
         return self.state
 
     def __post_init__(self) -> None:
-        state = check_rows(self.state, "the state", STATE_AXES)
+        state = check_rows(self.state, "the state", STATE_AXES, self.params)
         if state.ndim > 3 or not ("float" in str(state.dtype) or is_complex(state)):
             raise ValueError(f"the state is {state.dtype}{list(state.shape)}, expected floats [trial, time, unit]")
         self._set(backend=backend_for(state, "the state", STATE_AXES), state=state)
