@@ -172,7 +172,7 @@ def draw_over_time(axes: Axes, time: np.ndarray, modes: np.ndarray, has_steps: b
         line = "-" if i < len(colors) else "--"
         axes.plot(time, mode, line, color=colors[i % len(colors)], label=f"mode {i + 1}", **dots)
     axes.set(ylabel="Temporal mode", xlim=(time[0], time[-1]) if time.size > 1 else None)
-    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    axes.legend(ncols=(len(modes) + 1) // 2, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
 def bars(axes: Axes, heights: np.ndarray, xlabel: str, ylabel: str, stderr: np.ndarray | None = None) -> None:
