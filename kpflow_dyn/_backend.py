@@ -380,10 +380,12 @@ def backend_of(*values: Any) -> Backend | None:
 def backend_for(data: Any, what: str, axes: str, model: Any = None) -> Backend:
     """The backend of a problem with these data; numpy arrays count as data of JAX where the model is not torch's.
 
+    The model is one, or a container of parts or parameters.
+
     Raises:
         TypeError: for other data, with `what` they are and the `axes` that were expected.
     """
-    found = backend_of(data, model if isinstance(data, np.ndarray) else None)
+    found = backend_of(data, *(_inside(model) if isinstance(data, np.ndarray) else ()))
     if found is not None:
         return found
     if not isinstance(data, np.ndarray):

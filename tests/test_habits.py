@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -230,3 +231,99 @@ def test_one_error_alone_is_an_obstacle() -> None:
     out = kp.linearize(kp.solve(problem)).output(nn.Linear(3, 1).double())
     error = torch.ones(2, 4, 1).double()
     assert np.allclose(kp.obstacles(out, error).rate, kp.obstacles(out, error[None]).rate)  # type: ignore
+
+
+class StateFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(7, 4)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(self.mix(torch.cat([h, x], -1)))
+
+
+class StateFirstJax(eqx.Module):
+    mix: eqx.nn.Linear
+
+    def __call__(self, carry: jax.Array, inputs: jax.Array) -> jax.Array:
+        return jnp.tanh(self.mix(jnp.concatenate([carry, inputs])))
+
+
+class InputFirst(StateFirst):
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.mix(torch.cat([h, x], -1)))
+
+
+def test_a_cell_that_names_its_state_first() -> None:
+    with pytest.warns(UserWarning, match=r"StateFirst names its arguments \(h, x\): swap them") as seen:
+        kp.DiscreteProblem(StateFirst(), torch.zeros(2, 5, 3), torch.zeros(2, 4))
+    assert seen[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"\(carry, inputs\): swap them"):
+        cell = StateFirstJax(eqx.nn.Linear(7, 4, key=jax.random.key(0)))
+        kp.DiscreteProblem(cell, jnp.zeros((2, 5, 3)), jnp.zeros((2, 4)))
+    kp.DiscreteProblem(InputFirst(), torch.zeros(2, 5, 3), torch.zeros(2, 4))
+
+
+def test_a_field_that_names_its_state_first() -> None:
+    class Backwards(MLPField):
+        def forward(self, y: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(t, y)
+
+    with pytest.raises(TypeError, match=r"the time first; yours names its arguments \(y, t\): swap them"):
+        kp.ODEProblem(Backwards(2, 3), torch.zeros(1, 2), T)
+
+
+def test_a_network_over_sequences_is_no_cell() -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.rnn(x)[0])
+
+    net, x = Whole(), torch.zeros(2, 5, 3)
+    for given in (net, nn.Sequential(nn.GRU(3, 4)), eqx.nn.MLP(3, 4, 5, 1, key=jax.random.key(0))):
+        with pytest.raises(TypeError, match=r"a network over whole sequences.*StaticProblem.*model\.rnn"):
+            kp.DiscreteProblem(given, x if isinstance(given, nn.Module) else jnp.zeros((2, 5, 3)))
+    whole = kp.solve(kp.StaticProblem(net, x, axes=("trial", "time", "unit"))).state
+    assert torch.allclose(whole, kp.solve(kp.DiscreteProblem(net.rnn, x)).state @ net.out.weight.T + net.out.bias)
+
+
+NUMPY = np.zeros((2, 3))
+
+
+@pytest.mark.parametrize(
+    "pose",
+    [
+        lambda: kp.DiscreteProblem(nn.GRUCell(3, 8).double(), NUMPY[None]),  # type: ignore[arg-type]
+        lambda: kp.StaticProblem(nn.Linear(3, 8).double(), NUMPY),
+        lambda: kp.StaticProblem(nn.Linear(3, 8).double(), (NUMPY,)),
+        lambda: kp.FixedPointProblem(nn.RNNCell(3, 8).double(), NUMPY),  # type: ignore[arg-type]
+        lambda: kp.ImplicitProblem(lambda s, p: s, NUMPY, {"w": torch.zeros(2)}),  # type: ignore[arg-type]
+        lambda: kp.ODEProblem(MLPField(3, 4), NUMPY, T),  # type: ignore[arg-type]
+    ],
+)
+def test_numpy_beside_a_model_of_torch(pose: Any) -> None:
+    with pytest.raises(TypeError, match=r"is numpy\.ndarray, expected a torch tensor .*: torch\.from_numpy\("):
+        pose()
+
+
+def test_a_plant_is_a_function_of_state_and_control() -> None:
+    def plant(z: Tensor, u: Tensor) -> Tensor:
+        return torch.cat([z[..., 1:], u], -1)
+
+    z, u = torch.zeros(2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    ours = control.linearize_lti(DoubleIntegrator(), z, u)
+    for given in (plant, lambda a, b: plant(a, b)):
+        found = control.linearize_lti(given, z, u)
+        assert (found.A == ours.A).all() and (found.B == ours.B).all()
+    for given in (plant, DoubleIntegrator()):
+        with pytest.raises(ValueError, match="give u, its control at rest"):
+            control.linearize_lti(given, z)
+    with pytest.raises(TypeError, match=r"takes 2 positional arguments but 3.*A plant is plant"):
+        control.linearize_lti(lambda t, z: -z, z, u)
+    loop = ClosedLoop(plant, nn.Linear(2, 1, bias=False).double())
+    with pytest.raises(TypeError, match=r"no control left.*Leave out u, or pass the plant, loop\.plant"):
+        control.linearize_lti(loop, z, u)
+    assert control.linearize_lti(loop.plant, z, u).B.tolist() == [[0.0], [1.0]]

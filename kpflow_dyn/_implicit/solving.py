@@ -17,9 +17,10 @@ from kpflow_dyn._implicit.linearised import pair_of, whole_of
 from kpflow_dyn._implicit.roads import uses_of_weights
 from kpflow_dyn._implicit.solutions import ConstraintSolution, FixedPointSolution, ImplicitSolution, NetworkSolution
 from kpflow_dyn._problems.problems import FixedPointProblem, ImplicitProblem, StaticProblem
+from kpflow_dyn._problems.signatures import STATES
 
 ITERATIONS, NEWTON_STEPS = 1000, 30
-STATES = {"z", "h", "s", "y", "state", "hidden"}  # what the first parameter of f(z, x) may be called
+OF_MAPS = STATES | {"s", "y"}  # what the first parameter of f(z, x) may be called
 
 
 def solve_implicit(prob: StaticProblem | FixedPointProblem | ImplicitProblem) -> ConstraintSolution:
@@ -133,7 +134,7 @@ def _takes_state_first(f: Any) -> bool:
     """Whether f is f(z, x), by the names of its parameters."""
     call = f.forward if hasattr(f, "forward") else f
     names = [p.name for p in inspect.signature(call).parameters.values() if p.name != "self"]
-    return len(names) > 1 and names[0] in STATES and names[1] not in STATES
+    return len(names) > 1 and names[0] in OF_MAPS and names[1] not in OF_MAPS
 
 
 def _iterate(equations: Equations, derivatives: Callable[[Array], StateDerivative]) -> tuple[Array, int, float]:

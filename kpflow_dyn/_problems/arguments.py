@@ -61,13 +61,14 @@ class Hole:
     name: str
 
 
-def arguments_of(x: Any, shared: Sequence[str | int] | None, alone: bool) -> tuple[Backend, Any, Arguments]:
+def arguments_of(x: Any, shared: Sequence[str | int] | None, alone: bool, net: Any) -> tuple[Backend, Any, Arguments]:
     """The framework of x, x as it is kept, and its parts.
 
     Args:
         x: an array, a tuple of arguments, or a mapping of arguments by their name.
         shared: which of these all trials share; None for arrays with another number of rows than the first.
         alone: whether the network is called once on x as it is, which is then one trial.
+        net: the network, whose framework is that of arrays of numpy.
 
     Raises:
         TypeError, ValueError: no array at all, arrays that are not finite, or of other numbers of rows.
@@ -78,9 +79,9 @@ def arguments_of(x: Any, shared: Sequence[str | int] | None, alone: bool) -> tup
     if not found or isinstance(x, list):
         expected = "a torch tensor or a jax array [trial, ...], or a tuple or dict of arguments that holds some"
         raise TypeError(f"x is {type_name(x)}, expected {expected}")
-    backend = backend_for(min(found.values(), key=lambda array: isinstance(array, np.ndarray)), "x", ROWS)
+    backend = backend_for(min(found.values(), key=lambda array: isinstance(array, np.ndarray)), "x", ROWS, net)
     if "x" in found:  # it is the only one, and no mask
-        check_rows(found["x"], "x", ROWS)
+        check_rows(found["x"], "x", ROWS, net)
     kept = {name: check_argument(array, name, ROWS, backend) if array.ndim else array for name, array in found.items()}
     common = _shared(x, kept, shared, alone)
     rows = {name: array[None] if alone else array for name, array in kept.items() if name not in common}

@@ -168,9 +168,9 @@ def check_width(cell: Any, x: Array) -> None:
         raise ValueError(f"x has {x.shape[-1]} input channels, but the cell takes {width}; x is [trial, time, input]")
 
 
-def check_rows(x: Any, what: str, axes: str) -> Array:
-    """Data of torch or JAX, finite floats or integers; numpy arrays become those of JAX."""
-    x = check_argument(x, what, axes, backend_for(x, what, axes))
+def check_rows(x: Any, what: str, axes: str, model: Any = None) -> Array:
+    """Data of a framework, finite floats or integers; numpy arrays become those of JAX, if the model is not torch's."""
+    x = check_argument(x, what, axes, backend_for(x, what, axes, model))
     if not is_finite(x):
         raise ValueError(f"{what} holds NaN or inf; clean the data")
     return x

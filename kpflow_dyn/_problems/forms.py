@@ -17,6 +17,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, array_namespace, to_numpy
 from kpflow_dyn._problems.checks import jumps_of
 from kpflow_dyn._problems.layouts import Layout
+from kpflow_dyn._problems.signatures import check_field, positional
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,10 @@ def arguments_for(f: Any, args: Any, given: Sequence[str], what: str = "f") -> t
     stay what they are: inputs without x, and those before one with the name of constants.
 
     Raises:
-        TypeError: an f that does not take args, or takes others before the inputs.
+        TypeError: an f that does not take args, or takes others before the inputs, or the state before the time.
     """
-    taken = _parameters(f)
+    check_field(f, what)
+    taken = positional(f)
     if taken is None:  # it does not say
         return () if args is None else (args,)
     named = [p for p in taken if p.kind is not inspect.Parameter.VAR_POSITIONAL]
@@ -164,16 +166,6 @@ def _left_out(more: Sequence[inspect.Parameter], has_inputs: bool) -> tuple:
 def called_as(given: Sequence[str], has_args: bool, what: str = "f") -> str:
     """How a field is called."""
     return f"{what}({', '.join([*given, *['args'] * has_args])})"
-
-
-def _parameters(f: Any) -> list[inspect.Parameter] | None:
-    """Those that are given by their place."""
-    try:
-        known = inspect.signature(f).parameters
-    except (TypeError, ValueError):
-        return None
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p for p in known.values() if p.kind in (*kinds, inspect.Parameter.VAR_POSITIONAL)]
 
 
 def _is_args(parameter: inspect.Parameter) -> bool:

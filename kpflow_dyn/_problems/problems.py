@@ -16,9 +16,10 @@ from kpflow_dyn._problems.checks import check_directed_times, check_inputs, chec
 from kpflow_dyn._problems.events import arguments_of_field, refuse_jumps
 from kpflow_dyn._problems.forms import Form, called_as
 from kpflow_dyn._problems.layouts import Layout
+from kpflow_dyn._problems.signatures import check_cell
 from kpflow_dyn._problems.starts import check_encoded, laid_out_encoded, rows_of_parameter, whole_start
 from kpflow_dyn._problems.translations import refuse_unknown
-from kpflow_dyn._shown import Row, Shown
+from kpflow_dyn._shown import Row, Shown, sizes
 
 X_AXES, STATE_AXES = "[trial, time, input]", "[trial, time, unit]"
 _ONE_MODEL = "pose it in continuous time, kp.ODEProblem(hybrid, z0, t, x), or give the field between its jumps"
@@ -78,6 +79,13 @@ class Problem(Shown):
 
 class StartedProblem(Problem):
     """A problem whose states follow from z_0, which may learn: as a parameter, or by an encoder of data."""
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        title, rows = super()._shown()
+        axes = {"x": ("trial", "time", "input"), "z0": () if self.encodes else ("trial", "unit")}
+        given: dict[str, Any] = {name: getattr(self, name, None) for name in axes}
+        named = {n: sizes(axes[n], a) for n, a in given.items() if is_array(a) and a.ndim == len(axes[n])}
+        return title, [row if isinstance(row, str) else (row[0], named.get(*row)) for row in rows]
 
     encoder: Any  # a model data -> z_0; or z_0 itself [unit], as a parameter; None where the start is given
     encodes_inputs: bool = False  # whether its data are the samples of the inputs, as no others were given
@@ -272,7 +280,8 @@ class DiscreteProblem(StartedProblem):
     encoder: Any = None
 
     def __post_init__(self) -> None:
-        backend = backend_for(self.x, "x", X_AXES)
+        backend = backend_for(self.x, "x", X_AXES, (self.cell, self.encoder))
+        check_cell(self.cell, backend.models.function_of, stacklevel=3)
         x = backend.data.as_floats(self.x, "x", X_AXES)
         backend.data.check_inputs(x)
         self._set(backend=backend, x=x)
@@ -442,7 +451,7 @@ class StaticProblem(Problem):
     def __post_init__(self) -> None:
         axes = _checked_axes(self.axes)
         alone = axes is not None and "trial" not in axes
-        backend, x, arguments = arguments_of(self.x, self.shared, alone)
+        backend, x, arguments = arguments_of(self.x, self.shared, alone, self.net)
         whole = "" if self.state is None and axes is not None else self.state
         state = (whole,) if isinstance(whole, str) else whole
         self._set(backend=backend, x=x, arguments=arguments, state=state, axes=axes)
@@ -492,7 +501,8 @@ class FixedPointProblem(Problem):
     z0: Any = None
 
     def __post_init__(self) -> None:
-        self._set(backend=backend_for(self.x, "x", ROWS), x=check_rows(self.x, "x", ROWS))
+        x = check_rows(self.x, "x", ROWS, self.f)
+        self._set(backend=backend_for(x, "x", ROWS), x=x)
 
 
 @dataclass(frozen=True, repr=False)
@@ -532,7 +542,7 @@ class ImplicitProblem(Problem):
         return self.state
 
     def __post_init__(self) -> None:
-        state = check_rows(self.state, "the state", STATE_AXES)
+        state = check_rows(self.state, "the state", STATE_AXES, self.params)
         if state.ndim > 3 or not ("float" in str(state.dtype) or is_complex(state)):
             raise ValueError(f"the state is {state.dtype}{list(state.shape)}, expected floats [trial, time, unit]")
         self._set(backend=backend_for(state, "the state", STATE_AXES), state=state)

@@ -23,7 +23,8 @@ def is_own(value: Any) -> bool:
 def as_floats(values: Any, what: str, axes: str) -> Tensor:
     """The tensor itself; of one made in inference mode, which autograd refuses, a copy."""
     if not isinstance(values, Tensor):
-        raise TypeError(f"{what} is {type_name(values)}, expected a torch tensor {axes}")
+        advice = f": torch.from_numpy({'...' if ' ' in what else what})" * isinstance(values, np.ndarray)
+        raise TypeError(f"{what} is {type_name(values)}, expected a torch tensor {axes}{advice}")
     with torch.inference_mode(False):
         return values.clone() if values.is_inference() else values
 

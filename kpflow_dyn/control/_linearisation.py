@@ -13,6 +13,7 @@ from kpflow_dyn._problems.hybrid import HybridSolution
 from kpflow_dyn._problems.inputs import inputs_at
 from kpflow_dyn._problems.measure import gauss_points
 from kpflow_dyn._problems.problems import ODEProblem, Problem
+from kpflow_dyn._problems.signatures import INPUTS, STATES, TIMES, begins_with, check_cell, counted, positional
 from kpflow_dyn._problems.solutions import ContinuousSolution, DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.steps import AcceptedSteps
@@ -38,6 +39,16 @@ JUMPS = (
 )
 
 
+_OF_FIELDS = (
+    "A plant is plant(z, u), a field f(t, z) or f(t, z, u), and with dt= a cell cell(u, z). Of an SDE take the drift, "
+    "of a DDE a field that passes z for each delayed state"
+)
+_OF_LOOPS = (
+    "A closed loop has no control left: its policy gives it, and u is a reference that the policy sees behind z. Leave "
+    "out u, or pass the plant, loop.plant, for A and B of the plant"
+)
+
+
 def linearize_lti(
     model: Any,
     z: Array,
@@ -53,8 +64,10 @@ def linearize_lti(
     """The linear system about an equilibrium, A = D_z f, B = D_u f.
 
     Args:
-        model: a plant, plant(z, u), which says its `control_size`; `kp.models.ClosedLoop(plant, policy)`; a field
-            f(t, z) or f(t, z, u); with `dt` a cell, cell(u, z).
+        model: a plant, plant(z, u), as `kp.models.ClosedLoop` takes it: any function of z and u, or one of
+            `kp.models`; `kp.models.ClosedLoop(plant, policy)`; a field f(t, z) or f(t, z, u); with `dt` a cell,
+            cell(u, z). One that takes two arguments is a plant where u is given or these are called as z and u are. A
+            `control_size` says that it is a plant, whatever it takes.
         z: the state at rest [unit], a torch tensor or a jax array.
         u: what else the model takes there [input]: a plant's control, a field's or cell's input, a loop's reference.
         C: the outputs [output, unit], or a Linear layer; all states when None.
@@ -65,8 +78,9 @@ def linearize_lti(
         tol: by how much z' (or the step) may differ from 0 (or z), relative to 1 + the largest entry of z.
 
     Raises:
-        ValueError: no equilibrium, with what is left of z'; a plant and a policy that do not fit together; a loop or
-            inputs that the model has not got.
+        TypeError: a model that cannot be called so.
+        ValueError: no equilibrium, with what is left of z'; a plant without u; a plant and a policy that do not fit
+            together; a loop or inputs that the model has not got.
     Source: Astrom, Murray, "Feedback Systems" (2008), section 5.4.
 
     >>> import torch
@@ -120,22 +134,34 @@ def _vector(values: Any, what: str, axes: str) -> Array:
 
 
 def _loop_at(model: Any, backend: Backend, dt: float | None, inputs: str | None, loop: str, has_x: bool) -> Loop:
-    if hasattr(model, "control_size") and not is_closed_loop(model):
+    function_of = backend.models.function_of
+    takes_control = hasattr(model, "control_size") or (dt is None and _is_plant(function_of(model), has_x))
+    if takes_control and not is_closed_loop(model):
+        if not has_x:
+            raise ValueError("a plant(z, u) is linearised at z and u; give u, its control at rest [input]")
         return loop_of_plant(model, backend, inputs, loop, has_x)
+    if dt is not None and has_x:
+        check_cell(model, function_of, stacklevel=3)
     is_field = is_closed_loop(model) or dt is None
     field = model if is_field else lambda t, z, *x: model(*x, z)
     return loop_of_field(field, backend, inputs, loop, has_x)
+
+
+def _is_plant(function: Any, has_u: bool) -> bool:
+    """Whether it is plant(z, u) and no field f(t, z): by its names, or as it is given u and takes no third argument."""
+    if counted(function) != 2:
+        return False
+    named = begins_with(function, STATES | {"x", "y", "s"}, INPUTS | {"control", "action", "a"})
+    return named is not None or (has_u and positional(function)[0].name not in TIMES)  # type: ignore[index]
 
 
 def _value(loop: Loop, z: Array, x: Array | None, t: float) -> np.ndarray:
     """The velocity or next state, by the model's own call, which checks its parts."""
     try:
         value = loop.call(like_numpy(np.asarray(t, np.float64), z), z, x)
-    except (TypeError, NotImplementedError) as error:
-        raise TypeError(
-            f"the model cannot be called on t, z and its inputs: {error}. Of an SDE take the drift, of a DDE a field "
-            "that passes z for each delayed state"
-        ) from error
+    except (TypeError, RuntimeError) as error:
+        advice = _OF_LOOPS if loop.policy is not None else _OF_FIELDS
+        raise TypeError(f"the model cannot be called on t, z and its inputs: {error}. {advice}") from error
     if tuple(value.shape) != tuple(z.shape):
         raise ValueError(f"the model gave {tuple(value.shape)} for z {tuple(z.shape)}, expected the shape of z")
     return to_numpy(value)
