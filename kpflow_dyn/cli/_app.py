@@ -53,7 +53,7 @@ def analyze(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="What training left: a file of torch.save, Lightning, safetensors, numpy, flax, equinox, Keras, "
+            help="The trained network: a file of torch.save, Lightning, safetensors, numpy, flax, equinox, Keras, "
             "PsychRNN or stable-baselines3, or a folder of orbax. No code in it is run.",
             show_default=False,
         ),
@@ -69,9 +69,9 @@ def analyze(
     problem: Annotated[
         str | None,
         typer.Option(
-            help="In the place of CHECKPOINT and --task: module:function or file.py:function of your own. "
-            "This RUNS that code. The function takes no arguments and returns a kp.DiscreteProblem, a kp.ODEProblem, "
-            "a kp.StaticProblem(..., axes=...) or a kp.Solution, in torch or JAX."
+            help="Instead of CHECKPOINT and --task: your own function, as module:function or file.py:function. It "
+            "takes no arguments and returns a kp.DiscreteProblem, a kp.ODEProblem, a kp.StaticProblem(..., axes=...) "
+            "or a kp.Solution. This RUNS your code."
         ),
     ] = None,
     module: given.Module = None,

@@ -14,101 +14,108 @@ of_network, of_task, of_numbers, of_training, of_output = (
     for panel in ("Network", "Task and trials", "Numbers", "Training by an optimiser", "Output")
 )
 
-Trials = Annotated[int | None, of_task(help="Trials to draw; by default 32, and all of those in a file.")]
+Trials = Annotated[int | None, of_task(help="How many trials to draw. Default: 32, or all trials of a file.")]
 Seed = Annotated[int, of_task(help="The same seed gives the same trials and the same numbers.", min=0)]
-Modes = Annotated[int, of_numbers(help="Leading eigenvalues of K and of the NTK to find.", min=1)]
-Samples = Annotated[int, of_numbers(help="Random probes behind each estimate; more make error bars smaller.", min=40)]
-Dtype = Annotated[str | None, of_numbers(help="float32 or float64; by default the checkpoint's own.")]
+Modes = Annotated[int, of_numbers(help="How many leading eigenvalues of K and of the NTK to find.", min=1)]
+Samples = Annotated[
+    int, of_numbers(help="Random probes for each estimate. More probes make error bars smaller.", min=40)
+]
+Dtype = Annotated[str | None, of_numbers(help="float32 or float64. Default: as in the checkpoint.")]
 Threads = Annotated[
-    int | None, of_numbers(help="Threads of torch; its own choice unless given. JAX has no such setting.", min=1)
+    int | None, of_numbers(help="Threads of torch. Default: its own choice. JAX has no such setting.", min=1)
 ]
 AllSteps = Annotated[
     bool,
     of_task(
         "--all-steps",
         "--include-padding",
-        help="Analyse all steps, also those that do not count for the task: the padding behind the end of a shorter "
-        "trial, and steps without a target. The loss and the errors leave them out all the same.",
+        help="Analyse all steps, also those that do not count for the task: padding after the end of a shorter trial, "
+        "and steps without a target. The loss never counts them.",
     ),
 ]
 CarryState = Annotated[
     bool,
     of_task(
         "--carry-state",
-        help="Run the trials as one session: each starts from the state at the end of the one before it, padding left "
-        "out, and that state counts as given. Unless given, each trial starts afresh: from the start in the "
-        "checkpoint, or else from zeros.",
+        help="Run the trials as one session: each trial starts from the state at the end of the trial before. "
+        "Default: each trial starts afresh, from the start in the checkpoint or from zeros.",
     ),
 ]
 Out = Annotated[Path, of_output(help="Folder to write.")]
 Overwrite = Annotated[bool, of_output("--overwrite", help="Replace the results of an earlier run.")]
-Verbose = Annotated[bool, of_output("--verbose", "--all-numbers", help="Print all numbers, not the main ones alone.")]
+Verbose = Annotated[bool, of_output("--verbose", "--all-numbers", help="Print all numbers, not only the main ones.")]
 DryRun = Annotated[
-    bool, of_output("--dry-run", help="Only say how long it will take, and how much memory; write nothing.")
+    bool, of_output("--dry-run", help="Only say how long it will take and how much memory. Write nothing.")
 ]
 Debug = Annotated[bool, of_output("--debug", envvar="KPFLOW_DYN_DEBUG", help="Show the traceback of an error.")]
-Model = Annotated[
-    str | None, of_network(help="rnn, gru, lstm, ctrnn or lowrank; by default the one that is in the file.")
-]
+Model = Annotated[str | None, of_network(help="rnn, gru, lstm, ctrnn or lowrank. Default: as in the file.")]
 OnTask = Annotated[str, of_task(help="The name of a task, neurogym:NAME-v0, or a path that ends in .npz.")]
 TaskOption = Annotated[
     list[str] | None,
     of_task(
         "--task-option",
         metavar="NAME=VALUE",
-        help="An option of the task, as often as you like: a field of a task of kpflow_dyn.tasks (memory=20), or what "
-        "the neurogym environment takes (dt=20, sigma=0.5, timing.stimulus=500).",
+        help="An option of the task, such as memory=20; of a neurogym environment dt=20, sigma=0.5 or "
+        "timing.stimulus=500. You can give several.",
         show_default=False,
     ),
 ]
-Key = Annotated[str | None, of_network(help='What holds the network in the file, where several do: "model", "ema".')]
-Prefix = Annotated[str | None, of_network(help='Before the names of the weights, such as "rnn." or "lstm_actor."')]
-Readout = Annotated[str | None, of_network(help="The readout layer's name, where several could be it.")]
+Key = Annotated[
+    str | None, of_network(help='Which entry of the file is the network, if there are several: "model", "ema".')
+]
+Prefix = Annotated[
+    str | None, of_network(help='Take the weights whose names begin like this, such as "rnn." or "lstm_actor."')
+]
+Readout = Annotated[str | None, of_network(help="The name of the readout layer, if several layers fit.")]
 LossOfTask = Annotated[
     str | None,
-    of_task(help="Of the outputs: squared_error or cross_entropy; by default the latter where the task has classes."),
+    of_task(
+        help="Loss of the outputs: squared_error or cross_entropy. Default: cross_entropy if the task has classes."
+    ),
 ]
 Optimizer = Annotated[
     str | None,
     of_training(
-        help="Also say when training by it comes to a half of the loss: adam, adamw, rmsprop or sgd, with --lr. This "
+        help="adam, adamw, rmsprop or sgd, with --lr: also say when training by this optimiser halves the loss. It "
         "costs at most 1.1 times --steps gradients on all trials."
     ),
 ]
 Rate = Annotated[float | None, of_training(help="The learning rate of --optimizer.")]
-Clip = Annotated[float | None, of_training(help="The norm down to which it scales the gradient.")]
-Steps = Annotated[int, of_training(help="Steps of --optimizer at most; it ends at a twentieth of the loss.", min=1)]
+Clip = Annotated[float | None, of_training(help="Clip the gradient to this norm, as in your training.")]
+Steps = Annotated[
+    int, of_training(help="How many steps of --optimizer at most. It ends at a twentieth of the loss.", min=1)
+]
 Nonlinearity = Annotated[
     str | None,
     of_network(
-        help="tanh or relu, for rnn and ctrnn, whose files do not say; by default the one with which the network does "
-        "the task, or else tanh. The output says which was taken, and why."
+        help="tanh or relu, for rnn and ctrnn: their files do not say it. Default: the one with which the network "
+        "solves the task, else tanh. The output says which was taken."
     ),
 ]
 Alpha = Annotated[
-    float | None, of_network(help="dt / tau of a leaky network whose file does not say; 0.1 for PsychRNN.")
+    float | None, of_network(help="dt / tau of a leaky network, if the file does not say it; 0.1 for PsychRNN.")
 ]
 Module = Annotated[
     str | None,
     of_network(
-        help="module:function or file.py:function of your own, which makes the torch module or JAX pytree that was "
-        "saved; it is filled with the weights. This RUNS that code."
+        help="Your own function, as module:function or file.py:function, that makes the torch module or JAX pytree. "
+        "The weights of the file are put into it. This RUNS your code."
     ),
 ]
 State = Annotated[
     str | None,
-    of_network(help="With --module: the parts whose outputs are the state, such as rnn or encoder.0,encoder.1."),
+    of_network(help="With --module: the submodules whose outputs are the state, such as rnn or encoder.0,encoder.1."),
 ]
 Axes = Annotated[
     str | None,
-    of_network(help="With --module: the axes of what it gives, such as trial,time,unit, the default for sequences."),
+    of_network(help="With --module: the axes of its output. Default for sequences: trial,time,unit."),
 ]
 Inputs = Annotated[
     Path | None,
     of_task(
         "--x",
-        help="In the place of --task: inputs by trial, time and channel (of a module by trial and whatever it takes), "
-        "in a .npy file, or as x in a .npz file.",
+        help="Instead of --task: a .npy file, or a .npz file with x, of inputs [trial, time, channel]. For a module: "
+        "[trial, ...] as it takes them.",
     ),
 ]
 
