@@ -116,6 +116,22 @@ def test_it_says_where_it_stops_to_hold() -> None:
     assert apart[-1] > 0.3
 
 
+@pytest.mark.parametrize("optimizer", [None, "sgd"])
+def test_it_claims_nothing_beyond_the_steps_that_were_followed(optimizer: str | None) -> None:
+    """The kernel changes, later than in the steps that were asked for."""
+    problem = Problem(nn.RNNCell(2, 24), 24)
+    given = {"lr": LR, "mask": problem.mask, "optimizer": optimizer}
+    few = kp.forecast(problem.kernel(), problem.target, steps=3, **given)
+    many = kp.forecast(problem.kernel(), problem.target, steps=300, **given)
+    assert few.holds_until == np.inf and many.holds_until < 300
+    low, high = few.interval_to(0.3)
+    assert low == pytest.approx(3 / 1.1) and high == np.inf
+    *_, how, call = str(few).splitlines()
+    assert how == "under the kernel as it is; holds for all the 3 steps that were followed" and "inf" not in str(few)
+    assert call == f"kp.gradient_flow(...{', optimizer=...' if optimizer else ''}) says when training gets there"
+    assert f"holds for {many.holds_until:.4g} steps" in str(many)
+
+
 class Field(nn.Module):
     """z' = -z + tanh(W z + b)."""
 

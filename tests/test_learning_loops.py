@@ -454,3 +454,27 @@ def test_costs_refuse_starts_of_an_encoder() -> None:
     posed = kp.ODEProblem(loop, torch.ones(3, 2).double(), TIMES, encoder=nn.Linear(2, 2).double())
     with pytest.raises(ValueError, match="encoder"):
         control.training_cost(posed, COST)
+
+
+def loop_told(gain: list[float]) -> tuple[control.LoopAnalysis, str]:
+    policy = nn.Linear(2, 1, bias=False).double()
+    policy.weight.data = torch.tensor([gain], dtype=torch.float64)
+    start = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, -1.0]], dtype=torch.float64)
+    sol = kp.solve(kp.ODEProblem(ClosedLoop(DoubleIntegrator(), policy), start, np.linspace(0, 3, 16)), "rk4")
+    found = control.analyze(sol, control.QuadraticCost(np.eye(2), [[1.0]]))
+    return found, str(found)
+
+
+def test_a_told_loop_compares_means_of_costs_not_the_mean_of_their_ratios() -> None:
+    found, told = loop_told([-1.0, -0.3])
+    whole = float(found["cost"].mean()) / float(found["regulator_cost"].mean())
+    worst = float((found["cost"] / found["regulator_cost"]).max())
+    assert abs(whole / float(found["cost_ratio"].mean()) - 1) > 0.01
+    assert f"{whole:.4g} times the regulator's" in told and f"worst {worst:.4g}" in told
+    assert "where it rests" in told and "linearised about the cost's target" in told and "unstable" not in told
+
+
+def test_a_told_loop_says_where_it_is_unstable() -> None:
+    told = loop_told([-1.0, 0.3])[1]
+    assert "unstable at rest: pole 0.15" in told and "it has no margins" in told
+    assert "phase margin" not in told and "disk margin" not in told

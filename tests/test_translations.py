@@ -122,7 +122,7 @@ def test_options_of_torchdiffeq() -> None:
         ("made_jump", "problem.remake"),
         ("save_idxs", "a part of `solution.state`"),
         ("jac", "by autograd"),
-        ("noise_type", "what the diffusion g"),
+        ("noise_type", "output of the diffusion g"),
         ("bm", "`brownian=`"),
         ("seed", "`brownian=`"),
     ],

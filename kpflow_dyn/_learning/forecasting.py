@@ -51,8 +51,9 @@ class Forecast(ShownAsText):
             in y as it is at step 0; a mode shrinks by 1 - lr rate a step.
         energies: the part of the loss at step 0 in each mode [mode], to second order.
         holds_until: the step at which training itself first differs by a tenth, in the loss or in the time to it (where
-            the losses differ by a hundredth or more), because the kernel changed; inf where it never does, NaN where
-            this was not asked for or could not be found. Training is the gradient flow, or the optimiser.
+            the losses differ by a hundredth or more), because the kernel changed; inf where it does not within the
+            `steps` that were asked for, beyond which nothing was compared; NaN where this was not asked for or could
+            not be found. Training is the gradient flow, or the optimiser.
         flow_steps, flow_loss: the training up to there, each [point].
         mean_loss: with batches, the loss on all trials at `steps` [point], in the mean over the draws; else None.
         applications: of the kernel to one vector.
@@ -95,24 +96,25 @@ class Forecast(ShownAsText):
     def interval_to(self, fraction: Any) -> tuple[Any, Any]:
         """Between which steps training itself has its loss at this fraction; NaN where the forecast was not checked.
 
-        What the training beside has shown, give or take a tenth, up to `holds_until`; from there on it comes later.
-        Beyond the steps that were asked for, the forecast give or take a tenth, where it never parted.
+        It is what the training beside has shown, give or take a tenth. That was followed up to `holds_until`, or
+        through all steps that were asked for; where it is not there by then, it comes later, and the upper end is inf.
 
-        Args and Raises as `steps_to`.
+        Args as `steps_to`.
+
+        Raises:
+            ValueError: a fraction outside of (0, 1).
         """
         return at_fractions(self._interval_to, fraction)
 
     def _interval_to(self, fraction: float) -> tuple[float, float]:
-        steps, parted = self.frozen.steps_to(fraction), 1 + PARTED
+        parted = 1 + PARTED
         if math.isnan(self.holds_until):
             return math.nan, math.nan
         reached = np.flatnonzero(self.flow_loss <= fraction * self.flow_loss[0])
         if len(reached):
             low, high = (float(step) for step in self.flow_steps[reached[0] - 1 : reached[0] + 1])
             return max(low / parted - HALF_A_STEP, 0.0), high * parted + HALF_A_STEP
-        if math.isinf(self.holds_until) and steps > self.steps[-1]:
-            return steps / parted, steps * parted
-        return float(self.flow_steps[-1]), math.inf
+        return float(self.flow_steps[-1]) / parted, math.inf
 
     def _shown(self) -> tuple[str, list[Row]]:
         title, rows = super()._shown()
@@ -137,20 +139,29 @@ class Forecast(ShownAsText):
         return figures.forecast((self, recorded), dark=dark)
 
     def __str__(self) -> str:
-        unchecked = math.isnan(self.holds_until)
-        holds = "not compared with training" if unchecked else f"holds for {self.holds_until:.4g} steps"
-        frozen = f"under the kernel as it is; {holds}"
+        frozen = f"under the kernel as it is; {self._holds}"
         if not self.loss[0] > 0:
             return (
                 f"the loss goes from {self.loss[0]:.6g} to {self.loss[-1]:.6g} in {self.steps[-1]:.0f} steps\n{frozen}"
             )
         found = {part: self.steps_to(part) for part in (0.5, 0.2, 0.1)}
         known = max([self.steps[-1], *(steps for steps in found.values() if math.isfinite(steps))])
+        ends = {part: self.interval_to(part) for part in found}
         rows = [
-            f"{100 * part:3.0f} % of the loss {_after(steps, known)}{_between(*self.interval_to(part))}"
+            f"{100 * part:3.0f} % of the loss {_after(steps, known)}{_between(*ends[part])}"
             for part, steps in found.items()
         ]
-        return "\n".join([*rows, frozen])
+        by = ", optimizer=..." if isinstance(self.frozen, FrozenFlow) and self.frozen.flow.optimizer else ""
+        later = any(math.isinf(high) for _, high in ends.values())
+        return "\n".join([*rows, frozen, *[f"kp.gradient_flow(...{by}) says when training gets there"] * later])
+
+    @property
+    def _holds(self) -> str:
+        if math.isnan(self.holds_until):
+            return "not compared with training"
+        if math.isinf(self.holds_until):
+            return f"holds for all the {self.steps[-1]:.0f} steps that were followed"
+        return f"holds for {self.holds_until:.4g} steps"
 
 
 def _after(steps: float, known: float) -> str:

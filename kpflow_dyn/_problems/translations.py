@@ -6,8 +6,6 @@ One table: errors about unknown names read it, and docs/guides/neural_ode.md sho
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kpflow_dyn._shown import type_name
-
 LIBRARIES = ("diffrax", "torchdiffeq", "torchode", "scipy", "SciML")
 
 
@@ -81,7 +79,7 @@ TERMS = (
         ("max_steps", "options: max_num_steps", "max_steps", "", "maxiters"),
     ),
     Term(
-        "nothing: the method chooses its steps by the tolerances; give `steps=` to choose them",
+        "nothing: the method chooses its steps by the tolerances; give `steps=` to choose them yourself",
         ("first_step", "min_step", "max_step", "dtmin", "dtmax", "dt_min", "dt_max", "safety", "ifactor", "dfactor"),
         (
             "dt0, dtmin, dtmax",
@@ -92,8 +90,8 @@ TERMS = (
         ),
     ),
     Term(
-        "in JAX a part of `stepsize_controller=diffrax.PIDController(...)`, of torchode of its step size controller; "
-        "torchdiffeq's own is not changed",
+        "a part of `stepsize_controller=diffrax.PIDController(...)` in JAX, or of torchode's step size controller; "
+        "that of torchdiffeq cannot be changed",
         (
             *("pcoeff", "icoeff", "dcoeff", "factormin", "factormax", "error_order", "norm", "internalnorm"),
             *("force_dtmin", "gamma", "beta1", "beta2", "qmax", "qmin", "qsteady_min", "qsteady_max", "qoldinit"),
@@ -111,7 +109,7 @@ TERMS = (
         ("progress_meter", "", "", "", "progress"),
     ),
     Term(
-        "another problem, `problem.remake(z0=..., t=...)`, which goes on from a state with steps of its own",
+        "a new problem, `problem.remake(z0=..., t=...)`, which starts from a state and chooses its own steps",
         ("made_jump", "solver_state", "controller_state", "extra", "extra_solver_state"),
         ("solver_state, controller_state, made_jump", "", "", "", "init"),
     ),
@@ -123,14 +121,14 @@ TERMS = (
         ),
         ("root_finder", "options: max_iters", "", "jac, jac_sparsity, lband, uband", "jac, jac_prototype"),
     ),
-    Term("the dtype of `z0`, and its numbers, which stay as they are", ("dtype", "alias_u0"), ("", "", "", "", "")),
+    Term("the dtype of `z0`; its numbers stay as they are", ("dtype", "alias_u0"), ("", "", "", "", "")),
     Term(
-        "the attribute `jumps` of a callable `x`; samples are stopped at by themselves",
+        "the attribute `jumps` of a callable `x`; adaptive steps end where samples bend",
         ("jump_t", "step_t", "jump_ts", "step_ts", "tstops", "d_discontinuities", "perturb"),
         ("ClipStepSizeController", "options: jump_t, step_t", "", "", "tstops"),
     ),
     Term(
-        "`sensealg=` of `kp.linearize`: `DiscreteAdjoint()`, or `InterpolatingAdjoint()` for the equation's own",
+        "`sensealg=` of `kp.linearize`: `DiscreteAdjoint()`, or `InterpolatingAdjoint()` for that of the equation",
         ("adjoint", "sensealg", "adjoint_method", "adjoint_rtol", "adjoint_atol", "adjoint_params", "adjoint_options"),
         ("adjoint", "odeint_adjoint", "AutoDiffAdjoint", "", "sensealg"),
     ),
@@ -140,7 +138,7 @@ TERMS = (
         ("", "", "", "", "SecondOrderODEProblem"),
     ),
     Term(
-        "`kp.models.Hybrid`, a field with events and what happens at them",
+        "`kp.models.Hybrid`, a field with events and their resets",
         ("event", "events", "event_fn", "callback", "discrete_terminating_event", "merge_callbacks"),
         ("event", "odeint_event", "", "events", "callback"),
     ),
@@ -155,7 +153,7 @@ TERMS = (
         ("VirtualBrownianTree", "", "", "", "noise, seed"),
     ),
     Term(
-        "what the diffusion g of a `kp.SDEProblem` gives: [unit] for diagonal noise, else [unit, noise]",
+        "the output of the diffusion g of a `kp.SDEProblem`: [unit] for diagonal noise, else [unit, noise]",
         ("noise_type", "noise_rate_prototype"),
         ("", "", "", "", "noise_rate_prototype"),
     ),
@@ -285,7 +283,7 @@ METHODS = {  # what others call a method, in small letters: its name here in tor
 
 def method_here(alg: object, framework: str) -> str:
     """What an algorithm of another library is called here, "" where that is not known."""
-    name = (alg if isinstance(alg, str) else alg.__name__ if isinstance(alg, type) else type_name(alg)).lower()
+    name = (alg if isinstance(alg, str) else alg.__name__ if isinstance(alg, type) else type(alg).__name__).lower()
     found = METHODS.get(name.removesuffix("()"))
     return f"; {name} is here {found[framework == 'jax']}" if found else ""
 

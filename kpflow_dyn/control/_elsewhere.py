@@ -13,10 +13,10 @@ ROWS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("linearize",),
      "`control.linearize_lti` of a model at rest, `control.linearize_ltv` along trajectories"),
     (("lqr", "dlqr", "lqe", "dlqe"),
-     "the same, with N (and for filters NN), `integral_action=`"),
+     "the same, with N (NN for filters) and `integral_action=`"),
     (("gram",),
-     'the same, `gram(sys, "c" / "o" / "cf" / "of")`, in discrete time too; in numpy the result counts as that array, '
-     "and `.W`, `.eigenvalues`, `.directions` are labelled; `t=` a horizon; also of a solution"),
+     'the same, `gram(sys, "c" / "o" / "cf" / "of")`, in discrete time too. numpy reads the result as that array; '
+     "`.W`, `.eigenvalues`, `.directions` are labelled. `t=` sets a horizon. It also takes a solution"),
     (("ctrb", "obsv", "hsvd", "minreal", "balred"),
      "the same; `hsvd` in discrete time too"),
     (("minimal_realization", "balanced_reduction", "model_reduction"),
@@ -26,7 +26,7 @@ ROWS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("stability_margins", "disk_margins"),
      "the same"),
     (("margin",),
-     "`control.stability_margins(L)`, which has its numbers as `.gain`, `.phase` and where they are"),
+     "`control.stability_margins(L)`, which has these numbers as `.gain` and `.phase`, and their frequencies"),
     (("poles", "pole", "pole_zero_map", "pole_zero_plot", "pzmap", "damp"),
      "`LTI.poles` (an array), `LTI.plot()`"),
     (("flatsys", "optimal", "solve_ocp"),
