@@ -57,8 +57,8 @@ class Flow(Named, Shown):
         parameters: those that learn, by name, as they were when linearised; a complex number counts as (Re, Im) in J.
         preconditioner: the blocks of R, where an optimiser has a metric; else ().
         R: what changes of the parameters pass before J, of a metric or of a choice of them; None for all, unscaled.
-        untraced: why the model could not be traced, so that all maps are those of autograd through the model, and each
-            step counts as one site of which `sites` knows nothing; "" where it was traced.
+        untraced: why the model could not be traced, so that all maps are autograd's through the model, and each step
+            counts as one site, which is not among `sites`; "" where it was traced.
 
     Example as `linearize`.
     """
