@@ -52,13 +52,12 @@ class Flow(Named, Shown):
         B: site outputs -> state, how each enters its step (of an ODE: the field).
         J: parameters [p] -> state; `J.T` is backpropagation through time.
         ntk: the global empirical neural tangent kernel, state -> state.
-        sites: the weight sites, in the order of the core's outputs.
+        sites: the weight sites, in the order of the core's outputs; none where `untraced`, when a step counts as one.
         solution: what was linearised.
         parameters: those that learn, by name, as they were when linearised; a complex number counts as (Re, Im) in J.
         preconditioner: the blocks of R, where an optimiser has a metric; else ().
         R: what changes of the parameters pass before J, of a metric or of a choice of them; None for all, unscaled.
-        untraced: why the model could not be traced, so that all maps are autograd's through the model, and each step
-            counts as one site, which is not among `sites`; "" where it was traced.
+        untraced: why the model could not be traced, so that all maps are autograd's through it; "" where it was.
 
     Example as `linearize`.
     """
