@@ -23,7 +23,7 @@ from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._problems.versions import versions_behind
 from kpflow_dyn._progress import Progress
 from kpflow_dyn._spaces.space import Space
-from kpflow_dyn.dynamics._components import participation_ratio, pca, with_sign
+from kpflow_dyn.dynamics._components import participation_ratio, pca
 from kpflow_dyn.solvers import BlockLanczos, Estimate
 
 if TYPE_CHECKING:
@@ -389,7 +389,7 @@ def _kernel_modes(name: str, axis: str, kernel: PartialTrace, found: Modes) -> d
         f"{name}_kernel": ((axis, f"{axis}_other"), matrix, {"applications": kernel.applications}),
         f"{name}_eigenvalue": (rank, values, {"method": "exact" if exact else "cross-validated"}),
         f"{name}_eigenvalue_stderr": (rank, 0 * values if exact else to_numpy(found.stderr)),
-        f"{name}_mode": ((rank, axis), _blank(with_sign(_double(found.vectors)), space), how),
+        f"{name}_mode": ((rank, axis), _blank(_double(found.vectors), space), how),
         f"{name}_measure": (axis, _measure_of(space)),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -10,6 +11,7 @@ from typing import Any
 
 Row = tuple[str, str] | str
 LINES, COLUMNS = 12, 100  # of a repr
+INVISIBLE = 1e-6  # a relative standard error that is left out of print
 
 
 class Shown:
@@ -71,8 +73,7 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 def numbers(values: Iterable[Any], most: int = 6) -> str:
     """The first of some numbers, such as: 3.2, 0.41, 0.032, ..."""
-    found = list(values)
-    return ", ".join([*map(number, found[:most]), *["..."] * (len(found) > most)])
+    return listed(map(number, values), most)
 
 
 def number(value: Any) -> str:
@@ -83,10 +84,36 @@ def number(value: Any) -> str:
     return f"{value.real:.4g}{value.imag:+.4g}i"
 
 
+def with_error(value: float, stderr: float) -> str:
+    """A number with its standard error, to the digits that the error leaves: "34.0 ± 0.5".
+
+    Args:
+        value: the number.
+        stderr: its standard error, left out where the digits shown would hide it.
+
+    >>> with_error(34.04, 0.4839), with_error(8125.8581, 0.0)
+    ('34.04 ± 0.48', '8126')
+    """
+    if not math.isfinite(stderr) or stderr <= INVISIBLE * abs(value):
+        return f"{value:.4g}"
+    power = math.floor(math.log10(max(abs(value), stderr)))
+    if -3 <= power < 5:
+        digits = max(0, 1 - math.floor(math.log10(stderr)))
+        return f"{value:.{digits}f} ± {stderr:.{digits}f}"
+    digits = max(0, power + 1 - math.floor(math.log10(stderr)))
+    scale = 10.0**power
+    return f"({value / scale:.{digits}f} ± {stderr / scale:.{digits}f})e{power}"
+
+
+def listed(texts: Iterable[str], most: int = 6) -> str:
+    """The first of some texts, such as: 3.2, 0.41, 0.032, ..."""
+    found = list(texts)
+    return ", ".join([*found[:most], *["..."] * (len(found) > most)])
+
+
 def shares(values: Iterable[Any], most: int = 4) -> str:
     """The first of some shares, such as: 62 %, 21 %, 9.1 %, ..."""
-    found = [100 * float(value) for value in values]
-    return ", ".join([*(f"{share:.2g} %" for share in found[:most]), *["..."] * (len(found) > most)])
+    return listed((f"{100 * float(value):.2g} %" for value in values), most)
 
 
 def span(times: Any) -> str:

@@ -248,5 +248,5 @@ def test_policies_with_a_memory_name_it() -> None:
 def test_long_texts_of_analyses_are_printed_whole() -> None:
     summary = result("torch", "summary")
     assert "applications" in str(summary) and len(str(summary).splitlines()) > LINES - 1
-    assert repr(summary).splitlines()[3].startswith("  NTK              effective rank 7.")
+    assert repr(summary).splitlines()[3].startswith("  ntk            effective rank 7.")
     assert repr(control.lqr([[0.0]], [[1.0]], [[1.0]], [[1.0]])).splitlines()[1] == "  K            [1, 1]: 1"

@@ -51,7 +51,8 @@ def readout(
     (weight, units), bias = _matrix(C, problem.model, space), getattr(C, "bias", None)
     if not isinstance(learn, int | float | np.number | np.bool_) or not 0 <= learn < math.inf:
         raise ValueError(f"learn is {learn!r}, expected True, False or a learning rate")
-    out = Space((*space.axes[:-1], "out"), (*space.shape[:-1], weight.shape[0]), space.like, space.measure, space.mask)
+    axes, shape = (*space.axes[:-1], "out"), (*space.shape[:-1], weight.shape[0])
+    out = Space(axes, shape, space.like, space.measure, space.mask, times=space.times)
     of_state = _beside_zeros(weight, units, space)
     read = on_spaces(space, out, lambda s: s @ of_state.T, lambda y: y @ of_state)
     J, apart = read @ ntk.factor, None if ntk.apart is None else read @ ntk.apart

@@ -39,7 +39,7 @@ from kpflow_dyn._numbers.moments import (
     trace_of,
 )
 from kpflow_dyn._numbers.reductions import MeanOfSamples
-from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator
+from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator, check_operator
 from kpflow_dyn._spaces.rows import CHEAP, TRIED, euclidean_matrix, is_symmetric, on_rows, require_square, unit_rows
 from kpflow_dyn._spaces.scaling import Size, at_unit_size, largest
 from kpflow_dyn._spaces.space import Space
@@ -216,6 +216,8 @@ def alignment(a: Operator, b: Operator, samples: int | None = None, seed: int | 
     Source: Cristianini, Shawe-Taylor, Elisseeff, Kandola, "On kernel-target alignment" (2001).
     Example as `frobenius_norm`.
     """
+    check_operator(a)
+    check_operator(b)
     if not (a.domain.matches(b.domain) and a.codomain.matches(b.codomain)):
         raise ValueError(f"alignment compares operators between the same spaces, got {a!r} and {b!r}")
     (x, _size), (y, _size) = at_unit_size(a), at_unit_size(b)

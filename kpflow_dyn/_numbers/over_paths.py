@@ -193,7 +193,7 @@ def _of_one_path(whole: Space, paths: int) -> Space:
 
     shape = (whole.shape[0] // paths, *whole.shape[1:])
     like = whole.like[::paths] if whole.like.ndim == 3 else whole.like
-    return Space(whole.axes, shape, like, first(whole.measure), first(whole.mask), whole.units)
+    return Space(whole.axes, shape, like, first(whole.measure), first(whole.mask), whole.units, whole.times)
 
 
 def _repeated(q: Array, paths: int) -> Array:

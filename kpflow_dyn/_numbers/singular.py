@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kpflow_dyn._arrays import Array, Random, to_numpy
 from kpflow_dyn._numbers.spectra import certified, check_count, room_for
 from kpflow_dyn._shown import Row, Shown, described, numbers
-from kpflow_dyn._spaces.operators import Operator
+from kpflow_dyn._spaces.operators import Operator, check_operator
 from kpflow_dyn._spaces.rows import on_rows
 from kpflow_dyn._spaces.scaling import at_unit_size
 from kpflow_dyn.solvers import BlockLanczos, EigenSolver
@@ -61,6 +61,7 @@ def svds(
     >>> kp.svds(kp.MatrixOperator(np.array([[0.0, 0.0, 2.0], [1.0, 0.0, 0.0]]), right, left), k=2).values
     array([2., 1.])
     """
+    check_operator(op)
     alg = BlockLanczos() if alg is None else alg
     check_count(k, min(op.domain.dimension, op.codomain.dimension))
     if op.domain.size > op.codomain.size:

@@ -15,7 +15,7 @@ from kpflow_dyn._arrays.memory import budget, bytes_of, memory_budget, require
 from kpflow_dyn._flows.sites import CoreOperator
 from kpflow_dyn._numbers.by_parts import pairs_by_parts
 from kpflow_dyn._numbers.reductions import MeanOfSamples, PartialTrace, partial_trace
-from kpflow_dyn._shown import Row, Shown, axes_sizes, numbers, shares
+from kpflow_dyn._shown import Row, Shown, axes_sizes, listed, numbers, shares, with_error
 from kpflow_dyn._spaces.operators import GramOperator, MatrixOperator, Operator, smaller_of
 from kpflow_dyn._spaces.rows import (
     between_counted,
@@ -42,6 +42,7 @@ from kpflow_dyn.solvers._orthogonalise import (
     project_out,
     relative,
     to_like,
+    with_sign,
 )
 
 if TYPE_CHECKING:
@@ -80,9 +81,13 @@ class Modes(Shown):
     def _shown(self) -> tuple[str, list[Row]]:
         values, space = to_numpy(self.values), self.space
         rows: list[Row] = [("vectors", axes_sizes(("mode", *space.axes), (len(values), *space.shape)))]
-        rows += [("eigenvalues", numbers(values))]
-        rows += [("of the trace", shares(to_numpy(self.explained)))] if self.total else []
-        return f"{len(values)} modes on {' x '.join(space.axes)}", [*rows, *certified(self)]
+        of_trace: list[Row] = [("explained", shares(to_numpy(self.explained)))] if self.total else []
+        title = f"{len(values)} modes on {' x '.join(space.axes)}"
+        if self.stderr is None:
+            return title, [*rows, ("values", numbers(values)), *of_trace, *certified(self)]
+        rows += [("values", listed(map(with_error, values, to_numpy(self.stderr)))), *of_trace]
+        rows += ["estimated, ± one standard error; values of modes that the samples do not resolve lie low"]
+        return title, [*rows, ("applications", str(self.applications))]
 
     @property
     def explained(self) -> Array:
@@ -91,24 +96,30 @@ class Modes(Shown):
             raise ValueError("the trace of the operator is not known here; divide .values by kp.trace(op).value")
         return self.values / self.total if self.total else 0 * self.values
 
+    def __len__(self) -> int:
+        return len(self.values)
+
     def first(self, k: int) -> Modes:
         """The k leading ones alone."""
         kept = {name: getattr(self, name)[:k] for name in ("values", "vectors", "residuals", "converged")}
         return dataclasses.replace(self, **kept, stderr=None if self.stderr is None else self.stderr[:k])
 
     def to_xarray(self) -> xarray.Dataset:
-        """A dataset of `eigenvalues`, `vectors`, `residuals`, `converged`, `stderr` on "mode" and the space's axes.
+        """A dataset of `eigenvalues`, `vectors`, `residuals`, `converged`, `stderr`, `explained` on "mode" and the
+        space's axes.
 
-        Units have their names where the model tells these, as a plant does.
+        Units have their names where the model tells these, as a plant does, and times are those of the solution.
         """
         import xarray
 
         names, arrays = ("mode", *self.space.axes), {"eigenvalues": self.values, "vectors": self.vectors}
         arrays |= {"residuals": self.residuals, "converged": self.converged, "stderr": self.stderr}
+        arrays |= {} if self.total is None else {"explained": self.explained}
         data = {key: (names[: a.ndim], to_numpy(a)) for key, a in arrays.items() if a is not None}
         total = {} if self.total is None else {"total": self.total}
-        units = {"unit": list(self.space.units)} if self.space.units else {}
-        return xarray.Dataset(data, units, {"applications": self.applications, **total})
+        coords: dict[str, Any] = {"unit": list(self.space.units)} if self.space.units else {}
+        coords |= {} if self.space.times is None else {"time": to_numpy(self.space.times)}
+        return xarray.Dataset(data, coords, {"applications": self.applications, **total})
 
     def plot(self, dark: bool = False) -> Figure:
         """The share of each mode in the trace, or its eigenvalue, and the leading modes."""
@@ -165,8 +176,8 @@ def eigs(
     >>> kp.eigs(kp.MatrixOperator(np.diag([1.0, 2.0, 3.0]), unit, unit, symmetric=True), k=2).values
     array([3., 2.])
     """
-    alg, rng, space = BlockLanczos() if alg is None else alg, Random(seed), op.domain
     require_square(op, "eigs")
+    alg, rng, space = BlockLanczos() if alg is None else alg, Random(seed), op.domain
     check_which(which)
     op, size = at_unit_size(op)
     known = None
@@ -293,7 +304,8 @@ def modes(
 
     which is unbiased for the modes of half of the probes. The values lie below the leading eigenvalues of T where these
     modes are not resolved, add up to the trace, and come with standard errors. Vectors are those of all probes;
-    residuals say how well the eigenproblem was solved, not how far the vectors are from those of T.
+    residuals say how well the eigenproblem was solved, not how far the vectors are from those of T. The largest entry
+    of each vector is positive.
 
     Args:
         op: A, symmetric; a partial trace on that axis alone is taken as it is.
@@ -303,6 +315,7 @@ def modes(
         seed: an int, or a `Random` to continue.
 
     Raises:
+        TypeError: no operator, such as a flow.
         ValueError: an unknown axis, k out of range, or an operator that is not symmetric.
     Source: docs/theory.md, "Modes: when, where and in which trials".
     Example as `partial_trace`.
@@ -325,7 +338,7 @@ def modes(
     values, rotation = descending_eigh(matrix)
     rows = rotation[:, :k].T
     residuals = relative(row_norms(rows @ matrix - values[:k, None] * rows), float(abs(values).max()))
-    vectors = space.from_euclidean(back(to_like(rows, space.like)).reshape((k, *space.shape)))
+    vectors = with_sign(space.from_euclidean(back(to_like(rows, space.like))))
     groups = [*map(inside, reduced.groups)] if isinstance(reduced, PartialTrace) else []
     total = float(values.sum())
     values, stderr = _cross_validated(groups, k) if groups else (values[:k], None)

@@ -29,7 +29,7 @@ from kpflow_dyn._numbers.moments import moments_of
 from kpflow_dyn._numbers.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn._numbers.spectra import Modes, modes, modes_and_drives
 from kpflow_dyn._progress import Progress
-from kpflow_dyn._shown import Row, Shown, numbers
+from kpflow_dyn._shown import Row, Shown, numbers, with_error
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows
 from kpflow_dyn._spaces.scaling import Size, at_unit_size
@@ -69,6 +69,7 @@ class Summary(Shown):
 
     `found.temporal_rank` is short for `found.ranks["temporal"]`, and `found.temporal` for `found.modes_of["temporal"]`;
     so are those of "spatial", "trial" and "token".
+    `found["ntk_effective_rank"]` is the scalar that `print` shows under this name.
 
     Example as `summary`.
     """
@@ -124,17 +125,21 @@ class Summary(Shown):
         ranks = {f"{name}_effective_rank": rank for name, rank in self.ranks.items()}
         return found | ranks | {"K_ntk_alignment": self.alignment}
 
+    def __getitem__(self, name: str) -> Estimate:
+        found = self.numbers()
+        if name not in found:
+            raise KeyError(f"{name!r} is no scalar of this summary; it has {', '.join(found)}")
+        return found[name]
+
     def __str__(self) -> str:
-        rows = [f"{name:24} {found.value:12.5g} +- {found.stderr:.2g}" for name, found in self.numbers().items()]
+        rows = [f"{name:24} {with_error(found.value, found.stderr)}" for name, found in self.numbers().items()]
         values = ", ".join(f"{value:.4g}" for value in to_numpy(self.modes.values)[:5])
         return "\n".join([*rows, f"{'ntk_eigenvalue':24} {values}, ...", f"{self.applications} applications"])
 
     def _shown(self) -> tuple[str, list[Row]]:
-        rows: list[Row] = [
-            (name, _in_words(getattr(self, name.replace("NTK", "ntk")))) for name in ("core", "K", "NTK")
-        ]
-        rows += [(f"{name} rank", _with_bar(rank)) for name, rank in self.ranks.items()]
-        rows += [("cos(K, NTK)", _with_bar(self.alignment)), ("NTK eigenvalues", numbers(to_numpy(self.modes.values)))]
+        rows: list[Row] = [(name, _in_words(getattr(self, name))) for name in ("core", "K", "ntk")]
+        rows += [(f"{name}_rank", _with_bar(rank)) for name, rank in self.ranks.items()]
+        rows += [("alignment", _with_bar(self.alignment)), ("modes.values", numbers(to_numpy(self.modes.values)))]
         return "Summary", [*rows, ("applications", str(self.applications))]
 
     def to_xarray(self) -> xr.Dataset:
@@ -169,7 +174,7 @@ def _in_words(found: Scalars) -> str:
 
 
 def _with_bar(found: Estimate) -> str:
-    return f"{found.value:.4g} +- {found.stderr:.2g}" if found.stderr else f"{found.value:.4g}"
+    return with_error(found.value, found.stderr)
 
 
 def summary(

@@ -19,7 +19,7 @@ from kpflow_dyn._problems.layouts import Layout
 from kpflow_dyn._problems.signatures import check_cell
 from kpflow_dyn._problems.starts import check_encoded, laid_out_encoded, rows_of_parameter, whole_start
 from kpflow_dyn._problems.translations import refuse_unknown
-from kpflow_dyn._shown import Row, Shown
+from kpflow_dyn._shown import Row, Shown, sizes
 
 X_AXES, STATE_AXES = "[trial, time, input]", "[trial, time, unit]"
 _ONE_MODEL = "pose it in continuous time, kp.ODEProblem(hybrid, z0, t, x), or give the field between its jumps"
@@ -79,6 +79,13 @@ class Problem(Shown):
 
 class StartedProblem(Problem):
     """A problem whose states follow from z_0, which may learn: as a parameter, or by an encoder of data."""
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        title, rows = super()._shown()
+        axes = {"x": ("trial", "time", "input"), "z0": () if self.encodes else ("trial", "unit")}
+        given: dict[str, Any] = {name: getattr(self, name, None) for name in axes}
+        named = {n: sizes(axes[n], a) for n, a in given.items() if is_array(a) and a.ndim == len(axes[n])}
+        return title, [row if isinstance(row, str) else (row[0], named.get(*row)) for row in rows]
 
     encoder: Any  # a model data -> z_0; or z_0 itself [unit], as a parameter; None where the start is given
     encodes_inputs: bool = False  # whether its data are the samples of the inputs, as no others were given

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
 from kpflow_dyn._flows.flow import Draw, RecurrentFlow
 from kpflow_dyn._flows.propagator import Propagator
@@ -55,8 +57,15 @@ class Steps:
 
 
 def state_space(sol: Solution, state: Array, measure: Array | None) -> Space:
-    """The space of states [trial, time, unit], with the names of their units where the model tells these."""
-    return Space(AXES, tuple(state.shape), state, measure, units=names_of_state(sol.problem, state.shape[2]))
+    """The space of states [trial, time, unit], with the names of their units where the model tells these.
+
+    It has the times of the solution where they are those of its states and of all trials. The steps of an ODE, which
+    have no measure, have other times.
+    """
+    names = names_of_state(sol.problem, state.shape[2])
+    of_solution = measure is not None or isinstance(sol, DiscreteSolution)
+    times = sol.t if of_solution and np.shape(sol.t) == state.shape[1:2] else None
+    return Space(AXES, tuple(state.shape), state, measure, units=names, times=times)
 
 
 def tangent_of_cell(sol: DiscreteSolution, params: Choice, from_start: bool = False) -> tuple[StepsTangent, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, device, full_precision, like_numpy, reshaped, to_numpy
 from kpflow_dyn._arrays.memory import bytes_of, rows_at_once
 from kpflow_dyn._elsewhere import OPERATOR, Named
+from kpflow_dyn._shown import type_name
 from kpflow_dyn._spaces.parts import DirectSum
 from kpflow_dyn._spaces.space import Space
 
@@ -220,6 +221,15 @@ class MatrixOperator(Operator):
         return self.matrix
 
 
+def check_operator(given: Any) -> None:
+    """Raise unless this is an operator, and say how to get one."""
+    if not isinstance(given, Operator):
+        raise TypeError(
+            f"got {type_name(given)}, expected an operator: pass flow.ntk (or flow.K, flow.P) of "
+            "flow = kp.linearize(kp.solve(problem)), or kp.MatrixOperator of a matrix"
+        )
+
+
 def smaller_of(op: Operator) -> Operator:
     """J*J in the place of A = J J* where that is smaller: it has the same nonzero eigenvalues."""
     if isinstance(op, GramOperator) and op.factor.domain.size < op.domain.size:
@@ -235,10 +245,12 @@ def check_adjoint(op: Operator, seed: int | Random = 0) -> float:
         seed: an int, or a `Random` to continue.
 
     Raises:
+        TypeError: no operator.
         ValueError: images that hold NaN or inf.
     Source: the dot-product test of Claerbout, "Earth soundings analysis" (1992).
     Example as `DiscreteAdjoint`.
     """
+    check_operator(op)
     rng = Random(seed)
     x, y = op.domain.normal(1, rng), op.codomain.normal(1, rng)
     image, back = op.mv(x), op.T.mv(y)

@@ -7,7 +7,7 @@ import numpy as np
 from kpflow_dyn._arrays import Array, Random, Rows, device, eps_of, joined, to_numpy
 from kpflow_dyn._arrays.dots import gram, row_norms
 from kpflow_dyn._arrays.memory import rows_at_once
-from kpflow_dyn._spaces.operators import GramOperator, Operator
+from kpflow_dyn._spaces.operators import GramOperator, Operator, check_operator
 from kpflow_dyn._spaces.space import Space
 
 TRIED = 4  # vectors that show whether an operator is symmetric
@@ -91,6 +91,7 @@ def is_symmetric(op: Operator, rng: Random) -> bool:
 
 
 def require_square(op: Operator, what: str) -> None:
-    """Raise unless the operator maps a space to itself."""
+    """Raise unless this is an operator that maps a space to itself."""
+    check_operator(op)
     if not op.domain.matches(op.codomain):
         raise ValueError(f"{what} needs an operator from a space to itself, got {op!r}; take op @ op.T or op.T @ op")

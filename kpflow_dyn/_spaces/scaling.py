@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, is_finite
-from kpflow_dyn._spaces.operators import Apply, GramOperator, MatrixOperator, Operator
+from kpflow_dyn._spaces.operators import Apply, GramOperator, MatrixOperator, Operator, check_operator
 
 ORDINARY = 16  # operators between 2^-16 and 2^16 are left as they are
 REACH = 0.8  # of a dtype's exponents may be taken as a size: 2^102 in float32, 2^819 in float64
@@ -90,6 +90,7 @@ class Size:
 
 def at_unit_size(op: AnyOperator) -> tuple[AnyOperator, Size]:
     """A over a power of two, of the same class, and that power. It is known once a first vector was applied."""
+    check_operator(op)
     size, of_any_class = Size(), cast(Callable[[AnyOperator, Size], AnyOperator], divided)
     return of_any_class(op, size), size
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, device, empty_row, placed
 from kpflow_dyn._shown import type_name
@@ -22,6 +23,7 @@ class Space:
         measure: quadrature weights, positive and broadcastable to `shape`; None counts every entry as one.
         mask: booleans, broadcastable to `shape`: vectors are zero where it is False. None leaves no entry out.
         units: what the entries of the axis "unit" are called, () where they are numbered.
+        times: those of the axis "time" [time], None where they are not known.
 
     Raises:
         ValueError: axes that are empty, or without distinct names.
@@ -38,6 +40,7 @@ class Space:
     measure: Array | None = None
     mask: Array | None = None
     units: tuple[str, ...] = ()
+    times: Any = None
 
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.shape) or len(set(self.axes)) != len(self.axes):
@@ -145,7 +148,8 @@ class Space:
             return found if math.prod(found.shape) > 1 else None
 
         weights, mask = reduced(self.measure, self.xp.mean), reduced(self.mask, self.xp.any)
-        return Space(axes, shape, self.like, weights, mask, self.units if "unit" in axes else ())
+        units, times = self.units if "unit" in axes else (), self.times if "time" in axes else None
+        return Space(axes, shape, self.like, weights, mask, units, times)
 
     def positions(self, names: tuple[str, ...]) -> tuple[int, ...]:
         """Where the named axes stand, in order; an unknown or repeated name is an error that lists the axes."""

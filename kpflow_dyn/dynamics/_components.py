@@ -11,6 +11,7 @@ from kpflow_dyn._arrays import Array, to_numpy
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn._shown import Row, Shown, axes_sizes, shares, type_name
 from kpflow_dyn.solvers import Estimate
+from kpflow_dyn.solvers._orthogonalise import with_sign
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -116,12 +117,6 @@ def participation_ratio(states: Array | Solution, *, weights: Any = None) -> Est
     covariance = samples.of(samples.centred / (size or 1.0))  # squares of small states may be zero
     square = (covariance**2).sum()
     return Estimate(float(np.trace(covariance) ** 2 / square) if square else 0.0, 0.0, 0, "exact")
-
-
-def with_sign(rows: np.ndarray) -> np.ndarray:
-    """Each row with its largest entry positive."""
-    largest = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], axis=1)
-    return rows * np.where(largest < 0, -1, 1)
 
 
 class _Samples:

@@ -72,12 +72,8 @@ def temporal_modes(dataset: xr.Dataset) -> Figure:
     figure, (shares, modes) = new_figure(5.0, rows=2)
     _draw_shares(shares, dataset, "temporal")
     time = dataset.time.values
-    modes.axhline(0, color=muted(), linewidth=0.8)
-    dots = {"marker": ".", "markersize": 5} if "units" not in dataset.time.attrs and time.size <= SHOWN_TIMES else {}
-    for i, (mode, color) in enumerate(zip(dataset.temporal_mode.values, series(), strict=False)):
-        modes.plot(time, mode, color=color, label=f"mode {i + 1}", **dots)
-    modes.set(xlabel=_time_label(dataset), ylabel="Temporal mode", xlim=(time[0], time[-1]) if time.size > 1 else None)
-    modes.legend(ncols=2)
+    draw_over_time(modes, time, dataset.temporal_mode.values[:SHOWN_MODES], "units" not in dataset.time.attrs)
+    modes.set(xlabel=_time_label(dataset))
     return figure
 
 
@@ -164,15 +160,27 @@ def _draw_shares(axes: Axes, dataset: xr.Dataset, kernel: str) -> None:
     values = dataset[f"{kernel}_eigenvalue"]
     given = (values, dataset[f"{kernel}_eigenvalue_stderr"])
     shares, stderr = (100 * found.values[:12] / float(values.sum()) for found in given)
-    bars(axes, shares, f"{kernel.capitalize()} mode", "Share of the trace (%)")
-    axes.errorbar(1 + np.arange(shares.size), shares, 2 * stderr, fmt="none", ecolor=muted(), capsize=2)
+    bars(axes, shares, f"{kernel.capitalize()} mode", "Share of the trace (%)", stderr)
     axes.set_ylim(bottom=0)
 
 
-def bars(axes: Axes, heights: np.ndarray, xlabel: str, ylabel: str) -> None:
-    """A bar for each number, over its rank."""
+def draw_over_time(axes: Axes, time: np.ndarray, modes: np.ndarray, has_steps: bool) -> None:
+    """Modes [mode, time] as lines, with dots at steps where these are few; dashes where colours come again."""
+    axes.axhline(0, color=muted(), linewidth=0.8)
+    colors, dots = series(), {"marker": ".", "markersize": 5} if has_steps and time.size <= SHOWN_TIMES else {}
+    for i, mode in enumerate(modes):
+        line = "-" if i < len(colors) else "--"
+        axes.plot(time, mode, line, color=colors[i % len(colors)], label=f"mode {i + 1}", **dots)
+    axes.set(ylabel="Temporal mode", xlim=(time[0], time[-1]) if time.size > 1 else None)
+    axes.legend(ncols=(len(modes) + 1) // 2, loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+def bars(axes: Axes, heights: np.ndarray, xlabel: str, ylabel: str, stderr: np.ndarray | None = None) -> None:
+    """A bar for each number, over its rank, with error bars of two standard errors where these are given."""
     ranks = 1 + np.arange(len(heights))
     axes.bar(ranks, heights, width=0.7)
+    if stderr is not None:
+        axes.errorbar(ranks, heights, 2 * stderr, fmt="none", ecolor=muted(), capsize=2)
     axes.set(xlabel=xlabel, ylabel=ylabel, xticks=ranks)
     axes.grid(axis="x", visible=False)
 
@@ -233,6 +241,11 @@ def _color_trials(axes: Axes, dataset: xr.Dataset) -> list[Any]:
     norm, colors = Normalize(known[0], known[-1]), _gradient()
     axes.figure.colorbar(ScalarMappable(norm, colors), ax=axes, label=_spaced(label), pad=0.02)
     return [colors(norm(value)) for value in values]
+
+
+def trial_colors(trials: int) -> list[Any]:
+    """A colour for each trial, so that one can be told from another."""
+    return series()[:trials] if trials <= len(series()) else list(_gradient()(np.linspace(0, 1, trials)))
 
 
 def _gradient() -> LinearSegmentedColormap:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kpflow_dyn.dynamics._components import pca
-from kpflow_dyn.figures import bars
+from kpflow_dyn.figures import bars, trial_colors
 from kpflow_dyn.figures._style import muted, new_figure, series, styled
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def components(found: PCA) -> Figure:
     """The share of the variance of each component, and the trials in the plane of the first two."""
     figure, (shares, plane) = new_figure(6.4, rows=2, heights=(1, 2.2))
     bars(shares, 100 * found.explained[:SHOWN_SHARES], "Principal component", "Variance (%)")
-    draw_plane(plane, found, series()[0])
+    draw_plane(plane, found)
     return figure
 
 
@@ -109,11 +109,16 @@ def _draw_directions(axes: Axes, found: FixedPoints, places: np.ndarray, units: 
         axes.plot(ends[..., 0], ends[..., 1], color=color, linewidth=1, alpha=0.8, zorder=3)
 
 
-def draw_plane(axes: Axes, found: PCA, color: str, alpha: float = 0.5) -> None:
-    """Trials as lines; states without times as dots."""
-    style = "." if found.scores.shape[0] == 1 else "-"
-    for path in _in_plane(found.scores)[:SHOWN_TRIALS]:
-        axes.plot(*path.T, style, color=color, linewidth=0.7, alpha=alpha, markersize=3)
+def draw_plane(axes: Axes, found: PCA, color: str | None = None, alpha: float = 0.6) -> None:
+    """Trials as lines, in one colour, or each in its own with a dot at its start; states without times as dots."""
+    paths, lines = _in_plane(found.scores)[:SHOWN_TRIALS], found.scores.shape[0] > 1
+    colors = trial_colors(len(paths)) if color is None else [color] * len(paths)
+    for path, own in zip(paths, colors, strict=True):
+        axes.plot(*path.T, "-" if lines else ".", color=own, linewidth=0.7, alpha=alpha, markersize=3)
+    if lines and color is None:
+        axes.scatter(*paths[:, 0].T, s=14, color=colors, zorder=4)
+        axes.scatter([], [], s=14, color=muted(), label="start")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1))
     axes.set(xlabel="PC 1", ylabel="PC 2" if found.scores.shape[2] > 1 else "")
 
 

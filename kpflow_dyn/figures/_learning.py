@@ -50,7 +50,9 @@ def forecast(given: tuple[Forecast, Any]) -> Figure:
     axes.plot(found.flow_steps[1:], found.flow_loss[1:], ".", markersize=5, label="gradient flow")
     if np.isfinite(found.holds_until) and found.holds_until >= 1:
         axes.axvline(found.holds_until, color=muted(), linewidth=0.8, linestyle=":")
-        axes.annotate("parts", (found.holds_until, 0.02), (4, 0), ("data", "axes fraction"), "offset points")
+        side, offset = ("right", -4) if found.holds_until**2 > found.steps[1] * found.steps[-1] else ("left", 4)
+        place, units = (found.holds_until, 0.02), ("data", "axes fraction")
+        axes.annotate("kernel has changed", place, (offset, 0), units, "offset points", ha=side)
     axes.set(xscale="log", yscale="log", xlabel="Step of gradient descent", ylabel="Loss")
     axes.legend()
     return figure

@@ -11,9 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn.dynamics._components import pca
-from kpflow_dyn.figures import bars, diverging, draw_ranks
+from kpflow_dyn.figures import bars, diverging, draw_over_time, draw_ranks, trial_colors
 from kpflow_dyn.figures._dynamics import draw_plane
-from kpflow_dyn.figures._style import muted, new_figure, series, styled
+from kpflow_dyn.figures._style import new_figure, series, styled
 
 if TYPE_CHECKING:
     from kpflow_dyn._numbers.spectra import Modes
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kpflow_dyn._problems.solutions import Solution
     from kpflow_dyn.tasks._data import TaskData
 
-PANELS, SHOWN_TRIALS, SHOWN_MODES, SHOWN_SHARES = 6, 60, 4, 12
+PANELS, SHOWN_TRIALS, SHOWN_MODES, SHOWN_SHARES = 6, 60, 6, 12
 
 
 @styled
@@ -32,11 +32,12 @@ def solution(found: Solution) -> Figure:
         return _map_of(state.values.reshape(state.shape[0], -1), "Unit", "Trial", "State")
     if state.sizes["unit"] > PANELS:
         figure, axes = new_figure(4.4)
-        draw_plane(axes, pca(found, 2), series()[0])
+        draw_plane(axes, pca(found, 2))
         return figure
     figure, panels = new_figure(0.6 + 1.3 * state.sizes["unit"], rows=state.sizes["unit"])
     for unit, panel in enumerate(np.atleast_1d(panels)):
-        panel.plot(state.time, state.isel(unit=unit)[:SHOWN_TRIALS].T, color=series()[0], alpha=0.5, linewidth=1)
+        panel.set_prop_cycle(color=trial_colors(min(len(state), SHOWN_TRIALS)))
+        panel.plot(state.time, state.isel(unit=unit)[:SHOWN_TRIALS].T, alpha=0.6, linewidth=1)
         panel.set(ylabel=_name(state, "unit", unit))
         panel.label_outer()
     np.atleast_1d(panels)[-1].set(xlabel="Time")
@@ -46,16 +47,19 @@ def solution(found: Solution) -> Figure:
 @styled
 def modes(found: Modes) -> Figure:
     """The share of each mode in the trace, or its eigenvalue; and the leading modes, where they have one axis."""
-    single, vectors = len(found.space.axes) == 1, to_numpy(found.vectors)
+    single, vectors = len(found.space.axes) == 1, to_numpy(found.vectors)[:SHOWN_MODES]
     figure, panels = new_figure(5.0 if single else 2.8, rows=1 + single)
     values, *_ = np.atleast_1d(panels)
-    known = bool(found.total)
-    heights = 100 * to_numpy(found.explained) if known else to_numpy(found.values)
-    bars(values, heights[:SHOWN_SHARES], "Mode", "Share of the trace (%)" if known else "Eigenvalue")
+    scale, label = (100 / found.total, "Share of the trace (%)") if found.total else (1.0, "Eigenvalue")
+    stderr = None if found.stderr is None else scale * to_numpy(found.stderr)[:SHOWN_SHARES]
+    bars(values, scale * to_numpy(found.values)[:SHOWN_SHARES], "Mode", label, stderr)
     if single and found.space.axes == ("time",):
-        _lines_of(panels[1], vectors)
+        steps, times = 1 + np.arange(vectors.shape[1]), found.space.times
+        time = steps if times is None else to_numpy(times)
+        draw_over_time(panels[1], time, vectors, np.array_equal(time, steps))
+        panels[1].set(xlabel="Time")
     elif single:
-        _map(panels[1], vectors[:SHOWN_MODES], found.space.axes[0].capitalize(), "Mode", "Loading", found.space.units)
+        _map(panels[1], vectors, found.space.axes[0].capitalize(), "Mode", "Loading", found.space.units)
     return figure
 
 
@@ -97,15 +101,6 @@ def _channels(axes: Axes, values: Any) -> None:
         axes.plot(time, values.isel({axis: number}), color=color, drawstyle="steps-post", label=label)
     if values.sizes[axis] > 1:
         axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
-
-
-def _lines_of(axes: Axes, vectors: np.ndarray) -> None:
-    numbers = 1 + np.arange(vectors.shape[1])
-    axes.axhline(0, color=muted(), linewidth=0.8)
-    for number, (mode, color) in enumerate(zip(vectors, series(), strict=False)):
-        axes.plot(numbers, mode, color=color, label=f"mode {number + 1}")
-    axes.set(xlabel="Number of the time", ylabel="Temporal mode")
-    axes.legend(ncols=2)
 
 
 def _map_of(values: np.ndarray, xlabel: str, ylabel: str, label: str) -> Figure:

@@ -5,7 +5,8 @@
 Figures are interactive, by plotly; the page is light or dark as the reader's system is, or as a button says.
 """
 
-from kpflow_dyn.report._numbers import settings, summarize, versions, with_error
+from kpflow_dyn._shown import with_error
+from kpflow_dyn.report._numbers import settings, summarize, versions
 from kpflow_dyn.report._page import Page, Table
 from kpflow_dyn.report._pages import page_of
 from kpflow_dyn.report._sources import read_results, write_report

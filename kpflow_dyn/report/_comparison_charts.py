@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kpflow_dyn._shown import with_error
 from kpflow_dyn.report._charts import Chart, figure, line, numbers, plain, with_bars
-from kpflow_dyn.report._numbers import percent, settings, short, versions, with_error
+from kpflow_dyn.report._numbers import percent, settings, short, versions
 from kpflow_dyn.report._page import Page, Table
 
 if TYPE_CHECKING:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING, Any
+
+from kpflow_dyn._shown import with_error
 
 if TYPE_CHECKING:
     import xarray as xr
 
-INVISIBLE = 1e-6  # share of a number
 NAMES = {
     "checkpoint": "file",
     "found_file": "kind of file",
@@ -61,27 +61,6 @@ def versions(dataset: xr.Dataset) -> dict[str, str]:
     """
     known = {str(key): str(value) for key, value in dataset.attrs.items()}
     return {key.removeprefix("version_"): value for key, value in known.items() if key.startswith("version_")}
-
-
-def with_error(value: float, stderr: float) -> str:
-    """A number with its standard error, to the digits that the error leaves: "34.0 ± 0.5".
-
-    Args:
-        value: the number.
-        stderr: its standard error, left out where four digits would not show it.
-
-    >>> with_error(34.04, 0.4839), with_error(8125.8581, 0.0)
-    ('34.04 ± 0.48', '8126')
-    """
-    if not math.isfinite(stderr) or stderr <= INVISIBLE * abs(value) or not value:
-        return f"{value:.4g}"
-    power = math.floor(math.log10(abs(value)))
-    if -3 <= power < 5:
-        digits = max(0, 1 - math.floor(math.log10(stderr)))
-        return f"{value:.{digits}f} ± {stderr:.{digits}f}"
-    digits = max(0, power + 1 - math.floor(math.log10(stderr)))
-    scale = 10.0**power
-    return f"({value / scale:.{digits}f} ± {stderr / scale:.{digits}f})e{power}"
 
 
 def short(value: float, digits: int = 3) -> str:

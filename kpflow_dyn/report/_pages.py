@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kpflow_dyn._shown import INVISIBLE, with_error
 from kpflow_dyn.report._analysis_charts import analysis_charts, shares
 from kpflow_dyn.report._comparison_charts import page_of_comparison
 from kpflow_dyn.report._learning_charts import has_learning, learning_lead, learning_table
-from kpflow_dyn.report._numbers import INVISIBLE, percent, settings, short, summarize, versions, with_error
+from kpflow_dyn.report._numbers import percent, settings, short, summarize, versions
 from kpflow_dyn.report._page import Page, Table
 from kpflow_dyn.report._sweep_charts import quantities, spaced, sweep_charts, swept
 from kpflow_dyn.report._track_charts import track_charts

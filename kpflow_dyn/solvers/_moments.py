@@ -22,14 +22,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
+from kpflow_dyn._shown import Row, Shown, number, with_error
+
 LEAST_SAMPLES = 8
 
 Function = Callable[..., float]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number that says how good it is; `float(estimate)` is its value.
+@dataclass(frozen=True, repr=False)
+class Estimate(Shown):
+    """A number that says how good it is; `float(estimate)` is its value, and f"{estimate:.2f}" formats it.
 
     Attributes:
         value: unbiased, up to terms of second order in the standard error for ratios and roots.
@@ -47,6 +49,14 @@ class Estimate:
 
     def __float__(self) -> float:
         return self.value
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec) if spec else str(self)
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        if self.stderr == 0 and self.method.startswith("exact"):
+            return f"{number(self.value)}, exact", []
+        return f"{with_error(self.value, self.stderr)} ({self.applications} applications, {self.method})", []
 
 
 @dataclass(frozen=True)

@@ -168,3 +168,9 @@ def rows_or_none(rows: Array | None, n: int, like: Array) -> Array:
 def orthogonal_part(apply: Rows, known: Array) -> Rows:
     """The map followed by (1 - U U^T) for known rows U^T, perhaps none."""
     return lambda rows: project_out(apply(rows), [known])[0]
+
+
+def with_sign(rows: Array) -> Array:
+    """Each row [b, n] with its largest entry positive: eigenvectors are known up to their sign."""
+    xp = array_namespace(rows)
+    return xp.where((-xp.min(rows, axis=1) > xp.max(rows, axis=1))[:, None], -rows, rows)
