@@ -9,6 +9,8 @@ descent moves the state by the global empirical neural tangent kernel NTK_S = P 
 import importlib
 from typing import Any
 
+from kpflow_dyn._elsewhere import PACKAGE, stands_for
+
 _PUBLIC = {
     "_spaces.space": ["Space"],
     "_arrays.memory": ["memory_budget"],
@@ -79,7 +81,7 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f"kpflow_dyn.{_HOME[name]}"), name)
     if name in _SUBMODULES:
         return importlib.import_module(f"kpflow_dyn.{name}")
-    raise AttributeError(f"module 'kpflow_dyn' has no attribute {name!r}")
+    raise AttributeError(f"module 'kpflow_dyn' has no attribute {name!r}{stands_for(name, PACKAGE)}", name=name)
 
 
 def __dir__() -> list[str]:

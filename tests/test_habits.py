@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 import kpflow_dyn as kp
 from kpflow_dyn import control
+from kpflow_dyn._elsewhere import FLOW, OPERATOR, PACKAGE
 from kpflow_dyn.control._elsewhere import ROWS, table
 from kpflow_dyn.models import CartPole, ClosedLoop, DoubleIntegrator, Event, Hybrid, MLPField, Pendulum
 
@@ -250,7 +253,7 @@ class StateFirstJax(eqx.Module):
 
 
 class InputFirst(StateFirst):
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:  # type: ignore[override]
         return torch.tanh(self.mix(torch.cat([h, x], -1)))
 
 
@@ -327,3 +330,34 @@ def test_a_plant_is_a_function_of_state_and_control() -> None:
     with pytest.raises(TypeError, match=r"no control left.*Leave out u, or pass the plant, loop\.plant"):
         control.linearize_lti(loop, z, u)
     assert control.linearize_lti(loop.plant, z, u).B.tolist() == [[0.0], [1.0]]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "here"),
+    [
+        ("kp", "ntk", "linearize"),
+        ("kp", "participation_ratio", "effective_rank"),
+        ("kp", "eigsh", "kp.eigs"),
+        ("kp", "odeint", "ODEProblem"),
+        ("kp", "plot", "kp.figures"),
+        ("flow", "NTK", "flow.ntk"),
+        ("flow", "jacobian", "flow.J"),
+        ("op", "to_dense", "op.dense"),
+        ("op", "shape", "op.domain.shape"),
+    ],
+)
+def test_names_of_others_are_answered_by_those_here(owner: str, name: str, here: str) -> None:
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(nn.RNNCell(1, 2), torch.zeros(1, 2, 1))))
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'; in its place take .*{here}"):
+        getattr({"kp": kp, "flow": flow, "op": flow.ntk}[owner], name)
+
+
+def test_the_names_that_are_recommended_exist() -> None:
+    for path in {path for _, here in PACKAGE for path in re.findall(r"kp((?:\.\w+)+)", here)}:
+        operator.attrgetter(path[1:])(kp)
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(nn.RNNCell(1, 2), torch.zeros(1, 2, 1))))
+    for owner, rows in ((flow, FLOW), (flow.ntk, OPERATOR)):
+        for names, here in rows:
+            assert not any(hasattr(owner, name) for name in names)
+            for path in re.findall(r"`(?:flow|op)\.([\w.]+)", here):
+                operator.attrgetter(path)(owner)

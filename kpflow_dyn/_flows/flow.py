@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, full_precision
 from kpflow_dyn._arrays.complex_numbers import by_name, count
+from kpflow_dyn._elsewhere import FLOW, Named
 from kpflow_dyn._flows.places import at_places, checked_places, places_of, places_of_steps, reaching
 from kpflow_dyn._flows.preconditioner import Block, block_diagonal, chosen_block, for_each_trial, seen_through
 from kpflow_dyn._flows.readout import Readout, readout
@@ -28,7 +29,7 @@ Draw = Callable[[str, Array], Array]  # of a matrix by name: the one that stands
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Flow(Shown):
+class Flow(Named, Shown):
     """A solution's linearisation: how changes of the parameters and kicks to the state move the whole state.
 
     With the state S [trial, time, unit], parameters theta and the implicit constraint F(S, theta) = 0,
@@ -51,13 +52,12 @@ class Flow(Shown):
         B: site outputs -> state, how each enters its step (of an ODE: the field).
         J: parameters [p] -> state; `J.T` is backpropagation through time.
         ntk: the global empirical neural tangent kernel, state -> state.
-        sites: the weight sites, in the order of the core's outputs.
+        sites: the weight sites, in the order of the core's outputs; none where `untraced`, when a step counts as one.
         solution: what was linearised.
         parameters: those that learn, by name, as they were when linearised; a complex number counts as (Re, Im) in J.
         preconditioner: the blocks of R, where an optimiser has a metric; else ().
         R: what changes of the parameters pass before J, of a metric or of a choice of them; None for all, unscaled.
-        untraced: why the model could not be traced, so that all maps are those of autograd through the model, and each
-            step counts as one site of which `sites` knows nothing; "" where it was traced.
+        untraced: why the model could not be traced, so that all maps are autograd's through it; "" where it was.
 
     Example as `linearize`.
     """
@@ -74,6 +74,7 @@ class Flow(Shown):
     preconditioner: tuple[Block, ...] = field(default=(), repr=False)
     R: Operator | None = field(default=None, repr=False)
     untraced: str = field(default="", repr=False)
+    _elsewhere: ClassVar = FLOW
 
     def _shown(self) -> tuple[str, list[Row]]:
         space, sites = self.ntk.domain, [f"{site.name} ({site.kind})" for site in self.sites]

@@ -16,6 +16,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, device, full_precision, like_numpy, reshaped, to_numpy
 from kpflow_dyn._arrays.memory import bytes_of, rows_at_once
+from kpflow_dyn._elsewhere import OPERATOR, Named
 from kpflow_dyn._shown import type_name
 from kpflow_dyn._spaces.parts import DirectSum
 from kpflow_dyn._spaces.space import Space
@@ -27,7 +28,7 @@ Apply = Callable[[Array], Array]
 DENSE_BYTES = 2**31
 
 
-class Operator:
+class Operator(Named):
     """A linear operator `domain -> codomain`, applied without forming its matrix; <y, A x> = <A.T y, x>.
 
     Args:
@@ -46,6 +47,8 @@ class Operator:
            [1., 2., 2.],
            [1., 2., 3.]])
     """
+
+    _elsewhere = OPERATOR
 
     def __init__(self, domain: Space, codomain: Space, apply: Apply, adjoint: Apply | None) -> None:
         self.domain, self.codomain = domain, codomain

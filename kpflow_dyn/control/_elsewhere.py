@@ -5,9 +5,11 @@ One table: the errors of `kpflow_dyn.control.name` read it, and docs/guides/cont
 
 from __future__ import annotations
 
+from kpflow_dyn._elsewhere import Rows, stands_for
+
 THROUGH = "`ct.{name}(system.to_control(), ...)`"
 
-ROWS: tuple[tuple[tuple[str, ...], str], ...] = (
+ROWS: Rows = (
     (("ss", "StateSpace", "tf2ss", "tf", "TransferFunction", "ss2tf", "zpk"),
      "`control.LTI(A, B, C, D, dt)`, `control.LTI(tf)` of a transfer function; `.to_control()`"),
     (("linearize",),
@@ -47,8 +49,8 @@ ROWS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 def advice_on(name: str) -> str:
     """What stands for a name of python-control here, as a clause; "" where it is none that is known."""
-    here = next((here for names, here in ROWS if name in names), None)
-    return "" if here is None else f"; in its place take {here.format(name=name)} (ct is python-control)"
+    here = stands_for(name, ROWS)
+    return here and f"{here} (ct is python-control)"
 
 
 def table() -> str:
