@@ -259,7 +259,9 @@ def test_what_is_unreached_is_known_to_a_hundredth() -> None:
     y = kp.linearize(kp.solve(kp.DiscreteProblem(cell, x))).output(readout, learn=True)
     found = kp.learnability(y, {"noise": target})
     assert found.unreached[0] == pytest.approx(parts[rates < 1e-6 * rates.max()].sum() / parts.sum(), abs=1e-2)
-    assert str(found).endswith(f"{found.unreached[0]:.2f}")
+    _, row, under, unreached = str(found).splitlines()
+    assert row.endswith(f"{found.unreached[0]:.2f}") and under.startswith("under the kernel as it is; half and tenth")
+    assert unreached == "unreached: eigenvalues below 1e-06 of the largest; by known ones half and tenth come very late"
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
@@ -327,6 +329,17 @@ def test_the_squared_error() -> None:
     for wrong in (torch.ones(4, 3), torch.zeros(3, 4), -mask, mask * np.nan):
         with pytest.raises(ValueError, match="the mask has shape"):
             kp.squared_error(target, readout, wrong)
+
+
+def test_losses_that_are_called_in_another_way_are_refused_in_words() -> None:
+    problem = Problem(nn.RNNCell(2, 6), 6)
+    for make in (kp.squared_error, kp.cross_entropy):
+        with pytest.raises(TypeError, match=r"the target comes first.*\(target, readout\); got torch.nn.Linear"):
+            make(problem.readout, problem.target)
+    posed = kp.DiscreteProblem(problem.cell, problem.x)
+    for loss in (nn.functional.mse_loss, nn.MSELoss()):
+        with pytest.raises(TypeError, match=r"needs input, target; give kp.squared_error\(target, readout\)"):
+            kp.gradient_flow(posed, loss, 1.0)
 
 
 class Tanh(eqx.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -22,6 +23,7 @@ import kpflow_dyn as kp
 from kpflow_dyn._learning.objective import Objective
 from kpflow_dyn.models import MLPField
 from kpflow_dyn.models.jax import MLPField as JaxMLPField
+from kpflow_dyn.solvers._multirate import Stretch
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -91,6 +93,21 @@ def test_a_loss_that_is_linear_in_the_parameters_has_no_curvature() -> None:
     net = nn.Linear(1, 1, bias=False).double()
     flow = kp.gradient_flow(kp.StaticProblem(net, torch.ones(1, 1).double()), lambda s: 10 + s.sum(), 2.0)
     torch.testing.assert_close(flow.parameters["weight"][-1], net.weight.detach() - 2)
+
+
+def test_where_the_loss_of_an_optimiser_rises_it_says_so_and_intervals_are_wider() -> None:
+    problem, loss = integration(nn.RNNCell)
+    flow = kp.gradient_flow(problem, loss, 4, optimizer="adam", lr=1e-3)
+    losses = np.interp(np.arange(101), [0, 50, 60, 100], [1.0, 0.6, 0.8, 0.2])
+    steps = {"time": np.array([0.0, 100]), "loss": losses[[0, -1]], "late": np.array([0.0, 2]), "own": 30}
+    rises = replace(flow, **steps, pieces=[Stretch(losses)])
+    assert rises.time_to(0.5) == pytest.approx(80) and rises.time_to(0.9) == pytest.approx(12.5)
+    off = 0.04 * 80 + 2 * 0.8
+    assert rises.interval_to(0.5) == pytest.approx((80 - off - 28, 80 + off + 28))
+    assert rises.interval_to(0.9) == pytest.approx((12.5 * 0.96 - 0.25, 12.5 * 1.04 + 0.25))
+    assert "the loss rises by more than 5% at step 52: later times are rough" in str(rises)
+    falls = replace(rises, pieces=[Stretch(np.minimum.accumulate(losses))])
+    assert "rises" not in str(falls) and "rises" not in str(replace(rises, own=100))
 
 
 # Against descent

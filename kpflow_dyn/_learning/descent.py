@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 FLOWS = (ExponentialRosenbrock, RungeKuttaChebyshev)
 TRAINED = 0.9  # part of the steps taken one by one from which on an answer is a training
 FINEST = 500  # points within a step of an optimiser's run at which its loss is looked at
+RISE = 0.05  # part by which the loss of an optimiser's run rises where runs part that differ in the last digit
 FINITE = 0.04  # part of a time by which descent at a small but finite rate may differ from the flow
 
 
@@ -123,8 +125,11 @@ class GradientFlow(ShownAsText):
     def interval_to(self, fraction: Any) -> tuple[Any, Any]:
         """Between which times the loss falls to this part: `time_to` give or take `late` and 4 %, or NaN.
 
-        The 4 % are for what gradient descent at a small but finite rate differs from its limit. Of an optimiser's own
-        steps, all taken one by one, it is half a step, as there is no loss in between.
+        The 4 % are for what gradient descent at a small but finite rate differs from its limit, as long as the rate
+        stays below 2 over the largest curvature of the loss: a larger one is unstable and takes another way. Of an
+        optimiser's own steps, all taken one by one, it is half a step, as there is no loss in between. Where others
+        were taken and the loss rose by more than 5 % on the way, the time since then is added: from there on runs part
+        that differ in the last digit.
 
         Args and Raises as `time_to`.
         """
@@ -134,13 +139,13 @@ class GradientFlow(ShownAsText):
         time = self._time_to(fraction)
         late = float(np.interp(time, self.time, self.late))
         late += FINITE * time if late or not self.optimizer else 0.5
+        late += max(time - self._rise, 0.0)
         return max(time - late, 0.0), time + late
 
     def __str__(self) -> str:
         if self.loss[0] <= 0:
             return f"the loss goes from {self.loss[0]:.6g} to {self.loss[-1]:.6g}\n{self.road}"
-        rows = [self._row(fraction) for fraction in (0.5, 0.2, 0.1)]
-        return "\n".join([*rows, self.road])
+        return "\n".join([*(_part(self, fraction) for fraction in (0.5, 0.2, 0.1)), *_cautions(self), self.road])
 
     def _shown(self) -> tuple[str, list[Row]]:
         title, rows = super()._shown()
@@ -171,12 +176,15 @@ class GradientFlow(ShownAsText):
         price = f"for {self.cost:.4g} gradients on all trials"
         return f"by {self.time[-1]:.0f} steps of {self.optimizer}, {price}; {words}"
 
-    def _row(self, fraction: float) -> str:
-        time, (low, high) = self.time_to(fraction), self.interval_to(fraction)
-        after = (
-            f"after {time:.4g} ({low:.4g} to {high:.4g})" if not math.isnan(time) else f"not within {self.time[-1]:.4g}"
-        )
-        return f"{100 * fraction:3.0f} % of the loss {after} {'steps' if self.optimizer else 'tau'}"
+    @cached_property
+    def _rise(self) -> float:
+        """The first step of an optimiser at which the loss is well above before; inf if never, or if all are own."""
+        if not self.optimizer or self.own == self.time[-1]:
+            return math.inf
+        losses = self(np.arange(self.time[-1] + 1))
+        lowest = np.minimum.accumulate(losses)
+        risen = np.flatnonzero(losses - lowest > RISE * abs(lowest))
+        return float(risen[0]) if risen.size else math.inf
 
     def _brackets(self, wanted: float) -> Iterator[np.ndarray]:
         """Times between which the loss falls to this, the first ones first; an optimiser's may rise in between."""
@@ -190,6 +198,24 @@ class GradientFlow(ShownAsText):
     def _loss_at(self, tau: float) -> float:
         step = min(int(np.searchsorted(self.time, tau, side="right")) - 1, len(self.pieces) - 1)
         return self.pieces[step](tau - self.time[step])
+
+
+def _part(flow: GradientFlow, fraction: float) -> str:
+    """When the loss falls to this part, in words."""
+    time, (low, high) = flow.time_to(fraction), flow.interval_to(fraction)
+    part, unit = f"{100 * fraction:3.0f} % of the loss", "steps" if flow.optimizer else "tau"
+    if math.isnan(time):
+        return f"{part} not within {flow.time[-1]:.4g} {unit}"
+    return f"{part} after {time:.4g} ({low:.4g} to {high:.4g}) {unit}"
+
+
+def _cautions(flow: GradientFlow) -> list[str]:
+    """What is not in the intervals."""
+    if not flow.optimizer:
+        return ["for small learning rates: one above 2 / the curvature of the loss is unstable, and takes another way"]
+    if math.isfinite(flow._rise):
+        return [f"the loss rises by more than {RISE:.0%} at step {flow._rise:.0f}: later times are rough"]
+    return []
 
 
 def gradient_flow(
@@ -208,14 +234,15 @@ def gradient_flow(
     seed: int = 0,
     progress: bool | Progress = False,
 ) -> GradientFlow:
-    """Train a model by gradient descent with very small steps, in few large ones; or by an optimiser, in its steps.
+    """Train a model by gradient descent with very small steps, in longer ones; or by an optimiser, in its steps.
 
         d theta / d tau = -grad L(S(theta)),        theta(0) as in the model
 
     Explicit descent is stable only for learning rates below 2 / l_1, with l_1 the largest eigenvalue of the Hessian, so
     that a slow direction of eigenvalue l_k takes about l_1 / l_k steps. Here a step is as long as its error allows: one
     of several gradients that is stable far beyond 2 / l_1, or one that solves the flow of the quadratic model exactly,
-    by functions of the Hessian; of both the one that comes further for a gradient. The parameters are copied.
+    by functions of the Hessian; of both the one that comes further for a gradient. The parameters are copied. Where the
+    curvature grows beyond 2 / your learning rate, your descent leaves the flow, and may take fewer gradients than that.
 
     Args:
         problem: a DiscreteProblem, a StaticProblem or an ODEProblem, of a span at the nodes of its solution; or its
@@ -265,6 +292,7 @@ def gradient_flow(
     _check(span, alg, rtol, stop_below, FLOWS if optimizer is None else (Multirate,))
     check_seed(seed)
     lr, clip = plain(lr), plain(clip)
+    _check_loss(loss, 1 if batch is None else 2)
     solution = problem if isinstance(problem, Solution) else solve(problem)
     with full_precision(solution.state):
         objective = Objective(solution, loss, params)
@@ -411,6 +439,20 @@ def _batches(objective: Objective, trials: int, batch: int, seed: int) -> Iterat
 
 def _row(run: Run) -> tuple[float, ...]:
     return run.time, run.point.loss, math.sqrt(-run.slope), run.error, run.late
+
+
+def _check_loss(loss: Any, most: int) -> None:
+    """Raise for a function that needs more than the states, and the numbers of a batch's trials."""
+    try:
+        given = inspect.signature(getattr(loss, "forward", loss)).parameters.values()
+    except (TypeError, ValueError):  # not known
+        return
+    needed = [one.name for one in given if one.default is one.empty and one.kind <= one.POSITIONAL_OR_KEYWORD]
+    if len(needed) > most:
+        raise TypeError(
+            f"the loss is called with the states alone, and this one needs {', '.join(needed)}; give "
+            "kp.squared_error(target, readout) or kp.cross_entropy(target, readout), or a function of the states"
+        )
 
 
 def _check_no_optimizer(**options: Any) -> None:

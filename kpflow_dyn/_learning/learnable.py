@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 NULL = 1e-6  # a direction whose eigenvalue is smaller than this part of the largest counts as unreached
 COLUMNS = ("score", "half", "tenth", "unreached")
+WORDS = (
+    "under the kernel as it is; half and tenth are tau = learning rate x steps",
+    f"unreached: eigenvalues below {NULL:.0e} of the largest; by known ones half and tenth come very late",
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,8 +44,9 @@ class Learnability(ShownAsText):
         half, tenth: tau at which the loss has fallen to half and to a tenth [target]; inf where it does not, or only by
             directions that count as unreached and whose rates are not known; NaN where this could not be resolved.
         unreached: the part of the loss outside of what the frozen kernel reaches, in directions whose eigenvalues are
-            below 1e-6 of the largest [target], NaN where it is not known to about a hundredth. Descent may still learn
-            it, as the kernel changes.
+            below 1e-6 of the largest [target], NaN where it is not known to about a hundredth. They need not be zero:
+            where their rates are known, `half` and `tenth` count them, and are then very late, not inf. Descent may
+            still learn it, as the kernel changes.
         applications: of A to one vector.
 
     Example as `learnability`.
@@ -65,7 +70,8 @@ class Learnability(ShownAsText):
         width = max(6, *map(len, self.names))
         rows = zip(self.names, self.score, self.half, self.tenth, self.unreached, strict=True)
         table = [f"{n:{width}} {s:9.3g} {h:10.4g} {t:10.4g} {v:9.2f}" for n, s, h, t, v in rows]
-        return "\n".join([f"{'target':{width}} {'score':>9} {'half':>10} {'tenth':>10} {'unreached':>9}", *table])
+        head = f"{'target':{width}} {'score':>9} {'half':>10} {'tenth':>10} {'unreached':>9}"
+        return "\n".join([head, *table, *WORDS])
 
 
 def learnability(

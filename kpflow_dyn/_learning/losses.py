@@ -339,6 +339,10 @@ def _placed(values: Any, like: Array) -> Any:
 
 
 def _of_targets(name: str, target: Array, readout: Any, mask: Any, learn: bool) -> Any:
+    if callable(target):
+        raise TypeError(
+            f"the target comes first, then the readout: kp.{name}(target, readout); got {type_name(target)}"
+        )
     backend = backend_for(target, "target", "[trial, time, out]")
     return loss_of_states(_readings(name, target, mask), backend, readout, LAYER if learn else ())
 
