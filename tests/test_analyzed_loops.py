@@ -288,7 +288,7 @@ def in_jax() -> Any:
     return eqx.tree_at(where, net, weights)
 
 
-@pytest.mark.parametrize("kind", ["sampled", "stepped"])
+@pytest.mark.parametrize("kind", [pytest.param("sampled", marks=pytest.mark.slow), "stepped"])
 def test_loops_in_jax_are_those_in_torch(kind: str) -> None:
     start = jnp.asarray(START.numpy())
     if kind == "stepped":
@@ -417,6 +417,7 @@ class JaxBounce(eqx.Module):
         return jnp.stack([z[0], -self.restitution * z[1]])
 
 
+@pytest.mark.slow
 def test_costates_through_events_in_jax_are_those_in_torch() -> None:
     floor = Event(lambda t, z: z[0], JaxBounce(jnp.array(0.8)), direction=-1)
     twin = Hybrid(lambda t, z: jnp.stack([z[1], -9.81 - z[1]]), floor)

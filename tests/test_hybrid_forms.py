@@ -294,7 +294,7 @@ def test_given_times_backward_are_counted_from_the_first_time_and_order_is_that_
 # On a span
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_on_a_span_the_states_are_at_points_between_steps_and_events(framework: str) -> None:
     solution = kp.solve(posed("tuple", framework, (0.0, 1.3)), rtol=1e-9, atol=1e-11)
     on_grid = kp.solve(posed("flat", "torch"), rtol=1e-10, atol=1e-12)

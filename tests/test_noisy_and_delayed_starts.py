@@ -168,8 +168,10 @@ def assert_flow(solution: kp.Solution, state: Tensor, J: Tensor) -> kp.Flow:
     return flow
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
-@pytest.mark.parametrize("kind", ["sde", "dde"])
+@pytest.mark.parametrize(
+    ("kind", "framework"),
+    [("sde", "torch"), ("dde", "torch"), ("sde", "jax"), pytest.param("dde", "jax", marks=pytest.mark.slow)],
+)
 def test_an_encoder_gives_the_start(kind: str, framework: str) -> None:
     jaxy = framework == "jax"
     problem = posed(kind, framework, DATA, encoder=JaxEncoder(jnp.asarray(E)) if jaxy else Encoder())
@@ -183,8 +185,10 @@ def test_an_encoder_gives_the_start(kind: str, framework: str) -> None:
     assert again.state.shape == flow.solution.state.shape
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
-@pytest.mark.parametrize("kind", ["sde", "dde"])
+@pytest.mark.parametrize(
+    ("kind", "framework"),
+    [("sde", "torch"), ("dde", "torch"), ("dde", "jax"), pytest.param("sde", "jax", marks=pytest.mark.slow)],
+)
 def test_the_start_is_a_parameter(kind: str, framework: str) -> None:
     z0 = RNG.normal(size=2)
     problem = posed(kind, framework, np.stack([z0, z0])).learn_start()
