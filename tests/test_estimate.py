@@ -7,9 +7,11 @@ import contextlib
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 from conftest import cases
 from synthetic import (
     LIBRARIES,
+    as_array,
     assert_close,
     diagonal,
     eager_library,
@@ -480,3 +482,23 @@ def test_one_trial_that_counts_alone_is_left_to_a_sketch() -> None:
     truth = np.linalg.norm(own.reshape(180, 30) @ own.reshape(180, 30).T)
     runs = [kp.frobenius_norm(op, samples=16, seed=seed) for seed in range(100)]
     assert np.mean([abs(run.value - truth) <= 1.96 * run.stderr for run in runs]) > 0.88
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_alignment_where_few_entries_count_is_that_of_the_matrices(library, dtype):
+    """As under a mask of the last step: more probes than entries, so that some are round-off of the others."""
+    state, theta = space(library, dtype, shape=(32, 20, 1)), parameters(library, dtype, size=100)
+    keep = as_array(library, (np.arange(640) % 20 == 19).astype(float)[:, None], dtype)
+    a, b = (kp.GramOperator(kp.MatrixOperator(keep * matrix(state, theta, n), theta, state)) for n in range(2))
+    A, B = dense(a), dense(b)
+    found = kp.alignment(a, b, samples=120)
+    expected = np.sum(A * B) / np.linalg.norm(A) / np.linalg.norm(B)
+    assert found.value == pytest.approx(expected, rel=1e-10 if dtype == "float64" else 1e-5)
+
+
+def test_masked_flows_are_compared_with_more_probes_than_entries():
+    torch.manual_seed(0)
+    x, mask = torch.randn(5, 6, 3).double(), (torch.rand(5, 6) > 0.5).double()
+    problems = [kp.DiscreteProblem(torch.nn.GRUCell(3, 4).double(), x) for _ in range(2)]
+    a, b = (kp.linearize(kp.solve(problem)).where(mask).ntk for problem in problems)
+    assert kp.alignment(a, b, samples=400).value == pytest.approx(kp.alignment(a, b).value, rel=1e-10)

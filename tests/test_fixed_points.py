@@ -267,7 +267,11 @@ PROBLEM = kp.DiscreteProblem(nn.GRUCell(2, 3).double(), torch.zeros(1, 4, 2).dou
     ("arguments", "options", "message"),
     [
         ((PROBLEM, np.zeros(3)), {}, r"x has shape \(256, 3\), expected \[n, input\] with input = 2"),
-        ((PROBLEM, np.zeros((5, 2))), {}, r"x has shape \(5, 2\) for 256 starts"),
+        (
+            (PROBLEM, np.zeros((5, 2))),
+            {},
+            r"x has shape \(5, 2\), one input for each start, and starts='auto' draws as",
+        ),
         ((PROBLEM, np.array([0.0, np.nan])), {}, "x holds NaN or inf"),
         ((PROBLEM, None, np.zeros((4, 2))), {}, r"starts has shape \(4, 2\), expected \[n, unit\] with unit = 3"),
         ((PROBLEM, None, np.zeros(3)), {}, "starts has shape"),
@@ -331,10 +335,58 @@ def test_rounds_of_starts_find_what_a_fixed_number_misses(tilt: float) -> None:
 
 def test_a_search_that_is_cut_short_says_what_it_did_not_find() -> None:
     found = fixed_points(rotated(4), max_starts=300)
-    assert found.tried == 300 and found.complete is False and "the index sum is" in found.missing
-    assert found[:3].missing == found.missing
+    assert found.tried == 300 and found.complete is False
+    assert "points were reached by one start only" in found.missing
+    assert found[:3].complete is None and found[:3].missing == f"a selection of 3 of the {len(found)} points"
     text = repr(found)
     assert "complete  no, from 300 starts" in text and max(map(len, text.splitlines())) <= 100
+
+
+def test_states_without_spread_do_not_hide_the_other_points() -> None:
+    cell = nn.RNNCell(1, 2, bias=False).double()
+    cell.weight_hh.data = 2 * torch.eye(2).double()
+    found = fixed_points(kp.DiscreteProblem(cell, torch.zeros(2, 5, 1).double()))
+    assert len(found) == 9 and found.complete is True and found.unstable.tolist().count(1) == 4
+
+
+@pytest.mark.parametrize(("seed", "units", "gain"), [(3, 2, 3.0), (4, 3, 3.0), (28, 3, 3.0), (14, 4, 1.5)])
+def test_states_at_rest_do_not_hide_the_other_points(seed: int, units: int, gain: float) -> None:
+    """All points are those that scipy finds from many starts."""
+    generator, cell = torch.Generator().manual_seed(seed), nn.RNNCell(1, units).double()
+    W, b = gain * torch.randn(units, units, generator=generator) / units**0.5, torch.randn(units, generator=generator)
+    for weight, value in zip(cell.parameters(), (torch.zeros(units, 1), W, 0 * b, 0.3 * b), strict=True):
+        weight.data = value.double()
+    W, b = cell.weight_hh.detach().numpy(), cell.bias_hh.detach().numpy()
+    settled = kp.solve(kp.DiscreteProblem(cell, torch.zeros(2, 500, 1).double())).state[:, -1]
+    found = fixed_points(kp.DiscreteProblem(cell, torch.zeros(2, 20, 1).double(), settled))
+    tried = np.random.default_rng(0).uniform(-1, 1, (400, units))
+    ends = [root(lambda z: np.tanh(W @ z + b) - z, z, tol=1e-12) for z in tried]
+    points = np.unique([np.round(end.x, 6) + 0.0 for end in ends if end.success], axis=0)
+    assert found.complete is True and len(found) == len(points) > 1
+    assert distances(found, points).max() < 1e-5
+
+
+def test_a_ghost_in_float32_is_slow_and_not_fixed() -> None:
+    """Just beyond a saddle-node of z = tanh(2 z + b), and of dz/dt = z^2."""
+    cell, z = nn.RNNCell(1, 1), -(0.5**0.5)
+    for weight, value in zip(cell.parameters(), (0.0, 2.0, 0.0, np.arctanh(z) - 2 * z + 1e-4), strict=True):
+        nn.init.constant_(weight, value)
+    found = fixed_points(kp.DiscreteProblem(cell, torch.zeros(3, 40, 1), torch.tensor([[-0.9], [-1.0], [0.5]])))
+    ghost = found.xstar[~found.is_fixed, 0]
+    np.testing.assert_allclose(ghost, np.full(len(ghost), z), atol=0.02)
+    assert len(ghost)
+    fixed = root(lambda v: np.tanh(2 * v + np.arctanh(z) - 2 * z + 1e-4) - v, 1.0).x
+    np.testing.assert_allclose(found.xstar[found.is_fixed, 0], fixed, atol=1e-6)
+    field = Field(lambda z: z**2 + 1e-5).float()
+    slow = fixed_points(kp.ODEProblem(field, starts(6, 1).float(), (0.0, 0.05)))
+    assert len(slow) and not slow.is_fixed.any()
+
+
+def test_points_nearer_than_unique_are_said_to_be_a_reason() -> None:
+    field = Field(lambda z: -z * (z - 3e-4) * (z + 5e-3))
+    found = fixed_points(kp.ODEProblem(field, starts(6, 1), (0.0, 0.05)), max_starts=512)
+    assert len(found) == 2 and found.complete is False
+    assert "or nearer to another than `unique`" in found.missing
 
 
 def test_rounds_of_starts_of_a_field() -> None:

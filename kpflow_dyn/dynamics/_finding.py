@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from kpflow_dyn._arrays import full_precision
+from kpflow_dyn._arrays import full_precision, to_numpy
 from kpflow_dyn._progress import Progress, stages
-from kpflow_dyn.dynamics._missing import Verdict, judged, returns
+from kpflow_dyn.dynamics._missing import Verdict, judged, returning, surroundings
 from kpflow_dyn.dynamics._points import FixedPoints
-from kpflow_dyn.dynamics._search import Search
+from kpflow_dyn.dynamics._search import Search, merged
 from kpflow_dyn.dynamics._starts import Draw, Posed, constant_inputs, posed
 
 AUTO, FIRST, MAX_STARTS, FURTHER = "auto", 256, 4096, 100
@@ -41,14 +41,15 @@ def fixed_points(
 
     Few starts lead to unstable points. So starts are drawn in rounds, each as large as all before, until the index sum
     is 1, the last round found no new point, and nearly every point was found more than once; or until `max_starts`.
-    `FixedPoints.complete` and `.missing` say which. From the second round on there are four kinds of starts: as in the
-    first round; of a Gaussian with the covariance of the states, but wider; sums z_i + z_j - z_k of points that were
-    found; and near such points, with these deflated, so that the search ends at another point.
+    `FixedPoints.complete` and `.missing` say which. From the second round on there are five kinds of starts: as in the
+    first round; of a Gaussian with the covariance of the states, but wider; anywhere in a box on whose faces states
+    were seen to move inwards, as the given states may all be at rest; sums z_i + z_j - z_k of points that were found;
+    and near such points, with these deflated, so that the search ends at another point.
 
     Args:
         model: a DiscreteProblem, an ODEProblem or a Solution of either; or a cell as a DiscreteProblem takes it, with
             `starts` given.
-        x: the constant input [input], or one for each start [n, input]; zeros when None.
+        x: the constant input [input], or one for each of a known number of starts [n, input]; zeros when None.
         starts: where to start: "auto", in rounds; how many to draw of the solution's states and of means of two, four
             and eight of them, as what is unstable lies between what the states go to; or the states [n, unit].
         noise: the standard deviation of the noise on starts that are drawn, over that of the states themselves.
@@ -85,6 +86,11 @@ def fixed_points(
             raise ValueError(f"{name} is {value!r}, expected a positive number")
     given = posed(model, x, starts)
     draw = Draw(given.states, noise, seed)
+    if isinstance(starts, str) and x is not None and np.ndim(np.asarray(to_numpy(x))) > 1:
+        raise ValueError(
+            f"x has shape {np.shape(np.asarray(to_numpy(x)))}, one input for each start, and starts={AUTO!r} draws as "
+            "many as it takes; give x [input], or starts as a number or as states [n, unit]"
+        )
     first = draw.visited(_count(starts, max_starts)) if given.starts is None else given.starts
     with full_precision(given.like), given.problem.backend.models.left_alone(given.problem.model):
         finding = _Finding(given, x, first, slow, unique, iterations)
@@ -128,7 +134,19 @@ class _Finding:
 
     def _sort_out(self) -> None:
         self.numbers, self.counts = self.ends.distinct(self.slow, self.unique)
-        self.points = self.search.polished(self.ends.x[self.numbers], self.ends.z[self.numbers], self.unique)
+        x = self.ends.x[self.numbers]
+        points = self.search.polished(x, self.ends.z[self.numbers], self.unique)
+        kept, self.counts = merged(x, points.z, (points.r**2).sum(1) / 2, self.counts, self.unique)
+        self.numbers, self.points = self.numbers[kept], points.some(kept)
+        self.box = returning(self.search, self.x[0], self._places()) if self._alike() else None
+
+    def _alike(self) -> bool:
+        """Whether all inputs are the same."""
+        return bool((self.x == self.x[0]).all())
+
+    def _places(self) -> np.ndarray:
+        """The fixed points and the states [n, unit]."""
+        return np.concatenate([self.points.z[self.points.isolated], self.states.reshape(-1, self.ends.z.shape[1])])
 
     @property
     def tried(self) -> int:
@@ -139,30 +157,28 @@ class _Finding:
         known, few, eps = self.points.z[self.points.isolated], min(self.iterations, FURTHER), self.search.eps
         quarter, others = count // 4, []
         if quarter:
-            others.append(draw.around(quarter))
+            anywhere = quarter // 2 if len(known) > 1 else 2 * quarter + quarter // 2
+            box = surroundings(self._places()) if self.box is None else self.box
+            others += [draw.around(quarter - quarter // 2), draw.inside(anywhere, box)]
         if quarter and len(known) > 1:
             others.append(draw.combined(quarter, known))
             near = draw.near(quarter, known)
-            self.ends += self.search.others(self._inputs(quarter), near, few, known, draw.deviation).fixed(eps)
-        visited = draw.visited(count - quarter * (3 if len(known) > 1 else 1))
+            self.ends += self.search.others(self._inputs(quarter), near, few, known, draw.deviation(known)).fixed(eps)
+        visited = draw.visited(count - 3 * quarter)
         self.ends += self.search.ends(self._inputs(len(visited)), visited, few)
         if others:
             z = np.concatenate(others)
             self.ends += self.search.ends(self._inputs(len(z)), z, few).fixed(eps)
         self._sort_out()
-        self.new = int(self.points.isolated.sum()) - len(known)
+        found = self.points.z[self.points.isolated]
+        self.new = int((np.linalg.norm(found[:, None] - known, axis=2) > self.unique).all(1).sum())
 
     def _inputs(self, count: int) -> np.ndarray:
         return np.repeat(self.x[:1], count, 0)
 
     def verdict(self) -> Verdict:
         """What is missing, as far as can be told."""
-        bounded = None
-        if (self.x == self.x[0]).all():
-            places = np.concatenate(
-                [self.points.z[self.points.isolated], self.states.reshape(-1, self.ends.z.shape[1])]
-            )
-            bounded = returns(self.search, self.x[0], places)
+        bounded = self.box is not None if self._alike() else None
         return judged(self.points, self.counts, self.tried, self.new, bounded)
 
     def result(self) -> FixedPoints:

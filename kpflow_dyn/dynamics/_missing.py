@@ -8,7 +8,7 @@ import numpy as np
 
 from kpflow_dyn.dynamics._search import Polished, Search
 
-FACES, FACTORS, FLAT, RARE = 256, 2.0 ** np.arange(1, 11), 1e-2, 0.01
+FACES, FACTORS, RARE = 256, 2.0 ** np.arange(10), 0.01
 
 
 class Verdict(NamedTuple):
@@ -23,8 +23,15 @@ def index_sum(J: np.ndarray) -> int:
     return int(np.linalg.slogdet(-J).sign.sum()) if len(J) else 0
 
 
-def returns(search: Search, x: np.ndarray, places: np.ndarray) -> bool:
-    """Whether, under x [input], a sample of states on the faces of some box around all places [n, unit] moves inwards.
+def surroundings(places: np.ndarray, factor: float = 1.0) -> np.ndarray:
+    """A box around places [n, unit], wider than they are, and not small where they are one: its corners [2, unit]."""
+    low, high = places.min(0), places.max(0)
+    half = factor * np.maximum(high - low, max(1.0, np.abs(places).max()))
+    return (low + high) / 2 + np.stack([-half, half])
+
+
+def returning(search: Search, x: np.ndarray, places: np.ndarray) -> np.ndarray | None:
+    """The smallest of some boxes around places [n, unit] on whose faces a sample of states moves inwards, under x.
 
     If all states there do, the indices of the points in the box sum to one (Poincare, Miranda).
     """
@@ -32,11 +39,12 @@ def returns(search: Search, x: np.ndarray, places: np.ndarray) -> bool:
     unit, side = rng.integers(units, size=FACES), rng.choice([-1.0, 1.0], FACES)
     away = rng.uniform(-1, 1, (FACES, units))
     away[rows, unit] = side
-    low, high = places.min(0), places.max(0)
-    half = np.maximum((high - low) / 2, FLAT * max(1.0, (high - low).max()))
-    faces = ((low + high) / 2 + factor * half * away for factor in FACTORS)
     inputs = np.repeat(x[None], FACES, 0)
-    return any((side * search.in_numpy(inputs, z)[0][rows, unit] < 0).all() for z in faces)
+    for box in (surroundings(places, factor) for factor in FACTORS):
+        z = box.mean(0) + away * (box[1] - box[0]) / 2
+        if (side * search.in_numpy(inputs, z)[0][rows, unit] < 0).all():
+            return box
+    return None
 
 
 def judged(points: Polished, counts: np.ndarray, tried: int, new: int | None, bounded: bool | None) -> Verdict:
@@ -57,7 +65,8 @@ def _by_index(total: int) -> list[str]:
     less = abs(total - 1)
     which = "unstable" if total > 1 else "stable or with two real unstable directions"
     points = f"{less} point{'s are' if less > 1 else ' is'}"
-    return [f"the index sum is {total}, expected 1: at least {points} missing, {which}"] if less else []
+    reason = f"at least {points} missing, {which}, or nearer to another than `unique`"
+    return [f"the index sum is {total}, expected 1: {reason}"] if less else []
 
 
 def _by_counts(counts: np.ndarray, tried: int, new: int | None) -> list[str]:

@@ -57,7 +57,7 @@ class FixedPoints(Shown):
         complete: whether all fixed points seem to be found. True where starts of all kinds found nothing new at the end
             and the index sum is right, which is no proof: two points of opposite index may still be missing. False
             where points are known or likely to be missing, None where neither can be said.
-        missing: the reason, in words. Both are of the whole search, also where these points are some of it.
+        missing: the reason, in words. Some of the points have complete None: they are a selection.
 
     Example as `fixed_points`.
     """
@@ -95,7 +95,8 @@ class FixedPoints(Shown):
 
     def __getitem__(self, which: Any) -> FixedPoints:
         rows = np.atleast_1d(np.arange(len(self))[which])
-        return replace(self, **{name: getattr(self, name)[rows] for name in AXES})
+        words = f"a selection of {len(rows)} of the {len(self)} points"
+        return replace(self, complete=None, missing=words, **{name: getattr(self, name)[rows] for name in AXES})
 
     @property
     def index(self) -> np.ndarray:

@@ -12,6 +12,7 @@ from kpflow_dyn.dynamics._deflation import deflated
 from kpflow_dyn.dynamics._levenberg import Residual, minimise
 
 OUTLIER, POLISH, SMALL = 10.0, 6, 1e-8
+REST, ROUND_OFF = 2e-11, 30.0  # the speed of a fixed point over 1 + |z|: at most this, or this many eps
 
 
 class Ends(NamedTuple):
@@ -33,17 +34,28 @@ class Ends(NamedTuple):
         """Which ends are points, each once, and how many starts led there; the most visited first."""
         largest = float(np.linalg.norm(self.start, axis=1).max())
         near = np.linalg.norm(self.z, axis=1) <= OUTLIER * max(largest, self.z.shape[1] ** 0.5)
-        rows = np.concatenate([self.z, self.x], 1).astype(np.float64)
-        order = np.argsort(self.q, kind="stable")
-        left = order[(self.q <= slow)[order] & near[order]]
-        found: list[tuple[int, int]] = []
-        while len(left):
-            same = np.linalg.norm(rows[left] - rows[left[0]], axis=1) <= unique
-            found.append((left[0], int(same.sum())))
-            left = left[~same]
-        found.sort(key=lambda point: -point[1])
-        numbers, counts = np.array(found, int).reshape(-1, 2).T
-        return numbers, counts
+        once = np.where((self.q <= slow) & near, 1, 0)
+        return merged(self.x, self.z, self.q, once, unique)
+
+
+def merged(
+    x: np.ndarray, z: np.ndarray, q: np.ndarray, counts: np.ndarray, unique: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of points none of which is nearer to another than `unique`, those of least q, and their counts.
+
+    `counts` says how many starts led to each row; those to which none did are left out. The largest count is first.
+    """
+    rows = np.concatenate([z, x], 1).astype(np.float64)
+    order = np.argsort(q, kind="stable")
+    left = order[counts[order] > 0]
+    found: list[tuple[int, int]] = []
+    while len(left):
+        same = np.linalg.norm(rows[left] - rows[left[0]], axis=1) <= unique
+        found.append((left[0], int(counts[left[same]].sum())))
+        left = left[~same]
+    found.sort(key=lambda point: -point[1])
+    numbers, totals = np.array(found, int).reshape(-1, 2).T
+    return numbers, totals
 
 
 class Polished(NamedTuple):
@@ -54,6 +66,9 @@ class Polished(NamedTuple):
     J: np.ndarray
     dq: np.ndarray
     eps: float
+
+    def some(self, rows: np.ndarray) -> Polished:
+        return Polished(self.z[rows], self.r[rows], self.J[rows], self.dq[rows], self.eps)
 
     @property
     def isolated(self) -> np.ndarray:
@@ -73,7 +88,7 @@ class Polished(NamedTuple):
 
 
 def _at_rest(speed: np.ndarray, z: np.ndarray, eps: float) -> np.ndarray:
-    return speed <= 1e5 * eps * (1 + np.linalg.norm(z, axis=1))
+    return speed <= max(REST, ROUND_OFF * eps) * (1 + np.linalg.norm(z, axis=1))
 
 
 class Search:

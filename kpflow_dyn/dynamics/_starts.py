@@ -84,31 +84,42 @@ class Draw:
         if not 0 <= noise < np.inf:
             raise ValueError(f"noise is {noise!r}, expected noise >= 0")
         self.rng, self.rows = np.random.default_rng(seed), states.reshape(-1, states.shape[2])
-        self.deviation = float(np.sqrt(((self.rows - self.rows.mean(0)) ** 2).mean()))
-        self.noise = noise * self.deviation
+        self.noise = noise
 
     def visited(self, count: int) -> np.ndarray:
         """States and means of a few of them, with noise [n, unit]."""
         numbers = np.resize(AVERAGED, count)
         means = np.stack([self.rows[self.rng.integers(len(self.rows), size=n)].mean(0) for n in numbers])
-        return self._noisy(means, self.noise)
+        return self._noisy(means, self.noise * _deviation(self.rows))
 
     def around(self, count: int) -> np.ndarray:
         """Of a Gaussian with the mean of the states and a wider covariance."""
         covariance = np.atleast_2d(np.cov(self.rows.T, bias=True))
         return self.rng.multivariate_normal(self.rows.mean(0), WIDER**2 * covariance, count, method="eigh")
 
+    def inside(self, count: int, box: np.ndarray) -> np.ndarray:
+        """Anywhere in a box with corners [2, unit], however near to each other the states are."""
+        return self.rng.uniform(box[0], box[1], (count, box.shape[1]))
+
+    def deviation(self, points: np.ndarray) -> float:
+        """The standard deviation of the states or, where it is larger, of the points: the states may be at rest."""
+        return max(_deviation(self.rows), _deviation(points))
+
     def combined(self, count: int, points: np.ndarray) -> np.ndarray:
         """z_i + z_j - z_k of points: the fourth corners of parallelograms, or where z_j = z_k, points."""
         i, j, k = self.rng.integers(len(points), size=(3, count))
-        return self._noisy(points[i] + points[j] - points[k], self.noise)
+        return self._noisy(points[i] + points[j] - points[k], self.noise * self.deviation(points))
 
     def near(self, count: int, points: np.ndarray) -> np.ndarray:
         """Around points."""
-        return self._noisy(points[self.rng.integers(len(points), size=count)], NEAR * self.deviation)
+        return self._noisy(points[self.rng.integers(len(points), size=count)], NEAR * self.deviation(points))
 
     def _noisy(self, z: np.ndarray, size: float) -> np.ndarray:
         return z + size * self.rng.standard_normal(z.shape)
+
+
+def _deviation(rows: np.ndarray) -> float:
+    return float(np.sqrt(((rows - rows.mean(0)) ** 2).mean()))
 
 
 def constant_inputs(problem: DiscreteProblem | ODEProblem, x: Any, count: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Rows, array_namespace, device, full_precision
+from kpflow_dyn._arrays import Array, Rows, array_namespace, device, eps_of, full_precision
 from kpflow_dyn._arrays.dots import dots, gram, row_norms, to_double
 
 Which = Literal["LA", "SA", "LM"]
@@ -90,8 +90,8 @@ def orthonormalise(w: Array, basis: list[Array], floor: float) -> tuple[Array, A
 
     Rows that are almost in the basis, such as those of round-off, take a third one.
 
-    Rows w [b, n] whose rest is not larger than `floor` count as dependent: q [p, n] has then fewer rows. c [b, rows of
-    basis] and r [b, p] are float64; r is triangular for independent rows.
+    Rows w [b, n] whose rest is not larger than `floor`, or than the row's own round-off, count as dependent: q [p, n]
+    has then fewer rows. c [b, rows of basis] and r [b, p] are float64; r is triangular for independent rows.
 
     Source: CholQR2, Yamamoto et al. (2015), with row-by-row Gram-Schmidt where the Gram matrix is ill-conditioned.
     """
@@ -133,10 +133,11 @@ def _one_by_one(w: Array, basis: list[Array], floor: float) -> Array:
     found: list[Array] = []
     for i in range(w.shape[0]):
         row = w[i : i + 1]
+        least = max(floor, eps_of(w) * float(row_norms(row)[0]))  # what is left of a dependent row is its round-off
         for _ in range(2):
             row, _coefficients = project_out(row, basis + found)
         size = float(row_norms(row)[0])
-        if size > floor:
+        if size > least:
             found.append(row / size)
     return array_namespace(w).concat([w[:0], *found], axis=0)
 
