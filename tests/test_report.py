@@ -373,6 +373,45 @@ def test_files_hold_the_numbers_that_are_shown(dataset: xr.Dataset, sweep: xr.Da
         assert header[2] == EVIL
 
 
+NEAR = [1.00001, 1.00002, 1.00003]
+FAR = [1e9 + 1, 1e9 + 2, 1e9 + 3]  # of one value each in single precision
+
+
+@pytest.fixture(scope="module")
+def near(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
+    """A sweep over values that differ in their last digits, with names that the page has uses for."""
+    swept = kp.Sweep(
+        lambda **at: {"gain": sum(at.values())}, {"series": NEAR, "panel": FAR}, tmp_path_factory.mktemp("s")
+    )
+    swept.run(progress=False)
+    return swept.collect()
+
+
+def test_labels_tell_the_values_of_an_axis_apart(near: xr.Dataset) -> None:
+    charts = {chart.name: chart for chart in page_of(near).charts}
+    trace = charts["maps"].views[0, 0].data[0]
+    assert list(trace.x) == [f"{value:.6g}" for value in NEAR] and list(trace.y) == [f"{value:.10g}" for value in FAR]
+    assert "series = 1.00003" in charts["lines"].finding and "panel = 1000000003" in charts["maps"].finding
+    layout = charts["multiples"].views[0, 0].layout
+    assert [layout[f"xaxis{i}"].title.text for i in (1, 2, 3)] == [f"panel = {value:.10g}" for value in FAR]
+
+
+@needs_chromium
+def test_files_tell_the_values_of_an_axis_apart(near: xr.Dataset, tmp_path: Path) -> None:
+    write_report(near, tmp_path / "near.html")
+    with opened(tmp_path / "near.html", 1280) as (tab, _):
+        header, *rows = table(saved(tab, "#lines [data-kind=csv]")[1])
+        assert header[:3] == ["series", "series (2)", "gain"]
+        assert [float(row[1]) for row in rows if row[0] == "mean"] == NEAR
+        tab.click("#lines summary")
+        shown = {text.split("\t")[1] for text in tab.locator("#lines tbody tr").all_inner_texts()}
+        assert shown == {f"{value}" for value in NEAR}
+        header, *rows = table(saved(tab, "#maps [data-kind=csv]")[1])
+        assert {row[header.index("series")] for row in rows} == {f"{value}" for value in NEAR}
+        header, *rows = table(saved(tab, "#multiples [data-kind=csv]")[1])
+        assert header == ["series", "panel", "series (2)", "gain"] and len({tuple(row[1:3]) for row in rows}) == 9
+
+
 def test_a_page_of_what_lies_on_disk(dataset: xr.Dataset, tmp_path: Path) -> None:
     dataset.to_netcdf(tmp_path / "results.nc", engine="h5netcdf")
     write_report(tmp_path, tmp_path / "page.html")
