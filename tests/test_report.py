@@ -404,6 +404,7 @@ def test_files_tell_the_values_of_an_axis_apart(near: xr.Dataset, tmp_path: Path
         assert header[:3] == ["series", "series (2)", "gain"]
         assert [float(row[1]) for row in rows if row[0] == "mean"] == NEAR
         tab.click("#lines summary")
+        tab.wait_for_selector("#lines tbody tr")
         shown = {text.split("\t")[1] for text in tab.locator("#lines tbody tr").all_inner_texts()}
         assert shown == {f"{value}" for value in NEAR}
         header, *rows = table(saved(tab, "#maps [data-kind=csv]")[1])
