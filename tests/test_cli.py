@@ -777,6 +777,7 @@ def test_two_checkpoints_under_the_loss_of_their_task(of_classes, cell, out: Pat
     (loss, hits), (other_loss, other_hits) = (now_by_hand(file, cell) for file in files)
     lines = [line.split() for line in shown.stdout.splitlines()]
     names = [file.name for file in files]
+    assert shown.stdout.count("Found in") == 1 and f"Found in {names[0]} and {names[1]}:" in shown.stdout
     assert lines[:3] == [names, ["loss", loss, other_loss], ["accuracy", hits, other_hits]]
     assert shown.stdout.splitlines()[:-1] == (out / "comparison.txt").read_text().splitlines()[1:]
     record = json.loads((out / "comparison.json").read_text())
