@@ -22,6 +22,7 @@ from plotly.offline import get_plotlyjs_version
 import kpflow_dyn as kp
 from kpflow_dyn._analyze import WORDS, analyze
 from kpflow_dyn.report import page_of, read_results, summarize, with_error, write_report
+from kpflow_dyn.report._learning_charts import _order
 
 EVIL = "<script>alert('x')</script>"
 
@@ -371,6 +372,11 @@ def test_files_hold_the_numbers_that_are_shown(dataset: xr.Dataset, sweep: xr.Da
         tab.select_option("#lines select >> nth=0", index=1)
         header, *rows = table(saved(tab, "#lines [data-kind=csv]")[1])
         assert header[2] == EVIL
+
+
+def test_a_loss_that_is_never_halved() -> None:
+    parts = xr.Dataset({"part_half": ("part", [np.inf])}, {"part": ["everything"]})
+    assert _order(parts).startswith("Gradient descent under the kernel as it is now would never halve the loss;")
 
 
 NEAR = [1.00001, 1.00002, 1.00003]

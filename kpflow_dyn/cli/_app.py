@@ -202,6 +202,7 @@ class Output:
 
 
 def _run(source: Network | str, seed: int, asked: dict[str, Any], threads: int | None, out: Output) -> None:
+    given.check_learning(asked.get("loss"), asked["optimizer"], asked["lr"], clip=asked.get("clip"))
     check_folder(out.folder, {*FILE_NAMES, *LEARNING_NAMES, PAGE}, out.overwrite)
     with stages() as progress, warnings.catch_warnings(record=True) as of_flow:
         progress("loading the model and its inputs", 0, None)

@@ -67,6 +67,7 @@ def track(
     Running the same command again computes only what is new.
     """
     with plain_errors(debug, interrupted=TRACK_KEPT):
+        given.check_learning(loss)
         limit_threads(threads)
         out = run_dir / "track" if out is None else out
         source = Network(run_dir, model, task, prefix, readout, nonlinearity, trials, key=key, alpha=alpha)
@@ -114,6 +115,7 @@ def compare(
     It writes a page, comparison.json, .nc, .txt and .png.
     """
     with plain_errors(debug):
+        given.check_learning(loss)
         limit_threads(threads)
         check_folder(out, COMPARISON_FILES, overwrite)
         first = Network(a, model, task, prefix, readout, nonlinearity, trials, dtype, key, alpha)
